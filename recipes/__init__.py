@@ -1,0 +1,1 @@
+"""The three training setups: `python -m recipes.bert`, `recipes.gpt`, `recipes.vit`."""

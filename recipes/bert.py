@@ -1,0 +1,78 @@
+"""BERT: the masked words of a text. `python -m recipes.bert --devices 8`"""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from recipes.presets import Defaults, Preset
+from unitransformer.config import ModelConfig
+
+if TYPE_CHECKING:
+    from unitransformer.run import Outcome
+
+
+def _bert(num_layers: int, width: int, num_heads: int) -> ModelConfig:
+    """A BERT shape (Devlin et al. 2019, section 3), here pre-norm with a final norm."""
+    return ModelConfig(
+        width=width,
+        num_layers=num_layers,
+        num_heads=num_heads,
+        feedforward_width=4 * width,
+        num_classes=30_522,
+        num_positions=512,
+        dropout=0.1,
+        activation="gelu",
+        final_norm=True,
+        tied_head=True,
+    )
+
+
+SIZES = {
+    "reference": ModelConfig(
+        width=128,
+        num_layers=8,
+        num_heads=8,
+        feedforward_width=512,
+        num_classes=40_000,
+        num_positions=20,
+        dropout=0.1,
+    ),
+    "base": _bert(12, 768, 12),
+    "large": _bert(24, 1024, 16),
+}
+
+PRESET = Preset(
+    recipe="bert",
+    sizes=SIZES,
+    cpu=Defaults(
+        batch_size=256, max_steps=600, warmup_steps=50, learning_rate=2e-3, precision="32-true"
+    ),
+    cuda=Defaults(
+        batch_size=256, max_steps=10_000, warmup_steps=500, learning_rate=1e-3,
+        precision="bf16-mixed",
+    ),
+)
+model_config = PRESET.model_config
+
+
+def show(outcome: "Outcome", folder: Path) -> list[str]:
+    """Fill the masked words of some validation sequences."""
+    from unitransformer.data import pick
+    from unitransformer.predictions import fill_masks
+
+    source, module = outcome.data.source, outcome.module
+    if source.corpus is None:
+        return []
+    batch = pick(source.validation, range(2), module.device)
+    filled = fill_masks(module.network.eval(), source.corpus.tokenizer, batch)
+    return ["", *(f"{w.context}\n    -> {w.answer!r} (was {w.truth!r})" for w in filled), ""]
+
+
+def main() -> None:
+    from recipes.command_line import run_recipe
+
+    sys.exit(run_recipe(PRESET, show))
+
+
+if __name__ == "__main__":
+    main()

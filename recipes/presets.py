@@ -1,0 +1,57 @@
+"""What a recipe is made of: named sizes, and defaults for the machine it finds."""
+
+import difflib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from unitransformer.config import ModelConfig, Precision, Recipe
+
+
+@dataclass(frozen=True, kw_only=True)
+class Defaults:
+    """A run with no options on one kind of device."""
+
+    batch_size: int  # samples a device takes at once
+    max_steps: int
+    warmup_steps: int
+    learning_rate: float
+    precision: Precision
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preset:
+    """A recipe: its name, its sizes, and what it does on a CPU and on GPUs."""
+
+    recipe: Recipe
+    sizes: Mapping[str, ModelConfig]
+    cpu: Defaults  # a short real run: minutes on two cores
+    cuda: Defaults
+
+    def model_config(self, size: str = "reference", **overrides: Any) -> ModelConfig:
+        """The shape called `size`, with single fields changed.
+
+        Pictures derive `num_positions` from the sizes of image and patch unless it is given.
+
+        Raises:
+            ValueError: an unknown size or field, or a shape that cannot be built.
+        """
+        if size not in self.sizes:
+            raise ValueError(f"size {size!r} is not known; {nearest(size, self.sizes)}")
+        known = [field.name for field in fields(ModelConfig)]
+        for name in overrides:
+            if name not in known:
+                raise ValueError(f"model.{name} is not a field; {nearest(name, known)}")
+        base = self.sizes[size]
+        image_size = overrides.get("image_size", base.image_size)
+        patch_size = overrides.get("patch_size", base.patch_size)
+        if image_size and patch_size and "num_positions" not in overrides:
+            overrides["num_positions"] = (image_size // patch_size) ** 2 + 1
+        return replace(base, **overrides)
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The name that was probably meant, or all of them if none is near."""
+    names = list(known)
+    close = difflib.get_close_matches(name, names, n=1)
+    return f"did you mean {close[0]}?" if close else f"known: {', '.join(names)}"

@@ -1,0 +1,111 @@
+"""ViT: the label of a picture. `python -m recipes.vit --devices 8`"""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from recipes.presets import Defaults, Preset
+from unitransformer.config import ModelConfig
+
+if TYPE_CHECKING:
+    from unitransformer.run import Outcome
+
+
+def _vit(
+    num_layers: int, width: int, num_heads: int, feedforward_width: int, patch_size: int
+) -> ModelConfig:
+    """A ViT shape for pictures of 224 pixels and 1,000 labels."""
+    return ModelConfig(
+        width=width,
+        num_layers=num_layers,
+        num_heads=num_heads,
+        feedforward_width=feedforward_width,
+        num_classes=1000,
+        num_positions=(224 // patch_size) ** 2 + 1,
+        activation="gelu",
+        final_norm=True,
+        image_size=224,
+        patch_size=patch_size,
+    )
+
+
+SIZES = {
+    "reference": ModelConfig(
+        width=768,
+        num_layers=6,
+        num_heads=6,
+        feedforward_width=3072,
+        num_classes=3,
+        num_positions=197,
+        image_size=224,
+        patch_size=16,
+    ),
+    # s: Touvron et al. 2021, table 1; b, l, h: Dosovitskiy et al. 2021, table 1;
+    # g: Zhai et al. 2022, table 2. A letter alone has the patch size of its paper.
+    "s": _vit(12, 384, 6, 1536, 16),
+    "s16": _vit(12, 384, 6, 1536, 16),
+    "s14": _vit(12, 384, 6, 1536, 14),
+    "b": _vit(12, 768, 12, 3072, 16),
+    "b16": _vit(12, 768, 12, 3072, 16),
+    "b14": _vit(12, 768, 12, 3072, 14),
+    "l": _vit(24, 1024, 16, 4096, 16),
+    "l16": _vit(24, 1024, 16, 4096, 16),
+    "l14": _vit(24, 1024, 16, 4096, 14),
+    "h": _vit(32, 1280, 16, 5120, 14),
+    "h16": _vit(32, 1280, 16, 5120, 16),
+    "h14": _vit(32, 1280, 16, 5120, 14),
+    "g": _vit(40, 1408, 16, 6144, 14),
+    "g16": _vit(40, 1408, 16, 6144, 16),
+    "g14": _vit(40, 1408, 16, 6144, 14),
+}
+
+PRESET = Preset(
+    recipe="vit",
+    sizes=SIZES,
+    cpu=Defaults(
+        batch_size=16, max_steps=60, warmup_steps=10, learning_rate=3e-4, precision="32-true"
+    ),
+    cuda=Defaults(
+        batch_size=64, max_steps=2000, warmup_steps=100, learning_rate=3e-4, precision="bf16-mixed"
+    ),
+)
+model_config = PRESET.model_config
+
+
+def show(outcome: "Outcome", folder: Path) -> list[str]:
+    """Figures: sample pictures, one picture in patches, and what the network takes them for."""
+    from unitransformer.data import pick
+    from unitransformer.figures import patch_figure, picture_grid, write_figure
+    from unitransformer.predictions import label_pictures
+
+    source, module = outcome.data.source, outcome.module
+    if not source.class_names:
+        return []
+    samples = pick(source.train, range(min(12, len(source.train))), module.device)
+    names = [source.class_names[label] for label in samples["targets"].tolist()]
+    write_figure(picture_grid(samples["inputs"], names), folder / "samples.png")
+    write_figure(
+        patch_figure(samples["inputs"][0], module.config.model), folder / "patches.png"
+    )
+    asked = pick(source.validation, range(min(12, len(source.validation))), module.device)
+    labels, chances = label_pictures(module.network.eval(), asked["inputs"])
+    truth = asked["targets"].tolist()
+    titles = [
+        f"{source.class_names[label]} ({chance:.0%})"
+        for label, chance in zip(labels, chances, strict=True)
+    ]
+    colors = ["#2e8b57" if a == b else "#c0392b" for a, b in zip(labels, truth, strict=True)]
+    path = write_figure(
+        picture_grid(asked["inputs"], titles, colors=colors), folder / "predictions.png"
+    )
+    return [f"labelled    {path}"]
+
+
+def main() -> None:
+    from recipes.command_line import run_recipe
+
+    sys.exit(run_recipe(PRESET, show))
+
+
+if __name__ == "__main__":
+    main()

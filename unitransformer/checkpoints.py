@@ -1,0 +1,147 @@
+"""Checkpoints: written whole or not at all, found again, and refused when they are not ours."""
+
+import os
+import pickle
+import re
+import tempfile
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+
+from unitransformer.config import RunConfig, from_dict
+
+KEY = "unitransformer"  # what marks a checkpoint as ours
+_NAME = re.compile(r"step-(\d+)\.ckpt")
+
+
+class PlainCheckpointIO(TorchCheckpointIO):
+    """Writes beside the final name, flushes to disk, renames; a failure leaves what was there."""
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any = None
+    ) -> None:
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, target)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+
+
+class SaveCheckpoints(pl.Callback):
+    """Saves every `every` optimizer steps (0: never) and at the last; keeps the newest.
+
+    Raises:
+        OSError: naming the folder; the checkpoint before stays.
+    """
+
+    def __init__(self, folder: Path, *, every: int, extra: Callable[[], dict[str, Any]]) -> None:
+        self.folder, self.every, self.extra = folder, every, extra
+        self._saved_step = 0
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._saved_step = trainer.global_step
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *args: Any) -> None:
+        step = trainer.global_step
+        is_due = step == trainer.max_steps or (self.every and step % self.every == 0)
+        if is_due and step > self._saved_step:
+            self._saved_step = step
+            self.save(trainer)
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        checkpoint[KEY] = self._extra
+
+    def save(self, trainer: pl.Trainer) -> None:
+        self._extra = self.extra()
+        path = self.folder / f"step-{trainer.global_step:08d}.ckpt"
+        try:
+            trainer.save_checkpoint(path)
+        except (OSError, RuntimeError) as error:
+            # torch reports a full disk as a RuntimeError of its zip writer
+            kept = newest_checkpoint(self.folder)
+            stays = f"; {kept.name} stays" if kept else ""
+            raise CheckpointError(
+                f"checkpoint-dir {self.folder}: step {trainer.global_step} could not be saved "
+                f"({_first_line(error)}){stays}; free space and run again with --resume"
+            ) from error
+        if trainer.is_global_zero:
+            for other in list_checkpoints(self.folder):
+                if other != path:
+                    other.unlink()
+
+
+class CheckpointError(OSError):
+    """A checkpoint that could not be written."""
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """Complete checkpoints, oldest first."""
+    if not folder.is_dir():
+        return []
+    found = [path for path in folder.iterdir() if _NAME.fullmatch(path.name)]
+    return sorted(found, key=lambda path: path.name)
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    found = list_checkpoints(folder)
+    return found[-1] if found else None
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a checkpoint of ours; nothing in it is executed (`weights_only=True`).
+
+    Raises:
+        ValueError: damaged, or written by something else.
+    """
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except (RuntimeError, pickle.UnpicklingError, EOFError, zipfile.BadZipFile, OSError) as error:
+        raise ValueError(
+            f"checkpoint {path} cannot be read ({_first_line(error)}); "
+            "delete it to resume from the one before, or start without --resume"
+        ) from error
+    if not isinstance(checkpoint, dict) or KEY not in checkpoint:
+        raise ValueError(
+            f"checkpoint {path} was not written by this program; choose another --checkpoint-dir"
+        )
+    return checkpoint
+
+
+def check_same_run(saved: dict[str, Any], config: RunConfig, path: Path) -> None:
+    """A checkpoint continues only the run that wrote it.
+
+    Raises:
+        ValueError: the first field that differs, with both values.
+    """
+    before = from_dict(RunConfig, saved["config"], f"checkpoint {path}: config").identity()
+    now = config.identity()
+    for name in sorted(before.keys() | now.keys()):
+        if before.get(name) != now.get(name):
+            raise ValueError(
+                f"checkpoint {path} is of another run: {name} is {before.get(name)} there and "
+                f"{now.get(name)} here; give the same options, or start without --resume"
+            )
+    done = len(saved["loss"])
+    if done >= config.max_steps:
+        raise ValueError(
+            f"checkpoint {path} is at step {done} of max-steps {config.max_steps}: "
+            "nothing is left to do; raise --max-steps"
+        )
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]

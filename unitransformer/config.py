@@ -1,0 +1,365 @@
+"""What a run is: frozen, plain, validated. Options go in, one `RunConfig` comes out.
+
+Nothing here imports torch: a configuration is read, checked, hashed and written on a login node.
+Every check names the field, the value and the fix.
+"""
+
+import hashlib
+import json
+import math
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from typing import Any, Literal, TypeVar, Union
+
+Recipe = Literal["bert", "gpt", "vit"]
+Activation = Literal["relu", "gelu"]
+Accelerator = Literal["auto", "cpu", "cuda"]
+Strategy = Literal["auto", "single", "ddp"]
+Precision = Literal["32-true", "bf16-mixed", "bf16-true", "16-mixed"]
+Compile = Literal["off", "default", "reduce-overhead", "max-autotune"]
+
+C = TypeVar("C")
+
+
+def _at_least(owner: str, least: float, **values: float | None) -> None:
+    """Raise `ValueError` for the first of `values` that is below `least` or not a finite number."""
+    for name, value in values.items():
+        if value is not None and not (math.isfinite(value) and value >= least):
+            raise ValueError(f"{owner}.{name} is {value}; it must be at least {least}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Shape of the backbone. Tokens are read unless `image_size` is given; then pictures are.
+
+    Raises:
+        ValueError: a shape that cannot be built, naming the fields, the values and the fix.
+    """
+
+    width: int  # channels of the residual stream
+    num_layers: int
+    num_heads: int
+    feedforward_width: int
+    num_classes: int  # words for BERT and GPT, labels for ViT
+    num_positions: int  # longest sequence; for pictures the patches and the class token
+    causal: bool = False  # a position sees itself and what came before
+    dropout: float = 0.0
+    activation: Activation = "relu"
+    final_norm: bool = False  # a LayerNorm between the last layer and the head
+    tied_head: bool = False  # the head shares the matrix of the word vectors
+    head_bias: bool = True
+    image_size: int | None = None  # pixels along each side
+    patch_size: int | None = None  # pixels along each side
+    num_channels: int = 3
+
+    def __post_init__(self) -> None:
+        _at_least(
+            "model",
+            1,
+            width=self.width,
+            num_layers=self.num_layers,
+            num_heads=self.num_heads,
+            feedforward_width=self.feedforward_width,
+            num_classes=self.num_classes,
+            num_positions=self.num_positions,
+            num_channels=self.num_channels,
+            image_size=self.image_size,
+            patch_size=self.patch_size,
+        )
+        if self.width % self.num_heads:
+            raise ValueError(
+                f"model.width {self.width} does not divide into model.num_heads {self.num_heads}; "
+                f"choose a width that is a multiple of {self.num_heads}"
+            )
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"model.dropout is {self.dropout}; it must be in [0, 1)")
+        if (self.image_size is None) != (self.patch_size is None):
+            raise ValueError("model.image_size and model.patch_size are given together or not")
+        if self.image_size is not None and self.patch_size is not None:
+            self._check_pictures(self.image_size, self.patch_size)
+
+    def _check_pictures(self, image_size: int, patch_size: int) -> None:
+        if image_size % patch_size:
+            raise ValueError(
+                f"model.image_size {image_size} does not divide into patches of model.patch_size "
+                f"{patch_size}; choose an image size that is a multiple of {patch_size}"
+            )
+        positions = (image_size // patch_size) ** 2 + 1
+        if self.num_positions != positions:
+            raise ValueError(
+                f"model.num_positions is {self.num_positions}; pictures of {image_size} pixels in "
+                f"patches of {patch_size} and the class token need {positions}"
+            )
+        if self.tied_head:
+            raise ValueError("model.tied_head is true; pictures have no word vectors to share")
+        if self.causal:
+            raise ValueError("model.causal is true; the class token is read first and sees nothing")
+
+    @property
+    def reads_pictures(self) -> bool:
+        return self.image_size is not None
+
+    @property
+    def head_width(self) -> int:
+        """Channels of one attention head."""
+        return self.width // self.num_heads
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Where samples come from.
+
+    Raises:
+        ValueError: a length, share or count that cannot be used.
+    """
+
+    source: str = "builtin"  # builtin, synthetic, or the path of a text or picture folder
+    sequence_length: int | None = None  # tokens of one sample; None: all the model's positions
+    mask_fraction: float = 0.15  # BERT: share of positions whose word has to be found
+    num_workers: int | None = None  # loader processes a rank; None: decided by the kind of data
+
+    def __post_init__(self) -> None:
+        if not self.source:
+            raise ValueError("data is empty; give builtin, synthetic or a path")
+        _at_least("data", 2, sequence_length=self.sequence_length)
+        _at_least("data", 0, num_workers=self.num_workers)
+        if not 0 < self.mask_fraction < 1:
+            raise ValueError(f"data.mask_fraction is {self.mask_fraction}; it must be in (0, 1)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """AdamW with decay on matrices only, linear warm-up and a cosine down to a floor."""
+
+    learning_rate: float = 3e-4  # at the end of the warm-up
+    floor: float = 0.1  # last learning rate as a share of the highest
+    warmup_steps: int = 20
+    schedule_steps: int = 100  # the step at which the cosine reaches the floor
+    weight_decay: float = 0.1
+    beta1: float = 0.9
+    beta2: float = 0.95
+    epsilon: float = 1e-8
+    clip_norm: float = 1.0  # largest global gradient norm; 0 switches clipping off
+
+    def __post_init__(self) -> None:
+        _at_least(
+            "optimizer",
+            0,
+            learning_rate=self.learning_rate,
+            weight_decay=self.weight_decay,
+            warmup_steps=self.warmup_steps,
+            clip_norm=self.clip_norm,
+            epsilon=self.epsilon,
+        )
+        _at_least("optimizer", 1, schedule_steps=self.schedule_steps)
+        for name in ("beta1", "beta2", "floor"):
+            value = getattr(self, name)
+            if not 0 <= value <= 1:
+                raise ValueError(f"optimizer.{name} is {value}; it must be between 0 and 1")
+
+    def learning_rate_at(self, step: int) -> float:
+        """Learning rate of optimizer step `step`, counted from 0."""
+        if step < self.warmup_steps:
+            return self.learning_rate * (step + 1) / self.warmup_steps
+        decay_steps = max(1, self.schedule_steps - self.warmup_steps)
+        done = min(1.0, (step - self.warmup_steps) / decay_steps)
+        share = self.floor + (1 - self.floor) * 0.5 * (1 + math.cos(math.pi * done))
+        return self.learning_rate * share
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParallelConfig:
+    """How the work is spread and in which numbers it is done."""
+
+    accelerator: Accelerator = "auto"
+    devices: int = 1  # ranks on each node
+    num_nodes: int = 1
+    strategy: Strategy = "auto"
+    precision: Precision = "32-true"
+    compile: Compile = "off"
+
+    def __post_init__(self) -> None:
+        _at_least("parallel", 1, devices=self.devices, num_nodes=self.num_nodes)
+        if self.strategy == "single" and self.world_size > 1:
+            raise ValueError(
+                f"strategy is single with {self.world_size} devices; choose ddp, or one device"
+            )
+
+    @property
+    def world_size(self) -> int:
+        return self.devices * self.num_nodes
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Everything that decides what a run computes; two equal ones train the same model."""
+
+    recipe: Recipe
+    size: str
+    model: ModelConfig
+    data: DataConfig = field(default_factory=DataConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    batch_size: int = 8  # samples a device takes at once
+    accumulate: int = 1  # micro-batches whose gradients are added before a step
+    max_steps: int = 100  # optimizer steps
+    validate_every: int = 50  # optimizer steps; the last step always validates
+    validation_batches: int = 20  # micro-batches a rank looks at, at most
+    checkpoint_every: int = 0  # optimizer steps; 0: only at the end
+    log_every: int = 10  # optimizer steps
+    loss_chunk: int = 0  # positions whose logits exist at once; 0: all
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _at_least(
+            "run",
+            1,
+            batch_size=self.batch_size,
+            accumulate=self.accumulate,
+            max_steps=self.max_steps,
+            validate_every=self.validate_every,
+            validation_batches=self.validation_batches,
+            log_every=self.log_every,
+        )
+        _at_least(
+            "run",
+            0,
+            checkpoint_every=self.checkpoint_every,
+            loss_chunk=self.loss_chunk,
+            seed=self.seed,
+        )
+        if self.sequence_length > self.model.num_positions:
+            raise ValueError(
+                f"data.sequence_length {self.sequence_length} is longer than model.num_positions "
+                f"{self.model.num_positions}; shorten the one or raise the other"
+            )
+        if self.recipe == "bert" and self.model.causal:
+            raise ValueError("model.causal is true; a masked word is found from both its sides")
+
+    @property
+    def sequence_length(self) -> int:
+        """Positions of one sample that attention sees."""
+        if self.model.reads_pictures or self.data.sequence_length is None:
+            return self.model.num_positions
+        return self.data.sequence_length
+
+    @property
+    def global_batch_size(self) -> int:
+        """Samples of one optimizer step over all ranks."""
+        return self.batch_size * self.accumulate * self.parallel.world_size
+
+    @property
+    def tokens_per_sample(self) -> int:
+        """Tokens (BERT, GPT) or pictures (ViT, 1) that one sample counts for in a rate."""
+        return 1 if self.model.reads_pictures else self.sequence_length
+
+    def identity(self) -> dict[str, Any]:
+        """The fields, by dotted name, that decide what is learned at each step.
+
+        How long a run goes on, how often it reports, and how a global batch is spread over
+        devices are left out: a run may be resumed with those changed.
+        """
+        free = {"max_steps", "validate_every", "validation_batches", "checkpoint_every"}
+        free |= {"log_every", "loss_chunk", "batch_size", "accumulate", "parallel"}
+        kept = {name: value for name, value in to_dict(self).items() if name not in free}
+        flat = {
+            f"{group}.{name}": value
+            for group in ("model", "data", "optimizer")
+            for name, value in kept.pop(group).items()
+        }
+        del flat["data.num_workers"]
+        return {**kept, **flat, "global_batch_size": self.global_batch_size}
+
+    def identity_hash(self) -> str:
+        """Eight hexadecimal digits over `identity`: the name of the run's folder."""
+        return _digest(self.identity())[:8]
+
+    def hash(self) -> str:
+        """Twelve hexadecimal digits over every field: the name of the record."""
+        return _digest(to_dict(self))[:12]
+
+
+def _digest(values: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """A config as plain JSON values."""
+    return asdict(config)
+
+
+def from_dict(kind: type[C], values: Mapping[str, Any], where: str = "config") -> C:
+    """Build a config dataclass from plain JSON values.
+
+    Raises:
+        ValueError: a field that is unknown, missing or of another type, by its dotted name.
+    """
+    assert is_dataclass(kind)
+    hints = typing.get_type_hints(kind)
+    known = {f.name for f in fields(kind)}
+    for name in values:
+        if name not in known:
+            raise ValueError(f"{where}.{name} is not a field; known: {', '.join(sorted(known))}")
+    arguments = {
+        name: _checked(hints[name], value, f"{where}.{name}") for name, value in values.items()
+    }
+    try:
+        return typing.cast(C, kind(**arguments))
+    except TypeError as error:
+        raise ValueError(f"{where}: {error}") from error
+
+
+def _checked(hint: Any, value: Any, where: str) -> Any:
+    if is_dataclass(hint) and isinstance(hint, type):
+        if not isinstance(value, Mapping):
+            raise ValueError(f"{where} is {value!r}; it must be a group of fields")
+        return from_dict(hint, value, where)
+    if not _fits(hint, value):
+        raise ValueError(f"{where} is {value!r}; it must be {spelled(hint)}")
+    return value
+
+
+def _fits(hint: Any, value: Any) -> bool:
+    origin = typing.get_origin(hint)
+    if origin is Literal:
+        return value in typing.get_args(hint)
+    if origin in (Union, types.UnionType):
+        return any(_fits(option, value) for option in typing.get_args(hint))
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, hint)
+
+
+def spelled(hint: Any) -> str:
+    """A type as a person would say it: "one of a, b", "an integer"."""
+    if typing.get_origin(hint) is Literal:
+        return "one of " + ", ".join(map(str, typing.get_args(hint)))
+    if typing.get_origin(hint) in (Union, types.UnionType):
+        options = [option for option in typing.get_args(hint) if option is not types.NoneType]
+        return " or ".join(map(spelled, options))
+    return {int: "an integer", float: "a number", bool: "true or false", str: "text"}.get(
+        hint, getattr(hint, "__name__", str(hint))
+    )
+
+
+__all__ = [
+    "Accelerator",
+    "Activation",
+    "Compile",
+    "DataConfig",
+    "ModelConfig",
+    "OptimizerConfig",
+    "ParallelConfig",
+    "Precision",
+    "Recipe",
+    "RunConfig",
+    "Strategy",
+    "from_dict",
+    "replace",
+    "spelled",
+    "to_dict",
+]

@@ -1,0 +1,123 @@
+"""Clocks and memory of a training run: seconds of every optimizer step, where steady begins.
+
+The clock sees data, forward, backward and optimizer; validation, logging and saving stand outside
+it. On a GPU it is a pair of CUDA events a step, read when training is over.
+"""
+
+import resource
+import statistics
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+
+LEAST_STEPS = 8  # fewer cannot show where steady begins
+
+
+class StepClock:
+    """Seconds of each optimizer step on this rank, from `start` to `stop`."""
+
+    def __init__(self) -> None:
+        self._spans: list[tuple[Any, Any]] = []
+        self._start: Any = None
+
+    def start(self, *, again: bool = False) -> None:
+        """The next step begins now; a step under way goes on unless it begins `again`."""
+        if self._start is None or again:
+            self._start = _now()
+
+    def stop(self) -> None:
+        """The step under way ends now."""
+        self._spans.append((self._start, _now()))
+        self._start = None
+
+    def step_s(self) -> list[float]:
+        """Seconds of every step; waits for the device."""
+        if self._spans and not isinstance(self._spans[0][0], float):
+            torch.cuda.synchronize()
+            return [start.elapsed_time(end) / 1000 for start, end in self._spans]
+        return [end - start for start, end in self._spans]
+
+
+class ClockStops(pl.Callback):
+    """First of the callbacks: a step ends before any of them works."""
+
+    def __init__(self, clock: StepClock) -> None:
+        self.clock = clock
+        self._last_step = 0
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._last_step = trainer.global_step
+        if pl_module.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *args: Any) -> None:
+        if trainer.global_step > self._last_step:
+            self._last_step = trainer.global_step
+            self.clock.stop()
+
+
+class ClockStarts(pl.Callback):
+    """Last of the callbacks: a step begins when all of them have worked."""
+
+    def __init__(self, clock: StepClock) -> None:
+        self.clock = clock
+
+    def on_train_start(self, *args: Any) -> None:
+        self.clock.start()
+
+    def on_train_batch_end(self, *args: Any) -> None:
+        self.clock.start()
+
+    def on_validation_end(self, trainer: pl.Trainer, *args: Any) -> None:
+        if trainer.training or trainer.validating:
+            self.clock.start(again=True)
+
+
+def _now() -> Any:
+    if torch.cuda.is_initialized():
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+    return time.perf_counter()
+
+
+def peak_bytes(device: torch.device) -> int:
+    """CUDA: most bytes allocated for tensors. CPU: largest resident set of the process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def slowest(step_s_of_ranks: Sequence[Sequence[float]]) -> list[float]:
+    """Seconds of each step on the rank that took longest: the others wait for it.
+
+    Raises:
+        ValueError: ranks that disagree on the number of steps.
+    """
+    return [max(step) for step in zip(*step_s_of_ranks, strict=True)]
+
+
+def steady_start(step_s: Sequence[float]) -> int | None:
+    """First step of the steady state, None if the run is too short to tell.
+
+    MSER (White 1997): the cut, within the first half, after which the mean is known best: least
+    variance over the square of the number of steps left.
+    """
+    if len(step_s) < LEAST_STEPS:
+        return None
+
+    def uncertainty(cut: int) -> float:
+        kept = step_s[cut:]
+        return statistics.pvariance(kept) / len(kept)
+
+    return min(range(len(step_s) // 2 + 1), key=uncertainty)
+
+
+def rate_per_s(step_s: Sequence[float], steady_from: int | None, per_step: float) -> float | None:
+    """Units a second at the median steady step; None without a steady state."""
+    if steady_from is None:
+        return None
+    return per_step / statistics.median(step_s[steady_from:])

@@ -1,0 +1,130 @@
+"""What each task learns from: a batch in, a loss out. The head runs where the loss looks.
+
+B batch | T positions | K chosen positions | D width | V classes | N rows the loss looks at
+"""
+
+from typing import Any, NamedTuple, NotRequired, TypedDict
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from unitransformer.transformer import Transformer
+
+IGNORED = -100  # a target that does not count (padding); PyTorch's own convention
+
+
+class Batch(TypedDict):
+    """One micro-batch of any task."""
+
+    inputs: Tensor  # words (B, T) or pictures (B, C, S, S)
+    targets: Tensor  # (B, T) next words, (B, K) masked words, (B,) labels; IGNORED: no loss
+    positions: NotRequired[Tensor]  # (B, K), BERT: where the masked words are
+
+
+class Score(NamedTuple):
+    """Sums over the rows that count; they add up over batches and ranks."""
+
+    loss: Tensor
+    correct: Tensor
+    count: Tensor
+
+
+class Objective(nn.Module):
+    """Network and loss as one module: what is compiled, wrapped and trained.
+
+    Args:
+        network: the backbone.
+        loss_chunk: rows whose logits exist at once; 0 takes all. A chunked loss has the same
+            value and never holds the whole (N, V) matrix.
+    """
+
+    def __init__(self, network: Transformer, *, loss_chunk: int = 0) -> None:
+        super().__init__()
+        self.network = network
+        self.loss_chunk = loss_chunk
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Mean cross entropy over the targets that count, in nats; float32, a scalar."""
+        states = self.network.states(batch["inputs"], batch.get("positions"))
+        states_ND = states.reshape(-1, states.shape[-1])
+        targets_N = batch["targets"].reshape(-1)
+        head = self.network.lm_head
+        if self.loss_chunk:
+            return chunked_cross_entropy(
+                states_ND, head.weight, head.bias, targets_N, chunk=self.loss_chunk
+            )
+        logits_NV = head(states_ND)
+        return functional.cross_entropy(logits_NV.float(), targets_N, ignore_index=IGNORED)
+
+    @torch.no_grad()
+    def score(self, batch: Batch) -> Score:
+        """Loss, right answers and rows, summed."""
+        logits = self.network(batch["inputs"], batch.get("positions"))
+        logits_NV = logits.reshape(-1, logits.shape[-1]).float()
+        targets_N = batch["targets"].reshape(-1)
+        loss = functional.cross_entropy(logits_NV, targets_N, ignore_index=IGNORED, reduction="sum")
+        correct = (logits_NV.argmax(-1) == targets_N).sum()
+        return Score(loss, correct, (targets_N != IGNORED).sum())
+
+
+def chunked_cross_entropy(
+    states_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, targets_N: Tensor, *, chunk: int
+) -> Tensor:
+    """Mean cross entropy of a linear head, `chunk` rows at a time.
+
+    The gradient of a chunk's logits is made while they exist, so the backward pass keeps
+    (N, D) + (V, D) numbers in place of (N, V).
+
+    Raises:
+        ValueError: `chunk` below 1.
+    """
+    if chunk < 1:
+        raise ValueError(f"chunk is {chunk}; it must be at least 1")
+    loss: Tensor = _ChunkedCrossEntropy.apply(states_ND, weight_VD, bias_V, targets_N, chunk)
+    return loss
+
+
+class _ChunkedCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        states_ND: Tensor,
+        weight_VD: Tensor,
+        bias_V: Tensor | None,
+        targets_N: Tensor,
+        chunk: int,
+    ) -> Tensor:
+        count = (targets_N != IGNORED).sum()
+        loss = torch.zeros((), device=states_ND.device)
+        needs_grad = any(ctx.needs_input_grad)
+        d_states_ND = torch.empty_like(states_ND) if needs_grad else None
+        d_weight_VD = torch.zeros_like(weight_VD, dtype=torch.float32) if needs_grad else None
+        d_bias_V = torch.zeros_like(weight_VD[:, 0], dtype=torch.float32) if needs_grad else None
+        for start in range(0, len(states_ND), chunk):
+            part = slice(start, start + chunk)
+            states, targets = states_ND[part], targets_N[part]
+            logits = functional.linear(states, weight_VD, bias_V).float()
+            loss += functional.cross_entropy(
+                logits, targets, ignore_index=IGNORED, reduction="sum"
+            )
+            if d_states_ND is None or d_weight_VD is None or d_bias_V is None:
+                continue
+            counts = targets != IGNORED
+            d_logits = logits.softmax(-1)
+            d_logits[torch.arange(len(targets)), targets.where(counts, 0)] -= 1
+            d_logits *= (counts / count).unsqueeze(-1)
+            d_bias_V += d_logits.sum(0)
+            d_logits = d_logits.to(states.dtype)
+            d_states_ND[part] = d_logits @ weight_VD.to(states.dtype)
+            d_weight_VD += d_logits.T @ states
+        ctx.save_for_backward(d_states_ND, d_weight_VD, d_bias_V)
+        ctx.dtypes = (weight_VD.dtype, None if bias_V is None else bias_V.dtype)
+        return loss / count
+
+    @staticmethod
+    def backward(ctx: Any, d_loss: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        d_states_ND, d_weight_VD, d_bias_V = ctx.saved_tensors
+        weight_dtype, bias_dtype = ctx.dtypes
+        d_bias = None if bias_dtype is None else (d_bias_V * d_loss).to(bias_dtype)
+        return d_states_ND * d_loss, (d_weight_VD * d_loss).to(weight_dtype), d_bias, None, None

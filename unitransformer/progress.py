@@ -1,0 +1,113 @@
+"""How a training run talks: a line every few steps, or a bar where somebody watches."""
+
+import math
+import statistics
+from collections.abc import Callable
+from typing import Any
+
+import lightning.pytorch as pl
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from unitransformer.config import RunConfig
+from unitransformer.measure import StepClock
+
+METRIC = {"gpt": "perplexity", "bert": "masked accuracy", "vit": "top-1"}
+UNIT = {"gpt": "tokens", "bert": "tokens", "vit": "images"}
+
+
+class LogLines(pl.Callback):
+    """Says and keeps one line every `log_every` optimizer steps, and one a validation.
+
+    Args:
+        say: takes a finished line; the lines are kept in `lines` whoever listens.
+    """
+
+    def __init__(self, config: RunConfig, clock: StepClock, say: Callable[[str], None]) -> None:
+        self.config, self.clock, self.say = config, clock, say
+        self.lines: list[str] = []
+        self._last_step = 0
+
+    def on_train_start(self, trainer: pl.Trainer, *args: Any) -> None:
+        self._last_step = trainer.global_step
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any
+    ) -> None:
+        step = trainer.global_step
+        is_due = step % self.config.log_every == 0 or step in (1, self.config.max_steps)
+        if step == self._last_step or not is_due:
+            return
+        recent_s = self.clock.step_s()[self._last_step - step :]
+        self._last_step = step
+        step_s = statistics.median(recent_s)
+        figures = {
+            "loss": pl_module.last_loss(),
+            "learning_rate": self.config.optimizer.learning_rate_at(step - 1),
+            f"{UNIT[self.config.recipe]}_per_s": self._units_per_step() / step_s,
+        }
+        for logger in trainer.loggers:
+            logger.log_metrics(figures, step=step)
+        self._keep(
+            f"step {step:>{len(str(self.config.max_steps))}}/{self.config.max_steps}"
+            f" | loss {figures['loss']:8.4f}"
+            f" | lr {figures['learning_rate']:.2e}"
+            f" | {step_s * 1000:8.1f} ms/step"
+            f" | {self._units_per_step() / step_s:10,.0f} {UNIT[self.config.recipe]}/s"
+        )
+
+    def on_validation_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any
+    ) -> None:
+        if pl_module.validation:
+            self._keep(validation_line(self.config, pl_module.validation[-1]))
+
+    def _units_per_step(self) -> int:
+        return self.config.global_batch_size * self.config.tokens_per_sample
+
+    def _keep(self, line: str) -> None:
+        self.lines.append(line)
+        self.say(line)
+
+
+class Bar(pl.Callback):
+    """A rich progress bar whose text is the newest log line."""
+
+    def __init__(self, config: RunConfig, lines: LogLines) -> None:
+        self.config, self.lines = config, lines
+        self._bar = Progress(
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.description}"),
+        )
+        self._task = self._bar.add_task("", total=config.max_steps)
+
+    def on_train_start(self, *args: Any) -> None:
+        self._bar.start()
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *args: Any) -> None:
+        newest = self.lines.lines[-1] if self.lines.lines else ""
+        self._bar.update(self._task, completed=trainer.global_step, description=newest)
+
+    def on_train_end(self, *args: Any) -> None:
+        self._bar.stop()
+
+    def on_exception(self, *args: Any) -> None:
+        self._bar.stop()
+
+
+def validation_line(config: RunConfig, point: dict[str, float]) -> str:
+    """Loss and the task's metric of one validation."""
+    value = task_metric(config, point)
+    shown = f"{value:,.1f}" if config.recipe == "gpt" else f"{value:.2%}"
+    return (
+        f"step {point['step']:>{len(str(config.max_steps))}}/{config.max_steps}"
+        f" | validation loss {point['val_loss']:.4f} | {METRIC[config.recipe]} {shown}"
+    )
+
+
+def task_metric(config: RunConfig, point: dict[str, float]) -> float:
+    """Perplexity of GPT, accuracy of BERT (masked words) and ViT (top-1)."""
+    if config.recipe != "gpt":
+        return point["val_accuracy"]
+    return math.exp(min(point["val_loss"], 700.0))

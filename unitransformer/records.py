@@ -1,0 +1,130 @@
+"""The run record: one JSON file a run, written whole or not at all.
+
+Plain in, plain out: a dict that `validate` accepts. The folder is the store; a file is named by
+the hash of its configuration and a repeat number.
+"""
+
+import json
+import math
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from unitransformer.config import RunConfig, from_dict
+
+SCHEMA = 1
+Status = Literal["ok", "oom", "oom-inferred", "timeout", "crashed", "preempted", "refused"]
+STATUSES: tuple[str, ...] = Status.__args__  # type: ignore[attr-defined]
+Record = dict[str, Any]
+
+# Top-level keys that people and tools rely on, and their types.
+KEYS: dict[str, type | tuple[type, ...]] = {
+    "schema": int,
+    "status": str,
+    "recipe": str,
+    "size": str,
+    "config": dict,
+    "world_size": int,
+    "global_batch_size": int,
+    "command": str,
+    "code": dict,
+    "versions": dict,
+    "hardware": list,
+    "data": dict,
+    "loss": list,
+    "learning_rate": list,
+    "step_s": list,
+    "steady_from": (int, type(None)),
+    "peak_bytes": list,
+    "validation": dict,
+    "summary": str,
+    "log": list,
+    "error": (dict, type(None)),
+}
+
+
+def validate(record: Mapping[str, Any], where: str = "record") -> None:
+    """Check that `record` has this schema and agrees with itself.
+
+    Raises:
+        ValueError: the first field that is missing, of another type or contradicts another.
+    """
+    if record.get("schema") != SCHEMA:
+        raise ValueError(f"{where}: schema is {record.get('schema')!r}; this version reads {SCHEMA}")
+    for key, kind in KEYS.items():
+        if key not in record:
+            raise ValueError(f"{where}: {key} is missing")
+        if not isinstance(record[key], kind) or isinstance(record[key], bool):
+            raise ValueError(f"{where}: {key} is {type(record[key]).__name__}")
+    if record["status"] not in STATUSES:
+        raise ValueError(f"{where}: status is {record['status']!r}; known: {', '.join(STATUSES)}")
+    config = from_dict(RunConfig, record["config"], f"{where}: config")
+    derived = {
+        "recipe": config.recipe,
+        "size": config.size,
+        "world_size": config.parallel.world_size,
+        "global_batch_size": config.global_batch_size,
+    }
+    for key, value in derived.items():
+        if record[key] != value:
+            raise ValueError(f"{where}: {key} is {record[key]!r}; its config says {value!r}")
+    for key in ("loss", "step_s", "learning_rate"):
+        if not all(isinstance(x, float | int) and math.isfinite(x) for x in record[key]):
+            raise ValueError(f"{where}: {key} holds something that is not a finite number")
+    if record["status"] == "ok" and not len(record["loss"]) == len(record["step_s"]) > 0:
+        raise ValueError(f"{where}: {len(record['loss'])} losses, {len(record['step_s'])} times")
+
+
+def config_of(record: Mapping[str, Any]) -> RunConfig:
+    """The configuration a record was made with."""
+    return from_dict(RunConfig, record["config"])
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Put `content` at `path` whole or not at all: a temporary sibling, flushed, renamed.
+
+    Raises:
+        OSError: the folder cannot be written or is full; what was at `path` stays.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def write_record(record: Record, path: Path) -> None:
+    """Validate and write.
+
+    Raises:
+        ValueError: the record is not valid.
+        OSError: it cannot be written.
+    """
+    validate(record)
+    text = json.dumps(record, indent=1, allow_nan=False)
+    write_atomically(path, text.encode())
+
+
+def load_record(path: Path) -> Record:
+    """Read and validate.
+
+    Raises:
+        ValueError: not a record of this schema, with the path and the field.
+        OSError: it cannot be read.
+    """
+    try:
+        record = json.loads(path.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not JSON: {error}") from error
+    if not isinstance(record, dict):
+        raise ValueError(f"{path}: not a record")
+    validate(record, str(path))
+    return record

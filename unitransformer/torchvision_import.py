@@ -1,0 +1,60 @@
+"""Lets torchvision be imported next to a torch its compiled half was not built for.
+
+torchvision's wheels hold C++ operators linked to CUDA. Next to a CPU build of torch they do not
+load; the Python half then fails because it describes operators nobody declared ("operator
+torchvision::nms does not exist"), and torchmetrics and lightning, which import it, fail with it.
+The cure declares those two operators, only after the compiled half has failed to load. Calling
+them raises PyTorch's own "not implemented" error.
+"""
+
+import importlib.abc
+import importlib.machinery
+import sys
+import types
+from collections.abc import Sequence
+
+EXTENSION = "torchvision.extension"
+SCHEMAS = (
+    "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+    "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+)
+
+
+def make_torchvision_importable() -> None:
+    """Arrange for the cure at torchvision's import; imports nothing and may be called again."""
+    if not any(isinstance(finder, _ExtensionFinder) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _ExtensionFinder())
+
+
+class _ExtensionFinder(importlib.abc.MetaPathFinder):
+    """Finds `torchvision.extension` as usual and runs the cure after it."""
+
+    def find_spec(
+        self, name: str, path: Sequence[str] | None, target: types.ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        if name != EXTENSION:
+            return None
+        spec = importlib.machinery.PathFinder.find_spec(name, path, target)
+        if spec is not None and spec.loader is not None:
+            spec.loader = _ExtensionLoader(name, spec.origin or "")
+        return spec
+
+
+class _ExtensionLoader(importlib.machinery.SourceFileLoader):
+    def exec_module(self, module: types.ModuleType) -> None:
+        super().exec_module(module)
+        if not module._has_ops():
+            _declare_operators()
+
+
+def _declare_operators() -> None:
+    import torch
+
+    global _library
+    _library = torch.library.Library("torchvision", "FRAGMENT")
+    for schema in SCHEMAS:
+        if not hasattr(torch.ops.torchvision, schema.split("(")[0]):
+            _library.define(schema)
+
+
+_library: object = None  # the declarations live as long as this object

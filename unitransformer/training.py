@@ -1,0 +1,170 @@
+"""Objective, optimizer and trainer put together. The order of wrappers is written here, once."""
+
+import logging
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from torch import Tensor, nn
+
+from unitransformer.checkpoints import PlainCheckpointIO
+from unitransformer.compilation import compile_objective
+from unitransformer.config import OptimizerConfig, RunConfig
+from unitransformer.objectives import Batch, Objective, Score
+from unitransformer.strategies import build_strategy
+from unitransformer.transformer import Transformer
+
+
+class TrainingModule(pl.LightningModule):
+    """Trains an `Objective`; keeps the loss of every micro-batch on the device."""
+
+    def __init__(self, config: RunConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.objective = Objective(
+            Transformer(config.model, seed=config.seed), loss_chunk=config.loss_chunk
+        )
+        compile_objective(self.objective, config.parallel.compile)
+        self.micro_losses: list[Tensor] = []  # of this launch
+        self.first_step = 0  # optimizer steps done by earlier launches
+        self.validation: list[dict[str, float]] = []  # of every launch
+        self._score: Score | None = None
+
+    @property
+    def network(self) -> Transformer:
+        return self.objective.network
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        if self.config.model.dropout:
+            # Dropout is a function of seed, step and rank: a resumed step draws what it would have.
+            torch.manual_seed(self._step_seed(len(self.micro_losses)))
+        loss: Tensor = self.objective(batch)
+        self.micro_losses.append(loss.detach())
+        return loss
+
+    def _step_seed(self, micro_batch: int) -> int:
+        done = self.first_step * self.config.accumulate
+        place = (done + micro_batch) * self.config.parallel.world_size + self.global_rank
+        return (self.config.seed << 40) + place
+
+    def last_loss(self) -> float:
+        """This rank's loss of the newest optimizer step; waits for the device."""
+        return float(torch.stack(self.micro_losses[-self.config.accumulate :]).mean())
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        score = self.objective.score(batch)
+        before = self._score
+        self._score = score if before is None else Score(*map(torch.add, before, score))
+
+    def on_validation_epoch_end(self) -> None:
+        if self._score is None:
+            return
+        sums = torch.stack([part.double() for part in self._score])
+        loss, correct, count = self.trainer.strategy.reduce(sums, reduce_op="sum").tolist()
+        self._score = None
+        figures = {"val_loss": loss / count, "val_accuracy": correct / count}
+        self.validation.append({"step": self.trainer.global_step, **figures})
+        for logger in self.loggers:
+            logger.log_metrics(figures, step=self.trainer.global_step)
+
+    def losses(self) -> Tensor:
+        """This launch's loss of every whole optimizer step, over micro-batches, on this rank."""
+        accumulate = self.config.accumulate
+        steps = len(self.micro_losses) // accumulate
+        if not steps:
+            return torch.zeros(0, device=self.device)
+        whole = torch.stack(self.micro_losses[: steps * accumulate])
+        return whole.float().view(steps, accumulate).mean(dim=1)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        # The loader of a resumed run begins at the next batch: for Lightning a fresh epoch.
+        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+        progress["current"] = dict.fromkeys(progress["current"], 0)
+
+    def configure_optimizers(self) -> Any:
+        optimizer = build_optimizer(self.objective, self.config.optimizer)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._share_of_learning_rate)
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": schedule, "interval": "step"},
+        }
+
+    def _share_of_learning_rate(self, step: int) -> float:
+        optimizer = self.config.optimizer
+        highest = optimizer.learning_rate
+        return optimizer.learning_rate_at(step) / highest if highest else 0.0
+
+
+def build_optimizer(network: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
+    """AdamW; weight decay on matrices, none on biases, norms and single vectors."""
+    parameters = [p for p in network.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in parameters if _is_matrix(p)], "weight_decay": config.weight_decay},
+        {"params": [p for p in parameters if not _is_matrix(p)], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(
+        groups,
+        lr=config.learning_rate,
+        betas=(config.beta1, config.beta2),
+        eps=config.epsilon,
+        fused=True,
+    )
+
+
+def _is_matrix(parameter: Tensor) -> bool:
+    return parameter.squeeze().ndim >= 2
+
+
+def build_trainer(
+    config: RunConfig, *, device: str, run_dir: Path, callbacks: Sequence[pl.Callback], launch: int
+) -> pl.Trainer:
+    """A Trainer that does what `config` says and nothing on its own account.
+
+    Args:
+        device: "cpu" or "cuda", already found.
+        launch: how often this run was started before; its CSV log has that number.
+    """
+    quieten_lightning()
+    parallel, optimizer = config.parallel, config.optimizer
+    return pl.Trainer(
+        accelerator=device,
+        devices=parallel.devices,
+        num_nodes=parallel.num_nodes,
+        strategy=build_strategy(parallel, device),
+        precision=parallel.precision,
+        max_steps=config.max_steps,
+        accumulate_grad_batches=config.accumulate,
+        gradient_clip_val=optimizer.clip_norm or None,
+        val_check_interval=config.validate_every * config.accumulate,
+        check_val_every_n_epoch=None,
+        num_sanity_val_steps=0,
+        logger=[
+            CSVLogger(run_dir, name="csv", version=launch),
+            TensorBoardLogger(run_dir, name="tensorboard", version=launch),
+        ],
+        log_every_n_steps=config.log_every,
+        callbacks=list(callbacks),
+        plugins=[PlainCheckpointIO()],
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        enable_progress_bar=False,
+        use_distributed_sampler=False,  # Lightning's shuffles the training data by itself
+        default_root_dir=run_dir,
+    )
+
+
+def quieten_lightning() -> None:
+    """No banners: what a reader needs is printed by us."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for message in (
+        ".*does not have many workers.*",
+        ".*isinstance\\(treespec, LeafSpec\\).*",
+        ".*mid-epoch.*",
+        ".*Checkpoint directory.*",
+    ):
+        warnings.filterwarnings("ignore", message)
