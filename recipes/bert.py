@@ -48,7 +48,10 @@ PRESET = Preset(
         batch_size=256, max_steps=600, warmup_steps=50, learning_rate=2e-3, precision="32-true"
     ),
     cuda=Defaults(
-        batch_size=256, max_steps=10_000, warmup_steps=500, learning_rate=1e-3,
+        batch_size=256,
+        max_steps=10_000,
+        warmup_steps=500,
+        learning_rate=1e-3,
         precision="bf16-mixed",
     ),
 )

@@ -372,7 +372,7 @@ def _plan(config: RunConfig, device: str, places: "Places") -> str:
 
 def _results(outcome: "Outcome", places: "Places", show: Show) -> list[str]:
     """The block a run ends with."""
-    from unitransformer.figures import loss_figure, write_figure
+    from unitransformer.plots import loss_figure, write_figure
     from unitransformer.progress import UNIT
 
     record = outcome.record

@@ -84,9 +84,7 @@ def show(outcome: "Outcome", folder: Path) -> list[str]:
     samples = pick(source.train, range(min(12, len(source.train))), module.device)
     names = [source.class_names[label] for label in samples["targets"].tolist()]
     write_figure(picture_grid(samples["inputs"], names), folder / "samples.png")
-    write_figure(
-        patch_figure(samples["inputs"][0], module.config.model), folder / "patches.png"
-    )
+    write_figure(patch_figure(samples["inputs"][0], module.config.model), folder / "patches.png")
     asked = pick(source.validation, range(min(12, len(source.validation))), module.device)
     labels, chances = label_pictures(module.network.eval(), asked["inputs"])
     truth = asked["targets"].tolist()

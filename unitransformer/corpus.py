@@ -15,7 +15,7 @@ import sysconfig
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -45,9 +45,9 @@ __all__ = ["Corpus", "TokenizerKind", "builtin_files", "load_corpus", "special_t
 FORMAT_VERSION = 1  # of a cache entry; raise it when the same text would give other contents
 BLOCK_BYTES = 1 << 20
 LONGEST_LINE = 4 << 20  # characters; a longer line is cut
-# The frequencies that training ranks have settled long before 16 MB, while its memory and time
-# grow with every distinct word.
-TRAINING_CHARACTERS = 16_000_000
+# Training takes up to 100 bytes of memory a byte of text (where words hardly repeat). 16 MB of the
+# standard library instead of 8 would save 0.3 % of the tokens.
+TRAINING_BYTES = 8_000_000
 VALIDATION_EVERY = 20  # files: each 20th, or 1/20 of the bytes where there are fewer files
 NOT_LIBRARY = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
 
@@ -240,13 +240,13 @@ def _read_pieces(span: _Span, advance: Callable[[int], None]) -> Iterator[str]:
 def _read_sample(spans: Sequence[_Span]) -> list[str]:
     """The start of the text, for training."""
     sample: list[str] = []
-    room = TRAINING_CHARACTERS
+    room = TRAINING_BYTES
     for span in spans:
-        for piece in _read_pieces(span, _ignore):
-            sample.append(piece[:room])
-            room -= len(piece)
-            if room <= 0:
-                return sample
+        head = replace(span, stop=min(span.stop, span.start + room))
+        sample += _read_pieces(head, _ignore)
+        room -= head.stop - head.start
+        if not room:
+            break
     return sample
 
 

@@ -62,7 +62,8 @@ class TrainOrder(Sampler[Picks]):
         self.start_step = start_step
 
     def __len__(self) -> int:
-        return (self.config.max_steps - self.start_step) * self.config.accumulate
+        """Micro-batches of the whole run: Lightning counts a resumed one from where it stopped."""
+        return self.config.max_steps * self.config.accumulate
 
     def __iter__(self) -> Iterator[Picks]:
         config = self.config
@@ -181,7 +182,7 @@ def uniform(
         state = _mix(state ^ indices.astype(np.uint64))
         lanes = np.arange(1, count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
         mixed = _mix(state[:, None] + lanes)
-    return (mixed >> np.uint64(11)) * 2.0**-53
+    return (mixed >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:

@@ -1,6 +1,7 @@
 """Parameters and floating-point operations of a config, by arithmetic alone.
 
-A multiply-add is two operations; the backward pass costs twice the forward. Conventions differ in
+A multiply-add is two operations; the backward pass costs twice the forward, once where the input
+is data and needs no gradient. Conventions differ in
 what they count, so a count is never given without the name of its convention:
 
 - `6n`: 6 x parameters (Kaplan et al. 2020, section 2.1)
@@ -13,8 +14,6 @@ what they count, so a count is never given without the name of its convention:
 """
 
 from unitransformer.config import ModelConfig, RunConfig
-
-BACKWARD_AND_FORWARD = 3
 
 
 def count_parameters(model: ModelConfig) -> int:
@@ -44,8 +43,8 @@ def count_looked_at(config: RunConfig) -> int:
     return config.sequence_length
 
 
-def forward_flops_per_sample(config: RunConfig, *, causal: bool) -> float:
-    """Matrix multiplications of one sample's forward pass.
+def flops_per_sample(config: RunConfig, *, causal: bool) -> float:
+    """Matrix multiplications of one sample, forward and backward.
 
     Args:
         causal: count only the pairs a causal mask keeps, (T + 1) / 2 a position on average, if
@@ -56,7 +55,7 @@ def forward_flops_per_sample(config: RunConfig, *, causal: bool) -> float:
     before = (model.num_layers - 1) * _layer_flops(model, positions, positions, causal=causal)
     last = _layer_flops(model, positions, asked, causal=causal)
     head = 2.0 * asked * model.width * model.num_classes
-    return before + last + head + _embedding_flops(model, positions)
+    return 3 * (before + last + head) + 2 * _embedding_flops(model, positions)
 
 
 def _layer_flops(model: ModelConfig, positions: int, asked: int, *, causal: bool) -> float:
@@ -82,11 +81,9 @@ def count_flops(config: RunConfig) -> dict[str, float]:
     parameters = count_parameters(model)
     per_token_to_unit = positions / config.tokens_per_sample  # a picture is all its positions
     attention = 12.0 * model.num_layers * model.width * positions
-    full = BACKWARD_AND_FORWARD * forward_flops_per_sample(config, causal=False)
-    causal = BACKWARD_AND_FORWARD * forward_flops_per_sample(config, causal=True)
     return {
         "6n": 6.0 * parameters * per_token_to_unit,
         "palm": (6.0 * parameters + attention) * per_token_to_unit,
-        "matmul": full / config.tokens_per_sample,
-        "matmul_causal": causal / config.tokens_per_sample,
+        "matmul": flops_per_sample(config, causal=False) / config.tokens_per_sample,
+        "matmul_causal": flops_per_sample(config, causal=True) / config.tokens_per_sample,
     }

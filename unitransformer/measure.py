@@ -77,8 +77,8 @@ class ClockStarts(pl.Callback):
 
 
 def _now() -> Any:
-    if torch.cuda.is_initialized():
-        event = torch.cuda.Event(enable_timing=True)
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
         event.record()
         return event
     return time.perf_counter()

@@ -27,7 +27,7 @@ class Score(NamedTuple):
 
     loss: Tensor
     correct: Tensor
-    count: Tensor
+    rows: Tensor
 
 
 class Objective(nn.Module):
@@ -81,7 +81,9 @@ def chunked_cross_entropy(
     """
     if chunk < 1:
         raise ValueError(f"chunk is {chunk}; it must be at least 1")
-    loss: Tensor = _ChunkedCrossEntropy.apply(states_ND, weight_VD, bias_V, targets_N, chunk)
+    loss: Tensor = _ChunkedCrossEntropy.apply(  # type: ignore[no-untyped-call]
+        states_ND, weight_VD, bias_V, targets_N, chunk
+    )
     return loss
 
 
@@ -105,9 +107,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             part = slice(start, start + chunk)
             states, targets = states_ND[part], targets_N[part]
             logits = functional.linear(states, weight_VD, bias_V).float()
-            loss += functional.cross_entropy(
-                logits, targets, ignore_index=IGNORED, reduction="sum"
-            )
+            loss += functional.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="sum")
             if d_states_ND is None or d_weight_VD is None or d_bias_V is None:
                 continue
             counts = targets != IGNORED
@@ -123,7 +123,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         return loss / count
 
     @staticmethod
-    def backward(ctx: Any, d_loss: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, d_loss: Tensor) -> tuple[Tensor | None, ...]:
         d_states_ND, d_weight_VD, d_bias_V = ctx.saved_tensors
         weight_dtype, bias_dtype = ctx.dtypes
         d_bias = None if bias_dtype is None else (d_bias_V * d_loss).to(bias_dtype)

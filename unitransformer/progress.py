@@ -10,6 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from unitransformer.config import RunConfig
 from unitransformer.measure import StepClock
+from unitransformer.training import TrainingModule
 
 METRIC = {"gpt": "perplexity", "bert": "masked accuracy", "vit": "top-1"}
 UNIT = {"gpt": "tokens", "bert": "tokens", "vit": "images"}
@@ -33,6 +34,7 @@ class LogLines(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any
     ) -> None:
+        assert isinstance(pl_module, TrainingModule)
         step = trainer.global_step
         is_due = step % self.config.log_every == 0 or step in (1, self.config.max_steps)
         if step == self._last_step or not is_due:
@@ -58,6 +60,7 @@ class LogLines(pl.Callback):
     def on_validation_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any
     ) -> None:
+        assert isinstance(pl_module, TrainingModule)
         if pl_module.validation:
             self._keep(validation_line(self.config, pl_module.validation[-1]))
 

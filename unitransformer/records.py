@@ -52,7 +52,9 @@ def validate(record: Mapping[str, Any], where: str = "record") -> None:
         ValueError: the first field that is missing, of another type or contradicts another.
     """
     if record.get("schema") != SCHEMA:
-        raise ValueError(f"{where}: schema is {record.get('schema')!r}; this version reads {SCHEMA}")
+        raise ValueError(
+            f"{where}: schema is {record.get('schema')!r}; this version reads {SCHEMA}"
+        )
     for key, kind in KEYS.items():
         if key not in record:
             raise ValueError(f"{where}: {key} is missing")

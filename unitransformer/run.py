@@ -10,7 +10,7 @@ import traceback
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import lightning.pytorch as pl
 import torch
@@ -25,7 +25,7 @@ from unitransformer.checkpoints import (
     newest_checkpoint,
 )
 from unitransformer.config import ParallelConfig, RunConfig, to_dict
-from unitransformer.data import DataModule, Source, load_source
+from unitransformer.data import DataModule, load_source
 from unitransformer.flops import count_flops, count_parameters
 from unitransformer.hardware import available_cores, describe_host
 from unitransformer.progress import METRIC, UNIT, Bar, LogLines, task_metric
@@ -149,21 +149,18 @@ def count_gpus() -> int:
     return torch.cuda.device_count() if torch.cuda.is_available() else 0
 
 
-def find_device(parallel: ParallelConfig) -> str:
+def find_device(parallel: ParallelConfig) -> Literal["cpu", "cuda"]:
     """ "cuda" or "cpu" for `parallel`, checked against this machine.
 
     Raises:
         ValueError: more GPUs than there are, or a precision the device does not have.
     """
     found = count_gpus()
-    device: str = parallel.accelerator
-    if device == "auto":
-        device = "cuda" if found else "cpu"
-    if device == "cuda" and parallel.devices > found:
+    is_cuda = parallel.accelerator == "cuda" or (parallel.accelerator == "auto" and found > 0)
+    device: Literal["cpu", "cuda"] = "cuda" if is_cuda else "cpu"
+    if is_cuda and parallel.devices > found:
         cure = f"use --devices {found}" if found else "use --accelerator cpu"
-        raise ValueError(
-            f"devices is {parallel.devices} and this machine has {found} GPUs; {cure}"
-        )
+        raise ValueError(f"devices is {parallel.devices} and this machine has {found} GPUs; {cure}")
     check_precision(parallel, device)
     return device
 
@@ -183,7 +180,8 @@ def set_up_process(parallel: ParallelConfig, device: str) -> None:
     # Saturated softmaxes fill gradients with denormal floats, which a CPU multiplies slowly.
     torch.set_flush_denormal(True)
     if device == "cpu":
-        torch.set_num_threads(max(1, available_cores() // parallel.devices))
+        share = max(1, available_cores() // parallel.devices)
+        torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", share)))
     else:
         torch.set_float32_matmul_precision("highest")  # 32-true means float32, not TF32
 
@@ -200,9 +198,7 @@ def _say_nothing(_: str) -> None:
     """What ranks beside the first say."""
 
 
-def _find_history(
-    config: RunConfig, folder: Path, *, resume: bool
-) -> tuple[Path | None, History]:
+def _find_history(config: RunConfig, folder: Path, *, resume: bool) -> tuple[Path | None, History]:
     if not resume:
         if list_checkpoints(folder) and process_rank() == 0:
             raise ValueError(
@@ -299,16 +295,14 @@ def _build_record(
         "peak_bytes": [peak for peak, _ in ranks],
         "peak_bytes_kind": "allocated" if module.device.type == "cuda" else "resident set",
         per_unit: count_flops(config),
-        "validation": _validation(config, module, data, history) if error is None else {},
+        "validation": _validation(config, data, history) if error is None else {},
         "summary": render_summary(summarise(module.network)),
         "log": lines[-KEPT_LINES:],
         "error": None if error is None else _describe_error(error),
     }
 
 
-def _validation(
-    config: RunConfig, module: TrainingModule, data: DataModule, history: History
-) -> dict[str, Any]:
+def _validation(config: RunConfig, data: DataModule, history: History) -> dict[str, Any]:
     last = history.validation[-1]
     baseline = data.baseline()
     return {
@@ -366,4 +360,7 @@ def _describe_code() -> dict[str, Any]:
         return done.stdout.strip() if done.returncode == 0 else None
 
     status = git("status", "--porcelain")
-    return {"commit": git("rev-parse", "HEAD"), "is_dirty": None if status is None else bool(status)}
+    return {
+        "commit": git("rev-parse", "HEAD"),
+        "is_dirty": None if status is None else bool(status),
+    }

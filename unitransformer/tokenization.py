@@ -20,6 +20,7 @@ TokenArray = npt.NDArray[np.uint16] | npt.NDArray[np.uint32]
 
 NUM_CHARACTERS = 1_000  # of WordPiece's alphabet, as in BERT; a rarer one makes its word [UNK]
 WORD_CACHE_BYTES = 64_000_000
+TRAINING_WORD = 100  # characters; training's time is quadratic in the length of the longest word
 _WORD_BYTES = 250  # what Python takes to remember a word, besides its letters
 
 # A run of ASCII is a word of its own only where no other character follows: whether that would
@@ -93,7 +94,7 @@ def _build_bpe(texts: Sequence[str], vocabulary_size: int) -> Tokenizer:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,  # it would print to stdout
     )
-    tokenizer.train_from_iterator(texts, trainer)
+    _train(tokenizer, texts, trainer)
     return tokenizer
 
 
@@ -111,11 +112,20 @@ def _build_wordpiece(texts: Sequence[str], vocabulary_size: int) -> Tokenizer:
         show_progress=False,  # it would print to stdout
     )
     trained = _wordpiece_tokenizer({})
-    trained.train_from_iterator(texts, trainer)
+    _train(trained, texts, trainer)
     # A new tokenizer, because the trained one would find the alphabet as special tokens in text.
     tokenizer = _wordpiece_tokenizer(trained.get_vocab())
     tokenizer.add_special_tokens(list(special_tokens("wordpiece")))
     return tokenizer
+
+
+def _train(tokenizer: Tokenizer, texts: Sequence[str], trainer: trainers.Trainer) -> None:
+    """Train with long words chopped up: a megabyte without a space would take hours."""
+    whole = tokenizer.pre_tokenizer
+    chop = pre_tokenizers.FixedLength(length=TRAINING_WORD)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([whole, chop])
+    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.pre_tokenizer = whole
 
 
 def _wordpiece_tokenizer(vocabulary: dict[str, int]) -> Tokenizer:

@@ -51,10 +51,10 @@ def _declare_operators() -> None:
     import torch
 
     global _library
-    _library = torch.library.Library("torchvision", "FRAGMENT")
+    _library = torch.library.Library("torchvision", "FRAGMENT")  # type: ignore[no-untyped-call]
     for schema in SCHEMAS:
         if not hasattr(torch.ops.torchvision, schema.split("(")[0]):
-            _library.define(schema)
+            _library.define(schema)  # type: ignore[no-untyped-call]
 
 
 _library: object = None  # the declarations live as long as this object

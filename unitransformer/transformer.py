@@ -111,7 +111,9 @@ class MultiheadAttention(nn.Module):
         return out
 
     def _split(self, x_BTD: Tensor) -> Tensor:
-        return x_BTD.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+        batch, positions, width = x_BTD.shape
+        shape = (batch, positions, self.num_heads, width // self.num_heads)
+        return x_BTD.view(shape).transpose(1, 2)
 
     def _causal_mask(self, positions_BK: Tensor, num_positions: int) -> Tensor | None:
         if not self.causal:
@@ -207,7 +209,7 @@ class Transformer(nn.Module):
 
     def states(self, inputs: Tensor, positions_BK: Tensor | None = None) -> Tensor:
         """What the head reads: (B, T, D), (B, K, D), or (B, D) of pictures' class tokens."""
-        x_BTD = self.embedding_dropout(self.pe(self._embed(inputs)))
+        x_BTD: Tensor = self.embedding_dropout(self.pe(self._embed(inputs)))
         if self.config.reads_pictures:
             assert positions_BK is None, "pictures are read at the class token"
             positions_BK = torch.zeros(len(inputs), 1, dtype=torch.long, device=inputs.device)

@@ -1,0 +1,184 @@
+"""The command line of the studies: `python -m scaling report DIR...`; exit code out.
+
+0 done | 1 failed, or a record that contradicts itself | 2 bad usage. An error is one line.
+"""
+
+import os
+import re
+import shlex
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jsonargparse
+
+from scaling.report import draw_plots, render_report
+from scaling.store import Store, find_contradictions, load_store, relative_name
+from unitransformer.records import write_atomically
+
+
+DEFAULT_OUT = "RESULTS.md"
+DEFAULT_PLOTS = "plots"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parse, do, say what was done; returns the exit code."""
+    parser = build_parser()
+    try:
+        options = parser.parse_args(list(sys.argv[1:] if argv is None else argv))
+        return report(_report_options(options["report"]))
+    except jsonargparse.ArgumentError as error:
+        return _fail(_in_one_line(str(error)), 2)
+    except (ValueError, PermissionError, NotADirectoryError) as error:
+        return _fail(str(error), 2)
+    except OSError as error:
+        return _fail(str(error), 1)
+
+
+def build_parser() -> jsonargparse.ArgumentParser:
+    """Every study as a subcommand with its own options."""
+    parser = jsonargparse.ArgumentParser(
+        prog="python -m scaling", description="Studies over run records.", exit_on_error=False
+    )
+    studies = parser.add_subcommands(dest="study", metavar="STUDY")
+    studies.add_subcommand("report", _report_parser(), help="write RESULTS.md from records")
+    return parser
+
+
+def _report_parser() -> jsonargparse.ArgumentParser:
+    parser = jsonargparse.ArgumentParser(
+        description="Write RESULTS.md and its plots from the run records below folders.",
+        exit_on_error=False,
+    )
+    parser.add_argument("--config", action="config", help="YAML file with any of these options")
+    parser.add_argument(
+        "folders", nargs="+", type=Path, metavar="DIR", help="folders that hold run records"
+    )
+    parser.add_argument("--out", type=Path, default=Path(DEFAULT_OUT), help="file to write")
+    parser.add_argument(
+        "--plots",
+        type=Path | None,
+        default=None,
+        metavar="DIR",
+        help="folder of the plots; by default plots beside the file",
+    )
+    return parser
+
+
+def _report_options(given: Any) -> "ReportOptions":
+    plots = given.out.parent / DEFAULT_PLOTS if given.plots is None else given.plots
+    return ReportOptions(folders=tuple(given.folders), out=given.out, plots=plots)
+
+
+# ---------------------------------------------------------------------------------- report
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportOptions:
+    """Places, as a person wrote them."""
+
+    folders: tuple[Path, ...]
+    out: Path
+    plots: Path
+
+
+def report(options: ReportOptions) -> int:
+    """Write RESULTS.md and its plots, say how many records they stand on.
+
+    Raises:
+        ValueError: folders without records, or places that cannot be written.
+        OSError: a file could not be written after all.
+    """
+    out, plots = options.out, options.plots
+    _check_writable("out", out, is_folder=False)
+    _check_writable("plots", plots, is_folder=True)
+    store = load_store(options.folders, relative_to=out.parent)
+    if not store.runs:
+        folders = " and ".join(map(str, options.folders))
+        raise ValueError(f"{folders}: no run record below; {_left_out(store)}")
+    drawn = draw_plots(store)
+    text = render_report(store, command=_command(options), plots=relative_name(plots, out.parent))
+    # The text comes last: it never names a plot that is not there.
+    files = {plots / name: content for name, content in drawn.items()} | {out: text.encode()}
+    for path, content in files.items():
+        write_atomically(path, content)
+        print(path)
+    print(f"{_used(store)}; {_left_out(store)}")
+    return _verdict(store, out)
+
+
+def _verdict(store: Store, out: Path) -> int:
+    names = [run.name for run in store.runs if run.is_ok and find_contradictions(run)]
+    if not names:
+        return 0
+    return _fail(f"{', '.join(names)}: at odds with its own samples; {out} says where", 1)
+
+
+def _command(options: ReportOptions) -> str:
+    """What writes the same file again from inside its folder, whoever and wherever one is."""
+    out, plots = options.out, relative_name(options.plots, options.out.parent)
+    folders = [relative_name(folder, out.parent) for folder in options.folders]
+    words = ["report", *folders]
+    if out.name != DEFAULT_OUT:
+        words += ["--out", out.name]
+    if plots != DEFAULT_PLOTS:
+        words += ["--plots", plots]
+    return f"python -m scaling {shlex.join(words)}"
+
+
+def _check_writable(option: str, path: Path, *, is_folder: bool) -> None:
+    """Raises ValueError for a path that is of the other kind or below something closed."""
+    if path.exists() and path.is_dir() != is_folder:
+        kind = "file" if is_folder else "folder"
+        raise ValueError(f"{option} {path} is a {kind}; choose another with --{option}")
+    parent = next(p for p in (path.absolute(), *path.absolute().parents) if p.is_dir())
+    beyond = path.absolute().relative_to(parent).parts
+    if len(beyond) > 1 and (parent / beyond[0]).exists():
+        raise ValueError(f"{option} {path}: {parent / beyond[0]} is a file; choose another place")
+    if not os.access(parent, os.W_OK):
+        raise ValueError(f"{option} {path}: {parent} cannot be written; choose another place")
+
+
+def _used(store: Store) -> str:
+    statuses = Counter(str(run.record["status"]) for run in store.runs)
+    counts = ", ".join(f"{count} {status}" for status, count in sorted(statuses.items()))
+    return f"{len(store.runs)} record{'s' * (len(store.runs) > 1)} used ({counts})"
+
+
+def _left_out(store: Store) -> str:
+    """How many files were left out and why; the reason itself where it is a single one."""
+    kinds = Counter(file.kind for file in store.left_out)
+    if not kinds:
+        return "no file left out"
+    total = len(store.left_out)
+    counts = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
+    damaged = [f"{file.name}: {file.reason}" for file in store.left_out if file.kind == "damaged"]
+    first = " ".join(damaged[0].split()) if damaged else ""
+    return f"{total} file{'s' * (total > 1)} left out ({counts}{first and '; ' + first})"
+
+
+# ---------------------------------------------------------------------------------- errors
+
+
+def _in_one_line(message: str) -> str:
+    if "required: report.folders" in message:
+        return "report needs a folder that holds run records: python -m scaling report DIR"
+    missing = re.search(r'expected "study" to be one of \{([^}]+)\}', message)
+    if missing:
+        return f"no study given; choose one of: {missing[1]}"
+    unknown = re.search(r"[Uu]nrecognized arguments: (\S+)", message)
+    if unknown:
+        return f"{unknown[1]} is not an option; python -m scaling report --help lists them"
+    return " ".join(message.split())
+
+
+def _fail(message: str, code: int) -> int:
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,300 @@
+"""The store: folders go in; the run records below them and the files that are none come out.
+
+A record that cannot be relied on is left out with its reason and never stops the others. Names of
+files are relative to a folder the caller gives, so that what is made of them can be moved.
+"""
+
+import hashlib
+import json
+import math
+import os
+import statistics
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import NoneType
+from typing import Any, Literal
+
+from unitransformer.config import RunConfig
+from unitransformer.flops import count_flops, count_parameters
+from unitransformer.records import Record, config_of, validate
+
+Kinds = type | tuple[type, ...]
+NUMBER = (int, float)
+RELATIVE_ERROR = 1e-9  # two ways to one number differ by rounding, not by more
+
+# What is read of a run that ended well, beyond what `records.validate` looks at.
+FACTS: dict[str, Kinds] = {
+    "num_parameters": int,
+    "code.commit": (str, NoneType),
+    "code.is_dirty": (bool, NoneType),
+    "data.description": str,
+    "data.sha256": (str, NoneType),
+    "steady_method": str,
+    "peak_bytes_kind": str,
+    "validation.loss": NUMBER,
+    "validation.metric": str,
+    "validation.value": NUMBER,
+    "validation.baseline": (dict, NoneType),
+}
+LISTS: dict[str, Kinds] = {
+    "hardware": dict,
+    "launches": int,
+    "log": str,
+    "peak_bytes": int,
+    "validation.history": dict,
+}
+BASELINE: dict[str, Kinds] = {
+    "name": str,
+    "loss": (*NUMBER, NoneType),
+    "accuracy": (*NUMBER, NoneType),
+}
+POINT: dict[str, Kinds] = {"step": int, "val_loss": NUMBER}
+HOST: dict[str, Kinds] = {
+    "cpu": (str, NoneType),
+    "cpu_cores": (int, NoneType),
+    "memory_bytes": (int, NoneType),
+    "system": (str, NoneType),
+    "machine": (str, NoneType),
+    "device": str,
+    "threads": (int, NoneType),
+    "device_memory_bytes": (int, NoneType),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A record, and what its raw samples say; derived fields of the record are not believed."""
+
+    name: str  # of its file
+    record: Record
+    config: RunConfig
+
+    @property
+    def is_ok(self) -> bool:
+        return bool(self.record["status"] == "ok")
+
+    @property
+    def num_steps(self) -> int:
+        """Optimizer steps that were done."""
+        return len(self.record["loss"])
+
+    @property
+    def unit(self) -> Literal["token", "image"]:
+        return "image" if self.config.recipe == "vit" else "token"
+
+    @property
+    def units_per_step(self) -> int:
+        return self.config.global_batch_size * self.config.tokens_per_sample
+
+    @property
+    def steady_s(self) -> list[float]:
+        """Seconds of each steady step; empty where no steady state was found."""
+        start = self.record["steady_from"]
+        return [] if start is None else self.record["step_s"][start:]
+
+    @property
+    def median_step_s(self) -> float | None:
+        return statistics.median(self.steady_s) if self.steady_s else None
+
+    @property
+    def units_per_s(self) -> float | None:
+        median_s = self.median_step_s
+        return None if median_s is None else self.units_per_step / median_s
+
+
+@dataclass(frozen=True, kw_only=True)
+class LeftOut:
+    """A file that is not used. Damaged: meant to be a record. Foreign: something else."""
+
+    name: str
+    kind: Literal["damaged", "foreign", "duplicate"]
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Store:
+    """What was found, in the order of the names."""
+
+    runs: tuple[Run, ...]
+    left_out: tuple[LeftOut, ...]
+
+
+def load_store(folders: Sequence[Path], *, relative_to: Path) -> Store:
+    """Read every `*.json` below `folders`, hidden files and folders aside.
+
+    Args:
+        relative_to: folder from which the names lead to the files.
+
+    Raises:
+        ValueError: a folder that does not exist or is a file.
+    """
+    closed: list[OSError] = []
+    found = {relative_name(path, relative_to): path for path in _find_files(folders, closed)}
+    names: dict[str, str] = {}  # of the first file with a content
+    runs: list[Run] = []
+    left_out = [_closed_folder(error, relative_to) for error in closed]
+    for name in sorted(found):
+        read = _read(found[name], name)
+        if isinstance(read, LeftOut):
+            left_out.append(read)
+            continue
+        first = names.setdefault(_digest(read.record), name)
+        if first == name:
+            runs.append(read)
+        else:
+            left_out.append(LeftOut(name=name, kind="duplicate", reason=f"the same as {first}"))
+    left_out.sort(key=lambda file: file.name)
+    return Store(runs=tuple(runs), left_out=tuple(left_out))
+
+
+def relative_name(path: Path, folder: Path) -> str:
+    """How to reach `path` from `folder`, links resolved, with slashes on every system."""
+    return Path(os.path.relpath(path.resolve(), folder.resolve())).as_posix()
+
+
+def find_contradictions(run: Run) -> list[str]:
+    """Derived fields of a run that ended well that its own samples and config contradict."""
+    record, rate = run.record, f"{run.unit}s_per_s"
+    validation = record["validation"]
+    derived: dict[str, tuple[Any, float | None]] = {
+        rate: (record.get(rate), run.units_per_s),
+        "num_parameters": (record["num_parameters"], count_parameters(run.config.model)),
+    }
+    if validation["metric"] == "perplexity":
+        perplexity = math.exp(min(validation["loss"], 700.0))
+        derived["validation.value"] = (validation["value"], perplexity)
+    return _differences(derived)
+
+
+def find_recounts(run: Run) -> list[str]:
+    """FLOPs that this version of the code counts otherwise than the one that wrote the record."""
+    field = f"flops_per_{run.unit}"
+    return _differences(
+        {
+            f"{field}.{name}": (_look_up(run.record, f"{field}.{name}"), count)
+            for name, count in count_flops(run.config).items()
+        }
+    )
+
+
+def _differences(fields: Mapping[str, tuple[Any, float | None]]) -> list[str]:
+    return [
+        f"{field} is {_said(stored)}, it should be {_said(derived)}"
+        for field, (stored, derived) in fields.items()
+        if not _agree(stored, derived)
+    ]
+
+
+def _agree(stored: Any, derived: float | None) -> bool:
+    if stored is None or derived is None:
+        return stored is derived
+    return _is(stored, NUMBER) and math.isclose(stored, derived, rel_tol=RELATIVE_ERROR)
+
+
+def _said(value: Any) -> str:
+    return "nothing" if value is None else repr(value)
+
+
+# ---------------------------------------------------------------------------------- files
+
+
+def _find_files(folders: Sequence[Path], closed: list[OSError]) -> Iterator[Path]:
+    """Every candidate; folders that cannot be listed are added to `closed`."""
+    for folder in folders:
+        if not folder.exists():
+            raise ValueError(f"{folder} does not exist; give a folder that holds run records")
+        if not folder.is_dir():
+            raise ValueError(f"{folder} is a file; give the folder it is in")
+        for place, inner, files in os.walk(folder, onerror=closed.append):
+            inner[:] = [name for name in inner if not name.startswith(".")]
+            for name in files:
+                if name.endswith(".json") and not name.startswith("."):
+                    yield Path(place, name)
+
+
+def _closed_folder(error: OSError, relative_to: Path) -> LeftOut:
+    name = relative_name(Path(error.filename), relative_to)
+    return LeftOut(name=name, kind="damaged", reason=f"cannot be read: {error.strerror}")
+
+
+def _read(path: Path, name: str) -> Run | LeftOut:
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        return LeftOut(name=name, kind="damaged", reason=f"not JSON: {error}")
+    except OSError as error:
+        return LeftOut(name=name, kind="damaged", reason=f"cannot be read: {error.strerror}")
+    if not (isinstance(record, dict) and record.keys() & {"schema", "step_s"}):
+        return LeftOut(name=name, kind="foreign", reason="not a run record")
+    try:
+        validate(record)
+        if record["status"] == "ok":
+            _check_facts(record)
+    except (ValueError, OverflowError) as error:
+        return LeftOut(name=name, kind="damaged", reason=str(error))
+    return Run(name=name, record=record, config=config_of(record))
+
+
+def _digest(record: Record) -> str:
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+
+
+# ---------------------------------------------------------------------------------- checks
+
+
+def _check_facts(record: Record) -> None:
+    """Raises ValueError for the first fact that a report needs and this record does not have."""
+    _check_fields(record, FACTS, "record")
+    for field, kinds in LISTS.items():
+        values = _look_up(record, field)
+        if not isinstance(values, list) or not all(_is(value, kinds) for value in values):
+            raise ValueError(f"record: {field} is not a list of {_spelled(kinds)}")
+    for field in ("hardware", "launches", "peak_bytes"):
+        if not record[field]:
+            raise ValueError(f"record: {field} is empty")
+    for rank, host in enumerate(record["hardware"]):
+        _check_fields(host, HOST, f"record: hardware.{rank}")
+    for index, point in enumerate(record["validation"]["history"]):
+        _check_fields(point, POINT, f"record: validation.history.{index}")
+    if record["validation"]["baseline"] is not None:
+        _check_fields(record["validation"]["baseline"], BASELINE, "record: validation.baseline")
+    _check_times(record)
+
+
+def _check_times(record: Record) -> None:
+    steps, start = len(record["step_s"]), record["steady_from"]
+    if min(record["step_s"]) <= 0:
+        raise ValueError("record: step_s holds a step that took no time")
+    if start is not None and not record["launches"][-1] <= start < steps:
+        raise ValueError(f"record: steady_from is {start}, outside the last launch's steps")
+
+
+def _check_fields(values: Mapping[str, Any], kinds: Mapping[str, Kinds], where: str) -> None:
+    for field, kind in kinds.items():
+        value = _look_up(values, field)
+        if not _is(value, kind):
+            raise ValueError(f"{where}: {field} is {value!r}; it must be {_spelled(kind)}")
+
+
+def _look_up(values: Any, field: str) -> Any:
+    """The value under a dotted name; None where a part of it is missing."""
+    for name in field.split("."):
+        values = values.get(name) if isinstance(values, Mapping) else None
+    return values
+
+
+def _is(value: Any, kinds: Kinds) -> bool:
+    kinds = kinds if isinstance(kinds, tuple) else (kinds,)
+    if isinstance(value, bool):
+        return bool in kinds
+    # JSON has integers that no float can hold; Python reads NaN and Infinity too.
+    if isinstance(value, int | float) and not abs(value) <= sys.float_info.max:
+        return False
+    return isinstance(value, kinds)
+
+
+def _spelled(kinds: Kinds) -> str:
+    kinds = kinds if isinstance(kinds, tuple) else (kinds,)
+    return " or ".join("null" if kind is NoneType else kind.__name__ for kind in kinds)

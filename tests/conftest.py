@@ -1,0 +1,29 @@
+"""What every test stands on."""
+
+import os
+
+# Tiny models gain nothing from more threads, and lose much where the cores are shared.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+from collections.abc import Iterator  # noqa: E402
+from pathlib import Path  # noqa: E402
+
+import pytest  # noqa: E402
+
+import unitransformer  # noqa: E402, F401  (torchvision beside a CPU torch is mended before lightning)
+
+
+@pytest.fixture(autouse=True)
+def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A launcher's variables, also those a run under test sets, never reach the next test."""
+    before = dict(os.environ)
+    for name in ("UNITRANSFORMER_RUN_FOLDER", "RANK", "LOCAL_RANK", "WORLD_SIZE", "SLURM_PROCID"):
+        monkeypatch.delenv(name, raising=False)
+    yield
+    for name in set(os.environ) - set(before):
+        del os.environ[name]
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    return Path(__file__).parent.parent

@@ -1,0 +1,249 @@
+"""Which samples make up a batch, what BERT's masks are, and what reading data refuses."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from recipes import bert, gpt, vit
+from unitransformer.config import DataConfig, ParallelConfig, RunConfig
+from unitransformer.corpus import special_tokens
+from unitransformer.data import (
+    DataModule,
+    MaskedWords,
+    NextWords,
+    Synthetic,
+    TrainOrder,
+    ValidationOrder,
+    load_source,
+    most_frequent_baseline,
+    permutation,
+    unigram_baseline,
+    uniform,
+)
+from unitransformer.objectives import IGNORED
+
+TINY = {"width": 16, "num_layers": 1, "num_heads": 2, "feedforward_width": 32}
+
+
+def config_of(module: object, devices: int = 1, **fields: object) -> RunConfig:
+    preset = module.PRESET  # type: ignore[attr-defined]
+    config = RunConfig(
+        recipe=preset.recipe,
+        size="reference",
+        model=preset.model_config("reference", **TINY),
+        parallel=ParallelConfig(devices=devices),
+        batch_size=4,
+        max_steps=6,
+    )
+    return replace(config, **fields)  # type: ignore[arg-type]
+
+
+def batches(config: RunConfig, num_samples: int, start_step: int = 0) -> list[list[int]]:
+    """Indices of each global micro-batch, all ranks together."""
+    world = config.parallel.world_size
+    ranks = [
+        [picks[1].tolist() for picks in order]
+        for order in (
+            TrainOrder(config, num_samples, rank=rank, start_step=start_step)
+            for rank in range(world)
+        )
+    ]
+    return [sum(parts, []) for parts in zip(*ranks, strict=True)]
+
+
+@pytest.mark.parametrize("devices", [2, 4, 8])
+def test_a_global_batch_is_the_same_on_any_number_of_devices(devices: int) -> None:
+    one = batches(config_of(gpt, batch_size=8), 100)
+    many = batches(config_of(gpt, devices, batch_size=8 // devices), 100)
+    assert one == many
+
+
+def test_accumulating_takes_the_samples_of_a_larger_batch() -> None:
+    whole = batches(config_of(gpt, batch_size=8), 100)
+    parts = batches(config_of(gpt, batch_size=4, accumulate=2), 100)
+    assert [sum(pair, []) for pair in zip(parts[::2], parts[1::2], strict=True)] == whole
+
+
+def test_every_pass_over_the_data_sees_each_sample_once_in_another_order() -> None:
+    stream = sum(batches(config_of(gpt, batch_size=5, max_steps=8), 20), [])
+    first, second = stream[:20], stream[20:]
+    assert sorted(first) == sorted(second) == list(range(20))
+    assert first != second
+
+
+def test_a_run_resumed_at_step_4_sees_what_it_would_have_seen() -> None:
+    config = config_of(gpt, 2, max_steps=9)
+    assert batches(config, 30, start_step=4) == batches(config, 30)[4:]
+
+
+def test_other_seeds_give_other_orders() -> None:
+    assert not np.array_equal(permutation(50, 0, 0), permutation(50, 1, 0))
+
+
+def test_validation_samples_are_dealt_out_without_repeats() -> None:
+    config = config_of(gpt, 2, validation_batches=3)
+    ranks = [ValidationOrder(config, 30, rank=rank) for rank in range(2)]
+    seen = [index for order in ranks for _, indices in order for index in indices.tolist()]
+    assert sorted(seen) == list(range(24))
+
+
+def test_fewer_validation_samples_than_devices_are_refused() -> None:
+    with pytest.raises(ValueError, match="3 validation samples for 4 devices"):
+        ValidationOrder(config_of(gpt, 4), 3, rank=0)
+
+
+def picks(*indices: int, epoch: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    chosen = np.array(indices, dtype=np.int64)
+    return np.full_like(chosen, epoch), chosen
+
+
+def test_a_next_word_is_the_word_that_follows() -> None:
+    samples = NextWords(np.arange(21, dtype=np.uint16), 5)
+    batch = samples[picks(0, 3)]
+    assert len(samples) == 4
+    assert batch["inputs"].tolist() == [[0, 1, 2, 3, 4], [15, 16, 17, 18, 19]]
+    assert batch["targets"].tolist() == [[1, 2, 3, 4, 5], [16, 17, 18, 19, 20]]
+
+
+def masked(num_words: int = 1000, **data: object) -> MaskedWords:
+    words = np.random.default_rng(0).integers(5, num_words, 180_000).astype(np.uint16)
+    config = config_of(bert, data=DataConfig(**data))  # type: ignore[arg-type]
+    return MaskedWords(config, words, num_words)
+
+
+def test_masks_cover_15_percent_of_which_80_10_10_are_mask_random_and_kept() -> None:
+    samples = masked()
+    batch = samples[picks(*range(9000))]
+    shown = batch["inputs"].gather(1, batch["positions"])
+    mask = special_tokens("wordpiece").index("[MASK]")
+    assert batch["positions"].shape == (9000, 3)  # 15 % of 20
+    assert (shown == mask).float().mean().item() == pytest.approx(0.8, abs=0.01)
+    assert (shown == batch["targets"]).float().mean().item() == pytest.approx(0.1, abs=0.01)
+    is_other = (shown != mask) & (shown != batch["targets"])
+    assert is_other.float().mean().item() == pytest.approx(0.1, abs=0.01)
+
+
+def test_every_position_but_the_ends_is_masked_equally_often() -> None:
+    positions = masked()[picks(*range(9000))]["positions"]
+    share = torch.bincount(positions.reshape(-1), minlength=20) / 9000
+    assert share[0] == share[19] == 0
+    assert share[1:19].min().item() > 0.14
+    assert share[1:19].max().item() < 0.20
+
+
+def test_a_mask_depends_on_seed_epoch_and_sample_and_on_nothing_else() -> None:
+    samples = masked()
+    alone, among = samples[picks(7)], samples[picks(3, 7, 9)]
+    assert torch.equal(alone["inputs"][0], among["inputs"][1])
+    later = samples[picks(7, epoch=1)]
+    assert not torch.equal(alone["positions"], later["positions"])
+
+
+def test_special_words_are_never_asked_for() -> None:
+    samples = masked()
+    samples.words = np.full(180, 3, dtype=np.uint16)  # nothing but [SEP]
+    samples.words[4] = 77
+    batch = samples[picks(0)]
+    assert batch["targets"].tolist()[0].count(IGNORED) == 2
+    assert 77 in batch["targets"]
+    untouched = batch["inputs"][0].tolist()
+    assert untouched[0] == 2
+    assert untouched.count(3) == 18
+
+
+def test_uniform_numbers_look_uniform() -> None:
+    chance = uniform(3, np.arange(500), np.arange(500), 200)
+    assert 0 <= chance.min() < 0.001
+    assert 0.999 < chance.max() < 1
+    counts, _ = np.histogram(chance, bins=20)
+    expected = chance.size / 20
+    # Chi-square with 19 degrees of freedom: 43.8 is its 99.9 % point.
+    assert ((counts - expected) ** 2 / expected).sum() < 43.8
+
+
+def test_the_unigram_baseline_is_the_entropy_of_a_known_source() -> None:
+    words = np.array([0, 1] * 5000, dtype=np.uint16)
+    baseline = unigram_baseline(words, words, 2)
+    assert baseline.loss == pytest.approx(np.log(2), rel=1e-4)
+
+
+def test_built_in_digits_are_real_pictures_with_no_overlap() -> None:
+    config = config_of(vit)
+    source = load_source(config)
+    train, validation = source.train, source.validation
+    batch = train[picks(0, 1)]
+    assert batch["inputs"].shape == (2, 3, 224, 224)
+    assert float(batch["inputs"].max()) <= 1.0
+    assert len(train) + len(validation) == 537  # the zeros, ones and twos
+    seen = {bytes(p.numpy().tobytes()) for p in train.pictures}  # type: ignore[attr-defined]
+    held = [bytes(p.numpy().tobytes()) for p in validation.pictures]  # type: ignore[attr-defined]
+    assert not seen.intersection(held)
+
+
+def test_the_majority_baseline_counts_its_class() -> None:
+    config = config_of(vit)
+    source = load_source(config)
+    order = ValidationOrder(config, len(source.validation), rank=0)
+    baseline = most_frequent_baseline(source.validation, order, 1)
+    labels = torch.cat([source.validation[chosen]["targets"] for chosen in order])
+    assert baseline.accuracy == pytest.approx((labels == 1).float().mean().item())
+
+
+@pytest.mark.parametrize("module", [bert, gpt, vit], ids=["bert", "gpt", "vit"])
+def test_synthetic_samples_are_made_on_the_device_the_same_each_time(module: object) -> None:
+    config = config_of(module, data=DataConfig(source="synthetic"))
+    data = DataModule(config, load_source(config))
+    loader = data.train_dataloader()
+    assert isinstance(data.source.train, Synthetic)
+    device = torch.device("cpu")
+    first, again = (data.transfer_batch_to_device(next(iter(loader)), device, 0) for _ in range(2))
+    assert torch.equal(first["inputs"], again["inputs"])
+    assert first["inputs"].shape[0] == 4
+
+
+def picture_folder(root: Path, classes: int = 2, each: int = 6) -> Path:
+    from PIL import Image
+
+    for label in range(classes):
+        folder = root / f"class{label}"
+        folder.mkdir(parents=True)
+        for number in range(each):
+            pixels = np.full((20 + number, 30, 3), 40 * label + number, dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / f"{number}.png")
+    return root
+
+
+def test_a_folder_of_pictures_is_read_as_one_class_a_folder(tmp_path: Path) -> None:
+    root = picture_folder(tmp_path / "pictures")
+    source = load_source(config_of(vit, data=DataConfig(source=str(root))))
+    assert source.class_names == ("class0", "class1")
+    assert len(source.train) + len(source.validation) == 12
+    assert source.train[picks(0)]["inputs"].shape == (1, 3, 224, 224)
+
+
+def test_a_broken_picture_is_named_and_skipped_with_a_count(tmp_path: Path) -> None:
+    root = picture_folder(tmp_path / "pictures")
+    (root / "class0" / "3.png").write_bytes(b"not a picture")
+    with pytest.warns(UserWarning, match=r"1 broken pictures skipped: .*class0/3\.png"):
+        source = load_source(config_of(vit, data=DataConfig(source=str(root))))
+    assert "1 broken skipped" in source.description
+    assert len(source.train) + len(source.validation) == 11
+
+
+def test_a_picture_that_breaks_while_training_is_replaced_and_named(tmp_path: Path) -> None:
+    root = picture_folder(tmp_path / "pictures")
+    source = load_source(config_of(vit, data=DataConfig(source=str(root))))
+    path, _ = source.train.files[0]  # type: ignore[attr-defined]
+    Path(path).write_bytes(b"gone bad")
+    with pytest.warns(UserWarning, match="broken picture .* skipped"):
+        batch = source.train[picks(0, 1)]
+    assert torch.equal(batch["inputs"][0], batch["inputs"][1])
+
+
+def test_more_classes_than_the_model_has_are_refused_with_the_fix(tmp_path: Path) -> None:
+    root = picture_folder(tmp_path / "pictures", classes=5, each=1)
+    with pytest.raises(ValueError, match=r"--model\.num-classes 5"):
+        load_source(config_of(vit, data=DataConfig(source=str(root))))

@@ -1,0 +1,112 @@
+"""Losses: what counts, what does not, and that chunks change nothing."""
+
+import pytest
+import torch
+from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from recipes import bert, gpt
+from unitransformer.objectives import IGNORED, Batch, Objective, chunked_cross_entropy
+from unitransformer.transformer import Transformer
+
+TINY = {"width": 16, "num_layers": 2, "num_heads": 4, "feedforward_width": 32, "num_classes": 60}
+
+
+def head(rows: int = 37, width: int = 12, classes: int = 23) -> tuple[torch.Tensor, ...]:
+    generator = torch.Generator().manual_seed(0)
+    states = torch.randn(rows, width, generator=generator, requires_grad=True)
+    weight = torch.randn(classes, width, generator=generator, requires_grad=True)
+    bias = torch.randn(classes, generator=generator, requires_grad=True)
+    targets = torch.randint(classes, (rows,), generator=generator)
+    targets[::5] = IGNORED
+    return states, weight, bias, targets
+
+
+@pytest.mark.parametrize("chunk", [1, 8, 36, 37, 1000])
+def test_a_chunked_loss_has_the_value_and_gradients_of_the_whole(chunk: int) -> None:
+    states, weight, bias, targets = head()
+    whole = functional.cross_entropy(
+        functional.linear(states, weight, bias), targets, ignore_index=IGNORED
+    )
+    expected = torch.autograd.grad(whole * 3, (states, weight, bias))
+    parts = chunked_cross_entropy(states, weight, bias, targets, chunk=chunk)
+    actual = torch.autograd.grad(parts * 3, (states, weight, bias))
+    torch.testing.assert_close(parts, whole)
+    for ours, wanted in zip(actual, expected, strict=True):
+        torch.testing.assert_close(ours, wanted)
+
+
+def test_a_chunked_loss_never_holds_the_whole_matrix() -> None:
+    states, weight, bias, targets = head(rows=512, width=8, classes=512)
+    largest = 0
+
+    class Sizes(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            nonlocal largest
+            out = func(*args, **(kwargs or {}))
+            if isinstance(out, torch.Tensor):
+                largest = max(largest, out.numel())
+            return out
+
+    with Sizes():
+        chunked_cross_entropy(states, weight, bias, targets, chunk=16).backward()
+    assert largest <= 16 * 512
+
+
+def test_a_chunk_below_one_is_refused() -> None:
+    with pytest.raises(ValueError, match="chunk is 0"):
+        chunked_cross_entropy(*head(), chunk=0)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_training_in_chunks_gives_every_parameter_the_same_gradient(tied: bool) -> None:
+    config = gpt.model_config(**TINY, tied_head=tied, head_bias=not tied, dropout=0.0)
+    words = torch.randint(60, (3, 11))
+    batch = Batch(inputs=words[:, :-1], targets=words[:, 1:])
+    gradients = []
+    for chunk in (0, 7):
+        objective = Objective(Transformer(config), loss_chunk=chunk)
+        objective(batch).backward()
+        gradients.append([p.grad for p in objective.parameters()])
+    for whole, parts in zip(*gradients, strict=True):
+        torch.testing.assert_close(parts, whole)
+
+
+def test_padding_never_counts() -> None:
+    objective = Objective(Transformer(bert.model_config(**TINY, dropout=0.0)))
+    inputs = torch.randint(60, (2, 8))
+    positions = torch.tensor([[1, 4, 6], [2, 3, 5]])
+    targets = torch.tensor([[7, 8, IGNORED], [9, IGNORED, IGNORED]])
+    loss = objective(Batch(inputs=inputs, targets=targets, positions=positions))
+    logits = objective.network(inputs)
+    alone = torch.stack([logits[0, 1], logits[0, 4], logits[1, 2]])
+    expected = functional.cross_entropy(alone, torch.tensor([7, 8, 9]))
+    torch.testing.assert_close(loss, expected)
+    assert (
+        int(objective.score(Batch(inputs=inputs, targets=targets, positions=positions)).rows) == 3
+    )
+
+
+def test_the_softmax_of_the_network_is_not_in_front_of_the_loss() -> None:
+    """A second softmax would bound the loss from below by log V - 1."""
+    config = gpt.model_config(**TINY, dropout=0.0)
+    objective = Objective(Transformer(config))
+    words = torch.zeros(4, 9, dtype=torch.long)
+    batch = Batch(inputs=words[:, :-1], targets=words[:, 1:])
+    optimizer = torch.optim.Adam(objective.parameters(), lr=0.01)
+    for _ in range(60):
+        optimizer.zero_grad()
+        loss = objective(batch)
+        loss.backward()
+        optimizer.step()
+    assert loss.item() < 0.1
+
+
+def test_a_score_adds_up_loss_right_answers_and_rows() -> None:
+    objective = Objective(Transformer(gpt.model_config(**TINY))).eval()
+    words = torch.randint(60, (2, 6))
+    batch = Batch(inputs=words[:, :-1], targets=words[:, 1:])
+    score = objective.score(batch)
+    torch.testing.assert_close(score.loss / score.rows, objective(batch))
+    right = objective.network(batch["inputs"]).argmax(-1) == batch["targets"]
+    assert int(score.correct) == int(right.sum())

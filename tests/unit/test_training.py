@@ -1,0 +1,202 @@
+"""Training: repeatable to the bit, resumable to the bit, and what a practitioner expects of it."""
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from recipes import bert, gpt, vit
+from recipes.presets import Preset
+from unitransformer.checkpoints import load_checkpoint, newest_checkpoint
+from unitransformer.config import DataConfig, OptimizerConfig, ParallelConfig, RunConfig
+from unitransformer.records import load_record
+from unitransformer.run import Outcome, Places, RunFailed, run
+from unitransformer.training import build_optimizer
+from unitransformer.transformer import Transformer
+
+TINY = {"width": 16, "num_layers": 2, "num_heads": 2, "feedforward_width": 32, "dropout": 0.1}
+TEXT = {**TINY, "num_classes": 300, "num_positions": 16}
+PICTURES = {**TINY, "image_size": 16, "patch_size": 8}
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("UNITRANSFORMER_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("text") / "text.txt"
+    lines = (f"{a} times {b} makes {a * b}\n" for a in range(60) for b in range(20))
+    path.write_text("".join(lines))
+    return path
+
+
+def config_of(preset: Preset, text: Path, **fields: Any) -> RunConfig:
+    shape = PICTURES if preset.recipe == "vit" else TEXT
+    config = RunConfig(
+        recipe=preset.recipe,
+        size="reference",
+        model=preset.model_config("reference", **shape),
+        data=DataConfig(source="builtin" if preset.recipe == "vit" else str(text)),
+        optimizer=OptimizerConfig(learning_rate=3e-3, warmup_steps=2, schedule_steps=20),
+        parallel=ParallelConfig(accelerator="cpu"),
+        batch_size=4,
+        max_steps=20,
+        validate_every=7,
+        validation_batches=2,
+    )
+    return replace(config, **fields)
+
+
+def train(config: RunConfig, folder: Path, **options: Any) -> Outcome:
+    places = Places(
+        folder=folder, checkpoints=folder / "checkpoints", record=folder / f"{config.hash()}.json"
+    )
+    return run(config, places, command="a test", say=lambda line: None, **options)
+
+
+@pytest.mark.parametrize("preset", [bert.PRESET, gpt.PRESET, vit.PRESET], ids=lambda p: p.recipe)
+def test_twenty_steps_equal_ten_resumed_for_ten_more(
+    preset: Preset, text: Path, tmp_path: Path
+) -> None:
+    config = config_of(preset, text)
+    whole = train(config, tmp_path / "whole").record
+    half = train(replace(config, max_steps=10), tmp_path / "parts").record
+    rest = train(config, tmp_path / "parts", resume=True).record
+    assert whole is not None
+    assert half is not None
+    assert rest is not None
+    assert half["loss"] == whole["loss"][:10]
+    assert rest["loss"] == whole["loss"]
+    assert rest["launches"] == [0, 10]
+    assert len(rest["step_s"]) == 20
+    assert rest["validation"]["loss"] == whole["validation"]["loss"]
+
+
+def test_a_run_resumes_in_the_middle_of_an_epoch_with_accumulation(
+    text: Path, tmp_path: Path
+) -> None:
+    config = config_of(gpt.PRESET, text, accumulate=3)
+    whole = train(config, tmp_path / "whole").record
+    train(replace(config, max_steps=9), tmp_path / "parts")
+    rest = train(config, tmp_path / "parts", resume=True).record
+    assert whole is not None
+    assert rest is not None
+    assert rest["loss"] == whole["loss"]
+
+
+def test_a_seed_repeats_a_run_to_the_bit_and_another_does_not(text: Path, tmp_path: Path) -> None:
+    config = config_of(gpt.PRESET, text, max_steps=5)
+    losses = [
+        train(replace(config, seed=seed), tmp_path / str(number)).record["loss"]  # type: ignore[index]
+        for number, seed in enumerate((1, 1, 2))
+    ]
+    assert losses[0] == losses[1]
+    assert losses[0] != losses[2]
+
+
+def test_micro_batches_add_up_to_the_whole_batch(text: Path, tmp_path: Path) -> None:
+    model = gpt.model_config("reference", **{**TEXT, "dropout": 0.0})
+    config = config_of(gpt.PRESET, text, model=model, max_steps=6)
+    whole = train(replace(config, batch_size=8), tmp_path / "a").record
+    parts = train(replace(config, batch_size=2, accumulate=4), tmp_path / "b").record
+    assert whole is not None
+    assert parts is not None
+    assert parts["loss"] == pytest.approx(whole["loss"], rel=1e-5)
+
+
+def test_a_chunked_loss_trains_the_same_model(text: Path, tmp_path: Path) -> None:
+    config = config_of(bert.PRESET, text, max_steps=6)
+    whole = train(config, tmp_path / "a").record
+    parts = train(replace(config, loss_chunk=5), tmp_path / "b").record
+    assert whole is not None
+    assert parts is not None
+    assert parts["loss"] == pytest.approx(whole["loss"], rel=1e-5)
+
+
+def test_a_record_says_what_ran_and_validates(text: Path, tmp_path: Path) -> None:
+    config = config_of(gpt.PRESET, text)
+    record = train(config, tmp_path).record
+    assert record is not None
+    path = tmp_path / f"{config.hash()}.json"
+    assert load_record(path) == json.loads(json.dumps(record))
+    assert record["status"] == "ok"
+    assert len(record["loss"]) == len(record["step_s"]) == len(record["learning_rate"]) == 20
+    assert record["learning_rate"][:2] == pytest.approx([1.5e-3, 3e-3])
+    assert record["validation"]["value"] == pytest.approx(math.exp(record["validation"]["loss"]))
+    assert record["validation"]["baseline"]["name"] == "unigram entropy"
+    steady = record["step_s"][record["steady_from"] :]
+    median = sorted(steady)[len(steady) // 2]
+    assert 4 * 16 / record["tokens_per_s"] == pytest.approx(median, rel=0.5)
+    assert {"csv", "tensorboard", "checkpoints"} <= {path.name for path in tmp_path.iterdir()}
+
+
+def test_too_short_a_run_says_so_in_place_of_a_rate(text: Path, tmp_path: Path) -> None:
+    record = train(config_of(gpt.PRESET, text, max_steps=3), tmp_path).record
+    assert record is not None
+    assert record["steady_from"] is None
+    assert record["tokens_per_s"] is None
+
+
+def test_only_the_newest_checkpoint_is_kept(text: Path, tmp_path: Path) -> None:
+    train(config_of(gpt.PRESET, text, checkpoint_every=6), tmp_path)
+    names = [path.name for path in (tmp_path / "checkpoints").iterdir()]
+    assert names == ["step-00000020.ckpt"]
+    newest = newest_checkpoint(tmp_path / "checkpoints")
+    assert newest is not None
+    assert "unitransformer" in load_checkpoint(newest)
+
+
+def test_a_run_that_breaks_leaves_a_record_of_it(
+    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def give_up(*arguments: object) -> None:
+        raise ArithmeticError("the third step went wrong")
+
+    config = config_of(gpt.PRESET, text)
+    calls = iter(range(100))
+    states = Transformer.states
+    monkeypatch.setattr(
+        Transformer,
+        "states",
+        lambda self, *a: states(self, *a) if next(calls) < 2 else give_up(),
+    )
+    with pytest.raises(RunFailed, match="third step"):
+        train(config, tmp_path)
+    record = load_record(tmp_path / f"{config.hash()}.json")
+    assert record["status"] == "crashed"
+    assert record["error"]["type"] == "ArithmeticError"
+    assert len(record["loss"]) == 2
+
+
+def test_weight_decay_is_for_matrices_only() -> None:
+    network = Transformer(vit.model_config(**PICTURES))
+    optimizer = build_optimizer(network, OptimizerConfig(weight_decay=0.1))
+    decayed, free = optimizer.param_groups
+    assert decayed["weight_decay"] == 0.1
+    assert free["weight_decay"] == 0.0
+    assert all(p.squeeze().ndim >= 2 for p in decayed["params"])
+    names = {id(p): name for name, p in network.named_parameters()}
+    undecayed = {names[id(p)] for p in free["params"]}
+    assert "class_embedding" in undecayed
+    assert "transformer_layers.0.ln1.weight" in undecayed
+    assert len(decayed["params"]) + len(free["params"]) == len(names)
+
+
+def test_the_learning_rate_warms_up_and_follows_a_cosine_to_its_floor() -> None:
+    config = OptimizerConfig(learning_rate=1.0, warmup_steps=4, schedule_steps=24, floor=0.1)
+    assert [config.learning_rate_at(step) for step in range(4)] == [0.25, 0.5, 0.75, 1.0]
+    assert config.learning_rate_at(14) == pytest.approx(0.55)
+    assert config.learning_rate_at(24) == config.learning_rate_at(1000) == pytest.approx(0.1)
+
+
+def test_training_flushes_denormal_floats(text: Path, tmp_path: Path) -> None:
+    torch.set_flush_denormal(False)
+    train(config_of(gpt.PRESET, text, max_steps=1), tmp_path)
+    smallest = torch.tensor([1e-38]) * 1e-3
+    assert float(smallest) == 0.0

@@ -1,0 +1,171 @@
+"""The backbone equals the plain PyTorch model, starts at a guess, and skips only what is unread."""
+
+import math
+
+import pytest
+import torch
+from plain_model import PlainTransformer
+
+from recipes import bert, gpt, vit
+from recipes.presets import Preset
+from unitransformer.config import ModelConfig
+from unitransformer.flops import count_parameters
+from unitransformer.objectives import Batch, Objective
+from unitransformer.transformer import PatchEncoding, Transformer
+
+PRESETS = (bert.PRESET, gpt.PRESET, vit.PRESET)
+EVERY_SIZE = [(preset, size) for preset in PRESETS for size in preset.sizes]
+TINY = {"width": 16, "num_layers": 2, "num_heads": 4, "feedforward_width": 32}
+
+
+def inputs_of(config: ModelConfig, batch: int = 3, *, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    if config.image_size is not None:
+        shape = (batch, config.num_channels, config.image_size, config.image_size)
+        return torch.randn(shape, generator=generator)
+    shape = (batch, min(64, config.num_positions))
+    return torch.randint(config.num_classes, shape, generator=generator)
+
+
+@pytest.mark.parametrize("preset", PRESETS, ids=lambda preset: preset.recipe)
+def test_a_plain_models_state_loads_strictly_and_gives_its_outputs(preset: Preset) -> None:
+    overrides = {"causal": False} if preset.recipe == "gpt" else {}
+    config = preset.model_config("reference", **overrides)
+    torch.manual_seed(0)
+    plain = PlainTransformer(config).eval()
+    ours = Transformer(config).eval()
+    ours.load_state_dict(plain.state_dict(), strict=True)
+    inputs = inputs_of(config)
+    with torch.no_grad():
+        ours_out, plain_out = ours(inputs), plain(inputs)
+    # The plain model's word vectors are drawn loud: its logits reach 80, so 1e-5 is relative.
+    torch.testing.assert_close(ours_out, plain_out, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(ours_out.softmax(-1), plain_out.softmax(-1), atol=1e-5, rtol=0)
+
+
+def test_our_state_loads_strictly_into_the_plain_model() -> None:
+    config = bert.model_config(**TINY)
+    PlainTransformer(config).load_state_dict(Transformer(config).state_dict(), strict=True)
+
+
+def test_names_and_layouts_of_the_parameters() -> None:
+    with torch.device("meta"):
+        text = Transformer(gpt.model_config()).state_dict()
+        pictures = Transformer(vit.model_config()).state_dict()
+    assert text["embedding.lut.weight"].shape == (30_522, 768)
+    assert text["pe.pe"].shape == (1, 64, 768)
+    assert text["transformer_layers.5.mha.in_proj_weight"].shape == (3 * 768, 768)
+    assert text["transformer_layers.5.feedforward.fcn.3.weight"].shape == (768, 3072)
+    assert pictures["class_embedding"].shape == (1, 1, 768)
+    assert pictures["linear_mapper.weight"].shape == (768, 768)
+    assert pictures["pe.pe"].shape == (1, 197, 768)
+
+
+def test_logits_have_one_row_a_position_and_one_a_picture() -> None:
+    text = Transformer(gpt.model_config(**TINY, num_classes=50))
+    pictures = Transformer(vit.model_config(**TINY, image_size=32, patch_size=8))
+    assert text(torch.zeros(2, 7, dtype=torch.long)).shape == (2, 7, 50)
+    assert pictures(torch.zeros(2, 3, 32, 32)).shape == (2, 3)
+
+
+def test_patches_come_as_unfold_gives_them() -> None:
+    pictures = torch.arange(2 * 3 * 8 * 8.0).view(2, 3, 8, 8)
+    expected = torch.nn.functional.unfold(pictures, 4, stride=4).transpose(1, 2)
+    assert torch.equal(PatchEncoding(4)(pictures), expected)
+
+
+def test_gpt_does_not_see_the_future_and_can_be_told_to() -> None:
+    config = gpt.model_config(**TINY, num_classes=50)
+    words = torch.randint(50, (1, 10))
+    changed = words.clone()
+    changed[0, 9] = (words[0, 9] + 1) % 50
+    blind, seeing = Transformer(config), Transformer(gpt.model_config(**TINY, causal=False))
+    blind.eval(), seeing.eval()
+    assert torch.equal(blind(words)[:, :9], blind(changed)[:, :9])
+    assert not torch.equal(seeing(words)[:, :9], seeing(changed)[:, :9])
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_chosen_positions_have_the_logits_and_gradients_they_have_among_all(causal: bool) -> None:
+    config = gpt.model_config(**TINY, num_classes=50, causal=causal, dropout=0.0)
+    network = Transformer(config)
+    words, positions = torch.randint(50, (3, 12)), torch.tensor([[0, 5], [11, 3], [7, 7]])
+    some = network(words, positions)
+    some.square().sum().backward()
+    gradient = network.transformer_layers[0].mha.in_proj_weight.grad.clone()
+    network.zero_grad()
+    every = network(words).gather(1, positions.unsqueeze(-1).expand(-1, -1, 50))
+    every.square().sum().backward()
+    torch.testing.assert_close(some, every)
+    torch.testing.assert_close(network.transformer_layers[0].mha.in_proj_weight.grad, gradient)
+
+
+def test_weights_are_a_function_of_config_and_seed_alone() -> None:
+    config = gpt.model_config(**TINY, num_classes=50)
+    first = Transformer(config, seed=1).state_dict()
+    torch.manual_seed(99)
+    again, other = Transformer(config, seed=1), Transformer(config, seed=2)
+    assert all(torch.equal(first[name], value) for name, value in again.state_dict().items())
+    assert not torch.equal(first["lm_head.weight"], other.state_dict()["lm_head.weight"])
+
+
+def first_loss(config: ModelConfig) -> float:
+    torch.set_flush_denormal(True)
+    objective = Objective(Transformer(config)).eval()
+    inputs = inputs_of(config, batch=4)
+    shape = (4,) if config.reads_pictures else tuple(inputs.shape)
+    targets = torch.randint(config.num_classes, shape, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        return float(objective(Batch(inputs=inputs, targets=targets)))
+
+
+@pytest.mark.parametrize(
+    ("preset", "size"), EVERY_SIZE, ids=[f"{preset.recipe}-{size}" for preset, size in EVERY_SIZE]
+)
+def test_the_first_loss_of_every_size_is_within_3_percent_of_a_guess(
+    preset: Preset, size: str
+) -> None:
+    full = preset.model_config(size)
+    # As wide as the size is, but the three widest; few layers, so that it fits a laptop.
+    # Residual branches shrink with depth, so fewer layers are the harder case.
+    small = {"num_layers": min(2, full.num_layers)}
+    if full.width > 2000 and not full.reads_pictures:
+        small["num_classes"] = 4000
+    if full.width > 4000:
+        small |= {"width": 2560, "num_heads": 20, "feedforward_width": 2560}
+    config = preset.model_config(size, **small)
+    assert first_loss(config) == pytest.approx(math.log(config.num_classes), rel=0.03)
+
+
+@pytest.mark.parametrize(
+    ("preset", "size"), EVERY_SIZE, ids=[f"{preset.recipe}-{size}" for preset, size in EVERY_SIZE]
+)
+def test_counted_parameters_equal_the_networks_own(preset: Preset, size: str) -> None:
+    config = preset.model_config(size)
+    with torch.device("meta"):
+        network = Transformer(config)
+    assert count_parameters(config) == sum(p.numel() for p in network.parameters())
+    assert all(p.device.type == "meta" for p in network.parameters())
+
+
+@pytest.mark.parametrize(
+    ("preset", "size", "millions"),
+    [
+        # Published counts: GPT-2's and BERT's learned positions, segments and pooler, and ViT's
+        # learned positions, are not part of this backbone; they make up the difference.
+        (gpt.PRESET, "124m", 124.4),
+        (gpt.PRESET, "350m", 354.8),
+        (gpt.PRESET, "774m", 774.0),
+        (gpt.PRESET, "1.5b", 1557.6),
+        (gpt.PRESET, "175b", 174_600),
+        (bert.PRESET, "base", 110),
+        (bert.PRESET, "large", 336),
+        (vit.PRESET, "b16", 86.6),
+        (vit.PRESET, "l16", 304.3),
+        (vit.PRESET, "h14", 632.0),
+    ],
+)
+def test_sizes_have_the_published_number_of_parameters(
+    preset: Preset, size: str, millions: float
+) -> None:
+    assert count_parameters(preset.model_config(size)) / 1e6 == pytest.approx(millions, rel=0.015)
