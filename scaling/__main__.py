@@ -19,7 +19,6 @@ from scaling.report import draw_plots, render_report
 from scaling.store import Store, find_contradictions, load_store, relative_name
 from unitransformer.records import write_atomically
 
-
 DEFAULT_OUT = "RESULTS.md"
 DEFAULT_PLOTS = "plots"
 

@@ -28,7 +28,7 @@ CONVENTIONS = {
     "matmul_causal": "as `matmul`, with the half of attention that a causal mask leaves",
 }
 LOG_LINES = 12
-LONG_SUMMARY = 40  # rows from which a summary is folded
+LONG_SUMMARY = 50  # lines from which a summary is folded
 LONGEST_MESSAGE = 300  # letters of an error in a table; the record has all of them
 
 
@@ -160,15 +160,17 @@ def _hardware(run: Run) -> str:
 
 
 def _host(host: Mapping[str, Any]) -> str:
+    cores, memory = host.get("cpu_cores"), host.get("memory_bytes")
     parts = [
-        host["cpu"] or "processor not told by the system",
-        f"{host['cpu_cores'] or 'unknown number of'} cores",
-        f"{_gib(host['memory_bytes'])} memory" if host["memory_bytes"] else "memory not told",
-        f"{host['system']} {host['machine']}",
+        host.get("cpu") or "processor not told by the system",
+        f"{cores} cores" if cores else "cores not told",
+        f"{_gib(memory)} memory" if memory else "memory not told",
+        " ".join(filter(None, (host.get("system"), host.get("machine")))) or "system not told",
     ]
     if host["device"] != "cpu":
-        parts.insert(0, f"{host['device']} with {_gib(host['device_memory_bytes'] or 0)}")
-    elif host["threads"]:
+        on_device = host.get("device_memory_bytes")
+        parts.insert(0, f"{host['device']}, {_gib(on_device) if on_device else 'memory not told'}")
+    elif host.get("threads"):
         parts.append(f"{_count(host['threads'], 'thread')} a rank")
     return ", ".join(parts)
 
@@ -191,7 +193,14 @@ def _overview(mains: Mapping[Recipe, Run]) -> str:
     """Recipes side by side: one column each."""
     if not mains:
         return "Nothing to compare: no run ended well."
-    rows: dict[str, Callable[[Run], str]] = {
+    columns = [TITLES[recipe] for recipe in mains]
+    body = [(name, *map(describe, mains.values())) for name, describe in _described().items()]
+    return _table(("recipe", *columns), body)
+
+
+def _described() -> dict[str, Callable[[Run], str]]:
+    """What is told of every run that ended well, as cells."""
+    return {
         "size": lambda run: _text(run.config.size),
         "parameters": lambda run: human_count(count_parameters(run.config.model)),
         "devices": _devices,
@@ -205,11 +214,8 @@ def _overview(mains: Mapping[Recipe, Run]) -> str:
         "speed": _speed,
         "FLOPs": _overview_flops,
         "peak memory": _memory,
-        "record": lambda run: _link(run.name, PurePosixPath(run.name).name),
+        "record": _record,
     }
-    columns = [TITLES[recipe] for recipe in mains]
-    body = [(name, *(describe(run) for run in mains.values())) for name, describe in rows.items()]
-    return _table(("recipe", *columns), body)
 
 
 def _failures(store: Store) -> list[str]:
@@ -226,7 +232,7 @@ def _failures(store: Store) -> list[str]:
             f"{run.num_steps:,} of {run.config.max_steps:,}",
             run.record["status"],
             _error(run),
-            _link(run.name, PurePosixPath(run.name).name),
+            _record(run),
         )
         for run in failed
     ]
@@ -336,21 +342,9 @@ def _explained_speed(run: Run) -> str:
 def _other_runs(runs: Sequence[Run]) -> list[str]:
     if not runs:
         return []
-    rows: dict[str, Callable[[Run], str]] = {
-        "size": lambda run: _text(run.config.size),
-        "parameters": lambda run: human_count(count_parameters(run.config.model)),
-        "devices": _devices,
-        "precision": lambda run: run.config.parallel.precision,
-        "batch": _batch,
-        "steps": lambda run: f"{run.num_steps:,}",
-        "validation loss": lambda run: f"{run.record['validation']['loss']:.4f} nats",
-        "metric": _metric,
-        "speed": _speed,
-        "peak memory": _memory,
-        "record": lambda run: _link(run.name, PurePosixPath(run.name).name),
-    }
-    body = [[describe(run) for describe in rows.values()] for run in runs]
-    return ["### Other runs", _table(tuple(rows), body)]
+    columns = _described()
+    body = [[describe(run) for describe in columns.values()] for run in runs]
+    return ["### Other runs", _table(tuple(columns), body)]
 
 
 # ---------------------------------------------------------------------------------- cells
@@ -382,8 +376,7 @@ def _batch(run: Run) -> str:
 
 
 def _metric(run: Run) -> str:
-    validation = run.record["validation"]
-    metric, value = validation["metric"], validation["value"]
+    metric, value = run.record["validation"]["metric"], run.metric_value
     shown = f"{value:,.1f}" if metric == "perplexity" else f"{value:.2%}"
     return f"{_text(metric)} {shown}"
 
@@ -431,6 +424,10 @@ def _memory(run: Run) -> str:
     peaks = run.record["peak_bytes"]
     ranks = "" if len(peaks) == 1 else f", largest of {len(peaks)} ranks"
     return f"{_gib(max(peaks))} ({_text(run.record['peak_bytes_kind'])}{ranks})"
+
+
+def _record(run: Run) -> str:
+    return _link(run.name, PurePosixPath(run.name).name)
 
 
 def _ms(seconds: float) -> str:

@@ -22,6 +22,7 @@ from unitransformer.records import Record, config_of, validate
 
 Kinds = type | tuple[type, ...]
 NUMBER = (int, float)
+MISSING = object()
 RELATIVE_ERROR = 1e-9  # two ways to one number differ by rounding, not by more
 
 # What is read of a run that ended well, beyond what `records.validate` looks at.
@@ -52,6 +53,7 @@ BASELINE: dict[str, Kinds] = {
 }
 POINT: dict[str, Kinds] = {"step": int, "val_loss": NUMBER}
 HOST: dict[str, Kinds] = {
+    "hostname": (str, NoneType),
     "cpu": (str, NoneType),
     "cpu_cores": (int, NoneType),
     "memory_bytes": (int, NoneType),
@@ -102,6 +104,14 @@ class Run:
     def units_per_s(self) -> float | None:
         median_s = self.median_step_s
         return None if median_s is None else self.units_per_step / median_s
+
+    @property
+    def metric_value(self) -> float:
+        """Perplexity out of the validation loss; an accuracy is itself a raw count."""
+        validation = self.record["validation"]
+        if validation["metric"] == "perplexity":
+            return math.exp(min(validation["loss"], 700.0))
+        return float(validation["value"])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,16 +166,17 @@ def relative_name(path: Path, folder: Path) -> str:
 
 def find_contradictions(run: Run) -> list[str]:
     """Derived fields of a run that ended well that its own samples and config contradict."""
-    record, rate = run.record, f"{run.unit}s_per_s"
-    validation = record["validation"]
-    derived: dict[str, tuple[Any, float | None]] = {
-        rate: (record.get(rate), run.units_per_s),
-        "num_parameters": (record["num_parameters"], count_parameters(run.config.model)),
-    }
-    if validation["metric"] == "perplexity":
-        perplexity = math.exp(min(validation["loss"], 700.0))
-        derived["validation.value"] = (validation["value"], perplexity)
-    return _differences(derived)
+    rate = f"{run.unit}s_per_s"
+    return _differences(
+        {
+            rate: (run.record.get(rate), run.units_per_s),
+            "num_parameters": (
+                run.record["num_parameters"],
+                count_parameters(run.config.model),
+            ),
+            "validation.value": (run.record["validation"]["value"], run.metric_value),
+        }
+    )
 
 
 def find_recounts(run: Run) -> list[str]:
@@ -181,7 +192,7 @@ def find_recounts(run: Run) -> list[str]:
 
 def _differences(fields: Mapping[str, tuple[Any, float | None]]) -> list[str]:
     return [
-        f"{field} is {_said(stored)}, it should be {_said(derived)}"
+        f"{field} is {_said(stored)} in the record, {_said(derived)} by its samples and config"
         for field, (stored, derived) in fields.items()
         if not _agree(stored, derived)
     ]
@@ -255,7 +266,7 @@ def _check_facts(record: Record) -> None:
         if not record[field]:
             raise ValueError(f"record: {field} is empty")
     for rank, host in enumerate(record["hardware"]):
-        _check_fields(host, HOST, f"record: hardware.{rank}")
+        _check_fields(host, HOST, f"record: hardware.{rank}", missing=None)
     for index, point in enumerate(record["validation"]["history"]):
         _check_fields(point, POINT, f"record: validation.history.{index}")
     if record["validation"]["baseline"] is not None:
@@ -271,17 +282,22 @@ def _check_times(record: Record) -> None:
         raise ValueError(f"record: steady_from is {start}, outside the last launch's steps")
 
 
-def _check_fields(values: Mapping[str, Any], kinds: Mapping[str, Kinds], where: str) -> None:
+def _check_fields(
+    values: Mapping[str, Any], kinds: Mapping[str, Kinds], where: str, *, missing: Any = MISSING
+) -> None:
+    """Args: missing: what a field counts as that is not there."""
     for field, kind in kinds.items():
-        value = _look_up(values, field)
+        value = _look_up(values, field, missing)
+        if value is MISSING:
+            raise ValueError(f"{where}: {field} is missing")
         if not _is(value, kind):
             raise ValueError(f"{where}: {field} is {value!r}; it must be {_spelled(kind)}")
 
 
-def _look_up(values: Any, field: str) -> Any:
-    """The value under a dotted name; None where a part of it is missing."""
+def _look_up(values: Any, field: str, missing: Any = None) -> Any:
+    """The value under a dotted name, or `missing`."""
     for name in field.split("."):
-        values = values.get(name) if isinstance(values, Mapping) else None
+        values = values.get(name, missing) if isinstance(values, Mapping) else missing
     return values
 
 

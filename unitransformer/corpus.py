@@ -42,7 +42,7 @@ from unitransformer.tokenization import (
 
 __all__ = ["Corpus", "TokenizerKind", "builtin_files", "load_corpus", "special_tokens"]
 
-FORMAT_VERSION = 1  # of a cache entry; raise it when the same text would give other contents
+FORMAT_VERSION = 2  # of a cache entry; raise it when the same text would give other contents
 BLOCK_BYTES = 1 << 20
 LONGEST_LINE = 4 << 20  # characters; a longer line is cut
 # Training takes up to 100 bytes of memory a byte of text (where words hardly repeat). 16 MB of the
@@ -128,7 +128,7 @@ def load_corpus(
 
 def _default_cache() -> Path:
     folder = os.environ.get("UNITRANSFORMER_CACHE")
-    return Path(folder) if folder else platformdirs.user_cache_path("unitransformer")
+    return Path(folder).expanduser() if folder else platformdirs.user_cache_path("unitransformer")
 
 
 # ---- finding the text

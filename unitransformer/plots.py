@@ -12,6 +12,7 @@ matplotlib.use("Agg", force=False)  # a figure must not need a screen
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 # Readable on light and dark pages: mid tones on a transparent ground.
 TRAIN, VALIDATION, BASELINE, INK = "#3b82c4", "#e07b39", "#8a8a8a", "#7a7a7a"
@@ -48,6 +49,7 @@ def loss_figure(
         name, value = baseline
         axes.axhline(value, color=BASELINE, linestyle="--", linewidth=1, label=_as_it_is(name))
     axes.set(xlabel="optimizer step", ylabel="cross entropy (nats)", title=_as_it_is(title))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))  # there is no step 2.5
     _plain(axes)
     axes.legend(frameon=False, labelcolor=INK)
     return figure

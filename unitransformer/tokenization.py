@@ -68,11 +68,12 @@ def build_tokenizer(
     Raises:
         ValueError: the special tokens and the alphabet alone exceed `vocabulary_size`.
     """
+    room = max(vocabulary_size, 0)  # the trainers overflow on less, before it is refused below
     match kind:
         case "bpe":
-            tokenizer = _build_bpe(texts, vocabulary_size)
+            tokenizer = _build_bpe(texts, room)
         case "wordpiece":
-            tokenizer = _build_wordpiece(texts, vocabulary_size)
+            tokenizer = _build_wordpiece(texts, room)
         case unknown:
             assert_never(unknown)
     # With nothing left to fill, the trainers stop at the special tokens and the alphabet.

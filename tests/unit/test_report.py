@@ -1,0 +1,457 @@
+"""The report: what RESULTS.md says of hand-made records, and the command that writes it."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, get_args
+from urllib.parse import unquote
+
+import pytest
+from test_store import STEP_S, make_config, make_crashed, make_record, make_run
+
+from scaling.__main__ import main
+from scaling.report import draw_architecture, draw_plots, render_report
+from scaling.store import LeftOut, Store
+from unitransformer.config import Recipe, replace
+from unitransformer.flops import count_flops
+from unitransformer.records import Record, write_record
+
+
+def make_store(*records: Record) -> Store:
+    runs = tuple(make_run(record, f"runs/{i}.json") for i, record in enumerate(records))
+    return Store(runs=runs, left_out=())
+
+
+def render(*records: Record) -> str:
+    return render_report(make_store(*records), command="python -m scaling report .", plots="plots")
+
+
+def three() -> list[Record]:
+    return [make_record(recipe) for recipe in ("vit", "gpt", "bert")]
+
+
+def cells(text: str, name: str) -> list[str]:
+    """The cells right of the first table row that begins with `name`."""
+    (row, *_) = [line for line in text.splitlines() if re.match(rf"\| {re.escape(name)} ", line)]
+    return [cell.strip() for cell in re.split(r"(?<!\\)\|", row)[2:-1]]
+
+
+# ---------------------------------------------------------------------------------- the whole
+
+
+def test_sections_come_in_one_order_whatever_the_order_of_the_records() -> None:
+    text = render(*three(), make_crashed())
+    headings = re.findall("^## (.*)", text, flags=re.MULTILINE)
+    assert headings == [
+        "Conditions",
+        "Overview",
+        "BERT",
+        "GPT",
+        "ViT",
+        "Runs that did not end well",
+    ]
+    inner = ["Architecture", "Parameters", "Training", "Speed, work and memory"]
+    assert re.findall("^### (.*)", text, flags=re.MULTILINE) == inner * 3
+
+
+def test_only_recipes_that_ran_have_a_section() -> None:
+    text = render(make_record("vit"))
+    assert "## ViT" in text
+    assert "## GPT" not in text
+    assert cells(text, "recipe") == ["ViT"]
+
+
+def test_the_first_paragraph_says_what_it_is_and_how_to_write_it_again() -> None:
+    opening = render(*three()).split("## ")[0]
+    assert "3 runs" in opening
+    assert "generated and never edited" in opening
+    assert "```sh\npython -m scaling report .\n```" in opening
+
+
+def test_the_overview_tells_every_figure_with_its_unit() -> None:
+    text = render(*three())
+    assert cells(text, "recipe") == ["BERT", "GPT", "ViT"]
+    assert cells(text, "speed") == ["160 tokens/s", "160 tokens/s", "20.00 images/s"]
+    assert cells(text, "validation loss") == ["2.0000 nats"] * 3
+    assert cells(text, "metric") == ["masked accuracy 50.00%", "perplexity 7.4", "top-1 50.00%"]
+    assert cells(text, "trivial baseline")[1] == "unigram entropy, 2.5000 nats"
+    assert cells(text, "baseline beaten")[:2] == [
+        "yes, by 25.00 percentage points",
+        "yes, by 0.50 nats",
+    ]
+    assert cells(text, "peak memory") == ["1.00 GiB (resident set)"] * 3
+    assert cells(text, "steps") == ["12"] * 3
+    assert cells(text, "precision") == ["32-true"] * 3
+    assert cells(text, "devices") == ["1 x auto, strategy auto"] * 3
+    assert cells(text, "FLOPs")[2].endswith("FLOP per image (`matmul`)")
+
+
+def test_a_baseline_that_was_not_beaten_is_told() -> None:
+    record = make_record()
+    record["validation"]["baseline"]["loss"] = 1.25
+    assert cells(render(record), "baseline beaten") == ["**no**, 0.75 nats short"]
+
+
+def test_conditions_that_differ_name_their_recipes() -> None:
+    records = [make_record("bert"), make_record("gpt", code={"commit": None, "is_dirty": None})]
+    (commit,) = cells(render(*records), "commit")
+    assert commit == (
+        "BERT: 0123456789ab, with changes not committed<br>"
+        "GPT: not told: the code ran outside a git checkout"
+    )
+    (versions,) = cells(render(*records), "versions")
+    assert versions == "python 3.11.7, torch 2.13.0"
+    assert "sha256 " + "ab" * 32 in render(*records)
+
+
+def test_a_blank_figure_says_why() -> None:
+    record = make_record(step_s=[0.1] * 5, data={"description": "synthetic", "sha256": None})
+    record["validation"]["baseline"] = None
+    text = render(record)
+    reason = "blank: 5 steps are too few to find a steady state"
+    for name in ("speed", "median steady step", "steady state"):
+        assert cells(text, name) == [reason]
+    assert cells(text, "trivial baseline")[0].startswith("blank: the record holds none")
+    assert cells(text, "baseline beaten") == ["blank: there is none to compare with"]
+    assert cells(text, "data") == ["synthetic; no sha256: it has no files"]
+
+
+def test_equal_records_give_equal_bytes_in_any_order() -> None:
+    runs = make_store(*three(), make_record("gpt", step_s=STEP_S * 2)).runs
+    stores = [Store(runs=order, left_out=()) for order in (runs, runs[::-1])]
+    first, second = (render_report(store, command="", plots="plots") for store in stores)
+    assert first == second
+
+
+def test_equal_records_give_equal_plots() -> None:
+    longer = make_record(step_s=STEP_S * 2)
+    orders = [make_store(longer, make_record()), make_store(make_record(), longer)]
+    first, second = map(draw_plots, orders)
+    assert first == second
+
+
+def test_plots_hold_no_date_and_no_version() -> None:
+    (name, content), *others = draw_plots(make_store(make_record())).items()
+    assert (name, others) == ("gpt-loss.svg", [])
+    assert content.startswith(b"<?xml")
+    assert b"<dc:date>" not in content
+    assert b"Matplotlib v" not in content
+
+
+def test_hosts_and_absolute_paths_stay_at_home() -> None:
+    error = {"type": "OSError", "message": "secret-node-7: /home/jane/data/a.txt is gone"}
+    text = render(make_record("bert"), make_crashed(error=error))
+    assert "OSError: (host): …/a.txt is gone" in text
+    assert "secret-node-7" not in text
+    assert "/home/jane" not in text
+
+
+# ---------------------------------------------------------------------------------- one recipe
+
+
+def test_the_longest_run_has_the_section_and_the_others_a_row() -> None:
+    long = make_record(step_s=STEP_S + [0.1] * 8, loss=[1.0] * 20, learning_rate=[1e-3] * 20)
+    text = render(make_record(), long, make_record(started_at="2026-02-02"))
+    assert cells(text, "steps") == ["20"]
+    others = text.split("### Other runs")[1]
+    assert "[2.json](runs/2.json)" in others
+    assert "[0.json](runs/0.json)" in others
+    assert "[1.json](runs/1.json)" not in others
+    assert others.index("2.json") < others.index("0.json"), "of equally long runs the newest first"
+
+
+def test_figures_of_a_run_come_from_its_raw_steps() -> None:
+    text = render(make_record())
+    assert cells(text, "steady state")[0].startswith("steps 3 to 12, 10 steps: MSER")
+    assert cells(text, "median steady step")[0].startswith("100.0 ms; the middle half")
+    flops = re.findall(r"FLOPs per token, `(\w+)`\s*\| ([\d,]+)", text)
+    assert {name: float(count.replace(",", "")) for name, count in flops} == {
+        name: round(count) for name, count in count_flops(make_config()).items()
+    }
+
+
+def test_a_resumed_run_says_which_launch_was_timed() -> None:
+    record = make_record(launches=[0, 2])
+    assert "10 steps, in the last of 2 launches" in cells(render(record), "steady state")[0]
+
+
+def test_the_last_log_lines_the_command_and_the_summary_are_there() -> None:
+    text = render(make_record("vit"))
+    assert "```\nstep 1/12 | loss 2.0" in text
+    assert "step 12/12 | loss 2.0\n```" in text
+    assert "```sh\npython -m recipes.vit --max-steps 12\n```" in text
+    assert "```\n0 | embedding of vit | Embeddings | 800\n```" in text
+    assert "![Loss of ViT over the optimizer steps](plots/vit-loss.svg)" in text
+
+
+def test_a_long_summary_is_folded() -> None:
+    text = render(make_record(summary="\n".join(f"row {row}" for row in range(60))))
+    assert "<details>\n<summary>Table of 60 lines</summary>\n\n```\nrow 0" in text
+    assert "row 59\n```\n\n</details>" in text
+    assert "<details>" not in render(make_record())
+
+
+# ---------------------------------------------------------------------------------- doubt
+
+
+def test_an_edited_rate_is_noticed_and_not_shown() -> None:
+    text = render(make_record(tokens_per_s=987.0))
+    assert "> [!WARNING]" in text
+    assert "[runs/0.json](runs/0.json): tokens_per_s is 987.0 in the record, 160.0 by" in text
+    assert cells(text, "speed") == ["160 tokens/s"]
+    assert "> [!" not in render(*three())
+
+
+def test_flops_of_an_older_count_are_a_note() -> None:
+    text = render(make_record(flops_per_token={}))
+    assert "> [!NOTE]" in text
+    assert "> [!WARNING]" not in text
+
+
+def test_a_run_that_crashed_has_a_row_with_its_error() -> None:
+    text = render(make_record(), make_crashed("bert"))
+    table = text.split("## Runs that did not end well")[1]
+    row = cells(table, "BERT tiny")
+    assert row[3:6] == ["12 of 12", "crashed", "RuntimeError: it broke"]
+    assert row[6] == "[1.json](runs/1.json)"
+    assert "## BERT" not in text
+
+
+def test_failures_alone_are_a_report_too() -> None:
+    text = render(make_crashed())
+    assert "Nothing to compare: no run ended well." in text
+    assert draw_plots(make_store(make_crashed())) == {}
+
+
+def test_damaged_records_are_listed_and_foreign_files_are_not() -> None:
+    files = (
+        LeftOut(name="runs/cut.json", kind="damaged", reason="not JSON: line 1"),
+        LeftOut(name="runs/copy.json", kind="duplicate", reason="the same as runs/0.json"),
+        LeftOut(name="runs/package.json", kind="foreign", reason="not a run record"),
+    )
+    store = Store(runs=make_store(make_record()).runs, left_out=files)
+    text = render_report(store, command="", plots="plots")
+    assert cells(text, "runs/cut.json") == ["damaged", "not JSON: line 1"]
+    assert cells(text, "runs/copy.json") == ["duplicate", "the same as runs/0.json"]
+    assert "package.json" not in text
+
+
+# ---------------------------------------------------------------------------------- Markdown
+
+
+def test_pipes_and_lines_and_markup_stay_inside_their_cell() -> None:
+    record = make_record()
+    record["validation"]["baseline"]["name"] = "word '|' *or* `<unk>`\nnext | line"
+    text = render(record, make_crashed(error={"type": "E", "message": "a | b\n\nc"}))
+    assert cells(text, "trivial baseline") == [
+        r"word '\|' \*or\* \`&lt;unk&gt;\`<br>next \| line, 2.5000 nats"
+    ]
+    assert r"E: a \| b<br><br>c" in text
+    _assert_tables_are_whole(text)
+
+
+def test_every_row_of_every_table_has_as_many_cells_as_its_head() -> None:
+    _assert_tables_are_whole(render(*three(), *three(), make_crashed()))
+
+
+def test_a_fence_is_longer_than_any_in_its_text() -> None:
+    assert "````\na\n```\nb\n````" in render(make_record(log=["a", "```", "b"]))
+
+
+def _assert_tables_are_whole(text: str) -> None:
+    outside_code = re.sub(r"^(`{3,}).*?^\1$", "", text, flags=re.MULTILINE | re.DOTALL)
+    blocks = [block for block in outside_code.split("\n\n") if block.startswith("|")]
+    assert len(blocks) >= 3
+    for block in blocks:
+        widths = {len(re.split(r"(?<!\\)\|", line)) for line in block.splitlines()}
+        assert len(widths) == 1, block
+
+
+# ---------------------------------------------------------------------------------- drawing
+
+
+@pytest.mark.parametrize("recipe", get_args(Recipe))
+def test_the_drawing_has_the_numbers_of_the_config(recipe: Recipe) -> None:
+    config = make_config(recipe)
+    drawn = draw_architecture(config)
+    assert drawn.startswith("flowchart TB\n")
+    assert "4 heads x 4" in drawn
+    assert "16 → 32 → 16" in drawn
+    assert "2 layers" in drawn
+    assert f"linear 16 → {config.model.num_classes}" in drawn
+    assert ("causal" in drawn) == (recipe == "gpt")
+
+
+def test_the_drawing_says_what_the_loss_looks_at() -> None:
+    assert '"1 chosen of 8 positions"' in draw_architecture(make_config("bert"))
+    assert '"all 8 positions"' in draw_architecture(make_config("gpt"))
+    assert '"the class token"' in draw_architecture(make_config("vit"))
+
+
+def test_pictures_are_drawn_as_patches_and_a_class_token() -> None:
+    drawn = draw_architecture(make_config("vit"))
+    assert "picture, 3 x 8 x 8" in drawn
+    assert "4 patches of 4 x 4 pixels<br/>linear 48 → 16" in drawn
+    assert "class token in front: 5 positions" in drawn
+
+
+def test_a_final_norm_and_a_tied_head_are_drawn_where_there_are_some() -> None:
+    config = make_config("gpt")
+    assert "final_norm" not in draw_architecture(config)
+    model = replace(config.model, final_norm=True, tied_head=True, head_bias=False, dropout=0.1)
+    drawn = draw_architecture(replace(config, model=model))
+    assert 'final_norm["LayerNorm 16"] --> head' in drawn
+    assert "no bias, the word vectors again" in drawn
+    assert "dropout 0.1" in drawn
+
+
+@pytest.mark.parametrize("recipe", get_args(Recipe))
+def test_no_label_looks_like_a_list_to_mermaid(recipe: Recipe) -> None:
+    labels = re.findall('"([^"]*)"', draw_architecture(make_config(recipe)))
+    assert len(labels) > 8
+    assert not [label for label in labels if re.match(r"[-+*]|\d+[.)] ", label)]
+
+
+# ---------------------------------------------------------------------------------- command line
+
+
+@pytest.fixture
+def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a record of each recipe, in the working folder of the test."""
+    monkeypatch.chdir(tmp_path)
+    for record in (*three(), make_crashed()):
+        name = f"{record['recipe']}-{record['status']}.json"
+        write_record(record, tmp_path / "my runs" / name)
+    return tmp_path / "my runs"
+
+
+def error_of(capsys: pytest.CaptureFixture[str], arguments: list[str], code: int = 2) -> str:
+    assert main(arguments) == code
+    line, end = capsys.readouterr().err.split("\n")
+    assert end == ""
+    assert line.startswith("error: ")
+    return line
+
+
+def test_the_command_writes_the_report_without_torch(runs: Path, repository: Path) -> None:
+    program = (
+        "import sys; from scaling.__main__ import main; code = main(sys.argv[1:]); "
+        "assert not {'torch', 'lightning'} & set(sys.modules); sys.exit(code)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", program, "report", "my runs"],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(repository)},
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines() == [
+        "plots/bert-loss.svg",
+        "plots/gpt-loss.svg",
+        "plots/vit-loss.svg",
+        "RESULTS.md",
+        "4 records used (1 crashed, 3 ok); no file left out",
+    ]
+
+
+def test_every_link_of_the_report_leads_to_a_file(runs: Path) -> None:
+    assert main(["report", str(runs), "--out", "docs/all.md", "--plots", "docs/some plots"]) == 0
+    text = Path("docs/all.md").read_text()
+    links = re.findall(r"\]\(([^)]+)\)", text)
+    assert len(links) >= 9
+    assert all(Path("docs", unquote(link)).is_file() for link in links)
+    assert str(runs.parent) not in text
+    assert "report '../my runs' --out all.md --plots 'some plots'" in text
+
+
+def test_the_command_in_the_report_writes_the_same_bytes(
+    runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert main(["report", str(runs), "--out", str(runs / "out" / "RESULTS.md")]) == 0
+    first = {path.name: path.read_bytes() for path in (runs / "out").rglob("*.*")}
+    monkeypatch.chdir(runs / "out")
+    assert "\npython -m scaling report ..\n" in Path("RESULTS.md").read_text()
+    assert main(["report", ".."]) == 0
+    assert {path.name: path.read_bytes() for path in Path().rglob("*.*")} == first
+    assert len(first) == 4
+
+
+def test_an_edited_record_fails_the_command_and_is_told(
+    runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (runs / "gpt-ok.json").write_text(json.dumps(make_record(tokens_per_s=1.0)))
+    line = error_of(capsys, ["report", str(runs)], code=1)
+    assert line == "error: my runs/gpt-ok.json: at odds with its own samples; RESULTS.md says where"
+    assert "tokens_per_s is 1.0" in Path("RESULTS.md").read_text()
+
+
+def test_damaged_records_do_not_stop_the_command(
+    runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (runs / "cut.json").write_text("{")
+    (runs / "other.json").write_text("{}")
+    assert main(["report", str(runs)]) == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith("4 records used (1 crashed, 3 ok); 2 files left out (1 damaged, 1 for")
+    assert "my runs/cut.json: not JSON" in last
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "no study given; choose one of: report"),
+        (["repot"], "repot"),
+        (["report"], "report needs a folder that holds run records"),
+        (["report", "nowhere"], "nowhere does not exist; give a folder"),
+        (["report", "my runs/gpt-ok.json"], "is a file; give the folder it is in"),
+        (["report", "my runs", "--oot", "x"], "--oot is not an option"),
+        (["report", "my runs", "--out"], "--out"),
+        (["report", "my runs", "--out", "my runs"], "out my runs is a folder"),
+        (["report", "my runs", "--out", "my runs/gpt-ok.json/x/y.md"], "gpt-ok.json is a file"),
+        (["report", "my runs", "--plots", "my runs/gpt-ok.json"], "plots my runs/gpt-ok.json is a"),
+        (["report", "empty"], "empty: no run record below; no file left out"),
+        (["report", "foreign"], "foreign: no run record below; 2 files left out (1 damaged, 1 for"),
+    ],
+)
+def test_bad_usage_is_one_line_and_writes_nothing(
+    runs: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], words: str
+) -> None:
+    Path("empty").mkdir()
+    Path("foreign").mkdir()
+    Path("foreign", "a.json").write_text("[]")
+    Path("foreign", "b.json").write_text("{")
+    assert words in error_of(capsys, arguments)
+    assert not Path("RESULTS.md").exists()
+    assert not Path("plots").exists()
+
+
+def test_a_folder_that_cannot_be_written_is_refused(
+    runs: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The superuser may write everywhere; the system is asked in any case.
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    line = error_of(capsys, ["report", str(runs), "--out", "new/RESULTS.md"])
+    assert "cannot be written; choose another place" in line
+    assert not Path("new").exists()
+
+
+def test_a_disk_that_fails_is_a_failure(
+    runs: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("scaling.__main__.write_atomically", fail)
+    assert "No space left" in error_of(capsys, ["report", str(runs)], code=1)
+
+
+def test_help_answers_without_drawing(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["report", "--help"])
+    assert stop.value.code == 0
+    told = capsys.readouterr().out
+    for option in ("DIR", "--out", "--plots", "--config", "--print_config"):
+        assert option in told
