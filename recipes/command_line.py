@@ -7,6 +7,7 @@ import os
 import re
 import shlex
 import sys
+import tempfile
 import traceback
 import typing
 from collections.abc import Mapping, Sequence
@@ -27,12 +28,14 @@ from unitransformer.config import (
     Precision,
     RunConfig,
     Strategy,
+    from_dict,
     spelled,
 )
 
 if TYPE_CHECKING:
     from unitransformer.run import Outcome, Places
 
+SEE_HELP = "--help lists them all"
 RUN_FOLDER = "UNITRANSFORMER_RUN_FOLDER"  # tells the ranks a launcher starts which folder to use
 
 
@@ -83,14 +86,14 @@ def run_recipe(preset: Preset, show: Show, argv: Sequence[str] | None = None) ->
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         options, shape, tuning = parse(preset, arguments)
-        _check_outside_world(options)
         # Everything plain is refused here, before torch is imported.
         build_config(preset, options, shape, tuning, defaults=preset.cpu, devices=1)
         if options.summary:
             print(_summary(preset.model_config(options.size, **shape)))
             return 0
+        _check_outside_world(options)
         return _train(preset, show, options, shape, tuning, arguments)
-    except (ValueError, PermissionError, NotADirectoryError) as error:
+    except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
 
@@ -104,6 +107,7 @@ def build_parser(preset: Preset) -> jsonargparse.ArgumentParser:
         prog=f"python -m recipes.{preset.recipe}",
         description=f"Train {preset.recipe.upper()}. Sizes: {', '.join(preset.sizes)}.",
         exit_on_error=False,
+        allow_abbrev=False,  # what is short for one option today is short for two tomorrow
     )
     parser.add_argument("--config", action="config", help="YAML file with any of these options")
     _add_fields(parser, Options, "")
@@ -142,28 +146,33 @@ def parse(
         given = parser.parse_args(list(arguments)).as_dict()
     except jsonargparse.ArgumentError as error:
         raise ValueError(_in_one_line(parser, str(error))) from error
-    shape = _without_none(given.pop("model", None) or {})
-    tuning = _without_none(given.pop("optimizer", None) or {})
+    shape, tuning = (_group(name, given.pop(name, None)) for name in ("model", "optimizer"))
     given.pop("config", None)
     for name in ("out", "checkpoint_dir", "record"):
         given[name] = None if given[name] is None else Path(given[name])
-    options = Options(**given)
+    # A file may say null, or give a switch a word: the parser lets both pass.
+    options = from_dict(Options, given)
     if options.dropout is not None:
         shape["dropout"] = options.dropout
     return options, shape, tuning
 
 
-def _without_none(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in values.items() if value is not None}
+def _group(name: str, values: Any) -> dict[str, Any]:
+    """The fields that were given of the group called `name`."""
+    if not isinstance(values, Mapping):
+        raise ValueError(f"config.{name} is {values!r}; it must be a group of fields")
+    return {field: value for field, value in values.items() if value is not None}
 
 
 def _in_one_line(parser: jsonargparse.ArgumentParser, message: str) -> str:
-    unknown = re.search(r"[Uu]nrecognized arguments: (\S+)", message)
-    if unknown:
-        flags = {flag for action in parser._actions for flag in action.option_strings}
-        return f"{unknown[1]} is not an option; {nearest(unknown[1].split('=')[0], flags)}"
+    if unknown := re.search(r"[Uu]nrecognized arguments: ([^\s=]+)", message):
+        flags = [flag for action in parser._actions for flag in action.option_strings]
+        return f"{unknown[1]} is not an option; {nearest(unknown[1], flags, otherwise=SEE_HELP)}"
+    if unknown := re.search(r"Option '(\S+)' is not accepted", message):
+        names = [action.dest for action in parser._actions]
+        return f"config.{unknown[1]} is not an option; {nearest(unknown[1], names, otherwise=SEE_HELP)}"
     key = re.search(r'[Pp]arser key "([^"]+)"', message)
-    value = re.search(r"Given value: (.*)", message)
+    value = re.search(r"(?:Given value|Got value): (.*)", message)
     if key and value:
         return f"{key[1]} is {value[1].strip()!r}; it must be {spelled(_hint_of(key[1]))}"
     return " ".join(message.split())
@@ -244,12 +253,19 @@ def _check_outside_world(options: Options) -> None:
         path = getattr(options, name)
         if path is None:
             continue
-        parent = next(p for p in (path, *path.absolute().parents) if p.exists())
-        is_file = parent.is_file() and not (name == "record" and parent == path)
-        if is_file or not os.access(parent, os.W_OK):
-            reason = "is a file" if is_file else "cannot be written"
-            flag = name.replace("_", "-")
-            raise ValueError(f"{flag} {path}: {parent} {reason}; choose another with --{flag}")
+        flag = name.replace("_", "-")
+        if name == "record" and path.is_dir():
+            raise ValueError(f"{flag} {path} is a folder; name a file in it with --{flag}")
+        folder = path.parent if name == "record" else path
+        there = next(p for p in (folder, *folder.absolute().parents) if p.exists())
+        try:
+            # Asking for permission is not enough: root may write everywhere, but not on /proc.
+            tempfile.TemporaryFile(dir=there).close()
+        except OSError as error:
+            raise ValueError(
+                f"{flag} {path}: {there} cannot be written ({error.strerror}); "
+                f"choose another with --{flag}"
+            ) from error
 
 
 # ---------------------------------------------------------------------------------- running

@@ -22,7 +22,7 @@ def run_notebook(
     Raises:
         nbclient.exceptions.CellExecutionError: a cell failed.
     """
-    notebook = nbformat.read(path, as_version=4)
+    notebook: nbformat.NotebookNode = nbformat.read(path, as_version=4)  # type: ignore[no-untyped-call]
     if options is not None:
         cell = next(c for c in notebook.cells if "parameters" in c.metadata.get("tags", ()))
         cell.source = f"options = {list(options)!r}"
@@ -40,7 +40,7 @@ def main() -> None:
     for name in sys.argv[1:] or NAMES:
         path = FOLDER / f"{name}.ipynb"
         notebook = run_notebook(path, folder=FOLDER.parent)
-        nbformat.write(notebook, path)
+        nbformat.write(notebook, path)  # type: ignore[no-untyped-call]
         print(path.name)
 
 

@@ -50,8 +50,10 @@ class Preset:
         return replace(base, **overrides)
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """The name that was probably meant, or all of them if none is near."""
+def nearest(name: str, known: Iterable[str], *, otherwise: str = "") -> str:
+    """The name that was probably meant; if none is near, `otherwise` or all that are known."""
     names = list(known)
     close = difflib.get_close_matches(name, names, n=1)
-    return f"did you mean {close[0]}?" if close else f"known: {', '.join(names)}"
+    if close:
+        return f"did you mean {close[0]}?"
+    return otherwise or f"known: {', '.join(names)}"

@@ -5,12 +5,12 @@ import os
 # Tiny models gain nothing from more threads, and lose much where the cores are shared.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from collections.abc import Iterator  # noqa: E402
-from pathlib import Path  # noqa: E402
+from collections.abc import Iterator
+from pathlib import Path
 
-import pytest  # noqa: E402
+import pytest
 
-import unitransformer  # noqa: E402, F401  (torchvision beside a CPU torch is mended before lightning)
+import unitransformer  # noqa: F401  (torchvision beside a CPU torch is mended before lightning)
 
 
 @pytest.fixture(autouse=True)

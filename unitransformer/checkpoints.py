@@ -3,7 +3,6 @@
 import os
 import pickle
 import re
-import tempfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +13,7 @@ import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from unitransformer.config import RunConfig, from_dict
+from unitransformer.records import open_atomically
 
 KEY = "unitransformer"  # what marks a checkpoint as ours
 _NAME = re.compile(r"step-(\d+)\.ckpt")
@@ -25,18 +25,8 @@ class PlainCheckpointIO(TorchCheckpointIO):
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any = None
     ) -> None:
-        target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, target)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+        with open_atomically(Path(path)) as file:
+            torch.save(checkpoint, file)
 
 
 class SaveCheckpoints(pl.Callback):
@@ -73,10 +63,10 @@ class SaveCheckpoints(pl.Callback):
         except (OSError, RuntimeError) as error:
             # torch reports a full disk as a RuntimeError of its zip writer
             kept = newest_checkpoint(self.folder)
-            stays = f"; {kept.name} stays" if kept else ""
+            cure = f"{kept.name} stays: run again with --resume" if kept else "run again"
             raise CheckpointError(
                 f"checkpoint-dir {self.folder}: step {trainer.global_step} could not be saved "
-                f"({_first_line(error)}){stays}; free space and run again with --resume"
+                f"({_first_line(error)}); free space and {cure}"
             ) from error
         if trainer.is_global_zero:
             for other in list_checkpoints(self.folder):
@@ -108,17 +98,30 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         ValueError: damaged, or written by something else.
     """
     try:
+        _check_sums(path)
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, zipfile.BadZipFile, OSError) as error:
+    except pickle.UnpicklingError as error:
         raise ValueError(
-            f"checkpoint {path} cannot be read ({_first_line(error)}); "
-            "delete it to resume from the one before, or start without --resume"
+            f"checkpoint {path} holds more than tensors and plain values, and nothing in it is "
+            "executed; choose another --checkpoint-dir"
         ) from error
-    if not isinstance(checkpoint, dict) or KEY not in checkpoint:
+    except Exception as error:  # what the readers raise for a damaged file is anything
+        raise ValueError(
+            f"checkpoint {path} is damaged ({_first_line(error)}); "
+            "delete it and start again without --resume"
+        ) from error
+    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get(KEY), dict):
         raise ValueError(
             f"checkpoint {path} was not written by this program; choose another --checkpoint-dir"
         )
     return checkpoint
+
+
+def _check_sums(path: Path) -> None:
+    """Compare the checksums torch writes beside each tensor, which it does not do by itself."""
+    with zipfile.ZipFile(path) as archive:
+        if damaged := archive.testzip():
+            raise zipfile.BadZipFile(f"{damaged} does not have its checksum")
 
 
 def check_same_run(saved: dict[str, Any], config: RunConfig, path: Path) -> None:

@@ -10,7 +10,7 @@ import math
 import types
 import typing
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass, replace
 from typing import Any, Literal, TypeVar, Union
 
 Recipe = Literal["bert", "gpt", "vit"]
@@ -76,7 +76,10 @@ class ModelConfig:
         if not 0 <= self.dropout < 1:
             raise ValueError(f"model.dropout is {self.dropout}; it must be in [0, 1)")
         if (self.image_size is None) != (self.patch_size is None):
-            raise ValueError("model.image_size and model.patch_size are given together or not")
+            raise ValueError(
+                f"model.image_size is {self.image_size} and model.patch_size is {self.patch_size}; "
+                "give both or neither"
+            )
         if self.image_size is not None and self.patch_size is not None:
             self._check_pictures(self.image_size, self.patch_size)
 
@@ -151,13 +154,17 @@ class OptimizerConfig:
             weight_decay=self.weight_decay,
             warmup_steps=self.warmup_steps,
             clip_norm=self.clip_norm,
-            epsilon=self.epsilon,
         )
         _at_least("optimizer", 1, schedule_steps=self.schedule_steps)
-        for name in ("beta1", "beta2", "floor"):
+        for name in ("beta1", "beta2"):
             value = getattr(self, name)
-            if not 0 <= value <= 1:
-                raise ValueError(f"optimizer.{name} is {value}; it must be between 0 and 1")
+            if not 0 <= value < 1:
+                raise ValueError(f"optimizer.{name} is {value}; it must be in [0, 1)")
+        if not 0 <= self.floor <= 1:
+            raise ValueError(f"optimizer.floor is {self.floor}; it must be between 0 and 1")
+        # A word that a batch does not hold has a gradient of 0: without epsilon its step is 0 / 0.
+        if not 0 < self.epsilon < math.inf:
+            raise ValueError(f"optimizer.epsilon is {self.epsilon}; it must be above 0, as 1e-8")
 
     def learning_rate_at(self, step: int) -> float:
         """Learning rate of optimizer step `step`, counted from 0."""
@@ -230,13 +237,37 @@ class RunConfig:
             loss_chunk=self.loss_chunk,
             seed=self.seed,
         )
+        if self.seed >= 2**32:
+            raise ValueError(f"run.seed is {self.seed}; it must be below 2**32")
         if self.sequence_length > self.model.num_positions:
             raise ValueError(
                 f"data.sequence_length {self.sequence_length} is longer than model.num_positions "
                 f"{self.model.num_positions}; shorten the one or raise the other"
             )
+        self._check_task()
+
+    def _check_task(self) -> None:
+        """Refuse a model or a length that cannot do what the recipe asks for."""
+        if (self.recipe == "vit") != self.model.reads_pictures:
+            reads = "pictures" if self.model.reads_pictures else "words"
+            raise ValueError(
+                f"model.image_size is {self.model.image_size}: the model reads {reads}, and the "
+                f"recipe {self.recipe} does not; choose another recipe or leave the sizes out"
+            )
+        if self.recipe == "vit" and self.data.sequence_length is not None:
+            raise ValueError(
+                f"data.sequence_length is {self.data.sequence_length}; the length of a picture is "
+                "that of its patches: leave it out"
+            )
         if self.recipe == "bert" and self.model.causal:
             raise ValueError("model.causal is true; a masked word is found from both its sides")
+        if self.recipe == "gpt" and not self.model.causal:
+            raise ValueError(
+                "model.causal is false; a word would see itself in place of a question"
+            )
+        least = 3 if self.recipe == "bert" else 1  # [CLS], a word, [SEP]
+        if self.sequence_length < least:
+            raise ValueError(f"data.sequence_length is {self.sequence_length}; bert needs {least}")
 
     @property
     def sequence_length(self) -> int:
@@ -302,13 +333,13 @@ def from_dict(kind: type[C], values: Mapping[str, Any], where: str = "config") -
     for name in values:
         if name not in known:
             raise ValueError(f"{where}.{name} is not a field; known: {', '.join(sorted(known))}")
+    for f in fields(kind):
+        if f.name not in values and f.default is MISSING and f.default_factory is MISSING:
+            raise ValueError(f"{where}.{f.name} is missing; it must be {spelled(hints[f.name])}")
     arguments = {
         name: _checked(hints[name], value, f"{where}.{name}") for name, value in values.items()
     }
-    try:
-        return typing.cast(C, kind(**arguments))
-    except TypeError as error:
-        raise ValueError(f"{where}: {error}") from error
+    return typing.cast(C, kind(**arguments))
 
 
 def _checked(hint: Any, value: Any, where: str) -> Any:

@@ -4,13 +4,14 @@ Plain in, plain out: a dict that `validate` accepts. The folder is the store; a 
 the hash of its configuration and a repeat number.
 """
 
+import contextlib
 import json
 import math
 import os
-import tempfile
-from collections.abc import Mapping
+import secrets
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 from unitransformer.config import RunConfig, from_dict
 
@@ -84,23 +85,32 @@ def config_of(record: Mapping[str, Any]) -> RunConfig:
     return from_dict(RunConfig, record["config"])
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Put `content` at `path` whole or not at all: a temporary sibling, flushed, renamed.
+@contextlib.contextmanager
+def open_atomically(path: Path) -> Iterator[BinaryIO]:
+    """A file that appears at `path` whole, when the block ends, or not at all.
+
+    It is written beside `path`, flushed to disk and renamed; the folder is made if need be.
 
     Raises:
         OSError: the folder cannot be written or is full; what was at `path` stays.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
+        with temporary.open("xb") as file:
+            yield file
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        temporary.replace(path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Put `content` at `path` whole or not at all; raises OSError as `open_atomically` does."""
+    with open_atomically(path) as file:
+        file.write(content)
 
 
 def write_record(record: Record, path: Path) -> None:

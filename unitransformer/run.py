@@ -30,6 +30,7 @@ from unitransformer.flops import count_flops, count_parameters
 from unitransformer.hardware import available_cores, describe_host
 from unitransformer.progress import METRIC, UNIT, Bar, LogLines, task_metric
 from unitransformer.records import SCHEMA, Record, Status, write_record
+from unitransformer.steady import rate_per_s, slowest, steady_start
 from unitransformer.summary import render_summary, summarise
 from unitransformer.training import TrainingModule, build_trainer
 
@@ -236,7 +237,7 @@ def _history_now(
     own = (module.losses().tolist(), clock.step_s())
     ranks = _gather(own, module) if is_whole else [own]
     losses = [statistics.fmean(step) for step in zip(*(loss for loss, _ in ranks), strict=True)]
-    step_s = measure.slowest([seconds for _, seconds in ranks])
+    step_s = slowest([seconds for _, seconds in ranks])
     return History(
         loss=before.loss + losses,
         step_s=before.step_s + step_s[: len(losses)],
@@ -266,7 +267,7 @@ def _build_record(
     own = (measure.peak_bytes(module.device), describe_host() | _describe_device(module.device))
     ranks = _gather(own, module) if error is None else [own]
     this_launch = history.step_s[history.launches[-1] :]
-    steady = measure.steady_start(this_launch)
+    steady = steady_start(this_launch)
     per_step = config.global_batch_size * config.tokens_per_sample
     unit = UNIT[config.recipe]
     per_unit = "flops_per_image" if config.recipe == "vit" else "flops_per_token"
@@ -291,7 +292,7 @@ def _build_record(
         "step_s": history.step_s,
         "steady_method": "MSER over the last launch's steps",
         "steady_from": None if steady is None else history.launches[-1] + steady,
-        f"{unit}_per_s": measure.rate_per_s(this_launch, steady, per_step),
+        f"{unit}_per_s": rate_per_s(this_launch, steady, per_step),
         "peak_bytes": [peak for peak, _ in ranks],
         "peak_bytes_kind": "allocated" if module.device.type == "cuda" else "resident set",
         per_unit: count_flops(config),

@@ -9,21 +9,17 @@ import torch
 
 from recipes import bert, gpt, vit
 from unitransformer.config import DataConfig, ParallelConfig, RunConfig
-from unitransformer.corpus import special_tokens
 from unitransformer.data import (
     DataModule,
-    MaskedWords,
-    NextWords,
     Synthetic,
-    TrainOrder,
-    ValidationOrder,
     load_source,
     most_frequent_baseline,
-    permutation,
     unigram_baseline,
-    uniform,
 )
 from unitransformer.objectives import IGNORED
+from unitransformer.order import TrainOrder, ValidationOrder, permutation
+from unitransformer.tokenization import special_tokens
+from unitransformer.words import MaskedWords, NextWords, uniform
 
 TINY = {"width": 16, "num_layers": 1, "num_heads": 2, "feedforward_width": 32}
 

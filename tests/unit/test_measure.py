@@ -5,7 +5,8 @@ import time
 
 import pytest
 
-from unitransformer.measure import StepClock, rate_per_s, slowest, steady_start
+from unitransformer.measure import StepClock
+from unitransformer.steady import rate_per_s, slowest, steady_start
 
 
 def test_the_clock_reads_the_span_between_start_and_stop() -> None:

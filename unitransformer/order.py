@@ -1,0 +1,78 @@
+"""Which samples make up a batch: the same global batches on any number of devices.
+
+The samples of optimizer step `s` are a pure function of seed and `s`; ranks only divide them.
+"""
+
+import functools
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+from torch.utils.data import Sampler
+
+from unitransformer.config import RunConfig
+
+Picks = tuple[NDArray[np.int64], NDArray[np.int64]]  # epoch and index of each sample of a batch
+VALIDATION_EPOCH = -1  # validation masks and pictures never change
+
+
+def permutation(num_samples: int, seed: int, epoch: int) -> NDArray[np.int64]:
+    """The order of pass `epoch`: every sample once."""
+    return np.random.default_rng([seed, epoch]).permutation(num_samples)
+
+
+class TrainOrder(Sampler[Picks]):
+    """The micro-batches of one rank from optimizer step `start_step` to the last.
+
+    The stream of samples is one: pass after pass over the data, each in its own order, cut into
+    global batches. A global batch holds the same samples however many ranks share it.
+    """
+
+    def __init__(
+        self, config: RunConfig, num_samples: int, *, rank: int, start_step: int = 0
+    ) -> None:
+        self.config = config
+        self.num_samples = num_samples
+        self.rank = rank
+        self.start_step = start_step
+
+    def __len__(self) -> int:
+        """Micro-batches of the whole run: Lightning counts a resumed one from where it stopped."""
+        return self.config.max_steps * self.config.accumulate
+
+    def __iter__(self) -> Iterator[Picks]:
+        config = self.config
+        world, size = config.parallel.world_size, config.batch_size
+        order_of = functools.lru_cache(maxsize=2)(
+            lambda epoch: permutation(self.num_samples, config.seed, epoch)
+        )
+        for step in range(self.start_step, config.max_steps):
+            for part in range(config.accumulate):
+                first = step * config.global_batch_size + (part * world + self.rank) * size
+                epochs, places = np.divmod(np.arange(first, first + size), self.num_samples)
+                pairs = zip(epochs.tolist(), places.tolist(), strict=True)
+                yield epochs, np.array([order_of(epoch)[place] for epoch, place in pairs])
+
+
+class ValidationOrder(Sampler[Picks]):
+    """The first `validation_batches` batches of the validation samples, dealt out to the ranks."""
+
+    def __init__(self, config: RunConfig, num_samples: int, *, rank: int) -> None:
+        world = config.parallel.world_size
+        if num_samples < world:
+            raise ValueError(
+                f"data {config.data.source} has {num_samples} validation samples for {world} "
+                "devices; use more data or fewer devices"
+            )
+        self.size = min(config.batch_size, num_samples // world)
+        self.num_batches = min(config.validation_batches, num_samples // (self.size * world))
+        self.world, self.rank = world, rank
+
+    def __len__(self) -> int:
+        return self.num_batches
+
+    def __iter__(self) -> Iterator[Picks]:
+        for batch in range(self.num_batches):
+            first = (batch * self.world + self.rank) * self.size
+            indices = np.arange(first, first + self.size)
+            yield np.full_like(indices, VALIDATION_EPOCH), indices

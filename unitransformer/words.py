@@ -1,0 +1,105 @@
+"""Samples of text: next words for GPT, masked words for BERT.
+
+Sample `i` of pass `epoch` is a pure function of seed, epoch and `i`.
+
+B batch | T positions | K masked positions
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from unitransformer.config import RunConfig
+from unitransformer.flops import count_looked_at
+from unitransformer.objectives import IGNORED, Batch
+from unitransformer.order import Picks
+from unitransformer.tokenization import special_tokens
+
+
+class NextWords:
+    """GPT: stretches of T + 1 words; each word is predicted from those before it."""
+
+    def __init__(self, words: NDArray[Any], length: int) -> None:
+        self.words, self.length = words, length
+
+    def __len__(self) -> int:
+        return (len(self.words) - 1) // self.length
+
+    def __getitem__(self, picks: Picks) -> Batch:
+        _, indices = picks
+        rows = _rows(self.words, indices * self.length, self.length + 1)
+        return {"inputs": rows[:, :-1], "targets": rows[:, 1:]}
+
+
+class MaskedWords:
+    """BERT: [CLS], T - 2 words, [SEP]; a fixed share of the words has to be found.
+
+    Of the chosen positions 80 % show [MASK], 10 % a random word, 10 % the word itself (Devlin et
+    al. 2019, section 3.1). Their number is the same in every sample, so shapes never change.
+    """
+
+    def __init__(self, config: RunConfig, words: NDArray[Any], num_words: int) -> None:
+        self.words, self.num_words = words, num_words
+        self.length = config.sequence_length
+        self.num_masked = count_looked_at(config)
+        self.seed = config.seed
+        names = special_tokens("wordpiece")
+        self.num_special = len(names)
+        self.cls, self.sep, self.mask = (names.index(n) for n in ("[CLS]", "[SEP]", "[MASK]"))
+
+    def __len__(self) -> int:
+        return len(self.words) // (self.length - 2)
+
+    def __getitem__(self, picks: Picks) -> Batch:
+        epochs, indices = picks
+        body = _rows(self.words, indices * (self.length - 2), self.length - 2)
+        ends = body.new_ones(len(body), 1)
+        inputs = torch.cat([ends * self.cls, body, ends * self.sep], dim=1)
+        is_special = (inputs < self.num_special).numpy()
+        # Three independent draws a position: which are chosen, what they show, which random word.
+        chance = uniform(self.seed, epochs, indices, 3 * self.length).reshape(-1, 3, self.length)
+        rank_of = np.where(is_special, 2.0, chance[:, 0]).argsort(axis=1, kind="stable")
+        positions = torch.from_numpy(np.sort(rank_of[:, : self.num_masked], axis=1))
+        targets = inputs.gather(1, positions)
+        fate = torch.from_numpy(chance[:, 1]).gather(1, positions)
+        draw = torch.from_numpy(chance[:, 2]).gather(1, positions)
+        span = self.num_words - self.num_special
+        random_word = (draw * span).long() + self.num_special
+        shown = torch.where(fate < 0.8, self.mask, torch.where(fate < 0.9, random_word, targets))
+        # A stretch of separators may hold too few words: special positions are no questions.
+        is_word = targets >= self.num_special
+        inputs = inputs.scatter(1, positions, torch.where(is_word, shown, targets))
+        targets = torch.where(is_word, targets, IGNORED)
+        return {"inputs": inputs, "targets": targets, "positions": positions}
+
+
+def _rows(words: NDArray[Any], starts: NDArray[np.int64], length: int) -> Tensor:
+    rows = words[starts[:, None] + np.arange(length)]
+    return torch.from_numpy(rows.astype(np.int64))
+
+
+def uniform(
+    seed: int, epochs: NDArray[np.int64], indices: NDArray[np.int64], count: int
+) -> NDArray[np.float64]:
+    """Numbers in [0, 1), (B, count): a function of seed, epoch and sample index alone.
+
+    A counter goes through the SplitMix64 finaliser (Steele, Lea, Flood 2014), so a batch needs no
+    generator per sample.
+    """
+    with np.errstate(over="ignore"):
+        state = _mix(np.full(len(indices), seed, dtype=np.uint64))
+        state = _mix(state ^ epochs.astype(np.uint64))
+        state = _mix(state ^ indices.astype(np.uint64))
+        lanes = np.arange(1, count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+        mixed = _mix(state[:, None] + lanes)
+    return (mixed >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    x = x + np.uint64(0x9E3779B97F4A7C15)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
