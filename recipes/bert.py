@@ -45,7 +45,7 @@ PRESET = Preset(
     recipe="bert",
     sizes=SIZES,
     cpu=Defaults(
-        batch_size=256, max_steps=600, warmup_steps=50, learning_rate=2e-3, precision="32-true"
+        batch_size=64, max_steps=600, warmup_steps=50, learning_rate=2e-3, precision="32-true"
     ),
     cuda=Defaults(
         batch_size=256,

@@ -63,7 +63,7 @@ PRESET = Preset(
     recipe="vit",
     sizes=SIZES,
     cpu=Defaults(
-        batch_size=16, max_steps=60, warmup_steps=10, learning_rate=3e-4, precision="32-true"
+        batch_size=8, max_steps=60, warmup_steps=10, learning_rate=3e-4, precision="32-true"
     ),
     cuda=Defaults(
         batch_size=64, max_steps=2000, warmup_steps=100, learning_rate=3e-4, precision="bf16-mixed"
@@ -88,9 +88,11 @@ def show(outcome: "Outcome", folder: Path) -> list[str]:
     asked = pick(source.validation, range(min(12, len(source.validation))), module.device)
     labels, chances = label_pictures(module.network.eval(), asked["inputs"])
     truth = asked["targets"].tolist()
+    # A model may know more labels than the data has names for.
+    num_unnamed = module.config.model.num_classes - len(source.class_names)
+    known = [*source.class_names, *("(no such class)" for _ in range(num_unnamed))]
     titles = [
-        f"{source.class_names[label]} ({chance:.0%})"
-        for label, chance in zip(labels, chances, strict=True)
+        f"{known[label]} ({chance:.0%})" for label, chance in zip(labels, chances, strict=True)
     ]
     colors = ["#2e8b57" if a == b else "#c0392b" for a, b in zip(labels, truth, strict=True)]
     path = write_figure(

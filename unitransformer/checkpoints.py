@@ -6,7 +6,7 @@ import re
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import lightning.pytorch as pl
 import torch
@@ -61,12 +61,13 @@ class SaveCheckpoints(pl.Callback):
         try:
             trainer.save_checkpoint(path)
         except (OSError, RuntimeError) as error:
-            # torch reports a full disk as a RuntimeError of its zip writer
+            # torch's zip writer stumbles over a full disk, with a RuntimeError of its own
+            reason = error.__context__ if isinstance(error.__context__, OSError) else error
             kept = newest_checkpoint(self.folder)
-            cure = f"{kept.name} stays: run again with --resume" if kept else "run again"
+            stays, again = (f"; {kept.name} stays", " with --resume") if kept else ("", "")
             raise CheckpointError(
                 f"checkpoint-dir {self.folder}: step {trainer.global_step} could not be saved "
-                f"({_first_line(error)}); free space and {cure}"
+                f"({_first_line(reason)}){stays}; free space and run again{again}"
             ) from error
         if trainer.is_global_zero:
             for other in list_checkpoints(self.folder):
@@ -110,11 +111,12 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
             f"checkpoint {path} is damaged ({_first_line(error)}); "
             "delete it and start again without --resume"
         ) from error
-    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get(KEY), dict):
+    ours = checkpoint.get(KEY) if isinstance(checkpoint, dict) else None
+    if not isinstance(ours, dict) or not {"config", "loss"} <= ours.keys():
         raise ValueError(
             f"checkpoint {path} was not written by this program; choose another --checkpoint-dir"
         )
-    return checkpoint
+    return cast(dict[str, Any], checkpoint)
 
 
 def _check_sums(path: Path) -> None:

@@ -213,7 +213,7 @@ class RunConfig:
     accumulate: int = 1  # micro-batches whose gradients are added before a step
     max_steps: int = 100  # optimizer steps
     validate_every: int = 50  # optimizer steps; the last step always validates
-    validation_batches: int = 20  # micro-batches a rank looks at, at most
+    validation_batches: int = 12  # micro-batches a rank looks at, at most
     checkpoint_every: int = 0  # optimizer steps; 0: only at the end
     log_every: int = 10  # optimizer steps
     loss_chunk: int = 0  # positions whose logits exist at once; 0: all
@@ -262,12 +262,11 @@ class RunConfig:
         if self.recipe == "bert" and self.model.causal:
             raise ValueError("model.causal is true; a masked word is found from both its sides")
         if self.recipe == "gpt" and not self.model.causal:
+            raise ValueError("model.causal is false; the next word is found from those before it")
+        if self.recipe == "bert" and self.sequence_length < 3:
             raise ValueError(
-                "model.causal is false; a word would see itself in place of a question"
+                f"data.sequence_length is {self.sequence_length}; [CLS], a word and [SEP] need 3"
             )
-        least = 3 if self.recipe == "bert" else 1  # [CLS], a word, [SEP]
-        if self.sequence_length < least:
-            raise ValueError(f"data.sequence_length is {self.sequence_length}; bert needs {least}")
 
     @property
     def sequence_length(self) -> int:

@@ -194,6 +194,11 @@ def _folder_source(config: RunConfig) -> Source:
     root = Path(config.data.source)
     if not root.is_dir():
         raise ValueError(f"data {root} is not a folder of pictures; check the path")
+    if config.model.num_channels not in (1, 3):
+        raise ValueError(
+            f"model.num_channels is {config.model.num_channels}; pictures are read as grey (1) or "
+            "RGB (3)"
+        )
     try:
         folder = ImageFolder(str(root))
     except FileNotFoundError as error:

@@ -2,6 +2,7 @@
 
 import datetime
 import importlib.metadata
+import math
 import os
 import platform
 import statistics
@@ -77,7 +78,7 @@ def run(
     *,
     command: str,
     resume: bool = False,
-    say: Callable[[str], None] = print,
+    say: Callable[[str], None] | None = None,
     show_bar: bool = False,
 ) -> Outcome:
     """Train `config` and write its record, whether it ends well or not.
@@ -85,7 +86,7 @@ def run(
     Args:
         command: what a person types to run this again; goes into the record.
         resume: continue from the newest checkpoint of `places`.
-        say: takes each line for people; only rank 0 speaks.
+        say: takes each line for people, by default standard output; only rank 0 speaks.
         show_bar: a moving bar in place of the lines during training.
 
     Raises:
@@ -97,7 +98,7 @@ def run(
     config = replace(config, parallel=replace(config.parallel, accelerator=device))
     set_up_process(config.parallel, device)
     is_first = process_rank() == 0
-    say = say if is_first else _say_nothing
+    say = (say or _say_at_once) if is_first else _say_nothing
 
     checkpoint, history = _find_history(config, places.checkpoints, resume=resume)
     source = load_source(config, show_progress=is_first)
@@ -134,10 +135,15 @@ def run(
         error = caught
     if is_first or error is None:
         now = _history_now(history, module, clock, is_whole=error is None)
+        error = error or _find_divergence(now)
         record = _build_record(config, module, data, now, lines.lines, error)
         record |= {"command": command, "started_at": started}
     if is_first:
-        write_record(record, places.record)
+        try:
+            write_record(record, places.record)
+        except OSError as full:
+            told = f"{error}; " if error else ""
+            raise RunFailed(f"{told}the record could not be written: {full}") from (error or full)
     if isinstance(error, Exception):
         raise RunFailed(str(error)) from error
     if error is not None:
@@ -195,6 +201,11 @@ def process_rank() -> int:
     return 0
 
 
+def _say_at_once(line: str) -> None:
+    """Print without waiting for a full buffer: a pipe or a batch log shows a run as it goes."""
+    print(line, flush=True)
+
+
 def _say_nothing(_: str) -> None:
     """What ranks beside the first say."""
 
@@ -244,6 +255,17 @@ def _history_now(
         launches=[*before.launches, len(before.loss)],
         validation=module.validation,
     )
+
+
+def _find_divergence(history: History) -> FloatingPointError | None:
+    """The step whose loss is no number; `history` is cut before it."""
+    for step, loss in enumerate(history.loss):
+        if not math.isfinite(loss):
+            del history.loss[step:], history.step_s[step:]
+            return FloatingPointError(
+                f"loss is {loss} at step {step + 1}; lower optimizer.learning_rate"
+            )
+    return None
 
 
 def _gather(value: T, module: TrainingModule) -> list[T]:

@@ -29,7 +29,8 @@ class TrainingModule(pl.LightningModule):
             Transformer(config.model, seed=config.seed), loss_chunk=config.loss_chunk
         )
         compile_objective(self.objective, config.parallel.compile)
-        self.micro_losses: list[Tensor] = []  # of this launch
+        self._losses = torch.zeros(0)  # of this launch, one a micro-batch
+        self._num_micro_batches = 0
         self.first_step = 0  # optimizer steps done by earlier launches
         self.validation: list[dict[str, float]] = []  # of every launch
         self._score: Score | None = None
@@ -38,22 +39,31 @@ class TrainingModule(pl.LightningModule):
     def network(self) -> Transformer:
         return self.objective.network
 
+    def on_fit_start(self) -> None:
+        # One tensor for all steps: a small one kept each step would split the freed logits it
+        # lands in, and the next step's no longer fit there (seen: 30 MB a step on a CPU).
+        steps = self.config.max_steps - self.first_step
+        self._losses = torch.zeros(steps * self.config.accumulate, device=self.device)
+        self._num_micro_batches = 0
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         if self.config.model.dropout:
             # Dropout is a function of seed, step and rank: a resumed step draws what it would have.
-            torch.manual_seed(self._step_seed(len(self.micro_losses)))
+            torch.manual_seed(self._step_seed(self._num_micro_batches))
         loss: Tensor = self.objective(batch)
-        self.micro_losses.append(loss.detach())
+        self._losses[self._num_micro_batches] = loss.detach()
+        self._num_micro_batches += 1
         return loss
 
     def _step_seed(self, micro_batch: int) -> int:
         done = self.first_step * self.config.accumulate
         place = (done + micro_batch) * self.config.parallel.world_size + self.global_rank
-        return (self.config.seed << 40) + place
+        return (self.config.seed << 32) + place  # both are below 2**32
 
     def last_loss(self) -> float:
         """This rank's loss of the newest optimizer step; waits for the device."""
-        return float(torch.stack(self.micro_losses[-self.config.accumulate :]).mean())
+        end = self._num_micro_batches
+        return float(self._losses[end - self.config.accumulate : end].mean())
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         score = self.objective.score(batch)
@@ -74,19 +84,28 @@ class TrainingModule(pl.LightningModule):
     def losses(self) -> Tensor:
         """This launch's loss of every whole optimizer step, over micro-batches, on this rank."""
         accumulate = self.config.accumulate
-        steps = len(self.micro_losses) // accumulate
-        if not steps:
-            return torch.zeros(0, device=self.device)
-        whole = torch.stack(self.micro_losses[: steps * accumulate])
-        return whole.float().view(steps, accumulate).mean(dim=1)
+        steps = self._num_micro_batches // accumulate
+        return self._losses[: steps * accumulate].view(steps, accumulate).mean(dim=1)
 
     def configure_optimizers(self) -> Any:
-        optimizer = build_optimizer(self.objective, self.config.optimizer)
+        # A fused step would divide by float16's loss scale only after the clipping.
+        is_fused = self.config.parallel.precision != "16-mixed"
+        optimizer = build_optimizer(self.objective, self.config.optimizer, fused=is_fused)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._share_of_learning_rate)
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": schedule, "interval": "step"},
         }
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        # Lightning's own refuses a fused optimizer in bf16-mixed too, where nothing is scaled.
+        if gradient_clip_val is not None:
+            nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val)
 
     def _share_of_learning_rate(self, step: int) -> float:
         optimizer = self.config.optimizer
@@ -94,7 +113,9 @@ class TrainingModule(pl.LightningModule):
         return optimizer.learning_rate_at(step) / highest if highest else 0.0
 
 
-def build_optimizer(network: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
+def build_optimizer(
+    network: nn.Module, config: OptimizerConfig, *, fused: bool = True
+) -> torch.optim.AdamW:
     """AdamW; weight decay on matrices, none on biases, norms and single vectors."""
     parameters = [p for p in network.parameters() if p.requires_grad]
     groups = [
@@ -106,7 +127,7 @@ def build_optimizer(network: nn.Module, config: OptimizerConfig) -> torch.optim.
         lr=config.learning_rate,
         betas=(config.beta1, config.beta2),
         eps=config.epsilon,
-        fused=True,
+        fused=fused,
     )
 
 

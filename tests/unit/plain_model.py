@@ -67,9 +67,7 @@ class PlainTransformer(nn.Module):
             self.embedding = PlainEmbeddings(config.num_classes, config.width)
         else:
             self.class_embedding = nn.Parameter(torch.randn(1, 1, config.width))
-            self.linear_mapper = nn.Linear(
-                config.num_channels * config.patch_size**2, config.width
-            )
+            self.linear_mapper = nn.Linear(config.num_channels * config.patch_size**2, config.width)
         self.pe = PlainPositions(config.num_positions, config.width)
         self.transformer_layers = nn.Sequential(
             *(PlainLayer(config) for _ in range(config.num_layers))

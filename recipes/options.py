@@ -1,0 +1,232 @@
+"""What a person may say to a recipe: typed options in, one `RunConfig` out. Nothing heavy."""
+
+import re
+import tempfile
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import jsonargparse
+
+from recipes.presets import Defaults, Preset, nearest
+from unitransformer.config import (
+    Accelerator,
+    Compile,
+    DataConfig,
+    ModelConfig,
+    OptimizerConfig,
+    ParallelConfig,
+    Precision,
+    RunConfig,
+    Strategy,
+    from_dict,
+    spelled,
+)
+
+SEE_HELP = "--help lists them all"
+
+
+def _option(default: Any, text: str) -> Any:
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What a person may say; None is decided by the recipe and the machine."""
+
+    size: str = _option("reference", "named shape of the model")
+    data: str = _option("builtin", "builtin, synthetic, or the path of a text or picture folder")
+    accelerator: Accelerator = _option("auto", "auto takes GPUs where there are some")
+    devices: int | None = _option(None, "ranks on each node; by default every GPU, or one CPU rank")
+    num_nodes: int = _option(1, "machines that run this command together")
+    strategy: Strategy = _option("auto", "auto: single on one device, ddp on more")
+    precision: Precision | None = _option(None, "by default 32-true on CPU, bf16-mixed on GPUs")
+    compile: Compile = _option("off", "mode of torch.compile")
+    batch_size: int | None = _option(None, "samples a device takes at once")
+    accumulate: int = _option(1, "micro-batches added up before an optimizer step")
+    max_steps: int | None = _option(None, "optimizer steps")
+    seed: int = _option(0, "decides weights, data order, masks and dropout")
+    dropout: float | None = _option(None, "short for --model.dropout")
+    sequence_length: int | None = _option(None, "tokens of a sample; by default all positions")
+    num_workers: int | None = _option(None, "loader processes of a rank")
+    loss_chunk: int = _option(0, "rows whose logits exist at once; 0: all")
+    validate_every: int | None = _option(None, "optimizer steps; by default a quarter of them")
+    validation_batches: int = _option(12, "micro-batches a rank validates on, at most")
+    log_every: int = _option(10, "optimizer steps between log lines")
+    out: Path = _option(Path("runs"), "folder that gets a folder for each run")
+    checkpoint_dir: Path | None = _option(None, "by default a folder inside the run's")
+    checkpoint_every: int = _option(0, "optimizer steps; 0: only the last")
+    record: Path | None = _option(None, "file of the record; by default inside the run's folder")
+    resume: bool = _option(False, "go on from the newest checkpoint")
+    summary: bool = _option(False, "print the parameter summary and stop")
+    dry_run: bool = _option(False, "print what would run and stop")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """A command line, read: of which recipe, what was said, what it changes."""
+
+    preset: Preset
+    options: Options
+    shape: Mapping[str, Any]  # changed fields of the model
+    tuning: Mapping[str, Any]  # changed fields of the optimizer
+
+
+def build_parser(preset: Preset) -> jsonargparse.ArgumentParser:
+    """Every option of `Options`, every field of the model and of the optimizer."""
+    parser = jsonargparse.ArgumentParser(
+        prog=f"python -m recipes.{preset.recipe}",
+        description=f"Train {preset.recipe.upper()}. Sizes: {', '.join(preset.sizes)}.",
+        exit_on_error=False,
+        allow_abbrev=False,  # what is short for one option today is short for two tomorrow
+    )
+    parser.add_argument("--config", action="config", help="YAML file with any of these options")
+    _add_fields(parser, Options, "")
+    _add_fields(parser, ModelConfig, "model.", optional=True)
+    _add_fields(parser, OptimizerConfig, "optimizer.", optional=True)
+    return parser
+
+
+def _add_fields(
+    parser: jsonargparse.ArgumentParser, kind: type, prefix: str, *, optional: bool = False
+) -> None:
+    hints = typing.get_type_hints(kind)
+    for item in fields(kind):
+        flag = f"--{prefix}{item.name.replace('_', '-')}"
+        if hints[item.name] is bool and not optional:
+            parser.add_argument(flag, action="store_true", help=item.metadata["help"])
+            continue
+        parser.add_argument(
+            flag,
+            type=hints[item.name] | None if optional else hints[item.name],
+            default=None if optional else item.default,
+            help=item.metadata.get("help", "by default that of the size or recipe"),
+        )
+
+
+def parse(preset: Preset, arguments: Sequence[str]) -> Request:
+    """Read a command line.
+
+    Raises:
+        ValueError: an unknown option, or a value of another type, in one line.
+    """
+    parser = build_parser(preset)
+    try:
+        given = parser.parse_args(list(arguments)).as_dict()
+    except jsonargparse.ArgumentError as error:
+        raise ValueError(_in_one_line(parser, str(error))) from error
+    shape, tuning = (_group(name, given.pop(name, None)) for name in ("model", "optimizer"))
+    given.pop("config", None)
+    for name in ("out", "checkpoint_dir", "record"):
+        given[name] = None if given[name] is None else Path(given[name])
+    # A file may say null, or give a switch a word: the parser lets both pass.
+    options = from_dict(Options, given)
+    if options.dropout is not None:
+        shape["dropout"] = options.dropout
+    return Request(preset=preset, options=options, shape=shape, tuning=tuning)
+
+
+def _group(name: str, values: Any) -> dict[str, Any]:
+    """The fields that were given of the group called `name`."""
+    if not isinstance(values, Mapping):
+        raise ValueError(f"config.{name} is {values!r}; it must be a group of fields")
+    return {key: value for key, value in values.items() if value is not None}
+
+
+def _in_one_line(parser: jsonargparse.ArgumentParser, message: str) -> str:
+    if unknown := re.search(r"[Uu]nrecognized arguments: ([^\s=]+)", message):
+        flags = [flag for action in parser._actions for flag in action.option_strings]
+        return f"{unknown[1]} is not an option; {nearest(unknown[1], flags, otherwise=SEE_HELP)}"
+    if unknown := re.search(r"Option '(\S+)' is not accepted", message):
+        keys = [action.dest for action in parser._actions]
+        cure = nearest(unknown[1], keys, otherwise=SEE_HELP)
+        return f"config.{unknown[1]} is not an option; {cure}"
+    key = re.search(r'[Pp]arser key "([^"]+)"', message)
+    value = re.search(r"(?:Given value|Got value): (.*)", message)
+    if key and value:
+        return f"{key[1]} is {value[1].strip()!r}; it must be {spelled(_hint_of(key[1]))}"
+    if message.startswith("Unexpected config"):
+        return "config holds no lines of the form `option: value`; --print_config shows some"
+    return re.sub('^Parser key "(.+?)":', r"\1:", " ".join(message.split()))
+
+
+def _hint_of(key: str) -> Any:
+    group, _, name = key.rpartition(".")
+    kind = {"": Options, "model": ModelConfig, "optimizer": OptimizerConfig}[group]
+    return typing.get_type_hints(kind)[name]
+
+
+def build_config(request: Request, *, defaults: Defaults, devices: int) -> RunConfig:
+    """The run that is asked for.
+
+    Args:
+        defaults: those of the kind of device it will use.
+        devices: ranks on each node where the options leave it open.
+
+    Raises:
+        ValueError: by the config, naming field, value and fix.
+    """
+    preset, options = request.preset, request.options
+    max_steps = defaults.max_steps if options.max_steps is None else options.max_steps
+    optimizer = {
+        "learning_rate": defaults.learning_rate,
+        "warmup_steps": defaults.warmup_steps,
+        # A run cut short follows the beginning of the recipe's schedule, a longer one its own.
+        "schedule_steps": max(defaults.max_steps, max_steps),
+        **request.tuning,
+    }
+    return RunConfig(
+        recipe=preset.recipe,
+        size=options.size,
+        model=preset.model_config(options.size, **request.shape),
+        data=DataConfig(
+            source=options.data,
+            sequence_length=options.sequence_length,
+            num_workers=options.num_workers,
+        ),
+        optimizer=OptimizerConfig(**optimizer),
+        parallel=ParallelConfig(
+            accelerator=options.accelerator,
+            devices=devices if options.devices is None else options.devices,
+            num_nodes=options.num_nodes,
+            strategy=options.strategy,
+            precision=options.precision or defaults.precision,
+            compile=options.compile,
+        ),
+        batch_size=defaults.batch_size if options.batch_size is None else options.batch_size,
+        accumulate=options.accumulate,
+        max_steps=max_steps,
+        validate_every=(
+            max(1, max_steps // 4) if options.validate_every is None else options.validate_every
+        ),
+        validation_batches=options.validation_batches,
+        checkpoint_every=options.checkpoint_every,
+        log_every=options.log_every,
+        loss_chunk=options.loss_chunk,
+        seed=options.seed,
+    )
+
+
+def check_outside_world(options: Options) -> None:
+    """Raises ValueError for data that is not there and folders that cannot be written."""
+    if options.data not in ("builtin", "synthetic") and not Path(options.data).exists():
+        raise ValueError(f"data {options.data} does not exist; give builtin, synthetic or a path")
+    for name in ("out", "checkpoint_dir", "record"):
+        path = getattr(options, name)
+        if path is None:
+            continue
+        flag = name.replace("_", "-")
+        if name == "record" and path.is_dir():
+            raise ValueError(f"{flag} {path} is a folder; name a file in it with --{flag}")
+        folder = path.parent if name == "record" else path
+        there = next(p for p in (folder, *folder.absolute().parents) if p.exists())
+        try:
+            # Asking for permission is not enough: root may write everywhere, but not on /proc.
+            tempfile.TemporaryFile(dir=there).close()
+        except OSError as error:
+            raise ValueError(
+                f"{flag} {path}: {there} cannot be written ({error.strerror}); "
+                f"choose another with --{flag}"
+            ) from error

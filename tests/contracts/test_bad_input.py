@@ -1,0 +1,513 @@
+"""Bad input: one clear line that names field, value and fix; exit code 2; nothing written."""
+
+import errno
+import os
+import pickle
+import re
+import resource
+import shlex
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from recipes import bert, gpt, vit
+from recipes.command_line import RUN_FOLDER, run_recipe
+from unitransformer import run as run_module
+from unitransformer.checkpoints import KEY
+from unitransformer.records import load_record
+
+PRESETS = {module.PRESET.recipe: module for module in (bert, gpt, vit)}
+SHAPE = (
+    "--model.width 16 --model.num-layers 1 --model.num-heads 2 --model.feedforward-width 32 "
+    "--batch-size 2 --max-steps 2 --accelerator cpu --num-workers 0"
+)
+TEXT = f"{SHAPE} --model.num-classes 300 --model.num-positions 8 --data text.txt"
+PICTURES = f"{SHAPE} --model.image-size 16 --model.patch-size 8 --data pictures"
+CHECKPOINT = "step-00000002.ckpt"
+
+Tree = dict[str, bytes | None]
+Answer = tuple[int, str, str]  # exit code, stdout, stderr
+Call = Callable[..., Answer]
+Refuse = Callable[..., str]
+
+
+def tree() -> Tree:
+    """Every path below the working folder, and what the files hold."""
+    paths = sorted(Path().rglob("*"))
+    return {str(path): path.read_bytes() if path.is_file() else None for path in paths}
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def call(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Call:
+    """Run a line in a folder that holds text.txt; exit code, stdout, stderr."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("UNITRANSFORMER_CACHE", str(cache))
+    Path("text.txt").write_text("".join(f"{a} and {b}\n" for a in range(30) for b in range(20)))
+
+    def run(line: str, recipe: str = "gpt") -> Answer:
+        monkeypatch.delenv(RUN_FOLDER, raising=False)
+        capsys.readouterr()
+        module = PRESETS[recipe]
+        code = run_recipe(module.PRESET, module.show, shlex.split(line))
+        return code, *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture
+def refuse(call: Call) -> Refuse:
+    """Run a line that must be refused as the contract says; what it said after `error: `."""
+
+    def run(line: str, recipe: str = "gpt") -> str:
+        before = tree()
+        code, _, err = call(line, recipe)
+        assert code == 2, err
+        assert tree() == before
+        said = [told for told in err.splitlines() if not told.startswith("tokenis")]
+        assert len(said) == 1, err
+        assert said[0].startswith("error: ")
+        return said[0].removeprefix("error: ")
+
+    return run
+
+
+# ---- options
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        # shapes that cannot be built
+        ("--model.width 15", "model.width 15 does not divide into model.num_heads 2; choose a"),
+        ("--sequence-length 9", "data.sequence_length 9 is longer than model.num_positions 8"),
+        ("--dropout 1.0", "model.dropout is 1.0; it must be in [0, 1)"),
+        ("--model.causal false", "model.causal is false; the next word"),
+        # names
+        ("--size refrence", "size 'refrence' is not known; did you mean reference?"),
+        ("--size tiny", "size 'tiny' is not known; known: reference, 124m, 350m"),
+        ("--batchsize 3", "--batchsize is not an option; did you mean --batch-size?"),
+        ("--learning-rate=3", "--learning-rate is not an option; did you mean --optimizer.learn"),
+        ("--max-step 3", "--max-step is not an option; did you mean --max-steps?"),
+        ("--model.widht 3", "--model.widht is not an option; did you mean --model.width?"),
+        ("--zzz", "--zzz is not an option; --help lists them all"),
+        ("bert", "bert is not an option; --help lists them all"),
+        # types and choices
+        ("--max-steps many", "max_steps is 'many'; it must be an integer"),
+        ("--max-steps 1.5", "max_steps is '1.5'; it must be an integer"),
+        ("--max-steps", "argument --max-steps: expected one argument"),
+        ("--seed true", "seed is 'True'; it must be an integer"),
+        ("--dropout low", "dropout is 'low'; it must be a number"),
+        ("--model.causal maybe", "model.causal is 'maybe'; it must be true or false"),
+        ("--strategy dpp", "strategy is 'dpp'; it must be one of auto, single, ddp"),
+        ("--accelerator gpu", "accelerator is 'gpu'; it must be one of auto, cpu, cuda"),
+        ("--precision 16", "precision is '16'; it must be one of 32-true, bf16-mixed"),
+        ("--compile on", "compile is 'on'; it must be one of off, default"),
+        ("--model.activation silu", "model.activation is 'silu'; it must be one of relu, gelu"),
+        # counts
+        ("--devices 0", "parallel.devices is 0; it must be at least 1"),
+        ("--num-nodes 0", "parallel.num_nodes is 0; it must be at least 1"),
+        ("--batch-size 0", "run.batch_size is 0; it must be at least 1"),
+        ("--accumulate 0", "run.accumulate is 0; it must be at least 1"),
+        ("--max-steps 0", "run.max_steps is 0; it must be at least 1"),
+        ("--validate-every 0", "run.validate_every is 0; it must be at least 1"),
+        ("--validation-batches 0", "run.validation_batches is 0; it must be at least 1"),
+        ("--log-every 0", "run.log_every is 0; it must be at least 1"),
+        ("--checkpoint-every -1", "run.checkpoint_every is -1; it must be at least 0"),
+        ("--loss-chunk -1", "run.loss_chunk is -1; it must be at least 0"),
+        ("--num-workers -1", "data.num_workers is -1; it must be at least 0"),
+        ("--sequence-length 1", "data.sequence_length is 1; it must be at least 2"),
+        ("--seed -1", "run.seed is -1; it must be at least 0"),
+        ("--seed 4294967296", "run.seed is 4294967296; it must be below 2**32"),
+        ("--model.num-heads 0", "model.num_heads is 0; it must be at least 1"),
+        ("--optimizer.warmup-steps -1", "optimizer.warmup_steps is -1; it must be at least 0"),
+        ("--optimizer.learning-rate nan", "optimizer.learning_rate is 'nan'; it must be a number"),
+        ("--optimizer.learning-rate -1", "optimizer.learning_rate is -1.0; it must be at least 0"),
+        ("--optimizer.beta2 1", "optimizer.beta2 is 1.0; it must be in [0, 1)"),
+        # devices
+        ("--precision 16-mixed", "precision 16-mixed is not for a CPU; use bf16-mixed or 32-true"),
+        ("--strategy single --devices 2", "strategy is single with 2 devices; choose ddp, or one"),
+    ],
+)
+def test_an_option_that_cannot_be_is_refused(refuse: Refuse, line: str, said: str) -> None:
+    assert refuse(f"{TEXT} {line}").startswith(said)
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        (
+            "--model.image-size 20",
+            "model.image_size 20 does not divide into patches of model.patch",
+        ),
+        ("--model.num-positions 9", "model.num_positions is 9; pictures of 16 pixels in patches"),
+        ("--model.tied-head true", "model.tied_head is true; pictures have no word vectors"),
+        ("--sequence-length 3", "data.sequence_length is 3; the length of a picture is that of"),
+    ],
+)
+def test_a_picture_option_that_cannot_be_is_refused(refuse: Refuse, line: str, said: str) -> None:
+    assert refuse(f"{PICTURES} --data builtin {line}", "vit").startswith(said)
+
+
+@pytest.mark.parametrize(("found", "cure"), [(0, "use --accelerator cpu"), (2, "use --devices 2")])
+def test_more_gpus_than_there_are_are_refused_with_their_number(
+    refuse: Refuse, monkeypatch: pytest.MonkeyPatch, found: int, cure: str
+) -> None:
+    monkeypatch.setattr(run_module, "count_gpus", lambda: found)
+    said = refuse(f"{TEXT} --devices 8 --accelerator cuda --precision 32-true")
+    assert said == f"devices is 8 and this machine has {found} GPUs; {cure}"
+
+
+# ---- a file of options
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("max_stepps: 3", "config.max_stepps is not an option; did you mean max_steps?"),
+        ("model:\n  widht: 3", "config.model.widht is not an option; did you mean model.width?"),
+        ("gradient_noise: 1", "config.gradient_noise is not an option; --help lists them all"),
+        ("max_steps: many", "max_steps is 'many'; it must be an integer"),
+        ("strategy: dpp", "strategy is 'dpp'; it must be one of auto, single, ddp"),
+        ("optimizer:\n  learning_rate: fast", "optimizer.learning_rate is 'fast'; it must be a"),
+        ("seed: null", "config.seed is None; it must be an integer"),
+        ("resume: maybe", "config.resume is 'maybe'; it must be true or false"),
+        ("model: 3", "config.model is 3; it must be a group of fields"),
+        ("seed: -4", "run.seed is -4; it must be at least 0"),
+        ("- 1", "config holds no lines of the form `option: value`; --print_config shows some"),
+        ("", "config holds no lines of the form `option: value`; --print_config shows some"),
+        ("out: [1", "Problems parsing config: while parsing a flow sequence"),
+    ],
+)
+def test_a_file_with_a_bad_option_is_refused(refuse: Refuse, content: str, said: str) -> None:
+    Path("options.yaml").write_text(content)
+    assert refuse(f"{TEXT} --config options.yaml").startswith(said)
+
+
+def test_a_missing_file_of_options_is_named(refuse: Refuse) -> None:
+    said = refuse(f"{TEXT} --config nowhere.yaml")
+    assert said == f"config: File does not exist: '{Path('nowhere.yaml').absolute()}'"
+
+
+# ---- data
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        ("nowhere", "data nowhere does not exist; give builtin, synthetic or a path"),
+        ("''", "data is empty; give builtin, synthetic or a path"),
+        ("empty", "source empty holds no text; give text files that are not empty"),
+        ("empty.txt", "source empty.txt holds no text; give text files that are not empty"),
+        ("blank.txt", "blank.txt holds only white space; give files with text"),
+        ("binary", "source binary holds no text; give text files that are not empty"),
+    ],
+)
+@pytest.mark.parametrize("recipe", ["gpt", "bert"])
+def test_a_text_that_cannot_be_read_or_is_too_short_is_refused(
+    refuse: Refuse, recipe: str, data: str, said: str
+) -> None:
+    Path("empty").mkdir()
+    Path("empty.txt").touch()
+    Path("blank.txt").write_text(" \n" * 100)
+    Path("binary").write_bytes(bytes(100))
+    assert refuse(f"{TEXT} --data {data}", recipe).startswith(said)
+
+
+def test_a_text_shorter_than_one_sequence_is_told_to_grow_or_to_be_cut_shorter(
+    refuse: Refuse,
+) -> None:
+    Path("short.txt").write_text("a\nb")  # a line to train on, a line to validate on
+    assert refuse(f"{TEXT} --data short.txt") == (
+        "data short.txt has 2 training tokens, less than one sequence of 8; "
+        "give more text or a shorter data.sequence_length"
+    )
+
+
+def test_a_vocabulary_below_the_alphabet_is_refused(refuse: Refuse) -> None:
+    assert "is below the 257 entries" in refuse(f"{TEXT} --model.num-classes 100")
+
+
+@pytest.mark.parametrize("place", ["/proc/cache", "text.txt"])
+def test_a_cache_that_cannot_be_written_is_named_with_the_fix(
+    refuse: Refuse, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    refuse(f"{TEXT} --seed -1")  # makes text.txt
+    monkeypatch.setenv("UNITRANSFORMER_CACHE", place)
+    said = refuse(TEXT)
+    assert said.startswith(f"the corpus cache {place} cannot be used")
+    assert said.endswith("set UNITRANSFORMER_CACHE to a writable folder with room")
+
+
+def _write_pictures(folder: str, classes: str, *, count: int = 4) -> None:
+    draw = np.random.default_rng(0)
+    for name in classes:
+        (Path(folder) / name).mkdir(parents=True)
+        for index in range(count):
+            pixels = draw.integers(0, 255, (20, 20, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(Path(folder, name, f"{index}.png"))
+
+
+def test_a_folder_of_pictures_without_class_folders_is_refused(refuse: Refuse) -> None:
+    Path("pictures").mkdir()
+    Image.new("RGB", (9, 9)).save("pictures/0.png")
+    said = refuse(PICTURES, "vit")
+    assert said.startswith("data pictures does not hold one folder of pictures a class")
+
+
+def test_more_classes_than_the_model_has_are_refused_with_the_fix(refuse: Refuse) -> None:
+    _write_pictures("pictures", "abcde", count=1)
+    said = refuse(PICTURES, "vit")
+    assert said == (
+        "data pictures has 5 classes and model.num_classes is 3; set --model.num-classes 5"
+    )
+
+
+def test_a_file_in_place_of_a_folder_of_pictures_is_refused(refuse: Refuse) -> None:
+    said = refuse(f"{PICTURES} --data text.txt", "vit")
+    assert said == "data text.txt is not a folder of pictures; check the path"
+
+
+def test_pictures_with_channels_no_file_has_are_refused(refuse: Refuse) -> None:
+    _write_pictures("pictures", "ab")
+    assert refuse(f"{PICTURES} --model.num-channels 2", "vit").startswith("model.num_channels is 2")
+
+
+def test_a_broken_picture_is_named_and_counted_and_training_goes_on(call: Call) -> None:
+    _write_pictures("pictures", "ab", count=6)
+    Path("pictures/a/0.png").write_text("not a picture")
+    line = f"{PICTURES} --model.num-classes 2"
+    with pytest.warns(UserWarning, match=r"1 broken pictures skipped: pictures/a/0\.png"):
+        code, out, err = call(line, "vit")
+    assert code == 0, err
+    assert "data    pictures, 11 pictures of 2 classes, 1 broken skipped" in out
+
+
+def test_a_model_may_know_more_classes_than_the_folder_has(call: Call) -> None:
+    _write_pictures("pictures", "ab")
+    code, _, err = call(f"{PICTURES} --model.num-classes 50", "vit")
+    assert code == 0, err
+
+
+# ---- places
+
+
+@pytest.mark.parametrize("flag", ["out", "checkpoint-dir", "record"])
+@pytest.mark.parametrize("place", ["text.txt/below", "/proc/below/it"])
+def test_a_place_that_cannot_be_written_is_refused_with_the_option(
+    refuse: Refuse, flag: str, place: str
+) -> None:
+    said = refuse(f"{TEXT} --{flag} {place}")
+    assert said.startswith(f"{flag} {place}: ")
+    assert "cannot be written (" in said
+    assert said.endswith(f"choose another with --{flag}")
+
+
+@pytest.mark.parametrize("flag", ["out", "checkpoint-dir"])
+def test_a_file_in_place_of_a_folder_is_refused(refuse: Refuse, flag: str) -> None:
+    said = refuse(f"{TEXT} --{flag} text.txt")
+    assert said.startswith(f"{flag} text.txt: text.txt cannot be written (Not a directory)")
+
+
+def test_a_folder_in_place_of_a_record_is_refused(refuse: Refuse) -> None:
+    assert refuse(f"{TEXT} --record .").startswith("record . is a folder; name a file in it")
+
+
+# ---- checkpoints
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("trained") / CHECKPOINT
+
+
+@pytest.fixture
+def kept(call: Call, trained: Path) -> Path:
+    """The checkpoint of two steps of `TEXT`, as kept/step-00000002.ckpt."""
+    path = Path("kept", CHECKPOINT)
+    if trained.exists():
+        path.parent.mkdir()
+        shutil.copy(trained, path)
+    else:
+        code, _, err = call(f"{TEXT} --checkpoint-dir kept")
+        assert code == 0, err
+        shutil.copy(path, trained)
+    return path
+
+
+RESUME = f"{TEXT} --checkpoint-dir kept --resume --max-steps 4"
+
+
+def test_a_new_run_does_not_write_among_old_checkpoints(refuse: Refuse, kept: Path) -> None:
+    said = refuse(f"{TEXT} --checkpoint-dir kept")
+    assert said == (
+        f"checkpoint-dir kept holds {kept}; add --resume to go on from it, or choose another folder"
+    )
+
+
+def test_a_run_that_is_done_says_so(refuse: Refuse, kept: Path) -> None:
+    said = refuse(f"{RESUME} --max-steps 2")
+    assert said == (
+        f"checkpoint {kept} is at step 2 of max-steps 2: nothing is left to do; raise --max-steps"
+    )
+
+
+@pytest.mark.parametrize(
+    ("line", "field", "there", "here"),
+    [
+        ("--seed 4", "seed", 0, 4),
+        ("--model.width 32", "model.width", 16, 32),
+        ("--batch-size 3", "global_batch_size", 2, 3),
+        ("--data synthetic", "data.source", "text.txt", "synthetic"),
+        ("--optimizer.learning-rate 0.5", "optimizer.learning_rate", 0.001, 0.5),
+    ],
+)
+def test_the_checkpoint_of_another_run_is_refused_with_both_values(
+    refuse: Refuse, kept: Path, line: str, field: str, there: Any, here: Any
+) -> None:
+    said = refuse(f"{RESUME} {line}")
+    assert said.startswith(
+        f"checkpoint {kept} is of another run: {field} is {there} there and {here} here; "
+    )
+
+
+def _cut(whole: bytes) -> bytes:
+    return whole[: len(whole) // 2]
+
+
+def _flip_one_bit(whole: bytes) -> bytes:
+    middle = len(whole) // 2
+    return whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :]
+
+
+def _overwrite_the_middle(whole: bytes) -> bytes:
+    middle = len(whole) // 2
+    return whole[:middle] + np.random.default_rng(0).bytes(1000) + whole[middle + 1000 :]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        _cut,
+        _flip_one_bit,
+        _overwrite_the_middle,
+        lambda whole: whole[:-1],
+        lambda whole: np.random.default_rng(0).bytes(5000),
+        lambda whole: b"",
+        lambda whole: b"a text\n",
+    ],
+    ids=["cut", "one bit", "middle", "last byte", "random", "empty", "text"],
+)
+def test_a_damaged_checkpoint_is_refused_and_left_as_it_was(
+    refuse: Refuse, kept: Path, damage: Callable[[bytes], bytes]
+) -> None:
+    kept.write_bytes(damage(kept.read_bytes()))
+    said = refuse(RESUME)
+    assert re.match(rf"checkpoint {kept} is damaged \(.+\); delete it and start again", said)
+    assert "torch.load" not in said
+
+
+@pytest.mark.parametrize(
+    "content", [{"state_dict": {}}, [1, 2], {KEY: 3}, {KEY: {"epoch": 1}}], ids=repr
+)
+def test_a_foreign_checkpoint_is_refused(refuse: Refuse, kept: Path, content: Any) -> None:
+    torch.save(content, kept)
+    said = refuse(RESUME)
+    assert said.startswith(f"checkpoint {kept} was not written by this program; choose another")
+
+
+class _Code:
+    """Unpickled by a reader that executes what it reads, it makes a folder."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, ("executed",)
+
+
+@pytest.mark.parametrize("is_zip", [True, False])
+def test_code_in_a_checkpoint_is_refused_and_not_executed(
+    refuse: Refuse, kept: Path, is_zip: bool
+) -> None:
+    content = {KEY: {"config": _Code(), "loss": []}}
+    torch.save(content, kept, _use_new_zipfile_serialization=is_zip)
+    said = refuse(RESUME)
+    reason = "holds more than tensors and plain values" if is_zip else "is damaged (File is not a"
+    assert said.startswith(f"checkpoint {kept} {reason}")
+    torch.load(kept, weights_only=False)
+    assert Path("executed").is_dir()  # the code was real
+
+
+def test_a_pickle_in_place_of_a_checkpoint_is_refused_and_not_executed(
+    refuse: Refuse, kept: Path
+) -> None:
+    kept.write_bytes(pickle.dumps(_Code()))
+    assert refuse(RESUME).startswith(f"checkpoint {kept} is damaged (File is not a zip file)")
+    pickle.loads(kept.read_bytes())
+    assert Path("executed").is_dir()
+
+
+def test_a_run_that_never_was_cannot_be_resumed(refuse: Refuse) -> None:
+    said = refuse(f"{TEXT} --resume")
+    assert said.startswith("resume: runs holds no checkpoint of these options; run without")
+    said = refuse(f"{TEXT} --resume --checkpoint-dir nowhere")
+    assert said.startswith("checkpoint-dir nowhere holds no checkpoint to resume; run without")
+
+
+# ---- a run that began and could not go on: exit code 1, still one line
+
+
+@pytest.fixture
+def limit_files() -> Iterator[Callable[[int], None]]:
+    """A function that lets no file grow beyond some bytes, as a full disk does."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda num_bytes: resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, hard))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_full_disk_leaves_the_checkpoint_before_and_a_record(
+    call: Call, kept: Path, limit_files: Callable[[int], None]
+) -> None:
+    before = kept.read_bytes()
+    limit_files(len(before) // 2)
+    code, _, err = call(f"{RESUME} --max-steps 3 --record record.json")
+    assert code == 1
+    reason = f"[Errno {errno.EFBIG}] {os.strerror(errno.EFBIG)}"
+    assert err.splitlines() == [
+        f"error: checkpoint-dir kept: step 3 could not be saved ({reason}); {CHECKPOINT} stays; "
+        "free space and run again with --resume (record: record.json)"
+    ]
+    assert [path.name for path in Path("kept").iterdir()] == [CHECKPOINT]
+    assert kept.read_bytes() == before
+    record = load_record(Path("record.json"))
+    assert (record["status"], len(record["loss"])) == ("crashed", 3)
+
+
+def test_a_disk_too_full_for_the_record_is_one_line_and_exit_code_1(
+    call: Call, limit_files: Callable[[int], None]
+) -> None:
+    limit_files(3000)
+    code, _, err = call(f"{TEXT} --record record.json")
+    assert code == 1
+    assert err.splitlines()[-1].startswith("error: ")
+    assert "record.json" in err.splitlines()[-1]
+    assert "Traceback" not in err
+    assert not Path("record.json").exists()
+
+
+def test_a_loss_that_is_no_number_ends_the_run_with_a_record_that_says_where(call: Call) -> None:
+    code, _, err = call(f"{TEXT} --optimizer.learning-rate 1e30 --record record.json")
+    assert code == 1
+    assert "error: loss is nan at step 2; lower optimizer.learning_rate" in err
+    record = load_record(Path("record.json"))
+    assert (record["status"], len(record["loss"])) == ("crashed", 1)

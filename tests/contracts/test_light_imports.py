@@ -1,0 +1,112 @@
+"""What a login node can do: help, configs and refusals need no torch, numpy or lightning."""
+
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+RECIPES = ("bert", "gpt", "vit")
+BLOCK = """
+import importlib.abc, sys
+
+class Block(importlib.abc.MetaPathFinder):
+    HEAVY = {"torch", "torchvision", "lightning", "numpy", "tokenizers", "matplotlib", "sklearn"}
+
+    def find_spec(self, name, path, target=None):
+        if name.split(".")[0] in self.HEAVY:
+            raise AssertionError(f"{name} is imported")
+
+sys.meta_path.insert(0, Block())
+"""
+
+
+def run_python(*arguments: str, repository: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *arguments], cwd=repository, capture_output=True, text=True, timeout=120
+    )
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_help_imports_nothing_heavy(recipe: str, repository: Path) -> None:
+    script = f"""{BLOCK}
+import runpy
+sys.argv = ["recipes.{recipe}", "--help"]
+runpy.run_module("recipes.{recipe}", run_name="__main__")
+"""
+    done = run_python("-c", script, repository=repository)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"usage: python -m recipes.{recipe}" in done.stdout
+    assert "--optimizer.learning-rate" in done.stdout
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_help_takes_half_a_second_of_cpu_time(recipe: str, repository: Path) -> None:
+    # Twice that is the bound, and the best of five counts: the machine may be busy.
+    assert any(_help_cpu_s(recipe, repository) < 1.0 for _ in range(5))
+
+
+def _help_cpu_s(recipe: str, repository: Path) -> float:
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = run_python("-m", f"recipes.{recipe}", "--help", repository=repository)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert done.returncode == 0
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def test_sizes_are_known_and_counted_without_torch(repository: Path) -> None:
+    script = f"""{BLOCK}
+from recipes import bert, gpt, vit
+from unitransformer.flops import count_parameters
+print(gpt.model_config().width, bert.model_config("base").num_layers)
+print(vit.model_config("b16").num_positions, count_parameters(gpt.model_config("124m")))
+"""
+    done = run_python("-c", script, repository=repository)
+    assert done.stderr == ""
+    # GPT-2's 124,439,808 without its 1,024 learned positions of 768.
+    assert done.stdout.split() == ["768", "12", "197", "123653376"]
+
+
+def test_bad_options_are_refused_before_anything_heavy_is_imported(
+    repository: Path, tmp_path: Path
+) -> None:
+    in_the_way = tmp_path / "file"
+    in_the_way.touch()
+    lines = [
+        "--size refrence",
+        "--max-stepz 3",
+        "--max-steps many",
+        "--strategy dpp",
+        "--devices 0",
+        "--strategy single --devices 2",
+        "--optimizer.learning-rate nan",
+        "--model.width 100 --model.num-heads 7",
+        "--sequence-length 100000",
+        "--dropout 1.0",
+        "--data /nowhere/at/all",
+        "--config /nowhere/at/all.yaml",
+        f"--out {in_the_way}/runs",
+    ]
+    script = f"""{BLOCK}
+from recipes import gpt
+from recipes.command_line import run_recipe
+for line in {lines!r}:
+    print(run_recipe(gpt.PRESET, gpt.show, line.split()))
+"""
+    done = run_python("-c", script, repository=repository)
+    assert done.stdout.split() == ["2"] * len(lines), done.stderr
+    errors = done.stderr.splitlines()
+    assert len(errors) == len(lines)
+    assert all(line.startswith("error: ") for line in errors)
+
+
+def test_a_summary_needs_torch_and_is_stopped_by_the_block(repository: Path) -> None:
+    script = f"""{BLOCK}
+from recipes import gpt
+from recipes.command_line import run_recipe
+run_recipe(gpt.PRESET, gpt.show, ["--summary"])
+"""
+    done = run_python("-c", script, repository=repository)
+    assert done.returncode == 1
+    assert "AssertionError: torch is imported" in done.stderr

@@ -1,0 +1,49 @@
+"""The recipes on a real GPU: the same command line, mixed precision, events for a clock."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from recipes import bert, gpt, vit
+from recipes.command_line import run_recipe
+from unitransformer.records import load_record
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+TINY = [
+    *("--model.width", "64", "--model.num-layers", "2", "--model.num-heads", "2"),
+    *("--model.feedforward-width", "128", "--data", "synthetic", "--devices", "1"),
+    *("--batch-size", "8", "--max-steps", "20", "--validation-batches", "2"),
+]
+
+
+@pytest.mark.parametrize("module", [bert, gpt, vit], ids=["bert", "gpt", "vit"])
+@pytest.mark.parametrize("compile_mode", ["off", "default"])
+def test_a_recipe_trains_on_a_gpu_by_default_in_bf16(
+    module: object, compile_mode: str, tmp_path: Path
+) -> None:
+    record = tmp_path / "record.json"
+    arguments = [*TINY, "--compile", compile_mode, "--out", str(tmp_path), "--record", str(record)]
+    assert run_recipe(module.PRESET, module.show, arguments) == 0  # type: ignore[attr-defined]
+    kept = load_record(record)
+    assert kept["config"]["parallel"]["accelerator"] == "cuda"
+    assert kept["config"]["parallel"]["precision"] == "bf16-mixed"
+    assert kept["peak_bytes_kind"] == "allocated"
+    assert all(seconds > 0 for seconds in kept["step_s"])
+
+
+def test_a_gpu_and_a_cpu_train_the_same_model_in_float32(tmp_path: Path) -> None:
+    losses = []
+    for accelerator in ("cpu", "cuda"):
+        record = tmp_path / f"{accelerator}.json"
+        places = ["--out", str(tmp_path / accelerator), "--record", str(record)]
+        options = ["--accelerator", accelerator, "--precision", "32-true", "--dropout", "0"]
+        options += ["--data", "builtin", "--model.num-classes", "1000"]
+        assert run_recipe(gpt.PRESET, gpt.show, [*TINY, *options, *places]) == 0
+        losses.append(load_record(record)["loss"])
+    # Initial weights are drawn on each device by its own generator: only their law is the same.
+    assert losses[0][0] == pytest.approx(losses[1][0], rel=0.01)
+    assert losses[0][-1] == pytest.approx(losses[1][-1], rel=0.05)

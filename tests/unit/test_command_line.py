@@ -1,0 +1,247 @@
+"""The command line: what options mean, what they default to, and where a run puts its files."""
+
+import json
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from recipes import bert, gpt, vit
+from recipes.command_line import RUN_FOLDER, run_recipe
+from recipes.options import build_config, build_parser, parse
+from recipes.presets import Preset, nearest
+from unitransformer.config import ModelConfig, OptimizerConfig, RunConfig
+from unitransformer.flops import count_parameters
+from unitransformer.records import config_of, load_record
+from unitransformer.summary import human_count
+
+PRESETS = (bert.PRESET, gpt.PRESET, vit.PRESET)
+TINY = (
+    "--model.width 16 --model.num-layers 1 --model.num-heads 2 --model.feedforward-width 32 "
+    "--model.num-classes 300 --model.num-positions 8 --batch-size 2 --max-steps 2 "
+    "--accelerator cpu --data text.txt"
+)
+
+
+def name_of(preset: Preset) -> str:
+    return preset.recipe
+
+
+def config_for(line: str, preset: Preset = gpt.PRESET) -> RunConfig:
+    """The run that `line` asks for on a CPU."""
+    return build_config(parse(preset, shlex.split(line)), defaults=preset.cpu, devices=1)
+
+
+Say = Callable[[str], str]
+
+
+@pytest.fixture
+def say(
+    tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> Say:
+    """Run a line with GPT in an empty folder that holds text.txt; give what it printed."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("UNITRANSFORMER_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+    lines = (f"{a} times {b} makes {a * b}\n" for a in range(40) for b in range(20))
+    Path("text.txt").write_text("".join(lines))
+
+    def run(line: str) -> str:
+        monkeypatch.delenv(RUN_FOLDER, raising=False)
+        capsys.readouterr()
+        code = run_recipe(gpt.PRESET, gpt.show, shlex.split(line))
+        out, err = capsys.readouterr()
+        assert code == 0, err
+        return out
+
+    return run
+
+
+def files() -> list[str]:
+    return sorted(str(path) for path in Path().rglob("*"))
+
+
+# ---- what options mean
+
+
+def test_no_option_gives_the_recipes_own_run() -> None:
+    config = config_for("", bert.PRESET)
+    assert (config.size, config.model) == ("reference", bert.model_config())
+    assert (config.batch_size, config.max_steps, config.validate_every) == (64, 600, 150)
+    assert config.optimizer.learning_rate == 2e-3
+    assert config.parallel.precision == "32-true"
+    assert config.seed == 0
+
+
+@pytest.mark.parametrize("preset", PRESETS, ids=name_of)
+def test_every_field_of_model_and_optimizer_has_an_option(preset: Preset) -> None:
+    flags = {flag for action in build_parser(preset)._actions for flag in action.option_strings}
+    for kind, group in ((ModelConfig, "model"), (OptimizerConfig, "optimizer")):
+        for name in kind.__dataclass_fields__:
+            assert f"--{group}.{name.replace('_', '-')}" in flags
+
+
+def test_an_option_given_twice_means_its_last_value() -> None:
+    config = config_for("--max-steps 9 --seed 1 --max-steps 11 --model.dropout 0.1 --seed 2")
+    assert (config.max_steps, config.seed) == (11, 2)
+
+
+def test_dropout_is_short_for_the_models_and_wins() -> None:
+    assert config_for("--dropout 0.3").model.dropout == 0.3
+    assert config_for("--model.dropout 0.2 --dropout 0.3").model.dropout == 0.3
+
+
+def test_a_single_field_changes_and_the_rest_of_the_size_stays() -> None:
+    model = config_for("--size 124m --model.num-layers 2").model
+    assert model == gpt.model_config("124m", num_layers=2)
+    assert (model.width, model.num_layers) == (768, 2)
+
+
+def test_a_switch_of_the_model_takes_true_and_false() -> None:
+    assert config_for("--model.final-norm true").model.final_norm
+    assert not config_for("--size 124m --model.final-norm false").model.final_norm
+
+
+def test_other_pictures_have_the_positions_of_their_patches() -> None:
+    config = config_for("--model.image-size 64 --model.patch-size 16", vit.PRESET)
+    assert config.model.num_positions == 17
+
+
+def test_a_run_cut_short_follows_the_beginning_of_the_whole_schedule() -> None:
+    assert config_for("--max-steps 5").optimizer.schedule_steps == gpt.PRESET.cpu.max_steps
+    assert config_for("--max-steps 5000").optimizer.schedule_steps == 5000
+    assert config_for("--optimizer.schedule-steps 7").optimizer.schedule_steps == 7
+
+
+def test_validation_comes_four_times_unless_told_otherwise() -> None:
+    assert config_for("--max-steps 40").validate_every == 10
+    assert config_for("--max-steps 3").validate_every == 1
+    assert config_for("--max-steps 40 --validate-every 7").validate_every == 7
+
+
+@pytest.mark.parametrize(
+    ("name", "known", "said"),
+    [
+        ("refrence", ["base", "reference"], "did you mean reference?"),
+        ("xyz", ["base", "large"], "known: base, large"),
+    ],
+)
+def test_a_near_name_is_suggested_and_otherwise_all(name: str, known: list[str], said: str) -> None:
+    assert nearest(name, known) == said
+    assert nearest(name, known, otherwise="no idea") in (said, "no idea")
+
+
+# ---- a file of options
+
+
+def test_a_file_says_what_options_say(tmp_path: Path) -> None:
+    file = tmp_path / "options.yaml"
+    file.write_text("max_steps: 7\nmodel:\n  dropout: 0.25\noptimizer:\n  learning_rate: 1e-4\n")
+    expected = config_for("--max-steps 7 --model.dropout 0.25 --optimizer.learning-rate 1e-4")
+    assert config_for(f"--config {file}") == expected
+
+
+def test_what_comes_after_a_file_wins_over_it_and_what_comes_before_does_not(
+    tmp_path: Path,
+) -> None:
+    file = tmp_path / "options.yaml"
+    file.write_text("max_steps: 7\n")
+    assert config_for(f"--config {file} --max-steps 9").max_steps == 9
+    assert config_for(f"--max-steps 9 --config {file}").max_steps == 7
+
+
+@pytest.mark.parametrize("preset", PRESETS, ids=name_of)
+def test_a_printed_config_fed_back_is_the_same_run(
+    preset: Preset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = (
+        "--model.num-layers 2 --dropout 0.3 --max-steps 5 --seed 3 --optimizer.learning-rate 3e-5 "
+        "--strategy ddp --devices 2 --compile default --num-workers 0 --precision bf16-true"
+    )
+    with pytest.raises(SystemExit) as stopped:
+        parse(preset, [*shlex.split(line), "--print_config"])
+    printed = capsys.readouterr().out
+    assert stopped.value.code == 0
+    assert yaml.safe_load(printed)["model"]["num_layers"] == 2
+    file = tmp_path / "printed.yaml"
+    file.write_text(printed)
+    assert config_for(f"--config {file}", preset) == config_for(line, preset)
+    assert config_for(f"--config {file}", preset).hash() == config_for(line, preset).hash()
+
+
+# ---- asking without training
+
+
+def test_a_dry_run_says_what_would_run_and_writes_nothing(say: Say) -> None:
+    before = files()
+    plan = say(f"{TINY} --dry-run --accumulate 3 --seed 5")
+    assert files() == before
+    told = {line[:15].strip(): line[16:] for line in plan.splitlines()}
+    assert told["model"] == "gpt reference, 12,124 parameters"
+    assert told["data"] == "text.txt"
+    assert told["devices"] == "1 x 1 cpu, auto, 32-true, compile off"
+    assert told["batch"] == "6 = 2 a device x 3 micro-batches x 1 devices"
+    assert told["steps"] == "2"
+    assert "matmul_causal" in told["FLOPs a token"]
+    assert told["folder"].startswith("runs/gpt-reference-")
+    assert told["checkpoint"] == told["folder"] + "/checkpoints"
+    assert Path(told["record"]).parent == Path(told["folder"])
+
+
+def test_a_dry_run_names_places_that_were_chosen(say: Say) -> None:
+    plan = say(f"{TINY} --dry-run --out elsewhere --checkpoint-dir kept --record told/it.json")
+    assert "folder          elsewhere/gpt-reference-" in plan
+    assert "checkpoint      kept\n" in plan
+    assert "record          told/it.json" in plan
+
+
+def test_the_summary_is_that_of_the_size_and_writes_nothing(say: Say) -> None:
+    before = files()
+    table = say("--summary --size 124m --model.num-layers 2")
+    model = gpt.model_config("124m", num_layers=2)
+    assert files() == before
+    assert "transformer_layers.1.feedforward" in table
+    assert "transformer_layers.2" not in table
+    assert f"{human_count(count_parameters(model))}" in table.splitlines()[-2]
+
+
+# ---- what a run leaves
+
+
+def test_a_run_leaves_record_checkpoint_logs_and_figure_where_it_says(say: Say) -> None:
+    out = say(f"{TINY} --record not/there/yet.json")
+    (folder,) = Path("runs").iterdir()
+    record = load_record(Path("not/there/yet.json"))
+    assert record["status"] == "ok"
+    assert config_of(record).model.width == 16
+    assert shlex.split(record["command"])[:3] == ["python", "-m", "recipes.gpt"]
+    for made in ("checkpoints/step-00000002.ckpt", "csv", "tensorboard", "figures/loss.png"):
+        assert (folder / made).exists()
+    assert f"record      {Path('not/there/yet.json')}" in out
+    assert f"checkpoint  {folder / 'checkpoints'}" in out
+    assert {path.parts[0] for path in Path().rglob("*")} == {"text.txt", "runs", "not"}
+
+
+def test_a_second_run_gets_a_folder_of_its_own_and_a_resumed_one_goes_on_in_it(say: Say) -> None:
+    for _ in range(2):
+        say(TINY)
+    first, second = sorted(Path("runs").iterdir())
+    assert [first.name[-2:], second.name[-2:]] == ["-1", "-2"]
+    out = say(f"{TINY} --max-steps 3 --resume")
+    assert f"resume  {second / 'checkpoints' / 'step-00000002.ckpt'}, after step 2" in out
+    assert [path.name for path in (second / "checkpoints").iterdir()] == ["step-00000003.ckpt"]
+    records = [json.loads(path.read_text()) for path in second.glob("*.json")]
+    assert sorted(len(record["loss"]) for record in records) == [2, 3]
+
+
+@pytest.mark.parametrize("seed", [20_240_101, 2**32 - 1])
+def test_a_large_seed_trains_with_dropout(say: Say, seed: int) -> None:
+    assert "validation  loss" in say(f"{TINY} --dropout 0.1 --seed {seed}")
+
+
+def test_bf16_mixed_clips_gradients_on_a_cpu(say: Say) -> None:
+    assert "validation  loss" in say(f"{TINY} --precision bf16-mixed")

@@ -1,0 +1,285 @@
+"""A run's configuration: it refuses nonsense by name, survives JSON, and tells runs apart."""
+
+import json
+import math
+import re
+from dataclasses import FrozenInstanceError, replace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from recipes import bert, gpt, vit
+from recipes.presets import Preset
+from unitransformer.config import (
+    DataConfig,
+    ModelConfig,
+    OptimizerConfig,
+    ParallelConfig,
+    RunConfig,
+    from_dict,
+    to_dict,
+)
+from unitransformer.flops import count_parameters
+from unitransformer.transformer import Transformer
+
+PRESETS = (bert.PRESET, gpt.PRESET, vit.PRESET)
+SIZES = [(preset, size) for preset in PRESETS for size in preset.sizes]
+
+
+def model_config(**changes: Any) -> ModelConfig:
+    shape = {"width": 16, "num_layers": 1, "num_heads": 2, "feedforward_width": 32}
+    return ModelConfig(**{**shape, "num_classes": 10, "num_positions": 8, **changes})
+
+
+def run_config(**changes: Any) -> RunConfig:
+    model = changes.pop("model", model_config(causal=True))
+    return RunConfig(**{"recipe": "gpt", "size": "tiny", "model": model, **changes})
+
+
+def picture_config(**changes: Any) -> ModelConfig:
+    return model_config(**{"image_size": 16, "patch_size": 8, "num_positions": 5, **changes})
+
+
+# ---- to plain values and back
+
+
+@pytest.mark.parametrize(
+    ("preset", "size"), SIZES, ids=lambda value: getattr(value, "recipe", value)
+)
+def test_every_size_comes_back_from_json_as_it_was(preset: Preset, size: str) -> None:
+    before = RunConfig(
+        recipe=preset.recipe,
+        size=size,
+        model=preset.model_config(size),
+        parallel=ParallelConfig(devices=8, strategy="ddp", precision="bf16-mixed"),
+    )
+    after = from_dict(RunConfig, json.loads(json.dumps(to_dict(before))))
+    assert after == before
+    assert after.hash() == before.hash()
+
+
+@pytest.mark.parametrize(
+    ("where", "value", "message"),
+    [
+        (("sede",), 1, "config.sede is not a field; known: accumulate, batch_size"),
+        (("model", "widht"), 1, "config.model.widht is not a field; known: activation"),
+        (("seed",), "1", "config.seed is '1'; it must be an integer"),
+        (("seed",), True, "config.seed is True; it must be an integer"),
+        (("model", "width"), 16.0, "config.model.width is 16.0; it must be an integer"),
+        (("model", "dropout"), "no", "config.model.dropout is 'no'; it must be a number"),
+        (("model", "causal"), 1, "config.model.causal is 1; it must be true or false"),
+        (("model", "image_size"), "x", "config.model.image_size is 'x'; it must be an integer"),
+        (("size",), None, "config.size is None; it must be text"),
+        (("recipe",), "llm", "config.recipe is 'llm'; it must be one of bert, gpt, vit"),
+        (("model",), 3, "config.model is 3; it must be a group of fields"),
+    ],
+)
+def test_a_plain_value_that_does_not_fit_is_refused_by_its_dotted_name(
+    where: tuple[str, ...], value: Any, message: str
+) -> None:
+    values = to_dict(run_config())
+    group = values
+    for name in where[:-1]:
+        group = group[name]
+    group[where[-1]] = value
+    with pytest.raises(ValueError, match=re.escape(message)):
+        from_dict(RunConfig, values)
+
+
+@pytest.mark.parametrize("name", ["recipe", "size", "model"])
+def test_a_missing_field_is_named(name: str) -> None:
+    values = to_dict(run_config())
+    del values[name]
+    with pytest.raises(ValueError, match=f"config.{name} is missing"):
+        from_dict(RunConfig, values)
+
+
+def test_a_whole_number_will_do_for_a_fraction() -> None:
+    assert from_dict(OptimizerConfig, {"learning_rate": 1}).learning_rate == 1
+
+
+def test_a_config_cannot_be_changed_after_it_was_written_down() -> None:
+    with pytest.raises(FrozenInstanceError):
+        run_config().seed = 1  # type: ignore[misc]
+
+
+# ---- what is refused
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "least"),
+    [
+        *((ModelConfig, name, 1) for name in ("width", "num_layers", "num_heads")),
+        *((ModelConfig, name, 1) for name in ("feedforward_width", "num_classes")),
+        *((ModelConfig, name, 1) for name in ("num_positions", "num_channels")),
+        *((ModelConfig, name, 1) for name in ("image_size", "patch_size")),
+        (DataConfig, "sequence_length", 2),
+        (DataConfig, "num_workers", 0),
+        *((OptimizerConfig, name, 0) for name in ("learning_rate", "weight_decay", "clip_norm")),
+        (OptimizerConfig, "warmup_steps", 0),
+        (OptimizerConfig, "schedule_steps", 1),
+        (ParallelConfig, "devices", 1),
+        (ParallelConfig, "num_nodes", 1),
+        *((RunConfig, name, 1) for name in ("batch_size", "accumulate", "max_steps")),
+        *((RunConfig, name, 1) for name in ("validate_every", "validation_batches", "log_every")),
+        *((RunConfig, name, 0) for name in ("checkpoint_every", "loss_chunk", "seed")),
+    ],
+)
+def test_a_number_below_its_least_is_refused(kind: type, name: str, least: int) -> None:
+    build = {ModelConfig: picture_config, RunConfig: run_config}.get(kind, kind)
+    for value in (least - 1, -7):
+        with pytest.raises(ValueError, match=rf"\.{name} is {value}; it must be at least {least}"):
+            build(**{name: value})
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("name", ["learning_rate", "weight_decay", "clip_norm", "epsilon", "beta1"])
+def test_a_number_that_is_not_finite_is_refused(name: str, value: float) -> None:
+    with pytest.raises(ValueError, match=rf"optimizer\.{name} is {value}; it must be"):
+        OptimizerConfig(**{name: value})
+
+
+@pytest.mark.parametrize(
+    ("build", "changes", "message"),
+    [
+        (model_config, {"width": 15}, "width 15 does not divide into model.num_heads 2"),
+        (model_config, {"dropout": 1.0}, "model.dropout is 1.0; it must be in [0, 1)"),
+        (model_config, {"dropout": math.nan}, "model.dropout is nan; it must be in [0, 1)"),
+        (
+            model_config,
+            {"image_size": 8},
+            "image_size is 8 and model.patch_size is None; give both",
+        ),
+        (
+            picture_config,
+            {"image_size": 20},
+            "20 does not divide into patches of model.patch_size 8",
+        ),
+        (
+            picture_config,
+            {"num_positions": 9},
+            "model.num_positions is 9; pictures of 16 pixels in",
+        ),
+        (picture_config, {"tied_head": True}, "model.tied_head is true; pictures have no word"),
+        (picture_config, {"causal": True}, "model.causal is true; the class token is read first"),
+        (OptimizerConfig, {"beta2": 1.0}, "optimizer.beta2 is 1.0; it must be in [0, 1)"),
+        (OptimizerConfig, {"floor": 1.5}, "optimizer.floor is 1.5; it must be between 0 and 1"),
+        (OptimizerConfig, {"epsilon": 0.0}, "optimizer.epsilon is 0.0; it must be above 0"),
+        (DataConfig, {"source": ""}, "data is empty; give builtin, synthetic or a path"),
+        (DataConfig, {"mask_fraction": 1.0}, "data.mask_fraction is 1.0; it must be in (0, 1)"),
+        (ParallelConfig, {"strategy": "single", "devices": 2}, "single with 2 devices; choose ddp"),
+        (run_config, {"seed": 2**32}, "run.seed is 4294967296; it must be below 2**32"),
+        (
+            run_config,
+            {"data": DataConfig(sequence_length=9)},
+            "9 is longer than model.num_positions 8",
+        ),
+        (run_config, {"model": model_config()}, "model.causal is false; the next word"),
+        (run_config, {"recipe": "bert"}, "model.causal is true; a masked word"),
+        (run_config, {"model": picture_config()}, "the model reads pictures, and the recipe gpt"),
+        (run_config, {"recipe": "vit"}, "the model reads words, and the recipe vit does not"),
+        (
+            run_config,
+            {"recipe": "bert", "model": model_config(num_positions=2)},
+            "data.sequence_length is 2; [CLS], a word and [SEP] need 3",
+        ),
+        (
+            run_config,
+            {"recipe": "vit", "model": picture_config(), "data": DataConfig(sequence_length=3)},
+            "data.sequence_length is 3; the length of a picture is that of its patches",
+        ),
+    ],
+)
+def test_what_cannot_be_built_or_trained_is_refused_with_values_and_fix(
+    build: Any, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        build(**changes)
+
+
+# ---- what a run is called
+
+
+def test_a_run_goes_on_under_its_name_when_only_its_length_or_spread_changes() -> None:
+    before = run_config(batch_size=8)
+    longer = replace(before, max_steps=1000, log_every=1, validate_every=3, checkpoint_every=5)
+    spread = replace(before, batch_size=2, accumulate=2, parallel=ParallelConfig(devices=2))
+    assert before.identity_hash() == longer.identity_hash() == spread.identity_hash()
+    assert len({before.hash(), longer.hash(), spread.hash()}) == 3
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"seed": 1},
+        {"batch_size": 9},
+        {"data": DataConfig(source="synthetic")},
+        {"optimizer": OptimizerConfig(learning_rate=1.0)},
+        {"model": model_config(causal=True, dropout=0.1)},
+    ],
+)
+def test_what_changes_the_training_changes_the_name(changes: dict[str, Any]) -> None:
+    assert run_config(**changes).identity_hash() != run_config().identity_hash()
+
+
+def test_loader_processes_do_not_change_the_name() -> None:
+    with_workers = run_config(data=DataConfig(num_workers=3))
+    assert with_workers.identity_hash() == run_config().identity_hash()
+
+
+def test_a_global_batch_counts_every_device_of_every_node() -> None:
+    parallel = ParallelConfig(devices=4, num_nodes=2)
+    assert run_config(batch_size=3, accumulate=5, parallel=parallel).global_batch_size == 120
+
+
+# ---- any model that can be described can be built
+
+
+def _shapes() -> st.SearchStrategy[dict[str, Any]]:
+    """Widths are made of heads, so that every draw constructs."""
+    heads = st.integers(1, 4).flatmap(
+        lambda heads: st.integers(1, 5).map(lambda w: {"num_heads": heads, "width": heads * w})
+    )
+    common = st.fixed_dictionaries(
+        {
+            "num_layers": st.integers(1, 3),
+            "feedforward_width": st.integers(1, 9),
+            "num_classes": st.integers(1, 9),
+            "dropout": st.sampled_from([0.0, 0.5]),
+            "activation": st.sampled_from(["relu", "gelu"]),
+            "final_norm": st.booleans(),
+            "head_bias": st.booleans(),
+        }
+    )
+    return st.builds(lambda a, b: {**a, **b}, heads, common)
+
+
+WORDS = st.fixed_dictionaries(
+    {"num_positions": st.integers(1, 9), "causal": st.booleans(), "tied_head": st.booleans()}
+)
+PICTURES = st.builds(
+    lambda patch, grid, channels: {
+        "patch_size": patch,
+        "image_size": grid * patch,
+        "num_positions": grid**2 + 1,
+        "num_channels": channels,
+    },
+    st.integers(1, 4),
+    st.integers(1, 3),
+    st.integers(1, 4),
+)
+
+
+@settings(max_examples=100, deadline=None, database=None)
+@given(shape=_shapes(), reads=st.one_of(WORDS, PICTURES))
+def test_any_model_config_builds_and_has_the_parameters_arithmetic_says(
+    shape: dict[str, Any], reads: dict[str, Any]
+) -> None:
+    config = ModelConfig(**shape, **reads)
+    with torch.device("meta"):
+        network = Transformer(config)
+    assert count_parameters(config) == sum(p.numel() for p in network.parameters())
+    assert from_dict(ModelConfig, json.loads(json.dumps(to_dict(config)))) == config
