@@ -93,7 +93,11 @@ def run(
         ValueError: hardware, data or checkpoint that do not fit; nothing has been written.
         RunFailed: from whatever stopped the training, after its record is written.
     """
-    started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    started = {
+        "command": command,
+        "started_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "code": _describe_code(),  # before anybody edits it under a long run
+    }
     device = find_device(config.parallel)
     config = replace(config, parallel=replace(config.parallel, accelerator=device))
     set_up_process(config.parallel, device)
@@ -137,7 +141,7 @@ def run(
         now = _history_now(history, module, clock, is_whole=error is None)
         error = error or _find_divergence(now)
         record = _build_record(config, module, data, now, lines.lines, error)
-        record |= {"command": command, "started_at": started}
+        record |= started
     if is_first:
         try:
             write_record(record, places.record)
@@ -302,7 +306,6 @@ def _build_record(
         "world_size": config.parallel.world_size,
         "global_batch_size": config.global_batch_size,
         "num_parameters": count_parameters(config.model),
-        "code": _describe_code(),
         "versions": {"python": platform.python_version(), **_versions()},
         "hardware": [host for _, host in ranks],
         "data": {"description": data.source.description, "sha256": data.source.sha256},

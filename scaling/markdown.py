@@ -1,0 +1,50 @@
+"""Pieces of Markdown, and numbers as people read them."""
+
+import html
+import re
+from collections.abc import Iterable, Sequence
+from urllib.parse import quote
+
+from tabulate import tabulate
+
+
+def ms(seconds: float) -> str:
+    return f"{seconds * 1000:,.1f} ms"
+
+
+def gib(num_bytes: int) -> str:
+    return f"{num_bytes / 2**30:,.2f} GiB"
+
+
+def si(number: float) -> str:
+    """Three digits and the prefix of the unit that follows: "6.01 M"."""
+    prefixes = ["", "k", "M", "G", "T", "P"]
+    while number >= 999.5 and len(prefixes) > 1:
+        number /= 1000
+        prefixes.pop(0)
+    return f"{number:.3g} {prefixes[0]}"
+
+
+def count(number: int, thing: str, things: str = "") -> str:
+    return f"{number:,} {thing if number == 1 else things or f'{thing}s'}"
+
+
+def table(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    return tabulate(list(rows), headers=headers, tablefmt="github", disable_numparse=True)
+
+
+def escaped(text: str) -> str:
+    """`text` as it is, in a cell or a line: no markup, no formula, no end of the cell."""
+    plain = html.escape(text.strip(), quote=False)
+    escaped = re.sub(r"[\\`*\[\]|~$]|(?<!\w)_|_(?!\w)", r"\\\g<0>", plain)
+    return "<br>".join(escaped.splitlines())
+
+
+def code_block(text: str, language: str = "") -> str:
+    longest = max((len(run) for run in re.findall("`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}{language}\n{text}\n{fence}"
+
+
+def link(target: str, words: str = "") -> str:
+    return f"[{escaped(words or target)}]({quote(target)})"

@@ -1,0 +1,51 @@
+"""Seconds of a training step of each recipe at a small size, for comparing with oneself.
+
+`make bench` measures; `pytest --benchmark-autosave` and `--benchmark-compare` keep and compare.
+Times of other machines mean nothing here, so nothing fails on one.
+"""
+
+import pytest
+import torch
+from pytest_benchmark.fixture import BenchmarkFixture
+
+from recipes import bert, gpt, vit
+from recipes.presets import Preset
+from unitransformer.config import DataConfig, OptimizerConfig, RunConfig
+from unitransformer.data import Synthetic
+from unitransformer.objectives import Objective
+from unitransformer.training import build_optimizer
+from unitransformer.transformer import Transformer
+
+SMALL = {"width": 128, "num_layers": 2, "num_heads": 4, "feedforward_width": 512}
+SHAPE = {
+    "bert": SMALL | {"num_classes": 2000},
+    "gpt": SMALL | {"num_classes": 2000},
+    "vit": SMALL | {"image_size": 64, "patch_size": 16},
+}
+
+
+@pytest.mark.parametrize("preset", [bert.PRESET, gpt.PRESET, vit.PRESET], ids=lambda p: p.recipe)
+def test_step_time(preset: Preset, benchmark: BenchmarkFixture) -> None:
+    torch.set_flush_denormal(True)
+    config = RunConfig(
+        recipe=preset.recipe,
+        size="reference",
+        model=preset.model_config("reference", **SHAPE[preset.recipe]),
+        data=DataConfig(source="synthetic"),
+    )
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    objective = Objective(Transformer(config.model)).to(device)
+    optimizer = build_optimizer(objective, OptimizerConfig())
+    order = torch.arange(8)
+    batch = Synthetic(config, 8).fill({"inputs": order, "targets": order}, device)
+
+    def step() -> float:
+        optimizer.zero_grad()
+        loss = objective(batch)
+        loss.backward()
+        optimizer.step()
+        return float(loss.detach())  # waits for the device
+
+    before = step()
+    benchmark.pedantic(step, rounds=20, warmup_rounds=3)
+    assert step() < before
