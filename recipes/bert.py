@@ -61,12 +61,14 @@ model_config = PRESET.model_config
 def show(outcome: "Outcome", folder: Path) -> list[str]:
     """Fill the masked words of some validation sequences."""
     from unitransformer.data import pick
+    from unitransformer.order import permutation
     from unitransformer.predictions import fill_masks
 
     source, module = outcome.data.source, outcome.module
     if source.corpus is None:
         return []
-    batch = pick(source.validation, range(2), module.device)
+    shown = permutation(len(source.validation), 0, 0)[:3].tolist()
+    batch = pick(source.validation, shown, module.device)
     filled = fill_masks(module.network.eval(), source.corpus.tokenizer, batch)
     return ["", *(f"{w.context}\n    -> {w.answer!r} (was {w.truth!r})" for w in filled), ""]
 

@@ -68,12 +68,19 @@ model_config = PRESET.model_config
 
 def show(outcome: "Outcome", folder: Path) -> list[str]:
     """Continue the beginning of a validation text."""
+    import torch
+
+    from unitransformer.data import pick
+    from unitransformer.order import permutation
     from unitransformer.predictions import continue_text
 
     corpus = outcome.data.source.corpus
     if corpus is None:
         return []
-    prompt = corpus.validation[: outcome.module.config.sequence_length // 2].tolist()
+    samples = outcome.data.source.validation
+    first = int(permutation(len(samples), 0, 0)[0])
+    words = pick(samples, [first], torch.device("cpu"))["inputs"][0].tolist()
+    prompt = words[: len(words) // 2]
     network = outcome.module.network.eval()
     start, added = continue_text(network, corpus.tokenizer, prompt, num_words=48, seed=0)
     return ["", "prompt:", indent(start, "    "), "continued:", indent(added, "    "), ""]

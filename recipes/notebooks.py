@@ -27,7 +27,11 @@ def run_notebook(
         cell = next(c for c in notebook.cells if "parameters" in c.metadata.get("tags", ()))
         cell.source = f"options = {list(options)!r}"
     client = NotebookClient(
-        notebook, timeout=timeout_s, kernel_name="python3", resources={"metadata": {"path": folder}}
+        notebook,
+        timeout=timeout_s,
+        kernel_name="python3",
+        coalesce_streams=True,
+        resources={"metadata": {"path": folder}},
     )
     client.execute()
     for cell in notebook.cells:

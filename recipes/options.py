@@ -54,7 +54,7 @@ class Options:
     loss_chunk: int = _option(0, "rows whose logits exist at once; 0: all")
     validate_every: int | None = _option(None, "optimizer steps; by default a quarter of them")
     validation_batches: int = _option(12, "micro-batches a rank validates on, at most")
-    log_every: int = _option(10, "optimizer steps between log lines")
+    log_every: int | None = _option(None, "optimizer steps; by default a twentieth of them")
     out: Path = _option(Path("runs"), "folder that gets a folder for each run")
     checkpoint_dir: Path | None = _option(None, "by default a folder inside the run's")
     checkpoint_every: int = _option(0, "optimizer steps; 0: only the last")
@@ -203,7 +203,7 @@ def build_config(request: Request, *, defaults: Defaults, devices: int) -> RunCo
         ),
         validation_batches=options.validation_batches,
         checkpoint_every=options.checkpoint_every,
-        log_every=options.log_every,
+        log_every=max(1, max_steps // 20) if options.log_every is None else options.log_every,
         loss_chunk=options.loss_chunk,
         seed=options.seed,
     )

@@ -91,18 +91,27 @@ class Baseline:
     accuracy: float | None = None
 
 
-def unigram_baseline(train: NDArray[Any], validation: NDArray[Any], num_words: int) -> Baseline:
-    """Cross entropy of the training words' frequencies (plus one) on the validation words."""
+def unigram_baseline(train: NDArray[Any], validation: Tensor, num_words: int) -> Baseline:
+    """Cross entropy of the training words' frequencies (plus one) on the words of validation."""
     counts = np.bincount(train, minlength=num_words) + 1.0
     nats = -np.log(counts / counts.sum())
-    return Baseline(name="unigram entropy", loss=float(nats[validation].mean()))
+    return Baseline(name="unigram entropy", loss=float(nats[validation.numpy()].mean()))
 
 
-def most_frequent_baseline(samples: Samples, order: ValidationOrder, answer: int) -> Baseline:
-    """Accuracy of giving `answer` to every question of the validation samples."""
-    targets = torch.cat([samples[picks]["targets"].reshape(-1) for picks in order])
-    asked = targets[targets != IGNORED]
-    return Baseline(name=f"always {answer}", accuracy=float((asked == answer).float().mean()))
+def most_frequent_baseline(name: str, validation: Tensor, answer: int) -> Baseline:
+    """Accuracy of giving `answer` to every question of validation."""
+    return Baseline(name=name, accuracy=float((validation == answer).float().mean()))
+
+
+def asked_in_validation(config: RunConfig, samples: Samples) -> Tensor:
+    """The right answers to what every rank together is asked in validation."""
+    orders = [
+        ValidationOrder(config, len(samples), rank=rank)
+        for rank in range(config.parallel.world_size)
+    ]
+    targets = [samples[picks]["targets"].reshape(-1) for order in orders for picks in order]
+    answers = torch.cat(targets)
+    return answers[answers != IGNORED]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -259,25 +268,18 @@ class DataModule(pl.LightningDataModule):
         source, config = self.source, self.config
         if isinstance(source.train, Synthetic):
             return None
-        order = ValidationOrder(config, len(source.validation), rank=0)
+        asked = asked_in_validation(config, source.validation)
         if source.corpus is not None and config.recipe == "gpt":
-            seen = order.num_batches * order.size * order.world * config.sequence_length
-            return unigram_baseline(
-                source.corpus.train, source.corpus.validation[: seen + 1], config.model.num_classes
-            )
+            return unigram_baseline(source.corpus.train, asked, config.model.num_classes)
         if source.corpus is not None:
             counts = np.bincount(source.corpus.train)
             counts[: len(special_tokens("wordpiece"))] = 0
             answer = int(counts.argmax())
             word = source.corpus.tokenizer.id_to_token(answer)
-            found = most_frequent_baseline(source.validation, order, answer)
-            return Baseline(name=f"most frequent word {word!r}", accuracy=found.accuracy)
-        labels = _labels(source.train)
-        answer = int(torch.bincount(labels).argmax())
-        found = most_frequent_baseline(source.validation, order, answer)
-        return Baseline(
-            name=f"majority class {source.class_names[answer]}", accuracy=found.accuracy
-        )
+            return most_frequent_baseline(f"most frequent word {word!r}", asked, answer)
+        answer = int(torch.bincount(_labels(source.train)).argmax())
+        name = f"majority class {source.class_names[answer]}"
+        return most_frequent_baseline(name, asked, answer)
 
     def transfer_batch_to_device(
         self, batch: Batch, device: torch.device, dataloader_idx: int

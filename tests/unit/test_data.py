@@ -12,6 +12,7 @@ from unitransformer.config import DataConfig, ParallelConfig, RunConfig
 from unitransformer.data import (
     DataModule,
     Synthetic,
+    asked_in_validation,
     load_source,
     most_frequent_baseline,
     unigram_baseline,
@@ -83,7 +84,19 @@ def test_validation_samples_are_dealt_out_without_repeats() -> None:
     config = config_of(gpt, 2, validation_batches=3)
     ranks = [ValidationOrder(config, 30, rank=rank) for rank in range(2)]
     seen = [index for order in ranks for _, indices in order for index in indices.tolist()]
-    assert sorted(seen) == list(range(24))
+    assert len(set(seen)) == len(seen) == 24
+    assert set(seen) <= set(range(30))
+    assert ranks[0].order.tolist() != list(range(30))
+
+
+def test_every_number_of_devices_validates_on_the_same_samples() -> None:
+    one = ValidationOrder(config_of(gpt, batch_size=8, validation_batches=3), 30, rank=0)
+    two = [
+        ValidationOrder(config_of(gpt, 2, batch_size=4, validation_batches=3), 30, rank=rank)
+        for rank in range(2)
+    ]
+    samples = [{int(i) for o in orders for _, p in o for i in p} for orders in ([one], two)]
+    assert samples[0] == samples[1]
 
 
 def test_fewer_validation_samples_than_devices_are_refused() -> None:
@@ -162,7 +175,7 @@ def test_uniform_numbers_look_uniform() -> None:
 
 def test_the_unigram_baseline_is_the_entropy_of_a_known_source() -> None:
     words = np.array([0, 1] * 5000, dtype=np.uint16)
-    baseline = unigram_baseline(words, words, 2)
+    baseline = unigram_baseline(words, torch.tensor([0, 1, 1]), 2)
     assert baseline.loss == pytest.approx(np.log(2), rel=1e-4)
 
 
@@ -182,10 +195,12 @@ def test_built_in_digits_are_real_pictures_with_no_overlap() -> None:
 def test_the_majority_baseline_counts_its_class() -> None:
     config = config_of(vit)
     source = load_source(config)
+    asked = asked_in_validation(config, source.validation)
     order = ValidationOrder(config, len(source.validation), rank=0)
-    baseline = most_frequent_baseline(source.validation, order, 1)
     labels = torch.cat([source.validation[chosen]["targets"] for chosen in order])
-    assert baseline.accuracy == pytest.approx((labels == 1).float().mean().item())
+    assert torch.equal(asked, labels)
+    ones = (labels == 1).sum().item()
+    assert most_frequent_baseline("ones", asked, 1).accuracy == pytest.approx(ones / len(labels))
 
 
 @pytest.mark.parametrize("module", [bert, gpt, vit], ids=["bert", "gpt", "vit"])
