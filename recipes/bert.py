@@ -64,12 +64,12 @@ def show(outcome: "Outcome", folder: Path) -> list[str]:
     from unitransformer.order import permutation
     from unitransformer.predictions import fill_masks
 
-    source, module = outcome.data.source, outcome.module
+    source, network = outcome.data.source, outcome.network
     if source.corpus is None:
         return []
     shown = permutation(len(source.validation), 0, 0)[:3].tolist()
-    batch = pick(source.validation, shown, module.device)
-    filled = fill_masks(module.network.eval(), source.corpus.tokenizer, batch)
+    batch = pick(source.validation, shown, network.pe.pe.device)
+    filled = fill_masks(network, source.corpus.tokenizer, batch)
     return ["", *(f"{w.context}\n    -> {w.answer!r} (was {w.truth!r})" for w in filled), ""]
 
 

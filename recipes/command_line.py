@@ -68,7 +68,7 @@ def _read(preset: Preset, arguments: Sequence[str]) -> Request:
 
 
 def _resolve(request: Request) -> tuple[RunConfig, "Places"]:
-    from unitransformer.run import count_gpus, find_device
+    from unitransformer.process import count_gpus, find_device
 
     num_gpus = count_gpus()
     on_gpu = request.options.accelerator != "cpu" and num_gpus > 0
@@ -78,15 +78,16 @@ def _resolve(request: Request) -> tuple[RunConfig, "Places"]:
         devices=num_gpus if on_gpu else 1,
     )
     device = find_device(config.parallel)
-    config = replace(config, parallel=replace(config.parallel, accelerator=device))
+    config = replace(config, parallel=config.parallel.resolved(device))
     return config, _places(config, request.options)
 
 
 def _say_device(options: Options, config: RunConfig) -> None:
-    from unitransformer.run import process_rank
+    from unitransformer.process import process_rank
 
     parallel = config.parallel
-    if process_rank() == 0 and options.accelerator == "auto" and parallel.accelerator == "cpu":
+    is_first = process_rank(parallel) == 0
+    if is_first and options.accelerator == "auto" and parallel.accelerator == "cpu":
         workers = f"{parallel.devices} CPU worker{'s over gloo' if parallel.devices > 1 else ''}"
         print(f"no GPU found: {workers}", flush=True)
 
@@ -184,7 +185,7 @@ def _plan(config: RunConfig, places: "Places") -> str:
 def _results(outcome: "Outcome", places: "Places", show: Show) -> list[str]:
     """The block a run ends with."""
     from unitransformer.plots import loss_figure, write_figure
-    from unitransformer.progress import UNIT
+    from unitransformer.progress import UNIT, rate_in_words
 
     record = outcome.record
     assert record is not None
@@ -200,7 +201,7 @@ def _results(outcome: "Outcome", places: "Places", show: Show) -> list[str]:
     unit = UNIT[record["recipe"]]
     rate = record[f"{unit}_per_s"]
     speed = (
-        f"{rate:,.0f} {unit}/s (median of {len(record['step_s']) - record['steady_from']} "
+        f"{rate_in_words(rate, unit)} (median of {len(record['step_s']) - record['steady_from']} "
         "steady steps)"
         if rate is not None
         else f"not told: {len(record['step_s'])} steps are too few to find a steady state"

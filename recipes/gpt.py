@@ -81,8 +81,7 @@ def show(outcome: "Outcome", folder: Path) -> list[str]:
     first = int(permutation(len(samples), 0, 0)[0])
     words = pick(samples, [first], torch.device("cpu"))["inputs"][0].tolist()
     prompt = words[: len(words) // 2]
-    network = outcome.module.network.eval()
-    start, added = continue_text(network, corpus.tokenizer, prompt, num_words=48, seed=0)
+    start, added = continue_text(outcome.network, corpus.tokenizer, prompt, num_words=48, seed=0)
     return ["", "prompt:", indent(start, "    "), "continued:", indent(added, "    "), ""]
 
 

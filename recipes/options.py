@@ -41,7 +41,9 @@ class Options:
     accelerator: Accelerator = _option("auto", "auto takes GPUs where there are some")
     devices: int | None = _option(None, "ranks on each node; by default every GPU, or one CPU rank")
     num_nodes: int = _option(1, "machines that run this command together")
-    strategy: Strategy = _option("auto", "auto: single on one device, ddp on more")
+    strategy: Strategy = _option(
+        "auto", "auto: single on one device, ddp on more; fsdp divides the model"
+    )
     precision: Precision | None = _option(None, "by default 32-true on CPU, bf16-mixed on GPUs")
     compile: Compile = _option("off", "mode of torch.compile")
     batch_size: int | None = _option(None, "samples a device takes at once")

@@ -78,18 +78,18 @@ def show(outcome: "Outcome", folder: Path) -> list[str]:
     from unitransformer.figures import patch_figure, picture_grid, write_figure
     from unitransformer.predictions import label_pictures
 
-    source, module = outcome.data.source, outcome.module
+    source, network = outcome.data.source, outcome.network
     if not source.class_names:
         return []
-    samples = pick(source.train, range(min(12, len(source.train))), module.device)
+    samples = pick(source.train, range(min(12, len(source.train))), network.pe.pe.device)
     names = [source.class_names[label] for label in samples["targets"].tolist()]
     write_figure(picture_grid(samples["inputs"], names), folder / "samples.png")
-    write_figure(patch_figure(samples["inputs"][0], module.config.model), folder / "patches.png")
-    asked = pick(source.validation, range(min(12, len(source.validation))), module.device)
-    labels, chances = label_pictures(module.network.eval(), asked["inputs"])
+    write_figure(patch_figure(samples["inputs"][0], outcome.config.model), folder / "patches.png")
+    asked = pick(source.validation, range(min(12, len(source.validation))), network.pe.pe.device)
+    labels, chances = label_pictures(network, asked["inputs"])
     truth = asked["targets"].tolist()
     # A model may know more labels than the data has names for.
-    num_unnamed = module.config.model.num_classes - len(source.class_names)
+    num_unnamed = outcome.config.model.num_classes - len(source.class_names)
     known = [*source.class_names, *("(no such class)" for _ in range(num_unnamed))]
     titles = [
         f"{known[label]} ({chance:.0%})" for label, chance in zip(labels, chances, strict=True)

@@ -16,7 +16,8 @@ from typing import Any, Literal, TypeVar, Union
 Recipe = Literal["bert", "gpt", "vit"]
 Activation = Literal["relu", "gelu"]
 Accelerator = Literal["auto", "cpu", "cuda"]
-Strategy = Literal["auto", "single", "ddp"]
+Strategy = Literal["auto", "single", "ddp", "fsdp", "hsdp"]
+SHARDED: tuple[Strategy, ...] = ("fsdp", "hsdp")  # no device holds the whole model
 Precision = Literal["32-true", "bf16-mixed", "bf16-true", "16-mixed"]
 Compile = Literal["off", "default", "reduce-overhead", "max-autotune"]
 
@@ -194,9 +195,27 @@ class ParallelConfig:
                 f"strategy is single with {self.world_size} devices; choose ddp, or one device"
             )
 
+        if self.strategy in SHARDED and self.precision == "16-mixed":
+            raise ValueError(
+                f"precision 16-mixed is not for strategy {self.strategy}, whose gradients no loss "
+                "scaler sees; choose bf16-mixed, or strategy ddp"
+            )
+
     @property
     def world_size(self) -> int:
         return self.devices * self.num_nodes
+
+    def resolved(self, accelerator: Accelerator) -> "ParallelConfig":
+        """With nothing left to decide: `auto` is one process on one device, and ddp on more."""
+        strategy = self.strategy
+        if strategy == "auto":
+            strategy = "single" if self.world_size == 1 else "ddp"
+        return replace(self, accelerator=accelerator, strategy=strategy)
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether weights, gradients and optimizer states are divided over devices."""
+        return self.strategy in SHARDED
 
 
 @dataclass(frozen=True, kw_only=True)

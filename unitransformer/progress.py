@@ -26,6 +26,7 @@ class LogLines(pl.Callback):
     def __init__(self, config: RunConfig, clock: StepClock, say: Callable[[str], None]) -> None:
         self.config, self.clock, self.say = config, clock, say
         self.lines: list[str] = []
+        self.newest = ""  # loss and speed alone: what a bar has room for
         self._last_step = 0
 
     def on_train_start(self, trainer: pl.Trainer, *args: Any) -> None:
@@ -49,12 +50,15 @@ class LogLines(pl.Callback):
         }
         for logger in trainer.loggers:
             logger.log_metrics(figures, step=step)
+        unit = UNIT[self.config.recipe]
+        rate = rate_in_words(self._units_per_step() / step_s, unit)
+        self.newest = f"loss {figures['loss']:.4f}, {rate}"
         self._keep(
             f"step {step:>{len(str(self.config.max_steps))}}/{self.config.max_steps}"
             f" | loss {figures['loss']:8.4f}"
             f" | lr {figures['learning_rate']:.2e}"
             f" | {step_s * 1000:8.1f} ms/step"
-            f" | {self._units_per_step() / step_s:10,.0f} {UNIT[self.config.recipe]}/s"
+            f" | {rate:>17}"
         )
 
     def on_validation_end(
@@ -73,7 +77,7 @@ class LogLines(pl.Callback):
 
 
 class Bar(pl.Callback):
-    """A rich progress bar whose text is the newest log line."""
+    """A rich progress bar with the newest loss and speed."""
 
     def __init__(self, config: RunConfig, lines: LogLines) -> None:
         self.config, self.lines = config, lines
@@ -89,14 +93,20 @@ class Bar(pl.Callback):
         self._bar.start()
 
     def on_train_batch_end(self, trainer: pl.Trainer, *args: Any) -> None:
-        newest = self.lines.lines[-1] if self.lines.lines else ""
-        self._bar.update(self._task, completed=trainer.global_step, description=newest)
+        text = self.lines.newest
+        self._bar.update(self._task, completed=trainer.global_step, description=text)
 
     def on_train_end(self, *args: Any) -> None:
         self._bar.stop()
 
     def on_exception(self, *args: Any) -> None:
         self._bar.stop()
+
+
+def rate_in_words(per_s: float, unit: str) -> str:
+    """Three digits or more: 2.68 images/s, 3,455 tokens/s."""
+    digits = 0 if per_s >= 100 else 2
+    return f"{per_s:,.{digits}f} {unit}/s"
 
 
 def validation_line(config: RunConfig, point: dict[str, float]) -> str:

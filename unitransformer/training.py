@@ -1,5 +1,6 @@
 """Objective, optimizer and trainer put together. The order of wrappers is written here, once."""
 
+import contextlib
 import logging
 import warnings
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ from unitransformer.checkpoints import PlainCheckpointIO
 from unitransformer.compilation import compile_objective
 from unitransformer.config import OptimizerConfig, RunConfig
 from unitransformer.objectives import Batch, Objective, Score
-from unitransformer.strategies import build_strategy
+from unitransformer.strategies import build_strategy, gather_network, shard
 from unitransformer.transformer import Transformer
 
 
@@ -25,10 +26,13 @@ class TrainingModule(pl.LightningModule):
     def __init__(self, config: RunConfig) -> None:
         super().__init__()
         self.config = config
-        self.objective = Objective(
-            Transformer(config.model, seed=config.seed), loss_chunk=config.loss_chunk
+        self._is_built = not config.parallel.is_sharded
+        with torch.device("meta") if config.parallel.is_sharded else contextlib.nullcontext():
+            network = Transformer(config.model, seed=config.seed)
+        self.objective = Objective(network, loss_chunk=config.loss_chunk)
+        compile_objective(
+            self.objective, config.parallel.compile, by_layer=config.parallel.is_sharded
         )
-        compile_objective(self.objective, config.parallel.compile)
         self._losses = torch.zeros(0)  # of this launch, one a micro-batch
         self._num_micro_batches = 0
         self.first_step = 0  # optimizer steps done by earlier launches
@@ -38,6 +42,19 @@ class TrainingModule(pl.LightningModule):
     @property
     def network(self) -> Transformer:
         return self.objective.network
+
+    def configure_model(self) -> None:
+        # The order is: compile, then shard, so that a graph sees whole weights.
+        if not self._is_built:
+            self._is_built = True
+            root = self.trainer.strategy.root_device
+            shard(self.objective, self.config.parallel, root, self.config.seed)
+
+    def whole_network(self) -> Transformer:
+        """The network with all its weights on this rank; all ranks have to call this."""
+        if self.config.parallel.is_sharded:
+            return gather_network(self.network, self.device)
+        return self.network
 
     def on_fit_start(self) -> None:
         # One tensor for all steps: a small one kept each step would split the freed logits it
@@ -87,6 +104,14 @@ class TrainingModule(pl.LightningModule):
         steps = self._num_micro_batches // accumulate
         return self._losses[: steps * accumulate].view(steps, accumulate).mean(dim=1)
 
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        # Lightning counts micro-batches; they may have been of another size when it was saved.
+        done = self.first_step * self.config.accumulate
+        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+        for counts in (progress["current"], progress["total"]):
+            # As it stands in `on_train_batch_end`, where checkpoints are saved.
+            counts.update(ready=done, started=done, processed=done, completed=done - 1)
+
     def configure_optimizers(self) -> Any:
         # A fused step would divide by float16's loss scale only after the clipping.
         is_fused = self.config.parallel.precision != "16-mixed"
@@ -132,7 +157,7 @@ def build_optimizer(
 
 
 def _is_matrix(parameter: Tensor) -> bool:
-    return parameter.squeeze().ndim >= 2
+    return sum(size > 1 for size in parameter.shape) >= 2
 
 
 def build_trainer(
@@ -150,7 +175,7 @@ def build_trainer(
         accelerator=device,
         devices=parallel.devices,
         num_nodes=parallel.num_nodes,
-        strategy=build_strategy(parallel, device),
+        strategy=build_strategy(parallel, device, accumulate=config.accumulate),
         precision=parallel.precision,
         max_steps=config.max_steps,
         accumulate_grad_batches=config.accumulate,

@@ -10,6 +10,7 @@ Linear)`, so a state dict of one loads into the other.
 
 import hashlib
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -230,11 +231,16 @@ class Transformer(nn.Module):
         return torch.cat([class_B1D, patches_BPD], dim=1)
 
     @torch.no_grad()
-    def initialise(self, seed: int) -> None:
+    def initialise(
+        self, seed: int, *, assign: Callable[[Tensor, Tensor], object] = Tensor.copy_
+    ) -> None:
         """Draw every weight so that the first loss is that of a guess: log V.
 
         Each parameter has a generator of its own, seeded by `seed` and its name: the values do
         not depend on which other parameters are drawn, or where.
+
+        Args:
+            assign: puts whole values into a parameter that may hold only a share of them.
         """
         self.pe.initialise()
         for name, parameter in self.named_parameters():
@@ -245,7 +251,9 @@ class Transformer(nn.Module):
             else:
                 generator = torch.Generator(parameter.device)
                 generator.manual_seed(_seed_of(seed, name))
-                parameter.normal_(0.0, self._spread(name, parameter), generator=generator)
+                values = torch.empty(parameter.shape, device=parameter.device)
+                values.normal_(0.0, self._spread(name, parameter), generator=generator)
+                assign(parameter, values)
 
     def _spread(self, name: str, parameter: Tensor) -> float:
         """Standard deviation of a matrix's first values.

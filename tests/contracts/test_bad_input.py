@@ -18,7 +18,7 @@ from PIL import Image
 
 from recipes import bert, gpt, vit
 from recipes.command_line import RUN_FOLDER, run_recipe
-from unitransformer import run as run_module
+from unitransformer import process
 from unitransformer.checkpoints import KEY
 from unitransformer.records import load_record
 
@@ -165,7 +165,7 @@ def test_a_picture_option_that_cannot_be_is_refused(refuse: Refuse, line: str, s
 def test_more_gpus_than_there_are_are_refused_with_their_number(
     refuse: Refuse, monkeypatch: pytest.MonkeyPatch, found: int, cure: str
 ) -> None:
-    monkeypatch.setattr(run_module, "count_gpus", lambda: found)
+    monkeypatch.setattr(process, "count_gpus", lambda: found)
     said = refuse(f"{TEXT} --devices 8 --accelerator cuda --precision 32-true")
     assert said == f"devices is 8 and this machine has {found} GPUs; {cure}"
 

@@ -90,6 +90,21 @@ def test_a_run_resumes_in_the_middle_of_an_epoch_with_accumulation(
     assert rest["loss"] == whole["loss"]
 
 
+@pytest.mark.parametrize("steps", [3, 4])
+def test_a_run_may_be_resumed_with_other_micro_batches(
+    steps: int, text: Path, tmp_path: Path
+) -> None:
+    model = gpt.model_config("reference", **{**TEXT, "dropout": 0.0})
+    config = config_of(gpt.PRESET, text, model=model, max_steps=8)
+    whole = train(config, tmp_path / "whole").record
+    train(replace(config, max_steps=steps), tmp_path / "parts")
+    halves = replace(config, batch_size=2, accumulate=2)
+    rest = train(halves, tmp_path / "parts", resume=True).record
+    assert whole is not None
+    assert rest is not None
+    assert rest["loss"] == pytest.approx(whole["loss"], rel=1e-5)
+
+
 def test_a_seed_repeats_a_run_to_the_bit_and_another_does_not(text: Path, tmp_path: Path) -> None:
     config = config_of(gpt.PRESET, text, max_steps=5)
     losses = [

@@ -1,0 +1,193 @@
+"""A run that ended, well or not, in; its record out."""
+
+import importlib.metadata
+import math
+import platform
+import statistics
+import subprocess
+import traceback
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from unitransformer import measure
+from unitransformer.config import ParallelConfig, RunConfig, to_dict
+from unitransformer.data import DataModule
+from unitransformer.flops import count_flops, count_parameters
+from unitransformer.hardware import describe_host
+from unitransformer.process import process_rank
+from unitransformer.progress import METRIC, UNIT, task_metric
+from unitransformer.records import SCHEMA, Record, Status
+from unitransformer.steady import rate_per_s, slowest, steady_start
+from unitransformer.summary import render_summary, summarise
+from unitransformer.training import TrainingModule
+from unitransformer.transformer import Transformer
+
+PACKAGES = ("torch", "lightning", "torchvision", "tokenizers", "numpy")
+KEPT_LINES = 40  # log lines in a record
+T = TypeVar("T")
+
+
+@dataclass(kw_only=True)
+class History:
+    """What the launches before this one did; travels inside the checkpoint."""
+
+    loss: list[float] = field(default_factory=list)
+    step_s: list[float] = field(default_factory=list)
+    launches: list[int] = field(default_factory=list)  # first step of each
+    validation: list[dict[str, float]] = field(default_factory=list)
+
+
+def history_now(
+    before: History, module: TrainingModule, clock: measure.StepClock, *, is_whole: bool
+) -> History:
+    """Earlier launches and this one. A `is_whole` one is the same on every rank: the mean of
+    their losses, the slowest of their steps; without it this rank speaks for itself."""
+    own = (module.losses().tolist(), clock.step_s())
+    ranks = _gather(own, module) if is_whole else [own]
+    losses = [statistics.fmean(step) for step in zip(*(loss for loss, _ in ranks), strict=True)]
+    step_s = slowest([seconds for _, seconds in ranks])
+    return History(
+        loss=before.loss + losses,
+        step_s=before.step_s + step_s[: len(losses)],
+        launches=[*before.launches, len(before.loss)],
+        validation=module.validation,
+    )
+
+
+def find_divergence(history: History) -> FloatingPointError | None:
+    """The step whose loss is no number; `history` is cut before it."""
+    for step, loss in enumerate(history.loss):
+        if not math.isfinite(loss):
+            del history.loss[step:], history.step_s[step:]
+            return FloatingPointError(
+                f"loss is {loss} at step {step + 1}; lower optimizer.learning_rate"
+            )
+    return None
+
+
+def _gather(value: T, module: TrainingModule) -> list[T]:
+    """`value` of every rank, on every rank; all of them have to call this."""
+    if module.trainer.world_size == 1:
+        return [value]
+    everyone: list[Any] = [None] * module.trainer.world_size
+    torch.distributed.all_gather_object(everyone, value)
+    return everyone
+
+
+def build_record(
+    config: RunConfig,
+    module: TrainingModule,
+    data: DataModule,
+    history: History,
+    lines: list[str],
+    error: BaseException | None,
+) -> Record:
+    """The record; on a whole run every rank has to call this."""
+    own = (measure.peak_bytes(module.device), describe_host() | _describe_device(module.device))
+    ranks = _gather(own, module) if error is None else [own]
+    this_launch = history.step_s[history.launches[-1] :]
+    steady = steady_start(this_launch)
+    per_step = config.global_batch_size * config.tokens_per_sample
+    unit = UNIT[config.recipe]
+    per_unit = "flops_per_image" if config.recipe == "vit" else "flops_per_token"
+    return {
+        "schema": SCHEMA,
+        "status": _status(error),
+        "recipe": config.recipe,
+        "size": config.size,
+        "config": to_dict(config),
+        "world_size": config.parallel.world_size,
+        "global_batch_size": config.global_batch_size,
+        "num_parameters": count_parameters(config.model),
+        "versions": {"python": platform.python_version(), **_versions()},
+        "hardware": [host for _, host in ranks],
+        "data": {"description": data.source.description, "sha256": data.source.sha256},
+        "launches": history.launches,
+        "loss": history.loss,
+        "learning_rate": [
+            config.optimizer.learning_rate_at(step) for step in range(len(history.loss))
+        ],
+        "step_s": history.step_s,
+        "steady_method": "MSER over the last launch's steps",
+        "steady_from": None if steady is None else history.launches[-1] + steady,
+        f"{unit}_per_s": rate_per_s(this_launch, steady, per_step),
+        "peak_bytes": [peak for peak, _ in ranks],
+        "peak_bytes_kind": "allocated" if module.device.type == "cuda" else "resident set",
+        per_unit: count_flops(config),
+        "validation": _validation(config, data, history) if error is None else {},
+        "summary": render_summary(summarise(_on_meta(config))),
+        "log": lines[-KEPT_LINES:],
+        "error": None if error is None else _describe_error(error, config.parallel),
+    }
+
+
+def _on_meta(config: RunConfig) -> Transformer:
+    with torch.device("meta"):
+        return Transformer(config.model)
+
+
+def _validation(config: RunConfig, data: DataModule, history: History) -> dict[str, Any]:
+    last = history.validation[-1]
+    baseline = data.baseline()
+    return {
+        "history": history.validation,
+        "loss": last["val_loss"],
+        "metric": METRIC[config.recipe],
+        "value": task_metric(config, last),
+        "baseline": None if baseline is None else asdict(baseline),
+    }
+
+
+def _status(error: BaseException | None) -> Status:
+    match error:
+        case None:
+            return "ok"
+        case torch.OutOfMemoryError() | MemoryError():
+            return "oom"
+        case KeyboardInterrupt() | SystemExit():
+            return "preempted"
+        case _:
+            return "crashed"
+
+
+def _describe_error(error: BaseException, parallel: ParallelConfig) -> dict[str, Any]:
+    return {
+        "type": type(error).__name__,
+        "message": str(error)[:2000],
+        "rank": process_rank(parallel),
+        "last_lines": "".join(traceback.format_exception(error)).splitlines()[-20:],
+    }
+
+
+def _describe_device(device: torch.device) -> dict[str, Any]:
+    if device.type != "cuda":
+        return {"device": "cpu", "threads": torch.get_num_threads()}
+    properties = torch.cuda.get_device_properties(device)
+    return {"device": properties.name, "device_memory_bytes": properties.total_memory}
+
+
+def _versions() -> dict[str, str]:
+    return {name: importlib.metadata.version(name) for name in PACKAGES}
+
+
+def describe_code() -> dict[str, Any]:
+    """Commit of the code that ran, and whether it was changed since; None outside a checkout."""
+    here = Path(__file__).parent
+
+    def git(*arguments: str) -> str | None:
+        try:
+            done = subprocess.run(
+                ["git", "-C", str(here), *arguments], capture_output=True, text=True, timeout=10
+            )
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    status = git("status", "--porcelain")
+    return {
+        "commit": git("rev-parse", "HEAD"),
+        "is_dirty": None if status is None else bool(status),
+    }
