@@ -104,6 +104,19 @@ class TrainingModule(pl.LightningModule):
         steps = self._num_micro_batches // accumulate
         return self._losses[: steps * accumulate].view(steps, accumulate).mean(dim=1)
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        # A sharded run numbers the optimizer's states as the module does its parameters; so does
+        # every other, that each may go on from each.
+        if self.config.parallel.is_sharded:
+            return
+        place = {id(parameter): index for index, parameter in enumerate(self.parameters())}
+        groups = self.optimizers(use_pl_optimizer=False).param_groups
+        new_name = [place[id(parameter)] for group in groups for parameter in group["params"]]
+        for saved in checkpoint["optimizer_states"]:
+            saved["state"] = {new_name[old]: state for old, state in saved["state"].items()}
+            for group in saved["param_groups"]:
+                group["params"] = [new_name[old] for old in group["params"]]
+
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         # Lightning counts micro-batches; they may have been of another size when it was saved.
         done = self.first_step * self.config.accumulate

@@ -1,12 +1,21 @@
-"""Recipes started as a person starts them: by their command line, in processes of their own."""
+"""Ranks for tests. `train` forks them from this process, which has imported everything already;
+`recipe_command` is for starting them as a person does.
+"""
 
 import json
 import os
-import subprocess
+import socket
 import sys
+import traceback
 from pathlib import Path
 from typing import Any
 
+import torch.multiprocessing
+
+from recipes import bert, gpt, vit
+from recipes.command_line import run_recipe
+
+RECIPES = {"bert": bert, "gpt": gpt, "vit": vit}
 TINY = [
     *("--model.width", "16", "--model.num-layers", "2", "--model.num-heads", "2"),
     *("--model.feedforward-width", "32", "--dropout", "0", "--max-steps", "6"),
@@ -16,13 +25,18 @@ TEXT = ["--model.num-classes", "300", "--model.num-positions", "16"]
 PICTURES = ["--model.image-size", "16", "--model.patch-size", "8"]
 
 
-def recipe_command(recipe: str, folder: Path, *options: str) -> list[str]:
-    """Arguments of Python that train a tiny model; the last option of a name wins."""
+def recipe_arguments(recipe: str, folder: Path, *options: str) -> list[str]:
+    """Options that train a tiny model; the last of a name wins."""
     data = folder.parent / "text.txt"
     data.write_text("".join(f"{a} times {b} makes {a * b}\n" for a in range(60) for b in range(20)))
     shape = PICTURES if recipe == "vit" else [*TEXT, "--data", str(data)]
     places = ["--out", str(folder), "--record", str(folder / "record.json")]
-    return ["-m", f"recipes.{recipe}", *TINY, *shape, *places, *options]
+    return [*TINY, *shape, *places, *options]
+
+
+def recipe_command(recipe: str, folder: Path, *options: str) -> list[str]:
+    """The same as a command line."""
+    return [sys.executable, "-m", f"recipes.{recipe}", *recipe_arguments(recipe, folder, *options)]
 
 
 def environment(folder: Path) -> dict[str, str]:
@@ -36,15 +50,49 @@ def load(folder: Path) -> dict[str, Any]:
     return record
 
 
-def train(recipe: str, folder: Path, repository: Path, *options: str) -> dict[str, Any]:
-    """Run a tiny recipe by its command line and return its record."""
-    done = subprocess.run(
-        [sys.executable, *recipe_command(recipe, folder, *options)],
-        cwd=repository,
-        env=environment(folder.parent),
-        capture_output=True,
-        text=True,
-        timeout=300,
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def train(recipe: str, folder: Path, *options: str) -> dict[str, Any]:
+    """Train a tiny recipe over as many forked ranks as `--devices` says; returns the record."""
+    arguments = recipe_arguments(recipe, folder, *options)
+    places = [index for index, word in enumerate(arguments) if word == "--devices"]
+    world_size = int(arguments[places[-1] + 1]) if places else 1
+    folder.mkdir(parents=True, exist_ok=True)
+    shared = environment(folder.parent)
+    if world_size > 1:
+        shared |= {
+            "TORCHELASTIC_RUN_ID": "test",
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(free_port()),
+            "WORLD_SIZE": str(world_size),
+            "LOCAL_WORLD_SIZE": str(world_size),
+            "GROUP_RANK": "0",
+        }
+    torch.multiprocessing.start_processes(
+        _run_rank, args=(recipe, arguments, shared, folder), nprocs=world_size, start_method="fork"
     )
-    assert done.returncode == 0, done.stderr
     return load(folder)
+
+
+def _run_rank(
+    rank: int, recipe: str, arguments: list[str], shared: dict[str, str], folder: Path
+) -> None:
+    os.environ |= shared
+    if "WORLD_SIZE" in shared:
+        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+    log = (folder / f"rank-{rank}.log").open("w")
+    sys.stdout = sys.stderr = log
+    module = RECIPES[recipe]
+    try:
+        code = run_recipe(module.PRESET, module.show, arguments)
+    except BaseException:
+        traceback.print_exc()
+        raise
+    finally:
+        log.flush()
+    if code:
+        raise SystemExit(f"rank {rank} ended with {code}: {Path(log.name).read_text()[-2000:]}")

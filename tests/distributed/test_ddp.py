@@ -1,18 +1,17 @@
 """Several processes over gloo train the model that one process trains."""
 
+import subprocess
 from pathlib import Path
 
 import pytest
 
-from tests.distributed.launching import train
+from tests.distributed.launching import environment, load, recipe_command, train
 
 
 @pytest.mark.parametrize("recipe", ["bert", "gpt", "vit"])
-def test_two_ranks_train_the_model_that_one_trains(
-    recipe: str, tmp_path: Path, repository: Path
-) -> None:
-    one = train(recipe, tmp_path / "one", repository, "--batch-size", "8")
-    two = train(recipe, tmp_path / "two", repository, "--batch-size", "4", "--devices", "2")
+def test_two_ranks_train_the_model_that_one_trains(recipe: str, tmp_path: Path) -> None:
+    one = train(recipe, tmp_path / "one", "--batch-size", "8")
+    two = train(recipe, tmp_path / "two", "--batch-size", "4", "--devices", "2")
     assert two["world_size"] == 2
     assert two["global_batch_size"] == one["global_batch_size"] == 8
     assert len(two["peak_bytes"]) == len(two["hardware"]) == 2
@@ -20,17 +19,30 @@ def test_two_ranks_train_the_model_that_one_trains(
     assert two["validation"]["loss"] == pytest.approx(one["validation"]["loss"], rel=1e-5)
 
 
-def test_two_ranks_accumulate_what_one_takes_at_once(tmp_path: Path, repository: Path) -> None:
-    one = train("gpt", tmp_path / "one", repository, "--batch-size", "8")
+def test_two_ranks_accumulate_what_one_takes_at_once(tmp_path: Path) -> None:
+    one = train("gpt", tmp_path / "one", "--batch-size", "8")
     options = ("--batch-size", "2", "--devices", "2", "--accumulate", "2")
-    two = train("gpt", tmp_path / "two", repository, *options)
+    two = train("gpt", tmp_path / "two", *options)
     assert two["loss"] == pytest.approx(one["loss"], rel=1e-5)
 
 
-def test_dropout_differs_between_ranks_and_repeats_between_runs(
-    tmp_path: Path, repository: Path
-) -> None:
+def test_dropout_differs_between_ranks_and_repeats_between_runs(tmp_path: Path) -> None:
     options = ("--batch-size", "4", "--devices", "2", "--dropout", "0.5")
-    first = train("gpt", tmp_path / "first", repository, *options)
-    again = train("gpt", tmp_path / "again", repository, *options)
+    first = train("gpt", tmp_path / "first", *options)
+    again = train("gpt", tmp_path / "again", *options)
     assert first["loss"] == again["loss"]
+
+
+def test_the_command_line_starts_its_own_ranks(tmp_path: Path, repository: Path) -> None:
+    one = train("gpt", tmp_path / "one", "--batch-size", "8")
+    done = subprocess.run(
+        recipe_command("gpt", tmp_path / "two", "--batch-size", "4", "--devices", "2"),
+        cwd=repository,
+        env=environment(tmp_path),
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("validation  loss") == 1  # only rank 0 speaks
+    assert load(tmp_path / "two")["loss"] == pytest.approx(one["loss"], rel=1e-5)

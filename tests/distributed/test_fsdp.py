@@ -1,7 +1,6 @@
 """Sharded training is the training of one process, whatever is divided and resumed where."""
 
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -9,15 +8,13 @@ from typing import Any
 
 import pytest
 
-from tests.distributed.launching import environment, load, recipe_command, train
+from tests.distributed.launching import environment, free_port, load, recipe_command, train
 
 
 @pytest.mark.parametrize("recipe", ["bert", "gpt", "vit"])
-def test_two_sharded_ranks_train_the_model_that_one_trains(
-    recipe: str, tmp_path: Path, repository: Path
-) -> None:
-    one = train(recipe, tmp_path / "one", repository, "--batch-size", "8")
-    two = train(recipe, tmp_path / "two", repository, *TWO)
+def test_two_sharded_ranks_train_the_model_that_one_trains(recipe: str, tmp_path: Path) -> None:
+    one = train(recipe, tmp_path / "one", "--batch-size", "8")
+    two = train(recipe, tmp_path / "two", *TWO)
     assert two["loss"] == pytest.approx(one["loss"], rel=1e-5)
     assert two["validation"]["loss"] == pytest.approx(one["validation"]["loss"], rel=1e-5)
     assert two["summary"] == one["summary"]
@@ -37,17 +34,15 @@ TWO = ("--batch-size", "4", "--devices", "2", "--strategy", "fsdp")
     ids=lambda value: value[1] if isinstance(value, tuple) else "",
 )
 def test_sharding_keeps_the_loss_with(
-    options: tuple[str, ...], tolerance: float, tmp_path: Path, repository: Path
+    options: tuple[str, ...], tolerance: float, tmp_path: Path
 ) -> None:
-    one = train("gpt", tmp_path / "one", repository, "--batch-size", "8")
-    two = train("gpt", tmp_path / "two", repository, *TWO, *options)
+    one = train("gpt", tmp_path / "one", "--batch-size", "8")
+    two = train("gpt", tmp_path / "two", *TWO, *options)
     assert two["loss"] == pytest.approx(one["loss"], rel=tolerance)
 
 
-def test_a_run_goes_on_under_another_strategy_and_device_count(
-    tmp_path: Path, repository: Path
-) -> None:
-    whole = train("gpt", tmp_path / "whole", repository, "--batch-size", "8")
+def test_a_run_goes_on_under_another_strategy_and_device_count(tmp_path: Path) -> None:
+    whole = train("gpt", tmp_path / "whole", "--batch-size", "8")
     checkpoints = ("--checkpoint-dir", str(tmp_path / "checkpoints"))
     legs: list[tuple[str, ...]] = [
         ("--max-steps", "2", *TWO),
@@ -57,20 +52,18 @@ def test_a_run_goes_on_under_another_strategy_and_device_count(
     ]
     record: dict[str, Any] = {}
     for number, leg in enumerate(legs):
-        record = train("gpt", tmp_path / str(number), repository, *leg, *checkpoints)
+        record = train("gpt", tmp_path / str(number), *leg, *checkpoints)
     assert record["launches"] == [0, 2, 4, 5]
     assert record["loss"] == pytest.approx(whole["loss"], rel=1e-5)
 
 
 def test_two_nodes_replicate_what_each_divides(tmp_path: Path, repository: Path) -> None:
-    one = train("gpt", tmp_path / "one", repository, "--batch-size", "8")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
+    one = train("gpt", tmp_path / "one", "--batch-size", "8")
+    port = str(free_port())
     options = ("--batch-size", "2", "--devices", "2", "--num-nodes", "2", "--strategy", "hsdp")
     nodes = [
         subprocess.Popen(
-            [sys.executable, *recipe_command("gpt", tmp_path / "two", *options)],
+            recipe_command("gpt", tmp_path / "two", *options),
             cwd=repository,
             env={
                 **environment(tmp_path),
