@@ -68,14 +68,16 @@ def _read(preset: Preset, arguments: Sequence[str]) -> Request:
 
 
 def _resolve(request: Request) -> tuple[RunConfig, "Places"]:
-    from unitransformer.process import count_gpus, find_device
+    from unitransformer.process import count_gpus, find_device, has_bf16
 
     num_gpus = count_gpus()
     on_gpu = request.options.accelerator != "cpu" and num_gpus > 0
+    defaults = request.preset.cuda if on_gpu else request.preset.cpu
+    if on_gpu and not has_bf16():
+        defaults = replace(defaults, precision="16-mixed")
+    is_single = request.options.strategy == "single"
     config = build_config(
-        request,
-        defaults=request.preset.cuda if on_gpu else request.preset.cpu,
-        devices=num_gpus if on_gpu else 1,
+        request, defaults=defaults, devices=num_gpus if on_gpu and not is_single else 1
     )
     device = find_device(config.parallel)
     config = replace(config, parallel=config.parallel.resolved(device))

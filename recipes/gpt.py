@@ -45,7 +45,8 @@ SIZES = {
     "350m": _gpt(24, 1024, 16, 1024),
     "774m": _gpt(36, 1280, 20, 1024),
     "1.5b": _gpt(48, 1600, 25, 1024),
-    # Brown et al. 2020, table 2.1; its 13b prints a width of 5,140 beside 40 heads of 128
+    # Brown et al. 2020, table 2.1, where it agrees with itself: it prints 24 heads of 128 beside
+    # a width of 2,048 for 1.3b, and a width of 5,140 beside 40 heads of 128 for 13b
     "1.3b": _gpt(24, 2048, 16, 2048),
     "2.7b": _gpt(32, 2560, 32, 2048),
     "6.7b": _gpt(32, 4096, 32, 2048),

@@ -1,5 +1,6 @@
 """Checkpoints: written whole or not at all, found again, and refused when they are not ours."""
 
+import math
 import os
 import pickle
 import re
@@ -57,6 +58,12 @@ class SaveCheckpoints(pl.Callback):
 
     def save(self, trainer: pl.Trainer) -> None:
         self._extra = self.extra()
+        last = self._extra["loss"][-1]
+        if not math.isfinite(last):
+            raise FloatingPointError(
+                f"loss is {last} at step {trainer.global_step}; the checkpoint before stays; "
+                "lower optimizer.learning_rate"
+            )
         path = self.folder / f"step-{trainer.global_step:08d}.ckpt"
         try:
             trainer.save_checkpoint(path)

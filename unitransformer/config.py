@@ -307,8 +307,8 @@ class RunConfig:
     def identity(self) -> dict[str, Any]:
         """The fields, by dotted name, that decide what is learned at each step.
 
-        How long a run goes on, how often it reports, and how a global batch is spread over
-        devices are left out: a run may be resumed with those changed.
+        How long a run and its schedule go on, how often it reports, and how a global batch is
+        spread over devices are left out: a run may be resumed with those changed.
         """
         free = {"max_steps", "validate_every", "validation_batches", "checkpoint_every"}
         free |= {"log_every", "loss_chunk", "batch_size", "accumulate", "parallel"}
@@ -318,7 +318,7 @@ class RunConfig:
             for group in ("model", "data", "optimizer")
             for name, value in kept.pop(group).items()
         }
-        del flat["data.num_workers"]
+        del flat["data.num_workers"], flat["optimizer.schedule_steps"]
         return {**kept, **flat, "global_batch_size": self.global_batch_size}
 
     def identity_hash(self) -> str:
@@ -408,7 +408,6 @@ __all__ = [
     "RunConfig",
     "Strategy",
     "from_dict",
-    "replace",
     "spelled",
     "to_dict",
 ]

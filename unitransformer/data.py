@@ -29,6 +29,8 @@ from unitransformer.pictures import Digits, Folder, split_readable
 from unitransformer.tokenization import special_tokens
 from unitransformer.words import MaskedWords, NextWords
 
+COUNTED_AT_ONCE = 1 << 20  # words
+
 
 class Samples(Protocol):
     """A finite set of samples, handed out by the batch."""
@@ -91,9 +93,17 @@ class Baseline:
     accuracy: float | None = None
 
 
+def count_words(words: NDArray[Any], num_words: int) -> NDArray[np.int64]:
+    """How often each word occurs; block by block, as the words may not fit in memory."""
+    counts = np.zeros(num_words, dtype=np.int64)
+    for start in range(0, len(words), COUNTED_AT_ONCE):
+        counts += np.bincount(words[start : start + COUNTED_AT_ONCE], minlength=num_words)
+    return counts
+
+
 def unigram_baseline(train: NDArray[Any], validation: Tensor, num_words: int) -> Baseline:
     """Cross entropy of the training words' frequencies (plus one) on the words of validation."""
-    counts = np.bincount(train, minlength=num_words) + 1.0
+    counts = count_words(train, num_words) + 1.0
     nats = -np.log(counts / counts.sum())
     return Baseline(name="unigram entropy", loss=float(nats[validation.numpy()].mean()))
 
@@ -272,7 +282,7 @@ class DataModule(pl.LightningDataModule):
         if source.corpus is not None and config.recipe == "gpt":
             return unigram_baseline(source.corpus.train, asked, config.model.num_classes)
         if source.corpus is not None:
-            counts = np.bincount(source.corpus.train)
+            counts = count_words(source.corpus.train, config.model.num_classes)
             counts[: len(special_tokens("wordpiece"))] = 0
             answer = int(counts.argmax())
             word = source.corpus.tokenizer.id_to_token(answer)
@@ -301,7 +311,7 @@ class DataModule(pl.LightningDataModule):
             sampler=order,
             batch_size=None,  # a pick is a whole micro-batch already
             num_workers=workers,
-            pin_memory=torch.cuda.is_available(),
+            pin_memory=self.config.parallel.accelerator == "cuda",
         )
 
 

@@ -5,6 +5,7 @@ it. On a GPU it is a pair of CUDA events a step, read when training is over.
 """
 
 import resource
+import sys
 import time
 from typing import Any
 
@@ -15,26 +16,38 @@ import torch
 class StepClock:
     """Seconds of each optimizer step on this rank, from `start` to `stop`."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, on_gpu: bool = False) -> None:
+        self._on_gpu = on_gpu
         self._spans: list[tuple[Any, Any]] = []
+        self._seconds: list[float] = []  # of the spans that were read already
         self._start: Any = None
 
     def start(self, *, again: bool = False) -> None:
         """The next step begins now; a step under way goes on unless it begins `again`."""
         if self._start is None or again:
-            self._start = _now()
+            self._start = self._now()
 
     def stop(self) -> None:
         """The step under way ends now."""
-        self._spans.append((self._start, _now()))
+        self._spans.append((self._start, self._now()))
         self._start = None
 
     def step_s(self) -> list[float]:
         """Seconds of every step; waits for the device."""
-        if self._spans and not isinstance(self._spans[0][0], float):
-            torch.cuda.synchronize()
-            return [start.elapsed_time(end) / 1000 for start, end in self._spans]
-        return [end - start for start, end in self._spans]
+        unread = self._spans[len(self._seconds) :]
+        if self._on_gpu and unread:
+            unread[-1][1].synchronize()
+            self._seconds += [start.elapsed_time(end) / 1000 for start, end in unread]
+        else:
+            self._seconds += [end - start for start, end in unread]
+        return list(self._seconds)
+
+    def _now(self) -> Any:
+        if not self._on_gpu:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        event.record()
+        return event
 
 
 class ClockStops(pl.Callback):
@@ -72,16 +85,9 @@ class ClockStarts(pl.Callback):
             self.clock.start(again=True)
 
 
-def _now() -> Any:
-    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-        event.record()
-        return event
-    return time.perf_counter()
-
-
 def peak_bytes(device: torch.device) -> int:
     """CUDA: most bytes allocated for tensors. CPU: largest resident set of the process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -55,14 +55,24 @@ class Objective(nn.Module):
                 states_ND, head.weight, head.bias, targets_N, chunk=self.loss_chunk
             )
         logits_NV = head(states_ND)
-        return functional.cross_entropy(logits_NV.float(), targets_N, ignore_index=IGNORED)
+        loss = functional.cross_entropy(
+            logits_NV.float(), targets_N, ignore_index=IGNORED, reduction="sum"
+        )
+        return loss / (targets_N != IGNORED).sum().clamp(min=1)  # nothing asked: no loss, no NaN
 
     @torch.no_grad()
     def score(self, batch: Batch) -> Score:
         """Loss, right answers and rows, summed."""
-        logits = self.network(batch["inputs"], batch.get("positions"))
-        logits_NV = logits.reshape(-1, logits.shape[-1]).float()
+        states = self.network.states(batch["inputs"], batch.get("positions"))
+        states_ND = states.reshape(-1, states.shape[-1])
         targets_N = batch["targets"].reshape(-1)
+        chunk = self.loss_chunk or len(states_ND)
+        parts = zip(torch.split(states_ND, chunk), torch.split(targets_N, chunk), strict=True)
+        scores = [self._score_rows(rows, targets) for rows, targets in parts]
+        return Score(*(torch.stack(sums).sum() for sums in zip(*scores, strict=True)))
+
+    def _score_rows(self, states_ND: Tensor, targets_N: Tensor) -> Score:
+        logits_NV = self.network.lm_head(states_ND).float()
         loss = functional.cross_entropy(logits_NV, targets_N, ignore_index=IGNORED, reduction="sum")
         correct = (logits_NV.argmax(-1) == targets_N).sum()
         return Score(loss, correct, (targets_N != IGNORED).sum())
@@ -97,8 +107,8 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         targets_N: Tensor,
         chunk: int,
     ) -> Tensor:
-        count = (targets_N != IGNORED).sum()
-        loss = torch.zeros((), device=states_ND.device)
+        count = (targets_N != IGNORED).sum().clamp(min=1)
+        loss = torch.zeros((), dtype=torch.float32, device=states_ND.device)
         needs_grad = any(ctx.needs_input_grad)
         d_states_ND = torch.empty_like(states_ND) if needs_grad else None
         d_weight_VD = torch.zeros_like(weight_VD, dtype=torch.float32) if needs_grad else None
@@ -113,7 +123,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             counts = targets != IGNORED
             d_logits = logits.softmax(-1)
             d_logits[torch.arange(len(targets)), targets.where(counts, 0)] -= 1
-            d_logits *= (counts / count).unsqueeze(-1)
+            d_logits *= (counts.float() / count).unsqueeze(-1)
             d_bias_V += d_logits.sum(0)
             d_logits = d_logits.to(states.dtype)
             d_states_ND[part] = d_logits @ weight_VD.to(states.dtype)

@@ -11,7 +11,8 @@ from torch.nn import functional
 from unitransformer.objectives import Batch
 from unitransformer.order import Picks
 
-UNREADABLE = (OSError, SyntaxError, ValueError)  # what PIL raises for a damaged file
+# What PIL raises for a damaged file.
+UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 
 
 class Digits:
@@ -27,9 +28,10 @@ class Digits:
     def __getitem__(self, picks: Picks) -> Batch:
         _, indices = picks
         small = self.pictures[indices].unsqueeze(1)
+        # Repeated, not expanded: a tensor that overlaps itself cannot be pinned.
         large = functional.interpolate(small, size=(self.image_size,) * 2, mode="bilinear")
         return {
-            "inputs": large.expand(-1, self.channels, -1, -1),
+            "inputs": large.repeat(1, self.channels, 1, 1),
             "targets": self.labels[indices],
         }
 

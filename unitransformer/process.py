@@ -30,12 +30,16 @@ def find_device(parallel: ParallelConfig) -> Literal["cpu", "cuda"]:
     return device
 
 
+def has_bf16() -> bool:
+    """Whether the GPU computes in bf16 by itself: not a V100 or T4, which emulate it."""
+    return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+
+
 def check_precision(parallel: ParallelConfig, device: str) -> None:
     """Raises ValueError for a precision that `device` would replace or emulate."""
     if device == "cpu" and parallel.precision == "16-mixed":
         raise ValueError("precision 16-mixed is not for a CPU; use bf16-mixed or 32-true")
-    is_bf16 = parallel.precision.startswith("bf16")
-    if device == "cuda" and is_bf16 and not torch.cuda.is_bf16_supported(including_emulation=False):
+    if device == "cuda" and parallel.precision.startswith("bf16") and not has_bf16():
         name = torch.cuda.get_device_name()
         raise ValueError(f"precision {parallel.precision}: {name} has none; use 16-mixed")
 
@@ -53,8 +57,10 @@ def set_up_process(parallel: ParallelConfig, device: str) -> None:
 
 def process_rank(parallel: ParallelConfig) -> int:
     """Rank of this process over all nodes, in its launcher's words; 0 if it was started by hand."""
-    for name in ("RANK", "SLURM_PROCID"):
-        if name in os.environ:
-            return int(os.environ[name])
+    if "RANK" in os.environ:
+        return int(os.environ["RANK"])
+    # A batch job's shell has a SLURM_PROCID too, which ranks that Lightning starts inherit.
+    if "LOCAL_RANK" not in os.environ and "SLURM_PROCID" in os.environ:
+        return int(os.environ["SLURM_PROCID"])
     node, local = (int(os.environ.get(name, 0)) for name in ("NODE_RANK", "LOCAL_RANK"))
     return node * parallel.devices + local

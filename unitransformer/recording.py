@@ -45,12 +45,18 @@ def history_now(
 ) -> History:
     """Earlier launches and this one. A `is_whole` one is the same on every rank: the mean of
     their losses, the slowest of their steps; without it this rank speaks for itself."""
-    own = (module.losses().tolist(), clock.step_s())
+    try:
+        own = (module.losses().tolist(), clock.step_s())
+    except RuntimeError:
+        if is_whole:
+            raise
+        own = ([], [])  # the device that failed answers no more
     ranks = _gather(own, module) if is_whole else [own]
     losses = [statistics.fmean(step) for step in zip(*(loss for loss, _ in ranks), strict=True)]
     step_s = slowest([seconds for _, seconds in ranks])
     return History(
-        loss=before.loss + losses,
+        # A step that broke after its loss has no time.
+        loss=before.loss + losses[: len(step_s)],
         step_s=before.step_s + step_s[: len(losses)],
         launches=[*before.launches, len(before.loss)],
         validation=module.validation,
@@ -86,7 +92,8 @@ def build_record(
     error: BaseException | None,
 ) -> Record:
     """The record; on a whole run every rank has to call this."""
-    own = (measure.peak_bytes(module.device), describe_host() | _describe_device(module.device))
+    device = module.trainer.strategy.root_device  # the module itself is back on the CPU by now
+    own = (measure.peak_bytes(device), describe_host() | _describe_device(device))
     ranks = _gather(own, module) if error is None else [own]
     this_launch = history.step_s[history.launches[-1] :]
     steady = steady_start(this_launch)
@@ -115,7 +122,7 @@ def build_record(
         "steady_from": None if steady is None else history.launches[-1] + steady,
         f"{unit}_per_s": rate_per_s(this_launch, steady, per_step),
         "peak_bytes": [peak for peak, _ in ranks],
-        "peak_bytes_kind": "allocated" if module.device.type == "cuda" else "resident set",
+        "peak_bytes_kind": "allocated" if device.type == "cuda" else "resident set",
         per_unit: count_flops(config),
         "validation": _validation(config, data, history) if error is None else {},
         "summary": render_summary(summarise(_on_meta(config))),
@@ -186,6 +193,8 @@ def describe_code() -> dict[str, Any]:
             return None
         return done.stdout.strip() if done.returncode == 0 else None
 
+    if git("ls-files", "--error-unmatch", __file__) is None:  # installed inside another project
+        return {"commit": None, "is_dirty": None}
     status = git("status", "--porcelain")
     return {
         "commit": git("rev-parse", "HEAD"),

@@ -93,7 +93,7 @@ def run(
     module, data = TrainingModule(config), DataModule(config, source)
     module.first_step = data.start_step = len(history.loss)
     module.validation = list(history.validation)
-    clock = measure.StepClock()
+    clock = measure.StepClock(on_gpu=device == "cuda")
     lines = LogLines(config, clock, _say_nothing if show_bar else say)
     saver = SaveCheckpoints(
         places.checkpoints,
@@ -114,7 +114,8 @@ def run(
     say(f"data    {source.description}")
     say(f"model   {config.recipe} {config.size}, {count_parameters(config.model):,} parameters")
     if checkpoint is not None:
-        say(f"resume  {checkpoint}, after step {len(history.loss)}")
+        schedule = config.optimizer.schedule_steps
+        say(f"resume  {checkpoint}, after step {len(history.loss)}; cosine to step {schedule}")
 
     error: BaseException | None = None
     try:
@@ -123,7 +124,7 @@ def run(
         error = caught
     if is_first or error is None:
         now = history_now(history, module, clock, is_whole=error is None)
-        error = error or find_divergence(now)
+        error = find_divergence(now) or error
         record = build_record(config, module, data, now, lines.lines, error)
         record |= started
     if is_first:

@@ -66,15 +66,16 @@ class TrainingModule(pl.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         if self.config.model.dropout:
             # Dropout is a function of seed, step and rank: a resumed step draws what it would have.
-            torch.manual_seed(self._step_seed(self._num_micro_batches))
+            torch.manual_seed(self.dropout_seed(self._num_micro_batches, rank=self.global_rank))
         loss: Tensor = self.objective(batch)
         self._losses[self._num_micro_batches] = loss.detach()
         self._num_micro_batches += 1
         return loss
 
-    def _step_seed(self, micro_batch: int) -> int:
+    def dropout_seed(self, micro_batch: int, *, rank: int) -> int:
+        """Another for every micro-batch since the very first step, and for every rank."""
         done = self.first_step * self.config.accumulate
-        place = (done + micro_batch) * self.config.parallel.world_size + self.global_rank
+        place = (done + micro_batch) * self.config.parallel.world_size + rank
         return (self.config.seed << 32) + place  # both are below 2**32
 
     def last_loss(self) -> float:
@@ -110,7 +111,7 @@ class TrainingModule(pl.LightningModule):
         if self.config.parallel.is_sharded:
             return
         place = {id(parameter): index for index, parameter in enumerate(self.parameters())}
-        groups = self.optimizers(use_pl_optimizer=False).param_groups
+        groups = self.trainer.optimizers[0].param_groups
         new_name = [place[id(parameter)] for group in groups for parameter in group["params"]]
         for saved in checkpoint["optimizer_states"]:
             saved["state"] = {new_name[old]: state for old, state in saved["state"].items()}

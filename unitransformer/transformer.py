@@ -19,12 +19,33 @@ from torch.nn import functional
 from unitransformer.config import ModelConfig
 
 
+class Linear(nn.Linear):
+    """PyTorch's, without first values: `Transformer.initialise` draws them all."""
+
+    def reset_parameters(self) -> None:
+        """Leave the memory as it is."""
+
+
+class Embedding(nn.Embedding):
+    """PyTorch's, without first values."""
+
+    def reset_parameters(self) -> None:
+        """Leave the memory as it is."""
+
+
+class LayerNorm(nn.LayerNorm):
+    """PyTorch's, without first values."""
+
+    def reset_parameters(self) -> None:
+        """Leave the memory as it is."""
+
+
 class Embeddings(nn.Module):
     """Word vectors, scaled by the square root of the width (Vaswani et al. 2017, section 3.4)."""
 
     def __init__(self, num_words: int, width: int) -> None:
         super().__init__()
-        self.lut = nn.Embedding(num_words, width)
+        self.lut = Embedding(num_words, width)
         self.scale = math.sqrt(width)
 
     def forward(self, words_BT: Tensor) -> Tensor:
@@ -83,7 +104,7 @@ class MultiheadAttention(nn.Module):
         self.causal = causal
         self.in_proj_weight = nn.Parameter(torch.empty(3 * width, width))
         self.in_proj_bias = nn.Parameter(torch.empty(3 * width))
-        self.out_proj = nn.Linear(width, width)
+        self.out_proj = Linear(width, width)
 
     def forward(self, x_BTD: Tensor, positions_BK: Tensor | None = None) -> Tensor:
         """Every position looks at every position; with `positions_BK` only those look."""
@@ -129,10 +150,10 @@ class PositionwiseFeedForward(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.fcn = nn.Sequential(
-            nn.Linear(config.width, config.feedforward_width),
+            Linear(config.width, config.feedforward_width),
             nn.ReLU() if config.activation == "relu" else nn.GELU(),
             nn.Dropout(config.dropout),
-            nn.Linear(config.feedforward_width, config.width),
+            Linear(config.feedforward_width, config.width),
         )
 
     def forward(self, x_BTD: Tensor) -> Tensor:
@@ -146,8 +167,8 @@ class TransformerLayer(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.mha = MultiheadAttention(config.width, config.num_heads, causal=config.causal)
-        self.ln1 = nn.LayerNorm(config.width)
-        self.ln2 = nn.LayerNorm(config.width)
+        self.ln1 = LayerNorm(config.width)
+        self.ln2 = LayerNorm(config.width)
         self.feedforward = PositionwiseFeedForward(config)
 
     def forward(self, x_BTD: Tensor, positions_BK: Tensor | None = None) -> Tensor:
@@ -169,7 +190,7 @@ class Transformer(nn.Module):
         super().__init__()
         self.config = config
         device = torch.get_default_device()
-        # PyTorch's own initialisation would cost as much time again: shapes first, values once.
+        # Shapes first, values once.
         with torch.device("meta"):
             self._build(config)
         if device.type != "meta":
@@ -186,15 +207,15 @@ class Transformer(nn.Module):
             pixels = config.num_channels * config.patch_size**2
             self.class_embedding = nn.Parameter(torch.empty(1, 1, config.width))
             self.patch_embedding = PatchEncoding(config.patch_size)
-            self.linear_mapper = nn.Linear(pixels, config.width)
+            self.linear_mapper = Linear(pixels, config.width)
         self.pe = PositionalEncoding(config.num_positions, config.width)
         self.embedding_dropout = nn.Dropout(config.dropout)
         self.transformer_layers = nn.Sequential(
             *(TransformerLayer(config) for _ in range(config.num_layers))
         )
         if config.final_norm:
-            self.final_norm = nn.LayerNorm(config.width)
-        self.lm_head = nn.Linear(config.width, config.num_classes, bias=config.head_bias)
+            self.final_norm = LayerNorm(config.width)
+        self.lm_head = Linear(config.width, config.num_classes, bias=config.head_bias)
         self.softmax = nn.Softmax(dim=-1)
 
     def forward(self, inputs: Tensor, positions_BK: Tensor | None = None) -> Tensor:
@@ -226,7 +247,8 @@ class Transformer(nn.Module):
         if not self.config.reads_pictures:
             words_BTD: Tensor = self.embedding(inputs)
             return words_BTD
-        patches_BPD = self.linear_mapper(self.patch_embedding(inputs))
+        patches = self.patch_embedding(inputs).to(self.linear_mapper.weight.dtype)
+        patches_BPD = self.linear_mapper(patches)
         class_B1D = self.class_embedding.expand(len(inputs), -1, -1).to(patches_BPD.dtype)
         return torch.cat([class_B1D, patches_BPD], dim=1)
 
@@ -249,11 +271,11 @@ class Transformer(nn.Module):
             elif parameter.ndim == 1:
                 parameter.fill_(1.0)  # LayerNorm
             else:
-                generator = torch.Generator(parameter.device)
-                generator.manual_seed(_seed_of(seed, name))
-                values = torch.empty(parameter.shape, device=parameter.device)
+                # On the CPU whatever the device: every device is to get the same values.
+                generator = torch.Generator("cpu").manual_seed(_seed_of(seed, name))
+                values = torch.empty(parameter.shape, dtype=torch.float32, device="cpu")
                 values.normal_(0.0, self._spread(name, parameter), generator=generator)
-                assign(parameter, values)
+                assign(parameter, values.to(parameter.device))
 
     def _spread(self, name: str, parameter: Tensor) -> float:
         """Standard deviation of a matrix's first values.

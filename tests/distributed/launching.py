@@ -10,8 +10,13 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+import tensorboard.summary  # noqa: F401  (imported once here, not once in every rank)
 import torch.multiprocessing
+import torch.utils.tensorboard
 
+import unitransformer.figures
+import unitransformer.predictions
+import unitransformer.run  # noqa: F401
 from recipes import bert, gpt, vit
 from recipes.command_line import run_recipe
 
@@ -62,7 +67,7 @@ def train(recipe: str, folder: Path, *options: str) -> dict[str, Any]:
     places = [index for index, word in enumerate(arguments) if word == "--devices"]
     world_size = int(arguments[places[-1] + 1]) if places else 1
     folder.mkdir(parents=True, exist_ok=True)
-    shared = environment(folder.parent)
+    shared = environment(folder.parent) | {"TORCHINDUCTOR_COMPILE_THREADS": "1"}
     if world_size > 1:
         shared |= {
             "TORCHELASTIC_RUN_ID": "test",

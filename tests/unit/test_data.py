@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from recipes import bert, gpt, vit
+from unitransformer import data
 from unitransformer.config import DataConfig, ParallelConfig, RunConfig
 from unitransformer.data import (
     DataModule,
@@ -190,6 +191,18 @@ def test_built_in_digits_are_real_pictures_with_no_overlap() -> None:
     seen = {bytes(p.numpy().tobytes()) for p in train.pictures}  # type: ignore[attr-defined]
     held = [bytes(p.numpy().tobytes()) for p in validation.pictures]  # type: ignore[attr-defined]
     assert not seen.intersection(held)
+
+
+def test_a_batch_of_pictures_can_be_pinned() -> None:
+    """Pinning copies into a tensor of the same strides; one that overlaps itself cannot be."""
+    batch = load_source(config_of(vit)).train[picks(0, 1)]
+    assert 0 not in batch["inputs"].stride()
+
+
+def test_words_are_counted_without_a_copy_of_them_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    words = np.random.default_rng(0).integers(0, 9, 1000).astype(np.uint16)
+    monkeypatch.setattr(data, "COUNTED_AT_ONCE", 64)
+    assert data.count_words(words, 12).tolist() == np.bincount(words, minlength=12).tolist()
 
 
 def test_the_majority_baseline_counts_its_class() -> None:

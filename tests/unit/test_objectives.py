@@ -51,6 +51,26 @@ def test_a_chunked_loss_never_holds_the_whole_matrix() -> None:
     with Sizes():
         chunked_cross_entropy(states, weight, bias, targets, chunk=16).backward()
     assert largest <= 16 * 512
+    config = gpt.model_config(**{**TINY, "num_classes": 5000}, dropout=0.0)
+    objective = Objective(Transformer(config), loss_chunk=8)
+    words = torch.zeros(4, 61, dtype=torch.long)
+    largest = 0
+    with Sizes():
+        objective.score(Batch(inputs=words[:, :-1], targets=words[:, 1:]))
+    assert largest <= 5000 * 16  # the head itself; logits of all rows are 5000 x 240
+
+
+def test_a_batch_with_nothing_to_find_has_no_loss_and_no_nan() -> None:
+    states, weight, bias, targets = head()
+    nothing = torch.full_like(targets, IGNORED)
+    loss = chunked_cross_entropy(states, weight, bias, nothing, chunk=8)
+    loss.backward()
+    assert loss.item() == 0
+    assert states.grad is not None
+    assert not states.grad.isnan().any()
+    objective = Objective(Transformer(gpt.model_config(**TINY)))
+    words = torch.zeros(1, 4, dtype=torch.long)
+    assert objective(Batch(inputs=words, targets=words + IGNORED)).item() == 0
 
 
 def test_a_chunk_below_one_is_refused() -> None:
