@@ -38,7 +38,6 @@ def build_strategy(parallel: ParallelConfig, device: str, *, accumulate: int) ->
             return DDPStrategy(
                 process_group_backend=backend,
                 gradient_as_bucket_view=True,
-                broadcast_buffers=False,  # the sinusoids never change
                 # A static graph cannot leave out the reduction after all but the last micro-batch.
                 static_graph=accumulate == 1,
                 timeout=COLLECTIVE_TIMEOUT,

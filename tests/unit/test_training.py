@@ -135,6 +135,21 @@ def test_a_chunked_loss_trains_the_same_model(text: Path, tmp_path: Path) -> Non
     assert parts["loss"] == pytest.approx(whole["loss"], rel=1e-5)
 
 
+@pytest.mark.parametrize("preset", [bert.PRESET, gpt.PRESET, vit.PRESET], ids=lambda p: p.recipe)
+def test_a_compiled_network_is_one_graph_and_trains_the_same(
+    preset: Preset, text: Path, tmp_path: Path
+) -> None:
+    shape = {**(PICTURES if preset.recipe == "vit" else TEXT), "dropout": 0.0}
+    config = config_of(preset, text, model=preset.model_config(**shape), max_steps=3)
+    eager = train(config, tmp_path / "eager").record
+    # A graph break is an error: `compile_objective` asks for the full graph.
+    compiling = replace(config.parallel, compile="default")
+    compiled = train(replace(config, parallel=compiling), tmp_path / "compiled").record
+    assert eager is not None
+    assert compiled is not None
+    assert compiled["loss"] == pytest.approx(eager["loss"], rel=1e-5)
+
+
 def test_a_record_says_what_ran_and_validates(text: Path, tmp_path: Path) -> None:
     config = config_of(gpt.PRESET, text)
     record = train(config, tmp_path).record
