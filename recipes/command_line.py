@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from recipes.options import Options, Request, build_config, check_outside_world, parse
 from recipes.presets import Preset
 from unitransformer.config import ModelConfig, RunConfig
+from unitransformer.tasks import UNIT, metric_in_words, rate_in_words
 
 if TYPE_CHECKING:
     from unitransformer.run import Outcome, Places
@@ -163,7 +164,6 @@ def _summary(model: ModelConfig) -> str:
 
 def _plan(config: RunConfig, places: "Places") -> str:
     from unitransformer.flops import count_flops, count_parameters
-    from unitransformer.progress import UNIT
 
     parallel = config.parallel
     unit = UNIT[config.recipe].rstrip("s")
@@ -187,12 +187,11 @@ def _plan(config: RunConfig, places: "Places") -> str:
 def _results(outcome: "Outcome", places: "Places", show: Show) -> list[str]:
     """The block a run ends with."""
     from unitransformer.plots import loss_figure, write_figure
-    from unitransformer.progress import UNIT, rate_in_words
 
     record = outcome.record
     assert record is not None
     validation = record["validation"]
-    baseline = validation["baseline"]
+    metric, baseline = validation["metric"], validation["baseline"]
     to_beat = (baseline["name"], baseline["loss"]) if baseline and baseline["loss"] else None
     title = f"{record['recipe']} {record['size']}"
     loss_png = write_figure(
@@ -211,8 +210,8 @@ def _results(outcome: "Outcome", places: "Places", show: Show) -> list[str]:
     return [
         *(["", "last lines:", *record["log"][-5:]] if sys.stdout.isatty() else []),
         "",
-        f"validation  loss {validation['loss']:.4f}, {validation['metric']} "
-        f"{_figure(validation['metric'], validation['value'])}{_against(baseline, validation)}",
+        f"validation  loss {validation['loss']:.4f}, {metric} "
+        f"{metric_in_words(metric, validation['value'])}{_against(baseline)}",
         f"speed       {speed}",
         f"memory      peak {max(record['peak_bytes']) / 2**30:.2f} GiB a rank "
         f"({record['peak_bytes_kind']})",
@@ -224,11 +223,7 @@ def _results(outcome: "Outcome", places: "Places", show: Show) -> list[str]:
     ]
 
 
-def _figure(metric: str, value: float) -> str:
-    return f"{value:,.1f}" if metric == "perplexity" else f"{value:.2%}"
-
-
-def _against(baseline: Mapping[str, Any] | None, validation: Mapping[str, Any]) -> str:
+def _against(baseline: Mapping[str, Any] | None) -> str:
     if baseline is None:
         return ""
     if baseline["loss"] is not None:

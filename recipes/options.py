@@ -213,7 +213,10 @@ def build_config(request: Request, *, defaults: Defaults, devices: int) -> RunCo
 
 def check_outside_world(options: Options) -> None:
     """Raises ValueError for data that is not there and folders that cannot be written."""
-    if options.data not in ("builtin", "synthetic") and not Path(options.data).exists():
+    if (
+        options.data not in ("builtin", "synthetic")
+        and not Path(options.data).expanduser().exists()
+    ):
         raise ValueError(f"data {options.data} does not exist; give builtin, synthetic or a path")
     for name in ("out", "checkpoint_dir", "record"):
         path = getattr(options, name)

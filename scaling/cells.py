@@ -6,6 +6,7 @@ from scaling.markdown import count, escaped, gib, link, si
 from scaling.store import Run
 from unitransformer.config import Recipe
 from unitransformer.flops import count_flops
+from unitransformer.tasks import metric_in_words, rate_in_words
 
 TITLES: dict[Recipe, str] = {"bert": "BERT", "gpt": "GPT", "vit": "ViT"}
 CONVENTION = "matmul"  # the one of the overview
@@ -38,7 +39,7 @@ def batch(run: Run) -> str:
 
 def metric(run: Run) -> str:
     metric, value = run.record["validation"]["metric"], run.metric_value
-    shown = f"{value:,.1f}" if metric == "perplexity" else f"{value:.2%}"
+    shown = metric_in_words(metric, value)
     return f"{escaped(metric)} {shown}"
 
 
@@ -68,8 +69,7 @@ def verdict(run: Run) -> str:
 def speed(run: Run) -> str:
     if run.units_per_s is None:
         return too_short(run)
-    digits = 0 if run.units_per_s >= 100 else 2
-    return f"{run.units_per_s:,.{digits}f} {run.unit}s/s"
+    return rate_in_words(run.units_per_s, f"{run.unit}s")
 
 
 def too_short(run: Run) -> str:

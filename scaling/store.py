@@ -19,6 +19,7 @@ from typing import Any, Literal
 from unitransformer.config import RunConfig
 from unitransformer.flops import count_flops, count_parameters
 from unitransformer.records import Record, config_of, validate
+from unitransformer.tasks import perplexity
 
 Kinds = type | tuple[type, ...]
 NUMBER = (int, float)
@@ -110,7 +111,7 @@ class Run:
         """Perplexity out of the validation loss; an accuracy is itself a raw count."""
         validation = self.record["validation"]
         if validation["metric"] == "perplexity":
-            return math.exp(min(validation["loss"], 700.0))
+            return perplexity(validation["loss"])
         return float(validation["value"])
 
 

@@ -210,7 +210,7 @@ def _digits_source(config: RunConfig) -> Source:
 def _folder_source(config: RunConfig) -> Source:
     from torchvision.datasets import ImageFolder
 
-    root = Path(config.data.source)
+    root = Path(config.data.source).expanduser()
     if not root.is_dir():
         raise ValueError(f"data {root} is not a folder of pictures; check the path")
     if config.model.num_channels not in (1, 3):

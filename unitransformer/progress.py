@@ -1,6 +1,5 @@
 """How a training run talks: a line every few steps, or a bar where somebody watches."""
 
-import math
 import statistics
 from collections.abc import Callable
 from typing import Any
@@ -10,10 +9,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from unitransformer.config import RunConfig
 from unitransformer.measure import StepClock
+from unitransformer.tasks import METRIC, UNIT, metric_in_words, metric_value, rate_in_words
 from unitransformer.training import TrainingModule
-
-METRIC = {"gpt": "perplexity", "bert": "masked accuracy", "vit": "top-1"}
-UNIT = {"gpt": "tokens", "bert": "tokens", "vit": "images"}
 
 
 class LogLines(pl.Callback):
@@ -103,24 +100,11 @@ class Bar(pl.Callback):
         self._bar.stop()
 
 
-def rate_in_words(per_s: float, unit: str) -> str:
-    """Three digits or more: 2.68 images/s, 3,455 tokens/s."""
-    digits = 0 if per_s >= 100 else 2
-    return f"{per_s:,.{digits}f} {unit}/s"
-
-
 def validation_line(config: RunConfig, point: dict[str, float]) -> str:
     """Loss and the task's metric of one validation."""
-    value = task_metric(config, point)
-    shown = f"{value:,.1f}" if config.recipe == "gpt" else f"{value:.2%}"
+    metric = METRIC[config.recipe]
+    value = metric_value(config.recipe, loss=point["val_loss"], accuracy=point["val_accuracy"])
     return (
         f"step {point['step']:>{len(str(config.max_steps))}}/{config.max_steps}"
-        f" | validation loss {point['val_loss']:.4f} | {METRIC[config.recipe]} {shown}"
+        f" | validation loss {point['val_loss']:.4f} | {metric} {metric_in_words(metric, value)}"
     )
-
-
-def task_metric(config: RunConfig, point: dict[str, float]) -> float:
-    """Perplexity of GPT, accuracy of BERT (masked words) and ViT (top-1)."""
-    if config.recipe != "gpt":
-        return point["val_accuracy"]
-    return math.exp(min(point["val_loss"], 700.0))

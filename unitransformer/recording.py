@@ -18,10 +18,10 @@ from unitransformer.data import DataModule
 from unitransformer.flops import count_flops, count_parameters
 from unitransformer.hardware import describe_host
 from unitransformer.process import process_rank
-from unitransformer.progress import METRIC, UNIT, task_metric
 from unitransformer.records import SCHEMA, Record, Status
 from unitransformer.steady import rate_per_s, slowest, steady_start
 from unitransformer.summary import render_summary, summarise
+from unitransformer.tasks import METRIC, UNIT, metric_value
 from unitransformer.training import TrainingModule
 from unitransformer.transformer import Transformer
 
@@ -38,6 +38,7 @@ class History:
     step_s: list[float] = field(default_factory=list)
     launches: list[int] = field(default_factory=list)  # first step of each
     validation: list[dict[str, float]] = field(default_factory=list)
+    sha256: str | None = None  # of the data
 
 
 def history_now(
@@ -60,6 +61,7 @@ def history_now(
         step_s=before.step_s + step_s[: len(losses)],
         launches=[*before.launches, len(before.loss)],
         validation=module.validation,
+        sha256=before.sha256,
     )
 
 
@@ -143,7 +145,7 @@ def _validation(config: RunConfig, data: DataModule, history: History) -> dict[s
         "history": history.validation,
         "loss": last["val_loss"],
         "metric": METRIC[config.recipe],
-        "value": task_metric(config, last),
+        "value": metric_value(config.recipe, loss=last["val_loss"], accuracy=last["val_accuracy"]),
         "baseline": None if baseline is None else asdict(baseline),
     }
 

@@ -90,6 +90,12 @@ def run(
 
     checkpoint, history = _find_history(config, places.checkpoints, resume=resume)
     source = load_source(config, show_progress=is_first)
+    if checkpoint is not None and history.sha256 != source.sha256:
+        raise ValueError(
+            f"data {config.data.source} is not what {checkpoint} was trained on: its sha256 is "
+            f"{source.sha256} now and was {history.sha256}; start without --resume"
+        )
+    history.sha256 = source.sha256
     module, data = TrainingModule(config), DataModule(config, source)
     module.first_step = data.start_step = len(history.loss)
     module.validation = list(history.validation)

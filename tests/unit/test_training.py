@@ -106,6 +106,26 @@ def test_a_run_may_be_resumed_with_other_micro_batches(
     assert rest["loss"] == pytest.approx(whole["loss"], rel=1e-5)
 
 
+def test_a_finished_run_may_be_prolonged_beyond_its_schedule(text: Path, tmp_path: Path) -> None:
+    config = config_of(gpt.PRESET, text)
+    train(config, tmp_path)
+    longer = replace(config, max_steps=25, optimizer=replace(config.optimizer, schedule_steps=25))
+    assert longer.identity_hash() == config.identity_hash()
+    record = train(longer, tmp_path, resume=True).record
+    assert record is not None
+    assert len(record["loss"]) == 25
+
+
+def test_a_run_does_not_go_on_with_other_data(text: Path, tmp_path: Path) -> None:
+    own = tmp_path / "own.txt"
+    own.write_text(text.read_text())
+    config = config_of(gpt.PRESET, own, max_steps=4)
+    train(config, tmp_path / "run")
+    own.write_text(text.read_text().replace("makes", "gives"))
+    with pytest.raises(ValueError, match="is not what"):
+        train(replace(config, max_steps=8), tmp_path / "run", resume=True)
+
+
 def test_a_seed_repeats_a_run_to_the_bit_and_another_does_not(text: Path, tmp_path: Path) -> None:
     config = config_of(gpt.PRESET, text, max_steps=5)
     losses = [
