@@ -7,7 +7,9 @@ import re
 import resource
 import shlex
 import shutil
-from collections.abc import Callable, Iterator
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -467,20 +469,32 @@ def test_a_run_that_never_was_cannot_be_resumed(refuse: Refuse) -> None:
 # ---- a run that began and could not go on: exit code 1, still one line
 
 
-@pytest.fixture
-def limit_files() -> Iterator[Callable[[int], None]]:
-    """A function that lets no file grow beyond some bytes, as a full disk does."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield lambda num_bytes: resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, hard))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+def call_on_a_full_disk(line: str, repository: Path, *, num_bytes: int) -> Answer:
+    """Run a line in a process of its own that may let no file grow beyond `num_bytes`.
+
+    The limit would else hold for the file that this run's own output may go to.
+    """
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, num_bytes))
+
+    done = subprocess.run(
+        [sys.executable, "-m", "recipes.gpt", *shlex.split(line)],
+        env={**os.environ, "PYTHONPATH": str(repository)},
+        preexec_fn=limit,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    return done.returncode, done.stdout, done.stderr
 
 
 def test_a_full_disk_leaves_the_checkpoint_before_and_a_record(
-    call: Call, kept: Path, limit_files: Callable[[int], None]
+    kept: Path, repository: Path
 ) -> None:
     before = kept.read_bytes()
-    limit_files(len(before) // 2)
-    code, _, err = call(f"{RESUME} --max-steps 3 --record record.json")
+    line = f"{RESUME} --max-steps 3 --record record.json"
+    code, _, err = call_on_a_full_disk(line, repository, num_bytes=len(before) // 2)
     assert code == 1
     reason = f"[Errno {errno.EFBIG}] {os.strerror(errno.EFBIG)}"
     assert err.splitlines() == [
@@ -494,10 +508,10 @@ def test_a_full_disk_leaves_the_checkpoint_before_and_a_record(
 
 
 def test_a_disk_too_full_for_the_record_is_one_line_and_exit_code_1(
-    call: Call, limit_files: Callable[[int], None]
+    call: Call, repository: Path
 ) -> None:
-    limit_files(3000)
-    code, _, err = call(f"{TEXT} --record record.json")
+    call(f"{TEXT} --out first")  # tokenises while there is room
+    code, _, err = call_on_a_full_disk(f"{TEXT} --record record.json", repository, num_bytes=3000)
     assert code == 1
     assert err.splitlines()[-1].startswith("error: ")
     assert "record.json" in err.splitlines()[-1]
