@@ -11,6 +11,7 @@ from torch.nn import functional
 from unitransformer.objectives import Batch
 from unitransformer.order import Picks
 
+DECODED_AT_START = 10_000  # pictures; minutes more for a larger folder
 # What PIL raises for a damaged file.
 UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 
@@ -80,12 +81,16 @@ class Folder:
 
 
 def split_readable(samples: list[tuple[str, int]]) -> tuple[list[tuple[str, int]], list[str]]:
-    """The files that look sound without decoding them, and the paths of the others."""
+    """The sound files, and the paths of the others; of a large folder only headers are read."""
+    is_small = len(samples) <= DECODED_AT_START
 
     def is_sound(sample: tuple[str, int]) -> bool:
         try:
             with Image.open(sample[0]) as picture:
-                picture.verify()
+                if is_small:
+                    picture.load()
+                else:
+                    picture.verify()
         except UNREADABLE:
             return False
         return True

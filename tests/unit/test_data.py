@@ -257,6 +257,19 @@ def test_a_broken_picture_is_named_and_skipped_with_a_count(tmp_path: Path) -> N
     assert len(source.train) + len(source.validation) == 11
 
 
+def test_a_picture_that_opens_but_does_not_decode_is_counted_too(tmp_path: Path) -> None:
+    from PIL import Image
+
+    root = picture_folder(tmp_path / "pictures")
+    noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3)).astype(np.uint8)
+    whole = root / "class0" / "cut.jpg"
+    Image.fromarray(noise).save(whole)
+    whole.write_bytes(whole.read_bytes()[:1500])
+    with pytest.warns(UserWarning, match=r"1 broken pictures skipped: .*cut\.jpg"):
+        source = load_source(config_of(vit, data=DataConfig(source=str(root))))
+    assert "1 broken skipped" in source.description
+
+
 def test_a_picture_that_breaks_while_training_is_replaced_and_named(tmp_path: Path) -> None:
     root = picture_folder(tmp_path / "pictures")
     source = load_source(config_of(vit, data=DataConfig(source=str(root))))
