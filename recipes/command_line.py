@@ -4,50 +4,64 @@
 """
 
 import os
-import shlex
 import sys
-import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING
 
-from recipes.options import Options, Request, build_config, check_outside_world, parse
+from recipes.options import RUN_FOLDER, Options, Request, build_config, check_outside_world, parse
 from recipes.presets import Preset
 from unitransformer.config import ModelConfig, RunConfig
-from unitransformer.tasks import UNIT, metric_in_words, rate_in_words
+from unitransformer.memory import choose_strategy, in_gib, rank_bytes
+from unitransformer.tasks import UNIT
 
 if TYPE_CHECKING:
-    from unitransformer.run import Outcome, Places
-
-RUN_FOLDER = "UNITRANSFORMER_RUN_FOLDER"  # tells the ranks a launcher starts which folder to use
-
-
-class Show(Protocol):
-    """What a recipe does with a trained network: figures into a folder, lines for people."""
-
-    def __call__(self, outcome: "Outcome", folder: Path) -> list[str]: ...
+    from recipes.running import Show
+    from unitransformer.run import Places
 
 
-def run_recipe(preset: Preset, show: Show, argv: Sequence[str] | None = None) -> int:
+def run_recipe(preset: Preset, show: "Show", argv: Sequence[str] | None = None) -> int:
     """Parse, check, train, show; returns the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         request = _read(preset, arguments)
-        if request.options.summary:
-            print(_summary(preset.model_config(request.options.size, **request.shape)))
+        options = request.options
+        if options.summary:
+            print(_summary(preset.model_config(options.size, **request.shape)))
             return 0
-        check_outside_world(request.options)
-        config, places = _resolve(request)
-        _say_device(request.options, config)
-        if request.options.dry_run:
-            print(_plan(config, places))
+        check_outside_world(options)
+        config, why = _resolve(request)
+        _say_device(options, config, why)
+        if options.dry_run:
+            print(_plan(config, _places(config, options), why))
             return 0
-        command = f"python -m recipes.{preset.recipe} {shlex.join(arguments)}".strip()
-        return _train(config, places, show, command=command, resume=request.options.resume)
+        from recipes.running import Asked, train
+
+        return train(
+            Asked(
+                recipe=preset.recipe,
+                arguments=arguments,
+                show=show,
+                config=config,
+                choose_places=lambda: _places(config, options),
+                resume=options.resume,
+            )
+        )
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        _refuse(error)
         return 2
+
+
+def _refuse(error: Exception) -> None:
+    """One line, to whoever started this rank or to a person."""
+    if "LOCAL_RANK" in os.environ:
+        from unitransformer.launch import is_watched, report_failure
+
+        report_failure(error, is_bad_usage=True)
+        if is_watched():
+            return
+    print(f"error: {error}", file=sys.stderr)
 
 
 def configure(preset: Preset, arguments: Sequence[str]) -> tuple[RunConfig, "Places"]:
@@ -58,7 +72,8 @@ def configure(preset: Preset, arguments: Sequence[str]) -> tuple[RunConfig, "Pla
     """
     request = _read(preset, arguments)
     check_outside_world(request.options)
-    return _resolve(request)
+    config, _ = _resolve(request)
+    return config, _places(config, request.options)
 
 
 def _read(preset: Preset, arguments: Sequence[str]) -> Request:
@@ -68,55 +83,43 @@ def _read(preset: Preset, arguments: Sequence[str]) -> Request:
     return request
 
 
-def _resolve(request: Request) -> tuple[RunConfig, "Places"]:
-    from unitransformer.process import count_gpus, find_device, has_bf16
+def _resolve(request: Request) -> tuple[RunConfig, str]:
+    """The run on this machine, and why it has its strategy."""
+    from unitransformer import process
 
-    num_gpus = count_gpus()
+    process.adopt_launcher()
+    num_gpus = process.count_gpus()
     on_gpu = request.options.accelerator != "cpu" and num_gpus > 0
     defaults = request.preset.cuda if on_gpu else request.preset.cpu
-    if on_gpu and not has_bf16():
+    if on_gpu and not process.has_bf16():
         defaults = replace(defaults, precision="16-mixed")
     is_single = request.options.strategy == "single"
-    config = build_config(
-        request, defaults=defaults, devices=num_gpus if on_gpu and not is_single else 1
+    devices, num_nodes = process.launched_shape() or (
+        num_gpus if on_gpu and not is_single else 1,
+        1,
     )
-    device = find_device(config.parallel)
-    config = replace(config, parallel=config.parallel.resolved(device))
-    return config, _places(config, request.options)
+    config = build_config(request, defaults=defaults, devices=devices, num_nodes=num_nodes)
+    device = process.find_device(config.parallel)
+    config = replace(config, parallel=replace(config.parallel, accelerator=device))
+    if config.init_from is not None and not request.options.resume:
+        from unitransformer.weights import read_weights
+
+        read_weights(Path(config.init_from), config.model)  # refused here, once, or not at all
+    return choose_strategy(config, process.device_memory_bytes(config.parallel, device))
 
 
-def _say_device(options: Options, config: RunConfig) -> None:
+def _say_device(options: Options, config: RunConfig, why: str) -> None:
+    from unitransformer.launch import is_watched
     from unitransformer.process import process_rank
 
     parallel = config.parallel
-    is_first = process_rank(parallel) == 0
-    if is_first and options.accelerator == "auto" and parallel.accelerator == "cpu":
+    if is_watched() or process_rank(parallel) != 0:
+        return
+    if options.accelerator == "auto" and parallel.accelerator == "cpu":
         workers = f"{parallel.devices} CPU worker{'s over gloo' if parallel.devices > 1 else ''}"
         print(f"no GPU found: {workers}", flush=True)
-
-
-def _train(config: RunConfig, places: "Places", show: Show, *, command: str, resume: bool) -> int:
-    from unitransformer.run import RunFailed, run
-
-    os.environ[RUN_FOLDER] = str(places.folder)
-    try:
-        outcome = run(config, places, command=command, resume=resume, show_bar=sys.stdout.isatty())
-    except RunFailed as failure:
-        cause = failure.__cause__
-        if not isinstance(cause, OSError):
-            traceback.print_exception(cause)
-        print(f"error: {failure} (record: {places.record})", file=sys.stderr)
-        return 1
-    finally:
-        del os.environ[RUN_FOLDER]
-    if outcome.record is None:
-        return 0
-    try:
-        print("\n".join(_results(outcome, places, show)))
-    except OSError as error:  # the training itself is done and recorded
-        print(f"error: figures: {error} (record: {places.record})", file=sys.stderr)
-        return 1
-    return 0
+    if options.strategy == "auto" and parallel.world_size > 1:
+        print(f"strategy {parallel.strategy}: {why}", flush=True)
 
 
 def _places(config: RunConfig, options: Options) -> "Places":
@@ -162,17 +165,22 @@ def _summary(model: ModelConfig) -> str:
         return render_summary(summarise(Transformer(model)))
 
 
-def _plan(config: RunConfig, places: "Places") -> str:
+def _plan(config: RunConfig, places: "Places", why: str) -> str:
     from unitransformer.flops import count_flops, count_parameters
 
     parallel = config.parallel
     unit = UNIT[config.recipe].rstrip("s")
+    mode = parallel.activation_checkpointing
+    more = "" if mode == "off" else f", activation checkpointing {mode}"
+    more += ", offloaded to host memory" if parallel.cpu_offload else ""
     flops = ", ".join(f"{name} {count:,.0f}" for name, count in count_flops(config).items())
     lines = {
         "model": f"{config.recipe} {config.size}, {count_parameters(config.model):,} parameters",
         "data": config.data.source,
         "devices": f"{parallel.num_nodes} x {parallel.devices} {parallel.accelerator}, "
-        f"{parallel.strategy}, {parallel.precision}, compile {parallel.compile}",
+        f"{parallel.strategy}, {parallel.precision}, compile {parallel.compile}{more}",
+        "strategy": f"{parallel.strategy}: {why}",
+        "memory": f"a rank about {in_gib(rank_bytes(config))}: state and activations",
         "batch": f"{config.global_batch_size} = {config.batch_size} a device x "
         f"{config.accumulate} micro-batches x {parallel.world_size} devices",
         "steps": str(config.max_steps),
@@ -182,50 +190,3 @@ def _plan(config: RunConfig, places: "Places") -> str:
         "record": str(places.record),
     }
     return "\n".join(f"{name:<15} {value}" for name, value in lines.items())
-
-
-def _results(outcome: "Outcome", places: "Places", show: Show) -> list[str]:
-    """The block a run ends with."""
-    from unitransformer.plots import loss_figure, write_figure
-
-    record = outcome.record
-    assert record is not None
-    validation = record["validation"]
-    metric, baseline = validation["metric"], validation["baseline"]
-    to_beat = (baseline["name"], baseline["loss"]) if baseline and baseline["loss"] else None
-    title = f"{record['recipe']} {record['size']}"
-    loss_png = write_figure(
-        loss_figure(record["loss"], validation["history"], title=title, baseline=to_beat),
-        places.folder / "figures" / "loss.png",
-    )
-    shown = show(outcome, places.folder / "figures")
-    unit = UNIT[record["recipe"]]
-    rate = record[f"{unit}_per_s"]
-    speed = (
-        f"{rate_in_words(rate, unit)} (median of {len(record['step_s']) - record['steady_from']} "
-        "steady steps)"
-        if rate is not None
-        else f"not told: {len(record['step_s'])} steps are too few to find a steady state"
-    )
-    return [
-        *(["", "last lines:", *record["log"][-5:]] if sys.stdout.isatty() else []),
-        "",
-        f"validation  loss {validation['loss']:.4f}, {metric} "
-        f"{metric_in_words(metric, validation['value'])}{_against(baseline)}",
-        f"speed       {speed}",
-        f"memory      peak {max(record['peak_bytes']) / 2**30:.2f} GiB a rank "
-        f"({record['peak_bytes_kind']})",
-        *shown,
-        f"checkpoint  {places.checkpoints}",
-        f"record      {places.record}",
-        f"logs        {places.folder / 'csv'}, {places.folder / 'tensorboard'}",
-        f"figures     {loss_png.parent}",
-    ]
-
-
-def _against(baseline: Mapping[str, Any] | None) -> str:
-    if baseline is None:
-        return ""
-    if baseline["loss"] is not None:
-        return f" (to beat: {baseline['name']}, loss {baseline['loss']:.4f})"
-    return f" (to beat: {baseline['name']}, {baseline['accuracy']:.2%})"

@@ -1,5 +1,6 @@
 """What a person may say to a recipe: typed options in, one `RunConfig` out. Nothing heavy."""
 
+import os
 import re
 import tempfile
 import typing
@@ -13,6 +14,7 @@ import jsonargparse
 from recipes.presets import Defaults, Preset, nearest
 from unitransformer.config import (
     Accelerator,
+    ActivationCheckpointing,
     Compile,
     DataConfig,
     ModelConfig,
@@ -25,6 +27,7 @@ from unitransformer.config import (
     spelled,
 )
 
+RUN_FOLDER = "UNITRANSFORMER_RUN_FOLDER"  # tells the ranks that are started which folder to use
 SEE_HELP = "--help lists them all"
 
 
@@ -40,16 +43,21 @@ class Options:
     data: str = _option("builtin", "builtin, synthetic, or the path of a text or picture folder")
     accelerator: Accelerator = _option("auto", "auto takes GPUs where there are some")
     devices: int | None = _option(None, "ranks on each node; by default every GPU, or one CPU rank")
-    num_nodes: int = _option(1, "machines that run this command together")
+    num_nodes: int | None = _option(None, "machines that run this command together; by default 1")
     strategy: Strategy = _option(
-        "auto", "auto: single on one device, ddp on more; fsdp divides the model"
+        "auto", "auto: ddp where the model fits on each device, else sharded; single on one"
     )
     precision: Precision | None = _option(None, "by default 32-true on CPU, bf16-mixed on GPUs")
     compile: Compile = _option("off", "mode of torch.compile")
+    activation_checkpointing: ActivationCheckpointing = _option(
+        "off", "compute again in the backward pass: full all of a layer, selective the cheap part"
+    )
+    cpu_offload: bool = _option(False, "weights and optimizer states wait in host memory (GPUs)")
     batch_size: int | None = _option(None, "samples a device takes at once")
     accumulate: int = _option(1, "micro-batches added up before an optimizer step")
     max_steps: int | None = _option(None, "optimizer steps")
     seed: int = _option(0, "decides weights, data order, masks and dropout")
+    init_from: Path | None = _option(None, "state dict of the first weights: .safetensors or .pt")
     dropout: float | None = _option(None, "short for --model.dropout")
     sequence_length: int | None = _option(None, "tokens of a sample; by default all positions")
     num_workers: int | None = _option(None, "loader processes of a rank")
@@ -121,8 +129,8 @@ def parse(preset: Preset, arguments: Sequence[str]) -> Request:
         raise ValueError(_in_one_line(parser, str(error))) from error
     shape, tuning = (_group(name, given.pop(name, None)) for name in ("model", "optimizer"))
     given.pop("config", None)
-    for name in ("out", "checkpoint_dir", "record"):
-        given[name] = None if given[name] is None else Path(given[name])
+    for name in ("out", "checkpoint_dir", "record", "init_from"):
+        given[name] = None if given[name] is None else Path(os.path.expanduser(given[name]))
     # A file may say null, or give a switch a word: the parser lets both pass.
     options = from_dict(Options, given)
     if options.dropout is not None:
@@ -160,12 +168,15 @@ def _hint_of(key: str) -> Any:
     return typing.get_type_hints(kind)[name]
 
 
-def build_config(request: Request, *, defaults: Defaults, devices: int) -> RunConfig:
+def build_config(
+    request: Request, *, defaults: Defaults, devices: int, num_nodes: int = 1
+) -> RunConfig:
     """The run that is asked for.
 
     Args:
         defaults: those of the kind of device it will use.
         devices: ranks on each node where the options leave it open.
+        num_nodes: nodes where the options leave it open.
 
     Raises:
         ValueError: by the config, naming field, value and fix.
@@ -192,10 +203,12 @@ def build_config(request: Request, *, defaults: Defaults, devices: int) -> RunCo
         parallel=ParallelConfig(
             accelerator=options.accelerator,
             devices=devices if options.devices is None else options.devices,
-            num_nodes=options.num_nodes,
+            num_nodes=num_nodes if options.num_nodes is None else options.num_nodes,
             strategy=options.strategy,
             precision=options.precision or defaults.precision,
             compile=options.compile,
+            activation_checkpointing=options.activation_checkpointing,
+            cpu_offload=options.cpu_offload,
         ),
         batch_size=defaults.batch_size if options.batch_size is None else options.batch_size,
         accumulate=options.accumulate,
@@ -208,6 +221,7 @@ def build_config(request: Request, *, defaults: Defaults, devices: int) -> RunCo
         log_every=max(1, max_steps // 20) if options.log_every is None else options.log_every,
         loss_chunk=options.loss_chunk,
         seed=options.seed,
+        init_from=None if options.init_from is None else str(options.init_from),
     )
 
 
@@ -218,6 +232,14 @@ def check_outside_world(options: Options) -> None:
         and not Path(options.data).expanduser().exists()
     ):
         raise ValueError(f"data {options.data} does not exist; give builtin, synthetic or a path")
+    if options.init_from is not None and not options.resume:
+        if options.init_from.is_dir():
+            raise ValueError(
+                f"init-from {options.init_from} is a folder; name a file, as "
+                "`python -m unitransformer.export` writes"
+            )
+        if not options.init_from.exists():
+            raise ValueError(f"init-from {options.init_from} does not exist; check the path")
     for name in ("out", "checkpoint_dir", "record"):
         path = getattr(options, name)
         if path is None:

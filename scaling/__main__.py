@@ -1,6 +1,7 @@
 """The command line of the studies: `python -m scaling report DIR...`; exit code out.
 
-0 done | 1 failed, or a record that contradicts itself | 2 bad usage. An error is one line.
+0 done | 1 failed, a record that contradicts itself, strategies that differ | 2 bad usage. An error
+is one line.
 """
 
 import os
@@ -15,6 +16,10 @@ from typing import Any
 
 import jsonargparse
 
+from scaling import certificates
+from scaling.certify import ParityOptions, certify
+from scaling.markdown import count
+from scaling.parity_options import build_parity_parser, read_parity_options
 from scaling.report import draw_plots, render_report
 from scaling.store import Store, find_contradictions, load_store, relative_name
 from unitransformer.records import write_atomically
@@ -25,16 +30,29 @@ DEFAULT_PLOTS = "plots"
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse, do, say what was done; returns the exit code."""
-    parser = build_parser()
+    words = list(sys.argv[1:] if argv is None else argv)
+    own, beyond = _split(words)
     try:
-        options = parser.parse_args(list(sys.argv[1:] if argv is None else argv))
-        return report(_report_options(options["report"]))
+        given = build_parser().parse_args(own)
+        if given["study"] == "parity":
+            return parity(read_parity_options(given["parity"], beyond, words))
+        if beyond:
+            raise ValueError(f"{beyond[0]} comes after --, and report runs no recipe")
+        return report(_report_options(given["report"]))
     except jsonargparse.ArgumentError as error:
-        return _fail(_in_one_line(str(error)), 2)
+        return _fail(_in_one_line(str(error), own), 2)
     except (ValueError, PermissionError, NotADirectoryError) as error:
         return _fail(str(error), 2)
-    except OSError as error:
+    except (OSError, RuntimeError) as error:
         return _fail(str(error), 1)
+    except KeyboardInterrupt:
+        return _fail("stopped before the end; the file it was working on is not written", 1)
+
+
+def _split(words: list[str]) -> tuple[list[str], list[str]]:
+    """What comes before `--`, and what follows it, which is for a recipe."""
+    end = words.index("--") if "--" in words else len(words)
+    return words[:end], words[end + 1 :]
 
 
 def build_parser() -> jsonargparse.ArgumentParser:
@@ -44,6 +62,9 @@ def build_parser() -> jsonargparse.ArgumentParser:
     )
     studies = parser.add_subcommands(dest="study", metavar="STUDY")
     studies.add_subcommand("report", _report_parser(), help="write RESULTS.md from records")
+    studies.add_subcommand(
+        "parity", build_parity_parser(), help="does every strategy train the same model?"
+    )
     return parser
 
 
@@ -95,7 +116,7 @@ def report(options: ReportOptions) -> int:
     _check_writable("out", out, is_folder=False)
     _check_writable("plots", plots, is_folder=True)
     store = load_store(options.folders, relative_to=out.parent)
-    if not store.runs:
+    if not (store.runs or store.certificates):
         folders = " and ".join(map(str, options.folders))
         raise ValueError(f"{folders}: no run record below; {_left_out(store)}")
     drawn = draw_plots(store)
@@ -111,6 +132,7 @@ def report(options: ReportOptions) -> int:
 
 def _verdict(store: Store, out: Path) -> int:
     names = [run.name for run in store.runs if run.is_ok and find_contradictions(run)]
+    names += [c.name for c in store.certificates if certificates.find_contradictions(c)]
     if not names:
         return 0
     return _fail(f"{', '.join(names)}: at odds with its own samples; {out} says where", 1)
@@ -144,7 +166,9 @@ def _check_writable(option: str, path: Path, *, is_folder: bool) -> None:
 def _used(store: Store) -> str:
     statuses = Counter(str(run.record["status"]) for run in store.runs)
     counts = ", ".join(f"{count} {status}" for status, count in sorted(statuses.items()))
-    return f"{len(store.runs)} record{'s' * (len(store.runs) > 1)} used ({counts})"
+    records = f"{len(store.runs)} record{'s' * (len(store.runs) > 1)} used ({counts})"
+    proofs = len(store.certificates)
+    return f"{records}, {count(proofs, 'certificate')}" if proofs else records
 
 
 def _left_out(store: Store) -> str:
@@ -159,10 +183,33 @@ def _left_out(store: Store) -> str:
     return f"{total} file{'s' * (total > 1)} left out ({counts}{first and '; ' + first})"
 
 
+# ---------------------------------------------------------------------------------- parity
+
+
+def parity(options: ParityOptions) -> int:
+    """Compare, write the certificates, say what came of it.
+
+    Raises:
+        ValueError: options that the recipe refuses.
+        RuntimeError: a reference failed.
+        OSError: a certificate could not be written.
+    """
+    _check_writable("out", options.out, is_folder=True)
+    written = certify(options, lambda line: print(line, flush=True))
+    bad = []
+    for path, certificate in written:
+        verdicts = Counter(map(certificate.verdict, certificate.results))
+        counts = ", ".join(f"{count} {verdict}" for verdict, count in sorted(verdicts.items()))
+        print(f"{path}: {counts}")
+        if verdicts["different"] or verdicts["failed"] or not verdicts["equal"]:
+            bad.append(f"{path.name}: {counts}")
+    return _fail("; ".join(bad), 1) if bad else 0
+
+
 # ---------------------------------------------------------------------------------- errors
 
 
-def _in_one_line(message: str) -> str:
+def _in_one_line(message: str, words: Sequence[str]) -> str:
     if "required: report.folders" in message:
         return "report needs a folder that holds run records: python -m scaling report DIR"
     missing = re.search(r'expected "study" to be one of \{([^}]+)\}', message)
@@ -170,7 +217,8 @@ def _in_one_line(message: str) -> str:
         return f"no study given; choose one of: {missing[1]}"
     unknown = re.search(r"[Uu]nrecognized arguments: (\S+)", message)
     if unknown:
-        return f"{unknown[1]} is not an option; python -m scaling report --help lists them"
+        study = words[0] if words[:1] == ["parity"] else "report"
+        return f"{unknown[1]} is not an option; python -m scaling {study} --help lists them"
     return " ".join(message.split())
 
 

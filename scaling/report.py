@@ -4,16 +4,23 @@ Pure: equal records give equal bytes. What cannot be told is blank with the reas
 every figure names the record it comes from. Derived figures are computed again from raw samples.
 """
 
-import re
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import PurePosixPath
-from typing import Any, get_args
+from typing import get_args
 from urllib.parse import quote
 
-from scaling import cells
+from scaling import cells, certificates
 from scaling.architecture import draw_architecture
-from scaling.markdown import code_block, count, escaped, gib, link, ms, table
+from scaling.certificates import find_other_bounds
+from scaling.conditions import (
+    describe_commit,
+    describe_hardware,
+    describe_versions,
+    without_places,
+)
+from scaling.markdown import code_block, count, escaped, link, ms, table
+from scaling.parity_section import parity_cell, parity_section
 from scaling.store import Run, Store, find_contradictions, find_recounts
 from unitransformer.config import Recipe
 from unitransformer.flops import count_flops, count_parameters
@@ -47,8 +54,13 @@ def render_report(store: Store, *, command: str, plots: str) -> str:
         "## Conditions",
         _conditions([run for runs in recipes.values() for run in runs]),
         "## Overview",
-        _overview(mains),
-        *(block for runs in recipes.values() for block in _recipe_section(runs, plots)),
+        _overview(mains, _described(store)),
+        *(
+            block
+            for runs in recipes.values()
+            for block in _recipe_section(runs, plots, _described(store))
+        ),
+        *parity_section(store.certificates),
         *_failures(store),
         *_left_out(store),
     ]
@@ -88,40 +100,53 @@ def _runs_of_recipes(store: Store) -> dict[Recipe, list[Run]]:
 
 
 def _opening(store: Store, command: str) -> str:
+    proofs = count(len(store.certificates), "certificate")
+    also = f", and what {proofs} of loss parity prove" if store.certificates else ""
     return (
         f"What {count(len(store.runs), 'run')} of the suite measured: one section for each "
-        "recipe, with the record behind every figure. This file is generated and never edited; "
-        "rates and counts are computed again from raw samples each time it is written, in its own "
-        f"folder, by\n\n{code_block(command, 'sh')}"
+        f"recipe, with the record behind every figure{also}. This file is generated and never "
+        "edited; rates and counts are computed again from raw samples each time it is written, in "
+        f"its own folder, by\n\n{code_block(command, 'sh')}"
     )
 
 
 def _contradictions(store: Store) -> str:
     return _alert(
         "WARNING",
-        "Fields of these records do not follow from their own samples and config. The tables show "
+        "Fields of these files do not follow from their own samples and config. The tables show "
         "what does follow.",
-        store,
-        find_contradictions,
+        [(run.name, find_contradictions(run)) for run in store.runs if run.is_ok]
+        + [(c.name, certificates.find_contradictions(c)) for c in store.certificates],
     )
 
 
 def _recounts(store: Store) -> str:
-    return _alert(
-        "NOTE",
-        "The code counts FLOPs otherwise than when these records were written. The tables show "
-        "today's counts.",
-        store,
-        find_recounts,
+    counts = [(run.name, find_recounts(run)) for run in store.runs if run.is_ok]
+    bounds = [(c.name, find_other_bounds(c)) for c in store.certificates]
+    return "\n\n".join(
+        filter(
+            None,
+            [
+                _alert(
+                    "NOTE",
+                    "The code counts FLOPs otherwise than when these records were written. The "
+                    "tables show today's counts.",
+                    counts,
+                ),
+                _alert(
+                    "NOTE",
+                    "The code holds loss parity to other bounds than when these certificates were "
+                    "written. The tables judge by today's.",
+                    bounds,
+                ),
+            ],
+        )
     )
 
 
-def _alert(kind: str, words: str, store: Store, find: Callable[[Run], list[str]]) -> str:
-    """A box with what `find` finds, a line for each record; nothing if it finds nothing."""
-    found = {run.name: find(run) for run in store.runs if run.is_ok}
-    lines = [
-        f"> - {link(name)}: {escaped('; '.join(all_))}" for name, all_ in found.items() if all_
-    ]
+def _alert(kind: str, words: str, found: Iterable[tuple[str, Sequence[str]]]) -> str:
+    """A box with what was found, a line for each file; nothing if nothing was."""
+    lines = [f"> - {link(name)}: {escaped('; '.join(all_))}" for name, all_ in found if all_]
     return "\n".join([f"> [!{kind}]", f"> {words}", ">", *lines]) if lines else ""
 
 
@@ -129,9 +154,9 @@ def _conditions(runs: Sequence[Run]) -> str:
     if not runs:
         return "None to tell: no run ended well."
     rows: dict[str, Callable[[Run], str]] = {
-        "hardware": _hardware,
-        "versions": lambda run: ", ".join(f"{k} {v}" for k, v in run.record["versions"].items()),
-        "commit": _commit,
+        "hardware": lambda run: describe_hardware(run.record["hardware"]),
+        "versions": lambda run: describe_versions(run.record["versions"]),
+        "commit": lambda run: describe_commit(run.record["code"]),
         "data": _data,
     }
     return table(("condition", "value"), [(name, _distinct(runs, rows[name])) for name in rows])
@@ -149,53 +174,25 @@ def _distinct(runs: Sequence[Run], describe: Callable[[Run], str]) -> str:
     return "<br>".join(f"{', '.join(titles)}: {value}" for value, titles in recipes.items())
 
 
-def _hardware(run: Run) -> str:
-    ranks = run.record["hardware"]
-    hosts = len({host.get("hostname") for host in ranks})
-    described = dict.fromkeys(map(_host, ranks))
-    return f"{count(len(ranks), 'rank')} on {count(hosts, 'machine')}: {'; '.join(described)}"
-
-
-def _host(host: Mapping[str, Any]) -> str:
-    cores, memory = host.get("cpu_cores"), host.get("memory_bytes")
-    parts = [
-        host.get("cpu") or "processor not told by the system",
-        f"{cores} cores" if cores else "cores not told",
-        f"{gib(memory)} memory" if memory else "memory not told",
-        " ".join(filter(None, (host.get("system"), host.get("machine")))) or "system not told",
-    ]
-    if host["device"] != "cpu":
-        on_device = host.get("device_memory_bytes")
-        parts.insert(0, f"{host['device']}, {gib(on_device) if on_device else 'memory not told'}")
-    elif host.get("threads"):
-        parts.append(f"{count(host['threads'], 'thread')} a rank")
-    return ", ".join(parts)
-
-
-def _commit(run: Run) -> str:
-    commit, is_dirty = run.record["code"]["commit"], run.record["code"]["is_dirty"]
-    if commit is None:
-        return "not told: the code ran outside a git checkout"
-    state = {True: "with changes not committed", False: "clean", None: "changes not told"}
-    return f"{commit[:12]}, {state[is_dirty]}"
-
-
 def _data(run: Run) -> str:
     data = run.record["data"]
     proof = f"sha256 {data['sha256']}" if data["sha256"] else "no sha256: it has no files"
-    return f"{_without_places(data['description'], run)}; {proof}"
+    return f"{without_places(data['description'], run.record['hardware'])}; {proof}"
 
 
-def _overview(mains: Mapping[Recipe, Run]) -> str:
+Describe = Mapping[str, Callable[[Run], str]]
+
+
+def _overview(mains: Mapping[Recipe, Run], described: Describe) -> str:
     """Recipes side by side: one column each."""
     if not mains:
         return "Nothing to compare: no run ended well."
     columns = [cells.TITLES[recipe] for recipe in mains]
-    body = [(name, *map(describe, mains.values())) for name, describe in _described().items()]
+    body = [(name, *map(describe, mains.values())) for name, describe in described.items()]
     return table(("recipe", *columns), body)
 
 
-def _described() -> dict[str, Callable[[Run], str]]:
+def _described(store: Store) -> Describe:
     """What is told of every run that ended well, as cells."""
     return {
         "size": lambda run: escaped(run.config.size),
@@ -209,6 +206,7 @@ def _described() -> dict[str, Callable[[Run], str]]:
         "trivial baseline": cells.baseline,
         "baseline beaten": cells.verdict,
         "speed": cells.speed,
+        "loss parity": lambda run: parity_cell(run, store.certificates),
         "FLOPs": cells.overview_flops,
         "peak memory": cells.memory,
         "record": cells.record,
@@ -240,7 +238,7 @@ def _error(run: Run) -> str:
     error = run.record["error"]
     if error is None:
         return "not told: the record holds none"
-    message = _without_places(str(error.get("message") or "no message"), run)
+    message = without_places(str(error.get("message") or "no message"), run.record["hardware"])
     if len(message) > LONGEST_MESSAGE:
         message = f"{message[:LONGEST_MESSAGE]}…"
     return escaped(f"{error.get('type') or 'error of a type not told'}: {message}")
@@ -256,7 +254,7 @@ def _left_out(store: Store) -> list[str]:
     return ["## Files left out", table(("file", "kind", "reason"), rows)] if rows else []
 
 
-def _recipe_section(runs: Sequence[Run], plots: str) -> list[str]:
+def _recipe_section(runs: Sequence[Run], plots: str, described: Describe) -> list[str]:
     run, others = runs[0], runs[1:]
     record = run.record
     title = cells.TITLES[run.config.recipe]
@@ -275,7 +273,7 @@ def _recipe_section(runs: Sequence[Run], plots: str) -> list[str]:
         f"![Loss of {title} over the optimizer steps]({plot})",
         "### Speed, work and memory",
         _figures(run),
-        *_other_runs(others),
+        *_other_runs(others, described),
     ]
 
 
@@ -334,17 +332,8 @@ def _explained_speed(run: Run) -> str:
     return f"{cells.speed(run)}: {count(run.units_per_step, run.unit)} a step, over that median"
 
 
-def _other_runs(runs: Sequence[Run]) -> list[str]:
+def _other_runs(runs: Sequence[Run], described: Describe) -> list[str]:
     if not runs:
         return []
-    columns = _described()
-    body = [[describe(run) for describe in columns.values()] for run in runs]
-    return ["### Other runs", table(tuple(columns), body)]
-
-
-def _without_places(text: str, run: Run) -> str:
-    """Hosts and absolute paths are nobody's business: only the last name of a path stays."""
-    for host in run.record["hardware"]:
-        if isinstance(host, Mapping) and host.get("hostname"):
-            text = re.sub(rf"\b{re.escape(str(host['hostname']))}\b", "(host)", text)
-    return re.sub(r"(?<![\w.:/~])/(?:[^\s/:'\"]+/)+", "…/", text)
+    body = [[describe(run) for describe in described.values()] for run in runs]
+    return ["### Other runs", table(tuple(described), body)]

@@ -1,4 +1,4 @@
-"""The store: folders go in; the run records below them and the files that are none come out.
+"""The store: folders go in; run records and certificates come out, and the files that are neither.
 
 A record that cannot be relied on is left out with its reason and never stops the others. Names of
 files are relative to a folder the caller gives, so that what is made of them can be moved.
@@ -9,21 +9,19 @@ import json
 import math
 import os
 import statistics
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import NoneType
 from typing import Any, Literal
 
+from scaling.certificates import Certificate, is_certificate, read_certificate
+from scaling.checks import HOST, NUMBER, Kinds, check_fields, check_lists, fits, look_up
 from unitransformer.config import RunConfig
 from unitransformer.flops import count_flops, count_parameters
 from unitransformer.records import Record, config_of, validate
 from unitransformer.tasks import perplexity
 
-Kinds = type | tuple[type, ...]
-NUMBER = (int, float)
-MISSING = object()
 RELATIVE_ERROR = 1e-9  # two ways to one number differ by rounding, not by more
 
 # What is read of a run that ended well, beyond what `records.validate` looks at.
@@ -53,17 +51,6 @@ BASELINE: dict[str, Kinds] = {
     "accuracy": (*NUMBER, NoneType),
 }
 POINT: dict[str, Kinds] = {"step": int, "val_loss": NUMBER}
-HOST: dict[str, Kinds] = {
-    "hostname": (str, NoneType),
-    "cpu": (str, NoneType),
-    "cpu_cores": (int, NoneType),
-    "memory_bytes": (int, NoneType),
-    "system": (str, NoneType),
-    "machine": (str, NoneType),
-    "device": str,
-    "threads": (int, NoneType),
-    "device_memory_bytes": (int, NoneType),
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,6 +117,7 @@ class Store:
 
     runs: tuple[Run, ...]
     left_out: tuple[LeftOut, ...]
+    certificates: tuple[Certificate, ...] = ()
 
 
 def load_store(folders: Sequence[Path], *, relative_to: Path) -> Store:
@@ -145,19 +133,21 @@ def load_store(folders: Sequence[Path], *, relative_to: Path) -> Store:
     found = {relative_name(path, relative_to): path for path in _find_files(folders, closed)}
     names: dict[str, str] = {}  # of the first file with a content
     runs: list[Run] = []
+    certificates: list[Certificate] = []
     left_out = [_closed_folder(error, relative_to) for error in closed]
     for name in sorted(found):
         read = _read(found[name], name)
         if isinstance(read, LeftOut):
             left_out.append(read)
             continue
-        first = names.setdefault(_digest(read.record), name)
+        content = read.content if isinstance(read, Certificate) else read.record
+        first = names.setdefault(_digest(content), name)
         if first == name:
-            runs.append(read)
+            certificates.append(read) if isinstance(read, Certificate) else runs.append(read)
         else:
             left_out.append(LeftOut(name=name, kind="duplicate", reason=f"the same as {first}"))
     left_out.sort(key=lambda file: file.name)
-    return Store(runs=tuple(runs), left_out=tuple(left_out))
+    return Store(runs=tuple(runs), left_out=tuple(left_out), certificates=tuple(certificates))
 
 
 def relative_name(path: Path, folder: Path) -> str:
@@ -185,7 +175,7 @@ def find_recounts(run: Run) -> list[str]:
     field = f"flops_per_{run.unit}"
     return _differences(
         {
-            f"{field}.{name}": (_look_up(run.record, f"{field}.{name}"), count)
+            f"{field}.{name}": (look_up(run.record, f"{field}.{name}"), count)
             for name, count in count_flops(run.config).items()
         }
     )
@@ -202,7 +192,7 @@ def _differences(fields: Mapping[str, tuple[Any, float | None]]) -> list[str]:
 def _agree(stored: Any, derived: float | None) -> bool:
     if stored is None or derived is None:
         return stored is derived
-    return _is(stored, NUMBER) and math.isclose(stored, derived, rel_tol=RELATIVE_ERROR)
+    return fits(stored, NUMBER) and math.isclose(stored, derived, rel_tol=RELATIVE_ERROR)
 
 
 def _said(value: Any) -> str:
@@ -231,7 +221,7 @@ def _closed_folder(error: OSError, relative_to: Path) -> LeftOut:
     return LeftOut(name=name, kind="damaged", reason=f"cannot be read: {error.strerror}")
 
 
-def _read(path: Path, name: str) -> Run | LeftOut:
+def _read(path: Path, name: str) -> Run | Certificate | LeftOut:
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
@@ -241,6 +231,8 @@ def _read(path: Path, name: str) -> Run | LeftOut:
     if not (isinstance(record, dict) and record.keys() & {"schema", "step_s"}):
         return LeftOut(name=name, kind="foreign", reason="not a run record")
     try:
+        if is_certificate(record):
+            return read_certificate(record, name)
         validate(record)
         if record["status"] == "ok":
             _check_facts(record)
@@ -249,7 +241,7 @@ def _read(path: Path, name: str) -> Run | LeftOut:
     return Run(name=name, record=record, config=config_of(record))
 
 
-def _digest(record: Record) -> str:
+def _digest(record: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 
@@ -258,20 +250,17 @@ def _digest(record: Record) -> str:
 
 def _check_facts(record: Record) -> None:
     """Raises ValueError for the first fact that a report needs and this record does not have."""
-    _check_fields(record, FACTS, "record")
-    for field, kinds in LISTS.items():
-        values = _look_up(record, field)
-        if not isinstance(values, list) or not all(_is(value, kinds) for value in values):
-            raise ValueError(f"record: {field} is not a list of {_spelled(kinds)}")
+    check_fields(record, FACTS, "record")
+    check_lists(record, LISTS, "record")
     for field in ("hardware", "launches", "peak_bytes"):
         if not record[field]:
             raise ValueError(f"record: {field} is empty")
     for rank, host in enumerate(record["hardware"]):
-        _check_fields(host, HOST, f"record: hardware.{rank}", missing=None)
+        check_fields(host, HOST, f"record: hardware.{rank}", missing=None)
     for index, point in enumerate(record["validation"]["history"]):
-        _check_fields(point, POINT, f"record: validation.history.{index}")
+        check_fields(point, POINT, f"record: validation.history.{index}")
     if record["validation"]["baseline"] is not None:
-        _check_fields(record["validation"]["baseline"], BASELINE, "record: validation.baseline")
+        check_fields(record["validation"]["baseline"], BASELINE, "record: validation.baseline")
     _check_times(record)
 
 
@@ -281,37 +270,3 @@ def _check_times(record: Record) -> None:
         raise ValueError("record: step_s holds a step that took no time")
     if start is not None and not record["launches"][-1] <= start < steps:
         raise ValueError(f"record: steady_from is {start}, outside the last launch's steps")
-
-
-def _check_fields(
-    values: Mapping[str, Any], kinds: Mapping[str, Kinds], where: str, *, missing: Any = MISSING
-) -> None:
-    """Args: missing: what a field counts as that is not there."""
-    for field, kind in kinds.items():
-        value = _look_up(values, field, missing)
-        if value is MISSING:
-            raise ValueError(f"{where}: {field} is missing")
-        if not _is(value, kind):
-            raise ValueError(f"{where}: {field} is {value!r}; it must be {_spelled(kind)}")
-
-
-def _look_up(values: Any, field: str, missing: Any = None) -> Any:
-    """The value under a dotted name, or `missing`."""
-    for name in field.split("."):
-        values = values.get(name, missing) if isinstance(values, Mapping) else missing
-    return values
-
-
-def _is(value: Any, kinds: Kinds) -> bool:
-    kinds = kinds if isinstance(kinds, tuple) else (kinds,)
-    if isinstance(value, bool):
-        return bool in kinds
-    # JSON has integers that no float can hold; Python reads NaN and Infinity too.
-    if isinstance(value, int | float) and not abs(value) <= sys.float_info.max:
-        return False
-    return isinstance(value, kinds)
-
-
-def _spelled(kinds: Kinds) -> str:
-    kinds = kinds if isinstance(kinds, tuple) else (kinds,)
-    return " or ".join("null" if kind is NoneType else kind.__name__ for kind in kinds)

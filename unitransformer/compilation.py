@@ -1,5 +1,9 @@
 """The only file that says `torch.compile`."""
 
+from typing import Any
+
+import torch
+
 from unitransformer.config import Compile
 from unitransformer.objectives import Objective
 
@@ -13,6 +17,10 @@ def compile_objective(objective: Objective, mode: Compile, *, by_layer: bool) ->
     """
     if mode == "off":
         return
-    parts = objective.network.transformer_layers if by_layer else [objective]
-    for part in parts:
-        part.compile(mode=None if mode == "default" else mode, fullgraph=True)
+    options: dict[str, Any] = {"mode": None if mode == "default" else mode, "fullgraph": True}
+    if not by_layer:
+        objective.compile(**options)
+        return
+    for layer in objective.network.transformer_layers:
+        # Not `layer.compile()`, which takes in the hooks that gather the weights.
+        layer.forward = torch.compile(layer.forward, **options)

@@ -10,16 +10,18 @@ import math
 import types
 import typing
 from collections.abc import Mapping
-from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass, replace
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
 from typing import Any, Literal, TypeVar, Union
 
 Recipe = Literal["bert", "gpt", "vit"]
 Activation = Literal["relu", "gelu"]
 Accelerator = Literal["auto", "cpu", "cuda"]
-Strategy = Literal["auto", "single", "ddp", "fsdp", "hsdp"]
-SHARDED: tuple[Strategy, ...] = ("fsdp", "hsdp")  # no device holds the whole model
+Strategy = Literal["auto", "single", "ddp", "fsdp", "fsdp1", "hsdp", "zero1", "zero2", "zero3"]
+SHARDED: tuple[Strategy, ...] = ("fsdp", "fsdp1", "hsdp", "zero3")  # no device holds all weights
+DEEPSPEED: tuple[Strategy, ...] = ("zero1", "zero2", "zero3")
 Precision = Literal["32-true", "bf16-mixed", "bf16-true", "16-mixed"]
 Compile = Literal["off", "default", "reduce-overhead", "max-autotune"]
+ActivationCheckpointing = Literal["off", "selective", "full"]
 
 C = TypeVar("C")
 
@@ -187,6 +189,8 @@ class ParallelConfig:
     strategy: Strategy = "auto"
     precision: Precision = "32-true"
     compile: Compile = "off"
+    activation_checkpointing: ActivationCheckpointing = "off"
+    cpu_offload: bool = False  # weights and optimizer states wait in host memory
 
     def __post_init__(self) -> None:
         _at_least("parallel", 1, devices=self.devices, num_nodes=self.num_nodes)
@@ -194,28 +198,34 @@ class ParallelConfig:
             raise ValueError(
                 f"strategy is single with {self.world_size} devices; choose ddp, or one device"
             )
-
-        if self.strategy in SHARDED and self.precision == "16-mixed":
+        if self.strategy in ("fsdp", "hsdp") and self.precision == "16-mixed":
             raise ValueError(
                 f"precision 16-mixed is not for strategy {self.strategy}, whose gradients no loss "
-                "scaler sees; choose bf16-mixed, or strategy ddp"
+                "scaler sees; choose bf16-mixed, or strategy ddp or fsdp1"
+            )
+        if self.uses_deepspeed and self.precision == "bf16-true":
+            raise ValueError(
+                f"precision bf16-true is not for strategy {self.strategy}: DeepSpeed keeps float32 "
+                "weights beside the bf16 ones; choose bf16-mixed"
+            )
+        if self.cpu_offload and self.strategy in ("single", "ddp"):
+            raise ValueError(
+                f"cpu_offload is not for strategy {self.strategy}, which keeps everything on the "
+                "device; choose fsdp, or leave it out"
             )
 
     @property
     def world_size(self) -> int:
         return self.devices * self.num_nodes
 
-    def resolved(self, accelerator: Accelerator) -> "ParallelConfig":
-        """With nothing left to decide: `auto` is one process on one device, and ddp on more."""
-        strategy = self.strategy
-        if strategy == "auto":
-            strategy = "single" if self.world_size == 1 else "ddp"
-        return replace(self, accelerator=accelerator, strategy=strategy)
-
     @property
     def is_sharded(self) -> bool:
         """Whether weights, gradients and optimizer states are divided over devices."""
         return self.strategy in SHARDED
+
+    @property
+    def uses_deepspeed(self) -> bool:
+        return self.strategy in DEEPSPEED
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -237,6 +247,7 @@ class RunConfig:
     log_every: int = 10  # optimizer steps
     loss_chunk: int = 0  # positions whose logits exist at once; 0: all
     seed: int = 0
+    init_from: str | None = None  # file of the first weights; None: drawn from the seed
 
     def __post_init__(self) -> None:
         _at_least(
@@ -396,8 +407,11 @@ def spelled(hint: Any) -> str:
 
 
 __all__ = [
+    "DEEPSPEED",
+    "SHARDED",
     "Accelerator",
     "Activation",
+    "ActivationCheckpointing",
     "Compile",
     "DataConfig",
     "ModelConfig",

@@ -16,7 +16,7 @@ def describe_host() -> dict[str, Any]:
         "hostname": socket.gethostname(),
         "cpu": _first_value(Path("/proc/cpuinfo"), "model name") or platform.processor() or None,
         "cpu_cores": available_cores(),
-        "memory_bytes": _memory_bytes(),
+        "memory_bytes": memory_bytes(),
         "system": f"{platform.system()} {platform.release()}",
         "machine": platform.machine(),
     }
@@ -39,6 +39,11 @@ def _first_value(path: Path, key: str) -> str | None:
     return None
 
 
-def _memory_bytes() -> int | None:
+def memory_bytes() -> int | None:
+    """Memory of this machine, or less where a control group limits this process."""
     kib = _first_value(Path("/proc/meminfo"), "MemTotal")
-    return int(kib.split()[0]) * 1024 if kib else None
+    limit = Path("/sys/fs/cgroup/memory.max")
+    allowed = limit.read_text().strip() if limit.exists() else "max"
+    known = [int(kib.split()[0]) * 1024] if kib else []
+    known += [int(allowed)] if allowed.isdigit() else []
+    return min(known, default=None)

@@ -1,12 +1,23 @@
 """This process: which device and rank it has, and what it needs before its first tensor."""
 
+import importlib.util
 import os
 from typing import Literal
 
 import torch
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 
 from unitransformer.config import ParallelConfig
-from unitransformer.hardware import available_cores
+from unitransformer.hardware import available_cores, memory_bytes
+
+
+def check_deepspeed(parallel: ParallelConfig) -> None:
+    """Raises ValueError, with the line that installs it, if DeepSpeed is needed and absent."""
+    if parallel.uses_deepspeed and importlib.util.find_spec("deepspeed") is None:
+        raise ValueError(
+            f"strategy {parallel.strategy} needs DeepSpeed, which is not installed: "
+            "pip install 'deepspeed>=0.19', or choose fsdp"
+        )
 
 
 def count_gpus() -> int:
@@ -26,8 +37,20 @@ def find_device(parallel: ParallelConfig) -> Literal["cpu", "cuda"]:
     if is_cuda and parallel.devices > found:
         cure = f"use --devices {found}" if found else "use --accelerator cpu"
         raise ValueError(f"devices is {parallel.devices} and this machine has {found} GPUs; {cure}")
+    check_launched(parallel)
     check_precision(parallel, device)
+    if parallel.cpu_offload and device == "cpu":
+        raise ValueError("cpu_offload is for GPUs: on a CPU everything is in host memory already")
+    check_deepspeed(parallel)
     return device
+
+
+def device_memory_bytes(parallel: ParallelConfig, device: str) -> int | None:
+    """Memory of one device; on CPUs a rank's part of the machine's. None: not known."""
+    if device == "cuda":
+        return int(torch.cuda.get_device_properties(0).total_memory)
+    memory = memory_bytes()
+    return memory and memory // parallel.devices
 
 
 def has_bf16() -> bool:
@@ -38,7 +61,10 @@ def has_bf16() -> bool:
 def check_precision(parallel: ParallelConfig, device: str) -> None:
     """Raises ValueError for a precision that `device` would replace or emulate."""
     if device == "cpu" and parallel.precision == "16-mixed":
-        raise ValueError("precision 16-mixed is not for a CPU; use bf16-mixed or 32-true")
+        raise ValueError(
+            "precision 16-mixed is not for a CPU, where torch and DeepSpeed scale no losses; use "
+            "bf16-mixed or 32-true"
+        )
     if device == "cuda" and parallel.precision.startswith("bf16") and not has_bf16():
         name = torch.cuda.get_device_name()
         raise ValueError(f"precision {parallel.precision}: {name} has none; use 16-mixed")
@@ -55,12 +81,54 @@ def set_up_process(parallel: ParallelConfig, device: str) -> None:
         torch.set_float32_matmul_precision("highest")  # 32-true means float32, not TF32
 
 
+def adopt_launcher() -> None:
+    """Let a task of `srun` find the variables that `torchrun` would have set."""
+    if "RANK" in os.environ or not _is_srun_task():
+        return
+    number = int(os.environ["SLURM_JOB_ID"]) * 64 + int(os.environ["SLURM_STEP_ID"])
+    nodes = os.environ["SLURM_STEP_NODELIST"]
+    tasks = int(os.environ["SLURM_STEP_NUM_TASKS"])
+    found = {
+        "RANK": os.environ["SLURM_PROCID"],
+        "LOCAL_RANK": os.environ["SLURM_LOCALID"],
+        "GROUP_RANK": os.environ["SLURM_NODEID"],
+        "WORLD_SIZE": str(tasks),
+        "LOCAL_WORLD_SIZE": str(tasks // int(os.environ["SLURM_STEP_NUM_NODES"])),
+        "MASTER_ADDR": SLURMEnvironment.resolve_root_node_address(nodes),
+        "MASTER_PORT": str(15_000 + number % 16_384),  # another for every step of every job
+        "TORCHELASTIC_RUN_ID": f"slurm-{number}",
+    }
+    os.environ |= {name: value for name, value in found.items() if name not in os.environ}
+
+
+def _is_srun_task() -> bool:
+    """One of several; the batch script of a job, which has a SLURM_PROCID too, is none."""
+    return int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1
+
+
+def launched_shape() -> tuple[int, int] | None:
+    """Ranks on each node and nodes, where a launcher has started them; None if nobody has."""
+    if not {"RANK", "WORLD_SIZE"} <= os.environ.keys():
+        return None
+    world_size = int(os.environ["WORLD_SIZE"])
+    devices = int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
+    return devices, world_size // devices
+
+
+def check_launched(parallel: ParallelConfig) -> None:
+    """Raises ValueError if a launcher has started other ranks than `parallel` says."""
+    shape = launched_shape()
+    if shape is not None and shape != (parallel.devices, parallel.num_nodes):
+        raise ValueError(
+            f"devices is {parallel.devices} and num-nodes {parallel.num_nodes}, and the launcher "
+            f"has started {shape[0]} ranks on each of {shape[1]} nodes; leave both options out, or "
+            "start as many"
+        )
+
+
 def process_rank(parallel: ParallelConfig) -> int:
     """Rank of this process over all nodes, in its launcher's words; 0 if it was started by hand."""
     if "RANK" in os.environ:
         return int(os.environ["RANK"])
-    # A batch job's shell has a SLURM_PROCID too, which ranks that Lightning starts inherit.
-    if "LOCAL_RANK" not in os.environ and "SLURM_PROCID" in os.environ:
-        return int(os.environ["SLURM_PROCID"])
     node, local = (int(os.environ.get(name, 0)) for name in ("NODE_RANK", "LOCAL_RANK"))
     return node * parallel.devices + local

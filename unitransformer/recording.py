@@ -17,8 +17,9 @@ from unitransformer.config import ParallelConfig, RunConfig, to_dict
 from unitransformer.data import DataModule
 from unitransformer.flops import count_flops, count_parameters
 from unitransformer.hardware import describe_host
+from unitransformer.launch import Failure
 from unitransformer.process import process_rank
-from unitransformer.records import SCHEMA, Record, Status
+from unitransformer.records import SCHEMA, Record, Status, load_record, write_record
 from unitransformer.steady import rate_per_s, slowest, steady_start
 from unitransformer.summary import render_summary, summarise
 from unitransformer.tasks import METRIC, UNIT, metric_value
@@ -26,6 +27,7 @@ from unitransformer.training import TrainingModule
 from unitransformer.transformer import Transformer
 
 PACKAGES = ("torch", "lightning", "torchvision", "tokenizers", "numpy")
+OUT_OF_MEMORY = ("OutOfMemoryError", "MemoryError")
 KEPT_LINES = 40  # log lines in a record
 T = TypeVar("T")
 
@@ -36,6 +38,7 @@ class History:
 
     loss: list[float] = field(default_factory=list)
     step_s: list[float] = field(default_factory=list)
+    gradient_norm: list[float] = field(default_factory=list)  # before clipping; empty without
     launches: list[int] = field(default_factory=list)  # first step of each
     validation: list[dict[str, float]] = field(default_factory=list)
     sha256: str | None = None  # of the data
@@ -47,18 +50,19 @@ def history_now(
     """Earlier launches and this one. A `is_whole` one is the same on every rank: the mean of
     their losses, the slowest of their steps; without it this rank speaks for itself."""
     try:
-        own = (module.losses().tolist(), clock.step_s())
+        own = (module.losses().tolist(), clock.step_s(), module.gradient_norms().tolist())
     except RuntimeError:
         if is_whole:
             raise
-        own = ([], [])  # the device that failed answers no more
+        own = ([], [], [])  # the device that failed answers no more
     ranks = _gather(own, module) if is_whole else [own]
-    losses = [statistics.fmean(step) for step in zip(*(loss for loss, _ in ranks), strict=True)]
-    step_s = slowest([seconds for _, seconds in ranks])
+    losses = [statistics.fmean(step) for step in zip(*(loss for loss, *_ in ranks), strict=True)]
+    step_s = slowest([seconds for _, seconds, _ in ranks])
+    num_steps = min(len(losses), len(step_s))  # a step that broke after its loss has no time
     return History(
-        # A step that broke after its loss has no time.
-        loss=before.loss + losses[: len(step_s)],
-        step_s=before.step_s + step_s[: len(losses)],
+        loss=before.loss + losses[:num_steps],
+        step_s=before.step_s + step_s[:num_steps],
+        gradient_norm=before.gradient_norm + own[2][:num_steps],
         launches=[*before.launches, len(before.loss)],
         validation=module.validation,
         sha256=before.sha256,
@@ -69,7 +73,7 @@ def find_divergence(history: History) -> FloatingPointError | None:
     """The step whose loss is no number; `history` is cut before it."""
     for step, loss in enumerate(history.loss):
         if not math.isfinite(loss):
-            del history.loss[step:], history.step_s[step:]
+            del history.loss[step:], history.step_s[step:], history.gradient_norm[step:]
             return FloatingPointError(
                 f"loss is {loss} at step {step + 1}; lower optimizer.learning_rate"
             )
@@ -101,17 +105,9 @@ def build_record(
     steady = steady_start(this_launch)
     per_step = config.global_batch_size * config.tokens_per_sample
     unit = UNIT[config.recipe]
-    per_unit = "flops_per_image" if config.recipe == "vit" else "flops_per_token"
     return {
-        "schema": SCHEMA,
+        **_describe(config),
         "status": _status(error),
-        "recipe": config.recipe,
-        "size": config.size,
-        "config": to_dict(config),
-        "world_size": config.parallel.world_size,
-        "global_batch_size": config.global_batch_size,
-        "num_parameters": count_parameters(config.model),
-        "versions": {"python": platform.python_version(), **_versions()},
         "hardware": [host for _, host in ranks],
         "data": {"description": data.source.description, "sha256": data.source.sha256},
         "launches": history.launches,
@@ -119,17 +115,80 @@ def build_record(
         "learning_rate": [
             config.optimizer.learning_rate_at(step) for step in range(len(history.loss))
         ],
+        "gradient_norm": history.gradient_norm,
         "step_s": history.step_s,
         "steady_method": "MSER over the last launch's steps",
         "steady_from": None if steady is None else history.launches[-1] + steady,
         f"{unit}_per_s": rate_per_s(this_launch, steady, per_step),
         "peak_bytes": [peak for peak, _ in ranks],
         "peak_bytes_kind": "allocated" if device.type == "cuda" else "resident set",
-        per_unit: count_flops(config),
         "validation": _validation(config, data, history) if error is None else {},
-        "summary": render_summary(summarise(_on_meta(config))),
         "log": lines[-KEPT_LINES:],
         "error": None if error is None else _describe_error(error, config.parallel),
+    }
+
+
+def _describe(config: RunConfig) -> Record:
+    """What is known of a run before it begins."""
+    per_unit = "flops_per_image" if config.recipe == "vit" else "flops_per_token"
+    return {
+        "schema": SCHEMA,
+        "recipe": config.recipe,
+        "size": config.size,
+        "config": to_dict(config),
+        "world_size": config.parallel.world_size,
+        "global_batch_size": config.global_batch_size,
+        "num_parameters": count_parameters(config.model),
+        "versions": {"python": platform.python_version(), **_versions()},
+        per_unit: count_flops(config),
+        "summary": render_summary(summarise(_on_meta(config))),
+    }
+
+
+def record_failure(
+    config: RunConfig, failure: Failure, path: Path, *, command: str, since_s: float
+) -> None:
+    """Write whose failure ended a run: into the first rank's record, or one of its own.
+
+    The first rank records what it saw itself, if it still can: often only that a connection broke.
+
+    Args:
+        since_s: clock time at which the ranks were started; an older record is another's.
+    """
+    error = {
+        "type": failure.type,
+        "message": failure.message[:2000],
+        "rank": failure.rank,
+        "last_lines": failure.lines[-20:],
+    }
+    try:
+        is_ours = path.stat().st_mtime >= since_s
+        record = load_record(path) if is_ours else _empty_record(config, command)
+    except (OSError, ValueError):
+        record = _empty_record(config, command)
+    status = "oom" if failure.type in OUT_OF_MEMORY else "crashed"
+    write_record(record | {"status": status, "error": error}, path)
+
+
+def _empty_record(config: RunConfig, command: str) -> Record:
+    """Of a run that could tell nothing itself."""
+    nothing: Record = {key: [] for key in ("launches", "loss", "learning_rate", "gradient_norm")}
+    return {
+        **nothing,
+        **_describe(config),
+        "status": "crashed",
+        "command": command,
+        "started_at": None,
+        "code": describe_code(),
+        "hardware": [describe_host()],
+        "data": {},
+        "step_s": [],
+        "steady_method": None,
+        "steady_from": None,
+        "peak_bytes": [],
+        "validation": {},
+        "log": [],
+        "error": None,
     }
 
 

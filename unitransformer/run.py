@@ -2,24 +2,30 @@
 
 import datetime
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 import lightning.pytorch as pl
 
 from unitransformer import measure
 from unitransformer.checkpoints import (
-    KEY,
-    SaveCheckpoints,
+    Told,
+    check_files,
     check_same_run,
     list_checkpoints,
-    load_checkpoint,
     newest_checkpoint,
+    read_told,
 )
 from unitransformer.config import RunConfig, to_dict
 from unitransformer.data import DataModule, load_source
 from unitransformer.flops import count_parameters
-from unitransformer.process import find_device, process_rank, set_up_process
+from unitransformer.memory import choose_strategy
+from unitransformer.process import (
+    device_memory_bytes,
+    find_device,
+    process_rank,
+    set_up_process,
+)
 from unitransformer.progress import Bar, LogLines
 from unitransformer.recording import (
     History,
@@ -29,6 +35,7 @@ from unitransformer.recording import (
     history_now,
 )
 from unitransformer.records import Record, write_record
+from unitransformer.saving import Resume, SaveCheckpoints
 from unitransformer.training import TrainingModule, build_trainer
 from unitransformer.transformer import Transformer
 
@@ -44,7 +51,7 @@ class Places:
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What a finished run leaves in memory; every rank has the network, rank 0 the record."""
+    """What a finished run leaves in memory; the record and the trained network are rank 0's."""
 
     record: Record | None
     network: Transformer  # whole, however its weights were spread while it trained
@@ -77,18 +84,20 @@ def run(
         ValueError: hardware, data or checkpoint that do not fit; nothing has been written.
         RunFailed: from whatever stopped the training, after its record is written.
     """
-    started = {
+    started: Record = {
         "command": command,
         "started_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "code": describe_code(),  # before anybody edits it under a long run
     }
     device = find_device(config.parallel)
-    config = replace(config, parallel=config.parallel.resolved(device))
+    config = replace(config, parallel=replace(config.parallel, accelerator=device))
+    config, _ = choose_strategy(config, device_memory_bytes(config.parallel, device))
     set_up_process(config.parallel, device)
     is_first = process_rank(config.parallel) == 0
     say = (say or _say_at_once) if is_first else _say_nothing
 
-    checkpoint, history = _find_history(config, places.checkpoints, resume=resume)
+    checkpoint, told = _find_checkpoint(config, places.checkpoints, resume=resume)
+    history = _history_of(told)
     source = load_source(config, show_progress=is_first)
     if checkpoint is not None and history.sha256 != source.sha256:
         raise ValueError(
@@ -96,7 +105,9 @@ def run(
             f"{source.sha256} now and was {history.sha256}; start without --resume"
         )
     history.sha256 = source.sha256
-    module, data = TrainingModule(config), DataModule(config, source)
+    # A checkpoint brings its own weights: the file that the first came from may be gone.
+    module = TrainingModule(config if checkpoint is None else replace(config, init_from=None))
+    data = DataModule(config, source)
     module.first_step = data.start_step = len(history.loss)
     module.validation = list(history.validation)
     clock = measure.StepClock(on_gpu=device == "cuda")
@@ -104,17 +115,19 @@ def run(
     saver = SaveCheckpoints(
         places.checkpoints,
         every=config.checkpoint_every,
-        extra=lambda: {
+        tell=lambda: {
             "config": to_dict(config),
             **asdict(history_now(history, module, clock, is_whole=True)),
         },
     )
-    bar = [Bar(config, lines)] if show_bar and is_first else []
+    others: list[pl.Callback] = [Bar(config, lines)] if show_bar and is_first else []
+    if checkpoint is not None:
+        others.append(Resume(checkpoint, told))
     trainer = build_trainer(
         config,
         device=device,
         run_dir=places.folder,
-        callbacks=[measure.ClockStops(clock), lines, saver, *bar, measure.ClockStarts(clock)],
+        callbacks=[measure.ClockStops(clock), lines, saver, *others, measure.ClockStarts(clock)],
         launch=len(history.launches),
     )
     say(f"data    {source.description}")
@@ -125,7 +138,7 @@ def run(
 
     error: BaseException | None = None
     try:
-        _fit(trainer, module, data, checkpoint)
+        trainer.fit(module, datamodule=data)
     except BaseException as caught:
         error = caught
     if is_first or error is None:
@@ -137,15 +150,15 @@ def run(
         try:
             write_record(record, places.record)
         except OSError as full:
-            told = f"{error}; " if error else ""
-            raise RunFailed(f"{told}the record could not be written: {full}") from (error or full)
+            before = f"{error}; " if error else ""
+            raise RunFailed(f"{before}the record could not be written: {full}") from (error or full)
     if isinstance(error, Exception):
         raise RunFailed(str(error)) from error
     if error is not None:
         raise error
     return Outcome(
         record=record if is_first else None,
-        network=module.whole_network().eval(),
+        network=module.whole_network.eval(),
         config=config,
         data=data,
     )
@@ -160,31 +173,26 @@ def _say_nothing(_: str) -> None:
     """What ranks beside the first say."""
 
 
-def _find_history(config: RunConfig, folder: Path, *, resume: bool) -> tuple[Path | None, History]:
+def _find_checkpoint(config: RunConfig, folder: Path, *, resume: bool) -> tuple[Path | None, Told]:
+    rank = process_rank(config.parallel)
     if not resume:
-        if list_checkpoints(folder) and process_rank(config.parallel) == 0:
+        if list_checkpoints(folder) and rank == 0:
             raise ValueError(
                 f"checkpoint-dir {folder} holds {newest_checkpoint(folder)}; "
                 "add --resume to go on from it, or choose another folder"
             )
-        return None, History()
+        return None, {}
     path = newest_checkpoint(folder)
     if path is None:
         raise ValueError(
             f"checkpoint-dir {folder} holds no checkpoint to resume; run without --resume first"
         )
-    saved = dict(load_checkpoint(path)[KEY])
-    check_same_run(saved, config, path)
-    saved.pop("config")
-    return path, History(**saved)
+    told = read_told(path)
+    check_same_run(told, config, path)
+    check_files(path, part=rank, parts=config.parallel.world_size)
+    return path, told
 
 
-def _fit(
-    trainer: pl.Trainer, module: TrainingModule, data: DataModule, checkpoint: Path | None
-) -> None:
-    trainer.fit(
-        module, datamodule=data, ckpt_path=checkpoint and str(checkpoint), weights_only=True
-    )
-    last = module.validation[-1]["step"] if module.validation else 0
-    if last != module.config.max_steps:
-        trainer.validate(module, datamodule=data, verbose=False)
+def _history_of(told: Told) -> History:
+    names = {field.name for field in fields(History)}
+    return History(**{name: value for name, value in told.items() if name in names})

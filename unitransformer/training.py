@@ -1,23 +1,30 @@
 """Objective, optimizer and trainer put together. The order of wrappers is written here, once."""
 
-import contextlib
 import logging
+import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
-from torch import Tensor, nn
+from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
 
-from unitransformer.checkpoints import PlainCheckpointIO
+from unitransformer import zero
+from unitransformer.activations import checkpoint_activations
 from unitransformer.compilation import compile_objective
-from unitransformer.config import OptimizerConfig, RunConfig
+from unitransformer.config import RunConfig
+from unitransformer.fsdp1 import plain_name
 from unitransformer.objectives import Batch, Objective, Score
-from unitransformer.strategies import build_strategy, gather_network, shard
-from unitransformer.transformer import Transformer
+from unitransformer.strategies import build_strategy, clip_gradients, gather_network, shard
+from unitransformer.transformer import Transformer, Values
+from unitransformer.weights import read_weights
 
 
 class TrainingModule(pl.LightningModule):
@@ -26,44 +33,78 @@ class TrainingModule(pl.LightningModule):
     def __init__(self, config: RunConfig) -> None:
         super().__init__()
         self.config = config
-        self._is_built = not config.parallel.is_sharded
-        with torch.device("meta") if config.parallel.is_sharded else contextlib.nullcontext():
-            network = Transformer(config.model, seed=config.seed)
+        parallel = config.parallel
+        with torch.device("meta"):
+            network = Transformer(config.model)
         self.objective = Objective(network, loss_chunk=config.loss_chunk)
-        compile_objective(
-            self.objective, config.parallel.compile, by_layer=config.parallel.is_sharded
-        )
+        # The order is: checkpoint, compile, shard. A graph sees what is computed again, and whole
+        # weights.
+        checkpoint_activations(self.objective, parallel.activation_checkpointing)
+        compile_objective(self.objective, parallel.compile, by_layer=parallel.is_sharded)
+        self._is_spread = not parallel.is_sharded
+        self._first_values = self._find_first_values()
+        if not parallel.is_sharded:
+            self.objective.to_empty(device="cpu")
+            network.initialise(self.first_values())
         self._losses = torch.zeros(0)  # of this launch, one a micro-batch
+        self._gradient_norms = torch.zeros(0)  # of this launch, one an optimizer step
         self._num_micro_batches = 0
         self.first_step = 0  # optimizer steps done by earlier launches
         self.validation: list[dict[str, float]] = []  # of every launch
         self._score: Score | None = None
+        self._gathered: list[Transformer] = []  # no part of this module: one once trained, or none
 
     @property
     def network(self) -> Transformer:
         return self.objective.network
 
-    def configure_model(self) -> None:
-        # The order is: compile, then shard, so that a graph sees whole weights.
-        if not self._is_built:
-            self._is_built = True
-            root = self.trainer.strategy.root_device
-            shard(self.objective, self.config.parallel, root, self.config.seed)
+    def first_values(self) -> Values:
+        """Weights before the first step: drawn from the seed, or read from a file."""
+        return self._first_values
 
-    def whole_network(self) -> Transformer:
-        """The network with all its weights on this rank; all ranks have to call this."""
+    def _find_first_values(self) -> Values:
+        if self.config.init_from is not None:
+            return read_weights(Path(self.config.init_from), self.config.model)
+        return self.network.first_values(self.config.seed)
+
+    def configure_model(self) -> None:
+        if not self._is_spread:
+            self._is_spread = True
+            strategy = self.trainer.strategy
+            shard(self.objective, self.config.parallel, strategy, self.first_values())
+
+    def on_train_end(self) -> None:
+        # While everything is still in its place: Lightning takes it apart after this.
+        last = self.validation[-1]["step"] if self.validation else 0
+        if last != self.trainer.global_step:
+            self.trainer.validating = True
+            self.trainer.fit_loop.epoch_loop.val_loop.run()
+            self.trainer.training = True
         if self.config.parallel.is_sharded:
-            return gather_network(self.network, self.device)
-        return self.network
+            model = self.trainer.strategy.model
+            assert model is not None
+            self._gathered.append(gather_network(model, self.network, self.config.parallel))
+
+    @property
+    def whole_network(self) -> Transformer:
+        """The network, after training with all its weights, on the first rank."""
+        return self._gathered[0] if self._gathered else self.network
 
     def on_fit_start(self) -> None:
         # One tensor for all steps: a small one kept each step would split the freed logits it
         # lands in, and the next step's no longer fit there (seen: 30 MB a step on a CPU).
         steps = self.config.max_steps - self.first_step
         self._losses = torch.zeros(steps * self.config.accumulate, device=self.device)
+        self._gradient_norms = torch.zeros(steps, device=self.device)
         self._num_micro_batches = 0
+        parallel = self.config.parallel
+        is_rounded = parallel.uses_deepspeed and parallel.precision != "32-true"
+        if is_rounded and self.first_step == 0:  # a checkpoint has brought whole ones
+            zero.set_weights(self.network, self.first_values())
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        if self._num_micro_batches % self.config.accumulate == 0:
+            self._set_learning_rate(self.first_step + self._num_steps)
         if self.config.model.dropout:
             # Dropout is a function of seed, step and rank: a resumed step draws what it would have.
             torch.manual_seed(self.dropout_seed(self._num_micro_batches, rank=self.global_rank))
@@ -71,6 +112,27 @@ class TrainingModule(pl.LightningModule):
         self._losses[self._num_micro_batches] = loss.detach()
         self._num_micro_batches += 1
         return loss
+
+    @property
+    def _num_steps(self) -> int:
+        """Optimizer steps of this launch whose micro-batches are all counted."""
+        return self._num_micro_batches // self.config.accumulate
+
+    def _set_learning_rate(self, step: int) -> None:
+        # A function of the step: nothing has to be saved and restored.
+        for group in self.trainer.optimizers[0].param_groups:
+            group["lr"] = self.config.optimizer.learning_rate_at(step)
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        super().optimizer_step(*args, **kwargs)
+        is_step = self._num_micro_batches % self.config.accumulate == 0
+        if is_step and self.config.parallel.uses_deepspeed and self.config.optimizer.clip_norm:
+            engine: Any = self.trainer.strategy.model
+            self._gradient_norms[self._num_steps - 1] = engine.get_global_grad_norm()
+
+    def gradient_norms(self) -> Tensor:
+        """Of every whole optimizer step of this launch, before clipping; empty without clipping."""
+        return self._gradient_norms[: self._num_steps if self.config.optimizer.clip_norm else 0]
 
     def dropout_seed(self, micro_batch: int, *, rank: int) -> int:
         """Another for every micro-batch since the very first step, and for every rank."""
@@ -89,6 +151,8 @@ class TrainingModule(pl.LightningModule):
         self._score = score if before is None else Score(*map(torch.add, before, score))
 
     def on_validation_epoch_end(self) -> None:
+        if isinstance(self.objective, FSDPModule):
+            self.objective.reshard()  # a forward pass alone leaves the outermost weights whole
         if self._score is None:
             return
         sums = torch.stack([part.double() for part in self._score])
@@ -105,36 +169,11 @@ class TrainingModule(pl.LightningModule):
         steps = self._num_micro_batches // accumulate
         return self._losses[: steps * accumulate].view(steps, accumulate).mean(dim=1)
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        # A sharded run numbers the optimizer's states as the module does its parameters; so does
-        # every other, that each may go on from each.
-        if self.config.parallel.is_sharded:
-            return
-        place = {id(parameter): index for index, parameter in enumerate(self.parameters())}
-        groups = self.trainer.optimizers[0].param_groups
-        new_name = [place[id(parameter)] for group in groups for parameter in group["params"]]
-        for saved in checkpoint["optimizer_states"]:
-            saved["state"] = {new_name[old]: state for old, state in saved["state"].items()}
-            for group in saved["param_groups"]:
-                group["params"] = [new_name[old] for old in group["params"]]
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        # Lightning counts micro-batches; they may have been of another size when it was saved.
-        done = self.first_step * self.config.accumulate
-        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
-        for counts in (progress["current"], progress["total"]):
-            # As it stands in `on_train_batch_end`, where checkpoints are saved.
-            counts.update(ready=done, started=done, processed=done, completed=done - 1)
-
-    def configure_optimizers(self) -> Any:
+    def configure_optimizers(self) -> torch.optim.Optimizer:
         # A fused step would divide by float16's loss scale only after the clipping.
         is_fused = self.config.parallel.precision != "16-mixed"
-        optimizer = build_optimizer(self.objective, self.config.optimizer, fused=is_fused)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._share_of_learning_rate)
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": schedule, "interval": "step"},
-        }
+        named = [(plain_name(name), p) for name, p in self.network.named_parameters()]
+        return build_optimizer(named, self.config, fused=is_fused)
 
     def configure_gradient_clipping(
         self,
@@ -142,30 +181,40 @@ class TrainingModule(pl.LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        # Lightning's own refuses a fused optimizer in bf16-mixed too, where nothing is scaled.
-        if gradient_clip_val is not None:
-            nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val)
-
-    def _share_of_learning_rate(self, step: int) -> float:
-        optimizer = self.config.optimizer
-        highest = optimizer.learning_rate
-        return optimizer.learning_rate_at(step) / highest if highest else 0.0
+        # Lightning's own refuses a fused optimizer in bf16-mixed, where nothing is scaled, and
+        # FSDP1 altogether. DeepSpeed clips inside its step.
+        if gradient_clip_val is None or self.config.parallel.uses_deepspeed:
+            return
+        model = self.trainer.strategy.model
+        assert model is not None
+        norm = clip_gradients(model, gradient_clip_val)
+        self._gradient_norms[self._num_steps - 1] = norm
 
 
 def build_optimizer(
-    network: nn.Module, config: OptimizerConfig, *, fused: bool = True
+    named_parameters: Iterable[tuple[str, Tensor]], config: RunConfig, *, fused: bool = True
 ) -> torch.optim.AdamW:
-    """AdamW; weight decay on matrices, none on biases, norms and single vectors."""
-    parameters = [p for p in network.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in parameters if _is_matrix(p)], "weight_decay": config.weight_decay},
-        {"params": [p for p in parameters if not _is_matrix(p)], "weight_decay": 0.0},
-    ]
+    """AdamW; weight decay on matrices, none on biases, norms and single vectors.
+
+    Args:
+        named_parameters: by plain names; how they are divided does not matter.
+    """
+    with torch.device("meta"):
+        whole = Transformer(config.model).named_parameters()
+    matrices = {name for name, parameter in whole if _is_matrix(parameter)}
+    optimizer = config.optimizer
+    decayed: list[Tensor] = []
+    others: list[Tensor] = []
+    for name, parameter in named_parameters:
+        (decayed if name in matrices else others).append(parameter)
     return torch.optim.AdamW(
-        groups,
-        lr=config.learning_rate,
-        betas=(config.beta1, config.beta2),
-        eps=config.epsilon,
+        [
+            {"params": decayed, "weight_decay": optimizer.weight_decay},
+            {"params": others, "weight_decay": 0.0},
+        ],
+        lr=optimizer.learning_rate,
+        betas=(optimizer.beta1, optimizer.beta2),
+        eps=optimizer.epsilon,
         fused=fused,
     )
 
@@ -189,7 +238,7 @@ def build_trainer(
         accelerator=device,
         devices=parallel.devices,
         num_nodes=parallel.num_nodes,
-        strategy=build_strategy(parallel, device, accumulate=config.accumulate),
+        strategy=build_strategy(config, device),
         precision=parallel.precision,
         max_steps=config.max_steps,
         accumulate_grad_batches=config.accumulate,
@@ -203,13 +252,18 @@ def build_trainer(
         ],
         log_every_n_steps=1,  # Lightning logs nothing here: `progress` does
         callbacks=list(callbacks),
-        plugins=[PlainCheckpointIO()],
+        plugins=[_cluster()],
         enable_checkpointing=False,
         enable_model_summary=False,
         enable_progress_bar=False,
         use_distributed_sampler=False,  # Lightning's shuffles the training data by itself
         default_root_dir=run_dir,
     )
+
+
+def _cluster() -> ClusterEnvironment:
+    # Said, not found out: inside a batch job Lightning would take any process for a task of srun.
+    return TorchElasticEnvironment() if "RANK" in os.environ else LightningEnvironment()
 
 
 def quieten_lightning() -> None:
@@ -219,7 +273,10 @@ def quieten_lightning() -> None:
     for message in (
         ".*does not have many workers.*",
         ".*isinstance\\(treespec, LeafSpec\\).*",
+        ".*srun. command is available on your system but is not used.*",  # that is all right
+        ".*CUDA is not available or torch_xla is imported. Disabling autocast.*",  # FSDP1 casts
+        ".*DeepSpeed handles gradient clipping.*",  # and ours leaves it to DeepSpeed
+        ".*torch.distributed.(all_gather_into|reduce_scatter)_tensor. is deprecated.*",  # as well
         ".*your dataloader is not resumable.*",  # ours begins at the step it is told
-        ".*Checkpoint directory.*",
     ):
         warnings.filterwarnings("ignore", message)

@@ -11,12 +11,16 @@ Linear)`, so a state dict of one loads into the other.
 import hashlib
 import math
 from collections.abc import Callable
+from typing import Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from unitransformer.config import ModelConfig
+
+# The whole values of a parameter, by its name and the parameter, whose shape alone counts.
+Values = Callable[[str, Tensor], Tensor]
 
 
 class Linear(nn.Linear):
@@ -92,7 +96,7 @@ class PositionalEncoding(nn.Module):
         self.pe.copy_(table_TD.unsqueeze(0))
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        return x_BTD + self.pe[:, : x_BTD.shape[1]]
+        return x_BTD + self.pe[:, : x_BTD.shape[1]].to(x_BTD.dtype)
 
 
 class MultiheadAttention(nn.Module):
@@ -195,10 +199,18 @@ class Transformer(nn.Module):
             self._build(config)
         if device.type != "meta":
             self.to_empty(device=device)
-        if config.tied_head:
-            self.lm_head.weight = self.embedding.lut.weight
+        self._tie()
         if device.type != "meta":
-            self.initialise(seed)
+            self.initialise(self.first_values(seed))
+
+    def _tie(self) -> None:
+        if self.config.tied_head:
+            self.lm_head.weight = self.embedding.lut.weight
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self._tie()  # `to_empty` makes two parameters of one that two modules share
+        return self
 
     def _build(self, config: ModelConfig) -> None:
         if config.image_size is None or config.patch_size is None:
@@ -254,28 +266,35 @@ class Transformer(nn.Module):
 
     @torch.no_grad()
     def initialise(
-        self, seed: int, *, assign: Callable[[Tensor, Tensor], object] = Tensor.copy_
+        self, values: Values, *, assign: Callable[[Tensor, Tensor], object] = Tensor.copy_
     ) -> None:
-        """Draw every weight so that the first loss is that of a guess: log V.
-
-        Each parameter has a generator of its own, seeded by `seed` and its name: the values do
-        not depend on which other parameters are drawn, or where.
+        """Give every parameter its values, and the table of positions its own.
 
         Args:
             assign: puts whole values into a parameter that may hold only a share of them.
         """
         self.pe.initialise()
         for name, parameter in self.named_parameters():
+            assign(parameter, values(name, parameter).to(parameter.device))
+
+    def first_values(self, seed: int) -> Values:
+        """Weights with which the first loss is that of a guess: log V.
+
+        Each parameter has a generator of its own, seeded by `seed` and its name: the values do
+        not depend on which other parameters are drawn, or where.
+        """
+
+        def draw(name: str, parameter: Tensor) -> Tensor:
+            # On the CPU whatever the device: every device is to get the same values.
+            values = torch.empty(parameter.shape, dtype=torch.float32, device="cpu")
             if name.endswith("bias"):
-                parameter.zero_()
-            elif parameter.ndim == 1:
-                parameter.fill_(1.0)  # LayerNorm
-            else:
-                # On the CPU whatever the device: every device is to get the same values.
-                generator = torch.Generator("cpu").manual_seed(_seed_of(seed, name))
-                values = torch.empty(parameter.shape, dtype=torch.float32, device="cpu")
-                values.normal_(0.0, self._spread(name, parameter), generator=generator)
-                assign(parameter, values.to(parameter.device))
+                return values.zero_()
+            if parameter.ndim == 1:
+                return values.fill_(1.0)  # LayerNorm
+            generator = torch.Generator("cpu").manual_seed(_seed_of(seed, name))
+            return values.normal_(0.0, self._spread(name, parameter), generator=generator)
+
+        return draw
 
     def _spread(self, name: str, parameter: Tensor) -> float:
         """Standard deviation of a matrix's first values.

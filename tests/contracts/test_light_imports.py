@@ -41,6 +41,24 @@ runpy.run_module("recipes.{recipe}", run_name="__main__")
     assert "--optimizer.learning-rate" in done.stdout
 
 
+def test_help_and_refusals_of_the_export_import_nothing_heavy(
+    repository: Path, tmp_path: Path
+) -> None:
+    lines = ["x", "x out.pt", f"x {tmp_path}", "x out.safetensors --forse"]
+    script = f"""{BLOCK}
+from unitransformer.export import main
+for line in {lines!r}:
+    print(main(line.split()))
+main(["--help"])
+"""
+    done = run_python("-c", script, repository=repository)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split()[:4] == ["2"] * 4
+    assert "usage: python -m unitransformer.export" in done.stdout
+    assert len(done.stderr.splitlines()) == 4
+    assert all(line.startswith("error: ") for line in done.stderr.splitlines())
+
+
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_help_takes_half_a_second_of_cpu_time(recipe: str, repository: Path) -> None:
     # Twice that is the bound, and the best of five counts: the machine may be busy.
@@ -86,6 +104,7 @@ def test_bad_options_are_refused_before_anything_heavy_is_imported(
         "--dropout 1.0",
         "--data /nowhere/at/all",
         "--config /nowhere/at/all.yaml",
+        "--init-from /nowhere/at/all.pt",
         f"--out {in_the_way}/runs",
     ]
     script = f"""{BLOCK}

@@ -7,10 +7,16 @@ import os
 import socket
 import sys
 import traceback
+from collections.abc import Callable, Mapping
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+# Compilers that are forked beside threads would wait for them for ever.
+os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"
+
 import tensorboard.summary  # noqa: F401  (imported once here, not once in every rank)
+import torch._inductor.compile_fx
 import torch.multiprocessing
 import torch.utils.tensorboard
 
@@ -19,7 +25,9 @@ import unitransformer.predictions
 import unitransformer.run  # noqa: F401
 from recipes import bert, gpt, vit
 from recipes.command_line import run_recipe
+from unitransformer.zero import load_deepspeed
 
+load_deepspeed("cpu")
 RECIPES = {"bert": bert, "gpt": gpt, "vit": vit}
 TINY = [
     *("--model.width", "16", "--model.num-layers", "2", "--model.num-heads", "2"),
@@ -61,13 +69,55 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def begin(
+    recipe: str,
+    folder: Path,
+    *options: str,
+    fault: Callable[[], None] | None = None,
+    variables: Mapping[str, str] | None = None,
+) -> BaseProcess:
+    """What the command line does, in a fork of this process; its output goes to `output.log`.
+
+    Args:
+        fault: called there before anything else, to plant a fault in every rank.
+        variables: of a launcher.
+    """
+    arguments = recipe_arguments(recipe, folder, *options)
+    folder.mkdir(parents=True, exist_ok=True)
+    shared = environment(folder.parent)
+    shared |= variables or {}
+    process = torch.multiprocessing.get_context("fork").Process(
+        target=_run_command, args=(recipe, arguments, shared, folder, fault)
+    )
+    process.start()
+    return process
+
+
+def _run_command(
+    recipe: str,
+    arguments: list[str],
+    shared: dict[str, str],
+    folder: Path,
+    fault: Callable[[], None] | None,
+) -> None:
+    os.environ |= shared
+    log = (folder / "output.log").open("w", buffering=1)
+    for stream in (1, 2):
+        os.dup2(log.fileno(), stream)
+    sys.stdout = sys.stderr = log
+    if fault is not None:
+        fault()
+    module = RECIPES[recipe]
+    sys.exit(run_recipe(module.PRESET, module.show, arguments))
+
+
 def train(recipe: str, folder: Path, *options: str) -> dict[str, Any]:
     """Train a tiny recipe over as many forked ranks as `--devices` says; returns the record."""
     arguments = recipe_arguments(recipe, folder, *options)
     places = [index for index, word in enumerate(arguments) if word == "--devices"]
     world_size = int(arguments[places[-1] + 1]) if places else 1
     folder.mkdir(parents=True, exist_ok=True)
-    shared = environment(folder.parent) | {"TORCHINDUCTOR_COMPILE_THREADS": "1"}
+    shared = environment(folder.parent)
     if world_size > 1:
         shared |= {
             "TORCHELASTIC_RUN_ID": "test",

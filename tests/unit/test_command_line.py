@@ -220,7 +220,7 @@ def test_a_run_leaves_record_checkpoint_logs_and_figure_where_it_says(say: Say) 
     assert record["status"] == "ok"
     assert config_of(record).model.width == 16
     assert shlex.split(record["command"])[:3] == ["python", "-m", "recipes.gpt"]
-    for made in ("checkpoints/step-00000002.ckpt", "csv", "tensorboard", "figures/loss.png"):
+    for made in ("checkpoints/step-00000002", "csv", "tensorboard", "figures/loss.png"):
         assert (folder / made).exists()
     assert f"record      {Path('not/there/yet.json')}" in out
     assert f"checkpoint  {folder / 'checkpoints'}" in out
@@ -233,8 +233,8 @@ def test_a_second_run_gets_a_folder_of_its_own_and_a_resumed_one_goes_on_in_it(s
     first, second = sorted(Path("runs").iterdir())
     assert [first.name[-2:], second.name[-2:]] == ["-1", "-2"]
     out = say(f"{TINY} --max-steps 3 --resume")
-    assert f"resume  {second / 'checkpoints' / 'step-00000002.ckpt'}, after step 2" in out
-    assert [path.name for path in (second / "checkpoints").iterdir()] == ["step-00000003.ckpt"]
+    assert f"resume  {second / 'checkpoints' / 'step-00000002'}, after step 2" in out
+    assert [path.name for path in (second / "checkpoints").iterdir()] == ["step-00000003"]
     records = [json.loads(path.read_text()) for path in second.glob("*.json")]
     assert sorted(len(record["loss"]) for record in records) == [2, 3]
 

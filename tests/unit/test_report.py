@@ -5,17 +5,20 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 from urllib.parse import unquote
 
 import pytest
-from test_store import STEP_S, make_config, make_crashed, make_record, make_run
+from test_certificates import RESULTS, make_certificate
+from test_store import HOST, STEP_S, make_config, make_crashed, make_record, make_run
 
 from scaling.__main__ import main
+from scaling.certificates import describe_bounds, read_certificate, write_certificate
 from scaling.report import draw_architecture, draw_plots, render_report
 from scaling.store import LeftOut, Store
-from unitransformer.config import Recipe, replace
+from unitransformer.config import ParallelConfig, Precision, Recipe, to_dict
 from unitransformer.flops import count_flops
 from unitransformer.records import Record, write_record
 
@@ -237,6 +240,125 @@ def test_damaged_records_are_listed_and_foreign_files_are_not() -> None:
     assert cells(text, "runs/cut.json") == ["damaged", "not JSON: line 1"]
     assert cells(text, "runs/copy.json") == ["duplicate", "the same as runs/0.json"]
     assert "package.json" not in text
+
+
+# ---------------------------------------------------------------------------------- loss parity
+
+
+def certified(*records: Record, **changes: Any) -> str:
+    certificate = read_certificate(make_certificate(**changes), "runs/parity.json")
+    store = replace(make_store(*records), certificates=(certificate,))
+    return render_report(store, command="", plots="plots")
+
+
+def run_with(device: str = "cpu", accumulate: int = 1, **parallel: Any) -> Record:
+    config = replace(make_config(), parallel=ParallelConfig(**parallel), accumulate=accumulate)
+    return make_record(
+        config=to_dict(config),
+        world_size=config.parallel.world_size,
+        global_batch_size=config.global_batch_size,
+        hardware=[HOST | {"device": device}],
+    )
+
+
+def test_loss_parity_has_a_row_for_each_strategy_and_device_count() -> None:
+    text = certified(make_record()).split("## Loss parity")[1]
+    assert "### GPT on cpu, devices 2" in text
+    assert "6 ways to train: 3 equal, 1 different, 1 refused, 1 failed over 20 steps" in text
+    assert "[runs/parity.json](runs/parity.json)" in text
+    assert "```sh\npython -m scaling parity --recipe gpt --devices 2\n```" in text
+    heads = ["devices", "32-true: loss, norm", "bf16-mixed: loss, norm", "16-mixed: loss, norm"]
+    assert cells(text, "strategy") == [*heads, "equal", "different", "refused", "failed"]
+    nothing = ["not tried", "not tried"]
+    assert cells(text, "single") == ["1", "0.0e+00, 0.0e+00", *nothing, "1", "0", "0", "0"]
+    millionth, thousandth = "9.5e-07, 0.0e+00", "9.8e-04, 0.0e+00"  # 2**-20 and 2**-10
+    assert cells(text, "ddp") == ["2", millionth, thousandth, "not tried", "2", "0", "0", "0"]
+    (fsdp,) = re.findall(r"^\| fsdp +\|.*", text, flags=re.MULTILINE)
+    row = ["2", "0.0e+00, 1.0e+00", "not tried", "refused", "0", "1", "1", "1"]
+    assert cells(fsdp, "fsdp") == row
+
+
+def test_bounds_are_told_with_their_reasons() -> None:
+    text = certified().split("## Loss parity")[1]
+    assert cells(text, "32-true")[:2] == ["1e-05", "0.0001"]
+    assert all(cells(text, precision)[2] for precision in get_args(Precision))
+
+
+def test_what_is_not_equal_is_listed_with_the_command_that_runs_it_alone() -> None:
+    text = certified().split("Not equal:")[1]
+    verdict, what, command = cells(text, "fsdp x 2, 32-true")
+    assert verdict == "different"
+    assert what.startswith("loss 0.0e+00 at step 1, gradient norm 1.0e+00 at step 20; first loss")
+    assert command == "python -m recipes.gpt --strategy fsdp"
+    assert cells(text, "fsdp x 2, 32-true, compile default")[0] == "failed"
+
+
+def test_refusals_name_the_strategies_of_each_reason() -> None:
+    reason = "strategy {} reads /home/x/y: choose another"
+    figures = dict.fromkeys(name for name in RESULTS[4] if name.endswith(("difference", "step")))
+    refused = {"verdict": "refused", "loss": [], "gradient_norm": []} | figures
+    more = [
+        RESULTS[1] | refused | {"strategy": name, "reason": reason.format(name)}
+        for name in ("zero1", "zero3", "zero3")
+    ]
+    text = certified(results=[*RESULTS, *more]).split("Refused:")[1]
+    assert "- 1 way (fsdp): no loss scaler sees it" in text
+    assert "- 3 ways (zero1, zero3): strategy … reads …/y: choose another" in text
+
+
+def test_every_speed_says_which_certificate_covers_it() -> None:
+    linked = "[parity.json](runs/parity.json)"
+    spread: dict[str, Any] = {"devices": 8, "accelerator": "cpu"}
+    for record, cell in (
+        (run_with(strategy="single"), "reference"),
+        (run_with(strategy="auto"), "reference"),
+        (run_with(strategy="ddp", **spread), f"equal on 2 devices, {linked}"),
+        (run_with(strategy="ddp", accumulate=4, **spread), f"equal on 2 devices, {linked}"),
+        (run_with(strategy="fsdp", **spread), f"**different** on 2 devices, {linked}"),
+        (run_with(strategy="fsdp", compile="default", **spread), "**failed** on 2 devices, "),
+        (run_with(strategy="ddp", compile="default", **spread), "none"),
+        (run_with(strategy="hsdp", **spread), "none"),
+        (run_with("H200", strategy="ddp", devices=8), "none"),
+        (make_record("bert"), "reference"),
+    ):
+        (found,) = cells(certified(record), "loss parity")
+        assert found.startswith(cell)
+
+
+def test_the_newest_certificate_counts() -> None:
+    old, new = make_certificate(), make_certificate(started_at="2026-02-02T00:00:00+00:00")
+    new["cases"] = [RESULTS[3] | {"strategy": "ddp"}]
+    certificates = (read_certificate(new, "a.json"), read_certificate(old, "b.json"))
+    for order in (certificates, certificates[::-1]):
+        store = replace(make_store(run_with(strategy="ddp", devices=2)), certificates=order)
+        text = render_report(store, command="", plots="plots")
+        assert cells(text, "loss parity") == ["**different** on 2 devices, [a.json](a.json)"]
+        assert text.index("certificate [a.json]") < text.index("certificate [b.json]")
+
+
+def test_an_edited_certificate_is_noticed_and_not_believed() -> None:
+    edited = [*RESULTS[:3], RESULTS[3] | {"verdict": "equal"}]
+    text = certified(make_record(), results=edited)
+    assert "> - [runs/parity.json](runs/parity.json): verdict of fsdp x 2, 32-true is equal" in text
+    assert "4 ways to train: 3 equal, 1 different" in text
+    assert "> [!" not in certified(make_record())
+
+
+def test_bounds_of_another_version_are_a_note() -> None:
+    bounds = describe_bounds()
+    bounds["bf16-true"]["loss"] = 0.5
+    text = certified(bounds=bounds)
+    assert "> [!NOTE]" in text
+    assert "bf16-true was held to loss 0.5" in text
+
+
+def test_a_certificate_alone_is_a_report_too(runs: Path) -> None:
+    write_certificate(make_certificate(results=RESULTS[:1]), Path("proofs"))
+    assert main(["report", "proofs"]) == 0
+    assert "Nothing to compare" in Path("RESULTS.md").read_text()
+    edited = make_certificate(results=[RESULTS[3] | {"verdict": "equal"}])
+    Path("proofs", "edited.json").write_text(json.dumps(edited))
+    assert main(["report", "proofs"]) == 1
 
 
 # ---------------------------------------------------------------------------------- Markdown

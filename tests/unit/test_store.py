@@ -205,9 +205,9 @@ def test_a_folder_that_is_not_there_or_is_a_file_is_refused(tmp_path: Path) -> N
 
 def test_whatever_is_broken_in_a_record_it_is_left_out_or_reported(tmp_path: Path) -> None:
     for recipe in ("gpt", "vit"):
-        for index, broken in enumerate(_broken_variants(make_record(recipe))):
+        for index, broken in enumerate(broken_variants(make_record(recipe))):
             (tmp_path / f"{recipe}-{index}.json").write_text(json.dumps(broken))
-    for index, broken in enumerate(_broken_variants(make_crashed())):
+    for index, broken in enumerate(broken_variants(make_crashed())):
         (tmp_path / f"crashed-{index}.json").write_text(json.dumps(broken))
     store = load_store([tmp_path], relative_to=tmp_path)
     assert len(store.left_out) > 300
@@ -219,7 +219,7 @@ def test_whatever_is_broken_in_a_record_it_is_left_out_or_reported(tmp_path: Pat
     assert render_report(many, command="", plots="plots").startswith("# Results")
 
 
-def _broken_variants(record: Record) -> Iterator[Record]:
+def broken_variants(record: Record) -> Iterator[Record]:
     """`record` with each of its values replaced by things it cannot or could be."""
     for path in list(_paths(record)):
         for value in (None, "x|y", -1, 10**400, [], {}, [None]):

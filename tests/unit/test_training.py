@@ -12,7 +12,7 @@ import torch
 
 from recipes import bert, gpt, vit
 from recipes.presets import Preset
-from unitransformer.checkpoints import load_checkpoint, newest_checkpoint
+from unitransformer.checkpoints import check_files, newest_checkpoint, read_told
 from unitransformer.config import DataConfig, OptimizerConfig, ParallelConfig, RunConfig
 from unitransformer.records import load_record
 from unitransformer.run import Outcome, Places, RunFailed, run
@@ -74,6 +74,7 @@ def test_twenty_steps_equal_ten_resumed_for_ten_more(
     assert rest is not None
     assert half["loss"] == whole["loss"][:10]
     assert rest["loss"] == whole["loss"]
+    assert rest["gradient_norm"] == whole["gradient_norm"]
     assert rest["launches"] == [0, 10]
     assert len(rest["step_s"]) == 20
     assert rest["validation"]["loss"] == whole["validation"]["loss"]
@@ -196,10 +197,11 @@ def test_too_short_a_run_says_so_in_place_of_a_rate(text: Path, tmp_path: Path) 
 def test_only_the_newest_checkpoint_is_kept(text: Path, tmp_path: Path) -> None:
     train(config_of(gpt.PRESET, text, checkpoint_every=6), tmp_path)
     names = [path.name for path in (tmp_path / "checkpoints").iterdir()]
-    assert names == ["step-00000020.ckpt"]
+    assert names == ["step-00000020"]
     newest = newest_checkpoint(tmp_path / "checkpoints")
     assert newest is not None
-    assert "unitransformer" in load_checkpoint(newest)
+    check_files(newest)
+    assert len(read_told(newest)["loss"]) == 20
 
 
 def test_a_run_that_breaks_leaves_a_record_of_it(
@@ -224,9 +226,10 @@ def test_a_run_that_breaks_leaves_a_record_of_it(
     assert len(record["loss"]) == 2
 
 
-def test_weight_decay_is_for_matrices_only() -> None:
-    network = Transformer(vit.model_config(**PICTURES))
-    optimizer = build_optimizer(network, OptimizerConfig(weight_decay=0.1))
+def test_weight_decay_is_for_matrices_only(text: Path) -> None:
+    config = config_of(vit.PRESET, text, optimizer=OptimizerConfig(weight_decay=0.1))
+    network = Transformer(config.model)
+    optimizer = build_optimizer(network.named_parameters(), config)
     decayed, free = optimizer.param_groups
     assert decayed["weight_decay"] == 0.1
     assert free["weight_decay"] == 0.0

@@ -210,3 +210,11 @@ def test_sizes_have_the_published_number_of_parameters(
     preset: Preset, size: str, millions: float
 ) -> None:
     assert count_parameters(preset.model_config(size)) / 1e6 == pytest.approx(millions, rel=0.015)
+
+
+def test_a_matrix_that_two_modules_share_stays_one_when_it_gets_memory() -> None:
+    with torch.device("meta"):
+        network = Transformer(gpt.model_config(**TINY, tied_head=True))
+    parent = torch.nn.Sequential(network).to_empty(device="cpu").double()
+    assert parent[0].lm_head.weight is parent[0].embedding.lut.weight
+    assert parent[0].lm_head.weight.dtype is torch.float64

@@ -1,0 +1,209 @@
+"""What a command line comes to: trained here, or in ranks that are started and watched.
+
+Returns exit codes; what people read goes to standard output, errors to the other.
+"""
+
+import contextlib
+import os
+import shlex
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch.utils.tensorboard  # noqa: F401  (for ranks that are forked)
+
+import unitransformer.figures
+import unitransformer.predictions  # noqa: F401
+from recipes.options import RUN_FOLDER
+from unitransformer.config import RunConfig
+from unitransformer.launch import Failure, is_watched, launch, report_failure
+from unitransformer.plots import loss_figure, write_figure
+from unitransformer.process import launched_shape
+from unitransformer.recording import record_failure
+from unitransformer.run import Outcome, Places, RunFailed, run
+from unitransformer.tasks import UNIT, metric_in_words, rate_in_words
+from unitransformer.zero import load_deepspeed
+
+
+class Show(Protocol):
+    """What a recipe does with a trained network: figures into a folder, lines for people."""
+
+    def __call__(self, outcome: Outcome, folder: Path) -> list[str]: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What a command line comes to on this machine."""
+
+    recipe: str
+    arguments: Sequence[str]
+    show: Show
+    config: RunConfig
+    choose_places: Callable[[], Places]  # the next that are free
+    resume: bool
+
+    @property
+    def command(self) -> str:
+        """What a person types to do it again."""
+        return f"python -m recipes.{self.recipe} {shlex.join(self.arguments)}".strip()
+
+
+def train(asked: Asked) -> int:
+    """Train alone, as the rank this is, or in ranks to be started; returns the exit code.
+
+    Raises:
+        ValueError: hardware, data or checkpoint that do not fit; nothing has been written.
+    """
+    if launched_shape() is not None:
+        return _train_here(asked, asked.choose_places())
+    places, made = _claim(asked)
+    in_ranks = asked.config.parallel.world_size > 1
+    try:
+        return (_train_in_ranks if in_ranks else _train_here)(asked, places)
+    except (ValueError, OSError):
+        _unmake(made)
+        raise
+
+
+def _claim(asked: Asked) -> tuple[Places, list[Path]]:
+    """Places of this run alone, however many start at once; and the folders made for it."""
+    while True:
+        places = asked.choose_places()
+        folder = places.folder.absolute()
+        missing = [path for path in (folder, *folder.parents) if not path.exists()]
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            if asked.resume:
+                return places, []
+        else:
+            return places, missing
+
+
+def _unmake(folders: list[Path]) -> None:
+    """Remove folders again, inner ones first; a run that was refused leaves nothing."""
+    with contextlib.suppress(OSError):  # another run has begun to use one
+        for folder in folders:
+            folder.rmdir()
+
+
+def _train_here(asked: Asked, places: Places) -> int:
+    try:
+        outcome = run(
+            asked.config,
+            places,
+            command=asked.command,
+            resume=asked.resume,
+            show_bar=sys.stdout.isatty(),
+        )
+    except RunFailed as failure:
+        cause = failure.__cause__ or failure
+        report_failure(cause)
+        if not is_watched():
+            if not isinstance(cause, OSError):
+                traceback.print_exception(cause)
+            print(f"error: {failure} (record: {places.record})", file=sys.stderr)
+        return 1
+    if outcome.record is None:
+        return 0
+    try:
+        print("\n".join(_results(outcome, places, asked.show)), flush=True)
+    except OSError as error:  # the training itself is done and recorded
+        print(f"error: figures: {error} (record: {places.record})", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _train_in_ranks(asked: Asked, places: Places) -> int:
+    parallel = asked.config.parallel
+    fork = parallel.accelerator == "cpu"  # where that is safe: ranks need not import again
+    if fork and parallel.uses_deepspeed:
+        load_deepspeed("cpu")
+    os.environ[RUN_FOLDER] = str(places.folder)
+    started_at_s = time.time() - 1  # file systems round
+    try:
+        ended = launch(
+            parallel,
+            lambda: _be_rank(asked, places),
+            command=[sys.executable, "-m", f"recipes.{asked.recipe}", *asked.arguments],
+            fork=fork,
+        )
+    finally:
+        del os.environ[RUN_FOLDER]
+    if isinstance(ended, Failure):
+        return _tell(ended, asked, places, since_s=started_at_s)
+    if ended:
+        name = signal.Signals(ended).name
+        print(f"error: stopped by {name} (folder: {places.folder})", file=sys.stderr)
+        return 128 + ended
+    return 0
+
+
+def _be_rank(asked: Asked, places: Places) -> int:
+    try:
+        return _train_here(asked, places)
+    except (ValueError, OSError) as error:
+        report_failure(error, is_bad_usage=True)
+        return 2
+
+
+def _tell(failure: Failure, asked: Asked, places: Places, *, since_s: float) -> int:
+    """Say and record which rank failed first, and why; returns the exit code."""
+    if failure.is_bad_usage:
+        raise ValueError(failure.message)
+    record_failure(asked.config, failure, places.record, command=asked.command, since_s=since_s)
+    if failure.type != "CheckpointError":
+        print("\n".join(failure.lines), file=sys.stderr)
+    where = f"rank {failure.rank} of {asked.config.parallel.world_size}"
+    print(f"error: {where}: {failure.message} (record: {places.record})", file=sys.stderr)
+    return 1
+
+
+def _results(outcome: Outcome, places: Places, show: Show) -> list[str]:
+    """The block a run ends with."""
+    record = outcome.record
+    assert record is not None
+    validation = record["validation"]
+    metric, baseline = validation["metric"], validation["baseline"]
+    to_beat = (baseline["name"], baseline["loss"]) if baseline and baseline["loss"] else None
+    title = f"{record['recipe']} {record['size']}"
+    loss_png = write_figure(
+        loss_figure(record["loss"], validation["history"], title=title, baseline=to_beat),
+        places.folder / "figures" / "loss.png",
+    )
+    shown = show(outcome, places.folder / "figures")
+    unit = UNIT[record["recipe"]]
+    rate = record[f"{unit}_per_s"]
+    speed = (
+        f"{rate_in_words(rate, unit)} (median of {len(record['step_s']) - record['steady_from']} "
+        "steady steps)"
+        if rate is not None
+        else f"not told: {len(record['step_s'])} steps are too few to find a steady state"
+    )
+    return [
+        *(["", "last lines:", *record["log"][-5:]] if sys.stdout.isatty() else []),
+        "",
+        f"validation  loss {validation['loss']:.4f}, {metric} "
+        f"{metric_in_words(metric, validation['value'])}{_against(baseline)}",
+        f"speed       {speed}",
+        f"memory      peak {max(record['peak_bytes']) / 2**30:.2f} GiB a rank "
+        f"({record['peak_bytes_kind']})",
+        *shown,
+        f"checkpoint  {places.checkpoints}",
+        f"record      {places.record}",
+        f"logs        {places.folder / 'csv'}, {places.folder / 'tensorboard'}",
+        f"figures     {loss_png.parent}",
+    ]
+
+
+def _against(baseline: Mapping[str, Any] | None) -> str:
+    if baseline is None:
+        return ""
+    if baseline["loss"] is not None:
+        return f" (to beat: {baseline['name']}, loss {baseline['loss']:.4f})"
+    return f" (to beat: {baseline['name']}, {baseline['accuracy']:.2%})"

@@ -1,0 +1,90 @@
+"""Many short runs from one process that has imported everything: `python -m recipes.worker`.
+
+A line of JSON on standard input asks for a run: {"recipe": "gpt", "arguments": ["--max-steps",
+"20"], "log": "run.log", "limit_s": 600}. The run happens in a fork, on CPUs, and what it prints
+goes into the log. A line of JSON on standard output answers: {"exit_code": 0, "elapsed_s": 2.5};
+the exit code is null for a run that took longer than its limit, and negative for a signal.
+"""
+
+import contextlib
+import importlib
+import json
+import multiprocessing
+import os
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from recipes import bert, gpt, vit
+from recipes.command_line import run_recipe
+from unitransformer.launch import die_with_parent
+from unitransformer.zero import load_deepspeed
+
+if TYPE_CHECKING:
+    from unitransformer.run import Outcome
+
+RECIPES: dict[str, Any] = {"bert": bert, "gpt": gpt, "vit": vit}
+# What a run imports, some of it late.
+HEAVY = (
+    "recipes.running",
+    "tensorboard.summary",
+    "torch._dynamo",
+    "torch._inductor.compile_fx",
+    "sklearn.datasets",
+)
+
+
+def main() -> int:
+    """Answer until nothing more is asked; returns the exit code."""
+    die_with_parent(os.getppid())
+    # What a library prints is no answer.
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    # A pool of compiling processes for every fork costs more than it gains.
+    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
+    for name in HEAVY:
+        importlib.import_module(name)
+    with contextlib.suppress(ImportError):  # the recipe says that it is not there
+        load_deepspeed("cpu")
+    for line in sys.stdin:
+        print(json.dumps(_answer(**json.loads(line))), file=answers, flush=True)
+    return 0
+
+
+def _answer(recipe: str, arguments: Sequence[str], log: str, limit_s: float) -> dict[str, Any]:
+    started_s = time.monotonic()
+    process = multiprocessing.get_context("fork").Process(
+        target=_run, args=(recipe, arguments, log, os.getpid())
+    )
+    process.start()
+    process.join(limit_s)
+    is_late = process.is_alive()
+    if is_late:
+        assert process.pid is not None
+        os.killpg(process.pid, signal.SIGKILL)  # its ranks end with it
+        process.join()
+    return {
+        "exit_code": None if is_late else process.exitcode,
+        "elapsed_s": time.monotonic() - started_s,
+    }
+
+
+def _run(recipe: str, arguments: Sequence[str], log: str, parent: int) -> None:
+    """What a fork does."""
+    die_with_parent(parent)
+    said = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(said, 1)
+    os.dup2(said, 2)
+    sys.exit(run_recipe(RECIPES[recipe].PRESET, _show_nothing, arguments))
+
+
+def _show_nothing(outcome: "Outcome", folder: Path) -> list[str]:
+    """No figures: whoever asks for many runs reads records."""
+    return []
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,279 @@
+"""The parity study: a recipe goes in, its certificate comes out. Every run is a command line.
+
+One plain float32 process is the reference; its record says what all others have to have trained.
+"""
+
+import contextlib
+import datetime
+import importlib.metadata
+import re
+import shlex
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from scaling import certificates
+from scaling.certificates import Certificate
+from scaling.parity import REFERENCE, Axes, Case, Curves, Verdict, list_cases, refusal
+from scaling.parity_task import Task
+from scaling.processes import Ended, Runner, can_fork, run_alone, start_worker
+from unitransformer.config import Recipe, RunConfig
+from unitransformer.records import Record, config_of, load_record
+
+Say = Callable[[str], None]
+Failure = tuple[Verdict, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParityOptions:
+    """What is compared, and how."""
+
+    recipes: tuple[Recipe, ...]
+    axes: Axes
+    is_quick: bool
+    steps: int
+    global_batch_size: int
+    accelerator: str
+    limit_s: float  # of a case
+    out: Path
+    recipe_options: tuple[str, ...]  # what follows `--`, for the recipe
+    command: str  # what a person typed
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Reference:
+    """The plain run, and what follows from it."""
+
+    task: Task
+    record: Record
+    curves: Curves
+    command: str
+    elapsed_s: float
+
+    @property
+    def config(self) -> RunConfig:
+        return config_of(self.record)
+
+
+def certify(options: ParityOptions, say: Say) -> list[tuple[Path, Certificate]]:
+    """Write a certificate for each recipe. All references come first: bad usage shows at once.
+
+    Raises:
+        ValueError: options that the recipe refuses.
+        RuntimeError: the reference failed, so there is nothing to compare with.
+        OSError: a certificate could not be written.
+    """
+    with tempfile.TemporaryDirectory(prefix="parity-") as temporary, _runners(temporary) as runner:
+        folder = Path(temporary)
+        references = [
+            _refer(options, recipe, runner(options.accelerator), folder, say)
+            for recipe in options.recipes
+        ]
+        return [_certify(options, reference, runner, folder, say) for reference in references]
+
+
+@contextlib.contextmanager
+def _runners(folder: str) -> Iterator[Callable[[str], Runner]]:
+    """What runs recipes on an accelerator."""
+    with start_worker(Path(folder, "worker.log")) as worker:
+        yield lambda accelerator: worker if can_fork(accelerator) else run_alone
+
+
+# ---------------------------------------------------------------------------------- reference
+
+
+def _refer(
+    options: ParityOptions, recipe: Recipe, run: Runner, folder: Path, say: Say
+) -> _Reference:
+    task = Task(
+        recipe=recipe,
+        accelerator=options.accelerator,
+        steps=options.steps,
+        global_batch_size=options.global_batch_size,
+        options=options.recipe_options,
+    )
+    ended, record, error = _run(task, REFERENCE, run, folder, options.limit_s)
+    if record is None:
+        if ended.exit_code == 2:
+            raise ValueError(error)
+        raise RuntimeError(f"the reference of {recipe} failed: {error}")
+    curves = _curves(record)
+    if not 0 < len(curves.loss) == len(curves.gradient_norm):
+        raise ValueError(f"{recipe} told no gradient norms; give optimizer.clip-norm above 0")
+    say(f"{recipe}: reference, loss {curves.loss[0]:.4f} to {curves.loss[-1]:.4f}")
+    return _Reference(
+        task=replace(task, accelerator=config_of(record).parallel.accelerator),
+        record=record,
+        curves=curves,
+        command=_command(task, REFERENCE),
+        elapsed_s=ended.elapsed_s,
+    )
+
+
+def _curves(record: Record) -> Curves:
+    norms = record.get("gradient_norm")
+    return Curves(
+        loss=tuple(record["loss"]),
+        gradient_norm=tuple(norms if isinstance(norms, list) else ()),
+    )
+
+
+def _command(task: Task, case: Case) -> str:
+    return f"python -m recipes.{task.recipe} {shlex.join(task.arguments(case))}"
+
+
+# ---------------------------------------------------------------------------------- cases
+
+
+def _certify(
+    options: ParityOptions,
+    reference: _Reference,
+    runner: Callable[[str], Runner],
+    folder: Path,
+    say: Say,
+) -> tuple[Path, Certificate]:
+    started, started_s = datetime.datetime.now(datetime.UTC), time.monotonic()
+    cases = list_cases(options.axes, is_quick=options.is_quick)
+    run = runner(reference.task.accelerator)
+    told: list[dict[str, Any]] = []
+    for number, case in enumerate(cases, 1):
+        told.append(_try(case, reference, run, folder, options.limit_s))
+        say(f"{reference.task.recipe} {number}/{len(cases)} {case.label}: {_outcome(told[-1])}")
+    content = {
+        **_describe(reference),
+        "device_counts": list(options.axes.devices),
+        "command": options.command,
+        "started_at": started.isoformat(timespec="seconds"),
+        "elapsed_s": time.monotonic() - started_s,
+        "cases": told,
+    }
+    path = certificates.write_certificate(content, options.out)
+    return path, certificates.read_certificate(content, str(path))
+
+
+def _try(
+    case: Case, reference: _Reference, run: Runner, folder: Path, limit_s: float
+) -> dict[str, Any]:
+    curves: Curves | None = None
+    ended = Ended(exit_code=2, elapsed_s=0.0)
+    failure: Failure = ("refused", refusal(case) or "")
+    if not failure[1]:
+        ended, record, error = _run(reference.task, case, run, folder, limit_s)
+        failure = ("refused" if ended.exit_code == 2 else "failed", error)
+        if record is not None:
+            curves, error = _check(record, case, reference)
+            failure = ("failed", error)
+    return certificates.describe_result(
+        case,
+        reference=reference.curves,
+        curves=curves,
+        failure=failure,
+        elapsed_s=ended.elapsed_s,
+        command=_command(reference.task, case),
+    )
+
+
+def _run(
+    task: Task, case: Case, run: Runner, folder: Path, limit_s: float
+) -> tuple[Ended, Record | None, str]:
+    """How it ended, its record if it ended well, and otherwise the error in one line."""
+    place = folder / "run"
+    shutil.rmtree(place, ignore_errors=True)
+    place.mkdir()
+    arguments = [*task.arguments(case), "--out", str(place), "--record", str(place / "record.json")]
+    started_s = time.monotonic()
+    try:
+        ended = run(task.recipe, arguments, log=place / "log", limit_s=limit_s)
+    except RuntimeError as error:  # the worker itself has ended; the next case starts another
+        elapsed_s = time.monotonic() - started_s
+        return Ended(exit_code=1, elapsed_s=elapsed_s), None, str(error)
+    if ended.exit_code is None:
+        return ended, None, f"timeout: more than {limit_s:g} s"
+    if ended.exit_code:
+        return ended, None, _last_words(place / "log", ended.exit_code).replace(str(place), "…")
+    return ended, load_record(place / "record.json"), ""
+
+
+def _last_words(log: Path, exit_code: int) -> str:
+    lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    errors = [line for line in lines if line.startswith("error: ")]
+    if errors:
+        # The record of a run that failed goes with its folder.
+        return re.sub(r" \(record: [^)]*\)$", "", errors[-1].removeprefix("error: "))
+    return f"exit code {exit_code}: {lines[-1] if lines else 'nothing was said'}"
+
+
+def _check(record: Record, case: Case, reference: _Reference) -> tuple[Curves | None, str]:
+    """The curves of a run that trained what was asked for, or what else it did."""
+    config, curves = config_of(record), _curves(record)
+    own = Case(
+        strategy=config.parallel.strategy,
+        devices=config.parallel.world_size,
+        precision=config.parallel.precision,
+        compile=config.parallel.compile,
+        activation_checkpointing=config.parallel.activation_checkpointing,
+        accumulate=config.accumulate,
+    )
+    if own != case:
+        return None, f"it trained {own.label}"
+    if config.identity() != reference.config.identity():
+        return None, "model, optimizer, seed or global batch are not the reference's"
+    if record["data"].get("sha256") != reference.record["data"].get("sha256"):
+        return None, "the data are not the reference's"
+    lengths = (len(curves.loss), len(curves.gradient_norm))
+    if lengths != (reference.task.steps,) * 2:
+        return None, f"{lengths[0]} losses and {lengths[1]} norms of {reference.task.steps} steps"
+    if min(*curves.loss, *curves.gradient_norm) <= 0:
+        return None, "a loss or gradient norm is not above 0"
+    return curves, ""
+
+
+def _outcome(told: dict[str, Any]) -> str:
+    if told["reason"] is not None:
+        return f"{told['verdict']}: {told['reason']}"
+    return (
+        f"{told['verdict']}, loss {told['loss_difference']:.1e} at step {told['loss_step']}, "
+        f"gradient norm {told['gradient_norm_difference']:.1e} at step "
+        f"{told['gradient_norm_step']} ({told['elapsed_s']:.1f} s)"
+    )
+
+
+# ---------------------------------------------------------------------------------- facts
+
+
+def _describe(reference: _Reference) -> dict[str, Any]:
+    """The part of the certificate that does not depend on the cases."""
+    record, config = reference.record, reference.config
+    return {
+        "schema": certificates.SCHEMA,
+        "kind": certificates.KIND,
+        "recipe": config.recipe,
+        "config_hash": config.hash(),
+        "identity_hash": config.identity_hash(),
+        "accelerator": config.parallel.accelerator,
+        "steps": config.max_steps,
+        "seed": config.seed,
+        "global_batch_size": config.global_batch_size,
+        "bounds": certificates.describe_bounds(),
+        "config": record["config"],
+        "versions": record["versions"] | _deepspeed_version(),
+        "code": record["code"],
+        "hardware": record["hardware"],
+        "data": record["data"],
+        "reference": {
+            "command": reference.command,
+            "elapsed_s": reference.elapsed_s,
+            "loss": list(reference.curves.loss),
+            "gradient_norm": list(reference.curves.gradient_norm),
+        },
+    }
+
+
+def _deepspeed_version() -> dict[str, str]:
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        return {"deepspeed": importlib.metadata.version("deepspeed")}
+    return {}

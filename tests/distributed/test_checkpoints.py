@@ -1,0 +1,455 @@
+"""Checkpoints go on under any strategy, hold one moment, and survive whatever ends their writer."""
+
+import errno
+import functools
+import os
+import random
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.distributed.launching import begin, free_port, load, train
+from unitransformer import export
+from unitransformer.checkpoints import (
+    Reader,
+    check_files,
+    checkpoint_name,
+    list_checkpoints,
+    newest_checkpoint,
+    read_told,
+)
+from unitransformer.order import TrainOrder
+from unitransformer.training import TrainingModule
+from unitransformer.writing import Writer
+
+
+# Steps so large that a moment or a step that is lost shows.
+LARGE_STEPS = ("--optimizer.learning-rate", "3e-3", "--optimizer.warmup-steps", "1")
+Leg = tuple[str, int, int, int]  # strategy, devices, last step, micro-batches of a step
+
+
+def leg(strategy: str, devices: int, last: int, accumulate: int = 1) -> tuple[str, ...]:
+    """Options of a run up to step `last`; the global batch is 8."""
+    return (
+        *("--strategy", strategy, "--devices", str(devices), "--max-steps", str(last)),
+        *("--batch-size", str(8 // devices // accumulate), "--accumulate", str(accumulate)),
+        *LARGE_STEPS,
+    )
+
+
+def places(folder: Path) -> tuple[str, ...]:
+    return ("--checkpoint-dir", str(folder / "checkpoints"))
+
+
+def assert_same(record: dict[str, Any], reference: dict[str, Any]) -> None:
+    assert record["loss"] == pytest.approx(reference["loss"], rel=1e-5)
+    assert record["gradient_norm"] == pytest.approx(reference["gradient_norm"], rel=1e-4)
+    measured, expected = (r["validation"]["loss"] for r in (record, reference))
+    assert measured == pytest.approx(expected, rel=1e-5)
+
+
+# ---- another strategy, another number of ranks
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., dict[str, Any]]:
+    """The record of five steps of one plain process that nothing interrupted."""
+    return functools.cache(
+        lambda *model: train(
+            "gpt", tmp_path_factory.mktemp("whole") / "run", *leg("single", 1, 5), *model
+        )
+    )
+
+
+# Two and four divide neither.
+UNEVEN = ("--model.num-classes", "301", "--model.feedforward-width", "33")
+
+
+@pytest.mark.parametrize(
+    ("legs", "model"),
+    [
+        ([("fsdp", 2, 1, 1), ("ddp", 4, 2, 2), ("zero2", 1, 3, 2), ("zero1", 2, 5, 1)], ()),
+        ([("fsdp", 4, 1, 1), ("zero3", 2, 2, 2), ("fsdp1", 4, 3, 1), ("single", 1, 5, 1)], UNEVEN),
+        (
+            [("fsdp1", 2, 2, 2), ("hsdp", 2, 3, 1), ("zero3", 2, 4, 1), ("fsdp1", 2, 5, 1)],
+            ("--model.tied-head", "true"),
+        ),
+    ],
+    ids=lambda value: " ".join(name for name, *_ in value) if isinstance(value, list) else "",
+)
+def test_a_run_goes_on_under_other_strategies_and_device_counts(
+    legs: list[Leg], model: tuple[str, ...], whole: Any, tmp_path: Path
+) -> None:
+    for number, options in enumerate(legs):
+        resume = ("--resume",) if number else ()
+        run = (*leg(*options), *model, *places(tmp_path), *resume)
+        record = train("gpt", tmp_path / str(number), *run)
+    assert record["launches"] == [0, *(last for _, _, last, _ in legs[:-1])]
+    assert_same(record, whole(*model))
+
+
+# ---- what is written while training goes on
+
+
+def keep_aside(folder: Path, *, delay_s: float = 0.0) -> Callable[[], None]:
+    """A fault: parts are written late, and each checkpoint is copied before the next deletes it."""
+
+    def fault() -> None:
+        write_data, finish = Writer.write_data, Writer.finish
+
+        def write_late(self: Writer, plan: Any, planner: Any) -> Any:
+            time.sleep(delay_s)
+            return write_data(self, plan, planner)
+
+        def copy(self: Writer, metadata: Any, results: Any) -> None:
+            finish(self, metadata, results)
+            shutil.copytree(self.final, folder / self.final.name)
+
+        Writer.write_data, Writer.finish = write_late, copy  # type: ignore[method-assign]
+
+    return fault
+
+
+@pytest.mark.parametrize(
+    ("strategy", "precision", "accumulate"),
+    [
+        ("single", "32-true", 1),
+        ("ddp", "32-true", 2),
+        ("fsdp", "bf16-true", 1),
+        ("fsdp", "bf16-mixed", 2),
+        ("fsdp1", "bf16-mixed", 1),
+        ("zero1", "bf16-mixed", 1),  # computes with rounded weights, steps whole ones
+        ("zero2", "bf16-mixed", 2),
+        ("zero3", "bf16-mixed", 1),
+    ],
+)
+def test_a_checkpoint_on_the_way_holds_its_step_to_the_bit(
+    strategy: str, precision: str, accumulate: int, tmp_path: Path
+) -> None:
+    devices = 1 if strategy == "single" else 2
+    options = (*leg(strategy, devices, 6, accumulate), "--precision", precision)
+    kept = tmp_path / "checkpoints"
+    kept.mkdir()
+    process = begin(
+        "gpt",
+        tmp_path / "whole",
+        *options,
+        *("--checkpoint-every", "2"),
+        fault=keep_aside(kept, delay_s=0.1),  # steps 3 and 4 take less
+    )
+    process.join(120)
+    assert process.exitcode == 0, (tmp_path / "whole" / "output.log").read_text()
+    assert [path.name for path in list_checkpoints(kept)] == [checkpoint_name(n) for n in (2, 4, 6)]
+    shutil.rmtree(kept / checkpoint_name(6))
+    shutil.rmtree(kept / checkpoint_name(4))
+    rest = train("gpt", tmp_path / "rest", *options, *places(tmp_path), "--resume")
+    record = load(tmp_path / "whole")
+    assert rest["launches"] == [0, 2]
+    assert rest["loss"] == record["loss"]
+    assert rest["gradient_norm"] == record["gradient_norm"]
+    assert rest["validation"]["loss"] == record["validation"]["loss"]
+
+
+# ---- what each rank writes
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp", "fsdp1", "zero1", "zero3"])
+def test_every_rank_writes_its_share(strategy: str, tmp_path: Path) -> None:
+    record = train("gpt", tmp_path / "run", *leg(strategy, 2, 1), *WIDE, *places(tmp_path))
+    assert_shared(tmp_path / "checkpoints", ranks=2, num_parameters=record["num_parameters"])
+
+
+def test_replicas_write_nothing_twice(tmp_path: Path) -> None:
+    variables = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    nodes = [
+        begin(
+            "gpt",
+            tmp_path / str(node),
+            *(*leg("hsdp", 2, 1), "--num-nodes", "2", "--batch-size", "2"),
+            *(*WIDE, *places(tmp_path), "--record", str(tmp_path / "record.json")),
+            variables=variables | {"NODE_RANK": str(node)},
+        )
+        for node in range(2)
+    ]
+    for process in nodes:
+        process.join(120)
+    assert [process.exitcode for process in nodes] == [0, 0]
+    num_parameters = load(tmp_path)["num_parameters"]
+    assert_shared(tmp_path / "checkpoints", ranks=4, num_parameters=num_parameters)
+
+
+WIDE = ("--model.width", "64", "--model.feedforward-width", "256")
+
+
+def assert_shared(folder: Path, *, ranks: int, num_parameters: int) -> None:
+    """The newest checkpoint is written in equal parts and holds every number once."""
+    checkpoint = newest_checkpoint(folder)
+    assert checkpoint is not None
+    check_files(checkpoint)
+    sizes = [path.stat().st_size for path in checkpoint.glob("*.distcp")]
+    num_bytes = 3 * 4 * num_parameters  # weights and two moments, float32
+    assert len(sizes) == ranks
+    assert num_bytes < sum(sizes) < 1.4 * num_bytes  # each tensor has a head of its own
+    assert min(sizes) > 0.8 * max(sizes)
+    shapes = Reader(checkpoint).shapes()
+    assert sum(shape.numel() for shape in shapes.values()) == 3 * num_parameters
+
+
+# ---- weights from a file
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["own head", "tied head"])
+def exported(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, dict[str, Any], tuple[str, ...]]:
+    """Weights after three steps, the record of the fourth step, and options of the model."""
+    folder = tmp_path_factory.mktemp("exported")
+    model = ("--model.tied-head", str(request.param).lower())
+    train("gpt", folder / "first", *leg("single", 1, 3), *model, *places(folder))
+    path = folder / "weights.safetensors"
+    assert export.main([str(folder / "checkpoints"), str(path)]) == 0
+    record = train(
+        "gpt", folder / "next", *leg("single", 1, 4), *model, *places(folder), "--resume"
+    )
+    return path, record, model
+
+
+@pytest.mark.parametrize(
+    ("strategy", "precision"),
+    [
+        *((name, "32-true") for name in ("single", "ddp", "fsdp", "fsdp1", "zero3")),
+        ("zero2", "bf16-mixed"),
+    ],
+)
+def test_a_run_that_begins_with_exported_weights_has_the_loss_of_the_next_step(
+    strategy: str,
+    precision: str,
+    exported: tuple[Path, dict[str, Any], tuple[str, ...]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    path, following, model = exported
+    in_order = TrainOrder.__iter__
+
+    def from_the_fourth(self: TrainOrder) -> Any:
+        self.config = replace(self.config, max_steps=self.config.max_steps + 3)
+        self.start_step = 3
+        return in_order(self)
+
+    monkeypatch.setattr(TrainOrder, "__iter__", from_the_fourth)
+    devices = 1 if strategy == "single" else 2
+    options = (*leg(strategy, devices, 1), "--optimizer.learning-rate", "0", *model)
+    begins = ("--init-from", str(path), "--precision", precision)
+    record = train("gpt", tmp_path / "run", *options, *begins, *places(tmp_path))
+    rel = {"single": 0.0, "zero2": 1e-3}.get(strategy, 1e-6)
+    assert record["loss"] == pytest.approx(following["loss"][3:], rel=rel, abs=0.0)
+    assert record["gradient_norm"] == pytest.approx(following["gradient_norm"][3:], rel=10 * rel)
+    # Nothing was learned: the same weights come out again, to the bit.
+    again = tmp_path / "again.safetensors"
+    assert export.main([str(tmp_path / "checkpoints"), str(again)]) == 0
+    before, after = load_file(path), load_file(again)
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+# ---- what goes wrong
+
+
+def test_damage_that_only_the_second_rank_reads_is_one_line_for_all(tmp_path: Path) -> None:
+    train("gpt", tmp_path / "first", *leg("fsdp", 2, 1), *places(tmp_path))
+    checkpoint = tmp_path / "checkpoints" / checkpoint_name(1)
+    part = checkpoint / "__1_0.distcp"
+    part.write_bytes(part.read_bytes()[:-1])
+    process = begin("gpt", tmp_path / "second", *leg("fsdp", 2, 2), *places(tmp_path), "--resume")
+    process.join(60)
+    assert process.exitcode == 2
+    said = (tmp_path / "second" / "output.log").read_text().splitlines()
+    assert [line for line in said if "error" in line] == [
+        f"error: checkpoint {checkpoint} is damaged (__1_0.distcp does not have its checksum); "
+        "delete it and start again without --resume"
+    ]
+
+
+def fail_to_write(step: int) -> Callable[[], None]:
+    """A fault: the disk of rank 1 is full at `step`."""
+
+    def fault() -> None:
+        write_data = Writer.write_data
+
+        def write(self: Writer, plan: Any, planner: Any) -> Any:
+            if self.final.name == checkpoint_name(step) and os.environ["RANK"] == "1":
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            return write_data(self, plan, planner)
+
+        Writer.write_data = write  # type: ignore[method-assign]
+
+    return fault
+
+
+@pytest.mark.parametrize("every", ["0", "2"])
+def test_a_disk_that_is_full_for_one_rank_ends_all_and_leaves_the_checkpoint_before(
+    every: str, tmp_path: Path
+) -> None:
+    train("gpt", tmp_path / "first", *leg("fsdp", 2, 2), *places(tmp_path))
+    process = begin(
+        "gpt",
+        tmp_path / "second",
+        *(*leg("fsdp", 2, 4 if every == "0" else 8), *places(tmp_path), "--resume"),
+        *("--checkpoint-every", every),
+        fault=fail_to_write(4),
+    )
+    process.join(60)
+    assert process.exitcode == 1
+    (said,) = (
+        line
+        for line in (tmp_path / "second" / "output.log").read_text().splitlines()
+        if "error" in line
+    )
+    reason = f"[Errno {errno.ENOSPC}] {os.strerror(errno.ENOSPC)}"
+    assert (
+        f"checkpoint-dir {tmp_path / 'checkpoints'}: step 4 could not be saved ({reason}); "
+        f"{checkpoint_name(2)} stays; free space and run again with --resume"
+    ) in said
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == [checkpoint_name(2)]
+    check_files(tmp_path / "checkpoints" / checkpoint_name(2))
+    record = load(tmp_path / "second")
+    assert (record["status"], record["error"]["type"]) == ("crashed", "CheckpointError")
+
+
+@pytest.mark.parametrize(("strategy", "devices"), [("single", 1), ("fsdp", 2)])
+def test_a_run_that_fails_while_it_saves_finishes_the_checkpoint(
+    strategy: str, devices: int, tmp_path: Path
+) -> None:
+    def fault() -> None:
+        keep_aside(tmp_path / "aside", delay_s=0.5)()
+        training_step = TrainingModule.training_step
+
+        def fail(self: TrainingModule, *arguments: Any) -> Any:
+            if self._num_micro_batches == 2:
+                raise ArithmeticError("planted in step 3")
+            return training_step(self, *arguments)
+
+        TrainingModule.training_step = fail  # type: ignore[method-assign]
+
+    options = (*leg(strategy, devices, 9), *places(tmp_path), "--checkpoint-every", "2")
+    process = begin("gpt", tmp_path / "run", *options, fault=fault)
+    process.join(60)
+    assert process.exitcode == 1
+    assert "planted in step 3" in load(tmp_path / "run")["error"]["message"]
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == [checkpoint_name(2)]
+    check_files(tmp_path / "checkpoints" / checkpoint_name(2))
+
+
+# ---- kill -9
+
+
+@pytest.mark.parametrize(("strategy", "devices", "kills"), [("single", 1, 24), ("fsdp", 2, 9)])
+def test_a_run_killed_at_any_moment_goes_on_from_its_newest_checkpoint(
+    strategy: str, devices: int, kills: int, tmp_path: Path
+) -> None:
+    draw = random.Random(0)
+    folder = tmp_path / "checkpoints"
+    fixed = (*LONG, *WIDE, *places(tmp_path), "--checkpoint-every", "1")
+    step, num_remains = 0, 0
+    for number in range(kills):
+        before = hidden(folder)
+        resume = ("--resume",) if step else ()
+        options = (*leg(strategy, devices, 1000), *fixed, *resume)
+        process = begin("gpt", tmp_path / str(number), *options)
+        match number % 3:
+            case 0:  # anywhere since its start
+                time.sleep(draw.uniform(0.0, 1.0))
+            case 1:  # anywhere while it trains and saves
+                wait_until(process, has_passed, folder, step)
+                time.sleep(draw.uniform(0.0, 0.1))
+            case _:  # in a certain phase of saving
+                wait_until(process, is_clean_of, folder, before)
+                wait_until(process, is_in, folder, draw.choice(PHASES))
+                time.sleep(draw.uniform(0.0, 0.003))
+        kill(process, draw.randrange(devices))
+        num_remains += bool(hidden(folder))
+        assert newest_step(folder) >= step
+        step = newest_step(folder)
+    assert num_remains > kills / 4
+    record = train("gpt", tmp_path / "rest", *leg(strategy, devices, step + 2), *fixed, "--resume")
+    assert [path.name for path in folder.iterdir()] == [checkpoint_name(step + 2)]
+    whole = train("gpt", tmp_path / "whole", *leg("single", 1, step + 2), *LONG, *WIDE)
+    assert_same(record, whole)
+
+
+PHASES = (  # of saving, by what there is then
+    ".*.partial",
+    ".*.partial/__0_0.distcp",
+    ".*.partial/.metadata",
+    ".*.partial/run.json",
+    ".*.partial/sums.json",
+    ".*.old",
+)
+LONG = (
+    *("--optimizer.schedule-steps", "1000", "--log-every", "1000"),
+    *("--validate-every", "1000"),
+)
+
+
+def newest_step(folder: Path) -> int:
+    """Of the newest checkpoint, which is whole; 0: there is none."""
+    newest = newest_checkpoint(folder)
+    if newest is None:
+        return 0
+    check_files(newest)
+    told = read_told(newest)
+    assert newest.name == checkpoint_name(len(told["loss"]))
+    return len(told["loss"])
+
+
+def hidden(folder: Path) -> set[str]:
+    """What is half written or half deleted."""
+    return {path.name for path in folder.glob(".*")}
+
+
+def has_passed(folder: Path, step: int) -> bool:
+    return any(int(path.name.removeprefix("step-")) > step for path in list_checkpoints(folder))
+
+
+def is_clean_of(folder: Path, names: set[str]) -> bool:
+    return not names & hidden(folder)
+
+
+def is_in(folder: Path, phase: str) -> bool:
+    return any(folder.glob(phase))
+
+
+def wait_until(process: BaseProcess, is_so: Callable[..., bool], *values: object) -> None:
+    deadline = time.monotonic() + 60
+    while not is_so(*values):
+        assert process.exitcode is None
+        assert time.monotonic() < deadline
+
+
+def kill(process: BaseProcess, victim: int) -> None:
+    """Kill one rank, and at once the command; the others die with it."""
+    assert process.exitcode is None
+    ranks = psutil.Process(process.pid).children()
+    if ranks[victim:]:
+        ranks[victim].kill()
+    process.kill()
+    process.join()
+    deadline = time.monotonic() + 10
+    while any(is_alive(rank) for rank in ranks):
+        assert time.monotonic() < deadline
+
+
+def is_alive(rank: psutil.Process) -> bool:
+    try:
+        return rank.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False

@@ -1,0 +1,215 @@
+"""One rank that fails ends all of them soon, says why, and leaves nothing behind."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+
+from tests.distributed.launching import begin, environment, load, recipe_command
+from unitransformer.launch import Failure, first_failure
+from unitransformer.training import TrainingModule
+
+MANY = ("--max-steps", "100000", "--validate-every", "100000", "--log-every", "1")
+LIMIT_S = 10.0
+
+
+@pytest.fixture(autouse=True)
+def _no_orphans() -> Iterator[None]:
+    before = set(psutil.Process().children(recursive=True))
+    yield
+    deadline = time.monotonic() + 5
+    while left := set(psutil.Process().children(recursive=True)) - before:
+        assert time.monotonic() < deadline, f"still running: {left}"
+        time.sleep(0.05)
+
+
+def plant(step: int, what: Callable[[], None]) -> Callable[[], None]:
+    """A fault: rank 1 does `what` in its training step number `step`."""
+
+    def fault() -> None:
+        original = TrainingModule.training_step
+
+        def training_step(self: TrainingModule, *arguments: object) -> torch.Tensor:
+            if self.global_rank == 1 and self._num_micro_batches == step:
+                what()
+            return original(self, *arguments)  # type: ignore[arg-type]
+
+        TrainingModule.training_step = training_step  # type: ignore[method-assign,assignment]
+
+    return fault
+
+
+def raise_error() -> None:
+    raise ArithmeticError("planted in rank 1")
+
+
+def run_out_of_memory() -> None:
+    raise torch.OutOfMemoryError("planted: no memory left in rank 1")
+
+
+def kill_itself() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def leave() -> None:
+    os._exit(3)
+
+
+RAISES = (raise_error, "ArithmeticError", "crashed", "planted in rank 1")
+
+
+@pytest.mark.parametrize(
+    ("strategy", "what", "kind", "status", "said"),
+    [
+        *((strategy, *RAISES) for strategy in ("ddp", "fsdp", "fsdp1", "zero2", "zero3")),
+        ("ddp", run_out_of_memory, "OutOfMemoryError", "oom", "planted: no memory left"),
+        ("fsdp", kill_itself, "SIGKILL", "crashed", "rank 1 was killed by SIGKILL"),
+        ("ddp", leave, "ExitCode", "crashed", "rank 1 ended with exit code 3 and said nothing"),
+    ],
+)
+def test_a_rank_that_fails_ends_all_and_is_named(
+    strategy: str, what: Callable[[], None], kind: str, status: str, said: str, tmp_path: Path
+) -> None:
+    options = ("--devices", "2", "--batch-size", "4", "--strategy", strategy, *MANY)
+    process = begin("gpt", tmp_path / "run", *options, fault=plant(5, what))
+    process.join(60)
+    assert process.exitcode == 1
+    record = load(tmp_path / "run")
+    assert record["status"] == status
+    assert (record["error"]["type"], record["error"]["rank"]) == (kind, 1)
+    assert said in record["error"]["message"]
+    told = (tmp_path / "run" / "output.log").read_text()
+    assert f"error: rank 1 of 2: {record['error']['message']}" in told.splitlines()[-1]
+    assert "Connection closed" not in told  # what the other saw is not the news
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+@pytest.mark.parametrize("moment_s", [0.2, 1.0])
+def test_a_rank_that_is_killed_from_outside_ends_all_within_ten_seconds(
+    victim: int, moment_s: float, tmp_path: Path
+) -> None:
+    process = begin("gpt", tmp_path / "run", "--devices", "2", "--batch-size", "4", *MANY)
+    ranks = wait_for_ranks(process, 2)
+    time.sleep(moment_s)  # while it is set up, and while it trains
+    os.kill(ranks[victim].pid, signal.SIGKILL)
+    killed_at = time.monotonic()
+    process.join(60)
+    assert time.monotonic() - killed_at < LIMIT_S
+    assert process.exitcode == 1
+    error = load(tmp_path / "run")["error"]
+    assert (error["type"], error["rank"]) == ("SIGKILL", victim)
+
+
+def test_ranks_end_with_the_process_that_started_them(tmp_path: Path) -> None:
+    process = begin("gpt", tmp_path / "run", "--devices", "2", "--batch-size", "4", *MANY)
+    ranks = wait_for_ranks(process, 2)
+    process.kill()
+    process.join()
+    gone, left = psutil.wait_procs(ranks, timeout=LIMIT_S)
+    assert len(gone) == 2, left
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_the_command_ends_its_ranks(number: signal.Signals, tmp_path: Path) -> None:
+    process = begin("gpt", tmp_path / "run", "--devices", "2", "--batch-size", "4", *MANY)
+    wait_for_ranks(process, 2)
+    wait_for_text(tmp_path / "run" / "output.log", "step ")
+    os.kill(process.pid or 0, number)
+    sent_at = time.monotonic()
+    process.join(60)
+    assert time.monotonic() - sent_at < LIMIT_S
+    assert process.exitcode == 128 + number
+    assert f"stopped by {number.name}" in (tmp_path / "run" / "output.log").read_text()
+
+
+def test_two_runs_at_once_do_not_collide(tmp_path: Path) -> None:
+    options = ("--devices", "2", "--batch-size", "4", "--strategy", "fsdp")
+    both = [
+        begin("gpt", tmp_path / "same", *options, "--record", str(tmp_path / name)) for name in "ab"
+    ]
+    for process in both:
+        process.join(120)
+    assert [process.exitcode for process in both] == [0, 0]
+    folders = [path for path in (tmp_path / "same").iterdir() if path.is_dir()]
+    assert len(folders) == 2
+    assert (tmp_path / "a").read_text() != (tmp_path / "b").read_text()
+
+
+def test_a_port_in_use_is_no_obstacle_and_none_stays_taken(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 29500))  # torch's default
+        taken.listen()
+        process = begin("gpt", tmp_path / "run", "--devices", "2", "--batch-size", "4")
+        process.join(60)
+    assert process.exitcode == 0
+    listening = [c for c in psutil.net_connections("tcp") if c.status == psutil.CONN_LISTEN]
+    assert not [c for c in listening if c.pid == process.pid]
+
+
+def test_torchrun_names_the_rank_that_failed_first(tmp_path: Path, repository: Path) -> None:
+    script = tmp_path / "faulty.py"
+    script.write_text(
+        "from tests.distributed.test_failure import plant, raise_error\n"
+        "from recipes import gpt\n"
+        "plant(3, raise_error)()\n"
+        "gpt.main()\n"
+    )
+    arguments = recipe_command("gpt", tmp_path / "run", "--batch-size", "4", *MANY)[3:]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    done = subprocess.run(
+        [*launcher, "--nproc-per-node", "2", str(script), *arguments],
+        cwd=repository,
+        env=environment(tmp_path) | {"PYTHONPATH": str(repository)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 1
+    root_cause = done.stderr.partition("Root Cause")[2]
+    assert "rank      : 1" in root_cause
+    assert "ArithmeticError: planted in rank 1" in root_cause
+
+
+@pytest.mark.parametrize(
+    ("kinds", "first"),
+    [
+        ([("RuntimeError", 5.0), ("ValueError", 4.0)], "ValueError"),  # the earlier one
+        ([("RuntimeError", 5.0), ("SIGKILL", 0.0)], "SIGKILL"),  # leaves no time
+        ([("SIGABRT", 0.0), ("RuntimeError", 5.0)], "RuntimeError"),  # waited in vain
+    ],
+)
+def test_the_first_failure_is_the_one_that_others_follow_from(
+    kinds: list[tuple[str, float]], first: str
+) -> None:
+    failures = [
+        Failure(rank=rank, type=kind, message="", lines=[], at_s=at_s)
+        for rank, (kind, at_s) in enumerate(kinds)
+    ]
+    assert first_failure(failures).type == first
+
+
+def wait_for_ranks(process: BaseProcess, count: int) -> list[psutil.Process]:
+    """The ranks that a command has started, by rank."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        ranks = psutil.Process(process.pid).children()
+        if len(ranks) == count:
+            return sorted(ranks, key=lambda rank: rank.pid)
+        time.sleep(0.02)
+    raise AssertionError("no ranks were started")
+
+
+def wait_for_text(path: Path, text: str) -> None:
+    deadline = time.monotonic() + 60
+    while text not in (path.read_text() if path.exists() else ""):
+        assert time.monotonic() < deadline, f"{path} never said {text!r}"
+        time.sleep(0.05)

@@ -1,0 +1,164 @@
+"""Every strategy trains the same model, and the comparison that says so sees when one does not."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
+
+import psutil
+import pytest
+import torch
+from lightning.pytorch.strategies import DDPStrategy
+from torch import Tensor, nn
+from torch.distributed import GradBucket
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+from torch.nn.parallel import DistributedDataParallel
+
+from recipes import gpt
+from scaling.__main__ import main
+from scaling.parity import BOUNDS, STRATEGIES, Curves, compare
+from scaling.processes import start_worker
+from scaling.store import load_store
+from tests.distributed.launching import begin, load
+from unitransformer import fsdp1, strategies
+from unitransformer.order import TrainOrder
+from unitransformer.training import TrainingModule
+from unitransformer.zero import ZeroStrategy
+
+BOUND = BOUNDS["32-true"]
+# Clipping at every step hides a wrong scale of the gradients from the loss.
+STEPS = ("--max-steps", "24", "--validate-every", "24", "--optimizer.clip-norm", "0.5")
+TWO = ("--devices", "2", "--batch-size", "4")
+
+
+def test_every_strategy_trains_in_float32_over_two_ranks_what_one_process_trains(
+    tmp_path: Path,
+) -> None:
+    options = ["--recipe", "gpt", "--devices", "2", "--precisions", "32-true"]
+    fewer = ["--quick", "--compile", "off", "--activation-checkpointing", "off"]
+    assert main(["parity", *options, *fewer, "--accelerator", "cpu", "--out", str(tmp_path)]) == 0
+    (certificate,) = load_store([tmp_path], relative_to=tmp_path).certificates
+    assert {result.case.strategy for result in certificate.results} == set(STRATEGIES)
+    assert {certificate.verdict(result) for result in certificate.results} == {"equal"}
+    assert len(certificate.reference.loss) == 24
+    assert certificate.reference.loss[-1] < 0.9 * certificate.reference.loss[0], "it learns"
+
+
+def test_a_run_that_takes_too_long_is_ended_with_its_ranks(tmp_path: Path) -> None:
+    before = set(psutil.Process().children(recursive=True))
+    folder = ["--out", str(tmp_path), "--accelerator", "cpu", "--devices", "2"]
+    endless = [*folder, "--max-steps", "1000000"]
+    with start_worker(tmp_path / "worker.log") as run:
+        ended = run("vit", endless, log=tmp_path / "log", limit_s=4.0)
+        assert ended.exit_code is None
+        assert 4.0 <= ended.elapsed_s < 8.0
+        ended = run("vit", ["--devices", "0"], log=tmp_path / "log", limit_s=60.0)
+        assert ended.exit_code == 2
+        assert (tmp_path / "log").read_text().startswith("error: parallel.devices is 0")
+        (worker,) = set(psutil.Process().children(recursive=True)) - before
+    assert not worker.is_running()
+
+
+# ---------------------------------------------------------------------------------- faults
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory: pytest.TempPathFactory) -> Curves:
+    return train(tmp_path_factory.mktemp("reference") / "run", "--batch-size", "8")
+
+
+def train(folder: Path, *options: str, fault: Callable[[], None] | None = None) -> Curves:
+    process = begin("gpt", folder, *STEPS, *options, fault=fault)
+    process.join()
+    assert process.exitcode == 0, (folder / "output.log").read_text()
+    record = load(folder)
+    return Curves(loss=tuple(record["loss"]), gradient_norm=tuple(record["gradient_norm"]))
+
+
+def leave_rank_1_with_its_own_gradients() -> None:
+    class Deaf(DDPStrategy):
+        def _setup_model(self, model: nn.Module) -> DistributedDataParallel:
+            wrapped = super()._setup_model(model)
+            wrapped.register_comm_hook(None, hear_nothing)
+            return wrapped
+
+    def hear_nothing(_: object, bucket: GradBucket) -> torch.futures.Future[Tensor]:
+        own = bucket.buffer().clone()
+        is_deaf = torch.distributed.get_rank() == 1
+        reduced = allreduce_hook(None, bucket)  # type: ignore[arg-type]
+        return reduced.then(lambda done: own if is_deaf else done.value())
+
+    strategies.DDPStrategy = Deaf  # type: ignore[attr-defined]
+
+
+def add_up_the_loss_of_all_ranks() -> None:
+    score = TrainingModule.training_step
+
+    def training_step(self: TrainingModule, *arguments: Any) -> Tensor:
+        return score(self, *arguments) * self.trainer.world_size
+
+    TrainingModule.training_step = training_step  # type: ignore[method-assign]
+
+
+def divide_by_the_micro_batches_twice() -> None:
+    del ZeroStrategy.backward  # Lightning's lets DeepSpeed divide what is divided already
+
+
+def give_every_rank_the_samples_of_the_first() -> None:
+    begin_order = TrainOrder.__init__
+
+    def same(self: TrainOrder, *arguments: Any, **options: Any) -> None:
+        begin_order(self, *arguments, **options | {"rank": 0})
+
+    TrainOrder.__init__ = same  # type: ignore[method-assign]
+
+
+def leave_a_matrix_whole() -> None:
+    # FSDP2 would not clip: its norm takes no gradients of two kinds.
+    name = "embedding.lut"
+    make = fsdp1._Materialise._make
+
+    def make_the_others(self: fsdp1._Materialise, parameter: nn.Parameter) -> nn.Parameter:
+        return make(self, parameter) if parameter.is_meta else parameter
+
+    class Leaky(fsdp1.FSDP1Strategy):
+        def _setup_model(self, model: nn.Module) -> nn.Module:
+            assert isinstance(model, TrainingModule)
+            table = cast(nn.Embedding, model.network.get_submodule(name))
+            table.weight = nn.Parameter(model.first_values()(f"{name}.weight", table.weight))
+            self.kwargs["ignored_states"] = [table.weight]
+            return super()._setup_model(model)
+
+    fsdp1._Materialise._make = make_the_others  # type: ignore[assignment,method-assign]
+    strategies.FSDP1Strategy = Leaky  # type: ignore[misc]
+    gpt.show = lambda outcome, folder: []  # the matrix is missing where the network is gathered
+
+
+FAULTS = {
+    "a rank that skips its reduction": ("ddp", (), leave_rank_1_with_its_own_gradients),
+    "a loss that is added up": ("ddp", (), add_up_the_loss_of_all_ranks),
+    "a loss that is divided twice": (
+        "zero2",
+        ("--accumulate", "2", "--batch-size", "2"),
+        divide_by_the_micro_batches_twice,
+    ),
+    "a sampler that repeats": ("fsdp", (), give_every_rank_the_samples_of_the_first),
+    "a parameter that is not divided": ("fsdp1", (), leave_a_matrix_whole),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_planted_fault_is_different(name: str, reference: Curves, tmp_path: Path) -> None:
+    strategy, options, fault = FAULTS[name]
+    options = (*TWO, "--strategy", strategy, *options)
+    assert compare(reference, train(tmp_path / "sound", *options)).verdict(BOUND) == "equal"
+    found = compare(reference, train(tmp_path / "faulty", *options, fault=fault))
+    assert found.verdict(BOUND) == "different"
+
+
+def test_a_wrong_scale_is_hidden_from_the_loss_and_seen_in_the_gradient_norm(
+    reference: Curves, tmp_path: Path
+) -> None:
+    doubled = train(tmp_path / "run", *TWO, fault=add_up_the_loss_of_all_ranks)
+    found = compare(reference, doubled)
+    assert found.loss.relative <= BOUND.loss, "clipping makes it good again"
+    assert found.gradient_norm.relative == pytest.approx(1.0, rel=1e-5)

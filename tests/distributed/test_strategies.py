@@ -1,0 +1,311 @@
+"""Every strategy trains the model that one plain process trains, however it was started."""
+
+import json
+import multiprocessing
+import os
+import subprocess
+from multiprocessing.queues import SimpleQueue
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed
+from torch.distributed.tensor import DTensor
+from torch.testing._internal.distributed.fake_pg import FakeStore
+
+import recipes.running
+from recipes import gpt
+from tests.distributed.launching import (
+    begin,
+    environment,
+    free_port,
+    load,
+    recipe_command,
+    train,
+)
+from unitransformer.config import ParallelConfig
+from unitransformer.objectives import Objective
+from unitransformer.strategies import shard
+from unitransformer.training import TrainingModule
+from unitransformer.transformer import Transformer
+
+STRATEGIES = ("ddp", "fsdp", "fsdp1", "hsdp", "zero1", "zero2", "zero3")
+# Steps in proportion to the gradient: Adam's own hide its size.
+PROPORTIONAL = ("--optimizer.epsilon", "1", "--optimizer.learning-rate", "1")
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The record of one plain process, by recipe and options; trained once."""
+    folder = tmp_path_factory.mktemp("alone")
+    records: dict[tuple[str, ...], dict[str, Any]] = {}
+
+    def record_of(recipe: str, *options: str) -> dict[str, Any]:
+        key = (recipe, *options)
+        if key not in records:
+            place = folder / str(len(records))
+            records[key] = train(recipe, place, "--batch-size", "8", *options)
+        return records[key]
+
+    return record_of
+
+
+def two(strategy: str) -> tuple[str, ...]:
+    return ("--batch-size", "4", "--devices", "2", "--strategy", strategy)
+
+
+def assert_same(record: dict[str, Any], reference: dict[str, Any], rel: float = 1e-5) -> None:
+    assert record["loss"] == pytest.approx(reference["loss"], rel=rel)
+    assert record["gradient_norm"] == pytest.approx(reference["gradient_norm"], rel=10 * rel)
+    measured, expected = (r["validation"]["loss"] for r in (record, reference))
+    assert measured == pytest.approx(expected, rel=rel)
+
+
+@pytest.mark.parametrize("recipe", ["bert", "gpt", "vit"])
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_two_ranks_train_the_model_that_one_trains(
+    strategy: str, recipe: str, alone: Any, tmp_path: Path
+) -> None:
+    record = train(recipe, tmp_path / "two", *two(strategy))
+    assert record["config"]["parallel"]["strategy"] == strategy
+    assert record["global_batch_size"] == 8
+    assert record["summary"] == alone(recipe)["summary"]
+    assert_same(record, alone(recipe))
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_gradients_are_clipped_by_the_norm_over_all_ranks(
+    strategy: str, alone: Any, tmp_path: Path
+) -> None:
+    clipped = (*PROPORTIONAL, "--optimizer.clip-norm", "0.1")
+    record = train("gpt", tmp_path / "two", *two(strategy), *clipped)
+    assert min(record["gradient_norm"]) > 0.1
+    assert_same(record, alone("gpt", *clipped))
+    assert record["loss"] != pytest.approx(alone("gpt", *PROPORTIONAL)["loss"], rel=1e-5)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_micro_batches_add_up_to_the_gradient_of_the_whole(
+    strategy: str, alone: Any, tmp_path: Path
+) -> None:
+    halves = ("--accumulate", "2", "--batch-size", "2", "--validation-batches", "2")
+    record = train("gpt", tmp_path / "two", *two(strategy), *PROPORTIONAL, *halves)
+    assert_same(record, alone("gpt", *PROPORTIONAL))
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("mode", ["selective", "full"])
+def test_checkpointed_activations_change_nothing(
+    mode: str, strategy: str, alone: Any, tmp_path: Path
+) -> None:
+    options = ("--activation-checkpointing", mode)
+    assert_same(train("gpt", tmp_path / "two", *two(strategy), *options), alone("gpt"))
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp", "fsdp1", "zero3"])
+def test_compiling_changes_nothing(strategy: str, alone: Any, tmp_path: Path) -> None:
+    options = ("--compile", "default")
+    assert_same(train("gpt", tmp_path / "two", *two(strategy), *options), alone("gpt"))
+
+
+@pytest.mark.parametrize("strategy", ["fsdp", "fsdp1", "zero3"])
+def test_a_chunked_loss_changes_nothing(strategy: str, alone: Any, tmp_path: Path) -> None:
+    assert_same(train("gpt", tmp_path / "two", *two(strategy), "--loss-chunk", "7"), alone("gpt"))
+
+
+@pytest.mark.parametrize(
+    ("strategy", "precision"),
+    [
+        *((strategy, "bf16-mixed") for strategy in STRATEGIES),
+        *((strategy, "bf16-true") for strategy in ("ddp", "fsdp", "fsdp1", "hsdp")),
+    ],
+)
+def test_fewer_bits_stay_near(strategy: str, precision: str, alone: Any, tmp_path: Path) -> None:
+    record = train("gpt", tmp_path / "two", *two(strategy), "--precision", precision)
+    assert_same(record, alone("gpt"), rel=1e-3)
+    assert record["loss"] != alone("gpt")["loss"]
+
+
+def test_four_ranks_of_two_nodes_replicate_what_each_node_divides(
+    alone: Any, tmp_path: Path
+) -> None:
+    port = str(free_port())
+    options = ("--batch-size", "2", "--devices", "2", "--num-nodes", "2", "--strategy", "hsdp")
+    record = str(tmp_path / "record.json")
+    nodes = [
+        begin(
+            "gpt",
+            tmp_path / str(node),
+            *options,
+            *("--record", record, "--checkpoint-dir", str(tmp_path / "checkpoints")),
+            variables={"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "NODE_RANK": str(node)},
+        )
+        for node in range(2)
+    ]
+    for process in nodes:
+        process.join(120)
+    assert [process.exitcode for process in nodes] == [0, 0]
+    together = load(tmp_path)
+    assert together["world_size"] == 4
+    assert_same(together, alone("gpt"))
+
+
+@pytest.mark.parametrize("recipe", ["gpt"])
+def test_torchrun_starts_as_many_ranks_as_it_says(
+    recipe: str, alone: Any, tmp_path: Path, repository: Path
+) -> None:
+    python, *arguments = recipe_command(
+        recipe, tmp_path / "two", "--batch-size", "4", "--strategy", "fsdp"
+    )
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    done = subprocess.run(
+        [python, *torchrun, *arguments],
+        cwd=repository,
+        env=environment(tmp_path),
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("validation  loss") == 1
+    record = load(tmp_path / "two")
+    assert record["world_size"] == 2
+    assert_same(record, alone(recipe))
+
+
+def start_anew() -> None:
+    """Ranks as they are started where forking is not safe: on GPUs."""
+    launch = recipes.running.launch
+
+    def launch_anew(*arguments: Any, **options: Any) -> Any:
+        return launch(*arguments, **{**options, "fork": False})
+
+    recipes.running.launch = launch_anew
+
+
+def test_ranks_that_are_started_anew_do_what_forked_ones_do(alone: Any, tmp_path: Path) -> None:
+    process = begin("gpt", tmp_path / "two", *two("fsdp"), fault=start_anew)
+    process.join(120)
+    assert process.exitcode == 0
+    assert_same(load(tmp_path / "two"), alone("gpt"))
+
+
+def test_tasks_of_srun_find_each_other(alone: Any, tmp_path: Path) -> None:
+    step = {
+        "SLURM_JOB_ID": str(os.getpid()),  # decides the port
+        "SLURM_STEP_ID": "0",
+        "SLURM_STEP_NUM_TASKS": "2",
+        "SLURM_STEP_NUM_NODES": "1",
+        "SLURM_STEP_NODELIST": "localhost",
+        "SLURM_NODEID": "0",
+        "SLURM_NTASKS": "2",
+    }
+    record = str(tmp_path / "record.json")
+    tasks = [
+        begin(
+            "gpt",
+            tmp_path / str(task),
+            *("--batch-size", "4", "--strategy", "zero2", "--record", record),
+            *("--checkpoint-dir", str(tmp_path / "checkpoints")),
+            variables=step | {"SLURM_PROCID": str(task), "SLURM_LOCALID": str(task)},
+        )
+        for task in range(2)
+    ]
+    for process in tasks:
+        process.join(120)
+    assert [process.exitcode for process in tasks] == [0, 0]
+    assert_same(load(tmp_path), alone("gpt"))
+
+
+def test_a_batch_script_outside_srun_is_one_process(tmp_path: Path) -> None:
+    script = {"SLURM_JOB_ID": "1", "SLURM_NTASKS": "2", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}
+    process = begin("gpt", tmp_path / "run", variables=script)
+    process.join(60)
+    assert process.exitcode == 0
+    assert load(tmp_path / "run")["world_size"] == 1
+
+
+def weigh() -> None:
+    """At the end of training every rank writes how much it holds of weights and moments."""
+    on_train_end = TrainingModule.on_train_end
+
+    def weighed(self: TrainingModule) -> None:
+        optimizer = self.trainer.optimizers[0]
+        states = getattr(optimizer, "optimizer", optimizer).state.values()
+        parameters = [getattr(p, "ds_tensor", p) for p in self.network.parameters()]
+        held = {
+            "weights": sum(own(p).numel() for p in parameters),
+            "moments": sum(own(state["exp_avg"]).numel() for state in states),
+        }
+        path = Path(os.environ["UNITRANSFORMER_CACHE"]).parent / f"held-{self.global_rank}.json"
+        path.write_text(json.dumps(held))
+        on_train_end(self)
+
+    TrainingModule.on_train_end = weighed  # type: ignore[method-assign]
+
+
+def own(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+@pytest.mark.parametrize(
+    ("strategy", "weights", "moments"),
+    [
+        ("ddp", 1, 1),
+        ("fsdp", 2, 2),
+        ("fsdp1", 2, 2),
+        ("hsdp", 2, 2),
+        ("zero1", 1, 2),
+        ("zero2", 1, 2),
+        ("zero3", 2, 2),
+    ],
+)
+def test_a_rank_holds_its_share_and_no_more(
+    strategy: str, weights: int, moments: int, tmp_path: Path
+) -> None:
+    # Small ones DeepSpeed would keep whole.
+    process = begin("gpt", tmp_path / "two", *two(strategy), *WIDE, fault=weigh)
+    process.join(120)
+    assert process.exitcode == 0
+    total = load(tmp_path / "two")["num_parameters"]
+    for rank in range(2):
+        held = json.loads((tmp_path / f"held-{rank}.json").read_text())
+        assert held["weights"] == pytest.approx(total / weights, rel=0.03)
+        assert held["moments"] == pytest.approx(total / moments, rel=0.03)
+
+
+WIDE = ("--model.width", "64", "--model.feedforward-width", "256")
+
+
+def start_large(queue: "SimpleQueue[tuple[int, int, int]]") -> None:
+    """Give a network its first weights as rank 0 of 8; tell the memory that takes."""
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("fake", store=FakeStore(), rank=0, world_size=8)
+    parallel = ParallelConfig(devices=8, strategy="fsdp", accelerator="cpu")
+    model = gpt.model_config("774m", width=1024, num_layers=8, num_heads=8, feedforward_width=4096)
+    with torch.device("meta"):
+        objective = Objective(Transformer(model))
+    strategy: Any = SimpleNamespace(root_device=torch.device("cpu"))
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    before = peak_bytes()
+    shard(objective, parallel, strategy, objective.network.first_values(0))
+    sizes = [p.numel() * p.element_size() for p in objective.parameters()]
+    queue.put((peak_bytes() - before, max(sizes), sum(sizes)))
+
+
+def peak_bytes() -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * int(next(line for line in lines if line.startswith("VmHWM")).split()[1])
+
+
+def test_a_rank_never_holds_more_than_its_share_and_one_matrix() -> None:
+    context = multiprocessing.get_context("fork")
+    queue = context.SimpleQueue()
+    process = context.Process(target=start_large, args=(queue,))
+    process.start()
+    peak, matrix, whole = queue.get()
+    process.join(60)
+    assert peak < whole / 8 + matrix + 16 * 2**20
+    assert peak < whole / 2

@@ -1,0 +1,367 @@
+"""The parity certificate: written from runs, read back, and doubted."""
+
+import contextlib
+import copy
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_store import HOST, broken_variants, make_config, make_record
+
+from recipes import bert, gpt, vit
+from recipes.options import build_config, parse
+from scaling.__main__ import main
+from scaling.certificates import (
+    describe_bounds,
+    describe_result,
+    find_contradictions,
+    find_other_bounds,
+    read_certificate,
+    write_certificate,
+)
+from scaling.parity import Case, Curves, Verdict
+from scaling.processes import Ended
+from scaling.report import render_report
+from scaling.store import Store, load_store
+from unitransformer.config import ParallelConfig, Recipe, RunConfig, to_dict
+from unitransformer.records import write_record
+
+STEPS = 20
+PLAIN = Curves(loss=(2.0,) * STEPS, gradient_norm=(1.0,) * STEPS)
+
+
+def scaled(loss: float, gradient_norm: float = 1.0) -> Curves:
+    """The plain curves with their last step multiplied."""
+    return Curves(
+        loss=(*PLAIN.loss[:-1], 2.0 * loss),
+        gradient_norm=(*PLAIN.gradient_norm[:-1], gradient_norm),
+    )
+
+
+def result(
+    case: Case, curves: Curves | None = None, failure: tuple[Verdict, str] | None = None
+) -> dict[str, Any]:
+    return describe_result(
+        case,
+        reference=PLAIN,
+        curves=curves,
+        failure=failure,
+        elapsed_s=1.5,
+        command=f"python -m recipes.gpt --strategy {case.strategy}",
+    )
+
+
+DDP, FSDP = Case(strategy="ddp", devices=2), Case(strategy="fsdp", devices=2)
+RESULTS = [
+    result(Case(strategy="single"), PLAIN),
+    result(DDP, scaled(1 + 2**-20)),  # about a millionth more
+    result(replace(DDP, precision="bf16-mixed"), scaled(1 + 2**-10)),
+    result(FSDP, scaled(1.0, 2.0)),
+    result(replace(FSDP, precision="16-mixed"), failure=("refused", "no loss scaler sees it")),
+    result(replace(FSDP, compile="default"), failure=("failed", "timeout: more than 600 s")),
+]
+
+
+def make_certificate(
+    recipe: Recipe = "gpt", *, results: Sequence[Mapping[str, Any]] = RESULTS, **changes: Any
+) -> dict[str, Any]:
+    """A certificate that is valid and agrees with itself; `changes` replace top-level fields."""
+    parallel = ParallelConfig(strategy="single", accelerator="cpu")
+    config = replace(make_config(recipe, num_steps=STEPS), parallel=parallel)
+    return copy.deepcopy(
+        {
+            "schema": 1,
+            "kind": "parity",
+            "recipe": recipe,
+            "config_hash": config.hash(),
+            "identity_hash": config.identity_hash(),
+            "accelerator": "cpu",
+            "device_counts": [2],
+            "steps": STEPS,
+            "seed": 0,
+            "global_batch_size": 2,
+            "bounds": describe_bounds(),
+            "config": to_dict(config),
+            "versions": {"python": "3.11.7", "torch": "2.13.0"},
+            "code": {"commit": "0123456789abcdef", "is_dirty": False},
+            "hardware": [HOST],
+            "data": {"description": "a small text", "sha256": "ab" * 32},
+            "command": f"python -m scaling parity --recipe {recipe} --devices 2",
+            "started_at": "2026-01-01T00:00:00+00:00",
+            "elapsed_s": 9.0,
+            "reference": {
+                "command": f"python -m recipes.{recipe} --strategy single",
+                "elapsed_s": 1.0,
+                "loss": list(PLAIN.loss),
+                "gradient_norm": list(PLAIN.gradient_norm),
+            },
+            "cases": list(results),
+        }
+        | changes
+    )
+
+
+# ---------------------------------------------------------------------------------- files
+
+
+def test_a_certificate_is_written_beside_the_records_and_found_again(tmp_path: Path) -> None:
+    write_record(make_record(), tmp_path / "run.json")
+    content = make_certificate()
+    path = write_certificate(content, tmp_path)
+    assert path.name == f"parity-gpt-{content['config_hash']}-1.json"
+    store = load_store([tmp_path], relative_to=tmp_path)
+    assert ([run.name for run in store.runs], store.left_out) == (["run.json"], ())
+    (certificate,) = store.certificates
+    assert certificate.name == path.name
+    assert certificate.content == content
+    verdicts = [certificate.verdict(result) for result in certificate.results]
+    assert verdicts == ["equal", "equal", "equal", "different", "refused", "failed"]
+
+
+def test_a_second_certificate_of_a_model_gets_another_number(tmp_path: Path) -> None:
+    names = [write_certificate(make_certificate(), tmp_path).name for _ in range(2)]
+    assert [name[-7:] for name in names] == ["-1.json", "-2.json"]
+    store = load_store([tmp_path], relative_to=tmp_path)
+    assert [certificate.name for certificate in store.certificates] == names[:1]
+    assert [(file.kind, file.name) for file in store.left_out] == [("duplicate", names[1])]
+
+
+def test_nothing_is_written_of_a_certificate_that_is_none(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="certificate: cases is empty"):
+        write_certificate(make_certificate(results=[]), tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+# ---------------------------------------------------------------------------------- doubt
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (
+            lambda content: content["cases"][3].update(verdict="equal"),
+            "verdict of fsdp x 2, 32-true is equal in the certificate, different by its samples",
+        ),
+        (
+            lambda content: content["cases"][3].update(gradient_norm_difference=1e-6),
+            "gradient_norm_difference of fsdp x 2, 32-true is 1e-06 in the certificate, 1.0 by",
+        ),
+        (
+            lambda content: content["cases"][0].update(loss=[2.0] * 19 + [2.5]),
+            "loss_difference of single x 1, 32-true is 0.0 in the certificate, 0.25 by",
+        ),
+        (
+            lambda content: content["reference"].update(loss=[2.5] + [2.0] * 19),
+            "first_loss_difference of single x 1, 32-true is 0.0 in the certificate, 0.2 by",
+        ),
+        (
+            lambda content: content["bounds"]["32-true"].update(gradient_norm=2.0),
+            "verdict of fsdp x 2, 32-true is different in the certificate, equal by its samples",
+        ),
+        (
+            lambda content: content["cases"][4].update(loss_difference=0.0),
+            "loss_difference of fsdp x 2, 16-mixed is 0.0 in the certificate, nothing by",
+        ),
+    ],
+    ids=["verdict", "difference", "samples", "reference", "bounds", "a figure of no run"],
+)
+def test_an_edited_certificate_contradicts_itself(
+    change: Callable[[dict[str, Any]], None], said: str
+) -> None:
+    content = make_certificate()
+    assert find_contradictions(read_certificate(content, "a.json")) == []
+    change(content)
+    found = find_contradictions(read_certificate(content, "a.json"))
+    assert any(line.startswith(said) for line in found), found
+
+
+def test_a_verdict_follows_from_the_bounds_of_today() -> None:
+    content = make_certificate()
+    content["bounds"]["32-true"]["gradient_norm"] = 2.0
+    content["cases"][3]["verdict"] = "equal"
+    certificate = read_certificate(content, "a.json")
+    assert find_contradictions(certificate) == []
+    assert find_other_bounds(certificate) == [
+        "32-true was held to loss 1e-05 and gradient norm 2, now to loss 1e-05 and gradient norm "
+        "0.0001"
+    ]
+    assert certificate.verdict(certificate.results[3]) == "different"
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"schema": 2}, "schema is 2"),
+        ({"accelerator": "cuda"}, "accelerator is 'cuda'; its config says 'cpu'"),
+        ({"steps": 21}, "steps is 21; its config says 20"),
+        ({"seed": 1}, "seed is 1; its config says 0"),
+        ({"config_hash": "0" * 12}, "config_hash is"),
+        ({"bounds": {}}, "no bounds for precision 32-true"),
+        ({"hardware": []}, "hardware is empty"),
+        ({"cases": [RESULTS[0] | {"loss": [2.0]}]}, "1 losses and 20 norms of 20 steps"),
+        ({"cases": [RESULTS[0] | {"loss": [0.0] * 20}]}, "not above 0"),
+        ({"cases": [RESULTS[0] | {"loss": [float("nan")] * 20}]}, "loss is not a list of int or"),
+        ({"cases": [RESULTS[0] | {"verdict": "refused"}]}, "verdict is refused with samples"),
+        ({"cases": [RESULTS[4] | {"verdict": "equal"}]}, "verdict is equal with no samples"),
+        ({"cases": [RESULTS[4] | {"verdict": "fine"}]}, "verdict is 'fine'"),
+        ({"cases": [RESULTS[0] | {"strategy": "dpp"}]}, "strategy is 'dpp'"),
+        ({"cases": [RESULTS[0] | {"devices": 0}]}, "devices and accumulate must be at least 1"),
+    ],
+)
+def test_a_damaged_certificate_is_left_out_with_its_reason(
+    changes: dict[str, Any], reason: str, tmp_path: Path
+) -> None:
+    (tmp_path / "a.json").write_text(json.dumps(make_certificate(**changes)))
+    store = load_store([tmp_path], relative_to=tmp_path)
+    assert store.certificates == ()
+    (file,) = store.left_out
+    assert file.kind == "damaged"
+    assert reason in file.reason
+
+
+def test_whatever_is_broken_in_a_certificate_it_is_left_out_or_reported(tmp_path: Path) -> None:
+    for index, broken in enumerate(broken_variants(make_certificate())):
+        (tmp_path / f"{index}.json").write_text(json.dumps(broken))
+    store = load_store([tmp_path], relative_to=tmp_path)
+    assert len(store.left_out) > 200
+    assert len(store.certificates) > 50
+    for certificate in store.certificates:
+        alone = Store(runs=(), left_out=(), certificates=(certificate,))
+        assert "## Loss parity" in render_report(alone, command="", plots="plots")
+
+
+# ---------------------------------------------------------------------------------- studies
+
+PRESETS = {"bert": bert.PRESET, "gpt": gpt.PRESET, "vit": vit.PRESET}
+Behave = Callable[[RunConfig, Path], int | None]
+
+
+@pytest.fixture
+def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, Any]]:
+    """Runs `scaling parity` with runs that only write a record, or what else a test tells."""
+
+    def certify(behave: Behave, *options: str, code: int = 0) -> dict[str, Any]:
+        def run(recipe: Recipe, arguments: Sequence[str], *, log: Path, limit_s: float) -> Ended:
+            request = parse(PRESETS[recipe], arguments)
+            config = build_config(request, defaults=PRESETS[recipe].cpu, devices=1)
+            assert request.options.record is not None
+            is_first = not list(tmp_path.glob("began"))
+            (tmp_path / "began").touch()
+            log.write_text("")
+            if not is_first:
+                exit_code = behave(config, log)
+                if exit_code != 0:
+                    return Ended(exit_code=exit_code, elapsed_s=0.5)
+            record = make_record(
+                step_s=[0.1] * STEPS,
+                recipe=config.recipe,
+                size=config.size,
+                config=to_dict(config),
+                world_size=config.parallel.world_size,
+                global_batch_size=config.global_batch_size,
+                loss=list(PLAIN.loss),
+                gradient_norm=list(PLAIN.gradient_norm),
+            )
+            if (log.parent / "changes").exists():
+                record |= json.loads((log.parent / "changes").read_text())
+            write_record(record, request.options.record)
+            return Ended(exit_code=0, elapsed_s=0.5)
+
+        @contextlib.contextmanager
+        def start_worker(log: Path) -> Iterator[Any]:
+            yield run
+
+        monkeypatch.setattr("scaling.certify.start_worker", start_worker)
+        out = tmp_path / "out"
+        words = ["--recipe", "gpt", "--accelerator", "cpu", "--steps", "20", "--out", str(out)]
+        assert main(["parity", "--quick", *words, *options]) == code
+        (path,) = out.iterdir()
+        content: dict[str, Any] = json.loads(path.read_text())
+        return content
+
+    return certify
+
+
+ONE = ("--strategies", "ddp", "--precisions", "32-true", "--compile", "off")
+ALONE = (*ONE, "--activation-checkpointing", "off")
+
+
+def test_equal_runs_are_certified(study: Callable[..., dict[str, Any]]) -> None:
+    content = study(lambda config, log: 0, "--devices", "2,4", *ONE, "--", "--seed", "3")
+    assert [case["verdict"] for case in content["cases"]] == ["equal"] * 8
+    assert (content["device_counts"], content["seed"], content["steps"]) == ([2, 4], 3, 20)
+    assert content["command"].endswith("--devices 2,4 " + " ".join(ONE) + " -- --seed 3")
+    command = content["cases"][0]["command"]
+    assert "--strategy ddp --devices 2" in command
+    assert "--record" not in command
+
+
+def test_what_is_refused_is_a_row_with_its_reason(study: Callable[..., dict[str, Any]]) -> None:
+    def refuse(config: RunConfig, log: Path) -> int:
+        if config.parallel.precision == "32-true":
+            return 0
+        log.write_text("a warning\nerror: precision 16-mixed is not for a CPU\n")
+        return 2
+
+    options = ("--strategies", "ddp,fsdp", "--precisions", "32-true,16-mixed")
+    content = study(refuse, *options, "--compile", "off", "--activation-checkpointing", "off")
+    told = {(case["strategy"], case["verdict"]): case["reason"] for case in content["cases"]}
+    assert told["ddp", "refused"] == "precision 16-mixed is not for a CPU"
+    assert "whose gradients no loss scaler sees" in told["fsdp", "refused"]
+    assert {verdict for _, verdict in told} == {"equal", "refused"}
+
+
+@pytest.mark.parametrize(
+    ("exit_code", "said", "reason"),
+    [
+        (None, "", "timeout: more than 600 s"),
+        (1, "Traceback\nerror: rank 1 of 2: no (record: /tmp/x.json)\n", "rank 1 of 2: no"),
+        (-9, "", "exit code -9: nothing was said"),
+        (3, "one\ntwo\n", "exit code 3: two"),
+    ],
+)
+def test_a_run_that_ends_badly_has_failed(
+    study: Callable[..., dict[str, Any]], exit_code: int | None, said: str, reason: str
+) -> None:
+    def fail(config: RunConfig, log: Path) -> int | None:
+        log.write_text(said)
+        return exit_code
+
+    content = study(fail, *ALONE, code=1)
+    assert {(case["verdict"], case["reason"]) for case in content["cases"]} == {("failed", reason)}
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"data": {"description": "another text", "sha256": "cd" * 32}}, "the data are not the"),
+        ({"gradient_norm": []}, "20 losses and 0 norms of 20 steps"),
+        ({"loss": [2.0] * 19 + [0.0]}, "a loss or gradient norm is not above 0"),
+    ],
+)
+def test_a_run_that_did_something_else_has_failed(
+    study: Callable[..., dict[str, Any]], changes: dict[str, Any], reason: str
+) -> None:
+    def change(config: RunConfig, log: Path) -> int:
+        (log.parent / "changes").write_text(json.dumps(changes))
+        return 0
+
+    content = study(change, *ALONE, code=1)
+    assert {case["verdict"] for case in content["cases"]} == {"failed"}
+    assert reason in content["cases"][0]["reason"]
+
+
+def test_a_difference_fails_the_command(
+    study: Callable[..., dict[str, Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    def change(config: RunConfig, log: Path) -> int:
+        if config.accumulate == 2:
+            (log.parent / "changes").write_text(json.dumps({"gradient_norm": [0.5] * STEPS}))
+        return 0
+
+    content = study(change, *ALONE, code=1)
+    assert [case["verdict"] for case in content["cases"]] == ["equal", "different"]
+    assert capsys.readouterr().err.endswith("-1.json: 1 different, 1 equal\n")

@@ -1,0 +1,312 @@
+"""Checkpoints as folders: found, pruned, written from a copy, read without executing anything."""
+
+import json
+import os
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from unitransformer import saving, writing
+from unitransformer.checkpoints import (
+    Reader,
+    Told,
+    check_files,
+    checkpoint_name,
+    list_checkpoints,
+    newest_checkpoint,
+    read_tensors,
+    read_told,
+)
+from unitransformer.saving import CheckpointError, SaveCheckpoints
+from unitransformer.writing import Writer, remove_remains, start_saving
+
+State = dict[str, Tensor]
+
+
+def tell(step: int) -> Told:
+    return {"config": {}, "loss": [1.0] * step, "loss_scaler": {}}
+
+
+def write(folder: Path, step: int, state: State) -> Path:
+    start_saving(state, Writer(folder, step, tell(step)), None, wait=True).result()
+    return folder / checkpoint_name(step)
+
+
+def read(path: Path) -> State:
+    reader = Reader(path)
+    state = {name: torch.zeros(shape) for name, shape in reader.shapes().items()}
+    read_tensors(reader, state)
+    return state
+
+
+# ---- found again
+
+
+def test_checkpoints_are_in_the_order_of_their_steps_and_remains_are_none(tmp_path: Path) -> None:
+    steps = (100_000_000, 9, 10)
+    for step in steps:
+        (tmp_path / checkpoint_name(step)).mkdir()
+    for name in (".step-00000011.partial", ".step-00000012.old", "step-11", "last", "step-x"):
+        (tmp_path / name).mkdir()
+    found = [path.name for path in list_checkpoints(tmp_path)]
+    assert found == [checkpoint_name(step) for step in sorted(steps)]
+    assert newest_checkpoint(tmp_path / "nowhere") is None
+
+
+def test_remains_are_deleted_and_nothing_else(tmp_path: Path) -> None:
+    for name in (".step-00000003.partial", ".step-00000001.old", "step-00000002", ".step-3.mine"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").touch()
+    remove_remains(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"step-00000002", ".step-3.mine"}
+    remove_remains(tmp_path / "nowhere")
+
+
+# ---- written
+
+
+def test_what_was_written_is_read_again_and_only_the_newest_is_kept(tmp_path: Path) -> None:
+    state = {"a": torch.randn(3, 4), "b": torch.randn(7).bfloat16(), "c": torch.tensor(2.0)}
+    write(tmp_path, 1, {"a": torch.zeros(1)})
+    (tmp_path / "step-00000000").write_text("not ours")
+    path = write(tmp_path, 2, state)
+    assert {other.name for other in tmp_path.iterdir()} == {"step-00000000", path.name}
+    check_files(path)
+    assert read_told(path) == tell(2)
+    found = read(path)
+    assert found.keys() == state.keys()
+    assert all(torch.equal(found[name], state[name].float()) for name in state)
+    assert sorted(json.loads((path / "sums.json").read_text())) == sorted(
+        other.name for other in path.iterdir() if other.name != "sums.json"
+    )
+
+
+def test_a_checkpoint_on_the_way_is_a_copy_of_what_goes_on_changing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_data = Writer.write_data
+    monkeypatch.setattr(
+        Writer, "write_data", lambda *arguments: [time.sleep(0.1), write_data(*arguments)][1]
+    )
+    values = torch.ones(1000)
+    done = start_saving({"a": values}, Writer(tmp_path, 1, tell(1)), None, wait=False)
+    values.zero_()
+    assert not done.done()
+    done.result()
+    assert torch.equal(read(tmp_path / checkpoint_name(1))["a"], torch.ones(1000))
+
+
+def test_a_gradient_that_overflowed_is_told_as_it_was(tmp_path: Path) -> None:
+    told = tell(2) | {"gradient_norm": [float("inf"), 0.5]}
+    start_saving({"a": torch.ones(1)}, Writer(tmp_path, 2, told), None, wait=True).result()
+    assert read_told(tmp_path / checkpoint_name(2)) == told
+
+
+@pytest.mark.parametrize("is_wait", [True, False])
+def test_an_interrupt_while_writing_stays_one(
+    is_wait: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*arguments: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(writing, "checksum", interrupt)
+    done = start_saving({"a": torch.ones(1)}, Writer(tmp_path, 1, tell(1)), None, wait=is_wait)
+    with pytest.raises(KeyboardInterrupt):
+        done.result()
+    assert list_checkpoints(tmp_path) == []
+
+
+def test_every_file_is_checked_by_one_of_the_ranks(tmp_path: Path) -> None:
+    path = write(tmp_path, 1, {"a": torch.randn(3, 4)})
+    for name in ("run.json", "__0_0.distcp"):
+        whole = (path / name).read_bytes()
+        (path / name).write_bytes(whole[:-1])
+        found = []
+        for part in range(4):
+            try:
+                check_files(path, part=part, parts=4)
+            except ValueError as error:
+                found.append(str(error))
+        (said,) = found
+        assert f"{name} does not have its checksum" in said
+        (path / name).write_bytes(whole)
+
+
+@pytest.mark.parametrize(
+    ("state", "said"),
+    [
+        ({"b": torch.zeros(3, 4)}, "Missing key in checkpoint state_dict: b"),
+        ({"a": torch.zeros(4, 3)}, "Size mismatch between saved"),
+    ],
+)
+def test_a_tensor_that_is_missing_or_has_another_shape_is_refused(
+    state: State, said: str, tmp_path: Path
+) -> None:
+    path = write(tmp_path, 1, {"a": torch.randn(3, 4)})
+    with pytest.raises(ValueError, match=f"checkpoint {path} is damaged .{said}"):
+        read_tensors(Reader(path), state)
+
+
+# ---- the callback
+
+
+class Saver(SaveCheckpoints):
+    """Saves one small tensor, without a trainer's."""
+
+    def __init__(self, folder: Path, losses: list[float]) -> None:
+        super().__init__(folder, every=1, tell=lambda: {"config": {}, "loss": list(losses)})
+        self.losses = losses
+
+    def step(self, loss: float = 1.0, *, max_steps: int = 99) -> None:
+        self.losses.append(loss)
+        self.on_train_batch_end(trainer_at(len(self.losses), max_steps), None)
+
+
+def trainer_at(step: int, max_steps: int = 99) -> Any:
+    plugin = SimpleNamespace(state_dict=dict)
+    return SimpleNamespace(
+        global_step=step,
+        max_steps=max_steps,
+        is_global_zero=True,
+        strategy=SimpleNamespace(model=None),
+        precision_plugin=plugin,
+    )
+
+
+@pytest.fixture
+def saver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Saver:
+    monkeypatch.setattr(saving, "take_state", lambda *arguments: {"a": torch.ones(3)})
+    saver = Saver(tmp_path / "checkpoints", [])
+    saver.on_train_start(trainer_at(0), None)  # type: ignore[arg-type]
+    return saver
+
+
+def fill_the_disk(monkeypatch: pytest.MonkeyPatch, delay_s: float = 0.0) -> None:
+    def write_data(self: Writer, plan: Any, planner: Any) -> None:
+        time.sleep(delay_s)
+        raise OSError(28, os.strerror(28))
+
+    monkeypatch.setattr(Writer, "write_data", write_data)
+
+
+@pytest.mark.parametrize("max_steps", [3, 99])
+def test_a_disk_that_fills_up_on_the_way_is_told_when_the_next_is_due(
+    max_steps: int, saver: Saver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saver.step()
+    saver._finish(trainer_at(1))
+    fill_the_disk(monkeypatch, delay_s=0.05)
+    saver.step()
+    with pytest.raises(CheckpointError) as caught:
+        saver.step(max_steps=max_steps)
+    assert str(caught.value) == (
+        f"checkpoint-dir {saver.folder}: step 2 could not be saved ([Errno 28] No space left on "
+        "device); step-00000001 stays; free space and run again with --resume"
+    )
+    assert [path.name for path in saver.folder.iterdir()] == ["step-00000001"]
+    saver.on_exception(trainer_at(3), None, caught.value)  # nothing is left to wait for
+
+
+def test_the_last_is_written_before_training_ends(
+    saver: Saver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saver.step(max_steps=1)
+    assert [path.name for path in saver.folder.iterdir()] == ["step-00000001"]
+    fill_the_disk(monkeypatch)
+    with pytest.raises(CheckpointError, match=r"step 2 could not be saved .*; step-00000001 stays"):
+        saver.step(max_steps=2)
+
+
+def test_a_disk_that_is_full_from_the_start_leaves_nothing(
+    saver: Saver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill_the_disk(monkeypatch)
+    with pytest.raises(CheckpointError, match=r"on device\); free space and run again$"):
+        saver.step(max_steps=1)
+    assert list(saver.folder.iterdir()) == []
+
+
+def test_a_loss_that_is_no_number_is_not_saved(saver: Saver) -> None:
+    saver.step()
+    with pytest.raises(FloatingPointError, match="loss is nan at step 2; the checkpoint before"):
+        saver.step(float("nan"))
+    assert [path.name for path in saver.folder.iterdir()] == ["step-00000001"]
+
+
+def test_a_run_that_breaks_waits_for_the_checkpoint_that_is_being_written(
+    saver: Saver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_data = Writer.write_data
+    monkeypatch.setattr(
+        Writer, "write_data", lambda *arguments: [time.sleep(0.1), write_data(*arguments)][1]
+    )
+    saver.step()
+    saver.on_exception(trainer_at(1), None, ArithmeticError())
+    assert [path.name for path in saver.folder.iterdir()] == ["step-00000001"]
+
+
+def test_a_run_that_breaks_while_the_disk_is_full_says_what_broke_it(
+    saver: Saver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill_the_disk(monkeypatch, delay_s=0.05)
+    saver.step()
+    saver.on_exception(trainer_at(1), None, ArithmeticError())  # raises nothing of its own
+    assert list(saver.folder.iterdir()) == []
+
+
+def test_a_run_that_breaks_does_not_wait_forever_for_other_ranks(
+    saver: Saver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(saving, "PATIENCE_S", 0.05)
+    fill_the_disk(monkeypatch, delay_s=0.5)
+    saver.step()
+    assert saver._pending is not None
+    _, done = saver._pending
+    saver._group = object()  # type: ignore[assignment]
+    saver.on_exception(trainer_at(1), None, ArithmeticError())
+    assert not done.done()
+    assert done.exception() is not None
+
+
+# ---- float16
+
+
+class GradScaler(torch.amp.GradScaler):
+    """On a CPU, where torch has one too."""
+
+    def __init__(self) -> None:
+        super().__init__("cpu", init_scale=1024.0)
+
+
+def test_the_loss_scale_of_float16_is_saved_and_restored() -> None:
+    scaler, other = GradScaler(), GradScaler()
+    scaler.scale(torch.ones(1))
+    scaler.update(256.0)
+    told = saving._loss_scaler(trainer_with(scaler))
+    assert json.loads(json.dumps(told))["scale"] == 256.0
+    saving._set_loss_scaler(trainer_with(other), told)
+    assert other.get_scale() == 256.0
+
+
+def trainer_with(scaler: torch.amp.GradScaler) -> Any:
+    plugin = SimpleNamespace(
+        scaler=scaler, state_dict=scaler.state_dict, load_state_dict=scaler.load_state_dict
+    )
+    return SimpleNamespace(strategy=SimpleNamespace(model=None), precision_plugin=plugin)
+
+
+def test_deepspeeds_own_loss_scale_is_saved_and_restored() -> None:
+    def trainer(scale: float, steps: int) -> tuple[Any, Any]:
+        scaler = SimpleNamespace(dynamic=True, cur_scale=scale, cur_iter=steps)
+        engine = SimpleNamespace(optimizer=SimpleNamespace(loss_scaler=scaler))
+        return SimpleNamespace(strategy=SimpleNamespace(model=engine)), scaler
+
+    before, _ = trainer(128.0, 7)
+    after, scaler = trainer(65536.0, 0)
+    saving._set_loss_scaler(after, saving._loss_scaler(before))
+    assert (scaler.cur_scale, scaler.cur_iter) == (128.0, 7)

@@ -1,0 +1,144 @@
+"""What a rank needs, by arithmetic, and the strategy that follows from it."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from recipes import bert, gpt, vit
+from recipes.presets import Preset
+from unitransformer.activations import checkpoint_activations
+from unitransformer.config import DataConfig, ParallelConfig, RunConfig
+from unitransformer.data import Synthetic
+from unitransformer.memory import (
+    activation_bytes,
+    choose_strategy,
+    layer_activation_bytes,
+    rank_bytes,
+    state_bytes,
+)
+from unitransformer.objectives import Objective
+from unitransformer.transformer import Transformer
+
+GIB = 2**30
+SHAPE = {"width": 128, "num_layers": 6, "num_heads": 4, "feedforward_width": 512, "dropout": 0.0}
+
+
+def make_config(preset: Preset = gpt.PRESET, **parallel: object) -> RunConfig:
+    shape = SHAPE if preset is vit.PRESET else SHAPE | {"num_classes": 1000}
+    return RunConfig(
+        recipe=preset.recipe,
+        size="reference",
+        model=preset.model_config("reference", **shape),
+        data=DataConfig(source="synthetic"),
+        parallel=ParallelConfig(**parallel),  # type: ignore[arg-type]
+    )
+
+
+def auto(memory_gib: float | None, **parallel: object) -> tuple[str, str]:
+    """The strategy of a model of 16 GB of state, chosen by memory."""
+    model = gpt.model_config("1.3b", num_layers=18)
+    config = replace(make_config(**parallel), model=model, batch_size=1)
+    assert state_bytes(config) == pytest.approx(15 * GIB, rel=0.05)
+    memory = None if memory_gib is None else int(memory_gib * GIB)
+    chosen, why = choose_strategy(config, memory)
+    return chosen.parallel.strategy, why
+
+
+def test_a_parameter_costs_sixteen_bytes_and_in_pure_bf16_eight() -> None:
+    full, half = make_config(), make_config(precision="bf16-true")
+    assert state_bytes(full) == 2 * state_bytes(half)
+    assert state_bytes(full) % 16 == 0
+
+
+@pytest.mark.parametrize(
+    ("strategy", "quarters"),
+    [("ddp", 4), ("zero1", 3), ("zero2", 2.5), ("zero3", 2), ("fsdp", 2), ("fsdp1", 2)],
+)
+def test_two_ranks_divide_what_the_strategy_divides(strategy: str, quarters: float) -> None:
+    config = make_config(devices=2, strategy=strategy)
+    state = rank_bytes(config) - activation_bytes(config)
+    assert state == pytest.approx(quarters / 4 * state_bytes(config), rel=1e-6)
+
+
+@pytest.mark.parametrize("preset", [bert.PRESET, gpt.PRESET, vit.PRESET], ids=lambda p: p.recipe)
+@pytest.mark.parametrize("mode", ["off", "full"])
+def test_activations_are_those_that_the_backward_pass_finds(mode: str, preset: Preset) -> None:
+    config = make_config(preset, activation_checkpointing=mode)
+    kept = measure_kept(config)
+    assert sum(kept) == pytest.approx(layer_activation_bytes(config), rel=0.25)
+
+
+def measure_kept(config: RunConfig) -> list[int]:
+    """Bytes of each tensor that autograd keeps, weights and logits left out."""
+    objective = Objective(Transformer(config.model))
+    checkpoint_activations(objective, config.parallel.activation_checkpointing)
+    order = torch.arange(config.batch_size)
+    batch = Synthetic(config, 8).fill({"inputs": order, "targets": order}, torch.device("cpu"))
+    weights = {p.untyped_storage().data_ptr() for p in objective.parameters()}
+    kept: dict[int, int] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        is_logits = tensor.shape[-1:] == (config.model.num_classes,)
+        if storage.data_ptr() not in weights and not is_logits:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        loss = objective(batch)
+    assert torch.isfinite(loss)
+    return list(kept.values())
+
+
+def test_selective_checkpointing_keeps_less_than_all_and_more_than_the_input() -> None:
+    # What it keeps lies where autograd's hooks do not look.
+    kept = [
+        layer_activation_bytes(make_config(activation_checkpointing=mode))
+        for mode in ("full", "selective", "off")
+    ]
+    assert kept == sorted(kept)
+
+
+def test_a_chunked_loss_never_holds_all_logits() -> None:
+    config = make_config()
+    chunked = replace(config, loss_chunk=64)
+    rows = config.batch_size * config.sequence_length
+    saved = activation_bytes(config) - activation_bytes(chunked)
+    assert saved == (rows - 64) * 1000 * 12
+
+
+def test_one_device_needs_no_strategy() -> None:
+    assert auto(8)[0] == "single"
+
+
+def test_what_fits_on_every_device_is_replicated() -> None:
+    strategy, why = auto(80, devices=8)
+    assert strategy == "ddp"
+    assert "fit in the 80 GiB of a device" in why
+
+
+def test_what_does_not_fit_is_divided() -> None:
+    strategy, why = auto(16, devices=8)
+    assert strategy == "fsdp"
+    assert "do not fit in the 16 GiB of a device" in why
+    assert "divided over 8 devices they do" in why
+
+
+def test_what_fits_in_a_node_is_divided_there_and_replicated_between() -> None:
+    assert auto(16, devices=8, num_nodes=2)[0] == "hsdp"
+    assert auto(4, devices=2, num_nodes=8)[0] == "fsdp"
+
+
+def test_what_fits_nowhere_is_said() -> None:
+    assert "divided over 2 devices they may not either" in auto(4, devices=2)[1]
+
+
+def test_memory_that_is_not_known_is_said() -> None:
+    strategy, why = auto(None, devices=8)
+    assert strategy == "ddp"
+    assert "how much a device has is not known" in why
+
+
+def test_a_strategy_that_was_asked_for_stays() -> None:
+    assert auto(4, devices=2, strategy="ddp") == ("ddp", "as asked")

@@ -1,0 +1,275 @@
+"""Weights leave a checkpoint as one plain file, and a run begins with those of a file."""
+
+import struct
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors
+import torch
+from plain_model import PlainTransformer
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from recipes import bert, gpt, vit
+from recipes.presets import Preset
+from unitransformer import export
+from unitransformer.config import DataConfig, OptimizerConfig, ParallelConfig, RunConfig
+from unitransformer.run import Outcome, Places, run
+from unitransformer.transformer import Transformer
+from unitransformer.weights import read_weights, write_weights
+
+TINY = {"width": 16, "num_layers": 2, "num_heads": 2, "feedforward_width": 32, "dropout": 0.0}
+TEXT = {**TINY, "num_classes": 300, "num_positions": 16}
+PICTURES = {**TINY, "image_size": 16, "patch_size": 8}
+
+
+def config_of(preset: Preset = gpt.PRESET, *, max_steps: int = 2, **shape: Any) -> RunConfig:
+    fields = PICTURES if preset.recipe == "vit" else TEXT
+    return RunConfig(
+        recipe=preset.recipe,
+        size="reference",
+        model=preset.model_config("reference", **fields, **shape),
+        data=DataConfig(source="synthetic"),
+        optimizer=OptimizerConfig(learning_rate=3e-3, warmup_steps=1, schedule_steps=20),
+        parallel=ParallelConfig(accelerator="cpu", strategy="single"),
+        batch_size=4,
+        max_steps=max_steps,
+        validate_every=20,
+        validation_batches=1,
+    )
+
+
+def train(config: RunConfig, folder: Path, **options: Any) -> Outcome:
+    places = Places(
+        folder=folder, checkpoints=folder / "checkpoints", record=folder / "record.json"
+    )
+    return run(config, places, command="a test", say=lambda line: None, **options)
+
+
+def losses(outcome: Outcome) -> list[float]:
+    assert outcome.record is not None
+    found: list[float] = outcome.record["loss"]
+    return found
+
+
+def export_to(folder: Path, out: Path) -> dict[str, Tensor]:
+    assert export.main([str(folder), str(out)]) == 0
+    return load_file(out)
+
+
+# ---- out
+
+
+@pytest.mark.parametrize("preset", [bert.PRESET, gpt.PRESET, vit.PRESET], ids=lambda p: p.recipe)
+def test_an_exported_file_is_the_state_dict_of_the_trained_network(
+    preset: Preset, tmp_path: Path
+) -> None:
+    config = config_of(preset)
+    outcome = train(config, tmp_path / "run")
+    weights = export_to(tmp_path / "run", tmp_path / "out.safetensors")
+    trained = outcome.network.state_dict()
+    assert weights.keys() == trained.keys()
+    assert all(torch.equal(values, trained[name]) for name, values in weights.items())
+    Transformer(config.model).load_state_dict(weights, strict=True)
+
+
+def test_an_exported_file_loads_into_the_plain_model_which_says_the_same(tmp_path: Path) -> None:
+    config = config_of(bert.PRESET)
+    network = train(config, tmp_path / "run").network
+    plain = PlainTransformer(config.model)
+    plain.load_state_dict(export_to(tmp_path / "run", tmp_path / "out.safetensors"), strict=True)
+    words = torch.arange(32).view(2, 16)
+    torch.testing.assert_close(plain.eval()(words), network(words), rtol=1e-4, atol=1e-5)
+
+
+def test_a_tied_head_is_written_as_well(tmp_path: Path) -> None:
+    config = config_of(tied_head=True)
+    trained = train(config, tmp_path / "run").network.state_dict()
+    weights = export_to(tmp_path / "run", tmp_path / "out.safetensors")
+    assert torch.equal(weights["lm_head.weight"], weights["embedding.lut.weight"])
+    assert all(torch.equal(values, trained[name]) for name, values in weights.items())
+    Transformer(config.model).load_state_dict(weights, strict=True)
+
+
+def test_weights_in_bf16_are_exported_in_float32(tmp_path: Path) -> None:
+    config = config_of()
+    parallel = replace(config.parallel, precision="bf16-true")
+    train(replace(config, parallel=parallel), tmp_path / "run")
+    weights = export_to(tmp_path / "run", tmp_path / "out.safetensors")
+    assert {values.dtype for values in weights.values()} == {torch.float32}
+    assert torch.equal(weights["lm_head.weight"], weights["lm_head.weight"].bfloat16().float())
+
+
+@pytest.mark.parametrize("place", ["", "checkpoints", "checkpoints/step-00000002"])
+def test_a_run_its_checkpoints_or_one_of_them_may_be_named(place: str, tmp_path: Path) -> None:
+    config = config_of()
+    train(config, tmp_path / "run")
+    out = tmp_path / "new folder" / "out.safetensors"
+    export_to(tmp_path / "run" / place, out)
+    with safetensors.safe_open(out, framework="pt") as file:
+        assert file.metadata() == {
+            "format": "pt",
+            "recipe": "gpt",
+            "size": "reference",
+            "step": "2",
+            "config_hash": config.hash(),
+        }
+
+
+def test_a_checkpoint_that_a_run_replaces_meanwhile_is_left_for_the_newer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(config_of(max_steps=1), tmp_path / "run")
+    first = export.find_checkpoint(tmp_path / "run")
+    train(config_of(max_steps=2), tmp_path / "run", resume=True)
+    second = export.find_checkpoint(tmp_path / "run")
+    found = iter([first, second])
+    monkeypatch.setattr(export, "find_checkpoint", lambda folder: next(found))
+    assert str(second) in export.export(tmp_path / "run", tmp_path / "out.safetensors")
+
+
+def test_an_existing_file_is_replaced_only_by_force(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(config_of(), tmp_path / "run")
+    out = tmp_path / "out.safetensors"
+    out.write_text("mine")
+    assert export.main([str(tmp_path / "run"), str(out)]) == 2
+    said = f"error: out {out} exists; name another file, or replace it with --force\n"
+    assert capsys.readouterr().err == said
+    assert out.read_text() == "mine"
+    assert export.main([str(tmp_path / "run"), str(out), "--force"]) == 0
+    assert "pe.pe" in load_file(out)
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("nowhere out.safetensors", "dir nowhere is not a folder; give a run's folder or a"),
+        ("empty out.safetensors", "dir empty holds no checkpoint; give a run's folder, its"),
+        ("run out.pt", "out out.pt does not end in .safetensors; name such a file"),
+        ("run empty", "out empty is a folder; name a file in it"),
+        ("run text/out.safetensors", "out text/out.safetensors: text cannot be written (Not a"),
+        ("run /proc/x/out.safetensors", "out /proc/x/out.safetensors: /proc cannot be written ("),
+        ("run", "the following arguments are required: out; --help shows"),
+        ("run out.safetensors --forse", "unrecognized arguments: --forse; --help shows"),
+    ],
+)
+def test_what_cannot_be_exported_is_refused_in_one_line(
+    line: str,
+    said: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("empty").mkdir()
+    Path("run").mkdir()
+    Path("text").touch()
+    assert export.main(line.split()) == 2
+    (told,) = capsys.readouterr().err.splitlines()
+    assert told.startswith(f"error: {said}")
+    assert sorted(path.name for path in Path().iterdir()) == ["empty", "run", "text"]
+
+
+@pytest.mark.parametrize("name", [".metadata", "__0_0.distcp", "run.json", "sums.json"])
+def test_a_damaged_checkpoint_is_not_exported(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(config_of(), tmp_path / "run")
+    checkpoint = tmp_path / "run" / "checkpoints" / "step-00000002"
+    whole = (checkpoint / name).read_bytes()
+    (checkpoint / name).write_bytes(whole[: len(whole) // 2])
+    capsys.readouterr()
+    assert export.main([str(tmp_path / "run"), str(tmp_path / "out.safetensors")]) == 2
+    (told,) = capsys.readouterr().err.splitlines()
+    assert told.startswith(f"error: checkpoint {checkpoint} is damaged (")
+    assert not list(tmp_path.glob("*.safetensors*"))
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    def read(name: str) -> Tensor:
+        if name == "b":
+            raise OSError("the disk is full")
+        return torch.zeros(3)
+
+    shapes = {"a": torch.empty(3, device="meta"), "b": torch.empty(2, 2, device="meta")}
+    with pytest.raises(OSError, match="the disk is full"):
+        write_weights(shapes, read, tmp_path / "out.safetensors", {})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_written_is_what_the_library_reads(tmp_path: Path) -> None:
+    values = {"a": torch.randn(3, 5), "b.c": torch.randn(7), "d": torch.randn(2, 3, 4).mT}
+    path = tmp_path / "out.safetensors"
+    write_weights(values, values.__getitem__, path, {"step": "3"})
+    (header,) = struct.unpack("<Q", path.read_bytes()[:8])
+    assert header % 8 == 0  # numbers are aligned
+    found = load_file(path)
+    assert found.keys() == values.keys()
+    assert all(torch.equal(found[name], values[name]) for name in values)
+
+
+# ---- in
+
+
+@pytest.mark.parametrize("kind", [".safetensors", ".pt"])
+def test_a_run_begins_with_the_weights_of_a_file(kind: str, tmp_path: Path) -> None:
+    first = train(config_of(), tmp_path / "first")
+    path = tmp_path / f"weights{kind}"
+    if kind == ".pt":
+        torch.save(first.network.state_dict(), path)
+    else:
+        export_to(tmp_path / "first", path)
+    still = config_of(max_steps=1)
+    still = replace(still, optimizer=replace(still.optimizer, learning_rate=0.0))
+    again = train(replace(still, init_from=str(path)), tmp_path / "again")
+    before, after = first.network.state_dict(), again.network.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_a_resumed_run_keeps_the_weights_of_its_checkpoint(tmp_path: Path) -> None:
+    path = tmp_path / "weights.safetensors"
+    train(config_of(), tmp_path / "first")
+    export_to(tmp_path / "first", path)
+    config = replace(config_of(max_steps=4), init_from=str(path))
+    whole = losses(train(config, tmp_path / "whole"))
+    train(replace(config, max_steps=2), tmp_path / "parts")
+    path.unlink()  # no longer needed
+    assert losses(train(config, tmp_path / "parts", resume=True)) == whole
+
+
+def plain_weights() -> dict[str, Tensor]:
+    return dict(Transformer(config_of().model).state_dict())
+
+
+@pytest.mark.parametrize("is_tied", [True, False])
+def test_a_head_that_is_shared_may_be_left_out(is_tied: bool, tmp_path: Path) -> None:
+    weights = plain_weights()
+    del weights["lm_head.weight"], weights["pe.pe"]
+    save_file(weights, tmp_path / "weights.safetensors")
+    model = config_of(tied_head=is_tied).model
+    if is_tied:
+        values = read_weights(tmp_path / "weights.safetensors", model)
+        words = weights["embedding.lut.weight"]
+        assert torch.equal(values("embedding.lut.weight", words), words)
+    else:
+        with pytest.raises(ValueError, match=r"has no lm_head\.weight; the model has; give"):
+            read_weights(tmp_path / "weights.safetensors", model)
+
+
+def test_a_head_of_its_own_is_not_thrown_away(tmp_path: Path) -> None:
+    torch.save(plain_weights(), tmp_path / "weights.pt")
+    with pytest.raises(ValueError, match=r"has a head of its own; model\.tied_head is true"):
+        read_weights(tmp_path / "weights.pt", config_of(tied_head=True).model)
+
+
+def test_integers_are_no_weights(tmp_path: Path) -> None:
+    weights = plain_weights()
+    weights["lm_head.bias"] = weights["lm_head.bias"].to(torch.int8)
+    for name, write in (("weights.pt", torch.save), ("weights.safetensors", save_file)):
+        write(weights, tmp_path / name)
+        with pytest.raises(ValueError, match=r"lm_head\.bias holds no floating-point numbers"):
+            read_weights(tmp_path / name, config_of().model)

@@ -1,0 +1,148 @@
+"""Weights of a checkpoint as one plain file: `python -m unitransformer.export DIR OUT`.
+
+0 done | 1 it could not be written | 2 bad usage. Nothing heavy is imported until the options are
+sound, nothing of the checkpoint is executed, and no more than one tensor is held at a time.
+"""
+
+import os
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import jsonargparse
+
+from unitransformer.config import RunConfig, from_dict
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parse, check, write, say what was written; returns the exit code."""
+    parser = build_parser()
+    try:
+        given = parser.parse_args(list(sys.argv[1:] if argv is None else argv))
+        folder, out = (Path(os.path.expanduser(path)) for path in (given.dir, given.out))
+        check_out(out, force=given.force)
+        print(export(folder, out))
+    except jsonargparse.ArgumentError as error:
+        return _fail(f"{' '.join(str(error).split())}; --help shows what is needed", 2)
+    except ValueError as error:
+        return _fail(str(error), 2)
+    except OSError as error:
+        return _fail(f"out {out} could not be written ({error})", 1)
+    return 0
+
+
+def build_parser() -> jsonargparse.ArgumentParser:
+    parser = jsonargparse.ArgumentParser(
+        prog="python -m unitransformer.export",
+        description="Write the weights of a run's newest checkpoint as one float32 state dict, "
+        "which --init-from reads, and load_state_dict of the plain model.",
+        exit_on_error=False,
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "dir", type=Path, metavar="DIR", help="a run's folder, its checkpoints, or one of them"
+    )
+    parser.add_argument("out", type=Path, metavar="OUT", help="a file that ends in .safetensors")
+    parser.add_argument("--force", action="store_true", help="replace a file that exists")
+    return parser
+
+
+def check_out(out: Path, *, force: bool) -> None:
+    """Raises ValueError for a file that must not or cannot be written."""
+    if out.is_dir():
+        raise ValueError(f"out {out} is a folder; name a file in it")
+    if out.suffix != ".safetensors":
+        raise ValueError(f"out {out} does not end in .safetensors; name such a file")
+    if out.exists() and not force:
+        raise ValueError(f"out {out} exists; name another file, or replace it with --force")
+    there = next(path for path in (out.parent, *out.absolute().parents) if path.exists())
+    try:
+        tempfile.TemporaryFile(dir=there).close()
+    except OSError as error:
+        raise ValueError(
+            f"out {out}: {there} cannot be written ({error.strerror}); name another file"
+        ) from error
+
+
+def export(folder: Path, out: Path) -> str:
+    """Write the newest checkpoint of `folder`; returns what to say of it.
+
+    Raises:
+        ValueError: no checkpoint, or one that is damaged or was not written by this program.
+        OSError: `out` could not be written.
+    """
+    while True:
+        checkpoint = find_checkpoint(folder)
+        try:
+            return write(checkpoint, out)
+        except ValueError:
+            if checkpoint.exists():
+                raise
+        # A run that goes on has replaced it meanwhile.
+
+
+def find_checkpoint(folder: Path) -> Path:
+    """The newest checkpoint of a run's folder or a folder of checkpoints; or it is one itself."""
+    from unitransformer.checkpoints import RUN, is_checkpoint_name, newest_checkpoint
+
+    if not folder.is_dir():
+        raise ValueError(f"dir {folder} is not a folder; give a run's folder or a checkpoint")
+    if is_checkpoint_name(folder.name) or (folder / RUN).is_file():
+        return folder
+    found = newest_checkpoint(folder / "checkpoints") or newest_checkpoint(folder)
+    if found is None:
+        raise ValueError(
+            f"dir {folder} holds no checkpoint; give a run's folder, its --checkpoint-dir or one "
+            "checkpoint"
+        )
+    return found
+
+
+def write(checkpoint: Path, out: Path) -> str:
+    """Write the weights of one checkpoint; returns what to say of it."""
+    import torch
+
+    from unitransformer.checkpoints import Reader, check_files, read_tensors, read_told
+    from unitransformer.transformer import PositionalEncoding, Transformer
+    from unitransformer.weights import write_weights
+
+    told = read_told(checkpoint)
+    config = from_dict(RunConfig, told["config"], f"checkpoint {checkpoint}: config")
+    check_files(checkpoint)
+    reader = Reader(checkpoint)
+    with torch.device("meta"):
+        network = Transformer(config.model)
+    weights = network.state_dict(keep_vars=True)
+    saved = {id(parameter): name for name, parameter in network.named_parameters()}
+
+    def read(name: str) -> "Tensor":
+        if id(weights[name]) not in saved:
+            positions = PositionalEncoding(config.model.num_positions, config.model.width)
+            positions.initialise()
+            return positions.pe
+        whole = torch.empty(weights[name].shape)
+        read_tensors(reader, {f"weight.{saved[id(weights[name])]}": whole})
+        return whole
+
+    about = {
+        "recipe": config.recipe,
+        "size": config.size,
+        "step": str(len(told["loss"])),
+        "config_hash": config.hash(),
+    }
+    write_weights(weights, read, out, about)
+    return f"{out}: {config.recipe} {config.size} after step {about['step']}, from {checkpoint}"
+
+
+def _fail(message: str, code: int) -> int:
+    print(f"error: {message}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,118 @@
+"""FSDP1 through Lightning's FSDPStrategy, on CPUs too."""
+
+import contextlib
+import warnings
+from collections.abc import Iterator
+from typing import Any, Protocol, cast
+
+import torch
+from lightning.pytorch.strategies import FSDPStrategy
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import get_model_state_dict
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FullyShardedDataParallel, MixedPrecision
+from torch.distributed.fsdp.wrap import ModuleWrapPolicy
+from torch.distributed.tensor import DTensor
+
+from unitransformer.objectives import Objective
+from unitransformer.transformer import PositionalEncoding, TransformerLayer, Values
+
+PREFIX = "objective.network."  # of the network's parameters, in what Lightning wraps
+WRAPPER = "_fsdp_wrapped_module."  # what FSDP1 adds to the names of parameters
+
+
+class HasObjective(Protocol):
+    """What is trained: an objective on the meta device, and its first weights."""
+
+    objective: Objective
+
+    def first_values(self) -> Values: ...
+
+
+class FSDP1Strategy(FSDPStrategy):
+    """Lightning's, which refuses CPUs and leaves the first weights to `reset_parameters`.
+
+    One group of weights a layer, as under FSDP2. What each group gets is made just before it is
+    divided, so that no rank ever holds more than its share and one layer.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        policy = ModuleWrapPolicy({TransformerLayer})
+        super().__init__(auto_wrap_policy=policy, state_dict_type="sharded", **options)
+
+    def setup_environment(self) -> None:
+        super().setup_environment()
+        # With a mesh its state dicts hold DTensors.
+        size = (self.world_size,)
+        self.kwargs["device_mesh"] = init_device_mesh(self.root_device.type, size)
+
+    @property
+    def mixed_precision_config(self) -> MixedPrecision | None:
+        """Weights are gathered in fewer bits; gradients add up in float32, as under FSDP2."""
+        low = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+        precision = self.precision_plugin.precision
+        if precision not in low:
+            return None  # every number has the same width
+        return MixedPrecision(param_dtype=low[precision], reduce_dtype=torch.float32)
+
+    def _setup_model(self, model: nn.Module) -> nn.Module:
+        # Lightning gives the index of the device, and a CPU has none.
+        return FullyShardedDataParallel(
+            model,
+            cpu_offload=self.cpu_offload,
+            mixed_precision=self.mixed_precision_config,
+            sharding_strategy=self.sharding_strategy,
+            device_id=self.root_device,
+            param_init_fn=_Materialise(cast(HasObjective, model), self.root_device),
+            **self.kwargs,
+        )
+
+
+class _Materialise:
+    """Gives the weights of one module, not those of its children, memory and values."""
+
+    def __init__(self, model: HasObjective, device: torch.device) -> None:
+        network = model.objective.network
+        self.names = {id(parameter): name for name, parameter in network.named_parameters()}
+        self.values = model.first_values()
+        self.device = device
+        self.made: dict[int, nn.Parameter] = {}  # a matrix that two modules share is made once
+
+    def __call__(self, module: nn.Module) -> None:
+        for name, parameter in module.named_parameters(recurse=False):
+            if id(parameter) in self.names:
+                self.made.setdefault(id(parameter), self._make(parameter))
+                module.register_parameter(name, self.made[id(parameter)])
+        if isinstance(module, PositionalEncoding):
+            module.to_empty(device=self.device)
+            module.initialise()
+
+    def _make(self, parameter: Tensor) -> nn.Parameter:
+        values = self.values(self.names[id(parameter)], parameter)
+        return nn.Parameter(values.to(device=self.device, dtype=parameter.dtype))
+
+
+def plain_name(name: str) -> str:
+    """A parameter's name without what FSDP1 adds to it."""
+    return name.replace(WRAPPER, "")
+
+
+@contextlib.contextmanager
+def quietly() -> Iterator[None]:
+    """Without FSDP1's warnings that it will be replaced."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        yield
+
+
+def sharded_weights(model: nn.Module) -> dict[str, DTensor]:
+    """Each parameter by its plain name, divided as it is over the ranks."""
+    with quietly():
+        state = get_model_state_dict(model)
+    # Neither the table of positions nor a second name of a matrix that two modules share.
+    names = {plain_name(name) for name, _ in model.named_parameters()}
+    return {
+        name.removeprefix(PREFIX): cast(DTensor, values)
+        for name, values in state.items()
+        if name in names
+    }

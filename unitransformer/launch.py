@@ -1,0 +1,305 @@
+"""Starts the ranks of a run on this machine, watches them, and ends all of them when one fails.
+
+Ranks find each other through a store that this process keeps, on a port that the system has
+chosen: two runs at once do not collide. They see the variables that `torchrun` sets.
+"""
+
+import contextlib
+import ctypes
+import json
+import multiprocessing
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import wait
+from pathlib import Path
+from typing import Any
+
+from torch._C._distributed_c10d import TCPStore
+
+from unitransformer.config import ParallelConfig
+
+RUN_ID = "unitransformer"  # of the ranks started here, in `TORCHELASTIC_RUN_ID`
+ERROR_FILE = "TORCHELASTIC_ERROR_FILE"  # where a rank says why it failed; torchrun reads it too
+GRACE_S = 4.0  # from the first failure until the others are killed
+PATIENCE_S = 15.0  # from a signal until ranks that do not end are killed
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failure:
+    """Why a rank ended: an exception, a signal, or an exit code without a word."""
+
+    rank: int
+    type: str
+    message: str
+    lines: list[str]  # of the traceback
+    is_bad_usage: bool = False
+    at_s: float = 0.0  # clock time
+
+
+@dataclass(kw_only=True)
+class _Rank:
+    rank: int
+    process: Any  # multiprocessing's or subprocess's
+    sentinel: int
+    error_file: Path
+
+    @property
+    def exit_code(self) -> int | None:
+        if isinstance(self.process, subprocess.Popen):
+            return self.process.poll()
+        code: int | None = self.process.exitcode
+        return code
+
+
+def is_watched() -> bool:
+    """Whether this process is a rank that `launch` has started."""
+    return os.environ.get("TORCHELASTIC_RUN_ID") == RUN_ID
+
+
+def report_failure(error: BaseException, *, is_bad_usage: bool = False) -> bool:
+    """Tell whoever started this rank why it ends; False if nobody asked."""
+    if ERROR_FILE not in os.environ:
+        return False
+    lines = "".join(traceback.format_exception(error)).splitlines()
+    told = {
+        "message": {  # in torch's words
+            "message": f"{type(error).__name__}: {error}",
+            "extraInfo": {"py_callstack": "\n".join(lines), "timestamp": str(int(time.time()))},
+        },
+        "failure": {
+            "type": type(error).__name__,
+            "message": str(error),
+            "lines": lines,
+            "is_bad_usage": is_bad_usage,
+            "at_s": time.time(),
+        },
+    }
+    path = Path(os.environ[ERROR_FILE])
+    with contextlib.suppress(OSError):  # the failure itself matters more
+        if not path.exists():
+            path.write_text(json.dumps(told))
+    return True
+
+
+def launch(
+    parallel: ParallelConfig, main: Callable[[], int], *, command: Sequence[str], fork: bool
+) -> Failure | int:
+    """Run `main` in every rank of this node and wait for all.
+
+    Args:
+        main: what a rank does; returns its exit code.
+        command: starts a rank that does the same, for where forking is not safe.
+        fork: whether it is: on a CPU, where it saves every rank its imports.
+
+    Returns:
+        0, or the first failure of a rank, or the number of the signal that ended all.
+
+    Raises:
+        ValueError: several nodes and no word where the first is.
+    """
+    node = int(os.environ.get("NODE_RANK", 0))
+    address, listener = _meeting_point(parallel, node)
+    with tempfile.TemporaryDirectory(prefix="unitransformer-") as folder, _signals() as caught:
+        variables = [
+            _variables(parallel, node, local, address)
+            | {ERROR_FILE: str(Path(folder) / f"{local}.json")}
+            for local in range(parallel.devices)
+        ]
+        start = _fork if fork else _start
+        ranks = [start(own, main, command) for own in variables]
+        store = None if listener is None else _keep_store(address, listener)
+        try:
+            failure = _watch(ranks, caught)
+        finally:
+            _kill(ranks)
+            del store
+        return failure
+
+
+def _meeting_point(parallel: ParallelConfig, node: int) -> tuple[tuple[str, int], Any]:
+    """Address of the store, and on the first node the socket that listens there."""
+    if parallel.num_nodes > 1:
+        missing = [
+            name for name in ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK") if name not in os.environ
+        ]
+        if missing:
+            raise ValueError(
+                f"num-nodes is {parallel.num_nodes} and {_listed(missing)} not set: start the "
+                "command on every node with MASTER_ADDR, MASTER_PORT and NODE_RANK, or with "
+                "torchrun or srun"
+            )
+    host = os.environ["MASTER_ADDR"] if parallel.num_nodes > 1 else "127.0.0.1"
+    port = int(os.environ["MASTER_PORT"]) if parallel.num_nodes > 1 else 0
+    if node != 0:
+        return (host, port), None
+    listener = socket.socket()
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind(("0.0.0.0" if parallel.num_nodes > 1 else host, port))
+    except OSError as error:
+        raise ValueError(f"MASTER_PORT {port} cannot be used ({error.strerror})") from error
+    listener.listen(2 * parallel.world_size)
+    return (host, listener.getsockname()[1]), listener
+
+
+def _listed(names: list[str]) -> str:
+    *most, last = names
+    return f"{', '.join(most)} and {last} are" if most else f"{last} is"
+
+
+def _keep_store(address: tuple[str, int], listener: socket.socket) -> Any:
+    """The store on a socket that listens already; it is given away."""
+    return TCPStore(
+        address[0],
+        address[1],
+        is_master=True,
+        wait_for_workers=False,
+        master_listen_fd=listener.detach(),
+    )
+
+
+def _variables(
+    parallel: ParallelConfig, node: int, local: int, address: tuple[str, int]
+) -> dict[str, str]:
+    """What a rank finds in its environment."""
+    return {
+        "RANK": str(node * parallel.devices + local),
+        "LOCAL_RANK": str(local),
+        "GROUP_RANK": str(node),
+        "WORLD_SIZE": str(parallel.world_size),
+        "LOCAL_WORLD_SIZE": str(parallel.devices),
+        "MASTER_ADDR": address[0],
+        "MASTER_PORT": str(address[1]),
+        "TORCHELASTIC_RUN_ID": RUN_ID,
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+        "TORCHELASTIC_RESTART_COUNT": "0",
+    }
+
+
+def _fork(variables: Mapping[str, str], main: Callable[[], int], _: Sequence[str]) -> _Rank:
+    context = multiprocessing.get_context("fork")
+    process = context.Process(target=_be_rank, args=(variables, main, os.getpid()))
+    sys.stdout.flush()
+    sys.stderr.flush()
+    process.start()
+    return _Rank(
+        rank=int(variables["RANK"]),
+        process=process,
+        sentinel=process.sentinel,
+        error_file=Path(variables[ERROR_FILE]),
+    )
+
+
+def _be_rank(variables: Mapping[str, str], main: Callable[[], int], parent: int) -> None:
+    """What a forked process does."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    die_with_parent(parent)
+    os.environ |= variables
+    try:
+        code = main()
+    except Exception as error:
+        report_failure(error)
+        code = 1
+    sys.exit(code)
+
+
+def die_with_parent(parent: int) -> None:
+    """A process group of its own, which ends with the process that started it."""
+    os.setsid()
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+        if os.getppid() != parent:  # it was too late
+            os._exit(1)
+
+
+def _start(variables: Mapping[str, str], _: Callable[[], int], command: Sequence[str]) -> _Rank:
+    parent = os.getpid()
+    process = subprocess.Popen(
+        command,
+        env={**os.environ, **variables},
+        preexec_fn=lambda: die_with_parent(parent),
+    )
+    return _Rank(
+        rank=int(variables["RANK"]),
+        process=process,
+        sentinel=os.pidfd_open(process.pid),
+        error_file=Path(variables[ERROR_FILE]),
+    )
+
+
+def _watch(ranks: list[_Rank], caught: list[int]) -> Failure | int:
+    """Wait until all have ended, or for a while after the first that has not ended well."""
+    deadline: float | None = None
+    forwarded = False
+    while alive := [rank for rank in ranks if rank.exit_code is None]:
+        wait([rank.sentinel for rank in alive], timeout=0.1)
+        if caught and not forwarded:
+            forwarded = True
+            deadline = time.monotonic() + PATIENCE_S
+            for rank in alive:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(rank.process.pid, caught[0])
+        if deadline is None and any(rank.exit_code for rank in ranks):
+            deadline = time.monotonic() + GRACE_S
+        if deadline is not None and time.monotonic() > deadline:
+            break
+    failures = [failure for rank in ranks if (failure := _failure(rank)) is not None]
+    if caught:
+        return caught[0]
+    return first_failure(failures) if failures else 0
+
+
+def _failure(rank: _Rank) -> Failure | None:
+    """How a rank ended, if not well; None for one that still runs."""
+    code = rank.exit_code
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        return Failure(rank=rank.rank, **json.loads(rank.error_file.read_text())["failure"])
+    if not code:
+        return None
+    if code > 0:
+        told = f"rank {rank.rank} ended with exit code {code} and said nothing"
+        return Failure(rank=rank.rank, type="ExitCode", message=told, lines=[])
+    name = signal.Signals(-code).name
+    why = ", as the system does when memory runs out" if -code == signal.SIGKILL else ""
+    told = f"rank {rank.rank} was killed by {name}{why}"
+    return Failure(rank=rank.rank, type=name, message=told, lines=[])
+
+
+def first_failure(failures: Sequence[Failure]) -> Failure:
+    """The one that the others follow from.
+
+    A rank that says nothing leaves no time; what others say of the lost connection comes after.
+    An abort is what a library does when it waited in vain, and comes last.
+    """
+    return min(failures, key=lambda failure: (failure.type == "SIGABRT", failure.at_s))
+
+
+def _kill(ranks: list[_Rank]) -> None:
+    """End what still runs, and whatever any rank has started and left behind."""
+    for rank in ranks:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(rank.process.pid, signal.SIGKILL)
+    for rank in ranks:
+        rank.process.wait() if isinstance(rank.process, subprocess.Popen) else rank.process.join()
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[list[int]]:
+    """The signals to stop that come meanwhile, in place of what they would do."""
+    caught: list[int] = []
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.signal(number, lambda n, _: caught.append(n)) for number in numbers}
+    try:
+        yield caught
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
