@@ -32,7 +32,12 @@ from unitransformer.states import State
 Told = dict[str, Any]  # what `run.json` holds
 METADATA, RUN, SUMS = ".metadata", "run.json", "sums.json"
 _NAME = re.compile(r"step-(\d{8,})")
-_TOLD = {"config": dict, "loss": list, "loss_scaler": dict}  # what it holds at least
+_TOLD = {  # what it holds at least
+    "config": dict,
+    "loss": list,
+    "num_updates": int,
+    "loss_scaler": dict,
+}
 
 
 def checkpoint_name(step: int) -> str:

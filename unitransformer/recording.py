@@ -115,7 +115,8 @@ def build_record(
         "learning_rate": [
             config.optimizer.learning_rate_at(step) for step in range(len(history.loss))
         ],
-        "gradient_norm": history.gradient_norm,
+        # None: it overflowed in float16, and the step was skipped.
+        "gradient_norm": [n if math.isfinite(n) else None for n in history.gradient_norm],
         "step_s": history.step_s,
         "steady_method": "MSER over the last launch's steps",
         "steady_from": None if steady is None else history.launches[-1] + steady,

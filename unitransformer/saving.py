@@ -18,10 +18,11 @@ from unitransformer.checkpoints import (
     newest_checkpoint,
     read_tensors,
 )
-from unitransformer.states import State, put_state, take_state
+from unitransformer.states import State, count_updates, put_state, take_state
 from unitransformer.training import TrainingModule
 from unitransformer.writing import Writer, remove_remains, start_saving
 
+DEEPSPEEDS_SCALE = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 PATIENCE_S = 30.0  # that a run which fails waits for other ranks to write their parts
 
 
@@ -64,12 +65,15 @@ class SaveCheckpoints(pl.Callback):
         is_due = is_last or (self.every and step % self.every == 0)
         if not is_due or step <= self._saved_step:
             return
+        num_updates = count_updates(trainer)
+        if num_updates == 0:
+            return  # every gradient has overflowed: nothing is learned yet, there are no moments
         self._saved_step = step
         self._finish(trainer)
         told = self.tell()
         assert len(told["loss"]) == step
         _check_losses(told["loss"])
-        told |= {"loss_scaler": _loss_scaler(trainer)}
+        told |= {"num_updates": num_updates, "loss_scaler": _loss_scaler(trainer)}
         writer = Writer(self.folder, step, told)
         state = take_state(pl_module, trainer)
         self._pending = (step, start_saving(state, writer, self._group, wait=is_last))
@@ -133,7 +137,7 @@ class Resume(pl.Callback):
             read_tensors(reader, state)
 
         with torch.no_grad():
-            put_state(pl_module, trainer, read, step=step)
+            put_state(pl_module, trainer, read, step=self.told["num_updates"])
         _set_loss_scaler(trainer, self.told["loss_scaler"])
         trainer.fit_loop.load_state_dict(_loops_after(trainer, step, pl_module.config.accumulate))
 
@@ -159,16 +163,22 @@ def _loops_after(trainer: pl.Trainer, step: int, accumulate: int) -> dict[str, A
 
 def _loss_scaler(trainer: pl.Trainer) -> dict[str, Any]:
     """State of the float16 loss scaler; empty where there is none."""
-    scaler = getattr(getattr(trainer.strategy.model, "optimizer", None), "loss_scaler", None)
-    if scaler is not None and getattr(scaler, "dynamic", False):
-        return {"cur_scale": float(scaler.cur_scale), "cur_iter": int(scaler.cur_iter)}
+    scaler = _deepspeeds_scaler(trainer)
+    if scaler is not None:
+        return {name: getattr(scaler, name) for name in DEEPSPEEDS_SCALE}
     state: dict[str, Any] = json.loads(json.dumps(trainer.precision_plugin.state_dict()))
     return state
 
 
 def _set_loss_scaler(trainer: pl.Trainer, state: dict[str, Any]) -> None:
-    scaler = getattr(getattr(trainer.strategy.model, "optimizer", None), "loss_scaler", None)
-    if scaler is not None and "cur_scale" in state:
-        scaler.cur_scale, scaler.cur_iter = state["cur_scale"], state["cur_iter"]
+    scaler = _deepspeeds_scaler(trainer)
+    if scaler is not None and state.keys() >= set(DEEPSPEEDS_SCALE):
+        for name in DEEPSPEEDS_SCALE:
+            setattr(scaler, name, state[name])
     elif "scale" in state and getattr(trainer.precision_plugin, "scaler", None) is not None:
         trainer.precision_plugin.load_state_dict(state)
+
+
+def _deepspeeds_scaler(trainer: pl.Trainer) -> Any:
+    scaler = getattr(getattr(trainer.strategy.model, "optimizer", None), "loss_scaler", None)
+    return scaler if getattr(scaler, "dynamic", False) else None

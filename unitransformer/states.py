@@ -6,7 +6,7 @@ them. Whatever wrote them, every strategy reads them.
 """
 
 from collections.abc import Callable
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.distributed
@@ -26,6 +26,13 @@ from unitransformer.zero import MOMENTS
 
 State = dict[str, Tensor]
 Read = Callable[[State], None]  # fills the tensors of a state with their saved values
+
+
+def count_updates(trainer: Trainer) -> int:
+    """Optimizer steps as AdamW counts them: not those skipped for a gradient that overflowed."""
+    optimizer: Any = trainer.optimizers[0]
+    states = getattr(optimizer, "optimizer", optimizer).state.values()
+    return max((int(state["step"]) for state in states if "step" in state), default=0)
 
 
 def take_state(module: TrainingModule, trainer: Trainer) -> State:
@@ -70,7 +77,7 @@ def put_state(module: TrainingModule, trainer: Trainer, read: Read, *, step: int
     """The reverse of `take_state`, for an optimizer that has not stepped yet.
 
     Args:
-        step: optimizer steps that were done when the state was saved.
+        step: what AdamW had counted when the state was saved.
     """
     if module.config.parallel.strategy == "fsdp1":
         return _put_fsdp1(trainer, read, step)

@@ -489,7 +489,7 @@ def _sum_up(checkpoint: Path) -> None:
 
 @pytest.mark.parametrize(
     "content",
-    [{"state_dict": {}}, [1, 2], 3, {"config": 3, "loss": [1.0]}, {"config": {}, "loss": 2}],
+    [{"state_dict": {}}, [1, 2], 3, {"config": {}, "loss": 2}, {"config": {}, "loss": [1.0]}],
     ids=repr,
 )
 def test_a_foreign_checkpoint_is_refused(refuse: Refuse, kept: Path, content: Any) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler
 from torch import Tensor
 
 from unitransformer import saving, writing
@@ -29,7 +30,7 @@ State = dict[str, Tensor]
 
 
 def tell(step: int) -> Told:
-    return {"config": {}, "loss": [1.0] * step, "loss_scaler": {}}
+    return {"config": {}, "loss": [1.0] * step, "num_updates": step, "loss_scaler": {}}
 
 
 def write(folder: Path, step: int, state: State) -> Path:
@@ -167,9 +168,11 @@ class Saver(SaveCheckpoints):
         self.on_train_batch_end(trainer_at(len(self.losses), max_steps), None)
 
 
-def trainer_at(step: int, max_steps: int = 99) -> Any:
+def trainer_at(step: int, max_steps: int = 99, *, num_updates: int | None = None) -> Any:
     plugin = SimpleNamespace(state_dict=dict)
+    updates = torch.tensor(float(step if num_updates is None else num_updates))
     return SimpleNamespace(
+        optimizers=[SimpleNamespace(state={"a": {"step": updates}})],
         global_step=step,
         max_steps=max_steps,
         is_global_zero=True,
@@ -229,6 +232,16 @@ def test_a_disk_that_is_full_from_the_start_leaves_nothing(
     with pytest.raises(CheckpointError, match=r"on device\); free space and run again$"):
         saver.step(max_steps=1)
     assert list(saver.folder.iterdir()) == []
+
+
+def test_nothing_is_saved_before_the_first_gradient_that_did_not_overflow(saver: Saver) -> None:
+    saver.losses.append(1.0)
+    saver.on_train_batch_end(trainer_at(1, num_updates=0), None)
+    assert not saver.folder.exists()
+    saver.losses.append(1.0)
+    saver.on_train_batch_end(trainer_at(2, max_steps=2, num_updates=1), None)
+    told = read_told(saver.folder / "step-00000002")
+    assert (len(told["loss"]), told["num_updates"]) == (2, 1)
 
 
 def test_a_loss_that_is_no_number_is_not_saved(saver: Saver) -> None:
@@ -301,12 +314,24 @@ def trainer_with(scaler: torch.amp.GradScaler) -> Any:
 
 
 def test_deepspeeds_own_loss_scale_is_saved_and_restored() -> None:
-    def trainer(scale: float, steps: int) -> tuple[Any, Any]:
-        scaler = SimpleNamespace(dynamic=True, cur_scale=scale, cur_iter=steps)
+    def trainer_with(scaler: DynamicLossScaler) -> Any:
         engine = SimpleNamespace(optimizer=SimpleNamespace(loss_scaler=scaler))
-        return SimpleNamespace(strategy=SimpleNamespace(model=engine)), scaler
+        return SimpleNamespace(strategy=SimpleNamespace(model=engine))
 
-    before, _ = trainer(128.0, 7)
-    after, scaler = trainer(65536.0, 0)
-    saving._set_loss_scaler(after, saving._loss_scaler(before))
-    assert (scaler.cur_scale, scaler.cur_iter) == (128.0, 7)
+    scaler, other = (
+        DynamicLossScaler(
+            init_scale=2.0**16,
+            scale_window=1000,
+            min_scale=1.0,
+            delayed_shift=2,
+            consecutive_hysteresis=False,
+            raise_error_at_min_scale=False,
+            dtype=torch.float16,
+        )
+        for _ in range(2)
+    )
+    scaler.cur_scale, scaler.cur_iter = 2.0**10, 7
+    scaler.last_overflow_iter, scaler.cur_hysteresis = 5, 1
+    told = saving._loss_scaler(trainer_with(scaler))
+    saving._set_loss_scaler(trainer_with(other), json.loads(json.dumps(told)))
+    assert vars(other) == vars(scaler)

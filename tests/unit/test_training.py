@@ -12,6 +12,7 @@ import torch
 
 from recipes import bert, gpt, vit
 from recipes.presets import Preset
+from unitransformer import training
 from unitransformer.checkpoints import check_files, newest_checkpoint, read_told
 from unitransformer.config import DataConfig, OptimizerConfig, ParallelConfig, RunConfig
 from unitransformer.records import load_record
@@ -90,6 +91,27 @@ def test_a_run_resumes_in_the_middle_of_an_epoch_with_accumulation(
     assert whole is not None
     assert rest is not None
     assert rest["loss"] == whole["loss"]
+
+
+def test_a_step_that_was_skipped_is_not_counted_after_a_resumption(
+    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = torch.optim.AdamW.step
+
+    def skip_the_first(self: torch.optim.AdamW, closure: Any) -> Any:
+        # As a loss scaler does when the gradient overflows.
+        return closure() if self.param_groups[0]["lr"] == first_rate else step(self, closure)
+
+    config = config_of(gpt.PRESET, text, max_steps=6)
+    first_rate = config.optimizer.learning_rate_at(0)
+    monkeypatch.setattr(torch.optim.AdamW, "step", skip_the_first)
+    whole = train(config, tmp_path / "whole").record
+    train(replace(config, max_steps=3), tmp_path / "parts")
+    rest = train(config, tmp_path / "parts", resume=True).record
+    assert whole is not None
+    assert rest is not None
+    assert rest["loss"] == whole["loss"]
+    assert rest["gradient_norm"] == whole["gradient_norm"]
 
 
 @pytest.mark.parametrize("steps", [3, 4])
@@ -185,6 +207,19 @@ def test_a_record_says_what_ran_and_validates(text: Path, tmp_path: Path) -> Non
     steady = record["step_s"][record["steady_from"] :]
     assert record["tokens_per_s"] == 4 * 16 / statistics.median(steady)
     assert {"csv", "tensorboard", "checkpoints"} <= {path.name for path in tmp_path.iterdir()}
+
+
+def test_a_gradient_that_overflows_is_none_in_the_record(
+    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    norms = iter([math.inf, 0.5, math.nan, 0.25])
+    monkeypatch.setattr(training, "clip_gradients", lambda *arguments: torch.tensor(next(norms)))
+    config = config_of(gpt.PRESET, text, max_steps=2)
+    train(config, tmp_path)
+    record = train(replace(config, max_steps=4), tmp_path, resume=True).record
+    assert record is not None
+    assert record["gradient_norm"] == [None, 0.5, None, 0.25]
+    assert load_record(tmp_path / f"{replace(config, max_steps=4).hash()}.json") == record
 
 
 def test_too_short_a_run_says_so_in_place_of_a_rate(text: Path, tmp_path: Path) -> None:
