@@ -10,7 +10,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 
 from recipes import bert, gpt, vit
 from recipes.presets import Preset
-from unitransformer.config import DataConfig, OptimizerConfig, RunConfig
+from unitransformer.config import DataConfig, RunConfig
 from unitransformer.data import Synthetic
 from unitransformer.objectives import Objective
 from unitransformer.training import build_optimizer
@@ -35,7 +35,7 @@ def test_step_time(preset: Preset, benchmark: BenchmarkFixture) -> None:
     )
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     objective = Objective(Transformer(config.model)).to(device)
-    optimizer = build_optimizer(objective, OptimizerConfig())
+    optimizer = build_optimizer(objective.network.named_parameters(), config)
     order = torch.arange(8)
     batch = Synthetic(config, 8).fill({"inputs": order, "targets": order}, device)
 
