@@ -49,6 +49,7 @@ def history_now(
 ) -> History:
     """Earlier launches and this one. A `is_whole` one is the same on every rank: the mean of
     their losses, the slowest of their steps; without it this rank speaks for itself."""
+    own: tuple[list[float], list[float], list[float]]
     try:
         own = (module.losses().tolist(), clock.step_s(), module.gradient_norms().tolist())
     except RuntimeError:
@@ -167,6 +168,8 @@ def record_failure(
         record = load_record(path) if is_ours else _empty_record(config, command)
     except (OSError, ValueError):
         record = _empty_record(config, command)
+    if record["status"] == "ok":
+        return  # trained and recorded; what failed came after
     status = "oom" if failure.type in OUT_OF_MEMORY else "crashed"
     write_record(record | {"status": status, "error": error}, path)
 

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 
 from recipes import running
 from tests.distributed.launching import begin, free_port, load, train
-from unitransformer import export
+from unitransformer import export, writing
 from unitransformer.checkpoints import (
     Reader,
     check_files,
@@ -374,7 +374,7 @@ def test_a_run_killed_at_any_moment_goes_on_from_its_newest_checkpoint(
         before = hidden(folder)
         resume = ("--resume",) if step else ()
         options = (*leg(strategy, devices, 1000), *fixed, *resume)
-        process = begin("gpt", tmp_path / str(number), *options)
+        process = begin("gpt", tmp_path / str(number), *options, fault=drag)
         match number % 3:
             case 0:  # anywhere since its start
                 time.sleep(draw.uniform(0.0, 1.0))
@@ -443,12 +443,29 @@ def wait_until(process: BaseProcess, is_so: Callable[..., bool], *values: object
         assert time.monotonic() < deadline
 
 
+def drag() -> None:
+    """A fault: every phase of saving takes long enough to be met."""
+    for module, name in (
+        (writing, "write_atomically"),
+        (writing, "_flush"),
+        (writing, "_remove"),
+        (shutil, "rmtree"),
+    ):
+        setattr(module, name, functools.partial(after_a_while, getattr(module, name)))
+
+
+def after_a_while(function: Callable[..., Any], *arguments: Any, **keywords: Any) -> Any:
+    time.sleep(0.005)
+    return function(*arguments, **keywords)
+
+
 def stop_in(phase: str, folder: Path, process: BaseProcess) -> None:
     """Let the first rank stand still in a phase of saving."""
+    wait_until(process, is_in, folder, phase)
+    command = psutil.Process(process.pid)
+    rank = min(command.children(), key=lambda child: child.pid, default=command)
     while True:
         wait_until(process, is_in, folder, phase)
-        command = psutil.Process(process.pid)
-        rank = min(command.children(), key=lambda child: child.pid, default=command)
         rank.suspend()
         wait_until(process, stands_still, rank)
         if is_in(folder, phase):
