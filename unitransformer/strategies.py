@@ -122,6 +122,8 @@ def _fully_shard(objective: Objective, parallel: ParallelConfig, device: torch.d
     else:
         mesh = init_device_mesh(device.type, (parallel.world_size,), mesh_dim_names=("shard",))
     options: dict[str, Any] = {"mesh": mesh}
+    if mesh.size(-1) == 1:
+        options["reshard_after_forward"] = False  # nobody else holds a share: nothing is let go
     if parallel.precision == "bf16-mixed":
         # Half the bytes to gather that autocast alone would need; gradients add up in float32.
         options["mp_policy"] = MixedPrecisionPolicy(

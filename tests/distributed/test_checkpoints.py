@@ -383,7 +383,7 @@ def test_a_run_killed_at_any_moment_goes_on_from_its_newest_checkpoint(
                 time.sleep(draw.uniform(0.0, 0.1))
             case _:  # in a certain phase of saving
                 wait_until(process, is_clean_of, folder, before)
-                stop_in(draw.choice(PHASES), folder, process)
+                stop_in(PHASES[number // 3 % len(PHASES)], folder, process)
         kill(process, draw.randrange(devices))
         assert hidden(folder) or number % 3 != 2
         assert newest_step(folder) >= step
@@ -395,12 +395,12 @@ def test_a_run_killed_at_any_moment_goes_on_from_its_newest_checkpoint(
 
 
 PHASES = (  # of saving, by what there is then
+    ".*.old",
     ".*.partial",
     ".*.partial/__0_0.distcp",
     ".*.partial/.metadata",
     ".*.partial/run.json",
     ".*.partial/sums.json",
-    ".*.old",
 )
 LONG = (
     *("--optimizer.schedule-steps", "1000", "--log-every", "1000"),
