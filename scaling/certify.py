@@ -227,6 +227,8 @@ def _check(record: Record, case: Case, reference: _Reference) -> tuple[Curves | 
     lengths = (len(curves.loss), len(curves.gradient_norm))
     if lengths != (reference.task.steps,) * 2:
         return None, f"{lengths[0]} losses and {lengths[1]} norms of {reference.task.steps} steps"
+    if None in curves.gradient_norm:
+        return None, "gradients overflowed in float16 and a step was skipped"
     if min(*curves.loss, *curves.gradient_norm) <= 0:
         return None, "a loss or gradient norm is not above 0"
     return curves, ""
