@@ -10,6 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.distributed.launching import begin, load
 from unitransformer.measure import ClockStarts
 
