@@ -12,14 +12,13 @@ from pathlib import Path
 from types import NoneType
 from typing import Any, get_args
 
-from scaling.checks import HOST, NUMBER, Kinds, check_fields, check_lists, fits
+from scaling.checks import HOST, NUMBER, RELATIVE_ERROR, Kinds, check_fields, check_lists, fits
 from scaling.parity import BOUNDS, Bound, Case, Comparison, Curves, Verdict, compare
 from unitransformer.config import Precision, Recipe, RunConfig, from_dict
 from unitransformer.records import write_atomically
 
 SCHEMA = 1
 KIND = "parity"
-RELATIVE_ERROR = 1e-9  # two ways to one number differ by rounding, not by more
 
 FACTS: dict[str, Kinds] = {
     "config": dict,

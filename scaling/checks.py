@@ -8,6 +8,7 @@ from typing import Any
 Kinds = type | tuple[type, ...]
 NUMBER = (int, float)
 MISSING = object()
+RELATIVE_ERROR = 1e-9  # two ways to one number differ by rounding, not by more
 
 # One rank's machine, as records tell it; what is not told counts as null.
 HOST: dict[str, Kinds] = {

@@ -16,13 +16,20 @@ from types import NoneType
 from typing import Any, Literal
 
 from scaling.certificates import Certificate, is_certificate, read_certificate
-from scaling.checks import HOST, NUMBER, Kinds, check_fields, check_lists, fits, look_up
+from scaling.checks import (
+    HOST,
+    NUMBER,
+    RELATIVE_ERROR,
+    Kinds,
+    check_fields,
+    check_lists,
+    fits,
+    look_up,
+)
 from unitransformer.config import RunConfig
 from unitransformer.flops import count_flops, count_parameters
 from unitransformer.records import Record, config_of, validate
 from unitransformer.tasks import perplexity
-
-RELATIVE_ERROR = 1e-9  # two ways to one number differ by rounding, not by more
 
 # What is read of a run that ended well, beyond what `records.validate` looks at.
 FACTS: dict[str, Kinds] = {

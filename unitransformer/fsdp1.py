@@ -7,15 +7,16 @@ from typing import Any, Protocol, cast
 
 import torch
 from lightning.pytorch.strategies import FSDPStrategy
-from torch import Tensor, nn
+from torch import nn
 from torch.distributed.checkpoint.state_dict import get_model_state_dict
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel, MixedPrecision
 from torch.distributed.fsdp.wrap import ModuleWrapPolicy
 from torch.distributed.tensor import DTensor
 
+from unitransformer.materialise import Materialise
 from unitransformer.objectives import Objective
-from unitransformer.transformer import PositionalEncoding, TransformerLayer, Values
+from unitransformer.transformer import TransformerLayer, Values
 
 PREFIX = "objective.network."  # of the network's parameters, in what Lightning wraps
 WRAPPER = "_fsdp_wrapped_module."  # what FSDP1 adds to the names of parameters
@@ -56,6 +57,8 @@ class FSDP1Strategy(FSDPStrategy):
         return MixedPrecision(param_dtype=low[precision], reduce_dtype=torch.float32)
 
     def _setup_model(self, model: nn.Module) -> nn.Module:
+        ours = cast(HasObjective, model)
+        fill = Materialise(ours.objective.network, ours.first_values(), self.root_device)
         # Lightning gives the index of the device, and a CPU has none.
         return FullyShardedDataParallel(
             model,
@@ -63,33 +66,9 @@ class FSDP1Strategy(FSDPStrategy):
             mixed_precision=self.mixed_precision_config,
             sharding_strategy=self.sharding_strategy,
             device_id=self.root_device,
-            param_init_fn=_Materialise(cast(HasObjective, model), self.root_device),
+            param_init_fn=fill,
             **self.kwargs,
         )
-
-
-class _Materialise:
-    """Gives the weights of one module, not those of its children, memory and values."""
-
-    def __init__(self, model: HasObjective, device: torch.device) -> None:
-        network = model.objective.network
-        self.names = {id(parameter): name for name, parameter in network.named_parameters()}
-        self.values = model.first_values()
-        self.device = device
-        self.made: dict[int, nn.Parameter] = {}  # a matrix that two modules share is made once
-
-    def __call__(self, module: nn.Module) -> None:
-        for name, parameter in module.named_parameters(recurse=False):
-            if id(parameter) in self.names:
-                self.made.setdefault(id(parameter), self._make(parameter))
-                module.register_parameter(name, self.made[id(parameter)])
-        if isinstance(module, PositionalEncoding):
-            module.to_empty(device=self.device)
-            module.initialise()
-
-    def _make(self, parameter: Tensor) -> nn.Parameter:
-        values = self.values(self.names[id(parameter)], parameter)
-        return nn.Parameter(values.to(device=self.device, dtype=parameter.dtype))
 
 
 def plain_name(name: str) -> str:

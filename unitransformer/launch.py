@@ -288,6 +288,8 @@ def _kill(ranks: list[_Rank]) -> None:
     for rank in ranks:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(rank.process.pid, signal.SIGKILL)
+        if rank.exit_code is None:
+            rank.process.kill()  # it has not made its group yet
     for rank in ranks:
         rank.process.wait() if isinstance(rank.process, subprocess.Popen) else rank.process.join()
 

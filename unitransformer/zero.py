@@ -10,6 +10,7 @@ from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy
 from torch import Tensor, nn
 from torch.nn import functional
 
+from unitransformer.materialise import Materialise
 from unitransformer.objectives import Objective
 from unitransformer.transformer import Transformer, Values
 
@@ -95,32 +96,17 @@ def partition(
     import deepspeed
 
     network = objective.network
-    names = {id(parameter): name for name, parameter in network.named_parameters()}
-    made: dict[int, nn.Parameter] = {}  # a matrix that two modules share is made once
-
-    def materialise(module: nn.Module) -> None:
-        for name, parameter in module.named_parameters(recurse=False):
-            if id(parameter) not in names:
-                continue
-            if id(parameter) not in made:
-                whole = values(names[id(parameter)], parameter)
-                made[id(parameter)] = nn.Parameter(whole.to(device=device, dtype=parameter.dtype))
-            module.register_parameter(name, made[id(parameter)])
-
-    inside: set[int] = set()
+    fill = Materialise(network, values, device)
     for layer in network.transformer_layers:
         # Fetched whole before the layer and let go after it, as FSDP does.
         deepspeed.utils.set_z3_leaf_module(layer, True)
-        for module in layer.modules():
-            materialise(module)
-            inside.add(id(module))
+        layer.apply(fill)
         deepspeed.zero.Init(module=layer, config_dict_or_path=strategy.config)
+    inside = {module for layer in network.transformer_layers for module in layer.modules()}
     for module in objective.modules():
-        if id(module) not in inside:
-            materialise(module)
+        if module not in inside:
+            fill(module)
     deepspeed.zero.Init(module=objective, config_dict_or_path=strategy.config)
-    network.pe.to_empty(device=device)
-    network.pe.initialise()
 
 
 def set_weights(network: Transformer, values: Values) -> None:

@@ -70,7 +70,9 @@ def test_two_ranks_train_the_model_that_one_trains(
 ) -> None:
     record = train(recipe, tmp_path / "two", *two(strategy))
     assert record["config"]["parallel"]["strategy"] == strategy
-    assert record["global_batch_size"] == 8
+    assert record["world_size"] == 2
+    assert record["global_batch_size"] == alone(recipe)["global_batch_size"] == 8
+    assert len(record["peak_bytes"]) == len(record["hardware"]) == 2
     assert record["summary"] == alone(recipe)["summary"]
     assert_same(record, alone(recipe))
 
