@@ -20,6 +20,7 @@ from scaling.processes import start_worker
 from scaling.store import load_store
 from tests.distributed.launching import begin, load
 from unitransformer import fsdp1, strategies, training
+from unitransformer.materialise import Materialise
 from unitransformer.order import TrainOrder
 from unitransformer.training import TrainingModule
 from unitransformer.zero import ZeroStrategy
@@ -115,9 +116,9 @@ def give_every_rank_the_samples_of_the_first() -> None:
 def leave_a_matrix_whole() -> None:
     # FSDP2 would not clip: its norm takes no gradients of two kinds.
     name = "embedding.lut"
-    make = fsdp1._Materialise._make
+    make = Materialise._make
 
-    def make_the_others(self: fsdp1._Materialise, parameter: nn.Parameter) -> nn.Parameter:
+    def make_the_others(self: Materialise, parameter: Tensor) -> nn.Parameter:
         return make(self, parameter) if parameter.is_meta else parameter
 
     class Leaky(fsdp1.FSDP1Strategy):
@@ -128,7 +129,7 @@ def leave_a_matrix_whole() -> None:
             self.kwargs["ignored_states"] = [table.weight]
             return super()._setup_model(model)
 
-    fsdp1._Materialise._make = make_the_others  # type: ignore[assignment,method-assign]
+    Materialise._make = make_the_others  # type: ignore[assignment,method-assign]
     strategies.FSDP1Strategy = Leaky  # type: ignore[misc]
     # At the end there is nothing whole to show: only what is divided can be gathered.
     training.gather_network = lambda model, network, parallel: network
