@@ -20,6 +20,7 @@ from scaling import certificates
 from scaling.certify import ParityOptions, certify
 from scaling.markdown import count
 from scaling.parity_options import build_parity_parser, read_parity_options
+from scaling.published import build_published_parser, load_rows, render_replay, replay
 from scaling.report import draw_plots, render_report
 from scaling.store import Store, find_contradictions, load_store, relative_name
 from unitransformer.records import write_atomically
@@ -37,7 +38,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         if given["study"] == "parity":
             return parity(read_parity_options(given["parity"], beyond, words))
         if beyond:
-            raise ValueError(f"{beyond[0]} comes after --, and report runs no recipe")
+            raise ValueError(f"{beyond[0]} comes after --, and {given['study']} runs no recipe")
+        if given["study"] == "published":
+            print(render_replay(replay(load_rows(given["published"].rows))))
+            return 0
         return report(_report_options(given["report"]))
     except jsonargparse.ArgumentError as error:
         return _fail(_in_one_line(str(error), own), 2)
@@ -64,6 +68,9 @@ def build_parser() -> jsonargparse.ArgumentParser:
     studies.add_subcommand("report", _report_parser(), help="write RESULTS.md from records")
     studies.add_subcommand(
         "parity", build_parity_parser(), help="does every strategy train the same model?"
+    )
+    studies.add_subcommand(
+        "published", build_published_parser(), help="do published figures follow from their rows?"
     )
     return parser
 
@@ -217,7 +224,7 @@ def _in_one_line(message: str, words: Sequence[str]) -> str:
         return f"no study given; choose one of: {missing[1]}"
     unknown = re.search(r"[Uu]nrecognized arguments: (\S+)", message)
     if unknown:
-        study = words[0] if words[:1] == ["parity"] else "report"
+        study = words[0] if words[:1] in (["parity"], ["published"]) else "report"
         return f"{unknown[1]} is not an option; python -m scaling {study} --help lists them"
     return " ".join(message.split())
 

@@ -1,0 +1,183 @@
+"""Published runs: a CSV file in, frozen rows out, `None` where the source does not tell."""
+
+import csv
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+CARRIED = Path(__file__).with_name("runs.csv")
+# fmt: off
+COLUMNS = (
+    "source", "model", "params", "layers", "d_model", "heads", "vocab", "seq_len",
+    "gpus", "gpu_type", "strategy", "precision", "micro_batch", "global_batch", "ac", "compile",
+    "tokens_per_s_per_gpu", "mfu", "tflops_per_gpu", "peak_mem_gib", "url",
+)
+# fmt: on
+UNTOLD = ("", "not stated")
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PublishedRow:
+    """One run as its source tells it. Rates are those of one GPU."""
+
+    source: str
+    note: str  # how the figures came about, what is derived or assumed
+    url: str
+    model: str
+    parameters: int | None
+    is_rounded: bool  # `parameters` is a name such as 175B, not a count
+    num_layers: int | None
+    width: int | None  # channels of the residual stream
+    num_heads: int | None
+    num_kv_heads: int | None  # heads of keys and values, where told apart from num_heads
+    vocabulary: int | None
+    sequence_length: int | None  # tokens
+    num_gpus: int
+    gpu: str
+    strategy: str
+    precision: str | None
+    micro_batch: int | None  # samples a GPU takes at once
+    global_batch: int | None  # samples of a step over all GPUs
+    activation_checkpointing: str | None
+    is_compiled: bool | None
+    tokens_per_s: float | None
+    mfu: float | None  # as printed, under the convention of the source; a share, not per cent
+    flops_per_s: float | None  # as printed, likewise
+    peak_bytes: int | None
+
+
+def load_rows(path: Path | None = None) -> tuple[PublishedRow, ...]:
+    """The rows this project carries, or those of another file with the same columns.
+
+    Raises:
+        ValueError: a missing column or a cell that cannot be read; names file, line and field.
+        OSError: the file cannot be opened.
+    """
+    path = CARRIED if path is None else path
+    with path.open(encoding="utf-8", newline="") as file:
+        reader = csv.DictReader(file, strict=True)
+        try:
+            _check_header(reader.fieldnames or ())
+            # A quoted cell may span lines: line_num is the line a row ends on.
+            return tuple(_row_at(reader.line_num, cells) for cells in reader)
+        except (csv.Error, ValueError) as error:
+            raise ValueError(f"{path}: {error}") from error
+
+
+def _check_header(names: Sequence[str]) -> None:
+    missing = [column for column in COLUMNS if column not in names]
+    if missing:
+        raise ValueError(f"columns {', '.join(missing)} are missing; have {','.join(COLUMNS)}")
+
+
+def _row_at(line: int, cells: Mapping[str | None, str | None]) -> PublishedRow:
+    try:
+        told = {column: (cells[column] or "").strip() for column in COLUMNS}
+        if None in cells:
+            raise ValueError("more cells than columns; quote cells that hold commas")
+        return _row(told)
+    except ValueError as error:
+        raise ValueError(f"line {line}: {error}") from error
+
+
+def _row(told: Mapping[str, str]) -> PublishedRow:
+    source, _, note = _required(told, "source").partition(" (")
+    _required(told, "gpus")
+    num_gpus = _read(told, "gpus", _count)
+    assert num_gpus is not None
+    heads = _read(told, "heads", _heads)
+    parameters = _read(told, "params", _parameters)
+    flops_per_s = _read(told, "tflops_per_gpu", _positive)
+    peak_gib = _read(told, "peak_mem_gib", _positive)
+    return PublishedRow(
+        source=source,
+        note=note.removesuffix(")"),
+        url=_required(told, "url"),
+        model=_required(told, "model"),
+        parameters=parameters,
+        is_rounded=parameters is not None and not told["params"].isdigit(),
+        num_layers=_read(told, "layers", _count),
+        width=_read(told, "d_model", _count),
+        num_heads=heads[0] if heads else None,
+        num_kv_heads=heads[1] if heads else None,
+        vocabulary=_read(told, "vocab", _count),
+        sequence_length=_read(told, "seq_len", _count),
+        num_gpus=num_gpus,
+        gpu=_required(told, "gpu_type"),
+        strategy=told["strategy"],
+        precision=_read(told, "precision", str),
+        micro_batch=_read(told, "micro_batch", _count),
+        global_batch=_read(told, "global_batch", _count),
+        activation_checkpointing=_read(told, "ac", str),
+        is_compiled=_read(told, "compile", _yes_or_no),
+        tokens_per_s=_read(told, "tokens_per_s_per_gpu", _positive),
+        mfu=_read(told, "mfu", _share),
+        flops_per_s=None if flops_per_s is None else flops_per_s * 1e12,
+        peak_bytes=None if peak_gib is None else round(peak_gib * 2**30),
+    )
+
+
+# ----------------------------------------------------------------------------------- cells
+
+
+def _read(told: Mapping[str, str], column: str, reader: Callable[[str], T]) -> T | None:
+    text = told[column]
+    if text in UNTOLD:
+        return None
+    try:
+        return reader(text)
+    except ValueError as error:
+        raise ValueError(f"{column} is {text!r}; {error}") from error
+
+
+def _required(told: Mapping[str, str], column: str) -> str:
+    if told[column] in UNTOLD:
+        raise ValueError(f"{column} is {told[column]!r}; every row has to tell it")
+    return told[column]
+
+
+def _count(text: str) -> int:
+    if not re.fullmatch(r"[0-9]+", text) or int(text) < 1:
+        raise ValueError("it must be a whole number of at least 1")
+    return int(text)
+
+
+def _positive(text: str) -> float:
+    number = float(text) if re.fullmatch(r"[0-9.]+(e[+-]?[0-9]+)?", text) else math.nan
+    if not 0 < number < math.inf:
+        raise ValueError("it must be a number above 0, in digits")
+    return number
+
+
+def _share(text: str) -> float:
+    number = _positive(text)
+    if number > 1:
+        raise ValueError("it is a share of the peak and cannot be above 1; divide per cent by 100")
+    return number
+
+
+def _parameters(text: str) -> int:
+    """A count, or one rounded to a name like 1.7B or 350M."""
+    named = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)([BM])", text)
+    if not named:
+        return _count(text)
+    return round(float(named[1]) * (1e9 if named[2] == "B" else 1e6))
+
+
+def _heads(text: str) -> tuple[int, int | None]:
+    """32, or 32 (8 kv) where fewer heads hold keys and values."""
+    found = re.fullmatch(r"([0-9]+)(?: \(([0-9]+) kv\))?", text)
+    if not found:
+        raise ValueError("write it as 32, or as 32 (8 kv)")
+    return _count(found[1]), _count(found[2]) if found[2] else None
+
+
+def _yes_or_no(text: str) -> bool:
+    if text not in ("yes", "no"):
+        raise ValueError("it must be yes or no")
+    return text == "yes"
