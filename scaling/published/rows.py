@@ -64,15 +64,20 @@ def load_rows(path: Path | None = None) -> tuple[PublishedRow, ...]:
         try:
             _check_header(reader.fieldnames or ())
             # A quoted cell may span lines: line_num is the line a row ends on.
-            return tuple(_row_at(reader.line_num, cells) for cells in reader)
+            rows = tuple(_row_at(reader.line_num, cells) for cells in reader)
         except (csv.Error, ValueError) as error:
             raise ValueError(f"{path}: {error}") from error
+    if not rows:
+        raise ValueError(f"{path}: no row below the header; give a file with published runs")
+    return rows
 
 
 def _check_header(names: Sequence[str]) -> None:
     missing = [column for column in COLUMNS if column not in names]
     if missing:
-        raise ValueError(f"columns {', '.join(missing)} are missing; have {','.join(COLUMNS)}")
+        first = f"column {missing[0]} is missing"
+        more = f", and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise ValueError(f"{first}{more}; the first line has to be {','.join(COLUMNS)}")
 
 
 def _row_at(line: int, cells: Mapping[str | None, str | None]) -> PublishedRow:

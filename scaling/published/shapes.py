@@ -66,7 +66,7 @@ def shape_of(row: PublishedRow) -> Shape | None:
 
 def llama_of(model: str) -> Llama | None:
     """The public Llama that a name such as Llama-3.1-8B or "Llama-3-70B, 12 layers" means."""
-    named = re.match(r"(?:code)?llama[- ]?([0-9])(?:\.[0-9])?[- ]([0-9]+)b\b", model, re.IGNORECASE)
+    named = re.match(r"llama[- ]?([0-9])(?:\.[0-9])?[- ]([0-9]+)b\b", model, re.IGNORECASE)
     return LLAMAS.get((int(named[1]), int(named[2]))) if named else None
 
 
