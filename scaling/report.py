@@ -23,15 +23,9 @@ from scaling.markdown import code_block, count, escaped, link, ms, table
 from scaling.parity_section import parity_cell, parity_section
 from scaling.store import Run, Store, find_contradictions, find_recounts
 from unitransformer.config import Recipe
-from unitransformer.flops import count_flops, count_parameters
+from unitransformer.flops import CONVENTIONS, count_flops, count_parameters
 from unitransformer.summary import human_count
 
-CONVENTIONS = {
-    "6n": "6 x parameters (Kaplan et al. 2020)",
-    "palm": "6 x parameters and attention in full (Chowdhery et al. 2022)",
-    "matmul": "the matrix multiplications that are done, attention in full",
-    "matmul_causal": "as `matmul`, with the half of attention that a causal mask leaves",
-}
 LOG_LINES = 12
 LONG_SUMMARY = 50  # lines from which a summary is folded
 LONGEST_MESSAGE = 300  # letters of an error in a table; the record has all of them

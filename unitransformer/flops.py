@@ -1,19 +1,27 @@
 """Parameters and floating-point operations of a config, by arithmetic alone.
 
 A multiply-add is two operations; the backward pass costs twice the forward, once where the input
-is data and needs no gradient. Conventions differ in
-what they count, so a count is never given without the name of its convention:
+is data and needs no gradient. Only matrix multiplications count: norms, activations, softmax,
+dropout and the optimizer do not. Conventions differ in what they count beyond that, so a count is
+never given without the name of its convention; `CONVENTIONS` says what each one counts.
 
-- `6n`: 6 x parameters (Kaplan et al. 2020, section 2.1)
-- `palm`: 6 x parameters + 12 x layers x width x positions, attention in full (Chowdhery et al.
-  2022, appendix B)
-- `matmul`: what the matrix multiplications of a step really do: attention in full, word vectors
-  looked up (not counted), the head only where the loss looks, the last layer only there too
-- `matmul_causal`: the same, with the half of attention that a causal mask leaves; equal to
-  `matmul` for BERT and ViT
+A token's count does not depend on the batch, on accumulation, on how many devices there are, or
+on `loss_chunk`: a chunk's gradient is made from the logits while they exist, none is made twice.
 """
 
 from unitransformer.config import ModelConfig, RunConfig
+
+CONVENTIONS = {
+    "6n": "6 x all parameters, word vectors too; attention left out (after Kaplan et al. 2020, "
+    "section 2.1)",
+    "palm": "6 x all parameters + 12 x layers x width x positions: attention in full (Chowdhery et "
+    "al. 2022, appendix B)",
+    "matmul": "the matrix products a step does: attention in full, word vectors looked up and not "
+    "counted, the head and the last layer where the loss looks",
+    "matmul_causal": "as `matmul`, with the half of attention that a causal mask leaves",
+    "hardware": "as `matmul`, and what activation checkpointing does a second time (Korthikanti "
+    "et al. 2022, appendix A)",
+}
 
 
 def count_parameters(model: ModelConfig) -> int:
@@ -50,16 +58,36 @@ def flops_per_sample(config: RunConfig, *, causal: bool) -> float:
         causal: count only the pairs a causal mask keeps, (T + 1) / 2 a position on average, if
             the model has one.
     """
-    model, positions = config.model, config.sequence_length
-    asked = count_looked_at(config)
-    before = (model.num_layers - 1) * _layer_flops(model, positions, positions, causal=causal)
-    last = _layer_flops(model, positions, asked, causal=causal)
+    model, asked = config.model, count_looked_at(config)
+    layers = sum(_layer_flops(config, at, causal=causal) for at in _answered(config))
     head = 2.0 * asked * model.width * model.num_classes
-    return 3 * (before + last + head) + 2 * _embedding_flops(model, positions)
+    return 3 * (layers + head) + 2 * _embedding_flops(model, config.sequence_length)
 
 
-def _layer_flops(model: ModelConfig, positions: int, asked: int, *, causal: bool) -> float:
-    """One layer that reads `positions` and answers at `asked` of them."""
+def recomputed_flops_per_sample(config: RunConfig) -> float:
+    """Matrix multiplications of one sample that activation checkpointing does a second time.
+
+    `selective` keeps their results and repeats none. `full` repeats a layer up to the input of
+    its last matrix, whose product no gradient needs: there torch's checkpoint stops.
+    """
+    if config.parallel.activation_checkpointing != "full":
+        return 0.0
+    model = config.model
+    return sum(
+        _layer_flops(config, at, causal=False) - 2.0 * at * model.feedforward_width * model.width
+        for at in _answered(config)
+    )
+
+
+def _answered(config: RunConfig) -> list[int]:
+    """Positions each layer answers at: all, and in the last layer where the loss looks."""
+    before = [config.sequence_length] * (config.model.num_layers - 1)
+    return [*before, count_looked_at(config)]
+
+
+def _layer_flops(config: RunConfig, asked: int, *, causal: bool) -> float:
+    """One layer forward, which reads all positions and answers at `asked` of them."""
+    model, positions = config.model, config.sequence_length
     width, hidden = model.width, model.feedforward_width
     keys_and_values = 2.0 * positions * width * 2 * width
     query_and_out = 2.0 * asked * width * 2 * width
@@ -70,6 +98,7 @@ def _layer_flops(model: ModelConfig, positions: int, asked: int, *, causal: bool
 
 
 def _embedding_flops(model: ModelConfig, positions: int) -> float:
+    """Patches to vectors, forward, the class token left out; words are looked up."""
     if model.patch_size is None:
         return 0.0
     return 2.0 * (positions - 1) * model.num_channels * model.patch_size**2 * model.width
@@ -78,12 +107,15 @@ def _embedding_flops(model: ModelConfig, positions: int) -> float:
 def count_flops(config: RunConfig) -> dict[str, float]:
     """Training FLOPs per token (BERT, GPT) or per picture (ViT), by convention."""
     model, positions = config.model, config.sequence_length
-    parameters = count_parameters(model)
-    per_token_to_unit = positions / config.tokens_per_sample  # a picture is all its positions
+    units = config.tokens_per_sample
+    per_token_to_unit = positions / units  # a picture is all its positions
+    six_n = 6.0 * count_parameters(model)
     attention = 12.0 * model.num_layers * model.width * positions
+    matmul = flops_per_sample(config, causal=False)
     return {
-        "6n": 6.0 * parameters * per_token_to_unit,
-        "palm": (6.0 * parameters + attention) * per_token_to_unit,
-        "matmul": flops_per_sample(config, causal=False) / config.tokens_per_sample,
-        "matmul_causal": flops_per_sample(config, causal=True) / config.tokens_per_sample,
+        "6n": six_n * per_token_to_unit,
+        "palm": (six_n + attention) * per_token_to_unit,
+        "matmul": matmul / units,
+        "matmul_causal": flops_per_sample(config, causal=True) / units,
+        "hardware": (matmul + recomputed_flops_per_sample(config)) / units,
     }

@@ -1,42 +1,72 @@
 """FLOPs by arithmetic equal torch's own counter, to the last digit."""
 
+from dataclasses import replace
+from typing import Any, get_args
+
 import pytest
 import torch
+from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
 from recipes import bert, gpt, vit
 from recipes.presets import Preset
-from unitransformer.config import DataConfig, RunConfig
-from unitransformer.flops import count_flops, count_looked_at, count_parameters, flops_per_sample
+from unitransformer.activations import checkpoint_activations
+from unitransformer.config import ActivationCheckpointing, DataConfig, ParallelConfig, RunConfig
+from unitransformer.flops import (
+    CONVENTIONS,
+    count_flops,
+    count_looked_at,
+    count_parameters,
+    flops_per_sample,
+    recomputed_flops_per_sample,
+)
 from unitransformer.objectives import Batch, Objective
 from unitransformer.transformer import Transformer
 
-SHAPES = [
-    {"width": 32, "num_layers": 1, "num_heads": 4, "feedforward_width": 48},
-    {"width": 48, "num_layers": 3, "num_heads": 3, "feedforward_width": 192},
-    {"width": 64, "num_layers": 2, "num_heads": 8, "feedforward_width": 100},
+SHAPES = {
+    "flat": {"width": 32, "num_layers": 1, "num_heads": 4, "feedforward_width": 48},
+    "odd": {"width": 48, "num_layers": 3, "num_heads": 3, "feedforward_width": 192},
+    "wide": {"width": 64, "num_layers": 2, "num_heads": 8, "feedforward_width": 100},
+    "deep": {"width": 16, "num_layers": 5, "num_heads": 1, "feedforward_width": 7},
+    "thin": {"width": 20, "num_layers": 4, "num_heads": 10, "feedforward_width": 333},
+    "square": {"width": 96, "num_layers": 2, "num_heads": 6, "feedforward_width": 96},
+}
+MODELS: list[tuple[Preset, dict[str, object]]] = [
+    (gpt.PRESET, {}),
+    (gpt.PRESET, {"num_classes": 77, "sequence_length": 13}),
+    (gpt.PRESET, {"tied_head": True, "head_bias": False, "final_norm": True}),
+    (bert.PRESET, {}),
+    (bert.PRESET, {"sequence_length": 7, "activation": "gelu"}),
+    (bert.PRESET, {"tied_head": True, "dropout": 0.0, "sequence_length": 19}),
+    (vit.PRESET, {}),
+    (vit.PRESET, {"image_size": 32, "patch_size": 8, "num_channels": 1, "num_classes": 10}),
 ]
+EVERY_SHAPE = pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
+EVERY_MODEL = pytest.mark.parametrize(
+    ("preset", "overrides"),
+    MODELS,
+    ids=lambda value: value.recipe if isinstance(value, Preset) else "-".join(value) or "reference",
+)
 
 
-def run_config(preset: Preset, **overrides: object) -> RunConfig:
+def run_config(preset: Preset, **overrides: Any) -> RunConfig:
     length = overrides.pop("sequence_length", None)
+    checkpointing = overrides.pop("activation_checkpointing", "off")
     return RunConfig(
         recipe=preset.recipe,
         size="reference",
         model=preset.model_config("reference", **overrides),
-        data=DataConfig(sequence_length=length),  # type: ignore[arg-type]
+        data=DataConfig(sequence_length=length),
+        parallel=ParallelConfig(activation_checkpointing=checkpointing),
     )
 
 
-def counted_by_torch(config: RunConfig, batch_size: int) -> int:
-    """A step on the meta device, where attention is counted as its two matrix products.
-
-    On a CPU the counter sees no FLOPs in the fused attention at all, and CUDA's flash attention
-    counts 3.5 forwards for its recomputation; neither is what a model needs.
-    """
+def counted_by_torch(config: RunConfig, batch_size: int, *, device: str = "meta") -> int:
+    """A step; on the meta device attention is counted as the matrix products it is made of."""
     model = config.model
-    with torch.device("meta"):
-        objective = Objective(Transformer(model))
+    with torch.device(device):
+        objective = Objective(Transformer(model), loss_chunk=config.loss_chunk)
+        checkpoint_activations(objective, config.parallel.activation_checkpointing)
         if model.image_size is not None:
             shape = (batch_size, model.num_channels, model.image_size, model.image_size)
             batch = Batch(
@@ -53,30 +83,83 @@ def counted_by_torch(config: RunConfig, batch_size: int) -> int:
     return counter.get_total_flops()
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=["flat", "odd", "wide"])
-@pytest.mark.parametrize(
-    ("preset", "overrides"),
-    [
-        (gpt.PRESET, {}),
-        (gpt.PRESET, {"num_classes": 77, "sequence_length": 13}),
-        (gpt.PRESET, {"tied_head": True, "head_bias": False, "final_norm": True}),
-        (bert.PRESET, {}),
-        (bert.PRESET, {"sequence_length": 7, "activation": "gelu"}),
-        (vit.PRESET, {}),
-        (vit.PRESET, {"image_size": 32, "patch_size": 8, "num_channels": 1, "num_classes": 10}),
-    ],
-    ids=lambda value: value.recipe if isinstance(value, Preset) else "-".join(value) or "reference",
-)
+@EVERY_SHAPE
+@EVERY_MODEL
 def test_matmul_flops_equal_torchs_counter(
-    preset: Preset, overrides: dict[str, object], shape: dict[str, int]
+    preset: Preset, overrides: dict[str, Any], shape: dict[str, Any]
 ) -> None:
     config = run_config(preset, **overrides, **shape)
     counted = counted_by_torch(config, batch_size=3)
     assert counted == 3 * flops_per_sample(config, causal=False)
 
 
+@pytest.mark.parametrize("checkpointing", get_args(ActivationCheckpointing))
+@pytest.mark.parametrize("shape", [SHAPES["flat"], SHAPES["odd"]], ids=["flat", "odd"])
+@EVERY_MODEL
+def test_hardware_flops_equal_torchs_counter_whatever_is_computed_again(
+    preset: Preset, overrides: dict[str, Any], shape: dict[str, Any], checkpointing: str
+) -> None:
+    config = run_config(preset, **overrides, **shape, activation_checkpointing=checkpointing)
+    again = recomputed_flops_per_sample(config)
+    assert counted_by_torch(config, 2) == 2 * (flops_per_sample(config, causal=False) + again)
+    assert (again > 0) == (checkpointing == "full")
+
+
+@pytest.mark.parametrize("loss_chunk", [1, 5, 1000])
+@pytest.mark.parametrize("preset", [gpt.PRESET, bert.PRESET, vit.PRESET], ids=lambda p: p.recipe)
+def test_a_loss_in_chunks_computes_no_logits_twice(preset: Preset, loss_chunk: int) -> None:
+    config = replace(run_config(preset, **SHAPES["wide"]), loss_chunk=loss_chunk)
+    assert counted_by_torch(config, 2) == 2 * flops_per_sample(config, causal=False)
+
+
+@pytest.mark.parametrize("preset", [gpt.PRESET, bert.PRESET, vit.PRESET], ids=lambda p: p.recipe)
+def test_a_unit_costs_the_same_in_any_batch_on_any_number_of_devices(preset: Preset) -> None:
+    config = run_config(preset)
+    spread = ParallelConfig(devices=8, strategy="ddp", precision="bf16-mixed")
+    other = replace(config, batch_size=5, accumulate=7, loss_chunk=16, parallel=spread)
+    assert count_flops(other) == count_flops(config)
+
+
+def test_what_full_checkpointing_repeats_is_a_layer_without_its_last_product() -> None:
+    shape = {"width": 8, "num_layers": 1, "num_heads": 1, "feedforward_width": 32}
+    config = run_config(
+        gpt.PRESET, **shape, sequence_length=4, activation_checkpointing="full", num_classes=5
+    )
+    projections, attention, first_product = 4 * 2 * 8 * 8, 2 * 2 * 4 * 8, 2 * 8 * 32
+    assert recomputed_flops_per_sample(config) == 4 * (projections + attention + first_product)
+    counts = count_flops(config)
+    assert counts["hardware"] == counts["matmul"] + projections + attention + first_product
+
+
+def test_torchs_counter_sees_no_attention_on_a_cpu() -> None:
+    """https://github.com/pytorch/pytorch/issues/195460: so it is asked on the meta device."""
+    config = run_config(gpt.PRESET, **SHAPES["wide"], sequence_length=16, dropout=0.0)
+    layers, products, twice_again = 2, 2, 3
+    attention = twice_again * layers * products * 2 * 16 * 16 * 64
+    seen = counted_by_torch(config, 1, device="cpu")
+    assert flops_per_sample(config, causal=False) - seen == attention
+
+
+def test_torchs_counter_sees_flash_attention_as_three_and_a_half_forward_passes() -> None:
+    """Its backward pass computes the scores again: five products, where two matrix products need
+    four. That is what the kernel does, and no part of what a model needs."""
+    with torch.device("meta"):
+        q, k, v = (torch.randn(1, 2, 16, 8, requires_grad=True) for _ in range(3))
+    with FlopCounterMode(display=False) as counter:
+        torch.ops.aten._scaled_dot_product_flash_attention(q, k, v)[0].sum().backward()
+    forward = 2 * (2 * 2 * 16 * 16 * 8)
+    assert counter.get_total_flops() == 3.5 * forward
+    with FlopCounterMode(display=False) as counter:
+        functional.scaled_dot_product_attention(q, k, v).sum().backward()
+    assert counter.get_total_flops() == 3 * forward
+
+
+def test_every_count_has_a_convention_that_says_what_it_counts() -> None:
+    assert count_flops(run_config(vit.PRESET)).keys() == CONVENTIONS.keys()
+
+
 def test_a_causal_mask_leaves_a_little_more_than_half_of_attention() -> None:
-    config = run_config(gpt.PRESET, **SHAPES[0], sequence_length=63)
+    config = run_config(gpt.PRESET, **SHAPES["flat"], sequence_length=63)
     saved = flops_per_sample(config, causal=False) - flops_per_sample(config, causal=True)
     attention = 3 * 2 * 2 * 63 * 63 * 32
     assert saved == attention * (1 - 32 / 63)
