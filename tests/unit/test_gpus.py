@@ -1,0 +1,156 @@
+"""Which GPU a driver's name means, its dense figures, and that no other GPU gets them."""
+
+from itertools import pairwise
+from typing import get_args
+
+import pytest
+
+from unitransformer.gpus import GPUS, Dtype, Gpu, find_gpu, why_unknown
+
+# What the driver prints, and the TFLOP/s of bfloat16 (float16 where there is none), dense.
+PRINTED = {
+    "Tesla V100-SXM2-16GB": 125,
+    "Tesla V100-SXM2-32GB": 125,
+    "Tesla V100-PCIE-16GB": 112,
+    "Tesla V100-PCIE-32GB": 112,
+    "Tesla V100S-PCIE-32GB": 130,
+    "Tesla T4": 65,
+    "NVIDIA A10": 125,
+    "NVIDIA A100-SXM4-40GB": 312,
+    "A100-SXM4-40GB": 312,
+    "NVIDIA A100-SXM4-80GB": 312,
+    "NVIDIA A100-PCIE-40GB": 312,
+    "NVIDIA A100 80GB PCIe": 312,
+    "NVIDIA RTX A6000": 154.8,
+    "NVIDIA L4": 121,
+    "NVIDIA L40S": 366.5,
+    "NVIDIA H100 80GB HBM3": 989.5,
+    "NVIDIA H100 PCIe": 756,
+    "NVIDIA H100 NVL": 835.5,
+    "NVIDIA H200": 989.5,
+    "NVIDIA H200 NVL": 835.5,
+    "NVIDIA GH200 480GB": 989.5,
+    "NVIDIA GH200 120GB": 989.5,
+    "NVIDIA GH200 144G HBM3e": 989.5,
+    "NVIDIA B200": 2250,
+    "NVIDIA GB200": 2500,
+    "NVIDIA B300 SXM6 AC": 2250,
+    "NVIDIA GB300": 2500,
+    "NVIDIA GeForce RTX 3090": 71,
+    "GeForce RTX 3090": 71,
+    "NVIDIA GeForce RTX 4090": 165.2,
+    "NVIDIA GeForce RTX 5090": 209.5,
+    "AMD Instinct MI250X": 191.5,
+    "AMD Instinct MI300X": 1307.4,
+    "AMD Instinct MI300X OAM": 1307.4,
+    "AMD Instinct MI325X": 1307.4,
+    "AMD Instinct MI355X": 2516.6,
+    "AMD Instinct MI355X OAM": 2516.6,
+}
+# Names that drivers print too, each a letter or a word away from one in the table.
+NEAR_MISSES = [
+    "NVIDIA H20",
+    "NVIDIA H20-3e",
+    "NVIDIA H800",
+    "NVIDIA H800 PCIe",
+    "NVIDIA H800 NVL",
+    "NVIDIA H100",
+    "NVIDIA A800-SXM4-80GB",
+    "NVIDIA A800 80GB PCIe",
+    "NVIDIA A100-SXM-64GB",
+    "NVIDIA A100-PG509-200",
+    "NVIDIA A10G",
+    "NVIDIA A10M",
+    "NVIDIA A16",
+    "NVIDIA A40",
+    "NVIDIA L40",
+    "NVIDIA L20",
+    "NVIDIA RTX 6000 Ada Generation",
+    "Quadro RTX 6000",
+    "NVIDIA RTX A6000 Laptop GPU",
+    "NVIDIA T400 4GB",
+    "NVIDIA GeForce RTX 3090 Ti",
+    "NVIDIA GeForce RTX 4090 D",
+    "NVIDIA GeForce RTX 4090 Laptop GPU",
+    "NVIDIA GeForce RTX 5090 D",
+    "NVIDIA GeForce RTX 5090 Laptop GPU",
+    "NVIDIA A100-SXM4-40GB MIG 1g.5gb",
+    "NVIDIA H100 80GB HBM3 MIG 3g.40gb",
+    "GRID A100-40C",
+    "Tesla V100-SXM3-32GB",
+    "AMD Instinct MI250X / MI250",
+    "AMD Instinct MI210",
+    "AMD Instinct MI300A",
+    "AMD Instinct MI300X VF",
+    "AMD Instinct MI350X",
+    "AMD Radeon Graphics",
+    "nvidia h200",
+    "NVIDIA H200 ",
+    "NVIDIA",
+    "",
+]
+GPU = pytest.mark.parametrize("gpu", GPUS, ids=lambda gpu: gpu.name)
+
+
+@pytest.mark.parametrize(("device_name", "tflops"), PRINTED.items(), ids=PRINTED.keys())
+def test_a_printed_name_has_its_dense_peak(device_name: str, tflops: float) -> None:
+    gpu = find_gpu(device_name)
+    assert gpu is not None
+    peaks = gpu.dense_flops_per_s
+    assert peaks.get("bfloat16", peaks["float16"]) == pytest.approx(tflops * 1e12)
+
+
+@pytest.mark.parametrize("device_name", NEAR_MISSES)
+def test_a_near_miss_takes_no_other_gpus_figure(device_name: str) -> None:
+    assert find_gpu(device_name) is None
+    assert device_name in why_unknown(device_name)
+
+
+def test_every_gpu_in_the_table_is_found_by_a_printed_name() -> None:
+    found = {gpu.name for name in PRINTED if (gpu := find_gpu(name))}
+    assert found == {gpu.name for gpu in GPUS}
+    names = [name for gpu in GPUS for name in gpu.driver_names]
+    assert len(set(names)) == len(names), "one name, one GPU"
+
+
+def test_a_slice_and_a_shared_name_say_what_they_are() -> None:
+    assert "a slice" in why_unknown("NVIDIA A100-SXM4-40GB MIG 1g.5gb")
+    assert "two GPUs" in why_unknown("AMD Instinct MI250X / MI250")
+    assert "no other GPU stands in" in why_unknown("NVIDIA H20")
+
+
+@GPU
+def test_half_the_bits_are_twice_as_fast(gpu: Gpu) -> None:
+    """A figure with sparsity beside a dense one would be four times."""
+    peaks = gpu.dense_flops_per_s
+    assert set(peaks) <= set(get_args(Dtype))
+    wide_to_narrow = [peaks[dtype] for dtype in ("tf32", "float16", "fp8") if dtype in peaks]
+    for wide, narrow in pairwise(wide_to_narrow):
+        assert 1.9 * wide < narrow < 2.1 * wide
+    assert peaks.get("bfloat16", peaks["float16"]) == peaks["float16"]
+
+
+@GPU
+def test_no_gpu_computes_float32_faster_than_tf32(gpu: Gpu) -> None:
+    peaks = gpu.dense_flops_per_s
+    assert peaks["float32"] <= peaks.get("tf32", peaks["float16"])
+
+
+@GPU
+def test_a_figure_has_its_makers_data_sheet(gpu: Gpu) -> None:
+    maker = "https://www.amd.com/" if gpu.is_amd else "nvidia.com/"
+    assert gpu.source.startswith("https://")
+    assert maker in gpu.source
+
+
+@GPU
+def test_memory_is_faster_than_the_link_but_never_a_thousand_times(gpu: Gpu) -> None:
+    assert 1 < gpu.memory_bytes_per_s / gpu.link_bytes_per_s < 1000
+    assert 300e9 <= gpu.memory_bytes_per_s <= 8e12
+
+
+def test_a_die_of_an_mi250x_is_a_device_with_half_the_cards_figures() -> None:
+    gpu = find_gpu("AMD Instinct MI250X")
+    assert gpu is not None
+    assert 2 * gpu.dense_flops_per_s["float16"] == 383e12
+    assert "half the card's" in gpu.remark

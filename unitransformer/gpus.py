@@ -1,0 +1,198 @@
+"""What a GPU's maker says it can do: dense peaks by number format, memory and link bandwidth.
+
+In: the name a driver prints. Out: that GPU's figures with their data sheet, or nothing: no GPU
+stands in for another. All peaks are dense; where a data sheet prints figures with 2:4 sparsity
+alone, the table halves them where they can be seen (`1979 / 2`).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+Dtype = Literal["float32", "tf32", "float16", "bfloat16", "fp8"]
+
+_NVIDIA = "https://www.nvidia.com/en-us/data-center/"
+_NVIDIA_FILES = "https://www.nvidia.com/content/dam/en-zz/Solutions/Data-Center/"
+_AMPERE = (
+    "https://www.nvidia.com/content/PDF/nvidia-ampere-ga-102-gpu-architecture-whitepaper-v2.1.pdf"
+)
+_GEFORCE = "https://images.nvidia.com/aem-dam/Solutions/geforce/"
+_AMD = "https://www.amd.com/content/dam/amd/en/documents/instinct-tech-docs/"
+_SHEETS = {
+    "volta": "https://images.nvidia.com/content/technologies/volta/pdf/"
+    "volta-v100-datasheet-update-us-1165301-r5.pdf",
+    "t4": _NVIDIA_FILES + "tesla-t4/t4-tensor-core-datasheet-951643.pdf",
+    "a10": _NVIDIA_FILES + "a10/pdf/a10-datasheet.pdf",
+    "a100": _NVIDIA_FILES + "a100/pdf/nvidia-a100-datasheet-us-nvidia-1758950-r4-web.pdf",
+    "ampere": _AMPERE,
+    "l4": _NVIDIA + "l4/",
+    "l40s": _NVIDIA + "l40s/",
+    "h100": _NVIDIA + "h100/",
+    "hopper": "https://resources.nvidia.com/en-us-tensor-core/gtc22-whitepaper-hopper",
+    "h200": _NVIDIA + "h200/",
+    "gh200": "https://resources.nvidia.com/en-us-grace-cpu/grace-hopper-superchip",
+    "hgx": _NVIDIA + "hgx/",
+    "gb200": _NVIDIA + "gb200-nvl72/",
+    "gb300": _NVIDIA + "gb300-nvl72/",
+    "ada": _GEFORCE + "ada/nvidia-ada-gpu-architecture.pdf",
+    "rtx50": _GEFORCE + "blackwell/nvidia-rtx-blackwell-gpu-architecture.pdf",
+    "mi200": _AMD + "instinct-mi200-datasheet.pdf",
+    "mi300x": _AMD + "data-sheets/amd-instinct-mi300x-data-sheet.pdf",
+    "mi325x": "https://www.amd.com/en/products/accelerators/instinct/mi300/mi325x.html",
+    "mi355x": _AMD + "product-briefs/amd-instinct-mi355x-gpu-brochure.pdf",
+}
+
+_NO = None  # the GPU has no matrix units for the format
+_PCI, _NVL, _C2C, _INF = "PCIe", "NVLink", "NVLink-C2C", "Infinity Fabric"
+# Dense TFLOP/s by format, GB/s of memory, GB/s of the link in both directions together.
+# fmt: off
+_TABLE: dict[str, tuple[float, float | None, float, float | None, float | None,
+                        float, str, float, str]] = {
+    #                float32   tf32      float16   bfloat16  fp8       mem.  link        sheet
+    "V100 SXM2":     (15.7,     _NO,      125,      _NO,      _NO,      900,  _NVL, 300,  "volta"),
+    "V100 PCIe":     (14,       _NO,      112,      _NO,      _NO,      900,  _PCI, 32,   "volta"),
+    "V100S PCIe":    (16.4,     _NO,      130,      _NO,      _NO,      1134, _PCI, 32,   "volta"),
+    "T4":            (8.1,      _NO,      65,       _NO,      _NO,      320,  _PCI, 32,   "t4"),
+    "A10":           (31.2,     62.5,     125,      125,      _NO,      600,  _PCI, 64,   "a10"),
+    "A100 40GB SXM": (19.5,     156,      312,      312,      _NO,      1555, _NVL, 600,  "a100"),
+    "A100 80GB SXM": (19.5,     156,      312,      312,      _NO,      2039, _NVL, 600,  "a100"),
+    "A100 40GB PCIe":(19.5,     156,      312,      312,      _NO,      1555, _PCI, 64,   "a100"),
+    "A100 80GB PCIe":(19.5,     156,      312,      312,      _NO,      1935, _PCI, 64,   "a100"),
+    "A6000":         (38.7,     77.4,     154.8,    154.8,    _NO,      768,  _PCI, 64,   "ampere"),
+    "L4":            (30.3,     120 / 2,  242 / 2,  242 / 2,  485 / 2,  300,  _PCI, 64,   "l4"),
+    "L40S":          (91.6,     366 / 2,  733 / 2,  733 / 2,  1466 / 2, 864,  _PCI, 64,   "l40s"),
+    "H100 SXM":      (67,       989 / 2,  1979 / 2, 1979 / 2, 3958 / 2, 3350, _NVL, 900,  "h100"),
+    "H100 PCIe":     (51.2,     378,      756,      756,      1513,     2000, _PCI, 128,  "hopper"),
+    "H100 NVL":      (60,       835 / 2,  1671 / 2, 1671 / 2, 3341 / 2, 3900, _NVL, 600,  "h100"),
+    "H200":          (67,       989 / 2,  1979 / 2, 1979 / 2, 3958 / 2, 4800, _NVL, 900,  "h200"),
+    "H200 NVL":      (60,       835 / 2,  1671 / 2, 1671 / 2, 3341 / 2, 4800, _NVL, 900,  "h200"),
+    "GH200 96GB":    (67,       989 / 2,  1979 / 2, 1979 / 2, 3958 / 2, 4000, _C2C, 900,  "gh200"),
+    "GH200 144GB":   (67,       989 / 2,  1979 / 2, 1979 / 2, 3958 / 2, 4900, _C2C, 900,  "gh200"),
+    "B200":          (75,       2250 / 2, 4500 / 2, 4500 / 2, 9000 / 2, 8000, _NVL, 1800, "hgx"),
+    "GB200":         (80,       2500 / 2, 5000 / 2, 5000 / 2, 10e3 / 2, 8000, _NVL, 1800, "gb200"),
+    "B300":          (75,       2250 / 2, 4500 / 2, 4500 / 2, 9000 / 2, 8000, _NVL, 1800, "hgx"),
+    "GB300":         (80,       2500 / 2, 5000 / 2, 5000 / 2, 10e3 / 2, 8000, _NVL, 1800, "gb300"),
+    "RTX 3090":      (35.6,     35.6,     71,       71,       _NO,      936,  _PCI, 64,   "ampere"),
+    "RTX 4090":      (82.6,     82.6,     165.2,    165.2,    330.3,    1008, _PCI, 64,   "ada"),
+    "RTX 5090":      (104.8,    104.8,    209.5,    209.5,    419,      1792, _PCI, 128,  "rtx50"),
+    "MI250X":        (95.7 / 2, _NO,      383 / 2,  383 / 2,  _NO,      1600, _INF, 400,  "mi200"),
+    "MI300X":        (163.4,    653.7,    1307.4,   1307.4,   2614.9,   5300, _INF, 896,  "mi300x"),
+    "MI325X":        (163.4,    653.7,    1307.4,   1307.4,   2614.9,   6000, _INF, 896,  "mi325x"),
+    "MI355X":        (157.3,    _NO,      2516.6,   2516.6,   5033.2,   8000, _INF, 1075, "mi355x"),
+}
+# fmt: on
+
+# Whole names, as drivers print them, without the "NVIDIA " that older ones leave out.
+_DRIVER_NAMES = {
+    "V100 SXM2": ("Tesla V100-SXM2-16GB", "Tesla V100-SXM2-32GB"),
+    "V100 PCIe": ("Tesla V100-PCIE-16GB", "Tesla V100-PCIE-32GB"),
+    "V100S PCIe": ("Tesla V100S-PCIE-32GB",),
+    "T4": ("Tesla T4", "T4"),
+    "A10": ("A10",),
+    "A100 40GB SXM": ("A100-SXM4-40GB",),
+    "A100 80GB SXM": ("A100-SXM4-80GB",),
+    "A100 40GB PCIe": ("A100-PCIE-40GB",),
+    "A100 80GB PCIe": ("A100 80GB PCIe",),
+    "A6000": ("RTX A6000",),
+    "L4": ("L4",),
+    "L40S": ("L40S",),
+    "H100 SXM": ("H100 80GB HBM3",),
+    "H100 PCIe": ("H100 PCIe",),
+    "H100 NVL": ("H100 NVL",),
+    "H200": ("H200",),
+    "H200 NVL": ("H200 NVL",),
+    "GH200 96GB": ("GH200 480GB", "GH200 120GB"),  # of the processor's memory
+    "GH200 144GB": ("GH200 144G HBM3e",),
+    "B200": ("B200",),
+    "GB200": ("GB200",),
+    "B300": ("B300 SXM6 AC",),
+    "GB300": ("GB300",),
+    "RTX 3090": ("GeForce RTX 3090",),
+    "RTX 4090": ("GeForce RTX 4090",),
+    "RTX 5090": ("GeForce RTX 5090",),
+    "MI250X": ("AMD Instinct MI250X",),
+    "MI300X": ("AMD Instinct MI300X", "AMD Instinct MI300X OAM"),
+    "MI325X": ("AMD Instinct MI325X", "AMD Instinct MI325X OAM"),
+    "MI355X": ("AMD Instinct MI355X", "AMD Instinct MI355X OAM"),
+}
+
+_GEFORCE_RATE = "GeForce adds float16 products in float32, torch's way, at half the advertised rate"
+_HGX = "an eighth of the board's figure"
+_NVL72 = "a 72nd of the rack's figure"
+_BRIDGE = "a bridge joins two of them by NVLink at {} GB/s"
+_TO_PROCESSOR = "the link is that to its processor; between GPUs it depends on the system"
+_REMARKS = {
+    "T4": "the data sheet rounds memory to 300 GB/s; 5001 MHz x 2 x 32 bytes are 320",
+    "A100 40GB PCIe": _BRIDGE.format(600) + "; 250 W hold its clock below the SXM's",
+    "A100 80GB PCIe": _BRIDGE.format(600) + "; 300 W hold its clock below the SXM's",
+    "A6000": "the data sheet prints 309.7 with sparsity; " + _BRIDGE.format(112.5),
+    "H100 PCIe": _BRIDGE.format(600) + "; fewer units and a lower clock than the SXM",
+    "H100 NVL": "one card; early sheets print the pair. NVLink joins two",
+    "H200 NVL": "NVLink joins two or four by a bridge",
+    "GH200 96GB": _TO_PROCESSOR,
+    "GH200 144GB": _TO_PROCESSOR,
+    "B200": _HGX,
+    "GB200": _NVL72,
+    "B300": _HGX + "; new in it is FP4, not these formats",
+    "GB300": _NVL72,
+    "RTX 3090": _GEFORCE_RATE + "; " + _BRIDGE.format(112.5),
+    "RTX 4090": _GEFORCE_RATE,
+    "RTX 5090": _GEFORCE_RATE + "; it may clock above the 2407 MHz its peaks are given for",
+    "MI250X": "torch sees each of its two dies as a device: all figures are half the card's; "
+    "float32 is that of matrix units",
+    "MI300X": "of the whole card, not of a partition (CPX, DPX)",
+    "MI325X": "of the whole card, not of a partition (CPX, DPX)",
+    "MI355X": "of the whole card, not of a partition; TF32 is emulated, not computed in",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gpu:
+    """One GPU as torch sees it, by its data sheet."""
+
+    name: str
+    driver_names: tuple[str, ...]  # without a leading "NVIDIA "
+    dense_flops_per_s: Mapping[Dtype, float]  # formats it does not have are left out
+    memory_bytes_per_s: float
+    link: str
+    link_bytes_per_s: float  # both directions together, as data sheets count; a ring has half
+    source: str
+    remark: str  # the trap in these figures, or nothing
+
+    @property
+    def is_amd(self) -> bool:
+        return self.link == _INF
+
+
+def _build(name: str) -> Gpu:
+    float32, tf32, float16, bfloat16, fp8, memory, link, link_speed, sheet = _TABLE[name]
+    peaks: dict[Dtype, float | None] = {"float32": float32, "tf32": tf32, "float16": float16}
+    peaks |= {"bfloat16": bfloat16, "fp8": fp8}
+    return Gpu(
+        name=name,
+        driver_names=_DRIVER_NAMES[name],
+        dense_flops_per_s={dtype: peak * 1e12 for dtype, peak in peaks.items() if peak},
+        memory_bytes_per_s=memory * 1e9,
+        link=link,
+        link_bytes_per_s=link_speed * 1e9,
+        source=_SHEETS[sheet],
+        remark=_REMARKS.get(name, ""),
+    )
+
+
+GPUS = tuple(_build(name) for name in _TABLE)
+_BY_DRIVER_NAME = {driver_name: gpu for gpu in GPUS for driver_name in gpu.driver_names}
+
+
+def find_gpu(device_name: str) -> Gpu | None:
+    """The GPU whose driver prints exactly `device_name`; None if the table has none."""
+    return _BY_DRIVER_NAME.get(device_name.removeprefix("NVIDIA "))
+
+
+def why_unknown(device_name: str) -> str:
+    """Why `find_gpu` has nothing for a name."""
+    if " MIG " in device_name:
+        return f"{device_name} is a slice of a GPU, and its share of the peak is not published"
+    if device_name == "AMD Instinct MI250X / MI250":
+        return f"{device_name} is one name of two GPUs with different peaks"
+    return f"{device_name} is not in the table of dense peaks, and no other GPU stands in for it"
