@@ -1,0 +1,224 @@
+"""The compile ledger: breaks, recompiles and caches are found where they were planted."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from unitransformer.ledger import CompileLedger, compiled_in, pays_off_at, short_path
+
+HERE = "test_ledger.py"
+COMPILE_ONCE = """
+import json, torch
+from unitransformer.ledger import CompileLedger
+
+layer = torch.compile(torch.nn.Linear(4, 4))
+ledger = CompileLedger("default")
+ledger.start()
+for step in range(3):
+    ledger.at_step(step)
+    layer(torch.ones(2, 4)).sum().backward()
+ledger.stop()
+print(json.dumps(ledger.as_dict()))
+"""
+
+
+@pytest.fixture(autouse=True)
+def _forget_what_was_compiled() -> Iterator[None]:
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+def follow(step: Callable[[int], object], steps: int) -> dict[str, Any]:
+    ledger = CompileLedger("default")
+    ledger.start()
+    for number in range(steps):
+        ledger.at_step(number)
+        step(number)
+    ledger.stop()
+    return ledger.as_dict()
+
+
+def line_of(text: str) -> int:
+    lines = Path(__file__).read_text().splitlines()
+    (number,) = (number for number, line in enumerate(lines, 1) if line.endswith(text))
+    return number
+
+
+def test_three_seconds_of_compiling_are_paid_after_thirty_steps_that_save_a_tenth() -> None:
+    assert pays_off_at(3.0, 0.3, 0.2) == 30
+
+
+def test_compiling_that_saves_nothing_never_pays() -> None:
+    assert pays_off_at(3.0, 0.2, 0.2) is None
+    assert pays_off_at(3.0, 0.2, 0.3) is None
+
+
+def test_compiling_that_came_for_nothing_pays_at_once() -> None:
+    assert pays_off_at(0.0, 0.3, 0.2) == 0
+
+
+def test_a_part_of_a_step_saved_counts_as_a_step() -> None:
+    assert pays_off_at(1.0, 0.75, 0.25) == 2
+    assert pays_off_at(1.1, 0.75, 0.25) == 3
+
+
+@pytest.mark.parametrize("bad", [-1.0, float("nan"), float("inf")])
+def test_a_time_that_is_none_is_refused(bad: float) -> None:
+    with pytest.raises(ValueError, match="eager_step_s is"):
+        pays_off_at(1.0, bad, 0.5)
+
+
+def test_a_graph_break_is_named_with_its_line() -> None:
+    def double(x: torch.Tensor) -> torch.Tensor:
+        torch._dynamo.graph_break()  # planted
+        return 2 * x
+
+    compiled = torch.compile(double, backend="eager")
+    ledger = follow(lambda step: compiled(torch.ones(3)), 3)
+    (found,) = ledger["graph_breaks"]
+    assert found["step"] == 0
+    assert found["where"].endswith(f"{HERE}:{line_of('# planted')}")
+    assert "graph_break()" in found["reason"]
+
+
+def test_a_function_that_is_given_up_is_a_graph_break_too() -> None:
+    def twice(x: torch.Tensor) -> torch.Tensor:
+        for _ in range(2):
+            x = 2 * x
+            torch._dynamo.graph_break()  # planted in a loop
+        return x
+
+    compiled = torch.compile(twice, backend="eager")
+    ledger = follow(lambda step: compiled(torch.ones(3)), 2)
+    (found,) = ledger["graph_breaks"]
+    assert found["where"].endswith(f"{HERE}:{line_of('# planted in a loop')}")
+
+
+def test_a_recompile_is_found_at_its_step_with_its_function_and_reason() -> None:
+    def double(x: torch.Tensor) -> torch.Tensor:  # double begins here
+        return 2 * x
+
+    compiled = torch.compile(double, backend="eager")
+    ledger = follow(lambda step: compiled(torch.ones(3 if step < 4 else 5)), 8)
+    (found,) = ledger["recompiles"]
+    assert found["step"] == 4
+    assert found["function"].startswith("double (")
+    assert f"{HERE}:{line_of('# double begins here')}" in found["function"]
+    assert "expected 3, actual 5" in found["reason"]
+    assert [step for step, _ in ledger["compiled_at"]] == [0, 4]
+    assert ledger["graphs"] == 2
+    assert compiled_in(ledger, 1, 8) == [4]
+    assert compiled_in(ledger, 1, 4) == []
+
+
+def test_seconds_of_all_compilations_add_up() -> None:
+    compiled = torch.compile(torch.nn.Linear(4, 4), backend="eager")
+    ledger = follow(lambda step: compiled(torch.ones(2 + step, 4)), 2)
+    assert ledger["compile_s"] == sum(seconds for _, seconds in ledger["compiled_at"]) > 0
+
+
+def test_compiling_outside_of_steps_belongs_to_none_of_them() -> None:
+    compiled = torch.compile(torch.nn.Linear(4, 4), backend="eager")
+    ledger = CompileLedger("default")
+    ledger.start()
+    ledger.at_step(0)
+    ledger.at_step(None)
+    compiled(torch.ones(2, 4))
+    ledger.at_step(1)
+    ledger.stop()
+    assert [step for step, _ in ledger.as_dict()["compiled_at"]] == [None]
+    assert compiled_in(ledger.as_dict(), 0, 2) == []
+
+
+def test_without_a_cache_the_start_is_not_told() -> None:
+    compiled = torch.compile(torch.nn.Linear(4, 4), backend="eager")
+    ledger = follow(lambda step: compiled(torch.ones(2, 4)), 1)
+    assert ledger["start"] is None
+    assert "caches are off" in ledger["untold"]["start"]
+
+
+def test_seconds_are_not_told_once_the_compiler_was_reset() -> None:
+    compiled = torch.compile(torch.nn.Linear(4, 4), backend="eager")
+
+    def step(number: int) -> None:
+        if number == 1:
+            torch._dynamo.reset()
+        compiled(torch.ones(2, 4))
+
+    ledger = follow(step, 3)
+    assert ledger["compile_s"] is None
+    assert "reset" in ledger["untold"]["compile_s"]
+    assert compiled_in(ledger, 1, 3) == [1]
+
+
+def test_what_a_version_of_torch_does_not_tell_is_none_with_the_reason(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from torch._dynamo.utils import CompilationMetrics
+
+    compiled = torch.compile(torch.nn.Linear(4, 4), backend="eager")
+    ledger = CompileLedger("default")
+    ledger.start()
+    ledger.at_step(0)
+    compiled(torch.ones(2, 4))
+    ledger.stop()
+    for _, record in ledger._records:
+        del record.inductor_fx_local_cache_hit_count
+    monkeypatch.delattr(CompilationMetrics, "inductor_fx_local_cache_hit_count")
+    told = ledger.as_dict()
+    assert told["caches"]["inductor"]["hit"] is None
+    assert told["start"] is None
+    assert "inductor_fx_local_cache_hit_count" in told["untold"]["start"]
+
+
+def test_off_looks_at_nothing_and_says_so() -> None:
+    ledger = CompileLedger("off")
+    ledger.start()
+    ledger.at_step(0)
+    ledger.stop()
+    told = ledger.as_dict()
+    assert told["compile_s"] is told["graphs"] is told["start"] is None
+    assert told["untold"] == {"all": "compile is off"}
+
+
+def test_a_second_process_with_the_same_cache_starts_warm(tmp_path: Path, repository: Path) -> None:
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(repository),
+        "TORCHINDUCTOR_CACHE_DIR": str(tmp_path),
+    }
+
+    def launch() -> dict[str, Any]:
+        done = subprocess.run(
+            [sys.executable, "-c", COMPILE_ONCE],
+            env=environment,
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        told: dict[str, Any] = json.loads(done.stdout)
+        return told
+
+    cold, warm = launch(), launch()
+    assert (cold["start"], warm["start"]) == ("cold", "warm")
+    # One graph forwards and one backwards are looked for; AOTAutograd keeps both as one.
+    assert cold["caches"]["inductor"] == {"hit": 0, "miss": 2}
+    assert warm["caches"]["inductor"] == {"hit": 2, "miss": 0}
+    assert warm["caches"]["aot_autograd"] == {"hit": 1, "miss": 0}
+    assert warm["compile_s"] < cold["compile_s"]
+    assert cold["graphs"] == warm["graphs"] == 1
+    assert {step for step, _ in cold["compiled_at"]} == {0}
+
+
+def test_a_file_is_named_from_the_folder_python_imports_it_from() -> None:
+    assert short_path(torch.nn.functional.__file__) == "torch/nn/functional.py"
+    assert short_path("/nowhere/at/all.py") == "/nowhere/at/all.py"
