@@ -56,6 +56,11 @@ class Options:
     batch_size: int | None = _option(None, "samples a device takes at once")
     accumulate: int = _option(1, "micro-batches added up before an optimizer step")
     max_steps: int | None = _option(None, "optimizer steps")
+    until_interval: str | float | None = _option(
+        None, "stop once the 95 % interval of the median step is so narrow, as 1%"
+    )
+    ceiling_s: float = _option(1.0, "seconds spent on this machine's own ceilings; 0: none")
+    repeats: int = _option(1, "launches of the whole run, each with its own record")
     seed: int = _option(0, "decides weights, data order, masks and dropout")
     init_from: Path | None = _option(None, "state dict of the first weights: .safetensors or .pt")
     dropout: float | None = _option(None, "short for --model.dropout")
@@ -213,6 +218,8 @@ def build_config(
         batch_size=defaults.batch_size if options.batch_size is None else options.batch_size,
         accumulate=options.accumulate,
         max_steps=max_steps,
+        until_interval=_share("until_interval", options.until_interval),
+        ceiling_s=options.ceiling_s,
         validate_every=(
             max(1, max_steps // 4) if options.validate_every is None else options.validate_every
         ),
@@ -223,6 +230,17 @@ def build_config(
         seed=options.seed,
         init_from=None if options.init_from is None else str(options.init_from),
     )
+
+
+def _share(name: str, value: str | float | None) -> float | None:
+    """A share of one, written as 0.01 or 1%."""
+    if not isinstance(value, str):
+        return value
+    number, percent = value.strip().removesuffix("%"), value.strip().endswith("%")
+    try:
+        return float(number) / (100 if percent else 1)
+    except ValueError:
+        raise ValueError(f"{name} is {value!r}; it must be a share, as 1% or 0.01") from None
 
 
 def check_outside_world(options: Options) -> None:

@@ -4,11 +4,11 @@ A record that cannot be relied on is left out with its reason and never stops th
 files are relative to a folder the caller gives, so that what is made of them can be moved.
 """
 
+import functools
 import hashlib
 import json
 import math
 import os
-import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +28,10 @@ from scaling.checks import (
 )
 from unitransformer.config import RunConfig
 from unitransformer.flops import count_flops, count_parameters
+from unitransformer.passport import Row
+from unitransformer.readout import Readout, passport_of, read_out, steady_of
 from unitransformer.records import Record, config_of, validate
+from unitransformer.steady import Steady
 from unitransformer.tasks import perplexity
 
 # What is read of a run that ended well, beyond what `records.validate` looks at.
@@ -86,19 +89,38 @@ class Run:
         return self.config.global_batch_size * self.config.tokens_per_sample
 
     @property
-    def steady_s(self) -> list[float]:
-        """Seconds of each steady step; empty where no steady state was found."""
-        start = self.record["steady_from"]
-        return [] if start is None else self.record["step_s"][start:]
+    def unsteady(self) -> list[int]:
+        """Steps that were measured otherwise than the rest, or compiled."""
+        return [item["step"] for item in self.record["unsteady"]]
 
-    @property
-    def median_step_s(self) -> float | None:
-        return statistics.median(self.steady_s) if self.steady_s else None
+    @functools.cached_property
+    def readout(self) -> Readout | None:
+        """Figures of the steady steps, out of the samples; None without a steady state."""
+        record, start = self.record, self.record["steady_from"]
+        if start is None:
+            return None
+        first = record["launches"][-1]
+        steady = Steady(
+            start=start - first,
+            left_out=tuple(step - first for step in self.unsteady if step > start),
+        )
+        return read_out(
+            record["step_s"],
+            record["samples"],
+            steady,
+            launches=record["launches"],
+            units_per_step=self.units_per_step,
+        )
 
     @property
     def units_per_s(self) -> float | None:
-        median_s = self.median_step_s
-        return None if median_s is None else self.units_per_step / median_s
+        return None if self.readout is None else self.readout.units_per_s
+
+    @functools.cached_property
+    def passport(self) -> tuple[Row, ...]:
+        """What each way of counting FLOPs says of the run, out of the samples."""
+        record = self.record
+        return passport_of(self.config, self.units_per_s, record["hardware"], record["ceiling"])
 
     @property
     def metric_value(self) -> float:
@@ -164,31 +186,37 @@ def relative_name(path: Path, folder: Path) -> str:
 
 def find_contradictions(run: Run) -> list[str]:
     """Derived fields of a run that ended well that its own samples and config contradict."""
-    rate = f"{run.unit}s_per_s"
+    rate, record = f"{run.unit}s_per_s", run.record
+    figures = {} if run.readout is None else run.readout.as_dict()
     return _differences(
         {
-            rate: (run.record.get(rate), run.units_per_s),
-            "num_parameters": (
-                run.record["num_parameters"],
-                count_parameters(run.config.model),
-            ),
-            "validation.value": (run.record["validation"]["value"], run.metric_value),
+            rate: (record.get(rate), run.units_per_s),
+            **{
+                f"figures.{name}": (record["figures"].get(name), figures.get(name))
+                for name in sorted(record["figures"].keys() | figures.keys())
+            },
+            "num_parameters": (record["num_parameters"], count_parameters(run.config.model)),
+            "validation.value": (record["validation"]["value"], run.metric_value),
         }
     )
 
 
 def find_recounts(run: Run) -> list[str]:
-    """FLOPs that this version of the code counts otherwise than the one that wrote the record."""
-    field = f"flops_per_{run.unit}"
+    """FLOPs, and the begin of the steady state, that this version of the code finds otherwise than
+    the one that wrote the record."""
+    field, record = f"flops_per_{run.unit}", run.record
+    steady = steady_of(record["step_s"], launches=record["launches"], unsteady=run.unsteady)
+    start = None if steady.start is None else record["launches"][-1] + steady.start
     return _differences(
         {
-            f"{field}.{name}": (look_up(run.record, f"{field}.{name}"), count)
-            for name, count in count_flops(run.config).items()
+            "steady_from": (record["steady_from"], start),
+            **{f"{field}.{name}": (look_up(run.record, f"{field}.{name}"), count)
+            for name, count in count_flops(run.config).items()},
         }
     )
 
 
-def _differences(fields: Mapping[str, tuple[Any, float | None]]) -> list[str]:
+def _differences(fields: Mapping[str, tuple[Any, Any]]) -> list[str]:
     return [
         f"{field} is {_said(stored)} in the record, {_said(derived)} by its samples and config"
         for field, (stored, derived) in fields.items()
@@ -196,9 +224,9 @@ def _differences(fields: Mapping[str, tuple[Any, float | None]]) -> list[str]:
     ]
 
 
-def _agree(stored: Any, derived: float | None) -> bool:
-    if stored is None or derived is None:
-        return stored is derived
+def _agree(stored: Any, derived: Any) -> bool:
+    if derived is None or isinstance(derived, str):
+        return bool(stored == derived)
     return fits(stored, NUMBER) and math.isclose(stored, derived, rel_tol=RELATIVE_ERROR)
 
 

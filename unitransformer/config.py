@@ -241,6 +241,9 @@ class RunConfig:
     batch_size: int = 8  # samples a device takes at once
     accumulate: int = 1  # micro-batches whose gradients are added before a step
     max_steps: int = 100  # optimizer steps
+    # Stop earlier, once the 95 % interval of the median step is this share of it wide; None: never.
+    until_interval: float | None = None
+    ceiling_s: float = 1.0  # spent on this machine's own ceilings around training; 0: none
     validate_every: int = 50  # optimizer steps; the last step always validates
     validation_batches: int = 12  # micro-batches a rank looks at, at most
     checkpoint_every: int = 0  # optimizer steps; 0: only at the end
@@ -267,6 +270,12 @@ class RunConfig:
             loss_chunk=self.loss_chunk,
             seed=self.seed,
         )
+        _at_least("run", 0, ceiling_s=self.ceiling_s)
+        if self.until_interval is not None and not 0 < self.until_interval < 1:
+            raise ValueError(
+                f"run.until_interval is {self.until_interval}; it must be between 0 and 1, as 0.01 "
+                "for 1%"
+            )
         if self.seed >= 2**32:
             raise ValueError(f"run.seed is {self.seed}; it must be below 2**32")
         if self.sequence_length > self.model.num_positions:
@@ -321,8 +330,9 @@ class RunConfig:
         How long a run and its schedule go on, how often it reports, and how a global batch is
         spread over devices are left out: a run may be resumed with those changed.
         """
-        free = {"max_steps", "validate_every", "validation_batches", "checkpoint_every"}
-        free |= {"log_every", "loss_chunk", "batch_size", "accumulate", "parallel"}
+        free = {"max_steps", "until_interval", "validate_every", "validation_batches"}
+        free |= {"checkpoint_every", "log_every", "loss_chunk", "batch_size", "accumulate"}
+        free |= {"parallel", "ceiling_s"}
         kept = {name: value for name, value in to_dict(self).items() if name not in free}
         flat = {
             f"{group}.{name}": value

@@ -1,46 +1,85 @@
-"""Clocks and memory of a training run: seconds of every optimizer step, where steady begins.
+"""The clock of a training run: seconds of every optimizer step and of its parts.
 
-The clock sees data, forward, backward and optimizer; validation, logging and saving stand outside
-it. On a GPU it is a pair of CUDA events a step, read when training is over.
+It sees data, forward, backward and optimizer; validation, logging and saving stand outside it. On
+a CPU it reads the monotonic clock, and the processor time of all threads beside it. On a GPU it
+leaves CUDA events behind, which are read when nobody is waiting: no step is ever synchronised.
 """
 
-import resource
-import sys
+import itertools
 import time
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
 
+Part = Literal["data", "forward_backward", "optimizer"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """One optimizer step of this rank; its parts add up to `step_s`."""
+
+    step_s: float
+    cpu_s: float  # processor time of the process, all its threads together
+    data_s: float  # waiting for batches, and bringing them to the device
+    forward_backward_s: float  # communication that hides behind it included
+    optimizer_s: float  # clipping included
+
 
 class StepClock:
-    """Seconds of each optimizer step on this rank, from `start` to `stop`."""
+    """Samples of every optimizer step on this rank, from `start` to `stop`."""
 
     def __init__(self, *, on_gpu: bool = False) -> None:
         self._on_gpu = on_gpu
-        self._spans: list[tuple[Any, Any]] = []
-        self._seconds: list[float] = []  # of the spans that were read already
-        self._start: Any = None
+        self._unread: list[tuple[list[tuple[Part | None, Any]], float]] = []
+        self._read: list[Step] = []
+        self._marks: list[tuple[Part | None, Any]] = []  # when each part ended, of this step
+        self._cpu_start_s = 0.0
 
     def start(self, *, again: bool = False) -> None:
         """The next step begins now; a step under way goes on unless it begins `again`."""
-        if self._start is None or again:
-            self._start = self._now()
+        if not self._marks or again:
+            self._cpu_start_s = time.process_time()
+            self._marks = [(None, self._now())]
+
+    def mark(self, part: Part) -> None:
+        """All since the last mark was `part`."""
+        self._marks.append((part, self._now()))
 
     def stop(self) -> None:
-        """The step under way ends now."""
-        self._spans.append((self._start, self._now()))
-        self._start = None
+        """The step under way ends now, with its optimizer."""
+        self.mark("optimizer")
+        self._unread.append((self._marks, time.process_time() - self._cpu_start_s))
+        self._marks = []
+
+    def steps(self) -> list[Step]:
+        """Samples of every step; waits for the device."""
+        if self._on_gpu and self._unread:
+            self._unread[-1][0][-1][1].synchronize()
+        for marks, cpu_s in self._unread:
+            self._read.append(self._measure(marks, cpu_s))
+        self._unread.clear()
+        return list(self._read)
 
     def step_s(self) -> list[float]:
         """Seconds of every step; waits for the device."""
-        unread = self._spans[len(self._seconds) :]
-        if self._on_gpu and unread:
-            unread[-1][1].synchronize()
-            self._seconds += [start.elapsed_time(end) / 1000 for start, end in unread]
-        else:
-            self._seconds += [end - start for start, end in unread]
-        return list(self._seconds)
+        return [step.step_s for step in self.steps()]
+
+    def _measure(self, marks: Sequence[tuple[Part | None, Any]], cpu_s: float) -> Step:
+        parts_s = {"data": 0.0, "forward_backward": 0.0, "optimizer": 0.0}
+        for (_, start), (part, end) in itertools.pairwise(marks):
+            assert part is not None
+            parts_s[part] += self._seconds(start, end)
+        return Step(
+            step_s=self._seconds(marks[0][1], marks[-1][1]),
+            cpu_s=cpu_s,
+            **{f"{part}_s": seconds for part, seconds in parts_s.items()},
+        )
+
+    def _seconds(self, start: Any, end: Any) -> float:
+        return float(start.elapsed_time(end) / 1000 if self._on_gpu else end - start)
 
     def _now(self) -> Any:
         if not self._on_gpu:
@@ -56,16 +95,25 @@ class ClockStops(pl.Callback):
     def __init__(self, clock: StepClock) -> None:
         self.clock = clock
         self._last_step = 0
+        self._has_gradients = False
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._last_step = trainer.global_step
-        if pl_module.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats()
+
+    def on_train_batch_start(self, *args: Any) -> None:
+        self.clock.mark("data")
+        self._has_gradients = False
+
+    def on_before_optimizer_step(self, *args: Any) -> None:
+        self.clock.mark("forward_backward")
+        self._has_gradients = True
 
     def on_train_batch_end(self, trainer: pl.Trainer, *args: Any) -> None:
         if trainer.global_step > self._last_step:
             self._last_step = trainer.global_step
             self.clock.stop()
+        else:  # a micro-batch; DeepSpeed gives each a chance to step
+            self.clock.mark("optimizer" if self._has_gradients else "forward_backward")
 
 
 class ClockStarts(pl.Callback):
@@ -83,11 +131,3 @@ class ClockStarts(pl.Callback):
     def on_validation_end(self, trainer: pl.Trainer, *args: Any) -> None:
         if trainer.training or trainer.validating:
             self.clock.start(again=True)
-
-
-def peak_bytes(device: torch.device) -> int:
-    """CUDA: most bytes allocated for tensors. CPU: largest resident set of the process."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

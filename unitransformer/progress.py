@@ -34,7 +34,8 @@ class LogLines(pl.Callback):
     ) -> None:
         assert isinstance(pl_module, TrainingModule)
         step = trainer.global_step
-        is_due = step % self.config.log_every == 0 or step in (1, self.config.max_steps)
+        is_last = step == self.config.max_steps or trainer.should_stop
+        is_due = is_last or step == 1 or step % self.config.log_every == 0
         if step == self._last_step or not is_due:
             return
         recent_s = self.clock.step_s()[self._last_step - step :]

@@ -3,131 +3,130 @@
 import importlib.metadata
 import math
 import platform
-import statistics
 import subprocess
 import traceback
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
-from unitransformer import measure
 from unitransformer.config import ParallelConfig, RunConfig, to_dict
 from unitransformer.data import DataModule
 from unitransformer.flops import count_flops, count_parameters
 from unitransformer.hardware import describe_host
+from unitransformer.history import History
 from unitransformer.launch import Failure
+from unitransformer.passport import Row
 from unitransformer.process import process_rank
-from unitransformer.records import SCHEMA, Record, Status, load_record, write_record
-from unitransformer.steady import rate_per_s, slowest, steady_start
+from unitransformer.readout import passport_of, read_out, steady_of
+from unitransformer.records import (
+    SAMPLES,
+    SCHEMA,
+    Record,
+    Status,
+    load_record,
+    write_record,
+)
 from unitransformer.summary import render_summary, summarise
 from unitransformer.tasks import METRIC, UNIT, metric_value
-from unitransformer.training import TrainingModule
 from unitransformer.transformer import Transformer
 
 PACKAGES = ("torch", "lightning", "torchvision", "tokenizers", "numpy")
 OUT_OF_MEMORY = ("OutOfMemoryError", "MemoryError")
 KEPT_LINES = 40  # log lines in a record
-T = TypeVar("T")
-
-
-@dataclass(kw_only=True)
-class History:
-    """What the launches before this one did; travels inside the checkpoint."""
-
-    loss: list[float] = field(default_factory=list)
-    step_s: list[float] = field(default_factory=list)
-    gradient_norm: list[float] = field(default_factory=list)  # before clipping; empty without
-    launches: list[int] = field(default_factory=list)  # first step of each
-    validation: list[dict[str, float]] = field(default_factory=list)
-    sha256: str | None = None  # of the data
-
-
-def history_now(
-    before: History, module: TrainingModule, clock: measure.StepClock, *, is_whole: bool
-) -> History:
-    """Earlier launches and this one. A `is_whole` one is the same on every rank: the mean of
-    their losses, the slowest of their steps; without it this rank speaks for itself."""
-    own: tuple[list[float], list[float], list[float]]
-    try:
-        own = (module.losses().tolist(), clock.step_s(), module.gradient_norms().tolist())
-    except RuntimeError:
-        if is_whole:
-            raise
-        own = ([], [], [])  # the device that failed answers no more
-    ranks = _gather(own, module) if is_whole else [own]
-    losses = [statistics.fmean(step) for step in zip(*(loss for loss, *_ in ranks), strict=True)]
-    step_s = slowest([seconds for _, seconds, _ in ranks])
-    num_steps = min(len(losses), len(step_s))  # a step that broke after its loss has no time
-    return History(
-        loss=before.loss + losses[:num_steps],
-        step_s=before.step_s + step_s[:num_steps],
-        gradient_norm=before.gradient_norm + own[2][:num_steps],
-        launches=[*before.launches, len(before.loss)],
-        validation=module.validation,
-        sha256=before.sha256,
-    )
-
-
-def find_divergence(history: History) -> FloatingPointError | None:
-    """The step whose loss is no number; `history` is cut before it."""
-    for step, loss in enumerate(history.loss):
-        if not math.isfinite(loss):
-            del history.loss[step:], history.step_s[step:], history.gradient_norm[step:]
-            return FloatingPointError(
-                f"loss is {loss} at step {step + 1}; lower optimizer.learning_rate"
-            )
-    return None
-
-
-def _gather(value: T, module: TrainingModule) -> list[T]:
-    """`value` of every rank, on every rank; all of them have to call this."""
-    if module.trainer.world_size == 1:
-        return [value]
-    everyone: list[Any] = [None] * module.trainer.world_size
-    torch.distributed.all_gather_object(everyone, value)
-    return everyone
+# Of every rank, as its instruments tell them.
+READINGS = (
+    *("hardware", "load", "gpu", "ceiling", "compile", "trace"),
+    *("peak_bytes", "peak_reserved_bytes", "peak_resident_bytes", "tensor_bytes"),
+)
+PEAK_KIND = {"cuda": "allocated", "cpu": "tensors"}
 
 
 def build_record(
     config: RunConfig,
-    module: TrainingModule,
     data: DataModule,
     history: History,
+    readings: Sequence[Mapping[str, Any]],
     lines: list[str],
     error: BaseException | None,
 ) -> Record:
-    """The record; on a whole run every rank has to call this."""
-    device = module.trainer.strategy.root_device  # the module itself is back on the CPU by now
-    own = (measure.peak_bytes(device), describe_host() | _describe_device(device))
-    ranks = _gather(own, module) if error is None else [own]
-    this_launch = history.step_s[history.launches[-1] :]
-    steady = steady_start(this_launch)
-    per_step = config.global_batch_size * config.tokens_per_sample
-    unit = UNIT[config.recipe]
+    """The record.
+
+    Args:
+        readings: of the instruments of each rank, or of this one if an error stopped the run.
+    """
+    samples = {name: getattr(history, name) for name in SAMPLES}
+    unsteady = _unsteady(readings, history)
+    steady = steady_of(
+        history.step_s, launches=history.launches, unsteady=[item["step"] for item in unsteady]
+    )
+    readout = read_out(
+        history.step_s,
+        samples,
+        steady,
+        launches=history.launches,
+        units_per_step=config.global_batch_size * config.tokens_per_sample,
+    )
+    units_per_s = None if readout is None else readout.units_per_s
+    told = {name: [reading[name] for reading in readings] for name in READINGS}
+    passport = passport_of(config, units_per_s, told["hardware"], told["ceiling"])
+    steady_from = None if steady.start is None else history.launches[-1] + steady.start
     return {
         **_describe(config),
         "status": _status(error),
-        "hardware": [host for _, host in ranks],
         "data": {"description": data.source.description, "sha256": data.source.sha256},
         "launches": history.launches,
         "loss": history.loss,
         "learning_rate": [
-            config.optimizer.learning_rate_at(step) for step in range(len(history.loss))
+            config.optimizer.learning_rate_at(step) for step in range(history.num_steps)
         ],
         # None: it overflowed in float16, and the step was skipped.
         "gradient_norm": [n if math.isfinite(n) else None for n in history.gradient_norm],
         "step_s": history.step_s,
-        "steady_method": "MSER over the last launch's steps",
-        "steady_from": None if steady is None else history.launches[-1] + steady,
-        f"{unit}_per_s": rate_per_s(this_launch, steady, per_step),
-        "peak_bytes": [peak for peak, _ in ranks],
-        "peak_bytes_kind": "allocated" if device.type == "cuda" else "resident set",
+        "samples": samples,
+        "unsteady": unsteady,
+        "steady_from": steady_from,
+        "steady_method": steady.method,
+        "steady_reason": steady.reason,
+        "figures": {} if readout is None else readout.as_dict(),
+        f"{UNIT[config.recipe]}_per_s": units_per_s,
+        "passport": [asdict(row) for row in passport],
+        "flags": _flags(readings, passport, steady_from),
+        **told,
+        "peak_bytes_kind": PEAK_KIND[config.parallel.accelerator],
         "validation": _validation(config, data, history) if error is None else {},
         "log": lines[-KEPT_LINES:],
         "error": None if error is None else _describe_error(error, config.parallel),
     }
+
+
+def _unsteady(readings: Sequence[Mapping[str, Any]], history: History) -> list[dict[str, Any]]:
+    """Steps that some rank measured otherwise than the rest, or compiled: why, in words."""
+    reasons: dict[int, str] = {}
+    for reading in readings:
+        reasons |= {int(step): words for step, words in reading["unsteady"].items()}
+    return [
+        {"step": step, "reason": reasons[step]}
+        for step in sorted(reasons)
+        if step < history.num_steps
+    ]
+
+
+def _flags(
+    readings: Sequence[Mapping[str, Any]], passport: Sequence[Row], steady_from: int | None
+) -> list[str]:
+    """What makes the figures doubtful, in words; each once, with the ranks that saw it."""
+    ranks: dict[str, list[int]] = {}
+    for rank, reading in enumerate(readings):
+        for flag in reading["flags"]:
+            ranks.setdefault(flag, []).append(rank)
+    told = [
+        flag if len(readings) == 1 else f"{flag} (rank {', '.join(map(str, seen))})"
+        for flag, seen in ranks.items()
+    ]
+    return told + [f"`{row.convention}`: {row.flag}" for row in passport if row.flag]
 
 
 def _describe(config: RunConfig) -> Record:
@@ -187,6 +186,9 @@ def _empty_record(config: RunConfig, command: str) -> Record:
         "hardware": [describe_host()],
         "data": {},
         "step_s": [],
+        "samples": {name: [] for name in SAMPLES},
+        "figures": {},
+        "flags": [],
         "steady_method": None,
         "steady_from": None,
         "peak_bytes": [],
@@ -232,13 +234,6 @@ def _describe_error(error: BaseException, parallel: ParallelConfig) -> dict[str,
         "rank": process_rank(parallel),
         "last_lines": "".join(traceback.format_exception(error)).splitlines()[-20:],
     }
-
-
-def _describe_device(device: torch.device) -> dict[str, Any]:
-    if device.type != "cuda":
-        return {"device": "cpu", "threads": torch.get_num_threads()}
-    properties = torch.cuda.get_device_properties(device)
-    return {"device": properties.name, "device_memory_bytes": properties.total_memory}
 
 
 def _versions() -> dict[str, str]:

@@ -1,10 +1,12 @@
 """The run record: one JSON file a run, written whole or not at all.
 
 Plain in, plain out: a dict that `validate` accepts. The folder is the store; a file is named by
-the hash of its configuration and a repeat number.
+the hash of its configuration and a repeat number. Every field carries a seal: what is changed
+after it was written is noticed, to the digit.
 """
 
 import contextlib
+import hashlib
 import json
 import math
 import os
@@ -15,7 +17,7 @@ from typing import Any, BinaryIO, Literal
 
 from unitransformer.config import RunConfig, from_dict
 
-SCHEMA = 1
+SCHEMA = 2
 Status = Literal["ok", "oom", "oom-inferred", "timeout", "crashed", "preempted", "refused"]
 STATUSES: tuple[str, ...] = Status.__args__  # type: ignore[attr-defined]
 Record = dict[str, Any]
@@ -37,13 +39,41 @@ KEYS: dict[str, type | tuple[type, ...]] = {
     "loss": list,
     "learning_rate": list,
     "step_s": list,
+    "samples": dict,
+    "unsteady": list,
     "steady_from": (int, type(None)),
+    "figures": dict,
+    "flags": list,
     "peak_bytes": list,
     "validation": dict,
     "summary": str,
     "log": list,
     "error": (dict, type(None)),
 }
+
+
+# Raw seconds beside `step_s`, one a step.
+SAMPLES = ("cpu_s", "data_s", "forward_backward_s", "optimizer_s", "slowest_rank")
+
+
+def seal(content: Mapping[str, Any]) -> Record:
+    """`content` with a seal for every field: 16 hexadecimal digits of the SHA-256 of its JSON."""
+    fields = {name: value for name, value in content.items() if name != "seals"}
+    return {**fields, "seals": {name: _seal(value) for name, value in fields.items()}}
+
+
+def _seal(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def check_seals(content: Mapping[str, Any], where: str) -> None:
+    """Raises ValueError for the first field that is not as it was written."""
+    seals = content.get("seals")
+    if not isinstance(seals, Mapping):
+        raise ValueError(f"{where}: seals is missing; measure again")
+    for name in sorted(content.keys() | seals.keys()):
+        if name != "seals" and (name not in content or seals.get(name) != _seal(content[name])):
+            raise ValueError(f"{where}: {name} was changed after it was written; measure again")
 
 
 def validate(record: Mapping[str, Any], where: str = "record") -> None:
@@ -54,7 +84,8 @@ def validate(record: Mapping[str, Any], where: str = "record") -> None:
     """
     if record.get("schema") != SCHEMA:
         raise ValueError(
-            f"{where}: schema is {record.get('schema')!r}; this version reads {SCHEMA}"
+            f"{where}: schema is {record.get('schema')!r}; this version reads {SCHEMA}: "
+            "measure again, or read it with the version that wrote it"
         )
     for key, kind in KEYS.items():
         if key not in record:
@@ -74,10 +105,21 @@ def validate(record: Mapping[str, Any], where: str = "record") -> None:
         if record[key] != value:
             raise ValueError(f"{where}: {key} is {record[key]!r}; its config says {value!r}")
     for key in ("loss", "step_s", "learning_rate"):
-        if not all(isinstance(x, float | int) and math.isfinite(x) for x in record[key]):
-            raise ValueError(f"{where}: {key} holds something that is not a finite number")
+        _check_numbers(record[key], f"{where}: {key}")
+    for key in SAMPLES:
+        if not isinstance(record["samples"].get(key), list):
+            raise ValueError(f"{where}: samples.{key} is missing")
+        _check_numbers(record["samples"][key], f"{where}: samples.{key}")
+        if len(record["samples"][key]) != len(record["step_s"]):
+            raise ValueError(f"{where}: samples.{key} and step_s differ in their number of steps")
+    check_seals(record, where)
     if record["status"] == "ok" and not len(record["loss"]) == len(record["step_s"]) > 0:
         raise ValueError(f"{where}: {len(record['loss'])} losses, {len(record['step_s'])} times")
+
+
+def _check_numbers(values: list[Any], where: str) -> None:
+    if not all(isinstance(x, float | int) and math.isfinite(x) for x in values):
+        raise ValueError(f"{where} holds something that is not a finite number")
 
 
 def config_of(record: Mapping[str, Any]) -> RunConfig:
@@ -114,14 +156,15 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 def write_record(record: Record, path: Path) -> None:
-    """Validate and write.
+    """Seal, validate and write.
 
     Raises:
         ValueError: the record is not valid.
         OSError: it cannot be written.
     """
-    validate(record)
-    text = json.dumps(record, indent=1, allow_nan=False)
+    sealed = seal(record)
+    validate(sealed)
+    text = json.dumps(sealed, indent=1, allow_nan=False)
     write_atomically(path, text.encode())
 
 

@@ -1,5 +1,6 @@
 """run(config) -> outcome: the one place where data, network, trainer, clock and record meet."""
 
+import contextlib
 import datetime
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
@@ -19,6 +20,8 @@ from unitransformer.checkpoints import (
 from unitransformer.config import RunConfig, to_dict
 from unitransformer.data import DataModule, load_source
 from unitransformer.flops import count_parameters
+from unitransformer.history import ClockError, History, find_fault, gather, history_now
+from unitransformer.instruments import Instruments
 from unitransformer.memory import choose_strategy
 from unitransformer.process import (
     device_memory_bytes,
@@ -27,15 +30,9 @@ from unitransformer.process import (
     set_up_process,
 )
 from unitransformer.progress import Bar, LogLines
-from unitransformer.recording import (
-    History,
-    build_record,
-    describe_code,
-    find_divergence,
-    history_now,
-)
+from unitransformer.recording import build_record, describe_code
 from unitransformer.records import Record, write_record
-from unitransformer.saving import Resume, SaveCheckpoints
+from unitransformer.saving import Resume, SaveCheckpoints, sole_user
 from unitransformer.training import TrainingModule, build_trainer
 from unitransformer.transformer import Transformer
 
@@ -111,6 +108,7 @@ def run(
     module.first_step = data.start_step = len(history.loss)
     module.validation = list(history.validation)
     clock = measure.StepClock(on_gpu=device == "cuda")
+    instruments = Instruments()
     lines = LogLines(config, clock, _say_nothing if show_bar else say)
     saver = SaveCheckpoints(
         places.checkpoints,
@@ -127,7 +125,14 @@ def run(
         config,
         device=device,
         run_dir=places.folder,
-        callbacks=[measure.ClockStops(clock), lines, saver, *others, measure.ClockStarts(clock)],
+        callbacks=[
+            measure.ClockStops(clock),
+            lines,
+            saver,
+            *others,
+            instruments,
+            measure.ClockStarts(clock),
+        ],
         launch=len(history.launches),
     )
     say(f"data    {source.description}")
@@ -136,16 +141,17 @@ def run(
         schedule = config.optimizer.schedule_steps
         say(f"resume  {checkpoint}, after step {len(history.loss)}; cosine to step {schedule}")
 
-    error: BaseException | None = None
-    try:
-        trainer.fit(module, datamodule=data)
-    except BaseException as caught:
-        error = caught
+    with sole_user(places.checkpoints) if is_first else contextlib.nullcontext():
+        error = _fit(trainer, module, data)
     if is_first or error is None:
-        now = history_now(history, module, clock, is_whole=error is None)
-        error = find_divergence(now) or error
-        record = build_record(config, module, data, now, lines.lines, error)
-        record |= started
+        reading = instruments.reading(trainer.strategy.root_device)
+        readings = gather(reading, module) if error is None else [reading]
+        try:
+            now = history_now(history, module, clock, is_whole=error is None)
+        except ClockError as disagreement:  # of all ranks alike: only the steps are not known
+            now, error = history_now(history, module, clock, is_whole=False), disagreement
+        error = find_fault(now) or error
+        record = build_record(config, data, now, readings, lines.lines, error) | started
     if is_first:
         try:
             write_record(record, places.record)
@@ -162,6 +168,15 @@ def run(
         config=config,
         data=data,
     )
+
+
+def _fit(trainer: pl.Trainer, module: TrainingModule, data: DataModule) -> BaseException | None:
+    """Train; returns what stopped it."""
+    try:
+        trainer.fit(module, datamodule=data)
+    except BaseException as error:
+        return error
+    return None
 
 
 def _say_at_once(line: str) -> None:

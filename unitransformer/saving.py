@@ -1,8 +1,9 @@
 """Callbacks that save a run as it goes and take it up again."""
 
+import contextlib
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 import torch.distributed
+from filelock import FileLock, Timeout
 
 from unitransformer.checkpoints import (
     Reader,
@@ -28,6 +30,28 @@ PATIENCE_S = 30.0  # that a run which fails waits for other ranks to write their
 
 class CheckpointError(OSError):
     """A checkpoint that could not be written."""
+
+
+@contextlib.contextmanager
+def sole_user(folder: Path) -> Iterator[None]:
+    """Keeps other runs out of a folder of checkpoints; ends with the process, however it ends.
+
+    Raises:
+        ValueError: another run is using it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        raise ValueError(
+            f"checkpoint-dir {folder} is in use by another run; wait for its end, or choose "
+            "another folder"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 class SaveCheckpoints(pl.Callback):
@@ -61,7 +85,7 @@ class SaveCheckpoints(pl.Callback):
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *args: Any) -> None:
         step = trainer.global_step
-        is_last = step == trainer.max_steps
+        is_last = step == trainer.max_steps or trainer.should_stop
         is_due = is_last or (self.every and step % self.every == 0)
         if not is_due or step <= self._saved_step:
             return

@@ -16,11 +16,11 @@ from tests.distributed.launching import begin, load
 from unitransformer.measure import ClockStarts
 
 ALLOWED = {"ddp": 1.01, "fsdp": 1.02}
-STEPS = 60
+STEPS = 40
 SHAPE = (
     *("--model.width", "128", "--model.num-layers", "4", "--model.num-heads", "4"),
     *("--model.feedforward-width", "512", "--model.num-positions", "128"),
-    *("--model.num-classes", "1000", "--data", "synthetic", "--batch-size", "16"),
+    *("--model.num-classes", "1000", "--data", "synthetic", "--batch-size", "64"),
     *("--max-steps", str(STEPS), "--validate-every", str(STEPS), "--devices", "1"),
     *("--accelerator", "cpu"),
 )
@@ -71,10 +71,10 @@ def measure(folder: Path) -> dict[str, tuple[float, float, float]]:
     for process in processes:
         process.join(500)
     assert [process.exitcode for process in processes] == [0] * len(names)
-    step_s = {name: load(folder / name)["step_s"][STEPS // 4 :] for name in names}
+    cpu_s = {name: load(folder / name)["samples"]["cpu_s"][STEPS // 4 :] for name in names}
     return {
         name: median_interval(
-            [own / plain for own, plain in zip(step_s[name], step_s["single"], strict=True)]
+            [own / plain for own, plain in zip(cpu_s[name], cpu_s["single"], strict=True)]
         )
         for name in ALLOWED
     }

@@ -1,12 +1,12 @@
-"""The clock, where steady begins, and rates."""
+"""The clock: spans, their parts, and what it costs to be wrong."""
 
-import random
 import time
+from typing import Any
 
 import pytest
+import torch
 
 from unitransformer.measure import StepClock
-from unitransformer.steady import rate_per_s, slowest, steady_start
 
 
 def test_the_clock_reads_the_span_between_start_and_stop() -> None:
@@ -36,32 +36,67 @@ def test_a_step_under_way_goes_on_unless_it_begins_again() -> None:
     assert under_way >= 0.02 > again
 
 
-def test_slow_first_steps_are_not_steady() -> None:
-    noise = random.Random(0)
-    steps = [5.0, 3.0, 2.0] + [1.0 + 0.01 * noise.random() for _ in range(40)]
-    assert steady_start(steps) == 3
+def test_the_parts_of_a_step_add_up_to_it() -> None:
+    clock = StepClock()
+    clock.start()
+    for part in ("data", "forward_backward", "data", "forward_backward"):  # two micro-batches
+        time.sleep(0.01)
+        clock.mark(part)  # type: ignore[arg-type]
+    clock.stop()
+    (step,) = clock.steps()
+    assert step.data_s >= 0.02
+    assert step.forward_backward_s >= 0.02
+    assert step.data_s + step.forward_backward_s + step.optimizer_s == pytest.approx(step.step_s)
 
 
-def test_a_run_steady_from_the_start_keeps_nearly_all_its_steps() -> None:
-    noise = random.Random(1)
-    start = steady_start([1.0 + 0.01 * noise.random() for _ in range(40)])
-    assert start is not None
-    assert start <= 20
+def test_waiting_costs_no_processor_time_and_computing_does() -> None:
+    clock = StepClock()
+    clock.start()
+    time.sleep(0.2)
+    clock.stop()
+    clock.start()
+    until_s = time.process_time() + 0.1
+    while time.process_time() < until_s:
+        pass
+    clock.stop()
+    waiting, computing = clock.steps()
+    assert waiting.cpu_s < 0.1 <= computing.cpu_s
 
 
-def test_too_few_steps_have_no_steady_state_and_no_rate() -> None:
-    assert steady_start([1.0] * 7) is None
-    assert rate_per_s([1.0] * 7, None, 100) is None
+class FakeEvent:
+    """A CUDA event of a device that is half a second behind whoever records it."""
+
+    now_s = 0.0
+    is_done = False
+    num_waits = 0
+
+    def __init__(self, *, enable_timing: bool) -> None:
+        assert enable_timing
+
+    def record(self) -> None:
+        self.at_s = FakeEvent.now_s
+
+    def synchronize(self) -> None:
+        FakeEvent.is_done, FakeEvent.num_waits = True, FakeEvent.num_waits + 1
+
+    def elapsed_time(self, end: "FakeEvent") -> float:
+        assert FakeEvent.is_done, "read before the device was done"
+        return 1000 * (end.at_s - self.at_s)
 
 
-def test_the_rate_is_that_of_the_median_steady_step() -> None:
-    assert rate_per_s([9.0, 0.5, 0.25, 0.5], 1, 100) == 200
-
-
-def test_a_step_takes_as_long_as_its_slowest_rank() -> None:
-    assert slowest([[1.0, 5.0], [2.0, 4.0]]) == [2.0, 5.0]
-
-
-def test_ranks_that_disagree_on_the_number_of_steps_are_an_error() -> None:
-    with pytest.raises(ValueError, match="argument 2"):
-        slowest([[1.0, 5.0], [2.0]])
+def test_on_a_gpu_events_are_read_at_the_end_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "Event", FakeEvent)
+    clock = StepClock(on_gpu=True)
+    marks: list[tuple[float, Any]] = [
+        *((0.0, clock.start), (1.0, lambda: clock.mark("data"))),
+        *((4.0, lambda: clock.mark("forward_backward")), (5.0, clock.stop)),
+    ]
+    for _ in range(3):
+        for now_s, call in marks:
+            FakeEvent.now_s = now_s
+            call()
+    assert FakeEvent.num_waits == 0
+    for step in clock.steps():
+        assert (step.step_s, step.data_s) == (5.0, 1.0)
+        assert (step.forward_backward_s, step.optimizer_s) == (3.0, 1.0)
+    assert FakeEvent.num_waits == 1

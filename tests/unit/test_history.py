@@ -1,0 +1,67 @@
+"""What all ranks saw, put together; and steps that cannot have been."""
+
+import math
+
+import pytest
+
+from unitransformer.history import ClockError, History, Share, extend, find_fault
+from unitransformer.measure import Step
+
+
+def steps(*step_s: float) -> list[Step]:
+    return [
+        Step(step_s=s, cpu_s=2 * s, data_s=0.0, forward_backward_s=s, optimizer_s=0.0)
+        for s in step_s
+    ]
+
+
+def share(loss: list[float], *step_s: float) -> Share:
+    return Share(loss=loss, steps=steps(*step_s), gradient_norm=[])
+
+
+def test_the_loss_is_the_mean_of_the_ranks_and_the_time_that_of_the_slowest() -> None:
+    ranks = [share([1.0, 2.0], 0.1, 0.5), share([3.0, 4.0], 0.2, 0.4)]
+    history = extend(History(), ranks, [])
+    assert history.loss == [2.0, 3.0]
+    assert history.step_s == [0.2, 0.5]
+    assert history.slowest_rank == [1, 0]
+    assert history.cpu_s == [0.4, 1.0], "of the rank that was slowest"
+
+
+def test_a_second_launch_goes_on_after_the_first() -> None:
+    first = extend(History(), [share([2.0], 0.1)], [])
+    both = extend(first, [share([1.0, 0.5], 0.2, 0.3)], [])
+    assert both.step_s == [0.1, 0.2, 0.3]
+    assert both.launches == [0, 1]
+
+
+def test_a_step_that_broke_after_its_loss_is_not_one() -> None:
+    assert extend(History(), [share([2.0, 1.0], 0.1)], []).loss == [2.0]
+
+
+def test_ranks_that_disagree_on_the_number_of_steps_are_an_error() -> None:
+    ranks = [share([1.0, 1.0], 0.1, 0.1), share([1.0], 0.1)]
+    with pytest.raises(ClockError, match=r"disagree .* \(rank 0: 2, rank 1: 1\)"):
+        extend(History(), ranks, [])
+
+
+@pytest.mark.parametrize(
+    ("loss", "step_s", "fault"),
+    [
+        (math.nan, 0.1, "loss is nan at step 2; lower optimizer.learning_rate"),
+        (math.inf, 0.1, "loss is inf at step 2"),
+        (1.0, -0.1, "step 2 took -0.1 s: the clock went backwards"),
+        (1.0, 0.0, "step 2 took 0.0 s"),
+    ],
+)
+def test_a_step_that_cannot_be_is_an_error_and_ends_the_samples(
+    loss: float, step_s: float, fault: str
+) -> None:
+    history = extend(History(), [share([3.0, loss, 1.0], 0.1, step_s, 0.1)], [])
+    assert fault in str(find_fault(history))
+    assert history.loss == [3.0]
+    assert (history.step_s, history.slowest_rank) == ([0.1], [0])
+
+
+def test_sound_steps_are_no_error() -> None:
+    assert find_fault(extend(History(), [share([3.0], 0.1)], [])) is None

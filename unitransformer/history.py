@@ -1,0 +1,127 @@
+"""What a run did so far, step by step, over every launch and every rank."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, TypeVar
+
+import torch
+
+from unitransformer.measure import Step, StepClock
+from unitransformer.training import TrainingModule
+
+T = TypeVar("T")
+
+
+@dataclass(kw_only=True)
+class History:
+    """One number an optimizer step, since the very first; travels inside the checkpoint."""
+
+    loss: list[float] = field(default_factory=list)  # mean over ranks and micro-batches
+    gradient_norm: list[float] = field(default_factory=list)  # before clipping; empty without
+    # Of the rank that took longest at each step: the others waited for it.
+    step_s: list[float] = field(default_factory=list)
+    cpu_s: list[float] = field(default_factory=list)
+    data_s: list[float] = field(default_factory=list)
+    forward_backward_s: list[float] = field(default_factory=list)
+    optimizer_s: list[float] = field(default_factory=list)
+    slowest_rank: list[int] = field(default_factory=list)
+    launches: list[int] = field(default_factory=list)  # first step of each
+    validation: list[dict[str, float]] = field(default_factory=list)
+    sha256: str | None = None  # of the data
+
+    @property
+    def num_steps(self) -> int:
+        return len(self.step_s)
+
+    def cut(self, num_steps: int) -> None:
+        """Forget the steps from `num_steps` on."""
+        for name in PER_STEP:
+            del getattr(self, name)[num_steps:]
+
+
+CLOCKED = tuple(item.name for item in fields(Step))
+PER_STEP = ("loss", "gradient_norm", *CLOCKED, "slowest_rank")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Share:
+    """What one rank saw of this launch."""
+
+    loss: list[float]
+    steps: list[Step]
+    gradient_norm: list[float]
+
+
+class ClockError(RuntimeError):
+    """Times that cannot be: nothing may be derived from them."""
+
+
+def history_now(
+    before: History, module: TrainingModule, clock: StepClock, *, is_whole: bool
+) -> History:
+    """Earlier launches and this one. A `is_whole` one is the same on every rank; without it this
+    rank speaks for itself.
+
+    Raises:
+        ClockError: ranks that disagree on the number of steps.
+    """
+    try:
+        own = Share(
+            loss=module.losses().tolist(),
+            steps=clock.steps(),
+            gradient_norm=module.gradient_norms().tolist(),
+        )
+    except RuntimeError:
+        if is_whole:
+            raise
+        own = Share(loss=[], steps=[], gradient_norm=[])  # the device that failed answers no more
+    return extend(before, gather(own, module) if is_whole else [own], module.validation)
+
+
+def extend(before: History, ranks: Sequence[Share], validation: list[dict[str, float]]) -> History:
+    """`before` and what every rank saw since.
+
+    Raises:
+        ClockError: ranks that disagree on the number of steps.
+    """
+    # A step that broke after its loss has no time.
+    counts = [min(len(rank.loss), len(rank.steps)) for rank in ranks]
+    if len(set(counts)) > 1:
+        told = ", ".join(f"rank {rank}: {count}" for rank, count in enumerate(counts))
+        raise ClockError(f"the ranks disagree on the number of steps ({told})")
+    steps = range(counts[0])
+    slowest = [max(range(len(ranks)), key=lambda rank: ranks[rank].steps[i].step_s) for i in steps]
+    samples = [asdict(ranks[rank].steps[i]) for i, rank in enumerate(slowest)]
+    return History(
+        loss=before.loss + [math.fsum(r.loss[i] for r in ranks) / len(ranks) for i in steps],
+        gradient_norm=before.gradient_norm + ranks[0].gradient_norm[: counts[0]],
+        slowest_rank=before.slowest_rank + slowest,
+        launches=[*before.launches, before.num_steps],
+        validation=validation,
+        sha256=before.sha256,
+        **{name: getattr(before, name) + [step[name] for step in samples] for name in CLOCKED},
+    )
+
+
+def find_fault(history: History) -> Exception | None:
+    """A step that cannot have been: `history` is cut before it."""
+    for step, (loss, step_s) in enumerate(zip(history.loss, history.step_s, strict=True)):
+        if not math.isfinite(loss):
+            history.cut(step)
+            return FloatingPointError(
+                f"loss is {loss} at step {step + 1}; lower optimizer.learning_rate"
+            )
+        if not 0 < step_s < math.inf:
+            history.cut(step)
+            return ClockError(f"step {step + 1} took {step_s} s: the clock went backwards")
+    return None
+
+
+def gather(value: T, module: TrainingModule) -> list[T]:
+    """`value` of every rank, on every rank; all of them have to call this."""
+    if module.trainer.world_size == 1:
+        return [value]
+    everyone: list[Any] = [None] * module.trainer.world_size
+    torch.distributed.all_gather_object(everyone, value)
+    return everyone

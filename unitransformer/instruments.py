@@ -1,0 +1,177 @@
+"""What watches a run from outside the timed steps: ceilings, memory, the compiler, the machine.
+
+Every rank reads its own instruments; `Instruments.reading` is what goes into the record.
+"""
+
+import resource
+import sys
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+
+from unitransformer.calibration import Ceiling
+from unitransformer.ceilings import measure_ceiling
+from unitransformer.config import RunConfig
+from unitransformer.hardware import describe_host
+from unitransformer.host_load import HostLoad
+from unitransformer.ledger import CompileLedger
+from unitransformer.telemetry import Telemetry, names_of
+from unitransformer.tensor_bytes import PeakTensorBytes
+
+SETTLED = 2  # steps of a launch until its buffers are what they stay
+LATEST = 12
+
+
+class Instruments(pl.Callback):
+    """Reads what one rank used. Right behind the clock's stop among the callbacks."""
+
+    def __init__(self, config: RunConfig, *, first_step: int) -> None:
+        self.config = config
+        self.ledger = CompileLedger(config.parallel.compile)
+        self.telemetry = Telemetry(uuid=None)
+        self.load = HostLoad()
+        self._first_step = self._step = first_step
+        self._ceiling: Ceiling | None = None
+        self._peaks: dict[str, int | None] = {}  # of training alone, where it came to its end
+        self._counted_step = find_quiet_step(config, first_step)
+        self._counting: PeakTensorBytes | None = None
+        self._counted: PeakTensorBytes | None = None
+
+    # ---- when something is looked at
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        device = pl_module.device
+        self._measure_ceiling(device)
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+            self.telemetry = Telemetry(**names_of(torch.cuda.get_device_properties(device)))
+        self.telemetry.start(self._step, holds_context=device.type == "cuda")
+        self.load.start()
+        self.ledger.start()
+        self.ledger.at_step(self._step)
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *args: Any) -> None:
+        if trainer.global_step == self._step:
+            return  # a micro-batch
+        self._step = trainer.global_step
+        if pl_module.device.type == "cpu":
+            self._count_tensors(trainer, pl_module)
+        self.ledger.at_step(self._step)
+        self.telemetry.at_step(self._step)
+
+    def on_validation_start(self, *args: Any) -> None:
+        self.ledger.at_step(None)
+
+    def on_validation_end(self, *args: Any) -> None:
+        self.ledger.at_step(self._step)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._peaks = read_peaks(pl_module.device)
+        self._stop()
+        self._measure_ceiling(pl_module.device)
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: Any, exception: BaseException) -> None:
+        if self._counting is not None:
+            self._counting.__exit__(type(exception), exception, exception.__traceback__)
+            self._counting = None
+        self._stop()
+
+    def _stop(self) -> None:
+        self.ledger.stop()
+        self.telemetry.stop(self._step)
+        self.load.stop()
+
+    # ---- what was seen
+
+    @property
+    def unsteady(self) -> dict[int, str]:
+        """Steps that were slowed down by measuring or compiled, and why."""
+        compiled = dict.fromkeys(self.ledger.as_dict()["steps"], "compiled")
+        if self._counted_step is None:
+            return compiled
+        counted = (self._counted_step - 1, self._counted_step)
+        return compiled | dict.fromkeys(counted, "bytes of tensors were counted")
+
+    def reading(self, device: torch.device) -> dict[str, Any]:
+        """Of this rank, plain; what was not looked at is None."""
+        counted, ceiling = self._counted, self._ceiling
+        tensors = None if counted is None else {"bytes": counted.bytes, **counted.by_kind}
+        peaks = self._peaks or read_peaks(device)
+        if device.type == "cpu":
+            peaks |= {"peak_bytes": None if counted is None else counted.bytes}
+        return {
+            "hardware": describe_host() | _describe_device(device),
+            "load": self.load.as_dict(),
+            "gpu": self.telemetry.as_dict(self._first_step, self._step),
+            "ceiling": None if ceiling is None else ceiling.as_dict(),
+            "compile": self.ledger.as_dict(),
+            "tensor_bytes": tensors,
+            "unsteady": self.unsteady,
+            "flags": [
+                *self.telemetry.flags(self._first_step, self._step),
+                *self.load.flags(),
+            ],
+            **peaks,
+        }
+
+    def _measure_ceiling(self, device: torch.device) -> None:
+        """Before training and after it, half of the time each."""
+        if self.config.ceiling_s == 0:
+            return
+        found = measure_ceiling(
+            device, self.config.parallel.precision, budget_s=self.config.ceiling_s / 2
+        )
+        self._ceiling = found if self._ceiling is None else self._ceiling.join(found)
+
+    def _count_tensors(self, trainer: pl.Trainer, module: Any) -> None:
+        counted = self._counted_step
+        if counted is None:
+            return
+        if self._step == counted - 1:
+            self._counting = PeakTensorBytes(module=module, optimizers=trainer.optimizers)
+            self._counting.__enter__()
+        elif self._step == counted and self._counting is not None:
+            self._counting.begin()
+        elif self._step == counted + 1 and self._counting is not None:
+            self._counting.__exit__(None, None, None)
+            self._counted, self._counting = self._counting, None
+
+
+def find_quiet_step(config: RunConfig, first_step: int) -> int | None:
+    """A settled step, counted from 0 over all launches, that no validation or checkpoint touches,
+    nor the one before it; None in a launch that has no such step early on."""
+
+    def is_quiet(done: int) -> bool:
+        saves = config.checkpoint_every and done % config.checkpoint_every == 0
+        return done % config.validate_every != 0 and not saves
+
+    first = first_step + SETTLED
+    for step in range(first, min(first_step + LATEST, config.max_steps)):
+        if is_quiet(step - 1) and is_quiet(step):
+            return step
+    return None
+
+
+def read_peaks(device: torch.device) -> dict[str, int | None]:
+    """Most bytes at once: allocated to tensors, reserved from CUDA, resident in the process."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    on_gpu = device.type == "cuda"
+    return {
+        "peak_bytes": torch.cuda.max_memory_allocated(device) if on_gpu else None,
+        "peak_reserved_bytes": torch.cuda.max_memory_reserved(device) if on_gpu else None,
+        "peak_resident_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit,
+    }
+
+
+def _describe_device(device: torch.device) -> dict[str, Any]:
+    precision = torch.get_float32_matmul_precision()
+    if device.type != "cuda":
+        threads = torch.get_num_threads()
+        return {"device": "cpu", "threads": threads, "float32_matmul_precision": precision}
+    properties = torch.cuda.get_device_properties(device)
+    return {
+        "device": properties.name,
+        "device_memory_bytes": properties.total_memory,
+        "float32_matmul_precision": precision,
+    }

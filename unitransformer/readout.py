@@ -1,0 +1,135 @@
+"""Raw samples of a run in; the figures people read out, the same for the record and the report."""
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from unitransformer.config import RunConfig
+from unitransformer.flops import count_flops
+from unitransformer.intervals import Figures, describe, mean_rate
+from unitransformer.passport import Ceiling, Row, build_passport
+from unitransformer.steady import Steady, find_steady
+
+PARTS = ("data_s", "forward_backward_s", "optimizer_s")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Readout:
+    """What the steady steps of the last launch say.
+
+    Rates are tokens or pictures a second, of all ranks together.
+    """
+
+    step: Figures  # seconds of a steady step
+    cpu: Figures  # seconds of processor time of a steady step
+    units_per_s: float  # at the median step
+    low_units_per_s: float | None  # None: too few steps for an interval, `step.reason` says so
+    high_units_per_s: float | None
+    mean_units_per_s: float  # from totals: stalls are in it
+    shares: Mapping[str, float]  # of the time of the steady steps, by part
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain figures, by names with units, as they stand in the record."""
+        return {
+            "num_steady_steps": self.step.count,
+            "median_step_s": self.step.median,
+            "mad_step_s": self.step.mad,
+            "low_step_s": self.step.low,
+            "high_step_s": self.step.high,
+            "interval": interval_in_words(self.step),
+            "median_cpu_s": self.cpu.median,
+            "units_per_s": self.units_per_s,
+            "low_units_per_s": self.low_units_per_s,
+            "high_units_per_s": self.high_units_per_s,
+            "mean_units_per_s": self.mean_units_per_s,
+            **{f"{part.removesuffix('_s')}_share": share for part, share in self.shares.items()},
+        }
+
+
+def interval_in_words(figures: Figures) -> str:
+    """How the interval was found, or why there is none."""
+    if figures.reason is not None:
+        return f"none: {figures.reason}"
+    return (
+        f"{figures.confidence:.0%} of the median, block bootstrap of {figures.count} samples in "
+        f"blocks of {figures.block_length}"
+    )
+
+
+def steady_of(
+    step_s: Sequence[float], *, launches: Sequence[int], unsteady: Collection[int]
+) -> Steady:
+    """Where the last launch is steady; steps are counted from its first.
+
+    Args:
+        step_s: seconds of every optimizer step of every launch.
+        launches: first step of each launch.
+        unsteady: steps of the run that are known not to be steady.
+    """
+    first = launches[-1]
+    last = [step - first for step in unsteady if first <= step < len(step_s)]
+    return find_steady(step_s[first:], last)
+
+
+def read_out(
+    step_s: Sequence[float],
+    samples: Mapping[str, Sequence[float]],
+    steady: Steady,
+    *,
+    launches: Sequence[int],
+    units_per_step: float,
+) -> Readout | None:
+    """Figures of the steady steps; None where there are none.
+
+    Args:
+        step_s: as for `steady_of`.
+        samples: the other samples of the same steps, by name.
+        units_per_step: tokens or pictures of an optimizer step over all ranks.
+    """
+    kept_s = steady.of(step_s[launches[-1] :])
+    if not kept_s:
+        return None
+    kept = {name: steady.of(samples[name][launches[-1] :]) for name in ("cpu_s", *PARTS)}
+    step = describe(kept_s)
+    return Readout(
+        step=step,
+        cpu=describe(kept["cpu_s"]),
+        units_per_s=units_per_step / step.median,
+        low_units_per_s=None if step.high is None else units_per_step / step.high,
+        high_units_per_s=None if step.low is None else units_per_step / step.low,
+        mean_units_per_s=mean_rate(kept_s, units_per_step),
+        shares={part: math.fsum(kept[part]) / math.fsum(kept_s) for part in PARTS},
+    )
+
+
+def passport_of(
+    config: RunConfig,
+    units_per_s: float | None,
+    hardware: Sequence[Mapping[str, Any]],
+    ceilings: Sequence[Mapping[str, Any] | None],
+) -> tuple[Row, ...]:
+    """The MFU passport of a run.
+
+    Args:
+        units_per_s: of all ranks together; None without a steady state.
+        hardware: of every rank, as records tell it.
+        ceilings: what every rank measured in this job; None where it did not. The highest counts.
+    """
+    measured = [ceiling for ceiling in ceilings if ceiling is not None]
+    best = max(measured, key=lambda ceiling: float(ceiling["matmul_flops_per_s"]), default=None)
+    matmul = hardware[0].get("float32_matmul_precision")
+    return build_passport(
+        count_flops(config),
+        units_per_s=units_per_s,
+        num_devices=config.parallel.world_size,
+        device_name=name_of_all([str(host["device"]) for host in hardware]),
+        precision=config.parallel.precision,
+        allows_tf32=None if matmul is None else matmul != "highest",
+        ceiling=best and Ceiling(flops_per_s=best["matmul_flops_per_s"], dtype=best["dtype"]),
+    )
+
+
+def name_of_all(devices: Sequence[str]) -> str:
+    """The name that all devices share; a mix of several has no peak."""
+    return " and ".join(dict.fromkeys(devices))
