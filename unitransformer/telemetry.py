@@ -67,10 +67,10 @@ def names_of(properties: Any) -> dict[str, str | None]:
     """`uuid` and `pci_bus_id` of what `torch.cuda.get_device_properties` returns."""
     uuid = getattr(properties, "uuid", None)
     places = [getattr(properties, f"pci_{part}_id", None) for part in ("domain", "bus", "device")]
-    is_told = all(place is not None for place in places)
+    told = [place for place in places if place is not None]
     return {
         "uuid": None if uuid is None else str(uuid),
-        "pci_bus_id": "{:08x}:{:02x}:{:02x}.0".format(*places) if is_told else None,
+        "pci_bus_id": "{:08x}:{:02x}:{:02x}.0".format(*told) if len(told) == 3 else None,
     }
 
 

@@ -36,7 +36,9 @@ HEAD = "unitransformer: head and loss"
 BACKWARD = "unitransformer: backward"
 STEP = "unitransformer: step "
 
-_NEUTRAL = re.compile(rf"{WINDOW}|{NETWORK}|{BACKWARD}|{STEP}|autograd::engine::evaluate_function")
+NODE = "autograd::engine::evaluate_function: "  # torch's own
+
+_NEUTRAL = re.compile("|".join((WINDOW, NETWORK, BACKWARD, STEP)))
 _RANGES: tuple[tuple[re.Pattern[str], Part], ...] = (
     (re.compile(re.escape(HEAD)), "head and loss"),
     (re.compile(r"Optimizer\.(step|zero_grad)#"), "optimizer"),
@@ -137,7 +139,7 @@ def _walk(
     """Every thread's own times, and the part of every operator by its "External id"."""
     threads: dict[Any, _Thread] = {}
     parts: dict[int, Part | None] = {}
-    places: dict[tuple[Any, float], Part | None] = {}
+    places: dict[tuple[Any, float], Part | None] = {}  # (thread, start)
     causes = _backward_causes(events)
     cpu = [e for e in events if e.get("cat") in ("cpu_op", "user_annotation")]
     for event in sorted(cpu, key=lambda event: (event["ts"], -event["dur"])):
@@ -147,11 +149,12 @@ def _walk(
         thread.close(start)
         inherited = thread.stack[-1].part if thread.stack else None
         name = event["name"]
-        if name.startswith("autograd::engine::evaluate_function"):
-            thread.runs_backward = True
-            cause = places.get(causes.get(place, place))
+        part: Part | None
+        thread.runs_backward |= name.startswith(NODE)
+        if (cause := causes.get(_node_of(event))) is not None:
             # A multiply's backward holds more than multiplies: those inside say it themselves.
-            part = cause if cause in ("head and loss", "attention") else None
+            part = places.get(cause)
+            part = part if part in ("head and loss", "attention") else None
         else:
             part = _part_of(event, inherited, num_classes)
         places[place] = part
@@ -163,20 +166,34 @@ def _walk(
     return threads, parts
 
 
-def _backward_causes(
-    events: Iterable[Mapping[str, Any]],
-) -> dict[tuple[Any, float], tuple[Any, float]]:
-    """Where a backward operator begins -> where the forward one that asked for it began."""
-    ends: dict[tuple[int, str], tuple[Any, float]] = {
+def _backward_causes(events: Sequence[Mapping[str, Any]]) -> dict[Any, tuple[Any, float]]:
+    """Node of a backward pass -> thread and time at which the forward operator of it began."""
+    places = {
         (event["id"], event["ph"]): (_thread_of(event), event["ts"])
         for event in events
         if event.get("cat") == "fwdbwd"
     }
-    return {
-        place: ends[number, "s"]
-        for (number, kind), place in ends.items()
-        if kind == "f" and (number, "s") in ends
+    asked = {
+        place: places[number, "s"]
+        for (number, kind), place in places.items()
+        if kind == "f" and (number, "s") in places
     }
+    # The arrow points at the operator inside of the engine's; both are of one node.
+    backward = [event for event in events if event.get("cat") == "cpu_op"]
+    return {
+        _node_of(event): asked[place]
+        for event in backward
+        if (place := (_thread_of(event), event["ts"])) in asked and _node_of(event) is not None
+    }
+
+
+def _node_of(event: Mapping[str, Any]) -> tuple[Any, int, int] | None:
+    """What tells nodes of the backward pass apart; None for all that is not in one."""
+    arguments = event["args"]
+    forward_thread = arguments.get("Fwd thread id", 0)
+    if not forward_thread or "Sequence number" not in arguments:
+        return None
+    return _thread_of(event), forward_thread, arguments["Sequence number"]
 
 
 def _part_of(

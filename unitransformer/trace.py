@@ -14,7 +14,6 @@ import lightning.pytorch as pl
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from unitransformer.objectives import Objective
 from unitransformer.records import write_atomically
 from unitransformer.time_shares import BACKWARD, HEAD, NETWORK, STEP, WINDOW, time_shares
 
@@ -111,8 +110,7 @@ class Trace(pl.Callback):
         self._on_gpu = module.device.type == "cuda"
         parallel = module.config.parallel
         self._is_one_graph = parallel.compile != "off" and not parallel.is_sharded
-        if not self._is_one_graph:  # a hook on what is compiled would have it compiled again
-            self._watch(module.objective)
+        self._watch(module)
         kinds = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * self._on_gpu
         self._profile = profile(activities=kinds, record_shapes=True)
         self._profile.start()
@@ -149,37 +147,39 @@ class Trace(pl.Callback):
 
     def _enter(self, name: str) -> None:
         opened = record_function(name)
-        opened.__enter__()
+        opened.__enter__()  # type: ignore[no-untyped-call]
         self._ranges.append(opened)
 
     def _leave(self) -> None:
         self._ranges.pop().__exit__(None, None, None)
 
-    def _watch(self, objective: Objective) -> None:
+    def _watch(self, module: Any) -> None:
         """Ranges around the network, and around what follows its last layer, from outside."""
-        network = objective.network
-        depth: list[int] = []
+        training_step = module.training_step
+
+        def step_in_range(*arguments: Any, **named: Any) -> Any:
+            self._enter(NETWORK)
+            depth = len(self._ranges)
+            loss = training_step(*arguments, **named)
+            while len(self._ranges) >= depth:
+                self._leave()
+            return loss
+
+        module.training_step = step_in_range
+        self._undo.append(lambda: delattr(module, "training_step"))
+        if self._is_one_graph:  # anything put on what is compiled would have it compiled again
+            return
+        network = module.objective.network
         states = network.states
 
-        def begin(*_: object) -> None:
-            depth.append(len(self._ranges))
-            self._enter(NETWORK)
-
-        def end(*_: object) -> None:
-            while len(self._ranges) > depth[-1]:
-                self._leave()
-            depth.pop()
-
-        def states_then_head(*arguments: Any) -> Any:
-            found = states(*arguments)
-            if depth:  # no validation
+        def states_then_head(*arguments: Any, **named: Any) -> Any:
+            found = states(*arguments, **named)
+            if self._ranges:  # not in validation, which has no window
                 self._enter(HEAD)
             return found
 
-        network.states = states_then_head  # type: ignore[method-assign]
-        before = objective.register_forward_pre_hook(begin)
-        after = objective.register_forward_hook(end)
-        self._undo += [before.remove, after.remove, lambda: delattr(network, "states")]
+        network.states = states_then_head
+        self._undo.append(lambda: delattr(network, "states"))
 
     def _write(self, rank: int, module: Any) -> None:
         with tempfile.TemporaryDirectory() as folder:

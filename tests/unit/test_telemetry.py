@@ -174,14 +174,15 @@ def test_a_clock_held_down_within_the_window_is_flagged_in_words() -> None:
 
 def test_a_driver_with_the_old_names_is_asked_by_them() -> None:
     class Old(FakeNvml):
-        nvmlDeviceGetCurrentClocksThrottleReasons = FakeNvml.nvmlDeviceGetCurrentClocksEventReasons
+        def nvmlDeviceGetCurrentClocksThrottleReasons(self, handle: str) -> int:
+            return POWER_CAP
 
         def __getattribute__(self, name: str) -> Any:
             if name == "nvmlDeviceGetCurrentClocksEventReasons":
                 raise AttributeError(name)
             return super().__getattribute__(name)
 
-    assert follow(Old(reasons=[POWER_CAP])).samples[0].clock_reasons == ("software power cap",)
+    assert follow(Old()).samples[0].clock_reasons == ("software power cap",)
 
 
 def test_other_processes_on_the_gpu_are_flagged() -> None:

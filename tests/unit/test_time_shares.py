@@ -1,0 +1,189 @@
+"""Shares of hand-made traces: a step of 100 microseconds, so a share is a percentage."""
+
+from typing import Any
+
+import pytest
+
+from unitransformer.time_shares import (
+    BACKWARD,
+    HEAD,
+    NETWORK,
+    NODE,
+    PARTS,
+    WINDOW,
+    time_shares,
+)
+
+MAIN, BACK, GLOO = 1, 2, 3
+Event = dict[str, Any]
+
+
+def event(name: str, start: float, end: float, *, cat: str = "cpu_op", **args: Any) -> Event:
+    thread = args.pop("tid", MAIN)
+    place = {"ph": "X", "cat": cat, "pid": 0, "tid": thread, "ts": start, "dur": end - start}
+    return {**place, "name": name, "args": args}
+
+
+def mark(name: str, start: float, end: float) -> Event:
+    return event(name, start, end, cat="user_annotation")
+
+
+def arrow(number: int, source: float, target: float, *, thread: int = MAIN) -> list[Event]:
+    ends = [("s", source, MAIN), ("f", target, thread)]
+    return [
+        {"ph": ph, "cat": "fwdbwd", "id": number, "pid": 0, "tid": tid, "ts": ts}
+        for ph, ts, tid in ends
+    ]
+
+
+def node(name: str, start: float, end: float, number: int, **args: Any) -> list[Event]:
+    of = {"Sequence number": number, "Fwd thread id": 1, **args}
+    return [event(NODE + name, start, end, **of), event(name, start + 1, end - 1, **of)]
+
+
+def percent(*events: Event, **options: Any) -> dict[str, float]:
+    trace = {"traceEvents": [mark(WINDOW, 0, 100), *events]}
+    shares = time_shares(trace, **options)
+    assert tuple(shares) == PARTS
+    assert sum(shares.values()) == pytest.approx(1)
+    return {part: round(100 * share, 6) for part, share in shares.items() if share}
+
+
+def test_an_empty_step_is_idle() -> None:
+    assert percent() == {"idle": 100}
+
+
+def test_an_operator_counts_for_itself_without_those_it_calls() -> None:
+    found = percent(event("aten::linear", 0, 50), event("aten::addmm", 10, 40))
+    assert found == {"matrix multiply": 30, "other": 20, "idle": 50}
+
+
+def test_what_a_multiply_or_attention_calls_is_part_of_it() -> None:
+    found = percent(
+        event("aten::addmm", 0, 20),
+        event("aten::copy_", 5, 10),
+        event("aten::scaled_dot_product_attention", 20, 60),
+        event("aten::bmm", 30, 50),
+    )
+    assert found == {"matrix multiply": 20, "attention": 40, "idle": 40}
+
+
+def test_a_multiply_in_the_head_is_the_heads() -> None:
+    found = percent(
+        mark(NETWORK, 0, 60),
+        event("aten::mm", 0, 20),
+        mark(HEAD, 25, 60),
+        event("aten::mm", 30, 50),
+    )
+    assert found == {"matrix multiply": 20, "head and loss": 20, "idle": 60}
+
+
+def test_the_backward_of_each_part_counts_to_that_part() -> None:
+    found = percent(
+        mark(NETWORK, 0, 30),
+        event("aten::mm", 0, 10),
+        mark(HEAD, 10, 30),
+        event("aten::linear", 12, 22),
+        mark(BACKWARD, 40, 100),
+        *arrow(7, 12, 41),
+        *node("HeadBackward", 40, 60, number=5),
+        event("aten::mm", 45, 55),
+        *arrow(8, 0, 61),
+        *node("MmBackward", 60, 80, number=4),
+        event("aten::mm", 65, 75),
+    )
+    # 10 forward and 20 backward for the head; 10 and 10 for the multiply, whose node is 10 more.
+    assert found == {"head and loss": 30, "matrix multiply": 20, "other": 10, "idle": 40}
+
+
+def test_the_optimizer_ends_where_the_network_begins_again() -> None:
+    found = percent(
+        mark("Optimizer.step#AdamW.step", 0, 100),
+        mark(NETWORK, 10, 60),
+        event("aten::mm", 20, 50),
+        event("aten::_fused_adamw_", 70, 90),
+    )
+    # Lightning's closure runs inside of the optimizer's step.
+    assert found == {"matrix multiply": 30, "optimizer": 50, "idle": 20}
+
+
+def test_python_that_loads_data_is_data() -> None:
+    found = percent(mark("enumerate(DataLoader)#_Single.__next__", 0, 30))
+    assert found == {"data": 30, "idle": 70}
+
+
+def test_only_what_is_in_the_window_counts() -> None:
+    assert percent(event("aten::mm", -50, 0), event("aten::mm", 0, 25)) == {
+        "matrix multiply": 25,
+        "idle": 75,
+    }
+
+
+def test_communication_in_another_thread_counts_where_the_main_one_waits() -> None:
+    found = percent(
+        event("aten::mm", 0, 40),
+        event("gloo:all_reduce", 20, 60, tid=GLOO),
+        event("aten::add", 0, 100, tid=GLOO),
+    )
+    assert found == {"matrix multiply": 40, "communication": 20, "idle": 40}
+
+
+def test_a_backward_thread_of_its_own_counts_where_the_main_one_waits() -> None:
+    found = percent(
+        event("aten::mm", 0, 40),
+        *node("MulBackward", 30, 80, number=1, tid=BACK),
+    )
+    assert found == {"matrix multiply": 40, "other": 40, "idle": 20}
+
+
+def test_a_head_inside_a_compiled_graph_is_told_by_its_shape() -> None:
+    multiplies = [
+        event("aten::mm", 0, 40, **{"Input Dims": [[8, 16], [16, 999]]}),
+        event("aten::mm", 40, 60, **{"Input Dims": [[8, 16], [16, 16], []]}),
+    ]
+    found = percent(*multiplies, num_classes=999)
+    assert found == {"head and loss": 40, "matrix multiply": 20, "idle": 40}
+
+
+def test_kernels_count_under_the_operator_that_launched_them() -> None:
+    def kernel(name: str, start: float, end: float, launched_by: int) -> Event:
+        return event(name, start, end, cat="kernel", tid=7, **{"External id": launched_by})
+
+    found = percent(
+        event("aten::mm", 0, 1, **{"External id": 1}),
+        mark(HEAD, 2, 9),
+        event("aten::mm", 3, 4, **{"External id": 2}),
+        kernel("sm90_xmma_gemm", 10, 40, 1),
+        kernel("sm90_xmma_gemm", 40, 60, 2),
+        kernel("flash_fwd_kernel", 60, 70, 99),
+        kernel("triton_red_fused__log_softmax_nll_loss_forward_3", 70, 75, 99),
+        kernel("triton_poi_fused_add_0", 75, 80, 99),
+        on_gpu=True,
+    )
+    assert found == {
+        "matrix multiply": 30,
+        "attention": 10,
+        "head and loss": 25,
+        "other": 5,
+        "idle": 30,
+    }
+
+
+def test_only_exposed_communication_counts_on_a_gpu() -> None:
+    found = percent(
+        event("sm90_xmma_gemm", 0, 50, cat="kernel", tid=7),
+        event("ncclDevKernel_AllReduce", 20, 80, cat="kernel", tid=8),
+        on_gpu=True,
+    )
+    assert found == {"matrix multiply": 50, "communication": 30, "idle": 20}
+
+
+def test_a_step_cut_by_validation_has_two_windows() -> None:
+    pieces = [mark(WINDOW, 0, 40), mark(WINDOW, 60, 100)]
+    pieces += [event("aten::mm", *span) for span in ((0, 40), (40, 60), (60, 100))]
+    assert time_shares({"traceEvents": pieces})["matrix multiply"] == 1
+
+
+def test_a_trace_of_something_else_is_refused() -> None:
+    with pytest.raises(ValueError, match="not made by --trace"):
+        time_shares({"traceEvents": [event("aten::mm", 0, 1)]})
