@@ -183,7 +183,7 @@ def _results(outcome: Outcome, places: Places, show: Show) -> list[str]:
         f"{rate_in_words(rate, unit)} (median of {len(record['step_s']) - record['steady_from']} "
         "steady steps)"
         if rate is not None
-        else f"not told: {len(record['step_s'])} steps are too few to find a steady state"
+        else f"not told, no steady state: {record['steady_reason']}"
     )
     return [
         *(["", "last lines:", *record["log"][-5:]] if sys.stdout.isatty() else []),

@@ -73,6 +73,9 @@ def speed(run: Run) -> str:
 
 
 def too_short(run: Run) -> str:
+    reason = run.record.get("steady_reason")  # records of the first kind hold none
+    if isinstance(reason, str):
+        return f"blank, no steady state: {escaped(reason)}"
     steps = run.num_steps - run.record["launches"][-1]
     return f"blank: {count(steps, 'step')} are too few to find a steady state"
 

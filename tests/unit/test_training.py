@@ -204,8 +204,12 @@ def test_a_record_says_what_ran_and_validates(text: Path, tmp_path: Path) -> Non
     assert record["learning_rate"][:2] == pytest.approx([1.5e-3, 3e-3])
     assert record["validation"]["value"] == pytest.approx(math.exp(record["validation"]["loss"]))
     assert record["validation"]["baseline"]["name"] == "unigram entropy"
-    steady = record["step_s"][record["steady_from"] :]
-    assert record["tokens_per_s"] == 4 * 16 / statistics.median(steady)
+    # A busy machine may slow the last of so few steps: then there is a reason and no rate.
+    if record["steady_from"] is None:
+        assert "needs" in record["steady_reason"]
+    else:
+        steady = record["step_s"][record["steady_from"] :]
+        assert record["tokens_per_s"] == 4 * 16 / statistics.median(steady)
     assert {"csv", "tensorboard", "checkpoints"} <= {path.name for path in tmp_path.iterdir()}
 
 
@@ -226,6 +230,7 @@ def test_too_short_a_run_says_so_in_place_of_a_rate(text: Path, tmp_path: Path) 
     record = train(config_of(gpt.PRESET, text, max_steps=3), tmp_path).record
     assert record is not None
     assert record["steady_from"] is None
+    assert record["steady_reason"] == "3 steps, needs 8"
     assert record["tokens_per_s"] is None
 
 

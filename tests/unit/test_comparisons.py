@@ -1,0 +1,165 @@
+"""Ratios of pairs, and where the scatter of launches comes from."""
+
+import math
+import random
+
+import pytest
+
+from unitransformer.comparisons import (
+    LaunchVariance,
+    minimum_detectable_effect,
+    paired_ratio,
+    split_variance,
+)
+from unitransformer.intervals import Figures
+
+
+def make_figures(low: float | None, high: float | None) -> Figures:
+    return Figures(median=1.0, mad=0.0, count=50, low=low, high=high, block_length=4)
+
+
+def make_launches(
+    number: int, *, between: float, within: float, num_steps: int = 100, seed: int = 0
+) -> list[list[float]]:
+    """Steps around 1 s; deviations of the logarithm: of a launch's level, of a step in it."""
+    drawn = random.Random(seed)
+    launches = []
+    for _ in range(number):
+        level = drawn.gauss(0, between)
+        launches.append([math.exp(level + drawn.gauss(0, within)) for _ in range(num_steps)])
+    return launches
+
+
+def test_what_slows_both_of_a_pair_cancels() -> None:
+    drawn = random.Random(0)
+    a = [drawn.uniform(1, 5) for _ in range(80)]
+    ratio = paired_ratio(a, [1.05 * seconds for seconds in a])
+    assert ratio.median == pytest.approx(1.05)
+    assert (ratio.low, ratio.high) == (pytest.approx(1.05), pytest.approx(1.05))
+    assert ratio.mad == pytest.approx(0, abs=1e-12)
+
+
+def test_the_ratio_the_other_way_round_is_the_inverse() -> None:
+    drawn = random.Random(1)
+    a, b = ([drawn.lognormvariate(0, 0.1) for _ in range(81)] for _ in range(2))
+    there, back = paired_ratio(a, b), paired_ratio(b, a)
+    assert there.median == pytest.approx(1 / back.median)
+    assert there.low is not None
+    assert back.high is not None
+    assert there.low == pytest.approx(1 / back.high, rel=0.01)
+
+
+def test_pairs_that_are_alike_have_one_inside_their_interval_19_times_in_20() -> None:
+    drawn = random.Random(2)
+    inside = 0
+    for _ in range(200):
+        a, b = ([drawn.lognormvariate(0, 0.1) for _ in range(60)] for _ in range(2))
+        ratio = paired_ratio(a, b)
+        assert ratio.low is not None
+        assert ratio.high is not None
+        inside += ratio.low <= 1 <= ratio.high
+    assert inside >= 184  # 190 expected; fewer once in 500 times
+
+
+def test_few_pairs_have_no_interval_and_no_detectable_effect() -> None:
+    ratio = paired_ratio([1.0] * 10, [2.0] * 10)
+    assert (ratio.median, ratio.low) == (pytest.approx(2), None)
+    assert minimum_detectable_effect(ratio) is None
+
+
+def test_pairs_that_are_none_are_refused() -> None:
+    with pytest.raises(ValueError, match="a has 2 samples and b 1"):
+        paired_ratio([1.0, 1.0], [1.0])
+    with pytest.raises(ValueError, match=r"b\[0\] is 0\.0"):
+        paired_ratio([1.0], [0.0])
+
+
+def test_the_detectable_effect_is_nearly_twice_the_half_interval() -> None:
+    # 1 + 1.645 / 1.960 = 1.839 halves of 1 % each.
+    effect = minimum_detectable_effect(make_figures(math.exp(-0.01), math.exp(0.01)))
+    assert effect == pytest.approx(math.expm1(0.01839), rel=1e-3)
+
+
+def test_an_even_chance_of_detection_needs_the_half_interval_alone() -> None:
+    figures = make_figures(math.exp(-0.01), math.exp(0.01))
+    assert minimum_detectable_effect(figures, power=0.5) == pytest.approx(math.expm1(0.01))
+    with pytest.raises(ValueError, match="power is 1"):
+        minimum_detectable_effect(figures, power=1)
+
+
+def test_a_slowdown_of_the_detectable_effect_is_found_19_times_in_20() -> None:
+    drawn = random.Random(3)
+    base = [drawn.lognormvariate(0, 0.1) for _ in range(100)]
+    effect = minimum_detectable_effect(paired_ratio([1.0] * 100, base))
+    assert effect is not None
+    found = 0
+    for _ in range(200):
+        slower = [drawn.lognormvariate(math.log1p(effect), 0.1) for _ in range(100)]
+        ratio = paired_ratio([1.0] * 100, slower)
+        assert ratio.low is not None
+        found += ratio.low > 1
+    assert found >= 170  # the effect is estimated from one draw alone
+
+
+# ------------------------------------------------------------------------------ launches
+
+
+def test_launches_on_different_levels_show_it_as_variance_between() -> None:
+    split = split_variance(make_launches(20, between=0.05, within=0.02))
+    assert split.between == pytest.approx(0.05, rel=0.4)
+    # A median of 100 independent steps: sqrt(pi / 2) * 0.02 / sqrt(100) = 0.0025.
+    assert split.within == pytest.approx(0.0025, rel=0.3)
+
+
+def test_launches_that_differ_in_steps_alone_have_next_to_none_between() -> None:
+    between = [
+        split_variance(make_launches(5, between=0, within=0.02, seed=seed)).between
+        for seed in range(20)
+    ]
+    assert sum(value == 0 for value in between) >= 8  # the estimate is 0 about every other time
+    assert max(value or 0 for value in between) < 0.005
+
+
+def test_the_interval_over_launches_covers_the_true_median_19_times_in_20() -> None:
+    inside = 0
+    for seed in range(100):
+        split = split_variance(make_launches(4, between=0.05, within=0.02, num_steps=60, seed=seed))
+        assert split.low is not None
+        assert split.high is not None
+        inside += split.low <= 1 <= split.high
+    assert inside >= 89
+
+
+def test_two_launches_tell_little_and_say_so() -> None:
+    split = split_variance(make_launches(2, between=0.05, within=0.02, seed=1))
+    assert split.low is not None
+    assert split.high is not None
+    assert split.high / split.low > 1.3
+    assert len(split.medians) == 2
+
+
+def test_a_launch_too_short_for_an_interval_leaves_the_split_untold() -> None:
+    split = split_variance([[1.0, 2.0, 3.0], [2.0] * 3])
+    assert split == LaunchVariance(
+        medians=(2.0, 2.0),
+        within=None,
+        between=None,
+        median=None,
+        low=None,
+        high=None,
+        reason="launch 1: 3 samples, an interval needs 50",
+    )
+
+
+def test_launches_without_scatter_cannot_be_weighed() -> None:
+    split = split_variance([[1.0] * 60, [2.0] * 60])
+    assert split.between is None
+    assert split.reason is not None
+    assert "the same time" in split.reason
+
+
+def test_one_launch_alone_is_refused() -> None:
+    with pytest.raises(ValueError, match="launches holds 1; repeat the launch"):
+        split_variance([[1.0] * 60])
+    with pytest.raises(ValueError, match=r"launches\[1\] holds no steps"):
+        split_variance([[1.0] * 60, []])

@@ -1,0 +1,65 @@
+"""When a run may end because its median step is known."""
+
+import math
+import random
+
+import pytest
+
+from unitransformer.intervals import describe
+from unitransformer.stopping import is_look, is_narrow
+
+
+def make_steps(seed: int, num_steps: int = 1200) -> list[float]:
+    """Lognormal AR(1) of 0.5 around 1 s: its true median."""
+    drawn = random.Random(seed)
+    noise, steps = drawn.gauss(0, 1), []
+    for _ in range(num_steps):
+        noise = 0.5 * noise + math.sqrt(0.75) * drawn.gauss(0, 1)
+        steps.append(math.exp(0.1 * noise))
+    return steps
+
+
+LOOKS = [count for count in range(1201) if is_look(count)]
+
+
+def test_looks_grow_apart_by_a_quarter_each() -> None:
+    assert LOOKS[:5] == [64, 80, 100, 125, 156]
+    assert sum(is_look(count) for count in range(10_001)) == 23  # 64 * 1.25**22 = 8,674
+
+
+def test_steps_alike_are_known_and_scattered_ones_are_not() -> None:
+    assert is_narrow([0.1] * 64, 0.01)
+    assert not is_narrow(make_steps(0, 64), 0.01)
+
+
+def test_too_few_or_unsteady_steps_are_never_known() -> None:
+    assert not is_narrow([0.1] * 49, 0.5)
+    assert not is_narrow([1.0] * 95 + [2.0] * 5, 0.5)
+
+
+def test_known_unsteady_steps_do_not_count() -> None:
+    steps = [0.1] * 70
+    assert is_narrow(steps, 0.01, unsteady=range(20))
+    assert not is_narrow(steps, 0.01, unsteady=range(21))
+
+
+def test_the_interval_at_the_end_still_covers_9_in_10() -> None:
+    """It is the luckiest of several looks; without the stricter one it covers less."""
+    covered, ended = 0, 0
+    for seed in range(100):
+        steps = make_steps(seed)
+        end = next((count for count in LOOKS if is_narrow(steps[:count], 0.06)), None)
+        if end is None:
+            continue
+        figures = describe(steps[:end])
+        assert figures.low is not None
+        assert figures.high is not None
+        ended += 1
+        covered += figures.low <= 1 <= figures.high
+    assert ended >= 95
+    assert covered / ended >= 0.9
+
+
+def test_a_target_that_is_no_share_is_refused() -> None:
+    with pytest.raises(ValueError, match="target is 1; give a share"):
+        is_narrow([0.1] * 64, 1)
