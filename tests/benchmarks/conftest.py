@@ -1,0 +1,39 @@
+"""Baselines: of counters in the repository, of times in a folder of each machine's own."""
+
+import hashlib
+import importlib.metadata
+import json
+from typing import Any
+
+import pytest
+
+from tests.benchmarks.clock import PACKAGES, machine
+
+UPDATE = "--update-baseline"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        UPDATE, action="store_true", help="write the counters' baselines anew in place of comparing"
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # `None` would be the option's default as well; this is pytest-benchmark's own.
+    if getattr(config.option, "benchmark_storage", None) == "file://./.benchmarks":
+        config.option.benchmark_storage = f"file://./.benchmarks/{fingerprint()}"
+
+
+def pytest_benchmark_update_machine_info(config: Any, machine_info: dict[str, Any]) -> None:
+    versions = {name: importlib.metadata.version(name) for name in PACKAGES}
+    machine_info |= {"unitransformer": {**machine(), "versions": versions}}
+
+
+def fingerprint() -> str:
+    """Twelve hexadecimal digits over what times depend on."""
+    return hashlib.sha256(json.dumps(machine(), sort_keys=True).encode()).hexdigest()[:12]
+
+
+@pytest.fixture
+def updates_baseline(request: pytest.FixtureRequest) -> bool:
+    return bool(request.config.getoption(UPDATE, default=False))

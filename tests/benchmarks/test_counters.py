@@ -1,0 +1,184 @@
+"""What one step of each recipe does under each strategy, counted and compared to the last digit.
+
+`pytest tests/benchmarks --update-baseline` writes the baselines anew; the diff is for review.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+import torch
+import torch.distributed
+from torch import Tensor, nn
+
+from tests.benchmarks.ranks import Counted, count, small_config
+from unitransformer.config import Strategy
+from unitransformer.counters import differences, load_counters, write_counters
+from unitransformer.flops import flops_per_sample
+from unitransformer.flops import count_parameters as parameters_of
+from unitransformer.training import TrainingModule
+from unitransformer.transformer import Linear, PositionwiseFeedForward, Transformer
+
+VERSION = ".".join(torch.__version__.split(".")[:2])  # operators change from one to the next
+BASELINES = Path(__file__).parent / "baselines"
+STRATEGIES = [name for name in get_args(Strategy) if name != "auto"]
+CASES = [(recipe, strategy, "off") for recipe in ("bert", "gpt", "vit") for strategy in STRATEGIES]
+CASES += [(recipe, "single", "default") for recipe in ("bert", "gpt", "vit")]
+CASES += [("gpt", "fsdp", "default")]
+AGAIN = 3  # the proof took 20, half of them beside two busy processes
+
+
+def baseline_of(recipe: str, strategy: str, compile: str) -> Path:
+    name = f"{recipe}-{strategy}" + ("" if compile == "off" else "-compiled")
+    return BASELINES / f"torch-{VERSION}" / f"{name}.json"
+
+
+def stored(recipe: str, strategy: str, compile: str = "off") -> Counted:
+    path = baseline_of(recipe, strategy, compile)
+    if not path.exists():
+        pytest.skip(f"no baseline for torch {VERSION}; --update-baseline writes it")
+    return load_counters(path)
+
+
+@pytest.mark.parametrize(("recipe", "strategy", "compile"), CASES)
+def test_a_step_does_what_it_did(
+    recipe: str, strategy: Any, compile: Any, updates_baseline: bool, tmp_path: Path
+) -> None:
+    before = None if updates_baseline else stored(recipe, strategy, compile)
+    now = count(small_config(recipe, strategy, compile=compile), tmp_path)
+    if before is None:
+        write_counters(now, baseline_of(recipe, strategy, compile))
+    else:
+        assert differences(before, now) == []
+
+
+@pytest.mark.parametrize("strategy", ["single", "fsdp", "zero2"])
+def test_counting_again_gives_the_same(strategy: Any, tmp_path: Path) -> None:
+    before = stored("gpt", strategy)
+    for _ in range(AGAIN):
+        assert differences(before, count(small_config("gpt", strategy), tmp_path)) == []
+
+
+@pytest.mark.parametrize("recipe", ["bert", "gpt", "vit"])
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_parameters_and_flops_are_those_of_the_formulas(recipe: str, strategy: Any) -> None:
+    config = small_config(recipe, strategy)
+    counted = stored(recipe, strategy)
+    assert sum(counted["parameters"].values()) == parameters_of(config.model)
+    per_rank = config.batch_size * flops_per_sample(config, causal=False)
+    assert sum(counted["flops"].values()) == per_rank
+
+
+PARAMETERS = parameters_of(small_config("gpt", "single").model)  # 6,098, of which a layer has 2,224
+LAYER = 2224
+OUTER = PARAMETERS - 2 * LAYER  # 1,650: word vectors and head
+
+
+def sent(counted: Counted, kind: str) -> int:
+    """Bytes of one kind of collective."""
+    sizes = counted["collective_bytes"]
+    return sum(size for place, size in sizes.items() if place.startswith(kind))
+
+
+def test_one_device_sends_nothing() -> None:
+    assert stored("gpt", "single")["collective_bytes"] == {}
+
+
+def test_ddp_reduces_each_gradient_once() -> None:
+    assert sent(stored("gpt", "ddp"), "all_reduce") == 4 * PARAMETERS
+
+
+@pytest.mark.parametrize("strategy", ["fsdp", "fsdp1", "hsdp"])
+def test_fsdp_gathers_layers_twice_and_what_is_around_them_once(strategy: str) -> None:
+    # The outer group is needed at once when the backward pass begins, so it is never let go.
+    counted = stored("gpt", strategy)
+    assert sent(counted, "all_gather") == 4 * (2 * 2 * LAYER + OUTER)
+    assert sent(counted, "reduce_scatter") == 4 * PARAMETERS
+
+
+@pytest.mark.parametrize("strategy", ["zero1", "zero2"])
+def test_zero_gathers_weights_once_and_reduces_gradients_once(strategy: str) -> None:
+    counted = stored("gpt", strategy)
+    # Each of the two groups of parameters is filled up to a multiple of four numbers.
+    assert 0 <= sent(counted, "all_gather") - 4 * PARAMETERS <= 2 * 16
+    assert 0 <= sent(counted, "all_reduce") - 4 * PARAMETERS <= 2 * 16
+
+
+def test_zero3_reduces_gradients_to_shares() -> None:
+    assert sent(stored("gpt", "zero3"), "reduce_scatter") == 4 * PARAMETERS
+
+
+def test_fsdp_gathers_half_the_bytes_in_bf16_and_adds_up_in_float32(tmp_path: Path) -> None:
+    whole = stored("gpt", "fsdp")
+    half = count(small_config("gpt", "fsdp", precision="bf16-mixed"), tmp_path)
+    assert 2 * sent(half, "all_gather") == sent(whole, "all_gather")
+    assert sent(half, "reduce_scatter") == sent(whole, "reduce_scatter")
+
+
+def extra_linear() -> None:
+    build, states = Transformer._build, Transformer.states
+
+    def built(self: Transformer, config: Any) -> None:
+        build(self, config)
+        self.extra = Linear(config.width, config.width)
+
+    Transformer._build = built  # type: ignore[method-assign]
+    Transformer.states = lambda self, *args: self.extra(states(self, *args))  # type: ignore
+
+
+def extra_all_reduce() -> None:
+    clip = TrainingModule.configure_gradient_clipping
+
+    def clipped(self: TrainingModule, *args: Any, **kwargs: Any) -> None:
+        torch.distributed.all_reduce(torch.zeros(10))
+        clip(self, *args, **kwargs)
+
+    TrainingModule.configure_gradient_clipping = clipped  # type: ignore[method-assign]
+
+
+def extra_activation() -> None:
+    forward = PositionwiseFeedForward.forward
+
+    def kept(self: PositionwiseFeedForward, x_BTD: Tensor) -> Tensor:
+        # Two layers; together a hundredth of about 100 kB.
+        self.kept = torch.empty(500, dtype=torch.uint8)
+        return forward(self, x_BTD)
+
+    PositionwiseFeedForward.forward = kept  # type: ignore[method-assign]
+
+
+def graph_break() -> None:
+    forward, compile_module = PositionwiseFeedForward.forward, nn.Module.compile
+
+    def broken(self: PositionwiseFeedForward, x_BTD: Tensor) -> Tensor:
+        torch._dynamo.graph_break()
+        return forward(self, x_BTD)
+
+    def compiled(self: nn.Module, **options: Any) -> None:
+        compile_module(self, **options | {"fullgraph": False})
+
+    PositionwiseFeedForward.forward = broken  # type: ignore[method-assign]
+    nn.Module.compile = compiled  # type: ignore[method-assign,assignment]
+
+
+@pytest.mark.parametrize(
+    ("fault", "strategy", "compile", "told"),
+    [
+        (extra_linear, "single", "off", ["parameters grew", "+272", "network.extra +272"]),
+        (extra_linear, "fsdp", "off", ["flops grew", "network.extra +49,152"]),  # 6 x 32 x 16 x 16
+        (extra_all_reduce, "ddp", "off", ["collective_calls grew", "all_reduce in optimizer +1"]),
+        (extra_all_reduce, "fsdp", "off", ["collective_bytes grew", "all_reduce in optimizer +40"]),
+        (extra_activation, "single", "off", ["peak_bytes grew", "+1,000", "layers.1.feedforward"]),
+        (extra_activation, "zero1", "off", ["peak_bytes grew", "+1,000", "layers.0.feedforward"]),
+        (graph_break, "single", "default", ["graph_breaks grew", "graphs grew", "transformer.py"]),
+    ],
+)
+def test_what_grew_is_told_and_where(
+    fault: Callable[[], None], strategy: Any, compile: Any, told: list[str], tmp_path: Path
+) -> None:
+    before = stored("gpt", strategy, compile)
+    now = count(small_config("gpt", strategy, compile=compile), tmp_path, fault=fault)
+    message = "\n".join(differences(before, now))
+    print(message)
+    assert [words for words in told if words not in message] == []
