@@ -17,6 +17,7 @@ from typing import Any
 import jsonargparse
 
 from scaling import certificates
+from scaling.calibrate import build_calibrate_parser, calibrate, read_calibrate_options
 from scaling.certify import ParityOptions, certify
 from scaling.markdown import count
 from scaling.parity_options import build_parity_parser, read_parity_options
@@ -41,6 +42,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise ValueError(f"{beyond[0]} comes after --, and {given['study']} runs no recipe")
         if given["study"] == "published":
             print(render_replay(replay(load_rows(given["published"].rows))))
+            return 0
+        if given["study"] == "calibrate":
+            options = read_calibrate_options(given["calibrate"])
+            if options.out is not None:
+                _check_writable("out", options.out, is_folder=False)
+            print(calibrate(options))
             return 0
         return report(_report_options(given["report"]))
     except jsonargparse.ArgumentError as error:
@@ -71,6 +78,9 @@ def build_parser() -> jsonargparse.ArgumentParser:
     )
     studies.add_subcommand(
         "published", build_published_parser(), help="do published figures follow from their rows?"
+    )
+    studies.add_subcommand(
+        "calibrate", build_calibrate_parser(), help="what can this machine do at best?"
     )
     return parser
 
@@ -224,7 +234,8 @@ def _in_one_line(message: str, words: Sequence[str]) -> str:
         return f"no study given; choose one of: {missing[1]}"
     unknown = re.search(r"[Uu]nrecognized arguments: (\S+)", message)
     if unknown:
-        study = words[0] if words[:1] in (["parity"], ["published"]) else "report"
+        studies = ("calibrate", "parity", "published")
+        study = words[0] if words and words[0] in studies else "report"
         return f"{unknown[1]} is not an option; python -m scaling {study} --help lists them"
     return " ".join(message.split())
 

@@ -57,6 +57,35 @@ def run_alone(recipe: Recipe, arguments: Sequence[str], *, log: Path, limit_s: f
     return Ended(exit_code=exit_code, elapsed_s=time.monotonic() - started_s)
 
 
+def run_module(module: str, arguments: Sequence[str], *, limit_s: float) -> str:
+    """What a module of ours prints; it and all it has started are ended after `limit_s`.
+
+    Raises:
+        ValueError: it says that it was asked for something wrong.
+        RuntimeError: it failed, in its own words; or it took too long.
+    """
+    process = subprocess.Popen(
+        [sys.executable, "-m", module, *arguments],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        printed, errors = process.communicate(timeout=limit_s)
+    except subprocess.TimeoutExpired:
+        raise RuntimeError(f"{module} has not ended after {limit_s:.0f} s") from None
+    finally:
+        if process.returncode is None:
+            _end(process)
+    if process.returncode == 0:
+        return printed
+    last = (errors.strip().splitlines() or [f"it ended with {process.returncode} and no word"])[-1]
+    told = last.removeprefix("error: ")
+    raise ValueError(told) if process.returncode == 2 else RuntimeError(told)
+
+
 def can_fork(accelerator: str) -> bool:
     """Whether runs may be forks of one worker."""
     return accelerator == "cpu" and sys.platform == "linux"
@@ -134,6 +163,6 @@ def _end(process: "subprocess.Popen[Any]") -> None:
         os.killpg(process.pid, signal.SIGKILL)
     process.kill()
     process.wait()
-    for pipe in (process.stdin, process.stdout):
+    for pipe in (process.stdin, process.stdout, process.stderr):
         if pipe is not None:
             pipe.close()

@@ -1,10 +1,95 @@
 """What this machine is, in words that go into a record."""
 
+import hashlib
+import json
+import math
 import os
 import platform
 import socket
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """What two measurements must share to be comparable; no hostname, no patch level."""
+
+    cpu: str | None
+    cpu_cores: int  # this process may use
+    cpu_quota: float | None  # cores' worth of time that a control group allows; None: all
+    memory_gib: float | None  # rounded up, to four steps an octave
+    system: str
+    architecture: str
+    gpus: Sequence[str] = ()  # that this process may use, as the driver names them
+    software: Mapping[str, str] = field(default_factory=dict)  # told, but not what it is made of
+
+    @property
+    def fingerprint(self) -> str:
+        """Twelve hexadecimal digits over everything but the software."""
+        told = asdict(self) | {"gpus": list(self.gpus)}
+        del told["software"]
+        return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def describe_machine(
+    gpus: Sequence[str] = (), software: Mapping[str, str] | None = None
+) -> Machine:
+    """This machine; what only torch can tell is given by the caller.
+
+    Args:
+        gpus: a name for each GPU.
+        software: versions of drivers and libraries.
+    """
+    host = describe_host()
+    return Machine(
+        cpu=host["cpu"],
+        cpu_cores=host["cpu_cores"],
+        cpu_quota=cpu_quota(),
+        memory_gib=None if host["memory_bytes"] is None else nominal_gib(host["memory_bytes"]),
+        system=platform.system(),
+        architecture=host["machine"],
+        gpus=tuple(gpus),
+        software={**(software or {}), **_driver()},
+    )
+
+
+def nominal_gib(memory_bytes: int) -> float:
+    """Memory as it is sold: 15.6 GiB are 16.
+
+    A kernel keeps some for itself, and another some more: rounded up to four steps an octave.
+    """
+    gib = memory_bytes / 2**30
+    step = 2.0 ** (math.floor(math.log2(gib)) - 2)
+    return math.ceil(gib / step) * step
+
+
+def cpu_quota(limit: Path = Path("/sys/fs/cgroup/cpu.max")) -> float | None:
+    """Cores' worth of time a control group allows; None without a limit."""
+    quota, *period = limit.read_text().split() if limit.exists() else ["max"]
+    return None if quota == "max" else int(quota) / int(period[0])
+
+
+def last_level_cache_bytes(root: Path = Path("/sys/devices/system/cpu")) -> int | None:
+    """All last-level caches of the cores this process may use; None where the system is silent."""
+    caches: dict[tuple[int, str], int] = {}
+    for size in root.glob("cpu[0-9]*/cache/index*/size"):
+        text = size.read_text().strip()
+        if text.endswith("K"):
+            level = int((size.parent / "level").read_text())
+            caches[level, (size.parent / "shared_cpu_list").read_text()] = int(text[:-1]) * 1024
+    last = max((level for level, _ in caches), default=0)
+    return sum(size for (level, _), size in caches.items() if level == last) or None
+
+
+def _driver(root: Path = Path("/sys/module")) -> dict[str, str]:
+    versions = {name: root / name / "version" for name in ("nvidia", "amdgpu")}
+    return {
+        f"{name} driver": path.read_text().strip()
+        for name, path in versions.items()
+        if path.exists()
+    }
 
 
 def describe_host() -> dict[str, Any]:

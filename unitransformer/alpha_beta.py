@@ -1,0 +1,127 @@
+"""Seconds of a collective by its size in, latency and bandwidth out. Plain arithmetic.
+
+n ranks | S bytes of the whole array | alpha seconds of one step | B bytes/s of one rank's link
+
+A ring all-reduce takes 2 (n - 1) steps of S / n bytes, all-gather and reduce-scatter half as many:
+t = 2 (n - 1) (alpha + S / (n B)) and t = (n - 1) (alpha + S / (n B)). Steps: Thakur, Rabenseifner
+and Gropp, "Optimization of Collective Communication Operations in MPICH", 2005. What each rank
+sends: https://github.com/NVIDIA/nccl-tests/blob/master/doc/PERFORMANCE.md; a pipelined broadcast
+sends all of S through every link: t = (n - 1) alpha + S / B.
+
+A library is free to take a tree, or a switch that adds: alpha and B are then those of a ring that
+would take as long, and B can exceed a link's.
+"""
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, assert_never
+
+Collective = Literal["all_reduce", "all_gather", "reduce_scatter", "broadcast"]
+LEAST_SIZES = 5  # three to fit, two to predict
+
+
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """One size, measured again and again."""
+
+    size_bytes: int  # of the whole array, as nccl-tests counts it
+    calls: int  # one behind the other in each sample
+    seconds: tuple[float, ...]  # of each sample, on the rank that took longest
+
+    def __post_init__(self) -> None:
+        if self.size_bytes < 1 or self.calls < 1:
+            raise ValueError(f"a point has {self.calls} calls of {self.size_bytes} bytes")
+        if not self.seconds or not all(0 < second < float("inf") for second in self.seconds):
+            raise ValueError(f"seconds of {self.size_bytes} bytes are {self.seconds}, not above 0")
+
+    @property
+    def call_s(self) -> float:
+        """Median seconds of a call."""
+        return statistics.median(self.seconds) / self.calls
+
+
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    """What any size takes."""
+
+    collective: Collective
+    num_ranks: int
+    alpha_s: float  # of one step
+    bytes_per_s: float  # of one rank's link
+
+    def predict_s(self, size_bytes: float) -> float:
+        steps, sent = ring(self.collective, self.num_ranks)
+        return steps * self.alpha_s + sent * size_bytes / self.bytes_per_s
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fit:
+    """A line through all sizes, and how well half of them predict the rest."""
+
+    line: Line
+    held_out_error: dict[int, float]  # bytes -> predicted / measured - 1
+
+    @property
+    def median_error(self) -> float:
+        return statistics.median(map(abs, self.held_out_error.values()))
+
+    @property
+    def largest_error(self) -> float:
+        return max(map(abs, self.held_out_error.values()))
+
+
+def ring(collective: Collective, num_ranks: int) -> tuple[int, float]:
+    """Steps of a ring, and what each rank sends as a share of the whole array."""
+    others = num_ranks - 1
+    match collective:
+        case "all_reduce":
+            return 2 * others, 2 * others / num_ranks
+        case "all_gather" | "reduce_scatter":
+            return others, others / num_ranks
+        case "broadcast":
+            return others, 1.0
+        case unknown:
+            assert_never(unknown)
+
+
+def fit(collective: Collective, num_ranks: int, points: Sequence[Point]) -> Fit:
+    """The line through `points`; every second size but the last is predicted from the others.
+
+    Raises:
+        ValueError: too few sizes or ranks, or times that do not grow with the size.
+    """
+    points = sorted(points, key=lambda point: point.size_bytes)
+    if len({point.size_bytes for point in points}) < max(LEAST_SIZES, len(points)):
+        raise ValueError(f"{collective}: {len(points)} sizes; {LEAST_SIZES} unlike ones are needed")
+    # Both ends are fitted: predicting beyond them is another question.
+    held_out = points[1:-1:2]
+    fitted = [point for point in points if point not in held_out]
+    half = _fit_line(collective, num_ranks, fitted)
+    return Fit(
+        line=_fit_line(collective, num_ranks, points),
+        held_out_error={
+            point.size_bytes: half.predict_s(point.size_bytes) / point.call_s - 1
+            for point in held_out
+        },
+    )
+
+
+def _fit_line(collective: Collective, num_ranks: int, points: Sequence[Point]) -> Line:
+    """Least squares of the relative error: small sizes know alpha, large ones B."""
+    if num_ranks < 2:
+        raise ValueError(f"{collective}: {num_ranks} rank sends nothing; use 2 or more")
+    steps, sent = ring(collective, num_ranks)
+    # Each row is divided by its time: p alpha + q / B = 1.
+    rows = [(steps / point.call_s, sent * point.size_bytes / point.call_s) for point in points]
+    pp, pq, qq = (sum(row[i] * row[j] for row in rows) for i, j in ((0, 0), (0, 1), (1, 1)))
+    p, q = (sum(row[i] for row in rows) for i in (0, 1))
+    determinant = pp * qq - pq * pq
+    alpha_s, s_per_byte = (p * qq - q * pq) / determinant, (q * pp - p * pq) / determinant
+    if alpha_s < 0:  # nothing takes less than no time: the best line through the origin
+        alpha_s, s_per_byte = 0.0, q / qq
+    if s_per_byte <= 0:
+        raise ValueError(f"{collective}: its time does not grow with the size; measure for longer")
+    return Line(
+        collective=collective, num_ranks=num_ranks, alpha_s=alpha_s, bytes_per_s=1 / s_per_byte
+    )
