@@ -128,10 +128,10 @@ def _threads(calibration: Calibration) -> str:
 def _rows(calibration: Calibration) -> Iterator[tuple[str, ...]]:
     for dtype in calibration.dtypes:
         products = [ceiling.best_product for ceiling in calibration.ceilings(dtype)]
-        remark = f"a rank; {products[0].name}"
+        remark = f"each rank; {max(products, key=lambda p: p.best_per_s).name}"
         yield (f"matmul {dtype}", *_cells(products, 1e9, "GFLOP/s"), remark)
     copies = [max((c.copy for c in rank), key=lambda s: s.best_per_s) for rank in calibration.ranks]
-    yield ("copy", *_cells(copies, 1e9, "GB/s"), "a rank; bytes read and written")
+    yield ("copy", *_cells(copies, 1e9, "GB/s"), "each rank; bytes read and written")
     for collective, points in calibration.collectives.items():
         num_samples = sum(len(point.seconds) for point in points)
         try:
@@ -139,16 +139,16 @@ def _rows(calibration: Calibration) -> Iterator[tuple[str, ...]]:
         except ValueError as error:
             yield (collective, "", "", "", str(num_samples), "", str(error))
             continue
-        within = f"{fitted.median_error:.0%}, {fitted.largest_error:.0%} at most"
-        remark = f"half the sizes predict the rest within {within} (median)"
+        within = f"median {fitted.median_error:.0%}, largest {fitted.largest_error:.0%}"
+        remark = f"error of the sizes held out: {within}"
         alpha_us, gb_per_s = fitted.line.alpha_s * 1e6, fitted.line.bytes_per_s / 1e9
         yield (f"{collective} alpha", "", f"{alpha_us:.3g}", "us", str(num_samples), "", remark)
         yield (f"{collective} B", "", f"{gb_per_s:.3g}", "GB/s", str(num_samples), "", "")
 
 
 def _cells(ranks: Sequence[Samples], scale: float, unit: str) -> tuple[str, ...]:
-    """Best and median of a rank, mean over ranks; count and range of all samples."""
-    best = statistics.fmean(samples.best_per_s for samples in ranks) / scale
+    """Best of all ranks, mean of their medians; count and range of all samples."""
+    best = max(samples.best_per_s for samples in ranks) / scale
     median = statistics.fmean(samples.median_per_s for samples in ranks) / scale
     rates = [samples.work / second / scale for samples in ranks for second in samples.seconds]
     spread = f"{min(rates):.3g} to {max(rates):.3g}"

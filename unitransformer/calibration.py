@@ -2,6 +2,7 @@
 is kept, every figure is computed from them.
 """
 
+import json
 import statistics
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -77,8 +78,9 @@ class Ceiling:
         )
 
     def as_dict(self) -> dict[str, Any]:
-        """Samples and the figures they come to, for a record."""
-        return asdict(self) | {
+        """Samples and the figures they come to, as plain JSON values for a record."""
+        told: dict[str, Any] = json.loads(json.dumps(asdict(self)))  # tuples become lists
+        return told | {
             "matmul_flops_per_s": self.matmul_flops_per_s,
             "copy_bytes_per_s": self.copy_bytes_per_s,
         }
@@ -129,12 +131,12 @@ class Calibration:
         return tuple(c for rank in self.ranks for c in rank if c.dtype == dtype)
 
     def matmul_flops_per_s(self, dtype: str) -> float:
-        """A rank's mean over all ranks, of the best each has reached."""
-        return statistics.fmean(c.matmul_flops_per_s for c in self.ceilings(dtype))
+        """The best that any rank has reached: a ceiling of each, for their machines are alike."""
+        return max(ceiling.matmul_flops_per_s for ceiling in self.ceilings(dtype))
 
     def copy_bytes_per_s(self) -> float:
-        """A rank's mean over all ranks, of the best each has reached."""
-        return statistics.fmean(max(c.copy_bytes_per_s for c in rank) for rank in self.ranks)
+        """The best that any rank has reached; bytes read and written."""
+        return max(ceiling.copy_bytes_per_s for rank in self.ranks for ceiling in rank)
 
     def fit(self, collective: Collective) -> Fit:
         """Raises ValueError as `alpha_beta.fit` does, and for what was not measured."""

@@ -25,7 +25,7 @@ SCHEMA_FIELD = "calibration_schema"
 DATA_FOLDER = "UNITRANSFORMER_DATA"  # environment variable: where what is kept for long lies
 
 Kinds = Mapping[str, type | tuple[type, ...]]
-NUMBER, NOTHING = (int, float), type(None)
+NUMBER, LIST, NOTHING = (int, float), (list, tuple), type(None)
 HEAD: Kinds = {
     "made_at": str,
     "command": str,
@@ -36,7 +36,7 @@ HEAD: Kinds = {
 }
 PARTS: Kinds = {
     "machine": dict,
-    "ranks": list,
+    "ranks": LIST,
     "collectives": dict,
     "fingerprint": str,
     "figures": dict,
@@ -48,16 +48,16 @@ MACHINE: Kinds = {
     "memory_gib": (*NUMBER, NOTHING),
     "system": str,
     "architecture": str,
-    "gpus": list,
+    "gpus": LIST,
     "software": dict,
 }
-SAMPLES: Kinds = {"name": str, "work": int, "seconds": list}
-POINT: Kinds = {"size_bytes": int, "calls": int, "seconds": list}
+SAMPLES: Kinds = {"name": str, "work": int, "seconds": LIST}
+POINT: Kinds = {"size_bytes": int, "calls": int, "seconds": LIST}
 CEILING: Kinds = {
     "device": str,
     "dtype": str,
     "threads": (int, NOTHING),
-    "matmul": list,
+    "matmul": LIST,
     "copy": dict,
     "elapsed_s": NUMBER,
 }
@@ -202,10 +202,18 @@ def read_calibration(path: Path) -> Calibration:
         OSError: it cannot be read.
     """
     try:
-        values = json.loads(path.read_text())
+        values = json.loads(path.read_text(), parse_float=_exact_float)
     except ValueError as error:
-        raise ValueError(f"{path}: not JSON, or cut short: {error}") from error
+        raise ValueError(f"{path}: not JSON as it was written: {error}") from error
     return from_json(values, str(path))
+
+
+def _exact_float(text: str) -> float:
+    """Two spellings of one number have the same digest: only the one Python writes is taken."""
+    number = float(text)
+    if repr(number) != text:
+        raise ValueError(f"{text} was edited: it was written as {number!r}")
+    return number
 
 
 def load_calibration(

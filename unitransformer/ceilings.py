@@ -10,14 +10,15 @@ than at another. Values are drawn at random, as weights are: zeros would let a G
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, get_args
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from unitransformer.calibration import Ceiling, Samples
+from unitransformer.clocks import Clock, choose_clock, first_sample, repeat, wait_for_others
 from unitransformer.config import Precision
 from unitransformer.hardware import last_level_cache_bytes, memory_bytes
 
@@ -31,46 +32,10 @@ CUDA_SHAPES: tuple[Shape, ...] = (
     *((2048, 2048, 2048), (4096, 4096, 4096), (8192, 2048, 8192)),
     *((8192, 8192, 8192), (8192, 4096, 16384)),
 )
-LEAST_SAMPLES = 3
 FINALISTS = 3  # one sample does not tell which product is the best
-SAMPLE_S = 0.01  # a sample holds as many calls: no clock is coarse beside it
 LARGEST_PART = 8  # one call may take an eighth of the budget
 DISTINCT_VALUES = 2**16  # then they repeat: drawing takes longer than multiplying
 COPY_SHARE = 0.25  # of the budget
-
-
-class Clock(Protocol):
-    """Seconds of some work on a device."""
-
-    def __call__(self, work: Callable[[], object], calls: int) -> float: ...
-
-
-def wall_clock(work: Callable[[], object], calls: int) -> float:
-    """Seconds of `calls` calls on a CPU."""
-    start_s = time.perf_counter()
-    for _ in range(calls):
-        work()
-    return time.perf_counter() - start_s
-
-
-@dataclass(frozen=True, kw_only=True)
-class EventClock:
-    """Seconds between two events on a GPU's stream; waits for the second."""
-
-    cuda: Any = torch.cuda
-
-    def __call__(self, work: Callable[[], object], calls: int) -> float:
-        start, end = (self.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        for _ in range(calls):
-            work()
-        end.record()
-        end.synchronize()
-        return float(start.elapsed_time(end)) / 1000
-
-
-def choose_clock(device: torch.device) -> Clock:
-    return EventClock() if device.type == "cuda" else wall_clock
 
 
 def dtype_of(precision: Precision, device: torch.device) -> Dtype:
@@ -117,9 +82,10 @@ def measure_dtype(
     ordered = sorted({*usual, *shapes}, key=math.prod)
     started_s = time.monotonic()
     with _left_as_found(device, dtype):
-        _wait_for_others()
+        # All at once: the job gets what its ranks reach together, not what one reaches alone.
+        wait_for_others(device)
         matmul = _measure_matmul(device, dtype, ordered, budget_s * (1 - COPY_SHARE), clock)
-        _wait_for_others()
+        wait_for_others(device)
         copy = _measure_copy(device, budget_s * COPY_SHARE, clock)
     return Ceiling(
         device=device_name(device),
@@ -145,7 +111,9 @@ def known_dtypes(device: torch.device) -> dict[Dtype, str | None]:
         return reasons
     if not torch.cuda.is_bf16_supported(including_emulation=False):
         reasons["bfloat16"] = "the GPU emulates it"
-    if torch.version.hip is None and torch.cuda.get_device_capability(device) < (8, 0):
+    if torch.version.hip is not None:
+        reasons["tf32"] = "torch does not tell whether an AMD GPU uses it"
+    elif torch.cuda.get_device_capability(device) < (8, 0):
         reasons["tf32"] = "GPUs have it from compute capability 8.0 on"
     return reasons
 
@@ -155,8 +123,9 @@ def _left_as_found(device: torch.device, dtype: Dtype) -> Iterator[None]:
     before = torch.get_float32_matmul_precision()
     if dtype in ("tf32", "float32") and device.type == "cuda":
         torch.set_float32_matmul_precision("high" if dtype == "tf32" else "highest")
+    on_device = torch.cuda.device(device) if device.type == "cuda" else nullcontext()
     try:
-        with torch.no_grad():
+        with torch.no_grad(), on_device:
             yield
     finally:
         if torch.get_float32_matmul_precision() != before:
@@ -166,12 +135,6 @@ def _left_as_found(device: torch.device, dtype: Dtype) -> Iterator[None]:
             torch.cuda.empty_cache()
 
 
-def _wait_for_others() -> None:
-    """The job gets what all ranks reach at once, not what one reaches alone."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.barrier()
-
-
 # ------------------------------------------------------------------------------ matrix products
 
 
@@ -179,8 +142,10 @@ def _measure_matmul(
     device: torch.device, dtype: Dtype, shapes: Sequence[Shape], budget_s: float, clock: Clock
 ) -> tuple[Samples, ...]:
     """A sample of every product that the budget allows, then of the best few alone."""
-    deadline_s = time.monotonic() + budget_s
     kind = torch.float32 if dtype == "tf32" else getattr(torch, dtype)
+    for work in _products(shapes[0], kind, device).values():
+        clock(work, 1)  # libraries start and kernels are loaded before the time begins
+    deadline_s = time.monotonic() + budget_s
     tried = _try_all(device, kind, shapes, budget_s, clock)
     if not tried:
         raise RuntimeError(f"{device_name(device)} is too full for a product of {shapes[0]}")
@@ -188,7 +153,7 @@ def _measure_matmul(
     for done, product in enumerate(best):
         until_s = time.monotonic() + (deadline_s - time.monotonic()) / (len(best) - done)
         work = _products(product.shape, kind, device)[product.layout]
-        product.seconds += _repeat(work, product.calls, until_s, clock)
+        product.seconds += repeat(work, product.calls, until_s, clock)
     return tuple(
         Samples(
             name=f"{' x '.join(map(str, product.shape))}, {product.layout}",
@@ -219,14 +184,15 @@ def _try_all(
     last: dict[Layout, _Product] = {}
     halfway_s = time.monotonic() + budget_s / 2
     for shape in shapes:
-        if not _fits(3 * max(shape) ** 2 * kind.itemsize, device):
+        m, k, n = shape
+        if not _fits(2 * (m * k + k * n + m * n) * kind.itemsize, device):
             continue
         for layout, work in _products(shape, kind, device).items():
             # A smaller product tells how long this one takes: warming up, then a sample.
             expected_s = 2 * _flops(shape) / last[layout].rate if layout in last else 0.0
             if expected_s > budget_s / LARGEST_PART or (tried and time.monotonic() > halfway_s):
                 continue
-            calls, sample_s = _first_sample(work, clock)
+            calls, sample_s = first_sample(work, clock)
             last[layout] = _Product(shape=shape, layout=layout, calls=calls, seconds=[sample_s])
             tried.append(last[layout])
     return tried
@@ -274,8 +240,8 @@ def _measure_copy(device: torch.device, budget_s: float, clock: Clock) -> Sample
     def work() -> object:
         return target.copy_(source)
 
-    calls, sample_s = _first_sample(work, clock)
-    seconds = (sample_s, *_repeat(work, calls, deadline_s, clock))
+    calls, sample_s = first_sample(work, clock)
+    seconds = (sample_s, *repeat(work, calls, deadline_s, clock))
     return Samples(name=f"copy of {size} bytes", work=2 * size * calls, seconds=seconds)
 
 
@@ -297,25 +263,3 @@ def _free_bytes(device: torch.device) -> int:
     """On the GPU, and in what torch has set aside there."""
     idle = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return torch.cuda.mem_get_info(device)[0] + idle
-
-
-# ------------------------------------------------------------------------------------- samples
-
-
-def _first_sample(work: Callable[[], object], clock: Clock) -> tuple[int, float]:
-    """Calls that a sample holds, and the seconds of the first; what warms up is not counted."""
-    clock(work, 1)
-    once_s = clock(work, 1)
-    if not once_s > 0:
-        raise RuntimeError(f"the clock says that a call took {once_s} s")
-    calls = max(1, math.ceil(SAMPLE_S / once_s))
-    return (calls, clock(work, calls)) if calls > 1 else (1, once_s)
-
-
-def _repeat(work: Callable[[], object], calls: int, until_s: float, clock: Clock) -> list[float]:
-    """Seconds of samples, some at least, until the monotonic clock says `until_s`."""
-    clock(work, 1)
-    seconds: list[float] = []
-    while len(seconds) < LEAST_SAMPLES or time.monotonic() < until_s:
-        seconds.append(clock(work, calls))
-    return seconds

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from unitransformer.alpha_beta import LEAST_SIZES, Collective, Point
-from unitransformer.ceilings import LEAST_SAMPLES, Clock, choose_clock
+from unitransformer.clocks import LEAST_SAMPLES, Clock, choose_clock, wait_for_others
 
 SMALLEST_BYTES = 2**10
 LARGEST_BYTES = {"cpu": 2**24, "cuda": 2**28}
@@ -56,7 +56,7 @@ def measure_collective(
         size = math.ceil(wanted / unit) * unit
         work = build_call(collective, size, device)
         clock(work, WARMING)
-        call_s = _slowest([_sample(work, 1, clock)], device)[0]
+        call_s = _slowest([_sample(work, 1, device, clock)], device)[0]
         works[size] = work
         calls[size] = min(MOST_CALLS, max(1, math.ceil(SAMPLE_S / call_s)))
         if len(works) >= LEAST_SIZES and 2 * call_s > budget_s / LARGEST_PART:
@@ -66,7 +66,7 @@ def measure_collective(
     rounds: list[list[float]] = []
     spent_s = 0.0
     while len(rounds) < LEAST_SAMPLES or _slowest([spent_s], device)[0] < budget_s:
-        rounds.append([_sample(work, calls[size], clock) for size, work in works.items()])
+        rounds.append([_sample(work, calls[size], device, clock) for size, work in works.items()])
         spent_s = time.monotonic() - started_s
     seconds = _slowest([second for one in rounds for second in one], device)
     return tuple(
@@ -99,8 +99,8 @@ def _done(_: object) -> None:
     """A call without async_op has waited already."""
 
 
-def _sample(work: Callable[[], object], calls: int, clock: Clock) -> float:
-    dist.barrier()
+def _sample(work: Callable[[], object], calls: int, device: torch.device, clock: Clock) -> float:
+    wait_for_others(device)
     return clock(work, calls)
 
 

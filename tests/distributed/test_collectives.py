@@ -1,0 +1,104 @@
+"""Collectives and ceilings over two real ranks: agreed sizes, one file, failures that end all."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import get_args
+
+import pytest
+import torch
+
+import tests.distributed.launching  # noqa: F401  (forks need what it has imported)
+from unitransformer import ceilings, collectives
+from unitransformer.alpha_beta import Collective
+from unitransformer.calibrate import main
+from unitransformer.calibration_store import read_calibration
+
+WORDS = ["--accelerator", "cpu", "--devices", "2", "--seconds", "1"]
+
+
+@pytest.fixture(autouse=True)
+def _small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ranks are forks: they see it too."""
+    monkeypatch.setattr(ceilings, "CPU_SHAPES", ((32, 32, 32), (64, 64, 64)))
+    monkeypatch.setattr(ceilings, "_copy_bytes", lambda device: 2**20)
+    monkeypatch.setitem(collectives.LARGEST_BYTES, "cpu", 2**16)
+
+
+def test_two_ranks_measure_at_once_and_write_one_file(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "calibration.json"
+    assert main([*WORDS, "--out", str(path)]) == 0
+    assert capfd.readouterr().out.split() == [str(path)]
+    found = read_calibration(path)
+    assert (found.num_ranks, len(found.ranks), found.dtypes) == (2, 2, ("float32", "bfloat16"))
+    assert list(found.collectives) == list(get_args(Collective))
+    for points in found.collectives.values():
+        sizes = [point.size_bytes for point in points]
+        assert sizes == [2**power for power in range(10, 10 + len(sizes))]
+        assert len(sizes) >= 5
+        assert all(len(point.seconds) >= 3 for point in points)
+    fitted = [
+        name for name, figures in found.figures()["collectives"].items() if figures["alpha_s"]
+    ]
+    assert fitted  # a stall can spoil one on a busy machine, not all
+
+
+def test_a_rank_that_fails_ends_the_others_with_one_line(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        if os.environ["RANK"] == "1":
+            raise torch.OutOfMemoryError("planted")
+        time.sleep(60)
+
+    monkeypatch.setattr(ceilings, "measure_dtype", fail)
+    assert main([*WORDS, "--out", str(tmp_path / "calibration.json")]) == 1
+    assert capfd.readouterr().err == "error: rank 1 of 2: OutOfMemoryError: planted\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_interrupt_ends_all_with_one_line_and_no_file(tmp_path: Path, repository: Path) -> None:
+    path = tmp_path / "calibration.json"
+    words = ["--accelerator", "cpu", "--devices", "2", "--seconds", "600", "--out", str(path)]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "scaling", "calibrate", *words],
+        cwd=repository,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline_s = time.monotonic() + 120
+    started: list[str] = []  # the process that does the work, then its two ranks
+    while len(started) < 3 and time.monotonic() < deadline_s:
+        workers = _children(process.pid)
+        started = workers + [rank for worker in workers for rank in _children(worker)]
+        time.sleep(0.05)
+    assert len(started) >= 3
+    process.send_signal(signal.SIGINT)
+    printed, errors = process.communicate(timeout=120)
+    assert (process.returncode, printed) == (1, "")
+    assert errors.startswith("error: stopped before the end")
+    assert errors.count("\n") == 1
+    while any(map(_is_running, started)) and time.monotonic() < deadline_s:
+        time.sleep(0.05)
+    assert not any(map(_is_running, started))
+    assert not path.exists()
+
+
+def _children(pid: int | str) -> list[str]:
+    path = Path(f"/proc/{pid}/task/{pid}/children")
+    return path.read_text().split() if path.exists() else []
+
+
+def _is_running(pid: str) -> bool:
+    """Not gone, and not a process that only waits for its parent to notice."""
+    path = Path(f"/proc/{pid}/stat")
+    try:
+        return path.read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False

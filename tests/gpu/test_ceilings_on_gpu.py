@@ -1,0 +1,57 @@
+"""Ceilings of one real GPU: below its data sheet, above its training, nothing left behind."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from unitransformer.calibration_store import read_calibration
+from unitransformer.ceilings import known_dtypes, measure_ceiling, measure_dtype
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+GPU = torch.device("cuda", 0)
+
+
+def test_every_dtype_is_measured_and_fewer_bits_are_not_slower() -> None:
+    dtypes = [dtype for dtype, why in known_dtypes(GPU).items() if why is None]
+    rates = {d: measure_dtype(GPU, d, budget_s=1.0).matmul_flops_per_s for d in dtypes}
+    assert rates["float16"] > rates["float32"]
+    assert all(rate > 1e11 for rate in rates.values())
+
+
+def test_memory_random_states_and_settings_are_left_as_they_were() -> None:
+    torch.zeros(1, device=GPU)
+    torch.cuda.manual_seed(3)
+    before = torch.cuda.get_rng_state(GPU), torch.cuda.memory_allocated(GPU)
+    setting = torch.get_float32_matmul_precision()
+    measure_ceiling(GPU, "32-true", budget_s=0.5)
+    assert torch.equal(torch.cuda.get_rng_state(GPU), before[0])
+    assert torch.cuda.memory_allocated(GPU) == before[1]
+    assert torch.get_float32_matmul_precision() == setting
+
+
+def test_a_product_beside_the_usual_ones_is_not_faster_than_the_ceiling_by_much() -> None:
+    ceiling = measure_ceiling(GPU, "32-true", budget_s=1.0)
+    other = measure_ceiling(GPU, "32-true", budget_s=1.0, shapes=[(6144, 3072, 12288)])
+    assert other.matmul_flops_per_s < 1.1 * ceiling.matmul_flops_per_s
+
+
+def test_the_command_names_the_gpu(tmp_path: Path) -> None:
+    path = tmp_path / "calibration.json"
+    done = subprocess.run(
+        [sys.executable, "-m", "scaling", "calibrate", "--devices", "1", "--out", str(path)],
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr
+    found = read_calibration(path)
+    assert torch.cuda.get_device_name(GPU) in found.machine.gpus
+    assert "CUDA" in found.machine.software or "HIP" in found.machine.software
+    assert json.loads(path.read_text())["figures"]["copy_bytes_per_s"] > 1e10

@@ -1,0 +1,95 @@
+"""Latency and bandwidth out of seconds by size."""
+
+import pytest
+
+from unitransformer.alpha_beta import Collective, Point, fit, ring
+
+SIZES = [1000 * 4**power for power in range(7)]  # 1 kB to 4 MB
+
+
+def points(
+    collective: Collective, num_ranks: int, *, alpha_s: float, bytes_per_s: float
+) -> list[Point]:
+    steps, sent = ring(collective, num_ranks)
+    return [
+        Point(
+            size_bytes=size,
+            calls=2,
+            seconds=(2 * (steps * alpha_s + sent * size / bytes_per_s),) * 3,
+        )
+        for size in SIZES
+    ]
+
+
+def test_a_ring_of_four_sends_three_quarters_twice_to_reduce_for_all() -> None:
+    assert ring("all_reduce", 4) == (6, 1.5)
+    assert ring("all_gather", 4) == ring("reduce_scatter", 4) == (3, 0.75)
+    assert ring("broadcast", 4) == (3, 1.0)
+
+
+@pytest.mark.parametrize("collective", ["all_reduce", "all_gather", "reduce_scatter", "broadcast"])
+@pytest.mark.parametrize("num_ranks", [2, 8])
+def test_the_fit_recovers_what_made_the_points(collective: Collective, num_ranks: int) -> None:
+    found = fit(collective, num_ranks, points(collective, num_ranks, alpha_s=1e-5, bytes_per_s=4e9))
+    assert found.line.alpha_s == pytest.approx(1e-5)
+    assert found.line.bytes_per_s == pytest.approx(4e9)
+    assert found.largest_error < 1e-9
+
+
+def test_a_second_takes_alpha_and_size_over_bandwidth() -> None:
+    # Two ranks: one step, half of 100 MB at 100 MB/s, and half a second before it begins.
+    line = fit("all_gather", 2, points("all_gather", 2, alpha_s=0.5, bytes_per_s=1e8)).line
+    assert line.predict_s(1e8) == pytest.approx(1.0)
+
+
+def test_every_second_size_is_held_out_and_both_ends_are_not() -> None:
+    found = fit("all_reduce", 2, points("all_reduce", 2, alpha_s=1e-5, bytes_per_s=4e9))
+    assert list(found.held_out_error) == SIZES[1:-1:2]
+    even = fit("all_reduce", 2, points("all_reduce", 2, alpha_s=1e-5, bytes_per_s=4e9)[:-1])
+    assert list(even.held_out_error) == SIZES[1:-2:2]
+
+
+@pytest.mark.parametrize("place", [1, 3, 5])
+def test_a_held_out_size_that_takes_twice_as_long_shows_as_half_predicted(place: int) -> None:
+    planted = points("all_reduce", 2, alpha_s=1e-5, bytes_per_s=4e9)
+    planted[place] = Point(
+        size_bytes=SIZES[place], calls=1, seconds=(planted[place].call_s * 2,) * 3
+    )
+    found = fit("all_reduce", 2, planted)
+    assert found.held_out_error[SIZES[place]] == pytest.approx(-0.5)
+    assert found.largest_error == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("place", [0, 2, 4, 6])
+def test_a_fitted_size_that_takes_four_times_as_long_shows_too(place: int) -> None:
+    planted = points("all_reduce", 2, alpha_s=1e-5, bytes_per_s=4e9)
+    planted[place] = Point(
+        size_bytes=SIZES[place], calls=1, seconds=(planted[place].call_s * 4,) * 3
+    )
+    assert fit("all_reduce", 2, planted).largest_error > 0.1
+
+
+def test_the_median_sample_counts_and_one_stall_does_not() -> None:
+    assert Point(size_bytes=8, calls=2, seconds=(4.0, 4.0, 90.0)).call_s == 2.0
+
+
+def test_latency_is_never_below_nothing() -> None:
+    quick_first = [Point(size_bytes=size, calls=1, seconds=(size**1.2 / 1e9,)) for size in SIZES]
+    found = fit("broadcast", 2, quick_first)
+    assert found.line.alpha_s == 0.0
+    assert found.line.bytes_per_s > 0
+
+
+def test_what_cannot_be_fitted_is_refused() -> None:
+    good = points("all_reduce", 2, alpha_s=1e-5, bytes_per_s=4e9)
+    with pytest.raises(ValueError, match="4 sizes; 5 unlike ones are needed"):
+        fit("all_reduce", 2, good[:4])
+    with pytest.raises(ValueError, match="unlike"):
+        fit("all_reduce", 2, [*good[:4], good[0]])
+    with pytest.raises(ValueError, match="1 rank sends nothing"):
+        fit("all_reduce", 1, good)
+    shrinking = [Point(size_bytes=size, calls=1, seconds=(1.0 / size,)) for size in SIZES]
+    with pytest.raises(ValueError, match="does not grow with the size"):
+        fit("all_reduce", 2, shrinking)
+    with pytest.raises(ValueError, match="not above 0"):
+        Point(size_bytes=8, calls=1, seconds=(1.0, 0.0))

@@ -1,0 +1,333 @@
+"""Calibrations: what is comparable, what the samples say, damaged files, the table."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from scaling.__main__ import main
+from scaling.calibrate import render
+from unitransformer.alpha_beta import Point
+from unitransformer.calibration import Calibration, Ceiling, Samples
+from unitransformer.calibration_store import (
+    default_path,
+    from_json,
+    load_calibration,
+    read_calibration,
+    read_ceiling,
+    to_json,
+    write_calibration,
+)
+from unitransformer.hardware import (
+    Machine,
+    cpu_quota,
+    describe_machine,
+    last_level_cache_bytes,
+    nominal_gib,
+)
+
+MACHINE = Machine(
+    cpu="A processor",
+    cpu_cores=2,
+    cpu_quota=None,
+    memory_gib=16.0,
+    system="Linux",
+    architecture="x86_64",
+    software={"torch": "2.13.0"},
+)
+
+
+def ceiling(*seconds: float, dtype: str = "float32") -> Ceiling:
+    """Products of 6 FLOP, copies of 8 bytes."""
+    return Ceiling(
+        device="cpu",
+        dtype=dtype,
+        threads=1,
+        matmul=(Samples(name="1 x 1 x 3, g W", work=6, seconds=seconds),),
+        copy=Samples(name="copy of 4 bytes", work=8, seconds=(4.0, 2.0)),
+        elapsed_s=1.5,
+    )
+
+
+def calibration(**changes: Any) -> Calibration:
+    points = tuple(
+        Point(size_bytes=size, calls=1, seconds=(1 + size / 1000,) * 3)
+        for size in (100, 200, 400, 800, 1600)
+    )
+    return replace(
+        Calibration(
+            machine=MACHINE,
+            made_at="2026-03-04T05:06:07+00:00",
+            command="python -m scaling calibrate --devices 2",
+            device="cpu",
+            num_ranks=2,
+            left_out={"tf32": "a CPU has none"},
+            ranks=((ceiling(3.0, 2.0),), (ceiling(6.0, 1.0, 2.0),)),
+            collectives={"broadcast": points},
+            elapsed_s=4.5,
+        ),
+        **changes,
+    )
+
+
+@pytest.fixture
+def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("UNITRANSFORMER_DATA", str(tmp_path / "data"))
+    return tmp_path / "data" / "calibrations"
+
+
+# ---------------------------------------------------------------------------------- machines
+
+
+def test_equal_machines_have_equal_fingerprints_whatever_their_software() -> None:
+    assert MACHINE.fingerprint == replace(MACHINE, software={"torch": "2.11.0"}).fingerprint
+    assert MACHINE.fingerprint == replace(MACHINE, gpus=[]).fingerprint
+    assert describe_machine().fingerprint == describe_machine(software={"CUDA": "13"}).fingerprint
+    assert len(MACHINE.fingerprint) == 12
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"cpu": "Another processor"},
+        {"cpu_cores": 4},
+        {"cpu_quota": 1.5},
+        {"memory_gib": 32.0},
+        {"system": "Darwin"},
+        {"architecture": "aarch64"},
+        {"gpus": ("NVIDIA H200",)},
+    ],
+)
+def test_another_machine_has_another_fingerprint(change: dict[str, Any]) -> None:
+    assert replace(MACHINE, **change).fingerprint != MACHINE.fingerprint
+
+
+def test_one_more_gpu_is_another_machine() -> None:
+    one, two = (describe_machine(["NVIDIA H200"] * number) for number in (1, 2))
+    assert one.fingerprint != two.fingerprint
+
+
+def test_a_fingerprint_does_not_change_between_versions_of_ours() -> None:
+    assert MACHINE.fingerprint == "aeec6b22e342"
+
+
+@pytest.mark.parametrize(
+    ("gib", "nominal"), [(15.6, 16), (15.4, 16), (16, 16), (23.4, 24), (7.7, 8), (0.9, 1), (12, 12)]
+)
+def test_memory_is_told_as_it_is_sold(gib: float, nominal: float) -> None:
+    assert nominal_gib(int(gib * 2**30)) == nominal
+
+
+def test_a_quota_of_three_halves_is_one_and_a_half_cores(tmp_path: Path) -> None:
+    limit = tmp_path / "cpu.max"
+    assert cpu_quota(limit) is None
+    limit.write_text("max 100000\n")
+    assert cpu_quota(limit) is None
+    limit.write_text("150000 100000\n")
+    assert cpu_quota(limit) == 1.5
+
+
+def test_two_caches_of_the_last_level_add_up_and_smaller_ones_do_not_count(tmp_path: Path) -> None:
+    def plant(core: int, index: int, level: int, size: str, shared: str) -> None:
+        folder = tmp_path / f"cpu{core}" / "cache" / f"index{index}"
+        folder.mkdir(parents=True)
+        for name, text in {"level": level, "size": size, "shared_cpu_list": shared}.items():
+            (folder / name).write_text(f"{text}\n")
+
+    assert last_level_cache_bytes(tmp_path) is None
+    for core in range(4):
+        plant(core, 0, 1, "32K", str(core))
+        plant(core, 3, 3, "1024K", "0-1" if core < 2 else "2-3")
+    assert last_level_cache_bytes(tmp_path) == 2 * 2**20
+
+
+# ---------------------------------------------------------------------------------- figures
+
+
+def test_six_flop_in_a_second_at_best_are_the_ceiling_of_both_ranks() -> None:
+    made = calibration()
+    assert made.matmul_flops_per_s("float32") == 6.0
+    assert made.copy_bytes_per_s() == 4.0
+    assert made.ranks[1][0].best_product.median_per_s == 3.0
+
+
+def test_a_dtype_that_was_not_measured_is_refused_with_the_reason() -> None:
+    with pytest.raises(ValueError, match="tf32 was not measured: a CPU has none"):
+        calibration().matmul_flops_per_s("tf32")
+    with pytest.raises(ValueError, match="float16 was not measured: measured are float32"):
+        calibration().matmul_flops_per_s("float16")
+
+
+def test_before_and_after_join_into_one_ceiling_of_all_samples() -> None:
+    joined = ceiling(3.0, 2.0).join(ceiling(1.0, 4.0))
+    assert joined.matmul_flops_per_s == 6.0
+    assert [p.seconds for p in joined.matmul] == [(3.0, 2.0), (1.0, 4.0)]
+    assert (joined.copy.seconds, joined.elapsed_s) == ((4.0, 2.0, 4.0, 2.0), 3.0)
+    with pytest.raises(ValueError, match="dtype is float32 and bfloat16"):
+        ceiling(1.0).join(ceiling(1.0, dtype="bfloat16"))
+
+
+@pytest.mark.parametrize("seconds", [(), (0.0,), (-1.0,), (float("nan"),), (float("inf"),)])
+def test_seconds_that_cannot_be_are_refused(seconds: tuple[float, ...]) -> None:
+    with pytest.raises(ValueError, match="copy"):
+        Samples(name="copy", work=8, seconds=seconds)
+
+
+def test_ranks_that_measured_unlike_things_are_no_calibration() -> None:
+    with pytest.raises(ValueError, match="num_ranks is 3 and ranks holds 2"):
+        calibration(num_ranks=3)
+    with pytest.raises(ValueError, match="the same dtypes"):
+        calibration(ranks=((ceiling(1.0),), (ceiling(1.0, dtype="bfloat16"),)))
+
+
+def test_a_collective_that_cannot_be_fitted_has_no_figure_and_a_reason() -> None:
+    few = calibration().collectives["broadcast"][:4]
+    figures = calibration(collectives={"broadcast": few}).figures()["collectives"]["broadcast"]
+    assert (figures["alpha_s"], figures["bytes_per_s"]) == (None, None)
+    assert "4 sizes" in figures["reason"]
+
+
+# ---------------------------------------------------------------------------------- files
+
+
+def test_what_is_written_is_read_again(data: Path) -> None:
+    made = calibration()
+    path = default_path(made)
+    write_calibration(made, path)
+    assert path == data / MACHINE.fingerprint / "20260304T050607Z-cpu-2.json"
+    assert read_calibration(path) == replace(made, machine=replace(MACHINE, gpus=()))
+
+
+def test_the_newest_of_a_machine_is_loaded_and_others_are_not(data: Path) -> None:
+    assert load_calibration(MACHINE.fingerprint) is None
+    older, newer = calibration(), calibration(made_at="2026-03-05T00:00:00+00:00")
+    alone = calibration(
+        made_at="2026-03-06T00:00:00+00:00", num_ranks=1, ranks=((ceiling(1.0),),), collectives={}
+    )
+    for made in (newer, older, alone):
+        write_calibration(made, default_path(made))
+    assert load_calibration(MACHINE.fingerprint) == alone
+    assert load_calibration(MACHINE.fingerprint, num_ranks=2) == newer
+    assert load_calibration(MACHINE.fingerprint, device="cuda") is None
+    assert load_calibration("0" * 12) is None
+
+
+def test_a_ceiling_travels_through_a_record() -> None:
+    told = json.loads(json.dumps(ceiling(3.0, 2.0).as_dict()))
+    assert told["matmul_flops_per_s"] == 3.0
+    assert read_ceiling(told) == ceiling(3.0, 2.0)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        ("matmul_flops_per_s", 3.1, "matmul_flops_per_s is 3.1; its samples say 3.0"),
+        ("copy_bytes_per_s", 5.0, "copy_bytes_per_s is 5.0"),
+        ("matmul", [], "matmul is empty"),
+        ("matmul", [{"name": "a", "work": 6}], "matmul.0.seconds is missing"),
+        ("copy", {"name": "a", "work": 6, "seconds": ["1"]}, "not numbers above 0"),
+        ("threads", "many", "threads is 'many'"),
+        ("extra", 1, "extra is not a field"),
+    ],
+)
+def test_a_ceiling_at_odds_with_itself_is_refused_with_the_field(
+    field: str, value: Any, said: str
+) -> None:
+    with pytest.raises(ValueError, match=said):
+        read_ceiling(ceiling(3.0, 2.0).as_dict() | {field: value})
+
+
+def test_every_changed_digit_is_noticed_in_its_field(tmp_path: Path) -> None:
+    path = tmp_path / "calibration.json"
+    write_calibration(calibration(), path)
+    text = path.read_text()
+    body = text[: text.index('"digests"')]
+    for place, letter in enumerate(body):
+        if letter.isdigit():
+            other = str((int(letter) + 1) % 10)
+            path.write_text(text[:place] + other + text[place + 1 :])
+            with pytest.raises(ValueError, match="calibration"):
+                read_calibration(path)
+
+
+@pytest.mark.parametrize("field", sorted(to_json(calibration())))
+def test_a_field_that_is_gone_or_another_is_named(field: str) -> None:
+    told = to_json(calibration())
+    with pytest.raises(ValueError, match=f"{field} is"):
+        from_json({name: value for name, value in told.items() if name != field})
+    with pytest.raises(ValueError, match=f"{field} (is|was)"):
+        from_json(told | {field: "edited"})
+
+
+def test_a_newer_schema_is_refused() -> None:
+    with pytest.raises(ValueError, match="calibration_schema is 2; this version reads 1"):
+        from_json(to_json(calibration()) | {"calibration_schema": 2})
+
+
+def test_a_file_that_is_cut_short_anywhere_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "calibration.json"
+    write_calibration(calibration(), path)
+    whole = path.read_bytes()
+    for length in range(0, len(whole) - 1, 97):
+        path.write_bytes(whole[:length])
+        with pytest.raises(ValueError, match=r"calibration\.json: not JSON as it was written"):
+            read_calibration(path)
+
+
+# ---------------------------------------------------------------------------------- the command
+
+
+def test_the_table_tells_every_figure_with_unit_samples_and_spread() -> None:
+    lines = render(calibration()).splitlines()
+    row = next(line.split() for line in lines if line.startswith("matmul float32"))
+    assert row[2:8] == ["6e-09", "2.7e-09", "GFLOP/s", "5", "1e-09", "to"]
+    alpha = next(line for line in lines if line.startswith("broadcast alpha"))
+    assert "1e+06     us" in alpha
+    assert "error of the sizes held out: median 0%, largest 0%" in alpha
+    assert "not measured: tf32: a CPU has none" in lines
+
+
+def test_one_rank_says_why_it_has_no_collectives() -> None:
+    alone = calibration(num_ranks=1, ranks=((ceiling(1.0),),), collectives={})
+    assert "collectives: one rank sends nothing; ask for --devices 2" in render(alone)
+
+
+def test_the_command_measures_keeps_and_prints(
+    data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["calibrate", "--accelerator", "cpu", "--seconds", "1"]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    kept = load_calibration(printed[0].split()[1].rstrip(":"))
+    assert kept is not None
+    assert kept.dtypes == ("float32", "bfloat16")
+    assert str(default_path(kept)) == printed[-1]
+    assert kept.command == "python -m scaling calibrate --accelerator cpu --seconds 1.0"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--seconds", "0.5"], "seconds is 0.5; it must be between 1 and 600"),
+        (["--seconds", "nan"], "seconds"),
+        (["--devices", "0"], "devices is 0; it must be at least 1"),
+        (["--devices", "two"], "devices"),
+        (["--accelerator", "tpu"], "accelerator"),
+        (["--outt", "x"], "--outt is not an option; python -m scaling calibrate --help"),
+        (["--out", "."], "is a folder"),
+        (["--", "--size"], "calibrate runs no recipe"),
+    ],
+)
+def test_bad_usage_is_one_line_and_code_2(
+    words: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["calibrate", *words]) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert (error.count("\n"), error[:7]) == (1, "error: ")
+
+
+def test_gpus_that_are_not_there_are_bad_usage(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["calibrate", "--accelerator", "cuda", "--devices", "64"]) == 2
+    assert capsys.readouterr().err.startswith("error: devices is 64 and this machine has")

@@ -1,0 +1,162 @@
+"""What a rank reaches: best sample, nothing left behind. The clock is made up where it can be."""
+
+import gc
+import itertools
+import resource
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from unitransformer import ceilings
+from unitransformer.ceilings import dtype_of, known_dtypes, measure_ceiling, measure_dtype
+from unitransformer.clocks import EventClock, first_sample, repeat
+
+CPU = torch.device("cpu")
+TINY = ((8, 8, 8), (8, 16, 32))
+
+
+@pytest.fixture(autouse=True)
+def _small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ceilings, "CPU_SHAPES", TINY)
+    monkeypatch.setattr(ceilings, "_copy_bytes", lambda device: 1000)
+
+
+def millisecond(work: Callable[[], object], calls: int) -> float:
+    work()
+    return calls / 1000
+
+
+def test_a_product_of_8_by_16_by_32_in_a_millisecond_is_8_million_flops_a_second() -> None:
+    found = measure_dtype(CPU, "float32", budget_s=0.4, clock=millisecond)
+    assert found.best_product.name.startswith("8 x 16 x 32, ")
+    assert found.matmul_flops_per_s == pytest.approx(2 * 8 * 16 * 32 * 1000)
+    assert len(found.matmul) == 2 * 3  # two shapes, the three products of a linear layer
+    assert found.copy_bytes_per_s == pytest.approx(2 * 1000 * 1000)  # read and written
+
+
+def test_the_ceiling_is_the_best_sample_of_all_and_the_median_stands_beside_it() -> None:
+    ticks = itertools.cycle((4.0, 2.0, 1.0, 2.0))
+
+    def uneven(work: Callable[[], object], calls: int) -> float:
+        work()
+        return calls * next(ticks)
+
+    found = measure_dtype(CPU, "float32", budget_s=0.05, clock=uneven)
+    fastest = max(p.work / second for p in found.matmul for second in p.seconds)
+    assert found.matmul_flops_per_s == fastest
+    assert found.best_product.median_per_s <= fastest
+
+
+def test_a_product_that_takes_too_long_is_told_by_a_smaller_one_and_not_tried() -> None:
+    def never(work: Callable[[], object], calls: int) -> float:
+        work()
+        return calls * 1.0
+
+    found = measure_dtype(CPU, "float32", budget_s=0.1, shapes=[(64, 64, 64)], clock=never)
+    assert {product.name.split(",")[0] for product in found.matmul} == {"8 x 8 x 8"}
+
+
+def test_a_clock_that_stands_still_is_an_error_and_no_rate() -> None:
+    with pytest.raises(RuntimeError, match=r"a call took 0\.0 s"):
+        measure_dtype(CPU, "float32", budget_s=0.1, clock=lambda work, calls: 0.0)
+
+
+@pytest.mark.parametrize("budget_s", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_budget_that_is_no_time_is_refused(budget_s: float) -> None:
+    with pytest.raises(ValueError, match="budget_s is"):
+        measure_ceiling(CPU, "32-true", budget_s=budget_s)
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_random_states_and_settings_stay_and_no_tensor_is_left(precision: Any) -> None:
+    torch.manual_seed(3)
+    before = torch.get_rng_state(), torch.get_float32_matmul_precision(), _tensors()
+    found = measure_ceiling(CPU, precision, budget_s=0.05)
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert (torch.get_float32_matmul_precision(), _tensors()) == before[1:]
+    assert found.dtype == ("float32" if precision == "32-true" else "bfloat16")
+    assert found.threads == torch.get_num_threads()
+
+
+def _tensors() -> int:
+    gc.collect()
+    return sum(issubclass(type(thing), torch.Tensor) for thing in gc.get_objects())
+
+
+def test_memory_goes_back_to_the_system(monkeypatch: pytest.MonkeyPatch) -> None:
+    size = 2**28
+    monkeypatch.setattr(ceilings, "_copy_bytes", lambda device: size)
+    before = _resident_bytes()
+    measure_ceiling(CPU, "32-true", budget_s=0.05)
+    assert _resident_bytes() - before < size / 4
+
+
+def _resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+
+def test_real_work_is_timed_by_the_real_clock() -> None:
+    found = measure_ceiling(CPU, "32-true", budget_s=0.05)
+    assert found.matmul_flops_per_s > 0
+    assert len(found.best_product.seconds) >= 3
+    assert found.elapsed_s > 0
+
+
+def test_a_sample_holds_as_many_calls_as_a_coarse_clock_needs() -> None:
+    made = [0]
+
+    def counted(work: Callable[[], object], calls: int) -> float:
+        made[0] += calls
+        return calls / 1000
+
+    assert first_sample(lambda: None, counted) == (5, pytest.approx(0.005))
+    assert made[0] == 2 + 5  # warming up, looking, and the sample
+    assert len(repeat(lambda: None, 5, 0.0, counted)) == 3  # the time is over, and yet
+
+
+def test_events_on_a_gpu_are_read_in_seconds_after_the_work_is_done() -> None:
+    said: list[str] = []
+
+    class Event:
+        def __init__(self, *, enable_timing: bool) -> None:
+            assert enable_timing
+
+        def record(self) -> None:
+            said.append("record")
+
+        def synchronize(self) -> None:
+            said.append("wait")
+
+        def elapsed_time(self, end: "Event") -> float:
+            return 250.0  # milliseconds
+
+    clock = EventClock(cuda=SimpleNamespace(Event=Event))
+    assert clock(lambda: said.append("work"), 2) == 0.25
+    assert said == ["record", "work", "work", "record", "wait"]
+
+
+def test_float32_on_a_gpu_is_tf32_where_torch_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = torch.device("cuda", 0)
+    assert dtype_of("32-true", gpu) == "float32"
+    monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: "high")
+    assert dtype_of("32-true", gpu) == "tf32"
+    assert dtype_of("32-true", CPU) == "float32"
+    assert [dtype_of(p, gpu) for p in ("16-mixed", "bf16-mixed", "bf16-true")] == [
+        *("float16", "bfloat16", "bfloat16")
+    ]
+
+
+def test_what_a_device_does_not_do_is_left_out_with_the_reason(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert [name for name, why in known_dtypes(CPU).items() if why] == ["tf32", "float16"]
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
+    left_out = known_dtypes(torch.device("cuda", 0))
+    assert left_out["bfloat16"] == "the GPU emulates it"
+    assert left_out["tf32"] is not None
+    assert left_out["float16"] is None
