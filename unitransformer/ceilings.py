@@ -49,7 +49,11 @@ def dtype_of(precision: Precision, device: torch.device) -> Dtype:
 
 
 def measure_ceiling(
-    device: torch.device, precision: Precision, *, budget_s: float, shapes: Sequence[Shape] = ()
+    device: torch.device,
+    precision: Precision,
+    *,
+    budget_s: float = 0.5,
+    shapes: Sequence[Shape] = (),
 ) -> Ceiling:
     """What this rank can reach at `precision`, now. Where a process group is, all ranks call this.
 

@@ -59,6 +59,21 @@ main(["--help"])
     assert all(line.startswith("error: ") for line in done.stderr.splitlines())
 
 
+def test_help_and_refusals_of_calibrate_import_nothing_heavy(repository: Path) -> None:
+    lines = ["--seconds 0", "--devices 0", "--accelerator tpu", "--out .", "--forse"]
+    script = f"""{BLOCK}
+from scaling.__main__ import main
+for line in {lines!r}:
+    print(main(["calibrate", *line.split()]))
+main(["calibrate", "--help"])
+"""
+    done = run_python("-c", script, repository=repository)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split()[: len(lines)] == ["2"] * len(lines)
+    assert "--seconds" in done.stdout
+    assert len(done.stderr.splitlines()) == len(lines)
+
+
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_help_takes_half_a_second_of_cpu_time(recipe: str, repository: Path) -> None:
     # Twice that is the bound, and the best of five counts: the machine may be busy.

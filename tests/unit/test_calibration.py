@@ -10,6 +10,7 @@ import pytest
 from scaling.__main__ import main
 from scaling.calibrate import render
 from unitransformer.alpha_beta import Point
+from unitransformer.calibrate import _check_alike
 from unitransformer.calibration import Calibration, Ceiling, Samples
 from unitransformer.calibration_store import (
     default_path,
@@ -107,6 +108,12 @@ def test_another_machine_has_another_fingerprint(change: dict[str, Any]) -> None
 def test_one_more_gpu_is_another_machine() -> None:
     one, two = (describe_machine(["NVIDIA H200"] * number) for number in (1, 2))
     assert one.fingerprint != two.fingerprint
+
+
+def test_ranks_on_unlike_machines_have_no_calibration_of_both() -> None:
+    _check_alike([MACHINE, replace(MACHINE, software={})])
+    with pytest.raises(RuntimeError, match="unlike machines"):
+        _check_alike([MACHINE, replace(MACHINE, cpu_cores=4)])
 
 
 def test_a_fingerprint_does_not_change_between_versions_of_ours() -> None:

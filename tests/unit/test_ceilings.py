@@ -1,5 +1,6 @@
 """What a rank reaches: best sample, nothing left behind. The clock is made up where it can be."""
 
+import contextlib
 import gc
 import itertools
 import resource
@@ -85,6 +86,24 @@ def test_random_states_and_settings_stay_and_no_tensor_is_left(precision: Any) -
 def _tensors() -> int:
     gc.collect()
     return sum(issubclass(type(thing), torch.Tensor) for thing in gc.get_objects())
+
+
+def test_a_gpu_multiplies_in_the_dtype_asked_for_and_is_left_as_it_was(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: said.append("emptied"))
+    clear = "_cuda_clearCublasWorkspaces"
+    monkeypatch.setattr(torch._C, clear, lambda: said.append("cleared"), raising=False)
+    monkeypatch.setattr(torch, "set_float32_matmul_precision", said.append)
+    with (
+        pytest.raises(KeyError),
+        ceilings._left_as_found(torch.device("cuda", 0), "tf32"),
+    ):
+        monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: "high")
+        raise KeyError
+    assert said == ["high", "highest", "cleared", "emptied"]
 
 
 def test_memory_goes_back_to_the_system(monkeypatch: pytest.MonkeyPatch) -> None:
