@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from recipes.options import RUN_FOLDER, Options
-from unitransformer.intervals import split_variance
 from unitransformer.process import launched_shape
 from unitransformer.records import load_record
 

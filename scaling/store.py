@@ -31,6 +31,7 @@ from unitransformer.flops import count_flops, count_parameters
 from unitransformer.passport import Row
 from unitransformer.readout import Readout, passport_of, read_out, steady_of
 from unitransformer.records import Record, config_of, validate
+from unitransformer.sealed import read_json
 from unitransformer.steady import Steady
 from unitransformer.tasks import perplexity
 
@@ -210,8 +211,10 @@ def find_recounts(run: Run) -> list[str]:
     return _differences(
         {
             "steady_from": (record["steady_from"], start),
-            **{f"{field}.{name}": (look_up(run.record, f"{field}.{name}"), count)
-            for name, count in count_flops(run.config).items()},
+            **{
+                f"{field}.{name}": (look_up(run.record, f"{field}.{name}"), count)
+                for name, count in count_flops(run.config).items()
+            },
         }
     )
 
@@ -258,9 +261,9 @@ def _closed_folder(error: OSError, relative_to: Path) -> LeftOut:
 
 def _read(path: Path, name: str) -> Run | Certificate | LeftOut:
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        return LeftOut(name=name, kind="damaged", reason=f"not JSON: {error}")
+        record = read_json(path)
+    except ValueError as error:
+        return LeftOut(name=name, kind="damaged", reason=str(error))
     except OSError as error:
         return LeftOut(name=name, kind="damaged", reason=f"cannot be read: {error.strerror}")
     if not (isinstance(record, dict) and record.keys() & {"schema", "step_s"}):

@@ -1,11 +1,10 @@
 """Calibrations as files: one JSON each, written whole, kept by the machine's fingerprint.
 
-Figures are recomputed from the samples whenever a file is read, and each field carries a digest of
-itself: an edit is noticed, and where. This is no seal: who mends the digest too is not found out.
+Figures are recomputed from the samples whenever a file is read, and each field is sealed: an edit is
+noticed, and where.
 """
 
 import datetime
-import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -19,6 +18,7 @@ from unitransformer.alpha_beta import Collective, Point
 from unitransformer.calibration import Calibration, Ceiling, Samples
 from unitransformer.hardware import Machine
 from unitransformer.records import write_atomically
+from unitransformer.sealed import SEALS, check_seals, read_json, seal
 
 SCHEMA = 1
 SCHEMA_FIELD = "calibration_schema"
@@ -65,13 +65,13 @@ FIGURES: Kinds = {"matmul_flops_per_s": NUMBER, "copy_bytes_per_s": NUMBER}
 
 
 def to_json(calibration: Calibration) -> dict[str, Any]:
-    """Plain values, with figures, digests and the number of the schema."""
+    """Plain values, with figures, seals and the number of the schema."""
     told = asdict(calibration) | {
         "fingerprint": calibration.machine.fingerprint,
         "figures": calibration.figures(),
     }
     plain: dict[str, Any] = json.loads(json.dumps({SCHEMA_FIELD: SCHEMA, **told}))
-    return plain | {"digests": {name: _digest(value) for name, value in plain.items()}}
+    return seal(plain)
 
 
 def from_json(values: Any, where: str = "calibration") -> Calibration:
@@ -86,8 +86,8 @@ def from_json(values: Any, where: str = "calibration") -> Calibration:
     if values[SCHEMA_FIELD] != SCHEMA:
         found = values[SCHEMA_FIELD]
         raise ValueError(f"{where}: {SCHEMA_FIELD} is {found!r}; this version reads {SCHEMA}")
-    told = {name: value for name, value in values.items() if name != SCHEMA_FIELD}
-    _check_digests(values, told.pop("digests", None), where)
+    check_seals(values, where)
+    told = {name: value for name, value in values.items() if name not in (SCHEMA_FIELD, SEALS)}
     taken = _take(told, where, {**HEAD, **PARTS})
     calibration = Calibration(
         machine=Machine(**_take(taken["machine"], f"{where}: machine", MACHINE)),
@@ -156,21 +156,6 @@ def _take(values: Any, where: str, kinds: Kinds) -> dict[str, Any]:
     return {n: tuple(v) if isinstance(v, list) else v for n, v in values.items()}
 
 
-def _digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _check_digests(values: Mapping[str, Any], digests: Any, where: str) -> None:
-    if not isinstance(digests, dict):
-        raise ValueError(f"{where}: digests is missing")
-    told = {name: value for name, value in values.items() if name != "digests"}
-    for name in (*digests, *told):
-        if name not in told:
-            raise ValueError(f"{where}: {name} is missing")
-        if digests.get(name) != _digest(told[name]):
-            raise ValueError(f"{where}: {name} was edited: its digest is another; calibrate again")
-
-
 # ------------------------------------------------------------------------------------ the store
 
 
@@ -202,18 +187,10 @@ def read_calibration(path: Path) -> Calibration:
         OSError: it cannot be read.
     """
     try:
-        values = json.loads(path.read_text(), parse_float=_exact_float)
+        values = read_json(path)
     except ValueError as error:
-        raise ValueError(f"{path}: not JSON as it was written: {error}") from error
+        raise ValueError(f"{path}: {error}") from error
     return from_json(values, str(path))
-
-
-def _exact_float(text: str) -> float:
-    """Two spellings of one number have the same digest: only the one Python writes is taken."""
-    number = float(text)
-    if repr(number) != text:
-        raise ValueError(f"{text} was edited: it was written as {number!r}")
-    return number
 
 
 def load_calibration(

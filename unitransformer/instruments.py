@@ -3,8 +3,10 @@
 Every rank reads its own instruments; `Instruments.reading` is what goes into the record.
 """
 
+import contextlib
 import resource
 import sys
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
@@ -14,7 +16,7 @@ from unitransformer.calibration import Ceiling
 from unitransformer.ceilings import measure_ceiling
 from unitransformer.config import RunConfig
 from unitransformer.hardware import describe_host
-from unitransformer.host_load import HostLoad
+from unitransformer.host_load import HostSample, sample_host
 from unitransformer.ledger import CompileLedger
 from unitransformer.telemetry import Telemetry, names_of
 from unitransformer.tensor_bytes import PeakTensorBytes
@@ -30,7 +32,7 @@ class Instruments(pl.Callback):
         self.config = config
         self.ledger = CompileLedger(config.parallel.compile)
         self.telemetry = Telemetry(uuid=None)
-        self.load = HostLoad()
+        self._host: list[HostSample] = []  # at the start and at the end
         self._first_step = self._step = first_step
         self._ceiling: Ceiling | None = None
         self._peaks: dict[str, int | None] = {}  # of training alone, where it came to its end
@@ -43,11 +45,11 @@ class Instruments(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         device = pl_module.device
         self._measure_ceiling(device)
+        forget_peaks(device)
         if device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats()
             self.telemetry = Telemetry(**names_of(torch.cuda.get_device_properties(device)))
         self.telemetry.start(self._step, holds_context=device.type == "cuda")
-        self.load.start()
+        self._host = [sample_host()]
         self.ledger.start()
         self.ledger.at_step(self._step)
 
@@ -72,6 +74,8 @@ class Instruments(pl.Callback):
         self._measure_ceiling(pl_module.device)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: Any, exception: BaseException) -> None:
+        if not self._host:
+            return  # training had not begun
         if self._counting is not None:
             self._counting.__exit__(type(exception), exception, exception.__traceback__)
             self._counting = None
@@ -80,7 +84,7 @@ class Instruments(pl.Callback):
     def _stop(self) -> None:
         self.ledger.stop()
         self.telemetry.stop(self._step)
-        self.load.stop()
+        self._host.append(sample_host())
 
     # ---- what was seen
 
@@ -102,16 +106,13 @@ class Instruments(pl.Callback):
             peaks |= {"peak_bytes": None if counted is None else counted.bytes}
         return {
             "hardware": describe_host() | _describe_device(device),
-            "load": self.load.as_dict(),
+            "host": self._host if len(self._host) == 2 else None,
             "gpu": self.telemetry.as_dict(self._first_step, self._step),
             "ceiling": None if ceiling is None else ceiling.as_dict(),
             "compile": self.ledger.as_dict(),
             "tensor_bytes": tensors,
             "unsteady": self.unsteady,
-            "flags": [
-                *self.telemetry.flags(self._first_step, self._step),
-                *self.load.flags(),
-            ],
+            "flags": self.telemetry.flags(self._first_step, self._step),
             **peaks,
         }
 
@@ -151,6 +152,14 @@ def find_quiet_step(config: RunConfig, first_step: int) -> int | None:
         if is_quiet(step - 1) and is_quiet(step):
             return step
     return None
+
+
+def forget_peaks(device: torch.device) -> None:
+    """Peaks are counted from here on: what was used to get ready and to calibrate is no matter."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    with contextlib.suppress(OSError):  # not Linux: the peak since the process began stands
+        Path("/proc/self/clear_refs").write_text("5")
 
 
 def read_peaks(device: torch.device) -> dict[str, int | None]:

@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import math
+import os
 import platform
 import subprocess
 import traceback
@@ -17,6 +18,7 @@ from unitransformer.data import DataModule
 from unitransformer.flops import count_flops, count_parameters
 from unitransformer.hardware import describe_host
 from unitransformer.history import History
+from unitransformer.host_load import HostLoad, load_between
 from unitransformer.launch import Failure
 from unitransformer.passport import Row
 from unitransformer.process import process_rank
@@ -38,7 +40,12 @@ OUT_OF_MEMORY = ("OutOfMemoryError", "MemoryError")
 KEPT_LINES = 40  # log lines in a record
 # Of every rank, as its instruments tell them.
 READINGS = (
-    *("hardware", "load", "gpu", "ceiling", "compile", "trace"),
+    *(
+        "hardware",
+        "gpu",
+        "ceiling",
+        "compile",
+    ),
     *("peak_bytes", "peak_reserved_bytes", "peak_resident_bytes", "tensor_bytes"),
 )
 PEAK_KIND = {"cuda": "allocated", "cpu": "tensors"}
@@ -71,6 +78,7 @@ def build_record(
     )
     units_per_s = None if readout is None else readout.units_per_s
     told = {name: [reading[name] for reading in readings] for name in READINGS}
+    loads = _loads(readings)
     passport = passport_of(config, units_per_s, told["hardware"], told["ceiling"])
     steady_from = None if steady.start is None else history.launches[-1] + steady.start
     return {
@@ -93,7 +101,8 @@ def build_record(
         "figures": {} if readout is None else readout.as_dict(),
         f"{UNIT[config.recipe]}_per_s": units_per_s,
         "passport": [asdict(row) for row in passport],
-        "flags": _flags(readings, passport, steady_from),
+        "flags": _flags(readings, loads, passport),
+        "host_load": [load.as_dict() for load in loads],
         **told,
         "peak_bytes_kind": PEAK_KIND[config.parallel.accelerator],
         "validation": _validation(config, data, history) if error is None else {},
@@ -114,8 +123,21 @@ def _unsteady(readings: Sequence[Mapping[str, Any]], history: History) -> list[d
     ]
 
 
+def _loads(readings: Sequence[Mapping[str, Any]]) -> list[HostLoad]:
+    """What else each machine did while its ranks trained; nothing of those that did not end."""
+    machines: dict[str, list[Mapping[str, Any]]] = {}
+    for reading in readings:
+        if reading["host"] is not None:
+            machines.setdefault(reading["hardware"]["hostname"], []).append(reading)
+    return [
+        load_between(*zip(*(rank["host"] for rank in ranks), strict=True), num_cores=cores)
+        for ranks in machines.values()
+        if (cores := os.cpu_count())
+    ]
+
+
 def _flags(
-    readings: Sequence[Mapping[str, Any]], passport: Sequence[Row], steady_from: int | None
+    readings: Sequence[Mapping[str, Any]], loads: Sequence[HostLoad], passport: Sequence[Row]
 ) -> list[str]:
     """What makes the figures doubtful, in words; each once, with the ranks that saw it."""
     ranks: dict[str, list[int]] = {}
@@ -126,6 +148,7 @@ def _flags(
         flag if len(readings) == 1 else f"{flag} (rank {', '.join(map(str, seen))})"
         for flag, seen in ranks.items()
     ]
+    told += [flag for load in loads for flag in load.flags()]
     return told + [f"`{row.convention}`: {row.flag}" for row in passport if row.flag]
 
 

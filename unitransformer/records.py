@@ -6,7 +6,6 @@ after it was written is noticed, to the digit.
 """
 
 import contextlib
-import hashlib
 import json
 import math
 import os
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
 from unitransformer.config import RunConfig, from_dict
+from unitransformer.sealed import check_seals, read_json, seal
 
 SCHEMA = 2
 Status = Literal["ok", "oom", "oom-inferred", "timeout", "crashed", "preempted", "refused"]
@@ -54,26 +54,6 @@ KEYS: dict[str, type | tuple[type, ...]] = {
 
 # Raw seconds beside `step_s`, one a step.
 SAMPLES = ("cpu_s", "data_s", "forward_backward_s", "optimizer_s", "slowest_rank")
-
-
-def seal(content: Mapping[str, Any]) -> Record:
-    """`content` with a seal for every field: 16 hexadecimal digits of the SHA-256 of its JSON."""
-    fields = {name: value for name, value in content.items() if name != "seals"}
-    return {**fields, "seals": {name: _seal(value) for name, value in fields.items()}}
-
-
-def _seal(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def check_seals(content: Mapping[str, Any], where: str) -> None:
-    """Raises ValueError for the first field that is not as it was written."""
-    seals = content.get("seals")
-    if not isinstance(seals, Mapping):
-        raise ValueError(f"{where}: seals is missing; measure again")
-    for name in sorted(content.keys() | seals.keys()):
-        if name != "seals" and (name not in content or seals.get(name) != _seal(content[name])):
-            raise ValueError(f"{where}: {name} was changed after it was written; measure again")
 
 
 def validate(record: Mapping[str, Any], where: str = "record") -> None:
@@ -176,9 +156,9 @@ def load_record(path: Path) -> Record:
         OSError: it cannot be read.
     """
     try:
-        record = json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not JSON: {error}") from error
+        record = read_json(path)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
     if not isinstance(record, dict):
         raise ValueError(f"{path}: not a record")
     validate(record, str(path))

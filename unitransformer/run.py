@@ -35,6 +35,7 @@ from unitransformer.records import Record, write_record
 from unitransformer.saving import Resume, SaveCheckpoints, sole_user
 from unitransformer.training import TrainingModule, build_trainer
 from unitransformer.transformer import Transformer
+from unitransformer.until_interval import UntilInterval
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,7 +109,7 @@ def run(
     module.first_step = data.start_step = len(history.loss)
     module.validation = list(history.validation)
     clock = measure.StepClock(on_gpu=device == "cuda")
-    instruments = Instruments()
+    instruments = Instruments(config, first_step=module.first_step)
     lines = LogLines(config, clock, _say_nothing if show_bar else say)
     saver = SaveCheckpoints(
         places.checkpoints,
@@ -119,6 +120,9 @@ def run(
         },
     )
     others: list[pl.Callback] = [Bar(config, lines)] if show_bar and is_first else []
+    watchers: list[pl.Callback] = [instruments]
+    if config.until_interval is not None:
+        watchers.append(UntilInterval(config.until_interval, clock, lambda: instruments.unsteady))
     if checkpoint is not None:
         others.append(Resume(checkpoint, told))
     trainer = build_trainer(
@@ -127,10 +131,10 @@ def run(
         run_dir=places.folder,
         callbacks=[
             measure.ClockStops(clock),
+            *watchers,
             lines,
             saver,
             *others,
-            instruments,
             measure.ClockStarts(clock),
         ],
         launch=len(history.launches),

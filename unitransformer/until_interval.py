@@ -15,7 +15,7 @@ class UntilInterval(pl.Callback):
 
     Args:
         target: width of the interval of the median step, as a share of it.
-        unsteady: steps of this launch, counted from its first, that are known not to be steady.
+        unsteady: steps of the run that are known not to be steady.
     """
 
     def __init__(
@@ -38,5 +38,6 @@ class UntilInterval(pl.Callback):
         # What every rank sees alike, they decide alike.
         ranks = gather((self.clock.step_s(), sorted(self.unsteady())), pl_module)
         slowest_s = [max(step_s) for step_s in zip(*(own for own, _ in ranks), strict=True)]
-        unsteady = {step for _, own in ranks for step in own if step < len(slowest_s)}
+        done = range(len(slowest_s))
+        unsteady = {step - self._first_step for _, own in ranks for step in own} & {*done}
         trainer.should_stop = is_narrow(slowest_s, self.target, unsteady=unsteady)
