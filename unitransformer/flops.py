@@ -68,15 +68,20 @@ def recomputed_flops_per_sample(config: RunConfig) -> float:
     """Matrix multiplications of one sample that activation checkpointing does a second time.
 
     `selective` keeps their results and repeats none. `full` repeats a layer up to the input of
-    its last matrix, whose product no gradient needs: there torch's checkpoint stops.
+    its last matrix, whose product no gradient needs: there torch's checkpoint stops. A compiler
+    that has layers and head in one graph does not keep what the last layer gives to the head, and
+    makes that again as well.
     """
     if config.parallel.activation_checkpointing != "full":
         return 0.0
-    model = config.model
-    return sum(
-        _layer_flops(config, at, causal=False) - 2.0 * at * model.feedforward_width * model.width
-        for at in _answered(config)
-    )
+    layers = [_layer_flops(config, at, causal=False) for at in _answered(config)]
+    last_products = [_last_product_flops(config.model, at) for at in _answered(config)]
+    is_one_graph = config.parallel.compile != "off" and not config.parallel.is_sharded
+    return sum(layers) - sum(last_products[:-1] if is_one_graph else last_products)
+
+
+def _last_product_flops(model: ModelConfig, asked: int) -> float:
+    return 2.0 * asked * model.feedforward_width * model.width
 
 
 def _answered(config: RunConfig) -> list[int]:

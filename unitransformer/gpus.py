@@ -161,7 +161,7 @@ class Gpu:
 
     @property
     def is_amd(self) -> bool:
-        return self.link == _INF
+        return self.driver_names[0].startswith("AMD ")
 
 
 def _build(name: str) -> Gpu:

@@ -1,12 +1,15 @@
 """FLOPs by arithmetic equal torch's own counter, to the last digit."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, get_args
 
 import pytest
 import torch
+from functorch.compile import make_boxed_func, min_cut_rematerialization_partition
+from torch._dynamo.backends.common import aot_autograd
 from torch.nn import functional
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from recipes import bert, gpt, vit
 from recipes.presets import Preset
@@ -61,25 +64,25 @@ def run_config(preset: Preset, **overrides: Any) -> RunConfig:
     )
 
 
+def make_batch(config: RunConfig, batch_size: int) -> Batch:
+    model = config.model
+    if model.image_size is not None:
+        shape = (batch_size, model.num_channels, model.image_size, model.image_size)
+        return Batch(inputs=torch.randn(shape), targets=torch.zeros(batch_size, dtype=torch.long))
+    words = torch.zeros(batch_size, config.sequence_length, dtype=torch.long)
+    if config.recipe == "gpt":
+        return Batch(inputs=words, targets=words)
+    asked = words[:, : count_looked_at(config)]
+    return Batch(inputs=words, targets=asked, positions=asked)
+
+
 def counted_by_torch(config: RunConfig, batch_size: int, *, device: str = "meta") -> int:
     """A step; on the meta device attention is counted as the matrix products it is made of."""
-    model = config.model
     with torch.device(device):
-        objective = Objective(Transformer(model), loss_chunk=config.loss_chunk)
+        objective = Objective(Transformer(config.model), loss_chunk=config.loss_chunk)
         checkpoint_activations(objective, config.parallel.activation_checkpointing)
-        if model.image_size is not None:
-            shape = (batch_size, model.num_channels, model.image_size, model.image_size)
-            batch = Batch(
-                inputs=torch.randn(shape), targets=torch.zeros(batch_size, dtype=torch.long)
-            )
-        else:
-            words = torch.zeros(batch_size, config.sequence_length, dtype=torch.long)
-            batch = Batch(inputs=words, targets=words)
-            if config.recipe == "bert":
-                asked = words[:, : count_looked_at(config)]
-                batch = Batch(inputs=words, targets=asked, positions=asked)
         with FlopCounterMode(display=False) as counter:
-            objective(batch).backward()
+            objective(make_batch(config, batch_size)).backward()
     return counter.get_total_flops()
 
 
@@ -103,6 +106,83 @@ def test_hardware_flops_equal_torchs_counter_whatever_is_computed_again(
     again = recomputed_flops_per_sample(config)
     assert counted_by_torch(config, 2) == 2 * (flops_per_sample(config, causal=False) + again)
     assert (again > 0) == (checkpointing == "full")
+
+
+@pytest.mark.parametrize("preset", [gpt.PRESET, bert.PRESET, vit.PRESET], ids=lambda p: p.recipe)
+def test_the_largest_size_is_counted_to_the_last_digit_as_well(preset: Preset) -> None:
+    size = list(preset.sizes)[-1]
+    config = replace(
+        run_config(preset, activation_checkpointing="full"), model=preset.model_config(size)
+    )
+    again = recomputed_flops_per_sample(config)
+    assert counted_by_torch(config, 1) == flops_per_sample(config, causal=False) + again
+
+
+def counted_in_graphs(config: RunConfig) -> int:
+    """FLOPs of a compiled step, from its graphs: with a counter around it, it would run eagerly.
+
+    As on any CPU, attention is not among them.
+    """
+    counts = []
+
+    def count_each(graph: torch.fx.GraphModule, _: object) -> Callable[..., Any]:
+        def value(argument: Any) -> Any:
+            return argument.meta["val"] if isinstance(argument, torch.fx.Node) else argument
+
+        for node in graph.graph.nodes:
+            count = flop_registry.get(getattr(node.target, "overloadpacket", None))
+            if count is not None:
+                counts.append(count(*map(value, node.args), out_val=node.meta["val"]))
+        return make_boxed_func(graph)  # type: ignore[no-any-return]
+
+    objective = Objective(Transformer(config.model), loss_chunk=config.loss_chunk)
+    checkpoint_activations(objective, config.parallel.activation_checkpointing)
+    torch.compiler.reset()
+    backend = aot_autograd(
+        fw_compiler=count_each,
+        bw_compiler=count_each,
+        partition_fn=min_cut_rematerialization_partition,
+    )
+    parts = objective.network.transformer_layers if config.parallel.is_sharded else [objective]
+    for part in parts:
+        part.compile(backend=backend)
+    objective(make_batch(config, 1)).backward()
+    return sum(counts)
+
+
+# Dynamo's own, where it looks at a function with a gradient of its own.
+@pytest.mark.filterwarnings("ignore:.*Function'> should not be instantiated:DeprecationWarning")
+@pytest.mark.parametrize(
+    ("preset", "spread", "final_norm", "loss_chunk", "repeats_the_last_product"),
+    [
+        (gpt.PRESET, {}, False, 0, True),
+        (bert.PRESET, {}, True, 0, True),
+        (vit.PRESET, {}, False, 0, True),
+        (gpt.PRESET, {}, False, 5, True),
+        (gpt.PRESET, {}, True, 5, True),
+        (gpt.PRESET, {"strategy": "fsdp"}, False, 0, False),
+        (gpt.PRESET, {"activation_checkpointing": "selective"}, False, 0, False),
+    ],
+    ids=["gpt", "bert", "vit", "chunks", "norm-chunks", "by-layer", "selective"],
+)
+def test_a_compiled_step_makes_the_last_layers_result_again_where_it_is_needed(
+    preset: Preset,
+    spread: dict[str, Any],
+    final_norm: bool,
+    loss_chunk: int,
+    repeats_the_last_product: bool,
+) -> None:
+    config = run_config(preset, **SHAPES["wide"], final_norm=final_norm, dropout=0.0)
+    spread = {"activation_checkpointing": "full", "compile": "default"} | spread
+    config = replace(config, parallel=ParallelConfig(**spread), loss_chunk=loss_chunk)
+    last_product = repeats_the_last_product * 2 * count_looked_at(config) * 64 * 100
+    seen = counted_by_torch(config, 1, device="cpu")  # eager
+    head = 3 * 2 * count_looked_at(config) * 64 * config.model.num_classes
+    outside = head if config.parallel.is_sharded else 0  # layers alone are compiled
+    assert counted_in_graphs(config) == seen + last_product - outside
+    eager = replace(config, parallel=replace(config.parallel, compile="off"))
+    more = recomputed_flops_per_sample(config) - recomputed_flops_per_sample(eager)
+    assert more == last_product
 
 
 @pytest.mark.parametrize("loss_chunk", [1, 5, 1000])
