@@ -2,7 +2,7 @@
 
 from pathlib import PurePosixPath
 
-from scaling.markdown import count, escaped, gib, link, si
+from scaling.markdown import escaped, gib, link, si
 from scaling.store import Run
 from unitransformer.config import Recipe
 from unitransformer.flops import count_flops
@@ -67,17 +67,35 @@ def verdict(run: Run) -> str:
 
 
 def speed(run: Run) -> str:
-    if run.units_per_s is None:
+    """At the median steady step, with its interval."""
+    readout = run.readout
+    if readout is None:
         return too_short(run)
-    return rate_in_words(run.units_per_s, f"{run.unit}s")
+    told = rate_in_words(readout.units_per_s, f"{run.unit}s")
+    if readout.low_units_per_s is None or readout.high_units_per_s is None:
+        return f"{told}; no interval: {escaped(str(readout.step.reason))}"
+    ends = (rate_in_words(rate, "") for rate in (readout.low_units_per_s, readout.high_units_per_s))
+    return f"{told} ({' to '.join(end.removesuffix(' /s') for end in ends)})"
 
 
 def too_short(run: Run) -> str:
-    reason = run.record.get("steady_reason")  # records of the first kind hold none
-    if isinstance(reason, str):
-        return f"blank, no steady state: {escaped(reason)}"
-    steps = run.num_steps - run.record["launches"][-1]
-    return f"blank: {count(steps, 'step')} are too few to find a steady state"
+    return f"blank, no steady state: {escaped(str(run.record['steady_reason']))}"
+
+
+def utilisation(run: Run) -> str:
+    """MFU of the convention of the overview, and the share of this machine's own ceiling."""
+    row = next(row for row in run.passport if row.convention == CONVENTION)
+    mfu = f"blank: {escaped(str(row.reason))}"
+    if row.utilisation is not None:
+        mfu = f"{row.utilisation:.1%}"
+    if row.share_of_ceiling is None:
+        return mfu
+    return f"{mfu}; {row.share_of_ceiling:.1%} of the measured ceiling"
+
+
+def flags(run: Run) -> str:
+    """What makes the figures doubtful, in words."""
+    return "; ".join(map(escaped, run.record["flags"])) or "none"
 
 
 def overview_flops(run: Run) -> str:
@@ -85,9 +103,17 @@ def overview_flops(run: Run) -> str:
 
 
 def memory(run: Run) -> str:
-    peaks = run.record["peak_bytes"]
-    ranks = "" if len(peaks) == 1 else f", largest of {len(peaks)} ranks"
-    return f"{gib(max(peaks))} ({escaped(run.record['peak_bytes_kind'])}{ranks})"
+    """The largest peak of any rank: of tensors, and what was taken from the system for them."""
+    record = run.record
+    peaks = [peak for peak in record["peak_bytes"] if peak is not None]
+    told = f"blank: no step without a validation or a checkpoint beside it ({record['peak_bytes_kind']})"
+    if peaks:
+        told = f"{gib(max(peaks))} ({escaped(record['peak_bytes_kind'])})"
+    for words in ("reserved", "resident"):
+        beside = [peak for peak in record[f"peak_{words}_bytes"] if peak is not None]
+        told += f", {gib(max(beside))} {words}" if beside else ""
+    ranks = len(record["peak_bytes"])
+    return told if ranks == 1 else f"{told}; largest of {ranks} ranks"
 
 
 def record(run: Run) -> str:

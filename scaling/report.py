@@ -4,7 +4,6 @@ Pure: equal records give equal bytes. What cannot be told is blank with the reas
 every figure names the record it comes from. Derived figures are computed again from raw samples.
 """
 
-import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import get_args
@@ -19,12 +18,14 @@ from scaling.conditions import (
     describe_versions,
     without_places,
 )
-from scaling.markdown import code_block, count, escaped, link, ms, table
+from scaling.markdown import code_block, count, escaped, link, ms, si, table
 from scaling.parity_section import parity_cell, parity_section
 from scaling.store import Run, Store, find_contradictions, find_recounts
 from unitransformer.config import Recipe
-from unitransformer.flops import CONVENTIONS, count_flops, count_parameters
+from unitransformer.flops import count_parameters
+from unitransformer.passport import Row
 from unitransformer.summary import human_count
+from unitransformer.tasks import rate_in_words
 
 LOG_LINES = 12
 LONG_SUMMARY = 50  # lines from which a summary is folded
@@ -200,6 +201,8 @@ def _described(store: Store) -> Describe:
         "trivial baseline": cells.baseline,
         "baseline beaten": cells.verdict,
         "speed": cells.speed,
+        "MFU": cells.utilisation,
+        "flags": cells.flags,
         "loss parity": lambda run: parity_cell(run, store.certificates),
         "FLOPs": cells.overview_flops,
         "peak memory": cells.memory,
@@ -265,8 +268,10 @@ def _recipe_section(runs: Sequence[Run], plots: str, described: Describe) -> lis
         "### Training",
         code_block("\n".join(record["log"][-LOG_LINES:]) or "no log lines in the record"),
         f"![Loss of {title} over the optimizer steps]({plot})",
-        "### Speed, work and memory",
+        "### Speed and memory",
         _figures(run),
+        "### FLOPs and MFU",
+        *_passport(run),
         *_other_runs(others, described),
     ]
 
@@ -284,11 +289,12 @@ def _figures(run: Run) -> str:
         ("steady state", _steady(run)),
         ("median steady step", _median_step(run)),
         ("speed", _explained_speed(run)),
-        *(
-            (f"FLOPs per {run.unit}, `{name}`", f"{count:,.0f}: {CONVENTIONS[name]}")
-            for name, count in count_flops(run.config).items()
-        ),
+        ("mean speed", _mean_speed(run)),
+        ("where the time goes", _shares(run)),
+        ("ceiling of this machine, in this job", _ceiling(run)),
         ("peak memory", cells.memory(run)),
+        ("compile", _compile(run)),
+        ("flags", cells.flags(run)),
         ("spread over", cells.devices(run)),
         ("batch", cells.batch(run)),
         ("precision", f"{run.config.parallel.precision}, compile {run.config.parallel.compile}"),
@@ -299,31 +305,126 @@ def _figures(run: Run) -> str:
 
 
 def _steady(run: Run) -> str:
-    if not run.steady_s:
+    if run.readout is None:
         return cells.too_short(run)
     first = run.record["steady_from"] + 1
     launches = len(run.record["launches"])
     after = f", in the last of {launches} launches" if launches > 1 else ""
+    left_out = [item for item in run.record["unsteady"] if item["step"] >= first]
+    but = "".join(f"; without step {item['step'] + 1}: {item['reason']}" for item in left_out)
     return (
-        f"steps {first} to {run.num_steps}, {count(len(run.steady_s), 'step')}{after}: "
-        f"{escaped(run.record['steady_method'])}"
+        f"steps {first} to {run.num_steps}, {count(run.readout.step.count, 'step')}{after}: "
+        f"{escaped(run.record['steady_method'] + but)}"
     )
 
 
 def _median_step(run: Run) -> str:
-    if run.median_step_s is None:
+    if run.readout is None:
         return cells.too_short(run)
-    told = f"{ms(run.median_step_s)}"
-    if len(run.steady_s) < 2:
-        return f"{told}; no spread, it is a single step"
-    low, _, high = statistics.quantiles(run.steady_s, n=4, method="inclusive")
-    return f"{told}; the middle half of the steps took {ms(low)} to {ms(high)}"
+    step, cpu = run.readout.step, run.readout.cpu
+    told = f"{ms(step.median)}, median absolute deviation {ms(step.mad)}"
+    if step.low is not None and step.high is not None:
+        told += f"; interval {ms(step.low)} to {ms(step.high)}"
+    busy = f"; processor time {ms(cpu.median)}" if run.config.parallel.accelerator == "cpu" else ""
+    return f"{told}{busy} ({escaped(run.record['figures']['interval'])})"
 
 
 def _explained_speed(run: Run) -> str:
-    if run.units_per_s is None:
+    if run.readout is None:
         return cells.too_short(run)
     return f"{cells.speed(run)}: {count(run.units_per_step, run.unit)} a step, over that median"
+
+
+def _mean_speed(run: Run) -> str:
+    if run.readout is None:
+        return cells.too_short(run)
+    rate = rate_in_words(run.readout.mean_units_per_s, f"{run.unit}s")
+    return f"{rate}: all {run.unit}s over all seconds of the steady steps, stalls included"
+
+
+def _shares(run: Run) -> str:
+    if run.readout is None:
+        return cells.too_short(run)
+    words = {
+        "data_s": "waiting for data",
+        "forward_backward_s": "forward and backward",
+        "optimizer_s": "optimizer",
+    }
+    shares = ", ".join(f"{words[part]} {s:.1%}" for part, s in run.readout.shares.items())
+    if run.config.parallel.world_size == 1:
+        return shares
+    return f"{shares}; communication is within, `--trace` tells it apart"
+
+
+def _ceiling(run: Run) -> str:
+    measured = [ceiling for ceiling in run.record["ceiling"] if ceiling is not None]
+    if not measured:
+        return "blank: not measured, `--ceiling-s` was 0 or the run did not end well"
+    best = max(measured, key=lambda ceiling: float(ceiling["matmul_flops_per_s"]))
+    ranks = "" if len(measured) == 1 else f", the best of {len(measured)} ranks at once"
+    return (
+        f"{si(best['matmul_flops_per_s'])}FLOP/s in {escaped(best['dtype'])} matrix products, "
+        f"{si(best['copy_bytes_per_s'])}B/s copied (read and written){ranks}"
+    )
+
+
+def _compile(run: Run) -> str:
+    ledger = run.record["compile"][0]
+    if ledger["mode"] == "off":
+        return "off"
+    seconds = ledger["compile_s"]
+    told = [
+        f"{ledger['mode']}, {ledger['start'] or 'start not told'}",
+        "seconds not told" if seconds is None else f"{seconds:.1f} s of compiling",
+        count(ledger["graphs"], "graph"),
+        count(len(ledger["graph_breaks"]), "graph break"),
+        count(len(ledger["recompiles"]), "recompile"),
+    ]
+    places = [f"break at {item['where']}: {item['reason']}" for item in ledger["graph_breaks"]]
+    places += [
+        f"step {item['step']}: {item['function']}: {item['reason'] or 'reason not told'}"
+        for item in ledger["recompiles"]
+    ]
+    return escaped("; ".join([", ".join(told), *places]))
+
+
+def _passport(run: Run) -> list[str]:
+    """What each way of counting says, beside the peak and the ceiling."""
+    headers = (
+        *("convention", f"FLOPs per {run.unit}", "FLOP/s a device", "share of the data sheet"),
+        *("share of the ceiling", "what it counts"),
+    )
+    rows = [
+        (
+            f"`{row.convention}`",
+            f"{row.flops_per_unit:,.0f}",
+            f"{si(row.flops_per_s)}FLOP/s" if row.flops_per_s is not None else "blank",
+            _utilisation(row),
+            _share_of_ceiling(row),
+            escaped(row.counts),
+        )
+        for row in run.passport
+    ]
+    first = run.passport[0]
+    source = ""
+    if first.peak_flops_per_s is not None:
+        remark = f"; {first.peak_remark}" if first.peak_remark else ""
+        source = (
+            f"Data sheet: {si(first.peak_flops_per_s)}FLOP/s dense in {first.dtype}, "
+            f"{first.peak_source}{remark}."
+        )
+    return [table(headers, rows), escaped(source)]
+
+
+def _utilisation(row: Row) -> str:
+    if row.utilisation is None:
+        return f"blank: {escaped(str(row.reason))}"
+    return f"{row.kind} {row.utilisation:.1%}"
+
+
+def _share_of_ceiling(row: Row) -> str:
+    told = "blank" if row.share_of_ceiling is None else f"{row.share_of_ceiling:.1%}"
+    return f"{told}; {escaped(row.flag)}" if row.flag else told
 
 
 def _other_runs(runs: Sequence[Run], described: Describe) -> list[str]:

@@ -47,7 +47,8 @@ class Instruments(pl.Callback):
         self._measure_ceiling(device)
         forget_peaks(device)
         if device.type == "cuda":
-            self.telemetry = Telemetry(**names_of(torch.cuda.get_device_properties(device)))
+            names = names_of(torch.cuda.get_device_properties(device))
+            self.telemetry = Telemetry(uuid=names["uuid"], pci_bus_id=names["pci_bus_id"])
         self.telemetry.start(self._step, holds_context=device.type == "cuda")
         self._host = [sample_host()]
         self.ledger.start()

@@ -116,8 +116,11 @@ def passport_of(
         hardware: of every rank, as records tell it.
         ceilings: what every rank measured in this job; None where it did not. The highest counts.
     """
-    measured = [ceiling for ceiling in ceilings if ceiling is not None]
-    best = max(measured, key=lambda ceiling: float(ceiling["matmul_flops_per_s"]), default=None)
+    measured = [
+        Ceiling(flops_per_s=ceiling["matmul_flops_per_s"], dtype=ceiling["dtype"])
+        for ceiling in ceilings
+        if ceiling is not None
+    ]
     matmul = hardware[0].get("float32_matmul_precision")
     return build_passport(
         count_flops(config),
@@ -126,7 +129,7 @@ def passport_of(
         device_name=name_of_all([str(host["device"]) for host in hardware]),
         precision=config.parallel.precision,
         allows_tf32=None if matmul is None else matmul != "highest",
-        ceiling=best and Ceiling(flops_per_s=best["matmul_flops_per_s"], dtype=best["dtype"]),
+        ceiling=max(measured, key=lambda ceiling: ceiling.flops_per_s, default=None),
     )
 
 
