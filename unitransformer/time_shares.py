@@ -255,10 +255,11 @@ def _fill(windows: Sequence[Interval], lanes: Iterable[Sequence[Segment]]) -> di
         for start, end in free:
             while first < len(segments) and segments[first][1] <= start:
                 first += 1
-            for begins, ends, part in segments[first:]:
-                if begins >= end or start >= end:
-                    break
-                if ends <= start:
+            number = first
+            while number < len(segments) and segments[number][0] < end:
+                begins, ends, part = segments[number]
+                number += 1
+                if min(ends, end) <= start:
                     continue
                 if begins > start:
                     left.append((start, begins))

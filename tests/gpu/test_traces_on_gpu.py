@@ -1,0 +1,49 @@
+"""What a GPU tells of itself and of its kernels."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch.profiler import ProfilerActivity, profile, record_function
+
+from unitransformer.telemetry import Telemetry, names_of
+from unitransformer.time_shares import HEAD, WINDOW, time_shares
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+
+
+def test_kernels_of_a_real_trace_are_under_the_operators_that_launched_them(tmp_path: Path) -> None:
+    side = torch.randn(2048, 2048, device="cuda", requires_grad=True)
+    kinds = [ProfilerActivity.CPU, ProfilerActivity.CUDA]
+    (side @ side).sum().backward()
+    with profile(activities=kinds, record_shapes=True) as profiled, record_function(WINDOW):
+        body = side @ side
+        with record_function(HEAD):
+            loss = (body @ side).sum()
+        loss.backward()
+        torch.cuda.synchronize()
+    profiled.export_chrome_trace(str(tmp_path / "trace.json"))
+    shares = time_shares(json.loads((tmp_path / "trace.json").read_text()), on_gpu=True)
+    assert sum(shares.values()) == pytest.approx(1)
+    # Three equal multiplies each, backward included; the head has the sum as well.
+    assert shares["head and loss"] > 0.8 * shares["matrix multiply"] > 0
+    assert shares["idle"] < 1
+
+
+def test_a_real_gpu_is_found_and_uses_energy() -> None:
+    pytest.importorskip("pynvml")
+    telemetry = Telemetry(**names_of(torch.cuda.get_device_properties(0)))
+    telemetry.start(0, holds_context=True)
+    side = torch.randn(4096, 4096, device="cuda")
+    for _ in range(2000):
+        side = (side @ side).clamp(-1, 1)
+    torch.cuda.synchronize()
+    telemetry.stop(2000)
+    told = telemetry.as_dict(0, 2000)
+    assert told["joules"] is None or told["joules"] > 0
+    assert len(told["samples"]) == 2
+    assert told["samples"][1]["sm_clock_hz"] > 1e8
