@@ -44,7 +44,10 @@ _RANGES: tuple[tuple[re.Pattern[str], Part], ...] = (
     (re.compile(r"Optimizer\.(step|zero_grad)#"), "optimizer"),
     (re.compile(r"enumerate\(DataLoader\)"), "data"),
 )
-_COMMUNICATION = re.compile(r"c10d::|_c10d_functional|nccl|gloo:|record_param_comms", re.I)
+# FSDP2's own ranges and operators: gathering, packing, and the wait for it.
+_COMMUNICATION = re.compile(
+    r"c10d::|_c10d_functional|nccl|gloo:|record_param_comms|fsdp::", re.IGNORECASE
+)
 _OPERATORS: tuple[tuple[re.Pattern[str], Part], ...] = (
     (re.compile(r"scaled_dot_product|flash_attention|efficient_attention"), "attention"),
     (

@@ -128,6 +128,12 @@ def test_communication_in_another_thread_counts_where_the_main_one_waits() -> No
     assert found == {"matrix multiply": 40, "communication": 20, "idle": 40}
 
 
+def test_waiting_for_gathered_weights_is_communication() -> None:
+    gathering = mark("FSDP::all_gather (network.transformer_layers.1)", 10, 50)
+    found = percent(mark(HEAD, 0, 90), gathering, event("fsdp::all_gather_copy_in", 20, 30))
+    assert found == {"communication": 40, "idle": 60}
+
+
 def test_a_backward_thread_of_its_own_counts_where_the_main_one_waits() -> None:
     found = percent(
         event("aten::mm", 0, 40),
