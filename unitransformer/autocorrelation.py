@@ -27,10 +27,10 @@ def block_length(samples: Sequence[float]) -> int:
         return min(least, count)
     cut = last_lag(covariance / covariance[0], count)
     lags, weights = _flat_top(cut, count)
-    slope = 2 * float(np.sum(weights * lags * covariance[lags]))
+    # Where neighbours cancel, short blocks err on the safe side, and the rule would ask for any.
+    slope = max(0.0, 2 * float(np.sum(weights * lags * covariance[lags])))
     spectrum = float(covariance[0] + 2 * np.sum(weights * covariance[lags]))
-    if spectrum <= 0:  # neighbours cancel: no block is too short
-        return least
+    spectrum = max(spectrum, float(covariance[0]))
     best = math.cbrt(1.5 * (slope / spectrum) ** 2 * count)  # 2 G^2 over D = 4/3 g(0)^2
     most = min(3 * math.sqrt(count), count / 3)
     return math.ceil(max(least, min(best, most)))
