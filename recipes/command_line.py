@@ -36,18 +36,18 @@ def run_recipe(preset: Preset, show: "Show", argv: Sequence[str] | None = None) 
         if options.dry_run:
             print(_plan(config, _places(config, options), why))
             return 0
+        from recipes.repeating import repeat
         from recipes.running import Asked, train
 
-        return train(
-            Asked(
-                recipe=preset.recipe,
-                arguments=arguments,
-                show=show,
-                config=config,
-                choose_places=lambda: _places(config, options),
-                resume=options.resume,
-            )
+        asked = Asked(
+            recipe=preset.recipe,
+            arguments=arguments,
+            show=show,
+            config=config,
+            choose_places=lambda: _places(config, options),
+            resume=options.resume,
         )
+        return repeat(asked, options) if options.repeats > 1 else train(asked)
     except (ValueError, OSError) as error:
         _refuse(error)
         return 2
@@ -131,6 +131,7 @@ def _places(config: RunConfig, options: Options) -> "Places":
         folder=folder,
         checkpoints=options.checkpoint_dir or folder / "checkpoints",
         record=options.record or folder / f"{config.hash()}-{repeat}.json",
+        trace=options.trace,
     )
 
 

@@ -74,6 +74,7 @@ class Options:
     checkpoint_dir: Path | None = _option(None, "by default a folder inside the run's")
     checkpoint_every: int = _option(0, "optimizer steps; 0: only the last")
     record: Path | None = _option(None, "file of the record; by default inside the run's folder")
+    trace: Path | None = _option(None, "folder for a profiler's trace of a few steps (Perfetto)")
     resume: bool = _option(False, "go on from the newest checkpoint")
     summary: bool = _option(False, "print the parameter summary and stop")
     dry_run: bool = _option(False, "print what would run and stop")
@@ -134,10 +135,12 @@ def parse(preset: Preset, arguments: Sequence[str]) -> Request:
         raise ValueError(_in_one_line(parser, str(error))) from error
     shape, tuning = (_group(name, given.pop(name, None)) for name in ("model", "optimizer"))
     given.pop("config", None)
-    for name in ("out", "checkpoint_dir", "record", "init_from"):
+    for name in ("out", "checkpoint_dir", "record", "trace", "init_from"):
         given[name] = None if given[name] is None else Path(os.path.expanduser(given[name]))
     # A file may say null, or give a switch a word: the parser lets both pass.
     options = from_dict(Options, given)
+    if options.repeats < 1:
+        raise ValueError(f"repeats is {options.repeats}; it must be at least 1")
     if options.dropout is not None:
         shape["dropout"] = options.dropout
     return Request(preset=preset, options=options, shape=shape, tuning=tuning)
@@ -258,7 +261,7 @@ def check_outside_world(options: Options) -> None:
             )
         if not options.init_from.exists():
             raise ValueError(f"init-from {options.init_from} does not exist; check the path")
-    for name in ("out", "checkpoint_dir", "record"):
+    for name in ("out", "checkpoint_dir", "record", "trace"):
         path = getattr(options, name)
         if path is None:
             continue

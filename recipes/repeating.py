@@ -3,45 +3,67 @@
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 from recipes.options import RUN_FOLDER, Options
+from recipes.running import Asked, claim
+from unitransformer.comparisons import LaunchVariance, split_variance
 from unitransformer.process import launched_shape
-from unitransformer.records import load_record
-
-if TYPE_CHECKING:
-    from unitransformer.run import Places
+from unitransformer.readout import recorded_steady
+from unitransformer.records import Record, load_record
 
 
-def repeat(
-    recipe: str, arguments: Sequence[str], options: Options, claim: Callable[[], "Places"]
-) -> int:
+def repeat(asked: Asked, options: Options) -> int:
     """Launch `options.repeats` times; returns the exit code of the first that fails, or 0.
-
-    Args:
-        arguments: the command line, `--repeats` too.
-        claim: makes the folder of the next launch.
 
     Raises:
         ValueError: options that would put all launches into one place.
     """
     _check(options)
-    command = [sys.executable, "-m", f"recipes.{recipe}", *_once(arguments)]
-    launches = []
+    command = [sys.executable, "-m", f"recipes.{asked.recipe}", *_once(asked.arguments)]
+    records = []
     for number in range(1, options.repeats + 1):
-        places = claim()
-        print(f"launch {number} of {options.repeats}", flush=True)
+        places, _ = claim(asked)
+        print(f"launch {number} of {options.repeats}: {places.folder}", flush=True)
         variables = {**os.environ, RUN_FOLDER: str(places.folder)}
         code = subprocess.run(command, env=variables, check=False).returncode
         if code:
             return code if code > 0 else 128 - code
-        launches.append(load_record(places.record))
+        records.append(load_record(places.record))
+        print(flush=True)
+    print(f"launches    {in_words(records)}")
     return 0
 
 
+def in_words(records: Sequence[Record]) -> str:
+    """The median step over launches, and how much of its scatter is theirs."""
+    steps = []
+    for number, record in enumerate(records, start=1):
+        steady = recorded_steady(record)
+        if steady.start is None:
+            return f"launch {number} has no steady state: {steady.reason}"
+        steps.append(steady.of(record["step_s"][record["launches"][-1] :]))
+    return describe(split_variance(steps))
+
+
+def describe(variance: LaunchVariance) -> str:
+    """Both variances and the interval over launches, in words."""
+    medians = ", ".join(f"{median * 1000:.2f}" for median in variance.medians)
+    told = f"median steps {medians} ms"
+    if variance.median is None or variance.within is None or variance.between is None:
+        return f"{told}; not split: {variance.reason}"
+    assert variance.low is not None
+    assert variance.high is not None
+    return (
+        f"{told}; all together {variance.median * 1000:.2f} ms "
+        f"({variance.low * 1000:.2f} to {variance.high * 1000:.2f}); a launch's median varies by "
+        f"{variance.within:.2%} because its steps differ, and by {variance.between:.2%} from "
+        "launch to launch beyond that"
+    )
+
+
 def _check(options: Options) -> None:
-    for name in ("record", "checkpoint_dir"):
+    for name in ("record", "checkpoint_dir", "trace"):
         if getattr(options, name) is not None:
             flag = f"--{name.replace('_', '-')}"
             raise ValueError(
@@ -49,7 +71,9 @@ def _check(options: Options) -> None:
                 f"{flag} out"
             )
     if options.resume:
-        raise ValueError(f"repeats is {options.repeats} with --resume, which is one launch")
+        raise ValueError(
+            f"repeats is {options.repeats} and --resume goes on with one run; leave one of them out"
+        )
     if launched_shape() is not None:
         raise ValueError(
             f"repeats is {options.repeats} inside one launch of torchrun or srun; start that "
@@ -58,7 +82,7 @@ def _check(options: Options) -> None:
 
 
 def _once(arguments: Sequence[str]) -> list[str]:
-    """The command line without `--repeats`."""
+    """The command line of a single launch."""
     kept: list[str] = []
     words = iter(arguments)
     for word in words:
@@ -66,4 +90,6 @@ def _once(arguments: Sequence[str]) -> list[str]:
             next(words)
         elif not word.startswith("--repeats="):
             kept.append(word)
+    if "--config" in kept or any(word.startswith("--config=") for word in kept):
+        kept += ["--repeats", "1"]  # a file may say otherwise
     return kept

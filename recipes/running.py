@@ -19,6 +19,7 @@ import torch.utils.tensorboard  # noqa: F401  (for ranks that are forked)
 
 import unitransformer.figures
 import unitransformer.predictions  # noqa: F401
+from recipes.measured import measured_lines
 from recipes.options import RUN_FOLDER
 from unitransformer.config import RunConfig
 from unitransformer.launch import Failure, is_watched, launch, report_failure
@@ -26,7 +27,7 @@ from unitransformer.plots import loss_figure, write_figure
 from unitransformer.process import launched_shape
 from unitransformer.recording import record_failure
 from unitransformer.run import Outcome, Places, RunFailed, run
-from unitransformer.tasks import UNIT, metric_in_words, rate_in_words
+from unitransformer.tasks import metric_in_words
 from unitransformer.zero import load_deepspeed
 
 
@@ -61,7 +62,7 @@ def train(asked: Asked) -> int:
     """
     if launched_shape() is not None:
         return _train_here(asked, asked.choose_places())
-    places, made = _claim(asked)
+    places, made = claim(asked)
     in_ranks = asked.config.parallel.world_size > 1
     try:
         return (_train_in_ranks if in_ranks else _train_here)(asked, places)
@@ -70,8 +71,10 @@ def train(asked: Asked) -> int:
         raise
 
 
-def _claim(asked: Asked) -> tuple[Places, list[Path]]:
+def claim(asked: Asked) -> tuple[Places, list[Path]]:
     """Places of this run alone, however many start at once; and the folders made for it."""
+    if RUN_FOLDER in os.environ:  # claimed by whoever repeats this run
+        return asked.choose_places(), []
     while True:
         places = asked.choose_places()
         folder = places.folder.absolute()
@@ -177,22 +180,12 @@ def _results(outcome: Outcome, places: Places, show: Show) -> list[str]:
         places.folder / "figures" / "loss.png",
     )
     shown = show(outcome, places.folder / "figures")
-    unit = UNIT[record["recipe"]]
-    rate = record[f"{unit}_per_s"]
-    speed = (
-        f"{rate_in_words(rate, unit)} (median of {len(record['step_s']) - record['steady_from']} "
-        "steady steps)"
-        if rate is not None
-        else f"not told, no steady state: {record['steady_reason']}"
-    )
     return [
         *(["", "last lines:", *record["log"][-5:]] if sys.stdout.isatty() else []),
         "",
         f"validation  loss {validation['loss']:.4f}, {metric} "
         f"{metric_in_words(metric, validation['value'])}{_against(baseline)}",
-        f"speed       {speed}",
-        f"memory      peak {max(record['peak_bytes']) / 2**30:.2f} GiB a rank "
-        f"({record['peak_bytes_kind']})",
+        *measured_lines(record),
         *shown,
         f"checkpoint  {places.checkpoints}",
         f"record      {places.record}",

@@ -2,11 +2,11 @@
 
 from pathlib import PurePosixPath
 
-from scaling.markdown import escaped, gib, link, si
+from scaling.markdown import escaped, gib, link
 from scaling.store import Run
 from unitransformer.config import Recipe
 from unitransformer.flops import count_flops
-from unitransformer.tasks import metric_in_words, rate_in_words
+from unitransformer.tasks import metric_in_words, rate_in_words, si
 
 TITLES: dict[Recipe, str] = {"bert": "BERT", "gpt": "GPT", "vit": "ViT"}
 CONVENTION = "matmul"  # the one of the overview

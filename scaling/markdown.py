@@ -16,15 +16,6 @@ def gib(num_bytes: int) -> str:
     return f"{num_bytes / 2**30:,.2f} GiB"
 
 
-def si(number: float) -> str:
-    """Three digits and the prefix of the unit that follows: "6.01 M"."""
-    prefixes = ["", "k", "M", "G", "T", "P"]
-    while number >= 999.5 and len(prefixes) > 1:
-        number /= 1000
-        prefixes.pop(0)
-    return f"{number:.3g} {prefixes[0]}"
-
-
 def count(number: int, thing: str, things: str = "") -> str:
     return f"{number:,} {thing if number == 1 else things or f'{thing}s'}"
 

@@ -18,14 +18,14 @@ from scaling.conditions import (
     describe_versions,
     without_places,
 )
-from scaling.markdown import code_block, count, escaped, link, ms, si, table
+from scaling.markdown import code_block, count, escaped, link, ms, table
 from scaling.parity_section import parity_cell, parity_section
 from scaling.store import Run, Store, find_contradictions, find_recounts
 from unitransformer.config import Recipe
 from unitransformer.flops import count_parameters
 from unitransformer.passport import Row
 from unitransformer.summary import human_count
-from unitransformer.tasks import rate_in_words
+from unitransformer.tasks import rate_in_words, si
 
 LOG_LINES = 12
 LONG_SUMMARY = 50  # lines from which a summary is folded

@@ -29,10 +29,9 @@ from scaling.checks import (
 from unitransformer.config import RunConfig
 from unitransformer.flops import count_flops, count_parameters
 from unitransformer.passport import Row
-from unitransformer.readout import Readout, passport_of, read_out, steady_of
+from unitransformer.readout import Readout, passport_of, read_out, recorded_steady, steady_of
 from unitransformer.records import Record, config_of, validate
 from unitransformer.sealed import read_json
-from unitransformer.steady import Steady
 from unitransformer.tasks import perplexity
 
 # What is read of a run that ended well, beyond what `records.validate` looks at.
@@ -97,18 +96,11 @@ class Run:
     @functools.cached_property
     def readout(self) -> Readout | None:
         """Figures of the steady steps, out of the samples; None without a steady state."""
-        record, start = self.record, self.record["steady_from"]
-        if start is None:
-            return None
-        first = record["launches"][-1]
-        steady = Steady(
-            start=start - first,
-            left_out=tuple(step - first for step in self.unsteady if step > start),
-        )
+        record = self.record
         return read_out(
             record["step_s"],
             record["samples"],
-            steady,
+            recorded_steady(record),
             launches=record["launches"],
             units_per_step=self.units_per_step,
         )

@@ -1,7 +1,7 @@
 """Calibrations as files: one JSON each, written whole, kept by the machine's fingerprint.
 
-Figures are recomputed from the samples whenever a file is read, and each field is sealed: an edit is
-noticed, and where.
+Figures are recomputed from the samples whenever a file is read, and each field is sealed: an edit
+is noticed, and where.
 """
 
 import datetime

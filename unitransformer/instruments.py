@@ -20,15 +20,19 @@ from unitransformer.host_load import HostSample, sample_host
 from unitransformer.ledger import CompileLedger
 from unitransformer.telemetry import Telemetry, names_of
 from unitransformer.tensor_bytes import PeakTensorBytes
+from unitransformer.trace import Trace
 
 SETTLED = 2  # steps of a launch until its buffers are what they stay
 LATEST = 12
+TRACED_STEPS = 3
 
 
 class Instruments(pl.Callback):
     """Reads what one rank used. Right behind the clock's stop among the callbacks."""
 
-    def __init__(self, config: RunConfig, *, first_step: int) -> None:
+    def __init__(
+        self, config: RunConfig, *, first_step: int, trace_folder: Path | None = None
+    ) -> None:
         self.config = config
         self.ledger = CompileLedger(config.parallel.compile)
         self.telemetry = Telemetry(uuid=None)
@@ -39,6 +43,11 @@ class Instruments(pl.Callback):
         self._counted_step = find_quiet_step(config, first_step)
         self._counting: PeakTensorBytes | None = None
         self._counted: PeakTensorBytes | None = None
+        self.trace: Trace | None = None  # a callback beside this one
+        if trace_folder is not None:
+            # Two profilers cannot look at once.
+            free = first_step + SETTLED if self._counted_step is None else self._counted_step + 1
+            self.trace = Trace(trace_folder, first_step=free + 1, num_steps=TRACED_STEPS)
 
     # ---- when something is looked at
 
@@ -92,11 +101,13 @@ class Instruments(pl.Callback):
     @property
     def unsteady(self) -> dict[int, str]:
         """Steps that were slowed down by measuring or compiled, and why."""
-        compiled = dict.fromkeys(self.ledger.as_dict()["steps"], "compiled")
-        if self._counted_step is None:
-            return compiled
-        counted = (self._counted_step - 1, self._counted_step)
-        return compiled | dict.fromkeys(counted, "bytes of tensors were counted")
+        reasons = dict.fromkeys(self.ledger.as_dict()["steps"], "compiled")
+        if self.trace is not None:
+            reasons |= dict.fromkeys(self.trace.traced_steps, "traced")
+        if self._counted is not None and self._counted_step is not None:
+            counted = (self._counted_step - 1, self._counted_step)
+            reasons |= dict.fromkeys(counted, "bytes of tensors were counted")
+        return reasons
 
     def reading(self, device: torch.device) -> dict[str, Any]:
         """Of this rank, plain; what was not looked at is None."""
@@ -111,6 +122,7 @@ class Instruments(pl.Callback):
             "gpu": self.telemetry.as_dict(self._first_step, self._step),
             "ceiling": None if ceiling is None else ceiling.as_dict(),
             "compile": self.ledger.as_dict(),
+            "trace": None if self.trace is None else self.trace.as_dict(),
             "tensor_bytes": tensors,
             "unsteady": self.unsteady,
             "flags": self.telemetry.flags(self._first_step, self._step),

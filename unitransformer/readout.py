@@ -72,6 +72,16 @@ def steady_of(
     return find_steady(step_s[first:], last)
 
 
+def recorded_steady(record: Mapping[str, Any]) -> Steady:
+    """The steady state as a record tells it; steps are counted from the last launch's first."""
+    if record["steady_from"] is None:
+        return Steady(start=None, reason=record["steady_reason"])
+    first = record["launches"][-1]
+    start = record["steady_from"] - first
+    left_out = (item["step"] - first for item in record["unsteady"])
+    return Steady(start=start, left_out=tuple(step for step in left_out if step > start))
+
+
 def read_out(
     step_s: Sequence[float],
     samples: Mapping[str, Sequence[float]],

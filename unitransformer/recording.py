@@ -40,12 +40,7 @@ OUT_OF_MEMORY = ("OutOfMemoryError", "MemoryError")
 KEPT_LINES = 40  # log lines in a record
 # Of every rank, as its instruments tell them.
 READINGS = (
-    *(
-        "hardware",
-        "gpu",
-        "ceiling",
-        "compile",
-    ),
+    *("hardware", "gpu", "ceiling", "compile", "trace"),
     *("peak_bytes", "peak_reserved_bytes", "peak_resident_bytes", "tensor_bytes"),
 )
 PEAK_KIND = {"cuda": "allocated", "cpu": "tensors"}

@@ -45,6 +45,7 @@ class Places:
     folder: Path  # logs and figures
     checkpoints: Path
     record: Path
+    trace: Path | None = None  # folder of a profiler's trace, if one is asked for
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,7 +110,7 @@ def run(
     module.first_step = data.start_step = len(history.loss)
     module.validation = list(history.validation)
     clock = measure.StepClock(on_gpu=device == "cuda")
-    instruments = Instruments(config, first_step=module.first_step)
+    instruments = Instruments(config, first_step=module.first_step, trace_folder=places.trace)
     lines = LogLines(config, clock, _say_nothing if show_bar else say)
     saver = SaveCheckpoints(
         places.checkpoints,
@@ -121,6 +122,8 @@ def run(
     )
     others: list[pl.Callback] = [Bar(config, lines)] if show_bar and is_first else []
     watchers: list[pl.Callback] = [instruments]
+    if instruments.trace is not None:
+        watchers.insert(0, instruments.trace)
     if config.until_interval is not None:
         watchers.append(UntilInterval(config.until_interval, clock, lambda: instruments.unsteady))
     if checkpoint is not None:

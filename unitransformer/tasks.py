@@ -27,3 +27,12 @@ def rate_in_words(per_s: float, unit: str) -> str:
     """Three digits or more: 2.68 images/s, 3,455 tokens/s."""
     digits = 0 if per_s >= 100 else 2
     return f"{per_s:,.{digits}f} {unit}/s"
+
+
+def si(number: float) -> str:
+    """Three digits and the prefix of the unit that follows: "6.01 M"."""
+    prefixes = ["", "k", "M", "G", "T", "P"]
+    while number >= 999.5 and len(prefixes) > 1:
+        number /= 1000
+        prefixes.pop(0)
+    return f"{number:.3g} {prefixes[0]}"

@@ -1,0 +1,61 @@
+"""A record in, the lines out that a run ends with: speed, work, memory, and what is doubtful."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from unitransformer.memory import in_gib
+from unitransformer.tasks import UNIT, rate_in_words, si
+
+CONVENTION = "matmul"
+
+
+def measured_lines(record: Mapping[str, Any]) -> list[str]:
+    """What was measured, with its interval or why there is none."""
+    lines = {"speed": _speed(record), "work": _work(record), "memory": _memory(record)}
+    if record["trace"][0] is not None:
+        lines["time"] = _time(record["trace"][0])
+    if record["flags"]:
+        lines["doubtful"] = "; ".join(record["flags"])
+    return [f"{name:<11} {line}" for name, line in lines.items()]
+
+
+def _speed(record: Mapping[str, Any]) -> str:
+    figures = record["figures"]
+    if not figures:
+        return f"not told, no steady state: {record['steady_reason']}"
+    unit = UNIT[record["recipe"]]
+    rate = rate_in_words(figures["units_per_s"], unit)
+    steps = f"median of {figures['num_steady_steps']} steady steps"
+    if figures["low_units_per_s"] is None:
+        return f"{rate} ({steps}; no interval: {figures['interval'].removeprefix('none: ')})"
+    ends = [rate_in_words(figures[f"{end}_units_per_s"], "") for end in ("low", "high")]
+    low, high = (end.removesuffix(" /s") for end in ends)
+    return f"{rate} ({low} to {high}, {steps})"
+
+
+def _work(record: Mapping[str, Any]) -> str:
+    row = next(row for row in record["passport"] if row["convention"] == CONVENTION)
+    unit = UNIT[record["recipe"]].rstrip("s")
+    told = f"{si(row['flops_per_unit'])}FLOP a {unit} (`{CONVENTION}`)"
+    if row["flops_per_s"] is None:
+        return told
+    told += f", {si(row['flops_per_s'])}FLOP/s a device"
+    if row["share_of_ceiling"] is not None:
+        told += f", {row['share_of_ceiling']:.1%} of what this machine reached in this job"
+    mfu = row["utilisation"]
+    return f"{told}, MFU {mfu:.1%}" if mfu is not None else f"{told}; no MFU: {row['reason']}"
+
+
+def _memory(record: Mapping[str, Any]) -> str:
+    peaks = [peak for peak in record["peak_bytes"] if peak is not None]
+    told = [f"{in_gib(max(peaks))} of {record['peak_bytes_kind']}"] if peaks else []
+    for kind in ("reserved", "resident"):
+        beside = [peak for peak in record[f"peak_{kind}_bytes"] if peak is not None]
+        told += [f"{in_gib(max(beside))} {kind}"] if beside else []
+    return f"peak {', '.join(told)} (largest of all ranks)"
+
+
+def _time(trace: Mapping[str, Any]) -> str:
+    if trace["rows"] is None:
+        return f"not traced: {trace['reason']}"
+    return ", ".join(f"{row['part']} {row['share']:.1%}" for row in trace["rows"])
