@@ -27,7 +27,7 @@ def _speed(record: Mapping[str, Any]) -> str:
     rate = rate_in_words(figures["units_per_s"], unit)
     steps = f"median of {figures['num_steady_steps']} steady steps"
     if figures["low_units_per_s"] is None:
-        return f"{rate} ({steps}; no interval: {figures['interval'].removeprefix('none: ')})"
+        return f"{rate} ({steps}; {figures['interval']})"
     ends = [rate_in_words(figures[f"{end}_units_per_s"], "") for end in ("low", "high")]
     low, high = (end.removesuffix(" /s") for end in ends)
     return f"{rate} ({low} to {high}, {steps})"

@@ -106,7 +106,7 @@ def memory(run: Run) -> str:
     """The largest peak of any rank: of tensors, and what was taken from the system for them."""
     record = run.record
     peaks = [peak for peak in record["peak_bytes"] if peak is not None]
-    told = f"blank: no step without a validation or a checkpoint beside it ({record['peak_bytes_kind']})"
+    told = "blank: no step could be watched"
     if peaks:
         told = f"{gib(max(peaks))} ({escaped(record['peak_bytes_kind'])})"
     for words in ("reserved", "resident"):

@@ -21,6 +21,7 @@ HOST: dict[str, Kinds] = {
     "device": str,
     "threads": (int, NoneType),
     "device_memory_bytes": (int, NoneType),
+    "float32_matmul_precision": (str, NoneType),
 }
 
 

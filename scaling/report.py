@@ -24,6 +24,7 @@ from scaling.store import Run, Store, find_contradictions, find_recounts
 from unitransformer.config import Recipe
 from unitransformer.flops import count_parameters
 from unitransformer.passport import Row
+from unitransformer.readout import interval_in_words
 from unitransformer.summary import human_count
 from unitransformer.tasks import rate_in_words, si
 
@@ -324,9 +325,9 @@ def _median_step(run: Run) -> str:
     step, cpu = run.readout.step, run.readout.cpu
     told = f"{ms(step.median)}, median absolute deviation {ms(step.mad)}"
     if step.low is not None and step.high is not None:
-        told += f"; interval {ms(step.low)} to {ms(step.high)}"
+        told += f"; {ms(step.low)} to {ms(step.high)}"
     busy = f"; processor time {ms(cpu.median)}" if run.config.parallel.accelerator == "cpu" else ""
-    return f"{told}{busy} ({escaped(run.record['figures']['interval'])})"
+    return f"{told}{busy}; {escaped(interval_in_words(step))}"
 
 
 def _explained_speed(run: Run) -> str:
@@ -376,7 +377,7 @@ def _compile(run: Run) -> str:
     told = [
         f"{ledger['mode']}, {ledger['start'] or 'start not told'}",
         "seconds not told" if seconds is None else f"{seconds:.1f} s of compiling",
-        count(ledger["graphs"], "graph"),
+        "graphs not told" if ledger["graphs"] is None else count(ledger["graphs"], "graph"),
         count(len(ledger["graph_breaks"]), "graph break"),
         count(len(ledger["recompiles"]), "recompile"),
     ]

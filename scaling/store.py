@@ -26,6 +26,7 @@ from scaling.checks import (
     fits,
     look_up,
 )
+from unitransformer.calibration_store import read_ceiling
 from unitransformer.config import RunConfig
 from unitransformer.flops import count_flops, count_parameters
 from unitransformer.passport import Row
@@ -42,6 +43,7 @@ FACTS: dict[str, Kinds] = {
     "data.description": str,
     "data.sha256": (str, NoneType),
     "steady_method": str,
+    "steady_reason": (str, NoneType),
     "peak_bytes_kind": str,
     "validation.loss": NUMBER,
     "validation.metric": str,
@@ -52,8 +54,29 @@ LISTS: dict[str, Kinds] = {
     "hardware": dict,
     "launches": int,
     "log": str,
-    "peak_bytes": int,
+    "flags": str,
+    "unsteady": dict,
+    "ceiling": (dict, NoneType),
+    "compile": dict,
+    "peak_bytes": (int, NoneType),
+    "peak_reserved_bytes": (int, NoneType),
+    "peak_resident_bytes": (int, NoneType),
     "validation.history": dict,
+}
+OF_EVERY_RANK = ("hardware", "ceiling", "compile", "peak_bytes")
+UNSTEADY: dict[str, Kinds] = {"step": int, "reason": str}
+LEDGER: dict[str, Kinds] = {
+    "mode": str,
+    "start": (str, NoneType),
+    "compile_s": (*NUMBER, NoneType),
+    "graphs": (int, NoneType),
+}
+LEDGER_LISTS: dict[str, Kinds] = {"graph_breaks": dict, "recompiles": dict}
+BREAK: dict[str, Kinds] = {"where": str, "reason": str}
+RECOMPILE: dict[str, Kinds] = {
+    "step": (int, NoneType),
+    "function": str,
+    "reason": (str, NoneType),
 }
 BASELINE: dict[str, Kinds] = {
     "name": str,
@@ -282,16 +305,33 @@ def _check_facts(record: Record) -> None:
     """Raises ValueError for the first fact that a report needs and this record does not have."""
     check_fields(record, FACTS, "record")
     check_lists(record, LISTS, "record")
-    for field in ("hardware", "launches", "peak_bytes"):
+    for field in (*OF_EVERY_RANK, "launches"):
         if not record[field]:
             raise ValueError(f"record: {field} is empty")
+    for index, item in enumerate(record["unsteady"]):
+        check_fields(item, UNSTEADY, f"record: unsteady.{index}")
+    for rank, ceiling in enumerate(record["ceiling"]):
+        if ceiling is not None:
+            read_ceiling(ceiling, f"record: ceiling.{rank}")
+    for rank, ledger in enumerate(record["compile"]):
+        where = f"record: compile.{rank}"
+        check_fields(ledger, LEDGER, where)
+        check_lists(ledger, LEDGER_LISTS, where)
+        _check_items(ledger, "graph_breaks", BREAK, where)
+        _check_items(ledger, "recompiles", RECOMPILE, where)
     for rank, host in enumerate(record["hardware"]):
         check_fields(host, HOST, f"record: hardware.{rank}", missing=None)
-    for index, point in enumerate(record["validation"]["history"]):
-        check_fields(point, POINT, f"record: validation.history.{index}")
+    _check_items(record["validation"], "history", POINT, "record: validation")
     if record["validation"]["baseline"] is not None:
         check_fields(record["validation"]["baseline"], BASELINE, "record: validation.baseline")
     _check_times(record)
+
+
+def _check_items(
+    values: Mapping[str, Any], field: str, kinds: Mapping[str, Kinds], where: str
+) -> None:
+    for index, item in enumerate(values[field]):
+        check_fields(item, kinds, f"{where}.{field}.{index}")
 
 
 def _check_times(record: Record) -> None:

@@ -50,10 +50,10 @@ class Readout:
 def interval_in_words(figures: Figures) -> str:
     """How the interval was found, or why there is none."""
     if figures.reason is not None:
-        return f"none: {figures.reason}"
+        return f"no interval: {figures.reason}"
     return (
-        f"{figures.confidence:.0%} of the median, block bootstrap of {figures.count} samples in "
-        f"blocks of {figures.block_length}"
+        f"{figures.confidence:.0%} interval of the median: block bootstrap of {figures.count} "
+        f"samples in blocks of {figures.block_length}"
     )
 
 

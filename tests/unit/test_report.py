@@ -12,7 +12,7 @@ from urllib.parse import unquote
 
 import pytest
 from test_certificates import RESULTS, make_certificate
-from test_store import HOST, STEP_S, make_config, make_crashed, make_record, make_run
+from test_store import CEILING, HOST, STEP_S, make_config, make_crashed, make_record, make_run
 
 from scaling.__main__ import main
 from scaling.certificates import describe_bounds, read_certificate, write_certificate
@@ -20,6 +20,7 @@ from scaling.report import draw_architecture, draw_plots, render_report
 from scaling.store import LeftOut, Store
 from unitransformer.config import ParallelConfig, Precision, Recipe, to_dict
 from unitransformer.flops import count_flops
+from unitransformer.ledger import CompileLedger
 from unitransformer.records import Record, write_record
 
 
@@ -56,7 +57,7 @@ def test_sections_come_in_one_order_whatever_the_order_of_the_records() -> None:
         "ViT",
         "Runs that did not end well",
     ]
-    inner = ["Architecture", "Parameters", "Training", "Speed, work and memory"]
+    inner = ["Architecture", "Parameters", "Training", "Speed and memory", "FLOPs and MFU"]
     assert re.findall("^### (.*)", text, flags=re.MULTILINE) == inner * 3
 
 
@@ -77,7 +78,14 @@ def test_the_first_paragraph_says_what_it_is_and_how_to_write_it_again() -> None
 def test_the_overview_tells_every_figure_with_its_unit() -> None:
     text = render(*three())
     assert cells(text, "recipe") == ["BERT", "GPT", "ViT"]
-    assert cells(text, "speed") == ["160 tokens/s", "160 tokens/s", "20.00 images/s"]
+    few = "no interval: 10 samples, an interval needs 50"
+    rates = ["160 tokens/s", "160 tokens/s", "20.00 images/s"]
+    assert cells(text, "speed") == [f"{rate}; {few}" for rate in rates]
+    assert cells(text, "flags") == ["none"] * 3
+    # 20 pictures a second, against 1 GFLOP in 10 ms.
+    share = 20 * count_flops(make_config("vit"))["matmul"] / 1e11
+    why = "blank: a CPU has no published peak; its measured ceiling stands"
+    assert cells(text, "MFU")[2] == f"{why}; {share:.1%} of the measured ceiling"
     assert cells(text, "validation loss") == ["2.0000 nats"] * 3
     assert cells(text, "metric") == ["masked accuracy 50.00%", "perplexity 7.4", "top-1 50.00%"]
     assert cells(text, "trivial baseline")[1] == "unigram entropy, 2.5000 nats"
@@ -85,7 +93,7 @@ def test_the_overview_tells_every_figure_with_its_unit() -> None:
         "yes, by 25.00 percentage points",
         "yes, by 0.50 nats",
     ]
-    assert cells(text, "peak memory") == ["1.00 GiB (resident set)"] * 3
+    assert cells(text, "peak memory") == ["1.00 GiB (tensors), 1.50 GiB resident"] * 3
     assert cells(text, "steps") == ["12"] * 3
     assert cells(text, "precision") == ["32-true"] * 3
     assert cells(text, "devices") == ["1 x auto, strategy auto"] * 3
@@ -114,8 +122,8 @@ def test_a_blank_figure_says_why() -> None:
     record = make_record(step_s=[0.1] * 5, data={"description": "synthetic", "sha256": None})
     record["validation"]["baseline"] = None
     text = render(record)
-    reason = "blank: 5 steps are too few to find a steady state"
-    for name in ("speed", "median steady step", "steady state"):
+    reason = "blank, no steady state: 5 steps, needs 8"
+    for name in ("speed", "mean speed", "median steady step", "steady state"):
         assert cells(text, name) == [reason]
     assert cells(text, "trivial baseline")[0].startswith("blank: the record holds none")
     assert cells(text, "baseline beaten") == ["blank: there is none to compare with"]
@@ -168,12 +176,56 @@ def test_the_longest_run_has_the_section_and_the_others_a_row() -> None:
 
 def test_figures_of_a_run_come_from_its_raw_steps() -> None:
     text = render(make_record())
-    assert cells(text, "steady state")[0].startswith("steps 3 to 12, 10 steps: MSER")
-    assert cells(text, "median steady step")[0].startswith("100.0 ms; the middle half")
-    flops = re.findall(r"FLOPs per token, `(\w+)`\s*\| ([\d,]+)", text)
+    assert cells(text, "steady state")[0].startswith("steps 3 to 12, 10 steps: after the last")
+    assert cells(text, "median steady step")[0].startswith(
+        "100.0 ms, median absolute deviation 0.0 ms"
+    )
+    assert cells(text, "where the time goes") == [
+        "waiting for data 10.0%, forward and backward 60.0%, optimizer 30.0%"
+    ]
+    ceiling = "100 GFLOP/s in float32 matrix products, 10 GB/s copied (read and written)"
+    assert cells(text, "ceiling of this machine, in this job") == [ceiling]
+    flops = re.findall(r"\| `(\w+)`\s*\| ([\d,]+)", text)
     assert {name: float(count.replace(",", "")) for name, count in flops} == {
         name: round(count) for name, count in count_flops(make_config()).items()
     }
+
+
+def test_enough_steps_have_an_interval_and_a_flag_stands_beside_the_speed() -> None:
+    # 52 steady steps of 0.1 or 0.2 s in turns: every block holds as many of both.
+    record = make_record(step_s=[0.5, 0.3] + [0.1, 0.2] * 26, flags=["the GPU was shared"])
+    text = render(record)
+    assert cells(text, "speed") == ["107 tokens/s (107 to 107)"]
+    assert "95% interval of the median: block bootstrap of 52" in text
+    assert cells(text, "flags")[0] == "the GPU was shared"
+
+
+def test_a_run_on_a_gpu_stands_beside_the_data_sheet_and_its_own_ceiling() -> None:
+    bf16 = CEILING | {"dtype": "bfloat16", "device": "NVIDIA H200"}
+    host = HOST | {"device": "NVIDIA H200", "device_memory_bytes": 140 * 2**30}
+    record = make_record(hardware=[host], ceiling=[bf16])
+    record["config"]["parallel"]["precision"] = "bf16-mixed"
+    text = render(record)
+    work = 160 * count_flops(make_config())["matmul"]
+    (mfu,) = cells(text, "MFU")
+    assert mfu == f"{work / 989.5e12:.1%}; {work / 1e11:.1%} of the measured ceiling"
+    assert "Data sheet: 990 TFLOP/s dense in bfloat16, https://" in text
+
+
+def test_a_compiled_run_says_what_the_compiler_did_and_where() -> None:
+    ledger = CompileLedger("off").as_dict() | {
+        "mode": "default",
+        "start": "cold",
+        "compile_s": 12.5,
+        "graphs": 2,
+        "graph_breaks": [{"step": 0, "where": "a/b.py:7", "reason": "print"}],
+        "recompiles": [{"step": 5, "function": "f (a/b.py:1)", "reason": "size changed"}],
+    }
+    (told,) = cells(render(make_record(compile=[ledger])), "compile")
+    assert told == (
+        "default, cold, 12.5 s of compiling, 2 graphs, 1 graph break, 1 recompile; break at "
+        "a/b.py:7: print; step 5: f (a/b.py:1): size changed"
+    )
 
 
 def test_a_resumed_run_says_which_launch_was_timed() -> None:
@@ -204,7 +256,7 @@ def test_an_edited_rate_is_noticed_and_not_shown() -> None:
     text = render(make_record(tokens_per_s=987.0))
     assert "> [!WARNING]" in text
     assert "[runs/0.json](runs/0.json): tokens_per_s is 987.0 in the record, 160.0 by" in text
-    assert cells(text, "speed") == ["160 tokens/s"]
+    assert cells(text, "speed")[0].startswith("160 tokens/s;")
     assert "> [!" not in render(*three())
 
 
@@ -501,10 +553,21 @@ def test_the_command_in_the_report_writes_the_same_bytes(
     assert len(first) == 4
 
 
-def test_an_edited_record_fails_the_command_and_is_told(
+def test_an_edited_record_is_left_out_with_its_field(
     runs: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (runs / "gpt-ok.json").write_text(json.dumps(make_record(tokens_per_s=1.0)))
+    path = runs / "gpt-ok.json"
+    path.write_text(path.read_text().replace('"tokens_per_s": 160.0', '"tokens_per_s": 161.0'))
+    assert main(["report", str(runs)]) == 0
+    reason = "record: tokens_per_s was changed after it was written; measure again"
+    assert reason in capsys.readouterr().out
+    assert reason in Path("RESULTS.md").read_text()
+
+
+def test_a_record_at_odds_with_its_samples_fails_the_command_and_is_told(
+    runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_record(make_record(tokens_per_s=1.0), runs / "gpt-ok.json")
     line = error_of(capsys, ["report", str(runs)], code=1)
     assert line == "error: my runs/gpt-ok.json: at odds with its own samples; RESULTS.md says where"
     assert "tokens_per_s is 1.0" in Path("RESULTS.md").read_text()
