@@ -28,7 +28,7 @@ def small_config(
     recipe: str,
     strategy: Strategy,
     *,
-    compile: Compile = "off",
+    mode: Compile = "off",
     precision: Precision = "32-true",
 ) -> RunConfig:
     """Four samples a rank; `single` is one rank, any other strategy two."""
@@ -41,7 +41,7 @@ def small_config(
             accelerator="cpu",
             devices=1 if strategy == "single" else 2,
             strategy=strategy,
-            compile=compile,
+            compile=mode,
             precision=precision,
         ),
     )

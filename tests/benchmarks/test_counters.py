@@ -29,26 +29,26 @@ CASES += [("gpt", "fsdp", "default")]
 AGAIN = 3  # the proof took 20, half of them beside two busy processes
 
 
-def baseline_of(recipe: str, strategy: str, compile: str) -> Path:
-    name = f"{recipe}-{strategy}" + ("" if compile == "off" else "-compiled")
+def baseline_of(recipe: str, strategy: str, mode: str) -> Path:
+    name = f"{recipe}-{strategy}" + ("" if mode == "off" else "-compiled")
     return BASELINES / f"torch-{VERSION}" / f"{name}.json"
 
 
-def stored(recipe: str, strategy: str, compile: str = "off") -> Counted:
-    path = baseline_of(recipe, strategy, compile)
+def stored(recipe: str, strategy: str, mode: str = "off") -> Counted:
+    path = baseline_of(recipe, strategy, mode)
     if not path.exists():
         pytest.skip(f"no baseline for torch {VERSION}; --update-baseline writes it")
     return load_counters(path)
 
 
-@pytest.mark.parametrize(("recipe", "strategy", "compile"), CASES)
+@pytest.mark.parametrize(("recipe", "strategy", "mode"), CASES)
 def test_a_step_does_what_it_did(
-    recipe: str, strategy: Any, compile: Any, updates_baseline: bool, tmp_path: Path
+    recipe: str, strategy: Any, mode: Any, updates_baseline: bool, tmp_path: Path
 ) -> None:
-    before = None if updates_baseline else stored(recipe, strategy, compile)
-    now = count(small_config(recipe, strategy, compile=compile), tmp_path)
+    before = None if updates_baseline else stored(recipe, strategy, mode)
+    now = count(small_config(recipe, strategy, mode=mode), tmp_path)
     if before is None:
-        write_counters(now, baseline_of(recipe, strategy, compile))
+        write_counters(now, baseline_of(recipe, strategy, mode))
     else:
         assert differences(before, now) == []
 
@@ -163,7 +163,7 @@ def graph_break() -> None:
 
 
 @pytest.mark.parametrize(
-    ("fault", "strategy", "compile", "told"),
+    ("fault", "strategy", "mode", "told"),
     [
         (extra_linear, "single", "off", ["parameters grew", "+272", "network.extra +272"]),
         (extra_linear, "fsdp", "off", ["flops grew", "network.extra +49,152"]),  # 6 x 32 x 16 x 16
@@ -175,10 +175,10 @@ def graph_break() -> None:
     ],
 )
 def test_what_grew_is_told_and_where(
-    fault: Callable[[], None], strategy: Any, compile: Any, told: list[str], tmp_path: Path
+    fault: Callable[[], None], strategy: Any, mode: Any, told: list[str], tmp_path: Path
 ) -> None:
-    before = stored("gpt", strategy, compile)
-    now = count(small_config("gpt", strategy, compile=compile), tmp_path, fault=fault)
+    before = stored("gpt", strategy, mode)
+    now = count(small_config("gpt", strategy, mode=mode), tmp_path, fault=fault)
     message = "\n".join(differences(before, now))
     print(message)
     assert [words for words in told if words not in message] == []
