@@ -28,8 +28,8 @@ check: setup ## style, types, and who may import whom
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: setup ## benchmarks alone
-	$(BIN)/python -m pytest tests/benchmarks --benchmark-only
+bench: setup ## counters against their baselines, and step times kept for this machine
+	$(BIN)/python -m pytest tests/benchmarks --benchmark-autosave
 
 notebooks: setup ## run the notebooks and store their outputs
 	$(BIN)/python -m recipes.notebooks

@@ -37,17 +37,14 @@ def differences(before: Counters, now: Counters) -> list[str]:
 def _difference(name: str, before: Mapping[str, int], now: Mapping[str, int]) -> str:
     old, new = sum(before.values()), sum(now.values())
     changes = {place: now.get(place, 0) - before.get(place, 0) for place in {*before, *now}}
-    largest = sorted((place for place in changes if changes[place]), key=_by_size(changes))
+    changed = sorted(place for place in changes if changes[place])
+    largest = sorted(changed, key=lambda place: -abs(changes[place]))
     where = ", ".join(f"{place} {changes[place]:+,}" for place in largest[:PLACES_SHOWN])
     more = len(largest) - PLACES_SHOWN
     rest = f" and {more} more places" if more > 0 else ""
     share = f", {(new - old) / old:+.2%}" if old else ""
     verdict = "grew" if new > old else "shrank" if new < old else "moved"
     return f"{name} {verdict}: {old:,} -> {new:,} ({new - old:+,}{share}) at {where}{rest}"
-
-
-def _by_size(changes: Mapping[str, int]):  # type: ignore[no-untyped-def]
-    return lambda place: (-abs(changes[place]), place)
 
 
 def write_counters(counters: Counters, path: Path) -> None:

@@ -1,6 +1,7 @@
 """The clock of the benchmarks, and what it stands on."""
 
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,11 +19,13 @@ def now_s() -> float:
 
 
 def machine() -> dict[str, Any]:
-    """What times depend on: GPU, processor, cores, threads."""
+    """What times depend on: GPUs, processor, cores, threads."""
     host = describe_host()
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    # Not asked of CUDA: ranks are forked from this process later, which CUDA does not survive.
+    about = Path("/proc/driver/nvidia/gpus").glob("*/information")
+    models = [path.read_text().partition("\n")[0].partition(":")[2].strip() for path in about]
     return {
-        "gpu": gpu,
+        "gpus": sorted(models),
         "processor": host["cpu"],
         "cores": host["cpu_cores"],
         "threads": torch.get_num_threads(),

@@ -141,7 +141,7 @@ def extra_activation() -> None:
     forward = PositionwiseFeedForward.forward
 
     def kept(self: PositionwiseFeedForward, x_BTD: Tensor) -> Tensor:
-        # Two layers; together a hundredth of about 100 kB.
+        # Two layers; together a hundredth of the 100 kB beside weights and optimizer states.
         self.kept = torch.empty(500, dtype=torch.uint8)
         return forward(self, x_BTD)
 

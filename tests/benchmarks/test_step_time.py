@@ -1,15 +1,17 @@
 """Seconds of a training step of each recipe at a small size, for comparing with oneself.
 
-`make bench` measures; `pytest --benchmark-autosave` and `--benchmark-compare` keep and compare.
-Times of other machines mean nothing here, so nothing fails on one.
+`make bench` measures and keeps, `pytest tests/benchmarks --benchmark-compare` compares, in a folder
+of this machine's own. Times of other machines mean nothing here, so nothing fails on one.
 """
 
 import pytest
 import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
+import tests.benchmarks.clock
 from recipes import bert, gpt, vit
 from recipes.presets import Preset
+from tests.benchmarks.clock import now_s
 from unitransformer.config import DataConfig, RunConfig
 from unitransformer.data import Synthetic
 from unitransformer.objectives import Objective
@@ -24,6 +26,7 @@ SHAPE = {
 }
 
 
+@pytest.mark.benchmark(timer=now_s)
 @pytest.mark.parametrize("preset", [bert.PRESET, gpt.PRESET, vit.PRESET], ids=lambda p: p.recipe)
 def test_step_time(preset: Preset, benchmark: BenchmarkFixture) -> None:
     torch.set_flush_denormal(True)
@@ -39,13 +42,22 @@ def test_step_time(preset: Preset, benchmark: BenchmarkFixture) -> None:
     order = torch.arange(8)
     batch = Synthetic(config, 8).fill({"inputs": order, "targets": order}, device)
 
-    def step() -> float:
+    def step() -> torch.Tensor:
         optimizer.zero_grad()
-        loss = objective(batch)
+        loss: torch.Tensor = objective(batch)
         loss.backward()
         optimizer.step()
-        return float(loss.detach())  # waits for the device
+        return loss.detach()
 
-    before = step()
+    before = float(step())
     benchmark.pedantic(step, rounds=20, warmup_rounds=3)
-    assert step() < before
+    assert float(step()) < before
+
+
+def test_the_clock_waits_for_a_gpu_before_it_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    order: list[str] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: order.append("waited"))
+    clock = tests.benchmarks.clock.time
+    monkeypatch.setattr(clock, "perf_counter", lambda: float(order == ["waited"]))
+    assert now_s() == 1.0

@@ -1,0 +1,124 @@
+"""The peak of tensor bytes, in sums that can be done in the head."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from unitransformer.tensor_bytes import PeakTensorBytes, live_tensors
+
+KB = 1000
+
+
+def take(kilobytes: int) -> Tensor:
+    return torch.empty(kilobytes * KB, dtype=torch.uint8)
+
+
+def measure(step: Any, **options: Any) -> PeakTensorBytes:
+    """The step once to know what it takes, once measured."""
+    with PeakTensorBytes(ignored=live_tensors(), **options) as peak:
+        step()
+        peak.begin()
+        step()
+    return peak
+
+
+def test_what_is_alive_at_once_adds_up() -> None:
+    def step() -> None:
+        first = take(100)
+        del first
+        both = take(70), take(50)
+        del both
+        take(110)
+
+    assert measure(step).bytes == 120 * KB
+
+
+def test_what_was_there_before_counts() -> None:
+    with PeakTensorBytes(ignored=live_tensors()) as peak:
+        kept = take(30)
+        peak.begin()
+        take(5)
+    assert peak.bytes == 35 * KB
+    assert kept.numel() == 30 * KB
+
+
+def test_what_the_step_before_took_is_given_back_where_it_is() -> None:
+    kept: list[Tensor] = []
+
+    def step() -> None:
+        kept.clear()
+        take(60)
+        kept.append(take(40))
+
+    # Never 40 of the step before and 60 at once.
+    peak = measure(step)
+    assert (peak.bytes, peak.unplaced_bytes) == (60 * KB, 0)
+
+
+def test_without_the_step_before_the_peak_is_an_upper_bound_that_says_so() -> None:
+    ignored = live_tensors()
+    kept = [take(40)]
+    with PeakTensorBytes(ignored=ignored) as peak:
+        peak.begin()
+        kept.clear()
+        both = take(30), take(30)
+        del both
+    assert (peak.bytes, peak.unplaced_bytes) == (100 * KB, 40 * KB)
+
+
+def test_a_view_is_no_memory_of_its_own() -> None:
+    def step() -> Tensor:
+        return take(8).view(8, KB)[2:]
+
+    assert measure(step).bytes == 8 * KB
+
+
+def test_kinds_and_places_are_told_apart() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.wide = nn.Linear(10, 100, bias=False)  # 4,000 bytes
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = self.wide(x)
+            return out
+
+    ignored = live_tensors()
+    net = Net()
+    optimizer = torch.optim.AdamW(net.parameters(), fused=True)
+    inputs = torch.ones(50, 10)  # 2,000 bytes
+
+    def step() -> None:
+        optimizer.zero_grad()
+        net(inputs).sum().backward()  # 50 x 100 numbers, 20,000 bytes
+        optimizer.step()
+
+    step()
+    with PeakTensorBytes(
+        module=net, optimizers=[optimizer], by_module=True, ignored=ignored
+    ) as peak:
+        step()
+        peak.begin()
+        step()
+    assert peak.by_kind["parameters"] == 4000
+    assert peak.by_kind["optimizer"] == 2 * 4000 + 4  # moments and the number of steps
+    assert peak.by_kind["other"] >= 2000 + 20_000
+    assert peak.by_place["wide"] >= 20_000
+    assert sum(peak.by_kind.values()) == sum(peak.by_place.values()) == peak.bytes
+
+
+def test_a_forgotten_beginning_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"begin was never called"), PeakTensorBytes():
+        pass
+    with PeakTensorBytes() as peak:
+        peak.begin()
+        with pytest.raises(ValueError, match=r"begin was called twice"):
+            peak.begin()
+
+
+def test_an_error_in_the_step_is_not_hidden() -> None:
+    with pytest.raises(RuntimeError, match=r"ours"), PeakTensorBytes():
+        raise RuntimeError("ours")
+    assert measure(lambda: take(3)).bytes == 3 * KB  # nothing was left behind
