@@ -108,7 +108,7 @@ class PeakTensorBytes:
         return found
 
     def _read(self, after: Live) -> None:
-        events = self._trace.events()
+        events = _with_lost(self._trace.events(), after)
         start = next(index for index, event in enumerate(events) if event.name == BEGIN)
         self.events = events[start + 1 :]
         live = _replay({}, events[:start])
@@ -170,6 +170,36 @@ def _add(found: Live, tensor: Tensor, kind: str) -> None:
     storage = tensor.untyped_storage()
     if storage.device.type == "cpu" and storage.nbytes() and storage.data_ptr():
         found.setdefault(storage.data_ptr(), (storage.nbytes(), kind))
+
+
+def _with_lost(events: list[Event], after: Live) -> list[Event]:
+    """`events`, and that blocks are given back which a thread of gloo's was the last to hold.
+
+    The profiler does not see that. They are those that a collective has had, that nothing in
+    Python leads to in the end, and that were never given back; DDP's own, which it waits for in
+    C++, where no waiting for gloo's threads can be put.
+    """
+    lost = _replay({}, events).keys() - after.keys()
+    last = {
+        address: index
+        for index, event in enumerate(events)
+        if event.name.startswith("c10d::")
+        for address in lost & _addresses(event.inputs)
+    }
+    returned: dict[int, list[Event]] = {}
+    for address, index in last.items():
+        given_back = Event(name="memory", place=events[index].place, address=address, num_bytes=-1)
+        returned.setdefault(index, []).append(given_back)
+    return [
+        each for index, event in enumerate(events) for each in (event, *returned.get(index, ()))
+    ]
+
+
+def _addresses(inputs: Any) -> set[int]:
+    if isinstance(inputs, list | tuple):
+        return {address for each in inputs for address in _addresses(each)}
+    address = getattr(inputs, "storage_data_ptr", None)
+    return set() if address is None else {address}
 
 
 def _replay(live: Live, events: Iterable[Event]) -> Live:

@@ -1,12 +1,14 @@
 """The peak of tensor bytes, in sums that can be done in the head."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from unitransformer.tensor_bytes import PeakTensorBytes, live_tensors
+from unitransformer.step_trace import Event
+from unitransformer.tensor_bytes import PeakTensorBytes, _peak, _with_lost, live_tensors
 
 KB = 1000
 
@@ -122,3 +124,16 @@ def test_an_error_in_the_step_is_not_hidden() -> None:
     with pytest.raises(RuntimeError, match=r"ours"), PeakTensorBytes():
         raise RuntimeError("ours")
     assert measure(lambda: take(3)).bytes == 3 * KB  # nothing was left behind
+
+
+def test_what_a_thread_of_gloo_gives_back_unseen_ends_with_its_collective() -> None:
+    sent = SimpleNamespace(storage_data_ptr=1)
+    events = [
+        Event(name="memory", place="step", address=1, num_bytes=30),
+        Event(name="c10d::broadcast_", place="step", inputs=([sent],)),
+        Event(name="memory", place="step", address=2, num_bytes=50),
+    ]
+    assert sum(size for size, _ in _peak({}, _with_lost(events, {})).values()) == 50
+    # What Python still leads to in the end was given back by nobody.
+    kept = _with_lost(events, {1: (30, "other")})
+    assert sum(size for size, _ in _peak({}, kept).values()) == 80
