@@ -36,7 +36,7 @@ class PeakTensorBytes:
 
     The allocator tells that a block is given back only if it was taken in here. What the step
     before has taken (gradients) is given back in the one that is measured, so without that one the
-    peak is an upper bound: by `unplaced_bytes`, which is 0 where the peak is exact.
+    peak is an upper bound: at most `unplaced_bytes` too high, which is 0 where the peak is exact.
 
     Cyclic garbage is collected before and left alone within, where the collector would come at
     moments of its own choice. Two of these, or any other profiler of torch, cannot run at once.

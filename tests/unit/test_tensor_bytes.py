@@ -67,7 +67,9 @@ def test_without_the_step_before_the_peak_is_an_upper_bound_that_says_so() -> No
         kept.clear()
         both = take(30), take(30)
         del both
-    assert (peak.bytes, peak.unplaced_bytes) == (100 * KB, 40 * KB)
+    # 60 in truth; whether the 40 are known to be gone depends on who gets their address.
+    assert peak.unplaced_bytes == 40 * KB
+    assert 60 * KB <= peak.bytes <= 60 * KB + peak.unplaced_bytes
 
 
 def test_a_view_is_no_memory_of_its_own() -> None:
