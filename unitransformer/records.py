@@ -135,8 +135,8 @@ def write_atomically(path: Path, content: bytes) -> None:
         file.write(content)
 
 
-def write_record(record: Record, path: Path) -> None:
-    """Seal, validate and write.
+def write_record(record: Record, path: Path) -> Record:
+    """Seal, validate and write; returns it as it is written.
 
     Raises:
         ValueError: the record is not valid.
@@ -146,6 +146,7 @@ def write_record(record: Record, path: Path) -> None:
     validate(sealed)
     text = json.dumps(sealed, indent=1, allow_nan=False)
     write_atomically(path, text.encode())
+    return sealed
 
 
 def load_record(path: Path) -> Record:

@@ -161,7 +161,7 @@ def run(
         record = build_record(config, data, now, readings, lines.lines, error) | started
     if is_first:
         try:
-            write_record(record, places.record)
+            record = write_record(record, places.record)
         except OSError as full:
             before = f"{error}; " if error else ""
             raise RunFailed(f"{before}the record could not be written: {full}") from (error or full)

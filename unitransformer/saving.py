@@ -40,7 +40,7 @@ def sole_user(folder: Path) -> Iterator[None]:
         ValueError: another run is using it.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / ".lock")
+    lock = FileLock(folder / "lock")
     try:
         lock.acquire(blocking=False)
     except Timeout:

@@ -9,9 +9,11 @@ Not counted: memory from elsewhere (gloo's, the C++ library's, Python's own obje
 gloo's threads make for what they send, and tensors from before that nothing in Python leads to.
 """
 
+import contextlib
+import ctypes
 import gc
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -59,6 +61,7 @@ class PeakTensorBytes:
         self._module, self._optimizers, self._ignored = module, optimizers, ignored
         self._trace = StepTrace(module if by_module else None)
         self._settled = settled_collectives()
+        self._quiet = _without_warnings()
         self._has_begun = False
         self._before: Live = {}
         self._was_collecting = True
@@ -69,6 +72,7 @@ class PeakTensorBytes:
         self.events: list[Event] = []  # of the measured step
 
     def __enter__(self) -> Self:
+        self._quiet.__enter__()
         self._was_collecting = gc.isenabled()
         gc.collect()
         self._settled.__enter__()
@@ -93,6 +97,7 @@ class PeakTensorBytes:
     ) -> None:
         self._trace.stop()
         self._settled.__exit__(kind, error, traceback)
+        self._quiet.__exit__(kind, error, traceback)
         if self._was_collecting:
             gc.enable()
         if kind is not None:
@@ -104,7 +109,7 @@ class PeakTensorBytes:
     def _scan(self) -> Live:
         found = live_storages(self._module, self._optimizers)
         for tensor in self._ignored:
-            found.pop(tensor.untyped_storage().data_ptr(), None)
+            found.pop(_address(tensor), None)
         return found
 
     def _read(self, after: Live) -> None:
@@ -131,6 +136,21 @@ class PeakTensorBytes:
             for address, (size, _) in self._before.items()
             if address not in known and (address not in after or address in reused)
         )
+
+
+@contextlib.contextmanager
+def _without_warnings() -> Iterator[None]:
+    """The allocator warns that it does not know what was there before; the scan does."""
+    try:
+        level = ctypes.c_int.in_dll(ctypes.CDLL("libc10.so"), "FLAGS_caffe2_log_level")
+    except (OSError, ValueError):  # another build of torch: the line is printed
+        yield
+        return
+    before, level.value = level.value, 2  # errors and worse
+    try:
+        yield
+    finally:
+        level.value = before
 
 
 def live_storages(module: nn.Module | None = None, optimizers: Sequence[Any] = ()) -> Live:
@@ -165,11 +185,20 @@ def live_tensors() -> list[Tensor]:
 def _add(found: Live, tensor: Tensor, kind: str) -> None:
     if isinstance(tensor, DTensor):
         tensor = tensor._local_tensor
-    if tensor.layout != torch.strided:
-        return
+    address = _address(tensor)
+    if address:
+        found.setdefault(address, (tensor.untyped_storage().nbytes(), kind))
+
+
+def _address(tensor: Tensor) -> int:
+    """Where its memory on the CPU begins; 0 if it has none."""
+    if tensor.layout != torch.strided or tensor.device.type != "cpu":
+        return 0
     storage = tensor.untyped_storage()
-    if storage.device.type == "cpu" and storage.nbytes() and storage.data_ptr():
-        found.setdefault(storage.data_ptr(), (storage.nbytes(), kind))
+    try:
+        return storage.data_ptr() if storage.nbytes() else 0
+    except RuntimeError:  # the compiler's tensors have a shape and nothing else
+        return 0
 
 
 def _with_lost(events: list[Event], after: Live) -> list[Event]:

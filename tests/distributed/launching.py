@@ -33,6 +33,7 @@ TINY = [
     *("--model.width", "16", "--model.num-layers", "2", "--model.num-heads", "2"),
     *("--model.feedforward-width", "32", "--dropout", "0", "--max-steps", "6"),
     *("--validate-every", "6", "--validation-batches", "1", "--accelerator", "cpu"),
+    *("--ceiling-s", "0"),
 ]
 TEXT = ["--model.num-classes", "300", "--model.num-positions", "16"]
 PICTURES = ["--model.image-size", "16", "--model.patch-size", "8"]

@@ -250,7 +250,7 @@ def test_every_changed_digit_is_noticed_in_its_field(tmp_path: Path) -> None:
     path = tmp_path / "calibration.json"
     write_calibration(calibration(), path)
     text = path.read_text()
-    body = text[: text.index('"digests"')]
+    body = text[: text.index('"seals"')]
     for place, letter in enumerate(body):
         if letter.isdigit():
             other = str((int(letter) + 1) % 10)

@@ -175,6 +175,7 @@ def trainer_at(step: int, max_steps: int = 99, *, num_updates: int | None = None
         optimizers=[SimpleNamespace(state={"a": {"step": updates}})],
         global_step=step,
         max_steps=max_steps,
+        should_stop=False,
         is_global_zero=True,
         strategy=SimpleNamespace(model=None),
         precision_plugin=plugin,
