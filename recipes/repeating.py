@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 from recipes.options import RUN_FOLDER, Options
 from recipes.running import Asked, claim
-from unitransformer.comparisons import LaunchVariance, split_variance
+from unitransformer.comparisons import split_variance
 from unitransformer.process import launched_shape
-from unitransformer.readout import recorded_steady
+from unitransformer.readout import launches_in_words, recorded_steady
 from unitransformer.records import Record, load_record
 
 
@@ -43,23 +43,7 @@ def in_words(records: Sequence[Record]) -> str:
         if steady.start is None:
             return f"launch {number} has no steady state: {steady.reason}"
         steps.append(steady.of(record["step_s"][record["launches"][-1] :]))
-    return describe(split_variance(steps))
-
-
-def describe(variance: LaunchVariance) -> str:
-    """Both variances and the interval over launches, in words."""
-    medians = ", ".join(f"{median * 1000:.2f}" for median in variance.medians)
-    told = f"median steps {medians} ms"
-    if variance.median is None or variance.within is None or variance.between is None:
-        return f"{told}; not split: {variance.reason}"
-    assert variance.low is not None
-    assert variance.high is not None
-    return (
-        f"{told}; all together {variance.median * 1000:.2f} ms "
-        f"({variance.low * 1000:.2f} to {variance.high * 1000:.2f}); a launch's median varies by "
-        f"{variance.within:.2%} because its steps differ, and by {variance.between:.2%} from "
-        "launch to launch beyond that"
-    )
+    return launches_in_words(split_variance(steps))
 
 
 def _check(options: Options) -> None:

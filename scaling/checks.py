@@ -22,6 +22,8 @@ HOST: dict[str, Kinds] = {
     "threads": (int, NoneType),
     "device_memory_bytes": (int, NoneType),
     "float32_matmul_precision": (str, NoneType),
+    "sm_clock_hz": (*NUMBER, NoneType),
+    "memory_clock_hz": (*NUMBER, NoneType),
 }
 
 

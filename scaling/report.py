@@ -18,15 +18,14 @@ from scaling.conditions import (
     describe_versions,
     without_places,
 )
-from scaling.markdown import code_block, count, escaped, link, ms, table
+from scaling.joining import differences
+from scaling.markdown import code_block, count, escaped, link, table
 from scaling.parity_section import parity_cell, parity_section
+from scaling.speed_section import figures_table, passport_tables
 from scaling.store import Run, Store, find_contradictions, find_recounts
 from unitransformer.config import Recipe
 from unitransformer.flops import count_parameters
-from unitransformer.passport import Row
-from unitransformer.readout import interval_in_words
 from unitransformer.summary import human_count
-from unitransformer.tasks import rate_in_words, si
 
 LOG_LINES = 12
 LONG_SUMMARY = 50  # lines from which a summary is folded
@@ -270,10 +269,10 @@ def _recipe_section(runs: Sequence[Run], plots: str, described: Describe) -> lis
         code_block("\n".join(record["log"][-LOG_LINES:]) or "no log lines in the record"),
         f"![Loss of {title} over the optimizer steps]({plot})",
         "### Speed and memory",
-        _figures(run),
+        figures_table(run, others),
         "### FLOPs and MFU",
-        *_passport(run),
-        *_other_runs(others, described),
+        *passport_tables(run),
+        *_other_runs([run, *others] if others else [], described),
     ]
 
 
@@ -285,151 +284,17 @@ def _summary(summary: str) -> str:
     return f"<details>\n<summary>Table of {rows} lines</summary>\n\n{block}\n\n</details>"
 
 
-def _figures(run: Run) -> str:
-    rows = [
-        ("steady state", _steady(run)),
-        ("median steady step", _median_step(run)),
-        ("speed", _explained_speed(run)),
-        ("mean speed", _mean_speed(run)),
-        ("where the time goes", _shares(run)),
-        ("ceiling of this machine, in this job", _ceiling(run)),
-        ("peak memory", cells.memory(run)),
-        ("compile", _compile(run)),
-        ("flags", cells.flags(run)),
-        ("spread over", cells.devices(run)),
-        ("batch", cells.batch(run)),
-        ("precision", f"{run.config.parallel.precision}, compile {run.config.parallel.compile}"),
-        ("seed", str(run.config.seed)),
-        ("started", escaped(str(run.record.get("started_at") or "not told by the record"))),
-    ]
-    return table(("figure", "value"), rows)
-
-
-def _steady(run: Run) -> str:
-    if run.readout is None:
-        return cells.too_short(run)
-    first = run.record["steady_from"] + 1
-    launches = len(run.record["launches"])
-    after = f", in the last of {launches} launches" if launches > 1 else ""
-    left_out = [item for item in run.record["unsteady"] if item["step"] >= first]
-    but = "".join(f"; without step {item['step'] + 1}: {item['reason']}" for item in left_out)
-    return (
-        f"steps {first} to {run.num_steps}, {count(run.readout.step.count, 'step')}{after}: "
-        f"{escaped(run.record['steady_method'] + but)}"
-    )
-
-
-def _median_step(run: Run) -> str:
-    if run.readout is None:
-        return cells.too_short(run)
-    step, cpu = run.readout.step, run.readout.cpu
-    told = f"{ms(step.median)}, median absolute deviation {ms(step.mad)}"
-    if step.low is not None and step.high is not None:
-        told += f"; {ms(step.low)} to {ms(step.high)}"
-    busy = f"; processor time {ms(cpu.median)}" if run.config.parallel.accelerator == "cpu" else ""
-    return f"{told}{busy}; {escaped(interval_in_words(step))}"
-
-
-def _explained_speed(run: Run) -> str:
-    if run.readout is None:
-        return cells.too_short(run)
-    return f"{cells.speed(run)}: {count(run.units_per_step, run.unit)} a step, over that median"
-
-
-def _mean_speed(run: Run) -> str:
-    if run.readout is None:
-        return cells.too_short(run)
-    rate = rate_in_words(run.readout.mean_units_per_s, f"{run.unit}s")
-    return f"{rate}: all {run.unit}s over all seconds of the steady steps, stalls included"
-
-
-def _shares(run: Run) -> str:
-    if run.readout is None:
-        return cells.too_short(run)
-    words = {
-        "data_s": "waiting for data",
-        "forward_backward_s": "forward and backward",
-        "optimizer_s": "optimizer",
-    }
-    shares = ", ".join(f"{words[part]} {s:.1%}" for part, s in run.readout.shares.items())
-    if run.config.parallel.world_size == 1:
-        return shares
-    return f"{shares}; communication is within, `--trace` tells it apart"
-
-
-def _ceiling(run: Run) -> str:
-    measured = [ceiling for ceiling in run.record["ceiling"] if ceiling is not None]
-    if not measured:
-        return "blank: not measured, `--ceiling-s` was 0 or the run did not end well"
-    best = max(measured, key=lambda ceiling: float(ceiling["matmul_flops_per_s"]))
-    ranks = "" if len(measured) == 1 else f", the best of {len(measured)} ranks at once"
-    return (
-        f"{si(best['matmul_flops_per_s'])}FLOP/s in {escaped(best['dtype'])} matrix products, "
-        f"{si(best['copy_bytes_per_s'])}B/s copied (read and written){ranks}"
-    )
-
-
-def _compile(run: Run) -> str:
-    ledger = run.record["compile"][0]
-    if ledger["mode"] == "off":
-        return "off"
-    seconds = ledger["compile_s"]
-    told = [
-        f"{ledger['mode']}, {ledger['start'] or 'start not told'}",
-        "seconds not told" if seconds is None else f"{seconds:.1f} s of compiling",
-        "graphs not told" if ledger["graphs"] is None else count(ledger["graphs"], "graph"),
-        count(len(ledger["graph_breaks"]), "graph break"),
-        count(len(ledger["recompiles"]), "recompile"),
-    ]
-    places = [f"break at {item['where']}: {item['reason']}" for item in ledger["graph_breaks"]]
-    places += [
-        f"step {item['step']}: {item['function']}: {item['reason'] or 'reason not told'}"
-        for item in ledger["recompiles"]
-    ]
-    return escaped("; ".join([", ".join(told), *places]))
-
-
-def _passport(run: Run) -> list[str]:
-    """What each way of counting says, beside the peak and the ceiling."""
-    headers = (
-        *("convention", f"FLOPs per {run.unit}", "FLOP/s a device", "share of the data sheet"),
-        *("share of the ceiling", "what it counts"),
-    )
-    rows = [
-        (
-            f"`{row.convention}`",
-            f"{row.flops_per_unit:,.0f}",
-            f"{si(row.flops_per_s)}FLOP/s" if row.flops_per_s is not None else "blank",
-            _utilisation(row),
-            _share_of_ceiling(row),
-            escaped(row.counts),
-        )
-        for row in run.passport
-    ]
-    first = run.passport[0]
-    source = ""
-    if first.peak_flops_per_s is not None:
-        remark = f"; {first.peak_remark}" if first.peak_remark else ""
-        source = (
-            f"Data sheet: {si(first.peak_flops_per_s)}FLOP/s dense in {first.dtype}, "
-            f"{first.peak_source}{remark}."
-        )
-    return [table(headers, rows), escaped(source)]
-
-
-def _utilisation(row: Row) -> str:
-    if row.utilisation is None:
-        return f"blank: {escaped(str(row.reason))}"
-    return f"{row.kind} {row.utilisation:.1%}"
-
-
-def _share_of_ceiling(row: Row) -> str:
-    told = "blank" if row.share_of_ceiling is None else f"{row.share_of_ceiling:.1%}"
-    return f"{told}; {escaped(row.flag)}" if row.flag else told
-
-
 def _other_runs(runs: Sequence[Run], described: Describe) -> list[str]:
     if not runs:
         return []
     body = [[describe(run) for describe in described.values()] for run in runs]
-    return ["### Other runs", table(tuple(described), body)]
+    return ["### All runs", _apart(runs), table(tuple(described), body)]
+
+
+def _apart(runs: Sequence[Run]) -> str:
+    """In which conditions the rows of a table differ: they are no curve."""
+    found = differences([run.record for run in runs])
+    if not found:
+        return ""
+    lines = [f"> - {escaped(without_places(line, []))}" for line in found]
+    return "\n".join(["> [!NOTE]", "> These rows were not measured alike.", ">", *lines])

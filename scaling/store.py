@@ -58,6 +58,7 @@ LISTS: dict[str, Kinds] = {
     "unsteady": dict,
     "ceiling": (dict, NoneType),
     "compile": dict,
+    "gpu": (dict, NoneType),
     "peak_bytes": (int, NoneType),
     "peak_reserved_bytes": (int, NoneType),
     "peak_resident_bytes": (int, NoneType),
@@ -70,6 +71,11 @@ LEDGER: dict[str, Kinds] = {
     "start": (str, NoneType),
     "compile_s": (*NUMBER, NoneType),
     "graphs": (int, NoneType),
+}
+GPU: dict[str, Kinds] = {
+    "joules": (*NUMBER, NoneType),
+    "joules_of_steps": (int, NoneType),
+    "untold": dict,
 }
 LEDGER_LISTS: dict[str, Kinds] = {"graph_breaks": dict, "recompiles": dict}
 BREAK: dict[str, Kinds] = {"where": str, "reason": str}
@@ -127,6 +133,12 @@ class Run:
             launches=record["launches"],
             units_per_step=self.units_per_step,
         )
+
+    @property
+    def steady_s(self) -> list[float]:
+        """Seconds of each steady step."""
+        record = self.record
+        return recorded_steady(record).of(record["step_s"][record["launches"][-1] :])
 
     @property
     def units_per_s(self) -> float | None:
@@ -313,6 +325,9 @@ def _check_facts(record: Record) -> None:
     for rank, ceiling in enumerate(record["ceiling"]):
         if ceiling is not None:
             read_ceiling(ceiling, f"record: ceiling.{rank}")
+    for rank, gpu in enumerate(record["gpu"]):
+        if gpu is not None:
+            check_fields(gpu, GPU, f"record: gpu.{rank}")
     for rank, ledger in enumerate(record["compile"]):
         where = f"record: compile.{rank}"
         check_fields(ledger, LEDGER, where)

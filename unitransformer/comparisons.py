@@ -152,3 +152,22 @@ def _between(logs: Sequence[float], variances: Sequence[float]) -> float:
 def _mean(values: Sequence[float], weights: Sequence[float]) -> float:
     pairs = zip(values, weights, strict=True)
     return sum(value * weight for value, weight in pairs) / sum(weights)
+
+
+def pays_off_at(compile_s: float, eager_step_s: float, compiled_step_s: float) -> int | None:
+    """Steps after which a compiled run has caught up with an eager one; None if it never does.
+
+    The smallest n with compile_s + n * compiled_step_s <= n * eager_step_s.
+
+    Raises:
+        ValueError: a time that is negative or not finite.
+    """
+    times = {"compile_s": compile_s, "eager_step_s": eager_step_s}
+    for name, seconds in {**times, "compiled_step_s": compiled_step_s}.items():
+        if not (math.isfinite(seconds) and seconds >= 0):
+            raise ValueError(f"{name} is {seconds}; give seconds, 0 or more")
+    saved_s = eager_step_s - compiled_step_s
+    if saved_s <= 0:
+        return None
+    # 3 / (0.3 - 0.2) is a hair above 30.
+    return math.ceil(compile_s / saved_s * (1 - 1e-12))

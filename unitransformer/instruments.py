@@ -117,7 +117,7 @@ class Instruments(pl.Callback):
         if device.type == "cpu":
             peaks |= {"peak_bytes": None if counted is None else counted.bytes}
         return {
-            "hardware": describe_host() | _describe_device(device),
+            "hardware": describe_host() | _describe_device(device) | self._clocks(),
             "host": self._host if len(self._host) == 2 else None,
             "gpu": self.telemetry.as_dict(self._first_step, self._step),
             "ceiling": None if ceiling is None else ceiling.as_dict(),
@@ -128,6 +128,13 @@ class Instruments(pl.Callback):
             "flags": self.telemetry.flags(self._first_step, self._step),
             **peaks,
         }
+
+    def _clocks(self) -> dict[str, float | None]:
+        """Of the GPU, at the last look."""
+        if not self.telemetry.samples:
+            return {}
+        last = self.telemetry.samples[-1]
+        return {"sm_clock_hz": last.sm_clock_hz, "memory_clock_hz": last.memory_clock_hz}
 
     def _measure_ceiling(self, device: torch.device) -> None:
         """Before training and after it, half of the time each."""

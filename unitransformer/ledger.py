@@ -5,7 +5,6 @@ The compiler keeps the books itself (`CompilationMetrics`, one record a compilat
 they are read when a step begins, so nothing is paid inside a step that compiles nothing.
 """
 
-import math
 import re
 import sys
 import time
@@ -41,34 +40,6 @@ class Recompile:
     step: int | None
     function: str  # name (file:line)
     reason: str | None  # the guard that failed; None: this torch does not tell
-
-
-def pays_off_at(compile_s: float, eager_step_s: float, compiled_step_s: float) -> int | None:
-    """Steps after which a compiled run has caught up with an eager one; None if it never does.
-
-    The smallest n with compile_s + n * compiled_step_s <= n * eager_step_s.
-
-    Raises:
-        ValueError: a time that is negative or not finite.
-    """
-    times = {"compile_s": compile_s, "eager_step_s": eager_step_s}
-    for name, seconds in {**times, "compiled_step_s": compiled_step_s}.items():
-        if not (math.isfinite(seconds) and seconds >= 0):
-            raise ValueError(f"{name} is {seconds}; give seconds, 0 or more")
-    saved_s = eager_step_s - compiled_step_s
-    if saved_s <= 0:
-        return None
-    # 3 / (0.3 - 0.2) is a hair above 30.
-    return math.ceil(compile_s / saved_s * (1 - 1e-12))
-
-
-def compiled_in(ledger: Mapping[str, Any], start: int, stop: int) -> list[int]:
-    """Steps of the window [start, stop) that hold a compilation: not one of them is steady.
-
-    Args:
-        ledger: what `CompileLedger.as_dict` returned.
-    """
-    return [step for step in ledger["steps"] if start <= step < stop]
 
 
 class CompileLedger:

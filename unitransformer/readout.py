@@ -5,6 +5,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from unitransformer.comparisons import LaunchVariance
 from unitransformer.config import RunConfig
 from unitransformer.flops import count_flops
 from unitransformer.intervals import Figures, describe, mean_rate
@@ -110,6 +111,22 @@ def read_out(
         high_units_per_s=None if step.low is None else units_per_step / step.low,
         mean_units_per_s=mean_rate(kept_s, units_per_step),
         shares={part: math.fsum(kept[part]) / math.fsum(kept_s) for part in PARTS},
+    )
+
+
+def launches_in_words(variance: LaunchVariance) -> str:
+    """Variance within and between launches, and the interval over them."""
+    medians = ", ".join(f"{median * 1000:.2f}" for median in variance.medians)
+    told = f"median steps {medians} ms"
+    if variance.median is None or variance.within is None or variance.between is None:
+        return f"{told}; not split: {variance.reason}"
+    assert variance.low is not None
+    assert variance.high is not None
+    return (
+        f"{told}; all together {variance.median * 1000:.2f} ms "
+        f"({variance.low * 1000:.2f} to {variance.high * 1000:.2f}); a launch's median varies by "
+        f"{variance.within:.2%} because its steps differ, and by {variance.between:.2%} from "
+        "launch to launch beyond that"
     )
 
 

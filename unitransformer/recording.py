@@ -96,7 +96,7 @@ def build_record(
         "figures": {} if readout is None else readout.as_dict(),
         f"{UNIT[config.recipe]}_per_s": units_per_s,
         "passport": [asdict(row) for row in passport],
-        "flags": _flags(readings, loads, passport),
+        "flags": _flags(readings, loads, passport, _compiled_late(told["compile"], steady_from)),
         "host_load": [load.as_dict() for load in loads],
         **told,
         "peak_bytes_kind": PEAK_KIND[config.parallel.accelerator],
@@ -131,8 +131,19 @@ def _loads(readings: Sequence[Mapping[str, Any]]) -> list[HostLoad]:
     ]
 
 
+def _compiled_late(ledgers: Sequence[Mapping[str, Any]], steady_from: int | None) -> list[str]:
+    """Steps of the timed window that were held up by the compiler."""
+    if steady_from is None:
+        return []
+    steps = {step for ledger in ledgers for step in ledger["steps"] if step >= steady_from}
+    return [f"compiled again at step {step + 1}, in the timed window" for step in sorted(steps)]
+
+
 def _flags(
-    readings: Sequence[Mapping[str, Any]], loads: Sequence[HostLoad], passport: Sequence[Row]
+    readings: Sequence[Mapping[str, Any]],
+    loads: Sequence[HostLoad],
+    passport: Sequence[Row],
+    compiled: Sequence[str],
 ) -> list[str]:
     """What makes the figures doubtful, in words; each once, with the ranks that saw it."""
     ranks: dict[str, list[int]] = {}
@@ -144,6 +155,7 @@ def _flags(
         for flag, seen in ranks.items()
     ]
     told += [flag for load in loads for flag in load.flags()]
+    told += compiled
     return told + [f"`{row.convention}`: {row.flag}" for row in passport if row.flag]
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import re
 import subprocess
 import sys
@@ -167,11 +168,32 @@ def test_the_longest_run_has_the_section_and_the_others_a_row() -> None:
     long = make_record(step_s=STEP_S + [0.1] * 8, loss=[1.0] * 20, learning_rate=[1e-3] * 20)
     text = render(make_record(), long, make_record(started_at="2026-02-02"))
     assert cells(text, "steps") == ["20"]
-    others = text.split("### Other runs")[1]
-    assert "[2.json](runs/2.json)" in others
-    assert "[0.json](runs/0.json)" in others
-    assert "[1.json](runs/1.json)" not in others
-    assert others.index("2.json") < others.index("0.json"), "of equally long runs the newest first"
+    rows = text.split("### All runs")[1]
+    places = [rows.index(f"[{number}.json](runs/{number}.json)") for number in (1, 2, 0)]
+    assert places == sorted(places), "the longest, then of equally long ones the newest"
+    assert "> These rows were not measured alike." in rows
+    assert "uncommitted changes (records 1, 2, 3)" in rows
+
+
+def test_repeats_of_a_launch_have_their_variance_apart() -> None:
+    noise = random.Random(0)
+    step_s = [0.5, 0.3] + [0.1 + 0.01 * noise.random() for _ in range(90)]
+    slower = [0.5, 0.3] + [0.12 + 0.01 * noise.random() for _ in range(90)]
+    text = render(make_record(step_s=step_s), make_record(step_s=slower))
+    (told,) = cells(text, "launches")
+    assert told.startswith("2: median steps ")
+    assert "from launch to launch beyond that" in told
+
+
+def test_a_compiled_run_says_when_compiling_has_paid_for_itself() -> None:
+    # 1 s of compiling, 0.1 s saved a step.
+    eager = make_record(step_s=[0.5, 0.3] + [0.2] * 10)
+    compiled = make_record()
+    compiled["config"]["parallel"]["compile"] = "default"
+    told = CompileLedger("off").as_dict() | {"mode": "default", "compile_s": 1.0, "graphs": 1}
+    compiled |= {"compile": [told], "started_at": "2026-02-02"}
+    (cell,) = cells(render(eager, compiled), "compile")
+    assert cell.endswith("pays off at step 10: a step takes 100.0 ms, not compiled 200.0 ms")
 
 
 def test_figures_of_a_run_come_from_its_raw_steps() -> None:
@@ -224,7 +246,8 @@ def test_a_compiled_run_says_what_the_compiler_did_and_where() -> None:
     (told,) = cells(render(make_record(compile=[ledger])), "compile")
     assert told == (
         "default, cold, 12.5 s of compiling, 2 graphs, 1 graph break, 1 recompile; break at "
-        "a/b.py:7: print; step 5: f (a/b.py:1): size changed"
+        "a/b.py:7: print; step 5: f (a/b.py:1): size changed; when it pays off is not told: there "
+        "is no run like this that was not compiled"
     )
 
 

@@ -1,0 +1,204 @@
+"""Speed, memory and FLOPs of one run, as tables: each figure with what it stands on."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from scaling import cells
+from scaling.joining import differences
+from scaling.markdown import count, escaped, ms, table
+from scaling.store import Run
+from unitransformer.comparisons import LEAST_LAUNCHES, pays_off_at, split_variance
+from unitransformer.config import RunConfig
+from unitransformer.passport import Row
+from unitransformer.readout import interval_in_words, launches_in_words
+from unitransformer.tasks import rate_in_words, si
+
+
+def figures_table(run: Run, others: Sequence[Run]) -> str:
+    rows = [
+        ("steady state", _steady(run)),
+        ("median steady step", _median_step(run)),
+        ("speed", _explained_speed(run)),
+        ("mean speed", _mean_speed(run)),
+        ("where the time goes", _shares(run)),
+        ("ceiling of this machine, in this job", _ceiling(run)),
+        ("peak memory", cells.memory(run)),
+        ("energy", _energy(run)),
+        ("compile", _compile(run, others)),
+        ("launches", _launches(run, [other for other in others if other.config == run.config])),
+        ("flags", cells.flags(run)),
+        ("spread over", cells.devices(run)),
+        ("batch", cells.batch(run)),
+        ("precision", f"{run.config.parallel.precision}, compile {run.config.parallel.compile}"),
+        ("seed", str(run.config.seed)),
+        ("started", escaped(str(run.record.get("started_at") or "not told by the record"))),
+    ]
+    return table(("figure", "value"), rows)
+
+
+def _steady(run: Run) -> str:
+    if run.readout is None:
+        return cells.too_short(run)
+    first = run.record["steady_from"] + 1
+    launches = len(run.record["launches"])
+    after = f", in the last of {launches} launches" if launches > 1 else ""
+    left_out = [item for item in run.record["unsteady"] if item["step"] >= first]
+    but = "".join(f"; without step {item['step'] + 1}: {item['reason']}" for item in left_out)
+    return (
+        f"steps {first} to {run.num_steps}, {count(run.readout.step.count, 'step')}{after}: "
+        f"{escaped(run.record['steady_method'] + but)}"
+    )
+
+
+def _median_step(run: Run) -> str:
+    if run.readout is None:
+        return cells.too_short(run)
+    step, cpu = run.readout.step, run.readout.cpu
+    told = f"{ms(step.median)}, median absolute deviation {ms(step.mad)}"
+    if step.low is not None and step.high is not None:
+        told += f"; {ms(step.low)} to {ms(step.high)}"
+    busy = f"; processor time {ms(cpu.median)}" if run.config.parallel.accelerator == "cpu" else ""
+    return f"{told}{busy}; {escaped(interval_in_words(step))}"
+
+
+def _explained_speed(run: Run) -> str:
+    if run.readout is None:
+        return cells.too_short(run)
+    return f"{cells.speed(run)}: {count(run.units_per_step, run.unit)} a step, over that median"
+
+
+def _mean_speed(run: Run) -> str:
+    if run.readout is None:
+        return cells.too_short(run)
+    rate = rate_in_words(run.readout.mean_units_per_s, f"{run.unit}s")
+    return f"{rate}: all {run.unit}s over all seconds of the steady steps, stalls included"
+
+
+def _shares(run: Run) -> str:
+    if run.readout is None:
+        return cells.too_short(run)
+    words = {
+        "data_s": "waiting for data",
+        "forward_backward_s": "forward and backward",
+        "optimizer_s": "optimizer",
+    }
+    shares = ", ".join(f"{words[part]} {s:.1%}" for part, s in run.readout.shares.items())
+    if run.config.parallel.world_size == 1:
+        return shares
+    return f"{shares}; communication is within, `--trace` tells it apart"
+
+
+def _ceiling(run: Run) -> str:
+    measured = [ceiling for ceiling in run.record["ceiling"] if ceiling is not None]
+    if not measured:
+        return "blank: not measured, `--ceiling-s` was 0 or the run did not end well"
+    best = max(measured, key=lambda ceiling: float(ceiling["matmul_flops_per_s"]))
+    ranks = "" if len(measured) == 1 else f", the best of {len(measured)} ranks at once"
+    return (
+        f"{si(best['matmul_flops_per_s'])}FLOP/s in {escaped(best['dtype'])} matrix products, "
+        f"{si(best['copy_bytes_per_s'])}B/s copied (read and written){ranks}"
+    )
+
+
+def _compile(run: Run, others: Sequence[Run]) -> str:
+    ledger = run.record["compile"][0]
+    if ledger["mode"] == "off":
+        return "off"
+    seconds = ledger["compile_s"]
+    told = [
+        f"{ledger['mode']}, {ledger['start'] or 'start not told'}",
+        "seconds not told" if seconds is None else f"{seconds:.1f} s of compiling",
+        "graphs not told" if ledger["graphs"] is None else count(ledger["graphs"], "graph"),
+        count(len(ledger["graph_breaks"]), "graph break"),
+        count(len(ledger["recompiles"]), "recompile"),
+    ]
+    places = [f"break at {item['where']}: {item['reason']}" for item in ledger["graph_breaks"]]
+    places += [
+        f"step {item['step']}: {item['function']}: {item['reason'] or 'reason not told'}"
+        for item in ledger["recompiles"]
+    ]
+    return escaped("; ".join([", ".join(told), *places, _payoff(run, others)]))
+
+
+def _payoff(run: Run, others: Sequence[Run]) -> str:
+    """When compiling has caught up with the same run that was not compiled."""
+    eager = [other for other in others if other.readout and _compiled(other, run) == run.config]
+    seconds = run.record["compile"][0]["compile_s"]
+    if not eager or run.readout is None or seconds is None:
+        return "when it pays off is not told: there is no run like this that was not compiled"
+    assert eager[0].readout is not None
+    slow_s, fast_s = eager[0].readout.step.median, run.readout.step.median
+    step = pays_off_at(seconds, slow_s, fast_s)
+    if step is None:
+        return f"never pays off: a step takes {ms(fast_s)}, not compiled {ms(slow_s)}"
+    return f"pays off at step {step:,}: a step takes {ms(fast_s)}, not compiled {ms(slow_s)}"
+
+
+def _compiled(run: Run, like: Run) -> RunConfig | None:
+    """The config of a run that was not compiled, were it compiled."""
+    parallel = run.config.parallel
+    if parallel.compile != "off":
+        return None
+    mode = like.config.parallel.compile
+    return replace(run.config, parallel=replace(parallel, compile=mode))
+
+
+def _energy(run: Run) -> str:
+    """Joules a token or picture of all devices, by their own counters."""
+    gpus = [gpu or {"joules": None, "untold": {}} for gpu in run.record["gpu"]]
+    missing = [gpu for gpu in gpus if gpu["joules"] is None or not gpu["joules_of_steps"]]
+    if missing or not gpus:
+        untold = missing[0]["untold"] if missing else {}
+        reason = untold.get("all") or untold.get("joules") or "not told by the record"
+        return f"blank: {escaped(str(reason))}"
+    per_step = sum(gpu["joules"] / gpu["joules_of_steps"] for gpu in gpus)
+    return f"{per_step / run.units_per_step:.3g} J per {run.unit}, of {count(len(gpus), 'device')}"
+
+
+def _launches(run: Run, again: Sequence[Run]) -> str:
+    """Repeats of the whole launch: how much of the scatter is theirs."""
+    runs = [each for each in (run, *again) if each.readout is not None]
+    if len(runs) < LEAST_LAUNCHES:
+        return "one: its interval says nothing of another launch; `--repeats` does"
+    told = f"{len(runs)}: {launches_in_words(split_variance([each.steady_s for each in runs]))}"
+    apart = differences([each.record for each in runs])
+    return escaped("; ".join([told, *apart]))
+
+
+def passport_tables(run: Run) -> list[str]:
+    """What each way of counting says, beside the peak and the ceiling."""
+    headers = (
+        *("convention", f"FLOPs per {run.unit}", "FLOP/s a device", "share of the data sheet"),
+        *("share of the ceiling", "what it counts"),
+    )
+    rows = [
+        (
+            f"`{row.convention}`",
+            f"{row.flops_per_unit:,.0f}",
+            f"{si(row.flops_per_s)}FLOP/s" if row.flops_per_s is not None else "blank",
+            _utilisation(row),
+            _share_of_ceiling(row),
+            escaped(row.counts),
+        )
+        for row in run.passport
+    ]
+    first = run.passport[0]
+    source = ""
+    if first.peak_flops_per_s is not None:
+        remark = f"; {first.peak_remark}" if first.peak_remark else ""
+        source = (
+            f"Data sheet: {si(first.peak_flops_per_s)}FLOP/s dense in {first.dtype}, "
+            f"{first.peak_source}{remark}."
+        )
+    return [table(headers, rows), escaped(source)]
+
+
+def _utilisation(row: Row) -> str:
+    if row.utilisation is None:
+        return f"blank: {escaped(str(row.reason))}"
+    return f"{row.kind} {row.utilisation:.1%}"
+
+
+def _share_of_ceiling(row: Row) -> str:
+    told = "blank" if row.share_of_ceiling is None else f"{row.share_of_ceiling:.1%}"
+    return f"{told}; {escaped(row.flag)}" if row.flag else told
