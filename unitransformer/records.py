@@ -67,6 +67,7 @@ def validate(record: Mapping[str, Any], where: str = "record") -> None:
             f"{where}: schema is {record.get('schema')!r}; this version reads {SCHEMA}: "
             "measure again, or read it with the version that wrote it"
         )
+    check_seals(record, where)
     for key, kind in KEYS.items():
         if key not in record:
             raise ValueError(f"{where}: {key} is missing")
@@ -92,7 +93,6 @@ def validate(record: Mapping[str, Any], where: str = "record") -> None:
         _check_numbers(record["samples"][key], f"{where}: samples.{key}")
         if len(record["samples"][key]) != len(record["step_s"]):
             raise ValueError(f"{where}: samples.{key} and step_s differ in their number of steps")
-    check_seals(record, where)
     if record["status"] == "ok" and not len(record["loss"]) == len(record["step_s"]) > 0:
         raise ValueError(f"{where}: {len(record['loss'])} losses, {len(record['step_s'])} times")
 

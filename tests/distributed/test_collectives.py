@@ -71,6 +71,8 @@ def test_an_interrupt_ends_all_with_one_line_and_no_file(tmp_path: Path, reposit
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        # Who is started in the background by a shell ignores it.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     deadline_s = time.monotonic() + 120
     started: list[str] = []  # the process that does the work, then its two ranks

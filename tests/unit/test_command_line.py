@@ -1,6 +1,7 @@
 """The command line: what options mean, what they default to, and where a run puts its files."""
 
 import json
+import re
 import shlex
 from collections.abc import Callable
 from pathlib import Path
@@ -15,13 +16,14 @@ from recipes.presets import Preset, nearest
 from unitransformer.config import ModelConfig, OptimizerConfig, RunConfig
 from unitransformer.flops import count_parameters
 from unitransformer.records import config_of, load_record
+from unitransformer.saving import sole_user
 from unitransformer.summary import human_count
 
 PRESETS = (bert.PRESET, gpt.PRESET, vit.PRESET)
 TINY = (
     "--model.width 16 --model.num-layers 1 --model.num-heads 2 --model.feedforward-width 32 "
     "--model.num-classes 300 --model.num-positions 8 --batch-size 2 --max-steps 2 "
-    "--accelerator cpu --data text.txt"
+    "--accelerator cpu --data text.txt --ceiling-s 0"
 )
 
 
@@ -38,17 +40,19 @@ Say = Callable[[str], str]
 
 
 @pytest.fixture
-def say(
-    tmp_path: Path,
-    tmp_path_factory: pytest.TempPathFactory,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> Say:
-    """Run a line with GPT in an empty folder that holds text.txt; give what it printed."""
+def folder(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The current one holds text.txt and nothing else."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("UNITRANSFORMER_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
     lines = (f"{a} times {b} makes {a * b}\n" for a in range(40) for b in range(20))
     Path("text.txt").write_text("".join(lines))
+
+
+@pytest.fixture
+def say(folder: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Say:
+    """Run a line with GPT in an empty folder that holds text.txt; give what it printed."""
 
     def run(line: str) -> str:
         monkeypatch.delenv(RUN_FOLDER, raising=False)
@@ -246,3 +250,115 @@ def test_a_large_seed_trains_with_dropout(say: Say, seed: int) -> None:
 
 def test_bf16_mixed_clips_gradients_on_a_cpu(say: Say) -> None:
     assert "validation  loss" in say(f"{TINY} --precision bf16-mixed")
+
+
+# ---- measuring
+
+
+@pytest.mark.parametrize(("word", "share"), [("1%", 0.01), ("0.5 %", 0.005), ("0.02", 0.02)])
+def test_an_interval_is_a_share_with_or_without_percent(word: str, share: float) -> None:
+    assert config_for(f"--until-interval '{word}'").until_interval == pytest.approx(share)
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("--until-interval wide", "until_interval is 'wide'; it must be a share, as 1% or 0.01"),
+        ("--until-interval 200%", "until_interval is 2.0; it must be between 0 and 1"),
+        ("--ceiling-s -1", "ceiling_s is -1.0; it must be at least 0"),
+        ("--repeats 0", "repeats is 0; it must be at least 1"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused(line: str, said: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(said)):
+        config_for(line)
+
+
+def test_training_goes_on_until_the_median_is_known(say: Say) -> None:
+    out = say(f"{TINY} --max-steps 2000 --until-interval 90% --validate-every 2000")
+    (path,) = Path("runs").glob("*/*.json")
+    record = load_record(path)
+    steps = len(record["step_s"])
+    assert record["status"] == "ok"
+    assert 64 <= steps < 2000
+    figures = record["figures"]
+    assert figures["high_step_s"] - figures["low_step_s"] < 0.9 * figures["median_step_s"]
+    assert record["validation"]["history"][-1]["step"] == steps, "the last step is validated"
+    assert (path.parent / "checkpoints" / f"step-{steps:08}").is_dir(), "and saved"
+    assert f"step {steps:>4}/2000" in out
+
+
+def test_a_ceiling_stands_beside_the_work_of_a_run(say: Say) -> None:
+    out = say(f"{TINY} --max-steps 14 --validate-every 14 --ceiling-s 0.05")
+    (path,) = Path("runs").glob("*/*.json")
+    record = load_record(path)
+    (ceiling,) = record["ceiling"]
+    assert ceiling["matmul_flops_per_s"] > 0
+    row = next(row for row in record["passport"] if row["convention"] == "matmul")
+    if row["flops_per_s"] is not None:  # steady in spite of the neighbours
+        share = row["flops_per_s"] / ceiling["matmul_flops_per_s"]
+        assert row["share_of_ceiling"] == pytest.approx(share)
+        assert f"{share:.1%} of what this machine reached in this job" in out
+    assert row["utilisation"] is None
+    assert "no published peak" in row["reason"]
+
+
+def test_a_trace_is_written_and_its_steps_are_not_measured(say: Say) -> None:
+    out = say(f"{TINY} --max-steps 9 --validate-every 9 --trace there/trace")
+    (path,) = Path("runs").glob("*/*.json")
+    assert {item.name for item in Path("there/trace").iterdir()} == {
+        "shares-rank0.json",
+        "trace-rank0.json.gz",
+    }
+    unsteady = {item["step"]: item["reason"] for item in load_record(path)["unsteady"]}
+    counted, traced = "bytes of tensors were counted", "traced"
+    assert unsteady == {1: counted, 2: counted, 4: traced, 5: traced, 6: traced}
+    assert "time        matrix multiply" in out
+
+
+def test_bytes_of_tensors_are_the_same_in_every_run(say: Say) -> None:
+    for _ in range(2):
+        say(f"{TINY} --max-steps 4 --validate-every 4")
+    first, second = (load_record(path) for path in sorted(Path("runs").glob("*/*.json")))
+    assert first["peak_bytes"] == second["peak_bytes"]
+    assert first["peak_bytes"][0] > 4 * 4 * first["num_parameters"], "weights, gradients, moments"
+
+
+def test_repeats_are_launches_with_a_record_each(
+    folder: None,
+    capfd: pytest.CaptureFixture[str],
+    repository: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(repository))
+    arguments = shlex.split(f"{TINY} --repeats 2")
+    assert run_recipe(gpt.PRESET, gpt.show, arguments) == 0
+    out = capfd.readouterr().out
+    first, second = sorted(Path("runs").glob("*/*.json"))
+    assert [first.stem[-2:], second.stem[-2:]] == ["-1", "-2"]
+    assert load_record(first)["config"] == load_record(second)["config"]
+    assert load_record(first)["loss"] == load_record(second)["loss"]
+    assert "--repeats" not in load_record(first)["command"]
+    assert out.index("launch 1 of 2") < out.index("launch 2 of 2")
+    assert "launches    launch 1 has no steady state: 2 steps, needs 8" in out
+
+
+@pytest.mark.parametrize("option", ["--record x.json", "--checkpoint-dir x", "--trace x"])
+def test_repeats_into_one_place_are_refused(
+    option: str, say: Say, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_recipe(gpt.PRESET, gpt.show, shlex.split(f"{TINY} --repeats 2 {option}")) == 2
+    name = option.split()[0]
+    said = f"error: repeats is 2 and {name} names one place for all of them; leave {name} out\n"
+    assert capsys.readouterr().err == said
+    assert not Path("runs").exists()
+
+
+def test_a_second_run_on_the_same_checkpoints_is_refused(
+    say: Say, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with sole_user(Path("kept")):
+        line = f"{TINY} --checkpoint-dir kept"
+        assert run_recipe(gpt.PRESET, gpt.show, shlex.split(line)) == 2
+    assert "error: checkpoint-dir kept is in use by another run" in capsys.readouterr().err
+    say(f"{TINY} --checkpoint-dir kept")

@@ -15,6 +15,7 @@ from recipes.presets import Preset
 from unitransformer import training
 from unitransformer.checkpoints import check_files, newest_checkpoint, read_told
 from unitransformer.config import DataConfig, OptimizerConfig, ParallelConfig, RunConfig
+from unitransformer.readout import recorded_steady
 from unitransformer.records import load_record
 from unitransformer.run import Outcome, Places, RunFailed, run
 from unitransformer.training import build_optimizer
@@ -209,7 +210,7 @@ def test_a_record_says_what_ran_and_validates(text: Path, tmp_path: Path) -> Non
     if record["steady_from"] is None:
         assert "needs" in record["steady_reason"]
     else:
-        steady = record["step_s"][record["steady_from"] :]
+        steady = recorded_steady(record).of(record["step_s"])
         assert record["tokens_per_s"] == 4 * 16 / statistics.median(steady)
     assert {"csv", "tensorboard", "checkpoints"} <= {path.name for path in tmp_path.iterdir()}
 

@@ -1,0 +1,41 @@
+"""What watching a run costs it, whole recipes with and without."""
+
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch import Trainer
+
+import unitransformer.run
+from tests.benchmarks.turns import WARM_UP, Arm, check
+from unitransformer import instruments
+from unitransformer.measure import ClockStarts, ClockStops, Step, StepClock
+
+STEPS = WARM_UP + 200
+OPTIONS = (
+    *("--model.width", "64", "--model.num-layers", "2", "--model.num-heads", "2"),
+    *("--model.feedforward-width", "256", "--model.num-positions", "64"),
+    *("--model.num-classes", "1000", "--data", "synthetic", "--batch-size", "16"),
+    *("--max-steps", str(STEPS), "--validate-every", str(STEPS), "--devices", "1"),
+    *("--log-every", str(STEPS), "--strategy", "single"),
+)
+
+
+def watch_nothing() -> None:
+    """Neither clock nor instruments: no callback of ours looks at a step."""
+    build_trainer = unitransformer.run.build_trainer
+    watchers = (ClockStops, ClockStarts, instruments.Instruments)
+
+    def build(*arguments: Any, callbacks: list[pl.Callback], **options: Any) -> Trainer:
+        kept = [callback for callback in callbacks if not isinstance(callback, watchers)]
+        return build_trainer(*arguments, callbacks=kept, **options)
+
+    unitransformer.run.build_trainer = build
+    # What the record and the log need of a clock that never ran.
+    step = Step(step_s=1.0, cpu_s=1.0, data_s=0.1, forward_backward_s=0.8, optimizer_s=0.1)
+    StepClock.steps = lambda self: [step] * STEPS  # type: ignore[method-assign]
+
+
+def test_measuring_costs_at_most_half_a_percent_of_a_step(tmp_path: Path) -> None:
+    arms = {"not watched": Arm(fault=watch_nothing), "watched": Arm()}
+    check(tmp_path, arms, OPTIONS, {"watched": 1.005})

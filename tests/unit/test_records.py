@@ -1,0 +1,71 @@
+"""Records on disk: what was changed after it was written is refused, with its field."""
+
+import json
+import random
+import re
+from pathlib import Path
+
+import pytest
+from test_store import make_record
+
+from unitransformer.records import SCHEMA, load_record, write_record
+from unitransformer.sealed import SEALS, check_seals, seal
+
+
+def test_any_changed_digit_is_noticed_in_its_field(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    write_record(make_record(), path)
+    text = path.read_text()
+    body = text[: text.index(f'"{SEALS}"')]
+    digits = [place for place, letter in enumerate(body) if letter.isdigit()]
+    for place in random.Random(0).sample(digits, 200):
+        other = str((int(text[place]) + 1) % 10)
+        path.write_text(text[:place] + other + text[place + 1 :])
+        # Every top-level field begins a line, one blank in.
+        (*_, field) = re.findall(r'^ "(\w+)":', text[:place], flags=re.MULTILINE)
+        with pytest.raises(ValueError, match=f"{field} (was changed|is)|was written as"):
+            load_record(path)
+
+
+def test_a_last_digit_that_changes_no_number_is_noticed_too(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    write_record(make_record(step_s=[0.1] * 12), path)
+    assert float("0.10000000000000001") == 0.1
+    path.write_text(path.read_text().replace("0.1,", "0.10000000000000001,", 1))
+    with pytest.raises(ValueError, match=r"0\.10000000000000001 was written as 0\.1"):
+        load_record(path)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.999])
+def test_a_truncated_record_is_refused(share: float, tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    write_record(make_record(), path)
+    text = path.read_text()
+    path.write_text(text[: int(share * len(text))])
+    with pytest.raises(ValueError, match=r"a\.json: not JSON as it was written"):
+        load_record(path)
+
+
+@pytest.mark.parametrize("schema", [SCHEMA - 1, SCHEMA + 1, None])
+def test_a_record_of_another_schema_is_refused(schema: int | None, tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps(seal(make_record(schema=schema))))
+    with pytest.raises(ValueError, match=rf"schema is {schema}; this version reads {SCHEMA}"):
+        load_record(path)
+
+
+def test_a_field_that_was_added_or_taken_away_is_noticed() -> None:
+    sealed = seal({"a": 1, "b": [2.0]})
+    check_seals(sealed, "record")
+    with pytest.raises(ValueError, match="record: c was changed"):
+        check_seals(sealed | {"c": 3}, "record")
+    with pytest.raises(ValueError, match="record: b is missing"):
+        check_seals({name: value for name, value in sealed.items() if name != "b"}, "record")
+    with pytest.raises(ValueError, match="record: seals is missing"):
+        check_seals({"a": 1}, "record")
+
+
+def test_a_sealed_record_that_is_changed_and_sealed_again_is_another_record() -> None:
+    once = seal({"a": 1})
+    assert seal(once) == once
+    assert seal(once | {"a": 2})[SEALS] != once[SEALS]
