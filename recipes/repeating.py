@@ -7,10 +7,10 @@ from collections.abc import Sequence
 
 from recipes.options import RUN_FOLDER, Options
 from recipes.running import Asked, claim
-from unitransformer.comparisons import split_variance
 from unitransformer.process import launched_shape
 from unitransformer.readout import launches_in_words, recorded_steady
 from unitransformer.records import Record, load_record
+from unitransformer.statistics.comparisons import split_variance
 
 
 def repeat(asked: Asked, options: Options) -> int:

@@ -15,8 +15,8 @@ from tabulate import tabulate
 
 from scaling.markdown import count
 from scaling.processes import run_module
-from unitransformer.calibration import Calibration, Samples
-from unitransformer.calibration_store import read_calibration
+from unitransformer.calibrating.calibration import Calibration, Samples
+from unitransformer.calibrating.store import read_calibration
 from unitransformer.config import Accelerator
 
 LEAST_SECONDS, DEFAULT_SECONDS, MOST_SECONDS = 1.0, 5.0, 600.0
@@ -93,7 +93,7 @@ def calibrate(options: CalibrateOptions) -> str:
         RuntimeError: a rank failed.
     """
     limit_s = PATIENCE_S + 20 * options.seconds
-    printed = run_module("unitransformer.calibrate", options.words(), limit_s=limit_s)
+    printed = run_module("unitransformer.calibrating.calibrate", options.words(), limit_s=limit_s)
     path = Path(printed.strip().splitlines()[-1])
     return f"{render(read_calibration(path))}\n{path}"
 

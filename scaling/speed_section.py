@@ -7,10 +7,10 @@ from scaling import cells
 from scaling.joining import differences
 from scaling.markdown import count, escaped, ms, table
 from scaling.store import Run
-from unitransformer.comparisons import LEAST_LAUNCHES, pays_off_at, split_variance
 from unitransformer.config import RunConfig
 from unitransformer.passport import Row
 from unitransformer.readout import interval_in_words, launches_in_words
+from unitransformer.statistics.comparisons import LEAST_LAUNCHES, pays_off_at, split_variance
 from unitransformer.tasks import rate_in_words, si
 
 

@@ -26,7 +26,7 @@ from scaling.checks import (
     fits,
     look_up,
 )
-from unitransformer.calibration_store import read_ceiling
+from unitransformer.calibrating.store import read_ceiling
 from unitransformer.config import RunConfig
 from unitransformer.flops import count_flops, count_parameters
 from unitransformer.passport import Row

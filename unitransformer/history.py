@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from unitransformer.measure import Step, StepClock
+from unitransformer.measuring.clock import Step, StepClock
 from unitransformer.training import TrainingModule
 
 T = TypeVar("T")

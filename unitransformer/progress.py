@@ -8,7 +8,7 @@ import lightning.pytorch as pl
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from unitransformer.config import RunConfig
-from unitransformer.measure import StepClock
+from unitransformer.measuring.clock import StepClock
 from unitransformer.tasks import METRIC, UNIT, metric_in_words, metric_value, rate_in_words
 from unitransformer.training import TrainingModule
 

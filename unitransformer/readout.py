@@ -5,12 +5,12 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from unitransformer.comparisons import LaunchVariance
 from unitransformer.config import RunConfig
 from unitransformer.flops import count_flops
-from unitransformer.intervals import Figures, describe, mean_rate
 from unitransformer.passport import Ceiling, Row, build_passport
-from unitransformer.steady import Steady, find_steady
+from unitransformer.statistics.comparisons import LaunchVariance
+from unitransformer.statistics.intervals import Figures, describe, mean_rate
+from unitransformer.statistics.steady import Steady, find_steady
 
 PARTS = ("data_s", "forward_backward_s", "optimizer_s")
 

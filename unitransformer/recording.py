@@ -18,8 +18,8 @@ from unitransformer.data import DataModule
 from unitransformer.flops import count_flops, count_parameters
 from unitransformer.hardware import describe_host
 from unitransformer.history import History
-from unitransformer.host_load import HostLoad, load_between
 from unitransformer.launch import Failure
+from unitransformer.measuring.host_load import HostLoad, load_between
 from unitransformer.passport import Row
 from unitransformer.process import process_rank
 from unitransformer.readout import passport_of, read_out, steady_of

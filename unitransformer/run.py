@@ -8,7 +8,6 @@ from pathlib import Path
 
 import lightning.pytorch as pl
 
-from unitransformer import measure
 from unitransformer.checkpoints import (
     Told,
     check_files,
@@ -21,7 +20,9 @@ from unitransformer.config import RunConfig, to_dict
 from unitransformer.data import DataModule, load_source
 from unitransformer.flops import count_parameters
 from unitransformer.history import ClockError, History, find_fault, gather, history_now
-from unitransformer.instruments import Instruments
+from unitransformer.measuring.clock import ClockStarts, ClockStops, StepClock
+from unitransformer.measuring.instruments import Instruments
+from unitransformer.measuring.until_interval import UntilInterval
 from unitransformer.memory import choose_strategy
 from unitransformer.process import (
     device_memory_bytes,
@@ -35,7 +36,6 @@ from unitransformer.records import Record, write_record
 from unitransformer.saving import Resume, SaveCheckpoints, sole_user
 from unitransformer.training import TrainingModule, build_trainer
 from unitransformer.transformer import Transformer
-from unitransformer.until_interval import UntilInterval
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,7 +109,7 @@ def run(
     data = DataModule(config, source)
     module.first_step = data.start_step = len(history.loss)
     module.validation = list(history.validation)
-    clock = measure.StepClock(on_gpu=device == "cuda")
+    clock = StepClock(on_gpu=device == "cuda")
     instruments = Instruments(config, first_step=module.first_step, trace_folder=places.trace)
     lines = LogLines(config, clock, _say_nothing if show_bar else say)
     saver = SaveCheckpoints(
@@ -133,12 +133,12 @@ def run(
         device=device,
         run_dir=places.folder,
         callbacks=[
-            measure.ClockStops(clock),
+            ClockStops(clock),
             *watchers,
             lines,
             saver,
             *others,
-            measure.ClockStarts(clock),
+            ClockStarts(clock),
         ],
         launch=len(history.launches),
     )

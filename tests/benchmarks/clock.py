@@ -2,11 +2,10 @@
 
 import time
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from unitransformer.hardware import describe_host
+from unitransformer.hardware import Machine, describe_machine
 
 PACKAGES = ("torch", "lightning", "deepspeed")
 
@@ -18,15 +17,10 @@ def now_s() -> float:
     return time.perf_counter()
 
 
-def machine() -> dict[str, Any]:
-    """What times depend on: GPUs, processor, cores, threads."""
-    host = describe_host()
-    # Not asked of CUDA: ranks are forked from this process later, which CUDA does not survive.
+def machine() -> Machine:
+    """This one, without asking CUDA: ranks are forked from this process later, which CUDA does not
+    survive.
+    """
     about = Path("/proc/driver/nvidia/gpus").glob("*/information")
     models = [path.read_text().partition("\n")[0].partition(":")[2].strip() for path in about]
-    return {
-        "gpus": sorted(models),
-        "processor": host["cpu"],
-        "cores": host["cpu_cores"],
-        "threads": torch.get_num_threads(),
-    }
+    return describe_machine(sorted(models))

@@ -1,11 +1,11 @@
 """Baselines: of counters in the repository, of times in a folder of each machine's own."""
 
-import hashlib
 import importlib.metadata
-import json
+from dataclasses import asdict
 from typing import Any
 
 import pytest
+import torch
 
 from tests.benchmarks.clock import PACKAGES, machine
 
@@ -21,17 +21,19 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     # `None` would be the option's default as well; this is pytest-benchmark's own.
     if getattr(config.option, "benchmark_storage", None) == "file://./.benchmarks":
-        config.option.benchmark_storage = f"file://./.benchmarks/{fingerprint()}"
+        place = f"{machine().fingerprint}-{torch.get_num_threads()}-threads"
+        config.option.benchmark_storage = f"file://./.benchmarks/{place}"
 
 
 def pytest_benchmark_update_machine_info(config: Any, machine_info: dict[str, Any]) -> None:
     versions = {name: importlib.metadata.version(name) for name in PACKAGES}
-    machine_info |= {"unitransformer": {**machine(), "versions": versions}}
-
-
-def fingerprint() -> str:
-    """Twelve hexadecimal digits over what times depend on."""
-    return hashlib.sha256(json.dumps(machine(), sort_keys=True).encode()).hexdigest()[:12]
+    machine_info |= {
+        "unitransformer": {
+            **asdict(machine()),
+            "threads": torch.get_num_threads(),
+            "versions": versions,
+        }
+    }
 
 
 @pytest.fixture

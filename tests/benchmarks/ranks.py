@@ -11,7 +11,7 @@ import torch.multiprocessing
 from tests.distributed.launching import RECIPES, free_port
 from unitransformer.config import Compile, Precision, RunConfig, Strategy
 from unitransformer.config import ParallelConfig as Parallel
-from unitransformer.counting import count_run
+from unitransformer.measuring.counting import count_run
 from unitransformer.process import set_up_process
 
 Counted = dict[str, dict[str, int]]

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from tests.benchmarks.ranks import Counted, count, small_config
 from unitransformer.config import Strategy
-from unitransformer.counters import differences, load_counters, write_counters
 from unitransformer.flops import count_parameters as parameters_of
 from unitransformer.flops import flops_per_sample
+from unitransformer.measuring.counters import differences, load_counters, write_counters
 from unitransformer.training import TrainingModule
 from unitransformer.transformer import Linear, PositionwiseFeedForward, Transformer
 

@@ -15,8 +15,8 @@ import torch
 
 import unitransformer.run
 from tests.distributed.launching import begin
-from unitransformer.comparisons import paired_ratio
-from unitransformer.intervals import Figures
+from unitransformer.statistics.comparisons import paired_ratio
+from unitransformer.statistics.intervals import Figures
 
 WARM_UP = 10  # steps that are not compared
 LIMIT_S = 500

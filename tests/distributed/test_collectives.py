@@ -12,10 +12,10 @@ import pytest
 import torch
 
 import tests.distributed.launching  # noqa: F401  (forks need what it has imported)
-from unitransformer import ceilings, collectives
-from unitransformer.alpha_beta import Collective
-from unitransformer.calibrate import main
-from unitransformer.calibration_store import read_calibration
+from unitransformer.calibrating import ceilings, collectives
+from unitransformer.calibrating.alpha_beta import Collective
+from unitransformer.calibrating.calibrate import main
+from unitransformer.calibrating.store import read_calibration
 
 WORDS = ["--accelerator", "cpu", "--devices", "2", "--seconds", "1"]
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from unitransformer.calibration_store import read_calibration
-from unitransformer.ceilings import known_dtypes, measure_ceiling, measure_dtype
+from unitransformer.calibrating.ceilings import known_dtypes, measure_ceiling, measure_dtype
+from unitransformer.calibrating.store import read_calibration
 
 pytestmark = [
     pytest.mark.gpu,

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from unitransformer.telemetry import Telemetry, names_of
-from unitransformer.time_shares import HEAD, WINDOW, time_shares
+from unitransformer.measuring.telemetry import Telemetry, names_of
+from unitransformer.measuring.time_shares import HEAD, WINDOW, time_shares
 
 pytestmark = [
     pytest.mark.gpu,

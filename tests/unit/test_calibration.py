@@ -9,10 +9,10 @@ import pytest
 
 from scaling.__main__ import main
 from scaling.calibrate import render
-from unitransformer.alpha_beta import Point
-from unitransformer.calibrate import _check_alike
-from unitransformer.calibration import Calibration, Ceiling, Samples
-from unitransformer.calibration_store import (
+from unitransformer.calibrating.alpha_beta import Point
+from unitransformer.calibrating.calibrate import _check_alike
+from unitransformer.calibrating.calibration import Calibration, Ceiling, Samples
+from unitransformer.calibrating.store import (
     default_path,
     from_json,
     load_calibration,

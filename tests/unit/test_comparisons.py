@@ -5,13 +5,13 @@ import random
 
 import pytest
 
-from unitransformer.comparisons import (
+from unitransformer.statistics.comparisons import (
     LaunchVariance,
     minimum_detectable_effect,
     paired_ratio,
     split_variance,
 )
-from unitransformer.intervals import Figures
+from unitransformer.statistics.intervals import Figures
 
 
 def make_figures(low: float | None, high: float | None) -> Figures:

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from unitransformer.counters import differences, load_counters, write_counters
-from unitransformer.counting import count_graphs
+from unitransformer.measuring.counters import differences, load_counters, write_counters
+from unitransformer.measuring.counting import count_graphs
 
 
 def test_equal_counters_have_no_difference() -> None:

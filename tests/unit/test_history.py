@@ -5,7 +5,7 @@ import math
 import pytest
 
 from unitransformer.history import ClockError, History, Share, extend, find_fault
-from unitransformer.measure import Step
+from unitransformer.measuring.clock import Step
 
 
 def steps(*step_s: float) -> list[Step]:

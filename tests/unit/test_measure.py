@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from unitransformer.measure import StepClock
+from unitransformer.measuring.clock import StepClock
 
 
 def test_the_clock_reads_the_span_between_start_and_stop() -> None:

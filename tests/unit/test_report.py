@@ -21,7 +21,7 @@ from scaling.report import draw_architecture, draw_plots, render_report
 from scaling.store import LeftOut, Store
 from unitransformer.config import ParallelConfig, Precision, Recipe, to_dict
 from unitransformer.flops import count_flops
-from unitransformer.ledger import CompileLedger
+from unitransformer.measuring.ledger import CompileLedger
 from unitransformer.records import Record, write_record
 
 

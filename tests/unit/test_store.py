@@ -12,14 +12,14 @@ import pytest
 
 from scaling.report import render_report
 from scaling.store import Run, Store, find_contradictions, find_recounts, load_store
-from unitransformer.calibration import Ceiling, Samples
+from unitransformer.calibrating.calibration import Ceiling, Samples
 from unitransformer.config import DataConfig, ModelConfig, Recipe, RunConfig, to_dict
 from unitransformer.flops import count_flops, count_parameters
-from unitransformer.ledger import CompileLedger
+from unitransformer.measuring.ledger import CompileLedger
 from unitransformer.readout import passport_of, read_out
 from unitransformer.records import SCHEMA, Record, config_of, write_record
 from unitransformer.sealed import seal
-from unitransformer.steady import Steady
+from unitransformer.statistics.steady import Steady
 
 # 16 tokens or 2 pictures a step; two slow steps, then ten of a tenth of a second.
 STEP_S = [0.5, 0.3] + [0.1] * 10

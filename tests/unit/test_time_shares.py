@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from unitransformer.time_shares import (
+from unitransformer.measuring.time_shares import (
     BACKWARD,
     HEAD,
     NETWORK,

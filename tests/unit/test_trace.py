@@ -13,12 +13,12 @@ import torch
 
 from recipes import bert, gpt, vit
 from recipes.presets import Preset
-from unitransformer import instruments
 from unitransformer import run as running
 from unitransformer.config import DataConfig, ParallelConfig, RunConfig
+from unitransformer.measuring import instruments
+from unitransformer.measuring.time_shares import PARTS
+from unitransformer.measuring.trace import Trace
 from unitransformer.run import Outcome, Places, RunFailed, run
-from unitransformer.time_shares import PARTS
-from unitransformer.trace import Trace
 from unitransformer.transformer import Transformer
 
 SHAPE = {"width": 16, "num_layers": 2, "num_heads": 2, "feedforward_width": 32, "dropout": 0.0}

@@ -14,8 +14,8 @@ import lightning.pytorch as pl
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
+from unitransformer.measuring.time_shares import BACKWARD, HEAD, NETWORK, STEP, WINDOW, time_shares
 from unitransformer.records import write_atomically
-from unitransformer.time_shares import BACKWARD, HEAD, NETWORK, STEP, WINDOW, time_shares
 
 
 class Trace(pl.Callback):

@@ -12,8 +12,8 @@ from torch._dynamo.utils import get_compilation_metrics
 
 from unitransformer.config import RunConfig
 from unitransformer.data import DataModule, load_source
-from unitransformer.step_trace import Event, module_names
-from unitransformer.tensor_bytes import PeakTensorBytes, live_tensors
+from unitransformer.measuring.step_trace import Event, module_names
+from unitransformer.measuring.tensor_bytes import PeakTensorBytes, live_tensors
 from unitransformer.training import TrainingModule, build_trainer
 
 # DDP has found its buckets by then, and DeepSpeed the order of its modules.

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from unitransformer.alpha_beta import Collective, Fit, Point, fit
+from unitransformer.calibrating.alpha_beta import Collective, Fit, Point, fit
 from unitransformer.hardware import Machine
 
 

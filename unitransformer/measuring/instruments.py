@@ -12,15 +12,15 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 
-from unitransformer.calibration import Ceiling
-from unitransformer.ceilings import measure_ceiling
+from unitransformer.calibrating.calibration import Ceiling
+from unitransformer.calibrating.ceilings import measure_ceiling
 from unitransformer.config import RunConfig
 from unitransformer.hardware import describe_host
-from unitransformer.host_load import HostSample, sample_host
-from unitransformer.ledger import CompileLedger
-from unitransformer.telemetry import Telemetry, names_of
-from unitransformer.tensor_bytes import PeakTensorBytes
-from unitransformer.trace import Trace
+from unitransformer.measuring.host_load import HostSample, sample_host
+from unitransformer.measuring.ledger import CompileLedger
+from unitransformer.measuring.telemetry import Telemetry, names_of
+from unitransformer.measuring.tensor_bytes import PeakTensorBytes
+from unitransformer.measuring.trace import Trace
 
 SETTLED = 2  # steps of a launch until its buffers are what they stay
 LATEST = 12

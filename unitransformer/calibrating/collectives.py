@@ -12,8 +12,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from unitransformer.alpha_beta import LEAST_SIZES, Collective, Point
-from unitransformer.clocks import LEAST_SAMPLES, Clock, choose_clock, wait_for_others
+from unitransformer.calibrating.alpha_beta import LEAST_SIZES, Collective, Point
+from unitransformer.calibrating.clocks import LEAST_SAMPLES, Clock, choose_clock, wait_for_others
 
 SMALLEST_BYTES = 2**10
 LARGEST_BYTES = {"cpu": 2**24, "cuda": 2**28}

@@ -2,8 +2,8 @@
 
 from collections.abc import Collection, Sequence
 
-from unitransformer.intervals import describe
-from unitransformer.steady import find_steady
+from unitransformer.statistics.intervals import describe
+from unitransformer.statistics.steady import find_steady
 
 FIRST_LOOK = 64  # steps
 GROWTH = 1.25  # of the number of steps, from one look to the next

@@ -17,8 +17,14 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from unitransformer.calibration import Ceiling, Samples
-from unitransformer.clocks import Clock, choose_clock, first_sample, repeat, wait_for_others
+from unitransformer.calibrating.calibration import Ceiling, Samples
+from unitransformer.calibrating.clocks import (
+    Clock,
+    choose_clock,
+    first_sample,
+    repeat,
+    wait_for_others,
+)
 from unitransformer.config import Precision
 from unitransformer.hardware import last_level_cache_bytes, memory_bytes
 

@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from unitransformer.autocorrelation import centred_ranks, long_run_variance
+from unitransformer.statistics.autocorrelation import centred_ranks, long_run_variance
 
 if TYPE_CHECKING:
     import numpy as np

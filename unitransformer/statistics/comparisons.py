@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from statistics import NormalDist
 
-from unitransformer.intervals import CONFIDENCE, Figures, describe, t_quantile
+from unitransformer.statistics.intervals import CONFIDENCE, Figures, describe, t_quantile
 
 LEAST_LAUNCHES = 2
 

@@ -1,4 +1,6 @@
-"""Measures what this machine's ranks reach: `python -m unitransformer.calibrate`; a file out.
+"""Measures what this machine's ranks reach; a file out.
+
+`python -m unitransformer.calibrating.calibrate`:
 
 0 done | 1 a rank failed | 2 bad usage. The path of the file is the last line it prints; an error is
 one line. Under `torchrun` or `srun` it is one of their ranks.
@@ -20,10 +22,11 @@ from typing import Any, NoReturn, get_args
 import torch
 import torch.distributed as dist
 
-from unitransformer import ceilings, process
-from unitransformer.calibration import Calibration, Ceiling
-from unitransformer.calibration_store import default_path, write_calibration
-from unitransformer.collectives import measure_collectives
+from unitransformer import process
+from unitransformer.calibrating import ceilings
+from unitransformer.calibrating.calibration import Calibration, Ceiling
+from unitransformer.calibrating.collectives import measure_collectives
+from unitransformer.calibrating.store import default_path, write_calibration
 from unitransformer.config import Accelerator, ParallelConfig
 from unitransformer.hardware import Machine, describe_machine
 from unitransformer.launch import Failure, is_watched, launch, report_failure
@@ -70,7 +73,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parse(words: Sequence[str]) -> Options:
-    parser = _Parser(prog="python -m unitransformer.calibrate", allow_abbrev=False)
+    parser = _Parser(prog="python -m unitransformer.calibrating.calibrate", allow_abbrev=False)
     parser.add_argument("--accelerator", choices=get_args(Accelerator), default="auto")
     parser.add_argument("--devices", type=int)
     parser.add_argument("--seconds", type=float, default=DEFAULT_SECONDS)
@@ -92,7 +95,7 @@ def calibrate(options: Options, words: Sequence[str]) -> int:
     ended = launch(
         parallel,
         lambda: _be_rank(options, parallel, device, words),
-        command=[sys.executable, "-m", "unitransformer.calibrate", *words],
+        command=[sys.executable, "-m", "unitransformer.calibrating.calibrate", *words],
         fork=device == "cpu",
     )
     if isinstance(ended, Failure):

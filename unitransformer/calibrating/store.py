@@ -14,8 +14,8 @@ from typing import Any, get_args
 
 import platformdirs
 
-from unitransformer.alpha_beta import Collective, Point
-from unitransformer.calibration import Calibration, Ceiling, Samples
+from unitransformer.calibrating.alpha_beta import Collective, Point
+from unitransformer.calibrating.calibration import Calibration, Ceiling, Samples
 from unitransformer.hardware import Machine
 from unitransformer.records import write_atomically
 from unitransformer.sealed import SEALS, check_seals, read_json, seal

@@ -21,8 +21,8 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from unitransformer.settling import settled_collectives
-from unitransformer.step_trace import BEGIN, Event, StepTrace
+from unitransformer.measuring.settling import settled_collectives
+from unitransformer.measuring.step_trace import BEGIN, Event, StepTrace
 
 Live = dict[int, tuple[int, str]]  # address -> bytes, kind
 

@@ -12,7 +12,7 @@ from functools import lru_cache
 from statistics import NormalDist
 from typing import TYPE_CHECKING
 
-from unitransformer.autocorrelation import block_length
+from unitransformer.statistics.autocorrelation import block_length
 
 if TYPE_CHECKING:  # numpy is slow to import, and a login node may have none
     import numpy as np

@@ -5,8 +5,8 @@ from collections.abc import Callable, Collection
 import lightning.pytorch as pl
 
 from unitransformer.history import gather
-from unitransformer.measure import StepClock
-from unitransformer.stopping import is_look, is_narrow
+from unitransformer.measuring.clock import StepClock
+from unitransformer.statistics.stopping import is_look, is_narrow
 from unitransformer.training import TrainingModule
 
 

@@ -1,0 +1,1 @@
+"""What a machine reaches at best: matrix products, copying, collectives."""

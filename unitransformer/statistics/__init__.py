@@ -1,0 +1,1 @@
+"""Raw samples in; medians, intervals, steady state and comparisons out. Plain arithmetic."""
