@@ -19,6 +19,7 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.distributed.tensor import DTensor
 
 from unitransformer.measuring.settling import settled_collectives
@@ -192,13 +193,13 @@ def _add(found: Live, tensor: Tensor, kind: str) -> None:
 
 def _address(tensor: Tensor) -> int:
     """Where its memory on the CPU begins; 0 if it has none."""
+    # The compiler's tensors have a shape and nothing else.
+    if isinstance(tensor, FakeTensor) or torch._is_functional_tensor(tensor):
+        return 0
     if tensor.layout != torch.strided or tensor.device.type != "cpu":
         return 0
     storage = tensor.untyped_storage()
-    try:
-        return storage.data_ptr() if storage.nbytes() else 0
-    except RuntimeError:  # the compiler's tensors have a shape and nothing else
-        return 0
+    return storage.data_ptr() if storage.nbytes() else 0
 
 
 def _with_lost(events: list[Event], after: Live) -> list[Event]:
