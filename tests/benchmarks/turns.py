@@ -103,15 +103,14 @@ def check(
     """Fail if an arm is shown twice in a row to take more than is allowed of the first one's time.
 
     Shown: the whole 95 % interval lies above. What one measurement shows by chance, a second does
-    not.
+    not; and one on a machine too restless for an interval shows nothing.
     """
     refuted = set(allowed)
     for attempt in ("first", "again"):
         for name, ratio in compare(folder / attempt, arms, options).items():
-            assert ratio.low is not None, ratio.reason
-            assert ratio.high is not None
-            print(f"{name}: {ratio.median:.4f} ({ratio.low:.4f} to {ratio.high:.4f})")
-            if ratio.low <= allowed[name]:
+            ends = ratio.reason or f"{ratio.low:.4f} to {ratio.high:.4f}"
+            print(f"{name}: {ratio.median:.4f} ({ends}; {ratio.count} pairs)")
+            if ratio.low is None or ratio.low <= allowed[name]:
                 refuted.discard(name)
         if not refuted:
             return
