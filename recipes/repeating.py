@@ -1,12 +1,15 @@
 """The same run several times over: every launch a process of its own, with a record of its own."""
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from recipes.options import RUN_FOLDER, Options
 from recipes.running import Asked, claim
+from unitransformer.launch import die_with_parent
 from unitransformer.process import launched_shape
 from unitransformer.readout import launches_in_words, recorded_steady
 from unitransformer.records import Record, load_record
@@ -25,14 +28,36 @@ def repeat(asked: Asked, options: Options) -> int:
     for number in range(1, options.repeats + 1):
         places, _ = claim(asked)
         print(f"launch {number} of {options.repeats}: {places.folder}", flush=True)
-        variables = {**os.environ, RUN_FOLDER: str(places.folder)}
-        code = subprocess.run(command, env=variables, check=False).returncode
+        code = _launch(command, places.folder)
         if code:
             return code if code > 0 else 128 - code
         records.append(load_record(places.record))
         print(flush=True)
     print(f"launches    {in_words(records)}")
     return 0
+
+
+def _launch(command: Sequence[str], folder: Path) -> int:
+    """One launch, to its end: a signal is handed on, and its record waited for."""
+    parent = os.getpid()
+    process = subprocess.Popen(
+        command,
+        env={**os.environ, RUN_FOLDER: str(folder)},
+        preexec_fn=lambda: die_with_parent(parent),
+    )
+    received: list[int] = []
+
+    def hand_on(number: int, _: object) -> None:
+        received.append(number)
+        process.send_signal(number)
+
+    before = {each: signal.signal(each, hand_on) for each in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        code = process.wait()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    return 128 + received[0] if received else code
 
 
 def in_words(records: Sequence[Record]) -> str:

@@ -4,10 +4,11 @@ that said beside them."""
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from unitransformer.hardware import nominal_gib
 from unitransformer.records import Record
 
 CLOCK_TOLERANCE = 0.02  # of the highest: clocks of one setting flicker by less
-HOST = ("cpu", "cpu_cores", "memory_bytes", "system", "machine", "device", "device_memory_bytes")
+HOST = ("cpu", "cpu_cores", "system", "machine", "device", "device_memory_bytes", "threads")
 CLOCKS = ("sm_clock_hz", "memory_clock_hz")
 UNTOLD = "not told"
 
@@ -53,6 +54,8 @@ def _kinds(record: Record) -> str:
 
 def _kind(host: Mapping[str, Any]) -> str:
     told = [f"{name} {_told(host[name])}" for name in HOST if name in host]
+    if host.get("memory_bytes"):  # equal nodes differ by what their kernels keep
+        told.append(f"{nominal_gib(host['memory_bytes']):g} GiB")
     return ", ".join(told) or UNTOLD
 
 

@@ -124,8 +124,9 @@ def _recounts(store: Store) -> str:
             [
                 _alert(
                     "NOTE",
-                    "The code counts FLOPs otherwise than when these records were written. The "
-                    "tables show today's counts.",
+                    "The code counts FLOPs, or finds the steady state, otherwise than when these "
+                    "records were written. The tables show today's counts, and figures of the "
+                    "steps that the records call steady.",
                     counts,
                 ),
                 _alert(

@@ -129,9 +129,9 @@ def _payoff(run: Run, others: Sequence[Run]) -> str:
     assert eager[0].readout is not None
     slow_s, fast_s = eager[0].readout.step.median, run.readout.step.median
     step = pays_off_at(seconds, slow_s, fast_s)
-    if step is None:
-        return f"never pays off: a step takes {ms(fast_s)}, not compiled {ms(slow_s)}"
-    return f"pays off at step {step:,}: a step takes {ms(fast_s)}, not compiled {ms(slow_s)}"
+    when = "never pays off" if step is None else f"pays off at step {step:,}"
+    told = f"{when}: a step takes {ms(fast_s)}, not compiled {ms(slow_s)}"
+    return "; ".join([told, *differences([run.record, eager[0].record])])
 
 
 def _compiled(run: Run, like: Run) -> RunConfig | None:
@@ -152,7 +152,8 @@ def _energy(run: Run) -> str:
         reason = untold.get("all") or untold.get("joules") or "not told by the record"
         return f"blank: {escaped(str(reason))}"
     per_step = sum(gpu["joules"] / gpu["joules_of_steps"] for gpu in gpus)
-    return f"{per_step / run.units_per_step:.3g} J per {run.unit}, of {count(len(gpus), 'device')}"
+    told = f"{per_step / run.units_per_step:.3g} J per {run.unit}"
+    return f"{told}, of {count(len(gpus), 'device')}, over the whole launch with its validation"
 
 
 def _launches(run: Run, again: Sequence[Run]) -> str:

@@ -115,6 +115,13 @@ def find_fault(history: History) -> Exception | None:
         if not 0 < step_s < math.inf:
             history.cut(step)
             return ClockError(f"step {step + 1} took {step_s} s: the clock went backwards")
+    for point in history.validation:
+        if not math.isfinite(point["val_loss"]):
+            loss, step = point["val_loss"], int(point["step"])
+            history.validation = [each for each in history.validation if each["step"] < step]
+            return FloatingPointError(
+                f"validation loss is {loss} after step {step}; lower optimizer.learning_rate"
+            )
     return None
 
 

@@ -34,9 +34,7 @@ class LogLines(pl.Callback):
     ) -> None:
         assert isinstance(pl_module, TrainingModule)
         step = trainer.global_step
-        is_last = step == self.config.max_steps or trainer.should_stop
-        is_due = is_last or step == 1 or step % self.config.log_every == 0
-        if step == self._last_step or not is_due:
+        if step == self._last_step or not (is_due(self.config, step) or trainer.should_stop):
             return
         recent_s = self.clock.step_s()[self._last_step - step :]
         self._last_step = step
@@ -72,6 +70,11 @@ class LogLines(pl.Callback):
     def _keep(self, line: str) -> None:
         self.lines.append(line)
         self.say(line)
+
+
+def is_due(config: RunConfig, step: int) -> bool:
+    """Whether a line is said after `step` steps."""
+    return step in (1, config.max_steps) or step % config.log_every == 0
 
 
 class Bar(pl.Callback):

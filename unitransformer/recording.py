@@ -22,7 +22,7 @@ from unitransformer.launch import Failure
 from unitransformer.measuring.host_load import HostLoad, load_between
 from unitransformer.passport import Row
 from unitransformer.process import process_rank
-from unitransformer.readout import passport_of, read_out, steady_of
+from unitransformer.readout import Readout, passport_of, read_out, steady_of
 from unitransformer.records import (
     SAMPLES,
     SCHEMA,
@@ -96,7 +96,11 @@ def build_record(
         "figures": {} if readout is None else readout.as_dict(),
         f"{UNIT[config.recipe]}_per_s": units_per_s,
         "passport": [asdict(row) for row in passport],
-        "flags": _flags(readings, loads, passport, _compiled_late(told["compile"], steady_from)),
+        "flags": [
+            *_flags(readings, loads, passport),
+            *_compiled_late(told["compile"], steady_from),
+            *_too_wide(config, readout),
+        ],
         "host_load": [load.as_dict() for load in loads],
         **told,
         "peak_bytes_kind": PEAK_KIND[config.parallel.accelerator],
@@ -139,11 +143,21 @@ def _compiled_late(ledgers: Sequence[Mapping[str, Any]], steady_from: int | None
     return [f"compiled again at step {step + 1}, in the timed window" for step in sorted(steps)]
 
 
+def _too_wide(config: RunConfig, readout: Readout | None) -> list[str]:
+    """An interval that was to become narrow and has not."""
+    if config.until_interval is None:
+        return []
+    width = None if readout is None else readout.step.relative_width
+    if width is not None and width <= config.until_interval:
+        return []
+    reached = "there is none" if width is None else f"it is {width:.1%} wide"
+    return [f"the interval was to be {config.until_interval:.1%} wide, and {reached}"]
+
+
 def _flags(
     readings: Sequence[Mapping[str, Any]],
     loads: Sequence[HostLoad],
     passport: Sequence[Row],
-    compiled: Sequence[str],
 ) -> list[str]:
     """What makes the figures doubtful, in words; each once, with the ranks that saw it."""
     ranks: dict[str, list[int]] = {}
@@ -155,7 +169,6 @@ def _flags(
         for flag, seen in ranks.items()
     ]
     told += [flag for load in loads for flag in load.flags()]
-    told += compiled
     return told + [f"`{row.convention}`: {row.flag}" for row in passport if row.flag]
 
 

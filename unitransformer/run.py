@@ -30,10 +30,11 @@ from unitransformer.process import (
     process_rank,
     set_up_process,
 )
-from unitransformer.progress import Bar, LogLines
+from unitransformer.progress import Bar, LogLines, is_due
 from unitransformer.recording import build_record, describe_code
 from unitransformer.records import Record, write_record
 from unitransformer.saving import Resume, SaveCheckpoints, sole_user
+from unitransformer.statistics.stopping import is_look
 from unitransformer.training import TrainingModule, build_trainer
 from unitransformer.transformer import Transformer
 
@@ -138,7 +139,7 @@ def run(
             lines,
             saver,
             *others,
-            ClockStarts(clock),
+            ClockStarts(clock, lambda step: _is_pause(config, instruments, step)),
         ],
         launch=len(history.launches),
     )
@@ -175,6 +176,12 @@ def run(
         config=config,
         data=data,
     )
+
+
+def _is_pause(config: RunConfig, instruments: Instruments, step: int) -> bool:
+    """Whether some rank has more to do than train after `step` steps of the run."""
+    looks = config.until_interval is not None and is_look(step - instruments.first_step)
+    return looks or is_due(config, step) or instruments.is_pause(step)
 
 
 def _fit(trainer: pl.Trainer, module: TrainingModule, data: DataModule) -> BaseException | None:

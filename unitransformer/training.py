@@ -13,6 +13,7 @@ from lightning.fabric.plugins.environments.cluster_environment import ClusterEnv
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 
@@ -234,7 +235,7 @@ def build_trainer(
     """
     quieten_lightning()
     parallel, optimizer = config.parallel, config.optimizer
-    return pl.Trainer(
+    trainer = pl.Trainer(
         accelerator=device,
         devices=parallel.devices,
         num_nodes=parallel.num_nodes,
@@ -259,6 +260,16 @@ def build_trainer(
         use_distributed_sampler=False,  # Lightning's shuffles the training data by itself
         default_root_dir=run_dir,
     )
+    # Lightning's own asks all ranks in every micro-batch, and waits for the device each time.
+    loop: Any = trainer.fit_loop.epoch_loop
+    loop._broadcast_sigterm_tensor = lambda: _stop_if_asked(trainer)
+    return trainer
+
+
+def _stop_if_asked(trainer: pl.Trainer) -> None:
+    """A signal to end goes to every rank; each obeys at its next micro-batch."""
+    if trainer.received_sigterm:
+        raise SIGTERMException
 
 
 def _cluster() -> ClusterEnvironment:

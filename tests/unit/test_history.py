@@ -63,5 +63,13 @@ def test_a_step_that_cannot_be_is_an_error_and_ends_the_samples(
     assert (history.step_s, history.slowest_rank) == ([0.1], [0])
 
 
+def test_a_validation_that_is_no_number_is_an_error_and_is_no_point() -> None:
+    points = [{"step": 1, "val_loss": 2.0}, {"step": 2, "val_loss": math.nan}]
+    history = extend(History(), [share([3.0, 2.0], 0.1, 0.1)], points)
+    assert "validation loss is nan after step 2" in str(find_fault(history))
+    assert history.validation == points[:1]
+    assert history.loss == [3.0, 2.0], "they were sound"
+
+
 def test_sound_steps_are_no_error() -> None:
     assert find_fault(extend(History(), [share([3.0], 0.1)], [])) is None

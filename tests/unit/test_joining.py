@@ -35,9 +35,9 @@ def test_more_ranks_of_the_same_kind_on_another_host_are_the_same_hardware() -> 
     [
         (
             {"hardware": [HOST, HOST | {"device": "NVIDIA H200"}]},
-            "processors and devices differ: cpu Example 9000, cpu_cores 2, device cpu (record 1); "
-            "cpu Example 9000, cpu_cores 2, device NVIDIA H200 and cpu Example 9000, cpu_cores 2, "
-            "device cpu (record 2)",
+            "processors and devices differ: cpu Example 9000, cpu_cores 2, device cpu, threads 2 "
+            "(record 1); cpu Example 9000, cpu_cores 2, device NVIDIA H200, threads 2 and "
+            "cpu Example 9000, cpu_cores 2, device cpu, threads 2 (record 2)",
         ),
         (
             {"versions": {"python": "3.11.7", "torch": "2.14.0"}},

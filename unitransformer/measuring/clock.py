@@ -7,7 +7,7 @@ leaves CUDA events behind, which are read when nobody is waiting: no step is eve
 
 import itertools
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -117,17 +117,30 @@ class ClockStops(pl.Callback):
 
 
 class ClockStarts(pl.Callback):
-    """Last of the callbacks: a step begins when all of them have worked."""
+    """Last of the callbacks: a step begins when all of them have worked, on every rank.
 
-    def __init__(self, clock: StepClock) -> None:
-        self.clock = clock
+    Args:
+        is_pause: whether some rank has more to do than the others after so many steps of the run:
+            those that have not would else wait for it on the clock.
+    """
 
-    def on_train_start(self, *args: Any) -> None:
+    def __init__(self, clock: StepClock, is_pause: Callable[[int], bool]) -> None:
+        self.clock, self.is_pause = clock, is_pause
+        self._last_step = -1
+
+    def on_train_start(self, trainer: pl.Trainer, *args: Any) -> None:
+        self._last_step = trainer.global_step
+        trainer.strategy.barrier()
         self.clock.start()
 
-    def on_train_batch_end(self, *args: Any) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, *args: Any) -> None:
+        step = trainer.global_step
+        if step > self._last_step and self.is_pause(step):
+            trainer.strategy.barrier()
+        self._last_step = step
         self.clock.start()
 
     def on_validation_end(self, trainer: pl.Trainer, *args: Any) -> None:
         if trainer.training or trainer.validating:
+            trainer.strategy.barrier()
             self.clock.start(again=True)

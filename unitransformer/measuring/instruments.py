@@ -22,8 +22,9 @@ from unitransformer.measuring.telemetry import Telemetry, names_of
 from unitransformer.measuring.tensor_bytes import PeakTensorBytes
 from unitransformer.measuring.trace import Trace
 
-SETTLED = 2  # steps of a launch until its buffers are what they stay
+SETTLED = 3  # steps of a launch until its buffers are what they stay: DDP's are made twice
 LATEST = 12
+LATE = 30  # steps of a launch after which most of what is slow at first is over
 TRACED_STEPS = 3
 
 
@@ -37,7 +38,7 @@ class Instruments(pl.Callback):
         self.ledger = CompileLedger(config.parallel.compile)
         self.telemetry = Telemetry(uuid=None)
         self._host: list[HostSample] = []  # at the start and at the end
-        self._first_step = self._step = first_step
+        self.first_step = self._step = first_step
         self._ceiling: Ceiling | None = None
         self._peaks: dict[str, int | None] = {}  # of training alone, where it came to its end
         self._counted_step = find_quiet_step(config, first_step)
@@ -46,8 +47,9 @@ class Instruments(pl.Callback):
         self.trace: Trace | None = None  # a callback beside this one
         if trace_folder is not None:
             # Two profilers cannot look at once.
-            free = first_step + SETTLED if self._counted_step is None else self._counted_step + 1
-            self.trace = Trace(trace_folder, first_step=free + 1, num_steps=TRACED_STEPS)
+            free = first_step + SETTLED if self._counted_step is None else self._counted_step + 2
+            half = first_step + min(LATE, (config.max_steps - first_step) // 2)
+            self.trace = Trace(trace_folder, first_step=max(free, half), num_steps=TRACED_STEPS)
 
     # ---- when something is looked at
 
@@ -96,6 +98,15 @@ class Instruments(pl.Callback):
         self.telemetry.stop(self._step)
         self._host.append(sample_host())
 
+    def is_pause(self, step: int) -> bool:
+        """Whether something other than training happens after `step` steps of the run."""
+        every, counted = self.config.checkpoint_every, self._counted_step
+        if counted is not None and counted - 1 <= step <= counted + 1:
+            return True
+        if self.trace is not None and step in self.trace.ends:
+            return True
+        return bool(every and step % every == 0)
+
     # ---- what was seen
 
     @property
@@ -119,13 +130,13 @@ class Instruments(pl.Callback):
         return {
             "hardware": describe_host() | _describe_device(device) | self._clocks(),
             "host": self._host if len(self._host) == 2 else None,
-            "gpu": self.telemetry.as_dict(self._first_step, self._step),
+            "gpu": self.telemetry.as_dict(self.first_step, self._step),
             "ceiling": None if ceiling is None else ceiling.as_dict(),
             "compile": self.ledger.as_dict(),
             "trace": None if self.trace is None else self.trace.as_dict(),
             "tensor_bytes": tensors,
             "unsteady": self.unsteady,
-            "flags": self.telemetry.flags(self._first_step, self._step),
+            "flags": self.telemetry.flags(self.first_step, self._step),
             **peaks,
         }
 

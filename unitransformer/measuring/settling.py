@@ -51,9 +51,15 @@ def settle() -> None:
 
 
 def _is_gloo(comm: Path) -> bool:
-    return comm.read_text().strip() == THREAD
+    try:
+        return comm.read_text().strip() == THREAD
+    except OSError:  # it has ended
+        return False
 
 
 def _rests(thread: Path) -> bool:
-    # "pid (name) state ..."; a name may hold brackets.
-    return (thread / "stat").read_text().rpartition(")")[2].split()[0] == "S"
+    try:
+        # "pid (name) state ..."; a name may hold brackets.
+        return (thread / "stat").read_text().rpartition(")")[2].split()[0] == "S"
+    except OSError:
+        return True

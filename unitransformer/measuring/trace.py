@@ -3,6 +3,7 @@
 A traced step is slower than others: it is reported, and belongs in no measurement.
 """
 
+import contextlib
 import gzip
 import json
 import tempfile
@@ -47,6 +48,11 @@ class Trace(pl.Callback):
         self._ranges: list[Any] = []  # open ones, the outermost first
         self._undo: list[Callable[[], object]] = []
         self._told: dict[str, Any] = {"rows": None, "reason": f"step {first_step} was not reached"}
+
+    @property
+    def ends(self) -> tuple[int, int]:
+        """Steps of the run after which tracing begins and ends."""
+        return self.first_step, self.first_step + self.num_steps
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data; `rows` is None, with the `reason`, if there is no whole trace.
@@ -143,7 +149,8 @@ class Trace(pl.Callback):
 
     def _wait(self) -> None:
         if self._on_gpu:
-            torch.cuda.synchronize()
+            with contextlib.suppress(RuntimeError):  # what broke the device is told by others
+                torch.cuda.synchronize()
 
     def _enter(self, name: str) -> None:
         opened = record_function(name)
