@@ -94,8 +94,10 @@ def measure_dtype(
     with _left_as_found(device, dtype):
         # All at once: the job gets what its ranks reach together, not what one reaches alone.
         wait_for_others(device)
-        matmul = _measure_matmul(device, dtype, ordered, budget_s * (1 - COPY_SHARE), clock)
-        wait_for_others(device)
+        try:
+            matmul = _measure_matmul(device, dtype, ordered, budget_s * (1 - COPY_SHARE), clock)
+        finally:
+            wait_for_others(device)  # one that fails keeps nobody waiting
         copy = _measure_copy(device, budget_s * COPY_SHARE, clock)
     return Ceiling(
         device=device_name(device),

@@ -40,6 +40,7 @@ class Instruments(pl.Callback):
         self._host: list[HostSample] = []  # at the start and at the end
         self.first_step = self._step = first_step
         self._ceiling: Ceiling | None = None
+        self._flags: list[str] = []
         self._peaks: dict[str, int | None] = {}  # of training alone, where it came to its end
         self._counted_step = find_quiet_step(config, first_step)
         self._counting: PeakTensorBytes | None = None
@@ -136,7 +137,7 @@ class Instruments(pl.Callback):
             "trace": None if self.trace is None else self.trace.as_dict(),
             "tensor_bytes": tensors,
             "unsteady": self.unsteady,
-            "flags": self.telemetry.flags(self.first_step, self._step),
+            "flags": [*self._flags, *self.telemetry.flags(self.first_step, self._step)],
             **peaks,
         }
 
@@ -151,9 +152,13 @@ class Instruments(pl.Callback):
         """Before training and after it, half of the time each."""
         if self.config.ceiling_s == 0:
             return
-        found = measure_ceiling(
-            device, self.config.parallel.precision, budget_s=self.config.ceiling_s / 2
-        )
+        try:
+            found = measure_ceiling(
+                device, self.config.parallel.precision, budget_s=self.config.ceiling_s / 2
+            )
+        except RuntimeError as error:  # no reason to lose what was trained
+            self._flags.append(f"a ceiling could not be measured: {str(error).splitlines()[0]}")
+            return
         self._ceiling = found if self._ceiling is None else self._ceiling.join(found)
 
     def _count_tensors(self, trainer: pl.Trainer, module: Any) -> None:

@@ -1,0 +1,112 @@
+"""What several ranks measure together."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch.distributed
+
+from tests.distributed.launching import begin, environment, load, recipe_arguments, train
+from unitransformer.progress import LogLines
+from unitransformer.records import load_record
+
+TWO = ("--devices", "2", "--batch-size", "4")
+PAUSE_S = 2.0
+
+
+def say_slowly_on_the_first_rank() -> None:
+    keep = LogLines._keep
+
+    def keep_slowly(self: LogLines, line: str) -> None:
+        if torch.distributed.get_rank() == 0:
+            time.sleep(PAUSE_S)
+        keep(self, line)
+
+    LogLines._keep = keep_slowly  # type: ignore[method-assign]
+
+
+def test_what_one_rank_does_between_steps_is_on_nobodys_clock(tmp_path: Path) -> None:
+    options = (*TWO, "--max-steps", "8", "--validate-every", "4", "--log-every", "2")
+    process = begin("gpt", tmp_path / "run", *options, fault=say_slowly_on_the_first_rank)
+    process.join(300)
+    assert process.exitcode == 0
+    assert max(load(tmp_path / "run")["step_s"]) < PAUSE_S
+
+
+def test_bytes_of_tensors_are_the_same_in_every_launch(tmp_path: Path) -> None:
+    options = (*TWO, "--max-steps", "6", "--validate-every", "6", "--strategy", "ddp")
+    peaks = [train("gpt", tmp_path / str(n), *options)["peak_bytes"] for n in range(4)]
+    assert peaks == [peaks[0]] * 4
+    assert peaks[0][0] == peaks[0][1], "and on both ranks"
+
+
+def test_ranks_stop_at_the_same_step_when_the_median_is_known(tmp_path: Path) -> None:
+    options = (*TWO, "--max-steps", "2000", "--validate-every", "2000", "--until-interval", "0.9")
+    record = train("gpt", tmp_path / "run", *options)
+    assert record["status"] == "ok"
+    assert 64 <= len(record["step_s"]) < 2000
+    assert set(record["samples"]["slowest_rank"]) <= {0, 1}
+
+
+def test_an_interval_that_stays_too_wide_is_flagged(tmp_path: Path) -> None:
+    options = ("--max-steps", "20", "--validate-every", "20", "--until-interval", "0.1%")
+    flags = train("gpt", tmp_path / "run", *options)["flags"]
+    assert "the interval was to be 0.1% wide, and there is none" in flags
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_a_repeated_run_reaches_the_launch_and_its_record(
+    number: signal.Signals, tmp_path: Path, repository: Path
+) -> None:
+    arguments = recipe_arguments(
+        "gpt", tmp_path / "runs", "--max-steps", "100000", "--repeats", "3"
+    )
+    place = arguments.index("--record")
+    del arguments[place : place + 2]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "recipes.gpt", *arguments, "--log-every", "1"],
+        cwd=repository,
+        env=environment(tmp_path),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("step "):
+            break
+    (launch,) = psutil.Process(process.pid).children()
+    os.kill(process.pid, number)
+    process.stdout.read()
+    assert process.wait(60) == 128 + number
+    psutil.wait_procs([launch], timeout=10)
+    assert not launch.is_running()
+    (path,) = (tmp_path / "runs").glob("*/*.json")
+    assert load_record(path)["status"] == "preempted"
+
+
+def test_lightning_asks_nobody_for_signals_in_a_timed_step(tmp_path: Path) -> None:
+    def watch() -> None:
+        begin_step, broadcast = LogLines.on_train_start, torch.distributed.broadcast
+
+        def on_train_start(self: LogLines, *arguments: Any) -> None:
+            def broadcast_outside(*tensors: Any, **options: Any) -> Any:
+                if self.clock._marks:
+                    os._exit(3)  # Lightning would hide an exception
+                return broadcast(*tensors, **options)
+
+            begin_step(self, *arguments)
+            torch.distributed.broadcast = broadcast_outside
+
+        LogLines.on_train_start = on_train_start  # type: ignore[method-assign]
+
+    process = begin("gpt", tmp_path / "run", *TWO, "--strategy", "fsdp", fault=watch)
+    process.join(300)
+    assert process.exitcode == 0, (tmp_path / "run" / "output.log").read_text()[-2000:]

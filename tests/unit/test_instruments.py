@@ -1,0 +1,61 @@
+"""The instruments around training: which step they count in, and what they do when they fail."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from test_store import make_config
+
+from unitransformer.measuring import instruments
+from unitransformer.measuring.instruments import Instruments, find_quiet_step
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize(
+    ("validate_every", "checkpoint_every", "first_step", "step"),
+    [
+        (50, 0, 0, 3),  # buffers have settled
+        (50, 0, 20, 23),  # of a resumed run
+        (3, 0, 0, 5),  # steps 4 and 5 have no validation before, between or behind them
+        (50, 3, 0, 5),
+        (2, 0, 0, None),
+        (50, 1, 0, None),
+    ],
+)
+def test_tensors_are_counted_where_nothing_but_training_happens(
+    validate_every: int, checkpoint_every: int, first_step: int, step: int | None
+) -> None:
+    config = replace(
+        make_config(num_steps=40), validate_every=validate_every, checkpoint_every=checkpoint_every
+    )
+    assert find_quiet_step(config, first_step) == step
+
+
+def test_a_run_that_ends_before_its_buffers_settle_has_no_such_step() -> None:
+    assert find_quiet_step(make_config(num_steps=3), 0) is None
+
+
+def test_a_device_too_full_for_a_ceiling_loses_the_ceiling_and_not_the_run(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fill(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("planted: no memory left")
+
+    monkeypatch.setattr(instruments, "measure_ceiling", fill)
+    watching = Instruments(make_config(), first_step=0)
+    watching._measure_ceiling(CPU)
+    reading = watching.reading(CPU)
+    assert reading["ceiling"] is None
+    assert reading["flags"] == ["a ceiling could not be measured: planted: no memory left"]
+
+
+def test_a_ceiling_joins_what_was_measured_before_and_after() -> None:
+    watching = Instruments(replace(make_config(), ceiling_s=0.02), first_step=0)
+    for _ in range(2):
+        watching._measure_ceiling(CPU)
+    ceiling = watching.reading(CPU)["ceiling"]
+    assert ceiling["dtype"] == "float32"
+    assert ceiling["elapsed_s"] > 0
+    best = max(p["work"] / min(p["seconds"]) for p in ceiling["matmul"])
+    assert ceiling["matmul_flops_per_s"] == best
