@@ -36,10 +36,10 @@ def _speed(record: Mapping[str, Any]) -> str:
 def _work(record: Mapping[str, Any]) -> str:
     row = next(row for row in record["passport"] if row["convention"] == CONVENTION)
     unit = UNIT[record["recipe"]].rstrip("s")
-    told = f"{si(row['flops_per_unit'])}FLOP a {unit} (`{CONVENTION}`)"
+    told = f"{si(row['flops_per_unit'])}FLOP per {unit} (`{CONVENTION}`)"
     if row["flops_per_s"] is None:
         return told
-    told += f", {si(row['flops_per_s'])}FLOP/s a device"
+    told += f", {si(row['flops_per_s'])}FLOP/s per device"
     if row["share_of_ceiling"] is not None:
         told += f", {row['share_of_ceiling']:.1%} of what this machine reached in this job"
     mfu = row["utilisation"]

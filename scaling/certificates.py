@@ -14,7 +14,7 @@ from typing import Any, get_args
 
 from scaling.checks import HOST, NUMBER, RELATIVE_ERROR, Kinds, check_fields, check_lists, fits
 from scaling.parity import BOUNDS, Bound, Case, Comparison, Curves, Verdict, compare
-from unitransformer.config import Precision, Recipe, RunConfig, from_dict
+from unitransformer.config import Precision, Recipe, RunConfig, from_dict, hash_of
 from unitransformer.records import write_atomically
 
 SCHEMA = 1
@@ -212,7 +212,7 @@ def _check_told(content: Mapping[str, Any], config: RunConfig) -> None:
         "steps": config.max_steps,
         "seed": config.seed,
         "global_batch_size": config.global_batch_size,
-        "config_hash": config.hash(),
+        "config_hash": hash_of(content["config"]),
         "identity_hash": config.identity_hash(),
     }
     for key, value in derived.items():

@@ -50,7 +50,7 @@ class Task:
             *OPTIMIZER,
             *("--optimizer.schedule-steps", str(self.steps)),
             *("--validate-every", str(self.steps), "--validation-batches", "1"),
-            *("--log-every", str(self.steps), "--num-workers", "0"),
+            *("--log-every", str(self.steps), "--num-workers", "0", "--ceiling-s", "0"),
             *self.options,
             *("--accelerator", self.accelerator, "--max-steps", str(self.steps)),
             *("--strategy", case.strategy, "--devices", str(case.devices)),

@@ -348,7 +348,12 @@ class RunConfig:
 
     def hash(self) -> str:
         """Twelve hexadecimal digits over every field: the name of the record."""
-        return _digest(to_dict(self))[:12]
+        return hash_of(to_dict(self))
+
+
+def hash_of(values: Mapping[str, Any]) -> str:
+    """`RunConfig.hash` of a config as it was written down, perhaps before it had every field."""
+    return _digest(values)[:12]
 
 
 def _digest(values: Mapping[str, Any]) -> str:
@@ -432,6 +437,7 @@ __all__ = [
     "RunConfig",
     "Strategy",
     "from_dict",
+    "hash_of",
     "spelled",
     "to_dict",
 ]

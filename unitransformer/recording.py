@@ -169,7 +169,7 @@ def _flags(
         for flag, seen in ranks.items()
     ]
     told += [flag for load in loads for flag in load.flags()]
-    return told + [f"`{row.convention}`: {row.flag}" for row in passport if row.flag]
+    return told + [f"{row.convention}: {row.flag}" for row in passport if row.flag]
 
 
 def _describe(config: RunConfig) -> Record:
