@@ -20,7 +20,11 @@ from unitransformer.measuring.counters import differences, load_counters, write_
 from unitransformer.training import TrainingModule
 from unitransformer.transformer import Linear, PositionwiseFeedForward, Transformer
 
-VERSION = ".".join(torch.__version__.split(".")[:2])  # operators change from one to the next
+# Operators change from one torch to the next, and with what the processor can do at once.
+VERSION = (
+    f"{'.'.join(torch.__version__.split('.')[:2])}-"
+    f"{torch.backends.cpu.get_cpu_capability().lower()}"
+)
 BASELINES = Path(__file__).parent / "baselines"
 STRATEGIES = [name for name in get_args(Strategy) if name != "auto"]
 CASES = [(recipe, strategy, "off") for recipe in ("bert", "gpt", "vit") for strategy in STRATEGIES]
