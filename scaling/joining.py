@@ -54,8 +54,9 @@ def _kinds(record: Record) -> str:
 
 def _kind(host: Mapping[str, Any]) -> str:
     told = [f"{name} {_told(host[name])}" for name in HOST if name in host]
-    if host.get("memory_bytes"):  # equal nodes differ by what their kernels keep
-        told.append(f"{nominal_gib(host['memory_bytes']):g} GiB")
+    memory = host.get("memory_bytes")
+    if memory is not None and memory > 0:  # equal nodes differ by what their kernels keep
+        told.append(f"{nominal_gib(memory):g} GiB")
     return ", ".join(told) or UNTOLD
 
 
