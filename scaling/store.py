@@ -11,7 +11,7 @@ import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from types import NoneType
 from typing import Any, Literal
 
@@ -26,6 +26,7 @@ from scaling.checks import (
     fits,
     look_up,
 )
+from scaling.outcomes import Outcome, is_outcome, read_outcome
 from unitransformer.calibrating.store import read_ceiling
 from unitransformer.config import RunConfig
 from unitransformer.flops import count_flops, count_parameters
@@ -160,6 +161,20 @@ class Run:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Cell:
+    """A cell of a sweep, once: what became of it, and its run if it left a record."""
+
+    name: str  # of the file of the outcome
+    outcome: Outcome
+    run: Run | None
+
+    @property
+    def sweep(self) -> str:
+        """Folder of the sweep it belongs to."""
+        return str(PurePosixPath(self.name).parent.parent.parent)
+
+
+@dataclass(frozen=True, kw_only=True)
 class LeftOut:
     """A file that is not used. Damaged: meant to be a record. Foreign: something else."""
 
@@ -175,6 +190,13 @@ class Store:
     runs: tuple[Run, ...]
     left_out: tuple[LeftOut, ...]
     certificates: tuple[Certificate, ...] = ()
+    cells: tuple[Cell, ...] = ()
+
+    @functools.cached_property
+    def single_runs(self) -> tuple[Run, ...]:
+        """Runs that are no cell of a sweep."""
+        of_cells = {cell.run.name for cell in self.cells if cell.run is not None}
+        return tuple(run for run in self.runs if run.name not in of_cells)
 
 
 def load_store(folders: Sequence[Path], *, relative_to: Path) -> Store:
@@ -191,11 +213,15 @@ def load_store(folders: Sequence[Path], *, relative_to: Path) -> Store:
     names: dict[str, str] = {}  # of the first file with a content
     runs: list[Run] = []
     certificates: list[Certificate] = []
+    outcomes: dict[str, Outcome] = {}
     left_out = [_closed_folder(error, relative_to) for error in closed]
     for name in sorted(found):
         read = _read(found[name], name)
         if isinstance(read, LeftOut):
             left_out.append(read)
+            continue
+        if isinstance(read, Outcome):
+            outcomes[name] = read
             continue
         content = read.content if isinstance(read, Certificate) else read.record
         first = names.setdefault(_digest(content), name)
@@ -204,7 +230,21 @@ def load_store(folders: Sequence[Path], *, relative_to: Path) -> Store:
         else:
             left_out.append(LeftOut(name=name, kind="duplicate", reason=f"the same as {first}"))
     left_out.sort(key=lambda file: file.name)
-    return Store(runs=tuple(runs), left_out=tuple(left_out), certificates=tuple(certificates))
+    return Store(
+        runs=tuple(runs),
+        left_out=tuple(left_out),
+        certificates=tuple(certificates),
+        cells=tuple(_cells(outcomes, runs)),
+    )
+
+
+def _cells(outcomes: Mapping[str, Outcome], runs: Sequence[Run]) -> Iterator[Cell]:
+    by_name = {run.name: run for run in runs}
+    for name, outcome in outcomes.items():
+        record = None
+        if outcome.record is not None:
+            record = by_name.get(PurePosixPath(name).with_name(outcome.record).as_posix())
+        yield Cell(name=name, outcome=outcome, run=record)
 
 
 def relative_name(path: Path, folder: Path) -> str:
@@ -286,7 +326,7 @@ def _closed_folder(error: OSError, relative_to: Path) -> LeftOut:
     return LeftOut(name=name, kind="damaged", reason=f"cannot be read: {error.strerror}")
 
 
-def _read(path: Path, name: str) -> Run | Certificate | LeftOut:
+def _read(path: Path, name: str) -> Run | Certificate | Outcome | LeftOut:
     try:
         record = read_json(path)
     except ValueError as error:
@@ -296,6 +336,8 @@ def _read(path: Path, name: str) -> Run | Certificate | LeftOut:
     if not (isinstance(record, dict) and record.keys() & {"schema", "step_s"}):
         return LeftOut(name=name, kind="foreign", reason="not a run record")
     try:
+        if is_outcome(record):
+            return read_outcome(record)
         if is_certificate(record):
             return read_certificate(record, name)
         validate(record)

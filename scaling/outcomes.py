@@ -1,0 +1,108 @@
+"""What became of a cell of a sweep: one sealed file a cell and repeat, written when it has ended.
+
+A cell that ran has a run record beside its outcome; one that was refused, killed or settled by
+another cell has only this.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import NoneType
+from typing import Any
+
+from scaling.checks import NUMBER, Kinds, check_fields
+from unitransformer.config import Recipe, RunConfig, from_dict
+from unitransformer.records import STATUSES, Status, write_atomically
+from unitransformer.sealed import check_seals, read_json, seal
+
+SCHEMA = 1
+KIND = "cell"
+FILE = "outcome.json"
+
+FIELDS: dict[str, Kinds] = {
+    "schema": int,
+    "kind": str,
+    "cell": str,
+    "repeat": int,
+    "recipe": str,
+    "options": dict,
+    "command": str,
+    "status": str,
+    "reason": (str, NoneType),
+    "exit_code": (int, NoneType),
+    "elapsed_s": NUMBER,
+    "started_at": (str, NoneType),
+    "last_lines": list,
+    "record": (str, NoneType),
+    "inferred_from": (str, NoneType),
+    "memory_limit_bytes": (int, NoneType),
+    "config": (dict, NoneType),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """How one cell ended, once."""
+
+    cell: str  # 12 hexadecimal digits over recipe and options
+    repeat: int  # from 1
+    recipe: Recipe
+    options: Mapping[str, Any]  # of the recipe, by name without dashes: what the axes say
+    command: str  # what a person types to run it again
+    status: Status
+    reason: str | None = None  # in one line; None: ok
+    exit_code: int | None = None  # None: killed for its time or memory, or never started
+    elapsed_s: float = 0.0
+    started_at: str | None = None  # None: never started
+    last_lines: tuple[str, ...] = ()  # of its log, if it did not end well
+    record: str | None = None  # name of the run record beside this file
+    inferred_from: str | None = None  # the cell whose lack of memory settles this one
+    memory_limit_bytes: int | None = None  # of the whole cell; None: the machine's
+    config: RunConfig | None = None  # None: the recipe refused the options
+
+    @property
+    def name(self) -> str:
+        """Of its folder."""
+        return f"{self.cell}-{self.repeat}"
+
+
+def write_outcome(outcome: Outcome, folder: Path) -> Path:
+    """Put it into its cell's folder, whole or not at all; raises OSError."""
+    content = {"schema": SCHEMA, "kind": KIND, **asdict(outcome)}
+    path = folder / FILE
+    write_atomically(path, json.dumps(seal(content), indent=1, allow_nan=False).encode())
+    return path
+
+
+def load_outcome(path: Path) -> Outcome:
+    """Raises ValueError for anything that is not an outcome as it was written; OSError."""
+    values = read_json(path)
+    if not is_outcome(values):
+        raise ValueError("not the outcome of a cell")
+    return read_outcome(values)
+
+
+def is_outcome(values: Any) -> bool:
+    return isinstance(values, Mapping) and values.get("kind") == KIND
+
+
+def read_outcome(values: Mapping[str, Any], where: str = "outcome") -> Outcome:
+    """Raises ValueError for the first field that is missing, changed or of another kind."""
+    if values.get("schema") != SCHEMA:
+        raise ValueError(
+            f"{where}: schema is {values.get('schema')!r}; this version reads {SCHEMA}: run the "
+            "sweep again, or read it with the version that wrote it"
+        )
+    check_seals(values, where)
+    check_fields(values, FIELDS, where)
+    if values["status"] not in STATUSES:
+        raise ValueError(f"{where}: status is {values['status']!r}; known: {', '.join(STATUSES)}")
+    config = values["config"]
+    return Outcome(
+        **{name: values[name] for name in FIELDS if name not in ("schema", "kind", "config")}
+        | {
+            "last_lines": tuple(map(str, values["last_lines"])),
+            "config": None if config is None else from_dict(RunConfig, config, f"{where}: config"),
+        }
+    )
