@@ -129,7 +129,9 @@ def _places(config: RunConfig, options: Options) -> "Places":
     repeat = folder.name.rpartition("-")[2]
     return Places(
         folder=folder,
-        checkpoints=options.checkpoint_dir or folder / "checkpoints",
+        checkpoints=(
+            None if options.no_checkpoint else options.checkpoint_dir or folder / "checkpoints"
+        ),
         record=options.record or folder / f"{config.hash()}-{repeat}.json",
         trace=options.trace,
     )
@@ -187,7 +189,7 @@ def _plan(config: RunConfig, places: "Places", why: str) -> str:
         "steps": str(config.max_steps),
         f"FLOPs a {unit}": flops,
         "folder": str(places.folder),
-        "checkpoint": str(places.checkpoints),
+        "checkpoint": str(places.checkpoints or "none"),
         "record": str(places.record),
     }
     return "\n".join(f"{name:<15} {value}" for name, value in lines.items())

@@ -11,7 +11,7 @@ from typing import Any
 
 import jsonargparse
 
-from recipes.presets import Defaults, Preset, nearest
+from recipes.presets import Defaults, Preset
 from unitransformer.config import (
     Accelerator,
     ActivationCheckpointing,
@@ -26,6 +26,7 @@ from unitransformer.config import (
     from_dict,
     spelled,
 )
+from unitransformer.nearest import nearest
 
 RUN_FOLDER = "UNITRANSFORMER_RUN_FOLDER"  # tells the ranks that are started which folder to use
 SEE_HELP = "--help lists them all"
@@ -73,6 +74,7 @@ class Options:
     out: Path = _option(Path("runs"), "folder that gets a folder for each run")
     checkpoint_dir: Path | None = _option(None, "by default a folder inside the run's")
     checkpoint_every: int = _option(0, "optimizer steps; 0: only the last")
+    no_checkpoint: bool = _option(False, "save nothing, for a run that only measures")
     record: Path | None = _option(None, "file of the record; by default inside the run's folder")
     trace: Path | None = _option(None, "folder for a profiler's trace of a few steps (Perfetto)")
     resume: bool = _option(False, "go on from the newest checkpoint")
@@ -112,7 +114,8 @@ def _add_fields(
     for item in fields(kind):
         flag = f"--{prefix}{item.name.replace('_', '-')}"
         if hints[item.name] is bool and not optional:
-            parser.add_argument(flag, action="store_true", help=item.metadata["help"])
+            switch: dict[str, Any] = {"nargs": "?", "const": True, "default": False}
+            parser.add_argument(flag, type=bool, help=item.metadata["help"], **switch)
             continue
         parser.add_argument(
             flag,
@@ -141,6 +144,9 @@ def parse(preset: Preset, arguments: Sequence[str]) -> Request:
     options = from_dict(Options, given)
     if options.repeats < 1:
         raise ValueError(f"repeats is {options.repeats}; it must be at least 1")
+    if options.no_checkpoint and (options.resume or options.checkpoint_every):
+        flag = "--resume" if options.resume else "--checkpoint-every"
+        raise ValueError(f"no-checkpoint saves nothing and {flag} needs checkpoints; leave one out")
     if options.dropout is not None:
         shape["dropout"] = options.dropout
     return Request(preset=preset, options=options, shape=shape, tuning=tuning)

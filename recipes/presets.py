@@ -1,11 +1,11 @@
 """What a recipe is made of: named sizes, and defaults for the machine it finds."""
 
-import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from unitransformer.config import ModelConfig, Precision, Recipe
+from unitransformer.nearest import nearest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,12 +48,3 @@ class Preset:
         if image_size and patch_size and "num_positions" not in overrides:
             overrides["num_positions"] = (image_size // patch_size) ** 2 + 1
         return replace(base, **overrides)
-
-
-def nearest(name: str, known: Iterable[str], *, otherwise: str = "") -> str:
-    """The name that was probably meant; if none is near, `otherwise` or all that are known."""
-    names = list(known)
-    close = difflib.get_close_matches(name, names, n=1)
-    if close:
-        return f"did you mean {close[0]}?"
-    return otherwise or f"known: {', '.join(names)}"

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from recipes.options import RUN_FOLDER, Options
 from recipes.running import Asked, claim
-from unitransformer.launch import die_with_parent
 from unitransformer.process import launched_shape
+from unitransformer.process_tree import die_with_parent
 from unitransformer.readout import launches_in_words, recorded_steady
 from unitransformer.records import Record, load_record
 from unitransformer.statistics.comparisons import split_variance

@@ -187,7 +187,7 @@ def _results(outcome: Outcome, places: Places, show: Show) -> list[str]:
         f"{metric_in_words(metric, validation['value'])}{_against(baseline)}",
         *measured_lines(record),
         *shown,
-        f"checkpoint  {places.checkpoints}",
+        f"checkpoint  {places.checkpoints or 'none'}",
         f"record      {places.record}",
         f"logs        {places.folder / 'csv'}, {places.folder / 'tensorboard'}",
         f"figures     {loss_png.parent}",

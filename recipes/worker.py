@@ -1,9 +1,11 @@
 """Many short runs from one process that has imported everything: `python -m recipes.worker`.
 
 A line of JSON on standard input asks for a run: {"recipe": "gpt", "arguments": ["--max-steps",
-"20"], "log": "run.log", "limit_s": 600}. The run happens in a fork, on CPUs, and what it prints
-goes into the log. A line of JSON on standard output answers: {"exit_code": 0, "elapsed_s": 2.5};
-the exit code is null for a run that took longer than its limit, and negative for a signal.
+"20"], "log": "run.log", "limit_s": 600, "memory_limit_bytes": null, "variables": {}}. The run
+happens in a fork, on CPUs, with these environment variables, and what it prints goes into the log.
+A line of JSON on standard output answers: {"ending": "ended", "exit_code": 0, "elapsed_s": 2.5};
+the exit code is null for a run that passed a limit, which the ending names, and negative for a
+signal.
 """
 
 import contextlib
@@ -11,16 +13,15 @@ import importlib
 import json
 import multiprocessing
 import os
-import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from recipes import bert, gpt, vit
 from recipes.command_line import run_recipe
-from unitransformer.launch import die_with_parent
+from unitransformer.process_tree import die_with_parent, wait_within
 from unitransformer.zero import load_deepspeed
 
 if TYPE_CHECKING:
@@ -54,27 +55,40 @@ def main() -> int:
     return 0
 
 
-def _answer(recipe: str, arguments: Sequence[str], log: str, limit_s: float) -> dict[str, Any]:
+def _answer(
+    recipe: str,
+    arguments: Sequence[str],
+    log: str,
+    limit_s: float,
+    memory_limit_bytes: int | None,
+    variables: Mapping[str, str],
+) -> dict[str, Any]:
     started_s = time.monotonic()
     process = multiprocessing.get_context("fork").Process(
-        target=_run, args=(recipe, arguments, log, os.getpid())
+        target=_run, args=(recipe, arguments, log, variables, os.getpid())
     )
     process.start()
-    process.join(limit_s)
-    is_late = process.is_alive()
-    if is_late:
-        assert process.pid is not None
-        os.killpg(process.pid, signal.SIGKILL)  # its ranks end with it
-        process.join()
+    assert process.pid is not None
+
+    def wait(seconds: float) -> bool:
+        process.join(seconds)
+        return not process.is_alive()
+
+    ending = wait_within(process.pid, wait, limit_s=limit_s, memory_limit_bytes=memory_limit_bytes)
+    process.join()
     return {
-        "exit_code": None if is_late else process.exitcode,
+        "ending": ending,
+        "exit_code": process.exitcode if ending == "ended" else None,
         "elapsed_s": time.monotonic() - started_s,
     }
 
 
-def _run(recipe: str, arguments: Sequence[str], log: str, parent: int) -> None:
+def _run(
+    recipe: str, arguments: Sequence[str], log: str, variables: Mapping[str, str], parent: int
+) -> None:
     """What a fork does."""
     die_with_parent(parent)
+    os.environ |= variables
     said = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(said, 1)
     os.dup2(said, 2)

@@ -1,55 +1,53 @@
-"""The command line of the studies: `python -m scaling report DIR...`; exit code out.
+"""The command line of the studies: `python -m scaling STUDY`; exit code out.
 
-0 done | 1 failed, a record that contradicts itself, strategies that differ | 2 bad usage. An error
-is one line.
+0 done | 1 failed, a record that contradicts itself, strategies that differ, not reproduced | 2 bad
+usage | 3 a replay that shows neither. An error is one line.
 """
 
-import os
 import re
-import shlex
 import sys
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jsonargparse
 
-from scaling import certificates
 from scaling.calibrate import build_calibrate_parser, calibrate, read_calibrate_options
-from scaling.certify import ParityOptions, certify
-from scaling.markdown import count
+from scaling.lint import lint, render
 from scaling.parity_options import build_parity_parser, read_parity_options
+from scaling.places import check_writable
 from scaling.published import build_published_parser, load_rows, render_replay, replay
-from scaling.report import draw_plots, render_report
-from scaling.store import Store, find_contradictions, load_store, relative_name
-from unitransformer.records import write_atomically
+from scaling.report_options import build_report_parser, read_report_options
+from scaling.run_parity import run_parity
+from scaling.run_replay import build_replay_parser, run_replay
+from scaling.run_report import run_report
+from scaling.run_sweep import run_sweep
+from scaling.sweep_options import build_sweep_parser, read_sweep_options, split_axes
 
-DEFAULT_OUT = "RESULTS.md"
-DEFAULT_PLOTS = "plots"
+
+@dataclass(frozen=True, kw_only=True)
+class Words:
+    """A command line: the study's own words, those after `--`, and all as they were typed."""
+
+    own: Sequence[str]
+    beyond: Sequence[str]
+    all: Sequence[str]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse, do, say what was done; returns the exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
-    own, beyond = _split(words)
+    end = words.index("--") if "--" in words else len(words)
+    own, beyond = words[:end], words[end + 1 :]
     try:
-        given = build_parser().parse_args(own)
-        if given["study"] == "parity":
-            return parity(read_parity_options(given["parity"], beyond, words))
-        if beyond:
-            raise ValueError(f"{beyond[0]} comes after --, and {given['study']} runs no recipe")
-        if given["study"] == "published":
-            print(render_replay(replay(load_rows(given["published"].rows))))
+        study = STUDIES.get(own[0]) if own else None
+        if study is None:  # --help, or an error that names the studies
+            build_parser().parse_args(own)
             return 0
-        if given["study"] == "calibrate":
-            options = read_calibrate_options(given["calibrate"])
-            if options.out is not None:
-                _check_writable("out", options.out, is_folder=False)
-            print(calibrate(options))
-            return 0
-        return report(_report_options(given["report"]))
+        if beyond and own[0] != "parity":
+            raise ValueError(f"{beyond[0]} comes after --, and {own[0]} hands nothing on")
+        return study.do(Words(own=own[1:], beyond=beyond, all=words))
     except jsonargparse.ArgumentError as error:
         return _fail(_in_one_line(str(error), own), 2)
     except (ValueError, PermissionError, NotADirectoryError) as error:
@@ -57,13 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (OSError, RuntimeError) as error:
         return _fail(str(error), 1)
     except KeyboardInterrupt:
-        return _fail("stopped before the end; the file it was working on is not written", 1)
-
-
-def _split(words: list[str]) -> tuple[list[str], list[str]]:
-    """What comes before `--`, and what follows it, which is for a recipe."""
-    end = words.index("--") if "--" in words else len(words)
-    return words[:end], words[end + 1 :]
+        return _fail("stopped before the end; what was under way is not written", 1)
 
 
 def build_parser() -> jsonargparse.ArgumentParser:
@@ -72,170 +64,130 @@ def build_parser() -> jsonargparse.ArgumentParser:
         prog="python -m scaling", description="Studies over run records.", exit_on_error=False
     )
     studies = parser.add_subcommands(dest="study", metavar="STUDY")
-    studies.add_subcommand("report", _report_parser(), help="write RESULTS.md from records")
-    studies.add_subcommand(
-        "parity", build_parity_parser(), help="does every strategy train the same model?"
-    )
-    studies.add_subcommand(
-        "published", build_published_parser(), help="do published figures follow from their rows?"
-    )
-    studies.add_subcommand(
-        "calibrate", build_calibrate_parser(), help="what can this machine do at best?"
-    )
+    for name, study in STUDIES.items():
+        studies.add_subcommand(name, study.build_parser(), help=study.help)
     return parser
 
 
-def _report_parser() -> jsonargparse.ArgumentParser:
+# ---------------------------------------------------------------------------------- studies
+
+
+def _report(words: Words) -> int:
+    odd = run_report(read_report_options(_parsed("report", words)))
+    return _fail(odd, 1) if odd else 0
+
+
+def _sweep(words: Words) -> int:
+    own, axes = split_axes(words.own, build_sweep_parser())
+    return run_sweep(read_sweep_options(_parse("sweep", own), axes))
+
+
+def _parity(words: Words) -> int:
+    options = read_parity_options(_parsed("parity", words), words.beyond, words.all)
+    check_writable("out", options.out, is_folder=True)
+    bad = run_parity(options)
+    return _fail(bad, 1) if bad else 0
+
+
+def _lint(words: Words) -> int:
+    findings = lint(_parsed("lint", words).file)
+    print(render(findings))
+    return findings.exit_code
+
+
+def _replay(words: Words) -> int:
+    return run_replay(_parsed("replay", words))
+
+
+def _calibrate(words: Words) -> int:
+    options = read_calibrate_options(_parsed("calibrate", words))
+    if options.out is not None:
+        check_writable("out", options.out, is_folder=False)
+    print(calibrate(options))
+    return 0
+
+
+def _published(words: Words) -> int:
+    print(render_replay(replay(load_rows(_parsed("published", words).rows))))
+    return 0
+
+
+def _lint_parser() -> jsonargparse.ArgumentParser:
     parser = jsonargparse.ArgumentParser(
-        description="Write RESULTS.md and its plots from the run records below folders.",
+        description="Check a RESULTS.md: written again from its records, its arithmetic, and "
+        "whether code, torch or schema have changed since.",
         exit_on_error=False,
     )
-    parser.add_argument("--config", action="config", help="YAML file with any of these options")
-    parser.add_argument(
-        "folders", nargs="+", type=Path, metavar="DIR", help="folders that hold run records"
-    )
-    parser.add_argument("--out", type=Path, default=Path(DEFAULT_OUT), help="file to write")
-    parser.add_argument(
-        "--plots",
-        type=Path | None,
-        default=None,
-        metavar="DIR",
-        help="folder of the plots; by default plots beside the file",
-    )
+    parser.add_argument("file", type=Path, metavar="FILE", help="a RESULTS.md of `report`")
     return parser
-
-
-def _report_options(given: Any) -> "ReportOptions":
-    plots = given.out.parent / DEFAULT_PLOTS if given.plots is None else given.plots
-    return ReportOptions(folders=tuple(given.folders), out=given.out, plots=plots)
-
-
-# ---------------------------------------------------------------------------------- report
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReportOptions:
-    """Places, as a person wrote them."""
+class Study:
+    """What a subcommand reads and does."""
 
-    folders: tuple[Path, ...]
-    out: Path
-    plots: Path
-
-
-def report(options: ReportOptions) -> int:
-    """Write RESULTS.md and its plots, say how many records they stand on.
-
-    Raises:
-        ValueError: folders without records, or places that cannot be written.
-        OSError: a file could not be written after all.
-    """
-    out, plots = options.out, options.plots
-    _check_writable("out", out, is_folder=False)
-    _check_writable("plots", plots, is_folder=True)
-    store = load_store(options.folders, relative_to=out.parent)
-    if not (store.runs or store.certificates):
-        folders = " and ".join(map(str, options.folders))
-        raise ValueError(f"{folders}: no run record below; {_left_out(store)}")
-    drawn = draw_plots(store)
-    text = render_report(store, command=_command(options), plots=relative_name(plots, out.parent))
-    # The text comes last: it never names a plot that is not there.
-    files = {plots / name: content for name, content in drawn.items()} | {out: text.encode()}
-    for path, content in files.items():
-        write_atomically(path, content)
-        print(path)
-    print(f"{_used(store)}; {_left_out(store)}")
-    return _verdict(store, out)
+    help: str
+    build_parser: Callable[[], jsonargparse.ArgumentParser]
+    do: Callable[[Words], int]
 
 
-def _verdict(store: Store, out: Path) -> int:
-    names = [run.name for run in store.runs if run.is_ok and find_contradictions(run)]
-    names += [c.name for c in store.certificates if certificates.find_contradictions(c)]
-    if not names:
-        return 0
-    return _fail(f"{', '.join(names)}: at odds with its own samples; {out} says where", 1)
+STUDIES = {
+    "report": Study(
+        help="write RESULTS.md from records", build_parser=build_report_parser, do=_report
+    ),
+    "sweep": Study(
+        help="run every combination of some options of the recipes",
+        build_parser=build_sweep_parser,
+        do=_sweep,
+    ),
+    "parity": Study(
+        help="does every strategy train the same model?",
+        build_parser=build_parity_parser,
+        do=_parity,
+    ),
+    "lint": Study(help="does a RESULTS.md still hold?", build_parser=_lint_parser, do=_lint),
+    "replay": Study(
+        help="measure a cell again: is it the same?", build_parser=build_replay_parser, do=_replay
+    ),
+    "calibrate": Study(
+        help="what can this machine do at best?",
+        build_parser=build_calibrate_parser,
+        do=_calibrate,
+    ),
+    "published": Study(
+        help="do published figures follow from their rows?",
+        build_parser=build_published_parser,
+        do=_published,
+    ),
+}
 
 
-def _command(options: ReportOptions) -> str:
-    """What writes the same file again from inside its folder, whoever and wherever one is."""
-    out, plots = options.out, relative_name(options.plots, options.out.parent)
-    folders = [relative_name(folder, out.parent) for folder in options.folders]
-    words = ["report", *folders]
-    if out.name != DEFAULT_OUT:
-        words += ["--out", out.name]
-    if plots != DEFAULT_PLOTS:
-        words += ["--plots", plots]
-    return f"python -m scaling {shlex.join(words)}"
+def _parsed(study: str, words: Words) -> Any:
+    return _parse(study, words.own)
 
 
-def _check_writable(option: str, path: Path, *, is_folder: bool) -> None:
-    """Raises ValueError for a path that is of the other kind or below something closed."""
-    if path.exists() and path.is_dir() != is_folder:
-        kind = "file" if is_folder else "folder"
-        raise ValueError(f"{option} {path} is a {kind}; choose another with --{option}")
-    parent = next(p for p in (path.absolute(), *path.absolute().parents) if p.is_dir())
-    beyond = path.absolute().relative_to(parent).parts
-    if len(beyond) > 1 and (parent / beyond[0]).exists():
-        raise ValueError(f"{option} {path}: {parent / beyond[0]} is a file; choose another place")
-    if not os.access(parent, os.W_OK):
-        raise ValueError(f"{option} {path}: {parent} cannot be written; choose another place")
-
-
-def _used(store: Store) -> str:
-    statuses = Counter(str(run.record["status"]) for run in store.runs)
-    counts = ", ".join(f"{count} {status}" for status, count in sorted(statuses.items()))
-    records = f"{len(store.runs)} record{'s' * (len(store.runs) > 1)} used ({counts})"
-    proofs = len(store.certificates)
-    return f"{records}, {count(proofs, 'certificate')}" if proofs else records
-
-
-def _left_out(store: Store) -> str:
-    """How many files were left out and why; the reason itself where it is a single one."""
-    kinds = Counter(file.kind for file in store.left_out)
-    if not kinds:
-        return "no file left out"
-    total = len(store.left_out)
-    counts = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
-    damaged = [f"{file.name}: {file.reason}" for file in store.left_out if file.kind == "damaged"]
-    first = " ".join(damaged[0].split()) if damaged else ""
-    return f"{total} file{'s' * (total > 1)} left out ({counts}{first and '; ' + first})"
-
-
-# ---------------------------------------------------------------------------------- parity
-
-
-def parity(options: ParityOptions) -> int:
-    """Compare, write the certificates, say what came of it.
-
-    Raises:
-        ValueError: options that the recipe refuses.
-        RuntimeError: a reference failed.
-        OSError: a certificate could not be written.
-    """
-    _check_writable("out", options.out, is_folder=True)
-    written = certify(options, lambda line: print(line, flush=True))
-    bad = []
-    for path, certificate in written:
-        verdicts = Counter(map(certificate.verdict, certificate.results))
-        counts = ", ".join(f"{count} {verdict}" for verdict, count in sorted(verdicts.items()))
-        print(f"{path}: {counts}")
-        if verdicts["different"] or verdicts["failed"] or not verdicts["equal"]:
-            bad.append(f"{path.name}: {counts}")
-    return _fail("; ".join(bad), 1) if bad else 0
+def _parse(study: str, own: Sequence[str]) -> Any:
+    return build_parser().parse_args([study, *own])[study]
 
 
 # ---------------------------------------------------------------------------------- errors
 
 
 def _in_one_line(message: str, words: Sequence[str]) -> str:
-    if "required: report.folders" in message:
-        return "report needs a folder that holds run records: python -m scaling report DIR"
+    missing = re.search(r"required: (?:\w+\.)?(folders|file|cell)\b", message)
+    if missing:
+        what = {
+            "folders": "report needs a folder that holds run records: python -m scaling report DIR",
+            "file": "lint needs a report: python -m scaling lint RESULTS.md",
+            "cell": "replay needs a record or the folder of a cell: python -m scaling replay CELL",
+        }
+        return what[missing[1]]
     missing = re.search(r'expected "study" to be one of \{([^}]+)\}', message)
     if missing:
         return f"no study given; choose one of: {missing[1]}"
     unknown = re.search(r"[Uu]nrecognized arguments: (\S+)", message)
     if unknown:
-        studies = ("calibrate", "parity", "published")
-        study = words[0] if words and words[0] in studies else "report"
+        study = words[0] if words and words[0] in STUDIES else "report"
         return f"{unknown[1]} is not an option; python -m scaling {study} --help lists them"
     return " ".join(message.split())
 

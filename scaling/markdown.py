@@ -13,7 +13,17 @@ def ms(seconds: float) -> str:
 
 
 def gib(num_bytes: int) -> str:
+    if num_bytes < 2**30 / 10:
+        return f"{num_bytes / 2**20:,.1f} MiB"
     return f"{num_bytes / 2**30:,.2f} GiB"
+
+
+def duration(seconds: float) -> str:
+    """As people say it: 45 s, 12 min, 3 h 20 min."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60:,} h {minutes % 60} min"
 
 
 def count(number: int, thing: str, things: str = "") -> str:

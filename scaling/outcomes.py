@@ -33,6 +33,7 @@ FIELDS: dict[str, Kinds] = {
     "exit_code": (int, NoneType),
     "elapsed_s": NUMBER,
     "started_at": (str, NoneType),
+    "finished_at": (str, NoneType),
     "last_lines": list,
     "record": (str, NoneType),
     "inferred_from": (str, NoneType),
@@ -55,6 +56,7 @@ class Outcome:
     exit_code: int | None = None  # None: killed for its time or memory, or never started
     elapsed_s: float = 0.0
     started_at: str | None = None  # None: never started
+    finished_at: str | None = None
     last_lines: tuple[str, ...] = ()  # of its log, if it did not end well
     record: str | None = None  # name of the run record beside this file
     inferred_from: str | None = None  # the cell whose lack of memory settles this one

@@ -2,8 +2,9 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import get_args
+from typing import Literal, get_args
 
 from scaling import cells
 from scaling.certificates import Certificate, Result, newest_first
@@ -158,8 +159,22 @@ def _refusals(certificate: Certificate) -> list[str]:
 # ---------------------------------------------------------------------------------- one run
 
 
-def parity_cell(run: Run, certificates: Sequence[Certificate]) -> str:
-    """The certificate that says whether this way to train is the plain one, and what it says."""
+@dataclass(frozen=True, kw_only=True)
+class Proof:
+    """What the newest certificate that covers a way to train says of it."""
+
+    verdict: Verdict | Literal["reference"]  # of several results the worst
+    devices: tuple[int, ...]  # counts it was tried on
+    certificate: str | None  # name of its file; None: the reference needs none
+
+    @property
+    def holds(self) -> bool:
+        """Whether this way trains the same model as the reference."""
+        return self.verdict in ("equal", "reference")
+
+
+def find_proof(run: Run, certificates: Sequence[Certificate]) -> Proof | None:
+    """Whether this way to train is the plain one; None if no certificate covers it."""
     parallel = run.config.parallel
     is_alone = parallel.strategy == "auto" and parallel.world_size == 1
     own = Case(
@@ -171,14 +186,14 @@ def parity_cell(run: Run, certificates: Sequence[Certificate]) -> str:
         accumulate=run.config.accumulate,
     )
     if own == REFERENCE:
-        return "reference"
+        return Proof(verdict="reference", devices=(1,), certificate=None)
     accelerator = "cpu" if run.record["hardware"][0]["device"] == "cpu" else "cuda"
     for certificate in newest_first(certificates):
         covering = [r for r in certificate.results if _kind(r.case) == _kind(own)]
         told = (certificate.recipe, certificate.content["accelerator"])
         if covering and told == (run.config.recipe, accelerator):
             return _coverage(certificate, covering)
-    return "none"
+    return None
 
 
 def _kind(case: Case) -> tuple[str, ...]:
@@ -186,10 +201,26 @@ def _kind(case: Case) -> tuple[str, ...]:
     return (case.strategy, case.precision, case.compile, case.activation_checkpointing)
 
 
-def _coverage(certificate: Certificate, results: Sequence[Result]) -> str:
+def _coverage(certificate: Certificate, results: Sequence[Result]) -> Proof:
     verdicts = set(map(certificate.verdict, results))
-    worst = next(v for v in ("different", "failed", "refused", "equal") if v in verdicts)
-    word = worst if worst == "equal" else f"**{worst}**"
-    devices = sorted({result.case.devices for result in results})
-    spread = f"{' and '.join(map(str, devices))} device{'s' * (devices != [1])}"
-    return f"{word} on {spread}, {link(certificate.name, PurePosixPath(certificate.name).name)}"
+    worst: Sequence[Verdict] = ("different", "failed", "refused", "equal")
+    return Proof(
+        verdict=next(verdict for verdict in worst if verdict in verdicts),
+        devices=tuple(sorted({result.case.devices for result in results})),
+        certificate=certificate.name,
+    )
+
+
+def parity_cell(run: Run, certificates: Sequence[Certificate]) -> str:
+    """The certificate that says whether this way to train is the plain one, and what it says."""
+    proof = find_proof(run, certificates)
+    return "none" if proof is None else describe_proof(proof)
+
+
+def describe_proof(proof: Proof) -> str:
+    """A cell."""
+    if proof.certificate is None:
+        return proof.verdict
+    word = proof.verdict if proof.holds else f"**{proof.verdict}**"
+    spread = f"{' and '.join(map(str, proof.devices))} device{'s' * (proof.devices != (1,))}"
+    return f"{word} on {spread}, {link(proof.certificate, PurePosixPath(proof.certificate).name)}"

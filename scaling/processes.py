@@ -7,58 +7,95 @@ elsewhere every run is a process of its own.
 import contextlib
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Protocol
 
 from unitransformer.config import Recipe
+from unitransformer.process_tree import Ending, die_with_parent, kill_whole, wait_within
+
+NO_VARIABLES: Mapping[str, str] = MappingProxyType({})
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ended:
     """How a run ended."""
 
-    exit_code: int | None  # None: it took too long; negative: the signal that ended it
+    exit_code: int | None  # None: it passed a limit; negative: the signal that ended it
     elapsed_s: float
+    ending: Ending = "ended"  # or the limit that it passed
 
 
 class Runner(Protocol):
-    """Runs a recipe and waits for it."""
+    """Runs a recipe and waits for it; it and all it has started are ended at a limit.
+
+    Args:
+        memory_limit_bytes: of all its processes together; None: no limit but the machine's.
+        variables: added to the environment.
+    """
 
     def __call__(
-        self, recipe: Recipe, arguments: Sequence[str], *, log: Path, limit_s: float
+        self,
+        recipe: Recipe,
+        arguments: Sequence[str],
+        *,
+        log: Path,
+        limit_s: float,
+        memory_limit_bytes: int | None = None,
+        variables: Mapping[str, str] = NO_VARIABLES,
     ) -> Ended: ...
 
 
-def run_alone(recipe: Recipe, arguments: Sequence[str], *, log: Path, limit_s: float) -> Ended:
-    """A process of its own; it and all it has started are ended after `limit_s`."""
-    started_s = time.monotonic()
+def run_alone(
+    recipe: Recipe,
+    arguments: Sequence[str],
+    *,
+    log: Path,
+    limit_s: float,
+    memory_limit_bytes: int | None = None,
+    variables: Mapping[str, str] = NO_VARIABLES,
+) -> Ended:
+    """A `Runner`: a process of its own."""
+    started_s, parent = time.monotonic(), os.getpid()
     with log.open("w") as said:
         process = subprocess.Popen(
             [sys.executable, "-m", f"recipes.{recipe}", *arguments],
             stdin=subprocess.DEVNULL,
             stdout=said,
             stderr=subprocess.STDOUT,
-            start_new_session=True,
+            env={**os.environ, **variables},
+            preexec_fn=lambda: die_with_parent(parent),
         )
-        exit_code: int | None = None
+
+        def wait(seconds: float) -> bool:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(seconds)
+            return process.returncode is not None
+
         try:
-            exit_code = process.wait(limit_s)
-        except subprocess.TimeoutExpired:
-            pass
+            ending = wait_within(
+                process.pid, wait, limit_s=limit_s, memory_limit_bytes=memory_limit_bytes
+            )
         finally:
             if process.returncode is None:
                 _end(process)
-    return Ended(exit_code=exit_code, elapsed_s=time.monotonic() - started_s)
+    return Ended(
+        ending=ending,
+        exit_code=process.returncode if ending == "ended" else None,
+        elapsed_s=time.monotonic() - started_s,
+    )
 
 
-def run_module(module: str, arguments: Sequence[str], *, limit_s: float) -> str:
+def run_module(module: str, arguments: Sequence[str], *, limit_s: float, asked: str = "") -> str:
     """What a module of ours prints; it and all it has started are ended after `limit_s`.
+
+    Args:
+        asked: what it reads from its standard input.
 
     Raises:
         ValueError: it says that it was asked for something wrong.
@@ -66,14 +103,14 @@ def run_module(module: str, arguments: Sequence[str], *, limit_s: float) -> str:
     """
     process = subprocess.Popen(
         [sys.executable, "-m", module, *arguments],
-        stdin=subprocess.DEVNULL,
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
     )
     try:
-        printed, errors = process.communicate(timeout=limit_s)
+        printed, errors = process.communicate(asked, timeout=limit_s)
     except subprocess.TimeoutExpired:
         raise RuntimeError(f"{module} has not ended after {limit_s:.0f} s") from None
     finally:
@@ -111,13 +148,22 @@ class _Worker:
         self.process: subprocess.Popen[str] | None = None
 
     def __call__(
-        self, recipe: Recipe, arguments: Sequence[str], *, log: Path, limit_s: float
+        self,
+        recipe: Recipe,
+        arguments: Sequence[str],
+        *,
+        log: Path,
+        limit_s: float,
+        memory_limit_bytes: int | None = None,
+        variables: Mapping[str, str] = NO_VARIABLES,
     ) -> Ended:
         request = {
             "recipe": recipe,
             "arguments": list(arguments),
             "log": str(log),
             "limit_s": limit_s,
+            "memory_limit_bytes": memory_limit_bytes,
+            "variables": dict(variables),
         }
         return Ended(**self._ask(request))
 
@@ -158,9 +204,8 @@ class _Worker:
 
 
 def _end(process: "subprocess.Popen[Any]") -> None:
-    """Kill a process and its group; ranks in groups of their own end with who started them."""
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
+    """Kill a process and all it has started."""
+    kill_whole(process.pid)
     process.kill()
     process.wait()
     for pipe in (process.stdin, process.stdout, process.stderr):

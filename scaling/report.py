@@ -4,6 +4,7 @@ Pure: equal records give equal bytes. What cannot be told is blank with the reas
 every figure names the record it comes from. Derived figures are computed again from raw samples.
 """
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import get_args
@@ -21,8 +22,11 @@ from scaling.conditions import (
 from scaling.joining import differences
 from scaling.markdown import code_block, count, escaped, link, table
 from scaling.parity_section import parity_cell, parity_section
+from scaling.scaling_section import scaling_blocks
 from scaling.speed_section import figures_table, passport_tables
-from scaling.store import Run, Store, find_contradictions, find_recounts
+from scaling.store import Cell, Run, Store, find_contradictions, find_recounts
+from scaling.sweep_plots import draw, plots_of
+from scaling.sweep_section import sweep_blocks
 from unitransformer.config import Recipe
 from unitransformer.flops import count_parameters
 from unitransformer.summary import human_count
@@ -47,14 +51,10 @@ def render_report(store: Store, *, command: str, plots: str) -> str:
         _contradictions(store),
         _recounts(store),
         "## Conditions",
-        _conditions([run for runs in recipes.values() for run in runs]),
+        _conditions([run for runs in recipes.values() for run in runs] + _ok_cells(store)),
         "## Overview",
         _overview(mains, _described(store)),
-        *(
-            block
-            for runs in recipes.values()
-            for block in _recipe_section(runs, plots, _described(store))
-        ),
+        *(block for runs in recipes.values() for block in _recipe_section(runs, store, plots)),
         *parity_section(store.certificates),
         *_failures(store),
         *_left_out(store),
@@ -78,20 +78,43 @@ def draw_plots(store: Store) -> dict[str, bytes]:
             run.record["loss"], validation["history"], title=cells.label(run), baseline=to_beat
         )
         drawn[cells.plot_name(run)] = figure_bytes(figure, "svg")
+    for (recipe, sweep), own in _sweeps(store).items():
+        drawn |= {f"{plot.name}.svg": draw(plot) for plot in plots_of(_slug(recipe, sweep), own)}
     return drawn
 
 
 def _runs_of_recipes(store: Store) -> dict[Recipe, list[Run]]:
-    """Runs that ended well: recipes in their order, in each the run with most steps first, of
-    equally long ones the newest."""
-    by_name = sorted((run for run in store.runs if run.is_ok), key=lambda run: run.name)
-    newest = sorted(by_name, key=lambda run: str(run.record.get("started_at")), reverse=True)
-    longest = sorted(newest, key=lambda run: -run.num_steps)
+    """Runs that ended well and are no cell of a sweep, or where a recipe has none of these its
+    cells: recipes in their order, in each the run with most steps first, of equally long ones the
+    newest."""
     grouped = {
-        recipe: [run for run in longest if run.config.recipe == recipe]
+        recipe: _longest_first(store.single_runs, recipe) or _longest_first(store.runs, recipe)
         for recipe in get_args(Recipe)
     }
     return {recipe: runs for recipe, runs in grouped.items() if runs}
+
+
+def _longest_first(runs: Sequence[Run], recipe: Recipe) -> list[Run]:
+    own = [run for run in runs if run.is_ok and run.config.recipe == recipe]
+    by_name = sorted(own, key=lambda run: run.name)
+    newest = sorted(by_name, key=lambda run: str(run.record.get("started_at")), reverse=True)
+    return sorted(newest, key=lambda run: -run.num_steps)
+
+
+def _sweeps(store: Store) -> dict[tuple[Recipe, str], list[Cell]]:
+    """Cells by recipe and sweep, in the order of both."""
+    grouped: dict[tuple[Recipe, str], list[Cell]] = {}
+    for recipe in get_args(Recipe):
+        for cell in sorted(store.cells, key=lambda cell: cell.name):
+            if cell.outcome.recipe == recipe:
+                grouped.setdefault((recipe, cell.sweep), []).append(cell)
+    return grouped
+
+
+def _slug(recipe: Recipe, sweep: str) -> str:
+    """Begins the names of a sweep's plots."""
+    name = re.sub(r"[^A-Za-z0-9]+", "-", PurePosixPath(sweep).name).strip("-")
+    return f"{recipe}-{name or 'sweep'}"
 
 
 def _opening(store: Store, command: str) -> str:
@@ -144,6 +167,10 @@ def _alert(kind: str, words: str, found: Iterable[tuple[str, Sequence[str]]]) ->
     """A box with what was found, a line for each file; nothing if nothing was."""
     lines = [f"> - {link(name)}: {escaped('; '.join(all_))}" for name, all_ in found if all_]
     return "\n".join([f"> [!{kind}]", f"> {words}", ">", *lines]) if lines else ""
+
+
+def _ok_cells(store: Store) -> list[Run]:
+    return [cell.run for cell in store.cells if cell.run is not None and cell.run.is_ok]
 
 
 def _conditions(runs: Sequence[Run]) -> str:
@@ -212,7 +239,7 @@ def _described(store: Store) -> Describe:
 
 
 def _failures(store: Store) -> list[str]:
-    failed = [run for run in store.runs if not run.is_ok]
+    failed = [run for run in store.single_runs if not run.is_ok]
     if not failed:
         return []
     headers = ("recipe", "devices", "precision", "batch", "steps", "status", "error", "record")
@@ -252,8 +279,9 @@ def _left_out(store: Store) -> list[str]:
     return ["## Files left out", table(("file", "kind", "reason"), rows)] if rows else []
 
 
-def _recipe_section(runs: Sequence[Run], plots: str, described: Describe) -> list[str]:
+def _recipe_section(runs: Sequence[Run], store: Store, plots: str) -> list[str]:
     run, others = runs[0], runs[1:]
+    described = _described(store)
     record = run.record
     title = cells.TITLES[run.config.recipe]
     plot = quote(str(PurePosixPath(plots, cells.plot_name(run))))
@@ -273,8 +301,23 @@ def _recipe_section(runs: Sequence[Run], plots: str, described: Describe) -> lis
         figures_table(run, others),
         "### FLOPs and MFU",
         *passport_tables(run),
-        *_other_runs([run, *others] if others else [], described),
+        *_other_runs([r for r in runs if r in store.single_runs], described),
+        *_sweep_sections(run.config.recipe, store, plots),
     ]
+
+
+def _sweep_sections(recipe: Recipe, store: Store, plots: str) -> list[str]:
+    """Every sweep of a recipe, and what all its runs say of devices and strategies."""
+    blocks = []
+    for (of, sweep), own in _sweeps(store).items():
+        if of == recipe:
+            drawn = [
+                (plot.title, quote(str(PurePosixPath(plots, f"{plot.name}.svg"))))
+                for plot in plots_of(_slug(recipe, sweep), own)
+            ]
+            blocks += sweep_blocks(sweep, own, store.certificates, drawn)
+    everything = [run for run in store.runs if run.is_ok and run.config.recipe == recipe]
+    return [*blocks, *scaling_blocks(everything, store.certificates)]
 
 
 def _summary(summary: str) -> str:
@@ -286,7 +329,7 @@ def _summary(summary: str) -> str:
 
 
 def _other_runs(runs: Sequence[Run], described: Describe) -> list[str]:
-    if not runs:
+    if len(runs) < 2:
         return []
     body = [[describe(run) for describe in described.values()] for run in runs]
     return ["### All runs", _apart(runs), table(tuple(described), body)]

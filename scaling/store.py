@@ -4,12 +4,16 @@ A record that cannot be relied on is left out with its reason and never stops th
 files are relative to a folder the caller gives, so that what is made of them can be moved.
 """
 
+import contextlib
 import functools
+import gc
 import hashlib
 import json
 import math
+import multiprocessing
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from types import NoneType
@@ -32,9 +36,13 @@ from unitransformer.config import RunConfig
 from unitransformer.flops import count_flops, count_parameters
 from unitransformer.passport import Row
 from unitransformer.readout import Readout, passport_of, read_out, recorded_steady, steady_of
-from unitransformer.records import Record, config_of, validate
-from unitransformer.sealed import read_json
+from unitransformer.records import Record, validate
+from unitransformer.sealed import SEALS, read_json
+from unitransformer.statistics.steady import Steady
 from unitransformer.tasks import perplexity
+
+FILES_OF_A_PROCESS = 500  # fewer are read before another process has started
+CHUNK = 50  # files that go to a process at once
 
 # What is read of a run that ended well, beyond what `records.validate` looks at.
 FACTS: dict[str, Kinds] = {
@@ -135,6 +143,12 @@ class Run:
             units_per_step=self.units_per_step,
         )
 
+    @functools.cached_property
+    def steady_today(self) -> Steady:
+        """The steady state of the last launch as this version of the code finds it."""
+        record = self.record
+        return steady_of(record["step_s"], launches=record["launches"], unsteady=self.unsteady)
+
     @property
     def steady_s(self) -> list[float]:
         """Seconds of each steady step."""
@@ -199,11 +213,17 @@ class Store:
         return tuple(run for run in self.runs if run.name not in of_cells)
 
 
-def load_store(folders: Sequence[Path], *, relative_to: Path) -> Store:
+_Read = Run | Certificate | Outcome | LeftOut
+
+
+def load_store(folders: Sequence[Path], *, relative_to: Path, processes: int = 1) -> Store:
     """Read every `*.json` below `folders`, hidden files and folders aside.
 
     Args:
         relative_to: folder from which the names lead to the files.
+        processes: at most so many read beside each other, where there are thousands of files.
+            They find the figures of the runs as well. They start anew: a script that asks for
+            several has its work below `if __name__ == "__main__"`.
 
     Raises:
         ValueError: a folder that does not exist or is a file.
@@ -215,16 +235,14 @@ def load_store(folders: Sequence[Path], *, relative_to: Path) -> Store:
     certificates: list[Certificate] = []
     outcomes: dict[str, Outcome] = {}
     left_out = [_closed_folder(error, relative_to) for error in closed]
-    for name in sorted(found):
-        read = _read(found[name], name)
+    for name, read in _read_all(found, processes):
         if isinstance(read, LeftOut):
             left_out.append(read)
             continue
         if isinstance(read, Outcome):
             outcomes[name] = read
             continue
-        content = read.content if isinstance(read, Certificate) else read.record
-        first = names.setdefault(_digest(content), name)
+        first = names.setdefault(_digest(read), name)
         if first == name:
             certificates.append(read) if isinstance(read, Certificate) else runs.append(read)
         else:
@@ -273,8 +291,8 @@ def find_recounts(run: Run) -> list[str]:
     """FLOPs, and the begin of the steady state, that this version of the code finds otherwise than
     the one that wrote the record."""
     field, record = f"flops_per_{run.unit}", run.record
-    steady = steady_of(record["step_s"], launches=record["launches"], unsteady=run.unsteady)
-    start = None if steady.start is None else record["launches"][-1] + steady.start
+    start = run.steady_today.start
+    start = None if start is None else record["launches"][-1] + start
     return _differences(
         {
             "steady_from": (record["steady_from"], start),
@@ -326,30 +344,69 @@ def _closed_folder(error: OSError, relative_to: Path) -> LeftOut:
     return LeftOut(name=name, kind="damaged", reason=f"cannot be read: {error.strerror}")
 
 
-def _read(path: Path, name: str) -> Run | Certificate | Outcome | LeftOut:
+def _read_all(found: Mapping[str, Path], processes: int) -> Iterator[tuple[str, _Read]]:
+    """What is in each file, in the order of the names."""
+    names = sorted(found)
+    paths = [found[name] for name in names]
+    processes = min(processes, len(names) // FILES_OF_A_PROCESS)
+    with _no_collection():
+        if processes < 2:
+            yield from zip(names, map(_read, paths, names), strict=True)
+            return
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(processes, mp_context=context) as pool:
+            read = pool.map(_read_and_figure, paths, names, chunksize=CHUNK)
+            yield from zip(names, read, strict=True)
+
+
+@contextlib.contextmanager
+def _no_collection() -> Iterator[None]:
+    """Records hold no cycles, and a search for them goes through all records again and again."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+def _read_and_figure(path: Path, name: str) -> _Read:
+    """As `_read`; a run comes with what is costly to find."""
+    read = _read(path, name)
+    if isinstance(read, Run) and read.is_ok:
+        with contextlib.suppress(ValueError):  # told when somebody asks
+            _ = read.readout, read.steady_today
+    return read
+
+
+def _read(path: Path, name: str) -> _Read:
     try:
         record = read_json(path)
     except ValueError as error:
         return LeftOut(name=name, kind="damaged", reason=str(error))
     except OSError as error:
         return LeftOut(name=name, kind="damaged", reason=f"cannot be read: {error.strerror}")
-    if not (isinstance(record, dict) and record.keys() & {"schema", "step_s"}):
+    is_ours = isinstance(record, dict) and record.keys() & {"schema", "step_s"}
+    if not is_ours or record.get("kind") == "study":
         return LeftOut(name=name, kind="foreign", reason="not a run record")
     try:
         if is_outcome(record):
             return read_outcome(record)
         if is_certificate(record):
             return read_certificate(record, name)
-        validate(record)
+        config = validate(record)
         if record["status"] == "ok":
             _check_facts(record)
     except (ValueError, OverflowError) as error:
         return LeftOut(name=name, kind="damaged", reason=str(error))
-    return Run(name=name, record=record, config=config_of(record))
+    return Run(name=name, record=record, config=config)
 
 
-def _digest(record: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+def _digest(read: Run | Certificate) -> str:
+    """Of the content. The seals of a record, which have been checked, stand for all of it."""
+    content = read.content if isinstance(read, Certificate) else read.record[SEALS]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 # ---------------------------------------------------------------------------------- checks

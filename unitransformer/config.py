@@ -4,6 +4,7 @@ Nothing here imports torch: a configuration is read, checked, hashed and written
 Every check names the field, the value and the fix.
 """
 
+import functools
 import hashlib
 import json
 import math
@@ -372,7 +373,7 @@ def from_dict(kind: type[C], values: Mapping[str, Any], where: str = "config") -
         ValueError: a field that is unknown, missing or of another type, by its dotted name.
     """
     assert is_dataclass(kind)
-    hints = typing.get_type_hints(kind)
+    hints = _hints(kind)
     known = {f.name for f in fields(kind)}
     for name in values:
         if name not in known:
@@ -384,6 +385,11 @@ def from_dict(kind: type[C], values: Mapping[str, Any], where: str = "config") -
         name: _checked(hints[name], value, f"{where}.{name}") for name, value in values.items()
     }
     return typing.cast(C, kind(**arguments))
+
+
+@functools.cache
+def _hints(kind: type) -> dict[str, Any]:
+    return typing.get_type_hints(kind)
 
 
 def _checked(hint: Any, value: Any, where: str) -> Any:

@@ -5,7 +5,6 @@ chosen: two runs at once do not collide. They see the variables that `torchrun` 
 """
 
 import contextlib
-import ctypes
 import json
 import multiprocessing
 import os
@@ -25,6 +24,7 @@ from typing import Any
 from torch._C._distributed_c10d import TCPStore
 
 from unitransformer.config import ParallelConfig
+from unitransformer.process_tree import die_with_parent
 
 RUN_ID = "unitransformer"  # of the ranks started here, in `TORCHELASTIC_RUN_ID`
 ERROR_FILE = "TORCHELASTIC_ERROR_FILE"  # where a rank says why it failed; torchrun reads it too
@@ -210,15 +210,6 @@ def _be_rank(variables: Mapping[str, str], main: Callable[[], int], parent: int)
         report_failure(error)
         code = 1
     sys.exit(code)
-
-
-def die_with_parent(parent: int) -> None:
-    """A process group of its own, which ends with the process that started it."""
-    os.setsid()
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-        if os.getppid() != parent:  # it was too late
-            os._exit(1)
 
 
 def _start(variables: Mapping[str, str], _: Callable[[], int], command: Sequence[str]) -> _Rank:

@@ -56,8 +56,8 @@ KEYS: dict[str, type | tuple[type, ...]] = {
 SAMPLES = ("cpu_s", "data_s", "forward_backward_s", "optimizer_s", "slowest_rank")
 
 
-def validate(record: Mapping[str, Any], where: str = "record") -> None:
-    """Check that `record` has this schema and agrees with itself.
+def validate(record: Mapping[str, Any], where: str = "record") -> RunConfig:
+    """Check that `record` has this schema and agrees with itself; returns its configuration.
 
     Raises:
         ValueError: the first field that is missing, of another type or contradicts another.
@@ -95,10 +95,11 @@ def validate(record: Mapping[str, Any], where: str = "record") -> None:
             raise ValueError(f"{where}: samples.{key} and step_s differ in their number of steps")
     if record["status"] == "ok" and not len(record["loss"]) == len(record["step_s"]) > 0:
         raise ValueError(f"{where}: {len(record['loss'])} losses, {len(record['step_s'])} times")
+    return config
 
 
 def _check_numbers(values: list[Any], where: str) -> None:
-    if not all(isinstance(x, float | int) and math.isfinite(x) for x in values):
+    if not (set(map(type, values)) <= {float, int, bool} and all(map(math.isfinite, values))):
         raise ValueError(f"{where} holds something that is not a finite number")
 
 

@@ -44,7 +44,7 @@ class Places:
     """Where a run puts what it makes."""
 
     folder: Path  # logs and figures
-    checkpoints: Path
+    checkpoints: Path | None  # None: nothing is saved
     record: Path
     trace: Path | None = None  # folder of a profiler's trace, if one is asked for
 
@@ -113,14 +113,18 @@ def run(
     clock = StepClock(on_gpu=device == "cuda")
     instruments = Instruments(config, first_step=module.first_step, trace_folder=places.trace)
     lines = LogLines(config, clock, _say_nothing if show_bar else say)
-    saver = SaveCheckpoints(
-        places.checkpoints,
-        every=config.checkpoint_every,
-        tell=lambda: {
-            "config": to_dict(config),
-            **asdict(history_now(history, module, clock, is_whole=True)),
-        },
-    )
+    savers: list[pl.Callback] = []
+    if places.checkpoints is not None:
+        savers.append(
+            SaveCheckpoints(
+                places.checkpoints,
+                every=config.checkpoint_every,
+                tell=lambda: {
+                    "config": to_dict(config),
+                    **asdict(history_now(history, module, clock, is_whole=True)),
+                },
+            )
+        )
     others: list[pl.Callback] = [Bar(config, lines)] if show_bar and is_first else []
     watchers: list[pl.Callback] = [instruments]
     if instruments.trace is not None:
@@ -137,7 +141,7 @@ def run(
             ClockStops(clock),
             *watchers,
             lines,
-            saver,
+            *savers,
             *others,
             ClockStarts(clock, lambda step: _is_pause(config, instruments, step)),
         ],
@@ -149,7 +153,9 @@ def run(
         schedule = config.optimizer.schedule_steps
         say(f"resume  {checkpoint}, after step {len(history.loss)}; cosine to step {schedule}")
 
-    with sole_user(places.checkpoints) if is_first else contextlib.nullcontext():
+    with contextlib.ExitStack() as held:
+        if is_first and places.checkpoints is not None:
+            held.enter_context(sole_user(places.checkpoints))
         error = _fit(trainer, module, data)
     if is_first or error is None:
         reading = instruments.reading(trainer.strategy.root_device)
@@ -189,8 +195,17 @@ def _fit(trainer: pl.Trainer, module: TrainingModule, data: DataModule) -> BaseE
     try:
         trainer.fit(module, datamodule=data)
     except BaseException as error:
-        return error
+        return _named(error)
     return None
+
+
+def _named(error: BaseException) -> BaseException:
+    """torch's allocator on a CPU has no type for a lack of memory: it gets the one it deserves."""
+    if type(error) is RuntimeError and "DefaultCPUAllocator: can't allocate" in str(error):
+        named = MemoryError(str(error).splitlines()[0])
+        named.__cause__ = error
+        return named
+    return error
 
 
 def _say_at_once(line: str) -> None:
@@ -202,7 +217,13 @@ def _say_nothing(_: str) -> None:
     """What ranks beside the first say."""
 
 
-def _find_checkpoint(config: RunConfig, folder: Path, *, resume: bool) -> tuple[Path | None, Told]:
+def _find_checkpoint(
+    config: RunConfig, folder: Path | None, *, resume: bool
+) -> tuple[Path | None, Told]:
+    if folder is None:
+        if resume:
+            raise ValueError("resume: this run has no place for checkpoints; name one")
+        return None, {}
     rank = process_rank(config.parallel)
     if not resume:
         if list_checkpoints(folder) and rank == 0:

@@ -6,6 +6,7 @@ a broken disk did, down to the last digit, and where.
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -43,11 +44,20 @@ def read_json(path: Path) -> Any:
         OSError: it cannot be read.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"), parse_float=_exact_float)
+        text = path.read_text(encoding="utf-8")
+        values = json.loads(text)
+        if _as_written(values) == re.sub(r"\n *", "", text):
+            return values  # written by `json.dumps(..., indent=1)`, every number as Python does
+        return json.loads(text, parse_float=_exact_float)
     except RecursionError as error:
         raise ValueError("not JSON: it is nested too deeply") from error
     except ValueError as error:
         raise ValueError(f"not JSON as it was written: {error}") from error
+
+
+def _as_written(values: Any) -> str:
+    """Without the line breaks, which stand in no string of JSON."""
+    return json.dumps(values, separators=(",", ": "))
 
 
 def _exact_float(text: str) -> float:

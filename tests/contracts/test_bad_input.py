@@ -212,7 +212,7 @@ def test_more_gpus_than_there_are_are_refused_with_their_number(
         ("strategy: dpp", "strategy is 'dpp'; it must be one of auto, single, ddp"),
         ("optimizer:\n  learning_rate: fast", "optimizer.learning_rate is 'fast'; it must be a"),
         ("seed: null", "config.seed is None; it must be an integer"),
-        ("resume: maybe", "config.resume is 'maybe'; it must be true or false"),
+        ("resume: maybe", "resume is 'maybe'; it must be true or false"),
         ("model: 3", "config.model is 3; it must be a group of fields"),
         ("seed: -4", "run.seed is -4; it must be at least 0"),
         ("- 1", "config holds no lines of the form `option: value`; --print_config shows some"),

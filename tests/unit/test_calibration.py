@@ -323,7 +323,7 @@ def test_the_command_measures_keeps_and_prints(
         (["--accelerator", "tpu"], "accelerator"),
         (["--outt", "x"], "--outt is not an option; python -m scaling calibrate --help"),
         (["--out", "."], "is a folder"),
-        (["--", "--size"], "calibrate runs no recipe"),
+        (["--", "--size"], "calibrate hands nothing on"),
     ],
 )
 def test_bad_usage_is_one_line_and_code_2(

@@ -210,7 +210,7 @@ def test_bad_usage_is_one_line_and_starts_nothing(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("file").touch()
-    monkeypatch.setattr("scaling.__main__.certify", lambda *_: pytest.fail("a study began"))
+    monkeypatch.setattr("scaling.run_parity.certify", lambda *_: pytest.fail("a study began"))
     assert main(["parity", *arguments]) == 2
     line, end = capsys.readouterr().err.split("\n")
     assert line.startswith("error: ")

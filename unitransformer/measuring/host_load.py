@@ -6,10 +6,12 @@ control group: https://docs.kernel.org/admin-guide/cgroup-v2.html.
 
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+from unitransformer.process_tree import descendants
 
 BUSY_CORES = 0.1  # of others, over the whole window, per core of this machine: worth a word
 STOLEN = 0.01  # share of all cores' time that a hypervisor gave to other machines
@@ -88,7 +90,7 @@ def sample_host(
         + own.system
         + own.children_user
         + own.children_system
-        + sum(map(_process_seconds, _descendants(root, os.getpid()))),
+        + sum(_process_seconds(root / f"proc/{child}") for child in descendants(os.getpid(), root)),
         busy_cpu_s=sum(s for name, s in cpu.items() if name not in idle) if cpu else None,
         stolen_cpu_s=cpu.get("steal"),
         throttled_s=None if throttled is None else int(throttled) / 1e6,
@@ -142,14 +144,6 @@ def _machine_seconds(root: Path) -> dict[str, float]:
         return {}
     per_second = os.sysconf("SC_CLK_TCK")
     return {key: int(tick) / per_second for key, tick in zip(CPU_COUNTERS, ticks, strict=True)}
-
-
-def _descendants(root: Path, process: int) -> Iterator[Path]:
-    """Loaders and compilers that are still at work, as places below /proc."""
-    for children in (root / f"proc/{process}/task").glob("*/children"):
-        for child in _words(children):
-            yield root / "proc" / child
-            yield from _descendants(root, int(child))
 
 
 def _process_seconds(place: Path) -> float:

@@ -40,9 +40,10 @@ def centred_ranks(samples: "Sequence[float] | Floats") -> "Floats":
     """Place of each sample in their order, equal ones in the middle of theirs, less the mean."""
     import numpy as np
 
-    _, which, number = np.unique(np.asarray(samples), return_inverse=True, return_counts=True)
-    last = np.cumsum(number)
-    ranks: Floats = (last - (number - 1) / 2)[which] - (len(samples) + 1) / 2
+    values = np.asarray(samples)
+    in_order = np.sort(values)
+    below, upto = (np.searchsorted(in_order, values, side) for side in ("left", "right"))
+    ranks: Floats = (below + upto - len(values)) / 2
     return ranks
 
 

@@ -8,7 +8,7 @@ import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from statistics import NormalDist
 from typing import TYPE_CHECKING
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:  # numpy is slow to import, and a login node may have none
     import numpy as np
     from numpy.typing import NDArray
 
-    Ints = NDArray[np.int64]
+    Ints = NDArray[np.integer]
 
 CONFIDENCE = 0.95
 LEAST_SAMPLES = 50  # from here on the coverage test holds
@@ -125,27 +125,34 @@ def _percentiles(samples: Sequence[float], block: int, confidence: float) -> tup
     import numpy as np
 
     values = np.asarray(samples, dtype=np.float64)
-    starts, ends = _drawn_blocks(len(values), block)
+    count = len(values)
+    whole, last = _drawn_blocks(count, block)
+    rest = count - block * len(whole)
     in_order = np.sort(values)
-    tail = _tail(len(values) / block, confidence)
+    around = np.concatenate([values, values])
+    totals = np.zeros(2 * count + 1, dtype=np.int32)
 
-    def share(bound: float, half: float) -> float:
-        """Resamples of which more than `half` of the values are at most `bound`."""
-        totals = np.concatenate([[0], np.cumsum(np.tile(values <= bound, 2))])
-        counts = (totals[ends] - totals[starts]).sum(axis=1)
-        return float(np.mean(counts > half))
+    @cache  # four bisections have most of their bounds in common
+    def counts(place: int) -> "Ints":
+        """Values of each resample that are at most the one at this place in their order."""
+        np.cumsum(around <= in_order[place], out=totals[1:])
+        of_whole = totals[block : block + count] - totals[:count]
+        of_last = totals[rest : rest + count] - totals[:count]
+        counted: Ints = np.add.reduce(of_whole[whole], axis=0, dtype=np.int32) + of_last[last]
+        return counted
 
     def quantile(level: float, half: float) -> float:
-        low, high = 0, len(in_order) - 1
+        low, high = 0, count - 1
         while low < high:
             middle = (low + high) // 2
-            if share(float(in_order[middle]), half) >= level:
+            if np.count_nonzero(counts(middle) > half) / RESAMPLES >= level:
                 high = middle
             else:
                 low = middle + 1
         return float(in_order[low])
 
-    half = len(values) / 2  # the median of an even number lies between two middle values
+    tail = _tail(count / block, confidence)
+    half = count / 2  # the median of an even number lies between two middle values
     low, high = (
         (quantile(level, half - 0.5) + quantile(level, half)) / 2 for level in (tail, 1 - tail)
     )
@@ -154,16 +161,16 @@ def _percentiles(samples: Sequence[float], block: int, confidence: float) -> tup
 
 @lru_cache(maxsize=16)
 def _drawn_blocks(count: int, block: int) -> tuple["Ints", "Ints"]:
-    """First and one-past-last place of every block of every resample; shapes (resample, block)."""
+    """First place of every whole block, and of the last, shorter one; shapes (block, resample) and
+    (resample,). A resample has as many values as there are."""
     import numpy as np
 
     drawn = np.random.default_rng(SEED)
     starts = drawn.integers(0, count, (RESAMPLES, math.ceil(count / block)))
-    lengths = np.full(starts.shape[1], block)
-    lengths[-1] = count - block * (len(lengths) - 1)  # a resample has as many values as there are
-    return starts, starts + lengths
+    return np.ascontiguousarray(starts[:, :-1].T), np.ascontiguousarray(starts[:, -1])
 
 
+@lru_cache(maxsize=256)
 def _tail(num_blocks: float, confidence: float) -> float:
     """Share of the resamples beyond each end: Hesterberg's, for that many independent values."""
     wide = math.sqrt(num_blocks / (num_blocks - 1)) * t_quantile(

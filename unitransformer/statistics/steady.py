@@ -127,22 +127,29 @@ def _change(seconds: "NDArray[np.float64]", *, is_whole: bool) -> int | None:
     excess = np.cumsum(ranks)[splits - 1] / np.sqrt(splits * (count - splits) / count)
     best = int(np.argmax(np.abs(excess)))
     split = int(splits[best])
-    residual = np.concatenate([part - part.mean() for part in np.split(ranks, [split])])
+    residual = np.concatenate([part - part.mean() for part in (ranks[:split], ranks[split:])])
     deviation = math.sqrt(long_run_variance(residual))
     # Found by simulating AR(1) series of 0.5: some 95 % of them stay below, window by window.
     threshold = 4.2 + 12 / count if is_whole else 5.2 + 30 / count
-    is_told = abs(float(excess[best])) > threshold * deviation
-    before, after = np.median(seconds[:split]), np.median(seconds[split:])
-    return split if is_told and abs(before - after) > TOLERANCE * after else None
+    if abs(float(excess[best])) <= threshold * deviation:
+        return None
+    before, after = _median(seconds[:split]), _median(seconds[split:])
+    return split if abs(before - after) > TOLERANCE * after else None
+
+
+def _median(values: "NDArray[np.float64]") -> float:
+    """`np.median`, whose checks take longer than these few values."""
+    import numpy as np
+
+    in_order, count = np.sort(values), len(values)
+    return float((in_order[(count - 1) // 2] + in_order[count // 2]) / 2)
 
 
 def _outlying(seconds: "NDArray[np.float64]") -> "NDArray[np.bool_]":
     """Steps far from the median of all: a few of them at an end are too few to be a level."""
-    import numpy as np
-
-    median = float(np.median(seconds))
-    distance = np.abs(seconds - median)
-    bound = OUTLYING * 1.4826 * float(np.median(distance))  # 1.4826: a normal's deviation
+    median = _median(seconds)
+    distance = abs(seconds - median)
+    bound = OUTLYING * 1.4826 * _median(distance)  # 1.4826: a normal's deviation
     return distance > max(bound, TOLERANCE * median)
 
 

@@ -1,0 +1,51 @@
+"""What command lines would run, without running them: `python -m recipes.plan`.
+
+A line of JSON on standard input asks: {"recipe": "gpt", "arguments": ["--devices", "2"]}. A line on
+standard output answers: {"config": {...}} with every field of the run on this machine, or why there
+would be none: {"refused": "..."} by what the options ask for, {"misread": "..."} by how they are
+written. {"machine": true} is answered by {"fingerprint": "..."}, under which calibrations are kept.
+"""
+
+import json
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from recipes import bert, gpt, vit
+from recipes.command_line import configure
+from recipes.options import parse
+from unitransformer.config import to_dict
+
+PRESETS = {"bert": bert.PRESET, "gpt": gpt.PRESET, "vit": vit.PRESET}
+
+
+def main() -> int:
+    """Answer until nothing more is asked; returns the exit code."""
+    for line in sys.stdin:
+        question = json.loads(line)
+        told = _machine() if "machine" in question else _answer(**question)
+        print(json.dumps(told), flush=True)
+    return 0
+
+
+def _machine() -> dict[str, Any]:
+    from unitransformer.calibrating.calibrate import describe_this_machine
+
+    return {"fingerprint": describe_this_machine().fingerprint}
+
+
+def _answer(recipe: str, arguments: Sequence[str]) -> dict[str, Any]:
+    preset = PRESETS[recipe]
+    try:
+        parse(preset, arguments)
+    except ValueError as error:
+        return {"misread": str(error)}
+    try:
+        config, _ = configure(preset, arguments)
+    except ValueError as error:
+        return {"refused": str(error)}
+    return {"config": to_dict(config)}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

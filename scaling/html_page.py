@@ -1,0 +1,179 @@
+"""A store goes in; one HTML file comes out that needs no network: tables, plots, every record.
+
+Texts of records reach the page as JSON only, and its script puts them there as text. The page's
+own security policy lets nothing run but its two scripts, and nothing be loaded from anywhere.
+"""
+
+import base64
+import hashlib
+import html
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from typing import Any, get_args
+
+from scaling.cells import TITLES
+from scaling.conditions import without_places
+from scaling.markdown import count
+from scaling.rows import NAMES, Entry, Row, entries
+from scaling.store import Run, Store
+from unitransformer.config import Strategy, to_dict
+
+MOST_POINTS = 200  # of a loss curve: a page of ten thousand rows has to open
+DIGITS = 5  # of a loss
+LOG_LINES = 12
+LONGEST_LINE = 300  # letters of a line of a log; the record has all of them
+SCRIPTS = ("rows.js", "table.js", "plots.js", "detail.js", "page.js")  # in this order, as one
+
+
+def render_html(store: Store, *, title: str) -> str:
+    """The page, the same for equal stores."""
+    from plotly.offline import get_plotlyjs  # slow to import, and only a page needs it
+
+    found = entries(store)
+    plotly, script = get_plotlyjs(), _script()
+    parts = {
+        "title": html.escape(title),
+        "policy": html.escape(_policy([plotly, script])),
+        "style": _part("page.css"),
+        "opening": html.escape(_opening([entry.row for entry in found])),
+        "left_out": _left_out(store),
+        "rows": _json(_table([entry.row for entry in found])),
+        "details": _json(_details(found)),
+        "plotly": plotly,
+        "script": script,
+    }
+    # In one pass: what is put in is not looked through for names again.
+    return re.sub(r"\{\{(\w+)\}\}", lambda name: parts[name[1]], _part("page.html"))
+
+
+def _part(name: str) -> str:
+    return (resources.files("scaling") / "page" / name).read_text(encoding="utf-8")
+
+
+def _script() -> str:
+    # A block keeps the names of the page's script from those of plotly.
+    return '"use strict";\n{\n' + "\n".join(map(_part, SCRIPTS)) + "}\n"
+
+
+def _policy(scripts: Sequence[str]) -> str:
+    """Content Security Policy: these scripts by their digest, styles, pictures made by the page."""
+    digests = (base64.b64encode(hashlib.sha256(s.encode()).digest()).decode() for s in scripts)
+    allowed = " ".join(f"'sha256-{digest}'" for digest in digests)
+    return (
+        f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; "
+        "img-src data: blob:; base-uri 'none'; form-action 'none'"
+    )
+
+
+def _json(values: Any) -> str:
+    """JSON that no parser of HTML takes for a tag."""
+    text = json.dumps(values, allow_nan=False, separators=(",", ":"))
+    return text.replace("<", "\\u003c")
+
+
+def _opening(rows: Sequence[Row]) -> str:
+    statuses = Counter(row.status for row in rows)
+    told = ", ".join(f"{number:,} {status}" for status, number in sorted(statuses.items()))
+    return f"{count(len(rows), 'run')}: {told}." if rows else "No runs."
+
+
+def _left_out(store: Store) -> str:
+    """Damaged and double records; files that are something else are no business of a reader."""
+    files = [file for file in store.left_out if file.kind != "foreign"]
+    if not files:
+        return ""
+    lines = "".join(
+        f"<li>{html.escape(f'{file.name}: {file.kind}, {file.reason}')}</li>" for file in files
+    )
+    head = f"{count(len(files), 'file')} left out"
+    return f"<details><summary>{head}</summary><ul>{lines}</ul></details>"
+
+
+def _table(rows: Sequence[Row]) -> dict[str, Any]:
+    """Values without their names: those stand in front once."""
+    return {
+        "names": ["model", *NAMES],
+        "rows": [[_model(row), *(getattr(row, name) for name in NAMES)] for row in rows],
+        "strategies": get_args(Strategy),
+        "units": _units(rows),
+    }
+
+
+def _model(row: Row) -> str:
+    return " ".join(filter(None, (TITLES[row.recipe], row.size)))
+
+
+def _units(rows: Sequence[Row]) -> dict[str, str]:
+    return {_model(row): row.unit for row in rows}
+
+
+# ---------------------------------------------------------------------------------- details
+
+
+def _details(found: Sequence[Entry]) -> dict[str, Any]:
+    """Of every row what its record holds beyond the row; what all configs share stands once."""
+    configs = [_config(entry) for entry in found]
+    told = [config for config in configs if config]
+    shared = {
+        name: value
+        for name, value in (told[0] if told else {}).items()
+        if all(name in config and config[name] == value for config in told)
+    }
+    return {
+        "shared": shared,
+        "rows": [
+            {
+                "config": None if not config else _without(config, shared),
+                "log": _log(entry),
+                **({} if entry.run is None else _curves(entry.run)),
+            }
+            for entry, config in zip(found, configs, strict=True)
+        ],
+    }
+
+
+def _config(entry: Entry) -> dict[str, Any]:
+    """Every field by its dotted name; empty: the recipe refused the options."""
+    config = entry.run.config if entry.run else entry.outcome.config if entry.outcome else None
+    return {} if config is None else _flat(to_dict(config))
+
+
+def _flat(values: Mapping[str, Any], before: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        flat |= _flat(value, f"{name}.") if isinstance(value, dict) else {before + name: value}
+    return flat
+
+
+def _without(config: Mapping[str, Any], shared: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in config.items() if name not in shared}
+
+
+def _log(entry: Entry) -> list[str]:
+    """The last lines: of the cell's log if it ended badly, else of the run's."""
+    lines: Sequence[Any] = () if entry.outcome is None else entry.outcome.last_lines
+    hosts: Sequence[Any] = ()
+    if entry.run is not None:
+        record = entry.run.record
+        lines, hosts = lines or record["log"], record["hardware"]
+    return [without_places(str(line), hosts)[:LONGEST_LINE] for line in lines[-LOG_LINES:]]
+
+
+def _curves(run: Run) -> dict[str, Any]:
+    """Training loss of one step in `every`, the last one among them; [[step, validation loss]]."""
+    losses = run.record["loss"]
+    every = max(1, math.ceil(len(losses) / MOST_POINTS))
+    history = run.record["validation"]["history"] if run.is_ok else []
+    return {
+        "every": every,
+        "loss": [_short(loss) for loss in losses[::-1][::every][::-1]],
+        "validation": [(point["step"], _short(point["val_loss"])) for point in history],
+    }
+
+
+def _short(loss: float) -> float:
+    return float(f"{loss:.{DIGITS}g}")

@@ -1,0 +1,351 @@
+"""RESULTS.md goes in; what is wrong with it comes out. `python -m scaling lint RESULTS.md`.
+
+Three questions. Does its own command write it again, byte by byte? Does the arithmetic of the
+printed figures and of the records hold? Are the records older than the code? The first two give
+errors (exit code 1), the last one warnings (exit code 0).
+"""
+
+import importlib.metadata
+import math
+import re
+import shlex
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import NoneType
+from typing import Any
+
+import jsonargparse
+
+from scaling import certificates
+from scaling.cells import TITLES
+from scaling.checks import NUMBER, Kinds, check_fields
+from scaling.joining import differences
+from scaling.markdown import count
+from scaling.printed import Table, check_tables, read_tables
+from scaling.report import draw_plots, render_report
+from scaling.report_options import (
+    ReportOptions,
+    build_report_parser,
+    read_report_options,
+    report_command,
+)
+from scaling.store import Run, Store, find_contradictions, load_store, relative_name
+from unitransformer.config import Recipe
+from unitransformer.hardware import available_cores
+
+COMMAND = ("python", "-m", "scaling", "report")
+DECISIVE = ("unitransformer", "recipes")  # folders whose code decides what is measured
+LONGEST_DIFF = 3  # lines of either side
+WINDOW = 100  # letters of a line around the first that differs
+PASSPORT: dict[str, Kinds] = {
+    "convention": str,
+    "flops_per_unit": NUMBER,
+    "flops_per_s": (*NUMBER, NoneType),
+    "utilisation": (*NUMBER, NoneType),
+    "share_of_ceiling": (*NUMBER, NoneType),
+    "flag": (str, NoneType),
+}
+TOLERANCE = 1e-6  # relative; figures of a record are quotients of one another
+
+Finding = tuple[str, str]  # where, what
+
+
+@dataclass(frozen=True, kw_only=True)
+class Findings:
+    """What is wrong, what is old, what was looked at."""
+
+    errors: tuple[Finding, ...]
+    warnings: tuple[Finding, ...]
+    checked: tuple[str, ...]
+
+    @property
+    def exit_code(self) -> int:
+        return 1 if self.errors else 0
+
+
+def render(findings: Findings) -> str:
+    """A line for each finding, then what was checked."""
+    kinds = (("error", findings.errors), ("warning", findings.warnings))
+    lines = [f"{kind}: {where}: {told}" for kind, found in kinds for where, told in found]
+    counts = ", ".join(count(len(found), kind) for kind, found in kinds)
+    return "\n".join([*lines, *findings.checked, counts])
+
+
+def lint(path: Path, *, code: Path | None = None) -> Findings:
+    """Check a report against its records, its own figures and today's code.
+
+    Args:
+        path: of the report; its command is read as if typed in its folder.
+        code: checkout whose HEAD the records are compared with; by default that of this code.
+
+    Raises:
+        ValueError: no such file, or no text.
+        OSError: it cannot be read.
+    """
+    text = _read(path)
+    tables = list(read_tables(text))
+    errors = [(f"{path.name}:{line}", told) for line, told in check_tables(tables)]
+    options = _options_in(text, path)
+    if isinstance(options, str):
+        return Findings(
+            errors=((path.name, options), *errors), warnings=(), checked=(_looked_at(tables),)
+        )
+    try:
+        store = load_store(options.folders, relative_to=path.parent, processes=available_cores())
+    except ValueError as error:
+        return Findings(
+            errors=((path.name, str(error)), *errors), warnings=(), checked=(_looked_at(tables),)
+        )
+    warnings, about_code = _stale(store, code or Path(__file__).parents[1])
+    return Findings(
+        errors=(
+            *_compare(text, path, options, store),
+            *errors,
+            *_contradictions(store),
+            *_curves(text, path, store),
+        ),
+        warnings=(*_left_out(store), *warnings),
+        checked=(_looked_at(tables), _records_looked_at(store), about_code),
+    )
+
+
+def _read(path: Path) -> str:
+    if not path.is_file():
+        raise ValueError(f"{path} is no file; give a report that `scaling report` wrote")
+    try:
+        return path.read_bytes().decode()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no text ({error.reason}); give a report") from error
+
+
+def _looked_at(tables: Sequence[Table]) -> str:
+    return f"arithmetic of {count(len(tables), 'printed table')}"
+
+
+def _records_looked_at(store: Store) -> str:
+    proofs = count(len(store.certificates), "certificate")
+    return f"bytes and arithmetic against {count(len(store.runs), 'record')} and {proofs}"
+
+
+# ------------------------------------------------------------------------------ the same bytes
+
+
+def _options_in(text: str, path: Path) -> ReportOptions | str:
+    """Places of the command in the first code block, or what is wrong with it."""
+    block = re.search(r"^(`{3,})sh\n(.*?)\n\1$", text, flags=re.MULTILINE | re.DOTALL)
+    how = f"its first code block holds no `{shlex.join(COMMAND)} DIR`; write it again with that"
+    if block is None:
+        return how
+    words = shlex.split(block[2].strip()) if block[2].count("\n") == 0 else []
+    if tuple(words[: len(COMMAND)]) != COMMAND:
+        return how
+    try:
+        given = read_report_options(build_report_parser().parse_args(words[len(COMMAND) :]))
+    except (jsonargparse.ArgumentError, ValueError) as error:
+        return f"its command cannot be read: {' '.join(str(error).split())}"
+    if given.out.name != path.name:
+        return f"its command writes {given.out}; name the file so, or write it again as {path.name}"
+    return ReportOptions(
+        folders=tuple(path.parent / folder for folder in given.folders),
+        out=path.parent / given.out,
+        plots=path.parent / given.plots,
+    )
+
+
+def _compare(text: str, path: Path, options: ReportOptions, store: Store) -> Iterator[Finding]:
+    """Where the text and the plots are not what the records give today."""
+    plots = relative_name(options.plots, options.out.parent)
+    again = render_report(store, command=report_command(options), plots=plots)
+    if text != again:
+        yield _first_difference(text, again, path.name)
+    for name, drawn in draw_plots(store).items():
+        file, where = options.plots / name, f"{plots}/{name}"
+        if not file.is_file():
+            yield where, "is missing; write the report again"
+        elif file.read_bytes() != drawn:
+            yield where, "is not the plot that the records give; write the report again"
+
+
+def _first_difference(text: str, again: str, name: str) -> Finding:
+    """The first lines that differ, of both sides, as a short diff."""
+    own, right = text.split("\n"), again.split("\n")
+    shorter = min(len(own), len(right))
+    first = next((line for line in range(shorter) if own[line] != right[line]), shorter)
+    same_end = 0
+    while same_end < shorter - first and own[-1 - same_end] == right[-1 - same_end]:
+        same_end += 1
+    column = _first_column(own[first : first + 1], right[first : first + 1])
+    sides = (("-", own), ("+", right))
+    shown = [
+        f"\n  {sign} {_window(line, column)}"
+        for sign, lines in sides
+        for line in lines[first : len(lines) - same_end][:LONGEST_DIFF]
+    ]
+    told = "the text is not what its records give (-: the file, +: the records)"
+    return f"{name}:{first + 1}", "".join([told, *shown])
+
+
+def _first_column(own: Sequence[str], right: Sequence[str]) -> int:
+    pairs = zip("".join(own), "".join(right), strict=False)
+    return next((column for column, (a, b) in enumerate(pairs) if a != b), 0)
+
+
+def _window(line: str, column: int) -> str:
+    begin = max(0, column - WINDOW // 2)
+    cut = line[begin : begin + WINDOW]
+    return f"{'…' * (begin > 0)}{cut}{'…' * (begin + WINDOW < len(line))}"
+
+
+# ------------------------------------------------------------------------------ the records
+
+
+def _contradictions(store: Store) -> Iterator[Finding]:
+    """Fields of records that do not follow from their samples or from one another."""
+    for run in store.runs:
+        if run.is_ok:
+            yield from ((run.name, told) for told in find_contradictions(run))
+            yield from ((run.name, told) for told in _passport(run))
+    for certificate in store.certificates:
+        for told in certificates.find_contradictions(certificate):
+            yield certificate.name, told
+
+
+def _passport(run: Run) -> Iterator[str]:
+    """What its stored rows and its stored rate say of one another."""
+    rate, rows = run.record.get(f"{run.unit}s_per_s"), run.record.get("passport")
+    if not isinstance(rows, list):
+        yield f"passport is {rows!r}; it must be a list"
+        return
+    for index, row in enumerate(rows):
+        try:
+            check_fields(row, PASSPORT, f"passport.{index}")
+        except ValueError as error:
+            yield str(error)
+        else:
+            yield from _row(row, rate, run)
+
+
+def _row(row: Mapping[str, Any], rate: float | None, run: Run) -> Iterator[str]:
+    """Args: rate: stored, of all devices; it has been compared with the samples."""
+    where, devices = f"passport.{row['convention']}", run.config.parallel.world_size
+    of_device, of_unit = row["flops_per_s"], row["flops_per_unit"]
+    if rate is not None and of_device is not None:
+        asked = rate * of_unit
+        if not math.isclose(of_device * devices, asked, rel_tol=TOLERANCE):
+            yield (
+                f"{where}.flops_per_s is {of_device:.4g} on each of {count(devices, 'device')}; "
+                f"{rate:.4g} {run.unit}s a second of {of_unit:.4g} FLOP are {asked:.4g} together"
+            )
+    if (row["utilisation"] or 0) > 1:
+        yield f"{where}.utilisation is {row['utilisation']:.3f}, above 1"
+    if (row["share_of_ceiling"] or 0) > 1 and not row["flag"]:
+        yield f"{where}.share_of_ceiling is {row['share_of_ceiling']:.3f}, above 1 without a flag"
+
+
+def _curves(text: str, path: Path, store: Store) -> Iterator[Finding]:
+    """Rows that were not measured alike, and a text that does not say so."""
+    for (sweep, recipe), runs in _joined(store).items():
+        section = text if sweep else _section(text, TITLES[recipe])
+        for line in differences([run.record for run in runs]):
+            field = re.split(r"(?<= differ)|:", line)[0]
+            if field not in section:
+                whose = f"{sweep and sweep + ', '}{TITLES[recipe]}"
+                told = f"{whose}: {len(runs)} records in one table, and nothing says: {line}"
+                yield path.name, told
+
+
+def _section(text: str, title: str) -> str:
+    _, _, after = text.partition(f"\n## {title}\n")
+    return after.partition("\n## ")[0]
+
+
+def _joined(store: Store) -> dict[tuple[str, Recipe], list[Run]]:
+    """Runs that stand in one table or curve, by sweep, if any, and recipe."""
+    groups: dict[tuple[str, Recipe], list[Run]] = {}
+    sweeps = [(cell.sweep, cell.run) for cell in store.cells if cell.run is not None]
+    for place, run in [*(("", run) for run in store.single_runs), *sweeps]:
+        if run.is_ok:
+            groups.setdefault((place, run.config.recipe), []).append(run)
+    return groups
+
+
+def _left_out(store: Store) -> Iterator[Finding]:
+    """Files that are meant to be records and are not used."""
+    for file in store.left_out:
+        if file.kind != "foreign":
+            yield file.name, f"left out, {file.kind}: {file.reason}"
+
+
+# ------------------------------------------------------------------------------ staleness
+
+
+def _stale(store: Store, code: Path) -> tuple[list[Finding], str]:
+    """Why records tell nothing of today's code, and how that was looked for."""
+    measured: list[tuple[str, Mapping[str, Any]]] = [(r.name, r.record) for r in store.runs]
+    measured += [(c.name, c.content) for c in store.certificates]
+    has_changed = _changes_since(code)
+    told = "code: not compared, for it is in no git checkout"
+    if has_changed is not None:
+        told = f"code of {' and '.join(DECISIVE)} compared with HEAD"
+    found = []
+    for name, record in measured:
+        reasons = [_other_torch(record["versions"]), _dirt(record["code"])]
+        if has_changed is not None:
+            reasons.append(_other_code(record["code"], has_changed))
+        found += [(name, f"stale: {reason}") for reason in reasons if reason is not None]
+    return found, told
+
+
+def _other_torch(versions: Mapping[str, Any]) -> str | None:
+    measured, installed = versions.get("torch"), importlib.metadata.version("torch")
+    if measured == installed:
+        return None
+    return f"measured with torch {measured or 'not told'}; {installed} is installed"
+
+
+def _dirt(code: Mapping[str, Any]) -> str | None:
+    if code.get("commit") is None:
+        return "its commit is not told"
+    if code.get("is_dirty") is None:
+        return "not told whether its commit was changed"
+    return "measured with uncommitted changes" if code["is_dirty"] else None
+
+
+def _other_code(code: Mapping[str, Any], has_changed: Callable[[str], bool | None]) -> str | None:
+    if code.get("commit") is None:
+        return None
+    commit = str(code["commit"])
+    match has_changed(commit):
+        case None:
+            return f"its commit {commit[:12]} is not in this checkout"
+        case True:
+            return f"the code has changed since its commit {commit[:12]}"
+        case False:
+            return None
+
+
+def _changes_since(code: Path) -> Callable[[str], bool | None] | None:
+    """Whether the decisive code differs between a commit and HEAD, None for a commit that is not
+    there; no such question outside a checkout."""
+    if shutil.which("git") is None or _git(code, "rev-parse", "--verify", "HEAD"):
+        return None
+    known: dict[str, bool | None] = {}
+
+    def has_changed(commit: str) -> bool | None:
+        if commit not in known:
+            ended = _git(
+                code, "diff", "--quiet", "--end-of-options", commit, "HEAD", "--", *DECISIVE
+            )
+            known[commit] = {0: False, 1: True}.get(ended)
+        return known[commit]
+
+    return has_changed
+
+
+def _git(folder: Path, *words: str) -> int:
+    """The exit code."""
+    command = ["git", "-C", str(folder), *words]
+    return subprocess.run(command, capture_output=True, stdin=subprocess.DEVNULL).returncode

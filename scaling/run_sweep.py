@@ -1,0 +1,88 @@
+"""A sweep as it was asked for: planned, run and told; the exit code out."""
+
+import contextlib
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from scaling import largest_batch
+from scaling.estimate import render_plan
+from scaling.live import Progress
+from scaling.order import in_order
+from scaling.places import check_writable
+from scaling.processes import Runner, can_fork, run_alone, start_worker
+from scaling.sweep import Agenda, Sweep, open_folder
+from scaling.sweep_options import SweepOptions
+from scaling.tasks import Task, plan
+from unitransformer.process_tree import can_tell_memory
+
+WORKER_LOG = "worker.log"
+
+
+def run_sweep(options: SweepOptions) -> int:
+    """Do what is left to do; 0 if every cell ended as well as it can, 1 if some crashed.
+
+    Raises:
+        ValueError: axes or values the recipes do not know, a folder that holds something else.
+        OSError: the folder cannot be written, at the start or later; what is finished stays.
+        RuntimeError: the recipes could not be asked.
+        KeyboardInterrupt: stopped by a signal; what is finished stays.
+    """
+    if options.limits.memory_limit_bytes is not None and not can_tell_memory():
+        raise ValueError("memory-limit needs /proc, which this system does not have; leave it out")
+    check_writable("out", options.out, is_folder=True)
+    tasks = in_order(plan(options.study))
+    if options.is_dry:
+        print(render_plan(tasks, price_per_hour=options.price_per_hour))
+        return 0
+    open_folder(options.out, options.study, options.limits, find_max_batch=options.find_max_batch)
+    axes = options.study.varied()
+    if options.find_max_batch is not None:
+        axes.append(largest_batch.AXIS)
+    with _stops_by_term(), _runners(options.out) as runner:
+        sweep = Sweep(
+            folder=options.out,
+            agenda=_agenda(options, tasks),
+            limits=options.limits,
+            runner=runner,
+            retry=options.retry,
+        )
+        with Progress(sweep.look, sys.stdout, axes=axes) as progress:
+            summary = sweep.work(progress)
+    print(summary.in_words())
+    if options.find_max_batch is not None:
+        _, done = sweep.look()
+        for found in largest_batch.findings(tasks, options.find_max_batch, done, axes):
+            print(found.in_words(options.find_max_batch))
+    print(f"python -m scaling report {options.out} writes the tables")
+    return 1 if summary.statuses.get("crashed") or summary.statuses.get("timeout") else 0
+
+
+def _agenda(options: SweepOptions, tasks: Sequence[Task]) -> Agenda:
+    if options.find_max_batch is not None:
+        return largest_batch.search(tasks, options.find_max_batch)
+    return lambda _: tasks
+
+
+@contextlib.contextmanager
+def _runners(folder: Path) -> Iterator[Any]:
+    """What runs a task: a fork of one worker where that is safe."""
+    with start_worker(folder / WORKER_LOG) as worker:
+
+        def runner(task: Task) -> Runner:
+            assert task.config is not None
+            return worker if can_fork(task.config.parallel.accelerator) else run_alone
+
+        yield runner
+
+
+@contextlib.contextmanager
+def _stops_by_term() -> Iterator[None]:
+    """A SIGTERM stops as Ctrl-C does."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

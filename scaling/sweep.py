@@ -1,0 +1,393 @@
+"""A sweep: the cells of a study go in; every one ends with an outcome in the folder.
+
+The folder is the store. What is finished is not done again, whoever asks: the same command goes on
+where another was stopped, and several of them share the work. A cell is claimed by a lock that ends
+with its holder, and finished by one file that appears whole.
+"""
+
+import contextlib
+import datetime
+import json
+import shutil
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+from filelock import FileLock, Timeout
+
+from scaling.inference import find_cause, is_checked_again
+from scaling.markdown import count
+from scaling.outcomes import FILE, Outcome, load_outcome, write_outcome
+from scaling.processes import Ended, Runner
+from scaling.study import Study
+from scaling.tasks import Task
+from unitransformer.config import RunConfig
+from unitransformer.records import Record, Status, load_record, write_atomically
+from unitransformer.sealed import check_seals, read_json, seal
+
+STUDY = "study.json"
+CELLS, CLAIMS = "cells", "claims"
+LOG = "log.txt"
+RUN_FOLDER = "UNITRANSFORMER_RUN_FOLDER"  # tells a recipe where its run goes
+LAST_LINES = 12
+SCHEMA = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What a cell may take."""
+
+    limit_s: float
+    memory_limit_bytes: int | None = None  # None: the machine's
+    recheck: float = 0.1  # share of the cells settled by another's lack of memory that run anyway
+
+
+class Watch(Protocol):
+    """Is told what a sweep does."""
+
+    def begins(self, task: Task) -> None: ...
+    def ended(self, task: Task, outcome: Outcome) -> None: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """What became of all cells, and what this process spent on them."""
+
+    statuses: Mapping[str, int]
+    elsewhere: int  # claimed by other processes when this one had nothing left to do
+    elapsed_s: float
+    in_cells_s: float  # of `elapsed_s`, from start to end of cells
+
+    def in_words(self) -> str:
+        told = ", ".join(f"{count_} {status}" for status, count_ in self.statuses.items())
+        under_way = f", {self.elsewhere} under way elsewhere" if self.elsewhere else ""
+        return f"{count(sum(self.statuses.values()), 'cell')} finished ({told}){under_way}"
+
+
+# ---------------------------------------------------------------------------------- folder
+
+
+def open_folder(
+    folder: Path, study: Study, limits: Limits, *, find_max_batch: int | None = None
+) -> None:
+    """Make the folder of a sweep, or find the same sweep there.
+
+    Raises:
+        ValueError: it holds another sweep, or files of something else.
+        OSError: it cannot be written.
+    """
+    own = {
+        "schema": SCHEMA,
+        "kind": "study",
+        "study": study.as_dict(),
+        "memory_limit_bytes": limits.memory_limit_bytes,
+        "find_max_batch": find_max_batch,
+    }
+    path = folder / STUDY
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / f"{STUDY}.lock"):
+        if not path.exists():
+            if any(entry.name != f"{STUDY}.lock" for entry in folder.iterdir()):
+                raise ValueError(f"out {folder} holds something else; choose an empty folder")
+            write_atomically(path, json.dumps(seal(own), indent=1).encode())
+            return
+        there = read_json(path)
+        if not isinstance(there, dict):
+            raise ValueError(f"{path}: not the study of a sweep; choose another --out")
+        check_seals(there, str(path))
+    for name in ("schema", "memory_limit_bytes", "find_max_batch", "study"):
+        if there.get(name) != own[name]:
+            told = _first_difference(there.get(name), own[name], name)
+            raise ValueError(
+                f"out {folder} holds another sweep: {told}; give the same, or another --out"
+            )
+
+
+def _first_difference(there: Any, here: Any, name: str) -> str:
+    if isinstance(there, dict) and isinstance(here, dict):
+        for key in dict.fromkeys([*there, *here]):
+            if there.get(key) != here.get(key):
+                return _first_difference(there.get(key), here.get(key), f"{name}.{key}")
+    return f"{name} is {json.dumps(there)} there and {json.dumps(here)} here"
+
+
+# What is to be done, in its order, given what is finished: a search decides as it goes.
+Agenda = Callable[[Mapping[str, Outcome]], Sequence[Task]]
+
+
+class Finished:
+    """Outcomes in the folder of a sweep. A file is read again only when it has changed."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder / CELLS
+        self._read: dict[str, tuple[tuple[int, int], Outcome]] = {}
+
+    def of(self, tasks: Sequence[Task]) -> dict[str, Outcome]:
+        """By the name of the task; an outcome that is damaged counts as none."""
+        return {task.name: found for task in tasks if (found := self._load(task.name)) is not None}
+
+    def _load(self, name: str) -> Outcome | None:
+        path = self.folder / name / FILE
+        try:
+            stat = path.stat()
+            state = (stat.st_mtime_ns, stat.st_ino)
+            if name not in self._read or self._read[name][0] != state:
+                self._read[name] = (state, load_outcome(path))
+        except (OSError, ValueError):
+            return None
+        return self._read[name][1]
+
+
+# ---------------------------------------------------------------------------------- sweep
+
+
+@dataclass(kw_only=True)
+class Sweep:
+    """Works on a folder until nothing is left to do."""
+
+    folder: Path
+    agenda: Agenda
+    limits: Limits
+    runner: Callable[[Task], Runner]
+    retry: frozenset[str] = frozenset()  # statuses that are tried again
+    clock: Callable[[], float] = time.monotonic
+
+    def __post_init__(self) -> None:
+        self._finished = Finished(self.folder)
+        self._since = _now()
+        self._in_cells_s = 0.0
+
+    def work(self, watch: Watch) -> Summary:
+        """Finish all tasks that nobody else has claimed.
+
+        Raises:
+            OSError: the disk is full or was made read-only; what is finished stays.
+            KeyboardInterrupt: asked to stop; the cell under way is ended and not finished.
+        """
+        start_s = self.clock()
+        while claimed := self._claim():
+            task, lock = claimed
+            try:
+                watch.begins(task)
+                watch.ended(task, self._finish(task))
+            finally:
+                lock.release()
+        tasks, done = self.look()
+        statuses = Counter(outcome.status for outcome in done.values())
+        return Summary(
+            statuses=dict(sorted(statuses.items(), key=lambda item: (item[0] != "ok", item[0]))),
+            elsewhere=len(tasks) - len(done),
+            elapsed_s=self.clock() - start_s,
+            in_cells_s=self._in_cells_s,
+        )
+
+    def look(self) -> tuple[Sequence[Task], dict[str, Outcome]]:
+        """All tasks that are known so far, and the outcomes of those that are finished."""
+        done: dict[str, Outcome] = {}
+        while True:
+            tasks = self.agenda(done)
+            found = self._done(tasks)
+            if found.keys() == done.keys():
+                return tasks, found
+            done = found
+
+    def _done(self, tasks: Sequence[Task]) -> dict[str, Outcome]:
+        """Those to be tried again are not done, nor those settled by a cell that is refuted."""
+        outcomes = self._finished.of(tasks)
+        too_large, fitting = _memory(outcomes)
+        return {
+            name: outcome
+            for name, outcome in outcomes.items()
+            if not self._is_tried_again(outcome)
+            and (
+                outcome.status != "oom-inferred"
+                or outcome.config is None
+                or find_cause(outcome.config, too_large, fitting) is not None
+            )
+        }
+
+    def _is_tried_again(self, outcome: Outcome) -> bool:
+        return outcome.status in self.retry and (outcome.finished_at or "") < self._since
+
+    def _claim(self) -> tuple[Task, FileLock] | None:
+        """The next task that is neither finished nor claimed, and the claim."""
+        tasks, done = self.look()
+        places = self.folder / CLAIMS
+        places.mkdir(exist_ok=True)
+        for task in tasks:
+            if task.name in done:
+                continue
+            lock = FileLock(places / f"{task.name}.lock")
+            try:
+                lock.acquire(blocking=False)
+            except Timeout:
+                continue
+            if task.name not in self._done([task]):  # nobody has finished it meanwhile
+                return task, lock
+            lock.release()
+        return None
+
+    def _finish(self, task: Task) -> Outcome:
+        outcome = self._settled(task) or self._run(task)
+        place = self.folder / CELLS / task.name
+        if outcome.started_at is None:  # nothing has run: nothing of an earlier attempt stays
+            shutil.rmtree(place, ignore_errors=True)
+        outcome = replace(outcome, finished_at=_now())
+        write_outcome(outcome, place)
+        return outcome
+
+    def _settled(self, task: Task) -> Outcome | None:
+        """The outcome of a task that need not run."""
+        if task.config is None:
+            return self._outcome(task, status="refused", reason=task.refusal)
+        cause = find_cause(task.config, *_memory(self.look()[1]))
+        if cause is None or is_checked_again(task.cell.id, self.limits.recheck):
+            return None
+        return self._outcome(
+            task,
+            status="oom-inferred",
+            reason=f"needs at least as much memory as {cause}, which ran out of it",
+            inferred_from=cause,
+        )
+
+    def _run(self, task: Task) -> Outcome:
+        place = (self.folder / CELLS / task.name).absolute()
+        shutil.rmtree(place, ignore_errors=True)
+        place.mkdir(parents=True)
+        started_at, start_s = _now(), self.clock()
+        killed_before = kernel_kills()
+        try:
+            ended = self.runner(task)(
+                task.cell.recipe,
+                task.cell.arguments,
+                log=place / LOG,
+                limit_s=self.limits.limit_s,
+                memory_limit_bytes=self.limits.memory_limit_bytes,
+                variables={RUN_FOLDER: str(place)},
+            )
+        except RuntimeError as error:  # the worker itself has ended; the next cell starts another
+            ended = Ended(exit_code=1, elapsed_s=self.clock() - start_s)
+            (place / LOG).write_text(f"error: {error}\n")
+        finally:
+            self._in_cells_s += self.clock() - start_s
+        record = _read_record(place)
+        status = judge(ended, record, killed_by_kernel=kernel_kills() > killed_before)
+        lines = () if status == "ok" else _last_lines(place / LOG, self.folder)
+        _tidy(place)
+        return self._outcome(
+            task,
+            status=status,
+            reason=_reason(status, ended, record, lines, self.limits),
+            exit_code=ended.exit_code,
+            elapsed_s=ended.elapsed_s,
+            started_at=started_at,
+            last_lines=lines,
+            record=None if record is None else record[0].name,
+        )
+
+    def _outcome(self, task: Task, *, status: Status, **facts: Any) -> Outcome:
+        return Outcome(
+            cell=task.cell.id,
+            repeat=task.repeat,
+            recipe=task.cell.recipe,
+            options=dict(task.cell.options),
+            command=task.cell.command,
+            status=status,
+            memory_limit_bytes=self.limits.memory_limit_bytes,
+            config=task.config,
+            **facts,
+        )
+
+
+def _memory(outcomes: Mapping[str, Outcome]) -> tuple[dict[str, RunConfig], list[RunConfig]]:
+    """Configs that ran out of memory, by their cell, and those that ran."""
+    told = [(outcome, outcome.config) for outcome in outcomes.values() if outcome.config]
+    too_large = {outcome.cell: config for outcome, config in told if outcome.status == "oom"}
+    return too_large, [config for outcome, config in told if outcome.status == "ok"]
+
+
+# ---------------------------------------------------------------------------------- verdict
+
+
+def judge(
+    ended: Ended, record: tuple[Path, Record] | None, *, killed_by_kernel: bool = False
+) -> Status:
+    """The status of a cell by how its process ended and what its record says; never by its words.
+
+    Args:
+        killed_by_kernel: whether the system killed some process for want of memory meanwhile.
+    """
+    if ended.ending != "ended":
+        return ended.ending
+    status: Status | None = None if record is None else record[1]["status"]
+    if ended.exit_code == 0 and status == "ok":
+        return "ok"
+    if status in ("oom", "preempted"):
+        return status
+    if killed_by_kernel:
+        return "oom"
+    if ended.exit_code == 2:
+        return "refused"
+    return "preempted" if ended.exit_code in STOPPED else "crashed"
+
+
+STOPPED = (75, 128 + 2, 128 + 15, -2, -15)  # by SIGINT or SIGTERM, or saved and left
+
+
+def kernel_kills(place: Path = Path("/proc/vmstat")) -> int:
+    """Processes that the system has killed for want of memory since it started; 0 if it does not
+    tell."""
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        return int(dict(line.split() for line in place.read_text().splitlines())["oom_kill"])
+    return 0
+
+
+def _reason(
+    status: Status,
+    ended: Ended,
+    record: tuple[Path, Record] | None,
+    lines: Sequence[str],
+    limits: Limits,
+) -> str | None:
+    if status == "ok":
+        return None
+    if ended.ending == "timeout":
+        return f"did not end within {limits.limit_s:g} s"
+    if ended.ending == "oom":
+        assert limits.memory_limit_bytes is not None
+        return f"passed its memory limit of {limits.memory_limit_bytes / 2**30:.3g} GiB"
+    error = None if record is None else record[1]["error"]
+    if error is not None:
+        return f"rank {error['rank']}: {error['type']}: {error['message']}".splitlines()[0]
+    said = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+    return said[-1] if said else f"exit code {ended.exit_code}: {lines[-1] if lines else 'no word'}"
+
+
+def _read_record(place: Path) -> tuple[Path, Record] | None:
+    """The record that a run has left in its folder."""
+    for path in sorted(place.glob("*.json")):
+        with contextlib.suppress(OSError, ValueError):
+            return path, load_record(path)
+    return None
+
+
+def _last_lines(log: Path, folder: Path) -> tuple[str, ...]:
+    """Of what a failing cell said; with no place of this machine in them."""
+    with contextlib.suppress(OSError):
+        said = log.read_text(errors="replace").replace(f"{folder.absolute()}/", "")
+        return tuple(line.rstrip() for line in said.splitlines() if line.strip())[-LAST_LINES:]
+    return ()
+
+
+def _tidy(place: Path) -> None:
+    """Keep record and log; curves are in the record."""
+    for path in place.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="microseconds")

@@ -1,0 +1,74 @@
+"""Tasks: the cells of a study, each repeat of it, and the run that it comes to on this machine."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from scaling.processes import run_module
+from scaling.study import Cell, Study
+from unitransformer.config import RunConfig, from_dict
+
+PATIENCE_S = 300.0  # for a machine that is busy importing
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """A cell, once, and its run."""
+
+    cell: Cell
+    repeat: int
+    config: RunConfig | None  # None: the recipe refuses it
+    refusal: str | None = None  # and why
+
+    @property
+    def name(self) -> str:
+        """Of its folder."""
+        return f"{self.cell.id}-{self.repeat}"
+
+
+def plan(study: Study) -> list[Task]:
+    """Every cell and repeat. What each would run is asked of the recipes, in one process.
+
+    Raises:
+        ValueError: an axis or value that the recipes do not know.
+        RuntimeError: the process failed.
+    """
+    cells = study.cells()
+    answers = ask([{"recipe": cell.recipe, "arguments": cell.arguments} for cell in cells])
+    runs = dict(zip(cells_by_id(cells), map(_read, cells, answers), strict=True))
+    return [
+        Task(cell=cell, repeat=repeat, config=runs[cell.id][0], refusal=runs[cell.id][1])
+        for repeat in range(1, study.repeats + 1)
+        for cell in cells
+    ]
+
+
+def cells_by_id(cells: Sequence[Cell]) -> dict[str, Cell]:
+    """Raises ValueError for two cells that are one."""
+    found: dict[str, Cell] = {}
+    for cell in cells:
+        if cell.id in found:
+            raise ValueError(f"two cells are the same: {cell.command}; leave one out")
+        found[cell.id] = cell
+    return found
+
+
+def this_machine() -> str:
+    """The fingerprint under which this machine's calibrations are kept."""
+    return str(ask([{"machine": True}])[0]["fingerprint"])
+
+
+def ask(questions: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """What `recipes.plan` answers to each; raises RuntimeError if it fails."""
+    asked = "".join(f"{json.dumps(question)}\n" for question in questions)
+    printed = run_module("recipes.plan", [], limit_s=PATIENCE_S, asked=asked)
+    return [json.loads(line) for line in printed.splitlines()]
+
+
+def _read(cell: Cell, answer: Mapping[str, Any]) -> tuple[RunConfig | None, str | None]:
+    if "misread" in answer:
+        raise ValueError(f"recipe {cell.recipe}: {answer['misread']}")
+    if "refused" in answer:
+        return None, str(answer["refused"])
+    return from_dict(RunConfig, answer["config"]), None

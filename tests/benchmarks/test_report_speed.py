@@ -1,0 +1,158 @@
+"""Reading records: the work grows as their number, and what is fast is the same to the last bit."""
+
+import json
+import math
+import random
+import statistics
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from scaling.store import Store, find_contradictions, find_recounts, load_store
+from unitransformer.config import RunConfig, from_dict
+from unitransformer.readout import read_out, steady_of
+from unitransformer.records import write_record
+from unitransformer.statistics import intervals
+from unitransformer.statistics.autocorrelation import centred_ranks
+
+STEPS = 100
+RECORDS = 100
+
+
+@pytest.fixture(scope="module")
+def folders(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Some records, and twice as many; no two alike."""
+    (like,) = (repository / "scaling/results/records").glob("256344bab5e8-1.json")
+    text = like.read_text()
+    made = []
+    for number in (RECORDS, 2 * RECORDS):
+        folder = tmp_path_factory.mktemp(f"records-{number}")
+        for seed in range(number):
+            write_record(_vary(json.loads(text), seed), folder / f"{seed}.json")
+        made.append(folder)
+    return made[0], made[1]
+
+
+def _vary(record: dict[str, Any], seed: int) -> dict[str, Any]:
+    drawn = random.Random(seed)
+    step_s = [0.1 * drawn.lognormvariate(0, 0.1) for _ in range(STEPS)]
+    shares = {"cpu_s": 1.9, "data_s": 0.01, "forward_backward_s": 0.9, "optimizer_s": 0.08}
+    samples = {name: [share * s for s in step_s] for name, share in shares.items()}
+    samples["slowest_rank"] = [0] * STEPS
+    record["config"]["seed"] = seed
+    config = from_dict(RunConfig, record["config"])
+    steady = steady_of(step_s, launches=[0], unsteady=[])
+    readout = read_out(
+        step_s, samples, steady, launches=[0], units_per_step=config.global_batch_size
+    )
+    assert readout is not None
+    return record | {
+        "step_s": step_s,
+        "samples": samples,
+        "loss": [1 + drawn.random() for _ in range(STEPS)],
+        "learning_rate": [1e-3] * STEPS,
+        "unsteady": [],
+        "steady_from": steady.start,
+        "figures": readout.as_dict(),
+        "images_per_s": readout.units_per_s,
+    }
+
+
+def read_whole(folder: Path) -> Store:
+    """What a report asks of every record."""
+    store = load_store([folder], relative_to=folder)
+    for run in store.runs:
+        assert run.readout is not None
+        assert find_contradictions(run) == []
+        find_recounts(run)
+    return store
+
+
+def seconds_of(folder: Path) -> float:
+    """Of the processor: others may use it meanwhile."""
+    started_s = time.process_time()
+    read_whole(folder)
+    return time.process_time() - started_s
+
+
+def test_twice_the_records_take_no_more_than_three_times_as_long(
+    folders: tuple[Path, Path], benchmark: Any
+) -> None:
+    some, twice = folders
+    store = benchmark.pedantic(read_whole, args=(some,), rounds=1, warmup_rounds=1)
+    assert len(store.runs) == RECORDS
+    growth = statistics.median(seconds_of(twice) / seconds_of(some) for _ in range(3))
+    assert growth < 3
+
+
+def test_several_processes_find_what_one_finds(
+    folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("scaling.store.FILES_OF_A_PROCESS", 10)
+    some, _ = folders
+    (some / "cut.json").write_text("{")
+    (some / "copy.json").write_text((some / "7.json").read_text())
+    alone, together = (load_store([some], relative_to=some, processes=n) for n in (1, 2))
+    assert together == alone
+    assert [run.readout for run in together.runs] == [run.readout for run in alone.runs]
+    assert {file.kind for file in together.left_out} == {"damaged", "duplicate"}
+
+
+# ------------------------------------------------------------------------------ the same bits
+
+
+def make_series(number: int) -> list[float]:
+    """Step times with neighbours alike, ties, a change of level: of every kind some."""
+    drawn = random.Random(number)
+    count, rho = drawn.choice((50, 64, 97, 128, 200, 333)), drawn.choice((0.0, 0.3, 0.5, 0.8))
+    digits, noise, series = drawn.choice((2, 3, 17)), 0.0, []
+    for _ in range(count):
+        noise = rho * noise + drawn.gauss(0, 1)
+        series.append(max(0.01, round(0.1 * math.exp(0.1 * noise), digits)))
+    changed = count // 3 if number % 3 == 0 else 0
+    return [1.5 * s for s in series[:changed]] + series[changed:]
+
+
+def resampled_interval(samples: Sequence[float], block: int) -> tuple[float, float]:
+    """The percentile interval by its definition: every resample is built, its median taken."""
+    values = np.asarray(samples)
+    count = len(values)
+    starts = np.random.default_rng(intervals.SEED).integers(
+        0, count, (intervals.RESAMPLES, math.ceil(count / block))
+    )
+    places = (starts[:, :, None] + np.arange(block)).reshape(len(starts), -1)[:, :count] % count
+    ordered = np.sort(values[places], axis=1)
+    tail = intervals._tail(count / block, intervals.CONFIDENCE)
+
+    def quantile(level: float) -> float:
+        middles = (ordered[:, (count - 1) // 2], ordered[:, count // 2])
+        lower, upper = (
+            float(np.sort(middle)[math.ceil(level * len(middle) - 1e-9) - 1]) for middle in middles
+        )
+        return (lower + upper) / 2
+
+    return quantile(tail), quantile(1 - tail)
+
+
+def test_intervals_of_200_series_are_those_of_their_resamples() -> None:
+    told = 0
+    for number in range(200):
+        series = make_series(number)
+        figures = intervals.describe(series)
+        if figures.block_length is not None:
+            told += 1
+            expected = resampled_interval(series, figures.block_length)
+            assert (figures.low, figures.high) == expected, number
+    assert told > 100
+
+
+def test_ranks_of_200_series_are_the_middle_of_their_ties() -> None:
+    for number in range(200):
+        series = np.asarray(make_series(number))
+        _, which, counts = np.unique(series, return_inverse=True, return_counts=True)
+        middle = (np.cumsum(counts) - (counts - 1) / 2)[which] - (len(series) + 1) / 2
+        assert centred_ranks(list(series)).tobytes() == middle.tobytes(), number

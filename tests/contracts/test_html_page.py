@@ -1,0 +1,330 @@
+"""The HTML page in a real browser: what it shows, what it does on a click, what it never does."""
+
+import itertools
+import json
+import os
+import select
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from scaling.html_page import MOST_POINTS, render_html
+from scaling.outcomes import Outcome
+from scaling.store import Cell, LeftOut, Run, Store
+from tests.unit.test_store import make_config, make_record, make_run
+from unitransformer.config import ParallelConfig, RunConfig, Strategy, to_dict
+
+EVIL = "</script><script>window.evil = 1</script><img src=x onerror='window.evil = 1'>"
+PATIENCE_S = 60
+
+
+def make_cell(number: int, strategy: Strategy, devices: int, batch_size: int) -> Cell:
+    """Step n of a sweep; more devices are faster, 100 samples are too many."""
+    parallel = ParallelConfig(strategy=strategy, devices=devices)
+    config = replace(make_config(), parallel=parallel, batch_size=batch_size)
+    outcome = Outcome(
+        cell=f"{number:012x}",
+        repeat=1,
+        recipe="gpt",
+        options={"strategy": strategy},
+        command=f"python -m recipes.gpt --strategy {strategy} --devices {devices} # {EVIL}",
+        status="oom" if batch_size == 100 else "ok",
+        reason=f"out of memory {EVIL}" if batch_size == 100 else None,
+        last_lines=(f"OutOfMemoryError {EVIL}",) if batch_size == 100 else (),
+        config=config,
+    )
+    folder = f"sweep/cells/{outcome.name}"
+    run = None if batch_size == 100 else of_config(config, f"{folder}/record.json")
+    return Cell(name=f"{folder}/outcome.json", outcome=outcome, run=run)
+
+
+def of_config(config: RunConfig, name: str) -> Run:
+    num_devices = config.parallel.world_size
+    record = make_record(
+        step_s=[0.1 / num_devices] * 12,
+        config=to_dict(config),
+        world_size=num_devices,
+        global_batch_size=config.global_batch_size,
+        log=[f"a line of {name} {EVIL}"],
+        peak_bytes=[2**30 * (rank + 1) for rank in range(num_devices)],
+    )
+    return make_run(record, name)
+
+
+def make_store() -> Store:
+    grid = itertools.product(("fsdp", "ddp"), (1, 2, 4), (2, 8, 100))
+    cells = tuple(make_cell(number, *place) for number, place in enumerate(grid))
+    single = make_run(make_record("vit", step_s=[0.1] * 500, loss=[2.0] * 500), "runs/vit-3.json")
+    return Store(
+        runs=(single, *(cell.run for cell in cells if cell.run is not None)),
+        cells=cells,
+        left_out=(LeftOut(name="runs/cut.json", kind="damaged", reason=f"not JSON {EVIL}"),),
+    )
+
+
+# ---------------------------------------------------------------------------------- the file
+
+
+class Tags(HTMLParser):
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.found: list[tuple[str, dict[str, str | None]]] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found.append((tag, dict(attrs)))
+
+
+def test_equal_stores_give_equal_bytes_and_every_text_is_escaped() -> None:
+    page = render_html(make_store(), title=f"Runs {EVIL}")
+    assert page == render_html(make_store(), title=f"Runs {EVIL}")
+    tags = Tags(page).found
+    assert [tag for tag, _ in tags].count("script") == 4, "two of JSON, plotly, the page's own"
+    assert not any({"src", "href"} & attributes.keys() for _, attributes in tags)
+    (policy,) = [str(own["content"]) for _, own in tags if "http-equiv" in own]
+    assert policy.startswith("default-src 'none'; script-src 'sha256-")
+    assert "unsafe" not in policy.split("; ")[1]
+
+
+def test_a_page_of_nothing_is_a_page() -> None:
+    assert "No runs." in render_html(Store(runs=(), left_out=()), title="Nothing")
+
+
+# ---------------------------------------------------------------------------------- the browser
+
+
+class Browser:
+    """A headless Chromium, driven over a pipe by the DevTools protocol."""
+
+    def __init__(self, program: str, profile: Path) -> None:
+        (theirs_in, self._out), (self._in, theirs_out) = os.pipe(), os.pipe()
+        options = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage")
+        away = "--host-resolver-rules=MAP * ~NOTFOUND"
+        script = f'exec "$@" 3<&{theirs_in} 4>&{theirs_out}'  # the two files it looks at
+        words = (program, *options, away, "--remote-debugging-pipe", f"--user-data-dir={profile}")
+        self._process = subprocess.Popen(
+            ["bash", "-c", script, "bash", *words],
+            pass_fds=(theirs_in, theirs_out),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        os.close(theirs_in)
+        os.close(theirs_out)
+        self._numbers = itertools.count(1)
+        self._left = b""
+        self._target: str | None = None
+        self._session: dict[str, str] = {}
+        self.events: list[dict[str, Any]] = []
+
+    def call(self, method: str, **parameters: Any) -> Any:
+        number = next(self._numbers)
+        said = {"id": number, "method": method, "params": parameters, **self._session}
+        os.write(self._out, json.dumps(said).encode() + b"\0")
+        while (answer := self._next()).get("id") != number:
+            self.events.append(answer)
+        assert "error" not in answer, answer
+        return answer["result"]
+
+    def _next(self) -> Any:
+        while b"\0" not in self._left:
+            assert select.select([self._in], [], [], PATIENCE_S)[0], "the browser is silent"
+            read = os.read(self._in, 2**20)
+            assert read, "the browser ended"
+            self._left += read
+        message, _, self._left = self._left.partition(b"\0")
+        return json.loads(message)
+
+    def open(self, page: Path, state: str = "", *, width: int = 1200) -> None:
+        """A new tab, so that nothing of the last one is left."""
+        self._session, self.events = {}, []
+        if self._target is not None:
+            self.call("Target.closeTarget", targetId=self._target)
+        self._target = self.call("Target.createTarget", url="about:blank")["targetId"]
+        attached = self.call("Target.attachToTarget", targetId=self._target, flatten=True)
+        self._session = {"sessionId": attached["sessionId"]}
+        for domain in ("Page", "Runtime", "Log", "Network"):
+            self.call(f"{domain}.enable")
+        size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
+        self.call("Emulation.setDeviceMetricsOverride", **size)
+        self.call("Page.navigate", url=f"{page.as_uri()}#{state}")
+        self.until("document.readyState === 'complete' && !!document.querySelector('#shown')")
+        self.until("document.querySelector('#shown').textContent !== ''")
+
+    def ask(self, expression: str) -> Any:
+        """The value of an expression of JavaScript in the page."""
+        told = self.call("Runtime.evaluate", expression=expression, returnByValue=True)
+        assert "exceptionDetails" not in told, told
+        return told["result"].get("value")
+
+    def until(self, expression: str) -> None:
+        end = time.monotonic() + PATIENCE_S
+        while not self.ask(expression):
+            assert time.monotonic() < end, f"never true: {expression}"
+            time.sleep(0.02)
+
+    def press(self, key: str) -> None:
+        code = {"Enter": 13, "Escape": 27}[key]
+        told = {"key": key, "code": key, "windowsVirtualKeyCode": code}
+        text = {"text": "\r"} if key == "Enter" else {}
+        self.call("Input.dispatchKeyEvent", type="keyDown", **told, **text)
+        self.call("Input.dispatchKeyEvent", type="keyUp", **told)
+
+    def texts(self, selector: str) -> list[str]:
+        found: list[str] = self.ask(
+            f"[...document.querySelectorAll({json.dumps(selector)})].map((one) => one.textContent)"
+        )
+        return found
+
+    def column(self, title: str) -> list[str]:
+        """The cells below a head."""
+        heads = [text.rstrip(" ▲▼") for text in self.texts("#runs th")]
+        return self.texts(f"#runs td:nth-child({heads.index(title) + 1})")
+
+    def click(self, selector: str) -> None:
+        self.ask(f"document.querySelector({json.dumps(selector)}).click()")
+
+    def end(self) -> None:
+        os.close(self._out)
+        os.close(self._in)
+        self._process.terminate()
+        self._process.wait(PATIENCE_S)
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    program = shutil.which("chromium")
+    if program is None:
+        pytest.skip("there is no chromium: apt-get install -y chromium")
+    browser = Browser(program, tmp_path_factory.mktemp("profile"))
+    yield browser
+    browser.end()
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("page") / "page.html"
+    path.write_text(render_html(make_store(), title="Runs"), encoding="utf-8")
+    return path
+
+
+def test_every_row_is_shown_and_every_plot_drawn(browser: Browser, page: Path) -> None:
+    browser.open(page)
+    assert browser.texts("#shown") == ["19 of 19 rows"]
+    assert len(browser.texts("#runs tbody tr")) == 19
+    assert browser.column("status").count("oom") == 6
+    # Two strategies of two batch sizes over three device counts, in one curve each.
+    browser.until("document.querySelectorAll('#rate-by-devices svg .point').length === 12")
+    for plot, curves in (
+        ("rate-by-batch", 6),
+        ("rate-by-devices", 4),
+        ("peak-by-batch", 6),
+        ("peak-by-devices", 4),
+    ):
+        assert len(browser.texts(f"#{plot} svg .scatterlayer .trace")) == curves
+        assert browser.texts(f"#{plot} svg .errorbar"), plot
+    assert browser.texts("#legend li") == ["ddp", "fsdp"]
+
+
+def test_the_address_keeps_order_filter_and_row(browser: Browser, page: Path) -> None:
+    browser.open(page, "sort=units_per_s&down=1&text=strategy:ddp+devices:4&status=ok&row=7")
+    assert browser.texts("#shown") == ["2 of 19 rows"]
+    # 8 samples of 8 tokens on 4 devices in 25 ms; 2 samples.
+    assert browser.column("speed") == ["10,240 tokens/s", "2,560 tokens/s"]
+    assert browser.ask("document.querySelector('#detail').open")
+    assert browser.ask("document.querySelector('[aria-sort]').textContent") == "speed ▼"
+
+
+def test_a_click_on_a_head_sorts_and_another_turns_with_blanks_last(
+    browser: Browser, page: Path
+) -> None:
+    browser.open(page)
+    browser.click("[data-sort=units_per_s]")
+    falling = browser.ask("document.querySelector('#runs tbody tr').textContent")
+    assert "10,240 tokens/s" in falling
+    assert browser.column("speed")[-6:] == [""] * 6
+    browser.click("[data-sort=units_per_s]")
+    assert browser.column("speed")[0] == "20.00 images/s"
+    assert browser.column("speed")[-6:] == [""] * 6
+    assert browser.ask("location.hash") == "#sort=units_per_s"
+
+
+def test_what_is_typed_and_chosen_filters_rows_and_plots(browser: Browser, page: Path) -> None:
+    browser.open(page)
+    typed = "const box = document.querySelector('#text'); box.value = 'FSDP batch_size:8';"
+    browser.ask(f"{typed} box.dispatchEvent(new Event('input'))")
+    browser.until("document.querySelector('#shown').textContent === '3 of 19 rows'")
+    assert browser.texts("#legend li") == ["fsdp"]
+    chosen = "const list = document.querySelector('#status'); list.value = 'oom';"
+    browser.ask(f"{chosen} list.dispatchEvent(new Event('change'))")
+    assert browser.texts("#shown") == ["0 of 19 rows"]
+    browser.click("#clear")
+    assert browser.texts("#shown") == ["19 of 19 rows"]
+
+
+def test_a_row_opens_by_key_and_shows_its_record_and_closes(browser: Browser, page: Path) -> None:
+    browser.open(page, "model=ViT+tiny")
+    browser.ask("document.querySelector('#runs tbody button').focus()")
+    browser.press("Enter")
+    assert browser.ask("document.querySelector('#detail').open")
+    assert browser.texts("#command") == ["python -m recipes.vit --max-steps 500"]
+    assert browser.texts("#log")[0].endswith("step 500/500 | loss 2.0")
+    figures = dict(zip(browser.texts("#figures dt"), browser.texts("#figures dd"), strict=True))
+    assert (figures["record"], figures["repeat"]) == ("runs/vit-3.json", "3")
+    assert float(figures["median_step_s"]) == 0.1
+    config = dict(zip(browser.texts("#config dt"), browser.texts("#config dd"), strict=True))
+    assert config["model.image_size"] == "8"
+    assert "one step in 3 is drawn" in browser.texts("#loss-says")[0]
+    browser.until("document.querySelectorAll('#loss svg .trace').length === 2")
+    drawn = browser.ask("document.querySelector('#loss').data[0].x")
+    assert len(drawn) <= MOST_POINTS
+    assert drawn[-1] == 500
+    browser.press("Escape")
+    browser.until("!document.querySelector('#detail').open")
+    browser.until("location.hash === '#model=ViT+tiny'")
+
+
+def test_what_a_record_says_is_text_and_nothing_is_loaded(browser: Browser, page: Path) -> None:
+    # Its outcome's reason, log and command hold tags.
+    browser.open(page, "status=oom&row=2")
+    assert EVIL in browser.texts("#command")[0]
+    assert browser.texts("#log") == [f"OutOfMemoryError {EVIL}"]
+    assert browser.column("reason")[0] == f"out of memory {EVIL}"
+    browser.open(page, "row=1")
+    browser.until("document.querySelectorAll('#loss svg .trace').length === 2")
+    assert browser.ask("typeof window.evil") == "undefined"
+    assert browser.ask("document.querySelectorAll('img').length") == 0
+    found = {"Log.entryAdded", "Runtime.exceptionThrown", "Runtime.consoleAPICalled"}
+    assert [event for event in browser.events if event["method"] in found] == []
+    asked = [e["params"]["request"] for e in browser.events if e["method"].endswith("WillBeSent")]
+    assert [request["url"].partition("#")[0] for request in asked] == [page.as_uri()]
+
+
+def test_a_phone_scrolls_the_table_and_not_the_page(browser: Browser, page: Path) -> None:
+    browser.open(page, width=390)
+    browser.until("document.querySelectorAll('#rate-by-batch svg .point').length === 12")
+    assert browser.ask("document.documentElement.scrollWidth") == 390
+    assert browser.ask("document.querySelector('.wide').scrollWidth") > 390
+
+
+def test_ten_thousand_rows_open(browser: Browser, tmp_path: Path) -> None:
+    record = make_record(step_s=[0.1] * 1000, loss=[2.3456789] * 1000, log=["a line " * 12] * 30)
+    first = make_run(record)
+    runs = tuple(replace(first, name=f"runs/{number}.json") for number in range(10_000))
+    for run in runs:  # found once: the samples are equal
+        vars(run).update(readout=first.readout, passport=first.passport)
+    path = tmp_path / "page.html"
+    path.write_text(render_html(Store(runs=runs, left_out=()), title="Many"), encoding="utf-8")
+    browser.open(path, "row=9999")
+    (shown,) = browser.texts("#shown")
+    assert shown == "10,000 of 10,000 rows; the first 500 of them are in the table"
+    assert "too many to draw" in browser.texts("#plots-say")[0]
+    assert browser.texts("#detail-title")[0].startswith("Row 10000")
+    browser.click("#more")
+    assert len(browser.texts("#runs tbody tr")) == 1000

@@ -1,0 +1,356 @@
+"""Which strategy is the fastest, and what the report says of it and of scaling."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from test_certificates import RESULTS, make_certificate
+from test_certificates import result as certify
+from test_efficiency import make_spread, strong, traced, weak
+from test_store import HOST, make_run
+
+from scaling.certificates import read_certificate
+from scaling.crossover import Comparison, compare_strategies
+from scaling.parity import Case, Curves
+from scaling.parity_section import find_proof
+from scaling.scaling_section import scaling_blocks
+from scaling.store import Run
+from unitransformer.config import to_dict
+
+PLAIN = Curves(loss=(2.0,) * 20, gradient_norm=(1.0,) * 20)
+ZERO1 = certify(Case(strategy="zero1", devices=2), PLAIN)
+# ddp and zero1 are equal to the reference, fsdp is different, fsdp1 was never tried.
+CERTIFICATES = [read_certificate(make_certificate(results=[*RESULTS, ZERO1]), "runs/parity.json")]
+NOISE = 0.1
+
+
+def way(strategy: str, step_s: float, *, steps: int = 60, **changes: object) -> Run:
+    name = f"runs/{strategy}.json"
+    own = {"strategy": strategy, "noise": NOISE, "steps": steps}
+    return strong(step_s, 2, name, **own | changes)
+
+
+def only(runs: Sequence[Run]) -> Comparison:
+    (comparison,) = compare_strategies(runs, CERTIFICATES)
+    return comparison
+
+
+def names(comparison: Comparison) -> tuple[list[str], list[str]]:
+    ranked, unranked = comparison.ranked, comparison.unranked
+    return (
+        [way.point.config.parallel.strategy for way in ranked],
+        [way.point.config.parallel.strategy for way in unranked],
+    )
+
+
+def test_the_fastest_proven_strategy_comes_first_with_the_others_against_it() -> None:
+    comparison = only([way("zero1", 0.1), way("ddp", 0.05)])
+    assert names(comparison) == (["ddp", "zero1"], [])
+    first, second = comparison.ranked
+    assert (first.against_fastest is not None, first.ties) == (True, None)
+    assert second.against_fastest is not None
+    assert second.against_fastest.value == pytest.approx(0.5, rel=NOISE)
+    assert second.ties is False
+
+
+def test_a_ratio_that_may_be_one_is_a_tie() -> None:
+    # Some 1 % is within what 60 steps that differ by 10 % leave open.
+    assert [way.ties for way in only([way("ddp", 0.05), way("zero1", 0.0503)]).ranked] == [
+        None,
+        True,
+    ]
+
+
+def test_without_an_interval_nobody_knows_of_a_tie() -> None:
+    comparison = only([way("ddp", 0.05), way("zero1", 0.1, steps=10)])
+    assert [way.ties for way in comparison.ranked] == [None, None]
+
+
+def test_a_strategy_without_proof_is_kept_and_not_ranked_however_fast() -> None:
+    comparison = only([way("ddp", 0.05), way("fsdp", 0.02), way("fsdp1", 0.01)])
+    assert names(comparison) == (["ddp"], ["fsdp1", "fsdp"])
+    untried, different = comparison.unranked
+    assert untried.unranked == "no certificate of loss parity covers it"
+    assert different.unranked == "its certificate of loss parity: different"
+    assert untried.against_fastest is not None
+    assert untried.against_fastest.value > 4
+
+
+def test_without_any_proof_none_is_the_fastest() -> None:
+    (comparison,) = compare_strategies([way("ddp", 0.05), way("fsdp", 0.02)], [])
+    assert names(comparison) == ([], ["fsdp", "ddp"])
+    assert [way.against_fastest for way in comparison.ways] == [None, None]
+
+
+def test_the_reference_is_its_own_proof() -> None:
+    single = make_spread(0.1, strategy="single")
+    proof = find_proof(single, [])
+    assert proof is not None
+    assert (proof.verdict, proof.certificate, proof.holds) == ("reference", None, True)
+
+
+def test_ways_to_compile_and_to_spread_a_batch_are_ways_of_one_comparison() -> None:
+    runs = [
+        way("ddp", 0.05),
+        way("zero1", 0.06),
+        way("ddp", 0.04, batch_size=2, accumulate=2),
+        way("fsdp", 0.07, compile="default"),
+    ]
+    ways = [way.name for way in only(runs).ways]
+    assert ways == ["ddp + 2 micro-batches", "ddp", "zero1", "fsdp + compile default"]
+
+
+def test_other_work_is_another_comparison_and_one_strategy_is_none() -> None:
+    ddp = way("ddp", 0.05)
+    for other in (
+        way("zero1", 0.05, batch_size=8),
+        way("zero1", 0.05, precision="bf16-mixed"),
+        way("zero1", 0.05, num_nodes=2, batch_size=2),
+        way("zero1", 0.05, seed=1),
+        way("zero1", 0.05, steps=3),
+        way("ddp", 0.05, compile="default"),
+    ):
+        assert compare_strategies([ddp, other], CERTIFICATES) == []
+
+
+# ---------------------------------------------------------------------------------- the report
+
+
+def read(block: str) -> list[dict[str, str]]:
+    """A table as rows of cells by their heads."""
+    lines = [re.split(r"(?<!\\)\|", line)[1:-1] for line in block.splitlines()]
+    heads, _, *body = [[cell.strip() for cell in line] for line in lines]
+    return [dict(zip(heads, row, strict=True)) for row in body]
+
+
+def tables(runs: Sequence[Run]) -> list[list[dict[str, str]]]:
+    return [read(block) for block in scaling_blocks(runs, CERTIFICATES) if block[0] == "|"]
+
+
+def text(runs: Sequence[Run]) -> str:
+    return "\n".join(scaling_blocks(runs, CERTIFICATES))
+
+
+def test_where_there_is_nothing_to_compare_nothing_is_said() -> None:
+    assert scaling_blocks([], CERTIFICATES) == []
+    assert scaling_blocks([strong(0.1, 1), strong(0.1, 1, "runs/b.json")], CERTIFICATES) == []
+    headings = [b for b in scaling_blocks([strong(0.1, 1), strong(0.05, 2)], []) if b[0] == "#"]
+    assert headings == ["### Scaling"]
+
+
+def test_a_row_tells_a_count_against_its_baseline_and_where_the_rest_was_lost() -> None:
+    hot = strong(0.03125, 4, slowest=(3, 3, 3, 0), changes={"flags": ["it was hot"]})
+    ((two, four), laws) = tables(
+        [strong(0.1, 1, changes={"flags": ["cold"]}), strong(0.05, 2), hot]
+    )
+    assert (two["devices"], two["efficiency"]) == ("2", "100.0% (100.0% to 100.0%)")
+    # 80 % is 20 % lost, of each part as much: 10, 30 and 60 % of the step.
+    assert four == {
+        "row": "2",
+        "strategy": "ddp",
+        "global batch": "8",
+        "devices": "4",
+        "baseline": "1 device: 640 tokens/s (640 to 640), [1.json](runs/1.json)",
+        "speed": "2,048 tokens/s (2,048 to 2,048)",
+        "speed-up": "3.20 (3.20 to 3.20)",
+        "efficiency": "80.0% (80.0% to 80.0%)",
+        "lost": "20.0%",
+        "input": "2.0%",
+        "optimizer": "6.0%",
+        "forward and backward": "12.0%",
+        "slowest rank": "rank 3 in 75%, 25% by chance",
+        "launches": "1",
+        "flags": "it was hot; baseline: cold",
+        "records": "[4.json](runs/4.json)",
+    }
+    assert [law["law"] for law in laws] == ["Amdahl's law", "Universal scalability law"]
+    assert {law["curve"] for law in laws} == {"strong, strategy ddp, global batch 8 (rows 1, 2)"}
+    assert laws[0]["parameters"].startswith("serial share s = ")
+    assert "b is hardly told by three device counts" in laws[1]["remark"]
+
+
+def pair(step_s: float, **changes: Any) -> list[Run]:
+    """A run of 0.1 s a step on one device, and one on two."""
+    name = "-".join(map(str, changes.values()))
+    return [
+        strong(0.1, 1, f"runs/{name}-1.json", **changes),
+        strong(step_s, 2, f"runs/{name}-2.json", **changes),
+    ]
+
+
+def test_curves_share_a_table_with_a_column_for_each_setting_they_differ_in() -> None:
+    runs = [*pair(0.05), *pair(0.0625, precision="bf16-mixed"), *pair(0.1, seed=1)]
+    (scaling,) = tables(runs)
+    told = [(row["precision"], row["seed"], row["speed-up"][:4]) for row in scaling]
+    assert told == [
+        *(("32-true", "0", "2.00"), ("32-true", "1", "1.00"), ("bf16-mixed", "0", "1.60")),
+    ]
+    assert not {"size", "accelerator", "compile"} & scaling[0].keys()
+    assert "**Strong scaling.** All rows: size tiny, accelerator cpu.\n" in text(runs)
+
+
+def of_size(run: Run, size: str, width: int) -> Run:
+    config = replace(run.config, size=size, model=replace(run.config.model, width=width))
+    return make_run(run.record | {"size": size, "config": to_dict(config)}, f"runs/{size}.json")
+
+
+def test_what_follows_from_the_size_has_no_column_of_its_own() -> None:
+    large = [of_size(run, "large", 32) for run in pair(0.05, precision="bf16-mixed")]
+    wide = [of_size(run, "tiny", 64) for run in pair(0.05)]
+    (scaling,) = tables([*pair(0.05), *large])
+    assert [(row["size"], row["precision"]) for row in scaling] == [
+        *(("large", "bf16-mixed"), ("tiny", "32-true")),
+    ]
+    assert "model.width" not in scaling[0]
+    (scaling,) = tables([*pair(0.05), *large, *wide])
+    assert [row["model.width"] for row in scaling] == ["32", "16", "64"]
+
+
+def test_strong_and_weak_scaling_have_a_table_each_and_one_numbering() -> None:
+    # The run on four devices is on both curves: a global batch of 8 is 2 a device there.
+    strong_rows, weak_rows, _ = tables(
+        [strong(0.1, 1), strong(0.05, 2), weak(0.1, 1), weak(0.1, 4)]
+    )
+    told = [(row["row"], row["global batch"], row["devices"]) for row in strong_rows]
+    assert told == [("1", "8", "2"), ("2", "8", "4")]
+    assert [(row["row"], row["batch a device"]) for row in weak_rows] == [("3", "2")]
+
+
+def test_what_rows_share_is_said_once_with_their_numbers() -> None:
+    runs = [*pair(0.05), *pair(0.05, seed=1), *pair(0.05, seed=2, steps=10)]
+    notes = [line for line in text(runs).splitlines() if line.startswith("- ")]
+    assert notes == [
+        "- Forward and backward holds smaller kernels, the host and communication together; "
+        "`--trace` on both runs tells communication apart (all rows).",
+        "- No interval: 10 samples, an interval needs 50 (row 3).",
+        "- No law of scaling is fitted: 2 device counts, a fit needs 3 (all rows).",
+        "- What waiting for the slowest rank cost is not told: the record holds the slowest rank's "
+        "times alone (all rows).",
+    ]
+
+
+def test_a_law_that_is_not_of_weak_scaling_says_so() -> None:
+    told = text([weak(0.1, 1), weak(0.1, 2), weak(0.1, 4)])
+    assert "- Amdahl's law is not fitted: it is a law of a fixed global batch (all rows)." in told
+    assert told.count("not fitted") == 1
+
+
+def test_a_trace_adds_its_columns_and_a_run_without_one_is_not_told() -> None:
+    one, two = strong(0.1, 1), strong(0.05, 2, changes=traced(0.25, 0.1))
+    (row,) = tables([one, two])[0]
+    assert row["exposed communication"] == "25.0%"
+    assert row["trace"] == "steps 1.60 x as long, idle 10.0% (baseline not traced)"
+    (_, untold), *_ = tables([one, two, strong(0.05, 4)])
+    assert (untold["exposed communication"], untold["trace"]) == ("not told", "")
+    assert "idle is within the other parts (row 1).\n" in text([one, two, strong(0.05, 4)])
+
+
+def test_of_several_launches_the_record_that_the_loss_is_of_is_bold() -> None:
+    again = [strong(s, 2, f"runs/2-{s}.json") for s in (0.05, 0.051, 0.052)]
+    (row,) = tables([strong(0.1, 1), *again])[0]
+    assert row["launches"] == "3"
+    assert "**[2-0.051.json](runs/2-0.051.json)**, [2-0.052.json]" in row["records"]
+    assert "- What was lost is that of the launch in the middle" in text([strong(0.1, 1), *again])
+
+
+def on_threads(threads: dict[int, int], **changes: Any) -> list[Run]:
+    """A run on each count of devices, with so many threads a rank."""
+    return [
+        strong(0.1, n, changes={"hardware": [HOST | {"threads": each} | changes] * n})
+        for n, each in threads.items()
+    ]
+
+
+def test_conditions_that_differ_are_said_once_with_the_rows_they_are_of() -> None:
+    other = {"versions": {"python": "3.11.7", "torch": "2.14.0"}}
+    runs = [*pair(0.05), *pair(0.05, seed=1, changes=other)]
+    assert "versions of torch" not in text(runs)
+    mixed = [*pair(0.05), runs[2], strong(0.05, 2, seed=1)]
+    assert "\n> - row 2: versions of torch differ: 2.14.0 (record 1); 2.13.0 (record 2)" in text(
+        mixed
+    )
+    assert "commit" not in text(mixed)
+    dirty = {"code": {"commit": "0123", "is_dirty": True}}
+    told = "> - row 1: code may not be its commit: uncommitted changes (all records)"
+    assert told in text(pair(0.05, changes=dirty))
+
+
+def test_fewer_threads_for_more_ranks_of_a_cpu_are_the_split_of_its_cores() -> None:
+    told = "processors and devices differ: threads a rank, 2 on 1 device, 1 on 2 devices, for the"
+    assert f"> - row 1: {told} ranks split the cores" in text(on_threads({1: 2, 2: 1}))
+    for other in (on_threads({1: 1, 2: 2}), on_threads({1: 2, 2: 1}, device="H200")):
+        assert "processors and devices differ: cpu Example 9000" in text(other)
+    moved = [*on_threads({1: 2}), *on_threads({2: 1}, cpu="Other")]
+    assert "processors and devices differ: cpu Example 9000" in text(moved)
+
+
+# ---------------------------------------------------------------------------------- the map
+
+
+def fastest(runs: Sequence[Run]) -> list[dict[str, str]]:
+    return tables(runs)[-1]
+
+
+def test_the_map_names_the_fastest_and_every_other_way_in_a_column_of_its_own() -> None:
+    runs = [way("ddp", 0.05, noise=0), way("zero1", 0.1, noise=0)]
+    slow = [way("zero1", 0.1, precision="bf16-mixed"), way("fsdp1", 0.01, precision="bf16-mixed")]
+    plain, half = fastest([*runs, *slow])
+    assert plain == {
+        "row": "1",
+        "precision": "32-true",
+        "global batch": "8",
+        "devices": "2",
+        "fastest": "ddp",
+        "ahead": "2.00 (2.00 to 2.00) x zero1",
+        "ddp": "**1,280 tokens/s (1,280 to 1,280)**, [ddp.json](runs/ddp.json)",
+        "fsdp1": "no steady run",
+        "zero1": "0.500 (0.500 to 0.500), 640 tokens/s (640 to 640), [zero1.json](runs/zero1.json)",
+        "flags": "none",
+    }
+    assert (half["fastest"], half["ddp"]) == ("none is ranked", "no steady run")
+    assert re.match(r"~~[56],\d+ tokens/s \(.*\)~~, \[fsdp1.json\]", half["fsdp1"])
+
+
+def test_the_map_goes_through_the_devices_of_each_batch() -> None:
+    def both(devices: int, batch_size: int) -> list[Run]:
+        own = {"devices": devices, "batch_size": batch_size}
+        return [make_spread(0.1, strategy=name, **own) for name in ("ddp", "zero1")]
+
+    found = [(row["global batch"], row["devices"]) for row in fastest([*both(2, 8), *both(4, 2)])]
+    assert found == [("8", "4"), ("16", "2")]
+
+
+def test_a_tie_is_named_and_what_is_not_proven_is_struck_out_with_its_reason_below() -> None:
+    runs = [
+        way("ddp", 0.05, changes={"flags": ["it was hot"]}),
+        way("zero1", 0.0503),
+        way("fsdp", 0.02),
+        way("fsdp1", 0.01),
+    ]
+    (row,) = fastest(runs)
+    assert (row["fastest"], "ahead" in row) == ("ddp, in a tie with zero1", False)
+    assert re.match(r"~~[4-6]\.\d+ \(.*\), [\d,]+ tokens/s \(.*\)~~, \[fsdp1", row["fsdp1"])
+    assert row["flags"] == "ddp: it was hot"
+    told = text(runs)
+    assert "- Loss parity: equal on 2 devices, [parity.json](runs/parity.json) (ddp" in told
+    assert (
+        "- Not ranked: **different** on 2 devices, [parity.json](runs/parity.json) (fsdp in row 1)"
+        "; no certificate of loss parity covers it (fsdp1 in row 1)."
+    ) in told
+
+
+def test_the_map_says_where_a_tie_cannot_be_told_and_where_one_way_alone_is_ranked() -> None:
+    (row,) = fastest([way("ddp", 0.05), way("zero1", 0.1, steps=10)])
+    assert row["fastest"] == "ddp, perhaps in a tie with zero1, without an interval to tell"
+    (row,) = fastest([way("ddp", 0.05), way("fsdp", 0.1)])
+    assert row["fastest"] == "ddp, the only one ranked"
+
+
+def test_equal_runs_give_equal_blocks_in_any_order_and_tables_are_whole() -> None:
+    runs = [strong(0.1, 1), way("ddp", 0.05), way("zero1", 0.06), way("fsdp", 0.04, steps=10)]
+    blocks = scaling_blocks(runs, CERTIFICATES)
+    assert blocks == scaling_blocks(runs[::-1], CERTIFICATES)
+    assert all(blocks)
+    assert len(tables(runs)) == 2, "strict: a row has as many cells as there are heads"

@@ -1,0 +1,56 @@
+"""Rows as CSV and JSON."""
+
+import csv
+import io
+import json
+from typing import Any
+
+import pytest
+
+from scaling.exports import to_csv, to_json
+from scaling.rows import NAMES, Row
+
+
+def make_row(**changes: Any) -> Row:
+    told: dict[str, Any] = {"recipe": "gpt", "status": "ok", "unit": "tokens", "command": "x"}
+    return Row(**(told | changes))
+
+
+def read(text: str) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(text, newline="")))
+
+
+def test_a_csv_has_a_header_and_a_line_for_each_row_ended_as_rfc_4180_says() -> None:
+    text = to_csv([make_row(units_per_s=0.1, is_dirty=True), make_row(devices=4)])
+    assert text.split("\r\n")[0] == ",".join(NAMES)
+    assert text.count("\r\n") == 3
+    first, second = read(text)
+    assert (first["units_per_s"], first["is_dirty"], first["devices"]) == ("0.1", "true", "")
+    assert (second["units_per_s"], second["devices"]) == ("", "4")
+
+
+def test_text_with_commas_quotes_and_lines_comes_back_as_it_was() -> None:
+    told = 'one, "two"\nthree; ünï'
+    assert read(to_csv([make_row(reason=told)]))[0]["reason"] == told
+
+
+@pytest.mark.parametrize("start", ["=", "+", "-", "@", "\t", "\r", "\n"])
+def test_a_spreadsheet_runs_nothing(start: str) -> None:
+    told = f"{start}HYPERLINK(1)"
+    assert read(to_csv([make_row(command=told)]))[0]["command"] == f"'{told}"
+
+
+def test_a_number_below_zero_is_no_formula() -> None:
+    assert read(to_csv([make_row(validation_loss=-0.5)]))[0]["validation_loss"] == "-0.5"
+
+
+def test_json_holds_every_field_sorted_and_exact() -> None:
+    row = make_row(units_per_s=1 / 3, command="=1 <b>")
+    (values,) = json.loads(to_json([row]))
+    assert list(values) == sorted(NAMES)
+    assert Row(**values) == row
+
+
+def test_no_rows_are_a_header_and_an_empty_list() -> None:
+    assert to_csv([]) == ",".join(NAMES) + "\r\n"
+    assert to_json([]) == "[]\n"

@@ -1,0 +1,75 @@
+"""What a lack of memory settles, and what it does not."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from test_store import make_config
+
+from scaling.inference import find_cause, is_checked_again, needs_at_least
+from unitransformer.config import ParallelConfig, RunConfig
+
+
+def make(batch_size: int = 4, max_steps: int = 10, **parallel: Any) -> RunConfig:
+    chosen = {"accelerator": "cpu", "strategy": "fsdp", "devices": 2} | parallel
+    config = replace(make_config(), batch_size=batch_size, max_steps=max_steps)
+    return replace(config, parallel=ParallelConfig(**chosen))
+
+
+@pytest.mark.parametrize(
+    ("more", "less"),
+    [
+        (make(batch_size=8), make(batch_size=4)),
+        (make(devices=2), make(devices=4)),
+        (make(precision="32-true"), make(precision="bf16-mixed")),
+        (make(precision="bf16-mixed"), make(precision="bf16-true")),
+        (make(), make(activation_checkpointing="selective")),
+        (make(activation_checkpointing="selective"), make(activation_checkpointing="full")),
+        (make(), replace(make(), loss_chunk=64)),
+        (replace(make(), model=replace(make().model, width=32)), make()),
+    ],
+)
+def test_more_of_an_axis_needs_at_least_as_much(more: RunConfig, less: RunConfig) -> None:
+    assert needs_at_least(more, less)
+    assert not needs_at_least(less, more)
+    assert needs_at_least(more, more)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        make(batch_size=8, strategy="ddp"),
+        make(batch_size=8, precision="bf16-mixed"),
+        make(batch_size=8, devices=4),
+        make(batch_size=8, compile="default"),
+        replace(make(batch_size=8), model=replace(make().model, dropout=0.1)),
+    ],
+)
+def test_what_differs_otherwise_is_not_compared(other: RunConfig) -> None:
+    assert not needs_at_least(other, make())
+    assert not needs_at_least(make(), other)
+
+
+def test_whole_weights_need_the_same_on_any_number_of_devices() -> None:
+    two, four = make(strategy="ddp", devices=2), make(strategy="ddp", devices=4)
+    assert needs_at_least(two, four)
+    assert needs_at_least(four, two)
+
+
+def test_how_long_a_run_is_does_not_matter() -> None:
+    assert needs_at_least(make(max_steps=5), make(max_steps=500))
+
+
+def test_a_cell_that_ran_with_more_refutes_the_cause() -> None:
+    too_large = {"a": make(batch_size=8)}
+    assert find_cause(make(batch_size=16), too_large, []) == "a"
+    assert find_cause(make(batch_size=4), too_large, []) is None
+    assert find_cause(make(batch_size=16), too_large, [make(batch_size=4)]) == "a"
+    assert find_cause(make(batch_size=16), too_large, [make(batch_size=32)]) is None
+
+
+def test_the_share_that_is_checked_again_is_that_share() -> None:
+    cells = [f"{number:012x}" for number in range(5000)]
+    assert sum(is_checked_again(cell, 0.1) for cell in cells) == pytest.approx(500, rel=0.15)
+    assert not any(is_checked_again(cell, 0) for cell in cells)
+    assert all(is_checked_again(cell, 1) for cell in cells)

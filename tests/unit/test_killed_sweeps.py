@@ -1,0 +1,166 @@
+"""Sweeps of straw cells in processes of their own: killed at any moment, and several at once."""
+
+import json
+import multiprocessing
+import os
+import random
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from test_sweep import Silent, make_record_of, make_study, make_tasks
+
+from scaling.outcomes import FILE, load_outcome
+from scaling.processes import Ended
+from scaling.sweep import CELLS, Limits, Sweep
+from scaling.tasks import Task
+from unitransformer.config import Recipe
+from unitransformer.process_tree import die_with_parent
+from unitransformer.records import write_record
+
+KILLS = 50
+REPEATS = "6"  # of ten cells
+
+
+def outcomes(folder: Path) -> list[Any]:
+    return [load_outcome(path) for path in sorted((folder / CELLS).glob(f"*/{FILE}"))]
+
+
+def _cell(stock: Path, place: Path, seconds: float) -> None:
+    """A process that measures for a moment and leaves a record, whole."""
+    time.sleep(seconds)
+    (place / ".half").write_bytes(stock.read_bytes())
+    (place / ".half").rename(place / "x-1.json")
+
+
+class Forks:
+    """Runs a task in a process of its own, which ends with this one."""
+
+    def __init__(self, stock: Path, begun: Path) -> None:
+        self.stock, self.begun = stock, begun
+
+    def __call__(self, task: Task) -> Any:
+        def run(recipe: Recipe, arguments: Sequence[str], *, log: Path, **limits: Any) -> Ended:
+            with self.begun.open("a") as told:
+                told.write(f"{task.name}\n")
+            parent = os.getpid()
+
+            def work() -> None:
+                die_with_parent(parent)
+                _cell(self.stock / f"{task.name}.json", log.parent, random.uniform(0.005, 0.05))
+
+            process = multiprocessing.get_context("fork").Process(target=work)
+            process.start()
+            process.join()
+            return Ended(exit_code=process.exitcode, elapsed_s=0.02)
+
+        return run
+
+
+def _sweep(folder: Path, tasks: Sequence[Task], stock: Path, begun: Path, seed: int) -> None:
+    random.seed(seed)
+    sweep = Sweep(
+        folder=folder,
+        agenda=lambda _: tasks,
+        limits=Limits(limit_s=60),
+        runner=Forks(stock, begun),
+    )
+    sweep.work(Silent())
+
+
+@pytest.fixture
+def straw(tmp_path: Path) -> Mapping[str, Any]:
+    """Sixty cells, and for each the record that it will leave."""
+    tasks = make_tasks(make_study(repeats=REPEATS))
+    for task in tasks:
+        assert task.config is not None
+        write_record(make_record_of(task.config), tmp_path / "stock" / f"{task.name}.json")
+    (tmp_path / "sweep").mkdir()
+    begun = tmp_path / "begun"
+    begun.touch()
+    return {
+        "folder": tmp_path / "sweep",
+        "tasks": tasks,
+        "stock": tmp_path / "stock",
+        "begun": begun,
+    }
+
+
+def test_a_sweep_killed_at_fifty_random_moments_loses_the_cells_under_way_alone(
+    straw: Mapping[str, Any],
+) -> None:
+    fork = multiprocessing.get_context("fork")
+    chance = random.Random(0)
+    kept: set[str] = set()
+    kills = 0
+    while kills < KILLS:
+        if len(kept) == len(straw["tasks"]):  # all done: begin anew, with what is left of kills
+            for path in straw["folder"].glob(f"{CELLS}/*/*"):
+                path.unlink()
+            straw["begun"].write_text("")
+            kept = set()
+        process = fork.Process(target=_sweep, kwargs={**straw, "seed": kills})
+        process.start()
+        time.sleep(chance.uniform(0, 0.4))
+        family = psutil.Process(process.pid).children(recursive=True)
+        process.kill()
+        process.join()
+        kills += 1
+        assert psutil.wait_procs(family, timeout=10)[1] == []
+        done = {outcome.name for outcome in outcomes(straw["folder"])}  # each of them whole
+        assert done >= kept
+        kept = done
+        begun = straw["begun"].read_text().split()
+        assert len(begun) <= len(done) + kills  # one cell a kill, at most
+    _sweep(**straw, seed=0)
+    found = outcomes(straw["folder"])
+    assert {outcome.name for outcome in found} == {task.name for task in straw["tasks"]}
+    assert {outcome.status for outcome in found} == {"ok"}
+    leftovers = [path for path in straw["folder"].rglob(".*") if path.is_file()]
+    assert all(path.name == ".half" or ".tmp" in path.name for path in leftovers)
+
+
+def test_several_processes_on_one_folder_do_no_cell_twice(straw: Mapping[str, Any]) -> None:
+    fork = multiprocessing.get_context("fork")
+    processes = [fork.Process(target=_sweep, kwargs={**straw, "seed": n}) for n in range(3)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+    assert [process.exitcode for process in processes] == [0, 0, 0]
+    begun = straw["begun"].read_text().split()
+    assert sorted(begun) == sorted(task.name for task in straw["tasks"])
+    assert len(outcomes(straw["folder"])) == len(begun)
+
+
+def test_what_a_sweep_adds_is_small_beside_its_cells(straw: Mapping[str, Any]) -> None:
+    in_cells_s = []
+
+    class Slow(Forks):
+        def __call__(self, task: Task) -> Any:
+            run = super().__call__(task)
+
+            def slow(*arguments: Any, **options: Any) -> Ended:
+                before_s = time.process_time()
+                time.sleep(1.0)
+                ended = run(*arguments, **options)
+                in_cells_s.append(time.process_time() - before_s)
+                return ended
+
+            return slow
+
+    sweep = Sweep(
+        folder=straw["folder"],
+        agenda=lambda _: straw["tasks"][:10],
+        limits=Limits(limit_s=60),
+        runner=Slow(straw["stock"], straw["begun"]),
+    )
+    before_s = time.process_time()
+    summary = sweep.work(Silent())
+    # Processor time: whatever else the machine does is not in it.
+    own_s = time.process_time() - before_s - sum(in_cells_s)
+    print(json.dumps({"cells_s": summary.in_cells_s, "own_cpu_s": own_s}))
+    assert own_s < 0.02 * summary.in_cells_s

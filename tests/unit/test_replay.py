@@ -1,0 +1,228 @@
+"""Running a recorded run again: what counts as the same, and one recipe that is run twice."""
+
+import random
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_store import make_config, make_crashed, make_record
+
+from scaling.outcomes import Outcome, write_outcome
+from scaling.processes import Ended, run_alone
+from scaling.replay import read_command, replay
+from scaling.reproduction import Verdict
+from unitransformer.config import Recipe
+from unitransformer.readout import read_out, steady_of
+from unitransformer.records import Record, load_record, write_record
+
+STEPS = 100
+
+
+def noisy(step_s: float, *, seed: int, scatter: float = 0.01, count: int = STEPS) -> Record:
+    """A record of steps that scatter around a level, with a commit and clean."""
+    drawn = random.Random(seed)
+    seconds = [step_s * drawn.lognormvariate(0, scatter) for _ in range(count)]
+    config = make_config(num_steps=count)
+    record = make_record(step_s=seconds, code={"commit": "a" * 40, "is_dirty": False})
+    steady = steady_of(seconds, launches=[0], unsteady=[])
+    readout = read_out(
+        seconds,
+        record["samples"],
+        steady,
+        launches=[0],
+        units_per_step=config.global_batch_size * config.tokens_per_sample,
+    )
+    assert readout is not None
+    return record | {
+        "steady_from": steady.start,
+        "figures": readout.as_dict(),
+        "tokens_per_s": readout.units_per_s,
+    }
+
+
+class Fake:
+    """A runner that leaves one record after the other, and remembers what it was asked."""
+
+    def __init__(self, *records: Record, exit_code: int | None = 0, **ended: Any) -> None:
+        self.records = list(records)
+        self.ended = Ended(exit_code=exit_code, elapsed_s=1.0, **ended)
+        self.asked: list[tuple[Recipe, Sequence[str], Mapping[str, Any]]] = []
+
+    def __call__(
+        self, recipe: Recipe, arguments: Sequence[str], *, log: Path, **given: Any
+    ) -> Ended:
+        self.asked.append((recipe, arguments, given))
+        log.write_text("error: no memory left\n")
+        if self.records:
+            place = Path(arguments[list(arguments).index("--record") + 1])
+            write_record(self.records.pop(0), place)
+        return self.ended
+
+
+def play(original: Record, tmp_path: Path, *again: Record, **options: Any) -> Verdict:
+    write_record(original, tmp_path / "record.json")
+    runner = Fake(*again)
+    return replay(tmp_path / "record.json", runner=runner, say=lambda line: None, **options)
+
+
+# ------------------------------------------------------------------------------ the verdict
+
+
+def test_steps_within_the_tolerance_and_equal_losses_are_reproduced(tmp_path: Path) -> None:
+    verdict = play(noisy(0.1, seed=1), tmp_path, noisy(0.1, seed=2))
+    assert (verdict.word, verdict.exit_code) == ("reproduced", 0)
+    loss, step = verdict.lines
+    assert loss == "loss: equal to the last digit over 100 steps"
+    assert step.count(" to ") == 3, "both intervals and that of the ratio"
+    assert "asked: within 5% of 1" in step
+
+
+def test_steps_that_are_slower_as_a_whole_are_not_reproduced(tmp_path: Path) -> None:
+    verdict = play(noisy(0.1, seed=1), tmp_path, noisy(0.12, seed=2))
+    assert (verdict.word, verdict.exit_code) == ("not reproduced", 1)
+    assert "ratio 1.2" in verdict.lines[1] or "ratio 1.19" in verdict.lines[1]
+
+
+def test_an_interval_across_the_tolerance_is_inconclusive(tmp_path: Path) -> None:
+    verdict = play(noisy(0.1, seed=1), tmp_path, noisy(0.1, seed=2), tolerance=0.001)
+    assert (verdict.word, verdict.exit_code) == ("inconclusive", 3)
+    short = play(make_record(), tmp_path / "short", make_record())
+    assert short.word == "inconclusive"
+    assert "no interval: 10 samples, an interval needs 50" in short.lines[1]
+
+
+def test_launches_that_scatter_widen_the_interval(tmp_path: Path) -> None:
+    again = [noisy(step_s, seed=seed) for seed, step_s in enumerate((0.097, 0.103), 2)]
+    verdict = play(noisy(0.1, seed=1), tmp_path, *again, repeats=2)
+    assert verdict.word == "inconclusive", "two launches tell little"
+    assert "now over 2 launches" in verdict.lines[1]
+
+
+def test_another_loss_curve_is_not_reproduced_whatever_the_speed(tmp_path: Path) -> None:
+    again = noisy(0.1, seed=2)
+    again["loss"] = [*again["loss"][:-1], again["loss"][-1] * (1 + 1e-6)]
+    within = play(noisy(0.1, seed=1), tmp_path / "within", again)
+    assert within.word == "reproduced"
+    assert (
+        "within the parity bound of 1e-05 over 100 steps, 1.0e-06 apart at step 100"
+        in (within.lines[0])
+    )
+    again["loss"] = [*again["loss"][:-1], again["loss"][-1] * 1.01]
+    different = play(noisy(0.1, seed=1), tmp_path / "different", again)
+    assert different.word == "not reproduced"
+    assert different.lines[0].startswith("loss: different, 1.0e-02 apart at step 100")
+
+
+def test_other_conditions_are_said(tmp_path: Path) -> None:
+    again = noisy(0.1, seed=2) | {"code": {"commit": "b" * 40, "is_dirty": False}}
+    again["versions"] = {"python": "3.11.7", "torch": "2.14.0"}
+    verdict = play(noisy(0.1, seed=1), tmp_path, again)
+    assert verdict.word == "reproduced"
+    assert [line.split(" differ")[0] for line in verdict.lines[2:]] == [
+        "conditions: versions of torch",
+        "conditions: commit",
+    ]
+
+
+def test_another_config_is_an_error_that_names_the_field(tmp_path: Path) -> None:
+    again = noisy(0.1, seed=2)
+    again["config"]["seed"] = 7
+    with pytest.raises(ValueError, match=r"config: seed is 7, was 0; the command comes to another"):
+        play(noisy(0.1, seed=1), tmp_path, again)
+
+
+# ------------------------------------------------------------------------------ failures
+
+
+def fail(tmp_path: Path, runner: Fake, **changes: Any) -> Verdict:
+    outcome = Outcome(
+        **{"cell": "0" * 12, "repeat": 1, "recipe": "gpt", "options": {}, "status": "oom"}
+        | {"command": "python -m recipes.gpt --seed 1", "memory_limit_bytes": 10**9}
+        | changes
+    )
+    write_outcome(outcome, tmp_path)
+    return replay(tmp_path, runner=runner, say=lambda line: None)
+
+
+def test_a_cell_that_failed_is_reproduced_by_failing_alike(tmp_path: Path) -> None:
+    runner = Fake(exit_code=None, ending="oom")
+    assert fail(tmp_path, runner).lines == ("status: oom then, oom now: error: no memory left",)
+    assert runner.asked[0][2]["memory_limit_bytes"] == 10**9
+    assert fail(tmp_path, runner, status="oom-inferred").word == "reproduced"
+    assert fail(tmp_path, Fake(exit_code=2)).word == "not reproduced"
+    assert fail(tmp_path, Fake(exit_code=2), status="refused").word == "reproduced"
+    assert fail(tmp_path, Fake(make_record())).word == "not reproduced"
+
+
+def test_what_took_too_long_is_given_as_long_again(tmp_path: Path) -> None:
+    runner = Fake(exit_code=None, ending="timeout")
+    assert fail(tmp_path, runner, status="timeout", elapsed_s=3.5).word == "reproduced"
+    assert runner.asked[0][2]["limit_s"] == 3.5
+
+
+def test_a_run_that_fails_now_ends_the_launches(tmp_path: Path) -> None:
+    crashed = make_crashed()
+    verdict = play(make_record(), tmp_path, crashed, repeats=3)
+    assert verdict.word == "not reproduced"
+    assert verdict.lines[0].startswith("status: ok then, crashed now")
+
+
+# ------------------------------------------------------------------------------ command and cell
+
+
+def test_options_that_name_places_are_left_out() -> None:
+    command = "python -m recipes.vit --seed 3 --out a --record=b --repeats 4 --trace c --size tiny"
+    assert read_command(command) == ("vit", ["--seed", "3", "--size", "tiny"])
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ("make all", "must be `python -m recipes.X options`"),
+        ("python -m recipes.t5", "must be `python -m recipes.X options`"),
+        ("python -m recipes.gpt --resume", "goes on with another run"),
+    ],
+)
+def test_a_command_that_cannot_be_run_again_is_refused(command: str, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        read_command(command)
+
+
+def test_a_cell_that_is_none_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="nowhere does not exist; give a record"):
+        replay(tmp_path / "nowhere", runner=Fake(), say=print)
+    with pytest.raises(ValueError, match="holds 0 JSON files; name the record itself"):
+        replay(tmp_path, runner=Fake(), say=print)
+    with pytest.raises(ValueError, match="it was stopped from outside"):
+        fail(tmp_path, Fake(), status="preempted")
+    with pytest.raises(ValueError, match="tolerance is 5; give a share"):
+        replay(tmp_path, runner=Fake(), say=print, tolerance=5)
+
+
+# ------------------------------------------------------------------------------ a real run
+
+
+def test_a_recipe_that_is_run_again_has_the_same_loss_to_the_last_digit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("UNITRANSFORMER_CACHE", str(tmp_path / "cache"))
+    record = tmp_path / "runs" / "record.json"
+    command = (
+        "--model.width 16 --model.num-layers 1 --model.num-heads 2 --model.feedforward-width 32 "
+        "--model.num-classes 300 --model.num-positions 16 --data synthetic --batch-size 2 "
+        "--max-steps 12 --validate-every 12 --validation-batches 1 --accelerator cpu "
+        f"--ceiling-s 0 --no-checkpoint --out {tmp_path / 'runs'} --record {record}"
+    )
+    ended = run_alone("gpt", shlex.split(command), log=tmp_path / "log", limit_s=300)
+    assert ended.exit_code == 0, (tmp_path / "log").read_text()
+    told: list[str] = []
+    verdict = replay(record, runner=run_alone, say=told.append, out=tmp_path / "again")
+    assert verdict.lines[0] == "loss: equal to the last digit over 12 steps"
+    assert verdict.lines[1].startswith("step: ")
+    assert verdict.word == "inconclusive", "12 steps are too few for an interval"
+    assert told == [f"launch 1 of 1: {load_record(record)['command']}"]
+    assert (tmp_path / "again" / "launch-1" / "record.json").is_file()
+    with pytest.raises(ValueError, match="holds launches of a replay; choose another"):
+        replay(record, runner=run_alone, say=told.append, out=tmp_path / "again")

@@ -1,0 +1,136 @@
+"""Studies: recipes and axes in, cells out; what is wrong with them in one line."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from scaling.study import Cell, list_studies, load_study, read_study
+from scaling.tasks import ask, plan
+
+
+def options(study: dict[str, Any]) -> list[dict[str, str]]:
+    return [dict(cell.options) for cell in read_study(study).cells()]
+
+
+def test_every_combination_is_a_cell_and_the_last_axis_runs_fastest() -> None:
+    found = options({"recipe": "gpt", "axes": {"devices": ["1", "2"], "batch-size": ["4", "8"]}})
+    assert [tuple(cell.values()) for cell in found] == [
+        ("1", "4"),
+        ("1", "8"),
+        ("2", "4"),
+        ("2", "8"),
+    ]
+
+
+def test_zipped_axes_move_together() -> None:
+    axes = {"devices": ["1", "2"], "batch-size": ["8", "4"], "precision": ["32-true", "bf16-true"]}
+    found = options({"recipe": "gpt", "axes": axes, "zip": [["devices", "batch-size"]]})
+    assert len(found) == 4
+    assert {(cell["devices"], cell["batch-size"]) for cell in found} == {("1", "8"), ("2", "4")}
+
+
+def test_what_matches_an_exclusion_in_everything_is_left_out() -> None:
+    axes = {"devices": ["1", "2"], "strategy": ["single", "ddp", "fsdp"]}
+    exclude = [
+        {"devices": "2", "strategy": "single"},
+        {"devices": "1", "strategy": ["ddp", "fsdp"]},
+    ]
+    found = options({"recipe": "gpt", "axes": axes, "exclude": exclude})
+    assert [(cell["devices"], cell["strategy"]) for cell in found] == [
+        ("1", "single"),
+        ("2", "ddp"),
+        ("2", "fsdp"),
+    ]
+
+
+def test_a_recipe_may_have_values_of_its_own() -> None:
+    study = read_study(
+        {
+            "recipe": {"bert": {"batch_size": ["32", "64"]}, "gpt": None},
+            "axes": {"batch-size": "8"},
+            "options": {"max-steps": "5"},
+        }
+    )
+    assert [cell.label(["batch-size"]) for cell in study.cells()] == [
+        "bert, batch-size 32",
+        "bert, batch-size 64",
+        "gpt, batch-size 8",
+    ]
+    assert study.varied() == ["batch-size"]
+
+
+def test_a_cell_is_named_by_what_it_is_and_not_by_the_order_of_its_options() -> None:
+    one = Cell(recipe="gpt", options={"devices": "2", "batch-size": "4"})
+    other = Cell(recipe="gpt", options={"batch-size": "4", "devices": "2"})
+    assert one.id == other.id
+    assert one.id != Cell(recipe="bert", options=one.options).id
+    assert one.command == "python -m recipes.gpt --devices 2 --batch-size 4 --no-checkpoint"
+
+
+@pytest.mark.parametrize(
+    ("study", "told"),
+    [
+        ({}, "recipe is empty"),
+        ({"recipe": "gtp"}, "recipe gtp is not known; did you mean gpt?"),
+        ({"recipe": "gpt", "axis": {}}, "axis is not a field; did you mean axes?"),
+        ({"recipe": "gpt", "axes": {"devices": []}}, "axis devices is empty"),
+        ({"recipe": "gpt", "axes": {"devices": ["1", "1"]}}, "give each value once"),
+        ({"recipe": "gpt", "axes": {"out": "x"}}, "out is decided by the sweep"),
+        (
+            {"recipe": "gpt", "axes": {"devices": {"a": "b"}}},
+            "it must be a word or a list of words",
+        ),
+        ({"recipe": "gpt", "axes": {"devices": "1"}, "zip": [["device"]]}, "did you mean devices?"),
+        (
+            {"recipe": "gpt", "axes": {"a": ["1"], "b": ["1", "2"]}, "zip": [["a", "b"]]},
+            "need equally many",
+        ),
+        ({"recipe": "gpt", "axes": {"devices": "1"}, "exclude": [{"devcies": "1"}]}, "devices?"),
+        ({"recipe": "gpt", "axes": {"devices": "1"}, "exclude": [{"devices": "1"}]}, "is empty"),
+        ({"recipe": "gpt", "repeats": "0"}, "repeats is 0"),
+        ({"recipe": "gpt", "repeats": "many"}, "repeats is 'many'"),
+        ({"recipe": "gpt", "options": {"seed": ["1", "2"]}}, "make it an axis"),
+        ("gpt", "it holds no fields"),
+    ],
+)
+def test_a_study_that_makes_no_sense_is_refused_with_the_fix(study: Any, told: str) -> None:
+    with pytest.raises(ValueError, match=r".") as refusal:
+        read_study(study)
+    assert told in str(refusal.value)
+
+
+def test_a_file_says_the_words_it_holds(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("recipe: [gpt]\naxes: {compile: [off, default], batch-size: [8, 16]}\n")
+    assert (
+        read_study({"recipe": ["gpt"], "axes": {"compile": ["off", "default"]}}).axes["compile"]
+        == load_study(str(path)).axes["compile"]
+    )
+
+
+def test_a_study_that_is_not_there_is_told_with_the_nearest(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="did you mean quick"):
+        load_study("qick")
+    broken = tmp_path / "broken.yaml"
+    broken.write_text("recipe: [gpt\n")
+    with pytest.raises(ValueError, match="is not YAML"):
+        load_study(str(broken))
+
+
+def test_the_studies_that_come_along_are_whole() -> None:
+    assert list_studies() == [
+        *("crossover", "node-8", "precision", "quick", "single-gpu", "strong", "weak"),
+    ]
+    cells = [cell for name in list_studies() for cell in load_study(name).cells()]
+    # All of them at once. What is refused is so for want of GPUs or of a number format.
+    answers = ask([{"recipe": cell.recipe, "arguments": cell.arguments} for cell in cells])
+    assert {key for answer in answers for key in answer} <= {"config", "refused"}
+    assert sum("config" in answer for answer in answers) > 100
+
+
+def test_an_axis_that_no_recipe_knows_is_refused_before_anything_runs() -> None:
+    with pytest.raises(ValueError, match="--precison is not an option; did you mean --precision"):
+        plan(read_study({"recipe": "gpt", "axes": {"precison": "32-true"}}))
+    with pytest.raises(ValueError, match="precision is '33-true'"):
+        plan(read_study({"recipe": "gpt", "axes": {"precision": "33-true"}}))

@@ -1,0 +1,323 @@
+"""The sweep on a machine of straw: what runs, what is settled, what is kept."""
+
+import errno
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from filelock import FileLock
+from test_store import make_config, make_crashed, make_record
+
+from scaling import largest_batch, sweep
+from scaling.order import in_order
+from scaling.outcomes import Outcome
+from scaling.processes import Ended
+from scaling.study import Study, read_study
+from scaling.sweep import CELLS, CLAIMS, Limits, Summary, Sweep, judge, open_folder
+from scaling.tasks import Task
+from unitransformer.config import ParallelConfig, RunConfig, to_dict
+from unitransformer.records import Record, write_record
+
+LIMITS = Limits(limit_s=60, memory_limit_bytes=2**30, recheck=0)
+CAPACITY = 24  # samples a device takes at once, in 32-true; twice that in bf16-true
+
+
+@dataclass
+class Straw:
+    """A machine that runs a batch that fits."""
+
+    tasks: Mapping[str, Task]
+    runs: list[str] = field(default_factory=list)
+    crashes: frozenset[str] = frozenset()
+    capacity: int = CAPACITY
+
+    def __call__(self, task: Task) -> "Straw":
+        self.task = task
+        return self
+
+    def run(self, log: Path) -> Ended:
+        config = self.task.config
+        assert config is not None
+        self.runs.append(self.task.name)
+        log.write_text("it began\n")
+        factor = 2 if config.parallel.precision == "bf16-true" else 1
+        if config.batch_size > factor * self.capacity:
+            return Ended(exit_code=None, elapsed_s=1.0, ending="oom")
+        if self.task.name in self.crashes:
+            log.write_text(f"it began\nerror: broke in {log.parent}\n")
+            write_record(make_record_of(config, make_crashed()), log.parent / "x-1.json")
+            return Ended(exit_code=1, elapsed_s=1.0)
+        write_record(make_record_of(config), log.parent / "x-1.json")
+        return Ended(exit_code=0, elapsed_s=1.0)
+
+
+def make_record_of(config: RunConfig, record: Record | None = None) -> Record:
+    """A record of a run of `config`."""
+    return (record or make_record()) | {
+        "config": to_dict(config),
+        "world_size": config.parallel.world_size,
+        "global_batch_size": config.global_batch_size,
+    }
+
+
+class Silent:
+    def begins(self, task: Task) -> None: ...
+    def ended(self, task: Task, outcome: Outcome) -> None: ...
+
+
+def make_study(**changes: Any) -> Study:
+    axes = {"precision": ["32-true", "bf16-true"], "batch-size": ["8", "16", "32", "64", "128"]}
+    return read_study({"recipe": "gpt", "axes": axes} | changes)
+
+
+def make_tasks(study: Study) -> list[Task]:
+    """What the recipes would answer, without asking them."""
+    tasks = []
+    for repeat in range(1, study.repeats + 1):
+        for cell in study.cells():
+            parallel = ParallelConfig(
+                accelerator="cpu", strategy="single", precision=cell.options["precision"]
+            )
+            size = int(cell.options.get("batch-size", "8"))
+            config = replace(make_config(), batch_size=size, parallel=parallel)
+            tasks.append(Task(cell=cell, repeat=repeat, config=config))
+    return in_order(tasks)
+
+
+def make_sweep(
+    folder: Path, tasks: Sequence[Task], straw: Straw | None = None, **changes: Any
+) -> tuple[Sweep, Straw]:
+    straw = straw or Straw({task.name: task for task in tasks})
+    folder.mkdir(exist_ok=True)
+
+    def runner(task: Task) -> Any:
+        straw(task)
+        return lambda recipe, arguments, *, log, **limits: straw.run(log)
+
+    told = {"agenda": lambda _: tasks, "limits": LIMITS} | changes
+    return Sweep(folder=folder, runner=runner, **told), straw
+
+
+def work(folder: Path, tasks: Sequence[Task], **changes: Any) -> tuple[Summary, Straw]:
+    one, straw = make_sweep(folder, tasks, **changes)
+    return one.work(Silent()), straw
+
+
+# ---------------------------------------------------------------------------------- whole
+
+
+def test_a_lack_of_memory_settles_all_that_needs_more(tmp_path: Path) -> None:
+    tasks = make_tasks(make_study())
+    summary, straw = work(tmp_path / "s", tasks)
+    # 32-true fits up to 16, bf16-true up to 32.
+    assert summary.statuses == {"ok": 5, "oom": 2, "oom-inferred": 3}
+    assert summary.elsewhere == 0
+    sizes = {task.name: task.config.batch_size for task in tasks if task.config}
+    assert sorted(sizes[name] for name in straw.runs) == [8, 8, 16, 16, 32, 32, 64]
+
+
+def test_an_inferred_cell_names_its_cause_and_ran_nothing(tmp_path: Path) -> None:
+    tasks = make_tasks(make_study())
+    one, _ = make_sweep(tmp_path / "s", tasks)
+    one.work(Silent())
+    _, done = one.look()
+    inferred = [outcome for outcome in done.values() if outcome.status == "oom-inferred"]
+    real = {outcome.cell for outcome in done.values() if outcome.status == "oom"}
+    assert {outcome.inferred_from for outcome in inferred} <= real
+    assert all(outcome.started_at is None and outcome.record is None for outcome in inferred)
+    assert all(outcome.reason for outcome in inferred)
+
+
+def test_all_inferred_cells_are_run_when_asked_to(tmp_path: Path) -> None:
+    limits = replace(LIMITS, recheck=1)
+    summary, straw = work(tmp_path / "s", make_tasks(make_study()), limits=limits)
+    assert summary.statuses == {"ok": 5, "oom": 5}
+    assert len(straw.runs) == 10
+
+
+def test_a_cell_that_fits_after_all_takes_inferences_back(tmp_path: Path) -> None:
+    tasks = make_tasks(make_study())
+    work(tmp_path / "s", tasks)
+    # The largest is run again by hand, and this time there is room: its causes settle nothing now.
+    largest = next(t for t in tasks if t.config and t.config.batch_size == 128)
+    for path in (tmp_path / "s" / CELLS / largest.name).iterdir():
+        path.unlink()
+    straw = Straw({}, capacity=1000)
+    summary, _ = work(tmp_path / "s", tasks, straw=straw, limits=replace(LIMITS, recheck=1))
+    assert (
+        summary.statuses["oom"] == 2
+    )  # these two were seen; nothing is inferred from refuted ones
+    inferred = summary.statuses.get("oom-inferred", 0)
+    assert len(straw.runs) == 1 + (3 - 1 - inferred)
+
+
+def test_finished_cells_are_kept_and_failed_ones_tried_again_only_if_asked(tmp_path: Path) -> None:
+    tasks = make_tasks(make_study(repeats="1"))
+    broken = frozenset(task.name for task in tasks[:2])
+    folder = tmp_path / "s"
+    summary, straw = work(folder, tasks, straw=Straw({}, crashes=broken))
+    assert summary.statuses["crashed"] == 2
+    again, straw = work(folder, tasks)
+    assert straw.runs == []
+    assert again.statuses == summary.statuses
+    mended, straw = work(folder, tasks, retry=frozenset({"crashed"}))
+    assert set(straw.runs) == broken
+    assert "crashed" not in mended.statuses
+
+
+def test_a_damaged_outcome_is_measured_again(tmp_path: Path) -> None:
+    tasks = make_tasks(make_study())
+    work(tmp_path / "s", tasks)
+    path = tmp_path / "s" / CELLS / tasks[0].name / "outcome.json"
+    path.write_text(path.read_text().replace('"elapsed_s": 1.0', '"elapsed_s": 2.0'))
+    _, straw = work(tmp_path / "s", tasks)
+    assert straw.runs == [tasks[0].name]
+
+
+def test_a_cell_that_another_process_holds_is_left_to_it(tmp_path: Path) -> None:
+    tasks = make_tasks(make_study())
+    claims = tmp_path / "s" / CLAIMS
+    claims.mkdir(parents=True)
+    with FileLock(claims / f"{tasks[0].name}.lock"):
+        summary, straw = work(tmp_path / "s", tasks)
+    assert tasks[0].name not in straw.runs
+    assert summary.elsewhere == 1
+    assert "1 under way elsewhere" in summary.in_words()
+
+
+def test_what_a_recipe_refuses_is_told_and_not_run(tmp_path: Path) -> None:
+    tasks = make_tasks(make_study())
+    tasks[0] = replace(tasks[0], config=None, refusal="precision 16-mixed is not for a CPU")
+    one, straw = make_sweep(tmp_path / "s", tasks)
+    one.work(Silent())
+    outcome = one.look()[1][tasks[0].name]
+    assert (outcome.status, outcome.reason) == ("refused", tasks[0].refusal)
+    assert tasks[0].name not in straw.runs
+
+
+def test_a_crashed_cell_tells_the_rank_and_no_place_of_the_machine(tmp_path: Path) -> None:
+    tasks = make_tasks(make_study())
+    straw = Straw({}, crashes=frozenset({tasks[0].name}))
+    one, _ = make_sweep(tmp_path / "s", tasks, straw=straw)
+    one.work(Silent())
+    outcome = one.look()[1][tasks[0].name]
+    assert outcome.reason == "rank 0: RuntimeError: it broke"
+    assert outcome.last_lines[-1] == f"error: broke in {CELLS}/{tasks[0].name}"
+    assert str(tmp_path) not in str(outcome)
+
+
+def test_a_full_disk_stops_the_sweep_and_keeps_what_it_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tasks = make_tasks(make_study())
+    real, written = sweep.write_outcome, []
+
+    def write(outcome: Outcome, folder: Path) -> Path:
+        if len(written) == 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        written.append(outcome)
+        return real(outcome, folder)
+
+    monkeypatch.setattr(sweep, "write_outcome", write)
+    with pytest.raises(OSError, match="No space left"):
+        work(tmp_path / "s", tasks)
+    monkeypatch.undo()
+    summary, straw = work(tmp_path / "s", tasks)
+    assert len(straw.runs) == 5  # of seven that run, two were kept
+    assert summary.statuses["ok"] == 5
+
+
+# ---------------------------------------------------------------------------------- folder
+
+
+def test_two_sweeps_with_different_definitions_do_not_share_a_folder(tmp_path: Path) -> None:
+    limits = Limits(limit_s=60)
+    open_folder(tmp_path / "s", make_study(), limits)
+    open_folder(tmp_path / "s", make_study(), limits)
+    other = {"precision": ["32-true", "bf16-true"], "batch-size": ["9"]}
+    with pytest.raises(ValueError, match=r'batch-size is \["8", .* there and \["9"\] here'):
+        open_folder(tmp_path / "s", make_study(axes=other), limits)
+    with pytest.raises(ValueError, match="memory_limit_bytes is null there and 1024 here"):
+        open_folder(tmp_path / "s", make_study(), replace(limits, memory_limit_bytes=1024))
+
+
+def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "letters.txt").write_text("dear")
+    with pytest.raises(ValueError, match="holds something else"):
+        open_folder(tmp_path, make_study(), Limits(limit_s=60))
+    assert not (tmp_path / "study.json").exists()
+
+
+# ---------------------------------------------------------------------------------- order
+
+
+def test_every_value_of_every_axis_is_seen_before_the_rest_and_cheap_ones_first() -> None:
+    tasks = make_tasks(make_study(repeats="2"))
+    assert [task.repeat for task in tasks] == [1] * 10 + [2] * 10
+    first = tasks[:6]
+    shown = {value for task in first for value in task.cell.options.values()}
+    assert shown == {"8", "16", "32", "64", "128", "32-true", "bf16-true"}
+    assert first[0].cell.options["batch-size"] == "8"
+
+
+# ---------------------------------------------------------------------------------- status
+
+
+@pytest.mark.parametrize(
+    ("ended", "status", "kernel", "judged"),
+    [
+        (Ended(exit_code=0, elapsed_s=1), "ok", False, "ok"),
+        (Ended(exit_code=0, elapsed_s=1), None, False, "crashed"),
+        (Ended(exit_code=1, elapsed_s=1), "crashed", False, "crashed"),
+        (Ended(exit_code=1, elapsed_s=1), "crashed", True, "oom"),
+        (Ended(exit_code=1, elapsed_s=1), "oom", False, "oom"),
+        (Ended(exit_code=-9, elapsed_s=1), None, True, "oom"),
+        (Ended(exit_code=-9, elapsed_s=1), None, False, "crashed"),
+        (Ended(exit_code=2, elapsed_s=1), None, False, "refused"),
+        (Ended(exit_code=75, elapsed_s=1), None, False, "preempted"),
+        (Ended(exit_code=143, elapsed_s=1), None, False, "preempted"),
+        (Ended(exit_code=1, elapsed_s=1), "preempted", False, "preempted"),
+        (Ended(exit_code=None, elapsed_s=1, ending="timeout"), "ok", False, "timeout"),
+        (Ended(exit_code=None, elapsed_s=1, ending="oom"), None, False, "oom"),
+    ],
+)
+def test_the_status_follows_from_exit_code_limit_and_record(
+    ended: Ended, status: str | None, kernel: bool, judged: str, tmp_path: Path
+) -> None:
+    record = None if status is None else (tmp_path, {"status": status})
+    assert judge(ended, record, killed_by_kernel=kernel) == judged
+
+
+# ---------------------------------------------------------------------------------- search
+
+
+@pytest.mark.parametrize("capacity", [0, 1, 7, 8, 9, 24, 63, 64, 99, 100, 1000])
+def test_the_largest_batch_is_found_in_a_logarithmic_number_of_cells(
+    tmp_path: Path, capacity: int
+) -> None:
+    study = make_study(axes={"precision": "32-true"})
+    (task,) = make_tasks(study)
+    agenda = largest_batch.search([task], 100)
+    one, straw = make_sweep(tmp_path / "s", [], straw=Straw({}, capacity=capacity), agenda=agenda)
+    one.work(Silent())
+    _, done = one.look()
+    (found,) = largest_batch.findings([task], 100, done, ["precision"])
+    assert (found.fits or 0) == min(capacity, 100)
+    assert found.too_large == (capacity + 1 if capacity < 100 else None)
+    assert len(straw.runs) <= 14
+    assert Counter(straw.runs).most_common(1)[0][1] == 1
+
+
+def test_a_search_that_meets_another_failure_says_so(tmp_path: Path) -> None:
+    (task,) = make_tasks(make_study(axes={"precision": "32-true"}))
+    broken = largest_batch.with_batch(task, 16).name
+    agenda = largest_batch.search([task], 100)
+    straw = Straw({}, crashes=frozenset({broken}))
+    one, _ = make_sweep(tmp_path / "s", [], straw=straw, agenda=agenda)
+    one.work(Silent())
+    (found,) = largest_batch.findings([task], 100, one.look()[1], [])
+    assert found.fits == 8
+    assert found.in_words(100) == "gpt: the search stopped: crashed: rank 0: RuntimeError: it broke"

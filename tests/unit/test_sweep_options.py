@@ -1,0 +1,97 @@
+"""`python -m scaling sweep`: which words are axes, and what is refused before anything runs."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from scaling.__main__ import main
+from scaling.sweep_options import (
+    SweepOptions,
+    build_sweep_parser,
+    read_sweep_options,
+    split_axes,
+)
+
+
+def read(*words: str) -> SweepOptions:
+    parser = build_sweep_parser()
+    own, axes = split_axes(words, parser)
+    return read_sweep_options(parser.parse_args(own), axes)
+
+
+def test_every_option_that_is_not_the_sweeps_is_an_axis() -> None:
+    options = read(
+        *("--recipe", "gpt,vit", "--precision", "32-true, bf16-mixed", "--out", "here"),
+        *("--batch_size=8,16", "--model.width", "64", "--repeats", "2", "--zip", "a,b"),
+        *("--a", "1,2", "--b", "3,4"),
+    )
+    assert dict(options.study.axes) == {
+        "precision": ("32-true", "bf16-mixed"),
+        "batch-size": ("8", "16"),
+        "model.width": ("64",),
+        "a": ("1", "2"),
+        "b": ("3", "4"),
+    }
+    assert list(options.study.recipes) == ["gpt", "vit"]
+    assert (options.out, options.study.repeats) == (Path("here"), 2)
+    assert len(options.study.cells()) == 2 * 2 * 2 * 2
+
+
+def test_the_command_line_changes_a_named_study() -> None:
+    plain, changed = read("quick"), read("quick", "--recipe", "gpt", "--batch-size", "2")
+    assert plain.out == Path("sweeps/quick")
+    assert list(changed.study.recipes) == ["gpt"]
+    assert {cell.options["batch-size"] for cell in changed.study.cells()} == {"2"}
+    assert len(changed.study.cells()) == len(plain.study.cells()) // 6
+    own = read("single-gpu", "--recipe", "gpt", "--batch-size", "1,2").study.cells()
+    assert {cell.options["batch-size"] for cell in own} == {"1", "2"}
+
+
+def test_sizes_of_memory_are_read_as_people_write_them() -> None:
+    assert read("quick", "--memory-limit", "1.5GiB").limits.memory_limit_bytes == 3 * 2**29
+    assert read("quick", "--memory-limit", "500 MB").limits.memory_limit_bytes == 500_000_000
+    assert read("quick").limits.memory_limit_bytes is None
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ([], "nothing to sweep: name a study (crossover,"),
+        (["--recipe", "gtp"], "recipe gtp is not known; did you mean gpt?"),
+        (["qick"], "did you mean quick?"),
+        (["quick", "--recipe", "gpt", "--retry", "ooms"], "retry holds ooms; did you mean oom?"),
+        (["quick", "--memory-limit", "much"], "memory-limit is much; give a size above 0, as 4GiB"),
+        (["quick", "--time-limit", "0"], "time-limit is 0.0; it must be above 0"),
+        (["quick", "--recheck", "2"], "recheck is 2.0; it must be between 0 and 1"),
+        (["quick", "--price-per-hour", "-1"], "price-per-hour is -1.0"),
+        (["quick", "--seed"], "--seed has no value"),
+        (["quick", "--seed", "1", "--seed", "2"], "--seed is given twice"),
+        (["quick", "--seed", "1,1"], "axis seed is 1,1; give each value once"),
+        (["quick", "--seed", ","], "axis seed is empty"),
+        (["quick", "--checkpoint-dir", "x"], "--checkpoint-dir is decided by the sweep"),
+        (["quick", "--find-max-batch", "64"], "batch-size has several values"),
+        (["strong", "--recipe", "vit"], "recipe vit is not in study strong, which has gpt"),
+        (["quick", "--", "--seed", "1"], "--seed comes after --"),
+    ],
+)
+def test_bad_usage_is_one_line_that_names_the_fix(
+    words: list[str], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["sweep", *words]) == 2
+    output = capsys.readouterr()
+    assert told in output.err
+    assert output.err.count("\n") == 1
+    assert output.out == ""
+
+
+def test_a_study_that_cannot_be_kept_is_refused_before_anything_runs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    words = ["--recipe", "gpt", "--devices", "1", "--out", str(tmp_path / "file" / "sweep")]
+    assert main(["sweep", *words]) == 2
+    assert "is a file" in capsys.readouterr().err
+    assert os.listdir(tmp_path) == ["file"]
+    assert main(["sweep", *words[:-1], "/proc/nowhere"]) == 2
+    assert "cannot be written" in capsys.readouterr().err

@@ -1,0 +1,97 @@
+"""A process and all it has started: which they are, what memory they hold, and their end."""
+
+import contextlib
+import ctypes
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Literal
+
+POLL_S = 0.05  # between two looks at the memory
+Ending = Literal["ended", "timeout", "oom"]
+
+
+def descendants(process: int, root: Path = Path("/")) -> Iterator[int]:
+    """Children, their children and so on that still run; none where there is no /proc.
+
+    Args:
+        root: what stands before /proc; another one in tests.
+    """
+    for children in (root / f"proc/{process}/task").glob("*/children"):
+        with contextlib.suppress(OSError):  # it has ended
+            for child in map(int, children.read_text().split()):
+                yield child
+                yield from descendants(child, root)
+
+
+def held_bytes(process: int) -> int:
+    """Memory that a process and its descendants hold, files that could be read again left out.
+
+    What forks still share is counted for each of them.
+    """
+    return sum(map(_held, (process, *descendants(process))))
+
+
+def _held(process: int) -> int:
+    with contextlib.suppress(OSError, KeyError):
+        status = Path(f"/proc/{process}/status").read_text()
+        told = dict(line.split(":", 1) for line in status.splitlines() if ":" in line)
+        return 1024 * sum(int(told[name].split()[0]) for name in ("RssAnon", "RssShmem"))
+    return 0
+
+
+def can_tell_memory() -> bool:
+    """Whether `held_bytes` knows anything here."""
+    return held_bytes(os.getpid()) > 0
+
+
+def wait_within(
+    process: int,
+    wait: Callable[[float], bool],
+    *,
+    limit_s: float,
+    memory_limit_bytes: int | None = None,
+) -> Ending:
+    """Wait for a process until it ends or passes a limit; one that has passed is killed whole.
+
+    Args:
+        wait: waits some seconds for the process at most; whether it has ended.
+        memory_limit_bytes: of the process and its descendants together, looked at 20 times a
+            second; None: not looked at.
+    """
+    deadline = time.monotonic() + limit_s
+    while True:
+        left_s = deadline - time.monotonic()
+        if wait(max(0.0, left_s if memory_limit_bytes is None else min(left_s, POLL_S))):
+            return "ended"
+        ending: Ending | None = None
+        if time.monotonic() >= deadline:
+            ending = "timeout"
+        elif memory_limit_bytes is not None and held_bytes(process) > memory_limit_bytes:
+            ending = "oom"
+        if ending is not None:
+            kill_whole(process)
+            return ending
+
+
+def die_with_parent(parent: int) -> None:
+    """A process group of its own, which ends with the process that started it."""
+    os.setsid()
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+        if os.getppid() != parent:  # it was too late
+            os._exit(1)
+
+
+def kill_whole(process: int) -> None:
+    """Kill a process, its group and all descendants, those with groups of their own too."""
+    family = [process, *descendants(process)]
+    for each in family:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            if os.getpgid(each) == each:
+                os.killpg(each, signal.SIGKILL)
+            else:
+                os.kill(each, signal.SIGKILL)
