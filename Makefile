@@ -22,11 +22,12 @@ run: setup ## train GPT on built-in data and report (runs/RESULTS.md)
 test: setup ## all tests
 	$(BIN)/python -m pytest
 
-check: setup ## style, types, and who may import whom
+check: setup ## style, types, who may import whom, and whether RESULTS.md holds
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python -m scaling lint RESULTS.md
 
 bench: setup ## counters against their baselines, and step times kept for this machine
 	$(BIN)/python -m pytest tests/benchmarks --benchmark-autosave

@@ -11,6 +11,8 @@ from scaling.efficiency import Estimate, Point
 from scaling.markdown import escaped, table
 from scaling.store import Run
 from unitransformer.config import RunConfig, to_dict
+from unitransformer.flops import count_parameters
+from unitransformer.summary import human_count
 from unitransformer.tasks import rate_in_words
 
 # Settings that are always told, in this order, above the table or in it.
@@ -31,7 +33,9 @@ Remark = tuple[str, int]  # what is said, and the number of the row it is said o
 
 def settings_of(config: RunConfig) -> dict[str, str]:
     """Every field by its dotted name, as words."""
-    return dict(_flat(to_dict(config)))
+    # A size may have been changed field by field: how many parameters it has says so.
+    size = f"{config.size} ({human_count(count_parameters(config.model))} parameters)"
+    return {**dict(_flat(to_dict(config))), "size": size}
 
 
 def _flat(values: Mapping[str, Any], where: str = "") -> Iterable[tuple[str, str]]:

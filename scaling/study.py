@@ -142,10 +142,14 @@ class Study:
                 yield Cell(recipe=recipe, options=options)
 
     def varied(self) -> list[str]:
-        """Axes with more than one value, in their order."""
+        """Axes on which some recipe has more than one value, in their order."""
         names = dict.fromkeys(name for recipe in self.recipes for name in self._axes(recipe))
-        cells = self.cells()
-        return [name for name in names if len({cell.options.get(name) for cell in cells}) > 1]
+        return [
+            name for name in names if any(self._varies(name, recipe) for recipe in self.recipes)
+        ]
+
+    def _varies(self, name: str, recipe: Recipe) -> bool:
+        return len({cell.options.get(name) for cell in self._cells(recipe)}) > 1
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values that say the same study."""

@@ -8,6 +8,7 @@ with its holder, and finished by one file that appears whole.
 import contextlib
 import datetime
 import json
+import os
 import shutil
 import time
 from collections import Counter
@@ -32,6 +33,9 @@ STUDY = "study.json"
 CELLS, CLAIMS = "cells", "claims"
 LOG = "log.txt"
 RUN_FOLDER = "UNITRANSFORMER_RUN_FOLDER"  # tells a recipe where its run goes
+# All cells of a sweep read and write one: entries are named by their content and appear whole, so a
+# cell that is killed leaves none half written.
+COMPILE_CACHE = "TORCHINDUCTOR_CACHE_DIR"
 LAST_LINES = 12
 SCHEMA = 1
 
@@ -266,7 +270,12 @@ class Sweep:
                 log=place / LOG,
                 limit_s=self.limits.limit_s,
                 memory_limit_bytes=self.limits.memory_limit_bytes,
-                variables={RUN_FOLDER: str(place)},
+                variables={
+                    RUN_FOLDER: str(place),
+                    COMPILE_CACHE: os.environ.get(
+                        COMPILE_CACHE, str(self.folder.absolute() / "compile-cache")
+                    ),
+                },
             )
         except RuntimeError as error:  # the worker itself has ended; the next cell starts another
             ended = Ended(exit_code=1, elapsed_s=self.clock() - start_s)

@@ -7,6 +7,8 @@ from scaling import cells
 from scaling.efficiency import Curve, Estimate, Point, find_curves, pool
 from scaling.store import Cell
 from unitransformer.config import RunConfig
+from unitransformer.flops import count_parameters
+from unitransformer.summary import human_count
 
 Mark = tuple[float, Estimate]  # where on the axis, and what
 Panels = Mapping[str, Mapping[str, list[Mark]]]  # by what tells panels, and in them lines, apart
@@ -124,7 +126,8 @@ def _way(config: RunConfig) -> str:
         told.append(f"compile {parallel.compile}")
     if parallel.activation_checkpointing != "off":
         told.append(f"checkpointing {parallel.activation_checkpointing}")
-    return ", ".join((*told, config.size))
+    # A size may have been changed field by field: how many parameters it has says so.
+    return f"{', '.join(told)}, {config.size} ({human_count(count_parameters(config.model))})"
 
 
 def _panels(marks: Iterable[tuple[str, str, int, Estimate | None]]) -> Panels:

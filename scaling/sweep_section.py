@@ -42,7 +42,7 @@ def sweep_blocks(
     axes = varied(ordered)
     rows = [(*_place(cell, axes), *_figures(cell, certificates)) for cell in ordered]
     return [
-        f"### Sweep {escaped(PurePosixPath(sweep).name)}",
+        f"### Sweep {escaped(PurePosixPath(sweep).name)}".rstrip(),
         f"{count(len(own), 'cell')}: {_statuses(own)}. {WORDS}",
         table((*axes, *HEADS), rows),
         *(f"![{title}]({link_})" for title, link_ in plots),

@@ -26,12 +26,12 @@ def outcomes(folder: Path) -> list[Any]:
     return [load_outcome(path) for path in sorted((folder / CELLS).glob(f"*/{FILE}"))]
 
 
-def orphans() -> list[psutil.Process]:
-    """Recipes and workers that nobody waits for any more."""
+def leftovers(folder: Path) -> list[psutil.Process]:
+    """Processes with the environment of a test that still run."""
     return [
         process
-        for process in psutil.process_iter(["cmdline", "ppid"])
-        if "recipes." in " ".join(process.info["cmdline"] or ()) and process.info["ppid"] == 1
+        for process in psutil.process_iter(["environ"])
+        if str(folder) in (process.info["environ"] or {}).get("UNITRANSFORMER_CACHE", "")
     ]
 
 
@@ -66,7 +66,7 @@ def test_every_way_to_end_has_its_status_and_the_sweep_goes_on(
     assert [cell.run is not None for cell in store.cells if cell.outcome.status == "ok"] == [
         True
     ] * 3
-    assert not orphans()
+    assert not leftovers(tmp_path)
 
 
 def test_a_cell_that_takes_too_long_is_ended_whole(tmp_path: Path, repository: Path) -> None:
@@ -83,7 +83,7 @@ def test_a_cell_that_takes_too_long_is_ended_whole(tmp_path: Path, repository: P
     assert outcome.reason == "did not end within 12 s"
     assert outcome.elapsed_s < 12 + 10
     assert any("step" in line for line in outcome.last_lines)
-    assert not orphans()
+    assert not leftovers(tmp_path)
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])

@@ -188,7 +188,7 @@ def test_curves_share_a_table_with_a_column_for_each_setting_they_differ_in() ->
         *(("32-true", "0", "2.00"), ("32-true", "1", "1.00"), ("bf16-mixed", "0", "1.60")),
     ]
     assert not {"size", "accelerator", "compile"} & scaling[0].keys()
-    assert "**Strong scaling.** All rows: size tiny, accelerator cpu.\n" in text(runs)
+    assert "**Strong scaling.** All rows: size tiny (6.1 K parameters), accelerator cpu.\n" in text(runs)
 
 
 def of_size(run: Run, size: str, width: int) -> Run:
@@ -201,11 +201,13 @@ def test_what_follows_from_the_size_has_no_column_of_its_own() -> None:
     wide = [of_size(run, "tiny", 64) for run in pair(0.05)]
     (scaling,) = tables([*pair(0.05), *large])
     assert [(row["size"], row["precision"]) for row in scaling] == [
-        *(("large", "bf16-mixed"), ("tiny", "32-true")),
+        *(("large (16.2 K parameters)", "bf16-mixed"), ("tiny (6.1 K parameters)", "32-true")),
     ]
     assert "model.width" not in scaling[0]
     (scaling,) = tables([*pair(0.05), *large, *wide])
-    assert [row["model.width"] for row in scaling] == ["32", "16", "64"]
+    assert [row["size"].split(" par")[0] for row in scaling] == [
+        *("large (16.2 K", "tiny (48.6 K", "tiny (6.1 K"),
+    ]
 
 
 def test_strong_and_weak_scaling_have_a_table_each_and_one_numbering() -> None:
