@@ -188,7 +188,9 @@ def test_curves_share_a_table_with_a_column_for_each_setting_they_differ_in() ->
         *(("32-true", "0", "2.00"), ("32-true", "1", "1.00"), ("bf16-mixed", "0", "1.60")),
     ]
     assert not {"size", "accelerator", "compile"} & scaling[0].keys()
-    assert "**Strong scaling.** All rows: size tiny (6.1 K parameters), accelerator cpu.\n" in text(runs)
+    assert "**Strong scaling.** All rows: size tiny (6.1 K parameters), accelerator cpu.\n" in text(
+        runs
+    )
 
 
 def of_size(run: Run, size: str, width: int) -> Run:
