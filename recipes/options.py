@@ -144,9 +144,12 @@ def parse(preset: Preset, arguments: Sequence[str]) -> Request:
     options = from_dict(Options, given)
     if options.repeats < 1:
         raise ValueError(f"repeats is {options.repeats}; it must be at least 1")
-    if options.no_checkpoint and (options.resume or options.checkpoint_every):
-        flag = "--resume" if options.resume else "--checkpoint-every"
-        raise ValueError(f"no-checkpoint saves nothing and {flag} needs checkpoints; leave one out")
+    for name in ("resume", "checkpoint_every", "checkpoint_dir"):
+        if options.no_checkpoint and getattr(options, name):
+            flag = f"--{name.replace('_', '-')}"
+            raise ValueError(
+                f"no-checkpoint saves nothing and {flag} needs checkpoints; leave one out"
+            )
     if options.dropout is not None:
         shape["dropout"] = options.dropout
     return Request(preset=preset, options=options, shape=shape, tuning=tuning)

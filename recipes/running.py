@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch.utils.tensorboard  # noqa: F401  (for ranks that are forked)
+import torch
+import torch.utils.tensorboard
 
 import unitransformer.figures
 import unitransformer.predictions  # noqa: F401
@@ -104,6 +105,15 @@ def _train_here(asked: Asked, places: Places) -> int:
             resume=asked.resume,
             show_bar=sys.stdout.isatty(),
         )
+    except (MemoryError, torch.OutOfMemoryError) as error:  # no room for the weights
+        if not report_failure(error):
+            lines = traceback.format_exception(error)
+            failure = Failure(rank=0, type=type(error).__name__, message=str(error), lines=lines)
+            record_failure(
+                asked.config, failure, places.record, command=asked.command, since_s=time.time()
+            )
+            print(f"error: {error} (record: {places.record})", file=sys.stderr)
+        return 1
     except RunFailed as failure:
         cause = failure.__cause__ or failure
         report_failure(cause)

@@ -5,8 +5,11 @@ memory grows with, and is the same in all else. Whether that is so in truth is l
 share of the cells that were settled.
 """
 
+import functools
 import hashlib
-from collections.abc import Mapping, Sequence
+import json
+import math
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -28,15 +31,16 @@ FREE: dict[str, Any] = {
 
 
 def needs_at_least(config: RunConfig, other: RunConfig) -> bool:
-    """Whether `config` needs at least the memory of `other` on a device."""
-    return _rest(config) == _rest(other) and all(
+    """Whether `config` needs at least the memory of `other`."""
+    return all(
         own >= its for own, its in zip(_demands(config), _demands(other), strict=True)
-    )
+    ) and _rest(config) == _rest(other)
 
 
+@functools.lru_cache(maxsize=65536)
 def _demands(config: RunConfig) -> tuple[float, ...]:
     """Each grows with the memory that a device needs."""
-    parallel = config.parallel
+    parallel, model = config.parallel, config.model
     # Whole weights are on every device however many there are, and their gradients' buckets too.
     divides = parallel.is_sharded or parallel.uses_deepspeed
     shards = parallel.devices if parallel.strategy == "hsdp" else parallel.world_size
@@ -46,48 +50,57 @@ def _demands(config: RunConfig) -> tuple[float, ...]:
         -shards if divides else 0,
         PRECISION[parallel.precision],
         CHECKPOINTING[parallel.activation_checkpointing],
-        -parallel.cpu_offload,
-        float("inf") if config.loss_chunk == 0 else config.loss_chunk,
-        config.model.width,
-        config.model.num_layers,
-        config.model.feedforward_width,
-        config.model.num_classes,
+        math.inf if config.loss_chunk == 0 else config.loss_chunk,
+        model.width,
+        model.num_layers,
+        model.num_heads,
+        model.feedforward_width,
+        model.num_classes,
+        model.num_positions,
         config.accumulate > 1,
     )
 
 
-def _rest(config: RunConfig) -> dict[str, Any]:
+@functools.lru_cache(maxsize=65536)
+def _rest(config: RunConfig) -> str:
     """What has to be the same: all that `_demands` does not order."""
     whole = to_dict(replace(config, **FREE))
     for name in ("size", "batch_size", "accumulate", "loss_chunk", "optimizer"):
         del whole[name]
-    for name in ("width", "num_layers", "num_heads", "feedforward_width", "num_classes"):
+    for name in (
+        *("width", "num_layers", "num_heads", "feedforward_width", "num_classes"),
+        "num_positions",
+    ):
         del whole["model"][name]
-    if not config.model.reads_pictures:
-        del whole["model"]["num_positions"]
-    del whole["data"]["sequence_length"], whole["data"]["num_workers"]
-    is_alone = config.parallel.world_size == 1
-    spread = ("devices", "num_nodes", "precision", "activation_checkpointing", "cpu_offload")
-    for name in spread:
-        del whole["parallel"][name]
-    # One device and several differ in what is communicated, which takes memory of its own.
-    return {**whole, "is_alone": is_alone}
+    del whole["data"]["sequence_length"]
+    del whole["parallel"]["precision"], whole["parallel"]["activation_checkpointing"]
+    # The memory of a CPU is that of all ranks together, which more ranks need more of, and one
+    # device communicates nothing.
+    if config.parallel.accelerator == "cuda" and config.parallel.world_size > 1:
+        del whole["parallel"]["devices"], whole["parallel"]["num_nodes"]
+    return json.dumps(whole, sort_keys=True)
 
 
-def find_cause(
-    config: RunConfig, too_large: Mapping[str, RunConfig], fitting: Sequence[RunConfig]
-) -> str | None:
-    """A cell that did not fit and settles `config`; None if none does.
+def unrefuted(
+    too_large: Mapping[str, RunConfig], fitting: Collection[RunConfig]
+) -> dict[str, RunConfig]:
+    """Cells that did not fit and that nothing contradicts.
 
     Args:
         too_large: configs that ran out of memory, by their cell.
         fitting: configs that ran. One that needs at least as much as a cell that did not fit
             refutes that cell: it settles nothing any more.
     """
-    for cell, other in too_large.items():
-        if needs_at_least(config, other) and not any(needs_at_least(f, other) for f in fitting):
-            return cell
-    return None
+    return {
+        cell: config
+        for cell, config in too_large.items()
+        if not any(needs_at_least(other, config) for other in fitting)
+    }
+
+
+def find_cause(config: RunConfig, causes: Mapping[str, RunConfig]) -> str | None:
+    """The first of the cells that did not fit which settles `config`; None if none does."""
+    return next((cell for cell, other in causes.items() if needs_at_least(config, other)), None)
 
 
 def is_checked_again(cell: str, share: float) -> bool:

@@ -73,7 +73,8 @@ class Found:
 
     def in_words(self, limit: int) -> str:
         if self.stopped is not None:
-            return f"{self.label}: the search stopped: {self.stopped}"
+            fits = "" if self.fits is None else f"batch {self.fits} fits; "
+            return f"{self.label}: {fits}the search stopped: {self.stopped}"
         if self.fits is None:
             return f"{self.label}: not even a batch of {self.too_large} fits"
         end = "does not fit" if self.too_large else "is the limit of the search"

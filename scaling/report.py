@@ -54,7 +54,11 @@ def render_report(store: Store, *, command: str, plots: str) -> str:
         _conditions([run for runs in recipes.values() for run in runs] + _ok_cells(store)),
         "## Overview",
         _overview(mains, _described(store)),
-        *(block for runs in recipes.values() for block in _recipe_section(runs, store, plots)),
+        *(
+            block
+            for recipe in get_args(Recipe)
+            for block in _recipe_section(recipe, recipes.get(recipe, []), store, plots)
+        ),
         *parity_section(store.certificates),
         *_failures(store),
         *_left_out(store),
@@ -78,8 +82,10 @@ def draw_plots(store: Store) -> dict[str, bytes]:
             run.record["loss"], validation["history"], title=cells.label(run), baseline=to_beat
         )
         drawn[cells.plot_name(run)] = figure_bytes(figure, "svg")
+    names = _names(store)
     for (recipe, sweep), own in _sweeps(store).items():
-        drawn |= {f"{plot.name}.svg": draw(plot) for plot in plots_of(_slug(recipe, sweep), own)}
+        slug = _slug(recipe, names[sweep])
+        drawn |= {f"{plot.name}.svg": draw(plot) for plot in plots_of(slug, own)}
     return drawn
 
 
@@ -111,10 +117,24 @@ def _sweeps(store: Store) -> dict[tuple[Recipe, str], list[Cell]]:
     return grouped
 
 
-def _slug(recipe: Recipe, sweep: str) -> str:
+def _names(store: Store) -> dict[str, str]:
+    """What each sweep is called: the last part of its folder that tells it from the others."""
+    sweeps = sorted({cell.sweep for cell in store.cells})
+    plain = {sweep: _plain(PurePosixPath(sweep).name) for sweep in sweeps}
+    alike = {name for name in plain.values() if list(plain.values()).count(name) > 1}
+    return {
+        sweep: f"{name} {number}" if name in alike else name
+        for number, (sweep, name) in enumerate(plain.items(), 1)
+    }
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-") or "sweep"
+
+
+def _slug(recipe: Recipe, name: str) -> str:
     """Begins the names of a sweep's plots."""
-    name = re.sub(r"[^A-Za-z0-9]+", "-", PurePosixPath(sweep).name).strip("-")
-    return f"{recipe}-{name or 'sweep'}"
+    return f"{recipe}-{name.replace(' ', '-')}"
 
 
 def _opening(store: Store, command: str) -> str:
@@ -279,7 +299,10 @@ def _left_out(store: Store) -> list[str]:
     return ["## Files left out", table(("file", "kind", "reason"), rows)] if rows else []
 
 
-def _recipe_section(runs: Sequence[Run], store: Store, plots: str) -> list[str]:
+def _recipe_section(recipe: Recipe, runs: Sequence[Run], store: Store, plots: str) -> list[str]:
+    sweeps = _sweep_sections(recipe, store, plots)
+    if not runs:  # sweeps of which no cell ended well, or nothing
+        return [f"## {cells.TITLES[recipe]}", *sweeps] if sweeps else []
     run, others = runs[0], runs[1:]
     described = _described(store)
     record = run.record
@@ -302,20 +325,20 @@ def _recipe_section(runs: Sequence[Run], store: Store, plots: str) -> list[str]:
         "### FLOPs and MFU",
         *passport_tables(run),
         *_other_runs([r for r in runs if r in store.single_runs], described),
-        *_sweep_sections(run.config.recipe, store, plots),
+        *sweeps,
     ]
 
 
 def _sweep_sections(recipe: Recipe, store: Store, plots: str) -> list[str]:
     """Every sweep of a recipe, and what all its runs say of devices and strategies."""
-    blocks = []
+    blocks, names = [], _names(store)
     for (of, sweep), own in _sweeps(store).items():
         if of == recipe:
             drawn = [
                 (plot.title, quote(str(PurePosixPath(plots, f"{plot.name}.svg"))))
-                for plot in plots_of(_slug(recipe, sweep), own)
+                for plot in plots_of(_slug(recipe, names[sweep]), own)
             ]
-            blocks += sweep_blocks(sweep, own, store.certificates, drawn)
+            blocks += sweep_blocks(names[sweep], own, store.certificates, drawn)
     everything = [run for run in store.runs if run.is_ok and run.config.recipe == recipe]
     return [*blocks, *scaling_blocks(everything, store.certificates)]
 

@@ -1,6 +1,7 @@
 """A sweep as it was asked for: planned, run and told; the exit code out."""
 
 import contextlib
+import os
 import signal
 import sys
 from collections.abc import Iterator, Sequence
@@ -18,11 +19,14 @@ from scaling.sweep_options import SweepOptions
 from scaling.tasks import Task, plan
 from unitransformer.process_tree import can_tell_memory
 
-WORKER_LOG = "worker.log"
+# Of a launcher that has started this process: what a cell starts are its own ranks.
+LAUNCHER = ("RANK", "LOCAL_RANK", "GROUP_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
+LAUNCHER_GROUPS = ("TORCHELASTIC_", "SLURM_STEP_")
+FAILED = ("crashed", "timeout", "preempted")
 
 
 def run_sweep(options: SweepOptions) -> int:
-    """Do what is left to do; 0 if every cell ended as well as it can, 1 if some crashed.
+    """Do what is left to do; 0 if every cell ended as well as it can, 1 if some failed.
 
     Raises:
         ValueError: axes or values the recipes do not know, a folder that holds something else.
@@ -33,9 +37,14 @@ def run_sweep(options: SweepOptions) -> int:
     if options.limits.memory_limit_bytes is not None and not can_tell_memory():
         raise ValueError("memory-limit needs /proc, which this system does not have; leave it out")
     check_writable("out", options.out, is_folder=True)
+    for name in list(os.environ):
+        if name in LAUNCHER or name.startswith(LAUNCHER_GROUPS):
+            del os.environ[name]
     tasks = in_order(plan(options.study))
     if options.is_dry:
         print(render_plan(tasks, price_per_hour=options.price_per_hour))
+        if options.find_max_batch is not None:
+            print("of each search only the first cell is listed: the next follow from it")
         return 0
     open_folder(options.out, options.study, options.limits, find_max_batch=options.find_max_batch)
     axes = options.study.varied()
@@ -57,7 +66,7 @@ def run_sweep(options: SweepOptions) -> int:
         for found in largest_batch.findings(tasks, options.find_max_batch, done, axes):
             print(found.in_words(options.find_max_batch))
     print(f"python -m scaling report {options.out} writes the tables")
-    return 1 if summary.statuses.get("crashed") or summary.statuses.get("timeout") else 0
+    return 1 if any(summary.statuses.get(status) for status in FAILED) else 0
 
 
 def _agenda(options: SweepOptions, tasks: Sequence[Task]) -> Agenda:
@@ -69,7 +78,7 @@ def _agenda(options: SweepOptions, tasks: Sequence[Task]) -> Agenda:
 @contextlib.contextmanager
 def _runners(folder: Path) -> Iterator[Any]:
     """What runs a task: a fork of one worker where that is safe."""
-    with start_worker(folder / WORKER_LOG) as worker:
+    with start_worker(folder / f"worker-{os.getpid()}.log") as worker:
 
         def runner(task: Task) -> Runner:
             assert task.config is not None

@@ -240,7 +240,11 @@ def load_store(folders: Sequence[Path], *, relative_to: Path, processes: int = 1
             left_out.append(read)
             continue
         if isinstance(read, Outcome):
-            outcomes[name] = read
+            first = names.setdefault(repr(read), name)
+            if first == name:
+                outcomes[name] = read
+            else:
+                left_out.append(LeftOut(name=name, kind="duplicate", reason=f"the same as {first}"))
             continue
         first = names.setdefault(_digest(read), name)
         if first == name:

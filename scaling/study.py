@@ -141,6 +141,11 @@ class Study:
             if not any(_matches(pattern, recipe, options) for pattern in self.excluded):
                 yield Cell(recipe=recipe, options=options)
 
+    def values(self, axis: str) -> list[str]:
+        """Of an axis, those of all recipes together."""
+        own = [self._axes(recipe).get(axis, ()) for recipe in self.recipes]
+        return list(dict.fromkeys(value for values in own for value in values))
+
     def varied(self) -> list[str]:
         """Axes on which some recipe has more than one value, in their order."""
         names = dict.fromkeys(name for recipe in self.recipes for name in self._axes(recipe))
@@ -230,13 +235,26 @@ def read_study(values: Any) -> Study:
     for name, given in (("exclude", excluded), ("zip", zipped)):
         if not isinstance(given, Sequence) or isinstance(given, str):
             raise ValueError(f"{name} is {given!r}; it must be a list")
-    return Study(
+    study = Study(
         recipes={name: _axes(own or {}, f"recipe.{name}") for name, own in recipes.items()},
         axes={**_axes(values.get("axes", {}), "axes"), **options},
         zipped=tuple(_words(group, "zip") for group in zipped),
         excluded=tuple(_axes(pattern, "exclude") for pattern in excluded),
         repeats=_whole(values.get("repeats", "1")),
     )
+    _check_exclusions(study)
+    return study
+
+
+def _check_exclusions(study: Study) -> None:
+    """Raises ValueError for a value that no axis has. Of a study as it is written: a command line
+    that narrows its axes may leave exclusions without a match."""
+    for pattern in study.excluded:
+        for name, values in pattern.items():
+            known = list(study.recipes) if name == "recipe" else study.values(name)
+            for value in values:
+                if value not in known:
+                    raise ValueError(f"exclude.{name} holds {value}; {nearest(value, known)}")
 
 
 def _axes(values: Any, where: str) -> dict[str, Values]:

@@ -10,6 +10,7 @@ import datetime
 import json
 import os
 import shutil
+import signal
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -19,7 +20,7 @@ from typing import Any, Protocol
 
 from filelock import FileLock, Timeout
 
-from scaling.inference import find_cause, is_checked_again
+from scaling.inference import find_cause, is_checked_again, unrefuted
 from scaling.markdown import count
 from scaling.outcomes import FILE, Outcome, load_outcome, write_outcome
 from scaling.processes import Ended, Runner
@@ -94,7 +95,9 @@ def open_folder(
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / f"{STUDY}.lock"):
         if not path.exists():
-            if any(entry.name != f"{STUDY}.lock" for entry in folder.iterdir()):
+            # A sweep that was killed just here has left the file's beginning.
+            ours = (f"{STUDY}.lock", f".{STUDY}.")
+            if not all(entry.name.startswith(ours) for entry in folder.iterdir()):
                 raise ValueError(f"out {folder} holds something else; choose an empty folder")
             write_atomically(path, json.dumps(seal(own), indent=1).encode())
             return
@@ -201,7 +204,7 @@ class Sweep:
     def _done(self, tasks: Sequence[Task]) -> dict[str, Outcome]:
         """Those to be tried again are not done, nor those settled by a cell that is refuted."""
         outcomes = self._finished.of(tasks)
-        too_large, fitting = _memory(outcomes)
+        causes = _causes(outcomes)
         return {
             name: outcome
             for name, outcome in outcomes.items()
@@ -209,7 +212,7 @@ class Sweep:
             and (
                 outcome.status != "oom-inferred"
                 or outcome.config is None
-                or find_cause(outcome.config, too_large, fitting) is not None
+                or find_cause(outcome.config, causes) is not None
             )
         }
 
@@ -247,7 +250,8 @@ class Sweep:
         """The outcome of a task that need not run."""
         if task.config is None:
             return self._outcome(task, status="refused", reason=task.refusal)
-        cause = find_cause(task.config, *_memory(self.look()[1]))
+        tasks, _ = self.look()
+        cause = find_cause(task.config, _causes(self._finished.of(tasks)))
         if cause is None or is_checked_again(task.cell.id, self.limits.recheck):
             return None
         return self._outcome(
@@ -284,6 +288,8 @@ class Sweep:
             self._in_cells_s += self.clock() - start_s
         record = _read_record(place)
         status = judge(ended, record, killed_by_kernel=kernel_kills() > killed_before)
+        if status != "ok":
+            _check_disk(place)
         lines = () if status == "ok" else _last_lines(place / LOG, self.folder)
         _tidy(place)
         return self._outcome(
@@ -311,11 +317,11 @@ class Sweep:
         )
 
 
-def _memory(outcomes: Mapping[str, Outcome]) -> tuple[dict[str, RunConfig], list[RunConfig]]:
-    """Configs that ran out of memory, by their cell, and those that ran."""
+def _causes(outcomes: Mapping[str, Outcome]) -> dict[str, RunConfig]:
+    """Configs that ran out of memory, by their cell, those aside that a cell which ran refutes."""
     told = [(outcome, outcome.config) for outcome in outcomes.values() if outcome.config]
     too_large = {outcome.cell: config for outcome, config in told if outcome.status == "oom"}
-    return too_large, [config for outcome, config in told if outcome.status == "ok"]
+    return unrefuted(too_large, [config for outcome, config in told if outcome.status == "ok"])
 
 
 # ---------------------------------------------------------------------------------- verdict
@@ -327,7 +333,8 @@ def judge(
     """The status of a cell by how its process ended and what its record says; never by its words.
 
     Args:
-        killed_by_kernel: whether the system killed some process for want of memory meanwhile.
+        killed_by_kernel: whether the system killed some process for want of memory meanwhile,
+            which is this one's end only if it was killed.
     """
     if ended.ending != "ended":
         return ended.ending
@@ -336,7 +343,9 @@ def judge(
         return "ok"
     if status in ("oom", "preempted"):
         return status
-    if killed_by_kernel:
+    error = None if record is None else record[1]["error"]
+    was_killed = ended.exit_code == -signal.SIGKILL or (error and error["type"] == "SIGKILL")
+    if killed_by_kernel and was_killed:
         return "oom"
     if ended.exit_code == 2:
         return "refused"
@@ -373,6 +382,15 @@ def _reason(
         return f"rank {error['rank']}: {error['type']}: {error['message']}".splitlines()[0]
     said = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
     return said[-1] if said else f"exit code {ended.exit_code}: {lines[-1] if lines else 'no word'}"
+
+
+def _check_disk(place: Path) -> None:
+    """Raises OSError where a failure may be the disk's: nothing can be written beside it."""
+    probe = place / ".probe"
+    try:
+        probe.write_bytes(bytes(2**20))
+    finally:
+        probe.unlink(missing_ok=True)
 
 
 def _read_record(place: Path) -> tuple[Path, Record] | None:

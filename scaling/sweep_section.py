@@ -1,7 +1,6 @@
 """Sweeps in the report: cells in, a table of every cell out, those that failed too."""
 
 from collections.abc import Sequence
-from pathlib import PurePosixPath
 
 from scaling import cells
 from scaling.certificates import Certificate
@@ -27,7 +26,7 @@ HEADS = (
 
 
 def sweep_blocks(
-    sweep: str,
+    name: str,
     own: Sequence[Cell],
     certificates: Sequence[Certificate],
     plots: Sequence[tuple[str, str]],
@@ -35,14 +34,14 @@ def sweep_blocks(
     """Blocks on the cells that one recipe has in one sweep.
 
     Args:
-        sweep: folder of the sweep.
+        name: of the sweep.
         plots: what each shows, and its link.
     """
     ordered = in_order(own)
     axes = varied(ordered)
     rows = [(*_place(cell, axes), *_figures(cell, certificates)) for cell in ordered]
     return [
-        f"### Sweep {escaped(PurePosixPath(sweep).name)}".rstrip(),
+        f"### Sweep {escaped(name)}",
         f"{count(len(own), 'cell')}: {_statuses(own)}. {WORDS}",
         table((*axes, *HEADS), rows),
         *(f"![{title}]({link_})" for title, link_ in plots),

@@ -9,7 +9,7 @@ from scaling.processes import run_module
 from scaling.study import Cell, Study
 from unitransformer.config import RunConfig, from_dict
 
-PATIENCE_S = 300.0  # for a machine that is busy importing
+PATIENCE_S, PATIENCE_EACH_S = 300.0, 2.0  # for a machine that is busy importing, and a question
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +62,8 @@ def this_machine() -> str:
 def ask(questions: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """What `recipes.plan` answers to each; raises RuntimeError if it fails."""
     asked = "".join(f"{json.dumps(question)}\n" for question in questions)
-    printed = run_module("recipes.plan", [], limit_s=PATIENCE_S, asked=asked)
+    limit_s = PATIENCE_S + PATIENCE_EACH_S * len(questions)
+    printed = run_module("recipes.plan", [], limit_s=limit_s, asked=asked)
     return [json.loads(line) for line in printed.splitlines()]
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 POLL_S = 0.05  # between two looks at the memory
+LONGEST_WAIT_S = 3600.0  # systems do not wait for a month at once
 Ending = Literal["ended", "timeout", "oom"]
 
 
@@ -30,16 +31,25 @@ def descendants(process: int, root: Path = Path("/")) -> Iterator[int]:
 def held_bytes(process: int) -> int:
     """Memory that a process and its descendants hold, files that could be read again left out.
 
-    What forks still share is counted for each of them.
+    What several of them share is counted once: a page that two hold is half each one's.
     """
-    return sum(map(_held, (process, *descendants(process))))
+    family = (process, *descendants(process))
+    return sum(_kib(each, "smaps_rollup", ("Pss_Anon", "Pss_Shmem")) for each in family) * 1024
 
 
-def _held(process: int) -> int:
+def _holds_more(process: int, limit_bytes: int) -> bool:
+    """Whether `held_bytes` is above a limit; looked at closely only if it may be."""
+    family = (process, *descendants(process))
+    # Quick to read, and what is shared is counted for each: an upper bound.
+    at_most = sum(_kib(each, "status", ("RssAnon", "RssShmem")) for each in family) * 1024
+    return at_most > limit_bytes and held_bytes(process) > limit_bytes
+
+
+def _kib(process: int, file: str, names: tuple[str, ...]) -> int:
     with contextlib.suppress(OSError, KeyError):
-        status = Path(f"/proc/{process}/status").read_text()
-        told = dict(line.split(":", 1) for line in status.splitlines() if ":" in line)
-        return 1024 * sum(int(told[name].split()[0]) for name in ("RssAnon", "RssShmem"))
+        text = Path(f"/proc/{process}/{file}").read_text()
+        told = dict(line.split(":", 1) for line in text.splitlines() if ":" in line)
+        return sum(int(told[name].split()[0]) for name in names)
     return 0
 
 
@@ -65,12 +75,13 @@ def wait_within(
     deadline = time.monotonic() + limit_s
     while True:
         left_s = deadline - time.monotonic()
-        if wait(max(0.0, left_s if memory_limit_bytes is None else min(left_s, POLL_S))):
+        longest_s = LONGEST_WAIT_S if memory_limit_bytes is None else POLL_S
+        if wait(max(0.0, min(left_s, longest_s))):
             return "ended"
         ending: Ending | None = None
         if time.monotonic() >= deadline:
             ending = "timeout"
-        elif memory_limit_bytes is not None and held_bytes(process) > memory_limit_bytes:
+        elif memory_limit_bytes is not None and _holds_more(process, memory_limit_bytes):
             ending = "oom"
         if ending is not None:
             kill_whole(process)

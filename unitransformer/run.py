@@ -82,6 +82,7 @@ def run(
 
     Raises:
         ValueError: hardware, data or checkpoint that do not fit; nothing has been written.
+        MemoryError, torch.OutOfMemoryError: there is not even room for the weights; the same.
         RunFailed: from whatever stopped the training, after its record is written.
     """
     started: Record = {
@@ -106,7 +107,10 @@ def run(
         )
     history.sha256 = source.sha256
     # A checkpoint brings its own weights: the file that the first came from may be gone.
-    module = TrainingModule(config if checkpoint is None else replace(config, init_from=None))
+    try:
+        module = TrainingModule(config if checkpoint is None else replace(config, init_from=None))
+    except RuntimeError as failure:
+        raise _named(failure) from failure
     data = DataModule(config, source)
     module.first_step = data.start_step = len(history.loss)
     module.validation = list(history.validation)
@@ -202,9 +206,7 @@ def _fit(trainer: pl.Trainer, module: TrainingModule, data: DataModule) -> BaseE
 def _named(error: BaseException) -> BaseException:
     """torch's allocator on a CPU has no type for a lack of memory: it gets the one it deserves."""
     if type(error) is RuntimeError and "DefaultCPUAllocator: can't allocate" in str(error):
-        named = MemoryError(str(error).splitlines()[0])
-        named.__cause__ = error
-        return named
+        return MemoryError(str(error).splitlines()[0])
     return error
 
 

@@ -6,12 +6,17 @@ from typing import Any
 import pytest
 from test_store import make_config
 
-from scaling.inference import find_cause, is_checked_again, needs_at_least
+from scaling.inference import (
+    find_cause,
+    is_checked_again,
+    needs_at_least,
+    unrefuted,
+)
 from unitransformer.config import ParallelConfig, RunConfig
 
 
 def make(batch_size: int = 4, max_steps: int = 10, **parallel: Any) -> RunConfig:
-    chosen = {"accelerator": "cpu", "strategy": "fsdp", "devices": 2} | parallel
+    chosen = {"accelerator": "cuda", "strategy": "fsdp", "devices": 2} | parallel
     config = replace(make_config(), batch_size=batch_size, max_steps=max_steps)
     return replace(config, parallel=ParallelConfig(**chosen))
 
@@ -41,6 +46,9 @@ def test_more_of_an_axis_needs_at_least_as_much(more: RunConfig, less: RunConfig
         make(batch_size=8, strategy="ddp"),
         make(batch_size=8, precision="bf16-mixed"),
         make(batch_size=8, devices=4),
+        make(batch_size=8, devices=1),
+        make(batch_size=8, cpu_offload=True),
+        replace(make(batch_size=8), data=replace(make().data, num_workers=4)),
         make(batch_size=8, compile="default"),
         replace(make(batch_size=8), model=replace(make().model, dropout=0.1)),
     ],
@@ -56,16 +64,25 @@ def test_whole_weights_need_the_same_on_any_number_of_devices() -> None:
     assert needs_at_least(four, two)
 
 
+def test_the_memory_of_a_cpu_is_that_of_all_ranks_and_orders_no_device_counts() -> None:
+    for strategy in ("ddp", "fsdp", "zero2"):
+        two, four = (
+            make(accelerator="cpu", strategy=strategy, devices=devices) for devices in (2, 4)
+        )
+        assert not needs_at_least(two, four)
+        assert not needs_at_least(four, two)
+
+
 def test_how_long_a_run_is_does_not_matter() -> None:
     assert needs_at_least(make(max_steps=5), make(max_steps=500))
 
 
 def test_a_cell_that_ran_with_more_refutes_the_cause() -> None:
     too_large = {"a": make(batch_size=8)}
-    assert find_cause(make(batch_size=16), too_large, []) == "a"
-    assert find_cause(make(batch_size=4), too_large, []) is None
-    assert find_cause(make(batch_size=16), too_large, [make(batch_size=4)]) == "a"
-    assert find_cause(make(batch_size=16), too_large, [make(batch_size=32)]) is None
+    assert find_cause(make(batch_size=16), unrefuted(too_large, [])) == "a"
+    assert find_cause(make(batch_size=4), unrefuted(too_large, [])) is None
+    assert find_cause(make(batch_size=16), unrefuted(too_large, [make(batch_size=4)])) == "a"
+    assert find_cause(make(batch_size=16), unrefuted(too_large, [make(batch_size=32)])) is None
 
 
 def test_the_share_that_is_checked_again_is_that_share() -> None:

@@ -88,6 +88,10 @@ def test_a_cell_is_named_by_what_it_is_and_not_by_the_order_of_its_options() -> 
         ),
         ({"recipe": "gpt", "axes": {"devices": "1"}, "exclude": [{"devcies": "1"}]}, "devices?"),
         ({"recipe": "gpt", "axes": {"devices": "1"}, "exclude": [{"devices": "1"}]}, "is empty"),
+        (
+            {"recipe": "gpt", "axes": {"a": ["ddp", "x"]}, "exclude": [{"a": "dpp"}]},
+            "exclude.a holds dpp; did you mean ddp?",
+        ),
         ({"recipe": "gpt", "repeats": "0"}, "repeats is 0"),
         ({"recipe": "gpt", "repeats": "many"}, "repeats is 'many'"),
         ({"recipe": "gpt", "options": {"seed": ["1", "2"]}}, "make it an axis"),

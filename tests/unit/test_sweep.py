@@ -1,6 +1,8 @@
 """The sweep on a machine of straw: what runs, what is settled, what is kept."""
 
 import errno
+import shutil
+import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -141,17 +143,16 @@ def test_all_inferred_cells_are_run_when_asked_to(tmp_path: Path) -> None:
 def test_a_cell_that_fits_after_all_takes_inferences_back(tmp_path: Path) -> None:
     tasks = make_tasks(make_study())
     work(tmp_path / "s", tasks)
-    # The largest is run again by hand, and this time there is room: its causes settle nothing now.
-    largest = next(t for t in tasks if t.config and t.config.batch_size == 128)
-    for path in (tmp_path / "s" / CELLS / largest.name).iterdir():
-        path.unlink()
-    straw = Straw({}, capacity=1000)
-    summary, _ = work(tmp_path / "s", tasks, straw=straw, limits=replace(LIMITS, recheck=1))
-    assert (
-        summary.statuses["oom"] == 2
-    )  # these two were seen; nothing is inferred from refuted ones
-    inferred = summary.statuses.get("oom-inferred", 0)
-    assert len(straw.runs) == 1 + (3 - 1 - inferred)
+    # The largest is run after all, and there is room for it: what did not fit settles nothing now.
+    largest = {"precision": "32-true", "batch-size": "128"}
+    again = next(task for task in tasks if task.cell.options == largest)
+    shutil.rmtree(tmp_path / "s" / CELLS / again.name)
+    work(tmp_path / "s", [again], straw=Straw({}, capacity=1000))
+    summary, straw = work(tmp_path / "s", tasks, straw=Straw({}, capacity=1000))
+    assert summary.statuses == {"ok": 8, "oom": 2}  # these two were seen
+    others = [("32-true", "64"), ("bf16-true", "128")]
+    options = {task.name: tuple(task.cell.options.values()) for task in tasks}
+    assert sorted(options[name] for name in straw.runs) == others
 
 
 def test_finished_cells_are_kept_and_failed_ones_tried_again_only_if_asked(tmp_path: Path) -> None:
@@ -255,6 +256,33 @@ def test_cells_share_one_compile_cache_unless_the_user_has_one(
     assert {each["TORCHINDUCTOR_CACHE_DIR"] for each in seen[2:]} == {"/mine"}
 
 
+def test_a_failure_on_a_full_disk_is_no_outcome(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tasks = make_tasks(make_study())
+    straw = Straw({}, crashes=frozenset(task.name for task in tasks))
+
+    def full(place: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(sweep, "_check_disk", full)
+    with pytest.raises(OSError, match="No space left"):
+        work(tmp_path / "s", tasks, straw=straw)
+    assert make_sweep(tmp_path / "s", tasks)[0].look()[1] == {}
+
+
+def test_looking_at_many_settled_cells_costs_little(tmp_path: Path) -> None:
+    sizes = [str(size) for size in range(8, 208)]
+    tasks = make_tasks(make_study(axes={"precision": "32-true", "batch-size": sizes}))
+    work(tmp_path / "s", tasks)
+    one, _ = make_sweep(tmp_path / "s", tasks)
+    one.look()
+    before_s = time.process_time()
+    _, done = one.look()
+    assert Counter(outcome.status for outcome in done.values())["oom-inferred"] > 150
+    assert time.process_time() - before_s < 0.5  # 2 % of a cell of 25 s
+
+
 # ---------------------------------------------------------------------------------- folder
 
 
@@ -274,6 +302,12 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="holds something else"):
         open_folder(tmp_path, make_study(), Limits(limit_s=60))
     assert not (tmp_path / "study.json").exists()
+
+
+def test_a_folder_whose_sweep_was_killed_at_its_start_is_taken_up(tmp_path: Path) -> None:
+    (tmp_path / ".study.json.0123abcd").write_text("{")
+    open_folder(tmp_path, make_study(), Limits(limit_s=60))
+    assert (tmp_path / "study.json").exists()
 
 
 # ---------------------------------------------------------------------------------- order
@@ -297,7 +331,11 @@ def test_every_value_of_every_axis_is_seen_before_the_rest_and_cheap_ones_first(
         (Ended(exit_code=0, elapsed_s=1), "ok", False, "ok"),
         (Ended(exit_code=0, elapsed_s=1), None, False, "crashed"),
         (Ended(exit_code=1, elapsed_s=1), "crashed", False, "crashed"),
-        (Ended(exit_code=1, elapsed_s=1), "crashed", True, "oom"),
+        (Ended(exit_code=1, elapsed_s=1), "crashed", True, "crashed"),
+        (Ended(exit_code=1, elapsed_s=1), "SIGKILL", True, "oom"),
+        (Ended(exit_code=1, elapsed_s=1), "SIGKILL", False, "crashed"),
+        (Ended(exit_code=2, elapsed_s=1), None, True, "refused"),
+        (Ended(exit_code=-15, elapsed_s=1), None, True, "preempted"),
         (Ended(exit_code=1, elapsed_s=1), "oom", False, "oom"),
         (Ended(exit_code=-9, elapsed_s=1), None, True, "oom"),
         (Ended(exit_code=-9, elapsed_s=1), None, False, "crashed"),
@@ -312,7 +350,9 @@ def test_every_value_of_every_axis_is_seen_before_the_rest_and_cheap_ones_first(
 def test_the_status_follows_from_exit_code_limit_and_record(
     ended: Ended, status: str | None, kernel: bool, judged: str, tmp_path: Path
 ) -> None:
-    record = None if status is None else (tmp_path, {"status": status})
+    error = {"type": "SIGKILL"} if status == "SIGKILL" else None
+    told = "crashed" if error else status
+    record = None if status is None else (tmp_path, {"status": told, "error": error})
     assert judge(ended, record, killed_by_kernel=kernel) == judged
 
 
@@ -345,4 +385,6 @@ def test_a_search_that_meets_another_failure_says_so(tmp_path: Path) -> None:
     one.work(Silent())
     (found,) = largest_batch.findings([task], 100, one.look()[1], [])
     assert found.fits == 8
-    assert found.in_words(100) == "gpt: the search stopped: crashed: rank 0: RuntimeError: it broke"
+    assert found.in_words(100) == (
+        "gpt: batch 8 fits; the search stopped: crashed: rank 0: RuntimeError: it broke"
+    )

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from test_store import make_record
-from test_sweep import make_study, make_sweep, make_tasks, work
+from test_sweep import Straw, make_study, make_sweep, make_tasks, work
 
 from scaling.live import Progress
 from scaling.report import draw_plots, render_report
@@ -63,6 +63,26 @@ def test_a_recipe_that_was_only_swept_has_its_section_too(tmp_path: Path) -> Non
     text = render(load_store([tmp_path], relative_to=tmp_path))
     assert "### Parameters" in text
     assert "### Sweep night" in text
+
+
+def test_a_recipe_of_which_no_cell_ended_well_is_told(tmp_path: Path) -> None:
+    work(tmp_path / "night", make_tasks(make_study()), straw=Straw({}, capacity=1))
+    text = render(load_store([tmp_path], relative_to=tmp_path))
+    assert "## GPT" in text
+    assert "10 cells: 1 oom, 9 oom-inferred." in text
+
+
+def test_two_sweeps_of_one_name_have_plots_of_their_own(tmp_path: Path) -> None:
+    for place, sizes in (("x", ["8", "16"]), ("y", ["9", "17"])):
+        (tmp_path / place).mkdir()
+        axes = {"precision": "32-true", "batch-size": sizes}
+        work(tmp_path / place / "night", make_tasks(make_study(axes=axes)))
+    store = load_store([tmp_path], relative_to=tmp_path)
+    drawn = draw_plots(store)
+    assert {"gpt-night-1-speed-by-batch.svg", "gpt-night-2-speed-by-batch.svg"} <= set(drawn)
+    text = render(store)
+    assert "### Sweep night 1" in text
+    assert "### Sweep night 2" in text
 
 
 def test_plots_are_drawn_along_axes_with_two_values_and_named_in_the_text(tmp_path: Path) -> None:
