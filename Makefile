@@ -19,8 +19,9 @@ run: setup ## train GPT on built-in data and report (runs/RESULTS.md)
 	$(BIN)/python -m recipes.gpt --devices 1
 	$(BIN)/python -m scaling report runs --out runs/RESULTS.md
 
-test: setup ## all tests
-	$(BIN)/python -m pytest
+test: setup ## all tests: two at a time, and those that start ranks or measure alone
+	$(BIN)/python -m pytest -n 2 tests/unit tests/contracts
+	$(BIN)/python -m pytest tests/distributed tests/benchmarks tests/gpu
 
 check: setup ## style, types, who may import whom, and whether RESULTS.md holds
 	$(BIN)/ruff format --check .

@@ -71,9 +71,15 @@ def configure(preset: Preset, arguments: Sequence[str]) -> tuple[RunConfig, "Pla
         ValueError: naming field, value and fix.
     """
     request = _read(preset, arguments)
+    config = resolve(request)
+    return config, _places(config, request.options)
+
+
+def resolve(request: Request) -> RunConfig:
+    """The run that a command line asks for on this machine; raises ValueError as `configure`."""
     check_outside_world(request.options)
     config, _ = _resolve(request)
-    return config, _places(config, request.options)
+    return config
 
 
 def _read(preset: Preset, arguments: Sequence[str]) -> Request:

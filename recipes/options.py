@@ -1,5 +1,6 @@
 """What a person may say to a recipe: typed options in, one `RunConfig` out. Nothing heavy."""
 
+import functools
 import os
 import re
 import tempfile
@@ -92,6 +93,7 @@ class Request:
     tuning: Mapping[str, Any]  # changed fields of the optimizer
 
 
+@functools.cache
 def build_parser(preset: Preset) -> jsonargparse.ArgumentParser:
     """Every option of `Options`, every field of the model and of the optimizer."""
     parser = jsonargparse.ArgumentParser(

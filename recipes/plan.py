@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from recipes import bert, gpt, vit
-from recipes.command_line import configure
+from recipes.command_line import resolve
 from recipes.options import parse
 from unitransformer.config import to_dict
 
@@ -35,16 +35,14 @@ def _machine() -> dict[str, Any]:
 
 
 def _answer(recipe: str, arguments: Sequence[str]) -> dict[str, Any]:
-    preset = PRESETS[recipe]
     try:
-        parse(preset, arguments)
+        request = parse(PRESETS[recipe], arguments)
     except ValueError as error:
         return {"misread": str(error)}
     try:
-        config, _ = configure(preset, arguments)
+        return {"config": to_dict(resolve(request))}
     except ValueError as error:
         return {"refused": str(error)}
-    return {"config": to_dict(config)}
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """What a recipe is made of: named sizes, and defaults for the machine it finds."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from unitransformer.config import ModelConfig, Precision, Recipe
@@ -24,7 +24,7 @@ class Preset:
     """A recipe: its name, its sizes, and what it does on a CPU and on GPUs."""
 
     recipe: Recipe
-    sizes: Mapping[str, ModelConfig]
+    sizes: Mapping[str, ModelConfig] = field(hash=False)
     cpu: Defaults  # a short real run: minutes on two cores
     cuda: Defaults
 
