@@ -3,7 +3,6 @@
 import functools
 import os
 import re
-import tempfile
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -28,6 +27,7 @@ from unitransformer.config import (
     spelled,
 )
 from unitransformer.nearest import nearest
+from unitransformer.places import why_closed
 
 RUN_FOLDER = "UNITRANSFORMER_RUN_FOLDER"  # tells the ranks that are started which folder to use
 SEE_HELP = "--help lists them all"
@@ -280,12 +280,8 @@ def check_outside_world(options: Options) -> None:
         if name == "record" and path.is_dir():
             raise ValueError(f"{flag} {path} is a folder; name a file in it with --{flag}")
         folder = path.parent if name == "record" else path
-        there = next(p for p in (folder, *folder.absolute().parents) if p.exists())
-        try:
-            # Asking for permission is not enough: root may write everywhere, but not on /proc.
-            tempfile.TemporaryFile(dir=there).close()
-        except OSError as error:
+        if closed := why_closed(folder):
+            there, why = closed
             raise ValueError(
-                f"{flag} {path}: {there} cannot be written ({error.strerror}); "
-                f"choose another with --{flag}"
-            ) from error
+                f"{flag} {path}: {there} cannot be written ({why}); choose another with --{flag}"
+            )

@@ -6,7 +6,6 @@ One plain float32 process is the reference; its record says what all others have
 import contextlib
 import datetime
 import importlib.metadata
-import re
 import shlex
 import shutil
 import tempfile
@@ -20,7 +19,7 @@ from scaling import certificates
 from scaling.certificates import Certificate
 from scaling.parity import REFERENCE, Axes, Case, Curves, Verdict, list_cases, refusal
 from scaling.parity_task import Task
-from scaling.processes import Ended, Runner, can_fork, run_alone, start_worker
+from scaling.processes import Ended, Runner, can_fork, last_words, run_alone, start_worker
 from unitransformer.config import Recipe, RunConfig
 from unitransformer.records import Record, config_of, load_record
 
@@ -194,17 +193,10 @@ def _run(
     if ended.exit_code is None:
         return ended, None, f"timeout: more than {limit_s:g} s"
     if ended.exit_code:
-        return ended, None, _last_words(place / "log", ended.exit_code).replace(str(place), "…")
+        said = (place / "log").read_text(errors="replace").replace(str(place), "…")
+        lines = [line.strip() for line in said.splitlines() if line.strip()]
+        return ended, None, last_words(lines, ended.exit_code)
     return ended, load_record(place / "record.json"), ""
-
-
-def _last_words(log: Path, exit_code: int) -> str:
-    lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
-    errors = [line for line in lines if line.startswith("error: ")]
-    if errors:
-        # The record of a run that failed goes with its folder.
-        return re.sub(r" \(record: [^)]*\)$", "", errors[-1].removeprefix("error: "))
-    return f"exit code {exit_code}: {lines[-1] if lines else 'nothing was said'}"
 
 
 def _check(record: Record, case: Case, reference: _Reference) -> tuple[Curves | None, str]:

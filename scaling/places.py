@@ -1,7 +1,8 @@
-"""Places that a person names: can they be written? Asked before anything expensive starts."""
+"""Places that a person names to a study, refused before anything expensive starts."""
 
-import tempfile
 from pathlib import Path
+
+from unitransformer.places import why_closed
 
 
 def check_writable(option: str, path: Path, *, is_folder: bool) -> None:
@@ -13,10 +14,8 @@ def check_writable(option: str, path: Path, *, is_folder: bool) -> None:
     beyond = path.absolute().relative_to(parent).parts
     if len(beyond) > 1 and (parent / beyond[0]).exists():
         raise ValueError(f"{option} {path}: {parent / beyond[0]} is a file; choose another place")
-    try:
-        # Asking for permission is not enough: root may write everywhere, but not on /proc.
-        tempfile.TemporaryFile(dir=parent).close()
-    except OSError as error:
+    if closed := why_closed(parent):
+        there, why = closed
         raise ValueError(
-            f"{option} {path}: {parent} cannot be written ({error.strerror}); choose another place"
-        ) from error
+            f"{option} {path}: {there} cannot be written ({why}); choose another place"
+        )

@@ -7,6 +7,7 @@ elsewhere every run is a process of its own.
 import contextlib
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -121,6 +122,15 @@ def run_module(module: str, arguments: Sequence[str], *, limit_s: float, asked: 
     last = (errors.strip().splitlines() or [f"it ended with {process.returncode} and no word"])[-1]
     told = last.removeprefix("error: ")
     raise ValueError(told) if process.returncode == 2 else RuntimeError(told)
+
+
+def last_words(lines: Sequence[str], exit_code: int | None) -> str:
+    """Why a run failed, by what it said last: its own error, or else its last line."""
+    errors = [line for line in lines if line.startswith("error: ")]
+    if errors:
+        # The record of a run that failed may go with its folder.
+        return re.sub(r" \(record: [^)]*\)$", "", errors[-1].removeprefix("error: "))
+    return f"exit code {exit_code}: {lines[-1] if lines else 'nothing was said'}"
 
 
 def can_fork(accelerator: str) -> bool:

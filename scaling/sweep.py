@@ -23,7 +23,7 @@ from filelock import FileLock, Timeout
 from scaling.inference import find_cause, is_checked_again, unrefuted
 from scaling.markdown import count
 from scaling.outcomes import FILE, Outcome, load_outcome, write_outcome
-from scaling.processes import Ended, Runner
+from scaling.processes import Ended, Runner, last_words
 from scaling.study import Study
 from scaling.tasks import Task
 from unitransformer.config import RunConfig
@@ -380,8 +380,9 @@ def _reason(
     error = None if record is None else record[1]["error"]
     if error is not None:
         return f"rank {error['rank']}: {error['type']}: {error['message']}".splitlines()[0]
-    said = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
-    return said[-1] if said else f"exit code {ended.exit_code}: {lines[-1] if lines else 'no word'}"
+    if ended.exit_code == 0:
+        return "it ended well and left no record that can be read"
+    return last_words(lines, ended.exit_code)
 
 
 def _check_disk(place: Path) -> None:

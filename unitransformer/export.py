@@ -6,7 +6,6 @@ sound, nothing of the checkpoint is executed, and no more than one tensor is hel
 
 import os
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING
 import jsonargparse
 
 from unitransformer.config import RunConfig, from_dict
+from unitransformer.places import why_closed
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -60,13 +60,9 @@ def check_out(out: Path, *, force: bool) -> None:
         raise ValueError(f"out {out} does not end in .safetensors; name such a file")
     if out.exists() and not force:
         raise ValueError(f"out {out} exists; name another file, or replace it with --force")
-    there = next(path for path in (out.parent, *out.absolute().parents) if path.exists())
-    try:
-        tempfile.TemporaryFile(dir=there).close()
-    except OSError as error:
-        raise ValueError(
-            f"out {out}: {there} cannot be written ({error.strerror}); name another file"
-        ) from error
+    if closed := why_closed(out.parent):
+        there, why = closed
+        raise ValueError(f"out {out}: {there} cannot be written ({why}); name another file")
 
 
 def export(folder: Path, out: Path) -> str:
