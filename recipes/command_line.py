@@ -14,6 +14,7 @@ from recipes.options import RUN_FOLDER, Options, Request, build_config, check_ou
 from recipes.presets import Preset
 from unitransformer.config import ModelConfig, RunConfig
 from unitransformer.memory import choose_strategy, in_gib, rank_bytes
+from unitransformer.records import config_of, load_record
 from unitransformer.tasks import UNIT
 
 if TYPE_CHECKING:
@@ -35,6 +36,12 @@ def run_recipe(preset: Preset, show: "Show", argv: Sequence[str] | None = None) 
         _say_device(options, config, why)
         if options.dry_run:
             print(_plan(config, _places(config, options), why))
+            return 0
+        if options.resume == "auto" and _is_done(config, _places(config, options).record):
+            from unitransformer.process import process_rank
+
+            if process_rank(config.parallel) == 0:
+                print(f"done already: {_places(config, options).record}")
             return 0
         from recipes.repeating import repeat
         from recipes.running import Asked, train
@@ -107,7 +114,7 @@ def _resolve(request: Request) -> tuple[RunConfig, str]:
     config = build_config(request, defaults=defaults, devices=devices, num_nodes=num_nodes)
     device = process.find_device(config.parallel)
     config = replace(config, parallel=replace(config.parallel, accelerator=device))
-    if config.init_from is not None and not request.options.resume:
+    if config.init_from is not None and request.options.resume is not True:
         from unitransformer.weights import read_weights
 
         read_weights(Path(config.init_from), config.model)  # refused here, once, or not at all
@@ -144,7 +151,7 @@ def _places(config: RunConfig, options: Options) -> "Places":
 
 
 def _run_folder(config: RunConfig, options: Options) -> Path:
-    """A new folder, or for a resumed run the newest that has a checkpoint."""
+    """A new folder; for a resumed run the newest that has a checkpoint, if it must have one."""
     if RUN_FOLDER in os.environ:
         return Path(os.environ[RUN_FOLDER])
     stem = f"{config.recipe}-{config.size}-{config.identity_hash()}"
@@ -152,7 +159,9 @@ def _run_folder(config: RunConfig, options: Options) -> Path:
         (path for path in options.out.glob(f"{stem}-*") if path.name.rpartition("-")[2].isdigit()),
         key=lambda path: int(path.name.rpartition("-")[2]),
     )
-    if options.resume and options.checkpoint_dir is None:
+    if options.resume == "auto" and existing:
+        return existing[-1]
+    if options.resume is True and options.checkpoint_dir is None:
         with_checkpoint = [p for p in existing if any((p / "checkpoints").glob("step-*"))]
         if not with_checkpoint:
             raise ValueError(
@@ -162,6 +171,15 @@ def _run_folder(config: RunConfig, options: Options) -> Path:
         return with_checkpoint[-1]
     repeat = int(existing[-1].name.rpartition("-")[2]) + 1 if existing else 1
     return options.out / f"{stem}-{repeat}"
+
+
+def _is_done(config: RunConfig, path: Path) -> bool:
+    """Whether this very run has ended well: its record says so, no exit code does."""
+    try:
+        record = load_record(path)
+    except (OSError, ValueError):
+        return False
+    return record["status"] == "ok" and config_of(record).hash() == config.hash()
 
 
 def _summary(model: ModelConfig) -> str:

@@ -7,7 +7,7 @@ import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jsonargparse
 
@@ -78,7 +78,9 @@ class Options:
     no_checkpoint: bool = _option(False, "save nothing, for a run that only measures")
     record: Path | None = _option(None, "file of the record; by default inside the run's folder")
     trace: Path | None = _option(None, "folder for a profiler's trace of a few steps (Perfetto)")
-    resume: bool = _option(False, "go on from the newest checkpoint")
+    resume: bool | Literal["auto"] = _option(
+        False, "go on from the newest checkpoint; auto: if there is one and the run is not done"
+    )
     summary: bool = _option(False, "print the parameter summary and stop")
     dry_run: bool = _option(False, "print what would run and stop")
 
@@ -115,9 +117,9 @@ def _add_fields(
     hints = typing.get_type_hints(kind)
     for item in fields(kind):
         flag = f"--{prefix}{item.name.replace('_', '-')}"
-        if hints[item.name] is bool and not optional:
+        if item.default is False and not optional:
             switch: dict[str, Any] = {"nargs": "?", "const": True, "default": False}
-            parser.add_argument(flag, type=bool, help=item.metadata["help"], **switch)
+            parser.add_argument(flag, type=hints[item.name], help=item.metadata["help"], **switch)
             continue
         parser.add_argument(
             flag,
@@ -264,7 +266,7 @@ def check_outside_world(options: Options) -> None:
         and not Path(options.data).expanduser().exists()
     ):
         raise ValueError(f"data {options.data} does not exist; give builtin, synthetic or a path")
-    if options.init_from is not None and not options.resume:
+    if options.init_from is not None and options.resume is not True:
         if options.init_from.is_dir():
             raise ValueError(
                 f"init-from {options.init_from} is a folder; name a file, as "

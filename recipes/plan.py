@@ -3,17 +3,19 @@
 A line of JSON on standard input asks: {"recipe": "gpt", "arguments": ["--devices", "2"]}. A line on
 standard output answers: {"config": {...}} with every field of the run on this machine, or why there
 would be none: {"refused": "..."} by what the options ask for, {"misread": "..."} by how they are
-written. {"machine": true} is answered by {"fingerprint": "..."}, under which calibrations are kept.
+written. With "check": {"devices": 8, "num_nodes": 2} only what needs no machine is looked at, and
+nothing heavy imported: {"sound": true}, or what is wrong. {"machine": true} is answered by
+{"fingerprint": "..."}, under which calibrations are kept.
 """
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from recipes import bert, gpt, vit
 from recipes.command_line import resolve
-from recipes.options import parse
+from recipes.options import build_config, parse
 from unitransformer.config import to_dict
 
 PRESETS = {"bert": bert.PRESET, "gpt": gpt.PRESET, "vit": vit.PRESET}
@@ -34,12 +36,22 @@ def _machine() -> dict[str, Any]:
     return {"fingerprint": describe_this_machine().fingerprint}
 
 
-def _answer(recipe: str, arguments: Sequence[str]) -> dict[str, Any]:
+def _answer(
+    recipe: str, arguments: Sequence[str], check: Mapping[str, int] | None = None
+) -> dict[str, Any]:
     try:
         request = parse(PRESETS[recipe], arguments)
     except ValueError as error:
         return {"misread": str(error)}
     try:
+        if check is not None:
+            build_config(
+                request,
+                defaults=PRESETS[recipe].cuda,
+                devices=check.get("devices", 1),
+                num_nodes=check.get("num_nodes", 1),
+            )
+            return {"sound": True}
         return {"config": to_dict(resolve(request))}
     except ValueError as error:
         return {"refused": str(error)}

@@ -14,6 +14,7 @@ from unitransformer.process_tree import die_with_parent
 from unitransformer.readout import launches_in_words, recorded_steady
 from unitransformer.records import Record, load_record
 from unitransformer.statistics.comparisons import split_variance
+from unitransformer.stop_signals import EXIT_CODE, SIGNALS
 
 
 def repeat(asked: Asked, options: Options) -> int:
@@ -51,13 +52,13 @@ def _launch(command: Sequence[str], folder: Path) -> int:
         received.append(number)
         process.send_signal(number)
 
-    before = {each: signal.signal(each, hand_on) for each in (signal.SIGINT, signal.SIGTERM)}
+    before = {each: signal.signal(each, hand_on) for each in (signal.SIGINT, *SIGNALS)}
     try:
         code = process.wait()
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-    return 128 + received[0] if received else code
+    return 128 + received[0] if received and code != EXIT_CODE else code
 
 
 def in_words(records: Sequence[Record]) -> str:

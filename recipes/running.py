@@ -25,9 +25,10 @@ from recipes.options import RUN_FOLDER
 from unitransformer.config import RunConfig
 from unitransformer.launch import Failure, is_watched, launch, report_failure
 from unitransformer.plots import loss_figure, write_figure
-from unitransformer.process import launched_shape
+from unitransformer.process import launched_shape, process_rank
 from unitransformer.recording import record_failure
-from unitransformer.run import Outcome, Places, RunFailed, run
+from unitransformer.run import Outcome, Places, Resuming, RunFailed, run
+from unitransformer.stop_signals import EXIT_CODE, Stopped
 from unitransformer.tasks import metric_in_words
 from unitransformer.zero import load_deepspeed
 
@@ -47,7 +48,7 @@ class Asked:
     show: Show
     config: RunConfig
     choose_places: Callable[[], Places]  # the next that are free
-    resume: bool
+    resume: Resuming
 
     @property
     def command(self) -> str:
@@ -116,6 +117,10 @@ def _train_here(asked: Asked, places: Places) -> int:
         return 1
     except RunFailed as failure:
         cause = failure.__cause__ or failure
+        if isinstance(cause, Stopped):
+            if process_rank(asked.config.parallel) == 0:
+                print(_stopped(cause, places), file=sys.stderr, flush=True)
+            return EXIT_CODE
         report_failure(cause)
         if not is_watched():
             if not isinstance(cause, OSError):
@@ -130,6 +135,12 @@ def _train_here(asked: Asked, places: Places) -> int:
         print(f"error: figures: {error} (record: {places.record})", file=sys.stderr)
         return 1
     return 0
+
+
+def _stopped(cause: Stopped, places: Places) -> str:
+    if places.checkpoints is None:
+        return f"{cause}; nothing is saved, as --no-checkpoint asks (record: {places.record})"
+    return f"{cause}; go on with the same command and --resume (saved in {places.checkpoints})"
 
 
 def _train_in_ranks(asked: Asked, places: Places) -> int:
@@ -150,11 +161,10 @@ def _train_in_ranks(asked: Asked, places: Places) -> int:
         del os.environ[RUN_FOLDER]
     if isinstance(ended, Failure):
         return _tell(ended, asked, places, since_s=started_at_s)
-    if ended:
-        name = signal.Signals(ended).name
+    if ended > 128:
+        name = signal.Signals(ended - 128).name
         print(f"error: stopped by {name} (folder: {places.folder})", file=sys.stderr)
-        return 128 + ended
-    return 0
+    return ended
 
 
 def _be_rank(asked: Asked, places: Places) -> int:

@@ -1,7 +1,8 @@
 """The command line of the studies: `python -m scaling STUDY`; exit code out.
 
 0 done | 1 failed, a record that contradicts itself, strategies that differ, not reproduced | 2 bad
-usage | 3 a replay that shows neither. An error is one line.
+usage | 3 a replay that shows neither | 75 a sweep that a signal stopped: the same command goes on.
+An error is one line.
 """
 
 import re
@@ -24,6 +25,7 @@ from scaling.run_replay import build_replay_parser, run_replay
 from scaling.run_report import run_report
 from scaling.run_sweep import run_sweep
 from scaling.sweep_options import build_sweep_parser, read_sweep_options, split_axes
+from unitransformer.stop_signals import EXIT_CODE, StopAsked
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,8 +56,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(str(error), 2)
     except (OSError, RuntimeError) as error:
         return _fail(str(error), 1)
-    except KeyboardInterrupt:
-        return _fail("stopped before the end; what was under way is not written", 1)
+    except KeyboardInterrupt as stop:
+        code = EXIT_CODE if isinstance(stop, StopAsked) else 1
+        by = f" by {stop}" if str(stop) else ""
+        return _fail(f"stopped{by} before the end; what was under way is not written", code)
 
 
 def build_parser() -> jsonargparse.ArgumentParser:

@@ -57,6 +57,18 @@ class Progress:
         if self._live is None:
             print(self._line(task, outcome), file=self._stream, flush=True)
 
+    def looks_again(self) -> bool:
+        """Take in what other processes have finished; whether anything is left."""
+        before = set(self._done)
+        self._refresh()
+        for task in self._tasks:
+            if task.name in self._done and task.name not in before:
+                outcome = self._done[task.name]
+                self._ended.append((task, outcome))
+                if self._live is None:
+                    print(self._line(task, outcome), file=self._stream, flush=True)
+        return len(self._done) < len(self._tasks)
+
     def _refresh(self) -> None:
         self._tasks, self._done = self._look()
 

@@ -4,6 +4,7 @@ import contextlib
 import os
 import signal
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,14 +15,16 @@ from scaling.live import Progress
 from scaling.order import in_order
 from scaling.places import check_writable
 from scaling.processes import Runner, can_fork, run_alone, start_worker
-from scaling.sweep import Agenda, Sweep, open_folder
+from scaling.sweep import STUDY, Agenda, Sweep, open_folder
 from scaling.sweep_options import SweepOptions
 from scaling.tasks import Task, plan
 from unitransformer.process_tree import can_tell_memory
+from unitransformer.stop_signals import SIGNALS, StopAsked
 
 # Of a launcher that has started this process: what a cell starts are its own ranks.
 LAUNCHER = ("RANK", "LOCAL_RANK", "GROUP_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
 LAUNCHER_GROUPS = ("TORCHELASTIC_", "SLURM_STEP_")
+LOOK_S = 2.0  # between two looks at what others do
 FAILED = ("crashed", "timeout", "preempted")
 
 
@@ -36,6 +39,9 @@ def run_sweep(options: SweepOptions) -> int:
     """
     if options.limits.memory_limit_bytes is not None and not can_tell_memory():
         raise ValueError("memory-limit needs /proc, which this system does not have; leave it out")
+    if options.is_list:
+        print("\n".join(cell.command for cell in options.study.cells() * options.study.repeats))
+        return 0
     check_writable("out", options.out, is_folder=True)
     for name in list(os.environ):
         if name in LAUNCHER or name.startswith(LAUNCHER_GROUPS):
@@ -46,11 +52,15 @@ def run_sweep(options: SweepOptions) -> int:
         if options.find_max_batch is not None:
             print("of each search only the first cell is listed: the next follow from it")
         return 0
+    if options.is_watch and not (options.out / STUDY).exists():
+        raise ValueError(f"out {options.out} holds no sweep yet; start one, or name its --out")
     open_folder(options.out, options.study, options.limits, find_max_batch=options.find_max_batch)
     axes = options.study.varied()
     if options.find_max_batch is not None:
         axes.append(largest_batch.AXIS)
-    with _stops_by_term(), _runners(options.out) as runner:
+    if options.is_watch:
+        return _watch(options, tasks, axes)
+    with _stops_by_signals(), _runners(options.out) as runner:
         sweep = Sweep(
             folder=options.out,
             agenda=_agenda(options, tasks),
@@ -59,14 +69,29 @@ def run_sweep(options: SweepOptions) -> int:
             retry=options.retry,
         )
         with Progress(sweep.look, sys.stdout, axes=axes) as progress:
-            summary = sweep.work(progress)
+            summary = sweep.work(progress, max_cells=options.max_cells)
     print(summary.in_words())
     if options.find_max_batch is not None:
         _, done = sweep.look()
         for found in largest_batch.findings(tasks, options.find_max_batch, done, axes):
             print(found.in_words(options.find_max_batch))
     print(f"python -m scaling report {options.out} writes the tables")
-    return 1 if any(summary.statuses.get(status) for status in FAILED) else 0
+    statuses = summary.statuses if options.max_cells is None else summary.own
+    return 1 if any(statuses.get(status) for status in FAILED) else 0
+
+
+def _watch(options: SweepOptions, tasks: Sequence[Task], axes: list[str]) -> int:
+    """Show a sweep that others work on, until all of it is done."""
+    sweep = Sweep(
+        folder=options.out,
+        agenda=_agenda(options, tasks),
+        limits=options.limits,
+        runner=lambda _: run_alone,
+    )
+    with Progress(sweep.look, sys.stdout, axes=axes) as progress:
+        while progress.looks_again():
+            time.sleep(LOOK_S)
+    return 0
 
 
 def _agenda(options: SweepOptions, tasks: Sequence[Task]) -> Agenda:
@@ -88,10 +113,15 @@ def _runners(folder: Path) -> Iterator[Any]:
 
 
 @contextlib.contextmanager
-def _stops_by_term() -> Iterator[None]:
-    """A SIGTERM stops as Ctrl-C does."""
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+def _stops_by_signals() -> Iterator[None]:
+    """What a batch system sends stops as Ctrl-C does."""
+
+    def stop(number: int, _: object) -> None:
+        raise StopAsked(signal.Signals(number).name)
+
+    before = {number: signal.signal(number, stop) for number in SIGNALS}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

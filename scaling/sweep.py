@@ -29,6 +29,7 @@ from scaling.tasks import Task
 from unitransformer.config import RunConfig
 from unitransformer.records import Record, Status, load_record, write_atomically
 from unitransformer.sealed import check_seals, read_json, seal
+from unitransformer.stop_signals import EXIT_CODE
 
 STUDY = "study.json"
 CELLS, CLAIMS = "cells", "claims"
@@ -62,14 +63,15 @@ class Summary:
     """What became of all cells, and what this process spent on them."""
 
     statuses: Mapping[str, int]
-    elsewhere: int  # claimed by other processes when this one had nothing left to do
+    own: Mapping[str, int]  # of those that this process has run
+    left: int  # for other processes, which have claimed them or will
     elapsed_s: float
     in_cells_s: float  # of `elapsed_s`, from start to end of cells
 
     def in_words(self) -> str:
         told = ", ".join(f"{count_} {status}" for status, count_ in self.statuses.items())
-        under_way = f", {self.elsewhere} under way elsewhere" if self.elsewhere else ""
-        return f"{count(sum(self.statuses.values()), 'cell')} finished ({told}){under_way}"
+        left = f", {self.left} left to other processes" if self.left else ""
+        return f"{count(sum(self.statuses.values()), 'cell')} finished ({told}){left}"
 
 
 # ---------------------------------------------------------------------------------- folder
@@ -167,26 +169,31 @@ class Sweep:
         self._since = _now()
         self._in_cells_s = 0.0
 
-    def work(self, watch: Watch) -> Summary:
-        """Finish all tasks that nobody else has claimed.
+    def work(self, watch: Watch, *, max_cells: int | None = None) -> Summary:
+        """Finish all tasks that nobody else has claimed, or so many of those that have to run.
 
         Raises:
             OSError: the disk is full or was made read-only; what is finished stays.
             KeyboardInterrupt: asked to stop; the cell under way is ended and not finished.
         """
         start_s = self.clock()
-        while claimed := self._claim():
+        own: list[Outcome] = []
+        while (max_cells is None or len(own) < max_cells) and (claimed := self._claim()):
             task, lock = claimed
             try:
                 watch.begins(task)
-                watch.ended(task, self._finish(task))
+                outcome = self._finish(task)
+                watch.ended(task, outcome)
             finally:
                 lock.release()
+            if outcome.started_at is not None:
+                own.append(outcome)
         tasks, done = self.look()
         statuses = Counter(outcome.status for outcome in done.values())
         return Summary(
             statuses=dict(sorted(statuses.items(), key=lambda item: (item[0] != "ok", item[0]))),
-            elsewhere=len(tasks) - len(done),
+            left=len(tasks) - len(done),
+            own=Counter(outcome.status for outcome in own),
             elapsed_s=self.clock() - start_s,
             in_cells_s=self._in_cells_s,
         )
@@ -352,7 +359,7 @@ def judge(
     return "preempted" if ended.exit_code in STOPPED else "crashed"
 
 
-STOPPED = (75, 128 + 2, 128 + 15, -2, -15)  # by SIGINT or SIGTERM, or saved and left
+STOPPED = (EXIT_CODE, 128 + 2, 128 + 15, -2, -15)  # by SIGINT or SIGTERM, or saved and left
 
 
 def kernel_kills(place: Path = Path("/proc/vmstat")) -> int:

@@ -33,6 +33,9 @@ class SweepOptions:
     retry: frozenset[str]
     find_max_batch: int | None
     is_dry: bool
+    is_list: bool
+    is_watch: bool
+    max_cells: int | None
     price_per_hour: float | None
 
 
@@ -62,6 +65,9 @@ def build_sweep_parser() -> jsonargparse.ArgumentParser:
     add("--memory-limit", type=str | None, default=None, help="of a cell, as 4GiB (Linux)")
     add("--recheck", type=float, default=0.1, help="share of inferred lacks of memory that is run")
     add("--find-max-batch", type=int | None, default=None, help="search the largest, up to this")
+    add("--max-cells", type=int | None, default=None, help="run so many and leave the rest")
+    add("--watch", action="store_true", help="show what other processes do with it; run nothing")
+    add("--list", action="store_true", help="print the command of every cell and stop")
     add("--dry-run", action="store_true", help="list cells, time, memory and stop")
     add("--price-per-hour", type=float | None, default=None, help="of a device, for --dry-run")
     return parser
@@ -76,7 +82,7 @@ def split_axes(
         ValueError: an option without a value, or given twice.
     """
     own_flags = {flag for action in parser._actions for flag in action.option_strings}
-    switches = {"--dry-run", "--help", "-h"}
+    switches = {"--dry-run", "--list", "--watch", "--help", "-h"}
     own: list[str] = []
     axes: dict[str, Values] = {}
     rest = list(words)
@@ -119,6 +125,8 @@ def read_sweep_options(given: Any, axes: dict[str, Values]) -> SweepOptions:
         if given.find_max_batch < 1:
             raise ValueError(f"find-max-batch is {given.find_max_batch}; it must be at least 1")
         check_start(study)
+    if given.max_cells is not None and given.max_cells < 1:
+        raise ValueError(f"max-cells is {given.max_cells}; it must be at least 1")
     name = Path(given.study).stem if given.study else "sweep"
     return SweepOptions(
         study=study,
@@ -127,6 +135,9 @@ def read_sweep_options(given: Any, axes: dict[str, Values]) -> SweepOptions:
         retry=retry,
         find_max_batch=given.find_max_batch,
         is_dry=given.dry_run,
+        is_list=given.list,
+        is_watch=given.watch,
+        max_cells=given.max_cells,
         price_per_hour=given.price_per_hour,
     )
 

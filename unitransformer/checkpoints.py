@@ -100,12 +100,6 @@ def check_same_run(told: Told, config: RunConfig, path: Path) -> None:
                 f"checkpoint {path} is of another run: {name} is {before.get(name)} there and "
                 f"{now.get(name)} here; give the same options, or start without --resume"
             )
-    done = len(told["loss"])
-    if done >= config.max_steps:
-        raise ValueError(
-            f"checkpoint {path} is at step {done} of max-steps {config.max_steps}: "
-            "nothing is left to do; raise --max-steps"
-        )
 
 
 # ---------------------------------------------------------------------------------- the files

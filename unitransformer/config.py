@@ -408,6 +408,12 @@ def _fits(hint: Any, value: Any) -> bool:
         return value in typing.get_args(hint)
     if origin in (Union, types.UnionType):
         return any(_fits(option, value) for option in typing.get_args(hint))
+    if origin is tuple:
+        if not isinstance(value, tuple):
+            return False
+        parts = typing.get_args(hint)
+        kinds = parts[:1] * len(value) if parts[-1] is ... else parts
+        return len(kinds) == len(value) and all(map(_fits, kinds, value))
     if hint is float:
         return isinstance(value, int | float) and not isinstance(value, bool)
     if hint is int:
@@ -422,6 +428,8 @@ def spelled(hint: Any) -> str:
     if typing.get_origin(hint) in (Union, types.UnionType):
         options = [option for option in typing.get_args(hint) if option is not types.NoneType]
         return " or ".join(map(spelled, options))
+    if typing.get_origin(hint) is tuple:
+        return "a list"
     return {int: "an integer", float: "a number", bool: "true or false", str: "text"}.get(
         hint, getattr(hint, "__name__", str(hint))
     )

@@ -6,6 +6,7 @@ chosen: two runs at once do not collide. They see the variables that `torchrun` 
 
 import contextlib
 import json
+import math
 import multiprocessing
 import os
 import signal
@@ -25,11 +26,12 @@ from torch._C._distributed_c10d import TCPStore
 
 from unitransformer.config import ParallelConfig
 from unitransformer.process_tree import die_with_parent
+from unitransformer.stop_signals import EXIT_CODE, SIGNALS
 
 RUN_ID = "unitransformer"  # of the ranks started here, in `TORCHELASTIC_RUN_ID`
 ERROR_FILE = "TORCHELASTIC_ERROR_FILE"  # where a rank says why it failed; torchrun reads it too
 GRACE_S = 4.0  # from the first failure until the others are killed
-PATIENCE_S = 15.0  # from a signal until ranks that do not end are killed
+PATIENCE_S = 15.0  # from Ctrl-C, or a second signal, until ranks that do not end are killed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +102,8 @@ def launch(
         fork: whether it is: on a CPU, where it saves every rank its imports.
 
     Returns:
-        0, or the first failure of a rank, or the number of the signal that ended all.
+        The first failure of a rank; or an exit code: 0, that of ranks which have saved and left
+        because a signal asked for it, or 128 and the number of the signal that ended them.
 
     Raises:
         ValueError: several nodes and no word where the first is.
@@ -201,7 +204,8 @@ def _fork(variables: Mapping[str, str], main: Callable[[], int], _: Sequence[str
 def _be_rank(variables: Mapping[str, str], main: Callable[[], int], parent: int) -> None:
     """What a forked process does."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_DFL)
     die_with_parent(parent)
     os.environ |= variables
     try:
@@ -229,33 +233,38 @@ def _start(variables: Mapping[str, str], _: Callable[[], int], command: Sequence
 
 def _watch(ranks: list[_Rank], caught: list[int]) -> Failure | int:
     """Wait until all have ended, or for a while after the first that has not ended well."""
-    deadline: float | None = None
-    forwarded = False
+    deadline = math.inf
+    num_forwarded = 0
     while alive := [rank for rank in ranks if rank.exit_code is None]:
         wait([rank.sentinel for rank in alive], timeout=0.1)
-        if caught and not forwarded:
-            forwarded = True
-            deadline = time.monotonic() + PATIENCE_S
+        for number in caught[num_forwarded:]:
+            num_forwarded += 1
+            # Saving takes its time: who cannot wait for it sends another signal, or kills.
+            if number == signal.SIGINT or num_forwarded > 1:
+                deadline = min(deadline, time.monotonic() + PATIENCE_S)
             for rank in alive:
                 with contextlib.suppress(ProcessLookupError):
-                    os.kill(rank.process.pid, caught[0])
-        if deadline is None and any(rank.exit_code for rank in ranks):
-            deadline = time.monotonic() + GRACE_S
-        if deadline is not None and time.monotonic() > deadline:
+                    os.kill(rank.process.pid, number)
+        if any(rank.exit_code not in (None, 0, EXIT_CODE) for rank in ranks):
+            deadline = min(deadline, time.monotonic() + GRACE_S)
+        if time.monotonic() > deadline:
             break
+    if {rank.exit_code for rank in ranks} == {EXIT_CODE}:
+        return EXIT_CODE
     failures = [failure for rank in ranks if (failure := _failure(rank)) is not None]
     if caught:
-        return caught[0]
+        return 128 + caught[0]
     return first_failure(failures) if failures else 0
 
 
 def _failure(rank: _Rank) -> Failure | None:
     """How a rank ended, if not well; None for one that still runs."""
     code = rank.exit_code
-    with contextlib.suppress(OSError, ValueError, KeyError):
-        return Failure(rank=rank.rank, **json.loads(rank.error_file.read_text())["failure"])
-    if not code:
+    if told_itself := _read_failure(rank.error_file, rank.rank):
+        return told_itself
+    if code in (None, 0, EXIT_CODE):
         return None
+    assert code is not None
     if code > 0:
         told = f"rank {rank.rank} ended with exit code {code} and said nothing"
         return Failure(rank=rank.rank, type="ExitCode", message=told, lines=[])
@@ -263,6 +272,18 @@ def _failure(rank: _Rank) -> Failure | None:
     why = ", as the system does when memory runs out" if -code == signal.SIGKILL else ""
     told = f"rank {rank.rank} was killed by {name}{why}"
     return Failure(rank=rank.rank, type=name, message=told, lines=[])
+
+
+def read_failures(folder: Path) -> list[Failure]:
+    """What ranks have left in the files `RANK.json` of a folder."""
+    files = [path for path in folder.glob("*.json") if path.stem.isdigit()]
+    return [told for path in files if (told := _read_failure(path, int(path.stem))) is not None]
+
+
+def _read_failure(path: Path, rank: int) -> Failure | None:
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        return Failure(rank=rank, **json.loads(path.read_text())["failure"])
+    return None
 
 
 def first_failure(failures: Sequence[Failure]) -> Failure:
@@ -289,7 +310,7 @@ def _kill(ranks: list[_Rank]) -> None:
 def _signals() -> Iterator[list[int]]:
     """The signals to stop that come meanwhile, in place of what they would do."""
     caught: list[int] = []
-    numbers = (signal.SIGINT, signal.SIGTERM)
+    numbers = (signal.SIGINT, *SIGNALS)
     before = {number: signal.signal(number, lambda n, _: caught.append(n)) for number in numbers}
     try:
         yield caught

@@ -82,9 +82,27 @@ def set_up_process(parallel: ParallelConfig, device: str) -> None:
 
 
 def adopt_launcher() -> None:
-    """Let a task of `srun` find the variables that `torchrun` would have set."""
-    if "RANK" in os.environ or not _is_srun_task():
+    """Let a task of `srun` find the variables that `torchrun` would have set.
+
+    Raises:
+        ValueError: a batch job of several tasks whose script has started this without `srun`, or
+            nodes with unequal numbers of tasks.
+    """
+    if "RANK" in os.environ:
         return
+    if not _is_srun_task():
+        tasks = int(os.environ.get("SLURM_NTASKS", 1))
+        if tasks > 1 and "SLURM_STEP_ID" not in os.environ and "SLURM_JOB_ID" in os.environ:
+            raise ValueError(
+                f"the job has {tasks} tasks and this is none of them: start it with srun, or "
+                "submit with --ntasks-per-node=1"
+            )
+        return
+    if "," in os.environ.get("SLURM_STEP_TASKS_PER_NODE", ""):
+        raise ValueError(
+            f"srun has started {os.environ['SLURM_STEP_TASKS_PER_NODE']} tasks on the nodes; give "
+            "each as many with --ntasks-per-node"
+        )
     number = int(os.environ["SLURM_JOB_ID"]) * 64 + int(os.environ["SLURM_STEP_ID"])
     nodes = os.environ["SLURM_STEP_NODELIST"]
     tasks = int(os.environ["SLURM_STEP_NUM_TASKS"])

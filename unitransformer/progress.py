@@ -1,7 +1,13 @@
-"""How a training run talks: a line every few steps, or a bar where somebody watches."""
+"""How a training run talks: a line every few steps, a bar where somebody watches, and a small file
+for those who look from elsewhere.
+"""
 
+import contextlib
+import json
 import statistics
+import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
@@ -9,8 +15,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from unitransformer.config import RunConfig
 from unitransformer.measuring.clock import StepClock
+from unitransformer.records import write_atomically
 from unitransformer.tasks import METRIC, UNIT, metric_in_words, metric_value, rate_in_words
 from unitransformer.training import TrainingModule
+
+PROGRESS = "progress.json"  # in the folder of a run
 
 
 class LogLines(pl.Callback):
@@ -18,10 +27,17 @@ class LogLines(pl.Callback):
 
     Args:
         say: takes a finished line; the lines are kept in `lines` whoever listens.
+        file: gets step, speed and time left with every line; None on all ranks but the first.
     """
 
-    def __init__(self, config: RunConfig, clock: StepClock, say: Callable[[str], None]) -> None:
-        self.config, self.clock, self.say = config, clock, say
+    def __init__(
+        self,
+        config: RunConfig,
+        clock: StepClock,
+        say: Callable[[str], None],
+        file: Path | None = None,
+    ) -> None:
+        self.config, self.clock, self.say, self.file = config, clock, say, file
         self.lines: list[str] = []
         self.newest = ""  # loss and speed alone: what a bar has room for
         self._last_step = 0
@@ -49,6 +65,7 @@ class LogLines(pl.Callback):
         unit = UNIT[self.config.recipe]
         rate = rate_in_words(self._units_per_step() / step_s, unit)
         self.newest = f"loss {figures['loss']:.4f}, {rate}"
+        self._tell(step, step_s, figures["loss"], rate)
         self._keep(
             f"step {step:>{len(str(self.config.max_steps))}}/{self.config.max_steps}"
             f" | loss {figures['loss']:8.4f}"
@@ -66,6 +83,20 @@ class LogLines(pl.Callback):
 
     def _units_per_step(self) -> int:
         return self.config.global_batch_size * self.config.tokens_per_sample
+
+    def _tell(self, step: int, step_s: float, loss: float, rate: str) -> None:
+        if self.file is None:
+            return
+        told = {
+            "step": step,
+            "max_steps": self.config.max_steps,
+            "loss": loss,
+            "rate": rate,
+            "left_s": (self.config.max_steps - step) * step_s,
+            "at_s": time.time(),
+        }
+        with contextlib.suppress(OSError):  # a full disk is told where something is lost by it
+            write_atomically(self.file, json.dumps(told).encode())
 
     def _keep(self, line: str) -> None:
         self.lines.append(line)

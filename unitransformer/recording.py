@@ -31,6 +31,7 @@ from unitransformer.records import (
     load_record,
     write_record,
 )
+from unitransformer.stop_signals import Stopped
 from unitransformer.summary import render_summary, summarise
 from unitransformer.tasks import METRIC, UNIT, metric_value
 from unitransformer.transformer import Transformer
@@ -266,7 +267,7 @@ def _status(error: BaseException | None) -> Status:
             return "ok"
         case torch.OutOfMemoryError() | MemoryError():
             return "oom"
-        case KeyboardInterrupt() | SystemExit():
+        case Stopped() | KeyboardInterrupt() | SystemExit():
             return "preempted"
         case _:
             return "crashed"

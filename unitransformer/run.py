@@ -5,6 +5,7 @@ import datetime
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
+from typing import Literal
 
 import lightning.pytorch as pl
 
@@ -30,11 +31,13 @@ from unitransformer.process import (
     process_rank,
     set_up_process,
 )
-from unitransformer.progress import Bar, LogLines, is_due
+from unitransformer.progress import PROGRESS, Bar, LogLines, is_due
 from unitransformer.recording import build_record, describe_code
 from unitransformer.records import Record, write_record
 from unitransformer.saving import Resume, SaveCheckpoints, sole_user
 from unitransformer.statistics.stopping import is_look
+from unitransformer.stop_signals import Stopped, StopSignals
+from unitransformer.stopping import AgreeToStop
 from unitransformer.training import TrainingModule, build_trainer
 from unitransformer.transformer import Transformer
 
@@ -59,6 +62,9 @@ class Outcome:
     data: DataModule
 
 
+Resuming = bool | Literal["auto"]
+
+
 class RunFailed(Exception):
     """Training began and did not end well; its cause is chained, its record written."""
 
@@ -68,7 +74,7 @@ def run(
     places: Places,
     *,
     command: str,
-    resume: bool = False,
+    resume: Resuming = False,
     say: Callable[[str], None] | None = None,
     show_bar: bool = False,
 ) -> Outcome:
@@ -76,15 +82,38 @@ def run(
 
     Args:
         command: what a person types to run this again; goes into the record.
-        resume: continue from the newest checkpoint of `places`.
+        resume: continue from the newest checkpoint of `places`; "auto": if there is one.
         say: takes each line for people, by default standard output; only rank 0 speaks.
         show_bar: a moving bar in place of the lines during training.
 
     Raises:
         ValueError: hardware, data or checkpoint that do not fit; nothing has been written.
         MemoryError, torch.OutOfMemoryError: there is not even room for the weights; the same.
-        RunFailed: from whatever stopped the training, after its record is written.
+        RunFailed: from whatever stopped the training, after its record is written; from `Stopped`
+            if that was a signal, which all ranks obey at the end of a step, when they have saved.
     """
+    with StopSignals() as signals:
+        return _run(
+            config,
+            places,
+            command=command,
+            resume=resume,
+            say=say or _say_at_once,
+            show_bar=show_bar,
+            signals=signals,
+        )
+
+
+def _run(
+    config: RunConfig,
+    places: Places,
+    *,
+    command: str,
+    resume: Resuming,
+    say: Callable[[str], None],
+    show_bar: bool,
+    signals: StopSignals,
+) -> Outcome:
     started: Record = {
         "command": command,
         "started_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -95,7 +124,7 @@ def run(
     config, _ = choose_strategy(config, device_memory_bytes(config.parallel, device))
     set_up_process(config.parallel, device)
     is_first = process_rank(config.parallel) == 0
-    say = (say or _say_at_once) if is_first else _say_nothing
+    say = say if is_first else _say_nothing
 
     checkpoint, told = _find_checkpoint(config, places.checkpoints, resume=resume)
     history = _history_of(told)
@@ -116,7 +145,12 @@ def run(
     module.validation = list(history.validation)
     clock = StepClock(on_gpu=device == "cuda")
     instruments = Instruments(config, first_step=module.first_step, trace_folder=places.trace)
-    lines = LogLines(config, clock, _say_nothing if show_bar else say)
+    lines = LogLines(
+        config,
+        clock,
+        _say_nothing if show_bar else say,
+        places.folder / PROGRESS if is_first else None,
+    )
     savers: list[pl.Callback] = []
     if places.checkpoints is not None:
         savers.append(
@@ -130,9 +164,10 @@ def run(
             )
         )
     others: list[pl.Callback] = [Bar(config, lines)] if show_bar and is_first else []
-    watchers: list[pl.Callback] = [instruments]
+    agreeing = AgreeToStop(signals)
+    watchers: list[pl.Callback] = [agreeing, instruments]
     if instruments.trace is not None:
-        watchers.insert(0, instruments.trace)
+        watchers.insert(1, instruments.trace)
     if config.until_interval is not None:
         watchers.append(UntilInterval(config.until_interval, clock, lambda: instruments.unsteady))
     if checkpoint is not None:
@@ -147,6 +182,7 @@ def run(
             lines,
             *savers,
             *others,
+            agreeing.asking,
             ClockStarts(clock, lambda step: _is_pause(config, instruments, step)),
         ],
         launch=len(history.launches),
@@ -161,11 +197,12 @@ def run(
         if is_first and places.checkpoints is not None:
             held.enter_context(sole_user(places.checkpoints))
         error = _fit(trainer, module, data)
-    if is_first or error is None:
+    is_together = error is None or isinstance(error, Stopped)
+    if is_first or is_together:
         reading = instruments.reading(trainer.strategy.root_device)
-        readings = gather(reading, module) if error is None else [reading]
+        readings = gather(reading, module) if is_together else [reading]
         try:
-            now = history_now(history, module, clock, is_whole=error is None)
+            now = history_now(history, module, clock, is_whole=is_together)
         except ClockError as disagreement:  # of all ranks alike: only the steps are not known
             now, error = history_now(history, module, clock, is_whole=False), disagreement
         error = find_fault(now) or error
@@ -220,10 +257,10 @@ def _say_nothing(_: str) -> None:
 
 
 def _find_checkpoint(
-    config: RunConfig, folder: Path | None, *, resume: bool
+    config: RunConfig, folder: Path | None, *, resume: Resuming
 ) -> tuple[Path | None, Told]:
     if folder is None:
-        if resume:
+        if resume is True:
             raise ValueError("resume: this run has no place for checkpoints; name one")
         return None, {}
     rank = process_rank(config.parallel)
@@ -236,11 +273,18 @@ def _find_checkpoint(
         return None, {}
     path = newest_checkpoint(folder)
     if path is None:
+        if resume == "auto":
+            return None, {}
         raise ValueError(
             f"checkpoint-dir {folder} holds no checkpoint to resume; run without --resume first"
         )
     told = read_told(path)
     check_same_run(told, config, path)
+    if resume is True and len(told["loss"]) >= config.max_steps:
+        raise ValueError(
+            f"checkpoint {path} is at step {len(told['loss'])} of max-steps {config.max_steps}: "
+            "nothing is left to do; raise --max-steps"
+        )
     check_files(path, part=rank, parts=config.parallel.world_size)
     return path, told
 

@@ -13,7 +13,6 @@ from lightning.fabric.plugins.environments.cluster_environment import ClusterEnv
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
-from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 
@@ -23,6 +22,7 @@ from unitransformer.compilation import compile_objective
 from unitransformer.config import RunConfig
 from unitransformer.fsdp1 import plain_name
 from unitransformer.objectives import Batch, Objective, Score
+from unitransformer.stop_signals import Stopped
 from unitransformer.strategies import build_strategy, clip_gradients, gather_network, shard
 from unitransformer.transformer import Transformer, Values
 from unitransformer.weights import read_weights
@@ -52,6 +52,8 @@ class TrainingModule(pl.LightningModule):
         self._num_micro_batches = 0
         self.first_step = 0  # optimizer steps done by earlier launches
         self.validation: list[dict[str, float]] = []  # of every launch
+        self.stop_signal = 0  # that all ranks obey at the end of this step
+        self._has_ended = False
         self._score: Score | None = None
         self._gathered: list[Transformer] = []  # no part of this module: one once trained, or none
 
@@ -74,8 +76,17 @@ class TrainingModule(pl.LightningModule):
             strategy = self.trainer.strategy
             shard(self.objective, self.config.parallel, strategy, self.first_values())
 
+    def on_train_batch_end(self, *args: Any) -> None:
+        if self.stop_signal:  # the callbacks have saved by now
+            raise Stopped(self.stop_signal, step=self.trainer.global_step)
+
+    def on_fit_end(self) -> None:
+        if not self._has_ended:  # nothing was left to train: the last launch ended too early
+            self.on_train_end()
+
     def on_train_end(self) -> None:
         # While everything is still in its place: Lightning takes it apart after this.
+        self._has_ended = True
         last = self.validation[-1]["step"] if self.validation else 0
         if last != self.trainer.global_step:
             self.trainer.validating = True
@@ -260,16 +271,13 @@ def build_trainer(
         use_distributed_sampler=False,  # Lightning's shuffles the training data by itself
         default_root_dir=run_dir,
     )
-    # Lightning's own asks all ranks in every micro-batch, and waits for the device each time.
+    # Lightning's own asks all ranks in every micro-batch, and waits for the device each time; its
+    # handler talks to other ranks, which may be waiting for this one. `stopping` does neither.
     loop: Any = trainer.fit_loop.epoch_loop
-    loop._broadcast_sigterm_tensor = lambda: _stop_if_asked(trainer)
+    loop._broadcast_sigterm_tensor = lambda: None
+    connector: Any = trainer._signal_connector
+    connector.register_signal_handlers = lambda: None
     return trainer
-
-
-def _stop_if_asked(trainer: pl.Trainer) -> None:
-    """A signal to end goes to every rank; each obeys at its next micro-batch."""
-    if trainer.received_sigterm:
-        raise SIGTERMException
 
 
 def _cluster() -> ClusterEnvironment:

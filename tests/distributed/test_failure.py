@@ -118,17 +118,16 @@ def test_ranks_end_with_the_process_that_started_them(tmp_path: Path) -> None:
     assert len(gone) == 2, left
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_to_the_command_ends_its_ranks(number: signal.Signals, tmp_path: Path) -> None:
+def test_ctrl_c_ends_the_ranks_at_once(tmp_path: Path) -> None:
     process = begin("gpt", tmp_path / "run", "--devices", "2", "--batch-size", "4", *MANY)
     wait_for_ranks(process, 2)
     wait_for_text(tmp_path / "run" / "output.log", "step ")
-    os.kill(process.pid or 0, number)
+    os.kill(process.pid or 0, signal.SIGINT)
     sent_at = time.monotonic()
     process.join(60)
     assert time.monotonic() - sent_at < LIMIT_S
-    assert process.exitcode == 128 + number
-    assert f"stopped by {number.name}" in (tmp_path / "run" / "output.log").read_text()
+    assert process.exitcode == 128 + signal.SIGINT
+    assert "stopped by SIGINT" in (tmp_path / "run" / "output.log").read_text()
 
 
 def test_two_runs_at_once_do_not_collide(tmp_path: Path) -> None:

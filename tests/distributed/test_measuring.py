@@ -86,7 +86,7 @@ def test_a_signal_to_a_repeated_run_reaches_the_launch_and_its_record(
     os.kill(process.pid, number)
     process.stdout.read()
     process.stdout.close()
-    assert process.wait(60) == 128 + number
+    assert process.wait(60) == {signal.SIGINT: 130, signal.SIGTERM: 75}[number]
     psutil.wait_procs([launch], timeout=10)
     assert not launch.is_running()
     (path,) = (tmp_path / "runs").glob("*/*.json")

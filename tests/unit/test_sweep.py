@@ -117,7 +117,7 @@ def test_a_lack_of_memory_settles_all_that_needs_more(tmp_path: Path) -> None:
     summary, straw = work(tmp_path / "s", tasks)
     # 32-true fits up to 16, bf16-true up to 32.
     assert summary.statuses == {"ok": 5, "oom": 2, "oom-inferred": 3}
-    assert summary.elsewhere == 0
+    assert summary.left == 0
     sizes = {task.name: task.config.batch_size for task in tasks if task.config}
     assert sorted(sizes[name] for name in straw.runs) == [8, 8, 16, 16, 32, 32, 64]
 
@@ -186,8 +186,8 @@ def test_a_cell_that_another_process_holds_is_left_to_it(tmp_path: Path) -> None
     with FileLock(claims / f"{tasks[0].name}.lock"):
         summary, straw = work(tmp_path / "s", tasks)
     assert tasks[0].name not in straw.runs
-    assert summary.elsewhere == 1
-    assert "1 under way elsewhere" in summary.in_words()
+    assert summary.left == 1
+    assert "1 left to other processes" in summary.in_words()
 
 
 def test_what_a_recipe_refuses_is_told_and_not_run(tmp_path: Path) -> None:

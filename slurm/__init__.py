@@ -1,0 +1,1 @@
+"""Batch jobs under SLURM: submitted, run, survived, told. Nothing here imports torch."""

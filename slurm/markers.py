@@ -1,0 +1,64 @@
+"""What a job leaves in its folder, so that others need not ask SLURM.
+
+submitted.json     what was asked for, by whoever submitted it
+job.sbatch         the script: `sbatch job.sbatch` goes on in the same folder
+attempt-0.json     each start of the job: its nodes, how it ended and why
+run-1/             the run itself: record, checkpoints, logs, progress.json
+task-3/            the same of one task of an array
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Literal
+
+from unitransformer.records import write_atomically
+
+SUBMITTED, SCRIPT, RUN = "submitted.json", "job.sbatch", "run-1"
+Outcome = Literal["running", "done", "stopped", "failed", "refused"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attempt:
+    """One start of a job, or of a task of an array."""
+
+    job: str
+    restart: int
+    nodes: str
+    started_at: str
+    outcome: Outcome = "running"
+    reason: str = ""  # in words
+    is_requeued: bool = False
+
+
+def write_attempt(folder: Path, attempt: Attempt) -> None:
+    """Whole or not at all; raises OSError."""
+    path = folder / f"attempt-{attempt.restart}.json"
+    write_atomically(path, json.dumps(asdict(attempt), indent=1).encode())
+
+
+def last_attempt(folder: Path) -> Attempt | None:
+    """The newest that can be read."""
+    found = [read_json(path) for path in folder.glob("attempt-*.json")]
+    names = {item.name for item in fields(Attempt)}
+    attempts = [Attempt(**each) for each in found if each is not None and each.keys() == names]
+    return max(attempts, key=lambda attempt: attempt.started_at, default=None)
+
+
+def find_record(run: Path) -> Mapping[str, Any] | None:
+    """The record in the folder of a run: what it says is believed, exit codes are not."""
+    for path in sorted(run.glob("*-1.json")):
+        record = read_json(path)
+        if record is not None and "status" in record:
+            return record
+    return None
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """None if it is not there, or no object."""
+    try:
+        value = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return None
+    return value if isinstance(value, dict) else None

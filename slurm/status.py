@@ -1,0 +1,234 @@
+"""`python -m slurm.status DIR`: folders of jobs in, a table of what became of them out.
+
+What the queue does not know any more is told by what the jobs left in their folders; sacct is not
+asked. 0 whatever the jobs did | 2 bad usage.
+"""
+
+import math
+import sys
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jsonargparse
+from tabulate import tabulate
+
+from slurm import queue
+from slurm.job import option_of
+from slurm.markers import RUN, SUBMITTED, Attempt, find_record, last_attempt, read_json
+from slurm.queue import Queued
+
+DEPTH = 3  # folders below the one that is named
+QUIET_S = 600.0  # without a line from a running job, which is then said
+
+
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    """A job, or a task of an array, as a person wants to see it."""
+
+    job: str
+    name: str
+    state: str
+    step: str = ""
+    speed: str = ""
+    left: str = ""
+    starts: int = 0
+    why: str = ""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Look and print; returns the exit code."""
+    parser = jsonargparse.ArgumentParser(
+        prog="python -m slurm.status",
+        description="What is queued, running, done and failed of the jobs in a folder, and why.",
+        exit_on_error=False,
+    )
+    parser.add_argument("folder", type=Path, metavar="DIR", help="of one job, or of several")
+    try:
+        folder = parser.parse_args(sys.argv[1:] if argv is None else list(argv)).folder
+        print(report(folder))
+        return 0
+    except jsonargparse.ArgumentError as error:
+        told = "no folder given: python -m slurm.status runs/slurm"
+        is_missing = "required" in str(error)
+        return _fail(told if is_missing else str(error))
+    except ValueError as error:
+        return _fail(str(error))
+
+
+def report(folder: Path, now_s: float | None = None) -> str:
+    """The table of all jobs at or below `folder`.
+
+    Raises:
+        ValueError: there is no such folder, or no job in it.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is not a folder; name that of a job, or of several")
+    jobs = find_jobs(folder)
+    if not jobs:
+        raise ValueError(f"{folder} holds no jobs; slurm.submit says where it puts them")
+    note = ""
+    try:
+        queued = queue.list_queue()
+    except (ValueError, RuntimeError) as error:
+        queued, note = [], f"\nthe queue is not known ({error}): states are those last written"
+    lines = [
+        line
+        for each in jobs
+        for line in describe(each, queued, knows_queue=not note, now_s=now_s or time.time())
+    ]
+    rows = [
+        [line.job, line.name, line.state, line.step, line.speed, line.left, line.starts, line.why]
+        for line in lines
+    ]
+    headers = ["job", "name", "state", "step", "speed", "left", "starts", "why"]
+    return tabulate(rows, headers, disable_numparse=True) + note
+
+
+def find_jobs(folder: Path) -> list[Path]:
+    """Folders of jobs, by name; those of an array's tasks belong to the array."""
+    found = []
+    for path in [folder, *(p for depth in range(1, DEPTH + 1) for p in folder.glob("*/" * depth))]:
+        is_job = (path / SUBMITTED).exists() or any(path.glob("attempt-*.json"))
+        is_array = any(path.glob("task-*/attempt-*.json"))
+        if (is_job or is_array) and not path.name.startswith("task-"):
+            found.append(path)
+    return sorted(set(found))
+
+
+def describe(
+    folder: Path, queued: Sequence[Queued], *, knows_queue: bool, now_s: float
+) -> list[Line]:
+    """A line for the job of `folder`, or for each task of its array."""
+    submitted = read_json(folder / SUBMITTED) or {}
+    tasks = sorted(folder.glob("task-*"), key=lambda path: int(path.name.removeprefix("task-")))
+    name = str(submitted.get("name", folder.name))
+    if not tasks and submitted.get("array") is None:
+        attempt = last_attempt(folder)
+        job = str(submitted.get("job") or (attempt and attempt.job) or "?")
+        own = [row for row in queued if row.job == job]
+        return [_line(folder, job, name, attempt, own, knows_queue=knows_queue, now_s=now_s)]
+    array = str(submitted.get("job", "?"))
+    lines = [_summary(folder, submitted, array, name, queued)]
+    for task in tasks:
+        number = task.name.removeprefix("task-")
+        attempt = last_attempt(task)
+        ids = {row.array for row in queued if attempt and row.job == attempt.job} | {array}
+        own = [row for row in queued if row.array in ids and row.task == number]
+        line = _line(
+            task, f"{array}_{number}", name, attempt, own, knows_queue=knows_queue, now_s=now_s
+        )
+        if line.state != "done":
+            lines.append(line)
+    return lines
+
+
+def _summary(
+    folder: Path, submitted: Mapping[str, Any], array: str, name: str, queued: Sequence[Queued]
+) -> Line:
+    """The line of a whole array."""
+    own = [row for row in queued if row.array == array]
+    outcomes = Counter(
+        attempt.outcome for path in folder.glob("task-*") if (attempt := last_attempt(path))
+    )
+    told = [f"{number} {outcome}" for outcome, number in sorted(outcomes.items())]
+    state = "queued" if own and not outcomes else "running" if own else "ended"
+    cells = _cells(submitted)
+    return Line(
+        job=array,
+        name=name,
+        state=state,
+        step=cells,
+        why=f"tasks {submitted.get('array', '?')}: {', '.join(told) or 'none has started'}",
+    )
+
+
+def _cells(submitted: Mapping[str, Any]) -> str:
+    """How many cells of a sweep have ended, and how."""
+    if submitted.get("target") != "sweep":
+        return ""
+    arguments = [str(word) for word in submitted.get("arguments", [])]
+    study = arguments[0] if arguments and not arguments[0].startswith("--") else "sweep"
+    out = option_of(arguments, "--out") or f"sweeps/{Path(study).stem}"
+    place = Path(str(submitted.get("directory", "."))) / out / "cells"
+    found = [read_json(path) or {} for path in place.glob("*/outcome.json")]
+    statuses = Counter(str(outcome.get("status", "damaged")) for outcome in found)
+    told = ", ".join(f"{number} {status}" for status, number in sorted(statuses.items()))
+    return f"{len(found)} cells" + (f" ({told})" if told else "")
+
+
+def _line(
+    folder: Path,
+    job: str,
+    name: str,
+    attempt: Attempt | None,
+    own: Sequence[Queued],
+    *,
+    knows_queue: bool,
+    now_s: float,
+) -> Line:
+    starts = len(list(folder.glob("attempt-*.json")))
+    state, why = _state(attempt, own, knows_queue=knows_queue)
+    step, speed, left = _progress(folder / RUN, state)
+    if state == "running":
+        told = read_json(folder / RUN / "progress.json") or {}
+        quiet_s = now_s - float(told.get("at_s", now_s))
+        if quiet_s > QUIET_S:
+            why = f"nothing said for {_clock(quiet_s)}"
+        elif own:
+            why = f"{own[0].left} until its time limit"
+    return Line(
+        job=job, name=name, state=state, step=step, speed=speed, left=left, starts=starts, why=why
+    )
+
+
+def _state(attempt: Attempt | None, own: Sequence[Queued], *, knows_queue: bool) -> tuple[str, str]:
+    """What a job does, and why; the queue knows better than what was written last."""
+    if own:
+        before = f"; before: {attempt.reason}" if attempt and attempt.reason else ""
+        row = own[0]
+        match row.state:
+            case "PENDING" | "REQUEUED" | "REQUEUE_HOLD":
+                return "queued", f"{row.why}{before}"
+            case "RUNNING" | "SUSPENDED" | "CONFIGURING":
+                return "running", ""
+            case "COMPLETING" if attempt is None or attempt.outcome == "running":
+                return "ending", before.removeprefix("; ")
+    if attempt is None:
+        return "gone", "it left the queue without a start" if knows_queue else "not started"
+    if attempt.outcome == "running" and knows_queue:
+        return (
+            "lost",
+            f"it left the queue without a word: killed, or a node failed ({attempt.nodes})",
+        )
+    return attempt.outcome, attempt.reason
+
+
+def _progress(run: Path, state: str) -> tuple[str, str, str]:
+    told = read_json(run / "progress.json")
+    if told is None:
+        return "", "", ""
+    record = find_record(run) or {}
+    if state == "done" or record.get("status") == "ok":
+        return f"{told['max_steps']}/{told['max_steps']}", str(told["rate"]), ""
+    left = _clock(float(told["left_s"])) if state == "running" else ""
+    return f"{told['step']}/{told['max_steps']}", str(told["rate"]), left
+
+
+def _clock(seconds: float) -> str:
+    """Hours, minutes and seconds as SLURM writes them."""
+    minutes, rest = divmod(math.ceil(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def _fail(message: str) -> int:
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

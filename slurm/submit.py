@@ -1,0 +1,290 @@
+"""`python -m slurm.submit`: options in, a batch job in the queue out; nothing heavy is imported.
+
+    python -m slurm.submit recipes.gpt --nodes 2 --devices 8 -- --size 1.3b --max-steps 5000
+    python -m slurm.submit sweep node-8 --max-parallel 4 -- --retry oom
+
+0 submitted | 2 refused, by us or by SLURM, before anything is queued or written.
+"""
+
+import datetime
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import jsonargparse
+
+from slurm import queue
+from slurm.clusters import ANY, CLUSTERS, load_cluster
+from slurm.job import option_of
+from slurm.markers import SCRIPT, SUBMITTED
+from slurm.script import Job, render
+from unitransformer.nearest import nearest
+from unitransformer.places import why_closed
+from unitransformer.records import write_atomically
+
+TARGETS = ("recipes.gpt", "recipes.bert", "recipes.vit", "sweep")
+DEVICES = 8
+MAX_PARALLEL = 8
+MAX_ARRAY = 1000  # tasks that most clusters take in one array
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What was asked for, checked as far as it can be without SLURM."""
+
+    job: Job
+    is_dry: bool
+    is_test: bool
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Check, show or submit; returns the exit code."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        request = read_request(words)
+        script = render(request.job)
+        if request.is_dry:
+            print(script, end="")
+            return 0
+        _check_by_slurm(script)
+        if request.is_test:
+            print("SLURM would take this job")
+            return 0
+        print(submit(request.job, script))
+        return 0
+    except jsonargparse.ArgumentError as error:
+        return _fail(_in_one_line(str(error)))
+    except (ValueError, OSError, RuntimeError) as error:
+        return _fail(str(error))
+
+
+def build_parser() -> jsonargparse.ArgumentParser:
+    parser = jsonargparse.ArgumentParser(
+        prog="python -m slurm.submit",
+        usage="python -m slurm.submit TARGET [STUDY] [options] -- [options of the recipe or sweep]",
+        description="Submit a batch job: checked here, shown by --dry-run, checked by SLURM, then "
+        "queued. What is not said is the cluster's own default, or that of --cluster.",
+        exit_on_error=False,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("target", type=str, metavar="TARGET", help=f"one of {', '.join(TARGETS)}")
+    add("study", nargs="?", type=str | None, default=None, help="of a sweep: its name or YAML file")
+    add("--nodes", type=int, default=1, help="machines")
+    add("--devices", type=int | None, default=None, help=f"GPUs and ranks a node; else {DEVICES}")
+    add("--time", type=str | None, default=None, help="limit, as 2:00:00 or 1-12:00:00")
+    for name in ("partition", "account", "qos"):
+        add(f"--{name}", type=str | None, default=None, help="of the cluster")
+    add("--gpu-type", type=str | None, default=None, help="as h200")
+    add("--exclude", type=str | None, default=None, help="nodes, as node3 or node[3-5]")
+    add("--dependency", type=str | None, default=None, help="as afterok:1234 or singleton")
+    add(
+        "--array",
+        type=str | None,
+        default=None,
+        help="as 0-9%%2: the same once a task; %%a in an option becomes its number",
+    )
+    add("--max-parallel", type=int, default=MAX_PARALLEL, help="tasks of a sweep at once")
+    add("--name", type=str | None, default=None, help="of the job; by default its target's")
+    add("--folder", type=Path | None, default=None, help="of log, markers and results")
+    add("--cluster", type=str | None, default=None, help="a table of --clusters")
+    add("--clusters", type=Path, default=CLUSTERS, help="TOML file of clusters")
+    add("--no-requeue", action="store_true", help="never queued again: it saves and says how")
+    add("--dry-run", action="store_true", help="print the script and stop")
+    add("--test-only", action="store_true", help="let SLURM check the script and stop")
+    return parser
+
+
+def read_request(words: Sequence[str]) -> Request:
+    """Raises ValueError naming option, value and fix; ArgumentError for one that is misspelt."""
+    end = words.index("--") if "--" in words else len(words)
+    given = build_parser().parse_args(list(words[:end]))
+    arguments = list(words[end + 1 :])
+    if given.target not in TARGETS:
+        raise ValueError(f"target is {given.target}; {nearest(given.target, TARGETS)}")
+    is_sweep = given.target == "sweep"
+    if given.study is not None and not is_sweep:
+        raise ValueError(
+            f"{given.study} comes before --; options of the recipe come after it, as -- --seed 1"
+        )
+    for flag in ("--devices", "--num-nodes", "--resume") if not is_sweep else ():
+        if any(word.partition("=")[0] == flag for word in arguments):
+            fix = {"--num-nodes": "give --nodes before --", "--resume": "leave it out: a job does"}
+            raise ValueError(
+                f"{flag} after --: {fix.get(flag, 'give it before --')}; the job's shape decides"
+            )
+    cluster = ANY if given.cluster is None else load_cluster(given.cluster, given.clusters)
+    own = {name: getattr(cluster, name) for name in ("time", "partition", "account", "qos")}
+    own |= {"gpu_type": cluster.gpu_type, "devices": cluster.devices or DEVICES}
+    asked = {name: getattr(given, name) for name in (*own, "exclude", "dependency", "array")}
+    own |= {name: value for name, value in asked.items() if value is not None}
+    study = Path(given.study).stem if given.study else "sweep"
+    name = given.name or (f"sweep-{study}" if is_sweep else given.target.removeprefix("recipes."))
+    job = Job(
+        target=given.target,
+        arguments=[given.study, *arguments] if given.study else arguments,
+        name=name,
+        folder=str((given.folder or _free_folder(name)).absolute()),
+        directory=os.getcwd(),
+        python=sys.executable if cluster.container or not cluster.python else cluster.python,
+        nodes=given.nodes,
+        tasks=1 if is_sweep else None,
+        on_gpus=option_of(arguments, "--accelerator") != "cpu",
+        requeue=not given.no_requeue,
+        cluster=cluster,
+        **own,
+    )
+    if closed := why_closed(Path(job.folder)):
+        there, why = closed
+        raise ValueError(f"folder {job.folder}: {there} cannot be written ({why}); choose another")
+    if is_sweep:
+        job = _as_array(job, given.max_parallel)
+    else:
+        _check_recipes([(given.target.removeprefix("recipes."), arguments)], job)
+    return Request(job=job, is_dry=given.dry_run, is_test=given.test_only)
+
+
+def _free_folder(name: str) -> Path:
+    now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+    return Path("runs/slurm") / f"{name}-{now}"
+
+
+def _as_array(job: Job, max_parallel: int) -> Job:
+    """A sweep's job with a task for every cell, at most `max_parallel` of them at once."""
+    if job.nodes != 1:
+        raise ValueError(f"nodes is {job.nodes}; a sweep's cells run on one node each")
+    if job.array is not None:
+        raise ValueError(f"array is {job.array}; a sweep has a task for every cell: leave it out")
+    if max_parallel < 1:
+        raise ValueError(f"max-parallel is {max_parallel}; it must be at least 1")
+    commands = _ask("scaling", ["sweep", *job.arguments, "--list"]).splitlines()
+    cells = [shlex.split(command) for command in commands]
+    # python -m recipes.gpt --batch-size 8 ...
+    _check_recipes([(words[2].removeprefix("recipes."), words[3:]) for words in cells], job)
+    tasks = min(len(cells), MAX_ARRAY)  # each task of a longer sweep takes several
+    return replace(job, array=f"0-{tasks - 1}%{max_parallel}")
+
+
+def _check_recipes(commands: Sequence[tuple[str, Sequence[str]]], job: Job) -> None:
+    """Raises ValueError for options that the recipes do not take, in their words."""
+    shape = {} if job.target == "sweep" else {"devices": job.devices, "num_nodes": job.nodes}
+    first = re.split("[-,%]", job.array)[0] if job.array else ""
+    questions = [
+        {
+            "recipe": recipe,
+            "arguments": [word.replace("%a", first) if first else word for word in arguments],
+            "check": shape,
+        }
+        for recipe, arguments in commands
+    ]
+    asked = "".join(f"{json.dumps(question)}\n" for question in questions)
+    for (recipe, _), line in zip(
+        commands, _ask("recipes.plan", [], asked).splitlines(), strict=True
+    ):
+        answer: dict[str, Any] = json.loads(line)
+        # A sweep shows what its cells refuse; what cannot be read at all is a mistake.
+        wrong = answer.get("misread") or (answer.get("refused") if shape else None)
+        if wrong:
+            raise ValueError(f"recipe {recipe}: {wrong}")
+
+
+def _ask(module: str, arguments: Sequence[str], asked: str = "") -> str:
+    """What a module of ours prints; raises ValueError in its words if it refuses."""
+    done = subprocess.run(
+        [sys.executable, "-m", module, *arguments], input=asked, capture_output=True, text=True
+    )
+    if done.returncode:
+        lines = done.stderr.strip().splitlines() or [f"{module} ended with {done.returncode}"]
+        raise ValueError(lines[-1].removeprefix("error: "))
+    return done.stdout
+
+
+def _check_by_slurm(script: str) -> None:
+    """Raises ValueError for what no node or partition of this cluster can ever give."""
+    done = _sbatch(["--test-only"], script)
+    if done.returncode:
+        raise ValueError(f"SLURM refuses this job: {queue.said(done)}")
+
+
+def _sbatch(options: Sequence[str], script: str) -> "subprocess.CompletedProcess[str]":
+    # Options of a job that this may run in would come before those of the script.
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("SBATCH_")}
+    try:
+        return subprocess.run(
+            ["sbatch", *options], input=script, capture_output=True, text=True, env=clean
+        )
+    except FileNotFoundError:
+        raise ValueError(
+            "sbatch is not installed here; submit on a node that has SLURM, or add --dry-run"
+        ) from None
+
+
+def submit(job: Job, script: str) -> str:
+    """Queue the job; what a person wants to know of it.
+
+    Raises:
+        ValueError: SLURM does not take it; nothing is left behind.
+        OSError: its folder cannot be written.
+    """
+    folder = Path(job.folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / SCRIPT, script.encode())
+    done = _sbatch(["--parsable"], script)
+    if done.returncode:
+        (folder / SCRIPT).unlink()
+        if not any(folder.iterdir()):
+            folder.rmdir()
+        raise ValueError(f"SLURM refuses this job: {queue.said(done)}")
+    number = done.stdout.strip().split(";")[0]
+    told = {
+        "job": number,
+        "name": job.name,
+        "target": job.target,
+        "arguments": list(job.arguments),
+        "nodes": job.nodes,
+        "devices": job.devices,
+        "array": job.array,
+        "directory": job.directory,
+        "submitted_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+    write_atomically(folder / SUBMITTED, json.dumps(told, indent=1).encode())
+    log = folder / f"{job.name}-{number}{'_TASK' if job.array else ''}.log"
+    return "\n".join(
+        (
+            f"job     {number}" + (f", tasks {job.array}" if job.array else ""),
+            f"log     {log}",
+            f"follow  tail -F {shlex.quote(str(log))}",
+            f"status  python -m slurm.status {shlex.quote(job.folder)}",
+            f"cancel  scancel {number}",
+        )
+    )
+
+
+def _in_one_line(message: str) -> str:
+    if unknown := re.search(r"[Uu]nrecognized arguments: (\S+)", message):
+        flags = [flag for action in build_parser()._actions for flag in action.option_strings]
+        cure = nearest(unknown[1], flags, otherwise="--help lists them")
+        return f"{unknown[1]} is not an option; {cure}; options of the recipe come after --"
+    key = re.search(r'[Pp]arser key "([^"]+)"', message)
+    value = re.search(r"(?:Given value|Got value): (.*)", message)
+    if key and value:
+        return f"{key[1]} is {value[1].strip()!r}; --help says what it takes"
+    if "target" in message:
+        return f"no target given; choose one of {', '.join(TARGETS)}"
+    return " ".join(message.split())
+
+
+def _fail(message: str) -> int:
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,93 @@
+"""A signal stops all ranks at the end of one step, saved; the run goes on as if nothing was."""
+
+import os
+import random
+import signal
+import time
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+
+from tests.distributed.launching import begin, load, train
+from tests.distributed.test_failure import wait_for_ranks, wait_for_text
+from unitransformer.checkpoints import list_checkpoints
+from unitransformer.stop_signals import EXIT_CODE, SIGNALS
+from unitransformer.training import TrainingModule
+
+STEPS = 40
+TWO = ("--devices", "2", "--batch-size", "4", "--max-steps", str(STEPS), "--log-every", "1")
+NOT_VALIDATED = ("--validate-every", str(STEPS))
+SENT = 50
+
+
+def slow_rank() -> None:
+    """Rank 1 takes longer over every step: rank 0 is nearly always waiting for it."""
+    original = TrainingModule.training_step
+
+    def training_step(self: TrainingModule, *arguments: object) -> torch.Tensor:
+        time.sleep(0.03 if self.global_rank == 1 else 0.01)
+        return original(self, *arguments)  # type: ignore[arg-type]
+
+    TrainingModule.training_step = training_step  # type: ignore[method-assign,assignment]
+
+
+def go_on(process: BaseProcess, folder: Path, *, until: str) -> list[psutil.Process]:
+    ranks = wait_for_ranks(process, 2)
+    wait_for_text(folder / "output.log", until)
+    return ranks
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp", "zero2"])
+def test_a_stopped_run_goes_on_as_if_nothing_was(strategy: str, tmp_path: Path) -> None:
+    options = (*TWO, *NOT_VALIDATED, "--strategy", strategy)
+    whole = train("gpt", tmp_path / "whole", *options)
+    places = ("--checkpoint-dir", str(tmp_path / "kept"), "--resume", "auto")
+    process = begin("gpt", tmp_path / "run", *options, *places, fault=slow_rank)
+    go_on(process, tmp_path / "run", until="step  5/")
+    os.kill(process.pid or 0, signal.SIGUSR1)
+    process.join(60)
+    assert process.exitcode == EXIT_CODE
+    record = load(tmp_path / "run")
+    assert record["status"] == "preempted"
+    done = len(record["loss"])
+    assert 5 <= done < STEPS
+    assert record["error"]["message"] == f"stopped by SIGUSR1 after step {done}"
+    assert [path.name for path in list_checkpoints(tmp_path / "kept")] == [f"step-{done:08d}"]
+    assert "go on with the same command and --resume" in (tmp_path / "run/output.log").read_text()
+    again = train("gpt", tmp_path / "run", *options, *places)
+    assert again["status"] == "ok"
+    assert again["launches"] == [0, done]
+    assert again["loss"] == whole["loss"]
+
+
+def test_fifty_signals_at_random_moments_with_a_slow_rank_stop_every_time(tmp_path: Path) -> None:
+    """One run that is stopped and goes on, again and again: by any signal, to any of its ranks or
+    to all, at any moment of a step, twice at times."""
+    drawn = random.Random(0)
+    steps = str(100 * SENT)
+    options = ("--devices", "2", "--batch-size", "4", "--max-steps", steps, "--log-every", "1")
+    options += ("--validate-every", steps, "--resume", "auto")
+    kept, last = tmp_path / "kept", 0
+    for number in range(SENT):
+        folder = tmp_path / f"run-{number}"
+        process = begin("gpt", folder, *options, "--checkpoint-dir", str(kept), fault=slow_rank)
+        ranks = go_on(process, folder, until="| loss")
+        time.sleep(drawn.uniform(0, 0.15))
+        targets = drawn.choice(
+            [[process.pid], [ranks[0].pid], [ranks[1].pid], [r.pid for r in ranks]]
+        )
+        for target in targets:
+            os.kill(target or 0, drawn.choice(SIGNALS))
+            time.sleep(drawn.choice((0, 0, 0.02)))
+        process.join(30)
+        assert process.exitcode == EXIT_CODE, f"{number}: {(folder / 'output.log').read_text()}"
+        (newest,) = list_checkpoints(kept)
+        step = int(newest.name.removeprefix("step-"))
+        assert step > last
+        last = step
+    record = load(tmp_path / f"run-{SENT - 1}")
+    assert len(record["loss"]) == last
+    assert len(record["launches"]) == SENT

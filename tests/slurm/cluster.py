@@ -1,0 +1,308 @@
+"""A real SLURM on this machine: two nodes with fake GPUs, each with a host name and processes of
+its own, one controller, munge. Everything lies in one folder and ends with this process.
+"""
+
+import contextlib
+import getpass
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+NODES = ("node1", "node2")
+GPUS = 8
+PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "unshare", "setpriv")
+INSTALL = "apt-get install -y --no-install-recommends slurmctld slurmd slurm-client munge"
+GRACE_S = 20  # from a preemption's TERM until its KILL
+
+CONFIG = """
+ClusterName=test
+SlurmctldHost={host}(127.0.0.1)
+SlurmctldPort={ports[0]}
+SlurmUser={user}
+SlurmdUser={user}
+AuthType=auth/munge
+AuthInfo=socket={root}/run/munge.socket,cred_expire=5
+CredType=cred/munge
+StateSaveLocation={root}/state
+SlurmdSpoolDir={root}/spool/%n
+SlurmctldPidFile={root}/run/slurmctld.pid
+SlurmdPidFile={root}/run/slurmd.%n.pid
+SlurmctldLogFile={root}/log/slurmctld.log
+SlurmdLogFile={root}/log/slurmd.%n.log
+PlugStackConfig={root}/etc/plugstack.conf
+MailProg=/bin/true
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+JobAcctGatherType=jobacct_gather/none
+MpiDefault=none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_Core
+SlurmdParameters=config_overrides
+SchedulerParameters=batch_sched_delay=0,sched_min_interval=0,sched_interval=1,bf_interval=1
+ReturnToService=2
+KillWait=15
+EnforcePartLimits=ALL
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+GresTypes=gpu
+{nodes}
+PartitionName=DEFAULT Nodes=ALL MaxTime=1:00:00 State=UP
+PartitionName=test Default=YES PriorityTier=5 PreemptMode=OFF
+PartitionName=low PriorityTier=1 GraceTime={grace} PreemptMode=REQUEUE
+PartitionName=high PriorityTier=9 PreemptMode=OFF
+"""
+NODE = (
+    "NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs=16 Boards=1 "
+    "SocketsPerBoard=1 CoresPerSocket=16 ThreadsPerCore=1 RealMemory=4000 Gres=gpu:h200:8 "
+    "State=UNKNOWN"
+)
+
+
+def missing() -> str | None:
+    """Why there can be no SLURM here, with the line that installs it; None if there can."""
+    absent = [name for name in PROGRAMS if shutil.which(name, path=_path()) is None]
+    if absent:
+        return f"{', '.join(absent)} not installed: {INSTALL}"
+    if os.geteuid() != 0:
+        return "a SLURM with several nodes on one machine needs root, for its namespaces"
+    probe = subprocess.run(["unshare", "--uts", "--mount", "--pid", "--fork", "true"])
+    return "namespaces are not allowed here" if probe.returncode else None
+
+
+def _path() -> str:
+    return f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
+
+
+class Cluster:
+    """Boots in a tenth of a second; `variables` let SLURM's commands find it."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.variables = {"SLURM_CONF": str(root / "etc/slurm.conf"), "PATH": _path()}
+        self._daemons: dict[str, subprocess.Popen[bytes]] = {}
+        self._ports = _free_ports(1 + len(NODES))
+
+    def start(self) -> None:
+        for name in ("etc", "run", "log", "state", "spool", "dev", *(f"spool/{n}" for n in NODES)):
+            (self.root / name).mkdir(parents=True)
+        self.root.chmod(0o755)
+        self._configure()
+        self._begin("munged", *self._munged())
+        until(lambda: (self.root / "run/munge.socket").is_socket(), "munge answers")
+        self._begin("slurmctld", "slurmctld", "-D", "-f", self.variables["SLURM_CONF"])
+        for name in NODES:
+            self.start_node(name)
+        until(lambda: _listens(self._ports[0]), "slurmctld answers")
+        until(lambda: self.idle() == len(NODES), "the nodes are idle")
+
+    def stop(self) -> None:
+        for daemon in reversed(self._daemons.values()):
+            daemon.kill()
+        for daemon in self._daemons.values():
+            daemon.wait()
+
+    def start_node(self, name: str) -> None:
+        """A node with host name, mounts and processes of its own, which all end with it."""
+        hosts = self.root / "etc/hosts"
+        script = (
+            f"hostname {name}; mount --bind {hosts} /etc/hosts; "
+            f"exec slurmd -D -N {name} -f {self.variables['SLURM_CONF']}"
+        )
+        inside = ("--uts", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc")
+        self._begin(name, "unshare", *inside, "sh", "-c", script)
+
+    def kill_node(self, name: str) -> None:
+        """As a power failure does: slurmd and every process of the node are gone."""
+        self._daemons[name].kill()
+        self._daemons[name].wait()
+
+    def restore(self) -> None:
+        """Every node up and idle, the queue empty."""
+        self.say("scancel", "--user", getpass.getuser())
+        for name in NODES:
+            if self._daemons[name].poll() is not None:
+                self.start_node(name)
+        until(lambda: not self.say("squeue", "--noheader"), "the queue is empty", 60)
+        with contextlib.suppress(subprocess.CalledProcessError):  # they are idle already
+            self.say("scontrol", "update", "NodeName=ALL", "State=RESUME")
+        until(lambda: self.idle() == len(NODES), "the nodes are idle", 60)
+
+    def idle(self) -> int:
+        """How many nodes are idle."""
+        with contextlib.suppress(subprocess.CalledProcessError):
+            return (
+                self.say("sinfo", "--noheader", "--Node", "--partition=test", "--format=%t")
+                .split()
+                .count("idle")
+            )
+        return 0
+
+    def say(self, *command: str) -> str:
+        """What one of SLURM's commands prints."""
+        return subprocess.run(
+            command,
+            env={**os.environ, **self.variables},
+            check=True,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        ).stdout
+
+    def state(self, job: str) -> dict[str, str]:
+        """What SLURM knows of a job."""
+        words = self.say("scontrol", "--oneliner", "show", "job", job).split()
+        return dict(word.split("=", 1) for word in words if "=" in word)
+
+    def wait_for(self, job: str, *states: str, timeout_s: float = 90) -> dict[str, str]:
+        """Until a job is in one of `states`."""
+        until(
+            lambda: self.state(job)["JobState"] in states,
+            f"job {job} is {' or '.join(states)}",
+            timeout_s,
+        )
+        return self.state(job)
+
+    def _begin(self, name: str, *command: str) -> None:
+        with (self.root / "log" / f"{name}.out").open("ab") as said:
+            self._daemons[name] = subprocess.Popen(
+                ["setpriv", "--pdeathsig", "KILL", *command],
+                env={**_clean(), **self.variables},
+                stdin=subprocess.DEVNULL,
+                stdout=said,
+                stderr=said,
+                start_new_session=True,
+            )
+
+    def _munged(self) -> Sequence[str]:
+        run, etc = self.root / "run", self.root / "etc"
+        return (
+            *("munged", "--foreground", "--force", f"--key-file={etc}/munge.key"),
+            *(f"--socket={run}/munge.socket", f"--pid-file={run}/munged.pid"),
+            *(f"--seed-file={run}/munged.seed", f"--log-file={self.root}/log/munged.log"),
+        )
+
+    def _configure(self) -> None:
+        etc, host = self.root / "etc", socket.gethostname()
+        nodes = [
+            NODE.format(name=name, host=host, port=port)
+            for name, port in zip(NODES, self._ports[1:], strict=True)
+        ]
+        config = CONFIG.format(
+            host=host,
+            user=getpass.getuser(),
+            root=self.root,
+            ports=self._ports,
+            nodes="\n".join(nodes),
+            grace=GRACE_S,
+        )
+        (etc / "slurm.conf").write_text(config)
+        (etc / "cgroup.conf").write_text("CgroupPlugin=cgroup/v1\n")
+        (etc / "plugstack.conf").write_text("")
+        for number in range(GPUS):
+            (self.root / f"dev/gpu{number}").symlink_to("/dev/null")
+        gres = f"NodeName={','.join(NODES)} Name=gpu Type=h200 File={self.root}/dev/gpu[0-7]\n"
+        (etc / "gres.conf").write_text(gres)
+        (etc / "hosts").write_text(f"127.0.0.1 localhost {host} {' '.join(NODES)}\n")
+        key = etc / "munge.key"
+        key.write_bytes(secrets.token_bytes(128))
+        key.chmod(0o600)
+
+
+def _clean() -> dict[str, str]:
+    """This process's variables, those of a job it may run in left out."""
+    return {k: v for k, v in os.environ.items() if not k.startswith(("SLURM_", "SBATCH_"))}
+
+
+def _free_ports(count: int) -> list[int]:
+    with contextlib.ExitStack() as held:
+        sockets = [held.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [int(each.getsockname()[1]) for each in sockets]
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def until(is_so: Callable[[], bool], what: str, timeout_s: float = 30) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not is_so():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"waited {timeout_s:.0f} s in vain until {what}")
+        time.sleep(0.05)
+
+
+@contextlib.contextmanager
+def running_cluster(root: Path) -> Iterator[Cluster]:
+    cluster = Cluster(root)
+    try:
+        cluster.start()
+        yield cluster
+    finally:
+        cluster.stop()
+
+
+CONTROLLER = """
+ClusterName=shapes
+SlurmctldHost={host}(127.0.0.1)
+SlurmctldPort={port}
+SlurmUser={user}
+AuthType=auth/none
+CredType=cred/none
+StateSaveLocation={root}/state
+SlurmctldLogFile={root}/log
+SlurmctldPidFile={root}/pid
+PlugStackConfig={root}/plugstack.conf
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_Core_Memory
+GresTypes=gpu
+NodeName=h[001-064] NodeAddr=127.0.0.1 CPUs=192 Boards=1 SocketsPerBoard=2 CoresPerSocket=96 \\
+  ThreadsPerCore=1 RealMemory=2000000 Gres=gpu:h200:8 State=CLOUD
+SuspendProgram=/bin/true
+ResumeProgram=/bin/true
+SuspendTime=600
+EnforcePartLimits=ALL
+PartitionName=gpu Nodes=ALL Default=YES MaxTime=2-0 State=UP
+"""
+
+
+@contextlib.contextmanager
+def controller_alone(root: Path) -> Iterator[str]:
+    """A controller that answers for 64 nodes of 8 H200 which are not there; its configuration."""
+    (port,) = _free_ports(1)
+    (root / "state").mkdir()
+    (root / "plugstack.conf").write_text("")
+    (root / "gres.conf").write_text("NodeName=h[001-064] Name=gpu Type=h200 Count=8\n")
+    config = root / "slurm.conf"
+    config.write_text(
+        CONTROLLER.format(host=socket.gethostname(), port=port, user=getpass.getuser(), root=root)
+    )
+    controller = subprocess.Popen(
+        ["setpriv", "--pdeathsig", "KILL", "slurmctld", "-D", "-f", config],
+        env={**_clean(), "PATH": _path()},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        until(lambda: _listens(port), "slurmctld answers")
+        yield str(config)
+    finally:
+        controller.kill()
+        controller.wait()
+
+
+if __name__ == "__main__":  # a cluster to try things on: python -m tests.slurm.cluster DIR
+    with running_cluster(Path(sys.argv[1]).absolute()) as tried:
+        print(f"export SLURM_CONF={tried.variables['SLURM_CONF']}", flush=True)
+        signal.pause()

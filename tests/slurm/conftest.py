@@ -1,0 +1,34 @@
+"""One cluster for all tests here; where SLURM is not installed they skip and say what helps."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.slurm.cluster import Cluster, missing, running_cluster
+
+
+@pytest.fixture(scope="session")
+def booted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    if (why := missing()) is not None:
+        pytest.skip(why)
+    with running_cluster(tmp_path_factory.mktemp("slurm")) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def cluster(booted: Cluster, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
+    """Its commands find it; every test leaves it as it was."""
+    for name, value in booted.variables.items():
+        monkeypatch.setenv(name, value)
+    yield booted
+    booted.restore()
+
+
+@pytest.fixture
+def work(tmp_path: Path, repository: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder to submit from."""
+    monkeypatch.setenv("PYTHONPATH", str(repository))
+    monkeypatch.setenv("UNITRANSFORMER_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path

@@ -1,0 +1,316 @@
+"""Jobs on a real SLURM: submitted, stopped, queued again, killed, and what is told of them."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from slurm import status, submit
+from slurm.markers import last_attempt
+from tests.distributed.launching import recipe_arguments, train
+from tests.slurm.cluster import GRACE_S, Cluster, until
+from unitransformer.checkpoints import list_checkpoints
+
+STEPS = 400
+LONG = ("--max-steps", str(STEPS), "--validate-every", str(STEPS), "--log-every", "5")
+TWO_NODES = ("--nodes", "2", "--devices", "1", "--time", "10")
+
+
+def tiny(folder: Path, *options: str) -> list[str]:
+    """A recipe's options that name no places."""
+    words = recipe_arguments("gpt", folder, "--batch-size", "4", *options)
+    for flag in ("--out", "--record"):
+        place = words.index(flag)
+        del words[place : place + 2]
+    return words
+
+
+def send(
+    work: Path, *options: str, recipe: tuple[str, ...] = (), name: str = "job"
+) -> tuple[str, Path]:
+    """Submit; the job's id and folder."""
+    folder = work / name
+    words = ["recipes.gpt", "--folder", str(folder), *options, "--", *tiny(work / "x", *recipe)]
+    assert submit.main(words) == 0
+    told: dict[str, Any] = json.loads((folder / "submitted.json").read_text())
+    return str(told["job"]), folder
+
+
+def log_of(folder: Path) -> str:
+    return "".join(path.read_text() for path in folder.glob("*.log"))
+
+
+def record_of(folder: Path) -> dict[str, Any]:
+    (path,) = (folder / "run-1").glob("*-1.json")
+    record: dict[str, Any] = json.loads(path.read_text())
+    return record
+
+
+def wait_for_step(folder: Path, step: int, timeout_s: float = 120) -> None:
+    def reached() -> bool:
+        found = re.findall(r"^step +(\d+)/", log_of(folder), flags=re.MULTILINE)
+        return any(int(number) >= step for number in found)
+
+    until(reached, f"step {step} is reached", timeout_s)
+
+
+def wait_for_outcome(folder: Path, *outcomes: str, timeout_s: float = 120) -> None:
+    def has_ended() -> bool:
+        attempt = last_attempt(folder)
+        return attempt is not None and attempt.outcome in outcomes
+
+    until(has_ended, f"the job is {' or '.join(outcomes)}", timeout_s)
+
+
+def wait_for_status(folder: Path, told: str) -> None:
+    until(lambda: re.search(told, status.report(folder)) is not None, f"status says {told}")
+
+
+def test_two_nodes_train_what_one_process_trains_and_a_stop_changes_nothing(
+    cluster: Cluster, work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Submitted; stopped by the signal ahead of a limit; queued again; gone on; done."""
+    (work / "one").mkdir()
+    one = train("gpt", work / "one" / "run", "--batch-size", "8", *LONG)
+    job, folder = send(work, *TWO_NODES, recipe=LONG)
+    said = capsys.readouterr().out
+    assert f"job     {job}" in said
+    assert f"tail -F {folder}/gpt-{job}.log" in said
+    wait_for_step(folder, 5)
+    assert "running" in status.report(folder)
+    cluster.say("scancel", "--signal=USR1", job)  # as --signal does, to the steps
+    wait_for_outcome(folder, "stopped")
+    wait_for_status(folder, "queued .*BeginTime; before: stopped by SIGUSR1")
+    (kept,) = list_checkpoints(folder / "run-1/checkpoints")
+    wait_for_outcome(folder, "done")
+    record = record_of(folder)
+    assert record["status"] == "ok"
+    assert record["config"]["parallel"]["num_nodes"] == 2
+    assert record["launches"] == [0, int(kept.name.removeprefix("step-"))]
+    assert record["loss"] == pytest.approx(one["loss"], rel=1e-5)
+    assert re.search(rf"gpt +done +{STEPS}/{STEPS}", status.report(folder))
+    assert (folder / "attempt-1.json").exists()
+    # The same script again finds the run done, by its record.
+    subprocess.run(["sbatch", folder / "job.sbatch"], check=True)
+    until(lambda: "done already" in log_of(folder), "it says so", 60)
+
+
+def test_preemption_saves_within_its_grace_and_goes_on_when_it_may(
+    cluster: Cluster, work: Path
+) -> None:
+    """TERM without warning, as SLURM preempts by default; the owner's job takes the nodes."""
+    _, folder = send(work, *TWO_NODES, "--partition", "low", recipe=LONG)
+    wait_for_step(folder, 5)
+    owner = cluster.say(
+        "sbatch", "--parsable", "--partition=high", "--nodes=2", "--exclusive",
+        "--output=/dev/null", "--wrap=sleep 4",
+    ).strip()  # fmt: skip
+    began_s = time.monotonic()
+    wait_for_outcome(folder, "stopped")
+    assert time.monotonic() - began_s < GRACE_S
+    attempt = last_attempt(folder)
+    assert attempt is not None
+    assert attempt.reason.startswith("stopped by SIGTERM after step")
+    cluster.wait_for(owner, "COMPLETED")
+    wait_for_outcome(folder, "done")
+    assert record_of(folder)["launches"][1] > 0
+
+
+def test_a_killed_rank_ends_the_job_and_is_named_in_its_record(
+    cluster: Cluster, work: Path
+) -> None:
+    _, folder = send(work, *TWO_NODES, recipe=(*LONG, "--max-steps", "100000"))
+    wait_for_step(folder, 5)
+    rank = find_rank("node2")
+    killed_s = time.monotonic()
+    os.kill(rank, 9)
+    wait_for_outcome(folder, "failed", timeout_s=60)
+    assert time.monotonic() - killed_s < 30
+    error = record_of(folder)["error"]
+    assert (error["rank"], error["type"]) == (1, "SIGKILL")
+    assert "rank 1 on node2 was killed by SIGKILL" in error["message"]
+    assert "rank 1 of 2: rank 1 on node2 was killed" in status.report(folder)
+
+
+def find_rank(node: str) -> int:
+    """The process of the recipe on a node."""
+    (rank,) = [
+        process.pid
+        for process in psutil.process_iter()
+        if process.name().startswith("python")
+        and "slurm.rank" in (process.parent() or process).cmdline()
+        and process.environ().get("SLURMD_NODENAME") == node
+    ]
+    return rank
+
+
+def test_a_dead_node_ends_the_job_which_goes_on_without_it(cluster: Cluster, work: Path) -> None:
+    job, folder = send(work, *TWO_NODES, recipe=(*LONG, "--checkpoint-every", "5"))
+    wait_for_step(folder, 15)
+    died_s = time.monotonic()
+    cluster.kill_node("node2")
+    wait_for_outcome(folder, "failed", timeout_s=60)
+    assert time.monotonic() - died_s < 30
+    attempt = last_attempt(folder)
+    assert attempt is not None
+    assert attempt.is_requeued
+    assert attempt.reason == "rank 1 of 2: node2 does not answer any more"
+    assert record_of(folder)["error"]["type"] == "NodeFailure"
+    until(lambda: cluster.state(job)["ExcNodeList"] == "node2", "the node is excluded")
+    cluster.say("scancel", job)
+
+
+def test_a_cancelled_job_saves_and_is_not_queued_again(cluster: Cluster, work: Path) -> None:
+    job, folder = send(work, *TWO_NODES, recipe=LONG)
+    wait_for_step(folder, 5)
+    cluster.say("scancel", job)
+    cluster.wait_for(job, "CANCELLED")
+    wait_for_outcome(folder, "stopped")
+    until(lambda: not cluster.say("squeue", "--noheader"), "the queue is empty", 30)
+    assert record_of(folder)["status"] == "preempted"
+    assert re.search("stopped .*cancelled; stopped by SIGTERM after step", status.report(folder))
+    assert list_checkpoints(folder / "run-1/checkpoints")
+
+
+def test_a_job_that_may_not_be_queued_again_says_how_to_go_on(cluster: Cluster, work: Path) -> None:
+    job, folder = send(work, *TWO_NODES, "--no-requeue", recipe=LONG)
+    wait_for_step(folder, 5)
+    cluster.say("scancel", "--batch", "--signal=TERM", job)  # to the batch process alone
+    cluster.wait_for(job, "FAILED")
+    assert cluster.state(job)["ExitCode"] == "75:0"
+    assert f"go on with: sbatch {folder}/job.sbatch" in log_of(folder)
+    subprocess.run(["sbatch", folder / "job.sbatch"], check=True)
+    wait_for_outcome(folder, "done")
+    assert len(record_of(folder)["launches"]) == 2
+
+
+def test_an_array_runs_each_task_in_a_folder_of_its_own(cluster: Cluster, work: Path) -> None:
+    options = ("--nodes", "1", "--devices", "1", "--time", "10", "--array", "3-4")
+    _, folder = send(work, *options, recipe=("--seed", "%a"))
+    for task in (3, 4):
+        wait_for_outcome(folder / f"task-{task}", "done")
+        assert record_of(folder / f"task-{task}")["config"]["seed"] == task
+    wait_for_status(folder, "2 done")
+
+
+def test_a_sweep_is_shared_by_the_tasks_of_an_array(
+    cluster: Cluster, work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cells = tiny(work / "x")
+    axes = dict(zip(cells[::2], cells[1::2], strict=True))
+    axes |= {"--batch-size": "2,4,8", "--recipe": "gpt", "--out": str(work / "swept")}
+    words = [word for pair in axes.items() for word in pair]
+    folder = work / "job"
+    options = ["--time", "10", "--max-parallel", "2", "--folder", str(folder)]
+    assert submit.main(["sweep", *options, "--", *words]) == 0
+    assert "tasks 0-2%2" in capsys.readouterr().out
+    watching = (
+        subprocess.run(
+            [sys.executable, "-m", "scaling", "sweep", *words, "--watch"],
+            capture_output=True,
+            text=True,
+            timeout=240,
+        )
+        if waited_for(work / "swept/study.json")
+        else None
+    )
+    assert watching is not None
+    assert "3/3" in watching.stdout
+    outcomes = [json.loads(p.read_text()) for p in (work / "swept").glob("cells/*/outcome.json")]
+    assert [outcome["status"] for outcome in outcomes] == ["ok"] * 3
+    for task in range(3):
+        wait_for_outcome(folder / f"task-{task}", "done")
+    assert "3 cells (3 ok)" in status.report(folder)
+
+
+def waited_for(path: Path) -> bool:
+    until(path.exists, f"{path.name} is there", 120)
+    return True
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (("--partition", "nowhere"), "invalid partition specified: nowhere"),
+        (("--gpu-type", "b200"), "Requested node configuration is not available"),
+        (("--nodes", "3"), "Node count specification invalid"),
+        (("--time", "3-0"), "[Tt]ime limit"),
+        (("--devices", "64"), "More processors requested than permitted"),
+    ],
+)
+def test_what_no_node_can_give_is_refused_before_it_is_queued(
+    options: tuple[str, ...],
+    told: str,
+    cluster: Cluster,
+    work: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    words = ["recipes.gpt", "--folder", str(work / "job"), *options, "--", "--size", "124m"]
+    assert submit.main(words) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: SLURM refuses this job: ")
+    assert re.search(told, error), error
+    assert not (work / "job").exists()
+    assert cluster.say("squeue", "--noheader") == ""
+
+
+@pytest.mark.parametrize(
+    ("options", "wrap", "told"),
+    [
+        (("--ntasks=3", "--nodes=2"), "recipes.gpt", "the nodes have 2, 1 tasks"),
+        (
+            ("--ntasks-per-node=2", "--nodes=2"),
+            "recipes.gpt -- --devices 4 --accelerator cpu",
+            "--devices is 4 and the job has 2 tasks on a node",
+        ),
+        (
+            ("--ntasks-per-node=2",),
+            "recipes.gpt -- --num-nodes 2 --accelerator cpu",
+            "--num-nodes is 2 and the job has 1 nodes",
+        ),
+        (
+            ("--ntasks-per-node=2", "--gpus-per-node=8"),
+            "recipes.gpt",
+            "the job has 2 tasks and 8 GPUs on a node",
+        ),
+        (("--nodes=2",), "sweep -- quick", "a sweep's cells run on one node and the job has 2"),
+    ],
+)
+def test_a_shape_that_disagrees_is_refused_with_the_numbers(
+    options: tuple[str, ...], wrap: str, told: str, cluster: Cluster, work: Path
+) -> None:
+    command = f"{sys.executable} -m slurm.job {wrap}"
+    job = cluster.say(
+        "sbatch", "--parsable", *options, f"--output={work}/log", f"--wrap={command}"
+    ).strip()
+    cluster.wait_for(job, "FAILED")
+    assert cluster.state(job)["ExitCode"] == "2:0"
+    assert told in (work / "log").read_text()
+
+
+def test_a_recipe_in_a_job_of_several_tasks_asks_for_srun(cluster: Cluster, work: Path) -> None:
+    command = f"{sys.executable} -m recipes.gpt --accelerator cpu"
+    job = cluster.say(
+        "sbatch", "--parsable", "--ntasks-per-node=2", f"--output={work}/log", f"--wrap={command}"
+    ).strip()
+    cluster.wait_for(job, "FAILED")
+    assert "2 tasks and this is none of them: start it with srun" in (work / "log").read_text()
+
+
+def test_hostile_names_of_folders_mean_themselves(cluster: Cluster, work: Path) -> None:
+    folder = work / "it's 100 %j $(touch smuggled); #x"
+    script_only = ["recipes.gpt", "--folder", str(folder), "--nodes", "1", "--devices", "1"]
+    assert submit.main([*script_only, "--", "--accelerator", "cpu", "--devices-of", "x"]) == 2
+    words = [*script_only, "--", *tiny(work / "x", "--record", str(work / "a 'b' $(id).json"))]
+    assert submit.main(words) == 0
+    wait_for_outcome(folder, "done")
+    assert (work / "a 'b' $(id).json").exists()
+    assert len(list(folder.glob("gpt-*.log"))) == 1
+    assert not (work / "smuggled").exists()
