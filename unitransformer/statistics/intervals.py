@@ -152,7 +152,8 @@ def _places(
         np.cumsum(around <= in_order[place], out=totals[1:])
         of_whole = totals[block : block + count] - totals[:count]
         of_last = totals[rest : rest + count] - totals[:count]
-        counted: Ints = np.add.reduce(of_whole[whole], axis=0, dtype=np.int32) + of_last[last]
+        of_each = of_whole.take(whole, mode="clip")  # all are inside, and `clip` is not checked
+        counted: Ints = np.add.reduce(of_each, axis=0, dtype=np.int32) + of_last[last]
         return counted
 
     def quantile(level: float, half: float) -> int:
