@@ -13,7 +13,7 @@ from unitransformer.process import launched_shape
 from unitransformer.process_tree import die_with_parent
 from unitransformer.readout import launches_in_words, recorded_steady
 from unitransformer.records import Record, load_record
-from unitransformer.statistics.comparisons import split_variance
+from unitransformer.statistics.comparisons import describe_launch, split_variance
 from unitransformer.stop_signals import EXIT_CODE, SIGNALS
 
 
@@ -63,13 +63,14 @@ def _launch(command: Sequence[str], folder: Path) -> int:
 
 def in_words(records: Sequence[Record]) -> str:
     """The median step over launches, and how much of its scatter is theirs."""
-    steps = []
+    launches = []
     for number, record in enumerate(records, start=1):
         steady = recorded_steady(record)
         if steady.start is None:
             return f"launch {number} has no steady state: {steady.reason}"
-        steps.append(steady.of(record["step_s"][record["launches"][-1] :]))
-    return launches_in_words(split_variance(steps))
+        steps = steady.of(record["step_s"][record["launches"][-1] :])
+        launches.append(describe_launch(steps))
+    return launches_in_words(split_variance(launches))
 
 
 def _check(options: Options) -> None:

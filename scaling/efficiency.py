@@ -76,7 +76,7 @@ def pooled_rate(runs: Sequence[Run]) -> Estimate:
         low, high = only.low_units_per_s, only.high_units_per_s
         return Estimate(value=only.units_per_s, low=low, high=high, reason=only.step.reason)
     per_step = runs[0].units_per_step
-    variance = split_variance([run.steady_s for run in runs])
+    variance = split_variance([run.launch for run in runs])
     if variance.median is None or variance.low is None or variance.high is None:
         return Estimate(value=per_step / median(variance.medians), reason=variance.reason)
     return Estimate(

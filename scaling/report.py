@@ -304,7 +304,7 @@ def _recipe_section(recipe: Recipe, runs: Sequence[Run], store: Store, plots: st
     if not runs:  # sweeps of which no cell ended well, or nothing
         return [f"## {cells.TITLES[recipe]}", *sweeps] if sweeps else []
     run, others = runs[0], runs[1:]
-    described = _described(store)
+    described, single = _described(store), {run.name for run in store.single_runs}
     record = run.record
     title = cells.TITLES[run.config.recipe]
     plot = quote(str(PurePosixPath(plots, cells.plot_name(run))))
@@ -324,7 +324,7 @@ def _recipe_section(recipe: Recipe, runs: Sequence[Run], store: Store, plots: st
         figures_table(run, others),
         "### FLOPs and MFU",
         *passport_tables(run),
-        *_other_runs([r for r in runs if r in store.single_runs], described),
+        *_other_runs([run for run in runs if run.name in single], described),
         *sweeps,
     ]
 

@@ -3,6 +3,7 @@
 Columns of what differs, one sentence on what is the same, and notes with the numbers of their rows.
 """
 
+import functools
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -31,7 +32,8 @@ Columns = dict[str, list[str]]  # cells of each, by its head
 Remark = tuple[str, int]  # what is said, and the number of the row it is said of
 
 
-def settings_of(config: RunConfig) -> dict[str, str]:
+@functools.cache
+def settings_of(config: RunConfig) -> Mapping[str, str]:
     """Every field by its dotted name, as words."""
     # A size may have been changed field by field: how many parameters it has says so.
     size = f"{config.size} ({human_count(count_parameters(config.model))} parameters)"
@@ -111,11 +113,10 @@ def lines_of(places: Mapping[str, str]) -> list[str]:
 
 
 def _grouped(remarks: Iterable[Remark]) -> dict[str, list[int]]:
-    rows: dict[str, list[int]] = {}
+    rows: dict[str, dict[int, None]] = {}
     for text, number in remarks:
-        if number not in rows.setdefault(text, []):
-            rows[text].append(number)
-    return rows
+        rows.setdefault(text, {})[number] = None
+    return {text: list(numbers) for text, numbers in rows.items()}
 
 
 def rows_in_words(numbers: Sequence[int], num_rows: int) -> str:

@@ -10,7 +10,7 @@ from scaling.places import check_writable
 from scaling.report import draw_plots, render_report
 from scaling.report_options import ReportOptions, report_command
 from scaling.rows import rows
-from scaling.store import Store, find_contradictions, load_store, relative_name
+from scaling.store import Store, find_contradictions, load_store, no_collection, relative_name
 from unitransformer.hardware import available_cores
 from unitransformer.records import write_atomically
 
@@ -32,6 +32,12 @@ def run_report(options: ReportOptions) -> str | None:
     for name in EXPORTS:
         if getattr(options, name) is not None:
             check_writable(name, getattr(options, name), is_folder=False)
+    with no_collection():
+        return _write(options)
+
+
+def _write(options: ReportOptions) -> str | None:
+    out, plots = options.out, options.plots
     store = load_store(options.folders, relative_to=out.parent, processes=available_cores())
     if not (store.runs or store.certificates or store.cells):
         folders = " and ".join(map(str, options.folders))

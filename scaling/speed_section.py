@@ -161,7 +161,7 @@ def _launches(run: Run, again: Sequence[Run]) -> str:
     runs = [each for each in (run, *again) if each.readout is not None]
     if len(runs) < LEAST_LAUNCHES:
         return "one: its interval says nothing of another launch; `--repeats` does"
-    told = f"{len(runs)}: {launches_in_words(split_variance([each.steady_s for each in runs]))}"
+    told = f"{len(runs)}: {launches_in_words(split_variance([each.launch for each in runs]))}"
     apart = differences([each.record for each in runs])
     return escaped("; ".join([told, *apart]))
 

@@ -37,7 +37,8 @@ from unitransformer.flops import count_flops, count_parameters
 from unitransformer.passport import Row
 from unitransformer.readout import Readout, passport_of, read_out, recorded_steady, steady_of
 from unitransformer.records import Record, validate
-from unitransformer.sealed import SEALS, read_json
+from unitransformer.sealed import SEALS, read_sealed
+from unitransformer.statistics.comparisons import Launch, describe_launch
 from unitransformer.statistics.steady import Steady
 from unitransformer.tasks import perplexity
 
@@ -149,6 +150,11 @@ class Run:
         record = self.record
         return steady_of(record["step_s"], launches=record["launches"], unsteady=self.unsteady)
 
+    @functools.cached_property
+    def launch(self) -> Launch:
+        """Its steady steps beside those of other launches."""
+        return describe_launch(self.steady_s)
+
     @property
     def steady_s(self) -> list[float]:
         """Seconds of each steady step."""
@@ -182,7 +188,7 @@ class Cell:
     outcome: Outcome
     run: Run | None
 
-    @property
+    @functools.cached_property
     def sweep(self) -> str:
         """Folder of the sweep it belongs to."""
         return str(PurePosixPath(self.name).parent.parent.parent)
@@ -353,7 +359,7 @@ def _read_all(found: Mapping[str, Path], processes: int) -> Iterator[tuple[str, 
     names = sorted(found)
     paths = [found[name] for name in names]
     processes = min(processes, len(names) // FILES_OF_A_PROCESS)
-    with _no_collection():
+    with no_collection():
         if processes < 2:
             yield from zip(names, map(_read, paths, names), strict=True)
             return
@@ -364,7 +370,7 @@ def _read_all(found: Mapping[str, Path], processes: int) -> Iterator[tuple[str, 
 
 
 @contextlib.contextmanager
-def _no_collection() -> Iterator[None]:
+def no_collection() -> Iterator[None]:
     """Records hold no cycles, and a search for them goes through all records again and again."""
     was_enabled = gc.isenabled()
     gc.disable()
@@ -381,12 +387,13 @@ def _read_and_figure(path: Path, name: str) -> _Read:
     if isinstance(read, Run) and read.is_ok:
         with contextlib.suppress(ValueError):  # told when somebody asks
             _ = read.readout, read.steady_today
+            _ = read.readout and read.launch
     return read
 
 
 def _read(path: Path, name: str) -> _Read:
     try:
-        record = read_json(path)
+        record, seals_hold = read_sealed(path)
     except ValueError as error:
         return LeftOut(name=name, kind="damaged", reason=str(error))
     except OSError as error:
@@ -396,10 +403,10 @@ def _read(path: Path, name: str) -> _Read:
         return LeftOut(name=name, kind="foreign", reason="not a run record")
     try:
         if is_outcome(record):
-            return read_outcome(record)
+            return read_outcome(record, seals_hold=seals_hold)
         if is_certificate(record):
             return read_certificate(record, name)
-        config = validate(record)
+        config = validate(record, seals_hold=seals_hold)
         if record["status"] == "ok":
             _check_facts(record)
     except (ValueError, OverflowError) as error:

@@ -33,11 +33,22 @@ def check_seals(content: Mapping[str, Any], where: str) -> None:
 
 
 def _seal(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+    return _digest(json.dumps(value, sort_keys=True))
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def read_json(path: Path) -> Any:
-    """The values in a file that was written by `json.dumps`.
+    """As `read_sealed`, the values alone."""
+    return read_sealed(path)[0]
+
+
+def read_sealed(path: Path) -> tuple[Any, bool]:
+    """The values in a file that was written by `json.dumps`, and whether all its seals hold.
+
+    Where they do, which is found on the text, `check_seals` need not be asked.
 
     Raises:
         ValueError: not JSON, or a number that is spelled otherwise than Python spells it.
@@ -46,13 +57,44 @@ def read_json(path: Path) -> Any:
     try:
         text = path.read_text(encoding="utf-8")
         values = json.loads(text)
+        if _holds(values, text):
+            return values, True
         if _as_written(values) == re.sub(r"\n *", "", text):
-            return values  # written by `json.dumps(..., indent=1)`, every number as Python does
-        return json.loads(text, parse_float=_exact_float)
+            return values, False  # written by `json.dumps(..., indent=1)`, numbers as Python does
+        return json.loads(text, parse_float=_exact_float), False
     except RecursionError as error:
         raise ValueError("not JSON: it is nested too deeply") from error
     except ValueError as error:
         raise ValueError(f"not JSON as it was written: {error}") from error
+
+
+def _holds(values: Any, text: str) -> bool:
+    """Whether every field stands in a text of `json.dumps(seal(...), indent=1)` to the letter as it
+    was sealed. False says nothing: the text may have been laid out anew."""
+    seals = values.get(SEALS) if isinstance(values, dict) else None
+    if not isinstance(seals, dict) or list(values) != [*seals, SEALS]:
+        return False
+    fields = [field.partition('": ') for field in text[len('{\n "') :].split(',\n "')]
+    if [name for name, _, _ in fields] != list(values):
+        return False
+    return all(
+        _is_sealed(values[name], _in_one_line(written), seals[name])
+        for name, _, written in fields[:-1]
+    )
+
+
+def _is_sealed(value: Any, written: str, sealed: Any) -> bool:
+    """A seal is of names in their order, so a group whose names are in another is written again."""
+    if _digest(written) == sealed:
+        return True
+    return "{" in written and json.dumps(value) == written and _seal(value) == sealed
+
+
+def _in_one_line(text: str) -> str:
+    """As `json.dumps` without `indent`; no line break stands in a string of JSON."""
+    if "\n" not in text:
+        return text
+    return re.sub(r"\n *", "", ", ".join(map(str.lstrip, text.split(",\n"))))
 
 
 def _as_written(values: Any) -> str:

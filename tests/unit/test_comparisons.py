@@ -7,6 +7,7 @@ import pytest
 
 from unitransformer.statistics.comparisons import (
     LaunchVariance,
+    describe_launch,
     minimum_detectable_effect,
     paired_ratio,
     split_variance,
@@ -28,6 +29,10 @@ def make_launches(
         level = drawn.gauss(0, between)
         launches.append([math.exp(level + drawn.gauss(0, within)) for _ in range(num_steps)])
     return launches
+
+
+def split_steps(launches: list[list[float]]) -> LaunchVariance:
+    return split_variance([describe_launch(steps) for steps in launches])
 
 
 def test_what_slows_both_of_a_pair_cancels() -> None:
@@ -106,7 +111,7 @@ def test_a_slowdown_of_the_detectable_effect_is_found_19_times_in_20() -> None:
 
 
 def test_launches_on_different_levels_show_it_as_variance_between() -> None:
-    split = split_variance(make_launches(20, between=0.05, within=0.02))
+    split = split_steps(make_launches(20, between=0.05, within=0.02))
     assert split.between == pytest.approx(0.05, rel=0.4)
     # A median of 100 independent steps: sqrt(pi / 2) * 0.02 / sqrt(100) = 0.0025.
     assert split.within == pytest.approx(0.0025, rel=0.3)
@@ -114,7 +119,7 @@ def test_launches_on_different_levels_show_it_as_variance_between() -> None:
 
 def test_launches_that_differ_in_steps_alone_have_next_to_none_between() -> None:
     between = [
-        split_variance(make_launches(5, between=0, within=0.02, seed=seed)).between
+        split_steps(make_launches(5, between=0, within=0.02, seed=seed)).between
         for seed in range(20)
     ]
     assert sum(value == 0 for value in between) >= 5  # of 20
@@ -124,7 +129,7 @@ def test_launches_that_differ_in_steps_alone_have_next_to_none_between() -> None
 def test_the_interval_over_launches_covers_the_true_median_19_times_in_20() -> None:
     inside = told = 0
     for seed in range(100):
-        split = split_variance(make_launches(4, between=0.05, within=0.02, num_steps=60, seed=seed))
+        split = split_steps(make_launches(4, between=0.05, within=0.02, num_steps=60, seed=seed))
         if split.low is None or split.high is None:
             continue
         told += 1
@@ -134,7 +139,7 @@ def test_the_interval_over_launches_covers_the_true_median_19_times_in_20() -> N
 
 
 def test_two_launches_tell_little_and_say_so() -> None:
-    split = split_variance(make_launches(2, between=0.05, within=0.02, seed=1))
+    split = split_steps(make_launches(2, between=0.05, within=0.02, seed=1))
     assert split.low is not None
     assert split.high is not None
     assert split.high / split.low > 1.3
@@ -142,7 +147,7 @@ def test_two_launches_tell_little_and_say_so() -> None:
 
 
 def test_a_launch_too_short_for_an_interval_leaves_the_split_untold() -> None:
-    split = split_variance([[1.0, 2.0, 3.0], [2.0] * 3])
+    split = split_steps([[1.0, 2.0, 3.0], [2.0] * 3])
     assert split == LaunchVariance(
         medians=(2.0, 2.0),
         within=None,
@@ -155,7 +160,7 @@ def test_a_launch_too_short_for_an_interval_leaves_the_split_untold() -> None:
 
 
 def test_launches_without_scatter_cannot_be_weighed() -> None:
-    split = split_variance([[1.0] * 60, [2.0] * 60])
+    split = split_steps([[1.0] * 60, [2.0] * 60])
     assert split.between is None
     assert split.reason is not None
     assert "the same time" in split.reason
@@ -163,6 +168,6 @@ def test_launches_without_scatter_cannot_be_weighed() -> None:
 
 def test_one_launch_alone_is_refused() -> None:
     with pytest.raises(ValueError, match="launches holds 1; repeat the launch"):
-        split_variance([[1.0] * 60])
-    with pytest.raises(ValueError, match=r"launches\[1\] holds no steps"):
-        split_variance([[1.0] * 60, []])
+        split_steps([[1.0] * 60])
+    with pytest.raises(ValueError, match="a launch holds no steps"):
+        describe_launch([])

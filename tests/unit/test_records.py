@@ -9,7 +9,7 @@ import pytest
 from test_store import make_record
 
 from unitransformer.records import SCHEMA, load_record, write_record
-from unitransformer.sealed import SEALS, check_seals, seal
+from unitransformer.sealed import SEALS, check_seals, read_sealed, seal
 
 
 def test_any_changed_digit_is_noticed_in_its_field(tmp_path: Path) -> None:
@@ -33,6 +33,29 @@ def test_a_last_digit_that_changes_no_number_is_noticed_too(tmp_path: Path) -> N
     assert float("0.10000000000000001") == 0.1
     path.write_text(path.read_text().replace("0.1,", "0.10000000000000001,", 1))
     with pytest.raises(ValueError, match=r"0\.10000000000000001 was written as 0\.1"):
+        load_record(path)
+
+
+def test_a_digit_that_is_changed_anywhere_in_the_file_is_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    write_record(make_record(), path)
+    text = path.read_text()
+    digits = [place for place, letter in enumerate(text) if letter in "0123456789"]
+    for place in digits[:: len(digits) // 50]:
+        path.write_text(f"{text[:place]}{(int(text[place]) + 1) % 10}{text[place + 1 :]}")
+        with pytest.raises(ValueError, match=r"a\.json"):
+            load_record(path)
+
+
+def test_a_record_laid_out_anew_is_held_against_its_seals_as_well(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    record = write_record(make_record(), path)
+    assert read_sealed(path) == (record, True)
+    path.write_text(json.dumps(record, indent=4))
+    assert read_sealed(path) == (record, False)
+    assert load_record(path) == record
+    path.write_text(json.dumps(record | {"global_batch_size": 999}, indent=4))
+    with pytest.raises(ValueError, match="global_batch_size was changed"):
         load_record(path)
 
 

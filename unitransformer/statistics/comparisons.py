@@ -72,7 +72,22 @@ class LaunchVariance:
     reason: str | None = None
 
 
-def split_variance(launches: Sequence[Sequence[float]]) -> LaunchVariance:
+@dataclass(frozen=True, kw_only=True)
+class Launch:
+    """What the steady steps of one launch say of its median."""
+
+    median: float  # seconds
+    logs: Figures  # of the logarithms of the seconds
+
+
+def describe_launch(steps: Sequence[float]) -> Launch:
+    """Raises ValueError for no steps, or one that took no time."""
+    if not steps or min(steps) <= 0:
+        raise ValueError("a launch holds no steps or one that took no time")
+    return Launch(median=statistics.median(steps), logs=describe([math.log(s) for s in steps]))
+
+
+def split_variance(launches: Sequence[Launch]) -> LaunchVariance:
     """Variance within and between launches apart, and the interval of the median over launches.
 
     One-way random effects on the logarithm of each launch's median. Its variance within comes
@@ -83,18 +98,15 @@ def split_variance(launches: Sequence[Sequence[float]]) -> LaunchVariance:
     (Roever, Knapp & Friede 2015): with two launches it is wide, because two tell little.
 
     Args:
-        launches: seconds of the steady steps of each.
+        launches: each as `describe_launch` tells it.
 
     Raises:
-        ValueError: fewer than two launches, an empty one, a step that took no time.
+        ValueError: fewer than two launches.
     """
     if len(launches) < LEAST_LAUNCHES:
         raise ValueError(f"launches holds {len(launches)}; repeat the launch at least once")
-    for number, steps in enumerate(launches):
-        if not steps or min(steps) <= 0:
-            raise ValueError(f"launches[{number}] holds no steps or one that took no time")
-    described = [describe([math.log(s) for s in steps]) for steps in launches]
-    medians = tuple(statistics.median(steps) for steps in launches)
+    described = [launch.logs for launch in launches]
+    medians = tuple(launch.median for launch in launches)
     for number, figures in enumerate(described):
         if figures.reason is not None:
             return _untold(medians, f"launch {number + 1}: {figures.reason}")

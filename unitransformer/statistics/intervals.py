@@ -116,7 +116,21 @@ def _block(samples: Sequence[float]) -> tuple[int | None, str | None]:
 
 
 def _percentiles(samples: Sequence[float], block: int, confidence: float) -> tuple[float, float]:
-    """Interval of the median.
+    """Interval of the median; of a percentile, the middle of two neighbours in an even number."""
+    import numpy as np
+
+    in_order = np.sort(np.asarray(samples, dtype=np.float64))
+    ranks = np.searchsorted(in_order, samples, "right")
+    ends = _places(ranks.tobytes(), block, confidence)
+    low, high = ((float(in_order[left]) + float(in_order[right])) / 2 for left, right in ends)
+    return low, high
+
+
+@lru_cache(maxsize=4)  # logarithms are in the order of their numbers
+def _places(
+    of_ranks: bytes, block: int, confidence: float
+) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Places in the order of the samples of both ends of the interval, out of ranks alone.
 
     The median of a resample is at most t where at least half of its values are. So the percentile
     of the medians is found by bisection over t, counting values up to t from running totals: no
@@ -124,12 +138,12 @@ def _percentiles(samples: Sequence[float], block: int, confidence: float) -> tup
     """
     import numpy as np
 
-    values = np.asarray(samples, dtype=np.float64)
-    count = len(values)
+    ranks = np.frombuffer(of_ranks, dtype=np.intp)
+    count = len(ranks)
     whole, last = _drawn_blocks(count, block)
     rest = count - block * len(whole)
-    in_order = np.sort(values)
-    around = np.concatenate([values, values])
+    in_order = np.sort(ranks)
+    around = np.concatenate([ranks, ranks])
     totals = np.zeros(2 * count + 1, dtype=np.int32)
 
     @cache  # four bisections have most of their bounds in common
@@ -138,10 +152,11 @@ def _percentiles(samples: Sequence[float], block: int, confidence: float) -> tup
         np.cumsum(around <= in_order[place], out=totals[1:])
         of_whole = totals[block : block + count] - totals[:count]
         of_last = totals[rest : rest + count] - totals[:count]
-        counted: Ints = np.add.reduce(of_whole[whole], axis=0, dtype=np.int32) + of_last[last]
+        of_each = of_whole.take(whole, mode="clip")  # all are inside, and `clip` is not checked
+        counted: Ints = np.add.reduce(of_each, axis=0, dtype=np.int32) + of_last[last]
         return counted
 
-    def quantile(level: float, half: float) -> float:
+    def quantile(level: float, half: float) -> int:
         low, high = 0, count - 1
         while low < high:
             middle = (low + high) // 2
@@ -149,13 +164,11 @@ def _percentiles(samples: Sequence[float], block: int, confidence: float) -> tup
                 high = middle
             else:
                 low = middle + 1
-        return float(in_order[low])
+        return low
 
     tail = _tail(count / block, confidence)
     half = count / 2  # the median of an even number lies between two middle values
-    low, high = (
-        (quantile(level, half - 0.5) + quantile(level, half)) / 2 for level in (tail, 1 - tail)
-    )
+    low, high = ((quantile(level, half - 0.5), quantile(level, half)) for level in (tail, 1 - tail))
     return low, high
 
 
