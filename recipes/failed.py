@@ -19,7 +19,7 @@ PRESETS = {"bert": bert.PRESET, "gpt": gpt.PRESET, "vit": vit.PRESET}
 
 def main(argv: Sequence[str]) -> int:
     """Write the record; returns the exit code."""
-    from unitransformer.launch import first_failure, read_failures
+    from unitransformer.failures import first_failure, read_failures
     from unitransformer.recording import record_failure
 
     recipe, errors, since_s, _, *arguments = argv

@@ -17,7 +17,7 @@ import jsonargparse
 from tabulate import tabulate
 
 from slurm import queue
-from slurm.job import option_of
+from slurm.allocation import option_of
 from slurm.markers import RUN, SUBMITTED, Attempt, find_record, last_attempt, read_json
 from slurm.queue import Queued
 
@@ -211,7 +211,8 @@ def _progress(run: Path, state: str) -> tuple[str, str, str]:
     told = read_json(run / "progress.json")
     if told is None:
         return "", "", ""
-    record = find_record(run) or {}
+    path = find_record(run)
+    record = (path and read_json(path)) or {}
     if state == "done" or record.get("status") == "ok":
         return f"{told['max_steps']}/{told['max_steps']}", str(told["rate"]), ""
     left = _clock(float(told["left_s"])) if state == "running" else ""

@@ -21,8 +21,8 @@ from typing import Any
 import jsonargparse
 
 from slurm import queue
+from slurm.allocation import option_of
 from slurm.clusters import ANY, CLUSTERS, load_cluster
-from slurm.job import option_of
 from slurm.markers import SCRIPT, SUBMITTED
 from slurm.script import Job, render
 from unitransformer.nearest import nearest

@@ -25,6 +25,7 @@ from typing import Any
 from torch._C._distributed_c10d import TCPStore
 
 from unitransformer.config import ParallelConfig
+from unitransformer.failures import Failure, first_failure, read_failure
 from unitransformer.process_tree import die_with_parent
 from unitransformer.stop_signals import EXIT_CODE, SIGNALS
 
@@ -32,18 +33,6 @@ RUN_ID = "unitransformer"  # of the ranks started here, in `TORCHELASTIC_RUN_ID`
 ERROR_FILE = "TORCHELASTIC_ERROR_FILE"  # where a rank says why it failed; torchrun reads it too
 GRACE_S = 4.0  # from the first failure until the others are killed
 PATIENCE_S = 15.0  # from Ctrl-C, or a second signal, until ranks that do not end are killed
-
-
-@dataclass(frozen=True, kw_only=True)
-class Failure:
-    """Why a rank ended: an exception, a signal, or an exit code without a word."""
-
-    rank: int
-    type: str
-    message: str
-    lines: list[str]  # of the traceback
-    is_bad_usage: bool = False
-    at_s: float = 0.0  # clock time
 
 
 @dataclass(kw_only=True)
@@ -260,7 +249,7 @@ def _watch(ranks: list[_Rank], caught: list[int]) -> Failure | int:
 def _failure(rank: _Rank) -> Failure | None:
     """How a rank ended, if not well; None for one that still runs."""
     code = rank.exit_code
-    if told_itself := _read_failure(rank.error_file, rank.rank):
+    if told_itself := read_failure(rank.error_file, rank.rank):
         return told_itself
     if code in (None, 0, EXIT_CODE):
         return None
@@ -272,27 +261,6 @@ def _failure(rank: _Rank) -> Failure | None:
     why = ", as the system does when memory runs out" if -code == signal.SIGKILL else ""
     told = f"rank {rank.rank} was killed by {name}{why}"
     return Failure(rank=rank.rank, type=name, message=told, lines=[])
-
-
-def read_failures(folder: Path) -> list[Failure]:
-    """What ranks have left in the files `RANK.json` of a folder."""
-    files = [path for path in folder.glob("*.json") if path.stem.isdigit()]
-    return [told for path in files if (told := _read_failure(path, int(path.stem))) is not None]
-
-
-def _read_failure(path: Path, rank: int) -> Failure | None:
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        return Failure(rank=rank, **json.loads(path.read_text())["failure"])
-    return None
-
-
-def first_failure(failures: Sequence[Failure]) -> Failure:
-    """The one that the others follow from.
-
-    A rank that says nothing leaves no time; what others say of the lost connection comes after.
-    An abort is what a library does when it waited in vain, and comes last.
-    """
-    return min(failures, key=lambda failure: (failure.type == "SIGABRT", failure.at_s))
 
 
 def _kill(ranks: list[_Rank]) -> None:

@@ -15,10 +15,10 @@ import torch
 
 from unitransformer.config import ParallelConfig, RunConfig, to_dict
 from unitransformer.data import DataModule
+from unitransformer.failures import Failure, amend_record, describe_failure
 from unitransformer.flops import count_flops, count_parameters
 from unitransformer.hardware import describe_host
 from unitransformer.history import History
-from unitransformer.launch import Failure
 from unitransformer.measuring.host_load import HostLoad, load_between
 from unitransformer.passport import Row
 from unitransformer.process import process_rank
@@ -28,7 +28,6 @@ from unitransformer.records import (
     SCHEMA,
     Record,
     Status,
-    load_record,
     write_record,
 )
 from unitransformer.stop_signals import Stopped
@@ -37,7 +36,6 @@ from unitransformer.tasks import METRIC, UNIT, metric_value
 from unitransformer.transformer import Transformer
 
 PACKAGES = ("torch", "lightning", "torchvision", "tokenizers", "numpy")
-OUT_OF_MEMORY = ("OutOfMemoryError", "MemoryError")
 KEPT_LINES = 40  # log lines in a record
 # Of every rank, as its instruments tell them.
 READINGS = (
@@ -195,26 +193,11 @@ def record_failure(
 ) -> None:
     """Write whose failure ended a run: into the first rank's record, or one of its own.
 
-    The first rank records what it saw itself, if it still can: often only that a connection broke.
-
     Args:
         since_s: clock time at which the ranks were started; an older record is another's.
     """
-    error = {
-        "type": failure.type,
-        "message": failure.message[:2000],
-        "rank": failure.rank,
-        "last_lines": failure.lines[-20:],
-    }
-    try:
-        is_ours = path.stat().st_mtime >= since_s
-        record = load_record(path) if is_ours else _empty_record(config, command)
-    except (OSError, ValueError):
-        record = _empty_record(config, command)
-    if record["status"] == "ok":
-        return  # trained and recorded; what failed came after
-    status = "oom" if failure.type in OUT_OF_MEMORY else "crashed"
-    write_record(record | {"status": status, "error": error}, path)
+    if not amend_record(path, failure, since_s=since_s):
+        write_record(_empty_record(config, command) | describe_failure(failure), path)
 
 
 def _empty_record(config: RunConfig, command: str) -> Record:

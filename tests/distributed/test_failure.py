@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from tests.distributed.launching import begin, environment, load, recipe_command
-from unitransformer.launch import Failure, first_failure
+from unitransformer.failures import Failure, first_failure
 from unitransformer.training import TrainingModule
 
 MANY = ("--max-steps", "100000", "--validate-every", "100000", "--log-every", "1")

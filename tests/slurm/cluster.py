@@ -128,6 +128,8 @@ class Cluster:
         self.say("scancel", "--user", getpass.getuser())
         for name in NODES:
             if self._daemons[name].poll() is not None:
+                # What it was at when it died is over.
+                self.say("scontrol", "update", f"NodeName={name}", "State=DOWN", "Reason=died")
                 self.start_node(name)
         until(lambda: not self.say("squeue", "--noheader"), "the queue is empty", 60)
         with contextlib.suppress(subprocess.CalledProcessError):  # they are idle already

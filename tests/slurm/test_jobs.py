@@ -95,7 +95,7 @@ def test_two_nodes_train_what_one_process_trains_and_a_stop_changes_nothing(
     assert record["config"]["parallel"]["num_nodes"] == 2
     assert record["launches"] == [0, int(kept.name.removeprefix("step-"))]
     assert record["loss"] == pytest.approx(one["loss"], rel=1e-5)
-    assert re.search(rf"gpt +done +{STEPS}/{STEPS}", status.report(folder))
+    wait_for_status(folder, rf"gpt +done +{STEPS}/{STEPS}")
     assert (folder / "attempt-1.json").exists()
     # The same script again finds the run done, by its record.
     subprocess.run(["sbatch", folder / "job.sbatch"], check=True)
@@ -136,7 +136,7 @@ def test_a_killed_rank_ends_the_job_and_is_named_in_its_record(
     error = record_of(folder)["error"]
     assert (error["rank"], error["type"]) == (1, "SIGKILL")
     assert "rank 1 on node2 was killed by SIGKILL" in error["message"]
-    assert "rank 1 of 2: rank 1 on node2 was killed" in status.report(folder)
+    wait_for_status(folder, "failed .*rank 1 of 2: rank 1 on node2 was killed by SIGKILL")
 
 
 def find_rank(node: str) -> int:
@@ -175,7 +175,7 @@ def test_a_cancelled_job_saves_and_is_not_queued_again(cluster: Cluster, work: P
     wait_for_outcome(folder, "stopped")
     until(lambda: not cluster.say("squeue", "--noheader"), "the queue is empty", 30)
     assert record_of(folder)["status"] == "preempted"
-    assert re.search("stopped .*cancelled; stopped by SIGTERM after step", status.report(folder))
+    wait_for_status(folder, "stopped .*cancelled; stopped by SIGTERM after step")
     assert list_checkpoints(folder / "run-1/checkpoints")
 
 
@@ -227,7 +227,7 @@ def test_a_sweep_is_shared_by_the_tasks_of_an_array(
     assert [outcome["status"] for outcome in outcomes] == ["ok"] * 3
     for task in range(3):
         wait_for_outcome(folder / f"task-{task}", "done")
-    assert "3 cells (3 ok)" in status.report(folder)
+    wait_for_status(folder, re.escape("3 cells (3 ok)"))
 
 
 def waited_for(path: Path) -> bool:

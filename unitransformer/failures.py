@@ -1,0 +1,77 @@
+"""Ranks that failed: what each has left behind, which came first, and the record that says so."""
+
+import contextlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from unitransformer.records import Record, Status, load_record, write_record
+
+OUT_OF_MEMORY = ("OutOfMemoryError", "MemoryError")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failure:
+    """Why a rank ended: an exception, a signal, or an exit code without a word."""
+
+    rank: int
+    type: str
+    message: str
+    lines: list[str]  # of the traceback
+    is_bad_usage: bool = False
+    at_s: float = 0.0  # clock time
+
+
+def read_failures(folder: Path) -> list[Failure]:
+    """What ranks have left in the files `RANK.json` of a folder."""
+    files = [path for path in folder.glob("*.json") if path.stem.isdigit()]
+    return [told for path in files if (told := read_failure(path, int(path.stem))) is not None]
+
+
+def read_failure(path: Path, rank: int) -> Failure | None:
+    """What rank `rank` has left in a file; None if that is nothing, or damaged."""
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        return Failure(rank=rank, **json.loads(path.read_text())["failure"])
+    return None
+
+
+def first_failure(failures: Sequence[Failure]) -> Failure:
+    """The one that the others follow from.
+
+    A rank that says nothing leaves no time; what others say of the lost connection comes after.
+    An abort is what a library does when it waited in vain, and comes last.
+    """
+    return min(failures, key=lambda failure: (failure.type == "SIGABRT", failure.at_s))
+
+
+def amend_record(path: Path, failure: Failure, *, since_s: float) -> bool:
+    """Write into the first rank's record whose failure ended the run; False if there is none.
+
+    The first rank records what it saw itself, if it still can: often only that a connection broke.
+
+    Args:
+        since_s: clock time at which the ranks were started; an older record is another's.
+    """
+    try:
+        if path.stat().st_mtime < since_s:
+            return False
+        record = load_record(path)
+    except (OSError, ValueError):
+        return False
+    if record["status"] != "ok":  # trained and recorded; what failed came after
+        write_record(record | describe_failure(failure), path)
+    return True
+
+
+def describe_failure(failure: Failure) -> Record:
+    """Status and error of a record."""
+    error: dict[str, Any] = {
+        "type": failure.type,
+        "message": failure.message[:2000],
+        "rank": failure.rank,
+        "last_lines": failure.lines[-20:],
+    }
+    status: Status = "oom" if failure.type in OUT_OF_MEMORY else "crashed"
+    return {"status": status, "error": error}
