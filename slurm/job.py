@@ -306,6 +306,8 @@ def _requeue(allocation: Allocation, words: Words, verdict: Verdict) -> None:
     """Queue this job or task again; where that cannot be, say how to go on."""
     # Said before: what follows ends this process.
     _say("to be queued again" + (f", without {verdict.exclude}" if verdict.exclude else ""))
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)  # as what is started from here on does, too
     refused = queue.requeue(allocation.job, exclude=verdict.exclude)
     if refused is None:
         return
