@@ -4,6 +4,8 @@ import os
 
 # Tiny models gain nothing from more threads, and lose much where the cores are shared.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Compilers that are forked beside threads would wait for them for ever.
+os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"
 
 from collections.abc import Iterator
 from pathlib import Path
