@@ -27,7 +27,7 @@ from scaling.processes import Ended, Runner, last_words
 from scaling.study import Study
 from scaling.tasks import Task
 from unitransformer.config import RunConfig
-from unitransformer.records import Record, Status, load_record, write_atomically
+from unitransformer.records import PROGRESS, Record, Status, load_record, write_atomically
 from unitransformer.sealed import check_seals, read_json, seal
 from unitransformer.stop_signals import EXIT_CODE
 
@@ -422,6 +422,7 @@ def _tidy(place: Path) -> None:
     for path in place.iterdir():
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
+    (place / PROGRESS).unlink(missing_ok=True)
 
 
 def _now() -> str:

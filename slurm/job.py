@@ -163,7 +163,9 @@ def _run_ranks(allocation: Allocation, words: Words, caught: list[int]) -> Ended
         return replace(told, reason=_why_stopped(words)) if code else told
     dead = [] if is_cancelled or probes is None else probes.dead()
     for number, node in silent_ranks(allocation, errors, dead):
-        _write_error(errors / f"{number}.json", "NodeFailure", f"{node} does not answer any more")
+        _write_error(
+            errors / f"{number}.failure", "NodeFailure", f"{node} does not answer any more"
+        )
     failures = read_failures(errors)
     return replace(
         told,
@@ -223,7 +225,7 @@ def _watch(
             num_handed_on = len(caught)
             # Not every signal to a job reaches its ranks; twice is as good as once.
             subprocess.Popen(["scancel", "--signal=USR1", step])
-        if failed_at_s == math.inf and any(errors.glob("*.json")):
+        if failed_at_s == math.inf and any(errors.glob("*.failure")):
             failed_at_s = time.monotonic()
             probes = Probes.start(allocation)
         if time.monotonic() > failed_at_s + GRACE_S:

@@ -1,10 +1,12 @@
 """What a job leaves in its folder, so that others need not ask SLURM.
 
-submitted.json     what was asked for, by whoever submitted it
-job.sbatch         the script: `sbatch job.sbatch` goes on in the same folder
-attempt-0.json     each start of the job: its nodes, how it ended and why
-run-1/             the run itself: record, checkpoints, logs, progress.json
-task-3/            the same of one task of an array
+All are JSON, and without its suffix: a report takes them for no records.
+
+submitted      what was asked for, by whoever submitted it
+job.sbatch     the script: `sbatch job.sbatch` goes on in the same folder
+attempt-0      each start of the job: its nodes, how it ended and why
+run-1/         the run itself: record, checkpoints, logs, progress
+task-3/        the same of one task of an array
 """
 
 import json
@@ -14,7 +16,7 @@ from typing import Any, Literal
 
 from unitransformer.records import write_atomically
 
-SUBMITTED, SCRIPT, RUN = "submitted.json", "job.sbatch", "run-1"
+SUBMITTED, SCRIPT, RUN = "submitted", "job.sbatch", "run-1"
 Outcome = Literal["running", "done", "stopped", "failed", "refused"]
 
 
@@ -33,13 +35,13 @@ class Attempt:
 
 def write_attempt(folder: Path, attempt: Attempt) -> None:
     """Whole or not at all; raises OSError."""
-    path = folder / f"attempt-{attempt.restart}.json"
+    path = folder / f"attempt-{attempt.restart}"
     write_atomically(path, json.dumps(asdict(attempt), indent=1).encode())
 
 
 def last_attempt(folder: Path) -> Attempt | None:
     """The newest that can be read."""
-    found = [read_json(path) for path in folder.glob("attempt-*.json")]
+    found = [read_json(path) for path in folder.glob("attempt-*")]
     names = {item.name for item in fields(Attempt)}
     attempts = [Attempt(**each) for each in found if each is not None and each.keys() == names]
     return max(attempts, key=lambda attempt: attempt.started_at, default=None)

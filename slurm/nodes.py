@@ -64,5 +64,5 @@ def silent_ranks(
         (names.index(name) * each + local, name)
         for name in dead
         for local in range(each)
-        if not (errors / f"{names.index(name) * each + local}.json").exists()
+        if not (errors / f"{names.index(name) * each + local}.failure").exists()
     ]

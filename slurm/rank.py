@@ -21,7 +21,7 @@ STOPPED = os.EX_TEMPFAIL
 def main(command: Sequence[str]) -> int:
     """Run `command`, hand signals on, and leave a word on a bad end; returns the exit code."""
     rank = int(os.environ["SLURM_PROCID"])
-    file = Path(os.environ["UNITRANSFORMER_ERRORS"]) / f"{rank}.json"
+    file = Path(os.environ["UNITRANSFORMER_ERRORS"]) / f"{rank}.failure"
     received: list[int] = []
     child: list[subprocess.Popen[bytes]] = []
 

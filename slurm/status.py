@@ -20,6 +20,7 @@ from slurm import queue
 from slurm.allocation import option_of
 from slurm.markers import RUN, SUBMITTED, Attempt, find_record, last_attempt, read_json
 from slurm.queue import Queued
+from unitransformer.records import PROGRESS
 
 DEPTH = 3  # folders below the one that is named
 QUIET_S = 600.0  # without a line from a running job, which is then said
@@ -92,8 +93,8 @@ def find_jobs(folder: Path) -> list[Path]:
     """Folders of jobs, by name; those of an array's tasks belong to the array."""
     found = []
     for path in [folder, *(p for depth in range(1, DEPTH + 1) for p in folder.glob("*/" * depth))]:
-        is_job = (path / SUBMITTED).exists() or any(path.glob("attempt-*.json"))
-        is_array = any(path.glob("task-*/attempt-*.json"))
+        is_job = (path / SUBMITTED).exists() or any(path.glob("attempt-*"))
+        is_array = any(path.glob("task-*/attempt-*"))
         if (is_job or is_array) and not path.name.startswith("task-"):
             found.append(path)
     return sorted(set(found))
@@ -170,11 +171,11 @@ def _line(
     knows_queue: bool,
     now_s: float,
 ) -> Line:
-    starts = len(list(folder.glob("attempt-*.json")))
+    starts = len(list(folder.glob("attempt-*")))
     state, why = _state(attempt, own, knows_queue=knows_queue)
     step, speed, left = _progress(folder / RUN, state)
     if state == "running":
-        told = read_json(folder / RUN / "progress.json") or {}
+        told = read_json(folder / RUN / PROGRESS) or {}
         quiet_s = now_s - float(told.get("at_s", now_s))
         if quiet_s > QUIET_S:
             why = f"nothing said for {_clock(quiet_s)}"
@@ -208,7 +209,7 @@ def _state(attempt: Attempt | None, own: Sequence[Queued], *, knows_queue: bool)
 
 
 def _progress(run: Path, state: str) -> tuple[str, str, str]:
-    told = read_json(run / "progress.json")
+    told = read_json(run / PROGRESS)
     if told is None:
         return "", "", ""
     path = find_record(run)

@@ -1,9 +1,12 @@
 """What every test stands on."""
 
+import gc
 import os
 
 # Tiny models gain nothing from more threads, and lose much where the cores are shared.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Compilers that are forked beside threads would wait for them for ever.
+os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +14,12 @@ from pathlib import Path
 import pytest
 
 import unitransformer  # noqa: F401  (torchvision beside a CPU torch is mended before lightning)
+
+
+def pytest_collection_finish() -> None:
+    """What has been imported by now is no garbage, and takes long to look through every time."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

@@ -25,8 +25,8 @@ class Failure:
 
 
 def read_failures(folder: Path) -> list[Failure]:
-    """What ranks have left in the files `RANK.json` of a folder."""
-    files = [path for path in folder.glob("*.json") if path.stem.isdigit()]
+    """What ranks have left in the files `RANK.failure` of a folder."""
+    files = [path for path in folder.glob("*.failure") if path.stem.isdigit()]
     return [told for path in files if (told := read_failure(path, int(path.stem))) is not None]
 
 

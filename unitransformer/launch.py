@@ -102,7 +102,7 @@ def launch(
     with tempfile.TemporaryDirectory(prefix="unitransformer-") as folder, _signals() as caught:
         variables = [
             _variables(parallel, node, local, address)
-            | {ERROR_FILE: str(Path(folder) / f"{local}.json")}
+            | {ERROR_FILE: str(Path(folder) / f"{local}.failure")}
             for local in range(parallel.devices)
         ]
         start = _fork if fork else _start

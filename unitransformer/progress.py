@@ -19,8 +19,6 @@ from unitransformer.records import write_atomically
 from unitransformer.tasks import METRIC, UNIT, metric_in_words, metric_value, rate_in_words
 from unitransformer.training import TrainingModule
 
-PROGRESS = "progress.json"  # in the folder of a run
-
 
 class LogLines(pl.Callback):
     """Says and keeps one line every `log_every` optimizer steps, and one a validation.

@@ -18,6 +18,7 @@ from unitransformer.config import RunConfig, from_dict
 from unitransformer.sealed import check_seals, read_sealed, seal
 
 SCHEMA = 2
+PROGRESS = "progress"  # beside the record while a run goes on: JSON, and no record
 Status = Literal["ok", "oom", "oom-inferred", "timeout", "crashed", "preempted", "refused"]
 STATUSES: tuple[str, ...] = Status.__args__  # type: ignore[attr-defined]
 Record = dict[str, Any]

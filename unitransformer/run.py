@@ -31,9 +31,9 @@ from unitransformer.process import (
     process_rank,
     set_up_process,
 )
-from unitransformer.progress import PROGRESS, Bar, LogLines, is_due
+from unitransformer.progress import Bar, LogLines, is_due
 from unitransformer.recording import build_record, describe_code
-from unitransformer.records import Record, write_record
+from unitransformer.records import PROGRESS, Record, write_record
 from unitransformer.saving import Resume, SaveCheckpoints, sole_user
 from unitransformer.statistics.stopping import is_look
 from unitransformer.stop_signals import Stopped, StopSignals

@@ -1,14 +1,12 @@
 """Counters of a small run, counted in ranks that are forked from this process."""
 
 import json
-import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch.multiprocessing
-
-from tests.distributed.launching import RECIPES, free_port
+from tests.distributed.forking import begin_fork, fork_ranks
+from tests.distributed.launching import RECIPES
 from unitransformer.config import Compile, Precision, RunConfig, Strategy
 from unitransformer.config import ParallelConfig as Parallel
 from unitransformer.measuring.counting import count_run
@@ -53,36 +51,20 @@ def count(config: RunConfig, folder: Path, *, fault: Callable[[], None] | None =
     Args:
         fault: called in every rank before anything else, to plant a fault.
     """
-    world_size = config.parallel.world_size
-    launcher = {
-        "TORCHELASTIC_RUN_ID": "test",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(free_port()),
-        "WORLD_SIZE": str(world_size),
-        "LOCAL_WORLD_SIZE": str(world_size),
-        "GROUP_RANK": "0",
-    }
-    torch.multiprocessing.start_processes(
-        _count,
-        args=(config, folder, fault, launcher if world_size > 1 else {}),
-        nprocs=world_size,
-        start_method="fork",
-    )
+    fork_ranks(_count, config, folder, fault, world_size=config.parallel.world_size)
     counted: Counted = json.loads((folder / "0.json").read_text())
     return counted
 
 
 def _count(
-    rank: int,
+    variables: Mapping[str, str],
     config: RunConfig,
     folder: Path,
     fault: Callable[[], None] | None,
-    launcher: dict[str, str],
 ) -> None:
-    os.environ |= launcher
-    if launcher:
-        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+    begin_fork(variables)
     if fault is not None:
         fault()
     set_up_process(config.parallel, "cpu")
-    (folder / f"{rank}.json").write_text(json.dumps(count_run(config, run_dir=folder)))
+    path = folder / f"{variables.get('RANK', 0)}.json"
+    path.write_text(json.dumps(count_run(config, run_dir=folder)))

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import pytest
 from lightning.pytorch import Trainer
 
 import unitransformer.run
@@ -37,6 +38,7 @@ def watch_nothing() -> None:
     StepClock.steps = lambda self: [step] * STEPS  # type: ignore[method-assign]
 
 
+@pytest.mark.alone
 def test_measuring_costs_at_most_half_a_percent_of_a_step(tmp_path: Path) -> None:
     arms = {"not watched": Arm(fault=watch_nothing), "watched": Arm()}
     check(tmp_path, arms, OPTIONS, WHOLE_BATCH, {"watched": 0.005})

@@ -82,6 +82,7 @@ def seconds_of(folder: Path) -> float:
     return time.process_time() - started_s
 
 
+@pytest.mark.alone
 def test_twice_the_records_take_no_more_than_three_times_as_long(
     folders: tuple[Path, Path], benchmark: Any
 ) -> None:

@@ -26,6 +26,7 @@ SHAPE = {
 }
 
 
+@pytest.mark.alone
 @pytest.mark.benchmark(timer=now_s)
 @pytest.mark.parametrize("preset", [bert.PRESET, gpt.PRESET, vit.PRESET], ids=lambda p: p.recipe)
 def test_step_time(preset: Preset, benchmark: BenchmarkFixture) -> None:

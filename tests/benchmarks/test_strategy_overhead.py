@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import pytest
+
 from tests.benchmarks.turns import WARM_UP, Arm, check
 
 STEPS = WARM_UP + 150
@@ -15,5 +17,6 @@ ARMS = {name: Arm(options=("--strategy", name)) for name in ("single", "ddp", "f
 WHOLE_BATCH = 128  # 16,384 tokens a step
 
 
+@pytest.mark.alone
 def test_strategies_cost_next_to_nothing_on_one_device(tmp_path: Path) -> None:
     check(tmp_path, ARMS, OPTIONS, WHOLE_BATCH, {"ddp": 0.01, "fsdp": 0.02})

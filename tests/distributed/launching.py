@@ -6,29 +6,17 @@ import json
 import os
 import socket
 import sys
+import time
 import traceback
 from collections.abc import Callable, Mapping
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-# Compilers that are forked beside threads would wait for them for ever.
-os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"
-
-import tensorboard.summary  # noqa: F401  (imported once here, not once in every rank)
-import torch._inductor.compile_fx
-import torch.multiprocessing
-import torch.utils.tensorboard
-
-import unitransformer.figures
-import unitransformer.predictions
-import unitransformer.run  # noqa: F401
-from recipes import bert, gpt, vit
 from recipes.command_line import run_recipe
-from unitransformer.zero import load_deepspeed
+from recipes.worker import RECIPES
+from tests.distributed.forking import begin_fork, fork_command, fork_ranks
 
-load_deepspeed("cpu")
-RECIPES = {"bert": bert, "gpt": gpt, "vit": vit}
 TINY = [
     *("--model.width", "16", "--model.num-layers", "2", "--model.num-heads", "2"),
     *("--model.feedforward-width", "32", "--dropout", "0", "--max-steps", "6"),
@@ -79,6 +67,8 @@ def begin(
 ) -> BaseProcess:
     """What the command line does, in a fork of this process; its output goes to `output.log`.
 
+    It ends without figures.
+
     Args:
         fault: called there before anything else, to plant a fault in every rank.
         variables: of a launcher.
@@ -87,59 +77,35 @@ def begin(
     folder.mkdir(parents=True, exist_ok=True)
     shared = environment(folder.parent)
     shared |= variables or {}
-    process = torch.multiprocessing.get_context("fork").Process(
-        target=_run_command, args=(recipe, arguments, shared, folder, fault)
-    )
-    process.start()
-    return process
-
-
-def _run_command(
-    recipe: str,
-    arguments: list[str],
-    shared: dict[str, str],
-    folder: Path,
-    fault: Callable[[], None] | None,
-) -> None:
-    os.environ |= shared
-    log = (folder / "output.log").open("w", buffering=1)
-    for stream in (1, 2):
-        os.dup2(log.fileno(), stream)
-    sys.stdout = sys.stderr = log
-    if fault is not None:
-        fault()
     module = RECIPES[recipe]
-    sys.exit(run_recipe(module.PRESET, module.show, arguments))
+
+    def command() -> int:
+        if fault is not None:
+            fault()
+        return run_recipe(module.PRESET, module.show, arguments)
+
+    return fork_command(command, log=folder / "output.log", variables=shared)
 
 
-def train(recipe: str, folder: Path, *options: str) -> dict[str, Any]:
-    """Train a tiny recipe over as many forked ranks as `--devices` says; returns the record."""
+def train(recipe: str, folder: Path, *options: str, shows: bool = False) -> dict[str, Any]:
+    """Train a tiny recipe over as many forked ranks as `--devices` says; returns the record.
+
+    Args:
+        shows: whether it ends with figures, which take as long as the training.
+    """
     arguments = recipe_arguments(recipe, folder, *options)
     places = [index for index, word in enumerate(arguments) if word == "--devices"]
     world_size = int(arguments[places[-1] + 1]) if places else 1
     folder.mkdir(parents=True, exist_ok=True)
-    shared = environment(folder.parent)
-    if world_size > 1:
-        shared |= {
-            "TORCHELASTIC_RUN_ID": "test",
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(free_port()),
-            "WORLD_SIZE": str(world_size),
-            "LOCAL_WORLD_SIZE": str(world_size),
-            "GROUP_RANK": "0",
-        }
-    torch.multiprocessing.start_processes(
-        _run_rank, args=(recipe, arguments, shared, folder), nprocs=world_size, start_method="fork"
-    )
+    fork_ranks(_be_rank, recipe, arguments, folder, shows, world_size=world_size)
     return load(folder)
 
 
-def _run_rank(
-    rank: int, recipe: str, arguments: list[str], shared: dict[str, str], folder: Path
+def _be_rank(
+    variables: Mapping[str, str], recipe: str, arguments: list[str], folder: Path, shows: bool
 ) -> None:
-    os.environ |= shared
-    if "WORLD_SIZE" in shared:
-        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+    begin_fork(environment(folder.parent) | variables, shows=shows)
+    rank = variables.get("RANK", "0")
     log = (folder / f"rank-{rank}.log").open("w")
     sys.stdout = sys.stderr = log
     module = RECIPES[recipe]
@@ -152,3 +118,11 @@ def _run_rank(
         log.flush()
     if code:
         raise SystemExit(f"rank {rank} ended with {code}: {Path(log.name).read_text()[-2000:]}")
+
+
+def wait_for_text(path: Path, text: str) -> None:
+    """Until a command has said so."""
+    deadline = time.monotonic() + 120
+    while text not in (path.read_text() if path.exists() else ""):
+        assert time.monotonic() < deadline, f"{path} never said {text!r}"
+        time.sleep(0.05)

@@ -6,7 +6,7 @@ import os
 import random
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -17,7 +17,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from recipes import running
 from tests.distributed.launching import begin, free_port, load, train
 from unitransformer import export, writing
 from unitransformer.checkpoints import (
@@ -55,14 +54,6 @@ def assert_same(record: dict[str, Any], reference: dict[str, Any]) -> None:
     assert record["gradient_norm"] == pytest.approx(reference["gradient_norm"], rel=1e-4)
     measured, expected = (r["validation"]["loss"] for r in (record, reference))
     assert measured == pytest.approx(expected, rel=1e-5)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _no_figures() -> Iterator[None]:
-    """They take longer than the training."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(running, "_results", lambda *arguments: [])
-        yield
 
 
 # ---- another strategy, another number of ranks

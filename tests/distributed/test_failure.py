@@ -3,7 +3,6 @@
 import os
 import signal
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -13,8 +12,18 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from tests.distributed.launching import begin, environment, load, recipe_command
+from recipes import gpt
+from recipes.command_line import run_recipe
+from tests.distributed.forking import fork_command
+from tests.distributed.launching import (
+    begin,
+    environment,
+    load,
+    recipe_arguments,
+    wait_for_text,
+)
 from unitransformer.failures import Failure, first_failure
 from unitransformer.training import TrainingModule
 
@@ -92,6 +101,7 @@ def test_a_rank_that_fails_ends_all_and_is_named(
     assert "Connection closed" not in told  # what the other saw is not the news
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("victim", [0, 1])
 @pytest.mark.parametrize("moment_s", [0.2, 1.0])
 def test_a_rank_that_is_killed_from_outside_ends_all_within_ten_seconds(
@@ -109,6 +119,7 @@ def test_a_rank_that_is_killed_from_outside_ends_all_within_ten_seconds(
     assert (error["type"], error["rank"]) == ("SIGKILL", victim)
 
 
+@pytest.mark.alone
 def test_ranks_end_with_the_process_that_started_them(tmp_path: Path) -> None:
     process = begin("gpt", tmp_path / "run", "--devices", "2", "--batch-size", "4", *MANY)
     ranks = wait_for_ranks(process, 2)
@@ -118,6 +129,7 @@ def test_ranks_end_with_the_process_that_started_them(tmp_path: Path) -> None:
     assert len(gone) == 2, left
 
 
+@pytest.mark.alone
 def test_ctrl_c_ends_the_ranks_at_once(tmp_path: Path) -> None:
     process = begin("gpt", tmp_path / "run", "--devices", "2", "--batch-size", "4", *MANY)
     wait_for_ranks(process, 2)
@@ -143,6 +155,7 @@ def test_two_runs_at_once_do_not_collide(tmp_path: Path) -> None:
     assert (tmp_path / "a").read_text() != (tmp_path / "b").read_text()
 
 
+@pytest.mark.alone
 def test_a_port_in_use_is_no_obstacle_and_none_stays_taken(tmp_path: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 29500))  # torch's default
@@ -154,26 +167,31 @@ def test_a_port_in_use_is_no_obstacle_and_none_stays_taken(tmp_path: Path) -> No
     assert not [c for c in listening if c.pid == process.pid]
 
 
-def test_torchrun_names_the_rank_that_failed_first(tmp_path: Path, repository: Path) -> None:
-    script = tmp_path / "faulty.py"
-    script.write_text(
-        "from tests.distributed.test_failure import plant, raise_error\n"
-        "from recipes import gpt\n"
-        "plant(3, raise_error)()\n"
-        "gpt.main()\n"
+def test_torchrun_names_the_rank_that_failed_first(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    arguments = recipe_arguments("gpt", folder, "--batch-size", "4", *MANY)
+    torchrun = LaunchConfig(
+        *(1, 1, 2),
+        run_id=str(tmp_path),
+        rdzv_endpoint="127.0.0.1:0",
+        rdzv_backend="c10d",
+        max_restarts=0,
+        start_method="fork",
     )
-    arguments = recipe_command("gpt", tmp_path / "run", "--batch-size", "4", *MANY)[3:]
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    done = subprocess.run(
-        [*launcher, "--nproc-per-node", "2", str(script), *arguments],
-        cwd=repository,
-        env=environment(tmp_path) | {"PYTHONPATH": str(repository)},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode == 1
-    root_cause = done.stderr.partition("Root Cause")[2]
+
+    def be_rank() -> None:
+        sys.exit(run_recipe(gpt.PRESET, gpt.show, arguments))
+
+    def launch() -> int:
+        plant(3, raise_error)()
+        elastic_launch(torchrun, be_rank)()
+        return 0
+
+    folder.mkdir()
+    process = fork_command(launch, log=folder / "output.log", variables=environment(tmp_path))
+    process.join(120)
+    assert process.exitcode == 1
+    root_cause = (folder / "output.log").read_text().partition("Root Cause")[2]
     assert "rank      : 1" in root_cause
     assert "ArithmeticError: planted in rank 1" in root_cause
 
@@ -205,10 +223,3 @@ def wait_for_ranks(process: BaseProcess, count: int) -> list[psutil.Process]:
             return sorted(ranks, key=lambda rank: rank.pid)
         time.sleep(0.02)
     raise AssertionError("no ranks were started")
-
-
-def wait_for_text(path: Path, text: str) -> None:
-    deadline = time.monotonic() + 60
-    while text not in (path.read_text() if path.exists() else ""):
-        assert time.monotonic() < deadline, f"{path} never said {text!r}"
-        time.sleep(0.05)

@@ -2,8 +2,6 @@
 
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -12,7 +10,17 @@ import psutil
 import pytest
 import torch.distributed
 
-from tests.distributed.launching import begin, environment, load, recipe_arguments, train
+from recipes import gpt
+from recipes.command_line import run_recipe
+from tests.distributed.forking import fork_command
+from tests.distributed.launching import (
+    begin,
+    environment,
+    load,
+    recipe_arguments,
+    train,
+    wait_for_text,
+)
 from unitransformer.progress import LogLines
 from unitransformer.records import load_record
 
@@ -31,8 +39,9 @@ def say_slowly_on_the_first_rank() -> None:
     LogLines._keep = keep_slowly  # type: ignore[method-assign]
 
 
+@pytest.mark.alone
 def test_what_one_rank_does_between_steps_is_on_nobodys_clock(tmp_path: Path) -> None:
-    options = (*TWO, "--max-steps", "8", "--validate-every", "4", "--log-every", "2")
+    options = (*TWO, "--max-steps", "6", "--validate-every", "4", "--log-every", "2")
     process = begin("gpt", tmp_path / "run", *options, fault=say_slowly_on_the_first_rank)
     process.join(300)
     assert process.exitcode == 0
@@ -62,34 +71,28 @@ def test_an_interval_that_stays_too_wide_is_flagged(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_to_a_repeated_run_reaches_the_launch_and_its_record(
-    number: signal.Signals, tmp_path: Path, repository: Path
+    number: signal.Signals, tmp_path: Path
 ) -> None:
+    folder = tmp_path / "runs"
     arguments = recipe_arguments(
-        "gpt", tmp_path / "runs", "--max-steps", "100000", "--repeats", "3"
+        *("gpt", folder, "--max-steps", "100000", "--repeats", "3", "--log-every", "1")
     )
     place = arguments.index("--record")
     del arguments[place : place + 2]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "recipes.gpt", *arguments, "--log-every", "1"],
-        cwd=repository,
-        env=environment(tmp_path),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    folder.mkdir()
+    process = fork_command(
+        lambda: run_recipe(gpt.PRESET, gpt.show, arguments),
+        log=tmp_path / "output.log",
+        variables=environment(tmp_path),
     )
-    assert process.stdout is not None
-    for line in process.stdout:
-        if line.startswith("step "):
-            break
+    wait_for_text(tmp_path / "output.log", "\nstep ")
     (launch,) = psutil.Process(process.pid).children()
-    os.kill(process.pid, number)
-    process.stdout.read()
-    process.stdout.close()
-    assert process.wait(60) == {signal.SIGINT: 130, signal.SIGTERM: 75}[number]
+    os.kill(process.pid or 0, number)
+    process.join(60)
+    assert process.exitcode == {signal.SIGINT: 130, signal.SIGTERM: 75}[number]
     psutil.wait_procs([launch], timeout=10)
     assert not launch.is_running()
-    (path,) = (tmp_path / "runs").glob("*/*.json")
+    (path,) = folder.glob("*/*.json")
     assert load_record(path)["status"] == "preempted"
 
 

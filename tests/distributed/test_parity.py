@@ -1,5 +1,6 @@
 """Every strategy trains the same model, and the comparison that says so sees when one does not."""
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
@@ -13,11 +14,11 @@ from torch.distributed import GradBucket
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.nn.parallel import DistributedDataParallel
 
-from recipes import gpt
 from scaling.__main__ import main
 from scaling.parity import BOUNDS, STRATEGIES, Curves, compare
-from scaling.processes import start_worker
+from scaling.processes import _Worker, start_worker
 from scaling.store import load_store
+from tests.distributed.forking import start_forked
 from tests.distributed.launching import begin, load
 from unitransformer import fsdp1, strategies, training
 from unitransformer.materialise import Materialise
@@ -31,6 +32,12 @@ STEPS = ("--max-steps", "24", "--validate-every", "24", "--optimizer.clip-norm",
 TWO = ("--devices", "2", "--batch-size", "4")
 
 
+@pytest.fixture
+def forked_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_Worker, "_start", start_forked)
+
+
+@pytest.mark.usefixtures("forked_worker")
 def test_every_strategy_trains_in_float32_over_two_ranks_what_one_process_trains(
     tmp_path: Path,
 ) -> None:
@@ -44,6 +51,7 @@ def test_every_strategy_trains_in_float32_over_two_ranks_what_one_process_trains
     assert certificate.reference.loss[-1] < 0.9 * certificate.reference.loss[0], "it learns"
 
 
+@pytest.mark.usefixtures("forked_worker")
 def test_a_run_that_takes_too_long_is_ended_with_its_ranks(tmp_path: Path) -> None:
     before = set(psutil.Process().children(recursive=True))
     folder = ["--out", str(tmp_path), "--accelerator", "cpu", "--devices", "2"]
@@ -63,8 +71,16 @@ def test_a_run_that_takes_too_long_is_ended_with_its_ranks(tmp_path: Path) -> No
 
 
 @pytest.fixture(scope="module")
-def reference(tmp_path_factory: pytest.TempPathFactory) -> Curves:
-    return train(tmp_path_factory.mktemp("reference") / "run", "--batch-size", "8")
+def sound(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Curves]:
+    """The curves of a run without a fault, by its options; trained once."""
+    return functools.cache(
+        lambda *options: train(tmp_path_factory.mktemp("sound") / "run", *options)
+    )
+
+
+@pytest.fixture
+def reference(sound: Callable[..., Curves]) -> Curves:
+    return sound("--batch-size", "8")
 
 
 def train(folder: Path, *options: str, fault: Callable[[], None] | None = None) -> Curves:
@@ -133,7 +149,6 @@ def leave_a_matrix_whole() -> None:
     strategies.FSDP1Strategy = Leaky  # type: ignore[misc]
     # At the end there is nothing whole to show: only what is divided can be gathered.
     training.gather_network = lambda model, network, parallel: network
-    gpt.show = lambda outcome, folder: []
 
 
 FAULTS = {
@@ -150,10 +165,12 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_a_planted_fault_is_different(name: str, reference: Curves, tmp_path: Path) -> None:
+def test_a_planted_fault_is_different(
+    name: str, reference: Curves, sound: Callable[..., Curves], tmp_path: Path
+) -> None:
     strategy, options, fault = FAULTS[name]
     options = (*TWO, "--strategy", strategy, *options)
-    assert compare(reference, train(tmp_path / "sound", *options)).verdict(BOUND) == "equal"
+    assert compare(reference, sound(*options)).verdict(BOUND) == "equal"
     found = compare(reference, train(tmp_path / "faulty", *options, fault=fault))
     assert found.verdict(BOUND) == "different"
 

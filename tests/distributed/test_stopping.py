@@ -11,8 +11,8 @@ import psutil
 import pytest
 import torch
 
-from tests.distributed.launching import begin, load, train
-from tests.distributed.test_failure import wait_for_ranks, wait_for_text
+from tests.distributed.launching import begin, load, train, wait_for_text
+from tests.distributed.test_failure import wait_for_ranks
 from unitransformer.checkpoints import list_checkpoints
 from unitransformer.stop_signals import EXIT_CODE, SIGNALS
 from unitransformer.training import TrainingModule

@@ -1,19 +1,27 @@
 """Sweeps of real processes: what they leave, whatever ends them."""
 
+import contextlib
+import os
 import signal
 import subprocess
 import sys
 import time
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+from torch import Tensor
 
+from scaling.__main__ import main
 from scaling.outcomes import FILE, load_outcome
+from scaling.processes import _Worker
 from scaling.store import load_store
 from scaling.sweep import CELLS
+from tests.distributed.forking import fork_command, start_forked
 from tests.distributed.launching import PICTURES, TEXT, TINY, environment
+from unitransformer.training import TrainingModule
 
 
 def sweep_command(out: Path, *words: str) -> list[str]:
@@ -69,48 +77,67 @@ def test_every_way_to_end_has_its_status_and_the_sweep_goes_on(
     assert not leftovers(tmp_path)
 
 
-def test_a_cell_that_takes_too_long_is_ended_whole(tmp_path: Path, repository: Path) -> None:
+def begin_sweep(out: Path, *words: str) -> BaseProcess:
+    """The same in a fork, steps with a pause: until they are ended, cells use no processor."""
+    arguments = sweep_command(out, *words)[3:]
+
+    def sweep() -> int:
+        score = TrainingModule.training_step
+
+        def pause(self: TrainingModule, *arguments: Any) -> Tensor:
+            time.sleep(0.05)
+            return score(self, *arguments)
+
+        TrainingModule.training_step = pause  # type: ignore[method-assign]
+        _Worker._start = start_forked  # type: ignore[assignment,method-assign]
+        return main(arguments)
+
+    log = out.parent / "output.log"
+    return fork_command(sweep, log=log, variables=environment(out.parent))
+
+
+ENDLESS = ("--recipe", "vit", *PICTURES, "--max-steps", "100000", "--devices", "2")
+
+
+def test_a_cell_that_takes_too_long_is_ended_whole(tmp_path: Path) -> None:
     out = tmp_path / "sweep"
-    words = ["--recipe", "vit", *PICTURES, "--max-steps", "100000", "--devices", "2"]
-    words += ["--strategy", "ddp", "--time-limit", "12"]
-    done = subprocess.run(
-        sweep_command(out, *words),
-        cwd=repository, env=environment(tmp_path), capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
-    assert done.returncode == 1
+    sweep = begin_sweep(out, *ENDLESS, "--strategy", "ddp", "--time-limit", "12")
+    command = psutil.Process(sweep.pid)
+    family: set[psutil.Process] = set()
+    while sweep.is_alive():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            family |= set(command.children(recursive=True))
+        time.sleep(0.1)
+    assert sweep.exitcode == 1
     (outcome,) = outcomes(out)
     assert outcome.status == "timeout"
     assert outcome.reason == "did not end within 12 s"
     assert outcome.elapsed_s < 12 + 10
     assert any("step" in line for line in outcome.last_lines)
-    assert not leftovers(tmp_path)
+    assert len(family) >= 4  # the worker, its fork, and two ranks
+    assert psutil.wait_procs(family, timeout=10)[1] == []
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_a_sweep_that_is_ended_leaves_no_process_and_no_half_cell(
-    number: signal.Signals, tmp_path: Path, repository: Path
+    number: signal.Signals, tmp_path: Path
 ) -> None:
     out = tmp_path / "sweep"
-    words = ["--recipe", "vit", *PICTURES, "--max-steps", "100000", "--devices", "2"]
-    sweep = subprocess.Popen(
-        sweep_command(out, *words, "--strategy", "ddp,fsdp"),
-        cwd=repository, env=environment(tmp_path), stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-    )  # fmt: skip
+    sweep = begin_sweep(out, *ENDLESS, "--strategy", "ddp,fsdp")
     try:
         deadline = time.monotonic() + 90
         while not any("step" in log.read_text() for log in (out / CELLS).glob("*/log.txt")):
             assert time.monotonic() < deadline
             time.sleep(0.1)
         family = psutil.Process(sweep.pid).children(recursive=True)
-        assert len(family) >= 4  # the worker, its fork, and two ranks
-        sweep.send_signal(number)
-        output, _ = sweep.communicate(timeout=30)
+        assert len(family) >= 4
+        os.kill(sweep.pid or 0, number)
+        sweep.join(30)
     finally:
         sweep.kill()
     _, left = psutil.wait_procs(family, timeout=10)
     assert left == []
     assert outcomes(out) == []
     if number != signal.SIGKILL:
-        assert sweep.returncode == 1
-        assert b"stopped before the end" in output
+        assert sweep.exitcode == 1
+        assert "stopped before the end" in (tmp_path / "output.log").read_text()

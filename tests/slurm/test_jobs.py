@@ -39,7 +39,7 @@ def send(
     folder = work / name
     words = ["recipes.gpt", "--folder", str(folder), *options, "--", *tiny(work / "x", *recipe)]
     assert submit.main(words) == 0
-    told: dict[str, Any] = json.loads((folder / "submitted.json").read_text())
+    told: dict[str, Any] = json.loads((folder / "submitted").read_text())
     return str(told["job"]), folder
 
 
@@ -96,12 +96,13 @@ def test_two_nodes_train_what_one_process_trains_and_a_stop_changes_nothing(
     assert record["launches"] == [0, int(kept.name.removeprefix("step-"))]
     assert record["loss"] == pytest.approx(one["loss"], rel=1e-5)
     wait_for_status(folder, rf"gpt +done +{STEPS}/{STEPS}")
-    assert (folder / "attempt-1.json").exists()
+    assert (folder / "attempt-1").exists()
     # The same script again finds the run done, by its record.
     subprocess.run(["sbatch", folder / "job.sbatch"], check=True)
     until(lambda: "done already" in log_of(folder), "it says so", 60)
 
 
+@pytest.mark.alone
 def test_preemption_saves_within_its_grace_and_goes_on_when_it_may(
     cluster: Cluster, work: Path
 ) -> None:
@@ -123,6 +124,7 @@ def test_preemption_saves_within_its_grace_and_goes_on_when_it_may(
     assert record_of(folder)["launches"][1] > 0
 
 
+@pytest.mark.alone
 def test_a_killed_rank_ends_the_job_and_is_named_in_its_record(
     cluster: Cluster, work: Path
 ) -> None:
@@ -151,6 +153,7 @@ def find_rank(node: str) -> int:
     return rank
 
 
+@pytest.mark.alone
 def test_a_dead_node_ends_the_job_which_goes_on_without_it(cluster: Cluster, work: Path) -> None:
     job, folder = send(work, *TWO_NODES, recipe=(*LONG, "--checkpoint-every", "5"))
     wait_for_step(folder, 15)

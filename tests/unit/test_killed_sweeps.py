@@ -139,6 +139,7 @@ def test_several_processes_on_one_folder_do_no_cell_twice(straw: Mapping[str, An
     assert len(outcomes(straw["folder"])) == len(begun)
 
 
+@pytest.mark.alone
 def test_what_a_sweep_adds_is_small_beside_the_least_a_cell_does(straw: Mapping[str, Any]) -> None:
     in_cells_s = []
 

@@ -272,6 +272,7 @@ def test_a_failure_on_a_full_disk_is_no_outcome(
     assert make_sweep(tmp_path / "s", tasks)[0].look()[1] == {}
 
 
+@pytest.mark.alone
 def test_a_look_at_settled_cells_costs_in_proportion_to_them(tmp_path: Path) -> None:
     def look_s(count: int) -> float:
         sizes = [str(size) for size in range(8, 8 + count)]

@@ -116,6 +116,7 @@ def test_the_files_are_whole(traced: Runner, tmp_path: Path) -> None:
     assert json.loads((folder / "shares-rank0.json").read_text()) == told
 
 
+@pytest.mark.alone
 def test_a_larger_head_takes_a_larger_share(traced: Runner) -> None:
     # 4,000 words in place of 300 at width 16: the head is nearly all there is.
     _, small = traced(gpt.PRESET)
@@ -125,6 +126,7 @@ def test_a_larger_head_takes_a_larger_share(traced: Runner) -> None:
     assert share > 2 * shares_of(large)["matrix multiply"]
 
 
+@pytest.mark.alone
 def test_a_chunked_loss_is_head_and_loss(traced: Runner) -> None:
     _, told = traced(gpt.PRESET, model={"num_classes": 4000}, loss_chunk=32)
     shares = shares_of(told)

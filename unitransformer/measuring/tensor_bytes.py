@@ -179,8 +179,10 @@ def live_storages(module: nn.Module | None = None, optimizers: Sequence[Any] = (
 
 def live_tensors() -> list[Tensor]:
     """All there are in Python."""
-    # Not isinstance, which asks proxies for what they stand for.
-    return [each for each in gc.get_objects() if issubclass(type(each), Tensor)]
+    objects = gc.get_objects()
+    # Not isinstance, which asks proxies for what they stand for; and a class is asked only once.
+    kinds = {kind for kind in set(map(type, objects)) if issubclass(kind, Tensor)}
+    return [each for each in objects if type(each) in kinds]
 
 
 def _add(found: Live, tensor: Tensor, kind: str) -> None:

@@ -1,0 +1,138 @@
+"""Ranks, commands and workers as forks of this process, which has imported everything already."""
+
+import gc
+import importlib
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable, Mapping
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import torch.multiprocessing
+from torch.distributed import TCPStore
+
+from recipes import running, worker
+from unitransformer.zero import load_deepspeed
+
+for name in worker.HEAVY:
+    importlib.import_module(name)
+load_deepspeed("cpu")
+FORK = torch.multiprocessing.get_context("fork")
+
+
+def begin_fork(variables: Mapping[str, str], *, shows: bool = False) -> None:
+    """What a fork does first.
+
+    Args:
+        shows: whether a run ends with figures, which take as long as the training of a tiny model.
+    """
+    gc.freeze()  # what it inherits is no garbage of its own, and takes long to look through
+    os.environ |= variables
+    if not shows:
+        running._results = lambda *arguments: []
+
+
+def fork_ranks(be_rank: Callable[..., None], *arguments: Any, world_size: int) -> None:
+    """`be_rank(variables, *arguments)` in every rank, with the variables that torchrun sets.
+
+    One rank alone gets none. The store is on a port that nobody else can have taken.
+    """
+    listener = socket.create_server(("127.0.0.1", 0))
+    launcher = {
+        "TORCHELASTIC_RUN_ID": "test",
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(listener.getsockname()[1]),
+        "WORLD_SIZE": str(world_size),
+        "LOCAL_WORLD_SIZE": str(world_size),
+        "GROUP_RANK": "0",
+    }
+    ranks = torch.multiprocessing.start_processes(
+        _be_rank,
+        args=(be_rank, launcher if world_size > 1 else {}, *arguments),
+        nprocs=world_size,
+        join=False,
+        start_method="fork",
+    )
+    store = TCPStore(
+        *("127.0.0.1", 0),
+        is_master=True,
+        wait_for_workers=False,
+        master_listen_fd=listener.detach(),
+    )
+    while not ranks.join():
+        pass
+    del store
+
+
+def _be_rank(
+    rank: int, be_rank: Callable[..., None], launcher: Mapping[str, str], *arguments: Any
+) -> None:
+    own = {"RANK": str(rank), "LOCAL_RANK": str(rank)} if launcher else {}
+    be_rank({**launcher, **own}, *arguments)
+
+
+def say_into(log: Path) -> None:
+    """All that this process says, Python and the rest of it, goes to a file."""
+    with log.open("w") as said:
+        for stream in (1, 2):
+            os.dup2(said.fileno(), stream)
+    sys.stdout, sys.stderr = (os.fdopen(stream, "w", buffering=1) for stream in (1, 2))
+
+
+def fork_command(
+    main: Callable[[], int], *, log: Path, variables: Mapping[str, str]
+) -> BaseProcess:
+    """`main` as a command of its own; exits with what it returns."""
+    process = FORK.Process(target=_be_command, args=(main, log, variables))
+    process.start()
+    return process
+
+
+def _be_command(main: Callable[[], int], log: Path, variables: Mapping[str, str]) -> None:
+    begin_fork(variables)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    say_into(log)
+    sys.exit(main())
+
+
+class ForkedWorker:
+    """`python -m recipes.worker`, as far as `scaling.processes` knows a subprocess."""
+
+    stderr = None
+
+    def __init__(self, log: Path) -> None:
+        (read_asked, asked), (answers, write_answer) = os.pipe(), os.pipe()
+        self._process = FORK.Process(
+            target=_be_worker, args=(log, (read_asked, write_answer), (asked, answers))
+        )
+        self._process.start()
+        for end in (read_asked, write_answer):
+            os.close(end)
+        self.pid = self._process.pid
+        self.stdin, self.stdout = os.fdopen(asked, "w"), os.fdopen(answers)
+
+    def kill(self) -> None:
+        self._process.kill()
+
+    def wait(self) -> None:
+        self._process.join()
+
+
+def _be_worker(log: Path, own: tuple[int, int], others: tuple[int, int]) -> None:
+    begin_fork({})
+    say_into(log)
+    for end in others:
+        os.close(end)
+    for stream, end in enumerate(own):
+        os.dup2(end, stream)
+    sys.stdin = os.fdopen(0)
+    sys.exit(worker.main())
+
+
+def start_forked(self: Any) -> ForkedWorker:
+    """In place of `scaling.processes._Worker._start`, which takes seconds."""
+    return ForkedWorker(self.log)
