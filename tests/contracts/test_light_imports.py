@@ -1,5 +1,6 @@
 """What a login node can do: help, configs and refusals need no torch, numpy or lightning."""
 
+import os
 import resource
 import subprocess
 import sys
@@ -72,6 +73,31 @@ main(["calibrate", "--help"])
     assert done.stdout.split()[: len(lines)] == ["2"] * len(lines)
     assert "--seconds" in done.stdout
     assert len(done.stderr.splitlines()) == len(lines)
+
+
+@pytest.mark.parametrize(
+    ("line", "code"),
+    [
+        ("slurm.submit recipes.gpt --dry-run -- --size 124m", 0),
+        ("slurm.submit sweep node-8 --dry-run", 0),
+        ("slurm.submit recipes.gtp", 2),
+        ("slurm.status /nowhere", 2),
+    ],
+)
+def test_submitting_imports_nothing_heavy_nor_does_what_it_asks(
+    line: str, code: int, repository: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(BLOCK)  # in every process that is started, too
+    done = subprocess.run(
+        [sys.executable, "-m", *line.split()],
+        cwd=repository,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == code, done.stderr
+    assert "is imported" not in done.stderr
 
 
 @pytest.mark.parametrize("recipe", RECIPES)

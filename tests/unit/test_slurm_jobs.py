@@ -1,0 +1,288 @@
+"""What a job makes of its shape and its end, and what is told of it; SLURM itself is elsewhere."""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from slurm import allocation, job, status, submit
+from slurm.allocation import check_shape, option_of, read_allocation, read_words
+from slurm.job import Ended, command_of, settle
+from slurm.markers import Attempt, last_attempt, write_attempt
+from slurm.queue import Queued
+from unitransformer.records import PROGRESS
+
+VARIABLES = {
+    "SLURM_JOB_ID": "7",
+    "SLURM_JOB_NUM_NODES": "2",
+    "SLURM_TASKS_PER_NODE": "8(x2)",
+    "SLURM_JOB_NODELIST": "node[1-2]",
+}
+ATTEMPT = Attempt(job="7", restart=0, nodes="node[1-2]", started_at="2026-01-01T00:00:00+00:00")
+WELL = Ended(exit_code=0, is_done=True, is_cancelled=False)
+
+
+# ------------------------------------------------------------------------------------- shapes
+
+
+def words_of(line: str, variables: Mapping[str, str] = VARIABLES) -> allocation.Words:
+    return read_words(line.split(), read_allocation(variables))
+
+
+@pytest.mark.parametrize(
+    ("text", "counts"),
+    [("8", (8,)), ("8(x2)", (8, 8)), ("8(x2),4", (8, 8, 4)), ("2,1", (2, 1))],
+)
+def test_tasks_are_read_node_by_node(text: str, counts: tuple[int, ...]) -> None:
+    given = read_allocation({**VARIABLES, "SLURM_TASKS_PER_NODE": text})
+    assert given.tasks_per_node == counts
+    assert given.tasks == sum(counts)
+
+
+@pytest.mark.parametrize(
+    ("changed", "line", "told"),
+    [
+        ({}, "recipes.gpt", None),
+        ({}, "recipes.gpt -- --devices 8 --num-nodes=2", None),
+        ({}, "recipes.gpt -- --devices 4", "--devices is 4 and the job has 8 tasks on a node"),
+        ({}, "recipes.gpt -- --num-nodes=4", "--num-nodes is 4 and the job has 2 nodes"),
+        ({"SLURM_TASKS_PER_NODE": "8,4"}, "recipes.gpt", "the nodes have 8, 4 tasks"),
+        ({"SLURM_GPUS_ON_NODE": "8"}, "recipes.gpt", None),
+        ({"SLURM_GPUS_ON_NODE": "4"}, "recipes.gpt", "has 8 tasks and 4 GPUs on a node"),
+        ({"SLURM_GPUS_ON_NODE": "4"}, "recipes.gpt -- --accelerator cpu", None),
+        ({}, "sweep -- quick", "a sweep's cells run on one node and the job has 2"),
+    ],
+)
+def test_shapes_that_disagree_are_refused_with_the_numbers(
+    changed: dict[str, str], line: str, told: str | None
+) -> None:
+    given = read_allocation({**VARIABLES, **changed})
+    words = read_words(line.split(), given)
+    if told is None:
+        check_shape(given, words)
+        return
+    with pytest.raises(ValueError, match=re.escape(told)):
+        check_shape(given, words)
+
+
+def test_outside_a_job_and_inside_srun_it_says_where_it_belongs(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    assert job.main(["recipes.gpt"]) == 2
+    assert "slurm.job is run by a batch job: sbatch slurm/gpt.sbatch" in capsys.readouterr().err
+    with pytest.raises(ValueError, match=r"slurm\.job starts srun itself"):
+        read_allocation({**VARIABLES, "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "16"})
+
+
+def test_a_task_of_an_array_has_its_own_folder_and_number() -> None:
+    task = {**VARIABLES, "SLURM_ARRAY_JOB_ID": "5", "SLURM_ARRAY_TASK_ID": "3"}
+    words = words_of("recipes.gpt -- --seed %a", task)
+    assert words.folder == Path("runs/slurm-5/task-3").absolute()
+    assert words.arguments == ["--seed", "3"]
+    assert words_of("recipes.gpt").folder == Path("runs/slurm-7").absolute()
+
+
+def test_ranks_go_on_where_there_is_something_to_go_on_from() -> None:
+    assert command_of(words_of("recipes.gpt -- --seed 1"))[-4:] == [
+        *("--seed", "1"),
+        *("--resume", "auto"),
+    ]
+    assert command_of(words_of("recipes.gpt -- --resume"))[-1] == "--resume"
+    sweep = command_of(words_of("sweep -- quick"))
+    assert sweep[-5:] == ["scaling", "sweep", "quick", "--max-cells", "1"]
+    assert "--ntasks=1" in sweep
+
+
+def test_the_last_of_an_option_wins() -> None:
+    assert option_of(["--out", "a", "--out=b"], "--out") == "b"
+    assert option_of(["--output", "a"], "--out") is None
+
+
+# ---------------------------------------------------------------------------------------- ends
+
+
+@pytest.mark.parametrize(
+    ("ended", "outcome", "code", "requeue"),
+    [
+        (WELL, "done", 0, False),
+        (replace(WELL, is_done=False), "failed", 1, False),
+        (replace(WELL, exit_code=75, is_done=False, reason="stopped"), "stopped", 75, True),
+        (replace(WELL, exit_code=75, is_cancelled=True), "stopped", 75, False),
+        (replace(WELL, exit_code=2, is_done=False, is_refused=True), "refused", 2, False),
+        (replace(WELL, exit_code=1, is_done=False), "failed", 1, False),
+        (replace(WELL, exit_code=137, is_done=False, dead_nodes=["node2"]), "failed", 1, True),
+    ],
+)
+def test_what_comes_after_an_end(ended: Ended, outcome: str, code: int, requeue: bool) -> None:
+    verdict = settle(ATTEMPT, ended)
+    assert (verdict.attempt.outcome, verdict.exit_code, verdict.requeue) == (outcome, code, requeue)
+    assert verdict.attempt.is_requeued == requeue
+    assert verdict.exclude == (",".join(ended.dead_nodes) or None)
+
+
+def test_exit_code_zero_without_a_record_is_no_success() -> None:
+    reason = settle(ATTEMPT, replace(WELL, is_done=False)).attempt.reason
+    assert reason == "it ended with exit code 0, and no record says that it is done"
+
+
+def test_nodes_may_fail_so_often_and_no_more() -> None:
+    ended = replace(WELL, exit_code=137, is_done=False, dead_nodes=["node2"])
+    again = [settle(replace(ATTEMPT, restart=n), ended).requeue for n in range(7)]
+    assert again == [True] * 5 + [False] * 2
+
+
+# -------------------------------------------------------------------------------------- status
+
+
+def queued(state: str, *, number: str = "7", task: str = "N/A") -> Queued:
+    return Queued(job=number, array=number, task=task, state=state, why="Priority", left="1:00:00")
+
+
+@pytest.mark.parametrize(
+    ("outcome", "row", "state", "told"),
+    [
+        ("running", queued("RUNNING"), "running", "1:00:00 until its time limit"),
+        ("stopped", queued("PENDING"), "queued", "Priority; before: so it was"),
+        ("stopped", None, "stopped", "so it was"),
+        ("failed", None, "failed", "so it was"),
+        ("done", None, "done", "so it was"),
+        ("running", None, "lost", "killed, or a node failed (node[1-2])"),
+        ("running", queued("COMPLETING"), "ending", "so it was"),
+    ],
+)
+def test_a_job_is_told_by_the_queue_and_by_what_it_left(
+    outcome: str,
+    row: Queued | None,
+    state: str,
+    told: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    folder = tmp_path / "gpt"
+    write_attempt(folder, replace(ATTEMPT, outcome=outcome, reason="so it was"))  # type: ignore[arg-type]
+    (folder / "run-1").mkdir()
+    progress = {"step": 3, "max_steps": 9, "rate": "5 tokens/s", "left_s": 3700, "at_s": 100.0}
+    (folder / "run-1" / PROGRESS).write_text(json.dumps(progress))
+    monkeypatch.setattr("slurm.queue.list_queue", lambda: [] if row is None else [row])
+    line = status.report(tmp_path, now_s=101.0).splitlines()[-1]
+    assert re.search(rf"\b7 +gpt +{state} ", line), line
+    assert told in line
+    assert ("3/9" if state != "done" else "9/9") in line
+    assert ("1:01:40" in line) == (state == "running")
+
+
+def test_a_running_job_that_says_nothing_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_attempt(tmp_path, ATTEMPT)
+    (tmp_path / "run-1").mkdir()
+    progress = {"step": 3, "max_steps": 9, "rate": "", "left_s": 1, "at_s": 0.0}
+    (tmp_path / "run-1" / PROGRESS).write_text(json.dumps(progress))
+    monkeypatch.setattr("slurm.queue.list_queue", lambda: [queued("RUNNING")])
+    assert "nothing said for 1:00:00" in status.report(tmp_path, now_s=3600.0)
+
+
+def test_without_a_queue_what_was_written_last_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def silent() -> list[Queued]:
+        raise RuntimeError("squeue has not answered for 30 s")
+
+    write_attempt(tmp_path, ATTEMPT)
+    monkeypatch.setattr("slurm.queue.list_queue", silent)
+    told = status.report(tmp_path)
+    assert "the queue is not known (squeue has not answered for 30 s)" in told
+    assert "running" in told
+
+
+def test_a_damaged_marker_is_as_good_as_none(tmp_path: Path) -> None:
+    write_attempt(tmp_path, ATTEMPT)
+    (tmp_path / "attempt-1").write_text("{")
+    assert last_attempt(tmp_path) == ATTEMPT
+
+
+@pytest.mark.parametrize(("words", "told"), [(["/nowhere"], "not a folder"), ([], "no folder")])
+def test_status_refuses_what_is_no_job(
+    words: list[str], told: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert status.main(words) == 2
+    assert told in capsys.readouterr().err
+    assert status.main([str(tmp_path)]) == 2
+    assert "holds no jobs" in capsys.readouterr().err
+
+
+# -------------------------------------------------------------------------------------- submit
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("", "no target given; choose one of recipes.gpt"),
+        ("recipes.gtp", "target is recipes.gtp; did you mean recipes.gpt?"),
+        ("recipes.gpt --nodez 2", "--nodez is not an option; did you mean --nodes?"),
+        ("recipes.gpt --nodes two", "nodes is 'two'"),
+        ("recipes.gpt --nodes 0", "nodes is 0; it must be at least 1"),
+        ("recipes.gpt --devices -8", "devices is -8; it must be at least 1"),
+        ("recipes.gpt --time yesterday", "time is 'yesterday'; give a time as SLURM takes it"),
+        ("recipes.gpt --cluster nowhere", "cluster is nowhere and"),
+        ("recipes.gpt --clusters /nowhere --cluster dgx", "clusters /nowhere cannot be read"),
+        ("recipes.gpt quick", "quick comes before --; options of the recipe come after it"),
+        ("recipes.gpt -- --devices 4", "--devices after --: give it before --"),
+        ("recipes.gpt -- --size 124n", "recipe gpt: size"),
+        ("recipes.gpt -- --max-stepz 4", "recipe gpt: --max-stepz is not an option"),
+        ("recipes.gpt -- --strategy single", "recipe gpt: strategy"),
+        ("recipes.gpt --folder /proc/x", "folder /proc/x: /proc cannot be written"),
+        ("sweep qiuck", "qiuck"),
+        ("sweep quick --nodes 2", "nodes is 2; a sweep's cells run on one node each"),
+        ("sweep quick --array 0-3", "array is 0-3; a sweep has a task for every cell"),
+        ("sweep quick --max-parallel 0", "max-parallel is 0; it must be at least 1"),
+        ("sweep quick -- --batch-sizee 8,16", "batch-sizee"),
+    ],
+)
+def test_bad_requests_are_one_line_and_submit_nothing(
+    line: str,
+    told: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    repository: Path,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(repository))
+    assert submit.main([*line.split()]) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.startswith("error: ")
+    assert told in said.err
+    assert said.err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_dry_run_prints_a_script_and_needs_no_slurm(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    repository: Path,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(repository))
+    options = ["--nodes", "2", "--devices", "4", "--cluster", "academic", "--dry-run"]
+    assert submit.main(["recipes.gpt", *options, "--", "--seed", "3"]) == 0
+    script = capsys.readouterr().out
+    for line in (
+        *("--nodes=2", "--ntasks-per-node=4", "--gpus-per-node=a100:4", "--time=12:00:00"),
+        *("--partition=gpu-preempt", "--account=ml-group", f"--chdir={tmp_path}"),
+    ):
+        assert f"#SBATCH {line}\n" in script
+    assert "\nmodule load python/3.11\n" in script
+    assert script.endswith("  recipes.gpt -- \\\n  --seed 3\n")
+    assert submit.main(["sweep", "node-8", "--dry-run", "--max-parallel", "3"]) == 0
+    sweep = capsys.readouterr().out
+    assert re.search(r"#SBATCH --array=0-\d+%3\n", sweep)
+    assert "#SBATCH --ntasks-per-node=1\n" in sweep
+    assert list(tmp_path.iterdir()) == []
