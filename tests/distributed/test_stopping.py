@@ -91,3 +91,33 @@ def test_fifty_signals_at_random_moments_with_a_slow_rank_stop_every_time(tmp_pa
     record = load(tmp_path / f"run-{SENT - 1}")
     assert len(record["loss"]) == last
     assert len(record["launches"]) == SENT
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp", "fsdp1", "zero2"])
+def test_a_run_that_was_killed_behind_its_last_step_is_finished(
+    strategy: str, tmp_path: Path
+) -> None:
+    options = ("--devices", "2", "--batch-size", "4", "--strategy", strategy, "--resume", "auto")
+    whole = train("gpt", tmp_path / "run", *options, "--checkpoint-dir", str(tmp_path / "kept"))
+    (tmp_path / "run/record.json").unlink()
+    again = train("gpt", tmp_path / "run", *options, "--checkpoint-dir", str(tmp_path / "kept"))
+    assert again["status"] == "ok"
+    assert again["loss"] == whole["loss"]
+    assert again["validation"]["loss"] == pytest.approx(whole["validation"]["loss"], rel=1e-6)
+    # And again: by its record there is nothing to do.
+    written = (tmp_path / "run/record.json").read_bytes()
+    train("gpt", tmp_path / "run", *options, "--checkpoint-dir", str(tmp_path / "kept"))
+    assert (tmp_path / "run/record.json").read_bytes() == written
+    assert "done already" in (tmp_path / "run/rank-0.log").read_text()
+
+
+def test_a_checkpoint_of_another_run_is_never_gone_on_from(tmp_path: Path) -> None:
+    options = ("--resume", "auto", "--checkpoint-dir", str(tmp_path / "kept"))
+    train("gpt", tmp_path / "one", *options)
+    kept = [path.name for path in list_checkpoints(tmp_path / "kept")]
+    process = begin("gpt", tmp_path / "other", *options, "--seed", "1")
+    process.join(60)
+    assert process.exitcode == 2
+    said = (tmp_path / "other/output.log").read_text()
+    assert "is of another run: seed is 0 there and 1 here" in said
+    assert [path.name for path in list_checkpoints(tmp_path / "kept")] == kept

@@ -43,8 +43,8 @@ def send(
     return str(told["job"]), folder
 
 
-def log_of(folder: Path) -> str:
-    return "".join(path.read_text() for path in folder.glob("*.log"))
+def log_of(folder: Path, ending: str = "") -> str:
+    return "".join(path.read_text() for path in folder.glob(f"*{ending}.log"))
 
 
 def record_of(folder: Path) -> dict[str, Any]:
@@ -53,12 +53,12 @@ def record_of(folder: Path) -> dict[str, Any]:
     return record
 
 
-def wait_for_step(folder: Path, step: int, timeout_s: float = 120) -> None:
+def wait_for_step(folder: Path, step: int, ending: str = "") -> None:
     def reached() -> bool:
-        found = re.findall(r"^step +(\d+)/", log_of(folder), flags=re.MULTILINE)
+        found = re.findall(r"^step +(\d+)/", log_of(folder, ending), flags=re.MULTILINE)
         return any(int(number) >= step for number in found)
 
-    until(reached, f"step {step} is reached", timeout_s)
+    until(reached, f"step {step} is reached", 120)
 
 
 def wait_for_outcome(folder: Path, *outcomes: str, timeout_s: float = 120) -> None:
@@ -194,13 +194,50 @@ def test_a_job_that_may_not_be_queued_again_says_how_to_go_on(cluster: Cluster, 
     assert len(record_of(folder)["launches"]) == 2
 
 
-def test_an_array_runs_each_task_in_a_folder_of_its_own(cluster: Cluster, work: Path) -> None:
+def test_an_array_runs_each_task_in_a_folder_of_its_own_and_queues_one_again(
+    cluster: Cluster, work: Path
+) -> None:
     options = ("--nodes", "1", "--devices", "1", "--time", "10", "--array", "3-4")
-    _, folder = send(work, *options, recipe=("--seed", "%a"))
+    array, folder = send(work, *options, recipe=("--seed", "%a", *LONG))
+    wait_for_step(folder, 5, "_3")
+    cluster.say("scancel", "--signal=USR1", f"{array}_3")
     for task in (3, 4):
         wait_for_outcome(folder / f"task-{task}", "done")
         assert record_of(folder / f"task-{task}")["config"]["seed"] == task
+    launches = [len(record_of(folder / f"task-{task}")["launches"]) for task in (3, 4)]
+    assert launches == [2, 1]
     wait_for_status(folder, "2 done")
+
+
+@pytest.mark.alone
+def test_the_signal_ahead_of_a_time_limit_saves_and_queues_again(
+    cluster: Cluster, work: Path
+) -> None:
+    clusters = work / "clusters.toml"
+    clusters.write_text("[short]\ntime = '2'\nsignal = 'USR2'\nsignal_ahead_s = 60\n")
+    options = ("--nodes", "2", "--devices", "1", "--clusters", str(clusters), "--cluster", "short")
+    job, folder = send(work, *options, recipe=(*LONG, "--max-steps", "100000"))
+    wait_for_outcome(folder, "stopped", timeout_s=120)
+    attempt = last_attempt(folder)
+    assert attempt is not None
+    assert re.match(r"stopped by SIGUSR2 after step \d+$", attempt.reason)
+    assert attempt.is_requeued
+    wait_for_status(folder, "queued")
+    assert cluster.state(job)["Restarts"] == "1"
+    cluster.say("scancel", job)
+
+
+def test_the_ready_script_trains_on_what_the_job_was_given(
+    cluster: Cluster, work: Path, repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHON", sys.executable)
+    monkeypatch.chdir(repository)
+    monkeypatch.setenv("UNITRANSFORMER_JOB_FOLDER", str(work / "job"))
+    shape = ("--nodes=2", "--ntasks-per-node=1", "--gpus-per-node=1", "--time=10")
+    cluster.say("sbatch", *shape, f"--output={work}/log", "slurm/gpt.sbatch", *tiny(work / "x"))
+    wait_for_outcome(work / "job", "done")
+    parallel = record_of(work / "job")["config"]["parallel"]
+    assert (parallel["num_nodes"], parallel["devices"]) == (2, 1)
 
 
 def test_a_sweep_is_shared_by_the_tasks_of_an_array(

@@ -286,3 +286,12 @@ def test_a_dry_run_prints_a_script_and_needs_no_slurm(
     assert re.search(r"#SBATCH --array=0-\d+%3\n", sweep)
     assert "#SBATCH --ntasks-per-node=1\n" in sweep
     assert list(tmp_path.iterdir()) == []
+
+
+def test_caches_lie_on_the_nodes_own_disk_job_by_job(tmp_path: Path) -> None:
+    given = read_allocation(VARIABLES)
+    words = words_of(f"--local-disk {tmp_path} recipes.gpt")
+    found = [job._variables(replace(given, job=number), words, tmp_path) for number in ("7", "8")]
+    caches = [each["TORCHINDUCTOR_CACHE_DIR"] for each in found]
+    assert caches == [f"{tmp_path}/unitransformer-{number}/inductor" for number in (7, 8)]
+    assert "TORCHINDUCTOR_CACHE_DIR" not in job._variables(given, words_of("sweep"), tmp_path)
