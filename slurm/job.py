@@ -142,7 +142,7 @@ def settle(attempt: Attempt, ended: Ended) -> Verdict:
 
 
 def _run_ranks(allocation: Allocation, words: Words, caught: list[int]) -> Ended:
-    errors = words.folder / f"errors-{allocation.restart}"
+    errors = words.folder / f"errors-{allocation.job}-{allocation.restart}"
     errors.mkdir(exist_ok=True)
     for old in errors.iterdir():
         old.unlink()
@@ -271,7 +271,9 @@ def _write_error(path: Path, kind: str, message: str) -> None:
 def _write_row(allocation: Allocation, words: Words, errors: Path, since_s: float) -> str:
     """Put what failed first into the record of the run; in words."""
     failures = read_failures(errors)
-    if words.target == "sweep" or not failures:
+    if words.target == "sweep":
+        return "its cell failed, and the report of the sweep says why"
+    if not failures:
         return ""
     failure = first_failure(failures)
     path = _record_path(words)

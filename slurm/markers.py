@@ -1,12 +1,12 @@
 """What a job leaves in its folder, so that others need not ask SLURM.
 
-All are JSON, and without its suffix: a report takes them for no records.
+All but the script are JSON, and without its suffix: a report takes them for no records.
 
-submitted      what was asked for, by whoever submitted it
-job.sbatch     the script: `sbatch job.sbatch` goes on in the same folder
-attempt-0      each start of the job: its nodes, how it ended and why
-run-1/         the run itself: record, checkpoints, logs, progress
-task-3/        the same of one task of an array
+    submitted      what was asked for, by whoever submitted it
+    job.sbatch     the script: `sbatch job.sbatch` goes on in the same folder
+    attempt-7-0    each start of job 7: its nodes, how it ended and why
+    run-1/         the run itself: record, checkpoints, logs, progress
+    task-3/        the same of one task of an array
 """
 
 import json
@@ -35,7 +35,7 @@ class Attempt:
 
 def write_attempt(folder: Path, attempt: Attempt) -> None:
     """Whole or not at all; raises OSError."""
-    path = folder / f"attempt-{attempt.restart}"
+    path = folder / f"attempt-{attempt.job}-{attempt.restart}"
     write_atomically(path, json.dumps(asdict(attempt), indent=1).encode())
 
 

@@ -96,7 +96,7 @@ def test_two_nodes_train_what_one_process_trains_and_a_stop_changes_nothing(
     assert record["launches"] == [0, int(kept.name.removeprefix("step-"))]
     assert record["loss"] == pytest.approx(one["loss"], rel=1e-5)
     wait_for_status(folder, rf"gpt +done +{STEPS}/{STEPS}")
-    assert (folder / "attempt-1").exists()
+    assert (folder / f"attempt-{job}-1").exists()
     # The same script again finds the run done, by its record.
     subprocess.run(["sbatch", folder / "job.sbatch"], check=True)
     until(lambda: "done already" in log_of(folder), "it says so", 60)

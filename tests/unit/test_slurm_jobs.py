@@ -202,7 +202,7 @@ def test_without_a_queue_what_was_written_last_is_told(
 
 def test_a_damaged_marker_is_as_good_as_none(tmp_path: Path) -> None:
     write_attempt(tmp_path, ATTEMPT)
-    (tmp_path / "attempt-1").write_text("{")
+    (tmp_path / "attempt-7-1").write_text("{")
     assert last_attempt(tmp_path) == ATTEMPT
 
 
