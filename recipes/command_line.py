@@ -1,6 +1,7 @@
 """The command line the three recipes share: options in, exit code out.
 
-0 done | 1 the run failed | 2 bad usage. Nothing heavy is imported until the options are sound.
+0 done | 1 the run failed | 2 bad usage | 75 stopped by a signal, saved. Nothing heavy is imported
+until the options are sound.
 """
 
 import os

@@ -224,16 +224,21 @@ def _watch(
         if len(caught) > num_handed_on:
             num_handed_on = len(caught)
             # Not every signal to a job reaches its ranks; twice is as good as once.
-            subprocess.Popen(["scancel", "--signal=USR1", step])
+            _signal(step, "USR1")
         if failed_at_s == math.inf and any(errors.glob("*.failure")):
             failed_at_s = time.monotonic()
             probes = Probes.start(allocation)
         if time.monotonic() > failed_at_s + GRACE_S:
-            subprocess.Popen(["scancel", "--signal=KILL", step])  # waits for dead nodes itself
+            _signal(step, "KILL")
             try:
                 srun.wait(PATIENCE_S)
             except subprocess.TimeoutExpired:
                 srun.kill()  # its node is gone
+
+
+def _signal(step: str, name: str) -> None:
+    """To all ranks; not waited for, as scancel waits for nodes that are dead."""
+    subprocess.Popen(["scancel", f"--signal={name}", step], stderr=subprocess.DEVNULL)
 
 
 # ------------------------------------------------------------------------------------ settling
