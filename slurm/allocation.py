@@ -28,6 +28,12 @@ class Allocation:
     def tasks(self) -> int:
         return sum(self.tasks_per_node)
 
+    @property
+    def name(self) -> str:
+        """For SLURM's commands. The last task of an array has the array's own id for its job's,
+        which would stand for all tasks."""
+        return self.job if self.array is None else f"{self.array}_{self.task}"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Words:

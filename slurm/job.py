@@ -153,7 +153,7 @@ def _run_ranks(allocation: Allocation, words: Words, caught: list[int]) -> Ended
     code, probes = _watch(srun, allocation, errors, caught)
     if code == 0 and any(errors.glob("*.stopped")):
         code = EXIT_CODE
-    is_cancelled = code != 0 and queue.is_cancelled(allocation.job)
+    is_cancelled = code != 0 and queue.is_cancelled(allocation.name)
     told = Ended(
         exit_code=code,
         is_done=_is_done(words),
@@ -212,7 +212,7 @@ def _watch(
     Returns:
         Its exit code, and what asks the nodes whether they are alive, if a rank has failed.
     """
-    step = f"{allocation.job}.0"
+    step = f"{allocation.name}.0"
     num_handed_on, failed_at_s = 0, math.inf
     probes: Probes | None = None
     while True:
@@ -317,7 +317,7 @@ def _requeue(allocation: Allocation, words: Words, verdict: Verdict) -> None:
     _say("to be queued again" + (f", without {verdict.exclude}" if verdict.exclude else ""))
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)  # as what is started from here on does, too
-    refused = queue.requeue(allocation.job, exclude=verdict.exclude)
+    refused = queue.requeue(allocation.name, exclude=verdict.exclude)
     if refused is None:
         return
     write_attempt(words.folder, replace(verdict.attempt, is_requeued=False))
