@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from recipes.options import RUN_FOLDER, Options, Request, build_config, check_outside_world, parse
 from recipes.presets import Preset
 from unitransformer.config import ModelConfig, RunConfig
+from unitransformer.failures import report_failure
 from unitransformer.memory import choose_strategy, in_gib, rank_bytes
 from unitransformer.records import config_of, load_record
 from unitransformer.tasks import UNIT
@@ -63,10 +64,10 @@ def run_recipe(preset: Preset, show: "Show", argv: Sequence[str] | None = None) 
 
 def _refuse(error: Exception) -> None:
     """One line, to whoever started this rank or to a person."""
+    report_failure(error, is_bad_usage=True)
     if "LOCAL_RANK" in os.environ:
-        from unitransformer.launch import is_watched, report_failure
+        from unitransformer.launch import is_watched
 
-        report_failure(error, is_bad_usage=True)
         if is_watched():
             return
     print(f"error: {error}", file=sys.stderr)

@@ -23,8 +23,8 @@ import unitransformer.predictions  # noqa: F401
 from recipes.measured import measured_lines
 from recipes.options import RUN_FOLDER
 from unitransformer.config import RunConfig
-from unitransformer.failures import Failure
-from unitransformer.launch import is_watched, launch, report_failure
+from unitransformer.failures import Failure, report_failure
+from unitransformer.launch import is_watched, launch
 from unitransformer.plots import loss_figure, write_figure
 from unitransformer.process import launched_shape, process_rank
 from unitransformer.recording import record_failure

@@ -4,8 +4,10 @@ import argparse
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+
+from slurm import queue
 
 FOLDER = "UNITRANSFORMER_JOB_FOLDER"  # of the job, where the script does not name it
 SHAPE = ("SLURM_JOB_NUM_NODES", "SLURM_TASKS_PER_NODE")
@@ -53,7 +55,8 @@ def read_allocation(variables: Mapping[str, str]) -> Allocation:
         raise ValueError(
             "slurm.job is run by a batch job: sbatch slurm/gpt.sbatch, or python -m slurm.submit"
         )
-    if "SLURM_STEP_ID" in variables and variables.get("SLURM_STEP_NUM_TASKS"):
+    # Not by SLURM_STEP_ID: who submits from within a job hands that on.
+    if int(variables.get("SLURM_PROCID", 0)) > 0:
         raise ValueError(
             "slurm.job starts srun itself; let the batch script run it without srun, once"
         )
@@ -92,7 +95,8 @@ def read_words(argv: Sequence[str], allocation: Allocation) -> Words:
     own = parser.parse_args(words[:end])
     arguments = words[end + 1 :]
     number = allocation.array or allocation.job
-    folder = own.folder or Path(os.environ.get(FOLDER) or f"runs/slurm-{number}")
+    name = os.environ.get("SLURM_JOB_NAME", own.target.removeprefix("recipes."))
+    folder = own.folder or Path(os.environ.get(FOLDER) or f"runs/slurm/{name}-{number}")
     if allocation.task is not None:
         folder /= f"task-{allocation.task}"
         arguments = [word.replace("%a", allocation.task) for word in arguments]
@@ -104,6 +108,19 @@ def read_words(argv: Sequence[str], allocation: Allocation) -> Words:
         srun=own.srun,
         local_disk=own.local_disk,
     )
+
+
+def confirmed(allocation: Allocation) -> Allocation:
+    """As the controller knows it: who submits from within a task of an array hands on its number,
+    which would be taken for this job's."""
+    if allocation.array is None:
+        return allocation
+    rows = queue.show(allocation.job)
+    is_task = any(
+        (row.get("JobId"), row.get("ArrayTaskId")) == (allocation.job, allocation.task)
+        for row in rows
+    )
+    return allocation if is_task or not rows else replace(allocation, array=None, task=None)
 
 
 def option_of(arguments: Sequence[str], flag: str) -> str | None:
@@ -144,8 +161,11 @@ def check_shape(allocation: Allocation, words: Words) -> None:
                 f"with {fix}={asked}"
             )
     gpus = allocation.gpus_per_node
-    on_cpu = option_of(words.arguments, "--accelerator") == "cpu"
-    if gpus is not None and not on_cpu and gpus != tasks[0]:
+    # A file may say so as well: then the ranks find out by themselves.
+    may_be_cpu = option_of(words.arguments, "--accelerator") == "cpu" or (
+        option_of(words.arguments, "--config") is not None
+    )
+    if gpus is not None and not may_be_cpu and gpus != tasks[0]:
         raise ValueError(
             f"the job has {tasks[0]} tasks and {gpus} GPUs on a node, and a rank is a task with a "
             f"GPU; submit with --ntasks-per-node={gpus} --gpus-per-node={gpus}, or other numbers"

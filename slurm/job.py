@@ -6,17 +6,18 @@ Python itself is the job's process here: a signal to it ends nothing, and what f
 
 import contextlib
 import datetime
+import itertools
 import json
 import math
 import os
+import shlex
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from slurm import queue
 from slurm.allocation import (
@@ -24,13 +25,14 @@ from slurm.allocation import (
     Allocation,
     Words,
     check_shape,
-    option_of,
+    confirmed,
     read_allocation,
     read_words,
 )
-from slurm.markers import RUN, Attempt, find_record, read_json, write_attempt
-from slurm.nodes import Probes, silent_ranks
+from slurm.markers import RUN, SCRIPT, Attempt, find_record, list_attempts, read_json, write_attempt
+from slurm.nodes import Probes, dead_nodes
 from unitransformer.failures import amend_record, first_failure, read_failures
+from unitransformer.records import PROGRESS
 from unitransformer.stop_signals import EXIT_CODE, SIGNALS
 
 RUN_FOLDER = "UNITRANSFORMER_RUN_FOLDER"  # of the run: the same for all ranks and every start
@@ -38,7 +40,16 @@ ERRORS = "UNITRANSFORMER_ERRORS"  # folder where ranks say why they failed
 POLL_S = 0.5
 GRACE_S = 3.0  # from the first rank's failure until the others are killed
 PATIENCE_S = 4.0  # from that until srun itself is
-MAX_RESTARTS = 5  # after failures of nodes
+CLEAN_S = 20.0
+MAX_DEAD = 5  # times that the job is queued again because a node has died
+MAX_IN_VAIN = 4  # times that it is stopped before it has anything to save, and tries again
+NOT_BEGUN = "asked to stop before training began"
+GIVEN_BACK = "the cell under way is given back"
+# Of a job that this one was submitted from within.
+OF_LAUNCHERS = (
+    *("RANK", "LOCAL_RANK", "GROUP_RANK", "NODE_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"),
+    *("MASTER_", "TORCHELASTIC_", "SLURM_STEP", "SLURM_PROCID", "SLURM_LOCALID"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,10 +57,10 @@ class Ended:
     """How the ranks ended."""
 
     exit_code: int
-    is_done: bool  # and says so itself
-    is_cancelled: bool
-    reason: str = ""
+    is_done: bool = False  # what has run says so itself
+    is_taken_back: bool = False  # by whoever cancelled the job, or by SLURM
     is_refused: bool = False
+    reason: str = ""
     dead_nodes: Sequence[str] = ()
 
 
@@ -60,17 +71,17 @@ class Verdict:
     attempt: Attempt
     exit_code: int
     requeue: bool = False
-    exclude: str | None = None
+    exclude: Sequence[str] = ()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the job; returns the exit code."""
     try:
-        allocation = read_allocation(os.environ)
+        allocation = confirmed(read_allocation(os.environ))
         words = read_words(sys.argv[1:] if argv is None else argv, allocation)
         check_shape(allocation, words)
         return run_job(allocation, words)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RuntimeError, subprocess.SubprocessError) as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return 2
 
@@ -83,60 +94,66 @@ def run_job(allocation: Allocation, words: Words) -> int:
     words.folder.mkdir(parents=True, exist_ok=True)
     attempt = Attempt(
         job=allocation.job,
+        array=allocation.array,
         restart=allocation.restart,
         nodes=allocation.node_list,
-        started_at=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        started_at=datetime.datetime.now(datetime.UTC).isoformat(timespec="microseconds"),
     )
-    if words.target != "sweep" and _is_done(words):
-        _say(f"done already: {words.folder}")
-        write_attempt(words.folder, replace(attempt, outcome="done"))
-        return 0
+    before = list_attempts(words.folder)
     write_attempt(words.folder, attempt)
     # Until the very end: being queued again brings another, and there is more to do after it.
     caught: list[int] = []
     for number in SIGNALS:
         signal.signal(number, lambda received, _: caught.append(received))
     ended = _run_ranks(allocation, words, caught)
-    verdict = settle(attempt, ended)
+    verdict = settle(attempt, ended, before=before)
     write_attempt(words.folder, verdict.attempt)
-    if verdict.attempt.reason:
-        _say(f"{verdict.attempt.outcome}: {verdict.attempt.reason}")
+    _say(f"{verdict.attempt.outcome}: {verdict.attempt.reason or words.folder}")
     if verdict.requeue:
         _requeue(allocation, words, verdict)
+    elif words.local_disk is not None:
+        _clean(_caches(allocation, words.local_disk), allocation)
     return verdict.exit_code
 
 
-def settle(attempt: Attempt, ended: Ended) -> Verdict:
-    """What became of the job, and what is to be done about it."""
-    if ended.is_done and ended.exit_code == 0:
+def settle(attempt: Attempt, ended: Ended, *, before: Sequence[Attempt] = ()) -> Verdict:
+    """What became of the job, and what is to be done about it.
+
+    Args:
+        before: earlier starts, the newest last.
+    """
+    if ended.is_done:
         return Verdict(attempt=replace(attempt, outcome="done"), exit_code=0)
-    if ended.is_cancelled:
-        reason = "cancelled" + (f"; {ended.reason}" if ended.reason else "")
-        return Verdict(attempt=replace(attempt, outcome="stopped", reason=reason), exit_code=75)
+    if ended.is_taken_back:
+        told = "cancelled, or queued again by SLURM itself"
+        reason = f"{told}; {ended.reason}" if ended.reason else told
+        return Verdict(
+            attempt=replace(attempt, outcome="stopped", reason=reason), exit_code=EXIT_CODE
+        )
     if ended.exit_code == EXIT_CODE:
-        return Verdict(
-            attempt=replace(
-                attempt, outcome="stopped", reason=ended.reason or "asked to", is_requeued=True
-            ),
-            exit_code=EXIT_CODE,
-            requeue=True,
-        )
+        stopped = replace(attempt, outcome="stopped", reason=ended.reason, is_requeued=True)
+        same = [*itertools.takewhile(lambda each: each.reason == ended.reason, reversed(before))]
+        if ended.reason in (NOT_BEGUN, GIVEN_BACK) and len(same) >= MAX_IN_VAIN:
+            reason = f"{ended.reason}, {len(same) + 1} times: the time limit is too short"
+            failed = replace(attempt, outcome="failed", reason=reason)
+            return Verdict(attempt=failed, exit_code=1)
+        return Verdict(attempt=stopped, exit_code=EXIT_CODE, requeue=True)
     if ended.is_refused:
-        return Verdict(
-            attempt=replace(attempt, outcome="refused", reason=ended.reason), exit_code=2
-        )
+        refused = replace(attempt, outcome="refused", reason=ended.reason)
+        return Verdict(attempt=refused, exit_code=2)
     reason = ended.reason or (
         "it ended with exit code 0, and no record says that it is done"
         if ended.exit_code == 0
         else f"srun ended with exit code {ended.exit_code}"
     )
     failed = replace(attempt, outcome="failed", reason=reason)
-    if ended.dead_nodes and attempt.restart < MAX_RESTARTS:
+    died = [each for each in before if each.outcome == "failed" and each.is_requeued]
+    if ended.dead_nodes and len(died) < MAX_DEAD:
         return Verdict(
             attempt=replace(failed, is_requeued=True),
             exit_code=1,
             requeue=True,
-            exclude=",".join(ended.dead_nodes),
+            exclude=ended.dead_nodes,
         )
     return Verdict(attempt=failed, exit_code=1)
 
@@ -147,45 +164,61 @@ def _run_ranks(allocation: Allocation, words: Words, caught: list[int]) -> Ended
     for old in errors.iterdir():
         old.unlink()
     since_s = time.time() - 1  # file systems round
-    srun = subprocess.Popen(
-        command_of(words), env={**os.environ, **_variables(allocation, words, errors)}
-    )
+    own = {name: v for name, v in os.environ.items() if not name.startswith(OF_LAUNCHERS)}
+    srun = subprocess.Popen(command_of(words), env={**own, **_variables(allocation, words, errors)})
     code, probes = _watch(srun, allocation, errors, caught)
-    if code == 0 and any(errors.glob("*.stopped")):
-        code = EXIT_CODE
-    is_cancelled = code != 0 and queue.is_cancelled(allocation.name)
-    told = Ended(
-        exit_code=code,
-        is_done=_is_done(words),
-        is_cancelled=is_cancelled,
-    )
-    if code in (0, EXIT_CODE):
-        return replace(told, reason=_why_stopped(words)) if code else told
-    dead = [] if is_cancelled or probes is None else probes.dead()
-    for number, node in silent_ranks(allocation, errors, dead):
-        _write_error(
-            errors / f"{number}.failure", "NodeFailure", f"{node} does not answer any more"
-        )
     failures = read_failures(errors)
+    has_stopped = any(errors.glob("*.stopped"))
+    # srun may have been told to end as well, and then kills what is still saving.
+    if not failures and ((code == 0 and has_stopped) or (code > 128 and caught)):
+        code = EXIT_CODE
+    ended = Ended(exit_code=code, is_done=_is_done(words, code, since_s))
+    if ended.is_done or code == 0:
+        return ended
+    ended = replace(ended, is_taken_back=queue.is_taken_back(allocation.name))
+    if code == EXIT_CODE:
+        return replace(ended, reason=_why_stopped(words, since_s))
+    if code == 2 or any(failure.is_bad_usage for failure in failures):
+        told = first_failure(failures).message if failures else "what is said above"
+        if words.target == "sweep":
+            told = "the sweep's options are wrong, as is said above"
+        return replace(ended, is_refused=True, reason=told)
+    silent = [] if ended.is_taken_back or probes is None else probes.silent()
+    dead = dead_nodes(allocation, errors, silent)
+    for node, ranks in dead.items():
+        for rank in ranks:
+            _write_error(errors / f"{rank}.failure", f"{node} does not answer any more")
     return replace(
-        told,
-        is_refused=any(f.is_bad_usage for f in failures) or (code == 2 and not failures),
-        dead_nodes=dead,
-        reason=_write_row(allocation, words, errors, since_s),
+        ended, dead_nodes=list(dead), reason=_write_row(allocation, words, errors, since_s)
     )
 
 
 def command_of(words: Words) -> list[str]:
     """What starts the ranks, or the one process of a sweep."""
-    srun = ["srun", "--kill-on-bad-exit=1", *words.srun]
+    srun = ["srun", "--kill-on-bad-exit=1", "--distribution=block", *words.srun]
     if words.target == "sweep":
         srun += ["--nodes=1", "--ntasks=1", "--ntasks-per-node=1"]
-        own = ["scaling", "sweep", *words.arguments, "--max-cells", "1"]
+        own = ["scaling", "sweep", *words.arguments]
+        given = {word.partition("=")[0] for word in words.arguments}
+        if not given & {"--max-cells", "--find-max-batch"}:  # a search goes cell after cell
+            own += ["--max-cells", "1"]
     else:
         own = [words.target, *words.arguments]
         if not any(word.partition("=")[0] == "--resume" for word in words.arguments):
             own += ["--resume", "auto"]
     return [*srun, words.python, "-m", "slurm.rank", words.python, "-m", *own]
+
+
+def _caches(allocation: Allocation, local_disk: Path) -> Path:
+    """Of this job alone: what is left of another cannot be taken for its own."""
+    return local_disk / f"unitransformer-{allocation.job}"
+
+
+def _clean(place: Path, allocation: Allocation) -> None:
+    """Remove a folder from every node's own disk."""
+    each = (f"--nodes={allocation.nodes}", f"--ntasks={allocation.nodes}", "--ntasks-per-node=1")
+    with contextlib.suppress(subprocess.SubprocessError):
+        subprocess.run(["srun", "--overlap", *each, "rm", "-rf", place], timeout=CLEAN_S)
 
 
 def _variables(allocation: Allocation, words: Words, errors: Path) -> dict[str, str]:
@@ -195,8 +228,7 @@ def _variables(allocation: Allocation, words: Words, errors: Path) -> dict[str, 
     if cpus := os.environ.get("SLURM_CPUS_PER_TASK"):
         variables["SRUN_CPUS_PER_TASK"] = cpus  # srun no longer takes it from sbatch
     if words.local_disk is not None:
-        # Of this job alone: what is left of another cannot be taken for its own.
-        place = words.local_disk / f"unitransformer-{allocation.job}"
+        place = _caches(allocation, words.local_disk)
         variables |= {
             "TORCHINDUCTOR_CACHE_DIR": str(place / "inductor"),
             "TRITON_CACHE_DIR": str(place / "triton"),
@@ -244,32 +276,38 @@ def _signal(step: str, name: str) -> None:
 # ------------------------------------------------------------------------------------ settling
 
 
-def _is_done(words: Words) -> bool:
-    """By what the run itself has written, not by an exit code."""
+def _is_done(words: Words, code: int, since_s: float) -> bool:
+    """By what the run itself has written, not by an exit code; a cell has an outcome of its own.
+
+    A record from before is believed where the run has found that it is its own.
+    """
     if words.target == "sweep":
-        return True  # a cell's own outcome says what became of it
-    return bool(_record(words).get("status") == "ok")
+        return code == 0
+    path = _record_path(words)
+    if path is None or (code != 0 and path.stat().st_mtime < since_s):
+        return False
+    return (read_json(path) or {}).get("status") == "ok"
 
 
 def _record_path(words: Words) -> Path | None:
-    named = option_of(words.arguments, "--record")
-    return Path(named) if named else find_record(words.folder / RUN)
+    """Where the run has said that its record is, or the newest beside it."""
+    told = (read_json(words.folder / RUN / PROGRESS) or {}).get("record")
+    if told and Path(told).exists():
+        return Path(told)
+    return find_record(words.folder / RUN)
 
 
-def _record(words: Words) -> Mapping[str, Any]:
-    path = _record_path(words)
-    return (path and read_json(path)) or {}
-
-
-def _why_stopped(words: Words) -> str:
+def _why_stopped(words: Words, since_s: float) -> str:
     if words.target == "sweep":
-        return "the cell under way is given back"
-    error = _record(words).get("error") or {}
-    return str(error.get("message") or "asked to stop before training began")
+        return GIVEN_BACK
+    path = _record_path(words)
+    if path is None or path.stat().st_mtime < since_s:
+        return NOT_BEGUN
+    return str(((read_json(path) or {}).get("error") or {}).get("message") or NOT_BEGUN)
 
 
-def _write_error(path: Path, kind: str, message: str) -> None:
-    failure = {"type": kind, "message": message, "lines": [], "at_s": 0.0}
+def _write_error(path: Path, message: str) -> None:
+    failure = {"type": "NodeFailure", "message": message, "lines": [], "at_s": 0.0}
     path.write_text(json.dumps({"failure": failure}))
 
 
@@ -299,6 +337,7 @@ def _write_whole_row(allocation: Allocation, words: Words, errors: Path, since_s
     recipe = words.target.removeprefix("recipes.")
     done = subprocess.run(
         [
+            *(("srun", "--overlap", "--nodes=1", "--ntasks=1", *words.srun) if words.srun else ()),
             *(words.python, "-m", "recipes.failed", recipe, errors, str(since_s)),
             *("--", *words.arguments),
         ],
@@ -314,18 +353,21 @@ def _write_whole_row(allocation: Allocation, words: Words, errors: Path, since_s
 def _requeue(allocation: Allocation, words: Words, verdict: Verdict) -> None:
     """Queue this job or task again; where that cannot be, say how to go on."""
     # Said before: what follows ends this process.
-    _say("to be queued again" + (f", without {verdict.exclude}" if verdict.exclude else ""))
+    _say("asks to be queued again" + "".join(f", without {name}" for name in verdict.exclude))
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)  # as what is started from here on does, too
     refused = queue.requeue(allocation.name, exclude=verdict.exclude)
     if refused is None:
         return
     write_attempt(words.folder, replace(verdict.attempt, is_requeued=False))
-    script = words.folder / "job.sbatch"
+    job_folder = words.folder if allocation.task is None else words.folder.parent
+    only = [] if allocation.task is None else [f"--array={allocation.task}"]
+    script = job_folder / SCRIPT
     how = (
-        f"sbatch {script}"
+        shlex.join(["sbatch", *only, str(script)])
         if script.exists()
-        else f"{FOLDER}={words.folder} sbatch, with the same script and options"
+        else shlex.join(["env", f"{FOLDER}={job_folder}", "sbatch", *only])
+        + " with the same script and options"
     )
     _say(f"not queued again ({refused}); go on with: {how}")
 

@@ -25,6 +25,7 @@ class Attempt:
     """One start of a job, or of a task of an array."""
 
     job: str
+    array: str | None  # that it is a task of
     restart: int
     nodes: str
     started_at: str
@@ -39,17 +40,22 @@ def write_attempt(folder: Path, attempt: Attempt) -> None:
     write_atomically(path, json.dumps(asdict(attempt), indent=1).encode())
 
 
-def last_attempt(folder: Path) -> Attempt | None:
-    """The newest that can be read."""
+def list_attempts(folder: Path) -> list[Attempt]:
+    """Those that can be read, the newest last."""
     found = [read_json(path) for path in folder.glob("attempt-*")]
     names = {item.name for item in fields(Attempt)}
     attempts = [Attempt(**each) for each in found if each is not None and each.keys() == names]
-    return max(attempts, key=lambda attempt: attempt.started_at, default=None)
+    return sorted(attempts, key=lambda attempt: attempt.started_at)
+
+
+def last_attempt(folder: Path) -> Attempt | None:
+    """The newest that can be read."""
+    return next(reversed(list_attempts(folder)), None)
 
 
 def find_record(run: Path) -> Path | None:
-    """The record in the folder of a run: what it says is believed, exit codes are not."""
-    return next((path for path in sorted(run.glob("*-1.json"))), None)
+    """The newest record in the folder of a run."""
+    return max(run.glob("*-1.json"), key=lambda path: path.stat().st_mtime, default=None)
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

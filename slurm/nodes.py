@@ -11,6 +11,7 @@ from slurm import queue
 from slurm.allocation import Allocation
 
 PROBE_S = 6.0  # for a node to answer
+PROBE_EACH_S = 0.1  # and so much longer where many are asked at once
 
 
 @dataclass(kw_only=True)
@@ -33,10 +34,10 @@ class Probes:
                 )
                 for name in names
             },
-            until_s=time.monotonic() + PROBE_S,
+            until_s=time.monotonic() + PROBE_S + PROBE_EACH_S * len(names),
         )
 
-    def dead(self) -> list[str]:
+    def silent(self) -> list[str]:
         """Nodes that have not answered in time; none if none has, as then it is not they."""
         found = []
         for name, probe in self.asked.items():
@@ -52,17 +53,13 @@ def names_of(allocation: Allocation) -> list[str]:
     return queue.call("scontrol", "show", "hostnames", allocation.node_list).stdout.split()
 
 
-def silent_ranks(
-    allocation: Allocation, errors: Path, dead: Sequence[str]
-) -> list[tuple[int, str]]:
-    """Ranks on dead nodes, with their node. Tasks are dealt out node by node."""
-    if not dead:
-        return []
-    names = names_of(allocation)
+def dead_nodes(allocation: Allocation, errors: Path, silent: Sequence[str]) -> dict[str, list[int]]:
+    """Nodes that do not answer and none of whose ranks has left a word; with their ranks.
+
+    Tasks are dealt out node by node.
+    """
+    names = names_of(allocation) if silent else []
     each = allocation.tasks_per_node[0]
-    return [
-        (names.index(name) * each + local, name)
-        for name in dead
-        for local in range(each)
-        if not (errors / f"{names.index(name) * each + local}.failure").exists()
-    ]
+    ranks = {name: range(place * each, (place + 1) * each) for place, name in enumerate(names)}
+    told = {int(path.stem) for path in errors.iterdir() if path.stem.isdigit()}
+    return {name: list(ranks[name]) for name in silent if told.isdisjoint(ranks[name])}

@@ -1,11 +1,16 @@
 """What SLURM's own commands say and do: squeue and scontrol; sacct is not needed."""
 
+import contextlib
 import getpass
+import re
 import subprocess
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 PATIENCE_S = 30.0
+TRIES, PAUSE_S = 4, 3.0  # of what must not be lost because a controller is busy
+BUSY = re.compile(r"Socket timed out|Unable to contact|Resource temporarily", re.IGNORECASE)
 FIELDS = {"job": "%A", "array": "%F", "task": "%K", "state": "%T", "why": "%r", "left": "%L"}
 
 
@@ -19,6 +24,17 @@ class Queued:
     state: str  # PENDING, RUNNING ...
     why: str  # Resources, Priority, Dependency ...
     left: str  # until the time limit
+
+
+def insist(*words: str) -> "subprocess.CompletedProcess[str]":
+    """`call`, again while the controller is too busy to answer; a job hangs on what it says."""
+    for _ in range(TRIES - 1):
+        with contextlib.suppress(RuntimeError):
+            done = call(*words)
+            if done.returncode == 0 or not BUSY.search(done.stderr):
+                return done
+        time.sleep(PAUSE_S)
+    return call(*words)
 
 
 def call(*words: str) -> "subprocess.CompletedProcess[str]":
@@ -45,8 +61,8 @@ def said(done: "subprocess.CompletedProcess[str]") -> str:
     return (told or lines or [f"exit code {done.returncode}"])[0]
 
 
-def list_queue(jobs: Sequence[str] = ()) -> list[Queued]:
-    """The jobs of this user, or those asked for, that SLURM still knows.
+def list_queue() -> list[Queued]:
+    """The jobs of this user that SLURM still knows.
 
     Raises:
         ValueError, RuntimeError: as `call`; or squeue fails.
@@ -55,37 +71,50 @@ def list_queue(jobs: Sequence[str] = ()) -> list[Queued]:
     done = call("squeue", "--noheader", f"--user={getpass.getuser()}", f"--format={form}")
     if done.returncode:
         raise RuntimeError(f"squeue: {said(done)}")
-    rows = [
+    return [
         Queued(**dict(zip(FIELDS, line.strip().split("|"), strict=True)))
         for line in done.stdout.splitlines()
         if line.count("|") == len(FIELDS) - 1
     ]
-    return [row for row in rows if not jobs or {row.job, row.array} & {*jobs}]
 
 
-def is_cancelled(job: str) -> bool:
-    """Whether somebody has taken the job back; one at its time limit ends in the same way."""
+def show(job: str) -> list[dict[str, str]]:
+    """What the controller knows of a job; of an array, task by task.
+
+    Raises:
+        ValueError, RuntimeError: as `call`.
+    """
+    done = insist("scontrol", "--oneliner", "show", "job", job)
+    lines = [line.split() for line in done.stdout.splitlines()]
+    return [dict(word.split("=", 1) for word in words if "=" in word) for words in lines]
+
+
+def is_taken_back(job: str) -> bool:
+    """Whether somebody has cancelled the job, or SLURM has already queued it again itself: both end
+    it in the same way, as its time limit does, which has another reason."""
     try:
-        done = call("scontrol", "--oneliner", "show", "job", job)
+        (words,) = show(job)
     except (ValueError, RuntimeError):
         return False
-    words = dict(word.split("=", 1) for word in done.stdout.split() if "=" in word)
-    ends = words.get("JobState") in ("CANCELLED", "COMPLETING")
+    ends = words.get("JobState") in ("CANCELLED", "COMPLETING", "PENDING")
     return ends and words.get("Reason") != "TimeLimit"
 
 
-def requeue(job: str, *, exclude: str | None = None) -> str | None:
+def requeue(job: str, *, exclude: Sequence[str] = ()) -> str | None:
     """Queue a job that runs again, under the same id; returns why that cannot be, or None.
 
     Args:
-        exclude: nodes on which it shall not start again.
+        exclude: nodes on which it shall not start again, beside those it was to avoid before.
     """
     try:
-        done = call("scontrol", "requeue", job)
+        (words,) = show(job)
+        done = insist("scontrol", "requeue", job)
         if done.returncode:
             return said(done)
         if exclude:
-            call("scontrol", "update", f"JobId={job}", f"ExcNodeList={exclude}")
+            before = words.get("ExcNodeList", "(null)")
+            names = [*([] if before == "(null)" else [before]), *exclude]
+            insist("scontrol", "update", f"JobId={job}", f"ExcNodeList={','.join(names)}")
     except (ValueError, RuntimeError) as error:
         return str(error)
     return None

@@ -54,7 +54,7 @@ def _tell(file: Path, rank: int, code: int) -> None:
         why = ", as the system does when memory runs out" if -code == signal.SIGKILL else ""
         told = f"{where} was killed by {kind}{why}"
     # At no time: what others say of the lost connection comes after.
-    failure = {"type": kind, "message": told, "lines": [], "at_s": 0.0}
+    failure = {"type": kind, "message": told, "lines": [], "at_s": 0.0, "is_bad_usage": code == 2}
     partial = file.with_suffix(".partial")
     partial.write_text(json.dumps({"failure": failure}))
     partial.rename(file)

@@ -13,6 +13,7 @@ from slurm.clusters import ANY, Cluster
 # What SLURM takes for a time: minutes, minutes:seconds, hours:minutes:seconds, days-hours[:...].
 TIME = re.compile(r"\d+(:[0-5]?\d(:[0-5]?\d)?)?|\d+-\d{1,2}(:[0-5]?\d(:[0-5]?\d)?)?")
 WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")  # names of jobs, partitions, accounts
+WORDS = re.compile(rf"{WORD.pattern}(,{WORD.pattern})*")
 LIST = re.compile(r"[A-Za-z0-9][A-Za-z0-9._,\[\]-]*")  # of nodes
 DEPENDENCY = re.compile(r"singleton|[a-z]+:\d+[0-9:+_]*([,?][a-z]+:\d+[0-9:+_]*)*")
 ARRAY = re.compile(r"\d+(-\d+(:\d+)?)?(,\d+(-\d+(:\d+)?)?)*(%[1-9]\d*)?")
@@ -54,7 +55,7 @@ class Job:
         patterns = {
             "name": (WORD, "letters, digits and . _ + -"),
             "time": (TIME, "a time as SLURM takes it: 30, 2:00:00, 1-12:00:00"),
-            "partition": (WORD, "the name of a partition"),
+            "partition": (WORDS, "the name of a partition, or several with commas"),
             "account": (WORD, "the name of an account"),
             "qos": (WORD, "the name of a quality of service"),
             "gpu_type": (WORD, "the type of a GPU, as h200"),
@@ -68,7 +69,7 @@ class Job:
                 raise ValueError(f"{name.replace('_', '-')} is {value!r}; give {fix}")
         for name in ("folder", "directory", "python"):
             value = getattr(self, name)
-            if not value or any(sign in value for sign in "\n\r\0"):
+            if not value or any(sign in value for sign in "\n\r\0\\"):  # sbatch eats backslashes
                 raise ValueError(
                     f"{name} is {value!r}, which cannot stand in a batch script; choose another"
                 )
@@ -81,7 +82,7 @@ def render(job: Job) -> str:
     parts = [
         "#!/bin/bash\n" + "".join(f"#SBATCH {line}\n" for line in _directives(job)),
         _explained(job),
-        "set -euo pipefail\n" + "".join(f"{line}\n" for line in _settings(job)),
+        "".join(f"{line}\n" for line in _settings(job)),
         _command(job),
     ]
     return "\n".join(part for part in parts if part)
@@ -144,6 +145,8 @@ def _explained(job: Job) -> str:
 def _settings(job: Job) -> list[str]:
     cluster = job.cluster
     lines = [f"module load {shlex.quote(module)}" for module in cluster.modules]
+    # Behind the modules, which are not written for it.
+    lines = ["set -eo pipefail", *lines, "set -u"] if lines else ["set -euo pipefail"]
     return lines + [f"export {name}={shlex.quote(value)}" for name, value in cluster.environment]
 
 
@@ -153,9 +156,13 @@ def _command(job: Job) -> str:
     if cluster.local_disk:
         own += ["--local-disk", cluster.local_disk]
     if cluster.container:
-        own += [f"--srun=--container-image={cluster.container}"]
-        if cluster.container_mounts:
-            own += [f"--srun=--container-mounts={','.join(cluster.container_mounts)}"]
+        places = [job.directory, job.folder, *([cluster.local_disk] if cluster.local_disk else [])]
+        mounts = [*cluster.container_mounts, *(f"{place}:{place}" for place in places)]
+        own += [
+            f"--srun=--container-image={cluster.container}",
+            f"--srun=--container-mounts={','.join(mounts)}",
+            f"--srun=--container-workdir={job.directory}",
+        ]
         if cluster.python:
             own += ["--python", cluster.python]  # the ranks' own, inside the container
     lines = [
@@ -176,3 +183,16 @@ def _by_option(arguments: Sequence[str]) -> list[str]:
         else:
             lines[-1].append(word)
     return [shlex.join(line) for line in lines]
+
+
+def seconds_of(time: str) -> int:
+    """What SLURM understands by a time of `TIME`."""
+    days, dash, rest = time.rpartition("-")
+    parts = [int(part) for part in rest.split(":")]
+    if dash:  # hours, minutes, seconds
+        hours, minutes, seconds = [*parts, 0, 0][:3]
+    elif len(parts) == 3:
+        hours, minutes, seconds = parts
+    else:  # minutes, seconds
+        hours, (minutes, seconds) = 0, [*parts, 0][:2]
+    return ((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + seconds

@@ -95,7 +95,8 @@ def find_jobs(folder: Path) -> list[Path]:
     for path in [folder, *(p for depth in range(1, DEPTH + 1) for p in folder.glob("*/" * depth))]:
         is_job = (path / SUBMITTED).exists() or any(path.glob("attempt-*"))
         is_array = any(path.glob("task-*/attempt-*"))
-        if (is_job or is_array) and not path.name.startswith("task-"):
+        is_task = path != folder and path.name.startswith("task-")
+        if (is_job or is_array) and not is_task:
             found.append(path)
     return sorted(set(found))
 
@@ -105,14 +106,17 @@ def describe(
 ) -> list[Line]:
     """A line for the job of `folder`, or for each task of its array."""
     submitted = read_json(folder / SUBMITTED) or {}
-    tasks = sorted(folder.glob("task-*"), key=lambda path: int(path.name.removeprefix("task-")))
+    found = [(path.name.removeprefix("task-"), path) for path in folder.glob("task-*")]
+    tasks = [path for number, path in sorted(found) if number.isdigit()]
+    tasks.sort(key=lambda path: int(path.name.removeprefix("task-")))
     name = str(submitted.get("name", folder.name))
     if not tasks and submitted.get("array") is None:
         attempt = last_attempt(folder)
         job = str(submitted.get("job") or (attempt and attempt.job) or "?")
         own = [row for row in queued if row.job == job]
         return [_line(folder, job, name, attempt, own, knows_queue=knows_queue, now_s=now_s)]
-    array = str(submitted.get("job", "?"))
+    attempts = [attempt for path in tasks if (attempt := last_attempt(path)) is not None]
+    array = str(submitted.get("job") or (attempts and attempts[-1].array) or "?")
     lines = [_summary(folder, submitted, array, name, queued)]
     for task in tasks:
         number = task.name.removeprefix("task-")
@@ -210,7 +214,7 @@ def _state(attempt: Attempt | None, own: Sequence[Queued], *, knows_queue: bool)
 
 def _progress(run: Path, state: str) -> tuple[str, str, str]:
     told = read_json(run / PROGRESS)
-    if told is None:
+    if told is None or not {"step", "max_steps", "rate", "left_s"} <= told.keys():
         return "", "", ""
     path = find_record(run)
     record = (path and read_json(path)) or {}

@@ -8,8 +8,10 @@
 
 import datetime
 import json
+import math
 import os
 import re
+import secrets
 import shlex
 import subprocess
 import sys
@@ -23,8 +25,8 @@ import jsonargparse
 from slurm import queue
 from slurm.allocation import option_of
 from slurm.clusters import ANY, CLUSTERS, load_cluster
-from slurm.markers import SCRIPT, SUBMITTED
-from slurm.script import Job, render
+from slurm.markers import SCRIPT, SUBMITTED, list_attempts
+from slurm.script import Job, render, seconds_of
 from unitransformer.nearest import nearest
 from unitransformer.places import why_closed
 from unitransformer.records import write_atomically
@@ -32,7 +34,11 @@ from unitransformer.records import write_atomically
 TARGETS = ("recipes.gpt", "recipes.bert", "recipes.vit", "sweep")
 DEVICES = 8
 MAX_PARALLEL = 8
-MAX_ARRAY = 1000  # tasks that most clusters take in one array
+MAX_ARRAY = 1000  # tasks that most clusters take in one array; beyond, each runs several cells
+OF_JOBS = (
+    *("SBATCH_", "SLURM_", "SRUN_", "UNITRANSFORMER_JOB", "UNITRANSFORMER_RUN", "TORCHELASTIC_"),
+    *("RANK", "LOCAL_RANK", "GROUP_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,9 +126,16 @@ def read_request(words: Sequence[str]) -> Request:
             raise ValueError(
                 f"{flag} after --: {fix.get(flag, 'give it before --')}; the job's shape decides"
             )
+    if any(word.partition("=")[0] == "--repeats" for word in arguments) and not is_sweep:
+        raise ValueError("--repeats after --: a job is one launch; give --array 0-4 before --")
+    if given.cluster is None and given.clusters != CLUSTERS:
+        raise ValueError(f"clusters is {given.clusters} and no --cluster says which; name one")
     cluster = ANY if given.cluster is None else load_cluster(given.cluster, given.clusters)
     own = {name: getattr(cluster, name) for name in ("time", "partition", "account", "qos")}
-    own |= {"gpu_type": cluster.gpu_type, "devices": cluster.devices or DEVICES}
+    own |= {
+        "gpu_type": cluster.gpu_type,
+        "devices": DEVICES if cluster.devices is None else cluster.devices,
+    }
     asked = {name: getattr(given, name) for name in (*own, "exclude", "dependency", "array")}
     own |= {name: value for name, value in asked.items() if value is not None}
     study = Path(given.study).stem if given.study else "sweep"
@@ -141,6 +154,16 @@ def read_request(words: Sequence[str]) -> Request:
         cluster=cluster,
         **own,
     )
+    if list_attempts(Path(job.folder)) or (Path(job.folder) / SUBMITTED).exists():
+        raise ValueError(
+            f"folder {job.folder} is that of another job; go on with it by sbatch "
+            f"{shlex.quote(str(Path(job.folder) / SCRIPT))}, or choose another"
+        )
+    if job.time is not None and seconds_of(job.time) <= cluster.signal_ahead_s:
+        raise ValueError(
+            f"time is {job.time} and the signal to save comes {cluster.signal_ahead_s} s ahead of "
+            "its end: nothing could run; give more time, or signal_ahead_s of a cluster"
+        )
     if closed := why_closed(Path(job.folder)):
         there, why = closed
         raise ValueError(f"folder {job.folder}: {there} cannot be written ({why}); choose another")
@@ -152,8 +175,9 @@ def read_request(words: Sequence[str]) -> Request:
 
 
 def _free_folder(name: str) -> Path:
+    """Of this job alone, however many are submitted at once."""
     now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
-    return Path("runs/slurm") / f"{name}-{now}"
+    return Path("runs/slurm") / f"{name}-{now}-{secrets.token_hex(2)}"
 
 
 def _as_array(job: Job, max_parallel: int) -> Job:
@@ -168,8 +192,10 @@ def _as_array(job: Job, max_parallel: int) -> Job:
     cells = [shlex.split(command) for command in commands]
     # python -m recipes.gpt --batch-size 8 ...
     _check_recipes([(words[2].removeprefix("recipes."), words[3:]) for words in cells], job)
-    tasks = min(len(cells), MAX_ARRAY)  # each task of a longer sweep takes several
-    return replace(job, array=f"0-{tasks - 1}%{max_parallel}")
+    tasks = min(len(cells), MAX_ARRAY)
+    several = math.ceil(len(cells) / tasks)
+    arguments = [*job.arguments, *(["--max-cells", str(several)] if several > 1 else [])]
+    return replace(job, array=f"0-{tasks - 1}%{max_parallel}", arguments=arguments)
 
 
 def _check_recipes(commands: Sequence[tuple[str, Sequence[str]]], job: Job) -> None:
@@ -214,8 +240,12 @@ def _check_by_slurm(script: str) -> None:
 
 
 def _sbatch(options: Sequence[str], script: str) -> "subprocess.CompletedProcess[str]":
-    # Options of a job that this may run in would come before those of the script.
-    clean = {name: value for name, value in os.environ.items() if not name.startswith("SBATCH_")}
+    # Of a job that this may run in: it would be taken for that of the new one.
+    clean = {
+        name: value
+        for name, value in os.environ.items()
+        if name == "SLURM_CONF" or not name.startswith(OF_JOBS)
+    }
     try:
         return subprocess.run(
             ["sbatch", *options], input=script, capture_output=True, text=True, env=clean
@@ -255,12 +285,12 @@ def submit(job: Job, script: str) -> str:
         "submitted_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
     write_atomically(folder / SUBMITTED, json.dumps(told, indent=1).encode())
-    log = folder / f"{job.name}-{number}{'_TASK' if job.array else ''}.log"
+    log = folder / f"{job.name}-{number}{'_*' if job.array else ''}.log"
     return "\n".join(
         (
             f"job     {number}" + (f", tasks {job.array}" if job.array else ""),
             f"log     {log}",
-            f"follow  tail -F {shlex.quote(str(log))}",
+            f"follow  tail -F {shlex.quote(str(folder))}/{log.name}",
             f"status  python -m slurm.status {shlex.quote(job.folder)}",
             f"cancel  scancel {number}",
         )

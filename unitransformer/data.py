@@ -1,6 +1,7 @@
 """Where batches come from: built-in, a path, or synthetic, behind one LightningDataModule."""
 
 import hashlib
+import signal
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from unitransformer.order import (
     permutation,
 )
 from unitransformer.pictures import Digits, Folder, split_readable
+from unitransformer.stop_signals import SIGNALS
 from unitransformer.tokenization import special_tokens
 from unitransformer.words import MaskedWords, NextWords
 
@@ -312,7 +314,14 @@ class DataModule(pl.LightningDataModule):
             batch_size=None,  # a pick is a whole micro-batch already
             num_workers=workers,
             pin_memory=self.config.parallel.accelerator == "cuda",
+            worker_init_fn=_outlive_signals,
         )
+
+
+def _outlive_signals(_: int) -> None:
+    """Batch systems signal every process of a job: the rank decides when its loaders end."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _labels(samples: Samples) -> Tensor:

@@ -2,6 +2,9 @@
 
 import contextlib
 import json
+import os
+import time
+import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +12,7 @@ from typing import Any
 
 from unitransformer.records import Record, Status, load_record, write_record
 
+ERROR_FILE = "TORCHELASTIC_ERROR_FILE"  # where a rank says why it failed; torchrun reads it too
 OUT_OF_MEMORY = ("OutOfMemoryError", "MemoryError")
 
 
@@ -22,6 +26,31 @@ class Failure:
     lines: list[str]  # of the traceback
     is_bad_usage: bool = False
     at_s: float = 0.0  # clock time
+
+
+def report_failure(error: BaseException, *, is_bad_usage: bool = False) -> bool:
+    """Tell whoever started this rank why it ends; False if nobody asked."""
+    if ERROR_FILE not in os.environ:
+        return False
+    lines = "".join(traceback.format_exception(error)).splitlines()
+    told = {
+        "message": {  # in torch's words
+            "message": f"{type(error).__name__}: {error}",
+            "extraInfo": {"py_callstack": "\n".join(lines), "timestamp": str(int(time.time()))},
+        },
+        "failure": {
+            "type": type(error).__name__,
+            "message": str(error),
+            "lines": lines,
+            "is_bad_usage": is_bad_usage,
+            "at_s": time.time(),
+        },
+    }
+    path = Path(os.environ[ERROR_FILE])
+    with contextlib.suppress(OSError):  # the failure itself matters more
+        if not path.exists():
+            path.write_text(json.dumps(told))
+    return True
 
 
 def read_failures(folder: Path) -> list[Failure]:

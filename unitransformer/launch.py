@@ -5,7 +5,6 @@ chosen: two runs at once do not collide. They see the variables that `torchrun` 
 """
 
 import contextlib
-import json
 import math
 import multiprocessing
 import os
@@ -15,7 +14,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import wait
@@ -25,12 +23,11 @@ from typing import Any
 from torch._C._distributed_c10d import TCPStore
 
 from unitransformer.config import ParallelConfig
-from unitransformer.failures import Failure, first_failure, read_failure
+from unitransformer.failures import ERROR_FILE, Failure, first_failure, read_failure, report_failure
 from unitransformer.process_tree import die_with_parent
 from unitransformer.stop_signals import EXIT_CODE, SIGNALS
 
 RUN_ID = "unitransformer"  # of the ranks started here, in `TORCHELASTIC_RUN_ID`
-ERROR_FILE = "TORCHELASTIC_ERROR_FILE"  # where a rank says why it failed; torchrun reads it too
 GRACE_S = 4.0  # from the first failure until the others are killed
 PATIENCE_S = 15.0  # from Ctrl-C, or a second signal, until ranks that do not end are killed
 
@@ -53,31 +50,6 @@ class _Rank:
 def is_watched() -> bool:
     """Whether this process is a rank that `launch` has started."""
     return os.environ.get("TORCHELASTIC_RUN_ID") == RUN_ID
-
-
-def report_failure(error: BaseException, *, is_bad_usage: bool = False) -> bool:
-    """Tell whoever started this rank why it ends; False if nobody asked."""
-    if ERROR_FILE not in os.environ:
-        return False
-    lines = "".join(traceback.format_exception(error)).splitlines()
-    told = {
-        "message": {  # in torch's words
-            "message": f"{type(error).__name__}: {error}",
-            "extraInfo": {"py_callstack": "\n".join(lines), "timestamp": str(int(time.time()))},
-        },
-        "failure": {
-            "type": type(error).__name__,
-            "message": str(error),
-            "lines": lines,
-            "is_bad_usage": is_bad_usage,
-            "at_s": time.time(),
-        },
-    }
-    path = Path(os.environ[ERROR_FILE])
-    with contextlib.suppress(OSError):  # the failure itself matters more
-        if not path.exists():
-            path.write_text(json.dumps(told))
-    return True
 
 
 def launch(

@@ -26,6 +26,7 @@ class LogLines(pl.Callback):
     Args:
         say: takes a finished line; the lines are kept in `lines` whoever listens.
         file: gets step, speed and time left with every line; None on all ranks but the first.
+        record: where the run's record will be, which stands in `file` from the start.
     """
 
     def __init__(
@@ -34,14 +35,17 @@ class LogLines(pl.Callback):
         clock: StepClock,
         say: Callable[[str], None],
         file: Path | None = None,
+        record: Path | None = None,
     ) -> None:
         self.config, self.clock, self.say, self.file = config, clock, say, file
+        self.record = None if record is None else str(record.absolute())
         self.lines: list[str] = []
         self.newest = ""  # loss and speed alone: what a bar has room for
         self._last_step = 0
 
     def on_train_start(self, trainer: pl.Trainer, *args: Any) -> None:
         self._last_step = trainer.global_step
+        self._tell(self._last_step, 0.0, None, "")
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any
@@ -82,10 +86,11 @@ class LogLines(pl.Callback):
     def _units_per_step(self) -> int:
         return self.config.global_batch_size * self.config.tokens_per_sample
 
-    def _tell(self, step: int, step_s: float, loss: float, rate: str) -> None:
+    def _tell(self, step: int, step_s: float, loss: float | None, rate: str) -> None:
         if self.file is None:
             return
         told = {
+            "record": self.record,
             "step": step,
             "max_steps": self.config.max_steps,
             "loss": loss,

@@ -150,6 +150,7 @@ def _run(
         clock,
         _say_nothing if show_bar else say,
         places.folder / PROGRESS if is_first else None,
+        places.record,
     )
     savers: list[pl.Callback] = []
     if places.checkpoints is not None:

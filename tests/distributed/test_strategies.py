@@ -221,12 +221,16 @@ def test_tasks_of_srun_find_each_other(alone: Any, tmp_path: Path) -> None:
     assert_same(load(tmp_path), alone("gpt"))
 
 
-def test_a_batch_script_outside_srun_is_one_process(tmp_path: Path) -> None:
-    script = {"SLURM_JOB_ID": "1", "SLURM_NTASKS": "2", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}
+@pytest.mark.parametrize(("tasks", "code"), [(1, 0), (2, 2)])
+def test_a_batch_script_outside_srun_is_one_process_or_refused(
+    tasks: int, code: int, tmp_path: Path
+) -> None:
+    script = {"SLURM_JOB_ID": "1", "SLURM_NTASKS": str(tasks), "SLURM_PROCID": "0"}
     process = begin("gpt", tmp_path / "run", variables=script)
     process.join(60)
-    assert process.exitcode == 0
-    assert load(tmp_path / "run")["world_size"] == 1
+    assert process.exitcode == code
+    if code == 0:
+        assert load(tmp_path / "run")["world_size"] == 1
 
 
 def weigh() -> None:

@@ -107,7 +107,8 @@ def test_preemption_saves_within_its_grace_and_goes_on_when_it_may(
     cluster: Cluster, work: Path
 ) -> None:
     """TERM without warning, as SLURM preempts by default; the owner's job takes the nodes."""
-    _, folder = send(work, *TWO_NODES, "--partition", "low", recipe=LONG)
+    loads = ("--num-workers", "1")  # of which TERM goes to each, too
+    _, folder = send(work, *TWO_NODES, "--partition", "low", recipe=(*LONG, *loads))
     wait_for_step(folder, 5)
     owner = cluster.say(
         "sbatch", "--parsable", "--partition=high", "--nodes=2", "--exclusive",
@@ -178,7 +179,9 @@ def test_a_cancelled_job_saves_and_is_not_queued_again(cluster: Cluster, work: P
     wait_for_outcome(folder, "stopped")
     until(lambda: not cluster.say("squeue", "--noheader"), "the queue is empty", 30)
     assert record_of(folder)["status"] == "preempted"
-    wait_for_status(folder, "stopped .*cancelled; stopped by SIGTERM after step")
+    wait_for_status(
+        folder, "stopped .*cancelled, or queued again by SLURM itself; stopped by SIGTERM"
+    )
     assert list_checkpoints(folder / "run-1/checkpoints")
 
 
@@ -215,7 +218,7 @@ def test_the_signal_ahead_of_a_time_limit_saves_and_queues_again(
     cluster: Cluster, work: Path
 ) -> None:
     clusters = work / "clusters.toml"
-    clusters.write_text("[short]\ntime = '2'\nsignal = 'USR2'\nsignal_ahead_s = 60\n")
+    clusters.write_text("[short]\ntime = '2:00'\nsignal = 'USR2'\nsignal_ahead_s = 60\n")
     options = ("--nodes", "2", "--devices", "1", "--clusters", str(clusters), "--cluster", "short")
     job, folder = send(work, *options, recipe=(*LONG, "--max-steps", "100000"))
     wait_for_outcome(folder, "stopped", timeout_s=120)

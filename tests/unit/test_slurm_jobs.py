@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from slurm import allocation, job, status, submit
-from slurm.allocation import check_shape, option_of, read_allocation, read_words
+from slurm.allocation import check_shape, confirmed, option_of, read_allocation, read_words
 from slurm.job import Ended, command_of, settle
 from slurm.markers import Attempt, last_attempt, write_attempt
+from slurm.nodes import dead_nodes
 from slurm.queue import Queued
 from unitransformer.records import PROGRESS
 
@@ -21,8 +22,11 @@ VARIABLES = {
     "SLURM_TASKS_PER_NODE": "8(x2)",
     "SLURM_JOB_NODELIST": "node[1-2]",
 }
-ATTEMPT = Attempt(job="7", restart=0, nodes="node[1-2]", started_at="2026-01-01T00:00:00+00:00")
-WELL = Ended(exit_code=0, is_done=True, is_cancelled=False)
+ATTEMPT = Attempt(
+    job="7", array=None, restart=0, nodes="node[1-2]", started_at="2026-01-01T00:00:00+00:00"
+)
+WELL = Ended(exit_code=0, is_done=True)
+STOPPED = Ended(exit_code=75, reason="stopped by SIGUSR1 after step 3")
 
 
 # ------------------------------------------------------------------------------------- shapes
@@ -76,15 +80,31 @@ def test_outside_a_job_and_inside_srun_it_says_where_it_belongs(
     assert job.main(["recipes.gpt"]) == 2
     assert "slurm.job is run by a batch job: sbatch slurm/gpt.sbatch" in capsys.readouterr().err
     with pytest.raises(ValueError, match=r"slurm\.job starts srun itself"):
-        read_allocation({**VARIABLES, "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "16"})
+        read_allocation({**VARIABLES, "SLURM_STEP_ID": "0", "SLURM_PROCID": "3"})
+    # Submitted from within a task of srun: its step is not this job's.
+    read_allocation({**VARIABLES, "SLURM_STEP_ID": "0", "SLURM_PROCID": "0"})
+
+
+def test_the_number_of_another_jobs_array_is_not_believed(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = read_allocation(
+        {**VARIABLES, "SLURM_ARRAY_JOB_ID": "5", "SLURM_ARRAY_TASK_ID": "3", "SLURM_PROCID": "0"}
+    )
+    rows = [{"JobId": "7", "ArrayJobId": "5", "ArrayTaskId": "3"}]
+    monkeypatch.setattr("slurm.queue.show", lambda job: rows)
+    assert confirmed(given) == given
+    assert given.name == "5_3"
+    rows[0] = {"JobId": "7"}
+    assert confirmed(given).name == "7"
+    rows.clear()  # the controller does not say
+    assert confirmed(given) == given
 
 
 def test_a_task_of_an_array_has_its_own_folder_and_number() -> None:
     task = {**VARIABLES, "SLURM_ARRAY_JOB_ID": "5", "SLURM_ARRAY_TASK_ID": "3"}
     words = words_of("recipes.gpt -- --seed %a", task)
-    assert words.folder == Path("runs/slurm-5/task-3").absolute()
+    assert words.folder == Path("runs/slurm/gpt-5/task-3").absolute()
     assert words.arguments == ["--seed", "3"]
-    assert words_of("recipes.gpt").folder == Path("runs/slurm-7").absolute()
+    assert words_of("recipes.gpt").folder == Path("runs/slurm/gpt-7").absolute()
 
 
 def test_ranks_go_on_where_there_is_something_to_go_on_from() -> None:
@@ -96,6 +116,8 @@ def test_ranks_go_on_where_there_is_something_to_go_on_from() -> None:
     sweep = command_of(words_of("sweep -- quick"))
     assert sweep[-5:] == ["scaling", "sweep", "quick", "--max-cells", "1"]
     assert "--ntasks=1" in sweep
+    assert "1" not in command_of(words_of("sweep -- quick --find-max-batch 64"))
+    assert command_of(words_of("sweep -- quick --max-cells 3"))[-2:] == ["--max-cells", "3"]
 
 
 def test_the_last_of_an_option_wins() -> None:
@@ -110,19 +132,20 @@ def test_the_last_of_an_option_wins() -> None:
     ("ended", "outcome", "code", "requeue"),
     [
         (WELL, "done", 0, False),
+        (replace(WELL, exit_code=1), "done", 0, False),  # its record says so, whatever came after
         (replace(WELL, is_done=False), "failed", 1, False),
-        (replace(WELL, exit_code=75, is_done=False, reason="stopped"), "stopped", 75, True),
-        (replace(WELL, exit_code=75, is_cancelled=True), "stopped", 75, False),
-        (replace(WELL, exit_code=2, is_done=False, is_refused=True), "refused", 2, False),
-        (replace(WELL, exit_code=1, is_done=False), "failed", 1, False),
-        (replace(WELL, exit_code=137, is_done=False, dead_nodes=["node2"]), "failed", 1, True),
+        (STOPPED, "stopped", 75, True),
+        (replace(STOPPED, is_taken_back=True), "stopped", 75, False),
+        (Ended(exit_code=2, is_refused=True), "refused", 2, False),
+        (Ended(exit_code=1), "failed", 1, False),
+        (Ended(exit_code=137, dead_nodes=["node2"]), "failed", 1, True),
     ],
 )
 def test_what_comes_after_an_end(ended: Ended, outcome: str, code: int, requeue: bool) -> None:
     verdict = settle(ATTEMPT, ended)
     assert (verdict.attempt.outcome, verdict.exit_code, verdict.requeue) == (outcome, code, requeue)
     assert verdict.attempt.is_requeued == requeue
-    assert verdict.exclude == (",".join(ended.dead_nodes) or None)
+    assert verdict.exclude == ended.dead_nodes or not requeue
 
 
 def test_exit_code_zero_without_a_record_is_no_success() -> None:
@@ -130,10 +153,40 @@ def test_exit_code_zero_without_a_record_is_no_success() -> None:
     assert reason == "it ended with exit code 0, and no record says that it is done"
 
 
+def again(ended: Ended, count: int) -> list[bool]:
+    """Whether a job that ends like this every time is queued again every time."""
+    before: list[Attempt] = []
+    queued_again = []
+    for restart in range(count):
+        verdict = settle(replace(ATTEMPT, restart=restart), ended, before=before)
+        before.append(verdict.attempt)
+        queued_again.append(verdict.requeue)
+    return queued_again
+
+
 def test_nodes_may_fail_so_often_and_no_more() -> None:
-    ended = replace(WELL, exit_code=137, is_done=False, dead_nodes=["node2"])
-    again = [settle(replace(ATTEMPT, restart=n), ended).requeue for n in range(7)]
-    assert again == [True] * 5 + [False] * 2
+    assert again(Ended(exit_code=137, dead_nodes=["node2"]), 7) == [True] * 5 + [False] * 2
+    stops = [replace(ATTEMPT, outcome="stopped", is_requeued=True)] * 9
+    assert settle(ATTEMPT, Ended(exit_code=137, dead_nodes=["node2"]), before=stops).requeue
+
+
+@pytest.mark.parametrize("reason", [job.NOT_BEGUN, job.GIVEN_BACK])
+def test_what_is_stopped_with_nothing_saved_does_not_go_round_for_ever(reason: str) -> None:
+    assert again(Ended(exit_code=75, reason=reason), 5) == [True] * 4 + [False]
+    # One that gets further each time does.
+    assert all(again(STOPPED, 30))
+
+
+def test_a_node_is_dead_only_if_none_of_its_ranks_left_a_word(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = read_allocation({**VARIABLES, "SLURM_TASKS_PER_NODE": "2(x2)"})
+    monkeypatch.setattr("slurm.nodes.names_of", lambda allocation: ["node1", "node2"])
+    (tmp_path / "0.failure").touch()
+    assert dead_nodes(given, tmp_path, ["node2"]) == {"node2": [2, 3]}
+    (tmp_path / "3.stopped").touch()
+    assert dead_nodes(given, tmp_path, ["node2"]) == {}
+    assert dead_nodes(given, tmp_path, ["node1"]) == {}
 
 
 # -------------------------------------------------------------------------------------- status
@@ -231,6 +284,10 @@ def test_status_refuses_what_is_no_job(
         ("recipes.gpt --time yesterday", "time is 'yesterday'; give a time as SLURM takes it"),
         ("recipes.gpt --cluster nowhere", "cluster is nowhere and"),
         ("recipes.gpt --clusters /nowhere --cluster dgx", "clusters /nowhere cannot be read"),
+        ("recipes.gpt --time 2", "time is 2 and the signal to save comes 120 s ahead"),
+        ("recipes.gpt --clusters x.toml", "clusters is x.toml and no --cluster says which"),
+        ("recipes.gpt -- --repeats 3", "--repeats after --: a job is one launch"),
+        ("recipes.gpt --folder a\\b", "which cannot stand in a batch script"),
         ("recipes.gpt quick", "quick comes before --; options of the recipe come after it"),
         ("recipes.gpt -- --devices 4", "--devices after --: give it before --"),
         ("recipes.gpt -- --size 124n", "recipe gpt: size"),
@@ -295,3 +352,40 @@ def test_caches_lie_on_the_nodes_own_disk_job_by_job(tmp_path: Path) -> None:
     caches = [each["TORCHINDUCTOR_CACHE_DIR"] for each in found]
     assert caches == [f"{tmp_path}/unitransformer-{number}/inductor" for number in (7, 8)]
     assert "TORCHINDUCTOR_CACHE_DIR" not in job._variables(given, words_of("sweep"), tmp_path)
+
+
+@pytest.mark.parametrize(("seeds", "told"), [(3, "0-2%8"), (1001, "0-999%8")])
+def test_more_cells_than_an_array_takes_are_several_a_task(
+    seeds: int, told: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    cells = "\n".join(["python -m recipes.gpt"] * seeds)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("slurm.submit._ask", lambda *arguments: cells)
+    monkeypatch.setattr("slurm.submit._check_recipes", lambda *arguments: None)
+    found = submit.read_request(["sweep", "quick"]).job
+    assert found.array == told
+    assert found.arguments == ["quick", *(["--max-cells", "2"] if seeds > 1000 else [])]
+
+
+def test_a_folder_is_that_of_one_job(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_attempt(tmp_path / "it's", ATTEMPT)
+    assert submit.main(["recipes.gpt", "--folder", str(tmp_path / "it's")]) == 2
+    assert "is that of another job; go on with it by sbatch" in capsys.readouterr().err
+    assert submit._free_folder("gpt") != submit._free_folder("gpt")
+
+
+def test_what_a_job_has_set_does_not_reach_the_one_it_submits(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    stub = tmp_path / "sbatch"
+    stub.write_text("#!/bin/sh\nenv\n")
+    stub.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    kept = {"SLURM_CONF": "/etc/slurm/slurm.conf", "HOME": "/home/x"}
+    for name in ("SLURM_ARRAY_TASK_ID", "SLURM_STEP_ID", "RANK", "SBATCH_PARTITION"):
+        monkeypatch.setenv(name, "3")
+    for name, value in kept.items():
+        monkeypatch.setenv(name, value)
+    seen = dict(line.split("=", 1) for line in submit._sbatch([], "").stdout.splitlines())
+    assert {name: seen.get(name) for name in kept} == kept
+    assert not {"SLURM_ARRAY_TASK_ID", "SLURM_STEP_ID", "RANK", "SBATCH_PARTITION"} & seen.keys()

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from slurm.clusters import CLUSTERS, Cluster, load_cluster
-from slurm.script import Job, render
+from slurm.script import Job, render, seconds_of
 
 GPT = Job(
     target="recipes.gpt",
@@ -88,7 +88,7 @@ def test_ready_scripts_differ_in_their_recipe_alone(repository: Path) -> None:
 # ------------------------------------------------------------------------------- what it means
 
 ANYTHING = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=30)
-PATH = st.text(st.characters(exclude_characters="\0\n\r", exclude_categories=["Cs"]), min_size=1)
+PATH = st.text(st.characters(exclude_characters="\0\n\r\\", exclude_categories=["Cs"]), min_size=1)
 
 
 def run_by_bash(job: Job, folder: Path) -> list[str]:
@@ -149,6 +149,8 @@ def test_no_value_adds_a_directive(folder: str, directory: str, extra: str) -> N
         ("time", "2 hours", "time is '2 hours'; give a time as SLURM takes it"),
         ("time", "-1:00", "time is '-1:00'"),
         ("partition", "a b", "partition is 'a b'; give the name of a partition"),
+        ("partition", "a,,b", "partition is 'a,,b'; give the name of a partition"),
+        ("folder", "a\\b", "which cannot stand in a batch script"),
         ("partition", "gpu\n#SBATCH --qos=x", "partition is"),
         ("name", "a;b", "name is 'a;b'; give letters"),
         ("gpu_type", "h200:8", "gpu-type is 'h200:8'; give the type of a GPU"),
@@ -163,9 +165,16 @@ def test_bad_values_are_refused_by_name(field: str, value: object, told: str) ->
         replace(GPT, **{field: value})  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("time", ["30", "90:00", "2:00:00", "1-12", "1-12:30", "1-12:30:00"])
-def test_times_are_those_of_slurm(time: str) -> None:
+@pytest.mark.parametrize(
+    ("time", "seconds"),
+    [
+        *(("30", 1800), ("90:30", 5430), ("2:00:00", 7200)),
+        *(("1-12", 129_600), ("1-12:30", 131_400), ("1-12:30:15", 131_415)),
+    ],
+)
+def test_times_are_those_of_slurm(time: str, seconds: int) -> None:
     assert f"#SBATCH --time={time}\n" in render(replace(GPT, time=time))
+    assert seconds_of(time) == seconds
 
 
 # ------------------------------------------------------------------------------------ clusters

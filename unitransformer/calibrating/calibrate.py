@@ -28,9 +28,9 @@ from unitransformer.calibrating.calibration import Calibration, Ceiling
 from unitransformer.calibrating.collectives import measure_collectives
 from unitransformer.calibrating.store import default_path, write_calibration
 from unitransformer.config import Accelerator, ParallelConfig
-from unitransformer.failures import Failure
+from unitransformer.failures import Failure, report_failure
 from unitransformer.hardware import Machine, describe_machine
-from unitransformer.launch import is_watched, launch, report_failure
+from unitransformer.launch import is_watched, launch
 
 DEFAULT_SECONDS = 5.0
 COLLECTIVES_SHARE = 0.5  # of the time, where there are several ranks
