@@ -140,4 +140,5 @@ def test_a_sweep_that_is_ended_leaves_no_process_and_no_half_cell(
     assert outcomes(out) == []
     if number != signal.SIGKILL:
         assert sweep.exitcode == (75 if number == signal.SIGTERM else 1)
-        assert "before the end; what was under way is not written" in (tmp_path / "output.log").read_text()
+        said = (tmp_path / "output.log").read_text()
+        assert "before the end; what was under way is not written" in said
