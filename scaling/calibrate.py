@@ -14,10 +14,10 @@ import jsonargparse
 from tabulate import tabulate
 
 from scaling.markdown import count
-from scaling.processes import run_module
 from unitransformer.calibrating.calibration import Calibration, Samples
 from unitransformer.calibrating.store import read_calibration
 from unitransformer.config import Accelerator
+from unitransformer.modules import run_module
 
 LEAST_SECONDS, DEFAULT_SECONDS, MOST_SECONDS = 1.0, 5.0, 600.0
 PATIENCE_S = 300.0  # beyond the work itself: imports, and a machine busy with other things

@@ -18,7 +18,7 @@ from types import MappingProxyType
 from typing import Any, Protocol
 
 from unitransformer.config import Recipe
-from unitransformer.process_tree import Ending, die_with_parent, kill_whole, wait_within
+from unitransformer.process_tree import Ending, die_with_parent, end_process, wait_within
 
 NO_VARIABLES: Mapping[str, str] = MappingProxyType({})
 
@@ -84,44 +84,12 @@ def run_alone(
             )
         finally:
             if process.returncode is None:
-                _end(process)
+                end_process(process)
     return Ended(
         ending=ending,
         exit_code=process.returncode if ending == "ended" else None,
         elapsed_s=time.monotonic() - started_s,
     )
-
-
-def run_module(module: str, arguments: Sequence[str], *, limit_s: float, asked: str = "") -> str:
-    """What a module of ours prints; it and all it has started are ended after `limit_s`.
-
-    Args:
-        asked: what it reads from its standard input.
-
-    Raises:
-        ValueError: it says that it was asked for something wrong.
-        RuntimeError: it failed, in its own words; or it took too long.
-    """
-    process = subprocess.Popen(
-        [sys.executable, "-m", module, *arguments],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    try:
-        printed, errors = process.communicate(asked, timeout=limit_s)
-    except subprocess.TimeoutExpired:
-        raise RuntimeError(f"{module} has not ended after {limit_s:.0f} s") from None
-    finally:
-        if process.returncode is None:
-            _end(process)
-    if process.returncode == 0:
-        return printed
-    last = (errors.strip().splitlines() or [f"it ended with {process.returncode} and no word"])[-1]
-    told = last.removeprefix("error: ")
-    raise ValueError(told) if process.returncode == 2 else RuntimeError(told)
 
 
 def last_words(lines: Sequence[str], exit_code: int | None) -> str:
@@ -209,15 +177,5 @@ class _Worker:
     def end(self) -> None:
         """End the worker and the run it may be in the middle of."""
         if self.process is not None:
-            _end(self.process)
+            end_process(self.process)
             self.process = None
-
-
-def _end(process: "subprocess.Popen[Any]") -> None:
-    """Kill a process and all it has started."""
-    kill_whole(process.pid)
-    process.kill()
-    process.wait()
-    for pipe in (process.stdin, process.stdout, process.stderr):
-        if pipe is not None:
-            pipe.close()

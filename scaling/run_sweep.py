@@ -18,12 +18,10 @@ from scaling.processes import Runner, can_fork, run_alone, start_worker
 from scaling.sweep import STUDY, Agenda, Sweep, open_folder
 from scaling.sweep_options import SweepOptions
 from scaling.tasks import Task, plan
+from unitransformer.launchers import without_launcher
 from unitransformer.process_tree import can_tell_memory
 from unitransformer.stop_signals import SIGNALS, StopAsked
 
-# Of a launcher that has started this process: what a cell starts are its own ranks.
-LAUNCHER = ("RANK", "LOCAL_RANK", "GROUP_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
-LAUNCHER_GROUPS = ("TORCHELASTIC_", "SLURM_STEP_")
 LOOK_S = 2.0  # between two looks at what others do
 FAILED = ("crashed", "timeout", "preempted")
 
@@ -43,9 +41,9 @@ def run_sweep(options: SweepOptions) -> int:
         print("\n".join(cell.command for cell in options.study.cells() * options.study.repeats))
         return 0
     check_writable("out", options.out, is_folder=True)
-    for name in list(os.environ):
-        if name in LAUNCHER or name.startswith(LAUNCHER_GROUPS):
-            del os.environ[name]
+    # A launcher may have started this process: what a cell starts are its own ranks.
+    for name in os.environ.keys() - without_launcher(os.environ).keys():
+        del os.environ[name]
     tasks = in_order(plan(options.study))
     if options.is_dry:
         print(render_plan(tasks, price_per_hour=options.price_per_hour))

@@ -32,6 +32,7 @@ from scaling.checks import (
 )
 from scaling.outcomes import Outcome, is_outcome, read_outcome
 from unitransformer.calibrating.store import read_ceiling
+from unitransformer.checkpoint_names import is_checkpoint_name
 from unitransformer.config import RunConfig
 from unitransformer.flops import count_flops, count_parameters
 from unitransformer.passport import Row
@@ -223,7 +224,7 @@ _Read = Run | Certificate | Outcome | LeftOut
 
 
 def load_store(folders: Sequence[Path], *, relative_to: Path, processes: int = 1) -> Store:
-    """Read every `*.json` below `folders`, hidden files and folders aside.
+    """Read every `*.json` below `folders`, what is hidden and checkpoints aside.
 
     Args:
         relative_to: folder from which the names lead to the files.
@@ -343,7 +344,7 @@ def _find_files(folders: Sequence[Path], closed: list[OSError]) -> Iterator[Path
         if not folder.is_dir():
             raise ValueError(f"{folder} is a file; give the folder it is in")
         for place, inner, files in os.walk(folder, onerror=closed.append):
-            inner[:] = [name for name in inner if not name.startswith(".")]
+            inner[:] = [n for n in inner if not (n.startswith(".") or is_checkpoint_name(n))]
             for name in files:
                 if name.endswith(".json") and not name.startswith("."):
                     yield Path(place, name)

@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from scaling.processes import run_module
 from scaling.study import Cell, Study
 from unitransformer.config import RunConfig, from_dict
+from unitransformer.modules import run_module
 
 PATIENCE_S, PATIENCE_EACH_S = 300.0, 2.0  # for a machine that is busy importing, and a question
 

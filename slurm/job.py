@@ -7,7 +7,6 @@ Python itself is the job's process here: a signal to it ends nothing, and what f
 import contextlib
 import datetime
 import itertools
-import json
 import math
 import os
 import shlex
@@ -31,12 +30,20 @@ from slurm.allocation import (
 )
 from slurm.markers import RUN, SCRIPT, Attempt, find_record, list_attempts, read_json, write_attempt
 from slurm.nodes import Probes, dead_nodes
-from unitransformer.failures import amend_record, first_failure, read_failures
+from slurm.rank import ERRORS
+from unitransformer.failures import (
+    BAD_USAGE,
+    Failure,
+    amend_record,
+    first_failure,
+    read_failures,
+    write_failure,
+)
+from unitransformer.launchers import without_launcher
 from unitransformer.records import PROGRESS
 from unitransformer.stop_signals import EXIT_CODE, SIGNALS
 
 RUN_FOLDER = "UNITRANSFORMER_RUN_FOLDER"  # of the run: the same for all ranks and every start
-ERRORS = "UNITRANSFORMER_ERRORS"  # folder where ranks say why they failed
 POLL_S = 0.5
 GRACE_S = 3.0  # from the first rank's failure until the others are killed
 PATIENCE_S = 4.0  # from that until srun itself is
@@ -45,11 +52,6 @@ MAX_DEAD = 5  # times that the job is queued again because a node has died
 MAX_IN_VAIN = 4  # times that it is stopped before it has anything to save, and tries again
 NOT_BEGUN = "asked to stop before training began"
 GIVEN_BACK = "the cell under way is given back"
-# Of a job that this one was submitted from within.
-OF_LAUNCHERS = (
-    *("RANK", "LOCAL_RANK", "GROUP_RANK", "NODE_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"),
-    *("MASTER_", "TORCHELASTIC_", "SLURM_STEP", "SLURM_PROCID", "SLURM_LOCALID"),
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,8 +166,9 @@ def _run_ranks(allocation: Allocation, words: Words, caught: list[int]) -> Ended
     for old in errors.iterdir():
         old.unlink()
     since_s = time.time() - 1  # file systems round
-    own = {name: v for name, v in os.environ.items() if not name.startswith(OF_LAUNCHERS)}
-    srun = subprocess.Popen(command_of(words), env={**own, **_variables(allocation, words, errors)})
+    # Those of a job that this one was submitted from within.
+    own = without_launcher(os.environ) | _variables(allocation, words, errors)
+    srun = subprocess.Popen(command_of(words), env=own)
     code, probes = _watch(srun, allocation, errors, caught)
     failures = read_failures(errors)
     has_stopped = any(errors.glob("*.stopped"))
@@ -178,7 +181,7 @@ def _run_ranks(allocation: Allocation, words: Words, caught: list[int]) -> Ended
     ended = replace(ended, is_taken_back=queue.is_taken_back(allocation.name))
     if code == EXIT_CODE:
         return replace(ended, reason=_why_stopped(words, since_s))
-    if code == 2 or any(failure.is_bad_usage for failure in failures):
+    if code == BAD_USAGE or any(failure.is_bad_usage for failure in failures):
         told = first_failure(failures).message if failures else "what is said above"
         if words.target == "sweep":
             told = "the sweep's options are wrong, as is said above"
@@ -187,7 +190,9 @@ def _run_ranks(allocation: Allocation, words: Words, caught: list[int]) -> Ended
     dead = dead_nodes(allocation, errors, silent)
     for node, ranks in dead.items():
         for rank in ranks:
-            _write_error(errors / f"{rank}.failure", f"{node} does not answer any more")
+            told = f"{node} does not answer any more"
+            dead_rank = Failure(rank=rank, type="NodeFailure", message=told, lines=[])
+            write_failure(dead_rank, errors / f"{rank}.failure")
     return replace(
         ended, dead_nodes=list(dead), reason=_write_row(allocation, words, errors, since_s)
     )
@@ -304,11 +309,6 @@ def _why_stopped(words: Words, since_s: float) -> str:
     if path is None or path.stat().st_mtime < since_s:
         return NOT_BEGUN
     return str(((read_json(path) or {}).get("error") or {}).get("message") or NOT_BEGUN)
-
-
-def _write_error(path: Path, message: str) -> None:
-    failure = {"type": "NodeFailure", "message": message, "lines": [], "at_s": 0.0}
-    path.write_text(json.dumps({"failure": failure}))
 
 
 def _write_row(allocation: Allocation, words: Words, errors: Path, since_s: float) -> str:

@@ -47,9 +47,7 @@ def call(*words: str) -> "subprocess.CompletedProcess[str]":
     try:
         return subprocess.run(words, capture_output=True, text=True, timeout=PATIENCE_S)
     except FileNotFoundError:
-        raise ValueError(
-            f"{words[0]} is not installed here; run this where SLURM is, or add --dry-run"
-        ) from None
+        raise ValueError(f"{words[0]} is not installed here; run this where SLURM is") from None
     except subprocess.TimeoutExpired:
         raise RuntimeError(f"{words[0]} has not answered for {PATIENCE_S:.0f} s") from None
 

@@ -27,6 +27,8 @@ from slurm.allocation import option_of
 from slurm.clusters import ANY, CLUSTERS, load_cluster
 from slurm.markers import SCRIPT, SUBMITTED, list_attempts
 from slurm.script import Job, render, seconds_of
+from unitransformer.launchers import without_launcher
+from unitransformer.modules import run_module
 from unitransformer.nearest import nearest
 from unitransformer.places import why_closed
 from unitransformer.records import write_atomically
@@ -34,11 +36,9 @@ from unitransformer.records import write_atomically
 TARGETS = ("recipes.gpt", "recipes.bert", "recipes.vit", "sweep")
 DEVICES = 8
 MAX_PARALLEL = 8
+PATIENCE_S, PATIENCE_EACH_S = 120.0, 1.0  # for an answer; login nodes are slow
 MAX_ARRAY = 1000  # tasks that most clusters take in one array; beyond, each runs several cells
-OF_JOBS = (
-    *("SBATCH_", "SLURM_", "SRUN_", "UNITRANSFORMER_JOB", "UNITRANSFORMER_RUN", "TORCHELASTIC_"),
-    *("RANK", "LOCAL_RANK", "GROUP_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_"),
-)
+OF_JOBS = ("SBATCH_", "SLURM_", "SRUN_", "UNITRANSFORMER_JOB", "UNITRANSFORMER_RUN")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,7 +188,8 @@ def _as_array(job: Job, max_parallel: int) -> Job:
         raise ValueError(f"array is {job.array}; a sweep has a task for every cell: leave it out")
     if max_parallel < 1:
         raise ValueError(f"max-parallel is {max_parallel}; it must be at least 1")
-    commands = _ask("scaling", ["sweep", *job.arguments, "--list"]).splitlines()
+    listing = ["sweep", *job.arguments, "--list"]
+    commands = run_module("scaling", listing, limit_s=PATIENCE_S).splitlines()
     cells = [shlex.split(command) for command in commands]
     # python -m recipes.gpt --batch-size 8 ...
     _check_recipes([(words[2].removeprefix("recipes."), words[3:]) for words in cells], job)
@@ -211,25 +212,14 @@ def _check_recipes(commands: Sequence[tuple[str, Sequence[str]]], job: Job) -> N
         for recipe, arguments in commands
     ]
     asked = "".join(f"{json.dumps(question)}\n" for question in questions)
-    for (recipe, _), line in zip(
-        commands, _ask("recipes.plan", [], asked).splitlines(), strict=True
-    ):
+    limit_s = PATIENCE_S + PATIENCE_EACH_S * len(questions)
+    answers = run_module("recipes.plan", [], limit_s=limit_s, asked=asked).splitlines()
+    for (recipe, _), line in zip(commands, answers, strict=True):
         answer: dict[str, Any] = json.loads(line)
         # A sweep shows what its cells refuse; what cannot be read at all is a mistake.
         wrong = answer.get("misread") or (answer.get("refused") if shape else None)
         if wrong:
             raise ValueError(f"recipe {recipe}: {wrong}")
-
-
-def _ask(module: str, arguments: Sequence[str], asked: str = "") -> str:
-    """What a module of ours prints; raises ValueError in its words if it refuses."""
-    done = subprocess.run(
-        [sys.executable, "-m", module, *arguments], input=asked, capture_output=True, text=True
-    )
-    if done.returncode:
-        lines = done.stderr.strip().splitlines() or [f"{module} ended with {done.returncode}"]
-        raise ValueError(lines[-1].removeprefix("error: "))
-    return done.stdout
 
 
 def _check_by_slurm(script: str) -> None:
@@ -243,7 +233,7 @@ def _sbatch(options: Sequence[str], script: str) -> "subprocess.CompletedProcess
     # Of a job that this may run in: it would be taken for that of the new one.
     clean = {
         name: value
-        for name, value in os.environ.items()
+        for name, value in without_launcher(os.environ).items()
         if name == "SLURM_CONF" or not name.startswith(OF_JOBS)
     }
     try:

@@ -12,7 +12,6 @@
 import functools
 import json
 import pickle
-import re
 import warnings
 import zlib
 from collections.abc import Collection
@@ -26,26 +25,18 @@ from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex, TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load
 
+from unitransformer.checkpoint_names import is_checkpoint_name
 from unitransformer.config import RunConfig, from_dict
 from unitransformer.states import State
 
 Told = dict[str, Any]  # what `run.json` holds
 METADATA, RUN, SUMS = ".metadata", "run.json", "sums.json"
-_NAME = re.compile(r"step-(\d{8,})")
 _TOLD = {  # what it holds at least
     "config": dict,
     "loss": list,
     "num_updates": int,
     "loss_scaler": dict,
 }
-
-
-def checkpoint_name(step: int) -> str:
-    return f"step-{step:08d}"
-
-
-def is_checkpoint_name(name: str) -> bool:
-    return _NAME.fullmatch(name) is not None
 
 
 def list_checkpoints(folder: Path) -> list[Path]:

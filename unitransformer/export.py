@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import jsonargparse
 
+from unitransformer.checkpoint_names import is_checkpoint_name
 from unitransformer.config import RunConfig, from_dict
 from unitransformer.places import why_closed
 
@@ -84,7 +85,7 @@ def export(folder: Path, out: Path) -> str:
 
 def find_checkpoint(folder: Path) -> Path:
     """The newest checkpoint of a run's folder or a folder of checkpoints; or it is one itself."""
-    from unitransformer.checkpoints import RUN, is_checkpoint_name, newest_checkpoint
+    from unitransformer.checkpoints import RUN, newest_checkpoint
 
     if not folder.is_dir():
         raise ValueError(f"dir {folder} is not a folder; give a run's folder or a checkpoint")

@@ -3,16 +3,18 @@
 import contextlib
 import json
 import os
+import signal
 import time
 import traceback
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from unitransformer.records import Record, Status, load_record, write_record
+from unitransformer.records import Record, Status, load_record, write_atomically, write_record
 
 ERROR_FILE = "TORCHELASTIC_ERROR_FILE"  # where a rank says why it failed; torchrun reads it too
+BAD_USAGE = 2  # exit code of every command here
 OUT_OF_MEMORY = ("OutOfMemoryError", "MemoryError")
 
 
@@ -51,6 +53,31 @@ def report_failure(error: BaseException, *, is_bad_usage: bool = False) -> bool:
         if not path.exists():
             path.write_text(json.dumps(told))
     return True
+
+
+def silent_failure(rank: int, code: int, *, node: str | None = None) -> Failure:
+    """Of a rank that has left no word.
+
+    It has no time: what others say of the lost connection comes after.
+
+    Args:
+        code: its exit code; negative: the signal that ended it.
+    """
+    who = f"rank {rank}" + (f" on {node}" if node else "")
+    if code >= 0:
+        told = f"{who} ended with exit code {code} and said nothing"
+        return Failure(
+            rank=rank, type="ExitCode", message=told, lines=[], is_bad_usage=code == BAD_USAGE
+        )
+    name = signal.Signals(-code).name
+    why = ", as the system does when memory runs out" if -code == signal.SIGKILL else ""
+    return Failure(rank=rank, type=name, message=f"{who} was killed by {name}{why}", lines=[])
+
+
+def write_failure(failure: Failure, path: Path) -> None:
+    """Where `read_failure` finds it, whole."""
+    told = {name: value for name, value in asdict(failure).items() if name != "rank"}
+    write_atomically(path, json.dumps({"failure": told}).encode())
 
 
 def read_failures(folder: Path) -> list[Failure]:

@@ -23,7 +23,14 @@ from typing import Any
 from torch._C._distributed_c10d import TCPStore
 
 from unitransformer.config import ParallelConfig
-from unitransformer.failures import ERROR_FILE, Failure, first_failure, read_failure, report_failure
+from unitransformer.failures import (
+    ERROR_FILE,
+    Failure,
+    first_failure,
+    read_failure,
+    report_failure,
+    silent_failure,
+)
 from unitransformer.process_tree import die_with_parent
 from unitransformer.stop_signals import EXIT_CODE, SIGNALS
 
@@ -226,13 +233,7 @@ def _failure(rank: _Rank) -> Failure | None:
     if code in (None, 0, EXIT_CODE):
         return None
     assert code is not None
-    if code > 0:
-        told = f"rank {rank.rank} ended with exit code {code} and said nothing"
-        return Failure(rank=rank.rank, type="ExitCode", message=told, lines=[])
-    name = signal.Signals(-code).name
-    why = ", as the system does when memory runs out" if -code == signal.SIGKILL else ""
-    told = f"rank {rank.rank} was killed by {name}{why}"
-    return Failure(rank=rank.rank, type=name, message=told, lines=[])
+    return silent_failure(rank.rank, code)
 
 
 def _kill(ranks: list[_Rank]) -> None:

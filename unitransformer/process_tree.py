@@ -4,11 +4,12 @@ import contextlib
 import ctypes
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 POLL_S = 0.05  # between two looks at the memory
 LONGEST_WAIT_S = 3600.0  # systems do not wait for a month at once
@@ -106,3 +107,13 @@ def kill_whole(process: int) -> None:
                 os.killpg(each, signal.SIGKILL)
             else:
                 os.kill(each, signal.SIGKILL)
+
+
+def end_process(process: "subprocess.Popen[Any]") -> None:
+    """Kill a process and all it has started."""
+    kill_whole(process.pid)
+    process.kill()
+    process.wait()
+    for pipe in (process.stdin, process.stdout, process.stderr):
+        if pipe is not None:
+            pipe.close()

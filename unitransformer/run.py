@@ -168,6 +168,7 @@ def _run(
     agreeing = AgreeToStop(signals)
     watchers: list[pl.Callback] = [agreeing, instruments]
     if instruments.trace is not None:
+        # Behind `agreeing`, whose question must be answered before a profiler stops.
         watchers.insert(1, instruments.trace)
     if config.until_interval is not None:
         watchers.append(UntilInterval(config.until_interval, clock, lambda: instruments.unsteady))

@@ -19,12 +19,12 @@ from torch.distributed.checkpoint.filesystem import FileSystemWriter
 from torch.distributed.checkpoint.metadata import Metadata
 from torch.distributed.checkpoint.state_dict_saver import save
 
+from unitransformer.checkpoint_names import checkpoint_name
 from unitransformer.checkpoints import (
     METADATA,
     RUN,
     SUMS,
     Told,
-    checkpoint_name,
     checksum,
     list_checkpoints,
     quieten_torch,

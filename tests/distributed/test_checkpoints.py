@@ -19,10 +19,10 @@ from safetensors.torch import load_file
 
 from tests.distributed.launching import begin, free_port, load, train
 from unitransformer import export, writing
+from unitransformer.checkpoint_names import checkpoint_name
 from unitransformer.checkpoints import (
     Reader,
     check_files,
-    checkpoint_name,
     list_checkpoints,
     newest_checkpoint,
     read_told,

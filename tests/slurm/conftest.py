@@ -9,9 +9,13 @@ from tests.slurm.cluster import Cluster, missing, running_cluster
 
 
 @pytest.fixture(scope="session")
-def booted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+def has_slurm() -> None:
     if (why := missing()) is not None:
         pytest.skip(why)
+
+
+@pytest.fixture(scope="session")
+def booted(has_slurm: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     with running_cluster(tmp_path_factory.mktemp("slurm")) as cluster:
         yield cluster
 

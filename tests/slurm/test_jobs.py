@@ -255,28 +255,19 @@ def test_a_sweep_is_shared_by_the_tasks_of_an_array(
     options = ["--time", "10", "--max-parallel", "2", "--folder", str(folder)]
     assert submit.main(["sweep", *options, "--", *words]) == 0
     assert "tasks 0-2%2" in capsys.readouterr().out
-    watching = (
-        subprocess.run(
-            [sys.executable, "-m", "scaling", "sweep", *words, "--watch"],
-            capture_output=True,
-            text=True,
-            timeout=240,
-        )
-        if waited_for(work / "swept/study.json")
-        else None
+    until((work / "swept/study.json").exists, "the sweep has begun", 120)
+    watching = subprocess.run(
+        [sys.executable, "-m", "scaling", "sweep", *words, "--watch"],
+        capture_output=True,
+        text=True,
+        timeout=240,
     )
-    assert watching is not None
     assert "3/3" in watching.stdout
     outcomes = [json.loads(p.read_text()) for p in (work / "swept").glob("cells/*/outcome.json")]
     assert [outcome["status"] for outcome in outcomes] == ["ok"] * 3
     for task in range(3):
         wait_for_outcome(folder / f"task-{task}", "done")
     wait_for_status(folder, re.escape("3 cells (3 ok)"))
-
-
-def waited_for(path: Path) -> bool:
-    until(path.exists, f"{path.name} is there", 120)
-    return True
 
 
 @pytest.mark.parametrize(

@@ -8,15 +8,13 @@ from pathlib import Path
 import pytest
 
 from slurm import submit
-from tests.slurm.cluster import controller_alone, missing
+from tests.slurm.cluster import controller_alone
 
 SHAPE = ["--gpu-type", "h200", "--time", "1-0", "--partition", "gpu", "--test-only"]
 
 
 @pytest.fixture(scope="module")
-def controller(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    if (why := missing()) is not None:
-        pytest.skip(why)
+def controller(has_slurm: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with controller_alone(tmp_path_factory.mktemp("controller")) as config:
         yield config
 

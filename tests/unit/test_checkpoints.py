@@ -13,11 +13,11 @@ from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler
 from torch import Tensor
 
 from unitransformer import saving, writing
+from unitransformer.checkpoint_names import checkpoint_name
 from unitransformer.checkpoints import (
     Reader,
     Told,
     check_files,
-    checkpoint_name,
     list_checkpoints,
     newest_checkpoint,
     read_tensors,

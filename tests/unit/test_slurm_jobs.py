@@ -145,7 +145,7 @@ def test_what_comes_after_an_end(ended: Ended, outcome: str, code: int, requeue:
     verdict = settle(ATTEMPT, ended)
     assert (verdict.attempt.outcome, verdict.exit_code, verdict.requeue) == (outcome, code, requeue)
     assert verdict.attempt.is_requeued == requeue
-    assert verdict.exclude == ended.dead_nodes or not requeue
+    assert verdict.exclude == ended.dead_nodes
 
 
 def test_exit_code_zero_without_a_record_is_no_success() -> None:
@@ -272,6 +272,14 @@ def test_status_refuses_what_is_no_job(
 # -------------------------------------------------------------------------------------- submit
 
 
+@pytest.fixture
+def place(tmp_path: Path, repository: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder to submit from."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(repository))
+    return tmp_path
+
+
 @pytest.mark.parametrize(
     ("line", "told"),
     [
@@ -302,38 +310,26 @@ def test_status_refuses_what_is_no_job(
     ],
 )
 def test_bad_requests_are_one_line_and_submit_nothing(
-    line: str,
-    told: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    repository: Path,
+    line: str, told: str, place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("PYTHONPATH", str(repository))
     assert submit.main([*line.split()]) == 2
     said = capsys.readouterr()
     assert said.out == ""
     assert said.err.startswith("error: ")
     assert told in said.err
     assert said.err.count("\n") == 1
-    assert list(tmp_path.iterdir()) == []
+    assert list(place.iterdir()) == []
 
 
 def test_a_dry_run_prints_a_script_and_needs_no_slurm(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    repository: Path,
+    place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("PYTHONPATH", str(repository))
     options = ["--nodes", "2", "--devices", "4", "--cluster", "academic", "--dry-run"]
     assert submit.main(["recipes.gpt", *options, "--", "--seed", "3"]) == 0
     script = capsys.readouterr().out
     for line in (
         *("--nodes=2", "--ntasks-per-node=4", "--gpus-per-node=a100:4", "--time=12:00:00"),
-        *("--partition=gpu-preempt", "--account=ml-group", f"--chdir={tmp_path}"),
+        *("--partition=gpu-preempt", "--account=ml-group", f"--chdir={place}"),
     ):
         assert f"#SBATCH {line}\n" in script
     assert "\nmodule load python/3.11\n" in script
@@ -342,7 +338,7 @@ def test_a_dry_run_prints_a_script_and_needs_no_slurm(
     sweep = capsys.readouterr().out
     assert re.search(r"#SBATCH --array=0-\d+%3\n", sweep)
     assert "#SBATCH --ntasks-per-node=1\n" in sweep
-    assert list(tmp_path.iterdir()) == []
+    assert list(place.iterdir()) == []
 
 
 def test_caches_lie_on_the_nodes_own_disk_job_by_job(tmp_path: Path) -> None:
@@ -360,7 +356,7 @@ def test_more_cells_than_an_array_takes_are_several_a_task(
 ) -> None:
     cells = "\n".join(["python -m recipes.gpt"] * seeds)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("slurm.submit._ask", lambda *arguments: cells)
+    monkeypatch.setattr("slurm.submit.run_module", lambda *arguments, **options: cells)
     monkeypatch.setattr("slurm.submit._check_recipes", lambda *arguments: None)
     found = submit.read_request(["sweep", "quick"]).job
     assert found.array == told
