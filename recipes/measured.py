@@ -25,7 +25,10 @@ def _speed(record: Mapping[str, Any]) -> str:
         return f"not told, no steady state: {record['steady_reason']}"
     unit = UNIT[record["recipe"]]
     rate = rate_in_words(figures["units_per_s"], unit)
-    steps = f"median of {figures['num_steady_steps']} steady steps"
+    steps = (
+        f"median of {figures['num_steady_steps']} steady steps; "
+        f"{rate_in_words(figures['mean_units_per_s'], unit)} over all of them together"
+    )
     if figures["low_units_per_s"] is None:
         return f"{rate} ({steps}; {figures['interval']})"
     ends = [rate_in_words(figures[f"{end}_units_per_s"], "") for end in ("low", "high")]

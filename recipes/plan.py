@@ -52,7 +52,11 @@ def _answer(
                 num_nodes=check.get("num_nodes", 1),
             )
             return {"sound": True}
-        return {"config": to_dict(resolve(request))}
+        from unitransformer.meeting import check_meeting_point
+
+        config = resolve(request)
+        check_meeting_point(config.parallel)
+        return {"config": to_dict(config)}
     except ValueError as error:
         return {"refused": str(error)}
 

@@ -25,6 +25,7 @@ from recipes.options import RUN_FOLDER
 from unitransformer.config import RunConfig
 from unitransformer.failures import Failure, report_failure
 from unitransformer.launch import is_watched, launch
+from unitransformer.meeting import Meeting, agree_on_folder
 from unitransformer.plots import loss_figure, write_figure
 from unitransformer.process import launched_shape, process_rank
 from unitransformer.recording import record_failure
@@ -63,15 +64,26 @@ def train(asked: Asked) -> int:
     Raises:
         ValueError: hardware, data or checkpoint that do not fit; nothing has been written.
     """
+    parallel = asked.config.parallel
     if launched_shape() is not None:
+        if RUN_FOLDER not in os.environ and parallel.world_size > 1:
+            folder = agree_on_folder(lambda: str(claim(asked)[0].folder))
+            os.environ[RUN_FOLDER] = folder
         return _train_here(asked, asked.choose_places())
-    places, made = claim(asked)
-    in_ranks = asked.config.parallel.world_size > 1
+    meeting = Meeting(parallel)
     try:
-        return (_train_in_ranks if in_ranks else _train_here)(asked, places)
-    except (ValueError, OSError):
-        _unmake(made)
-        raise
+        if meeting.node > 0:
+            os.environ[RUN_FOLDER] = meeting.hear()
+        places, made = claim(asked)
+        try:
+            if parallel.world_size == 1:
+                return _train_here(asked, places)
+            return _train_in_ranks(asked, places, meeting)
+        except (ValueError, OSError):
+            _unmake(made)
+            raise
+    finally:
+        meeting.close()
 
 
 def claim(asked: Asked) -> tuple[Places, list[Path]]:
@@ -144,7 +156,7 @@ def _stopped(cause: Stopped, places: Places) -> str:
     return f"{cause}; go on with the same command and --resume (saved in {places.checkpoints})"
 
 
-def _train_in_ranks(asked: Asked, places: Places) -> int:
+def _train_in_ranks(asked: Asked, places: Places, meeting: Meeting) -> int:
     parallel = asked.config.parallel
     fork = parallel.accelerator == "cpu"  # where that is safe: ranks need not import again
     if fork and parallel.uses_deepspeed:
@@ -157,6 +169,8 @@ def _train_in_ranks(asked: Asked, places: Places) -> int:
             lambda: _be_rank(asked, places),
             command=[sys.executable, "-m", f"recipes.{asked.recipe}", *asked.arguments],
             fork=fork,
+            meeting=meeting,
+            folder=str(places.folder),
         )
     finally:
         del os.environ[RUN_FOLDER]

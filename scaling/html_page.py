@@ -158,8 +158,7 @@ def _log(entry: Entry) -> list[str]:
     lines: Sequence[Any] = () if entry.outcome is None else entry.outcome.last_lines
     hosts: Sequence[Any] = ()
     if entry.run is not None:
-        record = entry.run.record
-        lines, hosts = lines or record["log"], record["hardware"]
+        lines, hosts = lines or entry.run.log, entry.run.record["hardware"]
     return [without_places(str(line), hosts)[:LONGEST_LINE] for line in lines[-LOG_LINES:]]
 
 

@@ -318,7 +318,7 @@ def _recipe_section(recipe: Recipe, runs: Sequence[Run], store: Store, plots: st
         "### Parameters",
         _summary(record["summary"]),
         "### Training",
-        code_block("\n".join(record["log"][-LOG_LINES:]) or "no log lines in the record"),
+        code_block("\n".join(run.log[-LOG_LINES:])),
         f"![Loss of {title} over the optimizer steps]({plot})",
         "### Speed and memory",
         figures_table(run, others),

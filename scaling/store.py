@@ -35,6 +35,7 @@ from unitransformer.calibrating.store import read_ceiling
 from unitransformer.checkpoint_names import is_checkpoint_name
 from unitransformer.config import RunConfig
 from unitransformer.flops import count_flops, count_parameters
+from unitransformer.log_lines import log_lines
 from unitransformer.passport import Row
 from unitransformer.readout import Readout, passport_of, read_out, recorded_steady, steady_of
 from unitransformer.records import Record, validate
@@ -100,7 +101,7 @@ BASELINE: dict[str, Kinds] = {
     "loss": (*NUMBER, NoneType),
     "accuracy": (*NUMBER, NoneType),
 }
-POINT: dict[str, Kinds] = {"step": int, "val_loss": NUMBER}
+POINT: dict[str, Kinds] = {"step": int, "val_loss": NUMBER, "val_accuracy": NUMBER}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,6 +133,18 @@ class Run:
     def unsteady(self) -> list[int]:
         """Steps that were measured otherwise than the rest, or compiled."""
         return [item["step"] for item in self.record["unsteady"]]
+
+    @functools.cached_property
+    def log(self) -> list[str]:
+        """Its lines over all ranks, out of the samples."""
+        record = self.record
+        return log_lines(
+            self.config,
+            loss=record["loss"],
+            step_s=record["step_s"],
+            launches=record["launches"],
+            validation=record["validation"]["history"] if self.is_ok else [],
+        )
 
     @functools.cached_property
     def readout(self) -> Readout | None:

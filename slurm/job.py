@@ -31,6 +31,7 @@ from slurm.allocation import (
 from slurm.markers import RUN, SCRIPT, Attempt, find_record, list_attempts, read_json, write_attempt
 from slurm.nodes import Probes, dead_nodes
 from slurm.rank import ERRORS
+from unitransformer.checkpoint_names import LOCAL_DISK
 from unitransformer.failures import (
     BAD_USAGE,
     Failure,
@@ -114,7 +115,7 @@ def run_job(allocation: Allocation, words: Words) -> int:
     if verdict.requeue:
         _requeue(allocation, words, verdict)
     elif words.local_disk is not None:
-        _clean(_caches(allocation, words.local_disk), allocation)
+        _clean(_own_folder(allocation, words.local_disk), allocation)
     return verdict.exit_code
 
 
@@ -214,7 +215,7 @@ def command_of(words: Words) -> list[str]:
     return [*srun, words.python, "-m", "slurm.rank", words.python, "-m", *own]
 
 
-def _caches(allocation: Allocation, local_disk: Path) -> Path:
+def _own_folder(allocation: Allocation, local_disk: Path) -> Path:
     """Of this job alone: what is left of another cannot be taken for its own."""
     return local_disk / f"unitransformer-{allocation.job}"
 
@@ -233,10 +234,11 @@ def _variables(allocation: Allocation, words: Words, errors: Path) -> dict[str, 
     if cpus := os.environ.get("SLURM_CPUS_PER_TASK"):
         variables["SRUN_CPUS_PER_TASK"] = cpus  # srun no longer takes it from sbatch
     if words.local_disk is not None:
-        place = _caches(allocation, words.local_disk)
+        place = _own_folder(allocation, words.local_disk)
         variables |= {
             "TORCHINDUCTOR_CACHE_DIR": str(place / "inductor"),
             "TRITON_CACHE_DIR": str(place / "triton"),
+            LOCAL_DISK: str(place),
         }
     return variables
 

@@ -214,14 +214,14 @@ def _state(attempt: Attempt | None, own: Sequence[Queued], *, knows_queue: bool)
 
 def _progress(run: Path, state: str) -> tuple[str, str, str]:
     told = read_json(run / PROGRESS)
-    if told is None or not {"step", "max_steps", "rate", "left_s"} <= told.keys():
+    if told is None or not {"step", "max_steps", "pace", "left_s"} <= told.keys():
         return "", "", ""
     path = find_record(run)
     record = (path and read_json(path)) or {}
     if state == "done" or record.get("status") == "ok":
-        return f"{told['max_steps']}/{told['max_steps']}", str(told["rate"]), ""
+        return f"{told['max_steps']}/{told['max_steps']}", str(told["pace"]), ""
     left = _clock(float(told["left_s"])) if state == "running" else ""
-    return f"{told['step']}/{told['max_steps']}", str(told["rate"]), left
+    return f"{told['step']}/{told['max_steps']}", str(told["pace"]), left
 
 
 def _clock(seconds: float) -> str:

@@ -1,7 +1,8 @@
-"""What folders of checkpoints are called."""
+"""What folders of checkpoints are called, and where else a rank may put its part first."""
 
 import re
 
+LOCAL_DISK = "UNITRANSFORMER_LOCAL_DISK"  # names a folder of this job on the node's own disk
 _NAME = re.compile(r"step-(\d{8,})")
 
 

@@ -1,6 +1,7 @@
 """Where batches come from: built-in, a path, or synthetic, behind one LightningDataModule."""
 
 import hashlib
+import math
 import signal
 import warnings
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ from torch.utils.data import DataLoader, Sampler
 
 from unitransformer.config import RunConfig
 from unitransformer.corpus import Corpus, load_corpus
+from unitransformer.draws import uniform
 from unitransformer.flops import count_looked_at
 from unitransformer.objectives import IGNORED, Batch
 from unitransformer.order import (
@@ -56,25 +58,21 @@ class Synthetic:
         return {"inputs": indices, "targets": indices}
 
     def fill(self, batch: Batch, device: torch.device) -> Batch:
-        """Random samples on `device`, seeded by the run's seed and the first sample's index."""
-        config, size = self.config, len(batch["inputs"])
-        first = int(batch["inputs"][0]) if size else 0
-        generator = torch.Generator(device).manual_seed(config.seed * 2**32 + first)
-        model = config.model
+        """Random samples on `device`, each a function of the run's seed and its own index."""
+        config, indices = self.config, batch["inputs"].to(device)
+        model, length = config.model, config.sequence_length
         if model.image_size is not None:
-            shape = (size, model.num_channels, model.image_size, model.image_size)
-            pictures = torch.randn(shape, generator=generator, device=device)
-            labels = torch.randint(model.num_classes, (size,), generator=generator, device=device)
-            return {"inputs": pictures, "targets": labels}
-        length = config.sequence_length
-        words = torch.randint(
-            model.num_classes, (size, length + 1), generator=generator, device=device
-        )
+            shape = (model.num_channels, model.image_size, model.image_size)
+            size = math.prod(shape)
+            drawn = uniform(config.seed, 0, indices, size + 1)
+            pictures = (drawn[:, :size] - 0.5) * math.sqrt(12)  # mean 0, variance 1
+            labels = (drawn[:, size] * model.num_classes).long()
+            return {"inputs": pictures.float().reshape(-1, *shape), "targets": labels}
+        drawn = uniform(config.seed, 0, indices, 2 * length + 1)
+        words = (drawn[:, : length + 1] * model.num_classes).long()
         if config.recipe == "gpt":
             return {"inputs": words[:, :-1], "targets": words[:, 1:]}
-        count = count_looked_at(config)
-        chance = torch.rand((size, length), generator=generator, device=device)
-        positions = chance.argsort(dim=1)[:, :count]
+        positions = drawn[:, length + 1 :].argsort(dim=1)[:, : count_looked_at(config)]
         inputs = words[:, :-1]
         return {"inputs": inputs, "targets": inputs.gather(1, positions), "positions": positions}
 

@@ -9,7 +9,6 @@ import math
 import multiprocessing
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -20,8 +19,6 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
-from torch._C._distributed_c10d import TCPStore
-
 from unitransformer.config import ParallelConfig
 from unitransformer.failures import (
     ERROR_FILE,
@@ -31,6 +28,7 @@ from unitransformer.failures import (
     report_failure,
     silent_failure,
 )
+from unitransformer.meeting import Meeting
 from unitransformer.process_tree import die_with_parent
 from unitransformer.stop_signals import EXIT_CODE, SIGNALS
 
@@ -60,7 +58,13 @@ def is_watched() -> bool:
 
 
 def launch(
-    parallel: ParallelConfig, main: Callable[[], int], *, command: Sequence[str], fork: bool
+    parallel: ParallelConfig,
+    main: Callable[[], int],
+    *,
+    command: Sequence[str],
+    fork: bool,
+    meeting: Meeting,
+    folder: str = "",
 ) -> Failure | int:
     """Run `main` in every rank of this node and wait for all.
 
@@ -68,87 +72,39 @@ def launch(
         main: what a rank does; returns its exit code.
         command: starts a rank that does the same, for where forking is not safe.
         fork: whether it is: on a CPU, where it saves every rank its imports.
+        meeting: of this launcher with those of other nodes.
+        folder: of the run, which the first node tells the others.
 
     Returns:
-        The first failure of a rank; or an exit code: 0, that of ranks which have saved and left
-        because a signal asked for it, or 128 and the number of the signal that ended them.
-
-    Raises:
-        ValueError: several nodes and no word where the first is.
+        The first failure of a rank, of other nodes too; or an exit code: 0, that of ranks which
+        have saved and left because a signal asked for it, or 128 and the number of the signal that
+        ended them.
     """
-    node = int(os.environ.get("NODE_RANK", 0))
-    address, listener = _meeting_point(parallel, node)
-    with tempfile.TemporaryDirectory(prefix="unitransformer-") as folder, _signals() as caught:
+    with tempfile.TemporaryDirectory(prefix="unitransformer-") as place, _signals() as caught:
         variables = [
-            _variables(parallel, node, local, address)
-            | {ERROR_FILE: str(Path(folder) / f"{local}.failure")}
+            _variables(parallel, meeting, local)
+            | {ERROR_FILE: str(Path(place) / f"{local}.failure")}
             for local in range(parallel.devices)
         ]
         start = _fork if fork else _start
         ranks = [start(own, main, command) for own in variables]
-        store = None if listener is None else _keep_store(address, listener)
+        meeting.open(folder)
         try:
-            failure = _watch(ranks, caught)
+            return _watch(ranks, caught, meeting)
         finally:
             _kill(ranks)
-            del store
-        return failure
 
 
-def _meeting_point(parallel: ParallelConfig, node: int) -> tuple[tuple[str, int], Any]:
-    """Address of the store, and on the first node the socket that listens there."""
-    if parallel.num_nodes > 1:
-        missing = [
-            name for name in ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK") if name not in os.environ
-        ]
-        if missing:
-            raise ValueError(
-                f"num-nodes is {parallel.num_nodes} and {_listed(missing)} not set: start the "
-                "command on every node with MASTER_ADDR, MASTER_PORT and NODE_RANK, or with "
-                "torchrun or srun"
-            )
-    host = os.environ["MASTER_ADDR"] if parallel.num_nodes > 1 else "127.0.0.1"
-    port = int(os.environ["MASTER_PORT"]) if parallel.num_nodes > 1 else 0
-    if node != 0:
-        return (host, port), None
-    listener = socket.socket()
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind(("0.0.0.0" if parallel.num_nodes > 1 else host, port))
-    except OSError as error:
-        raise ValueError(f"MASTER_PORT {port} cannot be used ({error.strerror})") from error
-    listener.listen(2 * parallel.world_size)
-    return (host, listener.getsockname()[1]), listener
-
-
-def _listed(names: list[str]) -> str:
-    *most, last = names
-    return f"{', '.join(most)} and {last} are" if most else f"{last} is"
-
-
-def _keep_store(address: tuple[str, int], listener: socket.socket) -> Any:
-    """The store on a socket that listens already; it is given away."""
-    return TCPStore(
-        address[0],
-        address[1],
-        is_master=True,
-        wait_for_workers=False,
-        master_listen_fd=listener.detach(),
-    )
-
-
-def _variables(
-    parallel: ParallelConfig, node: int, local: int, address: tuple[str, int]
-) -> dict[str, str]:
+def _variables(parallel: ParallelConfig, meeting: Meeting, local: int) -> dict[str, str]:
     """What a rank finds in its environment."""
     return {
-        "RANK": str(node * parallel.devices + local),
+        "RANK": str(meeting.node * parallel.devices + local),
         "LOCAL_RANK": str(local),
-        "GROUP_RANK": str(node),
+        "GROUP_RANK": str(meeting.node),
         "WORLD_SIZE": str(parallel.world_size),
         "LOCAL_WORLD_SIZE": str(parallel.devices),
-        "MASTER_ADDR": address[0],
-        "MASTER_PORT": str(address[1]),
+        "MASTER_ADDR": meeting.address[0],
+        "MASTER_PORT": str(meeting.address[1]),
         "TORCHELASTIC_RUN_ID": RUN_ID,
         "TORCHELASTIC_USE_AGENT_STORE": "True",
         "TORCHELASTIC_RESTART_COUNT": "0",
@@ -199,7 +155,7 @@ def _start(variables: Mapping[str, str], _: Callable[[], int], command: Sequence
     )
 
 
-def _watch(ranks: list[_Rank], caught: list[int]) -> Failure | int:
+def _watch(ranks: list[_Rank], caught: list[int], meeting: Meeting) -> Failure | int:
     """Wait until all have ended, or for a while after the first that has not ended well."""
     deadline = math.inf
     num_forwarded = 0
@@ -213,7 +169,10 @@ def _watch(ranks: list[_Rank], caught: list[int]) -> Failure | int:
             for rank in alive:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(rank.process.pid, number)
-        if any(rank.exit_code not in (None, 0, EXIT_CODE) for rank in ranks):
+        if any(_has_failed(rank) for rank in ranks):
+            meeting.say_failed()
+            deadline = min(deadline, time.monotonic() + GRACE_S)
+        if meeting.has_failed():
             deadline = min(deadline, time.monotonic() + GRACE_S)
         if time.monotonic() > deadline:
             break
@@ -222,7 +181,21 @@ def _watch(ranks: list[_Rank], caught: list[int]) -> Failure | int:
     failures = [failure for rank in ranks if (failure := _failure(rank)) is not None]
     if caught:
         return 128 + caught[0]
-    return first_failure(failures) if failures else 0
+    if not failures and not meeting.has_failed():
+        return 0
+    # Those that are silent are killed only now, by whom it failed elsewhere.
+    everywhere = meeting.share(first_failure(failures) if failures else None)
+    return first_failure(everywhere) if everywhere else _lost(ranks[0])
+
+
+def _has_failed(rank: _Rank) -> bool:
+    """Before it ends, it may wait for what it has begun to save."""
+    return rank.exit_code not in (None, 0, EXIT_CODE) or rank.error_file.exists()
+
+
+def _lost(rank: _Rank) -> Failure:
+    told = "the first node does not answer any more; look there for an error"
+    return Failure(rank=rank.rank, type="NodeFailure", message=told, lines=[])
 
 
 def _failure(rank: _Rank) -> Failure | None:

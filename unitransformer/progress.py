@@ -14,14 +14,15 @@ import lightning.pytorch as pl
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from unitransformer.config import RunConfig
+from unitransformer.log_lines import is_due, ms_per_step, step_line, validation_line
 from unitransformer.measuring.clock import StepClock
 from unitransformer.records import write_atomically
-from unitransformer.tasks import METRIC, UNIT, metric_in_words, metric_value, rate_in_words
 from unitransformer.training import TrainingModule
 
 
 class LogLines(pl.Callback):
-    """Says and keeps one line every `log_every` optimizer steps, and one a validation.
+    """Says and keeps one line every `log_every` optimizer steps, and one a validation: what this
+    rank sees. The record has the mean loss and the slowest rank's time of every step.
 
     Args:
         say: takes a finished line; the lines are kept in `lines` whoever listens.
@@ -46,6 +47,10 @@ class LogLines(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, *args: Any) -> None:
         self._last_step = trainer.global_step
         self._tell(self._last_step, 0.0, None, "")
+        if trainer.world_size > 1:
+            self.say(
+                "lines   of what rank 0 sees; the record has the mean loss and the slowest rank"
+            )
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any
@@ -56,25 +61,18 @@ class LogLines(pl.Callback):
             return
         recent_s = self.clock.step_s()[self._last_step - step :]
         self._last_step = step
-        step_s = statistics.median(recent_s)
+        loss = pl_module.last_loss()
         figures = {
-            "loss": pl_module.last_loss(),
+            "loss": loss,
             "learning_rate": self.config.optimizer.learning_rate_at(step - 1),
-            f"{UNIT[self.config.recipe]}_per_s": self._units_per_step() / step_s,
+            "step_s": statistics.median(recent_s),
         }
         for logger in trainer.loggers:
             logger.log_metrics(figures, step=step)
-        unit = UNIT[self.config.recipe]
-        rate = rate_in_words(self._units_per_step() / step_s, unit)
-        self.newest = f"loss {figures['loss']:.4f}, {rate}"
-        self._tell(step, step_s, figures["loss"], rate)
-        self._keep(
-            f"step {step:>{len(str(self.config.max_steps))}}/{self.config.max_steps}"
-            f" | loss {figures['loss']:8.4f}"
-            f" | lr {figures['learning_rate']:.2e}"
-            f" | {step_s * 1000:8.1f} ms/step"
-            f" | {rate:>17}"
-        )
+        pace = ms_per_step(recent_s).strip()
+        self.newest = f"loss {loss:.4f}, {pace}"
+        self._tell(step, figures["step_s"], loss, pace)
+        self._keep(step_line(self.config, step, loss=loss, recent_s=recent_s))
 
     def on_validation_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any
@@ -83,10 +81,7 @@ class LogLines(pl.Callback):
         if pl_module.validation:
             self._keep(validation_line(self.config, pl_module.validation[-1]))
 
-    def _units_per_step(self) -> int:
-        return self.config.global_batch_size * self.config.tokens_per_sample
-
-    def _tell(self, step: int, step_s: float, loss: float | None, rate: str) -> None:
+    def _tell(self, step: int, step_s: float, loss: float | None, pace: str) -> None:
         if self.file is None:
             return
         told = {
@@ -94,7 +89,7 @@ class LogLines(pl.Callback):
             "step": step,
             "max_steps": self.config.max_steps,
             "loss": loss,
-            "rate": rate,
+            "pace": pace,
             "left_s": (self.config.max_steps - step) * step_s,
             "at_s": time.time(),
         }
@@ -104,11 +99,6 @@ class LogLines(pl.Callback):
     def _keep(self, line: str) -> None:
         self.lines.append(line)
         self.say(line)
-
-
-def is_due(config: RunConfig, step: int) -> bool:
-    """Whether a line is said after `step` steps."""
-    return step in (1, config.max_steps) or step % config.log_every == 0
 
 
 class Bar(pl.Callback):
@@ -136,13 +126,3 @@ class Bar(pl.Callback):
 
     def on_exception(self, *args: Any) -> None:
         self._bar.stop()
-
-
-def validation_line(config: RunConfig, point: dict[str, float]) -> str:
-    """Loss and the task's metric of one validation."""
-    metric = METRIC[config.recipe]
-    value = metric_value(config.recipe, loss=point["val_loss"], accuracy=point["val_accuracy"])
-    return (
-        f"step {point['step']:>{len(str(config.max_steps))}}/{config.max_steps}"
-        f" | validation loss {point['val_loss']:.4f} | {metric} {metric_in_words(metric, value)}"
-    )

@@ -21,6 +21,7 @@ from unitransformer.config import RunConfig, to_dict
 from unitransformer.data import DataModule, load_source
 from unitransformer.flops import count_parameters
 from unitransformer.history import ClockError, History, find_fault, gather, history_now
+from unitransformer.log_lines import is_due
 from unitransformer.measuring.clock import ClockStarts, ClockStops, StepClock
 from unitransformer.measuring.instruments import Instruments
 from unitransformer.measuring.until_interval import UntilInterval
@@ -31,7 +32,7 @@ from unitransformer.process import (
     process_rank,
     set_up_process,
 )
-from unitransformer.progress import Bar, LogLines, is_due
+from unitransformer.progress import Bar, LogLines
 from unitransformer.recording import build_record, describe_code
 from unitransformer.records import PROGRESS, Record, write_record
 from unitransformer.saving import Resume, SaveCheckpoints, sole_user

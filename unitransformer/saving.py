@@ -20,12 +20,14 @@ from unitransformer.checkpoints import (
     newest_checkpoint,
     read_tensors,
 )
+from unitransformer.failures import report_failure
 from unitransformer.states import State, count_updates, put_state, take_state
+from unitransformer.stop_signals import Stopped
 from unitransformer.training import TrainingModule
 from unitransformer.writing import Writer, remove_remains, start_saving
 
 DEEPSPEEDS_SCALE = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
-PATIENCE_S = 30.0  # that a run which fails waits for other ranks to write their parts
+PATIENCE_S = 4.0  # that a run which fails waits for other ranks to write their parts
 
 
 class CheckpointError(OSError):
@@ -129,6 +131,8 @@ class SaveCheckpoints(pl.Callback):
     def on_exception(self, trainer: pl.Trainer, pl_module: Any, exception: BaseException) -> None:
         if self._pending is None:
             return
+        if isinstance(exception, Exception) and not isinstance(exception, Stopped):
+            report_failure(exception)  # whoever watches need not wait for what is being written
         (_, done), self._pending = self._pending, None
         # What is half written may still become whole; what is wrong with it is not the news.
         wait([done], timeout=None if self._group is None else PATIENCE_S)

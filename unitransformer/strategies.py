@@ -24,6 +24,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from unitransformer import zero
 from unitransformer.config import ParallelConfig, RunConfig
+from unitransformer.flops import count_parameters
 from unitransformer.fsdp1 import FSDP1Strategy, sharded_weights
 from unitransformer.objectives import Objective
 from unitransformer.transformer import Transformer, Values
@@ -64,6 +65,7 @@ def build_strategy(config: RunConfig, device: str) -> Strategy:
                 stage=int(parallel.strategy[-1]),
                 device=device,
                 batch_size=config.batch_size,
+                num_parameters=count_parameters(config.model),
                 offload=parallel.cpu_offload,
                 **common,
             )

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from unitransformer.config import RunConfig
+from unitransformer.draws import uniform
 from unitransformer.flops import count_looked_at
 from unitransformer.objectives import IGNORED, Batch
 from unitransformer.order import Picks
@@ -60,7 +61,10 @@ class MaskedWords:
         inputs = torch.cat([ends * self.cls, body, ends * self.sep], dim=1)
         is_special = (inputs < self.num_special).numpy()
         # Three independent draws a position: which are chosen, what they show, which random word.
-        chance = uniform(self.seed, epochs, indices, 3 * self.length).reshape(-1, 3, self.length)
+        draws = uniform(
+            self.seed, torch.from_numpy(epochs), torch.from_numpy(indices), 3 * self.length
+        )
+        chance = draws.numpy().reshape(-1, 3, self.length)
         rank_of = np.where(is_special, 2.0, chance[:, 0]).argsort(axis=1, kind="stable")
         positions = torch.from_numpy(np.sort(rank_of[:, : self.num_masked], axis=1))
         targets = inputs.gather(1, positions)
@@ -79,27 +83,3 @@ class MaskedWords:
 def _rows(words: NDArray[Any], starts: NDArray[np.int64], length: int) -> Tensor:
     rows = words[starts[:, None] + np.arange(length)]
     return torch.from_numpy(rows.astype(np.int64))
-
-
-def uniform(
-    seed: int, epochs: NDArray[np.int64], indices: NDArray[np.int64], count: int
-) -> NDArray[np.float64]:
-    """Numbers in [0, 1), (B, count): a function of seed, epoch and sample index alone.
-
-    A counter goes through the SplitMix64 finaliser (Steele, Lea, Flood 2014), so a batch needs no
-    generator per sample.
-    """
-    with np.errstate(over="ignore"):
-        state = _mix(np.full(len(indices), seed, dtype=np.uint64))
-        state = _mix(state ^ epochs.astype(np.uint64))
-        state = _mix(state ^ indices.astype(np.uint64))
-        lanes = np.arange(1, count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-        mixed = _mix(state[:, None] + lanes)
-    return (mixed >> np.uint64(11)).astype(np.float64) * 2.0**-53
-
-
-def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    x = x + np.uint64(0x9E3779B97F4A7C15)
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))

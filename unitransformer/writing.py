@@ -1,14 +1,17 @@
 """Writes a checkpoint's folder, whole or not at all.
 
 All goes into `.step-00000100.partial`, which is renamed when every rank is done. Then the
-checkpoints before are deleted.
+checkpoints before are deleted. A rank writes its part on the node's own disk first, where it is
+told of one, and hands it to the folder, which all nodes share, in one stream.
 """
 
 import json
 import os
 import re
 import shutil
+import tempfile
 import threading
+import warnings
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -19,7 +22,7 @@ from torch.distributed.checkpoint.filesystem import FileSystemWriter
 from torch.distributed.checkpoint.metadata import Metadata
 from torch.distributed.checkpoint.state_dict_saver import save
 
-from unitransformer.checkpoint_names import checkpoint_name
+from unitransformer.checkpoint_names import LOCAL_DISK, checkpoint_name
 from unitransformer.checkpoints import (
     METADATA,
     RUN,
@@ -33,6 +36,7 @@ from unitransformer.checkpoints import (
 from unitransformer.records import write_atomically
 from unitransformer.states import State
 
+STREAM_BYTES = 1 << 22
 _REMAINS = re.compile(r"\.step-\d{8,}\.(partial|old)")
 
 
@@ -46,15 +50,42 @@ class Writer(FileSystemWriter):
 
     def write_data(self, plan: Any, planner: Any) -> Any:
         """Write this rank's part; `finish` gets where its tensors lie, and its checksums."""
+        shared = Path(self.path)
+        local = os.environ.get(LOCAL_DISK)
+        try:
+            written = None if local is None else self._write_by(Path(local), plan, planner)
+        except OSError as error:
+            warnings.warn(f"checkpoints go straight to {shared.parent}: {error}", stacklevel=1)
+            written = None
+        done: torch.futures.Future[Any] = torch.futures.Future()
+        done.set_result(written or self._write_into(shared, plan, planner))
+        return done
+
+    def _write_by(self, disk: Path, plan: Any, planner: Any) -> Any:
+        """Write into a folder on `disk`, and hand the files on from there."""
+        shared = Path(self.path)
+        disk.mkdir(parents=True, exist_ok=True)
+        place = Path(tempfile.mkdtemp(prefix="checkpoint-", dir=disk))
+        try:
+            written = self._write_into(place, plan, planner)
+            for file in place.iterdir():
+                _hand_on(file, shared / file.name)
+        finally:
+            shutil.rmtree(place, ignore_errors=True)
+        return written
+
+    def _write_into(self, place: Path, plan: Any, planner: Any) -> Any:
+        shared = self.path
+        self.path = place
         try:
             written = super().write_data(plan, planner).value()
         except RuntimeError as error:
             # Torch's zip writer has an error of its own for a full disk; the system's own says why.
             raise (error.__context__ if isinstance(error.__context__, OSError) else error) from None
-        own = Path(self.path).glob(f"{plan.storage_data.prefix}*")
-        done: torch.futures.Future[Any] = torch.futures.Future()
-        done.set_result((written, {path.name: checksum(path) for path in own}))
-        return done
+        finally:
+            self.path = shared
+        own = place.glob(f"{plan.storage_data.prefix}*")
+        return written, {path.name: checksum(path) for path in own}
 
     def finish(self, metadata: Metadata, results: Any) -> None:
         """On the first rank, when all have written: make the partial folder the newest one."""
@@ -64,6 +95,9 @@ class Writer(FileSystemWriter):
         sums = {name: checksum(partial / name) for name in (METADATA, RUN)}
         for _, own in results:
             sums |= own
+        for name in sums:
+            if not (partial / name).exists():  # ranks that do not share a disk
+                raise FileNotFoundError(f"{name}, which another rank has written, is not there")
         write_atomically(partial / SUMS, json.dumps(sums, indent=1).encode())
         _flush(partial)
         partial.rename(self.final)
@@ -100,6 +134,14 @@ def start_saving(
         # A daemon: a rank whose peers are gone does not wait for them when it ends.
         threading.Thread(target=write, name="checkpoint", daemon=True).start()
     return done
+
+
+def _hand_on(file: Path, place: Path) -> None:
+    """Copy to a place on another disk, and wait until it has arrived."""
+    with file.open("rb") as source, place.open("wb") as target:
+        shutil.copyfileobj(source, target, STREAM_BYTES)
+        target.flush()
+        os.fsync(target.fileno())
 
 
 def remove_remains(folder: Path) -> None:

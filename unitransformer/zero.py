@@ -14,6 +14,7 @@ from unitransformer.materialise import Materialise
 from unitransformer.objectives import Objective
 from unitransformer.transformer import Transformer, Values
 
+BUCKET = 200_000_000  # parameters; Lightning's own
 MOMENTS = ("exp_avg", "exp_avg_sq")  # AdamW's states of a parameter
 
 
@@ -38,15 +39,26 @@ class ZeroStrategy(DeepSpeedStrategy):
         stage: what is divided: 1 optimizer states, 2 gradients as well, 3 weights as well.
         device: "cpu" or "cuda".
         batch_size: samples a device takes at once.
+        num_parameters: of the model; buckets are no larger, as they are allocated whole.
         offload: optimizer states, and in stage 3 weights, wait in host memory.
     """
 
     def __init__(
-        self, *, stage: int, device: str, batch_size: int, offload: bool, **options: Any
+        self,
+        *,
+        stage: int,
+        device: str,
+        batch_size: int,
+        num_parameters: int,
+        offload: bool,
+        **options: Any,
     ) -> None:
         load_deepspeed(device)
+        bucket = min(BUCKET, num_parameters)
         super().__init__(
             stage=stage,
+            allgather_bucket_size=bucket,
+            reduce_bucket_size=bucket,
             logging_batch_size_per_gpu=batch_size,
             offload_optimizer=offload,
             offload_parameters=offload and stage == 3,

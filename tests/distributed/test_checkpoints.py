@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 
 from tests.distributed.launching import begin, free_port, load, train
 from unitransformer import export, writing
-from unitransformer.checkpoint_names import checkpoint_name
+from unitransformer.checkpoint_names import LOCAL_DISK, checkpoint_name
 from unitransformer.checkpoints import (
     Reader,
     check_files,
@@ -355,7 +355,7 @@ def test_a_run_that_fails_while_it_saves_finishes_the_checkpoint(
 
 @pytest.mark.parametrize(("strategy", "devices", "kills"), [("single", 1, 21), ("fsdp", 2, 9)])
 def test_a_run_killed_at_any_moment_goes_on_from_its_newest_checkpoint(
-    strategy: str, devices: int, kills: int, tmp_path: Path
+    strategy: str, devices: int, kills: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     draw = random.Random(0)
     folder = tmp_path / "checkpoints"
@@ -363,6 +363,10 @@ def test_a_run_killed_at_any_moment_goes_on_from_its_newest_checkpoint(
     step = 0
     for number in range(kills):
         before = hidden(folder)
+        if number % 2:
+            monkeypatch.setenv(LOCAL_DISK, str(tmp_path / "disk"))
+        else:
+            monkeypatch.delenv(LOCAL_DISK, raising=False)
         resume = ("--resume",) if step else ()
         options = (*leg(strategy, devices, 1000), *fixed, *resume)
         process = begin("gpt", tmp_path / str(number), *options, fault=drag)

@@ -1,5 +1,7 @@
 """One rank that fails ends all of them soon, says why, and leaves nothing behind."""
 
+import contextlib
+import ctypes
 import os
 import signal
 import socket
@@ -20,23 +22,33 @@ from tests.distributed.forking import fork_command
 from tests.distributed.launching import (
     begin,
     environment,
+    free_port,
     load,
     recipe_arguments,
     wait_for_text,
 )
+from unitransformer.checkpoint_names import checkpoint_name
 from unitransformer.failures import Failure, first_failure
 from unitransformer.training import TrainingModule
+from unitransformer.writing import Writer
 
 MANY = ("--max-steps", "100000", "--validate-every", "100000", "--log-every", "1")
 LIMIT_S = 10.0
+PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 
 
 @pytest.fixture(autouse=True)
 def _no_orphans() -> Iterator[None]:
+    # What has lost its parent comes to this process, and is seen.
+    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
     before = set(psutil.Process().children(recursive=True))
     yield
     deadline = time.monotonic() + 5
     while left := set(psutil.Process().children(recursive=True)) - before:
+        for orphan in left:
+            with contextlib.suppress(psutil.Error, ChildProcessError):
+                if orphan.status() == psutil.STATUS_ZOMBIE:
+                    os.waitpid(orphan.pid, os.WNOHANG)
         assert time.monotonic() < deadline, f"still running: {left}"
         time.sleep(0.05)
 
@@ -49,6 +61,8 @@ def plant(step: int, what: Callable[[], None]) -> Callable[[], None]:
 
         def training_step(self: TrainingModule, *arguments: object) -> torch.Tensor:
             if self.global_rank == 1 and self._num_micro_batches == step:
+                place = Path(os.environ["UNITRANSFORMER_CACHE"]).with_name("fault-at")
+                place.write_text(str(time.monotonic()))
                 what()
             return original(self, *arguments)  # type: ignore[arg-type]
 
@@ -99,6 +113,87 @@ def test_a_rank_that_fails_ends_all_and_is_named(
     told = (tmp_path / "run" / "output.log").read_text()
     assert f"error: rank 1 of 2: {record['error']['message']}" in told.splitlines()[-1]
     assert "Connection closed" not in told  # what the other saw is not the news
+
+
+def seconds_since_the_fault(folder: Path) -> float:
+    return time.monotonic() - float((folder / "fault-at").read_text())
+
+
+@pytest.mark.alone
+@pytest.mark.parametrize("what", [raise_error, run_out_of_memory])
+def test_it_ends_all_within_ten_seconds(what: Callable[[], None], tmp_path: Path) -> None:
+    options = ("--devices", "2", "--batch-size", "4", "--strategy", "fsdp", *MANY)
+    begin("gpt", tmp_path / "run", *options, fault=plant(5, what)).join(60)
+    assert seconds_since_the_fault(tmp_path) < LIMIT_S
+
+
+@pytest.mark.alone
+def test_it_does_not_wait_for_what_is_being_saved(tmp_path: Path) -> None:
+    def fault() -> None:
+        plant(7, raise_error)()
+        write = Writer._write_into
+
+        def write_late(self: Writer, *arguments: object) -> object:
+            if self.final.name == checkpoint_name(6):
+                time.sleep(3 * LIMIT_S)
+            return write(self, *arguments)  # type: ignore[arg-type]
+
+        Writer._write_into = write_late  # type: ignore[method-assign]
+
+    options = ("--devices", "2", "--batch-size", "4", "--checkpoint-every", "3", *MANY)
+    process = begin("gpt", tmp_path / "run", *options, fault=fault)
+    process.join(60)
+    assert seconds_since_the_fault(tmp_path) < LIMIT_S
+    assert process.exitcode == 1
+    assert load(tmp_path / "run")["error"]["type"] == "ArithmeticError"
+    (kept,) = (tmp_path / "run").rglob("step-*")
+    assert kept.name == checkpoint_name(3)
+
+
+@pytest.mark.alone
+@pytest.mark.parametrize(("what", "kind"), [(raise_error, "ArithmeticError"), (leave, "ExitCode")])
+def test_a_rank_of_another_node_is_named_by_both(
+    what: Callable[[], None], kind: str, tmp_path: Path
+) -> None:
+    options = ("--devices", "1", "--num-nodes", "2", "--batch-size", "4", *MANY)
+    meet = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    nodes = [
+        begin(
+            *("gpt", tmp_path / str(node), *options),
+            fault=plant(5, what),
+            variables=meet | {"NODE_RANK": str(node)},
+        )
+        for node in range(2)
+    ]
+    for process in nodes:
+        process.join(60)
+    assert seconds_since_the_fault(tmp_path) < LIMIT_S
+    assert [process.exitcode for process in nodes] == [1, 1]
+    error = load(tmp_path / "0")["error"]
+    assert (error["type"], error["rank"]) == (kind, 1)
+    for node in range(2):
+        said = (tmp_path / str(node) / "output.log").read_text().splitlines()[-1]
+        assert "error: rank 1 of 2: " in said, said
+
+
+@pytest.mark.alone
+def test_a_node_that_is_gone_ends_the_other(tmp_path: Path) -> None:
+    options = ("--devices", "1", "--num-nodes", "2", "--batch-size", "4", *MANY)
+    meet = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    first, second = (
+        begin("gpt", tmp_path / str(n), *options, variables=meet | {"NODE_RANK": str(n)})
+        for n in range(2)
+    )
+    wait_for_text(tmp_path / "0" / "output.log", "\nstep ")
+    first.kill()
+    killed_s = time.monotonic()
+    second.join(60)
+    ended_s = time.monotonic()
+    for process in (first, second):
+        process.kill()
+        process.join()
+    assert ended_s - killed_s < LIMIT_S
+    assert second.exitcode == 1
 
 
 @pytest.mark.alone
@@ -160,11 +255,21 @@ def test_a_port_in_use_is_no_obstacle_and_none_stays_taken(tmp_path: Path) -> No
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 29500))  # torch's default
         taken.listen()
-        process = begin("gpt", tmp_path / "run", "--devices", "2", "--batch-size", "4")
+        before = listening()
+        options = ("--devices", "2", "--batch-size", "4")
+        process = begin("gpt", tmp_path / "run", *options)
         process.join(60)
-    assert process.exitcode == 0
-    listening = [c for c in psutil.net_connections("tcp") if c.status == psutil.CONN_LISTEN]
-    assert not [c for c in listening if c.pid == process.pid]
+        assert process.exitcode == 0
+        process = begin("gpt", tmp_path / "failed", *options, *MANY, fault=plant(3, raise_error))
+        process.join(60)
+        assert process.exitcode == 1
+        assert listening() <= before
+
+
+def listening() -> set[int]:
+    """Ports on which somebody listens."""
+    found = psutil.net_connections("tcp")
+    return {each.laddr.port for each in found if each.status == psutil.CONN_LISTEN}
 
 
 def test_torchrun_names_the_rank_that_failed_first(tmp_path: Path) -> None:

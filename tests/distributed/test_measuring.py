@@ -8,10 +8,12 @@ from typing import Any
 
 import psutil
 import pytest
+import torch
 import torch.distributed
 
 from recipes import gpt
 from recipes.command_line import run_recipe
+from scaling.store import load_store
 from tests.distributed.forking import fork_command
 from tests.distributed.launching import (
     begin,
@@ -23,6 +25,7 @@ from tests.distributed.launching import (
 )
 from unitransformer.progress import LogLines
 from unitransformer.records import load_record
+from unitransformer.training import TrainingModule
 
 TWO = ("--devices", "2", "--batch-size", "4")
 PAUSE_S = 2.0
@@ -53,6 +56,49 @@ def test_bytes_of_tensors_are_the_same_in_every_launch(tmp_path: Path) -> None:
     peaks = [train("gpt", tmp_path / str(n), *options)["peak_bytes"] for n in range(4)]
     assert peaks == [peaks[0]] * 4
     assert peaks[0][0] == peaks[0][1], "and on both ranks"
+
+
+def test_lines_of_one_rank_are_those_of_its_samples_and_of_two_say_whose_they_are(
+    tmp_path: Path,
+) -> None:
+    options = ("--max-steps", "9", "--validate-every", "4", "--log-every", "2")
+    one = train("gpt", tmp_path / "one", *options)
+    (run,) = load_store([tmp_path / "one"], relative_to=tmp_path).runs
+    assert run.log == one["log"]
+    train("gpt", tmp_path / "two", *TWO, *options, "--strategy", "ddp")
+    assert "what rank 0 sees" in (tmp_path / "two/rank-0.log").read_text()
+
+
+def test_a_trace_over_two_ranks_tells_communication_apart(tmp_path: Path) -> None:
+    options = (*TWO, "--max-steps", "12", "--validate-every", "12", "--strategy", "ddp")
+    record = train("gpt", tmp_path / "run", *options, "--trace", str(tmp_path / "trace"))
+    parts = {row["part"]: row["share"] for row in record["trace"][0]["rows"]}
+    assert 0 < parts["communication"] < 1
+    assert sum(parts.values()) == pytest.approx(1)
+    assert list((tmp_path / "trace").glob("*.json*"))
+
+
+def test_a_step_that_compiles_again_in_the_timed_window_is_left_out_and_flagged(
+    tmp_path: Path,
+) -> None:
+    def plant() -> None:
+        training_step = TrainingModule.training_step
+
+        def compile_late(self: TrainingModule, batch: Any, *arguments: Any) -> Any:
+            if self.trainer.global_step == 30:
+                torch.compile(lambda x: x + 1, backend="eager")(torch.zeros(3))
+            return training_step(self, batch, *arguments)
+
+        TrainingModule.training_step = compile_late  # type: ignore[method-assign]
+
+    options = ("--max-steps", "60", "--validate-every", "60", "--compile", "default")
+    process = begin("gpt", tmp_path / "run", *options, fault=plant)
+    process.join(300)
+    assert process.exitcode == 0, (tmp_path / "run/output.log").read_text()
+    record = load(tmp_path / "run")
+    assert record["steady_from"] <= 30
+    assert "compiled again at step 31, in the timed window" in record["flags"]
+    assert {"step": 30, "reason": "compiled"} in record["unsteady"]
 
 
 def test_ranks_stop_at_the_same_step_when_the_median_is_known(tmp_path: Path) -> None:

@@ -25,7 +25,9 @@ from tests.distributed.launching import (
     recipe_command,
     train,
 )
+from unitransformer.checkpoints import check_files
 from unitransformer.config import ParallelConfig
+from unitransformer.export import export
 from unitransformer.objectives import Objective
 from unitransformer.strategies import shard
 from unitransformer.training import TrainingModule
@@ -135,13 +137,11 @@ def test_four_ranks_of_two_nodes_replicate_what_each_node_divides(
 ) -> None:
     port = str(free_port())
     options = ("--batch-size", "2", "--devices", "2", "--num-nodes", "2", "--strategy", "hsdp")
-    record = str(tmp_path / "record.json")
     nodes = [
         begin(
             "gpt",
             tmp_path / str(node),
             *options,
-            *("--record", record, "--checkpoint-dir", str(tmp_path / "checkpoints")),
             variables={"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "NODE_RANK": str(node)},
         )
         for node in range(2)
@@ -149,9 +149,18 @@ def test_four_ranks_of_two_nodes_replicate_what_each_node_divides(
     for process in nodes:
         process.join(120)
     assert [process.exitcode for process in nodes] == [0, 0]
-    together = load(tmp_path)
+    together = load(tmp_path / "0")
     assert together["world_size"] == 4
     assert_same(together, alone("gpt"))
+    check_one_checkpoint(tmp_path)
+
+
+def check_one_checkpoint(folder: Path) -> None:
+    """All ranks have written into the folder that the first has chosen, and it is whole."""
+    (checkpoint,) = folder.rglob("step-*")
+    assert not list(folder.rglob(".step-*"))
+    check_files(checkpoint)
+    export(checkpoint, folder / "exported.safetensors")
 
 
 @pytest.mark.parametrize("recipe", ["gpt"])
@@ -175,6 +184,7 @@ def test_torchrun_starts_as_many_ranks_as_it_says(
     record = load(tmp_path / "two")
     assert record["world_size"] == 2
     assert_same(record, alone(recipe))
+    check_one_checkpoint(tmp_path)
 
 
 def start_anew() -> None:
@@ -204,13 +214,11 @@ def test_tasks_of_srun_find_each_other(alone: Any, tmp_path: Path) -> None:
         "SLURM_NODEID": "0",
         "SLURM_NTASKS": "2",
     }
-    record = str(tmp_path / "record.json")
     tasks = [
         begin(
             "gpt",
             tmp_path / str(task),
-            *("--batch-size", "4", "--strategy", "zero2", "--record", record),
-            *("--checkpoint-dir", str(tmp_path / "checkpoints")),
+            *("--batch-size", "4", "--strategy", "zero2"),
             variables=step | {"SLURM_PROCID": str(task), "SLURM_LOCALID": str(task)},
         )
         for task in range(2)
@@ -218,7 +226,8 @@ def test_tasks_of_srun_find_each_other(alone: Any, tmp_path: Path) -> None:
     for process in tasks:
         process.join(120)
     assert [process.exitcode for process in tasks] == [0, 0]
-    assert_same(load(tmp_path), alone("gpt"))
+    assert_same(load(tmp_path / "0"), alone("gpt"))
+    check_one_checkpoint(tmp_path)
 
 
 @pytest.mark.parametrize(("tasks", "code"), [(1, 0), (2, 2)])

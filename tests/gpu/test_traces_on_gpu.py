@@ -35,7 +35,6 @@ def test_kernels_of_a_real_trace_are_under_the_operators_that_launched_them(tmp_
 
 
 def test_a_real_gpu_is_found_and_uses_energy() -> None:
-    pytest.importorskip("pynvml")
     telemetry = Telemetry(**names_of(torch.cuda.get_device_properties(0)))
     telemetry.start(0, holds_context=True)
     side = torch.randn(4096, 4096, device="cuda")

@@ -13,7 +13,7 @@ from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler
 from torch import Tensor
 
 from unitransformer import saving, writing
-from unitransformer.checkpoint_names import checkpoint_name
+from unitransformer.checkpoint_names import LOCAL_DISK, checkpoint_name
 from unitransformer.checkpoints import (
     Reader,
     Told,
@@ -100,6 +100,34 @@ def test_a_checkpoint_on_the_way_is_a_copy_of_what_goes_on_changing(
     assert not done.done()
     done.result()
     assert torch.equal(read(tmp_path / checkpoint_name(1))["a"], torch.ones(1000))
+
+
+def test_a_nodes_own_disk_is_written_first_and_left_empty(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk, state = tmp_path / "disk", {"w": torch.arange(1000.0)}
+    straight = write(tmp_path / "straight", 1, state)
+    monkeypatch.setenv(LOCAL_DISK, str(disk))
+    handed_on: list[Path] = []
+    hand_on = writing._hand_on
+    monkeypatch.setattr(writing, "_hand_on", lambda *of: (handed_on.append(of[0]), hand_on(*of)))
+    staged = write(tmp_path / "staged", 1, state)
+    assert [file.parent.parent for file in handed_on] == [disk]
+    assert list(disk.iterdir()) == []
+    files = {path.name: path.read_bytes() for path in straight.glob("*.distcp")}
+    assert files == {path.name: path.read_bytes() for path in staged.glob("*.distcp")}
+    check_files(staged)
+    assert torch.equal(read(staged)["w"], state["w"])
+
+
+def test_a_nodes_own_disk_that_is_full_is_passed_by_aloud(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "disk").write_text("no folder")
+    monkeypatch.setenv(LOCAL_DISK, str(tmp_path / "disk"))
+    with pytest.warns(UserWarning, match=r"checkpoints go straight to .*: .*File exists"):
+        path = write(tmp_path / "checkpoints", 1, {"w": torch.ones(3)})
+    assert torch.equal(read(path)["w"], torch.ones(3))
 
 
 def test_a_gradient_that_overflowed_is_told_as_it_was(tmp_path: Path) -> None:

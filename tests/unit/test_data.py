@@ -18,10 +18,11 @@ from unitransformer.data import (
     most_frequent_baseline,
     unigram_baseline,
 )
+from unitransformer.draws import uniform
 from unitransformer.objectives import IGNORED
 from unitransformer.order import TrainOrder, ValidationOrder, permutation
 from unitransformer.tokenization import special_tokens
-from unitransformer.words import MaskedWords, NextWords, uniform
+from unitransformer.words import MaskedWords, NextWords
 
 TINY = {"width": 16, "num_layers": 1, "num_heads": 2, "feedforward_width": 32}
 
@@ -165,7 +166,7 @@ def test_special_words_are_never_asked_for() -> None:
 
 
 def test_uniform_numbers_look_uniform() -> None:
-    chance = uniform(3, np.arange(500), np.arange(500), 200)
+    chance = uniform(3, torch.arange(500), torch.arange(500), 200).numpy()
     assert 0 <= chance.min() < 0.001
     assert 0.999 < chance.max() < 1
     counts, _ = np.histogram(chance, bins=20)
@@ -226,6 +227,21 @@ def test_synthetic_samples_are_made_on_the_device_the_same_each_time(module: obj
     first, again = (data.transfer_batch_to_device(next(iter(loader)), device, 0) for _ in range(2))
     assert torch.equal(first["inputs"], again["inputs"])
     assert first["inputs"].shape[0] == 4
+
+
+@pytest.mark.parametrize("module", [bert, gpt, vit], ids=["bert", "gpt", "vit"])
+def test_a_synthetic_sample_is_the_same_beside_any_others(module: object) -> None:
+    config = config_of(module, data=DataConfig(source="synthetic"))
+    samples, device = Synthetic(config, 8), torch.device("cpu")
+
+    def fill(*indices: int) -> dict[str, torch.Tensor]:
+        order = torch.tensor(indices)
+        return samples.fill({"inputs": order, "targets": order}, device)  # type: ignore[return-value]
+
+    together, parts = fill(5, 2, 7, 0), (fill(5, 2), fill(7), fill(0))
+    for name, values in together.items():
+        assert torch.equal(values, torch.cat([part[name] for part in parts]))
+        assert len({tuple(row.flatten().tolist()) for row in together["inputs"]}) == 4
 
 
 def picture_folder(root: Path, classes: int = 2, each: int = 6) -> Path:

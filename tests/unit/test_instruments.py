@@ -8,8 +8,28 @@ from test_store import make_config
 
 from unitransformer.measuring import instruments
 from unitransformer.measuring.instruments import Instruments, find_quiet_step
+from unitransformer.measuring.telemetry import GpuSample
 
 CPU = torch.device("cpu")
+
+
+def test_the_clock_of_a_gpu_is_that_of_its_median_look_and_not_of_an_idle_one() -> None:
+    def look(step: int, mhz: float | None) -> GpuSample:
+        clock = None if mhz is None else mhz * 1e6
+        return GpuSample(
+            **{"step": step, "at_s": float(step), "power_w": None, "temperature_c": None},
+            **{"energy_j": None, "clock_reasons": None},
+            sm_clock_hz=clock,
+            memory_clock_hz=None,
+        )
+
+    watching = Instruments(make_config(), first_step=0)
+    assert watching._clocks() == {}
+    watching.telemetry.samples = [look(0, 345), look(1, 1980), look(2, 1965), look(3, 1980)]
+    watching.telemetry.samples.append(look(4, 345))
+    assert watching._clocks() == {"sm_clock_hz": 1980e6, "memory_clock_hz": None}
+    watching.telemetry.samples = [look(0, 345)]
+    assert watching._clocks()["sm_clock_hz"] == 345e6
 
 
 @pytest.mark.parametrize(

@@ -219,7 +219,7 @@ def test_a_job_is_told_by_the_queue_and_by_what_it_left(
     folder = tmp_path / "gpt"
     write_attempt(folder, replace(ATTEMPT, outcome=outcome, reason="so it was"))  # type: ignore[arg-type]
     (folder / "run-1").mkdir()
-    progress = {"step": 3, "max_steps": 9, "rate": "5 tokens/s", "left_s": 3700, "at_s": 100.0}
+    progress = {"step": 3, "max_steps": 9, "pace": "5.0 ms/step", "left_s": 3700, "at_s": 100.0}
     (folder / "run-1" / PROGRESS).write_text(json.dumps(progress))
     monkeypatch.setattr("slurm.queue.list_queue", lambda: [] if row is None else [row])
     line = status.report(tmp_path, now_s=101.0).splitlines()[-1]
@@ -234,7 +234,7 @@ def test_a_running_job_that_says_nothing_is_told(
 ) -> None:
     write_attempt(tmp_path, ATTEMPT)
     (tmp_path / "run-1").mkdir()
-    progress = {"step": 3, "max_steps": 9, "rate": "", "left_s": 1, "at_s": 0.0}
+    progress = {"step": 3, "max_steps": 9, "pace": "", "left_s": 1, "at_s": 0.0}
     (tmp_path / "run-1" / PROGRESS).write_text(json.dumps(progress))
     monkeypatch.setattr("slurm.queue.list_queue", lambda: [queued("RUNNING")])
     assert "nothing said for 1:00:00" in status.report(tmp_path, now_s=3600.0)

@@ -31,6 +31,7 @@ from unitransformer.config import Accelerator, ParallelConfig
 from unitransformer.failures import Failure, report_failure
 from unitransformer.hardware import Machine, describe_machine
 from unitransformer.launch import is_watched, launch
+from unitransformer.meeting import Meeting
 
 DEFAULT_SECONDS = 5.0
 COLLECTIVES_SHARE = 0.5  # of the time, where there are several ranks
@@ -93,12 +94,17 @@ def calibrate(options: Options, words: Sequence[str]) -> int:
     parallel, device = _resolve(options)
     if parallel.world_size == 1 or process.launched_shape() is not None:
         return _measure_and_write(options, parallel, device, words)
-    ended = launch(
-        parallel,
-        lambda: _be_rank(options, parallel, device, words),
-        command=[sys.executable, "-m", "unitransformer.calibrating.calibrate", *words],
-        fork=device == "cpu",
-    )
+    meeting = Meeting(parallel)
+    try:
+        ended = launch(
+            parallel,
+            lambda: _be_rank(options, parallel, device, words),
+            command=[sys.executable, "-m", "unitransformer.calibrating.calibrate", *words],
+            fork=device == "cpu",
+            meeting=meeting,
+        )
+    finally:
+        meeting.close()
     if isinstance(ended, Failure):
         if ended.is_bad_usage:
             raise ValueError(ended.message)

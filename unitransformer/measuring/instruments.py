@@ -5,6 +5,7 @@ Every rank reads its own instruments; `Instruments.reading` is what goes into th
 
 import contextlib
 import resource
+import statistics
 import sys
 from pathlib import Path
 from typing import Any
@@ -142,11 +143,16 @@ class Instruments(pl.Callback):
         }
 
     def _clocks(self) -> dict[str, float | None]:
-        """Of the GPU, at the last look."""
-        if not self.telemetry.samples:
+        """Of the GPU, at the median look of this launch: idle ones at both ends do not count."""
+        looks = self.telemetry.samples
+        looks = looks[1:-1] or looks
+        if not looks:
             return {}
-        last = self.telemetry.samples[-1]
-        return {"sm_clock_hz": last.sm_clock_hz, "memory_clock_hz": last.memory_clock_hz}
+        told: dict[str, float | None] = {}
+        for name in ("sm_clock_hz", "memory_clock_hz"):
+            clocks = [clock for look in looks if (clock := getattr(look, name)) is not None]
+            told[name] = statistics.median_low(clocks) if clocks else None
+        return told
 
     def _measure_ceiling(self, device: torch.device) -> None:
         """Before training and after it, half of the time each."""

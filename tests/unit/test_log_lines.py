@@ -1,0 +1,29 @@
+"""Lines of a run out of its samples."""
+
+from dataclasses import replace
+
+from test_store import make_config
+
+from unitransformer.log_lines import log_lines
+
+
+def test_a_line_is_the_median_since_the_line_before_and_each_launch_begins_anew() -> None:
+    config = replace(make_config(num_steps=8), log_every=3)
+    lines = log_lines(
+        config,
+        loss=[4.0, 3.9, 3.8, 3.7, 3.6, 3.5, 3.4, 3.3],
+        step_s=[9.0, 0.1, 0.3, 0.5, 7.0, 0.2, 0.3, 0.4],
+        launches=[0, 4],
+        validation=[{"step": 6, "val_loss": 2.0, "val_accuracy": 0.5}],
+    )
+    told = [tuple(part.strip() for part in line.split(" | ")) for line in lines]
+    steps = [(place, loss, pace) for place, loss, *_, pace in told if loss.startswith("loss")]
+    assert steps == [
+        ("step 1/8", "loss   4.0000", "9000.0 ms/step"),
+        ("step 3/8", "loss   3.8000", "200.0 ms/step"),
+        ("step 4/8", "loss   3.7000", "500.0 ms/step"),  # the last of the first launch
+        ("step 6/8", "loss   3.5000", "3600.0 ms/step"),
+        ("step 8/8", "loss   3.3000", "350.0 ms/step"),
+    ]
+    assert lines[4].startswith("step 6/8 | validation loss 2.0000")
+    assert not any("/s" in line.replace("ms/step", "") for line in lines)

@@ -1,0 +1,173 @@
+"""What the processes of a run tell one another beside their process group: where its folder is,
+before there is a group, and which rank failed first, when it is broken.
+
+All through the store that they find each other by, at MASTER_ADDR and MASTER_PORT.
+"""
+
+import contextlib
+import datetime
+import json
+import os
+import socket
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+
+from torch._C._distributed_c10d import TCPStore
+
+from unitransformer.config import ParallelConfig
+from unitransformer.failures import Failure
+
+WAIT = datetime.timedelta(minutes=10)  # for other nodes to be started
+ANSWER = datetime.timedelta(seconds=5)  # of a store that is there
+LOOK_S = 0.5  # between two looks at what other nodes say
+LAST_WORDS_S = 2.0  # that a node which has failed waits for what others know
+FOLDER, FAILED = "unitransformer/folder", "unitransformer/failed"
+
+
+def agree_on_folder(choose: Callable[[], str]) -> str:
+    """The folder that the first rank chooses, on every rank of a foreign launcher.
+
+    Where the launcher keeps no store (srun), the first rank does, for the process group as well.
+
+    Raises:
+        RuntimeError: the first rank does not answer.
+    """
+    is_first = os.environ["RANK"] == "0"
+    has_store = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    store = TCPStore(
+        os.environ["MASTER_ADDR"],
+        int(os.environ["MASTER_PORT"]),
+        is_master=is_first and not has_store,
+        wait_for_workers=False,
+        timeout=WAIT,
+    )
+    _kept.append(store)
+    os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "True"
+    key = f"{FOLDER}/{os.environ.setdefault('TORCHELASTIC_RESTART_COUNT', '0')}"
+    if is_first:
+        store.set(key, choose())
+    return store.get(key).decode()
+
+
+_kept: list[TCPStore] = []  # as long as this process lives: others find each other by it
+
+
+class Meeting:
+    """The launchers of all nodes of a run; on one node, that launcher alone.
+
+    Raises:
+        ValueError: several nodes and no word where the first is, or its port is taken.
+    """
+
+    def __init__(self, parallel: ParallelConfig) -> None:
+        check_meeting_point(parallel)
+        self.node = int(os.environ.get("NODE_RANK", 0)) if parallel.num_nodes > 1 else 0
+        self.num_nodes = parallel.num_nodes
+        self._store: TCPStore | None = None
+        self._listener: socket.socket | None = None
+        self._looked_s = 0.0
+        self._has_failed = False
+        self.address = ("127.0.0.1", 0)
+        if self.num_nodes > 1:
+            self.address = (os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))
+        if self.node == 0:
+            self._listener = _listen(self.address, 2 * parallel.world_size, self.num_nodes)
+            self.address = (self.address[0], self._listener.getsockname()[1])
+
+    def hear(self) -> str:
+        """On all nodes but the first: what that one has told.
+
+        Raises:
+            ValueError: it has not been started, or has ended.
+        """
+        try:
+            self._store = TCPStore(*self.address, is_master=False, timeout=WAIT)
+            told = self._store.get(FOLDER).decode()
+            self._store.set_timeout(ANSWER)
+        except RuntimeError as error:
+            raise ValueError(
+                f"MASTER_ADDR {self.address[0]}: the first node does not answer at port "
+                f"{self.address[1]}; start it first, and look there for an error"
+            ) from error
+        return told
+
+    def open(self, told: str) -> None:
+        """Open the store on the first node, for ranks and launchers; they are forked before."""
+        if self._listener is None:
+            return
+        self._store = TCPStore(
+            *self.address,
+            is_master=True,
+            wait_for_workers=False,
+            master_listen_fd=self._listener.detach(),
+        )
+        self._store.set(FOLDER, told)
+
+    def close(self) -> None:
+        if self._listener is not None:
+            self._listener.close()
+        self._store = None
+
+    def has_failed(self) -> bool:
+        """Whether a rank of another node has failed, or the first node is gone."""
+        if self.num_nodes > 1 and not self._has_failed and time.monotonic() > self._looked_s:
+            self._looked_s = time.monotonic() + LOOK_S
+            try:
+                self._has_failed = self._store is not None and self._store.check([FAILED])
+            except RuntimeError:
+                self._has_failed = True
+        return self._has_failed
+
+    def say_failed(self) -> None:
+        """Let the others know at once: their ranks may wait for what never comes."""
+        if self.num_nodes > 1 and self._store is not None and not self._has_failed:
+            with contextlib.suppress(RuntimeError):
+                self._store.set(FAILED, "")
+
+    def share(self, failure: Failure | None) -> list[Failure]:
+        """What other nodes know of why it failed, with this one's."""
+        found = [] if failure is None else [failure]
+        if self.num_nodes == 1 or self._store is None:
+            return found
+        told = json.dumps(None if failure is None else asdict(failure))
+        with contextlib.suppress(RuntimeError):
+            self._store.set(f"{FAILED}/{self.node}", told)
+            others = [f"{FAILED}/{node}" for node in range(self.num_nodes) if node != self.node]
+            until_s = time.monotonic() + LAST_WORDS_S
+            while time.monotonic() < until_s and not self._store.check(others):
+                time.sleep(0.05)
+            for name in others:
+                if self._store.check([name]) and (said := json.loads(self._store.get(name))):
+                    found.append(Failure(**said))
+        return found
+
+
+def check_meeting_point(parallel: ParallelConfig) -> None:
+    """Raises ValueError where several nodes are not told where they meet."""
+    wanted = ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK") if parallel.num_nodes > 1 else ()
+    missing = [name for name in wanted if name not in os.environ]
+    if missing:
+        raise ValueError(
+            f"num-nodes is {parallel.num_nodes} and {_listed(missing)} not set: start the "
+            "command on every node with MASTER_ADDR, MASTER_PORT and NODE_RANK, or with "
+            "torchrun or srun"
+        )
+
+
+def _listed(names: list[str]) -> str:
+    *most, last = names
+    return f"{', '.join(most)} and {last} are" if most else f"{last} is"
+
+
+def _listen(address: tuple[str, int], backlog: int, num_nodes: int) -> socket.socket:
+    host, port = address
+    listener = socket.socket()
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind(("0.0.0.0" if num_nodes > 1 else host, port))
+    except OSError as error:
+        listener.close()
+        raise ValueError(f"MASTER_PORT {port} cannot be used ({error.strerror})") from error
+    listener.listen(backlog)
+    return listener
