@@ -65,7 +65,7 @@ def show(outcome: "Outcome", folder: Path) -> list[str]:
     from unitransformer.predictions import fill_masks
 
     source, network = outcome.data.source, outcome.network
-    if source.corpus is None:
+    if source.corpus is None or network is None:
         return []
     shown = permutation(len(source.validation), 0, 0)[:3].tolist()
     batch = pick(source.validation, shown, network.pe.pe.device)

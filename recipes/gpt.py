@@ -76,7 +76,7 @@ def show(outcome: "Outcome", folder: Path) -> list[str]:
     from unitransformer.predictions import continue_text
 
     corpus = outcome.data.source.corpus
-    if corpus is None:
+    if corpus is None or outcome.network is None:
         return []
     samples = outcome.data.source.validation
     first = int(permutation(len(samples), 0, 0)[0])

@@ -214,7 +214,11 @@ def _results(outcome: Outcome, places: Places, show: Show) -> list[str]:
         loss_figure(record["loss"], validation["history"], title=title, baseline=to_beat),
         places.folder / "figures" / "loss.png",
     )
-    shown = show(outcome, places.folder / "figures")
+    shown = (
+        ["predictions none: the network is divided, and too large to be whole on one rank"]
+        if outcome.network is None
+        else show(outcome, places.folder / "figures")
+    )
     return [
         *(["", "last lines:", *record["log"][-5:]] if sys.stdout.isatty() else []),
         "",

@@ -79,7 +79,7 @@ def show(outcome: "Outcome", folder: Path) -> list[str]:
     from unitransformer.predictions import label_pictures
 
     source, network = outcome.data.source, outcome.network
-    if not source.class_names:
+    if not source.class_names or network is None:
         return []
     samples = pick(source.train, range(min(12, len(source.train))), network.pe.pe.device)
     names = [source.class_names[label] for label in samples["targets"].tolist()]

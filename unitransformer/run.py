@@ -58,7 +58,7 @@ class Outcome:
     """What a finished run leaves in memory; the record and the trained network are rank 0's."""
 
     record: Record | None
-    network: Transformer  # whole, however its weights were spread while it trained
+    network: Transformer | None  # whole; None: divided and too large for one rank
     config: RunConfig
     data: DataModule
 
@@ -222,7 +222,7 @@ def _run(
         raise error
     return Outcome(
         record=record if is_first else None,
-        network=module.whole_network.eval(),
+        network=network.eval() if (network := module.whole_network) else None,
         config=config,
         data=data,
     )

@@ -20,12 +20,15 @@ from unitransformer import zero
 from unitransformer.activations import checkpoint_activations
 from unitransformer.compilation import compile_objective
 from unitransformer.config import RunConfig
+from unitransformer.flops import count_parameters
 from unitransformer.fsdp1 import plain_name
 from unitransformer.objectives import Batch, Objective, Score
 from unitransformer.stop_signals import Stopped
 from unitransformer.strategies import build_strategy, clip_gradients, gather_network, shard
 from unitransformer.transformer import Transformer, Values
 from unitransformer.weights import read_weights
+
+WHOLE_BYTES = 2 * 2**30  # a divided network up to this is put together after training
 
 
 class TrainingModule(pl.LightningModule):
@@ -92,15 +95,22 @@ class TrainingModule(pl.LightningModule):
             self.trainer.validating = True
             self.trainer.fit_loop.epoch_loop.val_loop.run()
             self.trainer.training = True
-        if self.config.parallel.is_sharded:
+        if self.config.parallel.is_sharded and self._is_small:
             model = self.trainer.strategy.model
             assert model is not None
             self._gathered.append(gather_network(model, self.network, self.config.parallel))
 
     @property
-    def whole_network(self) -> Transformer:
-        """The network, after training with all its weights, on the first rank."""
-        return self._gathered[0] if self._gathered else self.network
+    def whole_network(self) -> Transformer | None:
+        """The network, after training with all its weights, on the first rank; None if it is
+        divided and too large to be put together for figures alone."""
+        if self.config.parallel.is_sharded:
+            return self._gathered[0] if self._gathered else None
+        return self.network
+
+    @property
+    def _is_small(self) -> bool:
+        return 4 * count_parameters(self.config.model) <= WHOLE_BYTES
 
     def on_fit_start(self) -> None:
         # One tensor for all steps: a small one kept each step would split the freed logits it

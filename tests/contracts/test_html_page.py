@@ -274,7 +274,7 @@ def test_a_row_opens_by_key_and_shows_its_record_and_closes(browser: Browser, pa
     browser.press("Enter")
     assert browser.ask("document.querySelector('#detail').open")
     assert browser.texts("#command") == ["python -m recipes.vit --max-steps 500"]
-    assert browser.texts("#log")[0].endswith("step 500/500 | loss 2.0")
+    assert browser.texts("#log")[0].endswith("step 500/500 | validation loss 2.0000 | top-1 50.00%")
     figures = dict(zip(browser.texts("#figures dt"), browser.texts("#figures dd"), strict=True))
     assert (figures["record"], figures["repeat"]) == ("runs/vit-3.json", "3")
     assert float(figures["median_step_s"]) == 0.1

@@ -84,16 +84,18 @@ def say_into(log: Path) -> None:
 
 
 def fork_command(
-    main: Callable[[], int], *, log: Path, variables: Mapping[str, str]
+    main: Callable[[], int], *, log: Path, variables: Mapping[str, str], shows: bool = False
 ) -> BaseProcess:
     """`main` as a command of its own; exits with what it returns."""
-    process = FORK.Process(target=_be_command, args=(main, log, variables))
+    process = FORK.Process(target=_be_command, args=(main, log, variables, shows))
     process.start()
     return process
 
 
-def _be_command(main: Callable[[], int], log: Path, variables: Mapping[str, str]) -> None:
-    begin_fork(variables)
+def _be_command(
+    main: Callable[[], int], log: Path, variables: Mapping[str, str], shows: bool
+) -> None:
+    begin_fork(variables, shows=shows)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     say_into(log)
     sys.exit(main())

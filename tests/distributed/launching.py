@@ -64,12 +64,12 @@ def begin(
     *options: str,
     fault: Callable[[], None] | None = None,
     variables: Mapping[str, str] | None = None,
+    shows: bool = False,
 ) -> BaseProcess:
     """What the command line does, in a fork of this process; its output goes to `output.log`.
 
-    It ends without figures.
-
     Args:
+        shows: whether it ends with figures.
         fault: called there before anything else, to plant a fault in every rank.
         variables: of a launcher.
     """
@@ -84,7 +84,7 @@ def begin(
             fault()
         return run_recipe(module.PRESET, module.show, arguments)
 
-    return fork_command(command, log=folder / "output.log", variables=shared)
+    return fork_command(command, log=folder / "output.log", variables=shared, shows=shows)
 
 
 def train(recipe: str, folder: Path, *options: str, shows: bool = False) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from tests.distributed.launching import (
     recipe_command,
     train,
 )
+from unitransformer import training
 from unitransformer.checkpoints import check_files
 from unitransformer.config import ParallelConfig
 from unitransformer.export import export
@@ -289,6 +290,16 @@ def test_a_rank_holds_its_share_and_no_more(
         held = json.loads((tmp_path / f"held-{rank}.json").read_text())
         assert held["weights"] == pytest.approx(total / weights, rel=0.03)
         assert held["moments"] == pytest.approx(total / moments, rel=0.03)
+
+
+def test_a_large_network_is_not_put_together_for_figures(tmp_path: Path) -> None:
+    def make_large() -> None:
+        training.WHOLE_BYTES = 0
+
+    process = begin("gpt", tmp_path / "two", *two("fsdp"), fault=make_large, shows=True)
+    process.join(120)
+    assert process.exitcode == 0
+    assert "predictions none: the network is divided" in (tmp_path / "two/output.log").read_text()
 
 
 WIDE = ("--model.width", "64", "--model.feedforward-width", "256")

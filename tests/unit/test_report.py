@@ -259,8 +259,8 @@ def test_a_resumed_run_says_which_launch_was_timed() -> None:
 
 def test_the_last_log_lines_the_command_and_the_summary_are_there() -> None:
     text = render(make_record("vit"))
-    assert "```\nstep 1/12 | loss 2.0" in text
-    assert "step 12/12 | loss 2.0\n```" in text
+    assert "```\nstep  2/12 | loss   2.0000 | lr " in text
+    assert "step 12/12 | validation loss 2.0000 | top-1 50.00%\n```" in text
     assert "```sh\npython -m recipes.vit --max-steps 12\n```" in text
     assert "```\n0 | embedding of vit | Embeddings | 800\n```" in text
     assert "![Loss of ViT over the optimizer steps](plots/vit-loss.svg)" in text
@@ -456,7 +456,7 @@ def test_every_row_of_every_table_has_as_many_cells_as_its_head() -> None:
 
 
 def test_a_fence_is_longer_than_any_in_its_text() -> None:
-    assert "````\na\n```\nb\n````" in render(make_record(log=["a", "```", "b"]))
+    assert "````\na\n```\nb\n````" in render(make_record(summary="a\n```\nb"))
 
 
 def _assert_tables_are_whole(text: str) -> None:
