@@ -1,6 +1,7 @@
 """ZeRO through Lightning's DeepSpeedStrategy, on CPUs too. The only file that knows DeepSpeed."""
 
 import argparse
+import math
 import os
 from typing import Any
 
@@ -15,6 +16,7 @@ from unitransformer.objectives import Objective
 from unitransformer.transformer import Transformer, Values
 
 BUCKET = 200_000_000  # parameters; Lightning's own
+ALIGNED = 1024
 MOMENTS = ("exp_avg", "exp_avg_sq")  # AdamW's states of a parameter
 
 
@@ -54,7 +56,8 @@ class ZeroStrategy(DeepSpeedStrategy):
         **options: Any,
     ) -> None:
         load_deepspeed(device)
-        bucket = min(BUCKET, num_parameters)
+        # DeepSpeed wants a multiple of 2 and fills groups up to a few more.
+        bucket = min(BUCKET, math.ceil(num_parameters / ALIGNED) * ALIGNED)
         super().__init__(
             stage=stage,
             allgather_bucket_size=bucket,

@@ -259,7 +259,7 @@ def test_a_resumed_run_says_which_launch_was_timed() -> None:
 
 def test_the_last_log_lines_the_command_and_the_summary_are_there() -> None:
     text = render(make_record("vit"))
-    assert "```\nstep  2/12 | loss   2.0000 | lr " in text
+    assert "```\nstep  1/12 | loss   3.0000 | lr 1.50e-05 |    500.0 ms/step\n" in text
     assert "step 12/12 | validation loss 2.0000 | top-1 50.00%\n```" in text
     assert "```sh\npython -m recipes.vit --max-steps 12\n```" in text
     assert "```\n0 | embedding of vit | Embeddings | 800\n```" in text
