@@ -58,7 +58,11 @@ def test_a_rank_that_fails_ends_the_others_with_one_line(
 
     monkeypatch.setattr(ceilings, "measure_dtype", fail)
     assert main([*WORDS, "--out", str(tmp_path / "calibration.json")]) == 1
-    assert capfd.readouterr().err == "error: rank 1 of 2: OutOfMemoryError: planted\n"
+    told = capfd.readouterr().err.splitlines()
+    # Gloo may have a word of its own, if the other rank was still connecting.
+    assert [line for line in told if not line.startswith("[E")] == [
+        "error: rank 1 of 2: OutOfMemoryError: planted"
+    ]
     assert list(tmp_path.iterdir()) == []
 
 
