@@ -98,8 +98,12 @@ def flags(run: Run) -> str:
     return "; ".join(map(escaped, run.record["flags"])) or "none"
 
 
+def flops(run: Run) -> str:
+    return f"{si(count_flops(run.config)[CONVENTION])}FLOP per {run.unit}"
+
+
 def overview_flops(run: Run) -> str:
-    return f"{si(count_flops(run.config)[CONVENTION])}FLOP per {run.unit} (`{CONVENTION}`)"
+    return f"{flops(run)} (`{CONVENTION}`)"
 
 
 def memory(run: Run) -> str:

@@ -4,7 +4,11 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from scaling.markdown import count, gib
+from scaling.joining import differences
+from scaling.markdown import count, escaped, gib
+from unitransformer.records import Record
+
+LONGEST_DIFFERENCE = 400  # letters
 
 
 def describe_hardware(ranks: Sequence[Mapping[str, Any]]) -> str:
@@ -49,3 +53,15 @@ def without_places(text: str, ranks: Sequence[Any]) -> str:
         if isinstance(host, Mapping) and host.get("hostname"):
             text = re.sub(rf"\b{re.escape(str(host['hostname']))}\b", "(host)", text)
     return re.sub(r"(?<![\w.:/~])/(?:[^\s/:'\"]+/)+", "…/", text)
+
+
+def apart(records: Sequence[Record]) -> str:
+    """In which conditions the rows of a table differ: they are no curve. Empty: in none."""
+    found = [without_places(line, []) for line in differences(records)]
+    lines = [
+        f"> - {escaped(line[:LONGEST_DIFFERENCE])}{'…' * (len(line) > LONGEST_DIFFERENCE)}"
+        for line in found
+    ]
+    if not lines:
+        return ""
+    return "\n".join(["> [!NOTE]", "> These rows were not measured alike.", ">", *lines])

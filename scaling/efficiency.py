@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from statistics import median
 from typing import Literal, get_args
 
-from scaling.joining import differences
+from scaling.joining import differences, processors_of
 from scaling.store import Run
 from unitransformer.config import RunConfig
 from unitransformer.readout import Readout
@@ -148,7 +148,8 @@ def find_curves(runs: Iterable[Run]) -> list[Curve]:
     """Every strong and weak curve of at least two device counts.
 
     On a curve everything is equal but `devices` and `num_nodes`, and on a strong one how the global
-    batch is divided. A strategy without a run on one device borrows that of `single`. Runs
+    batch is divided; processors and devices of other kinds are on curves of their own. A strategy
+    without a run on one device borrows that of `single`. Runs
     that did not end well or have no steady state are on none.
     """
     usable = sorted(
@@ -156,9 +157,10 @@ def find_curves(runs: Iterable[Run]) -> list[Curve]:
     )
     found = []
     for scaling in get_args(Scaling):
-        groups: dict[tuple[RunConfig, int], list[Run]] = {}
+        groups: dict[tuple[RunConfig, int, str], list[Run]] = {}
         for run in usable:
-            groups.setdefault(_spread_aside(run.config, scaling), []).append(run)
+            key = (*_spread_aside(run.config, scaling), processors_of(run.record))
+            groups.setdefault(key, []).append(run)
         for key in sorted(groups, key=repr):
             names = {run.config.parallel.strategy for run in groups[key]} - {"single"}
             found += [_curve(scaling, strategy, groups[key]) for strategy in sorted(names)]
@@ -174,10 +176,10 @@ def _spread_aside(config: RunConfig, scaling: Scaling) -> tuple[RunConfig, int]:
 
 
 def pool(runs: Iterable[Run]) -> list[Point]:
-    """A point for each config."""
-    cells: dict[RunConfig, list[Run]] = {}
+    """A point for each config on each kind of processors."""
+    cells: dict[tuple[RunConfig, str], list[Run]] = {}
     for run in runs:
-        cells.setdefault(run.config, []).append(run)
+        cells.setdefault((run.config, processors_of(run.record)), []).append(run)
     return [Point(runs=tuple(own), rate=pooled_rate(own)) for own in cells.values()]
 
 

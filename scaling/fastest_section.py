@@ -47,6 +47,7 @@ def _map(comparisons: Sequence[Comparison]) -> list[str]:
         **differing(configs, OF_A_WAY),
         "global batch": [f"{config.global_batch_size:,}" for config in configs],
         "devices": [str(config.parallel.world_size) for config in configs],
+        "FLOPs": [_flops(comparison) for comparison in comparisons],
         "fastest": [_winner(comparison) for comparison in comparisons],
         **if_told("ahead", [_lead(comparison) for comparison in comparisons]),
         **{name: [_standing(name, comparison) for comparison in comparisons] for name in names},
@@ -59,6 +60,11 @@ def _map(comparisons: Sequence[Comparison]) -> list[str]:
         "\n".join(_notes_on_ways(comparisons)),
         *unlike(apart, len(comparisons), "from the fastest way on, those that are ranked first"),
     ]
+
+
+def _flops(comparison: Comparison) -> str:
+    """All ways do the same work."""
+    return cells.flops(comparison.ways[0].point.middle)
 
 
 def _winner(comparison: Comparison) -> str:

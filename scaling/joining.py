@@ -1,6 +1,7 @@
 """Records in; in which conditions they differ, in words. Rows that differ are one curve only with
 that said beside them."""
 
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -28,6 +29,32 @@ def differences(records: Sequence[Record]) -> list[str]:
     found.append(_differing("commit", [_told(record["code"].get("commit")) for record in records]))
     found.append(_dirt(records))
     return [line for line in found if line is not None]
+
+
+def processors_of(record: Record) -> str:
+    """What a curve is of: the kinds of its ranks, threads aside, which more ranks have fewer of."""
+    return _kinds(without_threads(record))
+
+
+def without_threads(record: Record) -> Record:
+    """Ranks that share the cores of a machine have fewer each the more there are."""
+    ranks = [
+        {n: value for n, value in host.items() if n != "threads"} for host in record["hardware"]
+    ]
+    return record | {"hardware": ranks}
+
+
+def conditions_of(record: Record) -> str:
+    """A short name that only records share which may stand on one curve without a word."""
+    clocks = [[host.get(name) for host in record["hardware"]] for name in CLOCKS]
+    told = (
+        processors_of(record),
+        sorted(record["versions"].items()),
+        [_range(own) for own in clocks],
+        record["code"].get("commit"),
+        record["code"].get("is_dirty") is False or record.get("started_at"),
+    )
+    return hashlib.sha256(repr(told).encode()).hexdigest()[:8]
 
 
 def _differing(field: str, values: Sequence[str]) -> str | None:

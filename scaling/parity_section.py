@@ -24,10 +24,10 @@ LONGEST_REASON = 300  # letters in a table; the certificate has all of them
 INTRODUCTION = (
     "Does every strategy train the same model? Each way to train is held against one plain "
     "process: float32, nothing compiled, nothing computed again, with the same seed, data and "
-    "global batch. The tables tell the largest relative difference of the loss and of the gradient "
-    "norm (before clipping) over all steps, and over all ways to compile, to checkpoint "
-    "activations and to divide the batch; verdicts follow from the raw samples of the certificate "
-    "and the bounds of this version of the code."
+    "global batch, and without dropout. The tables tell the largest relative difference of the "
+    "loss and of the gradient norm (before clipping) over all steps, and over all ways to compile, "
+    "to checkpoint activations and to divide the batch; verdicts follow from the raw samples of "
+    "the certificate and the bounds of this version of the code."
 )
 
 

@@ -14,17 +14,18 @@ from scaling import cells, certificates
 from scaling.architecture import draw_architecture
 from scaling.certificates import find_other_bounds
 from scaling.conditions import (
+    apart,
     describe_commit,
     describe_hardware,
     describe_versions,
     without_places,
 )
-from scaling.joining import differences
 from scaling.markdown import code_block, count, escaped, link, table
 from scaling.parity_section import parity_cell, parity_section
 from scaling.scaling_section import scaling_blocks
 from scaling.speed_section import figures_table, passport_tables
-from scaling.store import Cell, Run, Store, find_contradictions, find_recounts
+from scaling.store import Cell, LeftOut, Run, Store, find_contradictions, find_recounts
+from scaling.sweep import STUDY
 from scaling.sweep_plots import draw, plots_of
 from scaling.sweep_section import sweep_blocks
 from unitransformer.config import Recipe
@@ -254,6 +255,7 @@ def _described(store: Store) -> Describe:
         "loss parity": lambda run: parity_cell(run, store.certificates),
         "FLOPs": cells.overview_flops,
         "peak memory": cells.memory,
+        "command": lambda run: f"{escaped(run.record['command'])}",
         "record": cells.record,
     }
 
@@ -262,7 +264,17 @@ def _failures(store: Store) -> list[str]:
     failed = [run for run in store.single_runs if not run.is_ok]
     if not failed:
         return []
-    headers = ("recipe", "devices", "precision", "batch", "steps", "status", "error", "record")
+    headers = (
+        "recipe",
+        "devices",
+        "precision",
+        "batch",
+        "steps",
+        "status",
+        "error",
+        "command",
+        "record",
+    )
     rows = [
         (
             escaped(cells.label(run)),
@@ -272,6 +284,7 @@ def _failures(store: Store) -> list[str]:
             f"{run.num_steps:,} of {run.config.max_steps:,}",
             run.record["status"],
             _error(run),
+            escaped(str(run.record["command"])),
             cells.record(run),
         )
         for run in failed
@@ -290,13 +303,21 @@ def _error(run: Run) -> str:
 
 
 def _left_out(store: Store) -> list[str]:
-    """Damaged and double records; files that are something else are no business of a reader."""
+    """Damaged and double records; of files that are something else, how many."""
     rows = [
         (escaped(file.name), file.kind, escaped(file.reason))
         for file in store.left_out
         if file.kind != "foreign"
     ]
-    return ["## Files left out", table(("file", "kind", "reason"), rows)] if rows else []
+    foreign = [file for file in store.left_out if file.kind == "foreign" and not _is_study(file)]
+    blocks = [table(("file", "kind", "reason"), rows)] if rows else []
+    if foreign:
+        blocks.append(f"{count(len(foreign), 'more file')}: not a finished run, and passed by.")
+    return ["## Files left out", *blocks] if blocks else []
+
+
+def _is_study(file: LeftOut) -> bool:
+    return PurePosixPath(file.name).name == STUDY
 
 
 def _recipe_section(recipe: Recipe, runs: Sequence[Run], store: Store, plots: str) -> list[str]:
@@ -355,13 +376,4 @@ def _other_runs(runs: Sequence[Run], described: Describe) -> list[str]:
     if len(runs) < 2:
         return []
     body = [[describe(run) for describe in described.values()] for run in runs]
-    return ["### All runs", _apart(runs), table(tuple(described), body)]
-
-
-def _apart(runs: Sequence[Run]) -> str:
-    """In which conditions the rows of a table differ: they are no curve."""
-    found = differences([run.record for run in runs])
-    if not found:
-        return ""
-    lines = [f"> - {escaped(without_places(line, []))}" for line in found]
-    return "\n".join(["> [!NOTE]", "> These rows were not measured alike.", ">", *lines])
+    return ["### All runs", apart([run.record for run in runs]), table(tuple(described), body)]

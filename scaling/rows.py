@@ -13,6 +13,7 @@ from typing import Any, get_args
 
 from scaling.checks import HOST, check_fields, fits, look_up
 from scaling.conditions import describe_hardware, without_places
+from scaling.joining import conditions_of
 from scaling.outcomes import Outcome
 from scaling.parity_section import find_proof
 from scaling.store import Cell, Run, Store
@@ -83,6 +84,8 @@ class Row:
     is_dirty: bool | None = None
     torch: str | None = None  # version
     hardware: str | None = None
+    conditions: str | None = None  # equal where rows may stand on one curve without a word
+    samples_per_s: float | None = None  # sequences or images, of all devices together
     started_at: str | None = None
     command: str
     record: str | None = None  # name of its file; None: there is none
@@ -260,6 +263,7 @@ def _measured(run: Run, store: Store) -> dict[str, Any]:
         "least_peak_bytes": min(peaks, default=None),
         "peak_bytes_kind": record["peak_bytes_kind"],
         "peak_resident_bytes": max(residents, default=None),
+        "conditions": conditions_of(record),
         "parity": _parity(run, store),
         "flags": "; ".join(record["flags"]),
         "validation_loss": record["validation"]["loss"],
@@ -275,6 +279,7 @@ def _rates(run: Run) -> dict[str, float | None]:
         "low_step_s": readout.step.low,
         "high_step_s": readout.step.high,
         "units_per_s": readout.units_per_s,
+        "samples_per_s": run.config.global_batch_size / readout.step.median,
         "low_units_per_s": readout.low_units_per_s,
         "high_units_per_s": readout.high_units_per_s,
         "units_per_s_per_device": readout.units_per_s / run.config.parallel.world_size,

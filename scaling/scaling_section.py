@@ -12,7 +12,7 @@ from scaling.certificates import Certificate
 from scaling.crossover import compare_strategies
 from scaling.efficiency import Curve, Point, Scaling, find_curves
 from scaling.fastest_section import fastest_blocks
-from scaling.joining import differences
+from scaling.joining import differences, without_threads
 from scaling.laws import Law, fit_laws
 from scaling.losses import Loss, LossPart, Slowest, Traced, explain
 from scaling.markdown import count, escaped, table
@@ -35,7 +35,6 @@ from scaling.row_notes import (
 )
 from scaling.store import Run
 from unitransformer.config import RunConfig
-from unitransformer.records import Record
 
 EFFICIENCY = (
     "Speed-up is the speed over that of the baseline, the smallest number of devices there is; "
@@ -146,6 +145,7 @@ def _figures(rows: Sequence[_Row]) -> Columns:
         "devices": [str(row.point.devices) for row in rows],
         "baseline": [_baseline(row.curve.baseline) for row in rows],
         "speed": [speed(row.point) for row in rows],
+        "FLOPs": [cells.flops(row.point.middle) for row in rows],
         "speed-up": [figure(row.curve.speedup(row.point), "{:.2f}") for row in rows],
         "efficiency": [figure(row.curve.efficiency(row.point), "{:.1%}") for row in rows],
         "lost": [f"{loss.share:z.1%}" for loss in losses],
@@ -245,7 +245,7 @@ def _apart(curve: Curve) -> list[str]:
     """Fewer threads where more ranks share the cores are told as the split that they are."""
     runs = [run for point in curve.points for run in point.runs]
     lines, split = curve.apart, _split_of_cores(curve)
-    alike = [_without_threads(run.record) for run in runs]
+    alike = [without_threads(run.record) for run in runs]
     if split is not None and not any(map(_is_of_processors, differences(alike))):
         lines = tuple(split if _is_of_processors(line) else line for line in lines)
     return in_words(lines, runs)
@@ -271,11 +271,3 @@ def _split_of_cores(curve: Curve) -> str | None:
         for threads, point in zip(told, curve.points, strict=True)
     ]
     return f"{PROCESSORS}: threads a rank, {', '.join(counts)}, for the ranks split the cores"
-
-
-def _without_threads(record: Record) -> Record:
-    ranks = [
-        {name: value for name, value in host.items() if name != "threads"}
-        for host in record["hardware"]
-    ]
-    return record | {"hardware": ranks}

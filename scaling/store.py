@@ -271,6 +271,8 @@ def load_store(folders: Sequence[Path], *, relative_to: Path, processes: int = 1
             certificates.append(read) if isinstance(read, Certificate) else runs.append(read)
         else:
             left_out.append(LeftOut(name=name, kind="duplicate", reason=f"the same as {first}"))
+    runs, under_way = _without_outcome(runs, outcomes)
+    left_out += under_way
     left_out.sort(key=lambda file: file.name)
     return Store(
         runs=tuple(runs),
@@ -287,6 +289,24 @@ def _cells(outcomes: Mapping[str, Outcome], runs: Sequence[Run]) -> Iterator[Cel
         if outcome.record is not None:
             record = by_name.get(PurePosixPath(name).with_name(outcome.record).as_posix())
         yield Cell(name=name, outcome=outcome, run=record)
+
+
+def _without_outcome(
+    runs: Sequence[Run], outcomes: Mapping[str, Outcome]
+) -> tuple[list[Run], list[LeftOut]]:
+    """Records of cells that are under way, or were when their sweep was killed, are left out: they
+    are no runs of their own."""
+    sweeps = {str(PurePosixPath(name).parent.parent) for name in outcomes}
+    cells = {str(PurePosixPath(name).parent) for name in outcomes}
+    kept, left = [], []
+    for run in runs:
+        place = PurePosixPath(run.name).parent
+        if place.parent.name == "cells" and str(place.parent) in sweeps and str(place) not in cells:
+            reason = "of a cell without an outcome: it is under way, or its sweep was stopped"
+            left.append(LeftOut(name=run.name, kind="foreign", reason=reason))
+        else:
+            kept.append(run)
+    return kept, left
 
 
 def relative_name(path: Path, folder: Path) -> str:

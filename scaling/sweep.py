@@ -297,7 +297,7 @@ class Sweep:
         status = judge(ended, record, killed_by_kernel=kernel_kills() > killed_before)
         if status != "ok":
             _check_disk(place)
-        lines = () if status == "ok" else _last_lines(place / LOG, self.folder)
+        lines = () if status == "ok" else self._last_lines(place / LOG, record)
         _tidy(place)
         return self._outcome(
             task,
@@ -309,6 +309,21 @@ class Sweep:
             last_lines=lines,
             record=None if record is None else record[0].name,
         )
+
+    def _last_lines(
+        self, log: Path, record: tuple[Path, Mapping[str, Any]] | None
+    ) -> tuple[str, ...]:
+        """Of the rank that failed first, by its record; else of what the cell said. No place of
+        this machine is in them."""
+        said: Sequence[str] = []
+        if record is not None:
+            said = (record[1].get("error") or {}).get("last_lines") or []
+        if not said:
+            with contextlib.suppress(OSError):
+                said = log.read_text(errors="replace").splitlines()
+        here = f"{self.folder.absolute()}/"
+        lines = [str(line).replace(here, "").rstrip() for line in said]
+        return tuple(line for line in lines if line.strip())[-LAST_LINES:]
 
     def _outcome(self, task: Task, *, status: Status, **facts: Any) -> Outcome:
         return Outcome(
@@ -407,14 +422,6 @@ def _read_record(place: Path) -> tuple[Path, Record] | None:
         with contextlib.suppress(OSError, ValueError):
             return path, load_record(path)
     return None
-
-
-def _last_lines(log: Path, folder: Path) -> tuple[str, ...]:
-    """Of what a failing cell said; with no place of this machine in them."""
-    with contextlib.suppress(OSError):
-        said = log.read_text(errors="replace").replace(f"{folder.absolute()}/", "")
-        return tuple(line.rstrip() for line in said.splitlines() if line.strip())[-LAST_LINES:]
-    return ()
 
 
 def _tidy(place: Path) -> None:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from scaling import cells
 from scaling.efficiency import Curve, Estimate, Point, find_curves, pool
+from scaling.joining import processors_of
 from scaling.store import Cell
 from unitransformer.config import RunConfig
 from unitransformer.flops import count_parameters
@@ -90,10 +91,14 @@ def _peak_on(_: Curve, point: Point) -> Estimate | None:
 
 
 def _by_batch(points: Iterable[Point], told: Callable[[Point], Estimate | None]) -> Panels:
+    points = list(points)
+    kinds = list(dict.fromkeys(processors_of(point.runs[0].record) for point in points))
     marks = [
         (
             _way(point.config),
-            f"{point.config.parallel.strategy} x {point.devices}",
+            f"{point.config.parallel.strategy} x {point.devices}"
+            + (f", machine {kinds.index(processors_of(point.runs[0].record)) + 1}")
+            * (len(kinds) > 1),
             point.config.batch_size,
             told(point),
         )

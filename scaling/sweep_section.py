@@ -4,23 +4,27 @@ from collections.abc import Sequence
 
 from scaling import cells
 from scaling.certificates import Certificate
-from scaling.conditions import without_places
+from scaling.conditions import apart, without_places
+from scaling.joining import without_threads
 from scaling.markdown import code_block, count, escaped, gib, ms, table
 from scaling.parity_section import parity_cell
 from scaling.store import Cell, Run
 from unitransformer.config import Recipe
 from unitransformer.memory import rank_bytes
-from unitransformer.tasks import rate_in_words, si
+from unitransformer.passport import Row
+from unitransformer.tasks import rate_in_words
 
 LONGEST_REASON = 160  # letters in a table; the outcome has all of them
 WORDS = (
-    "Speed is of all devices together at the median steady step, with the 95 % interval; FLOPs, "
+    "Speed is of all devices together at the median steady step, with the 95 % interval, then over "
+    "all steady steps with their stalls; FLOPs, "
     "MFU and the share of the machine's own ceiling are those of the `matmul` convention; memory "
     "is the largest peak of a rank, beside what states and activations need by formula. A record "
     "holds the raw samples of its row."
 )
 HEADS = (
-    *("status", "speed", "a device", "median step", "FLOPs", "MFU", "of the ceiling"),
+    *("status", "speed", "over all steps", "samples", "a device", "median step", "FLOPs", "MFU"),
+    "of the ceiling",
     *("peak memory", "by formula", "loss parity", "remarks", "record"),
 )
 
@@ -43,10 +47,27 @@ def sweep_blocks(
     return [
         f"### Sweep {escaped(name)}",
         f"{count(len(own), 'cell')}: {_statuses(own)}. {WORDS}",
+        *filter(None, [apart([without_threads(run.record) for run in _ok(own)])]),
         table((*axes, *HEADS), rows),
+        *filter(None, [_without_mfu(_ok(own))]),
         *(f"![{title}]({link_})" for title, link_ in plots),
         _commands(ordered, axes),
     ]
+
+
+def _ok(own: Sequence[Cell]) -> list[Run]:
+    return [cell.run for cell in own if cell.run is not None and cell.run.is_ok]
+
+
+def _without_mfu(runs: Sequence[Run]) -> str:
+    """Why the column is blank, each reason once."""
+    rows = [_row(run) for run in runs if run.readout is not None]
+    reasons = dict.fromkeys(str(row.reason) for row in rows if row.utilisation is None)
+    return f"No MFU: {escaped('; '.join(reasons))}." if reasons else ""
+
+
+def _row(run: Run) -> Row:
+    return next(row for row in run.passport if row.convention == cells.CONVENTION)
 
 
 def varied(own: Sequence[Cell]) -> list[str]:
@@ -102,13 +123,15 @@ def _figures(cell: Cell, certificates: Sequence[Certificate]) -> tuple[str, ...]
         needed = gib(rank_bytes(outcome.config)) if outcome.config else ""
         blank = [""] * (len(HEADS) - 5)
         return (outcome.status, *blank, needed, "", escaped(reason), record)
-    row = next(row for row in run.passport if row.convention == cells.CONVENTION)
+    row = _row(run)
     return (
         outcome.status,
         cells.speed(run),
+        _over_all(run),
+        _samples(run),
         _per_device(run),
         "" if run.readout is None else ms(run.readout.step.median),
-        f"{si(row.flops_per_unit)}FLOP per {run.unit}",
+        cells.flops(run),
         "" if row.utilisation is None else f"{row.utilisation:.1%}",
         "" if row.share_of_ceiling is None else f"{row.share_of_ceiling:.1%}",
         _peak(run),
@@ -117,6 +140,19 @@ def _figures(cell: Cell, certificates: Sequence[Certificate]) -> tuple[str, ...]
         cells.flags(run),
         cells.record(run),
     )
+
+
+def _over_all(run: Run) -> str:
+    return (
+        "" if run.readout is None else rate_in_words(run.readout.mean_units_per_s, f"{run.unit}s")
+    )
+
+
+def _samples(run: Run) -> str:
+    if run.readout is None:
+        return ""
+    per_s = run.config.global_batch_size / run.readout.step.median
+    return rate_in_words(per_s, "samples" if run.unit == "token" else "images")
 
 
 def _per_device(run: Run) -> str:

@@ -50,9 +50,7 @@ const ALIKE = [
   "batch_size",
   "accumulate",
   "sequence_length",
-  "commit",
-  "is_dirty",
-  "torch",
+  "conditions",
 ];
 
 // Plotly reads tags in its texts.

@@ -295,7 +295,7 @@ def test_a_run_that_crashed_has_a_row_with_its_error() -> None:
     table = text.split("## Runs that did not end well")[1]
     row = cells(table, "BERT tiny")
     assert row[3:6] == ["12 of 12", "crashed", "RuntimeError: it broke"]
-    assert row[6] == "[1.json](runs/1.json)"
+    assert row[6:8] == ["python -m recipes.bert --max-steps 12", "[1.json](runs/1.json)"]
     assert "## BERT" not in text
 
 
