@@ -21,7 +21,7 @@ run: setup ## train GPT on built-in data and report (runs/RESULTS.md)
 
 test: setup ## all tests: two at a time, then those that want the machine for themselves
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m 'not alone' tests/unit tests/contracts
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m 'not alone' tests/distributed tests/benchmarks tests/slurm
+	$(BIN)/python -m pytest -n 3 --dist worksteal -m 'not alone' tests/distributed tests/benchmarks tests/slurm
 	$(BIN)/python -m pytest -m 'alone or gpu'
 
 check: setup ## style, types, who may import whom, and whether RESULTS.md holds
@@ -32,7 +32,7 @@ check: setup ## style, types, who may import whom, and whether RESULTS.md holds
 	$(BIN)/python -m scaling lint RESULTS.md
 
 bench: setup ## counters against their baselines, and step times kept for this machine
-	$(BIN)/python -m pytest tests/benchmarks --benchmark-autosave
+	$(BIN)/python -m pytest tests/benchmarks --benchmark-autosave --benchmark-columns=median,iqr,mean,rounds
 
 notebooks: setup ## run the notebooks and store their outputs
 	$(BIN)/python -m recipes.notebooks

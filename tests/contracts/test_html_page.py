@@ -268,6 +268,13 @@ def test_what_is_typed_and_chosen_filters_rows_and_plots(browser: Browser, page:
     assert browser.texts("#shown") == ["19 of 19 rows"]
 
 
+def test_a_row_opens_by_a_click(browser: Browser, page: Path) -> None:
+    browser.open(page, "model=ViT+tiny")
+    browser.click("#runs tbody tr button")
+    assert browser.ask("document.querySelector('#detail').open")
+    assert browser.texts("#command") == ["python -m recipes.vit --max-steps 500"]
+
+
 def test_a_row_opens_by_key_and_shows_its_record_and_closes(browser: Browser, page: Path) -> None:
     browser.open(page, "model=ViT+tiny")
     browser.ask("document.querySelector('#runs tbody button').focus()")

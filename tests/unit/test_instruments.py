@@ -6,6 +6,7 @@ import pytest
 import torch
 from test_store import make_config
 
+from unitransformer import run as running
 from unitransformer.measuring import instruments
 from unitransformer.measuring.instruments import Instruments, find_quiet_step
 from unitransformer.measuring.telemetry import GpuSample
@@ -79,3 +80,11 @@ def test_a_ceiling_joins_what_was_measured_before_and_after() -> None:
     assert ceiling["elapsed_s"] > 0
     best = max(p["work"] / min(p["seconds"]) for p in ceiling["matmul"])
     assert ceiling["matmul_flops_per_s"] == best
+
+
+def test_a_cpu_without_memory_for_a_tensor_is_out_of_memory() -> None:
+    with pytest.raises(RuntimeError) as told:
+        torch.empty(1 << 62, dtype=torch.uint8)
+    assert type(running._named(told.value)) is MemoryError
+    other = RuntimeError("something else")
+    assert running._named(other) is other
