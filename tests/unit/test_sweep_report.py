@@ -9,6 +9,9 @@ from typing import Any
 from test_store import make_record
 from test_sweep import Straw, make_study, make_sweep, make_tasks, work
 
+from scaling.conditions import apart
+from scaling.efficiency import pool
+from scaling.joining import conditions_of, processors_of, without_threads
 from scaling.live import Progress
 from scaling.report import draw_plots, render_report
 from scaling.store import Store, load_store
@@ -152,3 +155,30 @@ def test_the_table_on_a_terminal_tells_what_runs_and_what_is_left(tmp_path: Path
         table = progress.table()
     assert str(table.title) == "0 of 10 done (none), end not known yet"
     assert list(table.columns[1].cells) == ["running"]
+
+
+def test_a_record_of_a_cell_that_is_under_way_is_no_run_of_its_own(tmp_path: Path) -> None:
+    store = swept(tmp_path)
+    ended = next(cell for cell in store.cells if cell.run is not None and cell.run.is_ok)
+    (tmp_path / ended.name).unlink()
+    again = load_store([tmp_path], relative_to=tmp_path)
+    assert [run.name for run in again.single_runs] == [run.name for run in store.single_runs]
+    (left,) = [file for file in again.left_out if "under way" in file.reason]
+    assert ended.run is not None
+    assert left.name == ended.run.name
+    assert re.search(r"more files?: not a finished run", render(again))
+
+
+def test_cells_of_two_kinds_of_machine_are_two_lines_and_said_to_differ(tmp_path: Path) -> None:
+    store = swept(tmp_path)
+    first, *_ = [cell.run for cell in store.cells if cell.run is not None and cell.run.is_ok]
+    assert first is not None
+    moved = first.record | {
+        "hardware": [{**host, "cpu": "Another 1"} for host in first.record["hardware"]]
+    }
+    assert processors_of(moved) != processors_of(first.record)
+    assert conditions_of(moved) != conditions_of(first.record)
+    assert processors_of(without_threads(first.record)) == processors_of(first.record)
+    other = replace(first, record=moved)
+    assert len(pool([first, other])) == 2
+    assert "processors and devices differ" in apart([first.record, moved])
