@@ -1,13 +1,11 @@
 """One rank that fails ends all of them soon, says why, and leaves nothing behind."""
 
-import contextlib
-import ctypes
 import os
 import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -34,23 +32,8 @@ from unitransformer.writing import Writer
 
 MANY = ("--max-steps", "100000", "--validate-every", "100000", "--log-every", "1")
 LIMIT_S = 10.0
-PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 
-
-@pytest.fixture(autouse=True)
-def _no_orphans() -> Iterator[None]:
-    # What has lost its parent comes to this process, and is seen.
-    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
-    before = set(psutil.Process().children(recursive=True))
-    yield
-    deadline = time.monotonic() + 5
-    while left := set(psutil.Process().children(recursive=True)) - before:
-        for orphan in left:
-            with contextlib.suppress(psutil.Error, ChildProcessError):
-                if orphan.status() == psutil.STATUS_ZOMBIE:
-                    os.waitpid(orphan.pid, os.WNOHANG)
-        assert time.monotonic() < deadline, f"still running: {left}"
-        time.sleep(0.05)
+pytestmark = pytest.mark.usefixtures("_no_orphans")
 
 
 def plant(step: int, what: Callable[[], None]) -> Callable[[], None]:

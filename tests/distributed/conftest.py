@@ -1,0 +1,32 @@
+"""What tests that start ranks stand on."""
+
+import contextlib
+import ctypes
+import os
+import time
+from collections.abc import Iterator
+
+import psutil
+import pytest
+
+PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
+
+
+@pytest.fixture
+def _no_orphans() -> Iterator[None]:
+    """Nothing that a test has started is left, with or without a parent."""
+    before = set(psutil.Process().children(recursive=True))
+    # What has lost its parent comes to this process, and is seen.
+    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
+    try:
+        yield
+        deadline = time.monotonic() + 30
+        while left := set(psutil.Process().children(recursive=True)) - before:
+            for orphan in left:
+                with contextlib.suppress(psutil.Error, ChildProcessError):
+                    if orphan.status() == psutil.STATUS_ZOMBIE:
+                        os.waitpid(orphan.pid, os.WNOHANG)
+            assert time.monotonic() < deadline, f"still running: {left}"
+            time.sleep(0.05)
+    finally:
+        ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 0)
