@@ -36,6 +36,7 @@ from unitransformer.tasks import METRIC, UNIT, metric_value
 from unitransformer.transformer import Transformer
 
 PACKAGES = ("torch", "lightning", "torchvision", "tokenizers", "numpy")
+CODE_FILES = ("*.py", "*.toml", "*.txt")  # what decides what a run does
 KEPT_LINES = 40  # log lines in a record
 # Of every rank, as its instruments tell them.
 READINGS = (
@@ -270,7 +271,10 @@ def _versions() -> dict[str, str]:
 
 
 def describe_code() -> dict[str, Any]:
-    """Commit of the code that ran, and whether it was changed since; None outside a checkout."""
+    """Commit of the code that ran, and whether it was changed since; None outside a checkout.
+
+    What runs write beside the code, records above all, does not change it.
+    """
     here = Path(__file__).parent
 
     def git(*arguments: str) -> str | None:
@@ -284,7 +288,7 @@ def describe_code() -> dict[str, Any]:
 
     if git("ls-files", "--error-unmatch", __file__) is None:  # installed inside another project
         return {"commit": None, "is_dirty": None}
-    status = git("status", "--porcelain")
+    status = git("status", "--porcelain", "--", *(f":(top){each}" for each in CODE_FILES))
     return {
         "commit": git("rev-parse", "HEAD"),
         "is_dirty": None if status is None else bool(status),
