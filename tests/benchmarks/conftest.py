@@ -9,12 +9,15 @@ import torch
 
 from tests.benchmarks.clock import PACKAGES, machine
 
-UPDATE = "--update-baseline"
+UPDATE, PROVE = "--update-baseline", "--whole-proof"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         UPDATE, action="store_true", help="write the counters' baselines anew in place of comparing"
+    )
+    parser.addoption(
+        PROVE, action="store_true", help="count everything 20 times, half of them on a busy machine"
     )
 
 
@@ -39,3 +42,8 @@ def pytest_benchmark_update_machine_info(config: Any, machine_info: dict[str, An
 @pytest.fixture
 def updates_baseline(request: pytest.FixtureRequest) -> bool:
     return bool(request.config.getoption(UPDATE, default=False))
+
+
+@pytest.fixture
+def is_whole_proof(request: pytest.FixtureRequest) -> bool:
+    return bool(request.config.getoption(PROVE, default=False))
