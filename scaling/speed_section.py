@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from scaling import cells
+from scaling.gpu_state import gpu_state
 from scaling.joining import differences
 from scaling.markdown import count, escaped, ms, table
 from scaling.store import Run
@@ -24,6 +25,7 @@ def figures_table(run: Run, others: Sequence[Run]) -> str:
         ("ceiling of this machine, in this job", _ceiling(run)),
         ("peak memory", cells.memory(run)),
         ("energy", _energy(run)),
+        *([("GPU", escaped(state))] if (state := gpu_state(run.record)) else []),
         ("compile", _compile(run, others)),
         ("launches", _launches(run, [other for other in others if other.config == run.config])),
         ("flags", cells.flags(run)),

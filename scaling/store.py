@@ -89,6 +89,13 @@ GPU: dict[str, Kinds] = {
     "joules_of_steps": (int, NoneType),
     "untold": dict,
 }
+LOOK: dict[str, Kinds] = {
+    "sm_clock_hz": (*NUMBER, NoneType),
+    "memory_clock_hz": (*NUMBER, NoneType),
+    "power_w": (*NUMBER, NoneType),
+    "temperature_c": (*NUMBER, NoneType),
+    "clock_reasons": (list, NoneType),
+}
 LEDGER_LISTS: dict[str, Kinds] = {"graph_breaks": dict, "recompiles": dict}
 BREAK: dict[str, Kinds] = {"where": str, "reason": str}
 RECOMPILE: dict[str, Kinds] = {
@@ -472,6 +479,8 @@ def _check_facts(record: Record) -> None:
     for rank, gpu in enumerate(record["gpu"]):
         if gpu is not None:
             check_fields(gpu, GPU, f"record: gpu.{rank}")
+            check_lists(gpu, {"samples": dict}, f"record: gpu.{rank}")
+            _check_items(gpu, "samples", LOOK, f"record: gpu.{rank}")
     for rank, ledger in enumerate(record["compile"]):
         where = f"record: compile.{rank}"
         check_fields(ledger, LEDGER, where)

@@ -59,7 +59,7 @@ class Synthetic:
 
     def fill(self, batch: Batch, device: torch.device) -> Batch:
         """Random samples on `device`, each a function of the run's seed and its own index."""
-        config, indices = self.config, batch["inputs"].to(device)
+        config, indices = self.config, batch["inputs"].to(device, non_blocking=True)
         model, length = config.model, config.sequence_length
         if model.image_size is not None:
             shape = (model.num_channels, model.image_size, model.image_size)

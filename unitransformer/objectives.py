@@ -122,7 +122,8 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                 continue
             counts = targets != IGNORED
             d_logits = logits.softmax(-1)
-            d_logits[torch.arange(len(targets)), targets.where(counts, 0)] -= 1
+            rows = torch.arange(len(targets), device=targets.device)  # a CPU's would be waited for
+            d_logits[rows, targets.where(counts, 0)] -= 1
             d_logits *= (counts.float() / count).unsqueeze(-1)
             d_bias_V += d_logits.sum(0)
             d_logits = d_logits.to(states.dtype)

@@ -2,6 +2,7 @@
 
 import importlib.metadata
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,20 +10,31 @@ import torch
 
 from tests.benchmarks.clock import PACKAGES, machine
 
-UPDATE = "--update-baseline"
+UPDATE, PROVE = "--update-baseline", "--whole-proof"
+SAID = pytest.StashKey[str]()  # of times that are not compared
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         UPDATE, action="store_true", help="write the counters' baselines anew in place of comparing"
     )
+    parser.addoption(
+        PROVE, action="store_true", help="count everything 20 times, half of them on a busy machine"
+    )
+
+
+def folder_of_times() -> Path:
+    """Where the runs of this machine are stored, from the working directory."""
+    return Path(".benchmarks") / f"{machine().fingerprint}-{torch.get_num_threads()}-threads"
 
 
 def pytest_configure(config: pytest.Config) -> None:
     # `None` would be the option's default as well; this is pytest-benchmark's own.
     if getattr(config.option, "benchmark_storage", None) == "file://./.benchmarks":
-        place = f"{machine().fingerprint}-{torch.get_num_threads()}-threads"
-        config.option.benchmark_storage = f"file://./.benchmarks/{place}"
+        config.option.benchmark_storage = f"file://./{folder_of_times()}"
+        if config.option.benchmark_compare and not any(folder_of_times().glob("*/*.json")):
+            config.option.benchmark_compare_fail = []  # with nothing to fail on it is an error
+            config.stash[SAID] = f"{folder_of_times()}: no times of this machine to compare with"
 
 
 def pytest_benchmark_update_machine_info(config: Any, machine_info: dict[str, Any]) -> None:
@@ -30,12 +42,40 @@ def pytest_benchmark_update_machine_info(config: Any, machine_info: dict[str, An
     machine_info |= {
         "unitransformer": {
             **asdict(machine()),
+            "fingerprint": machine().fingerprint,
             "threads": torch.get_num_threads(),
             "versions": versions,
         }
     }
 
 
+def pytest_benchmark_compare_machine_info(
+    config: pytest.Config,
+    benchmarksession: Any,
+    machine_info: dict[str, Any],
+    compared_benchmark: dict[str, Any],
+) -> None:
+    ours, theirs = (
+        [info.get("unitransformer", {}).get(name) for name in ("fingerprint", "threads")]
+        for info in (machine_info, compared_benchmark["machine_info"])
+    )
+    if ours != theirs:
+        benchmarksession.compare_fail = []
+        config.stash[SAID] = f"Times of another machine ({theirs[0]}): no test fails on them"
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    if SAID in config.stash:
+        terminalreporter.write_line(config.stash[SAID])
+
+
 @pytest.fixture
 def updates_baseline(request: pytest.FixtureRequest) -> bool:
     return bool(request.config.getoption(UPDATE, default=False))
+
+
+@pytest.fixture
+def is_whole_proof(request: pytest.FixtureRequest) -> bool:
+    return bool(request.config.getoption(PROVE, default=False))

@@ -1,11 +1,12 @@
 """Counters of a small run, counted in ranks that are forked from this process."""
 
+import contextlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from tests.distributed.forking import begin_fork, fork_ranks
+from tests.distributed.forking import FORK, begin_fork, fork_ranks
 from tests.distributed.launching import RECIPES
 from unitransformer.config import Compile, Precision, RunConfig, Strategy
 from unitransformer.config import ParallelConfig as Parallel
@@ -68,3 +69,22 @@ def _count(
     set_up_process(config.parallel, "cpu")
     path = folder / f"{variables.get('RANK', 0)}.json"
     path.write_text(json.dumps(count_run(config, run_dir=folder)))
+
+
+@contextlib.contextmanager
+def busy(num_processes: int) -> Iterator[None]:
+    """Beside processes that never rest."""
+    others = [FORK.Process(target=_spin) for _ in range(num_processes)]
+    for other in others:
+        other.start()
+    try:
+        yield
+    finally:
+        for other in others:
+            other.kill()
+            other.join()
+
+
+def _spin() -> None:
+    while True:
+        pass

@@ -11,9 +11,10 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning.pytorch as pl
+import pytest
 import torch
 
 import unitransformer.run
@@ -21,7 +22,9 @@ from tests.distributed.launching import begin
 from unitransformer.statistics.intervals import describe
 
 WARM_UP = 10  # steps that are not compared
+ROUNDS = 4  # at most, each with new launches
 LIMIT_S = 500
+Verdict = Literal["within", "above", "open"]
 
 
 def do_nothing() -> None:
@@ -89,6 +92,19 @@ def take_turns(
     return {name: json.loads((folder / f"{name}.json").read_text()) for name in arms}
 
 
+def judge(rounds: Sequence[Sequence[float]], most: float) -> Verdict:
+    """Whether what is added to a step is at most `most`, shown by 95 % intervals of its median.
+
+    Within: that of all rounds together lies below as a whole. Above: those of two rounds, each by
+    itself, lie above as a whole; what one launch shows by chance, a second does not.
+    """
+    high = describe([added for own in rounds for added in own]).high
+    if high is not None and high <= most:
+        return "within"
+    lows = [describe(own).low for own in rounds]
+    return "above" if sum(low is not None and low > most for low in lows) >= 2 else "open"
+
+
 def check(
     folder: Path,
     arms: Mapping[str, Arm],
@@ -96,30 +112,46 @@ def check(
     batch_size: int,
     allowed: Mapping[str, float],
 ) -> None:
-    """Fail if an arm is shown twice in a row to add more than its share of a step to the first one.
+    """Show that no arm adds more than its share of a step to the first one, in as many rounds as
+    that takes. Fails where the contrary is shown; skips, as no proof, where neither is.
 
     What the arms add does not grow with the batch: it is measured in steps of `options`, so short
-    that there is time for many, and is a share of a step of `batch_size`. Shown: the whole 95 %
-    interval lies above. What one measurement shows by chance, a second does not.
+    that there is time for many, and is a share of a step of `batch_size`.
     """
     first = next(iter(arms))
     whole = (*options, "--batch-size", str(batch_size), "--max-steps", "5")
     step_s = statistics.median(take_turns(folder / "whole", {first: arms[first]}, whole)[first])
-    refuted = set(allowed)
-    for attempt in ("first", "again"):
-        cpu_s = take_turns(folder / attempt, arms, options)
-        for name, share in allowed.items():
+    rounds: dict[str, list[list[float]]] = {name: [] for name in allowed}
+    verdicts: dict[str, Verdict] = dict.fromkeys(allowed, "open")
+    for number in range(1, ROUNDS + 1):
+        left = {name: arm for name, arm in arms.items() if verdicts.get(name, "open") == "open"}
+        cpu_s = take_turns(folder / f"round {number}", left, options)
+        for name in left.keys() - {first}:
             pairs = list(zip(cpu_s[first], cpu_s[name], strict=True))[WARM_UP:]
-            added = describe([b - a for a, b in pairs])
-            assert added.low is not None, added.reason
-            assert added.high is not None
-            shares = [f"{value / step_s:.2%}" for value in (added.median, added.low, added.high)]
-            print(f"{name}: {shares[0]} ({shares[1]} to {shares[2]}) of {step_s:.2f} s")
-            if added.low / step_s <= share:
-                refuted.discard(name)
-        if not refuted:
-            return
-    raise AssertionError(f"{', '.join(sorted(refuted))}: twice above what is allowed, {allowed}")
+            rounds[name].append([b - a for a, b in pairs])
+            verdicts[name] = judge(rounds[name], allowed[name] * step_s)
+            print(_told(name, rounds[name], step_s, allowed[name], verdicts[name]))
+        if "open" not in verdicts.values():
+            break
+    said = [
+        _told(name, rounds[name], step_s, allowed[name], verdict)
+        for name, verdict in verdicts.items()
+        if verdict != "within"
+    ]
+    assert "above" not in verdicts.values(), "\n".join(said)
+    if said:
+        pytest.skip(f"inconclusive, neither shown nor refuted: {'; '.join(said)}")
+
+
+def _told(
+    name: str, rounds: Sequence[Sequence[float]], step_s: float, share: float, verdict: Verdict
+) -> str:
+    added = describe([value for own in rounds for value in own])
+    ends = " to ".join("?" if s is None else f"{s / step_s:.2%}" for s in (added.low, added.high))
+    return (
+        f"{name} adds {added.median / step_s:.2%} ({ends}, {added.count} pairs) to a step of "
+        f"{step_s:.2f} s, allowed {share:.1%}: {verdict}"
+    )
 
 
 def keep_memory() -> None:

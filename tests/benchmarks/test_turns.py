@@ -1,0 +1,82 @@
+"""What a comparison in turns says: shown, refuted, or neither."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pytest
+
+from tests.benchmarks import turns
+from tests.benchmarks.turns import ROUNDS, WARM_UP, Arm, check, judge
+
+STEP_S, MOST_S = 1.0, 0.005
+
+
+def draw(added_s: float, spread_s: float, *, seed: int = 0, count: int = 200) -> list[float]:
+    """What an arm adds to each step."""
+    drawn = Random(seed)
+    return [drawn.gauss(added_s, spread_s) for _ in range(count)]
+
+
+@pytest.mark.parametrize(
+    ("added_s", "spread_s", "verdict"),
+    [
+        (0.001, 0.002, "within"),
+        (0.009, 0.002, "above"),
+        (0.005, 0.002, "open"),
+        (0.001, 0.2, "open"),  # little, and nothing is known of it
+        (0.009, 0.2, "open"),
+    ],
+)
+def test_only_an_interval_that_lies_below_shows_it(
+    added_s: float, spread_s: float, verdict: str
+) -> None:
+    assert judge([draw(added_s, spread_s, seed=seed) for seed in range(2)], MOST_S) == verdict
+
+
+def test_one_bad_round_refutes_nothing() -> None:
+    assert judge([draw(0.02, 0.002), draw(0.004, 0.02)], MOST_S) == "open"
+
+
+def test_too_few_pairs_show_nothing() -> None:
+    assert judge([draw(0.001, 0.002, count=3)], MOST_S) == "open"
+
+
+def outcome(monkeypatch: pytest.MonkeyPatch, added_s: float, spread_s: float) -> int:
+    """Check an arm that adds so much; the rounds it took."""
+    asked: list[list[str]] = []
+
+    def take(folder: Path, arms: Mapping[str, Arm], options: Sequence[str]) -> dict[str, Any]:
+        asked.append(list(arms))
+        base = [STEP_S] * (WARM_UP + 200)
+        more = draw(added_s, spread_s, seed=len(asked), count=len(base))
+        return {"plain": base, "more": [a + b for a, b in zip(base, more, strict=True)]}
+
+    monkeypatch.setattr(turns, "take_turns", take)
+    try:
+        check(Path(), {"plain": Arm(), "more": Arm()}, (), 128, {"more": MOST_S})
+    finally:
+        assert asked[0] == ["plain"]
+        assert asked[1:] == [["plain", "more"]] * (len(asked) - 1)
+    return len(asked) - 1
+
+
+def test_what_is_shown_at_once_is_not_measured_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert outcome(monkeypatch, 0.001, 0.002) == 1
+
+
+def test_noise_is_measured_until_it_shows(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert 1 < outcome(monkeypatch, 0.003, 0.015) <= ROUNDS
+
+
+def test_noise_to_the_end_is_neither_proof_nor_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(
+        pytest.skip.Exception, match=r"inconclusive.*800 pairs.*allowed 0\.5%: open"
+    ):
+        outcome(monkeypatch, 0.001, 0.5)
+
+
+def test_more_than_is_allowed_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(AssertionError, match=r"more adds 0\.8.%.*allowed 0\.5%: above"):
+        outcome(monkeypatch, 0.009, 0.002)

@@ -1,0 +1,136 @@
+"""A timed step asks no device for a number and waits for none: nobody stands between two steps."""
+
+import json
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+import unitransformer.run
+from recipes import bert, gpt, vit
+from tests.distributed.launching import begin
+from unitransformer.config import RunConfig
+from unitransformer.data import Synthetic
+from unitransformer.objectives import chunked_cross_entropy
+from unitransformer.training import TrainingModule
+
+# Operators whose outcome, or its shape, Python needs at once.
+ASKING = ("_local_scalar_dense", "nonzero", "masked_select", "equal", "_unique2", "is_nonzero")
+STEPS, ACCUMULATE = 12, 2
+OPTIONS = (
+    *("--max-steps", str(STEPS), "--validate-every", str(STEPS), "--log-every", str(STEPS)),
+    *("--accumulate", str(ACCUMULATE), "--loss-chunk", "8"),
+    *("--strategy", "single", "--devices", "1"),
+)
+
+
+class Asked(TorchDispatchMode):
+    """Counts what Python, or autograd for it, asks for; not what a kernel looks up by itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asking: list[str] = []
+        self.crossing: list[str] = []  # what takes tensors of two devices, or waits for a copy
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        name = func.overloadpacket.__name__
+        devices = {leaf.device for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
+        goes_to = kwargs.get("device")
+        is_copy = bool(devices) and goes_to is not None and devices != {goes_to}
+        if name in ASKING:
+            self.asking.append(name)
+        if len(devices) > 1 or (is_copy and not kwargs.get("non_blocking")):
+            self.crossing.append(name)
+        return func(*args, **kwargs)
+
+
+class CountsAsked(pl.Callback):
+    """Last of all callbacks: how much was asked for until the end of each step."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.mode = path, Asked()
+        self.until: list[int] = []
+
+    def on_train_start(self, *args: Any) -> None:
+        self.mode.__enter__()
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *args: Any) -> None:
+        if self.path.exists():
+            return
+        self.until.append(len(self.mode.asking))
+        if trainer.global_step == STEPS - 1:
+            self.mode.__exit__(None, None, None)
+            self.path.write_text(json.dumps(self.until))
+
+
+def asked_for(recipe: str, folder: Path, *, plants: bool = False) -> list[int]:
+    """Of each micro-batch of a run, but for the first and last step: people are told of those."""
+    path = folder / "asked.json"
+
+    def watch() -> None:
+        build_trainer = unitransformer.run.build_trainer
+
+        def build(*arguments: Any, callbacks: Sequence[pl.Callback], **options: Any) -> pl.Trainer:
+            watched = [*callbacks, CountsAsked(path)]
+            return build_trainer(*arguments, callbacks=watched, **options)
+
+        unitransformer.run.build_trainer = build
+        if plants:
+            step = TrainingModule.training_step
+
+            def told(self: TrainingModule, *arguments: Any) -> Tensor:
+                loss = step(self, *arguments)
+                assert loss.item() > 0
+                return loss
+
+            TrainingModule.training_step = told  # type: ignore[method-assign]
+
+    process = begin(recipe, folder / "run", *OPTIONS, fault=watch)
+    process.join()
+    assert process.exitcode == 0, (folder / "run" / "output.log").read_text()[-2000:]
+    until: list[int] = json.loads(path.read_text())
+    return [now - before for before, now in pairwise(until[ACCUMULATE - 1 :])]
+
+
+@pytest.mark.parametrize("recipe", ["bert", "gpt", "vit"])
+def test_no_step_asks_for_a_number(recipe: str, tmp_path: Path) -> None:
+    asked = asked_for(recipe, tmp_path)
+    assert asked == [0] * ACCUMULATE * (STEPS - 2)
+
+
+def test_one_item_a_step_is_seen(tmp_path: Path) -> None:
+    assert min(asked_for("gpt", tmp_path, plants=True)) >= 1
+
+
+# A device that holds no numbers stands in for a GPU: what is brought to it, or reaches it from the
+# host in the middle of an operator, would be waited for there.
+DEVICE = torch.device("meta")
+
+
+@pytest.mark.parametrize("preset", [bert.PRESET, gpt.PRESET, vit.PRESET], ids=lambda p: p.recipe)
+def test_synthetic_samples_reach_a_device_without_being_waited_for(preset: Any) -> None:
+    config = RunConfig(
+        recipe=preset.recipe, size="reference", model=preset.model_config("reference")
+    )
+    order = torch.arange(4)
+    with Asked() as asked:
+        Synthetic(config, 8).fill({"inputs": order, "targets": order}, DEVICE)
+    assert asked.asking + asked.crossing == []
+
+
+def test_a_chunked_loss_takes_nothing_from_the_host() -> None:
+    states, weight = (torch.empty(rows, 8, device=DEVICE, requires_grad=True) for rows in (32, 50))
+    targets = torch.zeros(32, dtype=torch.long, device=DEVICE)
+    with Asked() as asked:
+        chunked_cross_entropy(states, weight, None, targets, chunk=8).backward()
+    assert asked.asking + asked.crossing == []

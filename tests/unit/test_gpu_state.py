@@ -1,0 +1,95 @@
+"""From what a GPU tells to the row of its run: energy, clocks, heat, and what held it down."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from test_report import cells, render
+from test_store import make_config, make_record
+from test_telemetry import FakeNvml, follow
+
+from scaling.store import load_store
+from unitransformer.measuring.instruments import Instruments
+from unitransformer.records import write_record
+
+POWER_CAP = 0x4
+
+
+class Warming(FakeNvml):
+    """It gets warmer and slower from look to look."""
+
+    def __init__(self, **told: Any) -> None:
+        super().__init__(**told)
+        self.looks = 0
+
+    def nvmlDeviceGetTemperature(self, handle: str, kind: int) -> int:
+        self.looks += 1
+        return 40 + 10 * self.looks
+
+    def nvmlDeviceGetClockInfo(self, handle: str, kind: int) -> int:
+        return super().nvmlDeviceGetClockInfo(handle, kind) - 100 * self.looks
+
+
+def reading(nvml: Any) -> dict[str, Any]:
+    """Of a rank whose GPU was looked at when steps 0, 5 and 10 began."""
+    watching = Instruments(make_config(), first_step=0)
+    watching.telemetry = follow(nvml, steps=(0, 5, 10))
+    watching._step = 10
+    return watching.reading(torch.device("cpu"))
+
+
+def row_of(*readings: dict[str, Any]) -> dict[str, str]:
+    record = make_record(gpu=[each["gpu"] for each in readings], flags=[*readings[0]["flags"]])
+    text = render(record)
+    return {name: cells(text, name)[0] for name in ("energy", "GPU", "flags")}
+
+
+def test_a_row_has_joules_clocks_power_and_temperature_at_start_and_end() -> None:
+    # 3,200 J in 10 steps of 2 x 8 tokens.
+    row = row_of(reading(Warming(energy_mj=[0, 1_600_000, 3_200_000])))
+    assert row["energy"].startswith("20 J per token, of 1 device")
+    assert "SM clock 1980 to 1780 MHz" in row["GPU"]
+    assert "memory clock 3201 to 3001 MHz" in row["GPU"]
+    assert "power 700 to 700 W" in row["GPU"]
+    assert "temperature 50 to 70 °C" in row["GPU"]
+    assert "clocks held down by nothing of 3 looks" in row["GPU"]
+    assert row["flags"] == "none"
+
+
+def test_a_throttled_and_shared_gpu_is_flagged_on_its_row() -> None:
+    nvml = Warming(reasons=[0, POWER_CAP, POWER_CAP], processes=[1_000_001, 1_000_002])
+    row = row_of(reading(nvml))
+    assert "clocks held down by software power cap at 2 of 3 looks" in row["GPU"]
+    assert "held down by software power cap" in row["flags"]
+    assert "GPU shared with" in row["flags"]
+
+
+def test_several_gpus_have_their_range() -> None:
+    row = row_of(reading(Warming()), reading(FakeNvml()))
+    assert "of 2 devices" in row["GPU"]
+    assert "temperature (50 … 61) to (61 … 70) °C" in row["GPU"]
+
+
+def test_what_the_driver_does_not_tell_is_no_number() -> None:
+    told = reading(FakeNvml())
+    for look in told["gpu"]["samples"]:
+        look |= {"power_w": None, "clock_reasons": None}
+    row = row_of(told)
+    assert "power ? to ? W" in row["GPU"]
+    assert "the driver does not tell what held the clocks down" in row["GPU"]
+
+
+def test_a_run_without_a_gpu_has_no_such_row() -> None:
+    assert "| GPU " not in render(make_record())
+
+
+@pytest.mark.parametrize(("field", "value"), [("temperature_c", "warm"), ("clock_reasons", 4)])
+def test_a_look_that_is_none_is_refused_with_its_place(
+    field: str, value: object, tmp_path: Path
+) -> None:
+    told = reading(FakeNvml())
+    told["gpu"]["samples"][1][field] = value
+    write_record(make_record(gpu=[told["gpu"]]), tmp_path / "a.json")
+    (left_out,) = load_store([tmp_path], relative_to=tmp_path).left_out
+    assert f"gpu.0.samples.1: {field} is" in left_out.reason
