@@ -21,18 +21,21 @@ from unitransformer.tasks import UNIT
 
 if TYPE_CHECKING:
     from recipes.running import Show
+    from unitransformer.meeting import Meeting
     from unitransformer.run import Places
 
 
 def run_recipe(preset: Preset, show: "Show", argv: Sequence[str] | None = None) -> int:
     """Parse, check, train, show; returns the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    meeting = None
     try:
         request = _read(preset, arguments)
         options = request.options
         if options.summary:
             print(_summary(preset.model_config(options.size, **request.shape)))
             return 0
+        meeting = _meet(options)
         check_outside_world(options)
         config, why = _resolve(request)
         _say_device(options, config, why)
@@ -56,10 +59,26 @@ def run_recipe(preset: Preset, show: "Show", argv: Sequence[str] | None = None) 
             choose_places=lambda: _places(config, options),
             resume=options.resume,
         )
-        return repeat(asked, options) if options.repeats > 1 else train(asked)
+        return repeat(asked, options) if options.repeats > 1 else train(asked, meeting)
     except (ValueError, OSError) as error:
         _refuse(error)
+        if meeting is not None:
+            meeting.refuse(error)
         return 2
+    finally:
+        if meeting is not None:
+            meeting.close()
+
+
+def _meet(options: Options) -> "Meeting | None":
+    """The launchers of all nodes, before one is refused what the others would wait for."""
+    if options.num_nodes in (None, 1) or options.dry_run or options.repeats > 1:
+        return None
+    from unitransformer import process
+    from unitransformer.meeting import Meeting
+
+    process.adopt_launcher()
+    return Meeting(options.num_nodes) if process.launched_shape() is None else None
 
 
 def _refuse(error: Exception) -> None:

@@ -55,7 +55,7 @@ def _answer(
         from unitransformer.meeting import check_meeting_point
 
         config = resolve(request)
-        check_meeting_point(config.parallel)
+        check_meeting_point(config.parallel.num_nodes)
         return {"config": to_dict(config)}
     except ValueError as error:
         return {"refused": str(error)}

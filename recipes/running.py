@@ -58,8 +58,11 @@ class Asked:
         return f"python -m recipes.{self.recipe} {shlex.join(self.arguments)}".strip()
 
 
-def train(asked: Asked) -> int:
+def train(asked: Asked, meeting: Meeting | None = None) -> int:
     """Train alone, as the rank this is, or in ranks to be started; returns the exit code.
+
+    Args:
+        meeting: with other nodes, if there are some.
 
     Raises:
         ValueError: hardware, data or checkpoint that do not fit; nothing has been written.
@@ -70,20 +73,26 @@ def train(asked: Asked) -> int:
             folder = agree_on_folder(lambda: str(claim(asked)[0].folder))
             os.environ[RUN_FOLDER] = folder
         return _train_here(asked, asked.choose_places())
-    meeting = Meeting(parallel)
+    if meeting is not None:
+        return _train_after(meeting, asked)
+    meeting = Meeting(parallel.num_nodes)
     try:
-        if meeting.node > 0:
-            os.environ[RUN_FOLDER] = meeting.hear()
-        places, made = claim(asked)
-        try:
-            if parallel.world_size == 1:
-                return _train_here(asked, places)
-            return _train_in_ranks(asked, places, meeting)
-        except (ValueError, OSError):
-            _unmake(made)
-            raise
+        return _train_after(meeting, asked)
     finally:
         meeting.close()
+
+
+def _train_after(meeting: Meeting, asked: Asked) -> int:
+    if meeting.node > 0:
+        os.environ[RUN_FOLDER] = meeting.hear()
+    places, made = claim(asked)
+    try:
+        if asked.config.parallel.world_size == 1:
+            return _train_here(asked, places)
+        return _train_in_ranks(asked, places, meeting)
+    except (ValueError, OSError):
+        _unmake(made)
+        raise
 
 
 def claim(asked: Asked) -> tuple[Places, list[Path]]:

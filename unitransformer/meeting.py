@@ -15,14 +15,17 @@ from dataclasses import asdict
 
 from torch._C._distributed_c10d import TCPStore
 
-from unitransformer.config import ParallelConfig
 from unitransformer.failures import Failure
 
 WAIT = datetime.timedelta(minutes=10)  # for other nodes to be started
 ANSWER = datetime.timedelta(seconds=5)  # of a store that is there
 LOOK_S = 0.5  # between two looks at what other nodes say
 LAST_WORDS_S = 2.0  # that a node which has failed waits for what others know
+LINGER = datetime.timedelta(seconds=10)  # that a node which is refused waits for others
+BACKLOG = 4096  # launchers and ranks that call at once
 FOLDER, FAILED = "unitransformer/folder", "unitransformer/failed"
+HEARD = "unitransformer/heard"
+REFUSED = ""  # in place of a folder
 
 
 def agree_on_folder(choose: Callable[[], str]) -> str:
@@ -60,41 +63,63 @@ class Meeting:
         ValueError: several nodes and no word where the first is, or its port is taken.
     """
 
-    def __init__(self, parallel: ParallelConfig) -> None:
-        check_meeting_point(parallel)
-        self.node = int(os.environ.get("NODE_RANK", 0)) if parallel.num_nodes > 1 else 0
-        self.num_nodes = parallel.num_nodes
+    def __init__(self, num_nodes: int = 1) -> None:
+        check_meeting_point(num_nodes)
+        self.node = int(os.environ.get("NODE_RANK", 0)) if num_nodes > 1 else 0
+        self.num_nodes = num_nodes
         self._store: TCPStore | None = None
         self._listener: socket.socket | None = None
         self._looked_s = 0.0
         self._has_failed = False
+        self._has_shared = False
         self.address = ("127.0.0.1", 0)
         if self.num_nodes > 1:
             self.address = (os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))
         if self.node == 0:
-            self._listener = _listen(self.address, 2 * parallel.world_size, self.num_nodes)
+            self._listener = _listen(self.address, num_nodes)
             self.address = (self.address[0], self._listener.getsockname()[1])
 
     def hear(self) -> str:
         """On all nodes but the first: what that one has told.
 
         Raises:
-            ValueError: it has not been started, or has ended.
+            ValueError: it has not been started, has ended, or was refused.
         """
+        self._call(WAIT)
+        assert self._store is not None
         try:
-            self._store = TCPStore(*self.address, is_master=False, timeout=WAIT)
             told = self._store.get(FOLDER).decode()
             self._store.set_timeout(ANSWER)
+            self._store.set(f"{HEARD}/{self.node}", "")
+            if told == REFUSED:
+                self._has_shared = True
+                raise ValueError(json.loads(self._store.get(f"{FAILED}/0"))["message"])
         except RuntimeError as error:
-            raise ValueError(
-                f"MASTER_ADDR {self.address[0]}: the first node does not answer at port "
-                f"{self.address[1]}; start it first, and look there for an error"
-            ) from error
+            raise self._silence() from error
         return told
+
+    def _call(self, patience: datetime.timedelta) -> None:
+        """Find the first node's store, which may not have been opened yet."""
+        until_s = time.monotonic() + patience.total_seconds()
+        while self._store is None:
+            if time.monotonic() > until_s:
+                raise self._silence()
+            with contextlib.suppress(OSError, RuntimeError):
+                # Torch's own way to wait for a listener cannot be interrupted.
+                socket.create_connection(self.address, timeout=LOOK_S).close()
+                self._store = TCPStore(*self.address, is_master=False, timeout=patience)
+                return
+            time.sleep(LOOK_S)
+
+    def _silence(self) -> ValueError:
+        return ValueError(
+            f"MASTER_ADDR {self.address[0]}: the first node does not answer at port "
+            f"{self.address[1]}; start it first, and look there for an error"
+        )
 
     def open(self, told: str) -> None:
         """Open the store on the first node, for ranks and launchers; they are forked before."""
-        if self._listener is None:
+        if self._listener is None or self._store is not None:
             return
         self._store = TCPStore(
             *self.address,
@@ -103,6 +128,35 @@ class Meeting:
             master_listen_fd=self._listener.detach(),
         )
         self._store.set(FOLDER, told)
+
+    def refuse(self, error: Exception) -> None:
+        """Tell the other nodes that this one does not begin: their ranks would wait for its own.
+
+        They may come a little later.
+        """
+        if self.num_nodes == 1:
+            return
+        with contextlib.suppress(RuntimeError, ValueError):  # nobody is there any more
+            self.open(REFUSED)
+            self._call(LINGER)
+            assert self._store is not None
+            if not self._has_shared:
+                told = f"node {self.node} is refused: {error}"
+                failure = Failure(
+                    rank=0,
+                    type="Refusal",
+                    message=told,
+                    lines=[],
+                    is_bad_usage=True,
+                    at_s=time.time(),
+                )
+                self._store.set(f"{FAILED}/{self.node}", json.dumps(asdict(failure)))
+                self._store.set(FAILED, "")
+            self._store.set(f"{HEARD}/{self.node}", "")
+            others = [f"{HEARD}/{node}" for node in range(1, self.num_nodes)]
+            until_s = time.monotonic() + LINGER.total_seconds()
+            while self.node == 0 and time.monotonic() < until_s and not self._store.check(others):
+                time.sleep(0.05)
 
     def close(self) -> None:
         if self._listener is not None:
@@ -130,6 +184,7 @@ class Meeting:
         found = [] if failure is None else [failure]
         if self.num_nodes == 1 or self._store is None:
             return found
+        self._has_shared = True
         told = json.dumps(None if failure is None else asdict(failure))
         with contextlib.suppress(RuntimeError):
             self._store.set(f"{FAILED}/{self.node}", told)
@@ -143,13 +198,13 @@ class Meeting:
         return found
 
 
-def check_meeting_point(parallel: ParallelConfig) -> None:
+def check_meeting_point(num_nodes: int) -> None:
     """Raises ValueError where several nodes are not told where they meet."""
-    wanted = ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK") if parallel.num_nodes > 1 else ()
+    wanted = ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK") if num_nodes > 1 else ()
     missing = [name for name in wanted if name not in os.environ]
     if missing:
         raise ValueError(
-            f"num-nodes is {parallel.num_nodes} and {_listed(missing)} not set: start the "
+            f"num-nodes is {num_nodes} and {_listed(missing)} not set: start the "
             "command on every node with MASTER_ADDR, MASTER_PORT and NODE_RANK, or with "
             "torchrun or srun"
         )
@@ -160,7 +215,7 @@ def _listed(names: list[str]) -> str:
     return f"{', '.join(most)} and {last} are" if most else f"{last} is"
 
 
-def _listen(address: tuple[str, int], backlog: int, num_nodes: int) -> socket.socket:
+def _listen(address: tuple[str, int], num_nodes: int) -> socket.socket:
     host, port = address
     listener = socket.socket()
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -169,5 +224,5 @@ def _listen(address: tuple[str, int], backlog: int, num_nodes: int) -> socket.so
     except OSError as error:
         listener.close()
         raise ValueError(f"MASTER_PORT {port} cannot be used ({error.strerror})") from error
-    listener.listen(backlog)
+    listener.listen(BACKLOG)
     return listener

@@ -159,6 +159,27 @@ def test_a_rank_of_another_node_is_named_by_both(
         assert "error: rank 1 of 2: " in said, said
 
 
+@pytest.mark.parametrize("refused", [0, 1])
+def test_a_node_that_is_refused_ends_the_other(refused: int, tmp_path: Path) -> None:
+    meet = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    nodes = [
+        begin(
+            *("gpt", tmp_path / str(node), "--devices", "1", "--num-nodes", "2", *MANY),
+            *(("--init-from", "nowhere") if node == refused else ()),
+            variables=meet | {"NODE_RANK": str(node)},
+        )
+        for node in range(2)
+    ]
+    for process in nodes:
+        process.join(120)  # less than they wait for one another
+    assert [process.exitcode for process in nodes] == [2, 2]
+    why = "init-from nowhere does not exist; check the path"
+    said = [(tmp_path / str(node) / "output.log").read_text().splitlines()[-1] for node in range(2)]
+    assert said[refused] == f"error: {why}"
+    assert said[1 - refused] == f"error: node {refused} is refused: {why}"
+    assert not list(tmp_path.rglob("record.json"))
+
+
 @pytest.mark.alone
 def test_a_node_that_is_gone_ends_the_other(tmp_path: Path) -> None:
     options = ("--devices", "1", "--num-nodes", "2", "--batch-size", "4", *MANY)

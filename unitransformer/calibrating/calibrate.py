@@ -94,7 +94,7 @@ def calibrate(options: Options, words: Sequence[str]) -> int:
     parallel, device = _resolve(options)
     if parallel.world_size == 1 or process.launched_shape() is not None:
         return _measure_and_write(options, parallel, device, words)
-    meeting = Meeting(parallel)
+    meeting = Meeting()
     try:
         ended = launch(
             parallel,
