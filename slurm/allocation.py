@@ -47,6 +47,7 @@ class Words:
     python: str
     srun: Sequence[str]
     local_disk: Path | None
+    given: Sequence[str]  # as it stands
 
 
 def read_allocation(variables: Mapping[str, str]) -> Allocation:
@@ -107,7 +108,13 @@ def read_words(argv: Sequence[str], allocation: Allocation) -> Words:
         python=own.python,
         srun=own.srun,
         local_disk=own.local_disk,
+        given=list(argv),
     )
+
+
+def errors_of(allocation: Allocation, words: Words) -> Path:
+    """Where the ranks of this start say why they failed, and show that they live."""
+    return words.folder / f"errors-{allocation.job}-{allocation.restart}"
 
 
 def confirmed(allocation: Allocation) -> Allocation:

@@ -9,6 +9,7 @@ All but the script are JSON, and without its suffix: a report takes them for no 
     task-3/        the same of one task of an array
 """
 
+import datetime
 import json
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -33,6 +34,11 @@ class Attempt:
     reason: str = ""  # in words
     is_requeued: bool = False
 
+    @property
+    def since_s(self) -> float:
+        """Clock time; what is older is another's. File systems round."""
+        return datetime.datetime.fromisoformat(self.started_at).timestamp() - 1
+
 
 def write_attempt(folder: Path, attempt: Attempt) -> None:
     """Whole or not at all; raises OSError."""
@@ -46,6 +52,12 @@ def list_attempts(folder: Path) -> list[Attempt]:
     names = {item.name for item in fields(Attempt)}
     attempts = [Attempt(**each) for each in found if each is not None and each.keys() == names]
     return sorted(attempts, key=lambda attempt: attempt.started_at)
+
+
+def read_attempt(folder: Path, attempt: Attempt) -> Attempt:
+    """As it stands now: who has found its node dead may have settled it."""
+    same = [each for each in list_attempts(folder) if each.started_at == attempt.started_at]
+    return same[0] if same else attempt
 
 
 def last_attempt(folder: Path) -> Attempt | None:

@@ -98,17 +98,36 @@ def is_taken_back(job: str) -> bool:
     return ends and words.get("Reason") != "TimeLimit"
 
 
-def requeue(job: str, *, exclude: Sequence[str] = ()) -> str | None:
+def names_of(node_list: str) -> list[str]:
+    """node[1-2] as node1, node2: the order in which ranks are dealt out; the first runs the batch
+    script."""
+    return call("scontrol", "show", "hostnames", node_list).stdout.split()
+
+
+def down(names: Sequence[str]) -> list[str]:
+    """Which of these nodes SLURM itself takes for dead.
+
+    Raises:
+        ValueError, RuntimeError: as `call`.
+    """
+    done = insist("sinfo", "--noheader", "--Node", f"--nodes={','.join(names)}", "--format=%N %T")
+    states = dict(line.split() for line in done.stdout.splitlines())
+    return [name for name in names if states.get(name, "").startswith("down")]
+
+
+def requeue(job: str, *, restart: int, exclude: Sequence[str] = ()) -> str | None:
     """Queue a job that runs again, under the same id; returns why that cannot be, or None.
 
     Args:
+        restart: how often it has been before; if SLURM has done it itself, it is not done twice.
         exclude: nodes on which it shall not start again, beside those it was to avoid before.
     """
     try:
         (words,) = show(job)
-        done = insist("scontrol", "requeue", job)
-        if done.returncode:
-            return said(done)
+        if int(words.get("Restarts", 0)) <= restart:
+            done = insist("scontrol", "requeue", job)
+            if done.returncode:
+                return said(done)
         if exclude:
             before = words.get("ExcNodeList", "(null)")
             names = [*([] if before == "(null)" else [before]), *exclude]

@@ -1,4 +1,4 @@
-"""A real SLURM on this machine: two nodes with fake GPUs, each with a host name and processes of
+"""A real SLURM on this machine: three nodes with fake GPUs, each with a host name and processes of
 its own, one controller, munge. Everything lies in one folder and ends with this process.
 """
 
@@ -15,7 +15,9 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-NODES = ("node1", "node2")
+import psutil
+
+NODES = ("node1", "node2", "node3")
 GPUS = 8
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "unshare", "setpriv")
 INSTALL = "apt-get install -y --no-install-recommends slurmctld slurmd slurm-client munge"
@@ -61,7 +63,7 @@ PartitionName=high PriorityTier=9 PreemptMode=OFF
 NODE = (
     "NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs=16 Boards=1 "
     "SocketsPerBoard=1 CoresPerSocket=16 ThreadsPerCore=1 RealMemory=4000 Gres=gpu:h200:8 "
-    "State=UNKNOWN"
+    "Weight={weight} State=UNKNOWN"  # a job is given them in this order
 )
 
 
@@ -87,6 +89,7 @@ class Cluster:
         self.root = root
         self.variables = {"SLURM_CONF": str(root / "etc/slurm.conf"), "PATH": _path()}
         self._daemons: dict[str, subprocess.Popen[bytes]] = {}
+        self._frozen: set[str] = set()
         self._ports = _free_ports(1 + len(NODES))
 
     def start(self) -> None:
@@ -120,11 +123,29 @@ class Cluster:
 
     def kill_node(self, name: str) -> None:
         """As a power failure does: slurmd and every process of the node are gone."""
+        self._frozen.discard(name)
         self._daemons[name].kill()
         self._daemons[name].wait()
 
+    def freeze_node(self, name: str) -> None:
+        """As a power failure looks from outside: nothing answers, and no connection is reset."""
+        self._frozen.add(name)
+        inside = psutil.Process(self._daemons[name].pid)
+        frozen: set[int] = set()
+        while new := [each for each in inside.children(recursive=True) if each.pid not in frozen]:
+            for process in new:  # one may have been started meanwhile
+                process.suspend()
+                frozen.add(process.pid)
+
+    def declare_dead(self, name: str) -> None:
+        """As SLURM itself does after its SlurmdTimeout, of five minutes; the node is gone."""
+        self.kill_node(name)
+        self.say("scontrol", "update", f"NodeName={name}", "State=DOWN", "Reason=died")
+
     def restore(self) -> None:
         """Every node up and idle, the queue empty."""
+        for name in [*self._frozen]:
+            self.kill_node(name)
         self.say("scancel", "--user", getpass.getuser())
         for name in NODES:
             if self._daemons[name].poll() is not None:
@@ -193,8 +214,8 @@ class Cluster:
     def _configure(self) -> None:
         etc, host = self.root / "etc", socket.gethostname()
         nodes = [
-            NODE.format(name=name, host=host, port=port)
-            for name, port in zip(NODES, self._ports[1:], strict=True)
+            NODE.format(name=name, host=host, port=port, weight=weight)
+            for weight, (name, port) in enumerate(zip(NODES, self._ports[1:], strict=True), 1)
         ]
         config = CONFIG.format(
             host=host,

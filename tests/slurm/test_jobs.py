@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,12 @@ from unitransformer.checkpoints import list_checkpoints
 STEPS = 400
 LONG = ("--max-steps", str(STEPS), "--validate-every", str(STEPS), "--log-every", "5")
 TWO_NODES = ("--nodes", "2", "--devices", "1", "--time", "10")
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Any]:
+    """Record of one process that trains what the jobs here do."""
+    return train("gpt", tmp_path_factory.mktemp("one") / "run", "--batch-size", "8", *LONG)
 
 
 def tiny(folder: Path, *options: str) -> list[str]:
@@ -74,11 +81,12 @@ def wait_for_status(folder: Path, told: str) -> None:
 
 
 def test_two_nodes_train_what_one_process_trains_and_a_stop_changes_nothing(
-    cluster: Cluster, work: Path, capsys: pytest.CaptureFixture[str]
+    cluster: Cluster,
+    work: Path,
+    uninterrupted: Mapping[str, Any],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Submitted; stopped by the signal ahead of a limit; queued again; gone on; done."""
-    (work / "one").mkdir()
-    one = train("gpt", work / "one" / "run", "--batch-size", "8", *LONG)
     job, folder = send(work, *TWO_NODES, recipe=LONG)
     said = capsys.readouterr().out
     assert f"job     {job}" in said
@@ -94,7 +102,7 @@ def test_two_nodes_train_what_one_process_trains_and_a_stop_changes_nothing(
     assert record["status"] == "ok"
     assert record["config"]["parallel"]["num_nodes"] == 2
     assert record["launches"] == [0, int(kept.name.removeprefix("step-"))]
-    assert record["loss"] == pytest.approx(one["loss"], rel=1e-5)
+    assert record["loss"] == pytest.approx(uninterrupted["loss"], rel=1e-5)
     wait_for_status(folder, rf"gpt +done +{STEPS}/{STEPS}")
     assert (folder / f"attempt-{job}-1").exists()
     # The same script again finds the run done, by its record.
@@ -155,20 +163,44 @@ def find_rank(node: str) -> int:
 
 
 @pytest.mark.alone
-def test_a_dead_node_ends_the_job_which_goes_on_without_it(cluster: Cluster, work: Path) -> None:
-    job, folder = send(work, *TWO_NODES, recipe=(*LONG, "--checkpoint-every", "5"))
-    wait_for_step(folder, 15)
+@pytest.mark.parametrize(
+    ("node", "rank", "dies", "is_over"),
+    [
+        ("node2", 1, Cluster.kill_node, True),
+        ("node2", 1, Cluster.freeze_node, False),
+        ("node1", 0, Cluster.kill_node, False),  # which runs the batch script
+    ],
+)
+def test_a_dead_node_ends_the_job_which_goes_on_without_it(
+    node: str,
+    rank: int,
+    dies: Callable[[Cluster, str], None],
+    is_over: bool,
+    cluster: Cluster,
+    work: Path,
+    uninterrupted: Mapping[str, Any],
+) -> None:
+    job, folder = send(work, *TWO_NODES, recipe=(*LONG, "--checkpoint-every", "20"))
+    wait_for_step(folder, 25)
     died_s = time.monotonic()
-    cluster.kill_node("node2")
+    dies(cluster, node)
     wait_for_outcome(folder, "failed", timeout_s=60)
     assert time.monotonic() - died_s < 30
     attempt = last_attempt(folder)
     assert attempt is not None
     assert attempt.is_requeued
-    assert attempt.reason == "rank 1 of 2: node2 does not answer any more"
+    assert attempt.reason == f"rank {rank} of 2: {node} does not answer any more"
+    until(lambda: cluster.state(job)["ExcNodeList"] == node, "the node is excluded", 120)
     assert record_of(folder)["error"]["type"] == "NodeFailure"
-    until(lambda: cluster.state(job)["ExcNodeList"] == "node2", "the node is excluded")
-    cluster.say("scancel", job)
+    if is_over:
+        cluster.say("scancel", job)
+        return
+    cluster.declare_dead(node)
+    wait_for_outcome(folder, "done")
+    assert cluster.state(job)["Restarts"] == "1"
+    record = record_of(folder)
+    assert record["launches"][1] >= 20
+    assert record["loss"] == pytest.approx(uninterrupted["loss"], rel=1e-5)
 
 
 def test_a_cancelled_job_saves_and_is_not_queued_again(cluster: Cluster, work: Path) -> None:
@@ -275,7 +307,7 @@ def test_a_sweep_is_shared_by_the_tasks_of_an_array(
     [
         (("--partition", "nowhere"), "invalid partition specified: nowhere"),
         (("--gpu-type", "b200"), "Requested node configuration is not available"),
-        (("--nodes", "3"), "Node count specification invalid"),
+        (("--nodes", "4"), "Node count specification invalid"),
         (("--time", "3-0"), "[Tt]ime limit"),
         (("--devices", "64"), "More processors requested than permitted"),
     ],

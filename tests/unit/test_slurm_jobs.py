@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from slurm import allocation, job, status, submit
+from slurm import allocation, job, settling, status, submit
 from slurm.allocation import check_shape, confirmed, option_of, read_allocation, read_words
-from slurm.job import Ended, command_of, settle
 from slurm.markers import Attempt, last_attempt, write_attempt
 from slurm.nodes import dead_nodes
 from slurm.queue import Queued
+from slurm.running import command_of, variables_of
+from slurm.settling import Ended, settle
 from unitransformer.records import PROGRESS
 
 VARIABLES = {
@@ -170,7 +171,7 @@ def test_nodes_may_fail_so_often_and_no_more() -> None:
     assert settle(ATTEMPT, Ended(exit_code=137, dead_nodes=["node2"]), before=stops).requeue
 
 
-@pytest.mark.parametrize("reason", [job.NOT_BEGUN, job.GIVEN_BACK])
+@pytest.mark.parametrize("reason", [settling.NOT_BEGUN, settling.GIVEN_BACK])
 def test_what_is_stopped_with_nothing_saved_does_not_go_round_for_ever(reason: str) -> None:
     assert again(Ended(exit_code=75, reason=reason), 5) == [True] * 4 + [False]
     # One that gets further each time does.
@@ -181,7 +182,7 @@ def test_a_node_is_dead_only_if_none_of_its_ranks_left_a_word(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given = read_allocation({**VARIABLES, "SLURM_TASKS_PER_NODE": "2(x2)"})
-    monkeypatch.setattr("slurm.nodes.names_of", lambda allocation: ["node1", "node2"])
+    monkeypatch.setattr("slurm.queue.names_of", lambda node_list: ["node1", "node2"])
     (tmp_path / "0.failure").touch()
     assert dead_nodes(given, tmp_path, ["node2"]) == {"node2": [2, 3]}
     (tmp_path / "3.stopped").touch()
@@ -344,10 +345,10 @@ def test_a_dry_run_prints_a_script_and_needs_no_slurm(
 def test_caches_lie_on_the_nodes_own_disk_job_by_job(tmp_path: Path) -> None:
     given = read_allocation(VARIABLES)
     words = words_of(f"--local-disk {tmp_path} recipes.gpt")
-    found = [job._variables(replace(given, job=number), words, tmp_path) for number in ("7", "8")]
+    found = [variables_of(replace(given, job=number), words) for number in ("7", "8")]
     caches = [each["TORCHINDUCTOR_CACHE_DIR"] for each in found]
     assert caches == [f"{tmp_path}/unitransformer-{number}/inductor" for number in (7, 8)]
-    assert "TORCHINDUCTOR_CACHE_DIR" not in job._variables(given, words_of("sweep"), tmp_path)
+    assert "TORCHINDUCTOR_CACHE_DIR" not in variables_of(given, words_of("sweep"))
 
 
 @pytest.mark.parametrize(("seeds", "told"), [(3, "0-2%8"), (1001, "0-999%8")])
