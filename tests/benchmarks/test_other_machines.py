@@ -22,7 +22,11 @@ TIMED = "test_step_time.py::test_step_time[vit]"
 def bench(
     repository: Path, folder: Path, tests: Sequence[str], *options: str
 ) -> subprocess.CompletedProcess[str]:
-    """On a processor that does nothing at once; `folder` is the working directory."""
+    """On a processor that does nothing at once; `folder` is the working directory.
+
+    A worker of pytest-xdist hands its name on, and pytest-benchmark measures nothing there.
+    """
+    inherited = {name: value for name, value in os.environ.items() if "XDIST" not in name}
     return subprocess.run(
         [
             *(sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-rs", *options),
@@ -30,7 +34,7 @@ def bench(
             *(str(repository / "tests" / "benchmarks" / test) for test in tests),
         ],
         cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(repository), "ATEN_CPU_CAPABILITY": "default"},
+        env={**inherited, "PYTHONPATH": str(repository), "ATEN_CPU_CAPABILITY": "default"},
         capture_output=True,
         text=True,
         timeout=500,
