@@ -4,7 +4,6 @@ A cell that ran has a run record beside its outcome; one that was refused, kille
 another cell has only this.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any
 from scaling.checks import NUMBER, Kinds, check_fields
 from unitransformer.config import Recipe, RunConfig, from_dict
 from unitransformer.records import STATUSES, Status, write_atomically
-from unitransformer.sealed import check_seals, read_sealed, seal
+from unitransformer.sealed import check_seals, read_sealed, seal, to_text
 
 SCHEMA = 1
 KIND = "cell"
@@ -73,7 +72,7 @@ def write_outcome(outcome: Outcome, folder: Path) -> Path:
     """Put it into its cell's folder, whole or not at all; raises OSError."""
     content = {"schema": SCHEMA, "kind": KIND, **asdict(outcome)}
     path = folder / FILE
-    write_atomically(path, json.dumps(seal(content), indent=1, allow_nan=False).encode())
+    write_atomically(path, to_text(seal(content)).encode())
     return path
 
 

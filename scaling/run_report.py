@@ -5,6 +5,7 @@ from pathlib import Path
 
 from scaling import certificates
 from scaling.exports import to_csv, to_json
+from scaling.found import open_kept
 from scaling.markdown import count
 from scaling.places import check_writable
 from scaling.report import draw_plots, render_report
@@ -38,7 +39,12 @@ def run_report(options: ReportOptions) -> str | None:
 
 def _write(options: ReportOptions) -> str | None:
     out, plots = options.out, options.plots
-    store = load_store(options.folders, relative_to=out.parent, processes=available_cores())
+    store = load_store(
+        options.folders,
+        relative_to=out.parent,
+        processes=available_cores(),
+        kept=open_kept(),
+    )
     if not (store.runs or store.certificates or store.cells):
         folders = " and ".join(map(str, options.folders))
         raise ValueError(f"{folders}: no run record below; {_left_out(store)}")

@@ -5,6 +5,7 @@ files are relative to a folder the caller gives, so that what is made of them ca
 """
 
 import contextlib
+import dataclasses
 import functools
 import gc
 import hashlib
@@ -14,7 +15,7 @@ import multiprocessing
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from types import NoneType
 from typing import Any, Literal
@@ -30,6 +31,7 @@ from scaling.checks import (
     fits,
     look_up,
 )
+from scaling.found import Found, Kept
 from scaling.outcomes import Outcome, is_outcome, read_outcome
 from unitransformer.calibrating.store import read_ceiling
 from unitransformer.checkpoint_names import is_checkpoint_name
@@ -38,8 +40,8 @@ from unitransformer.flops import count_flops, count_parameters
 from unitransformer.log_lines import log_lines
 from unitransformer.passport import Row
 from unitransformer.readout import Readout, passport_of, read_out, recorded_steady, steady_of
-from unitransformer.records import Record, validate
-from unitransformer.sealed import SEALS, read_sealed
+from unitransformer.records import Record, config_of, validate
+from unitransformer.sealed import SEALS, parse_sealed
 from unitransformer.statistics.comparisons import Launch, describe_launch
 from unitransformer.statistics.steady import Steady
 from unitransformer.tasks import perplexity
@@ -118,6 +120,9 @@ class Run:
     name: str  # of its file
     record: Record
     config: RunConfig
+    found: Found | None = dataclasses.field(
+        default=None, compare=False, repr=False
+    )  # in it, earlier
 
     @property
     def is_ok(self) -> bool:
@@ -156,6 +161,8 @@ class Run:
     @functools.cached_property
     def readout(self) -> Readout | None:
         """Figures of the steady steps, out of the samples; None without a steady state."""
+        if self.found is not None:
+            return self.found.readout
         record = self.record
         return read_out(
             record["step_s"],
@@ -168,12 +175,16 @@ class Run:
     @functools.cached_property
     def steady_today(self) -> Steady:
         """The steady state of the last launch as this version of the code finds it."""
+        if self.found is not None:
+            return self.found.steady_today
         record = self.record
         return steady_of(record["step_s"], launches=record["launches"], unsteady=self.unsteady)
 
     @functools.cached_property
     def launch(self) -> Launch:
         """Its steady steps beside those of other launches."""
+        if self.found is not None and self.found.launch is not None:
+            return self.found.launch
         return describe_launch(self.steady_s)
 
     @property
@@ -243,11 +254,18 @@ class Store:
 _Read = Run | Certificate | Outcome | LeftOut
 
 
-def load_store(folders: Sequence[Path], *, relative_to: Path, processes: int = 1) -> Store:
+def load_store(
+    folders: Sequence[Path],
+    *,
+    relative_to: Path,
+    processes: int = 1,
+    kept: Kept | None = None,
+) -> Store:
     """Read every `*.json` below `folders`, what is hidden and checkpoints aside.
 
     Args:
         relative_to: folder from which the names lead to the files.
+        kept: what was found in the same records before, and is not found again.
         processes: at most so many read beside each other, where there are thousands of files.
             They find the figures of the runs as well. They start anew: a script that asks for
             several has its work below `if __name__ == "__main__"`.
@@ -262,7 +280,7 @@ def load_store(folders: Sequence[Path], *, relative_to: Path, processes: int = 1
     certificates: list[Certificate] = []
     outcomes: dict[str, Outcome] = {}
     left_out = [_closed_folder(error, relative_to) for error in closed]
-    for name, read in _read_all(found, processes):
+    for name, read in _read_all(found, processes, kept):
         if isinstance(read, LeftOut):
             left_out.append(read)
             continue
@@ -323,6 +341,8 @@ def relative_name(path: Path, folder: Path) -> str:
 
 def find_contradictions(run: Run) -> list[str]:
     """Derived fields of a run that ended well that its own samples and config contradict."""
+    if run.found is not None:
+        return list(run.found.contradictions)
     rate, record = f"{run.unit}s_per_s", run.record
     figures = {} if run.readout is None else run.readout.as_dict()
     return _differences(
@@ -341,14 +361,16 @@ def find_contradictions(run: Run) -> list[str]:
 def find_recounts(run: Run) -> list[str]:
     """FLOPs, and the begin of the steady state, that this version of the code finds otherwise than
     the one that wrote the record."""
-    field, record = f"flops_per_{run.unit}", run.record
+    if run.found is not None:
+        return list(run.found.recounts)
+    flops, record = f"flops_per_{run.unit}", run.record
     start = run.steady_today.start
     start = None if start is None else record["launches"][-1] + start
     return _differences(
         {
             "steady_from": (record["steady_from"], start),
             **{
-                f"{field}.{name}": (look_up(run.record, f"{field}.{name}"), count)
+                f"{flops}.{name}": (look_up(record, f"{flops}.{name}"), count)
                 for name, count in count_flops(run.config).items()
             },
         }
@@ -395,19 +417,22 @@ def _closed_folder(error: OSError, relative_to: Path) -> LeftOut:
     return LeftOut(name=name, kind="damaged", reason=f"cannot be read: {error.strerror}")
 
 
-def _read_all(found: Mapping[str, Path], processes: int) -> Iterator[tuple[str, _Read]]:
+def _read_all(
+    found: Mapping[str, Path], processes: int, kept: Kept | None
+) -> Iterator[tuple[str, _Read]]:
     """What is in each file, in the order of the names."""
     names = sorted(found)
     paths = [found[name] for name in names]
     processes = min(processes, len(names) // FILES_OF_A_PROCESS)
     with no_collection():
         if processes < 2:
-            yield from zip(names, map(_read, paths, names), strict=True)
+            read = functools.partial(_read, kept=kept, finds=kept is not None)
+            yield from zip(names, map(read, paths, names), strict=True)
             return
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(processes, mp_context=context) as pool:
-            read = pool.map(_read_and_figure, paths, names, chunksize=CHUNK)
-            yield from zip(names, read, strict=True)
+            read = functools.partial(_read, kept=kept, finds=True)
+            yield from zip(names, pool.map(read, paths, names, chunksize=CHUNK), strict=True)
 
 
 @contextlib.contextmanager
@@ -422,23 +447,41 @@ def no_collection() -> Iterator[None]:
             gc.enable()
 
 
-def _read_and_figure(path: Path, name: str) -> _Read:
-    """As `_read`; a run comes with what is costly to find."""
-    read = _read(path, name)
-    if isinstance(read, Run) and read.is_ok:
+def _read(path: Path, name: str, *, kept: Kept | None, finds: bool) -> _Read:
+    """What is in a file; `finds`: a run comes with what is costly to find."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        return LeftOut(name=name, kind="damaged", reason=f"cannot be read: {error.strerror}")
+    if kept is not None and (found := kept.recall(content)) is not None:
+        # Seals and fields held when it was found in these very bytes.
+        record = json.loads(content)
+        return Run(name=name, record=record, config=config_of(record), found=found)
+    read = _parse(content, name)
+    if finds and isinstance(read, Run) and read.is_ok:
         with contextlib.suppress(ValueError):  # told when somebody asks
-            _ = read.readout, read.steady_today
-            _ = read.readout and read.launch
+            found = _find(read)
+            read = replace(read, found=found)
+            if kept is not None:
+                kept.keep(content, found)
     return read
 
 
-def _read(path: Path, name: str) -> _Read:
+def _find(run: Run) -> Found:
+    return Found(
+        readout=run.readout,
+        launch=None if run.readout is None else run.launch,
+        steady_today=run.steady_today,
+        contradictions=tuple(find_contradictions(run)),
+        recounts=tuple(find_recounts(run)),
+    )
+
+
+def _parse(content: bytes, name: str) -> _Read:
     try:
-        record, seals_hold = read_sealed(path)
+        record, seals_hold = parse_sealed(content)
     except ValueError as error:
         return LeftOut(name=name, kind="damaged", reason=str(error))
-    except OSError as error:
-        return LeftOut(name=name, kind="damaged", reason=f"cannot be read: {error.strerror}")
     is_ours = isinstance(record, dict) and record.keys() & {"schema", "step_s"}
     if not is_ours or record.get("kind") == "study":
         return LeftOut(name=name, kind="foreign", reason="not a run record")

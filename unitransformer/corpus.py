@@ -19,7 +19,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import platformdirs
 import tokenizers
 from filelock import FileLock
 from rich.console import Console
@@ -32,6 +31,7 @@ from rich.progress import (
 )
 from tokenizers import Tokenizer
 
+from unitransformer.places import cache_folder
 from unitransformer.tokenization import (
     Encoder,
     TokenArray,
@@ -109,7 +109,7 @@ def load_corpus(
         OSError: the cache cannot be written.
     """
     text = _find_text(source)
-    cache = cache_dir or _default_cache()
+    cache = cache_dir or cache_folder()
     entry = cache / _entry_name(text, kind, vocabulary_size)
     with _naming_cache(cache):
         if not _is_complete(entry):
@@ -124,11 +124,6 @@ def load_corpus(
                         show_progress=show_progress,
                     )
         return _load_entry(entry, text)
-
-
-def _default_cache() -> Path:
-    folder = os.environ.get("UNITRANSFORMER_CACHE")
-    return Path(folder).expanduser() if folder else platformdirs.user_cache_path("unitransformer")
 
 
 # ---- finding the text

@@ -1,7 +1,16 @@
-"""Can a place be written? Asked before anything expensive starts."""
+"""Where things may be put. Whether a place can be written is asked before anything expensive."""
 
+import os
 import tempfile
 from pathlib import Path
+
+import platformdirs
+
+
+def cache_folder() -> Path:
+    """Of what can be made again: $UNITRANSFORMER_CACHE, else the user's folder for caches."""
+    folder = os.environ.get("UNITRANSFORMER_CACHE")
+    return Path(folder).expanduser() if folder else platformdirs.user_cache_path("unitransformer")
 
 
 def why_closed(path: Path) -> tuple[Path, str] | None:

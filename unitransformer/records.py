@@ -6,7 +6,6 @@ after it was written is noticed, to the digit.
 """
 
 import contextlib
-import json
 import math
 import os
 import secrets
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
 from unitransformer.config import RunConfig, from_dict
-from unitransformer.sealed import check_seals, read_sealed, seal
+from unitransformer.sealed import check_seals, read_sealed, seal, to_text
 
 SCHEMA = 2
 PROGRESS = "progress"  # beside the record while a run goes on: JSON, and no record
@@ -152,8 +151,7 @@ def write_record(record: Record, path: Path) -> Record:
     """
     sealed = seal(record)
     validate(sealed)
-    text = json.dumps(sealed, indent=1, allow_nan=False)
-    write_atomically(path, text.encode())
+    write_atomically(path, to_text(sealed).encode())
     return sealed
 
 

@@ -20,6 +20,19 @@ def seal(content: Mapping[str, Any]) -> dict[str, Any]:
     return {**fields, SEALS: {name: _seal(value) for name, value in fields.items()}}
 
 
+def to_text(content: Mapping[str, Any]) -> str:
+    """JSON with a line for each top-level field: what is sealed stands in it to the letter.
+
+    Raises:
+        ValueError: a number that JSON has no word for.
+    """
+    fields = (
+        f" {json.dumps(name)}: {json.dumps(value, allow_nan=False)}"
+        for name, value in content.items()
+    )
+    return "{\n" + ",\n".join(fields) + "\n}\n"
+
+
 def check_seals(content: Mapping[str, Any], where: str) -> None:
     """Raises ValueError for the first field that is not as it was written."""
     seals = content.get(SEALS)
@@ -46,16 +59,20 @@ def read_json(path: Path) -> Any:
 
 
 def read_sealed(path: Path) -> tuple[Any, bool]:
-    """The values in a file that was written by `json.dumps`, and whether all its seals hold.
+    """As `parse_sealed`, of a file; raises OSError where it cannot be read."""
+    return parse_sealed(path.read_bytes())
+
+
+def parse_sealed(content: bytes) -> tuple[Any, bool]:
+    """The values in JSON, and whether all its seals hold.
 
     Where they do, which is found on the text, `check_seals` need not be asked.
 
     Raises:
         ValueError: not JSON, or a number that is spelled otherwise than Python spells it.
-        OSError: it cannot be read.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = content.decode()
         values = json.loads(text)
         if _holds(values, text):
             return values, True
@@ -69,8 +86,8 @@ def read_sealed(path: Path) -> tuple[Any, bool]:
 
 
 def _holds(values: Any, text: str) -> bool:
-    """Whether every field stands in a text of `json.dumps(seal(...), indent=1)` to the letter as it
-    was sealed. False says nothing: the text may have been laid out anew."""
+    """Whether every field stands in a text of `to_text`, or of `json.dumps(..., indent=1)`, to the
+    letter as it was sealed. False says nothing: the text may have been laid out anew."""
     seals = values.get(SEALS) if isinstance(values, dict) else None
     if not isinstance(seals, dict) or list(values) != [*seals, SEALS]:
         return False

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from scaling.found import Kept
 from scaling.report import render_report
 from scaling.store import Run, Store, find_contradictions, find_recounts, load_store
 from unitransformer.config import RunConfig, from_dict
@@ -65,9 +66,9 @@ def _vary(record: dict[str, Any], seed: int) -> dict[str, Any]:
     }
 
 
-def read_whole(folder: Path) -> Store:
+def read_whole(folder: Path, kept: Kept | None = None) -> Store:
     """What a report asks of every record."""
-    store = load_store([folder], relative_to=folder)
+    store = load_store([folder], relative_to=folder, kept=kept)
     for run in store.runs:
         assert run.readout is not None
         assert find_contradictions(run) == []
@@ -75,10 +76,10 @@ def read_whole(folder: Path) -> Store:
     return store
 
 
-def seconds_of(folder: Path) -> float:
+def seconds_of(folder: Path, kept: Kept | None = None) -> float:
     """Of the processor: others may use it meanwhile."""
     started_s = time.process_time()
-    read_whole(folder)
+    read_whole(folder, kept)
     return time.process_time() - started_s
 
 
@@ -92,6 +93,21 @@ def test_twice_the_records_take_no_more_than_three_times_as_long(
     pairs = [(seconds_of(some), seconds_of(twice)) for _ in range(3)]
     _tell("read and checked", statistics.median((b - a) / RECORDS for a, b in pairs), benchmark)
     assert statistics.median(b / a for a, b in pairs) < 3
+
+
+@pytest.mark.alone
+def test_what_was_found_before_takes_less_than_half_as_long(
+    folders: tuple[Path, Path], tmp_path: Path, benchmark: Any
+) -> None:
+    some, _ = folders
+    kept = Kept(tmp_path / "kept")
+    found = read_whole(some, kept)
+    recalled = benchmark.pedantic(read_whole, args=(some, kept), rounds=1, warmup_rounds=1)
+    assert recalled == found
+    assert [run.readout for run in recalled.runs] == [run.readout for run in found.runs]
+    pairs = [(seconds_of(some), seconds_of(some, kept)) for _ in range(3)]
+    _tell("recalled", statistics.median(after for _, after in pairs) / RECORDS, benchmark)
+    assert statistics.median(after / before for before, after in pairs) < 0.5
 
 
 def test_eight_times_the_rows_take_no_more_than_sixteen_times_as_long(

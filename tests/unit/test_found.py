@@ -1,0 +1,105 @@
+"""What was found in a record is found once, and told only of the very bytes it was found in."""
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from scaling import found
+from scaling.found import Kept, open_kept
+from scaling.store import Run, Store, find_contradictions, find_recounts, load_store
+from tests.unit.test_store import make_record
+from unitransformer.records import write_record
+
+
+def load(folder: Path, kept: Kept | None = None) -> Store:
+    return load_store([folder], relative_to=folder, kept=kept)
+
+
+def figures(run: Run) -> tuple[object, ...]:
+    readout = run.readout
+    return (
+        readout,
+        readout and (readout.as_dict(), readout.cpu),
+        readout and run.launch,
+        run.steady_today,
+        find_contradictions(run),
+        find_recounts(run),
+    )
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Records with an interval, without one, without a steady state, at odds with themselves, and
+    one of a run that failed."""
+    records = {
+        "long": make_record(step_s=[0.5] + [0.1 + 0.001 * (n % 7) for n in range(99)]),
+        "short": make_record(),
+        "shortest": make_record(step_s=[0.1, 0.2, 0.3]),
+        "odd": make_record(num_parameters=7, tokens_per_s=1.0),
+        "failed": make_record(status="crashed"),
+    }
+    for name, record in records.items():
+        write_record(record, tmp_path / "records" / f"{name}.json")
+    return tmp_path / "records"
+
+
+def test_what_is_recalled_is_what_is_found(folder: Path, tmp_path: Path) -> None:
+    kept = Kept(tmp_path / "kept")
+    fresh, first, second = load(folder), load(folder, kept), load(folder, kept)
+    assert fresh == first == second
+    assert [run.name for run in second.runs if run.found] == [
+        *("long.json", "odd.json", "short.json", "shortest.json")
+    ]
+    for one, other, last in zip(fresh.runs, first.runs, second.runs, strict=True):
+        if one.is_ok:
+            assert figures(one) == figures(other) == figures(last)
+
+
+def test_it_is_found_once(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = Kept(tmp_path / "kept")
+    load(folder, kept)
+    monkeypatch.setattr("scaling.store._find", lambda run: pytest.fail(f"{run.name} again"))
+    load(folder, kept)
+
+
+def test_a_changed_digit_is_noticed_all_the_same(folder: Path, tmp_path: Path) -> None:
+    kept = Kept(tmp_path / "kept")
+    load(folder, kept)
+    text = (folder / "long.json").read_text()
+    (folder / "long.json").write_text(text.replace("0.104", "0.204", 1))
+    (left_out,) = load(folder, kept).left_out
+    assert left_out.kind == "damaged"
+    assert "was changed after it was written" in left_out.reason
+
+
+@pytest.mark.parametrize("damage", [lambda text: text[:200], lambda text: text.replace("1", "2")])
+def test_a_damaged_file_of_it_is_none(folder: Path, tmp_path: Path, damage: object) -> None:
+    kept = Kept(tmp_path / "kept")
+    before = [figures(run) for run in load(folder, kept).runs if run.is_ok]
+    for path in (tmp_path / "kept").rglob("*.json"):
+        path.write_text(damage(path.read_text()))  # type: ignore[operator]
+    assert [figures(run) for run in load(folder, kept).runs if run.is_ok] == before
+
+
+def test_a_place_that_cannot_be_written_costs_time_alone(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    assert load(folder, Kept(tmp_path / "file" / "kept")) == load(folder)
+
+
+def test_other_code_finds_anew_and_what_nobody_asks_for_goes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("UNITRANSFORMER_CACHE", str(tmp_path))
+    own = open_kept().folder
+    (own / "00").mkdir()
+    monkeypatch.setattr(found, "_code_digest", lambda: "other")
+    other = open_kept().folder
+    assert own != other
+    assert (own / "00").is_dir()  # a moment ago somebody used it
+    long_ago = time.time() - 2 * found.UNUSED_S
+    os.utime(own, (long_ago, long_ago))
+    open_kept()
+    assert not own.exists()
+    assert other.is_dir()
