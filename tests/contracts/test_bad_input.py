@@ -34,7 +34,7 @@ from unitransformer.transformer import Transformer
 PRESETS = {module.PRESET.recipe: module for module in (bert, gpt, vit)}
 SHAPE = (
     "--model.width 16 --model.num-layers 1 --model.num-heads 2 --model.feedforward-width 32 "
-    "--batch-size 2 --max-steps 2 --accelerator cpu --num-workers 0"
+    "--batch-size 2 --max-steps 2 --accelerator cpu --num-workers 0 --ceiling-s 0"
 )
 TEXT = f"{SHAPE} --model.num-classes 300 --model.num-positions 8 --data text.txt"
 PICTURES = f"{SHAPE} --model.image-size 16 --model.patch-size 8 --data pictures"

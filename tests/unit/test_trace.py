@@ -67,6 +67,7 @@ def traced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Runner:
             max_steps=8,
             validate_every=4,
             validation_batches=1,
+            ceiling_s=0,
         )
         config = replace(config, **fields)
         folder = tmp_path / f"run-{next(numbers)}"
@@ -180,7 +181,7 @@ def test_training_that_breaks_while_it_is_traced_has_no_rows(
 
 
 def test_a_head_inside_a_compiled_graph_is_told_by_its_shape(traced: Runner) -> None:
-    _, told = traced(gpt.PRESET, compile_mode="default")
+    _, told = traced(gpt.PRESET, compile_mode="default", model={"num_layers": 1})
     shares = shares_of(told)
     assert told["head_by"] == "shape"
     assert shares["head and loss"] > 0

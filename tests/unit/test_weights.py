@@ -38,6 +38,7 @@ def config_of(preset: Preset = gpt.PRESET, *, max_steps: int = 2, **shape: Any) 
         max_steps=max_steps,
         validate_every=20,
         validation_batches=1,
+        ceiling_s=0,
     )
 
 
