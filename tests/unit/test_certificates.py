@@ -365,3 +365,17 @@ def test_a_difference_fails_the_command(
     content = study(change, *ALONE, code=1)
     assert [case["verdict"] for case in content["cases"]] == ["equal", "different"]
     assert capsys.readouterr().err.endswith("-1.json: 1 different, 1 equal\n")
+
+
+def test_a_strategy_of_which_nothing_is_equal_fails_the_command(
+    study: Callable[..., dict[str, Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(config: RunConfig, log: Path) -> int:
+        log.write_text("error: strategy needs DeepSpeed, which is not installed\n")
+        return 2 if config.parallel.uses_deepspeed else 0
+
+    strategies = ("--strategies", "ddp,zero1,zero2", *ALONE[2:])
+    content = study(refuse, *strategies, code=1)
+    assert [case["verdict"] for case in content["cases"]] == ["equal"] * 2 + ["refused"] * 4
+    said = capsys.readouterr().err
+    assert said.endswith("4 refused; no way to train with zero1, zero2 is equal\n")
