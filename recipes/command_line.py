@@ -152,7 +152,7 @@ def _say_device(options: Options, config: RunConfig, why: str) -> None:
     if options.accelerator == "auto" and parallel.accelerator == "cpu":
         workers = f"{parallel.devices} CPU worker{'s over gloo' if parallel.devices > 1 else ''}"
         print(f"no GPU found: {workers}", flush=True)
-    if options.strategy == "auto" and parallel.world_size > 1:
+    if options.strategy == "auto" and parallel.strategy != "single":
         print(f"strategy {parallel.strategy}: {why}", flush=True)
 
 

@@ -14,6 +14,7 @@ from typing import Any, get_args
 
 from scaling.checks import HOST, NUMBER, RELATIVE_ERROR, Kinds, check_fields, check_lists, fits
 from scaling.parity import BOUNDS, Bound, Case, Comparison, Curves, Verdict, compare
+from scaling.parity_work import Work, find_idleness
 from unitransformer.config import Precision, Recipe, RunConfig, from_dict, hash_of
 from unitransformer.records import write_atomically
 
@@ -52,6 +53,12 @@ OF_A_CASE: dict[str, Kinds] = {
     "gradient_norm_step": (int, NoneType),
     "first_loss_difference": (*NUMBER, NoneType),
 }
+OF_WORK: dict[str, Kinds] = {
+    "graphs": (int, NoneType),
+    "graph_breaks": int,
+    "late_recompiles": int,
+    "recomputed_layers": (int, NoneType),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +69,7 @@ class Result:
     told: Verdict  # as stored; `Certificate.verdict` is what follows from the curves
     reason: str | None
     curves: Curves | None
+    work: Work | None  # None: an older certificate, which did not ask
     elapsed_s: float
     command: str
     figures: Mapping[str, Any]  # as stored
@@ -87,12 +95,25 @@ class Certificate:
 
     def verdict(self, result: Result) -> Verdict:
         """What follows from the samples, by the bounds of this version of the code."""
+        return self._verdict(result, BOUNDS)
+
+    def verdict_then(self, result: Result) -> Verdict:
+        """The same by the bounds that the certificate states."""
+        return self._verdict(result, self.bounds)
+
+    def _verdict(self, result: Result, bounds: Mapping[Precision, Bound]) -> Verdict:
         comparison = self.comparison(result)
-        return result.told if comparison is None else comparison.verdict(_today(result))
+        if comparison is None:
+            return result.told
+        if self.idleness(result) is not None:
+            return "different"
+        return comparison.verdict(bounds[result.case.precision])
 
-
-def _today(result: Result) -> Bound:
-    return BOUNDS[result.case.precision]
+    def idleness(self, result: Result) -> str | None:
+        """Why its losses prove nothing of it, if it did not do what it was to."""
+        if result.work is None:
+            return None
+        return find_idleness(result.case, result.work, num_layers=self.config.model.num_layers)
 
 
 # ---------------------------------------------------------------------------------- out
@@ -103,6 +124,8 @@ def describe_result(
     *,
     reference: Curves,
     curves: Curves | None,
+    work: Work | None,
+    idleness: str | None,
     failure: tuple[Verdict, str] | None,
     elapsed_s: float,
     command: str,
@@ -110,12 +133,13 @@ def describe_result(
     """A case as it is stored.
 
     Args:
+        idleness: why it was not this case, whatever its curves are.
         failure: where there are no curves, whether it was refused or failed, and why.
     """
     comparison = None if curves is None else compare(reference, curves)
     if comparison is not None:
-        verdict: Verdict = comparison.verdict(BOUNDS[case.precision])
-        reason = None
+        verdict: Verdict = "different" if idleness else comparison.verdict(BOUNDS[case.precision])
+        reason = idleness
     else:
         assert failure is not None
         verdict, reason = failure
@@ -124,6 +148,7 @@ def describe_result(
         "verdict": verdict,
         "reason": reason,
         **_figures(comparison),
+        "work": None if work is None else {k: list(v) for k, v in asdict(work).items()},
         "elapsed_s": elapsed_s,
         "command": command,
         "loss": [] if curves is None else list(curves.loss),
@@ -265,10 +290,21 @@ def _result(
         told=told["verdict"],
         reason=told["reason"],
         curves=curves,
+        work=_work(told.get("work"), where),
         elapsed_s=told["elapsed_s"],
         command=told["command"],
         figures=told,
     )
+
+
+def _work(told: Any, where: str) -> Work | None:
+    if told is None:
+        return None
+    where = f"certificate: {where}.work"
+    if not isinstance(told, Mapping):
+        raise ValueError(f"{where} is {told!r}; it must be a group of fields")
+    check_lists(told, OF_WORK, where)
+    return Work(**{name: tuple(told[name]) for name in OF_WORK})
 
 
 def _curves(told: Mapping[str, Any], steps: int, where: str) -> Curves | None:
@@ -295,7 +331,8 @@ def find_contradictions(certificate: Certificate) -> list[str]:
         comparison = certificate.comparison(result)
         derived: dict[str, Any] = _figures(comparison)
         if comparison is not None:
-            derived["verdict"] = comparison.verdict(certificate.bounds[result.case.precision])
+            derived["verdict"] = certificate.verdict_then(result)
+            derived["reason"] = certificate.idleness(result)
         found += [
             f"{field} of {result.case.label} is {_said(result.figures[field])} in the "
             f"certificate, {_said(value)} by its samples"

@@ -19,6 +19,7 @@ from scaling import certificates
 from scaling.certificates import Certificate
 from scaling.parity import REFERENCE, Axes, Case, Curves, Verdict, list_cases, refusal
 from scaling.parity_task import Task
+from scaling.parity_work import Work, find_idleness, work_of
 from scaling.processes import Ended, Runner, can_fork, last_words, run_alone, start_worker
 from unitransformer.config import Recipe, RunConfig
 from unitransformer.records import Record, config_of, load_record
@@ -158,6 +159,7 @@ def _try(
     case: Case, reference: _Reference, run: Runner, folder: Path, limit_s: float
 ) -> dict[str, Any]:
     curves: Curves | None = None
+    work: Work | None = None
     ended = Ended(exit_code=2, elapsed_s=0.0)
     failure: Failure = ("refused", refusal(case) or "")
     if not failure[1]:
@@ -166,10 +168,14 @@ def _try(
         if record is not None:
             curves, error = _check(record, case, reference)
             failure = ("failed", error)
+            work = None if curves is None else work_of(record)
+    num_layers = reference.config.model.num_layers
     return certificates.describe_result(
         case,
         reference=reference.curves,
         curves=curves,
+        work=work,
+        idleness=None if work is None else find_idleness(case, work, num_layers=num_layers),
         failure=failure,
         elapsed_s=ended.elapsed_s,
         command=_command(reference.task, case),

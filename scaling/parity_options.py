@@ -20,7 +20,8 @@ def build_parity_parser() -> jsonargparse.ArgumentParser:
         usage="python -m scaling parity [options] [-- options of the recipe]",
         description="Train the same model in every way and compare the loss and the gradient norm "
         "of each step with those of one plain float32 process. Writes a certificate. Exit code 0: "
-        "all equal, 1: something differs or failed. What follows -- goes to the recipe.",
+        "all equal, 1: something differs or failed, or of a strategy all is refused. What follows "
+        "-- goes to the recipe.",
         exit_on_error=False,
     )
     everything = {

@@ -133,7 +133,9 @@ def _told(certificate: Certificate, result: Result) -> str:
         told = without_places(result.reason or "not told", certificate.content["hardware"])
         return escaped(told if len(told) <= LONGEST_REASON else f"{told[:LONGEST_REASON]}…")
     loss, norm = comparison.loss, comparison.gradient_norm
+    idleness = certificate.idleness(result)
     return (
+        f"{'' if idleness is None else f'{escaped(idleness)}; '}"
         f"loss {loss.relative:.1e} at step {loss.step}, gradient norm {norm.relative:.1e} at step "
         f"{norm.step}; first loss {comparison.first_loss:.1e}"
     )

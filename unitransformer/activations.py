@@ -4,7 +4,6 @@ import functools
 from typing import Any
 
 import torch
-from torch import nn
 from torch.utils.checkpoint import (
     CheckpointPolicy,
     checkpoint,
@@ -14,6 +13,7 @@ from torch.utils.checkpoint import (
 from unitransformer.config import ActivationCheckpointing
 from unitransformer.objectives import Objective
 
+NO_BACKWARD = -1  # the number of autograd's task outside of a backward pass
 _ATEN = torch.ops.aten
 # What costs most to compute again for the memory it takes: matrix products and attention.
 _EXPENSIVE = {
@@ -40,16 +40,35 @@ def checkpoint_activations(objective: Objective, mode: ActivationCheckpointing) 
         _checkpoint_layer(layer, mode)
 
 
-def _checkpoint_layer(layer: nn.Module, mode: ActivationCheckpointing) -> None:
+def _checkpoint_layer(layer: Any, mode: ActivationCheckpointing) -> None:
     options: dict[str, Any] = {"use_reentrant": False}
     if mode == "selective":
         options["context_fn"] = functools.partial(create_selective_checkpoint_contexts, _choose)
     compute = layer.forward
 
+    def compute_and_note(*inputs: Any) -> Any:
+        if not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != NO_BACKWARD:
+            layer.is_recomputed = True
+        return compute(*inputs)
+
     def forward(*inputs: Any) -> Any:  # a closure, which the compiler sees through
-        return checkpoint(compute, *inputs, **options)
+        return checkpoint(compute_and_note, *inputs, **options)
 
     layer.forward = forward
+    layer.is_recomputed = False
+
+
+def count_recomputed(objective: Objective, *, is_compiled: bool) -> int:
+    """Layers of which something was computed again in a backward pass.
+
+    Args:
+        is_compiled: nothing can be seen inside a graph then: layers that are checkpointed count,
+            which it has taken in as they are, or was not made.
+    """
+    layers = objective.network.transformer_layers
+    if is_compiled:
+        return sum(hasattr(layer, "is_recomputed") for layer in layers)
+    return sum(bool(getattr(layer, "is_recomputed", False)) for layer in layers)
 
 
 def _choose(_: Any, operation: Any, *_args: Any, **_kwargs: Any) -> CheckpointPolicy:

@@ -176,12 +176,14 @@ def _watch(ranks: list[_Rank], caught: list[int], meeting: Meeting) -> Failure |
             deadline = min(deadline, time.monotonic() + GRACE_S)
         if time.monotonic() > deadline:
             break
-    if {rank.exit_code for rank in ranks} == {EXIT_CODE}:
+    codes = {rank.exit_code for rank in ranks}
+    if codes == {EXIT_CODE}:
+        meeting.say_ended()
         return EXIT_CODE
     failures = [failure for rank in ranks if (failure := _failure(rank)) is not None]
     if caught:
         return 128 + caught[0]
-    if not failures and not meeting.has_failed():
+    if not failures and None not in codes and meeting.say_ended():
         return 0
     # Those that are silent are killed only now, by whom it failed elsewhere.
     everywhere = meeting.share(first_failure(failures) if failures else None)

@@ -1,5 +1,5 @@
 """What the processes of a run tell one another beside their process group: where its folder is,
-before there is a group, and which rank failed first, when it is broken.
+before there is a group, which rank failed first, when it is broken, and that all have ended.
 
 All through the store that they find each other by, at MASTER_ADDR and MASTER_PORT.
 """
@@ -20,11 +20,13 @@ from unitransformer.failures import Failure
 WAIT = datetime.timedelta(minutes=10)  # for other nodes to be started
 ANSWER = datetime.timedelta(seconds=5)  # of a store that is there
 LOOK_S = 0.5  # between two looks at what other nodes say
-LAST_WORDS_S = 2.0  # that a node which has failed waits for what others know
-LINGER = datetime.timedelta(seconds=10)  # that a node which is refused waits for others
+LAST_WORDS = datetime.timedelta(
+    seconds=2
+)  # that a node which has failed waits for what others know
+LINGER = datetime.timedelta(seconds=10)  # that a node which is refused or done waits for others
 BACKLOG = 4096  # launchers and ranks that call at once
 FOLDER, FAILED = "unitransformer/folder", "unitransformer/failed"
-HEARD = "unitransformer/heard"
+HEARD, ENDED = "unitransformer/heard", "unitransformer/ended"
 REFUSED = ""  # in place of a folder
 
 
@@ -70,7 +72,9 @@ class Meeting:
         self._store: TCPStore | None = None
         self._listener: socket.socket | None = None
         self._looked_s = 0.0
-        self._has_failed = False
+        self._has_failed = False  # elsewhere, as far as it was told
+        self._has_first_ended = False
+        self._is_lost = False
         self._has_shared = False
         self.address = ("127.0.0.1", 0)
         if self.num_nodes > 1:
@@ -153,31 +157,63 @@ class Meeting:
                 self._store.set(f"{FAILED}/{self.node}", json.dumps(asdict(failure)))
                 self._store.set(FAILED, "")
             self._store.set(f"{HEARD}/{self.node}", "")
-            others = [f"{HEARD}/{node}" for node in range(1, self.num_nodes)]
-            until_s = time.monotonic() + LINGER.total_seconds()
-            while self.node == 0 and time.monotonic() < until_s and not self._store.check(others):
-                time.sleep(0.05)
+            if self.node == 0:
+                self._wait_for([f"{HEARD}/{node}" for node in self._others], LINGER)
 
     def close(self) -> None:
         if self._listener is not None:
             self._listener.close()
         self._store = None
 
+    @property
+    def _others(self) -> list[int]:
+        return [node for node in range(self.num_nodes) if node != self.node]
+
+    def _wait_for(self, names: list[str], patience: datetime.timedelta) -> None:
+        """Until all of them are told, or for a while."""
+        assert self._store is not None
+        until_s = time.monotonic() + patience.total_seconds()
+        while time.monotonic() < until_s and not self._store.check(names):
+            time.sleep(0.05)
+
     def has_failed(self) -> bool:
-        """Whether a rank of another node has failed, or the first node is gone."""
-        if self.num_nodes > 1 and not self._has_failed and time.monotonic() > self._looked_s:
+        """Whether a rank of another node has failed, or the first node is gone before its end."""
+        is_due = time.monotonic() > self._looked_s
+        if is_due and not (self._has_failed or self._is_lost or self._has_first_ended):
             self._looked_s = time.monotonic() + LOOK_S
-            try:
-                self._has_failed = self._store is not None and self._store.check([FAILED])
-            except RuntimeError:
-                self._has_failed = True
-        return self._has_failed
+            self._look()
+        return self._has_failed or self._is_lost
+
+    def _look(self) -> None:
+        if self.num_nodes == 1 or self._store is None:
+            return
+        try:
+            self._has_failed = self._store.check([FAILED])
+            # From then on its store may go, and whoever still runs has only to end.
+            self._has_first_ended = self.node > 0 and self._store.check([f"{ENDED}/0"])
+        except RuntimeError:
+            self._is_lost = True
 
     def say_failed(self) -> None:
         """Let the others know at once: their ranks may wait for what never comes."""
         if self.num_nodes > 1 and self._store is not None and not self._has_failed:
             with contextlib.suppress(RuntimeError):
                 self._store.set(FAILED, "")
+
+    def say_ended(self) -> bool:
+        """All ranks here have ended well; returns whether nobody has said that others have not.
+
+        The store of the first node outlasts the ranks and launchers of the others, if these end
+        within a while.
+        """
+        if self.num_nodes == 1 or self._store is None:
+            return True
+        with contextlib.suppress(RuntimeError):
+            self._store.set(f"{ENDED}/{self.node}", "")
+            if self.node == 0:
+                self._wait_for([f"{ENDED}/{node}" for node in self._others], LINGER)
+            self._has_failed = self._store.check([FAILED])
+        return not self._has_failed
 
     def share(self, failure: Failure | None) -> list[Failure]:
         """What other nodes know of why it failed, with this one's."""
@@ -188,10 +224,9 @@ class Meeting:
         told = json.dumps(None if failure is None else asdict(failure))
         with contextlib.suppress(RuntimeError):
             self._store.set(f"{FAILED}/{self.node}", told)
-            others = [f"{FAILED}/{node}" for node in range(self.num_nodes) if node != self.node]
-            until_s = time.monotonic() + LAST_WORDS_S
-            while time.monotonic() < until_s and not self._store.check(others):
-                time.sleep(0.05)
+            self._store.set(f"{ENDED}/{self.node}", "")
+            others = [f"{FAILED}/{node}" for node in self._others]
+            self._wait_for(others, LAST_WORDS)
             for name in others:
                 if self._store.check([name]) and (said := json.loads(self._store.get(name))):
                     found.append(Failure(**said))

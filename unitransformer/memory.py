@@ -6,7 +6,7 @@ keeps, counted from the layers as they are written; temporary buffers are left t
 
 from dataclasses import replace
 
-from unitransformer.config import ParallelConfig, RunConfig, Strategy
+from unitransformer.config import RunConfig, Strategy
 from unitransformer.flops import count_looked_at, count_parameters
 
 HEADROOM = 0.1  # share of a device's memory left to buffers, fragments and the runtime
@@ -76,38 +76,47 @@ def choose_strategy(config: RunConfig, memory_bytes: int | None) -> tuple[RunCon
     """`config` with a strategy in place of `auto`, and why it is that one.
 
     `ddp`, which sends least, if all of the model's state fits beside the activations on every
-    device; else `hsdp` if a node's share does; else `fsdp`.
+    device; else `hsdp` if a node's share does; else `fsdp`. Where these refuse what else is asked
+    for, `fsdp1` takes the place of the last two (16-mixed), and nothing whole that of the first
+    (cpu_offload).
 
     Args:
         memory_bytes: of one device; None if the system does not tell.
     """
-    parallel = config.parallel
-    if parallel.strategy != "auto":
+    if config.parallel.strategy != "auto":
         return config, "as asked"
-    if parallel.world_size == 1:
-        return _with_strategy(config, "single"), "one device"
+    strategy, why = _choose(config, memory_bytes)
+    if strategy == "fsdp" and config.parallel.precision == "16-mixed":
+        strategy, why = "fsdp1", f"{why}; by fsdp1, as fsdp and hsdp scale no losses for 16-mixed"
+    return replace(config, parallel=replace(config.parallel, strategy=strategy)), why
+
+
+def _choose(config: RunConfig, memory_bytes: int | None) -> tuple[Strategy, str]:
+    """By memory; `fsdp` may mean `fsdp1`."""
+    parallel = config.parallel
     state, activations = state_bytes(config), activation_bytes(config)
+    if parallel.cpu_offload:
+        where = f"state {in_gib(state)} waits in host memory, as cpu-offload asks"
+        return "fsdp", f"{where}; single and ddp keep it on the device"
+    if parallel.world_size == 1:
+        return "single", "one device"
     needs = f"state {in_gib(state)} + activations about {in_gib(activations)}"
     if memory_bytes is None:
-        return _with_strategy(config, "ddp"), f"{needs}; how much a device has is not known"
+        return "ddp", f"{needs}; how much a device has is not known"
     has = f"the {in_gib(memory_bytes)} of a device, a tenth left free"
     usable = (1 - HEADROOM) * memory_bytes - activations
     if state <= usable:
-        return _with_strategy(config, "ddp"), f"{needs} fit in {has}"
-    if parallel.num_nodes > 1 and state / parallel.devices <= usable:
+        return "ddp", f"{needs} fit in {has}"
+    # No hsdp in 16-mixed: all devices divide it, so a node's share says nothing.
+    has_hsdp = parallel.num_nodes > 1 and parallel.precision != "16-mixed"
+    if has_hsdp and state / parallel.devices <= usable:
         divided = f"divided over a node's {parallel.devices} devices they do"
-        return _with_strategy(config, "hsdp"), f"{needs} do not fit in {has}; {divided}"
-    share = state / parallel.world_size
-    verdict = "they do" if share <= usable else "they may not either"
+        return "hsdp", f"{needs} do not fit in {has}; {divided}"
+    verdict = "they do" if state / parallel.world_size <= usable else "they may not either"
     divided = f"divided over {parallel.world_size} devices {verdict}"
-    return _with_strategy(config, "fsdp"), f"{needs} do not fit in {has}; {divided}"
+    return "fsdp", f"{needs} do not fit in {has}; {divided}"
 
 
 def in_gib(size: float) -> str:
     """As a person reads it: 1.25 GiB."""
     return f"{size / 2**30:.3g} GiB"
-
-
-def _with_strategy(config: RunConfig, strategy: Strategy) -> RunConfig:
-    parallel: ParallelConfig = replace(config.parallel, strategy=strategy)
-    return replace(config, parallel=parallel)

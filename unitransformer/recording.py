@@ -40,7 +40,7 @@ CODE_FILES = ("*.py", "*.toml", "*.txt")  # what decides what a run does
 KEPT_LINES = 40  # log lines in a record
 # Of every rank, as its instruments tell them.
 READINGS = (
-    *("hardware", "gpu", "ceiling", "compile", "trace"),
+    *("hardware", "gpu", "ceiling", "compile", "recomputed_layers", "trace"),
     *("peak_bytes", "peak_reserved_bytes", "peak_resident_bytes", "tensor_bytes"),
 )
 PEAK_KIND = {"cuda": "allocated", "cpu": "tensors"}

@@ -180,7 +180,8 @@ def test_replicas_write_nothing_twice(tmp_path: Path) -> None:
     ]
     for process in nodes:
         process.join(120)
-    assert [process.exitcode for process in nodes] == [0, 0]
+    said = "\n".join((tmp_path / str(node) / "output.log").read_text() for node in range(2))
+    assert [process.exitcode for process in nodes] == [0, 0], said
     num_parameters = load(tmp_path)["num_parameters"]
     assert_shared(tmp_path / "checkpoints", ranks=4, num_parameters=num_parameters)
 

@@ -1,5 +1,6 @@
 """One rank that fails ends all of them soon, says why, and leaves nothing behind."""
 
+import datetime
 import os
 import signal
 import socket
@@ -8,13 +9,14 @@ import time
 from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 import torch
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from recipes import gpt
+from recipes import gpt, running
 from recipes.command_line import run_recipe
 from tests.distributed.forking import fork_command
 from tests.distributed.launching import (
@@ -25,6 +27,7 @@ from tests.distributed.launching import (
     recipe_arguments,
     wait_for_text,
 )
+from unitransformer import launch, meeting
 from unitransformer.checkpoint_names import checkpoint_name
 from unitransformer.failures import Failure, first_failure
 from unitransformer.training import TrainingModule
@@ -178,6 +181,43 @@ def test_a_node_that_is_refused_ends_the_other(refused: int, tmp_path: Path) -> 
     assert said[refused] == f"error: {why}"
     assert said[1 - refused] == f"error: node {refused} is refused: {why}"
     assert not list(tmp_path.rglob("record.json"))
+
+
+def end_late() -> None:
+    """A fault: ranks end well, and later than their launcher would wait for after a failure."""
+    train_here = running._train_here
+
+    def train_here_and_wait(*arguments: Any) -> int:
+        code = train_here(*arguments)
+        time.sleep(3.0)
+        return code
+
+    launch.GRACE_S = 0.2
+    running._train_here = train_here_and_wait
+
+
+def leave_soon() -> None:
+    """A fault: a launcher that is done waits for no others."""
+    meeting.LINGER = datetime.timedelta(seconds=2)
+
+
+@pytest.mark.parametrize("first", [None, leave_soon])
+def test_a_node_that_ends_after_the_first_has_not_failed(
+    first: Callable[[], None] | None, tmp_path: Path
+) -> None:
+    meet = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    nodes = [
+        begin(
+            *("gpt", tmp_path / str(node), "--devices", "1", "--num-nodes", "2"),
+            fault=end_late if node else first,
+            variables=meet | {"NODE_RANK": str(node)},
+        )
+        for node in range(2)
+    ]
+    for process in nodes:
+        process.join(120)
+    said = "\n".join((tmp_path / str(node) / "output.log").read_text() for node in range(2))
+    assert [process.exitcode for process in nodes] == [0, 0], said
 
 
 @pytest.mark.alone

@@ -17,6 +17,8 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 
 import recipes.running
 from recipes import gpt
+from scaling.parity import Case
+from scaling.parity_work import find_idleness, work_of
 from tests.distributed.launching import (
     begin,
     environment,
@@ -106,13 +108,20 @@ def test_checkpointed_activations_change_nothing(
     mode: str, strategy: str, alone: Any, tmp_path: Path
 ) -> None:
     options = ("--activation-checkpointing", mode)
-    assert_same(train("gpt", tmp_path / "two", *two(strategy), *options), alone("gpt"))
+    record = train("gpt", tmp_path / "two", *two(strategy), *options)
+    assert record["recomputed_layers"] == [2, 2]
+    assert alone("gpt")["recomputed_layers"] == [0]
+    assert_same(record, alone("gpt"))
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp", "fsdp1", "zero3"])
 def test_compiling_changes_nothing(strategy: str, alone: Any, tmp_path: Path) -> None:
-    options = ("--compile", "default")
-    assert_same(train("gpt", tmp_path / "two", *two(strategy), *options), alone("gpt"))
+    # One graph of everything takes as long to make as it is large.
+    model = ("--model.num-layers", "1") if strategy == "ddp" else ()
+    record = train("gpt", tmp_path / "two", *two(strategy), *model, "--compile", "default")
+    case = Case(strategy="ddp", compile="default")
+    assert find_idleness(case, work_of(record), num_layers=2) is None
+    assert_same(record, alone("gpt", *model))
 
 
 @pytest.mark.parametrize("strategy", ["fsdp", "fsdp1", "zero3"])

@@ -48,6 +48,8 @@ def result(
         case,
         reference=PLAIN,
         curves=curves,
+        work=None,
+        idleness=None,
         failure=failure,
         elapsed_s=1.5,
         command=f"python -m recipes.gpt --strategy {case.strategy}",
@@ -235,6 +237,16 @@ def test_whatever_is_broken_in_a_certificate_it_is_left_out_or_reported(tmp_path
 
 # ---------------------------------------------------------------------------------- studies
 
+
+def ledger(graphs: int | None = None, **found: list[dict[str, Any]]) -> dict[str, Any]:
+    return {"graphs": graphs, "graph_breaks": [], "recompiles": [], **found}
+
+
+def recomputed(config: RunConfig) -> int:
+    is_off = config.parallel.activation_checkpointing == "off"
+    return 0 if is_off else config.model.num_layers
+
+
 PRESETS = {"bert": bert.PRESET, "gpt": gpt.PRESET, "vit": vit.PRESET}
 Behave = Callable[[RunConfig, Path], int | None]
 
@@ -264,6 +276,8 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict
                 global_batch_size=config.global_batch_size,
                 loss=list(PLAIN.loss),
                 gradient_norm=list(PLAIN.gradient_norm),
+                compile=[ledger(graphs=1) if config.parallel.compile != "off" else ledger()],
+                recomputed_layers=[recomputed(config)],
             )
             if (log.parent / "changes").exists():
                 record |= json.loads((log.parent / "changes").read_text())
@@ -365,3 +379,68 @@ def test_a_difference_fails_the_command(
     content = study(change, *ALONE, code=1)
     assert [case["verdict"] for case in content["cases"]] == ["equal", "different"]
     assert capsys.readouterr().err.endswith("-1.json: 1 different, 1 equal\n")
+
+
+def test_a_strategy_of_which_nothing_is_equal_fails_the_command(
+    study: Callable[..., dict[str, Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(config: RunConfig, log: Path) -> int:
+        log.write_text("error: strategy needs DeepSpeed, which is not installed\n")
+        return 2 if config.parallel.uses_deepspeed else 0
+
+    strategies = ("--strategies", "ddp,zero1,zero2", *ALONE[2:])
+    content = study(refuse, *strategies, code=1)
+    assert [case["verdict"] for case in content["cases"]] == ["equal"] * 2 + ["refused"] * 4
+    said = capsys.readouterr().err
+    assert said.endswith("4 refused; no way to train with zero1, zero2 is equal\n")
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"compile": [ledger(graphs=0)]}, "compile default made no graph"),
+        ({"compile": [ledger(graphs=1), ledger(graphs=0)]}, "compile default made no graph"),
+        ({"compile": [ledger()]}, "compile default made no graph"),
+        (
+            {"compile": [ledger(graphs=2, graph_breaks=[{"step": 0}])]},
+            "compile default broke graphs 1 times",
+        ),
+        (
+            {"compile": [ledger(graphs=4, recompiles=[{"step": n} for n in (None, 0, 3, 4)])]},
+            "compile default compiled again 2 times after the first step",
+        ),
+        ({"recomputed_layers": [0, 1]}, "checkpointing off computed 0, 1 of 2 layers again"),
+    ],
+)
+def test_equal_losses_prove_nothing_of_what_a_run_did_not_do(
+    study: Callable[..., dict[str, Any]], changes: dict[str, Any], reason: str
+) -> None:
+    def change(config: RunConfig, log: Path) -> int:
+        (log.parent / "changes").write_text(json.dumps(changes))
+        return 0
+
+    compiled = ("--strategies", "ddp", "--precisions", "32-true", "--compile", "default")
+    content = study(change, *compiled, "--activation-checkpointing", "off", code=1)
+    case = content["cases"][0]
+    assert (case["verdict"], case["reason"]) == ("different", reason)
+    assert case["loss_difference"] == 0.0
+    certificate = read_certificate(content, "a.json")
+    assert certificate.verdict(certificate.results[0]) == "different"
+    assert find_contradictions(certificate) == []
+    alone = Store(runs=(), left_out=(), certificates=(certificate,))
+    assert f"| {reason}; loss 0.0e+00" in render_report(alone, command="", plots="plots")
+    case |= {"verdict": "equal", "reason": None}
+    assert len(find_contradictions(read_certificate(content, "a.json"))) == 2
+
+
+@pytest.mark.parametrize("number", [0, None])
+def test_equal_losses_prove_nothing_of_checkpointing_that_computed_nothing_again(
+    study: Callable[..., dict[str, Any]], number: int | None
+) -> None:
+    def change(config: RunConfig, log: Path) -> int:
+        (log.parent / "changes").write_text(json.dumps({"recomputed_layers": [number]}))
+        return 0
+
+    content = study(change, *ONE, "--activation-checkpointing", "full", code=1)
+    reason = f"checkpointing full computed {number} of 2 layers again"
+    assert {(c["verdict"], c["reason"]) for c in content["cases"]} == {("different", reason)}

@@ -13,6 +13,7 @@ from recipes import bert, gpt, vit
 from recipes.command_line import RUN_FOLDER, run_recipe
 from recipes.options import build_config, build_parser, parse
 from recipes.presets import Preset, nearest
+from unitransformer import process
 from unitransformer.config import ModelConfig, OptimizerConfig, RunConfig
 from unitransformer.flops import count_parameters
 from unitransformer.records import config_of, load_record
@@ -195,6 +196,35 @@ def test_a_dry_run_says_what_would_run_and_writes_nothing(say: Say) -> None:
     assert told["folder"].startswith("runs/gpt-reference-")
     assert told["checkpoint"] == told["folder"] + "/checkpoints"
     assert Path(told["record"]).parent == Path(told["folder"])
+
+
+@pytest.mark.parametrize(
+    ("options", "memory", "strategy", "why"),
+    [
+        ("--accelerator cpu", 2**36, "ddp", "fit in the 64 GiB of a device, a tenth"),
+        ("--accelerator cpu", 2**16, "fsdp", "divided over 4 devices they may not either"),
+        ("", 2**16, "fsdp1", "by fsdp1, as fsdp and hsdp scale no losses for 16-mixed"),
+        ("--cpu-offload", 2**36, "fsdp1", "waits in host memory, as cpu-offload asks"),
+        (
+            "--cpu-offload --precision 32-true",
+            2**36,
+            "fsdp",
+            "single and ddp keep it on the device",
+        ),
+    ],
+)
+def test_auto_says_what_it_has_chosen_for_several_ranks_and_why(
+    options: str, memory: int, strategy: str, why: str, say: Say, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(process, "count_gpus", lambda: 4)  # that compute in float16, not in bf16
+    monkeypatch.setattr(process, "has_bf16", lambda: False)
+    monkeypatch.setattr(process, "device_memory_bytes", lambda *_: memory)
+    told = say(f"{TINY} --dry-run --devices 4 --accelerator auto {options}")
+    line = told.splitlines()[0]
+    assert line.startswith(f"strategy {strategy}: ")
+    assert why in line
+    assert f"\nstrategy        {line.removeprefix('strategy ')}\n" in told
+    assert f", {strategy}, " in told  # where and in which numbers
 
 
 def test_a_dry_run_names_places_that_were_chosen(say: Say) -> None:

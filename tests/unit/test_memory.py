@@ -1,6 +1,7 @@
 """What a rank needs, by arithmetic, and the strategy that follows from it."""
 
 from dataclasses import replace
+from typing import get_args
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ import torch
 from recipes import bert, gpt, vit
 from recipes.presets import Preset
 from unitransformer.activations import checkpoint_activations
-from unitransformer.config import DataConfig, ParallelConfig, RunConfig
+from unitransformer.config import DataConfig, ParallelConfig, Precision, RunConfig
 from unitransformer.data import Synthetic
 from unitransformer.memory import (
     activation_bytes,
@@ -142,3 +143,33 @@ def test_memory_that_is_not_known_is_said() -> None:
 
 def test_a_strategy_that_was_asked_for_stays() -> None:
     assert auto(4, devices=2, strategy="ddp") == ("ddp", "as asked")
+
+
+@pytest.mark.parametrize("shape", [{"devices": 8}, {"devices": 8, "num_nodes": 2}])
+def test_float16_is_divided_by_the_strategy_that_scales_losses(shape: dict[str, int]) -> None:
+    assert auto(80, precision="16-mixed", **shape)[0] == "ddp"
+    strategy, why = auto(16, precision="16-mixed", **shape)
+    assert strategy == "fsdp1"
+    assert f"divided over {8 * shape.get('num_nodes', 1)} devices they do; by fsdp1, as" in why
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+@pytest.mark.parametrize(("precision", "strategy"), [("32-true", "fsdp"), ("16-mixed", "fsdp1")])
+def test_what_waits_in_host_memory_is_left_to_a_strategy_that_lets_it(
+    precision: str, strategy: str, devices: int
+) -> None:
+    chosen, why = auto(80, devices=devices, precision=precision, cpu_offload=True)
+    assert chosen == strategy
+    assert "waits in host memory, as cpu-offload asks; single and ddp keep it" in why
+
+
+@pytest.mark.parametrize("memory_mib", [None, 1, 500, 10_000])
+@pytest.mark.parametrize("precision", get_args(Precision))
+@pytest.mark.parametrize("offload", [False, True])
+@pytest.mark.parametrize("num_nodes", [1, 2])
+def test_whatever_is_chosen_is_not_refused(
+    num_nodes: int, offload: bool, precision: str, memory_mib: int | None
+) -> None:
+    config = make_config(devices=4, num_nodes=num_nodes, precision=precision, cpu_offload=offload)
+    chosen, _ = choose_strategy(config, memory_mib and memory_mib * 2**20)
+    assert chosen.parallel.strategy != "auto"

@@ -13,6 +13,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 
+from unitransformer.activations import count_recomputed
 from unitransformer.calibrating.calibration import Ceiling
 from unitransformer.calibrating.ceilings import measure_ceiling
 from unitransformer.config import RunConfig
@@ -43,6 +44,7 @@ class Instruments(pl.Callback):
         self._ceiling: Ceiling | None = None
         self._flags: list[str] = []
         self._peaks: dict[str, int | None] = {}  # of training alone, where it came to its end
+        self._recomputed: int | None = None  # layers, known when training has ended
         self._counted_step = find_quiet_step(config, first_step)
         self._counting: PeakTensorBytes | None = None
         self._counted: PeakTensorBytes | None = None
@@ -82,8 +84,11 @@ class Instruments(pl.Callback):
     def on_validation_end(self, *args: Any) -> None:
         self.ledger.at_step(self._step)
 
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         self._peaks = read_peaks(pl_module.device)
+        self._recomputed = count_recomputed(
+            pl_module.objective, is_compiled=self.config.parallel.compile != "off"
+        )
         self._stop()
         self._measure_ceiling(pl_module.device)
 
@@ -135,6 +140,7 @@ class Instruments(pl.Callback):
             "gpu": self.telemetry.as_dict(self.first_step, self._step),
             "ceiling": None if ceiling is None else ceiling.as_dict(),
             "compile": self.ledger.as_dict(),
+            "recomputed_layers": self._recomputed,
             "trace": None if self.trace is None else self.trace.as_dict(),
             "tensor_bytes": tensors,
             "unsteady": self.unsteady,
