@@ -1,11 +1,11 @@
 """What a sweep will take, before it runs: seconds, bytes, device-hours, money."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from scaling.markdown import count, duration, gib
 from scaling.order import train_flops
-from scaling.tasks import Task, this_machine
+from scaling.tasks import Task
 from unitransformer.calibrating.calibration import Calibration
 from unitransformer.calibrating.store import load_calibration
 from unitransformer.config import Precision, RunConfig
@@ -29,7 +29,7 @@ class Estimate:
     devices: int
 
 
-def estimate(task: Task, calibrations: dict[str, Calibration | None]) -> Estimate:
+def estimate(task: Task, calibrations: Mapping[str, Calibration | None]) -> Estimate:
     """Matrix products over the rate that this machine has reached: no training is faster.
 
     Args:
@@ -60,23 +60,25 @@ def _rate(config: RunConfig, calibration: Calibration | None) -> tuple[float | N
     return ceiling * config.parallel.world_size, None
 
 
-def calibrations_here() -> dict[str, Calibration | None]:
-    """The newest of this machine, by kind of device.
-
-    Raises:
-        ValueError: one is damaged.
-        RuntimeError: the machine could not be asked.
-    """
-    fingerprint = this_machine()
+def calibrations_of(fingerprint: str) -> dict[str, Calibration | None]:
+    """The newest of a machine, by kind of device; raises ValueError if one is damaged."""
     return {
         "cpu": load_calibration(fingerprint, device="cpu", num_ranks=1),
         "cuda": load_calibration(fingerprint, device="cuda"),
     }
 
 
-def render_plan(tasks: Sequence[Task], *, price_per_hour: float | None) -> str:
-    """Every task with its command, and what they come to."""
-    calibrations = calibrations_here()
+def render_plan(
+    tasks: Sequence[Task],
+    calibrations: Mapping[str, Calibration | None],
+    *,
+    price_per_hour: float | None,
+) -> str:
+    """Every task with its command, and what they come to.
+
+    Args:
+        calibrations: by kind of device, "cpu" or "cuda".
+    """
     estimates = [estimate(task, calibrations) for task in tasks]
     lines = []
     for task, told in zip(tasks, estimates, strict=True):

@@ -1,6 +1,7 @@
 """What a command has started and what becomes of it when the command is killed at once."""
 
 import multiprocessing
+import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -8,8 +9,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from scaling.processes import start_worker
-from scaling.tasks import ask
+from scaling.processes import _Worker, start_worker
+from scaling.tasks import open_recipes
 
 ARGUMENTS = ["--accelerator", "cpu", "--data", "synthetic", "--no-checkpoint"]
 
@@ -21,7 +22,8 @@ def ask_worker(folder: Path) -> None:
 
 
 def ask_recipes(folder: Path) -> None:
-    ask([{"recipe": "gpt", "arguments": ARGUMENTS}] * 50)
+    with open_recipes() as recipes:
+        recipes.ask({"recipe": "gpt", "arguments": ARGUMENTS})
 
 
 @pytest.mark.parametrize("asks", [ask_worker, ask_recipes])
@@ -40,3 +42,18 @@ def test_what_imports_still_ends_with_the_command_that_has_started_it(
     command.join()
     assert psutil.wait_procs(family, timeout=3)[1] == []
     assert not (tmp_path / "log.txt").exists()
+
+
+def test_a_worker_that_has_died_between_two_runs_is_started_again(tmp_path: Path) -> None:
+    class Dead(_Worker):
+        def _start(self) -> "subprocess.Popen[str]":
+            pipe = subprocess.PIPE
+            process = subprocess.Popen(["true"], stdin=pipe, stdout=pipe, text=True)
+            process.wait()
+            return process
+
+    worker = Dead(tmp_path / "worker.log")
+    worker.log.write_text("error: no memory left\n")
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match=r"recipes.worker ended: error: no memory left"):
+            worker("gpt", [], log=tmp_path / "log.txt", limit_s=60)
