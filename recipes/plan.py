@@ -5,7 +5,7 @@ standard output answers: {"config": {...}} with every field of the run on this m
 would be none: {"refused": "..."} by what the options ask for, {"misread": "..."} by how they are
 written. With "check": {"devices": 8, "num_nodes": 2} only what needs no machine is looked at, and
 nothing heavy imported: {"sound": true}, or what is wrong. {"machine": true} is answered by
-{"fingerprint": "..."}, under which calibrations are kept.
+{"fingerprint": "...", "host": {...}}: under which calibrations are kept, and whose memory it is.
 """
 
 import json
@@ -31,9 +31,21 @@ def main() -> int:
 
 
 def _machine() -> dict[str, Any]:
+    import torch
+
     from unitransformer.calibrating.calibrate import describe_this_machine
 
-    return {"fingerprint": describe_this_machine().fingerprint}
+    machine = describe_this_machine()
+    kinds = {
+        (name, torch.cuda.get_device_properties(index).total_memory)
+        for index, name in enumerate(machine.gpus)
+    }
+    host = {
+        "cpu": machine.cpu,
+        "memory_gib": machine.memory_gib,
+        "gpus": [{"name": name, "memory_bytes": size} for name, size in sorted(kinds)],
+    }
+    return {"fingerprint": machine.fingerprint, "host": host}
 
 
 def _answer(

@@ -1,11 +1,12 @@
 """What a sweep will take, before it runs: seconds, bytes, device-hours, money."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from scaling.markdown import count, duration, gib
 from scaling.order import train_flops
-from scaling.tasks import Task, this_machine
+from scaling.tasks import Task
 from unitransformer.calibrating.calibration import Calibration
 from unitransformer.calibrating.store import load_calibration
 from unitransformer.config import Precision, RunConfig
@@ -17,6 +18,11 @@ DTYPE: dict[Precision, str] = {
     "bf16-true": "bfloat16",
     "16-mixed": "float16",
 }
+# Of CPU runs, found in those of `scaling/results`: in the median of 84 cells (3.0 to 8.4 s) all but
+# the steps; and what a step takes beside its matrix products at the ceiling, over the square root
+# of those: 40 ms beside 4 ms, 0.7 s beside 1 s. Nine of ten cells took between half and twice that.
+CPU_START_S = 3.8
+CPU_BESIDE = 0.67  # square roots of a second
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,12 +30,13 @@ class Estimate:
     """Of one task."""
 
     seconds: float | None  # at least; None: no ceiling is known, `reason` says why
+    likely_s: float | None  # with its start-up; None: nothing is known of such runs
     reason: str | None
     memory_bytes: int | None  # of one rank: states and activations by formula; None: refused
     devices: int
 
 
-def estimate(task: Task, calibrations: dict[str, Calibration | None]) -> Estimate:
+def estimate(task: Task, calibrations: Mapping[str, Calibration | None]) -> Estimate:
     """Matrix products over the rate that this machine has reached: no training is faster.
 
     Args:
@@ -37,14 +44,23 @@ def estimate(task: Task, calibrations: dict[str, Calibration | None]) -> Estimat
     """
     config = task.config
     if config is None:
-        return Estimate(seconds=0.0, reason=None, memory_bytes=None, devices=0)
+        return Estimate(seconds=0.0, likely_s=0.0, reason=None, memory_bytes=None, devices=0)
     rate, reason = _rate(config, calibrations.get(config.parallel.accelerator))
+    seconds = None if rate is None else train_flops(config) / rate
     return Estimate(
-        seconds=None if rate is None else train_flops(config) / rate,
+        seconds=seconds,
+        likely_s=None if seconds is None else _likely_s(config, seconds),
         reason=reason,
         memory_bytes=rank_bytes(config),
         devices=config.parallel.world_size,
     )
+
+
+def _likely_s(config: RunConfig, seconds: float) -> float | None:
+    if config.parallel.accelerator != "cpu":
+        return None
+    ideal_s = seconds / config.max_steps
+    return CPU_START_S + config.max_steps * (ideal_s + CPU_BESIDE * math.sqrt(ideal_s))
 
 
 def _rate(config: RunConfig, calibration: Calibration | None) -> tuple[float | None, str | None]:
@@ -60,23 +76,25 @@ def _rate(config: RunConfig, calibration: Calibration | None) -> tuple[float | N
     return ceiling * config.parallel.world_size, None
 
 
-def calibrations_here() -> dict[str, Calibration | None]:
-    """The newest of this machine, by kind of device.
-
-    Raises:
-        ValueError: one is damaged.
-        RuntimeError: the machine could not be asked.
-    """
-    fingerprint = this_machine()
+def calibrations_of(fingerprint: str) -> dict[str, Calibration | None]:
+    """The newest of a machine, by kind of device; raises ValueError if one is damaged."""
     return {
         "cpu": load_calibration(fingerprint, device="cpu", num_ranks=1),
         "cuda": load_calibration(fingerprint, device="cuda"),
     }
 
 
-def render_plan(tasks: Sequence[Task], *, price_per_hour: float | None) -> str:
-    """Every task with its command, and what they come to."""
-    calibrations = calibrations_here()
+def render_plan(
+    tasks: Sequence[Task],
+    calibrations: Mapping[str, Calibration | None],
+    *,
+    price_per_hour: float | None,
+) -> str:
+    """Every task with its command, and what they come to.
+
+    Args:
+        calibrations: by kind of device, "cpu" or "cuda".
+    """
     estimates = [estimate(task, calibrations) for task in tasks]
     lines = []
     for task, told in zip(tasks, estimates, strict=True):
@@ -88,9 +106,15 @@ def _in_words(task: Task, told: Estimate) -> str:
     if task.config is None:
         return f"refused: {task.refusal}"
     assert told.memory_bytes is not None
-    time = f"at least {duration(told.seconds)}" if told.seconds is not None else "time not told"
     ranks = count(task.config.parallel.world_size, "rank")
-    return f"{time}, about {gib(told.memory_bytes)} a rank, {ranks}"
+    return f"{_time(told)}, about {gib(told.memory_bytes)} a rank, {ranks}"
+
+
+def _time(told: Estimate) -> str:
+    if told.seconds is None:
+        return "time not told"
+    likely = "" if told.likely_s is None else f", about {duration(told.likely_s)}"
+    return f"at least {duration(told.seconds)}{likely}"
 
 
 def _totals(
@@ -102,11 +126,24 @@ def _totals(
     untold = {told.reason for told in estimates if told.reason}
     if untold:
         return [*lines, *(f"time not told: {reason}" for reason in sorted(untold))]
-    seconds = sum(told.seconds or 0.0 for told in estimates)
-    hours = sum((told.seconds or 0.0) * told.devices for told in estimates) / 3600
+    least_s = sum(told.seconds or 0.0 for told in estimates)
+    lines.append(f"at least {duration(least_s)}: the matrix products at this machine's ceiling")
+    if all(told.likely_s is not None for told in estimates):
+        likely_s = sum(told.likely_s or 0.0 for told in estimates)
+        lines.append(
+            f"about {duration(likely_s)}: {CPU_START_S} s to start each cell, and steps as much "
+            "above their ceiling as those of the CPU runs in scaling/results"
+        )
+    else:
+        lines.append("start-up of each cell not counted: nothing is known of it on GPUs")
+    return [*lines, _cost(estimates, price_per_hour)]
+
+
+def _cost(estimates: Sequence[Estimate], price_per_hour: float | None) -> str:
+    """By the likely time where it is known of every cell, else by the least."""
+    is_likely = all(told.likely_s is not None for told in estimates)
+    hours = 0.0
+    for told in estimates:
+        hours += ((told.likely_s if is_likely else told.seconds) or 0.0) * told.devices / 3600
     money = "" if price_per_hour is None else f", {hours * price_per_hour:,.2f} of money"
-    return [
-        *lines,
-        f"at least {duration(seconds)}, start-up of each cell not counted; "
-        f"{hours:,.3g} device-hours{money}",
-    ]
+    return f"{'about' if is_likely else 'at least'} {hours:,.3g} device-hours{money}"

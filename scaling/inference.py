@@ -103,7 +103,28 @@ def find_cause(config: RunConfig, causes: Mapping[str, RunConfig]) -> str | None
     return next((cell for cell, other in causes.items() if needs_at_least(config, other)), None)
 
 
+def root_cause(config: RunConfig, causes: Mapping[str, RunConfig]) -> str | None:
+    """As `find_cause`, of all that settle `config` one that no smaller one settles."""
+    found = find_cause(config, causes)
+    while found is not None:
+        own = causes[found]
+        smaller = {cell: other for cell, other in causes.items() if not needs_at_least(other, own)}
+        if (below := find_cause(own, smaller)) is None:
+            return found
+        found = below
+    return None
+
+
 def is_checked_again(cell: str, share: float) -> bool:
     """Whether a settled cell is run all the same: decided by its id alone, so that everybody who
     works on a sweep decides alike."""
-    return int(hashlib.sha256(cell.encode()).hexdigest()[:8], 16) < share * 2**32
+    return _place(cell) < share * 2**32
+
+
+def first_to_check(cells: Collection[str]) -> str:
+    """Of all that one cause settles, the one that is run if no other is: chosen as blindly."""
+    return min(cells, key=_place)
+
+
+def _place(cell: str) -> int:
+    return int(hashlib.sha256(cell.encode()).hexdigest()[:8], 16)

@@ -38,7 +38,10 @@ FIELDS: dict[str, Kinds] = {
     "inferred_from": (str, NoneType),
     "memory_limit_bytes": (int, NoneType),
     "config": (dict, NoneType),
+    "host": (dict, NoneType),
+    "checks": (str, NoneType),
 }
+LATER = {"host": None, "checks": None}  # fields that older outcomes do not have
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +64,9 @@ class Outcome:
     inferred_from: str | None = None  # the cell whose lack of memory settles this one
     memory_limit_bytes: int | None = None  # of the whole cell; None: the machine's
     config: RunConfig | None = None  # None: the recipe refused the options
+    # Kind and memory of the machine and its GPUs, which a lack of memory is a lack of.
+    host: Mapping[str, Any] | None = None  # None: not told
+    checks: str | None = None  # the cell whose lack of memory settles this one, which ran to see
 
     @property
     def name(self) -> str:
@@ -103,6 +109,7 @@ def read_outcome(
         )
     if not seals_hold:
         check_seals(values, where)
+    values = {**LATER, **values}
     check_fields(values, FIELDS, where)
     if values["status"] not in STATUSES:
         raise ValueError(f"{where}: status is {values['status']!r}; known: {', '.join(STATUSES)}")

@@ -165,6 +165,7 @@ class _Worker:
         return answer
 
     def _start(self) -> "subprocess.Popen[str]":
+        parent = os.getpid()
         with self.log.open("w") as said:
             return subprocess.Popen(
                 [sys.executable, "-m", "recipes.worker"],
@@ -172,6 +173,8 @@ class _Worker:
                 stdout=subprocess.PIPE,
                 stderr=said,
                 text=True,
+                # It imports for seconds, with a request waiting that nobody may want any more.
+                preexec_fn=lambda: die_with_parent(parent),
             )
 
     def end(self) -> None:

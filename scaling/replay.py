@@ -14,10 +14,11 @@ from typing import get_args
 
 from scaling.markdown import count
 from scaling.outcomes import FILE, Outcome, is_outcome, read_outcome
-from scaling.processes import Ended, Runner
-from scaling.reproduction import DAY_S, Launch, Original, Verdict, judge
+from scaling.processes import Runner
+from scaling.reproduction import DAY_S, Launch, Original, Verdict, compare
+from scaling.verdict import judge, kernel_kills
 from unitransformer.config import Recipe
-from unitransformer.records import Record, load_record
+from unitransformer.records import load_record
 from unitransformer.sealed import read_json
 
 Say = Callable[[str], None]
@@ -41,7 +42,8 @@ def replay(
     Reproduced: the losses are equal up to the parity bound of the precision, and the whole 95 %
     interval of the ratio of the median steps (now over then) is within `tolerance` of 1. Not
     reproduced: other losses, another status, or the whole interval is beyond. A cell that failed
-    is reproduced by failing with the same status.
+    is reproduced by failing with the same status, a crash by the same exception or exit code.
+    Inconclusive too: a launch that was stopped from outside.
 
     Args:
         path: a record, an outcome.json, or the folder of either.
@@ -71,7 +73,7 @@ def replay(
             launches.append(_launch(recipe, arguments, place, original, runner))
             if launches[-1].status != "ok":
                 break
-    return judge(original, launches, tolerance=tolerance)
+    return compare(original, launches, tolerance=tolerance)
 
 
 @contextlib.contextmanager
@@ -130,6 +132,7 @@ def _of_outcome(outcome: Outcome, file: Path) -> Original:
             command=outcome.command,
             status=outcome.status,
             record=record,
+            exit_code=outcome.exit_code,
             # What took too long is given as long again.
             limit_s=outcome.elapsed_s if outcome.status == "timeout" else DAY_S,
             memory_limit_bytes=outcome.memory_limit_bytes,
@@ -177,6 +180,7 @@ def _launch(
     record_path, log = folder / "record.json", folder / "log"
     # A file given with --config may name places as well: the last word wins.
     places = ["--record", str(record_path), "--repeats", "1"]
+    killed_before = kernel_kills()
     ended = runner(
         recipe,
         [*arguments, *places],
@@ -188,15 +192,12 @@ def _launch(
     record = load_record(record_path) if record_path.exists() else None
     if ended.exit_code == 0 and record is None:
         raise RuntimeError(f"{recipe} ended well and left no record in {folder}")
-    return Launch(status=_status(ended, record), record=record, last_words=_last_words(log, folder))
-
-
-def _status(ended: Ended, record: Record | None) -> str:
-    if ended.ending != "ended":
-        return ended.ending
-    if record is not None:
-        return str(record["status"])
-    return "refused" if ended.exit_code == 2 else "crashed"
+    return Launch(
+        status=judge(ended, record, killed_by_kernel=kernel_kills() > killed_before),
+        record=record,
+        last_words=_last_words(log, folder),
+        exit_code=ended.exit_code,
+    )
 
 
 def _last_words(log: Path, folder: Path) -> str:

@@ -42,6 +42,7 @@ class Original:
     command: str
     status: str
     record: Record | None  # of a run that left one
+    exit_code: int | None = None  # None: not told, or it passed a limit
     limit_s: float = DAY_S
     memory_limit_bytes: int | None = None
 
@@ -53,9 +54,10 @@ class Launch:
     status: str
     record: Record | None
     last_words: str
+    exit_code: int | None = None
 
 
-def judge(original: Original, launches: Sequence[Launch], *, tolerance: float) -> Verdict:
+def compare(original: Original, launches: Sequence[Launch], *, tolerance: float) -> Verdict:
     """Compare what is there: no run is started.
 
     Raises:
@@ -76,9 +78,24 @@ def judge(original: Original, launches: Sequence[Launch], *, tolerance: float) -
 
 
 def _judge_failure(original: Original, last: Launch) -> Verdict:
+    then, now = _end(original), _end(last)
+    told = f"status: {then} then, {now} now: {last.last_words}"
+    if last.status == "preempted":
+        return Verdict(word="inconclusive", lines=(told, "it was stopped from outside; try again"))
     is_same = original.status.removesuffix("-inferred") == last.status
-    told = f"status: {original.status} then, {last.status} now: {last.last_words}"
+    if is_same and last.status == "crashed":
+        is_same = then == now
     return Verdict(word="reproduced" if is_same else "not reproduced", lines=(told,))
+
+
+def _end(run: Original | Launch) -> str:
+    """The status, and of a crash what it was: the exception, or else the exit code."""
+    if run.status != "crashed":
+        return run.status
+    error = None if run.record is None else run.record["error"]
+    if error is not None:
+        return f"crashed by {error['type']}"
+    return "crashed" if run.exit_code is None else f"crashed with exit code {run.exit_code}"
 
 
 def _check_same(then: Record, now: Record) -> None:

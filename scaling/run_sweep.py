@@ -10,14 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from scaling import largest_batch
-from scaling.estimate import render_plan
+from scaling.estimate import calibrations_of, render_plan
 from scaling.live import Progress
 from scaling.order import in_order
 from scaling.places import check_writable
 from scaling.processes import Runner, can_fork, run_alone, start_worker
+from scaling.study import Cell
 from scaling.sweep import STUDY, Agenda, Sweep, open_folder
 from scaling.sweep_options import SweepOptions
-from scaling.tasks import Task, plan
+from scaling.tasks import Recipes, Task, open_recipes, plan
 from unitransformer.launchers import without_launcher
 from unitransformer.process_tree import can_tell_memory
 from unitransformer.stop_signals import SIGNALS, StopAsked
@@ -44,9 +45,26 @@ def run_sweep(options: SweepOptions) -> int:
     # A launcher may have started this process: what a cell starts are its own ranks.
     for name in os.environ.keys() - without_launcher(os.environ).keys():
         del os.environ[name]
-    tasks = in_order(plan(options.study))
+    with open_recipes() as recipes:
+        return _run(options, recipes)
+
+
+def _run(options: SweepOptions, recipes: Recipes) -> int:
+    tasks = in_order(plan(options.study, recipes))
+    fingerprint, host = recipes.machine()
+    recipes.rest()
+
+    def probe(cell: Cell, repeat: int) -> Task:
+        task = recipes.task(cell, repeat)
+        if host["gpus"]:  # whoever has asked for them may hold memory that cells want
+            recipes.rest()
+        return task
+
+    if options.find_max_batch is not None:
+        largest_batch.check_limit(tasks, options.limits.memory_limit_bytes)
     if options.is_dry:
-        print(render_plan(tasks, price_per_hour=options.price_per_hour))
+        calibrations = calibrations_of(fingerprint)
+        print(render_plan(tasks, calibrations, price_per_hour=options.price_per_hour))
         if options.find_max_batch is not None:
             print("of each search only the first cell is listed: the next follow from it")
         return 0
@@ -56,14 +74,16 @@ def run_sweep(options: SweepOptions) -> int:
     axes = options.study.varied()
     if options.find_max_batch is not None:
         axes.append(largest_batch.AXIS)
+    agenda = _agenda(options, tasks, probe)
     if options.is_watch:
-        return _watch(options, tasks, axes)
+        return _watch(options, agenda, axes)
     with _stops_by_signals(), _runners(options.out) as runner:
         sweep = Sweep(
             folder=options.out,
-            agenda=_agenda(options, tasks),
+            agenda=agenda,
             limits=options.limits,
             runner=runner,
+            host=host,
             retry=options.retry,
         )
         with Progress(sweep.look, sys.stdout, axes=axes) as progress:
@@ -71,18 +91,20 @@ def run_sweep(options: SweepOptions) -> int:
     print(summary.in_words())
     if options.find_max_batch is not None:
         _, done = sweep.look()
-        for found in largest_batch.findings(tasks, options.find_max_batch, done, axes):
-            print(found.in_words(options.find_max_batch))
+        limit = options.find_max_batch
+        found = largest_batch.findings(tasks, limit, probe, done, axes)
+        largest_batch.write_findings(found, limit, options.out)
+        print("\n".join(each.in_words(limit) for each in found))
     print(f"python -m scaling report {options.out} writes the tables")
     statuses = summary.statuses if options.max_cells is None else summary.own
     return 1 if any(statuses.get(status) for status in FAILED) else 0
 
 
-def _watch(options: SweepOptions, tasks: Sequence[Task], axes: list[str]) -> int:
+def _watch(options: SweepOptions, agenda: Agenda, axes: list[str]) -> int:
     """Show a sweep that others work on, until all of it is done."""
     sweep = Sweep(
         folder=options.out,
-        agenda=_agenda(options, tasks),
+        agenda=agenda,
         limits=options.limits,
         runner=lambda _: run_alone,
     )
@@ -92,9 +114,9 @@ def _watch(options: SweepOptions, tasks: Sequence[Task], axes: list[str]) -> int
     return 0
 
 
-def _agenda(options: SweepOptions, tasks: Sequence[Task]) -> Agenda:
+def _agenda(options: SweepOptions, tasks: Sequence[Task], probe: largest_batch.Plan) -> Agenda:
     if options.find_max_batch is not None:
-        return largest_batch.search(tasks, options.find_max_batch)
+        return largest_batch.search(tasks, options.find_max_batch, probe)
     return lambda _: tasks
 
 

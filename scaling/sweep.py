@@ -5,12 +5,8 @@ where another was stopped, and several of them share the work. A cell is claimed
 with its holder, and finished by one file that appears whole.
 """
 
-import contextlib
-import datetime
 import json
-import os
 import shutil
-import signal
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -20,35 +16,20 @@ from typing import Any, Protocol
 
 from filelock import FileLock, Timeout
 
-from scaling.inference import find_cause, is_checked_again, unrefuted
+from scaling.finished import CELLS, Causes, Finished, is_check
+from scaling.inference import find_cause, root_cause
 from scaling.markdown import count
-from scaling.outcomes import FILE, Outcome, load_outcome, write_outcome
-from scaling.processes import Ended, Runner, last_words
+from scaling.outcomes import Outcome, write_outcome
+from scaling.processes import Ended, Runner
+from scaling.running import Limits, now, run_cell, unrun
 from scaling.study import Study
 from scaling.tasks import Task
-from unitransformer.config import RunConfig
-from unitransformer.records import PROGRESS, Record, Status, load_record, write_atomically
+from unitransformer.records import write_atomically
 from unitransformer.sealed import check_seals, read_json, seal
-from unitransformer.stop_signals import EXIT_CODE
 
 STUDY = "study.json"
-CELLS, CLAIMS = "cells", "claims"
-LOG = "log.txt"
-RUN_FOLDER = "UNITRANSFORMER_RUN_FOLDER"  # tells a recipe where its run goes
-# All cells of a sweep read and write one: entries are named by their content and appear whole, so a
-# cell that is killed leaves none half written.
-COMPILE_CACHE = "TORCHINDUCTOR_CACHE_DIR"
-LAST_LINES = 12
+CLAIMS = "claims"
 SCHEMA = 1
-
-
-@dataclass(frozen=True, kw_only=True)
-class Limits:
-    """What a cell may take."""
-
-    limit_s: float
-    memory_limit_bytes: int | None = None  # None: the machine's
-    recheck: float = 0.1  # share of the cells settled by another's lack of memory that run anyway
 
 
 class Watch(Protocol):
@@ -65,13 +46,19 @@ class Summary:
     statuses: Mapping[str, int]
     own: Mapping[str, int]  # of those that this process has run
     left: int  # for other processes, which have claimed them or will
+    checked: int  # cells that another settles and that ran all the same
+    refuted: int  # of those, the ones that fitted
     elapsed_s: float
     in_cells_s: float  # of `elapsed_s`, from start to end of cells
 
     def in_words(self) -> str:
         told = ", ".join(f"{count_} {status}" for status, count_ in self.statuses.items())
         left = f", {self.left} left to other processes" if self.left else ""
-        return f"{count(sum(self.statuses.values()), 'cell')} finished ({told}){left}"
+        checked = ""
+        if self.checked:
+            checked = f"; {count(self.checked, 'inferred lack')} of memory checked by a run, "
+            checked += f"{self.refuted} refuted"
+        return f"{count(sum(self.statuses.values()), 'cell')} finished ({told}){left}{checked}"
 
 
 # ---------------------------------------------------------------------------------- folder
@@ -127,29 +114,6 @@ def _first_difference(there: Any, here: Any, name: str) -> str:
 Agenda = Callable[[Mapping[str, Outcome]], Sequence[Task]]
 
 
-class Finished:
-    """Outcomes in the folder of a sweep. A file is read again only when it has changed."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder / CELLS
-        self._read: dict[str, tuple[tuple[int, int], Outcome]] = {}
-
-    def of(self, tasks: Sequence[Task]) -> dict[str, Outcome]:
-        """By the name of the task; an outcome that is damaged counts as none."""
-        return {task.name: found for task in tasks if (found := self._load(task.name)) is not None}
-
-    def _load(self, name: str) -> Outcome | None:
-        path = self.folder / name / FILE
-        try:
-            stat = path.stat()
-            state = (stat.st_mtime_ns, stat.st_ino)
-            if name not in self._read or self._read[name][0] != state:
-                self._read[name] = (state, load_outcome(path))
-        except (OSError, ValueError):
-            return None
-        return self._read[name][1]
-
-
 # ---------------------------------------------------------------------------------- sweep
 
 
@@ -161,12 +125,13 @@ class Sweep:
     agenda: Agenda
     limits: Limits
     runner: Callable[[Task], Runner]
+    host: Mapping[str, Any] | None = None  # what this machine is, as outcomes tell it
     retry: frozenset[str] = frozenset()  # statuses that are tried again
     clock: Callable[[], float] = time.monotonic
 
     def __post_init__(self) -> None:
         self._finished = Finished(self.folder)
-        self._since = _now()
+        self._since = now()
         self._in_cells_s = 0.0
 
     def work(self, watch: Watch, *, max_cells: int | None = None) -> Summary:
@@ -193,6 +158,8 @@ class Sweep:
         return Summary(
             statuses=dict(sorted(statuses.items(), key=lambda item: (item[0] != "ok", item[0]))),
             left=len(tasks) - len(done),
+            checked=sum(outcome.checks is not None for outcome in done.values()),
+            refuted=sum(o.checks is not None and o.status == "ok" for o in done.values()),
             own=Counter(outcome.status for outcome in own),
             elapsed_s=self.clock() - start_s,
             in_cells_s=self._in_cells_s,
@@ -210,17 +177,22 @@ class Sweep:
 
     def _done(self, tasks: Sequence[Task]) -> dict[str, Outcome]:
         """Those to be tried again are not done, nor those settled by a cell that is refuted."""
-        outcomes = self._finished.of(tasks)
-        causes = _causes(outcomes)
+        outcomes = self._kept(tasks)
+        causes = Causes(outcomes.values())
         return {
             name: outcome
             for name, outcome in outcomes.items()
+            if outcome.status != "oom-inferred"
+            or outcome.config is None
+            or find_cause(outcome.config, causes.on(outcome.host)) is not None
+        }
+
+    def _kept(self, tasks: Sequence[Task]) -> dict[str, Outcome]:
+        """Outcomes, those aside that are tried again: they settle nothing meanwhile."""
+        return {
+            name: outcome
+            for name, outcome in self._finished.of(tasks).items()
             if not self._is_tried_again(outcome)
-            and (
-                outcome.status != "oom-inferred"
-                or outcome.config is None
-                or find_cause(outcome.config, causes) is not None
-            )
         }
 
     def _is_tried_again(self, outcome: Outcome) -> bool:
@@ -245,192 +217,43 @@ class Sweep:
         return None
 
     def _finish(self, task: Task) -> Outcome:
-        outcome = self._settled(task) or self._run(task)
         place = self.folder / CELLS / task.name
-        if outcome.started_at is None:  # nothing has run: nothing of an earlier attempt stays
-            shutil.rmtree(place, ignore_errors=True)
-        outcome = replace(outcome, finished_at=_now())
+        cause, is_run = self._cause(task)
+        if is_run:
+            runner = self._timed(self.runner(task))
+            outcome = replace(run_cell(task, runner, self.folder, self.limits), checks=cause)
+        else:
+            outcome = unrun(task, cause)
+            shutil.rmtree(place, ignore_errors=True)  # nothing of an earlier attempt stays
+        outcome = replace(
+            outcome,
+            host=self.host,
+            memory_limit_bytes=self.limits.memory_limit_bytes,
+            finished_at=now(),
+        )
         write_outcome(outcome, place)
         return outcome
 
-    def _settled(self, task: Task) -> Outcome | None:
-        """The outcome of a task that need not run."""
+    def _cause(self, task: Task) -> tuple[str | None, bool]:
+        """The cell whose lack of memory settles a task, and whether the task runs all the same."""
         if task.config is None:
-            return self._outcome(task, status="refused", reason=task.refusal)
+            return None, False
         tasks, _ = self.look()
-        cause = find_cause(task.config, _causes(self._finished.of(tasks)))
-        if cause is None or is_checked_again(task.cell.id, self.limits.recheck):
-            return None
-        return self._outcome(
-            task,
-            status="oom-inferred",
-            reason=f"needs at least as much memory as {cause}, which ran out of it",
-            inferred_from=cause,
-        )
+        done = self._kept(tasks)
+        causes = Causes(done.values()).on(self.host)
+        cause = root_cause(task.config, causes)
+        before = self._finished.of([task]).get(task.name)
+        if cause is None or (before is not None and self._is_tried_again(before)):
+            return cause, True
+        share = self.limits.recheck
+        return cause, is_check(task, (cause, causes[cause]), tasks, done, share)
 
-    def _run(self, task: Task) -> Outcome:
-        place = (self.folder / CELLS / task.name).absolute()
-        shutil.rmtree(place, ignore_errors=True)
-        place.mkdir(parents=True)
-        started_at, start_s = _now(), self.clock()
-        killed_before = kernel_kills()
-        try:
-            ended = self.runner(task)(
-                task.cell.recipe,
-                task.cell.arguments,
-                log=place / LOG,
-                limit_s=self.limits.limit_s,
-                memory_limit_bytes=self.limits.memory_limit_bytes,
-                variables={
-                    RUN_FOLDER: str(place),
-                    COMPILE_CACHE: os.environ.get(
-                        COMPILE_CACHE, str(self.folder.absolute() / "compile-cache")
-                    ),
-                },
-            )
-        except RuntimeError as error:  # the worker itself has ended; the next cell starts another
-            ended = Ended(exit_code=1, elapsed_s=self.clock() - start_s)
-            (place / LOG).write_text(f"error: {error}\n")
-        finally:
-            self._in_cells_s += self.clock() - start_s
-        record = _read_record(place)
-        status = judge(ended, record, killed_by_kernel=kernel_kills() > killed_before)
-        if status != "ok":
-            _check_disk(place)
-        lines = () if status == "ok" else self._last_lines(place / LOG, record)
-        _tidy(place)
-        return self._outcome(
-            task,
-            status=status,
-            reason=_reason(status, ended, record, lines, self.limits),
-            exit_code=ended.exit_code,
-            elapsed_s=ended.elapsed_s,
-            started_at=started_at,
-            last_lines=lines,
-            record=None if record is None else record[0].name,
-        )
+    def _timed(self, runner: Runner) -> Runner:
+        def run(*arguments: Any, **options: Any) -> Ended:
+            start_s = self.clock()
+            try:
+                return runner(*arguments, **options)
+            finally:
+                self._in_cells_s += self.clock() - start_s
 
-    def _last_lines(
-        self, log: Path, record: tuple[Path, Mapping[str, Any]] | None
-    ) -> tuple[str, ...]:
-        """Of the rank that failed first, by its record; else of what the cell said. No place of
-        this machine is in them."""
-        said: Sequence[str] = []
-        if record is not None:
-            said = (record[1].get("error") or {}).get("last_lines") or []
-        if not said:
-            with contextlib.suppress(OSError):
-                said = log.read_text(errors="replace").splitlines()
-        here = f"{self.folder.absolute()}/"
-        lines = [str(line).replace(here, "").rstrip() for line in said]
-        return tuple(line for line in lines if line.strip())[-LAST_LINES:]
-
-    def _outcome(self, task: Task, *, status: Status, **facts: Any) -> Outcome:
-        return Outcome(
-            cell=task.cell.id,
-            repeat=task.repeat,
-            recipe=task.cell.recipe,
-            options=dict(task.cell.options),
-            command=task.cell.command,
-            status=status,
-            memory_limit_bytes=self.limits.memory_limit_bytes,
-            config=task.config,
-            **facts,
-        )
-
-
-def _causes(outcomes: Mapping[str, Outcome]) -> dict[str, RunConfig]:
-    """Configs that ran out of memory, by their cell, those aside that a cell which ran refutes."""
-    told = [(outcome, outcome.config) for outcome in outcomes.values() if outcome.config]
-    too_large = {outcome.cell: config for outcome, config in told if outcome.status == "oom"}
-    return unrefuted(too_large, [config for outcome, config in told if outcome.status == "ok"])
-
-
-# ---------------------------------------------------------------------------------- verdict
-
-
-def judge(
-    ended: Ended, record: tuple[Path, Record] | None, *, killed_by_kernel: bool = False
-) -> Status:
-    """The status of a cell by how its process ended and what its record says; never by its words.
-
-    Args:
-        killed_by_kernel: whether the system killed some process for want of memory meanwhile,
-            which is this one's end only if it was killed.
-    """
-    if ended.ending != "ended":
-        return ended.ending
-    status: Status | None = None if record is None else record[1]["status"]
-    if ended.exit_code == 0 and status == "ok":
-        return "ok"
-    if status in ("oom", "preempted"):
-        return status
-    error = None if record is None else record[1]["error"]
-    was_killed = ended.exit_code == -signal.SIGKILL or (error and error["type"] == "SIGKILL")
-    if killed_by_kernel and was_killed:
-        return "oom"
-    if ended.exit_code == 2:
-        return "refused"
-    return "preempted" if ended.exit_code in STOPPED else "crashed"
-
-
-STOPPED = (EXIT_CODE, 128 + 2, 128 + 15, -2, -15)  # by SIGINT or SIGTERM, or saved and left
-
-
-def kernel_kills(place: Path = Path("/proc/vmstat")) -> int:
-    """Processes that the system has killed for want of memory since it started; 0 if it does not
-    tell."""
-    with contextlib.suppress(OSError, ValueError, KeyError):
-        return int(dict(line.split() for line in place.read_text().splitlines())["oom_kill"])
-    return 0
-
-
-def _reason(
-    status: Status,
-    ended: Ended,
-    record: tuple[Path, Record] | None,
-    lines: Sequence[str],
-    limits: Limits,
-) -> str | None:
-    if status == "ok":
-        return None
-    if ended.ending == "timeout":
-        return f"did not end within {limits.limit_s:g} s"
-    if ended.ending == "oom":
-        assert limits.memory_limit_bytes is not None
-        return f"passed its memory limit of {limits.memory_limit_bytes / 2**30:.3g} GiB"
-    error = None if record is None else record[1]["error"]
-    if error is not None:
-        return f"rank {error['rank']}: {error['type']}: {error['message']}".splitlines()[0]
-    if ended.exit_code == 0:
-        return "it ended well and left no record that can be read"
-    return last_words(lines, ended.exit_code)
-
-
-def _check_disk(place: Path) -> None:
-    """Raises OSError where a failure may be the disk's: nothing can be written beside it."""
-    probe = place / ".probe"
-    try:
-        probe.write_bytes(bytes(2**20))
-    finally:
-        probe.unlink(missing_ok=True)
-
-
-def _read_record(place: Path) -> tuple[Path, Record] | None:
-    """The record that a run has left in its folder."""
-    for path in sorted(place.glob("*.json")):
-        with contextlib.suppress(OSError, ValueError):
-            return path, load_record(path)
-    return None
-
-
-def _tidy(place: Path) -> None:
-    """Keep record and log; curves are in the record."""
-    for path in place.iterdir():
-        if path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
-    (place / PROGRESS).unlink(missing_ok=True)
-
-
-def _now() -> str:
-    return datetime.datetime.now(datetime.UTC).isoformat(timespec="microseconds")
+        return run

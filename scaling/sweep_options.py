@@ -14,8 +14,8 @@ from typing import Any
 import jsonargparse
 
 from scaling.largest_batch import check_start
+from scaling.running import Limits
 from scaling.study import OURS, RECIPES, Study, Values, list_studies, load_study, read_study
-from scaling.sweep import Limits
 from unitransformer.nearest import nearest
 from unitransformer.records import STATUSES
 

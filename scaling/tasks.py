@@ -1,15 +1,16 @@
 """Tasks: the cells of a study, each repeat of it, and the run that it comes to on this machine."""
 
+import contextlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from scaling.study import Cell, Study
 from unitransformer.config import RunConfig, from_dict
-from unitransformer.modules import run_module
+from unitransformer.modules import open_module
 
-PATIENCE_S, PATIENCE_EACH_S = 300.0, 2.0  # for a machine that is busy importing, and a question
+PATIENCE_S = 300.0  # with an answer, on a machine that is busy importing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,44 +28,70 @@ class Task:
         return f"{self.cell.id}-{self.repeat}"
 
 
-def plan(study: Study) -> list[Task]:
-    """Every cell and repeat. What each would run is asked of the recipes, in one process.
+class Recipes:
+    """What the recipes answer on this machine, asked of one process, each question once."""
+
+    def __init__(self) -> None:
+        self._answers: dict[str, dict[str, Any]] = {}
+        self._module = contextlib.ExitStack()
+        self._ask: Callable[[str], str] | None = None
+
+    def ask(self, question: Mapping[str, Any]) -> dict[str, Any]:
+        """What `recipes.plan` answers; raises RuntimeError if it fails."""
+        line = json.dumps(question)
+        if line not in self._answers:
+            if self._ask is None:
+                module = open_module("recipes.plan", limit_s=PATIENCE_S)
+                self._ask = self._module.enter_context(module)
+            self._answers[line] = json.loads(self._ask(line))
+        return self._answers[line]
+
+    def rest(self) -> None:
+        """End the process, which the next new question starts again."""
+        self._ask = None
+        self._module.close()
+
+    def task(self, cell: Cell, repeat: int) -> Task:
+        """A cell and the run that it comes to; raises ValueError for options nobody knows."""
+        answer = self.ask({"recipe": cell.recipe, "arguments": cell.arguments})
+        config, refusal = _read(cell, answer)
+        return Task(cell=cell, repeat=repeat, config=config, refusal=refusal)
+
+    def machine(self) -> tuple[str, dict[str, Any]]:
+        """The fingerprint under which this machine's calibrations are kept; its kind and memory."""
+        answer = self.ask({"machine": True})
+        return str(answer["fingerprint"]), dict(answer["host"])
+
+
+@contextlib.contextmanager
+def open_recipes() -> Iterator[Recipes]:
+    """What can be asked until the block ends."""
+    recipes = Recipes()
+    try:
+        yield recipes
+    finally:
+        recipes.rest()
+
+
+def plan(study: Study, recipes: Recipes) -> list[Task]:
+    """Every cell and repeat.
 
     Raises:
         ValueError: an axis or value that the recipes do not know.
         RuntimeError: the process failed.
     """
     cells = study.cells()
-    answers = ask([{"recipe": cell.recipe, "arguments": cell.arguments} for cell in cells])
-    runs = dict(zip(cells_by_id(cells), map(_read, cells, answers), strict=True))
-    return [
-        Task(cell=cell, repeat=repeat, config=runs[cell.id][0], refusal=runs[cell.id][1])
-        for repeat in range(1, study.repeats + 1)
-        for cell in cells
-    ]
+    check_unique(cells)
+    return [recipes.task(cell, repeat) for repeat in range(1, study.repeats + 1) for cell in cells]
 
 
-def cells_by_id(cells: Sequence[Cell]) -> dict[str, Cell]:
+def check_unique(cells: Sequence[Cell]) -> None:
     """Raises ValueError for two cells that are one."""
-    found: dict[str, Cell] = {}
+    found: set[str] = set()
     for cell in cells:
         if cell.id in found:
             raise ValueError(f"two cells are the same: {cell.command}; leave one out")
-        found[cell.id] = cell
-    return found
-
-
-def this_machine() -> str:
-    """The fingerprint under which this machine's calibrations are kept."""
-    return str(ask([{"machine": True}])[0]["fingerprint"])
-
-
-def ask(questions: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """What `recipes.plan` answers to each; raises RuntimeError if it fails."""
-    asked = "".join(f"{json.dumps(question)}\n" for question in questions)
-    limit_s = PATIENCE_S + PATIENCE_EACH_S * len(questions)
-    printed = run_module("recipes.plan", [], limit_s=limit_s, asked=asked)
-    return [json.loads(line) for line in printed.splitlines()]
+        found.add(cell.id)
 
 
 def _read(cell: Cell, answer: Mapping[str, Any]) -> tuple[RunConfig | None, str | None]:

@@ -28,6 +28,7 @@ class Failure:
     lines: list[str]  # of the traceback
     is_bad_usage: bool = False
     at_s: float = 0.0  # clock time
+    errno: int | None = None  # of the system's error that it is or follows from
 
 
 def report_failure(error: BaseException, *, is_bad_usage: bool = False) -> bool:
@@ -46,6 +47,7 @@ def report_failure(error: BaseException, *, is_bad_usage: bool = False) -> bool:
             "lines": lines,
             "is_bad_usage": is_bad_usage,
             "at_s": time.time(),
+            "errno": errno_of(error),
         },
     }
     path = Path(os.environ[ERROR_FILE])
@@ -53,6 +55,15 @@ def report_failure(error: BaseException, *, is_bad_usage: bool = False) -> bool:
         if not path.exists():
             path.write_text(json.dumps(told))
     return True
+
+
+def errno_of(error: BaseException | None) -> int | None:
+    """What the system has answered, where that is why: a full disk has its number in any words."""
+    while error is not None:
+        if isinstance(error, OSError):
+            return error.errno
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def silent_failure(rank: int, code: int, *, node: str | None = None) -> Failure:
@@ -128,6 +139,7 @@ def describe_failure(failure: Failure) -> Record:
         "message": failure.message[:2000],
         "rank": failure.rank,
         "last_lines": failure.lines[-20:],
+        "errno": failure.errno,
     }
     status: Status = "oom" if failure.type in OUT_OF_MEMORY else "crashed"
     return {"status": status, "error": error}

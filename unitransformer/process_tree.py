@@ -116,4 +116,5 @@ def end_process(process: "subprocess.Popen[Any]") -> None:
     process.wait()
     for pipe in (process.stdin, process.stdout, process.stderr):
         if pipe is not None:
-            pipe.close()
+            with contextlib.suppress(BrokenPipeError):  # of what it has not read
+                pipe.close()

@@ -15,7 +15,7 @@ import torch
 
 from unitransformer.config import ParallelConfig, RunConfig, to_dict
 from unitransformer.data import DataModule
-from unitransformer.failures import Failure, amend_record, describe_failure
+from unitransformer.failures import Failure, amend_record, describe_failure, errno_of
 from unitransformer.flops import count_flops, count_parameters
 from unitransformer.hardware import describe_host
 from unitransformer.history import History
@@ -263,6 +263,7 @@ def _describe_error(error: BaseException, parallel: ParallelConfig) -> dict[str,
         "message": str(error)[:2000],
         "rank": process_rank(parallel),
         "last_lines": "".join(traceback.format_exception(error)).splitlines()[-20:],
+        "errno": errno_of(error),
     }
 
 

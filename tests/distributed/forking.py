@@ -15,6 +15,7 @@ import torch.multiprocessing
 from torch.distributed import TCPStore
 
 from recipes import running, worker
+from unitransformer.process_tree import die_with_parent
 from unitransformer.zero import load_deepspeed
 
 for name in worker.HEAVY:
@@ -109,7 +110,8 @@ class ForkedWorker:
     def __init__(self, log: Path) -> None:
         (read_asked, asked), (answers, write_answer) = os.pipe(), os.pipe()
         self._process = FORK.Process(
-            target=_be_worker, args=(log, (read_asked, write_answer), (asked, answers))
+            target=_be_worker,
+            args=(log, (read_asked, write_answer), (asked, answers), os.getpid()),
         )
         self._process.start()
         for end in (read_asked, write_answer):
@@ -124,7 +126,8 @@ class ForkedWorker:
         self._process.join()
 
 
-def _be_worker(log: Path, own: tuple[int, int], others: tuple[int, int]) -> None:
+def _be_worker(log: Path, own: tuple[int, int], others: tuple[int, int], parent: int) -> None:
+    die_with_parent(parent)
     begin_fork({})
     say_into(log)
     for end in others:

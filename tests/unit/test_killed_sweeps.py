@@ -18,7 +18,8 @@ from test_sweep import Silent, make_record_of, make_study, make_tasks
 
 from scaling.outcomes import FILE, load_outcome
 from scaling.processes import Ended
-from scaling.sweep import CELLS, Limits, Sweep
+from scaling.running import Limits
+from scaling.sweep import CELLS, Sweep
 from scaling.tasks import Task
 from unitransformer.config import Recipe
 from unitransformer.process_tree import die_with_parent

@@ -156,6 +156,38 @@ def test_a_cell_that_failed_is_reproduced_by_failing_alike(tmp_path: Path) -> No
     assert fail(tmp_path, Fake(make_record())).word == "not reproduced"
 
 
+def test_a_crash_is_reproduced_by_the_same_exception_alone(tmp_path: Path) -> None:
+    def crash(kind: str) -> Record:
+        crashed = make_crashed()
+        return crashed | {"error": {**crashed["error"], "type": kind}}
+
+    assert play(crash("KeyError"), tmp_path / "a", crash("KeyError")).word == "reproduced"
+    other = play(crash("KeyError"), tmp_path / "b", crash("OSError"))
+    assert other.word == "not reproduced"
+    assert other.lines[0].startswith("status: crashed by KeyError then, crashed by OSError now")
+    silent = {"status": "crashed", "memory_limit_bytes": None}
+    assert fail(tmp_path / "c", Fake(exit_code=3), exit_code=3, **silent).word == "reproduced"
+    assert fail(tmp_path / "d", Fake(exit_code=-11), exit_code=3, **silent).word == "not reproduced"
+
+
+def test_a_launch_that_the_system_kills_for_its_memory_is_out_of_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kills = iter([7, 8, 8, 8])
+    monkeypatch.setattr("scaling.replay.kernel_kills", lambda: next(kills))
+    assert fail(tmp_path / "oom", Fake(exit_code=-9)).word == "reproduced"
+    assert fail(tmp_path / "killed", Fake(exit_code=-9)).word == "not reproduced"
+
+
+@pytest.mark.parametrize("exit_code", [75, -15])
+def test_a_launch_that_is_stopped_from_outside_tells_nothing(
+    tmp_path: Path, exit_code: int
+) -> None:
+    stopped = fail(tmp_path, Fake(exit_code=exit_code), status="crashed", exit_code=1)
+    assert (stopped.word, stopped.exit_code) == ("inconclusive", 3)
+    assert "it was stopped from outside" in stopped.lines[1]
+
+
 def test_what_took_too_long_is_given_as_long_again(tmp_path: Path) -> None:
     runner = Fake(exit_code=None, ending="timeout")
     assert fail(tmp_path, runner, status="timeout", elapsed_s=3.5).word == "reproduced"
@@ -166,7 +198,7 @@ def test_a_run_that_fails_now_ends_the_launches(tmp_path: Path) -> None:
     crashed = make_crashed()
     verdict = play(make_record(), tmp_path, crashed, repeats=3)
     assert verdict.word == "not reproduced"
-    assert verdict.lines[0].startswith("status: ok then, crashed now")
+    assert verdict.lines[0].startswith("status: ok then, crashed by RuntimeError now")
 
 
 # ------------------------------------------------------------------------------ command and cell

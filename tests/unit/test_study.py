@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from scaling.study import Cell, list_studies, load_study, read_study
-from scaling.tasks import ask, plan
+from scaling.tasks import open_recipes, plan
 
 
 def options(study: dict[str, Any]) -> list[dict[str, str]]:
@@ -128,13 +128,18 @@ def test_the_studies_that_come_along_are_whole() -> None:
     ]
     cells = [cell for name in list_studies() for cell in load_study(name).cells()]
     # All of them at once. What is refused is so for want of GPUs or of a number format.
-    answers = ask([{"recipe": cell.recipe, "arguments": cell.arguments} for cell in cells])
+    with open_recipes() as recipes:
+        answers = [
+            recipes.ask({"recipe": cell.recipe, "arguments": cell.arguments}) for cell in cells
+        ]
     assert {key for answer in answers for key in answer} <= {"config", "refused"}
     assert sum("config" in answer for answer in answers) > 100
 
 
 def test_an_axis_that_no_recipe_knows_is_refused_before_anything_runs() -> None:
-    with pytest.raises(ValueError, match="--precison is not an option; did you mean --precision"):
-        plan(read_study({"recipe": "gpt", "axes": {"precison": "32-true"}}))
-    with pytest.raises(ValueError, match="precision is '33-true'"):
-        plan(read_study({"recipe": "gpt", "axes": {"precision": "33-true"}}))
+    with open_recipes() as recipes:
+        told = "--precison is not an option; did you mean --precision"
+        with pytest.raises(ValueError, match=told):
+            plan(read_study({"recipe": "gpt", "axes": {"precison": "32-true"}}), recipes)
+        with pytest.raises(ValueError, match="precision is '33-true'"):
+            plan(read_study({"recipe": "gpt", "axes": {"precision": "33-true"}}), recipes)

@@ -1,6 +1,7 @@
 """The sweep on a machine of straw: what runs, what is settled, what is kept."""
 
 import errno
+import json
 import shutil
 import statistics
 import time
@@ -14,15 +15,19 @@ import pytest
 from filelock import FileLock
 from test_store import make_config, make_crashed, make_record
 
-from scaling import largest_batch, sweep
+from scaling import running, sweep
 from scaling.order import in_order
 from scaling.outcomes import Outcome
 from scaling.processes import Ended
-from scaling.study import Study, read_study
-from scaling.sweep import CELLS, CLAIMS, Limits, Summary, Sweep, judge, open_folder
+from scaling.running import Limits
+from scaling.study import Cell, Study, read_study
+from scaling.sweep import CELLS, CLAIMS, Summary, Sweep, open_folder
 from scaling.tasks import Task
+from scaling.verdict import judge
 from unitransformer.config import ParallelConfig, RunConfig, to_dict
+from unitransformer.failures import errno_of
 from unitransformer.records import Record, write_record
+from unitransformer.sealed import seal
 
 LIMITS = Limits(limit_s=60, memory_limit_bytes=2**30, recheck=0)
 CAPACITY = 24  # samples a device takes at once, in 32-true; twice that in bf16-true
@@ -35,6 +40,8 @@ class Straw:
     tasks: Mapping[str, Task]
     runs: list[str] = field(default_factory=list)
     crashes: frozenset[str] = frozenset()
+    late: frozenset[str] = frozenset()
+    out_of_memory: int | None = None  # exit code of what does not fit; None: it passes a limit
     capacity: int = CAPACITY
 
     def __call__(self, task: Task) -> "Straw":
@@ -48,7 +55,13 @@ class Straw:
         log.write_text("it began\n")
         factor = 2 if config.parallel.precision == "bf16-true" else 1
         if config.batch_size > factor * self.capacity:
-            return Ended(exit_code=None, elapsed_s=1.0, ending="oom")
+            if self.out_of_memory is None:
+                return Ended(exit_code=None, elapsed_s=1.0, ending="oom")
+            lacking = make_crashed() | {"status": "oom"}
+            write_record(make_record_of(config, lacking), log.parent / "x-1.json")
+            return Ended(exit_code=self.out_of_memory, elapsed_s=1.0)
+        if self.task.name in self.late:
+            return Ended(exit_code=None, elapsed_s=1.0, ending="timeout")
         if self.task.name in self.crashes:
             log.write_text(f"it began\nerror: broke in {log.parent}\n")
             write_record(make_record_of(config, make_crashed()), log.parent / "x-1.json")
@@ -78,16 +91,17 @@ def make_study(**changes: Any) -> Study:
 
 def make_tasks(study: Study) -> list[Task]:
     """What the recipes would answer, without asking them."""
-    tasks = []
-    for repeat in range(1, study.repeats + 1):
-        for cell in study.cells():
-            parallel = ParallelConfig(
-                accelerator="cpu", strategy="single", precision=cell.options["precision"]
-            )
-            size = int(cell.options.get("batch-size", "8"))
-            config = replace(make_config(), batch_size=size, parallel=parallel)
-            tasks.append(Task(cell=cell, repeat=repeat, config=config))
-    return in_order(tasks)
+    repeats = range(1, study.repeats + 1)
+    return in_order([make_task(cell, repeat) for repeat in repeats for cell in study.cells()])
+
+
+def make_task(cell: Cell, repeat: int) -> Task:
+    parallel = ParallelConfig(
+        accelerator="cpu", strategy="single", precision=cell.options["precision"]
+    )
+    size = int(cell.options.get("batch-size", "8"))
+    config = replace(make_config(), batch_size=size, parallel=parallel)
+    return Task(cell=cell, repeat=repeat, config=config)
 
 
 def make_sweep(
@@ -168,6 +182,106 @@ def test_finished_cells_are_kept_and_failed_ones_tried_again_only_if_asked(tmp_p
     mended, straw = work(folder, tasks, retry=frozenset({"crashed"}))
     assert set(straw.runs) == broken
     assert "crashed" not in mended.statuses
+
+
+RETRIED = ("oom", "oom-inferred", "timeout", "crashed")
+
+
+@pytest.mark.parametrize("status", RETRIED)
+def test_cells_of_a_status_that_is_tried_again_are_run(status: str, tmp_path: Path) -> None:
+    tasks = make_tasks(make_study())
+    broken, late = (t.name for t in tasks if t.cell.options["batch-size"] == "16")
+    folder = tmp_path / "s"
+    work(folder, tasks, straw=Straw({}, crashes=frozenset({broken}), late=frozenset({late})))
+    _, done = make_sweep(folder, tasks)[0].look()
+    before = {name for name, outcome in done.items() if outcome.status == status}
+    assert before
+    # Without --retry nothing runs, with it those do, and what they settled if it fits after all.
+    assert work(folder, tasks)[1].runs == []
+    _, straw = work(folder, tasks, straw=Straw({}, capacity=1000), retry=frozenset({status}))
+    assert set(straw.runs) >= before
+    assert Counter(straw.runs).most_common(1)[0][1] == 1
+
+
+def test_what_lacks_memory_again_settles_again(tmp_path: Path) -> None:
+    tasks = make_tasks(make_study())
+    folder = tmp_path / "s"
+    first, straw = work(folder, tasks)
+    lacking = straw.runs.copy()
+    again, straw = work(folder, tasks, retry=frozenset({"oom"}))
+    assert again.statuses == first.statuses == {"ok": 5, "oom": 2, "oom-inferred": 3}
+    assert len(straw.runs) == 2
+    assert set(straw.runs) < set(lacking)
+
+
+# ---------------------------------------------------------------------------------- machines
+
+SMALL = {"cpu": "x", "memory_gib": 16.0, "gpus": []}
+LARGE = {"cpu": "x", "memory_gib": 64.0, "gpus": []}
+
+
+def test_what_lacks_the_memory_of_one_machine_settles_nothing_on_another(tmp_path: Path) -> None:
+    tasks = make_tasks(make_study(axes={"precision": "32-true", "batch-size": ["32", "64"]}))
+    folder = tmp_path / "s"
+    straw = Straw({}, out_of_memory=1)
+    one, _ = make_sweep(folder, tasks, straw=straw, host=SMALL)
+    one.work(Silent(), max_cells=1)
+    summary, straw = work(folder, tasks, straw=Straw({}, capacity=1000), host=LARGE)
+    assert straw.runs == [tasks[1].name]
+    assert summary.statuses == {"ok": 1, "oom": 1}
+    # On the small machine the larger cell has not run, and what did not fit is not refuted.
+    shutil.rmtree(folder / CELLS / tasks[1].name)
+    summary, straw = work(folder, tasks, host=SMALL)
+    assert straw.runs == []
+    assert summary.statuses == {"oom": 1, "oom-inferred": 1}
+    # What was settled there is finished for all.
+    assert work(folder, tasks, host=LARGE)[1].runs == []
+
+
+def test_what_passed_the_limit_of_a_sweep_settles_on_any_machine(tmp_path: Path) -> None:
+    tasks = make_tasks(make_study(axes={"precision": "32-true", "batch-size": ["32", "64"]}))
+    one, _ = make_sweep(tmp_path / "s", tasks, host=SMALL)
+    one.work(Silent(), max_cells=1)
+    summary, straw = work(tmp_path / "s", tasks, host=LARGE)
+    assert straw.runs == []
+    assert summary.statuses == {"oom": 1, "oom-inferred": 1}
+
+
+def test_outcomes_of_before_machines_were_told_are_read_and_kept(tmp_path: Path) -> None:
+    tasks = make_tasks(make_study())
+    work(tmp_path / "s", tasks)
+    for path in (tmp_path / "s" / CELLS).glob("*/outcome.json"):
+        told = json.loads(path.read_text())
+        old = {name: told[name] for name in told if name not in ("host", "checks", "seals")}
+        path.write_text(json.dumps(seal(old), indent=1))
+    summary, straw = work(tmp_path / "s", tasks, host=LARGE)
+    assert straw.runs == []
+    assert summary.statuses == {"ok": 5, "oom": 2, "oom-inferred": 3}
+
+
+# ---------------------------------------------------------------------------------- checks
+
+
+def test_of_all_that_one_cell_settles_at_least_one_is_run_and_told(tmp_path: Path) -> None:
+    sizes = ["16", "32", "48", "64", "80", "96", "128"]
+    tasks = make_tasks(make_study(axes={"precision": "32-true", "batch-size": sizes}))
+    limits = replace(LIMITS, recheck=1e-9)  # too little for a share of them
+    summary, straw = work(tmp_path / "s", tasks, limits=limits)
+    # 16 fits, 32 does not and settles five, one of which runs.
+    assert summary.statuses == {"ok": 1, "oom": 2, "oom-inferred": 4}
+    assert len(straw.runs) == 3
+    assert (summary.checked, summary.refuted) == (1, 0)
+    assert "; 1 inferred lack of memory checked by a run, 0 refuted" in summary.in_words()
+
+
+def test_a_check_that_fits_is_told_as_refuted(tmp_path: Path) -> None:
+    tasks = make_tasks(make_study(axes={"precision": "32-true", "batch-size": ["32", "64"]}))
+    one, _ = make_sweep(tmp_path / "s", tasks)
+    one.work(Silent(), max_cells=1)
+    limits = replace(LIMITS, recheck=0.1)
+    summary, _ = work(tmp_path / "s", tasks, limits=limits, straw=Straw({}, capacity=1000))
+    assert (summary.checked, summary.refuted) == (1, 1)
+    assert summary.statuses == {"ok": 1, "oom": 1}
 
 
 def test_a_damaged_outcome_is_measured_again(tmp_path: Path) -> None:
@@ -257,16 +371,32 @@ def test_cells_share_one_compile_cache_unless_the_user_has_one(
     assert {each["TORCHINDUCTOR_CACHE_DIR"] for each in seen[2:]} == {"/mine"}
 
 
+def test_a_run_that_met_a_full_disk_says_so_by_number_whatever_is_free_now(tmp_path: Path) -> None:
+    crashed = make_crashed()
+    full = crashed | {"error": {**crashed["error"], "type": "OSError", "errno": errno.ENOSPC}}
+    running.check_disk(tmp_path, crashed)
+    with pytest.raises(OSError, match="No space left on device") as raised:
+        running.check_disk(tmp_path, full)
+    assert raised.value.errno == errno.ENOSPC
+
+
+def test_what_follows_from_a_full_disk_carries_its_number() -> None:
+    follows, full = RuntimeError("the checkpoint is not whole"), OSError(errno.ENOSPC, "No space")
+    follows.__cause__ = full
+    assert errno_of(follows) == errno_of(full) == errno.ENOSPC
+    assert errno_of(KeyError("no number")) is None
+
+
 def test_a_failure_on_a_full_disk_is_no_outcome(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tasks = make_tasks(make_study())
     straw = Straw({}, crashes=frozenset(task.name for task in tasks))
 
-    def full(place: Path) -> None:
+    def full(place: Path, record: Record | None) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(sweep, "_check_disk", full)
+    monkeypatch.setattr(running, "check_disk", full)
     with pytest.raises(OSError, match="No space left"):
         work(tmp_path / "s", tasks, straw=straw)
     assert make_sweep(tmp_path / "s", tasks)[0].look()[1] == {}
@@ -357,43 +487,9 @@ def test_every_value_of_every_axis_is_seen_before_the_rest_and_cheap_ones_first(
     ],
 )
 def test_the_status_follows_from_exit_code_limit_and_record(
-    ended: Ended, status: str | None, kernel: bool, judged: str, tmp_path: Path
+    ended: Ended, status: str | None, kernel: bool, judged: str
 ) -> None:
     error = {"type": "SIGKILL"} if status == "SIGKILL" else None
     told = "crashed" if error else status
-    record = None if status is None else (tmp_path, {"status": told, "error": error})
+    record = None if status is None else {"status": told, "error": error}
     assert judge(ended, record, killed_by_kernel=kernel) == judged
-
-
-# ---------------------------------------------------------------------------------- search
-
-
-@pytest.mark.parametrize("capacity", [0, 1, 7, 8, 9, 24, 63, 64, 99, 100, 1000])
-def test_the_largest_batch_is_found_in_a_logarithmic_number_of_cells(
-    tmp_path: Path, capacity: int
-) -> None:
-    study = make_study(axes={"precision": "32-true"})
-    (task,) = make_tasks(study)
-    agenda = largest_batch.search([task], 100)
-    one, straw = make_sweep(tmp_path / "s", [], straw=Straw({}, capacity=capacity), agenda=agenda)
-    one.work(Silent())
-    _, done = one.look()
-    (found,) = largest_batch.findings([task], 100, done, ["precision"])
-    assert (found.fits or 0) == min(capacity, 100)
-    assert found.too_large == (capacity + 1 if capacity < 100 else None)
-    assert len(straw.runs) <= 14
-    assert Counter(straw.runs).most_common(1)[0][1] == 1
-
-
-def test_a_search_that_meets_another_failure_says_so(tmp_path: Path) -> None:
-    (task,) = make_tasks(make_study(axes={"precision": "32-true"}))
-    broken = largest_batch.with_batch(task, 16).name
-    agenda = largest_batch.search([task], 100)
-    straw = Straw({}, crashes=frozenset({broken}))
-    one, _ = make_sweep(tmp_path / "s", [], straw=straw, agenda=agenda)
-    one.work(Silent())
-    (found,) = largest_batch.findings([task], 100, one.look()[1], [])
-    assert found.fits == 8
-    assert found.in_words(100) == (
-        "gpt: batch 8 fits; the search stopped: crashed: rank 0: RuntimeError: it broke"
-    )

@@ -1,0 +1,145 @@
+"""One cell of a sweep, run and judged: a task goes in, its outcome out."""
+
+import contextlib
+import datetime
+import os
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from scaling.finished import CELLS
+from scaling.outcomes import Outcome
+from scaling.processes import Ended, Runner
+from scaling.tasks import Task
+from scaling.verdict import check_disk, judge, kernel_kills, reason_of
+from unitransformer.records import PROGRESS, Record, Status, load_record
+
+LOG = "log.txt"
+RUN_FOLDER = "UNITRANSFORMER_RUN_FOLDER"  # tells a recipe where its run goes
+# All cells of a sweep read and write one: entries are named by their content and appear whole, so a
+# cell that is killed leaves none half written.
+COMPILE_CACHE = "TORCHINDUCTOR_CACHE_DIR"
+LAST_LINES = 12
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What a cell may take."""
+
+    limit_s: float
+    memory_limit_bytes: int | None = None  # None: the machine's
+    recheck: float = 0.1  # share of the cells settled by another's lack of memory that run anyway
+
+
+def run_cell(task: Task, runner: Runner, folder: Path, limits: Limits) -> Outcome:
+    """Run it in its own folder below the sweep's; what an earlier attempt has left there goes.
+
+    Raises:
+        OSError: the disk is full or was made read-only.
+    """
+    place = (folder / CELLS / task.name).absolute()
+    shutil.rmtree(place, ignore_errors=True)
+    place.mkdir(parents=True)
+    cache = os.environ.get(COMPILE_CACHE, str(folder.absolute() / "compile-cache"))
+    started_at, start_s = now(), time.monotonic()
+    killed_before = kernel_kills()
+    try:
+        ended = runner(
+            task.cell.recipe,
+            task.cell.arguments,
+            log=place / LOG,
+            limit_s=limits.limit_s,
+            memory_limit_bytes=limits.memory_limit_bytes,
+            variables={RUN_FOLDER: str(place), COMPILE_CACHE: cache},
+        )
+    except RuntimeError as error:  # the worker itself has ended; the next cell starts another
+        ended = Ended(exit_code=1, elapsed_s=time.monotonic() - start_s)
+        (place / LOG).write_text(f"error: {error}\n")
+    path, record = _read_record(place)
+    status = judge(ended, record, killed_by_kernel=kernel_kills() > killed_before)
+    if status != "ok":
+        check_disk(place, record)
+    lines = () if status == "ok" else _last_lines(place / LOG, record, folder)
+    _tidy(place)
+    return _outcome(
+        task,
+        status=status,
+        reason=reason_of(
+            status,
+            ended,
+            record,
+            lines,
+            limit_s=limits.limit_s,
+            memory_limit_bytes=limits.memory_limit_bytes,
+        ),
+        exit_code=ended.exit_code,
+        elapsed_s=ended.elapsed_s,
+        started_at=started_at,
+        last_lines=lines,
+        record=None if path is None else path.name,
+    )
+
+
+def unrun(task: Task, cause: str | None) -> Outcome:
+    """The outcome of a task that need not run.
+
+    Args:
+        cause: the cell whose lack of memory settles it; None: the recipe refuses it.
+    """
+    if cause is None:
+        return _outcome(task, status="refused", reason=task.refusal)
+    return _outcome(
+        task,
+        status="oom-inferred",
+        reason=f"needs at least as much memory as {cause}, which ran out of it",
+        inferred_from=cause,
+    )
+
+
+def _outcome(task: Task, *, status: Status, **facts: Any) -> Outcome:
+    return Outcome(
+        cell=task.cell.id,
+        repeat=task.repeat,
+        recipe=task.cell.recipe,
+        options=dict(task.cell.options),
+        command=task.cell.command,
+        status=status,
+        config=task.config,
+        **facts,
+    )
+
+
+def _last_lines(log: Path, record: Record | None, folder: Path) -> tuple[str, ...]:
+    """Of the rank that failed first, by its record; else of what the cell said. No place of this
+    machine is in them."""
+    said: Sequence[str] = []
+    if record is not None:
+        said = (record["error"] or {}).get("last_lines") or []
+    if not said:
+        with contextlib.suppress(OSError):
+            said = log.read_text(errors="replace").splitlines()
+    lines = [str(line).replace(f"{folder.absolute()}/", "").rstrip() for line in said]
+    return tuple(line for line in lines if line.strip())[-LAST_LINES:]
+
+
+def _read_record(place: Path) -> tuple[Path, Record] | tuple[None, None]:
+    """The record that a run has left in its folder."""
+    for path in sorted(place.glob("*.json")):
+        with contextlib.suppress(OSError, ValueError):
+            return path, load_record(path)
+    return None, None
+
+
+def _tidy(place: Path) -> None:
+    """Keep record and log; curves are in the record."""
+    for path in place.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+    (place / PROGRESS).unlink(missing_ok=True)
+
+
+def now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="microseconds")

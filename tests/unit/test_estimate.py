@@ -1,0 +1,139 @@
+"""What a sweep will take: cells, commands, time, memory, device-hours and money."""
+
+import statistics
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from test_calibration import MACHINE
+from test_sweep import make_study, make_tasks
+
+from scaling import estimate
+from scaling.estimate import CPU_START_S, render_plan
+from scaling.order import train_flops
+from scaling.outcomes import Outcome, load_outcome
+from scaling.study import Cell
+from scaling.tasks import Task
+from unitransformer.calibrating.calibration import Calibration, Ceiling, Samples
+from unitransformer.config import ParallelConfig
+from unitransformer.records import Record, load_record
+
+LANDED = Path(estimate.__file__).parent / "results" / "sweeps" / "quick" / "cells"
+
+
+def make_calibration(device: str, **flops_per_s: int) -> Calibration:
+    """A rank that reaches so much, by dtype."""
+    ceilings = tuple(
+        Ceiling(
+            device=device,
+            dtype=dtype,
+            threads=None,
+            matmul=(Samples(name="product", work=work, seconds=(1.0,)),),
+            copy=Samples(name="copy", work=10**9, seconds=(1.0,)),
+            elapsed_s=1.0,
+        )
+        for dtype, work in flops_per_s.items()
+    )
+    return Calibration(
+        machine=MACHINE,
+        made_at="2026-01-01T00:00:00+00:00",
+        command="",
+        device=device,
+        num_ranks=1,
+        left_out={},
+        ranks=(ceilings,),
+        collectives={},
+        elapsed_s=1.0,
+    )
+
+
+def make_two(**parallel: object) -> tuple[list[Task], int]:
+    """Two cells of ten steps, one with twice the batch; the FLOPs of a step of the smaller."""
+    tasks = make_tasks(make_study(axes={"precision": "32-true", "batch-size": ["8", "16"]}))
+    changed = []
+    for task in tasks:
+        assert task.config is not None
+        own = ParallelConfig(**{"accelerator": "cpu", "strategy": "single"} | parallel)
+        changed.append(replace(task, config=replace(task.config, max_steps=10, parallel=own)))
+    assert changed[0].config is not None
+    return changed, round(train_flops(changed[0].config) / 10)
+
+
+def test_on_cpus_time_is_start_up_and_steps_with_what_they_take_beside_their_products(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(estimate, "CPU_START_S", 20.0)
+    monkeypatch.setattr(estimate, "CPU_BESIDE", 0.5)
+    tasks, step_flops = make_two()
+    # Products of a step take 4 s and 8 s at this ceiling; 0.5 x 2 s come on top of the first.
+    calibration = make_calibration("cpu", float32=step_flops // 4)
+    lines = render_plan(tasks, {"cpu": calibration}, price_per_hour=3600.0).splitlines()
+    assert lines[0] == f"{tasks[0].name}  {tasks[0].cell.command}"
+    assert lines[1] == "    at least 40 s, about 70 s, about 0.2 MiB a rank, 1 rank"
+    assert lines[2] == f"{tasks[1].name}  {tasks[1].cell.command}"
+    assert lines[3].startswith("    at least 80 s, about 2 min, ")  # 20 + 80 + 14 s
+    assert lines[5:] == [
+        "2 cells",
+        "at least 2 min: the matrix products at this machine's ceiling",
+        "about 3 min: 20.0 s to start each cell, and steps as much above their ceiling as those of "
+        "the CPU runs in scaling/results",
+        "about 0.0512 device-hours, 184.14 of money",  # 184.14 s at 1 a second
+    ]
+
+
+def test_on_gpus_the_least_is_told_and_every_device_is_paid() -> None:
+    tasks, step_flops = make_two(accelerator="cuda", strategy="ddp", devices=2)
+    # Two devices halve the twice as many FLOPs.
+    calibration = make_calibration("cuda", float32=step_flops // 2 // 36)
+    told = render_plan(tasks, {"cuda": calibration}, price_per_hour=2.5).splitlines()
+    assert told[1].startswith("    at least 6 min, about ")
+    assert told[1].endswith(" a rank, 2 ranks")
+    assert told[5:] == [
+        "2 cells",
+        "at least 18 min: the matrix products at this machine's ceiling",
+        "start-up of each cell not counted: nothing is known of it on GPUs",
+        "at least 0.6 device-hours, 1.50 of money",  # 2 devices for 6 + 12 minutes
+    ]
+
+
+def test_what_is_not_known_is_said_and_refused_cells_cost_nothing() -> None:
+    tasks, step_flops = make_two()
+    refused = Task(cell=Cell(recipe="gpt", options={}), repeat=1, config=None, refusal="no GPU")
+    told = render_plan([*tasks, refused], {"cpu": None}, price_per_hour=None).splitlines()
+    assert told[1].startswith("    time not told, about ")
+    assert told[5] == "    refused: no GPU"
+    assert told[7:] == [
+        "3 cells, 1 of them refused",
+        "time not told: this machine has no calibration; run python -m scaling calibrate",
+    ]
+    calibration = make_calibration("cpu", float32=step_flops // 4)
+    paid = render_plan([*tasks, refused], {"cpu": calibration}, price_per_hour=None)
+    alone = render_plan(tasks, {"cpu": calibration}, price_per_hour=None)
+    assert paid.splitlines()[-1] == alone.splitlines()[-1]
+
+
+# ---------------------------------------------------------------------------------- as measured
+
+
+def landed() -> Iterator[tuple[Outcome, Record]]:
+    for path in sorted(LANDED.glob("*/outcome.json")):
+        outcome = load_outcome(path)
+        yield outcome, load_record(path.parent / str(outcome.record))
+
+
+def test_the_plan_of_the_study_for_laptops_is_near_what_it_took() -> None:
+    """Its sweep, on a machine of two cores with the ceilings that its records hold."""
+    calibration = make_calibration("cpu", float32=172 * 10**9, bfloat16=24 * 10**9)
+    took_s, start_s, likely_s = [], [], []
+    for outcome, record in landed():
+        cell = Cell(recipe=outcome.recipe, options=outcome.options)
+        task = Task(cell=cell, repeat=1, config=outcome.config)
+        likely_s.append(estimate.estimate(task, {"cpu": calibration}).likely_s)
+        took_s.append(outcome.elapsed_s)
+        start_s.append(outcome.elapsed_s - sum(record["step_s"]))
+    assert len(took_s) == 84
+    assert statistics.median(start_s) == pytest.approx(CPU_START_S, abs=0.1)
+    assert sum(took_s) / 2 < sum(likely_s) < sum(took_s) * 2
+    near = sum(own / 2 < told < own * 2 for own, told in zip(took_s, likely_s, strict=True))
+    assert near > 0.85 * 84
