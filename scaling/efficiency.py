@@ -115,6 +115,16 @@ class Point:
         return in_order[(len(in_order) - 1) // 2]
 
 
+def drift(points: Iterable[Point]) -> float | None:
+    """By how much the machine itself differed between the jobs of these points: the highest ceiling
+    that any rank measured over the lowest, less 1. None: not every rank measured one."""
+    ceilings = [c for point in points for run in point.runs for c in run.record["ceiling"]]
+    told = [ceiling["matmul_flops_per_s"] for ceiling in ceilings if ceiling is not None]
+    if not told or len(told) < len(ceilings):
+        return None
+    return float(max(told) / min(told)) - 1
+
+
 @dataclass(frozen=True, kw_only=True)
 class Curve:
     """One config over two device counts or more, from the smallest on."""

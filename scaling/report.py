@@ -360,8 +360,9 @@ def _sweep_sections(recipe: Recipe, store: Store, plots: str) -> list[str]:
                 for plot in plots_of(_slug(recipe, names[sweep]), own)
             ]
             blocks += sweep_blocks(names[sweep], own, store.certificates, drawn)
-    everything = [run for run in store.runs if run.is_ok and run.config.recipe == recipe]
-    return [*blocks, *scaling_blocks(everything, store.certificates)]
+    everything = [run for run in store.runs if run.config.recipe == recipe]
+    swept = [cell for cell in store.cells if cell.outcome.recipe == recipe]
+    return [*blocks, *scaling_blocks(everything, store.certificates, swept)]
 
 
 def _summary(summary: str) -> str:

@@ -33,7 +33,7 @@ from scaling.row_notes import (
     speed,
     unlike,
 )
-from scaling.store import Run
+from scaling.store import Cell, Run
 from unitransformer.config import RunConfig
 
 EFFICIENCY = (
@@ -53,11 +53,14 @@ LAWS = {"Amdahl": "Amdahl's law", "USL": "Universal scalability law"}
 PARAMETERS = {"s": "serial share s", "a": "contention a", "b": "coherency b"}
 
 
-def scaling_blocks(runs: Sequence[Run], certificates: Sequence[Certificate]) -> list[str]:
-    """Blocks of Markdown on the runs of one recipe; none where there is nothing to compare."""
+def scaling_blocks(
+    runs: Sequence[Run], certificates: Sequence[Certificate], swept: Sequence[Cell] = ()
+) -> list[str]:
+    """Blocks of Markdown on the runs of one recipe, and what became of its cells; none where there
+    is nothing to compare."""
     rows = _rows_of(find_curves(runs))
     blocks = ["### Scaling", EFFICIENCY, *_curves(rows)] if rows else []
-    return blocks + fastest_blocks(compare_strategies(runs, certificates))
+    return blocks + fastest_blocks(compare_strategies(runs, certificates, swept))
 
 
 # ---------------------------------------------------------------------------------- curves
@@ -145,7 +148,7 @@ def _figures(rows: Sequence[_Row]) -> Columns:
         "devices": [str(row.point.devices) for row in rows],
         "baseline": [_baseline(row.curve.baseline) for row in rows],
         "speed": [speed(row.point) for row in rows],
-        "FLOPs": [cells.flops(row.point.middle) for row in rows],
+        "FLOPs": [cells.flops(row.point.config) for row in rows],
         "speed-up": [figure(row.curve.speedup(row.point), "{:.2f}") for row in rows],
         "efficiency": [figure(row.curve.efficiency(row.point), "{:.1%}") for row in rows],
         "lost": [f"{loss.share:z.1%}" for loss in losses],

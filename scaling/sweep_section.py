@@ -131,7 +131,7 @@ def _figures(cell: Cell, certificates: Sequence[Certificate]) -> tuple[str, ...]
         _samples(run),
         _per_device(run),
         "" if run.readout is None else ms(run.readout.step.median),
-        cells.flops(run),
+        cells.flops(run.config),
         "" if row.utilisation is None else f"{row.utilisation:.1%}",
         "" if row.share_of_ceiling is None else f"{row.share_of_ceiling:.1%}",
         _peak(run),
