@@ -3,6 +3,7 @@
 p devices | 0 the baseline, the smallest count of a curve | n another count
 """
 
+import functools
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -17,6 +18,11 @@ from unitransformer.statistics.comparisons import split_variance
 
 Scaling = Literal["strong", "weak"]
 LEAST_COUNTS = 2
+# In these the runs of a curve may differ.
+OF_A_CURVE = {
+    *("batch_size", "accumulate"),
+    *("parallel.devices", "parallel.num_nodes", "parallel.strategy"),
+}
 
 # ---------------------------------------------------------------------------------- estimates
 
@@ -152,6 +158,26 @@ class Curve:
         Of a weak curve it is the baseline's step time over that of the point.
         """
         return self.speedup(point).times(self.baseline.devices / point.devices)
+
+    @functools.cached_property
+    def threads(self) -> tuple[int, ...] | None:
+        """Of a rank, by point, where a CPU has fewer for more devices: they share its cores. None
+        where each device brings its own."""
+        told: list[int] = []
+        for point in self.points:
+            ranks = [host for run in point.runs for host in run.record["hardware"]]
+            own = {host.get("threads") for host in ranks}
+            if {host["device"] for host in ranks} != {"cpu"} or len(own) > 1 or None in own:
+                return None
+            told += own
+        is_split = len(set(told)) > 1 and told == sorted(told, reverse=True)
+        return tuple(told) if is_split else None
+
+    def ideal(self, point: Point) -> float:
+        """The efficiency that loses nothing: 1, or the share that is left of a rank's cores."""
+        if self.threads is None:
+            return 1.0
+        return self.threads[self.points.index(point)] / self.threads[0]
 
 
 def find_curves(runs: Iterable[Run]) -> list[Curve]:

@@ -9,6 +9,7 @@ from scaling.joining import without_threads
 from scaling.markdown import code_block, count, escaped, gib, ms, table
 from scaling.parity_section import parity_cell
 from scaling.store import Cell, Run
+from scaling.sweep_plots import not_drawn
 from unitransformer.config import Recipe
 from unitransformer.memory import rank_bytes
 from unitransformer.passport import Row
@@ -51,6 +52,7 @@ def sweep_blocks(
         table((*axes, *HEADS), rows),
         *filter(None, [_without_mfu(_ok(own))]),
         *(f"![{title}]({link_})" for title, link_ in plots),
+        *filter(None, [not_drawn(own) if plots else ""]),
         _commands(ordered, axes),
     ]
 

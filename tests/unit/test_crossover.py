@@ -324,6 +324,13 @@ def test_conditions_that_differ_are_said_once_with_the_rows_they_are_of() -> Non
 def test_fewer_threads_for_more_ranks_of_a_cpu_are_the_split_of_its_cores() -> None:
     told = "processors and devices differ: threads a rank, 2 on 1 device, 1 on 2 devices, for the"
     assert f"> - row 1: {told} ranks split the cores" in text(on_threads({1: 2, 2: 1}))
+    (row,) = tables(on_threads({1: 2, 2: 1}))[0]
+    # Equal steps on half the cores each: half the ideal speed-up, and nothing is lost.
+    assert row["efficiency (the same cores: 1/n loses nothing)"].startswith("50.0%")
+    assert (row["1/n"], row["lost beyond 1/n"], row["1 - efficiency"]) == ("50.0%", "0.0%", "50.0%")
+    assert "**Strong scaling on the same cores.** More devices are no more hardware here" in text(
+        on_threads({1: 2, 2: 1})
+    )
     for other in (on_threads({1: 1, 2: 2}), on_threads({1: 2, 2: 1}, device="H200")):
         assert "processors and devices differ: cpu Example 9000" in text(other)
     moved = [*on_threads({1: 2}), *on_threads({2: 1}, cpu="Other")]
