@@ -180,6 +180,15 @@ class Curve:
         return self.threads[self.points.index(point)] / self.threads[0]
 
 
+def batch_of(curve: Curve) -> str:
+    """In words: a strong curve keeps the whole batch, a weak one the batch of a device."""
+    config = curve.baseline.config
+    if curve.scaling == "strong":
+        return f"{config.global_batch_size} in all"
+    micro_batches = f" x {config.accumulate} micro-batches" if config.accumulate > 1 else ""
+    return f"{config.batch_size} a device{micro_batches}"
+
+
 def find_curves(runs: Iterable[Run]) -> list[Curve]:
     """Every strong and weak curve of at least two device counts.
 
@@ -198,8 +207,10 @@ def find_curves(runs: Iterable[Run]) -> list[Curve]:
             key = (*_spread_aside(run.config, scaling), processors_of(run.record))
             groups.setdefault(key, []).append(run)
         for key in sorted(groups, key=repr):
-            names = {run.config.parallel.strategy for run in groups[key]} - {"single"}
-            found += [_curve(scaling, strategy, groups[key]) for strategy in sorted(names)]
+            counts = {run.config.parallel.world_size for run in groups[key]}
+            if len(counts) >= LEAST_COUNTS:
+                names = {run.config.parallel.strategy for run in groups[key]} - {"single"}
+                found += [_curve(scaling, strategy, groups[key]) for strategy in sorted(names)]
     return [curve for curve in found if len(curve.points) >= LEAST_COUNTS]
 
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import dataclass
 
 from scaling import cells
-from scaling.efficiency import OF_A_CURVE, Curve, Estimate, Point, find_curves, pool
+from scaling.efficiency import OF_A_CURVE, Curve, Estimate, Point, batch_of, find_curves, pool
 from scaling.joining import processors_of
 from scaling.markdown import count, is_small
 from scaling.row_notes import PLAIN, SETTINGS, settings_of, telling
@@ -140,22 +140,13 @@ def _spread(config: RunConfig) -> str:
 
 
 def _by_devices(curves: Sequence[Curve], told: Callable[[Curve, Point], Estimate | None]) -> Panels:
-    names = [f"{curve.strategy}, batch {_batch(curve)}" for curve in curves]
+    names = [f"{curve.strategy}, batch {batch_of(curve)}" for curve in curves]
     labels = _labels([curve.baseline for curve in curves], names, OF_A_CURVE)
     return _panels(
         (panel, line, point.devices, told(curve, point))
         for curve, (panel, line) in zip(curves, labels, strict=True)
         for point in curve.points
     )
-
-
-def _batch(curve: Curve) -> str:
-    """A strong curve keeps the whole batch, a weak one the batch of a device."""
-    config = curve.baseline.config
-    if curve.scaling == "strong":
-        return f"{config.global_batch_size} in all"
-    micro_batches = f" x {config.accumulate} micro-batches" if config.accumulate > 1 else ""
-    return f"{config.batch_size} a device{micro_batches}"
 
 
 def _efficiencies(curves: Sequence[Curve]) -> Panels:
