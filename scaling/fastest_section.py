@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from scaling import cells
 from scaling.crossover import UNPROVEN, Comparison, Way
 from scaling.markdown import escaped
-from scaling.parity_section import describe_proof
+from scaling.parity_section import describe_proof, doubts
 from scaling.row_notes import (
     differing,
     draw,
@@ -143,6 +143,9 @@ def _about(way: Way) -> Iterable[str]:
         yield f"not ranked: {UNPROVEN}"
     else:
         yield f"{'loss parity' if way.proof.holds else 'not ranked'}: {describe_proof(way.proof)}"
+        found = [doubts(way.proof, run.record["code"]) for run in way.point.runs]
+        for doubt in dict.fromkeys(filter(None, found)):
+            yield f"the proof may be of other code: its certificate is {escaped(doubt)}"
     if way.point.rate.reason is not None:
         yield f"no interval: {escaped(way.point.rate.reason)}"
 

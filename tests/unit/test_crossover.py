@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from test_certificates import RESULTS, make_certificate
 from test_certificates import result as certify
-from test_efficiency import make_spread, strong, traced, weak
+from test_efficiency import CLEAN, make_spread, strong, traced, weak
 from test_store import CEILING, HOST, make_run
 
-from scaling.certificates import read_certificate
+from scaling.certificates import Certificate, read_certificate
 from scaling.crossover import Comparison, compare_strategies
 from scaling.outcomes import Outcome
 from scaling.parity import Case, Curves
@@ -434,6 +434,30 @@ def test_a_tie_is_named_and_what_is_not_proven_is_struck_out_with_its_reason_bel
         "- Not ranked: **different** on 2 devices, [parity.json](runs/parity.json) (fsdp in row 1)"
         "; no certificate of loss parity covers it (fsdp1 in row 1)."
     ) in told
+
+
+def proven(**code: Any) -> list[Certificate]:
+    """As `CERTIFICATES`, of other code."""
+    content = make_certificate(results=[*RESULTS, ZERO1], code=CLEAN | code)
+    return [read_certificate(content, "runs/parity.json")]
+
+
+@pytest.mark.parametrize(
+    ("code", "told"),
+    [
+        ({"is_dirty": True}, "of a tree with changes that were not committed"),
+        ({"is_dirty": None}, "of a tree perhaps with changes that were not committed"),
+        ({"commit": "fedcba987654321"}, "of commit fedcba987654, measured at 0123456789ab"),
+    ],
+)
+def test_a_proof_of_other_code_than_was_measured_has_a_remark(
+    code: dict[str, Any], told: str
+) -> None:
+    runs = [way("ddp", 0.05), way("zero1", 0.1)]
+    words = "- The proof may be of other code: its certificate is"
+    blocks = "\n".join(scaling_blocks(runs, proven(**code)))
+    assert f"{words} {told} (ddp and zero1 in row 1)." in blocks
+    assert words not in "\n".join(scaling_blocks(runs, proven()))
 
 
 def test_the_map_says_where_a_tie_cannot_be_told_and_where_one_way_alone_is_ranked() -> None:
