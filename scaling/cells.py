@@ -4,9 +4,9 @@ from pathlib import PurePosixPath
 
 from scaling.markdown import escaped, gib, link
 from scaling.store import Run
-from unitransformer.config import Recipe
+from unitransformer.config import Recipe, RunConfig
 from unitransformer.flops import count_flops
-from unitransformer.tasks import metric_in_words, rate_in_words, si
+from unitransformer.tasks import UNIT, metric_in_words, rate_in_words, si
 
 TITLES: dict[Recipe, str] = {"bert": "BERT", "gpt": "GPT", "vit": "ViT"}
 CONVENTION = "matmul"  # the one of the overview
@@ -98,12 +98,13 @@ def flags(run: Run) -> str:
     return "; ".join(map(escaped, run.record["flags"])) or "none"
 
 
-def flops(run: Run) -> str:
-    return f"{si(count_flops(run.config)[CONVENTION])}FLOP per {run.unit}"
+def flops(config: RunConfig) -> str:
+    unit = UNIT[config.recipe].removesuffix("s")
+    return f"{si(count_flops(config)[CONVENTION])}FLOP per {unit}"
 
 
 def overview_flops(run: Run) -> str:
-    return f"{flops(run)} (`{CONVENTION}`)"
+    return f"{flops(run.config)} (`{CONVENTION}`)"
 
 
 def memory(run: Run) -> str:

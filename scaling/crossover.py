@@ -1,16 +1,18 @@
-"""Runs and certificates in; which way to train is the fastest, where ways compare, out."""
+"""Runs, cells and certificates in; which way to train is the fastest, where ways compare, out."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from scaling.certificates import Certificate
-from scaling.efficiency import Estimate, Point, pool, ratio
+from scaling.efficiency import Estimate, Point, drift, pool, ratio
 from scaling.joining import differences
 from scaling.parity_section import Proof, find_proof
-from scaling.store import Run
+from scaling.store import Cell, Run
+from scaling.ways import Key, Missing, Tried, find_tried, name_of
 from unitransformer.config import RunConfig
 
 UNPROVEN = "no certificate of loss parity covers it"
+LEAST_LAUNCHES = 2  # of either side, from which an interval holds for another launch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,21 +23,13 @@ class Way:
     proof: Proof | None
     against_fastest: Estimate | None  # its rate over that of the fastest; None: nothing is ranked
 
+    drift: float | None  # of the machine, between its jobs and those of the fastest
+    has_launches: bool  # whether it and the fastest have enough of them
+
     @property
     def name(self) -> str:
-        """The strategy, and what this way has that the plain one has not; no two ways of a
-        comparison share it."""
-        config, parallel = self.point.config, self.point.config.parallel
-        told: list[str] = [parallel.strategy]
-        if config.accumulate > 1:
-            told.append(f"{config.accumulate} micro-batches")
-        if parallel.compile != "off":
-            told.append(f"compile {parallel.compile}")
-        if parallel.activation_checkpointing != "off":
-            told.append(f"checkpointing {parallel.activation_checkpointing}")
-        if parallel.cpu_offload:
-            told.append("offloaded to the host")
-        return " + ".join(told)
+        """No two ways of a comparison share it."""
+        return name_of(self.point.config)
 
     @property
     def unranked(self) -> str | None:
@@ -52,13 +46,32 @@ class Way:
             return None
         return told.low <= 1 <= told.high
 
+    @property
+    def is_slower(self) -> bool:
+        """Whether it is told to be slower than the fastest.
+
+        The interval of a single launch says nothing of another one: there the lead has to be
+        beyond what the machine itself differed by.
+        """
+        told = self.against_fastest
+        if self.ties is not False or told is None or told.high is None:
+            return False
+        return self.has_launches or (self.drift is not None and 1 / told.high - 1 > self.drift)
+
+    @property
+    def is_undecided(self) -> bool:
+        """Whether it may be as fast for all that its interval says."""
+        return self.ties is False and not self.is_slower
+
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
     """Ways to do the same work on the same number of devices, the fastest first."""
 
+    config: RunConfig  # of one of them
     ranked: tuple[Way, ...]  # the first one is the fastest
     unranked: tuple[Way, ...]
+    missing: tuple[Missing, ...]  # tried, and without a steady run
     apart: tuple[str, ...]  # conditions in which the records differ, numbered along `ways`
 
     @property
@@ -66,61 +79,62 @@ class Comparison:
         return self.ranked + self.unranked
 
     @property
-    def config(self) -> RunConfig:
-        return self.ways[0].point.config
+    def names(self) -> tuple[str, ...]:
+        """Of all ways that were tried."""
+        return (*(way.name for way in self.ways), *(missing.name for missing in self.missing))
 
 
 def compare_strategies(
-    runs: Iterable[Run], certificates: Sequence[Certificate]
+    runs: Iterable[Run], certificates: Sequence[Certificate], cells: Sequence[Cell] = ()
 ) -> list[Comparison]:
     """One comparison for each size, device count, precision and global batch of a recipe.
 
     Everything else is equal too, but the strategy, `compile`, `activation_checkpointing`,
-    `cpu_offload` and how the global batch is divided. There are at least two strategies. Only ways
-    that a certificate calls equal to the reference, and the reference, are ranked.
+    `cpu_offload` and how the global batch is divided. At least two strategies were tried, whatever
+    became of them. Only ways that a certificate calls equal to the reference, and the reference,
+    are ranked.
     """
-    usable = [run for run in runs if run.is_ok and run.readout is not None]
-    groups: dict[tuple[RunConfig, int], list[Run]] = {}
-    for run in sorted(usable, key=lambda run: run.name):
-        groups.setdefault(_way_aside(run.config), []).append(run)
+    tried = find_tried(runs, cells)
     return [
-        _compare(groups[key], certificates)
-        for key in sorted(groups, key=_reading_order)
-        if len({run.config.parallel.strategy for run in groups[key]}) > 1
+        _compare(tried[key], certificates)
+        for key in sorted(tried, key=_reading_order)
+        if len(tried[key].strategies) > 1
     ]
 
 
-def _way_aside(config: RunConfig) -> tuple[RunConfig, int]:
-    """What all ways of a comparison share; the number is the global batch."""
-    parallel = replace(
-        config.parallel,
-        strategy="auto",
-        compile="off",
-        activation_checkpointing="off",
-        cpu_offload=False,
-    )
-    return replace(config, parallel=parallel, batch_size=1, accumulate=1), config.global_batch_size
-
-
-def _reading_order(key: tuple[RunConfig, int]) -> tuple[str, str, int, int, str]:
+def _reading_order(key: Key) -> tuple[str, str, int, int, str]:
     config, batch = key
     parallel = config.parallel
     return config.size, parallel.precision, batch, parallel.world_size, repr(config)
 
 
-def _compare(runs: Sequence[Run], certificates: Sequence[Certificate]) -> Comparison:
-    fastest_first = sorted(pool(runs), key=lambda point: -point.rate.value)
+def _compare(tried: Tried, certificates: Sequence[Certificate]) -> Comparison:
+    fastest_first = sorted(pool(tried.steady), key=lambda point: -point.rate.value)
     proofs = [find_proof(point.runs[0], certificates) for point in fastest_first]
     told = list(zip(fastest_first, proofs, strict=True))
     best = next((point for point, proof in told if proof is not None and proof.holds), None)
-    ways = [
-        Way(point=point, proof=proof, against_fastest=_against(point, best))
-        for point, proof in told
-    ]
+    ways = [_way(point, proof, best) for point, proof in told]
     ranked = tuple(way for way in ways if way.unranked is None)
     unranked = tuple(way for way in ways if way.unranked is not None)
     records = [run.record for way in (*ranked, *unranked) for run in way.point.runs]
-    return Comparison(ranked=ranked, unranked=unranked, apart=tuple(differences(records)))
+    return Comparison(
+        config=ways[0].point.config if ways else tried.config,
+        ranked=ranked,
+        unranked=unranked,
+        missing=tried.missing,
+        apart=tuple(differences(records)),
+    )
+
+
+def _way(point: Point, proof: Proof | None, best: Point | None) -> Way:
+    sides = [point] if best is None else [best, point]
+    return Way(
+        point=point,
+        proof=proof,
+        against_fastest=_against(point, best),
+        drift=drift(sides),
+        has_launches=all(len(side.runs) >= LEAST_LAUNCHES for side in sides),
+    )
 
 
 def _against(point: Point, best: Point | None) -> Estimate | None:

@@ -3,6 +3,7 @@
 p devices | 0 the baseline, the smallest count of a curve | n another count
 """
 
+import functools
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -17,6 +18,11 @@ from unitransformer.statistics.comparisons import split_variance
 
 Scaling = Literal["strong", "weak"]
 LEAST_COUNTS = 2
+# In these the runs of a curve may differ.
+OF_A_CURVE = {
+    *("batch_size", "accumulate"),
+    *("parallel.devices", "parallel.num_nodes", "parallel.strategy"),
+}
 
 # ---------------------------------------------------------------------------------- estimates
 
@@ -115,6 +121,16 @@ class Point:
         return in_order[(len(in_order) - 1) // 2]
 
 
+def drift(points: Iterable[Point]) -> float | None:
+    """By how much the machine itself differed between the jobs of these points: the highest ceiling
+    that any rank measured over the lowest, less 1. None: not every rank measured one."""
+    ceilings = [c for point in points for run in point.runs for c in run.record["ceiling"]]
+    told = [ceiling["matmul_flops_per_s"] for ceiling in ceilings if ceiling is not None]
+    if not told or len(told) < len(ceilings):
+        return None
+    return float(max(told) / min(told)) - 1
+
+
 @dataclass(frozen=True, kw_only=True)
 class Curve:
     """One config over two device counts or more, from the smallest on."""
@@ -143,6 +159,35 @@ class Curve:
         """
         return self.speedup(point).times(self.baseline.devices / point.devices)
 
+    @functools.cached_property
+    def threads(self) -> tuple[int, ...] | None:
+        """Of a rank, by point, where a CPU has fewer for more devices: they share its cores. None
+        where each device brings its own."""
+        told: list[int] = []
+        for point in self.points:
+            ranks = [host for run in point.runs for host in run.record["hardware"]]
+            own = {host.get("threads") for host in ranks}
+            if {host["device"] for host in ranks} != {"cpu"} or len(own) > 1 or None in own:
+                return None
+            told += own
+        is_split = len(set(told)) > 1 and told == sorted(told, reverse=True)
+        return tuple(told) if is_split else None
+
+    def ideal(self, point: Point) -> float:
+        """The efficiency that loses nothing: 1, or the share that is left of a rank's cores."""
+        if self.threads is None:
+            return 1.0
+        return self.threads[self.points.index(point)] / self.threads[0]
+
+
+def batch_of(curve: Curve) -> str:
+    """In words: a strong curve keeps the whole batch, a weak one the batch of a device."""
+    config = curve.baseline.config
+    if curve.scaling == "strong":
+        return f"{config.global_batch_size} in all"
+    micro_batches = f" x {config.accumulate} micro-batches" if config.accumulate > 1 else ""
+    return f"{config.batch_size} a device{micro_batches}"
+
 
 def find_curves(runs: Iterable[Run]) -> list[Curve]:
     """Every strong and weak curve of at least two device counts.
@@ -162,8 +207,10 @@ def find_curves(runs: Iterable[Run]) -> list[Curve]:
             key = (*_spread_aside(run.config, scaling), processors_of(run.record))
             groups.setdefault(key, []).append(run)
         for key in sorted(groups, key=repr):
-            names = {run.config.parallel.strategy for run in groups[key]} - {"single"}
-            found += [_curve(scaling, strategy, groups[key]) for strategy in sorted(names)]
+            counts = {run.config.parallel.world_size for run in groups[key]}
+            if len(counts) >= LEAST_COUNTS:
+                names = {run.config.parallel.strategy for run in groups[key]} - {"single"}
+                found += [_curve(scaling, strategy, groups[key]) for strategy in sorted(names)]
     return [curve for curve in found if len(curve.points) >= LEAST_COUNTS]
 
 

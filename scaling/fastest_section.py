@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from scaling import cells
 from scaling.crossover import UNPROVEN, Comparison, Way
 from scaling.markdown import escaped
-from scaling.parity_section import describe_proof
+from scaling.parity_section import describe_proof, doubts
 from scaling.row_notes import (
     differing,
     draw,
@@ -23,7 +23,10 @@ from scaling.row_notes import (
 FASTEST = (
     "Ways to do the same work on the same devices. Only a way whose loss parity is proven is "
     "ranked, the others are struck out; one whose ratio to the fastest may be 1 is a tie. A way's "
-    "column tells its speed over that of the fastest, and its speed. Intervals are of 95 %."
+    "column tells its speed over that of the fastest, and its speed, or what became of it where no "
+    "run of it was steady. Intervals are of 95 %. That of one launch says nothing of another: a "
+    "lead is told only where both sides have two launches, or where the ceilings that their jobs "
+    "measured differ by less than the least lead that the interval leaves."
 )
 OF_A_WAY = {
     *("batch_size", "accumulate", "parallel.devices", "parallel.strategy", "parallel.compile"),
@@ -41,13 +44,13 @@ def fastest_blocks(comparisons: Sequence[Comparison]) -> list[str]:
 def _map(comparisons: Sequence[Comparison]) -> list[str]:
     """Which way is the fastest where, and how far the others are behind."""
     configs = [comparison.config for comparison in comparisons]
-    names = sorted({way.name for comparison in comparisons for way in comparison.ways})
+    names = sorted({name for comparison in comparisons for name in comparison.names})
     columns = {
         "row": [str(number) for number in range(1, len(comparisons) + 1)],
         **differing(configs, OF_A_WAY),
         "global batch": [f"{config.global_batch_size:,}" for config in configs],
         "devices": [str(config.parallel.world_size) for config in configs],
-        "FLOPs": [_flops(comparison) for comparison in comparisons],
+        "FLOPs": [cells.flops(config) for config in configs],
         "fastest": [_winner(comparison) for comparison in comparisons],
         **if_told("ahead", [_lead(comparison) for comparison in comparisons]),
         **{name: [_standing(name, comparison) for comparison in comparisons] for name in names},
@@ -57,24 +60,42 @@ def _map(comparisons: Sequence[Comparison]) -> list[str]:
     return [
         *filter(None, [shared(configs, OF_A_WAY)]),
         draw(columns),
-        "\n".join(_notes_on_ways(comparisons)),
+        *filter(None, ["\n".join(_notes_on_ways(comparisons))]),
         *unlike(apart, len(comparisons), "from the fastest way on, those that are ranked first"),
     ]
 
 
-def _flops(comparison: Comparison) -> str:
-    """All ways do the same work."""
-    return cells.flops(comparison.ways[0].point.middle)
-
-
 def _winner(comparison: Comparison) -> str:
+    if not comparison.ways:
+        return "none has a steady run"
     if not comparison.ranked:
         return "none is ranked"
+    ranked, tried = len(comparison.ranked), len(comparison.names)
+    told = f"{_best(comparison)}{_doubts(comparison)}"
+    if ranked == 1:
+        return f"{told}, the only one ranked of {tried}"
+    return told if ranked == tried else f"{told}, fastest of {ranked} of {tried}"
+
+
+def _best(comparison: Comparison) -> str:
+    """A name, or why it is only a guess."""
     best, *others = comparison.ranked
-    told = best.name if others else f"{best.name}, the only one ranked"
+    open_ = [way for way in others if way.is_undecided]
+    if not open_:
+        return best.name
+    told = [way.drift for way in open_ if way.drift is not None]
+    machine = "nothing tells by how much the machine itself differed"
+    if len(told) == len(open_):
+        machine = f"the machine itself differed by {max(told):.1%}"
+    sides = "a side" if all(len(way.point.runs) == 1 for way in (best, *open_)) else "of a side"
+    guess = f"best guess {best.name}, before {' and '.join(way.name for way in open_)}"
+    return f"not decided: one launch {sides}, and {machine} ({guess})"
+
+
+def _doubts(comparison: Comparison) -> str:
+    others = comparison.ranked[1:]
     ties = [way.name for way in others if way.ties]
-    if ties:
-        told += f", in a tie with {' and '.join(ties)}"
+    told = f", in a tie with {' and '.join(ties)}" if ties else ""
     doubtful = [way.name for way in others if way.ties is None]
     if doubtful:
         told += f", perhaps in a tie with {' and '.join(doubtful)}, without an interval to tell"
@@ -82,8 +103,8 @@ def _winner(comparison: Comparison) -> str:
 
 
 def _lead(comparison: Comparison) -> str:
-    """Of the fastest before the next that is no tie."""
-    slower = next((way for way in comparison.ranked[1:] if way.ties is False), None)
+    """Of the fastest before the next that is told to be slower."""
+    slower = next((way for way in comparison.ranked[1:] if way.is_slower), None)
     if slower is None or slower.against_fastest is None:
         return ""
     return f"{figure(slower.against_fastest.inverse(), '{:.2f}')} x {slower.name}"
@@ -92,10 +113,11 @@ def _lead(comparison: Comparison) -> str:
 def _standing(name: str, comparison: Comparison) -> str:
     way = next((way for way in comparison.ways if way.name == name), None)
     if way is None:
-        return "no steady run"
+        return next((own.why for own in comparison.missing if own.name == name), "not tried")
     told, records = speed(way.point), ", ".join(map(cells.record, way.point.runs))
     if way in comparison.ranked[:1]:
-        return f"**{told}**, {records}"
+        is_guess = any(other.is_undecided for other in comparison.ranked)
+        return f"{told}, {records}" if is_guess else f"**{told}**, {records}"
     if way.against_fastest is not None:
         told = f"{figure(way.against_fastest, '{:.3f}')}, {told}"
     return f"{told}, {records}" if way.unranked is None else f"~~{told}~~, {records}"
@@ -121,6 +143,9 @@ def _about(way: Way) -> Iterable[str]:
         yield f"not ranked: {UNPROVEN}"
     else:
         yield f"{'loss parity' if way.proof.holds else 'not ranked'}: {describe_proof(way.proof)}"
+        found = [doubts(way.proof, run.record["code"]) for run in way.point.runs]
+        for doubt in dict.fromkeys(filter(None, found)):
+            yield f"the proof may be of other code: its certificate is {escaped(doubt)}"
     if way.point.rate.reason is not None:
         yield f"no interval: {escaped(way.point.rate.reason)}"
 

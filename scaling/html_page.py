@@ -17,16 +17,20 @@ from typing import Any, get_args
 
 from scaling.cells import TITLES
 from scaling.conditions import without_places
+from scaling.efficiency import batch_of, find_curves
 from scaling.markdown import count
 from scaling.rows import NAMES, Entry, Row, entries
 from scaling.store import Run, Store
-from unitransformer.config import Strategy, to_dict
+from unitransformer.config import Recipe, Strategy, to_dict
 
 MOST_POINTS = 200  # of a loss curve: a page of ten thousand rows has to open
 DIGITS = 5  # of a loss
 LOG_LINES = 12
 LONGEST_LINE = 300  # letters of a line of a log; the record has all of them
-SCRIPTS = ("rows.js", "table.js", "plots.js", "detail.js", "page.js")  # in this order, as one
+SCRIPTS = (  # in this order, as one
+    *("rows.js", "table.js", "plots.js", "efficiency.js", "detail.js", "page.js"),
+)
+OF_AN_AXIS = ("batch_size", "parallel.devices")  # what stands on the x axis of a plot
 
 
 def render_html(store: Store, *, title: str) -> str:
@@ -41,7 +45,7 @@ def render_html(store: Store, *, title: str) -> str:
         "style": _part("page.css"),
         "opening": html.escape(_opening([entry.row for entry in found])),
         "left_out": _left_out(store),
-        "rows": _json(_table([entry.row for entry in found])),
+        "rows": _json(_table(found)),
         "details": _json(_details(found)),
         "plotly": plotly,
         "script": script,
@@ -93,14 +97,46 @@ def _left_out(store: Store) -> str:
     return f"<details><summary>{head}</summary><ul>{lines}</ul></details>"
 
 
-def _table(rows: Sequence[Row]) -> dict[str, Any]:
+def _table(found: Sequence[Entry]) -> dict[str, Any]:
     """Values without their names: those stand in front once."""
+    rows = [entry.row for entry in found]
     return {
-        "names": ["model", *NAMES],
-        "rows": [[_model(row), *(getattr(row, name) for name in NAMES)] for row in rows],
+        "names": ["model", "rest", *NAMES],
+        "rows": [
+            [_model(entry.row), _rest(entry), *(getattr(entry.row, name) for name in NAMES)]
+            for entry in found
+        ],
         "strategies": get_args(Strategy),
         "units": _units(rows),
+        "curves": _curves_of(found),
     }
+
+
+def _rest(entry: Entry) -> str | None:
+    """A short name of everything that no x axis tells: a line joins rows that share it."""
+    config = _config(entry)
+    told = sorted((name, repr(value)) for name, value in config.items() if name not in OF_AN_AXIS)
+    return hashlib.sha256(repr(told).encode()).hexdigest()[:8] if told else None
+
+
+def _curves_of(found: Sequence[Entry]) -> list[dict[str, Any]]:
+    """Efficiency over devices; a point is its row, devices, figure, interval and ideal."""
+    rows = {entry.run.name: row for row, entry in enumerate(found) if entry.run is not None}
+    runs = [entry.run for entry in found if entry.run is not None]
+    return [
+        {
+            "model": _model(found[rows[curve.points[-1].middle.name]].row),
+            "strategy": curve.strategy,
+            "name": f"batch {batch_of(curve)}",
+            "points": [
+                [rows[point.middle.name], point.devices, told.value, told.low, told.high, ideal]
+                for point in curve.points
+                for told, ideal in [(curve.efficiency(point), curve.ideal(point))]
+            ],
+        }
+        for recipe in get_args(Recipe)
+        for curve in find_curves(run for run in runs if run.config.recipe == recipe)
+    ]
 
 
 def _model(row: Row) -> str:

@@ -5,13 +5,10 @@ printed figures and of the records hold? Are the records older than the code? Th
 errors (exit code 1), the last one warnings (exit code 0).
 """
 
-import importlib.metadata
 import math
 import re
 import shlex
-import shutil
-import subprocess
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import NoneType
@@ -32,12 +29,20 @@ from scaling.report_options import (
     read_report_options,
     report_command,
 )
+from scaling.staleness import (
+    DECISIVE,
+    NO_CHECKOUT,
+    Today,
+    contents,
+    look,
+    read_today,
+    stale_reasons,
+)
 from scaling.store import Run, Store, find_contradictions, load_store, relative_name
 from unitransformer.config import Recipe
 from unitransformer.hardware import available_cores
 
 COMMAND = ("python", "-m", "scaling", "report")
-DECISIVE = ("unitransformer", "recipes")  # folders whose code decides what is measured
 LONGEST_DIFF = 3  # lines of either side
 WINDOW = 100  # letters of a line around the first that differs
 PASSPORT: dict[str, Kinds] = {
@@ -99,7 +104,7 @@ def lint(path: Path, *, code: Path | None = None) -> Findings:
         return Findings(
             errors=((path.name, str(error)), *errors), warnings=(), checked=(_looked_at(tables),)
         )
-    warnings, about_code = _stale(store, code or Path(__file__).parents[1])
+    today = look(store, code or Path(__file__).parents[1])
     return Findings(
         errors=(
             *_compare(text, path, options, store),
@@ -107,8 +112,8 @@ def lint(path: Path, *, code: Path | None = None) -> Findings:
             *_contradictions(store),
             *_curves(text, path, store),
         ),
-        warnings=(*_left_out(store), *warnings),
-        checked=(_looked_at(tables), _records_looked_at(store), about_code),
+        warnings=(*_left_out(store), *_stale(store, today), *_marks(text, path, today)),
+        checked=(_looked_at(tables), _records_looked_at(store), _about_code(today)),
     )
 
 
@@ -158,7 +163,10 @@ def _options_in(text: str, path: Path) -> ReportOptions | str:
 def _compare(text: str, path: Path, options: ReportOptions, store: Store) -> Iterator[Finding]:
     """Where the text and the plots are not what the records give today."""
     plots = relative_name(options.plots, options.out.parent)
-    again = render_report(store, command=report_command(options), plots=plots)
+    # Held against what it was held against then: code that has changed since is another finding.
+    again = render_report(
+        store, command=report_command(options), plots=plots, today=read_today(text)
+    )
     if text != again:
         yield _first_difference(text, again, path.name)
     for name, drawn in draw_plots(store).items():
@@ -282,70 +290,19 @@ def _left_out(store: Store) -> Iterator[Finding]:
 # ------------------------------------------------------------------------------ staleness
 
 
-def _stale(store: Store, code: Path) -> tuple[list[Finding], str]:
-    """Why records tell nothing of today's code, and how that was looked for."""
-    measured: list[tuple[str, Mapping[str, Any]]] = [(r.name, r.record) for r in store.runs]
-    measured += [(c.name, c.content) for c in store.certificates]
-    has_changed = _changes_since(code)
-    told = "code: not compared, for it is in no git checkout"
-    if has_changed is not None:
-        told = f"code of {' and '.join(DECISIVE)} compared with HEAD"
-    found = []
-    for name, record in measured:
-        reasons = [_other_torch(record["versions"]), _dirt(record["code"])]
-        if has_changed is not None:
-            reasons.append(_other_code(record["code"], has_changed))
-        found += [(name, f"stale: {reason}") for reason in reasons if reason is not None]
-    return found, told
+def _stale(store: Store, today: Today) -> Iterator[Finding]:
+    """Why records tell nothing of today's code."""
+    for name, content in contents(store):
+        yield from ((name, f"stale: {reason}") for reason in stale_reasons(content, today))
 
 
-def _other_torch(versions: Mapping[str, Any]) -> str | None:
-    measured, installed = versions.get("torch"), importlib.metadata.version("torch")
-    if measured == installed:
-        return None
-    return f"measured with torch {measured or 'not told'}; {installed} is installed"
+def _marks(text: str, path: Path, today: Today) -> Iterator[Finding]:
+    """Whether the marks of the report are those of today."""
+    if today.is_checkout and read_today(text) != today:
+        yield path.name, "its marks of what is stale are not today's; write it again"
 
 
-def _dirt(code: Mapping[str, Any]) -> str | None:
-    if code.get("commit") is None:
-        return "its commit is not told"
-    if code.get("is_dirty") is None:
-        return "not told whether its commit was changed"
-    return "measured with uncommitted changes" if code["is_dirty"] else None
-
-
-def _other_code(code: Mapping[str, Any], has_changed: Callable[[str], bool | None]) -> str | None:
-    if code.get("commit") is None:
-        return None
-    commit = str(code["commit"])
-    match has_changed(commit):
-        case None:
-            return f"its commit {commit[:12]} is not in this checkout"
-        case True:
-            return f"the code has changed since its commit {commit[:12]}"
-        case False:
-            return None
-
-
-def _changes_since(code: Path) -> Callable[[str], bool | None] | None:
-    """Whether the decisive code differs between a commit and HEAD, None for a commit that is not
-    there; no such question outside a checkout."""
-    if shutil.which("git") is None or _git(code, "rev-parse", "--verify", "HEAD"):
-        return None
-    known: dict[str, bool | None] = {}
-
-    def has_changed(commit: str) -> bool | None:
-        if commit not in known:
-            ended = _git(
-                code, "diff", "--quiet", "--end-of-options", commit, "HEAD", "--", *DECISIVE
-            )
-            known[commit] = {0: False, 1: True}.get(ended)
-        return known[commit]
-
-    return has_changed
-
-
-def _git(folder: Path, *words: str) -> int:
-    """The exit code."""
-    command = ["git", "-C", str(folder), *words]
-    return subprocess.run(command, capture_output=True, stdin=subprocess.DEVNULL).returncode
+def _about_code(today: Today) -> str:
+    if not today.is_checkout:
+        return f"code: {NO_CHECKOUT}"
+    return f"code of {' and '.join(DECISIVE)} compared with HEAD"

@@ -12,8 +12,13 @@ def ms(seconds: float) -> str:
     return f"{seconds * 1000:,.1f} ms"
 
 
+def is_small(num_bytes: int) -> bool:
+    """Whether MiB say more than GiB."""
+    return num_bytes < 2**30 / 10
+
+
 def gib(num_bytes: int) -> str:
-    if num_bytes < 2**30 / 10:
+    if is_small(num_bytes):
         return f"{num_bytes / 2**20:,.1f} MiB"
     return f"{num_bytes / 2**30:,.2f} GiB"
 

@@ -1,10 +1,10 @@
 """Loss parity in the report: certificates go in, Markdown comes out. Verdicts are derived again."""
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import PurePosixPath
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from scaling import cells
 from scaling.certificates import Certificate, Result, newest_first
@@ -168,11 +168,29 @@ class Proof:
     verdict: Verdict | Literal["reference"]  # of several results the worst
     devices: tuple[int, ...]  # counts it was tried on
     certificate: str | None  # name of its file; None: the reference needs none
+    code: Mapping[str, Any] = field(default_factory=dict)  # that was proven: commit, whether dirty
 
     @property
     def holds(self) -> bool:
         """Whether this way trains the same model as the reference."""
         return self.verdict in ("equal", "reference")
+
+
+def doubts(proof: Proof, code: Mapping[str, Any]) -> str:
+    """What speaks against a proof for something that was measured with `code`; empty: nothing."""
+    if proof.certificate is None:
+        return ""
+    told, (proven, measured) = [], (proof.code.get("commit"), code.get("commit"))
+    if proof.code.get("is_dirty") is not False:
+        state = "with" if proof.code.get("is_dirty") else "perhaps with"
+        told.append(f"of a tree {state} changes that were not committed")
+    if proven is None or proven != measured:
+        told.append(f"of commit {_short(proven)}, measured at {_short(measured)}")
+    return " and ".join(told)
+
+
+def _short(commit: str | None) -> str:
+    return "not told" if commit is None else commit[:12]
 
 
 def find_proof(run: Run, certificates: Sequence[Certificate]) -> Proof | None:
@@ -210,6 +228,7 @@ def _coverage(certificate: Certificate, results: Sequence[Result]) -> Proof:
         verdict=next(verdict for verdict in worst if verdict in verdicts),
         devices=tuple(sorted({result.case.devices for result in results})),
         certificate=certificate.name,
+        code=certificate.content["code"],
     )
 
 

@@ -24,6 +24,7 @@ from scaling.markdown import code_block, count, escaped, link, table
 from scaling.parity_section import parity_cell, parity_section
 from scaling.scaling_section import scaling_blocks
 from scaling.speed_section import figures_table, passport_tables
+from scaling.staleness import NOT_COMPARED, Today, explain, marked
 from scaling.store import Cell, LeftOut, Run, Store, find_contradictions, find_recounts
 from scaling.sweep import STUDY
 from scaling.sweep_plots import draw, plots_of
@@ -37,12 +38,13 @@ LONG_SUMMARY = 50  # lines from which a summary is folded
 LONGEST_MESSAGE = 300  # letters of an error in a table; the record has all of them
 
 
-def render_report(store: Store, *, command: str, plots: str) -> str:
+def render_report(store: Store, *, command: str, plots: str, today: Today = NOT_COMPARED) -> str:
     """The text of RESULTS.md.
 
     Args:
         command: what writes this text again, in words of the folder it is in.
         plots: the way from the text to the folder with the files of `draw_plots`.
+        today: what the records are held against; what is stale is marked.
     """
     recipes = _runs_of_recipes(store)
     mains = {recipe: runs[0] for recipe, runs in recipes.items()}
@@ -53,6 +55,7 @@ def render_report(store: Store, *, command: str, plots: str) -> str:
         _recounts(store),
         "## Conditions",
         _conditions([run for runs in recipes.values() for run in runs] + _ok_cells(store)),
+        explain(today),
         "## Overview",
         _overview(mains, _described(store)),
         *(
@@ -64,7 +67,7 @@ def render_report(store: Store, *, command: str, plots: str) -> str:
         *_failures(store),
         *_left_out(store),
     ]
-    return "\n\n".join(block for block in blocks if block) + "\n"
+    return marked("\n\n".join(block for block in blocks if block) + "\n", store, today)
 
 
 def draw_plots(store: Store) -> dict[str, bytes]:
@@ -360,8 +363,9 @@ def _sweep_sections(recipe: Recipe, store: Store, plots: str) -> list[str]:
                 for plot in plots_of(_slug(recipe, names[sweep]), own)
             ]
             blocks += sweep_blocks(names[sweep], own, store.certificates, drawn)
-    everything = [run for run in store.runs if run.is_ok and run.config.recipe == recipe]
-    return [*blocks, *scaling_blocks(everything, store.certificates)]
+    everything = [run for run in store.runs if run.config.recipe == recipe]
+    swept = [cell for cell in store.cells if cell.outcome.recipe == recipe]
+    return [*blocks, *scaling_blocks(everything, store.certificates, swept)]
 
 
 def _summary(summary: str) -> str:

@@ -51,8 +51,16 @@ def _flat(values: Mapping[str, Any], where: str = "") -> Iterable[tuple[str, str
 
 
 def differing(configs: Sequence[RunConfig], aside: Collection[str]) -> Columns:
-    """Settings in which configs differ, as columns; beyond `SETTINGS` only those that tell apart
-    what would look alike without them, as a model has its shape from its size."""
+    """Settings in which configs differ, as columns of cells."""
+    return {
+        SETTINGS.get(field, field): [escaped(value) for value in values]
+        for field, values in telling(configs, aside).items()
+    }
+
+
+def telling(configs: Sequence[RunConfig], aside: Collection[str]) -> Columns:
+    """Settings in which configs differ, by field, as plain words; beyond `SETTINGS` only those that
+    tell apart what would look alike without them, as a model has its shape from its size."""
     settings = [settings_of(config) for config in configs]
     columns: Columns = {}
     alike: list[tuple[str, ...]] = [()] * len(configs)
@@ -61,7 +69,7 @@ def differing(configs: Sequence[RunConfig], aside: Collection[str]) -> Columns:
         with_it = [(*own, value) for own, value in zip(alike, values, strict=True)]
         adds = len(set(with_it)) > len(set(alike))
         if field not in aside and (adds or (field in SETTINGS and len(set(values)) > 1)):
-            columns[SETTINGS.get(field, field)] = [escaped(without_places(v, [])) for v in values]
+            columns[field] = [without_places(value, []) for value in values]
             alike = with_it
     return columns
 

@@ -11,6 +11,7 @@ from scaling.places import check_writable
 from scaling.report import draw_plots, render_report
 from scaling.report_options import ReportOptions, report_command
 from scaling.rows import rows
+from scaling.staleness import look
 from scaling.store import Store, find_contradictions, load_store, no_collection, relative_name
 from unitransformer.hardware import available_cores
 from unitransformer.records import write_atomically
@@ -50,7 +51,10 @@ def _write(options: ReportOptions) -> str | None:
         raise ValueError(f"{folders}: no run record below; {_left_out(store)}")
     drawn = draw_plots(store)
     text = render_report(
-        store, command=report_command(options), plots=relative_name(plots, out.parent)
+        store,
+        command=report_command(options),
+        plots=relative_name(plots, out.parent),
+        today=look(store, Path(__file__).parents[1]),
     )
     # The text comes last: it never names a plot that is not there.
     files = {plots / name: content for name, content in drawn.items()} | _exports(options, store)

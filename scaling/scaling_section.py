@@ -10,7 +10,7 @@ from typing import get_args
 from scaling import cells
 from scaling.certificates import Certificate
 from scaling.crossover import compare_strategies
-from scaling.efficiency import Curve, Point, Scaling, find_curves
+from scaling.efficiency import OF_A_CURVE, Curve, Point, Scaling, find_curves
 from scaling.fastest_section import fastest_blocks
 from scaling.joining import differences, without_threads
 from scaling.laws import Law, fit_laws
@@ -33,7 +33,7 @@ from scaling.row_notes import (
     speed,
     unlike,
 )
-from scaling.store import Run
+from scaling.store import Cell, Run
 from unitransformer.config import RunConfig
 
 EFFICIENCY = (
@@ -43,21 +43,25 @@ EFFICIENCY = (
     "launch. What was lost, 1 - efficiency, is told by part of the step, as shares of the step; "
     "what is below 0 was gained. The slowest rank is the one that was the slowest most often."
 )
-OF_A_CURVE = {
-    *("batch_size", "accumulate"),
-    *("parallel.devices", "parallel.num_nodes", "parallel.strategy"),
-}
+SAME_CORES = (
+    "More devices are no more hardware here: the ranks share the cores, each has fewer threads. "
+    "The same cores: an efficiency of 1/n, n times the devices, loses nothing; what is below it is "
+    "lost, and the parts of 1 - efficiency hold the split too."
+)
 BATCHES: dict[Scaling, str] = {"strong": "global batch", "weak": "batch a device"}
 PROCESSORS = "processors and devices differ"  # as `joining` begins that line
 LAWS = {"Amdahl": "Amdahl's law", "USL": "Universal scalability law"}
 PARAMETERS = {"s": "serial share s", "a": "contention a", "b": "coherency b"}
 
 
-def scaling_blocks(runs: Sequence[Run], certificates: Sequence[Certificate]) -> list[str]:
-    """Blocks of Markdown on the runs of one recipe; none where there is nothing to compare."""
+def scaling_blocks(
+    runs: Sequence[Run], certificates: Sequence[Certificate], swept: Sequence[Cell] = ()
+) -> list[str]:
+    """Blocks of Markdown on the runs of one recipe, and what became of its cells; none where there
+    is nothing to compare."""
     rows = _rows_of(find_curves(runs))
     blocks = ["### Scaling", EFFICIENCY, *_curves(rows)] if rows else []
-    return blocks + fastest_blocks(compare_strategies(runs, certificates))
+    return blocks + fastest_blocks(compare_strategies(runs, certificates, swept))
 
 
 # ---------------------------------------------------------------------------------- curves
@@ -87,15 +91,15 @@ def _rows_of(curves: Sequence[Curve]) -> list[_Row]:
 def _curves(rows: Sequence[_Row]) -> list[str]:
     """A table of strong scaling, one of weak, one of laws, and the notes on all of them."""
     blocks, fitted = [], list[Sequence[str]]()
-    for scaling in get_args(Scaling):
-        own = [row for row in rows if row.curve.scaling == scaling]
-        if own:
-            configs, place = [row.curve.baseline.config for row in own], _place(own)
-            blocks += [
-                f"**{scaling.title()} scaling.** {shared(configs, OF_A_CURVE)}".strip(),
-                draw({"row": [str(row.number) for row in own], **place, **_figures(own)}),
-            ]
-            fitted += _laws(own, place)
+    for (scaling, is_split), own in _tables(rows).items():
+        configs, place = [row.curve.baseline.config for row in own], _place(own)
+        heading = f"**{scaling.title()} scaling{' on the same cores' * is_split}.**"
+        about = filter(None, [heading, SAME_CORES * is_split, shared(configs, OF_A_CURVE)])
+        blocks += [
+            " ".join(about),
+            draw({"row": [str(row.number) for row in own], **place, **_figures(own)}),
+        ]
+        fitted += _laws(own, place)
     if fitted:
         blocks.append(table(("law", "curve", "parameters", "remark"), fitted))
     apart = [(line, row.number) for row in rows for line in _apart(row.curve)]
@@ -104,6 +108,14 @@ def _curves(rows: Sequence[_Row]) -> list[str]:
         "\n".join(notes(_remarks(rows), len(rows))),
         *unlike(apart, len(rows), "along a curve, those of the baseline first"),
     ]
+
+
+def _tables(rows: Sequence[_Row]) -> dict[tuple[Scaling, bool], list[_Row]]:
+    """Rows by kind of scaling, those whose devices share their cores apart."""
+    tables: dict[tuple[Scaling, bool], list[_Row]] = {}
+    for row in rows:
+        tables.setdefault((row.curve.scaling, row.curve.threads is not None), []).append(row)
+    return tables
 
 
 def _place(rows: Sequence[_Row]) -> Columns:
@@ -115,11 +127,12 @@ def _place(rows: Sequence[_Row]) -> Columns:
     }
 
 
-def _reading_order(curve: Curve) -> tuple[str, list[str], str, int]:
+def _reading_order(curve: Curve) -> tuple[str, bool, list[str], str, int]:
     config = curve.baseline.config
     told = settings_of(config)
     settings = [told[field] for field in SETTINGS if field not in OF_A_CURVE]
-    return curve.scaling, settings, curve.strategy, _batch_size(config, curve.scaling)
+    batch = _batch_size(config, curve.scaling)
+    return curve.scaling, curve.threads is not None, settings, curve.strategy, batch
 
 
 def _batch_size(config: RunConfig, scaling: Scaling) -> int:
@@ -145,16 +158,31 @@ def _figures(rows: Sequence[_Row]) -> Columns:
         "devices": [str(row.point.devices) for row in rows],
         "baseline": [_baseline(row.curve.baseline) for row in rows],
         "speed": [speed(row.point) for row in rows],
-        "FLOPs": [cells.flops(row.point.middle) for row in rows],
+        "FLOPs": [cells.flops(row.point.config) for row in rows],
         "speed-up": [figure(row.curve.speedup(row.point), "{:.2f}") for row in rows],
-        "efficiency": [figure(row.curve.efficiency(row.point), "{:.1%}") for row in rows],
-        "lost": [f"{loss.share:z.1%}" for loss in losses],
+        **_efficiency(rows),
         **{part: [_part(loss, part) for loss in losses] for part in told},
         **if_told("trace", [_trace(loss.traced) for loss in losses]),
         **if_told("slowest rank", [_slowest(loss.slowest) for loss in losses]),
         "launches": [str(len(row.point.runs)) for row in rows],
         "flags": [_flags(row) for row in rows],
         "records": [_records(row.point) for row in rows],
+    }
+
+
+def _efficiency(rows: Sequence[_Row]) -> Columns:
+    """Beside what was lost; where devices share cores, most of that is no loss."""
+    told = [figure(row.curve.efficiency(row.point), "{:.1%}") for row in rows]
+    missing = [f"{row.loss.share:z.1%}" for row in rows]
+    if rows[0].curve.threads is None:
+        return {"efficiency": told, "lost": missing}
+    ideal = [row.curve.ideal(row.point) for row in rows]
+    lost = [row.loss.share - (1 - share) for row, share in zip(rows, ideal, strict=True)]
+    return {
+        "efficiency (the same cores: 1/n loses nothing)": told,
+        "1/n": [f"{share:.1%}" for share in ideal],
+        "lost beyond 1/n": [f"{share:z.1%}" for share in lost],
+        "1 - efficiency": missing,
     }
 
 
@@ -256,18 +284,11 @@ def _is_of_processors(line: str) -> bool:
 
 
 def _split_of_cores(curve: Curve) -> str | None:
-    """Threads of a rank by the count of devices, where a CPU has fewer for more; None otherwise."""
-    told: list[int] = []
-    for point in curve.points:
-        ranks = [host for run in point.runs for host in run.record["hardware"]]
-        own = {host.get("threads") for host in ranks}
-        if {host["device"] for host in ranks} != {"cpu"} or len(own) > 1 or None in own:
-            return None
-        told += own
-    if len(set(told)) == 1 or told != sorted(told, reverse=True):
+    """In words: threads of a rank by the count of devices; None where no cores are shared."""
+    if curve.threads is None:
         return None
     counts = [
         f"{threads} on {count(point.devices, 'device')}"
-        for threads, point in zip(told, curve.points, strict=True)
+        for threads, point in zip(curve.threads, curve.points, strict=True)
     ]
     return f"{PROCESSORS}: threads a rank, {', '.join(counts)}, for the ranks split the cores"

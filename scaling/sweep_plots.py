@@ -1,17 +1,21 @@
 """Plots of a sweep: cells in; speed, efficiency and memory against batch and devices out."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from scaling import cells
-from scaling.efficiency import Curve, Estimate, Point, find_curves, pool
+from scaling.efficiency import OF_A_CURVE, Curve, Estimate, Point, batch_of, find_curves, pool
 from scaling.joining import processors_of
+from scaling.markdown import count, is_small
+from scaling.row_notes import PLAIN, SETTINGS, settings_of, telling
 from scaling.store import Cell
 from unitransformer.config import RunConfig
-from unitransformer.flops import count_parameters
-from unitransformer.summary import human_count
+
+OFTEN_PLAIN = (*("parallel.compile", "parallel.activation_checkpointing", "parallel.cpu_offload"),)
 
 Mark = tuple[float, Estimate]  # where on the axis, and what
+Ideal = tuple[tuple[int, float], ...]  # devices, and the efficiency that loses nothing there
 Panels = Mapping[str, Mapping[str, list[Mark]]]  # by what tells panels, and in them lines, apart
 
 
@@ -24,7 +28,7 @@ class Plot:
     x: str
     y: str
     panels: Panels
-    ideal: float | None = None  # a line to compare with
+    ideals: Sequence[Ideal] = ()  # lines to compare with
 
 
 def plots_of(slug: str, own: Sequence[Cell]) -> list[Plot]:
@@ -38,13 +42,20 @@ def plots_of(slug: str, own: Sequence[Cell]) -> list[Plot]:
         return []
     recipe, unit = cells.TITLES[runs[0].config.recipe], f"{runs[0].unit}s"
     points, curves = pool(runs), find_curves(runs)
-    batch, devices = "samples a device takes at once", "devices"
+    batch, devices, memory = "samples a device takes at once", "devices", _Memory(points)
+    about_memory = f"{memory.unit}, peak of a rank"
     drawn = [
         ("speed", "batch", batch, f"{unit}/s", _by_batch(points, lambda point: point.rate)),
-        ("memory", "batch", batch, "GiB, peak of a rank", _by_batch(points, _peak)),
+        ("memory", "batch", batch, about_memory, _by_batch(points, memory.of)),
         ("speed", "devices", devices, f"{unit}/s", _by_devices(curves, lambda _, p: p.rate)),
-        ("memory", "devices", devices, "GiB, peak of a rank", _by_devices(curves, _peak_on)),
-        ("efficiency", "devices", devices, "speed over the ideal one", _efficiencies(curves)),
+        (
+            "memory",
+            "devices",
+            devices,
+            about_memory,
+            _by_devices(curves, lambda _, p: memory.of(p)),
+        ),
+        ("efficiency", "devices", devices, _efficiency_in_words(curves), _efficiencies(curves)),
     ]
     return [
         Plot(
@@ -53,11 +64,25 @@ def plots_of(slug: str, own: Sequence[Cell]) -> list[Plot]:
             x=x,
             y=y,
             panels=panels,
-            ideal=1.0 if quantity == "efficiency" else None,
+            ideals=_ideals(curves) if quantity == "efficiency" else (),
         )
         for quantity, axis, x, y, panels in drawn
         if panels
     ]
+
+
+def not_drawn(own: Sequence[Cell]) -> str:
+    """A sentence on the cells that no plot can show, if there are any."""
+    told: Counter[str] = Counter()
+    for cell in own:
+        if cell.run is None or not cell.run.is_ok:
+            told["without its record" if cell.outcome.status == "ok" else cell.outcome.status] += 1
+        elif cell.run.readout is None:
+            told["without a steady state"] += 1
+    if not told:
+        return ""
+    counts = ", ".join(f"{number} {what}" for what, number in sorted(told.items()))
+    return f"Not in the plots: {counts} of {count(len(own), 'cell')}; the table tells why."
 
 
 def draw(plot: Plot) -> bytes:
@@ -75,78 +100,109 @@ def draw(plot: Plot) -> bytes:
         title=plot.title,
         x=plot.x,
         y=plot.y,
-        ideal=plot.ideal,
+        ideals=plot.ideals,
     )
     return figure_bytes(figure, "svg")
 
 
-def _peak(point: Point) -> Estimate | None:
-    """GiB, the largest of all ranks and launches; None where no step could be watched."""
-    peaks = [peak for run in point.runs for peak in run.record["peak_bytes"] if peak is not None]
-    return Estimate(value=max(peaks) / 2**30, reason="counted") if peaks else None
+class _Memory:
+    """Peaks in the unit that suits the largest of all."""
+
+    def __init__(self, points: Iterable[Point]) -> None:
+        largest = max((max(_peaks(point), default=0) for point in points), default=0)
+        self.unit, self._bytes = ("MiB", 2**20) if is_small(largest) else ("GiB", 2**30)
+
+    def of(self, point: Point) -> Estimate | None:
+        """The largest of all ranks and launches; None where no step could be watched."""
+        peaks = _peaks(point)
+        return Estimate(value=max(peaks) / self._bytes, reason="counted") if peaks else None
 
 
-def _peak_on(_: Curve, point: Point) -> Estimate | None:
-    return _peak(point)
+def _peaks(point: Point) -> list[int]:
+    return [peak for run in point.runs for peak in run.record["peak_bytes"] if peak is not None]
 
 
-def _by_batch(points: Iterable[Point], told: Callable[[Point], Estimate | None]) -> Panels:
-    points = list(points)
-    kinds = list(dict.fromkeys(processors_of(point.runs[0].record) for point in points))
-    marks = [
-        (
-            _way(point.config),
-            f"{point.config.parallel.strategy} x {point.devices}"
-            + (f", machine {kinds.index(processors_of(point.runs[0].record)) + 1}")
-            * (len(kinds) > 1),
-            point.config.batch_size,
-            told(point),
-        )
-        for point in points
-    ]
-    return _panels(marks)
+# ---------------------------------------------------------------------------------- lines
 
 
-def _by_devices(curves: Iterable[Curve], told: Callable[[Curve, Point], Estimate | None]) -> Panels:
-    """A strong curve keeps the whole batch, a weak one the batch of a device."""
-    marks = []
-    for curve in curves:
-        config = curve.baseline.config
-        batch = config.global_batch_size if curve.scaling == "strong" else config.batch_size
-        whose = "in all" if curve.scaling == "strong" else "a device"
-        line = f"{curve.strategy}, batch {batch} {whose}"
-        marks += [(_way(config), line, point.devices, told(curve, point)) for point in curve.points]
-    return _panels(marks)
+def _by_batch(points: Sequence[Point], told: Callable[[Point], Estimate | None]) -> Panels:
+    aside = {"batch_size", "parallel.strategy", "parallel.devices", "parallel.num_nodes"}
+    names = [f"{point.config.parallel.strategy} x {_spread(point.config)}" for point in points]
+    return _panels(
+        (panel, line, point.config.batch_size, told(point))
+        for point, (panel, line) in zip(points, _labels(points, names, aside), strict=True)
+    )
 
 
-def _efficiencies(curves: Iterable[Curve]) -> Panels:
+def _spread(config: RunConfig) -> str:
+    nodes, devices = config.parallel.num_nodes, config.parallel.devices
+    return f"{nodes} x {devices}" if nodes > 1 else f"{devices}"
+
+
+def _by_devices(curves: Sequence[Curve], told: Callable[[Curve, Point], Estimate | None]) -> Panels:
+    names = [f"{curve.strategy}, batch {batch_of(curve)}" for curve in curves]
+    labels = _labels([curve.baseline for curve in curves], names, OF_A_CURVE)
+    return _panels(
+        (panel, line, point.devices, told(curve, point))
+        for curve, (panel, line) in zip(curves, labels, strict=True)
+        for point in curve.points
+    )
+
+
+def _efficiencies(curves: Sequence[Curve]) -> Panels:
     return _by_devices(curves, lambda curve, point: curve.efficiency(point))
 
 
-def _way(config: RunConfig) -> str:
-    """What tells a panel apart."""
-    parallel = config.parallel
-    told = [str(parallel.precision)]
-    if parallel.compile != "off":
-        told.append(f"compile {parallel.compile}")
-    if parallel.activation_checkpointing != "off":
-        told.append(f"checkpointing {parallel.activation_checkpointing}")
-    # A size may have been changed field by field: how many parameters it has says so.
-    return f"{', '.join(told)}, {config.size} ({human_count(count_parameters(config.model))})"
+def _ideals(curves: Iterable[Curve]) -> Sequence[Ideal]:
+    return sorted({tuple((p.devices, curve.ideal(p)) for p in curve.points) for curve in curves})
+
+
+def _efficiency_in_words(curves: Iterable[Curve]) -> str:
+    is_split = any(curve.threads is not None for curve in curves)
+    return "same cores: 1/n loses nothing" if is_split else "speed over the ideal one"
+
+
+def _labels(
+    points: Sequence[Point], names: Sequence[str], aside: Collection[str]
+) -> Iterator[tuple[str, str]]:
+    """Panel and line of each point: together they tell everything in which points differ, what is
+    aside excepted, which the names of the lines and the axis tell."""
+    if not points:
+        return
+    columns = telling([point.config for point in points], aside)
+    kinds = list(dict.fromkeys(processors_of(point.runs[0].record) for point in points))
+    for index, (point, name) in enumerate(zip(points, names, strict=True)):
+        line = [
+            f"{field.rpartition('.')[2].replace('_', ' ')} {values[index]}"
+            for field, values in columns.items()
+            if field not in SETTINGS
+        ]
+        if len(kinds) > 1:
+            line.append(f"machine {kinds.index(processors_of(point.runs[0].record)) + 1}")
+        yield _panel(point.config, columns.keys()), ", ".join([name, *line])
+
+
+def _panel(config: RunConfig, differing: Collection[str]) -> str:
+    """Precision and size always, other settings where they differ or are not the plain ones."""
+    own = settings_of(config)
+    told = [
+        f"{SETTINGS[field]} {own[field]}"
+        for field in SETTINGS
+        if field not in ("size", "parallel.precision", "parallel.num_nodes")
+        and (field in differing or (field in OFTEN_PLAIN and own[field] not in PLAIN))
+    ]
+    return ", ".join([own["parallel.precision"], *told, own["size"].replace(" parameters", "")])
 
 
 def _panels(marks: Iterable[tuple[str, str, int, Estimate | None]]) -> Panels:
-    """Lines of two different places at least; no mark where nothing is told."""
+    """Nothing where no line has two different places; no mark where nothing is told."""
     panels: dict[str, dict[str, list[Mark]]] = {}
     for panel, line, x, told in marks:
         if told is not None:
             panels.setdefault(panel, {}).setdefault(line, []).append((x, told))
-    kept = {
-        panel: {
-            line: sorted(own, key=lambda mark: (mark[0], mark[1].value))
-            for line, own in lines.items()
-            if len({x for x, _ in own}) > 1
-        }
-        for panel, lines in panels.items()
-    }
-    return {panel: lines for panel, lines in kept.items() if lines}
+    lines = [own for lines in panels.values() for own in lines.values()]
+    if all(len({x for x, _ in own}) < 2 for own in lines):
+        return {}
+    for own in lines:
+        own.sort(key=lambda mark: (mark[0], mark[1].value))
+    return panels

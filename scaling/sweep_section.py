@@ -9,6 +9,7 @@ from scaling.joining import without_threads
 from scaling.markdown import code_block, count, escaped, gib, ms, table
 from scaling.parity_section import parity_cell
 from scaling.store import Cell, Run
+from scaling.sweep_plots import not_drawn
 from unitransformer.config import Recipe
 from unitransformer.memory import rank_bytes
 from unitransformer.passport import Row
@@ -51,6 +52,7 @@ def sweep_blocks(
         table((*axes, *HEADS), rows),
         *filter(None, [_without_mfu(_ok(own))]),
         *(f"![{title}]({link_})" for title, link_ in plots),
+        *filter(None, [not_drawn(own) if plots else ""]),
         _commands(ordered, axes),
     ]
 
@@ -131,7 +133,7 @@ def _figures(cell: Cell, certificates: Sequence[Certificate]) -> tuple[str, ...]
         _samples(run),
         _per_device(run),
         "" if run.readout is None else ms(run.readout.step.median),
-        cells.flops(run),
+        cells.flops(run.config),
         "" if row.utilisation is None else f"{row.utilisation:.1%}",
         "" if row.share_of_ceiling is None else f"{row.share_of_ceiling:.1%}",
         _peak(run),

@@ -65,9 +65,13 @@ def line_panels(
     title: str,
     x: str,
     y: str,
-    ideal: float | None = None,
+    ideals: Sequence[Sequence[tuple[float, float]]] = (),
 ) -> Figure:
-    """Lines with intervals, a panel beside another; one legend for all."""
+    """Lines with intervals, a panel beside another; one legend for all.
+
+    Args:
+        ideals: lines along which nothing is lost, dotted.
+    """
     figure, grid = plt.subplots(
         1, len(panels), figsize=(3.4 * len(panels) + 2.2, 3.6), sharey=True, squeeze=False,
         layout="constrained",
@@ -89,8 +93,14 @@ def line_panels(
             for at, _, low, high in points:
                 if low is not None and high is not None:
                     axes.plot([at, at], [low, high], color=colours[name], linewidth=2.5, alpha=0.4)
-        if ideal is not None:
-            axes.axhline(ideal, color=BASELINE, linestyle="--", linewidth=1)
+        for ideal in ideals:
+            axes.plot(
+                *zip(*ideal, strict=True),
+                color=BASELINE,
+                linestyle=":",
+                linewidth=2.5,
+                label="nothing lost",
+            )
         axes.set(xlabel=_as_it_is(x), title=_as_it_is(panel))
         axes.set_ylim(bottom=0)
         ticks = sorted(

@@ -38,20 +38,9 @@ const SHAPES = {
   star: "M8 1l2 5h5l-4 3.5 1.5 5.5L8 12l-4.5 3L5 9.5 1 6h5z",
   hexagon: "M4 2h8l4 6-4 6H4L0 8z",
 };
-// Rows that are equal in all of these, the one on the x axis aside, are joined by a line.
-const ALIKE = [
-  "sweep",
-  "strategy",
-  "precision",
-  "compile",
-  "activation_checkpointing",
-  "num_nodes",
-  "devices",
-  "batch_size",
-  "accumulate",
-  "sequence_length",
-  "conditions",
-];
+// Rows that are equal in these, and in the other axis, are joined by a line.
+const ALIKE = ["sweep", "rest", "repeat", "conditions"];
+const AXES = ["devices", "batch_size"];
 
 // Plotly reads tags in its texts.
 const plain = (text) => String(text).replaceAll("&", "&amp;").replaceAll("<", "&lt;");
@@ -94,7 +83,7 @@ function draw(id, traces, x, y, legend) {
 const isAlone = (row) => row.get("sweep") === null;
 
 function groups(found, x) {
-  const kept = ALIKE.filter((name) => name !== x);
+  const kept = [...ALIKE, ...AXES.filter((name) => name !== x)];
   const made = new Map();
   for (const row of found) {
     // Runs that are in no sweep share a colour and no line.
@@ -212,6 +201,11 @@ function drawPlots(found) {
   const drawn = found
     .filter((row) => row.get("model") === model && hasFigures(row))
     .sort((one, other) => one.index - other.index);
+  const steady = drawn.filter((row) => row.get("units_per_s") !== null).length;
+  const without =
+    steady < drawn.length
+      ? ` ${whole(drawn.length - steady)} of them have no steady state, and so no speed.`
+      : "";
   const isDrawn = drawn.length > 0 && drawn.length <= MOST_MARKS;
   byId("plots").hidden = !isDrawn;
   byId("plots-say").textContent =
@@ -221,7 +215,8 @@ function drawPlots(found) {
         ? `${model}, ${whole(drawn.length)} of the rows that are shown` +
           (state.model === "" && Object.keys(units).length > 1
             ? "; choose another model above."
-            : ".")
+            : ".") +
+          without
         : `${model}: ${whole(drawn.length)} rows are too many to draw; filter to at most ${whole(MOST_MARKS)}.`;
   drawLegend(isDrawn ? drawn : []);
   if (!isDrawn) return;
@@ -233,13 +228,14 @@ function drawPlots(found) {
     scale: (value) => value,
     told: rate,
   };
+  const highest = Math.max(...drawn.map((row) => row.get("peak_bytes")));
   const peak = {
     name: "peak_bytes",
     low: "least_peak_bytes",
     high: "peak_bytes",
-    title: "GiB",
-    scale: (value) => value / 2 ** 30,
-    told: gib,
+    title: isSmall(highest) ? "MiB" : "GiB",
+    scale: (value) => value / 2 ** (isSmall(highest) ? 20 : 30),
+    told: bytes,
   };
   const batch = [
     "batch_size",
@@ -254,7 +250,14 @@ function drawPlots(found) {
     ["peak-by-devices", devices, peak],
   ]) {
     drawPlot(id, drawn, x, y);
-    byId(id).removeAllListeners("plotly_click");
-    byId(id).on("plotly_click", (event) => change({ row: String(event.points[0].customdata) }));
+    opensRows(id);
   }
+  drawEfficiency(drawn);
+}
+
+function opensRows(id) {
+  byId(id).removeAllListeners("plotly_click");
+  byId(id).on("plotly_click", ({ points: [{ customdata }] }) => {
+    if (customdata !== undefined) change({ row: String(customdata) });
+  });
 }

@@ -4,7 +4,7 @@ const PAGE = 500; // rows put into the table at once
 
 const byId = (id) => document.getElementById(id);
 const read = (id) => JSON.parse(byId(id).textContent);
-const { names, rows: values, strategies, units } = read("rows");
+const { names, rows: values, strategies, units, curves } = read("rows");
 const place = Object.fromEntries(names.map((name, index) => [name, index]));
 const rows = values.map((row, index) => ({ index, get: (name) => row[place[name]], row }));
 
@@ -13,7 +13,9 @@ const number = (digits) =>
     .format;
 const [whole, tenths, hundredths] = [number(0), number(1), number(2)];
 const share = (value) => `${tenths(value * 100)} %`;
-const gib = (value) => `${hundredths(value / 2 ** 30)} GiB`;
+const isSmall = (value) => value < 2 ** 30 / 10;
+const bytes = (value) =>
+  isSmall(value) ? `${tenths(value / 2 ** 20)} MiB` : `${hundredths(value / 2 ** 30)} GiB`;
 const ms = (value) => `${(value < 0.1 ? hundredths : tenths)(value * 1000)} ms`;
 const plainRate = (value) => (value >= 100 ? whole : hundredths)(value);
 const rate = (value, row) => `${plainRate(value)} ${row.get("unit")}/s`;
@@ -30,12 +32,12 @@ const COLUMNS = [
   ["units_per_s", "speed", rate],
   ["low_units_per_s", "from", plainRate],
   ["high_units_per_s", "to", plainRate],
-  ["peak_bytes", "peak memory", gib],
+  ["peak_bytes", "peak memory", bytes],
   ["mfu_matmul", "MFU", share],
   ["share_of_ceiling_matmul", "of ceiling", share],
   ["median_step_s", "step", ms],
   ["units_per_s_per_device", "a device", rate],
-  ["peak_resident_bytes", "resident", gib],
+  ["peak_resident_bytes", "resident", bytes],
   ["validation_loss", "validation", number(4)],
   ["parity", "loss parity", words],
   ["activation_checkpointing", "checkpointing", words],

@@ -36,6 +36,9 @@ function drawHead() {
   document.querySelector("#runs thead tr").replaceChildren(first, ...cells);
 }
 
+const SPEEDS = ["units_per_s", "low_units_per_s", "high_units_per_s", "units_per_s_per_device"];
+const isProven = (row) => /^(equal|reference)/.test(row.get("parity") ?? "");
+
 function drawRow(row) {
   const line = element("tr", "", { id: `row-${row.index}` });
   const first = element("td");
@@ -48,7 +51,9 @@ function drawRow(row) {
   line.append(first);
   for (const [name, , told] of COLUMNS) {
     const value = row.get(name);
-    const cell = element("td", value === null ? "" : told(value, row));
+    const text = value === null ? "" : told(value, row);
+    const cell = element("td", text);
+    if (text && SPEEDS.includes(name) && !isProven(row)) cell.replaceChildren(element("s", text));
     if (NUMBERS.has(name)) cell.className = "number";
     else if (name === "status" && value !== "ok") cell.className = "bad";
     else if (cell.textContent.length > 30)

@@ -19,7 +19,7 @@ from scaling.html_page import MOST_POINTS, render_html
 from scaling.outcomes import Outcome
 from scaling.store import Cell, LeftOut, Run, Store
 from tests.unit.test_store import make_config, make_record, make_run
-from unitransformer.config import ParallelConfig, RunConfig, Strategy, to_dict
+from unitransformer.config import DataConfig, ParallelConfig, RunConfig, Strategy, to_dict
 
 EVIL = "</script><script>window.evil = 1</script><img src=x onerror='window.evil = 1'>"
 PATIENCE_S = 60
@@ -230,6 +230,36 @@ def test_every_row_is_shown_and_every_plot_drawn(browser: Browser, page: Path) -
         assert len(browser.texts(f"#{plot} svg .scatterlayer .trace")) == curves
         assert browser.texts(f"#{plot} svg .errorbar"), plot
     assert browser.texts("#legend li") == ["ddp", "fsdp"]
+
+
+def test_lines_join_what_differs_in_the_axis_alone_and_efficiency_has_its_own(
+    browser: Browser, tmp_path: Path
+) -> None:
+    store = make_store()
+    other = [with_length(cell) for cell in store.cells]
+    both = replace(store, cells=(*store.cells, *other), runs=())
+    path = tmp_path / "page.html"
+    path.write_text(render_html(both, title="Runs"), encoding="utf-8")
+    browser.open(path, "model=GPT+tiny")
+    browser.until("document.querySelectorAll('#rate-by-devices svg .point').length === 24")
+    assert len(browser.texts("#rate-by-devices svg .scatterlayer .trace")) == 8
+    # Two strategies and lengths: batches of 2 and 8 a device, and 8 in all on 1 and 4 devices; two
+    # more lines along which nothing is lost.
+    assert len(browser.texts("#efficiency-by-devices svg .scatterlayer .trace")) == 14
+
+
+def with_length(cell: Cell) -> Cell:
+    """The same cell of a sweep over shorter samples."""
+    config = replace(cell.outcome.config, data=DataConfig(sequence_length=4))
+    name = cell.name.replace("-1/", "-2/")
+    run = None if cell.run is None else of_config(config, cell.run.name.replace("-1/", "-2/"))
+    return replace(cell, name=name, outcome=replace(cell.outcome, config=config), run=run)
+
+
+def test_a_speed_without_proof_is_struck_out(browser: Browser, page: Path) -> None:
+    browser.open(page, "text=strategy:ddp+devices:4&status=ok")
+    assert browser.texts("#runs tbody s").count("10,240 tokens/s") == 1
+    assert browser.column("loss parity") == ["none", "none"]
 
 
 def test_the_address_keeps_order_filter_and_row(browser: Browser, page: Path) -> None:

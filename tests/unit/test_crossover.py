@@ -1,5 +1,6 @@
 """Which strategy is the fastest, and what the report says of it and of scaling."""
 
+import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import replace
@@ -8,16 +9,18 @@ from typing import Any
 import pytest
 from test_certificates import RESULTS, make_certificate
 from test_certificates import result as certify
-from test_efficiency import make_spread, strong, traced, weak
-from test_store import HOST, make_run
+from test_efficiency import CLEAN, make_spread, strong, traced, weak
+from test_store import CEILING, HOST, make_run
 
-from scaling.certificates import read_certificate
+from scaling.certificates import Certificate, read_certificate
 from scaling.crossover import Comparison, compare_strategies
+from scaling.outcomes import Outcome
 from scaling.parity import Case, Curves
 from scaling.parity_section import find_proof
 from scaling.scaling_section import scaling_blocks
-from scaling.store import Run
-from unitransformer.config import to_dict
+from scaling.store import Cell, Run
+from unitransformer.config import RunConfig, to_dict
+from unitransformer.records import Status
 
 PLAIN = Curves(loss=(2.0,) * 20, gradient_norm=(1.0,) * 20)
 ZERO1 = certify(Case(strategy="zero1", devices=2), PLAIN)
@@ -26,8 +29,8 @@ CERTIFICATES = [read_certificate(make_certificate(results=[*RESULTS, ZERO1]), "r
 NOISE = 0.1
 
 
-def way(strategy: str, step_s: float, *, steps: int = 60, **changes: object) -> Run:
-    name = f"runs/{strategy}.json"
+def way(strategy: str, step_s: float, name: str = "", *, steps: int = 60, **changes: object) -> Run:
+    name = name or f"runs/{strategy}.json"
     own = {"strategy": strategy, "noise": NOISE, "steps": steps}
     return strong(step_s, 2, name, **own | changes)
 
@@ -102,6 +105,42 @@ def test_ways_to_compile_and_to_spread_a_batch_are_ways_of_one_comparison() -> N
     assert ways == ["ddp + 2 micro-batches", "ddp", "zero1", "fsdp + compile default"]
 
 
+def on_machine(strategy: str, step_s: float, ceilings: Sequence[float], launch: int = 1) -> Run:
+    """Two ranks, each of which measured its own ceiling: 1 is that of the others."""
+    work = [CEILING | {"matmul_flops_per_s": 1e11 * ceiling} for ceiling in ceilings]
+    return way(strategy, step_s, f"runs/{strategy}-{launch}.json", changes={"ceiling": work})
+
+
+def test_a_lead_of_one_launch_is_told_only_beyond_what_the_machine_differed_by() -> None:
+    # Some 20 % ahead; the interval leaves 15 % at least.
+    for slower, told in (((0.9, 0.9), "ddp"), ((0.98, 0.8), "not decided: one launch a side, and")):
+        runs = [on_machine("ddp", 0.05, (1, 1)), on_machine("zero1", 0.06, slower)]
+        (row,) = fastest(runs)
+        assert row["fastest"].startswith(told)
+        assert row.get("ahead", "") == ("" if "not" in told else "1.19 (1.17 to 1.22) x zero1")
+    assert row["fastest"] == (
+        "not decided: one launch a side, and the machine itself differed by 25.0% (best guess ddp, "
+        "before zero1)"
+    )
+    assert not row["ddp"].startswith("**"), "a guess is not marked as the fastest"
+
+
+def test_launches_on_both_sides_decide_whatever_the_machine_did_between_them() -> None:
+    runs = [
+        *(on_machine("ddp", 0.05, (1, 1), launch) for launch in (1, 2)),
+        *(on_machine("zero1", 0.1, (0.4, 1), launch) for launch in (1, 2)),
+    ]
+    (row,) = fastest(runs)
+    assert row["fastest"] == "ddp"
+    assert fastest(runs[1:])[0]["fastest"].startswith("not decided: one launch of a side, and")
+
+
+def test_without_a_ceiling_one_launch_decides_nothing() -> None:
+    untold = way("zero1", 0.1, changes={"ceiling": [None, CEILING]})
+    (row,) = fastest([way("ddp", 0.05), untold])
+    assert "nothing tells by how much the machine itself differed" in row["fastest"]
+
+
 def test_other_work_is_another_comparison_and_one_strategy_is_none() -> None:
     ddp = way("ddp", 0.05)
     for other in (
@@ -109,7 +148,6 @@ def test_other_work_is_another_comparison_and_one_strategy_is_none() -> None:
         way("zero1", 0.05, precision="bf16-mixed"),
         way("zero1", 0.05, num_nodes=2, batch_size=2),
         way("zero1", 0.05, seed=1),
-        way("zero1", 0.05, steps=3),
         way("ddp", 0.05, compile="default"),
     ):
         assert compare_strategies([ddp, other], CERTIFICATES) == []
@@ -125,8 +163,9 @@ def read(block: str) -> list[dict[str, str]]:
     return [dict(zip(heads, row, strict=True)) for row in body]
 
 
-def tables(runs: Sequence[Run]) -> list[list[dict[str, str]]]:
-    return [read(block) for block in scaling_blocks(runs, CERTIFICATES) if block[0] == "|"]
+def tables(runs: Sequence[Run], swept: Sequence[Cell] = ()) -> list[list[dict[str, str]]]:
+    blocks = scaling_blocks(runs, CERTIFICATES, swept)
+    return [read(block) for block in blocks if block[0] == "|"]
 
 
 def text(runs: Sequence[Run]) -> str:
@@ -285,6 +324,13 @@ def test_conditions_that_differ_are_said_once_with_the_rows_they_are_of() -> Non
 def test_fewer_threads_for_more_ranks_of_a_cpu_are_the_split_of_its_cores() -> None:
     told = "processors and devices differ: threads a rank, 2 on 1 device, 1 on 2 devices, for the"
     assert f"> - row 1: {told} ranks split the cores" in text(on_threads({1: 2, 2: 1}))
+    (row,) = tables(on_threads({1: 2, 2: 1}))[0]
+    # Equal steps on half the cores each: half the ideal speed-up, and nothing is lost.
+    assert row["efficiency (the same cores: 1/n loses nothing)"].startswith("50.0%")
+    assert (row["1/n"], row["lost beyond 1/n"], row["1 - efficiency"]) == ("50.0%", "0.0%", "50.0%")
+    assert "**Strong scaling on the same cores.** More devices are no more hardware here" in text(
+        on_threads({1: 2, 2: 1})
+    )
     for other in (on_threads({1: 1, 2: 2}), on_threads({1: 2, 2: 1}, device="H200")):
         assert "processors and devices differ: cpu Example 9000" in text(other)
     moved = [*on_threads({1: 2}), *on_threads({2: 1}, cpu="Other")]
@@ -294,8 +340,8 @@ def test_fewer_threads_for_more_ranks_of_a_cpu_are_the_split_of_its_cores() -> N
 # ---------------------------------------------------------------------------------- the map
 
 
-def fastest(runs: Sequence[Run]) -> list[dict[str, str]]:
-    return tables(runs)[-1]
+def fastest(runs: Sequence[Run], swept: Sequence[Cell] = ()) -> list[dict[str, str]]:
+    return tables(runs, swept)[-1]
 
 
 def test_the_map_names_the_fastest_and_every_other_way_in_a_column_of_its_own() -> None:
@@ -311,12 +357,52 @@ def test_the_map_names_the_fastest_and_every_other_way_in_a_column_of_its_own() 
         "fastest": "ddp",
         "ahead": "2.00 (2.00 to 2.00) x zero1",
         "ddp": "**1,280 tokens/s (1,280 to 1,280)**, [ddp.json](runs/ddp.json)",
-        "fsdp1": "no steady run",
+        "fsdp1": "not tried",
         "zero1": "0.500 (0.500 to 0.500), 640 tokens/s (640 to 640), [zero1.json](runs/zero1.json)",
         "flags": "none",
     }
-    assert (half["fastest"], half["ddp"]) == ("none is ranked", "no steady run")
+    assert (half["fastest"], half["ddp"]) == ("none is ranked", "not tried")
     assert re.match(r"~~[56],\d+ tokens/s \(.*\)~~, \[fsdp1.json\]", half["fsdp1"])
+
+
+def cell(config: RunConfig | None, status: Status, run: Run | None = None, **options: str) -> Cell:
+    told = {"batch-size": "4", "devices": "2"} | options
+    hashed = hashlib.sha256(repr((told, status)).encode()).hexdigest()[:12]
+    outcome = Outcome(
+        cell=hashed, repeat=1, recipe="gpt", options=told, command="", status=status, config=config
+    )
+    return Cell(name=f"s/cells/{outcome.name}/outcome.json", outcome=outcome, run=run)
+
+
+def spread(strategy: str) -> RunConfig:
+    return way(strategy, 0.1).config
+
+
+def test_what_became_of_a_way_without_a_steady_run_stands_in_its_place() -> None:
+    ran = way("ddp", 0.05)
+    swept = [
+        cell(ran.config, "ok", ran, strategy="ddp"),
+        cell(spread("zero1"), "oom", strategy="zero1"),
+        # What a recipe refuses has no config: only its options tell where it belongs.
+        cell(None, "refused", strategy="zero2"),
+        cell(None, "refused", strategy="zero2", **{"batch-size": "8"}),
+    ]
+    runs = [ran, way("fsdp", 0.05, steps=3)]
+    (row,) = fastest(runs, swept)
+    told = [row[name] for name in ("zero1", "zero2", "fsdp")]
+    assert told == ["oom", "refused", "not steady"]
+    assert row["fastest"] == "ddp, the only one ranked of 4"
+
+
+def test_a_row_stands_where_one_strategy_alone_fits_or_none_does() -> None:
+    fits = way("zero1", 0.05)
+    swept = [cell(spread("ddp"), "oom", strategy="ddp"), cell(fits.config, "ok", fits)]
+    (comparison,) = compare_strategies([fits], CERTIFICATES, swept)
+    assert comparison.names == ("zero1", "ddp")
+    full = [swept[0], cell(spread("zero1"), "oom-inferred", strategy="zero1")]
+    (row,) = fastest([], full)
+    assert (row["fastest"], row["zero1"]) == ("none has a steady run", "oom-inferred")
+    assert compare_strategies([], CERTIFICATES, swept[:1]) == []
 
 
 def test_the_map_goes_through_the_devices_of_each_batch() -> None:
@@ -336,7 +422,10 @@ def test_a_tie_is_named_and_what_is_not_proven_is_struck_out_with_its_reason_bel
         way("fsdp1", 0.01),
     ]
     (row,) = fastest(runs)
-    assert (row["fastest"], "ahead" in row) == ("ddp, in a tie with zero1", False)
+    assert (row["fastest"], "ahead" in row) == (
+        "ddp, in a tie with zero1, fastest of 2 of 4",
+        False,
+    )
     assert re.match(r"~~[4-6]\.\d+ \(.*\), [\d,]+ tokens/s \(.*\)~~, \[fsdp1", row["fsdp1"])
     assert row["flags"] == "ddp: it was hot"
     told = text(runs)
@@ -347,11 +436,35 @@ def test_a_tie_is_named_and_what_is_not_proven_is_struck_out_with_its_reason_bel
     ) in told
 
 
+def proven(**code: Any) -> list[Certificate]:
+    """As `CERTIFICATES`, of other code."""
+    content = make_certificate(results=[*RESULTS, ZERO1], code=CLEAN | code)
+    return [read_certificate(content, "runs/parity.json")]
+
+
+@pytest.mark.parametrize(
+    ("code", "told"),
+    [
+        ({"is_dirty": True}, "of a tree with changes that were not committed"),
+        ({"is_dirty": None}, "of a tree perhaps with changes that were not committed"),
+        ({"commit": "fedcba987654321"}, "of commit fedcba987654, measured at 0123456789ab"),
+    ],
+)
+def test_a_proof_of_other_code_than_was_measured_has_a_remark(
+    code: dict[str, Any], told: str
+) -> None:
+    runs = [way("ddp", 0.05), way("zero1", 0.1)]
+    words = "- The proof may be of other code: its certificate is"
+    blocks = "\n".join(scaling_blocks(runs, proven(**code)))
+    assert f"{words} {told} (ddp and zero1 in row 1)." in blocks
+    assert words not in "\n".join(scaling_blocks(runs, proven()))
+
+
 def test_the_map_says_where_a_tie_cannot_be_told_and_where_one_way_alone_is_ranked() -> None:
     (row,) = fastest([way("ddp", 0.05), way("zero1", 0.1, steps=10)])
     assert row["fastest"] == "ddp, perhaps in a tie with zero1, without an interval to tell"
     (row,) = fastest([way("ddp", 0.05), way("fsdp", 0.1)])
-    assert row["fastest"] == "ddp, the only one ranked"
+    assert row["fastest"] == "ddp, the only one ranked of 2"
 
 
 def test_equal_runs_give_equal_blocks_in_any_order_and_tables_are_whole() -> None:

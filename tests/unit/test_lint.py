@@ -14,6 +14,9 @@ from scaling.__main__ import main
 from scaling.certificates import write_certificate
 from scaling.lint import Findings, lint, render
 from scaling.printed import check_tables, read_tables
+from scaling.report import render_report
+from scaling.staleness import Today, explain, look, read_today
+from scaling.store import load_store
 from unitransformer.records import Record, write_record
 
 
@@ -240,3 +243,65 @@ def test_outside_a_checkout_one_line_says_so(report: Path) -> None:
     findings = lint(report, code=report.parent)
     assert "code: not compared, for it is in no git checkout" in findings.checked
     assert not [what for _, what in findings.warnings if "checkout" in what]
+
+
+# ------------------------------------------------------------------------------ marks in the report
+
+
+def held_against(report: Path, checkout: Path) -> str:
+    """The report as it is written beside a checkout."""
+    store = load_store([report.parent / "runs"], relative_to=report.parent)
+    today = look(store, checkout)
+    text = render_report(store, command="python -m scaling report runs", plots="plots", today=today)
+    report.write_text(text)
+    return text
+
+
+def test_the_report_marks_what_is_stale_and_lint_writes_it_again_whatever_comes_after(
+    report: Path, checkout: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.metadata.version", lambda _: "2.13.0")
+    first = git(checkout, "rev-parse", "HEAD")
+    code = {"commit": first, "is_dirty": False}
+    write_record(make_record("bert", code=code), Path("runs/bert.json"))
+    write_record(make_record("vit", code=code, versions={"torch": "1.0"}), Path("runs/vit.json"))
+    assert main(["report", "runs"]) == 0  # its plots
+    fresh = held_against(report, checkout)
+    assert "[bert.json](runs/bert.json) " in fresh
+    assert "[vit.json](runs/vit.json)†" in fresh, "another torch"
+    assert fresh.count("† after a record") == 1
+    (checkout / "recipes" / "a.py").write_text("2")
+    git(checkout, "commit", "-qam", "code")
+    assert lint(report, code=checkout).errors == (), "the text is right about what it was beside"
+    assert ("RESULTS.md", "its marks of what is stale are not today's; write it again") in lint(
+        report, code=checkout
+    ).warnings
+    stale_ = held_against(report, checkout)
+    assert "[bert.json](runs/bert.json)†" in stale_
+    assert stale_ == held_against(report, checkout)
+    assert f"Code: changed since {first[:12]}; not known at 0123456789ab. " in stale_
+    assert lint(report, code=checkout).errors == ()
+    assert not [what for _, what in lint(report, code=checkout).warnings if "marks" in what]
+
+
+@pytest.mark.parametrize(
+    "today",
+    [
+        Today(torch=None, is_checkout=False),
+        Today(torch="2.13.0+cpu", is_checkout=True),
+        Today(torch="2.13", is_checkout=True, changed=frozenset({"0a", "0b"})),
+        Today(torch=None, is_checkout=True, changed=frozenset({"0a"}), unknown=frozenset({"0c"})),
+    ],
+)
+def test_what_a_report_was_held_against_can_be_read_in_it(today: Today) -> None:
+    assert read_today(f"# Results\n\n{explain(today)}\n") == today
+
+
+def test_without_a_checkout_nothing_is_marked_and_this_is_said_once(
+    report: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.metadata.version", lambda _: "2.13.0")
+    outside = held_against(report, report.parent)
+    assert outside.count("not compared, for it is in no git checkout") == 1
+    assert "json)†" not in outside
+    assert lint(report).errors == ()

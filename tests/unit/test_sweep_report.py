@@ -2,21 +2,25 @@
 
 import io
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from test_store import make_record
+import pytest
+from test_efficiency import make_spread, strong
+from test_store import HOST, make_record
 from test_sweep import Straw, make_study, make_sweep, make_tasks, work
 
 from scaling.conditions import apart
 from scaling.efficiency import pool
 from scaling.joining import conditions_of, processors_of, without_threads
 from scaling.live import Progress
+from scaling.outcomes import Outcome
 from scaling.report import draw_plots, render_report
-from scaling.store import Store, load_store
-from scaling.sweep_plots import plots_of
-from unitransformer.config import ParallelConfig
+from scaling.store import Cell, Run, Store, load_store
+from scaling.sweep_plots import Plot, not_drawn, plots_of
+from unitransformer.config import DataConfig, ParallelConfig
 from unitransformer.records import write_record
 
 
@@ -119,6 +123,102 @@ def test_efficiency_is_plotted_where_devices_differ(tmp_path: Path) -> None:
     assert line == "ddp, batch 8 a device"
     # Equal steps of twice the batch on twice the devices: no time is lost.
     assert [(x, round(told.value, 6)) for x, told in marks] == [(1, 1.0), (2, 1.0)]
+
+
+def cells_of(runs: Sequence[Run]) -> list[Cell]:
+    """A cell of a sweep for each run."""
+    return [
+        Cell(
+            name=f"s/cells/{number:012x}-1/outcome.json",
+            outcome=Outcome(
+                cell=f"{number:012x}",
+                repeat=1,
+                recipe="gpt",
+                options={"devices": str(run.config.parallel.devices)},
+                command="",
+                status="ok",
+                config=run.config,
+            ),
+            run=run,
+        )
+        for number, run in enumerate(runs)
+    ]
+
+
+def lines(plot: Plot) -> dict[tuple[str, str], list[float]]:
+    return {
+        (panel, line): [x for x, _ in marks]
+        for panel, own in plot.panels.items()
+        for line, marks in own.items()
+    }
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"data": DataConfig(sequence_length=4)}, "sequence length 4"),
+        ({"accumulate": 2}, "accumulate 2"),
+        ({"loss_chunk": 8}, "loss chunk 8"),
+        ({"seed": 1}, "seed 1"),
+    ],
+)
+def test_runs_that_differ_in_anything_else_are_two_lines(change: Any, told: str) -> None:
+    plain = [make_spread(0.1, f"{size}.json", batch_size=size) for size in (2, 4)]
+    other = [
+        replace(run, config=replace(run.config, **change), name=f"other-{run.name}")
+        for run in plain
+    ]
+    (speed, _) = plots_of("s", cells_of([*plain, *other]))
+    found = lines(speed)
+    assert list(found.values()) == [[2, 4], [2, 4]]
+    assert any(line.endswith(told) for _, line in found)
+
+
+def test_other_machines_and_offloaded_states_are_lines_of_their_own() -> None:
+    spread = {"strategy": "fsdp", "accelerator": "cuda"}
+    runs = [
+        make_spread(0.1, f"{n}-{off}.json", devices=n, cpu_offload=off, **spread)
+        for n in (1, 2)
+        for off in (False, True)
+    ]
+    by_devices = [plot for plot in plots_of("s", cells_of(runs)) if "speed" in plot.name]
+    assert list(by_devices[0].panels) == [
+        "32-true, offloaded to the host no, tiny (6.1 K)",
+        "32-true, offloaded to the host yes, tiny (6.1 K)",
+    ]
+    moved = [strong(0.1, n, f"b-{n}.json", changes={"hardware": [HOST | {"cpu": "B"}] * n})
+             for n in (1, 2)]  # fmt: skip
+    here = [strong(0.1, n, f"a-{n}.json") for n in (1, 2)]
+    (plot,) = [p for p in plots_of("s", cells_of([*here, *moved])) if "speed" in p.name]
+    assert sorted(line for _, line in lines(plot)) == [
+        "ddp, batch 8 in all, machine 1",
+        "ddp, batch 8 in all, machine 2",
+    ]
+
+
+def test_what_cannot_be_drawn_is_told_under_the_plots() -> None:
+    runs = [*(strong(0.1, n) for n in (1, 2)), strong(0.1, 4, steps=3)]
+    cells = cells_of(runs)
+    lost = replace(cells[0], run=None, outcome=replace(cells[0].outcome, status="oom"))
+    assert not_drawn(cells[:2]) == ""
+    assert not_drawn([lost, *cells]) == (
+        "Not in the plots: 1 oom, 1 without a steady state of 4 cells; the table tells why."
+    )
+
+
+def test_on_the_same_cores_the_line_of_no_loss_falls_with_the_threads_of_a_rank() -> None:
+    def efficiency(threads: dict[int, int]) -> Plot:
+        runs = [
+            strong(0.1, n, changes={"hardware": [HOST | {"threads": own}] * n})
+            for n, own in threads.items()
+        ]
+        (found,) = [p for p in plots_of("s", cells_of(runs)) if "efficiency" in p.name]
+        return found
+
+    split, whole = efficiency({1: 4, 2: 2, 4: 1}), efficiency({1: 2, 2: 2})
+    assert split.ideals == [((1, 1.0), (2, 0.5), (4, 0.25))]
+    assert split.y == "same cores: 1/n loses nothing"
+    assert (whole.ideals, whole.y) == ([((1, 1.0), (2, 1.0))], "speed over the ideal one")
 
 
 def test_a_record_that_is_gone_or_damaged_leaves_its_row(tmp_path: Path) -> None:
