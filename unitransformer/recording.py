@@ -19,11 +19,13 @@ from unitransformer.failures import Failure, amend_record, describe_failure
 from unitransformer.flops import count_flops, count_parameters
 from unitransformer.hardware import describe_host
 from unitransformer.history import History
+from unitransformer.measuring.communication import why_untold
 from unitransformer.measuring.host_load import HostLoad, load_between
 from unitransformer.passport import Row
 from unitransformer.process import process_rank
 from unitransformer.readout import Readout, passport_of, read_out, steady_of
 from unitransformer.records import (
+    OPTIONAL_SAMPLES,
     SAMPLES,
     SCHEMA,
     Record,
@@ -59,7 +61,8 @@ def build_record(
     Args:
         readings: of the instruments of each rank, or of this one if an error stopped the run.
     """
-    samples = {name: getattr(history, name) for name in SAMPLES}
+    samples = {name: getattr(history, name) for name in (*SAMPLES, *OPTIONAL_SAMPLES)}
+    untold = why_untold(config.parallel, config.parallel.accelerator)
     unsteady = _unsteady(readings, history)
     steady = steady_of(
         history.step_s, launches=history.launches, unsteady=[item["step"] for item in unsteady]
@@ -89,6 +92,7 @@ def build_record(
         "gradient_norm": [n if math.isfinite(n) else None for n in history.gradient_norm],
         "step_s": history.step_s,
         "samples": samples,
+        "samples_untold": {} if untold is None else {"communication_s": untold},
         "unsteady": unsteady,
         "steady_from": steady_from,
         "steady_method": steady.method,
@@ -214,7 +218,8 @@ def _empty_record(config: RunConfig, command: str) -> Record:
         "hardware": [describe_host()],
         "data": {},
         "step_s": [],
-        "samples": {name: [] for name in SAMPLES},
+        "samples": {name: [] for name in (*SAMPLES, *OPTIONAL_SAMPLES)},
+        "samples_untold": {},
         "unsteady": [],
         "figures": {},
         "flags": [],
