@@ -53,7 +53,7 @@ def describe_machine(
         system=platform.system(),
         architecture=host["machine"],
         gpus=tuple(gpus),
-        software={**(software or {}), **_driver()},
+        software={**(software or {}), **driver_versions()},
     )
 
 
@@ -85,7 +85,8 @@ def last_level_cache_bytes(root: Path = Path("/sys/devices/system/cpu")) -> int 
     return sum(size for (level, _), size in caches.items() if level == last) or None
 
 
-def _driver(root: Path = Path("/sys/module")) -> dict[str, str]:
+def driver_versions(root: Path = Path("/sys/module")) -> dict[str, str]:
+    """Of the drivers of GPUs that are loaded."""
     versions = {name: root / name / "version" for name in ("nvidia", "amdgpu")}
     return {
         f"{name} driver": path.read_text().strip()

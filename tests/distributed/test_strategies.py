@@ -1,5 +1,6 @@
 """Every strategy trains the model that one plain process trains, however it was started."""
 
+import importlib.metadata
 import json
 import multiprocessing
 import os
@@ -78,6 +79,7 @@ def test_two_ranks_train_the_model_that_one_trains(
     assert record["global_batch_size"] == alone(recipe)["global_batch_size"] == 8
     assert len(record["peak_bytes"]) == len(record["hardware"]) == 2
     assert record["summary"] == alone(recipe)["summary"]
+    assert record["versions"]["deepspeed"] == importlib.metadata.version("deepspeed")
     assert_same(record, alone(recipe))
 
 
