@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from unitransformer.memory import in_gib
+from unitransformer.readout import parts_in_words
 from unitransformer.tasks import UNIT, rate_in_words, si
 
 CONVENTION = "matmul"
@@ -12,8 +13,10 @@ CONVENTION = "matmul"
 def measured_lines(record: Mapping[str, Any]) -> list[str]:
     """What was measured, with its interval or why there is none."""
     lines = {"speed": _speed(record), "work": _work(record), "memory": _memory(record)}
+    if record["world_size"] > 1 and "communication_share" in record["figures"]:
+        lines["time"] = parts_in_words(record["figures"])
     if record["trace"][0] is not None:
-        lines["time"] = _time(record["trace"][0])
+        lines["traced"] = _traced(record["trace"][0])
     if record["flags"]:
         lines["doubtful"] = "; ".join(record["flags"])
     return [f"{name:<11} {line}" for name, line in lines.items()]
@@ -27,7 +30,7 @@ def _speed(record: Mapping[str, Any]) -> str:
     rate = rate_in_words(figures["units_per_s"], unit)
     steps = (
         f"median of {figures['num_steady_steps']} steady steps; "
-        f"{rate_in_words(figures['mean_units_per_s'], unit)} over all of them together"
+        f"{rate_in_words(figures['mean_units_per_s'], unit)} over all of them and all between them"
     )
     if figures["low_units_per_s"] is None:
         return f"{rate} ({steps}; {figures['interval']})"
@@ -58,7 +61,7 @@ def _memory(record: Mapping[str, Any]) -> str:
     return f"peak {', '.join(told)} (largest of all ranks)"
 
 
-def _time(trace: Mapping[str, Any]) -> str:
+def _traced(trace: Mapping[str, Any]) -> str:
     if trace["rows"] is None:
         return f"not traced: {trace['reason']}"
     return ", ".join(f"{row['part']} {row['share']:.1%}" for row in trace["rows"])

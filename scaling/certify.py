@@ -5,7 +5,6 @@ One plain float32 process is the reference; its record says what all others have
 
 import contextlib
 import datetime
-import importlib.metadata
 import shlex
 import shutil
 import tempfile
@@ -260,7 +259,7 @@ def _describe(reference: _Reference) -> dict[str, Any]:
         "global_batch_size": config.global_batch_size,
         "bounds": certificates.describe_bounds(),
         "config": record["config"],
-        "versions": record["versions"] | _deepspeed_version(),
+        "versions": record["versions"],
         "code": record["code"],
         "hardware": record["hardware"],
         "data": record["data"],
@@ -271,9 +270,3 @@ def _describe(reference: _Reference) -> dict[str, Any]:
             "gradient_norm": list(reference.curves.gradient_norm),
         },
     }
-
-
-def _deepspeed_version() -> dict[str, str]:
-    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-        return {"deepspeed": importlib.metadata.version("deepspeed")}
-    return {}

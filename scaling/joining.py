@@ -9,7 +9,10 @@ from unitransformer.hardware import nominal_gib
 from unitransformer.records import Record
 
 CLOCK_TOLERANCE = 0.02  # of the highest: clocks of one setting flicker by less
-HOST = ("cpu", "cpu_cores", "system", "machine", "device", "device_memory_bytes", "threads")
+HOST = (
+    *("cpu", "cpu_cores", "system", "machine", "device", "device_memory_bytes", "threads"),
+    "float32_matmul_precision",  # "high" lets a float32 product run in TF32
+)
 CLOCKS = ("sm_clock_hz", "memory_clock_hz")
 UNTOLD = "not told"
 

@@ -9,12 +9,24 @@ from scaling.efficiency import readout_of
 from scaling.store import Run
 from unitransformer.readout import recorded_steady
 
-LossPart = Literal["input", "exposed communication", "optimizer", "forward and backward"]
+LossPart = Literal[
+    "input",
+    "exposed communication",
+    "waiting for the slowest rank",
+    "optimizer",
+    "forward and backward",
+]
+ToldBy = Literal["clock", "trace", "nothing"]
+Shares = Mapping[LossPart, float]  # of a step
 
 
 UNTOLD = (
     "forward and backward holds smaller kernels, the host and communication together; `--trace` on "
     "both runs tells communication apart"
+)
+FROM_THE_CLOCK = (
+    "communication is that of the rank which stood still least at each step; what others stood "
+    "still beyond it is waiting for that rank"
 )
 FROM_A_TRACE = (
     "communication is the share that one rank's trace tells, and it is taken out of forward and "
@@ -50,7 +62,7 @@ class Loss:
     """What one run lost against another, as shares of its step; a negative part was gained.
 
     The parts add up to `share`. Communication that cannot be told apart is in forward and backward,
-    and `exposed communication` is not among the parts.
+    and neither `exposed communication` nor waiting is among the parts.
     """
 
     share: float  # 1 - efficiency of these two runs
@@ -74,10 +86,8 @@ def explain(baseline: Run, run: Run) -> Loss:
             f"run is of recipe {run.config.recipe} and baseline of {baseline.config.recipe}; "
             "compare runs of one recipe"
         )
-    traced = [_communication(each) for each in (baseline, run)]
-    is_told = None not in traced
-    before = _parts_s(baseline, traced[0] if is_told else None)
-    after = _parts_s(run, traced[1] if is_told else None)
+    told_by, *told = _communication(baseline, run)
+    before, after = (_parts_s(each, s) for each, s in zip((baseline, run), told, strict=True))
     devices = baseline.config.parallel.world_size / run.config.parallel.world_size
     ideal = devices * run.units_per_step / baseline.units_per_step
     step_s = math.fsum(after.values())
@@ -85,19 +95,18 @@ def explain(baseline: Run, run: Run) -> Loss:
     return Loss(
         share=1 - ideal * math.fsum(before.values()) / step_s,
         parts=parts,
-        caveats=tuple(_caveats(run, is_told=is_told)),
-        traced=_traced(baseline, run) if is_told else None,
+        caveats=tuple(_caveats(run, told_by)),
+        traced=_traced(baseline, run) if told_by == "trace" else None,
         slowest=_slowest(run),
     )
 
 
-def _parts_s(run: Run, communication: float | None) -> dict[LossPart, float]:
+def _parts_s(run: Run, communication: Shares) -> dict[LossPart, float]:
     """Seconds of the median steady step, divided as all steady steps together are."""
     readout = readout_of(run)
     step_s, shares = readout.step.median, readout.shares
     parts: dict[LossPart, float] = {"input": shares["data_s"] * step_s}
-    if communication is not None:
-        parts["exposed communication"] = communication * step_s
+    parts |= {part: share * step_s for part, share in communication.items()}
     parts["optimizer"] = shares["optimizer_s"] * step_s
     parts["forward and backward"] = step_s - math.fsum(parts.values())
     return parts
@@ -109,20 +118,48 @@ def _trace(run: Run) -> Mapping[str, Any] | None:
     return next((trace for trace in traces if trace and trace["rows"]), None)
 
 
-def _communication(run: Run) -> float | None:
-    """Share of a traced step in which nothing but communication ran; None where not told."""
+def _communication(baseline: Run, run: Run) -> tuple[ToldBy, Shares, Shares]:
+    """What tells the communication of both runs, and their shares: empty where nothing does."""
+    clocked = [_by_the_clock(each) for each in (baseline, run)]
+    if all(clocked):
+        return "clock", clocked[0], clocked[1]
+    traced = [_by_a_trace(each) for each in (baseline, run)]
+    if all(traced):
+        return "trace", traced[0], traced[1]
+    return "nothing", {}, {}
+
+
+def _by_the_clock(run: Run) -> Shares:
+    """Of all steady steps; empty where the record does not tell."""
     if run.config.parallel.world_size == 1:
-        return 0.0
+        return {"exposed communication": 0.0, "waiting for the slowest rank": 0.0}
+    readout = readout_of(run)
+    if readout.waiting_share is None:
+        return {}
+    waiting = readout.waiting_share
+    return {
+        "exposed communication": readout.shares["communication_s"] - waiting,
+        "waiting for the slowest rank": waiting,
+    }
+
+
+def _by_a_trace(run: Run) -> Shares:
+    """Share of a traced step in which nothing but communication ran; empty where not told."""
+    if run.config.parallel.world_size == 1:
+        return {"exposed communication": 0.0}
     trace = _trace(run)
-    return None if trace is None else _share_of(trace, "communication")
+    return {} if trace is None else {"exposed communication": _share_of(trace, "communication")}
 
 
 def _share_of(trace: Mapping[str, Any], part: str) -> float:
     return math.fsum(row["share"] for row in trace["rows"] if row["part"] == part)
 
 
-def _caveats(run: Run, *, is_told: bool) -> Iterable[str]:
-    if not is_told:
+def _caveats(run: Run, told_by: ToldBy) -> Iterable[str]:
+    if run.config.parallel.world_size > 1 and told_by == "clock":
+        yield FROM_THE_CLOCK
+        return
+    if told_by == "nothing":
         yield UNTOLD
     elif _trace(run) is not None:
         yield FROM_A_TRACE

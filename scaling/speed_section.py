@@ -10,7 +10,7 @@ from scaling.markdown import count, escaped, ms, table
 from scaling.store import Run
 from unitransformer.config import RunConfig
 from unitransformer.passport import Row
-from unitransformer.readout import interval_in_words, launches_in_words
+from unitransformer.readout import interval_in_words, launches_in_words, parts_in_words
 from unitransformer.statistics.comparisons import LEAST_LAUNCHES, pays_off_at, split_variance
 from unitransformer.tasks import rate_in_words, si
 
@@ -73,21 +73,22 @@ def _mean_speed(run: Run) -> str:
     if run.readout is None:
         return cells.too_short(run)
     rate = rate_in_words(run.readout.mean_units_per_s, f"{run.unit}s")
-    return f"{rate}: all {run.unit}s over all seconds of the steady steps, stalls included"
+    between = run.readout.between_share
+    told = f"{rate}: all {run.unit}s over all seconds of the steady steps, stalls included"
+    if between is None:
+        return f"{told}; seconds between them (log lines, saving, pauses) are not told"
+    return f"{told}, and of those between them (log lines, saving, pauses), {between:.1%} of all"
 
 
 def _shares(run: Run) -> str:
     if run.readout is None:
         return cells.too_short(run)
-    words = {
-        "data_s": "waiting for data",
-        "forward_backward_s": "forward and backward",
-        "optimizer_s": "optimizer",
-    }
-    shares = ", ".join(f"{words[part]} {s:.1%}" for part, s in run.readout.shares.items())
-    if run.config.parallel.world_size == 1:
-        return shares
-    return f"{shares}; communication is within, `--trace` tells it apart"
+    told = parts_in_words(run.readout.as_dict())
+    if run.config.parallel.world_size == 1 or "communication_s" in run.readout.shares:
+        return told
+    reason = run.record.get("samples_untold", {}).get("communication_s")
+    why = "`--trace` tells it apart" if reason is None else escaped(str(reason))
+    return f"{told}; communication is within, {why}"
 
 
 def _ceiling(run: Run) -> str:

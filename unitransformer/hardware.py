@@ -5,7 +5,9 @@ import json
 import math
 import os
 import platform
+import resource
 import socket
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -51,7 +53,7 @@ def describe_machine(
         system=platform.system(),
         architecture=host["machine"],
         gpus=tuple(gpus),
-        software={**(software or {}), **_driver()},
+        software={**(software or {}), **driver_versions()},
     )
 
 
@@ -83,7 +85,8 @@ def last_level_cache_bytes(root: Path = Path("/sys/devices/system/cpu")) -> int 
     return sum(size for (level, _), size in caches.items() if level == last) or None
 
 
-def _driver(root: Path = Path("/sys/module")) -> dict[str, str]:
+def driver_versions(root: Path = Path("/sys/module")) -> dict[str, str]:
+    """Of the drivers of GPUs that are loaded."""
     versions = {name: root / name / "version" for name in ("nvidia", "amdgpu")}
     return {
         f"{name} driver": path.read_text().strip()
@@ -122,6 +125,18 @@ def _first_value(path: Path, key: str) -> str | None:
         if name.strip() == key:
             return value.strip()
     return None
+
+
+def peak_resident_bytes() -> int:
+    """Most memory of this machine that the process held at once since its peak was last forgotten;
+    since it began where the system cannot forget.
+
+    The peak of `getrusage` holds that of whoever started the process, and nothing resets it.
+    """
+    if peak := _first_value(Path("/proc/self/status"), "VmHWM"):
+        return int(peak.split()[0]) * 1024
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def memory_bytes() -> int | None:

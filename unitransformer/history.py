@@ -25,6 +25,10 @@ class History:
     data_s: list[float] = field(default_factory=list)
     forward_backward_s: list[float] = field(default_factory=list)
     optimizer_s: list[float] = field(default_factory=list)
+    communication_s: list[float | None] = field(default_factory=list)  # None: not told
+    # Of the rank on which it was least: on the others it is also waiting for that rank.
+    least_communication_s: list[float | None] = field(default_factory=list)
+    between_s: list[float | None] = field(default_factory=list)
     slowest_rank: list[int] = field(default_factory=list)
     launches: list[int] = field(default_factory=list)  # first step of each
     validation: list[dict[str, float]] = field(default_factory=list)
@@ -41,7 +45,7 @@ class History:
 
 
 CLOCKED = tuple(item.name for item in fields(Step))
-PER_STEP = ("loss", "gradient_norm", *CLOCKED, "slowest_rank")
+PER_STEP = ("loss", "gradient_norm", *CLOCKED, "least_communication_s", "slowest_rank")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,12 +100,19 @@ def extend(before: History, ranks: Sequence[Share], validation: list[dict[str, f
     return History(
         loss=before.loss + [math.fsum(r.loss[i] for r in ranks) / len(ranks) for i in steps],
         gradient_norm=before.gradient_norm + ranks[0].gradient_norm[: counts[0]],
+        least_communication_s=before.least_communication_s
+        + [_least([rank.steps[i].communication_s for rank in ranks]) for i in steps],
         slowest_rank=before.slowest_rank + slowest,
         launches=[*before.launches, before.num_steps],
         validation=validation,
         sha256=before.sha256,
         **{name: getattr(before, name) + [step[name] for step in samples] for name in CLOCKED},
     )
+
+
+def _least(told: Sequence[float | None]) -> float | None:
+    seconds = [each for each in told if each is not None]
+    return min(seconds) if len(seconds) == len(told) else None
 
 
 def find_fault(history: History) -> Exception | None:

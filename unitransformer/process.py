@@ -25,6 +25,15 @@ def count_gpus() -> int:
     return torch.cuda.device_count() if torch.cuda.is_available() else 0
 
 
+def gpu_software() -> dict[str, str]:
+    """Versions of what runs GPUs and what connects them; nothing where torch is built for none."""
+    built = {"CUDA": torch.version.cuda, "HIP": torch.version.hip}
+    told = {name: version for name, version in built.items() if version is not None}
+    if count_gpus():
+        told["NCCL"] = ".".join(map(str, torch.cuda.nccl.version()))  # type: ignore[no-untyped-call]
+    return told
+
+
 def find_device(parallel: ParallelConfig) -> Literal["cpu", "cuda"]:
     """ "cuda" or "cpu" for `parallel`, checked against this machine.
 

@@ -15,6 +15,13 @@ from unitransformer.statistics.intervals import Figures, describe, mean_rate
 from unitransformer.statistics.steady import Steady, find_steady
 
 PARTS = ("data_s", "forward_backward_s", "optimizer_s")
+COMMUNICATION = ("communication_s", "least_communication_s")
+WORDS = {
+    "data": "waiting for data",
+    "forward_backward": "forward and backward",
+    "optimizer": "optimizer",
+    "communication": "exposed communication",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,8 +36,10 @@ class Readout:
     units_per_s: float  # at the median step
     low_units_per_s: float | None  # None: too few steps for an interval, `step.reason` says so
     high_units_per_s: float | None
-    mean_units_per_s: float  # from totals: stalls are in it
-    shares: Mapping[str, float]  # of the time of the steady steps, by part
+    mean_units_per_s: float  # from totals: stalls are in it, and what lies between the steps
+    shares: Mapping[str, float]  # of the time of the steady steps, by part; communication if told
+    waiting_share: float | None  # of communication: waiting for the slowest rank; None: not told
+    between_share: float | None  # of the time from step to step: between them; None: not told
 
     @functools.cached_property
     def cpu(self) -> Figures:
@@ -52,7 +61,22 @@ class Readout:
             "high_units_per_s": self.high_units_per_s,
             "mean_units_per_s": self.mean_units_per_s,
             **{f"{part.removesuffix('_s')}_share": share for part, share in self.shares.items()},
+            # Absent where they are not told: so they are in older records.
+            **_told({"waiting_share": self.waiting_share, "between_share": self.between_share}),
         }
+
+
+def _told(figures: Mapping[str, float | None]) -> dict[str, float]:
+    return {name: figure for name, figure in figures.items() if figure is not None}
+
+
+def parts_in_words(figures: Mapping[str, Any]) -> str:
+    """Where the time of a steady step goes, by figures as `Readout.as_dict` has them."""
+    shares = {words: figures.get(f"{part}_share") for part, words in WORDS.items()}
+    told = ", ".join(f"{words} {share:.1%}" for words, share in shares.items() if share is not None)
+    if not figures.get("waiting_share"):
+        return told
+    return f"{told}, {figures['waiting_share']:.1%} of the step waiting for the slowest rank"
 
 
 def interval_in_words(figures: Figures) -> str:
@@ -92,7 +116,7 @@ def recorded_steady(record: Mapping[str, Any]) -> Steady:
 
 def read_out(
     step_s: Sequence[float],
-    samples: Mapping[str, Sequence[float]],
+    samples: Mapping[str, Sequence[float | None]],
     steady: Steady,
     *,
     launches: Sequence[int],
@@ -102,23 +126,46 @@ def read_out(
 
     Args:
         step_s: as for `steady_of`.
-        samples: the other samples of the same steps, by name.
+        samples: the other samples of the same steps, by name; some records lack the optional ones.
         units_per_step: tokens or pictures of an optimizer step over all ranks.
     """
-    kept_s = steady.of(step_s[launches[-1] :])
-    if not kept_s:
+    own_s = step_s[launches[-1] :]
+    kept = steady.steps(len(own_s))
+    if not kept:
         return None
-    kept = {name: steady.of(samples[name][launches[-1] :]) for name in ("cpu_s", *PARTS)}
+    last = {name: series[launches[-1] :] for name, series in samples.items()}
+    kept_s = [own_s[step] for step in kept]
+    total_s = math.fsum(kept_s)
+    told = {name: _all_told(last.get(name), kept) for name in ("cpu_s", *PARTS, *COMMUNICATION)}
+    shares = {name: math.fsum(own_s) / total_s for name, own_s in told.items() if own_s is not None}
+    waiting_share = None
+    if shares.keys() >= {*COMMUNICATION}:
+        waiting_share = shares["communication_s"] - shares["least_communication_s"]
+    # What lies between a steady step and another one that is none is of that one's making.
+    is_kept = set(kept)
+    behind = [step for step in kept if step - 1 in is_kept]
+    gaps_s = _all_told(last.get("between_s"), behind)
+    between_s = math.fsum(gaps_s or [])
     step = describe(kept_s)
     return Readout(
         step=step,
-        cpu_s=tuple(kept["cpu_s"]),
+        cpu_s=tuple(told["cpu_s"] or ()),
         units_per_s=units_per_step / step.median,
         low_units_per_s=None if step.high is None else units_per_step / step.high,
         high_units_per_s=None if step.low is None else units_per_step / step.low,
-        mean_units_per_s=mean_rate(kept_s, units_per_step),
-        shares={part: math.fsum(kept[part]) / math.fsum(kept_s) for part in PARTS},
+        mean_units_per_s=mean_rate(kept_s, units_per_step, between_s=between_s),
+        shares={part: shares[part] for part in (*PARTS, COMMUNICATION[0]) if part in shares},
+        waiting_share=waiting_share,
+        between_share=None if gaps_s is None else between_s / (total_s + between_s),
     )
+
+
+def _all_told(samples: Sequence[float | None] | None, steps: Sequence[int]) -> list[float] | None:
+    """Of these steps; None if one of them is not told."""
+    if samples is None:
+        return None
+    told = [sample for step in steps if (sample := samples[step]) is not None]
+    return told if len(told) == len(steps) else None
 
 
 def launches_in_words(variance: LaunchVariance) -> str:

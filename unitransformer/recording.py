@@ -1,5 +1,6 @@
 """A run that ended, well or not, in; its record out."""
 
+import contextlib
 import importlib.metadata
 import math
 import os
@@ -17,13 +18,15 @@ from unitransformer.config import ParallelConfig, RunConfig, to_dict
 from unitransformer.data import DataModule
 from unitransformer.failures import Failure, amend_record, describe_failure, errno_of
 from unitransformer.flops import count_flops, count_parameters
-from unitransformer.hardware import describe_host
+from unitransformer.hardware import describe_host, driver_versions
 from unitransformer.history import History
+from unitransformer.measuring.communication import why_untold
 from unitransformer.measuring.host_load import HostLoad, load_between
 from unitransformer.passport import Row
-from unitransformer.process import process_rank
+from unitransformer.process import gpu_software, process_rank
 from unitransformer.readout import Readout, passport_of, read_out, steady_of
 from unitransformer.records import (
+    OPTIONAL_SAMPLES,
     SAMPLES,
     SCHEMA,
     Record,
@@ -36,6 +39,7 @@ from unitransformer.tasks import METRIC, UNIT, metric_value
 from unitransformer.transformer import Transformer
 
 PACKAGES = ("torch", "lightning", "torchvision", "tokenizers", "numpy")
+OPTIONAL_PACKAGES = ("deepspeed",)
 CODE_FILES = ("*.py", "*.toml", "*.txt")  # what decides what a run does
 KEPT_LINES = 40  # log lines in a record
 # Of every rank, as its instruments tell them.
@@ -59,7 +63,8 @@ def build_record(
     Args:
         readings: of the instruments of each rank, or of this one if an error stopped the run.
     """
-    samples = {name: getattr(history, name) for name in SAMPLES}
+    samples = {name: getattr(history, name) for name in (*SAMPLES, *OPTIONAL_SAMPLES)}
+    untold = why_untold(config.parallel, config.parallel.accelerator)
     unsteady = _unsteady(readings, history)
     steady = steady_of(
         history.step_s, launches=history.launches, unsteady=[item["step"] for item in unsteady]
@@ -89,6 +94,7 @@ def build_record(
         "gradient_norm": [n if math.isfinite(n) else None for n in history.gradient_norm],
         "step_s": history.step_s,
         "samples": samples,
+        "samples_untold": {} if untold is None else {"communication_s": untold},
         "unsteady": unsteady,
         "steady_from": steady_from,
         "steady_method": steady.method,
@@ -183,7 +189,7 @@ def _describe(config: RunConfig) -> Record:
         "world_size": config.parallel.world_size,
         "global_batch_size": config.global_batch_size,
         "num_parameters": count_parameters(config.model),
-        "versions": {"python": platform.python_version(), **_versions()},
+        "versions": _versions(config.parallel.accelerator),
         per_unit: count_flops(config),
         "summary": render_summary(summarise(_on_meta(config))),
     }
@@ -214,7 +220,8 @@ def _empty_record(config: RunConfig, command: str) -> Record:
         "hardware": [describe_host()],
         "data": {},
         "step_s": [],
-        "samples": {name: [] for name in SAMPLES},
+        "samples": {name: [] for name in (*SAMPLES, *OPTIONAL_SAMPLES)},
+        "samples_untold": {},
         "unsteady": [],
         "figures": {},
         "flags": [],
@@ -267,8 +274,16 @@ def _describe_error(error: BaseException, parallel: ParallelConfig) -> dict[str,
     }
 
 
-def _versions() -> dict[str, str]:
-    return {name: importlib.metadata.version(name) for name in PACKAGES}
+def _versions(accelerator: str) -> dict[str, str]:
+    """Of what may have to do with a run on this kind of device."""
+    told = {"python": platform.python_version()}
+    told |= {name: importlib.metadata.version(name) for name in PACKAGES}
+    for name in OPTIONAL_PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            told[name] = importlib.metadata.version(name)
+    if accelerator == "cuda":
+        told |= gpu_software() | driver_versions()
+    return told
 
 
 def describe_code() -> dict[str, Any]:

@@ -54,6 +54,8 @@ KEYS: dict[str, type | tuple[type, ...]] = {
 
 # Raw seconds beside `step_s`, one a step.
 SAMPLES = ("cpu_s", "data_s", "forward_backward_s", "optimizer_s", "slowest_rank")
+# The same where they are told: null is a step of which they are not. Older records lack them.
+OPTIONAL_SAMPLES = ("communication_s", "least_communication_s", "between_s")
 
 
 def validate(
@@ -91,13 +93,17 @@ def validate(
     for key, value in derived.items():
         if record[key] != value:
             raise ValueError(f"{where}: {key} is {record[key]!r}; its config says {value!r}")
+    if not isinstance(record.get("samples_untold", {}), dict):
+        raise ValueError(f"{where}: samples_untold is {type(record['samples_untold']).__name__}")
     for key in ("loss", "step_s", "learning_rate"):
         _check_numbers(record[key], f"{where}: {key}")
-    for key in SAMPLES:
-        if not isinstance(record["samples"].get(key), list):
+    samples = record["samples"]
+    for key in (*SAMPLES, *(name for name in OPTIONAL_SAMPLES if name in samples)):
+        if not isinstance(samples.get(key), list):
             raise ValueError(f"{where}: samples.{key} is missing")
-        _check_numbers(record["samples"][key], f"{where}: samples.{key}")
-        if len(record["samples"][key]) != len(record["step_s"]):
+        told = samples[key] if key in SAMPLES else [s for s in samples[key] if s is not None]
+        _check_numbers(told, f"{where}: samples.{key}")
+        if len(samples[key]) != len(record["step_s"]):
             raise ValueError(f"{where}: samples.{key} and step_s differ in their number of steps")
     if record["status"] == "ok" and not len(record["loss"]) == len(record["step_s"]) > 0:
         raise ValueError(f"{where}: {len(record['loss'])} losses, {len(record['step_s'])} times")

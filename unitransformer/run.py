@@ -23,6 +23,7 @@ from unitransformer.flops import count_parameters
 from unitransformer.history import ClockError, History, find_fault, gather, history_now
 from unitransformer.log_lines import is_due
 from unitransformer.measuring.clock import ClockStarts, ClockStops, StepClock
+from unitransformer.measuring.communication import ClocksReduction, clocked_waits, why_untold
 from unitransformer.measuring.instruments import Instruments
 from unitransformer.measuring.until_interval import UntilInterval
 from unitransformer.memory import choose_strategy
@@ -34,7 +35,7 @@ from unitransformer.process import (
 )
 from unitransformer.progress import Bar, LogLines
 from unitransformer.recording import build_record, describe_code
-from unitransformer.records import PROGRESS, Record, write_record
+from unitransformer.records import OPTIONAL_SAMPLES, PROGRESS, Record, write_record
 from unitransformer.saving import Resume, SaveCheckpoints, sole_user
 from unitransformer.statistics.stopping import is_look
 from unitransformer.stop_signals import Stopped, StopSignals
@@ -144,7 +145,8 @@ def _run(
     data = DataModule(config, source)
     module.first_step = data.start_step = len(history.loss)
     module.validation = list(history.validation)
-    clock = StepClock(on_gpu=device == "cuda")
+    tells_communication = why_untold(config.parallel, device) is None
+    clock = StepClock(on_gpu=device == "cuda", tells_communication=tells_communication)
     instruments = Instruments(config, first_step=module.first_step, trace_folder=places.trace)
     lines = LogLines(
         config,
@@ -181,6 +183,7 @@ def _run(
         run_dir=places.folder,
         callbacks=[
             ClockStops(clock),
+            *([ClocksReduction(clock)] if config.parallel.strategy == "ddp" else []),
             *watchers,
             lines,
             *savers,
@@ -199,6 +202,7 @@ def _run(
     with contextlib.ExitStack() as held:
         if is_first and places.checkpoints is not None:
             held.enter_context(sole_user(places.checkpoints))
+        held.enter_context(clocked_waits(clock, config.parallel, device))
         error = _fit(trainer, module, data)
     is_together = error is None or isinstance(error, Stopped)
     if is_first or is_together:
@@ -294,4 +298,6 @@ def _find_checkpoint(
 
 def _history_of(told: Told) -> History:
     names = {field.name for field in fields(History)}
-    return History(**{name: value for name, value in told.items() if name in names})
+    # A version that did not look for it has left nothing in the checkpoint.
+    untold = {name: [None] * len(told.get("step_s", ())) for name in OPTIONAL_SAMPLES}
+    return History(**untold | {name: value for name, value in told.items() if name in names})

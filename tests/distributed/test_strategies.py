@@ -1,5 +1,6 @@
 """Every strategy trains the model that one plain process trains, however it was started."""
 
+import importlib.metadata
 import json
 import multiprocessing
 import os
@@ -31,6 +32,7 @@ from unitransformer import training
 from unitransformer.checkpoints import check_files
 from unitransformer.config import ParallelConfig
 from unitransformer.export import export
+from unitransformer.hardware import peak_resident_bytes
 from unitransformer.objectives import Objective
 from unitransformer.strategies import shard
 from unitransformer.training import TrainingModule
@@ -79,6 +81,7 @@ def test_two_ranks_train_the_model_that_one_trains(
     assert record["global_batch_size"] == alone(recipe)["global_batch_size"] == 8
     assert len(record["peak_bytes"]) == len(record["hardware"]) == 2
     assert record["summary"] == alone(recipe)["summary"]
+    assert record["versions"]["deepspeed"] == importlib.metadata.version("deepspeed")
     assert_same(record, alone(recipe))
 
 
@@ -324,15 +327,10 @@ def start_large(queue: "SimpleQueue[tuple[int, int, int]]") -> None:
         objective = Objective(Transformer(model))
     strategy: Any = SimpleNamespace(root_device=torch.device("cpu"))
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
-    before = peak_bytes()
+    before = peak_resident_bytes()
     shard(objective, parallel, strategy, objective.network.first_values(0))
     sizes = [p.numel() * p.element_size() for p in objective.parameters()]
-    queue.put((peak_bytes() - before, max(sizes), sum(sizes)))
-
-
-def peak_bytes() -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return 1024 * int(next(line for line in lines if line.startswith("VmHWM")).split()[1])
+    queue.put((peak_resident_bytes() - before, max(sizes), sum(sizes)))
 
 
 def test_a_rank_never_holds_more_than_its_share_and_one_matrix() -> None:

@@ -239,6 +239,25 @@ def test_the_slowest_rank_is_named_and_its_cost_is_not_guessed() -> None:
     assert loss.slowest == Slowest(rank=1, share=0.75, chance=0.5)
 
 
+def clocked(communication: float, least: float) -> dict[str, list[float]]:
+    """Seconds of 60 steps of 80 ms and the two before; they come out of forward and backward."""
+    return {"communication_s": [communication] * 62, "least_communication_s": [least] * 62}
+
+
+def test_communication_and_waiting_are_told_by_the_clock_where_it_does() -> None:
+    # 80 ms: 16 of communication on the slowest rank, 12 on the one that others waited for.
+    one, two = strong(0.1, 1), strong(0.08, 2, changes=traced(0.25, 0.1))
+    two.record["samples"].update(clocked(0.016, 0.012))
+    loss = explain(one, two)
+    assert loss.parts["exposed communication"] == pytest.approx(0.15)
+    assert loss.parts["waiting for the slowest rank"] == pytest.approx(0.05)
+    assert math.fsum(loss.parts.values()) == pytest.approx(loss.share)
+    assert loss.traced is None
+    assert not any("trace" in caveat for caveat in loss.caveats)
+    untold = explain(strong(0.1, 2), two)
+    assert untold.parts.keys() == {"input", "optimizer", "forward and backward"}
+
+
 def test_a_loss_needs_two_steady_runs_of_one_recipe() -> None:
     with pytest.raises(ValueError, match=r"run runs/2.json has no steady state; measure it"):
         explain(strong(0.1, 1), strong(0.05, 2, steps=3))

@@ -1,11 +1,13 @@
 """What all ranks saw, put together; and steps that cannot have been."""
 
 import math
+from dataclasses import replace
 
 import pytest
 
 from unitransformer.history import ClockError, History, Share, extend, find_fault
 from unitransformer.measuring.clock import Step
+from unitransformer.run import _history_of
 
 
 def steps(*step_s: float) -> list[Step]:
@@ -26,6 +28,24 @@ def test_the_loss_is_the_mean_of_the_ranks_and_the_time_that_of_the_slowest() ->
     assert history.step_s == [0.2, 0.5]
     assert history.slowest_rank == [1, 0]
     assert history.cpu_s == [0.4, 1.0], "of the rank that was slowest"
+
+
+def test_communication_of_the_rank_that_waited_least_stands_beside_that_of_the_slowest() -> None:
+    def told(step_s: float, communication_s: float | None) -> Share:
+        step = replace(steps(step_s)[0], communication_s=communication_s)
+        return Share(loss=[1.0], steps=[step], gradient_norm=[])
+
+    history = extend(History(), [told(0.5, 0.2), told(0.4, 0.1)], [])
+    assert (history.communication_s, history.least_communication_s) == ([0.2], [0.1])
+    untold = extend(History(), [told(0.5, None), told(0.4, 0.1)], [])
+    assert (untold.communication_s, untold.least_communication_s) == ([None], [None])
+
+
+def test_a_checkpoint_of_before_goes_on_with_what_it_does_not_tell() -> None:
+    told = {"loss": [1.0, 1.0], "step_s": [0.1, 0.1], "num_updates": 2}
+    history = _history_of(told)
+    assert history.between_s == history.communication_s == [None, None]
+    assert _history_of({}) == History()
 
 
 def test_a_second_launch_goes_on_after_the_first() -> None:

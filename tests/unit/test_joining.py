@@ -40,6 +40,12 @@ def test_more_ranks_of_the_same_kind_on_another_host_are_the_same_hardware() -> 
             "cpu Example 9000, cpu_cores 2, device cpu, threads 2 (record 2)",
         ),
         (
+            {"hardware": [HOST | {"float32_matmul_precision": "high"}]},
+            "processors and devices differ: cpu Example 9000, cpu_cores 2, device cpu, threads 2 "
+            "(record 1); cpu Example 9000, cpu_cores 2, device cpu, threads 2, "
+            "float32_matmul_precision high (record 2)",
+        ),
+        (
             {"versions": {"python": "3.11.7", "torch": "2.14.0"}},
             "versions of torch differ: 2.13.0 (record 1); 2.14.0 (record 2)",
         ),

@@ -1,12 +1,16 @@
 """The clock: spans, their parts, and what it costs to be wrong."""
 
 import time
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
+from unitransformer.config import ParallelConfig
+from unitransformer.measuring import communication
 from unitransformer.measuring.clock import StepClock
+from unitransformer.measuring.communication import clocked_waits, why_untold
 
 
 def test_the_clock_reads_the_span_between_start_and_stop() -> None:
@@ -47,6 +51,54 @@ def test_the_parts_of_a_step_add_up_to_it() -> None:
     assert step.data_s >= 0.02
     assert step.forward_backward_s >= 0.02
     assert step.data_s + step.forward_backward_s + step.optimizer_s == pytest.approx(step.step_s)
+
+
+def test_waiting_for_others_is_taken_out_of_the_part_it_falls_in() -> None:
+    clock = StepClock()
+    clock.begin_wait()  # no step is under way
+    clock.end_wait()
+    clock.start()
+    time.sleep(0.01)
+    clock.begin_wait()
+    clock.begin_wait()  # one within the other counts once
+    time.sleep(0.02)
+    clock.end_wait()
+    time.sleep(0.01)
+    clock.end_wait()
+    time.sleep(0.01)
+    clock.mark("forward_backward")
+    clock.stop()
+    (step,) = clock.steps()
+    assert step.communication_s is not None
+    assert step.communication_s >= 0.03
+    assert step.forward_backward_s >= 0.02
+    parts = (step.data_s, step.forward_backward_s, step.optimizer_s, step.communication_s)
+    assert sum(parts) == pytest.approx(step.step_s)
+
+
+def test_what_nobody_watches_is_not_told_rather_than_none() -> None:
+    clock = StepClock(tells_communication=False)
+    clock.start()
+    clock.stop()
+    assert clock.steps()[0].communication_s is None
+
+
+def test_time_between_steps_is_told_of_every_step_but_the_first() -> None:
+    clock = StepClock()
+    for _ in range(2):
+        clock.start()
+        clock.stop()
+        time.sleep(0.02)
+    clock.start()
+    time.sleep(0.1)
+    clock.start(again=True)  # a validation went by
+    clock.stop()
+    first, second, third = (step.between_s for step in clock.steps())
+    assert first is None
+    assert second is not None
+    assert third is not None
+    assert second >= 0.02
+    assert 0.02 <= third < 0.1
 
 
 def test_waiting_costs_no_processor_time_and_computing_does() -> None:
@@ -100,3 +152,80 @@ def test_on_a_gpu_events_are_read_at_the_end_alone(monkeypatch: pytest.MonkeyPat
         assert (step.step_s, step.data_s) == (5.0, 1.0)
         assert (step.forward_backward_s, step.optimizer_s) == (3.0, 1.0)
     assert FakeEvent.num_waits == 1
+
+
+class FakeStream:
+    """A CUDA stream that stands still for a second whenever it waits."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def wait_event(self, event: object) -> None:
+        FakeEvent.now_s += 1
+
+
+def test_on_a_gpu_the_stream_that_computes_is_seen_waiting_and_no_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    computes, sends = FakeStream("computes"), FakeStream("sends")
+    monkeypatch.setattr(torch.cuda, "Event", FakeEvent)
+    monkeypatch.setattr(torch.cuda, "Stream", FakeStream)
+    monkeypatch.setattr(torch.cuda, "default_stream", lambda: computes)
+    current = [computes]
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: current[0])
+    FakeEvent.now_s = 0.0
+    clock = StepClock(on_gpu=True)
+    with clocked_waits(clock, ParallelConfig(devices=2, strategy="fsdp"), "cuda"):
+        clock.start()
+        sends.wait_event(None)
+        current[0] = sends
+        sends.wait_event(None)
+        current[0] = computes
+        computes.wait_event(None)
+        clock.mark("forward_backward")
+        clock.stop()
+    computes.wait_event(None)
+    (step,) = clock.steps()
+    assert (step.communication_s, step.forward_backward_s, step.step_s) == (1.0, 2.0, 3.0)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "device", "is_told"),
+    [
+        *(("ddp", "cuda", True), ("fsdp", "cuda", True), ("hsdp", "cuda", True)),
+        *(("fsdp1", "cpu", True), ("zero3", "cpu", True), ("single", "cuda", True)),
+        *(("fsdp1", "cuda", False), ("zero2", "cuda", False)),
+    ],
+)
+def test_a_backend_that_cannot_tell_says_what_does(
+    strategy: Any, device: str, is_told: bool
+) -> None:
+    devices = 1 if strategy == "single" else 2
+    reason = why_untold(ParallelConfig(devices=devices, strategy=strategy), device)
+    assert (reason is None) == is_told
+    if reason is not None:
+        assert "--trace" in reason
+
+
+def test_the_last_gradient_is_there_before_ddp_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(communication, "DistributedDataParallel", SimpleNamespace)
+    clock = StepClock()
+    clocks = communication.ClocksReduction(clock)
+    weight = torch.ones(1, requires_grad=True)
+    order: list[str] = []
+
+    def later(_: torch.Tensor) -> None:  # as DDP does when the last bucket is full
+        torch.autograd.Variable._execution_engine.queue_callback(lambda: order.append("ddp"))
+
+    monkeypatch.setattr(clock, "begin_wait", lambda: order.append("begin"))
+    monkeypatch.setattr(clock, "end_wait", lambda: order.append("end"))
+    for reduces in (False, True):
+        loss = 2 * weight
+        model = SimpleNamespace(require_backward_grad_sync=reduces)
+        trainer: Any = SimpleNamespace(strategy=SimpleNamespace(model=model))
+        clocks.on_before_backward(trainer, None, loss)
+        weight.register_hook(later)
+        loss.backward()
+        clocks.on_after_backward()
+        assert order == (["begin", "ddp", "ddp", "end"] if reduces else ["ddp"])
+        order.clear()

@@ -4,6 +4,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import torch
 
 from unitransformer import recording
 from unitransformer.recording import describe_code
@@ -52,3 +53,21 @@ def test_outside_a_checkout_nothing_is_told(
 ) -> None:
     monkeypatch.setattr(recording, "__file__", str(tmp_path / "recording.py"))
     assert describe_code() == {"commit": None, "is_dirty": None}
+
+
+def test_versions_of_what_runs_gpus_are_told_of_runs_on_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda.nccl, "version", lambda: (2, 28, 3))
+    monkeypatch.setattr(recording, "driver_versions", lambda: {"nvidia driver": "580.1"})
+    on_cpu, on_gpu = recording._versions("cpu"), recording._versions("cuda")
+    assert on_gpu == on_cpu | {"CUDA": "13.0", "NCCL": "2.28.3", "nvidia driver": "580.1"}
+    assert on_cpu.keys() == {"python", *recording.PACKAGES, "deepspeed"}
+
+
+def test_a_package_that_is_not_installed_has_no_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recording, "OPTIONAL_PACKAGES", ("no-such-package",))
+    assert recording._versions("cpu").keys() == {"python", *recording.PACKAGES}

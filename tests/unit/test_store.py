@@ -17,7 +17,7 @@ from unitransformer.config import DataConfig, ModelConfig, Recipe, RunConfig, to
 from unitransformer.flops import count_flops, count_parameters
 from unitransformer.measuring.ledger import CompileLedger
 from unitransformer.readout import passport_of, read_out
-from unitransformer.records import SCHEMA, Record, config_of, write_record
+from unitransformer.records import SCHEMA, Record, config_of, validate, write_record
 from unitransformer.sealed import seal
 from unitransformer.statistics.steady import Steady
 
@@ -135,6 +135,11 @@ def make_record(
     } | changes
 
 
+def with_samples(**more: Any) -> dict[str, Any]:
+    samples: dict[str, Any] = make_record()["samples"] | more
+    return samples
+
+
 def make_crashed(recipe: Recipe = "gpt", **changes: Any) -> Record:
     error = {"type": "RuntimeError", "message": "it broke", "rank": 0, "last_lines": []}
     return make_record(recipe, status="crashed") | {"validation": {}, "error": error} | changes
@@ -211,6 +216,9 @@ def test_json_that_is_something_else_is_foreign(tmp_path: Path) -> None:
         ({"peak_bytes": ["much"]}, "peak_bytes is not a list of int or null"),
         ({"ceiling": [CEILING | {"matmul_flops_per_s": 2e11}]}, "its samples say 100000000000.0"),
         ({"samples": {}}, "samples.cpu_s is missing"),
+        ({"samples": with_samples(communication_s=[0.1])}, "samples.communication_s and step_s"),
+        ({"samples": with_samples(between_s=[None, "1"] * 6)}, "samples.between_s holds"),
+        ({"samples_untold": []}, "samples_untold is list"),
         ({"unsteady": [{"step": 3}]}, "unsteady.0: reason is missing"),
         ({"num_parameters": 10**400}, "num_parameters"),
         ({"world_size": 2}, "world_size is 2; its config says 1"),
@@ -301,6 +309,18 @@ def test_a_step_that_was_measured_otherwise_is_left_out() -> None:
     assert run.readout is not None
     assert run.readout.step.count == 11
     assert run.readout.mean_units_per_s == pytest.approx(160)
+
+
+def test_a_record_of_before_tells_neither_communication_nor_what_lay_between_steps() -> None:
+    old, new = make_record(), make_record()
+    new["samples"] |= {"communication_s": [0.0] * 12, "least_communication_s": [0.0] * 12}
+    new["samples"] |= {"between_s": [None] + [0.0] * 11}
+    for record in (old, new):
+        validate(seal(record))
+    assert find_contradictions(make_run(old)) == []
+    told = make_run(new).readout
+    assert told is not None
+    assert (told.between_share, told.waiting_share) == (0.0, 0.0)
 
 
 def test_a_picture_counts_as_one() -> None:

@@ -227,14 +227,8 @@ def _check_alike(machines: Sequence[Machine]) -> None:
 def describe_this_machine() -> Machine:
     """This machine with the GPUs torch sees, and versions of what runs and connects them."""
     software = {"torch": torch.__version__, "gloo": f"of torch {torch.__version__}"}
-    if torch.version.cuda is not None:
-        software["CUDA"] = torch.version.cuda
-    if torch.version.hip is not None:
-        software["HIP"] = torch.version.hip
     gpus = [torch.cuda.get_device_name(index) for index in range(process.count_gpus())]
-    if gpus:
-        software["NCCL"] = ".".join(map(str, torch.cuda.nccl.version()))  # type: ignore[no-untyped-call]
-    return describe_machine(gpus, software)
+    return describe_machine(gpus, software | process.gpu_software())
 
 
 def _fail(message: str, code: int) -> int:

@@ -14,52 +14,83 @@ from typing import Any, Literal
 import lightning.pytorch as pl
 import torch
 
-Part = Literal["data", "forward_backward", "optimizer"]
+Part = Literal["data", "forward_backward", "optimizer", "communication"]
+PARTS: tuple[Part, ...] = Part.__args__  # type: ignore[attr-defined]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """One optimizer step of this rank; its parts add up to `step_s`."""
+    """One optimizer step of this rank; its parts, from `data_s` on, add up to `step_s`."""
 
     step_s: float
     cpu_s: float  # processor time of the process, all its threads together
     data_s: float  # waiting for batches, and bringing them to the device
     forward_backward_s: float  # communication that hides behind it included
     optimizer_s: float  # clipping included
+    # Nothing else went on meanwhile. None: not told apart, and within the other parts.
+    communication_s: float | None = None
+    between_s: float | None = None  # since the step before, validation apart; None: the first one
 
 
 class StepClock:
-    """Samples of every optimizer step on this rank, from `start` to `stop`."""
+    """Samples of every optimizer step on this rank, from `start` to `stop`.
 
-    def __init__(self, *, on_gpu: bool = False) -> None:
+    Args:
+        tells_communication: whether somebody calls `begin_wait` and `end_wait`.
+    """
+
+    def __init__(self, *, on_gpu: bool = False, tells_communication: bool = True) -> None:
         self._on_gpu = on_gpu
-        self._unread: list[tuple[list[tuple[Part | None, Any]], float]] = []
+        self._tells_communication = tells_communication
+        self._unread: list[tuple[list[tuple[Part | None, Any]], float, Any]] = []
         self._read: list[Step] = []
-        self._marks: list[tuple[Part | None, Any]] = []  # when each part ended, of this step
+        # When each part ended, of this step; None: what ended is of the part that ends next.
+        self._marks: list[tuple[Part | None, Any]] = []
+        self._num_waits = 0  # that have begun, one within another
+        self._last_end: Any = None
+        self._between: tuple[Any, Any] | None = None  # the last end and what began behind it
         self._cpu_start_s = 0.0
 
     def start(self, *, again: bool = False) -> None:
         """The next step begins now; a step under way goes on unless it begins `again`."""
-        if not self._marks or again:
-            self._cpu_start_s = time.process_time()
-            self._marks = [(None, self._now())]
+        if self._marks and not again:
+            return
+        self._cpu_start_s = time.process_time()
+        now = self._now()
+        if not self._marks and self._last_end is not None:
+            self._between = (self._last_end, now)
+        self._marks = [(None, now)]
 
     def mark(self, part: Part) -> None:
         """All since the last mark was `part`."""
         self._marks.append((part, self._now()))
 
+    def begin_wait(self) -> None:
+        """From here on others are waited for; no matter where no step is under way."""
+        self._num_waits += 1
+        if self._marks and self._num_waits == 1:
+            self._marks.append((None, self._now()))
+
+    def end_wait(self) -> None:
+        """All since `begin_wait` was communication."""
+        self._num_waits -= 1
+        if self._marks and self._num_waits == 0:
+            self.mark("communication")
+
     def stop(self) -> None:
         """The step under way ends now, with its optimizer."""
         self.mark("optimizer")
-        self._unread.append((self._marks, time.process_time() - self._cpu_start_s))
-        self._marks = []
+        self._unread.append((self._marks, time.process_time() - self._cpu_start_s, self._between))
+        self._last_end = self._marks[-1][1]
+        self._marks, self._between = [], None
 
     def steps(self) -> list[Step]:
         """Samples of every step; waits for the device."""
         if self._on_gpu and self._unread:
             self._unread[-1][0][-1][1].synchronize()
-        for marks, cpu_s in self._unread:
-            self._read.append(self._measure(marks, cpu_s))
+        for marks, cpu_s, between in self._unread:
+            between_s = None if between is None else self._seconds(*between)
+            self._read.append(self._measure(marks, cpu_s, between_s))
         self._unread.clear()
         return list(self._read)
 
@@ -67,15 +98,28 @@ class StepClock:
         """Seconds of every step; waits for the device."""
         return [step.step_s for step in self.steps()]
 
-    def _measure(self, marks: Sequence[tuple[Part | None, Any]], cpu_s: float) -> Step:
-        parts_s = {"data": 0.0, "forward_backward": 0.0, "optimizer": 0.0}
+    def _measure(
+        self, marks: Sequence[tuple[Part | None, Any]], cpu_s: float, between_s: float | None
+    ) -> Step:
+        parts_s: dict[Part, float] = dict.fromkeys(PARTS, 0.0)
+        of_next_s = 0.0
         for (_, start), (part, end) in itertools.pairwise(marks):
-            assert part is not None
-            parts_s[part] += self._seconds(start, end)
+            seconds = self._seconds(start, end)
+            if part is None:
+                of_next_s += seconds
+            elif part == "communication":
+                parts_s[part] += seconds
+            else:
+                parts_s[part] += of_next_s + seconds
+                of_next_s = 0.0
         return Step(
             step_s=self._seconds(marks[0][1], marks[-1][1]),
             cpu_s=cpu_s,
-            **{f"{part}_s": seconds for part, seconds in parts_s.items()},
+            data_s=parts_s["data"],
+            forward_backward_s=parts_s["forward_backward"],
+            optimizer_s=parts_s["optimizer"],
+            communication_s=parts_s["communication"] if self._tells_communication else None,
+            between_s=between_s,
         )
 
     def _seconds(self, start: Any, end: Any) -> float:

@@ -4,9 +4,7 @@ Every rank reads its own instruments; `Instruments.reading` is what goes into th
 """
 
 import contextlib
-import resource
 import statistics
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +15,7 @@ from unitransformer.activations import count_recomputed
 from unitransformer.calibrating.calibration import Ceiling
 from unitransformer.calibrating.ceilings import measure_ceiling
 from unitransformer.config import RunConfig
-from unitransformer.hardware import describe_host
+from unitransformer.hardware import describe_host, peak_resident_bytes
 from unitransformer.measuring.host_load import HostSample, sample_host
 from unitransformer.measuring.ledger import CompileLedger
 from unitransformer.measuring.telemetry import Telemetry, names_of
@@ -212,12 +210,11 @@ def forget_peaks(device: torch.device) -> None:
 
 def read_peaks(device: torch.device) -> dict[str, int | None]:
     """Most bytes at once: allocated to tensors, reserved from CUDA, resident in the process."""
-    unit = 1 if sys.platform == "darwin" else 1024
     on_gpu = device.type == "cuda"
     return {
         "peak_bytes": torch.cuda.max_memory_allocated(device) if on_gpu else None,
         "peak_reserved_bytes": torch.cuda.max_memory_reserved(device) if on_gpu else None,
-        "peak_resident_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit,
+        "peak_resident_bytes": peak_resident_bytes(),
     }
 
 

@@ -10,8 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import torch.distributed._functional_collectives as functional_collectives
-from torch.distributed import Work
+from unitransformer.measuring.waits import wrapped_waits
 
 THREAD = "pt_gloo_runloop"  # as torch names them
 PATIENCE_S = 0.05  # a thread that does not come to rest is in the midst of another collective
@@ -21,14 +20,8 @@ PAUSE_S = 2e-4
 @contextlib.contextmanager
 def settled_collectives() -> Iterator[None]:
     """Within, waiting for a collective goes on until gloo's threads have let go of it."""
-    wait, wait_tensor = Work.wait, functional_collectives.wait_tensor
-    Work.wait = _settling(wait)  # type: ignore[method-assign]
-    functional_collectives.wait_tensor = _settling(wait_tensor)
-    try:
+    with wrapped_waits(_settling):
         yield
-    finally:
-        Work.wait = wait  # type: ignore[method-assign]
-        functional_collectives.wait_tensor = wait_tensor
 
 
 def _settling(wait: Callable[..., Any]) -> Callable[..., Any]:

@@ -91,11 +91,15 @@ def describe(samples: Sequence[float], *, confidence: float = CONFIDENCE) -> Fig
     )
 
 
-def mean_rate(step_s: Sequence[float], per_step: float) -> float:
-    """Units a second out of totals, stalls and all: the median rate does not see those."""
+def mean_rate(step_s: Sequence[float], per_step: float, *, between_s: float = 0.0) -> float:
+    """Units a second out of totals, stalls and all: the median rate does not see those.
+
+    Args:
+        between_s: seconds that went by between the steps, all together.
+    """
     if not step_s or min(step_s) <= 0:
         raise ValueError("step_s holds no steps, or one that took no time; measure again")
-    return per_step * len(step_s) / math.fsum(step_s)
+    return per_step * len(step_s) / (math.fsum(step_s) + between_s)
 
 
 # ------------------------------------------------------------------------------ the bootstrap

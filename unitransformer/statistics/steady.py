@@ -38,10 +38,14 @@ class Steady:
 
     def of(self, step_s: Sequence[float]) -> list[float]:
         """Seconds of the steady steps; none without a start."""
+        return [step_s[step] for step in self.steps(len(step_s))]
+
+    def steps(self, count: int) -> list[int]:
+        """The steady ones among the first `count` steps of the launch."""
         if self.start is None:
             return []
         left_out = set(self.left_out)
-        return [s for step, s in enumerate(step_s) if step >= self.start and step not in left_out]
+        return [step for step in range(count) if step >= self.start and step not in left_out]
 
 
 def find_steady(step_s: Sequence[float], unsteady: Collection[int] = ()) -> Steady:

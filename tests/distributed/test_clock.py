@@ -1,0 +1,159 @@
+"""Where the clock of a real run puts its seconds: what is planted somewhere shows there alone."""
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.distributed import GradBucket, Work
+from torch.futures import Future
+from torch.nn.parallel import DistributedDataParallel
+
+import unitransformer.run
+from tests.distributed.launching import begin, load
+from unitransformer.data import DataModule
+from unitransformer.measuring.communication import ClocksReduction
+from unitransformer.saving import SaveCheckpoints
+from unitransformer.training import TrainingModule
+
+STEPS = 4
+OPTIONS = ("--max-steps", str(STEPS), "--validate-every", str(STEPS), "--log-every", str(STEPS))
+TWO = ("--devices", "2", "--batch-size", "2")
+# Each is told from the next larger one by more than a small step takes.
+LOADER_S, COLLECTIVE_S, OPTIMIZER_S, FORWARD_S = 0.1, 0.1, 0.15, 0.2
+LEAST_S = 0.1
+
+
+def run(folder: Path, *options: str, fault: Callable[[], None] | None = None) -> dict[str, Any]:
+    process = begin("gpt", folder, *OPTIONS, *options, fault=fault)
+    process.join(300)
+    assert process.exitcode == 0, (folder / "output.log").read_text()[-2000:]
+    return load(folder)
+
+
+def sleep_around(owner: Any, name: str, seconds: float) -> None:
+    method = getattr(owner, name)
+
+    def slow(*arguments: Any, **options: Any) -> Any:
+        result = method(*arguments, **options)
+        time.sleep(seconds)
+        return result
+
+    setattr(owner, name, slow)
+
+
+def slow_parts() -> None:
+    sleep_around(DataModule, "transfer_batch_to_device", LOADER_S)
+    sleep_around(TrainingModule, "training_step", FORWARD_S)
+    sleep_around(TrainingModule, "optimizer_step", OPTIMIZER_S)
+
+
+def slow_collective() -> None:
+    """The first one that each step waits for: in Python, or in DDP, which waits in C++."""
+    begins = False
+    step, wait, wrap = TrainingModule.training_step, Work.wait, DistributedDataParallel.__init__
+
+    def begin_step(*arguments: Any) -> Any:
+        nonlocal begins
+        begins = True
+        return step(*arguments)
+
+    def wait_longer(*arguments: Any) -> Any:
+        nonlocal begins
+        if begins:
+            begins = False
+            time.sleep(COLLECTIVE_S)
+        return wait(*arguments)
+
+    def reduce_slowly(state: Any, bucket: GradBucket) -> Future[Tensor]:
+        reduced = torch.distributed.all_reduce(bucket.buffer(), async_op=True).get_future()
+
+        def finish(future: Any) -> Any:
+            if bucket.is_last():
+                time.sleep(COLLECTIVE_S)
+            return future.value()[0] / torch.distributed.get_world_size()
+
+        return reduced.then(finish)
+
+    def wrap_slowly(self: Any, *arguments: Any, **options: Any) -> None:
+        wrap(self, *arguments, **options)
+        self.register_comm_hook(None, reduce_slowly)
+
+    TrainingModule.training_step = begin_step  # type: ignore[method-assign]
+    Work.wait = wait_longer  # type: ignore[method-assign]
+    DistributedDataParallel.__init__ = wrap_slowly  # type: ignore[method-assign]
+
+
+def slow_everything() -> None:
+    slow_collective()
+    slow_parts()
+
+
+def unwatched() -> None:
+    @contextlib.contextmanager
+    def nothing(*arguments: Any) -> Iterator[None]:
+        yield
+
+    unitransformer.run.clocked_waits = nothing
+    ClocksReduction.on_before_backward = lambda *arguments: None  # type: ignore[assignment, method-assign]
+
+
+def least(record: dict[str, Any], part: str) -> float:
+    """Of the steps: others on the machine make some of them longer. The first one prepares."""
+    seconds: list[float] = record["samples"][part][1:]
+    return min(seconds)
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_what_is_planted_in_a_part_shows_in_that_part(accumulate: int, tmp_path: Path) -> None:
+    options = ("--accumulate", str(accumulate), "--devices", "1", "--strategy", "single")
+    record = run(tmp_path / "run", *options, fault=slow_parts)
+    planted = {"data_s": accumulate * LOADER_S, "forward_backward_s": accumulate * FORWARD_S}
+    for part, seconds in (planted | {"optimizer_s": OPTIMIZER_S}).items():
+        assert seconds <= least(record, part) < seconds + LEAST_S, part
+    assert set(record["samples"]["communication_s"]) == {0.0}
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp", "zero2"])
+def test_a_slow_collective_is_communication_and_nothing_else(strategy: str, tmp_path: Path) -> None:
+    record = run(tmp_path / "run", *TWO, "--strategy", strategy, fault=slow_everything)
+    planted = {
+        "data_s": LOADER_S,
+        "forward_backward_s": FORWARD_S,
+        "optimizer_s": OPTIMIZER_S,
+        "communication_s": COLLECTIVE_S,
+        "least_communication_s": COLLECTIVE_S,
+    }
+    for part, seconds in planted.items():
+        assert seconds <= least(record, part) < seconds + LEAST_S, part
+    samples = record["samples"]
+    parts = [samples[part] for part in [*planted][:4]]
+    assert [sum(each) for each in zip(*parts, strict=True)] == pytest.approx(record["step_s"])
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_watching_who_waits_changes_no_loss(strategy: str, tmp_path: Path) -> None:
+    spread = (*TWO, "--strategy", strategy)
+    watched = run(tmp_path / "watched", *spread)
+    assert min(watched["samples"]["communication_s"]) > 0
+    alone = run(tmp_path / "unwatched", *spread, fault=unwatched)
+    assert set(alone["samples"]["communication_s"]) == {0.0}
+    assert watched["loss"] == alone["loss"]
+
+
+def test_what_happens_between_steps_is_told_and_validation_is_not_in_it(tmp_path: Path) -> None:
+    def slow() -> None:
+        sleep_around(SaveCheckpoints, "on_train_batch_end", LOADER_S)
+        sleep_around(TrainingModule, "validation_step", 4 * LOADER_S)
+
+    kept = ("--checkpoint-dir", str(tmp_path / "kept"), "--checkpoint-every", "100")
+    record = run(tmp_path / "run", *kept, "--validate-every", "2", fault=slow)
+    between_s = record["samples"]["between_s"]
+    assert between_s[0] is None, "there is no step before the first"
+    assert LOADER_S <= min(between_s[1:])
+    assert between_s[2] < 4 * LOADER_S, "it holds a validation"
+    assert min(record["step_s"][1:]) < LOADER_S

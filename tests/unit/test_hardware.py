@@ -1,0 +1,17 @@
+"""What the system tells of this machine and this process."""
+
+import subprocess
+import sys
+
+import pytest
+
+from unitransformer.hardware import peak_resident_bytes
+
+TELL = "from unitransformer.hardware import peak_resident_bytes; print(peak_resident_bytes())"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
+def test_a_small_process_of_a_large_one_has_a_small_peak() -> None:
+    block = bytearray(b"x") * 2**28
+    told = subprocess.run([sys.executable, "-c", TELL], capture_output=True, check=True, text=True)
+    assert 0 < int(told.stdout) < len(block) < peak_resident_bytes()
