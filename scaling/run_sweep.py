@@ -65,6 +65,7 @@ def run_sweep(options: SweepOptions) -> int:
             limits=options.limits,
             runner=runner,
             retry=options.retry,
+            retry_before=options.retry_before,
         )
         with Progress(sweep.look, sys.stdout, axes=axes) as progress:
             summary = sweep.work(progress, max_cells=options.max_cells)

@@ -162,11 +162,12 @@ class Sweep:
     limits: Limits
     runner: Callable[[Task], Runner]
     retry: frozenset[str] = frozenset()  # statuses that are tried again
+    retry_before: str | None = None  # if they ended before this; None: before this process began
     clock: Callable[[], float] = time.monotonic
 
     def __post_init__(self) -> None:
         self._finished = Finished(self.folder)
-        self._since = _now()
+        self._since = self.retry_before or _now()
         self._in_cells_s = 0.0
 
     def work(self, watch: Watch, *, max_cells: int | None = None) -> Summary:

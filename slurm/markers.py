@@ -65,6 +65,14 @@ def last_attempt(folder: Path) -> Attempt | None:
     return next(reversed(list_attempts(folder)), None)
 
 
+def began_at(folder: Path) -> str:
+    """When the first start of a job, or of any task of an array, began; it has been written."""
+    attempts = [*list_attempts(folder)]
+    for task in folder.glob("task-*"):
+        attempts += list_attempts(task)
+    return min(attempt.started_at for attempt in attempts)
+
+
 def find_record(run: Path) -> Path | None:
     """The newest record in the folder of a run."""
     return max(run.glob("*-1.json"), key=lambda path: path.stat().st_mtime, default=None)

@@ -24,8 +24,12 @@ PATIENCE_S = 4.0  # from that until srun itself is
 CLEAN_S = 20.0
 
 
-def command_of(words: Words) -> list[str]:
-    """What starts the ranks, or the one process of a sweep."""
+def command_of(words: Words, began_at: str) -> list[str]:
+    """What starts the ranks, or the one process of a sweep.
+
+    Args:
+        began_at: when the job, or the first task of its array, was started for the first time.
+    """
     srun = ["srun", "--kill-on-bad-exit=1", "--distribution=block", *words.srun]
     if words.target == "sweep":
         srun += ["--nodes=1", "--ntasks=1", "--ntasks-per-node=1"]
@@ -33,6 +37,9 @@ def command_of(words: Words) -> list[str]:
         given = {word.partition("=")[0] for word in words.arguments}
         if not given & {"--max-cells", "--find-max-batch"}:  # a search goes cell after cell
             own += ["--max-cells", "1"]
+        if "--retry" in given and "--retry-before" not in given:
+            # What an earlier task or start has tried again is not tried once more.
+            own += ["--retry-before", began_at]
     else:
         own = [words.target, *words.arguments]
         if not any(word.partition("=")[0] == "--resume" for word in words.arguments):

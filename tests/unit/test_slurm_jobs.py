@@ -10,7 +10,7 @@ import pytest
 
 from slurm import allocation, job, settling, status, submit
 from slurm.allocation import check_shape, confirmed, option_of, read_allocation, read_words
-from slurm.markers import Attempt, last_attempt, write_attempt
+from slurm.markers import Attempt, began_at, last_attempt, write_attempt
 from slurm.nodes import dead_nodes
 from slurm.queue import Queued
 from slurm.running import command_of, variables_of
@@ -108,17 +108,33 @@ def test_a_task_of_an_array_has_its_own_folder_and_number() -> None:
     assert words_of("recipes.gpt").folder == Path("runs/slurm/gpt-7").absolute()
 
 
+def started(line: str) -> list[str]:
+    return command_of(words_of(line), "2026-01-01T00:00:00+00:00")
+
+
 def test_ranks_go_on_where_there_is_something_to_go_on_from() -> None:
-    assert command_of(words_of("recipes.gpt -- --seed 1"))[-4:] == [
+    assert started("recipes.gpt -- --seed 1")[-4:] == [
         *("--seed", "1"),
         *("--resume", "auto"),
     ]
-    assert command_of(words_of("recipes.gpt -- --resume"))[-1] == "--resume"
-    sweep = command_of(words_of("sweep -- quick"))
+    assert started("recipes.gpt -- --resume")[-1] == "--resume"
+    sweep = started("sweep -- quick")
     assert sweep[-5:] == ["scaling", "sweep", "quick", "--max-cells", "1"]
     assert "--ntasks=1" in sweep
-    assert "1" not in command_of(words_of("sweep -- quick --find-max-batch 64"))
-    assert command_of(words_of("sweep -- quick --max-cells 3"))[-2:] == ["--max-cells", "3"]
+    assert "1" not in started("sweep -- quick --find-max-batch 64")
+    assert started("sweep -- quick --max-cells 3")[-2:] == ["--max-cells", "3"]
+
+
+def test_what_is_tried_again_ended_before_the_first_task_began(tmp_path: Path) -> None:
+    for task, second in ((0, 9), (1, 5), (2, 7)):
+        attempt = replace(ATTEMPT, started_at=f"2026-01-01T00:00:0{second}+00:00")
+        write_attempt(tmp_path / f"task-{task}", attempt)
+    first = began_at(tmp_path)
+    assert first == "2026-01-01T00:00:05+00:00"
+    words = words_of("sweep -- quick --retry oom")
+    assert command_of(words, first)[-2:] == ["--retry-before", first]
+    assert "--retry-before" not in started("sweep -- quick")
+    assert started("sweep -- quick --retry oom --retry-before=x").count("--retry-before") == 0
 
 
 def test_the_last_of_an_option_wins() -> None:
