@@ -324,6 +324,14 @@ def place(tmp_path: Path, repository: Path, monkeypatch: pytest.MonkeyPatch) -> 
         ("sweep quick --array 0-3", "array is 0-3; a sweep has a task for every cell"),
         ("sweep quick --max-parallel 0", "max-parallel is 0; it must be at least 1"),
         ("sweep quick -- --batch-sizee 8,16", "batch-sizee"),
+        (
+            "sweep single-gpu -- --devices 2 --num-nodes 1,2 --strategy ddp",
+            "90 such cells, and a task of a sweep has one node; run them by slurm.submit recipes.",
+        ),
+        (
+            "sweep node-8 --devices 4 -- --recipe gpt",
+            "and a task of a sweep has 4 devices; submit with --devices 8, or leave them out",
+        ),
     ],
 )
 def test_bad_requests_are_one_line_and_submit_nothing(
@@ -373,8 +381,8 @@ def test_more_cells_than_an_array_takes_are_several_a_task(
 ) -> None:
     cells = "\n".join(["python -m recipes.gpt"] * seeds)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("slurm.submit.run_module", lambda *arguments, **options: cells)
-    monkeypatch.setattr("slurm.submit._check_recipes", lambda *arguments: None)
+    monkeypatch.setattr("slurm.planning.run_module", lambda *arguments, **options: cells)
+    monkeypatch.setattr("slurm.planning._check_cells", lambda *arguments: None)
     found = submit.read_request(["sweep", "quick"]).job
     assert found.array == told
     assert found.arguments == ["quick", *(["--max-cells", "2"] if seeds > 1000 else [])]
