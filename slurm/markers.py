@@ -5,6 +5,7 @@ All but the script are JSON, and without its suffix: a report takes them for no 
     submitted      what was asked for, by whoever submitted it
     job.sbatch     the script: `sbatch job.sbatch` goes on in the same folder
     attempt-7-0    each start of job 7: its nodes, how it ended and why
+    errors-7-0/    what its ranks have left: failures, signs of life; a sweep its current cell
     run-1/         the run itself: record, checkpoints, logs, progress
     task-3/        the same of one task of an array
 """
@@ -38,6 +39,11 @@ class Attempt:
     def since_s(self) -> float:
         """Clock time; what is older is another's. File systems round."""
         return datetime.datetime.fromisoformat(self.started_at).timestamp() - 1
+
+
+def errors_folder(folder: Path, job: str, restart: int) -> Path:
+    """Where the ranks of a start say why they failed, and show that they live."""
+    return folder / f"errors-{job}-{restart}"
 
 
 def write_attempt(folder: Path, attempt: Attempt) -> None:

@@ -47,7 +47,8 @@ def as_array(job: Job, max_parallel: int) -> Job:
     tasks = min(len(cells), MAX_ARRAY)
     several = math.ceil(len(cells) / tasks)
     arguments = [*job.arguments, *(["--max-cells", str(several)] if several > 1 else [])]
-    return replace(job, array=f"0-{tasks - 1}%{max_parallel}", arguments=arguments)
+    array = f"0-{tasks - 1}%{max_parallel}"
+    return replace(job, array=array, cells=len(cells), arguments=arguments)
 
 
 def _check_cells(cells: Sequence[Command], job: Job) -> None:

@@ -16,7 +16,9 @@ from slurm.nodes import Probes, dead_nodes
 from slurm.pulse import JOB, Pulse
 from slurm.rank import ERRORS
 from slurm.settling import RUN_FOLDER, Watched
+from slurm.swept import FILE
 from unitransformer.checkpoint_names import LOCAL_DISK
+from unitransformer.records import SWEEP_FILE
 
 POLL_S = 0.5
 GRACE_S = 3.0  # from the first rank's failure until the others are killed
@@ -56,7 +58,9 @@ def variables_of(allocation: Allocation, words: Words) -> dict[str, str]:
         LOG: log if os.path.isfile(log) else os.devnull,
         "PYTHONUNBUFFERED": "1",
     }
-    if words.target != "sweep":
+    if words.target == "sweep":
+        variables[SWEEP_FILE] = str(errors_of(allocation, words) / FILE)
+    else:
         variables[RUN_FOLDER] = str(words.folder / RUN)
     if cpus := os.environ.get("SLURM_CPUS_PER_TASK"):
         variables["SRUN_CPUS_PER_TASK"] = cpus  # srun no longer takes it from sbatch

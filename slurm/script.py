@@ -45,6 +45,7 @@ class Job:
     exclude: str | None = None
     dependency: str | None = None
     array: str | None = None
+    cells: int | None = None  # of a sweep
     requeue: bool = True
     cluster: Cluster = ANY
 

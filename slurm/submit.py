@@ -122,6 +122,10 @@ def read_request(words: Sequence[str]) -> Request:
             raise ValueError(
                 f"{flag} after --: {fix.get(flag, 'give it before --')}; the job's shape decides"
             )
+    for flag in ("--watch", "--list", "--dry-run") if is_sweep else ():
+        if any(word.partition("=")[0] == flag for word in arguments):
+            typed = shlex.join(["python", "-m", "scaling", "sweep", *_studied(given.study), flag])
+            raise ValueError(f"{flag} after --: it runs nothing, so type it here: {typed}")
     if any(word.partition("=")[0] == "--repeats" for word in arguments) and not is_sweep:
         raise ValueError("--repeats after --: a job is one launch; give --array 0-4 before --")
     if given.cluster is None and given.clusters != CLUSTERS:
@@ -138,7 +142,7 @@ def read_request(words: Sequence[str]) -> Request:
     name = given.name or (f"sweep-{study}" if is_sweep else given.target.removeprefix("recipes."))
     job = Job(
         target=given.target,
-        arguments=[given.study, *arguments] if given.study else arguments,
+        arguments=[*_studied(given.study), *arguments],
         name=name,
         folder=str((given.folder or _free_folder(name)).absolute()),
         directory=os.getcwd(),
@@ -170,6 +174,10 @@ def read_request(words: Sequence[str]) -> Request:
             Command(recipe=given.target.removeprefix("recipes."), arguments=arguments), job
         )
     return Request(job=job, is_dry=given.dry_run, is_test=given.test_only)
+
+
+def _studied(study: str | None) -> list[str]:
+    return [] if study is None else [study]
 
 
 def _free_folder(name: str) -> Path:
@@ -227,6 +235,7 @@ def submit(job: Job, script: str) -> str:
         "nodes": job.nodes,
         "devices": job.devices,
         "array": job.array,
+        "cells": job.cells,
         "directory": job.directory,
         "submitted_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }

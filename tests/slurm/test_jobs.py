@@ -301,7 +301,7 @@ def test_a_sweep_is_shared_by_the_tasks_of_an_array(
     assert [outcome["status"] for outcome in outcomes] == ["ok"] * 3
     for task in range(3):
         wait_for_outcome(folder / f"task-{task}", "done")
-    wait_for_status(folder, re.escape("3 cells (3 ok)"))
+    wait_for_status(folder, re.escape("3/3 cells (3 ok)"))
 
 
 @pytest.mark.parametrize(

@@ -9,13 +9,20 @@ from pathlib import Path
 import pytest
 
 from slurm import allocation, job, settling, status, submit
-from slurm.allocation import check_shape, confirmed, option_of, read_allocation, read_words
-from slurm.markers import Attempt, began_at, last_attempt, write_attempt
-from slurm.nodes import dead_nodes
+from slurm.allocation import (
+    check_shape,
+    confirmed,
+    errors_of,
+    option_of,
+    read_allocation,
+    read_words,
+)
+from slurm.markers import Attempt, began_at, errors_folder, last_attempt, write_attempt
+from slurm.nodes import Probes, dead_nodes
 from slurm.queue import Queued
 from slurm.running import command_of, variables_of
 from slurm.settling import Ended, settle
-from unitransformer.records import PROGRESS
+from unitransformer.records import PROGRESS, SWEEP_FILE
 
 VARIABLES = {
     "SLURM_JOB_ID": "7",
@@ -170,6 +177,39 @@ def test_exit_code_zero_without_a_record_is_no_success() -> None:
     assert reason == "it ended with exit code 0, and no record says that it is done"
 
 
+@pytest.mark.parametrize(
+    ("told", "code", "outcome", "reason"),
+    [
+        (None, 0, "failed", "it ended with exit code 0, and no record says that it is done"),
+        ({"cell": "/x"}, 0, "failed", "it ended with exit code 0, and no record says that it"),
+        ({"statuses": {"ok": 3}, "own": {"ok": 1}, "left": 2}, 0, "done", "of its cells 1 ok, 2"),
+        ({"statuses": {"ok": 3}, "own": {}, "left": 2}, 0, "done", "nothing was left to run: 3 ok"),
+        ({"statuses": {}, "own": {}, "left": 2}, 0, "done", "none finished, 2 left to other tasks"),
+        ({"statuses": {"refused": 4}, "own": {}, "left": 0}, 0, "refused", "4 refused: its recip"),
+        (
+            {"statuses": {"ok": 3, "crashed": 1}, "own": {"crashed": 1}, "left": 0},
+            1,
+            "failed",
+            "of its cells 1 crashed; the report of the sweep says why",
+        ),
+    ],
+)
+def test_a_sweep_is_done_when_it_says_so_itself(
+    told: dict[str, object] | None, code: int, outcome: str, reason: str, tmp_path: Path
+) -> None:
+    given = read_allocation({**VARIABLES, "SLURM_JOB_NUM_NODES": "1", "SLURM_TASKS_PER_NODE": "1"})
+    words = replace(words_of("sweep -- quick"), folder=tmp_path)
+    errors = errors_of(given, words)
+    errors.mkdir()
+    if told is not None:
+        Path(variables_of(given, words)[SWEEP_FILE]).write_text(json.dumps(told))
+    watched = settling.Watched(exit_code=code, probes=Probes(), dead={})
+    ended = settling.judge(given, words, ATTEMPT, watched, was_asked=False)
+    attempt = settle(ATTEMPT, ended).attempt
+    assert attempt.outcome == outcome
+    assert attempt.reason.find(reason) != -1, attempt.reason
+
+
 def again(ended: Ended, count: int) -> list[bool]:
     """Whether a job that ends like this every time is queued again every time."""
     before: list[Attempt] = []
@@ -244,6 +284,35 @@ def test_a_job_is_told_by_the_queue_and_by_what_it_left(
     assert told in line
     assert ("3/9" if state != "done" else "9/9") in line
     assert ("1:01:40" in line) == (state == "running")
+
+
+def test_an_array_tells_its_cells_the_one_that_runs_and_what_it_waits_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = {
+        "job": "5", "name": "s", "target": "sweep", "arguments": ["quick", "--out", "out"],
+        "array": "0-8%2", "cells": 9, "directory": str(tmp_path),
+    }  # fmt: skip
+    folder = tmp_path / "job"
+    attempt = replace(ATTEMPT, array="5")
+    write_attempt(folder / "task-0", attempt)
+    (folder / "submitted").write_text(json.dumps(told))
+    cells = tmp_path / "out/cells"
+    for name in ("done", "runs"):
+        (cells / name).mkdir(parents=True)
+    (cells / "done/outcome.json").write_text('{"status": "ok"}')
+    progress = {"step": 3, "max_steps": 9, "pace": "5.0 ms/step", "left_s": 70, "at_s": 100.0}
+    (cells / "runs" / PROGRESS).write_text(json.dumps(progress))
+    errors = errors_folder(folder / "task-0", attempt.job, attempt.restart)
+    errors.mkdir()
+    (errors / "sweep").write_text(json.dumps({"cell": str(cells / "runs")}))
+    rows = [queued("RUNNING", task="0"), queued("PENDING", number="5", task="1-8")]
+    rows = [replace(row, array="5") for row in rows]
+    monkeypatch.setattr("slurm.queue.list_queue", lambda: rows)
+    array, task = status.report(folder, now_s=101.0).splitlines()[2:]
+    assert re.search(r"running +1/9 cells \(1 ok\) ", array)
+    assert array.endswith("tasks 0-8%2: 1 running; waits: Priority")
+    assert re.search(r"5_0 +s +running +3/9 +5.0 ms/step +1:10 ", task)
 
 
 def test_a_running_job_that_says_nothing_is_told(
@@ -324,6 +393,9 @@ def place(tmp_path: Path, repository: Path, monkeypatch: pytest.MonkeyPatch) -> 
         ("sweep quick --array 0-3", "array is 0-3; a sweep has a task for every cell"),
         ("sweep quick --max-parallel 0", "max-parallel is 0; it must be at least 1"),
         ("sweep quick -- --batch-sizee 8,16", "batch-sizee"),
+        ("sweep quick -- --watch", "--watch after --: it runs nothing, so type it here: python -m"),
+        ("sweep quick -- --dry-run", "type it here: python -m scaling sweep quick --dry-run"),
+        ("sweep -- --recipe gpt --list", "--list after --: it runs nothing"),
         (
             "sweep single-gpu -- --devices 2 --num-nodes 1,2 --strategy ddp",
             "90 such cells, and a task of a sweep has one node; run them by slurm.submit recipes.",

@@ -1,6 +1,7 @@
 """The sweep on a machine of straw: what runs, what is settled, what is kept."""
 
 import errno
+import json
 import shutil
 import statistics
 import time
@@ -21,8 +22,9 @@ from scaling.processes import Ended
 from scaling.study import Study, read_study
 from scaling.sweep import CELLS, CLAIMS, Limits, Summary, Sweep, judge, open_folder
 from scaling.tasks import Task
+from scaling.told_to_job import ToldToJob, tell_summary
 from unitransformer.config import ParallelConfig, RunConfig, to_dict
-from unitransformer.records import Record, write_record
+from unitransformer.records import SWEEP_FILE, Record, write_record
 
 LIMITS = Limits(limit_s=60, memory_limit_bytes=2**30, recheck=0)
 CAPACITY = 24  # samples a device takes at once, in 32-true; twice that in bf16-true
@@ -224,6 +226,25 @@ def test_a_crashed_cell_tells_the_rank_and_no_place_of_the_machine(tmp_path: Pat
     assert outcome.reason == "rank 0: RuntimeError: it broke"
     assert outcome.last_lines[-1] == f"error: broke in {CELLS}/{tasks[0].name}"
     assert str(tmp_path) not in str(outcome)
+
+
+def test_the_job_that_started_it_is_told_which_cell_runs_and_how_all_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "told"
+    monkeypatch.setenv(SWEEP_FILE, str(file))
+    seen = []
+
+    class Looking(Silent):
+        def begins(self, task: Task) -> None:
+            seen.append(json.loads(file.read_text()))
+
+    tasks = make_tasks(make_study())
+    one, _ = make_sweep(tmp_path / "s", tasks)
+    tell_summary(one.work(ToldToJob(Looking(), tmp_path / "s"), max_cells=1))
+    assert seen == [{"cell": str(tmp_path / "s" / CELLS / tasks[0].name)}]
+    told = json.loads(file.read_text())
+    assert (told["statuses"], told["own"], told["left"]) == ({"ok": 1}, {"ok": 1}, 9)
 
 
 def test_a_full_disk_stops_the_sweep_and_keeps_what_it_has(
