@@ -39,6 +39,7 @@ RUN_FOLDER = "UNITRANSFORMER_RUN_FOLDER"  # tells a recipe where its run goes
 # cell that is killed leaves none half written.
 COMPILE_CACHE = "TORCHINDUCTOR_CACHE_DIR"
 LAST_LINES = 12
+STOP_S = 1.0  # that a signal sent to the cell may take to reach this process
 SCHEMA = 1
 
 
@@ -295,6 +296,8 @@ class Sweep:
         finally:
             self._in_cells_s += self.clock() - start_s
         record = _read_record(place)
+        if _is_stopped(ended, record):
+            time.sleep(STOP_S)
         status = judge(ended, record, killed_by_kernel=kernel_kills() > killed_before)
         if status != "ok":
             _check_disk(place)
@@ -376,6 +379,14 @@ def judge(
 
 
 STOPPED = (EXIT_CODE, 128 + 2, 128 + 15, -2, -15)  # by SIGINT or SIGTERM, or saved and left
+
+
+def _is_stopped(ended: Ended, record: tuple[Path, Record] | None) -> bool:
+    """Whether a signal ended the cell, or one of its ranks. One that a batch system sends to every
+    process is on its way to this one too, and then the cell is given back, without an outcome."""
+    code, error = ended.exit_code, None if record is None else record[1]["error"]
+    is_rank = error is not None and str(error["type"]).startswith("SIG")
+    return code is not None and (code in STOPPED or code < 0 or is_rank)
 
 
 def kernel_kills(place: Path = Path("/proc/vmstat")) -> int:

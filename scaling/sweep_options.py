@@ -18,7 +18,7 @@ from scaling.largest_batch import check_start
 from scaling.study import OURS, RECIPES, Study, Values, list_studies, load_study, read_study
 from scaling.sweep import Limits
 from unitransformer.nearest import nearest
-from unitransformer.records import STATUSES
+from unitransformer.records import CELL_LIMIT_S, STATUSES
 
 DEFAULT_OUT = Path("sweeps")
 UNITS = {"": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "KB": 10**3, "MB": 10**6, "GB": 10**9}
@@ -70,7 +70,7 @@ def build_sweep_parser() -> jsonargparse.ArgumentParser:
         help="of those, what ended before this: the same time for all that share the work, as "
         "2026-01-31T12:00:00+00:00; by default when each of them begins",
     )
-    add("--time-limit", type=float, default=3600.0, help="seconds of a cell")
+    add("--time-limit", type=float, default=CELL_LIMIT_S, help="seconds of a cell")
     add("--memory-limit", type=str | None, default=None, help="of a cell, as 4GiB (Linux)")
     add("--recheck", type=float, default=0.1, help="share of inferred lacks of memory that is run")
     add("--find-max-batch", type=int | None, default=None, help="search the largest, up to this")

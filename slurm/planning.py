@@ -8,10 +8,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from slurm.script import Job
+from slurm.allocation import option_of
+from slurm.script import Job, seconds_of
 from unitransformer.modules import run_module
+from unitransformer.records import CELL_LIMIT_S
 
 PATIENCE_S, PATIENCE_EACH_S = 120.0, 1.0  # for an answer; login nodes are slow
+START_S = 120  # of a task, until its cell runs; the signal may come a minute early, too
 MAX_ARRAY = 1000  # tasks that most clusters take in one array; beyond, each runs several cells
 
 
@@ -47,8 +50,28 @@ def as_array(job: Job, max_parallel: int) -> Job:
     tasks = min(len(cells), MAX_ARRAY)
     several = math.ceil(len(cells) / tasks)
     arguments = [*job.arguments, *(["--max-cells", str(several)] if several > 1 else [])]
+    arguments += _time_limit(job)
     array = f"0-{tasks - 1}%{max_parallel}"
     return replace(job, array=array, cells=len(cells), arguments=arguments)
+
+
+def _time_limit(job: Job) -> list[str]:
+    """Of a cell, where the job ends sooner: a longer one would be given back by every task that
+    runs it, again and again, and this way it has an outcome."""
+    if job.time is None:
+        return []
+    left_s = seconds_of(job.time) - job.cluster.signal_ahead_s - START_S
+    if left_s <= 0:
+        raise ValueError(
+            f"time is {job.time}, and {START_S} s for a task's start and "
+            f"{job.cluster.signal_ahead_s} s for its end leave a cell nothing; give more time"
+        )
+    asked = option_of(job.arguments, "--time-limit")
+    try:
+        is_longer = left_s < (CELL_LIMIT_S if asked is None else float(asked))
+    except ValueError:
+        raise ValueError(f"time-limit is {asked}; give seconds, as 3600") from None
+    return ["--time-limit", str(left_s)] if is_longer else []
 
 
 def _check_cells(cells: Sequence[Command], job: Job) -> None:

@@ -393,6 +393,7 @@ def place(tmp_path: Path, repository: Path, monkeypatch: pytest.MonkeyPatch) -> 
         ("sweep quick --array 0-3", "array is 0-3; a sweep has a task for every cell"),
         ("sweep quick --max-parallel 0", "max-parallel is 0; it must be at least 1"),
         ("sweep quick -- --batch-sizee 8,16", "batch-sizee"),
+        ("sweep quick --time 4", "time is 4, and 120 s for a task's start and 120 s for its end"),
         ("sweep quick -- --watch", "--watch after --: it runs nothing, so type it here: python -m"),
         ("sweep quick -- --dry-run", "type it here: python -m scaling sweep quick --dry-run"),
         ("sweep -- --recipe gpt --list", "--list after --: it runs nothing"),
@@ -458,6 +459,27 @@ def test_more_cells_than_an_array_takes_are_several_a_task(
     found = submit.read_request(["sweep", "quick"]).job
     assert found.array == told
     assert found.arguments == ["quick", *(["--max-cells", "2"] if seeds > 1000 else [])]
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ("", []),
+        ("--time 2:00:00", []),
+        ("--time 1:00:00", ["--time-limit", "3360"]),
+        ("--time 2:00:00 -- --time-limit 7000", ["--time-limit", "7000", "--time-limit", "6960"]),
+        ("--time 1:00:00 -- --time-limit=60", ["--time-limit=60"]),
+    ],
+)
+def test_a_cell_may_take_what_the_time_of_its_job_leaves_it(
+    options: str, told: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    cells = "python -m recipes.gpt"
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("slurm.planning.run_module", lambda *arguments, **options: cells)
+    monkeypatch.setattr("slurm.planning._check_cells", lambda *arguments: None)
+    found = submit.read_request(["sweep", "quick", *options.split()]).job
+    assert found.arguments == ["quick", *told]
 
 
 def test_a_folder_is_that_of_one_job(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

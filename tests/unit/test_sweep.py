@@ -2,8 +2,11 @@
 
 import errno
 import json
+import os
 import shutil
+import signal
 import statistics
+import threading
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -19,12 +22,14 @@ from scaling import largest_batch, sweep
 from scaling.order import in_order
 from scaling.outcomes import Outcome
 from scaling.processes import Ended
+from scaling.run_sweep import _stops_by_signals
 from scaling.study import Study, read_study
 from scaling.sweep import CELLS, CLAIMS, Limits, Summary, Sweep, judge, open_folder
 from scaling.tasks import Task
 from scaling.told_to_job import ToldToJob, tell_summary
 from unitransformer.config import ParallelConfig, RunConfig, to_dict
 from unitransformer.records import SWEEP_FILE, Record, write_record
+from unitransformer.stop_signals import EXIT_CODE, StopAsked
 
 LIMITS = Limits(limit_s=60, memory_limit_bytes=2**30, recheck=0)
 CAPACITY = 24  # samples a device takes at once, in 32-true; twice that in bf16-true
@@ -306,6 +311,32 @@ def test_a_failure_on_a_full_disk_is_no_outcome(
     with pytest.raises(OSError, match="No space left"):
         work(tmp_path / "s", tasks, straw=straw)
     assert make_sweep(tmp_path / "s", tasks)[0].look()[1] == {}
+
+
+@pytest.mark.parametrize("exit_code", [-signal.SIGTERM, EXIT_CODE, 1])
+def test_a_cell_that_a_signal_to_all_processes_ended_first_is_given_back(
+    exit_code: int, tmp_path: Path
+) -> None:
+    tasks = make_tasks(make_study())[:1]
+    late = threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGTERM))
+
+    def runner(task: Task) -> Any:
+        def run(*_: Any, log: Path, **limits: Any) -> Ended:
+            log.touch()
+            if exit_code == 1:  # of its ranks one alone was ended
+                record = make_crashed()
+                record["error"] |= {"type": "SIGTERM"}
+                assert task.config is not None
+                write_record(make_record_of(task.config, record), log.parent / "x-1.json")
+            late.start()
+            return Ended(exit_code=exit_code, elapsed_s=1.0)
+
+        return run
+
+    one, _ = make_sweep(tmp_path / "s", tasks)
+    with _stops_by_signals(), pytest.raises(StopAsked):
+        replace(one, runner=runner).work(Silent())
+    assert one.look()[1] == {}
 
 
 @pytest.mark.alone
