@@ -3,9 +3,10 @@
 A line of JSON on standard input asks: {"recipe": "gpt", "arguments": ["--devices", "2"]}. A line on
 standard output answers: {"config": {...}} with every field of the run on this machine, or why there
 would be none: {"refused": "..."} by what the options ask for, {"misread": "..."} by how they are
-written. With "check": {"devices": 8, "num_nodes": 2} only what needs no machine is looked at, and
-nothing heavy imported: {"sound": true}, or what is wrong. {"machine": true} is answered by
-{"fingerprint": "...", "host": {...}}: under which calibrations are kept, and whose memory it is.
+written. With "check": {"devices": 8, "num_nodes": 2} the machine is not looked at, and nothing
+heavy imported: the config is what it would be on GPUs, so many where the options leave it open.
+{"machine": true} is answered by {"fingerprint": "...", "host": {...}}: under which calibrations are
+kept, and whose memory it is.
 """
 
 import json
@@ -57,13 +58,13 @@ def _answer(
         return {"misread": str(error)}
     try:
         if check is not None:
-            build_config(
+            config = build_config(
                 request,
                 defaults=PRESETS[recipe].cuda,
                 devices=check.get("devices", 1),
                 num_nodes=check.get("num_nodes", 1),
             )
-            return {"sound": True}
+            return {"config": to_dict(config)}
         from unitransformer.meeting import check_meeting_point
 
         config = resolve(request)

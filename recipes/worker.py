@@ -13,6 +13,7 @@ import importlib
 import json
 import multiprocessing
 import os
+import signal
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -22,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 from recipes import bert, gpt, vit
 from recipes.command_line import run_recipe
 from unitransformer.process_tree import die_with_parent, wait_within
+from unitransformer.stop_signals import SIGNALS
 from unitransformer.zero import load_deepspeed
 
 if TYPE_CHECKING:
@@ -40,6 +42,9 @@ HEAVY = (
 
 def main() -> int:
     """Answer until nothing more is asked; returns the exit code."""
+    # A batch system sends them to every process. It is for the sweep to stop, and then this ends.
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
     # What a library prints is no answer.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
@@ -87,6 +92,8 @@ def _run(
 ) -> None:
     """What a fork does."""
     die_with_parent(parent)
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_DFL)
     os.environ |= variables
     said = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(said, 1)

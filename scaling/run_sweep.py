@@ -19,6 +19,7 @@ from scaling.study import Cell
 from scaling.sweep import STUDY, Agenda, Sweep, open_folder
 from scaling.sweep_options import SweepOptions
 from scaling.tasks import Recipes, Task, open_recipes, plan
+from scaling.told_to_job import ToldToJob, tell_summary
 from unitransformer.launchers import without_launcher
 from unitransformer.process_tree import can_tell_memory
 from unitransformer.stop_signals import SIGNALS, StopAsked
@@ -85,9 +86,12 @@ def _run(options: SweepOptions, recipes: Recipes) -> int:
             runner=runner,
             host=host,
             retry=options.retry,
+            retry_before=options.retry_before,
         )
         with Progress(sweep.look, sys.stdout, axes=axes) as progress:
-            summary = sweep.work(progress, max_cells=options.max_cells)
+            watch = ToldToJob(progress, options.out)
+            summary = sweep.work(watch, max_cells=options.max_cells)
+    tell_summary(summary)
     print(summary.in_words())
     if options.find_max_batch is not None:
         _, done = sweep.look()

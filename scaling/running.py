@@ -14,7 +14,7 @@ from scaling.finished import CELLS
 from scaling.outcomes import Outcome
 from scaling.processes import Ended, Runner
 from scaling.tasks import Task
-from scaling.verdict import check_disk, judge, kernel_kills, reason_of
+from scaling.verdict import check_disk, is_stopped, judge, kernel_kills, reason_of
 from unitransformer.records import PROGRESS, Record, Status, load_record
 
 LOG = "log.txt"
@@ -23,6 +23,7 @@ RUN_FOLDER = "UNITRANSFORMER_RUN_FOLDER"  # tells a recipe where its run goes
 # cell that is killed leaves none half written.
 COMPILE_CACHE = "TORCHINDUCTOR_CACHE_DIR"
 LAST_LINES = 12
+STOP_S = 1.0  # that a signal sent to the cell may take to reach this process
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +60,10 @@ def run_cell(task: Task, runner: Runner, folder: Path, limits: Limits) -> Outcom
         ended = Ended(exit_code=1, elapsed_s=time.monotonic() - start_s)
         (place / LOG).write_text(f"error: {error}\n")
     path, record = _read_record(place)
+    if is_stopped(ended, record):
+        # By what a batch system sends to every process it is on its way to this one too, and then
+        # the cell is given back, without an outcome.
+        time.sleep(STOP_S)
     status = judge(ended, record, killed_by_kernel=kernel_kills() > killed_before)
     if status != "ok":
         check_disk(place, record)

@@ -127,11 +127,12 @@ class Sweep:
     runner: Callable[[Task], Runner]
     host: Mapping[str, Any] | None = None  # what this machine is, as outcomes tell it
     retry: frozenset[str] = frozenset()  # statuses that are tried again
+    retry_before: str | None = None  # if they ended before this; None: before this process began
     clock: Callable[[], float] = time.monotonic
 
     def __post_init__(self) -> None:
         self._finished = Finished(self.folder)
-        self._since = now()
+        self._since = self.retry_before or now()
         self._in_cells_s = 0.0
 
     def work(self, watch: Watch, *, max_cells: int | None = None) -> Summary:

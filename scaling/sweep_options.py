@@ -4,6 +4,7 @@ The sweep's own options are parsed here; every other `--name a,b,c` is an axis, 
 takes by that name.
 """
 
+import datetime
 import math
 import re
 from collections.abc import Sequence
@@ -17,7 +18,7 @@ from scaling.largest_batch import check_start
 from scaling.running import Limits
 from scaling.study import OURS, RECIPES, Study, Values, list_studies, load_study, read_study
 from unitransformer.nearest import nearest
-from unitransformer.records import STATUSES
+from unitransformer.records import CELL_LIMIT_S, STATUSES
 
 DEFAULT_OUT = Path("sweeps")
 UNITS = {"": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "KB": 10**3, "MB": 10**6, "GB": 10**9}
@@ -31,6 +32,7 @@ class SweepOptions:
     out: Path
     limits: Limits
     retry: frozenset[str]
+    retry_before: str | None  # as outcomes tell when they ended
     find_max_batch: int | None
     is_dry: bool
     is_list: bool
@@ -61,7 +63,14 @@ def build_sweep_parser() -> jsonargparse.ArgumentParser:
     )
     add("--repeats", type=int | None, default=None, help="times that every cell is run")
     add("--retry", type=str, default="", help="statuses to try again, as oom,crashed")
-    add("--time-limit", type=float, default=3600.0, help="seconds of a cell")
+    add(
+        "--retry-before",
+        type=str | None,
+        default=None,
+        help="of those, what ended before this: the same time for all that share the work, as "
+        "2026-01-31T12:00:00+00:00; by default when each of them begins",
+    )
+    add("--time-limit", type=float, default=CELL_LIMIT_S, help="seconds of a cell")
     add("--memory-limit", type=str | None, default=None, help="of a cell, as 4GiB (Linux)")
     add("--recheck", type=float, default=0.1, help="share of inferred lacks of memory that is run")
     add("--find-max-batch", type=int | None, default=None, help="search the largest, up to this")
@@ -120,6 +129,11 @@ def read_sweep_options(given: Any, axes: dict[str, Values]) -> SweepOptions:
     for status in retry:
         if status not in STATUSES:
             raise ValueError(f"retry holds {status}; {nearest(status, STATUSES)}")
+    if given.retry_before is not None and not retry:
+        raise ValueError(
+            f"retry-before is {given.retry_before} and nothing is tried again; give --retry, as "
+            "--retry oom, or leave it out"
+        )
     study = _study(given, axes)
     if given.find_max_batch is not None:
         if given.find_max_batch < 1:
@@ -133,6 +147,7 @@ def read_sweep_options(given: Any, axes: dict[str, Values]) -> SweepOptions:
         out=given.out or DEFAULT_OUT / name,
         limits=limits,
         retry=retry,
+        retry_before=_instant("retry-before", given.retry_before),
         find_max_batch=given.find_max_batch,
         is_dry=given.dry_run,
         is_list=given.list,
@@ -183,6 +198,19 @@ def _above_zero(name: str, value: float) -> float:
     if not 0 < value < math.inf:
         raise ValueError(f"{name} is {value}; it must be above 0")
     return value
+
+
+def _instant(name: str, text: str | None) -> str | None:
+    """As outcomes have it: two of them compare as their texts do."""
+    if text is None:
+        return None
+    try:
+        instant = datetime.datetime.fromisoformat(text)
+    except ValueError:
+        raise ValueError(
+            f"{name} is {text}; give a date and time, as 2026-01-31T12:00:00+00:00"
+        ) from None
+    return instant.astimezone(datetime.UTC).isoformat(timespec="microseconds")
 
 
 def _bytes(text: str | None) -> int | None:

@@ -41,6 +41,13 @@ def judge(ended: Ended, record: Record | None, *, killed_by_kernel: bool = False
     return "preempted" if ended.exit_code in STOPPED else "crashed"
 
 
+def is_stopped(ended: Ended, record: Record | None) -> bool:
+    """Whether a signal ended the cell, or one of its ranks."""
+    code, error = ended.exit_code, None if record is None else record["error"]
+    is_rank = error is not None and str(error["type"]).startswith("SIG")
+    return code is not None and (code in STOPPED or code < 0 or is_rank)
+
+
 def kernel_kills(place: Path = Path("/proc/vmstat")) -> int:
     """Processes that the system has killed for want of memory since it started; 0 if it does not
     tell."""

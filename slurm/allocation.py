@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from slurm import queue
+from slurm.markers import errors_folder
 
 FOLDER = "UNITRANSFORMER_JOB_FOLDER"  # of the job, where the script does not name it
 SHAPE = ("SLURM_JOB_NUM_NODES", "SLURM_TASKS_PER_NODE")
@@ -113,8 +114,8 @@ def read_words(argv: Sequence[str], allocation: Allocation) -> Words:
 
 
 def errors_of(allocation: Allocation, words: Words) -> Path:
-    """Where the ranks of this start say why they failed, and show that they live."""
-    return words.folder / f"errors-{allocation.job}-{allocation.restart}"
+    """Where the ranks of this start leave their words."""
+    return errors_folder(words.folder, allocation.job, allocation.restart)
 
 
 def confirmed(allocation: Allocation) -> Allocation:

@@ -22,7 +22,7 @@ from slurm.allocation import (
     read_allocation,
     read_words,
 )
-from slurm.markers import Attempt, list_attempts, read_attempt, write_attempt
+from slurm.markers import Attempt, began_at, list_attempts, read_attempt, write_attempt
 from slurm.running import clean, command_of, variables_of, watch
 from slurm.settling import Ended, judge, requeue, say, settle, write_row
 from unitransformer.launchers import without_launcher
@@ -92,7 +92,8 @@ def _run_ranks(allocation: Allocation, words: Words, attempt: Attempt, caught: l
         old.unlink()
     # Those of a job that this one was submitted from within.
     own = without_launcher(os.environ) | variables_of(allocation, words)
-    srun = subprocess.Popen(command_of(words), env=own)
+    began = began_at(words.folder if allocation.task is None else words.folder.parent)
+    srun = subprocess.Popen(command_of(words, began), env=own)
     watched = watch(srun, allocation, errors, caught)
     return judge(allocation, words, attempt, watched, was_asked=bool(caught))
 

@@ -5,6 +5,7 @@ All but the script are JSON, and without its suffix: a report takes them for no 
     submitted      what was asked for, by whoever submitted it
     job.sbatch     the script: `sbatch job.sbatch` goes on in the same folder
     attempt-7-0    each start of job 7: its nodes, how it ended and why
+    errors-7-0/    what its ranks have left: failures, signs of life; a sweep its current cell
     run-1/         the run itself: record, checkpoints, logs, progress
     task-3/        the same of one task of an array
 """
@@ -40,6 +41,11 @@ class Attempt:
         return datetime.datetime.fromisoformat(self.started_at).timestamp() - 1
 
 
+def errors_folder(folder: Path, job: str, restart: int) -> Path:
+    """Where the ranks of a start say why they failed, and show that they live."""
+    return folder / f"errors-{job}-{restart}"
+
+
 def write_attempt(folder: Path, attempt: Attempt) -> None:
     """Whole or not at all; raises OSError."""
     path = folder / f"attempt-{attempt.job}-{attempt.restart}"
@@ -63,6 +69,14 @@ def read_attempt(folder: Path, attempt: Attempt) -> Attempt:
 def last_attempt(folder: Path) -> Attempt | None:
     """The newest that can be read."""
     return next(reversed(list_attempts(folder)), None)
+
+
+def began_at(folder: Path) -> str:
+    """When the first start of a job, or of any task of an array, began; it has been written."""
+    attempts = [*list_attempts(folder)]
+    for task in folder.glob("task-*"):
+        attempts += list_attempts(task)
+    return min(attempt.started_at for attempt in attempts)
 
 
 def find_record(run: Path) -> Path | None:

@@ -16,7 +16,9 @@ from slurm.nodes import Probes, dead_nodes
 from slurm.pulse import JOB, Pulse
 from slurm.rank import ERRORS
 from slurm.settling import RUN_FOLDER, Watched
+from slurm.swept import FILE
 from unitransformer.checkpoint_names import LOCAL_DISK
+from unitransformer.records import SWEEP_FILE
 
 POLL_S = 0.5
 GRACE_S = 3.0  # from the first rank's failure until the others are killed
@@ -24,8 +26,12 @@ PATIENCE_S = 4.0  # from that until srun itself is
 CLEAN_S = 20.0
 
 
-def command_of(words: Words) -> list[str]:
-    """What starts the ranks, or the one process of a sweep."""
+def command_of(words: Words, began_at: str) -> list[str]:
+    """What starts the ranks, or the one process of a sweep.
+
+    Args:
+        began_at: when the job, or the first task of its array, was started for the first time.
+    """
     srun = ["srun", "--kill-on-bad-exit=1", "--distribution=block", *words.srun]
     if words.target == "sweep":
         srun += ["--nodes=1", "--ntasks=1", "--ntasks-per-node=1"]
@@ -33,6 +39,9 @@ def command_of(words: Words) -> list[str]:
         given = {word.partition("=")[0] for word in words.arguments}
         if not given & {"--max-cells", "--find-max-batch"}:  # a search goes cell after cell
             own += ["--max-cells", "1"]
+        if "--retry" in given and "--retry-before" not in given:
+            # What an earlier task or start has tried again is not tried once more.
+            own += ["--retry-before", began_at]
     else:
         own = [words.target, *words.arguments]
         if not any(word.partition("=")[0] == "--resume" for word in words.arguments):
@@ -49,7 +58,9 @@ def variables_of(allocation: Allocation, words: Words) -> dict[str, str]:
         LOG: log if os.path.isfile(log) else os.devnull,
         "PYTHONUNBUFFERED": "1",
     }
-    if words.target != "sweep":
+    if words.target == "sweep":
+        variables[SWEEP_FILE] = str(errors_of(allocation, words) / FILE)
+    else:
         variables[RUN_FOLDER] = str(words.folder / RUN)
     if cpus := os.environ.get("SLURM_CPUS_PER_TASK"):
         variables["SRUN_CPUS_PER_TASK"] = cpus  # srun no longer takes it from sbatch

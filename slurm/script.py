@@ -45,6 +45,7 @@ class Job:
     exclude: str | None = None
     dependency: str | None = None
     array: str | None = None
+    cells: int | None = None  # of a sweep
     requeue: bool = True
     cluster: Cluster = ANY
 
@@ -98,7 +99,7 @@ def _directives(job: Job) -> list[str]:
         "nodes": str(job.nodes),
         "ntasks-per-node": str(tasks),
         "gpus-per-node": gpus if job.on_gpus else None,
-        "cpus-per-task": _or_none(cluster.cpus_per_task),
+        "cpus-per-task": _cpus_per_task(job),
         "time": job.time,
         "partition": job.partition,
         "account": job.account,
@@ -113,11 +114,17 @@ def _directives(job: Job) -> list[str]:
     }
     lines = [f"--{name}={value}" for name, value in given.items() if value is not None]
     lines.append("--requeue" if job.requeue else "--no-requeue")
+    if job.target == "sweep" and cluster.cpus_per_task is None:
+        lines.append("--exclusive")  # or all ranks of a cell share the one core of its one task
     return lines + [_option(option) for option in cluster.extra]
 
 
-def _or_none(value: int | None) -> str | None:
-    return None if value is None else str(value)
+def _cpus_per_task(job: Job) -> str | None:
+    """A cluster's are those of a rank; the one task of a sweep starts all ranks of a cell."""
+    each = job.cluster.cpus_per_task
+    if each is None:
+        return None
+    return str(each * job.devices if job.target == "sweep" else each)
 
 
 def _pattern(path: str) -> str:

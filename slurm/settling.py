@@ -13,6 +13,7 @@ from slurm import queue
 from slurm.allocation import FOLDER, Allocation, Words, errors_of
 from slurm.markers import RUN, SCRIPT, Attempt, find_record, read_json, write_attempt
 from slurm.nodes import Probes, dead_nodes, write_dead
+from slurm.swept import Swept, read_swept
 from unitransformer.failures import BAD_USAGE, amend_record, first_failure, read_failures
 from unitransformer.records import PROGRESS
 from unitransformer.stop_signals import EXIT_CODE, SIGNALS
@@ -64,7 +65,8 @@ def settle(attempt: Attempt, ended: Ended, *, before: Sequence[Attempt] = ()) ->
         before: earlier starts, the newest last.
     """
     if ended.is_done:
-        return Verdict(attempt=replace(attempt, outcome="done"), exit_code=0)
+        done = replace(attempt, outcome="done", reason=ended.reason)
+        return Verdict(attempt=done, exit_code=0)
     if ended.is_taken_back:
         told = "cancelled, or queued again by SLURM itself"
         reason = f"{told}; {ended.reason}" if ended.reason else told
@@ -119,6 +121,9 @@ def judge(
     is_told = bool(failures or watched.dead)
     if not is_told and ((code == 0 and has_stopped) or (code > 128 and was_asked)):
         code = EXIT_CODE
+    swept = read_swept(errors) if words.target == "sweep" else None
+    if swept is not None and code in (0, 1):
+        return _ended(swept, code)
     ended = Ended(exit_code=code, is_done=_is_done(words, code, since_s))
     if ended.is_done or code == 0:
         return ended
@@ -137,14 +142,22 @@ def judge(
     return replace(ended, dead_nodes=list(dead), reason=reason, has_row=has_row)
 
 
+def _ended(swept: Swept, code: int) -> Ended:
+    """How a sweep ended that has come to its end; it says what became of its cells."""
+    told = swept.in_words()
+    if swept.is_refused:
+        return Ended(exit_code=code, is_refused=True, reason=told)
+    if code == 0:
+        return Ended(exit_code=code, is_done=True, reason=told)
+    return Ended(exit_code=code, reason=f"{told}; the report of the sweep says why")
+
+
 def _is_done(words: Words, code: int, since_s: float) -> bool:
-    """By what the run itself has written, not by an exit code; a cell has an outcome of its own.
+    """By what the run itself has written, not by an exit code; a sweep tells its end otherwise.
 
     A record from before is believed where the run has found that it is its own.
     """
-    if words.target == "sweep":
-        return code == 0
-    path = _record_path(words)
+    path = None if words.target == "sweep" else _record_path(words)
     if path is None or (code != 0 and path.stat().st_mtime < since_s):
         return False
     return (read_json(path) or {}).get("status") == "ok"
@@ -178,14 +191,14 @@ def bury(
     errors = errors_of(allocation, words)
     write_dead(dead, errors)
     failures = read_failures(errors)
-    if words.target == "sweep":
-        return "its cell failed, and the report of the sweep says why", True
     if not failures:
         return "", True
     failure = first_failure(failures)
+    reason = f"rank {failure.rank} of {allocation.tasks}: {' '.join(failure.message.split())}"
+    if words.target == "sweep":  # its cells have records, it has none
+        return reason, True
     path = _record_path(words)
     has_row = path is not None and amend_record(path, failure, since_s=since_s)
-    reason = f"rank {failure.rank} of {allocation.tasks}: {' '.join(failure.message.split())}"
     return reason, has_row
 
 

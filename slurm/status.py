@@ -18,8 +18,17 @@ from tabulate import tabulate
 
 from slurm import queue
 from slurm.allocation import option_of
-from slurm.markers import RUN, SUBMITTED, Attempt, find_record, last_attempt, read_json
+from slurm.markers import (
+    RUN,
+    SUBMITTED,
+    Attempt,
+    errors_folder,
+    find_record,
+    last_attempt,
+    read_json,
+)
 from slurm.queue import Queued
+from slurm.swept import find_cell, in_words
 from unitransformer.records import PROGRESS
 
 DEPTH = 3  # folders below the one that is named
@@ -136,10 +145,11 @@ def _summary(
 ) -> Line:
     """The line of a whole array."""
     own = [row for row in queued if row.array == array]
-    outcomes = Counter(
+    outcomes: Counter[str] = Counter(
         attempt.outcome for path in folder.glob("task-*") if (attempt := last_attempt(path))
     )
-    told = [f"{number} {outcome}" for outcome, number in sorted(outcomes.items())]
+    waits = ", ".join(dict.fromkeys(row.why for row in own if row.state == "PENDING"))
+    told = in_words(outcomes) or "none has started"
     state = "queued" if own and not outcomes else "running" if own else "ended"
     cells = _cells(submitted)
     return Line(
@@ -147,7 +157,7 @@ def _summary(
         name=name,
         state=state,
         step=cells,
-        why=f"tasks {submitted.get('array', '?')}: {', '.join(told) or 'none has started'}",
+        why=f"tasks {submitted.get('array', '?')}: {told}" + (f"; waits: {waits}" if waits else ""),
     )
 
 
@@ -161,8 +171,9 @@ def _cells(submitted: Mapping[str, Any]) -> str:
     place = Path(str(submitted.get("directory", "."))) / out / "cells"
     found = [read_json(path) or {} for path in place.glob("*/outcome.json")]
     statuses = Counter(str(outcome.get("status", "damaged")) for outcome in found)
-    told = ", ".join(f"{number} {status}" for status, number in sorted(statuses.items()))
-    return f"{len(found)} cells" + (f" ({told})" if told else "")
+    told = in_words(statuses)
+    number = f"{len(found)}/{submitted.get('cells', '?')}"
+    return f"{number} cells" + (f" ({told})" if told else "")
 
 
 def _line(
@@ -177,9 +188,10 @@ def _line(
 ) -> Line:
     starts = len(list(folder.glob("attempt-*")))
     state, why = _state(attempt, own, knows_queue=knows_queue)
-    step, speed, left = _progress(folder / RUN, state)
+    run = _find_run(folder, attempt)
+    step, speed, left = _progress(run, state)
     if state == "running":
-        told = read_json(folder / RUN / PROGRESS) or {}
+        told = read_json(run / PROGRESS) or {}
         quiet_s = now_s - float(told.get("at_s", now_s))
         if quiet_s > QUIET_S:
             why = f"nothing said for {_clock(quiet_s)}"
@@ -188,6 +200,12 @@ def _line(
     return Line(
         job=job, name=name, state=state, step=step, speed=speed, left=left, starts=starts, why=why
     )
+
+
+def _find_run(folder: Path, attempt: Attempt | None) -> Path:
+    """Of the job, or of the cell that its sweep runs."""
+    cell = attempt and find_cell(errors_folder(folder, attempt.job, attempt.restart))
+    return cell or folder / RUN
 
 
 def _state(attempt: Attempt | None, own: Sequence[Queued], *, knows_queue: bool) -> tuple[str, str]:

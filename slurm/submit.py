@@ -8,7 +8,6 @@
 
 import datetime
 import json
-import math
 import os
 import re
 import secrets
@@ -16,9 +15,8 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import jsonargparse
 
@@ -26,9 +24,9 @@ from slurm import queue
 from slurm.allocation import option_of
 from slurm.clusters import ANY, CLUSTERS, load_cluster
 from slurm.markers import SCRIPT, SUBMITTED, list_attempts
+from slurm.planning import Command, as_array, check_recipe
 from slurm.script import Job, render, seconds_of
 from unitransformer.launchers import without_launcher
-from unitransformer.modules import run_module
 from unitransformer.nearest import nearest
 from unitransformer.places import why_closed
 from unitransformer.records import write_atomically
@@ -36,8 +34,6 @@ from unitransformer.records import write_atomically
 TARGETS = ("recipes.gpt", "recipes.bert", "recipes.vit", "sweep")
 DEVICES = 8
 MAX_PARALLEL = 8
-PATIENCE_S, PATIENCE_EACH_S = 120.0, 1.0  # for an answer; login nodes are slow
-MAX_ARRAY = 1000  # tasks that most clusters take in one array; beyond, each runs several cells
 OF_JOBS = ("SBATCH_", "SLURM_", "SRUN_", "UNITRANSFORMER_JOB", "UNITRANSFORMER_RUN")
 
 
@@ -126,6 +122,10 @@ def read_request(words: Sequence[str]) -> Request:
             raise ValueError(
                 f"{flag} after --: {fix.get(flag, 'give it before --')}; the job's shape decides"
             )
+    for flag in ("--watch", "--list", "--dry-run") if is_sweep else ():
+        if any(word.partition("=")[0] == flag for word in arguments):
+            typed = shlex.join(["python", "-m", "scaling", "sweep", *_studied(given.study), flag])
+            raise ValueError(f"{flag} after --: it runs nothing, so type it here: {typed}")
     if any(word.partition("=")[0] == "--repeats" for word in arguments) and not is_sweep:
         raise ValueError("--repeats after --: a job is one launch; give --array 0-4 before --")
     if given.cluster is None and given.clusters != CLUSTERS:
@@ -142,7 +142,7 @@ def read_request(words: Sequence[str]) -> Request:
     name = given.name or (f"sweep-{study}" if is_sweep else given.target.removeprefix("recipes."))
     job = Job(
         target=given.target,
-        arguments=[given.study, *arguments] if given.study else arguments,
+        arguments=[*_studied(given.study), *arguments],
         name=name,
         folder=str((given.folder or _free_folder(name)).absolute()),
         directory=os.getcwd(),
@@ -168,58 +168,22 @@ def read_request(words: Sequence[str]) -> Request:
         there, why = closed
         raise ValueError(f"folder {job.folder}: {there} cannot be written ({why}); choose another")
     if is_sweep:
-        job = _as_array(job, given.max_parallel)
+        job = as_array(job, given.max_parallel)
     else:
-        _check_recipes([(given.target.removeprefix("recipes."), arguments)], job)
+        check_recipe(
+            Command(recipe=given.target.removeprefix("recipes."), arguments=arguments), job
+        )
     return Request(job=job, is_dry=given.dry_run, is_test=given.test_only)
+
+
+def _studied(study: str | None) -> list[str]:
+    return [] if study is None else [study]
 
 
 def _free_folder(name: str) -> Path:
     """Of this job alone, however many are submitted at once."""
     now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
     return Path("runs/slurm") / f"{name}-{now}-{secrets.token_hex(2)}"
-
-
-def _as_array(job: Job, max_parallel: int) -> Job:
-    """A sweep's job with a task for every cell, at most `max_parallel` of them at once."""
-    if job.nodes != 1:
-        raise ValueError(f"nodes is {job.nodes}; a sweep's cells run on one node each")
-    if job.array is not None:
-        raise ValueError(f"array is {job.array}; a sweep has a task for every cell: leave it out")
-    if max_parallel < 1:
-        raise ValueError(f"max-parallel is {max_parallel}; it must be at least 1")
-    listing = ["sweep", *job.arguments, "--list"]
-    commands = run_module("scaling", listing, limit_s=PATIENCE_S).splitlines()
-    cells = [shlex.split(command) for command in commands]
-    # python -m recipes.gpt --batch-size 8 ...
-    _check_recipes([(words[2].removeprefix("recipes."), words[3:]) for words in cells], job)
-    tasks = min(len(cells), MAX_ARRAY)
-    several = math.ceil(len(cells) / tasks)
-    arguments = [*job.arguments, *(["--max-cells", str(several)] if several > 1 else [])]
-    return replace(job, array=f"0-{tasks - 1}%{max_parallel}", arguments=arguments)
-
-
-def _check_recipes(commands: Sequence[tuple[str, Sequence[str]]], job: Job) -> None:
-    """Raises ValueError for options that the recipes do not take, in their words."""
-    shape = {} if job.target == "sweep" else {"devices": job.devices, "num_nodes": job.nodes}
-    first = re.split("[-,%]", job.array)[0] if job.array else ""
-    questions = [
-        {
-            "recipe": recipe,
-            "arguments": [word.replace("%a", first) if first else word for word in arguments],
-            "check": shape,
-        }
-        for recipe, arguments in commands
-    ]
-    asked = "".join(f"{json.dumps(question)}\n" for question in questions)
-    limit_s = PATIENCE_S + PATIENCE_EACH_S * len(questions)
-    answers = run_module("recipes.plan", [], limit_s=limit_s, asked=asked).splitlines()
-    for (recipe, _), line in zip(commands, answers, strict=True):
-        answer: dict[str, Any] = json.loads(line)
-        # A sweep shows what its cells refuse; what cannot be read at all is a mistake.
-        wrong = answer.get("misread") or (answer.get("refused") if shape else None)
-        if wrong:
-            raise ValueError(f"recipe {recipe}: {wrong}")
 
 
 def _check_by_slurm(script: str) -> None:
@@ -271,6 +235,7 @@ def submit(job: Job, script: str) -> str:
         "nodes": job.nodes,
         "devices": job.devices,
         "array": job.array,
+        "cells": job.cells,
         "directory": job.directory,
         "submitted_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }

@@ -18,6 +18,8 @@ from unitransformer.sealed import check_seals, read_sealed, seal, to_text
 
 SCHEMA = 2
 PROGRESS = "progress"  # beside the record while a run goes on: JSON, and no record
+CELL_LIMIT_S = 3600.0  # that a cell of a sweep may take where nobody says otherwise
+SWEEP_FILE = "UNITRANSFORMER_JOB_SWEEP"  # names the file by which a sweep tells its job how it goes
 Status = Literal["ok", "oom", "oom-inferred", "timeout", "crashed", "preempted", "refused"]
 STATUSES: tuple[str, ...] = Status.__args__  # type: ignore[attr-defined]
 Record = dict[str, Any]

@@ -288,6 +288,8 @@ def test_a_sweep_is_shared_by_the_tasks_of_an_array(
     assert submit.main(["sweep", *options, "--", *words]) == 0
     assert "tasks 0-2%2" in capsys.readouterr().out
     until((work / "swept/study.json").exists, "the sweep has begun", 120)
+    array = json.loads((folder / "submitted").read_text())["job"]
+    assert cluster.state(f"{array}_0")["NumCPUs"] == "16"  # the whole node
     watching = subprocess.run(
         [sys.executable, "-m", "scaling", "sweep", *words, "--watch"],
         capture_output=True,
@@ -299,7 +301,7 @@ def test_a_sweep_is_shared_by_the_tasks_of_an_array(
     assert [outcome["status"] for outcome in outcomes] == ["ok"] * 3
     for task in range(3):
         wait_for_outcome(folder / f"task-{task}", "done")
-    wait_for_status(folder, re.escape("3 cells (3 ok)"))
+    wait_for_status(folder, re.escape("3/3 cells (3 ok)"))
 
 
 @pytest.mark.parametrize(

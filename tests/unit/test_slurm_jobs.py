@@ -9,13 +9,20 @@ from pathlib import Path
 import pytest
 
 from slurm import allocation, job, settling, status, submit
-from slurm.allocation import check_shape, confirmed, option_of, read_allocation, read_words
-from slurm.markers import Attempt, last_attempt, write_attempt
-from slurm.nodes import dead_nodes
+from slurm.allocation import (
+    check_shape,
+    confirmed,
+    errors_of,
+    option_of,
+    read_allocation,
+    read_words,
+)
+from slurm.markers import Attempt, began_at, errors_folder, last_attempt, write_attempt
+from slurm.nodes import Probes, dead_nodes
 from slurm.queue import Queued
 from slurm.running import command_of, variables_of
 from slurm.settling import Ended, settle
-from unitransformer.records import PROGRESS
+from unitransformer.records import PROGRESS, SWEEP_FILE
 
 VARIABLES = {
     "SLURM_JOB_ID": "7",
@@ -108,17 +115,33 @@ def test_a_task_of_an_array_has_its_own_folder_and_number() -> None:
     assert words_of("recipes.gpt").folder == Path("runs/slurm/gpt-7").absolute()
 
 
+def started(line: str) -> list[str]:
+    return command_of(words_of(line), "2026-01-01T00:00:00+00:00")
+
+
 def test_ranks_go_on_where_there_is_something_to_go_on_from() -> None:
-    assert command_of(words_of("recipes.gpt -- --seed 1"))[-4:] == [
+    assert started("recipes.gpt -- --seed 1")[-4:] == [
         *("--seed", "1"),
         *("--resume", "auto"),
     ]
-    assert command_of(words_of("recipes.gpt -- --resume"))[-1] == "--resume"
-    sweep = command_of(words_of("sweep -- quick"))
+    assert started("recipes.gpt -- --resume")[-1] == "--resume"
+    sweep = started("sweep -- quick")
     assert sweep[-5:] == ["scaling", "sweep", "quick", "--max-cells", "1"]
     assert "--ntasks=1" in sweep
-    assert "1" not in command_of(words_of("sweep -- quick --find-max-batch 64"))
-    assert command_of(words_of("sweep -- quick --max-cells 3"))[-2:] == ["--max-cells", "3"]
+    assert "1" not in started("sweep -- quick --find-max-batch 64")
+    assert started("sweep -- quick --max-cells 3")[-2:] == ["--max-cells", "3"]
+
+
+def test_what_is_tried_again_ended_before_the_first_task_began(tmp_path: Path) -> None:
+    for task, second in ((0, 9), (1, 5), (2, 7)):
+        attempt = replace(ATTEMPT, started_at=f"2026-01-01T00:00:0{second}+00:00")
+        write_attempt(tmp_path / f"task-{task}", attempt)
+    first = began_at(tmp_path)
+    assert first == "2026-01-01T00:00:05+00:00"
+    words = words_of("sweep -- quick --retry oom")
+    assert command_of(words, first)[-2:] == ["--retry-before", first]
+    assert "--retry-before" not in started("sweep -- quick")
+    assert started("sweep -- quick --retry oom --retry-before=x").count("--retry-before") == 0
 
 
 def test_the_last_of_an_option_wins() -> None:
@@ -152,6 +175,39 @@ def test_what_comes_after_an_end(ended: Ended, outcome: str, code: int, requeue:
 def test_exit_code_zero_without_a_record_is_no_success() -> None:
     reason = settle(ATTEMPT, replace(WELL, is_done=False)).attempt.reason
     assert reason == "it ended with exit code 0, and no record says that it is done"
+
+
+@pytest.mark.parametrize(
+    ("told", "code", "outcome", "reason"),
+    [
+        (None, 0, "failed", "it ended with exit code 0, and no record says that it is done"),
+        ({"cell": "/x"}, 0, "failed", "it ended with exit code 0, and no record says that it"),
+        ({"statuses": {"ok": 3}, "own": {"ok": 1}, "left": 2}, 0, "done", "of its cells 1 ok, 2"),
+        ({"statuses": {"ok": 3}, "own": {}, "left": 2}, 0, "done", "nothing was left to run: 3 ok"),
+        ({"statuses": {}, "own": {}, "left": 2}, 0, "done", "none finished, 2 left to other tasks"),
+        ({"statuses": {"refused": 4}, "own": {}, "left": 0}, 0, "refused", "4 refused: its recip"),
+        (
+            {"statuses": {"ok": 3, "crashed": 1}, "own": {"crashed": 1}, "left": 0},
+            1,
+            "failed",
+            "of its cells 1 crashed; the report of the sweep says why",
+        ),
+    ],
+)
+def test_a_sweep_is_done_when_it_says_so_itself(
+    told: dict[str, object] | None, code: int, outcome: str, reason: str, tmp_path: Path
+) -> None:
+    given = read_allocation({**VARIABLES, "SLURM_JOB_NUM_NODES": "1", "SLURM_TASKS_PER_NODE": "1"})
+    words = replace(words_of("sweep -- quick"), folder=tmp_path)
+    errors = errors_of(given, words)
+    errors.mkdir()
+    if told is not None:
+        Path(variables_of(given, words)[SWEEP_FILE]).write_text(json.dumps(told))
+    watched = settling.Watched(exit_code=code, probes=Probes(), dead={})
+    ended = settling.judge(given, words, ATTEMPT, watched, was_asked=False)
+    attempt = settle(ATTEMPT, ended).attempt
+    assert attempt.outcome == outcome
+    assert attempt.reason.find(reason) != -1, attempt.reason
 
 
 def again(ended: Ended, count: int) -> list[bool]:
@@ -228,6 +284,35 @@ def test_a_job_is_told_by_the_queue_and_by_what_it_left(
     assert told in line
     assert ("3/9" if state != "done" else "9/9") in line
     assert ("1:01:40" in line) == (state == "running")
+
+
+def test_an_array_tells_its_cells_the_one_that_runs_and_what_it_waits_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = {
+        "job": "5", "name": "s", "target": "sweep", "arguments": ["quick", "--out", "out"],
+        "array": "0-8%2", "cells": 9, "directory": str(tmp_path),
+    }  # fmt: skip
+    folder = tmp_path / "job"
+    attempt = replace(ATTEMPT, array="5")
+    write_attempt(folder / "task-0", attempt)
+    (folder / "submitted").write_text(json.dumps(told))
+    cells = tmp_path / "out/cells"
+    for name in ("done", "runs"):
+        (cells / name).mkdir(parents=True)
+    (cells / "done/outcome.json").write_text('{"status": "ok"}')
+    progress = {"step": 3, "max_steps": 9, "pace": "5.0 ms/step", "left_s": 70, "at_s": 100.0}
+    (cells / "runs" / PROGRESS).write_text(json.dumps(progress))
+    errors = errors_folder(folder / "task-0", attempt.job, attempt.restart)
+    errors.mkdir()
+    (errors / "sweep").write_text(json.dumps({"cell": str(cells / "runs")}))
+    rows = [queued("RUNNING", task="0"), queued("PENDING", number="5", task="1-8")]
+    rows = [replace(row, array="5") for row in rows]
+    monkeypatch.setattr("slurm.queue.list_queue", lambda: rows)
+    array, task = status.report(folder, now_s=101.0).splitlines()[2:]
+    assert re.search(r"running +1/9 cells \(1 ok\) ", array)
+    assert array.endswith("tasks 0-8%2: 1 running; waits: Priority")
+    assert re.search(r"5_0 +s +running +3/9 +5.0 ms/step +1:10 ", task)
 
 
 def test_a_running_job_that_says_nothing_is_told(
@@ -308,6 +393,18 @@ def place(tmp_path: Path, repository: Path, monkeypatch: pytest.MonkeyPatch) -> 
         ("sweep quick --array 0-3", "array is 0-3; a sweep has a task for every cell"),
         ("sweep quick --max-parallel 0", "max-parallel is 0; it must be at least 1"),
         ("sweep quick -- --batch-sizee 8,16", "batch-sizee"),
+        ("sweep quick --time 4", "time is 4, and 120 s for a task's start and 120 s for its end"),
+        ("sweep quick -- --watch", "--watch after --: it runs nothing, so type it here: python -m"),
+        ("sweep quick -- --dry-run", "type it here: python -m scaling sweep quick --dry-run"),
+        ("sweep -- --recipe gpt --list", "--list after --: it runs nothing"),
+        (
+            "sweep single-gpu -- --devices 2 --num-nodes 1,2 --strategy ddp",
+            "90 such cells, and a task of a sweep has one node; run them by slurm.submit recipes.",
+        ),
+        (
+            "sweep node-8 --devices 4 -- --recipe gpt",
+            "and a task of a sweep has 4 devices; submit with --devices 8, or leave them out",
+        ),
     ],
 )
 def test_bad_requests_are_one_line_and_submit_nothing(
@@ -357,11 +454,32 @@ def test_more_cells_than_an_array_takes_are_several_a_task(
 ) -> None:
     cells = "\n".join(["python -m recipes.gpt"] * seeds)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("slurm.submit.run_module", lambda *arguments, **options: cells)
-    monkeypatch.setattr("slurm.submit._check_recipes", lambda *arguments: None)
+    monkeypatch.setattr("slurm.planning.run_module", lambda *arguments, **options: cells)
+    monkeypatch.setattr("slurm.planning._check_cells", lambda *arguments: None)
     found = submit.read_request(["sweep", "quick"]).job
     assert found.array == told
     assert found.arguments == ["quick", *(["--max-cells", "2"] if seeds > 1000 else [])]
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ("", []),
+        ("--time 2:00:00", []),
+        ("--time 1:00:00", ["--time-limit", "3360"]),
+        ("--time 2:00:00 -- --time-limit 7000", ["--time-limit", "7000", "--time-limit", "6960"]),
+        ("--time 1:00:00 -- --time-limit=60", ["--time-limit=60"]),
+    ],
+)
+def test_a_cell_may_take_what_the_time_of_its_job_leaves_it(
+    options: str, told: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    cells = "python -m recipes.gpt"
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("slurm.planning.run_module", lambda *arguments, **options: cells)
+    monkeypatch.setattr("slurm.planning._check_cells", lambda *arguments: None)
+    found = submit.read_request(["sweep", "quick", *options.split()]).job
+    assert found.arguments == ["quick", *told]
 
 
 def test_a_folder_is_that_of_one_job(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

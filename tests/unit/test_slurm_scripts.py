@@ -45,6 +45,17 @@ SCRIPTS = {
     "sweep": replace(
         GPT, target="sweep", name="sweep-node-8", arguments=["node-8"], tasks=1, array="0-95%8"
     ),
+    "sweep-academic": replace(
+        GPT,
+        target="sweep",
+        name="sweep-single-gpu",
+        arguments=["single-gpu"],
+        devices=4,
+        tasks=1,
+        array="0-23%8",
+        gpu_type="a100",
+        cluster=load_cluster("academic"),
+    ),
     "hostile": replace(
         GPT,
         folder="/scratch/it's 100 %j $(id)",
@@ -83,6 +94,15 @@ def test_ready_scripts_differ_in_their_recipe_alone(repository: Path) -> None:
         )
         assert f'-m slurm.job recipes.{name} -- "$@"' in text
         assert not re.search(r"devices|num-nodes", text)  # counted by the job
+
+
+def test_a_sweeps_task_has_the_cores_of_all_ranks_that_a_cell_may_start() -> None:
+    sweep, eight = SCRIPTS["sweep"], Cluster(cpus_per_task=14)
+    assert "#SBATCH --cpus-per-task=112\n" in render(replace(sweep, cluster=eight))
+    assert "#SBATCH --exclusive\n" not in render(replace(sweep, cluster=eight))
+    assert "#SBATCH --exclusive\n" in render(sweep)
+    assert "#SBATCH --cpus-per-task=14\n" in render(replace(GPT, cluster=eight))
+    assert "#SBATCH --exclusive\n" not in render(GPT)
 
 
 # ------------------------------------------------------------------------------- what it means

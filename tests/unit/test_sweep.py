@@ -2,8 +2,11 @@
 
 import errno
 import json
+import os
 import shutil
+import signal
 import statistics
+import threading
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -19,15 +22,18 @@ from scaling import running, sweep
 from scaling.order import in_order
 from scaling.outcomes import Outcome
 from scaling.processes import Ended
+from scaling.run_sweep import _stops_by_signals
 from scaling.running import Limits
 from scaling.study import Cell, Study, read_study
 from scaling.sweep import CELLS, CLAIMS, Summary, Sweep, open_folder
 from scaling.tasks import Task
+from scaling.told_to_job import ToldToJob, tell_summary
 from scaling.verdict import judge
 from unitransformer.config import ParallelConfig, RunConfig, to_dict
 from unitransformer.failures import errno_of
-from unitransformer.records import Record, write_record
+from unitransformer.records import SWEEP_FILE, Record, write_record
 from unitransformer.sealed import seal
+from unitransformer.stop_signals import EXIT_CODE, StopAsked
 
 LIMITS = Limits(limit_s=60, memory_limit_bytes=2**30, recheck=0)
 CAPACITY = 24  # samples a device takes at once, in 32-true; twice that in bf16-true
@@ -325,6 +331,25 @@ def test_a_crashed_cell_tells_the_rank_and_no_place_of_the_machine(tmp_path: Pat
     assert str(tmp_path) not in str(outcome)
 
 
+def test_the_job_that_started_it_is_told_which_cell_runs_and_how_all_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "told"
+    monkeypatch.setenv(SWEEP_FILE, str(file))
+    seen = []
+
+    class Looking(Silent):
+        def begins(self, task: Task) -> None:
+            seen.append(json.loads(file.read_text()))
+
+    tasks = make_tasks(make_study())
+    one, _ = make_sweep(tmp_path / "s", tasks)
+    tell_summary(one.work(ToldToJob(Looking(), tmp_path / "s"), max_cells=1))
+    assert seen == [{"cell": str(tmp_path / "s" / CELLS / tasks[0].name)}]
+    told = json.loads(file.read_text())
+    assert (told["statuses"], told["own"], told["left"]) == ({"ok": 1}, {"ok": 1}, 9)
+
+
 def test_a_full_disk_stops_the_sweep_and_keeps_what_it_has(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -400,6 +425,32 @@ def test_a_failure_on_a_full_disk_is_no_outcome(
     with pytest.raises(OSError, match="No space left"):
         work(tmp_path / "s", tasks, straw=straw)
     assert make_sweep(tmp_path / "s", tasks)[0].look()[1] == {}
+
+
+@pytest.mark.parametrize("exit_code", [-signal.SIGTERM, EXIT_CODE, 1])
+def test_a_cell_that_a_signal_to_all_processes_ended_first_is_given_back(
+    exit_code: int, tmp_path: Path
+) -> None:
+    tasks = make_tasks(make_study())[:1]
+    late = threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGTERM))
+
+    def runner(task: Task) -> Any:
+        def run(*_: Any, log: Path, **limits: Any) -> Ended:
+            log.touch()
+            if exit_code == 1:  # of its ranks one alone was ended
+                record = make_crashed()
+                record["error"] |= {"type": "SIGTERM"}
+                assert task.config is not None
+                write_record(make_record_of(task.config, record), log.parent / "x-1.json")
+            late.start()
+            return Ended(exit_code=exit_code, elapsed_s=1.0)
+
+        return run
+
+    one, _ = make_sweep(tmp_path / "s", tasks)
+    with _stops_by_signals(), pytest.raises(StopAsked):
+        replace(one, runner=runner).work(Silent())
+    assert one.look()[1] == {}
 
 
 @pytest.mark.alone

@@ -60,6 +60,11 @@ def test_sizes_of_memory_are_read_as_people_write_them() -> None:
         ([], "nothing to sweep: name a study (crossover,"),
         (["--recipe", "gtp"], "recipe gtp is not known; did you mean gpt?"),
         (["qick"], "did you mean quick?"),
+        (["quick", "--retry-before", "2026-01-31"], "nothing is tried again; give --retry"),
+        (
+            ["quick", "--retry", "oom", "--retry-before", "noon"],
+            "retry-before is noon; give a date",
+        ),
         (["quick", "--recipe", "gpt", "--retry", "ooms"], "retry holds ooms; did you mean oom?"),
         (["quick", "--memory-limit", "much"], "memory-limit is much; give a size above 0, as 4GiB"),
         (["quick", "--time-limit", "0"], "time-limit is 0.0; it must be above 0"),
