@@ -290,6 +290,21 @@ def test_a_check_that_fits_is_told_as_refuted(tmp_path: Path) -> None:
     assert summary.statuses == {"ok": 1, "oom": 1}
 
 
+def test_tasks_of_an_array_try_each_cell_again_once(tmp_path: Path) -> None:
+    tasks = make_tasks(make_study())[:3]
+    broken = Straw({}, crashes=frozenset(task.name for task in tasks))
+    work(tmp_path / "s", tasks, straw=broken)
+    since = running.now()
+    tried = []
+    for _ in range(4):  # one after another, each for one cell; they fail again
+        told = {"retry": frozenset({"crashed"}), "retry_before": since}
+        straw = Straw({}, crashes=broken.crashes)
+        one, _ = make_sweep(tmp_path / "s", tasks, straw=straw, **told)
+        one.work(Silent(), max_cells=1)
+        tried += straw.runs
+    assert sorted(tried) == sorted(task.name for task in tasks)
+
+
 def test_a_damaged_outcome_is_measured_again(tmp_path: Path) -> None:
     tasks = make_tasks(make_study())
     work(tmp_path / "s", tasks)
