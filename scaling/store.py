@@ -31,7 +31,7 @@ from scaling.checks import (
     fits,
     look_up,
 )
-from scaling.found import Found, Kept
+from scaling.found import Found, Kept, open_kept
 from scaling.outcomes import Outcome, is_outcome, read_outcome
 from unitransformer.calibrating.store import read_ceiling
 from unitransformer.checkpoint_names import is_checkpoint_name
@@ -305,6 +305,11 @@ def load_store(
         certificates=tuple(certificates),
         cells=tuple(_cells(outcomes, runs)),
     )
+
+
+def find_ahead(path: Path) -> None:
+    """Keep what is to be found in a record: a report of thousands is then written at once."""
+    _read(path, path.name, kept=open_kept(), finds=True)
 
 
 def _cells(outcomes: Mapping[str, Outcome], runs: Sequence[Run]) -> Iterator[Cell]:

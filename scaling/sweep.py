@@ -22,6 +22,7 @@ from scaling.markdown import count
 from scaling.outcomes import Outcome, write_outcome
 from scaling.processes import Ended, Runner
 from scaling.running import Limits, now, run_cell, unrun
+from scaling.store import find_ahead
 from scaling.study import Study
 from scaling.tasks import Task
 from unitransformer.records import write_atomically
@@ -233,6 +234,8 @@ class Sweep:
             finished_at=now(),
         )
         write_outcome(outcome, place)
+        if outcome.record is not None:
+            find_ahead(place / outcome.record)
         return outcome
 
     def _cause(self, task: Task) -> tuple[str | None, bool]:

@@ -19,11 +19,13 @@ from filelock import FileLock
 from test_store import make_config, make_crashed, make_record
 
 from scaling import running, sweep
+from scaling.found import open_kept
 from scaling.order import in_order
 from scaling.outcomes import Outcome
 from scaling.processes import Ended
 from scaling.run_sweep import _stops_by_signals
 from scaling.running import Limits
+from scaling.store import load_store
 from scaling.study import Cell, Study, read_study
 from scaling.sweep import CELLS, CLAIMS, Summary, Sweep, open_folder
 from scaling.tasks import Task
@@ -303,6 +305,17 @@ def test_tasks_of_an_array_try_each_cell_again_once(tmp_path: Path) -> None:
         one.work(Silent(), max_cells=1)
         tried += straw.runs
     assert sorted(tried) == sorted(task.name for task in tasks)
+
+
+def test_what_a_report_asks_of_a_cell_is_found_when_it_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("UNITRANSFORMER_CACHE", str(tmp_path / "cache"))
+    work(tmp_path / "s", make_tasks(make_study()))
+    monkeypatch.setattr("scaling.store._find", lambda run: pytest.fail(f"{run.name} again"))
+    store = load_store([tmp_path / "s"], relative_to=tmp_path, kept=open_kept())
+    assert store.runs
+    assert all(run.readout == replace(run, found=None).readout for run in store.runs)
 
 
 def test_a_damaged_outcome_is_measured_again(tmp_path: Path) -> None:
