@@ -6,11 +6,13 @@ from collections.abc import Iterator
 from typing import Any, Protocol, cast
 
 import torch
+from lightning.pytorch.plugins.precision import FSDPPrecision
 from lightning.pytorch.strategies import FSDPStrategy
 from torch import nn
 from torch.distributed.checkpoint.state_dict import get_model_state_dict
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel, MixedPrecision
+from torch.distributed.fsdp.sharded_grad_scaler import ShardedGradScaler
 from torch.distributed.fsdp.wrap import ModuleWrapPolicy
 from torch.distributed.tensor import DTensor
 
@@ -69,6 +71,15 @@ class FSDP1Strategy(FSDPStrategy):
             param_init_fn=fill,
             **self.kwargs,
         )
+
+
+def float16_precision(device: str, first_scale: float) -> FSDPPrecision:
+    """Lightning's, whose own scaler is for CUDA and off elsewhere."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # that it is off
+        precision = FSDPPrecision("16-mixed")
+    precision.scaler = ShardedGradScaler(device, init_scale=first_scale)
+    return precision
 
 
 def plain_name(name: str) -> str:

@@ -67,12 +67,18 @@ def has_bf16() -> bool:
     return bool(torch.cuda.is_bf16_supported(including_emulation=False))
 
 
+def has_float16() -> bool:
+    """Whether the CPU multiplies float16 by itself (AVX512-FP16), as DeepSpeed asks torch too."""
+    return bool(torch.ops.mkldnn._is_mkldnn_fp16_supported())
+
+
 def check_precision(parallel: ParallelConfig, device: str) -> None:
-    """Raises ValueError for a precision that `device` would replace or emulate."""
-    if device == "cpu" and parallel.precision == "16-mixed":
+    """Raises ValueError for a precision that `device` would replace, emulate or refuse."""
+    is_zero_in_float16 = parallel.uses_deepspeed and parallel.precision == "16-mixed"
+    if device == "cpu" and is_zero_in_float16 and not has_float16():
         raise ValueError(
-            "precision 16-mixed is not for a CPU, where torch and DeepSpeed scale no losses; use "
-            "bf16-mixed or 32-true"
+            f"precision 16-mixed is not for strategy {parallel.strategy} on this CPU: DeepSpeed "
+            "wants one that multiplies float16 by itself; use bf16-mixed, or strategy ddp or fsdp1"
         )
     if device == "cuda" and parallel.precision.startswith("bf16") and not has_bf16():
         name = torch.cuda.get_device_name()

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from typing import Any, assert_never
 
 import torch
+from lightning.pytorch.plugins.precision import MixedPrecision, Precision
 from lightning.pytorch.strategies import (
     DDPStrategy,
     ModelParallelStrategy,
@@ -25,11 +26,12 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from unitransformer import zero
 from unitransformer.config import ParallelConfig, RunConfig
 from unitransformer.flops import count_parameters
-from unitransformer.fsdp1 import FSDP1Strategy, sharded_weights
+from unitransformer.fsdp1 import FSDP1Strategy, float16_precision, sharded_weights
 from unitransformer.objectives import Objective
 from unitransformer.transformer import Transformer, Values
 from unitransformer.zero import ZeroStrategy
 
+FIRST_SCALE_POWER = 12  # of the loss in float16; at torch's 16 BERT overflows and skips a step
 # A rank that dies is noticed by the launcher at once; this bounds only a stuck collective.
 COLLECTIVE_TIMEOUT = datetime.timedelta(minutes=10)
 
@@ -67,12 +69,32 @@ def build_strategy(config: RunConfig, device: str) -> Strategy:
                 batch_size=config.batch_size,
                 num_parameters=count_parameters(config.model),
                 offload=parallel.cpu_offload,
+                initial_scale_power=FIRST_SCALE_POWER,
                 **common,
             )
         case "auto":
             raise AssertionError("the strategy is decided in `choose_strategy`")
         case unknown:
             assert_never(unknown)
+
+
+def build_precision(parallel: ParallelConfig, device: str) -> Precision | None:
+    """What computes in float16 and scales the loss; None: what Lightning takes by name.
+
+    By name it would take bf16-mixed on a CPU, and for FSDP1 a scaler that is off without CUDA.
+    """
+    if parallel.precision != "16-mixed":
+        return None
+    match parallel.strategy:
+        case "single" | "ddp":
+            scaler = torch.amp.GradScaler(device, init_scale=2.0**FIRST_SCALE_POWER)
+            return MixedPrecision("16-mixed", device, scaler)
+        case "fsdp1":
+            return float16_precision(device, 2.0**FIRST_SCALE_POWER)
+        case "zero1" | "zero2" | "zero3":
+            return None  # DeepSpeed scales by itself, from the same on
+        case other:
+            raise AssertionError(f"the config refuses float16 for {other}")
 
 
 class FSDP2Strategy(ModelParallelStrategy):

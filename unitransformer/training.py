@@ -24,7 +24,13 @@ from unitransformer.flops import count_parameters
 from unitransformer.fsdp1 import plain_name
 from unitransformer.objectives import Batch, Objective, Score
 from unitransformer.stop_signals import Stopped
-from unitransformer.strategies import build_strategy, clip_gradients, gather_network, shard
+from unitransformer.strategies import (
+    build_precision,
+    build_strategy,
+    clip_gradients,
+    gather_network,
+    shard,
+)
 from unitransformer.transformer import Transformer, Values
 from unitransformer.weights import read_weights
 
@@ -256,12 +262,13 @@ def build_trainer(
     """
     quieten_lightning()
     parallel, optimizer = config.parallel, config.optimizer
+    precision = build_precision(parallel, device)
     trainer = pl.Trainer(
         accelerator=device,
         devices=parallel.devices,
         num_nodes=parallel.num_nodes,
         strategy=build_strategy(config, device),
-        precision=parallel.precision,
+        precision=parallel.precision if precision is None else None,
         max_steps=config.max_steps,
         accumulate_grad_batches=config.accumulate,
         gradient_clip_val=optimizer.clip_norm or None,
@@ -274,7 +281,7 @@ def build_trainer(
         ],
         log_every_n_steps=1,  # Lightning logs nothing here: `progress` does
         callbacks=list(callbacks),
-        plugins=[_cluster()],
+        plugins=[_cluster(), *([] if precision is None else [precision])],
         enable_checkpointing=False,
         enable_model_summary=False,
         enable_progress_bar=False,

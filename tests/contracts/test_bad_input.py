@@ -146,10 +146,6 @@ def refuse(call: Call) -> Refuse:
         ("--optimizer.learning-rate -1", "optimizer.learning_rate is -1.0; it must be at least 0"),
         ("--optimizer.beta2 1", "optimizer.beta2 is 1.0; it must be in [0, 1)"),
         # devices
-        (
-            "--precision 16-mixed",
-            "precision 16-mixed is not for a CPU, where torch and DeepSpeed scale no losses; use",
-        ),
         ("--strategy single --devices 2", "strategy is single with 2 devices; choose ddp, or one"),
         (
             "--strategy fsdp --devices 2 --precision 16-mixed",
@@ -197,6 +193,14 @@ def test_more_gpus_than_there_are_are_refused_with_their_number(
     monkeypatch.setattr(process, "count_gpus", lambda: found)
     said = refuse(f"{TEXT} --devices 8 --accelerator cuda --precision 32-true")
     assert said == f"devices is 8 and this machine has {found} GPUs; {cure}"
+
+
+def test_float16_is_refused_where_deepspeed_would(
+    refuse: Refuse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(process, "has_float16", lambda: False)
+    said = refuse(f"{TEXT} --devices 2 --strategy zero1 --precision 16-mixed")
+    assert said.startswith("precision 16-mixed is not for strategy zero1 on this CPU: DeepSpeed")
 
 
 # ---- a file of options

@@ -317,13 +317,13 @@ def test_what_is_refused_is_a_row_with_its_reason(study: Callable[..., dict[str,
     def refuse(config: RunConfig, log: Path) -> int:
         if config.parallel.precision == "32-true":
             return 0
-        log.write_text("a warning\nerror: precision 16-mixed is not for a CPU\n")
+        log.write_text("a warning\nerror: precision bf16-mixed: Tesla T4 has none\n")
         return 2
 
     options = ("--strategies", "ddp,fsdp", "--precisions", "32-true,16-mixed")
     content = study(refuse, *options, "--compile", "off", "--activation-checkpointing", "off")
     told = {(case["strategy"], case["verdict"]): case["reason"] for case in content["cases"]}
-    assert told["ddp", "refused"] == "precision 16-mixed is not for a CPU"
+    assert told["ddp", "refused"] == "precision bf16-mixed: Tesla T4 has none"
     assert "whose gradients no loss scaler sees" in told["fsdp", "refused"]
     assert {verdict for _, verdict in told} == {"equal", "refused"}
 

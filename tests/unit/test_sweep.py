@@ -340,7 +340,7 @@ def test_a_cell_that_another_process_holds_is_left_to_it(tmp_path: Path) -> None
 
 def test_what_a_recipe_refuses_is_told_and_not_run(tmp_path: Path) -> None:
     tasks = make_tasks(make_study())
-    tasks[0] = replace(tasks[0], config=None, refusal="precision 16-mixed is not for a CPU")
+    tasks[0] = replace(tasks[0], config=None, refusal="precision bf16-mixed: Tesla T4 has none")
     one, straw = make_sweep(tmp_path / "s", tasks)
     one.work(Silent())
     outcome = one.look()[1][tasks[0].name]

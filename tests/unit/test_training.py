@@ -18,6 +18,7 @@ from unitransformer.config import DataConfig, OptimizerConfig, ParallelConfig, R
 from unitransformer.readout import recorded_steady
 from unitransformer.records import load_record
 from unitransformer.run import Outcome, Places, RunFailed, run
+from unitransformer.strategies import FIRST_SCALE_POWER, build_precision
 from unitransformer.training import build_optimizer
 from unitransformer.transformer import Transformer
 
@@ -296,3 +297,12 @@ def test_training_flushes_denormal_floats(text: Path, tmp_path: Path) -> None:
     train(config_of(gpt.PRESET, text, max_steps=1), tmp_path)
     smallest = torch.tensor([1e-38]) * 1e-3
     assert float(smallest) == 0.0
+
+
+@pytest.mark.parametrize("strategy", ["single", "ddp", "fsdp1"])
+def test_float16_on_a_cpu_scales_the_loss(strategy: str) -> None:
+    parallel = ParallelConfig(strategy=strategy, precision="16-mixed")  # type: ignore[arg-type]
+    precision: Any = build_precision(parallel, "cpu")
+    assert precision.precision == "16-mixed"
+    assert precision.scaler.is_enabled()
+    assert float(precision.scaler.scale(torch.ones(()))) == 2**FIRST_SCALE_POWER
