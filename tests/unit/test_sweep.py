@@ -16,12 +16,13 @@ from filelock import FileLock
 from test_store import make_config, make_crashed, make_record
 
 from scaling import running, sweep
+from scaling.claims import CLAIMS
 from scaling.order import in_order
 from scaling.outcomes import Outcome
 from scaling.processes import Ended
 from scaling.running import Limits
 from scaling.study import Cell, Study, read_study
-from scaling.sweep import CELLS, CLAIMS, Summary, Sweep, open_folder
+from scaling.sweep import CELLS, Summary, Sweep, open_folder
 from scaling.tasks import Task
 from scaling.verdict import judge
 from unitransformer.config import ParallelConfig, RunConfig, to_dict
