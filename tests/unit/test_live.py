@@ -1,10 +1,12 @@
 """A sweep as it is shown: what has ended, what runs and where, and when it will end."""
 
 import datetime
+import fcntl
 import io
 import multiprocessing
 import re
 import socket
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -137,26 +139,17 @@ def test_a_look_tells_what_others_run_and_takes_no_cell_from_anybody(tmp_path: P
     assert not list((tmp_path / CLAIMS).glob("*.runs"))
 
 
-def look_all_the_time(folder: Path) -> None:
-    while True:
-        find_holders(folder)
-
-
-def test_who_looks_all_the_time_is_in_nobodys_way(tmp_path: Path) -> None:
-    (tmp_path / CLAIMS).mkdir()
-    (tmp_path / CLAIMS / "a-1.runs").write_text("{}")  # of one that was killed
-    watcher = multiprocessing.get_context("fork").Process(
-        target=look_all_the_time, args=(tmp_path,)
-    )
-    watcher.start()
-    try:
-        for _ in range(2000):
-            held = claim(tmp_path, "a-1")
-            assert held is not None
-            held.release()
-    finally:
-        watcher.kill()
-        watcher.join()
+def test_a_cell_that_somebody_looks_at_is_claimed_a_moment_later(tmp_path: Path) -> None:
+    note = tmp_path / CLAIMS / "a-1.runs"
+    note.parent.mkdir()
+    note.write_text("{}")  # of one that was killed
+    with note.open() as look:
+        fcntl.flock(look, fcntl.LOCK_SH)
+        threading.Timer(0.1, lambda: fcntl.flock(look, fcntl.LOCK_UN)).start()
+        held = claim(tmp_path, "a-1")
+    assert held is not None
+    assert find_holders(tmp_path).keys() == {"a-1"}
+    held.release()
 
 
 # ---------------------------------------------------------------------------------- shown
