@@ -29,7 +29,7 @@ class Limits:
 
     limit_s: float
     memory_limit_bytes: int | None = None  # None: the machine's
-    recheck: float = 0.1  # share of the cells settled by another's lack of memory that run anyway
+    recheck: float = 0.1  # share of the cells that another settles which run anyway, one at least
 
 
 def run_cell(task: Task, runner: Runner, folder: Path, limits: Limits) -> Outcome:
