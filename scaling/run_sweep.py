@@ -1,6 +1,7 @@
 """A sweep as it was asked for: planned, run and told; the exit code out."""
 
 import contextlib
+import functools
 import os
 import signal
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from scaling import largest_batch
+from scaling.claims import find_holders
 from scaling.estimate import calibrations_of, render_plan
 from scaling.live import Progress
 from scaling.order import in_order
@@ -88,7 +90,8 @@ def _run(options: SweepOptions, recipes: Recipes) -> int:
             retry=options.retry,
             retry_before=options.retry_before,
         )
-        with Progress(sweep.look, sys.stdout, axes=axes) as progress:
+        holders = functools.partial(find_holders, options.out)
+        with Progress(sweep.look, holders, sys.stdout, axes=axes) as progress:
             watch = ToldToJob(progress, options.out)
             summary = sweep.work(watch, max_cells=options.max_cells)
     tell_summary(summary)
@@ -112,7 +115,8 @@ def _watch(options: SweepOptions, agenda: Agenda, axes: list[str]) -> int:
         limits=options.limits,
         runner=lambda _: run_alone,
     )
-    with Progress(sweep.look, sys.stdout, axes=axes) as progress:
+    holders = functools.partial(find_holders, options.out)
+    with Progress(sweep.look, holders, sys.stdout, axes=axes) as progress:
         while progress.looks_again():
             time.sleep(LOOK_S)
     return 0

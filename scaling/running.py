@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from scaling import compile_cache
 from scaling.finished import CELLS
 from scaling.outcomes import Outcome
 from scaling.processes import Ended, Runner
@@ -19,9 +20,6 @@ from unitransformer.records import PROGRESS, Record, Status, load_record
 
 LOG = "log.txt"
 RUN_FOLDER = "UNITRANSFORMER_RUN_FOLDER"  # tells a recipe where its run goes
-# All cells of a sweep read and write one: entries are named by their content and appear whole, so a
-# cell that is killed leaves none half written.
-COMPILE_CACHE = "TORCHINDUCTOR_CACHE_DIR"
 LAST_LINES = 12
 STOP_S = 1.0  # that a signal sent to the cell may take to reach this process
 
@@ -32,7 +30,7 @@ class Limits:
 
     limit_s: float
     memory_limit_bytes: int | None = None  # None: the machine's
-    recheck: float = 0.1  # share of the cells settled by another's lack of memory that run anyway
+    recheck: float = 0.1  # share of the cells that another settles which run anyway, one at least
 
 
 def run_cell(task: Task, runner: Runner, folder: Path, limits: Limits) -> Outcome:
@@ -44,7 +42,11 @@ def run_cell(task: Task, runner: Runner, folder: Path, limits: Limits) -> Outcom
     place = (folder / CELLS / task.name).absolute()
     shutil.rmtree(place, ignore_errors=True)
     place.mkdir(parents=True)
-    cache = os.environ.get(COMPILE_CACHE, str(folder.absolute() / "compile-cache"))
+    variables = {RUN_FOLDER: str(place)}
+    shares_code = compile_cache.VARIABLE not in os.environ  # else it is the user's own affair
+    if shares_code:
+        compile_cache.lend(folder / compile_cache.FOLDER, place / compile_cache.FOLDER)
+        variables[compile_cache.VARIABLE] = str(place / compile_cache.FOLDER)
     started_at, start_s = now(), time.monotonic()
     killed_before = kernel_kills()
     try:
@@ -54,7 +56,7 @@ def run_cell(task: Task, runner: Runner, folder: Path, limits: Limits) -> Outcom
             log=place / LOG,
             limit_s=limits.limit_s,
             memory_limit_bytes=limits.memory_limit_bytes,
-            variables={RUN_FOLDER: str(place), COMPILE_CACHE: cache},
+            variables=variables,
         )
     except RuntimeError as error:  # the worker itself has ended; the next cell starts another
         ended = Ended(exit_code=1, elapsed_s=time.monotonic() - start_s)
@@ -67,6 +69,8 @@ def run_cell(task: Task, runner: Runner, folder: Path, limits: Limits) -> Outcom
     status = judge(ended, record, killed_by_kernel=kernel_kills() > killed_before)
     if status != "ok":
         check_disk(place, record)
+    elif shares_code:
+        compile_cache.take(place / compile_cache.FOLDER, folder / compile_cache.FOLDER)
     lines = () if status == "ok" else _last_lines(place / LOG, record, folder)
     _tidy(place)
     return _outcome(

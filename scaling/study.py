@@ -4,6 +4,7 @@ Values are words, as a command line has them: `8`, `bf16-mixed`, `off`. What the
 recipe to say.
 """
 
+import functools
 import hashlib
 import itertools
 import json
@@ -37,7 +38,7 @@ class Cell:
     recipe: Recipe
     options: Mapping[str, str]  # by name without dashes in front
 
-    @property
+    @functools.cached_property
     def id(self) -> str:
         """12 hexadecimal digits over recipe and options, whatever their order."""
         said = json.dumps([self.recipe, sorted(self.options.items())])

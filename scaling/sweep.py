@@ -14,8 +14,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
+from scaling.claims import Claim, claim
 from scaling.finished import CELLS, Causes, Finished, is_check
 from scaling.inference import find_cause, root_cause
 from scaling.markdown import count
@@ -29,7 +30,6 @@ from unitransformer.records import write_atomically
 from unitransformer.sealed import check_seals, read_json, seal
 
 STUDY = "study.json"
-CLAIMS = "claims"
 SCHEMA = 1
 
 
@@ -146,13 +146,13 @@ class Sweep:
         start_s = self.clock()
         own: list[Outcome] = []
         while (max_cells is None or len(own) < max_cells) and (claimed := self._claim()):
-            task, lock = claimed
+            task, held = claimed
             try:
                 watch.begins(task)
                 outcome = self._finish(task)
                 watch.ended(task, outcome)
             finally:
-                lock.release()
+                held.release()
             if outcome.started_at is not None:
                 own.append(outcome)
         tasks, done = self.look()
@@ -200,22 +200,15 @@ class Sweep:
     def _is_tried_again(self, outcome: Outcome) -> bool:
         return outcome.status in self.retry and (outcome.finished_at or "") < self._since
 
-    def _claim(self) -> tuple[Task, FileLock] | None:
+    def _claim(self) -> tuple[Task, Claim] | None:
         """The next task that is neither finished nor claimed, and the claim."""
         tasks, done = self.look()
-        places = self.folder / CLAIMS
-        places.mkdir(exist_ok=True)
         for task in tasks:
-            if task.name in done:
-                continue
-            lock = FileLock(places / f"{task.name}.lock")
-            try:
-                lock.acquire(blocking=False)
-            except Timeout:
+            if task.name in done or (claimed := claim(self.folder, task.name)) is None:
                 continue
             if task.name not in self._done([task]):  # nobody has finished it meanwhile
-                return task, lock
-            lock.release()
+                return task, claimed
+            claimed.release()
         return None
 
     def _finish(self, task: Task) -> Outcome:

@@ -72,7 +72,12 @@ def build_sweep_parser() -> jsonargparse.ArgumentParser:
     )
     add("--time-limit", type=float, default=CELL_LIMIT_S, help="seconds of a cell")
     add("--memory-limit", type=str | None, default=None, help="of a cell, as 4GiB (Linux)")
-    add("--recheck", type=float, default=0.1, help="share of inferred lacks of memory that is run")
+    add(
+        "--recheck",
+        type=float,
+        default=0.1,
+        help="share of inferred lacks of memory that is run, at least one a cause",
+    )
     add("--find-max-batch", type=int | None, default=None, help="search the largest, up to this")
     add("--max-cells", type=int | None, default=None, help="run so many and leave the rest")
     add("--watch", action="store_true", help="show what other processes do with it; run nothing")

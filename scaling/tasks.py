@@ -1,6 +1,7 @@
 """Tasks: the cells of a study, each repeat of it, and the run that it comes to on this machine."""
 
 import contextlib
+import functools
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ class Task:
     config: RunConfig | None  # None: the recipe refuses it
     refusal: str | None = None  # and why
 
-    @property
+    @functools.cached_property
     def name(self) -> str:
         """Of its folder."""
         return f"{self.cell.id}-{self.repeat}"

@@ -1,11 +1,15 @@
 """Sweeps of real processes: what they leave, whatever ends them."""
 
 import contextlib
+import functools
+import io
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -15,10 +19,15 @@ import pytest
 from torch import Tensor
 
 from scaling.__main__ import main
+from scaling.claims import find_holders
+from scaling.live import Progress
 from scaling.outcomes import FILE, load_outcome
-from scaling.processes import _Worker
+from scaling.processes import _Worker, start_worker
+from scaling.running import Limits
 from scaling.store import load_store
-from scaling.sweep import CELLS
+from scaling.study import Cell
+from scaling.sweep import CELLS, Sweep
+from scaling.tasks import Task, open_recipes
 from tests.distributed.forking import fork_command, start_forked
 from tests.distributed.launching import PICTURES, TEXT, TINY, environment
 from unitransformer.training import TrainingModule
@@ -142,3 +151,43 @@ def test_a_sweep_that_is_ended_leaves_no_process_and_no_half_cell(
         assert sweep.exitcode == (75 if number == signal.SIGTERM else 1)
         said = (tmp_path / "output.log").read_text()
         assert "before the end; what was under way is not written" in said
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def share_added(out: Path, tasks: Sequence[Task]) -> float:
+    """What a sweep takes beside its cells, over what those take, with its table on a terminal."""
+    out.mkdir()
+    terminal = Terminal()
+    with start_worker(out / "worker.log") as worker:
+        limits = Limits(limit_s=300)
+        sweep = Sweep(folder=out, agenda=lambda _: tasks, limits=limits, runner=lambda _: worker)
+        holders = functools.partial(find_holders, out)
+        with Progress(sweep.look, holders, terminal, axes=["batch-size"]) as progress:
+            summary = sweep.work(progress)
+    assert summary.statuses == {"ok": len(tasks)}
+    assert "running" in terminal.getvalue()
+    return summary.elapsed_s / summary.in_cells_s - 1
+
+
+@pytest.mark.alone
+def test_a_sweep_adds_at_most_two_percent_to_its_cells(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_Worker, "_start", start_forked)
+    monkeypatch.setenv("UNITRANSFORMER_CACHE", str(tmp_path / "cache"))
+    words = [*TINY, *TEXT, "--data", "synthetic", "--max-steps", "200"]
+    options = dict(zip((word.removeprefix("--") for word in words[::2]), words[1::2], strict=True))
+    with open_recipes() as recipes:
+        cells = [Cell(recipe="gpt", options={**options, "batch-size": n}) for n in "12"]
+        tasks = [recipes.task(cell, 1) for cell in cells]
+    shares = []
+    for attempt in range(4):  # something else may run for a moment
+        shares.append(share_added(tmp_path / str(attempt), tasks))
+        if shares[-1] <= 0.02:
+            break
+    print(json.dumps({"shares": shares}))
+    assert min(shares) <= 0.02

@@ -1,12 +1,8 @@
 """Sweeps of straw cells in processes of their own: killed at any moment, and several at once."""
 
-import json
 import multiprocessing
 import os
 import random
-import resource
-import subprocess
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -138,37 +134,3 @@ def test_several_processes_on_one_folder_do_no_cell_twice(straw: Mapping[str, An
     begun = straw["begun"].read_text().split()
     assert sorted(begun) == sorted(task.name for task in straw["tasks"])
     assert len(outcomes(straw["folder"])) == len(begun)
-
-
-@pytest.mark.alone
-def test_what_a_sweep_adds_is_small_beside_the_least_a_cell_does(straw: Mapping[str, Any]) -> None:
-    in_cells_s = []
-
-    class Watched(Forks):
-        def __call__(self, task: Task) -> Any:
-            run = super().__call__(task)
-
-            def watched(*arguments: Any, **options: Any) -> Ended:
-                before_s = time.process_time()
-                ended = run(*arguments, **options)
-                in_cells_s.append(time.process_time() - before_s)
-                return ended
-
-            return watched
-
-    sweep = Sweep(
-        folder=straw["folder"],
-        agenda=lambda _: straw["tasks"],
-        limits=Limits(limit_s=60),
-        runner=Watched(straw["stock"], straw["begun"]),
-    )
-    before_s = time.process_time()
-    sweep.work(Silent())
-    # Processor time, of both: whatever else the machine does is not in it.
-    own_s = (time.process_time() - before_s - sum(in_cells_s)) / len(straw["tasks"])
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    subprocess.run([sys.executable, "-c", "import unitransformer, torch, lightning"], check=True)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    least_s = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    print(json.dumps({"own_cpu_s": own_s, "least_of_a_cell_s": least_s}))
-    assert own_s < 0.02 * least_s

@@ -19,6 +19,7 @@ from filelock import FileLock
 from test_store import make_config, make_crashed, make_record
 
 from scaling import running, sweep
+from scaling.claims import CLAIMS
 from scaling.found import open_kept
 from scaling.order import in_order
 from scaling.outcomes import Outcome
@@ -27,7 +28,7 @@ from scaling.run_sweep import _stops_by_signals
 from scaling.running import Limits
 from scaling.store import load_store
 from scaling.study import Cell, Study, read_study
-from scaling.sweep import CELLS, CLAIMS, Summary, Sweep, open_folder
+from scaling.sweep import CELLS, Summary, Sweep, open_folder
 from scaling.tasks import Task
 from scaling.told_to_job import ToldToJob, tell_summary
 from scaling.verdict import judge
@@ -397,31 +398,6 @@ def test_a_full_disk_stops_the_sweep_and_keeps_what_it_has(
     summary, straw = work(tmp_path / "s", tasks)
     assert len(straw.runs) == 5  # of seven that run, two were kept
     assert summary.statuses["ok"] == 5
-
-
-def test_cells_share_one_compile_cache_unless_the_user_has_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
-    seen: list[Mapping[str, str]] = []
-
-    def runner(task: Task) -> Any:
-        def run(*_: Any, log: Path, variables: Mapping[str, str], **limits: Any) -> Ended:
-            seen.append(variables)
-            log.touch()
-            return Ended(exit_code=1, elapsed_s=1.0)
-
-        return run
-
-    one, _ = make_sweep(tmp_path / "s", make_tasks(make_study())[:2])
-    replace(one, runner=runner).work(Silent())
-    assert {each["TORCHINDUCTOR_CACHE_DIR"] for each in seen} == {
-        str(tmp_path / "s" / "compile-cache")
-    }
-    assert len({each["UNITRANSFORMER_RUN_FOLDER"] for each in seen}) == 2
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "/mine")
-    replace(one, runner=runner, retry=frozenset({"crashed"})).work(Silent())
-    assert {each["TORCHINDUCTOR_CACHE_DIR"] for each in seen[2:]} == {"/mine"}
 
 
 def test_a_run_that_met_a_full_disk_says_so_by_number_whatever_is_free_now(tmp_path: Path) -> None:

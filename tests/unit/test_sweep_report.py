@@ -1,6 +1,5 @@
 """Cells of a sweep in the report: every one a row, plots where there is something to plot."""
 
-import io
 import re
 from collections.abc import Sequence
 from dataclasses import replace
@@ -10,12 +9,11 @@ from typing import Any
 import pytest
 from test_efficiency import make_spread, strong
 from test_store import HOST, make_record
-from test_sweep import Straw, make_study, make_sweep, make_tasks, work
+from test_sweep import Straw, make_study, make_tasks, work
 
 from scaling.conditions import apart
 from scaling.efficiency import pool
 from scaling.joining import conditions_of, processors_of, without_threads
-from scaling.live import Progress
 from scaling.outcomes import Outcome
 from scaling.report import draw_plots, render_report
 from scaling.store import Cell, Run, Store, load_store
@@ -230,31 +228,6 @@ def test_a_record_that_is_gone_or_damaged_leaves_its_row(tmp_path: Path) -> None
     record.unlink()
     text = render(load_store([tmp_path], relative_to=tmp_path))
     assert text.count("its record is missing or damaged") == 1
-
-
-def test_progress_is_a_line_a_cell_where_there_is_no_terminal(tmp_path: Path) -> None:
-    told: Any = io.StringIO()
-    tasks = make_tasks(make_study())
-    one, _ = make_sweep(tmp_path / "s", tasks)
-    with Progress(one.look, told, axes=["precision", "batch-size"], clock=lambda: 0.0) as progress:
-        assert progress.left_s() is None
-        one.work(progress)
-        assert progress.left_s() == 0.0
-    lines = told.getvalue().splitlines()
-    assert len(lines) == 10
-    assert lines[0] == "1/10 gpt, precision bf16-true, batch-size 8: ok in 1.0 s"
-    assert re.search(r": oom-inferred: needs at least as much memory as \w{12}, which", lines[-1])
-
-
-def test_the_table_on_a_terminal_tells_what_runs_and_what_is_left(tmp_path: Path) -> None:
-    tasks = make_tasks(make_study())
-    one, _ = make_sweep(tmp_path / "s", tasks)
-    progress = Progress(one.look, io.StringIO(), axes=["batch-size"], clock=lambda: 0.0)
-    with progress:
-        progress.begins(tasks[0])
-        table = progress.table()
-    assert str(table.title) == "0 of 10 done (none), end not known yet"
-    assert list(table.columns[1].cells) == ["running"]
 
 
 def test_a_record_of_a_cell_that_is_under_way_is_no_run_of_its_own(tmp_path: Path) -> None:

@@ -1,0 +1,106 @@
+"""What cells have compiled: shared when it is whole, and nobody's when it is not."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_sweep import LIMITS, make_record_of, make_study, make_tasks
+
+from scaling import compile_cache
+from scaling.compile_cache import FOLDER, VARIABLE
+from scaling.processes import Ended
+from scaling.running import run_cell
+from scaling.tasks import Task
+from unitransformer.records import write_record
+
+CODE = "ab/kernel.so"
+
+
+def compile_in(task: Task, folder: Path, work: Callable[[Path], None], *, is_killed: bool) -> str:
+    """A cell that does `work` in its folder of compiled code; what it has found there before."""
+    found: list[str] = []
+
+    def run(*_: Any, log: Path, variables: Mapping[str, str], **limits: Any) -> Ended:
+        cache = Path(variables[VARIABLE])
+        found.append((cache / CODE).read_text() if (cache / CODE).exists() else "")
+        (cache / CODE).parent.mkdir(exist_ok=True)
+        work(cache)
+        log.touch()
+        if is_killed:
+            return Ended(exit_code=None, elapsed_s=1.0, ending="timeout")
+        assert task.config is not None
+        write_record(make_record_of(task.config), log.parent / "x-1.json")
+        return Ended(exit_code=0, elapsed_s=1.0)
+
+    outcome = run_cell(task, run, folder, LIMITS)
+    assert outcome.status == ("timeout" if is_killed else "ok")
+    return found[0]
+
+
+@pytest.fixture(autouse=True)
+def _no_cache_of_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(VARIABLE, raising=False)
+
+
+def test_of_two_that_compile_at_once_a_killed_one_leaves_nothing_to_the_third(
+    tmp_path: Path,
+) -> None:
+    killed, ended, third = make_tasks(make_study())[:3]
+
+    def write_half(cache: Path) -> None:
+        (cache / CODE).write_text("hal")
+        # The other begins while this one writes, and ends well.
+        assert compile_in(ended, tmp_path, write_whole, is_killed=False) == ""
+
+    def write_whole(cache: Path) -> None:
+        assert not (cache / CODE).exists()
+        (cache / CODE).write_text("whole")
+        (cache / "ab" / ".1.tmp").touch()
+        (cache / "kernel.lock").touch()
+
+    assert compile_in(killed, tmp_path, write_half, is_killed=True) == ""
+    assert compile_in(third, tmp_path, lambda cache: None, is_killed=False) == "whole"
+    shared = [path for path in (tmp_path / FOLDER).rglob("*") if path.is_file()]
+    assert [path.relative_to(tmp_path / FOLDER) for path in shared] == [Path(CODE)]
+    assert not list(tmp_path.glob(f"cells/*/{FOLDER}"))
+
+
+def test_a_killed_compiler_alone_leaves_nothing(tmp_path: Path) -> None:
+    first, second = make_tasks(make_study())[:2]
+
+    def write_half(cache: Path) -> None:
+        (cache / CODE).write_text("hal")
+
+    compile_in(first, tmp_path, write_half, is_killed=True)
+    assert compile_in(second, tmp_path, lambda cache: None, is_killed=False) == ""
+
+
+def test_where_a_disk_has_no_links_code_is_copied_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise PermissionError("Operation not permitted")
+
+    monkeypatch.setattr("os.link", refuse)
+    (tmp_path / "own" / "ab").mkdir(parents=True)
+    (tmp_path / "own" / CODE).write_text("whole")
+    compile_cache.take(tmp_path / "own", tmp_path / "shared")
+    compile_cache.lend(tmp_path / "shared", tmp_path / "next")
+    assert (tmp_path / "next" / CODE).read_text() == "whole"
+    assert [path.name for path in (tmp_path / "shared" / "ab").iterdir()] == ["kernel.so"]
+
+
+def test_a_user_who_has_a_cache_keeps_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(VARIABLE, "/mine")
+    seen: list[Mapping[str, str]] = []
+
+    def run(*_: Any, log: Path, variables: Mapping[str, str], **limits: Any) -> Ended:
+        seen.append(variables)
+        log.touch()
+        return Ended(exit_code=1, elapsed_s=1.0)
+
+    run_cell(make_tasks(make_study())[0], run, tmp_path, replace(LIMITS, limit_s=5))
+    assert VARIABLE not in seen[0]
+    assert not (tmp_path / FOLDER).exists()

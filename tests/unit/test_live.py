@@ -1,0 +1,196 @@
+"""A sweep as it is shown: what has ended, what runs and where, and when it will end."""
+
+import datetime
+import fcntl
+import io
+import multiprocessing
+import re
+import socket
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from test_sweep import make_study, make_sweep, make_tasks
+
+from scaling.claims import CLAIMS, Holder, claim, find_holders
+from scaling.live import Progress
+from scaling.outcomes import Outcome
+from scaling.tasks import Task
+
+START_S = 1_000_000.0  # clock time
+AXES = ("precision", "batch-size")
+
+
+def nobody() -> Mapping[str, Holder]:
+    return {}
+
+
+def make_even(count: int) -> list[Task]:
+    """Cells that cost the same."""
+    tasks = make_tasks(make_study(axes={"precision": "32-true"}, repeats=str(count)))
+    assert len(tasks) == count
+    return tasks
+
+
+def end(task: Task, *, elapsed_s: float, at_s: float) -> Outcome:
+    """It has ended, `at_s` after the start."""
+    at = datetime.datetime.fromtimestamp(START_S + at_s, datetime.UTC).isoformat()
+    return Outcome(
+        cell=task.cell.id,
+        repeat=task.repeat,
+        recipe="gpt",
+        options=task.cell.options,
+        command="",
+        status="ok",
+        elapsed_s=elapsed_s,
+        started_at=at,
+        finished_at=at,
+    )
+
+
+def left_s(
+    tasks: Sequence[Task],
+    outcomes: Sequence[Outcome],
+    *,
+    now_s: float,
+    running_s: Mapping[str, float] | None = None,
+) -> float | None:
+    """What is told `now_s` after the start, of cells that began so many seconds after it."""
+    now = [START_S]
+    holders = {
+        name: Holder(host="other", process=1, since_s=START_S + since_s)
+        for name, since_s in (running_s or {}).items()
+    }
+    done = {outcome.name: outcome for outcome in outcomes}
+    progress = Progress(
+        lambda: (tasks, done), lambda: holders, io.StringIO(), axes=AXES, clock=lambda: now[0]
+    )
+    now[0] += now_s
+    progress.looks_again()
+    return progress.left_s()
+
+
+def test_one_cell_after_the_other_takes_as_long_each() -> None:
+    tasks = make_even(6)
+    ended = [end(task, elapsed_s=10, at_s=10 * n) for n, task in enumerate(tasks[:2], 1)]
+    assert left_s(tasks, ended, now_s=20) == 40
+    assert left_s(tasks, ended[:0], now_s=20) is None
+    assert left_s(tasks[:2], ended, now_s=20) == 0
+
+
+def test_what_others_have_ended_meanwhile_makes_it_faster() -> None:
+    tasks = make_even(6)
+    ended = [end(task, elapsed_s=10, at_s=10) for task in tasks[:2]]  # two at once
+    assert left_s(tasks, ended, now_s=10) == 20
+
+
+def test_what_ended_before_this_began_tells_nothing_of_the_pace() -> None:
+    tasks = make_even(8)
+    before = [end(task, elapsed_s=10, at_s=-10) for task in tasks[:4]]
+    assert left_s(tasks, before, now_s=10) is None
+    own = [end(tasks[4], elapsed_s=10, at_s=10)]
+    assert left_s(tasks, [*before, *own], now_s=10) == 30
+    # Of a cell that others had begun long before, what was done since counts.
+    others = [end(tasks[5], elapsed_s=1000, at_s=5)]
+    assert left_s([*tasks[4:6]], [*own, *others], now_s=10) == 0
+
+
+def test_what_runs_elsewhere_counts_for_the_pace_and_is_partly_done() -> None:
+    tasks = make_even(6)
+    ended = [end(tasks[0], elapsed_s=10, at_s=10)]
+    # Two at once: one has ended after 10 s, one runs since 0 s; three and no more of that are left.
+    assert left_s(tasks[:5], ended, now_s=10, running_s={tasks[1].name: 0}) == 15
+
+
+# ---------------------------------------------------------------------------------- claims
+
+
+def hold(folder: Path, name: str, told: Connection) -> None:
+    held = claim(folder, name)
+    told.send(held is not None)
+    time.sleep(60)
+
+
+def test_a_look_tells_what_others_run_and_takes_no_cell_from_anybody(tmp_path: Path) -> None:
+    told, tells = multiprocessing.Pipe()
+    context = multiprocessing.get_context("fork")
+    other = context.Process(target=hold, args=(tmp_path, "a-1", tells))
+    other.start()
+    try:
+        assert told.recv()
+        holders = find_holders(tmp_path)
+        assert holders.keys() == {"a-1"}
+        assert (holders["a-1"].host, holders["a-1"].process) == (socket.gethostname(), other.pid)
+        assert 0 <= time.time() - holders["a-1"].since_s < 60
+        assert claim(tmp_path, "a-1") is None
+    finally:
+        other.kill()
+        other.join()
+    # It left its note, which nobody holds any more.
+    assert list((tmp_path / CLAIMS).glob("*.runs"))
+    assert find_holders(tmp_path) == {}
+    held = claim(tmp_path, "a-1")
+    assert held is not None
+    held.release()
+    assert not list((tmp_path / CLAIMS).glob("*.runs"))
+
+
+def test_a_cell_that_somebody_looks_at_is_claimed_a_moment_later(tmp_path: Path) -> None:
+    note = tmp_path / CLAIMS / "a-1.runs"
+    note.parent.mkdir()
+    note.write_text("{}")  # of one that was killed
+    with note.open() as look:
+        fcntl.flock(look, fcntl.LOCK_SH)
+        threading.Timer(0.1, lambda: fcntl.flock(look, fcntl.LOCK_UN)).start()
+        held = claim(tmp_path, "a-1")
+    assert held is not None
+    assert find_holders(tmp_path).keys() == {"a-1"}
+    held.release()
+
+
+# ---------------------------------------------------------------------------------- shown
+
+
+def test_progress_is_a_line_a_cell_where_there_is_no_terminal(tmp_path: Path) -> None:
+    told: Any = io.StringIO()
+    one, _ = make_sweep(tmp_path / "s", make_tasks(make_study()))
+    with Progress(one.look, nobody, told, axes=AXES) as progress:
+        assert progress.left_s() is None
+        one.work(progress)
+        assert progress.left_s() == 0.0
+    lines = told.getvalue().splitlines()
+    assert len(lines) == 10
+    assert lines[0] == "1/10 gpt, precision bf16-true, batch-size 8: ok in 1.0 s"
+    assert re.search(r": oom-inferred: needs at least as much memory as \w{12}, which", lines[-1])
+
+
+def test_the_table_on_a_terminal_tells_what_runs_here_and_elsewhere(tmp_path: Path) -> None:
+    tasks = make_even(3)
+    one, _ = make_sweep(tmp_path / "s", tasks)
+    holders = {
+        task.name: Holder(host="node3", process=1, since_s=START_S - 5) for task in tasks[:2]
+    }
+    progress = Progress(one.look, lambda: holders, io.StringIO(), axes=AXES, clock=lambda: START_S)
+    with progress:
+        progress.begins(tasks[0])
+        table = progress.table()
+    assert str(table.title) == "0 of 3 done (none), end not known yet"
+    assert list(table.columns[1].cells) == ["running", "running"]
+    assert list(table.columns[2].cells) == ["5 s", "5 s"]
+    assert list(table.columns[3].cells) == ["here", "on node3"]
+
+
+def test_who_watches_without_a_terminal_is_told_once_what_runs() -> None:
+    tasks, told = make_even(2), io.StringIO()
+    holders = {tasks[1].name: Holder(host="node3", process=1, since_s=START_S)}
+    progress = Progress(lambda: (tasks, {}), lambda: holders, told, axes=AXES)
+    assert progress.looks_again()
+    assert progress.looks_again()
+    assert told.getvalue() == "gpt, precision 32-true: runs on node3\n"
+    holders[tasks[1].name] = replace(holders[tasks[1].name], since_s=START_S + 9)  # begun again
+    progress.looks_again()
+    assert told.getvalue().count("runs on node3") == 2
