@@ -21,7 +21,9 @@ from scaling.efficiency import batch_of, find_curves
 from scaling.markdown import count
 from scaling.rows import NAMES, Entry, Row, entries
 from scaling.store import Run, Store
-from unitransformer.config import Recipe, Strategy, to_dict
+from unitransformer.config import Recipe, RunConfig, Strategy, to_dict
+from unitransformer.flops import count_parameters
+from unitransformer.summary import human_count
 
 MOST_POINTS = 200  # of a loss curve: a page of ten thousand rows has to open
 DIGITS = 5  # of a loss
@@ -99,15 +101,14 @@ def _left_out(store: Store) -> str:
 
 def _table(found: Sequence[Entry]) -> dict[str, Any]:
     """Values without their names: those stand in front once."""
-    rows = [entry.row for entry in found]
     return {
         "names": ["model", "rest", *NAMES],
         "rows": [
-            [_model(entry.row), _rest(entry), *(getattr(entry.row, name) for name in NAMES)]
+            [_model(entry), _rest(entry), *(getattr(entry.row, name) for name in NAMES)]
             for entry in found
         ],
         "strategies": get_args(Strategy),
-        "units": _units(rows),
+        "units": _units(found),
         "curves": _curves_of(found),
     }
 
@@ -125,7 +126,7 @@ def _curves_of(found: Sequence[Entry]) -> list[dict[str, Any]]:
     runs = [entry.run for entry in found if entry.run is not None]
     return [
         {
-            "model": _model(found[rows[curve.points[-1].middle.name]].row),
+            "model": _model(found[rows[curve.points[-1].middle.name]]),
             "strategy": curve.strategy,
             "name": f"batch {batch_of(curve)}",
             "points": [
@@ -139,12 +140,15 @@ def _curves_of(found: Sequence[Entry]) -> list[dict[str, Any]]:
     ]
 
 
-def _model(row: Row) -> str:
-    return " ".join(filter(None, (TITLES[row.recipe], row.size)))
+def _model(entry: Entry) -> str:
+    """Recipe and size; how many parameters it has tells of a size that was changed."""
+    row, config = entry.row, _config_of(entry)
+    size = [] if config is None else [f"({human_count(count_parameters(config.model))})"]
+    return " ".join(filter(None, (TITLES[row.recipe], row.size, *size)))
 
 
-def _units(rows: Sequence[Row]) -> dict[str, str]:
-    return {_model(row): row.unit for row in rows}
+def _units(found: Sequence[Entry]) -> dict[str, str]:
+    return {_model(entry): entry.row.unit for entry in found}
 
 
 # ---------------------------------------------------------------------------------- details
@@ -174,8 +178,12 @@ def _details(found: Sequence[Entry]) -> dict[str, Any]:
 
 def _config(entry: Entry) -> dict[str, Any]:
     """Every field by its dotted name; empty: the recipe refused the options."""
-    config = entry.run.config if entry.run else entry.outcome.config if entry.outcome else None
+    config = _config_of(entry)
     return {} if config is None else _flat(to_dict(config))
+
+
+def _config_of(entry: Entry) -> RunConfig | None:
+    return entry.run.config if entry.run else entry.outcome.config if entry.outcome else None
 
 
 def _flat(values: Mapping[str, Any], before: str = "") -> dict[str, Any]:

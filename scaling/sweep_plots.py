@@ -191,7 +191,8 @@ def _panel(config: RunConfig, differing: Collection[str]) -> str:
         if field not in ("size", "parallel.precision", "parallel.num_nodes")
         and (field in differing or (field in OFTEN_PLAIN and own[field] not in PLAIN))
     ]
-    return ", ".join([own["parallel.precision"], *told, own["size"].replace(" parameters", "")])
+    size = own["size"] if "size" in differing else own["size"].partition(" (")[0]
+    return ", ".join([own["parallel.precision"], *told, size])
 
 
 def _panels(marks: Iterable[tuple[str, str, int, Estimate | None]]) -> Panels:
