@@ -10,6 +10,8 @@ from scaling.sweep import STUDY
 
 LONGEST_MESSAGE = 300  # letters of an error in a table; the record has all of them
 
+OF_A_SWEEP = (STUDY, "largest-batches.json")  # what a sweep writes beside its cells
+
 
 def failures(store: Store) -> list[str]:
     failed = [run for run in store.single_runs if not run.is_ok]
@@ -60,7 +62,9 @@ def left_out(store: Store) -> list[str]:
         for file in store.left_out
         if file.kind != "foreign"
     ]
-    foreign = [file for file in store.left_out if file.kind == "foreign" and not _is_study(file)]
+    foreign = [
+        file for file in store.left_out if file.kind == "foreign" and not _is_of_a_sweep(file)
+    ]
     blocks = [table(("file", "kind", "reason"), rows)] if rows else []
     if foreign:
         lines = "\n".join(f"- {escaped(file.name)}: {escaped(file.reason)}" for file in foreign)
@@ -69,5 +73,5 @@ def left_out(store: Store) -> list[str]:
     return ["## Files left out", *blocks] if blocks else []
 
 
-def _is_study(file: LeftOut) -> bool:
-    return PurePosixPath(file.name).name == STUDY
+def _is_of_a_sweep(file: LeftOut) -> bool:
+    return PurePosixPath(file.name).name in OF_A_SWEEP

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import get_args
 
 from scaling import cells
+from scaling.batch_limits import limit_blocks
 from scaling.certificates import Certificate
 from scaling.conditions import apart, without_places
 from scaling.efficiency import Curve, Scaling, find_curves
@@ -51,6 +52,7 @@ def sweep_blocks(
         *filter(None, [apart([without_threads(run.record) for run in _ok(own)])]),
         draw(_columns(ordered, axes, certificates)),
         *filter(None, [_without_mfu(_ok(own))]),
+        *limit_blocks(ordered, axes),
         *(f"![{title}]({link_})" for title, link_ in plots),
         *filter(None, [not_drawn(own) if plots else ""]),
         _commands(ordered, axes),

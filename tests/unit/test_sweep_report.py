@@ -40,7 +40,8 @@ def test_every_cell_is_a_row_with_its_status_and_command(tmp_path: Path) -> None
     store = swept(tmp_path)
     text = render(store)
     (section,) = re.findall(r"### Sweep night\n(.*?)(?=\n##|\Z)", text, flags=re.DOTALL)
-    rows = [line.split("|")[1:4] for line in section.splitlines() if line.startswith("| ")][1:]
+    table = section.split("**Largest batch")[0].splitlines()
+    rows = [line.split("|")[1:4] for line in table if line.startswith("| ")][1:]
     assert [tuple(map(str.strip, row)) for row in rows] == [
         ("32-true", "8", "ok"),
         ("32-true", "16", "ok"),
@@ -94,6 +95,18 @@ def test_the_table_tells_the_efficiency_of_each_row_against_its_baseline() -> No
     heads, rows = table_of(cells_of(split))
     column = heads.index("strong efficiency (same cores: 1/n loses nothing)")
     assert rows[1][column].startswith("50.0%")
+
+
+def test_where_memory_ran_out_the_largest_batch_that_ran_has_a_row(tmp_path: Path) -> None:
+    cells = swept(tmp_path).cells
+    blocks = sweep_blocks("night", cells, [], [])
+    (table,) = [block for block in blocks if re.match(r"\|.* does not fit", block)]
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()[2:]]
+    told = [(precision, fits.split(",")[0], not_) for precision, fits, not_ in rows]
+    assert told == [("32-true", "16", "32, oom"), ("bf16-true", "32", "64, oom")]
+    assert not any(
+        "does not fit" in b for b in sweep_blocks("s", cells_of([strong(0.1, 1)]), [], [])
+    )
 
 
 def test_runs_of_a_sweep_are_not_told_a_second_time(tmp_path: Path) -> None:
