@@ -84,7 +84,11 @@ def _columns(
 ) -> Columns:
     """Every cell a row; columns that are empty in all rows are left out."""
     curves = find_curves(_ok(own))
-    rows = [_figures(cell, certificates) | _efficiency(cell.run, curves) for cell in own]
+    efficient = _efficiencies(curves)
+    rows = [
+        _figures(cell, certificates) | efficient.get("" if cell.run is None else cell.run.name, {})
+        for cell in own
+    ]
     places = [_place(cell, axes) for cell in own]
     return {
         **{axis: [place[index] for place in places] for index, axis in enumerate(axes)},
@@ -107,18 +111,21 @@ def _heads(curves: Sequence[Curve]) -> list[str]:
 
 
 def _efficiency_head(scaling: Scaling, curves: Sequence[Curve]) -> str:
-    is_split = any(curve.threads is not None for curve in curves if curve.scaling == scaling)
+    is_split = any(curve.threads for curve in curves if curve.scaling == scaling)
     return f"{scaling} efficiency{SAME_CORES * is_split}"
 
 
-def _efficiency(run: Run | None, curves: Sequence[Curve]) -> dict[str, str]:
-    told: dict[str, str] = {}
+def _efficiencies(curves: Sequence[Curve]) -> dict[str, dict[str, str]]:
+    """Cells by head, by the name of the run."""
+    told: dict[str, dict[str, str]] = {}
+    heads = {scaling: _efficiency_head(scaling, curves) for scaling in get_args(Scaling)}
     for curve in curves:
+        head = heads[curve.scaling]
         for point in curve.points:
-            if run in point.runs:
-                is_first = point is curve.baseline
-                own = "baseline" if is_first else figure(curve.efficiency(point), "{:.1%}")
-                told[_efficiency_head(curve.scaling, curves)] = own
+            is_first = point is curve.baseline
+            own = "baseline" if is_first else figure(curve.efficiency(point), "{:.1%}")
+            for run in point.runs:
+                told.setdefault(run.name, {})[head] = own
     return told
 
 
