@@ -333,6 +333,8 @@ def test_fewer_threads_for_more_ranks_of_a_cpu_are_the_split_of_its_cores() -> N
     assert "**Strong scaling on the same cores.** More devices are no more hardware here" in text(
         on_threads({1: 2, 2: 1})
     )
+    laws = tables(on_threads({1: 4, 2: 2, 4: 1}))[1]
+    assert all("the same cores: most of it is their split" in law["remark"] for law in laws)
     for other in (on_threads({1: 1, 2: 2}), on_threads({1: 2, 2: 1}, device="H200")):
         assert "processors and devices differ: cpu Example 9000" in text(other)
     moved = [*on_threads({1: 2}), *on_threads({2: 1}, cpu="Other")]
