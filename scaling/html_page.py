@@ -19,6 +19,7 @@ from scaling.cells import TITLES
 from scaling.conditions import without_places
 from scaling.efficiency import batch_of, find_curves
 from scaling.markdown import count
+from scaling.row_notes import field_in_words, telling
 from scaling.rows import NAMES, Entry, Row, entries
 from scaling.store import Run, Store
 from unitransformer.config import Recipe, RunConfig, Strategy, to_dict
@@ -31,6 +32,10 @@ LOG_LINES = 12
 LONGEST_LINE = 300  # letters of a line of a log; the record has all of them
 SCRIPTS = (  # in this order, as one
     *("rows.js", "table.js", "plots.js", "efficiency.js", "detail.js", "page.js"),
+)
+TOLD = (  # by columns of a row
+    *("size", "batch_size", "parallel.strategy", "parallel.precision", "parallel.compile"),
+    *("parallel.devices", "parallel.num_nodes", "parallel.accelerator"),
 )
 OF_AN_AXIS = ("batch_size", "parallel.devices")  # what stands on the x axis of a plot
 
@@ -101,11 +106,12 @@ def _left_out(store: Store) -> str:
 
 def _table(found: Sequence[Entry]) -> dict[str, Any]:
     """Values without their names: those stand in front once."""
+    also = _also(found)
     return {
-        "names": ["model", "rest", *NAMES],
+        "names": ["model", "rest", "also", *NAMES],
         "rows": [
-            [_model(entry), _rest(entry), *(getattr(entry.row, name) for name in NAMES)]
-            for entry in found
+            [_model(entry), _rest(entry), told, *(getattr(entry.row, name) for name in NAMES)]
+            for entry, told in zip(found, also, strict=True)
         ],
         "strategies": get_args(Strategy),
         "units": _units(found),
@@ -118,6 +124,24 @@ def _rest(entry: Entry) -> str | None:
     config = _config(entry)
     told = sorted((name, repr(value)) for name, value in config.items() if name not in OF_AN_AXIS)
     return hashlib.sha256(repr(told).encode()).hexdigest()[:8] if told else None
+
+
+def _also(found: Sequence[Entry]) -> list[str | None]:
+    """What else tells a row from others of its model, in words: nothing else on a plot does."""
+    places: dict[str, list[int]] = {}
+    for place, entry in enumerate(found):
+        if _config_of(entry) is not None:
+            places.setdefault(_model(entry), []).append(place)
+    told: list[str | None] = [None] * len(found)
+    for own in places.values():
+        configs = [config for place in own if (config := _config_of(found[place])) is not None]
+        columns = telling(configs, TOLD)
+        for index, place in enumerate(own):
+            words = [
+                f"{field_in_words(field)} {values[index]}" for field, values in columns.items()
+            ]
+            told[place] = ", ".join(words) or None
+    return told
 
 
 def _curves_of(found: Sequence[Entry]) -> list[dict[str, Any]]:

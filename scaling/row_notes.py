@@ -79,6 +79,11 @@ def telling(configs: Sequence[RunConfig], aside: Collection[str]) -> Columns:
     return columns
 
 
+def field_in_words(field: str) -> str:
+    """`SETTINGS` by their names; of others the last part."""
+    return SETTINGS.get(field, field.rpartition(".")[2].replace("_", " "))
+
+
 def shared(configs: Sequence[RunConfig], aside: Collection[str]) -> str:
     """A sentence on the settings that are the same in all rows, if there are any."""
     told = []

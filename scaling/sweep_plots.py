@@ -8,7 +8,7 @@ from scaling import cells
 from scaling.efficiency import OF_A_CURVE, Curve, Estimate, Point, batch_of, find_curves, pool
 from scaling.joining import processors_of
 from scaling.markdown import count, is_small
-from scaling.row_notes import PLAIN, SETTINGS, settings_of, telling
+from scaling.row_notes import PLAIN, SETTINGS, field_in_words, settings_of, telling
 from scaling.store import Cell
 from unitransformer.config import RunConfig
 
@@ -173,7 +173,7 @@ def _labels(
     kinds = list(dict.fromkeys(processors_of(point.runs[0].record) for point in points))
     for index, (point, name) in enumerate(zip(points, names, strict=True)):
         line = [
-            f"{field.rpartition('.')[2].replace('_', ' ')} {values[index]}"
+            f"{field_in_words(field)} {values[index]}"
             for field, values in columns.items()
             if field not in SETTINGS
         ]

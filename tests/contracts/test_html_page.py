@@ -243,6 +243,9 @@ def test_lines_join_what_differs_in_the_axis_alone_and_efficiency_has_its_own(
     browser.open(path, "model=GPT+tiny+%286.1+K%29")
     browser.until("document.querySelectorAll('#rate-by-devices svg .point').length === 24")
     assert len(browser.texts("#rate-by-devices svg .scatterlayer .trace")) == 8
+    said = browser.ask("document.querySelector('#rate-by-devices').data.map((one) => one.text)")
+    ends = {text for texts in said for text in texts if text}
+    assert {" batch 8, sequence length 4", " batch 8, sequence length none"} <= ends
     # Two strategies and lengths: batches of 2 and 8 a device, and 8 in all on 1 and 4 devices; two
     # more lines along which nothing is lost.
     assert len(browser.texts("#efficiency-by-devices svg .scatterlayer .trace")) == 14
