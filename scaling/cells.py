@@ -6,6 +6,7 @@ from scaling.markdown import escaped, gib, link
 from scaling.store import Run
 from unitransformer.config import Recipe, RunConfig
 from unitransformer.flops import count_flops
+from unitransformer.passport import Row
 from unitransformer.tasks import UNIT, metric_in_words, rate_in_words, si
 
 TITLES: dict[Recipe, str] = {"bert": "BERT", "gpt": "GPT", "vit": "ViT"}
@@ -83,14 +84,31 @@ def too_short(run: Run) -> str:
 
 
 def utilisation(run: Run) -> str:
-    """MFU of the convention of the overview, and the share of this machine's own ceiling."""
-    row = next(row for row in run.passport if row.convention == CONVENTION)
-    mfu = f"blank: {escaped(str(row.reason))}"
-    if row.utilisation is not None:
-        mfu = f"{row.utilisation:.1%}"
-    if row.share_of_ceiling is None:
-        return mfu
-    return f"{mfu}; {row.share_of_ceiling:.1%} of the measured ceiling"
+    """MFU of the convention of the overview."""
+    row = passport_row(run)
+    if row.utilisation is None:
+        return f"blank: {escaped(str(row.reason))}"
+    return f"{row.utilisation:.1%}"
+
+
+def share_of_ceiling(run: Run) -> str:
+    """What this machine itself reached in this job is its denominator."""
+    row = passport_row(run)
+    if row.share_of_ceiling is not None:
+        return f"{row.share_of_ceiling:.1%}"
+    return too_short(run) if run.readout is None else "blank: no ceiling was measured in its dtype"
+
+
+def passport_row(run: Run) -> Row:
+    """Of the convention of the overview."""
+    return next(row for row in run.passport if row.convention == CONVENTION)
+
+
+def size(run: Run) -> str:
+    """Its name, and whether single fields of the shape were changed."""
+    words = str(run.record["command"]).split()
+    changed = [word for word in words if word.startswith("--model.")]
+    return f"{escaped(run.config.size)}{', its shape changed' * bool(changed)}"
 
 
 def flags(run: Run) -> str:

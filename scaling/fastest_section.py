@@ -9,11 +9,11 @@ from scaling.parity_section import describe_proof, doubts
 from scaling.row_notes import (
     differing,
     draw,
-    figure,
     flags_of,
     if_told,
     in_words,
     lines_of,
+    ratio_figure,
     rows_in_words,
     shared,
     speed,
@@ -107,7 +107,7 @@ def _lead(comparison: Comparison) -> str:
     slower = next((way for way in comparison.ranked[1:] if way.is_slower), None)
     if slower is None or slower.against_fastest is None:
         return ""
-    return f"{figure(slower.against_fastest.inverse(), '{:.2f}')} x {slower.name}"
+    return f"{ratio_figure(slower.against_fastest.inverse(), 2)} x {slower.name}"
 
 
 def _standing(name: str, comparison: Comparison) -> str:
@@ -119,7 +119,7 @@ def _standing(name: str, comparison: Comparison) -> str:
         is_guess = any(other.is_undecided for other in comparison.ranked)
         return f"{told}, {records}" if is_guess else f"**{told}**, {records}"
     if way.against_fastest is not None:
-        told = f"{figure(way.against_fastest, '{:.3f}')}, {told}"
+        told = f"{ratio_figure(way.against_fastest, 3)}, {told}"
     return f"{told}, {records}" if way.unranked is None else f"~~{told}~~, {records}"
 
 

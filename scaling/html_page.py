@@ -19,9 +19,12 @@ from scaling.cells import TITLES
 from scaling.conditions import without_places
 from scaling.efficiency import batch_of, find_curves
 from scaling.markdown import count
+from scaling.row_notes import field_in_words, telling
 from scaling.rows import NAMES, Entry, Row, entries
 from scaling.store import Run, Store
-from unitransformer.config import Recipe, Strategy, to_dict
+from unitransformer.config import Recipe, RunConfig, Strategy, to_dict
+from unitransformer.flops import count_parameters
+from unitransformer.summary import human_count
 
 MOST_POINTS = 200  # of a loss curve: a page of ten thousand rows has to open
 DIGITS = 5  # of a loss
@@ -29,6 +32,10 @@ LOG_LINES = 12
 LONGEST_LINE = 300  # letters of a line of a log; the record has all of them
 SCRIPTS = (  # in this order, as one
     *("rows.js", "table.js", "plots.js", "efficiency.js", "detail.js", "page.js"),
+)
+TOLD = (  # by columns of a row
+    *("size", "batch_size", "parallel.strategy", "parallel.precision", "parallel.compile"),
+    *("parallel.devices", "parallel.num_nodes", "parallel.accelerator"),
 )
 OF_AN_AXIS = ("batch_size", "parallel.devices")  # what stands on the x axis of a plot
 
@@ -99,15 +106,15 @@ def _left_out(store: Store) -> str:
 
 def _table(found: Sequence[Entry]) -> dict[str, Any]:
     """Values without their names: those stand in front once."""
-    rows = [entry.row for entry in found]
+    also = _also(found)
     return {
-        "names": ["model", "rest", *NAMES],
+        "names": ["model", "rest", "also", *NAMES],
         "rows": [
-            [_model(entry.row), _rest(entry), *(getattr(entry.row, name) for name in NAMES)]
-            for entry in found
+            [_model(entry), _rest(entry), told, *(getattr(entry.row, name) for name in NAMES)]
+            for entry, told in zip(found, also, strict=True)
         ],
         "strategies": get_args(Strategy),
-        "units": _units(rows),
+        "units": _units(found),
         "curves": _curves_of(found),
     }
 
@@ -119,13 +126,31 @@ def _rest(entry: Entry) -> str | None:
     return hashlib.sha256(repr(told).encode()).hexdigest()[:8] if told else None
 
 
+def _also(found: Sequence[Entry]) -> list[str | None]:
+    """What else tells a row from others of its model, in words: nothing else on a plot does."""
+    places: dict[str, list[int]] = {}
+    for place, entry in enumerate(found):
+        if _config_of(entry) is not None:
+            places.setdefault(_model(entry), []).append(place)
+    told: list[str | None] = [None] * len(found)
+    for own in places.values():
+        configs = [config for place in own if (config := _config_of(found[place])) is not None]
+        columns = telling(configs, TOLD)
+        for index, place in enumerate(own):
+            words = [
+                f"{field_in_words(field)} {values[index]}" for field, values in columns.items()
+            ]
+            told[place] = ", ".join(words) or None
+    return told
+
+
 def _curves_of(found: Sequence[Entry]) -> list[dict[str, Any]]:
     """Efficiency over devices; a point is its row, devices, figure, interval and ideal."""
     rows = {entry.run.name: row for row, entry in enumerate(found) if entry.run is not None}
     runs = [entry.run for entry in found if entry.run is not None]
     return [
         {
-            "model": _model(found[rows[curve.points[-1].middle.name]].row),
+            "model": _model(found[rows[curve.points[-1].middle.name]]),
             "strategy": curve.strategy,
             "name": f"batch {batch_of(curve)}",
             "points": [
@@ -139,12 +164,15 @@ def _curves_of(found: Sequence[Entry]) -> list[dict[str, Any]]:
     ]
 
 
-def _model(row: Row) -> str:
-    return " ".join(filter(None, (TITLES[row.recipe], row.size)))
+def _model(entry: Entry) -> str:
+    """Recipe and size; how many parameters it has tells of a size that was changed."""
+    row, config = entry.row, _config_of(entry)
+    size = [] if config is None else [f"({human_count(count_parameters(config.model))})"]
+    return " ".join(filter(None, (TITLES[row.recipe], row.size, *size)))
 
 
-def _units(rows: Sequence[Row]) -> dict[str, str]:
-    return {_model(row): row.unit for row in rows}
+def _units(found: Sequence[Entry]) -> dict[str, str]:
+    return {_model(entry): entry.row.unit for entry in found}
 
 
 # ---------------------------------------------------------------------------------- details
@@ -174,8 +202,12 @@ def _details(found: Sequence[Entry]) -> dict[str, Any]:
 
 def _config(entry: Entry) -> dict[str, Any]:
     """Every field by its dotted name; empty: the recipe refused the options."""
-    config = entry.run.config if entry.run else entry.outcome.config if entry.outcome else None
+    config = _config_of(entry)
     return {} if config is None else _flat(to_dict(config))
+
+
+def _config_of(entry: Entry) -> RunConfig | None:
+    return entry.run.config if entry.run else entry.outcome.config if entry.outcome else None
 
 
 def _flat(values: Mapping[str, Any], before: str = "") -> dict[str, Any]:

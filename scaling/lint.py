@@ -19,8 +19,9 @@ import jsonargparse
 from scaling import certificates
 from scaling.cells import TITLES
 from scaling.checks import NUMBER, Kinds, check_fields
-from scaling.joining import differences
+from scaling.joining import differences, without_threads
 from scaling.markdown import count
+from scaling.named_sweeps import sweep_names
 from scaling.printed import Table, check_tables, read_tables
 from scaling.report import draw_plots, render_report
 from scaling.report_options import (
@@ -39,12 +40,12 @@ from scaling.staleness import (
     stale_reasons,
 )
 from scaling.store import Run, Store, find_contradictions, load_store, relative_name
+from scaling.sweep_section import heading
+from scaling.text_difference import first_difference
 from unitransformer.config import Recipe
 from unitransformer.hardware import available_cores
 
 COMMAND = ("python", "-m", "scaling", "report")
-LONGEST_DIFF = 3  # lines of either side
-WINDOW = 100  # letters of a line around the first that differs
 PASSPORT: dict[str, Kinds] = {
     "convention": str,
     "flops_per_unit": NUMBER,
@@ -168,43 +169,14 @@ def _compare(text: str, path: Path, options: ReportOptions, store: Store) -> Ite
         store, command=report_command(options), plots=plots, today=read_today(text)
     )
     if text != again:
-        yield _first_difference(text, again, path.name)
+        line, told = first_difference(text, again)
+        yield f"{path.name}:{line}", told
     for name, drawn in draw_plots(store).items():
         file, where = options.plots / name, f"{plots}/{name}"
         if not file.is_file():
             yield where, "is missing; write the report again"
         elif file.read_bytes() != drawn:
             yield where, "is not the plot that the records give; write the report again"
-
-
-def _first_difference(text: str, again: str, name: str) -> Finding:
-    """The first lines that differ, of both sides, as a short diff."""
-    own, right = text.split("\n"), again.split("\n")
-    shorter = min(len(own), len(right))
-    first = next((line for line in range(shorter) if own[line] != right[line]), shorter)
-    same_end = 0
-    while same_end < shorter - first and own[-1 - same_end] == right[-1 - same_end]:
-        same_end += 1
-    column = _first_column(own[first : first + 1], right[first : first + 1])
-    sides = (("-", own), ("+", right))
-    shown = [
-        f"\n  {sign} {_window(line, column)}"
-        for sign, lines in sides
-        for line in lines[first : len(lines) - same_end][:LONGEST_DIFF]
-    ]
-    told = "the text is not what its records give (-: the file, +: the records)"
-    return f"{name}:{first + 1}", "".join([told, *shown])
-
-
-def _first_column(own: Sequence[str], right: Sequence[str]) -> int:
-    pairs = zip("".join(own), "".join(right), strict=False)
-    return next((column for column, (a, b) in enumerate(pairs) if a != b), 0)
-
-
-def _window(line: str, column: int) -> str:
-    begin = max(0, column - WINDOW // 2)
-    cut = line[begin : begin + WINDOW]
-    return f"{'…' * (begin > 0)}{cut}{'…' * (begin + WINDOW < len(line))}"
 
 
 # ------------------------------------------------------------------------------ the records
@@ -254,10 +226,16 @@ def _row(row: Mapping[str, Any], rate: float | None, run: Run) -> Iterator[str]:
 
 
 def _curves(text: str, path: Path, store: Store) -> Iterator[Finding]:
-    """Rows that were not measured alike, and a text that does not say so."""
+    """Rows that were not measured alike, and a section that does not say so."""
+    names = sweep_names(store)
     for (sweep, recipe), runs in _joined(store).items():
-        section = text if sweep else _section(text, TITLES[recipe])
-        for line in differences([run.record for run in runs]):
+        section = _section(text, f"## {TITLES[recipe]}")
+        records = [run.record for run in runs]
+        section = _section(section, heading(names[sweep]) if sweep else "### All runs")
+        if sweep:
+            # Ranks that share cores have fewer threads: the section on scaling tells it.
+            records = [without_threads(record) for record in records]
+        for line in differences(records):
             field = re.split(r"(?<= differ)|:", line)[0]
             if field not in section:
                 whose = f"{sweep and sweep + ', '}{TITLES[recipe]}"
@@ -265,9 +243,11 @@ def _curves(text: str, path: Path, store: Store) -> Iterator[Finding]:
                 yield path.name, told
 
 
-def _section(text: str, title: str) -> str:
-    _, _, after = text.partition(f"\n## {title}\n")
-    return after.partition("\n## ")[0]
+def _section(text: str, heading: str) -> str:
+    """From a heading to the next one of its level or above."""
+    _, _, after = text.partition(f"\n{heading}\n")
+    level = heading.partition(" ")[0]
+    return re.split(rf"\n#{{2,{len(level)}}} ", after, maxsplit=1)[0]
 
 
 def _joined(store: Store) -> dict[tuple[str, Recipe], list[Run]]:

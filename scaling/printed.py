@@ -6,7 +6,7 @@ Nothing here knows how the report is made: text goes in, lines with what is wron
 import itertools
 import math
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 NUMBER = r"(\d[\d,]*(?:\.\d+)?(?:e[-+]?\d+)?)"
@@ -21,6 +21,7 @@ BATCH = re.compile(
 DEVICES = re.compile(rf"^(?:{NUMBER} nodes x )?{NUMBER} x ")
 RATE = re.compile(rf"^{NUMBER} (?:tokens|images)/s")
 FLOPS_RATE = re.compile(rf"^{NUMBER} ([kMGTP]?)FLOP/s$")
+FLOPS = re.compile(rf"^{NUMBER} ([kMGTP]?)FLOP per ")
 SHARE = re.compile(rf"^(?:MFU |HFU )?{NUMBER}%(.*)$")
 FRACTION = re.compile(rf"^{NUMBER}(?: ?(%))?(?: \({NUMBER}(?: ?%)? to {NUMBER}(?: ?%)?\))?")
 
@@ -78,6 +79,7 @@ def check_tables(tables: Sequence[Table]) -> Iterator[Wrong]:
                 yield table.line_of(index), told
         yield from _check_shares(table)
         yield from _check_efficiency(table)
+        yield from _check_cells(table)
     for heading, group in itertools.groupby(tables, lambda table: table.heading):
         yield from _check_rates(heading, list(group))
 
@@ -170,6 +172,45 @@ def _check_rates(heading: str, tables: Sequence[Table]) -> Iterator[Wrong]:
                 f"{heading.removeprefix('## ')}: {row[0]}: {rate[0]} x {row[flops]} FLOP are "
                 f"{asked:.4g} FLOP/s; {row[of_device]} x {devices:.0f} are {given:.4g}",
             )
+
+
+def _check_cells(table: Table) -> Iterator[Wrong]:
+    """Rows of a sweep: units a second of a device times FLOPs a unit are its FLOP/s, and times the
+    devices the speed."""
+    for index, row in enumerate(table.rows):
+        own = dict(zip(table.headers, row, strict=False))
+        speed, rate = (RATE.match(own.get(head, "")) for head in ("speed", "a device"))
+        flops, given = (
+            FLOPS.match(own.get("FLOPs", "")),
+            FLOPS_RATE.match(own.get("FLOP/s a device", "")),
+        )
+        if rate is None:
+            continue
+        slack = _half_digit(rate[1]) / _number(rate[1])
+        if flops is not None and given is not None:
+            asked = _number(rate[1]) * _number(flops[1]) * PREFIXES[flops[2]]
+            printed = _number(given[1]) * PREFIXES[given[2]]
+            if not math.isclose(printed, asked, rel_tol=slack + 2 * 0.005):  # of three digits both
+                yield (
+                    table.line_of(index),
+                    f"{rate[0]} x {own['FLOPs']} are {asked:.4g} FLOP/s; {given[0]} is printed",
+                )
+        if speed is not None:
+            devices = _devices(own) or round(_number(speed[1]) / _number(rate[1]))
+            own_slack = slack + _half_digit(speed[1]) / _number(speed[1])
+            if not math.isclose(_number(speed[1]), _number(rate[1]) * devices, rel_tol=own_slack):
+                yield (
+                    table.line_of(index),
+                    f"{rate[0]} on each of {devices} devices; {speed[0]} is printed",
+                )
+
+
+def _devices(row: Mapping[str, str]) -> int | None:
+    """By the columns of the axes; None where devices are no axis."""
+    if not row.get("devices", "").isdecimal():
+        return None
+    nodes = row.get("num-nodes", "1")
+    return int(row["devices"]) * int(nodes) if nodes.isdecimal() else None
 
 
 def _half_digit(number: str) -> float:

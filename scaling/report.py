@@ -4,8 +4,7 @@ Pure: equal records give equal bytes. What cannot be told is blank with the reas
 every figure names the record it comes from. Derived figures are computed again from raw samples.
 """
 
-import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import get_args
 from urllib.parse import quote
@@ -20,13 +19,14 @@ from scaling.conditions import (
     describe_versions,
     without_places,
 )
+from scaling.failures_section import failures, left_out
 from scaling.markdown import code_block, count, escaped, link, table
+from scaling.named_sweeps import slug_of, sweep_names, sweeps_of
 from scaling.parity_section import parity_cell, parity_section
 from scaling.scaling_section import scaling_blocks
 from scaling.speed_section import figures_table, passport_tables
 from scaling.staleness import NOT_COMPARED, Today, explain, marked
-from scaling.store import Cell, LeftOut, Run, Store, find_contradictions, find_recounts
-from scaling.sweep import STUDY
+from scaling.store import Run, Store, find_contradictions, find_recounts
 from scaling.sweep_plots import draw, plots_of
 from scaling.sweep_section import sweep_blocks
 from unitransformer.config import Recipe
@@ -35,7 +35,6 @@ from unitransformer.summary import human_count
 
 LOG_LINES = 12
 LONG_SUMMARY = 50  # lines from which a summary is folded
-LONGEST_MESSAGE = 300  # letters of an error in a table; the record has all of them
 
 
 def render_report(store: Store, *, command: str, plots: str, today: Today = NOT_COMPARED) -> str:
@@ -64,8 +63,8 @@ def render_report(store: Store, *, command: str, plots: str, today: Today = NOT_
             for block in _recipe_section(recipe, recipes.get(recipe, []), store, plots)
         ),
         *parity_section(store.certificates),
-        *_failures(store),
-        *_left_out(store),
+        *failures(store),
+        *left_out(store),
     ]
     return marked("\n\n".join(block for block in blocks if block) + "\n", store, today)
 
@@ -86,9 +85,9 @@ def draw_plots(store: Store) -> dict[str, bytes]:
             run.record["loss"], validation["history"], title=cells.label(run), baseline=to_beat
         )
         drawn[cells.plot_name(run)] = figure_bytes(figure, "svg")
-    names = _names(store)
-    for (recipe, sweep), own in _sweeps(store).items():
-        slug = _slug(recipe, names[sweep])
+    names = sweep_names(store)
+    for (recipe, sweep), own in sweeps_of(store).items():
+        slug = slug_of(recipe, names[sweep])
         drawn |= {f"{plot.name}.svg": draw(plot) for plot in plots_of(slug, own)}
     return drawn
 
@@ -109,36 +108,6 @@ def _longest_first(runs: Sequence[Run], recipe: Recipe) -> list[Run]:
     by_name = sorted(own, key=lambda run: run.name)
     newest = sorted(by_name, key=lambda run: str(run.record.get("started_at")), reverse=True)
     return sorted(newest, key=lambda run: -run.num_steps)
-
-
-def _sweeps(store: Store) -> dict[tuple[Recipe, str], list[Cell]]:
-    """Cells by recipe and sweep, in the order of both."""
-    grouped: dict[tuple[Recipe, str], list[Cell]] = {}
-    for recipe in get_args(Recipe):
-        for cell in sorted(store.cells, key=lambda cell: cell.name):
-            if cell.outcome.recipe == recipe:
-                grouped.setdefault((recipe, cell.sweep), []).append(cell)
-    return grouped
-
-
-def _names(store: Store) -> dict[str, str]:
-    """What each sweep is called: the last part of its folder that tells it from the others."""
-    sweeps = sorted({cell.sweep for cell in store.cells})
-    plain = {sweep: _plain(PurePosixPath(sweep).name) for sweep in sweeps}
-    alike = {name for name in plain.values() if list(plain.values()).count(name) > 1}
-    return {
-        sweep: f"{name} {number}" if name in alike else name
-        for number, (sweep, name) in enumerate(plain.items(), 1)
-    }
-
-
-def _plain(name: str) -> str:
-    return re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-") or "sweep"
-
-
-def _slug(recipe: Recipe, name: str) -> str:
-    """Begins the names of a sweep's plots."""
-    return f"{recipe}-{name.replace(' ', '-')}"
 
 
 def _opening(store: Store, command: str) -> str:
@@ -211,14 +180,16 @@ def _conditions(runs: Sequence[Run]) -> str:
 
 def _distinct(runs: Sequence[Run], describe: Callable[[Run], str]) -> str:
     """The description all runs share, or each with the recipes it is of; a cell."""
-    recipes: dict[str, list[str]] = {}
+    recipes: dict[str, set[Recipe]] = {}
     for run in runs:
-        titles = recipes.setdefault(escaped(describe(run)), [])
-        if cells.TITLES[run.config.recipe] not in titles:
-            titles.append(cells.TITLES[run.config.recipe])
+        recipes.setdefault(escaped(describe(run)), set()).add(run.config.recipe)
     if len(recipes) == 1:
         return next(iter(recipes))
-    return "<br>".join(f"{', '.join(titles)}: {value}" for value, titles in recipes.items())
+    return "<br>".join(f"{_in_order(own)}: {value}" for value, own in recipes.items())
+
+
+def _in_order(recipes: Collection[Recipe]) -> str:
+    return ", ".join(cells.TITLES[recipe] for recipe in get_args(Recipe) if recipe in recipes)
 
 
 def _data(run: Run) -> str:
@@ -242,7 +213,7 @@ def _overview(mains: Mapping[Recipe, Run], described: Describe) -> str:
 def _described(store: Store) -> Describe:
     """What is told of every run that ended well, as cells."""
     return {
-        "size": lambda run: escaped(run.config.size),
+        "size": cells.size,
         "parameters": lambda run: human_count(count_parameters(run.config.model)),
         "devices": cells.devices,
         "precision": lambda run: run.config.parallel.precision,
@@ -254,6 +225,7 @@ def _described(store: Store) -> Describe:
         "baseline beaten": cells.verdict,
         "speed": cells.speed,
         "MFU": cells.utilisation,
+        "of the measured ceiling": cells.share_of_ceiling,
         "flags": cells.flags,
         "loss parity": lambda run: parity_cell(run, store.certificates),
         "FLOPs": cells.overview_flops,
@@ -261,66 +233,6 @@ def _described(store: Store) -> Describe:
         "command": lambda run: f"{escaped(run.record['command'])}",
         "record": cells.record,
     }
-
-
-def _failures(store: Store) -> list[str]:
-    failed = [run for run in store.single_runs if not run.is_ok]
-    if not failed:
-        return []
-    headers = (
-        "recipe",
-        "devices",
-        "precision",
-        "batch",
-        "steps",
-        "status",
-        "error",
-        "command",
-        "record",
-    )
-    rows = [
-        (
-            escaped(cells.label(run)),
-            cells.devices(run),
-            run.config.parallel.precision,
-            cells.batch(run),
-            f"{run.num_steps:,} of {run.config.max_steps:,}",
-            run.record["status"],
-            _error(run),
-            escaped(str(run.record["command"])),
-            cells.record(run),
-        )
-        for run in failed
-    ]
-    return ["## Runs that did not end well", table(headers, rows)]
-
-
-def _error(run: Run) -> str:
-    error = run.record["error"]
-    if error is None:
-        return "not told: the record holds none"
-    message = without_places(str(error.get("message") or "no message"), run.record["hardware"])
-    if len(message) > LONGEST_MESSAGE:
-        message = f"{message[:LONGEST_MESSAGE]}…"
-    return escaped(f"{error.get('type') or 'error of a type not told'}: {message}")
-
-
-def _left_out(store: Store) -> list[str]:
-    """Damaged and double records; of files that are something else, how many."""
-    rows = [
-        (escaped(file.name), file.kind, escaped(file.reason))
-        for file in store.left_out
-        if file.kind != "foreign"
-    ]
-    foreign = [file for file in store.left_out if file.kind == "foreign" and not _is_study(file)]
-    blocks = [table(("file", "kind", "reason"), rows)] if rows else []
-    if foreign:
-        blocks.append(f"{count(len(foreign), 'more file')}: not a finished run, and passed by.")
-    return ["## Files left out", *blocks] if blocks else []
-
-
-def _is_study(file: LeftOut) -> bool:
-    return PurePosixPath(file.name).name == STUDY
 
 
 def _recipe_section(recipe: Recipe, runs: Sequence[Run], store: Store, plots: str) -> list[str]:
@@ -355,12 +267,12 @@ def _recipe_section(recipe: Recipe, runs: Sequence[Run], store: Store, plots: st
 
 def _sweep_sections(recipe: Recipe, store: Store, plots: str) -> list[str]:
     """Every sweep of a recipe, and what all its runs say of devices and strategies."""
-    blocks, names = [], _names(store)
-    for (of, sweep), own in _sweeps(store).items():
+    blocks, names = [], sweep_names(store)
+    for (of, sweep), own in sweeps_of(store).items():
         if of == recipe:
             drawn = [
                 (plot.title, quote(str(PurePosixPath(plots, f"{plot.name}.svg"))))
-                for plot in plots_of(_slug(recipe, names[sweep]), own)
+                for plot in plots_of(slug_of(recipe, names[sweep]), own)
             ]
             blocks += sweep_blocks(names[sweep], own, store.certificates, drawn)
     everything = [run for run in store.runs if run.config.recipe == recipe]

@@ -9,9 +9,9 @@ from typing import Any
 
 from scaling.conditions import without_places
 from scaling.efficiency import Estimate, Point
-from scaling.markdown import escaped, table
+from scaling.markdown import count, escaped, table
 from scaling.store import Run
-from unitransformer.config import RunConfig, to_dict
+from unitransformer.config import ModelConfig, RunConfig, to_dict
 from unitransformer.flops import count_parameters
 from unitransformer.summary import human_count
 from unitransformer.tasks import rate_in_words
@@ -26,6 +26,7 @@ SETTINGS = {
     "parallel.activation_checkpointing": "checkpointing",
     "parallel.cpu_offload": "offloaded to the host",
 }
+MOST_DIGITS = 6  # of a ratio
 PLAIN = ("1", "off", "no")  # not worth a word where all rows are so
 
 Columns = dict[str, list[str]]  # cells of each, by its head
@@ -35,9 +36,13 @@ Remark = tuple[str, int]  # what is said, and the number of the row it is said o
 @functools.cache
 def settings_of(config: RunConfig) -> Mapping[str, str]:
     """Every field by its dotted name, as words."""
-    # A size may have been changed field by field: how many parameters it has says so.
-    size = f"{config.size} ({human_count(count_parameters(config.model))} parameters)"
-    return {**dict(_flat(to_dict(config))), "size": size}
+    # A size may have been changed field by field: its name would be wrong, its shape never is.
+    return {**dict(_flat(to_dict(config))), "size": shape_in_words(config.model)}
+
+
+def shape_in_words(model: ModelConfig) -> str:
+    layers = f"{count(model.num_layers, 'layer')} of width {model.width:,}"
+    return f"{human_count(count_parameters(model))} parameters ({layers})"
 
 
 def _flat(values: Mapping[str, Any], where: str = "") -> Iterable[tuple[str, str]]:
@@ -74,6 +79,11 @@ def telling(configs: Sequence[RunConfig], aside: Collection[str]) -> Columns:
     return columns
 
 
+def field_in_words(field: str) -> str:
+    """`SETTINGS` by their names; of others the last part."""
+    return SETTINGS.get(field, field.rpartition(".")[2].replace("_", " "))
+
+
 def shared(configs: Sequence[RunConfig], aside: Collection[str]) -> str:
     """A sentence on the settings that are the same in all rows, if there are any."""
     told = []
@@ -100,6 +110,15 @@ def figure(estimate: Estimate, form: str) -> str:
     if estimate.low is None or estimate.high is None:
         return told
     return f"{told} ({form.format(estimate.low)} to {form.format(estimate.high)})"
+
+
+def ratio_figure(estimate: Estimate, digits: int) -> str:
+    """As `figure`, with as many digits as it takes to tell the ends of the interval from 1, which
+    decide whether it is a tie."""
+    ends = [end for end in (estimate.low, estimate.high) if end is not None and end != 1]
+    while digits < MOST_DIGITS and any(round(end, digits) == 1 for end in ends):
+        digits += 1
+    return figure(estimate, f"{{:.{digits}f}}")
 
 
 def draw(columns: Columns) -> str:

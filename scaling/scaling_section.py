@@ -28,6 +28,7 @@ from scaling.row_notes import (
     in_words,
     notes,
     numbers_in_words,
+    ratio_figure,
     settings_of,
     shared,
     speed,
@@ -159,7 +160,7 @@ def _figures(rows: Sequence[_Row]) -> Columns:
         "baseline": [_baseline(row.curve.baseline) for row in rows],
         "speed": [speed(row.point) for row in rows],
         "FLOPs": [cells.flops(row.point.config) for row in rows],
-        "speed-up": [figure(row.curve.speedup(row.point), "{:.2f}") for row in rows],
+        "speed-up": [ratio_figure(row.curve.speedup(row.point), 2) for row in rows],
         **_efficiency(rows),
         **{part: [_part(loss, part) for loss in losses] for part in told},
         **if_told("trace", [_trace(loss.traced) for loss in losses]),
@@ -243,11 +244,12 @@ def _laws(rows: Sequence[_Row], place: Columns) -> Iterable[tuple[str, ...]]:
     for index, row in enumerate(rows):
         if row.point is row.curve.points[-1]:
             own = [other.number for other in rows if other.curve is row.curve]
-            told = [f"{head} {values[index]}" for head, values in place.items()]
-            curve = ", ".join([row.curve.scaling, *told])
+            about = [f"{head} {values[index]}" for head, values in place.items()]
+            curve = ", ".join([row.curve.scaling, *about])
             for law in row.laws:
                 if law.reason is None:
-                    yield LAWS[law.name], f"{curve} ({numbers_in_words(own)})", *_law(law)
+                    told = _law(law, is_split=row.curve.threads is not None)
+                    yield LAWS[law.name], f"{curve} ({numbers_in_words(own)})", *told
 
 
 def _without_laws(row: _Row) -> list[str]:
@@ -256,14 +258,15 @@ def _without_laws(row: _Row) -> list[str]:
     return [f"{LAWS[law.name]} is not fitted: {law.reason}" for law in row.laws if law.reason]
 
 
-def _law(law: Law) -> tuple[str, str]:
+def _law(law: Law, *, is_split: bool) -> tuple[str, str]:
     parameters = [
         f"{PARAMETERS[name]} = {figure(estimate, '{:.3g}')}"
         + (f"; no interval: {escaped(estimate.reason)}" if estimate.reason else "")
         for name, estimate in law.parameters.items()
     ]
     within = f"within {law.largest_error:.1%} of every point"
-    return ", ".join(parameters), "; ".join([within, *law.remarks])
+    split = ["the same cores: most of it is their split"] if is_split else []
+    return ", ".join(parameters), "; ".join([within, *law.remarks, *split])
 
 
 # ---------------------------------------------------------------------------------- conditions

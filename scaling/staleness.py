@@ -48,8 +48,9 @@ NOT_COMPARED = Today(torch=None, is_checkout=False)
 
 
 def short_commit(content: Mapping[str, Any]) -> str | None:
-    commit = content["code"].get("commit")
-    return None if commit is None else str(commit)[:SHORT]
+    """None: not told, or no commit."""
+    commit = str(content["code"].get("commit"))
+    return commit[:SHORT] if re.fullmatch("[0-9a-f]+", commit) else None
 
 
 def contents(store: Store) -> list[tuple[str, Mapping[str, Any]]]:
@@ -138,7 +139,7 @@ def read_today(text: str) -> Today:
 
 
 def _commits(words: str, begin: str) -> frozenset[str]:
-    found = re.search(rf"{begin} ((?:[0-9a-zA-Z]+(?:, )?)+)", words)
+    found = re.search(rf"{begin} ((?:[0-9a-f]+(?:, )?)+)", words)
     return frozenset(found[1].split(", ")) if found else frozenset()
 
 

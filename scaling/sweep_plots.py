@@ -8,7 +8,7 @@ from scaling import cells
 from scaling.efficiency import OF_A_CURVE, Curve, Estimate, Point, batch_of, find_curves, pool
 from scaling.joining import processors_of
 from scaling.markdown import count, is_small
-from scaling.row_notes import PLAIN, SETTINGS, settings_of, telling
+from scaling.row_notes import PLAIN, SETTINGS, field_in_words, settings_of, telling
 from scaling.store import Cell
 from unitransformer.config import RunConfig
 
@@ -173,7 +173,7 @@ def _labels(
     kinds = list(dict.fromkeys(processors_of(point.runs[0].record) for point in points))
     for index, (point, name) in enumerate(zip(points, names, strict=True)):
         line = [
-            f"{field.rpartition('.')[2].replace('_', ' ')} {values[index]}"
+            f"{field_in_words(field)} {values[index]}"
             for field, values in columns.items()
             if field not in SETTINGS
         ]
@@ -191,7 +191,8 @@ def _panel(config: RunConfig, differing: Collection[str]) -> str:
         if field not in ("size", "parallel.precision", "parallel.num_nodes")
         and (field in differing or (field in OFTEN_PLAIN and own[field] not in PLAIN))
     ]
-    return ", ".join([own["parallel.precision"], *told, own["size"].replace(" parameters", "")])
+    size = own["size"] if "size" in differing else own["size"].partition(" (")[0]
+    return ", ".join([own["parallel.precision"], *told, size])
 
 
 def _panels(marks: Iterable[tuple[str, str, int, Estimate | None]]) -> Panels:

@@ -1,33 +1,34 @@
 """Sweeps in the report: cells in, a table of every cell out, those that failed too."""
 
 from collections.abc import Sequence
+from typing import get_args
 
 from scaling import cells
+from scaling.batch_limits import limit_blocks
 from scaling.certificates import Certificate
 from scaling.conditions import apart, without_places
+from scaling.efficiency import Curve, Scaling, find_curves
 from scaling.joining import without_threads
-from scaling.markdown import code_block, count, escaped, gib, ms, table
+from scaling.markdown import code_block, count, escaped, gib, ms
 from scaling.parity_section import parity_cell
+from scaling.row_notes import Columns, draw, figure, shape_in_words
 from scaling.store import Cell, Run
 from scaling.sweep_plots import not_drawn
 from unitransformer.config import Recipe
 from unitransformer.memory import rank_bytes
-from unitransformer.passport import Row
-from unitransformer.tasks import rate_in_words
+from unitransformer.tasks import rate_in_words, si
 
 LONGEST_REASON = 160  # letters in a table; the outcome has all of them
+LONGEST_SHARED = 80  # letters of an option that all cells share
 WORDS = (
     "Speed is of all devices together at the median steady step, with the 95 % interval, then over "
-    "all steady steps with their stalls; FLOPs, "
-    "MFU and the share of the machine's own ceiling are those of the `matmul` convention; memory "
-    "is the largest peak of a rank, beside what states and activations need by formula. A record "
-    "holds the raw samples of its row."
+    "all steady steps with their stalls; FLOPs, FLOP/s, MFU and the share of the machine's own "
+    "ceiling are those of the `matmul` convention; memory is the largest peak of a rank, beside "
+    "what states and activations need by formula. Efficiency is of all launches of a cell, strong "
+    "at the same global batch, weak at the same batch a device. A record holds the raw samples of "
+    "its row."
 )
-HEADS = (
-    *("status", "speed", "over all steps", "samples", "a device", "median step", "FLOPs", "MFU"),
-    "of the ceiling",
-    *("peak memory", "by formula", "loss parity", "remarks", "record"),
-)
+SAME_CORES = " (same cores: 1/n loses nothing)"
 
 
 def sweep_blocks(
@@ -44,17 +45,88 @@ def sweep_blocks(
     """
     ordered = in_order(own)
     axes = varied(ordered)
-    rows = [(*_place(cell, axes), *_figures(cell, certificates)) for cell in ordered]
     return [
-        f"### Sweep {escaped(name)}",
+        heading(name),
         f"{count(len(own), 'cell')}: {_statuses(own)}. {WORDS}",
+        *filter(None, [_shared(ordered, axes)]),
         *filter(None, [apart([without_threads(run.record) for run in _ok(own)])]),
-        table((*axes, *HEADS), rows),
+        draw(_columns(ordered, axes, certificates)),
         *filter(None, [_without_mfu(_ok(own))]),
+        *limit_blocks(ordered, axes),
         *(f"![{title}]({link_})" for title, link_ in plots),
         *filter(None, [not_drawn(own) if plots else ""]),
         _commands(ordered, axes),
     ]
+
+
+def heading(name: str) -> str:
+    """Of the section of a sweep."""
+    return f"### Sweep {escaped(name)}"
+
+
+def _shared(own: Sequence[Cell], axes: Sequence[str]) -> str:
+    """What all cells have in common: the model, and the options that were given."""
+    told = sorted({shape_in_words(run.config.model) for run in _ok(own)})
+    model = [f"a model of {told[0]}"] if len(told) == 1 else []
+    options = own[0].outcome.options
+    given = [
+        f"{name} {value}"
+        for name, value in options.items()
+        if name not in axes and len(str(value)) <= LONGEST_SHARED
+    ]
+    return (
+        f"All cells: {escaped(without_places(', '.join([*model, *given]), []))}." if given else ""
+    )
+
+
+def _columns(
+    own: Sequence[Cell], axes: Sequence[str], certificates: Sequence[Certificate]
+) -> Columns:
+    """Every cell a row; columns that are empty in all rows are left out."""
+    curves = find_curves(_ok(own))
+    efficient = _efficiencies(curves)
+    rows = [
+        _figures(cell, certificates) | efficient.get("" if cell.run is None else cell.run.name, {})
+        for cell in own
+    ]
+    places = [_place(cell, axes) for cell in own]
+    return {
+        **{axis: [place[index] for place in places] for index, axis in enumerate(axes)},
+        **{
+            head: [row.get(head, "") for row in rows]
+            for head in _heads(curves)
+            if any(row.get(head, "") not in ("", "none") for row in rows)
+        },
+    }
+
+
+def _heads(curves: Sequence[Curve]) -> list[str]:
+    """In the order of the table."""
+    return [
+        *("status", "speed", "over all steps", "samples", "a device", "median step", "FLOPs"),
+        *("FLOP/s a device", "MFU", "of the ceiling", "peak memory", "by formula"),
+        *(_efficiency_head(scaling, curves) for scaling in get_args(Scaling)),
+        *("loss parity", "remarks", "record"),
+    ]
+
+
+def _efficiency_head(scaling: Scaling, curves: Sequence[Curve]) -> str:
+    is_split = any(curve.threads for curve in curves if curve.scaling == scaling)
+    return f"{scaling} efficiency{SAME_CORES * is_split}"
+
+
+def _efficiencies(curves: Sequence[Curve]) -> dict[str, dict[str, str]]:
+    """Cells by head, by the name of the run."""
+    told: dict[str, dict[str, str]] = {}
+    heads = {scaling: _efficiency_head(scaling, curves) for scaling in get_args(Scaling)}
+    for curve in curves:
+        head = heads[curve.scaling]
+        for point in curve.points:
+            is_first = point is curve.baseline
+            own = "baseline" if is_first else figure(curve.efficiency(point), "{:.1%}")
+            for run in point.runs:
+                told.setdefault(run.name, {})[head] = own
+    return told
 
 
 def _ok(own: Sequence[Cell]) -> list[Run]:
@@ -63,13 +135,9 @@ def _ok(own: Sequence[Cell]) -> list[Run]:
 
 def _without_mfu(runs: Sequence[Run]) -> str:
     """Why the column is blank, each reason once."""
-    rows = [_row(run) for run in runs if run.readout is not None]
+    rows = [cells.passport_row(run) for run in runs if run.readout is not None]
     reasons = dict.fromkeys(str(row.reason) for row in rows if row.utilisation is None)
     return f"No MFU: {escaped('; '.join(reasons))}." if reasons else ""
-
-
-def _row(run: Run) -> Row:
-    return next(row for row in run.passport if row.convention == cells.CONVENTION)
 
 
 def varied(own: Sequence[Cell]) -> list[str]:
@@ -113,7 +181,8 @@ def _place(cell: Cell, axes: Sequence[str]) -> list[str]:
     return [escaped(told.get(axis, "by default")) for axis in axes]
 
 
-def _figures(cell: Cell, certificates: Sequence[Certificate]) -> tuple[str, ...]:
+def _figures(cell: Cell, certificates: Sequence[Certificate]) -> dict[str, str]:
+    """By head; what is not told is left out."""
     run, outcome = cell.run, cell.outcome
     if run is None or not run.is_ok or outcome.status != "ok":
         reason = without_places(outcome.reason or "not told", [])
@@ -121,46 +190,42 @@ def _figures(cell: Cell, certificates: Sequence[Certificate]) -> tuple[str, ...]
             reason = f"{reason[:LONGEST_REASON]}…"
         if outcome.status == "ok":
             reason = "its record is missing or damaged"
-        record = "none" if run is None else cells.record(run)
-        needed = gib(rank_bytes(outcome.config)) if outcome.config else ""
-        blank = [""] * (len(HEADS) - 5)
-        return (outcome.status, *blank, needed, "", escaped(reason), record)
-    row = _row(run)
-    return (
-        outcome.status,
-        cells.speed(run),
-        _over_all(run),
-        _samples(run),
-        _per_device(run),
-        "" if run.readout is None else ms(run.readout.step.median),
-        cells.flops(run.config),
-        "" if row.utilisation is None else f"{row.utilisation:.1%}",
-        "" if row.share_of_ceiling is None else f"{row.share_of_ceiling:.1%}",
-        _peak(run),
-        gib(rank_bytes(run.config)),
-        parity_cell(run, certificates),
-        cells.flags(run),
-        cells.record(run),
+        return {
+            "status": outcome.status,
+            "by formula": gib(rank_bytes(outcome.config)) if outcome.config else "",
+            "remarks": escaped(reason),
+            "record": "none" if run is None else cells.record(run),
+        }
+    return {
+        "status": outcome.status,
+        "speed": cells.speed(run),
+        "FLOPs": cells.flops(run.config),
+        "peak memory": _peak(run),
+        "by formula": gib(rank_bytes(run.config)),
+        "loss parity": parity_cell(run, certificates),
+        "remarks": cells.flags(run),
+        "record": cells.record(run),
+        **_steady(run),
+    }
+
+
+def _steady(run: Run) -> dict[str, str]:
+    """What only a run with a steady state can tell."""
+    if run.readout is None or run.units_per_s is None:
+        return {}
+    row, unit, step_s = cells.passport_row(run), f"{run.unit}s", run.readout.step.median
+    samples = rate_in_words(
+        run.config.global_batch_size / step_s, "samples" if run.unit == "token" else "images"
     )
-
-
-def _over_all(run: Run) -> str:
-    return (
-        "" if run.readout is None else rate_in_words(run.readout.mean_units_per_s, f"{run.unit}s")
-    )
-
-
-def _samples(run: Run) -> str:
-    if run.readout is None:
-        return ""
-    per_s = run.config.global_batch_size / run.readout.step.median
-    return rate_in_words(per_s, "samples" if run.unit == "token" else "images")
-
-
-def _per_device(run: Run) -> str:
-    if run.units_per_s is None:
-        return ""
-    return rate_in_words(run.units_per_s / run.config.parallel.world_size, f"{run.unit}s")
+    return {
+        "over all steps": rate_in_words(run.readout.mean_units_per_s, unit),
+        "samples": samples,
+        "a device": rate_in_words(run.units_per_s / run.config.parallel.world_size, unit),
+        "median step": ms(step_s),
+        "FLOP/s a device": "" if row.flops_per_s is None else f"{si(row.flops_per_s)}FLOP/s",
+        "MFU": "" if row.utilisation is None else f"{row.utilisation:.1%}",
+        "of the ceiling": "" if row.share_of_ceiling is None else f"{row.share_of_ceiling:.1%}",
+    }
 
 
 def _peak(run: Run) -> str:

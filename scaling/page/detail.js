@@ -56,7 +56,7 @@ function drawDetail() {
   byId("command").textContent = row.get("command");
   byId("log").textContent = detail.log.join("\n") || "no log lines";
   const told = names.filter(
-    (name) => row.get(name) !== null && !["model", "rest", "command"].includes(name),
+    (name) => row.get(name) !== null && !["model", "rest", "also", "command"].includes(name),
   );
   list(
     "figures",

@@ -80,6 +80,7 @@ function draw(id, traces, x, y, legend) {
   return Plotly.react(byId(id), traces, layout, { responsive: true, displayModeBar: false });
 }
 
+const also = (row) => (row.get("also") === null ? "" : `, ${row.get("also")}`);
 const isAlone = (row) => row.get("sweep") === null;
 
 function groups(found, x) {
@@ -125,7 +126,7 @@ function trace(group, x, beside, y) {
     hovertext: sorted.map((row) =>
       plain(
         `row ${row.index + 1}: ${strategy}, ${row.get("precision")}, compile ${row.get("compile")}, ` +
-          `${row.get("devices")} x ${row.get("num_nodes")} devices, batch ${row.get("batch_size")}: ` +
+          `${row.get("devices")} x ${row.get("num_nodes")} devices, batch ${row.get("batch_size")}${also(row)}: ` +
           `${y.told(row.get(y.name), row)}`,
       ),
     ),
@@ -240,9 +241,9 @@ function drawPlots(found) {
   const batch = [
     "batch_size",
     "samples a device takes at once",
-    (row) => ` x ${row.get("devices")}`,
+    (row) => ` x ${row.get("devices")}${also(row)}`,
   ];
-  const devices = ["devices", "devices on each node", (row) => ` batch ${row.get("batch_size")}`];
+  const devices = ["devices", "devices on each node", (row) => ` batch ${row.get("batch_size")}${also(row)}`];
   for (const [id, x, y] of [
     ["rate-by-batch", batch, speed],
     ["rate-by-devices", devices, speed],

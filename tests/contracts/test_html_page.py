@@ -240,9 +240,12 @@ def test_lines_join_what_differs_in_the_axis_alone_and_efficiency_has_its_own(
     both = replace(store, cells=(*store.cells, *other), runs=())
     path = tmp_path / "page.html"
     path.write_text(render_html(both, title="Runs"), encoding="utf-8")
-    browser.open(path, "model=GPT+tiny")
+    browser.open(path, "model=GPT+tiny+%286.1+K%29")
     browser.until("document.querySelectorAll('#rate-by-devices svg .point').length === 24")
     assert len(browser.texts("#rate-by-devices svg .scatterlayer .trace")) == 8
+    said = browser.ask("document.querySelector('#rate-by-devices').data.map((one) => one.text)")
+    ends = {text for texts in said for text in texts if text}
+    assert {" batch 8, sequence length 4", " batch 8, sequence length none"} <= ends
     # Two strategies and lengths: batches of 2 and 8 a device, and 8 in all on 1 and 4 devices; two
     # more lines along which nothing is lost.
     assert len(browser.texts("#efficiency-by-devices svg .scatterlayer .trace")) == 14
@@ -299,14 +302,14 @@ def test_what_is_typed_and_chosen_filters_rows_and_plots(browser: Browser, page:
 
 
 def test_a_row_opens_by_a_click(browser: Browser, page: Path) -> None:
-    browser.open(page, "model=ViT+tiny")
+    browser.open(page, "model=ViT+tiny+%285.3+K%29")
     browser.click("#runs tbody tr button")
     assert browser.ask("document.querySelector('#detail').open")
     assert browser.texts("#command") == ["python -m recipes.vit --max-steps 500"]
 
 
 def test_a_row_opens_by_key_and_shows_its_record_and_closes(browser: Browser, page: Path) -> None:
-    browser.open(page, "model=ViT+tiny")
+    browser.open(page, "model=ViT+tiny+%285.3+K%29")
     browser.ask("document.querySelector('#runs tbody button').focus()")
     browser.press("Enter")
     assert browser.ask("document.querySelector('#detail').open")
@@ -324,7 +327,7 @@ def test_a_row_opens_by_key_and_shows_its_record_and_closes(browser: Browser, pa
     assert drawn[-1] == 500
     browser.press("Escape")
     browser.until("!document.querySelector('#detail').open")
-    browser.until("location.hash === '#model=ViT+tiny'")
+    browser.until("location.hash === '#model=ViT+tiny+%285.3+K%29'")
 
 
 def test_what_a_record_says_is_text_and_nothing_is_loaded(browser: Browser, page: Path) -> None:

@@ -14,9 +14,11 @@ from test_store import CEILING, HOST, make_run
 
 from scaling.certificates import Certificate, read_certificate
 from scaling.crossover import Comparison, compare_strategies
+from scaling.efficiency import Estimate
 from scaling.outcomes import Outcome
 from scaling.parity import Case, Curves
 from scaling.parity_section import find_proof
+from scaling.row_notes import ratio_figure
 from scaling.scaling_section import scaling_blocks
 from scaling.store import Cell, Run
 from unitransformer.config import RunConfig, to_dict
@@ -228,9 +230,8 @@ def test_curves_share_a_table_with_a_column_for_each_setting_they_differ_in() ->
         *(("32-true", "0", "2.00"), ("32-true", "1", "1.00"), ("bf16-mixed", "0", "1.60")),
     ]
     assert not {"size", "accelerator", "compile"} & scaling[0].keys()
-    assert "**Strong scaling.** All rows: size tiny (6.1 K parameters), accelerator cpu.\n" in text(
-        runs
-    )
+    about = "All rows: size 6.1 K parameters (2 layers of width 16), accelerator cpu."
+    assert f"**Strong scaling.** {about}\n" in text(runs)
 
 
 def of_size(run: Run, size: str, width: int) -> Run:
@@ -243,12 +244,13 @@ def test_what_follows_from_the_size_has_no_column_of_its_own() -> None:
     wide = [of_size(run, "tiny", 64) for run in pair(0.05)]
     (scaling,) = tables([*pair(0.05), *large])
     assert [(row["size"], row["precision"]) for row in scaling] == [
-        *(("large (16.2 K parameters)", "bf16-mixed"), ("tiny (6.1 K parameters)", "32-true")),
+        ("16.2 K parameters (2 layers of width 32)", "bf16-mixed"),
+        ("6.1 K parameters (2 layers of width 16)", "32-true"),
     ]
     assert "model.width" not in scaling[0]
     (scaling,) = tables([*pair(0.05), *large, *wide])
     assert [row["size"].split(" par")[0] for row in scaling] == [
-        *("large (16.2 K", "tiny (48.6 K", "tiny (6.1 K"),
+        *("16.2 K", "48.6 K", "6.1 K"),
     ]
 
 
@@ -331,6 +333,8 @@ def test_fewer_threads_for_more_ranks_of_a_cpu_are_the_split_of_its_cores() -> N
     assert "**Strong scaling on the same cores.** More devices are no more hardware here" in text(
         on_threads({1: 2, 2: 1})
     )
+    laws = tables(on_threads({1: 4, 2: 2, 4: 1}))[1]
+    assert all("the same cores: most of it is their split" in law["remark"] for law in laws)
     for other in (on_threads({1: 1, 2: 2}), on_threads({1: 2, 2: 1}, device="H200")):
         assert "processors and devices differ: cpu Example 9000" in text(other)
     moved = [*on_threads({1: 2}), *on_threads({2: 1}, cpu="Other")]
@@ -403,6 +407,13 @@ def test_a_row_stands_where_one_strategy_alone_fits_or_none_does() -> None:
     (row,) = fastest([], full)
     assert (row["fastest"], row["zero1"]) == ("none has a steady run", "oom-inferred")
     assert compare_strategies([], CERTIFICATES, swept[:1]) == []
+
+
+def test_an_interval_that_ends_beside_1_has_the_digits_that_tell_it_from_a_tie() -> None:
+    near = Estimate(value=1.16, low=1.0004, high=1.33)
+    assert ratio_figure(near, 2) == "1.1600 (1.0004 to 1.3300)"
+    assert ratio_figure(replace(near, low=1.0), 2) == "1.16 (1.00 to 1.33)", "that is a tie"
+    assert ratio_figure(replace(near, low=1.01), 2) == "1.16 (1.01 to 1.33)"
 
 
 def test_the_map_goes_through_the_devices_of_each_batch() -> None:

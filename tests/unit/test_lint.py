@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from test_certificates import make_certificate
 from test_store import make_record
+from test_sweep import make_study, make_tasks, work
 
 from scaling.__main__ import main
 from scaling.certificates import write_certificate
@@ -117,6 +118,23 @@ def test_records_that_differ_are_one_table_only_with_a_note(report: Path) -> Non
     assert what.startswith("GPT: 2 records in one table, and nothing says: code may not be its")
 
 
+def test_cells_that_differ_are_one_table_only_with_a_note_in_their_own_section(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    work(tmp_path / "night", make_tasks(make_study()))  # with uncommitted changes
+    main(["report", "night"])  # their figures are made up, which it says
+    report, note = tmp_path / "RESULTS.md", "code may not be its commit"
+
+    def joined() -> list[str]:
+        return [what for _, what in lint(report).errors if "in one table" in what]
+
+    assert joined() == []
+    edit(report, lambda text: f"{text.replace(note, 'all is well')}\n## Else\n\n{note}\n")
+    (what,) = joined()
+    assert what.startswith(f"night, GPT: 5 records in one table, and nothing says: {note}")
+
+
 # ------------------------------------------------------------------------------ arithmetic
 
 
@@ -168,6 +186,21 @@ def test_printed_flops_a_second_follow_from_the_printed_rate() -> None:
     ((line, what),) = check_tables(list(read_tables(text)))
     assert text.split("\n")[line - 1].startswith("| `6n`")
     assert "6e+08 FLOP/s; 152 MFLOP/s x 4 are 6.08e+08" in what
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ("2 | 400 tokens/s | 200 tokens/s | 2 MFLOP per token | 400 MFLOP/s", None),
+        ("2 | 400 tokens/s | 200 tokens/s | 2 MFLOP per token | 0.4 GFLOP/s", None),
+        ("2 | 400 tokens/s | 200 tokens/s | 2 MFLOP per token | 410 MFLOP/s", "4e+08 FLOP/s; 410"),
+        ("1 | 400 tokens/s | 200 tokens/s | 2 MFLOP per token | 400 MFLOP/s", "each of 1 dev"),
+        ("2 | blank, no steady state: short | | 2 MFLOP per token | ", None),
+    ],
+)
+def test_a_row_of_a_sweep_agrees_with_itself(row: str, words: str | None) -> None:
+    found = wrong("devices | speed | a device | FLOPs | FLOP/s a device", row)
+    assert found == [] if words is None else words in found[0]
 
 
 def test_a_stored_share_of_the_ceiling_above_1_needs_its_flag(report: Path) -> None:

@@ -18,6 +18,7 @@ from scaling.outcomes import Outcome
 from scaling.report import draw_plots, render_report
 from scaling.store import Cell, Run, Store, load_store
 from scaling.sweep_plots import Plot, not_drawn, plots_of
+from scaling.sweep_section import sweep_blocks
 from unitransformer.config import DataConfig, ParallelConfig
 from unitransformer.records import write_record
 
@@ -37,7 +38,8 @@ def test_every_cell_is_a_row_with_its_status_and_command(tmp_path: Path) -> None
     store = swept(tmp_path)
     text = render(store)
     (section,) = re.findall(r"### Sweep night\n(.*?)(?=\n##|\Z)", text, flags=re.DOTALL)
-    rows = [line.split("|")[1:4] for line in section.splitlines() if line.startswith("| ")][1:]
+    table = section.split("**Largest batch")[0].splitlines()
+    rows = [line.split("|")[1:4] for line in table if line.startswith("| ")][1:]
     assert [tuple(map(str.strip, row)) for row in rows] == [
         ("32-true", "8", "ok"),
         ("32-true", "16", "ok"),
@@ -53,6 +55,56 @@ def test_every_cell_is_a_row_with_its_status_and_command(tmp_path: Path) -> None
     assert "10 cells: 5 ok, 2 oom, 3 oom-inferred." in section
     assert section.count("python -m recipes.gpt --precision") == 10
     assert section.count("needs at least as much memory as") == 3
+
+
+def table_of(cells: Sequence[Cell]) -> tuple[list[str], list[list[str]]]:
+    """Heads and rows of the table of a sweep."""
+    (block,) = [b for b in sweep_blocks("s", cells, [], []) if b.startswith("|")]
+    heads, _, *rows = [
+        [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in block.splitlines()
+    ]
+    return heads, rows
+
+
+def test_the_table_leaves_out_what_is_empty_in_all_rows_and_says_what_all_cells_share() -> None:
+    cells = [
+        replace(
+            cell, outcome=replace(cell.outcome, options={**cell.outcome.options, "dropout": "0"})
+        )
+        for cell in cells_of([strong(0.1, n) for n in (1, 2)])
+    ]
+    heads, _ = table_of(cells)
+    assert not {"MFU", "remarks", "dropout"} & set(heads)
+    assert {"speed", "record", "devices"} <= set(heads)
+    blocks = sweep_blocks("s", cells, [], [])
+    about = "a model of 6.1 K parameters (2 layers of width 16), dropout 0"
+    assert f"All cells: {about}." in blocks
+    assert "No MFU: a CPU has no published peak; its measured ceiling stands." in blocks
+
+
+def test_the_table_tells_the_efficiency_of_each_row_against_its_baseline() -> None:
+    heads, rows = table_of(cells_of([strong(0.1, 1), strong(0.0625, 2)]))
+    assert [row[heads.index("strong efficiency")] for row in rows] == [
+        "baseline",
+        "80.0% (80.0% to 80.0%)",
+    ]
+    assert "weak efficiency" not in heads
+    split = [strong(0.1, n, changes={"hardware": [HOST | {"threads": 2 // n}] * n}) for n in (1, 2)]
+    heads, rows = table_of(cells_of(split))
+    column = heads.index("strong efficiency (same cores: 1/n loses nothing)")
+    assert rows[1][column].startswith("50.0%")
+
+
+def test_where_memory_ran_out_the_largest_batch_that_ran_has_a_row(tmp_path: Path) -> None:
+    cells = swept(tmp_path).cells
+    blocks = sweep_blocks("night", cells, [], [])
+    (table,) = [block for block in blocks if re.match(r"\|.* does not fit", block)]
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()[2:]]
+    told = [(precision, fits.split(",")[0], not_) for precision, fits, not_ in rows]
+    assert told == [("32-true", "16", "32, oom"), ("bf16-true", "32", "64, oom")]
+    assert not any(
+        "does not fit" in b for b in sweep_blocks("s", cells_of([strong(0.1, 1)]), [], [])
+    )
 
 
 def test_runs_of_a_sweep_are_not_told_a_second_time(tmp_path: Path) -> None:
@@ -181,8 +233,8 @@ def test_other_machines_and_offloaded_states_are_lines_of_their_own() -> None:
     ]
     by_devices = [plot for plot in plots_of("s", cells_of(runs)) if "speed" in plot.name]
     assert list(by_devices[0].panels) == [
-        "32-true, offloaded to the host no, tiny (6.1 K)",
-        "32-true, offloaded to the host yes, tiny (6.1 K)",
+        "32-true, offloaded to the host no, 6.1 K parameters",
+        "32-true, offloaded to the host yes, 6.1 K parameters",
     ]
     moved = [strong(0.1, n, f"b-{n}.json", changes={"hardware": [HOST | {"cpu": "B"}] * n})
              for n in (1, 2)]  # fmt: skip
