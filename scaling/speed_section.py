@@ -1,5 +1,6 @@
 """Speed, memory and FLOPs of one run, as tables: each figure with what it stands on."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -148,15 +149,23 @@ def _compiled(run: Run, like: Run) -> RunConfig | None:
 
 def _energy(run: Run) -> str:
     """Joules a token or picture of all devices, by their own counters."""
-    gpus = [gpu or {"joules": None, "untold": {}} for gpu in run.record["gpu"]]
-    missing = [gpu for gpu in gpus if gpu["joules"] is None or not gpu["joules_of_steps"]]
-    if missing or not gpus:
-        untold = missing[0]["untold"] if missing else {}
-        reason = untold.get("all") or untold.get("joules") or "not told by the record"
-        return f"blank: {escaped(str(reason))}"
-    per_step = sum(gpu["joules"] / gpu["joules_of_steps"] for gpu in gpus)
-    told = f"{per_step / run.units_per_step:.3g} J per {run.unit}"
-    return f"{told}, of {count(len(gpus), 'device')}, over the whole launch with its validation"
+    per_step = [
+        energy.joules / energy.num_steps
+        for energy in run.energy
+        if energy is not None and energy.joules is not None and energy.num_steps
+    ]
+    if not per_step or len(per_step) < len(run.energy):
+        return f"blank: {escaped(_why_no_joules(run))}"
+    told = f"{math.fsum(per_step) / run.units_per_step:.3g} J per {run.unit}"
+    steps = min(energy.num_steps or 0 for energy in run.energy if energy is not None)
+    return f"{told}, of {count(len(per_step), 'device')}, by {count(steps, 'steady step')}"
+
+
+def _why_no_joules(run: Run) -> str:
+    for gpu, energy in zip(run.record["gpu"], run.energy, strict=True):
+        if gpu is not None and energy is not None and energy.joules is None:
+            return str(gpu["untold"].get("all") or gpu["untold"].get("joules") or energy.reason)
+    return "not told by the record"
 
 
 def _launches(run: Run, again: Sequence[Run]) -> str:

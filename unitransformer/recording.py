@@ -7,7 +7,7 @@ import os
 import platform
 import subprocess
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from unitransformer.hardware import describe_host, driver_versions
 from unitransformer.history import History
 from unitransformer.measuring.communication import why_untold
 from unitransformer.measuring.host_load import HostLoad, load_between
+from unitransformer.measuring.telemetry import energy_of
 from unitransformer.passport import Row
 from unitransformer.process import gpu_software, process_rank
 from unitransformer.readout import Readout, passport_of, read_out, steady_of
@@ -78,6 +79,10 @@ def build_record(
     )
     units_per_s = None if readout is None else readout.units_per_s
     told = {name: [reading[name] for reading in readings] for name in READINGS}
+    steps = [
+        history.launches[-1] + s for s in steady.steps(len(history.step_s[history.launches[-1] :]))
+    ]
+    told["gpu"] = [_with_energy(gpu, steps) for gpu in told["gpu"]]
     loads = _loads(readings)
     passport = passport_of(config, units_per_s, told["hardware"], told["ceiling"])
     steady_from = None if steady.start is None else history.launches[-1] + steady.start
@@ -126,6 +131,13 @@ def _unsteady(readings: Sequence[Mapping[str, Any]], history: History) -> list[d
         for step in sorted(reasons)
         if step < history.num_steps
     ]
+
+
+def _with_energy(gpu: Mapping[str, Any], steps: Collection[int]) -> dict[str, Any]:
+    """What a GPU told of itself, and its joules in the steady steps."""
+    energy = energy_of(gpu["samples"], set(steps))
+    reason = {} if energy.reason is None else {"joules": energy.reason}
+    return {**gpu, **energy.as_dict(), "untold": reason | gpu["untold"]}
 
 
 def _loads(readings: Sequence[Mapping[str, Any]]) -> list[HostLoad]:

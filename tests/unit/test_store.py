@@ -361,6 +361,19 @@ def test_an_edited_perplexity_contradicts_the_validation_loss() -> None:
     assert found.startswith("validation.value is 1.5 in the record, 7.38905")
 
 
+def test_joules_that_the_looks_at_the_gpu_do_not_say_are_a_contradiction() -> None:
+    quiet = {"sm_clock_hz": None, "memory_clock_hz": None, "power_w": None, "temperature_c": None}
+    gpu = {"untold": {}, "joules": 80.0, "joules_of_steps": 8} | {
+        "samples": [
+            quiet | {"step": step, "energy_j": 10.0 * step, "clock_reasons": None}
+            for step in (0, 4, 12)
+        ]
+    }
+    assert find_contradictions(make_run(make_record(gpu=[gpu]))) == []
+    (found,) = find_contradictions(make_run(make_record(gpu=[gpu | {"joules": 120.0}])))
+    assert found == "gpu.0.joules is 120.0 in the record, 80.0 by its samples and config"
+
+
 def test_flops_counted_otherwise_are_a_recount_and_no_contradiction() -> None:
     record = make_record()
     record["flops_per_token"] = record["flops_per_token"] | {"palm": 1.0}
