@@ -123,9 +123,11 @@ def find_fault(history: History) -> Exception | None:
             return FloatingPointError(
                 f"loss is {loss} at step {step + 1}; lower optimizer.learning_rate"
             )
-        if not 0 < step_s < math.inf:
-            history.cut(step)
-            return ClockError(f"step {step + 1} took {step_s} s: the clock went backwards")
+        told = {name: getattr(history, name)[step] for name in (*CLOCKED, "least_communication_s")}
+        for name, seconds in told.items():
+            if seconds is not None and not (0 <= seconds < math.inf and step_s > 0):
+                history.cut(step)
+                return ClockError(f"step {step + 1} has {name} {seconds}: the clock went backwards")
     for point in history.validation:
         if not math.isfinite(point["val_loss"]):
             loss, step = point["val_loss"], int(point["step"])

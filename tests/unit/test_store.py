@@ -140,6 +140,12 @@ def with_samples(**more: Any) -> dict[str, Any]:
     return samples
 
 
+def nothing_done() -> dict[str, Any]:
+    """What a record without a step holds."""
+    nothing = make_record(step_s=[])
+    return {name: nothing[name] for name in ("loss", "learning_rate", "step_s", "samples")}
+
+
 def make_crashed(recipe: Recipe = "gpt", **changes: Any) -> Record:
     error = {"type": "RuntimeError", "message": "it broke", "rank": 0, "last_lines": []}
     return make_record(recipe, status="crashed") | {"validation": {}, "error": error} | changes
@@ -206,6 +212,7 @@ def test_json_that_is_something_else_is_foreign(tmp_path: Path) -> None:
     ("changes", "reason"),
     [
         ({"schema": 99}, "schema is 99"),
+        (nothing_done(), "0 losses, 0 times"),
         ({"status": "fine"}, "status is 'fine'"),
         ({"loss": [float("nan")] * 12}, "not a finite number"),
         ({"steady_from": 12}, "steady_from is 12"),
