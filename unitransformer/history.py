@@ -1,13 +1,14 @@
 """What a run did so far, step by step, over every launch and every rank."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, TypeVar
 
 import torch
 
 from unitransformer.measuring.clock import Step, StepClock
+from unitransformer.records import OPTIONAL_SAMPLES
 from unitransformer.training import TrainingModule
 
 T = TypeVar("T")
@@ -42,6 +43,14 @@ class History:
         """Forget the steps from `num_steps` on."""
         for name in PER_STEP:
             del getattr(self, name)[num_steps:]
+
+
+def read_history(told: Mapping[str, Any]) -> History:
+    """Of what a checkpoint tells, or nothing; it may tell more."""
+    names = {item.name for item in fields(History)}
+    # A version that did not look for something has left nothing of it in the checkpoint.
+    untold = {name: [None] * len(told.get("step_s", ())) for name in OPTIONAL_SAMPLES}
+    return History(**untold | {name: value for name, value in told.items() if name in names})
 
 
 CLOCKED = tuple(item.name for item in fields(Step))

@@ -121,12 +121,17 @@ def test_what_is_planted_in_a_part_shows_in_that_part(accumulate: int, tmp_path:
     assert set(record["samples"]["communication_s"]) == {0.0}
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp", "zero2"])
-def test_a_slow_collective_is_communication_and_nothing_else(strategy: str, tmp_path: Path) -> None:
-    record = run(tmp_path / "run", *TWO, "--strategy", strategy, fault=slow_everything)
+@pytest.mark.parametrize(
+    ("strategy", "accumulate"), [("ddp", 1), ("ddp", 2), ("fsdp", 1), ("zero2", 1)]
+)
+def test_a_slow_collective_is_communication_and_nothing_else(
+    strategy: str, accumulate: int, tmp_path: Path
+) -> None:
+    options = (*TWO, "--strategy", strategy, "--accumulate", str(accumulate))
+    record = run(tmp_path / "run", *options, fault=slow_everything)
     planted = {
-        "data_s": LOADER_S,
-        "forward_backward_s": FORWARD_S,
+        "data_s": accumulate * LOADER_S,
+        "forward_backward_s": accumulate * FORWARD_S,
         "optimizer_s": OPTIMIZER_S,
         "communication_s": COLLECTIVE_S,
         "least_communication_s": COLLECTIVE_S,

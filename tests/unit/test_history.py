@@ -5,9 +5,16 @@ from dataclasses import replace
 
 import pytest
 
-from unitransformer.history import CLOCKED, ClockError, History, Share, extend, find_fault
+from unitransformer.history import (
+    CLOCKED,
+    ClockError,
+    History,
+    Share,
+    extend,
+    find_fault,
+    read_history,
+)
 from unitransformer.measuring.clock import Step
-from unitransformer.run import _history_of
 
 
 def steps(*step_s: float) -> list[Step]:
@@ -43,9 +50,9 @@ def test_communication_of_the_rank_that_waited_least_stands_beside_that_of_the_s
 
 def test_a_checkpoint_of_before_goes_on_with_what_it_does_not_tell() -> None:
     told = {"loss": [1.0, 1.0], "step_s": [0.1, 0.1], "num_updates": 2}
-    history = _history_of(told)
+    history = read_history(told)
     assert history.between_s == history.communication_s == [None, None]
-    assert _history_of({}) == History()
+    assert read_history({}) == History()
 
 
 def test_a_second_launch_goes_on_after_the_first() -> None:
