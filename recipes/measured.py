@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from unitransformer.memory import in_gib
-from unitransformer.readout import parts_in_words
+from unitransformer.readout import flops_rate_in_words, parts_in_words, share_in_words
 from unitransformer.tasks import UNIT, rate_in_words, si
 
 CONVENTION = "matmul"
@@ -45,11 +45,14 @@ def _work(record: Mapping[str, Any]) -> str:
     told = f"{si(row['flops_per_unit'])}FLOP per {unit} (`{CONVENTION}`)"
     if row["flops_per_s"] is None:
         return told
-    told += f", {si(row['flops_per_s'])}FLOP/s per device"
+    figures = record["figures"]
+    told += f", {flops_rate_in_words(row['flops_per_s'], figures)} per device"
     if row["share_of_ceiling"] is not None:
-        told += f", {row['share_of_ceiling']:.1%} of what this machine reached in this job"
-    mfu = row["utilisation"]
-    return f"{told}, MFU {mfu:.1%}" if mfu is not None else f"{told}; no MFU: {row['reason']}"
+        share = share_in_words(row["share_of_ceiling"], figures)
+        told += f", {share} of what this machine reached in this job"
+    if row["utilisation"] is None:
+        return f"{told}; no MFU: {row['reason']}"
+    return f"{told}, MFU {share_in_words(row['utilisation'], figures)}"
 
 
 def _memory(record: Mapping[str, Any]) -> str:

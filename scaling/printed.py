@@ -20,7 +20,7 @@ BATCH = re.compile(
 )
 DEVICES = re.compile(rf"^(?:{NUMBER} nodes x )?{NUMBER} x ")
 RATE = re.compile(rf"^{NUMBER} (?:tokens|images)/s")
-FLOPS_RATE = re.compile(rf"^{NUMBER} ([kMGTP]?)FLOP/s$")
+FLOPS_RATE = re.compile(rf"^{NUMBER} ([kMGTP]?)FLOP/s(?: \(.*\))?$")
 FLOPS = re.compile(rf"^{NUMBER} ([kMGTP]?)FLOP per ")
 SHARE = re.compile(rf"^(?:MFU |HFU )?{NUMBER}%(.*)$")
 FRACTION = re.compile(rf"^{NUMBER}(?: ?(%))?(?: \({NUMBER}(?: ?%)? to {NUMBER}(?: ?%)?\))?")
@@ -111,7 +111,7 @@ def _check_shares(table: Table) -> Iterator[Wrong]:
         column = table.column(name)
         for index, cell in _cells(table, column):
             found = SHARE.match(cell)
-            if found and _number(found[1]) > 100 and not (has_flag and found[2].startswith(";")):
+            if found and _number(found[1]) > 100 and not (has_flag and ";" in found[2]):
                 without = " without a flag" if has_flag else ""
                 yield (
                     table.line_of(index),

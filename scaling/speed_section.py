@@ -1,7 +1,9 @@
 """Speed, memory and FLOPs of one run, as tables: each figure with what it stands on."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from scaling import cells
 from scaling.gpu_state import gpu_state
@@ -10,7 +12,13 @@ from scaling.markdown import count, escaped, ms, table
 from scaling.store import Run
 from unitransformer.config import RunConfig
 from unitransformer.passport import Row
-from unitransformer.readout import interval_in_words, launches_in_words, parts_in_words
+from unitransformer.readout import (
+    flops_rate_in_words,
+    interval_in_words,
+    launches_in_words,
+    parts_in_words,
+    share_in_words,
+)
 from unitransformer.statistics.comparisons import LEAST_LAUNCHES, pays_off_at, split_variance
 from unitransformer.tasks import rate_in_words, si
 
@@ -148,15 +156,23 @@ def _compiled(run: Run, like: Run) -> RunConfig | None:
 
 def _energy(run: Run) -> str:
     """Joules a token or picture of all devices, by their own counters."""
-    gpus = [gpu or {"joules": None, "untold": {}} for gpu in run.record["gpu"]]
-    missing = [gpu for gpu in gpus if gpu["joules"] is None or not gpu["joules_of_steps"]]
-    if missing or not gpus:
-        untold = missing[0]["untold"] if missing else {}
-        reason = untold.get("all") or untold.get("joules") or "not told by the record"
-        return f"blank: {escaped(str(reason))}"
-    per_step = sum(gpu["joules"] / gpu["joules_of_steps"] for gpu in gpus)
-    told = f"{per_step / run.units_per_step:.3g} J per {run.unit}"
-    return f"{told}, of {count(len(gpus), 'device')}, over the whole launch with its validation"
+    per_step = [
+        energy.joules / energy.num_steps
+        for energy in run.energy
+        if energy is not None and energy.joules is not None and energy.num_steps
+    ]
+    if not per_step or len(per_step) < len(run.energy):
+        return f"blank: {escaped(_why_no_joules(run))}"
+    told = f"{math.fsum(per_step) / run.units_per_step:.3g} J per {run.unit}"
+    steps = min(energy.num_steps or 0 for energy in run.energy if energy is not None)
+    return f"{told}, of {count(len(per_step), 'device')}, by {count(steps, 'steady step')}"
+
+
+def _why_no_joules(run: Run) -> str:
+    for gpu, energy in zip(run.record["gpu"], run.energy, strict=True):
+        if gpu is not None and energy is not None and energy.joules is None:
+            return str(gpu["untold"].get("all") or gpu["untold"].get("joules") or energy.reason)
+    return "not told by the record"
 
 
 def _launches(run: Run, again: Sequence[Run]) -> str:
@@ -170,7 +186,8 @@ def _launches(run: Run, again: Sequence[Run]) -> str:
 
 
 def passport_tables(run: Run) -> list[str]:
-    """What each way of counting says, beside the peak and the ceiling."""
+    """What each way of counting says, beside the peak and the ceiling, with the rate's interval."""
+    figures = {} if run.readout is None else run.readout.as_dict()
     headers = (
         *("convention", f"FLOPs per {run.unit}", "FLOP/s a device", "share of the data sheet"),
         *("share of the ceiling", "what it counts"),
@@ -179,9 +196,9 @@ def passport_tables(run: Run) -> list[str]:
         (
             f"`{row.convention}`",
             f"{row.flops_per_unit:,.0f}",
-            f"{si(row.flops_per_s)}FLOP/s" if row.flops_per_s is not None else "blank",
-            _utilisation(row),
-            _share_of_ceiling(row),
+            "blank" if row.flops_per_s is None else flops_rate_in_words(row.flops_per_s, figures),
+            _utilisation(row, figures),
+            _share_of_ceiling(row, figures),
             escaped(row.counts),
         )
         for row in run.passport
@@ -197,12 +214,13 @@ def passport_tables(run: Run) -> list[str]:
     return [table(headers, rows), escaped(source)]
 
 
-def _utilisation(row: Row) -> str:
+def _utilisation(row: Row, figures: Mapping[str, Any]) -> str:
     if row.utilisation is None:
         return f"blank: {escaped(str(row.reason))}"
-    return f"{row.kind} {row.utilisation:.1%}"
+    return f"{row.kind} {share_in_words(row.utilisation, figures)}"
 
 
-def _share_of_ceiling(row: Row) -> str:
-    told = "blank" if row.share_of_ceiling is None else f"{row.share_of_ceiling:.1%}"
+def _share_of_ceiling(row: Row, figures: Mapping[str, Any]) -> str:
+    share = row.share_of_ceiling
+    told = "blank" if share is None else share_in_words(share, figures)
     return f"{told}; {escaped(row.flag)}" if row.flag else told

@@ -38,6 +38,7 @@ from unitransformer.checkpoint_names import is_checkpoint_name
 from unitransformer.config import RunConfig
 from unitransformer.flops import count_flops, count_parameters
 from unitransformer.log_lines import log_lines
+from unitransformer.measuring.telemetry import Energy, energy_of
 from unitransformer.passport import Row
 from unitransformer.readout import Readout, passport_of, read_out, recorded_steady, steady_of
 from unitransformer.records import Record, config_of, validate
@@ -92,6 +93,8 @@ GPU: dict[str, Kinds] = {
     "untold": dict,
 }
 LOOK: dict[str, Kinds] = {
+    "step": int,
+    "energy_j": (*NUMBER, NoneType),
     "sm_clock_hz": (*NUMBER, NoneType),
     "memory_clock_hz": (*NUMBER, NoneType),
     "power_w": (*NUMBER, NoneType),
@@ -192,6 +195,16 @@ class Run:
         """Seconds of each steady step."""
         record = self.record
         return recorded_steady(record).of(record["step_s"][record["launches"][-1] :])
+
+    @functools.cached_property
+    def energy(self) -> tuple[Energy | None, ...]:
+        """Joules of the steady steps, out of the looks at each device; None: nobody looked."""
+        record = self.record
+        first = record["launches"][-1]
+        steps = {first + s for s in recorded_steady(record).steps(len(record["step_s"][first:]))}
+        return tuple(
+            None if gpu is None else energy_of(gpu["samples"], steps) for gpu in record["gpu"]
+        )
 
     @property
     def units_per_s(self) -> float | None:
@@ -357,10 +370,19 @@ def find_contradictions(run: Run) -> list[str]:
                 f"figures.{name}": (record["figures"].get(name), figures.get(name))
                 for name in sorted(record["figures"].keys() | figures.keys())
             },
+            **dict(_joules(run)),
             "num_parameters": (record["num_parameters"], count_parameters(run.config.model)),
             "validation.value": (record["validation"]["value"], run.metric_value),
         }
     )
+
+
+def _joules(run: Run) -> Iterator[tuple[str, tuple[Any, Any]]]:
+    """What the record says of the energy of each device, and what its looks say."""
+    for rank, (gpu, energy) in enumerate(zip(run.record["gpu"], run.energy, strict=True)):
+        if gpu is not None and energy is not None:
+            for name, figure in energy.as_dict().items():
+                yield f"gpu.{rank}.{name}", (gpu.get(name), figure)
 
 
 def find_recounts(run: Run) -> list[str]:

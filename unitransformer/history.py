@@ -1,13 +1,14 @@
 """What a run did so far, step by step, over every launch and every rank."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, TypeVar
 
 import torch
 
 from unitransformer.measuring.clock import Step, StepClock
+from unitransformer.records import OPTIONAL_SAMPLES
 from unitransformer.training import TrainingModule
 
 T = TypeVar("T")
@@ -42,6 +43,14 @@ class History:
         """Forget the steps from `num_steps` on."""
         for name in PER_STEP:
             del getattr(self, name)[num_steps:]
+
+
+def read_history(told: Mapping[str, Any]) -> History:
+    """Of what a checkpoint tells, or nothing; it may tell more."""
+    names = {item.name for item in fields(History)}
+    # A version that did not look for something has left nothing of it in the checkpoint.
+    untold = {name: [None] * len(told.get("step_s", ())) for name in OPTIONAL_SAMPLES}
+    return History(**untold | {name: value for name, value in told.items() if name in names})
 
 
 CLOCKED = tuple(item.name for item in fields(Step))
@@ -123,9 +132,11 @@ def find_fault(history: History) -> Exception | None:
             return FloatingPointError(
                 f"loss is {loss} at step {step + 1}; lower optimizer.learning_rate"
             )
-        if not 0 < step_s < math.inf:
-            history.cut(step)
-            return ClockError(f"step {step + 1} took {step_s} s: the clock went backwards")
+        told = {name: getattr(history, name)[step] for name in (*CLOCKED, "least_communication_s")}
+        for name, seconds in told.items():
+            if seconds is not None and not (0 <= seconds < math.inf and step_s > 0):
+                history.cut(step)
+                return ClockError(f"step {step + 1} has {name} {seconds}: the clock went backwards")
     for point in history.validation:
         if not math.isfinite(point["val_loss"]):
             loss, step = point["val_loss"], int(point["step"])

@@ -13,6 +13,7 @@ from unitransformer.passport import Ceiling, Row, build_passport
 from unitransformer.statistics.comparisons import LaunchVariance
 from unitransformer.statistics.intervals import Figures, describe, mean_rate
 from unitransformer.statistics.steady import Steady, find_steady
+from unitransformer.tasks import si, si_interval
 
 PARTS = ("data_s", "forward_backward_s", "optimizer_s")
 COMMUNICATION = ("communication_s", "least_communication_s")
@@ -68,6 +69,28 @@ class Readout:
 
 def _told(figures: Mapping[str, float | None]) -> dict[str, float]:
     return {name: figure for name, figure in figures.items() if figure is not None}
+
+
+def flops_rate_in_words(flops_per_s: float, figures: Mapping[str, Any]) -> str:
+    """With the interval of the rate it was counted from, whose figures `Readout.as_dict` has."""
+    ends = _ends(flops_per_s, figures)
+    if ends is None:
+        return f"{si(flops_per_s)}FLOP/s"
+    return si_interval(flops_per_s, *ends, unit="FLOP/s")
+
+
+def share_in_words(share: float, figures: Mapping[str, Any]) -> str:
+    """Of a peak or a ceiling, which is held to be exact; the interval is that of the rate."""
+    ends = _ends(share, figures)
+    return f"{share:.1%}" if ends is None else f"{share:.1%} ({ends[0]:.1%} to {ends[1]:.1%})"
+
+
+def _ends(figure: float, figures: Mapping[str, Any]) -> tuple[float, float] | None:
+    """Interval of a figure in proportion to the rate; None where the rate has none."""
+    low, middle, high = (figures.get(f"{end}units_per_s") for end in ("low_", "", "high_"))
+    if low is None or middle is None or high is None:
+        return None
+    return figure * low / middle, figure * high / middle
 
 
 def parts_in_words(figures: Mapping[str, Any]) -> str:

@@ -1,13 +1,9 @@
 """A run that ended, well or not, in; its record out."""
 
-import contextlib
-import importlib.metadata
 import math
 import os
-import platform
-import subprocess
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,12 +14,13 @@ from unitransformer.config import ParallelConfig, RunConfig, to_dict
 from unitransformer.data import DataModule
 from unitransformer.failures import Failure, amend_record, describe_failure, errno_of
 from unitransformer.flops import count_flops, count_parameters
-from unitransformer.hardware import describe_host, driver_versions
+from unitransformer.hardware import describe_host
 from unitransformer.history import History
 from unitransformer.measuring.communication import why_untold
 from unitransformer.measuring.host_load import HostLoad, load_between
+from unitransformer.measuring.telemetry import energy_of
 from unitransformer.passport import Row
-from unitransformer.process import gpu_software, process_rank
+from unitransformer.process import process_rank
 from unitransformer.readout import Readout, passport_of, read_out, steady_of
 from unitransformer.records import (
     OPTIONAL_SAMPLES,
@@ -33,14 +30,12 @@ from unitransformer.records import (
     Status,
     write_record,
 )
+from unitransformer.software import describe_code, describe_versions
 from unitransformer.stop_signals import Stopped
 from unitransformer.summary import render_summary, summarise
 from unitransformer.tasks import METRIC, UNIT, metric_value
 from unitransformer.transformer import Transformer
 
-PACKAGES = ("torch", "lightning", "torchvision", "tokenizers", "numpy")
-OPTIONAL_PACKAGES = ("deepspeed",)
-CODE_FILES = ("*.py", "*.toml", "*.txt")  # what decides what a run does
 KEPT_LINES = 40  # log lines in a record
 # Of every rank, as its instruments tell them.
 READINGS = (
@@ -78,6 +73,9 @@ def build_record(
     )
     units_per_s = None if readout is None else readout.units_per_s
     told = {name: [reading[name] for reading in readings] for name in READINGS}
+    first = history.launches[-1]
+    steps = [first + step for step in steady.steps(len(history.step_s[first:]))]
+    told["gpu"] = [_with_energy(gpu, steps) for gpu in told["gpu"]]
     loads = _loads(readings)
     passport = passport_of(config, units_per_s, told["hardware"], told["ceiling"])
     steady_from = None if steady.start is None else history.launches[-1] + steady.start
@@ -126,6 +124,13 @@ def _unsteady(readings: Sequence[Mapping[str, Any]], history: History) -> list[d
         for step in sorted(reasons)
         if step < history.num_steps
     ]
+
+
+def _with_energy(gpu: Mapping[str, Any], steps: Collection[int]) -> dict[str, Any]:
+    """What a GPU told of itself, and its joules in the steady steps."""
+    energy = energy_of(gpu["samples"], set(steps))
+    reason = {} if energy.reason is None else {"joules": energy.reason}
+    return {**gpu, **energy.as_dict(), "untold": reason | gpu["untold"]}
 
 
 def _loads(readings: Sequence[Mapping[str, Any]]) -> list[HostLoad]:
@@ -189,7 +194,7 @@ def _describe(config: RunConfig) -> Record:
         "world_size": config.parallel.world_size,
         "global_batch_size": config.global_batch_size,
         "num_parameters": count_parameters(config.model),
-        "versions": _versions(config.parallel.accelerator),
+        "versions": describe_versions(config.parallel.accelerator),
         per_unit: count_flops(config),
         "summary": render_summary(summarise(_on_meta(config))),
     }
@@ -271,41 +276,4 @@ def _describe_error(error: BaseException, parallel: ParallelConfig) -> dict[str,
         "rank": process_rank(parallel),
         "last_lines": "".join(traceback.format_exception(error)).splitlines()[-20:],
         "errno": errno_of(error),
-    }
-
-
-def _versions(accelerator: str) -> dict[str, str]:
-    """Of what may have to do with a run on this kind of device."""
-    told = {"python": platform.python_version()}
-    told |= {name: importlib.metadata.version(name) for name in PACKAGES}
-    for name in OPTIONAL_PACKAGES:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            told[name] = importlib.metadata.version(name)
-    if accelerator == "cuda":
-        told |= gpu_software() | driver_versions()
-    return told
-
-
-def describe_code() -> dict[str, Any]:
-    """Commit of the code that ran, and whether it was changed since; None outside a checkout.
-
-    What runs write beside the code, records above all, does not change it.
-    """
-    here = Path(__file__).parent
-
-    def git(*arguments: str) -> str | None:
-        try:
-            done = subprocess.run(
-                ["git", "-C", str(here), *arguments], capture_output=True, text=True, timeout=10
-            )
-        except (OSError, subprocess.TimeoutExpired):
-            return None
-        return done.stdout.strip() if done.returncode == 0 else None
-
-    if git("ls-files", "--error-unmatch", __file__) is None:  # installed inside another project
-        return {"commit": None, "is_dirty": None}
-    status = git("status", "--porcelain", "--", *(f":(top){each}" for each in CODE_FILES))
-    return {
-        "commit": git("rev-parse", "HEAD"),
-        "is_dirty": None if status is None else bool(status),
     }

@@ -3,7 +3,7 @@
 import contextlib
 import datetime
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -20,7 +20,7 @@ from unitransformer.checkpoints import (
 from unitransformer.config import RunConfig, to_dict
 from unitransformer.data import DataModule, load_source
 from unitransformer.flops import count_parameters
-from unitransformer.history import ClockError, History, find_fault, gather, history_now
+from unitransformer.history import ClockError, find_fault, gather, history_now, read_history
 from unitransformer.log_lines import is_due
 from unitransformer.measuring.clock import ClockStarts, ClockStops, StepClock
 from unitransformer.measuring.communication import ClocksReduction, clocked_waits, why_untold
@@ -34,9 +34,10 @@ from unitransformer.process import (
     set_up_process,
 )
 from unitransformer.progress import Bar, LogLines
-from unitransformer.recording import build_record, describe_code
-from unitransformer.records import OPTIONAL_SAMPLES, PROGRESS, Record, write_record
+from unitransformer.recording import build_record
+from unitransformer.records import PROGRESS, Record, write_record
 from unitransformer.saving import Resume, SaveCheckpoints, sole_user
+from unitransformer.software import describe_code
 from unitransformer.statistics.stopping import is_look
 from unitransformer.stop_signals import Stopped, StopSignals
 from unitransformer.stopping import AgreeToStop
@@ -129,7 +130,7 @@ def _run(
     say = say if is_first else _say_nothing
 
     checkpoint, told = _find_checkpoint(config, places.checkpoints, resume=resume)
-    history = _history_of(told)
+    history = read_history(told)
     source = load_source(config, show_progress=is_first)
     if checkpoint is not None and history.sha256 != source.sha256:
         raise ValueError(
@@ -294,10 +295,3 @@ def _find_checkpoint(
         )
     check_files(path, part=rank, parts=config.parallel.world_size)
     return path, told
-
-
-def _history_of(told: Told) -> History:
-    names = {field.name for field in fields(History)}
-    # A version that did not look for it has left nothing in the checkpoint.
-    untold = {name: [None] * len(told.get("step_s", ())) for name in OPTIONAL_SAMPLES}
-    return History(**untold | {name: value for name, value in told.items() if name in names})

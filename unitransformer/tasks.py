@@ -31,8 +31,22 @@ def rate_in_words(per_s: float, unit: str) -> str:
 
 def si(number: float) -> str:
     """Three digits and the prefix of the unit that follows: "6.01 M"."""
+    scale, prefix = _prefix(number)
+    return f"{number / scale:.3g} {prefix}"
+
+
+def si_interval(number: float, low: float, high: float, unit: str) -> str:
+    """The same with its unit, and its interval in that: "6.01 MFLOP/s (5.98 to 6.05)"."""
+    scale, prefix = _prefix(number)
+    digits = max(0, 3 - len(str(round(number / scale))))
+    middle, *ends = (f"{each / scale:.{digits}f}" for each in (number, low, high))
+    return f"{middle} {prefix}{unit} ({' to '.join(ends)})"
+
+
+def _prefix(number: float) -> tuple[float, str]:
     prefixes = ["", "k", "M", "G", "T", "P"]
-    while number >= 999.5 and len(prefixes) > 1:
-        number /= 1000
+    scale = 1.0
+    while number / scale >= 999.5 and len(prefixes) > 1:
+        scale *= 1000
         prefixes.pop(0)
-    return f"{number:.3g} {prefixes[0]}"
+    return scale, prefixes[0]

@@ -40,5 +40,11 @@ def watch_nothing() -> None:
 
 @pytest.mark.alone
 def test_measuring_costs_at_most_half_a_percent_of_a_step(tmp_path: Path) -> None:
-    arms = {"not watched": Arm(fault=watch_nothing), "watched": Arm()}
-    check(tmp_path, arms, OPTIONS, WHOLE_BATCH, {"watched": 0.005})
+    """A wait costs no processor time, and is seen: the control waits."""
+    arms = {
+        "not watched": Arm(fault=watch_nothing),
+        "watched": Arm(),
+        "waits": Arm(fault=watch_nothing, waits=0.02),
+    }
+    allowed = dict.fromkeys(["watched", "waits"], 0.005)
+    check(tmp_path, arms, OPTIONS, WHOLE_BATCH, allowed, clocks=("processor", "wall"))

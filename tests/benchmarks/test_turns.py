@@ -43,7 +43,9 @@ def test_too_few_pairs_show_nothing() -> None:
     assert judge([draw(0.001, 0.002, count=3)], MOST_S) == "open"
 
 
-def outcome(monkeypatch: pytest.MonkeyPatch, added_s: float, spread_s: float) -> int:
+def outcome(
+    monkeypatch: pytest.MonkeyPatch, added_s: float, spread_s: float, *, waits: float = 0.0
+) -> int:
     """Check an arm that adds so much; the rounds it took."""
     asked: list[list[str]] = []
 
@@ -51,11 +53,17 @@ def outcome(monkeypatch: pytest.MonkeyPatch, added_s: float, spread_s: float) ->
         asked.append(list(arms))
         base = [STEP_S] * (WARM_UP + 200)
         more = draw(added_s, spread_s, seed=len(asked), count=len(base))
-        return {"plain": base, "more": [a + b for a, b in zip(base, more, strict=True)]}
+        wait_s = arms["more"].wait_s if "more" in arms else 0.0
+        longer = [a + b + wait_s for a, b in zip(base, more, strict=True)]
+        return {
+            "plain": {"processor": base, "wall": base},
+            "more": {"processor": base if waits else longer, "wall": longer},
+        }
 
     monkeypatch.setattr(turns, "take_turns", take)
     try:
-        check(Path(), {"plain": Arm(), "more": Arm()}, (), 128, {"more": MOST_S})
+        arms = {"plain": Arm(), "more": Arm(waits=waits)}
+        check(Path(), arms, (), 128, {"more": MOST_S}, clocks=("processor", "wall"))
     finally:
         assert asked[0] == ["plain"]
         assert asked[1:] == [["plain", "more"]] * (len(asked) - 1)
@@ -80,3 +88,9 @@ def test_noise_to_the_end_is_neither_proof_nor_failure(monkeypatch: pytest.Monke
 def test_more_than_is_allowed_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(AssertionError, match=r"more adds 0\.8.%.*allowed 0\.5%: above"):
         outcome(monkeypatch, 0.009, 0.002)
+
+
+def test_a_control_has_to_come_out_above(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert outcome(monkeypatch, 0.0, 0.002, waits=0.02) == 2
+    with pytest.raises(AssertionError, match=r"of wall time, allowed 0\.5%: within"):
+        outcome(monkeypatch, -0.02, 0.002, waits=0.02)

@@ -4,6 +4,7 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,6 +17,8 @@ from torch.nn.parallel import DistributedDataParallel
 import unitransformer.run
 from tests.distributed.launching import begin, load
 from unitransformer.data import DataModule
+from unitransformer.measuring import clock
+from unitransformer.measuring.clock import Step, StepClock
 from unitransformer.measuring.communication import ClocksReduction
 from unitransformer.saving import SaveCheckpoints
 from unitransformer.training import TrainingModule
@@ -118,12 +121,17 @@ def test_what_is_planted_in_a_part_shows_in_that_part(accumulate: int, tmp_path:
     assert set(record["samples"]["communication_s"]) == {0.0}
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp", "zero2"])
-def test_a_slow_collective_is_communication_and_nothing_else(strategy: str, tmp_path: Path) -> None:
-    record = run(tmp_path / "run", *TWO, "--strategy", strategy, fault=slow_everything)
+@pytest.mark.parametrize(
+    ("strategy", "accumulate"), [("ddp", 1), ("ddp", 2), ("fsdp", 1), ("zero2", 1)]
+)
+def test_a_slow_collective_is_communication_and_nothing_else(
+    strategy: str, accumulate: int, tmp_path: Path
+) -> None:
+    options = (*TWO, "--strategy", strategy, "--accumulate", str(accumulate))
+    record = run(tmp_path / "run", *options, fault=slow_everything)
     planted = {
-        "data_s": LOADER_S,
-        "forward_backward_s": FORWARD_S,
+        "data_s": accumulate * LOADER_S,
+        "forward_backward_s": accumulate * FORWARD_S,
         "optimizer_s": OPTIMIZER_S,
         "communication_s": COLLECTIVE_S,
         "least_communication_s": COLLECTIVE_S,
@@ -157,3 +165,52 @@ def test_what_happens_between_steps_is_told_and_validation_is_not_in_it(tmp_path
     assert LOADER_S <= min(between_s[1:])
     assert between_s[2] < 4 * LOADER_S, "it holds a validation"
     assert min(record["step_s"][1:]) < LOADER_S
+
+
+def crash(folder: Path, *options: str, fault: Callable[[], None]) -> dict[str, Any]:
+    process = begin("gpt", folder, *OPTIONS, *options, fault=fault)
+    process.join(300)
+    assert process.exitcode == 1
+    record = load(folder)
+    assert (record["status"], record["error"]["type"]) == ("crashed", "ClockError")
+    assert record["figures"] == record["validation"] == {}
+    assert record["tokens_per_s"] is None
+    return record
+
+
+def test_a_clock_that_goes_backwards_is_an_error_on_the_row(tmp_path: Path) -> None:
+    def turn_back() -> None:
+        stop, now, behind_s = StepClock.stop, time.perf_counter, 0.0
+
+        def late_stop(self: StepClock) -> None:
+            nonlocal behind_s
+            behind_s += 100.0 if len(self.steps()) == 2 else 0.0
+            stop(self)
+
+        StepClock.stop = late_stop  # type: ignore[method-assign]
+        clock.time = SimpleNamespace(  # type: ignore[assignment]
+            perf_counter=lambda: now() - behind_s, process_time=time.process_time
+        )
+
+    record = crash(tmp_path / "run", "--devices", "1", "--strategy", "single", fault=turn_back)
+    assert "step 3 has step_s -" in record["error"]["message"]
+    assert "the clock went backwards" in record["error"]["message"]
+    assert len(record["step_s"]) == len(record["loss"]) == 2
+    assert min(record["step_s"]) > 0
+
+
+def test_ranks_that_disagree_on_the_number_of_steps_are_an_error_on_the_row(
+    tmp_path: Path,
+) -> None:
+    def forget_one() -> None:
+        steps = StepClock.steps
+
+        def all_but_one(self: StepClock) -> list[Step]:
+            told = steps(self)
+            return told[torch.distributed.get_rank() :] if len(told) == STEPS else told
+
+        StepClock.steps = all_but_one  # type: ignore[method-assign]
+
+    record = crash(tmp_path / "run", *TWO, "--strategy", "ddp", fault=forget_one)
+    told = f"the ranks disagree on the number of steps (rank 0: {STEPS}, rank 1: {STEPS - 1})"
+    assert record["error"]["message"] == told

@@ -27,7 +27,6 @@ STEPS, ACCUMULATE = 12, 2
 OPTIONS = (
     *("--max-steps", str(STEPS), "--validate-every", str(STEPS), "--log-every", str(STEPS)),
     *("--accumulate", str(ACCUMULATE), "--loss-chunk", "8"),
-    *("--strategy", "single", "--devices", "1"),
 )
 
 
@@ -55,33 +54,51 @@ class Asked(TorchDispatchMode):
 
 
 class CountsAsked(pl.Callback):
-    """Last of all callbacks: how much was asked for until the end of each step."""
+    """Last of all callbacks: how much was asked for until the next step begins, by this rank."""
 
-    def __init__(self, path: Path) -> None:
-        self.path, self.mode = path, Asked()
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.mode = folder, Asked()
+        self.ends = EndsAsked(self.mode)
         self.until: list[int] = []
+        self.is_done = False
 
     def on_train_start(self, *args: Any) -> None:
         self.mode.__enter__()
 
     def on_train_batch_end(self, trainer: pl.Trainer, *args: Any) -> None:
-        if self.path.exists():
+        if self.is_done:
             return
         self.until.append(len(self.mode.asking))
         if trainer.global_step == STEPS - 1:
+            self.is_done = True
             self.mode.__exit__(None, None, None)
-            self.path.write_text(json.dumps(self.until))
+            path = self.folder / f"asked-{trainer.global_rank}.json"
+            path.write_text(json.dumps([self.ends.until, self.until]))
 
 
-def asked_for(recipe: str, folder: Path, *, plants: bool = False) -> list[int]:
-    """Of each micro-batch of a run, but for the first and last step: people are told of those."""
-    path = folder / "asked.json"
+class EndsAsked(pl.Callback):
+    """First of all callbacks: how much was asked for until a step ended."""
+
+    def __init__(self, mode: Asked) -> None:
+        self.mode = mode
+        self.until: list[int] = []
+
+    def on_train_batch_end(self, *args: Any) -> None:
+        self.until.append(len(self.mode.asking))
+
+
+def asked_for(
+    recipe: str, folder: Path, *, strategy: str = "single", plants: bool = False
+) -> list[list[int]]:
+    """Of each rank, each micro-batch of a run, but for the first and last step: people are told of
+    those. What one rank asks between steps counts; what several agree upon there, they ask gloo."""
 
     def watch() -> None:
         build_trainer = unitransformer.run.build_trainer
 
         def build(*arguments: Any, callbacks: Sequence[pl.Callback], **options: Any) -> pl.Trainer:
-            watched = [*callbacks, CountsAsked(path)]
+            counts = CountsAsked(folder)
+            watched = [counts.ends, *callbacks, counts]
             return build_trainer(*arguments, callbacks=watched, **options)
 
         unitransformer.run.build_trainer = build
@@ -95,21 +112,42 @@ def asked_for(recipe: str, folder: Path, *, plants: bool = False) -> list[int]:
 
             TrainingModule.training_step = told  # type: ignore[method-assign]
 
-    process = begin(recipe, folder / "run", *OPTIONS, fault=watch)
+    spread = ("--strategy", strategy, "--devices", "1" if strategy == "single" else "2")
+    process = begin(recipe, folder / "run", *OPTIONS, *spread, fault=watch)
     process.join()
     assert process.exitcode == 0, (folder / "run" / "output.log").read_text()[-2000:]
-    until: list[int] = json.loads(path.read_text())
-    return [now - before for before, now in pairwise(until[ACCUMULATE - 1 :])]
+    ranks = [json.loads(path.read_text()) for path in sorted(folder.glob("asked-*.json"))]
+    if strategy == "single":
+        return [
+            [now - before for before, now in pairwise(begins[ACCUMULATE - 1 :])]
+            for _, begins in ranks
+        ]
+    return [
+        [
+            end - begin
+            for begin, end in zip(begins[ACCUMULATE - 1 : -1], ends[ACCUMULATE:], strict=True)
+        ]
+        for ends, begins in ranks
+    ]
+
+
+NOTHING = [0] * ACCUMULATE * (STEPS - 2)
 
 
 @pytest.mark.parametrize("recipe", ["bert", "gpt", "vit"])
 def test_no_step_asks_for_a_number(recipe: str, tmp_path: Path) -> None:
-    asked = asked_for(recipe, tmp_path)
-    assert asked == [0] * ACCUMULATE * (STEPS - 2)
+    assert asked_for(recipe, tmp_path) == [NOTHING]
 
 
-def test_one_item_a_step_is_seen(tmp_path: Path) -> None:
-    assert min(asked_for("gpt", tmp_path, plants=True)) >= 1
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_no_step_of_several_ranks_asks_for_a_number(strategy: str, tmp_path: Path) -> None:
+    assert asked_for("gpt", tmp_path, strategy=strategy) == [NOTHING] * 2
+
+
+@pytest.mark.parametrize("strategy", ["single", "fsdp"])
+def test_one_item_a_step_is_seen(strategy: str, tmp_path: Path) -> None:
+    for asked in asked_for("gpt", tmp_path, strategy=strategy, plants=True):
+        assert min(asked) >= 1
 
 
 # A device that holds no numbers stands in for a GPU: what is brought to it, or reaches it from the

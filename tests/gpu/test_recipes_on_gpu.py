@@ -33,6 +33,13 @@ def test_a_recipe_trains_on_a_gpu_by_default_in_bf16(
     assert kept["config"]["parallel"]["precision"] == "bf16-mixed"
     assert kept["peak_bytes_kind"] == "allocated"
     assert all(seconds > 0 for seconds in kept["step_s"])
+    assert set(kept["samples"]["communication_s"]) == {0.0}
+    assert kept["peak_reserved_bytes"][0] >= kept["peak_bytes"][0] > 0
+    assert kept["versions"]["CUDA"] == torch.version.cuda
+    assert kept["gpu"][0]["samples"], kept["gpu"][0]["untold"]
+    for row in kept["passport"]:
+        assert row["peak_flops_per_s"] is not None, row["reason"]
+        assert (row["share_of_ceiling"] or 0.0) <= 1
 
 
 def test_a_gpu_and_a_cpu_train_the_same_model_in_float32(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from test_telemetry import FakeNvml, follow
 
 from scaling.store import load_store
 from unitransformer.measuring.instruments import Instruments
+from unitransformer.recording import _with_energy
 from unitransformer.records import write_record
 
 POWER_CAP = 0x4
@@ -32,11 +33,12 @@ class Warming(FakeNvml):
 
 
 def reading(nvml: Any) -> dict[str, Any]:
-    """Of a rank whose GPU was looked at when steps 0, 5 and 10 began."""
+    """Of a rank whose GPU was looked at when steps 0, 5 and 10 began; from step 2 on is steady."""
     watching = Instruments(make_config(), first_step=0)
     watching.telemetry = follow(nvml, steps=(0, 5, 10))
     watching._step = 10
-    return watching.reading(torch.device("cpu"))
+    found = watching.reading(torch.device("cpu"))
+    return found | {"gpu": _with_energy(found["gpu"], range(2, 12))}
 
 
 def row_of(*readings: dict[str, Any]) -> dict[str, str]:
@@ -46,9 +48,9 @@ def row_of(*readings: dict[str, Any]) -> dict[str, str]:
 
 
 def test_a_row_has_joules_clocks_power_and_temperature_at_start_and_end() -> None:
-    # 3,200 J in 10 steps of 2 x 8 tokens.
-    row = row_of(reading(Warming(energy_mj=[0, 1_600_000, 3_200_000])))
-    assert row["energy"].startswith("20 J per token, of 1 device")
+    # 1,600 J in 5 steady steps of 2 x 8 tokens, after a warm-up that took much more.
+    row = row_of(reading(Warming(energy_mj=[0, 9_600_000, 11_200_000])))
+    assert row["energy"] == "20 J per token, of 1 device, by 5 steady steps"
     assert "SM clock 1980 to 1780 MHz" in row["GPU"]
     assert "memory clock 3201 to 3001 MHz" in row["GPU"]
     assert "power 700 to 700 W" in row["GPU"]

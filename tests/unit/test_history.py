@@ -5,9 +5,16 @@ from dataclasses import replace
 
 import pytest
 
-from unitransformer.history import ClockError, History, Share, extend, find_fault
+from unitransformer.history import (
+    CLOCKED,
+    ClockError,
+    History,
+    Share,
+    extend,
+    find_fault,
+    read_history,
+)
 from unitransformer.measuring.clock import Step
-from unitransformer.run import _history_of
 
 
 def steps(*step_s: float) -> list[Step]:
@@ -43,9 +50,9 @@ def test_communication_of_the_rank_that_waited_least_stands_beside_that_of_the_s
 
 def test_a_checkpoint_of_before_goes_on_with_what_it_does_not_tell() -> None:
     told = {"loss": [1.0, 1.0], "step_s": [0.1, 0.1], "num_updates": 2}
-    history = _history_of(told)
+    history = read_history(told)
     assert history.between_s == history.communication_s == [None, None]
-    assert _history_of({}) == History()
+    assert read_history({}) == History()
 
 
 def test_a_second_launch_goes_on_after_the_first() -> None:
@@ -70,8 +77,8 @@ def test_ranks_that_disagree_on_the_number_of_steps_are_an_error() -> None:
     [
         (math.nan, 0.1, "loss is nan at step 2; lower optimizer.learning_rate"),
         (math.inf, 0.1, "loss is inf at step 2"),
-        (1.0, -0.1, "step 2 took -0.1 s: the clock went backwards"),
-        (1.0, 0.0, "step 2 took 0.0 s"),
+        (1.0, -0.1, "step 2 has step_s -0.1: the clock went backwards"),
+        (1.0, 0.0, "step 2 has step_s 0.0"),
     ],
 )
 def test_a_step_that_cannot_be_is_an_error_and_ends_the_samples(
@@ -81,6 +88,15 @@ def test_a_step_that_cannot_be_is_an_error_and_ends_the_samples(
     assert fault in str(find_fault(history))
     assert history.loss == [3.0]
     assert (history.step_s, history.slowest_rank) == ([0.1], [0])
+
+
+@pytest.mark.parametrize("name", [*CLOCKED, "least_communication_s"])
+@pytest.mark.parametrize("seconds", [-1e-9, math.nan, math.inf])
+def test_no_part_of_a_step_is_negative(name: str, seconds: float) -> None:
+    history = extend(History(), [share([3.0, 2.0], 0.1, 0.1)], [])
+    getattr(history, name)[1] = seconds
+    assert f"step 2 has {name} {seconds}" in str(find_fault(history))
+    assert history.loss == [3.0]
 
 
 def test_a_validation_that_is_no_number_is_an_error_and_is_no_point() -> None:

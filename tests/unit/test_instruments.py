@@ -1,10 +1,14 @@
 """The instruments around training: which step they count in, and what they do when they fail."""
 
+import sys
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from test_store import make_config
+from test_telemetry import UUID, FakeNvml
 
 from unitransformer import run as running
 from unitransformer.measuring import instruments
@@ -88,3 +92,42 @@ def test_a_cpu_without_memory_for_a_tensor_is_out_of_memory() -> None:
     assert type(running._named(told.value)) is MemoryError
     other = RuntimeError("something else")
     assert running._named(other) is other
+
+
+def test_a_gpu_is_described_followed_and_its_memory_counted_from_the_start_of_training(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    device, used = torch.device("cuda", 1), {"allocated": 900, "reserved": 950}
+    asked: list[str] = []
+
+    def forget(of: torch.device) -> None:
+        assert of == device
+        used.update(allocated=100, reserved=200)
+
+    properties = SimpleNamespace(name="NVIDIA H200", total_memory=2**37, uuid=UUID)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda of: properties)
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", forget)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda of: used["allocated"])
+    monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda of: used["reserved"])
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda of: asked.append("synchronize"))
+    monkeypatch.setitem(sys.modules, "pynvml", FakeNvml(energy_mj=[0, 1000, 5000, 6000]))
+
+    watching = Instruments(replace(make_config(), ceiling_s=0.0), first_step=0)
+    trainer: Any = SimpleNamespace(global_step=0)
+    module: Any = SimpleNamespace(device=device)
+    watching.on_train_start(trainer, module)
+    trainer.global_step = 1
+    watching.on_train_batch_end(trainer, module)
+    assert asked == [], "a step waits for nothing"
+    watching.on_validation_start(trainer, module)
+    watching.on_validation_end()
+    watching.on_train_end(trainer, module)
+    used.update(allocated=800, reserved=800)  # what comes behind training is not of it
+    reading = watching.reading(device)
+    assert reading["hardware"]["device"] == "NVIDIA H200"
+    assert reading["hardware"]["device_memory_bytes"] == 2**37
+    assert reading["hardware"]["sm_clock_hz"] == 1.98e9
+    assert (reading["peak_bytes"], reading["peak_reserved_bytes"]) == (100, 200)
+    assert reading["tensor_bytes"] is None
+    looks = [(look["step"], look["energy_j"]) for look in reading["gpu"]["samples"]]
+    assert looks == [(0, 0.0), (1, 1.0), (1, 5.0), (1, 6.0)]

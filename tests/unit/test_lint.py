@@ -154,6 +154,7 @@ def wrong(headers: str, row: str, *, heading: str = "## GPT") -> list[str]:
         ("figure | value", "batch | 512 = 8 a device x 4 micro-batches x 15 devices", "make 480"),
         ("convention | share of the data sheet", "`matmul` | MFU 101.0%", "above 1"),
         ("convention | share of the ceiling", "`6n` | 116.3%", "above 1 without a flag"),
+        ("convention | share of the ceiling", "`6n` | 95.0% (96.0% to 97.0%)", "not between 96"),
     ],
 )
 def test_a_cell_that_cannot_be_is_named(headers: str, row: str, words: str) -> None:
@@ -169,6 +170,7 @@ def test_a_cell_that_cannot_be_is_named(headers: str, row: str, words: str) -> N
         ("figure | value", "speed | 1,300 tokens/s (1,290 to 1,320)"),
         ("figure | value", "batch | 512 = 8 a device x 4 micro-batches x 16 devices"),
         ("convention | share of the ceiling", "`6n` | 116.3%; above the ceiling (1.163 of it)"),
+        ("convention | share of the ceiling", "`6n` | 116.3% (114.0% to 117.0%); above it"),
     ],
 )
 def test_a_cell_that_can_be_is_not(headers: str, row: str) -> None:
@@ -181,11 +183,11 @@ def test_printed_flops_a_second_follow_from_the_printed_rate() -> None:
         "## GPT\n\n| figure | value |\n|---|---|\n| speed | 300 tokens/s |\n"
         "| spread over | 2 nodes x 2 x cuda, strategy ddp |\n\n"
         "| convention | FLOPs per token | FLOP/s a device |\n|---|---|---|\n"
-        "| `matmul` | 2,000,000 | 150 MFLOP/s |\n| `6n` | 2,000,000 | 152 MFLOP/s |\n"
+        "| `matmul` | 2,000,000 | 150 MFLOP/s |\n| `6n` | 2,000,000 | 152 MFLOP/s (149 to 153) |\n"
     )
     ((line, what),) = check_tables(list(read_tables(text)))
     assert text.split("\n")[line - 1].startswith("| `6n`")
-    assert "6e+08 FLOP/s; 152 MFLOP/s x 4 are 6.08e+08" in what
+    assert "6e+08 FLOP/s; 152 MFLOP/s (149 to 153) x 4 are 6.08e+08" in what
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,13 @@ from collections.abc import Sequence
 
 import pytest
 
-from unitransformer.readout import Readout, parts_in_words, read_out
+from unitransformer.readout import (
+    Readout,
+    flops_rate_in_words,
+    parts_in_words,
+    read_out,
+    share_in_words,
+)
 from unitransformer.statistics.steady import Steady
 
 STEPS = 12
@@ -60,3 +66,13 @@ def test_one_step_that_is_not_told_leaves_all_of_them_untold() -> None:
 def test_steps_before_the_steady_ones_may_be_untold() -> None:
     series = [None, None, *[0.02] * (STEPS - 2)]
     assert read(communication_s=series).shares["communication_s"] == pytest.approx(0.2)
+
+
+def test_what_is_counted_from_the_rate_has_the_interval_of_the_rate() -> None:
+    # 100 units a second, 90 to 110.
+    figures = {"units_per_s": 100.0, "low_units_per_s": 90.0, "high_units_per_s": 110.0}
+    assert flops_rate_in_words(2e12, figures) == "2.00 TFLOP/s (1.80 to 2.20)"
+    assert flops_rate_in_words(995e9, figures) == "995 GFLOP/s (896 to 1094)"
+    assert share_in_words(0.5, figures) == "50.0% (45.0% to 55.0%)"
+    none = figures | {"low_units_per_s": None, "high_units_per_s": None}
+    assert (flops_rate_in_words(2e12, none), share_in_words(0.5, none)) == ("2 TFLOP/s", "50.0%")

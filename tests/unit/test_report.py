@@ -235,6 +235,8 @@ def test_enough_steps_have_an_interval_and_a_flag_stands_beside_the_speed() -> N
     assert cells(text, "speed") == ["107 tokens/s (107 to 107)"]
     assert "95% interval of the median: block bootstrap of 52" in text
     assert cells(text, "flags")[0] == "the GPU was shared"
+    assert re.search(r"FLOP/s \([\d.]+ to [\d.]+\) +\|", text), "and so have FLOP/s"
+    assert re.search(r"% \([\d.]+% to [\d.]+%\)", text), "and the share of the ceiling"
 
 
 def test_a_run_on_a_gpu_stands_beside_the_data_sheet_and_its_own_ceiling() -> None:

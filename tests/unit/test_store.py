@@ -140,6 +140,12 @@ def with_samples(**more: Any) -> dict[str, Any]:
     return samples
 
 
+def nothing_done() -> dict[str, Any]:
+    """What a record without a step holds."""
+    nothing = make_record(step_s=[])
+    return {name: nothing[name] for name in ("loss", "learning_rate", "step_s", "samples")}
+
+
 def make_crashed(recipe: Recipe = "gpt", **changes: Any) -> Record:
     error = {"type": "RuntimeError", "message": "it broke", "rank": 0, "last_lines": []}
     return make_record(recipe, status="crashed") | {"validation": {}, "error": error} | changes
@@ -206,6 +212,7 @@ def test_json_that_is_something_else_is_foreign(tmp_path: Path) -> None:
     ("changes", "reason"),
     [
         ({"schema": 99}, "schema is 99"),
+        (nothing_done(), "0 losses, 0 times"),
         ({"status": "fine"}, "status is 'fine'"),
         ({"loss": [float("nan")] * 12}, "not a finite number"),
         ({"steady_from": 12}, "steady_from is 12"),
@@ -359,6 +366,19 @@ def test_an_edited_perplexity_contradicts_the_validation_loss() -> None:
     record["validation"]["value"] = 1.5
     (found,) = find_contradictions(make_run(record))
     assert found.startswith("validation.value is 1.5 in the record, 7.38905")
+
+
+def test_joules_that_the_looks_at_the_gpu_do_not_say_are_a_contradiction() -> None:
+    quiet = {"sm_clock_hz": None, "memory_clock_hz": None, "power_w": None, "temperature_c": None}
+    gpu = {"untold": {}, "joules": 80.0, "joules_of_steps": 8} | {
+        "samples": [
+            quiet | {"step": step, "energy_j": 10.0 * step, "clock_reasons": None}
+            for step in (0, 4, 12)
+        ]
+    }
+    assert find_contradictions(make_run(make_record(gpu=[gpu]))) == []
+    (found,) = find_contradictions(make_run(make_record(gpu=[gpu | {"joules": 120.0}])))
+    assert found == "gpu.0.joules is 120.0 in the record, 80.0 by its samples and config"
 
 
 def test_flops_counted_otherwise_are_a_recount_and_no_contradiction() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from unitransformer.measuring.telemetry import Telemetry, clock_reasons, names_of
+from unitransformer.measuring.telemetry import Energy, Telemetry, clock_reasons, energy_of, names_of
 
 UUID = "5f2a1c9e-0000-1111-2222-333344445555"
 POWER_CAP, IDLE = 0x4, 0x1
@@ -113,44 +113,55 @@ def test_another_gpu_is_not_taken_for_this_one() -> None:
     nvml = FakeNvml(uuid="GPU-another")
     told = follow(nvml).as_dict(0, 10)
     assert told["samples"] == []
-    assert told["joules"] is None
     assert "does not find the GPU" in told["untold"]["all"]
     assert not nvml.is_open
 
 
-def test_joules_are_the_difference_of_the_counter_in_the_window() -> None:
-    # Looks at steps 0, 4, 8 and 12; the window is [4, 12): 8 steps, 2,000 J.
-    telemetry = follow(FakeNvml(energy_mj=[0, 500_000, 1_000_000, 2_500_000]), steps=(0, 4, 8, 12))
-    energy = telemetry.energy(4, 12)
-    assert energy is not None
-    assert (energy.joules, energy.first_step, energy.num_steps) == (2000, 4, 8)
-    assert energy.per_unit(units_per_step=100) == 2.5
+def looks(*told: tuple[int, float | None]) -> list[dict[str, Any]]:
+    return [{"step": step, "energy_j": joules} for step, joules in told]
 
 
-def test_steps_at_the_ends_of_the_window_without_a_look_are_left_out() -> None:
-    telemetry = follow(FakeNvml(energy_mj=[0, 500_000, 1_000_000, 2_500_000]), steps=(0, 4, 8, 12))
-    energy = telemetry.energy(2, 11)
-    assert energy is not None
-    assert (energy.joules, energy.first_step, energy.num_steps) == (500, 4, 4)
+def test_joules_are_those_between_looks_at_the_asked_steps() -> None:
+    # Looks at steps 0, 4, 8 and 12; the steady ones are from 4 on: 8 steps, 2,000 J.
+    four = looks((0, 0.0), (4, 500.0), (8, 1000.0), (12, 2500.0))
+    assert energy_of(four, range(4, 12)) == Energy(joules=2000, num_steps=8)
+    assert energy_of(four, range(2, 11)) == Energy(joules=500, num_steps=4), "no look at the ends"
 
 
-def test_one_look_in_the_window_tells_no_joules() -> None:
-    told = follow(FakeNvml(), steps=(0, 4, 12)).as_dict(3, 6)
-    assert told["joules"] is None
-    assert "fewer than two looks" in told["untold"]["joules"]
+def test_joules_of_a_validation_and_of_disturbed_steps_are_left_out() -> None:
+    # A validation behind step 4 takes 300 J; step 9 compiled.
+    six = looks((0, 0.0), (4, 40.0), (4, 340.0), (8, 380.0), (10, 999.0), (12, 1019.0))
+    steady = [step for step in range(12) if step != 9]
+    assert energy_of(six, steady) == Energy(joules=100, num_steps=10)
+
+
+@pytest.mark.parametrize(
+    ("told", "reason"),
+    [
+        (looks((0, 0.0), (4, 1.0), (12, 2.0)), "fewer than two looks"),
+        (looks((4, None), (6, None)), "fewer than two looks"),
+        (looks((4, 4_294_967.0), (6, 1.0)), "fell from 4294967.0 to 1.0 J"),
+    ],
+)
+def test_joules_that_cannot_be_told_say_why(told: list[dict[str, Any]], reason: str) -> None:
+    energy = energy_of(told, range(3, 8))
+    assert energy.as_dict() == {"joules": None, "joules_of_steps": None}
+    assert reason in (energy.reason or "")
+
+
+def test_both_ends_of_a_validation_are_looked_at_however_soon() -> None:
+    telemetry = Telemetry(uuid=UUID, nvml=FakeNvml(), every_s=1000)
+    telemetry.start()
+    telemetry.at_validation(3)
+    telemetry.at_validation(3)
+    telemetry.stop(5)
+    assert [look.step for look in telemetry.samples] == [0, 3, 3, 5]
 
 
 def test_an_old_gpu_without_the_counter_has_no_joules_and_says_why() -> None:
     told = follow(FakeNvml(energy_mj=None)).as_dict(0, 10)
-    assert told["joules"] is None
     assert told["untold"]["joules"].endswith("Not Supported")
     assert told["samples"][0]["power_w"] == 700
-
-
-def test_a_counter_that_falls_is_not_believed() -> None:
-    told = follow(FakeNvml(energy_mj=[4_294_967_000, 1_000])).as_dict(0, 10)
-    assert told["joules"] is None
-    assert "fell from 4294967.0" in told["untold"]["joules"]
 
 
 def test_the_bits_have_the_names_of_the_nvml_manual() -> None:
@@ -220,7 +231,7 @@ def test_looks_are_no_more_frequent_than_asked() -> None:
 
 def test_without_an_nvidia_gpu_everything_is_none_with_the_reason() -> None:
     told = follow(FakeNvml(), uuid=None).as_dict(0, 10)
-    assert (told["joules"], told["samples"], told["flags"]) == (None, [], [])
+    assert (told["samples"], told["flags"]) == ([], [])
     assert told["untold"]["all"] == "no NVIDIA GPU"
 
 

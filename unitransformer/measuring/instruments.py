@@ -76,10 +76,14 @@ class Instruments(pl.Callback):
         self.ledger.at_step(self._step)
         self.telemetry.at_step(self._step)
 
-    def on_validation_start(self, *args: Any) -> None:
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.ledger.at_step(None)
+        if pl_module.device.type == "cuda":
+            torch.cuda.synchronize(pl_module.device)  # what it has to do yet is of the steps
+        self.telemetry.at_validation(self._step)
 
     def on_validation_end(self, *args: Any) -> None:
+        self.telemetry.at_validation(self._step)
         self.ledger.at_step(self._step)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:

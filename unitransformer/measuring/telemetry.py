@@ -7,9 +7,10 @@ Functions, units and bits: https://docs.nvidia.com/deploy/nvml-api
 """
 
 import importlib
+import itertools
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -46,15 +47,38 @@ class GpuSample:
 
 @dataclass(frozen=True, kw_only=True)
 class Energy:
-    """Joules between two looks, and the steps between them."""
+    """Joules of some steps by the counter of one GPU; None together with their number."""
 
-    joules: float
-    first_step: int
-    num_steps: int
+    joules: float | None = None
+    num_steps: int | None = None
+    reason: str | None = None  # why there are none
 
-    def per_unit(self, units_per_step: float) -> float:
-        """Joules per token or picture, for the units that this one GPU takes a step."""
-        return self.joules / (self.num_steps * units_per_step)
+    def as_dict(self) -> dict[str, Any]:
+        """As they stand in a record."""
+        return {"joules": self.joules, "joules_of_steps": self.num_steps}
+
+
+def energy_of(looks: Sequence[Mapping[str, Any]], steps: Collection[int]) -> Energy:
+    """Of all of `steps` that lie between two looks with nothing else between them.
+
+    Between two looks at the same step lies a validation, which is no step. The host runs ahead of
+    the device by as many steps at one look as at the next, and nowhere at those around validation:
+    what it takes too much before one it takes too little behind it.
+
+    Args:
+        looks: `GpuSample` as plain data, of one launch.
+    """
+    told = [(look["step"], look["energy_j"]) for look in looks if look["energy_j"] is not None]
+    joules, count = 0.0, 0
+    for (start, before_j), (stop, after_j) in itertools.pairwise(told):
+        if after_j < before_j:  # an old pynvml reads 32 bits of the counter
+            return Energy(reason=f"the energy counter fell from {before_j} to {after_j} J")
+        if all(step in steps for step in range(start, stop)):
+            joules += after_j - before_j if stop > start else 0.0
+            count += stop - start
+    if not count:
+        return Energy(reason="fewer than two looks at the energy in the window")
+    return Energy(joules=joules, num_steps=count)
 
 
 def clock_reasons(bits: int) -> tuple[str, ...]:
@@ -118,6 +142,10 @@ class Telemetry:
         if self._gpu is not None and self._clock() - self.samples[-1].at_s >= self.every_s:
             self._look(step)
 
+    def at_validation(self, step: int) -> None:
+        """A validation begins or ends behind `step` steps: what it costs is to be told apart."""
+        self._look(step)
+
     def stop(self, step: int) -> None:
         """Last look: `step` steps are done, the device has just become idle."""
         self._look(step)
@@ -125,22 +153,6 @@ class Telemetry:
         if self._gpu is not None:
             self._nvml.nvmlShutdown()
             self._gpu = None
-
-    def energy(self, start: int, stop: int) -> Energy | None:
-        """Of the steps in [start, stop) between the first and the last look at them.
-
-        None: no counter, or fewer than two looks. The host runs ahead of the device by about as
-        many steps at both looks, so what was begun and not done cancels.
-        """
-        looks = [look for look in self.samples if start <= look.step <= stop]
-        told = [(look.step, look.energy_j) for look in looks if look.energy_j is not None]
-        if len(told) < 2 or told[-1][0] == told[0][0]:
-            return None
-        (first, before_j), (last, after_j) = told[0], told[-1]
-        if after_j < before_j:  # an old pynvml reads 32 bits of the counter
-            self.untold["joules"] = f"the energy counter fell from {before_j} to {after_j} J"
-            return None
-        return Energy(joules=after_j - before_j, first_step=first, num_steps=last - first)
 
     def flags(self, start: int, stop: int) -> list[str]:
         """What makes the steps [start, stop) unlike those of a GPU at rest and alone, in words."""
@@ -160,14 +172,9 @@ class Telemetry:
         return found
 
     def as_dict(self, start: int, stop: int) -> dict[str, Any]:
-        """Plain data of the window [start, stop) and all samples."""
-        energy = self.energy(start, stop)
-        if energy is None:
-            self.untold.setdefault("joules", "fewer than two looks at the energy in the window")
+        """All samples, and what they say of the window [start, stop); joules are the readers'."""
         return {
             "samples": [asdict(look) for look in self.samples],
-            "joules": None if energy is None else energy.joules,
-            "joules_of_steps": None if energy is None else energy.num_steps,
             "other_processes": dict(self._company),
             "flags": self.flags(start, stop),
             "untold": dict(self.untold),

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from unitransformer import recording
-from unitransformer.recording import describe_code
+from unitransformer import software
+from unitransformer.software import describe_code, describe_versions
 
 
 def git(checkout: Path, *arguments: str) -> None:
@@ -18,14 +18,14 @@ def git(checkout: Path, *arguments: str) -> None:
 @pytest.fixture
 def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The code's place is a repository of its own."""
-    module = tmp_path / "unitransformer" / "recording.py"
+    module = tmp_path / "unitransformer" / "software.py"
     module.parent.mkdir()
     module.write_text("")
     (tmp_path / "RESULTS.md").write_text("")
     git(tmp_path, "init")
     git(tmp_path, "add", ".")
     git(tmp_path, "commit", "-m", "first")
-    monkeypatch.setattr(recording, "__file__", str(module))
+    monkeypatch.setattr(software, "__file__", str(module))
     return tmp_path
 
 
@@ -34,7 +34,7 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     [
         ("scaling/results/records/0123-1.json", False),
         ("RESULTS.md", False),
-        ("unitransformer/recording.py", True),
+        ("unitransformer/software.py", True),
         ("unitransformer/another.py", True),
         ("constraints.txt", True),
     ],
@@ -51,7 +51,7 @@ def test_code_is_changed_by_code_and_not_by_what_runs_write(
 def test_outside_a_checkout_nothing_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(recording, "__file__", str(tmp_path / "recording.py"))
+    monkeypatch.setattr(software, "__file__", str(tmp_path / "software.py"))
     assert describe_code() == {"commit": None, "is_dirty": None}
 
 
@@ -62,12 +62,12 @@ def test_versions_of_what_runs_gpus_are_told_of_runs_on_them(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda.nccl, "version", lambda: (2, 28, 3))
-    monkeypatch.setattr(recording, "driver_versions", lambda: {"nvidia driver": "580.1"})
-    on_cpu, on_gpu = recording._versions("cpu"), recording._versions("cuda")
+    monkeypatch.setattr(software, "driver_versions", lambda: {"nvidia driver": "580.1"})
+    on_cpu, on_gpu = describe_versions("cpu"), describe_versions("cuda")
     assert on_gpu == on_cpu | {"CUDA": "13.0", "NCCL": "2.28.3", "nvidia driver": "580.1"}
-    assert on_cpu.keys() == {"python", *recording.PACKAGES, "deepspeed"}
+    assert on_cpu.keys() == {"python", *software.PACKAGES, "deepspeed"}
 
 
 def test_a_package_that_is_not_installed_has_no_version(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recording, "OPTIONAL_PACKAGES", ("no-such-package",))
-    assert recording._versions("cpu").keys() == {"python", *recording.PACKAGES}
+    monkeypatch.setattr(software, "OPTIONAL_PACKAGES", ("no-such-package",))
+    assert describe_versions("cpu").keys() == {"python", *software.PACKAGES}
