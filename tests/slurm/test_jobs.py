@@ -13,6 +13,7 @@ from typing import Any
 import psutil
 import pytest
 
+from scaling import __main__ as scaling
 from slurm import status, submit
 from slurm.markers import last_attempt
 from tests.distributed.launching import recipe_arguments, train
@@ -276,13 +277,26 @@ def test_the_ready_script_trains_on_what_the_job_was_given(
     assert (parallel["num_nodes"], parallel["devices"]) == (2, 1)
 
 
+def axes_of(work: Path, **axes: str) -> list[str]:
+    """Of a study whose cells are tiny."""
+    words = tiny(work / "x")
+    found = dict(zip(words[::2], words[1::2], strict=True)) | {
+        "--recipe": "gpt",
+        "--out": str(work / "swept"),
+        **{f"--{name.replace('_', '-')}": value for name, value in axes.items()},
+    }
+    return [word for pair in found.items() for word in pair]
+
+
+def statuses_of(work: Path) -> list[str]:
+    paths = sorted((work / "swept").glob("cells/*/outcome.json"))
+    return [json.loads(path.read_text())["status"] for path in paths]
+
+
 def test_a_sweep_is_shared_by_the_tasks_of_an_array(
     cluster: Cluster, work: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    cells = tiny(work / "x")
-    axes = dict(zip(cells[::2], cells[1::2], strict=True))
-    axes |= {"--batch-size": "2,4,8", "--recipe": "gpt", "--out": str(work / "swept")}
-    words = [word for pair in axes.items() for word in pair]
+    words = axes_of(work, batch_size="2,4,8")
     folder = work / "job"
     options = ["--time", "10", "--max-parallel", "2", "--folder", str(folder)]
     assert submit.main(["sweep", *options, "--", *words]) == 0
@@ -297,11 +311,41 @@ def test_a_sweep_is_shared_by_the_tasks_of_an_array(
         timeout=240,
     )
     assert "3/3" in watching.stdout
-    outcomes = [json.loads(p.read_text()) for p in (work / "swept").glob("cells/*/outcome.json")]
-    assert [outcome["status"] for outcome in outcomes] == ["ok"] * 3
+    assert statuses_of(work) == ["ok"] * 3
     for task in range(3):
         wait_for_outcome(folder / f"task-{task}", "done")
     wait_for_status(folder, re.escape("3/3 cells (3 ok)"))
+    # Again: nothing is run anew, and the report finds all of it.
+    before = {path: path.stat().st_mtime_ns for path in (work / "swept/cells").rglob("*")}
+    subprocess.run(["sbatch", "--array=1", folder / "job.sbatch"], check=True)
+    until(lambda: "nothing was left to run: 3 ok" in log_of(folder), "it says so", 120)
+    assert {path: path.stat().st_mtime_ns for path in (work / "swept/cells").rglob("*")} == before
+    assert scaling.main(["report", str(work / "swept"), "--out", str(work / "RESULTS.md")]) == 0
+    assert "3 cells" in (work / "RESULTS.md").read_text()
+
+
+def test_a_cell_that_a_signal_interrupts_has_no_outcome_and_runs_again(
+    cluster: Cluster, work: Path, repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the ready script. SLURM signals every process of a step."""
+    monkeypatch.setenv("PYTHON", sys.executable)
+    monkeypatch.setenv("UNITRANSFORMER_JOB_FOLDER", str(work / "job"))
+    monkeypatch.chdir(repository)
+    words = axes_of(work, batch_size="2,4", max_steps=str(STEPS), validate_every=str(STEPS))
+    options = ("--array=0-1", "--time=10", f"--output={work}/log-%a", "slurm/sweep.sbatch")
+    array = cluster.say("sbatch", "--parsable", *options, *words).strip()
+    cells = work / "swept/cells"
+    until(lambda: len(list(cells.glob("*/progress"))) == 2, "both cells run", 120)
+    wait_for_status(work / "job", rf"{array}_0 .* running +\d+/{STEPS} ")
+    for task, number in enumerate(("TERM", "USR1")):
+        cluster.say("scancel", f"--signal={number}", f"{array}_{task}")
+    for task in range(2):
+        wait_for_outcome(work / f"job/task-{task}", "stopped")
+    assert statuses_of(work) == []
+    for task in range(2):
+        wait_for_outcome(work / f"job/task-{task}", "done")
+        assert cluster.state(f"{array}_{task}")["Restarts"] == "1"
+    assert statuses_of(work) == ["ok", "ok"]
 
 
 @pytest.mark.parametrize(
