@@ -15,6 +15,7 @@ import torch.multiprocessing
 from torch.distributed import TCPStore
 
 from recipes import running, worker
+from unitransformer.stop_signals import SIGNALS
 from unitransformer.zero import load_deepspeed
 
 for name in worker.HEAVY:
@@ -126,6 +127,8 @@ class ForkedWorker:
 
 def _be_worker(log: Path, own: tuple[int, int], others: tuple[int, int]) -> None:
     begin_fork({})
+    for number in SIGNALS:  # as a new interpreter has them, not as the sweep does
+        signal.signal(number, signal.SIG_DFL)
     say_into(log)
     for end in others:
         os.close(end)
