@@ -79,7 +79,9 @@ def _settle_lost(attempt: Attempt, allocation: Allocation, words: Words) -> Atte
         return attempt
     down = queue.down(queue.names_of(attempt.nodes))
     told = f"{', '.join(down)} does not answer any more" if down else "killed without a word"
-    lost = replace(attempt, outcome="failed", reason=told, is_requeued=True)
+    lost = replace(
+        attempt, outcome="failed", reason=told, is_requeued=True, is_node_failure=bool(down)
+    )
     write_attempt(words.folder, lost)
     say(f"start {attempt.restart + 1}: {told}")
     return lost

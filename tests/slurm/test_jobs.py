@@ -15,7 +15,7 @@ import pytest
 
 from scaling import __main__ as scaling
 from slurm import status, submit
-from slurm.markers import last_attempt
+from slurm.markers import last_attempt, list_attempts
 from tests.distributed.launching import recipe_arguments, train
 from tests.slurm.cluster import GRACE_S, Cluster, until
 from unitransformer.checkpoints import list_checkpoints
@@ -77,6 +77,14 @@ def wait_for_outcome(folder: Path, *outcomes: str, timeout_s: float = 120) -> No
     until(has_ended, f"the job is {' or '.join(outcomes)}", timeout_s)
 
 
+def preempt(cluster: Cluster, *, nodes: int, seconds: int = 0) -> str:
+    """The job of an owner, who takes the nodes."""
+    return cluster.say(
+        "sbatch", "--parsable", "--partition=high", f"--nodes={nodes}", "--exclusive",
+        "--output=/dev/null", f"--wrap=sleep {seconds}",
+    ).strip()  # fmt: skip
+
+
 def wait_for_status(folder: Path, told: str) -> None:
     until(lambda: re.search(told, status.report(folder)) is not None, f"status says {told}")
 
@@ -119,10 +127,7 @@ def test_preemption_saves_within_its_grace_and_goes_on_when_it_may(
     loads = ("--num-workers", "1")  # of which TERM goes to each, too
     _, folder = send(work, *TWO_NODES, "--partition", "low", recipe=(*LONG, *loads))
     wait_for_step(folder, 5)
-    owner = cluster.say(
-        "sbatch", "--parsable", "--partition=high", "--nodes=2", "--exclusive",
-        "--output=/dev/null", "--wrap=sleep 4",
-    ).strip()  # fmt: skip
+    owner = preempt(cluster, nodes=2, seconds=4)
     began_s = time.monotonic()
     wait_for_outcome(folder, "stopped")
     assert time.monotonic() - began_s < GRACE_S
@@ -132,6 +137,48 @@ def test_preemption_saves_within_its_grace_and_goes_on_when_it_may(
     cluster.wait_for(owner, "COMPLETED")
     wait_for_outcome(folder, "done")
     assert record_of(folder)["launches"][1] > 0
+
+
+# A thread that holds the interpreter: the step does not end, and no handler of a signal runs.
+STALL = """
+import ctypes, os, sys, threading, time
+
+def stall():
+    while not os.path.exists("stall"):
+        time.sleep(0.05)
+    ctypes.PyDLL(None).sleep(600)
+
+is_rank = os.environ.get("SLURM_NODEID") == "1" and "slurm.rank" not in sys.orig_argv
+if is_rank and "SLURM_RESTART_COUNT" not in os.environ:
+    threading.Thread(target=stall, daemon=True).start()
+"""
+
+
+def test_what_a_grace_is_too_short_for_is_killed_and_goes_on_from_the_newest_checkpoint(
+    cluster: Cluster,
+    work: Path,
+    uninterrupted: Mapping[str, Any],
+    repository: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """TERM, then KILL while the step still goes on."""
+    (work / "sitecustomize.py").write_text(STALL)
+    monkeypatch.setenv("PYTHONPATH", f"{work}:{repository}")
+    options = (*TWO_NODES, "--partition", "brief")
+    job, folder = send(work, *options, recipe=(*LONG, "--checkpoint-every", "20"))
+    wait_for_step(folder, 45)
+    (work / "stall").touch()
+    preempt(cluster, nodes=2)
+    with cluster.configured(KillWait="1"):
+        until(lambda: cluster.state(job)["Restarts"] == "1", "it is queued again", 60)
+    newest = list_checkpoints(folder / "run-1/checkpoints")[-1]
+    wait_for_outcome(folder, "done")
+    killed, _ = list_attempts(folder)
+    assert (killed.outcome, killed.reason) == ("failed", "killed without a word")
+    assert killed.is_requeued
+    record = record_of(folder)
+    assert record["launches"] == [0, int(newest.name.removeprefix("step-"))]
+    assert record["loss"] == pytest.approx(uninterrupted["loss"], rel=1e-5)
 
 
 @pytest.mark.alone

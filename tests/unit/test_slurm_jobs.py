@@ -224,7 +224,29 @@ def again(ended: Ended, count: int) -> list[bool]:
 def test_nodes_may_fail_so_often_and_no_more() -> None:
     assert again(Ended(exit_code=137, dead_nodes=["node2"]), 7) == [True] * 5 + [False] * 2
     stops = [replace(ATTEMPT, outcome="stopped", is_requeued=True)] * 9
-    assert settle(ATTEMPT, Ended(exit_code=137, dead_nodes=["node2"]), before=stops).requeue
+    killed = [replace(ATTEMPT, outcome="failed", is_requeued=True)] * 9  # by SLURM itself
+    for before in (stops, killed):
+        assert settle(ATTEMPT, Ended(exit_code=137, dead_nodes=["node2"]), before=before).requeue
+
+
+@pytest.mark.parametrize(
+    ("down", "reason"),
+    [(["node2"], "node2 does not answer any more"), ([], "killed without a word")],
+)
+def test_a_start_that_could_not_settle_itself_is_settled_by_the_next(
+    down: list[str], reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("slurm.queue.names_of", lambda node_list: ["node1", "node2"])
+    monkeypatch.setattr("slurm.queue.down", lambda names: down)
+    given, words = read_allocation(VARIABLES), replace(words_of("recipes.gpt"), folder=tmp_path)
+    write_attempt(tmp_path, ATTEMPT)
+    lost = job._settle_lost(ATTEMPT, given, words)
+    assert (lost.outcome, lost.reason) == ("failed", reason)
+    assert (lost.is_requeued, lost.is_node_failure) == (True, bool(down))
+    assert last_attempt(tmp_path) == lost
+    # What is settled stays, and what is another job's is not for this one to settle.
+    for other in (replace(ATTEMPT, outcome="stopped"), replace(ATTEMPT, job="8")):
+        assert job._settle_lost(other, given, words) == other
 
 
 @pytest.mark.parametrize("reason", [settling.NOT_BEGUN, settling.GIVEN_BACK])
