@@ -41,6 +41,8 @@ def run_sweep(options: SweepOptions) -> int:
     if options.is_list:
         print("\n".join(cell.command for cell in options.study.cells() * options.study.repeats))
         return 0
+    if options.is_watch:
+        return _watch(options)
     check_writable("out", options.out, is_folder=True)
     # A launcher may have started this process: what a cell starts are its own ranks.
     for name in os.environ.keys() - without_launcher(os.environ).keys():
@@ -51,14 +53,8 @@ def run_sweep(options: SweepOptions) -> int:
         if options.find_max_batch is not None:
             print("of each search only the first cell is listed: the next follow from it")
         return 0
-    if options.is_watch and not (options.out / STUDY).exists():
-        raise ValueError(f"out {options.out} holds no sweep yet; start one, or name its --out")
     open_folder(options.out, options.study, options.limits, find_max_batch=options.find_max_batch)
-    axes = options.study.varied()
-    if options.find_max_batch is not None:
-        axes.append(largest_batch.AXIS)
-    if options.is_watch:
-        return _watch(options, tasks, axes)
+    axes = _axes(options)
     with _stops_by_signals(), _runners(options.out) as runner:
         sweep = Sweep(
             folder=options.out,
@@ -82,18 +78,29 @@ def run_sweep(options: SweepOptions) -> int:
     return 1 if any(statuses.get(status) for status in FAILED) else 0
 
 
-def _watch(options: SweepOptions, tasks: Sequence[Task], axes: list[str]) -> int:
-    """Show a sweep that others work on, until all of it is done."""
+def _watch(options: SweepOptions) -> int:
+    """Show a sweep that others work on, on other machines perhaps, until all of it is done."""
+    if not (options.out / STUDY).exists():
+        raise ValueError(f"out {options.out} holds no sweep yet; start one, or name its --out")
+    open_folder(options.out, options.study, options.limits, find_max_batch=options.find_max_batch)
+    # Where a search starts may be for the machine to say.
+    tasks = in_order(plan(options.study, is_here=options.find_max_batch is not None))
     sweep = Sweep(
         folder=options.out,
         agenda=_agenda(options, tasks),
         limits=options.limits,
         runner=lambda _: run_alone,
     )
-    with Progress(sweep.look, sys.stdout, axes=axes) as progress:
+    with Progress(sweep.look, sys.stdout, axes=_axes(options)) as progress:
         while progress.looks_again():
             time.sleep(LOOK_S)
     return 0
+
+
+def _axes(options: SweepOptions) -> list[str]:
+    """Those that tell cells apart."""
+    searched = [] if options.find_max_batch is None else [largest_batch.AXIS]
+    return [*options.study.varied(), *searched]
 
 
 def _agenda(options: SweepOptions, tasks: Sequence[Task]) -> Agenda:

@@ -27,15 +27,20 @@ class Task:
         return f"{self.cell.id}-{self.repeat}"
 
 
-def plan(study: Study) -> list[Task]:
+def plan(study: Study, *, is_here: bool = True) -> list[Task]:
     """Every cell and repeat. What each would run is asked of the recipes, in one process.
+
+    Args:
+        is_here: whether it is this machine that will run them; else what a machine decides is
+            left out of it, nothing heavy is imported, and refusals are those of the options alone.
 
     Raises:
         ValueError: an axis or value that the recipes do not know.
         RuntimeError: the process failed.
     """
     cells = study.cells()
-    answers = ask([{"recipe": cell.recipe, "arguments": cell.arguments} for cell in cells])
+    beside: dict[str, Any] = {} if is_here else {"check": {}}
+    answers = ask([{"recipe": c.recipe, "arguments": c.arguments, **beside} for c in cells])
     runs = dict(zip(cells_by_id(cells), map(_read, cells, answers), strict=True))
     return [
         Task(cell=cell, repeat=repeat, config=runs[cell.id][0], refusal=runs[cell.id][1])

@@ -464,13 +464,19 @@ def test_a_recipe_in_a_job_of_several_tasks_asks_for_srun(cluster: Cluster, work
     assert "2 tasks and this is none of them: start it with srun" in (work / "log").read_text()
 
 
-def test_hostile_names_of_folders_mean_themselves(cluster: Cluster, work: Path) -> None:
+def test_hostile_names_and_words_mean_themselves(
+    cluster: Cluster, work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = work / "a b;c %j"
+    here.mkdir()
+    monkeypatch.chdir(here)
     folder = work / "it's 100 %j $(touch smuggled); #x"
     script_only = ["recipes.gpt", "--folder", str(folder), "--nodes", "1", "--devices", "1"]
     assert submit.main([*script_only, "--", "--accelerator", "cpu", "--devices-of", "x"]) == 2
-    words = [*script_only, "--", *tiny(work / "x", "--record", str(work / "a 'b' $(id).json"))]
-    assert submit.main(words) == 0
+    record = "'b' $(id)\n#SBATCH --partition=nowhere"
+    assert submit.main([*script_only, "--", *tiny(work / "x", "--record", record)]) == 0
     wait_for_outcome(folder, "done")
-    assert (work / "a 'b' $(id).json").exists()
+    assert (here / record).exists()
+    assert [path.name for path in here.iterdir()] == [record]
     assert len(list(folder.glob("gpt-*.log"))) == 1
     assert not (work / "smuggled").exists()
