@@ -16,6 +16,7 @@ from slurm import queue
 from slurm.allocation import (
     Allocation,
     Words,
+    check_alone,
     check_shape,
     confirmed,
     errors_of,
@@ -33,6 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the job; returns the exit code."""
     try:
         allocation = confirmed(read_allocation(os.environ))
+        check_alone(allocation, os.environ)
         words = read_words(sys.argv[1:] if argv is None else argv, allocation)
         check_shape(allocation, words)
         return run_job(allocation, words)

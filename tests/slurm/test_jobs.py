@@ -441,12 +441,14 @@ def test_what_no_node_can_give_is_refused_before_it_is_queued(
             "the job has 2 tasks and 8 GPUs on a node",
         ),
         (("--nodes=2",), "sweep -- quick", "a sweep's cells run on one node and the job has 2"),
+        (("--ntasks-per-node=2",), "srun recipes.gpt", "srun has started slurm.job 2 times"),
     ],
 )
 def test_a_shape_that_disagrees_is_refused_with_the_numbers(
     options: tuple[str, ...], wrap: str, told: str, cluster: Cluster, work: Path
 ) -> None:
-    command = f"{sys.executable} -m slurm.job {wrap}"
+    srun, words = ("srun ", wrap[5:]) if wrap.startswith("srun ") else ("", wrap)
+    command = f"{srun}{sys.executable} -m slurm.job {words}"
     job = cluster.say(
         "sbatch", "--parsable", *options, f"--output={work}/log", f"--wrap={command}"
     ).strip()
@@ -455,13 +457,20 @@ def test_a_shape_that_disagrees_is_refused_with_the_numbers(
     assert told in (work / "log").read_text()
 
 
-def test_a_recipe_in_a_job_of_several_tasks_asks_for_srun(cluster: Cluster, work: Path) -> None:
+def test_a_recipe_in_a_job_of_several_tasks_or_nodes_asks_for_srun(
+    cluster: Cluster, work: Path
+) -> None:
     command = f"{sys.executable} -m recipes.gpt --accelerator cpu"
-    job = cluster.say(
-        "sbatch", "--parsable", "--ntasks-per-node=2", f"--output={work}/log", f"--wrap={command}"
-    ).strip()
-    cluster.wait_for(job, "FAILED")
-    assert "2 tasks and this is none of them: start it with srun" in (work / "log").read_text()
+    jobs = [
+        cluster.say(
+            "sbatch", "--parsable", option, f"--output={work}/log{option}", f"--wrap={command}"
+        ).strip()
+        for option in ("--ntasks=2", "--nodes=2")
+    ]
+    for job in jobs:
+        cluster.wait_for(job, "FAILED")
+    assert "2 tasks and this is none of them: start" in (work / "log--ntasks=2").read_text()
+    assert "2 nodes and this is one process on one of" in (work / "log--nodes=2").read_text()
 
 
 def test_hostile_names_and_words_mean_themselves(

@@ -2,6 +2,7 @@
 
 import json
 import re
+import subprocess
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 
 from slurm import allocation, job, settling, status, submit
 from slurm.allocation import (
+    check_alone,
     check_shape,
     confirmed,
     errors_of,
@@ -91,6 +93,23 @@ def test_outside_a_job_and_inside_srun_it_says_where_it_belongs(
         read_allocation({**VARIABLES, "SLURM_STEP_ID": "0", "SLURM_PROCID": "3"})
     # Submitted from within a task of srun: its step is not this job's.
     read_allocation({**VARIABLES, "SLURM_STEP_ID": "0", "SLURM_PROCID": "0"})
+
+
+def test_one_of_several_tasks_of_srun_is_refused_unless_they_are_another_jobs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    batch = "StepId=7.batch UserId=0 State=RUNNING\n"
+    told = [f"{batch}StepId=7.0 UserId=0 State=RUNNING\n"]
+    monkeypatch.setattr(
+        "slurm.queue.call", lambda *words: subprocess.CompletedProcess(words, 0, told[0], "")
+    )
+    variables = {**VARIABLES, "SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "2"}
+    given = read_allocation(variables)
+    with pytest.raises(ValueError, match=r"srun has started slurm\.job 2 times"):
+        check_alone(given, variables)
+    check_alone(given, {**variables, "SLURM_STEP_NUM_TASKS": "1"})
+    told[0] = batch
+    check_alone(given, variables)
 
 
 def test_the_number_of_another_jobs_array_is_not_believed(monkeypatch: pytest.MonkeyPatch) -> None:
