@@ -44,6 +44,8 @@ def run_sweep(options: SweepOptions) -> int:
     if options.is_list:
         print("\n".join(cell.command for cell in options.study.cells() * options.study.repeats))
         return 0
+    if options.is_watch:
+        return _watch(options)
     check_writable("out", options.out, is_folder=True)
     # A launcher may have started this process: what a cell starts are its own ranks.
     for name in os.environ.keys() - without_launcher(os.environ).keys():
@@ -71,15 +73,9 @@ def _run(options: SweepOptions, recipes: Recipes) -> int:
         if options.find_max_batch is not None:
             print("of each search only the first cell is listed: the next follow from it")
         return 0
-    if options.is_watch and not (options.out / STUDY).exists():
-        raise ValueError(f"out {options.out} holds no sweep yet; start one, or name its --out")
     open_folder(options.out, options.study, options.limits, find_max_batch=options.find_max_batch)
-    axes = options.study.varied()
-    if options.find_max_batch is not None:
-        axes.append(largest_batch.AXIS)
+    axes = _axes(options)
     agenda = _agenda(options, tasks, probe)
-    if options.is_watch:
-        return _watch(options, agenda, axes)
     with _stops_by_signals(), _runners(options.out) as runner:
         sweep = Sweep(
             folder=options.out,
@@ -107,8 +103,20 @@ def _run(options: SweepOptions, recipes: Recipes) -> int:
     return 1 if any(statuses.get(status) for status in FAILED) else 0
 
 
-def _watch(options: SweepOptions, agenda: Agenda, axes: list[str]) -> int:
-    """Show a sweep that others work on, until all of it is done."""
+def _watch(options: SweepOptions) -> int:
+    """Show a sweep that others work on, on other machines perhaps, until all of it is done."""
+    if not (options.out / STUDY).exists():
+        raise ValueError(f"out {options.out} holds no sweep yet; start one, or name its --out")
+    open_folder(options.out, options.study, options.limits, find_max_batch=options.find_max_batch)
+    with open_recipes() as recipes:
+        # Where a search goes may be for the machine to say.
+        is_here = options.find_max_batch is not None
+        tasks = in_order(plan(options.study, recipes, is_here=is_here))
+        recipes.rest()
+        return _look_on(options, _agenda(options, tasks, recipes.task))
+
+
+def _look_on(options: SweepOptions, agenda: Agenda) -> int:
     sweep = Sweep(
         folder=options.out,
         agenda=agenda,
@@ -116,10 +124,16 @@ def _watch(options: SweepOptions, agenda: Agenda, axes: list[str]) -> int:
         runner=lambda _: run_alone,
     )
     holders = functools.partial(find_holders, options.out)
-    with Progress(sweep.look, holders, sys.stdout, axes=axes) as progress:
+    with Progress(sweep.look, holders, sys.stdout, axes=_axes(options)) as progress:
         while progress.looks_again():
             time.sleep(LOOK_S)
     return 0
+
+
+def _axes(options: SweepOptions) -> list[str]:
+    """Those that tell cells apart."""
+    searched = [] if options.find_max_batch is None else [largest_batch.AXIS]
+    return [*options.study.varied(), *searched]
 
 
 def _agenda(options: SweepOptions, tasks: Sequence[Task], probe: largest_batch.Plan) -> Agenda:

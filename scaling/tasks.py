@@ -52,9 +52,15 @@ class Recipes:
         self._ask = None
         self._module.close()
 
-    def task(self, cell: Cell, repeat: int) -> Task:
-        """A cell and the run that it comes to; raises ValueError for options nobody knows."""
-        answer = self.ask({"recipe": cell.recipe, "arguments": cell.arguments})
+    def task(self, cell: Cell, repeat: int, *, is_here: bool = True) -> Task:
+        """A cell and the run that it comes to; raises ValueError for options nobody knows.
+
+        Args:
+            is_here: whether it is this machine that will run it; else what a machine decides is
+                left out of it, nothing heavy is imported, and refusals are those of the options.
+        """
+        beside: dict[str, Any] = {} if is_here else {"check": {}}
+        answer = self.ask({"recipe": cell.recipe, "arguments": cell.arguments, **beside})
         config, refusal = _read(cell, answer)
         return Task(cell=cell, repeat=repeat, config=config, refusal=refusal)
 
@@ -74,8 +80,11 @@ def open_recipes() -> Iterator[Recipes]:
         recipes.rest()
 
 
-def plan(study: Study, recipes: Recipes) -> list[Task]:
+def plan(study: Study, recipes: Recipes, *, is_here: bool = True) -> list[Task]:
     """Every cell and repeat.
+
+    Args:
+        is_here: as for `Recipes.task`.
 
     Raises:
         ValueError: an axis or value that the recipes do not know.
@@ -83,7 +92,11 @@ def plan(study: Study, recipes: Recipes) -> list[Task]:
     """
     cells = study.cells()
     check_unique(cells)
-    return [recipes.task(cell, repeat) for repeat in range(1, study.repeats + 1) for cell in cells]
+    return [
+        recipes.task(cell, repeat, is_here=is_here)
+        for repeat in range(1, study.repeats + 1)
+        for cell in cells
+    ]
 
 
 def check_unique(cells: Sequence[Cell]) -> None:

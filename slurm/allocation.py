@@ -131,6 +131,17 @@ def confirmed(allocation: Allocation) -> Allocation:
     return allocation if is_task or not rows else replace(allocation, array=None, task=None)
 
 
+def check_alone(allocation: Allocation, variables: Mapping[str, str]) -> None:
+    """Raises ValueError where srun has started several of this process."""
+    tasks = int(variables.get("SLURM_STEP_NUM_TASKS", 1))
+    # Who submits from within a task of srun hands its number on, to a job that has no step yet.
+    if tasks > 1 and queue.has_steps(allocation.job):
+        raise ValueError(
+            f"srun has started slurm.job {tasks} times, and it starts srun itself; let the batch "
+            "script run it without srun, once"
+        )
+
+
 def option_of(arguments: Sequence[str], flag: str) -> str | None:
     """The last value of `flag`."""
     found = None

@@ -16,6 +16,7 @@ from slurm import queue
 from slurm.allocation import (
     Allocation,
     Words,
+    check_alone,
     check_shape,
     confirmed,
     errors_of,
@@ -33,6 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the job; returns the exit code."""
     try:
         allocation = confirmed(read_allocation(os.environ))
+        check_alone(allocation, os.environ)
         words = read_words(sys.argv[1:] if argv is None else argv, allocation)
         check_shape(allocation, words)
         return run_job(allocation, words)
@@ -79,7 +81,9 @@ def _settle_lost(attempt: Attempt, allocation: Allocation, words: Words) -> Atte
         return attempt
     down = queue.down(queue.names_of(attempt.nodes))
     told = f"{', '.join(down)} does not answer any more" if down else "killed without a word"
-    lost = replace(attempt, outcome="failed", reason=told, is_requeued=True)
+    lost = replace(
+        attempt, outcome="failed", reason=told, is_requeued=True, is_node_failure=bool(down)
+    )
     write_attempt(words.folder, lost)
     say(f"start {attempt.restart + 1}: {told}")
     return lost

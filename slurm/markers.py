@@ -34,6 +34,7 @@ class Attempt:
     outcome: Outcome = "running"
     reason: str = ""  # in words
     is_requeued: bool = False
+    is_node_failure: bool = False  # a node of it has died
 
     @property
     def since_s(self) -> float:

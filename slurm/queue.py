@@ -87,6 +87,16 @@ def show(job: str) -> list[dict[str, str]]:
     return [dict(word.split("=", 1) for word in words if "=" in word) for words in lines]
 
 
+def has_steps(job: str) -> bool:
+    """Whether srun has started anything in the job.
+
+    Raises:
+        ValueError, RuntimeError: as `call`.
+    """
+    told = insist("scontrol", "--oneliner", "show", "step", job).stdout
+    return re.search(rf"^StepId={re.escape(job)}\.\d+\b", told, flags=re.MULTILINE) is not None
+
+
 def is_taken_back(job: str) -> bool:
     """Whether somebody has cancelled the job, or SLURM has already queued it again itself: both end
     it in the same way, as its time limit does, which has another reason."""

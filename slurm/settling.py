@@ -90,10 +90,11 @@ def settle(attempt: Attempt, ended: Ended, *, before: Sequence[Attempt] = ()) ->
         else f"srun ended with exit code {ended.exit_code}"
     )
     failed = replace(attempt, outcome="failed", reason=reason)
-    died = [each for each in before if each.outcome == "failed" and each.is_requeued]
+    # What SLURM has killed and queued again itself, as a preemption, is no fault of the job's.
+    died = [each for each in before if each.is_node_failure and each.is_requeued]
     if ended.dead_nodes and len(died) < MAX_DEAD:
         return Verdict(
-            attempt=replace(failed, is_requeued=True),
+            attempt=replace(failed, is_requeued=True, is_node_failure=True),
             exit_code=1,
             requeue=True,
             exclude=ended.dead_nodes,

@@ -100,18 +100,13 @@ def adopt_launcher() -> None:
     """Let a task of `srun` find the variables that `torchrun` would have set.
 
     Raises:
-        ValueError: a batch job of several tasks whose script has started this without `srun`, or
-            nodes with unequal numbers of tasks.
+        ValueError: a batch job of several tasks or nodes whose script has started this without
+            `srun`, or nodes with unequal numbers of tasks.
     """
     if "RANK" in os.environ:
         return
     if not _is_srun_task():
-        tasks = int(os.environ.get("SLURM_NTASKS", 1))
-        if tasks > 1 and "SLURM_STEP_ID" not in os.environ and "SLURM_JOB_ID" in os.environ:
-            raise ValueError(
-                f"the job has {tasks} tasks and this is none of them: start it with srun, or "
-                "submit with --ntasks-per-node=1"
-            )
+        _check_batch_script()
         return
     if "," in os.environ.get("SLURM_STEP_TASKS_PER_NODE", ""):
         raise ValueError(
@@ -132,6 +127,26 @@ def adopt_launcher() -> None:
         "TORCHELASTIC_RUN_ID": f"slurm-{number}",
     }
     os.environ |= {name: value for name, value in found.items() if name not in os.environ}
+
+
+def _check_batch_script() -> None:
+    """Raises ValueError where a batch script has started one process for what is to be several."""
+    if "SLURM_STEP_ID" in os.environ or "SLURM_JOB_ID" not in os.environ:
+        return
+    tasks, nodes = (
+        int(os.environ.get(name, 1)) for name in ("SLURM_NTASKS", "SLURM_JOB_NUM_NODES")
+    )
+    if tasks > 1:
+        raise ValueError(
+            f"the job has {tasks} tasks and this is none of them: start it with srun, or "
+            "submit with --ntasks-per-node=1"
+        )
+    # The script has a rank; what a sweep starts in it has none, and is content with one node.
+    if nodes > 1 and "SLURM_PROCID" in os.environ:
+        raise ValueError(
+            f"the job has {nodes} nodes and this is one process on one of them: start it with "
+            "srun, or submit with --nodes=1"
+        )
 
 
 def _is_srun_task() -> bool:

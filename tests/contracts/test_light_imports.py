@@ -8,6 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from scaling.outcomes import Outcome, write_outcome
+from scaling.study import read_study
+from scaling.sweep import CELLS, Limits, open_folder
+
 RECIPES = ("bert", "gpt", "vit")
 BLOCK = """
 import importlib.abc, sys
@@ -87,17 +91,40 @@ main(["calibrate", "--help"])
 def test_submitting_imports_nothing_heavy_nor_does_what_it_asks(
     line: str, code: int, repository: Path, tmp_path: Path
 ) -> None:
-    (tmp_path / "sitecustomize.py").write_text(BLOCK)  # in every process that is started, too
-    done = subprocess.run(
+    done = run_blocked(line, repository, tmp_path)
+    assert done.returncode == code, done.stderr
+    assert "is imported" not in done.stderr
+
+
+def run_blocked(line: str, repository: Path, folder: Path) -> subprocess.CompletedProcess[str]:
+    """A module of ours, where nothing heavy can be imported, in what it starts neither."""
+    (folder / "sitecustomize.py").write_text(BLOCK)
+    return subprocess.run(
         [sys.executable, "-m", *line.split()],
         cwd=repository,
-        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        env={**os.environ, "PYTHONPATH": str(folder)},
         capture_output=True,
         text=True,
         timeout=120,
     )
-    assert done.returncode == code, done.stderr
-    assert "is imported" not in done.stderr
+
+
+def test_a_sweep_is_listed_and_watched_with_nothing_heavy(repository: Path, tmp_path: Path) -> None:
+    study = read_study({"recipe": "gpt", "axes": {"batch-size": ["8", "16"]}})
+    out = tmp_path / "sweep"
+    open_folder(out, study, Limits(limit_s=60))
+    for cell in study.cells():
+        ended = Outcome(
+            cell=cell.id, repeat=1, recipe="gpt", options=cell.options, command=cell.command,
+            status="timeout", reason="so it was",
+        )  # fmt: skip
+        write_outcome(ended, out / CELLS / ended.name)
+    sweep = f"scaling sweep --recipe gpt --batch-size 8,16 --out {out}"
+    watched = run_blocked(f"{sweep} --watch", repository, tmp_path)
+    assert watched.returncode == 0, watched.stderr
+    listed = run_blocked(f"{sweep} --list", repository, tmp_path)
+    assert listed.returncode == 0, listed.stderr
+    assert len(listed.stdout.splitlines()) == 2
 
 
 @pytest.mark.parametrize("recipe", RECIPES)

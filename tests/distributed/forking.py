@@ -16,6 +16,7 @@ from torch.distributed import TCPStore
 
 from recipes import running, worker
 from unitransformer.process_tree import die_with_parent
+from unitransformer.stop_signals import SIGNALS
 from unitransformer.zero import load_deepspeed
 
 for name in worker.HEAVY:
@@ -129,6 +130,8 @@ class ForkedWorker:
 def _be_worker(log: Path, own: tuple[int, int], others: tuple[int, int], parent: int) -> None:
     die_with_parent(parent)
     begin_fork({})
+    for number in SIGNALS:  # as a new interpreter has them, not as the sweep does
+        signal.signal(number, signal.SIG_DFL)
     say_into(log)
     for end in others:
         os.close(end)

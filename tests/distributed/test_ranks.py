@@ -1,5 +1,6 @@
 """Dropout of each rank its own, and a command that starts its own ranks."""
 
+import re
 import subprocess
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 from recipes import gpt
 from tests.distributed.launching import environment, load, recipe_command, train
 from unitransformer.config import ParallelConfig, RunConfig
+from unitransformer.process import adopt_launcher
 from unitransformer.training import TrainingModule
 
 
@@ -43,3 +45,26 @@ def test_the_command_line_starts_its_own_ranks(tmp_path: Path, repository: Path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("validation  loss") == 1  # only rank 0 speaks
     assert load(tmp_path / "two")["loss"] == pytest.approx(one["loss"], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("variables", "told"),
+    [
+        ({"SLURM_NTASKS": "2"}, "the job has 2 tasks and this is none of them: start it with srun"),
+        ({"SLURM_JOB_NUM_NODES": "2"}, "the job has 2 nodes and this is one process on one of"),
+        ({"SLURM_JOB_NUM_NODES": "2", "SLURM_STEP_ID": "0"}, None),  # of srun, and meant so
+        ({"SLURM_JOB_NUM_NODES": "1", "SLURM_NTASKS": "1"}, None),
+    ],
+)
+def test_a_batch_script_that_would_leave_tasks_or_nodes_idle_is_refused(
+    variables: dict[str, str], told: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("SLURM_NTASKS", "SLURM_JOB_NUM_NODES", "SLURM_STEP_ID", "SLURM_STEP_NUM_TASKS"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in {"SLURM_JOB_ID": "7", "SLURM_PROCID": "0", **variables}.items():
+        monkeypatch.setenv(name, value)
+    if told is None:
+        adopt_launcher()
+        return
+    with pytest.raises(ValueError, match=re.escape(told)):
+        adopt_launcher()

@@ -5,6 +5,7 @@ its own, one controller, munge. Everything lies in one folder and ends with this
 import contextlib
 import getpass
 import os
+import re
 import secrets
 import shutil
 import signal
@@ -58,6 +59,7 @@ GresTypes=gpu
 PartitionName=DEFAULT Nodes=ALL MaxTime=1:00:00 State=UP
 PartitionName=test Default=YES PriorityTier=5 PreemptMode=OFF
 PartitionName=low PriorityTier=1 GraceTime={grace} PreemptMode=REQUEUE
+PartitionName=brief PriorityTier=1 GraceTime=1 PreemptMode=REQUEUE
 PartitionName=high PriorityTier=9 PreemptMode=OFF
 """
 NODE = (
@@ -157,6 +159,18 @@ class Cluster:
             self.say("scontrol", "update", "NodeName=ALL", "State=RESUME")
         until(lambda: self.idle() == len(NODES), "the nodes are idle", 60)
 
+    @contextlib.contextmanager
+    def configured(self, **values: str) -> Iterator[None]:
+        """Other values, until the block ends."""
+        text = before = (self.root / "etc/slurm.conf").read_text()
+        for name, value in values.items():
+            text = re.sub(rf"^{name}=.*$", f"{name}={value}", text, flags=re.MULTILINE)
+        try:
+            self._reconfigure(text)
+            yield
+        finally:
+            self._reconfigure(before)
+
     def idle(self) -> int:
         """How many nodes are idle."""
         with contextlib.suppress(subprocess.CalledProcessError):
@@ -202,6 +216,10 @@ class Cluster:
                 stderr=said,
                 start_new_session=True,
             )
+
+    def _reconfigure(self, text: str) -> None:
+        (self.root / "etc/slurm.conf").write_text(text)
+        self.say("scontrol", "reconfigure")
 
     def _munged(self) -> Sequence[str]:
         run, etc = self.root / "run", self.root / "etc"

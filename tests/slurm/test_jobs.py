@@ -13,8 +13,9 @@ from typing import Any
 import psutil
 import pytest
 
+from scaling import __main__ as scaling
 from slurm import status, submit
-from slurm.markers import last_attempt
+from slurm.markers import last_attempt, list_attempts
 from tests.distributed.launching import recipe_arguments, train
 from tests.slurm.cluster import GRACE_S, Cluster, until
 from unitransformer.checkpoints import list_checkpoints
@@ -76,6 +77,14 @@ def wait_for_outcome(folder: Path, *outcomes: str, timeout_s: float = 120) -> No
     until(has_ended, f"the job is {' or '.join(outcomes)}", timeout_s)
 
 
+def preempt(cluster: Cluster, *, nodes: int, seconds: int = 0) -> str:
+    """The job of an owner, who takes the nodes."""
+    return cluster.say(
+        "sbatch", "--parsable", "--partition=high", f"--nodes={nodes}", "--exclusive",
+        "--output=/dev/null", f"--wrap=sleep {seconds}",
+    ).strip()  # fmt: skip
+
+
 def wait_for_status(folder: Path, told: str) -> None:
     until(lambda: re.search(told, status.report(folder)) is not None, f"status says {told}")
 
@@ -118,10 +127,7 @@ def test_preemption_saves_within_its_grace_and_goes_on_when_it_may(
     loads = ("--num-workers", "1")  # of which TERM goes to each, too
     _, folder = send(work, *TWO_NODES, "--partition", "low", recipe=(*LONG, *loads))
     wait_for_step(folder, 5)
-    owner = cluster.say(
-        "sbatch", "--parsable", "--partition=high", "--nodes=2", "--exclusive",
-        "--output=/dev/null", "--wrap=sleep 4",
-    ).strip()  # fmt: skip
+    owner = preempt(cluster, nodes=2, seconds=4)
     began_s = time.monotonic()
     wait_for_outcome(folder, "stopped")
     assert time.monotonic() - began_s < GRACE_S
@@ -131,6 +137,48 @@ def test_preemption_saves_within_its_grace_and_goes_on_when_it_may(
     cluster.wait_for(owner, "COMPLETED")
     wait_for_outcome(folder, "done")
     assert record_of(folder)["launches"][1] > 0
+
+
+# A thread that holds the interpreter: the step does not end, and no handler of a signal runs.
+STALL = """
+import ctypes, os, sys, threading, time
+
+def stall():
+    while not os.path.exists("stall"):
+        time.sleep(0.05)
+    ctypes.PyDLL(None).sleep(600)
+
+is_rank = os.environ.get("SLURM_NODEID") == "1" and "slurm.rank" not in sys.orig_argv
+if is_rank and "SLURM_RESTART_COUNT" not in os.environ:
+    threading.Thread(target=stall, daemon=True).start()
+"""
+
+
+def test_what_a_grace_is_too_short_for_is_killed_and_goes_on_from_the_newest_checkpoint(
+    cluster: Cluster,
+    work: Path,
+    uninterrupted: Mapping[str, Any],
+    repository: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """TERM, then KILL while the step still goes on."""
+    (work / "sitecustomize.py").write_text(STALL)
+    monkeypatch.setenv("PYTHONPATH", f"{work}:{repository}")
+    options = (*TWO_NODES, "--partition", "brief")
+    job, folder = send(work, *options, recipe=(*LONG, "--checkpoint-every", "20"))
+    wait_for_step(folder, 45)
+    (work / "stall").touch()
+    preempt(cluster, nodes=2)
+    with cluster.configured(KillWait="1"):
+        until(lambda: cluster.state(job)["Restarts"] == "1", "it is queued again", 60)
+    newest = list_checkpoints(folder / "run-1/checkpoints")[-1]
+    wait_for_outcome(folder, "done")
+    killed, _ = list_attempts(folder)
+    assert (killed.outcome, killed.reason) == ("failed", "killed without a word")
+    assert killed.is_requeued
+    record = record_of(folder)
+    assert record["launches"] == [0, int(newest.name.removeprefix("step-"))]
+    assert record["loss"] == pytest.approx(uninterrupted["loss"], rel=1e-5)
 
 
 @pytest.mark.alone
@@ -276,13 +324,26 @@ def test_the_ready_script_trains_on_what_the_job_was_given(
     assert (parallel["num_nodes"], parallel["devices"]) == (2, 1)
 
 
+def axes_of(work: Path, **axes: str) -> list[str]:
+    """Of a study whose cells are tiny."""
+    words = tiny(work / "x")
+    found = dict(zip(words[::2], words[1::2], strict=True)) | {
+        "--recipe": "gpt",
+        "--out": str(work / "swept"),
+        **{f"--{name.replace('_', '-')}": value for name, value in axes.items()},
+    }
+    return [word for pair in found.items() for word in pair]
+
+
+def statuses_of(work: Path) -> list[str]:
+    paths = sorted((work / "swept").glob("cells/*/outcome.json"))
+    return [json.loads(path.read_text())["status"] for path in paths]
+
+
 def test_a_sweep_is_shared_by_the_tasks_of_an_array(
     cluster: Cluster, work: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    cells = tiny(work / "x")
-    axes = dict(zip(cells[::2], cells[1::2], strict=True))
-    axes |= {"--batch-size": "2,4,8", "--recipe": "gpt", "--out": str(work / "swept")}
-    words = [word for pair in axes.items() for word in pair]
+    words = axes_of(work, batch_size="2,4,8")
     folder = work / "job"
     options = ["--time", "10", "--max-parallel", "2", "--folder", str(folder)]
     assert submit.main(["sweep", *options, "--", *words]) == 0
@@ -297,11 +358,41 @@ def test_a_sweep_is_shared_by_the_tasks_of_an_array(
         timeout=240,
     )
     assert "3/3" in watching.stdout
-    outcomes = [json.loads(p.read_text()) for p in (work / "swept").glob("cells/*/outcome.json")]
-    assert [outcome["status"] for outcome in outcomes] == ["ok"] * 3
+    assert statuses_of(work) == ["ok"] * 3
     for task in range(3):
         wait_for_outcome(folder / f"task-{task}", "done")
     wait_for_status(folder, re.escape("3/3 cells (3 ok)"))
+    # Again: nothing is run anew, and the report finds all of it.
+    before = {path: path.stat().st_mtime_ns for path in (work / "swept/cells").rglob("*")}
+    subprocess.run(["sbatch", "--array=1", folder / "job.sbatch"], check=True)
+    until(lambda: "nothing was left to run: 3 ok" in log_of(folder), "it says so", 120)
+    assert {path: path.stat().st_mtime_ns for path in (work / "swept/cells").rglob("*")} == before
+    assert scaling.main(["report", str(work / "swept"), "--out", str(work / "RESULTS.md")]) == 0
+    assert "3 cells" in (work / "RESULTS.md").read_text()
+
+
+def test_a_cell_that_a_signal_interrupts_has_no_outcome_and_runs_again(
+    cluster: Cluster, work: Path, repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the ready script. SLURM signals every process of a step."""
+    monkeypatch.setenv("PYTHON", sys.executable)
+    monkeypatch.setenv("UNITRANSFORMER_JOB_FOLDER", str(work / "job"))
+    monkeypatch.chdir(repository)
+    words = axes_of(work, batch_size="2,4", max_steps=str(STEPS), validate_every=str(STEPS))
+    options = ("--array=0-1", "--time=10", f"--output={work}/log-%a", "slurm/sweep.sbatch")
+    array = cluster.say("sbatch", "--parsable", *options, *words).strip()
+    cells = work / "swept/cells"
+    until(lambda: len(list(cells.glob("*/progress"))) == 2, "both cells run", 120)
+    wait_for_status(work / "job", rf"{array}_0 .* running +\d+/{STEPS} ")
+    for task, number in enumerate(("TERM", "USR1")):
+        cluster.say("scancel", f"--signal={number}", f"{array}_{task}")
+    for task in range(2):
+        wait_for_outcome(work / f"job/task-{task}", "stopped")
+    assert statuses_of(work) == []
+    for task in range(2):
+        wait_for_outcome(work / f"job/task-{task}", "done")
+        assert cluster.state(f"{array}_{task}")["Restarts"] == "1"
+    assert statuses_of(work) == ["ok", "ok"]
 
 
 @pytest.mark.parametrize(
@@ -350,12 +441,14 @@ def test_what_no_node_can_give_is_refused_before_it_is_queued(
             "the job has 2 tasks and 8 GPUs on a node",
         ),
         (("--nodes=2",), "sweep -- quick", "a sweep's cells run on one node and the job has 2"),
+        (("--ntasks-per-node=2",), "srun recipes.gpt", "srun has started slurm.job 2 times"),
     ],
 )
 def test_a_shape_that_disagrees_is_refused_with_the_numbers(
     options: tuple[str, ...], wrap: str, told: str, cluster: Cluster, work: Path
 ) -> None:
-    command = f"{sys.executable} -m slurm.job {wrap}"
+    srun, words = ("srun ", wrap[5:]) if wrap.startswith("srun ") else ("", wrap)
+    command = f"{srun}{sys.executable} -m slurm.job {words}"
     job = cluster.say(
         "sbatch", "--parsable", *options, f"--output={work}/log", f"--wrap={command}"
     ).strip()
@@ -364,22 +457,35 @@ def test_a_shape_that_disagrees_is_refused_with_the_numbers(
     assert told in (work / "log").read_text()
 
 
-def test_a_recipe_in_a_job_of_several_tasks_asks_for_srun(cluster: Cluster, work: Path) -> None:
+def test_a_recipe_in_a_job_of_several_tasks_or_nodes_asks_for_srun(
+    cluster: Cluster, work: Path
+) -> None:
     command = f"{sys.executable} -m recipes.gpt --accelerator cpu"
-    job = cluster.say(
-        "sbatch", "--parsable", "--ntasks-per-node=2", f"--output={work}/log", f"--wrap={command}"
-    ).strip()
-    cluster.wait_for(job, "FAILED")
-    assert "2 tasks and this is none of them: start it with srun" in (work / "log").read_text()
+    jobs = [
+        cluster.say(
+            "sbatch", "--parsable", option, f"--output={work}/log{option}", f"--wrap={command}"
+        ).strip()
+        for option in ("--ntasks=2", "--nodes=2")
+    ]
+    for job in jobs:
+        cluster.wait_for(job, "FAILED")
+    assert "2 tasks and this is none of them: start" in (work / "log--ntasks=2").read_text()
+    assert "2 nodes and this is one process on one of" in (work / "log--nodes=2").read_text()
 
 
-def test_hostile_names_of_folders_mean_themselves(cluster: Cluster, work: Path) -> None:
+def test_hostile_names_and_words_mean_themselves(
+    cluster: Cluster, work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = work / "a b;c %j"
+    here.mkdir()
+    monkeypatch.chdir(here)
     folder = work / "it's 100 %j $(touch smuggled); #x"
     script_only = ["recipes.gpt", "--folder", str(folder), "--nodes", "1", "--devices", "1"]
     assert submit.main([*script_only, "--", "--accelerator", "cpu", "--devices-of", "x"]) == 2
-    words = [*script_only, "--", *tiny(work / "x", "--record", str(work / "a 'b' $(id).json"))]
-    assert submit.main(words) == 0
+    record = "'b' $(id)\n#SBATCH --partition=nowhere"
+    assert submit.main([*script_only, "--", *tiny(work / "x", "--record", record)]) == 0
     wait_for_outcome(folder, "done")
-    assert (work / "a 'b' $(id).json").exists()
+    assert (here / record).exists()
+    assert [path.name for path in here.iterdir()] == [record]
     assert len(list(folder.glob("gpt-*.log"))) == 1
     assert not (work / "smuggled").exists()

@@ -1,6 +1,7 @@
 """Large shapes, looked at by a controller without nodes: 64 of them with 8 H200 each."""
 
 import os
+import re
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,25 +21,35 @@ def controller(has_slurm: None, tmp_path_factory: pytest.TempPathFactory) -> Ite
 
 
 @pytest.mark.parametrize(
-    ("options", "code"),
+    ("options", "told"),
     [
-        (("--nodes", "64", "--devices", "8"), 0),
-        (("--nodes", "65", "--devices", "8"), 2),
-        (("--nodes", "1", "--devices", "9"), 2),
-        (("--nodes", "64", "--devices", "8", "--gpu-type", "a100"), 2),
-        (("--nodes", "1", "--devices", "8", "--time", "3-0"), 2),
+        (("--nodes", "64", "--devices", "8"), None),
+        (("--nodes", "65", "--devices", "8"), "Node count specification invalid"),
+        (("--nodes", "1", "--devices", "9"), "Requested node configuration is not available"),
+        (
+            ("--nodes", "64", "--devices", "8", "--gpu-type", "a100"),
+            "Requested node configuration is not available",
+        ),
+        (("--nodes", "1", "--devices", "8", "--time", "3-0"), "[Tt]ime limit"),
     ],
 )
 def test_sixty_four_nodes_of_eight_gpus(
     options: tuple[str, ...],
-    code: int,
+    told: str | None,
     controller: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setenv("SLURM_CONF", controller)
     words = ["recipes.gpt", "--folder", str(tmp_path / "job"), *SHAPE, *options]
-    assert submit.main([*words, "--", "--size", "175b", "--strategy", "hsdp"]) == code
+    code = submit.main([*words, "--", "--size", "175b", "--strategy", "hsdp"])
+    said = capsys.readouterr()
+    if told is None:
+        assert (code, said.out) == (0, "SLURM would take this job\n")
+    else:
+        assert code == 2
+        assert re.search(f"^error: SLURM refuses this job: .*{told}", said.err), said.err
 
 
 def test_a_sweep_over_an_array_is_taken(

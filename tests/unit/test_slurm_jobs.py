@@ -2,6 +2,7 @@
 
 import json
 import re
+import subprocess
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 
 from slurm import allocation, job, settling, status, submit
 from slurm.allocation import (
+    check_alone,
     check_shape,
     confirmed,
     errors_of,
@@ -91,6 +93,23 @@ def test_outside_a_job_and_inside_srun_it_says_where_it_belongs(
         read_allocation({**VARIABLES, "SLURM_STEP_ID": "0", "SLURM_PROCID": "3"})
     # Submitted from within a task of srun: its step is not this job's.
     read_allocation({**VARIABLES, "SLURM_STEP_ID": "0", "SLURM_PROCID": "0"})
+
+
+def test_one_of_several_tasks_of_srun_is_refused_unless_they_are_another_jobs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    batch = "StepId=7.batch UserId=0 State=RUNNING\n"
+    told = [f"{batch}StepId=7.0 UserId=0 State=RUNNING\n"]
+    monkeypatch.setattr(
+        "slurm.queue.call", lambda *words: subprocess.CompletedProcess(words, 0, told[0], "")
+    )
+    variables = {**VARIABLES, "SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "2"}
+    given = read_allocation(variables)
+    with pytest.raises(ValueError, match=r"srun has started slurm\.job 2 times"):
+        check_alone(given, variables)
+    check_alone(given, {**variables, "SLURM_STEP_NUM_TASKS": "1"})
+    told[0] = batch
+    check_alone(given, variables)
 
 
 def test_the_number_of_another_jobs_array_is_not_believed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -224,7 +243,29 @@ def again(ended: Ended, count: int) -> list[bool]:
 def test_nodes_may_fail_so_often_and_no_more() -> None:
     assert again(Ended(exit_code=137, dead_nodes=["node2"]), 7) == [True] * 5 + [False] * 2
     stops = [replace(ATTEMPT, outcome="stopped", is_requeued=True)] * 9
-    assert settle(ATTEMPT, Ended(exit_code=137, dead_nodes=["node2"]), before=stops).requeue
+    killed = [replace(ATTEMPT, outcome="failed", is_requeued=True)] * 9  # by SLURM itself
+    for before in (stops, killed):
+        assert settle(ATTEMPT, Ended(exit_code=137, dead_nodes=["node2"]), before=before).requeue
+
+
+@pytest.mark.parametrize(
+    ("down", "reason"),
+    [(["node2"], "node2 does not answer any more"), ([], "killed without a word")],
+)
+def test_a_start_that_could_not_settle_itself_is_settled_by_the_next(
+    down: list[str], reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("slurm.queue.names_of", lambda node_list: ["node1", "node2"])
+    monkeypatch.setattr("slurm.queue.down", lambda names: down)
+    given, words = read_allocation(VARIABLES), replace(words_of("recipes.gpt"), folder=tmp_path)
+    write_attempt(tmp_path, ATTEMPT)
+    lost = job._settle_lost(ATTEMPT, given, words)
+    assert (lost.outcome, lost.reason) == ("failed", reason)
+    assert (lost.is_requeued, lost.is_node_failure) == (True, bool(down))
+    assert last_attempt(tmp_path) == lost
+    # What is settled stays, and what is another job's is not for this one to settle.
+    for other in (replace(ATTEMPT, outcome="stopped"), replace(ATTEMPT, job="8")):
+        assert job._settle_lost(other, given, words) == other
 
 
 @pytest.mark.parametrize("reason", [settling.NOT_BEGUN, settling.GIVEN_BACK])

@@ -1,5 +1,6 @@
 """A batch job's script: what is asked for, and nothing that a value could smuggle in."""
 
+import itertools
 import json
 import re
 import shutil
@@ -110,6 +111,9 @@ def test_a_sweeps_task_has_the_cores_of_all_ranks_that_a_cell_may_start() -> Non
 ANYTHING = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=30)
 PATH = st.text(st.characters(exclude_characters="\0\n\r\\", exclude_categories=["Cs"]), min_size=1)
 
+# What would be a directive if it came to stand at the beginning of a line.
+SMUGGLED = ANYTHING.map(lambda text: f"{text}\n#SBATCH --partition=nowhere\n")
+
 
 def run_by_bash(job: Job, folder: Path) -> tuple[list[str], str | None]:
     """The words that `slurm.job` would be given, and `$NCCL_SOCKET_IFNAME`."""
@@ -152,15 +156,42 @@ def test_settings_of_a_cluster_mean_themselves(
 
 
 @settings(max_examples=200, deadline=None)
-@given(folder=PATH, directory=PATH, extra=PATH)
-def test_no_value_adds_a_directive(folder: str, directory: str, extra: str) -> None:
-    odd = replace(GPT, folder=folder, directory=directory, cluster=Cluster(extra=(f"--x={extra}",)))
-    plain = replace(GPT, cluster=Cluster(extra=("--x=1",)))
-    found, expected = (
-        [line.partition("=")[0] for line in render(job).split("\n") if line.startswith("#SBATCH")]
-        for job in (odd, plain)
+@given(
+    places=st.tuples(PATH, PATH, PATH),
+    extra=PATH,
+    words=st.lists(ANYTHING | SMUGGLED, max_size=3),
+    variable=ANYTHING | SMUGGLED,
+)
+def test_no_value_adds_a_directive(
+    places: tuple[str, str, str], extra: str, words: list[str], variable: str
+) -> None:
+    folder, directory, disk = places
+    odd = replace(
+        GPT,
+        folder=folder,
+        directory=directory,
+        arguments=words,
+        cluster=Cluster(
+            extra=(f"--x={extra}",),
+            modules=tuple(words),
+            local_disk=disk,
+            environment=(("NCCL_SOCKET_IFNAME", variable),),
+        ),
     )
-    assert found == expected
+    plain = replace(GPT, cluster=Cluster(extra=("--x=1",)))
+    assert directives(render(odd)) == directives(render(plain))
+    # What is asked of SLURM does not depend on what runs.
+    assert directives(render(odd), whole=True) == directives(
+        render(replace(odd, arguments=[], cluster=Cluster(extra=(f"--x={extra}",)))), whole=True
+    )
+
+
+def directives(script: str, *, whole: bool = False) -> list[str]:
+    """Those that sbatch reads: it stops at the first line that is no comment."""
+    lines = itertools.takewhile(lambda line: not line or line[0] == "#", script.split("\n"))
+    return [
+        line if whole else line.partition("=")[0] for line in lines if line.startswith("#SBATCH")
+    ]
 
 
 @pytest.mark.parametrize(
