@@ -214,7 +214,9 @@ def lines(plot: Plot) -> dict[tuple[str, str], list[float]]:
         ({"seed": 1}, "seed 1"),
     ],
 )
-def test_runs_that_differ_in_anything_else_are_two_lines(change: Any, told: str) -> None:
+def test_runs_that_differ_in_anything_else_are_two_lines(
+    change: dict[str, object], told: str
+) -> None:
     plain = [make_spread(0.1, f"{size}.json", batch_size=size) for size in (2, 4)]
     other = [
         replace(run, config=replace(run.config, **change), name=f"other-{run.name}")
