@@ -37,6 +37,7 @@ from scaling.row_notes import (
 )
 from scaling.store import Cell, Run
 from unitransformer.config import RunConfig
+from unitransformer.flops import count_parameters
 
 EFFICIENCY = (
     "Speed-up is the speed over that of the baseline, the smallest number of devices there is; "
@@ -129,12 +130,12 @@ def _place(rows: Sequence[_Row]) -> Columns:
     }
 
 
-def _reading_order(curve: Curve) -> tuple[str, bool, list[str], str, int]:
+def _reading_order(curve: Curve) -> tuple[str, bool, int, list[str], str, int]:
     config = curve.baseline.config
     told = settings_of(config)
     settings = [told[field] for field in SETTINGS if field not in OF_A_CURVE]
-    batch = _batch_size(config, curve.scaling)
-    return curve.scaling, curve.threads is not None, settings, curve.strategy, batch
+    batch, size = _batch_size(config, curve.scaling), count_parameters(config.model)
+    return curve.scaling, curve.threads is not None, size, settings, curve.strategy, batch
 
 
 def _batch_size(config: RunConfig, scaling: Scaling) -> int:

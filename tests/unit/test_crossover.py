@@ -245,13 +245,13 @@ def test_what_follows_from_the_size_has_no_column_of_its_own() -> None:
     wide = [of_size(run, "tiny", 64) for run in pair(0.05)]
     (scaling,) = tables([*pair(0.05), *large])
     assert [(row["size"], row["precision"]) for row in scaling] == [
-        ("16.2 K parameters (2 layers of width 32)", "bf16-mixed"),
         ("6.1 K parameters (2 layers of width 16)", "32-true"),
+        ("16.2 K parameters (2 layers of width 32)", "bf16-mixed"),
     ]
     assert "model.width" not in scaling[0]
     (scaling,) = tables([*pair(0.05), *large, *wide])
     assert [row["size"].split(" par")[0] for row in scaling] == [
-        *("16.2 K", "48.6 K", "6.1 K"),
+        *("6.1 K", "16.2 K", "48.6 K"),
     ]
 
 

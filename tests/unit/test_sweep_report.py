@@ -256,7 +256,7 @@ def test_what_cannot_be_drawn_is_told_under_the_plots() -> None:
     lost = replace(cells[0], run=None, outcome=replace(cells[0].outcome, status="oom"))
     assert not_drawn(cells[:2]) == ""
     assert not_drawn([lost, *cells]) == (
-        "Not in the plots: 1 oom, 1 without a steady state of 4 cells; the table tells why."
+        "Not in the plots, of 4 cells: 1 oom, 1 without a steady state; the table tells why."
     )
 
 
