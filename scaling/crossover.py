@@ -10,6 +10,7 @@ from scaling.parity_section import Proof, find_proof
 from scaling.store import Cell, Run
 from scaling.ways import Key, Missing, Tried, find_tried, name_of
 from unitransformer.config import RunConfig
+from unitransformer.flops import count_parameters
 
 UNPROVEN = "no certificate of loss parity covers it"
 LEAST_LAUNCHES = 2  # of either side, from which an interval holds for another launch
@@ -102,10 +103,16 @@ def compare_strategies(
     ]
 
 
-def _reading_order(key: Key) -> tuple[str, str, int, int, str]:
+def _reading_order(key: Key) -> tuple[int, str, int, int, str]:
     config, batch = key
     parallel = config.parallel
-    return config.size, parallel.precision, batch, parallel.world_size, repr(config)
+    return (
+        count_parameters(config.model),
+        parallel.precision,
+        batch,
+        parallel.world_size,
+        repr(config),
+    )
 
 
 def _compare(tried: Tried, certificates: Sequence[Certificate]) -> Comparison:

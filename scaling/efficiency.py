@@ -173,6 +173,11 @@ class Curve:
         is_split = len(set(told)) > 1 and told == sorted(told, reverse=True)
         return tuple(told) if is_split else None
 
+    def drift(self, point: Point) -> float | None:
+        """Of the machine, between the jobs of the point and of the baseline; None also where their
+        ranks have other numbers of threads, with other ceilings."""
+        return None if self.threads is not None else drift([self.baseline, point])
+
     def ideal(self, point: Point) -> float:
         """The efficiency that loses nothing: 1, or the share that is left of a rank's cores."""
         if self.threads is None:

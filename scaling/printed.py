@@ -14,6 +14,7 @@ UNIT = r"(?: ?(?:%|[kMGTP]?[\w/]+))?"
 PREFIXES = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15}
 CELL = re.compile(r"(?<!\\)\|")
 WITH_INTERVAL = re.compile(rf"{NUMBER}{UNIT} \({NUMBER}{UNIT} to {NUMBER}{UNIT}")
+FLOPS = re.compile(rf"^{NUMBER} ([kMGTP]?)FLOP per ")
 MEDIAN_STEP = re.compile(rf"^{NUMBER} ms, .*?; {NUMBER} ms to {NUMBER} ms")
 BATCH = re.compile(
     rf"{NUMBER} = {NUMBER} a device(?: x {NUMBER} micro-batches)?(?: x {NUMBER} devices)?"
@@ -21,7 +22,6 @@ BATCH = re.compile(
 DEVICES = re.compile(rf"^(?:{NUMBER} nodes x )?{NUMBER} x ")
 RATE = re.compile(rf"^{NUMBER} (?:tokens|images)/s")
 FLOPS_RATE = re.compile(rf"^{NUMBER} ([kMGTP]?)FLOP/s(?: \(.*\))?$")
-FLOPS = re.compile(rf"^{NUMBER} ([kMGTP]?)FLOP per ")
 SHARE = re.compile(rf"^(?:MFU |HFU )?{NUMBER}%(.*)$")
 FRACTION = re.compile(rf"^{NUMBER}(?: ?(%))?(?: \({NUMBER}(?: ?%)? to {NUMBER}(?: ?%)?\))?")
 

@@ -14,6 +14,7 @@ from scaling.efficiency import OF_A_CURVE, Curve, Point, Scaling, find_curves
 from scaling.fastest_section import fastest_blocks
 from scaling.joining import differences, without_threads
 from scaling.laws import Law, fit_laws
+from scaling.laws_section import TITLES, law_cells, why_not_fitted
 from scaling.losses import Loss, LossPart, Slowest, Traced, explain
 from scaling.markdown import count, escaped, table
 from scaling.row_notes import (
@@ -36,12 +37,15 @@ from scaling.row_notes import (
 )
 from scaling.store import Cell, Run
 from unitransformer.config import RunConfig
+from unitransformer.flops import count_parameters
 
 EFFICIENCY = (
     "Speed-up is the speed over that of the baseline, the smallest number of devices there is; "
     "efficiency is the speed-up over the ideal one, twice the speed on twice the devices. "
     "Intervals are of 95 %; that of one launch comes from its steps and says nothing of another "
-    "launch. What was lost, 1 - efficiency, is told by part of the step, as shares of the step; "
+    "launch. What the machine differed by is the highest ceiling that the jobs of a row and of its "
+    "baseline measured over the lowest, less 1. What was lost, 1 - efficiency, is told by part of "
+    "the step, as shares of the step; "
     "what is below 0 was gained. The slowest rank is the one that was the slowest most often."
 )
 SAME_CORES = (
@@ -51,8 +55,6 @@ SAME_CORES = (
 )
 BATCHES: dict[Scaling, str] = {"strong": "global batch", "weak": "batch a device"}
 PROCESSORS = "processors and devices differ"  # as `joining` begins that line
-LAWS = {"Amdahl": "Amdahl's law", "USL": "Universal scalability law"}
-PARAMETERS = {"s": "serial share s", "a": "contention a", "b": "coherency b"}
 
 
 def scaling_blocks(
@@ -128,12 +130,12 @@ def _place(rows: Sequence[_Row]) -> Columns:
     }
 
 
-def _reading_order(curve: Curve) -> tuple[str, bool, list[str], str, int]:
+def _reading_order(curve: Curve) -> tuple[str, bool, int, list[str], str, int]:
     config = curve.baseline.config
     told = settings_of(config)
     settings = [told[field] for field in SETTINGS if field not in OF_A_CURVE]
-    batch = _batch_size(config, curve.scaling)
-    return curve.scaling, curve.threads is not None, settings, curve.strategy, batch
+    batch, size = _batch_size(config, curve.scaling), count_parameters(config.model)
+    return curve.scaling, curve.threads is not None, size, settings, curve.strategy, batch
 
 
 def _batch_size(config: RunConfig, scaling: Scaling) -> int:
@@ -166,6 +168,7 @@ def _figures(rows: Sequence[_Row]) -> Columns:
         **if_told("trace", [_trace(loss.traced) for loss in losses]),
         **if_told("slowest rank", [_slowest(loss.slowest) for loss in losses]),
         "launches": [str(len(row.point.runs)) for row in rows],
+        **if_told("machine differed by", [_drift(row) for row in rows]),
         "flags": [_flags(row) for row in rows],
         "records": [_records(row.point) for row in rows],
     }
@@ -191,6 +194,11 @@ def _baseline(point: Point) -> str:
     launches = f", {len(point.runs)} launches" if len(point.runs) > 1 else ""
     about = f"{count(point.devices, 'device')}{_micro_batches(point.config)}{launches}"
     return f"{about}: {speed(point)}, {_records(point)}"
+
+
+def _drift(row: _Row) -> str:
+    differed = row.curve.drift(row.point)
+    return "" if differed is None else f"{differed:.1%}"
 
 
 def _part(loss: Loss, part: LossPart) -> str:
@@ -219,7 +227,7 @@ def _flags(row: _Row) -> str:
 def _remarks(rows: Sequence[_Row]) -> Iterable[Remark]:
     for row in rows:
         both = (row.curve.baseline, row.point)
-        told = [*row.curve.remarks, *row.loss.caveats, *_without_laws(row)]
+        told = [*row.curve.remarks, *row.loss.caveats, *why_not_fitted(row.laws)]
         if any(len(point.runs) > 1 for point in both):
             told.append("what was lost is that of the launch in the middle, whose record is bold")
         told += [f"no interval: {escaped(p.rate.reason)}" for p in both if p.rate.reason]
@@ -248,25 +256,8 @@ def _laws(rows: Sequence[_Row], place: Columns) -> Iterable[tuple[str, ...]]:
             curve = ", ".join([row.curve.scaling, *about])
             for law in row.laws:
                 if law.reason is None:
-                    told = _law(law, is_split=row.curve.threads is not None)
-                    yield LAWS[law.name], f"{curve} ({numbers_in_words(own)})", *told
-
-
-def _without_laws(row: _Row) -> list[str]:
-    if all(law.reason for law in row.laws):
-        return [f"no law of scaling is fitted: {row.laws[-1].reason}"]
-    return [f"{LAWS[law.name]} is not fitted: {law.reason}" for law in row.laws if law.reason]
-
-
-def _law(law: Law, *, is_split: bool) -> tuple[str, str]:
-    parameters = [
-        f"{PARAMETERS[name]} = {figure(estimate, '{:.3g}')}"
-        + (f"; no interval: {escaped(estimate.reason)}" if estimate.reason else "")
-        for name, estimate in law.parameters.items()
-    ]
-    within = f"within {law.largest_error:.1%} of every point"
-    split = ["the same cores: most of it is their split"] if is_split else []
-    return ", ".join(parameters), "; ".join([within, *law.remarks, *split])
+                    told = law_cells(law, is_split=row.curve.threads is not None)
+                    yield TITLES[law.name], f"{curve} ({numbers_in_words(own)})", *told
 
 
 # ---------------------------------------------------------------------------------- conditions

@@ -82,7 +82,7 @@ def not_drawn(own: Sequence[Cell]) -> str:
     if not told:
         return ""
     counts = ", ".join(f"{number} {what}" for what, number in sorted(told.items()))
-    return f"Not in the plots: {counts} of {count(len(own), 'cell')}; the table tells why."
+    return f"Not in the plots, of {count(len(own), 'cell')}: {counts}; the table tells why."
 
 
 def draw(plot: Plot) -> bytes:

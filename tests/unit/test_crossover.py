@@ -204,6 +204,7 @@ def test_a_row_tells_a_count_against_its_baseline_and_where_the_rest_was_lost() 
         "forward and backward": "12.0%",
         "slowest rank": "rank 3 in 75%, 25% by chance",
         "launches": "1",
+        "machine differed by": "0.0%",
         "flags": "it was hot; baseline: cold",
         "records": "[4.json](runs/4.json)",
     }
@@ -244,13 +245,13 @@ def test_what_follows_from_the_size_has_no_column_of_its_own() -> None:
     wide = [of_size(run, "tiny", 64) for run in pair(0.05)]
     (scaling,) = tables([*pair(0.05), *large])
     assert [(row["size"], row["precision"]) for row in scaling] == [
-        ("16.2 K parameters (2 layers of width 32)", "bf16-mixed"),
         ("6.1 K parameters (2 layers of width 16)", "32-true"),
+        ("16.2 K parameters (2 layers of width 32)", "bf16-mixed"),
     ]
     assert "model.width" not in scaling[0]
     (scaling,) = tables([*pair(0.05), *large, *wide])
     assert [row["size"].split(" par")[0] for row in scaling] == [
-        *("16.2 K", "48.6 K", "6.1 K"),
+        *("6.1 K", "16.2 K", "48.6 K"),
     ]
 
 
@@ -323,6 +324,12 @@ def test_conditions_that_differ_are_said_once_with_the_rows_they_are_of() -> Non
     assert told in text(pair(0.05, changes=dirty))
 
 
+def test_a_row_says_what_the_machine_differed_by_from_its_baseline() -> None:
+    slow = CEILING | {"matmul_flops_per_s": 0.8e11}
+    (row,) = tables([strong(0.1, 1), strong(0.05, 2, changes={"ceiling": [CEILING, slow]})])[0]
+    assert row["machine differed by"] == "25.0%"
+
+
 def test_fewer_threads_for_more_ranks_of_a_cpu_are_the_split_of_its_cores() -> None:
     told = "processors and devices differ: threads a rank, 2 on 1 device, 1 on 2 devices, for the"
     assert f"> - row 1: {told} ranks split the cores" in text(on_threads({1: 2, 2: 1}))
@@ -333,6 +340,7 @@ def test_fewer_threads_for_more_ranks_of_a_cpu_are_the_split_of_its_cores() -> N
     assert "**Strong scaling on the same cores.** More devices are no more hardware here" in text(
         on_threads({1: 2, 2: 1})
     )
+    assert "machine differed by" not in row, "other threads have other ceilings"
     laws = tables(on_threads({1: 4, 2: 2, 4: 1}))[1]
     assert all("the same cores: most of it is their split" in law["remark"] for law in laws)
     for other in (on_threads({1: 1, 2: 2}), on_threads({1: 2, 2: 1}, device="H200")):

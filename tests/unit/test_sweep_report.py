@@ -212,7 +212,9 @@ def lines(plot: Plot) -> dict[tuple[str, str], list[float]]:
         ({"seed": 1}, "seed 1"),
     ],
 )
-def test_runs_that_differ_in_anything_else_are_two_lines(change: Any, told: str) -> None:
+def test_runs_that_differ_in_anything_else_are_two_lines(
+    change: dict[str, object], told: str
+) -> None:
     plain = [make_spread(0.1, f"{size}.json", batch_size=size) for size in (2, 4)]
     other = [
         replace(run, config=replace(run.config, **change), name=f"other-{run.name}")
@@ -252,7 +254,7 @@ def test_what_cannot_be_drawn_is_told_under_the_plots() -> None:
     lost = replace(cells[0], run=None, outcome=replace(cells[0].outcome, status="oom"))
     assert not_drawn(cells[:2]) == ""
     assert not_drawn([lost, *cells]) == (
-        "Not in the plots: 1 oom, 1 without a steady state of 4 cells; the table tells why."
+        "Not in the plots, of 4 cells: 1 oom, 1 without a steady state; the table tells why."
     )
 
 
