@@ -277,8 +277,11 @@ def _result(
     )
     if case.precision not in bounds:
         raise ValueError(f"certificate: {where}: no bounds for precision {case.precision}")
-    if min(case.devices, case.accumulate) < 1:
-        raise ValueError(f"certificate: {where}: devices and accumulate must be at least 1")
+    if min(case.devices, case.num_nodes, case.accumulate) < 1 or case.devices % case.num_nodes:
+        raise ValueError(
+            f"certificate: {where}: devices, num_nodes and accumulate must be at least 1, and the "
+            "first a multiple of the second"
+        )
     if told["verdict"] not in get_args(Verdict):
         raise ValueError(f"certificate: {where}: verdict is {told['verdict']!r}")
     curves = _curves(told, steps, where)

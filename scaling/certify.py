@@ -9,7 +9,7 @@ import shlex
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,10 @@ from typing import Any
 from scaling import certificates
 from scaling.certificates import Certificate
 from scaling.parity import REFERENCE, Axes, Case, Curves, Verdict, list_cases, refusal
+from scaling.parity_nodes import ADDRESS, Nodes, start_nodes
 from scaling.parity_task import Task
 from scaling.parity_work import Work, find_idleness, work_of
-from scaling.processes import Ended, Runner, can_fork, last_words, run_alone, start_worker
+from scaling.processes import Ended, last_words
 from unitransformer.config import Recipe, RunConfig
 from unitransformer.records import Record, config_of, load_record
 
@@ -66,27 +67,22 @@ def certify(options: ParityOptions, say: Say) -> list[tuple[Path, Certificate]]:
         RuntimeError: the reference failed, so there is nothing to compare with.
         OSError: a certificate could not be written.
     """
-    with tempfile.TemporaryDirectory(prefix="parity-") as temporary, _runners(temporary) as runner:
+    cases = list_cases(options.axes, is_quick=options.is_quick)
+    num_nodes = max(case.num_nodes for case in cases)
+    with (
+        tempfile.TemporaryDirectory(prefix="parity-") as temporary,
+        start_nodes(Path(temporary), num_nodes) as run,
+    ):
         folder = Path(temporary)
-        references = [
-            _refer(options, recipe, runner(options.accelerator), folder, say)
-            for recipe in options.recipes
-        ]
-        return [_certify(options, reference, runner, folder, say) for reference in references]
-
-
-@contextlib.contextmanager
-def _runners(folder: str) -> Iterator[Callable[[str], Runner]]:
-    """What runs recipes on an accelerator."""
-    with start_worker(Path(folder, "worker.log")) as worker:
-        yield lambda accelerator: worker if can_fork(accelerator) else run_alone
+        references = [_refer(options, recipe, run, folder, say) for recipe in options.recipes]
+        return [_certify(options, each, cases, run, folder, say) for each in references]
 
 
 # ---------------------------------------------------------------------------------- reference
 
 
 def _refer(
-    options: ParityOptions, recipe: Recipe, run: Runner, folder: Path, say: Say
+    options: ParityOptions, recipe: Recipe, run: Nodes, folder: Path, say: Say
 ) -> _Reference:
     task = Task(
         recipe=recipe,
@@ -122,7 +118,12 @@ def _curves(record: Record) -> Curves:
 
 
 def _command(task: Task, case: Case) -> str:
-    return f"python -m recipes.{task.recipe} {shlex.join(task.arguments(case))}"
+    command = f"python -m recipes.{task.recipe} {shlex.join(task.arguments(case))}"
+    if case.num_nodes == 1:
+        return command
+    nodes = " ".join(map(str, range(case.num_nodes)))
+    meeting = f"MASTER_ADDR={ADDRESS} MASTER_PORT=29500 NODE_RANK=$node"
+    return f"for node in {nodes}; do {meeting} {command} & done; wait"
 
 
 # ---------------------------------------------------------------------------------- cases
@@ -131,13 +132,12 @@ def _command(task: Task, case: Case) -> str:
 def _certify(
     options: ParityOptions,
     reference: _Reference,
-    runner: Callable[[str], Runner],
+    cases: Sequence[Case],
+    run: Nodes,
     folder: Path,
     say: Say,
 ) -> tuple[Path, Certificate]:
     started, started_s = datetime.datetime.now(datetime.UTC), time.monotonic()
-    cases = list_cases(options.axes, is_quick=options.is_quick)
-    run = runner(reference.task.accelerator)
     told: list[dict[str, Any]] = []
     for number, case in enumerate(cases, 1):
         told.append(_try(case, reference, run, folder, options.limit_s))
@@ -155,7 +155,7 @@ def _certify(
 
 
 def _try(
-    case: Case, reference: _Reference, run: Runner, folder: Path, limit_s: float
+    case: Case, reference: _Reference, run: Nodes, folder: Path, limit_s: float
 ) -> dict[str, Any]:
     curves: Curves | None = None
     work: Work | None = None
@@ -182,7 +182,7 @@ def _try(
 
 
 def _run(
-    task: Task, case: Case, run: Runner, folder: Path, limit_s: float
+    task: Task, case: Case, run: Nodes, folder: Path, limit_s: float
 ) -> tuple[Ended, Record | None, str]:
     """How it ended, its record if it ended well, and otherwise the error in one line."""
     place = folder / "run"
@@ -191,7 +191,14 @@ def _run(
     arguments = [*task.arguments(case), "--out", str(place), "--record", str(place / "record.json")]
     started_s = time.monotonic()
     try:
-        ended = run(task.recipe, arguments, log=place / "log", limit_s=limit_s)
+        ended = run(
+            *(task.recipe, arguments),
+            accelerator=task.accelerator,
+            devices=case.devices_per_node,
+            num_nodes=case.num_nodes,
+            log=place / "log",
+            limit_s=limit_s,
+        )
     except RuntimeError as error:  # the worker itself has ended; the next case starts another
         elapsed_s = time.monotonic() - started_s
         return Ended(exit_code=1, elapsed_s=elapsed_s), None, str(error)
@@ -210,6 +217,7 @@ def _check(record: Record, case: Case, reference: _Reference) -> tuple[Curves | 
     own = Case(
         strategy=config.parallel.strategy,
         devices=config.parallel.world_size,
+        num_nodes=config.parallel.num_nodes,
         precision=config.parallel.precision,
         compile=config.parallel.compile,
         activation_checkpointing=config.parallel.activation_checkpointing,

@@ -7,7 +7,7 @@ batch have to give the same curves, up to what each precision rounds away.
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from unitransformer.config import (
@@ -130,7 +130,8 @@ class Case:
     """One way to train a model."""
 
     strategy: Strategy
-    devices: int = 1
+    devices: int = 1  # of all nodes
+    num_nodes: int = 1
     precision: Precision = "32-true"
     compile: Compile = "off"
     activation_checkpointing: ActivationCheckpointing = "off"
@@ -138,7 +139,7 @@ class Case:
 
     @property
     def label(self) -> str:
-        parts = [f"{self.strategy} x {self.devices}", self.precision]
+        parts = [f"{self.strategy} x {self.spread}", self.precision]
         if self.compile != "off":
             parts.append(f"compile {self.compile}")
         if self.activation_checkpointing != "off":
@@ -146,6 +147,17 @@ class Case:
         if self.accumulate > 1:
             parts.append(f"{self.accumulate} micro-batches")
         return ", ".join(parts)
+
+    @property
+    def spread(self) -> str:
+        """Over how many devices, and how these are dealt out to nodes."""
+        if self.num_nodes == 1:
+            return str(self.devices)
+        return f"{self.devices} ({self.num_nodes} nodes x {self.devices_per_node})"
+
+    @property
+    def devices_per_node(self) -> int:
+        return self.devices // self.num_nodes
 
 
 REFERENCE = Case(strategy="single")  # one plain float32 process
@@ -174,10 +186,12 @@ def list_cases(axes: Axes, *, is_quick: bool) -> list[Case]:
     cases: list[Case] = []
     for strategy in axes.strategies:
         for devices in (1,) if strategy == "single" else axes.devices:
+            place = Case(
+                strategy=strategy, devices=devices, num_nodes=_count_nodes(strategy, devices)
+            )
             product = [
-                Case(
-                    strategy=strategy,
-                    devices=devices,
+                replace(
+                    place,
                     precision=precision,
                     compile=compile_,
                     activation_checkpointing=checkpointing,
@@ -187,9 +201,8 @@ def list_cases(axes: Axes, *, is_quick: bool) -> list[Case]:
                 )
             ]
             kept = [case for case in product if not is_quick or num_changes(case) <= 1]
-            in_parts = Case(
-                strategy=strategy,
-                devices=devices,
+            in_parts = replace(
+                place,
                 precision=axes.precisions[0],
                 compile=axes.compile[0],
                 activation_checkpointing=axes.activation_checkpointing[0],
@@ -197,6 +210,11 @@ def list_cases(axes: Axes, *, is_quick: bool) -> list[Case]:
             )
             cases += [*kept, in_parts]
     return cases
+
+
+def _count_nodes(strategy: Strategy, devices: int) -> int:
+    """Two for what replicates between nodes, if then each still divides something."""
+    return 2 if strategy == "hsdp" and devices > 2 and devices % 2 == 0 else 1
 
 
 def num_changes(case: Case) -> int:
@@ -212,7 +230,8 @@ def refusal(case: Case) -> str | None:
     try:
         ParallelConfig(
             strategy=case.strategy,
-            devices=case.devices,
+            devices=case.devices_per_node,
+            num_nodes=case.num_nodes,
             precision=case.precision,
             compile=case.compile,
             activation_checkpointing=case.activation_checkpointing,

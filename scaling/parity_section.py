@@ -89,14 +89,14 @@ def _figures(certificate: Certificate) -> str:
     """A row for each strategy and device count, a column for each precision."""
     tried = {result.case.precision for result in certificate.results}
     precisions = [precision for precision in get_args(Precision) if precision in tried]
-    places = dict.fromkeys((r.case.strategy, r.case.devices) for r in certificate.results)
+    places = dict.fromkeys((r.case.strategy, r.case.spread) for r in certificate.results)
     rows = []
     for place in places:
-        own = [r for r in certificate.results if (r.case.strategy, r.case.devices) == place]
+        own = [r for r in certificate.results if (r.case.strategy, r.case.spread) == place]
         verdicts = Counter(map(certificate.verdict, own))
         rows.append(
             [
-                *map(str, place),
+                *place,
                 *(_largest(certificate, own, precision) for precision in precisions),
                 *(str(verdicts[verdict]) for verdict in get_args(Verdict)),
             ]
@@ -200,6 +200,7 @@ def find_proof(run: Run, certificates: Sequence[Certificate]) -> Proof | None:
     own = Case(
         strategy="single" if is_alone else parallel.strategy,
         devices=parallel.world_size,
+        num_nodes=parallel.num_nodes,
         precision=parallel.precision,
         compile=parallel.compile,
         activation_checkpointing=parallel.activation_checkpointing,

@@ -107,14 +107,17 @@ def can_fork(accelerator: str) -> bool:
 
 
 @contextlib.contextmanager
-def start_worker(log: Path) -> Iterator[Runner]:
+def start_worker(log: Path, *, at_once: bool = False) -> Iterator[Runner]:
     """A worker that runs recipes in forks of itself until the block ends.
 
     Args:
         log: what the worker itself says.
+        at_once: in place of when it is first needed; it ends with the thread that starts it.
     """
     worker = _Worker(log)
     try:
+        if at_once:
+            worker.start()
         yield worker
     finally:
         worker.end()
@@ -145,9 +148,13 @@ class _Worker:
         }
         return Ended(**self._ask(request))
 
-    def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
+    def start(self) -> None:
         if self.process is None:
             self.process = self._start()
+
+    def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
+        self.start()
+        assert self.process is not None
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         try:

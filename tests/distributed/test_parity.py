@@ -51,6 +51,18 @@ def test_every_strategy_trains_in_float32_over_two_ranks_what_one_process_trains
 
 
 @pytest.mark.usefixtures("forked_worker", "_no_orphans")
+def test_what_replicates_between_nodes_is_certified_on_two(tmp_path: Path) -> None:
+    options = ["--recipe", "gpt", "--devices", "4", "--strategies", "hsdp", "--compile", "off"]
+    fewer = ["--precisions", "32-true", "--activation-checkpointing", "off", "--steps", "20"]
+    assert main(["parity", *options, *fewer, "--accelerator", "cpu", "--out", str(tmp_path)]) == 0
+    (certificate,) = load_store([tmp_path], relative_to=tmp_path).certificates
+    found = [(r.case.num_nodes, r.case.devices, r.case.accumulate) for r in certificate.results]
+    assert found == [(2, 4, 1), (2, 4, 2)]
+    assert {certificate.verdict(result) for result in certificate.results} == {"equal"}
+    assert "NODE_RANK=$node python -m recipes.gpt" in certificate.results[0].command
+
+
+@pytest.mark.usefixtures("forked_worker", "_no_orphans")
 def test_a_run_that_takes_too_long_is_ended_with_its_ranks(tmp_path: Path) -> None:
     folder = ["--out", str(tmp_path), "--accelerator", "cpu", "--devices", "2"]
     endless = [*folder, "--max-steps", "1000000"]

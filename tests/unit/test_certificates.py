@@ -123,6 +123,18 @@ def test_a_certificate_is_written_beside_the_records_and_found_again(tmp_path: P
     assert verdicts == ["equal", "equal", "equal", "different", "refused", "failed"]
 
 
+def test_nodes_are_told_and_an_older_certificate_had_one() -> None:
+    case = result(Case(strategy="hsdp", devices=4, num_nodes=2), PLAIN)
+    older = {name: case[name] for name in case if name not in ("num_nodes", "work")}
+    for results, spread in (([case], "4 (2 nodes x 2)"), ([older], "4")):
+        certificate = read_certificate(make_certificate(results=results), "a.json")
+        assert certificate.verdict(certificate.results[0]) == "equal"
+        store = Store(runs=(), left_out=(), certificates=(certificate,))
+        report = render_report(store, command="", plots="plots")
+        (row,) = (line for line in report.splitlines() if line.startswith("| hsdp "))
+        assert [cell.strip() for cell in row.split("|")][2:4] == [spread, "0.0e+00, 0.0e+00"]
+
+
 def test_a_second_certificate_of_a_model_gets_another_number(tmp_path: Path) -> None:
     names = [write_certificate(make_certificate(), tmp_path).name for _ in range(2)]
     assert [name[-7:] for name in names] == ["-1.json", "-2.json"]
@@ -210,7 +222,11 @@ def test_a_verdict_follows_from_the_bounds_of_today() -> None:
         ({"cases": [RESULTS[4] | {"verdict": "equal"}]}, "verdict is equal with no samples"),
         ({"cases": [RESULTS[4] | {"verdict": "fine"}]}, "verdict is 'fine'"),
         ({"cases": [RESULTS[0] | {"strategy": "dpp"}]}, "strategy is 'dpp'"),
-        ({"cases": [RESULTS[0] | {"devices": 0}]}, "devices and accumulate must be at least 1"),
+        ({"cases": [RESULTS[1] | {"num_nodes": 3}]}, "the first a multiple of the second"),
+        (
+            {"cases": [RESULTS[0] | {"devices": 0}]},
+            "devices, num_nodes and accumulate must be at least 1",
+        ),
     ],
 )
 def test_a_damaged_certificate_is_left_out_with_its_reason(
@@ -256,7 +272,14 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict
     """Runs `scaling parity` with runs that only write a record, or what else a test tells."""
 
     def certify(behave: Behave, *options: str, code: int = 0) -> dict[str, Any]:
-        def run(recipe: Recipe, arguments: Sequence[str], *, log: Path, limit_s: float) -> Ended:
+        def run(
+            recipe: Recipe,
+            arguments: Sequence[str],
+            *,
+            log: Path,
+            limit_s: float,
+            variables: Mapping[str, str],
+        ) -> Ended:
             request = parse(PRESETS[recipe], arguments)
             config = build_config(request, defaults=PRESETS[recipe].cpu, devices=1)
             assert request.options.record is not None
@@ -285,10 +308,10 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict
             return Ended(exit_code=0, elapsed_s=0.5)
 
         @contextlib.contextmanager
-        def start_worker(log: Path) -> Iterator[Any]:
+        def start_worker(log: Path, *, at_once: bool) -> Iterator[Any]:
             yield run
 
-        monkeypatch.setattr("scaling.certify.start_worker", start_worker)
+        monkeypatch.setattr("scaling.parity_nodes.start_worker", start_worker)
         out = tmp_path / "out"
         words = ["--recipe", "gpt", "--accelerator", "cpu", "--steps", "20", "--out", str(out)]
         assert main(["parity", "--quick", *words, *options]) == code

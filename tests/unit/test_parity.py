@@ -117,6 +117,14 @@ def test_every_strategy_trains_on_one_device_too() -> None:
     assert {(case.strategy, case.devices) for case in cases} == {(name, 1) for name in STRATEGIES}
 
 
+def test_what_replicates_between_nodes_has_two_that_divide_something() -> None:
+    axes = replace(EVERYTHING, strategies=("hsdp", "fsdp"), devices=(2, 4), compile=("off",))
+    spreads = {(case.strategy, case.spread) for case in list_cases(axes, is_quick=True)}
+    assert spreads == {("hsdp", "2"), ("hsdp", "4 (2 nodes x 2)"), ("fsdp", "2"), ("fsdp", "4")}
+    config = configure(make_task("gpt"), Case(strategy="hsdp", devices=4, num_nodes=2))
+    assert (config.parallel.num_nodes, config.parallel.devices, config.batch_size) == (2, 2, 2)
+
+
 def test_what_the_config_refuses_is_known_without_a_run() -> None:
     assert "no loss scaler" in str(refusal(Case(strategy="fsdp", precision="16-mixed")))
     assert "DeepSpeed keeps float32" in str(refusal(Case(strategy="zero2", precision="bf16-true")))
