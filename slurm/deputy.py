@@ -14,6 +14,7 @@ from pathlib import Path
 
 from slurm import queue
 from slurm.allocation import confirmed, errors_of, read_allocation, read_words
+from slurm.local_disk import clean
 from slurm.markers import list_attempts, write_attempt
 from slurm.nodes import Probes, dead_nodes
 from slurm.settling import Ended, bury, requeue, say, settle, write_row
@@ -60,6 +61,8 @@ def stand_in() -> int:
     say(f"{own} says so, as the batch script was on {first}")
     if not has_row:
         write_row(allocation, words, attempt.since_s)
+    if words.local_disk is not None:
+        clean(allocation, words.local_disk, dead_nodes=list(dead))
     if not (verdict.requeue and requeue(allocation, words, verdict)):
         queue.insist("scancel", allocation.name)
     return 0

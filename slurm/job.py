@@ -23,8 +23,9 @@ from slurm.allocation import (
     read_allocation,
     read_words,
 )
+from slurm.local_disk import clean
 from slurm.markers import Attempt, began_at, list_attempts, read_attempt, write_attempt
-from slurm.running import clean, command_of, variables_of, watch
+from slurm.running import command_of, variables_of, watch
 from slurm.settling import Ended, judge, requeue, say, settle, write_row
 from unitransformer.launchers import without_launcher
 from unitransformer.stop_signals import SIGNALS
@@ -67,10 +68,10 @@ def run_job(allocation: Allocation, words: Words) -> int:
     say(f"{verdict.attempt.outcome}: {verdict.attempt.reason or words.folder}")
     if not ended.has_row:
         write_row(allocation, words, attempt.since_s)
+    if words.local_disk is not None:
+        clean(allocation, words.local_disk, dead_nodes=ended.dead_nodes)
     if verdict.requeue:
         requeue(allocation, words, verdict)
-    elif words.local_disk is not None:
-        clean(allocation, words.local_disk)
     return verdict.exit_code
 
 

@@ -125,23 +125,30 @@ def down(names: Sequence[str]) -> list[str]:
     return [name for name in names if states.get(name, "").startswith("down")]
 
 
-def requeue(job: str, *, restart: int, exclude: Sequence[str] = ()) -> str | None:
+def requeue(job: str, *, restart: int) -> str | None:
     """Queue a job that runs again, under the same id; returns why that cannot be, or None.
 
     Args:
         restart: how often it has been before; if SLURM has done it itself, it is not done twice.
-        exclude: nodes on which it shall not start again, beside those it was to avoid before.
     """
     try:
         (words,) = show(job)
-        if int(words.get("Restarts", 0)) <= restart:
-            done = insist("scontrol", "requeue", job)
-            if done.returncode:
-                return said(done)
-        if exclude:
-            before = words.get("ExcNodeList", "(null)")
-            names = [*([] if before == "(null)" else [before]), *exclude]
-            insist("scontrol", "update", f"JobId={job}", f"ExcNodeList={','.join(names)}")
+        if int(words.get("Restarts", 0)) > restart:
+            return None
+        done = insist("scontrol", "requeue", job)
     except (ValueError, RuntimeError) as error:
         return str(error)
-    return None
+    return said(done) if done.returncode else None
+
+
+def avoid(job: str, nodes: Sequence[str]) -> str | None:
+    """Let a job that waits start on other nodes than these, beside those it was to avoid before;
+    returns why that cannot be, or None."""
+    try:
+        (words,) = show(job)
+        before = words.get("ExcNodeList", "(null)")
+        names = [*([] if before == "(null)" else [before]), *nodes]
+        done = insist("scontrol", "update", f"JobId={job}", f"ExcNodeList={','.join(names)}")
+    except (ValueError, RuntimeError) as error:
+        return str(error)
+    return said(done) if done.returncode else None

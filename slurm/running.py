@@ -11,6 +11,7 @@ from pathlib import Path
 from slurm import queue
 from slurm.allocation import Allocation, Words, errors_of
 from slurm.deputy import ARGUMENTS, LOG
+from slurm.local_disk import own_folder
 from slurm.markers import RUN
 from slurm.nodes import Probes, dead_nodes
 from slurm.pulse import JOB, Pulse
@@ -23,7 +24,6 @@ from unitransformer.records import SWEEP_FILE
 POLL_S = 0.5
 GRACE_S = 3.0  # from the first rank's failure until the others are killed
 PATIENCE_S = 4.0  # from that until srun itself is
-CLEAN_S = 20.0
 
 
 def command_of(words: Words, began_at: str) -> list[str]:
@@ -65,26 +65,13 @@ def variables_of(allocation: Allocation, words: Words) -> dict[str, str]:
     if cpus := os.environ.get("SLURM_CPUS_PER_TASK"):
         variables["SRUN_CPUS_PER_TASK"] = cpus  # srun no longer takes it from sbatch
     if words.local_disk is not None:
-        place = _own_folder(allocation, words.local_disk)
+        place = own_folder(allocation, words.local_disk)
         variables |= {
             "TORCHINDUCTOR_CACHE_DIR": str(place / "inductor"),
             "TRITON_CACHE_DIR": str(place / "triton"),
             LOCAL_DISK: str(place),
         }
     return variables
-
-
-def _own_folder(allocation: Allocation, local_disk: Path) -> Path:
-    """Of this job alone: what is left of another cannot be taken for its own."""
-    return local_disk / f"unitransformer-{allocation.job}"
-
-
-def clean(allocation: Allocation, local_disk: Path) -> None:
-    """Remove what the job has on every node's own disk."""
-    place = _own_folder(allocation, local_disk)
-    each = (f"--nodes={allocation.nodes}", f"--ntasks={allocation.nodes}", "--ntasks-per-node=1")
-    with contextlib.suppress(subprocess.SubprocessError):
-        subprocess.run(["srun", "--overlap", *each, "rm", "-rf", place], timeout=CLEAN_S)
 
 
 def watch(

@@ -233,8 +233,10 @@ def requeue(allocation: Allocation, words: Words, verdict: Verdict) -> bool:
     say("asks to be queued again" + "".join(f", without {name}" for name in verdict.exclude))
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)  # as what is started from here on does, too
-    refused = queue.requeue(allocation.name, restart=allocation.restart, exclude=verdict.exclude)
+    refused = queue.requeue(allocation.name, restart=allocation.restart)
     if refused is None:
+        if verdict.exclude and (why := queue.avoid(allocation.name, verdict.exclude)):
+            say(f"queued again, and may start on {', '.join(verdict.exclude)}: {why}")
         return True
     write_attempt(words.folder, replace(verdict.attempt, is_requeued=False))
     job_folder = words.folder if allocation.task is None else words.folder.parent

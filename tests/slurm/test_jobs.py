@@ -298,7 +298,10 @@ def test_the_signal_ahead_of_a_time_limit_saves_and_queues_again(
     cluster: Cluster, work: Path
 ) -> None:
     clusters = work / "clusters.toml"
-    clusters.write_text("[short]\ntime = '2:00'\nsignal = 'USR2'\nsignal_ahead_s = 60\n")
+    clusters.write_text(
+        "[short]\ntime = '2:00'\nsignal = 'USR2'\nsignal_ahead_s = 60\n"
+        f"local_disk = '{work}/disk'\n"
+    )
     options = ("--nodes", "2", "--devices", "1", "--clusters", str(clusters), "--cluster", "short")
     job, folder = send(work, *options, recipe=(*LONG, "--max-steps", "100000"))
     wait_for_outcome(folder, "stopped", timeout_s=120)
@@ -309,6 +312,7 @@ def test_the_signal_ahead_of_a_time_limit_saves_and_queues_again(
     wait_for_status(folder, "queued")
     assert cluster.state(job)["Restarts"] == "1"
     cluster.say("scancel", job)
+    assert list((work / "disk").iterdir()) == []  # the checkpoint has passed by
 
 
 def test_the_ready_script_trains_on_what_the_job_was_given(

@@ -3,13 +3,13 @@
 import json
 import re
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from slurm import allocation, job, settling, status, submit
+from slurm import allocation, job, settling
 from slurm.allocation import (
     check_alone,
     check_shape,
@@ -19,12 +19,11 @@ from slurm.allocation import (
     read_allocation,
     read_words,
 )
-from slurm.markers import Attempt, began_at, errors_folder, last_attempt, write_attempt
+from slurm.markers import Attempt, began_at, last_attempt, write_attempt
 from slurm.nodes import Probes, dead_nodes
-from slurm.queue import Queued
 from slurm.running import command_of, variables_of
 from slurm.settling import Ended, settle
-from unitransformer.records import PROGRESS, SWEEP_FILE
+from unitransformer.records import SWEEP_FILE
 
 VARIABLES = {
     "SLURM_JOB_ID": "7",
@@ -37,6 +36,21 @@ ATTEMPT = Attempt(
 )
 WELL = Ended(exit_code=0, is_done=True)
 STOPPED = Ended(exit_code=75, reason="stopped by SIGUSR1 after step 3")
+
+
+PutStub = Callable[[str, str], None]
+
+
+@pytest.fixture
+def put_stub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PutStub:
+    """In place of one of SLURM's commands: a name, and what it does in sh."""
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+
+    def put(name: str, script: str) -> None:
+        (tmp_path / name).write_text(f"#!/bin/sh\n{script}")
+        (tmp_path / name).chmod(0o755)
+
+    return put
 
 
 # ------------------------------------------------------------------------------------- shapes
@@ -287,261 +301,60 @@ def test_a_node_is_dead_only_if_none_of_its_ranks_left_a_word(
     assert dead_nodes(given, tmp_path, ["node1"]) == {}
 
 
-# -------------------------------------------------------------------------------------- status
-
-
-def queued(state: str, *, number: str = "7", task: str = "N/A") -> Queued:
-    return Queued(job=number, array=number, task=task, state=state, why="Priority", left="1:00:00")
+@pytest.mark.parametrize(
+    ("fails", "told"),
+    [
+        ("nothing", "asks to be queued again, without node2\n"),
+        ("update", "queued again, and may start on node2: Access/permission denied\n"),
+        ("requeue", "not queued again (Access/permission denied); go on with: env"),
+    ],
+)
+def test_what_scontrol_refuses_is_said(
+    fails: str,
+    told: str,
+    put_stub: PutStub,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    put_stub(
+        "scontrol",
+        f'if [ "$1" = {fails} ]; then echo "error: Access/permission denied" >&2; exit 1; fi\n'
+        f'echo "$@" >> {tmp_path}/asked\n'
+        "echo JobId=7 JobState=RUNNING Restarts=0 ExcNodeList=node9\n",
+    )
+    monkeypatch.setattr("signal.signal", lambda *_: None)
+    words = replace(words_of("recipes.gpt"), folder=tmp_path)
+    verdict = settle(ATTEMPT, Ended(exit_code=137, dead_nodes=["node2"]))
+    assert settling.requeue(read_allocation(VARIABLES), words, verdict) == (fails != "requeue")
+    assert told in capsys.readouterr().out
+    asked = (tmp_path / "asked").read_text()
+    assert ("update JobId=7 ExcNodeList=node9,node2\n" in asked) == (fails == "nothing")
 
 
 @pytest.mark.parametrize(
-    ("outcome", "row", "state", "told"),
-    [
-        ("running", queued("RUNNING"), "running", "1:00:00 until its time limit"),
-        ("stopped", queued("PENDING"), "queued", "Priority; before: so it was"),
-        ("stopped", None, "stopped", "so it was"),
-        ("failed", None, "failed", "so it was"),
-        ("done", None, "done", "so it was"),
-        ("running", None, "lost", "killed, or a node failed (node[1-2])"),
-        ("running", queued("COMPLETING"), "ending", "so it was"),
-    ],
+    ("dead", "asked"),
+    [([], "--nodes=2 --ntasks=2"), (["node2"], "--nodes=1 --ntasks=1 --ntasks-per-node=1 --exc")],
 )
-def test_a_job_is_told_by_the_queue_and_by_what_it_left(
-    outcome: str,
-    row: Queued | None,
-    state: str,
-    told: str,
+def test_what_lies_on_the_nodes_goes_before_the_job_is_queued_again(
+    dead: list[str],
+    asked: str,
+    put_stub: PutStub,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    folder = tmp_path / "gpt"
-    write_attempt(folder, replace(ATTEMPT, outcome=outcome, reason="so it was"))  # type: ignore[arg-type]
-    (folder / "run-1").mkdir()
-    progress = {"step": 3, "max_steps": 9, "pace": "5.0 ms/step", "left_s": 3700, "at_s": 100.0}
-    (folder / "run-1" / PROGRESS).write_text(json.dumps(progress))
-    monkeypatch.setattr("slurm.queue.list_queue", lambda: [] if row is None else [row])
-    line = status.report(tmp_path, now_s=101.0).splitlines()[-1]
-    assert re.search(rf"\b7 +gpt +{state} ", line), line
-    assert told in line
-    assert ("3/9" if state != "done" else "9/9") in line
-    assert ("1:01:40" in line) == (state == "running")
-
-
-def test_an_array_tells_its_cells_the_one_that_runs_and_what_it_waits_for(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    told = {
-        "job": "5", "name": "s", "target": "sweep", "arguments": ["quick", "--out", "out"],
-        "array": "0-8%2", "cells": 9, "directory": str(tmp_path),
-    }  # fmt: skip
-    folder = tmp_path / "job"
-    attempt = replace(ATTEMPT, array="5")
-    write_attempt(folder / "task-0", attempt)
-    (folder / "submitted").write_text(json.dumps(told))
-    cells = tmp_path / "out/cells"
-    for name in ("done", "runs"):
-        (cells / name).mkdir(parents=True)
-    (cells / "done/outcome.json").write_text('{"status": "ok"}')
-    progress = {"step": 3, "max_steps": 9, "pace": "5.0 ms/step", "left_s": 70, "at_s": 100.0}
-    (cells / "runs" / PROGRESS).write_text(json.dumps(progress))
-    errors = errors_folder(folder / "task-0", attempt.job, attempt.restart)
-    errors.mkdir()
-    (errors / "sweep").write_text(json.dumps({"cell": str(cells / "runs")}))
-    rows = [queued("RUNNING", task="0"), queued("PENDING", number="5", task="1-8")]
-    rows = [replace(row, array="5") for row in rows]
-    monkeypatch.setattr("slurm.queue.list_queue", lambda: rows)
-    array, task = status.report(folder, now_s=101.0).splitlines()[2:]
-    assert re.search(r"running +1/9 cells \(1 ok\) ", array)
-    assert array.endswith("tasks 0-8%2: 1 running; waits: Priority")
-    assert re.search(r"5_0 +s +running +3/9 +5.0 ms/step +1:10 ", task)
-
-
-def test_a_running_job_that_says_nothing_is_told(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    write_attempt(tmp_path, ATTEMPT)
-    (tmp_path / "run-1").mkdir()
-    progress = {"step": 3, "max_steps": 9, "pace": "", "left_s": 1, "at_s": 0.0}
-    (tmp_path / "run-1" / PROGRESS).write_text(json.dumps(progress))
-    monkeypatch.setattr("slurm.queue.list_queue", lambda: [queued("RUNNING")])
-    assert "nothing said for 1:00:00" in status.report(tmp_path, now_s=3600.0)
-
-
-def test_without_a_queue_what_was_written_last_is_told(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def silent() -> list[Queued]:
-        raise RuntimeError("squeue has not answered for 30 s")
-
-    write_attempt(tmp_path, ATTEMPT)
-    monkeypatch.setattr("slurm.queue.list_queue", silent)
-    told = status.report(tmp_path)
-    assert "the queue is not known (squeue has not answered for 30 s)" in told
-    assert "running" in told
-
-
-def test_a_damaged_marker_is_as_good_as_none(tmp_path: Path) -> None:
-    write_attempt(tmp_path, ATTEMPT)
-    (tmp_path / "attempt-7-1").write_text("{")
-    assert last_attempt(tmp_path) == ATTEMPT
-
-
-@pytest.mark.parametrize(("words", "told"), [(["/nowhere"], "not a folder"), ([], "no folder")])
-def test_status_refuses_what_is_no_job(
-    words: list[str], told: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
-    assert status.main(words) == 2
-    assert told in capsys.readouterr().err
-    assert status.main([str(tmp_path)]) == 2
-    assert "holds no jobs" in capsys.readouterr().err
-
-
-# -------------------------------------------------------------------------------------- submit
-
-
-@pytest.fixture
-def place(tmp_path: Path, repository: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty folder to submit from."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("PYTHONPATH", str(repository))
-    return tmp_path
-
-
-@pytest.mark.parametrize(
-    ("line", "told"),
-    [
-        ("", "no target given; choose one of recipes.gpt"),
-        ("recipes.gtp", "target is recipes.gtp; did you mean recipes.gpt?"),
-        ("recipes.gpt --nodez 2", "--nodez is not an option; did you mean --nodes?"),
-        ("recipes.gpt --nodes two", "nodes is 'two'"),
-        ("recipes.gpt --nodes 0", "nodes is 0; it must be at least 1"),
-        ("recipes.gpt --devices -8", "devices is -8; it must be at least 1"),
-        ("recipes.gpt --time yesterday", "time is 'yesterday'; give a time as SLURM takes it"),
-        ("recipes.gpt --cluster nowhere", "cluster is nowhere and"),
-        ("recipes.gpt --clusters /nowhere --cluster dgx", "clusters /nowhere cannot be read"),
-        ("recipes.gpt --time 2", "time is 2 and the signal to save comes 120 s ahead"),
-        ("recipes.gpt --clusters x.toml", "clusters is x.toml and no --cluster says which"),
-        ("recipes.gpt -- --repeats 3", "--repeats after --: a job is one launch"),
-        ("recipes.gpt --folder a\\b", "which cannot stand in a batch script"),
-        ("recipes.gpt quick", "quick comes before --; options of the recipe come after it"),
-        ("recipes.gpt -- --devices 4", "--devices after --: give it before --"),
-        ("recipes.gpt -- --size 124n", "recipe gpt: size"),
-        ("recipes.gpt -- --max-stepz 4", "recipe gpt: --max-stepz is not an option"),
-        ("recipes.gpt -- --strategy single", "recipe gpt: strategy"),
-        ("recipes.gpt --folder /proc/x", "folder /proc/x: /proc cannot be written"),
-        ("sweep qiuck", "qiuck"),
-        ("sweep quick --nodes 2", "nodes is 2; a sweep's cells run on one node each"),
-        ("sweep quick --array 0-3", "array is 0-3; a sweep has a task for every cell"),
-        ("sweep quick --max-parallel 0", "max-parallel is 0; it must be at least 1"),
-        ("sweep quick -- --batch-sizee 8,16", "batch-sizee"),
-        ("sweep quick --time 4", "time is 4, and 120 s for a task's start and 120 s for its end"),
-        ("sweep quick -- --watch", "--watch after --: it runs nothing, so type it here: python -m"),
-        ("sweep quick -- --dry-run", "type it here: python -m scaling sweep quick --dry-run"),
-        ("sweep -- --recipe gpt --list", "--list after --: it runs nothing"),
-        (
-            "sweep single-gpu -- --devices 2 --num-nodes 1,2 --strategy ddp",
-            "90 such cells, and a task of a sweep has one node; run them by slurm.submit recipes.",
-        ),
-        (
-            "sweep node-8 --devices 4 -- --recipe gpt",
-            "and a task of a sweep has 4 devices; submit with --devices 8, or leave them out",
-        ),
-    ],
-)
-def test_bad_requests_are_one_line_and_submit_nothing(
-    line: str, told: str, place: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert submit.main([*line.split()]) == 2
-    said = capsys.readouterr()
-    assert said.out == ""
-    assert said.err.startswith("error: ")
-    assert told in said.err
-    assert said.err.count("\n") == 1
-    assert list(place.iterdir()) == []
-
-
-def test_a_dry_run_prints_a_script_and_needs_no_slurm(
-    place: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    options = ["--nodes", "2", "--devices", "4", "--cluster", "academic", "--dry-run"]
-    assert submit.main(["recipes.gpt", *options, "--", "--seed", "3"]) == 0
-    script = capsys.readouterr().out
-    for line in (
-        *("--nodes=2", "--ntasks-per-node=4", "--gpus-per-node=a100:4", "--time=12:00:00"),
-        *("--partition=gpu-preempt", "--account=ml-group", f"--chdir={place}"),
-    ):
-        assert f"#SBATCH {line}\n" in script
-    assert "\nmodule load python/3.11\n" in script
-    assert script.endswith("  recipes.gpt -- \\\n  --seed 3\n")
-    assert submit.main(["sweep", "node-8", "--dry-run", "--max-parallel", "3"]) == 0
-    sweep = capsys.readouterr().out
-    assert re.search(r"#SBATCH --array=0-\d+%3\n", sweep)
-    assert "#SBATCH --ntasks-per-node=1\n" in sweep
-    assert list(place.iterdir()) == []
-
-
-def test_caches_lie_on_the_nodes_own_disk_job_by_job(tmp_path: Path) -> None:
+    put_stub("srun", f'echo "$@" > {tmp_path}/asked\nwhile [ "$1" != rm ]; do shift; done\n"$@"\n')
+    own, other = (tmp_path / f"unitransformer-{number}" for number in (7, 8))
+    for folder in (own, other):
+        (folder / "inductor").mkdir(parents=True)
     given = read_allocation(VARIABLES)
-    words = words_of(f"--local-disk {tmp_path} recipes.gpt")
-    found = [variables_of(replace(given, job=number), words) for number in ("7", "8")]
-    caches = [each["TORCHINDUCTOR_CACHE_DIR"] for each in found]
-    assert caches == [f"{tmp_path}/unitransformer-{number}/inductor" for number in (7, 8)]
-    assert "TORCHINDUCTOR_CACHE_DIR" not in variables_of(given, words_of("sweep"))
-
-
-@pytest.mark.parametrize(("seeds", "told"), [(3, "0-2%8"), (1001, "0-999%8")])
-def test_more_cells_than_an_array_takes_are_several_a_task(
-    seeds: int, told: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    cells = "\n".join(["python -m recipes.gpt"] * seeds)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("slurm.planning.run_module", lambda *arguments, **options: cells)
-    monkeypatch.setattr("slurm.planning._check_cells", lambda *arguments: None)
-    found = submit.read_request(["sweep", "quick"]).job
-    assert found.array == told
-    assert found.arguments == ["quick", *(["--max-cells", "2"] if seeds > 1000 else [])]
-
-
-@pytest.mark.parametrize(
-    ("options", "told"),
-    [
-        ("", []),
-        ("--time 2:00:00", []),
-        ("--time 1:00:00", ["--time-limit", "3360"]),
-        ("--time 2:00:00 -- --time-limit 7000", ["--time-limit", "7000", "--time-limit", "6960"]),
-        ("--time 1:00:00 -- --time-limit=60", ["--time-limit=60"]),
-    ],
-)
-def test_a_cell_may_take_what_the_time_of_its_job_leaves_it(
-    options: str, told: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    cells = "python -m recipes.gpt"
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("slurm.planning.run_module", lambda *arguments, **options: cells)
-    monkeypatch.setattr("slurm.planning._check_cells", lambda *arguments: None)
-    found = submit.read_request(["sweep", "quick", *options.split()]).job
-    assert found.arguments == ["quick", *told]
-
-
-def test_a_folder_is_that_of_one_job(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write_attempt(tmp_path / "it's", ATTEMPT)
-    assert submit.main(["recipes.gpt", "--folder", str(tmp_path / "it's")]) == 2
-    assert "is that of another job; go on with it by sbatch" in capsys.readouterr().err
-    assert submit._free_folder("gpt") != submit._free_folder("gpt")
-
-
-def test_what_a_job_has_set_does_not_reach_the_one_it_submits(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    stub = tmp_path / "sbatch"
-    stub.write_text("#!/bin/sh\nenv\n")
-    stub.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
-    kept = {"SLURM_CONF": "/etc/slurm/slurm.conf", "HOME": "/home/x"}
-    for name in ("SLURM_ARRAY_TASK_ID", "SLURM_STEP_ID", "RANK", "SBATCH_PARTITION"):
-        monkeypatch.setenv(name, "3")
-    for name, value in kept.items():
-        monkeypatch.setenv(name, value)
-    seen = dict(line.split("=", 1) for line in submit._sbatch([], "").stdout.splitlines())
-    assert {name: seen.get(name) for name in kept} == kept
-    assert not {"SLURM_ARRAY_TASK_ID", "SLURM_STEP_ID", "RANK", "SBATCH_PARTITION"} & seen.keys()
+    words = replace(words_of("recipes.gpt"), folder=tmp_path / "job", local_disk=tmp_path)
+    there: list[bool] = []
+    ended = Ended(exit_code=137, dead_nodes=dead) if dead else STOPPED
+    monkeypatch.setattr(job, "_run_ranks", lambda *_: ended)
+    monkeypatch.setattr(job, "requeue", lambda *_: there.append(own.exists()))
+    monkeypatch.setattr("signal.signal", lambda *_: None)
+    job.run_job(given, words)
+    assert there == [False]
+    assert other.exists()
+    assert asked in (tmp_path / "asked").read_text()

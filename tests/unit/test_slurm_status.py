@@ -1,0 +1,120 @@
+"""`slurm.status`: what is told of jobs, by the queue and by what they left in their folders."""
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from test_slurm_jobs import ATTEMPT
+
+from slurm import status
+from slurm.markers import errors_folder, last_attempt, write_attempt
+from slurm.queue import Queued
+from unitransformer.records import PROGRESS
+
+
+def queued(state: str, *, number: str = "7", task: str = "N/A") -> Queued:
+    return Queued(job=number, array=number, task=task, state=state, why="Priority", left="1:00:00")
+
+
+@pytest.mark.parametrize(
+    ("outcome", "row", "state", "told"),
+    [
+        ("running", queued("RUNNING"), "running", "1:00:00 until its time limit"),
+        ("stopped", queued("PENDING"), "queued", "Priority; before: so it was"),
+        ("stopped", None, "stopped", "so it was"),
+        ("failed", None, "failed", "so it was"),
+        ("done", None, "done", "so it was"),
+        ("running", None, "lost", "killed, or a node failed (node[1-2])"),
+        ("running", queued("COMPLETING"), "ending", "so it was"),
+    ],
+)
+def test_a_job_is_told_by_the_queue_and_by_what_it_left(
+    outcome: str,
+    row: Queued | None,
+    state: str,
+    told: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    folder = tmp_path / "gpt"
+    write_attempt(folder, replace(ATTEMPT, outcome=outcome, reason="so it was"))  # type: ignore[arg-type]
+    (folder / "run-1").mkdir()
+    progress = {"step": 3, "max_steps": 9, "pace": "5.0 ms/step", "left_s": 3700, "at_s": 100.0}
+    (folder / "run-1" / PROGRESS).write_text(json.dumps(progress))
+    monkeypatch.setattr("slurm.queue.list_queue", lambda: [] if row is None else [row])
+    line = status.report(tmp_path, now_s=101.0).splitlines()[-1]
+    assert re.search(rf"\b7 +gpt +{state} ", line), line
+    assert told in line
+    assert ("3/9" if state != "done" else "9/9") in line
+    assert ("1:01:40" in line) == (state == "running")
+
+
+def test_an_array_tells_its_cells_the_one_that_runs_and_what_it_waits_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = {
+        "job": "5", "name": "s", "target": "sweep", "arguments": ["quick", "--out", "out"],
+        "array": "0-8%2", "cells": 9, "directory": str(tmp_path),
+    }  # fmt: skip
+    folder = tmp_path / "job"
+    attempt = replace(ATTEMPT, array="5")
+    write_attempt(folder / "task-0", attempt)
+    (folder / "submitted").write_text(json.dumps(told))
+    cells = tmp_path / "out/cells"
+    for name in ("done", "runs"):
+        (cells / name).mkdir(parents=True)
+    (cells / "done/outcome.json").write_text('{"status": "ok"}')
+    progress = {"step": 3, "max_steps": 9, "pace": "5.0 ms/step", "left_s": 70, "at_s": 100.0}
+    (cells / "runs" / PROGRESS).write_text(json.dumps(progress))
+    errors = errors_folder(folder / "task-0", attempt.job, attempt.restart)
+    errors.mkdir()
+    (errors / "sweep").write_text(json.dumps({"cell": str(cells / "runs")}))
+    rows = [queued("RUNNING", task="0"), queued("PENDING", number="5", task="1-8")]
+    rows = [replace(row, array="5") for row in rows]
+    monkeypatch.setattr("slurm.queue.list_queue", lambda: rows)
+    array, task = status.report(folder, now_s=101.0).splitlines()[2:]
+    assert re.search(r"running +1/9 cells \(1 ok\) ", array)
+    assert array.endswith("tasks 0-8%2: 1 running; waits: Priority")
+    assert re.search(r"5_0 +s +running +3/9 +5.0 ms/step +1:10 ", task)
+
+
+def test_a_running_job_that_says_nothing_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_attempt(tmp_path, ATTEMPT)
+    (tmp_path / "run-1").mkdir()
+    progress = {"step": 3, "max_steps": 9, "pace": "", "left_s": 1, "at_s": 0.0}
+    (tmp_path / "run-1" / PROGRESS).write_text(json.dumps(progress))
+    monkeypatch.setattr("slurm.queue.list_queue", lambda: [queued("RUNNING")])
+    assert "nothing said for 1:00:00" in status.report(tmp_path, now_s=3600.0)
+
+
+def test_without_a_queue_what_was_written_last_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def silent() -> list[Queued]:
+        raise RuntimeError("squeue has not answered for 30 s")
+
+    write_attempt(tmp_path, ATTEMPT)
+    monkeypatch.setattr("slurm.queue.list_queue", silent)
+    told = status.report(tmp_path)
+    assert "the queue is not known (squeue has not answered for 30 s)" in told
+    assert "running" in told
+
+
+def test_a_damaged_marker_is_as_good_as_none(tmp_path: Path) -> None:
+    write_attempt(tmp_path, ATTEMPT)
+    (tmp_path / "attempt-7-1").write_text("{")
+    assert last_attempt(tmp_path) == ATTEMPT
+
+
+@pytest.mark.parametrize(("words", "told"), [(["/nowhere"], "not a folder"), ([], "no folder")])
+def test_status_refuses_what_is_no_job(
+    words: list[str], told: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert status.main(words) == 2
+    assert told in capsys.readouterr().err
+    assert status.main([str(tmp_path)]) == 2
+    assert "holds no jobs" in capsys.readouterr().err

@@ -1,0 +1,160 @@
+"""`slurm.submit`: what is checked, refused and rendered before SLURM itself is asked."""
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from test_slurm_jobs import ATTEMPT, VARIABLES, PutStub, put_stub, words_of
+
+from slurm import submit
+from slurm.allocation import read_allocation
+from slurm.markers import write_attempt
+from slurm.running import variables_of
+
+__all__ = ["put_stub"]  # a fixture
+
+
+@pytest.fixture
+def place(tmp_path: Path, repository: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder to submit from."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(repository))
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("", "no target given; choose one of recipes.gpt"),
+        ("recipes.gtp", "target is recipes.gtp; did you mean recipes.gpt?"),
+        ("recipes.gpt --nodez 2", "--nodez is not an option; did you mean --nodes?"),
+        ("recipes.gpt --nodes two", "nodes is 'two'"),
+        ("recipes.gpt --nodes 0", "nodes is 0; it must be at least 1"),
+        ("recipes.gpt --devices -8", "devices is -8; it must be at least 1"),
+        ("recipes.gpt --time yesterday", "time is 'yesterday'; give a time as SLURM takes it"),
+        ("recipes.gpt --cluster nowhere", "cluster is nowhere and"),
+        ("recipes.gpt --clusters /nowhere --cluster dgx", "clusters /nowhere cannot be read"),
+        ("recipes.gpt --time 2", "time is 2 and the signal to save comes 120 s ahead"),
+        ("recipes.gpt --clusters x.toml", "clusters is x.toml and no --cluster says which"),
+        ("recipes.gpt -- --repeats 3", "--repeats after --: a job is one launch"),
+        ("recipes.gpt --folder a\\b", "which cannot stand in a batch script"),
+        ("recipes.gpt quick", "quick comes before --; options of the recipe come after it"),
+        ("recipes.gpt -- --devices 4", "--devices after --: give it before --"),
+        ("recipes.gpt -- --size 124n", "recipe gpt: size"),
+        ("recipes.gpt -- --max-stepz 4", "recipe gpt: --max-stepz is not an option"),
+        ("recipes.gpt -- --strategy single", "recipe gpt: strategy"),
+        ("recipes.gpt --folder /proc/x", "folder /proc/x: /proc cannot be written"),
+        ("sweep qiuck", "qiuck"),
+        ("sweep quick --nodes 2", "nodes is 2; a sweep's cells run on one node each"),
+        ("sweep quick --array 0-3", "array is 0-3; a sweep has a task for every cell"),
+        ("sweep quick --max-parallel 0", "max-parallel is 0; it must be at least 1"),
+        ("sweep quick -- --batch-sizee 8,16", "batch-sizee"),
+        ("sweep quick --time 4", "time is 4, and 120 s for a task's start and 120 s for its end"),
+        ("sweep quick -- --watch", "--watch after --: it runs nothing, so type it here: python -m"),
+        ("sweep quick -- --dry-run", "type it here: python -m scaling sweep quick --dry-run"),
+        ("sweep -- --recipe gpt --list", "--list after --: it runs nothing"),
+        (
+            "sweep single-gpu -- --devices 2 --num-nodes 1,2 --strategy ddp",
+            "90 such cells, and a task of a sweep has one node; run them by slurm.submit recipes.",
+        ),
+        (
+            "sweep node-8 --devices 4 -- --recipe gpt",
+            "and a task of a sweep has 4 devices; submit with --devices 8, or leave them out",
+        ),
+    ],
+)
+def test_bad_requests_are_one_line_and_submit_nothing(
+    line: str, told: str, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert submit.main([*line.split()]) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.startswith("error: ")
+    assert told in said.err
+    assert said.err.count("\n") == 1
+    assert list(place.iterdir()) == []
+
+
+def test_a_dry_run_prints_a_script_and_needs_no_slurm(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--nodes", "2", "--devices", "4", "--cluster", "academic", "--dry-run"]
+    assert submit.main(["recipes.gpt", *options, "--", "--seed", "3"]) == 0
+    script = capsys.readouterr().out
+    for line in (
+        *("--nodes=2", "--ntasks-per-node=4", "--gpus-per-node=a100:4", "--time=12:00:00"),
+        *("--partition=gpu-preempt", "--account=ml-group", f"--chdir={place}"),
+    ):
+        assert f"#SBATCH {line}\n" in script
+    assert "\nmodule load python/3.11\n" in script
+    assert script.endswith("  recipes.gpt -- \\\n  --seed 3\n")
+    assert submit.main(["sweep", "node-8", "--dry-run", "--max-parallel", "3"]) == 0
+    sweep = capsys.readouterr().out
+    assert re.search(r"#SBATCH --array=0-\d+%3\n", sweep)
+    assert "#SBATCH --ntasks-per-node=1\n" in sweep
+    assert list(place.iterdir()) == []
+
+
+def test_caches_lie_on_the_nodes_own_disk_job_by_job(tmp_path: Path) -> None:
+    given = read_allocation(VARIABLES)
+    words = words_of(f"--local-disk {tmp_path} recipes.gpt")
+    found = [variables_of(replace(given, job=number), words) for number in ("7", "8")]
+    caches = [each["TORCHINDUCTOR_CACHE_DIR"] for each in found]
+    assert caches == [f"{tmp_path}/unitransformer-{number}/inductor" for number in (7, 8)]
+    assert "TORCHINDUCTOR_CACHE_DIR" not in variables_of(given, words_of("sweep"))
+
+
+@pytest.mark.parametrize(("seeds", "told"), [(3, "0-2%8"), (1001, "0-999%8")])
+def test_more_cells_than_an_array_takes_are_several_a_task(
+    seeds: int, told: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    cells = "\n".join(["python -m recipes.gpt"] * seeds)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("slurm.planning.run_module", lambda *arguments, **options: cells)
+    monkeypatch.setattr("slurm.planning._check_cells", lambda *arguments: None)
+    found = submit.read_request(["sweep", "quick"]).job
+    assert found.array == told
+    assert found.arguments == ["quick", *(["--max-cells", "2"] if seeds > 1000 else [])]
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ("", []),
+        ("--time 2:00:00", []),
+        ("--time 1:00:00", ["--time-limit", "3360"]),
+        ("--time 2:00:00 -- --time-limit 7000", ["--time-limit", "7000", "--time-limit", "6960"]),
+        ("--time 1:00:00 -- --time-limit=60", ["--time-limit=60"]),
+    ],
+)
+def test_a_cell_may_take_what_the_time_of_its_job_leaves_it(
+    options: str, told: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    cells = "python -m recipes.gpt"
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("slurm.planning.run_module", lambda *arguments, **options: cells)
+    monkeypatch.setattr("slurm.planning._check_cells", lambda *arguments: None)
+    found = submit.read_request(["sweep", "quick", *options.split()]).job
+    assert found.arguments == ["quick", *told]
+
+
+def test_a_folder_is_that_of_one_job(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_attempt(tmp_path / "it's", ATTEMPT)
+    assert submit.main(["recipes.gpt", "--folder", str(tmp_path / "it's")]) == 2
+    assert "is that of another job; go on with it by sbatch" in capsys.readouterr().err
+    assert submit._free_folder("gpt") != submit._free_folder("gpt")
+
+
+def test_what_a_job_has_set_does_not_reach_the_one_it_submits(
+    put_stub: PutStub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put_stub("sbatch", "env\n")
+    kept = {"SLURM_CONF": "/etc/slurm/slurm.conf", "HOME": "/home/x"}
+    for name in ("SLURM_ARRAY_TASK_ID", "SLURM_STEP_ID", "RANK", "SBATCH_PARTITION"):
+        monkeypatch.setenv(name, "3")
+    for name, value in kept.items():
+        monkeypatch.setenv(name, value)
+    seen = dict(line.split("=", 1) for line in submit._sbatch([], "").stdout.splitlines())
+    assert {name: seen.get(name) for name in kept} == kept
+    assert not {"SLURM_ARRAY_TASK_ID", "SLURM_STEP_ID", "RANK", "SBATCH_PARTITION"} & seen.keys()
