@@ -3,7 +3,6 @@
 One plain float32 process is the reference; its record says what all others have to have trained.
 """
 
-import contextlib
 import datetime
 import shlex
 import shutil
