@@ -1,11 +1,13 @@
 """The clock: spans, their parts, and what it costs to be wrong."""
 
+import threading
 import time
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed._functional_collectives as functional_collectives
 
 from unitransformer.config import ParallelConfig
 from unitransformer.measuring import communication
@@ -187,6 +189,23 @@ def test_on_a_gpu_the_stream_that_computes_is_seen_waiting_and_no_other(
     computes.wait_event(None)
     (step,) = clock.steps()
     assert (step.communication_s, step.forward_backward_s, step.step_s) == (1.0, 2.0, 3.0)
+
+
+def test_a_thread_that_waits_beside_the_training_holds_no_step_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(functional_collectives, "wait_tensor", time.sleep)
+    clock = StepClock()
+    with clocked_waits(clock, ParallelConfig(devices=2, strategy="ddp"), "cpu"):
+        clock.start()
+        beside = threading.Thread(target=lambda: functional_collectives.wait_tensor(0.1))
+        beside.start()
+        functional_collectives.wait_tensor(0.02)
+        beside.join()
+        clock.stop()
+    (step,) = clock.steps()
+    assert step.communication_s is not None
+    assert 0.02 <= step.communication_s < 0.1 <= step.step_s
 
 
 @pytest.mark.parametrize(
