@@ -145,14 +145,15 @@ def test_on_a_gpu_events_are_read_at_the_end_alone(monkeypatch: pytest.MonkeyPat
         *((0.0, clock.start), (1.0, lambda: clock.mark("data"))),
         *((4.0, lambda: clock.mark("forward_backward")), (5.0, clock.stop)),
     ]
-    for _ in range(3):
+    for begin_s in (0.0, 7.0, 14.0):
         for now_s, call in marks:
-            FakeEvent.now_s = now_s
+            FakeEvent.now_s = begin_s + now_s
             call()
     assert FakeEvent.num_waits == 0
     for step in clock.steps():
         assert (step.step_s, step.data_s) == (5.0, 1.0)
         assert (step.forward_backward_s, step.optimizer_s) == (3.0, 1.0)
+    assert [step.between_s for step in clock.steps()] == [None, 2.0, 2.0]
     assert FakeEvent.num_waits == 1
 
 
