@@ -1,6 +1,7 @@
 """Where the clock of a real run puts its seconds: what is planted somewhere shows there alone."""
 
 import contextlib
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -74,13 +75,16 @@ def slow_collective() -> None:
 
     def reduce_slowly(state: Any, bucket: GradBucket) -> Future[Tensor]:
         reduced = torch.distributed.all_reduce(bucket.buffer(), async_op=True).get_future()
+        finished: Future[Tensor] = Future()
 
-        def finish(future: Any) -> Any:
-            if bucket.is_last():
-                time.sleep(COLLECTIVE_S)
-            return future.value()[0] / torch.distributed.get_world_size()
+        # In a thread, as what is called when it is done may be called within the backward pass.
+        def finish() -> None:
+            (total,) = reduced.wait()
+            time.sleep(COLLECTIVE_S if bucket.is_last() else 0)
+            finished.set_result(total / torch.distributed.get_world_size())
 
-        return reduced.then(finish)
+        threading.Thread(target=finish).start()
+        return finished
 
     def wrap_slowly(self: Any, *arguments: Any, **options: Any) -> None:
         wrap(self, *arguments, **options)

@@ -1,11 +1,13 @@
 """The clock: spans, their parts, and what it costs to be wrong."""
 
+import threading
 import time
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed._functional_collectives as functional_collectives
 
 from unitransformer.config import ParallelConfig
 from unitransformer.measuring import communication
@@ -143,14 +145,15 @@ def test_on_a_gpu_events_are_read_at_the_end_alone(monkeypatch: pytest.MonkeyPat
         *((0.0, clock.start), (1.0, lambda: clock.mark("data"))),
         *((4.0, lambda: clock.mark("forward_backward")), (5.0, clock.stop)),
     ]
-    for _ in range(3):
+    for begin_s in (0.0, 7.0, 14.0):
         for now_s, call in marks:
-            FakeEvent.now_s = now_s
+            FakeEvent.now_s = begin_s + now_s
             call()
     assert FakeEvent.num_waits == 0
     for step in clock.steps():
         assert (step.step_s, step.data_s) == (5.0, 1.0)
         assert (step.forward_backward_s, step.optimizer_s) == (3.0, 1.0)
+    assert [step.between_s for step in clock.steps()] == [None, 2.0, 2.0]
     assert FakeEvent.num_waits == 1
 
 
@@ -187,6 +190,23 @@ def test_on_a_gpu_the_stream_that_computes_is_seen_waiting_and_no_other(
     computes.wait_event(None)
     (step,) = clock.steps()
     assert (step.communication_s, step.forward_backward_s, step.step_s) == (1.0, 2.0, 3.0)
+
+
+def test_a_thread_that_waits_beside_the_training_holds_no_step_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(functional_collectives, "wait_tensor", time.sleep)
+    clock = StepClock()
+    with clocked_waits(clock, ParallelConfig(devices=2, strategy="ddp"), "cpu"):
+        clock.start()
+        beside = threading.Thread(target=lambda: functional_collectives.wait_tensor(0.1))
+        beside.start()
+        functional_collectives.wait_tensor(0.02)
+        beside.join()
+        clock.stop()
+    (step,) = clock.steps()
+    assert step.communication_s is not None
+    assert 0.02 <= step.communication_s < 0.1 <= step.step_s
 
 
 @pytest.mark.parametrize(

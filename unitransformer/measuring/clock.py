@@ -1,8 +1,9 @@
 """The clock of a training run: seconds of every optimizer step and of its parts.
 
-It sees data, forward, backward and optimizer; validation, logging and saving stand outside it. On
-a CPU it reads the monotonic clock, and the processor time of all threads beside it. On a GPU it
-leaves CUDA events behind, which are read when nobody is waiting: no step is ever synchronised.
+It sees data, forward, backward, optimizer, and where a rank stands and waits for others; validation
+stands outside it, and what else lies between two steps is told apart. On a CPU it reads the
+monotonic clock, and the processor time of all threads beside it. On a GPU it leaves CUDA events
+behind, which are read when nobody is waiting: no step is ever synchronised.
 """
 
 import itertools

@@ -7,6 +7,7 @@ sight; what is left of that when the last gradient is there, is waited for.
 
 import contextlib
 import functools
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -41,7 +42,16 @@ def clocked_waits(clock: StepClock, parallel: ParallelConfig, device: str) -> It
     if parallel.world_size == 1 or why_untold(parallel, device) is not None:
         yield
         return
-    clocked = functools.partial(_clocked, clock, _computes_here if device == "cuda" else _always)
+    trains = threading.get_ident()
+
+    def holds_up(*arguments: Any) -> bool:
+        # A checkpoint is written by a thread that waits beside the training. Autograd has threads
+        # of its own for GPUs.
+        if threading.get_ident() != trains and torch._C._current_graph_task_id() == -1:
+            return False
+        return device == "cpu" or _computes_here(*arguments)
+
+    clocked = functools.partial(_clocked, clock, holds_up)
     with contextlib.ExitStack() as held:
         held.enter_context(wrapped_waits(clocked))
         # Its buffers come from the first rank, every time.
@@ -50,11 +60,6 @@ def clocked_waits(clock: StepClock, parallel: ParallelConfig, device: str) -> It
             # FSDP2 communicates on streams that the one that computes waits for.
             held.enter_context(_replaced(torch.cuda.Stream, "wait_event", clocked))
         yield
-
-
-def _always(*_: Any) -> bool:
-    """On a CPU nothing else goes on."""
-    return True
 
 
 def _computes_here(*arguments: Any) -> bool:
