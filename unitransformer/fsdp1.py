@@ -36,7 +36,7 @@ class FSDP1Strategy(FSDPStrategy):
     """Lightning's, which refuses CPUs and leaves the first weights to `reset_parameters`.
 
     One group of weights a layer, as under FSDP2. What each group gets is made just before it is
-    divided, so that no rank ever holds more than its share and one layer.
+    divided, so that no rank ever holds more than its share and a layer, or twice what is in none.
     """
 
     def __init__(self, **options: Any) -> None:

@@ -10,6 +10,10 @@ from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from unitransformer.config import ParallelConfig
 from unitransformer.hardware import available_cores, memory_bytes
 
+FIRST_PORT = 15_000
+PORTS = 17_729  # prime, and all below 32 768, from where on Linux gives them away
+STEP_STRIDE = 128  # so many jobs in a row have 138 steps each at ports of their own
+
 
 def check_deepspeed(parallel: ParallelConfig) -> None:
     """Raises ValueError, with the line that installs it, if DeepSpeed is needed and absent."""
@@ -113,7 +117,7 @@ def adopt_launcher() -> None:
             f"srun has started {os.environ['SLURM_STEP_TASKS_PER_NODE']} tasks on the nodes; give "
             "each as many with --ntasks-per-node"
         )
-    number = int(os.environ["SLURM_JOB_ID"]) * 64 + int(os.environ["SLURM_STEP_ID"])
+    job, step = int(os.environ["SLURM_JOB_ID"]), int(os.environ["SLURM_STEP_ID"])
     nodes = os.environ["SLURM_STEP_NODELIST"]
     tasks = int(os.environ["SLURM_STEP_NUM_TASKS"])
     found = {
@@ -123,8 +127,8 @@ def adopt_launcher() -> None:
         "WORLD_SIZE": str(tasks),
         "LOCAL_WORLD_SIZE": str(tasks // int(os.environ["SLURM_STEP_NUM_NODES"])),
         "MASTER_ADDR": SLURMEnvironment.resolve_root_node_address(nodes),
-        "MASTER_PORT": str(15_000 + number % 16_384),  # another for every step of every job
-        "TORCHELASTIC_RUN_ID": f"slurm-{number}",
+        "MASTER_PORT": str(srun_port(job, step)),
+        "TORCHELASTIC_RUN_ID": f"slurm-{job}.{step}",
     }
     os.environ |= {name: value for name, value in found.items() if name not in os.environ}
 
@@ -147,6 +151,15 @@ def _check_batch_script() -> None:
             f"the job has {nodes} nodes and this is one process on one of them: start it with "
             "srun, or submit with --nodes=1"
         )
+
+
+def srun_port(job: int, step: int) -> int:
+    """Where the tasks of a step meet; none of them can ask the others.
+
+    Jobs share nodes: those whose numbers are less than `PORTS` apart differ in it, if both are in
+    the same step, and so do as many steps of a job. The system gives none of these away by itself.
+    """
+    return FIRST_PORT + (job + STEP_STRIDE * step) % PORTS
 
 
 def _is_srun_task() -> bool:
