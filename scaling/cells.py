@@ -3,7 +3,7 @@
 from pathlib import PurePosixPath
 
 from scaling.markdown import escaped, gib, link
-from scaling.store import Run
+from scaling.runs import Run
 from unitransformer.config import Recipe, RunConfig
 from unitransformer.flops import count_flops
 from unitransformer.passport import Row

@@ -7,7 +7,8 @@ from scaling.certificates import Certificate
 from scaling.efficiency import Estimate, Point, drift, pool, ratio
 from scaling.joining import differences
 from scaling.parity_section import Proof, find_proof
-from scaling.store import Cell, Run
+from scaling.runs import Run
+from scaling.store import Cell
 from scaling.ways import Key, Missing, Tried, find_tried, name_of
 from unitransformer.config import RunConfig
 from unitransformer.flops import count_parameters

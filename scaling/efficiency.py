@@ -11,7 +11,7 @@ from statistics import median
 from typing import Literal, get_args
 
 from scaling.joining import differences, processors_of
-from scaling.store import Run
+from scaling.runs import Run
 from unitransformer.config import RunConfig
 from unitransformer.readout import Readout
 from unitransformer.statistics.comparisons import split_variance

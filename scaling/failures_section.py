@@ -5,7 +5,8 @@ from pathlib import PurePosixPath
 from scaling import cells
 from scaling.conditions import without_places
 from scaling.markdown import count, escaped, table
-from scaling.store import LeftOut, Run, Store
+from scaling.runs import Run
+from scaling.store import LeftOut, Store
 from scaling.sweep import STUDY
 
 LONGEST_MESSAGE = 300  # letters of an error in a table; the record has all of them

@@ -21,7 +21,8 @@ from scaling.efficiency import batch_of, find_curves
 from scaling.markdown import count
 from scaling.row_notes import field_in_words, telling
 from scaling.rows import NAMES, Entry, Row, entries
-from scaling.store import Run, Store
+from scaling.runs import Run
+from scaling.store import Store
 from unitransformer.config import Recipe, RunConfig, Strategy, to_dict
 from unitransformer.flops import count_parameters
 from unitransformer.summary import human_count

@@ -30,6 +30,7 @@ from scaling.report_options import (
     read_report_options,
     report_command,
 )
+from scaling.runs import Run, find_contradictions
 from scaling.staleness import (
     DECISIVE,
     NO_CHECKOUT,
@@ -39,7 +40,7 @@ from scaling.staleness import (
     read_today,
     stale_reasons,
 )
-from scaling.store import Run, Store, find_contradictions, load_store, relative_name
+from scaling.store import Store, load_store, relative_name
 from scaling.sweep_section import heading
 from scaling.text_difference import first_difference
 from unitransformer.config import Recipe

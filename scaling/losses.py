@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from scaling.efficiency import readout_of
-from scaling.store import Run
+from scaling.runs import Run
 from unitransformer.readout import recorded_steady
 
 LossPart = Literal[

@@ -3,6 +3,7 @@
 import html
 import re
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from urllib.parse import quote
 
 from tabulate import tabulate
@@ -39,6 +40,7 @@ def table(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return tabulate(list(rows), headers=headers, tablefmt="github", disable_numparse=True)
 
 
+@lru_cache(maxsize=4096)  # many rows say the same
 def escaped(text: str) -> str:
     """`text` as it is, in a cell or a line: no markup, no formula, no end of the cell."""
     plain = html.escape(text.strip(), quote=False)

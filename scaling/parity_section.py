@@ -16,7 +16,7 @@ from scaling.conditions import (
 )
 from scaling.markdown import code_block, count, escaped, link, table
 from scaling.parity import BOUNDS, REFERENCE, Case, Verdict
-from scaling.store import Run
+from scaling.runs import Run
 from unitransformer.config import Precision, Recipe
 
 LONGEST_REASON = 300  # letters in a table; the certificate has all of them

@@ -23,10 +23,11 @@ from scaling.failures_section import failures, left_out
 from scaling.markdown import code_block, count, escaped, link, table
 from scaling.named_sweeps import slug_of, sweep_names, sweeps_of
 from scaling.parity_section import parity_cell, parity_section
+from scaling.runs import Run, find_contradictions, find_recounts
 from scaling.scaling_section import scaling_blocks
 from scaling.speed_section import figures_table, passport_tables
 from scaling.staleness import NOT_COMPARED, Today, explain, marked
-from scaling.store import Run, Store, find_contradictions, find_recounts
+from scaling.store import Store
 from scaling.sweep_plots import draw, plots_of
 from scaling.sweep_section import sweep_blocks
 from unitransformer.config import Recipe

@@ -12,7 +12,7 @@ from scaling.efficiency import Estimate, pooled_rate, ratio
 from scaling.joining import differences
 from scaling.markdown import count, ms
 from scaling.parity import BOUNDS
-from scaling.store import Run
+from scaling.runs import Run
 from unitransformer.config import RunConfig, to_dict
 from unitransformer.records import Record, config_of
 

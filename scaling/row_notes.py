@@ -10,7 +10,7 @@ from typing import Any
 from scaling.conditions import without_places
 from scaling.efficiency import Estimate, Point
 from scaling.markdown import count, escaped, table
-from scaling.store import Run
+from scaling.runs import Run
 from unitransformer.config import ModelConfig, RunConfig, to_dict
 from unitransformer.flops import count_parameters
 from unitransformer.summary import human_count

@@ -16,7 +16,8 @@ from scaling.conditions import describe_hardware, without_places
 from scaling.joining import conditions_of
 from scaling.outcomes import Outcome
 from scaling.parity_section import find_proof
-from scaling.store import Cell, Run, Store
+from scaling.runs import Run
+from scaling.store import Cell, Store
 from unitransformer.config import Recipe, RunConfig
 from unitransformer.records import Status
 from unitransformer.tasks import UNIT

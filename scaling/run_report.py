@@ -11,8 +11,9 @@ from scaling.places import check_writable
 from scaling.report import draw_plots, render_report
 from scaling.report_options import ReportOptions, report_command
 from scaling.rows import rows
+from scaling.runs import find_contradictions
 from scaling.staleness import look
-from scaling.store import Store, find_contradictions, load_store, no_collection, relative_name
+from scaling.store import Store, load_store, no_collection, relative_name
 from unitransformer.hardware import available_cores
 from unitransformer.records import write_atomically
 

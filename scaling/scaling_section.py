@@ -35,7 +35,8 @@ from scaling.row_notes import (
     speed,
     unlike,
 )
-from scaling.store import Cell, Run
+from scaling.runs import Run
+from scaling.store import Cell
 from unitransformer.config import RunConfig
 from unitransformer.flops import count_parameters
 

@@ -9,7 +9,7 @@ from scaling import cells
 from scaling.gpu_state import gpu_state
 from scaling.joining import differences
 from scaling.markdown import count, escaped, ms, table
-from scaling.store import Run
+from scaling.runs import Run
 from unitransformer.config import RunConfig
 from unitransformer.passport import Row
 from unitransformer.readout import (

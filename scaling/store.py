@@ -5,224 +5,31 @@ files are relative to a folder the caller gives, so that what is made of them ca
 """
 
 import contextlib
-import dataclasses
 import functools
 import gc
 import hashlib
 import json
-import math
 import multiprocessing
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
-from types import NoneType
-from typing import Any, Literal
+from typing import Literal
+
+import orjson
 
 from scaling.certificates import Certificate, is_certificate, read_certificate
-from scaling.checks import (
-    HOST,
-    NUMBER,
-    RELATIVE_ERROR,
-    Kinds,
-    check_fields,
-    check_lists,
-    fits,
-    look_up,
-)
-from scaling.found import Found, Kept, open_kept
+from scaling.facts import check_facts
+from scaling.found import Kept, open_kept
 from scaling.outcomes import Outcome, is_outcome, read_outcome
-from unitransformer.calibrating.store import read_ceiling
+from scaling.runs import Run, find
 from unitransformer.checkpoint_names import is_checkpoint_name
-from unitransformer.config import RunConfig
-from unitransformer.flops import count_flops, count_parameters
-from unitransformer.log_lines import log_lines
-from unitransformer.measuring.telemetry import Energy, energy_of
-from unitransformer.passport import Row
-from unitransformer.readout import Readout, passport_of, read_out, recorded_steady, steady_of
-from unitransformer.records import Record, config_of, validate
+from unitransformer.records import config_of, validate
 from unitransformer.sealed import SEALS, parse_sealed
-from unitransformer.statistics.comparisons import Launch, describe_launch
-from unitransformer.statistics.steady import Steady
-from unitransformer.tasks import perplexity
 
 FILES_OF_A_PROCESS = 500  # fewer are read before another process has started
 CHUNK = 50  # files that go to a process at once
-
-# What is read of a run that ended well, beyond what `records.validate` looks at.
-FACTS: dict[str, Kinds] = {
-    "num_parameters": int,
-    "code.commit": (str, NoneType),
-    "code.is_dirty": (bool, NoneType),
-    "data.description": str,
-    "data.sha256": (str, NoneType),
-    "steady_method": str,
-    "steady_reason": (str, NoneType),
-    "peak_bytes_kind": str,
-    "validation.loss": NUMBER,
-    "validation.metric": str,
-    "validation.value": NUMBER,
-    "validation.baseline": (dict, NoneType),
-}
-LISTS: dict[str, Kinds] = {
-    "hardware": dict,
-    "launches": int,
-    "log": str,
-    "flags": str,
-    "unsteady": dict,
-    "ceiling": (dict, NoneType),
-    "compile": dict,
-    "gpu": (dict, NoneType),
-    "peak_bytes": (int, NoneType),
-    "peak_reserved_bytes": (int, NoneType),
-    "peak_resident_bytes": (int, NoneType),
-    "validation.history": dict,
-}
-OF_EVERY_RANK = ("hardware", "ceiling", "compile", "peak_bytes")
-UNSTEADY: dict[str, Kinds] = {"step": int, "reason": str}
-LEDGER: dict[str, Kinds] = {
-    "mode": str,
-    "start": (str, NoneType),
-    "compile_s": (*NUMBER, NoneType),
-    "graphs": (int, NoneType),
-}
-GPU: dict[str, Kinds] = {
-    "joules": (*NUMBER, NoneType),
-    "joules_of_steps": (int, NoneType),
-    "untold": dict,
-}
-LOOK: dict[str, Kinds] = {
-    "step": int,
-    "energy_j": (*NUMBER, NoneType),
-    "sm_clock_hz": (*NUMBER, NoneType),
-    "memory_clock_hz": (*NUMBER, NoneType),
-    "power_w": (*NUMBER, NoneType),
-    "temperature_c": (*NUMBER, NoneType),
-    "clock_reasons": (list, NoneType),
-}
-LEDGER_LISTS: dict[str, Kinds] = {"graph_breaks": dict, "recompiles": dict}
-BREAK: dict[str, Kinds] = {"where": str, "reason": str}
-RECOMPILE: dict[str, Kinds] = {
-    "step": (int, NoneType),
-    "function": str,
-    "reason": (str, NoneType),
-}
-BASELINE: dict[str, Kinds] = {
-    "name": str,
-    "loss": (*NUMBER, NoneType),
-    "accuracy": (*NUMBER, NoneType),
-}
-POINT: dict[str, Kinds] = {"step": int, "val_loss": NUMBER, "val_accuracy": NUMBER}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Run:
-    """A record, and what its raw samples say; derived fields of the record are not believed."""
-
-    name: str  # of its file
-    record: Record
-    config: RunConfig
-    found: Found | None = dataclasses.field(
-        default=None, compare=False, repr=False
-    )  # in it, earlier
-
-    @property
-    def is_ok(self) -> bool:
-        return bool(self.record["status"] == "ok")
-
-    @property
-    def num_steps(self) -> int:
-        """Optimizer steps that were done."""
-        return len(self.record["loss"])
-
-    @property
-    def unit(self) -> Literal["token", "image"]:
-        return "image" if self.config.recipe == "vit" else "token"
-
-    @property
-    def units_per_step(self) -> int:
-        return self.config.global_batch_size * self.config.tokens_per_sample
-
-    @property
-    def unsteady(self) -> list[int]:
-        """Steps that were measured otherwise than the rest, or compiled."""
-        return [item["step"] for item in self.record["unsteady"]]
-
-    @functools.cached_property
-    def log(self) -> list[str]:
-        """Its lines over all ranks, out of the samples."""
-        record = self.record
-        return log_lines(
-            self.config,
-            loss=record["loss"],
-            step_s=record["step_s"],
-            launches=record["launches"],
-            validation=record["validation"]["history"] if self.is_ok else [],
-        )
-
-    @functools.cached_property
-    def readout(self) -> Readout | None:
-        """Figures of the steady steps, out of the samples; None without a steady state."""
-        if self.found is not None:
-            return self.found.readout
-        record = self.record
-        return read_out(
-            record["step_s"],
-            record["samples"],
-            recorded_steady(record),
-            launches=record["launches"],
-            units_per_step=self.units_per_step,
-        )
-
-    @functools.cached_property
-    def steady_today(self) -> Steady:
-        """The steady state of the last launch as this version of the code finds it."""
-        if self.found is not None:
-            return self.found.steady_today
-        record = self.record
-        return steady_of(record["step_s"], launches=record["launches"], unsteady=self.unsteady)
-
-    @functools.cached_property
-    def launch(self) -> Launch:
-        """Its steady steps beside those of other launches."""
-        if self.found is not None and self.found.launch is not None:
-            return self.found.launch
-        return describe_launch(self.steady_s)
-
-    @property
-    def steady_s(self) -> list[float]:
-        """Seconds of each steady step."""
-        record = self.record
-        return recorded_steady(record).of(record["step_s"][record["launches"][-1] :])
-
-    @functools.cached_property
-    def energy(self) -> tuple[Energy | None, ...]:
-        """Joules of the steady steps, out of the looks at each device; None: nobody looked."""
-        record = self.record
-        first = record["launches"][-1]
-        steps = {first + s for s in recorded_steady(record).steps(len(record["step_s"][first:]))}
-        return tuple(
-            None if gpu is None else energy_of(gpu["samples"], steps) for gpu in record["gpu"]
-        )
-
-    @property
-    def units_per_s(self) -> float | None:
-        return None if self.readout is None else self.readout.units_per_s
-
-    @functools.cached_property
-    def passport(self) -> tuple[Row, ...]:
-        """What each way of counting FLOPs says of the run, out of the samples."""
-        record = self.record
-        return passport_of(self.config, self.units_per_s, record["hardware"], record["ceiling"])
-
-    @property
-    def metric_value(self) -> float:
-        """Perplexity out of the validation loss; an accuracy is itself a raw count."""
-        validation = self.record["validation"]
-        if validation["metric"] == "perplexity":
-            return perplexity(validation["loss"])
-        return float(validation["value"])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -357,71 +164,6 @@ def relative_name(path: Path, folder: Path) -> str:
     return Path(os.path.relpath(path.resolve(), folder.resolve())).as_posix()
 
 
-def find_contradictions(run: Run) -> list[str]:
-    """Derived fields of a run that ended well that its own samples and config contradict."""
-    if run.found is not None:
-        return list(run.found.contradictions)
-    rate, record = f"{run.unit}s_per_s", run.record
-    figures = {} if run.readout is None else run.readout.as_dict()
-    return _differences(
-        {
-            rate: (record.get(rate), run.units_per_s),
-            **{
-                f"figures.{name}": (record["figures"].get(name), figures.get(name))
-                for name in sorted(record["figures"].keys() | figures.keys())
-            },
-            **dict(_joules(run)),
-            "num_parameters": (record["num_parameters"], count_parameters(run.config.model)),
-            "validation.value": (record["validation"]["value"], run.metric_value),
-        }
-    )
-
-
-def _joules(run: Run) -> Iterator[tuple[str, tuple[Any, Any]]]:
-    """What the record says of the energy of each device, and what its looks say."""
-    for rank, (gpu, energy) in enumerate(zip(run.record["gpu"], run.energy, strict=True)):
-        if gpu is not None and energy is not None:
-            for name, figure in energy.as_dict().items():
-                yield f"gpu.{rank}.{name}", (gpu.get(name), figure)
-
-
-def find_recounts(run: Run) -> list[str]:
-    """FLOPs, and the begin of the steady state, that this version of the code finds otherwise than
-    the one that wrote the record."""
-    if run.found is not None:
-        return list(run.found.recounts)
-    flops, record = f"flops_per_{run.unit}", run.record
-    start = run.steady_today.start
-    start = None if start is None else record["launches"][-1] + start
-    return _differences(
-        {
-            "steady_from": (record["steady_from"], start),
-            **{
-                f"{flops}.{name}": (look_up(record, f"{flops}.{name}"), count)
-                for name, count in count_flops(run.config).items()
-            },
-        }
-    )
-
-
-def _differences(fields: Mapping[str, tuple[Any, Any]]) -> list[str]:
-    return [
-        f"{field} is {_said(stored)} in the record, {_said(derived)} by its samples and config"
-        for field, (stored, derived) in fields.items()
-        if not _agree(stored, derived)
-    ]
-
-
-def _agree(stored: Any, derived: Any) -> bool:
-    if derived is None or isinstance(derived, str):
-        return bool(stored == derived)
-    return fits(stored, NUMBER) and math.isclose(stored, derived, rel_tol=RELATIVE_ERROR)
-
-
-def _said(value: Any) -> str:
-    return "nothing" if value is None else repr(value)
-
-
 # ---------------------------------------------------------------------------------- files
 
 
@@ -482,26 +224,16 @@ def _read(path: Path, name: str, *, kept: Kept | None, finds: bool) -> _Read:
         return LeftOut(name=name, kind="damaged", reason=f"cannot be read: {error.strerror}")
     if kept is not None and (found := kept.recall(content)) is not None:
         # Seals and fields held when it was found in these very bytes.
-        record = json.loads(content)
+        record = orjson.loads(content)
         return Run(name=name, record=record, config=config_of(record), found=found)
     read = _parse(content, name)
     if finds and isinstance(read, Run) and read.is_ok:
         with contextlib.suppress(ValueError):  # told when somebody asks
-            found = _find(read)
+            found = find(read)
             read = replace(read, found=found)
             if kept is not None:
                 kept.keep(content, found)
     return read
-
-
-def _find(run: Run) -> Found:
-    return Found(
-        readout=run.readout,
-        launch=None if run.readout is None else run.launch,
-        steady_today=run.steady_today,
-        contradictions=tuple(find_contradictions(run)),
-        recounts=tuple(find_recounts(run)),
-    )
 
 
 def _parse(content: bytes, name: str) -> _Read:
@@ -519,7 +251,7 @@ def _parse(content: bytes, name: str) -> _Read:
             return read_certificate(record, name)
         config = validate(record, seals_hold=seals_hold)
         if record["status"] == "ok":
-            _check_facts(record)
+            check_facts(record)
     except (ValueError, OverflowError) as error:
         return LeftOut(name=name, kind="damaged", reason=str(error))
     return Run(name=name, record=record, config=config)
@@ -529,52 +261,3 @@ def _digest(read: Run | Certificate) -> str:
     """Of the content. The seals of a record, which have been checked, stand for all of it."""
     content = read.content if isinstance(read, Certificate) else read.record[SEALS]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-# ---------------------------------------------------------------------------------- checks
-
-
-def _check_facts(record: Record) -> None:
-    """Raises ValueError for the first fact that a report needs and this record does not have."""
-    check_fields(record, FACTS, "record")
-    check_lists(record, LISTS, "record")
-    for field in (*OF_EVERY_RANK, "launches"):
-        if not record[field]:
-            raise ValueError(f"record: {field} is empty")
-    for index, item in enumerate(record["unsteady"]):
-        check_fields(item, UNSTEADY, f"record: unsteady.{index}")
-    for rank, ceiling in enumerate(record["ceiling"]):
-        if ceiling is not None:
-            read_ceiling(ceiling, f"record: ceiling.{rank}")
-    for rank, gpu in enumerate(record["gpu"]):
-        if gpu is not None:
-            check_fields(gpu, GPU, f"record: gpu.{rank}")
-            check_lists(gpu, {"samples": dict}, f"record: gpu.{rank}")
-            _check_items(gpu, "samples", LOOK, f"record: gpu.{rank}")
-    for rank, ledger in enumerate(record["compile"]):
-        where = f"record: compile.{rank}"
-        check_fields(ledger, LEDGER, where)
-        check_lists(ledger, LEDGER_LISTS, where)
-        _check_items(ledger, "graph_breaks", BREAK, where)
-        _check_items(ledger, "recompiles", RECOMPILE, where)
-    for rank, host in enumerate(record["hardware"]):
-        check_fields(host, HOST, f"record: hardware.{rank}", missing=None)
-    _check_items(record["validation"], "history", POINT, "record: validation")
-    if record["validation"]["baseline"] is not None:
-        check_fields(record["validation"]["baseline"], BASELINE, "record: validation.baseline")
-    _check_times(record)
-
-
-def _check_items(
-    values: Mapping[str, Any], field: str, kinds: Mapping[str, Kinds], where: str
-) -> None:
-    for index, item in enumerate(values[field]):
-        check_fields(item, kinds, f"{where}.{field}.{index}")
-
-
-def _check_times(record: Record) -> None:
-    steps, start = len(record["step_s"]), record["steady_from"]
-    if min(record["step_s"]) <= 0:
-        raise ValueError("record: step_s holds a step that took no time")
-    if start is not None and not record["launches"][-1] <= start < steps:
-        raise ValueError(f"record: steady_from is {start}, outside the last launch's steps")

@@ -12,7 +12,8 @@ from scaling.joining import without_threads
 from scaling.markdown import code_block, count, escaped, gib, ms
 from scaling.parity_section import parity_cell
 from scaling.row_notes import Columns, draw, figure, shape_in_words
-from scaling.store import Cell, Run
+from scaling.runs import Run
+from scaling.store import Cell
 from scaling.sweep_plots import not_drawn
 from unitransformer.config import Recipe
 from unitransformer.memory import rank_bytes

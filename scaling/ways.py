@@ -4,7 +4,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from scaling.store import Cell, Run
+from scaling.runs import Run
+from scaling.store import Cell
 from unitransformer.config import RunConfig
 
 # Options that tell one way to do the same work from another.

@@ -16,7 +16,8 @@ import pytest
 
 from scaling.found import Kept
 from scaling.report import render_report
-from scaling.store import Run, Store, find_contradictions, find_recounts, load_store
+from scaling.runs import Run, find_contradictions, find_recounts
+from scaling.store import Store, load_store
 from unitransformer.config import RunConfig, from_dict
 from unitransformer.readout import read_out, steady_of
 from unitransformer.records import write_record

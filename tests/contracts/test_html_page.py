@@ -17,7 +17,8 @@ import pytest
 
 from scaling.html_page import MOST_POINTS, render_html
 from scaling.outcomes import Outcome
-from scaling.store import Cell, LeftOut, Run, Store
+from scaling.runs import Run
+from scaling.store import Cell, LeftOut, Store
 from tests.unit.test_store import make_config, make_record, make_run
 from unitransformer.config import DataConfig, ParallelConfig, RunConfig, Strategy, to_dict
 

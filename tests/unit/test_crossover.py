@@ -19,8 +19,9 @@ from scaling.outcomes import Outcome
 from scaling.parity import Case, Curves
 from scaling.parity_section import find_proof
 from scaling.row_notes import ratio_figure
+from scaling.runs import Run
 from scaling.scaling_section import scaling_blocks
-from scaling.store import Cell, Run
+from scaling.store import Cell
 from unitransformer.config import RunConfig, to_dict
 from unitransformer.records import Status
 

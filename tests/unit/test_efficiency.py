@@ -11,7 +11,7 @@ from test_store import HOST, make_config, make_crashed, make_record, make_run
 
 from scaling.efficiency import Curve, Estimate, Scaling, find_curves, pooled_rate, ratio
 from scaling.losses import Slowest, explain
-from scaling.store import Run
+from scaling.runs import Run
 from unitransformer.config import ParallelConfig, to_dict
 
 CLEAN = {"commit": "0123456789abcdef", "is_dirty": False}

@@ -8,7 +8,8 @@ import pytest
 
 from scaling import found
 from scaling.found import Kept, open_kept
-from scaling.store import Run, Store, find_contradictions, find_recounts, load_store
+from scaling.runs import Run, find_contradictions, find_recounts
+from scaling.store import Store, load_store
 from tests.unit.test_store import make_record
 from unitransformer.records import write_record
 
@@ -60,7 +61,7 @@ def test_what_is_recalled_is_what_is_found(folder: Path, tmp_path: Path) -> None
 def test_it_is_found_once(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kept = Kept(tmp_path / "kept")
     load(folder, kept)
-    monkeypatch.setattr("scaling.store._find", lambda run: pytest.fail(f"{run.name} again"))
+    monkeypatch.setattr("scaling.store.find", lambda run: pytest.fail(f"{run.name} again"))
     load(folder, kept)
 
 

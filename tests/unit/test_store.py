@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from scaling.report import render_report
-from scaling.store import Run, Store, find_contradictions, find_recounts, load_store
+from scaling.runs import Run, find_contradictions, find_recounts
+from scaling.store import Store, load_store
 from unitransformer.calibrating.calibration import Ceiling, Samples
 from unitransformer.config import DataConfig, ModelConfig, Recipe, RunConfig, to_dict
 from unitransformer.flops import count_flops, count_parameters

@@ -313,7 +313,7 @@ def test_what_a_report_asks_of_a_cell_is_found_when_it_ends(
 ) -> None:
     monkeypatch.setenv("UNITRANSFORMER_CACHE", str(tmp_path / "cache"))
     work(tmp_path / "s", make_tasks(make_study()))
-    monkeypatch.setattr("scaling.store._find", lambda run: pytest.fail(f"{run.name} again"))
+    monkeypatch.setattr("scaling.store.find", lambda run: pytest.fail(f"{run.name} again"))
     store = load_store([tmp_path / "s"], relative_to=tmp_path, kept=open_kept())
     assert store.runs
     assert all(run.readout == replace(run, found=None).readout for run in store.runs)

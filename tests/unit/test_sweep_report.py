@@ -15,7 +15,8 @@ from scaling.efficiency import pool
 from scaling.joining import conditions_of, processors_of, without_threads
 from scaling.outcomes import Outcome
 from scaling.report import draw_plots, render_report
-from scaling.store import Cell, Run, Store, load_store
+from scaling.runs import Run
+from scaling.store import Cell, Store, load_store
 from scaling.sweep_plots import Plot, not_drawn, plots_of
 from scaling.sweep_section import sweep_blocks
 from unitransformer.config import DataConfig, ParallelConfig
