@@ -19,7 +19,8 @@ from pathlib import Path, PurePosixPath
 from types import NoneType
 from typing import Any, Literal
 
-from scaling.certificates import Certificate, is_certificate, read_certificate
+from scaling.certificate_files import is_certificate, read_certificate
+from scaling.certificates import Certificate
 from scaling.checks import (
     HOST,
     NUMBER,

@@ -11,7 +11,7 @@ from test_certificates import result as certify
 from test_efficiency import make_spread, strong, traced, weak
 from test_store import HOST, make_run
 
-from scaling.certificates import read_certificate
+from scaling.certificate_files import read_certificate
 from scaling.crossover import Comparison, compare_strategies
 from scaling.parity import Case, Curves
 from scaling.parity_section import find_proof

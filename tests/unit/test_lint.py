@@ -11,7 +11,7 @@ from test_certificates import make_certificate
 from test_store import make_record
 
 from scaling.__main__ import main
-from scaling.certificates import write_certificate
+from scaling.certificate_files import write_certificate
 from scaling.lint import Findings, lint, render
 from scaling.printed import check_tables, read_tables
 from unitransformer.records import Record, write_record
