@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from scaling import certificates
+from scaling.certificate_files import read_certificate, write_certificate
 from scaling.certificates import Certificate
 from scaling.parity import REFERENCE, Axes, Case, Curves, Verdict, list_cases, refusal
 from scaling.parity_nodes import ADDRESS, Nodes, start_nodes
@@ -149,8 +150,8 @@ def _certify(
         "elapsed_s": time.monotonic() - started_s,
         "cases": told,
     }
-    path = certificates.write_certificate(content, options.out)
-    return path, certificates.read_certificate(content, str(path))
+    path = write_certificate(content, options.out)
+    return path, read_certificate(content, str(path))
 
 
 def _try(

@@ -19,7 +19,8 @@ from typing import Literal
 
 import orjson
 
-from scaling.certificates import Certificate, is_certificate, read_certificate
+from scaling.certificate_files import is_certificate, read_certificate
+from scaling.certificates import Certificate
 from scaling.facts import check_facts
 from scaling.found import Kept, open_kept
 from scaling.outcomes import Outcome, is_outcome, read_outcome

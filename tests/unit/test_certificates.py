@@ -14,13 +14,12 @@ from test_store import HOST, broken_variants, make_config, make_record
 from recipes import bert, gpt, vit
 from recipes.options import build_config, parse
 from scaling.__main__ import main
+from scaling.certificate_files import read_certificate, write_certificate
 from scaling.certificates import (
     describe_bounds,
     describe_result,
     find_contradictions,
     find_other_bounds,
-    read_certificate,
-    write_certificate,
 )
 from scaling.parity import Case, Curves, Verdict
 from scaling.processes import Ended

@@ -12,7 +12,8 @@ from test_certificates import result as certify
 from test_efficiency import CLEAN, make_spread, strong, traced, weak
 from test_store import CEILING, HOST, make_run
 
-from scaling.certificates import Certificate, read_certificate
+from scaling.certificate_files import read_certificate
+from scaling.certificates import Certificate
 from scaling.crossover import Comparison, compare_strategies
 from scaling.efficiency import Estimate
 from scaling.outcomes import Outcome

@@ -12,7 +12,7 @@ from test_store import make_record
 from test_sweep import make_study, make_tasks, work
 
 from scaling.__main__ import main
-from scaling.certificates import write_certificate
+from scaling.certificate_files import write_certificate
 from scaling.lint import Findings, lint, render
 from scaling.printed import check_tables, read_tables
 from scaling.report import render_report

@@ -16,7 +16,8 @@ from test_certificates import RESULTS, make_certificate
 from test_store import CEILING, HOST, STEP_S, make_config, make_crashed, make_record, make_run
 
 from scaling.__main__ import main
-from scaling.certificates import describe_bounds, read_certificate, write_certificate
+from scaling.certificate_files import read_certificate, write_certificate
+from scaling.certificates import describe_bounds
 from scaling.exports import to_csv, to_json
 from scaling.html_page import render_html
 from scaling.report import draw_architecture, draw_plots, render_report

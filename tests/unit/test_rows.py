@@ -16,7 +16,7 @@ from test_store import (
     make_run,
 )
 
-from scaling.certificates import read_certificate
+from scaling.certificate_files import read_certificate
 from scaling.outcomes import Outcome, write_outcome
 from scaling.rows import Row, rows
 from scaling.store import Store, load_store
