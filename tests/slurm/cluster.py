@@ -33,6 +33,7 @@ SlurmdUser={user}
 AuthType=auth/munge
 AuthInfo=socket={root}/run/munge.socket,cred_expire=5
 CredType=cred/munge
+FirstJobId={first_job}
 StateSaveLocation={root}/state
 SlurmdSpoolDir={root}/spool/%n
 SlurmctldPidFile={root}/run/slurmctld.pid
@@ -87,8 +88,8 @@ def _path() -> str:
 class Cluster:
     """Boots in a tenth of a second; `variables` let SLURM's commands find it."""
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
+    def __init__(self, root: Path, first_job: int) -> None:
+        self.root, self.first_job = root, first_job
         self.variables = {"SLURM_CONF": str(root / "etc/slurm.conf"), "PATH": _path()}
         self._daemons: dict[str, subprocess.Popen[bytes]] = {}
         self._frozen: set[str] = set()
@@ -255,6 +256,7 @@ class Cluster:
             user=getpass.getuser(),
             root=self.root,
             ports=self._ports,
+            first_job=self.first_job,
             nodes="\n".join(nodes),
             grace=GRACE_S,
         )
@@ -298,8 +300,9 @@ def until(is_so: Callable[[], bool], what: str, timeout_s: float = 30) -> None:
 
 
 @contextlib.contextmanager
-def running_cluster(root: Path) -> Iterator[Cluster]:
-    cluster = Cluster(root)
+def running_cluster(root: Path, *, first_job: int = 1) -> Iterator[Cluster]:
+    """Several at once need jobs of other numbers: the ports of their ranks follow from them."""
+    cluster = Cluster(root, first_job)
     try:
         cluster.start()
         yield cluster

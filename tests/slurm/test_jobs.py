@@ -189,7 +189,7 @@ def test_a_killed_rank_ends_the_job_and_is_named_in_its_record(
 ) -> None:
     _, folder = send(work, *TWO_NODES, recipe=(*LONG, "--max-steps", "100000"))
     wait_for_step(folder, 5)
-    rank = find_rank("node2")
+    rank = find_rank(cluster, "node2")
     killed_s = time.monotonic()
     os.kill(rank, 9)
     wait_for_outcome(folder, "failed", timeout_s=60)
@@ -200,14 +200,15 @@ def test_a_killed_rank_ends_the_job_and_is_named_in_its_record(
     wait_for_status(folder, "failed .*rank 1 of 2: rank 1 on node2 was killed by SIGKILL")
 
 
-def find_rank(node: str) -> int:
-    """The process of the recipe on a node."""
+def find_rank(cluster: Cluster, node: str) -> int:
+    """The process of the recipe on a node; other clusters may have one of the same name."""
+    place = {"SLURMD_NODENAME": node, "SLURM_CONF": cluster.variables["SLURM_CONF"]}
     (rank,) = [
         process.pid
         for process in psutil.process_iter()
         if process.name().startswith("python")
         and "slurm.rank" in (process.parent() or process).cmdline()
-        and process.environ().get("SLURMD_NODENAME") == node
+        and place.items() <= process.environ().items()
     ]
     return rank
 
