@@ -8,6 +8,7 @@ import pytest
 
 from tests.slurm.cluster import Cluster, missing, running_cluster
 
+EACH = 64  # jobs of a worker of pytest-xdist
 NEEDED = "UNITRANSFORMER_NEEDS_SLURM"  # 1: these tests fail where they could not run
 
 
@@ -22,7 +23,9 @@ def has_slurm() -> None:
 
 @pytest.fixture(scope="session")
 def booted(has_slurm: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    with running_cluster(tmp_path_factory.mktemp("slurm")) as cluster:
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    first = 1 + EACH * worker
+    with running_cluster(tmp_path_factory.mktemp("slurm"), first_job=first) as cluster:
         yield cluster
 
 

@@ -106,6 +106,7 @@ def test_two_nodes_train_what_one_process_trains_and_a_stop_changes_nothing(
     wait_for_outcome(folder, "stopped")
     wait_for_status(folder, "queued .*BeginTime; before: stopped by SIGUSR1")
     (kept,) = list_checkpoints(folder / "run-1/checkpoints")
+    cluster.hurry(job)
     wait_for_outcome(folder, "done")
     record = record_of(folder)
     assert record["status"] == "ok"
@@ -119,13 +120,12 @@ def test_two_nodes_train_what_one_process_trains_and_a_stop_changes_nothing(
     until(lambda: "done already" in log_of(folder), "it says so", 60)
 
 
-@pytest.mark.alone
 def test_preemption_saves_within_its_grace_and_goes_on_when_it_may(
     cluster: Cluster, work: Path
 ) -> None:
     """TERM without warning, as SLURM preempts by default; the owner's job takes the nodes."""
     loads = ("--num-workers", "1")  # of which TERM goes to each, too
-    _, folder = send(work, *TWO_NODES, "--partition", "low", recipe=(*LONG, *loads))
+    job, folder = send(work, *TWO_NODES, "--partition", "low", recipe=(*LONG, *loads))
     wait_for_step(folder, 5)
     owner = preempt(cluster, nodes=2, seconds=4)
     began_s = time.monotonic()
@@ -135,6 +135,7 @@ def test_preemption_saves_within_its_grace_and_goes_on_when_it_may(
     assert attempt is not None
     assert attempt.reason.startswith("stopped by SIGTERM after step")
     cluster.wait_for(owner, "COMPLETED")
+    cluster.hurry(job)
     wait_for_outcome(folder, "done")
     assert record_of(folder)["launches"][1] > 0
 
@@ -172,6 +173,7 @@ def test_what_a_grace_is_too_short_for_is_killed_and_goes_on_from_the_newest_che
     with cluster.configured(KillWait="1"):
         until(lambda: cluster.state(job)["Restarts"] == "1", "it is queued again", 60)
     newest = list_checkpoints(folder / "run-1/checkpoints")[-1]
+    cluster.hurry(job)
     wait_for_outcome(folder, "done")
     killed, _ = list_attempts(folder)
     assert (killed.outcome, killed.reason) == ("failed", "killed without a word")
@@ -187,7 +189,7 @@ def test_a_killed_rank_ends_the_job_and_is_named_in_its_record(
 ) -> None:
     _, folder = send(work, *TWO_NODES, recipe=(*LONG, "--max-steps", "100000"))
     wait_for_step(folder, 5)
-    rank = find_rank("node2")
+    rank = find_rank(cluster, "node2")
     killed_s = time.monotonic()
     os.kill(rank, 9)
     wait_for_outcome(folder, "failed", timeout_s=60)
@@ -198,14 +200,15 @@ def test_a_killed_rank_ends_the_job_and_is_named_in_its_record(
     wait_for_status(folder, "failed .*rank 1 of 2: rank 1 on node2 was killed by SIGKILL")
 
 
-def find_rank(node: str) -> int:
-    """The process of the recipe on a node."""
+def find_rank(cluster: Cluster, node: str) -> int:
+    """The process of the recipe on a node; other clusters may have one of the same name."""
+    place = {"SLURMD_NODENAME": node, "SLURM_CONF": cluster.variables["SLURM_CONF"]}
     (rank,) = [
         process.pid
         for process in psutil.process_iter()
         if process.name().startswith("python")
         and "slurm.rank" in (process.parent() or process).cmdline()
-        and process.environ().get("SLURMD_NODENAME") == node
+        and place.items() <= process.environ().items()
     ]
     return rank
 
@@ -244,6 +247,7 @@ def test_a_dead_node_ends_the_job_which_goes_on_without_it(
         cluster.say("scancel", job)
         return
     cluster.declare_dead(node)
+    cluster.hurry(job)
     wait_for_outcome(folder, "done")
     assert cluster.state(job)["Restarts"] == "1"
     record = record_of(folder)
@@ -285,6 +289,8 @@ def test_an_array_runs_each_task_in_a_folder_of_its_own_and_queues_one_again(
     # The last has the id of the array itself; what is done to it is done to no other.
     wait_for_step(folder, 5, "_4")
     cluster.say("scancel", "--signal=USR1", f"{array}_4")
+    wait_for_outcome(folder / "task-4", "stopped")
+    cluster.hurry(f"{array}_4")
     for task in (3, 4):
         wait_for_outcome(folder / f"task-{task}", "done")
         assert record_of(folder / f"task-{task}")["config"]["seed"] == task
@@ -293,18 +299,20 @@ def test_an_array_runs_each_task_in_a_folder_of_its_own_and_queues_one_again(
     wait_for_status(folder, "2 done")
 
 
-@pytest.mark.alone
 def test_the_signal_ahead_of_a_time_limit_saves_and_queues_again(
     cluster: Cluster, work: Path
 ) -> None:
     clusters = work / "clusters.toml"
     clusters.write_text(
-        "[short]\ntime = '2:00'\nsignal = 'USR2'\nsignal_ahead_s = 60\n"
+        "[short]\ntime = '15:00'\nsignal = 'USR2'\nsignal_ahead_s = 300\n"
         f"local_disk = '{work}/disk'\n"
     )
     options = ("--nodes", "2", "--devices", "1", "--clusters", str(clusters), "--cluster", "short")
     job, folder = send(work, *options, recipe=(*LONG, "--max-steps", "100000"))
-    wait_for_outcome(folder, "stopped", timeout_s=120)
+    wait_for_step(folder, 5)
+    # The signal is due at once; SLURM looks every 30 s.
+    cluster.say("scontrol", "update", f"JobId={job}", "TimeLimit=5")
+    wait_for_outcome(folder, "stopped")
     attempt = last_attempt(folder)
     assert attempt is not None
     assert re.match(r"stopped by SIGUSR2 after step \d+$", attempt.reason)
@@ -393,6 +401,8 @@ def test_a_cell_that_a_signal_interrupts_has_no_outcome_and_runs_again(
     for task in range(2):
         wait_for_outcome(work / f"job/task-{task}", "stopped")
     assert statuses_of(work) == []
+    for task in range(2):
+        cluster.hurry(f"{array}_{task}")
     for task in range(2):
         wait_for_outcome(work / f"job/task-{task}", "done")
         assert cluster.state(f"{array}_{task}")["Restarts"] == "1"
