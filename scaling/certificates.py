@@ -166,10 +166,12 @@ def find_contradictions(certificate: Certificate) -> list[str]:
 
 def find_other_bounds(certificate: Certificate) -> list[str]:
     """Bounds it was judged by that are not those of this version of the code."""
+    judged = {result.case.precision for result in certificate.results if result.curves}
     return [
         f"{precision} was held to {_pair(bound)}, now to {_pair(BOUNDS[precision])}"
         for precision, bound in certificate.bounds.items()
-        if (bound.loss, bound.gradient_norm)
+        if precision in judged
+        and (bound.loss, bound.gradient_norm)
         != (BOUNDS[precision].loss, BOUNDS[precision].gradient_norm)
     ]
 

@@ -194,6 +194,7 @@ def test_an_edited_certificate_contradicts_itself(
 def test_a_verdict_follows_from_the_bounds_of_today() -> None:
     content = make_certificate()
     content["bounds"]["32-true"]["gradient_norm"] = 2.0
+    content["bounds"]["16-mixed"]["gradient_norm"] = 2.0  # nothing was held to it
     content["cases"][3]["verdict"] = "equal"
     certificate = read_certificate(content, "a.json")
     assert find_contradictions(certificate) == []

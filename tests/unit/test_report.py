@@ -441,10 +441,10 @@ def test_an_edited_certificate_is_noticed_and_not_believed() -> None:
 
 def test_bounds_of_another_version_are_a_note() -> None:
     bounds = describe_bounds()
-    bounds["bf16-true"]["loss"] = 0.5
+    bounds["bf16-mixed"]["loss"] = 0.5
     text = certified(bounds=bounds)
     assert "> [!NOTE]" in text
-    assert "bf16-true was held to loss 0.5" in text
+    assert "bf16-mixed was held to loss 0.5" in text
 
 
 def test_a_certificate_alone_is_a_report_too(runs: Path) -> None:
