@@ -35,11 +35,12 @@ def report_failure(error: BaseException, *, is_bad_usage: bool = False) -> bool:
     """Tell whoever started this rank why it ends; False if nobody asked."""
     if ERROR_FILE not in os.environ:
         return False
+    path = Path(os.environ[ERROR_FILE])
     lines = "".join(traceback.format_exception(error)).splitlines()
     told = {
         "message": {  # in torch's words
             "message": f"{type(error).__name__}: {error}",
-            "extraInfo": {"py_callstack": "\n".join(lines), "timestamp": str(int(time.time()))},
+            "extraInfo": {"py_callstack": "\n".join(lines), "timestamp": str(_second(path))},
         },
         "failure": {
             "type": type(error).__name__,
@@ -50,11 +51,21 @@ def report_failure(error: BaseException, *, is_bad_usage: bool = False) -> bool:
             "errno": errno_of(error),
         },
     }
-    path = Path(os.environ[ERROR_FILE])
     with contextlib.suppress(OSError):  # the failure itself matters more
         if not path.exists():
             path.write_text(json.dumps(told))
     return True
+
+
+def _second(path: Path) -> int:
+    """When a rank failed, for torchrun: it takes the earliest for the cause, knows whole seconds
+    alone, and of equal ones takes the lower rank. Who comes after another of this node is later."""
+    told = []
+    beside = path.parent.parent.glob(f"*/{path.name}") if path.parent.name.isdigit() else ()
+    for other in beside:  # a folder for each rank, as torchrun lays them out
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            told.append(int(json.loads(other.read_text())["message"]["extraInfo"]["timestamp"]))
+    return max([int(time.time()), *(second + 1 for second in told)])
 
 
 def errno_of(error: BaseException | None) -> int | None:

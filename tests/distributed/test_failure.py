@@ -14,6 +14,7 @@ from typing import Any
 import psutil
 import pytest
 import torch
+from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from recipes import gpt, running
@@ -29,7 +30,7 @@ from tests.distributed.launching import (
 )
 from unitransformer import launch, meeting
 from unitransformer.checkpoint_names import checkpoint_name
-from unitransformer.failures import Failure, first_failure
+from unitransformer.failures import ERROR_FILE, Failure, first_failure, report_failure
 from unitransformer.training import TrainingModule
 from unitransformer.writing import Writer
 
@@ -343,6 +344,19 @@ def test_torchrun_names_the_rank_that_failed_first(tmp_path: Path) -> None:
     root_cause = (folder / "output.log").read_text().partition("Root Cause")[2]
     assert "rank      : 1" in root_cause
     assert "ArithmeticError: planted in rank 1" in root_cause
+
+
+def test_torchrun_is_told_that_who_fails_in_the_same_second_fails_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = [tmp_path / str(rank) / "error.json" for rank in range(3)]
+    monkeypatch.setattr(time, "time", lambda: 1000.25)
+    for path in (files[1], files[0], files[2]):
+        path.parent.mkdir()
+        monkeypatch.setenv(ERROR_FILE, str(path))
+        report_failure(RuntimeError("planted"))
+    told = [ProcessFailure(rank, 7, 1, str(path)).timestamp for rank, path in enumerate(files)]
+    assert told == [1001, 1000, 1002]
 
 
 @pytest.mark.parametrize(
