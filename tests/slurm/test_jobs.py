@@ -13,14 +13,13 @@ from typing import Any
 import psutil
 import pytest
 
-from scaling import __main__ as scaling
 from slurm import status, submit
 from slurm.markers import last_attempt, list_attempts
-from tests.distributed.launching import recipe_arguments, train
+from tests.distributed.launching import train
+from tests.slurm.awaiting import STEPS, log_of, tiny, wait_for_outcome, wait_for_status
 from tests.slurm.cluster import GRACE_S, Cluster, until
 from unitransformer.checkpoints import list_checkpoints
 
-STEPS = 400
 LONG = ("--max-steps", str(STEPS), "--validate-every", str(STEPS), "--log-every", "5")
 TWO_NODES = ("--nodes", "2", "--devices", "1", "--time", "10")
 
@@ -29,15 +28,6 @@ TWO_NODES = ("--nodes", "2", "--devices", "1", "--time", "10")
 def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Any]:
     """Record of one process that trains what the jobs here do."""
     return train("gpt", tmp_path_factory.mktemp("one") / "run", "--batch-size", "8", *LONG)
-
-
-def tiny(folder: Path, *options: str) -> list[str]:
-    """A recipe's options that name no places."""
-    words = recipe_arguments("gpt", folder, "--batch-size", "4", *options)
-    for flag in ("--out", "--record"):
-        place = words.index(flag)
-        del words[place : place + 2]
-    return words
 
 
 def send(
@@ -49,10 +39,6 @@ def send(
     assert submit.main(words) == 0
     told: dict[str, Any] = json.loads((folder / "submitted").read_text())
     return str(told["job"]), folder
-
-
-def log_of(folder: Path, ending: str = "") -> str:
-    return "".join(path.read_text() for path in folder.glob(f"*{ending}.log"))
 
 
 def record_of(folder: Path) -> dict[str, Any]:
@@ -69,24 +55,12 @@ def wait_for_step(folder: Path, step: int, ending: str = "") -> None:
     until(reached, f"step {step} is reached", 120)
 
 
-def wait_for_outcome(folder: Path, *outcomes: str, timeout_s: float = 120) -> None:
-    def has_ended() -> bool:
-        attempt = last_attempt(folder)
-        return attempt is not None and attempt.outcome in outcomes
-
-    until(has_ended, f"the job is {' or '.join(outcomes)}", timeout_s)
-
-
 def preempt(cluster: Cluster, *, nodes: int, seconds: int = 0) -> str:
     """The job of an owner, who takes the nodes."""
     return cluster.say(
         "sbatch", "--parsable", "--partition=high", f"--nodes={nodes}", "--exclusive",
         "--output=/dev/null", f"--wrap=sleep {seconds}",
     ).strip()  # fmt: skip
-
-
-def wait_for_status(folder: Path, told: str) -> None:
-    until(lambda: re.search(told, status.report(folder)) is not None, f"status says {told}")
 
 
 def test_two_nodes_train_what_one_process_trains_and_a_stop_changes_nothing(
@@ -334,79 +308,6 @@ def test_the_ready_script_trains_on_what_the_job_was_given(
     wait_for_outcome(work / "job", "done")
     parallel = record_of(work / "job")["config"]["parallel"]
     assert (parallel["num_nodes"], parallel["devices"]) == (2, 1)
-
-
-def axes_of(work: Path, **axes: str) -> list[str]:
-    """Of a study whose cells are tiny."""
-    words = tiny(work / "x")
-    found = dict(zip(words[::2], words[1::2], strict=True)) | {
-        "--recipe": "gpt",
-        "--out": str(work / "swept"),
-        **{f"--{name.replace('_', '-')}": value for name, value in axes.items()},
-    }
-    return [word for pair in found.items() for word in pair]
-
-
-def statuses_of(work: Path) -> list[str]:
-    paths = sorted((work / "swept").glob("cells/*/outcome.json"))
-    return [json.loads(path.read_text())["status"] for path in paths]
-
-
-def test_a_sweep_is_shared_by_the_tasks_of_an_array(
-    cluster: Cluster, work: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    words = axes_of(work, batch_size="2,4,8")
-    folder = work / "job"
-    options = ["--time", "10", "--max-parallel", "2", "--folder", str(folder)]
-    assert submit.main(["sweep", *options, "--", *words]) == 0
-    assert "tasks 0-2%2" in capsys.readouterr().out
-    until((work / "swept/study.json").exists, "the sweep has begun", 120)
-    array = json.loads((folder / "submitted").read_text())["job"]
-    assert cluster.state(f"{array}_0")["NumCPUs"] == "16"  # the whole node
-    watching = subprocess.run(
-        [sys.executable, "-m", "scaling", "sweep", *words, "--watch"],
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
-    assert "3/3" in watching.stdout
-    assert statuses_of(work) == ["ok"] * 3
-    for task in range(3):
-        wait_for_outcome(folder / f"task-{task}", "done")
-    wait_for_status(folder, re.escape("3/3 cells (3 ok)"))
-    # Again: nothing is run anew, and the report finds all of it.
-    before = {path: path.stat().st_mtime_ns for path in (work / "swept/cells").rglob("*")}
-    subprocess.run(["sbatch", "--array=1", folder / "job.sbatch"], check=True)
-    until(lambda: "nothing was left to run: 3 ok" in log_of(folder), "it says so", 120)
-    assert {path: path.stat().st_mtime_ns for path in (work / "swept/cells").rglob("*")} == before
-    assert scaling.main(["report", str(work / "swept"), "--out", str(work / "RESULTS.md")]) == 0
-    assert "3 cells" in (work / "RESULTS.md").read_text()
-
-
-def test_a_cell_that_a_signal_interrupts_has_no_outcome_and_runs_again(
-    cluster: Cluster, work: Path, repository: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Of the ready script. SLURM signals every process of a step."""
-    monkeypatch.setenv("PYTHON", sys.executable)
-    monkeypatch.setenv("UNITRANSFORMER_JOB_FOLDER", str(work / "job"))
-    monkeypatch.chdir(repository)
-    words = axes_of(work, batch_size="2,4", max_steps=str(STEPS), validate_every=str(STEPS))
-    options = ("--array=0-1", "--time=10", f"--output={work}/log-%a", "slurm/sweep.sbatch")
-    array = cluster.say("sbatch", "--parsable", *options, *words).strip()
-    cells = work / "swept/cells"
-    until(lambda: len(list(cells.glob("*/progress"))) == 2, "both cells run", 120)
-    wait_for_status(work / "job", rf"{array}_0 .* running +\d+/{STEPS} ")
-    for task, number in enumerate(("TERM", "USR1")):
-        cluster.say("scancel", f"--signal={number}", f"{array}_{task}")
-    for task in range(2):
-        wait_for_outcome(work / f"job/task-{task}", "stopped")
-    assert statuses_of(work) == []
-    for task in range(2):
-        cluster.hurry(f"{array}_{task}")
-    for task in range(2):
-        wait_for_outcome(work / f"job/task-{task}", "done")
-        assert cluster.state(f"{array}_{task}")["Restarts"] == "1"
-    assert statuses_of(work) == ["ok", "ok"]
 
 
 @pytest.mark.parametrize(

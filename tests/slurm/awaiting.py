@@ -1,0 +1,36 @@
+"""What tests of jobs submit, and what they wait for."""
+
+import re
+from pathlib import Path
+
+from slurm import status
+from slurm.markers import last_attempt
+from tests.distributed.launching import recipe_arguments
+from tests.slurm.cluster import until
+
+STEPS = 400  # of a job that something happens to meanwhile
+
+
+def tiny(folder: Path, *options: str) -> list[str]:
+    """A recipe's options that name no places."""
+    words = recipe_arguments("gpt", folder, "--batch-size", "4", *options)
+    for flag in ("--out", "--record"):
+        place = words.index(flag)
+        del words[place : place + 2]
+    return words
+
+
+def log_of(folder: Path, ending: str = "") -> str:
+    return "".join(path.read_text() for path in folder.glob(f"*{ending}.log"))
+
+
+def wait_for_outcome(folder: Path, *outcomes: str, timeout_s: float = 120) -> None:
+    def has_ended() -> bool:
+        attempt = last_attempt(folder)
+        return attempt is not None and attempt.outcome in outcomes
+
+    until(has_ended, f"the job is {' or '.join(outcomes)}", timeout_s)
+
+
+def wait_for_status(folder: Path, told: str) -> None:
+    until(lambda: re.search(told, status.report(folder)) is not None, f"status says {told}")
