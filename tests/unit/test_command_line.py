@@ -344,7 +344,7 @@ def test_a_trace_is_written_and_its_steps_are_not_measured(say: Say) -> None:
     unsteady = {item["step"]: item["reason"] for item in load_record(path)["unsteady"]}
     counted, traced = "bytes of tensors were counted", "traced"
     assert unsteady == {2: counted, 3: counted, 5: traced, 6: traced, 7: traced}
-    assert "time        matrix multiply" in out
+    assert "traced      matrix multiply" in out
 
 
 def test_bytes_of_tensors_are_the_same_in_every_run(say: Say) -> None:

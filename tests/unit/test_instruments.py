@@ -114,7 +114,8 @@ def test_a_gpu_is_described_followed_and_its_memory_counted_from_the_start_of_tr
 
     watching = Instruments(replace(make_config(), ceiling_s=0.0), first_step=0)
     trainer: Any = SimpleNamespace(global_step=0)
-    module: Any = SimpleNamespace(device=device)
+    objective = SimpleNamespace(network=SimpleNamespace(transformer_layers=[]))
+    module: Any = SimpleNamespace(device=device, objective=objective)
     watching.on_train_start(trainer, module)
     trainer.global_step = 1
     watching.on_train_batch_end(trainer, module)
