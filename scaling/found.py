@@ -5,6 +5,7 @@ bytes; to take the folder away costs time and nothing else.
 """
 
 import contextlib
+import functools
 import hashlib
 import json
 import os
@@ -78,6 +79,7 @@ def open_kept() -> Kept:
     return Kept(own)
 
 
+@functools.cache
 def _code_digest() -> str:
     """Of all that decides what is found."""
     found_by = hashlib.sha256(f"{platform.python_version()} {version('numpy')}".encode())
