@@ -97,11 +97,8 @@ def compare_strategies(
     are ranked.
     """
     tried = find_tried(runs, cells)
-    return [
-        _compare(tried[key], certificates)
-        for key in sorted(tried, key=_reading_order)
-        if len(tried[key].strategies) > 1
-    ]
+    several = (key for key in tried if len(tried[key].strategies) > 1)
+    return [_compare(tried[key], certificates) for key in sorted(several, key=_reading_order)]
 
 
 def _reading_order(key: Key) -> tuple[int, str, int, int, str]:

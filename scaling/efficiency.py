@@ -205,18 +205,20 @@ def find_curves(runs: Iterable[Run]) -> list[Curve]:
     usable = sorted(
         (run for run in runs if run.is_ok and run.readout is not None), key=lambda run: run.name
     )
+    processors = [processors_of(run.record) for run in usable]
     found = []
     for scaling in get_args(Scaling):
         groups: dict[tuple[RunConfig, int, str], list[Run]] = {}
-        for run in usable:
-            key = (*_spread_aside(run.config, scaling), processors_of(run.record))
-            groups.setdefault(key, []).append(run)
-        for key in sorted(groups, key=repr):
-            counts = {run.config.parallel.world_size for run in groups[key]}
-            if len(counts) >= LEAST_COUNTS:
-                names = {run.config.parallel.strategy for run in groups[key]} - {"single"}
-                found += [_curve(scaling, strategy, groups[key]) for strategy in sorted(names)]
+        for run, kind in zip(usable, processors, strict=True):
+            groups.setdefault((*_spread_aside(run.config, scaling), kind), []).append(run)
+        for key in sorted((key for key in groups if _is_curve(groups[key])), key=repr):
+            names = {run.config.parallel.strategy for run in groups[key]} - {"single"}
+            found += [_curve(scaling, strategy, groups[key]) for strategy in sorted(names)]
     return [curve for curve in found if len(curve.points) >= LEAST_COUNTS]
+
+
+def _is_curve(group: Sequence[Run]) -> bool:
+    return len({run.config.parallel.world_size for run in group}) >= LEAST_COUNTS
 
 
 def _spread_aside(config: RunConfig, scaling: Scaling) -> tuple[RunConfig, int]:

@@ -11,6 +11,7 @@ import hashlib
 import json
 import multiprocessing
 import os
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
@@ -88,14 +89,14 @@ def load_store(
         relative_to: folder from which the names lead to the files.
         kept: what was found in the same records before, and is not found again.
         processes: at most so many read beside each other, where there are thousands of files.
-            They find the figures of the runs as well. They start anew: a script that asks for
+            They find the figures of the runs as well. They may start anew: a script that asks for
             several has its work below `if __name__ == "__main__"`.
 
     Raises:
         ValueError: a folder that does not exist or is a file.
     """
     closed: list[OSError] = []
-    found = {relative_name(path, relative_to): path for path in _find_files(folders, closed)}
+    found = dict(_find_files(folders, relative_to, closed))
     names: dict[str, str] = {}  # of the first file with a content
     runs: list[Run] = []
     certificates: list[Certificate] = []
@@ -168,8 +169,10 @@ def relative_name(path: Path, folder: Path) -> str:
 # ---------------------------------------------------------------------------------- files
 
 
-def _find_files(folders: Sequence[Path], closed: list[OSError]) -> Iterator[Path]:
-    """Every candidate; folders that cannot be listed are added to `closed`."""
+def _find_files(
+    folders: Sequence[Path], relative_to: Path, closed: list[OSError]
+) -> Iterator[tuple[str, Path]]:
+    """Every candidate by its name; folders that cannot be listed are added to `closed`."""
     for folder in folders:
         if not folder.exists():
             raise ValueError(f"{folder} does not exist; give a folder that holds run records")
@@ -177,9 +180,16 @@ def _find_files(folders: Sequence[Path], closed: list[OSError]) -> Iterator[Path
             raise ValueError(f"{folder} is a file; give the folder it is in")
         for place, inner, files in os.walk(folder, onerror=closed.append):
             inner[:] = [n for n in inner if not (n.startswith(".") or is_checkpoint_name(n))]
-            for name in files:
-                if name.endswith(".json") and not name.startswith("."):
-                    yield Path(place, name)
+            found = [name for name in files if name.endswith(".json") and not name.startswith(".")]
+            if not found:
+                continue
+            way = relative_name(Path(place), relative_to)  # once, not for each of thousands
+            for name in found:
+                path = Path(place, name)
+                if path.is_symlink():
+                    yield relative_name(path, relative_to), path
+                else:
+                    yield name if way == "." else f"{way}/{name}", path
 
 
 def _closed_folder(error: OSError, relative_to: Path) -> LeftOut:
@@ -199,7 +209,9 @@ def _read_all(
             read = functools.partial(_read, kept=kept, finds=kept is not None)
             yield from zip(names, map(read, paths, names), strict=True)
             return
-        context = multiprocessing.get_context("spawn")
+        # What has imported torch has threads, which a fork would lack.
+        can_fork = sys.platform == "linux" and "torch" not in sys.modules
+        context = multiprocessing.get_context("fork" if can_fork else "spawn")
         with ProcessPoolExecutor(processes, mp_context=context) as pool:
             read = functools.partial(_read, kept=kept, finds=True)
             yield from zip(names, pool.map(read, paths, names, chunksize=CHUNK), strict=True)

@@ -10,7 +10,7 @@ import json
 import math
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
 from typing import Any, Literal, TypeVar, Union
 
@@ -372,28 +372,40 @@ def from_dict(kind: type[C], values: Mapping[str, Any], where: str = "config") -
     Raises:
         ValueError: a field that is unknown, missing or of another type, by its dotted name.
     """
-    assert is_dataclass(kind)
-    hints = _hints(kind)
-    known = {f.name for f in fields(kind)}
+    hints, required = _hints(kind), _required(kind)  # type: ignore[arg-type]  # classes are keys
     for name in values:
-        if name not in known:
-            raise ValueError(f"{where}.{name} is not a field; known: {', '.join(sorted(known))}")
-    for f in fields(kind):
-        if f.name not in values and f.default is MISSING and f.default_factory is MISSING:
-            raise ValueError(f"{where}.{f.name} is missing; it must be {spelled(hints[f.name])}")
+        if name not in hints:
+            raise ValueError(f"{where}.{name} is not a field; known: {', '.join(sorted(hints))}")
+    for name in required:
+        if name not in values:
+            raise ValueError(f"{where}.{name} is missing; it must be {spelled(hints[name])}")
     arguments = {
         name: _checked(hints[name], value, f"{where}.{name}") for name, value in values.items()
     }
-    return typing.cast(C, kind(**arguments))
+    return kind(**arguments)
 
 
 @functools.cache
 def _hints(kind: type) -> dict[str, Any]:
-    return typing.get_type_hints(kind)
+    assert is_dataclass(kind)
+    hints = typing.get_type_hints(kind)
+    return {f.name: hints[f.name] for f in fields(kind)}
+
+
+@functools.cache
+def _required(kind: type) -> tuple[str, ...]:
+    assert is_dataclass(kind)
+    have_none = (f for f in fields(kind) if f.default is MISSING and f.default_factory is MISSING)
+    return tuple(f.name for f in have_none)
+
+
+@functools.cache
+def _is_group(hint: Any) -> bool:
+    return isinstance(hint, type) and is_dataclass(hint)
 
 
 def _checked(hint: Any, value: Any, where: str) -> Any:
-    if is_dataclass(hint) and isinstance(hint, type):
+    if _is_group(hint):
         if not isinstance(value, Mapping):
             raise ValueError(f"{where} is {value!r}; it must be a group of fields")
         return from_dict(hint, value, where)
@@ -403,22 +415,29 @@ def _checked(hint: Any, value: Any, where: str) -> Any:
 
 
 def _fits(hint: Any, value: Any) -> bool:
-    origin = typing.get_origin(hint)
+    return _predicate(hint)(value)
+
+
+@functools.cache  # a report of thousands asks the same few hints a million times
+def _predicate(hint: Any) -> Callable[[Any], bool]:
+    """Whether a plain JSON value is of a type."""
+    origin, parts = typing.get_origin(hint), typing.get_args(hint)
     if origin is Literal:
-        return value in typing.get_args(hint)
+        return lambda value: value in parts
     if origin in (Union, types.UnionType):
-        return any(_fits(option, value) for option in typing.get_args(hint))
+        options = [_predicate(part) for part in parts]
+        return lambda value: any(fits(value) for fits in options)
     if origin is tuple:
-        if not isinstance(value, tuple):
-            return False
-        parts = typing.get_args(hint)
-        kinds = parts[:1] * len(value) if parts[-1] is ... else parts
-        return len(kinds) == len(value) and all(map(_fits, kinds, value))
-    if hint is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    if hint is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    return isinstance(value, hint)
+        return lambda value: isinstance(value, tuple) and _all_fit(parts, value)
+    if hint in (int, float):
+        kinds = int if hint is int else int | float
+        return lambda value: isinstance(value, kinds) and not isinstance(value, bool)
+    return lambda value: isinstance(value, hint)
+
+
+def _all_fit(parts: tuple[Any, ...], values: tuple[Any, ...]) -> bool:
+    kinds = parts[:1] * len(values) if parts[-1] is ... else parts
+    return len(kinds) == len(values) and all(map(_fits, kinds, values))
 
 
 def spelled(hint: Any) -> str:
