@@ -24,7 +24,10 @@ from unitransformer.transformer import Linear, PositionwiseFeedForward, Transfor
 # Operators change from one torch to the next, and with what the processor can do at once.
 TORCH = ".".join(torch.__version__.split(".")[:2])
 BASELINES = Path(__file__).parent / "baselines"
-HERE = BASELINES / f"torch-{TORCH}-{torch.backends.cpu.get_cpu_capability().lower()}"
+CAPABILITY = torch.backends.cpu.get_cpu_capability().lower()
+# Counted on both and found alike, to the last digit.
+PROCESSOR = "avx" if CAPABILITY in ("avx2", "avx512") else CAPABILITY
+HERE = BASELINES / f"torch-{TORCH}-{PROCESSOR}"
 OF_ANY_PROCESSOR = (
     *("parameters", "flops", "collective_calls", "collective_bytes"),
     *("graphs", "graph_breaks", "recompiles"),
