@@ -15,6 +15,7 @@ from recipes.options import RUN_FOLDER, Options, Request, build_config, check_ou
 from recipes.presets import Preset
 from unitransformer.config import ModelConfig, RunConfig
 from unitransformer.failures import report_failure
+from unitransformer.garbage import importing
 from unitransformer.memory import choose_strategy, in_gib, rank_bytes
 from unitransformer.records import config_of, load_record
 from unitransformer.tasks import UNIT
@@ -35,21 +36,22 @@ def run_recipe(preset: Preset, show: "Show", argv: Sequence[str] | None = None) 
         if options.summary:
             print(_summary(preset.model_config(options.size, **request.shape)))
             return 0
-        meeting = _meet(options)
-        check_outside_world(options)
-        config, why = _resolve(request)
-        _say_device(options, config, why)
-        if options.dry_run:
-            print(_plan(config, _places(config, options), why))
-            return 0
-        if options.resume == "auto" and _is_done(config, _places(config, options).record):
-            from unitransformer.process import process_rank
+        with importing("recipes.running"):
+            meeting = _meet(options)
+            check_outside_world(options)
+            config, why = _resolve(request)
+            _say_device(options, config, why)
+            if options.dry_run:
+                print(_plan(config, _places(config, options), why))
+                return 0
+            if options.resume == "auto" and _is_done(config, _places(config, options).record):
+                from unitransformer.process import process_rank
 
-            if process_rank(config.parallel) == 0:
-                print(f"done already: {_places(config, options).record}")
-            return 0
-        from recipes.repeating import repeat
-        from recipes.running import Asked, train
+                if process_rank(config.parallel) == 0:
+                    print(f"done already: {_places(config, options).record}")
+                return 0
+            from recipes.repeating import repeat
+            from recipes.running import Asked, train
 
         asked = Asked(
             recipe=preset.recipe,

@@ -22,9 +22,9 @@ from typing import TYPE_CHECKING, Any
 
 from recipes import bert, gpt, vit
 from recipes.command_line import run_recipe
+from unitransformer.garbage import importing
 from unitransformer.process_tree import die_with_parent, wait_within
 from unitransformer.stop_signals import SIGNALS
-from unitransformer.zero import load_deepspeed
 
 if TYPE_CHECKING:
     from unitransformer.run import Outcome
@@ -36,7 +36,6 @@ HEAVY = (
     "tensorboard.summary",
     "torch._dynamo",
     "torch._inductor.compile_fx",
-    "sklearn.datasets",
 )
 
 
@@ -50,10 +49,13 @@ def main() -> int:
     os.dup2(2, 1)
     # A pool of compiling processes for every fork costs more than it gains.
     os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
-    for name in HEAVY:
-        importlib.import_module(name)
-    with contextlib.suppress(ImportError):  # the recipe says that it is not there
-        load_deepspeed("cpu")
+    with importing("recipes.running"):
+        from unitransformer.zero import load_deepspeed
+
+        for name in HEAVY:
+            importlib.import_module(name)
+        with contextlib.suppress(ImportError):  # the recipe says that it is not there
+            load_deepspeed("cpu")
     for line in sys.stdin:
         print(json.dumps(_answer(**json.loads(line))), file=answers, flush=True)
     return 0

@@ -13,7 +13,8 @@ from scaling.report_options import ReportOptions, report_command
 from scaling.rows import rows
 from scaling.runs import find_contradictions
 from scaling.staleness import look
-from scaling.store import Store, load_store, no_collection, relative_name
+from scaling.store import Store, load_store, relative_name
+from unitransformer.garbage import no_collection
 from unitransformer.hardware import available_cores
 from unitransformer.records import write_atomically
 

@@ -6,7 +6,6 @@ files are relative to a folder the caller gives, so that what is made of them ca
 
 import contextlib
 import functools
-import gc
 import hashlib
 import json
 import multiprocessing
@@ -27,6 +26,7 @@ from scaling.found import Kept, open_kept
 from scaling.outcomes import Outcome, is_outcome, read_outcome
 from scaling.runs import Run, find
 from unitransformer.checkpoint_names import is_checkpoint_name
+from unitransformer.garbage import no_collection
 from unitransformer.records import config_of, validate
 from unitransformer.sealed import SEALS, parse_sealed
 
@@ -215,18 +215,6 @@ def _read_all(
         with ProcessPoolExecutor(processes, mp_context=context) as pool:
             read = functools.partial(_read, kept=kept, finds=True)
             yield from zip(names, pool.map(read, paths, names, chunksize=CHUNK), strict=True)
-
-
-@contextlib.contextmanager
-def no_collection() -> Iterator[None]:
-    """Records hold no cycles, and a search for them goes through all records again and again."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
 
 
 def _read(path: Path, name: str, *, kept: Kept | None, finds: bool) -> _Read:

@@ -16,10 +16,14 @@ import pytest
 import unitransformer  # noqa: F401  (torchvision beside a CPU torch is mended before lightning)
 
 
+def pytest_collection() -> None:
+    gc.disable()
+
+
 def pytest_collection_finish() -> None:
     """What has been imported by now is no garbage, and takes long to look through every time."""
-    gc.collect()
     gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(autouse=True)

@@ -34,6 +34,11 @@ from unitransformer.tokenization import special_tokens
 from unitransformer.words import MaskedWords, NextWords
 
 COUNTED_AT_ONCE = 1 << 20  # words
+# The 1,797 pictures that scikit-learn has: the test set of E. Alpaydin and C. Kaynak, Optical
+# Recognition of Handwritten Digits, 1998, UCI Machine Learning Repository,
+# https://doi.org/10.24432/C50P49, CC BY 4.0. `images` of 8 x 8 pixels from 0 to 16, `labels` from
+# 0 to 9.
+DIGITS = Path(__file__).with_name("digits.npz")
 
 
 class Samples(Protocol):
@@ -183,13 +188,12 @@ def _text_source(config: RunConfig, show_progress: bool) -> Source:
 
 
 def _digits_source(config: RunConfig) -> Source:
-    from sklearn.datasets import load_digits
-
-    bunch = load_digits()
+    with np.load(DIGITS) as stored:
+        images, digits = stored["images"].astype(np.float64), stored["labels"].astype(np.int64)
     assert config.model.image_size is not None
     classes = min(10, config.model.num_classes)
-    keep = bunch.target < classes
-    pixels, labels = bunch.images[keep], bunch.target[keep]
+    keep = digits < classes
+    pixels, labels = images[keep], digits[keep]
     pictures = torch.from_numpy(pixels).float() / 8.0 - 1.0  # 0..16 -> -1..1
     targets = torch.from_numpy(labels).long()
     order = permutation(len(targets), 0, 0)  # the split is part of the data, not of the seed

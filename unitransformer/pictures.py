@@ -1,4 +1,4 @@
-"""Samples of pictures: scikit-learn's digits, or a folder with one folder a class."""
+"""Samples of pictures: handwritten digits, or a folder with one folder a class."""
 
 import warnings
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +17,7 @@ UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 
 
 class Digits:
-    """scikit-learn's 8 x 8 digits below `num_classes`, enlarged to the model's pictures."""
+    """Handwritten digits of 8 x 8 pixels below `num_classes`, enlarged to the model's pictures."""
 
     def __init__(self, pictures: Tensor, labels: Tensor, image_size: int, channels: int) -> None:
         self.pictures, self.labels = pictures, labels

@@ -17,7 +17,7 @@ BLOCK = """
 import importlib.abc, sys
 
 class Block(importlib.abc.MetaPathFinder):
-    HEAVY = {"torch", "torchvision", "lightning", "numpy", "tokenizers", "matplotlib", "sklearn"}
+    HEAVY = {"torch", "torchvision", "lightning", "numpy", "tokenizers", "matplotlib"}
 
     def find_spec(self, name, path, target=None):
         if name.split(".")[0] in self.HEAVY:

@@ -185,7 +185,7 @@ def test_a_sweep_adds_at_most_two_percent_to_its_cells(
 ) -> None:
     monkeypatch.setattr(_Worker, "_start", start_forked)
     monkeypatch.setenv("UNITRANSFORMER_CACHE", str(tmp_path / "cache"))
-    words = [*TINY, *TEXT, "--data", "synthetic", "--max-steps", "300"]
+    words = [*TINY, *TEXT, "--data", "synthetic", "--max-steps", "600"]
     options = dict(zip((word.removeprefix("--") for word in words[::2]), words[1::2], strict=True))
     with open_recipes() as recipes:
         cells = [Cell(recipe="gpt", options={**options, "batch-size": n}) for n in "12"]
