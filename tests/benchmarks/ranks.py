@@ -31,10 +31,15 @@ def small_config(
     precision: Precision = "32-true",
 ) -> RunConfig:
     """Four samples a rank; `single` is one rank, any other strategy two."""
+    shape = SHAPE[recipe]
+    if mode != "off":
+        # That of other tests, with which it shares what is compiled; a layer takes half as long.
+        shape = shape | {"num_layers": 1 if strategy == "single" else 2}
+        shape |= {} if recipe == "vit" else {"num_classes": 300, "num_positions": 16}
     return RunConfig(
         recipe=recipe,  # type: ignore[arg-type]
         size="reference",
-        model=RECIPES[recipe].PRESET.model_config("reference", **SHAPE[recipe]),
+        model=RECIPES[recipe].PRESET.model_config("reference", **shape),
         batch_size=4,
         parallel=Parallel(
             accelerator="cpu",

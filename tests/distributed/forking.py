@@ -32,6 +32,9 @@ def begin_fork(variables: Mapping[str, str], *, shows: bool = False) -> None:
         shows: whether a run ends with figures, which take as long as the training of a tiny model.
     """
     gc.freeze()  # what it inherits is no garbage of its own, and takes long to look through
+    torch._dynamo.reset()  # nor is what was compiled there
+    torch._dynamo.utils.clear_compilation_metrics()
+    torch._dynamo.utils.counters.clear()
     os.environ |= variables
     if not shows:
         running._results = lambda *arguments: []

@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.distributed.launching import begin, free_port, load, train
+from tests.processes import wait_until_ended
 from unitransformer import export, writing
 from unitransformer.checkpoint_names import LOCAL_DISK, checkpoint_name
 from unitransformer.checkpoints import (
@@ -475,13 +476,4 @@ def kill(process: BaseProcess, victim: int) -> None:
         ranks[victim].kill()
     process.kill()
     process.join()
-    deadline = time.monotonic() + 10
-    while any(is_alive(rank) for rank in ranks):
-        assert time.monotonic() < deadline
-
-
-def is_alive(rank: psutil.Process) -> bool:
-    try:
-        return rank.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
+    wait_until_ended(ranks)

@@ -8,10 +8,12 @@ import time
 from pathlib import Path
 from typing import get_args
 
+import psutil
 import pytest
 import torch
 
 import tests.distributed.launching  # noqa: F401  (forks need what it has imported)
+from tests.processes import wait_until_ended
 from unitransformer.calibrating import ceilings, collectives
 from unitransformer.calibrating.alpha_beta import Collective
 from unitransformer.calibrating.calibrate import main
@@ -79,10 +81,9 @@ def test_an_interrupt_ends_all_with_one_line_and_no_file(tmp_path: Path, reposit
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     deadline_s = time.monotonic() + 120
-    started: list[str] = []  # the process that does the work, then its two ranks
+    started: list[psutil.Process] = []  # the process that does the work, then its two ranks
     while len(started) < 3 and time.monotonic() < deadline_s:
-        workers = _children(process.pid)
-        started = workers + [rank for worker in workers for rank in _children(worker)]
+        started = psutil.Process(process.pid).children(recursive=True)
         time.sleep(0.05)
     assert len(started) >= 3
     process.send_signal(signal.SIGINT)
@@ -90,21 +91,5 @@ def test_an_interrupt_ends_all_with_one_line_and_no_file(tmp_path: Path, reposit
     assert (process.returncode, printed) == (1, "")
     assert errors.startswith("error: stopped before the end")
     assert errors.count("\n") == 1
-    while any(map(_is_running, started)) and time.monotonic() < deadline_s:
-        time.sleep(0.05)
-    assert not any(map(_is_running, started))
+    wait_until_ended(started)
     assert not path.exists()
-
-
-def _children(pid: int | str) -> list[str]:
-    path = Path(f"/proc/{pid}/task/{pid}/children")
-    return path.read_text().split() if path.exists() else []
-
-
-def _is_running(pid: str) -> bool:
-    """Not gone, and not a process that only waits for its parent to notice."""
-    path = Path(f"/proc/{pid}/stat")
-    try:
-        return path.read_text().rpartition(")")[2].split()[0] != "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return False

@@ -28,6 +28,7 @@ from tests.distributed.launching import (
     recipe_arguments,
     wait_for_text,
 )
+from tests.processes import wait_until_ended
 from unitransformer import launch, meeting
 from unitransformer.checkpoint_names import checkpoint_name
 from unitransformer.failures import ERROR_FILE, Failure, first_failure, report_failure
@@ -265,8 +266,7 @@ def test_ranks_end_with_the_process_that_started_them(tmp_path: Path) -> None:
     ranks = wait_for_ranks(process, 2)
     process.kill()
     process.join()
-    gone, left = psutil.wait_procs(ranks, timeout=LIMIT_S)
-    assert len(gone) == 2, left
+    wait_until_ended(ranks, timeout_s=LIMIT_S)
 
 
 @pytest.mark.alone

@@ -23,6 +23,7 @@ from tests.distributed.launching import (
     train,
     wait_for_text,
 )
+from tests.processes import wait_until_ended
 from unitransformer import training
 from unitransformer.objectives import Objective
 from unitransformer.progress import LogLines
@@ -144,8 +145,7 @@ def test_a_signal_to_a_repeated_run_reaches_the_launch_and_its_record(
     os.kill(process.pid or 0, number)
     process.join(60)
     assert process.exitcode == {signal.SIGINT: 130, signal.SIGTERM: 75}[number]
-    psutil.wait_procs([launch], timeout=10)
-    assert not launch.is_running()
+    wait_until_ended([launch])
     (path,) = folder.glob("*/*.json")
     assert load_record(path)["status"] == "preempted"
 

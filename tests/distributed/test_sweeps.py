@@ -30,6 +30,7 @@ from scaling.sweep import CELLS, Sweep
 from scaling.tasks import Task, open_recipes
 from tests.distributed.forking import fork_command, start_forked
 from tests.distributed.launching import PICTURES, TEXT, TINY, environment
+from tests.processes import wait_until_ended
 from unitransformer.training import TrainingModule
 
 
@@ -110,7 +111,7 @@ ENDLESS = ("--recipe", "vit", *PICTURES, "--max-steps", "100000", "--devices", "
 
 def test_a_cell_that_takes_too_long_is_ended_whole(tmp_path: Path) -> None:
     out = tmp_path / "sweep"
-    sweep = begin_sweep(out, *ENDLESS, "--strategy", "ddp", "--time-limit", "12")
+    sweep = begin_sweep(out, *ENDLESS, "--strategy", "ddp", "--time-limit", "8")
     command = psutil.Process(sweep.pid)
     family: set[psutil.Process] = set()
     while sweep.is_alive():
@@ -120,11 +121,11 @@ def test_a_cell_that_takes_too_long_is_ended_whole(tmp_path: Path) -> None:
     assert sweep.exitcode == 1
     (outcome,) = outcomes(out)
     assert outcome.status == "timeout"
-    assert outcome.reason == "did not end within 12 s"
-    assert outcome.elapsed_s < 12 + 10
+    assert outcome.reason == "did not end within 8 s"
+    assert outcome.elapsed_s < 8 + 10
     assert any("step" in line for line in outcome.last_lines)
     assert len(family) >= 4  # the worker, its fork, and two ranks
-    assert psutil.wait_procs(family, timeout=10)[1] == []
+    wait_until_ended(family)
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
@@ -150,8 +151,7 @@ def test_a_sweep_that_is_ended_leaves_no_process_and_no_half_cell(
         sweep.join(30)
     finally:
         sweep.kill()
-    _, left = psutil.wait_procs(family, timeout=10)
-    assert left == []
+    wait_until_ended(family)
     assert outcomes(out) == []
     if number != signal.SIGKILL:
         assert sweep.exitcode == (75 if number == signal.SIGTERM else 1)

@@ -17,11 +17,12 @@ from slurm import status, submit
 from slurm.markers import last_attempt, list_attempts
 from tests.distributed.launching import train
 from tests.slurm.awaiting import STEPS, log_of, tiny, wait_for_outcome, wait_for_status
-from tests.slurm.cluster import GRACE_S, Cluster, until
+from tests.slurm.cluster import GRACE_S, NODES, Cluster, until
 from unitransformer.checkpoints import list_checkpoints
 
 LONG = ("--max-steps", str(STEPS), "--validate-every", str(STEPS), "--log-every", "5")
-TWO_NODES = ("--nodes", "2", "--devices", "1", "--time", "10")
+ONE_NODE = ("--nodes", "1", "--devices", "1", "--time", "10")  # where a second shows nothing more
+TWO_NODES = ("--nodes", "2", *ONE_NODE[2:])
 
 
 @pytest.fixture(scope="module")
@@ -99,9 +100,9 @@ def test_preemption_saves_within_its_grace_and_goes_on_when_it_may(
 ) -> None:
     """TERM without warning, as SLURM preempts by default; the owner's job takes the nodes."""
     loads = ("--num-workers", "1")  # of which TERM goes to each, too
-    job, folder = send(work, *TWO_NODES, "--partition", "low", recipe=(*LONG, *loads))
+    job, folder = send(work, *ONE_NODE, "--partition", "low", recipe=(*LONG, *loads))
     wait_for_step(folder, 5)
-    owner = preempt(cluster, nodes=2, seconds=4)
+    owner = preempt(cluster, nodes=len(NODES), seconds=4)
     began_s = time.monotonic()
     wait_for_outcome(folder, "stopped")
     assert time.monotonic() - began_s < GRACE_S
@@ -230,7 +231,7 @@ def test_a_dead_node_ends_the_job_which_goes_on_without_it(
 
 
 def test_a_cancelled_job_saves_and_is_not_queued_again(cluster: Cluster, work: Path) -> None:
-    job, folder = send(work, *TWO_NODES, recipe=LONG)
+    job, folder = send(work, *ONE_NODE, recipe=LONG)
     wait_for_step(folder, 5)
     cluster.say("scancel", job)
     cluster.wait_for(job, "CANCELLED")
@@ -244,7 +245,7 @@ def test_a_cancelled_job_saves_and_is_not_queued_again(cluster: Cluster, work: P
 
 
 def test_a_job_that_may_not_be_queued_again_says_how_to_go_on(cluster: Cluster, work: Path) -> None:
-    job, folder = send(work, *TWO_NODES, "--no-requeue", recipe=LONG)
+    job, folder = send(work, *ONE_NODE, "--no-requeue", recipe=LONG)
     wait_for_step(folder, 5)
     cluster.say("scancel", "--batch", "--signal=TERM", job)  # to the batch process alone
     cluster.wait_for(job, "FAILED")
@@ -258,8 +259,7 @@ def test_a_job_that_may_not_be_queued_again_says_how_to_go_on(cluster: Cluster, 
 def test_an_array_runs_each_task_in_a_folder_of_its_own_and_queues_one_again(
     cluster: Cluster, work: Path
 ) -> None:
-    options = ("--nodes", "1", "--devices", "1", "--time", "10", "--array", "3-4")
-    array, folder = send(work, *options, recipe=("--seed", "%a", *LONG))
+    array, folder = send(work, *ONE_NODE, "--array", "3-4", recipe=("--seed", "%a", *LONG))
     # The last has the id of the array itself; what is done to it is done to no other.
     wait_for_step(folder, 5, "_4")
     cluster.say("scancel", "--signal=USR1", f"{array}_4")
@@ -281,7 +281,7 @@ def test_the_signal_ahead_of_a_time_limit_saves_and_queues_again(
         "[short]\ntime = '15:00'\nsignal = 'USR2'\nsignal_ahead_s = 300\n"
         f"local_disk = '{work}/disk'\n"
     )
-    options = ("--nodes", "2", "--devices", "1", "--clusters", str(clusters), "--cluster", "short")
+    options = ("--nodes", "1", "--devices", "1", "--clusters", str(clusters), "--cluster", "short")
     job, folder = send(work, *options, recipe=(*LONG, "--max-steps", "100000"))
     wait_for_step(folder, 5)
     # The signal is due at once; SLURM looks every 30 s.

@@ -17,6 +17,7 @@ from scaling.processes import Ended
 from scaling.running import Limits
 from scaling.sweep import CELLS, Sweep
 from scaling.tasks import Task
+from tests.processes import wait_until_ended
 from unitransformer.config import Recipe
 from unitransformer.process_tree import die_with_parent
 from unitransformer.records import write_record
@@ -109,7 +110,7 @@ def test_a_sweep_killed_at_fifty_random_moments_loses_the_cells_under_way_alone(
         process.kill()
         process.join()
         kills += 1
-        assert psutil.wait_procs(family, timeout=10)[1] == []
+        wait_until_ended(family)
         done = {outcome.name for outcome in outcomes(straw["folder"])}  # each of them whole
         assert done >= kept
         kept = done

@@ -11,6 +11,7 @@ import pytest
 
 from scaling.processes import _Worker, start_worker
 from scaling.tasks import open_recipes
+from tests.processes import wait_until_ended
 
 ARGUMENTS = ["--accelerator", "cpu", "--data", "synthetic", "--no-checkpoint"]
 
@@ -40,7 +41,7 @@ def test_what_imports_still_ends_with_the_command_that_has_started_it(
     assert watched.is_running()
     command.kill()
     command.join()
-    assert psutil.wait_procs(family, timeout=3)[1] == []
+    wait_until_ended(family, timeout_s=3)
     assert not (tmp_path / "log.txt").exists()
 
 

@@ -181,7 +181,9 @@ def test_training_that_breaks_while_it_is_traced_has_no_rows(
 
 
 def test_a_head_inside_a_compiled_graph_is_told_by_its_shape(traced: Runner) -> None:
-    _, told = traced(gpt.PRESET, compile_mode="default", model={"num_layers": 1})
+    _, told = traced(
+        gpt.PRESET, compile_mode="default", model={"num_layers": 1, "num_positions": 16}
+    )
     shares = shares_of(told)
     assert told["head_by"] == "shape"
     assert shares["head and loss"] > 0
