@@ -19,9 +19,8 @@ run: setup ## train GPT on built-in data and report (runs/RESULTS.md)
 	$(BIN)/python -m recipes.gpt --devices 1
 	$(BIN)/python -m scaling report runs --out runs/RESULTS.md
 
-test: setup ## all tests: two at a time, then those that want the machine for themselves
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m 'not alone' tests/unit tests/contracts
-	$(BIN)/python -m pytest -n 3 --dist worksteal -m 'not alone' tests/distributed tests/benchmarks tests/slurm
+test: setup ## all tests: three at a time, then those that want the machine for themselves
+	$(BIN)/python -m pytest -n 3 --dist worksteal -m 'not alone and not gpu'
 	$(BIN)/python -m pytest -m 'alone or gpu'
 
 check: setup ## style, types, who may import whom, and whether RESULTS.md holds

@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from scaling.parity import Case
 from unitransformer.config import Recipe
 
-# A model that trains in seconds; all of it is there: attention, norms, biases, word vectors.
+# A model that trains in seconds; all of it is there: attention, norms, biases, word vectors. Its
+# activation is smooth: a ReLU at zero opens for sums in one order and not in another, and 20 steps
+# later the loss is 2e-5 away without a fault (ViT, one of some twenty runs).
 SMALL = (
     *("--model.width", "64", "--model.num-layers", "2", "--model.num-heads", "2"),
-    *("--model.feedforward-width", "128"),
+    *("--model.feedforward-width", "128", "--model.activation", "gelu"),
 )
 SMALL_TEXT = (*SMALL, "--model.num-positions", "32", "--model.num-classes", "1000")
 SMALL_PICTURES = (

@@ -20,6 +20,20 @@ def pytest_collection() -> None:
     gc.disable()
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Every worker of pytest-xdist is given a run of tests in order: first of those that take
+    seconds, then of the many that take none, which fill up the time at the end."""
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    short = [item for item in items if item.path.parent.name in ("unit", "contracts")]
+    long = [item for item in items if item.path.parent.name not in ("unit", "contracts")]
+    items[:] = [
+        item
+        for worker in range(workers)
+        for kind in (long, short)
+        for item in kind[worker * len(kind) // workers : (worker + 1) * len(kind) // workers]
+    ]
+
+
 def pytest_collection_finish() -> None:
     """What has been imported by now is no garbage, and takes long to look through every time."""
     gc.freeze()

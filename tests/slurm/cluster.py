@@ -296,7 +296,7 @@ def until(is_so: Callable[[], bool], what: str, timeout_s: float = 30) -> None:
     while not is_so():
         if time.monotonic() > deadline:
             raise TimeoutError(f"waited {timeout_s:.0f} s in vain until {what}")
-        time.sleep(0.05)
+        time.sleep(0.15)  # most ask the controller
 
 
 @contextlib.contextmanager

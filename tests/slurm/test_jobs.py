@@ -158,7 +158,6 @@ def test_what_a_grace_is_too_short_for_is_killed_and_goes_on_from_the_newest_che
     assert record["loss"] == pytest.approx(uninterrupted["loss"], rel=1e-5)
 
 
-@pytest.mark.alone
 def test_a_killed_rank_ends_the_job_and_is_named_in_its_record(
     cluster: Cluster, work: Path
 ) -> None:
@@ -168,7 +167,8 @@ def test_a_killed_rank_ends_the_job_and_is_named_in_its_record(
     killed_s = time.monotonic()
     os.kill(rank, 9)
     wait_for_outcome(folder, "failed", timeout_s=60)
-    assert time.monotonic() - killed_s < 30
+    assert (took_s := time.monotonic() - killed_s) < 30
+    print(f"ended within {took_s:.1f} s")
     error = record_of(folder)["error"]
     assert (error["rank"], error["type"]) == (1, "SIGKILL")
     assert "rank 1 on node2 was killed by SIGKILL" in error["message"]
@@ -188,7 +188,6 @@ def find_rank(cluster: Cluster, node: str) -> int:
     return rank
 
 
-@pytest.mark.alone
 @pytest.mark.parametrize(
     ("node", "rank", "dies", "is_over"),
     [
@@ -211,7 +210,8 @@ def test_a_dead_node_ends_the_job_which_goes_on_without_it(
     died_s = time.monotonic()
     dies(cluster, node)
     wait_for_outcome(folder, "failed", timeout_s=60)
-    assert time.monotonic() - died_s < 30
+    assert (took_s := time.monotonic() - died_s) < 30
+    print(f"ended within {took_s:.1f} s")
     attempt = last_attempt(folder)
     assert attempt is not None
     assert attempt.is_requeued
