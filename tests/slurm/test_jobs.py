@@ -167,8 +167,7 @@ def test_a_killed_rank_ends_the_job_and_is_named_in_its_record(
     killed_s = time.monotonic()
     os.kill(rank, 9)
     wait_for_outcome(folder, "failed", timeout_s=60)
-    assert (took_s := time.monotonic() - killed_s) < 30
-    print(f"ended within {took_s:.1f} s")
+    assert time.monotonic() - killed_s < 30
     error = record_of(folder)["error"]
     assert (error["rank"], error["type"]) == (1, "SIGKILL")
     assert "rank 1 on node2 was killed by SIGKILL" in error["message"]
@@ -210,8 +209,7 @@ def test_a_dead_node_ends_the_job_which_goes_on_without_it(
     died_s = time.monotonic()
     dies(cluster, node)
     wait_for_outcome(folder, "failed", timeout_s=60)
-    assert (took_s := time.monotonic() - died_s) < 30
-    print(f"ended within {took_s:.1f} s")
+    assert time.monotonic() - died_s < 30
     attempt = last_attempt(folder)
     assert attempt is not None
     assert attempt.is_requeued
