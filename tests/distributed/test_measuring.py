@@ -31,7 +31,7 @@ from unitransformer.records import load_record
 from unitransformer.training import TrainingModule
 
 TWO = ("--devices", "2", "--batch-size", "4")
-PAUSE_S = 2.0
+PAUSE_S = 0.5
 
 
 def say_slowly_on_the_first_rank() -> None:
