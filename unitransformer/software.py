@@ -12,7 +12,7 @@ from unitransformer.process import gpu_software
 
 PACKAGES = ("torch", "lightning", "torchvision", "tokenizers", "numpy")
 OPTIONAL_PACKAGES = ("deepspeed",)
-CODE_FILES = ("*.py", "*.toml", "*.txt")  # what decides what a run does
+CODE_FILES = ("*.py", "*.toml", "constraints.txt")  # what decides what a run does
 
 
 def describe_versions(accelerator: str) -> dict[str, str]:

@@ -1,9 +1,10 @@
 """Signals that ask a run to stop, as batch systems send them ahead of a limit or a preemption."""
 
+import contextlib
 import os
 import signal
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from types import FrameType
 from typing import Any
 
@@ -43,3 +44,21 @@ class StopSignals:
 
     def _note(self, number: int, _: FrameType | None) -> None:
         self.caught = self.caught or number
+
+
+@contextlib.contextmanager
+def holding_interrupt() -> Iterator[None]:
+    """Ctrl-C waits for the end of what must not be left in the middle."""
+    before = signal.getsignal(signal.SIGINT)
+    is_main = threading.current_thread() is threading.main_thread()
+    if before is None or not is_main:  # not Python's, or no place where it would be raised
+        yield
+        return
+    caught: list[int] = []
+    signal.signal(signal.SIGINT, lambda number, _: caught.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+        if caught:
+            signal.raise_signal(signal.SIGINT)

@@ -12,7 +12,7 @@ import torch
 from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 
@@ -22,6 +22,7 @@ from unitransformer.compilation import compile_objective
 from unitransformer.config import RunConfig
 from unitransformer.flops import count_parameters
 from unitransformer.fsdp1 import plain_name
+from unitransformer.loggers import WholeTensorBoardLogger
 from unitransformer.objectives import Batch, Objective, Score
 from unitransformer.stop_signals import Stopped
 from unitransformer.strategies import (
@@ -277,7 +278,7 @@ def build_trainer(
         num_sanity_val_steps=0,
         logger=[
             CSVLogger(run_dir, name="csv", version=launch),
-            TensorBoardLogger(run_dir, name="tensorboard", version=launch),
+            WholeTensorBoardLogger(run_dir, name="tensorboard", version=launch),
         ],
         log_every_n_steps=1,  # Lightning logs nothing here: `progress` does
         callbacks=list(callbacks),

@@ -1,7 +1,9 @@
 """One rank that fails ends all of them soon, says why, and leaves nothing behind."""
 
 import datetime
+import itertools
 import os
+import queue
 import signal
 import socket
 import sys
@@ -280,6 +282,28 @@ def test_ctrl_c_ends_the_ranks_at_once(tmp_path: Path) -> None:
     assert time.monotonic() - sent_at < LIMIT_S
     assert process.exitcode == 128 + signal.SIGINT
     assert "stopped by SIGINT" in (tmp_path / "run" / "output.log").read_text()
+
+
+def press_ctrl_c_within_a_line_of_the_log() -> None:
+    """Between what the queue to TensorBoard's thread holds and the word that it does."""
+    put, lines = queue.Queue._put, itertools.count()  # type: ignore[attr-defined]
+
+    def put_and_press(self: queue.Queue[object], item: object) -> None:
+        put(self, item)
+        if type(item) is bytes and next(lines) == 5:
+            signal.raise_signal(signal.SIGINT)
+
+    queue.Queue._put = put_and_press  # type: ignore[attr-defined]
+
+
+def test_ctrl_c_within_a_line_of_a_log_ends_the_run(tmp_path: Path) -> None:
+    fault = press_ctrl_c_within_a_line_of_the_log
+    process = begin("gpt", tmp_path / "run", *MANY, fault=fault)
+    process.join(60)
+    assert process.exitcode == 1
+    record = load(tmp_path / "run")
+    assert record["status"] == "preempted"
+    assert 0 < len(record["loss"]) < 10
 
 
 def test_two_runs_at_once_do_not_collide(tmp_path: Path) -> None:

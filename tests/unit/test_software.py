@@ -33,6 +33,7 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     ("written", "is_dirty"),
     [
         ("scaling/results/records/0123-1.json", False),
+        ("scaling/results/sweeps/quick/cells/0123-1/log.txt", False),
         ("RESULTS.md", False),
         ("unitransformer/software.py", True),
         ("unitransformer/another.py", True),
