@@ -88,6 +88,7 @@ def take_turns(folder: Path, arms: Mapping[str, Arm], options: Sequence[str]) ->
             fault=_in_turns(
                 arm.fault, TakesTurns(turns, index, folder / f"{name}.json", arm.wait_s)
             ),
+            is_whole=True,
         )
         for index, (name, arm) in enumerate(arms.items())
     ]

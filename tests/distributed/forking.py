@@ -15,6 +15,7 @@ import torch.multiprocessing
 from torch.distributed import TCPStore
 
 from recipes import running, worker
+from unitransformer.measuring import instruments
 from unitransformer.process_tree import die_with_parent
 from unitransformer.stop_signals import SIGNALS
 from unitransformer.zero import load_deepspeed
@@ -25,19 +26,21 @@ load_deepspeed("cpu")
 FORK = torch.multiprocessing.get_context("fork")
 
 
-def begin_fork(variables: Mapping[str, str], *, shows: bool = False) -> None:
+def begin_fork(variables: Mapping[str, str], *, is_whole: bool = False) -> None:
     """What a fork does first.
 
     Args:
-        shows: whether a run ends with figures, which take as long as the training of a tiny model.
+        is_whole: whether a run counts tensors and ends with figures. Both take as long as the
+            training of a tiny model.
     """
     gc.freeze()  # what it inherits is no garbage of its own, and takes long to look through
     torch._dynamo.reset()  # nor is what was compiled there
     torch._dynamo.utils.clear_compilation_metrics()
     torch._dynamo.utils.counters.clear()
     os.environ |= variables
-    if not shows:
+    if not is_whole:
         running._results = lambda *arguments: []
+        instruments.find_quiet_step = lambda *arguments: None
 
 
 def fork_ranks(be_rank: Callable[..., None], *arguments: Any, world_size: int) -> None:
@@ -89,18 +92,18 @@ def say_into(log: Path) -> None:
 
 
 def fork_command(
-    main: Callable[[], int], *, log: Path, variables: Mapping[str, str], shows: bool = False
+    main: Callable[[], int], *, log: Path, variables: Mapping[str, str], is_whole: bool = False
 ) -> BaseProcess:
     """`main` as a command of its own; exits with what it returns."""
-    process = FORK.Process(target=_be_command, args=(main, log, variables, shows))
+    process = FORK.Process(target=_be_command, args=(main, log, variables, is_whole))
     process.start()
     return process
 
 
 def _be_command(
-    main: Callable[[], int], log: Path, variables: Mapping[str, str], shows: bool
+    main: Callable[[], int], log: Path, variables: Mapping[str, str], is_whole: bool
 ) -> None:
-    begin_fork(variables, shows=shows)
+    begin_fork(variables, is_whole=is_whole)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     say_into(log)
     sys.exit(main())

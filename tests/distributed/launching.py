@@ -64,12 +64,12 @@ def begin(
     *options: str,
     fault: Callable[[], None] | None = None,
     variables: Mapping[str, str] | None = None,
-    shows: bool = False,
+    is_whole: bool = False,
 ) -> BaseProcess:
     """What the command line does, in a fork of this process; its output goes to `output.log`.
 
     Args:
-        shows: whether it ends with figures.
+        is_whole: whether it counts tensors and ends with figures.
         fault: called there before anything else, to plant a fault in every rank.
         variables: of a launcher.
     """
@@ -84,27 +84,27 @@ def begin(
             fault()
         return run_recipe(module.PRESET, module.show, arguments)
 
-    return fork_command(command, log=folder / "output.log", variables=shared, shows=shows)
+    return fork_command(command, log=folder / "output.log", variables=shared, is_whole=is_whole)
 
 
-def train(recipe: str, folder: Path, *options: str, shows: bool = False) -> dict[str, Any]:
+def train(recipe: str, folder: Path, *options: str, is_whole: bool = False) -> dict[str, Any]:
     """Train a tiny recipe over as many forked ranks as `--devices` says; returns the record.
 
     Args:
-        shows: whether it ends with figures, which take as long as the training.
+        is_whole: whether it counts tensors and ends with figures, as long as the training takes.
     """
     arguments = recipe_arguments(recipe, folder, *options)
     places = [index for index, word in enumerate(arguments) if word == "--devices"]
     world_size = int(arguments[places[-1] + 1]) if places else 1
     folder.mkdir(parents=True, exist_ok=True)
-    fork_ranks(_be_rank, recipe, arguments, folder, shows, world_size=world_size)
+    fork_ranks(_be_rank, recipe, arguments, folder, is_whole, world_size=world_size)
     return load(folder)
 
 
 def _be_rank(
-    variables: Mapping[str, str], recipe: str, arguments: list[str], folder: Path, shows: bool
+    variables: Mapping[str, str], recipe: str, arguments: list[str], folder: Path, is_whole: bool
 ) -> None:
-    begin_fork(environment(folder.parent) | variables, shows=shows)
+    begin_fork(environment(folder.parent) | variables, is_whole=is_whole)
     rank = variables.get("RANK", "0")
     log = (folder / f"rank-{rank}.log").open("w")
     sys.stdout = sys.stderr = log

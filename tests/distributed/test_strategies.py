@@ -80,7 +80,7 @@ WITH_FIGURES = [*((strategy, "gpt") for strategy in STRATEGIES), ("ddp", "bert")
 def test_two_ranks_train_the_model_that_one_trains(
     strategy: str, recipe: str, alone: Any, tmp_path: Path
 ) -> None:
-    record = train(recipe, tmp_path / "two", *two(strategy), shows=True)
+    record = train(recipe, tmp_path / "two", *two(strategy), is_whole=True)
     assert record["config"]["parallel"]["strategy"] == strategy
     assert record["world_size"] == 2
     assert record["global_batch_size"] == alone(recipe)["global_batch_size"] == 8
@@ -325,7 +325,7 @@ def test_a_large_network_is_not_put_together_for_figures(tmp_path: Path) -> None
     def make_large() -> None:
         training.WHOLE_BYTES = 0
 
-    process = begin("gpt", tmp_path / "two", *two("fsdp"), fault=make_large, shows=True)
+    process = begin("gpt", tmp_path / "two", *two("fsdp"), fault=make_large, is_whole=True)
     process.join(120)
     assert process.exitcode == 0
     assert "predictions none: the network is divided" in (tmp_path / "two/output.log").read_text()

@@ -113,7 +113,7 @@ def asked_for(
             TrainingModule.training_step = told  # type: ignore[method-assign]
 
     spread = ("--strategy", strategy, "--devices", "1" if strategy == "single" else "2")
-    process = begin(recipe, folder / "run", *OPTIONS, *spread, fault=watch)
+    process = begin(recipe, folder / "run", *OPTIONS, *spread, fault=watch, is_whole=True)
     process.join()
     assert process.exitcode == 0, (folder / "run" / "output.log").read_text()[-2000:]
     ranks = [json.loads(path.read_text()) for path in sorted(folder.glob("asked-*.json"))]
