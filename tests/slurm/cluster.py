@@ -143,6 +143,7 @@ class Cluster:
     def declare_dead(self, name: str) -> None:
         """As SLURM itself does after its SlurmdTimeout, of five minutes; the node is gone."""
         self.kill_node(name)
+        time.sleep(1)  # its job, queued again, may start at once: see `hurry`
         self.say("scontrol", "update", f"NodeName={name}", "State=DOWN", "Reason=died")
 
     def restore(self) -> None:
