@@ -18,11 +18,11 @@ DTYPE: dict[Precision, str] = {
     "bf16-true": "bfloat16",
     "16-mixed": "float16",
 }
-# Of CPU runs, found in those of `scaling/results`: in the median of 84 cells (3.0 to 8.4 s) all but
+# Of CPU runs, found in those of `scaling/results`: in the median of 168 cells all but
 # the steps; and what a step takes beside its matrix products at the ceiling, over the square root
-# of those: 40 ms beside 4 ms, 0.7 s beside 1 s. Nine of ten cells took between half and twice that.
-CPU_START_S = 3.8
-CPU_BESIDE = 0.67  # square roots of a second
+# of those: 25 ms beside 4 ms, 0.4 s beside 1 s. Nine of ten cells took between half and twice that.
+CPU_START_S = 3.6
+CPU_BESIDE = 0.4  # square roots of a second
 
 
 @dataclass(frozen=True, kw_only=True)
