@@ -1,7 +1,7 @@
 """Processes that a test has started, and those that these have."""
 
 import time
-from collections.abc import Iterable
+from collections.abc import Collection
 
 import psutil
 
@@ -14,7 +14,7 @@ def is_alive(process: psutil.Process) -> bool:
         return False
 
 
-def wait_until_ended(processes: Iterable[psutil.Process], timeout_s: float = 10) -> None:
+def wait_until_ended(processes: Collection[psutil.Process], timeout_s: float = 10) -> None:
     deadline_s = time.monotonic() + timeout_s
     while left := [process for process in processes if is_alive(process)]:
         assert time.monotonic() < deadline_s, f"still running: {left}"

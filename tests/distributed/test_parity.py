@@ -42,13 +42,13 @@ def test_every_strategy_trains_in_float32_over_two_ranks_what_one_process_trains
     recipe: str, tmp_path: Path
 ) -> None:
     options = ["--recipe", recipe, "--devices", "2", "--precisions", "32-true"]
-    fewer = ["--quick", "--compile", "off", "--activation-checkpointing", "off", "--steps", "20"]
+    fewer = ["--quick", "--compile", "off", "--activation-checkpointing", "off"]
     assert main(["parity", *options, *fewer, "--accelerator", "cpu", "--out", str(tmp_path)]) == 0
     (certificate,) = load_store([tmp_path], relative_to=tmp_path).certificates
     assert {result.case.strategy for result in certificate.results} == set(STRATEGIES)
     assert {certificate.verdict(result) for result in certificate.results} == {"equal"}
-    assert len(certificate.reference.loss) == 20
-    assert certificate.reference.loss[-1] < 0.97 * certificate.reference.loss[0], "it learns"
+    assert len(certificate.reference.loss) == 24
+    assert certificate.reference.loss[-1] < 0.95 * certificate.reference.loss[0], "it learns"
 
 
 @pytest.mark.usefixtures("forked_worker", "_no_orphans")

@@ -1,0 +1,51 @@
+"""When garbage is not looked for, and that it is again."""
+
+import gc
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from unitransformer.garbage import no_collection
+
+FIRST = """
+import gc, sys
+from unitransformer.garbage import importing
+
+with importing("wave"):
+    assert not gc.isenabled()
+    import wave
+assert gc.isenabled()
+frozen = gc.get_freeze_count()
+assert frozen > 0
+with importing("wave"):
+    assert gc.isenabled()
+    more = [[] for _ in range(1000)]
+assert gc.get_freeze_count() == frozen
+"""
+
+
+def test_collection_goes_on_whatever_happens() -> None:
+    @no_collection()
+    def fail() -> None:
+        raise ValueError(f"collects: {gc.isenabled()}")
+
+    assert gc.isenabled()
+    with pytest.raises(ValueError, match="collects: False"):
+        fail()
+    assert gc.isenabled()
+
+
+def test_collection_that_was_off_stays_off() -> None:
+    gc.disable()
+    try:
+        with no_collection():
+            pass
+        assert not gc.isenabled()
+    finally:
+        gc.enable()
+
+
+def test_what_is_imported_first_is_frozen_and_nothing_later(repository: Path) -> None:
+    subprocess.run([sys.executable, "-c", FIRST], cwd=repository, check=True)
