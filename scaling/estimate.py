@@ -18,11 +18,12 @@ DTYPE: dict[Precision, str] = {
     "bf16-true": "bfloat16",
     "16-mixed": "float16",
 }
-# Of CPU runs, found in those of `scaling/results`: in the median of 168 cells all but
-# the steps; and what a step takes beside its matrix products at the ceiling, over the square root
-# of those: 25 ms beside 4 ms, 0.4 s beside 1 s. Nine of ten cells took between half and twice that.
+# Of CPU runs, found in those of `scaling/results`: in the median of 168 cells all but the steps;
+# and what a step takes beside its matrix products at the ceiling, over the square root of those: 32
+# ms beside 4 ms, 0.5 s beside 1 s. Six of seven cells took between half and twice that, and so did
+# steps of every reference size, of which more would be too much for the cells and less too little.
 CPU_START_S = 3.6
-CPU_BESIDE = 0.4  # square roots of a second
+CPU_BESIDE = 0.5  # square roots of a second
 
 
 @dataclass(frozen=True, kw_only=True)

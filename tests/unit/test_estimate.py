@@ -17,9 +17,10 @@ from scaling.study import Cell
 from scaling.tasks import Task
 from unitransformer.calibrating.calibration import Calibration, Ceiling, Samples
 from unitransformer.config import ParallelConfig
-from unitransformer.records import Record, load_record
+from unitransformer.records import Record, config_of, load_record
 
 LANDED = Path(estimate.__file__).parent / "results" / "sweeps" / "quick" / "cells"
+REFERENCES = LANDED.parents[2] / "records"
 
 
 def make_calibration(device: str, **flops_per_s: int) -> Calibration:
@@ -137,3 +138,20 @@ def test_the_plan_of_the_study_for_laptops_is_near_what_it_took() -> None:
     assert sum(took_s) / 2 < sum(likely_s) < sum(took_s) * 2
     near = sum(own / 2 < told < own * 2 for own, told in zip(took_s, likely_s, strict=True))
     assert near > 0.85 * 168
+
+
+def test_steps_of_reference_size_are_near_what_they_took() -> None:
+    calibration = make_calibration("cpu", float32=172 * 10**9, bfloat16=24 * 10**9)
+    (any_task, *_) = make_tasks(make_study())
+    records = [load_record(path) for path in REFERENCES.glob("*.json") if is_run(path)]
+    assert {record["recipe"] for record in records} == {"bert", "gpt", "vit"}
+    for record in records:
+        config = config_of(record)
+        told = estimate.estimate(replace(any_task, config=config), {"cpu": calibration})
+        step_s = (told.likely_s - CPU_START_S) / config.max_steps
+        took_s = statistics.median(record["step_s"])
+        assert took_s / 2 < step_s < took_s * 2
+
+
+def is_run(path: Path) -> bool:
+    return not path.name.startswith("parity-")
