@@ -19,8 +19,7 @@ import torch
 from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from recipes import gpt, running
-from recipes.command_line import run_recipe
+from recipes import running
 from tests.distributed.forking import fork_command
 from tests.distributed.launching import (
     begin,
@@ -341,6 +340,18 @@ def listening() -> set[int]:
     return {each.laddr.port for each in found if each.status == psutil.CONN_LISTEN}
 
 
+# What torchrun starts in each rank: a command. Of functions it asks only who ended first.
+FAILING_RECIPE = """
+import sys
+from recipes import gpt
+from recipes.command_line import run_recipe
+from tests.distributed.test_failure import plant, raise_error
+
+plant(3, raise_error)()
+sys.exit(run_recipe(gpt.PRESET, gpt.show, sys.argv[1:]))
+"""
+
+
 def test_torchrun_names_the_rank_that_failed_first(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     arguments = recipe_arguments("gpt", folder, "--batch-size", "4", *MANY)
@@ -350,15 +361,10 @@ def test_torchrun_names_the_rank_that_failed_first(tmp_path: Path) -> None:
         rdzv_endpoint="127.0.0.1:0",
         rdzv_backend="c10d",
         max_restarts=0,
-        start_method="fork",
     )
 
-    def be_rank() -> None:
-        sys.exit(run_recipe(gpt.PRESET, gpt.show, arguments))
-
     def launch() -> int:
-        plant(3, raise_error)()
-        elastic_launch(torchrun, be_rank)()
+        elastic_launch(torchrun, sys.executable)("-c", FAILING_RECIPE, *arguments)
         return 0
 
     folder.mkdir()

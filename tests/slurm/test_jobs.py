@@ -56,6 +56,11 @@ def wait_for_step(folder: Path, step: int, ending: str = "") -> None:
     until(reached, f"step {step} is reached", 120)
 
 
+def wait_for_checkpoint(folder: Path) -> None:
+    place = folder / "run-1" / "checkpoints"
+    until(lambda: bool(list_checkpoints(place)), "a checkpoint is written", 120)
+
+
 def preempt(cluster: Cluster, *, nodes: int, seconds: int = 0) -> str:
     """The job of an owner, who takes the nodes."""
     return cluster.say(
@@ -142,7 +147,7 @@ def test_what_a_grace_is_too_short_for_is_killed_and_goes_on_from_the_newest_che
     monkeypatch.setenv("PYTHONPATH", f"{work}:{repository}")
     options = (*TWO_NODES, "--partition", "brief")
     job, folder = send(work, *options, recipe=(*LONG, "--checkpoint-every", "20"))
-    wait_for_step(folder, 45)
+    wait_for_checkpoint(folder)
     (work / "stall").touch()
     preempt(cluster, nodes=2)
     with cluster.configured(KillWait="1"):
@@ -205,7 +210,7 @@ def test_a_dead_node_ends_the_job_which_goes_on_without_it(
     uninterrupted: Mapping[str, Any],
 ) -> None:
     job, folder = send(work, *TWO_NODES, recipe=(*LONG, "--checkpoint-every", "20"))
-    wait_for_step(folder, 25)
+    wait_for_checkpoint(folder)
     died_s = time.monotonic()
     dies(cluster, node)
     wait_for_outcome(folder, "failed", timeout_s=60)
