@@ -37,31 +37,32 @@ class Bound:
     why: str
 
 
-# Measured on CPUs: all strategies over 2 devices, all three recipes, 24 steps of the small model.
+# Measured on CPUs: 24 steps of the small model, all three recipes; every combination over 2
+# devices, and those in float32 that are not compiled over 4.
 BOUNDS: dict[Precision, Bound] = {
     "32-true": Bound(
         loss=1e-5,
         gradient_norm=1e-4,
-        why="sums in another order; measured 1.8e-7 and 6.0e-6, so 16 times and more are left for "
+        why="sums in another order; measured 1.8e-7 and 5.9e-6, so 16 times and more are left for "
         "other machines and larger models",
     ),
     "bf16-mixed": Bound(
         loss=2e-3,
         gradient_norm=2.5e-2,
-        why="8 bits in every product (relative 3.9e-3), averaged over many; measured 9.3e-4 and "
-        "9.6e-3, times 2",
+        why="8 bits in every product (relative 3.9e-3), averaged over many; measured 9.2e-4 and "
+        "1.0e-2, times 2",
     ),
     "bf16-true": Bound(
         loss=6e-3,
         gradient_norm=1e-1,
         why="weights of 8 bits, which small steps leave where they are, and a norm of 8 bits; "
-        "measured 1.8e-3 and 3.3e-2, times 3; a small fault can hide here",
+        "measured 1.7e-3 and 3.3e-2, times 3; a small fault can hide here",
     ),
     "16-mixed": Bound(
         loss=6e-4,
         gradient_norm=1.2e-2,
-        why="11 bits in every product, and pictures whose loss falls fast; measured 8.2e-5 and "
-        "8.6e-4, times 7",
+        why="11 bits in every product, and pictures whose loss falls fast; measured 1.1e-4 and "
+        "8.6e-4, times 5 and more",
     ),
 }
 
