@@ -18,6 +18,7 @@ from slurm.markers import last_attempt, list_attempts
 from tests.distributed.launching import train
 from tests.slurm.awaiting import STEPS, log_of, tiny, wait_for_outcome, wait_for_status
 from tests.slurm.cluster import GRACE_S, NODES, Cluster, until
+from unitransformer.checkpoint_names import checkpoint_name
 from unitransformer.checkpoints import list_checkpoints
 
 LONG = ("--max-steps", str(STEPS), "--validate-every", str(STEPS), "--log-every", "5")
@@ -56,9 +57,13 @@ def wait_for_step(folder: Path, step: int, ending: str = "") -> None:
     until(reached, f"step {step} is reached", 120)
 
 
-def wait_for_checkpoint(folder: Path) -> None:
+def wait_for_checkpoint(folder: Path, step: int) -> None:
     place = folder / "run-1" / "checkpoints"
-    until(lambda: bool(list_checkpoints(place)), "a checkpoint is written", 120)
+
+    def is_written() -> bool:
+        return any(path.name >= checkpoint_name(step) for path in list_checkpoints(place))
+
+    until(is_written, f"a checkpoint of step {step} is written", 120)
 
 
 def preempt(cluster: Cluster, *, nodes: int, seconds: int = 0) -> str:
@@ -127,6 +132,7 @@ import ctypes, os, sys, threading, time
 def stall():
     while not os.path.exists("stall"):
         time.sleep(0.05)
+    open("stalled", "w").close()
     ctypes.PyDLL(None).sleep(600)
 
 is_rank = os.environ.get("SLURM_NODEID") == "1" and "slurm.rank" not in sys.orig_argv
@@ -147,8 +153,9 @@ def test_what_a_grace_is_too_short_for_is_killed_and_goes_on_from_the_newest_che
     monkeypatch.setenv("PYTHONPATH", f"{work}:{repository}")
     options = (*TWO_NODES, "--partition", "brief")
     job, folder = send(work, *options, recipe=(*LONG, "--checkpoint-every", "20"))
-    wait_for_checkpoint(folder)
+    wait_for_checkpoint(folder, 40)  # the second
     (work / "stall").touch()
+    until((work / "stalled").exists, "the step does not end any more")
     preempt(cluster, nodes=2)
     with cluster.configured(KillWait="1"):
         until(lambda: cluster.state(job)["Restarts"] == "1", "it is queued again", 60)
@@ -210,7 +217,7 @@ def test_a_dead_node_ends_the_job_which_goes_on_without_it(
     uninterrupted: Mapping[str, Any],
 ) -> None:
     job, folder = send(work, *TWO_NODES, recipe=(*LONG, "--checkpoint-every", "20"))
-    wait_for_checkpoint(folder)
+    wait_for_checkpoint(folder, 20)
     died_s = time.monotonic()
     dies(cluster, node)
     wait_for_outcome(folder, "failed", timeout_s=60)
