@@ -60,9 +60,9 @@ model_config = PRESET.model_config
 
 def show(outcome: "Outcome", folder: Path) -> list[str]:
     """Fill the masked words of some validation sequences."""
-    from unitransformer.data import pick
-    from unitransformer.order import permutation
-    from unitransformer.predictions import fill_masks
+    from recipes.showcase import fill_masks
+    from unitransformer.data.datamodule import pick
+    from unitransformer.data.sampler import permutation
 
     source, network = outcome.data.source, outcome.network
     if source.corpus is None or network is None:

@@ -11,18 +11,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from recipes.options import RUN_FOLDER, Options, Request, build_config, check_outside_world, parse
+from recipes.options import Options, Request, build_config, check_outside_world, parse
 from recipes.presets import Preset
 from unitransformer.config import ModelConfig, RunConfig
-from unitransformer.failures import report_failure
-from unitransformer.garbage import importing
-from unitransformer.memory import choose_strategy, in_gib, rank_bytes
-from unitransformer.records import config_of, load_record
-from unitransformer.tasks import UNIT
+from unitransformer.costs.memory import choose_strategy, in_gib, rank_bytes
+from unitransformer.launch.failures import report_failure
+from unitransformer.launch.gc_pause import importing
+from unitransformer.launch.variables import RUN_FOLDER
+from unitransformer.record.schema import config_of, load_record
+from unitransformer.record.units import UNIT
 
 if TYPE_CHECKING:
-    from recipes.running import Show
-    from unitransformer.meeting import Meeting
+    from recipes.train import Show
+    from unitransformer.launch.rendezvous import Meeting
     from unitransformer.run import Places
 
 
@@ -36,7 +37,7 @@ def run_recipe(preset: Preset, show: "Show", argv: Sequence[str] | None = None) 
         if options.summary:
             print(_summary(preset.model_config(options.size, **request.shape)))
             return 0
-        with importing("recipes.running"):
+        with importing("recipes.train"):
             meeting = _meet(options)
             check_outside_world(options)
             config, why = _resolve(request)
@@ -45,13 +46,13 @@ def run_recipe(preset: Preset, show: "Show", argv: Sequence[str] | None = None) 
                 print(_plan(config, _places(config, options), why))
                 return 0
             if options.resume == "auto" and _is_done(config, _places(config, options).record):
-                from unitransformer.process import process_rank
+                from unitransformer.launch.environment import process_rank
 
                 if process_rank(config.parallel) == 0:
                     print(f"done already: {_places(config, options).record}")
                 return 0
-            from recipes.repeating import repeat
-            from recipes.running import Asked, train
+            from recipes.repeats import repeat
+            from recipes.train import Asked, train
 
         asked = Asked(
             recipe=preset.recipe,
@@ -76,18 +77,18 @@ def _meet(options: Options) -> "Meeting | None":
     """The launchers of all nodes, before one is refused what the others would wait for."""
     if options.num_nodes in (None, 1) or options.dry_run or options.repeats > 1:
         return None
-    from unitransformer import process
-    from unitransformer.meeting import Meeting
+    from unitransformer.launch import environment
+    from unitransformer.launch.rendezvous import Meeting
 
-    process.adopt_launcher()
-    return Meeting(options.num_nodes) if process.launched_shape() is None else None
+    environment.adopt_launcher()
+    return Meeting(options.num_nodes) if environment.launched_shape() is None else None
 
 
 def _refuse(error: Exception) -> None:
     """One line, to whoever started this rank or to a person."""
     report_failure(error, is_bad_usage=True)
     if "LOCAL_RANK" in os.environ:
-        from unitransformer.launch import is_watched
+        from unitransformer.launch.launcher import is_watched
 
         if is_watched():
             return
@@ -121,16 +122,17 @@ def _read(preset: Preset, arguments: Sequence[str]) -> Request:
 
 def _resolve(request: Request) -> tuple[RunConfig, str]:
     """The run on this machine, and why it has its strategy."""
-    from unitransformer import process
+    from unitransformer.launch import devices as process
+    from unitransformer.launch import environment
 
-    process.adopt_launcher()
+    environment.adopt_launcher()
     num_gpus = process.count_gpus()
     on_gpu = request.options.accelerator != "cpu" and num_gpus > 0
     defaults = request.preset.cuda if on_gpu else request.preset.cpu
     if on_gpu and not process.has_bf16():
         defaults = replace(defaults, precision="16-mixed")
     is_single = request.options.strategy == "single"
-    devices, num_nodes = process.launched_shape() or (
+    devices, num_nodes = environment.launched_shape() or (
         num_gpus if on_gpu and not is_single else 1,
         1,
     )
@@ -145,8 +147,8 @@ def _resolve(request: Request) -> tuple[RunConfig, str]:
 
 
 def _say_device(options: Options, config: RunConfig, why: str) -> None:
-    from unitransformer.launch import is_watched
-    from unitransformer.process import process_rank
+    from unitransformer.launch.environment import process_rank
+    from unitransformer.launch.launcher import is_watched
 
     parallel = config.parallel
     if is_watched() or process_rank(parallel) != 0:
@@ -208,7 +210,7 @@ def _is_done(config: RunConfig, path: Path) -> bool:
 def _summary(model: ModelConfig) -> str:
     import torch
 
-    from unitransformer.summary import render_summary, summarise
+    from unitransformer.record.parameter_summary import render_summary, summarise
     from unitransformer.transformer import Transformer
 
     with torch.device("meta"):
@@ -216,7 +218,7 @@ def _summary(model: ModelConfig) -> str:
 
 
 def _plan(config: RunConfig, places: "Places", why: str) -> str:
-    from unitransformer.flops import count_flops, count_parameters
+    from unitransformer.costs.flops import count_flops, count_parameters
 
     parallel = config.parallel
     unit = UNIT[config.recipe].rstrip("s")

@@ -71,9 +71,9 @@ def show(outcome: "Outcome", folder: Path) -> list[str]:
     """Continue the beginning of a validation text."""
     import torch
 
-    from unitransformer.data import pick
-    from unitransformer.order import permutation
-    from unitransformer.predictions import continue_text
+    from recipes.showcase import continue_text
+    from unitransformer.data.datamodule import pick
+    from unitransformer.data.sampler import permutation
 
     corpus = outcome.data.source.corpus
     if corpus is None or outcome.network is None:

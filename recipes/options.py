@@ -12,6 +12,7 @@ from typing import Any, Literal
 import jsonargparse
 
 from recipes.presets import Defaults, Preset
+from unitransformer.cli import nearest
 from unitransformer.config import (
     Accelerator,
     ActivationCheckpointing,
@@ -26,10 +27,8 @@ from unitransformer.config import (
     from_dict,
     spelled,
 )
-from unitransformer.nearest import nearest
-from unitransformer.places import why_closed
+from unitransformer.files import why_closed
 
-RUN_FOLDER = "UNITRANSFORMER_RUN_FOLDER"  # tells the ranks that are started which folder to use
 SEE_HELP = "--help lists them all"
 
 

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
+from unitransformer.cli import nearest
 from unitransformer.config import ModelConfig, Precision, Recipe
-from unitransformer.nearest import nearest
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -74,9 +74,8 @@ model_config = PRESET.model_config
 
 def show(outcome: "Outcome", folder: Path) -> list[str]:
     """Figures: sample pictures, one picture in patches, and what the network takes them for."""
-    from unitransformer.data import pick
-    from unitransformer.figures import patch_figure, picture_grid, write_figure
-    from unitransformer.predictions import label_pictures
+    from recipes.showcase import label_pictures, patch_figure, picture_grid, write_figure
+    from unitransformer.data.datamodule import pick
 
     source, network = outcome.data.source, outcome.network
     if not source.class_names or network is None:

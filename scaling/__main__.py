@@ -9,23 +9,23 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import jsonargparse
 
 from scaling.calibrate import build_calibrate_parser, calibrate, read_calibrate_options
-from scaling.lint import lint, render
-from scaling.parity_options import build_parity_parser, read_parity_options
-from scaling.places import check_writable
+from scaling.lint.check import lint, render
+from scaling.lint.command import _lint_parser
+from scaling.parity.command import run_parity
+from scaling.parity.options import build_parity_parser, read_parity_options
 from scaling.published import build_published_parser, load_rows, render_replay, replay
-from scaling.report_options import build_report_parser, read_report_options
-from scaling.run_parity import run_parity
-from scaling.run_replay import build_replay_parser, run_replay
-from scaling.run_report import run_report
-from scaling.run_sweep import run_sweep
-from scaling.sweep_options import build_sweep_parser, read_sweep_options, split_axes
-from unitransformer.stop_signals import EXIT_CODE, StopAsked
+from scaling.replay.command import build_replay_parser, run_replay
+from scaling.report.command import run_report
+from scaling.report.options import build_report_parser, read_report_options
+from scaling.sweep.command import run_sweep
+from scaling.sweep.options import build_sweep_parser, read_sweep_options, split_axes
+from unitransformer.files import check_writable
+from unitransformer.launch.signals import EXIT_CODE, StopAsked
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,16 +114,6 @@ def _calibrate(words: Words) -> int:
 def _published(words: Words) -> int:
     print(render_replay(replay(load_rows(_parsed("published", words).rows))))
     return 0
-
-
-def _lint_parser() -> jsonargparse.ArgumentParser:
-    parser = jsonargparse.ArgumentParser(
-        description="Check a RESULTS.md: written again from its records, its arithmetic, and "
-        "whether code, torch or schema have changed since.",
-        exit_on_error=False,
-    )
-    parser.add_argument("file", type=Path, metavar="FILE", help="a RESULTS.md of `report`")
-    return parser
 
 
 @dataclass(frozen=True, kw_only=True)

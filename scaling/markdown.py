@@ -9,33 +9,6 @@ from urllib.parse import quote
 from tabulate import tabulate
 
 
-def ms(seconds: float) -> str:
-    return f"{seconds * 1000:,.1f} ms"
-
-
-def is_small(num_bytes: int) -> bool:
-    """Whether MiB say more than GiB."""
-    return num_bytes < 2**30 / 10
-
-
-def gib(num_bytes: int) -> str:
-    if is_small(num_bytes):
-        return f"{num_bytes / 2**20:,.1f} MiB"
-    return f"{num_bytes / 2**30:,.2f} GiB"
-
-
-def duration(seconds: float) -> str:
-    """As people say it: 45 s, 12 min, 3 h 20 min."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 90 else f"{minutes // 60:,} h {minutes % 60} min"
-
-
-def count(number: int, thing: str, things: str = "") -> str:
-    return f"{number:,} {thing if number == 1 else things or f'{thing}s'}"
-
-
 def table(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return tabulate(list(rows), headers=headers, tablefmt="github", disable_numparse=True)
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from unitransformer.cli import nearest
 from unitransformer.config import from_dict
-from unitransformer.nearest import nearest
 
 CLUSTERS = Path(__file__).with_name("clusters.toml")
 SIGNALS = ("USR1", "USR2", "TERM")

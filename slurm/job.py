@@ -12,23 +12,23 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 
-from slurm import queue
-from slurm.allocation import (
+from slurm import scheduler
+from slurm.job_files import Attempt, began_at, list_attempts, read_attempt, write_attempt
+from slurm.runtime.allocation import (
     Allocation,
     Words,
     check_alone,
     check_shape,
+    clean,
     confirmed,
     errors_of,
     read_allocation,
     read_words,
 )
-from slurm.local_disk import clean
-from slurm.markers import Attempt, began_at, list_attempts, read_attempt, write_attempt
-from slurm.running import command_of, variables_of, watch
-from slurm.settling import Ended, judge, requeue, say, settle, write_row
-from unitransformer.launchers import without_launcher
-from unitransformer.stop_signals import SIGNALS
+from slurm.runtime.outcome import Ended, judge, requeue, say, settle, write_row
+from slurm.runtime.srun import command_of, variables_of, watch
+from unitransformer.launch.signals import SIGNALS
+from unitransformer.launch.variables import without_launcher
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -80,7 +80,7 @@ def _settle_lost(attempt: Attempt, allocation: Allocation, words: Words) -> Atte
     found that, and queued the job again, before any of its ranks did."""
     if attempt.job != allocation.job or attempt.outcome != "running":
         return attempt
-    down = queue.down(queue.names_of(attempt.nodes))
+    down = scheduler.down(scheduler.names_of(attempt.nodes))
     told = f"{', '.join(down)} does not answer any more" if down else "killed without a word"
     lost = replace(
         attempt, outcome="failed", reason=told, is_requeued=True, is_node_failure=bool(down)

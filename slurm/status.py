@@ -16,20 +16,21 @@ from typing import Any
 import jsonargparse
 from tabulate import tabulate
 
-from slurm import queue
-from slurm.allocation import option_of
-from slurm.markers import (
+from slurm import scheduler
+from slurm.job_files import (
     RUN,
     SUBMITTED,
     Attempt,
     errors_folder,
+    find_cell,
     find_record,
+    in_words,
     last_attempt,
     read_json,
 )
-from slurm.queue import Queued
-from slurm.swept import find_cell, in_words
-from unitransformer.records import PROGRESS
+from slurm.runtime.allocation import option_of
+from slurm.scheduler import Queued
+from unitransformer.launch.variables import PROGRESS
 
 DEPTH = 3  # folders below the one that is named
 QUIET_S = 600.0  # without a line from a running job, which is then said
@@ -82,7 +83,7 @@ def report(folder: Path, now_s: float | None = None) -> str:
         raise ValueError(f"{folder} holds no jobs; slurm.submit says where it puts them")
     note = ""
     try:
-        queued = queue.list_queue()
+        queued = scheduler.list_queue()
     except (ValueError, RuntimeError) as error:
         queued, note = [], f"\nthe queue is not known ({error}): states are those last written"
     lines = [

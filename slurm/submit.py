@@ -20,16 +20,15 @@ from pathlib import Path
 
 import jsonargparse
 
-from slurm import queue
-from slurm.allocation import option_of
+from slurm import scheduler
+from slurm.batch_script import Job, render, seconds_of
 from slurm.clusters import ANY, CLUSTERS, load_cluster
-from slurm.markers import SCRIPT, SUBMITTED, list_attempts
-from slurm.planning import Command, as_array, check_recipe
-from slurm.script import Job, render, seconds_of
-from unitransformer.launchers import without_launcher
-from unitransformer.nearest import nearest
-from unitransformer.places import why_closed
-from unitransformer.records import write_atomically
+from slurm.job_files import SCRIPT, SUBMITTED, list_attempts
+from slurm.preflight import Command, as_array, check_recipe
+from slurm.runtime.allocation import option_of
+from unitransformer.cli import nearest
+from unitransformer.files import why_closed, write_atomically
+from unitransformer.launch.variables import without_launcher
 
 TARGETS = ("recipes.gpt", "recipes.bert", "recipes.vit", "sweep")
 DEVICES = 8
@@ -190,7 +189,7 @@ def _check_by_slurm(script: str) -> None:
     """Raises ValueError for what no node or partition of this cluster can ever give."""
     done = _sbatch(["--test-only"], script)
     if done.returncode:
-        raise ValueError(f"SLURM refuses this job: {queue.said(done)}")
+        raise ValueError(f"SLURM refuses this job: {scheduler.said(done)}")
 
 
 def _sbatch(options: Sequence[str], script: str) -> "subprocess.CompletedProcess[str]":
@@ -225,7 +224,7 @@ def submit(job: Job, script: str) -> str:
         (folder / SCRIPT).unlink()
         if not any(folder.iterdir()):
             folder.rmdir()
-        raise ValueError(f"SLURM refuses this job: {queue.said(done)}")
+        raise ValueError(f"SLURM refuses this job: {scheduler.said(done)}")
     number = done.stdout.strip().split(";")[0]
     told = {
         "job": number,

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 
 import jsonargparse
 
-from unitransformer.checkpoint_names import is_checkpoint_name
+from unitransformer.checkpoint.names import is_checkpoint_name
 from unitransformer.config import RunConfig, from_dict
-from unitransformer.places import why_closed
+from unitransformer.files import why_closed
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -85,7 +85,7 @@ def export(folder: Path, out: Path) -> str:
 
 def find_checkpoint(folder: Path) -> Path:
     """The newest checkpoint of a run's folder or a folder of checkpoints; or it is one itself."""
-    from unitransformer.checkpoints import RUN, newest_checkpoint
+    from unitransformer.checkpoint.reader import RUN, newest_checkpoint
 
     if not folder.is_dir():
         raise ValueError(f"dir {folder} is not a folder; give a run's folder or a checkpoint")
@@ -104,7 +104,7 @@ def write(checkpoint: Path, out: Path) -> str:
     """Write the weights of one checkpoint; returns what to say of it."""
     import torch
 
-    from unitransformer.checkpoints import Reader, check_files, read_tensors, read_told
+    from unitransformer.checkpoint.reader import Reader, check_files, read_tensors, read_told
     from unitransformer.transformer import PositionalEncoding, Transformer
     from unitransformer.weights import write_weights
 

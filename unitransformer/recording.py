@@ -11,18 +11,20 @@ from typing import Any
 import torch
 
 from unitransformer.config import ParallelConfig, RunConfig, to_dict
-from unitransformer.data import DataModule
-from unitransformer.failures import Failure, amend_record, describe_failure, errno_of
-from unitransformer.flops import count_flops, count_parameters
-from unitransformer.hardware import describe_host
-from unitransformer.history import History
-from unitransformer.measuring.communication import why_untold
-from unitransformer.measuring.host_load import HostLoad, load_between
-from unitransformer.measuring.telemetry import energy_of
-from unitransformer.passport import Row
-from unitransformer.process import process_rank
-from unitransformer.readout import Readout, passport_of, read_out, steady_of
-from unitransformer.records import (
+from unitransformer.costs.flops import count_flops, count_parameters
+from unitransformer.costs.mfu import Row
+from unitransformer.data.datamodule import DataModule
+from unitransformer.launch.environment import process_rank
+from unitransformer.launch.failures import Failure, amend_record, describe_failure, errno_of
+from unitransformer.launch.signals import Stopped
+from unitransformer.machine.host import describe_host
+from unitransformer.machine.software import describe_code, describe_versions
+from unitransformer.measure.communication import why_untold
+from unitransformer.measure.host_load import HostLoad, load_between
+from unitransformer.measure.nvml import energy_of
+from unitransformer.record.metrics import Readout, passport_of, read_out, steady_of
+from unitransformer.record.parameter_summary import render_summary, summarise
+from unitransformer.record.schema import (
     OPTIONAL_SAMPLES,
     SAMPLES,
     SCHEMA,
@@ -30,10 +32,8 @@ from unitransformer.records import (
     Status,
     write_record,
 )
-from unitransformer.software import describe_code, describe_versions
-from unitransformer.stop_signals import Stopped
-from unitransformer.summary import render_summary, summarise
-from unitransformer.tasks import METRIC, UNIT, metric_value
+from unitransformer.record.units import METRIC, UNIT, metric_value
+from unitransformer.training.history import History
 from unitransformer.transformer import Transformer
 
 KEPT_LINES = 40  # log lines in a record

@@ -9,7 +9,8 @@ from typing import Literal
 
 import lightning.pytorch as pl
 
-from unitransformer.checkpoints import (
+from unitransformer.checkpoint.callbacks import Resume, SaveCheckpoints, sole_user
+from unitransformer.checkpoint.reader import (
     Told,
     check_files,
     check_same_run,
@@ -18,30 +19,33 @@ from unitransformer.checkpoints import (
     read_told,
 )
 from unitransformer.config import RunConfig, to_dict
-from unitransformer.data import DataModule, load_source
-from unitransformer.flops import count_parameters
-from unitransformer.history import ClockError, find_fault, gather, history_now, read_history
-from unitransformer.log_lines import is_due
-from unitransformer.measuring.clock import ClockStarts, ClockStops, StepClock
-from unitransformer.measuring.communication import ClocksReduction, clocked_waits, why_untold
-from unitransformer.measuring.instruments import Instruments
-from unitransformer.measuring.until_interval import UntilInterval
-from unitransformer.memory import choose_strategy
-from unitransformer.process import (
-    device_memory_bytes,
-    find_device,
-    process_rank,
-    set_up_process,
-)
-from unitransformer.progress import Bar, LogLines
+from unitransformer.costs.flops import count_parameters
+from unitransformer.costs.memory import choose_strategy
+from unitransformer.data.datamodule import DataModule
+from unitransformer.data.sources import load_source
+from unitransformer.launch.devices import device_memory_bytes, find_device, set_up_process
+from unitransformer.launch.environment import process_rank
+from unitransformer.launch.signals import Stopped, StopSignals
+from unitransformer.launch.variables import PROGRESS
+from unitransformer.machine.software import describe_code
+from unitransformer.measure.clock import ClockStarts, ClockStops, StepClock
+from unitransformer.measure.communication import ClocksReduction, clocked_waits, why_untold
+from unitransformer.measure.instruments import Instruments
+from unitransformer.record.log_lines import is_due
+from unitransformer.record.schema import Record, write_record
 from unitransformer.recording import build_record
-from unitransformer.records import PROGRESS, Record, write_record
-from unitransformer.saving import Resume, SaveCheckpoints, sole_user
-from unitransformer.software import describe_code
-from unitransformer.statistics.stopping import is_look
-from unitransformer.stop_signals import Stopped, StopSignals
-from unitransformer.stopping import AgreeToStop
-from unitransformer.training import TrainingModule, build_trainer
+from unitransformer.stats.stopping_rule import is_look
+from unitransformer.training.history import (
+    ClockError,
+    find_fault,
+    gather,
+    history_now,
+    read_history,
+)
+from unitransformer.training.module import TrainingModule
+from unitransformer.training.progress import Bar, LogLines
+from unitransformer.training.stop import AgreeToStop, UntilInterval
+from unitransformer.training.trainer import build_trainer
 from unitransformer.transformer import Transformer
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from unitransformer.config import ModelConfig
-from unitransformer.records import open_atomically
+from unitransformer.files import open_atomically
 from unitransformer.transformer import Transformer, Values
 
 CURE = "give the size and the model options it was made with"

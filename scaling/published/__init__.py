@@ -21,8 +21,8 @@ What is derived or assumed in a line stands in brackets after the name of its so
 `python -m scaling published`.
 """
 
-from scaling.published.replay import Check, Replayed, replay
-from scaling.published.rows import PublishedRow, load_rows
+from scaling.published.csv_rows import PublishedRow, load_rows
+from scaling.published.recompute import Check, Replayed, replay
 from scaling.published.table import build_published_parser, render_replay
 
 __all__ = [

@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal, assert_never
 
-from scaling.published.rows import PublishedRow
+from scaling.published.csv_rows import PublishedRow
 
 Convention = Literal["palm", "matmul", "matmul_causal"]
 Size = tuple[int, int, int, int]  # layers, width, words, positions
@@ -113,7 +113,8 @@ def flops_per_token(row: PublishedRow, convention: Convention) -> float | None:
 
     `palm` is 6N + 12LdT with every parameter in N; `matmul` replaces N by what is multiplied;
     `matmul_causal` counts half of the attention, T/2 positions a token as NVIDIA writes it, where
-    `unitransformer.flops` counts the (T + 1)/2 that a mask leaves. Recomputation is never counted.
+    `unitransformer.costs.flops` counts the (T + 1)/2 that a mask leaves. Recomputation is not
+    counted.
     """
     size, shape = _size(row), shape_of(row)
     parameters = _counted(row, shape, convention)

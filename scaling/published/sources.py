@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from scaling.published.rows import PublishedRow
+from scaling.published.csv_rows import PublishedRow
 from scaling.published.shapes import Convention
 
 

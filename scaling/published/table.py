@@ -6,8 +6,9 @@ from pathlib import Path
 
 import jsonargparse
 
-from scaling.markdown import count, table
-from scaling.published.replay import Check, Replayed
+from scaling.markdown import table
+from scaling.published.recompute import Check, Replayed
+from unitransformer.record.units import count
 
 HEADERS = (
     "source",

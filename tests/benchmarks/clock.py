@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from unitransformer.hardware import Machine, describe_machine
+from unitransformer.machine.host import Machine, describe_machine
 
 PACKAGES = ("torch", "lightning", "deepspeed")
 

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from tests.benchmarks.ranks import Counted, busy, count, small_config
 from unitransformer.config import Strategy
-from unitransformer.flops import count_parameters as parameters_of
-from unitransformer.flops import flops_per_sample
-from unitransformer.measuring.counters import differences, load_counters, write_counters
-from unitransformer.training import TrainingModule
+from unitransformer.costs.flops import count_parameters as parameters_of
+from unitransformer.costs.flops import flops_per_sample
+from unitransformer.step_counters import differences, load_counters, write_counters
+from unitransformer.training.module import TrainingModule
 from unitransformer.transformer import Linear, PositionwiseFeedForward, Transformer
 
 # Operators change from one torch to the next, and with what the processor can do at once.

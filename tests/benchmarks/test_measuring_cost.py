@@ -9,8 +9,8 @@ from lightning.pytorch import Trainer
 
 import unitransformer.run
 from tests.benchmarks.turns import WARM_UP, Arm, check
-from unitransformer.measuring import instruments
-from unitransformer.measuring.clock import ClockStarts, ClockStops, Step, StepClock
+from unitransformer.measure import instruments
+from unitransformer.measure.clock import ClockStarts, ClockStops, Step, StepClock
 
 STEPS = WARM_UP + 200
 OPTIONS = (

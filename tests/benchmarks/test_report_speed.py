@@ -14,15 +14,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from scaling.found import Kept
-from scaling.report import render_report
-from scaling.runs import Run, find_contradictions, find_recounts
-from scaling.store import Store, load_store
+from scaling.report.results_md import render_report
+from scaling.store.metrics_cache import Kept
+from scaling.store.reader import Store, load_store
+from scaling.store.run import Run, find_contradictions, find_recounts
 from unitransformer.config import RunConfig, from_dict
-from unitransformer.readout import read_out, steady_of
-from unitransformer.records import write_record
-from unitransformer.statistics import intervals
-from unitransformer.statistics.autocorrelation import centred_ranks
+from unitransformer.record.metrics import read_out, steady_of
+from unitransformer.record.schema import write_record
+from unitransformer.stats import intervals
+from unitransformer.stats.autocorrelation import centred_ranks
 
 STEPS = 100
 RECORDS = 100
@@ -158,7 +158,7 @@ def _tell(what: str, record_s: float, benchmark: Any) -> None:
 def test_several_processes_find_what_one_finds(
     folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("scaling.store.FILES_OF_A_PROCESS", 10)
+    monkeypatch.setattr("scaling.store.reader.FILES_OF_A_PROCESS", 10)
     some, _ = folders
     (some / "cut.json").write_text("{")
     (some / "copy.json").write_text((some / "7.json").read_text())

@@ -19,7 +19,7 @@ import torch
 
 import unitransformer.run
 from tests.distributed.launching import begin
-from unitransformer.statistics.intervals import describe
+from unitransformer.stats.intervals import describe
 
 WARM_UP = 10  # steps that are not compared
 ROUNDS = 4  # at most, each with new launches

@@ -26,9 +26,9 @@ from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata
 
 from recipes import bert, gpt, vit
 from recipes.command_line import RUN_FOLDER, run_recipe
-from unitransformer import process
-from unitransformer.checkpoints import METADATA, RUN, SUMS, checksum
-from unitransformer.records import load_record
+from unitransformer.checkpoint.reader import METADATA, RUN, SUMS, checksum
+from unitransformer.launch import devices as process
+from unitransformer.record.schema import load_record
 from unitransformer.transformer import Transformer
 
 PRESETS = {module.PRESET.recipe: module for module in (bert, gpt, vit)}

@@ -15,10 +15,10 @@ from typing import Any
 
 import pytest
 
-from scaling.html_page import MOST_POINTS, render_html
-from scaling.outcomes import Outcome
-from scaling.runs import Run
-from scaling.store import Cell, LeftOut, Store
+from scaling.report.html.page import MOST_POINTS, render_html
+from scaling.store.outcome import Outcome
+from scaling.store.reader import Cell, LeftOut, Store
+from scaling.store.run import Run
 from tests.unit.test_store import make_config, make_record, make_run
 from unitransformer.config import DataConfig, ParallelConfig, RunConfig, Strategy, to_dict
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from scaling.outcomes import Outcome, write_outcome
-from scaling.study import read_study
-from scaling.sweep import CELLS, Limits, open_folder
+from scaling.store.outcome import Outcome, write_outcome
+from scaling.sweep.engine import CELLS, Limits, open_folder
+from scaling.sweep.study import read_study
 
 RECIPES = ("bert", "gpt", "vit")
 BLOCK = """
@@ -144,7 +144,7 @@ def _help_cpu_s(recipe: str, repository: Path) -> float:
 def test_sizes_are_known_and_counted_without_torch(repository: Path) -> None:
     script = f"""{BLOCK}
 from recipes import bert, gpt, vit
-from unitransformer.flops import count_parameters
+from unitransformer.costs.flops import count_parameters
 print(gpt.model_config().width, bert.model_config("base").num_layers)
 print(vit.model_config("b16").num_positions, count_parameters(gpt.model_config("124m")))
 """

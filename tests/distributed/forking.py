@@ -14,11 +14,12 @@ from typing import Any
 import torch.multiprocessing
 from torch.distributed import TCPStore
 
-from recipes import running, worker
-from unitransformer.measuring import instruments
-from unitransformer.process_tree import die_with_parent
-from unitransformer.stop_signals import SIGNALS
-from unitransformer.zero import load_deepspeed
+from recipes import train
+from recipes.service import worker
+from unitransformer.launch.process_tree import die_with_parent
+from unitransformer.launch.signals import SIGNALS
+from unitransformer.measure import instruments
+from unitransformer.parallel.deepspeed import load_deepspeed
 
 for name in worker.HEAVY:
     importlib.import_module(name)
@@ -39,7 +40,7 @@ def begin_fork(variables: Mapping[str, str], *, is_whole: bool = False) -> None:
     torch._dynamo.utils.counters.clear()
     os.environ |= variables
     if not is_whole:
-        running._results = lambda *arguments: []
+        train._results = lambda *arguments: []
         instruments.find_quiet_step = lambda *arguments: None
 
 
@@ -110,7 +111,7 @@ def _be_command(
 
 
 class ForkedWorker:
-    """`python -m recipes.worker`, as far as `scaling.processes` knows a subprocess."""
+    """`python -m recipes.service.worker`, as far as `scaling.recipe_process` knows a subprocess."""
 
     stderr = None
 
@@ -148,5 +149,5 @@ def _be_worker(log: Path, own: tuple[int, int], others: tuple[int, int], parent:
 
 
 def start_forked(self: Any) -> ForkedWorker:
-    """In place of `scaling.processes._Worker._start`, which takes seconds."""
+    """In place of `scaling.recipe_process._Worker._start`, which takes seconds."""
     return ForkedWorker(self.log)

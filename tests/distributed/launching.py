@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from recipes.command_line import run_recipe
-from recipes.worker import RECIPES
+from recipes.service.worker import RECIPES
 from tests.distributed.forking import begin_fork, fork_command, fork_ranks
 
 TINY = [

@@ -19,18 +19,20 @@ from safetensors.torch import load_file
 
 from tests.distributed.launching import begin, free_port, load, train
 from tests.processes import wait_until_ended
-from unitransformer import export, writing
-from unitransformer.checkpoint_names import LOCAL_DISK, checkpoint_name
-from unitransformer.checkpoints import (
+from unitransformer import export
+from unitransformer.checkpoint import writer
+from unitransformer.checkpoint.names import checkpoint_name
+from unitransformer.checkpoint.reader import (
     Reader,
     check_files,
     list_checkpoints,
     newest_checkpoint,
     read_told,
 )
-from unitransformer.order import TrainOrder
-from unitransformer.training import TrainingModule
-from unitransformer.writing import Writer
+from unitransformer.checkpoint.writer import Writer
+from unitransformer.data.sampler import TrainOrder
+from unitransformer.launch.variables import LOCAL_DISK
+from unitransformer.training.module import TrainingModule
 
 # Steps so large that a moment or a step that is lost shows.
 LARGE_STEPS = ("--optimizer.learning-rate", "3e-3", "--optimizer.warmup-steps", "1")
@@ -435,9 +437,9 @@ def wait_until(process: BaseProcess, is_so: Callable[..., bool], *values: object
 def drag() -> None:
     """A fault: every phase of saving takes long enough to be met."""
     for module, name in (
-        (writing, "write_atomically"),
-        (writing, "_flush"),
-        (writing, "_remove"),
+        (writer, "write_atomically"),
+        (writer, "_flush"),
+        (writer, "_remove"),
         (shutil, "rmtree"),
     ):
         setattr(module, name, functools.partial(after_a_while, getattr(module, name)))

@@ -17,12 +17,12 @@ from torch.nn.parallel import DistributedDataParallel
 
 import unitransformer.run
 from tests.distributed.launching import begin, load
-from unitransformer.data import DataModule
-from unitransformer.measuring import clock
-from unitransformer.measuring.clock import Step, StepClock
-from unitransformer.measuring.communication import ClocksReduction
-from unitransformer.saving import SaveCheckpoints
-from unitransformer.training import TrainingModule
+from unitransformer.checkpoint.callbacks import SaveCheckpoints
+from unitransformer.data.datamodule import DataModule
+from unitransformer.measure import clock
+from unitransformer.measure.clock import Step, StepClock
+from unitransformer.measure.communication import ClocksReduction
+from unitransformer.training.module import TrainingModule
 
 STEPS = 4
 OPTIONS = ("--max-steps", str(STEPS), "--validate-every", str(STEPS), "--log-every", str(STEPS))

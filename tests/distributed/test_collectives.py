@@ -14,10 +14,10 @@ import torch
 
 import tests.distributed.launching  # noqa: F401  (forks need what it has imported)
 from tests.processes import wait_until_ended
-from unitransformer.calibrating import ceilings, collectives
-from unitransformer.calibrating.alpha_beta import Collective
-from unitransformer.calibrating.calibrate import main
-from unitransformer.calibrating.store import read_calibration
+from unitransformer.calibrate import main
+from unitransformer.machine import ceilings, collectives
+from unitransformer.machine.alpha_beta import Collective
+from unitransformer.machine.calibration_store import read_calibration
 
 WORDS = ["--accelerator", "cpu", "--devices", "2", "--seconds", "1"]
 

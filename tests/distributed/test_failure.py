@@ -19,7 +19,7 @@ import torch
 from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from recipes import running
+from recipes import train
 from tests.distributed.forking import fork_command
 from tests.distributed.launching import (
     begin,
@@ -30,11 +30,11 @@ from tests.distributed.launching import (
     wait_for_text,
 )
 from tests.processes import wait_until_ended
-from unitransformer import launch, meeting
-from unitransformer.checkpoint_names import checkpoint_name
-from unitransformer.failures import ERROR_FILE, Failure, first_failure, report_failure
-from unitransformer.training import TrainingModule
-from unitransformer.writing import Writer
+from unitransformer.checkpoint.names import checkpoint_name
+from unitransformer.checkpoint.writer import Writer
+from unitransformer.launch import launcher, rendezvous
+from unitransformer.launch.failures import ERROR_FILE, Failure, first_failure, report_failure
+from unitransformer.training.module import TrainingModule
 
 MANY = ("--max-steps", "100000", "--validate-every", "100000", "--log-every", "1")
 LIMIT_S = 10.0
@@ -188,20 +188,20 @@ def test_a_node_that_is_refused_ends_the_other(refused: int, tmp_path: Path) -> 
 
 def end_late() -> None:
     """A fault: ranks end well, and later than their launcher would wait for after a failure."""
-    train_here = running._train_here
+    train_here = train._train_here
 
     def train_here_and_wait(*arguments: Any) -> int:
         code = train_here(*arguments)
         time.sleep(3.0)
         return code
 
-    launch.GRACE_S = 0.2
-    running._train_here = train_here_and_wait
+    launcher.GRACE_S = 0.2
+    train._train_here = train_here_and_wait
 
 
 def leave_soon() -> None:
     """A fault: a launcher that is done waits for no others."""
-    meeting.LINGER = datetime.timedelta(seconds=2)
+    rendezvous.LINGER = datetime.timedelta(seconds=2)
 
 
 @pytest.mark.parametrize("first", [None, leave_soon])
@@ -368,7 +368,7 @@ def test_torchrun_names_the_rank_that_failed_first(tmp_path: Path) -> None:
         return 0
 
     folder.mkdir()
-    process = fork_command(launch, log=folder / "output.log", variables=environment(tmp_path))
+    process = fork_command(launcher, log=folder / "output.log", variables=environment(tmp_path))
     process.join(120)
     assert process.exitcode == 1
     root_cause = (folder / "output.log").read_text().partition("Root Cause")[2]

@@ -13,7 +13,7 @@ import torch.distributed
 
 from recipes import gpt
 from recipes.command_line import run_recipe
-from scaling.store import load_store
+from scaling.store.reader import load_store
 from tests.distributed.forking import fork_command
 from tests.distributed.launching import (
     begin,
@@ -24,11 +24,11 @@ from tests.distributed.launching import (
     wait_for_text,
 )
 from tests.processes import wait_until_ended
-from unitransformer import training
 from unitransformer.objectives import Objective
-from unitransformer.progress import LogLines
-from unitransformer.records import load_record
-from unitransformer.training import TrainingModule
+from unitransformer.record.schema import load_record
+from unitransformer.training import module
+from unitransformer.training.module import TrainingModule
+from unitransformer.training.progress import LogLines
 
 TWO = ("--devices", "2", "--batch-size", "4")
 PAUSE_S = 0.5
@@ -98,7 +98,7 @@ def test_a_step_that_compiles_again_in_the_timed_window_is_left_out_and_flagged(
                 torch.compile(lambda x: x + 1, backend="eager")(torch.zeros(3))
             return training_step(self, batch, *arguments)
 
-        training.compile_objective = compile_soon
+        module.compile_objective = compile_soon
         TrainingModule.training_step = compile_late  # type: ignore[method-assign]
 
     options = ("--max-steps", "60", "--validate-every", "60", "--compile", "default")

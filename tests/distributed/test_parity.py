@@ -14,16 +14,17 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_
 from torch.nn.parallel import DistributedDataParallel
 
 from scaling.__main__ import main
-from scaling.parity import BOUNDS, STRATEGIES, Curves, compare
-from scaling.processes import _Worker, start_worker
-from scaling.store import load_store
+from scaling.parity.cases import BOUNDS, STRATEGIES, Curves, compare
+from scaling.recipe_process import _Worker, start_worker
+from scaling.store.reader import load_store
 from tests.distributed.forking import start_forked
 from tests.distributed.launching import begin, load
-from unitransformer import fsdp1, strategies, training
-from unitransformer.materialise import Materialise
-from unitransformer.order import TrainOrder
-from unitransformer.training import TrainingModule
-from unitransformer.zero import ZeroStrategy
+from unitransformer.data.sampler import TrainOrder
+from unitransformer.parallel import fsdp1, strategies
+from unitransformer.parallel.deepspeed import ZeroStrategy
+from unitransformer.parallel.materialize import Materialise
+from unitransformer.training import module
+from unitransformer.training.module import TrainingModule
 
 BOUND = BOUNDS["32-true"]
 # Clipping at every step hides a wrong scale of the gradients from the loss.
@@ -157,7 +158,7 @@ def leave_a_matrix_whole() -> None:
     Materialise._make = make_the_others  # type: ignore[assignment,method-assign]
     strategies.FSDP1Strategy = Leaky  # type: ignore[misc]
     # At the end there is nothing whole to show: only what is divided can be gathered.
-    training.gather_network = lambda model, network, parallel: network
+    module.gather_network = lambda model, network, parallel: network
 
 
 FAULTS = {

@@ -9,8 +9,8 @@ import pytest
 from recipes import gpt
 from tests.distributed.launching import environment, load, recipe_command, train
 from unitransformer.config import ParallelConfig, RunConfig
-from unitransformer.process import adopt_launcher
-from unitransformer.training import TrainingModule
+from unitransformer.launch.environment import adopt_launcher
+from unitransformer.training.module import TrainingModule
 
 
 def test_dropout_repeats_between_runs(tmp_path: Path) -> None:

@@ -13,9 +13,9 @@ import torch
 
 from tests.distributed.launching import begin, load, train, wait_for_text
 from tests.distributed.test_failure import wait_for_ranks
-from unitransformer.checkpoints import list_checkpoints
-from unitransformer.stop_signals import EXIT_CODE, SIGNALS
-from unitransformer.training import TrainingModule
+from unitransformer.checkpoint.reader import list_checkpoints
+from unitransformer.launch.signals import EXIT_CODE, SIGNALS
+from unitransformer.training.module import TrainingModule
 
 STEPS = 40
 TWO = ("--devices", "2", "--batch-size", "4", "--max-steps", str(STEPS), "--log-every", "1")

@@ -19,26 +19,19 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-import recipes.running
+import recipes.train
 from recipes import gpt
-from scaling.parity import Case
-from scaling.parity_work import find_idleness, work_of
-from tests.distributed.launching import (
-    begin,
-    environment,
-    free_port,
-    load,
-    recipe_command,
-    train,
-)
-from unitransformer import training
-from unitransformer.checkpoints import check_files
+from scaling.parity.cases import Case
+from scaling.parity.evidence import find_idleness, work_of
+from tests.distributed.launching import begin, environment, free_port, load, recipe_command, train
+from unitransformer.checkpoint.reader import check_files
 from unitransformer.config import ParallelConfig, RunConfig, Strategy
 from unitransformer.export import export
-from unitransformer.hardware import peak_resident_bytes
-from unitransformer.process import has_float16
-from unitransformer.strategies import build_strategy, shard
-from unitransformer.training import TrainingModule
+from unitransformer.launch.devices import has_float16
+from unitransformer.machine.host import peak_resident_bytes
+from unitransformer.parallel.strategies import build_strategy, shard
+from unitransformer.training import module as training
+from unitransformer.training.module import TrainingModule
 
 STRATEGIES = ("ddp", "fsdp", "fsdp1", "hsdp", "zero1", "zero2", "zero3")
 # Steps in proportion to the gradient: Adam's own hide its size.
@@ -219,12 +212,12 @@ def test_torchrun_starts_as_many_ranks_as_it_says(
 
 def start_anew() -> None:
     """Ranks as they are started where forking is not safe: on GPUs."""
-    launch = recipes.running.launch
+    launch = recipes.train.launch
 
     def launch_anew(*arguments: Any, **options: Any) -> Any:
         return launch(*arguments, **{**options, "fork": False})
 
-    recipes.running.launch = launch_anew
+    recipes.train.launch = launch_anew
 
 
 def test_ranks_that_are_started_anew_do_what_forked_ones_do(alone: Any, tmp_path: Path) -> None:

@@ -19,19 +19,19 @@ import pytest
 from torch import Tensor
 
 from scaling.__main__ import main
-from scaling.claims import find_holders
-from scaling.live import Progress
-from scaling.outcomes import FILE, load_outcome
-from scaling.processes import _Worker, start_worker
-from scaling.running import Limits
-from scaling.store import load_store
-from scaling.study import Cell
-from scaling.sweep import CELLS, Sweep
-from scaling.tasks import Task, open_recipes
+from scaling.recipe_process import _Worker, start_worker
+from scaling.store.outcome import FILE, load_outcome
+from scaling.store.reader import load_store
+from scaling.sweep.claims import find_holders
+from scaling.sweep.engine import CELLS, Sweep
+from scaling.sweep.plan import Task, open_recipes
+from scaling.sweep.progress import Progress
+from scaling.sweep.run_cell import Limits
+from scaling.sweep.study import Cell
 from tests.distributed.forking import fork_command, start_forked
 from tests.distributed.launching import PICTURES, TEXT, TINY, environment
 from tests.processes import wait_until_ended
-from unitransformer.training import TrainingModule
+from unitransformer.training.module import TrainingModule
 
 
 def sweep_command(out: Path, *words: str) -> list[str]:

@@ -17,9 +17,9 @@ import unitransformer.run
 from recipes import bert, gpt, vit
 from tests.distributed.launching import begin
 from unitransformer.config import RunConfig
-from unitransformer.data import Synthetic
+from unitransformer.data.synthetic import Synthetic
 from unitransformer.objectives import chunked_cross_entropy
-from unitransformer.training import TrainingModule
+from unitransformer.training.module import TrainingModule
 
 # Operators whose outcome, or its shape, Python needs at once.
 ASKING = ("_local_scalar_dense", "nonzero", "masked_select", "equal", "_unique2", "is_nonzero")

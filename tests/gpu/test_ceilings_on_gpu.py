@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from unitransformer.calibrating.ceilings import known_dtypes, measure_ceiling, measure_dtype
-from unitransformer.calibrating.store import read_calibration
+from unitransformer.machine.calibration_store import read_calibration
+from unitransformer.machine.ceilings import known_dtypes, measure_ceiling, measure_dtype
 
 pytestmark = [
     pytest.mark.gpu,

@@ -6,7 +6,7 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from unitransformer.gpus import find_gpu, why_unknown
+from unitransformer.costs.gpus import find_gpu, why_unknown
 
 pytestmark = [
     pytest.mark.gpu,

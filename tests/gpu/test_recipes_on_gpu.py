@@ -7,7 +7,7 @@ import torch
 
 from recipes import bert, gpt, vit
 from recipes.command_line import run_recipe
-from unitransformer.records import load_record
+from unitransformer.record.schema import load_record
 
 pytestmark = [
     pytest.mark.gpu,

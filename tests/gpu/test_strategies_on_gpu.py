@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from scaling.parity import STRATEGIES
-from unitransformer.records import load_record
+from scaling.parity.cases import STRATEGIES
+from unitransformer.record.schema import load_record
 
 pytestmark = [
     pytest.mark.gpu,

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from unitransformer.measuring.telemetry import Telemetry, energy_of, names_of
-from unitransformer.measuring.time_shares import HEAD, WINDOW, time_shares
+from unitransformer.measure.nvml import Telemetry, energy_of, names_of
+from unitransformer.profiling.trace_breakdown import HEAD, WINDOW, time_shares
 
 pytestmark = [
     pytest.mark.gpu,

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 from slurm import status
-from slurm.markers import last_attempt
+from slurm.job_files import last_attempt
 from tests.distributed.launching import recipe_arguments
 from tests.slurm.cluster import until
 

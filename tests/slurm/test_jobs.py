@@ -14,12 +14,12 @@ import psutil
 import pytest
 
 from slurm import status, submit
-from slurm.markers import last_attempt, list_attempts
+from slurm.job_files import last_attempt, list_attempts
 from tests.distributed.launching import train
 from tests.slurm.awaiting import STEPS, log_of, tiny, wait_for_outcome, wait_for_status
 from tests.slurm.cluster import GRACE_S, NODES, Cluster, until
-from unitransformer.checkpoint_names import checkpoint_name
-from unitransformer.checkpoints import list_checkpoints
+from unitransformer.checkpoint.names import checkpoint_name
+from unitransformer.checkpoint.reader import list_checkpoints
 
 LONG = ("--max-steps", str(STEPS), "--validate-every", str(STEPS), "--log-every", "5")
 ONE_NODE = ("--nodes", "1", "--devices", "1", "--time", "10")  # where a second shows nothing more
@@ -135,7 +135,7 @@ def stall():
     open("stalled", "w").close()
     ctypes.PyDLL(None).sleep(600)
 
-is_rank = os.environ.get("SLURM_NODEID") == "1" and "slurm.rank" not in sys.orig_argv
+is_rank = os.environ.get("SLURM_NODEID") == "1" and "slurm.runtime.rank" not in sys.orig_argv
 if is_rank and "SLURM_RESTART_COUNT" not in os.environ:
     threading.Thread(target=stall, daemon=True).start()
 """
@@ -193,7 +193,7 @@ def find_rank(cluster: Cluster, node: str) -> int:
         process.pid
         for process in psutil.process_iter()
         if process.name().startswith("python")
-        and "slurm.rank" in (process.parent() or process).cmdline()
+        and "slurm.runtime.rank" in (process.parent() or process).cmdline()
         and place.items() <= process.environ().items()
     ]
     return rank

@@ -2,7 +2,7 @@
 
 import pytest
 
-from unitransformer.calibrating.alpha_beta import Collective, Point, fit, ring
+from unitransformer.machine.alpha_beta import Collective, Point, fit, ring
 
 SIZES = [1000 * 4**power for power in range(7)]  # 1 kB to 4 MB
 

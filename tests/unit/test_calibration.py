@@ -9,10 +9,10 @@ import pytest
 
 from scaling.__main__ import main
 from scaling.calibrate import render
-from unitransformer.calibrating.alpha_beta import Point
-from unitransformer.calibrating.calibrate import _check_alike
-from unitransformer.calibrating.calibration import Calibration, Ceiling, Samples
-from unitransformer.calibrating.store import (
+from unitransformer.calibrate import _check_alike
+from unitransformer.machine.alpha_beta import Point
+from unitransformer.machine.calibration import Calibration, Ceiling, Samples
+from unitransformer.machine.calibration_store import (
     default_path,
     from_json,
     load_calibration,
@@ -21,7 +21,7 @@ from unitransformer.calibrating.store import (
     to_json,
     write_calibration,
 )
-from unitransformer.hardware import (
+from unitransformer.machine.host import (
     Machine,
     cpu_quota,
     describe_machine,

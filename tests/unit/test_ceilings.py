@@ -12,14 +12,9 @@ from typing import Any
 import pytest
 import torch
 
-from unitransformer.calibrating import ceilings
-from unitransformer.calibrating.ceilings import (
-    dtype_of,
-    known_dtypes,
-    measure_ceiling,
-    measure_dtype,
-)
-from unitransformer.calibrating.clocks import EventClock, first_sample, repeat
+from unitransformer.machine import ceilings
+from unitransformer.machine.ceilings import dtype_of, known_dtypes, measure_ceiling, measure_dtype
+from unitransformer.machine.timing import EventClock, first_sample, repeat
 
 CPU = torch.device("cpu")
 TINY = ((8, 8, 8), (8, 16, 32))

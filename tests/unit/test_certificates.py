@@ -14,19 +14,19 @@ from test_store import HOST, broken_variants, make_config, make_record
 from recipes import bert, gpt, vit
 from recipes.options import build_config, parse
 from scaling.__main__ import main
-from scaling.certificate_files import read_certificate, write_certificate
-from scaling.certificates import (
+from scaling.parity.cases import Case, Curves, Verdict
+from scaling.parity.certificate import (
     describe_bounds,
     describe_result,
     find_contradictions,
     find_other_bounds,
 )
-from scaling.parity import Case, Curves, Verdict
-from scaling.processes import Ended
-from scaling.report import render_report
-from scaling.store import Store, load_store
+from scaling.parity.certificate_file import read_certificate, write_certificate
+from scaling.recipe_process import Ended
+from scaling.report.results_md import render_report
+from scaling.store.reader import Store, load_store
 from unitransformer.config import ParallelConfig, Recipe, RunConfig, to_dict
-from unitransformer.records import write_record
+from unitransformer.record.schema import write_record
 
 STEPS = 20
 PLAIN = Curves(loss=(2.0,) * STEPS, gradient_norm=(1.0,) * STEPS)
@@ -311,7 +311,7 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict
         def start_worker(log: Path, *, at_once: bool) -> Iterator[Any]:
             yield run
 
-        monkeypatch.setattr("scaling.parity_nodes.start_worker", start_worker)
+        monkeypatch.setattr("scaling.parity.local_nodes.start_worker", start_worker)
         out = tmp_path / "out"
         words = ["--recipe", "gpt", "--accelerator", "cpu", "--steps", "20", "--out", str(out)]
         assert main(["parity", "--quick", *words, *options]) == code

@@ -12,9 +12,10 @@ import torch
 from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler
 from torch import Tensor
 
-from unitransformer import saving, writing
-from unitransformer.checkpoint_names import LOCAL_DISK, checkpoint_name
-from unitransformer.checkpoints import (
+from unitransformer.checkpoint import callbacks, writer
+from unitransformer.checkpoint.callbacks import CheckpointError, SaveCheckpoints
+from unitransformer.checkpoint.names import checkpoint_name
+from unitransformer.checkpoint.reader import (
     Reader,
     Told,
     check_files,
@@ -23,8 +24,8 @@ from unitransformer.checkpoints import (
     read_tensors,
     read_told,
 )
-from unitransformer.saving import CheckpointError, SaveCheckpoints
-from unitransformer.writing import Writer, remove_remains, start_saving
+from unitransformer.checkpoint.writer import Writer, remove_remains, start_saving
+from unitransformer.launch.variables import LOCAL_DISK
 
 State = dict[str, Tensor]
 
@@ -109,8 +110,8 @@ def test_a_nodes_own_disk_is_written_first_and_left_empty(
     straight = write(tmp_path / "straight", 1, state)
     monkeypatch.setenv(LOCAL_DISK, str(disk))
     handed_on: list[Path] = []
-    hand_on = writing._hand_on
-    monkeypatch.setattr(writing, "_hand_on", lambda *of: (handed_on.append(of[0]), hand_on(*of)))
+    hand_on = writer._hand_on
+    monkeypatch.setattr(writer, "_hand_on", lambda *of: (handed_on.append(of[0]), hand_on(*of)))
     staged = write(tmp_path / "staged", 1, state)
     assert [file.parent.parent for file in handed_on] == [disk]
     assert list(disk.iterdir()) == []
@@ -143,7 +144,7 @@ def test_an_interrupt_while_writing_stays_one(
     def interrupt(*arguments: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(writing, "checksum", interrupt)
+    monkeypatch.setattr(writer, "checksum", interrupt)
     done = start_saving({"a": torch.ones(1)}, Writer(tmp_path, 1, tell(1)), None, wait=is_wait)
     with pytest.raises(KeyboardInterrupt):
         done.result()
@@ -212,7 +213,7 @@ def trainer_at(step: int, max_steps: int = 99, *, num_updates: int | None = None
 
 @pytest.fixture
 def saver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Saver:
-    monkeypatch.setattr(saving, "take_state", lambda *arguments: {"a": torch.ones(3)})
+    monkeypatch.setattr(callbacks, "take_state", lambda *arguments: {"a": torch.ones(3)})
     saver = Saver(tmp_path / "checkpoints", [])
     saver.on_train_start(trainer_at(0), None)  # type: ignore[arg-type]
     return saver
@@ -304,7 +305,7 @@ def test_a_run_that_breaks_while_the_disk_is_full_says_what_broke_it(
 def test_a_run_that_breaks_does_not_wait_forever_for_other_ranks(
     saver: Saver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(saving, "PATIENCE_S", 0.05)
+    monkeypatch.setattr(callbacks, "PATIENCE_S", 0.05)
     fill_the_disk(monkeypatch, delay_s=0.5)
     saver.step()
     assert saver._pending is not None
@@ -329,9 +330,9 @@ def test_the_loss_scale_of_float16_is_saved_and_restored() -> None:
     scaler, other = GradScaler(), GradScaler()
     scaler.scale(torch.ones(1))
     scaler.update(256.0)
-    told = saving._loss_scaler(trainer_with(scaler))
+    told = callbacks._loss_scaler(trainer_with(scaler))
     assert json.loads(json.dumps(told))["scale"] == 256.0
-    saving._set_loss_scaler(trainer_with(other), told)
+    callbacks._set_loss_scaler(trainer_with(other), told)
     assert other.get_scale() == 256.0
 
 
@@ -361,6 +362,6 @@ def test_deepspeeds_own_loss_scale_is_saved_and_restored() -> None:
     )
     scaler.cur_scale, scaler.cur_iter = 2.0**10, 7
     scaler.last_overflow_iter, scaler.cur_hysteresis = 5, 1
-    told = saving._loss_scaler(trainer_with(scaler))
-    saving._set_loss_scaler(trainer_with(other), json.loads(json.dumps(told)))
+    told = callbacks._loss_scaler(trainer_with(scaler))
+    callbacks._set_loss_scaler(trainer_with(other), json.loads(json.dumps(told)))
     assert vars(other) == vars(scaler)

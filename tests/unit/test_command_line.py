@@ -13,12 +13,12 @@ from recipes import bert, gpt, vit
 from recipes.command_line import RUN_FOLDER, run_recipe
 from recipes.options import build_config, build_parser, parse
 from recipes.presets import Preset, nearest
-from unitransformer import process
+from unitransformer.checkpoint.callbacks import sole_user
 from unitransformer.config import ModelConfig, OptimizerConfig, RunConfig
-from unitransformer.flops import count_parameters
-from unitransformer.records import config_of, load_record
-from unitransformer.saving import sole_user
-from unitransformer.summary import human_count
+from unitransformer.costs.flops import count_parameters
+from unitransformer.launch import devices
+from unitransformer.record.parameter_summary import human_count
+from unitransformer.record.schema import config_of, load_record
 
 PRESETS = (bert.PRESET, gpt.PRESET, vit.PRESET)
 TINY = (
@@ -216,9 +216,9 @@ def test_a_dry_run_says_what_would_run_and_writes_nothing(say: Say) -> None:
 def test_auto_says_what_it_has_chosen_for_several_ranks_and_why(
     options: str, memory: int, strategy: str, why: str, say: Say, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(process, "count_gpus", lambda: 4)  # that compute in float16, not in bf16
-    monkeypatch.setattr(process, "has_bf16", lambda: False)
-    monkeypatch.setattr(process, "device_memory_bytes", lambda *_: memory)
+    monkeypatch.setattr(devices, "count_gpus", lambda: 4)  # that compute in float16, not in bf16
+    monkeypatch.setattr(devices, "has_bf16", lambda: False)
+    monkeypatch.setattr(devices, "device_memory_bytes", lambda *_: memory)
     told = say(f"{TINY} --dry-run --devices 4 --accelerator auto {options}")
     line = told.splitlines()[0]
     assert line.startswith(f"strategy {strategy}: ")

@@ -5,14 +5,14 @@ import random
 
 import pytest
 
-from unitransformer.statistics.comparisons import (
+from unitransformer.stats.comparisons import (
     LaunchVariance,
     describe_launch,
     minimum_detectable_effect,
     paired_ratio,
     split_variance,
 )
-from unitransformer.statistics.intervals import Figures
+from unitransformer.stats.intervals import Figures
 
 
 def make_figures(low: float | None, high: float | None) -> Figures:

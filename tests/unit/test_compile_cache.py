@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 from test_sweep import LIMITS, make_record_of, make_study, make_tasks
 
-from scaling import compile_cache
-from scaling.compile_cache import FOLDER, VARIABLE
-from scaling.processes import Ended
-from scaling.running import run_cell
-from scaling.tasks import Task
-from unitransformer.records import write_record
+from scaling.recipe_process import Ended
+from scaling.sweep import compile_cache
+from scaling.sweep.compile_cache import FOLDER, VARIABLE
+from scaling.sweep.plan import Task
+from scaling.sweep.run_cell import run_cell
+from unitransformer.record.schema import write_record
 
 CODE = "ab/kernel.so"
 

@@ -22,7 +22,7 @@ from unitransformer.config import (
     from_dict,
     to_dict,
 )
-from unitransformer.flops import count_parameters
+from unitransformer.costs.flops import count_parameters
 from unitransformer.transformer import Transformer
 
 PRESETS = (bert.PRESET, gpt.PRESET, vit.PRESET)

@@ -16,9 +16,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from unitransformer import corpus, tokenization
-from unitransformer.corpus import TokenizerKind, builtin_files, load_corpus, special_tokens
-from unitransformer.tokenization import Encoder, TokenArray, build_tokenizer, token_dtype
+from unitransformer.data import corpus
+from unitransformer.data import tokenizer as tokenization
+from unitransformer.data.corpus import TokenizerKind, builtin_files, load_corpus, special_tokens
+from unitransformer.data.tokenizer import Encoder, TokenArray, build_tokenizer, token_dtype
 
 KINDS: tuple[TokenizerKind, ...] = ("bpe", "wordpiece")
 SENTENCES = Path(argparse.__file__).read_text(encoding="utf-8")  # 100 kB, 2,700 lines

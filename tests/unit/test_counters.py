@@ -5,8 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from unitransformer.measuring.counters import differences, load_counters, write_counters
-from unitransformer.measuring.counting import count_graphs
+from unitransformer.step_counters import count_graphs, differences, load_counters, write_counters
 
 
 def test_equal_counters_have_no_difference() -> None:

@@ -12,19 +12,19 @@ from test_certificates import result as certify
 from test_efficiency import CLEAN, make_spread, strong, traced, weak
 from test_store import CEILING, HOST, make_run
 
-from scaling.certificate_files import read_certificate
-from scaling.certificates import Certificate
-from scaling.crossover import Comparison, compare_strategies
-from scaling.efficiency import Estimate
-from scaling.outcomes import Outcome
-from scaling.parity import Case, Curves
-from scaling.parity_section import find_proof
-from scaling.row_notes import ratio_figure
-from scaling.runs import Run
-from scaling.scaling_section import scaling_blocks
-from scaling.store import Cell
+from scaling.analysis.efficiency import Estimate
+from scaling.analysis.fastest import Comparison, compare_strategies
+from scaling.analysis.proof import find_proof
+from scaling.parity.cases import Case, Curves
+from scaling.parity.certificate import Certificate
+from scaling.parity.certificate_file import read_certificate
+from scaling.report.sections.scaling import scaling_blocks
+from scaling.report.table_notes import ratio_figure
+from scaling.store.outcome import Outcome
+from scaling.store.reader import Cell
+from scaling.store.run import Run
 from unitransformer.config import RunConfig, to_dict
-from unitransformer.records import Status
+from unitransformer.record.schema import Status
 
 PLAIN = Curves(loss=(2.0,) * 20, gradient_norm=(1.0,) * 20)
 ZERO1 = certify(Case(strategy="zero1", devices=2), PLAIN)

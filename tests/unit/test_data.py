@@ -8,21 +8,21 @@ import pytest
 import torch
 
 from recipes import bert, gpt, vit
-from unitransformer import data
 from unitransformer.config import DataConfig, ParallelConfig, RunConfig
-from unitransformer.data import (
-    DataModule,
-    Synthetic,
+from unitransformer.data import baselines
+from unitransformer.data.baselines import (
     asked_in_validation,
-    load_source,
     most_frequent_baseline,
     unigram_baseline,
 )
-from unitransformer.draws import uniform
+from unitransformer.data.counter_rng import uniform
+from unitransformer.data.datamodule import DataModule
+from unitransformer.data.sampler import TrainOrder, ValidationOrder, permutation
+from unitransformer.data.sources import load_source
+from unitransformer.data.synthetic import Synthetic
+from unitransformer.data.text import MaskedWords, NextWords
+from unitransformer.data.tokenizer import special_tokens
 from unitransformer.objectives import IGNORED
-from unitransformer.order import TrainOrder, ValidationOrder, permutation
-from unitransformer.tokenization import special_tokens
-from unitransformer.words import MaskedWords, NextWords
 
 TINY = {"width": 16, "num_layers": 1, "num_heads": 2, "feedforward_width": 32}
 
@@ -204,8 +204,8 @@ def test_a_batch_of_pictures_can_be_pinned() -> None:
 
 def test_words_are_counted_without_a_copy_of_them_all(monkeypatch: pytest.MonkeyPatch) -> None:
     words = np.random.default_rng(0).integers(0, 9, 1000).astype(np.uint16)
-    monkeypatch.setattr(data, "COUNTED_AT_ONCE", 64)
-    assert data.count_words(words, 12).tolist() == np.bincount(words, minlength=12).tolist()
+    monkeypatch.setattr(baselines, "COUNTED_AT_ONCE", 64)
+    assert baselines.count_words(words, 12).tolist() == np.bincount(words, minlength=12).tolist()
 
 
 def test_the_majority_baseline_counts_its_class() -> None:

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from test_store import HOST, make_config, make_crashed, make_record, make_run
 
-from scaling.efficiency import Curve, Estimate, Scaling, find_curves, pooled_rate, ratio
-from scaling.losses import Slowest, explain
-from scaling.runs import Run
+from scaling.analysis.efficiency import Curve, Estimate, Scaling, find_curves, pooled_rate, ratio
+from scaling.analysis.time_lost import Slowest, explain
+from scaling.store.run import Run
 from unitransformer.config import ParallelConfig, to_dict
 
 CLEAN = {"commit": "0123456789abcdef", "is_dirty": False}

@@ -9,17 +9,16 @@ import pytest
 from test_calibration import MACHINE
 from test_sweep import make_study, make_tasks
 
-from scaling import estimate
-from scaling.estimate import CPU_START_S, render_plan
-from scaling.order import train_flops
-from scaling.outcomes import Outcome, load_outcome
-from scaling.study import Cell
-from scaling.tasks import Task
-from unitransformer.calibrating.calibration import Calibration, Ceiling, Samples
+from scaling.store.outcome import Outcome, load_outcome
+from scaling.sweep import estimate
+from scaling.sweep.estimate import CPU_START_S, render_plan
+from scaling.sweep.plan import Task, train_flops
+from scaling.sweep.study import Cell
 from unitransformer.config import ParallelConfig
-from unitransformer.records import Record, config_of, load_record
+from unitransformer.machine.calibration import Calibration, Ceiling, Samples
+from unitransformer.record.schema import Record, config_of, load_record
 
-LANDED = Path(estimate.__file__).parent / "results" / "sweeps" / "quick" / "cells"
+LANDED = Path(estimate.__file__).parents[1] / "results" / "sweeps" / "quick" / "cells"
 REFERENCES = LANDED.parents[2] / "records"
 
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from scaling.exports import to_csv, to_json
-from scaling.rows import NAMES, Row
+from scaling.report.exports import to_csv, to_json
+from scaling.report.rows import NAMES, Row
 
 
 def make_row(**changes: Any) -> Row:

@@ -13,9 +13,8 @@ from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from recipes import bert, gpt, vit
 from recipes.presets import Preset
-from unitransformer.activations import checkpoint_activations
 from unitransformer.config import ActivationCheckpointing, DataConfig, ParallelConfig, RunConfig
-from unitransformer.flops import (
+from unitransformer.costs.flops import (
     CONVENTIONS,
     count_flops,
     count_looked_at,
@@ -24,6 +23,7 @@ from unitransformer.flops import (
     recomputed_flops_per_sample,
 )
 from unitransformer.objectives import Batch, Objective
+from unitransformer.parallel.activation_checkpointing import checkpoint_activations
 from unitransformer.transformer import Transformer
 
 SHAPES = {

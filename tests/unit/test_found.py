@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from scaling import found
-from scaling.found import Kept, open_kept
-from scaling.runs import Run, find_contradictions, find_recounts
-from scaling.store import Store, load_store
+from scaling.store import metrics_cache
+from scaling.store.metrics_cache import Kept, open_kept
+from scaling.store.reader import Store, load_store
+from scaling.store.run import Run, find_contradictions, find_recounts
 from tests.unit.test_store import make_record
-from unitransformer.records import write_record
+from unitransformer.record.schema import write_record
 
 
 def load(folder: Path, kept: Kept | None = None) -> Store:
@@ -61,7 +61,7 @@ def test_what_is_recalled_is_what_is_found(folder: Path, tmp_path: Path) -> None
 def test_it_is_found_once(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kept = Kept(tmp_path / "kept")
     load(folder, kept)
-    monkeypatch.setattr("scaling.store.find", lambda run: pytest.fail(f"{run.name} again"))
+    monkeypatch.setattr("scaling.store.reader.find", lambda run: pytest.fail(f"{run.name} again"))
     load(folder, kept)
 
 
@@ -95,11 +95,11 @@ def test_other_code_finds_anew_and_what_nobody_asks_for_goes(
     monkeypatch.setenv("UNITRANSFORMER_CACHE", str(tmp_path))
     own = open_kept().folder
     (own / "00").mkdir()
-    monkeypatch.setattr(found, "_code_digest", lambda: "other")
+    monkeypatch.setattr(metrics_cache, "_code_digest", lambda: "other")
     other = open_kept().folder
     assert own != other
     assert (own / "00").is_dir()  # a moment ago somebody used it
-    long_ago = time.time() - 2 * found.UNUSED_S
+    long_ago = time.time() - 2 * metrics_cache.UNUSED_S
     os.utime(own, (long_ago, long_ago))
     open_kept()
     assert not own.exists()

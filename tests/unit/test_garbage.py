@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from unitransformer.garbage import no_collection
+from unitransformer.launch.gc_pause import no_collection
 
 FIRST = """
 import gc, sys
-from unitransformer.garbage import importing
+from unitransformer.launch.gc_pause import importing
 
 with importing("wave"):
     assert not gc.isenabled()

@@ -9,10 +9,10 @@ from test_report import cells, render
 from test_store import make_config, make_record
 from test_telemetry import FakeNvml, follow
 
-from scaling.store import load_store
-from unitransformer.measuring.instruments import Instruments
+from scaling.store.reader import load_store
+from unitransformer.measure.instruments import Instruments
+from unitransformer.record.schema import write_record
 from unitransformer.recording import _with_energy
-from unitransformer.records import write_record
 
 POWER_CAP = 0x4
 

@@ -5,7 +5,7 @@ from typing import get_args
 
 import pytest
 
-from unitransformer.gpus import GPUS, Dtype, Gpu, find_gpu, why_unknown
+from unitransformer.costs.gpus import GPUS, Dtype, Gpu, find_gpu, why_unknown
 
 # What the driver prints, and the TFLOP/s of bfloat16 (float16 where there is none), dense.
 PRINTED = {

@@ -5,9 +5,9 @@ import sys
 
 import pytest
 
-from unitransformer.hardware import peak_resident_bytes
+from unitransformer.machine.host import peak_resident_bytes
 
-TELL = "from unitransformer.hardware import peak_resident_bytes; print(peak_resident_bytes())"
+TELL = "from unitransformer.machine.host import peak_resident_bytes; print(peak_resident_bytes())"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")

@@ -5,7 +5,8 @@ from dataclasses import replace
 
 import pytest
 
-from unitransformer.history import (
+from unitransformer.measure.clock import Step
+from unitransformer.training.history import (
     CLOCKED,
     ClockError,
     History,
@@ -14,7 +15,6 @@ from unitransformer.history import (
     find_fault,
     read_history,
 )
-from unitransformer.measuring.clock import Step
 
 
 def steps(*step_s: float) -> list[Step]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from unitransformer.measuring.host_load import HostSample, load_between, sample_host
+from unitransformer.measure.host_load import HostSample, load_between, sample_host
 
 START = HostSample(
     at_s=0,

@@ -6,12 +6,7 @@ from typing import Any
 import pytest
 from test_store import make_config
 
-from scaling.inference import (
-    find_cause,
-    is_checked_again,
-    needs_at_least,
-    unrefuted,
-)
+from scaling.sweep.memory_inference import find_cause, is_checked_again, needs_at_least, unrefuted
 from unitransformer.config import ParallelConfig, RunConfig
 
 

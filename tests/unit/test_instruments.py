@@ -11,9 +11,9 @@ from test_store import make_config
 from test_telemetry import UUID, FakeNvml
 
 from unitransformer import run as running
-from unitransformer.measuring import instruments
-from unitransformer.measuring.instruments import Instruments, find_quiet_step
-from unitransformer.measuring.telemetry import GpuSample
+from unitransformer.measure import instruments
+from unitransformer.measure.instruments import Instruments, find_quiet_step
+from unitransformer.measure.nvml import GpuSample
 
 CPU = torch.device("cpu")
 

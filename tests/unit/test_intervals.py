@@ -8,8 +8,8 @@ from statistics import NormalDist
 import numpy as np
 import pytest
 
-from unitransformer.statistics.autocorrelation import block_length, long_run_variance
-from unitransformer.statistics.intervals import describe, mean_rate, t_quantile
+from unitransformer.stats.autocorrelation import block_length, long_run_variance
+from unitransformer.stats.intervals import describe, mean_rate, t_quantile
 
 SCATTER, SPIKE, SPIKE_SHARE = 0.1, 3.0, 0.05
 

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from scaling.joining import differences
-from unitransformer.records import Record
+from scaling.store.conditions import differences
+from unitransformer.record.schema import Record
 
 HOST = {"hostname": "a", "cpu": "Example 9000", "cpu_cores": 2, "device": "cpu", "threads": 2}
 

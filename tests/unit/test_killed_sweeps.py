@@ -12,15 +12,15 @@ import psutil
 import pytest
 from test_sweep import Silent, make_record_of, make_study, make_tasks
 
-from scaling.outcomes import FILE, load_outcome
-from scaling.processes import Ended
-from scaling.running import Limits
-from scaling.sweep import CELLS, Sweep
-from scaling.tasks import Task
+from scaling.recipe_process import Ended
+from scaling.store.outcome import FILE, load_outcome
+from scaling.sweep.engine import CELLS, Sweep
+from scaling.sweep.plan import Task
+from scaling.sweep.run_cell import Limits
 from tests.processes import wait_until_ended
 from unitransformer.config import Recipe
-from unitransformer.process_tree import die_with_parent
-from unitransformer.records import write_record
+from unitransformer.launch.process_tree import die_with_parent
+from unitransformer.record.schema import write_record
 
 KILLS = 50
 REPEATS = "6"  # of ten cells

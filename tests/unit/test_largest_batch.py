@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 from test_sweep import Silent, Straw, make_study, make_sweep, make_task, make_tasks
 
-from scaling import largest_batch
-from scaling.outcomes import load_outcome
-from scaling.study import Cell
-from scaling.sweep import CELLS
-from scaling.tasks import Task
+from scaling.store.outcome import load_outcome
+from scaling.sweep import max_batch
+from scaling.sweep.engine import CELLS
+from scaling.sweep.plan import Task
+from scaling.sweep.study import Cell
 
 
 @pytest.mark.parametrize("capacity", [0, 1, 7, 8, 9, 24, 63, 64, 99, 100, 1000])
@@ -20,11 +20,11 @@ def test_the_largest_batch_is_found_in_a_logarithmic_number_of_cells(
 ) -> None:
     study = make_study(axes={"precision": "32-true"})
     (task,) = make_tasks(study)
-    agenda = largest_batch.search([task], 100, make_task)
+    agenda = max_batch.search([task], 100, make_task)
     one, straw = make_sweep(tmp_path / "s", [], straw=Straw({}, capacity=capacity), agenda=agenda)
     one.work(Silent())
     _, done = one.look()
-    (found,) = largest_batch.findings([task], 100, make_task, done, ["precision"])
+    (found,) = max_batch.findings([task], 100, make_task, done, ["precision"])
     assert (found.fits or 0) == min(capacity, 100)
     assert found.too_large == (capacity + 1 if capacity < 100 else None)
     assert len(straw.runs) <= 14
@@ -33,12 +33,12 @@ def test_the_largest_batch_is_found_in_a_logarithmic_number_of_cells(
 
 def test_a_search_that_meets_another_failure_says_so(tmp_path: Path) -> None:
     (task,) = make_tasks(make_study(axes={"precision": "32-true"}))
-    broken = make_task(largest_batch.with_batch(task.cell, 16), 1).name
-    agenda = largest_batch.search([task], 100, make_task)
+    broken = make_task(max_batch.with_batch(task.cell, 16), 1).name
+    agenda = max_batch.search([task], 100, make_task)
     straw = Straw({}, crashes=frozenset({broken}))
     one, _ = make_sweep(tmp_path / "s", [], straw=straw, agenda=agenda)
     one.work(Silent())
-    (found,) = largest_batch.findings([task], 100, make_task, one.look()[1], [])
+    (found,) = max_batch.findings([task], 100, make_task, one.look()[1], [])
     assert found.fits == 8
     assert found.in_words(100) == (
         "gpt: batch 8 fits; the search stopped: crashed: rank 0: RuntimeError: it broke"
@@ -56,7 +56,7 @@ def test_every_batch_of_a_search_is_planned_anew(tmp_path: Path) -> None:
         return replace(task, config=replace(task.config, parallel=parallel))
 
     (task,) = make_tasks(make_study(axes={"precision": "32-true"}))
-    one, _ = make_sweep(tmp_path / "s", [], agenda=largest_batch.search([task], 20, plan))
+    one, _ = make_sweep(tmp_path / "s", [], agenda=max_batch.search([task], 20, plan))
     one.work(Silent())
     configs = [outcome.config for outcome in one.look()[1].values() if outcome.config]
     told = {config.batch_size: config.parallel.strategy for config in configs}
@@ -65,15 +65,15 @@ def test_every_batch_of_a_search_is_planned_anew(tmp_path: Path) -> None:
 
 def test_what_a_search_came_to_is_kept_in_the_folder(tmp_path: Path) -> None:
     (task,) = make_tasks(make_study(axes={"precision": "32-true"}))
-    agenda = largest_batch.search([task], 100, make_task)
+    agenda = max_batch.search([task], 100, make_task)
     one, _ = make_sweep(tmp_path / "s", [], agenda=agenda)
     one.work(Silent(), max_cells=1)
-    (begun,) = largest_batch.findings([task], 100, make_task, one.look()[1], [])
+    (begun,) = max_batch.findings([task], 100, make_task, one.look()[1], [])
     assert begun.in_words(100) == "gpt: batch 8 fits; the search is not finished"
     one.work(Silent())
-    found = largest_batch.findings([task], 100, make_task, one.look()[1], [])
-    path = largest_batch.write_findings(found, 100, tmp_path / "s")
-    assert largest_batch.load_findings(path) == (100, found)
+    found = max_batch.findings([task], 100, make_task, one.look()[1], [])
+    path = max_batch.write_findings(found, 100, tmp_path / "s")
+    assert max_batch.load_findings(path) == (100, found)
     (kept,) = found
     assert (kept.fits, kept.too_large, kept.options) == (24, 25, {"precision": "32-true"})
     statuses = {
@@ -83,12 +83,12 @@ def test_what_a_search_came_to_is_kept_in_the_folder(tmp_path: Path) -> None:
     assert statuses == {"ok", "oom"}
     path.write_text(path.read_text().replace('"fits": 24', '"fits": 25'))
     with pytest.raises(ValueError, match="searches was changed after it was written"):
-        largest_batch.load_findings(path)
+        max_batch.load_findings(path)
 
 
 def test_a_search_on_a_cpu_needs_a_limit() -> None:
     tasks = make_tasks(make_study())
     with pytest.raises(ValueError, match=r"on a CPU needs a memory-limit: .* --memory-limit 4GiB"):
-        largest_batch.check_limit(tasks, None)
-    largest_batch.check_limit(tasks, 2**30)
-    largest_batch.check_limit([replace(tasks[0], config=None, refusal="no GPU")], None)
+        max_batch.check_limit(tasks, None)
+    max_batch.check_limit(tasks, 2**30)
+    max_batch.check_limit([replace(tasks[0], config=None, refusal="no GPU")], None)

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from test_efficiency import strong, weak
 
-from scaling.efficiency import find_curves
-from scaling.laws import Law, Measured, Name, fit_law, fit_laws
+from scaling.analysis.efficiency import find_curves
+from scaling.analysis.scaling_laws import Law, Measured, Name, fit_law, fit_laws
 
 COUNTS = (1, 2, 4, 8, 16, 32)
 CASES = 300

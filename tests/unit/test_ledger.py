@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 import torch
 
-from unitransformer.measuring.ledger import CompileLedger, short_path
-from unitransformer.statistics.comparisons import pays_off_at
+from unitransformer.measure.compile_ledger import CompileLedger, short_path
+from unitransformer.stats.comparisons import pays_off_at
 
 HERE = "test_ledger.py"
 COMPILE_ONCE = """
 import json, torch
-from unitransformer.measuring.ledger import CompileLedger
+from unitransformer.measure.compile_ledger import CompileLedger
 
 layer = torch.compile(torch.nn.Linear(4, 4))
 ledger = CompileLedger("default")

@@ -12,13 +12,13 @@ from test_store import make_record
 from test_sweep import make_study, make_tasks, work
 
 from scaling.__main__ import main
-from scaling.certificate_files import write_certificate
-from scaling.lint import Findings, lint, render
-from scaling.printed import check_tables, read_tables
-from scaling.report import render_report
-from scaling.staleness import Today, explain, look, read_today
-from scaling.store import load_store
-from unitransformer.records import Record, write_record
+from scaling.lint.check import Findings, lint, render
+from scaling.lint.table_arithmetic import check_tables, read_tables
+from scaling.parity.certificate_file import write_certificate
+from scaling.report.results_md import render_report
+from scaling.report.staleness import Today, explain, look, read_today
+from scaling.store.reader import load_store
+from unitransformer.record.schema import Record, write_record
 
 
 @pytest.fixture

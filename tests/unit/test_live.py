@@ -16,10 +16,10 @@ from typing import Any
 
 from test_sweep import make_study, make_sweep, make_tasks
 
-from scaling.claims import CLAIMS, Holder, claim, find_holders
-from scaling.live import Progress
-from scaling.outcomes import Outcome
-from scaling.tasks import Task
+from scaling.store.outcome import Outcome
+from scaling.sweep.claims import CLAIMS, Holder, claim, find_holders
+from scaling.sweep.plan import Task
+from scaling.sweep.progress import Progress
 
 START_S = 1_000_000.0  # clock time
 AXES = ("precision", "batch-size")

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from test_store import make_config
 
-from unitransformer.log_lines import log_lines
+from unitransformer.record.log_lines import log_lines
 
 
 def test_a_line_is_the_median_since_the_line_before_and_each_launch_begins_anew() -> None:

@@ -10,9 +10,9 @@ import torch
 import torch.distributed._functional_collectives as functional_collectives
 
 from unitransformer.config import ParallelConfig
-from unitransformer.measuring import communication
-from unitransformer.measuring.clock import StepClock
-from unitransformer.measuring.communication import clocked_waits, why_untold
+from unitransformer.measure import communication
+from unitransformer.measure.clock import StepClock
+from unitransformer.measure.communication import clocked_waits, why_untold
 
 
 def test_the_clock_reads_the_span_between_start_and_stop() -> None:

@@ -3,9 +3,9 @@
 import pytest
 from test_efficiency import clocked, strong
 
-from recipes.measured import measured_lines
-from scaling.speed_section import figures_table
-from unitransformer.measuring.communication import UNTOLD
+from recipes.results import measured_lines
+from scaling.report.sections.speed import figures_table
+from unitransformer.measure.communication import UNTOLD
 
 TRACE = {"rows": [{"part": "communication", "share": 0.25}], "step_s": 0.1, "steps": [40]}
 

@@ -8,17 +8,17 @@ import torch
 
 from recipes import bert, gpt, vit
 from recipes.presets import Preset
-from unitransformer.activations import checkpoint_activations
 from unitransformer.config import DataConfig, ParallelConfig, Precision, RunConfig
-from unitransformer.data import Synthetic
-from unitransformer.memory import (
+from unitransformer.costs.memory import (
     activation_bytes,
     choose_strategy,
     layer_activation_bytes,
     rank_bytes,
     state_bytes,
 )
+from unitransformer.data.synthetic import Synthetic
 from unitransformer.objectives import Objective
+from unitransformer.parallel.activation_checkpointing import checkpoint_activations
 from unitransformer.transformer import Transformer
 
 GIB = 2**30

@@ -9,8 +9,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from scaling.processes import _Worker, start_worker
-from scaling.tasks import open_recipes
+from scaling.recipe_process import _Worker, start_worker
+from scaling.sweep.plan import open_recipes
 from tests.processes import wait_until_ended
 
 ARGUMENTS = ["--accelerator", "cpu", "--data", "synthetic", "--no-checkpoint"]
@@ -56,5 +56,7 @@ def test_a_worker_that_has_died_between_two_runs_is_started_again(tmp_path: Path
     worker = Dead(tmp_path / "worker.log")
     worker.log.write_text("error: no memory left\n")
     for _ in range(2):
-        with pytest.raises(RuntimeError, match=r"recipes.worker ended: error: no memory left"):
+        with pytest.raises(
+            RuntimeError, match=r"recipes.service.worker ended: error: no memory left"
+        ):
             worker("gpt", [], log=tmp_path / "log.txt", limit_s=60)

@@ -9,7 +9,7 @@ import pytest
 from recipes import bert, gpt, vit
 from recipes.options import build_config, parse
 from scaling.__main__ import main
-from scaling.parity import (
+from scaling.parity.cases import (
     BOUNDS,
     STRATEGIES,
     Axes,
@@ -20,7 +20,7 @@ from scaling.parity import (
     list_cases,
     refusal,
 )
-from scaling.parity_task import Task, check_options
+from scaling.parity.recipe_arguments import Task, check_options
 from unitransformer.config import ActivationCheckpointing, Precision, Recipe, RunConfig
 
 HALF = Bound(loss=0.5, gradient_norm=0.25, why="powers of two are exact")
@@ -218,7 +218,7 @@ def test_bad_usage_is_one_line_and_starts_nothing(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("file").touch()
-    monkeypatch.setattr("scaling.run_parity.certify", lambda *_: pytest.fail("a study began"))
+    monkeypatch.setattr("scaling.parity.command.certify", lambda *_: pytest.fail("a study began"))
     assert main(["parity", *arguments]) == 2
     line, end = capsys.readouterr().err.split("\n")
     assert line.startswith("error: ")

@@ -7,8 +7,8 @@ import pytest
 
 from recipes import gpt
 from unitransformer.config import RunConfig, from_dict, to_dict
-from unitransformer.flops import CONVENTIONS, count_flops
-from unitransformer.passport import Ceiling, Row, build_passport
+from unitransformer.costs.flops import CONVENTIONS, count_flops
+from unitransformer.costs.mfu import Ceiling, Row, build_passport
 
 H200 = "NVIDIA H200"
 GIGA = 1e9

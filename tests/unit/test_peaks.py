@@ -2,7 +2,7 @@
 
 import pytest
 
-from unitransformer.peaks import CPU, find_peak
+from unitransformer.costs.peaks import CPU, find_peak
 
 A100 = "NVIDIA A100-SXM4-80GB"
 

@@ -6,7 +6,7 @@ import pytest
 
 from scaling.__main__ import main
 from scaling.published import load_rows
-from scaling.published.rows import CARRIED, COLUMNS
+from scaling.published.csv_rows import CARRIED, COLUMNS
 from scaling.published.sources import SOURCES, source_of
 
 ROWS = load_rows()

@@ -4,14 +4,14 @@ from collections.abc import Sequence
 
 import pytest
 
-from unitransformer.readout import (
+from unitransformer.record.metrics import (
     Readout,
     flops_rate_in_words,
     parts_in_words,
     read_out,
     share_in_words,
 )
-from unitransformer.statistics.steady import Steady
+from unitransformer.stats.steady_state import Steady
 
 STEPS = 12
 STEADY = Steady(start=2)

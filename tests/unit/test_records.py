@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from test_store import make_record
 
-from unitransformer.records import SCHEMA, load_record, write_record
-from unitransformer.sealed import SEALS, check_seals, read_sealed, seal
+from unitransformer.record.schema import SCHEMA, load_record, write_record
+from unitransformer.record.seals import SEALS, check_seals, read_sealed, seal
 
 
 def test_any_changed_digit_is_noticed_in_its_field(tmp_path: Path) -> None:

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 from test_store import make_config, make_crashed, make_record
 
-from scaling.outcomes import Outcome, write_outcome
-from scaling.processes import Ended, run_alone
-from scaling.replay import read_command, replay
-from scaling.reproduction import Verdict
+from scaling.recipe_process import Ended, run_alone
+from scaling.replay.compare import Verdict
+from scaling.replay.rerun import read_command, replay
+from scaling.store.outcome import Outcome, write_outcome
 from unitransformer.config import Recipe
-from unitransformer.readout import read_out, steady_of
-from unitransformer.records import Record, load_record, write_record
+from unitransformer.record.metrics import read_out, steady_of
+from unitransformer.record.schema import Record, load_record, write_record
 
 STEPS = 100
 
@@ -174,7 +174,7 @@ def test_a_launch_that_the_system_kills_for_its_memory_is_out_of_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kills = iter([7, 8, 8, 8])
-    monkeypatch.setattr("scaling.replay.kernel_kills", lambda: next(kills))
+    monkeypatch.setattr("scaling.replay.rerun.kernel_kills", lambda: next(kills))
     assert fail(tmp_path / "oom", Fake(exit_code=-9)).word == "reproduced"
     assert fail(tmp_path / "killed", Fake(exit_code=-9)).word == "not reproduced"
 

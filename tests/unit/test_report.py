@@ -16,17 +16,17 @@ from test_certificates import RESULTS, make_certificate
 from test_store import CEILING, HOST, STEP_S, make_config, make_crashed, make_record, make_run
 
 from scaling.__main__ import main
-from scaling.certificate_files import read_certificate, write_certificate
-from scaling.certificates import describe_bounds
-from scaling.exports import to_csv, to_json
-from scaling.html_page import render_html
-from scaling.report import draw_architecture, draw_plots, render_report
-from scaling.rows import rows
-from scaling.store import LeftOut, Store, load_store
+from scaling.parity.certificate import describe_bounds
+from scaling.parity.certificate_file import read_certificate, write_certificate
+from scaling.report.exports import to_csv, to_json
+from scaling.report.html.page import render_html
+from scaling.report.results_md import draw_architecture, draw_plots, render_report
+from scaling.report.rows import rows
+from scaling.store.reader import LeftOut, Store, load_store
 from unitransformer.config import ParallelConfig, Precision, Recipe, to_dict
-from unitransformer.flops import count_flops
-from unitransformer.measuring.ledger import CompileLedger
-from unitransformer.records import Record, write_record
+from unitransformer.costs.flops import count_flops
+from unitransformer.measure.compile_ledger import CompileLedger
+from unitransformer.record.schema import Record, write_record
 
 
 def make_store(*records: Record) -> Store:
@@ -687,7 +687,7 @@ def test_a_disk_that_fails_is_a_failure(
     def fail(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("scaling.run_report.write_atomically", fail)
+    monkeypatch.setattr("scaling.report.command.write_atomically", fail)
     assert "No space left" in error_of(capsys, ["report", str(runs)], code=1)
 
 

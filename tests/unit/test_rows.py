@@ -16,14 +16,14 @@ from test_store import (
     make_run,
 )
 
-from scaling.certificate_files import read_certificate
-from scaling.outcomes import Outcome, write_outcome
-from scaling.rows import Row, rows
-from scaling.store import Store, load_store
+from scaling.parity.certificate_file import read_certificate
+from scaling.report.rows import Row, rows
+from scaling.store.outcome import Outcome, write_outcome
+from scaling.store.reader import Store, load_store
 from unitransformer.config import ParallelConfig, to_dict
-from unitransformer.flops import count_flops
-from unitransformer.records import Record, write_record
-from unitransformer.sealed import seal
+from unitransformer.costs.flops import count_flops
+from unitransformer.record.schema import Record, write_record
+from unitransformer.record.seals import seal
 
 
 def make_outcome(**changes: Any) -> Outcome:

@@ -9,8 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from slurm import allocation, job, settling
-from slurm.allocation import (
+from slurm import job
+from slurm.job_files import Attempt, began_at, last_attempt, write_attempt
+from slurm.runtime import allocation
+from slurm.runtime import outcome as settling
+from slurm.runtime.allocation import (
     check_alone,
     check_shape,
     confirmed,
@@ -19,11 +22,10 @@ from slurm.allocation import (
     read_allocation,
     read_words,
 )
-from slurm.markers import Attempt, began_at, last_attempt, write_attempt
-from slurm.nodes import Probes, dead_nodes
-from slurm.running import command_of, variables_of
-from slurm.settling import Ended, settle
-from unitransformer.records import SWEEP_FILE
+from slurm.runtime.node_probes import Probes, dead_nodes
+from slurm.runtime.outcome import Ended, settle
+from slurm.runtime.srun import command_of, variables_of
+from unitransformer.launch.variables import SWEEP_FILE
 
 VARIABLES = {
     "SLURM_JOB_ID": "7",
@@ -115,7 +117,7 @@ def test_one_of_several_tasks_of_srun_is_refused_unless_they_are_another_jobs(
     batch = "StepId=7.batch UserId=0 State=RUNNING\n"
     told = [f"{batch}StepId=7.0 UserId=0 State=RUNNING\n"]
     monkeypatch.setattr(
-        "slurm.queue.call", lambda *words: subprocess.CompletedProcess(words, 0, told[0], "")
+        "slurm.scheduler.call", lambda *words: subprocess.CompletedProcess(words, 0, told[0], "")
     )
     variables = {**VARIABLES, "SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "2"}
     given = read_allocation(variables)
@@ -131,7 +133,7 @@ def test_the_number_of_another_jobs_array_is_not_believed(monkeypatch: pytest.Mo
         {**VARIABLES, "SLURM_ARRAY_JOB_ID": "5", "SLURM_ARRAY_TASK_ID": "3", "SLURM_PROCID": "0"}
     )
     rows = [{"JobId": "7", "ArrayJobId": "5", "ArrayTaskId": "3"}]
-    monkeypatch.setattr("slurm.queue.show", lambda job: rows)
+    monkeypatch.setattr("slurm.scheduler.show", lambda job: rows)
     assert confirmed(given) == given
     assert given.name == "5_3"
     rows[0] = {"JobId": "7"}
@@ -269,8 +271,8 @@ def test_nodes_may_fail_so_often_and_no_more() -> None:
 def test_a_start_that_could_not_settle_itself_is_settled_by_the_next(
     down: list[str], reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("slurm.queue.names_of", lambda node_list: ["node1", "node2"])
-    monkeypatch.setattr("slurm.queue.down", lambda names: down)
+    monkeypatch.setattr("slurm.scheduler.names_of", lambda node_list: ["node1", "node2"])
+    monkeypatch.setattr("slurm.scheduler.down", lambda names: down)
     given, words = read_allocation(VARIABLES), replace(words_of("recipes.gpt"), folder=tmp_path)
     write_attempt(tmp_path, ATTEMPT)
     lost = job._settle_lost(ATTEMPT, given, words)
@@ -293,7 +295,7 @@ def test_a_node_is_dead_only_if_none_of_its_ranks_left_a_word(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given = read_allocation({**VARIABLES, "SLURM_TASKS_PER_NODE": "2(x2)"})
-    monkeypatch.setattr("slurm.queue.names_of", lambda node_list: ["node1", "node2"])
+    monkeypatch.setattr("slurm.scheduler.names_of", lambda node_list: ["node1", "node2"])
     (tmp_path / "0.failure").touch()
     assert dead_nodes(given, tmp_path, ["node2"]) == {"node2": [2, 3]}
     (tmp_path / "3.stopped").touch()

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from slurm.pulse import EACH_S, JOB, LOOKS, SILENT_S, Pulse
-from slurm.rank import Watchman
+from slurm.runtime.heartbeat import EACH_S, JOB, LOOKS, SILENT_S, Pulse
+from slurm.runtime.rank import Watchman
 
 SOON = max(LOOKS, int(SILENT_S / EACH_S)) + 1  # looks until somebody is suspected
 

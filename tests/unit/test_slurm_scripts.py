@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from slurm.batch_script import Job, render, seconds_of
 from slurm.clusters import Cluster, load_cluster
-from slurm.script import Job, render, seconds_of
 
 GPT = Job(
     target="recipes.gpt",

@@ -9,9 +9,9 @@ import pytest
 from test_slurm_jobs import ATTEMPT
 
 from slurm import status
-from slurm.markers import errors_folder, last_attempt, write_attempt
-from slurm.queue import Queued
-from unitransformer.records import PROGRESS
+from slurm.job_files import errors_folder, last_attempt, write_attempt
+from slurm.scheduler import Queued
+from unitransformer.launch.variables import PROGRESS
 
 
 def queued(state: str, *, number: str = "7", task: str = "N/A") -> Queued:
@@ -43,7 +43,7 @@ def test_a_job_is_told_by_the_queue_and_by_what_it_left(
     (folder / "run-1").mkdir()
     progress = {"step": 3, "max_steps": 9, "pace": "5.0 ms/step", "left_s": 3700, "at_s": 100.0}
     (folder / "run-1" / PROGRESS).write_text(json.dumps(progress))
-    monkeypatch.setattr("slurm.queue.list_queue", lambda: [] if row is None else [row])
+    monkeypatch.setattr("slurm.scheduler.list_queue", lambda: [] if row is None else [row])
     line = status.report(tmp_path, now_s=101.0).splitlines()[-1]
     assert re.search(rf"\b7 +gpt +{state} ", line), line
     assert told in line
@@ -73,7 +73,7 @@ def test_an_array_tells_its_cells_the_one_that_runs_and_what_it_waits_for(
     (errors / "sweep").write_text(json.dumps({"cell": str(cells / "runs")}))
     rows = [queued("RUNNING", task="0"), queued("PENDING", number="5", task="1-8")]
     rows = [replace(row, array="5") for row in rows]
-    monkeypatch.setattr("slurm.queue.list_queue", lambda: rows)
+    monkeypatch.setattr("slurm.scheduler.list_queue", lambda: rows)
     array, task = status.report(folder, now_s=101.0).splitlines()[2:]
     assert re.search(r"running +1/9 cells \(1 ok\) ", array)
     assert array.endswith("tasks 0-8%2: 1 running; waits: Priority")
@@ -87,7 +87,7 @@ def test_a_running_job_that_says_nothing_is_told(
     (tmp_path / "run-1").mkdir()
     progress = {"step": 3, "max_steps": 9, "pace": "", "left_s": 1, "at_s": 0.0}
     (tmp_path / "run-1" / PROGRESS).write_text(json.dumps(progress))
-    monkeypatch.setattr("slurm.queue.list_queue", lambda: [queued("RUNNING")])
+    monkeypatch.setattr("slurm.scheduler.list_queue", lambda: [queued("RUNNING")])
     assert "nothing said for 1:00:00" in status.report(tmp_path, now_s=3600.0)
 
 
@@ -98,7 +98,7 @@ def test_without_a_queue_what_was_written_last_is_told(
         raise RuntimeError("squeue has not answered for 30 s")
 
     write_attempt(tmp_path, ATTEMPT)
-    monkeypatch.setattr("slurm.queue.list_queue", silent)
+    monkeypatch.setattr("slurm.scheduler.list_queue", silent)
     told = status.report(tmp_path)
     assert "the queue is not known (squeue has not answered for 30 s)" in told
     assert "running" in told

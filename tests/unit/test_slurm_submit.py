@@ -8,9 +8,9 @@ import pytest
 from test_slurm_jobs import ATTEMPT, VARIABLES, PutStub, put_stub, words_of
 
 from slurm import submit
-from slurm.allocation import read_allocation
-from slurm.markers import write_attempt
-from slurm.running import variables_of
+from slurm.job_files import write_attempt
+from slurm.runtime.allocation import read_allocation
+from slurm.runtime.srun import variables_of
 
 __all__ = ["put_stub"]  # a fixture
 
@@ -111,8 +111,8 @@ def test_more_cells_than_an_array_takes_are_several_a_task(
 ) -> None:
     cells = "\n".join(["python -m recipes.gpt"] * seeds)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("slurm.planning.run_module", lambda *arguments, **options: cells)
-    monkeypatch.setattr("slurm.planning._check_cells", lambda *arguments: None)
+    monkeypatch.setattr("slurm.preflight.run_module", lambda *arguments, **options: cells)
+    monkeypatch.setattr("slurm.preflight._check_cells", lambda *arguments: None)
     found = submit.read_request(["sweep", "quick"]).job
     assert found.array == told
     assert found.arguments == ["quick", *(["--max-cells", "2"] if seeds > 1000 else [])]
@@ -133,8 +133,8 @@ def test_a_cell_may_take_what_the_time_of_its_job_leaves_it(
 ) -> None:
     cells = "python -m recipes.gpt"
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("slurm.planning.run_module", lambda *arguments, **options: cells)
-    monkeypatch.setattr("slurm.planning._check_cells", lambda *arguments: None)
+    monkeypatch.setattr("slurm.preflight.run_module", lambda *arguments, **options: cells)
+    monkeypatch.setattr("slurm.preflight._check_cells", lambda *arguments: None)
     found = submit.read_request(["sweep", "quick", *options.split()]).job
     assert found.arguments == ["quick", *told]
 

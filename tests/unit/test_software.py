@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from unitransformer import software
-from unitransformer.software import describe_code, describe_versions
+from unitransformer.machine import software
+from unitransformer.machine.software import describe_code, describe_versions
 
 
 def git(checkout: Path, *arguments: str) -> None:
@@ -35,7 +35,7 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("scaling/results/records/0123-1.json", False),
         ("scaling/results/sweeps/quick/cells/0123-1/log.txt", False),
         ("RESULTS.md", False),
-        ("unitransformer/software.py", True),
+        ("unitransformer/machine/software.py", True),
         ("unitransformer/another.py", True),
         ("constraints.txt", True),
     ],

@@ -1,6 +1,6 @@
 """Where the tasks of a step of srun meet: a port that no step beside theirs has."""
 
-from unitransformer.process import PORTS, srun_port
+from unitransformer.launch.environment import PORTS, srun_port
 
 
 def test_jobs_beside_each_other_meet_at_different_ports() -> None:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from unitransformer.statistics.steady import find_steady
+from unitransformer.stats.steady_state import find_steady
 
 NUM_STEPS = 200
 NUM_SERIES = 100

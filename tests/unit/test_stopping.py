@@ -5,8 +5,8 @@ import random
 
 import pytest
 
-from unitransformer.statistics.intervals import describe
-from unitransformer.statistics.stopping import is_look, is_narrow
+from unitransformer.stats.intervals import describe
+from unitransformer.stats.stopping_rule import is_look, is_narrow
 
 
 def make_steps(seed: int, num_steps: int = 1200) -> list[float]:

@@ -10,17 +10,17 @@ from typing import Any
 
 import pytest
 
-from scaling.report import render_report
-from scaling.runs import Run, find_contradictions, find_recounts
-from scaling.store import Store, load_store
-from unitransformer.calibrating.calibration import Ceiling, Samples
+from scaling.report.results_md import render_report
+from scaling.store.reader import Store, load_store
+from scaling.store.run import Run, find_contradictions, find_recounts
 from unitransformer.config import DataConfig, ModelConfig, Recipe, RunConfig, to_dict
-from unitransformer.flops import count_flops, count_parameters
-from unitransformer.measuring.ledger import CompileLedger
-from unitransformer.readout import passport_of, read_out
-from unitransformer.records import SCHEMA, Record, config_of, validate, write_record
-from unitransformer.sealed import seal
-from unitransformer.statistics.steady import Steady
+from unitransformer.costs.flops import count_flops, count_parameters
+from unitransformer.machine.calibration import Ceiling, Samples
+from unitransformer.measure.compile_ledger import CompileLedger
+from unitransformer.record.metrics import passport_of, read_out
+from unitransformer.record.schema import SCHEMA, Record, config_of, validate, write_record
+from unitransformer.record.seals import seal
+from unitransformer.stats.steady_state import Steady
 
 # 16 tokens or 2 pictures a step; two slow steps, then ten of a tenth of a second.
 STEP_S = [0.5, 0.3] + [0.1] * 10

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from scaling.study import Cell, list_studies, load_study, read_study
-from scaling.tasks import open_recipes, plan
+from scaling.sweep.plan import open_recipes, plan
+from scaling.sweep.study import Cell, list_studies, load_study, read_study
 
 
 def options(study: dict[str, Any]) -> list[dict[str, str]]:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from recipes import bert, gpt, vit
-from unitransformer.summary import human_count, render_summary, summarise
+from unitransformer.record.parameter_summary import human_count, render_summary, summarise
 from unitransformer.transformer import Transformer
 
 RECIPES = {"bert": bert, "gpt": gpt, "vit": vit}

@@ -18,25 +18,25 @@ import pytest
 from filelock import FileLock
 from test_store import make_config, make_crashed, make_record
 
-from scaling import running, sweep
-from scaling.claims import CLAIMS
-from scaling.found import open_kept
-from scaling.order import in_order
-from scaling.outcomes import Outcome
-from scaling.processes import Ended
-from scaling.run_sweep import _stops_by_signals
-from scaling.running import Limits
-from scaling.store import load_store
-from scaling.study import Cell, Study, read_study
-from scaling.sweep import CELLS, Summary, Sweep, open_folder
-from scaling.tasks import Task
-from scaling.told_to_job import ToldToJob, tell_summary
-from scaling.verdict import judge
+from scaling.exit_status import judge
+from scaling.recipe_process import Ended
+from scaling.store.metrics_cache import open_kept
+from scaling.store.outcome import Outcome
+from scaling.store.reader import load_store
+from scaling.sweep import engine, run_cell
+from scaling.sweep.claims import CLAIMS
+from scaling.sweep.command import _stops_by_signals
+from scaling.sweep.engine import CELLS, Summary, Sweep, open_folder
+from scaling.sweep.job_status import ToldToJob, tell_summary
+from scaling.sweep.plan import Task, in_order
+from scaling.sweep.run_cell import Limits
+from scaling.sweep.study import Cell, Study, read_study
 from unitransformer.config import ParallelConfig, RunConfig, to_dict
-from unitransformer.failures import errno_of
-from unitransformer.records import SWEEP_FILE, Record, write_record
-from unitransformer.sealed import seal
-from unitransformer.stop_signals import EXIT_CODE, StopAsked
+from unitransformer.launch.failures import errno_of
+from unitransformer.launch.signals import EXIT_CODE, StopAsked
+from unitransformer.launch.variables import SWEEP_FILE
+from unitransformer.record.schema import Record, write_record
+from unitransformer.record.seals import seal
 
 LIMITS = Limits(limit_s=60, memory_limit_bytes=2**30, recheck=0)
 CAPACITY = 24  # samples a device takes at once, in 32-true; twice that in bf16-true
@@ -297,7 +297,7 @@ def test_tasks_of_an_array_try_each_cell_again_once(tmp_path: Path) -> None:
     tasks = make_tasks(make_study())[:3]
     broken = Straw({}, crashes=frozenset(task.name for task in tasks))
     work(tmp_path / "s", tasks, straw=broken)
-    since = running.now()
+    since = run_cell.now()
     tried = []
     for _ in range(4):  # one after another, each for one cell; they fail again
         told = {"retry": frozenset({"crashed"}), "retry_before": since}
@@ -313,7 +313,7 @@ def test_what_a_report_asks_of_a_cell_is_found_when_it_ends(
 ) -> None:
     monkeypatch.setenv("UNITRANSFORMER_CACHE", str(tmp_path / "cache"))
     work(tmp_path / "s", make_tasks(make_study()))
-    monkeypatch.setattr("scaling.store.find", lambda run: pytest.fail(f"{run.name} again"))
+    monkeypatch.setattr("scaling.store.reader.find", lambda run: pytest.fail(f"{run.name} again"))
     store = load_store([tmp_path / "s"], relative_to=tmp_path, kept=open_kept())
     assert store.runs
     assert all(run.readout == replace(run, found=None).readout for run in store.runs)
@@ -383,7 +383,7 @@ def test_a_full_disk_stops_the_sweep_and_keeps_what_it_has(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tasks = make_tasks(make_study())
-    real, written = sweep.write_outcome, []
+    real, written = engine.write_outcome, []
 
     def write(outcome: Outcome, folder: Path) -> Path:
         if len(written) == 2:
@@ -391,7 +391,7 @@ def test_a_full_disk_stops_the_sweep_and_keeps_what_it_has(
         written.append(outcome)
         return real(outcome, folder)
 
-    monkeypatch.setattr(sweep, "write_outcome", write)
+    monkeypatch.setattr(engine, "write_outcome", write)
     with pytest.raises(OSError, match="No space left"):
         work(tmp_path / "s", tasks)
     monkeypatch.undo()
@@ -403,9 +403,9 @@ def test_a_full_disk_stops_the_sweep_and_keeps_what_it_has(
 def test_a_run_that_met_a_full_disk_says_so_by_number_whatever_is_free_now(tmp_path: Path) -> None:
     crashed = make_crashed()
     full = crashed | {"error": {**crashed["error"], "type": "OSError", "errno": errno.ENOSPC}}
-    running.check_disk(tmp_path, crashed)
+    run_cell.check_disk(tmp_path, crashed)
     with pytest.raises(OSError, match="No space left on device") as raised:
-        running.check_disk(tmp_path, full)
+        run_cell.check_disk(tmp_path, full)
     assert raised.value.errno == errno.ENOSPC
 
 
@@ -425,7 +425,7 @@ def test_a_failure_on_a_full_disk_is_no_outcome(
     def full(place: Path, record: Record | None) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(running, "check_disk", full)
+    monkeypatch.setattr(run_cell, "check_disk", full)
     with pytest.raises(OSError, match="No space left"):
         work(tmp_path / "s", tasks, straw=straw)
     assert make_sweep(tmp_path / "s", tasks)[0].look()[1] == {}

@@ -6,12 +6,7 @@ from pathlib import Path
 import pytest
 
 from scaling.__main__ import main
-from scaling.sweep_options import (
-    SweepOptions,
-    build_sweep_parser,
-    read_sweep_options,
-    split_axes,
-)
+from scaling.sweep.options import SweepOptions, build_sweep_parser, read_sweep_options, split_axes
 
 
 def read(*words: str) -> SweepOptions:

@@ -10,17 +10,17 @@ from test_efficiency import make_spread, strong
 from test_store import HOST, make_record
 from test_sweep import Straw, make_study, make_tasks, work
 
-from scaling.conditions import apart
-from scaling.efficiency import pool
-from scaling.joining import conditions_of, processors_of, without_threads
-from scaling.outcomes import Outcome
-from scaling.report import draw_plots, render_report
-from scaling.runs import Run
-from scaling.store import Cell, Store, load_store
-from scaling.sweep_plots import Plot, not_drawn, plots_of
-from scaling.sweep_section import sweep_blocks
+from scaling.analysis.efficiency import pool
+from scaling.report.environment import apart
+from scaling.report.plots import Plot, not_drawn, plots_of
+from scaling.report.results_md import draw_plots, render_report
+from scaling.report.sections.sweep import sweep_blocks
+from scaling.store.conditions import conditions_of, processors_of, without_threads
+from scaling.store.outcome import Outcome
+from scaling.store.reader import Cell, Store, load_store
+from scaling.store.run import Run
 from unitransformer.config import DataConfig, ParallelConfig
-from unitransformer.records import write_record
+from unitransformer.record.schema import write_record
 
 
 def swept(folder: Path) -> Store:

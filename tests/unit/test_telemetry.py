@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from unitransformer.measuring.telemetry import Energy, Telemetry, clock_reasons, energy_of, names_of
+from unitransformer.measure.nvml import Energy, Telemetry, clock_reasons, energy_of, names_of
 
 UUID = "5f2a1c9e-0000-1111-2222-333344445555"
 POWER_CAP, IDLE = 0x4, 0x1

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from unitransformer.measuring.step_trace import Event
-from unitransformer.measuring.tensor_bytes import PeakTensorBytes, _peak, _with_lost, live_tensors
+from unitransformer.profiling.step_events import Event
+from unitransformer.profiling.tensor_bytes import PeakTensorBytes, _peak, _with_lost, live_tensors
 
 KB = 1000
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from unitransformer.measuring.time_shares import (
+from unitransformer.profiling.trace_breakdown import (
     BACKWARD,
     HEAD,
     NETWORK,

@@ -15,9 +15,9 @@ from recipes import bert, gpt, vit
 from recipes.presets import Preset
 from unitransformer import run as running
 from unitransformer.config import DataConfig, ParallelConfig, RunConfig
-from unitransformer.measuring import instruments
-from unitransformer.measuring.time_shares import PARTS
-from unitransformer.measuring.trace import Trace
+from unitransformer.measure import instruments
+from unitransformer.profiling.profiler import Trace
+from unitransformer.profiling.trace_breakdown import PARTS
 from unitransformer.run import Outcome, Places, RunFailed, run
 from unitransformer.transformer import Transformer
 

@@ -12,14 +12,14 @@ import torch
 
 from recipes import bert, gpt, vit
 from recipes.presets import Preset
-from unitransformer import training
-from unitransformer.checkpoints import check_files, newest_checkpoint, read_told
+from unitransformer.checkpoint.reader import check_files, newest_checkpoint, read_told
 from unitransformer.config import DataConfig, OptimizerConfig, ParallelConfig, RunConfig
-from unitransformer.readout import recorded_steady
-from unitransformer.records import load_record
+from unitransformer.parallel.strategies import FIRST_SCALE_POWER, build_precision
+from unitransformer.record.metrics import recorded_steady
+from unitransformer.record.schema import load_record
 from unitransformer.run import Outcome, Places, RunFailed, run
-from unitransformer.strategies import FIRST_SCALE_POWER, build_precision
-from unitransformer.training import build_optimizer
+from unitransformer.training import module
+from unitransformer.training.optimizer import build_optimizer
 from unitransformer.transformer import Transformer
 
 TINY = {"width": 16, "num_layers": 2, "num_heads": 2, "feedforward_width": 32, "dropout": 0.1}
@@ -221,7 +221,7 @@ def test_a_gradient_that_overflows_is_none_in_the_record(
     text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     norms = iter([math.inf, 0.5, math.nan, 0.25])
-    monkeypatch.setattr(training, "clip_gradients", lambda *arguments: torch.tensor(next(norms)))
+    monkeypatch.setattr(module, "clip_gradients", lambda *arguments: torch.tensor(next(norms)))
     config = config_of(gpt.PRESET, text, max_steps=2)
     train(config, tmp_path)
     record = train(replace(config, max_steps=4), tmp_path, resume=True).record

@@ -10,9 +10,9 @@ from plain_model import PlainTransformer
 from recipes import bert, gpt, vit
 from recipes.presets import Preset
 from unitransformer.config import ModelConfig, RunConfig
-from unitransformer.flops import count_flops, count_parameters
+from unitransformer.costs.flops import count_flops, count_parameters
 from unitransformer.objectives import Batch, Objective
-from unitransformer.summary import render_summary, summarise
+from unitransformer.record.parameter_summary import render_summary, summarise
 from unitransformer.transformer import PatchEncoding, Transformer
 
 PRESETS = (bert.PRESET, gpt.PRESET, vit.PRESET)

@@ -1,0 +1,38 @@
+"""The record of a run whose ranks could not write it: `python -m recipes.service.failure_record`.
+
+    python -m recipes.service.failure_record gpt ERRORS SINCE -- options of the recipe
+
+ERRORS is a folder with a file of each rank that failed, as `unitransformer.launch.launcher` reads
+them, and SINCE the clock time at which the ranks were started. Prints which failure came first.
+"""
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from recipes import bert, gpt, vit
+from recipes.command_line import configure
+
+PRESETS = {"bert": bert.PRESET, "gpt": gpt.PRESET, "vit": vit.PRESET}
+
+
+def main(argv: Sequence[str]) -> int:
+    """Write the record; returns the exit code."""
+    from unitransformer.launch.failures import first_failure, read_failures
+    from unitransformer.recording import record_failure
+
+    recipe, errors, since_s, _, *arguments = argv
+    failures = read_failures(Path(errors))
+    if not failures:
+        return 0
+    failure = first_failure(failures)
+    config, places = configure(PRESETS[recipe], arguments)
+    command = f"python -m recipes.{recipe} {' '.join(arguments)}".strip()
+    record_failure(config, failure, places.record, command=command, since_s=float(since_s))
+    print(json.dumps({"rank": failure.rank, "message": failure.message}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

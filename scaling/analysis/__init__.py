@@ -1,0 +1,1 @@
+"""What runs say together: efficiency, rankings, lost time, fits."""

@@ -1,0 +1,150 @@
+"""Runs, cells and certificates in; which way to train is the fastest, where ways compare, out."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from scaling.analysis.candidates import Key, Missing, Tried, find_tried, name_of
+from scaling.analysis.efficiency import Estimate, Point, drift, pool, ratio
+from scaling.analysis.proof import Proof, find_proof
+from scaling.parity.certificate import Certificate
+from scaling.store.conditions import differences
+from scaling.store.reader import Cell
+from scaling.store.run import Run
+from unitransformer.config import RunConfig
+from unitransformer.costs.flops import count_parameters
+
+UNPROVEN = "no certificate of loss parity covers it"
+LEAST_LAUNCHES = 2  # of either side, from which an interval holds for another launch
+
+
+@dataclass(frozen=True, kw_only=True)
+class Way:
+    """One way to train among others that do the same work."""
+
+    point: Point
+    proof: Proof | None
+    against_fastest: Estimate | None  # its rate over that of the fastest; None: nothing is ranked
+
+    drift: float | None  # of the machine, between its jobs and those of the fastest
+    has_launches: bool  # whether it and the fastest have enough of them
+
+    @property
+    def name(self) -> str:
+        """No two ways of a comparison share it."""
+        return name_of(self.point.config)
+
+    @property
+    def unranked(self) -> str | None:
+        """Why it is not ranked: fast and another model is not fast."""
+        if self.proof is None:
+            return UNPROVEN
+        return None if self.proof.holds else f"its certificate of loss parity: {self.proof.verdict}"
+
+    @property
+    def ties(self) -> bool | None:
+        """Whether the interval of its ratio to the fastest holds 1; None without an interval."""
+        told = self.against_fastest
+        if told is None or told.low is None or told.high is None:
+            return None
+        return told.low <= 1 <= told.high
+
+    @property
+    def is_slower(self) -> bool:
+        """Whether it is told to be slower than the fastest.
+
+        The interval of a single launch says nothing of another one: there the lead has to be
+        beyond what the machine itself differed by.
+        """
+        told = self.against_fastest
+        if self.ties is not False or told is None or told.high is None:
+            return False
+        return self.has_launches or (self.drift is not None and 1 / told.high - 1 > self.drift)
+
+    @property
+    def is_undecided(self) -> bool:
+        """Whether it may be as fast for all that its interval says."""
+        return self.ties is False and not self.is_slower
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """Ways to do the same work on the same number of devices, the fastest first."""
+
+    config: RunConfig  # of one of them
+    ranked: tuple[Way, ...]  # the first one is the fastest
+    unranked: tuple[Way, ...]
+    missing: tuple[Missing, ...]  # tried, and without a steady run
+    apart: tuple[str, ...]  # conditions in which the records differ, numbered along `ways`
+
+    @property
+    def ways(self) -> tuple[Way, ...]:
+        return self.ranked + self.unranked
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of all ways that were tried."""
+        return (*(way.name for way in self.ways), *(missing.name for missing in self.missing))
+
+
+def compare_strategies(
+    runs: Iterable[Run], certificates: Sequence[Certificate], cells: Sequence[Cell] = ()
+) -> list[Comparison]:
+    """One comparison for each size, device count, precision and global batch of a recipe.
+
+    Everything else is equal too, but the strategy, `compile`, `activation_checkpointing`,
+    `cpu_offload` and how the global batch is divided. At least two strategies were tried, whatever
+    became of them. Only ways that a certificate calls equal to the reference, and the reference,
+    are ranked.
+    """
+    tried = find_tried(runs, cells)
+    several = (key for key in tried if len(tried[key].strategies) > 1)
+    return [_compare(tried[key], certificates) for key in sorted(several, key=_reading_order)]
+
+
+def _reading_order(key: Key) -> tuple[int, str, int, int, str]:
+    config, batch = key
+    parallel = config.parallel
+    return (
+        count_parameters(config.model),
+        parallel.precision,
+        batch,
+        parallel.world_size,
+        repr(config),
+    )
+
+
+def _compare(tried: Tried, certificates: Sequence[Certificate]) -> Comparison:
+    fastest_first = sorted(pool(tried.steady), key=lambda point: -point.rate.value)
+    proofs = [find_proof(point.runs[0], certificates) for point in fastest_first]
+    told = list(zip(fastest_first, proofs, strict=True))
+    best = next((point for point, proof in told if proof is not None and proof.holds), None)
+    ways = [_way(point, proof, best) for point, proof in told]
+    ranked = tuple(way for way in ways if way.unranked is None)
+    unranked = tuple(way for way in ways if way.unranked is not None)
+    records = [run.record for way in (*ranked, *unranked) for run in way.point.runs]
+    return Comparison(
+        config=ways[0].point.config if ways else tried.config,
+        ranked=ranked,
+        unranked=unranked,
+        missing=tried.missing,
+        apart=tuple(differences(records)),
+    )
+
+
+def _way(point: Point, proof: Proof | None, best: Point | None) -> Way:
+    sides = [point] if best is None else [best, point]
+    return Way(
+        point=point,
+        proof=proof,
+        against_fastest=_against(point, best),
+        drift=drift(sides),
+        has_launches=all(len(side.runs) >= LEAST_LAUNCHES for side in sides),
+    )
+
+
+def _against(point: Point, best: Point | None) -> Estimate | None:
+    if best is None:
+        return None
+    if point is best:
+        return Estimate(value=1.0, reason="the fastest itself")
+    return ratio(point.rate, best.rate)

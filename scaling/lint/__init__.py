@@ -1,0 +1,1 @@
+"""Checks that generated pages agree with their records."""

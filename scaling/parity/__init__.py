@@ -1,0 +1,1 @@
+"""Loss parity: every strategy trains the same model."""

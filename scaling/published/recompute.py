@@ -1,0 +1,196 @@
+"""Published rows in, the same figures recomputed out, and what contradicts itself.
+
+Rules look at the shape of a model and at the convention of a source, never at a single row.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from scaling.published.csv_rows import PublishedRow
+from scaling.published.shapes import flops_per_token, shape_of
+from scaling.published.sources import Source, peak_of, source_of
+
+# Tokens/s are printed cut or rounded too: 865 of them are worth 0.12 %.
+TOLERANCE = 0.003
+# A GPU with the same work does not become faster by company. Rows of the same set-up that agree
+# otherwise lie within 1 % of that; ten leave room for an unlucky launch.
+SCALING_TOLERANCE = 0.10
+
+Figure = Literal["MFU", "TFLOP/s", "parameters"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """One printed figure beside the same figure recomputed from the rest of the row."""
+
+    figure: Figure
+    printed: float
+    recomputed: float
+    lowest: float  # least and largest value that would be printed like this
+    highest: float
+
+    @property
+    def difference(self) -> float:
+        """Printed against recomputed, as a share of the recomputed one."""
+        return self.printed / self.recomputed - 1
+
+    @property
+    def excess(self) -> float:
+        """The part of the difference, without sign, that printed digits do not explain."""
+        beyond = max(self.lowest - self.recomputed, self.recomputed - self.highest, 0.0)
+        return beyond / self.recomputed
+
+    @property
+    def is_consistent(self) -> bool:
+        return self.excess <= (0.0 if self.figure == "parameters" else TOLERANCE)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Replayed:
+    """A row, what could be recomputed of it, and its contradictions."""
+
+    row: PublishedRow
+    source: Source | None
+    checks: tuple[Check, ...]
+    num_larger: int  # rows with more GPUs and the same work for each that it was held against
+    flags: tuple[str, ...]  # empty: consistent, as far as it was compared
+    left_out: str  # why a figure of it is not compared; empty if all are
+
+
+def replay(rows: Sequence[PublishedRow]) -> tuple[Replayed, ...]:
+    """Every row recomputed by itself and held against the others of its set-up."""
+    larger = _same_work_on_more_gpus(rows)
+    return tuple(_replay_row(row, larger.get(i, [])) for i, row in enumerate(rows))
+
+
+def _replay_row(row: PublishedRow, larger: Sequence[PublishedRow]) -> Replayed:
+    source = source_of(row)
+    checks = [*_check_parameters(row), *(_check_rates(row, source) if source else ())]
+    flags = [_describe(check) for check in checks if not check.is_consistent]
+    flags += _slower_than(row, larger)
+    return Replayed(
+        row=row,
+        source=source,
+        checks=tuple(checks),
+        num_larger=len(larger),
+        flags=tuple(flags),
+        left_out=_why_left_out(row, source, {check.figure for check in checks}),
+    )
+
+
+def _check_parameters(row: PublishedRow) -> Iterable[Check]:
+    shape = shape_of(row)
+    if row.parameters is None or row.is_rounded or shape is None or shape.parameters is None:
+        return
+    printed = float(row.parameters)
+    yield Check(
+        figure="parameters",
+        printed=printed,
+        recomputed=float(shape.parameters),
+        lowest=printed,
+        highest=printed,
+    )
+
+
+def _check_rates(row: PublishedRow, source: Source) -> Iterable[Check]:
+    """TFLOP/s from tokens/s, and MFU from tokens/s or, without those, from TFLOP/s."""
+    rate = _flops_per_s(row, source)
+    if row.flops_per_s and rate:
+        step = 1e12 * 10.0**-source.flops_digits
+        cut = 0.0 if source.cuts_flops else step / 2
+        yield Check(
+            figure="TFLOP/s",
+            printed=row.flops_per_s,
+            recomputed=rate,
+            lowest=row.flops_per_s - cut,
+            highest=row.flops_per_s - cut + step,
+        )
+    rate, peak = rate or row.flops_per_s, peak_of(row, source)
+    if row.mfu and rate and peak:
+        half = 10.0**-source.mfu_digits / 2
+        yield Check(
+            figure="MFU",
+            printed=row.mfu,
+            recomputed=rate / peak,
+            lowest=row.mfu - half,
+            highest=row.mfu + half,
+        )
+
+
+def _flops_per_s(row: PublishedRow, source: Source) -> float | None:
+    if source.convention is None or row.tokens_per_s is None:
+        return None
+    per_token = flops_per_token(row, source.convention)
+    return None if per_token is None else per_token * row.tokens_per_s
+
+
+def _why_left_out(row: PublishedRow, source: Source | None, done: set[Figure]) -> str:
+    printed: dict[Figure, float | None] = {"MFU": row.mfu, "TFLOP/s": row.flops_per_s}
+    left = [figure for figure, value in printed.items() if value and figure not in done]
+    if not left:
+        return ""
+    what = " and ".join(left)
+    if source is None:
+        return f"{what}: nobody has said what {row.source} counts"
+    if source.convention is None:
+        return f"{what}: the convention of {row.source} is not known"
+    if row.tokens_per_s is None:
+        return f"{what}: it stands without tokens/s"
+    if flops_per_token(row, source.convention) is None:
+        return f"{what}: the shape of {row.model} is not known"
+    return f"{what}: {row.source} names no peak for {row.gpu} in {row.precision}"
+
+
+def _describe(check: Check) -> str:
+    if check.figure == "parameters":
+        return f"{check.printed:,.0f} parameters, and its shape has {check.recomputed:,.0f}"
+    scale, form = (1e12, ",.1f") if check.figure == "TFLOP/s" else (1.0, ".4f")
+    printed, recomputed = check.printed / scale, check.recomputed / scale
+    return (
+        f"{check.figure} {printed:{form}} is printed and {recomputed:{form}} follows from the rest "
+        f"of the row, {abs(check.difference):.1%} {'below' if check.difference < 0 else 'above'}"
+    )
+
+
+# ------------------------------------------------------------------------ rows against rows
+
+
+def _same_work_on_more_gpus(rows: Sequence[PublishedRow]) -> dict[int, list[PublishedRow]]:
+    """By place of a row: those that give each of more GPUs the same work."""
+    groups: dict[tuple[object, ...], list[int]] = defaultdict(list)
+    for i, row in enumerate(rows):
+        if row.tokens_per_s and row.micro_batch and row.global_batch:
+            groups[_set_up(row)].append(i)
+    return {
+        i: [rows[j] for j in places if rows[j].num_gpus > rows[i].num_gpus]
+        for places in groups.values()
+        for i in places
+    }
+
+
+def _set_up(row: PublishedRow) -> tuple[object, ...]:
+    """What has to be equal for the work of one GPU to be equal."""
+    assert row.global_batch is not None
+    # Degrees of data parallelism are the number of GPUs by another name.
+    spread = " ".join(word for word in row.strategy.split() if not _is_data_parallel(word))
+    model = (row.source, row.model, row.num_layers, row.width, row.sequence_length)
+    work = (row.micro_batch, row.global_batch / row.num_gpus, row.activation_checkpointing)
+    return (*model, *work, row.gpu, spread, row.precision, row.is_compiled)
+
+
+def _is_data_parallel(word: str) -> bool:
+    return word.startswith("DP") and word[2:].isdigit()
+
+
+def _slower_than(row: PublishedRow, larger: Sequence[PublishedRow]) -> Iterable[str]:
+    best = max(larger, key=lambda other: other.tokens_per_s or 0.0, default=None)
+    if best is None or not row.tokens_per_s or not best.tokens_per_s:
+        return
+    below = 1 - row.tokens_per_s / best.tokens_per_s
+    if below > SCALING_TOLERANCE:
+        yield (
+            f"{row.tokens_per_s:,.0f} tokens/s on {row.num_gpus} GPUs are {below:.0%} below the "
+            f"{best.tokens_per_s:,.0f} of {best.num_gpus} GPUs with the same work for each"
+        )

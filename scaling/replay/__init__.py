@@ -1,0 +1,1 @@
+"""Runs a recorded cell again and compares."""

@@ -1,0 +1,1 @@
+"""RESULTS.md, its pages, plots and exports."""

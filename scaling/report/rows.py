@@ -1,0 +1,302 @@
+"""A store goes in; one flat row for each single run and each cell of each sweep comes out.
+
+For other people's tools: plain values with units in their names. Figures are computed again from
+raw samples. What ended badly has a row too, with its status and its reason and no figures.
+"""
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import PurePosixPath
+from typing import Any, get_args
+
+from scaling.analysis.proof import find_proof
+from scaling.report.environment import describe_hardware, without_places
+from scaling.store.conditions import conditions_of
+from scaling.store.outcome import Outcome
+from scaling.store.reader import Cell, Store
+from scaling.store.run import Run
+from unitransformer.config import Recipe, RunConfig
+from unitransformer.record.fields import HOST, check_fields, fits, look_up
+from unitransformer.record.schema import Status
+from unitransformer.record.units import UNIT
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One run. None is what is not told: `reason` says why there are no figures.
+
+    Rates are of all devices together; low and high are the ends of the 95 % interval of the median
+    steady step, in the rates of what follows from it. MFU and HFU are shares of the dense peak of
+    the data sheet, shares of the ceiling those of what this machine reached in this job; both by
+    convention of counting FLOPs (`unitransformer.costs.flops.CONVENTIONS`).
+
+    Raises:
+        ValueError: a figure that is no finite number.
+    """
+
+    recipe: Recipe
+    size: str | None = None
+    strategy: str | None = None
+    precision: str | None = None
+    compile: str | None = None
+    activation_checkpointing: str | None = None
+    devices: int | None = None  # on each node
+    num_nodes: int | None = None
+    batch_size: int | None = None  # samples a device takes at once
+    accumulate: int | None = None  # micro-batches
+    global_batch_size: int | None = None  # samples of a step
+    sequence_length: int | None = None  # positions of a sample
+    seed: int | None = None
+    repeat: int | None = None  # from 1
+    sweep: str | None = None  # folder of the sweep; None: a single run
+    status: Status
+    reason: str | None = None
+    num_steps: int | None = None
+    median_step_s: float | None = None
+    low_step_s: float | None = None
+    high_step_s: float | None = None
+    unit: str  # of the rates: tokens or images
+    units_per_s: float | None = None
+    low_units_per_s: float | None = None
+    high_units_per_s: float | None = None
+    units_per_s_per_device: float | None = None
+    mean_units_per_s: float | None = None  # all units over all seconds, stalls included
+    flops_per_unit_matmul: float | None = None
+    mfu_6n: float | None = None
+    mfu_palm: float | None = None
+    mfu_matmul: float | None = None
+    mfu_matmul_causal: float | None = None
+    hfu_hardware: float | None = None
+    share_of_ceiling_6n: float | None = None
+    share_of_ceiling_palm: float | None = None
+    share_of_ceiling_matmul: float | None = None
+    share_of_ceiling_matmul_causal: float | None = None
+    share_of_ceiling_hardware: float | None = None
+    peak_bytes: int | None = None  # of the rank with the highest peak
+    least_peak_bytes: int | None = None  # of the rank with the lowest peak
+    peak_bytes_kind: str | None = None  # what the two count
+    peak_resident_bytes: int | None = None  # of the rank with the highest peak
+    parity: str | None = None  # what a certificate says of this way to train
+    flags: str | None = None  # what makes the figures doubtful; empty: nothing
+    validation_loss: float | None = None  # nats
+    commit: str | None = None
+    is_dirty: bool | None = None
+    torch: str | None = None  # version
+    hardware: str | None = None
+    conditions: str | None = None  # equal where rows may stand on one curve without a word
+    samples_per_s: float | None = None  # sequences or images, of all devices together
+    started_at: str | None = None
+    command: str
+    record: str | None = None  # name of its file; None: there is none
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ValueError(f"{name} is {value} in a row; leave out what is not finite: None")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """A row, and what it was made of."""
+
+    row: Row
+    run: Run | None
+    outcome: Outcome | None  # None: a single run
+
+
+NAMES = tuple(field.name for field in fields(Row))
+# Rows are read in this order, and sorted by it.
+ORDER = (
+    *("recipe", "sweep", "size", "strategy", "precision", "compile", "activation_checkpointing"),
+    *("num_nodes", "devices", "batch_size", "accumulate", "sequence_length", "seed", "repeat"),
+    *("started_at", "record", "command"),
+)
+# What the options of a recipe say by the same names, with dashes between words.
+WORDS = ("size", "strategy", "precision", "compile", "activation_checkpointing")
+COUNTS = ("devices", "num_nodes", "batch_size", "accumulate", "seed")
+
+
+def rows(store: Store) -> list[Row]:
+    """Every single run and every cell, in an order that depends on nothing but their values."""
+    return [entry.row for entry in entries(store)]
+
+
+def entries(store: Store) -> list[Entry]:
+    """As `rows`, each with its run and outcome."""
+    single = [Entry(row=_of_run(run, store), run=run, outcome=None) for run in store.single_runs]
+    cells = [
+        Entry(row=_of_cell(cell, store), run=cell.run, outcome=cell.outcome) for cell in store.cells
+    ]
+    return sorted([*single, *cells], key=lambda entry: _place(entry.row))
+
+
+def _place(row: Row) -> tuple[Any, ...]:
+    values = [getattr(row, name) for name in ORDER if name != "recipe"]
+    return (get_args(Recipe).index(row.recipe), *((value is not None, value) for value in values))
+
+
+def _of_run(run: Run, store: Store) -> Row:
+    return Row(
+        recipe=run.config.recipe,
+        unit=UNIT[run.config.recipe],
+        status=run.record["status"],
+        command=run.record["command"],
+        repeat=_repeat(run.name),
+        **_spread(run.config),
+        **_recorded(run),
+        **(_measured(run, store) if run.is_ok else {"reason": _error(run)}),
+    )
+
+
+def _repeat(name: str) -> int | None:
+    """The number at the end of a record's name; None for a file that was named otherwise."""
+    found = re.search(r"-(\d+)$", PurePosixPath(name).stem)
+    return None if found is None else int(found[1])
+
+
+def _of_cell(cell: Cell, store: Store) -> Row:
+    """The outcome says how it ended, the record what was measured."""
+    outcome, run = cell.outcome, cell.run
+    config = outcome.config if run is None else run.config
+    found: dict[str, Any] = _of_options(outcome) if config is None else _spread(config)
+    found |= {"started_at": outcome.started_at, "reason": outcome.reason}
+    if run is not None:
+        found |= _recorded(run)
+    elif outcome.record is not None:
+        found["reason"] = outcome.reason or _why_no_record(cell, store)
+    if run is not None and run.is_ok:
+        measured = _measured(run, store)
+        found |= measured | {"reason": outcome.reason or measured["reason"]}
+    if found["reason"] is not None:
+        hosts = [] if run is None else run.record["hardware"]
+        found["reason"] = without_places(found["reason"], hosts)
+    return Row(
+        recipe=outcome.recipe,
+        unit=UNIT[outcome.recipe],
+        status=outcome.status,
+        command=outcome.command,
+        repeat=outcome.repeat,
+        sweep=cell.sweep,
+        **found,
+    )
+
+
+def _why_no_record(cell: Cell, store: Store) -> str:
+    name = PurePosixPath(cell.name).with_name(str(cell.outcome.record)).as_posix()
+    why = next((file.reason for file in store.left_out if file.name == name), "it is not there")
+    return f"no figures, the record {name} is not used: {why}"
+
+
+def _of_options(outcome: Outcome) -> dict[str, Any]:
+    """What was asked for, where the recipe refused it: there is no config."""
+    said = {name.replace("-", "_"): str(value) for name, value in outcome.options.items()}
+    words = {name: said[name] for name in WORDS if name in said}
+    return words | {name: int(said[name]) for name in COUNTS if said.get(name, "").isdecimal()}
+
+
+def _spread(config: RunConfig) -> dict[str, Any]:
+    parallel = config.parallel
+    return {
+        "size": config.size,
+        "strategy": parallel.strategy,
+        "precision": parallel.precision,
+        "compile": parallel.compile,
+        "activation_checkpointing": parallel.activation_checkpointing,
+        "devices": parallel.devices,
+        "num_nodes": parallel.num_nodes,
+        "batch_size": config.batch_size,
+        "accumulate": config.accumulate,
+        "global_batch_size": config.global_batch_size,
+        "sequence_length": config.sequence_length,
+        "seed": config.seed,
+    }
+
+
+def _recorded(run: Run) -> dict[str, Any]:
+    """Where it ran; a record of a run that ended badly may hold anything there."""
+    record = run.record
+    kinds = {
+        "commit": ("code.commit", str),
+        "is_dirty": ("code.is_dirty", bool),
+        "torch": ("versions.torch", str),
+        "started_at": ("started_at", str),
+    }
+    told = {name: look_up(record, field) for name, (field, _) in kinds.items()}
+    return {
+        **{name: value for name, value in told.items() if fits(value, kinds[name][1])},
+        "num_steps": run.num_steps,
+        "hardware": _hardware(record["hardware"]),
+        "record": run.name,
+    }
+
+
+def _hardware(ranks: list[Any]) -> str | None:
+    try:
+        for rank, host in enumerate(ranks):
+            check_fields(host, HOST, f"hardware.{rank}", missing=None)
+    except ValueError:
+        return None
+    return describe_hardware(ranks) if ranks else None
+
+
+def _error(run: Run) -> str:
+    error: Mapping[str, Any] | None = run.record["error"]
+    if error is None:
+        return "not told: the record holds no error"
+    told = f"{error.get('type') or 'error of a type not told'}: {error.get('message') or ''}"
+    return without_places(told.removesuffix(": "), run.record["hardware"])
+
+
+def _measured(run: Run, store: Store) -> dict[str, Any]:
+    """Of a run that ended well."""
+    record = run.record
+    peaks = [peak for peak in record["peak_bytes"] if peak is not None]
+    residents = [peak for peak in record["peak_resident_bytes"] if peak is not None]
+    return {
+        "reason": None if run.readout else f"no steady state: {record['steady_reason']}",
+        **_rates(run),
+        **{f"{row.kind.lower()}_{row.convention}": row.utilisation for row in run.passport},
+        **{f"share_of_ceiling_{row.convention}": row.share_of_ceiling for row in run.passport},
+        "flops_per_unit_matmul": _matmul_flops(run),
+        "peak_bytes": max(peaks, default=None),
+        "least_peak_bytes": min(peaks, default=None),
+        "peak_bytes_kind": record["peak_bytes_kind"],
+        "peak_resident_bytes": max(residents, default=None),
+        "conditions": conditions_of(record),
+        "parity": _parity(run, store),
+        "flags": "; ".join(record["flags"]),
+        "validation_loss": record["validation"]["loss"],
+    }
+
+
+def _rates(run: Run) -> dict[str, float | None]:
+    readout = run.readout
+    if readout is None:
+        return {}
+    return {
+        "median_step_s": readout.step.median,
+        "low_step_s": readout.step.low,
+        "high_step_s": readout.step.high,
+        "units_per_s": readout.units_per_s,
+        "samples_per_s": run.config.global_batch_size / readout.step.median,
+        "low_units_per_s": readout.low_units_per_s,
+        "high_units_per_s": readout.high_units_per_s,
+        "units_per_s_per_device": readout.units_per_s / run.config.parallel.world_size,
+        "mean_units_per_s": readout.mean_units_per_s,
+    }
+
+
+def _matmul_flops(run: Run) -> float:
+    return next(row.flops_per_unit for row in run.passport if row.convention == "matmul")
+
+
+def _parity(run: Run, store: Store) -> str:
+    proof = find_proof(run, store.certificates)
+    if proof is None:
+        return "none"
+    if proof.certificate is None:
+        return proof.verdict
+    devices = " and ".join(map(str, proof.devices))
+    return f"{proof.verdict} on devices {devices}, {proof.certificate}"

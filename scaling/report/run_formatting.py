@@ -1,0 +1,143 @@
+"""Cells of the report: a run in, a few words or figures out; a blank says why."""
+
+from pathlib import PurePosixPath
+
+from scaling.markdown import escaped, link
+from scaling.store.run import Run
+from unitransformer.config import Recipe, RunConfig
+from unitransformer.costs.flops import count_flops
+from unitransformer.costs.mfu import Row
+from unitransformer.record.units import UNIT, gib, metric_in_words, rate_in_words, si
+
+TITLES: dict[Recipe, str] = {"bert": "BERT", "gpt": "GPT", "vit": "ViT"}
+CONVENTION = "matmul"  # the one of the overview
+
+
+def label(run: Run) -> str:
+    return f"{TITLES[run.config.recipe]} {run.config.size}"
+
+
+def plot_name(run: Run) -> str:
+    return f"{run.config.recipe}-loss.svg"
+
+
+def devices(run: Run) -> str:
+    parallel = run.config.parallel
+    nodes = f"{parallel.num_nodes} nodes x " if parallel.num_nodes > 1 else ""
+    return f"{nodes}{parallel.devices} x {parallel.accelerator}, strategy {parallel.strategy}"
+
+
+def batch(run: Run) -> str:
+    config = run.config
+    parts = f"{config.batch_size:,} a device"
+    if config.accumulate > 1:
+        parts += f" x {config.accumulate} micro-batches"
+    if config.parallel.world_size > 1:
+        parts += f" x {config.parallel.world_size} devices"
+    whole = f"{config.global_batch_size:,} = " if " x " in parts else ""
+    return f"{whole}{parts}"
+
+
+def metric(run: Run) -> str:
+    metric, value = run.record["validation"]["metric"], run.metric_value
+    shown = metric_in_words(metric, value)
+    return f"{escaped(metric)} {shown}"
+
+
+def baseline(run: Run) -> str:
+    baseline = run.record["validation"]["baseline"]
+    if baseline is None:
+        return "blank: the record holds none, as for synthetic data"
+    if baseline["loss"] is not None:
+        return f"{escaped(baseline['name'])}, {baseline['loss']:.4f} nats"
+    if baseline["accuracy"] is not None:
+        return f"{escaped(baseline['name'])}, {baseline['accuracy']:.2%}"
+    return f"{escaped(baseline['name'])}; blank: the record holds no figure of it"
+
+
+def verdict(run: Run) -> str:
+    validation = run.record["validation"]
+    baseline = validation["baseline"] or {"loss": None, "accuracy": None}
+    if baseline["loss"] is not None:
+        ahead, unit = baseline["loss"] - validation["loss"], "nats"
+    elif baseline["accuracy"] is not None:
+        ahead, unit = 100 * (validation["value"] - baseline["accuracy"]), "percentage points"
+    else:
+        return "blank: there is none to compare with"
+    return f"yes, by {ahead:.2f} {unit}" if ahead > 0 else f"**no**, {-ahead:.2f} {unit} short"
+
+
+def speed(run: Run) -> str:
+    """At the median steady step, with its interval."""
+    readout = run.readout
+    if readout is None:
+        return too_short(run)
+    told = rate_in_words(readout.units_per_s, f"{run.unit}s")
+    if readout.low_units_per_s is None or readout.high_units_per_s is None:
+        return f"{told}; no interval: {escaped(str(readout.step.reason))}"
+    ends = (rate_in_words(rate, "") for rate in (readout.low_units_per_s, readout.high_units_per_s))
+    return f"{told} ({' to '.join(end.removesuffix(' /s') for end in ends)})"
+
+
+def too_short(run: Run) -> str:
+    return f"blank, no steady state: {escaped(str(run.record['steady_reason']))}"
+
+
+def utilisation(run: Run) -> str:
+    """MFU of the convention of the overview."""
+    row = passport_row(run)
+    if row.utilisation is None:
+        return f"blank: {escaped(str(row.reason))}"
+    return f"{row.utilisation:.1%}"
+
+
+def share_of_ceiling(run: Run) -> str:
+    """What this machine itself reached in this job is its denominator."""
+    row = passport_row(run)
+    if row.share_of_ceiling is not None:
+        return f"{row.share_of_ceiling:.1%}"
+    return too_short(run) if run.readout is None else "blank: no ceiling was measured in its dtype"
+
+
+def passport_row(run: Run) -> Row:
+    """Of the convention of the overview."""
+    return next(row for row in run.passport if row.convention == CONVENTION)
+
+
+def size(run: Run) -> str:
+    """Its name, and whether single fields of the shape were changed."""
+    words = str(run.record["command"]).split()
+    changed = [word for word in words if word.startswith("--model.")]
+    return f"{escaped(run.config.size)}{', its shape changed' * bool(changed)}"
+
+
+def flags(run: Run) -> str:
+    """What makes the figures doubtful, in words."""
+    return "; ".join(map(escaped, run.record["flags"])) or "none"
+
+
+def flops(config: RunConfig) -> str:
+    unit = UNIT[config.recipe].removesuffix("s")
+    return f"{si(count_flops(config)[CONVENTION])}FLOP per {unit}"
+
+
+def overview_flops(run: Run) -> str:
+    return f"{flops(run.config)} (`{CONVENTION}`)"
+
+
+def memory(run: Run) -> str:
+    """The largest peak of any rank: of tensors, and what was taken from the system for them."""
+    record = run.record
+    peaks = [peak for peak in record["peak_bytes"] if peak is not None]
+    told = "blank: no step could be watched"
+    if peaks:
+        told = f"{gib(max(peaks))} ({escaped(record['peak_bytes_kind'])})"
+    for words in ("reserved", "resident"):
+        beside = [peak for peak in record[f"peak_{words}_bytes"] if peak is not None]
+        told += f", {gib(max(beside))} {words}" if beside else ""
+    ranks = len(record["peak_bytes"])
+    return told if ranks == 1 else f"{told}; largest of {ranks} ranks"
+
+
+def record(run: Run) -> str:
+    return link(run.name, PurePosixPath(run.name).name)

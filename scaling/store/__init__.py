@@ -1,0 +1,1 @@
+"""Reading records, sweep outcomes and certificates from folders."""

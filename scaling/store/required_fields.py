@@ -1,0 +1,119 @@
+"""What a report needs of a run that ended well, beyond what `records.validate` looks at."""
+
+from collections.abc import Mapping
+from types import NoneType
+from typing import Any
+
+from unitransformer.machine.calibration_store import read_ceiling
+from unitransformer.record.fields import HOST, NUMBER, Kinds, check_fields, check_lists
+from unitransformer.record.schema import Record
+
+FACTS: dict[str, Kinds] = {
+    "num_parameters": int,
+    "code.commit": (str, NoneType),
+    "code.is_dirty": (bool, NoneType),
+    "data.description": str,
+    "data.sha256": (str, NoneType),
+    "steady_method": str,
+    "steady_reason": (str, NoneType),
+    "peak_bytes_kind": str,
+    "validation.loss": NUMBER,
+    "validation.metric": str,
+    "validation.value": NUMBER,
+    "validation.baseline": (dict, NoneType),
+}
+LISTS: dict[str, Kinds] = {
+    "hardware": dict,
+    "launches": int,
+    "log": str,
+    "flags": str,
+    "unsteady": dict,
+    "ceiling": (dict, NoneType),
+    "compile": dict,
+    "gpu": (dict, NoneType),
+    "peak_bytes": (int, NoneType),
+    "peak_reserved_bytes": (int, NoneType),
+    "peak_resident_bytes": (int, NoneType),
+    "validation.history": dict,
+}
+OF_EVERY_RANK = ("hardware", "ceiling", "compile", "peak_bytes")
+UNSTEADY: dict[str, Kinds] = {"step": int, "reason": str}
+LEDGER: dict[str, Kinds] = {
+    "mode": str,
+    "start": (str, NoneType),
+    "compile_s": (*NUMBER, NoneType),
+    "graphs": (int, NoneType),
+}
+GPU: dict[str, Kinds] = {
+    "joules": (*NUMBER, NoneType),
+    "joules_of_steps": (int, NoneType),
+    "untold": dict,
+}
+LOOK: dict[str, Kinds] = {
+    "step": int,
+    "energy_j": (*NUMBER, NoneType),
+    "sm_clock_hz": (*NUMBER, NoneType),
+    "memory_clock_hz": (*NUMBER, NoneType),
+    "power_w": (*NUMBER, NoneType),
+    "temperature_c": (*NUMBER, NoneType),
+    "clock_reasons": (list, NoneType),
+}
+LEDGER_LISTS: dict[str, Kinds] = {"graph_breaks": dict, "recompiles": dict}
+BREAK: dict[str, Kinds] = {"where": str, "reason": str}
+RECOMPILE: dict[str, Kinds] = {
+    "step": (int, NoneType),
+    "function": str,
+    "reason": (str, NoneType),
+}
+BASELINE: dict[str, Kinds] = {
+    "name": str,
+    "loss": (*NUMBER, NoneType),
+    "accuracy": (*NUMBER, NoneType),
+}
+POINT: dict[str, Kinds] = {"step": int, "val_loss": NUMBER, "val_accuracy": NUMBER}
+
+
+def check_facts(record: Record) -> None:
+    """Raises ValueError for the first fact that a report needs and this record does not have."""
+    check_fields(record, FACTS, "record")
+    check_lists(record, LISTS, "record")
+    for field in (*OF_EVERY_RANK, "launches"):
+        if not record[field]:
+            raise ValueError(f"record: {field} is empty")
+    for index, item in enumerate(record["unsteady"]):
+        check_fields(item, UNSTEADY, f"record: unsteady.{index}")
+    for rank, ceiling in enumerate(record["ceiling"]):
+        if ceiling is not None:
+            read_ceiling(ceiling, f"record: ceiling.{rank}")
+    for rank, gpu in enumerate(record["gpu"]):
+        if gpu is not None:
+            check_fields(gpu, GPU, f"record: gpu.{rank}")
+            check_lists(gpu, {"samples": dict}, f"record: gpu.{rank}")
+            _check_items(gpu, "samples", LOOK, f"record: gpu.{rank}")
+    for rank, ledger in enumerate(record["compile"]):
+        where = f"record: compile.{rank}"
+        check_fields(ledger, LEDGER, where)
+        check_lists(ledger, LEDGER_LISTS, where)
+        _check_items(ledger, "graph_breaks", BREAK, where)
+        _check_items(ledger, "recompiles", RECOMPILE, where)
+    for rank, host in enumerate(record["hardware"]):
+        check_fields(host, HOST, f"record: hardware.{rank}", missing=None)
+    _check_items(record["validation"], "history", POINT, "record: validation")
+    if record["validation"]["baseline"] is not None:
+        check_fields(record["validation"]["baseline"], BASELINE, "record: validation.baseline")
+    _check_times(record)
+
+
+def _check_items(
+    values: Mapping[str, Any], field: str, kinds: Mapping[str, Kinds], where: str
+) -> None:
+    for index, item in enumerate(values[field]):
+        check_fields(item, kinds, f"{where}.{field}.{index}")
+
+
+def _check_times(record: Record) -> None:
+    steps, start = len(record["step_s"]), record["steady_from"]
+    if min(record["step_s"]) <= 0:
+        raise ValueError("record: step_s holds a step that took no time")
+    if start is not None and not record["launches"][-1] <= start < steps:
+        raise ValueError(f"record: steady_from is {start}, outside the last launch's steps")

@@ -1,0 +1,1 @@
+"""Sweeps: studies, cells, and the processes that run them."""

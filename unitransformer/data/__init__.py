@@ -1,0 +1,1 @@
+"""Data: sources, tokenizers, samples and the order of batches."""

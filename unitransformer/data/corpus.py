@@ -1,0 +1,384 @@
+"""Text files in, memory-mapped token files out: once, cached, safe when many processes start.
+
+A span is a stretch of one file in bytes; a document is a file. The cache holds a folder a corpus:
+tokenizer.json, train.bin, validation.bin (bare token ids) and meta.json, which is written last.
+"""
+
+import codecs
+import hashlib
+import json
+import os
+import platform
+import shutil
+import sys
+import sysconfig
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import tokenizers
+from filelock import FileLock
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+from tokenizers import Tokenizer
+
+from unitransformer.data.tokenizer import (
+    Encoder,
+    TokenArray,
+    TokenizerKind,
+    build_tokenizer,
+    special_tokens,
+)
+from unitransformer.files import cache_folder
+
+__all__ = ["Corpus", "TokenizerKind", "builtin_files", "load_corpus", "special_tokens"]
+
+FORMAT_VERSION = 2  # of a cache entry; raise it when the same text would give other contents
+BLOCK_BYTES = 1 << 20
+LONGEST_LINE = 4 << 20  # characters; a longer line is cut
+# Training takes up to 100 bytes of memory a byte of text (where words hardly repeat). 16 MB of the
+# standard library instead of 8 would save 0.3 % of the tokens.
+TRAINING_BYTES = 8_000_000
+VALIDATION_EVERY = 20  # files: each 20th, or 1/20 of the bytes where there are fewer files
+NOT_LIBRARY = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Corpus:
+    """Tokens of a text, split for training and validation."""
+
+    train: TokenArray  # memory-mapped, 1-D
+    validation: TokenArray  # the same; no stretch of the text is in both
+    tokenizer: Tokenizer
+    sha256: str  # of the files' bytes, one after the other in sorted order
+    description: str
+    num_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Span:
+    path: Path
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Text:
+    """The files of a source, in order, and what a person calls them."""
+
+    name: str
+    files: tuple[_Span, ...]
+    num_binary: int  # files skipped
+    sha256: str
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(file.stop for file in self.files)
+
+    @property
+    def description(self) -> str:
+        skipped = f", {_plural(self.num_binary, 'binary file')} skipped" if self.num_binary else ""
+        size = _format_size(self.num_bytes)
+        return f"{self.name}, {_plural(len(self.files), 'file')}, {size}{skipped}"
+
+
+def load_corpus(
+    source: str,
+    *,
+    kind: TokenizerKind,
+    vocabulary_size: int,
+    cache_dir: Path | None = None,
+    show_progress: bool = False,
+) -> Corpus:
+    """Tokenise `source`, or find it tokenised in the cache.
+
+    `source` is "builtin" (the Python standard library), a text file or a folder of text files.
+    The cache is `cache_dir`, else $UNITRANSFORMER_CACHE, else the user's cache folder.
+
+    Raises:
+        ValueError: no text at `source`, too little of it, or a vocabulary below its alphabet.
+        OSError: the cache cannot be written.
+    """
+    text = _find_text(source)
+    cache = cache_dir or cache_folder()
+    entry = cache / _entry_name(text, kind, vocabulary_size)
+    with _naming_cache(cache):
+        if not _is_complete(entry):
+            cache.mkdir(parents=True, exist_ok=True)
+            with FileLock(entry.with_suffix(".lock")):
+                if not _is_complete(entry):
+                    _write_entry(
+                        entry,
+                        text,
+                        kind=kind,
+                        vocabulary_size=vocabulary_size,
+                        show_progress=show_progress,
+                    )
+        return _load_entry(entry, text)
+
+
+# ---- finding the text
+
+
+def builtin_files() -> list[Path]:
+    """Every Python file of the standard library but its tests, sorted by relative path."""
+    root = Path(sysconfig.get_paths()["stdlib"])
+    return [path for path in _walk(root, skip=NOT_LIBRARY) if path.suffix == ".py"]
+
+
+def _walk(root: Path, *, skip: set[str]) -> list[Path]:
+    """The files below `root`, sorted by relative path, without the hidden and the skipped."""
+    found: list[Path] = []
+    for folder, subfolders, names in os.walk(root, onerror=_refuse_folder):
+        subfolders[:] = [n for n in subfolders if n not in skip and not n.startswith(".")]
+        found += [Path(folder, name) for name in names if not name.startswith(".")]
+    files = [path for path in found if path.is_file()]
+    return sorted(files, key=lambda path: path.relative_to(root).as_posix())
+
+
+def _refuse_folder(error: OSError) -> None:
+    raise ValueError(f"{error.filename} cannot be listed ({error.strerror}); make it readable")
+
+
+def _find_text(source: str) -> _Text:
+    """Raises ValueError when there is no text at `source`."""
+    path = Path(source).expanduser()
+    if source == "builtin":
+        name = f"Python {platform.python_version()} standard library source"
+        paths = builtin_files()
+    elif path.exists():
+        name = path.resolve().name
+        paths = _walk(path, skip=set()) if path.is_dir() else [path]
+    else:
+        raise ValueError(f"source {source} does not exist; give a file, a folder or 'builtin'")
+    spans = [_Span(path=path, start=0, stop=path.stat().st_size) for path in paths]
+    files = tuple(span for span in spans if span.stop and not _is_binary(span))
+    num_binary = sum(bool(span.stop) for span in spans) - len(files)
+    if not files:
+        raise ValueError(f"source {source} holds no text; give text files that are not empty")
+    return _Text(name=name, files=files, num_binary=num_binary, sha256=_hash(files))
+
+
+def _is_binary(file: _Span) -> bool:
+    head = _Span(path=file.path, start=0, stop=min(file.stop, 8192))
+    return any(b"\0" in block for block in _read_blocks(head))
+
+
+def _split(files: Sequence[_Span]) -> tuple[list[_Span], list[_Span]]:
+    """Spans to train on and spans to validate on; together they are `files`."""
+    if len(files) >= VALIDATION_EVERY:
+        train = [file for place, file in enumerate(files, 1) if place % VALIDATION_EVERY]
+        return train, list(files[VALIDATION_EVERY - 1 :: VALIDATION_EVERY])
+    offset = sum(file.stop for file in files) * (VALIDATION_EVERY - 1) // VALIDATION_EVERY
+    index = 0
+    while offset >= files[index].stop:
+        offset -= files[index].stop
+        index += 1
+    path, stop = files[index].path, files[index].stop
+    cut = _line_start(path, offset)
+    before = [*files[:index], _Span(path=path, start=0, stop=cut)]
+    after = [_Span(path=path, start=cut, stop=stop), *files[index + 1 :]]
+    return [span for span in before if span.stop > span.start], after
+
+
+def _line_start(path: Path, offset: int) -> int:
+    """The last start of a line at or before `offset`; of a character where a line is long."""
+    first = max(0, offset - BLOCK_BYTES)
+    before = b"".join(_read_blocks(_Span(path=path, start=first, stop=offset)))
+    if newline := before.rfind(b"\n") + 1:
+        return first + newline
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    decoder.decode(before)
+    unfinished, _ = decoder.getstate()
+    return offset - len(unfinished)
+
+
+# ---- reading it
+
+
+def _read_blocks(span: _Span) -> Iterator[bytes]:
+    try:
+        with span.path.open("rb") as file:
+            file.seek(span.start)
+            for start in range(span.start, span.stop, BLOCK_BYTES):
+                block = file.read(min(BLOCK_BYTES, span.stop - start))
+                if len(block) < min(BLOCK_BYTES, span.stop - start):
+                    raise ValueError(f"{span.path} became shorter while it was read; start again")
+                yield block
+    except OSError as error:
+        raise ValueError(f"{span.path} cannot be read ({error.strerror}); make it so") from error
+
+
+def _read_pieces(span: _Span, advance: Callable[[int], None]) -> Iterator[str]:
+    """The text of `span` in pieces that end where a line does; `advance` is told the bytes."""
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    text = ""
+    for block in _read_blocks(span):
+        advance(len(block))
+        text += decoder.decode(block)
+        if cut := text.rfind("\n") + 1 or len(text) // LONGEST_LINE * LONGEST_LINE:
+            yield text[:cut]
+            text = text[cut:]
+    if text := text + decoder.decode(b"", final=True):
+        yield text
+
+
+def _read_sample(spans: Sequence[_Span]) -> list[str]:
+    """The start of the text, for training."""
+    sample: list[str] = []
+    room = TRAINING_BYTES
+    for span in spans:
+        head = replace(span, stop=min(span.stop, span.start + room))
+        sample += _read_pieces(head, _ignore)
+        room -= head.stop - head.start
+        if not room:
+            break
+    return sample
+
+
+def _hash(files: Sequence[_Span]) -> str:
+    """Raises ValueError when there is nothing but white space."""
+    digest = hashlib.sha256()
+    is_blank = True
+    for file in files:
+        for block in _read_blocks(file):
+            digest.update(block)
+            is_blank = is_blank and block.isspace()
+    if is_blank:
+        raise ValueError(f"{files[0].path} holds only white space; give files with text")
+    return digest.hexdigest()
+
+
+# ---- the cache
+
+
+def _entry_name(text: _Text, kind: TokenizerKind, vocabulary_size: int) -> str:
+    # The sizes tell apart the same bytes cut into other files: those are other documents.
+    sizes = [file.stop for file in text.files]
+    key = [FORMAT_VERSION, tokenizers.__version__, kind, vocabulary_size, text.sha256, sizes]
+    return hashlib.sha256(json.dumps(key).encode()).hexdigest()
+
+
+@contextmanager
+def _naming_cache(cache: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise OSError(
+            f"the corpus cache {cache} cannot be used ({error}); "
+            "set UNITRANSFORMER_CACHE to a writable folder with room"
+        ) from error
+
+
+def _is_complete(entry: Path) -> bool:
+    try:
+        file_bytes: dict[str, int] = json.loads((entry / "meta.json").read_bytes())["file_bytes"]
+        return all((entry / name).stat().st_size == size for name, size in file_bytes.items())
+    except (FileNotFoundError, KeyError, ValueError):
+        return False
+
+
+@contextmanager
+def _new_folder(folder: Path) -> Iterator[Path]:
+    """A folder to fill, which becomes `folder` when all went well; the caller holds the lock."""
+    partial = folder.with_suffix(".partial")
+    shutil.rmtree(partial, ignore_errors=True)  # left by a builder that was killed
+    partial.mkdir()
+    try:
+        yield partial
+        shutil.rmtree(folder, ignore_errors=True)  # damaged, or it would not be built again
+        partial.rename(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _write_entry(
+    entry: Path, text: _Text, *, kind: TokenizerKind, vocabulary_size: int, show_progress: bool
+) -> None:
+    parts = dict(zip(("train", "validation"), _split(text.files), strict=True))
+    with _new_folder(entry) as folder, _progress(text.num_bytes, show=show_progress) as advance:
+        sample = _read_sample(parts["train"])
+        tokenizer = build_tokenizer(sample, kind=kind, vocabulary_size=vocabulary_size)
+        (folder / "tokenizer.json").write_text(tokenizer.to_str(pretty=True), encoding="utf-8")
+        encoder = Encoder(tokenizer, kind=kind)
+        for name, spans in parts.items():
+            _write_tokens(folder / f"{name}.bin", spans, encoder, advance)
+        file_bytes = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
+        meta = {
+            "dtype": encoder.dtype.name,
+            "num_tokens": {n: file_bytes[f"{n}.bin"] // encoder.dtype.itemsize for n in parts},
+            "file_bytes": file_bytes,
+            "sha256": text.sha256,
+            "description": text.description,
+            "num_bytes": text.num_bytes,
+        }
+        (folder / "meta.json").write_text(json.dumps(meta, indent=2), encoding="utf-8")
+
+
+def _write_tokens(
+    path: Path, spans: Sequence[_Span], encoder: Encoder, advance: Callable[[int], None]
+) -> None:
+    with path.open("wb") as file:
+        for index, span in enumerate(spans):
+            # Not ndarray.tofile, which says nothing when the disk fills up.
+            file.write(encoder.separator if index else b"")
+            file.writelines(map(encoder.encode, _read_pieces(span, advance)))
+        if not file.tell():
+            raise ValueError(f"the text is too short for a {path.stem} part; give more of it")
+
+
+def _load_entry(entry: Path, text: _Text) -> Corpus:
+    dtype = json.loads((entry / "meta.json").read_bytes())["dtype"]
+    return Corpus(
+        train=np.memmap(entry / "train.bin", dtype=dtype, mode="r"),
+        validation=np.memmap(entry / "validation.bin", dtype=dtype, mode="r"),
+        tokenizer=Tokenizer.from_file(str(entry / "tokenizer.json")),
+        sha256=text.sha256,
+        description=text.description,
+        num_bytes=text.num_bytes,
+    )
+
+
+# ---- what a person sees
+
+
+@contextmanager
+def _progress(num_bytes: int, *, show: bool) -> Iterator[Callable[[int], None]]:
+    """Yield what is to be called with each number of bytes read; a bar where there is a screen."""
+    size, started_at_s = _format_size(num_bytes), time.perf_counter()
+    if show and sys.stderr.isatty():
+        columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+        with Progress("tokenising", *columns, console=Console(stderr=True)) as bar:
+            task = bar.add_task("tokenising", total=num_bytes)
+            yield lambda advance: bar.advance(task, advance)
+        return
+    if show:
+        print(f"tokenising {size} ...", file=sys.stderr, flush=True)
+    yield _ignore
+    if show:
+        elapsed_s = time.perf_counter() - started_at_s
+        print(f"tokenised {size} in {elapsed_s:.1f} s", file=sys.stderr, flush=True)
+
+
+def _ignore(_: int) -> None:
+    pass
+
+
+def _format_size(num_bytes: int) -> str:
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if num_bytes >= size:
+            return f"{num_bytes / size:.1f} {unit}"
+    return _plural(num_bytes, "byte")
+
+
+def _plural(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

@@ -1,0 +1,159 @@
+"""Built-in, text folder, image folder: config -> samples."""
+
+import hashlib
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from unitransformer.config import RunConfig
+from unitransformer.data.corpus import Corpus, load_corpus
+from unitransformer.data.images import Digits, Folder, split_readable
+from unitransformer.data.sampler import Picks, permutation
+from unitransformer.data.synthetic import Synthetic
+from unitransformer.data.text import MaskedWords, NextWords
+from unitransformer.objectives import Batch
+
+# The 1,797 pictures that scikit-learn has: the test set of E. Alpaydin and C. Kaynak, Optical
+# Recognition of Handwritten Digits, 1998, UCI Machine Learning Repository,
+# https://doi.org/10.24432/C50P49, CC BY 4.0. `images` of 8 x 8 pixels from 0 to 16, `labels` from
+# 0 to 9.
+DIGITS = Path(__file__).with_name("digits.npz")
+
+
+class Samples(Protocol):
+    """A finite set of samples, handed out by the batch."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, picks: Picks) -> Batch: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """Samples of one kind, ready for any rank."""
+
+    train: Samples
+    validation: Samples
+    description: str
+    sha256: str | None = None
+    class_names: tuple[str, ...] = ()
+    corpus: Corpus | None = None
+
+
+def load_source(config: RunConfig, *, show_progress: bool = False) -> Source:
+    """Read, tokenise or list the data of `config`.
+
+    Raises:
+        ValueError: data that is missing, empty, too short or does not fit the model.
+    """
+    if config.data.source == "synthetic":
+        samples = Synthetic(config, 1 << 20)
+        return Source(train=samples, validation=samples, description="synthetic, on the device")
+    if not config.model.reads_pictures:
+        return _text_source(config, show_progress)
+    if config.data.source == "builtin":
+        return _digits_source(config)
+    return _folder_source(config)
+
+
+def _text_source(config: RunConfig, show_progress: bool) -> Source:
+    kind = "bpe" if config.recipe == "gpt" else "wordpiece"
+    corpus = load_corpus(
+        config.data.source,
+        kind=kind,  # type: ignore[arg-type]
+        vocabulary_size=config.model.num_classes,
+        show_progress=show_progress,
+    )
+    splits: list[Samples] = []
+    for name, words in (("training", corpus.train), ("validation", corpus.validation)):
+        samples: Samples
+        if config.recipe == "gpt":
+            samples = NextWords(words, config.sequence_length)
+        else:
+            samples = MaskedWords(config, words, corpus.tokenizer.get_vocab_size())
+        if not len(samples):
+            raise ValueError(
+                f"data {config.data.source} has {len(words)} {name} tokens, less than one sequence "
+                f"of {config.sequence_length}; give more text or a shorter data.sequence_length"
+            )
+        splits.append(samples)
+    return Source(
+        train=splits[0],
+        validation=splits[1],
+        description=corpus.description,
+        sha256=corpus.sha256,
+        corpus=corpus,
+    )
+
+
+def _digits_source(config: RunConfig) -> Source:
+    with np.load(DIGITS) as stored:
+        images, digits = stored["images"].astype(np.float64), stored["labels"].astype(np.int64)
+    assert config.model.image_size is not None
+    classes = min(10, config.model.num_classes)
+    keep = digits < classes
+    pixels, labels = images[keep], digits[keep]
+    pictures = torch.from_numpy(pixels).float() / 8.0 - 1.0  # 0..16 -> -1..1
+    targets = torch.from_numpy(labels).long()
+    order = permutation(len(targets), 0, 0)  # the split is part of the data, not of the seed
+    cut = len(targets) // 5
+    parts = [
+        Digits(pictures[part], targets[part], config.model.image_size, config.model.num_channels)
+        for part in (order[cut:], order[:cut])
+    ]
+    return Source(
+        train=parts[0],
+        validation=parts[1],
+        description=f"scikit-learn digits 0 to {classes - 1}, {len(targets)} pictures of 8 x 8",
+        sha256=hashlib.sha256(pixels.tobytes() + labels.tobytes()).hexdigest(),
+        class_names=tuple(map(str, range(classes))),
+    )
+
+
+def _folder_source(config: RunConfig) -> Source:
+    from torchvision.datasets import ImageFolder
+
+    root = Path(config.data.source).expanduser()
+    if not root.is_dir():
+        raise ValueError(f"data {root} is not a folder of pictures; check the path")
+    if config.model.num_channels not in (1, 3):
+        raise ValueError(
+            f"model.num_channels is {config.model.num_channels}; pictures are read as grey (1) or "
+            "RGB (3)"
+        )
+    try:
+        folder = ImageFolder(str(root))
+    except FileNotFoundError as error:
+        raise ValueError(
+            f"data {root} does not hold one folder of pictures a class: {error}"
+        ) from error
+    model = config.model
+    if len(folder.classes) > model.num_classes:
+        raise ValueError(
+            f"data {root} has {len(folder.classes)} classes and model.num_classes is "
+            f"{model.num_classes}; set --model.num-classes {len(folder.classes)}"
+        )
+    files, broken = split_readable(folder.samples)
+    if broken:
+        names = ", ".join(broken[:3]) + (", ..." if len(broken) > 3 else "")
+        warnings.warn(f"{len(broken)} broken pictures skipped: {names}", stacklevel=2)
+    if len(files) < 2:
+        raise ValueError(f"data {root} has {len(files)} readable pictures; at least 2 are needed")
+    order = permutation(len(files), 0, 0)
+    cut = max(1, len(files) // 10)
+    assert model.image_size is not None
+    train, validation = (
+        Folder([files[i] for i in part], model.image_size, model.num_channels)
+        for part in (order[cut:], order[:cut])
+    )
+    skipped = f", {len(broken)} broken skipped" if broken else ""
+    return Source(
+        train=train,
+        validation=validation,
+        description=f"{root.name}, {len(files)} pictures of {len(folder.classes)} classes{skipped}",
+        class_names=tuple(folder.classes),
+    )

@@ -1,0 +1,44 @@
+"""Random samples made on the device."""
+
+import math
+
+import torch
+
+from unitransformer.config import RunConfig
+from unitransformer.costs.flops import count_looked_at
+from unitransformer.data.counter_rng import uniform
+from unitransformer.data.sampler import Picks
+from unitransformer.objectives import Batch
+
+
+class Synthetic:
+    """Only says which samples: `fill` makes them on the device, where measuring wants them."""
+
+    def __init__(self, config: RunConfig, num_samples: int) -> None:
+        self.config, self.num_samples = config, num_samples
+
+    def __len__(self) -> int:
+        return self.num_samples
+
+    def __getitem__(self, picks: Picks) -> Batch:
+        indices = torch.from_numpy(picks[1])
+        return {"inputs": indices, "targets": indices}
+
+    def fill(self, batch: Batch, device: torch.device) -> Batch:
+        """Random samples on `device`, each a function of the run's seed and its own index."""
+        config, indices = self.config, batch["inputs"].to(device, non_blocking=True)
+        model, length = config.model, config.sequence_length
+        if model.image_size is not None:
+            shape = (model.num_channels, model.image_size, model.image_size)
+            size = math.prod(shape)
+            drawn = uniform(config.seed, 0, indices, size + 1)
+            pictures = (drawn[:, :size] - 0.5) * math.sqrt(12)  # mean 0, variance 1
+            labels = (drawn[:, size] * model.num_classes).long()
+            return {"inputs": pictures.float().reshape(-1, *shape), "targets": labels}
+        drawn = uniform(config.seed, 0, indices, 2 * length + 1)
+        words = (drawn[:, : length + 1] * model.num_classes).long()
+        if config.recipe == "gpt":
+            return {"inputs": words[:, :-1], "targets": words[:, 1:]}
+        positions = drawn[:, length + 1 :].argsort(dim=1)[:, : count_looked_at(config)]
+        inputs = words[:, :-1]
+        return {"inputs": inputs, "targets": inputs.gather(1, positions), "positions": positions}

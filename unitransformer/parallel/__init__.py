@@ -1,0 +1,1 @@
+"""Strategies that spread training over devices, and what belongs to them."""

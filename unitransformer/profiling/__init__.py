@@ -1,0 +1,1 @@
+"""Instruments that slow a step down and run for a few steps only."""

@@ -1,0 +1,1 @@
+"""The run record: its fields, checksums and derived figures."""

@@ -1,0 +1,1 @@
+"""The LightningModule, the Trainer, and what a run keeps of its steps."""
