@@ -23,14 +23,12 @@ from unitransformer.record.units import UNIT
 
 if TYPE_CHECKING:
     from recipes.train import Show
-    from unitransformer.launch.rendezvous import Meeting
     from unitransformer.run import Places
 
 
 def run_recipe(preset: Preset, show: "Show", argv: Sequence[str] | None = None) -> int:
     """Parse, check, train, show; returns the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    meeting = None
     try:
         request = _read(preset, arguments)
         options = request.options
@@ -38,7 +36,6 @@ def run_recipe(preset: Preset, show: "Show", argv: Sequence[str] | None = None) 
             print(_summary(preset.model_config(options.size, **request.shape)))
             return 0
         with importing("recipes.train"):
-            meeting = _meet(options)
             check_outside_world(options)
             config, why = _resolve(request)
             _say_device(options, config, why)
@@ -48,7 +45,7 @@ def run_recipe(preset: Preset, show: "Show", argv: Sequence[str] | None = None) 
             if options.resume == "auto" and _is_done(config, _places(config, options).record):
                 from unitransformer.launch.environment import process_rank
 
-                if process_rank(config.parallel) == 0:
+                if process_rank() == 0:
                     print(f"done already: {_places(config, options).record}")
                 return 0
             from recipes.repeats import repeat
@@ -62,26 +59,10 @@ def run_recipe(preset: Preset, show: "Show", argv: Sequence[str] | None = None) 
             choose_places=lambda: _places(config, options),
             resume=options.resume,
         )
-        return repeat(asked, options) if options.repeats > 1 else train(asked, meeting)
+        return repeat(asked, options) if options.repeats > 1 else train(asked)
     except (ValueError, OSError) as error:
         _refuse(error)
-        if meeting is not None:
-            meeting.refuse(error)
         return 2
-    finally:
-        if meeting is not None:
-            meeting.close()
-
-
-def _meet(options: Options) -> "Meeting | None":
-    """The launchers of all nodes, before one is refused what the others would wait for."""
-    if options.num_nodes in (None, 1) or options.dry_run or options.repeats > 1:
-        return None
-    from unitransformer.launch import environment
-    from unitransformer.launch.rendezvous import Meeting
-
-    environment.adopt_launcher()
-    return Meeting(options.num_nodes) if environment.launched_shape() is None else None
 
 
 def _refuse(error: Exception) -> None:
@@ -151,7 +132,7 @@ def _say_device(options: Options, config: RunConfig, why: str) -> None:
     from unitransformer.launch.launcher import is_watched
 
     parallel = config.parallel
-    if is_watched() or process_rank(parallel) != 0:
+    if is_watched() or process_rank() != 0:
         return
     if options.accelerator == "auto" and parallel.accelerator == "cpu":
         workers = f"{parallel.devices} CPU worker{'s over gloo' if parallel.devices > 1 else ''}"

@@ -44,7 +44,7 @@ class Options:
     data: str = _option("builtin", "builtin, synthetic, or the path of a text or picture folder")
     accelerator: Accelerator = _option("auto", "auto takes GPUs where there are some")
     devices: int | None = _option(None, "ranks on each node; by default every GPU, or one CPU rank")
-    num_nodes: int | None = _option(None, "machines that run this command together; by default 1")
+    num_nodes: int | None = _option(None, "machines, if torchrun or srun starts this on them")
     strategy: Strategy = _option(
         "auto", "auto: ddp where the model fits on each device, else sharded; single on one"
     )

@@ -24,7 +24,7 @@ def repeat(asked: Asked, options: Options) -> int:
     Raises:
         ValueError: options that would put all launches into one place.
     """
-    _check(options)
+    _check(options, asked.config.parallel.num_nodes)
     command = [sys.executable, "-m", f"recipes.{asked.recipe}", *_once(asked.arguments)]
     records = []
     for number in range(1, options.repeats + 1):
@@ -74,7 +74,7 @@ def in_words(records: Sequence[Record]) -> str:
     return launches_in_words(split_variance(launches))
 
 
-def _check(options: Options) -> None:
+def _check(options: Options, num_nodes: int) -> None:
     for name in ("record", "checkpoint_dir", "trace"):
         if getattr(options, name) is not None:
             flag = f"--{name.replace('_', '-')}"
@@ -86,10 +86,10 @@ def _check(options: Options) -> None:
         raise ValueError(
             f"repeats is {options.repeats} and --resume goes on with one run; leave one of them out"
         )
-    if launched_shape() is not None:
+    if launched_shape() is not None or num_nodes > 1:
         raise ValueError(
-            f"repeats is {options.repeats} inside one launch of torchrun or srun; start that "
-            "several times"
+            f"repeats is {options.repeats} and torchrun or srun launches once; leave --repeats out "
+            "and start that several times"
         )
 
 

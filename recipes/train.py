@@ -21,10 +21,10 @@ import torch.utils.tensorboard
 import recipes.showcase  # noqa: F401
 from recipes.results import measured_lines
 from unitransformer.config import RunConfig
+from unitransformer.launch.devices import agree_on_folder, check_nodes
 from unitransformer.launch.environment import launched_shape, process_rank
 from unitransformer.launch.failures import Failure, report_failure
 from unitransformer.launch.launcher import is_watched, launch
-from unitransformer.launch.rendezvous import Meeting, agree_on_folder
 from unitransformer.launch.signals import EXIT_CODE, Stopped
 from unitransformer.launch.variables import RUN_FOLDER
 from unitransformer.parallel.deepspeed import load_deepspeed
@@ -57,14 +57,12 @@ class Asked:
         return f"python -m recipes.{self.recipe} {shlex.join(self.arguments)}".strip()
 
 
-def train(asked: Asked, meeting: Meeting | None = None) -> int:
+def train(asked: Asked) -> int:
     """Train alone, as the rank this is, or in ranks to be started; returns the exit code.
 
-    Args:
-        meeting: with other nodes, if there are some.
-
     Raises:
-        ValueError: hardware, data or checkpoint that do not fit; nothing has been written.
+        ValueError: hardware, data or checkpoint that do not fit, or several nodes without a
+            launcher; nothing has been written.
     """
     parallel = asked.config.parallel
     if launched_shape() is not None:
@@ -72,23 +70,12 @@ def train(asked: Asked, meeting: Meeting | None = None) -> int:
             folder = agree_on_folder(lambda: str(claim(asked)[0].folder))
             os.environ[RUN_FOLDER] = folder
         return _train_here(asked, asked.choose_places())
-    if meeting is not None:
-        return _train_after(meeting, asked)
-    meeting = Meeting(parallel.num_nodes)
-    try:
-        return _train_after(meeting, asked)
-    finally:
-        meeting.close()
-
-
-def _train_after(meeting: Meeting, asked: Asked) -> int:
-    if meeting.node > 0:
-        os.environ[RUN_FOLDER] = meeting.hear()
+    check_nodes(parallel, f"recipes.{asked.recipe}", asked.arguments)
     places, made = claim(asked)
     try:
-        if asked.config.parallel.world_size == 1:
+        if parallel.world_size == 1:
             return _train_here(asked, places)
-        return _train_in_ranks(asked, places, meeting)
+        return _train_in_ranks(asked, places)
     except (ValueError, OSError):
         _unmake(made)
         raise
@@ -139,7 +126,7 @@ def _train_here(asked: Asked, places: Places) -> int:
     except RunFailed as failure:
         cause = failure.__cause__ or failure
         if isinstance(cause, Stopped):
-            if process_rank(asked.config.parallel) == 0:
+            if process_rank() == 0:
                 print(_stopped(cause, places), file=sys.stderr, flush=True)
             return EXIT_CODE
         report_failure(cause)
@@ -164,7 +151,7 @@ def _stopped(cause: Stopped, places: Places) -> str:
     return f"{cause}; go on with the same command and --resume (saved in {places.checkpoints})"
 
 
-def _train_in_ranks(asked: Asked, places: Places, meeting: Meeting) -> int:
+def _train_in_ranks(asked: Asked, places: Places) -> int:
     parallel = asked.config.parallel
     fork = parallel.accelerator == "cpu"  # where that is safe: ranks need not import again
     if fork and parallel.uses_deepspeed:
@@ -173,12 +160,10 @@ def _train_in_ranks(asked: Asked, places: Places, meeting: Meeting) -> int:
     started_at_s = time.time() - 1  # file systems round
     try:
         ended = launch(
-            parallel,
+            parallel.devices,
             lambda: _be_rank(asked, places),
             command=[sys.executable, "-m", f"recipes.{asked.recipe}", *asked.arguments],
             fork=fork,
-            meeting=meeting,
-            folder=str(places.folder),
         )
     finally:
         del os.environ[RUN_FOLDER]

@@ -62,10 +62,28 @@ def run_alone(
     variables: Mapping[str, str] = NO_VARIABLES,
 ) -> Ended:
     """A `Runner`: a process of its own."""
+    return run_command(
+        [sys.executable, "-m", f"recipes.{recipe}", *arguments],
+        log=log,
+        limit_s=limit_s,
+        memory_limit_bytes=memory_limit_bytes,
+        variables=variables,
+    )
+
+
+def run_command(
+    command: Sequence[str],
+    *,
+    log: Path,
+    limit_s: float,
+    memory_limit_bytes: int | None = None,
+    variables: Mapping[str, str] = NO_VARIABLES,
+) -> Ended:
+    """Run any command as a `Runner` runs a recipe."""
     started_s, parent = time.monotonic(), os.getpid()
     with log.open("w") as said:
         process = subprocess.Popen(
-            [sys.executable, "-m", f"recipes.{recipe}", *arguments],
+            command,
             stdin=subprocess.DEVNULL,
             stdout=said,
             stderr=subprocess.STDOUT,
@@ -107,17 +125,14 @@ def can_fork(accelerator: str) -> bool:
 
 
 @contextlib.contextmanager
-def start_worker(log: Path, *, at_once: bool = False) -> Iterator[Runner]:
+def start_worker(log: Path) -> Iterator[Runner]:
     """A worker that runs recipes in forks of itself until the block ends.
 
     Args:
         log: what the worker itself says.
-        at_once: in place of when it is first needed; it ends with the thread that starts it.
     """
     worker = _Worker(log)
     try:
-        if at_once:
-            worker.start()
         yield worker
     finally:
         worker.end()
@@ -148,13 +163,9 @@ class _Worker:
         }
         return Ended(**self._ask(request))
 
-    def start(self) -> None:
+    def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
         if self.process is None:
             self.process = self._start()
-
-    def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
-        self.start()
-        assert self.process is not None
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         try:

@@ -2,6 +2,9 @@
 
 0 done | 1 failed | 2 refused | 75 stopped by a signal, saved and queued again where that can be.
 Python itself is the job's process here: a signal to it ends nothing, and what follows is tested.
+When the node of the batch script itself dies, this process dies with it: SLURM queues the job again
+once it has declared the node down, after its SlurmdTimeout (300 s unless the cluster says
+otherwise: `scontrol show config`). The next start notes how the one before ended.
 """
 
 import datetime
@@ -13,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from slurm import scheduler
-from slurm.job_files import Attempt, began_at, list_attempts, read_attempt, write_attempt
+from slurm.job_files import Attempt, began_at, list_attempts, write_attempt
 from slurm.runtime.allocation import (
     Allocation,
     Words,
@@ -61,8 +64,6 @@ def run_job(allocation: Allocation, words: Words) -> int:
     for number in SIGNALS:
         signal.signal(number, lambda received, _: caught.append(received))
     ended = _run_ranks(allocation, words, attempt, caught)
-    if read_attempt(words.folder, attempt) != attempt:
-        return 1  # this node was taken for dead, and another has settled it
     verdict = settle(attempt, ended, before=before)
     write_attempt(words.folder, verdict.attempt)
     say(f"{verdict.attempt.outcome}: {verdict.attempt.reason or words.folder}")
@@ -76,8 +77,8 @@ def run_job(allocation: Allocation, words: Words) -> int:
 
 
 def _settle_lost(attempt: Attempt, allocation: Allocation, words: Words) -> Attempt:
-    """An earlier start, settled if it could not do so itself: its node has died, and SLURM has
-    found that, and queued the job again, before any of its ranks did."""
+    """Write down how an earlier start ended that could not do so itself, as the node of its batch
+    script has died or SLURM has killed it, and SLURM has queued the job again."""
     if attempt.job != allocation.job or attempt.outcome != "running":
         return attempt
     down = scheduler.down(scheduler.names_of(attempt.nodes))

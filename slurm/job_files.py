@@ -63,12 +63,6 @@ def list_attempts(folder: Path) -> list[Attempt]:
     return sorted(attempts, key=lambda attempt: attempt.started_at)
 
 
-def read_attempt(folder: Path, attempt: Attempt) -> Attempt:
-    """As it stands now: who has found its node dead may have settled it."""
-    same = [each for each in list_attempts(folder) if each.started_at == attempt.started_at]
-    return same[0] if same else attempt
-
-
 def last_attempt(folder: Path) -> Attempt | None:
     """The newest that can be read."""
     return next(reversed(list_attempts(folder)), None)

@@ -27,7 +27,6 @@ from unitransformer.launch import devices as process
 from unitransformer.launch import environment
 from unitransformer.launch.failures import Failure, report_failure
 from unitransformer.launch.launcher import is_watched, launch
-from unitransformer.launch.rendezvous import Meeting
 from unitransformer.machine import ceilings
 from unitransformer.machine.calibration import Calibration, Ceiling
 from unitransformer.machine.calibration_store import default_path, write_calibration
@@ -95,17 +94,12 @@ def calibrate(options: Options, words: Sequence[str]) -> int:
     parallel, device = _resolve(options)
     if parallel.world_size == 1 or environment.launched_shape() is not None:
         return _measure_and_write(options, parallel, device, words)
-    meeting = Meeting()
-    try:
-        ended = launch(
-            parallel,
-            lambda: _be_rank(options, parallel, device, words),
-            command=[sys.executable, "-m", "unitransformer.calibrate", *words],
-            fork=device == "cpu",
-            meeting=meeting,
-        )
-    finally:
-        meeting.close()
+    ended = launch(
+        parallel.devices,
+        lambda: _be_rank(options, parallel, device, words),
+        command=[sys.executable, "-m", "unitransformer.calibrate", *words],
+        fork=device == "cpu",
+    )
     if isinstance(ended, Failure):
         if ended.is_bad_usage:
             raise ValueError(ended.message)
@@ -175,7 +169,7 @@ def measure(
     ranks = _gather((describe_this_machine(), own))
     if parallel.world_size > 1:
         dist.destroy_process_group()
-    if environment.process_rank(parallel) != 0:
+    if environment.process_rank() != 0:
         return None
     _check_alike([machine for machine, _ in ranks])
     return Calibration(

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from unitransformer.config import ParallelConfig, RunConfig, to_dict
+from unitransformer.config import RunConfig, to_dict
 from unitransformer.costs.flops import count_flops, count_parameters
 from unitransformer.costs.mfu import Row
 from unitransformer.data.datamodule import DataModule
@@ -110,7 +110,7 @@ def build_record(
         "peak_bytes_kind": PEAK_KIND[config.parallel.accelerator],
         "validation": _validation(config, data, history) if error is None else {},
         "log": lines[-KEPT_LINES:],
-        "error": None if error is None else _describe_error(error, config.parallel),
+        "error": None if error is None else _describe_error(error),
     }
 
 
@@ -269,11 +269,11 @@ def _status(error: BaseException | None) -> Status:
             return "crashed"
 
 
-def _describe_error(error: BaseException, parallel: ParallelConfig) -> dict[str, Any]:
+def _describe_error(error: BaseException) -> dict[str, Any]:
     return {
         "type": type(error).__name__,
         "message": str(error)[:2000],
-        "rank": process_rank(parallel),
+        "rank": process_rank(),
         "last_lines": "".join(traceback.format_exception(error)).splitlines()[-20:],
         "errno": errno_of(error),
     }

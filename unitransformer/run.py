@@ -130,7 +130,7 @@ def _run(
     config = replace(config, parallel=replace(config.parallel, accelerator=device))
     config, _ = choose_strategy(config, device_memory_bytes(config.parallel, device))
     set_up_process(config.parallel, device)
-    is_first = process_rank(config.parallel) == 0
+    is_first = process_rank() == 0
     say = say if is_first else _say_nothing
 
     checkpoint, told = _find_checkpoint(config, places.checkpoints, resume=resume)
@@ -275,7 +275,7 @@ def _find_checkpoint(
         if resume is True:
             raise ValueError("resume: this run has no place for checkpoints; name one")
         return None, {}
-    rank = process_rank(config.parallel)
+    rank = process_rank()
     if not resume:
         if list_checkpoints(folder) and rank == 0:
             raise ValueError(

@@ -65,10 +65,10 @@ def _answer(
                 num_nodes=check.get("num_nodes", 1),
             )
             return {"config": to_dict(config)}
-        from unitransformer.launch.rendezvous import check_meeting_point
+        from unitransformer.launch.devices import check_nodes
 
         config = resolve(request)
-        check_meeting_point(config.parallel.num_nodes)
+        check_nodes(config.parallel, f"recipes.{recipe}", arguments)
         return {"config": to_dict(config)}
     except ValueError as error:
         return {"refused": str(error)}

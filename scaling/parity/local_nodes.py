@@ -1,83 +1,83 @@
-"""A run on several nodes, tried on this one machine: a command line a node, all at once."""
+"""Runs a recipe on several nodes, each simulated on this machine by a torchrun of its own."""
 
-import contextlib
 import os
 import socket
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
-from scaling.recipe_process import Ended, Runner, can_fork, run_alone, start_worker
+from scaling.recipe_process import Ended, run_command
 from unitransformer.config import Recipe
+from unitransformer.launch.failures import BAD_USAGE, ERROR_FILE, first_failure, read_failure
 
 ADDRESS = "127.0.0.1"
+PORT = 29500  # in commands for people, torch's default; a run here takes one that is free
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 
-class Nodes:
-    """What runs a recipe on each of some nodes."""
-
-    def __init__(self, workers: Sequence[Runner], others: ThreadPoolExecutor) -> None:
-        self._workers = workers
-        self._others = others
-
-    def __call__(
-        self,
-        recipe: Recipe,
-        arguments: Sequence[str],
-        *,
-        accelerator: str,
-        devices: int,
-        num_nodes: int,
-        log: Path,
-        limit_s: float,
-    ) -> Ended:
-        """How it ended, as the first node that has not ended well; what all said is in `log`.
-
-        Args:
-            devices: of each node.
-        """
-        runners = self._workers if can_fork(accelerator) else [run_alone] * num_nodes
-        variables = [_variables(node, devices, accelerator) for node in range(num_nodes)]
-        port = {"MASTER_PORT": str(_free_port())}
-        logs = [log.with_name(f"{log.name}-{node}") for node in range(num_nodes)]
-
-        def run(node: int) -> Ended:
-            own = variables[node] | port if num_nodes > 1 else {}
-            return runners[node](recipe, arguments, log=logs[node], limit_s=limit_s, variables=own)
-
-        following = [self._others.submit(run, node) for node in range(1, num_nodes)]
-        try:
-            ends = [run(0)]
-        finally:
-            ends_of_others = [future.result() for future in following]
-        ends += ends_of_others
-        log.write_text("".join(path.read_text(errors="replace") for path in logs))
-        worst = next((ended for ended in ends if ended.exit_code != 0), ends[0])
-        return replace(worst, elapsed_s=max(ended.elapsed_s for ended in ends))
+def torchrun_options(num_nodes: int, node: int | str, devices: int, port: int) -> list[str]:
+    """Options of torchrun for one of several nodes that are all on this machine."""
+    return [
+        *("--nnodes", str(num_nodes), "--node-rank", str(node), "--nproc-per-node", str(devices)),
+        *("--master-addr", ADDRESS, "--master-port", str(port)),
+    ]
 
 
-@contextlib.contextmanager
-def start_nodes(folder: Path, num_nodes: int) -> Iterator[Nodes]:
-    """As many nodes until the block ends; `folder` is for what their workers say."""
-    with ThreadPoolExecutor() as others, contextlib.ExitStack() as held:
-        workers = [
-            held.enter_context(start_worker(folder / f"worker-{node}.log", at_once=node > 0))
-            for node in range(num_nodes)
-        ]
-        yield Nodes(workers, others)
+def run_on_nodes(
+    recipe: Recipe,
+    arguments: Sequence[str],
+    *,
+    accelerator: str,
+    devices: int,
+    num_nodes: int,
+    log: Path,
+    limit_s: float,
+) -> Ended:
+    """Run a recipe and wait; returns how the first node that did not end well has ended.
+
+    Args:
+        devices: of each node.
+        log: gets the output of all nodes, and the first failure as its last line.
+    """
+    port = _free_port()
+    logs = [log.with_name(f"{log.name}-{node}") for node in range(num_nodes)]
+    failures = [log.with_name(f"{node}.failure") for node in range(num_nodes)]
+
+    def run(node: int) -> Ended:
+        torchrun = ["torch.distributed.run", *torchrun_options(num_nodes, node, devices, port)]
+        return run_command(
+            [sys.executable, "-m", *torchrun, "-m", f"recipes.{recipe}", *arguments],
+            log=logs[node],
+            limit_s=limit_s,
+            # torchrun copies the failure of the rank that failed first into this file.
+            variables={ERROR_FILE: str(failures[node]), **_devices_of(node, devices, accelerator)},
+        )
+
+    with ThreadPoolExecutor() as pool:
+        others = [pool.submit(run, node) for node in range(1, num_nodes)]
+        ends = [run(0), *(other.result() for other in others)]
+    output = "".join(path.read_text(errors="replace") for path in logs)
+    ended = next((ended for ended in ends if ended.exit_code != 0), ends[0])
+    told = [failure for path in failures if (failure := read_failure(path, 0)) is not None]
+    if told and ended.exit_code is not None:
+        failure = first_failure(told)
+        output += f"error: {failure.message}\n"
+        # torchrun itself exits with 1, whatever its ranks have exited with.
+        ended = replace(ended, exit_code=BAD_USAGE if failure.is_bad_usage else 1)
+    log.write_text(output)
+    return replace(ended, elapsed_s=max(each.elapsed_s for each in ends))
 
 
-def _variables(node: int, devices: int, accelerator: str) -> dict[str, str]:
-    """What a launcher on a node finds in its environment, its port left out."""
-    meeting = {"MASTER_ADDR": ADDRESS, "NODE_RANK": str(node)}
+def _devices_of(node: int, devices: int, accelerator: str) -> dict[str, str]:
+    """The variable that gives a node its own share of this machine's GPUs."""
     if accelerator == "cpu":
-        return meeting
-    given = os.environ.get(VISIBLE)
+        return {}
+    visible = os.environ.get(VISIBLE)
     first, end = node * devices, (node + 1) * devices
-    own = range(first, end) if given is None else given.split(",")[first:end]
-    return meeting | {VISIBLE: ",".join(map(str, own))}
+    gpus = range(first, end) if visible is None else visible.split(",")[first:end]
+    return {VISIBLE: ",".join(map(str, gpus))}
 
 
 def _free_port() -> int:

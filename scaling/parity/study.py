@@ -3,6 +3,7 @@
 One plain float32 process is the reference; its record says what all others have to have trained.
 """
 
+import contextlib
 import datetime
 import shlex
 import shutil
@@ -18,9 +19,9 @@ from scaling.parity.cases import REFERENCE, Axes, Case, Curves, Verdict, list_ca
 from scaling.parity.certificate import Certificate
 from scaling.parity.certificate_file import read_certificate, write_certificate
 from scaling.parity.evidence import Work, find_idleness, work_of
-from scaling.parity.local_nodes import ADDRESS, Nodes, start_nodes
+from scaling.parity.local_nodes import PORT, run_on_nodes, torchrun_options
 from scaling.parity.recipe_arguments import Task
-from scaling.recipe_process import Ended, last_words
+from scaling.recipe_process import Ended, Runner, can_fork, last_words, run_alone, start_worker
 from unitransformer.config import Recipe, RunConfig
 from unitransformer.record.schema import Record, config_of, load_record
 
@@ -68,12 +69,11 @@ def certify(options: ParityOptions, say: Say) -> list[tuple[Path, Certificate]]:
         OSError: a certificate could not be written.
     """
     cases = list_cases(options.axes, is_quick=options.is_quick)
-    num_nodes = max(case.num_nodes for case in cases)
-    with (
-        tempfile.TemporaryDirectory(prefix="parity-") as temporary,
-        start_nodes(Path(temporary), num_nodes) as run,
-    ):
+    with tempfile.TemporaryDirectory(prefix="parity-") as temporary, contextlib.ExitStack() as held:
         folder = Path(temporary)
+        run: Runner = run_alone
+        if can_fork(options.accelerator):
+            run = held.enter_context(start_worker(folder / "worker.log"))
         references = [_refer(options, recipe, run, folder, say) for recipe in options.recipes]
         return [_certify(options, each, cases, run, folder, say) for each in references]
 
@@ -82,7 +82,7 @@ def certify(options: ParityOptions, say: Say) -> list[tuple[Path, Certificate]]:
 
 
 def _refer(
-    options: ParityOptions, recipe: Recipe, run: Nodes, folder: Path, say: Say
+    options: ParityOptions, recipe: Recipe, run: Runner, folder: Path, say: Say
 ) -> _Reference:
     task = Task(
         recipe=recipe,
@@ -118,12 +118,12 @@ def _curves(record: Record) -> Curves:
 
 
 def _command(task: Task, case: Case) -> str:
-    command = f"python -m recipes.{task.recipe} {shlex.join(task.arguments(case))}"
+    recipe = f"-m recipes.{task.recipe} {shlex.join(task.arguments(case))}"
     if case.num_nodes == 1:
-        return command
+        return f"python {recipe}"
     nodes = " ".join(map(str, range(case.num_nodes)))
-    meeting = f"MASTER_ADDR={ADDRESS} MASTER_PORT=29500 NODE_RANK=$node"
-    return f"for node in {nodes}; do {meeting} {command} & done; wait"
+    torchrun = " ".join(torchrun_options(case.num_nodes, "$node", case.devices_per_node, PORT))
+    return f"for node in {nodes}; do torchrun {torchrun} {recipe} & done; wait"
 
 
 # ---------------------------------------------------------------------------------- cases
@@ -133,7 +133,7 @@ def _certify(
     options: ParityOptions,
     reference: _Reference,
     cases: Sequence[Case],
-    run: Nodes,
+    run: Runner,
     folder: Path,
     say: Say,
 ) -> tuple[Path, Certificate]:
@@ -155,7 +155,7 @@ def _certify(
 
 
 def _try(
-    case: Case, reference: _Reference, run: Nodes, folder: Path, limit_s: float
+    case: Case, reference: _Reference, run: Runner, folder: Path, limit_s: float
 ) -> dict[str, Any]:
     curves: Curves | None = None
     work: Work | None = None
@@ -182,7 +182,7 @@ def _try(
 
 
 def _run(
-    task: Task, case: Case, run: Nodes, folder: Path, limit_s: float
+    task: Task, case: Case, run: Runner, folder: Path, limit_s: float
 ) -> tuple[Ended, Record | None, str]:
     """How it ended, its record if it ended well, and otherwise the error in one line."""
     place = folder / "run"
@@ -191,14 +191,17 @@ def _run(
     arguments = [*task.arguments(case), "--out", str(place), "--record", str(place / "record.json")]
     started_s = time.monotonic()
     try:
-        ended = run(
-            *(task.recipe, arguments),
-            accelerator=task.accelerator,
-            devices=case.devices_per_node,
-            num_nodes=case.num_nodes,
-            log=place / "log",
-            limit_s=limit_s,
-        )
+        if case.num_nodes == 1:
+            ended = run(task.recipe, arguments, log=place / "log", limit_s=limit_s)
+        else:
+            ended = run_on_nodes(
+                *(task.recipe, arguments),
+                accelerator=task.accelerator,
+                devices=case.devices_per_node,
+                num_nodes=case.num_nodes,
+                log=place / "log",
+                limit_s=limit_s,
+            )
     except RuntimeError as error:  # the worker itself has ended; the next case starts another
         elapsed_s = time.monotonic() - started_s
         return Ended(exit_code=1, elapsed_s=elapsed_s), None, str(error)

@@ -51,7 +51,6 @@ class Words:
     python: str
     srun: Sequence[str]
     local_disk: Path | None
-    given: Sequence[str]  # as it stands
 
 
 def read_allocation(variables: Mapping[str, str]) -> Allocation:
@@ -112,7 +111,6 @@ def read_words(argv: Sequence[str], allocation: Allocation) -> Words:
         python=own.python,
         srun=own.srun,
         local_disk=own.local_disk,
-        given=list(argv),
     )
 
 

@@ -22,12 +22,6 @@ class Probes:
     asked: dict[str, "subprocess.Popen[bytes]"] = field(default_factory=dict)
     until_s: float = 0.0
 
-    @classmethod
-    def start(cls, names: Sequence[str]) -> "Probes":
-        probes = cls()
-        probes.ask(names)
-        return probes
-
     def ask(self, names: Sequence[str]) -> None:
         """Those that have not been asked yet."""
         new = [name for name in names if name not in self.asked]

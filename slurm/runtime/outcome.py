@@ -150,7 +150,7 @@ def judge(
     dead: Mapping[str, Sequence[int]] = watched.dead
     if not dead and not ended.is_taken_back:
         dead = dead_nodes(allocation, errors, watched.probes.silent())
-    reason, has_row = bury(allocation, words, dead, since_s)
+    reason, has_row = _write_failures(allocation, words, dead, since_s)
     return replace(ended, dead_nodes=list(dead), reason=reason, has_row=has_row)
 
 
@@ -192,7 +192,7 @@ def _why_stopped(words: Words, since_s: float) -> str:
     return str(((read_json(path) or {}).get("error") or {}).get("message") or NOT_BEGUN)
 
 
-def bury(
+def _write_failures(
     allocation: Allocation, words: Words, dead: Mapping[str, Sequence[int]], since_s: float
 ) -> tuple[str, bool]:
     """Write the failure of dead nodes' ranks, and what failed first into the record of the run.
@@ -243,8 +243,8 @@ def write_row(allocation: Allocation, words: Words, since_s: float) -> None:
         say(f"the record could not be written: {(done.stderr.strip() or '?').splitlines()[-1]}")
 
 
-def requeue(allocation: Allocation, words: Words, verdict: Verdict) -> bool:
-    """Queue this job or task again; where that cannot be, say how to go on, and return False."""
+def requeue(allocation: Allocation, words: Words, verdict: Verdict) -> None:
+    """Queue this job or task again; where that cannot be, say how to go on."""
     # Said before: what follows ends this process.
     say("asks to be queued again" + "".join(f", without {name}" for name in verdict.exclude))
     for number in SIGNALS:
@@ -253,7 +253,7 @@ def requeue(allocation: Allocation, words: Words, verdict: Verdict) -> bool:
     if refused is None:
         if verdict.exclude and (why := scheduler.avoid(allocation.name, verdict.exclude)):
             say(f"queued again, and may start on {', '.join(verdict.exclude)}: {why}")
-        return True
+        return
     write_attempt(words.folder, replace(verdict.attempt, is_requeued=False))
     job_folder = words.folder if allocation.task is None else words.folder.parent
     only = [] if allocation.task is None else [f"--array={allocation.task}"]
@@ -265,7 +265,6 @@ def requeue(allocation: Allocation, words: Words, verdict: Verdict) -> bool:
         + " with the same script and options"
     )
     say(f"not queued again ({refused}); go on with: {how}")
-    return False
 
 
 def say(line: str) -> None:

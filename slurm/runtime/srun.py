@@ -1,7 +1,6 @@
 """Starts the ranks of a job and watches them until the last has ended."""
 
 import contextlib
-import json
 import math
 import os
 import subprocess
@@ -11,8 +10,7 @@ from pathlib import Path
 from slurm import scheduler
 from slurm.job_files import FILE, RUN
 from slurm.runtime.allocation import Allocation, Words, errors_of, own_folder
-from slurm.runtime.failover import ARGUMENTS, LOG
-from slurm.runtime.heartbeat import JOB, Pulse
+from slurm.runtime.heartbeat import Heartbeats
 from slurm.runtime.node_probes import Probes, dead_nodes
 from slurm.runtime.outcome import Watched
 from unitransformer.launch.variables import ERRORS, LOCAL_DISK, RUN_FOLDER, SWEEP_FILE
@@ -47,13 +45,7 @@ def command_of(words: Words, began_at: str) -> list[str]:
 
 def variables_of(allocation: Allocation, words: Words) -> dict[str, str]:
     """What ranks are told beside what SLURM tells them."""
-    log = os.readlink("/proc/self/fd/1")
-    variables = {
-        ERRORS: str(errors_of(allocation, words)),
-        ARGUMENTS: json.dumps(words.given),
-        LOG: log if os.path.isfile(log) else os.devnull,
-        "PYTHONUNBUFFERED": "1",
-    }
+    variables = {ERRORS: str(errors_of(allocation, words)), "PYTHONUNBUFFERED": "1"}
     if words.target == "sweep":
         variables[SWEEP_FILE] = str(errors_of(allocation, words) / FILE)
     else:
@@ -77,7 +69,7 @@ def watch(
     node leaves."""
     step = f"{allocation.name}.0"
     names = scheduler.names_of(allocation.node_list) if allocation.nodes > 1 else []
-    pulse = Pulse(folder=errors, own=JOB, others=names)
+    heartbeats = Heartbeats(folder=errors, nodes=names)
     num_handed_on, failed_at_s = 0, math.inf
     probes, doubts = Probes(), Probes()
     dead: dict[str, list[int]] = {}
@@ -94,13 +86,13 @@ def watch(
         if failed_at_s == math.inf and any(errors.glob("*.failure")):
             failed_at_s = time.monotonic()
             probes.ask(names)
-        suspects = pulse.beat()
+        suspects = heartbeats.suspects()
         if failed_at_s == math.inf and (suspects or doubts.asked):
             doubts.ask([*suspects, *names[:1]])  # the first is this one
             if doubts.are_over():
                 dead = dead_nodes(allocation, errors, doubts.silent())
                 failed_at_s = -math.inf if dead else math.inf
-                pulse.clear(list(doubts.asked))
+                heartbeats.clear(list(doubts.asked))
                 doubts = Probes()
         if time.monotonic() > failed_at_s + GRACE_S:
             _signal(step, "KILL")

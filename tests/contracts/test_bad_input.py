@@ -11,6 +11,7 @@ import re
 import resource
 import shlex
 import shutil
+import socket
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -162,7 +163,14 @@ def refuse(call: Call) -> Refuse:
         ),
         (
             "--num-nodes 2",
-            "num-nodes is 2 and MASTER_ADDR, MASTER_PORT and NODE_RANK are not set: start",
+            "num-nodes is 2 and this command starts ranks on one machine only; run here, and with "
+            "--node-rank 1 on the other node: torchrun --nnodes 2 --node-rank 0 "
+            f"--nproc-per-node 1 --master-addr {socket.gethostname()} --master-port 29500 "
+            "-m recipes.gpt ",
+        ),
+        (
+            "--num-nodes 4 --repeats 2",
+            "repeats is 2 and torchrun or srun launches once; leave --repeats out",
         ),
     ],
 )

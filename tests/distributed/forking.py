@@ -44,11 +44,17 @@ def begin_fork(variables: Mapping[str, str], *, is_whole: bool = False) -> None:
         instruments.find_quiet_step = lambda *arguments: None
 
 
-def fork_ranks(be_rank: Callable[..., None], *arguments: Any, world_size: int) -> None:
+def fork_ranks(
+    be_rank: Callable[..., None], *arguments: Any, world_size: int, num_nodes: int = 1
+) -> None:
     """`be_rank(variables, *arguments)` in every rank, with the variables that torchrun sets.
 
     One rank alone gets none. The store is on a port that nobody else can have taken.
+
+    Args:
+        num_nodes: that the variables say the ranks are on; all are on this machine.
     """
+    devices = world_size // num_nodes
     listener = socket.create_server(("127.0.0.1", 0))
     launcher = {
         "TORCHELASTIC_RUN_ID": "test",
@@ -56,8 +62,7 @@ def fork_ranks(be_rank: Callable[..., None], *arguments: Any, world_size: int) -
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(listener.getsockname()[1]),
         "WORLD_SIZE": str(world_size),
-        "LOCAL_WORLD_SIZE": str(world_size),
-        "GROUP_RANK": "0",
+        "LOCAL_WORLD_SIZE": str(devices),
     }
     ranks = torch.multiprocessing.start_processes(
         _be_rank,
@@ -80,7 +85,10 @@ def fork_ranks(be_rank: Callable[..., None], *arguments: Any, world_size: int) -
 def _be_rank(
     rank: int, be_rank: Callable[..., None], launcher: Mapping[str, str], *arguments: Any
 ) -> None:
-    own = {"RANK": str(rank), "LOCAL_RANK": str(rank)} if launcher else {}
+    own = {}
+    if launcher:
+        node, local = divmod(rank, int(launcher["LOCAL_WORLD_SIZE"]))
+        own = {"RANK": str(rank), "LOCAL_RANK": str(local), "GROUP_RANK": str(node)}
     be_rank({**launcher, **own}, *arguments)
 
 

@@ -2,13 +2,13 @@
 `recipe_command` is for starting them as a person does.
 """
 
+import itertools
 import json
 import os
-import socket
 import sys
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -52,12 +52,6 @@ def load(folder: Path) -> dict[str, Any]:
     return record
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def begin(
     recipe: str,
     folder: Path,
@@ -88,17 +82,25 @@ def begin(
 
 
 def train(recipe: str, folder: Path, *options: str, is_whole: bool = False) -> dict[str, Any]:
-    """Train a tiny recipe over as many forked ranks as `--devices` says; returns the record.
+    """Train a tiny recipe over as many forked ranks as `--devices` and `--num-nodes` say; returns
+    the record.
 
     Args:
         is_whole: whether it counts tensors and ends with figures, as long as the training takes.
     """
     arguments = recipe_arguments(recipe, folder, *options)
-    places = [index for index, word in enumerate(arguments) if word == "--devices"]
-    world_size = int(arguments[places[-1] + 1]) if places else 1
+    num_nodes = _count(arguments, "--num-nodes")
+    world_size = _count(arguments, "--devices") * num_nodes
     folder.mkdir(parents=True, exist_ok=True)
-    fork_ranks(_be_rank, recipe, arguments, folder, is_whole, world_size=world_size)
+    run = (recipe, arguments, folder, is_whole)
+    fork_ranks(_be_rank, *run, world_size=world_size, num_nodes=num_nodes)
     return load(folder)
+
+
+def _count(arguments: Sequence[str], flag: str) -> int:
+    """The last value of an option, or 1."""
+    values = [value for word, value in itertools.pairwise(arguments) if word == flag]
+    return int(values[-1]) if values else 1
 
 
 def _be_rank(

@@ -17,7 +17,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.distributed.launching import begin, free_port, load, train
+from tests.distributed.launching import begin, load, train
 from tests.processes import wait_until_ended
 from unitransformer import export
 from unitransformer.checkpoint import writer
@@ -170,23 +170,9 @@ def test_every_rank_writes_its_share(strategy: str, tmp_path: Path) -> None:
 
 
 def test_replicas_write_nothing_twice(tmp_path: Path) -> None:
-    variables = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    nodes = [
-        begin(
-            "gpt",
-            tmp_path / str(node),
-            *(*leg("hsdp", 2, 1), "--num-nodes", "2", "--batch-size", "2"),
-            *(*WIDE, *places(tmp_path), "--record", str(tmp_path / "record.json")),
-            variables=variables | {"NODE_RANK": str(node)},
-        )
-        for node in range(2)
-    ]
-    for process in nodes:
-        process.join(120)
-    said = "\n".join((tmp_path / str(node) / "output.log").read_text() for node in range(2))
-    assert [process.exitcode for process in nodes] == [0, 0], said
-    num_parameters = load(tmp_path)["num_parameters"]
-    assert_shared(tmp_path / "checkpoints", ranks=4, num_parameters=num_parameters)
+    two_nodes = (*leg("hsdp", 2, 1), "--num-nodes", "2", "--batch-size", "2")
+    record = train("gpt", tmp_path / "run", *two_nodes, *WIDE, *places(tmp_path))
+    assert_shared(tmp_path / "checkpoints", ranks=4, num_parameters=record["num_parameters"])
 
 
 WIDE = ("--model.width", "64", "--model.feedforward-width", "256")

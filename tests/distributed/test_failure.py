@@ -1,6 +1,6 @@
 """One rank that fails ends all of them soon, says why, and leaves nothing behind."""
 
-import datetime
+import functools
 import itertools
 import os
 import queue
@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
@@ -19,20 +18,11 @@ import torch
 from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from recipes import train
 from tests.distributed.forking import fork_command
-from tests.distributed.launching import (
-    begin,
-    environment,
-    free_port,
-    load,
-    recipe_arguments,
-    wait_for_text,
-)
+from tests.distributed.launching import begin, environment, load, recipe_arguments, wait_for_text
 from tests.processes import wait_until_ended
 from unitransformer.checkpoint.names import checkpoint_name
 from unitransformer.checkpoint.writer import Writer
-from unitransformer.launch import launcher, rendezvous
 from unitransformer.launch.failures import ERROR_FILE, Failure, first_failure, report_failure
 from unitransformer.training.module import TrainingModule
 
@@ -137,110 +127,6 @@ def test_it_does_not_wait_for_what_is_being_saved(tmp_path: Path) -> None:
     assert load(tmp_path / "run")["error"]["type"] == "ArithmeticError"
     (kept,) = (tmp_path / "run").rglob("step-*")
     assert kept.name == checkpoint_name(3)
-
-
-@pytest.mark.alone
-@pytest.mark.parametrize(("what", "kind"), [(raise_error, "ArithmeticError"), (leave, "ExitCode")])
-def test_a_rank_of_another_node_is_named_by_both(
-    what: Callable[[], None], kind: str, tmp_path: Path
-) -> None:
-    options = ("--devices", "1", "--num-nodes", "2", "--batch-size", "4", *MANY)
-    meet = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    nodes = [
-        begin(
-            *("gpt", tmp_path / str(node), *options),
-            fault=plant(5, what),
-            variables=meet | {"NODE_RANK": str(node)},
-        )
-        for node in range(2)
-    ]
-    for process in nodes:
-        process.join(60)
-    assert seconds_since_the_fault(tmp_path) < LIMIT_S
-    assert [process.exitcode for process in nodes] == [1, 1]
-    error = load(tmp_path / "0")["error"]
-    assert (error["type"], error["rank"]) == (kind, 1)
-    for node in range(2):
-        said = (tmp_path / str(node) / "output.log").read_text().splitlines()[-1]
-        assert "error: rank 1 of 2: " in said, said
-
-
-@pytest.mark.parametrize("refused", [0, 1])
-def test_a_node_that_is_refused_ends_the_other(refused: int, tmp_path: Path) -> None:
-    meet = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    nodes = [
-        begin(
-            *("gpt", tmp_path / str(node), "--devices", "1", "--num-nodes", "2", *MANY),
-            *(("--init-from", "nowhere") if node == refused else ()),
-            variables=meet | {"NODE_RANK": str(node)},
-        )
-        for node in range(2)
-    ]
-    for process in nodes:
-        process.join(120)  # less than they wait for one another
-    assert [process.exitcode for process in nodes] == [2, 2]
-    why = "init-from nowhere does not exist; check the path"
-    said = [(tmp_path / str(node) / "output.log").read_text().splitlines()[-1] for node in range(2)]
-    assert said[refused] == f"error: {why}"
-    assert said[1 - refused] == f"error: node {refused} is refused: {why}"
-    assert not list(tmp_path.rglob("record.json"))
-
-
-def end_late() -> None:
-    """A fault: ranks end well, and later than their launcher would wait for after a failure."""
-    train_here = train._train_here
-
-    def train_here_and_wait(*arguments: Any) -> int:
-        code = train_here(*arguments)
-        time.sleep(3.0)
-        return code
-
-    launcher.GRACE_S = 0.2
-    train._train_here = train_here_and_wait
-
-
-def leave_soon() -> None:
-    """A fault: a launcher that is done waits for no others."""
-    rendezvous.LINGER = datetime.timedelta(seconds=2)
-
-
-@pytest.mark.parametrize("first", [None, leave_soon])
-def test_a_node_that_ends_after_the_first_has_not_failed(
-    first: Callable[[], None] | None, tmp_path: Path
-) -> None:
-    meet = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    nodes = [
-        begin(
-            *("gpt", tmp_path / str(node), "--devices", "1", "--num-nodes", "2"),
-            fault=end_late if node else first,
-            variables=meet | {"NODE_RANK": str(node)},
-        )
-        for node in range(2)
-    ]
-    for process in nodes:
-        process.join(120)
-    said = "\n".join((tmp_path / str(node) / "output.log").read_text() for node in range(2))
-    assert [process.exitcode for process in nodes] == [0, 0], said
-
-
-@pytest.mark.alone
-def test_a_node_that_is_gone_ends_the_other(tmp_path: Path) -> None:
-    options = ("--devices", "1", "--num-nodes", "2", "--batch-size", "4", *MANY)
-    meet = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    first, second = (
-        begin("gpt", tmp_path / str(n), *options, variables=meet | {"NODE_RANK": str(n)})
-        for n in range(2)
-    )
-    wait_for_text(tmp_path / "0" / "output.log", "\nstep ")
-    first.kill()
-    killed_s = time.monotonic()
-    second.join(60)
-    ended_s = time.monotonic()
-    for process in (first, second):
-        process.kill()
-        process.join()
-    assert ended_s - killed_s < LIMIT_S
-    assert second.exitcode == 1
 
 
 @pytest.mark.alone
@@ -352,28 +238,36 @@ sys.exit(run_recipe(gpt.PRESET, gpt.show, sys.argv[1:]))
 """
 
 
-def test_torchrun_names_the_rank_that_failed_first(tmp_path: Path) -> None:
-    folder = tmp_path / "run"
-    arguments = recipe_arguments("gpt", folder, "--batch-size", "4", *MANY)
-    torchrun = LaunchConfig(
-        *(1, 1, 2),
-        run_id=str(tmp_path),
-        rdzv_endpoint="127.0.0.1:0",
-        rdzv_backend="c10d",
-        max_restarts=0,
-    )
+@pytest.mark.parametrize("num_nodes", [1, 2])
+def test_torchrun_names_the_rank_that_failed_first(num_nodes: int, tmp_path: Path) -> None:
+    arguments = recipe_arguments("gpt", tmp_path / "run", "--batch-size", "4", *MANY)
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
 
-    def launch() -> int:
+    def launch(node: int) -> int:
+        torchrun = LaunchConfig(
+            *(num_nodes, num_nodes, 2 // num_nodes),
+            run_id=str(tmp_path),
+            rdzv_endpoint=f"127.0.0.1:{port}",
+            rdzv_backend="static",
+            rdzv_configs={"rank": node},
+            max_restarts=0,
+        )
         elastic_launch(torchrun, sys.executable)("-c", FAILING_RECIPE, *arguments)
         return 0
 
-    folder.mkdir()
-    process = fork_command(launcher, log=folder / "output.log", variables=environment(tmp_path))
-    process.join(120)
-    assert process.exitcode == 1
-    root_cause = (folder / "output.log").read_text().partition("Root Cause")[2]
+    logs = [tmp_path / f"node-{node}.log" for node in range(num_nodes)]
+    nodes = [
+        fork_command(functools.partial(launch, node), log=log, variables=environment(tmp_path))
+        for node, log in enumerate(logs)
+    ]
+    for process in nodes:
+        process.join(120)
+    assert [process.exitcode for process in nodes] == [1] * num_nodes
+    root_cause = logs[-1].read_text().partition("Root Cause")[2]
     assert "rank      : 1" in root_cause
     assert "ArithmeticError: planted in rank 1" in root_cause
+    assert load(tmp_path / "run")["status"] == "crashed"
 
 
 def test_torchrun_is_told_that_who_fails_in_the_same_second_fails_later(

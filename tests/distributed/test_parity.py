@@ -15,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from scaling.__main__ import main
 from scaling.parity.cases import BOUNDS, STRATEGIES, Curves, compare
+from scaling.parity.local_nodes import run_on_nodes
 from scaling.recipe_process import _Worker, start_worker
 from scaling.store.reader import load_store
 from tests.distributed.forking import start_forked
@@ -61,7 +62,23 @@ def test_what_replicates_between_nodes_is_certified_on_two(tmp_path: Path) -> No
     found = [(r.case.num_nodes, r.case.devices, r.case.accumulate) for r in certificate.results]
     assert found == [(2, 4, 1), (2, 4, 2)]
     assert {certificate.verdict(result) for result in certificate.results} == {"equal"}
-    assert "NODE_RANK=$node python -m recipes.gpt" in certificate.results[0].command
+    command = certificate.results[0].command
+    assert command.startswith("for node in 0 1; do torchrun --nnodes 2 --node-rank $node ")
+
+
+@pytest.mark.usefixtures("_no_orphans")
+def test_what_ranks_of_two_nodes_refuse_is_refused_with_their_reason(tmp_path: Path) -> None:
+    ended = run_on_nodes(
+        *("gpt", ["--num-nodes", "2", "--init-from", "nowhere", "--out", str(tmp_path)]),
+        accelerator="cpu",
+        devices=1,
+        num_nodes=2,
+        log=tmp_path / "log",
+        limit_s=120.0,
+    )
+    assert ended.exit_code == 2
+    last = (tmp_path / "log").read_text().splitlines()[-1]
+    assert last == "error: init-from nowhere does not exist; check the path"
 
 
 @pytest.mark.usefixtures("forked_worker", "_no_orphans")

@@ -5,7 +5,10 @@ import importlib.metadata
 import json
 import multiprocessing
 import os
+import shlex
+import socket
 import subprocess
+import sys
 from multiprocessing.queues import SimpleQueue
 from pathlib import Path
 from typing import Any
@@ -21,9 +24,17 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 
 import recipes.train
 from recipes import gpt
+from recipes.command_line import run_recipe
 from scaling.parity.cases import Case
 from scaling.parity.evidence import find_idleness, work_of
-from tests.distributed.launching import begin, environment, free_port, load, recipe_command, train
+from tests.distributed.launching import (
+    begin,
+    environment,
+    load,
+    recipe_arguments,
+    recipe_command,
+    train,
+)
 from unitransformer.checkpoint.reader import check_files
 from unitransformer.config import ParallelConfig, RunConfig, Strategy
 from unitransformer.export import export
@@ -158,22 +169,10 @@ def test_float16_stays_nearer_and_skips_no_step(strategy: str, alone: Any, tmp_p
 def test_four_ranks_of_two_nodes_replicate_what_each_node_divides(
     alone: Any, tmp_path: Path
 ) -> None:
-    port = str(free_port())
     options = ("--batch-size", "2", "--devices", "2", "--num-nodes", "2", "--strategy", "hsdp")
-    nodes = [
-        begin(
-            "gpt",
-            tmp_path / str(node),
-            *options,
-            variables={"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "NODE_RANK": str(node)},
-        )
-        for node in range(2)
-    ]
-    for process in nodes:
-        process.join(120)
-    assert [process.exitcode for process in nodes] == [0, 0]
-    together = load(tmp_path / "0")
+    together = train("gpt", tmp_path / "run", *options)
     assert together["world_size"] == 4
+    assert together["config"]["parallel"]["num_nodes"] == 2
     assert_same(together, alone("gpt"))
     check_one_checkpoint(tmp_path)
 
@@ -207,6 +206,37 @@ def test_torchrun_starts_as_many_ranks_as_it_says(
     record = load(tmp_path / "two")
     assert record["world_size"] == 2
     assert_same(record, alone(recipe))
+    check_one_checkpoint(tmp_path)
+
+
+def test_the_torchrun_command_that_is_printed_trains_on_two_nodes(
+    alone: Any,
+    tmp_path: Path,
+    repository: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with socket.create_server(("", 0)) as probe:
+        monkeypatch.setattr("unitransformer.launch.devices.TORCHRUN_PORT", probe.getsockname()[1])
+    folder = tmp_path / "two"
+    arguments = recipe_arguments("gpt", folder, "--batch-size", "4", "--num-nodes", "2")
+    assert run_recipe(gpt.PRESET, gpt.show, arguments) == 2
+    printed = capsys.readouterr().err
+    assert "and with --node-rank 1 on the other node: torchrun --nnodes 2" in printed
+    command = shlex.split(printed[printed.index("torchrun --nnodes") :])
+    assert command[3:5] == ["--node-rank", "0"]
+    nodes = [
+        subprocess.Popen(
+            [sys.executable, "-m", "torch.distributed.run", *command[1:4], node, *command[5:]],
+            cwd=repository,
+            env=environment(tmp_path),
+        )
+        for node in ("0", "1")
+    ]
+    assert [node.wait(120) for node in nodes] == [0, 0]
+    record = load(folder)
+    assert (record["world_size"], record["config"]["parallel"]["num_nodes"]) == (2, 2)
+    assert_same(record, alone("gpt"))
     check_one_checkpoint(tmp_path)
 
 

@@ -200,16 +200,9 @@ def find_rank(cluster: Cluster, node: str) -> int:
 
 
 @pytest.mark.parametrize(
-    ("node", "rank", "dies", "is_over"),
-    [
-        ("node2", 1, Cluster.kill_node, True),
-        ("node2", 1, Cluster.freeze_node, False),
-        ("node1", 0, Cluster.kill_node, False),  # which runs the batch script
-    ],
+    ("dies", "is_over"), [(Cluster.kill_node, True), (Cluster.freeze_node, False)]
 )
 def test_a_dead_node_ends_the_job_which_goes_on_without_it(
-    node: str,
-    rank: int,
     dies: Callable[[Cluster, str], None],
     is_over: bool,
     cluster: Cluster,
@@ -219,22 +212,39 @@ def test_a_dead_node_ends_the_job_which_goes_on_without_it(
     job, folder = send(work, *TWO_NODES, recipe=(*LONG, "--checkpoint-every", "20"))
     wait_for_checkpoint(folder, 20)
     died_s = time.monotonic()
-    dies(cluster, node)
+    dies(cluster, "node2")
     wait_for_outcome(folder, "failed", timeout_s=60)
     assert time.monotonic() - died_s < 30
     attempt = last_attempt(folder)
     assert attempt is not None
     assert attempt.is_requeued
-    assert attempt.reason == f"rank {rank} of 2: {node} does not answer any more"
-    until(lambda: cluster.state(job)["ExcNodeList"] == node, "the node is excluded", 120)
+    assert attempt.reason == "rank 1 of 2: node2 does not answer any more"
+    until(lambda: cluster.state(job)["ExcNodeList"] == "node2", "the node is excluded", 120)
     assert record_of(folder)["error"]["type"] == "NodeFailure"
     if is_over:
         cluster.say("scancel", job)
         return
-    cluster.declare_dead(node)
+    cluster.declare_dead("node2")
     cluster.hurry(job)
     wait_for_outcome(folder, "done")
     assert cluster.state(job)["Restarts"] == "1"
+    record = record_of(folder)
+    assert record["launches"][1] >= 20
+    assert record["loss"] == pytest.approx(uninterrupted["loss"], rel=1e-5)
+
+
+def test_slurm_queues_a_job_again_whose_batch_script_died_with_its_node(
+    cluster: Cluster, work: Path, uninterrupted: Mapping[str, Any]
+) -> None:
+    job, folder = send(work, *TWO_NODES, recipe=(*LONG, "--checkpoint-every", "20"))
+    wait_for_checkpoint(folder, 20)
+    cluster.declare_dead("node1")
+    cluster.hurry(job)
+    wait_for_outcome(folder, "done")
+    died, _ = list_attempts(folder)
+    assert (died.outcome, died.reason) == ("failed", "node1 does not answer any more")
+    assert died.is_requeued
+    assert died.is_node_failure
     record = record_of(folder)
     assert record["launches"][1] >= 20
     assert record["loss"] == pytest.approx(uninterrupted["loss"], rel=1e-5)

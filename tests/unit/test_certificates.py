@@ -278,7 +278,6 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict
             *,
             log: Path,
             limit_s: float,
-            variables: Mapping[str, str],
         ) -> Ended:
             request = parse(PRESETS[recipe], arguments)
             config = build_config(request, defaults=PRESETS[recipe].cpu, devices=1)
@@ -308,10 +307,10 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict
             return Ended(exit_code=0, elapsed_s=0.5)
 
         @contextlib.contextmanager
-        def start_worker(log: Path, *, at_once: bool) -> Iterator[Any]:
+        def start_worker(log: Path) -> Iterator[Any]:
             yield run
 
-        monkeypatch.setattr("scaling.parity.local_nodes.start_worker", start_worker)
+        monkeypatch.setattr("scaling.parity.study.start_worker", start_worker)
         out = tmp_path / "out"
         words = ["--recipe", "gpt", "--accelerator", "cpu", "--steps", "20", "--out", str(out)]
         assert main(["parity", "--quick", *words, *options]) == code

@@ -5,22 +5,21 @@ from pathlib import Path
 
 import pytest
 
-from slurm.runtime.heartbeat import EACH_S, JOB, LOOKS, SILENT_S, Pulse
-from slurm.runtime.rank import Watchman
+from slurm.runtime.heartbeat import EACH_S, LOOKS, SILENT_S, Heartbeats, beat
+from slurm.runtime.rank import sends_heartbeat
 
 SOON = max(LOOKS, int(SILENT_S / EACH_S)) + 1  # looks until somebody is suspected
 
 
 def look(folder: Path, *, alive: Mapping[str, range], looks: int) -> list[list[str]]:
-    """What a watcher suspects at each look; a node lives at those that are named."""
-    watcher = Pulse(folder=folder, own=JOB, others=list(alive))
-    nodes = {name: Pulse(folder=folder, own=name, others=[]) for name in alive}
+    """What slurm.job suspects at each look; a node lives at those that are named."""
+    heartbeats = Heartbeats(folder=folder, nodes=list(alive))
     found = []
     for number in range(looks):
-        for name, pulse in nodes.items():
-            if number in alive[name]:
-                pulse.beat(number * EACH_S)
-        found.append(watcher.beat(number * EACH_S))
+        for name, lives in alive.items():
+            if number in lives:
+                beat(folder, name, number)
+        found.append(heartbeats.suspects(number * EACH_S))
     return found
 
 
@@ -38,14 +37,14 @@ def test_where_nobody_changes_anything_nobody_is_suspected(tmp_path: Path) -> No
 
 def test_a_file_system_that_was_away_casts_no_suspicion_when_it_is_back(tmp_path: Path) -> None:
     """Looks hang as well: the time has passed, and there were too few of them."""
-    watcher = Pulse(folder=tmp_path, own=JOB, others=["node1", "node2"])
-    nodes = [Pulse(folder=tmp_path, own=name, others=[]) for name in watcher.others]
-    for pulse in (*nodes, watcher):
-        pulse.beat(0.0)
-    nodes[0].beat(60.0)  # the other has not written again yet
-    assert watcher.beat(60.0) == []
-    nodes[0].beat(62.0)
-    assert watcher.beat(62.0) == []
+    heartbeats = Heartbeats(folder=tmp_path, nodes=["node1", "node2"])
+    for node in heartbeats.nodes:
+        beat(tmp_path, node, 0)
+    assert heartbeats.suspects(0.0) == []
+    beat(tmp_path, "node1", 1)  # the other has not written again yet
+    assert heartbeats.suspects(60.0) == []
+    beat(tmp_path, "node1", 2)
+    assert heartbeats.suspects(62.0) == []
 
 
 def test_a_node_that_has_not_begun_is_not_suspected(tmp_path: Path) -> None:
@@ -54,37 +53,21 @@ def test_a_node_that_has_not_begun_is_not_suspected(tmp_path: Path) -> None:
 
 
 def test_who_has_answered_is_suspected_no_sooner_than_before(tmp_path: Path) -> None:
-    watcher = Pulse(folder=tmp_path, own=JOB, others=["node1", "node2"])
-    node1, node2 = (Pulse(folder=tmp_path, own=name, others=[]) for name in watcher.others)
-    node2.beat(0.0)
+    heartbeats = Heartbeats(folder=tmp_path, nodes=["node1", "node2"])
+    beat(tmp_path, "node2", 0)
     found = []
     for number in range(3 * SOON):
-        node1.beat(number * EACH_S)
-        if suspects := watcher.beat(number * EACH_S):
+        beat(tmp_path, "node1", number)
+        if suspects := heartbeats.suspects(number * EACH_S):
             assert suspects == ["node2"]
-            watcher.clear(suspects)
+            heartbeats.clear(suspects)
             found.append(number)
     assert found == [SOON - 1, 2 * SOON - 1, 3 * SOON - 1]
 
 
-@pytest.mark.parametrize(
-    ("nodes", "local", "node", "is_needed", "looks_at"),
-    [
-        (1, 0, 0, False, []),
-        (2, 0, 0, True, []),  # it dies with the job
-        (2, 0, 1, True, ["node2", JOB]),
-        (2, 1, 1, False, ["node2", JOB]),
-    ],
-)
-def test_one_task_of_each_node_but_the_first_looks_after_the_job(
-    nodes: int, local: int, node: int, is_needed: bool, looks_at: list[str], tmp_path: Path
+@pytest.mark.parametrize(("nodes", "local", "sends"), [(1, 0, False), (2, 0, True), (2, 1, False)])
+def test_the_first_task_of_each_of_several_nodes_sends_its_heartbeat(
+    nodes: int, local: int, sends: bool
 ) -> None:
-    variables = {
-        "SLURM_JOB_NUM_NODES": str(nodes),
-        "SLURM_LOCALID": str(local),
-        "SLURM_NODEID": str(node),
-        "SLURMD_NODENAME": f"node{node + 1}",
-    }
-    watchman = Watchman(tmp_path, variables)
-    assert watchman.is_needed == is_needed
-    assert watchman._pulse.others == looks_at
+    variables = {"SLURM_JOB_NUM_NODES": str(nodes), "SLURM_LOCALID": str(local)}
+    assert sends_heartbeat(variables) == sends

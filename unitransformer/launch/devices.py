@@ -1,14 +1,25 @@
 """This process: which device and rank it has, and what it needs before its first tensor."""
 
+import datetime
 import importlib.util
 import os
+import shlex
+import socket
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
+from torch._C._distributed_c10d import TCPStore
 
 from unitransformer.config import ParallelConfig
-from unitransformer.launch.environment import check_launched
+from unitransformer.launch.environment import check_launched, launched_shape, process_rank
 from unitransformer.machine.host import available_cores, memory_bytes
+
+TORCHRUN_PORT = 29_500  # torch's default
+
+FOLDER_WAIT = datetime.timedelta(minutes=10)  # for the ranks of other nodes to be started
+
+FOLDER_KEY = "unitransformer/folder"
 
 
 def check_deepspeed(parallel: ParallelConfig) -> None:
@@ -94,3 +105,54 @@ def set_up_process(parallel: ParallelConfig, device: str) -> None:
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", share)))
     else:
         torch.set_float32_matmul_precision("highest")  # 32-true means float32, not TF32
+
+
+def check_nodes(parallel: ParallelConfig, module: str, arguments: Sequence[str]) -> None:
+    """Raises ValueError, with the command to start instead, for several nodes without a launcher.
+
+    Args:
+        module: what was started with `python -m`, with `arguments`.
+    """
+    if parallel.num_nodes == 1 or launched_shape() is not None:
+        return
+    last = parallel.num_nodes - 1
+    torchrun = [
+        *("torchrun", "--nnodes", str(parallel.num_nodes), "--node-rank", "0"),
+        *("--nproc-per-node", str(parallel.devices)),
+        *("--master-addr", socket.gethostname(), "--master-port", str(TORCHRUN_PORT)),
+        *("-m", module, *arguments),
+    ]
+    others = "1 on the other node" if last == 1 else f"1 to {last} on the other nodes"
+    raise ValueError(
+        f"num-nodes is {parallel.num_nodes} and this command starts ranks on one machine only; run "
+        f"here, and with --node-rank {others}: {shlex.join(torchrun)}"
+    )
+
+
+def agree_on_folder(choose: Callable[[], str]) -> str:
+    """The folder that the first rank chooses, on every rank that `torchrun` or `srun` has started.
+
+    torchrun keeps a store at MASTER_ADDR and MASTER_PORT. srun keeps none: the first rank opens
+    one there, which the process group uses as well.
+
+    Raises:
+        RuntimeError: the first rank does not answer.
+    """
+    is_first = process_rank() == 0
+    has_store = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    store = TCPStore(
+        os.environ["MASTER_ADDR"],
+        int(os.environ["MASTER_PORT"]),
+        is_master=is_first and not has_store,
+        wait_for_workers=False,
+        timeout=FOLDER_WAIT,
+    )
+    _open_stores.append(store)
+    os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "True"
+    key = f"{FOLDER_KEY}/{os.environ.setdefault('TORCHELASTIC_RESTART_COUNT', '0')}"
+    if is_first:
+        store.set(key, choose())
+    return store.get(key).decode()
+
+
+_open_stores: list[TCPStore] = []  # until this process ends: the other ranks need it

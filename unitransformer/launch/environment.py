@@ -100,9 +100,6 @@ def check_launched(parallel: ParallelConfig) -> None:
         )
 
 
-def process_rank(parallel: ParallelConfig) -> int:
-    """Rank of this process over all nodes, in its launcher's words; 0 if it was started by hand."""
-    if "RANK" in os.environ:
-        return int(os.environ["RANK"])
-    node, local = (int(os.environ.get(name, 0)) for name in ("NODE_RANK", "LOCAL_RANK"))
-    return node * parallel.devices + local
+def process_rank() -> int:
+    """Rank of this process over all nodes; 0 where no launcher has started it."""
+    return int(os.environ.get("RANK", 0))

@@ -9,6 +9,7 @@ import math
 import multiprocessing
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -19,7 +20,8 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
-from unitransformer.config import ParallelConfig
+from torch._C._distributed_c10d import TCPStore
+
 from unitransformer.launch.failures import (
     ERROR_FILE,
     Failure,
@@ -29,11 +31,12 @@ from unitransformer.launch.failures import (
     silent_failure,
 )
 from unitransformer.launch.process_tree import die_with_parent
-from unitransformer.launch.rendezvous import Meeting
 from unitransformer.launch.signals import EXIT_CODE, SIGNALS
 
+ADDRESS = "127.0.0.1"  # where the ranks started here meet
 RUN_ID = "unitransformer"  # of the ranks started here, in `TORCHELASTIC_RUN_ID`
 GRACE_S = 4.0  # from the first failure until the others are killed
+BACKLOG = 4096  # ranks that connect at once
 PATIENCE_S = 15.0  # from Ctrl-C, or a second signal, until ranks that do not end are killed
 
 
@@ -58,53 +61,55 @@ def is_watched() -> bool:
 
 
 def launch(
-    parallel: ParallelConfig,
-    main: Callable[[], int],
-    *,
-    command: Sequence[str],
-    fork: bool,
-    meeting: Meeting,
-    folder: str = "",
+    num_ranks: int, main: Callable[[], int], *, command: Sequence[str], fork: bool
 ) -> Failure | int:
-    """Run `main` in every rank of this node and wait for all.
+    """Run `main` in `num_ranks` ranks on this machine and wait for all.
 
     Args:
         main: what a rank does; returns its exit code.
         command: starts a rank that does the same, for where forking is not safe.
         fork: whether it is: on a CPU, where it saves every rank its imports.
-        meeting: of this launcher with those of other nodes.
-        folder: of the run, which the first node tells the others.
 
     Returns:
-        The first failure of a rank, of other nodes too; or an exit code: 0, that of ranks which
-        have saved and left because a signal asked for it, or 128 and the number of the signal that
-        ended them.
+        The first failure of a rank; or an exit code: 0, that of ranks which have saved and left
+        because a signal asked for it, or 128 and the number of the signal that ended them.
     """
-    with tempfile.TemporaryDirectory(prefix="unitransformer-") as place, _signals() as caught:
+    with (
+        tempfile.TemporaryDirectory(prefix="unitransformer-") as place,
+        socket.create_server((ADDRESS, 0), backlog=BACKLOG) as listener,
+        _signals() as caught,
+    ):
+        port = listener.getsockname()[1]
         variables = [
-            _variables(parallel, meeting, local)
-            | {ERROR_FILE: str(Path(place) / f"{local}.failure")}
-            for local in range(parallel.devices)
+            _variables(num_ranks, rank, port) | {ERROR_FILE: str(Path(place) / f"{rank}.failure")}
+            for rank in range(num_ranks)
         ]
         start = _fork if fork else _start
         ranks = [start(own, main, command) for own in variables]
-        meeting.open(folder)
+        # After the forks, which must not inherit its threads; it lives as long as this function.
+        store = TCPStore(
+            *(ADDRESS, port),
+            is_master=True,
+            wait_for_workers=False,
+            master_listen_fd=listener.detach(),
+        )
         try:
-            return _watch(ranks, caught, meeting)
+            return _watch(ranks, caught)
         finally:
             _kill(ranks)
+            del store
 
 
-def _variables(parallel: ParallelConfig, meeting: Meeting, local: int) -> dict[str, str]:
+def _variables(world_size: int, rank: int, port: int) -> dict[str, str]:
     """What a rank finds in its environment."""
     return {
-        "RANK": str(meeting.node * parallel.devices + local),
-        "LOCAL_RANK": str(local),
-        "GROUP_RANK": str(meeting.node),
-        "WORLD_SIZE": str(parallel.world_size),
-        "LOCAL_WORLD_SIZE": str(parallel.devices),
-        "MASTER_ADDR": meeting.address[0],
-        "MASTER_PORT": str(meeting.address[1]),
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "GROUP_RANK": "0",
+        "WORLD_SIZE": str(world_size),
+        "LOCAL_WORLD_SIZE": str(world_size),
+        "MASTER_ADDR": ADDRESS,
+        "MASTER_PORT": str(port),
         "TORCHELASTIC_RUN_ID": RUN_ID,
         "TORCHELASTIC_USE_AGENT_STORE": "True",
         "TORCHELASTIC_RESTART_COUNT": "0",
@@ -155,7 +160,7 @@ def _start(variables: Mapping[str, str], _: Callable[[], int], command: Sequence
     )
 
 
-def _watch(ranks: list[_Rank], caught: list[int], meeting: Meeting) -> Failure | int:
+def _watch(ranks: list[_Rank], caught: list[int]) -> Failure | int:
     """Wait until all have ended, or for a while after the first that has not ended well."""
     deadline = math.inf
     num_forwarded = 0
@@ -169,39 +174,24 @@ def _watch(ranks: list[_Rank], caught: list[int], meeting: Meeting) -> Failure |
             for rank in alive:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(rank.process.pid, number)
-        if any(_has_failed(rank) for rank in ranks):
-            meeting.say_failed()
-            deadline = min(deadline, time.monotonic() + GRACE_S)
-        if meeting.has_failed():
+        if any(_failure(rank) is not None for rank in ranks):
             deadline = min(deadline, time.monotonic() + GRACE_S)
         if time.monotonic() > deadline:
             break
     codes = {rank.exit_code for rank in ranks}
     if codes == {EXIT_CODE}:
-        meeting.say_ended()
         return EXIT_CODE
     failures = [failure for rank in ranks if (failure := _failure(rank)) is not None]
     if caught:
         return 128 + caught[0]
-    if not failures and None not in codes and meeting.say_ended():
-        return 0
-    # Those that are silent are killed only now, by whom it failed elsewhere.
-    everywhere = meeting.share(first_failure(failures) if failures else None)
-    return first_failure(everywhere) if everywhere else _lost(ranks[0])
-
-
-def _has_failed(rank: _Rank) -> bool:
-    """Before it ends, it may wait for what it has begun to save."""
-    return rank.exit_code not in (None, 0, EXIT_CODE) or rank.error_file.exists()
-
-
-def _lost(rank: _Rank) -> Failure:
-    told = "the first node does not answer any more; look there for an error"
-    return Failure(rank=rank.rank, type="NodeFailure", message=told, lines=[])
+    return first_failure(failures) if failures else 0
 
 
 def _failure(rank: _Rank) -> Failure | None:
-    """How a rank ended, if not well; None for one that still runs."""
+    """Why a rank has failed; None for one that has not, or not yet.
+
+    A rank that still waits for what it has begun to save may have written its failure already.
+    """
     code = rank.exit_code
     if told_itself := read_failure(rank.error_file, rank.rank):
         return told_itself
