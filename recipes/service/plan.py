@@ -67,7 +67,7 @@ def _answer(
             return {"config": to_dict(config)}
         from unitransformer.launch.rendezvous import check_meeting_point
 
-        config = resolve(request)
+        config = resolve(request).config
         check_meeting_point(config.parallel.num_nodes)
         return {"config": to_dict(config)}
     except ValueError as error:

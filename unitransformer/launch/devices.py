@@ -2,13 +2,35 @@
 
 import importlib.util
 import os
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 
-from unitransformer.config import ParallelConfig
+from unitransformer.config import ParallelConfig, RunConfig
+from unitransformer.costs.memory import choose_strategy
 from unitransformer.launch.environment import check_launched
 from unitransformer.machine.host import available_cores, memory_bytes
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResolvedConfig:
+    """A run whose device and strategy are decided, and checked against this machine."""
+
+    config: RunConfig
+    strategy_reason: str
+
+
+def resolve(config: RunConfig) -> ResolvedConfig:
+    """Decide the device and the strategy that `config` leaves open.
+
+    Raises:
+        ValueError: what this machine does not have, naming field, value and fix.
+    """
+    device = find_device(config.parallel)
+    config = replace(config, parallel=replace(config.parallel, accelerator=device))
+    config, reason = choose_strategy(config, device_memory_bytes(config.parallel, device))
+    return ResolvedConfig(config=config, strategy_reason=reason)
 
 
 def check_deepspeed(parallel: ParallelConfig) -> None:

@@ -30,7 +30,7 @@ from unitransformer.launch.failures import (
 )
 from unitransformer.launch.process_tree import die_with_parent
 from unitransformer.launch.rendezvous import Meeting
-from unitransformer.launch.signals import EXIT_CODE, SIGNALS
+from unitransformer.launch.signals import EXIT_CODE, SIGNALS, handling
 
 RUN_ID = "unitransformer"  # of the ranks started here, in `TORCHELASTIC_RUN_ID`
 GRACE_S = 4.0  # from the first failure until the others are killed
@@ -226,10 +226,5 @@ def _kill(ranks: list[_Rank]) -> None:
 def _signals() -> Iterator[list[int]]:
     """The signals to stop that come meanwhile, in place of what they would do."""
     caught: list[int] = []
-    numbers = (signal.SIGINT, *SIGNALS)
-    before = {number: signal.signal(number, lambda n, _: caught.append(n)) for number in numbers}
-    try:
+    with handling((signal.SIGINT, *SIGNALS), lambda number, _: caught.append(number)):
         yield caught
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
