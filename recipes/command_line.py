@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from recipes.options import Options, Request, build_config, check_outside_world, parse
 from recipes.presets import Preset
 from unitransformer.config import ModelConfig, RunConfig
-from unitransformer.costs.memory import choose_strategy, in_gib, rank_bytes
+from unitransformer.costs.memory import in_gib, rank_bytes
 from unitransformer.launch.failures import report_failure
 from unitransformer.launch.gc_pause import importing
 from unitransformer.launch.variables import RUN_FOLDER
@@ -23,6 +23,7 @@ from unitransformer.record.units import UNIT
 
 if TYPE_CHECKING:
     from recipes.train import Show
+    from unitransformer.launch.devices import ResolvedConfig
     from unitransformer.run import Places
 
 
@@ -37,10 +38,11 @@ def run_recipe(preset: Preset, show: "Show", argv: Sequence[str] | None = None) 
             return 0
         with importing("recipes.train"):
             check_outside_world(options)
-            config, why = _resolve(request)
-            _say_device(options, config, why)
+            resolved = resolve(request)
+            config = resolved.config
+            _say_device(options, resolved)
             if options.dry_run:
-                print(_plan(config, _places(config, options), why))
+                print(_plan(resolved, _places(config, options)))
                 return 0
             if options.resume == "auto" and _is_done(config, _places(config, options).record):
                 from unitransformer.launch.environment import process_rank
@@ -55,7 +57,7 @@ def run_recipe(preset: Preset, show: "Show", argv: Sequence[str] | None = None) 
             recipe=preset.recipe,
             arguments=arguments,
             show=show,
-            config=config,
+            resolved=resolved,
             choose_places=lambda: _places(config, options),
             resume=options.resume,
         )
@@ -83,15 +85,8 @@ def configure(preset: Preset, arguments: Sequence[str]) -> tuple[RunConfig, "Pla
         ValueError: naming field, value and fix.
     """
     request = _read(preset, arguments)
-    config = resolve(request)
+    config = resolve(request).config
     return config, _places(config, request.options)
-
-
-def resolve(request: Request) -> RunConfig:
-    """The run that a command line asks for on this machine; raises ValueError as `configure`."""
-    check_outside_world(request.options)
-    config, _ = _resolve(request)
-    return config
 
 
 def _read(preset: Preset, arguments: Sequence[str]) -> Request:
@@ -101,11 +96,16 @@ def _read(preset: Preset, arguments: Sequence[str]) -> Request:
     return request
 
 
-def _resolve(request: Request) -> tuple[RunConfig, str]:
-    """The run on this machine, and why it has its strategy."""
+def resolve(request: Request) -> "ResolvedConfig":
+    """The run that a command line asks for on this machine.
+
+    Raises:
+        ValueError: naming field, value and fix.
+    """
     from unitransformer.launch import devices as process
     from unitransformer.launch import environment
 
+    check_outside_world(request.options)
     environment.adopt_launcher()
     num_gpus = process.count_gpus()
     on_gpu = request.options.accelerator != "cpu" and num_gpus > 0
@@ -118,27 +118,26 @@ def _resolve(request: Request) -> tuple[RunConfig, str]:
         1,
     )
     config = build_config(request, defaults=defaults, devices=devices, num_nodes=num_nodes)
-    device = process.find_device(config.parallel)
-    config = replace(config, parallel=replace(config.parallel, accelerator=device))
+    resolved = process.resolve(config)
     if config.init_from is not None and request.options.resume is not True:
         from unitransformer.weights import read_weights
 
         read_weights(Path(config.init_from), config.model)  # refused here, once, or not at all
-    return choose_strategy(config, process.device_memory_bytes(config.parallel, device))
+    return resolved
 
 
-def _say_device(options: Options, config: RunConfig, why: str) -> None:
+def _say_device(options: Options, resolved: "ResolvedConfig") -> None:
     from unitransformer.launch.environment import process_rank
     from unitransformer.launch.launcher import is_watched
 
-    parallel = config.parallel
+    parallel = resolved.config.parallel
     if is_watched() or process_rank() != 0:
         return
     if options.accelerator == "auto" and parallel.accelerator == "cpu":
         workers = f"{parallel.devices} CPU worker{'s over gloo' if parallel.devices > 1 else ''}"
         print(f"no GPU found: {workers}", flush=True)
     if options.strategy == "auto" and parallel.strategy != "single":
-        print(f"strategy {parallel.strategy}: {why}", flush=True)
+        print(f"strategy {parallel.strategy}: {resolved.strategy_reason}", flush=True)
 
 
 def _places(config: RunConfig, options: Options) -> "Places":
@@ -198,9 +197,10 @@ def _summary(model: ModelConfig) -> str:
         return render_summary(summarise(Transformer(model)))
 
 
-def _plan(config: RunConfig, places: "Places", why: str) -> str:
+def _plan(resolved: "ResolvedConfig", places: "Places") -> str:
     from unitransformer.costs.flops import count_flops, count_parameters
 
+    config = resolved.config
     parallel = config.parallel
     unit = UNIT[config.recipe].rstrip("s")
     mode = parallel.activation_checkpointing
@@ -212,7 +212,7 @@ def _plan(config: RunConfig, places: "Places", why: str) -> str:
         "data": config.data.source,
         "devices": f"{parallel.num_nodes} x {parallel.devices} {parallel.accelerator}, "
         f"{parallel.strategy}, {parallel.precision}, compile {parallel.compile}{more}",
-        "strategy": f"{parallel.strategy}: {why}",
+        "strategy": f"{parallel.strategy}: {resolved.strategy_reason}",
         "memory": f"a rank about {in_gib(rank_bytes(config))}: state and activations",
         "batch": f"{config.global_batch_size} = {config.batch_size} a device x "
         f"{config.accumulate} micro-batches x {parallel.world_size} devices",

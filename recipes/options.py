@@ -2,7 +2,6 @@
 
 import functools
 import os
-import re
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -12,7 +11,7 @@ from typing import Any, Literal
 import jsonargparse
 
 from recipes.presets import Defaults, Preset
-from unitransformer.cli import nearest
+from unitransformer.cli import explain_parse_error
 from unitransformer.config import (
     Accelerator,
     ActivationCheckpointing,
@@ -28,8 +27,6 @@ from unitransformer.config import (
     spelled,
 )
 from unitransformer.files import why_closed
-
-SEE_HELP = "--help lists them all"
 
 
 def _option(default: Any, text: str) -> Any:
@@ -138,7 +135,7 @@ def parse(preset: Preset, arguments: Sequence[str]) -> Request:
     try:
         given = parser.parse_args(list(arguments)).as_dict()
     except jsonargparse.ArgumentError as error:
-        raise ValueError(_in_one_line(parser, str(error))) from error
+        raise ValueError(_explain(parser, str(error))) from error
     shape, tuning = (_group(name, given.pop(name, None)) for name in ("model", "optimizer"))
     given.pop("config", None)
     for name in ("out", "checkpoint_dir", "record", "trace", "init_from"):
@@ -165,21 +162,12 @@ def _group(name: str, values: Any) -> dict[str, Any]:
     return {key: value for key, value in values.items() if value is not None}
 
 
-def _in_one_line(parser: jsonargparse.ArgumentParser, message: str) -> str:
-    if unknown := re.search(r"[Uu]nrecognized arguments: ([^\s=]+)", message):
-        flags = [flag for action in parser._actions for flag in action.option_strings]
-        return f"{unknown[1]} is not an option; {nearest(unknown[1], flags, otherwise=SEE_HELP)}"
-    if unknown := re.search(r"Option '(\S+)' is not accepted", message):
-        keys = [action.dest for action in parser._actions]
-        cure = nearest(unknown[1], keys, otherwise=SEE_HELP)
-        return f"config.{unknown[1]} is not an option; {cure}"
-    key = re.search(r'[Pp]arser key "([^"]+)"', message)
-    value = re.search(r"(?:Given value|Got value): (.*)", message)
-    if key and value:
-        return f"{key[1]} is {value[1].strip()!r}; it must be {spelled(_hint_of(key[1]))}"
+def _explain(parser: jsonargparse.ArgumentParser, message: str) -> str:
     if message.startswith("Unexpected config"):
         return "config holds no lines of the form `option: value`; --print_config shows some"
-    return re.sub('^Parser key "(.+?)":', r"\1:", " ".join(message.split()))
+    return explain_parse_error(
+        message, parser, expected=lambda key: f"it must be {spelled(_hint_of(key))}"
+    )
 
 
 def _hint_of(key: str) -> Any:

@@ -11,7 +11,7 @@ from recipes.options import Options
 from recipes.train import Asked, claim
 from unitransformer.launch.environment import launched_shape
 from unitransformer.launch.process_tree import die_with_parent
-from unitransformer.launch.signals import EXIT_CODE, SIGNALS
+from unitransformer.launch.signals import EXIT_CODE, SIGNALS, handling
 from unitransformer.launch.variables import RUN_FOLDER
 from unitransformer.record.metrics import launches_in_words, recorded_steady
 from unitransformer.record.schema import Record, load_record
@@ -53,12 +53,8 @@ def _launch(command: Sequence[str], folder: Path) -> int:
         received.append(number)
         process.send_signal(number)
 
-    before = {each: signal.signal(each, hand_on) for each in (signal.SIGINT, *SIGNALS)}
-    try:
+    with handling((signal.SIGINT, *SIGNALS), hand_on):
         code = process.wait()
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
     return 128 + received[0] if received and code != EXIT_CODE else code
 
 

@@ -3,11 +3,10 @@
 from collections.abc import Mapping
 from typing import Any
 
+from unitransformer.costs.flops import MAIN_CONVENTION
 from unitransformer.costs.memory import in_gib
 from unitransformer.record.metrics import flops_rate_in_words, parts_in_words, share_in_words
 from unitransformer.record.units import UNIT, rate_in_words, si
-
-CONVENTION = "matmul"
 
 
 def measured_lines(record: Mapping[str, Any]) -> list[str]:
@@ -40,9 +39,9 @@ def _speed(record: Mapping[str, Any]) -> str:
 
 
 def _work(record: Mapping[str, Any]) -> str:
-    row = next(row for row in record["passport"] if row["convention"] == CONVENTION)
+    row = next(row for row in record["passport"] if row["convention"] == MAIN_CONVENTION)
     unit = UNIT[record["recipe"]].rstrip("s")
-    told = f"{si(row['flops_per_unit'])}FLOP per {unit} (`{CONVENTION}`)"
+    told = f"{si(row['flops_per_unit'])}FLOP per {unit} (`{MAIN_CONVENTION}`)"
     if row["flops_per_s"] is None:
         return told
     figures = record["figures"]

@@ -20,8 +20,9 @@ import torch.utils.tensorboard
 
 import recipes.showcase  # noqa: F401
 from recipes.results import measured_lines
+from unitransformer.checkpoint.callbacks import Resuming
 from unitransformer.config import RunConfig
-from unitransformer.launch.devices import agree_on_folder, check_nodes
+from unitransformer.launch.devices import ResolvedConfig, agree_on_folder, check_nodes
 from unitransformer.launch.environment import launched_shape, process_rank
 from unitransformer.launch.failures import Failure, report_failure
 from unitransformer.launch.launcher import is_watched, launch
@@ -31,7 +32,7 @@ from unitransformer.parallel.deepspeed import load_deepspeed
 from unitransformer.plots import loss_figure, write_figure
 from unitransformer.record.units import metric_in_words
 from unitransformer.recording import record_failure
-from unitransformer.run import Outcome, Places, Resuming, RunFailed, run
+from unitransformer.run import Outcome, Places, RunFailed, run
 
 
 class Show(Protocol):
@@ -47,9 +48,13 @@ class Asked:
     recipe: str
     arguments: Sequence[str]
     show: Show
-    config: RunConfig
+    resolved: ResolvedConfig
     choose_places: Callable[[], Places]  # the next that are free
     resume: Resuming
+
+    @property
+    def config(self) -> RunConfig:
+        return self.resolved.config
 
     @property
     def command(self) -> str:
@@ -108,7 +113,7 @@ def _unmake(folders: list[Path]) -> None:
 def _train_here(asked: Asked, places: Places) -> int:
     try:
         outcome = run(
-            asked.config,
+            asked.resolved,
             places,
             command=asked.command,
             resume=asked.resume,

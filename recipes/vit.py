@@ -29,6 +29,14 @@ def _vit(
     )
 
 
+def _family(
+    letter: str, layers: int, width: int, heads: int, hidden: int, *, patch_size: int
+) -> dict[str, ModelConfig]:
+    """One shape with patches of `patch_size` by its letter alone, and with those of 16 and 14."""
+    patches = {letter: patch_size, f"{letter}16": 16, f"{letter}14": 14}
+    return {name: _vit(layers, width, heads, hidden, size) for name, size in patches.items()}
+
+
 SIZES = {
     "reference": ModelConfig(
         width=768,
@@ -42,21 +50,11 @@ SIZES = {
     ),
     # s: Touvron et al. 2021, table 1; b, l, h: Dosovitskiy et al. 2021, table 1;
     # g: Zhai et al. 2022, table 2. A letter alone has the patch size of its paper.
-    "s": _vit(12, 384, 6, 1536, 16),
-    "s16": _vit(12, 384, 6, 1536, 16),
-    "s14": _vit(12, 384, 6, 1536, 14),
-    "b": _vit(12, 768, 12, 3072, 16),
-    "b16": _vit(12, 768, 12, 3072, 16),
-    "b14": _vit(12, 768, 12, 3072, 14),
-    "l": _vit(24, 1024, 16, 4096, 16),
-    "l16": _vit(24, 1024, 16, 4096, 16),
-    "l14": _vit(24, 1024, 16, 4096, 14),
-    "h": _vit(32, 1280, 16, 5120, 14),
-    "h16": _vit(32, 1280, 16, 5120, 16),
-    "h14": _vit(32, 1280, 16, 5120, 14),
-    "g": _vit(40, 1408, 16, 6144, 14),
-    "g16": _vit(40, 1408, 16, 6144, 16),
-    "g14": _vit(40, 1408, 16, 6144, 14),
+    **_family("s", 12, 384, 6, 1536, patch_size=16),
+    **_family("b", 12, 768, 12, 3072, patch_size=16),
+    **_family("l", 24, 1024, 16, 4096, patch_size=16),
+    **_family("h", 32, 1280, 16, 5120, patch_size=14),
+    **_family("g", 40, 1408, 16, 6144, patch_size=14),
 }
 
 PRESET = Preset(

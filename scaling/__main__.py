@@ -24,6 +24,7 @@ from scaling.report.command import run_report
 from scaling.report.options import build_report_parser, read_report_options
 from scaling.sweep.command import run_sweep
 from scaling.sweep.options import build_sweep_parser, read_sweep_options, split_axes
+from unitransformer.cli import explain_parse_error, fail
 from unitransformer.files import check_writable
 from unitransformer.launch.signals import EXIT_CODE, StopAsked
 
@@ -51,15 +52,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise ValueError(f"{beyond[0]} comes after --, and {own[0]} hands nothing on")
         return study.do(Words(own=own[1:], beyond=beyond, all=words))
     except jsonargparse.ArgumentError as error:
-        return _fail(_in_one_line(str(error), own), 2)
+        return fail(_explain(str(error), own), 2)
     except (ValueError, PermissionError, NotADirectoryError) as error:
-        return _fail(str(error), 2)
+        return fail(str(error), 2)
     except (OSError, RuntimeError) as error:
-        return _fail(str(error), 1)
+        return fail(str(error), 1)
     except KeyboardInterrupt as stop:
         code = EXIT_CODE if isinstance(stop, StopAsked) else 1
         by = f" by {stop}" if str(stop) else ""
-        return _fail(f"stopped{by} before the end; what was under way is not written", code)
+        return fail(f"stopped{by} before the end; what was under way is not written", code)
 
 
 def build_parser() -> jsonargparse.ArgumentParser:
@@ -78,7 +79,7 @@ def build_parser() -> jsonargparse.ArgumentParser:
 
 def _report(words: Words) -> int:
     odd = run_report(read_report_options(_parsed("report", words)))
-    return _fail(odd, 1) if odd else 0
+    return fail(odd, 1) if odd else 0
 
 
 def _sweep(words: Words) -> int:
@@ -90,7 +91,7 @@ def _parity(words: Words) -> int:
     options = read_parity_options(_parsed("parity", words), words.beyond, words.all)
     check_writable("out", options.out, is_folder=True)
     bad = run_parity(options)
-    return _fail(bad, 1) if bad else 0
+    return fail(bad, 1) if bad else 0
 
 
 def _lint(words: Words) -> int:
@@ -167,7 +168,7 @@ def _parse(study: str, own: Sequence[str]) -> Any:
 # ---------------------------------------------------------------------------------- errors
 
 
-def _in_one_line(message: str, words: Sequence[str]) -> str:
+def _explain(message: str, words: Sequence[str]) -> str:
     missing = re.search(r"required: (?:\w+\.)?(folders|file|cell)\b", message)
     if missing:
         what = {
@@ -179,16 +180,10 @@ def _in_one_line(message: str, words: Sequence[str]) -> str:
     missing = re.search(r'expected "study" to be one of \{([^}]+)\}', message)
     if missing:
         return f"no study given; choose one of: {missing[1]}"
-    unknown = re.search(r"[Uu]nrecognized arguments: (\S+)", message)
-    if unknown:
-        study = words[0] if words and words[0] in STUDIES else "report"
-        return f"{unknown[1]} is not an option; python -m scaling {study} --help lists them"
-    return " ".join(message.split())
-
-
-def _fail(message: str, code: int) -> int:
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
-    return code
+    study = words[0] if words and words[0] in STUDIES else "report"
+    return explain_parse_error(
+        message, None, see_help=f"python -m scaling {study} --help lists them"
+    )
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from tabulate import tabulate
 
 from unitransformer.config import Accelerator
 from unitransformer.launch.subprocess_module import run_module
+from unitransformer.launch.variables import DATA_FOLDER
 from unitransformer.machine.calibration import Calibration, Samples
 from unitransformer.machine.calibration_store import read_calibration
 from unitransformer.record.units import count
@@ -70,7 +71,7 @@ def build_calibrate_parser() -> jsonargparse.ArgumentParser:
         type=Path | None,
         default=None,
         metavar="FILE",
-        help="by default below $UNITRANSFORMER_DATA or the user's folder for data",
+        help=f"by default below ${DATA_FOLDER} or the user's folder for data",
     )
     return parser
 

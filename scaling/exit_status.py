@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from scaling.recipe_process import Ended, last_words
+from unitransformer.costs.memory import in_gib
 from unitransformer.launch.signals import EXIT_CODE
 from unitransformer.record.schema import Record, Status
 
@@ -71,7 +72,7 @@ def reason_of(
         return f"did not end within {limit_s:g} s"
     if ended.ending == "oom":
         assert memory_limit_bytes is not None
-        return f"passed its memory limit of {memory_limit_bytes / 2**30:.3g} GiB"
+        return f"passed its memory limit of {in_gib(memory_limit_bytes)}"
     error = None if record is None else record["error"]
     if error is not None:
         return f"rank {error['rank']}: {error['type']}: {error['message']}".splitlines()[0]

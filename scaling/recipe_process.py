@@ -11,16 +11,13 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any, Protocol
+from typing import Any, Protocol, Required, TypedDict, Unpack
 
 from unitransformer.config import Recipe
 from unitransformer.launch.process_tree import Ending, die_with_parent, end_process, wait_within
-
-NO_VARIABLES: Mapping[str, str] = MappingProxyType({})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,62 +29,38 @@ class Ended:
     ending: Ending = "ended"  # or the limit that it passed
 
 
-class Runner(Protocol):
-    """Runs a recipe and waits for it; it and all it has started are ended at a limit.
+class Options(TypedDict, total=False):
+    """How a `Runner` runs a recipe."""
 
-    Args:
-        memory_limit_bytes: of all its processes together; None: no limit but the machine's.
-        variables: added to the environment.
-    """
+    log: Required[Path]  # gets what the recipe prints
+    limit_s: Required[float]
+    memory_limit_bytes: int | None  # of all its processes together; None: the machine's
+    variables: dict[str, str]  # added to the environment
+
+
+class Runner(Protocol):
+    """Runs a recipe and waits for it; it and all it has started are ended at a limit."""
 
     def __call__(
-        self,
-        recipe: Recipe,
-        arguments: Sequence[str],
-        *,
-        log: Path,
-        limit_s: float,
-        memory_limit_bytes: int | None = None,
-        variables: Mapping[str, str] = NO_VARIABLES,
+        self, recipe: Recipe, arguments: Sequence[str], **options: Unpack[Options]
     ) -> Ended: ...
 
 
-def run_alone(
-    recipe: Recipe,
-    arguments: Sequence[str],
-    *,
-    log: Path,
-    limit_s: float,
-    memory_limit_bytes: int | None = None,
-    variables: Mapping[str, str] = NO_VARIABLES,
-) -> Ended:
+def run_alone(recipe: Recipe, arguments: Sequence[str], **options: Unpack[Options]) -> Ended:
     """A `Runner`: a process of its own."""
-    return run_command(
-        [sys.executable, "-m", f"recipes.{recipe}", *arguments],
-        log=log,
-        limit_s=limit_s,
-        memory_limit_bytes=memory_limit_bytes,
-        variables=variables,
-    )
+    return run_command([sys.executable, "-m", f"recipes.{recipe}", *arguments], **options)
 
 
-def run_command(
-    command: Sequence[str],
-    *,
-    log: Path,
-    limit_s: float,
-    memory_limit_bytes: int | None = None,
-    variables: Mapping[str, str] = NO_VARIABLES,
-) -> Ended:
+def run_command(command: Sequence[str], **options: Unpack[Options]) -> Ended:
     """Run any command as a `Runner` runs a recipe."""
     started_s, parent = time.monotonic(), os.getpid()
-    with log.open("w") as said:
+    with options["log"].open("w") as said:
         process = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
             stdout=said,
             stderr=subprocess.STDOUT,
-            env={**os.environ, **variables},
+            env={**os.environ, **options.get("variables", {})},
             preexec_fn=lambda: die_with_parent(parent),
         )
 
@@ -98,7 +71,10 @@ def run_command(
 
         try:
             ending = wait_within(
-                process.pid, wait, limit_s=limit_s, memory_limit_bytes=memory_limit_bytes
+                process.pid,
+                wait,
+                limit_s=options["limit_s"],
+                memory_limit_bytes=options.get("memory_limit_bytes"),
             )
         finally:
             if process.returncode is None:
@@ -144,24 +120,10 @@ class _Worker:
         self.process: subprocess.Popen[str] | None = None
 
     def __call__(
-        self,
-        recipe: Recipe,
-        arguments: Sequence[str],
-        *,
-        log: Path,
-        limit_s: float,
-        memory_limit_bytes: int | None = None,
-        variables: Mapping[str, str] = NO_VARIABLES,
+        self, recipe: Recipe, arguments: Sequence[str], **options: Unpack[Options]
     ) -> Ended:
-        request = {
-            "recipe": recipe,
-            "arguments": list(arguments),
-            "log": str(log),
-            "limit_s": limit_s,
-            "memory_limit_bytes": memory_limit_bytes,
-            "variables": dict(variables),
-        }
-        return Ended(**self._ask(request))
+        request = {"recipe": recipe, "arguments": list(arguments), **options}
+        return Ended(**self._ask(request | {"log": str(options["log"])}))
 
     def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
         if self.process is None:

@@ -30,6 +30,7 @@ from slurm.job_files import (
 )
 from slurm.runtime.allocation import option_of
 from slurm.scheduler import Queued
+from unitransformer.cli import fail
 from unitransformer.launch.variables import PROGRESS
 
 DEPTH = 3  # folders below the one that is named
@@ -65,9 +66,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except jsonargparse.ArgumentError as error:
         told = "no folder given: python -m slurm.status runs/slurm"
         is_missing = "required" in str(error)
-        return _fail(told if is_missing else str(error))
+        return fail(told if is_missing else str(error), 2)
     except ValueError as error:
-        return _fail(str(error))
+        return fail(str(error), 2)
 
 
 def report(folder: Path, now_s: float | None = None) -> str:
@@ -248,11 +249,6 @@ def _clock(seconds: float) -> str:
     minutes, rest = divmod(math.ceil(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
-
-
-def _fail(message: str) -> int:
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
-    return 2
 
 
 if __name__ == "__main__":

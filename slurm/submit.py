@@ -9,7 +9,6 @@
 import datetime
 import json
 import os
-import re
 import secrets
 import shlex
 import subprocess
@@ -26,7 +25,7 @@ from slurm.clusters import ANY, CLUSTERS, load_cluster
 from slurm.job_files import SCRIPT, SUBMITTED, list_attempts
 from slurm.preflight import Command, as_array, check_recipe
 from slurm.runtime.allocation import option_of
-from unitransformer.cli import nearest
+from unitransformer.cli import explain_parse_error, fail, nearest
 from unitransformer.files import why_closed, write_atomically
 from unitransformer.launch.variables import without_launcher
 
@@ -61,9 +60,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(submit(request.job, script))
         return 0
     except jsonargparse.ArgumentError as error:
-        return _fail(_in_one_line(str(error)))
+        return fail(_explain(str(error)), 2)
     except (ValueError, OSError, RuntimeError) as error:
-        return _fail(str(error))
+        return fail(str(error), 2)
 
 
 def build_parser() -> jsonargparse.ArgumentParser:
@@ -251,23 +250,18 @@ def submit(job: Job, script: str) -> str:
     )
 
 
-def _in_one_line(message: str) -> str:
-    if unknown := re.search(r"[Uu]nrecognized arguments: (\S+)", message):
-        flags = [flag for action in build_parser()._actions for flag in action.option_strings]
-        cure = nearest(unknown[1], flags, otherwise="--help lists them")
-        return f"{unknown[1]} is not an option; {cure}; options of the recipe come after --"
-    key = re.search(r'[Pp]arser key "([^"]+)"', message)
-    value = re.search(r"(?:Given value|Got value): (.*)", message)
-    if key and value:
-        return f"{key[1]} is {value[1].strip()!r}; --help says what it takes"
-    if "target" in message:
+def _explain(message: str) -> str:
+    told = explain_parse_error(
+        message,
+        build_parser(),
+        see_help="--help lists them",
+        expected=lambda _: "--help says what it takes",
+    )
+    if "is not an option" in told:
+        return f"{told}; options of the recipe come after --"
+    if "required" in told and "target" in told:
         return f"no target given; choose one of {', '.join(TARGETS)}"
-    return " ".join(message.split())
-
-
-def _fail(message: str) -> int:
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
-    return 2
+    return told
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from typing import Any, NoReturn, get_args
 import torch
 import torch.distributed as dist
 
+from unitransformer.cli import fail
 from unitransformer.config import Accelerator, ParallelConfig
 from unitransformer.launch import devices as process
 from unitransformer.launch import environment
@@ -227,8 +228,9 @@ def describe_this_machine() -> Machine:
 
 
 def _fail(message: str, code: int) -> int:
+    """Print the error unless whoever started this rank reports it; returns the exit code."""
     if not is_watched():
-        print(f"error: {' '.join(message.split())}", file=sys.stderr)
+        fail(message, code)
     return code
 
 

@@ -333,15 +333,13 @@ class RunConfig:
         """
         free = {"max_steps", "until_interval", "validate_every", "validation_batches"}
         free |= {"checkpoint_every", "log_every", "loss_chunk", "batch_size", "accumulate"}
-        free |= {"parallel", "ceiling_s"}
-        kept = {name: value for name, value in to_dict(self).items() if name not in free}
-        flat = {
-            f"{group}.{name}": value
-            for group in ("model", "data", "optimizer")
-            for name, value in kept.pop(group).items()
+        free |= {"ceiling_s", "data.num_workers", "optimizer.schedule_steps"}
+        kept = {
+            name: value
+            for name, value in flat_dict(self).items()
+            if name not in free and not name.startswith("parallel.")
         }
-        del flat["data.num_workers"], flat["optimizer.schedule_steps"]
-        return {**kept, **flat, "global_batch_size": self.global_batch_size}
+        return {**kept, "global_batch_size": self.global_batch_size}
 
     def identity_hash(self) -> str:
         """Eight hexadecimal digits over `identity`: the name of the run's folder."""
@@ -364,6 +362,17 @@ def _digest(values: Mapping[str, Any]) -> str:
 def to_dict(config: Any) -> dict[str, Any]:
     """A config as plain JSON values."""
     return asdict(config)
+
+
+def flat_dict(config: Any) -> dict[str, Any]:
+    """The fields of a config and of its groups, by dotted name, as plain JSON values."""
+    flat: dict[str, Any] = {}
+    for name, value in to_dict(config).items():
+        if isinstance(value, dict):
+            flat |= {f"{name}.{key}": each for key, each in value.items()}
+        else:
+            flat[name] = value
+    return flat
 
 
 def from_dict(kind: type[C], values: Mapping[str, Any], where: str = "config") -> C:

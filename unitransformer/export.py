@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import jsonargparse
 
 from unitransformer.checkpoint.names import is_checkpoint_name
+from unitransformer.cli import fail
 from unitransformer.config import RunConfig, from_dict
 from unitransformer.files import why_closed
 
@@ -29,11 +30,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         check_out(out, force=given.force)
         print(export(folder, out))
     except jsonargparse.ArgumentError as error:
-        return _fail(f"{' '.join(str(error).split())}; --help shows what is needed", 2)
+        return fail(f"{str(error).strip()}; --help shows what is needed", 2)
     except ValueError as error:
-        return _fail(str(error), 2)
+        return fail(str(error), 2)
     except OSError as error:
-        return _fail(f"out {out} could not be written ({error})", 1)
+        return fail(f"out {out} could not be written ({error})", 1)
     return 0
 
 
@@ -134,11 +135,6 @@ def write(checkpoint: Path, out: Path) -> str:
     }
     write_weights(weights, read, out, about)
     return f"{out}: {config.recipe} {config.size} after step {about['step']}, from {checkpoint}"
-
-
-def _fail(message: str, code: int) -> int:
-    print(f"error: {message}", file=sys.stderr)
-    return code
 
 
 if __name__ == "__main__":

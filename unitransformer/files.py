@@ -10,10 +10,12 @@ from typing import BinaryIO
 
 import platformdirs
 
+CACHE_FOLDER = "UNITRANSFORMER_CACHE"  # environment variable
+
 
 def cache_folder() -> Path:
     """Of what can be made again: $UNITRANSFORMER_CACHE, else the user's folder for caches."""
-    folder = os.environ.get("UNITRANSFORMER_CACHE")
+    folder = os.environ.get(CACHE_FOLDER)
     return Path(folder).expanduser() if folder else platformdirs.user_cache_path("unitransformer")
 
 

@@ -1,50 +1,47 @@
-"""run(config) -> outcome: the one place where data, network, trainer, clock and record meet."""
+"""run(config) -> Outcome: joins data, network, trainer, instruments and record."""
 
 import contextlib
 import datetime
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 import lightning.pytorch as pl
 
-from unitransformer.checkpoint.callbacks import Resume, SaveCheckpoints, sole_user
-from unitransformer.checkpoint.reader import (
-    Told,
-    check_files,
-    check_same_run,
-    list_checkpoints,
-    newest_checkpoint,
-    read_told,
+from unitransformer.callbacks import build_callbacks
+from unitransformer.checkpoint.callbacks import (
+    Resume,
+    Resuming,
+    SaveCheckpoints,
+    find_resume,
+    sole_user,
 )
+from unitransformer.checkpoint.reader import Told
 from unitransformer.config import RunConfig, to_dict
 from unitransformer.costs.flops import count_parameters
-from unitransformer.costs.memory import choose_strategy
 from unitransformer.data.datamodule import DataModule
 from unitransformer.data.sources import load_source
-from unitransformer.launch.devices import device_memory_bytes, find_device, set_up_process
+from unitransformer.launch.devices import ResolvedConfig, resolve, set_up_process
 from unitransformer.launch.environment import process_rank
 from unitransformer.launch.signals import Stopped, StopSignals
 from unitransformer.launch.variables import PROGRESS
 from unitransformer.machine.software import describe_code
-from unitransformer.measure.clock import ClockStarts, ClockStops, StepClock
-from unitransformer.measure.communication import ClocksReduction, clocked_waits, why_untold
+from unitransformer.measure.clock import StepClock
+from unitransformer.measure.communication import clocked_waits, why_untold
 from unitransformer.measure.instruments import Instruments
-from unitransformer.record.log_lines import is_due
 from unitransformer.record.schema import Record, write_record
 from unitransformer.recording import build_record
-from unitransformer.stats.stopping_rule import is_look
 from unitransformer.training.history import (
     ClockError,
+    History,
     find_fault,
     gather,
     history_now,
     read_history,
 )
 from unitransformer.training.module import TrainingModule
-from unitransformer.training.progress import Bar, LogLines
-from unitransformer.training.stop import AgreeToStop, UntilInterval
+from unitransformer.training.progress import LogLines
+from unitransformer.training.stop import AgreeToStop
 from unitransformer.training.trainer import build_trainer
 from unitransformer.transformer import Transformer
 
@@ -69,7 +66,24 @@ class Outcome:
     data: DataModule
 
 
-Resuming = bool | Literal["auto"]
+@dataclass(frozen=True, kw_only=True)
+class _Parts:
+    """What a run consists of, ready to train."""
+
+    config: RunConfig  # with its device and strategy
+    places: Places
+    is_first: bool  # whether this is rank 0
+    resume: Resume | None
+    before: History  # of earlier launches
+    data: DataModule
+    module: TrainingModule
+    clock: StepClock
+    instruments: Instruments
+    lines: LogLines
+    trainer: pl.Trainer
+
+    def history(self, *, is_whole: bool) -> History:
+        return history_now(self.before, self.module, self.clock, is_whole=is_whole)
 
 
 class RunFailed(Exception):
@@ -77,7 +91,7 @@ class RunFailed(Exception):
 
 
 def run(
-    config: RunConfig,
+    config: RunConfig | ResolvedConfig,
     places: Places,
     *,
     command: str,
@@ -88,6 +102,7 @@ def run(
     """Train `config` and write its record, whether it ends well or not.
 
     Args:
+        config: a plain one is resolved for this machine first.
         command: what a person types to run this again; goes into the record.
         resume: continue from the newest checkpoint of `places`; "auto": if there is one.
         say: takes each line for people, by default standard output; only rank 0 speaks.
@@ -100,202 +115,209 @@ def run(
             if that was a signal, which all ranks obey at the end of a step, when they have saved.
     """
     with StopSignals() as signals:
-        return _run(
-            config,
-            places,
-            command=command,
-            resume=resume,
-            say=say or _say_at_once,
-            show_bar=show_bar,
-            signals=signals,
+        started: Record = {
+            "command": command,
+            "started_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "code": describe_code(),  # before anybody edits it under a long run
+        }
+        resolved = resolve(config) if isinstance(config, RunConfig) else config
+        parallel = resolved.config.parallel
+        set_up_process(parallel, parallel.accelerator)
+        say = (say or _print_at_once) if process_rank() == 0 else _print_nothing
+        checkpoint = find_resume(resolved.config, places.checkpoints, resume=resume)
+        parts = _build(
+            resolved.config, places, checkpoint, signals=signals, say=say, show_bar=show_bar
         )
+        _introduce(parts, say)
+        error = _train(parts)
+        record = _record(parts, started, error)
+    network = parts.module.whole_network
+    return Outcome(
+        record=record,
+        network=None if network is None else network.eval(),
+        config=parts.config,
+        data=parts.data,
+    )
 
 
-def _run(
+# --------------------------------------------------------------------------------------- build
+
+
+def _build(
     config: RunConfig,
     places: Places,
+    resume: Resume | None,
     *,
-    command: str,
-    resume: Resuming,
+    signals: StopSignals,
     say: Callable[[str], None],
     show_bar: bool,
-    signals: StopSignals,
-) -> Outcome:
-    started: Record = {
-        "command": command,
-        "started_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "code": describe_code(),  # before anybody edits it under a long run
-    }
-    device = find_device(config.parallel)
-    config = replace(config, parallel=replace(config.parallel, accelerator=device))
-    config, _ = choose_strategy(config, device_memory_bytes(config.parallel, device))
-    set_up_process(config.parallel, device)
+) -> _Parts:
+    parallel, device = config.parallel, config.parallel.accelerator
     is_first = process_rank() == 0
-    say = say if is_first else _say_nothing
-
-    checkpoint, told = _find_checkpoint(config, places.checkpoints, resume=resume)
-    history = read_history(told)
-    source = load_source(config, show_progress=is_first)
-    if checkpoint is not None and history.sha256 != source.sha256:
-        raise ValueError(
-            f"data {config.data.source} is not what {checkpoint} was trained on: its sha256 is "
-            f"{source.sha256} now and was {history.sha256}; start without --resume"
-        )
-    history.sha256 = source.sha256
-    # A checkpoint brings its own weights: the file that the first came from may be gone.
-    try:
-        module = TrainingModule(config if checkpoint is None else replace(config, init_from=None))
-    except RuntimeError as failure:
-        raise _named(failure) from failure
-    data = DataModule(config, source)
-    module.first_step = data.start_step = len(history.loss)
-    module.validation = list(history.validation)
-    tells_communication = why_untold(config.parallel, device) is None
-    clock = StepClock(on_gpu=device == "cuda", tells_communication=tells_communication)
+    before = read_history({} if resume is None else resume.told)
+    data = _build_data(config, resume, before, show_progress=is_first)
+    module = _build_module(config, resume, before)
+    clock = StepClock(
+        on_gpu=device == "cuda", tells_communication=why_untold(parallel, device) is None
+    )
     instruments = Instruments(config, first_step=module.first_step, trace_folder=places.trace)
     lines = LogLines(
         config,
         clock,
-        _say_nothing if show_bar else say,
+        _print_nothing if show_bar else say,
         places.folder / PROGRESS if is_first else None,
         places.record,
     )
-    savers: list[pl.Callback] = []
-    if places.checkpoints is not None:
-        savers.append(
-            SaveCheckpoints(
-                places.checkpoints,
-                every=config.checkpoint_every,
-                tell=lambda: {
-                    "config": to_dict(config),
-                    **asdict(history_now(history, module, clock, is_whole=True)),
-                },
-            )
-        )
-    others: list[pl.Callback] = [Bar(config, lines)] if show_bar and is_first else []
-    agreeing = AgreeToStop(signals)
-    watchers: list[pl.Callback] = [agreeing, instruments]
-    if instruments.trace is not None:
-        # Behind `agreeing`, whose question must be answered before a profiler stops.
-        watchers.insert(1, instruments.trace)
-    if config.until_interval is not None:
-        watchers.append(UntilInterval(config.until_interval, clock, lambda: instruments.unsteady))
-    if checkpoint is not None:
-        others.append(Resume(checkpoint, told))
+
+    def describe() -> Told:
+        history = history_now(before, module, clock, is_whole=True)
+        return {"config": to_dict(config), **asdict(history)}
+
+    callbacks = build_callbacks(
+        config,
+        clock,
+        agreement=AgreeToStop(signals),
+        instruments=instruments,
+        lines=lines,
+        saver=(
+            None
+            if places.checkpoints is None
+            else SaveCheckpoints(places.checkpoints, every=config.checkpoint_every, tell=describe)
+        ),
+        resume=resume,
+        has_bar=show_bar and is_first,
+    )
     trainer = build_trainer(
         config,
         device=device,
         run_dir=places.folder,
-        callbacks=[
-            ClockStops(clock),
-            *([ClocksReduction(clock)] if config.parallel.strategy == "ddp" else []),
-            *watchers,
-            lines,
-            *savers,
-            *others,
-            agreeing.asking,
-            ClockStarts(clock, lambda step: _is_pause(config, instruments, step)),
-        ],
-        launch=len(history.launches),
+        callbacks=callbacks,
+        launch=len(before.launches),
     )
-    say(f"data    {source.description}")
-    say(f"model   {config.recipe} {config.size}, {count_parameters(config.model):,} parameters")
-    if checkpoint is not None:
-        schedule = config.optimizer.schedule_steps
-        say(f"resume  {checkpoint}, after step {len(history.loss)}; cosine to step {schedule}")
-
-    with contextlib.ExitStack() as held:
-        if is_first and places.checkpoints is not None:
-            held.enter_context(sole_user(places.checkpoints))
-        held.enter_context(clocked_waits(clock, config.parallel, device))
-        error = _fit(trainer, module, data)
-    is_together = error is None or isinstance(error, Stopped)
-    if is_first or is_together:
-        reading = instruments.reading(trainer.strategy.root_device)
-        readings = gather(reading, module) if is_together else [reading]
-        try:
-            now = history_now(history, module, clock, is_whole=is_together)
-        except ClockError as disagreement:  # of all ranks alike: only the steps are not known
-            now, error = history_now(history, module, clock, is_whole=False), disagreement
-        error = find_fault(now) or error
-        record = build_record(config, data, now, readings, lines.lines, error) | started
-    if is_first:
-        try:
-            record = write_record(record, places.record)
-        except OSError as full:
-            before = f"{error}; " if error else ""
-            raise RunFailed(f"{before}the record could not be written: {full}") from (error or full)
-    if isinstance(error, Exception):
-        raise RunFailed(str(error)) from error
-    if error is not None:
-        raise error
-    return Outcome(
-        record=record if is_first else None,
-        network=network.eval() if (network := module.whole_network) else None,
+    return _Parts(
         config=config,
+        places=places,
+        is_first=is_first,
+        resume=resume,
+        before=before,
         data=data,
+        module=module,
+        clock=clock,
+        instruments=instruments,
+        lines=lines,
+        trainer=trainer,
     )
 
 
-def _is_pause(config: RunConfig, instruments: Instruments, step: int) -> bool:
-    """Whether some rank has more to do than train after `step` steps of the run."""
-    looks = config.until_interval is not None and is_look(step - instruments.first_step)
-    return looks or is_due(config, step) or instruments.is_pause(step)
+def _build_data(
+    config: RunConfig, resume: Resume | None, before: History, *, show_progress: bool
+) -> DataModule:
+    """The data from the next step on; raises ValueError if a checkpoint was trained on other."""
+    source = load_source(config, show_progress=show_progress)
+    if resume is not None and before.sha256 != source.sha256:
+        raise ValueError(
+            f"data {config.data.source} is not what {resume.path} was trained on: its sha256 is "
+            f"{source.sha256} now and was {before.sha256}; start without --resume"
+        )
+    before.sha256 = source.sha256
+    data = DataModule(config, source)
+    data.start_step = len(before.loss)
+    return data
 
 
-def _fit(trainer: pl.Trainer, module: TrainingModule, data: DataModule) -> BaseException | None:
-    """Train; returns what stopped it."""
+def _build_module(config: RunConfig, resume: Resume | None, before: History) -> TrainingModule:
+    # A checkpoint brings its own weights: the file that the first came from may be gone.
     try:
-        trainer.fit(module, datamodule=data)
-    except BaseException as error:
-        return _named(error)
+        module = TrainingModule(config if resume is None else replace(config, init_from=None))
+    except RuntimeError as failure:
+        raise _as_memory_error(failure) from failure
+    module.first_step = len(before.loss)
+    module.validation = list(before.validation)
+    return module
+
+
+def _introduce(parts: _Parts, say: Callable[[str], None]) -> None:
+    config = parts.config
+    say(f"data    {parts.data.source.description}")
+    say(f"model   {config.recipe} {config.size}, {count_parameters(config.model):,} parameters")
+    if parts.resume is not None:
+        step, schedule = len(parts.before.loss), config.optimizer.schedule_steps
+        say(f"resume  {parts.resume.path}, after step {step}; cosine to step {schedule}")
+
+
+# --------------------------------------------------------------------------------------- train
+
+
+def _train(parts: _Parts) -> BaseException | None:
+    """Train; returns what stopped it."""
+    parallel = parts.config.parallel
+    with contextlib.ExitStack() as held:
+        if parts.is_first and parts.places.checkpoints is not None:
+            held.enter_context(sole_user(parts.places.checkpoints))
+        held.enter_context(clocked_waits(parts.clock, parallel, parallel.accelerator))
+        try:
+            parts.trainer.fit(parts.module, datamodule=parts.data)
+        except BaseException as error:
+            return _as_memory_error(error)
     return None
 
 
-def _named(error: BaseException) -> BaseException:
-    """torch's allocator on a CPU has no type for a lack of memory: it gets the one it deserves."""
+def _as_memory_error(error: BaseException) -> BaseException:
+    """Convert the RuntimeError that torch's CPU allocator raises when out of memory."""
     if type(error) is RuntimeError and "DefaultCPUAllocator: can't allocate" in str(error):
         return MemoryError(str(error).splitlines()[0])
     return error
 
 
-def _say_at_once(line: str) -> None:
+# -------------------------------------------------------------------------------------- record
+
+
+def _record(parts: _Parts, started: Record, error: BaseException | None) -> Record | None:
+    """Write and return the record on rank 0; None on the others.
+
+    Raises:
+        RunFailed: from `error`, or from what is wrong with the history, or with the disk.
+    """
+    is_together = error is None or isinstance(error, Stopped)  # ranks can still communicate
+    record: Record | None = None
+    if parts.is_first or is_together:
+        reading = parts.instruments.reading(parts.trainer.strategy.root_device)
+        readings = gather(reading, parts.module) if is_together else [reading]
+        history, error = _end_history(parts, error, is_together=is_together)
+        if parts.is_first:
+            lines = parts.lines.lines
+            record = build_record(parts.config, parts.data, history, readings, lines, error)
+            record = _write(record | started, parts.places.record, error)
+    if isinstance(error, Exception):
+        raise RunFailed(str(error)) from error
+    if error is not None:
+        raise error
+    return record
+
+
+def _end_history(
+    parts: _Parts, error: BaseException | None, *, is_together: bool
+) -> tuple[History, BaseException | None]:
+    """All steps that can be trusted, and what stopped the training or is wrong with them."""
+    try:
+        history = parts.history(is_whole=is_together)
+    except ClockError as disagreement:  # of all ranks alike: only the steps are not known
+        history, error = parts.history(is_whole=False), disagreement
+    return history, find_fault(history) or error
+
+
+def _write(record: Record, path: Path, error: BaseException | None) -> Record:
+    try:
+        return write_record(record, path)
+    except OSError as full:
+        before = f"{error}; " if error else ""
+        raise RunFailed(f"{before}the record could not be written: {full}") from (error or full)
+
+
+def _print_at_once(line: str) -> None:
     """Print without waiting for a full buffer: a pipe or a batch log shows a run as it goes."""
     print(line, flush=True)
 
 
-def _say_nothing(_: str) -> None:
-    """What ranks beside the first say."""
-
-
-def _find_checkpoint(
-    config: RunConfig, folder: Path | None, *, resume: Resuming
-) -> tuple[Path | None, Told]:
-    if folder is None:
-        if resume is True:
-            raise ValueError("resume: this run has no place for checkpoints; name one")
-        return None, {}
-    rank = process_rank()
-    if not resume:
-        if list_checkpoints(folder) and rank == 0:
-            raise ValueError(
-                f"checkpoint-dir {folder} holds {newest_checkpoint(folder)}; "
-                "add --resume to go on from it, or choose another folder"
-            )
-        return None, {}
-    path = newest_checkpoint(folder)
-    if path is None:
-        if resume == "auto":
-            return None, {}
-        raise ValueError(
-            f"checkpoint-dir {folder} holds no checkpoint to resume; run without --resume first"
-        )
-    told = read_told(path)
-    check_same_run(told, config, path)
-    if resume is True and len(told["loss"]) >= config.max_steps:
-        raise ValueError(
-            f"checkpoint {path} is at step {len(told['loss'])} of max-steps {config.max_steps}: "
-            "nothing is left to do; raise --max-steps"
-        )
-    check_files(path, part=rank, parts=config.parallel.world_size)
-    return path, told
+def _print_nothing(_: str) -> None:
+    """What ranks other than 0 print."""

@@ -11,10 +11,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from recipes import bert, gpt, vit
 from recipes.command_line import configure
-
-PRESETS = {"bert": bert.PRESET, "gpt": gpt.PRESET, "vit": vit.PRESET}
+from recipes.service.plan import PRESETS
 
 
 def main(argv: Sequence[str]) -> int:

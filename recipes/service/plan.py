@@ -67,7 +67,7 @@ def _answer(
             return {"config": to_dict(config)}
         from unitransformer.launch.devices import check_nodes
 
-        config = resolve(request)
+        config = resolve(request).config
         check_nodes(config.parallel, f"recipes.{recipe}", arguments)
         return {"config": to_dict(config)}
     except ValueError as error:

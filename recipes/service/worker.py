@@ -18,10 +18,11 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from recipes import bert, gpt, vit
 from recipes.command_line import run_recipe
+from recipes.service.plan import PRESETS
 from unitransformer.launch.gc_pause import importing
 from unitransformer.launch.process_tree import die_with_parent, wait_within
 from unitransformer.launch.signals import SIGNALS
@@ -29,7 +30,6 @@ from unitransformer.launch.signals import SIGNALS
 if TYPE_CHECKING:
     from unitransformer.run import Outcome
 
-RECIPES: dict[str, Any] = {"bert": bert, "gpt": gpt, "vit": vit}
 # What a run imports, some of it late.
 HEAVY = (
     "recipes.train",
@@ -66,8 +66,8 @@ def _answer(
     arguments: Sequence[str],
     log: str,
     limit_s: float,
-    memory_limit_bytes: int | None,
-    variables: Mapping[str, str],
+    memory_limit_bytes: int | None = None,
+    variables: Mapping[str, str] = MappingProxyType({}),
 ) -> dict[str, Any]:
     started_s = time.monotonic()
     process = multiprocessing.get_context("fork").Process(
@@ -100,7 +100,7 @@ def _run(
     said = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(said, 1)
     os.dup2(said, 2)
-    sys.exit(run_recipe(RECIPES[recipe].PRESET, _show_nothing, arguments))
+    sys.exit(run_recipe(PRESETS[recipe], _show_nothing, arguments))
 
 
 def _show_nothing(outcome: "Outcome", folder: Path) -> list[str]:

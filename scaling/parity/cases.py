@@ -107,20 +107,20 @@ def compare(reference: Curves, own: Curves) -> Comparison:
     return Comparison(
         loss=_largest_difference(reference.loss, own.loss),
         gradient_norm=_largest_difference(reference.gradient_norm, own.gradient_norm),
-        first_loss=_relative(reference.loss[0], own.loss[0]),
+        first_loss=relative_difference(reference.loss[0], own.loss[0]),
     )
 
 
 def _largest_difference(reference: Sequence[float], own: Sequence[float]) -> Difference:
     if not 0 < len(reference) == len(own):
         raise ValueError(f"{len(own)} steps cannot be compared with {len(reference)}")
-    relative = list(map(_relative, reference, own))
+    relative = list(map(relative_difference, reference, own))
     largest = max(relative)
     return Difference(relative=largest, step=relative.index(largest) + 1)
 
 
-def _relative(reference: float, own: float) -> float:
-    return abs(own - reference) / abs(reference)
+def relative_difference(reference: float, own: float) -> float:
+    return 0.0 if own == reference else abs(own - reference) / max(abs(reference), 1e-300)
 
 
 # ---------------------------------------------------------------------------------- cases

@@ -6,13 +6,13 @@ Three things are compared: how it ended, the loss curve, and the median steady s
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Literal
 
 from scaling.analysis.efficiency import Estimate, pooled_rate, ratio
-from scaling.parity.cases import BOUNDS
+from scaling.parity.cases import BOUNDS, relative_difference
 from scaling.store.conditions import differences
 from scaling.store.run import Run
-from unitransformer.config import RunConfig, to_dict
+from unitransformer.config import flat_dict
 from unitransformer.record.schema import Record, config_of
 from unitransformer.record.units import count, ms
 
@@ -102,20 +102,12 @@ def _check_same(then: Record, now: Record) -> None:
     own, others = config_of(then), config_of(now)
     if own == others:
         return
-    before, after = _flat(own), _flat(others)
+    before, after = flat_dict(own), flat_dict(others)
     told = [f"{n} is {after[n]!r}, was {before[n]!r}" for n in before if before[n] != after[n]]
     raise ValueError(
         f"config: {'; '.join(told)}; the command comes to another run on this machine, replay it "
         "where it was measured or name these options"
     )
-
-
-def _flat(config: RunConfig) -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in to_dict(config).items():
-        inner = value if isinstance(value, dict) else {"": value}
-        flat |= {f"{name}.{key}".rstrip("."): each for key, each in inner.items()}
-    return flat
 
 
 def _conditions(then: Record, records: Sequence[Record]) -> list[str]:
@@ -134,7 +126,7 @@ def compare_losses(then: Record, records: Sequence[Record]) -> tuple[Word, str]:
     if other is not None:
         return "not reproduced", f"loss: {other} steps now, {len(then['loss'])} then"
     largest, step = max(
-        (_relative(before, after), number)
+        (relative_difference(before, after), number)
         for record in records
         for number, (before, after) in enumerate(
             zip(then["loss"][:steps], record["loss"][:steps], strict=True), 1
@@ -152,10 +144,6 @@ def compare_losses(then: Record, records: Sequence[Record]) -> tuple[Word, str]:
 def _other_length(then: Record, records: Sequence[Record]) -> int | None:
     lengths = (len(record["loss"]) for record in records)
     return next((length for length in lengths if length != len(then["loss"])), None)
-
-
-def _relative(before: float, after: float) -> float:
-    return 0.0 if before == after else abs(after - before) / max(abs(before), 1e-300)
 
 
 def compare_steps(then: Record, records: Sequence[Record], *, tolerance: float) -> tuple[Word, str]:

@@ -5,12 +5,11 @@ from pathlib import PurePosixPath
 from scaling.markdown import escaped, link
 from scaling.store.run import Run
 from unitransformer.config import Recipe, RunConfig
-from unitransformer.costs.flops import count_flops
+from unitransformer.costs.flops import MAIN_CONVENTION, count_flops
 from unitransformer.costs.mfu import Row
 from unitransformer.record.units import UNIT, gib, metric_in_words, rate_in_words, si
 
 TITLES: dict[Recipe, str] = {"bert": "BERT", "gpt": "GPT", "vit": "ViT"}
-CONVENTION = "matmul"  # the one of the overview
 
 
 def label(run: Run) -> str:
@@ -101,7 +100,7 @@ def share_of_ceiling(run: Run) -> str:
 
 def passport_row(run: Run) -> Row:
     """Of the convention of the overview."""
-    return next(row for row in run.passport if row.convention == CONVENTION)
+    return next(row for row in run.passport if row.convention == MAIN_CONVENTION)
 
 
 def size(run: Run) -> str:
@@ -118,11 +117,11 @@ def flags(run: Run) -> str:
 
 def flops(config: RunConfig) -> str:
     unit = UNIT[config.recipe].removesuffix("s")
-    return f"{si(count_flops(config)[CONVENTION])}FLOP per {unit}"
+    return f"{si(count_flops(config)[MAIN_CONVENTION])}FLOP per {unit}"
 
 
 def overview_flops(run: Run) -> str:
-    return f"{flops(run.config)} (`{CONVENTION}`)"
+    return f"{flops(run.config)} (`{MAIN_CONVENTION}`)"
 
 
 def memory(run: Run) -> str:

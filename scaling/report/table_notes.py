@@ -11,7 +11,7 @@ from scaling.analysis.efficiency import Estimate, Point
 from scaling.markdown import escaped, table
 from scaling.report.environment import without_places
 from scaling.store.run import Run
-from unitransformer.config import ModelConfig, RunConfig, to_dict
+from unitransformer.config import ModelConfig, RunConfig, flat_dict
 from unitransformer.costs.flops import count_parameters
 from unitransformer.record.parameter_summary import human_count
 from unitransformer.record.units import count, rate_in_words
@@ -37,7 +37,8 @@ Remark = tuple[str, int]  # what is said, and the number of the row it is said o
 def settings_of(config: RunConfig) -> Mapping[str, str]:
     """Every field by its dotted name, as words."""
     # A size may have been changed field by field: its name would be wrong, its shape never is.
-    return {**dict(_flat(to_dict(config))), "size": shape_in_words(config.model)}
+    words = {name: _in_words(value) for name, value in flat_dict(config).items()}
+    return words | {"size": shape_in_words(config.model)}
 
 
 def shape_in_words(model: ModelConfig) -> str:
@@ -45,14 +46,10 @@ def shape_in_words(model: ModelConfig) -> str:
     return f"{human_count(count_parameters(model))} parameters ({layers})"
 
 
-def _flat(values: Mapping[str, Any], where: str = "") -> Iterable[tuple[str, str]]:
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{where}{name}.")
-        elif isinstance(value, bool):
-            yield f"{where}{name}", "yes" if value else "no"
-        else:
-            yield f"{where}{name}", "none" if value is None else str(value)
+def _in_words(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "none" if value is None else str(value)
 
 
 def differing(configs: Sequence[RunConfig], aside: Collection[str]) -> Columns:

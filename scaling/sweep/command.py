@@ -24,7 +24,7 @@ from scaling.sweep.progress import Progress
 from scaling.sweep.study import Cell
 from unitransformer.files import check_writable
 from unitransformer.launch.process_tree import can_tell_memory
-from unitransformer.launch.signals import SIGNALS, StopAsked
+from unitransformer.launch.signals import SIGNALS, StopAsked, handling
 from unitransformer.launch.variables import without_launcher
 
 LOOK_S = 2.0  # between two looks at what others do
@@ -162,9 +162,5 @@ def _stops_by_signals() -> Iterator[None]:
     def stop(number: int, _: object) -> None:
         raise StopAsked(signal.Signals(number).name)
 
-    before = {number: signal.signal(number, stop) for number in SIGNALS}
-    try:
+    with handling(SIGNALS, stop):
         yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -5,18 +5,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from scaling.sweep.plan import Task, train_flops
-from unitransformer.config import Precision, RunConfig
+from unitransformer.config import RunConfig
 from unitransformer.costs.memory import rank_bytes
+from unitransformer.costs.peaks import MATMUL_DTYPE
 from unitransformer.machine.calibration import Calibration
 from unitransformer.machine.calibration_store import load_calibration
 from unitransformer.record.units import count, duration, gib
 
-DTYPE: dict[Precision, str] = {
-    "32-true": "float32",
-    "bf16-mixed": "bfloat16",
-    "bf16-true": "bfloat16",
-    "16-mixed": "float16",
-}
 # Of CPU runs, found in those of `scaling/results`: in the median of 168 cells all but the steps;
 # and what a step takes beside its matrix products at the ceiling, over the square root of those: 32
 # ms beside 4 ms, 0.5 s beside 1 s. Six of seven cells took between half and twice that, and so did
@@ -68,7 +63,7 @@ def _rate(config: RunConfig, calibration: Calibration | None) -> tuple[float | N
     if calibration is None:
         return None, "this machine has no calibration; run python -m scaling calibrate"
     try:
-        ceiling = calibration.matmul_flops_per_s(DTYPE[config.parallel.precision])
+        ceiling = calibration.matmul_flops_per_s(MATMUL_DTYPE[config.parallel.precision])
     except ValueError as error:
         return None, str(error)
     if config.parallel.accelerator == "cpu":  # its ranks share the cores

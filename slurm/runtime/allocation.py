@@ -11,8 +11,7 @@ from pathlib import Path
 
 from slurm import scheduler
 from slurm.job_files import errors_folder
-
-FOLDER = "UNITRANSFORMER_JOB_FOLDER"  # of the job, where the script does not name it
+from unitransformer.launch.variables import JOB_FOLDER
 
 SHAPE = ("SLURM_JOB_NUM_NODES", "SLURM_TASKS_PER_NODE")
 
@@ -100,7 +99,7 @@ def read_words(argv: Sequence[str], allocation: Allocation) -> Words:
     arguments = words[end + 1 :]
     number = allocation.array or allocation.job
     name = os.environ.get("SLURM_JOB_NAME", own.target.removeprefix("recipes."))
-    folder = own.folder or Path(os.environ.get(FOLDER) or f"runs/slurm/{name}-{number}")
+    folder = own.folder or Path(os.environ.get(JOB_FOLDER) or f"runs/slurm/{name}-{number}")
     if allocation.task is not None:
         folder /= f"task-{allocation.task}"
         arguments = [word.replace("%a", allocation.task) for word in arguments]

@@ -20,11 +20,11 @@ from slurm.job_files import (
     read_swept,
     write_attempt,
 )
-from slurm.runtime.allocation import FOLDER, Allocation, Words, errors_of
+from slurm.runtime.allocation import Allocation, Words, errors_of
 from slurm.runtime.node_probes import Probes, dead_nodes, write_dead
 from unitransformer.launch.failures import BAD_USAGE, amend_record, first_failure, read_failures
 from unitransformer.launch.signals import EXIT_CODE, SIGNALS
-from unitransformer.launch.variables import PROGRESS, RUN_FOLDER
+from unitransformer.launch.variables import JOB_FOLDER, PROGRESS, RUN_FOLDER
 
 MAX_DEAD = 5  # times that the job is queued again because a node has died
 
@@ -261,7 +261,7 @@ def requeue(allocation: Allocation, words: Words, verdict: Verdict) -> None:
     how = (
         shlex.join(["sbatch", *only, str(script)])
         if script.exists()
-        else shlex.join(["env", f"{FOLDER}={job_folder}", "sbatch", *only])
+        else shlex.join(["env", f"{JOB_FOLDER}={job_folder}", "sbatch", *only])
         + " with the same script and options"
     )
     say(f"not queued again ({refused}); go on with: {how}")

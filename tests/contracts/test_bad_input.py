@@ -26,9 +26,10 @@ from safetensors.torch import save_file
 from torch.distributed.checkpoint.metadata import BytesStorageMetadata, MetadataIndex
 
 from recipes import bert, gpt, vit
-from recipes.command_line import RUN_FOLDER, run_recipe
+from recipes.command_line import run_recipe
 from unitransformer.checkpoint.reader import METADATA, RUN, SUMS, checksum
 from unitransformer.launch import devices as process
+from unitransformer.launch.variables import RUN_FOLDER
 from unitransformer.record.schema import load_record
 from unitransformer.transformer import Transformer
 

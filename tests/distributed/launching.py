@@ -13,10 +13,11 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+from recipes import bert, gpt, vit
 from recipes.command_line import run_recipe
-from recipes.service.worker import RECIPES
 from tests.distributed.forking import begin_fork, fork_command, fork_ranks
 
+RECIPES: dict[str, Any] = {"bert": bert, "gpt": gpt, "vit": vit}
 TINY = [
     *("--model.width", "16", "--model.num-layers", "2", "--model.num-heads", "2"),
     *("--model.feedforward-width", "32", "--dropout", "0", "--max-steps", "6"),

@@ -10,13 +10,14 @@ import pytest
 import yaml
 
 from recipes import bert, gpt, vit
-from recipes.command_line import RUN_FOLDER, run_recipe
+from recipes.command_line import run_recipe
 from recipes.options import build_config, build_parser, parse
 from recipes.presets import Preset, nearest
 from unitransformer.checkpoint.callbacks import sole_user
-from unitransformer.config import ModelConfig, OptimizerConfig, RunConfig
+from unitransformer.config import ModelConfig, OptimizerConfig, ParallelConfig, RunConfig
 from unitransformer.costs.flops import count_parameters
 from unitransformer.launch import devices
+from unitransformer.launch.variables import RUN_FOLDER
 from unitransformer.record.parameter_summary import human_count
 from unitransformer.record.schema import config_of, load_record
 
@@ -225,6 +226,19 @@ def test_auto_says_what_it_has_chosen_for_several_ranks_and_why(
     assert why in line
     assert f"\nstrategy        {line.removeprefix('strategy ')}\n" in told
     assert f", {strategy}, " in told  # where and in which numbers
+
+
+def test_device_and_strategy_are_decided_once(say: Say, monkeypatch: pytest.MonkeyPatch) -> None:
+    decided = []
+    find_device = devices.find_device
+
+    def find_and_count(parallel: ParallelConfig) -> str:
+        decided.append(parallel)
+        return find_device(parallel)
+
+    monkeypatch.setattr(devices, "find_device", find_and_count)
+    say(TINY)
+    assert len(decided) == 1
 
 
 def test_a_dry_run_names_places_that_were_chosen(say: Say) -> None:

@@ -89,9 +89,9 @@ def test_a_ceiling_joins_what_was_measured_before_and_after() -> None:
 def test_a_cpu_without_memory_for_a_tensor_is_out_of_memory() -> None:
     with pytest.raises(RuntimeError) as told:
         torch.empty(1 << 62, dtype=torch.uint8)
-    assert type(running._named(told.value)) is MemoryError
+    assert type(running._as_memory_error(told.value)) is MemoryError
     other = RuntimeError("something else")
-    assert running._named(other) is other
+    assert running._as_memory_error(other) is other
 
 
 def test_a_gpu_is_described_followed_and_its_memory_counted_from_the_start_of_training(

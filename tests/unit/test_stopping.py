@@ -2,11 +2,13 @@
 
 import math
 import random
+from types import SimpleNamespace
 
 import pytest
 
 from unitransformer.stats.intervals import describe
 from unitransformer.stats.stopping_rule import is_look, is_narrow
+from unitransformer.training import stop
 
 
 def make_steps(seed: int, num_steps: int = 1200) -> list[float]:
@@ -63,3 +65,15 @@ def test_the_interval_at_the_end_still_covers_9_in_10() -> None:
 def test_a_target_that_is_no_share_is_refused() -> None:
     with pytest.raises(ValueError, match="target is 1; give a share"):
         is_narrow([0.1] * 64, 1)
+
+
+def test_a_wide_interval_does_not_undo_the_stop_that_a_signal_asked_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = SimpleNamespace(step_s=lambda: [1.0, 2.0] * 32)
+    callback = stop.UntilInterval(0.001, clock, dict)  # type: ignore[arg-type]
+    monkeypatch.setattr(stop, "gather", lambda value, module: [value])
+    module = stop.TrainingModule.__new__(stop.TrainingModule)
+    trainer = SimpleNamespace(global_step=64, should_stop=True)
+    callback.on_train_batch_end(trainer, module)  # type: ignore[arg-type]
+    assert trainer.should_stop

@@ -1,4 +1,4 @@
-"""Callbacks that save a run as it goes and take it up again."""
+"""Callbacks that save a run while it trains, and resume it."""
 
 import contextlib
 import json
@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
@@ -16,17 +16,24 @@ from filelock import FileLock, Timeout
 from unitransformer.checkpoint.reader import (
     Reader,
     Told,
+    check_files,
+    check_same_run,
     first_line,
+    list_checkpoints,
     newest_checkpoint,
     read_tensors,
+    read_told,
 )
 from unitransformer.checkpoint.state import State, count_updates, put_state, take_state
 from unitransformer.checkpoint.writer import Writer, remove_remains, start_saving
+from unitransformer.config import RunConfig
+from unitransformer.launch.environment import process_rank
 from unitransformer.launch.failures import report_failure
 from unitransformer.launch.signals import Stopped
 from unitransformer.training.module import TrainingModule
 
 DEEPSPEEDS_SCALE = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
+Resuming = bool | Literal["auto"]  # "auto": if there is a checkpoint
 PATIENCE_S = 4.0  # that a run which fails waits for other ranks to write their parts
 
 
@@ -168,6 +175,43 @@ class Resume(pl.Callback):
             put_state(pl_module, trainer, read, step=self.told["num_updates"])
         _set_loss_scaler(trainer, self.told["loss_scaler"])
         trainer.fit_loop.load_state_dict(_loops_after(trainer, step, pl_module.config.accumulate))
+
+
+def find_resume(config: RunConfig, folder: Path | None, *, resume: Resuming) -> Resume | None:
+    """Resumes from the newest checkpoint of `folder`, which is verified; None starts afresh.
+
+    Raises:
+        ValueError: no checkpoint where there must be one, one of another run, or one where a new
+            run would write.
+    """
+    if folder is None:
+        if resume is True:
+            raise ValueError("resume: this run has no place for checkpoints; name one")
+        return None
+    rank = process_rank()
+    if not resume:
+        if list_checkpoints(folder) and rank == 0:
+            raise ValueError(
+                f"checkpoint-dir {folder} holds {newest_checkpoint(folder)}; "
+                "add --resume to go on from it, or choose another folder"
+            )
+        return None
+    path = newest_checkpoint(folder)
+    if path is None:
+        if resume == "auto":
+            return None
+        raise ValueError(
+            f"checkpoint-dir {folder} holds no checkpoint to resume; run without --resume first"
+        )
+    told = read_told(path)
+    check_same_run(told, config, path)
+    if resume is True and len(told["loss"]) >= config.max_steps:
+        raise ValueError(
+            f"checkpoint {path} is at step {len(told['loss'])} of max-steps {config.max_steps}: "
+            "nothing is left to do; raise --max-steps"
+        )
+    check_files(path, part=rank, parts=config.parallel.world_size)
+    return Resume(path, told)
 
 
 def _loops_after(trainer: pl.Trainer, step: int, accumulate: int) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What folders of checkpoints are called, and where else a rank may put its part first."""
+"""Names of checkpoint folders."""
 
 import re
 

@@ -22,6 +22,7 @@ CONVENTIONS = {
     "hardware": "as `matmul`, and what activation checkpointing does a second time (Korthikanti "
     "et al. 2022, appendix A)",
 }
+MAIN_CONVENTION = "matmul"  # the one shown where there is room for one
 
 
 def count_parameters(model: ModelConfig) -> int:

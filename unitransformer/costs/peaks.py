@@ -6,12 +6,14 @@ mix with fp8 and an unclear format have no peak.
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 from unitransformer.costs.gpus import Dtype, Gpu, find_gpu, why_unknown
 
 CPU = "cpu"  # what a record calls the device of a run without a GPU
 
-_FORMATS: dict[str, Dtype] = {
+# What a run of each precision computes matrix products in, where TF32 does not replace float32.
+MATMUL_DTYPE: dict[str, Literal["float32", "float16", "bfloat16"]] = {
     "32-true": "float32",
     "bf16-mixed": "bfloat16",
     "bf16-true": "bfloat16",
@@ -71,9 +73,9 @@ def _find_dtype(
     """What matrix products are computed in, or why that is not clear."""
     if precision.startswith("transformer-engine") or "fp8" in precision:
         return None, f"precision {precision} mixes fp8 with wider formats, which have other peaks"
-    if precision not in _FORMATS:
+    if precision not in MATMUL_DTYPE:
         return None, f"precision {precision} does not say what matrix products are computed in"
-    dtype = _FORMATS[precision]
+    dtype: Dtype = MATMUL_DTYPE[precision]
     if dtype != "float32" or device_name == CPU or allows_tf32 is False:
         return dtype, ""
     if gpu is not None and not gpu.is_amd and "tf32" not in gpu.dense_flops_per_s:

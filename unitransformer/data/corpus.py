@@ -38,7 +38,7 @@ from unitransformer.data.tokenizer import (
     build_tokenizer,
     special_tokens,
 )
-from unitransformer.files import cache_folder
+from unitransformer.files import CACHE_FOLDER, cache_folder
 
 __all__ = ["Corpus", "TokenizerKind", "builtin_files", "load_corpus", "special_tokens"]
 
@@ -275,7 +275,7 @@ def _naming_cache(cache: Path) -> Iterator[None]:
     except OSError as error:
         raise OSError(
             f"the corpus cache {cache} cannot be used ({error}); "
-            "set UNITRANSFORMER_CACHE to a writable folder with room"
+            f"set {CACHE_FOLDER} to a writable folder with room"
         ) from error
 
 

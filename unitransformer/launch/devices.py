@@ -6,12 +6,14 @@ import os
 import shlex
 import socket
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 from torch._C._distributed_c10d import TCPStore
 
-from unitransformer.config import ParallelConfig
+from unitransformer.config import ParallelConfig, RunConfig
+from unitransformer.costs.memory import choose_strategy
 from unitransformer.launch.environment import check_launched, launched_shape, process_rank
 from unitransformer.machine.host import available_cores, memory_bytes
 
@@ -20,6 +22,26 @@ TORCHRUN_PORT = 29_500  # torch's default
 FOLDER_WAIT = datetime.timedelta(minutes=10)  # for the ranks of other nodes to be started
 
 FOLDER_KEY = "unitransformer/folder"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResolvedConfig:
+    """A run whose device and strategy are decided, and checked against this machine."""
+
+    config: RunConfig
+    strategy_reason: str
+
+
+def resolve(config: RunConfig) -> ResolvedConfig:
+    """Decide the device and the strategy that `config` leaves open.
+
+    Raises:
+        ValueError: what this machine does not have, naming field, value and fix.
+    """
+    device = find_device(config.parallel)
+    config = replace(config, parallel=replace(config.parallel, accelerator=device))
+    config, reason = choose_strategy(config, device_memory_bytes(config.parallel, device))
+    return ResolvedConfig(config=config, strategy_reason=reason)
 
 
 def check_deepspeed(parallel: ParallelConfig) -> None:

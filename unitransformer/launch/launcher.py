@@ -31,7 +31,7 @@ from unitransformer.launch.failures import (
     silent_failure,
 )
 from unitransformer.launch.process_tree import die_with_parent
-from unitransformer.launch.signals import EXIT_CODE, SIGNALS
+from unitransformer.launch.signals import EXIT_CODE, SIGNALS, handling
 
 ADDRESS = "127.0.0.1"  # where the ranks started here meet
 RUN_ID = "unitransformer"  # of the ranks started here, in `TORCHELASTIC_RUN_ID`
@@ -216,10 +216,5 @@ def _kill(ranks: list[_Rank]) -> None:
 def _signals() -> Iterator[list[int]]:
     """The signals to stop that come meanwhile, in place of what they would do."""
     caught: list[int] = []
-    numbers = (signal.SIGINT, *SIGNALS)
-    before = {number: signal.signal(number, lambda n, _: caught.append(n)) for number in numbers}
-    try:
+    with handling((signal.SIGINT, *SIGNALS), lambda number, _: caught.append(number)):
         yield caught
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -4,9 +4,8 @@ import contextlib
 import os
 import signal
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
-from typing import Any
 
 SIGNALS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM)
 EXIT_CODE = os.EX_TEMPFAIL  # 75: stopped by one of them; the same command goes on
@@ -23,6 +22,19 @@ class StopAsked(KeyboardInterrupt):
     """One of `SIGNALS` where there is nothing to save: what is under way is given up."""
 
 
+@contextlib.contextmanager
+def handling(
+    numbers: Sequence[int], handle: Callable[[int, FrameType | None], object]
+) -> Iterator[None]:
+    """Within, `handle` is called at these signals; afterwards what was called before."""
+    before = {number: signal.signal(number, handle) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 class StopSignals:
     """Notes the first of `SIGNALS` while it is open; a handler does nothing else.
 
@@ -31,16 +43,15 @@ class StopSignals:
 
     def __init__(self) -> None:
         self.caught = 0  # number of the signal; 0: none yet
-        self._before: Mapping[signal.Signals, Any] = {}
+        self._handling = contextlib.ExitStack()
 
     def __enter__(self) -> "StopSignals":
         if threading.current_thread() is threading.main_thread():  # no other may ask for signals
-            self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
+            self._handling.enter_context(handling(SIGNALS, self._note))
         return self
 
     def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
+        self._handling.close()
 
     def _note(self, number: int, _: FrameType | None) -> None:
         self.caught = self.caught or number
@@ -49,16 +60,15 @@ class StopSignals:
 @contextlib.contextmanager
 def holding_interrupt() -> Iterator[None]:
     """Ctrl-C waits for the end of what must not be left in the middle."""
-    before = signal.getsignal(signal.SIGINT)
     is_main = threading.current_thread() is threading.main_thread()
-    if before is None or not is_main:  # not Python's, or no place where it would be raised
+    # Not Python's, or no place where it would be raised.
+    if signal.getsignal(signal.SIGINT) is None or not is_main:
         yield
         return
     caught: list[int] = []
-    signal.signal(signal.SIGINT, lambda number, _: caught.append(number))
     try:
-        yield
+        with handling([signal.SIGINT], lambda number, _: caught.append(number)):
+            yield
     finally:
-        signal.signal(signal.SIGINT, before)
         if caught:
             signal.raise_signal(signal.SIGINT)

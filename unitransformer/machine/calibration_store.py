@@ -15,6 +15,7 @@ from typing import Any, get_args
 import platformdirs
 
 from unitransformer.files import write_atomically
+from unitransformer.launch.variables import DATA_FOLDER
 from unitransformer.machine.alpha_beta import Collective, Point
 from unitransformer.machine.calibration import Calibration, Ceiling, Samples
 from unitransformer.machine.host import Machine
@@ -22,7 +23,6 @@ from unitransformer.record.seals import SEALS, check_seals, read_json, seal
 
 SCHEMA = 1
 SCHEMA_FIELD = "calibration_schema"
-DATA_FOLDER = "UNITRANSFORMER_DATA"  # environment variable: where what is kept for long lies
 
 Kinds = Mapping[str, type | tuple[type, ...]]
 NUMBER, LIST, NOTHING = (int, float), (list, tuple), type(None)

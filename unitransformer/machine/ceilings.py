@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from unitransformer.config import Precision
+from unitransformer.costs.peaks import MATMUL_DTYPE
 from unitransformer.machine.calibration import Ceiling, Samples
 from unitransformer.machine.host import last_level_cache_bytes, memory_bytes
 from unitransformer.machine.timing import Clock, choose_clock, first_sample, repeat, wait_for_others
@@ -39,13 +40,10 @@ COPY_SHARE = 0.25  # of the budget
 
 
 def dtype_of(precision: Precision, device: torch.device) -> Dtype:
-    """What the products of a run are done in: float32 becomes TF32 where torch is told so."""
-    if precision == "16-mixed":
-        return "float16"
-    if precision.startswith("bf16"):
-        return "bfloat16"
-    is_tf32 = device.type == "cuda" and torch.get_float32_matmul_precision() != "highest"
-    return "tf32" if is_tf32 else "float32"
+    """What a run computes matrix products in: TF32 in place of float32 where torch allows it."""
+    dtype = MATMUL_DTYPE[precision]
+    allows_tf32 = device.type == "cuda" and torch.get_float32_matmul_precision() != "highest"
+    return "tf32" if dtype == "float32" and allows_tf32 else dtype
 
 
 def measure_ceiling(

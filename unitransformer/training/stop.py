@@ -17,14 +17,13 @@ class AgreeToStop(pl.Callback):
     """Decides at the end of a step, on every rank alike, whether any of them was asked to stop.
 
     The ranks ask each other at the end of one step and read the answer at the end of the next: it
-    travels while they compute, and nobody waits for it. Stands before the callbacks that act on
-    the last step; `asking` stands behind all that start or stop a profiler, which damages the
-    memory of a collective that is under way.
+    travels while they compute, and nobody waits for it. `asking` is the callback that asks;
+    `callbacks` says where both stand, and why.
     """
 
     def __init__(self, signals: StopSignals) -> None:
         self.signals = signals
-        self.asking = _Ask(self)
+        self.asking = AskToStop(self)
         self._last_step = 0
         self._group: torch.distributed.ProcessGroup | None = None
         self._number = torch.zeros(1, dtype=torch.int32)
@@ -65,7 +64,7 @@ class AgreeToStop(pl.Callback):
         return int(self._number)
 
 
-class _Ask(pl.Callback):
+class AskToStop(pl.Callback):
     """Asks when the callbacks before it are done with the step."""
 
     def __init__(self, agreeing: AgreeToStop) -> None:
@@ -76,7 +75,7 @@ class _Ask(pl.Callback):
 
 
 class UntilInterval(pl.Callback):
-    """Asks all ranks to stop; before the callbacks that act on the last step.
+    """Ends training on all ranks at the same step.
 
     Args:
         target: width of the interval of the median step, as a share of it.
@@ -105,4 +104,7 @@ class UntilInterval(pl.Callback):
         slowest_s = [max(step_s) for step_s in zip(*(own for own, _ in ranks), strict=True)]
         done = range(len(slowest_s))
         unsteady = {step - self._first_step for _, own in ranks for step in own} & {*done}
-        trainer.should_stop = is_narrow(slowest_s, self.target, unsteady=unsteady)
+        if is_narrow(
+            slowest_s, self.target, unsteady=unsteady
+        ):  # else a signal may have stopped it
+            trainer.should_stop = True

@@ -22,7 +22,7 @@ from scaling.report.run_formatting import TITLES
 from scaling.report.table_notes import field_in_words, telling
 from scaling.store.reader import Store
 from scaling.store.run import Run
-from unitransformer.config import Recipe, RunConfig, Strategy, to_dict
+from unitransformer.config import Recipe, RunConfig, Strategy, flat_dict
 from unitransformer.costs.flops import count_parameters
 from unitransformer.record.parameter_summary import human_count
 from unitransformer.record.units import count
@@ -204,18 +204,11 @@ def _details(found: Sequence[Entry]) -> dict[str, Any]:
 def _config(entry: Entry) -> dict[str, Any]:
     """Every field by its dotted name; empty: the recipe refused the options."""
     config = _config_of(entry)
-    return {} if config is None else _flat(to_dict(config))
+    return {} if config is None else flat_dict(config)
 
 
 def _config_of(entry: Entry) -> RunConfig | None:
     return entry.run.config if entry.run else entry.outcome.config if entry.outcome else None
-
-
-def _flat(values: Mapping[str, Any], before: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        flat |= _flat(value, f"{name}.") if isinstance(value, dict) else {before + name: value}
-    return flat
 
 
 def _without(config: Mapping[str, Any], shared: Mapping[str, Any]) -> dict[str, Any]:
