@@ -13,11 +13,11 @@ from typing import Any
 import jsonargparse
 from tabulate import tabulate
 
+from scaling.markdown import count
 from unitransformer.config import Accelerator
 from unitransformer.launch.subprocess_module import run_module
 from unitransformer.machine.calibration import Calibration, Samples
 from unitransformer.machine.calibration_store import read_calibration
-from unitransformer.record.units import count
 
 LEAST_SECONDS, DEFAULT_SECONDS, MOST_SECONDS = 1.0, 5.0, 600.0
 PATIENCE_S = 300.0  # beyond the work itself: imports, and a machine busy with other things

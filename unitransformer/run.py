@@ -43,7 +43,7 @@ from unitransformer.training.history import (
     read_history,
 )
 from unitransformer.training.module import TrainingModule
-from unitransformer.training.progress import Bar, LogLines
+from unitransformer.training.progress import Bar, LogLines, TimeLeft
 from unitransformer.training.stop import AgreeToStop, UntilInterval
 from unitransformer.training.trainer import build_trainer
 from unitransformer.transformer import Transformer
@@ -172,7 +172,10 @@ def _run(
                 },
             )
         )
-    others: list[pl.Callback] = [Bar(config, lines)] if show_bar and is_first else []
+    others: list[pl.Callback] = []
+    if is_first:
+        others.append(TimeLeft(config, clock, say, lambda: instruments.matmul_flops_per_s))
+        others += [Bar(config, lines)] if show_bar else []
     agreeing = AgreeToStop(signals)
     watchers: list[pl.Callback] = [agreeing, instruments]
     if instruments.trace is not None:

@@ -18,6 +18,7 @@ import jsonargparse
 
 from scaling.lint.table_arithmetic import Table, check_tables, read_tables
 from scaling.lint.text_diff import first_difference
+from scaling.markdown import count
 from scaling.parity import certificate as certificates
 from scaling.report.options import (
     ReportOptions,
@@ -44,7 +45,6 @@ from scaling.store.run import Run, find_contradictions
 from unitransformer.config import Recipe
 from unitransformer.machine.host import available_cores
 from unitransformer.record.fields import NUMBER, Kinds, check_fields
-from unitransformer.record.units import count
 
 COMMAND = ("python", "-m", "scaling", "report")
 PASSPORT: dict[str, Kinds] = {

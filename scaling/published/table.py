@@ -6,9 +6,8 @@ from pathlib import Path
 
 import jsonargparse
 
-from scaling.markdown import table
+from scaling.markdown import count, table
 from scaling.published.recompute import Check, Replayed
-from unitransformer.record.units import count
 
 HEADERS = (
     "source",

@@ -9,12 +9,13 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 from scaling.analysis.efficiency import Estimate, pooled_rate, ratio
+from scaling.markdown import count
 from scaling.parity.cases import BOUNDS
 from scaling.store.conditions import differences
 from scaling.store.run import Run
 from unitransformer.config import RunConfig, to_dict
 from unitransformer.record.schema import Record, config_of
-from unitransformer.record.units import count, ms
+from unitransformer.record.units import ms
 
 Word = Literal["reproduced", "not reproduced", "inconclusive"]
 EXIT_CODES: Mapping[Word, int] = MappingProxyType(

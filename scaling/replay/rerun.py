@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import get_args
 
 from scaling.exit_status import judge, kernel_kills
+from scaling.markdown import count
 from scaling.recipe_process import Runner
 from scaling.replay.compare import DAY_S, Launch, Original, Verdict, compare
 from scaling.store.outcome import FILE, Outcome, is_outcome, read_outcome
@@ -20,7 +21,6 @@ from unitransformer.config import Recipe
 from unitransformer.launch.variables import RUN_FOLDER
 from unitransformer.record.schema import load_record
 from unitransformer.record.seals import read_json
-from unitransformer.record.units import count
 
 Say = Callable[[str], None]
 

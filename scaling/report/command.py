@@ -3,6 +3,7 @@
 from collections import Counter
 from pathlib import Path
 
+from scaling.markdown import count
 from scaling.parity import certificate
 from scaling.report.exports import to_csv, to_json
 from scaling.report.options import ReportOptions, report_command
@@ -15,7 +16,6 @@ from scaling.store.run import find_contradictions
 from unitransformer.files import check_writable, write_atomically
 from unitransformer.launch.gc_pause import no_collection
 from unitransformer.machine.host import available_cores
-from unitransformer.record.units import count
 
 EXPORTS = ("html", "csv", "json")
 TITLE = "Results"

@@ -4,10 +4,10 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from scaling.markdown import escaped
+from scaling.markdown import count, escaped
 from scaling.store.conditions import differences
 from unitransformer.record.schema import Record
-from unitransformer.record.units import count, gib
+from unitransformer.record.units import gib
 
 LONGEST_DIFFERENCE = 400  # letters
 

@@ -13,12 +13,13 @@ from scaling.analysis.efficiency import (
     find_curves,
     pool,
 )
+from scaling.markdown import count
 from scaling.report import run_formatting
 from scaling.report.table_notes import PLAIN, SETTINGS, field_in_words, settings_of, telling
 from scaling.store.conditions import processors_of
 from scaling.store.reader import Cell
 from unitransformer.config import RunConfig
-from unitransformer.record.units import count, is_small
+from unitransformer.record.units import is_small
 
 OFTEN_PLAIN = (*("parallel.compile", "parallel.activation_checkpointing", "parallel.cpu_offload"),)
 

@@ -9,7 +9,7 @@ from pathlib import PurePosixPath
 from typing import get_args
 from urllib.parse import quote
 
-from scaling.markdown import code_block, escaped, link, table
+from scaling.markdown import code_block, count, escaped, link, table
 from scaling.parity import certificate
 from scaling.parity.certificate import find_other_bounds
 from scaling.report import run_formatting
@@ -34,7 +34,6 @@ from scaling.store.run import Run, find_contradictions, find_recounts
 from unitransformer.config import Recipe
 from unitransformer.costs.flops import count_parameters
 from unitransformer.record.parameter_summary import human_count
-from unitransformer.record.units import count
 
 LOG_LINES = 12
 LONG_SUMMARY = 50  # lines from which a summary is folded

@@ -8,13 +8,13 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from scaling.analysis.efficiency import Estimate, Point
-from scaling.markdown import escaped, table
+from scaling.markdown import count, escaped, table
 from scaling.report.environment import without_places
 from scaling.store.run import Run
 from unitransformer.config import ModelConfig, RunConfig, to_dict
 from unitransformer.costs.flops import count_parameters
 from unitransformer.record.parameter_summary import human_count
-from unitransformer.record.units import count, rate_in_words
+from unitransformer.record.units import rate_in_words
 
 # Settings that are always told, in this order, above the table or in it.
 SETTINGS = {

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 from filelock import FileLock
 
+from scaling.markdown import count
 from scaling.recipe_process import Ended, Runner
 from scaling.store.outcome import CELLS, FILE, STUDY, Outcome, load_outcome, write_outcome
 from scaling.store.reader import find_ahead
@@ -26,7 +27,6 @@ from scaling.sweep.run_cell import Limits, now, run_cell, unrun
 from scaling.sweep.study import Study
 from unitransformer.files import write_atomically
 from unitransformer.record.seals import check_seals, read_json, seal
-from unitransformer.record.units import count
 
 SCHEMA = 1
 

@@ -4,12 +4,13 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from scaling.markdown import count, duration
 from scaling.sweep.plan import Task, train_flops
 from unitransformer.config import Precision, RunConfig
 from unitransformer.costs.memory import rank_bytes
 from unitransformer.machine.calibration import Calibration
 from unitransformer.machine.calibration_store import load_calibration
-from unitransformer.record.units import count, duration, gib
+from unitransformer.record.units import gib
 
 DTYPE: dict[Precision, str] = {
     "32-true": "float32",

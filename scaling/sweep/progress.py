@@ -10,10 +10,10 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from scaling.markdown import duration
 from scaling.store.outcome import Outcome
 from scaling.sweep.claims import Holder
 from scaling.sweep.plan import Task, train_flops
-from unitransformer.record.units import duration
 
 SHOWN = 8  # cells that have ended, the newest of them
 

@@ -17,9 +17,9 @@ from typing import Any, get_args
 
 import yaml
 
+from scaling.markdown import count
 from unitransformer.cli import nearest
 from unitransformer.config import Recipe
-from unitransformer.record.units import count
 
 RECIPES: tuple[Recipe, ...] = get_args(Recipe)
 # What a sweep decides for each of its cells.

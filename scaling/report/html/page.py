@@ -16,6 +16,7 @@ from importlib import resources
 from typing import Any, get_args
 
 from scaling.analysis.efficiency import batch_of, find_curves
+from scaling.markdown import count
 from scaling.report.environment import without_places
 from scaling.report.rows import NAMES, Entry, Row, entries
 from scaling.report.run_formatting import TITLES
@@ -25,7 +26,6 @@ from scaling.store.run import Run
 from unitransformer.config import Recipe, RunConfig, Strategy, to_dict
 from unitransformer.costs.flops import count_parameters
 from unitransformer.record.parameter_summary import human_count
-from unitransformer.record.units import count
 
 MOST_POINTS = 200  # of a loss curve: a page of ten thousand rows has to open
 DIGITS = 5  # of a loss

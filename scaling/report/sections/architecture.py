@@ -1,8 +1,8 @@
 """A config as a Mermaid flowchart: what is built, and what the loss looks at."""
 
+from scaling.markdown import count
 from unitransformer.config import ModelConfig, RunConfig
 from unitransformer.costs.flops import count_looked_at
-from unitransformer.record.units import count
 
 
 def draw_architecture(config: RunConfig) -> str:

@@ -2,13 +2,12 @@
 
 from pathlib import PurePosixPath
 
-from scaling.markdown import escaped, table
+from scaling.markdown import count, escaped, table
 from scaling.report import run_formatting
 from scaling.report.environment import without_places
 from scaling.store.outcome import STUDY
 from scaling.store.reader import LeftOut, Store
 from scaling.store.run import Run
-from unitransformer.record.units import count
 
 LONGEST_MESSAGE = 300  # letters of an error in a table; the record has all of them
 

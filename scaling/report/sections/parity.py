@@ -6,7 +6,7 @@ from pathlib import PurePosixPath
 from typing import get_args
 
 from scaling.analysis.proof import Proof, find_proof
-from scaling.markdown import code_block, escaped, link, table
+from scaling.markdown import code_block, count, escaped, link, table
 from scaling.parity.cases import BOUNDS, Verdict
 from scaling.parity.certificate import Certificate, Result, newest_first
 from scaling.report import run_formatting
@@ -18,7 +18,6 @@ from scaling.report.environment import (
 )
 from scaling.store.run import Run
 from unitransformer.config import Precision, Recipe
-from unitransformer.record.units import count
 
 LONGEST_REASON = 300  # letters in a table; the certificate has all of them
 

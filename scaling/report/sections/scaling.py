@@ -11,7 +11,7 @@ from scaling.analysis.efficiency import OF_A_CURVE, Curve, Point, Scaling, find_
 from scaling.analysis.fastest import compare_strategies
 from scaling.analysis.scaling_laws import Law, fit_laws
 from scaling.analysis.time_lost import Loss, LossPart, Slowest, Traced, explain
-from scaling.markdown import escaped, table
+from scaling.markdown import count, escaped, table
 from scaling.parity.certificate import Certificate
 from scaling.report import run_formatting
 from scaling.report.sections.fastest import fastest_blocks
@@ -39,7 +39,6 @@ from scaling.store.reader import Cell
 from scaling.store.run import Run
 from unitransformer.config import RunConfig
 from unitransformer.costs.flops import count_parameters
-from unitransformer.record.units import count
 
 EFFICIENCY = (
     "Speed-up is the speed over that of the baseline, the smallest number of devices there is; "

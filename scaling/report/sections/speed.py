@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from scaling.markdown import escaped, table
+from scaling.markdown import count, escaped, table
 from scaling.report import run_formatting
 from scaling.store.conditions import differences
 from scaling.store.run import Run
@@ -21,7 +21,7 @@ from unitransformer.record.metrics import (
     share_in_words,
 )
 from unitransformer.record.schema import Record
-from unitransformer.record.units import count, ms, rate_in_words, si
+from unitransformer.record.units import ms, rate_in_words, si
 from unitransformer.stats.comparisons import LEAST_LAUNCHES, pays_off_at, split_variance
 
 

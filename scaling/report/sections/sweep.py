@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import get_args
 
 from scaling.analysis.efficiency import Curve, Scaling, find_curves
-from scaling.markdown import code_block, escaped
+from scaling.markdown import code_block, count, escaped
 from scaling.parity.certificate import Certificate
 from scaling.report import run_formatting
 from scaling.report.environment import apart, without_places
@@ -17,7 +17,7 @@ from scaling.store.reader import Cell
 from scaling.store.run import Run
 from unitransformer.config import Recipe
 from unitransformer.costs.memory import rank_bytes
-from unitransformer.record.units import count, gib, ms, rate_in_words, si
+from unitransformer.record.units import gib, ms, rate_in_words, si
 
 LONGEST_REASON = 160  # letters in a table; the outcome has all of them
 LONGEST_SHARED = 80  # letters of an option that all cells share
