@@ -17,7 +17,7 @@ from unitransformer.measure.instruments import Instruments
 from unitransformer.profiling.profiler import Trace
 from unitransformer.record.log_lines import is_due
 from unitransformer.stats.stopping_rule import is_look
-from unitransformer.training.progress import Bar, LogLines
+from unitransformer.training.progress import Bar, LogLines, TimeLeft
 from unitransformer.training.stop import AgreeToStop, AskToStop, UntilInterval
 
 
@@ -67,6 +67,7 @@ def build_callbacks(
     lines: LogLines,
     saver: SaveCheckpoints | None,
     resume: Resume | None,
+    time_left: TimeLeft | None = None,
     has_bar: bool,
 ) -> list[pl.Callback]:
     """All callbacks of a run; the order obeys `MUST_PRECEDE`."""
@@ -80,6 +81,7 @@ def build_callbacks(
         None if target is None else UntilInterval(target, clock, lambda: instruments.unsteady),
         lines,
         saver,
+        time_left,
         Bar(config, lines) if has_bar else None,
         resume,  # acts before training, where no order matters
         agreement.asking,

@@ -40,7 +40,7 @@ from unitransformer.training.history import (
     read_history,
 )
 from unitransformer.training.module import TrainingModule
-from unitransformer.training.progress import LogLines
+from unitransformer.training.progress import LogLines, TimeLeft
 from unitransformer.training.stop import AgreeToStop
 from unitransformer.training.trainer import build_trainer
 from unitransformer.transformer import Transformer
@@ -185,6 +185,11 @@ def _build(
             else SaveCheckpoints(places.checkpoints, every=config.checkpoint_every, tell=describe)
         ),
         resume=resume,
+        time_left=(
+            TimeLeft(config, clock, say, lambda: instruments.matmul_flops_per_s)
+            if is_first
+            else None
+        ),
         has_bar=show_bar and is_first,
     )
     trainer = build_trainer(

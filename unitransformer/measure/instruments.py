@@ -129,6 +129,11 @@ class Instruments(pl.Callback):
             reasons |= dict.fromkeys(counted, "bytes of tensors were counted")
         return reasons
 
+    @property
+    def matmul_flops_per_s(self) -> float | None:
+        """The best rate of this rank's matrix products so far; None if not measured."""
+        return None if self._ceiling is None else self._ceiling.matmul_flops_per_s
+
     def reading(self, device: torch.device) -> dict[str, Any]:
         """Of this rank, plain; what was not looked at is None."""
         counted, ceiling = self._counted, self._ceiling

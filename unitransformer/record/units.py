@@ -31,6 +31,18 @@ def rate_in_words(per_s: float, unit: str) -> str:
     return f"{per_s:,.{digits}f} {unit}/s"
 
 
+def duration(seconds: float) -> str:
+    """As people say it: 45 s, 12 min, 3 h 20 min."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60:,} h {minutes % 60} min"
+
+
+def count(number: int, thing: str, things: str = "") -> str:
+    return f"{number:,} {thing if number == 1 else things or f'{thing}s'}"
+
+
 def si(number: float) -> str:
     """Three digits and the prefix of the unit that follows: "6.01 M"."""
     scale, prefix = _prefix(number)
@@ -67,15 +79,3 @@ def gib(num_bytes: int) -> str:
     if is_small(num_bytes):
         return f"{num_bytes / 2**20:,.1f} MiB"
     return f"{num_bytes / 2**30:,.2f} GiB"
-
-
-def duration(seconds: float) -> str:
-    """As people say it: 45 s, 12 min, 3 h 20 min."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 90 else f"{minutes // 60:,} h {minutes % 60} min"
-
-
-def count(number: int, thing: str, things: str = "") -> str:
-    return f"{number:,} {thing if number == 1 else things or f'{thing}s'}"

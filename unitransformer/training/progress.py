@@ -4,6 +4,7 @@ for those who look from elsewhere.
 
 import contextlib
 import json
+import math
 import statistics
 import time
 from collections.abc import Callable
@@ -14,10 +15,75 @@ import lightning.pytorch as pl
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from unitransformer.config import RunConfig
+from unitransformer.costs.flops import flops_per_sample
 from unitransformer.files import write_atomically
 from unitransformer.measure.clock import StepClock
 from unitransformer.record.log_lines import is_due, ms_per_step, step_line, validation_line
+from unitransformer.record.units import UNIT, count, duration
 from unitransformer.training.module import TrainingModule
+
+TIMED_STEPS = 3  # behind the first, which is slower: enough for an estimate
+WORTH_SAYING_S = 10
+
+
+class TimeLeft(pl.Callback):
+    """Prints the plan before the first step, and an estimate of the time left after a few steps.
+
+    Args:
+        matmul_flops_per_s: what this rank's matrix products reached just before training, if known.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        clock: StepClock,
+        say: Callable[[str], None],
+        matmul_flops_per_s: Callable[[], float | None],
+    ) -> None:
+        self.config, self.clock, self.say = config, clock, say
+        self.matmul_flops_per_s = matmul_flops_per_s
+        self._is_estimated = False
+
+    def on_train_start(self, trainer: pl.Trainer, *args: Any) -> None:
+        config, first_step = self.config, trainer.global_step
+        samples = config.global_batch_size
+        units = f"{samples * config.tokens_per_sample:,} {UNIT[config.recipe]}"
+        num_steps = config.max_steps - first_step
+        if config.until_interval is not None:
+            self.say(f"plan    up to {count(num_steps, 'step')} of {units}")
+            return
+        plan = f"{count(num_steps, 'step')} of {units}, {self._validations(first_step + 1)}"
+        if rate := self.matmul_flops_per_s():
+            # A causal mask may halve attention. Validation has no backward pass.
+            flops = flops_per_sample(config, causal=True) * samples / config.parallel.world_size
+            if (least_s := num_steps * flops / rate) >= 1:
+                plan += f"; at least {duration(least_s)} at the matrix product speed just measured"
+        self.say(f"plan    {plan}")
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *args: Any) -> None:
+        config, step = self.config, trainer.global_step
+        # Where a line is due, the clock is read anyway: reading it waits for the device.
+        if self._is_estimated or config.until_interval is not None or not is_due(config, step):
+            return
+        step_s = self.clock.step_s()[1:]
+        if len(step_s) < TIMED_STEPS:
+            return
+        self._is_estimated = True
+        each_s, num_steps = statistics.median(step_s), config.max_steps - step
+        # Forward is about a third of forward and backward.
+        batches_s = each_s / config.accumulate * config.validation_batches / 3
+        left_s = num_steps * each_s + self._num_validations(step) * batches_s
+        if left_s >= WORTH_SAYING_S:
+            rest = f"{count(num_steps, 'step')} of {each_s:.2g} s, {self._validations(step)}"
+            self.say(f"time    about {duration(left_s)} of training left: {rest}")
+
+    def _num_validations(self, step: int) -> int:
+        """Behind `step` and all steps after it; the last step always validates."""
+        every = self.config.validate_every
+        return math.ceil(self.config.max_steps / every) - (step - 1) // every
+
+    def _validations(self, step: int) -> str:
+        return count(self._num_validations(step), "validation")
 
 
 class LogLines(pl.Callback):
