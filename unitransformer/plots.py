@@ -1,8 +1,16 @@
-"""Plots for people: curves in, a file out that is the same whenever the curves are. No torch."""
+"""Draws loss curves and panels of lines; equal input gives equal bytes. Needs no torch.
+
+Figures have no background, and every colour has a contrast of at least 3 to 1 on white and on
+GitHub's dark page. Lines are labelled at their right end, so no legend has to be matched to them.
+"""
 
 import io
+import math
+import textwrap
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Literal
 
 import matplotlib
@@ -12,12 +20,41 @@ matplotlib.use("Agg", force=False)  # a figure must not need a screen
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-# Readable on light and dark pages: mid tones on a transparent ground.
-TRAIN, VALIDATION, BASELINE, INK = "#3b82c4", "#e07b39", "#8a8a8a", "#7a7a7a"
-LINES = ("#3b82c4", "#e07b39", "#3f9d6b", "#b0559f", "#c0504d", "#8a7a3a", "#5f7fbf", "#7a7a7a")
+TRAIN, VALIDATION, INK = "#1490d8", "#c0622b", "#7b7b7b"
+WIDTH = 7.0  # inches; GitHub shows them as about 670 pixels
+TITLE, FONT, SMALL = 11.0, 9.5, 8.5  # points
+CAPTION_WIDTH = 115  # letters
+MOST_COLUMNS = 4  # of the meaning of markers
 FEW_STEPS = 40  # up to here each step gets a mark
+DASHED = (0, (5, 3))
+END = 1.03  # where labels of line ends begin, in widths of the panel
+LEAST_TICK_GAP = 0.09  # between labelled ticks, in widths of the panel
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mark:
+    """One place of a line; `low` and `high` are the ends of an interval, or None together."""
+
+    x: float
+    value: float
+    launches: tuple[float, ...] = ()  # single measurements, drawn as small dots
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    """One line of a panel."""
+
+    label: str  # at its right end
+    marks: tuple[Mark, ...]
+    colour: str = INK
+    marker: str = ""
+    style: str | tuple[int, tuple[int, ...]] = "-"
+    thickness: float = 1.4
 
 
 def loss_figure(
@@ -27,110 +64,97 @@ def loss_figure(
     title: str,
     baseline: tuple[str, float] | None = None,
 ) -> Figure:
-    """Training loss of every step, validation loss, and a line to beat."""
-    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
-    axes.plot(
-        range(1, len(losses) + 1),
-        losses,
-        color=TRAIN,
-        linewidth=1.2,
-        marker="." if len(losses) <= FEW_STEPS else "",
-        label="training",
-    )
-    if validation:
-        axes.plot(
-            [point["step"] for point in validation],
-            [point["val_loss"] for point in validation],
-            color=VALIDATION,
-            marker="o",
-            markersize=4,
-            label="validation",
+    """Draws the training loss of every step, the validation loss and the baseline to beat."""
+    figure, axes = plt.subplots(figsize=(WIDTH, 3.6), layout="constrained")
+    lines = [
+        Line(
+            label="training",
+            marks=tuple(Mark(x=step, value=loss) for step, loss in enumerate(losses, 1)),
+            colour=TRAIN,
+            marker="." if len(losses) <= FEW_STEPS else "",
+            thickness=1.1,
         )
+    ]
+    if validation:
+        points = [Mark(x=point["step"], value=point["val_loss"]) for point in validation]
+        lines.append(Line(label="validation", marks=tuple(points), colour=VALIDATION, marker="o"))
     if baseline is not None:
         name, value = baseline
-        axes.axhline(value, color=BASELINE, linestyle="--", linewidth=1, label=_as_it_is(name))
-    axes.set(xlabel="optimizer step", ylabel="cross entropy (nats)", title=_as_it_is(title))
+        ends = tuple(Mark(x=step, value=value) for step in (1, max(len(losses), 1)))
+        lines.append(Line(label=f"to beat: {name}", marks=ends, style=DASHED, thickness=1.0))
+    for line in lines:
+        _draw_line(axes, line)
+    axes.set(xlabel="optimizer step", ylabel="cross entropy (nats)")
+    axes.set_title(_literal(f"{title}: loss while training"), loc="left", fontsize=TITLE, color=INK)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))  # there is no step 2.5
-    _plain(axes)
-    axes.legend(frameon=False, labelcolor=INK)
+    axes.margins(x=0.02)
+    _style(axes)
+    _label_ends(figure, {axes: lines})
     return figure
 
 
-Point = tuple[float, float, float | None, float | None]  # x, y, and the ends of its interval
-
-
 def line_panels(
-    panels: Mapping[str, Mapping[str, Sequence[Point]]],
+    panels: Mapping[str, Sequence[Line]],
     *,
     title: str,
+    caption: str,
     x: str,
     y: str,
-    ideals: Sequence[Sequence[tuple[float, float]]] = (),
+    markers: Mapping[str, str],
 ) -> Figure:
-    """Lines with intervals, a panel beside another; one legend for all.
+    """Draws panels of lines, two beside each other, with one scale of each axis for all.
 
     Args:
-        ideals: lines along which nothing is lost, dotted.
+        panels: lines by the title of their panel.
+        caption: stands below the panels.
+        markers: what each marker means.
     """
+    columns = min(2, len(panels))
+    rows = math.ceil(len(panels) / columns)
     figure, grid = plt.subplots(
-        1, len(panels), figsize=(3.4 * len(panels) + 2.2, 3.6), sharey=True, squeeze=False,
+        rows, columns, figsize=(WIDTH, 1.3 + 2.1 * rows), sharey=True, squeeze=False,
         layout="constrained",
     )  # fmt: skip
-    names = sorted({name for lines in panels.values() for name in lines})
-    colours = {name: LINES[index % len(LINES)] for index, name in enumerate(names)}
-    for axes, (panel, lines) in zip(grid[0], sorted(panels.items()), strict=True):
-        for name, points in sorted(lines.items()):
-            axes.plot(
-                [point[0] for point in points],
-                [point[1] for point in points],
-                color=colours[name],
-                marker="o",
-                markersize=4,
-                linewidth=1.2,
-                linestyle="-" if names.index(name) < len(LINES) else "--",
-                label=_as_it_is(name),
-            )
-            for at, _, low, high in points:
-                if low is not None and high is not None:
-                    axes.plot([at, at], [low, high], color=colours[name], linewidth=2.5, alpha=0.4)
-        for ideal in ideals:
-            axes.plot(
-                *zip(*ideal, strict=True),
-                color=BASELINE,
-                linestyle=":",
-                linewidth=2.5,
-                label="nothing lost",
-            )
-        axes.set(xlabel=_as_it_is(x), title=_as_it_is(panel))
-        axes.set_ylim(bottom=0)
-        ticks = sorted(
-            {point[0] for lines_ in panels.values() for p in lines_.values() for point in p}
-        )
+    drawn = dict(zip(grid.flat, panels.values(), strict=False))
+    places = sorted({mark.x for lines in panels.values() for line in lines for mark in line.marks})
+    for axes, (panel, lines) in zip(drawn, panels.items(), strict=True):
+        for line in lines:
+            _draw_line(axes, line)
+        axes.set_title(_literal(panel), fontsize=FONT, color=INK)
         axes.set_xscale("log", base=2)
-        axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        axes.set_xlim(places[0] / 1.1, places[-1] * 1.1)
+        axes.set_xticks(places, _tick_labels(places))
         axes.minorticks_off()
-        _plain(axes)
-    grid[0][0].set_ylabel(_as_it_is(y))
-    handles = {
-        label: handle
-        for axes in grid[0]
-        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
-    }
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
+        _style(axes)
+    grid[0][0].set_ylim(bottom=0)  # after the last line is drawn: this ends the search for limits
+    for axes in [*drawn][-columns:]:
+        axes.set_xlabel(_literal(x), color=INK)
+    for axes in grid.flat[len(panels) :]:
+        axes.remove()
+    figure.supylabel(_literal(y), color=INK, fontsize=FONT)
+    text = textwrap.fill(_literal(caption), CAPTION_WIDTH)
+    figure.supxlabel(text, x=0.01, ha="left", ma="left", color=INK, fontsize=SMALL)
     figure.legend(
-        [handles[name] for name in sorted(handles)],
-        sorted(handles),
-        loc="outside right upper",
+        [Line2D([], [], color=INK, marker=marker, linestyle="") for marker in markers.values()],
+        [_literal(name) for name in markers],
+        title=_literal(title),
+        loc="outside upper left",
+        ncols=min(len(markers), MOST_COLUMNS),
+        alignment="left",
         frameon=False,
         labelcolor=INK,
-        fontsize="small",
-    )
-    figure.suptitle(_as_it_is(title), color=INK)
+        fontsize=SMALL,
+        title_fontproperties={"size": TITLE},
+        handletextpad=0.2,
+    ).get_title().set_color(INK)
+    _label_ends(figure, drawn)
     return figure
 
 
 def figure_bytes(figure: Figure, kind: Literal["png", "svg"]) -> bytes:
-    """The file of `figure`, closed after: no date, version or random name inside, so that equal
-    figures are equal files."""
+    """Renders `figure` and closes it. The file holds no date, version or random name, so that
+    equal figures are equal files."""
     content = io.BytesIO()
     metadata = {"Software": None} if kind == "png" else {"Date": None, "Creator": None}
     with matplotlib.rc_context({"svg.hashsalt": "unitransformer"}):
@@ -140,21 +164,103 @@ def figure_bytes(figure: Figure, kind: Literal["png", "svg"]) -> bytes:
 
 
 def write_figure(figure: Figure, path: Path) -> Path:
-    """Save as PNG."""
+    """Saves as PNG."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(figure_bytes(figure, "png"))
     return path
 
 
-def _as_it_is(text: str) -> str:
-    """A pair of dollars would start a formula."""
+def spread(heights: Sequence[float], gap: float) -> list[float]:
+    """Moves heights, from the lowest to the highest, as little as leaves `gap` between neighbours.
+
+    Least squares: neighbours that are too close move apart around their common mean. Results are
+    from 0 to 1 if there is room.
+    """
+    blocks: list[list[float]] = []
+    for index, height in enumerate(heights):
+        blocks.append([height - index * gap])
+        while len(blocks) > 1 and fmean(blocks[-2]) > fmean(blocks[-1]):
+            last = blocks.pop()
+            blocks[-1] += last
+    means = [fmean(block) for block in blocks for _ in block]
+    room = 1 - gap * (len(heights) - 1)
+    return [max(min(mean, room), 0) + index * gap for index, mean in enumerate(means)]
+
+
+def _draw_line(axes: Axes, line: Line) -> None:
+    axes.plot(
+        [mark.x for mark in line.marks],
+        [mark.value for mark in line.marks],
+        color=line.colour,
+        marker=line.marker,
+        markersize=5,
+        linewidth=line.thickness,
+        linestyle=line.style,
+    )
+    dots = [(mark.x, value) for mark in line.marks for value in mark.launches]
+    if dots:
+        axes.plot(*zip(*dots, strict=True), ".", color=line.colour, markersize=3.5, alpha=0.6)
+    for mark in line.marks:
+        if mark.low is not None and mark.high is not None:
+            axes.plot([mark.x] * 2, [mark.low, mark.high], color=line.colour, lw=2.5, alpha=0.4)
+
+
+def _label_ends(figure: Figure, panels: Mapping[Axes, Sequence[Line]]) -> None:
+    """Writes the label of each line beside its panel, at the height where the line ends.
+
+    Labels that would overlap are moved apart; a thin line leads from each to its own line.
+    """
+    notes = {
+        axes: [
+            axes.annotate(
+                _literal(line.label),
+                xy=(line.marks[-1].x, line.marks[-1].value),
+                xytext=(END, 0.5),
+                textcoords="axes fraction",
+                arrowprops={
+                    "arrowstyle": "-",
+                    "color": line.colour,
+                    "lw": 0.6,
+                    "relpos": (0, 0.5),
+                    "shrinkA": 1,
+                },
+                verticalalignment="center",
+                color=line.colour,
+                fontsize=SMALL,
+            )
+            for line in sorted(lines, key=lambda line: line.marks[-1].value)
+        ]
+        for axes, lines in panels.items()
+    }
+    figure.draw_without_rendering()  # settles how high the panels are
+    for axes, labels in notes.items():
+        to_panel = axes.transData + axes.transAxes.inverted()
+        gap = SMALL * 1.2 / 72 * figure.dpi / axes.get_window_extent().height
+        heights = spread([float(to_panel.transform(label.xy)[1]) for label in labels], gap)
+        for label, height in zip(labels, heights, strict=True):
+            label.set_position((END, height))
+
+
+def _tick_labels(places: Sequence[float]) -> list[str]:
+    """Labels ticks of a logarithmic axis, but those too close to the one before."""
+    labels, last = [], -math.inf
+    width = math.log(places[-1] / places[0]) or 1.0
+    for place in places:
+        is_far = math.log(place) - last >= LEAST_TICK_GAP * width
+        last = math.log(place) if is_far else last
+        labels.append(f"{place:g}" if is_far else "")
+    return labels
+
+
+def _literal(text: str) -> str:
+    """Escapes dollars, as a pair of them would start a formula."""
     return text.replace("$", r"\$")
 
 
-def _plain(axes: Axes) -> None:
+def _style(axes: Axes) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(INK)
-    axes.tick_params(colors=INK)
-    for text in (axes.xaxis.label, axes.yaxis.label, axes.title):
+    axes.tick_params(colors=INK, labelsize=SMALL)
+    for text in (axes.xaxis.label, axes.yaxis.label):
         text.set_color(INK)
     axes.grid(alpha=0.25)

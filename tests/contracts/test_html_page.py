@@ -1,4 +1,4 @@
-"""The HTML page in a real browser: what it shows, what it does on a click, what it never does."""
+"""Opens the HTML page in a real browser: what it shows, what a click does, what it never does."""
 
 import itertools
 import json
@@ -228,9 +228,80 @@ def test_every_row_is_shown_and_every_plot_drawn(browser: Browser, page: Path) -
         ("peak-by-batch", 6),
         ("peak-by-devices", 4),
     ):
-        assert len(browser.texts(f"#{plot} svg .scatterlayer .trace")) == curves
-        assert browser.texts(f"#{plot} svg .errorbar"), plot
+        assert len(curves_of(browser, plot)) == curves
+        assert not browser.texts(f"#{plot} svg .errorbar"), plot
+        assert len(labels_of(browser, plot)) == curves
+    assert set(labels_of(browser, "rate-by-devices")) == {
+        *("  ddp, 2", "  ddp, 8", "  fsdp, 2", "  fsdp, 8"),
+    }
     assert browser.texts("#legend li") == ["ddp", "fsdp"]
+
+
+def curves_of(browser: Browser, plot: str) -> list[dict[str, Any]]:
+    """Traces of launches that a line joins; traces of lines and labels hold no rows."""
+    data: list[dict[str, Any]] = browser.ask(
+        f"document.querySelector('#{plot}').data.map(({{mode, x, y, text, customdata, xaxis}}) => "
+        "({mode, x, y, text, customdata, xaxis}))"
+    )
+    return [trace for trace in data if trace["mode"] == "markers"]
+
+
+def labels_of(browser: Browser, plot: str) -> list[str]:
+    texts: list[str] = browser.ask(
+        f"document.querySelector('#{plot}').data.flatMap(({{mode, text}}) => "
+        "mode === 'text' ? text : [])"
+    )
+    return texts
+
+
+def test_precisions_have_panels_of_their_own_and_launches_share_a_line(
+    browser: Browser, tmp_path: Path
+) -> None:
+    store = make_store()
+    halves = [with_precision(cell) for cell in store.cells]
+    again = [with_repeat(cell) for cell in (*store.cells, *halves)]
+    path = tmp_path / "page.html"
+    cells = (*store.cells, *halves, *again)
+    path.write_text(render_html(replace(store, cells=cells, runs=()), title="Runs"), "utf-8")
+    browser.open(path)
+    browser.until("document.querySelectorAll('#rate-by-devices svg .point').length === 48")
+    assert browser.texts("#rate-by-devices .annotation-text") == ["32-true", "bf16-mixed"]
+    curves = curves_of(browser, "rate-by-devices")
+    assert sorted(trace["xaxis"] for trace in curves) == ["x"] * 4 + ["x2"] * 4
+    assert {len(trace["x"]) for trace in curves} == {6}, "two launches at each of three counts"
+    assert sorted(browser.texts("#efficiency-by-devices .annotation-text")) == [
+        *("strong scaling, 32-true", "strong scaling, bf16-mixed"),
+        *("weak scaling, 32-true", "weak scaling, bf16-mixed"),
+    ]
+
+
+def with_precision(cell: Cell) -> Cell:
+    parallel = replace(cell.outcome.config.parallel, precision="bf16-mixed")
+    return changed(cell, replace(cell.outcome.config, parallel=parallel), cell.name[:-14] + "b")
+
+
+def with_repeat(cell: Cell) -> Cell:
+    again = changed(cell, cell.outcome.config, cell.name[:-14] + "r")
+    return replace(again, outcome=replace(again.outcome, repeat=2))
+
+
+def changed(cell: Cell, config: RunConfig, folder: str) -> Cell:
+    """The same cell with another config, in another folder."""
+    run = None if cell.run is None else of_config(config, f"{folder}/record.json")
+    outcome = replace(cell.outcome, config=config)
+    return replace(cell, name=f"{folder}/outcome.json", outcome=outcome, run=run)
+
+
+def test_a_panel_has_the_six_best_of_its_lines(browser: Browser, tmp_path: Path) -> None:
+    sizes = (1, 2, 3, 4, 5, 6, 7)
+    grid = itertools.product((1, 2), sizes)
+    cells = tuple(make_cell(n, "ddp", devices, size) for n, (devices, size) in enumerate(grid))
+    path = tmp_path / "page.html"
+    path.write_text(render_html(Store(runs=(), cells=cells, left_out=()), title="Runs"), "utf-8")
+    browser.open(path)
+    browser.until("document.querySelectorAll('#rate-by-devices svg .point').length === 12")
+    # From the slowest to the fastest.
+    assert labels_of(browser, "rate-by-devices") == [f"  ddp, {size}" for size in sizes[1:]]
 
 
 def test_lines_join_what_differs_in_the_axis_alone_and_efficiency_has_its_own(
@@ -242,14 +313,14 @@ def test_lines_join_what_differs_in_the_axis_alone_and_efficiency_has_its_own(
     path = tmp_path / "page.html"
     path.write_text(render_html(both, title="Runs"), encoding="utf-8")
     browser.open(path, "model=GPT+tiny+%286.1+K%29")
-    browser.until("document.querySelectorAll('#rate-by-devices svg .point').length === 24")
-    assert len(browser.texts("#rate-by-devices svg .scatterlayer .trace")) == 8
-    said = browser.ask("document.querySelector('#rate-by-devices').data.map((one) => one.text)")
-    ends = {text for texts in said for text in texts if text}
-    assert {" batch 8, sequence length 4", " batch 8, sequence length none"} <= ends
-    # Two strategies and lengths: batches of 2 and 8 a device, and 8 in all on 1 and 4 devices; two
-    # more lines along which nothing is lost.
-    assert len(browser.texts("#efficiency-by-devices svg .scatterlayer .trace")) == 14
+    browser.until("document.querySelectorAll('#rate-by-devices svg .point').length === 18")
+    assert len(curves_of(browser, "rate-by-devices")) == 8 - 2, "the six fastest"
+    ends = set(labels_of(browser, "rate-by-devices"))
+    assert {"  ddp, 8, sequence length 4", "  ddp, 8, sequence length none"} <= ends
+    # Two strategies and lengths: 8 in total on 1 and 4 devices, and six of batches of 2 and 8 per
+    # device; each panel has its ideal.
+    assert len(curves_of(browser, "efficiency-by-devices")) == 4 + 6
+    assert labels_of(browser, "efficiency-by-devices").count("  ideal") == 2
 
 
 def with_length(cell: Cell) -> Cell:
@@ -322,7 +393,7 @@ def test_a_row_opens_by_key_and_shows_its_record_and_closes(browser: Browser, pa
     config = dict(zip(browser.texts("#config dt"), browser.texts("#config dd"), strict=True))
     assert config["model.image_size"] == "8"
     assert "one step in 3 is drawn" in browser.texts("#loss-says")[0]
-    browser.until("document.querySelectorAll('#loss svg .trace').length === 2")
+    browser.until("document.querySelectorAll('#loss svg .trace').length === 3")
     drawn = browser.ask("document.querySelector('#loss').data[0].x")
     assert len(drawn) <= MOST_POINTS
     assert drawn[-1] == 500
@@ -338,7 +409,7 @@ def test_what_a_record_says_is_text_and_nothing_is_loaded(browser: Browser, page
     assert browser.texts("#log") == [f"OutOfMemoryError {EVIL}"]
     assert browser.column("reason")[0] == f"out of memory {EVIL}"
     browser.open(page, "row=1")
-    browser.until("document.querySelectorAll('#loss svg .trace').length === 2")
+    browser.until("document.querySelectorAll('#loss svg .trace').length === 3")
     assert browser.ask("typeof window.evil") == "undefined"
     assert browser.ask("document.querySelectorAll('img').length") == 0
     found = {"Log.entryAdded", "Runtime.exceptionThrown", "Runtime.consoleAPICalled"}

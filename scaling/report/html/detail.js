@@ -1,4 +1,4 @@
-// One row: its figures, config, loss curve and last lines.
+// Shows one row: its figures, config, loss curve and last log lines.
 
 let details = null; // read when the first row is opened
 
@@ -17,31 +17,36 @@ function drawLoss(row, detail) {
   byId("loss-says").textContent =
     loss.length === 0
       ? "There is no record with a loss."
-      : `Cross entropy in nats by optimizer step${every > 1 ? `; one step in ${every} is drawn, the record holds all` : ""}.`;
+      : `Cross entropy by optimizer step${every > 1 ? `; one step in ${every} is drawn, the record holds all` : ""}.`;
   if (loss.length === 0) return;
   const last = row.get("num_steps");
   const steps = loss.map((value, index) => [last - every * (loss.length - 1 - index), value]);
-  const curve = (points, name, more) => ({
-    type: "scatter",
-    name,
-    x: points.map(([step]) => step),
-    y: points.map(([, value]) => value),
-    ...more,
+  const curves = [
+    { label: "training", colour: "#1490d8", points: steps, hasMarks: loss.length <= 40 },
+    { label: "validation", colour: "#c0622b", points: validation, hasMarks: true },
+  ].filter(({ points }) => points.length);
+  const values = curves.flatMap(({ points }) => points.map(([, value]) => value));
+  const ends = curves.map(({ label, colour, points }) => {
+    const [x, y] = points.at(-1);
+    return { label, colour, x, y };
   });
   draw(
     "loss",
     [
-      curve(steps, "training", {
-        mode: loss.length > 40 ? "lines" : "lines+markers",
-        line: { color: "#4477aa", width: 1.5 },
-      }),
-      ...(validation.length
-        ? [curve(validation, "validation", { mode: "lines+markers", line: { color: "#ee7733" } })]
-        : []),
+      ...curves.map(({ label, colour, points, hasMarks }) => ({
+        type: "scatter",
+        name: label,
+        mode: hasMarks ? "lines+markers" : "lines",
+        x: points.map(([step]) => step),
+        y: points.map(([, value]) => value),
+        line: { color: colour, width: 1.5 },
+      })),
+      endLabels(ends, Math.max(...values) - Math.min(...values)),
     ],
-    axis("optimizer step"),
-    axis("nats"),
-    true,
+    {
+      xaxis: axis("optimizer step", { range: [0, last * 1.18] }),
+      yaxis: axis("cross entropy (nats)"),
+    },
   );
 }
 
@@ -52,20 +57,20 @@ function drawDetail() {
   const row = rows[state.row];
   const detail = details.rows[row.index];
   byId("detail-title").textContent =
-    `Row ${row.index + 1}: ${row.get("model")}, ${row.get("strategy") ?? "strategy not told"}, ${row.get("status")}`;
+    `Row ${row.index + 1}: ${row.get("model")}, ${row.get("strategy") ?? "no strategy recorded"}, ${row.get("status")}`;
   byId("command").textContent = row.get("command");
   byId("log").textContent = detail.log.join("\n") || "no log lines";
-  const told = names.filter(
+  const recorded = names.filter(
     (name) => row.get(name) !== null && !["model", "rest", "also", "command"].includes(name),
   );
   list(
     "figures",
-    told.map((name) => [name, row.get(name)]),
+    recorded.map((name) => [name, row.get(name)]),
   );
   list(
     "config",
     detail.config === null
-      ? [["", "The recipe refused the options: there is none."]]
+      ? [["", "The recipe refused the options, so there is no config."]]
       : Object.entries({ ...details.shared, ...detail.config }).sort(([one], [other]) =>
           compare(one, other),
         ),

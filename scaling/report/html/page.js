@@ -1,8 +1,8 @@
-// The page as a whole: what is drawn again when, and what people do to it.
+// Redraws the page when its state changes, and changes the state when people use it.
 
 function options(id, name, all) {
-  const told = [...new Set(rows.map((row) => row.get(name)))].sort();
-  byId(id).replaceChildren(new Option(all, ""), ...told.map((value) => new Option(value, value)));
+  const values = [...new Set(rows.map((row) => row.get(name)))].sort();
+  byId(id).replaceChildren(new Option(all, ""), ...values.map((value) => new Option(value, value)));
   byId(id).addEventListener("change", (event) => change({ [id]: event.target.value }));
 }
 

@@ -1,7 +1,7 @@
-"""A store goes in; one HTML file comes out that needs no network: tables, plots, every record.
+"""Renders a store as one HTML file that needs no network: tables, plots and every record.
 
-Texts of records reach the page as JSON only, and its script puts them there as text. The page's
-own security policy lets nothing run but its two scripts, and nothing be loaded from anywhere.
+Strings of records reach the page only as JSON, and its script inserts them as text. The security
+policy of the page lets only its two scripts run, and lets it load nothing.
 """
 
 import base64
@@ -15,8 +15,9 @@ from collections.abc import Mapping, Sequence
 from importlib import resources
 from typing import Any, get_args
 
-from scaling.analysis.efficiency import batch_of, find_curves
+from scaling.analysis.efficiency import find_curves
 from scaling.report.environment import without_places
+from scaling.report.plots import COLOURS, batch_of, interval_of, product
 from scaling.report.rows import NAMES, Entry, Row, entries
 from scaling.report.run_formatting import TITLES
 from scaling.report.table_notes import field_in_words, telling
@@ -27,38 +28,38 @@ from unitransformer.costs.flops import count_parameters
 from unitransformer.record.parameter_summary import human_count
 from unitransformer.record.units import count
 
-MOST_POINTS = 200  # of a loss curve: a page of ten thousand rows has to open
+MOST_POINTS = 200  # of a loss curve, so that a page of ten thousand rows opens
 DIGITS = 5  # of a loss
 LOG_LINES = 12
-LONGEST_LINE = 300  # letters of a line of a log; the record has all of them
+LONGEST_LINE = 300  # letters of a log line; the record has all of them
 SCRIPTS = (  # in this order, as one
     *("rows.js", "table.js", "plots.js", "efficiency.js", "detail.js", "page.js"),
 )
-TOLD = (  # by columns of a row
+IN_COLUMNS = (  # settings that columns of a row show
     *("size", "batch_size", "parallel.strategy", "parallel.precision", "parallel.compile"),
     *("parallel.devices", "parallel.num_nodes", "parallel.accelerator"),
 )
-OF_AN_AXIS = ("batch_size", "parallel.devices")  # what stands on the x axis of a plot
+OF_AN_AXIS = ("batch_size", "parallel.devices")  # what the x axes of plots show
 
 
 def render_html(store: Store, *, title: str) -> str:
-    """The page, the same for equal stores."""
+    """Renders the page; equal stores give equal bytes."""
     from plotly.offline import get_plotlyjs  # slow to import, and only a page needs it
 
-    found = entries(store)
+    shown = entries(store)
     plotly, script = get_plotlyjs(), _script()
     parts = {
         "title": html.escape(title),
         "policy": html.escape(_policy([plotly, script])),
         "style": _part("page.css"),
-        "opening": html.escape(_opening([entry.row for entry in found])),
+        "opening": html.escape(_opening([entry.row for entry in shown])),
         "left_out": _left_out(store),
-        "rows": _json(_table(found)),
-        "details": _json(_details(found)),
+        "rows": _json(_table(shown)),
+        "details": _json(_details(shown)),
         "plotly": plotly,
         "script": script,
     }
-    # In one pass: what is put in is not looked through for names again.
+    # In one pass, so that names inside inserted text are not replaced.
     return re.sub(r"\{\{(\w+)\}\}", lambda name: parts[name[1]], _part("page.html"))
 
 
@@ -67,12 +68,12 @@ def _part(name: str) -> str:
 
 
 def _script() -> str:
-    # A block keeps the names of the page's script from those of plotly.
+    # A block keeps the names of this script apart from those of plotly.
     return '"use strict";\n{\n' + "\n".join(map(_part, SCRIPTS)) + "}\n"
 
 
 def _policy(scripts: Sequence[str]) -> str:
-    """Content Security Policy: these scripts by their digest, styles, pictures made by the page."""
+    """Content Security Policy: these scripts by digest, inline styles, images made by the page."""
     digests = (base64.b64encode(hashlib.sha256(s.encode()).digest()).decode() for s in scripts)
     allowed = " ".join(f"'sha256-{digest}'" for digest in digests)
     return (
@@ -82,19 +83,19 @@ def _policy(scripts: Sequence[str]) -> str:
 
 
 def _json(values: Any) -> str:
-    """JSON that no parser of HTML takes for a tag."""
+    """Writes JSON that an HTML parser cannot take for a tag."""
     text = json.dumps(values, allow_nan=False, separators=(",", ":"))
     return text.replace("<", "\\u003c")
 
 
 def _opening(rows: Sequence[Row]) -> str:
     statuses = Counter(row.status for row in rows)
-    told = ", ".join(f"{number:,} {status}" for status, number in sorted(statuses.items()))
-    return f"{count(len(rows), 'run')}: {told}." if rows else "No runs."
+    counts = ", ".join(f"{number:,} {status}" for status, number in sorted(statuses.items()))
+    return f"{count(len(rows), 'run')}: {counts}." if rows else "No runs."
 
 
 def _left_out(store: Store) -> str:
-    """Damaged and double records; files that are something else are no business of a reader."""
+    """Lists damaged and duplicate records; files that are no records are not worth a line."""
     files = [file for file in store.left_out if file.kind != "foreign"]
     if not files:
         return ""
@@ -105,59 +106,64 @@ def _left_out(store: Store) -> str:
     return f"<details><summary>{head}</summary><ul>{lines}</ul></details>"
 
 
-def _table(found: Sequence[Entry]) -> dict[str, Any]:
-    """Values without their names: those stand in front once."""
-    also = _also(found)
+def _table(shown: Sequence[Entry]) -> dict[str, Any]:
+    """The values of each row; their names are given once."""
+    also = _also(shown)
     return {
         "names": ["model", "rest", "also", *NAMES],
         "rows": [
-            [_model(entry), _rest(entry), told, *(getattr(entry.row, name) for name in NAMES)]
-            for entry, told in zip(found, also, strict=True)
+            [_model(entry), _rest(entry), other, *(getattr(entry.row, name) for name in NAMES)]
+            for entry, other in zip(shown, also, strict=True)
         ],
         "strategies": get_args(Strategy),
-        "units": _units(found),
-        "curves": _curves_of(found),
+        "colours": COLOURS,
+        "units": _units(shown),
+        "curves": _curves_of(shown),
     }
 
 
 def _rest(entry: Entry) -> str | None:
-    """A short name of everything that no x axis tells: a line joins rows that share it."""
+    """A digest of every setting that no x axis shows: a line joins rows that share it."""
     config = _config(entry)
-    told = sorted((name, repr(value)) for name, value in config.items() if name not in OF_AN_AXIS)
-    return hashlib.sha256(repr(told).encode()).hexdigest()[:8] if told else None
+    rest = sorted((name, repr(value)) for name, value in config.items() if name not in OF_AN_AXIS)
+    return hashlib.sha256(repr(rest).encode()).hexdigest()[:8] if rest else None
 
 
-def _also(found: Sequence[Entry]) -> list[str | None]:
-    """What else tells a row from others of its model, in words: nothing else on a plot does."""
+def _also(shown: Sequence[Entry]) -> list[str | None]:
+    """The settings, beyond the columns, in which a row differs from others of its model."""
     places: dict[str, list[int]] = {}
-    for place, entry in enumerate(found):
+    for place, entry in enumerate(shown):
         if _config_of(entry) is not None:
             places.setdefault(_model(entry), []).append(place)
-    told: list[str | None] = [None] * len(found)
-    for own in places.values():
-        configs = [config for place in own if (config := _config_of(found[place])) is not None]
-        columns = telling(configs, TOLD)
-        for index, place in enumerate(own):
-            words = [
+    also: list[str | None] = [None] * len(shown)
+    for same_model in places.values():
+        configs = [config for place in same_model if (config := _config_of(shown[place]))]
+        columns = telling(configs, IN_COLUMNS)
+        for index, place in enumerate(same_model):
+            parts = [
                 f"{field_in_words(field)} {values[index]}" for field, values in columns.items()
             ]
-            told[place] = ", ".join(words) or None
-    return told
+            also[place] = ", ".join(parts) or None
+    return also
 
 
-def _curves_of(found: Sequence[Entry]) -> list[dict[str, Any]]:
-    """Efficiency over devices; a point is its row, devices, figure, interval and ideal."""
-    rows = {entry.run.name: row for row, entry in enumerate(found) if entry.run is not None}
-    runs = [entry.run for entry in found if entry.run is not None]
+def _curves_of(shown: Sequence[Entry]) -> list[dict[str, Any]]:
+    """Efficiency over devices; a point is its row, devices, value, interval and ideal."""
+    rows = {entry.run.name: row for row, entry in enumerate(shown) if entry.run is not None}
+    runs = [entry.run for entry in shown if entry.run is not None]
     return [
         {
-            "model": _model(found[rows[curve.points[-1].middle.name]]),
+            "panel": f"{curve.scaling} scaling, {curve.baseline.config.parallel.precision}",
             "strategy": curve.strategy,
-            "name": f"batch {batch_of(curve)}",
+            "batch": product(batch_of(curve)),
             "points": [
-                [rows[point.middle.name], point.devices, told.value, told.low, told.high, ideal]
+                [
+                    *(rows[point.middle.name], point.devices, efficiency.value),
+                    *interval_of(efficiency, [point, curve.baseline]),
+                    curve.ideal(point),
+                ]
                 for point in curve.points
-                for told, ideal in [(curve.efficiency(point), curve.ideal(point))]
+                for efficiency in [curve.efficiency(point)]
             ],
         }
         for recipe in get_args(Recipe)
@@ -166,27 +172,27 @@ def _curves_of(found: Sequence[Entry]) -> list[dict[str, Any]]:
 
 
 def _model(entry: Entry) -> str:
-    """Recipe and size; how many parameters it has tells of a size that was changed."""
+    """Recipe, size and parameter count, which reveals a size that was changed field by field."""
     row, config = entry.row, _config_of(entry)
     size = [] if config is None else [f"({human_count(count_parameters(config.model))})"]
     return " ".join(filter(None, (TITLES[row.recipe], row.size, *size)))
 
 
-def _units(found: Sequence[Entry]) -> dict[str, str]:
-    return {_model(entry): entry.row.unit for entry in found}
+def _units(shown: Sequence[Entry]) -> dict[str, str]:
+    return {_model(entry): entry.row.unit for entry in shown}
 
 
 # ---------------------------------------------------------------------------------- details
 
 
-def _details(found: Sequence[Entry]) -> dict[str, Any]:
-    """Of every row what its record holds beyond the row; what all configs share stands once."""
-    configs = [_config(entry) for entry in found]
-    told = [config for config in configs if config]
+def _details(shown: Sequence[Entry]) -> dict[str, Any]:
+    """What the record of each row holds beyond the row; settings that all share are given once."""
+    configs = [_config(entry) for entry in shown]
+    known = [config for config in configs if config]
     shared = {
         name: value
-        for name, value in (told[0] if told else {}).items()
-        if all(name in config and config[name] == value for config in told)
+        for name, value in (known[0] if known else {}).items()
+        if all(name in config and config[name] == value for config in known)
     }
     return {
         "shared": shared,
@@ -196,13 +202,13 @@ def _details(found: Sequence[Entry]) -> dict[str, Any]:
                 "log": _log(entry),
                 **({} if entry.run is None else _curves(entry.run)),
             }
-            for entry, config in zip(found, configs, strict=True)
+            for entry, config in zip(shown, configs, strict=True)
         ],
     }
 
 
 def _config(entry: Entry) -> dict[str, Any]:
-    """Every field by its dotted name; empty: the recipe refused the options."""
+    """Every setting by its dotted name; empty if the recipe refused the options."""
     config = _config_of(entry)
     return {} if config is None else flat_dict(config)
 
@@ -216,7 +222,7 @@ def _without(config: Mapping[str, Any], shared: Mapping[str, Any]) -> dict[str, 
 
 
 def _log(entry: Entry) -> list[str]:
-    """The last lines: of the cell's log if it ended badly, else of the run's."""
+    """The last log lines: those of the cell if it failed, else those of the run."""
     lines: Sequence[Any] = () if entry.outcome is None else entry.outcome.last_lines
     hosts: Sequence[Any] = ()
     if entry.run is not None:
@@ -225,7 +231,7 @@ def _log(entry: Entry) -> list[str]:
 
 
 def _curves(run: Run) -> dict[str, Any]:
-    """Training loss of one step in `every`, the last one among them; [[step, validation loss]]."""
+    """Training loss of one step in `every`, the last included; [[step, validation loss]]."""
     losses = run.record["loss"]
     every = max(1, math.ceil(len(losses) / MOST_POINTS))
     history = run.record["validation"]["history"] if run.is_ok else []

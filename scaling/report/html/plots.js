@@ -1,52 +1,29 @@
-// Rows in, plots of speed and memory out.
+// Draws speed and memory of rows: a panel for each precision, a line for each configuration.
 
 const MOST_MARKS = 500; // points a plot takes before it becomes slow
+const MOST_LINES = 6; // of a panel
 const MOST_TICKS = 10;
-const LEAST_GAP = 0.07; // between labels in a plot, as a share of its highest point
-// To be told apart on light and dark (after Tol 2021, "Colour schemes", bright and vibrant), with a
-// symbol each for who sees no colour; a strategy keeps its own whatever is filtered.
-const COLOURS = [
-  "#7a8793",
-  "#4477aa",
-  "#ee7733",
-  "#228833",
-  "#aa3377",
-  "#cc3311",
-  "#33a5cc",
-  "#b59b1d",
-  "#009988",
-];
-const SYMBOLS = [
-  "circle",
-  "square",
-  "diamond",
-  "triangle-up",
-  "cross",
-  "x",
-  "triangle-down",
-  "star",
-  "hexagon",
-];
-const SHAPES = {
-  circle: "M8 2a6 6 0 1 0 .01 0z",
-  square: "M3 3h10v10H3z",
-  diamond: "M8 1l7 7-7 7-7-7z",
-  "triangle-up": "M8 2l7 12H1z",
-  cross: "M6 1h4v5h5v4h-5v5H6v-5H1V6h5z",
-  x: "M4 1l4 4 4-4 3 3-4 4 4 4-3 3-4-4-4 4-3-3 4-4-4-4z",
-  "triangle-down": "M8 14L1 2h14z",
-  star: "M8 1l2 5h5l-4 3.5 1.5 5.5L8 12l-4.5 3L5 9.5 1 6h5z",
-  hexagon: "M4 2h8l4 6-4 6H4L0 8z",
-};
+const LEAST_GAP = 0.07; // between labels in a panel, as a share of its highest point
+const LEAST_WIDTH = 520; // pixels: below, panels stand below each other
+const PANEL_HEIGHT = 17; // rem
+const SYMBOLS = ["circle", "triangle-up", "square", "diamond", "triangle-down", "cross", "x", "star"];
 // Rows that are equal in these, and in the other axis, are joined by a line.
-const ALIKE = ["sweep", "rest", "repeat", "conditions"];
+const ALIKE = ["sweep", "rest", "conditions"];
 const AXES = ["devices", "batch_size"];
 
 // Plotly reads tags in its texts.
 const plain = (text) => String(text).replaceAll("&", "&amp;").replaceAll("<", "&lt;");
-const colour = (strategy) => COLOURS[strategies.indexOf(strategy) % COLOURS.length];
-const symbol = (strategy) => SYMBOLS[strategies.indexOf(strategy) % SYMBOLS.length];
+const colour = (strategy) => colours[strategy] ?? token("--quiet");
 const token = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+const also = (row) => (row.get("also") === null ? "" : `, ${row.get("also")}`);
+const isAlone = (row) => row.get("sweep") === null;
+const ascending = (values) => [...new Set(values)].sort((one, other) => one - other);
+
+function groupBy(values, key) {
+  const groups = new Map();
+  for (const value of values) groups.set(key(value), [...(groups.get(key(value)) ?? []), value]);
+  return groups;
+}
 
 function axis(title, more = {}) {
   const line = token("--line");
@@ -60,109 +37,193 @@ function axis(title, more = {}) {
   };
 }
 
-function draw(id, traces, x, y, legend) {
+function draw(id, traces, more) {
   const layout = {
     paper_bgcolor: "rgba(0,0,0,0)",
     plot_bgcolor: "rgba(0,0,0,0)",
     font: { color: token("--ink"), family: "system-ui, sans-serif", size: 12 },
-    margin: { l: 10, r: 12, t: 8, b: 10 },
-    showlegend: legend,
-    legend: { x: 1, xanchor: "right", y: 1 },
+    margin: { l: 10, r: 12, t: 26, b: 10 },
+    showlegend: false,
     hovermode: "closest",
-    xaxis: x,
-    yaxis: y,
     hoverlabel: {
       bgcolor: token("--raised"),
       bordercolor: token("--line"),
       font: { color: token("--ink") },
     },
+    ...more,
   };
   return Plotly.react(byId(id), traces, layout, { responsive: true, displayModeBar: false });
 }
 
-const also = (row) => (row.get("also") === null ? "" : `, ${row.get("also")}`);
-const isAlone = (row) => row.get("sweep") === null;
-
-function groups(found, x) {
-  const kept = [...ALIKE, ...AXES.filter((name) => name !== x)];
-  const made = new Map();
-  for (const row of found) {
-    // Runs that are in no sweep share a colour and no line.
-    const alike = isAlone(row) ? ["strategy"] : kept;
-    const key = JSON.stringify([isAlone(row), ...alike.map(row.get)]);
-    if (!made.has(key)) made.set(key, []);
-    made.get(key).push(row);
-  }
-  return [...made.values()];
+// Moves heights, from the lowest to the highest, as little as leaves a gap between neighbours:
+// those that are too close move apart around their common mean.
+function spread(heights, gap) {
+  const mean = (block) => block.reduce((sum, value) => sum + value, 0) / block.length;
+  const blocks = [];
+  heights.forEach((height, index) => {
+    blocks.push([height - index * gap]);
+    while (blocks.length > 1 && mean(blocks.at(-2)) > mean(blocks.at(-1)))
+      blocks.at(-2).push(...blocks.pop());
+  });
+  return blocks.flatMap((block) => block.map(() => mean(block))).map((at, i) => at + i * gap);
 }
 
-function trace(group, x, beside, y) {
-  const sorted = group.toSorted(
-    (one, other) => one.get(x) - other.get(x) || one.index - other.index,
-  );
-  const strategy = sorted[0].get("strategy");
-  const at = (end) => sorted.map((row) => y.scale(row.get(end) ?? row.get(y.name)));
-  const [middle, low, high] = [y.name, y.low, y.high].map(at);
+// The labels of lines, each beside the end of its own: {x, y, label, colour}.
+function endLabels(ends, highest) {
+  const sorted = ends.toSorted((one, other) => one.y - other.y);
   return {
     type: "scatter",
-    mode: isAlone(sorted[0]) ? "markers" : "lines+markers+text",
+    mode: "text",
     cliponaxis: false,
-    x: sorted.map((row) => row.get(x)),
-    y: middle,
-    customdata: sorted.map((row) => row.index),
+    x: sorted.map(({ x }) => x),
+    y: spread(
+      sorted.map(({ y }) => y),
+      highest * LEAST_GAP,
+    ),
+    text: sorted.map(({ label }) => `  ${plain(label)}`),
+    textposition: "middle right",
+    textfont: { size: 11, color: sorted.map((end) => end.colour) },
+    hoverinfo: "skip",
+  };
+}
+
+function lineTraces(line) {
+  const at = (name) => line.marks.map((mark) => mark[name]);
+  const thin = { type: "scatter", mode: "lines", hoverinfo: "skip" };
+  const intervals = line.marks.some(({ low }) => (low ?? null) !== null) && {
     error_y: {
       type: "data",
       symmetric: false,
       thickness: 1.2,
       width: 3,
-      array: high.map((value, index) => value - middle[index]),
-      arrayminus: low.map((value, index) => middle[index] - value),
+      array: line.marks.map(({ y, high }) => (high ?? y) - y),
+      arrayminus: line.marks.map(({ y, low }) => y - (low ?? y)),
     },
-    line: { width: 1.2, color: colour(strategy) },
-    marker: { size: 8, color: colour(strategy), symbol: symbol(strategy) },
-    text: sorted.map((row, index) => (index > 0 && index === sorted.length - 1 ? beside(row) : "")),
-    textposition: "middle right",
-    textfont: { size: 10 },
-    hovertext: sorted.map((row) =>
-      plain(
-        `row ${row.index + 1}: ${strategy}, ${row.get("precision")}, compile ${row.get("compile")}, ` +
-          `${row.get("devices")} x ${row.get("num_nodes")} devices, batch ${row.get("batch_size")}${also(row)}: ` +
-          `${y.told(row.get(y.name), row)}`,
-      ),
-    ),
-    hovertemplate: "%{hovertext}<extra></extra>",
   };
+  return [
+    ...(line.middle ? [{ ...thin, ...line.middle, line: { width: 1.4, color: line.colour } }] : []),
+    {
+      type: "scatter",
+      mode: "markers",
+      x: at("x"),
+      y: at("y"),
+      customdata: at("row"),
+      ...intervals,
+      marker: { size: 7, color: line.colour, symbol: line.symbol },
+      hovertext: at("hover").map(plain),
+      hovertemplate: "%{hovertext}<extra></extra>",
+    },
+  ];
 }
 
-// What stands at the end of a line is left out where it would cover that of another.
-function withoutOverlaps(traces) {
-  const highest = Math.max(...traces.flatMap((one) => one.y));
-  const kept = [];
-  for (const one of traces) {
-    const [x, y] = [one.x.at(-1), one.y.at(-1)];
-    if (one.mode === "markers") continue;
-    if (kept.some((other) => other.x === x && Math.abs(other.y - y) < highest * LEAST_GAP))
-      one.text = [];
-    else if (one.text.at(-1)) kept.push({ x, y });
-  }
-  return traces;
+// The best lines of a panel: those that reach farthest to the right, and of them the best there.
+function bestLines(lines, isLessBetter) {
+  const last = (line, name) => line.middle[name].at(-1);
+  const turn = isLessBetter ? 1 : -1;
+  const ranked = lines
+    .filter((line) => line.middle)
+    .sort(
+      (one, other) =>
+        last(other, "x") - last(one, "x") || turn * (last(one, "y") - last(other, "y")),
+    );
+  return [...ranked.slice(0, MOST_LINES), ...lines.filter((line) => !line.middle)];
 }
 
-function drawPlot(id, found, x, y) {
-  const drawn = found.filter((row) => row.get(y.name) !== null);
-  const ticks = [...new Set(drawn.map((row) => row.get(x[0])))].sort((one, other) => one - other);
+function panelTraces(lines, highest) {
+  const labelled = lines.filter((line) => line.middle);
+  const ideal = labelled.find((line) => line.ideal)?.ideal;
+  const lost = { label: "ideal", colour: token("--quiet"), middle: ideal };
+  const ends = [...labelled, ...(ideal ? [lost] : [])].map(({ label, colour, middle }) => ({
+    label,
+    colour,
+    x: middle.x.at(-1),
+    y: middle.y.at(-1),
+  }));
+  const dashed = { width: 1, color: token("--quiet"), dash: "dash" };
+  return [
+    ...lines.flatMap(lineTraces),
+    ...(ideal
+      ? [{ type: "scatter", mode: "lines", hoverinfo: "skip", ...ideal, line: dashed }]
+      : []),
+    ...(ends.length ? [endLabels(ends, highest)] : []),
+  ];
+}
+
+function drawPanels(id, lines, xTitle, yTitle, isLessBetter = false) {
+  const panels = [...groupBy(lines, ({ panel }) => panel)]
+    .sort(([one], [other]) => compare(one, other))
+    .map(([title, own]) => [title, bestLines(own, isLessBetter)]);
+  const marks = panels.flatMap(([, own]) => own.flatMap((line) => line.marks));
+  const highest = 1.08 * Math.max(...marks.map(({ y, high }) => Math.max(y, high ?? y)));
+  const ticks = ascending(marks.map(({ x }) => x));
   const few = ticks.length <= MOST_TICKS ? { tickvals: ticks, ticktext: ticks.map(whole) } : {};
-  const ends = ticks.length
-    ? [Math.log10(ticks[0]) - 0.12, Math.log10(ticks.at(-1)) + 0.2]
-    : [0, 1];
-  const traces = withoutOverlaps(groups(drawn, x[0]).map((group) => trace(group, x[0], x[2], y)));
-  return draw(
-    id,
-    traces,
-    axis(x[1], { type: "log", range: ends, ...few }),
-    axis(y.title, { rangemode: "tozero" }),
-    false,
-  );
+  const [from, to] = [Math.log10(ticks[0]), Math.log10(ticks.at(-1))];
+  const margin = 0.08 * (to - from) + 0.03;
+  const range = [from - margin, to + 5 * margin]; // labels stand at the right
+  const columns = byId(id).clientWidth < LEAST_WIDTH ? 1 : Math.min(2, panels.length);
+  const height = Math.ceil(panels.length / columns);
+  byId(id).style.height = `${PANEL_HEIGHT * height}rem`;
+  const more = {
+    grid: { rows: height, columns, pattern: "independent", xgap: 0.14, ygap: 0.3 },
+    annotations: [],
+  };
+  const traces = panels.flatMap(([title, own], index) => {
+    const number = index === 0 ? "" : String(index + 1);
+    const isFirst = index % columns === 0;
+    more[`xaxis${number}`] = axis(xTitle, { type: "log", range, ...few });
+    more[`yaxis${number}`] = axis(isFirst ? yTitle : "", { range: [0, highest] });
+    more.annotations.push({
+      text: plain(title),
+      xref: `x${number} domain`,
+      yref: `y${number} domain`,
+      x: 0.5,
+      y: 1,
+      yanchor: "bottom",
+      showarrow: false,
+    });
+    const axes = { xaxis: `x${number}`, yaxis: `y${number}` };
+    return panelTraces(own, highest).map((trace) => ({ ...trace, ...axes }));
+  });
+  draw(id, traces, more);
+  opensRows(id);
+}
+
+function linesOf(found, x, other, y) {
+  const drawn = found.filter((row) => row.get(y.name) !== null);
+  const others = ascending(drawn.map((row) => row.get(other)));
+  const alike = [...ALIKE, other];
+  const key = (row) =>
+    JSON.stringify([row.get("precision"), ...(isAlone(row) ? ["strategy"] : alike).map(row.get)]);
+  return [...groupBy(drawn, key).values()].map((group) => {
+    const [first] = group;
+    const launches = [...groupBy(group, (row) => row.get(x))].sort(([one], [two]) => one - two);
+    const middle = {
+      x: launches.map(([at]) => at),
+      y: launches.map(([, rows]) => median(rows.map((row) => y.scale(row.get(y.name))))),
+    };
+    return {
+      panel: first.get("precision"),
+      label: `${first.get("strategy")}, ${first.get(other)}${also(first)}`,
+      colour: colour(first.get("strategy")),
+      symbol: SYMBOLS[others.indexOf(first.get(other)) % SYMBOLS.length],
+      middle: isAlone(first) ? null : middle,
+      marks: group.map((row) => ({
+        x: row.get(x),
+        y: y.scale(row.get(y.name)),
+        row: row.index,
+        hover:
+          `row ${row.index + 1}: ${row.get("strategy")}, ${row.get("precision")}, compile ${row.get("compile")}, ` +
+          `${row.get("devices")} x ${row.get("num_nodes")} devices, batch size ${row.get("batch_size")}${also(row)}: ` +
+          `${y.words(row.get(y.name), row)}`,
+      })),
+    };
+  });
+}
+
+function median(values) {
+  const sorted = values.toSorted((one, other) => one - other);
+  const half = (sorted.length - 1) / 2;
+  return (sorted[Math.floor(half)] + sorted[Math.ceil(half)]) / 2;
 }
 
 function drawLegend(found) {
@@ -171,15 +232,8 @@ function drawLegend(found) {
   );
   byId("legend").replaceChildren(
     ...used.map((strategy) => {
-      const mark = document.createElementNS("http://www.w3.org/2000/svg", "svg");
-      const path = document.createElementNS("http://www.w3.org/2000/svg", "path");
-      mark.setAttribute("viewBox", "0 0 16 16");
-      mark.setAttribute("aria-hidden", "true");
-      path.setAttribute("d", SHAPES[symbol(strategy)]);
-      path.setAttribute("fill", colour(strategy));
-      mark.append(path);
-      const item = element("li");
-      item.append(mark, strategy);
+      const item = element("li", strategy);
+      item.style.setProperty("--dot", colour(strategy));
       return item;
     }),
   );
@@ -187,7 +241,7 @@ function drawLegend(found) {
 
 const hasFigures = (row) => row.get("units_per_s") !== null || row.get("peak_bytes") !== null;
 
-// Tokens and pictures share no axis, nor do models: one of them is drawn.
+// Tokens and images share no axis, nor do models: one of them is drawn.
 function modelOf(found) {
   const numbers = new Map();
   for (const row of found) {
@@ -223,35 +277,27 @@ function drawPlots(found) {
   if (!isDrawn) return;
   const speed = {
     name: "units_per_s",
-    low: "low_units_per_s",
-    high: "high_units_per_s",
-    title: `${units[model]}/s`,
+    title: `${units[model]} per second`,
     scale: (value) => value,
-    told: rate,
+    words: rate,
   };
   const highest = Math.max(...drawn.map((row) => row.get("peak_bytes")));
   const peak = {
     name: "peak_bytes",
-    low: "least_peak_bytes",
-    high: "peak_bytes",
-    title: isSmall(highest) ? "MiB" : "GiB",
+    title: `peak memory per rank (${isSmall(highest) ? "MiB" : "GiB"})`,
     scale: (value) => value / 2 ** (isSmall(highest) ? 20 : 30),
-    told: bytes,
+    words: bytes,
   };
-  const batch = [
-    "batch_size",
-    "samples a device takes at once",
-    (row) => ` x ${row.get("devices")}${also(row)}`,
-  ];
-  const devices = ["devices", "devices on each node", (row) => ` batch ${row.get("batch_size")}${also(row)}`];
   for (const [id, x, y] of [
-    ["rate-by-batch", batch, speed],
-    ["rate-by-devices", devices, speed],
-    ["peak-by-batch", batch, peak],
-    ["peak-by-devices", devices, peak],
+    ["rate-by-batch", "batch_size", speed],
+    ["rate-by-devices", "devices", speed],
+    ["peak-by-batch", "batch_size", peak],
+    ["peak-by-devices", "devices", peak],
   ]) {
-    drawPlot(id, drawn, x, y);
-    opensRows(id);
+    const lines = linesOf(drawn, x, AXES.find((name) => name !== x), y);
+    byId(id).closest("figure").hidden = lines.length === 0;
+    const title = x === "devices" ? "devices per node" : "batch size per device";
+    if (lines.length) drawPanels(id, lines, title, y.title, y === peak);
   }
   drawEfficiency(drawn);
 }

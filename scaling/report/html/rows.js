@@ -4,7 +4,7 @@ const PAGE = 500; // rows put into the table at once
 
 const byId = (id) => document.getElementById(id);
 const read = (id) => JSON.parse(byId(id).textContent);
-const { names, rows: values, strategies, units, curves } = read("rows");
+const { names, rows: values, strategies, colours, units, curves } = read("rows");
 const place = Object.fromEntries(names.map((name, index) => [name, index]));
 const rows = values.map((row, index) => ({ index, get: (name) => row[place[name]], row }));
 
@@ -36,7 +36,7 @@ const COLUMNS = [
   ["mfu_matmul", "MFU", share],
   ["share_of_ceiling_matmul", "of ceiling", share],
   ["median_step_s", "step", ms],
-  ["units_per_s_per_device", "a device", rate],
+  ["units_per_s_per_device", "per device", rate],
   ["peak_resident_bytes", "resident", bytes],
   ["validation_loss", "validation", number(4)],
   ["parity", "loss parity", words],
@@ -67,8 +67,8 @@ function fromAddress() {
 
 function change(changes) {
   state = { ...state, ...changes };
-  const told = Object.entries(state).filter(([, value]) => value !== "");
-  history.replaceState(null, "", `#${new URLSearchParams(told)}`);
+  const set = Object.entries(state).filter(([, value]) => value !== "");
+  history.replaceState(null, "", `#${new URLSearchParams(set)}`);
   const touched = Object.keys(changes);
   show({
     table: touched.some((name) => name !== "row"),
@@ -80,12 +80,12 @@ function matches(row, wanted) {
   return wanted.every((word) => {
     const [, name, value] = /^(\w+):(.*)$/.exec(word) ?? [];
     if (name in place) {
-      const own = row.get(name);
-      if (own === null) return value === "";
-      return NUMBERS.has(name) ? String(own) === value : String(own).toLowerCase().includes(value);
+      const held = row.get(name);
+      if (held === null) return value === "";
+      return NUMBERS.has(name) ? String(held) === value : String(held).toLowerCase().includes(value);
     }
     row.words ??= row.row
-      .filter((own) => own !== null)
+      .filter((held) => held !== null)
       .join("\n")
       .toLowerCase();
     return row.words.includes(word);

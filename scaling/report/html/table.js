@@ -1,4 +1,4 @@
-// Rows in, a table with heads that sort and rows that open out. What records say is put in as text.
+// Draws the table: heads sort it, rows open. Strings of records are put in as text.
 
 function element(kind, text = "", attributes = {}) {
   const made = document.createElement(kind);
@@ -49,9 +49,9 @@ function drawRow(row) {
     }),
   );
   line.append(first);
-  for (const [name, , told] of COLUMNS) {
+  for (const [name, , format] of COLUMNS) {
     const value = row.get(name);
-    const text = value === null ? "" : told(value, row);
+    const text = value === null ? "" : format(value, row);
     const cell = element("td", text);
     if (text && SPEEDS.includes(name) && !isProven(row)) cell.replaceChildren(element("s", text));
     if (NUMBERS.has(name)) cell.className = "number";
