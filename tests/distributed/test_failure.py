@@ -1,4 +1,4 @@
-"""One rank that fails ends all of them soon, says why, and leaves nothing behind."""
+"""A failing rank ends all ranks soon, names its error, and leaves no process behind."""
 
 import datetime
 import itertools
@@ -9,7 +9,6 @@ import socket
 import sys
 import time
 from collections.abc import Callable
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from recipes import train
+from tests.distributed.faults import inject, raise_error
 from tests.distributed.forking import fork_command
 from tests.distributed.launching import (
     begin,
@@ -27,6 +27,7 @@ from tests.distributed.launching import (
     free_port,
     load,
     recipe_arguments,
+    wait_for_ranks,
     wait_for_text,
 )
 from tests.processes import wait_until_ended
@@ -34,7 +35,6 @@ from unitransformer.checkpoint.names import checkpoint_name
 from unitransformer.checkpoint.writer import Writer
 from unitransformer.launch import launcher, rendezvous
 from unitransformer.launch.failures import ERROR_FILE, Failure, first_failure, report_failure
-from unitransformer.training.module import TrainingModule
 
 MANY = ("--max-steps", "100000", "--validate-every", "100000", "--log-every", "1")
 LIMIT_S = 10.0
@@ -42,30 +42,8 @@ LIMIT_S = 10.0
 pytestmark = pytest.mark.usefixtures("_no_orphans")
 
 
-def plant(step: int, what: Callable[[], None]) -> Callable[[], None]:
-    """A fault: rank 1 does `what` in its training step number `step`."""
-
-    def fault() -> None:
-        original = TrainingModule.training_step
-
-        def training_step(self: TrainingModule, *arguments: object) -> torch.Tensor:
-            if self.global_rank == 1 and self._num_micro_batches == step:
-                place = Path(os.environ["UNITRANSFORMER_CACHE"]).with_name("fault-at")
-                place.write_text(str(time.monotonic()))
-                what()
-            return original(self, *arguments)  # type: ignore[arg-type]
-
-        TrainingModule.training_step = training_step  # type: ignore[method-assign,assignment]
-
-    return fault
-
-
-def raise_error() -> None:
-    raise ArithmeticError("planted in rank 1")
-
-
 def run_out_of_memory() -> None:
-    raise torch.OutOfMemoryError("planted: no memory left in rank 1")
+    raise torch.OutOfMemoryError("injected: no memory left in rank 1")
 
 
 def kill_itself() -> None:
@@ -76,23 +54,23 @@ def leave() -> None:
     os._exit(3)
 
 
-RAISES = (raise_error, "ArithmeticError", "crashed", "planted in rank 1")
+RAISES = (raise_error, "ArithmeticError", "crashed", "injected in rank 1")
 
 
 @pytest.mark.parametrize(
     ("strategy", "what", "kind", "status", "said"),
     [
         *((strategy, *RAISES) for strategy in ("ddp", "fsdp", "fsdp1", "zero2", "zero3")),
-        ("ddp", run_out_of_memory, "OutOfMemoryError", "oom", "planted: no memory left"),
+        ("ddp", run_out_of_memory, "OutOfMemoryError", "oom", "injected: no memory left"),
         ("fsdp", kill_itself, "SIGKILL", "crashed", "rank 1 was killed by SIGKILL"),
         ("ddp", leave, "ExitCode", "crashed", "rank 1 ended with exit code 3 and said nothing"),
     ],
 )
-def test_a_rank_that_fails_ends_all_and_is_named(
+def test_a_failing_rank_ends_all_ranks_and_is_named(
     strategy: str, what: Callable[[], None], kind: str, status: str, said: str, tmp_path: Path
 ) -> None:
     options = ("--devices", "2", "--batch-size", "4", "--strategy", strategy, *MANY)
-    process = begin("gpt", tmp_path / "run", *options, fault=plant(5, what))
+    process = begin("gpt", tmp_path / "run", *options, fault=inject(5, what))
     process.join(60)
     assert process.exitcode == 1
     record = load(tmp_path / "run")
@@ -101,7 +79,7 @@ def test_a_rank_that_fails_ends_all_and_is_named(
     assert said in record["error"]["message"]
     told = (tmp_path / "run" / "output.log").read_text()
     assert f"error: rank 1 of 2: {record['error']['message']}" in told.splitlines()[-1]
-    assert "Connection closed" not in told  # what the other saw is not the news
+    assert "Connection closed" not in told  # the error of the other rank is a consequence
 
 
 def seconds_since_the_fault(folder: Path) -> float:
@@ -110,16 +88,18 @@ def seconds_since_the_fault(folder: Path) -> float:
 
 @pytest.mark.alone
 @pytest.mark.parametrize("what", [raise_error, run_out_of_memory])
-def test_it_ends_all_within_ten_seconds(what: Callable[[], None], tmp_path: Path) -> None:
+def test_a_failing_rank_ends_all_ranks_within_ten_seconds(
+    what: Callable[[], None], tmp_path: Path
+) -> None:
     options = ("--devices", "2", "--batch-size", "4", "--strategy", "fsdp", *MANY)
-    begin("gpt", tmp_path / "run", *options, fault=plant(5, what)).join(60)
+    begin("gpt", tmp_path / "run", *options, fault=inject(5, what)).join(60)
     assert seconds_since_the_fault(tmp_path) < LIMIT_S
 
 
 @pytest.mark.alone
-def test_it_does_not_wait_for_what_is_being_saved(tmp_path: Path) -> None:
+def test_a_failing_rank_does_not_wait_for_a_checkpoint_under_way(tmp_path: Path) -> None:
     def fault() -> None:
-        plant(7, raise_error)()
+        inject(7, raise_error)()
         write = Writer._write_into
 
         def write_late(self: Writer, *arguments: object) -> object:
@@ -141,7 +121,7 @@ def test_it_does_not_wait_for_what_is_being_saved(tmp_path: Path) -> None:
 
 @pytest.mark.alone
 @pytest.mark.parametrize(("what", "kind"), [(raise_error, "ArithmeticError"), (leave, "ExitCode")])
-def test_a_rank_of_another_node_is_named_by_both(
+def test_a_failing_rank_is_named_by_both_nodes(
     what: Callable[[], None], kind: str, tmp_path: Path
 ) -> None:
     options = ("--devices", "1", "--num-nodes", "2", "--batch-size", "4", *MANY)
@@ -149,7 +129,7 @@ def test_a_rank_of_another_node_is_named_by_both(
     nodes = [
         begin(
             *("gpt", tmp_path / str(node), *options),
-            fault=plant(5, what),
+            fault=inject(5, what),
             variables=meet | {"NODE_RANK": str(node)},
         )
         for node in range(2)
@@ -177,7 +157,7 @@ def test_a_node_that_is_refused_ends_the_other(refused: int, tmp_path: Path) -> 
         for node in range(2)
     ]
     for process in nodes:
-        process.join(120)  # less than they wait for one another
+        process.join(120)  # shorter than the ranks wait for each other
     assert [process.exitcode for process in nodes] == [2, 2]
     why = "init-from nowhere does not exist; check the path"
     said = [(tmp_path / str(node) / "output.log").read_text().splitlines()[-1] for node in range(2)]
@@ -187,7 +167,7 @@ def test_a_node_that_is_refused_ends_the_other(refused: int, tmp_path: Path) -> 
 
 
 def end_late() -> None:
-    """A fault: ranks end well, and later than their launcher would wait for after a failure."""
+    """A fault: ranks succeed, but later than their launcher waits after a failure."""
     train_here = train._train_here
 
     def train_here_and_wait(*arguments: Any) -> int:
@@ -200,7 +180,7 @@ def end_late() -> None:
 
 
 def leave_soon() -> None:
-    """A fault: a launcher that is done waits for no others."""
+    """A fault: a launcher that is done does not wait for the others."""
     rendezvous.LINGER = datetime.timedelta(seconds=2)
 
 
@@ -246,12 +226,12 @@ def test_a_node_that_is_gone_ends_the_other(tmp_path: Path) -> None:
 @pytest.mark.alone
 @pytest.mark.parametrize("victim", [0, 1])
 @pytest.mark.parametrize("moment_s", [0.2, 1.0])
-def test_a_rank_that_is_killed_from_outside_ends_all_within_ten_seconds(
+def test_killing_one_rank_ends_all_ranks_within_ten_seconds(
     victim: int, moment_s: float, tmp_path: Path
 ) -> None:
     process = begin("gpt", tmp_path / "run", "--devices", "2", "--batch-size", "4", *MANY)
     ranks = wait_for_ranks(process, 2)
-    time.sleep(moment_s)  # while it is set up, and while it trains
+    time.sleep(moment_s)  # during set-up, and during training
     os.kill(ranks[victim].pid, signal.SIGKILL)
     killed_at = time.monotonic()
     process.join(60)
@@ -284,7 +264,7 @@ def test_ctrl_c_ends_the_ranks_at_once(tmp_path: Path) -> None:
 
 
 def press_ctrl_c_within_a_line_of_the_log() -> None:
-    """Between what the queue to TensorBoard's thread holds and the word that it does."""
+    """Interrupts between a put into TensorBoard's queue and its notification."""
     put, lines = queue.Queue._put, itertools.count()  # type: ignore[attr-defined]
 
     def put_and_press(self: queue.Queue[object], item: object) -> None:
@@ -295,7 +275,7 @@ def press_ctrl_c_within_a_line_of_the_log() -> None:
     queue.Queue._put = put_and_press  # type: ignore[attr-defined]
 
 
-def test_ctrl_c_within_a_line_of_a_log_ends_the_run(tmp_path: Path) -> None:
+def test_ctrl_c_during_a_log_line_ends_the_run(tmp_path: Path) -> None:
     fault = press_ctrl_c_within_a_line_of_the_log
     process = begin("gpt", tmp_path / "run", *MANY, fault=fault)
     process.join(60)
@@ -319,7 +299,7 @@ def test_two_runs_at_once_do_not_collide(tmp_path: Path) -> None:
 
 
 @pytest.mark.alone
-def test_a_port_in_use_is_no_obstacle_and_none_stays_taken(tmp_path: Path) -> None:
+def test_a_port_in_use_is_avoided_and_none_stays_open(tmp_path: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 29500))  # torch's default
         taken.listen()
@@ -328,26 +308,26 @@ def test_a_port_in_use_is_no_obstacle_and_none_stays_taken(tmp_path: Path) -> No
         process = begin("gpt", tmp_path / "run", *options)
         process.join(60)
         assert process.exitcode == 0
-        process = begin("gpt", tmp_path / "failed", *options, *MANY, fault=plant(3, raise_error))
+        process = begin("gpt", tmp_path / "failed", *options, *MANY, fault=inject(3, raise_error))
         process.join(60)
         assert process.exitcode == 1
         assert listening() <= before
 
 
 def listening() -> set[int]:
-    """Ports on which somebody listens."""
+    """Ports on which a process listens."""
     found = psutil.net_connections("tcp")
     return {each.laddr.port for each in found if each.status == psutil.CONN_LISTEN}
 
 
-# What torchrun starts in each rank: a command. Of functions it asks only who ended first.
+# torchrun starts this as a command: for functions it asks only which rank ended first.
 FAILING_RECIPE = """
 import sys
 from recipes import gpt
 from recipes.command_line import run_recipe
-from tests.distributed.test_failure import plant, raise_error
+from tests.distributed.faults import inject, raise_error
 
-plant(3, raise_error)()
+inject(3, raise_error)()
 sys.exit(run_recipe(gpt.PRESET, gpt.show, sys.argv[1:]))
 """
 
@@ -373,10 +353,10 @@ def test_torchrun_names_the_rank_that_failed_first(tmp_path: Path) -> None:
     assert process.exitcode == 1
     root_cause = (folder / "output.log").read_text().partition("Root Cause")[2]
     assert "rank      : 1" in root_cause
-    assert "ArithmeticError: planted in rank 1" in root_cause
+    assert "ArithmeticError: injected in rank 1" in root_cause
 
 
-def test_torchrun_is_told_that_who_fails_in_the_same_second_fails_later(
+def test_failures_in_the_same_second_get_increasing_times_for_torchrun(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     files = [tmp_path / str(rank) / "error.json" for rank in range(3)]
@@ -384,7 +364,7 @@ def test_torchrun_is_told_that_who_fails_in_the_same_second_fails_later(
     for path in (files[1], files[0], files[2]):
         path.parent.mkdir()
         monkeypatch.setenv(ERROR_FILE, str(path))
-        report_failure(RuntimeError("planted"))
+        report_failure(RuntimeError("injected"))
     told = [ProcessFailure(rank, 7, 1, str(path)).timestamp for rank, path in enumerate(files)]
     assert told == [1001, 1000, 1002]
 
@@ -392,12 +372,12 @@ def test_torchrun_is_told_that_who_fails_in_the_same_second_fails_later(
 @pytest.mark.parametrize(
     ("kinds", "first"),
     [
-        ([("RuntimeError", 5.0), ("ValueError", 4.0)], "ValueError"),  # the earlier one
-        ([("RuntimeError", 5.0), ("SIGKILL", 0.0)], "SIGKILL"),  # leaves no time
+        ([("RuntimeError", 5.0), ("ValueError", 4.0)], "ValueError"),  # the earlier failure
+        ([("RuntimeError", 5.0), ("SIGKILL", 0.0)], "SIGKILL"),  # has no time
         ([("SIGABRT", 0.0), ("RuntimeError", 5.0)], "RuntimeError"),  # waited in vain
     ],
 )
-def test_the_first_failure_is_the_one_that_others_follow_from(
+def test_the_first_failure_is_the_cause_of_the_others(
     kinds: list[tuple[str, float]], first: str
 ) -> None:
     failures = [
@@ -405,14 +385,3 @@ def test_the_first_failure_is_the_one_that_others_follow_from(
         for rank, (kind, at_s) in enumerate(kinds)
     ]
     assert first_failure(failures).type == first
-
-
-def wait_for_ranks(process: BaseProcess, count: int) -> list[psutil.Process]:
-    """The ranks that a command has started, by rank."""
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        ranks = psutil.Process(process.pid).children()
-        if len(ranks) == count:
-            return sorted(ranks, key=lambda rank: rank.pid)
-        time.sleep(0.02)
-    raise AssertionError("no ranks were started")

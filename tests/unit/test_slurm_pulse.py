@@ -1,4 +1,4 @@
-"""Who shows no sign of life, and who only seems to."""
+"""Tests heartbeats: which silent nodes are suspected of failure."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,11 +8,11 @@ import pytest
 from slurm.runtime.heartbeat import EACH_S, JOB, LOOKS, SILENT_S, Pulse
 from slurm.runtime.rank import Watchman
 
-SOON = max(LOOKS, int(SILENT_S / EACH_S)) + 1  # looks until somebody is suspected
+SOON = max(LOOKS, int(SILENT_S / EACH_S)) + 1  # checks until a node is suspected
 
 
 def look(folder: Path, *, alive: Mapping[str, range], looks: int) -> list[list[str]]:
-    """What a watcher suspects at each look; a node lives at those that are named."""
+    """The nodes suspected at each check; `alive` gives the checks at which a node is alive."""
     watcher = Pulse(folder=folder, own=JOB, others=list(alive))
     nodes = {name: Pulse(folder=folder, own=name, others=[]) for name in alive}
     found = []
@@ -24,36 +24,36 @@ def look(folder: Path, *, alive: Mapping[str, range], looks: int) -> list[list[s
     return found
 
 
-def test_a_node_that_ceases_is_suspected_within_ten_seconds(tmp_path: Path) -> None:
+def test_a_node_that_falls_silent_is_suspected_within_ten_seconds(tmp_path: Path) -> None:
     found = look(tmp_path, alive={"node1": range(99), "node2": range(10)}, looks=20)
     first = next(number for number, suspects in enumerate(found) if suspects)
     assert found[first] == ["node2"]
     assert SILENT_S <= (first - 9) * EACH_S <= 10.0
 
 
-def test_where_nobody_changes_anything_nobody_is_suspected(tmp_path: Path) -> None:
+def test_no_node_is_suspected_while_no_heartbeat_changes(tmp_path: Path) -> None:
     found = look(tmp_path, alive={"node1": range(10), "node2": range(10)}, looks=40)
     assert found == [[]] * 40
 
 
-def test_a_file_system_that_was_away_casts_no_suspicion_when_it_is_back(tmp_path: Path) -> None:
-    """Looks hang as well: the time has passed, and there were too few of them."""
+def test_a_file_system_outage_raises_no_suspicion_afterwards(tmp_path: Path) -> None:
+    """Checks hang as well: time has passed, but there were too few checks."""
     watcher = Pulse(folder=tmp_path, own=JOB, others=["node1", "node2"])
     nodes = [Pulse(folder=tmp_path, own=name, others=[]) for name in watcher.others]
     for pulse in (*nodes, watcher):
         pulse.beat(0.0)
-    nodes[0].beat(60.0)  # the other has not written again yet
+    nodes[0].beat(60.0)  # the other node has not written again yet
     assert watcher.beat(60.0) == []
     nodes[0].beat(62.0)
     assert watcher.beat(62.0) == []
 
 
-def test_a_node_that_has_not_begun_is_not_suspected(tmp_path: Path) -> None:
+def test_a_node_without_a_first_heartbeat_is_not_suspected(tmp_path: Path) -> None:
     found = look(tmp_path, alive={"node1": range(99), "node2": range(0)}, looks=20)
     assert found == [[]] * 20
 
 
-def test_who_has_answered_is_suspected_no_sooner_than_before(tmp_path: Path) -> None:
+def test_a_node_that_answered_a_probe_is_suspected_no_sooner(tmp_path: Path) -> None:
     watcher = Pulse(folder=tmp_path, own=JOB, others=["node1", "node2"])
     node1, node2 = (Pulse(folder=tmp_path, own=name, others=[]) for name in watcher.others)
     node2.beat(0.0)
@@ -76,7 +76,7 @@ def test_who_has_answered_is_suspected_no_sooner_than_before(tmp_path: Path) -> 
         (2, 1, 1, False, ["node2", JOB]),
     ],
 )
-def test_one_task_of_each_node_but_the_first_looks_after_the_job(
+def test_one_task_of_each_node_but_the_first_watches_the_job(
     nodes: int, local: int, node: int, is_needed: bool, looks_at: list[str], tmp_path: Path
 ) -> None:
     variables = {

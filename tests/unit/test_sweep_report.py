@@ -1,4 +1,4 @@
-"""Cells of a sweep in the report: every one a row, plots where there is something to plot."""
+"""Tests sweep cells in the report: a row for each, and plots along axes with several values."""
 
 import re
 from collections.abc import Sequence
@@ -6,9 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from test_efficiency import make_spread, strong
-from test_store import HOST, make_record
-from test_sweep import Straw, make_study, make_tasks, work
 
 from scaling.analysis.efficiency import pool
 from scaling.report.environment import apart
@@ -19,12 +16,15 @@ from scaling.store.conditions import conditions_of, processors_of, without_threa
 from scaling.store.outcome import Outcome
 from scaling.store.reader import Cell, Store, load_store
 from scaling.store.run import Run
+from tests.builders.records import HOST, make_record
+from tests.builders.runs import make_spread, strong
+from tests.builders.sweeps import FakeMachine, make_study, make_tasks, work
 from unitransformer.config import DataConfig, ParallelConfig
 from unitransformer.record.schema import write_record
 
 
 def swept(folder: Path) -> Store:
-    """Ten cells, half of them out of memory, and a run beside them."""
+    """Ten cells, half of them out of memory, and a run outside of the sweep."""
     work(folder / "night", make_tasks(make_study()))
     write_record(make_record("gpt"), folder / "single" / "a-1.json")
     return load_store([folder], relative_to=folder)
@@ -58,7 +58,7 @@ def test_every_cell_is_a_row_with_its_status_and_command(tmp_path: Path) -> None
 
 
 def table_of(cells: Sequence[Cell]) -> tuple[list[str], list[list[str]]]:
-    """Heads and rows of the table of a sweep."""
+    """Headings and rows of the table of a sweep."""
     (block,) = [b for b in sweep_blocks("s", cells, [], []) if b.startswith("|")]
     heads, _, *rows = [
         [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in block.splitlines()
@@ -66,7 +66,7 @@ def table_of(cells: Sequence[Cell]) -> tuple[list[str], list[list[str]]]:
     return heads, rows
 
 
-def test_the_table_leaves_out_what_is_empty_in_all_rows_and_says_what_all_cells_share() -> None:
+def test_the_table_omits_empty_columns_and_captions_shared_settings() -> None:
     cells = [
         replace(
             cell, outcome=replace(cell.outcome, options={**cell.outcome.options, "dropout": "0"})
@@ -82,7 +82,7 @@ def test_the_table_leaves_out_what_is_empty_in_all_rows_and_says_what_all_cells_
     assert "No MFU: a CPU has no published peak; its measured ceiling stands." in blocks
 
 
-def test_the_table_tells_the_efficiency_of_each_row_against_its_baseline() -> None:
+def test_the_table_shows_the_efficiency_of_each_row() -> None:
     heads, rows = table_of(cells_of([strong(0.1, 1), strong(0.0625, 2)]))
     assert [row[heads.index("strong efficiency")] for row in rows] == [
         "baseline",
@@ -95,7 +95,7 @@ def test_the_table_tells_the_efficiency_of_each_row_against_its_baseline() -> No
     assert rows[1][column].startswith("50.0%")
 
 
-def test_where_memory_ran_out_the_largest_batch_that_ran_has_a_row(tmp_path: Path) -> None:
+def test_the_largest_batch_below_out_of_memory_has_a_row(tmp_path: Path) -> None:
     cells = swept(tmp_path).cells
     blocks = sweep_blocks("night", cells, [], [])
     (table,) = [block for block in blocks if re.match(r"\|.* does not fit", block)]
@@ -107,7 +107,7 @@ def test_where_memory_ran_out_the_largest_batch_that_ran_has_a_row(tmp_path: Pat
     )
 
 
-def test_runs_of_a_sweep_are_not_told_a_second_time(tmp_path: Path) -> None:
+def test_runs_of_a_sweep_are_not_listed_twice(tmp_path: Path) -> None:
     store = swept(tmp_path)
     assert [run.name for run in store.single_runs] == ["single/a-1.json"]
     text = render(store)
@@ -115,21 +115,21 @@ def test_runs_of_a_sweep_are_not_told_a_second_time(tmp_path: Path) -> None:
     assert "single/a-1.json" in text.split("## GPT")[1].split("### Architecture")[0]
 
 
-def test_a_recipe_that_was_only_swept_has_its_section_too(tmp_path: Path) -> None:
+def test_a_recipe_with_only_sweep_runs_has_a_section(tmp_path: Path) -> None:
     work(tmp_path / "night", make_tasks(make_study()))
     text = render(load_store([tmp_path], relative_to=tmp_path))
     assert "### Parameters" in text
     assert "### Sweep night" in text
 
 
-def test_a_recipe_of_which_no_cell_ended_well_is_told(tmp_path: Path) -> None:
-    work(tmp_path / "night", make_tasks(make_study()), straw=Straw({}, capacity=1))
+def test_a_recipe_without_a_successful_cell_is_reported(tmp_path: Path) -> None:
+    work(tmp_path / "night", make_tasks(make_study()), machine=FakeMachine({}, capacity=1))
     text = render(load_store([tmp_path], relative_to=tmp_path))
     assert "## GPT" in text
     assert "10 cells: 1 oom, 9 oom-inferred." in text
 
 
-def test_two_sweeps_of_one_name_have_plots_of_their_own(tmp_path: Path) -> None:
+def test_two_sweeps_of_one_name_have_separate_plots(tmp_path: Path) -> None:
     for place, sizes in (("x", ["8", "16"]), ("y", ["9", "17"])):
         (tmp_path / place).mkdir()
         axes = {"precision": "32-true", "batch-size": sizes}
@@ -156,7 +156,7 @@ def test_plots_are_drawn_along_axes_with_two_values_and_named_in_the_text(tmp_pa
     assert text == render(store)
 
 
-def test_efficiency_is_plotted_where_devices_differ(tmp_path: Path) -> None:
+def test_efficiency_is_plotted_if_device_counts_differ(tmp_path: Path) -> None:
     tasks = []
     for task in make_tasks(make_study(axes={"precision": "32-true", "devices": ["1", "2"]})):
         devices = int(task.cell.options["devices"])
@@ -171,12 +171,12 @@ def test_efficiency_is_plotted_where_devices_differ(tmp_path: Path) -> None:
     }
     ((line, marks),) = plots["gpt-s-efficiency-by-devices"].panels.popitem()[1].items()
     assert line == "ddp, batch 8 a device"
-    # Equal steps of twice the batch on twice the devices: no time is lost.
+    # Equal steps with twice the batch on twice the devices: no time is lost.
     assert [(x, round(told.value, 6)) for x, told in marks] == [(1, 1.0), (2, 1.0)]
 
 
 def cells_of(runs: Sequence[Run]) -> list[Cell]:
-    """A cell of a sweep for each run."""
+    """One sweep cell per run."""
     return [
         Cell(
             name=f"s/cells/{number:012x}-1/outcome.json",
@@ -212,7 +212,7 @@ def lines(plot: Plot) -> dict[tuple[str, str], list[float]]:
         ({"seed": 1}, "seed 1"),
     ],
 )
-def test_runs_that_differ_in_anything_else_are_two_lines(
+def test_runs_that_differ_in_another_setting_are_two_lines(
     change: dict[str, object], told: str
 ) -> None:
     plain = [make_spread(0.1, f"{size}.json", batch_size=size) for size in (2, 4)]
@@ -226,7 +226,7 @@ def test_runs_that_differ_in_anything_else_are_two_lines(
     assert any(line.endswith(told) for _, line in found)
 
 
-def test_other_machines_and_offloaded_states_are_lines_of_their_own() -> None:
+def test_other_machines_and_cpu_offload_are_separate_lines() -> None:
     spread = {"strategy": "fsdp", "accelerator": "cuda"}
     runs = [
         make_spread(0.1, f"{n}-{off}.json", devices=n, cpu_offload=off, **spread)
@@ -248,7 +248,7 @@ def test_other_machines_and_offloaded_states_are_lines_of_their_own() -> None:
     ]
 
 
-def test_what_cannot_be_drawn_is_told_under_the_plots() -> None:
+def test_runs_that_cannot_be_drawn_are_listed_under_the_plots() -> None:
     runs = [*(strong(0.1, n) for n in (1, 2)), strong(0.1, 4, steps=3)]
     cells = cells_of(runs)
     lost = replace(cells[0], run=None, outcome=replace(cells[0].outcome, status="oom"))
@@ -258,7 +258,7 @@ def test_what_cannot_be_drawn_is_told_under_the_plots() -> None:
     )
 
 
-def test_on_the_same_cores_the_line_of_no_loss_falls_with_the_threads_of_a_rank() -> None:
+def test_the_ideal_line_on_the_same_cores_falls_with_threads_per_rank() -> None:
     def efficiency(threads: dict[int, int]) -> Plot:
         runs = [
             strong(0.1, n, changes={"hardware": [HOST | {"threads": own}] * n})
@@ -273,7 +273,7 @@ def test_on_the_same_cores_the_line_of_no_loss_falls_with_the_threads_of_a_rank(
     assert (whole.ideals, whole.y) == ([((1, 1.0), (2, 1.0))], "speed over the ideal one")
 
 
-def test_a_record_that_is_gone_or_damaged_leaves_its_row(tmp_path: Path) -> None:
+def test_a_missing_or_damaged_record_leaves_its_row(tmp_path: Path) -> None:
     store = swept(tmp_path)
     lost = next(cell for cell in store.cells if cell.outcome.status == "ok")
     (record,) = [
@@ -284,7 +284,7 @@ def test_a_record_that_is_gone_or_damaged_leaves_its_row(tmp_path: Path) -> None
     assert text.count("its record is missing or damaged") == 1
 
 
-def test_a_record_of_a_cell_that_is_under_way_is_no_run_of_its_own(tmp_path: Path) -> None:
+def test_a_record_of_an_unfinished_cell_is_not_a_separate_run(tmp_path: Path) -> None:
     store = swept(tmp_path)
     ended = next(cell for cell in store.cells if cell.run is not None and cell.run.is_ok)
     (tmp_path / ended.name).unlink()
@@ -296,7 +296,7 @@ def test_a_record_of_a_cell_that_is_under_way_is_no_run_of_its_own(tmp_path: Pat
     assert re.search(r"more files?: not a finished run", render(again))
 
 
-def test_cells_of_two_kinds_of_machine_are_two_lines_and_said_to_differ(tmp_path: Path) -> None:
+def test_cells_of_two_machine_types_are_two_lines_with_a_note(tmp_path: Path) -> None:
     store = swept(tmp_path)
     first, *_ = [cell.run for cell in store.cells if cell.run is not None and cell.run.is_ok]
     assert first is not None
