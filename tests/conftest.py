@@ -1,11 +1,11 @@
-"""What every test stands on."""
+"""Settings and fixtures of every test."""
 
 import gc
 import os
 
-# Tiny models gain nothing from more threads, and lose much where the cores are shared.
+# Tiny models gain nothing from more threads, and are slower when processes share the cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-# Compilers that are forked beside threads would wait for them for ever.
+# Compiler processes forked from a process with threads can deadlock.
 os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"
 
 from collections.abc import Iterator
@@ -13,7 +13,9 @@ from pathlib import Path
 
 import pytest
 
-import unitransformer  # noqa: F401  (torchvision beside a CPU torch is mended before lightning)
+import unitransformer  # noqa: F401  (repairs the import of torchvision beside a CPU torch, before lightning)
+
+FAST = ("unit", "contracts")  # folders
 
 
 def pytest_collection() -> None:
@@ -21,11 +23,14 @@ def pytest_collection() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Every worker of pytest-xdist is given a run of tests in order: first of those that take
-    seconds, then of the many that take none, which fill up the time at the end."""
+    """Gives every worker of pytest-xdist its slow tests first, then its fast ones.
+
+    The many fast tests fill up the time until the last worker ends.
+    """
     workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
-    short = [item for item in items if item.path.parent.name in ("unit", "contracts")]
-    long = [item for item in items if item.path.parent.name not in ("unit", "contracts")]
+    kinds = [item.path.relative_to(Path(__file__).parent).parts[0] for item in items]
+    short = [item for item, kind in zip(items, kinds, strict=True) if kind in FAST]
+    long = [item for item, kind in zip(items, kinds, strict=True) if kind not in FAST]
     items[:] = [
         item
         for worker in range(workers)
@@ -35,14 +40,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """What has been imported by now is no garbage, and takes long to look through every time."""
+    """Exempts imported objects from garbage collection, which would scan them every time."""
     gc.freeze()
     gc.enable()
 
 
 @pytest.fixture(autouse=True)
 def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A launcher's variables, also those a run under test sets, never reach the next test."""
+    """Keeps a launcher's variables, and those that a tested run sets, from the next test."""
     before = dict(os.environ)
     for name in ("UNITRANSFORMER_RUN_FOLDER", "RANK", "LOCAL_RANK", "WORLD_SIZE", "SLURM_PROCID"):
         monkeypatch.delenv(name, raising=False)

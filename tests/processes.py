@@ -1,4 +1,4 @@
-"""Processes that a test has started, and those that these have."""
+"""Waits until processes that a test started, and their children, have ended."""
 
 import time
 from collections.abc import Collection
@@ -7,7 +7,7 @@ import psutil
 
 
 def is_alive(process: psutil.Process) -> bool:
-    """Neither gone nor ended, which the first process of a machine may be slow to notice."""
+    """Whether it runs; a zombie does not, though init may be slow to reap it."""
     try:
         return bool(process.status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:

@@ -1,4 +1,4 @@
-"""The clock of the benchmarks, and what it stands on."""
+"""The clock of the benchmarks, and a description of the machine that they run on."""
 
 import time
 from pathlib import Path
@@ -11,16 +11,14 @@ PACKAGES = ("torch", "lightning", "deepspeed")
 
 
 def now_s() -> float:
-    """A monotonic clock that waits for what a GPU still has to do."""
+    """Seconds of a monotonic clock, read after the GPU has finished its work."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter()
 
 
 def machine() -> Machine:
-    """This one, without asking CUDA: ranks are forked from this process later, which CUDA does not
-    survive.
-    """
+    """This machine, described without initializing CUDA, which would break later forks."""
     about = Path("/proc/driver/nvidia/gpus").glob("*/information")
     models = [path.read_text().partition("\n")[0].partition(":")[2].strip() for path in about]
     return describe_machine(sorted(models))

@@ -1,4 +1,4 @@
-"""Baselines: of counters in the repository, of times in a folder of each machine's own."""
+"""Stores counter baselines in the repository, and times in one folder per machine."""
 
 import importlib.metadata
 from dataclasses import asdict
@@ -11,12 +11,12 @@ import torch
 from tests.benchmarks.clock import PACKAGES, machine
 
 UPDATE, PROVE = "--update-baseline", "--whole-proof"
-SAID = pytest.StashKey[str]()  # of times that are not compared
+SAID = pytest.StashKey[str]()  # why times are not compared
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
-        UPDATE, action="store_true", help="write the counters' baselines anew in place of comparing"
+        UPDATE, action="store_true", help="write the baselines of the counters instead of comparing"
     )
     parser.addoption(
         PROVE, action="store_true", help="count everything 20 times, half of them on a busy machine"
@@ -24,16 +24,17 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def folder_of_times() -> Path:
-    """Where the runs of this machine are stored, from the working directory."""
+    """Folder of the stored times of this machine, relative to the working directory."""
     return Path(".benchmarks") / f"{machine().fingerprint}-{torch.get_num_threads()}-threads"
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    # `None` would be the option's default as well; this is pytest-benchmark's own.
+    # The default of pytest-benchmark: the user gave no other folder.
     if getattr(config.option, "benchmark_storage", None) == "file://./.benchmarks":
         config.option.benchmark_storage = f"file://./{folder_of_times()}"
+        # pytest-benchmark raises if there is nothing to compare with.
         if config.option.benchmark_compare and not any(folder_of_times().glob("*/*.json")):
-            config.option.benchmark_compare_fail = []  # with nothing to fail on it is an error
+            config.option.benchmark_compare_fail = []
             config.stash[SAID] = f"{folder_of_times()}: no times of this machine to compare with"
 
 

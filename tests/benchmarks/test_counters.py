@@ -1,6 +1,6 @@
-"""What one step of each recipe does under each strategy, counted and compared to the last digit.
+"""Counters of one step of each recipe under each strategy equal their baselines exactly.
 
-`pytest tests/benchmarks --update-baseline` writes the baselines anew; the diff is for review.
+`pytest tests/benchmarks --update-baseline` rewrites the baselines; review the diff.
 `pytest tests/benchmarks/test_counters.py --whole-proof` counts everything 20 times.
 """
 
@@ -13,7 +13,7 @@ import torch
 import torch.distributed
 from torch import Tensor, nn
 
-from tests.benchmarks.ranks import Counted, busy, count, small_config
+from tests.benchmarks.counting import Counted, busy, count, small_config
 from unitransformer.config import Strategy
 from unitransformer.costs.flops import count_parameters as parameters_of
 from unitransformer.costs.flops import flops_per_sample
@@ -21,11 +21,11 @@ from unitransformer.step_counters import differences, load_counters, write_count
 from unitransformer.training.module import TrainingModule
 from unitransformer.transformer import Linear, PositionwiseFeedForward, Transformer
 
-# Operators change from one torch to the next, and with what the processor can do at once.
+# Operators depend on the torch version and on the vector instructions of the processor.
 TORCH = ".".join(torch.__version__.split(".")[:2])
 BASELINES = Path(__file__).parent / "baselines"
 CAPABILITY = torch.backends.cpu.get_cpu_capability().lower()
-# Counted on both and found alike, to the last digit.
+# Counters that are equal on all processors.
 PROCESSOR = "avx" if CAPABILITY in ("avx2", "avx512") else CAPABILITY
 HERE = BASELINES / f"torch-{TORCH}-{PROCESSOR}"
 OF_ANY_PROCESSOR = (
@@ -36,8 +36,8 @@ STRATEGIES = [name for name in get_args(Strategy) if name != "auto"]
 CASES = [(recipe, strategy, "off") for recipe in ("bert", "gpt", "vit") for strategy in STRATEGIES]
 CASES += [(recipe, "single", "default") for recipe in ("bert", "gpt", "vit")]
 CASES += [("gpt", "fsdp", "default")]
-PROOF = 20  # `--whole-proof` counts everything so often
-OFTEN = {  # without it; the rest once
+PROOF = 20  # repetitions with `--whole-proof`
+OFTEN = {  # counted twice without it; the others once
     ("gpt", "single", "off"): PROOF,
     ("gpt", "fsdp", "off"): 3,
     ("gpt", "zero2", "off"): 3,
@@ -50,7 +50,7 @@ def name_of(recipe: str, strategy: str, mode: str) -> str:
 
 
 def stored(recipe: str, strategy: str, mode: str = "off") -> Counted:
-    """The baseline of this torch and processor; of another processor what does not depend on it."""
+    """The baseline for this torch and processor; without one, the portable part of another."""
     name = name_of(recipe, strategy, mode)
     if (HERE / name).exists():
         return load_counters(HERE / name)
@@ -66,7 +66,7 @@ def only(counted: Counted, names: Collection[str]) -> Counted:
 
 
 @pytest.mark.parametrize(("recipe", "strategy", "mode"), CASES)
-def test_a_step_does_what_it_did(
+def test_counters_of_a_step_equal_their_baseline(
     recipe: str,
     strategy: Any,
     mode: Any,
@@ -84,8 +84,8 @@ def test_a_step_does_what_it_did(
     often = PROOF if is_whole_proof else OFTEN.get((recipe, strategy, mode), 1)
     for number in range(2, often + 1):
         with busy(NUM_BUSY if 2 * number > often else 0):
-            told = differences(first, count(config, tmp_path))
-        assert told == [], f"run {number} of {often}"
+            actual = differences(first, count(config, tmp_path))
+        assert actual == [], f"run {number} of {often}"
     print(f"{often} of {often} runs alike")
     if set(before) < set(first):
         pytest.skip(
@@ -96,7 +96,7 @@ def test_a_step_does_what_it_did(
 
 @pytest.mark.parametrize("recipe", ["bert", "gpt", "vit"])
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_parameters_and_flops_are_those_of_the_formulas(recipe: str, strategy: Any) -> None:
+def test_parameters_and_flops_equal_the_formulas(recipe: str, strategy: Any) -> None:
     config = small_config(recipe, strategy)
     counted = stored(recipe, strategy)
     assert sum(counted["parameters"].values()) == parameters_of(config.model)
@@ -106,11 +106,11 @@ def test_parameters_and_flops_are_those_of_the_formulas(recipe: str, strategy: A
 
 PARAMETERS = parameters_of(small_config("gpt", "single").model)  # 6,098, of which a layer has 2,224
 LAYER = 2224
-OUTER = PARAMETERS - 2 * LAYER  # 1,650: word vectors and head
+OUTER = PARAMETERS - 2 * LAYER  # 1,650: token embedding and head
 
 
 def sent(counted: Counted, kind: str) -> int:
-    """Bytes of one kind of collective."""
+    """Bytes that one kind of collective sent."""
     sizes = counted["collective_bytes"]
     return sum(size for place, size in sizes.items() if place.startswith(kind))
 
@@ -124,8 +124,8 @@ def test_ddp_reduces_each_gradient_once() -> None:
 
 
 @pytest.mark.parametrize("strategy", ["fsdp", "fsdp1", "hsdp"])
-def test_fsdp_gathers_layers_twice_and_what_is_around_them_once(strategy: str) -> None:
-    # The outer group is needed at once when the backward pass begins, so it is never let go.
+def test_fsdp_gathers_each_layer_twice_and_embedding_and_head_once(strategy: str) -> None:
+    # The root group is needed at the start of the backward pass, so it is never resharded.
     counted = stored("gpt", strategy)
     assert sent(counted, "all_gather") == 4 * (2 * 2 * LAYER + OUTER)
     assert sent(counted, "reduce_scatter") == 4 * PARAMETERS
@@ -134,7 +134,7 @@ def test_fsdp_gathers_layers_twice_and_what_is_around_them_once(strategy: str) -
 @pytest.mark.parametrize("strategy", ["zero1", "zero2"])
 def test_zero_gathers_weights_once_and_reduces_gradients_once(strategy: str) -> None:
     counted = stored("gpt", strategy)
-    # Each of the two groups of parameters is filled up to a multiple of four numbers.
+    # Each of the two parameter groups is padded to a multiple of four numbers.
     assert 0 <= sent(counted, "all_gather") - 4 * PARAMETERS <= 2 * 16
     assert 0 <= sent(counted, "all_reduce") - 4 * PARAMETERS <= 2 * 16
 
@@ -143,7 +143,7 @@ def test_zero3_reduces_gradients_to_shares() -> None:
     assert sent(stored("gpt", "zero3"), "reduce_scatter") == 4 * PARAMETERS
 
 
-def test_fsdp_gathers_half_the_bytes_in_bf16_and_adds_up_in_float32(tmp_path: Path) -> None:
+def test_fsdp_in_bf16_gathers_half_the_bytes_and_reduces_in_float32(tmp_path: Path) -> None:
     whole = stored("gpt", "fsdp")
     half = count(small_config("gpt", "fsdp", precision="bf16-mixed"), tmp_path)
     assert 2 * sent(half, "all_gather") == sent(whole, "all_gather")
@@ -197,7 +197,7 @@ def graph_break() -> None:
 
 
 @pytest.mark.parametrize(
-    ("fault", "strategy", "mode", "often", "told"),
+    ("fault", "strategy", "mode", "often", "expected"),
     [
         # Of 6 x 32 x 16 x 16 FLOPs.
         (extra_linear, "fsdp", "off", 1, ["flops grew", "network.extra +49,152"]),
@@ -221,12 +221,12 @@ def graph_break() -> None:
         (graph_break, "single", "default", 2, ["graph_breaks grew", "graphs grew", "transformer"]),
     ],
 )
-def test_what_grew_is_told_and_where(
+def test_a_grown_counter_is_reported_with_its_location(
     fault: Callable[[], None],
     strategy: Any,
     mode: Any,
     often: int,
-    told: list[str],
+    expected: list[str],
     is_whole_proof: bool,
     tmp_path: Path,
 ) -> None:
@@ -237,6 +237,6 @@ def test_what_grew_is_told_and_where(
     often = PROOF if is_whole_proof else often
     for number in range(1, often + 1):
         message = "\n".join(differences(before, count(config, tmp_path, fault=fault)))
-        missing = [words for words in told if words not in message]
+        missing = [words for words in expected if words not in message]
         assert missing == [], f"run {number} of {often}: {message}"
     print(f"caught {often} of {often} times: {message}")

@@ -1,4 +1,4 @@
-"""What watching a run costs it, whole recipes with and without."""
+"""The measuring instruments slow a recipe by at most half a percent."""
 
 from pathlib import Path
 from typing import Any
@@ -8,7 +8,7 @@ import pytest
 from lightning.pytorch import Trainer
 
 import unitransformer.run
-from tests.benchmarks.turns import WARM_UP, Arm, check
+from tests.benchmarks.interleaved import WARM_UP, Arm, check
 from unitransformer.measure import instruments
 from unitransformer.measure.clock import ClockStarts, ClockStops, Step, StepClock
 
@@ -20,11 +20,11 @@ OPTIONS = (
     *("--max-steps", str(STEPS), "--validate-every", str(STEPS), "--devices", "1"),
     *("--log-every", str(STEPS), "--strategy", "single"),
 )
-WHOLE_BATCH = 128  # 8,192 tokens a step
+WHOLE_BATCH = 128  # 8,192 tokens per step
 
 
 def watch_nothing() -> None:
-    """Neither clock nor instruments: no callback of ours looks at a step."""
+    """Removes clock and instruments from a run."""
     build_trainer = unitransformer.run.build_trainer
     watchers = (ClockStops, ClockStarts, instruments.Instruments)
 
@@ -33,14 +33,14 @@ def watch_nothing() -> None:
         return build_trainer(*arguments, callbacks=kept, **options)
 
     unitransformer.run.build_trainer = build
-    # What the record and the log need of a clock that never ran.
+    # Values that record and log read from the clock, which never ran.
     step = Step(step_s=1.0, cpu_s=1.0, data_s=0.1, forward_backward_s=0.8, optimizer_s=0.1)
     StepClock.steps = lambda self: [step] * STEPS  # type: ignore[method-assign]
 
 
 @pytest.mark.alone
 def test_measuring_costs_at_most_half_a_percent_of_a_step(tmp_path: Path) -> None:
-    """A wait costs no processor time, and is seen: the control waits."""
+    """The control sleeps, which must show in wall time; processor time cannot show it."""
     arms = {
         "not watched": Arm(fault=watch_nothing),
         "watched": Arm(),

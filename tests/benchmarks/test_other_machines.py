@@ -1,4 +1,4 @@
-"""What the benchmarks say on a machine that they have not seen, and of runs of another one."""
+"""The benchmarks recognise an unknown machine, and stored times of another machine."""
 
 import json
 import os
@@ -15,16 +15,16 @@ from tests.benchmarks.clock import machine
 from tests.benchmarks.conftest import folder_of_times
 
 ELSEWHERE = "0123456789ab"  # fingerprint of another machine
-COUNTED = "test_counters.py::test_a_step_does_what_it_did[bert-single-off]"
+COUNTED = "test_counters.py::test_counters_of_a_step_equal_their_baseline[bert-single-off]"
 TIMED = "test_step_time.py::test_step_time[vit]"
 
 
 def bench(
     repository: Path, folder: Path, tests: Sequence[str], *options: str
 ) -> subprocess.CompletedProcess[str]:
-    """On a processor that does nothing at once; `folder` is the working directory.
+    """Runs the benchmarks in `folder` as on a processor without vector instructions.
 
-    A worker of pytest-xdist hands its name on, and pytest-benchmark measures nothing there.
+    Drops the worker name of pytest-xdist, with which pytest-benchmark measures nothing.
     """
     inherited = {name: value for name, value in os.environ.items() if "XDIST" not in name}
     return subprocess.run(
@@ -45,13 +45,13 @@ def bench(
 def first(
     repository: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, subprocess.CompletedProcess[str]]:
-    """Nothing is stored; what is measured is kept."""
+    """The first run on a machine, which stores its times."""
     folder = tmp_path_factory.mktemp("first")
     options = ("--benchmark-autosave", "--benchmark-compare", "--benchmark-compare-fail=median:5%")
     return folder, bench(repository, folder, (TIMED, COUNTED), *options)
 
 
-def test_without_runs_of_this_machine_there_is_nothing_to_compare_and_it_says_so(
+def test_benchmark_reports_that_this_machine_has_no_earlier_runs(
     first: tuple[Path, subprocess.CompletedProcess[str]],
 ) -> None:
     _, done = first
@@ -59,7 +59,7 @@ def test_without_runs_of_this_machine_there_is_nothing_to_compare_and_it_says_so
     assert f"{folder_of_times()}: no times of this machine to compare with" in done.stdout
 
 
-def test_times_are_kept_in_a_folder_of_this_machine_with_what_it_is(
+def test_times_are_stored_per_machine_with_its_description(
     first: tuple[Path, subprocess.CompletedProcess[str]],
 ) -> None:
     folder, _ = first
@@ -67,12 +67,12 @@ def test_times_are_kept_in_a_folder_of_this_machine_with_what_it_is(
     place = kept.relative_to(folder / ".benchmarks").parts[0]
     assert place == folder_of_times().name
     assert place.startswith(machine().fingerprint)
-    told = json.loads(kept.read_text())["machine_info"]["unitransformer"]
-    assert told["cpu"] == machine().cpu
-    assert told["versions"]["torch"] == torch.__version__
+    actual = json.loads(kept.read_text())["machine_info"]["unitransformer"]
+    assert actual["cpu"] == machine().cpu
+    assert actual["versions"]["torch"] == torch.__version__
 
 
-def test_another_processor_is_held_to_what_does_not_depend_on_it(
+def test_another_processor_is_compared_on_portable_counters_only(
     first: tuple[Path, subprocess.CompletedProcess[str]],
 ) -> None:
     _, done = first
@@ -83,10 +83,10 @@ def test_another_processor_is_held_to_what_does_not_depend_on_it(
     )
 
 
-def test_runs_of_another_machine_are_told_apart_and_fail_nothing(
+def test_runs_of_another_machine_are_recognised_and_fail_nothing(
     first: tuple[Path, subprocess.CompletedProcess[str]], repository: Path, tmp_path: Path
 ) -> None:
-    """Its times are a millionth of ours: both in its own folder, and brought into this one's."""
+    """Stored times of another machine, a millionth of ours, in its folder and in this one's."""
     folder, _ = first
     (kept,) = (folder / ".benchmarks").glob("*/*/*.json")
     stored = json.loads(kept.read_text())

@@ -1,5 +1,4 @@
-"""Records read and reported: the work grows as their number, and what is fast is the same to the
-last bit."""
+"""The time to read and report records grows linearly, and fast paths give exact results."""
 
 import copy
 import json
@@ -30,7 +29,7 @@ RECORDS = 100
 
 @pytest.fixture(scope="module")
 def folders(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """Some records, and twice as many; no two alike."""
+    """Some records and twice as many, all different."""
     (like,) = (repository / "scaling/results/records").glob("256344bab5e8-1.json")
     text = like.read_text()
     made = []
@@ -78,14 +77,14 @@ def read_whole(folder: Path, kept: Kept | None = None) -> Store:
 
 
 def seconds_of(folder: Path, kept: Kept | None = None) -> float:
-    """Of the processor: others may use it meanwhile."""
+    """Processor seconds, since other processes may run."""
     started_s = time.process_time()
     read_whole(folder, kept)
     return time.process_time() - started_s
 
 
 @pytest.mark.alone
-def test_twice_the_records_take_no_more_than_three_times_as_long(
+def test_twice_the_records_take_at_most_three_times_as_long(
     folders: tuple[Path, Path], benchmark: Any
 ) -> None:
     some, twice = folders
@@ -97,7 +96,7 @@ def test_twice_the_records_take_no_more_than_three_times_as_long(
 
 
 @pytest.mark.alone
-def test_what_was_found_before_takes_less_than_half_as_long(
+def test_cached_metrics_take_less_than_half_as_long(
     folders: tuple[Path, Path], tmp_path: Path, benchmark: Any
 ) -> None:
     some, _ = folders
@@ -111,7 +110,7 @@ def test_what_was_found_before_takes_less_than_half_as_long(
     assert statistics.median(after / before for before, after in pairs) < 0.5
 
 
-def test_eight_times_the_rows_take_no_more_than_sixteen_times_as_long(
+def test_eight_times_the_rows_take_at_most_sixteen_times_as_long(
     folders: tuple[Path, Path], benchmark: Any
 ) -> None:
     some = read_whole(folders[0])
@@ -124,7 +123,7 @@ def test_eight_times_the_rows_take_no_more_than_sixteen_times_as_long(
 
 
 def copies_of(store: Store, number: int) -> Store:
-    """So many of each run, under names of their own and with the figures already found."""
+    """Copies of each run under new names, with cached metrics."""
     runs = []
     for run in store.runs:
         _ = run.readout, run.launch, run.passport, run.steady_today
@@ -143,19 +142,19 @@ def render(store: Store) -> str:
 
 
 def seconds_to_render(store: Store) -> float:
-    """Of the processor."""
+    """Processor seconds."""
     started_s = time.process_time()
     render(store)
     return time.process_time() - started_s
 
 
 def _tell(what: str, record_s: float, benchmark: Any) -> None:
-    """Seconds of one core for 10,000 records of 100 steps: for people, no test fails on them."""
+    """Times 10,000 records of 100 steps on one core, for information only."""
     benchmark.extra_info[f"10,000 records {what}, s"] = round(10_000 * record_s, 1)
     print(f"10,000 records {what} in {10_000 * record_s:.1f} s of one core")
 
 
-def test_several_processes_find_what_one_finds(
+def test_several_processes_compute_the_same_metrics_as_one(
     folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("scaling.store.reader.FILES_OF_A_PROCESS", 10)
@@ -172,7 +171,7 @@ def test_several_processes_find_what_one_finds(
 
 
 def make_series(number: int) -> list[float]:
-    """Step times with neighbours alike, ties, a change of level: of every kind some."""
+    """Step times with autocorrelation, ties and a shift, in varying combinations."""
     drawn = random.Random(number)
     count, rho = drawn.choice((50, 64, 97, 128, 200, 333)), drawn.choice((0.0, 0.3, 0.5, 0.8))
     digits, noise, series = drawn.choice((2, 3, 17)), 0.0, []
@@ -184,7 +183,7 @@ def make_series(number: int) -> list[float]:
 
 
 def resampled_interval(samples: Sequence[float], block: int) -> tuple[float, float]:
-    """The percentile interval by its definition: every resample is built, its median taken."""
+    """The percentile interval by definition: the medians of explicit resamples."""
     values = np.asarray(samples)
     count = len(values)
     starts = np.random.default_rng(intervals.SEED).integers(
@@ -204,7 +203,7 @@ def resampled_interval(samples: Sequence[float], block: int) -> tuple[float, flo
     return quantile(tail), quantile(1 - tail)
 
 
-def test_intervals_of_200_series_are_those_of_their_resamples() -> None:
+def test_intervals_of_200_series_equal_those_of_explicit_resampling() -> None:
     told = 0
     for number in range(200):
         series = make_series(number)
@@ -216,7 +215,7 @@ def test_intervals_of_200_series_are_those_of_their_resamples() -> None:
     assert told > 100
 
 
-def test_ranks_of_200_series_are_the_middle_of_their_ties() -> None:
+def test_ranks_of_200_series_average_their_ties() -> None:
     for number in range(200):
         series = np.asarray(make_series(number))
         _, which, counts = np.unique(series, return_inverse=True, return_counts=True)

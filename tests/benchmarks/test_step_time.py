@@ -1,7 +1,7 @@
-"""Seconds of a training step of each recipe at a small size, for comparing with oneself.
+"""Times a training step of each recipe at a small size, to compare with earlier times.
 
-`make bench` measures and keeps, `pytest tests/benchmarks --benchmark-compare` compares, in a folder
-of this machine's own. Times of other machines mean nothing here, so nothing fails on one.
+`make bench` stores times in a folder per machine; `pytest tests/benchmarks --benchmark-compare`
+compares with them. Times of other machines are not comparable, so no test fails on them.
 """
 
 import pytest
@@ -55,7 +55,7 @@ def test_step_time(preset: Preset, benchmark: BenchmarkFixture) -> None:
     assert float(step()) < before
 
 
-def test_the_clock_waits_for_a_gpu_before_it_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_clock_synchronizes_the_gpu_before_it_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     order: list[str] = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: order.append("waited"))

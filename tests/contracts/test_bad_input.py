@@ -1,4 +1,4 @@
-"""Bad input: one clear line that names field, value and fix; exit code 2; nothing written."""
+"""Bad input gives one line with field, value and fix, exit code 2, and writes nothing."""
 
 import errno
 import importlib.util
@@ -39,7 +39,7 @@ SHAPE = (
     "--batch-size 2 --max-steps 2 --accelerator cpu --num-workers 0 --ceiling-s 0"
 )
 TEXT = f"{SHAPE} --model.num-classes 300 --model.num-positions 8 --data text.txt"
-PICTURES = f"{SHAPE} --model.image-size 16 --model.patch-size 8 --data pictures"
+IMAGES = f"{SHAPE} --model.image-size 16 --model.patch-size 8 --data pictures"
 CHECKPOINT = "step-00000002"
 
 Tree = dict[str, bytes | None]
@@ -49,7 +49,7 @@ Refuse = Callable[..., str]
 
 
 def tree() -> Tree:
-    """Every path below the working folder, and what the files hold."""
+    """Every path below the working folder, with the contents of files."""
     paths = sorted(Path().rglob("*"))
     return {str(path): path.read_bytes() if path.is_file() else None for path in paths}
 
@@ -63,7 +63,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def call(
     tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Call:
-    """Run a line in a folder that holds text.txt; exit code, stdout, stderr."""
+    """Runs a command line in a folder with text.txt; returns exit code, stdout and stderr."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("UNITRANSFORMER_CACHE", str(cache))
     Path("text.txt").write_text("".join(f"{a} and {b}\n" for a in range(30) for b in range(20)))
@@ -80,14 +80,14 @@ def call(
 
 @pytest.fixture
 def refuse(call: Call) -> Refuse:
-    """Run a line that must be refused as the contract says; what it said after `error: `."""
+    """Runs a command line that must be refused; returns the message after `error: `."""
 
     def run(line: str, recipe: str = "gpt") -> str:
         before = tree()
         code, _, err = call(line, recipe)
         assert code == 2, err
         assert tree() == before
-        said = [told for told in err.splitlines() if not told.startswith("tokenis")]
+        said = [actual for actual in err.splitlines() if not actual.startswith("tokenis")]
         assert len(said) == 1, err
         assert said[0].startswith("error: ")
         return said[0].removeprefix("error: ")
@@ -101,7 +101,7 @@ def refuse(call: Call) -> Refuse:
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        # shapes that cannot be built
+        # impossible shapes
         ("--model.width 15", "model.width 15 does not divide into model.num_heads 2; choose a"),
         ("--sequence-length 9", "data.sequence_length 9 is longer than model.num_positions 8"),
         ("--dropout 1.0", "model.dropout is 1.0; it must be in [0, 1)"),
@@ -175,7 +175,7 @@ def refuse(call: Call) -> Refuse:
         ),
     ],
 )
-def test_an_option_that_cannot_be_is_refused(refuse: Refuse, line: str, said: str) -> None:
+def test_an_invalid_option_is_refused(refuse: Refuse, line: str, said: str) -> None:
     assert refuse(f"{TEXT} {line}").startswith(said)
 
 
@@ -191,12 +191,12 @@ def test_an_option_that_cannot_be_is_refused(refuse: Refuse, line: str, said: st
         ("--sequence-length 3", "data.sequence_length is 3; the length of a picture is that of"),
     ],
 )
-def test_a_picture_option_that_cannot_be_is_refused(refuse: Refuse, line: str, said: str) -> None:
-    assert refuse(f"{PICTURES} --data builtin {line}", "vit").startswith(said)
+def test_an_invalid_image_option_is_refused(refuse: Refuse, line: str, said: str) -> None:
+    assert refuse(f"{IMAGES} --data builtin {line}", "vit").startswith(said)
 
 
 @pytest.mark.parametrize(("found", "cure"), [(0, "use --accelerator cpu"), (2, "use --devices 2")])
-def test_more_gpus_than_there_are_are_refused_with_their_number(
+def test_more_gpus_than_the_machine_has_are_refused_with_both_counts(
     refuse: Refuse, monkeypatch: pytest.MonkeyPatch, found: int, cure: str
 ) -> None:
     monkeypatch.setattr(process, "count_gpus", lambda: found)
@@ -204,7 +204,7 @@ def test_more_gpus_than_there_are_are_refused_with_their_number(
     assert said == f"devices is 8 and this machine has {found} GPUs; {cure}"
 
 
-def test_float16_is_refused_where_deepspeed_would(
+def test_float16_is_refused_on_a_cpu_with_deepspeed(
     refuse: Refuse, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(process, "has_float16", lambda: False)
@@ -275,8 +275,8 @@ def test_zero_without_deepspeed_says_how_to_install_it(
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name: None if name == "deepspeed" else find_spec(name)
     )
-    told = refuse("--strategy zero3 --devices 2")
-    assert told.startswith("strategy zero3 needs DeepSpeed, which is not installed: pip install")
+    actual = refuse("--strategy zero3 --devices 2")
+    assert actual.startswith("strategy zero3 needs DeepSpeed, which is not installed: pip install")
 
 
 def test_a_launcher_and_the_options_have_to_agree(
@@ -285,14 +285,16 @@ def test_a_launcher_and_the_options_have_to_agree(
     for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "4"}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
-    told = refuse("--devices 2")
-    assert told.startswith("devices is 2 and num-nodes 1, and the launcher has started 4 ranks on")
+    actual = refuse("--devices 2")
+    assert actual.startswith(
+        "devices is 2 and num-nodes 1, and the launcher has started 4 ranks on"
+    )
 
 
-def test_a_text_shorter_than_one_sequence_is_told_to_grow_or_to_be_cut_shorter(
+def test_a_text_shorter_than_one_sequence_is_refused_with_two_fixes(
     refuse: Refuse,
 ) -> None:
-    Path("short.txt").write_text("a\nb")  # a line to train on, a line to validate on
+    Path("short.txt").write_text("a\nb")  # one line for training, one for validation
     assert refuse(f"{TEXT} --data short.txt") == (
         "data short.txt has 2 training tokens, less than one sequence of 8; "
         "give more text or a shorter data.sequence_length"
@@ -307,7 +309,7 @@ def test_a_vocabulary_below_the_alphabet_is_refused(refuse: Refuse) -> None:
 def test_a_cache_that_cannot_be_written_is_named_with_the_fix(
     refuse: Refuse, monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:
-    refuse(f"{TEXT} --seed -1")  # makes text.txt
+    refuse(f"{TEXT} --seed -1")  # creates text.txt
     monkeypatch.setenv("UNITRANSFORMER_CACHE", place)
     said = refuse(TEXT)
     assert said.startswith(f"the corpus cache {place} cannot be used")
@@ -323,44 +325,44 @@ def _write_pictures(folder: str, classes: str, *, count: int = 4) -> None:
             Image.fromarray(pixels).save(Path(folder, name, f"{index}.png"))
 
 
-def test_a_folder_of_pictures_without_class_folders_is_refused(refuse: Refuse) -> None:
+def test_an_image_folder_without_class_folders_is_refused(refuse: Refuse) -> None:
     Path("pictures").mkdir()
     Image.new("RGB", (9, 9)).save("pictures/0.png")
-    said = refuse(PICTURES, "vit")
+    said = refuse(IMAGES, "vit")
     assert said.startswith("data pictures does not hold one folder of pictures a class")
 
 
 def test_more_classes_than_the_model_has_are_refused_with_the_fix(refuse: Refuse) -> None:
     _write_pictures("pictures", "abcde", count=1)
-    said = refuse(PICTURES, "vit")
+    said = refuse(IMAGES, "vit")
     assert said == (
         "data pictures has 5 classes and model.num_classes is 3; set --model.num-classes 5"
     )
 
 
-def test_a_file_in_place_of_a_folder_of_pictures_is_refused(refuse: Refuse) -> None:
-    said = refuse(f"{PICTURES} --data text.txt", "vit")
+def test_a_file_in_place_of_an_image_folder_is_refused(refuse: Refuse) -> None:
+    said = refuse(f"{IMAGES} --data text.txt", "vit")
     assert said == "data text.txt is not a folder of pictures; check the path"
 
 
-def test_pictures_with_channels_no_file_has_are_refused(refuse: Refuse) -> None:
+def test_images_with_an_unsupported_channel_count_are_refused(refuse: Refuse) -> None:
     _write_pictures("pictures", "ab")
-    assert refuse(f"{PICTURES} --model.num-channels 2", "vit").startswith("model.num_channels is 2")
+    assert refuse(f"{IMAGES} --model.num-channels 2", "vit").startswith("model.num_channels is 2")
 
 
-def test_a_broken_picture_is_named_and_counted_and_training_goes_on(call: Call) -> None:
+def test_training_names_and_counts_a_broken_image_and_continues(call: Call) -> None:
     _write_pictures("pictures", "ab", count=6)
     Path("pictures/a/0.png").write_text("not a picture")
-    line = f"{PICTURES} --model.num-classes 2"
+    line = f"{IMAGES} --model.num-classes 2"
     with pytest.warns(UserWarning, match=r"1 broken pictures skipped: pictures/a/0\.png"):
         code, out, err = call(line, "vit")
     assert code == 0, err
     assert "data    pictures, 11 pictures of 2 classes, 1 broken skipped" in out
 
 
-def test_a_model_may_know_more_classes_than_the_folder_has(call: Call) -> None:
+def test_a_model_may_have_more_classes_than_the_folder(call: Call) -> None:
     _write_pictures("pictures", "ab")
-    code, _, err = call(f"{PICTURES} --model.num-classes 50", "vit")
+    code, _, err = call(f"{IMAGES} --model.num-classes 50", "vit")
     assert code == 0, err
 
 
@@ -369,7 +371,7 @@ def test_a_model_may_know_more_classes_than_the_folder_has(call: Call) -> None:
 
 @pytest.mark.parametrize("flag", ["out", "checkpoint-dir", "record"])
 @pytest.mark.parametrize("place", ["text.txt/below", "/proc/below/it"])
-def test_a_place_that_cannot_be_written_is_refused_with_the_option(
+def test_an_unwritable_path_is_refused_with_its_option(
     refuse: Refuse, flag: str, place: str
 ) -> None:
     said = refuse(f"{TEXT} --{flag} {place}")
@@ -398,7 +400,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def kept(call: Call, trained: Path) -> Path:
-    """The checkpoint of two steps of `TEXT`, as kept/step-00000002."""
+    """A checkpoint after two steps of `TEXT`, in kept/step-00000002."""
     path = Path("kept", CHECKPOINT)
     if trained.exists():
         shutil.copytree(trained, path)
@@ -419,7 +421,7 @@ def test_a_new_run_does_not_write_among_old_checkpoints(refuse: Refuse, kept: Pa
     )
 
 
-def test_a_run_that_is_done_says_so(refuse: Refuse, kept: Path) -> None:
+def test_resuming_a_finished_run_says_that_it_is_finished(refuse: Refuse, kept: Path) -> None:
     said = refuse(f"{RESUME} --max-steps 2")
     assert said == (
         f"checkpoint {kept} is at step 2 of max-steps 2: nothing is left to do; raise --max-steps"
@@ -494,7 +496,7 @@ def _write_run(checkpoint: Path, content: Any) -> None:
 
 
 def _sum_up(checkpoint: Path) -> None:
-    """Write the checksums of files that were changed on purpose."""
+    """Updates the checksums of files that the test has changed."""
     names = [path.name for path in checkpoint.iterdir() if path.name != SUMS]
     sums = {name: checksum(checkpoint / name) for name in names}
     (checkpoint / SUMS).write_text(json.dumps(sums))
@@ -526,16 +528,16 @@ def test_a_foreign_file_or_folder_in_place_of_a_checkpoint_is_refused(
     assert said == f"checkpoint {kept} was not written by this program; choose another folder"
 
 
-def test_a_checkpoint_of_a_config_that_never_was_is_refused(refuse: Refuse, kept: Path) -> None:
-    told = json.loads((kept / RUN).read_text())
-    told["config"]["model"]["depth"] = 3
-    _write_run(kept, told)
+def test_a_checkpoint_with_an_invalid_config_is_refused(refuse: Refuse, kept: Path) -> None:
+    actual = json.loads((kept / RUN).read_text())
+    actual["config"]["model"]["depth"] = 3
+    _write_run(kept, actual)
     said = refuse(RESUME)
     assert said.startswith(f"checkpoint {kept}: config.model.depth is not a field; known: ")
 
 
 class _Code:
-    """Unpickled by a reader that executes what it reads, it makes a folder."""
+    """An object whose unpickling creates a folder, if the reader executes code."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return os.mkdir, ("executed",)
@@ -555,7 +557,7 @@ def test_a_pickle_in_place_of_the_list_of_parts_is_refused_and_not_executed(
         f"checkpoint {kept} holds more than tensors and plain values (posix.mkdir is no part of"
     )
     pickle.loads((kept / METADATA).read_bytes())
-    assert Path("executed").is_dir()  # the code was real
+    assert Path("executed").is_dir()  # the code does work
 
 
 def test_code_within_the_list_of_parts_is_refused_and_not_executed(
@@ -570,7 +572,7 @@ def test_code_within_the_list_of_parts_is_refused_and_not_executed(
     assert Path("executed").is_dir()
 
 
-def test_a_class_that_is_reached_by_way_of_torch_is_refused_and_not_made(
+def test_a_class_reached_through_torch_is_refused_and_not_instantiated(
     refuse: Refuse, kept: Path
 ) -> None:
     module, name = b"torch.distributed.checkpoint.filesystem", b"io.FileIO"
@@ -584,7 +586,7 @@ def test_a_class_that_is_reached_by_way_of_torch_is_refused_and_not_made(
 
 
 def _replace_tensor(checkpoint: Path, content: Any, *, is_zip: bool) -> Any:
-    """Put `content` in place of one tensor; returns what lists it."""
+    """Replaces one tensor by `content`; returns the file that lists it."""
     metadata = _list(checkpoint)
     index, part = next(iter(metadata.storage_data.items()))
     with (checkpoint / part.relative_path).open("ab") as file:
@@ -638,7 +640,7 @@ def test_a_file_outside_the_checkpoint_is_not_read(refuse: Refuse, kept: Path) -
     assert said.startswith(f"checkpoint {kept} is damaged (../../text.txt has no checksum); delete")
 
 
-def test_a_run_that_never_was_cannot_be_resumed(refuse: Refuse) -> None:
+def test_a_run_that_does_not_exist_cannot_be_resumed(refuse: Refuse) -> None:
     said = refuse(f"{TEXT} --resume")
     assert said.startswith("resume: runs holds no checkpoint of these options; run without")
     said = refuse(f"{TEXT} --resume --checkpoint-dir nowhere")
@@ -649,7 +651,7 @@ def test_a_run_that_never_was_cannot_be_resumed(refuse: Refuse) -> None:
 
 
 def _weights() -> dict[str, torch.Tensor]:
-    """Those of the model that `TEXT` trains."""
+    """Weights of the model that `TEXT` trains."""
     shape = {"width": 16, "num_layers": 1, "num_heads": 2, "feedforward_width": 32}
     model = gpt.model_config("reference", **shape, num_classes=300, num_positions=8)
     return dict(Transformer(model).state_dict())
@@ -681,8 +683,8 @@ def test_weights_of_another_model_are_refused_with_the_first_name(
 ) -> None:
     path = Path(f"weights.{kind}")
     (torch.save if kind == "pt" else save_file)(content(), path)
-    told = refuse(f"{TEXT} --init-from {path} {devices}")
-    assert told == f"init-from {path}{'' if said[0] == ':' else ' '}{said}"
+    actual = refuse(f"{TEXT} --init-from {path} {devices}")
+    assert actual == f"init-from {path}{'' if said[0] == ':' else ' '}{said}"
 
 
 @pytest.mark.parametrize("damage", [_cut, lambda whole: b"", lambda whole: b"a text\n"])
@@ -726,7 +728,7 @@ def test_a_path_that_is_no_file_of_weights_is_refused(refuse: Refuse, path: str,
     assert refuse(f"{TEXT} --init-from {path}").startswith(said)
 
 
-def test_a_file_of_weights_may_be_at_home(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_weights_path_may_begin_with_a_tilde(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", os.getcwd())
     torch.save(_weights(), "weights.pt")
     code, _, err = call(f"{TEXT} --init-from ~/weights.pt")
@@ -737,9 +739,9 @@ def test_a_file_of_weights_may_be_at_home(call: Call, monkeypatch: pytest.Monkey
 
 
 def call_on_a_full_disk(line: str, folder: Path, *, num_bytes: int) -> Answer:
-    """Run a line in a fork of this process that may let no file grow beyond `num_bytes`.
+    """Runs a command line in a fork in which no file may grow beyond `num_bytes`.
 
-    The limit would else hold for the file that this run's own output may go to.
+    In this process the limit would also hold for the file that captures the test output.
     """
     places = [folder / "stdout", folder / "stderr"]
 
@@ -761,7 +763,7 @@ def call_on_a_full_disk(line: str, folder: Path, *, num_bytes: int) -> Answer:
 @pytest.mark.parametrize(
     ("options", "steps"), [("--max-steps 3", 3), ("--max-steps 5 --checkpoint-every 1", 4)]
 )
-def test_a_full_disk_leaves_the_checkpoint_before_and_a_record(
+def test_a_full_disk_leaves_the_previous_checkpoint_and_a_record(
     kept: Path, tmp_path_factory: pytest.TempPathFactory, options: str, steps: int
 ) -> None:
     before = {path.name: path.read_bytes() for path in kept.iterdir()}
@@ -778,14 +780,14 @@ def test_a_full_disk_leaves_the_checkpoint_before_and_a_record(
     assert [path.name for path in Path("kept").glob("step-*")] == [CHECKPOINT]
     assert {path.name: path.read_bytes() for path in kept.iterdir()} == before
     record = load_record(Path("record.json"))
-    # One that is written while training goes on is missed when the next is due.
+    # A failed background write is noticed when the next checkpoint is due.
     assert (record["status"], len(record["loss"])) == ("crashed", steps)
 
 
 def test_a_disk_too_full_for_the_record_is_one_line_and_exit_code_1(
     call: Call, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    call(f"{TEXT} --out first")  # tokenises while there is room
+    call(f"{TEXT} --out first")  # tokenizes while there is space
     said = tmp_path_factory.mktemp("said")
     code, _, err = call_on_a_full_disk(f"{TEXT} --record record.json", said, num_bytes=3000)
     assert code == 1
@@ -795,7 +797,7 @@ def test_a_disk_too_full_for_the_record_is_one_line_and_exit_code_1(
     assert not Path("record.json").exists()
 
 
-def test_a_loss_that_is_no_number_ends_the_run_with_a_record_that_says_where(call: Call) -> None:
+def test_a_nan_loss_ends_the_run_and_its_record_names_the_step(call: Call) -> None:
     code, _, err = call(f"{TEXT} --optimizer.learning-rate 1e30 --record record.json")
     assert code == 1
     assert "error: loss is nan at step 2; lower optimizer.learning_rate" in err

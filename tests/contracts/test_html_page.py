@@ -19,7 +19,7 @@ from scaling.report.html.page import MOST_POINTS, render_html
 from scaling.store.outcome import Outcome
 from scaling.store.reader import Cell, LeftOut, Store
 from scaling.store.run import Run
-from tests.unit.test_store import make_config, make_record, make_run
+from tests.builders.records import make_config, make_record, make_run
 from unitransformer.config import DataConfig, ParallelConfig, RunConfig, Strategy, to_dict
 
 EVIL = "</script><script>window.evil = 1</script><img src=x onerror='window.evil = 1'>"
@@ -27,7 +27,7 @@ PATIENCE_S = 60
 
 
 def make_cell(number: int, strategy: Strategy, devices: int, batch_size: int) -> Cell:
-    """Step n of a sweep; more devices are faster, 100 samples are too many."""
+    """Cell n of a sweep: more devices are faster, a batch of 100 is out of memory."""
     parallel = ParallelConfig(strategy=strategy, devices=devices)
     config = replace(make_config(), parallel=parallel, batch_size=batch_size)
     outcome = Outcome(
@@ -94,7 +94,7 @@ def test_equal_stores_give_equal_bytes_and_every_text_is_escaped() -> None:
     assert "unsafe" not in policy.split("; ")[1]
 
 
-def test_a_page_of_nothing_is_a_page() -> None:
+def test_a_page_without_rows_is_valid() -> None:
     assert "No runs." in render_html(Store(runs=(), left_out=()), title="Nothing")
 
 
@@ -143,7 +143,7 @@ class Browser:
         return json.loads(message)
 
     def open(self, page: Path, state: str = "", *, width: int = 1200) -> None:
-        """A new tab, so that nothing of the last one is left."""
+        """Opens a new tab, so that no state remains."""
         self._session, self.events = {}, []
         if self._target is not None:
             self.call("Target.closeTarget", targetId=self._target)
@@ -159,7 +159,7 @@ class Browser:
         self.until("document.querySelector('#shown').textContent !== ''")
 
     def ask(self, expression: str) -> Any:
-        """The value of an expression of JavaScript in the page."""
+        """The value of a JavaScript expression in the page."""
         told = self.call("Runtime.evaluate", expression=expression, returnByValue=True)
         assert "exceptionDetails" not in told, told
         return told["result"].get("value")
@@ -184,7 +184,7 @@ class Browser:
         return found
 
     def column(self, title: str) -> list[str]:
-        """The cells below a head."""
+        """The cells below a heading."""
         heads = [text.rstrip(" ▲▼") for text in self.texts("#runs th")]
         return self.texts(f"#runs td:nth-child({heads.index(title) + 1})")
 
@@ -254,7 +254,7 @@ def labels_of(browser: Browser, plot: str) -> list[str]:
     return texts
 
 
-def test_precisions_have_panels_of_their_own_and_launches_share_a_line(
+def test_each_precision_has_a_panel_and_launches_share_a_line(
     browser: Browser, tmp_path: Path
 ) -> None:
     store = make_store()
@@ -304,7 +304,7 @@ def test_a_panel_has_the_six_best_of_its_lines(browser: Browser, tmp_path: Path)
     assert labels_of(browser, "rate-by-devices") == [f"  ddp, {size}" for size in sizes[1:]]
 
 
-def test_lines_join_what_differs_in_the_axis_alone_and_efficiency_has_its_own(
+def test_lines_join_runs_that_differ_only_in_the_axis_and_efficiency_has_its_own_plot(
     browser: Browser, tmp_path: Path
 ) -> None:
     store = make_store()
@@ -324,7 +324,7 @@ def test_lines_join_what_differs_in_the_axis_alone_and_efficiency_has_its_own(
 
 
 def with_length(cell: Cell) -> Cell:
-    """The same cell of a sweep over shorter samples."""
+    """The same cell in a sweep over shorter samples."""
     config = replace(cell.outcome.config, data=DataConfig(sequence_length=4))
     name = cell.name.replace("-1/", "-2/")
     run = None if cell.run is None else of_config(config, cell.run.name.replace("-1/", "-2/"))
@@ -346,7 +346,7 @@ def test_the_address_keeps_order_filter_and_row(browser: Browser, page: Path) ->
     assert browser.ask("document.querySelector('[aria-sort]').textContent") == "speed ▼"
 
 
-def test_a_click_on_a_head_sorts_and_another_turns_with_blanks_last(
+def test_clicking_a_heading_sorts_and_clicking_again_reverses_with_blanks_last(
     browser: Browser, page: Path
 ) -> None:
     browser.open(page)
@@ -360,7 +360,7 @@ def test_a_click_on_a_head_sorts_and_another_turns_with_blanks_last(
     assert browser.ask("location.hash") == "#sort=units_per_s"
 
 
-def test_what_is_typed_and_chosen_filters_rows_and_plots(browser: Browser, page: Path) -> None:
+def test_typed_and_selected_filters_apply_to_rows_and_plots(browser: Browser, page: Path) -> None:
     browser.open(page)
     typed = "const box = document.querySelector('#text'); box.value = 'FSDP batch_size:8';"
     browser.ask(f"{typed} box.dispatchEvent(new Event('input'))")
@@ -373,7 +373,7 @@ def test_what_is_typed_and_chosen_filters_rows_and_plots(browser: Browser, page:
     assert browser.texts("#shown") == ["19 of 19 rows"]
 
 
-def test_a_row_opens_by_a_click(browser: Browser, page: Path) -> None:
+def test_clicking_a_row_opens_it(browser: Browser, page: Path) -> None:
     browser.open(page, "model=ViT+tiny+%285.3+K%29")
     browser.click("#runs tbody tr button")
     assert browser.ask("document.querySelector('#detail').open")
@@ -402,8 +402,10 @@ def test_a_row_opens_by_key_and_shows_its_record_and_closes(browser: Browser, pa
     browser.until("location.hash === '#model=ViT+tiny+%285.3+K%29'")
 
 
-def test_what_a_record_says_is_text_and_nothing_is_loaded(browser: Browser, page: Path) -> None:
-    # Its outcome's reason, log and command hold tags.
+def test_record_contents_are_shown_as_text_and_nothing_is_loaded(
+    browser: Browser, page: Path
+) -> None:
+    # The reason, log and command of its outcome contain tags.
     browser.open(page, "status=oom&row=2")
     assert EVIL in browser.texts("#command")[0]
     assert browser.texts("#log") == [f"OutOfMemoryError {EVIL}"]
@@ -429,7 +431,7 @@ def test_ten_thousand_rows_open(browser: Browser, tmp_path: Path) -> None:
     record = make_record(step_s=[0.1] * 1000, loss=[2.3456789] * 1000, log=["a line " * 12] * 30)
     first = make_run(record)
     runs = tuple(replace(first, name=f"runs/{number}.json") for number in range(10_000))
-    for run in runs:  # found once: the samples are equal
+    for run in runs:  # computed once: the samples are equal
         vars(run).update(readout=first.readout, passport=first.passport)
     path = tmp_path / "page.html"
     path.write_text(render_html(Store(runs=runs, left_out=()), title="Many"), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""What a login node can do: help, configs and refusals need no torch, numpy or lightning."""
+"""Help, configs and refusals import no torch, numpy or lightning, so they work on login nodes."""
 
 import os
 import resource
@@ -34,7 +34,7 @@ def run_python(*arguments: str, repository: Path) -> subprocess.CompletedProcess
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_help_imports_nothing_heavy(recipe: str, repository: Path) -> None:
+def test_help_imports_neither_torch_nor_lightning(recipe: str, repository: Path) -> None:
     script = f"""{BLOCK}
 import runpy
 sys.argv = ["recipes.{recipe}", "--help"]
@@ -46,7 +46,7 @@ runpy.run_module("recipes.{recipe}", run_name="__main__")
     assert "--optimizer.learning-rate" in done.stdout
 
 
-def test_help_and_refusals_of_the_export_import_nothing_heavy(
+def test_export_help_and_errors_import_neither_torch_nor_lightning(
     repository: Path, tmp_path: Path
 ) -> None:
     lines = ["x", "x out.pt", f"x {tmp_path}", "x out.safetensors --forse"]
@@ -64,7 +64,7 @@ main(["--help"])
     assert all(line.startswith("error: ") for line in done.stderr.splitlines())
 
 
-def test_help_and_refusals_of_calibrate_import_nothing_heavy(repository: Path) -> None:
+def test_calibrate_help_and_errors_import_neither_torch_nor_lightning(repository: Path) -> None:
     lines = ["--seconds 0", "--devices 0", "--accelerator tpu", "--out .", "--forse"]
     script = f"""{BLOCK}
 from scaling.__main__ import main
@@ -88,7 +88,7 @@ main(["calibrate", "--help"])
         ("slurm.status /nowhere", 2),
     ],
 )
-def test_submitting_imports_nothing_heavy_nor_does_what_it_asks(
+def test_submitting_a_job_imports_neither_torch_nor_lightning(
     line: str, code: int, repository: Path, tmp_path: Path
 ) -> None:
     done = run_blocked(line, repository, tmp_path)
@@ -97,7 +97,7 @@ def test_submitting_imports_nothing_heavy_nor_does_what_it_asks(
 
 
 def run_blocked(line: str, repository: Path, folder: Path) -> subprocess.CompletedProcess[str]:
-    """A module of ours, where nothing heavy can be imported, in what it starts neither."""
+    """Runs a module with heavy imports blocked, also in the processes that it starts."""
     (folder / "sitecustomize.py").write_text(BLOCK)
     return subprocess.run(
         [sys.executable, "-m", *line.split()],
@@ -109,7 +109,9 @@ def run_blocked(line: str, repository: Path, folder: Path) -> subprocess.Complet
     )
 
 
-def test_a_sweep_is_listed_and_watched_with_nothing_heavy(repository: Path, tmp_path: Path) -> None:
+def test_sweep_list_and_watch_import_neither_torch_nor_lightning(
+    repository: Path, tmp_path: Path
+) -> None:
     study = read_study({"recipe": "gpt", "axes": {"batch-size": ["8", "16"]}})
     out = tmp_path / "sweep"
     open_folder(out, study, Limits(limit_s=60))
@@ -129,7 +131,7 @@ def test_a_sweep_is_listed_and_watched_with_nothing_heavy(repository: Path, tmp_
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_help_takes_half_a_second_of_cpu_time(recipe: str, repository: Path) -> None:
-    # Twice that is the bound, and the best of five counts: the machine may be busy.
+    # The bound is twice that, for the best of five: the machine may be busy.
     assert any(_help_cpu_s(recipe, repository) < 1.0 for _ in range(5))
 
 
@@ -154,9 +156,7 @@ print(vit.model_config("b16").num_positions, count_parameters(gpt.model_config("
     assert done.stdout.split() == ["768", "12", "197", "123653376"]
 
 
-def test_bad_options_are_refused_before_anything_heavy_is_imported(
-    repository: Path, tmp_path: Path
-) -> None:
+def test_bad_options_are_refused_before_torch_is_imported(repository: Path, tmp_path: Path) -> None:
     in_the_way = tmp_path / "file"
     in_the_way.touch()
     lines = [
@@ -188,7 +188,7 @@ for line in {lines!r}:
     assert all(line.startswith("error: ") for line in errors)
 
 
-def test_a_summary_needs_torch_and_is_stopped_by_the_block(repository: Path) -> None:
+def test_the_import_block_stops_a_summary_which_needs_torch(repository: Path) -> None:
     script = f"""{BLOCK}
 from recipes import gpt
 from recipes.command_line import run_recipe

@@ -1,4 +1,4 @@
-"""The notebooks run, on tiny settings, and are stored with the outputs of a real run."""
+"""The notebooks run with tiny settings, and are stored with the outputs of a real run."""
 
 import os
 import sys

@@ -1,4 +1,4 @@
-"""What tests that start ranks stand on."""
+"""Fixtures of tests that start ranks."""
 
 import contextlib
 import ctypes
@@ -14,9 +14,9 @@ PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 
 @pytest.fixture
 def _no_orphans() -> Iterator[None]:
-    """Nothing that a test has started is left, with or without a parent."""
+    """Asserts that every process that the test started has ended, even without its parent."""
     before = set(psutil.Process().children(recursive=True))
-    # What has lost its parent comes to this process, and is seen.
+    # Orphans become children of this process, so that they are seen.
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
     try:
         yield

@@ -1,4 +1,4 @@
-"""Ranks, commands and workers as forks of this process, which has imported everything already."""
+"""Starts ranks, commands and workers as forks of this process, which has imported everything."""
 
 import gc
 import importlib
@@ -28,14 +28,14 @@ FORK = torch.multiprocessing.get_context("fork")
 
 
 def begin_fork(variables: Mapping[str, str], *, is_whole: bool = False) -> None:
-    """What a fork does first.
+    """Prepares a fork for its run.
 
     Args:
-        is_whole: whether a run counts tensors and ends with figures. Both take as long as the
-            training of a tiny model.
+        is_whole: whether the run counts tensor bytes and shows results at its end. Both take as
+            long as the training of a tiny model.
     """
-    gc.freeze()  # what it inherits is no garbage of its own, and takes long to look through
-    torch._dynamo.reset()  # nor is what was compiled there
+    gc.freeze()  # inherited objects need no garbage collection
+    torch._dynamo.reset()  # drop the compiled code of the parent
     torch._dynamo.utils.clear_compilation_metrics()
     torch._dynamo.utils.counters.clear()
     os.environ |= variables
@@ -47,12 +47,12 @@ def begin_fork(variables: Mapping[str, str], *, is_whole: bool = False) -> None:
 def fork_ranks(
     be_rank: Callable[..., None], *arguments: Any, world_size: int, num_nodes: int = 1
 ) -> None:
-    """`be_rank(variables, *arguments)` in every rank, with the variables that torchrun sets.
+    """Runs `be_rank(variables, *arguments)` in every rank, with the variables of torchrun.
 
-    One rank alone gets none. The store is on a port that nobody else can have taken.
+    A single rank gets no variables. The store listens on a port that is already bound.
 
     Args:
-        num_nodes: that the variables say the ranks are on; all are on this machine.
+        num_nodes: how many nodes the variables describe; all ranks run on this machine.
     """
     devices = world_size // num_nodes
     listener = socket.create_server(("127.0.0.1", 0))
@@ -93,7 +93,7 @@ def _be_rank(
 
 
 def say_into(log: Path) -> None:
-    """All that this process says, Python and the rest of it, goes to a file."""
+    """Redirects all output of this process to a file, also that of libraries."""
     with log.open("w") as said:
         for stream in (1, 2):
             os.dup2(said.fileno(), stream)
@@ -103,7 +103,7 @@ def say_into(log: Path) -> None:
 def fork_command(
     main: Callable[[], int], *, log: Path, variables: Mapping[str, str], is_whole: bool = False
 ) -> BaseProcess:
-    """`main` as a command of its own; exits with what it returns."""
+    """Runs `main` in a fork, which exits with the returned code."""
     process = FORK.Process(target=_be_command, args=(main, log, variables, is_whole))
     process.start()
     return process
@@ -119,7 +119,7 @@ def _be_command(
 
 
 class ForkedWorker:
-    """`python -m recipes.service.worker`, as far as `scaling.recipe_process` knows a subprocess."""
+    """`python -m recipes.service.worker` as a fork, with the interface of a subprocess."""
 
     stderr = None
 
@@ -145,7 +145,7 @@ class ForkedWorker:
 def _be_worker(log: Path, own: tuple[int, int], others: tuple[int, int], parent: int) -> None:
     die_with_parent(parent)
     begin_fork({})
-    for number in SIGNALS:  # as a new interpreter has them, not as the sweep does
+    for number in SIGNALS:  # the handlers of a new interpreter, not those of the sweep
         signal.signal(number, signal.SIG_DFL)
     say_into(log)
     for end in others:
@@ -157,5 +157,5 @@ def _be_worker(log: Path, own: tuple[int, int], others: tuple[int, int], parent:
 
 
 def start_forked(self: Any) -> ForkedWorker:
-    """In place of `scaling.recipe_process._Worker._start`, which takes seconds."""
+    """Replaces `scaling.recipe_process._Worker._start`, which takes seconds."""
     return ForkedWorker(self.log)

@@ -1,5 +1,6 @@
-"""Ranks for tests. `train` forks them from this process, which has imported everything already;
-`recipe_command` is for starting them as a person does.
+"""Trains tiny recipes for tests: `train` in forked ranks, `begin` as a forked command.
+
+`recipe_command` gives the command line that a person would type.
 """
 
 import itertools
@@ -13,6 +14,8 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from recipes import bert, gpt, vit
 from recipes.command_line import run_recipe
 from tests.distributed.forking import begin_fork, fork_command, fork_ranks
@@ -25,25 +28,25 @@ TINY = [
     *("--ceiling-s", "0"),
 ]
 TEXT = ["--model.num-classes", "300", "--model.num-positions", "16"]
-PICTURES = ["--model.image-size", "16", "--model.patch-size", "8"]
+IMAGES = ["--model.image-size", "16", "--model.patch-size", "8"]
 
 
 def recipe_arguments(recipe: str, folder: Path, *options: str) -> list[str]:
-    """Options that train a tiny model; the last of a name wins."""
+    """Options that train a tiny model; the last value of an option wins."""
     data = folder.parent / "text.txt"
     data.write_text("".join(f"{a} times {b} makes {a * b}\n" for a in range(60) for b in range(20)))
-    shape = PICTURES if recipe == "vit" else [*TEXT, "--data", str(data)]
+    shape = IMAGES if recipe == "vit" else [*TEXT, "--data", str(data)]
     places = ["--out", str(folder), "--record", str(folder / "record.json")]
     return [*TINY, *shape, *places, *options]
 
 
 def recipe_command(recipe: str, folder: Path, *options: str) -> list[str]:
-    """The same as a command line."""
+    """The command line of `recipe_arguments`."""
     return [sys.executable, "-m", f"recipes.{recipe}", *recipe_arguments(recipe, folder, *options)]
 
 
 def environment(folder: Path) -> dict[str, str]:
-    """The variables of this process, and a cache in `folder`."""
+    """The environment of this process with a cache in `folder`."""
     return {**os.environ, "UNITRANSFORMER_CACHE": str(folder / "cache")}
 
 
@@ -61,12 +64,12 @@ def begin(
     variables: Mapping[str, str] | None = None,
     is_whole: bool = False,
 ) -> BaseProcess:
-    """What the command line does, in a fork of this process; its output goes to `output.log`.
+    """Runs a recipe command in a fork of this process; its output goes to `output.log`.
 
     Args:
-        is_whole: whether it counts tensors and ends with figures.
-        fault: called there before anything else, to plant a fault in every rank.
-        variables: of a launcher.
+        is_whole: whether the run counts tensor bytes and shows results at its end.
+        fault: called first in the fork, to inject a fault into every rank.
+        variables: environment variables of a launcher.
     """
     arguments = recipe_arguments(recipe, folder, *options)
     folder.mkdir(parents=True, exist_ok=True)
@@ -83,11 +86,11 @@ def begin(
 
 
 def train(recipe: str, folder: Path, *options: str, is_whole: bool = False) -> dict[str, Any]:
-    """Train a tiny recipe over as many forked ranks as `--devices` and `--num-nodes` say; returns
+    """Trains a tiny recipe in as many forked ranks as `--devices` and `--num-nodes` say; returns
     the record.
 
     Args:
-        is_whole: whether it counts tensors and ends with figures, as long as the training takes.
+        is_whole: whether the run counts tensor bytes and shows results at its end.
     """
     arguments = recipe_arguments(recipe, folder, *options)
     num_nodes = _count(arguments, "--num-nodes")
@@ -124,8 +127,19 @@ def _be_rank(
 
 
 def wait_for_text(path: Path, text: str) -> None:
-    """Until a command has said so."""
+    """Waits until a command has written `text` to its log."""
     deadline = time.monotonic() + 120
     while text not in (path.read_text() if path.exists() else ""):
         assert time.monotonic() < deadline, f"{path} never said {text!r}"
         time.sleep(0.05)
+
+
+def wait_for_ranks(process: BaseProcess, count: int) -> list[psutil.Process]:
+    """Waits until a command has started its ranks; returns them by rank."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        ranks = psutil.Process(process.pid).children()
+        if len(ranks) == count:
+            return sorted(ranks, key=lambda rank: rank.pid)
+        time.sleep(0.02)
+    raise AssertionError("no ranks were started")

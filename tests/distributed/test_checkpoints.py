@@ -1,4 +1,4 @@
-"""Checkpoints go on under any strategy, hold one moment, and survive whatever ends their writer."""
+"""Checkpoints resume under any strategy, are consistent, and survive the death of their writer."""
 
 import errno
 import functools
@@ -34,13 +34,13 @@ from unitransformer.data.sampler import TrainOrder
 from unitransformer.launch.variables import LOCAL_DISK
 from unitransformer.training.module import TrainingModule
 
-# Steps so large that a moment or a step that is lost shows.
+# A learning rate so large that a lost optimizer moment or step shows.
 LARGE_STEPS = ("--optimizer.learning-rate", "3e-3", "--optimizer.warmup-steps", "1")
-Leg = tuple[str, int, int, int]  # strategy, devices, last step, micro-batches of a step
+Leg = tuple[str, int, int, int]  # strategy, devices, last step, micro-batches per step
 
 
 def leg(strategy: str, devices: int, last: int, accumulate: int = 1) -> tuple[str, ...]:
-    """Options of a run up to step `last`; the global batch is 8."""
+    """Options of a run to step `last` with a global batch of 8."""
     return (
         *("--strategy", strategy, "--devices", str(devices), "--max-steps", str(last)),
         *("--batch-size", str(8 // devices // accumulate), "--accumulate", str(accumulate)),
@@ -64,7 +64,7 @@ def assert_same(record: dict[str, Any], reference: dict[str, Any]) -> None:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., dict[str, Any]]:
-    """The record of five steps of one plain process that nothing interrupted."""
+    """The record of five uninterrupted steps of one process."""
     return functools.cache(
         lambda *model: train(
             "gpt", tmp_path_factory.mktemp("whole") / "run", *leg("single", 1, 5), *model
@@ -72,7 +72,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., dict[str, A
     )
 
 
-# Two and four divide neither.
+# Neither divides by two or four.
 UNEVEN = ("--model.num-classes", "301", "--model.feedforward-width", "33")
 
 
@@ -88,7 +88,7 @@ UNEVEN = ("--model.num-classes", "301", "--model.feedforward-width", "33")
     ],
     ids=lambda value: " ".join(name for name, *_ in value) if isinstance(value, list) else "",
 )
-def test_a_run_goes_on_under_other_strategies_and_device_counts(
+def test_a_run_resumes_under_other_strategies_and_device_counts(
     legs: list[Leg], model: tuple[str, ...], whole: Any, tmp_path: Path
 ) -> None:
     for number, options in enumerate(legs):
@@ -103,7 +103,7 @@ def test_a_run_goes_on_under_other_strategies_and_device_counts(
 
 
 def keep_aside(folder: Path, *, delay_s: float = 0.0) -> Callable[[], None]:
-    """A fault: parts are written late, and each checkpoint is copied before the next deletes it."""
+    """A fault: shards are written late, and each checkpoint is copied before it is deleted."""
 
     def fault() -> None:
         write_data, finish = Writer.write_data, Writer.finish
@@ -133,7 +133,7 @@ def keep_aside(folder: Path, *, delay_s: float = 0.0) -> Callable[[], None]:
         ("zero3", "bf16-mixed", 1),
     ],
 )
-def test_a_checkpoint_on_the_way_holds_its_step_to_the_bit(
+def test_a_checkpoint_taken_during_training_equals_its_step_bit_for_bit(
     strategy: str, precision: str, accumulate: int, tmp_path: Path
 ) -> None:
     devices = 1 if strategy == "single" else 2
@@ -164,12 +164,12 @@ def test_a_checkpoint_on_the_way_holds_its_step_to_the_bit(
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp", "fsdp1", "zero3"])
-def test_every_rank_writes_its_share(strategy: str, tmp_path: Path) -> None:
+def test_every_rank_writes_its_shard(strategy: str, tmp_path: Path) -> None:
     record = train("gpt", tmp_path / "run", *leg(strategy, 2, 1), *WIDE, *places(tmp_path))
     assert_shared(tmp_path / "checkpoints", ranks=2, num_parameters=record["num_parameters"])
 
 
-def test_replicas_write_nothing_twice(tmp_path: Path) -> None:
+def test_replicated_tensors_are_written_once(tmp_path: Path) -> None:
     two_nodes = (*leg("hsdp", 2, 1), "--num-nodes", "2", "--batch-size", "2")
     record = train("gpt", tmp_path / "run", *two_nodes, *WIDE, *places(tmp_path))
     assert_shared(tmp_path / "checkpoints", ranks=4, num_parameters=record["num_parameters"])
@@ -179,14 +179,14 @@ WIDE = ("--model.width", "64", "--model.feedforward-width", "256")
 
 
 def assert_shared(folder: Path, *, ranks: int, num_parameters: int) -> None:
-    """The newest checkpoint is written in equal parts and holds every number once."""
+    """The newest checkpoint has equal shards and holds every number once."""
     checkpoint = newest_checkpoint(folder)
     assert checkpoint is not None
     check_files(checkpoint)
     sizes = [path.stat().st_size for path in checkpoint.glob("*.distcp")]
     num_bytes = 3 * 4 * num_parameters  # weights and two moments, float32
     assert len(sizes) == ranks
-    assert num_bytes < sum(sizes) < 1.4 * num_bytes  # each tensor has a head of its own
+    assert num_bytes < sum(sizes) < 1.4 * num_bytes  # each tensor has a header
     assert min(sizes) > 0.8 * max(sizes)
     shapes = Reader(checkpoint).shapes()
     assert sum(shape.numel() for shape in shapes.values()) == 3 * num_parameters
@@ -197,7 +197,7 @@ def assert_shared(folder: Path, *, ranks: int, num_parameters: int) -> None:
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple[Path, Any]]:
-    """Weights after three steps, and the record of the fourth step, by options of the model."""
+    """Weights after three steps and the record of the fourth step, by model options."""
 
     @functools.cache
     def export_with(*model: str) -> tuple[Path, Any]:
@@ -244,7 +244,7 @@ def test_a_run_that_begins_with_exported_weights_has_the_loss_of_the_next_step(
     rel = {"single": 0.0, "zero2": 1e-3}.get(strategy, 1e-6)
     assert record["loss"] == pytest.approx(following["loss"][3:], rel=rel, abs=0.0)
     assert record["gradient_norm"] == pytest.approx(following["gradient_norm"][3:], rel=10 * rel)
-    # Nothing was learned: the same weights come out again, to the bit.
+    # Without training, the same weights are exported, bit for bit.
     again = tmp_path / "again.safetensors"
     assert export.main([str(tmp_path / "checkpoints"), str(again)]) == 0
     before, after = load_file(path), load_file(again)
@@ -255,7 +255,7 @@ def test_a_run_that_begins_with_exported_weights_has_the_loss_of_the_next_step(
 # ---- what goes wrong
 
 
-def test_damage_that_only_the_second_rank_reads_is_one_line_for_all(tmp_path: Path) -> None:
+def test_a_shard_damaged_for_one_rank_is_one_error_line_for_all(tmp_path: Path) -> None:
     train("gpt", tmp_path / "first", *leg("fsdp", 2, 1), *places(tmp_path))
     checkpoint = tmp_path / "checkpoints" / checkpoint_name(1)
     part = checkpoint / "__1_0.distcp"
@@ -287,7 +287,7 @@ def fail_to_write(step: int) -> Callable[[], None]:
 
 
 @pytest.mark.parametrize("every", ["0", "2"])
-def test_a_disk_that_is_full_for_one_rank_ends_all_and_leaves_the_checkpoint_before(
+def test_a_disk_full_for_one_rank_ends_all_ranks_and_leaves_the_previous_checkpoint(
     every: str, tmp_path: Path
 ) -> None:
     train("gpt", tmp_path / "first", *leg("fsdp", 2, 2), *places(tmp_path))
@@ -326,7 +326,7 @@ def test_a_run_that_fails_while_it_saves_finishes_the_checkpoint(
 
         def fail(self: TrainingModule, *arguments: Any) -> Any:
             if self._num_micro_batches == 2:
-                raise ArithmeticError("planted in step 3")
+                raise ArithmeticError("injected in step 3")
             return training_step(self, *arguments)
 
         TrainingModule.training_step = fail  # type: ignore[method-assign]
@@ -335,7 +335,7 @@ def test_a_run_that_fails_while_it_saves_finishes_the_checkpoint(
     process = begin("gpt", tmp_path / "run", *options, fault=fault)
     process.join(60)
     assert process.exitcode == 1
-    assert "planted in step 3" in load(tmp_path / "run")["error"]["message"]
+    assert "injected in step 3" in load(tmp_path / "run")["error"]["message"]
     assert [path.name for path in (tmp_path / "checkpoints").glob("step-*")] == [checkpoint_name(2)]
     check_files(tmp_path / "checkpoints" / checkpoint_name(2))
 
@@ -346,7 +346,7 @@ def test_a_run_that_fails_while_it_saves_finishes_the_checkpoint(
 @pytest.mark.parametrize(
     ("strategy", "devices", "kills"), [("single", 1, 18), ("fsdp", 2, 6), ("zero2", 2, 6)]
 )
-def test_a_run_killed_while_it_saves_goes_on_from_its_newest_checkpoint(
+def test_a_run_killed_while_saving_resumes_from_its_newest_complete_checkpoint(
     strategy: str, devices: int, kills: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     draw = random.Random(0)
@@ -356,7 +356,7 @@ def test_a_run_killed_while_it_saves_goes_on_from_its_newest_checkpoint(
     for number in range(kills):
         before = hidden(folder)
         cycle, phase = divmod(number, len(PHASES))
-        if (cycle + phase) % 2:  # either way in every phase, where there are two cycles
+        if (cycle + phase) % 2:  # both kinds of kill in every phase, if there are two cycles
             monkeypatch.setenv(LOCAL_DISK, str(tmp_path / "disk"))
         else:
             monkeypatch.delenv(LOCAL_DISK, raising=False)
@@ -375,7 +375,7 @@ def test_a_run_killed_while_it_saves_goes_on_from_its_newest_checkpoint(
     assert_same(record, whole)
 
 
-PHASES = (  # of saving, by what there is then
+PHASES = (  # phases of saving, by the files that exist then
     ".*.old",
     ".*.partial",
     ".*.partial/__0_0.distcp",
@@ -390,18 +390,18 @@ LONG = (
 
 
 def newest_step(folder: Path) -> int:
-    """Of the newest checkpoint, which is whole; 0: there is none."""
+    """Step of the newest complete checkpoint; 0 if there is none."""
     newest = newest_checkpoint(folder)
     if newest is None:
         return 0
     check_files(newest)
-    told = read_told(newest)
-    assert newest.name == checkpoint_name(len(told["loss"]))
-    return len(told["loss"])
+    actual = read_told(newest)
+    assert newest.name == checkpoint_name(len(actual["loss"]))
+    return len(actual["loss"])
 
 
 def hidden(folder: Path) -> set[str]:
-    """What is half written or half deleted."""
+    """Checkpoints that are partly written or partly deleted."""
     return {path.name for path in folder.glob(".*")}
 
 
@@ -421,7 +421,7 @@ def wait_until(process: BaseProcess, is_so: Callable[..., bool], *values: object
 
 
 def drag() -> None:
-    """A fault: every phase of saving takes long enough to be met."""
+    """A fault: every phase of saving takes long enough to be interrupted."""
     for module, name in (
         (writer, "write_atomically"),
         (writer, "_flush"),
@@ -437,7 +437,7 @@ def after_a_while(function: Callable[..., Any], *arguments: Any, **keywords: Any
 
 
 def stop_in(phase: str, folder: Path, process: BaseProcess) -> None:
-    """Let the first rank stand still in a phase of saving."""
+    """Stops the first rank in a phase of saving."""
     wait_until(process, is_in, folder, phase)
     command = psutil.Process(process.pid)
     rank = min(command.children(), key=lambda child: child.pid, default=command)
@@ -451,13 +451,13 @@ def stop_in(phase: str, folder: Path, process: BaseProcess) -> None:
 
 
 def stands_still(rank: psutil.Process) -> bool:
-    """A thread goes on until it leaves the kernel."""
+    """Whether every thread of a process is stopped."""
     threads = Path(f"/proc/{rank.pid}/task").glob("*/stat")
     return all(stat.read_text().rpartition(")")[2].split()[0] == "T" for stat in threads)
 
 
 def kill(process: BaseProcess, victim: int) -> None:
-    """Kill one rank, and at once the command; the others die with it."""
+    """Kills one rank, then the command, with which the other ranks die."""
     assert process.exitcode is None
     ranks = psutil.Process(process.pid).children()
     if ranks[victim:]:

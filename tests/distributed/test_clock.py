@@ -1,4 +1,4 @@
-"""Where the clock of a real run puts its seconds: what is planted somewhere shows there alone."""
+"""The step clock attributes an injected delay to the part of the step that has it."""
 
 import contextlib
 import threading
@@ -27,7 +27,7 @@ from unitransformer.training.module import TrainingModule
 STEPS = 4
 OPTIONS = ("--max-steps", str(STEPS), "--validate-every", str(STEPS), "--log-every", str(STEPS))
 TWO = ("--devices", "2", "--batch-size", "2")
-# Each is told from the next larger one by more than a small step takes.
+# The delays differ by more than a step without them takes.
 LOADER_S, COLLECTIVE_S, OPTIMIZER_S, FORWARD_S = 0.1, 0.1, 0.15, 0.2
 LEAST_S = 0.1
 
@@ -57,7 +57,7 @@ def slow_parts() -> None:
 
 
 def slow_collective() -> None:
-    """The first one that each step waits for: in Python, or in DDP, which waits in C++."""
+    """Delays the first collective that each step waits for: in Python, or in DDP, in C++."""
     begins = False
     step, wait, wrap = TrainingModule.training_step, Work.wait, DistributedDataParallel.__init__
 
@@ -77,7 +77,7 @@ def slow_collective() -> None:
         reduced = torch.distributed.all_reduce(bucket.buffer(), async_op=True).get_future()
         finished: Future[Tensor] = Future()
 
-        # In a thread, as what is called when it is done may be called within the backward pass.
+        # In a thread, because the callback of a future may run inside of the backward pass.
         def finish() -> None:
             (total,) = reduced.wait()
             time.sleep(COLLECTIVE_S if bucket.is_last() else 0)
@@ -110,17 +110,19 @@ def unwatched() -> None:
 
 
 def least(record: dict[str, Any], part: str) -> float:
-    """Of the steps: others on the machine make some of them longer. The first one prepares."""
+    """The minimum over the steps but the first, as other processes make some of them longer."""
     seconds: list[float] = record["samples"][part][1:]
     return min(seconds)
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
-def test_what_is_planted_in_a_part_shows_in_that_part(accumulate: int, tmp_path: Path) -> None:
+def test_a_delay_injected_into_one_part_of_a_step_shows_in_that_part(
+    accumulate: int, tmp_path: Path
+) -> None:
     options = ("--accumulate", str(accumulate), "--devices", "1", "--strategy", "single")
     record = run(tmp_path / "run", *options, fault=slow_parts)
-    planted = {"data_s": accumulate * LOADER_S, "forward_backward_s": accumulate * FORWARD_S}
-    for part, seconds in (planted | {"optimizer_s": OPTIMIZER_S}).items():
+    injected = {"data_s": accumulate * LOADER_S, "forward_backward_s": accumulate * FORWARD_S}
+    for part, seconds in (injected | {"optimizer_s": OPTIMIZER_S}).items():
         assert seconds <= least(record, part) < seconds + LEAST_S, part
     assert set(record["samples"]["communication_s"]) == {0.0}
 
@@ -128,27 +130,27 @@ def test_what_is_planted_in_a_part_shows_in_that_part(accumulate: int, tmp_path:
 @pytest.mark.parametrize(
     ("strategy", "accumulate"), [("ddp", 1), ("ddp", 2), ("fsdp", 1), ("zero2", 1)]
 )
-def test_a_slow_collective_is_communication_and_nothing_else(
+def test_a_slow_collective_counts_as_communication_only(
     strategy: str, accumulate: int, tmp_path: Path
 ) -> None:
     options = (*TWO, "--strategy", strategy, "--accumulate", str(accumulate))
     record = run(tmp_path / "run", *options, fault=slow_everything)
-    planted = {
+    injected = {
         "data_s": accumulate * LOADER_S,
         "forward_backward_s": accumulate * FORWARD_S,
         "optimizer_s": OPTIMIZER_S,
         "communication_s": COLLECTIVE_S,
         "least_communication_s": COLLECTIVE_S,
     }
-    for part, seconds in planted.items():
+    for part, seconds in injected.items():
         assert seconds <= least(record, part) < seconds + LEAST_S, part
     samples = record["samples"]
-    parts = [samples[part] for part in [*planted][:4]]
+    parts = [samples[part] for part in [*injected][:4]]
     assert [sum(each) for each in zip(*parts, strict=True)] == pytest.approx(record["step_s"])
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-def test_watching_who_waits_changes_no_loss(strategy: str, tmp_path: Path) -> None:
+def test_measuring_communication_changes_no_loss(strategy: str, tmp_path: Path) -> None:
     spread = (*TWO, "--strategy", strategy)
     watched = run(tmp_path / "watched", *spread)
     assert min(watched["samples"]["communication_s"]) > 0
@@ -157,7 +159,7 @@ def test_watching_who_waits_changes_no_loss(strategy: str, tmp_path: Path) -> No
     assert watched["loss"] == alone["loss"]
 
 
-def test_what_happens_between_steps_is_told_and_validation_is_not_in_it(tmp_path: Path) -> None:
+def test_time_between_steps_is_recorded_without_validation(tmp_path: Path) -> None:
     def slow() -> None:
         sleep_around(SaveCheckpoints, "on_train_batch_end", LOADER_S)
         sleep_around(TrainingModule, "validation_step", 4 * LOADER_S)
@@ -182,7 +184,7 @@ def crash(folder: Path, *options: str, fault: Callable[[], None]) -> dict[str, A
     return record
 
 
-def test_a_clock_that_goes_backwards_is_an_error_on_the_row(tmp_path: Path) -> None:
+def test_a_clock_that_runs_backwards_is_an_error_in_the_record(tmp_path: Path) -> None:
     def turn_back() -> None:
         stop, now, behind_s = StepClock.stop, time.perf_counter, 0.0
 
@@ -203,18 +205,18 @@ def test_a_clock_that_goes_backwards_is_an_error_on_the_row(tmp_path: Path) -> N
     assert min(record["step_s"]) > 0
 
 
-def test_ranks_that_disagree_on_the_number_of_steps_are_an_error_on_the_row(
+def test_ranks_that_disagree_on_the_number_of_steps_are_an_error_in_the_record(
     tmp_path: Path,
 ) -> None:
     def forget_one() -> None:
         steps = StepClock.steps
 
         def all_but_one(self: StepClock) -> list[Step]:
-            told = steps(self)
-            return told[torch.distributed.get_rank() :] if len(told) == STEPS else told
+            actual = steps(self)
+            return actual[torch.distributed.get_rank() :] if len(actual) == STEPS else actual
 
         StepClock.steps = all_but_one  # type: ignore[method-assign]
 
     record = crash(tmp_path / "run", *TWO, "--strategy", "ddp", fault=forget_one)
-    told = f"the ranks disagree on the number of steps (rank 0: {STEPS}, rank 1: {STEPS - 1})"
-    assert record["error"]["message"] == told
+    actual = f"the ranks disagree on the number of steps (rank 0: {STEPS}, rank 1: {STEPS - 1})"
+    assert record["error"]["message"] == actual

@@ -1,4 +1,4 @@
-"""Collectives and ceilings over two real ranks: agreed sizes, one file, failures that end all."""
+"""Tests calibration over two real ranks: one file, and failures that end all ranks."""
 
 import os
 import signal
@@ -24,13 +24,13 @@ WORDS = ["--accelerator", "cpu", "--devices", "2", "--seconds", "1"]
 
 @pytest.fixture(autouse=True)
 def _small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ranks are forks: they see it too."""
+    """Patches the measurement for the ranks too, since they are forks."""
     monkeypatch.setattr(ceilings, "CPU_SHAPES", ((32, 32, 32), (64, 64, 64)))
     monkeypatch.setattr(ceilings, "_copy_bytes", lambda device: 2**20)
     monkeypatch.setitem(collectives.LARGEST_BYTES, "cpu", 2**16)
 
 
-def test_two_ranks_measure_at_once_and_write_one_file(
+def test_two_ranks_measure_together_and_write_one_file(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "calibration.json"
@@ -47,28 +47,30 @@ def test_two_ranks_measure_at_once_and_write_one_file(
     fitted = [
         name for name, figures in found.figures()["collectives"].items() if figures["alpha_s"]
     ]
-    assert fitted  # a stall can spoil one on a busy machine, not all
+    assert fitted  # a stall on a busy machine can spoil one point, not all
 
 
-def test_a_rank_that_fails_ends_the_others_with_one_line(
+def test_a_failing_rank_ends_the_others_with_one_error_line(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object, **__: object) -> None:
         if os.environ["RANK"] == "1":
-            raise torch.OutOfMemoryError("planted")
+            raise torch.OutOfMemoryError("injected")
         time.sleep(60)
 
     monkeypatch.setattr(ceilings, "measure_dtype", fail)
     assert main([*WORDS, "--out", str(tmp_path / "calibration.json")]) == 1
-    told = capfd.readouterr().err.splitlines()
-    # Gloo may have a word of its own, if the other rank was still connecting.
-    assert [line for line in told if not line.startswith("[E")] == [
-        "error: rank 1 of 2: OutOfMemoryError: planted"
+    actual = capfd.readouterr().err.splitlines()
+    # Gloo may print another line, if the other rank was still connecting.
+    assert [line for line in actual if not line.startswith("[E")] == [
+        "error: rank 1 of 2: OutOfMemoryError: injected"
     ]
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_interrupt_ends_all_with_one_line_and_no_file(tmp_path: Path, repository: Path) -> None:
+def test_an_interrupt_ends_all_ranks_with_one_line_and_no_file(
+    tmp_path: Path, repository: Path
+) -> None:
     path = tmp_path / "calibration.json"
     words = ["--accelerator", "cpu", "--devices", "2", "--seconds", "600", "--out", str(path)]
     process = subprocess.Popen(
@@ -77,11 +79,11 @@ def test_an_interrupt_ends_all_with_one_line_and_no_file(tmp_path: Path, reposit
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        # Who is started in the background by a shell ignores it.
+        # A shell starts background processes with SIGINT ignored.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     deadline_s = time.monotonic() + 120
-    started: list[psutil.Process] = []  # the process that does the work, then its two ranks
+    started: list[psutil.Process] = []  # the process that measures, then its two ranks
     while len(started) < 3 and time.monotonic() < deadline_s:
         started = psutil.Process(process.pid).children(recursive=True)
         time.sleep(0.05)

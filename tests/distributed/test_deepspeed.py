@@ -1,4 +1,4 @@
-"""DeepSpeed is needed by what is named after it alone, and compiles nothing on a CPU."""
+"""Only the ZeRO strategies need DeepSpeed, which compiles nothing on a CPU."""
 
 import os
 import subprocess
@@ -10,7 +10,7 @@ from tests.distributed.launching import environment, load, recipe_arguments, rec
 TWO = ("--batch-size", "4", "--devices", "2")
 COMPILERS = ("c++", "g++", "gcc", "cc", "clang", "clang++", "ninja", "nvcc")
 
-# Two command lines in an interpreter that finds no DeepSpeed, neither its code nor its metadata.
+# Two command lines in an interpreter that finds neither DeepSpeed nor its metadata.
 WITHOUT = """
 import sys
 from importlib.machinery import PathFinder
@@ -39,14 +39,14 @@ sys.exit(f"exit codes {refused}, {trained}, DeepSpeed {'deepspeed' in sys.module
 
 
 def run(command: list[str], variables: dict[str, str], repository: Path) -> str:
-    """What it said to the other output."""
+    """Runs a command; returns what it wrote to stderr."""
     done = subprocess.run(
         command, cwd=repository, env=variables, capture_output=True, text=True, timeout=300
     )
     return done.stderr
 
 
-def test_without_deepspeed_others_train_and_zero_says_how_to_install_it(
+def test_without_deepspeed_only_zero_is_refused_with_the_install_command(
     tmp_path: Path, repository: Path
 ) -> None:
     arguments = recipe_arguments("gpt", tmp_path / "run", *TWO)
@@ -58,7 +58,7 @@ def test_without_deepspeed_others_train_and_zero_says_how_to_install_it(
     assert load(tmp_path / "run")["config"]["parallel"]["strategy"] == "fsdp"
 
 
-def test_on_a_cpu_deepspeed_calls_no_compiler(tmp_path: Path, repository: Path) -> None:
+def test_deepspeed_on_a_cpu_calls_no_compiler(tmp_path: Path, repository: Path) -> None:
     shims, used, built = tmp_path / "bin", tmp_path / "used", tmp_path / "built"
     for folder in (shims, used, built):
         folder.mkdir()

@@ -1,4 +1,4 @@
-"""One rank that fails ends all of them soon, says why, and leaves nothing behind."""
+"""A failing rank ends all ranks soon, names its error, and leaves no process behind."""
 
 import functools
 import itertools
@@ -9,7 +9,6 @@ import socket
 import sys
 import time
 from collections.abc import Callable
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import psutil
@@ -18,13 +17,20 @@ import torch
 from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+from tests.distributed.faults import inject, raise_error
 from tests.distributed.forking import fork_command
-from tests.distributed.launching import begin, environment, load, recipe_arguments, wait_for_text
+from tests.distributed.launching import (
+    begin,
+    environment,
+    load,
+    recipe_arguments,
+    wait_for_ranks,
+    wait_for_text,
+)
 from tests.processes import wait_until_ended
 from unitransformer.checkpoint.names import checkpoint_name
 from unitransformer.checkpoint.writer import Writer
 from unitransformer.launch.failures import ERROR_FILE, Failure, first_failure, report_failure
-from unitransformer.training.module import TrainingModule
 
 MANY = ("--max-steps", "100000", "--validate-every", "100000", "--log-every", "1")
 LIMIT_S = 10.0
@@ -32,30 +38,8 @@ LIMIT_S = 10.0
 pytestmark = pytest.mark.usefixtures("_no_orphans")
 
 
-def plant(step: int, what: Callable[[], None]) -> Callable[[], None]:
-    """A fault: rank 1 does `what` in its training step number `step`."""
-
-    def fault() -> None:
-        original = TrainingModule.training_step
-
-        def training_step(self: TrainingModule, *arguments: object) -> torch.Tensor:
-            if self.global_rank == 1 and self._num_micro_batches == step:
-                place = Path(os.environ["UNITRANSFORMER_CACHE"]).with_name("fault-at")
-                place.write_text(str(time.monotonic()))
-                what()
-            return original(self, *arguments)  # type: ignore[arg-type]
-
-        TrainingModule.training_step = training_step  # type: ignore[method-assign,assignment]
-
-    return fault
-
-
-def raise_error() -> None:
-    raise ArithmeticError("planted in rank 1")
-
-
 def run_out_of_memory() -> None:
-    raise torch.OutOfMemoryError("planted: no memory left in rank 1")
+    raise torch.OutOfMemoryError("injected: no memory left in rank 1")
 
 
 def kill_itself() -> None:
@@ -66,23 +50,23 @@ def leave() -> None:
     os._exit(3)
 
 
-RAISES = (raise_error, "ArithmeticError", "crashed", "planted in rank 1")
+RAISES = (raise_error, "ArithmeticError", "crashed", "injected in rank 1")
 
 
 @pytest.mark.parametrize(
     ("strategy", "what", "kind", "status", "said"),
     [
         *((strategy, *RAISES) for strategy in ("ddp", "fsdp", "fsdp1", "zero2", "zero3")),
-        ("ddp", run_out_of_memory, "OutOfMemoryError", "oom", "planted: no memory left"),
+        ("ddp", run_out_of_memory, "OutOfMemoryError", "oom", "injected: no memory left"),
         ("fsdp", kill_itself, "SIGKILL", "crashed", "rank 1 was killed by SIGKILL"),
         ("ddp", leave, "ExitCode", "crashed", "rank 1 ended with exit code 3 and said nothing"),
     ],
 )
-def test_a_rank_that_fails_ends_all_and_is_named(
+def test_a_failing_rank_ends_all_ranks_and_is_named(
     strategy: str, what: Callable[[], None], kind: str, status: str, said: str, tmp_path: Path
 ) -> None:
     options = ("--devices", "2", "--batch-size", "4", "--strategy", strategy, *MANY)
-    process = begin("gpt", tmp_path / "run", *options, fault=plant(5, what))
+    process = begin("gpt", tmp_path / "run", *options, fault=inject(5, what))
     process.join(60)
     assert process.exitcode == 1
     record = load(tmp_path / "run")
@@ -91,7 +75,7 @@ def test_a_rank_that_fails_ends_all_and_is_named(
     assert said in record["error"]["message"]
     told = (tmp_path / "run" / "output.log").read_text()
     assert f"error: rank 1 of 2: {record['error']['message']}" in told.splitlines()[-1]
-    assert "Connection closed" not in told  # what the other saw is not the news
+    assert "Connection closed" not in told  # the error of the other rank is a consequence
 
 
 def seconds_since_the_fault(folder: Path) -> float:
@@ -100,16 +84,18 @@ def seconds_since_the_fault(folder: Path) -> float:
 
 @pytest.mark.alone
 @pytest.mark.parametrize("what", [raise_error, run_out_of_memory])
-def test_it_ends_all_within_ten_seconds(what: Callable[[], None], tmp_path: Path) -> None:
+def test_a_failing_rank_ends_all_ranks_within_ten_seconds(
+    what: Callable[[], None], tmp_path: Path
+) -> None:
     options = ("--devices", "2", "--batch-size", "4", "--strategy", "fsdp", *MANY)
-    begin("gpt", tmp_path / "run", *options, fault=plant(5, what)).join(60)
+    begin("gpt", tmp_path / "run", *options, fault=inject(5, what)).join(60)
     assert seconds_since_the_fault(tmp_path) < LIMIT_S
 
 
 @pytest.mark.alone
-def test_it_does_not_wait_for_what_is_being_saved(tmp_path: Path) -> None:
+def test_a_failing_rank_does_not_wait_for_a_checkpoint_under_way(tmp_path: Path) -> None:
     def fault() -> None:
-        plant(7, raise_error)()
+        inject(7, raise_error)()
         write = Writer._write_into
 
         def write_late(self: Writer, *arguments: object) -> object:
@@ -132,12 +118,12 @@ def test_it_does_not_wait_for_what_is_being_saved(tmp_path: Path) -> None:
 @pytest.mark.alone
 @pytest.mark.parametrize("victim", [0, 1])
 @pytest.mark.parametrize("moment_s", [0.2, 1.0])
-def test_a_rank_that_is_killed_from_outside_ends_all_within_ten_seconds(
+def test_killing_one_rank_ends_all_ranks_within_ten_seconds(
     victim: int, moment_s: float, tmp_path: Path
 ) -> None:
     process = begin("gpt", tmp_path / "run", "--devices", "2", "--batch-size", "4", *MANY)
     ranks = wait_for_ranks(process, 2)
-    time.sleep(moment_s)  # while it is set up, and while it trains
+    time.sleep(moment_s)  # during set-up, and during training
     os.kill(ranks[victim].pid, signal.SIGKILL)
     killed_at = time.monotonic()
     process.join(60)
@@ -170,7 +156,7 @@ def test_ctrl_c_ends_the_ranks_at_once(tmp_path: Path) -> None:
 
 
 def press_ctrl_c_within_a_line_of_the_log() -> None:
-    """Between what the queue to TensorBoard's thread holds and the word that it does."""
+    """Interrupts between a put into TensorBoard's queue and its notification."""
     put, lines = queue.Queue._put, itertools.count()  # type: ignore[attr-defined]
 
     def put_and_press(self: queue.Queue[object], item: object) -> None:
@@ -181,7 +167,7 @@ def press_ctrl_c_within_a_line_of_the_log() -> None:
     queue.Queue._put = put_and_press  # type: ignore[attr-defined]
 
 
-def test_ctrl_c_within_a_line_of_a_log_ends_the_run(tmp_path: Path) -> None:
+def test_ctrl_c_during_a_log_line_ends_the_run(tmp_path: Path) -> None:
     fault = press_ctrl_c_within_a_line_of_the_log
     process = begin("gpt", tmp_path / "run", *MANY, fault=fault)
     process.join(60)
@@ -205,7 +191,7 @@ def test_two_runs_at_once_do_not_collide(tmp_path: Path) -> None:
 
 
 @pytest.mark.alone
-def test_a_port_in_use_is_no_obstacle_and_none_stays_taken(tmp_path: Path) -> None:
+def test_a_port_in_use_is_avoided_and_none_stays_open(tmp_path: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 29500))  # torch's default
         taken.listen()
@@ -214,26 +200,26 @@ def test_a_port_in_use_is_no_obstacle_and_none_stays_taken(tmp_path: Path) -> No
         process = begin("gpt", tmp_path / "run", *options)
         process.join(60)
         assert process.exitcode == 0
-        process = begin("gpt", tmp_path / "failed", *options, *MANY, fault=plant(3, raise_error))
+        process = begin("gpt", tmp_path / "failed", *options, *MANY, fault=inject(3, raise_error))
         process.join(60)
         assert process.exitcode == 1
         assert listening() <= before
 
 
 def listening() -> set[int]:
-    """Ports on which somebody listens."""
+    """Ports on which a process listens."""
     found = psutil.net_connections("tcp")
     return {each.laddr.port for each in found if each.status == psutil.CONN_LISTEN}
 
 
-# What torchrun starts in each rank: a command. Of functions it asks only who ended first.
+# torchrun starts this as a command: for functions it asks only which rank ended first.
 FAILING_RECIPE = """
 import sys
 from recipes import gpt
 from recipes.command_line import run_recipe
-from tests.distributed.test_failure import plant, raise_error
+from tests.distributed.faults import inject, raise_error
 
-plant(3, raise_error)()
+inject(3, raise_error)()
 sys.exit(run_recipe(gpt.PRESET, gpt.show, sys.argv[1:]))
 """
 
@@ -266,11 +252,11 @@ def test_torchrun_names_the_rank_that_failed_first(num_nodes: int, tmp_path: Pat
     assert [process.exitcode for process in nodes] == [1] * num_nodes
     root_cause = logs[-1].read_text().partition("Root Cause")[2]
     assert "rank      : 1" in root_cause
-    assert "ArithmeticError: planted in rank 1" in root_cause
+    assert "ArithmeticError: injected in rank 1" in root_cause
     assert load(tmp_path / "run")["status"] == "crashed"
 
 
-def test_torchrun_is_told_that_who_fails_in_the_same_second_fails_later(
+def test_failures_in_the_same_second_get_increasing_times_for_torchrun(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     files = [tmp_path / str(rank) / "error.json" for rank in range(3)]
@@ -278,7 +264,7 @@ def test_torchrun_is_told_that_who_fails_in_the_same_second_fails_later(
     for path in (files[1], files[0], files[2]):
         path.parent.mkdir()
         monkeypatch.setenv(ERROR_FILE, str(path))
-        report_failure(RuntimeError("planted"))
+        report_failure(RuntimeError("injected"))
     told = [ProcessFailure(rank, 7, 1, str(path)).timestamp for rank, path in enumerate(files)]
     assert told == [1001, 1000, 1002]
 
@@ -286,12 +272,12 @@ def test_torchrun_is_told_that_who_fails_in_the_same_second_fails_later(
 @pytest.mark.parametrize(
     ("kinds", "first"),
     [
-        ([("RuntimeError", 5.0), ("ValueError", 4.0)], "ValueError"),  # the earlier one
-        ([("RuntimeError", 5.0), ("SIGKILL", 0.0)], "SIGKILL"),  # leaves no time
+        ([("RuntimeError", 5.0), ("ValueError", 4.0)], "ValueError"),  # the earlier failure
+        ([("RuntimeError", 5.0), ("SIGKILL", 0.0)], "SIGKILL"),  # has no time
         ([("SIGABRT", 0.0), ("RuntimeError", 5.0)], "RuntimeError"),  # waited in vain
     ],
 )
-def test_the_first_failure_is_the_one_that_others_follow_from(
+def test_the_first_failure_is_the_cause_of_the_others(
     kinds: list[tuple[str, float]], first: str
 ) -> None:
     failures = [
@@ -299,14 +285,3 @@ def test_the_first_failure_is_the_one_that_others_follow_from(
         for rank, (kind, at_s) in enumerate(kinds)
     ]
     assert first_failure(failures).type == first
-
-
-def wait_for_ranks(process: BaseProcess, count: int) -> list[psutil.Process]:
-    """The ranks that a command has started, by rank."""
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        ranks = psutil.Process(process.pid).children()
-        if len(ranks) == count:
-            return sorted(ranks, key=lambda rank: rank.pid)
-        time.sleep(0.02)
-    raise AssertionError("no ranks were started")

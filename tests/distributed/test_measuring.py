@@ -1,4 +1,4 @@
-"""What several ranks measure together."""
+"""Tests what several ranks measure together."""
 
 import os
 import signal
@@ -46,7 +46,7 @@ def say_slowly_on_the_first_rank() -> None:
 
 
 @pytest.mark.alone
-def test_what_one_rank_does_between_steps_is_on_nobodys_clock(tmp_path: Path) -> None:
+def test_work_of_one_rank_between_steps_is_in_no_step_time(tmp_path: Path) -> None:
     options = (*TWO, "--max-steps", "6", "--validate-every", "4", "--log-every", "2")
     process = begin("gpt", tmp_path / "run", *options, fault=say_slowly_on_the_first_rank)
     process.join(300)
@@ -54,7 +54,7 @@ def test_what_one_rank_does_between_steps_is_on_nobodys_clock(tmp_path: Path) ->
     assert max(load(tmp_path / "run")["step_s"]) < PAUSE_S
 
 
-def test_bytes_of_tensors_are_the_same_in_every_launch(tmp_path: Path) -> None:
+def test_peak_tensor_bytes_repeat_exactly_between_launches(tmp_path: Path) -> None:
     options = (*TWO, "--max-steps", "6", "--validate-every", "6", "--strategy", "ddp")
     peaks = [
         train("gpt", tmp_path / str(n), *options, is_whole=True)["peak_bytes"] for n in range(4)
@@ -63,7 +63,7 @@ def test_bytes_of_tensors_are_the_same_in_every_launch(tmp_path: Path) -> None:
     assert peaks[0][0] == peaks[0][1], "and on both ranks"
 
 
-def test_lines_of_one_rank_are_those_of_its_samples_and_of_two_say_whose_they_are(
+def test_log_lines_show_the_samples_and_name_the_slowest_of_two_ranks(
     tmp_path: Path,
 ) -> None:
     options = ("--max-steps", "9", "--validate-every", "4", "--log-every", "2")
@@ -74,7 +74,7 @@ def test_lines_of_one_rank_are_those_of_its_samples_and_of_two_say_whose_they_ar
     assert "what rank 0 sees" in (tmp_path / "two/rank-0.log").read_text()
 
 
-def test_a_trace_over_two_ranks_tells_communication_apart(tmp_path: Path) -> None:
+def test_a_trace_of_two_ranks_separates_communication(tmp_path: Path) -> None:
     options = (*TWO, "--max-steps", "12", "--validate-every", "12", "--strategy", "ddp")
     record = train("gpt", tmp_path / "run", *options, "--trace", str(tmp_path / "trace"))
     parts = {row["part"]: row["share"] for row in record["trace"][0]["rows"]}
@@ -83,17 +83,17 @@ def test_a_trace_over_two_ranks_tells_communication_apart(tmp_path: Path) -> Non
     assert list((tmp_path / "trace").glob("*.json*"))
 
 
-def test_a_step_that_compiles_again_in_the_timed_window_is_left_out_and_flagged(
+def test_a_timed_step_that_recompiles_is_excluded_and_flagged(
     tmp_path: Path,
 ) -> None:
-    def plant() -> None:
+    def inject() -> None:
         training_step = TrainingModule.training_step
 
         def compile_soon(objective: Objective, *_: Any, **__: Any) -> None:
-            objective.compile(backend="eager", fullgraph=True)  # as it counts, without a compiler
+            objective.compile(backend="eager", fullgraph=True)  # traced, but not compiled
 
         def compile_late(self: TrainingModule, batch: Any, *arguments: Any) -> Any:
-            time.sleep(0.02)  # steps that what else the machine does changes little
+            time.sleep(0.02)  # long enough that other load changes a step little
             if self.trainer.global_step == 30:
                 torch.compile(lambda x: x + 1, backend="eager")(torch.zeros(3))
             return training_step(self, batch, *arguments)
@@ -102,7 +102,7 @@ def test_a_step_that_compiles_again_in_the_timed_window_is_left_out_and_flagged(
         TrainingModule.training_step = compile_late  # type: ignore[method-assign]
 
     options = ("--max-steps", "60", "--validate-every", "60", "--compile", "default")
-    process = begin("gpt", tmp_path / "run", *options, fault=plant)
+    process = begin("gpt", tmp_path / "run", *options, fault=inject)
     process.join(300)
     assert process.exitcode == 0, (tmp_path / "run/output.log").read_text()
     record = load(tmp_path / "run")
@@ -112,7 +112,7 @@ def test_a_step_that_compiles_again_in_the_timed_window_is_left_out_and_flagged(
     assert {"step": 30, "reason": "compiled"} in record["unsteady"]
 
 
-def test_ranks_stop_at_the_same_step_when_the_median_is_known(tmp_path: Path) -> None:
+def test_ranks_stop_at_the_same_step_once_the_interval_is_narrow_enough(tmp_path: Path) -> None:
     options = (*TWO, "--max-steps", "2000", "--validate-every", "2000", "--until-interval", "0.9")
     record = train("gpt", tmp_path / "run", *options)
     assert record["status"] == "ok"
@@ -120,7 +120,7 @@ def test_ranks_stop_at_the_same_step_when_the_median_is_known(tmp_path: Path) ->
     assert set(record["samples"]["slowest_rank"]) <= {0, 1}
 
 
-def test_an_interval_that_stays_too_wide_is_flagged(tmp_path: Path) -> None:
+def test_a_run_whose_interval_stays_too_wide_is_flagged(tmp_path: Path) -> None:
     options = ("--max-steps", "20", "--validate-every", "20", "--until-interval", "0.1%")
     flags = train("gpt", tmp_path / "run", *options)["flags"]
     assert "the interval was to be 0.1% wide, and there is none" in flags
@@ -152,7 +152,7 @@ def test_a_signal_to_a_repeated_run_reaches_the_launch_and_its_record(
     assert load_record(path)["status"] == "preempted"
 
 
-def test_lightning_asks_nobody_for_signals_in_a_timed_step(tmp_path: Path) -> None:
+def test_lightning_does_not_poll_for_signals_in_a_timed_step(tmp_path: Path) -> None:
     def watch() -> None:
         begin_step, broadcast = LogLines.on_train_start, torch.distributed.broadcast
 

@@ -1,4 +1,4 @@
-"""Every strategy trains the same model, and the comparison that says so sees when one does not."""
+"""Every strategy trains the same model, and the parity study detects injected faults."""
 
 import functools
 from collections.abc import Callable
@@ -28,7 +28,7 @@ from unitransformer.training import module
 from unitransformer.training.module import TrainingModule
 
 BOUND = BOUNDS["32-true"]
-# Clipping at every step hides a wrong scale of the gradients from the loss.
+# Clipping at every step hides a wrong gradient scale from the loss.
 STEPS = ("--max-steps", "24", "--validate-every", "24", "--optimizer.clip-norm", "0.5")
 TWO = ("--devices", "2", "--batch-size", "4")
 
@@ -40,7 +40,7 @@ def forked_worker(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("forked_worker")
 @pytest.mark.parametrize("recipe", ["bert", "gpt", "vit"])
-def test_every_strategy_trains_in_float32_over_two_ranks_what_one_process_trains(
+def test_every_strategy_on_two_ranks_trains_the_same_float32_model_as_one_process(
     recipe: str, tmp_path: Path
 ) -> None:
     options = ["--recipe", recipe, "--devices", "2", "--precisions", "32-true"]
@@ -54,7 +54,7 @@ def test_every_strategy_trains_in_float32_over_two_ranks_what_one_process_trains
 
 
 @pytest.mark.usefixtures("forked_worker", "_no_orphans")
-def test_what_replicates_between_nodes_is_certified_on_two(tmp_path: Path) -> None:
+def test_hsdp_is_certified_on_two_nodes(tmp_path: Path) -> None:
     options = ["--recipe", "gpt", "--devices", "4", "--strategies", "hsdp", "--compile", "off"]
     fewer = ["--precisions", "32-true", "--activation-checkpointing", "off", "--steps", "20"]
     assert main(["parity", *options, *fewer, "--accelerator", "cpu", "--out", str(tmp_path)]) == 0
@@ -82,7 +82,7 @@ def test_what_ranks_of_two_nodes_refuse_is_refused_with_their_reason(tmp_path: P
 
 
 @pytest.mark.usefixtures("forked_worker", "_no_orphans")
-def test_a_run_that_takes_too_long_is_ended_with_its_ranks(tmp_path: Path) -> None:
+def test_a_run_over_its_time_limit_is_ended_with_its_ranks(tmp_path: Path) -> None:
     folder = ["--out", str(tmp_path), "--accelerator", "cpu", "--devices", "2"]
     endless = [*folder, "--max-steps", "1000000"]
     with start_worker(tmp_path / "worker.log") as run:
@@ -99,7 +99,7 @@ def test_a_run_that_takes_too_long_is_ended_with_its_ranks(tmp_path: Path) -> No
 
 @pytest.fixture(scope="module")
 def sound(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Curves]:
-    """The curves of a run without a fault, by its options; trained once."""
+    """The curves of a run without a fault by its options, trained once."""
     return functools.cache(
         lambda *options: train(tmp_path_factory.mktemp("sound") / "run", *options)
     )
@@ -144,7 +144,7 @@ def add_up_the_loss_of_all_ranks() -> None:
 
 
 def divide_by_the_micro_batches_twice() -> None:
-    del ZeroStrategy.backward  # Lightning's lets DeepSpeed divide what is divided already
+    del ZeroStrategy.backward  # Lightning's own lets DeepSpeed divide a second time
 
 
 def give_every_rank_the_samples_of_the_first() -> None:
@@ -157,7 +157,7 @@ def give_every_rank_the_samples_of_the_first() -> None:
 
 
 def leave_a_matrix_whole() -> None:
-    # FSDP2 would not clip: its norm takes no gradients of two kinds.
+    # FSDP2 would not clip: its norm accepts no mix of gradient types.
     name = "embedding.lut"
     make = Materialise._make
 
@@ -174,7 +174,7 @@ def leave_a_matrix_whole() -> None:
 
     Materialise._make = make_the_others  # type: ignore[assignment,method-assign]
     strategies.FSDP1Strategy = Leaky  # type: ignore[misc]
-    # At the end there is nothing whole to show: only what is divided can be gathered.
+    # No showcase at the end, which gathers sharded parameters only.
     module.gather_network = lambda model, network, parallel: network
 
 
@@ -192,7 +192,7 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_a_planted_fault_is_different(
+def test_an_injected_fault_is_judged_different(
     name: str, reference: Curves, sound: Callable[..., Curves], tmp_path: Path
 ) -> None:
     strategy, options, fault = FAULTS[name]
@@ -202,7 +202,7 @@ def test_a_planted_fault_is_different(
     assert found.verdict(BOUND) == "different"
 
 
-def test_a_wrong_scale_is_hidden_from_the_loss_and_seen_in_the_gradient_norm(
+def test_a_wrong_gradient_scale_shows_in_the_gradient_norm_but_not_in_the_loss(
     reference: Curves, tmp_path: Path
 ) -> None:
     doubled = train(tmp_path / "run", *TWO, fault=add_up_the_loss_of_all_ranks)

@@ -1,4 +1,4 @@
-"""Dropout of each rank its own, and a command that starts its own ranks."""
+"""Ranks draw different dropout, and a command starts its own ranks."""
 
 import re
 import subprocess
@@ -32,7 +32,7 @@ def test_two_ranks_draw_different_dropout() -> None:
     assert len({seed for rank in seeds for seed in rank}) == 6
 
 
-def test_the_command_line_starts_its_own_ranks(tmp_path: Path, repository: Path) -> None:
+def test_a_command_starts_its_own_ranks(tmp_path: Path, repository: Path) -> None:
     one = train("gpt", tmp_path / "one", "--batch-size", "8")
     done = subprocess.run(
         recipe_command("gpt", tmp_path / "two", "--batch-size", "4", "--devices", "2"),
@@ -43,28 +43,28 @@ def test_the_command_line_starts_its_own_ranks(tmp_path: Path, repository: Path)
         timeout=300,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("validation  loss") == 1  # only rank 0 speaks
+    assert done.stdout.count("validation  loss") == 1  # only rank 0 prints
     assert load(tmp_path / "two")["loss"] == pytest.approx(one["loss"], rel=1e-5)
 
 
 @pytest.mark.parametrize(
-    ("variables", "told"),
+    ("variables", "expected"),
     [
         ({"SLURM_NTASKS": "2"}, "the job has 2 tasks and this is none of them: start it with srun"),
         ({"SLURM_JOB_NUM_NODES": "2"}, "the job has 2 nodes and this is one process on one of"),
-        ({"SLURM_JOB_NUM_NODES": "2", "SLURM_STEP_ID": "0"}, None),  # of srun, and meant so
+        ({"SLURM_JOB_NUM_NODES": "2", "SLURM_STEP_ID": "0"}, None),  # started by srun, on purpose
         ({"SLURM_JOB_NUM_NODES": "1", "SLURM_NTASKS": "1"}, None),
     ],
 )
-def test_a_batch_script_that_would_leave_tasks_or_nodes_idle_is_refused(
-    variables: dict[str, str], told: str | None, monkeypatch: pytest.MonkeyPatch
+def test_a_command_in_a_batch_script_that_leaves_tasks_or_nodes_idle_is_refused(
+    variables: dict[str, str], expected: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("SLURM_NTASKS", "SLURM_JOB_NUM_NODES", "SLURM_STEP_ID", "SLURM_STEP_NUM_TASKS"):
         monkeypatch.delenv(name, raising=False)
     for name, value in {"SLURM_JOB_ID": "7", "SLURM_PROCID": "0", **variables}.items():
         monkeypatch.setenv(name, value)
-    if told is None:
+    if expected is None:
         adopt_launcher()
         return
-    with pytest.raises(ValueError, match=re.escape(told)):
+    with pytest.raises(ValueError, match=re.escape(expected)):
         adopt_launcher()

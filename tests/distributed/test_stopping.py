@@ -1,4 +1,4 @@
-"""A signal stops all ranks at the end of one step, saved; the run goes on as if nothing was."""
+"""A signal stops all ranks after the same step with a checkpoint, and the run resumes exactly."""
 
 import os
 import random
@@ -11,8 +11,7 @@ import psutil
 import pytest
 import torch
 
-from tests.distributed.launching import begin, load, train, wait_for_text
-from tests.distributed.test_failure import wait_for_ranks
+from tests.distributed.launching import begin, load, train, wait_for_ranks, wait_for_text
 from unitransformer.checkpoint.reader import list_checkpoints
 from unitransformer.launch.signals import EXIT_CODE, SIGNALS
 from unitransformer.training.module import TrainingModule
@@ -24,7 +23,7 @@ SENT = 50
 
 
 def slow_rank() -> None:
-    """Rank 1 takes longer over every step: rank 0 is nearly always waiting for it."""
+    """A fault: rank 1 is slower in every step, so rank 0 nearly always waits for it."""
     original = TrainingModule.training_step
 
     def training_step(self: TrainingModule, *arguments: object) -> torch.Tensor:
@@ -41,7 +40,9 @@ def go_on(process: BaseProcess, folder: Path, *, until: str) -> list[psutil.Proc
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp", "zero2"])
-def test_a_stopped_run_goes_on_as_if_nothing_was(strategy: str, tmp_path: Path) -> None:
+def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one(
+    strategy: str, tmp_path: Path
+) -> None:
     options = (*TWO, *NOT_VALIDATED, "--strategy", strategy)
     whole = train("gpt", tmp_path / "whole", *options)
     places = ("--checkpoint-dir", str(tmp_path / "kept"), "--resume", "auto")
@@ -63,9 +64,11 @@ def test_a_stopped_run_goes_on_as_if_nothing_was(strategy: str, tmp_path: Path) 
     assert again["loss"] == whole["loss"]
 
 
-def test_fifty_signals_at_random_moments_with_a_slow_rank_stop_every_time(tmp_path: Path) -> None:
-    """One run that is stopped and goes on, again and again: by any signal, to any of its ranks or
-    to all, at any moment of a step, twice at times."""
+def test_a_run_with_a_slow_rank_stops_after_each_of_fifty_signals_at_random_moments(
+    tmp_path: Path,
+) -> None:
+    """Stops and resumes one run many times: by any signal, sent to one rank or to all, at any
+    moment of a step, sometimes twice."""
     drawn = random.Random(0)
     steps = str(100 * SENT)
     options = ("--devices", "2", "--batch-size", "4", "--max-steps", steps, "--log-every", "1")
@@ -94,7 +97,7 @@ def test_fifty_signals_at_random_moments_with_a_slow_rank_stop_every_time(tmp_pa
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp", "fsdp1", "zero2"])
-def test_a_run_that_was_killed_behind_its_last_step_is_finished(
+def test_a_run_killed_after_its_last_step_is_completed_when_resumed(
     strategy: str, tmp_path: Path
 ) -> None:
     options = ("--devices", "2", "--batch-size", "4", "--strategy", strategy, "--resume", "auto")
@@ -104,14 +107,14 @@ def test_a_run_that_was_killed_behind_its_last_step_is_finished(
     assert again["status"] == "ok"
     assert again["loss"] == whole["loss"]
     assert again["validation"]["loss"] == pytest.approx(whole["validation"]["loss"], rel=1e-6)
-    # And again: by its record there is nothing to do.
+    # Once more: its record says that it is finished.
     written = (tmp_path / "run/record.json").read_bytes()
     train("gpt", tmp_path / "run", *options, "--checkpoint-dir", str(tmp_path / "kept"))
     assert (tmp_path / "run/record.json").read_bytes() == written
     assert "done already" in (tmp_path / "run/rank-0.log").read_text()
 
 
-def test_a_checkpoint_of_another_run_is_never_gone_on_from(tmp_path: Path) -> None:
+def test_a_run_never_resumes_from_the_checkpoint_of_another_run(tmp_path: Path) -> None:
     options = ("--resume", "auto", "--checkpoint-dir", str(tmp_path / "kept"))
     train("gpt", tmp_path / "one", *options)
     kept = [path.name for path in list_checkpoints(tmp_path / "kept")]

@@ -1,4 +1,4 @@
-"""Every strategy trains the model that one plain process trains, however it was started."""
+"""Every strategy trains the same model as one plain process, however it was started."""
 
 import ctypes
 import importlib.metadata
@@ -45,13 +45,13 @@ from unitransformer.training import module as training
 from unitransformer.training.module import TrainingModule
 
 STRATEGIES = ("ddp", "fsdp", "fsdp1", "hsdp", "zero1", "zero2", "zero3")
-# Steps in proportion to the gradient: Adam's own hide its size.
+# Steps proportional to the gradient: those of Adam would hide its scale.
 PROPORTIONAL = ("--optimizer.epsilon", "1", "--optimizer.learning-rate", "1")
 
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """The record of one plain process, by recipe and options; trained once."""
+    """The record of one plain process by recipe and options, trained once."""
     folder = tmp_path_factory.mktemp("alone")
     records: dict[tuple[str, ...], dict[str, Any]] = {}
 
@@ -76,12 +76,12 @@ def assert_same(record: dict[str, Any], reference: dict[str, Any], rel: float = 
     assert measured == pytest.approx(expected, rel=rel)
 
 
-# Every strategy with every recipe is in the certificate that `test_parity` makes.
+# `test_parity` certifies every strategy with every recipe.
 WITH_FIGURES = [*((strategy, "gpt") for strategy in STRATEGIES), ("ddp", "bert"), ("fsdp", "vit")]
 
 
 @pytest.mark.parametrize(("strategy", "recipe"), WITH_FIGURES)
-def test_two_ranks_train_the_model_that_one_trains(
+def test_two_ranks_train_the_same_model_as_one(
     strategy: str, recipe: str, alone: Any, tmp_path: Path
 ) -> None:
     record = train(recipe, tmp_path / "two", *two(strategy), is_whole=True)
@@ -106,7 +106,7 @@ def test_gradients_are_clipped_by_the_norm_over_all_ranks(
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_micro_batches_add_up_to_the_gradient_of_the_whole(
+def test_micro_batches_accumulate_the_gradient_of_the_whole_batch(
     strategy: str, alone: Any, tmp_path: Path
 ) -> None:
     halves = ("--accumulate", "2", "--batch-size", "2", "--validation-batches", "2")
@@ -116,7 +116,7 @@ def test_micro_batches_add_up_to_the_gradient_of_the_whole(
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize("mode", ["selective", "full"])
-def test_checkpointed_activations_change_nothing(
+def test_activation_checkpointing_changes_no_loss(
     mode: str, strategy: str, alone: Any, tmp_path: Path
 ) -> None:
     options = ("--activation-checkpointing", mode)
@@ -127,8 +127,8 @@ def test_checkpointed_activations_change_nothing(
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp", "fsdp1", "zero3"])
-def test_compiling_changes_nothing(strategy: str, alone: Any, tmp_path: Path) -> None:
-    # The whole network is compiled under ddp alone; one layer takes half as long.
+def test_compiling_changes_no_loss(strategy: str, alone: Any, tmp_path: Path) -> None:
+    # Only ddp compiles the whole network; one layer takes half as long.
     num_layers = 1 if strategy == "ddp" else 2
     shape = ("--model.num-layers", str(num_layers))
     record = train("gpt", tmp_path / "two", *two(strategy), *shape, "--compile", "default")
@@ -138,7 +138,9 @@ def test_compiling_changes_nothing(strategy: str, alone: Any, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("strategy", ["fsdp", "fsdp1", "zero3"])
-def test_a_chunked_loss_changes_nothing(strategy: str, alone: Any, tmp_path: Path) -> None:
+def test_a_chunked_loss_trains_the_same_model_on_two_ranks(
+    strategy: str, alone: Any, tmp_path: Path
+) -> None:
     assert_same(train("gpt", tmp_path / "two", *two(strategy), "--loss-chunk", "7"), alone("gpt"))
 
 
@@ -149,14 +151,18 @@ def test_a_chunked_loss_changes_nothing(strategy: str, alone: Any, tmp_path: Pat
         *((strategy, "bf16-true") for strategy in ("ddp", "fsdp", "fsdp1", "hsdp")),
     ],
 )
-def test_fewer_bits_stay_near(strategy: str, precision: str, alone: Any, tmp_path: Path) -> None:
+def test_bf16_losses_stay_near_those_of_float32(
+    strategy: str, precision: str, alone: Any, tmp_path: Path
+) -> None:
     record = train("gpt", tmp_path / "two", *two(strategy), "--precision", precision)
     assert_same(record, alone("gpt"), rel=1e-3)
     assert record["loss"] != alone("gpt")["loss"]
 
 
 @pytest.mark.parametrize("strategy", ["single", "ddp", "fsdp1", "zero1", "zero2", "zero3"])
-def test_float16_stays_nearer_and_skips_no_step(strategy: str, alone: Any, tmp_path: Path) -> None:
+def test_float16_losses_stay_nearer_to_float32_and_skip_no_step(
+    strategy: str, alone: Any, tmp_path: Path
+) -> None:
     if strategy.startswith("zero") and not has_float16():
         pytest.skip("DeepSpeed wants a CPU that multiplies float16")
     spread = ("--batch-size", "8") if strategy == "single" else two(strategy)
@@ -166,7 +172,7 @@ def test_float16_stays_nearer_and_skips_no_step(strategy: str, alone: Any, tmp_p
     assert record["loss"] != alone("gpt")["loss"]
 
 
-def test_four_ranks_of_two_nodes_replicate_what_each_node_divides(
+def test_hsdp_replicates_between_two_nodes_what_each_node_shards(
     alone: Any, tmp_path: Path
 ) -> None:
     options = ("--batch-size", "2", "--devices", "2", "--num-nodes", "2", "--strategy", "hsdp")
@@ -178,7 +184,7 @@ def test_four_ranks_of_two_nodes_replicate_what_each_node_divides(
 
 
 def check_one_checkpoint(folder: Path) -> None:
-    """All ranks have written into the folder that the first has chosen, and it is whole."""
+    """Asserts that all ranks wrote to the folder chosen by the first, and that it is complete."""
     (checkpoint,) = folder.rglob("step-*")
     assert not list(folder.rglob(".step-*"))
     check_files(checkpoint)
@@ -186,7 +192,7 @@ def check_one_checkpoint(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("recipe", ["gpt"])
-def test_torchrun_starts_as_many_ranks_as_it_says(
+def test_a_recipe_runs_under_torchrun(
     recipe: str, alone: Any, tmp_path: Path, repository: Path
 ) -> None:
     python, *arguments = recipe_command(
@@ -209,7 +215,7 @@ def test_torchrun_starts_as_many_ranks_as_it_says(
     check_one_checkpoint(tmp_path)
 
 
-def test_the_torchrun_command_that_is_printed_trains_on_two_nodes(
+def test_the_printed_torchrun_command_trains_on_two_nodes(
     alone: Any,
     tmp_path: Path,
     repository: Path,
@@ -240,26 +246,26 @@ def test_the_torchrun_command_that_is_printed_trains_on_two_nodes(
     check_one_checkpoint(tmp_path)
 
 
-def start_anew() -> None:
-    """Ranks as they are started where forking is not safe: on GPUs."""
+def spawn_ranks() -> None:
+    """A fault: spawns the ranks, as on GPUs, where forking is not safe."""
     launch = recipes.train.launch
 
-    def launch_anew(*arguments: Any, **options: Any) -> Any:
+    def launch_spawned(*arguments: Any, **options: Any) -> Any:
         return launch(*arguments, **{**options, "fork": False})
 
-    recipes.train.launch = launch_anew
+    recipes.train.launch = launch_spawned
 
 
-def test_ranks_that_are_started_anew_do_what_forked_ones_do(alone: Any, tmp_path: Path) -> None:
-    process = begin("gpt", tmp_path / "two", *two("fsdp"), fault=start_anew)
+def test_spawned_ranks_train_the_same_model_as_forked_ranks(alone: Any, tmp_path: Path) -> None:
+    process = begin("gpt", tmp_path / "two", *two("fsdp"), fault=spawn_ranks)
     process.join(120)
     assert process.exitcode == 0
     assert_same(load(tmp_path / "two"), alone("gpt"))
 
 
-def test_tasks_of_srun_find_each_other(alone: Any, tmp_path: Path) -> None:
+def test_tasks_of_srun_form_one_process_group(alone: Any, tmp_path: Path) -> None:
     step = {
-        "SLURM_JOB_ID": str(os.getpid()),  # decides the port
+        "SLURM_JOB_ID": str(os.getpid()),  # determines the port
         "SLURM_STEP_ID": "0",
         "SLURM_STEP_NUM_TASKS": "2",
         "SLURM_STEP_NUM_NODES": "1",
@@ -284,7 +290,7 @@ def test_tasks_of_srun_find_each_other(alone: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("tasks", "code"), [(1, 0), (2, 2)])
-def test_a_batch_script_outside_srun_is_one_process_or_refused(
+def test_a_recipe_in_a_batch_script_without_srun_runs_as_one_process_or_is_refused(
     tasks: int, code: int, tmp_path: Path
 ) -> None:
     script = {"SLURM_JOB_ID": "1", "SLURM_NTASKS": str(tasks), "SLURM_PROCID": "0"}
@@ -296,7 +302,7 @@ def test_a_batch_script_outside_srun_is_one_process_or_refused(
 
 
 def weigh() -> None:
-    """At the end of training every rank writes how much it holds of weights and moments."""
+    """A fault: every rank writes how many bytes of weights and moments it holds at the end."""
     on_train_end = TrainingModule.on_train_end
 
     def weighed(self: TrainingModule) -> None:
@@ -330,10 +336,10 @@ def own(tensor: torch.Tensor) -> torch.Tensor:
         ("zero3", 2, 2),
     ],
 )
-def test_a_rank_holds_its_share_and_no_more(
+def test_a_rank_holds_only_its_shard(
     strategy: str, weights: int, moments: int, tmp_path: Path
 ) -> None:
-    # Small ones DeepSpeed would keep whole.
+    # DeepSpeed would not shard small parameters.
     process = begin("gpt", tmp_path / "two", *two(strategy), *WIDE, fault=weigh)
     process.join(120)
     assert process.exitcode == 0
@@ -344,7 +350,7 @@ def test_a_rank_holds_its_share_and_no_more(
         assert held["moments"] == pytest.approx(total / moments, rel=0.03)
 
 
-def test_a_large_network_is_not_put_together_for_figures(tmp_path: Path) -> None:
+def test_a_large_sharded_network_is_not_gathered_for_the_showcase(tmp_path: Path) -> None:
     def make_large() -> None:
         training.WHOLE_BYTES = 0
 
@@ -361,8 +367,8 @@ M_MMAP_THRESHOLD = -3  # malloc.h
 
 
 def start_large(strategy: Strategy, queue: "SimpleQueue[tuple[int, int, int]]") -> None:
-    """Give a network its first weights as rank 0 of 8; tell the memory that takes."""
-    ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 2**17)  # what is let go is gone
+    """Initializes a network as rank 0 of 8; sends the peak memory that this takes."""
+    ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 2**17)  # freed memory is returned
     torch.set_num_threads(1)
     os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "8"}
     torch.distributed.init_process_group("fake", store=FakeStore(), rank=0, world_size=8)
@@ -381,7 +387,7 @@ def start_large(strategy: Strategy, queue: "SimpleQueue[tuple[int, int, int]]") 
     if strategy == "zero3":
         deepspeed.comm.init_distributed("gloo", dist_init_required=False)
         spread._init_config_if_needed()
-    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    Path("/proc/self/clear_refs").write_text("5")  # reset the peak
     before = peak_resident_bytes()
     if strategy == "fsdp1":
         spread._setup_model(module)
@@ -395,11 +401,12 @@ def start_large(strategy: Strategy, queue: "SimpleQueue[tuple[int, int, int]]") 
     [
         ("fsdp", 8, 1),
         ("hsdp", 4, 1),
-        ("fsdp1", 8, 2),  # it puts together what is in no layer, here one matrix, before it divides
+        # FSDP1 gathers the parameters outside of layers, here one matrix, before it shards.
+        ("fsdp1", 8, 2),
         ("zero3", 8, 1),
     ],
 )
-def test_a_rank_never_holds_more_than_its_share_and_what_is_being_divided(
+def test_while_sharding_a_rank_holds_its_shard_and_one_module_at_most(
     strategy: str, shares: int, matrices: int
 ) -> None:
     context = multiprocessing.get_context("fork")

@@ -1,4 +1,4 @@
-"""Sweeps of real processes: what they leave, whatever ends them."""
+"""Tests sweeps of real processes: statuses, time limits, and that nothing is left behind."""
 
 import contextlib
 import functools
@@ -29,7 +29,7 @@ from scaling.sweep.progress import Progress
 from scaling.sweep.run_cell import Limits
 from scaling.sweep.study import Cell
 from tests.distributed.forking import fork_command, start_forked
-from tests.distributed.launching import PICTURES, TEXT, TINY, environment
+from tests.distributed.launching import IMAGES, TEXT, TINY, environment
 from tests.processes import wait_until_ended
 from unitransformer.training.module import TrainingModule
 
@@ -45,7 +45,7 @@ def outcomes(folder: Path) -> list[Any]:
 
 
 def leftovers(folder: Path) -> list[psutil.Process]:
-    """Processes with the environment of a test that still run."""
+    """Running processes that have the environment of this test."""
     return [
         process
         for process in psutil.process_iter(["environ"])
@@ -53,11 +53,11 @@ def leftovers(folder: Path) -> list[psutil.Process]:
     ]
 
 
-def test_every_way_to_end_has_its_status_and_the_sweep_goes_on(
+def test_every_kind_of_exit_has_its_status_and_the_sweep_continues(
     tmp_path: Path, repository: Path
 ) -> None:
     out = tmp_path / "sweep"
-    # The vocabulary makes logits of 5 GiB out of 4,096 samples.
+    # With this vocabulary the logits of 4,096 samples take 5 GiB.
     words = ["--recipe", "gpt", *TEXT[2:], "--model.num-classes", "20000", "--max-steps", "6"]
     words += ["--data", "synthetic", "--batch-size", "2,4096,8192", "--devices", "1,2"]
     words += ["--strategy", "single,fsdp", "--memory-limit", "2GiB", "--recheck", "0"]
@@ -88,7 +88,7 @@ def test_every_way_to_end_has_its_status_and_the_sweep_goes_on(
 
 
 def begin_sweep(out: Path, *words: str) -> BaseProcess:
-    """The same in a fork, steps with a pause: until they are ended, cells use no processor."""
+    """Runs a sweep in a fork, whose cells sleep in every step and use no processor."""
     arguments = sweep_command(out, *words)[3:]
 
     def sweep() -> int:
@@ -106,10 +106,10 @@ def begin_sweep(out: Path, *words: str) -> BaseProcess:
     return fork_command(sweep, log=log, variables=environment(out.parent))
 
 
-ENDLESS = ("--recipe", "vit", *PICTURES, "--max-steps", "100000", "--devices", "2")
+ENDLESS = ("--recipe", "vit", *IMAGES, "--max-steps", "100000", "--devices", "2")
 
 
-def test_a_cell_that_takes_too_long_is_ended_whole(tmp_path: Path) -> None:
+def test_a_cell_over_its_time_limit_is_ended_with_all_its_processes(tmp_path: Path) -> None:
     out = tmp_path / "sweep"
     sweep = begin_sweep(out, *ENDLESS, "--strategy", "ddp", "--time-limit", "8")
     command = psutil.Process(sweep.pid)
@@ -129,7 +129,7 @@ def test_a_cell_that_takes_too_long_is_ended_whole(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-def test_a_sweep_that_is_ended_leaves_no_process_and_no_half_cell(
+def test_a_stopped_sweep_leaves_no_process_and_no_partial_cell(
     number: signal.Signals, tmp_path: Path
 ) -> None:
     out = tmp_path / "sweep"
@@ -141,12 +141,14 @@ def test_a_sweep_that_is_ended_leaves_no_process_and_no_half_cell(
             time.sleep(0.1)
         family = psutil.Process(sweep.pid).children(recursive=True)
         assert len(family) >= 4
-        if number == signal.SIGTERM:  # a batch system sends it to every process
+        if number == signal.SIGTERM:  # a batch system signals every process
             (worker,) = (each for each in family if each.ppid() == sweep.pid and each.children())
             for process in family:
                 process.send_signal(number)
             time.sleep(0.3)
-            assert worker.status() != psutil.STATUS_ZOMBIE, "its end would be told as the cell's"
+            assert worker.status() != psutil.STATUS_ZOMBIE, (
+                "its end would be recorded as that of the cell"
+            )
         os.kill(sweep.pid or 0, number)
         sweep.join(30)
     finally:
@@ -165,7 +167,7 @@ class Terminal(io.StringIO):
 
 
 def share_added(out: Path, tasks: Sequence[Task]) -> float:
-    """What a sweep takes beside its cells, over what those take, with its table on a terminal."""
+    """The overhead of a sweep with its terminal table, as a share of the time of its cells."""
     out.mkdir()
     terminal = Terminal()
     with start_worker(out / "worker.log") as worker:
@@ -191,7 +193,7 @@ def test_a_sweep_adds_at_most_two_percent_to_its_cells(
         cells = [Cell(recipe="gpt", options={**options, "batch-size": n}) for n in "12"]
         tasks = [recipes.task(cell, 1) for cell in cells]
     shares = []
-    for attempt in range(4):  # something else may run for a moment
+    for attempt in range(4):  # other processes may run for a moment
         shares.append(share_added(tmp_path / str(attempt), tasks))
         if shares[-1] <= 0.02:
             break

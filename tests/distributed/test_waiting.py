@@ -1,4 +1,4 @@
-"""A timed step asks no device for a number and waits for none: nobody stands between two steps."""
+"""A timed step reads no value from its device, so it never waits for the device."""
 
 import json
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ from unitransformer.data.synthetic import Synthetic
 from unitransformer.objectives import chunked_cross_entropy
 from unitransformer.training.module import TrainingModule
 
-# Operators whose outcome, or its shape, Python needs at once.
+# Operators that return a value, or a shape that depends on values, to Python.
 ASKING = ("_local_scalar_dense", "nonzero", "masked_select", "equal", "_unique2", "is_nonzero")
 STEPS, ACCUMULATE = 12, 2
 OPTIONS = (
@@ -31,12 +31,13 @@ OPTIONS = (
 
 
 class Asked(TorchDispatchMode):
-    """Counts what Python, or autograd for it, asks for; not what a kernel looks up by itself."""
+    """Counts reads by Python and autograd, not those inside of a kernel."""
 
     def __init__(self) -> None:
         super().__init__()
         self.asking: list[str] = []
-        self.crossing: list[str] = []  # what takes tensors of two devices, or waits for a copy
+        # Operators on tensors of two devices, or that wait for a copy.
+        self.crossing: list[str] = []
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
@@ -54,7 +55,7 @@ class Asked(TorchDispatchMode):
 
 
 class CountsAsked(pl.Callback):
-    """Last of all callbacks: how much was asked for until the next step begins, by this rank."""
+    """Counts reads up to the start of the next step, on this rank. Must be the last callback."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.mode = folder, Asked()
@@ -77,7 +78,7 @@ class CountsAsked(pl.Callback):
 
 
 class EndsAsked(pl.Callback):
-    """First of all callbacks: how much was asked for until a step ended."""
+    """Counts reads up to the end of a step. Must be the first callback."""
 
     def __init__(self, mode: Asked) -> None:
         self.mode = mode
@@ -88,10 +89,12 @@ class EndsAsked(pl.Callback):
 
 
 def asked_for(
-    recipe: str, folder: Path, *, strategy: str = "single", plants: bool = False
+    recipe: str, folder: Path, *, strategy: str = "single", injects: bool = False
 ) -> list[list[int]]:
-    """Of each rank, each micro-batch of a run, but for the first and last step: people are told of
-    those. What one rank asks between steps counts; what several agree upon there, they ask gloo."""
+    """Reads in each micro-batch of each rank, without the first and last step, which are logged.
+
+    For one rank, reads between steps count too; several ranks agree there through gloo.
+    """
 
     def watch() -> None:
         build_trainer = unitransformer.run.build_trainer
@@ -102,15 +105,15 @@ def asked_for(
             return build_trainer(*arguments, callbacks=watched, **options)
 
         unitransformer.run.build_trainer = build
-        if plants:
+        if injects:
             step = TrainingModule.training_step
 
-            def told(self: TrainingModule, *arguments: Any) -> Tensor:
+            def read_value(self: TrainingModule, *arguments: Any) -> Tensor:
                 loss = step(self, *arguments)
                 assert loss.item() > 0
                 return loss
 
-            TrainingModule.training_step = told  # type: ignore[method-assign]
+            TrainingModule.training_step = read_value  # type: ignore[method-assign]
 
     spread = ("--strategy", strategy, "--devices", "1" if strategy == "single" else "2")
     process = begin(recipe, folder / "run", *OPTIONS, *spread, fault=watch, is_whole=True)
@@ -135,28 +138,30 @@ NOTHING = [0] * ACCUMULATE * (STEPS - 2)
 
 
 @pytest.mark.parametrize("recipe", ["bert", "gpt", "vit"])
-def test_no_step_asks_for_a_number(recipe: str, tmp_path: Path) -> None:
+def test_no_step_reads_a_value_from_the_device(recipe: str, tmp_path: Path) -> None:
     assert asked_for(recipe, tmp_path) == [NOTHING]
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-def test_no_step_of_several_ranks_asks_for_a_number(strategy: str, tmp_path: Path) -> None:
+def test_no_step_of_several_ranks_reads_a_value_from_the_device(
+    strategy: str, tmp_path: Path
+) -> None:
     assert asked_for("gpt", tmp_path, strategy=strategy) == [NOTHING] * 2
 
 
 @pytest.mark.parametrize("strategy", ["single", "fsdp"])
-def test_one_item_a_step_is_seen(strategy: str, tmp_path: Path) -> None:
-    for asked in asked_for("gpt", tmp_path, strategy=strategy, plants=True):
+def test_one_item_call_per_step_is_detected(strategy: str, tmp_path: Path) -> None:
+    for asked in asked_for("gpt", tmp_path, strategy=strategy, injects=True):
         assert min(asked) >= 1
 
 
-# A device that holds no numbers stands in for a GPU: what is brought to it, or reaches it from the
-# host in the middle of an operator, would be waited for there.
+# The meta device stands in for a GPU: a copy to it, or a host value used by an operator, would
+# synchronize a GPU.
 DEVICE = torch.device("meta")
 
 
 @pytest.mark.parametrize("preset", [bert.PRESET, gpt.PRESET, vit.PRESET], ids=lambda p: p.recipe)
-def test_synthetic_samples_reach_a_device_without_being_waited_for(preset: Any) -> None:
+def test_synthetic_samples_reach_a_device_without_a_synchronization(preset: Any) -> None:
     config = RunConfig(
         recipe=preset.recipe, size="reference", model=preset.model_config("reference")
     )
@@ -166,7 +171,7 @@ def test_synthetic_samples_reach_a_device_without_being_waited_for(preset: Any) 
     assert asked.asking + asked.crossing == []
 
 
-def test_a_chunked_loss_takes_nothing_from_the_host() -> None:
+def test_a_chunked_loss_copies_nothing_from_the_host() -> None:
     states, weight = (torch.empty(rows, 8, device=DEVICE, requires_grad=True) for rows in (32, 50))
     targets = torch.zeros(32, dtype=torch.long, device=DEVICE)
     with Asked() as asked:

@@ -1,4 +1,4 @@
-"""Ceilings of one real GPU: below its data sheet, above its training, nothing left behind."""
+"""Tests the measured ceilings of one real GPU."""
 
 import json
 import subprocess
@@ -18,14 +18,14 @@ pytestmark = [
 GPU = torch.device("cuda", 0)
 
 
-def test_every_dtype_is_measured_and_fewer_bits_are_not_slower() -> None:
+def test_every_dtype_is_measured_and_a_smaller_one_is_not_slower() -> None:
     dtypes = [dtype for dtype, why in known_dtypes(GPU).items() if why is None]
     rates = {d: measure_dtype(GPU, d, budget_s=1.0).matmul_flops_per_s for d in dtypes}
     assert rates["float16"] > rates["float32"]
     assert all(rate > 1e11 for rate in rates.values())
 
 
-def test_memory_random_states_and_settings_are_left_as_they_were() -> None:
+def test_measuring_restores_memory_random_states_and_settings() -> None:
     torch.zeros(1, device=GPU)
     torch.cuda.manual_seed(3)
     before = torch.cuda.get_rng_state(GPU), torch.cuda.memory_allocated(GPU)
@@ -36,7 +36,7 @@ def test_memory_random_states_and_settings_are_left_as_they_were() -> None:
     assert torch.get_float32_matmul_precision() == setting
 
 
-def test_a_product_beside_the_usual_ones_is_not_faster_than_the_ceiling_by_much() -> None:
+def test_an_unusual_product_is_hardly_faster_than_the_ceiling() -> None:
     ceiling = measure_ceiling(GPU, "32-true", budget_s=1.0)
     other = measure_ceiling(GPU, "32-true", budget_s=1.0, shapes=[(6144, 3072, 12288)])
     assert other.matmul_flops_per_s < 1.1 * ceiling.matmul_flops_per_s

@@ -1,4 +1,4 @@
-"""Where torch's counter differs on CUDA from what a model needs, and peaks that a GPU keeps to."""
+"""Compares FLOP counts with torch's counter on CUDA, and a product with the published peak."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ pytestmark = [
 
 @pytest.mark.parametrize("is_causal", [False, True])
 def test_flash_attention_is_counted_as_three_and_a_half_forward_passes(is_causal: bool) -> None:
-    """Five products backward, with the scores computed again; and the mask halves nothing."""
+    """The backward pass has five products, with recomputed scores; the mask halves nothing."""
     q, k, v = (
         torch.randn(1, 4, 128, 64, device="cuda", dtype=torch.float16, requires_grad=True)
         for _ in range(3)
@@ -27,7 +27,7 @@ def test_flash_attention_is_counted_as_three_and_a_half_forward_passes(is_causal
     assert counter.get_total_flops() == 3.5 * forward
 
 
-def test_a_large_matrix_product_comes_near_the_dense_peak_of_the_table() -> None:
+def test_a_large_matrix_product_approaches_the_dense_peak_of_the_table() -> None:
     name = torch.cuda.get_device_name()
     gpu = find_gpu(name)
     if gpu is None:
@@ -42,5 +42,5 @@ def test_a_large_matrix_product_comes_near_the_dense_peak_of_the_table() -> None
     end.record()
     torch.cuda.synchronize()
     flops_per_s = repeats * 2 * size**3 / (start.elapsed_time(end) / 1e3)
-    # Against a peak with sparsity it would be below a half; GeForce may clock above the rated.
+    # Below a half if the peak included sparsity; GeForce may clock above its rating.
     assert 0.5 < flops_per_s / gpu.dense_flops_per_s["float16"] < 1.25

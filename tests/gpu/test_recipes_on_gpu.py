@@ -1,4 +1,4 @@
-"""The recipes on a real GPU: the same command line, mixed precision, events for a clock."""
+"""The recipes train on a real GPU with the same command line as on a CPU."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Every strategy on one real GPU over NCCL: same losses, compiled and in bf16, offloaded too."""
+"""Every strategy trains the same model on one real GPU: compiled, in bf16, and offloaded."""
 
 import json
 import subprocess
@@ -24,7 +24,7 @@ SMALL = [
 
 
 def run(*command: str) -> subprocess.CompletedProcess[str]:
-    """Each in a process of its own: a process group lives as long as its process."""
+    """Trains in a new process, since a process group lives as long as its process."""
     done = subprocess.run(
         [sys.executable, "-m", *command], capture_output=True, text=True, timeout=900
     )
@@ -52,14 +52,14 @@ def test_all_strategies_hold_a_certificate_on_one_gpu(recipe: str, tmp_path: Pat
 
 
 @pytest.mark.parametrize("strategy", ["fsdp", "fsdp1", "zero2", "zero3"])
-def test_what_waits_in_host_memory_trains_the_same_model(strategy: str, tmp_path: Path) -> None:
+def test_offloading_to_host_memory_trains_the_same_model(strategy: str, tmp_path: Path) -> None:
     kept = train(tmp_path / "kept", "--strategy", strategy)
     offloaded = train(tmp_path / "offloaded", "--strategy", strategy, "--cpu-offload")
     assert offloaded["loss"] == pytest.approx(kept["loss"], rel=1e-4)
     assert max(offloaded["peak_bytes"]) < max(kept["peak_bytes"])
 
 
-def test_a_checkpoint_is_written_beside_the_training_and_goes_on(tmp_path: Path) -> None:
+def test_a_checkpoint_written_during_training_can_be_resumed(tmp_path: Path) -> None:
     folder = ("--checkpoint-dir", str(tmp_path / "checkpoints"), "--checkpoint-every", "5")
     whole = train(tmp_path / "whole", "--strategy", "fsdp")
     train(tmp_path / "first", "--strategy", "fsdp", *folder, "--max-steps", "10")

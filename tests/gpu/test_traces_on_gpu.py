@@ -1,4 +1,4 @@
-"""What a GPU tells of itself and of its kernels."""
+"""Tests traces and telemetry of a real GPU."""
 
 import json
 from pathlib import Path
@@ -16,7 +16,9 @@ pytestmark = [
 ]
 
 
-def test_kernels_of_a_real_trace_are_under_the_operators_that_launched_them(tmp_path: Path) -> None:
+def test_kernels_of_a_real_trace_are_attributed_to_the_operators_that_launched_them(
+    tmp_path: Path,
+) -> None:
     side = torch.randn(2048, 2048, device="cuda", requires_grad=True)
     kinds = [ProfilerActivity.CPU, ProfilerActivity.CUDA]
     (side @ side).sum().backward()
@@ -29,12 +31,12 @@ def test_kernels_of_a_real_trace_are_under_the_operators_that_launched_them(tmp_
     profiled.export_chrome_trace(str(tmp_path / "trace.json"))
     shares = time_shares(json.loads((tmp_path / "trace.json").read_text()), on_gpu=True)
     assert sum(shares.values()) == pytest.approx(1)
-    # Three equal multiplies each, backward included; the head has the sum as well.
+    # Three equal products each, backward included; the head also has the sum.
     assert shares["head and loss"] > 0.8 * shares["matrix multiply"] > 0
     assert shares["idle"] < 1
 
 
-def test_a_real_gpu_is_found_and_uses_energy() -> None:
+def test_telemetry_reads_the_energy_of_a_real_gpu() -> None:
     telemetry = Telemetry(**names_of(torch.cuda.get_device_properties(0)))
     telemetry.start(0, holds_context=True)
     side = torch.randn(4096, 4096, device="cuda")
@@ -42,8 +44,8 @@ def test_a_real_gpu_is_found_and_uses_energy() -> None:
         side = (side @ side).clamp(-1, 1)
     torch.cuda.synchronize()
     telemetry.stop(2000)
-    told = telemetry.as_dict(0, 2000)
-    assert len(told["samples"]) == 2
-    assert told["samples"][1]["sm_clock_hz"] > 1e8
-    joules = energy_of(told["samples"], range(2000)).joules
+    actual = telemetry.as_dict(0, 2000)
+    assert len(actual["samples"]) == 2
+    assert actual["samples"][1]["sm_clock_hz"] > 1e8
+    joules = energy_of(actual["samples"], range(2000)).joules
     assert joules is None or joules > 0

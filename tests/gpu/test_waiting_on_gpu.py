@@ -1,4 +1,4 @@
-"""No timed step waits for the GPU: torch itself refuses to while they run."""
+"""No timed step synchronizes the GPU; torch raises an error if one does."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +17,7 @@ pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
 ]
-STEPS, FIRST, LAST = 20, 5, 15  # what a first step waits for is no matter
+STEPS, FIRST, LAST = 20, 5, 15  # the first step may synchronize
 TINY = [
     *("--model.width", "64", "--model.num-layers", "2", "--model.num-heads", "2"),
     *("--model.feedforward-width", "128", "--data", "synthetic", "--devices", "1"),
@@ -26,8 +26,8 @@ TINY = [
 ]
 
 
-class RefusesToWait(pl.Callback):
-    """Last of all callbacks: from one of its calls to the next is a whole step."""
+class ForbidsSynchronization(pl.Callback):
+    """Forbids synchronization during timed steps. Must be the last callback."""
 
     def on_train_batch_end(self, trainer: pl.Trainer, *args: Any) -> None:
         refuses = FIRST <= trainer.global_step < LAST
@@ -39,7 +39,9 @@ def _refused(monkeypatch: pytest.MonkeyPatch) -> Any:
     build_trainer = unitransformer.run.build_trainer
 
     def build(*arguments: Any, callbacks: Sequence[pl.Callback], **options: Any) -> pl.Trainer:
-        return build_trainer(*arguments, callbacks=[*callbacks, RefusesToWait()], **options)
+        return build_trainer(
+            *arguments, callbacks=[*callbacks, ForbidsSynchronization()], **options
+        )
 
     monkeypatch.setattr(unitransformer.run, "build_trainer", build)
     yield
@@ -51,7 +53,9 @@ def _refused(monkeypatch: pytest.MonkeyPatch) -> Any:
 @pytest.mark.parametrize(
     "options", [[], ["--loss-chunk", "16"], ["--compile", "default"], ["--accumulate", "2"]]
 )
-def test_no_timed_step_waits(module: Any, options: list[str], tmp_path: Path) -> None:
+def test_no_timed_step_synchronizes_the_gpu(
+    module: Any, options: list[str], tmp_path: Path
+) -> None:
     record = tmp_path / "record.json"
     arguments = [*TINY, *options, "--out", str(tmp_path), "--record", str(record)]
     assert run_recipe(module.PRESET, module.show, arguments) == 0
@@ -59,17 +63,17 @@ def test_no_timed_step_waits(module: Any, options: list[str], tmp_path: Path) ->
 
 
 @pytest.mark.usefixtures("_refused")
-def test_a_step_that_asks_for_its_loss_is_refused(
+def test_a_timed_step_that_reads_its_loss_raises(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     step = unitransformer.run.TrainingModule.training_step
 
-    def told(self: Any, *arguments: Any) -> torch.Tensor:
+    def read_value(self: Any, *arguments: Any) -> torch.Tensor:
         loss = step(self, *arguments)
         assert loss.item() > 0
         return loss
 
-    monkeypatch.setattr(unitransformer.run.TrainingModule, "training_step", told)
+    monkeypatch.setattr(unitransformer.run.TrainingModule, "training_step", read_value)
     record = tmp_path / "record.json"
     arguments = [*TINY, "--out", str(tmp_path), "--record", str(record)]
     assert run_recipe(gpt.PRESET, gpt.show, arguments) == 1

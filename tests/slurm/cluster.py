@@ -1,5 +1,7 @@
-"""A real SLURM on this machine: three nodes with fake GPUs, each with a host name and processes of
-its own, one controller, munge. Everything lies in one folder and ends with this process.
+"""Boots a real SLURM on this machine: one controller, munge, and three nodes with fake GPUs.
+
+Every node has a separate host name and process namespace. All files are in one folder, and all
+processes end with this one.
 """
 
 import contextlib
@@ -22,7 +24,7 @@ NODES = ("node1", "node2", "node3")
 GPUS = 8
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "unshare", "setpriv")
 INSTALL = "apt-get install -y --no-install-recommends slurmctld slurmd slurm-client munge"
-GRACE_S = 60  # from a preemption's TERM until its KILL
+GRACE_S = 60  # from the SIGTERM of a preemption to its SIGKILL
 
 CONFIG = """
 ClusterName=test
@@ -66,12 +68,12 @@ PartitionName=high PriorityTier=9 PreemptMode=OFF
 NODE = (
     "NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs=16 Boards=1 "
     "SocketsPerBoard=1 CoresPerSocket=16 ThreadsPerCore=1 RealMemory=4000 Gres=gpu:h200:8 "
-    "Weight={weight} State=UNKNOWN"  # a job is given them in this order
+    "Weight={weight} State=UNKNOWN"  # jobs get nodes in this order
 )
 
 
 def missing() -> str | None:
-    """Why there can be no SLURM here, with the line that installs it; None if there can."""
+    """Why SLURM cannot run here, with the command that installs it; None if it can."""
     absent = [name for name in PROGRAMS if shutil.which(name, path=_path()) is None]
     if absent:
         return f"{', '.join(absent)} not installed: {INSTALL}"
@@ -86,7 +88,7 @@ def _path() -> str:
 
 
 class Cluster:
-    """Boots in a tenth of a second; `variables` let SLURM's commands find it."""
+    """A cluster that boots in a tenth of a second. SLURM's commands find it through `variables`."""
 
     def __init__(self, root: Path, first_job: int) -> None:
         self.root, self.first_job = root, first_job
@@ -115,7 +117,7 @@ class Cluster:
             daemon.wait()
 
     def start_node(self, name: str) -> None:
-        """A node with host name, mounts and processes of its own, which all end with it."""
+        """Starts a node in a separate namespace of host name, mounts and processes."""
         hosts = self.root / "etc/hosts"
         script = (
             f"hostname {name}; mount --bind {hosts} /etc/hosts; "
@@ -125,45 +127,45 @@ class Cluster:
         self._begin(name, "unshare", *inside, "sh", "-c", script)
 
     def kill_node(self, name: str) -> None:
-        """As a power failure does: slurmd and every process of the node are gone."""
+        """Kills slurmd and every process of the node, as a power failure does."""
         self._frozen.discard(name)
         self._daemons[name].kill()
         self._daemons[name].wait()
 
     def freeze_node(self, name: str) -> None:
-        """As a power failure looks from outside: nothing answers, and no connection is reset."""
+        """Stops all processes of the node: seen from outside, as a power failure without resets."""
         self._frozen.add(name)
         inside = psutil.Process(self._daemons[name].pid)
         frozen: set[int] = set()
         while new := [each for each in inside.children(recursive=True) if each.pid not in frozen]:
-            for process in new:  # one may have been started meanwhile
+            for process in new:  # a process may have been started meanwhile
                 process.suspend()
                 frozen.add(process.pid)
 
     def declare_dead(self, name: str) -> None:
-        """As SLURM itself does after its SlurmdTimeout, of five minutes; the node is gone."""
+        """Marks the node as down, as SLURM does after a SlurmdTimeout of five minutes."""
         self.kill_node(name)
-        time.sleep(1)  # its job, queued again, may start at once: see `hurry`
+        time.sleep(1)  # its requeued job may start at once: see `hurry`
         self.say("scontrol", "update", f"NodeName={name}", "State=DOWN", "Reason=died")
 
     def restore(self) -> None:
-        """Every node up and idle, the queue empty."""
+        """Empties the queue and makes every node idle."""
         for name in [*self._frozen]:
             self.kill_node(name)
         self.say("scancel", "--user", getpass.getuser())
         for name in NODES:
             if self._daemons[name].poll() is not None:
-                # What it was at when it died is over.
+                # Its interrupted work is over.
                 self.say("scontrol", "update", f"NodeName={name}", "State=DOWN", "Reason=died")
                 self.start_node(name)
         until(lambda: not self.say("squeue", "--noheader"), "the queue is empty", 60)
-        with contextlib.suppress(subprocess.CalledProcessError):  # they are idle already
+        with contextlib.suppress(subprocess.CalledProcessError):  # already idle
             self.say("scontrol", "update", "NodeName=ALL", "State=RESUME")
         until(lambda: self.idle() == len(NODES), "the nodes are idle", 60)
 
     def hurry(self, job: str) -> None:
-        """Start a job that is queued again as soon as it can be: by itself it waits until what was
-        signed for its last start has expired, which takes seconds and shows nothing."""
+        """Starts a requeued job early: SLURM would wait until the credential of its last start
+        expires, which takes seconds and tests nothing."""
 
         def is_back() -> bool:
             now = self.state(job)
@@ -172,13 +174,13 @@ class Cluster:
             )
 
         until(is_back, f"job {job} is queued again", 60)
-        time.sleep(1)  # what is signed within the same second would be taken for the old
-        with contextlib.suppress(subprocess.CalledProcessError):  # it runs
+        time.sleep(1)  # a credential signed in the same second would be taken for the old one
+        with contextlib.suppress(subprocess.CalledProcessError):  # it runs already
             self.say("scontrol", "update", f"JobId={job}", "StartTime=now")
 
     @contextlib.contextmanager
     def configured(self, **values: str) -> Iterator[None]:
-        """Other values, until the block ends."""
+        """Changes settings until the block ends."""
         text = before = (self.root / "etc/slurm.conf").read_text()
         for name, value in values.items():
             text = re.sub(rf"^{name}=.*$", f"{name}={value}", text, flags=re.MULTILINE)
@@ -189,7 +191,7 @@ class Cluster:
             self._reconfigure(before)
 
     def idle(self) -> int:
-        """How many nodes are idle."""
+        """The number of idle nodes."""
         with contextlib.suppress(subprocess.CalledProcessError):
             return (
                 self.say("sinfo", "--noheader", "--Node", "--partition=test", "--format=%t")
@@ -199,7 +201,7 @@ class Cluster:
         return 0
 
     def say(self, *command: str) -> str:
-        """What one of SLURM's commands prints."""
+        """The output of one of SLURM's commands."""
         return subprocess.run(
             command,
             env={**os.environ, **self.variables},
@@ -210,12 +212,12 @@ class Cluster:
         ).stdout
 
     def state(self, job: str) -> dict[str, str]:
-        """What SLURM knows of a job."""
+        """What SLURM knows about a job."""
         words = self.say("scontrol", "--oneliner", "show", "job", job).split()
         return dict(word.split("=", 1) for word in words if "=" in word)
 
     def wait_for(self, job: str, *states: str, timeout_s: float = 90) -> dict[str, str]:
-        """Until a job is in one of `states`."""
+        """Waits until a job is in one of `states`."""
         until(
             lambda: self.state(job)["JobState"] in states,
             f"job {job} is {' or '.join(states)}",
@@ -275,7 +277,7 @@ class Cluster:
 
 
 def _clean() -> dict[str, str]:
-    """This process's variables, those of a job it may run in left out."""
+    """The environment of this process without the variables of SLURM."""
     return {k: v for k, v in os.environ.items() if not k.startswith(("SLURM_", "SBATCH_"))}
 
 
@@ -297,12 +299,15 @@ def until(is_so: Callable[[], bool], what: str, timeout_s: float = 30) -> None:
     while not is_so():
         if time.monotonic() > deadline:
             raise TimeoutError(f"waited {timeout_s:.0f} s in vain until {what}")
-        time.sleep(0.15)  # most ask the controller
+        time.sleep(0.15)  # most conditions ask the controller
 
 
 @contextlib.contextmanager
 def running_cluster(root: Path, *, first_job: int = 1) -> Iterator[Cluster]:
-    """Several at once need jobs of other numbers: the ports of their ranks follow from them."""
+    """A cluster until the block ends; concurrent clusters need different job numbers.
+
+    The ports of ranks follow from the job number.
+    """
     cluster = Cluster(root, first_job)
     try:
         cluster.start()
@@ -339,7 +344,7 @@ PartitionName=gpu Nodes=ALL Default=YES MaxTime=2-0 State=UP
 
 @contextlib.contextmanager
 def controller_alone(root: Path) -> Iterator[str]:
-    """A controller that answers for 64 nodes of 8 H200 which are not there; its configuration."""
+    """Starts a controller for 64 imaginary nodes of 8 H200; yields its configuration file."""
     (port,) = _free_ports(1)
     (root / "state").mkdir()
     (root / "plugstack.conf").write_text("")
@@ -362,7 +367,7 @@ def controller_alone(root: Path) -> Iterator[str]:
         controller.wait()
 
 
-if __name__ == "__main__":  # a cluster to try things on: python -m tests.slurm.cluster DIR
+if __name__ == "__main__":  # keeps a cluster up to try things on: python -m tests.slurm.cluster DIR
     with running_cluster(Path(sys.argv[1]).absolute()) as tried:
         print(f"export SLURM_CONF={tried.variables['SLURM_CONF']}", flush=True)
         signal.pause()

@@ -1,4 +1,4 @@
-"""One cluster for all tests here; where SLURM is not installed they skip and say what helps."""
+"""Boots one cluster for all tests here; without SLURM they skip with the install command."""
 
 import os
 from collections.abc import Iterator
@@ -8,8 +8,8 @@ import pytest
 
 from tests.slurm.cluster import Cluster, missing, running_cluster
 
-EACH = 64  # jobs of a worker of pytest-xdist
-NEEDED = "UNITRANSFORMER_NEEDS_SLURM"  # 1: these tests fail where they could not run
+EACH = 64  # job numbers per worker of pytest-xdist
+NEEDED = "UNITRANSFORMER_NEEDS_SLURM"  # 1: these tests fail instead of skipping
 
 
 @pytest.fixture(scope="session")
@@ -31,7 +31,7 @@ def booted(has_slurm: None, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 
 @pytest.fixture
 def cluster(booted: Cluster, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
-    """Its commands find it; every test leaves it as it was."""
+    """The cluster, found by SLURM's commands, and restored after every test."""
     for name, value in booted.variables.items():
         monkeypatch.setenv(name, value)
     yield booted

@@ -1,4 +1,4 @@
-"""Jobs on a real SLURM: submitted, stopped, queued again, killed, and what is told of them."""
+"""Tests jobs on a real SLURM: submitted, stopped, requeued, killed, and their status."""
 
 import json
 import os
@@ -16,26 +16,26 @@ import pytest
 from slurm import status, submit
 from slurm.job_files import last_attempt, list_attempts
 from tests.distributed.launching import train
-from tests.slurm.awaiting import STEPS, log_of, tiny, wait_for_outcome, wait_for_status
 from tests.slurm.cluster import GRACE_S, NODES, Cluster, until
+from tests.slurm.waiting import STEPS, log_of, tiny, wait_for_outcome, wait_for_status
 from unitransformer.checkpoint.names import checkpoint_name
 from unitransformer.checkpoint.reader import list_checkpoints
 
 LONG = ("--max-steps", str(STEPS), "--validate-every", str(STEPS), "--log-every", "5")
-ONE_NODE = ("--nodes", "1", "--devices", "1", "--time", "10")  # where a second shows nothing more
+ONE_NODE = ("--nodes", "1", "--devices", "1", "--time", "10")  # if one suffices
 TWO_NODES = ("--nodes", "2", *ONE_NODE[2:])
 
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Any]:
-    """Record of one process that trains what the jobs here do."""
+    """The record of one process that trains the model of the jobs here."""
     return train("gpt", tmp_path_factory.mktemp("one") / "run", "--batch-size", "8", *LONG)
 
 
 def send(
     work: Path, *options: str, recipe: tuple[str, ...] = (), name: str = "job"
 ) -> tuple[str, Path]:
-    """Submit; the job's id and folder."""
+    """Submits a job; returns its id and folder."""
     folder = work / name
     words = ["recipes.gpt", "--folder", str(folder), *options, "--", *tiny(work / "x", *recipe)]
     assert submit.main(words) == 0
@@ -67,27 +67,27 @@ def wait_for_checkpoint(folder: Path, step: int) -> None:
 
 
 def preempt(cluster: Cluster, *, nodes: int, seconds: int = 0) -> str:
-    """The job of an owner, who takes the nodes."""
+    """Submits a job of the owner, which preempts the others."""
     return cluster.say(
         "sbatch", "--parsable", "--partition=high", f"--nodes={nodes}", "--exclusive",
         "--output=/dev/null", f"--wrap=sleep {seconds}",
     ).strip()  # fmt: skip
 
 
-def test_two_nodes_train_what_one_process_trains_and_a_stop_changes_nothing(
+def test_two_nodes_train_the_model_of_one_process_and_a_stop_changes_nothing(
     cluster: Cluster,
     work: Path,
     uninterrupted: Mapping[str, Any],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Submitted; stopped by the signal ahead of a limit; queued again; gone on; done."""
+    """Submits a job, stops it by the signal before its time limit, and lets it resume."""
     job, folder = send(work, *TWO_NODES, recipe=LONG)
     said = capsys.readouterr().out
     assert f"job     {job}" in said
     assert f"tail -F {folder}/gpt-{job}.log" in said
     wait_for_step(folder, 5)
     assert "running" in status.report(folder)
-    cluster.say("scancel", "--signal=USR1", job)  # as --signal does, to the steps
+    cluster.say("scancel", "--signal=USR1", job)  # to the steps, as --signal does
     wait_for_outcome(folder, "stopped")
     wait_for_status(folder, "queued .*BeginTime; before: stopped by SIGUSR1")
     (kept,) = list_checkpoints(folder / "run-1/checkpoints")
@@ -100,16 +100,16 @@ def test_two_nodes_train_what_one_process_trains_and_a_stop_changes_nothing(
     assert record["loss"] == pytest.approx(uninterrupted["loss"], rel=1e-5)
     wait_for_status(folder, rf"gpt +done +{STEPS}/{STEPS}")
     assert (folder / f"attempt-{job}-1").exists()
-    # The same script again finds the run done, by its record.
+    # The same script again finds the finished record.
     subprocess.run(["sbatch", folder / "job.sbatch"], check=True)
     until(lambda: "done already" in log_of(folder), "it says so", 60)
 
 
-def test_preemption_saves_within_its_grace_and_goes_on_when_it_may(
+def test_a_preempted_job_saves_within_its_grace_time_and_resumes_when_allowed(
     cluster: Cluster, work: Path
 ) -> None:
-    """TERM without warning, as SLURM preempts by default; the owner's job takes the nodes."""
-    loads = ("--num-workers", "1")  # of which TERM goes to each, too
+    """SIGTERM without warning, as SLURM preempts by default; the job of an owner takes over."""
+    loads = ("--num-workers", "1")  # each of which gets SIGTERM too
     job, folder = send(work, *ONE_NODE, "--partition", "low", recipe=(*LONG, *loads))
     wait_for_step(folder, 5)
     owner = preempt(cluster, nodes=len(NODES), seconds=4)
@@ -125,7 +125,7 @@ def test_preemption_saves_within_its_grace_and_goes_on_when_it_may(
     assert record_of(folder)["launches"][1] > 0
 
 
-# A thread that holds the interpreter: the step does not end, and no handler of a signal runs.
+# A thread holds the interpreter: the step does not end, and no signal handler runs.
 STALL = """
 import ctypes, os, sys, threading, time
 
@@ -141,19 +141,19 @@ if is_rank and "SLURM_RESTART_COUNT" not in os.environ:
 """
 
 
-def test_what_a_grace_is_too_short_for_is_killed_and_goes_on_from_the_newest_checkpoint(
+def test_a_job_killed_after_too_short_a_grace_time_resumes_from_its_newest_checkpoint(
     cluster: Cluster,
     work: Path,
     uninterrupted: Mapping[str, Any],
     repository: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """TERM, then KILL while the step still goes on."""
+    """SIGTERM, then SIGKILL while the step is still running."""
     (work / "sitecustomize.py").write_text(STALL)
     monkeypatch.setenv("PYTHONPATH", f"{work}:{repository}")
     options = (*TWO_NODES, "--partition", "brief")
     job, folder = send(work, *options, recipe=(*LONG, "--checkpoint-every", "20"))
-    wait_for_checkpoint(folder, 40)  # the second
+    wait_for_checkpoint(folder, 40)  # the second launch
     (work / "stall").touch()
     until((work / "stalled").exists, "the step does not end any more")
     preempt(cluster, nodes=2)
@@ -202,7 +202,7 @@ def find_rank(cluster: Cluster, node: str) -> int:
 @pytest.mark.parametrize(
     ("dies", "is_over"), [(Cluster.kill_node, True), (Cluster.freeze_node, False)]
 )
-def test_a_dead_node_ends_the_job_which_goes_on_without_it(
+def test_a_dead_node_ends_the_job_which_resumes_on_other_nodes(
     dies: Callable[[Cluster, str], None],
     is_over: bool,
     cluster: Cluster,
@@ -233,7 +233,7 @@ def test_a_dead_node_ends_the_job_which_goes_on_without_it(
     assert record["loss"] == pytest.approx(uninterrupted["loss"], rel=1e-5)
 
 
-def test_slurm_queues_a_job_again_whose_batch_script_died_with_its_node(
+def test_slurm_requeues_a_job_whose_batch_node_died(
     cluster: Cluster, work: Path, uninterrupted: Mapping[str, Any]
 ) -> None:
     job, folder = send(work, *TWO_NODES, recipe=(*LONG, "--checkpoint-every", "20"))
@@ -250,7 +250,7 @@ def test_slurm_queues_a_job_again_whose_batch_script_died_with_its_node(
     assert record["loss"] == pytest.approx(uninterrupted["loss"], rel=1e-5)
 
 
-def test_a_cancelled_job_saves_and_is_not_queued_again(cluster: Cluster, work: Path) -> None:
+def test_a_cancelled_job_saves_and_is_not_requeued(cluster: Cluster, work: Path) -> None:
     job, folder = send(work, *ONE_NODE, recipe=LONG)
     wait_for_step(folder, 5)
     cluster.say("scancel", job)
@@ -264,10 +264,10 @@ def test_a_cancelled_job_saves_and_is_not_queued_again(cluster: Cluster, work: P
     assert list_checkpoints(folder / "run-1/checkpoints")
 
 
-def test_a_job_that_may_not_be_queued_again_says_how_to_go_on(cluster: Cluster, work: Path) -> None:
+def test_a_job_that_cannot_be_requeued_prints_how_to_resume(cluster: Cluster, work: Path) -> None:
     job, folder = send(work, *ONE_NODE, "--no-requeue", recipe=LONG)
     wait_for_step(folder, 5)
-    cluster.say("scancel", "--batch", "--signal=TERM", job)  # to the batch process alone
+    cluster.say("scancel", "--batch", "--signal=TERM", job)  # only to the batch process
     cluster.wait_for(job, "FAILED")
     assert cluster.state(job)["ExitCode"] == "75:0"
     assert f"go on with: sbatch {folder}/job.sbatch" in log_of(folder)
@@ -276,11 +276,11 @@ def test_a_job_that_may_not_be_queued_again_says_how_to_go_on(cluster: Cluster, 
     assert len(record_of(folder)["launches"]) == 2
 
 
-def test_an_array_runs_each_task_in_a_folder_of_its_own_and_queues_one_again(
+def test_array_tasks_have_separate_folders_and_a_stopped_one_is_requeued(
     cluster: Cluster, work: Path
 ) -> None:
     array, folder = send(work, *ONE_NODE, "--array", "3-4", recipe=("--seed", "%a", *LONG))
-    # The last has the id of the array itself; what is done to it is done to no other.
+    # The last task has the id of the array; a signal to it reaches no other task.
     wait_for_step(folder, 5, "_4")
     cluster.say("scancel", "--signal=USR1", f"{array}_4")
     wait_for_outcome(folder / "task-4", "stopped")
@@ -293,9 +293,7 @@ def test_an_array_runs_each_task_in_a_folder_of_its_own_and_queues_one_again(
     wait_for_status(folder, "2 done")
 
 
-def test_the_signal_ahead_of_a_time_limit_saves_and_queues_again(
-    cluster: Cluster, work: Path
-) -> None:
+def test_the_signal_before_the_time_limit_saves_and_requeues(cluster: Cluster, work: Path) -> None:
     clusters = work / "clusters.toml"
     clusters.write_text(
         "[short]\ntime = '15:00'\nsignal = 'USR2'\nsignal_ahead_s = 300\n"
@@ -314,10 +312,10 @@ def test_the_signal_ahead_of_a_time_limit_saves_and_queues_again(
     wait_for_status(folder, "queued")
     assert cluster.state(job)["Restarts"] == "1"
     cluster.say("scancel", job)
-    assert list((work / "disk").iterdir()) == []  # the checkpoint has passed by
+    assert list((work / "disk").iterdir()) == []  # the checkpoint skipped it
 
 
-def test_the_ready_script_trains_on_what_the_job_was_given(
+def test_the_ready_script_trains_on_the_devices_of_its_job(
     cluster: Cluster, work: Path, repository: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PYTHON", sys.executable)
@@ -340,7 +338,7 @@ def test_the_ready_script_trains_on_what_the_job_was_given(
         (("--devices", "64"), "More processors requested than permitted"),
     ],
 )
-def test_what_no_node_can_give_is_refused_before_it_is_queued(
+def test_a_request_that_no_node_can_satisfy_is_refused_before_queueing(
     options: tuple[str, ...],
     told: str,
     cluster: Cluster,
@@ -408,7 +406,7 @@ def test_a_recipe_in_a_job_of_several_tasks_or_nodes_asks_for_srun(
     assert "2 nodes and this is one process on one of" in (work / "log--nodes=2").read_text()
 
 
-def test_hostile_names_and_words_mean_themselves(
+def test_hostile_names_and_arguments_are_quoted_literally(
     cluster: Cluster, work: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     here = work / "a b;c %j"

@@ -1,4 +1,4 @@
-"""Large shapes, looked at by a controller without nodes: 64 of them with 8 H200 each."""
+"""A SLURM controller accepts the jobs for 64 imaginary nodes with 8 H200 each."""
 
 import os
 import re
@@ -21,7 +21,7 @@ def controller(has_slurm: None, tmp_path_factory: pytest.TempPathFactory) -> Ite
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "expected"),
     [
         (("--nodes", "64", "--devices", "8"), None),
         (("--nodes", "65", "--devices", "8"), "Node count specification invalid"),
@@ -33,9 +33,9 @@ def controller(has_slurm: None, tmp_path_factory: pytest.TempPathFactory) -> Ite
         (("--nodes", "1", "--devices", "8", "--time", "3-0"), "[Tt]ime limit"),
     ],
 )
-def test_sixty_four_nodes_of_eight_gpus(
+def test_a_job_of_sixty_four_nodes_with_eight_gpus_is_accepted(
     options: tuple[str, ...],
-    told: str | None,
+    expected: str | None,
     controller: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -45,14 +45,14 @@ def test_sixty_four_nodes_of_eight_gpus(
     words = ["recipes.gpt", "--folder", str(tmp_path / "job"), *SHAPE, *options]
     code = submit.main([*words, "--", "--size", "175b", "--strategy", "hsdp"])
     said = capsys.readouterr()
-    if told is None:
+    if expected is None:
         assert (code, said.out) == (0, "SLURM would take this job\n")
     else:
         assert code == 2
-        assert re.search(f"^error: SLURM refuses this job: .*{told}", said.err), said.err
+        assert re.search(f"^error: SLURM refuses this job: .*{expected}", said.err), said.err
 
 
-def test_a_sweep_over_an_array_is_taken(
+def test_a_sweep_over_an_array_is_accepted(
     controller: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SLURM_CONF", controller)
@@ -61,7 +61,7 @@ def test_a_sweep_over_an_array_is_taken(
     assert not (tmp_path / "job").exists()
 
 
-def test_ready_scripts_are_taken(controller: str, repository: Path) -> None:
+def test_ready_scripts_are_accepted(controller: str, repository: Path) -> None:
     for script in sorted(repository.glob("slurm/*.sbatch")):
         done = subprocess.run(
             ["sbatch", "--test-only", "--partition=gpu", script],

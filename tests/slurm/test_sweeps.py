@@ -1,4 +1,4 @@
-"""Sweeps over the tasks of an array, on a real SLURM."""
+"""Tests sweeps over array tasks on a real SLURM."""
 
 import json
 import re
@@ -10,12 +10,12 @@ import pytest
 
 from scaling import __main__ as scaling
 from slurm import submit
-from tests.slurm.awaiting import STEPS, log_of, tiny, wait_for_outcome, wait_for_status
 from tests.slurm.cluster import Cluster, until
+from tests.slurm.waiting import STEPS, log_of, tiny, wait_for_outcome, wait_for_status
 
 
 def axes_of(work: Path, **axes: str) -> list[str]:
-    """Of a study whose cells are tiny."""
+    """Options of a sweep over tiny cells."""
     words = tiny(work / "x")
     found = dict(zip(words[::2], words[1::2], strict=True)) | {
         "--recipe": "gpt",
@@ -40,7 +40,7 @@ def test_a_sweep_is_shared_by_the_tasks_of_an_array(
     assert "tasks 0-2%2" in capsys.readouterr().out
     until((work / "swept/study.json").exists, "the sweep has begun", 120)
     array = json.loads((folder / "submitted").read_text())["job"]
-    assert cluster.state(f"{array}_0")["NumCPUs"] == "16"  # the whole node
+    assert cluster.state(f"{array}_0")["NumCPUs"] == "16"  # all GPUs of the node
     watching = subprocess.run(
         [sys.executable, "-m", "scaling", "sweep", *words, "--watch"],
         capture_output=True,
@@ -52,7 +52,7 @@ def test_a_sweep_is_shared_by_the_tasks_of_an_array(
     for task in range(3):
         wait_for_outcome(folder / f"task-{task}", "done")
     wait_for_status(folder, re.escape("3/3 cells (3 ok)"))
-    # Again: nothing is run anew, and the report finds all of it.
+    # Once more: no cell runs again, and the report contains all of them.
     before = {path: path.stat().st_mtime_ns for path in (work / "swept/cells").rglob("*")}
     subprocess.run(["sbatch", "--array=1", folder / "job.sbatch"], check=True)
     until(lambda: "nothing was left to run: 3 ok" in log_of(folder), "it says so", 120)
@@ -61,10 +61,10 @@ def test_a_sweep_is_shared_by_the_tasks_of_an_array(
     assert "3 cells" in (work / "RESULTS.md").read_text()
 
 
-def test_a_cell_that_a_signal_interrupts_has_no_outcome_and_runs_again(
+def test_a_cell_interrupted_by_a_signal_has_no_outcome_and_runs_again(
     cluster: Cluster, work: Path, repository: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of the ready script. SLURM signals every process of a step."""
+    """Interrupts the ready script; SLURM signals every process of a step."""
     monkeypatch.setenv("PYTHON", sys.executable)
     monkeypatch.setenv("UNITRANSFORMER_JOB_FOLDER", str(work / "job"))
     monkeypatch.chdir(repository)

@@ -1,4 +1,4 @@
-"""Latency and bandwidth out of seconds by size."""
+"""Fits latency and bandwidth of collectives to seconds by message size."""
 
 import pytest
 
@@ -21,7 +21,7 @@ def points(
     ]
 
 
-def test_a_ring_of_four_sends_three_quarters_twice_to_reduce_for_all() -> None:
+def test_a_ring_all_reduce_of_four_ranks_sends_three_quarters_twice() -> None:
     assert ring("all_reduce", 4) == (6, 1.5)
     assert ring("all_gather", 4) == ring("reduce_scatter", 4) == (3, 0.75)
     assert ring("broadcast", 4) == (3, 1.0)
@@ -29,20 +29,22 @@ def test_a_ring_of_four_sends_three_quarters_twice_to_reduce_for_all() -> None:
 
 @pytest.mark.parametrize("collective", ["all_reduce", "all_gather", "reduce_scatter", "broadcast"])
 @pytest.mark.parametrize("num_ranks", [2, 8])
-def test_the_fit_recovers_what_made_the_points(collective: Collective, num_ranks: int) -> None:
+def test_the_fit_recovers_the_latency_and_bandwidth_of_exact_points(
+    collective: Collective, num_ranks: int
+) -> None:
     found = fit(collective, num_ranks, points(collective, num_ranks, alpha_s=1e-5, bytes_per_s=4e9))
     assert found.line.alpha_s == pytest.approx(1e-5)
     assert found.line.bytes_per_s == pytest.approx(4e9)
     assert found.largest_error < 1e-9
 
 
-def test_a_second_takes_alpha_and_size_over_bandwidth() -> None:
-    # Two ranks: one step, half of 100 MB at 100 MB/s, and half a second before it begins.
+def test_a_predicted_call_takes_alpha_plus_size_over_bandwidth() -> None:
+    # Two ranks: one step, half of 100 MB at 100 MB/s, plus half a second of latency.
     line = fit("all_gather", 2, points("all_gather", 2, alpha_s=0.5, bytes_per_s=1e8)).line
     assert line.predict_s(1e8) == pytest.approx(1.0)
 
 
-def test_every_second_size_is_held_out_and_both_ends_are_not() -> None:
+def test_every_second_size_is_held_out_except_both_ends() -> None:
     found = fit("all_reduce", 2, points("all_reduce", 2, alpha_s=1e-5, bytes_per_s=4e9))
     assert list(found.held_out_error) == SIZES[1:-1:2]
     even = fit("all_reduce", 2, points("all_reduce", 2, alpha_s=1e-5, bytes_per_s=4e9)[:-1])
@@ -50,37 +52,37 @@ def test_every_second_size_is_held_out_and_both_ends_are_not() -> None:
 
 
 @pytest.mark.parametrize("place", [1, 3, 5])
-def test_a_held_out_size_that_takes_twice_as_long_shows_as_half_predicted(place: int) -> None:
-    planted = points("all_reduce", 2, alpha_s=1e-5, bytes_per_s=4e9)
-    planted[place] = Point(
-        size_bytes=SIZES[place], calls=1, seconds=(planted[place].call_s * 2,) * 3
+def test_a_held_out_size_that_takes_twice_as_long_has_an_error_of_a_half(place: int) -> None:
+    injected = points("all_reduce", 2, alpha_s=1e-5, bytes_per_s=4e9)
+    injected[place] = Point(
+        size_bytes=SIZES[place], calls=1, seconds=(injected[place].call_s * 2,) * 3
     )
-    found = fit("all_reduce", 2, planted)
+    found = fit("all_reduce", 2, injected)
     assert found.held_out_error[SIZES[place]] == pytest.approx(-0.5)
     assert found.largest_error == pytest.approx(0.5)
 
 
 @pytest.mark.parametrize("place", [0, 2, 4, 6])
-def test_a_fitted_size_that_takes_four_times_as_long_shows_too(place: int) -> None:
-    planted = points("all_reduce", 2, alpha_s=1e-5, bytes_per_s=4e9)
-    planted[place] = Point(
-        size_bytes=SIZES[place], calls=1, seconds=(planted[place].call_s * 4,) * 3
+def test_a_fitted_size_that_takes_four_times_as_long_raises_the_error(place: int) -> None:
+    injected = points("all_reduce", 2, alpha_s=1e-5, bytes_per_s=4e9)
+    injected[place] = Point(
+        size_bytes=SIZES[place], calls=1, seconds=(injected[place].call_s * 4,) * 3
     )
-    assert fit("all_reduce", 2, planted).largest_error > 0.1
+    assert fit("all_reduce", 2, injected).largest_error > 0.1
 
 
-def test_the_median_sample_counts_and_one_stall_does_not() -> None:
+def test_one_stall_does_not_change_the_fit_to_medians() -> None:
     assert Point(size_bytes=8, calls=2, seconds=(4.0, 4.0, 90.0)).call_s == 2.0
 
 
-def test_latency_is_never_below_nothing() -> None:
+def test_fitted_latency_is_never_negative() -> None:
     quick_first = [Point(size_bytes=size, calls=1, seconds=(size**1.2 / 1e9,)) for size in SIZES]
     found = fit("broadcast", 2, quick_first)
     assert found.line.alpha_s == 0.0
     assert found.line.bytes_per_s > 0
 
 
-def test_what_cannot_be_fitted_is_refused() -> None:
+def test_points_that_cannot_be_fitted_are_refused() -> None:
     good = points("all_reduce", 2, alpha_s=1e-5, bytes_per_s=4e9)
     with pytest.raises(ValueError, match="4 sizes; 5 unlike ones are needed"):
         fit("all_reduce", 2, good[:4])

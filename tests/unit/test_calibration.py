@@ -1,4 +1,4 @@
-"""Calibrations: what is comparable, what the samples say, damaged files, the table."""
+"""Tests calibrations: fingerprints, rates from samples, damaged files, the printed table."""
 
 import json
 from dataclasses import replace
@@ -9,6 +9,7 @@ import pytest
 
 from scaling.__main__ import main
 from scaling.calibrate import render
+from tests.builders.machines import MACHINE
 from unitransformer.calibrate import _check_alike
 from unitransformer.machine.alpha_beta import Point
 from unitransformer.machine.calibration import Calibration, Ceiling, Samples
@@ -22,26 +23,15 @@ from unitransformer.machine.calibration_store import (
     write_calibration,
 )
 from unitransformer.machine.host import (
-    Machine,
     cpu_quota,
     describe_machine,
     last_level_cache_bytes,
     nominal_gib,
 )
 
-MACHINE = Machine(
-    cpu="A processor",
-    cpu_cores=2,
-    cpu_quota=None,
-    memory_gib=16.0,
-    system="Linux",
-    architecture="x86_64",
-    software={"torch": "2.13.0"},
-)
-
 
 def ceiling(*seconds: float, dtype: str = "float32") -> Ceiling:
-    """Products of 6 FLOP, copies of 8 bytes."""
+    """A ceiling from products of 6 FLOP and copies of 8 bytes."""
     return Ceiling(
         device="cpu",
         dtype=dtype,
@@ -82,7 +72,7 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 # ---------------------------------------------------------------------------------- machines
 
 
-def test_equal_machines_have_equal_fingerprints_whatever_their_software() -> None:
+def test_machines_that_differ_in_software_have_equal_fingerprints() -> None:
     assert MACHINE.fingerprint == replace(MACHINE, software={"torch": "2.11.0"}).fingerprint
     assert MACHINE.fingerprint == replace(MACHINE, gpus=[]).fingerprint
     assert describe_machine().fingerprint == describe_machine(software={"CUDA": "13"}).fingerprint
@@ -105,25 +95,25 @@ def test_another_machine_has_another_fingerprint(change: dict[str, Any]) -> None
     assert replace(MACHINE, **change).fingerprint != MACHINE.fingerprint
 
 
-def test_one_more_gpu_is_another_machine() -> None:
+def test_one_more_gpu_changes_the_fingerprint() -> None:
     one, two = (describe_machine(["NVIDIA H200"] * number) for number in (1, 2))
     assert one.fingerprint != two.fingerprint
 
 
-def test_ranks_on_unlike_machines_have_no_calibration_of_both() -> None:
+def test_ranks_on_different_machines_cannot_calibrate_together() -> None:
     _check_alike([MACHINE, replace(MACHINE, software={})])
     with pytest.raises(RuntimeError, match="unlike machines"):
         _check_alike([MACHINE, replace(MACHINE, cpu_cores=4)])
 
 
-def test_a_fingerprint_does_not_change_between_versions_of_ours() -> None:
+def test_a_fingerprint_stays_the_same_between_versions_of_this_suite() -> None:
     assert MACHINE.fingerprint == "aeec6b22e342"
 
 
 @pytest.mark.parametrize(
     ("gib", "nominal"), [(15.6, 16), (15.4, 16), (16, 16), (23.4, 24), (7.7, 8), (0.9, 1), (12, 12)]
 )
-def test_memory_is_told_as_it_is_sold(gib: float, nominal: float) -> None:
+def test_memory_size_is_rounded_to_its_nominal_size(gib: float, nominal: float) -> None:
     assert nominal_gib(int(gib * 2**30)) == nominal
 
 
@@ -136,8 +126,8 @@ def test_a_quota_of_three_halves_is_one_and_a_half_cores(tmp_path: Path) -> None
     assert cpu_quota(limit) == 1.5
 
 
-def test_two_caches_of_the_last_level_add_up_and_smaller_ones_do_not_count(tmp_path: Path) -> None:
-    def plant(core: int, index: int, level: int, size: str, shared: str) -> None:
+def test_last_level_caches_add_up_without_smaller_caches(tmp_path: Path) -> None:
+    def write_cache(core: int, index: int, level: int, size: str, shared: str) -> None:
         folder = tmp_path / f"cpu{core}" / "cache" / f"index{index}"
         folder.mkdir(parents=True)
         for name, text in {"level": level, "size": size, "shared_cpu_list": shared}.items():
@@ -145,15 +135,15 @@ def test_two_caches_of_the_last_level_add_up_and_smaller_ones_do_not_count(tmp_p
 
     assert last_level_cache_bytes(tmp_path) is None
     for core in range(4):
-        plant(core, 0, 1, "32K", str(core))
-        plant(core, 3, 3, "1024K", "0-1" if core < 2 else "2-3")
+        write_cache(core, 0, 1, "32K", str(core))
+        write_cache(core, 3, 3, "1024K", "0-1" if core < 2 else "2-3")
     assert last_level_cache_bytes(tmp_path) == 2 * 2**20
 
 
 # ---------------------------------------------------------------------------------- figures
 
 
-def test_six_flop_in_a_second_at_best_are_the_ceiling_of_both_ranks() -> None:
+def test_the_ceiling_of_two_ranks_is_their_best_rate() -> None:
     made = calibration()
     assert made.matmul_flops_per_s("float32") == 6.0
     assert made.copy_bytes_per_s() == 4.0
@@ -167,7 +157,7 @@ def test_a_dtype_that_was_not_measured_is_refused_with_the_reason() -> None:
         calibration().matmul_flops_per_s("float16")
 
 
-def test_before_and_after_join_into_one_ceiling_of_all_samples() -> None:
+def test_ceilings_measured_before_and_after_merge_all_samples() -> None:
     joined = ceiling(3.0, 2.0).join(ceiling(1.0, 4.0))
     assert joined.matmul_flops_per_s == 6.0
     assert [p.seconds for p in joined.matmul] == [(3.0, 2.0), (1.0, 4.0)]
@@ -177,19 +167,19 @@ def test_before_and_after_join_into_one_ceiling_of_all_samples() -> None:
 
 
 @pytest.mark.parametrize("seconds", [(), (0.0,), (-1.0,), (float("nan"),), (float("inf"),)])
-def test_seconds_that_cannot_be_are_refused(seconds: tuple[float, ...]) -> None:
+def test_impossible_seconds_are_refused(seconds: tuple[float, ...]) -> None:
     with pytest.raises(ValueError, match="copy"):
         Samples(name="copy", work=8, seconds=seconds)
 
 
-def test_ranks_that_measured_unlike_things_are_no_calibration() -> None:
+def test_ranks_with_different_measurements_are_refused() -> None:
     with pytest.raises(ValueError, match="num_ranks is 3 and ranks holds 2"):
         calibration(num_ranks=3)
     with pytest.raises(ValueError, match="the same dtypes"):
         calibration(ranks=((ceiling(1.0),), (ceiling(1.0, dtype="bfloat16"),)))
 
 
-def test_a_collective_that_cannot_be_fitted_has_no_figure_and_a_reason() -> None:
+def test_a_collective_that_cannot_be_fitted_has_a_reason_in_place_of_a_fit() -> None:
     few = calibration().collectives["broadcast"][:4]
     figures = calibration(collectives={"broadcast": few}).figures()["collectives"]["broadcast"]
     assert (figures["alpha_s"], figures["bytes_per_s"]) == (None, None)
@@ -199,7 +189,7 @@ def test_a_collective_that_cannot_be_fitted_has_no_figure_and_a_reason() -> None
 # ---------------------------------------------------------------------------------- files
 
 
-def test_what_is_written_is_read_again(data: Path) -> None:
+def test_a_written_calibration_is_read_unchanged(data: Path) -> None:
     made = calibration()
     path = default_path(made)
     write_calibration(made, path)
@@ -207,7 +197,7 @@ def test_what_is_written_is_read_again(data: Path) -> None:
     assert read_calibration(path) == replace(made, machine=replace(MACHINE, gpus=()))
 
 
-def test_the_newest_of_a_machine_is_loaded_and_others_are_not(data: Path) -> None:
+def test_loading_returns_the_newest_calibration_of_this_machine_only(data: Path) -> None:
     assert load_calibration(MACHINE.fingerprint) is None
     older, newer = calibration(), calibration(made_at="2026-03-05T00:00:00+00:00")
     alone = calibration(
@@ -221,10 +211,10 @@ def test_the_newest_of_a_machine_is_loaded_and_others_are_not(data: Path) -> Non
     assert load_calibration("0" * 12) is None
 
 
-def test_a_ceiling_travels_through_a_record() -> None:
-    told = json.loads(json.dumps(ceiling(3.0, 2.0).as_dict()))
-    assert told["matmul_flops_per_s"] == 3.0
-    assert read_ceiling(told) == ceiling(3.0, 2.0)
+def test_a_ceiling_survives_a_record_unchanged() -> None:
+    actual = json.loads(json.dumps(ceiling(3.0, 2.0).as_dict()))
+    assert actual["matmul_flops_per_s"] == 3.0
+    assert read_ceiling(actual) == ceiling(3.0, 2.0)
 
 
 @pytest.mark.parametrize(
@@ -239,7 +229,7 @@ def test_a_ceiling_travels_through_a_record() -> None:
         ("extra", 1, "extra is not a field"),
     ],
 )
-def test_a_ceiling_at_odds_with_itself_is_refused_with_the_field(
+def test_a_ceiling_that_contradicts_its_samples_is_refused_with_the_field(
     field: str, value: Any, said: str
 ) -> None:
     with pytest.raises(ValueError, match=said):
@@ -260,12 +250,12 @@ def test_every_changed_digit_is_noticed_in_its_field(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("field", sorted(to_json(calibration())))
-def test_a_field_that_is_gone_or_another_is_named(field: str) -> None:
-    told = to_json(calibration())
+def test_a_missing_or_unknown_field_is_named(field: str) -> None:
+    actual = to_json(calibration())
     with pytest.raises(ValueError, match=f"{field} is"):
-        from_json({name: value for name, value in told.items() if name != field})
+        from_json({name: value for name, value in actual.items() if name != field})
     with pytest.raises(ValueError, match=f"{field} (is|was)"):
-        from_json(told | {field: "edited"})
+        from_json(actual | {field: "edited"})
 
 
 def test_a_newer_schema_is_refused() -> None:
@@ -273,7 +263,7 @@ def test_a_newer_schema_is_refused() -> None:
         from_json(to_json(calibration()) | {"calibration_schema": 2})
 
 
-def test_a_file_that_is_cut_short_anywhere_is_refused(tmp_path: Path) -> None:
+def test_a_truncated_calibration_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "calibration.json"
     write_calibration(calibration(), path)
     whole = path.read_bytes()
@@ -286,7 +276,7 @@ def test_a_file_that_is_cut_short_anywhere_is_refused(tmp_path: Path) -> None:
 # ---------------------------------------------------------------------------------- the command
 
 
-def test_the_table_tells_every_figure_with_unit_samples_and_spread() -> None:
+def test_the_table_shows_every_rate_with_unit_samples_and_spread() -> None:
     lines = render(calibration()).splitlines()
     row = next(line.split() for line in lines if line.startswith("matmul float32"))
     assert row[2:8] == ["6e-09", "2.7e-09", "GFLOP/s", "5", "1e-09", "to"]
@@ -296,12 +286,12 @@ def test_the_table_tells_every_figure_with_unit_samples_and_spread() -> None:
     assert "not measured: tf32: a CPU has none" in lines
 
 
-def test_one_rank_says_why_it_has_no_collectives() -> None:
+def test_a_calibration_of_one_rank_explains_why_it_has_no_collectives() -> None:
     alone = calibration(num_ranks=1, ranks=((ceiling(1.0),),), collectives={})
     assert "collectives: one rank sends nothing; ask for --devices 2" in render(alone)
 
 
-def test_the_command_measures_keeps_and_prints(
+def test_the_command_measures_stores_and_prints(
     data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["calibrate", "--accelerator", "cpu", "--seconds", "1"]) == 0
@@ -335,6 +325,6 @@ def test_bad_usage_is_one_line_and_code_2(
     assert (error.count("\n"), error[:7]) == (1, "error: ")
 
 
-def test_gpus_that_are_not_there_are_bad_usage(capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_gpus_are_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["calibrate", "--accelerator", "cuda", "--devices", "64"]) == 2
     assert capsys.readouterr().err.startswith("error: devices is 64 and this machine has")

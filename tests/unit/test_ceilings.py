@@ -1,4 +1,4 @@
-"""What a rank reaches: best sample, nothing left behind. The clock is made up where it can be."""
+"""Tests the measured ceilings of a rank, with a fake clock where possible."""
 
 import contextlib
 import gc
@@ -31,7 +31,7 @@ def millisecond(work: Callable[[], object], calls: int) -> float:
     return calls / 1000
 
 
-def test_a_product_of_8_by_16_by_32_in_a_millisecond_is_8_million_flops_a_second() -> None:
+def test_a_product_of_8_by_16_by_32_in_a_millisecond_is_8_million_flops_per_second() -> None:
     found = measure_dtype(CPU, "float32", budget_s=0.4, clock=millisecond)
     assert found.best_product.name.startswith("8 x 16 x 32, ")
     assert found.matmul_flops_per_s == pytest.approx(2 * 8 * 16 * 32 * 1000)
@@ -39,7 +39,7 @@ def test_a_product_of_8_by_16_by_32_in_a_millisecond_is_8_million_flops_a_second
     assert found.copy_bytes_per_s == pytest.approx(2 * 1000 * 1000)  # read and written
 
 
-def test_the_ceiling_is_the_best_sample_of_all_and_the_median_stands_beside_it() -> None:
+def test_the_ceiling_is_the_best_sample_and_the_median_is_kept_too() -> None:
     ticks = itertools.cycle((4.0, 2.0, 1.0, 2.0))
 
     def uneven(work: Callable[[], object], calls: int) -> float:
@@ -52,7 +52,7 @@ def test_the_ceiling_is_the_best_sample_of_all_and_the_median_stands_beside_it()
     assert found.best_product.median_per_s <= fastest
 
 
-def test_a_product_that_takes_too_long_is_told_by_a_smaller_one_and_not_tried() -> None:
+def test_a_product_predicted_to_take_too_long_is_not_tried() -> None:
     def never(work: Callable[[], object], calls: int) -> float:
         work()
         return calls * 1.0
@@ -61,19 +61,21 @@ def test_a_product_that_takes_too_long_is_told_by_a_smaller_one_and_not_tried() 
     assert {product.name.split(",")[0] for product in found.matmul} == {"8 x 8 x 8"}
 
 
-def test_a_clock_that_stands_still_is_an_error_and_no_rate() -> None:
+def test_a_clock_that_stands_still_is_an_error() -> None:
     with pytest.raises(RuntimeError, match=r"a call took 0\.0 s"):
         measure_dtype(CPU, "float32", budget_s=0.1, clock=lambda work, calls: 0.0)
 
 
 @pytest.mark.parametrize("budget_s", [0.0, -1.0, float("nan"), float("inf")])
-def test_a_budget_that_is_no_time_is_refused(budget_s: float) -> None:
+def test_an_invalid_time_budget_is_refused(budget_s: float) -> None:
     with pytest.raises(ValueError, match="budget_s is"):
         measure_ceiling(CPU, "32-true", budget_s=budget_s)
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
-def test_random_states_and_settings_stay_and_no_tensor_is_left(precision: Any) -> None:
+def test_measuring_restores_random_states_and_settings_and_frees_its_tensors(
+    precision: Any,
+) -> None:
     torch.manual_seed(3)
     before = torch.get_rng_state(), torch.get_float32_matmul_precision(), _tensors()
     found = measure_ceiling(CPU, precision, budget_s=0.05)
@@ -88,7 +90,7 @@ def _tensors() -> int:
     return sum(issubclass(type(thing), torch.Tensor) for thing in gc.get_objects())
 
 
-def test_a_gpu_multiplies_in_the_dtype_asked_for_and_is_left_as_it_was(
+def test_a_gpu_multiplies_in_the_given_dtype_and_its_settings_are_restored(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     said: list[str] = []
@@ -102,7 +104,7 @@ def test_a_gpu_multiplies_in_the_dtype_asked_for_and_is_left_as_it_was(
     assert said == ["high", "highest", "cleared", "emptied"]
 
 
-def test_memory_goes_back_to_the_system(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_is_returned_to_the_system(monkeypatch: pytest.MonkeyPatch) -> None:
     size = 2**28
     monkeypatch.setattr(ceilings, "_copy_bytes", lambda device: size)
     before = _resident_bytes()
@@ -114,7 +116,7 @@ def _resident_bytes() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 
-def test_real_work_is_timed_by_the_real_clock() -> None:
+def test_a_real_product_has_a_plausible_rate() -> None:
     found = measure_ceiling(CPU, "32-true", budget_s=0.05)
     assert found.matmul_flops_per_s > 0
     assert len(found.best_product.seconds) >= 3
@@ -129,11 +131,12 @@ def test_a_sample_holds_as_many_calls_as_a_coarse_clock_needs() -> None:
         return calls / 1000
 
     assert first_sample(lambda: None, counted) == (5, pytest.approx(0.005))
-    assert made[0] == 2 + 5  # warming up, looking, and the sample
-    assert len(repeat(lambda: None, 5, 0.0, counted)) == 3  # the time is over, and yet
+    assert made[0] == 2 + 5  # warm-up, trial call, and the sample
+    # Three samples, although the time is over.
+    assert len(repeat(lambda: None, 5, 0.0, counted)) == 3
 
 
-def test_events_on_a_gpu_are_read_in_seconds_after_the_work_is_done() -> None:
+def test_gpu_events_are_read_in_seconds_after_the_work_has_ended() -> None:
     said: list[str] = []
 
     class Event:
@@ -154,7 +157,7 @@ def test_events_on_a_gpu_are_read_in_seconds_after_the_work_is_done() -> None:
     assert said == ["record", "work", "work", "record", "wait"]
 
 
-def test_float32_on_a_gpu_is_tf32_where_torch_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_float32_on_a_gpu_is_tf32_where_torch_allows_it(monkeypatch: pytest.MonkeyPatch) -> None:
     gpu = torch.device("cuda", 0)
     assert dtype_of("32-true", gpu) == "float32"
     monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: "high")
@@ -165,7 +168,7 @@ def test_float32_on_a_gpu_is_tf32_where_torch_is_told_so(monkeypatch: pytest.Mon
     ]
 
 
-def test_what_a_device_does_not_do_is_left_out_with_the_reason(
+def test_an_unsupported_dtype_is_left_out_with_the_reason(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     assert [name for name, why in known_dtypes(CPU).items() if why] == ["tf32", "float16"]

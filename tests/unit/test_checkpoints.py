@@ -1,4 +1,4 @@
-"""Checkpoints as folders: found, pruned, written from a copy, read without executing anything."""
+"""Checkpoint folders are listed, pruned, written from a copy, and read without executing code."""
 
 import json
 import os
@@ -49,7 +49,7 @@ def read(path: Path) -> State:
 # ---- found again
 
 
-def test_checkpoints_are_in_the_order_of_their_steps_and_remains_are_none(tmp_path: Path) -> None:
+def test_checkpoints_are_listed_by_step_without_leftovers(tmp_path: Path) -> None:
     steps = (100_000_000, 9, 10)
     for step in steps:
         (tmp_path / checkpoint_name(step)).mkdir()
@@ -60,7 +60,7 @@ def test_checkpoints_are_in_the_order_of_their_steps_and_remains_are_none(tmp_pa
     assert newest_checkpoint(tmp_path / "nowhere") is None
 
 
-def test_remains_are_deleted_and_nothing_else(tmp_path: Path) -> None:
+def test_only_leftovers_are_deleted(tmp_path: Path) -> None:
     for name in (".step-00000003.partial", ".step-00000001.old", "step-00000002", ".step-3.mine"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "file").touch()
@@ -72,7 +72,7 @@ def test_remains_are_deleted_and_nothing_else(tmp_path: Path) -> None:
 # ---- written
 
 
-def test_what_was_written_is_read_again_and_only_the_newest_is_kept(tmp_path: Path) -> None:
+def test_a_written_checkpoint_is_read_unchanged_and_only_the_newest_is_kept(tmp_path: Path) -> None:
     state = {"a": torch.randn(3, 4), "b": torch.randn(7).bfloat16(), "c": torch.tensor(2.0)}
     write(tmp_path, 1, {"a": torch.zeros(1)})
     (tmp_path / "step-00000000").write_text("not ours")
@@ -88,7 +88,7 @@ def test_what_was_written_is_read_again_and_only_the_newest_is_kept(tmp_path: Pa
     )
 
 
-def test_a_checkpoint_on_the_way_is_a_copy_of_what_goes_on_changing(
+def test_a_checkpoint_taken_during_training_is_a_copy_of_the_changing_weights(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_data = Writer.write_data
@@ -103,7 +103,7 @@ def test_a_checkpoint_on_the_way_is_a_copy_of_what_goes_on_changing(
     assert torch.equal(read(tmp_path / checkpoint_name(1))["a"], torch.ones(1000))
 
 
-def test_a_nodes_own_disk_is_written_first_and_left_empty(
+def test_a_checkpoint_is_staged_on_the_node_local_disk_which_is_left_empty(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     disk, state = tmp_path / "disk", {"w": torch.arange(1000.0)}
@@ -121,7 +121,7 @@ def test_a_nodes_own_disk_is_written_first_and_left_empty(
     assert torch.equal(read(staged)["w"], state["w"])
 
 
-def test_a_nodes_own_disk_that_is_full_is_passed_by_aloud(
+def test_a_full_node_local_disk_is_skipped_with_a_warning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "disk").write_text("no folder")
@@ -131,14 +131,14 @@ def test_a_nodes_own_disk_that_is_full_is_passed_by_aloud(
     assert torch.equal(read(path)["w"], torch.ones(3))
 
 
-def test_a_gradient_that_overflowed_is_told_as_it_was(tmp_path: Path) -> None:
-    told = tell(2) | {"gradient_norm": [float("inf"), 0.5]}
-    start_saving({"a": torch.ones(1)}, Writer(tmp_path, 2, told), None, wait=True).result()
-    assert read_told(tmp_path / checkpoint_name(2)) == told
+def test_an_overflowed_gradient_norm_is_recorded_as_none(tmp_path: Path) -> None:
+    actual = tell(2) | {"gradient_norm": [float("inf"), 0.5]}
+    start_saving({"a": torch.ones(1)}, Writer(tmp_path, 2, actual), None, wait=True).result()
+    assert read_told(tmp_path / checkpoint_name(2)) == actual
 
 
 @pytest.mark.parametrize("is_wait", [True, False])
-def test_an_interrupt_while_writing_stays_one(
+def test_an_interrupt_while_writing_is_raised_as_an_interrupt(
     is_wait: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupt(*arguments: Any) -> None:
@@ -186,7 +186,7 @@ def test_a_tensor_that_is_missing_or_has_another_shape_is_refused(
 
 
 class Saver(SaveCheckpoints):
-    """Saves one small tensor, without a trainer's."""
+    """A checkpoint callback that saves one small tensor without a trainer."""
 
     def __init__(self, folder: Path, losses: list[float]) -> None:
         super().__init__(folder, every=1, tell=lambda: {"config": {}, "loss": list(losses)})
@@ -228,7 +228,7 @@ def fill_the_disk(monkeypatch: pytest.MonkeyPatch, delay_s: float = 0.0) -> None
 
 
 @pytest.mark.parametrize("max_steps", [3, 99])
-def test_a_disk_that_fills_up_on_the_way_is_told_when_the_next_is_due(
+def test_a_disk_that_fills_up_is_reported_at_the_next_checkpoint(
     max_steps: int, saver: Saver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     saver.step()
@@ -242,10 +242,10 @@ def test_a_disk_that_fills_up_on_the_way_is_told_when_the_next_is_due(
         "device); step-00000001 stays; free space and run again with --resume"
     )
     assert [path.name for path in saver.folder.iterdir()] == ["step-00000001"]
-    saver.on_exception(trainer_at(3), None, caught.value)  # nothing is left to wait for
+    saver.on_exception(trainer_at(3), None, caught.value)  # no write is under way
 
 
-def test_the_last_is_written_before_training_ends(
+def test_the_last_checkpoint_is_written_before_training_ends(
     saver: Saver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     saver.step(max_steps=1)
@@ -255,7 +255,7 @@ def test_the_last_is_written_before_training_ends(
         saver.step(max_steps=2)
 
 
-def test_a_disk_that_is_full_from_the_start_leaves_nothing(
+def test_a_disk_full_from_the_start_holds_no_partial_checkpoint(
     saver: Saver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fill_the_disk(monkeypatch)
@@ -270,18 +270,18 @@ def test_nothing_is_saved_before_the_first_gradient_that_did_not_overflow(saver:
     assert not saver.folder.exists()
     saver.losses.append(1.0)
     saver.on_train_batch_end(trainer_at(2, max_steps=2, num_updates=1), None)
-    told = read_told(saver.folder / "step-00000002")
-    assert (len(told["loss"]), told["num_updates"]) == (2, 1)
+    actual = read_told(saver.folder / "step-00000002")
+    assert (len(actual["loss"]), actual["num_updates"]) == (2, 1)
 
 
-def test_a_loss_that_is_no_number_is_not_saved(saver: Saver) -> None:
+def test_a_nan_loss_is_not_checkpointed(saver: Saver) -> None:
     saver.step()
     with pytest.raises(FloatingPointError, match="loss is nan at step 2; the checkpoint before"):
         saver.step(float("nan"))
     assert [path.name for path in saver.folder.iterdir()] == ["step-00000001"]
 
 
-def test_a_run_that_breaks_waits_for_the_checkpoint_that_is_being_written(
+def test_a_failing_run_waits_for_the_checkpoint_under_way(
     saver: Saver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_data = Writer.write_data
@@ -293,16 +293,16 @@ def test_a_run_that_breaks_waits_for_the_checkpoint_that_is_being_written(
     assert [path.name for path in saver.folder.iterdir()] == ["step-00000001"]
 
 
-def test_a_run_that_breaks_while_the_disk_is_full_says_what_broke_it(
+def test_a_failing_run_on_a_full_disk_reports_its_first_error(
     saver: Saver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fill_the_disk(monkeypatch, delay_s=0.05)
     saver.step()
-    saver.on_exception(trainer_at(1), None, ArithmeticError())  # raises nothing of its own
+    saver.on_exception(trainer_at(1), None, ArithmeticError())  # does not raise
     assert list(saver.folder.iterdir()) == []
 
 
-def test_a_run_that_breaks_does_not_wait_forever_for_other_ranks(
+def test_a_failing_run_does_not_wait_forever_for_other_ranks(
     saver: Saver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(callbacks, "PATIENCE_S", 0.05)
@@ -320,7 +320,7 @@ def test_a_run_that_breaks_does_not_wait_forever_for_other_ranks(
 
 
 class GradScaler(torch.amp.GradScaler):
-    """On a CPU, where torch has one too."""
+    """float16 on a CPU, which has a loss scaler too."""
 
     def __init__(self) -> None:
         super().__init__("cpu", init_scale=1024.0)
@@ -330,9 +330,9 @@ def test_the_loss_scale_of_float16_is_saved_and_restored() -> None:
     scaler, other = GradScaler(), GradScaler()
     scaler.scale(torch.ones(1))
     scaler.update(256.0)
-    told = callbacks._loss_scaler(trainer_with(scaler))
-    assert json.loads(json.dumps(told))["scale"] == 256.0
-    callbacks._set_loss_scaler(trainer_with(other), told)
+    actual = callbacks._loss_scaler(trainer_with(scaler))
+    assert json.loads(json.dumps(actual))["scale"] == 256.0
+    callbacks._set_loss_scaler(trainer_with(other), actual)
     assert other.get_scale() == 256.0
 
 
@@ -343,7 +343,7 @@ def trainer_with(scaler: torch.amp.GradScaler) -> Any:
     return SimpleNamespace(strategy=SimpleNamespace(model=None), precision_plugin=plugin)
 
 
-def test_deepspeeds_own_loss_scale_is_saved_and_restored() -> None:
+def test_the_loss_scale_of_deepspeed_is_saved_and_restored() -> None:
     def trainer_with(scaler: DynamicLossScaler) -> Any:
         engine = SimpleNamespace(optimizer=SimpleNamespace(loss_scaler=scaler))
         return SimpleNamespace(strategy=SimpleNamespace(model=engine))
@@ -362,6 +362,6 @@ def test_deepspeeds_own_loss_scale_is_saved_and_restored() -> None:
     )
     scaler.cur_scale, scaler.cur_iter = 2.0**10, 7
     scaler.last_overflow_iter, scaler.cur_hysteresis = 5, 1
-    told = callbacks._loss_scaler(trainer_with(scaler))
-    callbacks._set_loss_scaler(trainer_with(other), json.loads(json.dumps(told)))
+    actual = callbacks._loss_scaler(trainer_with(scaler))
+    callbacks._set_loss_scaler(trainer_with(other), json.loads(json.dumps(actual)))
     assert vars(other) == vars(scaler)

@@ -1,4 +1,4 @@
-"""The command line: what options mean, what they default to, and where a run puts its files."""
+"""Tests the command line: options, defaults, and where a run writes its files."""
 
 import json
 import re
@@ -34,7 +34,7 @@ def name_of(preset: Preset) -> str:
 
 
 def config_for(line: str, preset: Preset = gpt.PRESET) -> RunConfig:
-    """The run that `line` asks for on a CPU."""
+    """The config of `line` on a CPU."""
     return build_config(parse(preset, shlex.split(line)), defaults=preset.cpu, devices=1)
 
 
@@ -45,7 +45,7 @@ Say = Callable[[str], str]
 def folder(
     tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The current one holds text.txt and nothing else."""
+    """The current folder, which holds only text.txt."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("UNITRANSFORMER_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
     lines = (f"{a} times {b} makes {a * b}\n" for a in range(40) for b in range(20))
@@ -54,7 +54,7 @@ def folder(
 
 @pytest.fixture
 def say(folder: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Say:
-    """Run a line with GPT in an empty folder that holds text.txt; give what it printed."""
+    """Runs a line with GPT in a folder that holds only text.txt; returns its output."""
 
     def run(line: str) -> str:
         monkeypatch.delenv(RUN_FOLDER, raising=False)
@@ -74,7 +74,7 @@ def files() -> list[str]:
 # ---- what options mean
 
 
-def test_no_option_gives_the_recipes_own_run() -> None:
+def test_no_option_gives_the_default_run_of_the_recipe() -> None:
     config = config_for("", bert.PRESET)
     assert (config.size, config.model) == ("reference", bert.model_config())
     assert (config.batch_size, config.max_steps, config.validate_every) == (64, 600, 150)
@@ -91,12 +91,12 @@ def test_every_field_of_model_and_optimizer_has_an_option(preset: Preset) -> Non
             assert f"--{group}.{name.replace('_', '-')}" in flags
 
 
-def test_an_option_given_twice_means_its_last_value() -> None:
+def test_the_last_value_of_an_option_wins() -> None:
     config = config_for("--max-steps 9 --seed 1 --max-steps 11 --model.dropout 0.1 --seed 2")
     assert (config.max_steps, config.seed) == (11, 2)
 
 
-def test_dropout_is_short_for_the_models_and_wins() -> None:
+def test_dropout_is_short_for_model_dropout_and_takes_precedence() -> None:
     assert config_for("--dropout 0.3").model.dropout == 0.3
     assert config_for("--model.dropout 0.2 --dropout 0.3").model.dropout == 0.3
 
@@ -112,7 +112,7 @@ def test_a_switch_of_the_model_takes_true_and_false() -> None:
     assert not config_for("--size 124m --model.final-norm false").model.final_norm
 
 
-def test_other_pictures_have_the_positions_of_their_patches() -> None:
+def test_another_image_size_sets_the_number_of_positions() -> None:
     config = config_for("--model.image-size 64 --model.patch-size 16", vit.PRESET)
     assert config.model.num_positions == 17
 
@@ -123,7 +123,7 @@ def test_a_run_cut_short_follows_the_beginning_of_the_whole_schedule() -> None:
     assert config_for("--optimizer.schedule-steps 7").optimizer.schedule_steps == 7
 
 
-def test_validation_comes_four_times_unless_told_otherwise() -> None:
+def test_validation_runs_four_times_by_default() -> None:
     assert config_for("--max-steps 40").validate_every == 10
     assert config_for("--max-steps 3").validate_every == 1
     assert config_for("--max-steps 40 --validate-every 7").validate_every == 7
@@ -145,14 +145,14 @@ def test_a_near_name_is_suggested_and_otherwise_all(name: str, known: list[str],
 # ---- a file of options
 
 
-def test_a_file_says_what_options_say(tmp_path: Path) -> None:
+def test_a_config_file_equals_the_same_options(tmp_path: Path) -> None:
     file = tmp_path / "options.yaml"
     file.write_text("max_steps: 7\nmodel:\n  dropout: 0.25\noptimizer:\n  learning_rate: 1e-4\n")
     expected = config_for("--max-steps 7 --model.dropout 0.25 --optimizer.learning-rate 1e-4")
     assert config_for(f"--config {file}") == expected
 
 
-def test_what_comes_after_a_file_wins_over_it_and_what_comes_before_does_not(
+def test_options_after_a_config_file_override_it_and_options_before_do_not(
     tmp_path: Path,
 ) -> None:
     file = tmp_path / "options.yaml"
@@ -214,10 +214,10 @@ def test_a_dry_run_says_what_would_run_and_writes_nothing(say: Say) -> None:
         ),
     ],
 )
-def test_auto_says_what_it_has_chosen_for_several_ranks_and_why(
+def test_auto_explains_its_choice_for_several_ranks(
     options: str, memory: int, strategy: str, why: str, say: Say, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(devices, "count_gpus", lambda: 4)  # that compute in float16, not in bf16
+    monkeypatch.setattr(devices, "count_gpus", lambda: 4)  # that computes in float16, not in bf16
     monkeypatch.setattr(devices, "has_bf16", lambda: False)
     monkeypatch.setattr(devices, "device_memory_bytes", lambda *_: memory)
     told = say(f"{TINY} --dry-run --devices 4 --accelerator auto {options}")
@@ -225,7 +225,7 @@ def test_auto_says_what_it_has_chosen_for_several_ranks_and_why(
     assert line.startswith(f"strategy {strategy}: ")
     assert why in line
     assert f"\nstrategy        {line.removeprefix('strategy ')}\n" in told
-    assert f", {strategy}, " in told  # where and in which numbers
+    assert f", {strategy}, " in told  # device and precision
 
 
 def test_device_and_strategy_are_decided_once(say: Say, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -241,14 +241,14 @@ def test_device_and_strategy_are_decided_once(say: Say, monkeypatch: pytest.Monk
     assert len(decided) == 1
 
 
-def test_a_dry_run_names_places_that_were_chosen(say: Say) -> None:
+def test_a_dry_run_names_the_given_paths(say: Say) -> None:
     plan = say(f"{TINY} --dry-run --out elsewhere --checkpoint-dir kept --record told/it.json")
     assert "folder          elsewhere/gpt-reference-" in plan
     assert "checkpoint      kept\n" in plan
     assert "record          told/it.json" in plan
 
 
-def test_the_summary_is_that_of_the_size_and_writes_nothing(say: Say) -> None:
+def test_the_summary_of_a_size_writes_nothing(say: Say) -> None:
     before = files()
     table = say("--summary --size 124m --model.num-layers 2")
     model = gpt.model_config("124m", num_layers=2)
@@ -261,7 +261,7 @@ def test_the_summary_is_that_of_the_size_and_writes_nothing(say: Say) -> None:
 # ---- what a run leaves
 
 
-def test_a_run_leaves_record_checkpoint_logs_and_figure_where_it_says(say: Say) -> None:
+def test_a_run_writes_record_checkpoint_logs_and_figure_where_it_prints(say: Say) -> None:
     out = say(f"{TINY} --record not/there/yet.json")
     (folder,) = Path("runs").iterdir()
     record = load_record(Path("not/there/yet.json"))
@@ -275,7 +275,7 @@ def test_a_run_leaves_record_checkpoint_logs_and_figure_where_it_says(say: Say) 
     assert {path.parts[0] for path in Path().rglob("*")} == {"text.txt", "runs", "not"}
 
 
-def test_a_second_run_gets_a_folder_of_its_own_and_a_resumed_one_goes_on_in_it(say: Say) -> None:
+def test_a_second_run_gets_a_new_folder_and_a_resumed_run_continues_in_its_own(say: Say) -> None:
     for _ in range(2):
         say(TINY)
     first, second = sorted(Path("runs").iterdir())
@@ -300,7 +300,7 @@ def test_bf16_mixed_clips_gradients_on_a_cpu(say: Say) -> None:
 
 
 @pytest.mark.parametrize(("word", "share"), [("1%", 0.01), ("0.5 %", 0.005), ("0.02", 0.02)])
-def test_an_interval_is_a_share_with_or_without_percent(word: str, share: float) -> None:
+def test_an_interval_is_a_fraction_or_a_percentage(word: str, share: float) -> None:
     assert config_for(f"--until-interval '{word}'").until_interval == pytest.approx(share)
 
 
@@ -313,12 +313,12 @@ def test_an_interval_is_a_share_with_or_without_percent(word: str, share: float)
         ("--repeats 0", "repeats is 0; it must be at least 1"),
     ],
 )
-def test_what_cannot_be_measured_is_refused(line: str, said: str) -> None:
+def test_an_impossible_interval_target_is_refused(line: str, said: str) -> None:
     with pytest.raises(ValueError, match=re.escape(said)):
         config_for(line)
 
 
-def test_training_goes_on_until_the_median_is_known(say: Say) -> None:
+def test_training_continues_until_the_median_is_known(say: Say) -> None:
     out = say(f"{TINY} --max-steps 2000 --until-interval 90% --validate-every 2000")
     (path,) = Path("runs").glob("*/*.json")
     record = load_record(path)
@@ -332,14 +332,14 @@ def test_training_goes_on_until_the_median_is_known(say: Say) -> None:
     assert f"step {steps:>4}/2000" in out
 
 
-def test_a_ceiling_stands_beside_the_work_of_a_run(say: Say) -> None:
+def test_a_run_records_its_rate_and_the_measured_ceiling(say: Say) -> None:
     out = say(f"{TINY} --max-steps 14 --validate-every 14 --ceiling-s 0.05")
     (path,) = Path("runs").glob("*/*.json")
     record = load_record(path)
     (ceiling,) = record["ceiling"]
     assert ceiling["matmul_flops_per_s"] > 0
     row = next(row for row in record["passport"] if row["convention"] == "matmul")
-    if row["flops_per_s"] is not None:  # steady in spite of the neighbours
+    if row["flops_per_s"] is not None:  # steady despite other load
         share = row["flops_per_s"] / ceiling["matmul_flops_per_s"]
         assert row["share_of_ceiling"] == pytest.approx(share)
         assert f"{share:.1%} of what this machine reached in this job" in out
@@ -348,7 +348,7 @@ def test_a_ceiling_stands_beside_the_work_of_a_run(say: Say) -> None:
     assert ("no published peak" if is_steady else "no steady state") in row["reason"]
 
 
-def test_a_trace_is_written_and_its_steps_are_not_measured(say: Say) -> None:
+def test_a_trace_is_written_and_its_steps_are_excluded(say: Say) -> None:
     out = say(f"{TINY} --max-steps 9 --validate-every 9 --trace there/trace")
     (path,) = Path("runs").glob("*/*.json")
     assert {item.name for item in Path("there/trace").iterdir()} == {
@@ -361,7 +361,7 @@ def test_a_trace_is_written_and_its_steps_are_not_measured(say: Say) -> None:
     assert "traced      matrix multiply" in out
 
 
-def test_bytes_of_tensors_are_the_same_in_every_run(say: Say) -> None:
+def test_peak_tensor_bytes_repeat_exactly(say: Say) -> None:
     for _ in range(2):
         say(f"{TINY} --max-steps 4 --validate-every 4")
     first, second = (load_record(path) for path in sorted(Path("runs").glob("*/*.json")))
@@ -369,7 +369,7 @@ def test_bytes_of_tensors_are_the_same_in_every_run(say: Say) -> None:
     assert first["peak_bytes"][0] > 4 * 4 * first["num_parameters"], "weights, gradients, moments"
 
 
-def test_repeats_are_launches_with_a_record_each(
+def test_every_repeat_is_a_launch_with_a_record(
     folder: None,
     capfd: pytest.CaptureFixture[str],
     repository: Path,
@@ -389,7 +389,7 @@ def test_repeats_are_launches_with_a_record_each(
 
 
 @pytest.mark.parametrize("option", ["--record x.json", "--checkpoint-dir x", "--trace x"])
-def test_repeats_into_one_place_are_refused(
+def test_repeats_into_one_record_are_refused(
     option: str, say: Say, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run_recipe(gpt.PRESET, gpt.show, shlex.split(f"{TINY} --repeats 2 {option}")) == 2

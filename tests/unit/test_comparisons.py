@@ -1,4 +1,4 @@
-"""Ratios of pairs, and where the scatter of launches comes from."""
+"""Tests ratios of paired runs, and the split of variance within and between launches."""
 
 import math
 import random
@@ -22,7 +22,7 @@ def make_figures(low: float | None, high: float | None) -> Figures:
 def make_launches(
     number: int, *, between: float, within: float, num_steps: int = 100, seed: int = 0
 ) -> list[list[float]]:
-    """Steps around 1 s; deviations of the logarithm: of a launch's level, of a step in it."""
+    """Steps around 1 s; `between` and `within` are standard deviations of logarithms."""
     drawn = random.Random(seed)
     launches = []
     for _ in range(number):
@@ -35,7 +35,7 @@ def split_steps(launches: list[list[float]]) -> LaunchVariance:
     return split_variance([describe_launch(steps) for steps in launches])
 
 
-def test_what_slows_both_of_a_pair_cancels() -> None:
+def test_a_slowdown_of_both_runs_of_a_pair_cancels() -> None:
     drawn = random.Random(0)
     a = [drawn.uniform(1, 5) for _ in range(80)]
     ratio = paired_ratio(a, [1.05 * seconds for seconds in a])
@@ -54,27 +54,27 @@ def test_the_ratio_the_other_way_round_is_the_inverse() -> None:
     assert there.low == pytest.approx(1 / back.high, rel=0.01)
 
 
-def test_pairs_that_are_alike_have_one_inside_their_interval_19_times_in_20() -> None:
+def test_the_interval_of_equal_pairs_contains_1_in_19_of_20_series() -> None:
     drawn = random.Random(2)
-    inside = told = 0
+    inside = actual = 0
     for _ in range(200):
         a, b = ([drawn.lognormvariate(0, 0.1) for _ in range(60)] for _ in range(2))
         ratio = paired_ratio(a, b)
         if ratio.low is None or ratio.high is None:
-            continue  # by chance they look as if they hung together
-        told += 1
+            continue  # by chance they look autocorrelated
+        actual += 1
         inside += ratio.low <= 1 <= ratio.high
-    assert told >= 190
-    assert inside / told >= 0.92
+    assert actual >= 190
+    assert inside / actual >= 0.92
 
 
-def test_few_pairs_have_no_interval_and_no_detectable_effect() -> None:
+def test_too_few_pairs_have_no_interval_and_no_detectable_effect() -> None:
     ratio = paired_ratio([1.0] * 10, [2.0] * 10)
     assert (ratio.median, ratio.low) == (pytest.approx(2), None)
     assert minimum_detectable_effect(ratio) is None
 
 
-def test_pairs_that_are_none_are_refused() -> None:
+def test_invalid_pairs_are_refused() -> None:
     with pytest.raises(ValueError, match="a has 2 samples and b 1"):
         paired_ratio([1.0, 1.0], [1.0])
     with pytest.raises(ValueError, match=r"b\[0\] is 0\.0"):
@@ -82,19 +82,19 @@ def test_pairs_that_are_none_are_refused() -> None:
 
 
 def test_the_detectable_effect_is_nearly_twice_the_half_interval() -> None:
-    # 1 + 1.645 / 1.960 = 1.839 halves of 1 % each.
+    # 1 + 1.645 / 1.960 = 1.839 half-widths of 1 % each.
     effect = minimum_detectable_effect(make_figures(math.exp(-0.01), math.exp(0.01)))
     assert effect == pytest.approx(math.expm1(0.01839), rel=1e-3)
 
 
-def test_an_even_chance_of_detection_needs_the_half_interval_alone() -> None:
+def test_detection_with_an_even_chance_needs_half_the_interval() -> None:
     figures = make_figures(math.exp(-0.01), math.exp(0.01))
     assert minimum_detectable_effect(figures, power=0.5) == pytest.approx(math.expm1(0.01))
     with pytest.raises(ValueError, match="power is 1"):
         minimum_detectable_effect(figures, power=1)
 
 
-def test_a_slowdown_of_the_detectable_effect_is_found_19_times_in_20() -> None:
+def test_a_slowdown_of_the_detectable_effect_is_detected_19_times_in_20() -> None:
     drawn = random.Random(3)
     base = [drawn.lognormvariate(0, 0.1) for _ in range(100)]
     effect = minimum_detectable_effect(paired_ratio([1.0] * 100, base))
@@ -104,20 +104,20 @@ def test_a_slowdown_of_the_detectable_effect_is_found_19_times_in_20() -> None:
         slower = [drawn.lognormvariate(math.log1p(effect), 0.1) for _ in range(100)]
         ratio = paired_ratio([1.0] * 100, slower)
         found += ratio.low is not None and ratio.low > 1
-    assert found >= 170  # the effect is estimated from one draw alone
+    assert found >= 170  # the effect is estimated from a single sample
 
 
 # ------------------------------------------------------------------------------ launches
 
 
-def test_launches_on_different_levels_show_it_as_variance_between() -> None:
+def test_launches_with_different_medians_have_variance_between_them() -> None:
     split = split_steps(make_launches(20, between=0.05, within=0.02))
     assert split.between == pytest.approx(0.05, rel=0.4)
     # A median of 100 independent steps: sqrt(pi / 2) * 0.02 / sqrt(100) = 0.0025.
     assert split.within == pytest.approx(0.0025, rel=0.3)
 
 
-def test_launches_that_differ_in_steps_alone_have_next_to_none_between() -> None:
+def test_launches_with_equal_medians_have_almost_no_variance_between_them() -> None:
     between = [
         split_steps(make_launches(5, between=0, within=0.02, seed=seed)).between
         for seed in range(20)
@@ -127,18 +127,18 @@ def test_launches_that_differ_in_steps_alone_have_next_to_none_between() -> None
 
 
 def test_the_interval_over_launches_covers_the_true_median_19_times_in_20() -> None:
-    inside = told = 0
+    inside = actual = 0
     for seed in range(100):
         split = split_steps(make_launches(4, between=0.05, within=0.02, num_steps=60, seed=seed))
         if split.low is None or split.high is None:
             continue
-        told += 1
+        actual += 1
         inside += split.low <= 1 <= split.high
-    assert told >= 90
-    assert inside / told >= 0.9
+    assert actual >= 90
+    assert inside / actual >= 0.9
 
 
-def test_two_launches_tell_little_and_say_so() -> None:
+def test_two_launches_have_a_wide_interval() -> None:
     split = split_steps(make_launches(2, between=0.05, within=0.02, seed=1))
     assert split.low is not None
     assert split.high is not None
@@ -146,7 +146,7 @@ def test_two_launches_tell_little_and_say_so() -> None:
     assert len(split.medians) == 2
 
 
-def test_a_launch_too_short_for_an_interval_leaves_the_split_untold() -> None:
+def test_a_launch_too_short_for_an_interval_has_no_variance_split() -> None:
     split = split_steps([[1.0, 2.0, 3.0], [2.0] * 3])
     assert split == LaunchVariance(
         medians=(2.0, 2.0),
@@ -159,14 +159,14 @@ def test_a_launch_too_short_for_an_interval_leaves_the_split_untold() -> None:
     )
 
 
-def test_launches_without_scatter_cannot_be_weighed() -> None:
+def test_steps_without_variance_have_no_variance_split() -> None:
     split = split_steps([[1.0] * 60, [2.0] * 60])
     assert split.between is None
     assert split.reason is not None
     assert "the same time" in split.reason
 
 
-def test_one_launch_alone_is_refused() -> None:
+def test_a_single_launch_is_refused() -> None:
     with pytest.raises(ValueError, match="launches holds 1; repeat the launch"):
         split_steps([[1.0] * 60])
     with pytest.raises(ValueError, match="a launch holds no steps"):

@@ -1,4 +1,4 @@
-"""What cells have compiled: shared when it is whole, and nobody's when it is not."""
+"""Tests the compile cache of a sweep: cells share compiled code only when it is complete."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -6,20 +6,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_sweep import LIMITS, make_record_of, make_study, make_tasks
 
 from scaling.recipe_process import Ended
 from scaling.sweep import compile_cache
 from scaling.sweep.compile_cache import FOLDER, VARIABLE
 from scaling.sweep.plan import Task
 from scaling.sweep.run_cell import run_cell
+from tests.builders.sweeps import LIMITS, make_record_of, make_study, make_tasks
 from unitransformer.record.schema import write_record
 
 CODE = "ab/kernel.so"
 
 
 def compile_in(task: Task, folder: Path, work: Callable[[Path], None], *, is_killed: bool) -> str:
-    """A cell that does `work` in its folder of compiled code; what it has found there before."""
+    """Runs a cell that does `work` in its cache folder; returns the code that it found there."""
     found: list[str] = []
 
     def run(*_: Any, log: Path, variables: Mapping[str, str], **limits: Any) -> Ended:
@@ -44,14 +44,14 @@ def _no_cache_of_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(VARIABLE, raising=False)
 
 
-def test_of_two_that_compile_at_once_a_killed_one_leaves_nothing_to_the_third(
+def test_a_killed_compile_leaves_nothing_in_the_shared_cache(
     tmp_path: Path,
 ) -> None:
     killed, ended, third = make_tasks(make_study())[:3]
 
     def write_half(cache: Path) -> None:
         (cache / CODE).write_text("hal")
-        # The other begins while this one writes, and ends well.
+        # Another cell begins while this one writes, and succeeds.
         assert compile_in(ended, tmp_path, write_whole, is_killed=False) == ""
 
     def write_whole(cache: Path) -> None:
@@ -67,7 +67,7 @@ def test_of_two_that_compile_at_once_a_killed_one_leaves_nothing_to_the_third(
     assert not list(tmp_path.glob(f"cells/*/{FOLDER}"))
 
 
-def test_a_killed_compiler_alone_leaves_nothing(tmp_path: Path) -> None:
+def test_a_killed_compiler_leaves_nothing_in_the_cache(tmp_path: Path) -> None:
     first, second = make_tasks(make_study())[:2]
 
     def write_half(cache: Path) -> None:
@@ -77,7 +77,7 @@ def test_a_killed_compiler_alone_leaves_nothing(tmp_path: Path) -> None:
     assert compile_in(second, tmp_path, lambda cache: None, is_killed=False) == ""
 
 
-def test_where_a_disk_has_no_links_code_is_copied_whole(
+def test_compiled_code_is_copied_on_a_disk_without_hard_links(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: Any) -> None:
@@ -92,7 +92,9 @@ def test_where_a_disk_has_no_links_code_is_copied_whole(
     assert [path.name for path in (tmp_path / "shared" / "ab").iterdir()] == ["kernel.so"]
 
 
-def test_a_user_who_has_a_cache_keeps_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cache_that_the_user_has_set_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv(VARIABLE, "/mine")
     seen: list[Mapping[str, str]] = []
 

@@ -1,4 +1,4 @@
-"""A run's configuration: it refuses nonsense by name, survives JSON, and tells runs apart."""
+"""Tests the run config: it refuses invalid fields by name, survives JSON, and identifies runs."""
 
 import json
 import math
@@ -49,7 +49,7 @@ def picture_config(**changes: Any) -> ModelConfig:
 @pytest.mark.parametrize(
     ("preset", "size"), SIZES, ids=lambda value: getattr(value, "recipe", value)
 )
-def test_every_size_comes_back_from_json_as_it_was(preset: Preset, size: str) -> None:
+def test_every_size_survives_json_unchanged(preset: Preset, size: str) -> None:
     before = RunConfig(
         recipe=preset.recipe,
         size=size,
@@ -97,11 +97,11 @@ def test_a_missing_field_is_named(name: str) -> None:
         from_dict(RunConfig, values)
 
 
-def test_a_whole_number_will_do_for_a_fraction() -> None:
+def test_an_integer_is_accepted_for_a_float() -> None:
     assert from_dict(OptimizerConfig, {"learning_rate": 1}).learning_rate == 1
 
 
-def test_a_config_cannot_be_changed_after_it_was_written_down() -> None:
+def test_a_config_is_immutable() -> None:
     with pytest.raises(FrozenInstanceError):
         run_config().seed = 1  # type: ignore[misc]
 
@@ -128,7 +128,7 @@ def test_a_config_cannot_be_changed_after_it_was_written_down() -> None:
         *((RunConfig, name, 0) for name in ("checkpoint_every", "loss_chunk", "seed")),
     ],
 )
-def test_a_number_below_its_least_is_refused(kind: type, name: str, least: int) -> None:
+def test_a_number_below_its_minimum_is_refused(kind: type, name: str, least: int) -> None:
     build = {ModelConfig: picture_config, RunConfig: run_config}.get(kind, kind)
     for value in (least - 1, -7):
         with pytest.raises(ValueError, match=rf"\.{name} is {value}; it must be at least {least}"):
@@ -193,7 +193,7 @@ def test_a_number_that_is_not_finite_is_refused(name: str, value: float) -> None
         ),
     ],
 )
-def test_what_cannot_be_built_or_trained_is_refused_with_values_and_fix(
+def test_an_impossible_config_is_refused_with_values_and_fix(
     build: Any, changes: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
@@ -203,7 +203,7 @@ def test_what_cannot_be_built_or_trained_is_refused_with_values_and_fix(
 # ---- what a run is called
 
 
-def test_a_run_goes_on_under_its_name_when_only_its_length_or_spread_changes() -> None:
+def test_length_and_device_layout_do_not_change_the_identity_of_a_run() -> None:
     before = run_config(batch_size=8)
     longer = replace(before, max_steps=1000, log_every=1, validate_every=3, checkpoint_every=5)
     spread = replace(before, batch_size=2, accumulate=2, parallel=ParallelConfig(devices=2))
@@ -221,11 +221,13 @@ def test_a_run_goes_on_under_its_name_when_only_its_length_or_spread_changes() -
         {"model": model_config(causal=True, dropout=0.1)},
     ],
 )
-def test_what_changes_the_training_changes_the_name(changes: dict[str, Any]) -> None:
+def test_settings_that_change_the_training_change_the_identity_of_a_run(
+    changes: dict[str, Any],
+) -> None:
     assert run_config(**changes).identity_hash() != run_config().identity_hash()
 
 
-def test_loader_processes_do_not_change_the_name() -> None:
+def test_loader_processes_do_not_change_the_identity_of_a_run() -> None:
     with_workers = run_config(data=DataConfig(num_workers=3))
     assert with_workers.identity_hash() == run_config().identity_hash()
 
@@ -239,7 +241,7 @@ def test_a_global_batch_counts_every_device_of_every_node() -> None:
 
 
 def _shapes() -> st.SearchStrategy[dict[str, Any]]:
-    """Widths are made of heads, so that every draw constructs."""
+    """The width is a multiple of the heads, so that every generated config is valid."""
     heads = st.integers(1, 4).flatmap(
         lambda heads: st.integers(1, 5).map(lambda w: {"num_heads": heads, "width": heads * w})
     )
@@ -260,7 +262,7 @@ def _shapes() -> st.SearchStrategy[dict[str, Any]]:
 WORDS = st.fixed_dictionaries(
     {"num_positions": st.integers(1, 9), "causal": st.booleans(), "tied_head": st.booleans()}
 )
-PICTURES = st.builds(
+IMAGES = st.builds(
     lambda patch, grid, channels: {
         "patch_size": patch,
         "image_size": grid * patch,
@@ -274,8 +276,8 @@ PICTURES = st.builds(
 
 
 @settings(max_examples=100, deadline=None, database=None)
-@given(shape=_shapes(), reads=st.one_of(WORDS, PICTURES))
-def test_any_model_config_builds_and_has_the_parameters_arithmetic_says(
+@given(shape=_shapes(), reads=st.one_of(WORDS, IMAGES))
+def test_any_model_config_builds_with_the_computed_parameter_count(
     shape: dict[str, Any], reads: dict[str, Any]
 ) -> None:
     config = ModelConfig(**shape, **reads)

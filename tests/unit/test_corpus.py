@@ -1,4 +1,4 @@
-"""Text files in, token files out: exact, split without overlap, built once, mended."""
+"""Tests the corpus: text files become cached token files with separate training and validation."""
 
 import argparse
 import json
@@ -25,7 +25,7 @@ KINDS: tuple[TokenizerKind, ...] = ("bpe", "wordpiece")
 SENTENCES = Path(argparse.__file__).read_text(encoding="utf-8")  # 100 kB, 2,700 lines
 ODD_TEXT = "naïve café 北京 😀 it's\tfive  spaces\r\n\x0c\x01end\u3000of <|endoftext|> [SEP] line\n"
 
-# Learned as words: to cut one in two, or to join two, changes the tokens.
+# Whole words are tokens, so cutting or joining words changes the tokens.
 JOINED = "caf\u00e9 (\u00bf) 1\u00b2 e\u0301t a\x01b ..\x01.. 1\u0663 c\x1cd \u3000\x85 \n \n  x\n"
 APART = "it's they're I'm he'll I've she'd don't 's ''s 'st abc123... x1y2 __init__ --\n"
 
@@ -41,7 +41,7 @@ def _write(path: Path, text: str) -> Path:
 
 
 def _decode(tokens: TokenArray, tokenizer: Tokenizer) -> list[str]:
-    """The documents, put back into text one by one."""
+    """The documents, decoded one by one."""
     separators = np.flatnonzero(tokens == 0)
     return [
         tokenizer.decode(document[document != 0].tolist())
@@ -50,7 +50,7 @@ def _decode(tokens: TokenArray, tokenizer: Tokenizer) -> list[str]:
 
 
 def _start(script: str, *arguments: Path | str) -> subprocess.Popen[str]:
-    """Run `script` in a process of its own, with `load_corpus` and `corpus` imported."""
+    """Runs `script` in a new process, with `load_corpus` and `corpus` imported."""
     header = "import json, os, sys\nfrom pathlib import Path\nfrom unitransformer import corpus\n"
     return subprocess.Popen(
         [sys.executable, "-c", header + script, *map(str, arguments)],
@@ -95,7 +95,7 @@ def test_special_tokens_have_the_first_ids(tokenizer: Tokenizer, kind: Tokenizer
     assert special_tokens("wordpiece") == ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
-def test_the_vocabulary_is_as_large_as_asked_and_has_no_gap(tokenizer: Tokenizer) -> None:
+def test_the_vocabulary_has_the_requested_size_without_gaps(tokenizer: Tokenizer) -> None:
     assert sorted(tokenizer.get_vocab().values()) == list(range(600))
 
 
@@ -117,7 +117,7 @@ def test_a_small_text_gives_a_smaller_vocabulary_than_asked() -> None:
     assert build_tokenizer(["aab"], kind="bpe", vocabulary_size=9_000).get_vocab_size() < 270
 
 
-def test_ids_take_two_bytes_up_to_65536_words() -> None:
+def test_token_ids_take_two_bytes_up_to_65536_tokens() -> None:
     assert token_dtype(65_536) == np.uint16
     assert token_dtype(65_537) == np.uint32
 
@@ -147,7 +147,7 @@ def test_encoding_word_by_word_gives_the_ids_of_the_whole_text(
     assert ids.tolist() == whole.encode(text, add_special_tokens=False).ids
 
 
-def test_an_encoder_that_forgets_its_words_gives_the_same_ids(
+def test_an_encoder_with_an_emptied_cache_gives_the_same_ids(
     tokenizer: Tokenizer, kind: TokenizerKind, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     remembering = Encoder(tokenizer, kind=kind).encode(SENTENCES)
@@ -160,15 +160,16 @@ def test_an_encoder_that_forgets_its_words_gives_the_same_ids(
     assert forgetting.encode(SENTENCES) == remembering
 
 
-def test_a_long_word_trains_in_no_time() -> None:
+def test_a_long_word_trains_within_five_seconds() -> None:
     letters = np.random.default_rng(0).choice(list("ACGT"), size=200_000)
     started_at_s = time.process_time()
     build_tokenizer(["".join(letters)], kind="bpe", vocabulary_size=500)
-    assert time.process_time() - started_at_s < 5  # 0.3 where words are chopped, else 15
+    # 0.3 s with words cut into pieces, otherwise 15 s.
+    assert time.process_time() - started_at_s < 5
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_equal_texts_give_equal_tokenizers_in_every_process(
+def test_equal_texts_give_equal_tokenizers_in_different_processes(
     tmp_path: Path, kind: TokenizerKind
 ) -> None:
     source = _write(tmp_path / "text.txt", SENTENCES)
@@ -204,7 +205,7 @@ def test_few_files_are_split_by_bytes(tmp_path: Path, num_files: int) -> None:
     assert len(train) in (num_files - 1, num_files)
 
 
-def test_of_twenty_files_the_last_is_for_validation(tmp_path: Path) -> None:
+def test_the_last_of_twenty_files_is_for_validation(tmp_path: Path) -> None:
     texts = [f"this is file {i}\nwith two lines" for i in range(20)]
     for i, text in enumerate(texts):
         _write(tmp_path / "texts" / f"folder{i % 2}" / f"{i:02}.txt", text)
@@ -236,7 +237,9 @@ def test_the_size_of_a_block_does_not_change_the_text(
     assert "".join(parts) == text
 
 
-def test_blocks_hardly_change_the_tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reading_in_blocks_hardly_changes_the_tokens(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     source = _write(tmp_path / "text.txt", SENTENCES)
     whole = _load(source, tmp_path / "cache1")
     monkeypatch.setattr(corpus, "BLOCK_BYTES", 10_000)
@@ -266,7 +269,7 @@ def test_binary_hidden_and_empty_files_are_left_out(tmp_path: Path) -> None:
     assert loaded.num_bytes == 500
 
 
-def test_the_builtin_corpus_is_the_library_without_tests_and_packages() -> None:
+def test_the_builtin_corpus_is_the_standard_library_without_tests_and_packages() -> None:
     paths = builtin_files()
     parts = {part for path in paths for part in path.parts}
     assert Path(argparse.__file__) in paths
@@ -277,7 +280,7 @@ def test_the_builtin_corpus_is_the_library_without_tests_and_packages() -> None:
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux's peak memory")
 def test_memory_does_not_grow_with_the_text(tmp_path: Path) -> None:
-    # Not getrusage: a child's peak starts from that of its parent.
+    # Not getrusage: the peak of a child starts at that of its parent.
     measure = """
 corpus.TRAINING_BYTES = 500_000
 corpus.load_corpus(sys.argv[1], kind="bpe", vocabulary_size=600, cache_dir=Path(sys.argv[2]))
@@ -305,7 +308,9 @@ def test_the_second_load_reads_the_cache(tmp_path: Path, monkeypatch: pytest.Mon
     assert second.tokenizer.to_str() == first.tokenizer.to_str()
 
 
-def test_the_environment_names_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_environment_variable_sets_the_cache_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("UNITRANSFORMER_CACHE", str(tmp_path / "cache"))
     source = _write(tmp_path / "text.txt", SENTENCES)
     load_corpus(str(source), kind="bpe", vocabulary_size=300)
@@ -313,7 +318,7 @@ def test_the_environment_names_the_cache(tmp_path: Path, monkeypatch: pytest.Mon
     assert json.loads(meta.read_text())["num_bytes"] == len(SENTENCES.encode())
 
 
-def test_other_text_size_or_kind_is_another_entry(tmp_path: Path) -> None:
+def test_another_text_vocabulary_size_or_tokenizer_is_another_cache_entry(tmp_path: Path) -> None:
     source = _write(tmp_path / "text.txt", SENTENCES)
     for kind in KINDS:
         _load(source, tmp_path / "cache", kind)
@@ -322,7 +327,7 @@ def test_other_text_size_or_kind_is_another_entry(tmp_path: Path) -> None:
     assert len(list((tmp_path / "cache").glob("*/meta.json"))) == 4
 
 
-def test_the_same_bytes_cut_into_other_files_are_another_entry(tmp_path: Path) -> None:
+def test_the_same_bytes_in_other_files_are_another_cache_entry(tmp_path: Path) -> None:
     one = _load(_write(tmp_path / "one" / "a", "line\n" * 100).parent, tmp_path / "cache")
     for name in ("a", "b"):
         _write(tmp_path / "two" / name, "line\n" * 50)
@@ -331,7 +336,7 @@ def test_the_same_bytes_cut_into_other_files_are_another_entry(tmp_path: Path) -
     assert len(two.train) == len(one.train) + 1  # the separator
 
 
-def test_processes_that_start_at_once_build_once(tmp_path: Path) -> None:
+def test_processes_that_start_together_build_the_cache_entry_once(tmp_path: Path) -> None:
     source = _write(tmp_path / "text.txt", SENTENCES)
     runs = [_start(LOAD, source, tmp_path / "cache", "bpe") for _ in range(4)]
     results = [_finish(run) for run in runs]
@@ -339,7 +344,7 @@ def test_processes_that_start_at_once_build_once(tmp_path: Path) -> None:
     assert sorted(stderr.count("tokenising") for _, stderr in results) == [0, 0, 0, 1]
 
 
-def test_a_builder_that_was_killed_leaves_nothing_in_the_way(tmp_path: Path) -> None:
+def test_a_killed_builder_does_not_block_the_next_one(tmp_path: Path) -> None:
     source = _write(tmp_path / "text.txt", SENTENCES)
     die = "corpus._read_pieces = lambda span, advance: os.kill(os.getpid(), 9)\n"
     late = "corpus._read_sample = lambda spans: ['some text']\n"
@@ -355,7 +360,7 @@ def test_a_builder_that_was_killed_leaves_nothing_in_the_way(tmp_path: Path) -> 
 
 @pytest.mark.parametrize("name", ["train.bin", "validation.bin", "tokenizer.json", "meta.json"])
 @pytest.mark.parametrize("damage", ["truncated", "deleted"])
-def test_a_damaged_entry_is_built_again(tmp_path: Path, name: str, damage: str) -> None:
+def test_a_damaged_cache_entry_is_built_again(tmp_path: Path, name: str, damage: str) -> None:
     source = _write(tmp_path / "text.txt", SENTENCES[:20_000])
     before = np.array(_load(source, tmp_path / "cache").train)
     (file,) = (tmp_path / "cache").glob(f"*/{name}")
@@ -394,13 +399,13 @@ def test_a_source_without_text_is_refused(
     assert list(tmp_path.glob("cache/*.partial")) == []
 
 
-def test_a_cache_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+def test_a_cache_folder_that_cannot_be_created_is_named(tmp_path: Path) -> None:
     source = _write(tmp_path / "text.txt", SENTENCES)
     with pytest.raises(OSError, match=r"cache .*text\.txt.*set UNITRANSFORMER_CACHE"):
         _load(source, source / "cache")
 
 
-def test_a_full_disk_is_named(tmp_path: Path) -> None:
+def test_a_full_disk_is_reported_with_the_cache_folder(tmp_path: Path) -> None:
     source = _write(tmp_path / "text.txt", SENTENCES)
     limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000))\n"
     process = _start(limit + LOAD, source, tmp_path / "cache", "bpe")

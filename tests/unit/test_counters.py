@@ -1,4 +1,4 @@
-"""Counters and what is told when they change."""
+"""Tests counters of a step and the description of their differences."""
 
 from pathlib import Path
 
@@ -12,22 +12,22 @@ def test_equal_counters_have_no_difference() -> None:
     assert differences({"flops": {"a": 3}}, {"flops": {"a": 3}}) == []
 
 
-def test_what_grew_is_told_with_its_place() -> None:
+def test_a_grown_counter_is_named_with_its_location() -> None:
     before = {"flops": {"head": 100, "layer": 100}}
     now = {"flops": {"head": 104, "layer": 100, "extra": 6}}
     assert differences(before, now) == ["flops grew: 200 -> 210 (+10, +5.00%) at extra +6, head +4"]
 
 
-def test_what_moves_from_one_place_to_another_is_no_equal_case() -> None:
+def test_a_count_that_moves_to_another_location_is_a_difference() -> None:
     (line,) = differences({"operators": {"a": 1, "b": 2}}, {"operators": {"a": 2, "b": 1}})
     assert line == "operators moved: 3 -> 3 (+0, +0.00%) at a +1, b -1"
 
 
-def test_a_counter_that_was_not_there_is_told() -> None:
+def test_a_new_counter_is_reported() -> None:
     assert differences({}, {"graphs": {"f": 2}}) == ["graphs grew: 0 -> 2 (+2) at f +2"]
 
 
-def test_many_places_are_cut_short() -> None:
+def test_a_long_list_of_locations_is_shortened() -> None:
     now = {"operators": {str(place): 1 for place in range(6)}}
     assert differences({}, now)[0].endswith("0 +1, 1 +1, 2 +1, 3 +1 and 2 more places")
 
@@ -49,7 +49,7 @@ def test_a_file_that_holds_something_else_is_refused(text: str, tmp_path: Path) 
         load_counters(tmp_path / "baseline.json")
 
 
-def test_graphs_breaks_and_recompiles_are_told_with_the_code() -> None:
+def test_graphs_breaks_and_recompiles_are_reported_with_their_code() -> None:
     @torch.compile(backend="eager")
     def broken(x: torch.Tensor, factor: str) -> torch.Tensor:
         torch._dynamo.graph_break()
@@ -59,8 +59,8 @@ def test_graphs_breaks_and_recompiles_are_told_with_the_code() -> None:
     broken(torch.ones(2), "a")
     once = count_graphs()
     broken(torch.ones(2), "bb")
-    told = "\n".join(differences(before, once))
-    assert "graph_breaks grew" in told
-    assert "test_counters.py" in told
+    actual = "\n".join(differences(before, once))
+    assert "graph_breaks grew" in actual
+    assert "test_counters.py" in actual
     again = "\n".join(differences(once, count_graphs()))
     assert "recompiles grew" in again

@@ -1,4 +1,4 @@
-"""Which samples make up a batch, what BERT's masks are, and what reading data refuses."""
+"""Tests which samples form a batch, BERT's masks, and refused data."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -41,7 +41,7 @@ def config_of(module: object, devices: int = 1, **fields: object) -> RunConfig:
 
 
 def batches(config: RunConfig, num_samples: int, start_step: int = 0) -> list[list[int]]:
-    """Indices of each global micro-batch, all ranks together."""
+    """Sample indices of each global micro-batch over all ranks."""
     world = config.parallel.world_size
     ranks = [
         [picks[1].tolist() for picks in order]
@@ -60,20 +60,20 @@ def test_a_global_batch_is_the_same_on_any_number_of_devices(devices: int) -> No
     assert one == many
 
 
-def test_accumulating_takes_the_samples_of_a_larger_batch() -> None:
+def test_accumulation_uses_the_samples_of_a_larger_batch() -> None:
     whole = batches(config_of(gpt, batch_size=8), 100)
     parts = batches(config_of(gpt, batch_size=4, accumulate=2), 100)
     assert [sum(pair, []) for pair in zip(parts[::2], parts[1::2], strict=True)] == whole
 
 
-def test_every_pass_over_the_data_sees_each_sample_once_in_another_order() -> None:
+def test_every_epoch_sees_each_sample_once_in_another_order() -> None:
     stream = sum(batches(config_of(gpt, batch_size=5, max_steps=8), 20), [])
     first, second = stream[:20], stream[20:]
     assert sorted(first) == sorted(second) == list(range(20))
     assert first != second
 
 
-def test_a_run_resumed_at_step_4_sees_what_it_would_have_seen() -> None:
+def test_a_run_resumed_at_step_4_sees_the_samples_of_an_uninterrupted_run() -> None:
     config = config_of(gpt, 2, max_steps=9)
     assert batches(config, 30, start_step=4) == batches(config, 30)[4:]
 
@@ -82,7 +82,7 @@ def test_other_seeds_give_other_orders() -> None:
     assert not np.array_equal(permutation(50, 0, 0), permutation(50, 1, 0))
 
 
-def test_validation_samples_are_dealt_out_without_repeats() -> None:
+def test_validation_samples_are_divided_without_repeats() -> None:
     config = config_of(gpt, 2, validation_batches=3)
     ranks = [ValidationOrder(config, 30, rank=rank) for rank in range(2)]
     seen = [index for order in ranks for _, indices in order for index in indices.tolist()]
@@ -111,7 +111,7 @@ def picks(*indices: int, epoch: int = 0) -> tuple[np.ndarray, np.ndarray]:
     return np.full_like(chosen, epoch), chosen
 
 
-def test_a_next_word_is_the_word_that_follows() -> None:
+def test_the_target_of_next_token_prediction_is_the_following_token() -> None:
     samples = NextWords(np.arange(21, dtype=np.uint16), 5)
     batch = samples[picks(0, 3)]
     assert len(samples) == 4
@@ -145,7 +145,7 @@ def test_every_position_but_the_ends_is_masked_equally_often() -> None:
     assert share[1:19].max().item() < 0.20
 
 
-def test_a_mask_depends_on_seed_epoch_and_sample_and_on_nothing_else() -> None:
+def test_a_mask_depends_only_on_seed_epoch_and_sample() -> None:
     samples = masked()
     alone, among = samples[picks(7)], samples[picks(3, 7, 9)]
     assert torch.equal(alone["inputs"][0], among["inputs"][1])
@@ -153,9 +153,9 @@ def test_a_mask_depends_on_seed_epoch_and_sample_and_on_nothing_else() -> None:
     assert not torch.equal(alone["positions"], later["positions"])
 
 
-def test_special_words_are_never_asked_for() -> None:
+def test_special_tokens_are_never_masked() -> None:
     samples = masked()
-    samples.words = np.full(180, 3, dtype=np.uint16)  # nothing but [SEP]
+    samples.words = np.full(180, 3, dtype=np.uint16)  # only [SEP]
     samples.words[4] = 77
     batch = samples[picks(0)]
     assert batch["targets"].tolist()[0].count(IGNORED) == 2
@@ -181,7 +181,7 @@ def test_the_unigram_baseline_is_the_entropy_of_a_known_source() -> None:
     assert baseline.loss == pytest.approx(np.log(2), rel=1e-4)
 
 
-def test_built_in_digits_are_real_pictures_with_no_overlap() -> None:
+def test_built_in_digits_are_real_images_without_overlap() -> None:
     config = config_of(vit)
     source = load_source(config)
     train, validation = source.train, source.validation
@@ -189,20 +189,20 @@ def test_built_in_digits_are_real_pictures_with_no_overlap() -> None:
     assert batch["inputs"].shape == (2, 3, 224, 224)
     assert float(batch["inputs"].max()) <= 1.0
     assert len(train) + len(validation) == 537  # the zeros, ones and twos
-    # Those that scikit-learn has, bit for bit: losses of before are comparable.
+    # Bit for bit those of scikit-learn, so that older losses stay comparable.
     assert source.sha256.startswith("7ead52c7")
     seen = {bytes(p.numpy().tobytes()) for p in train.pictures}  # type: ignore[attr-defined]
     held = [bytes(p.numpy().tobytes()) for p in validation.pictures]  # type: ignore[attr-defined]
     assert not seen.intersection(held)
 
 
-def test_a_batch_of_pictures_can_be_pinned() -> None:
-    """Pinning copies into a tensor of the same strides; one that overlaps itself cannot be."""
+def test_a_batch_of_images_can_be_pinned() -> None:
+    """Pinning copies into equal strides, which fails for a tensor that overlaps itself."""
     batch = load_source(config_of(vit)).train[picks(0, 1)]
     assert 0 not in batch["inputs"].stride()
 
 
-def test_words_are_counted_without_a_copy_of_them_all(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tokens_are_counted_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     words = np.random.default_rng(0).integers(0, 9, 1000).astype(np.uint16)
     monkeypatch.setattr(baselines, "COUNTED_AT_ONCE", 64)
     assert baselines.count_words(words, 12).tolist() == np.bincount(words, minlength=12).tolist()
@@ -220,7 +220,7 @@ def test_the_majority_baseline_counts_its_class() -> None:
 
 
 @pytest.mark.parametrize("module", [bert, gpt, vit], ids=["bert", "gpt", "vit"])
-def test_synthetic_samples_are_made_on_the_device_the_same_each_time(module: object) -> None:
+def test_synthetic_samples_are_generated_on_the_device_reproducibly(module: object) -> None:
     config = config_of(module, data=DataConfig(source="synthetic"))
     data = DataModule(config, load_source(config))
     loader = data.train_dataloader()
@@ -232,7 +232,7 @@ def test_synthetic_samples_are_made_on_the_device_the_same_each_time(module: obj
 
 
 @pytest.mark.parametrize("module", [bert, gpt, vit], ids=["bert", "gpt", "vit"])
-def test_a_synthetic_sample_is_the_same_beside_any_others(module: object) -> None:
+def test_a_synthetic_sample_does_not_depend_on_its_batch(module: object) -> None:
     config = config_of(module, data=DataConfig(source="synthetic"))
     samples, device = Synthetic(config, 8), torch.device("cpu")
 
@@ -258,7 +258,7 @@ def picture_folder(root: Path, classes: int = 2, each: int = 6) -> Path:
     return root
 
 
-def test_a_folder_of_pictures_is_read_as_one_class_a_folder(tmp_path: Path) -> None:
+def test_an_image_folder_has_one_class_per_subfolder(tmp_path: Path) -> None:
     root = picture_folder(tmp_path / "pictures")
     source = load_source(config_of(vit, data=DataConfig(source=str(root))))
     assert source.class_names == ("class0", "class1")
@@ -266,7 +266,7 @@ def test_a_folder_of_pictures_is_read_as_one_class_a_folder(tmp_path: Path) -> N
     assert source.train[picks(0)]["inputs"].shape == (1, 3, 224, 224)
 
 
-def test_a_broken_picture_is_named_and_skipped_with_a_count(tmp_path: Path) -> None:
+def test_a_broken_image_is_named_and_skipped_with_a_count(tmp_path: Path) -> None:
     root = picture_folder(tmp_path / "pictures")
     (root / "class0" / "3.png").write_bytes(b"not a picture")
     with pytest.warns(UserWarning, match=r"1 broken pictures skipped: .*class0/3\.png"):
@@ -275,7 +275,7 @@ def test_a_broken_picture_is_named_and_skipped_with_a_count(tmp_path: Path) -> N
     assert len(source.train) + len(source.validation) == 11
 
 
-def test_a_picture_that_opens_but_does_not_decode_is_counted_too(tmp_path: Path) -> None:
+def test_an_image_that_opens_but_does_not_decode_is_counted(tmp_path: Path) -> None:
     from PIL import Image
 
     root = picture_folder(tmp_path / "pictures")
@@ -288,7 +288,7 @@ def test_a_picture_that_opens_but_does_not_decode_is_counted_too(tmp_path: Path)
     assert "1 broken skipped" in source.description
 
 
-def test_a_picture_that_breaks_while_training_is_replaced_and_named(tmp_path: Path) -> None:
+def test_an_image_that_breaks_during_training_is_replaced_and_named(tmp_path: Path) -> None:
     root = picture_folder(tmp_path / "pictures")
     source = load_source(config_of(vit, data=DataConfig(source=str(root))))
     path, _ = source.train.files[0]  # type: ignore[attr-defined]

@@ -1,78 +1,16 @@
-"""Curves over device counts, and where their efficiency went, out of hand-made records."""
+"""Tests scaling curves, their efficiency, and where time was lost, on hand-made records."""
 
 import math
-import random
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import pytest
-from test_store import HOST, make_config, make_crashed, make_record, make_run
 
 from scaling.analysis.efficiency import Curve, Estimate, Scaling, find_curves, pooled_rate, ratio
 from scaling.analysis.time_lost import Slowest, explain
 from scaling.store.run import Run
-from unitransformer.config import ParallelConfig, to_dict
-
-CLEAN = {"commit": "0123456789abcdef", "is_dirty": False}
-
-
-def make_spread(
-    step_s: float,
-    name: str = "runs/a.json",
-    *,
-    steps: int = 60,
-    noise: float = 0.0,
-    parts: tuple[float, float] = (0.1, 0.3),
-    slowest: Sequence[int] = (0,),
-    batch_size: int = 2,
-    accumulate: int = 1,
-    seed: int = 0,
-    changes: dict[str, Any] | None = None,
-    **parallel: Any,
-) -> Run:
-    """A run of `steps` steady steps, spread over devices.
-
-    Args:
-        noise: a step takes up to this share longer.
-        parts: shares of input and optimizer; forward and backward is the rest.
-        slowest: ranks that were in turns.
-    """
-    drawn = random.Random(name)
-    step_s_all = [0.5, 0.3] + [step_s * (1 + noise * drawn.random()) for _ in range(steps)]
-    record = make_record(step_s=step_s_all)
-    spread = ParallelConfig(**{"accelerator": "cpu"} | parallel)
-    config = replace(
-        make_config(), parallel=spread, batch_size=batch_size, accumulate=accumulate, seed=seed
-    )
-    shares = {"data_s": parts[0], "optimizer_s": parts[1], "forward_backward_s": 1 - sum(parts)}
-    record["samples"] |= {
-        part: [share * s for s in step_s_all] for part, share in shares.items()
-    } | {"slowest_rank": [slowest[step % len(slowest)] for step in range(len(step_s_all))]}
-    return make_run(
-        record
-        | {
-            "config": to_dict(config),
-            "world_size": spread.world_size,
-            "global_batch_size": config.global_batch_size,
-            "hardware": [HOST] * spread.world_size,
-            "trace": [None] * spread.world_size,
-            "code": CLEAN,
-        }
-        | (changes or {}),
-        name,
-    )
-
-
-def strong(step_s: float, devices: int, name: str = "", **changes: Any) -> Run:
-    """A global batch of 8, under DDP."""
-    own: dict[str, Any] = {"strategy": "ddp", "batch_size": 8 // devices}
-    return make_spread(step_s, name or f"runs/{devices}.json", devices=devices, **own | changes)
-
-
-def weak(step_s: float, devices: int, **changes: Any) -> Run:
-    """A batch of 2 a device, under DDP."""
-    return make_spread(step_s, f"runs/{devices}.json", devices=devices, strategy="ddp", **changes)
+from tests.builders.records import make_crashed, make_record, make_run
+from tests.builders.runs import CLEAN, clocked, make_spread, strong, traced, weak
 
 
 def only(runs: Sequence[Run]) -> Curve:
@@ -94,7 +32,7 @@ def efficiencies(curve: Curve) -> dict[int, float]:
         ("weak", [weak(0.1, 1), weak(0.1, 2), weak(0.125, 4)]),
     ],
 )
-def test_efficiency_is_the_rate_a_device_over_that_of_the_baseline(
+def test_efficiency_is_the_rate_per_device_relative_to_the_baseline(
     scaling: Scaling, runs: list[Run]
 ) -> None:
     curve = only(runs)
@@ -103,13 +41,13 @@ def test_efficiency_is_the_rate_a_device_over_that_of_the_baseline(
     assert curve.speedup(curve.points[2]).value == pytest.approx(3.2)
 
 
-def test_the_baseline_is_the_smallest_count_there_is() -> None:
+def test_the_baseline_is_the_smallest_device_count() -> None:
     curve = only([strong(0.04, 8), strong(0.05, 4), strong(0.1, 2)])
     assert (curve.baseline.devices, curve.baseline.middle.name) == (2, "runs/2.json")
     assert efficiencies(curve) == pytest.approx({2: 1.0, 4: 1.0, 8: 0.625})
 
 
-def test_nodes_count_as_their_devices() -> None:
+def test_a_point_counts_the_devices_of_all_its_nodes() -> None:
     runs = [weak(0.1, 2), make_spread(0.1, "b", strategy="ddp", devices=2, num_nodes=2)]
     assert efficiencies(only(runs)) == pytest.approx({2: 1.0, 4: 1.0})
 
@@ -121,7 +59,7 @@ def test_variances_of_logarithms_add_up() -> None:
     assert (found.low, found.high) == pytest.approx((3 * math.exp(-0.5), 3 * math.exp(0.5)))
 
 
-def test_an_interval_that_is_missing_leaves_its_reason() -> None:
+def test_a_missing_interval_leaves_its_reason() -> None:
     curve = only([strong(0.1, 1, steps=10), strong(0.05, 2, noise=0.1)])
     found = curve.efficiency(curve.points[1])
     assert (found.low, found.high) == (None, None)
@@ -141,7 +79,7 @@ def test_repeats_are_one_point_with_the_interval_over_launches() -> None:
     assert point.rate.log_half_width > alone.log_half_width, "launches differ by more than steps"
 
 
-def test_single_lends_its_device_to_a_strategy_that_has_none_and_this_is_said() -> None:
+def test_strategy_single_is_the_baseline_of_a_strategy_without_its_own_with_a_remark() -> None:
     single = make_spread(0.1, "runs/single.json", strategy="single", batch_size=8)
     curve = only([single, strong(0.05, 2)])
     assert (curve.strategy, curve.baseline.runs) == ("ddp", (single,))
@@ -151,7 +89,7 @@ def test_single_lends_its_device_to_a_strategy_that_has_none_and_this_is_said() 
     assert (curve.baseline.runs, curve.remarks) == ((own,), ())
 
 
-def test_of_two_ways_to_spread_the_batch_the_fastest_stands_and_this_is_said() -> None:
+def test_the_fastest_batch_split_represents_its_device_count_with_a_remark() -> None:
     in_parts = strong(0.06, 2, "runs/parts.json", batch_size=2, accumulate=2)
     curve = only([strong(0.1, 1), strong(0.05, 2), in_parts])
     assert [run.name for run in curve.points[1].runs] == ["runs/2.json"]
@@ -161,14 +99,14 @@ def test_of_two_ways_to_spread_the_batch_the_fastest_stands_and_this_is_said() -
     )
 
 
-def test_a_curve_says_in_what_its_records_differ() -> None:
+def test_a_curve_lists_differing_conditions() -> None:
     assert only([strong(0.1, 1), strong(0.05, 2)]).apart == ()
     other = strong(0.05, 2, changes={"code": CLEAN | {"commit": "fedcba"}})
     (line,) = only([strong(0.1, 1), other]).apart
     assert line == "commit differ: 0123456789abcdef (record 1); fedcba (record 2)"
 
 
-def test_what_is_not_alike_or_not_steady_is_on_no_curve() -> None:
+def test_different_or_unsteady_runs_are_on_no_curve() -> None:
     one = strong(0.1, 1)
     assert find_curves([one, strong(0.05, 2, seed=1)]) == []
     assert find_curves([one, strong(0.05, 2, precision="bf16-mixed")]) == []
@@ -177,7 +115,7 @@ def test_what_is_not_alike_or_not_steady_is_on_no_curve() -> None:
     assert find_curves([one, make_run(make_crashed())]) == []
 
 
-def test_runs_of_several_configs_have_no_rate_together() -> None:
+def test_runs_of_several_configs_have_no_pooled_rate() -> None:
     with pytest.raises(ValueError, match="runs have 2 configs; give the launches of one"):
         pooled_rate([strong(0.1, 1), strong(0.05, 2)])
 
@@ -185,13 +123,7 @@ def test_runs_of_several_configs_have_no_rate_together() -> None:
 # ---------------------------------------------------------------------------------- the loss
 
 
-def traced(communication: float, idle: float) -> dict[str, Any]:
-    shares = {"communication": communication, "idle": idle, "other": 1 - communication - idle}
-    rows = [{"part": part, "share": share} for part, share in shares.items()]
-    return {"trace": [{"rows": rows, "step_s": 0.08, "steps": [40]}, None]}
-
-
-def test_an_optimizer_that_is_not_divided_is_all_that_is_lost() -> None:
+def test_an_unsharded_optimizer_explains_all_time_lost() -> None:
     # 10 + 60 + 30 ms on one device; 5 + 30 + 30 ms on two, where 50 ms would be ideal.
     one, two = strong(0.1, 1), strong(0.065, 2, parts=(5 / 65, 30 / 65))
     loss = explain(one, two)
@@ -201,33 +133,33 @@ def test_an_optimizer_that_is_not_divided_is_all_that_is_lost() -> None:
     )
 
 
-def test_a_weak_step_is_held_to_that_of_the_baseline() -> None:
-    # 10 + 60 + 30 ms, then 40 + 60 + 25 ms: input lost 30 of 125, the optimizer gained 5.
+def test_a_weak_scaling_step_is_compared_with_the_baseline_step() -> None:
+    # 10 + 60 + 30 ms, then 40 + 60 + 25 ms: input loses 30 of 125, the optimizer gains 5.
     loss = explain(weak(0.1, 1), weak(0.125, 2, parts=(40 / 125, 25 / 125)))
     assert loss.share == pytest.approx(0.2)
     assert (loss.parts["input"], loss.parts["optimizer"]) == pytest.approx((0.24, -0.04))
 
 
-def test_communication_is_told_apart_with_a_trace_alone() -> None:
+def test_communication_is_separated_only_with_a_trace() -> None:
     one = strong(0.1, 1)
-    untold = explain(one, strong(0.08, 2))
-    assert "exposed communication" not in untold.parts
-    assert any("`--trace` on both runs" in remark for remark in untold.caveats)
-    told = explain(one, strong(0.08, 2, changes=traced(0.25, 0.1)))
-    assert told.parts["exposed communication"] == pytest.approx(0.25)
-    before, after = (loss.parts["forward and backward"] for loss in (untold, told))
+    untraced = explain(one, strong(0.08, 2))
+    assert "exposed communication" not in untraced.parts
+    assert any("`--trace` on both runs" in remark for remark in untraced.caveats)
+    with_trace = explain(one, strong(0.08, 2, changes=traced(0.25, 0.1)))
+    assert with_trace.parts["exposed communication"] == pytest.approx(0.25)
+    before, after = (loss.parts["forward and backward"] for loss in (untraced, with_trace))
     assert after == pytest.approx(before - 0.25)
-    assert told.traced is not None
-    assert told.traced.idle == pytest.approx(0.1)
+    assert with_trace.traced is not None
+    assert with_trace.traced.idle == pytest.approx(0.1)
 
 
-def test_a_baseline_of_two_devices_that_was_not_traced_leaves_communication_untold() -> None:
+def test_an_untraced_baseline_of_two_devices_leaves_communication_missing() -> None:
     loss = explain(strong(0.1, 2), strong(0.06, 4, changes=traced(0.25, 0.1)))
     assert "exposed communication" not in loss.parts
 
 
 @pytest.mark.parametrize("changes", [{}, traced(0.25, 0.1)])
-def test_parts_add_up_to_the_loss_which_is_that_of_the_curve(changes: dict[str, Any]) -> None:
+def test_parts_add_up_to_the_time_lost_on_the_curve(changes: dict[str, Any]) -> None:
     one, two = strong(0.1, 1, noise=0.3), strong(0.07, 2, noise=0.3, changes=changes)
     loss, curve = explain(one, two), only([one, two])
     assert math.fsum(loss.parts.values()) == pytest.approx(loss.share)
@@ -239,13 +171,8 @@ def test_the_slowest_rank_is_named_and_its_cost_is_not_guessed() -> None:
     assert loss.slowest == Slowest(rank=1, share=0.75, chance=0.5)
 
 
-def clocked(communication: float, least: float) -> dict[str, list[float]]:
-    """Seconds of 60 steps of 80 ms and the two before; they come out of forward and backward."""
-    return {"communication_s": [communication] * 62, "least_communication_s": [least] * 62}
-
-
-def test_communication_and_waiting_are_told_by_the_clock_where_it_does() -> None:
-    # 80 ms: 16 of communication on the slowest rank, 12 on the one that others waited for.
+def test_communication_and_waiting_come_from_the_clock_if_recorded() -> None:
+    # 80 ms: 16 of communication on the slowest rank, of which 12 are the minimum over ranks.
     one, two = strong(0.1, 1), strong(0.08, 2, changes=traced(0.25, 0.1))
     two.record["samples"].update(clocked(0.016, 0.012))
     loss = explain(one, two)
@@ -254,11 +181,11 @@ def test_communication_and_waiting_are_told_by_the_clock_where_it_does() -> None
     assert math.fsum(loss.parts.values()) == pytest.approx(loss.share)
     assert loss.traced is None
     assert not any("trace" in caveat for caveat in loss.caveats)
-    untold = explain(strong(0.1, 2), two)
-    assert untold.parts.keys() == {"input", "optimizer", "forward and backward"}
+    untraced = explain(strong(0.1, 2), two)
+    assert untraced.parts.keys() == {"input", "optimizer", "forward and backward"}
 
 
-def test_a_loss_needs_two_steady_runs_of_one_recipe() -> None:
+def test_time_lost_needs_two_steady_runs_of_one_recipe() -> None:
     with pytest.raises(ValueError, match=r"run runs/2.json has no steady state; measure it"):
         explain(strong(0.1, 1), strong(0.05, 2, steps=3))
     with pytest.raises(ValueError, match="run is of recipe vit and baseline of gpt"):

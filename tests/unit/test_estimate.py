@@ -1,4 +1,4 @@
-"""What a sweep will take: cells, commands, time, memory, device-hours and money."""
+"""Tests the estimate of a sweep: cells, commands, time, memory, device-hours and cost."""
 
 import statistics
 from collections.abc import Iterator
@@ -6,14 +6,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from test_calibration import MACHINE
-from test_sweep import make_study, make_tasks
 
 from scaling.store.outcome import Outcome, load_outcome
 from scaling.sweep import estimate
 from scaling.sweep.estimate import CPU_START_S, render_plan
 from scaling.sweep.plan import Task, train_flops
 from scaling.sweep.study import Cell
+from tests.builders.machines import MACHINE
+from tests.builders.sweeps import make_study, make_tasks
 from unitransformer.config import ParallelConfig
 from unitransformer.machine.calibration import Calibration, Ceiling, Samples
 from unitransformer.record.schema import Record, config_of, load_record
@@ -23,7 +23,7 @@ REFERENCES = LANDED.parents[2] / "records"
 
 
 def make_calibration(device: str, **flops_per_s: int) -> Calibration:
-    """A rank that reaches so much, by dtype."""
+    """The ceilings of a rank by dtype."""
     ceilings = tuple(
         Ceiling(
             device=device,
@@ -49,7 +49,7 @@ def make_calibration(device: str, **flops_per_s: int) -> Calibration:
 
 
 def make_two(**parallel: object) -> tuple[list[Task], int]:
-    """Two cells of ten steps, one with twice the batch; the FLOPs of a step of the smaller."""
+    """Two cells of ten steps, one with twice the batch, and the FLOPs per step of the smaller."""
     tasks = make_tasks(make_study(axes={"precision": "32-true", "batch-size": ["8", "16"]}))
     changed = []
     for task in tasks:
@@ -60,13 +60,13 @@ def make_two(**parallel: object) -> tuple[list[Task], int]:
     return changed, round(train_flops(changed[0].config) / 10)
 
 
-def test_on_cpus_time_is_start_up_and_steps_with_what_they_take_beside_their_products(
+def test_estimated_cpu_time_is_start_up_plus_steps_with_overhead(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(estimate, "CPU_START_S", 20.0)
     monkeypatch.setattr(estimate, "CPU_BESIDE", 0.5)
     tasks, step_flops = make_two()
-    # Products of a step take 4 s and 8 s at this ceiling; 0.5 x 2 s come on top of the first.
+    # At this ceiling the products of a step take 4 s and 8 s; overhead adds 0.5 x 2 s.
     calibration = make_calibration("cpu", float32=step_flops // 4)
     lines = render_plan(tasks, {"cpu": calibration}, price_per_hour=3600.0).splitlines()
     assert lines[0] == f"{tasks[0].name}  {tasks[0].cell.command}"
@@ -82,14 +82,14 @@ def test_on_cpus_time_is_start_up_and_steps_with_what_they_take_beside_their_pro
     ]
 
 
-def test_on_gpus_the_least_is_told_and_every_device_is_paid() -> None:
+def test_an_estimate_for_gpus_is_a_lower_bound_and_prices_every_device() -> None:
     tasks, step_flops = make_two(accelerator="cuda", strategy="ddp", devices=2)
-    # Two devices halve the twice as many FLOPs.
+    # Two devices share twice as many FLOPs.
     calibration = make_calibration("cuda", float32=step_flops // 2 // 36)
-    told = render_plan(tasks, {"cuda": calibration}, price_per_hour=2.5).splitlines()
-    assert told[1].startswith("    at least 6 min, about ")
-    assert told[1].endswith(" a rank, 2 ranks")
-    assert told[5:] == [
+    actual = render_plan(tasks, {"cuda": calibration}, price_per_hour=2.5).splitlines()
+    assert actual[1].startswith("    at least 6 min, about ")
+    assert actual[1].endswith(" a rank, 2 ranks")
+    assert actual[5:] == [
         "2 cells",
         "at least 18 min: the matrix products at this machine's ceiling",
         "start-up of each cell not counted: nothing is known of it on GPUs",
@@ -97,13 +97,13 @@ def test_on_gpus_the_least_is_told_and_every_device_is_paid() -> None:
     ]
 
 
-def test_what_is_not_known_is_said_and_refused_cells_cost_nothing() -> None:
+def test_an_estimate_names_unknowns_and_refused_cells_cost_nothing() -> None:
     tasks, step_flops = make_two()
     refused = Task(cell=Cell(recipe="gpt", options={}), repeat=1, config=None, refusal="no GPU")
-    told = render_plan([*tasks, refused], {"cpu": None}, price_per_hour=None).splitlines()
-    assert told[1].startswith("    time not told, about ")
-    assert told[5] == "    refused: no GPU"
-    assert told[7:] == [
+    actual = render_plan([*tasks, refused], {"cpu": None}, price_per_hour=None).splitlines()
+    assert actual[1].startswith("    time not told, about ")
+    assert actual[5] == "    refused: no GPU"
+    assert actual[7:] == [
         "3 cells, 1 of them refused",
         "time not told: this machine has no calibration; run python -m scaling calibrate",
     ]
@@ -122,8 +122,8 @@ def landed() -> Iterator[tuple[Outcome, Record]]:
         yield outcome, load_record(path.parent / str(outcome.record))
 
 
-def test_the_plan_of_the_study_for_laptops_is_near_what_it_took() -> None:
-    """Its sweep, on a machine of two cores with the ceilings that its records hold."""
+def test_the_estimate_of_the_laptop_study_is_near_its_measured_time() -> None:
+    """The estimated sweep on a machine with two cores and the ceilings of its records."""
     calibration = make_calibration("cpu", float32=172 * 10**9, bfloat16=24 * 10**9)
     took_s, start_s, likely_s = [], [], []
     for outcome, record in landed():
@@ -135,19 +135,19 @@ def test_the_plan_of_the_study_for_laptops_is_near_what_it_took() -> None:
     assert len(took_s) == 168
     assert statistics.median(start_s) == pytest.approx(CPU_START_S, abs=0.1)
     assert sum(took_s) / 2 < sum(likely_s) < sum(took_s) * 2
-    near = sum(own / 2 < told < own * 2 for own, told in zip(took_s, likely_s, strict=True))
+    near = sum(own / 2 < actual < own * 2 for own, actual in zip(took_s, likely_s, strict=True))
     assert near > 0.85 * 168
 
 
-def test_steps_of_reference_size_are_near_what_they_took() -> None:
+def test_estimated_reference_steps_are_near_their_measured_time() -> None:
     calibration = make_calibration("cpu", float32=172 * 10**9, bfloat16=24 * 10**9)
     (any_task, *_) = make_tasks(make_study())
     records = [load_record(path) for path in REFERENCES.glob("*.json") if is_run(path)]
     assert {record["recipe"] for record in records} == {"bert", "gpt", "vit"}
     for record in records:
         config = config_of(record)
-        told = estimate.estimate(replace(any_task, config=config), {"cpu": calibration})
-        step_s = (told.likely_s - CPU_START_S) / config.max_steps
+        actual = estimate.estimate(replace(any_task, config=config), {"cpu": calibration})
+        step_s = (actual.likely_s - CPU_START_S) / config.max_steps
         took_s = statistics.median(record["step_s"])
         assert took_s / 2 < step_s < took_s * 2
 

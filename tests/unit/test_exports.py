@@ -1,4 +1,4 @@
-"""Rows as CSV and JSON."""
+"""Tests rows exported as CSV and JSON."""
 
 import csv
 import io
@@ -12,15 +12,15 @@ from scaling.report.rows import NAMES, Row
 
 
 def make_row(**changes: Any) -> Row:
-    told: dict[str, Any] = {"recipe": "gpt", "status": "ok", "unit": "tokens", "command": "x"}
-    return Row(**(told | changes))
+    actual: dict[str, Any] = {"recipe": "gpt", "status": "ok", "unit": "tokens", "command": "x"}
+    return Row(**(actual | changes))
 
 
 def read(text: str) -> list[dict[str, str]]:
     return list(csv.DictReader(io.StringIO(text, newline="")))
 
 
-def test_a_csv_has_a_header_and_a_line_for_each_row_ended_as_rfc_4180_says() -> None:
+def test_a_csv_has_a_header_and_a_line_per_row_with_rfc_4180_line_ends() -> None:
     text = to_csv([make_row(units_per_s=0.1, is_dirty=True), make_row(devices=4)])
     assert text.split("\r\n")[0] == ",".join(NAMES)
     assert text.count("\r\n") == 3
@@ -29,18 +29,18 @@ def test_a_csv_has_a_header_and_a_line_for_each_row_ended_as_rfc_4180_says() -> 
     assert (second["units_per_s"], second["devices"]) == ("", "4")
 
 
-def test_text_with_commas_quotes_and_lines_comes_back_as_it_was() -> None:
-    told = 'one, "two"\nthree; ünï'
-    assert read(to_csv([make_row(reason=told)]))[0]["reason"] == told
+def test_text_with_commas_quotes_and_lines_survives_csv_unchanged() -> None:
+    actual = 'one, "two"\nthree; ünï'
+    assert read(to_csv([make_row(reason=actual)]))[0]["reason"] == actual
 
 
 @pytest.mark.parametrize("start", ["=", "+", "-", "@", "\t", "\r", "\n"])
-def test_a_spreadsheet_runs_nothing(start: str) -> None:
-    told = f"{start}HYPERLINK(1)"
-    assert read(to_csv([make_row(command=told)]))[0]["command"] == f"'{told}"
+def test_a_spreadsheet_executes_no_cell_as_a_formula(start: str) -> None:
+    actual = f"{start}HYPERLINK(1)"
+    assert read(to_csv([make_row(command=actual)]))[0]["command"] == f"'{actual}"
 
 
-def test_a_number_below_zero_is_no_formula() -> None:
+def test_a_negative_number_is_not_escaped_as_a_formula() -> None:
     assert read(to_csv([make_row(validation_loss=-0.5)]))[0]["validation_loss"] == "-0.5"
 
 

@@ -1,4 +1,4 @@
-"""FLOPs by arithmetic equal torch's own counter, to the last digit."""
+"""Computed FLOPs equal those of torch's counter exactly."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -77,7 +77,7 @@ def make_batch(config: RunConfig, batch_size: int) -> Batch:
 
 
 def counted_by_torch(config: RunConfig, batch_size: int, *, device: str = "meta") -> int:
-    """A step; on the meta device attention is counted as the matrix products it is made of."""
+    """Counted FLOPs of a step on the meta device, where attention counts as matrix products."""
     with torch.device(device):
         objective = Objective(Transformer(config.model), loss_chunk=config.loss_chunk)
         checkpoint_activations(objective, config.parallel.activation_checkpointing)
@@ -99,7 +99,7 @@ def test_matmul_flops_equal_torchs_counter(
 @pytest.mark.parametrize("checkpointing", get_args(ActivationCheckpointing))
 @pytest.mark.parametrize("shape", [SHAPES["flat"], SHAPES["odd"]], ids=["flat", "odd"])
 @EVERY_MODEL
-def test_hardware_flops_equal_torchs_counter_whatever_is_computed_again(
+def test_hardware_flops_with_recomputation_equal_torchs_counter(
     preset: Preset, overrides: dict[str, Any], shape: dict[str, Any], checkpointing: str
 ) -> None:
     config = run_config(preset, **overrides, **shape, activation_checkpointing=checkpointing)
@@ -109,7 +109,7 @@ def test_hardware_flops_equal_torchs_counter_whatever_is_computed_again(
 
 
 @pytest.mark.parametrize("preset", [gpt.PRESET, bert.PRESET, vit.PRESET], ids=lambda p: p.recipe)
-def test_the_largest_size_is_counted_to_the_last_digit_as_well(preset: Preset) -> None:
+def test_the_flops_of_the_largest_size_equal_torchs_counter(preset: Preset) -> None:
     size = list(preset.sizes)[-1]
     config = replace(
         run_config(preset, activation_checkpointing="full"), model=preset.model_config(size)
@@ -119,9 +119,9 @@ def test_the_largest_size_is_counted_to_the_last_digit_as_well(preset: Preset) -
 
 
 def counted_in_graphs(config: RunConfig) -> int:
-    """FLOPs of a compiled step, from its graphs: with a counter around it, it would run eagerly.
+    """FLOPs of a compiled step from its graphs: a counter around it would disable compilation.
 
-    As on any CPU, attention is not among them.
+    Attention is not counted, as on any CPU.
     """
     counts = []
 
@@ -150,7 +150,7 @@ def counted_in_graphs(config: RunConfig) -> int:
     return sum(counts)
 
 
-# Dynamo's own, where it looks at a function with a gradient of its own.
+# Dynamo warns when it traces a custom autograd function.
 @pytest.mark.filterwarnings("ignore:.*Function'> should not be instantiated:DeprecationWarning")
 @pytest.mark.parametrize(
     ("preset", "spread", "final_norm", "loss_chunk", "repeats_the_last_product"),
@@ -165,7 +165,7 @@ def counted_in_graphs(config: RunConfig) -> int:
     ],
     ids=["gpt", "bert", "vit", "chunks", "norm-chunks", "by-layer", "selective"],
 )
-def test_a_compiled_step_makes_the_last_layers_result_again_where_it_is_needed(
+def test_a_compiled_step_recomputes_the_result_of_the_last_layer(
     preset: Preset,
     spread: dict[str, Any],
     final_norm: bool,
@@ -178,7 +178,7 @@ def test_a_compiled_step_makes_the_last_layers_result_again_where_it_is_needed(
     last_product = repeats_the_last_product * 2 * count_looked_at(config) * 64 * 100
     seen = counted_by_torch(config, 1, device="cpu")  # eager
     head = 3 * 2 * count_looked_at(config) * 64 * config.model.num_classes
-    outside = head if config.parallel.is_sharded else 0  # layers alone are compiled
+    outside = head if config.parallel.is_sharded else 0  # only the layers are compiled
     assert counted_in_graphs(config) == seen + last_product - outside
     eager = replace(config, parallel=replace(config.parallel, compile="off"))
     more = recomputed_flops_per_sample(config) - recomputed_flops_per_sample(eager)
@@ -193,14 +193,14 @@ def test_a_loss_in_chunks_computes_no_logits_twice(preset: Preset, loss_chunk: i
 
 
 @pytest.mark.parametrize("preset", [gpt.PRESET, bert.PRESET, vit.PRESET], ids=lambda p: p.recipe)
-def test_a_unit_costs_the_same_in_any_batch_on_any_number_of_devices(preset: Preset) -> None:
+def test_flops_per_token_do_not_depend_on_batch_or_devices(preset: Preset) -> None:
     config = run_config(preset)
     spread = ParallelConfig(devices=8, strategy="ddp", precision="bf16-mixed")
     other = replace(config, batch_size=5, accumulate=7, loss_chunk=16, parallel=spread)
     assert count_flops(other) == count_flops(config)
 
 
-def test_what_full_checkpointing_repeats_is_a_layer_without_its_last_product() -> None:
+def test_full_checkpointing_recomputes_a_layer_without_its_last_product() -> None:
     shape = {"width": 8, "num_layers": 1, "num_heads": 1, "feedforward_width": 32}
     config = run_config(
         gpt.PRESET, **shape, sequence_length=4, activation_checkpointing="full", num_classes=5
@@ -212,7 +212,10 @@ def test_what_full_checkpointing_repeats_is_a_layer_without_its_last_product() -
 
 
 def test_torchs_counter_sees_no_attention_on_a_cpu() -> None:
-    """https://github.com/pytorch/pytorch/issues/195460: so it is asked on the meta device."""
+    """torch counts no attention on a CPU, hence the meta device above.
+
+    https://github.com/pytorch/pytorch/issues/195460
+    """
     config = run_config(gpt.PRESET, **SHAPES["wide"], sequence_length=16, dropout=0.0)
     layers, products, twice_again = 2, 2, 3
     attention = twice_again * layers * products * 2 * 16 * 16 * 64
@@ -221,8 +224,7 @@ def test_torchs_counter_sees_no_attention_on_a_cpu() -> None:
 
 
 def test_torchs_counter_sees_flash_attention_as_three_and_a_half_forward_passes() -> None:
-    """Its backward pass computes the scores again: five products, where two matrix products need
-    four. That is what the kernel does, and no part of what a model needs."""
+    """The backward kernel recomputes the scores: five products where the model needs four."""
     with torch.device("meta"):
         q, k, v = (torch.randn(1, 2, 16, 8, requires_grad=True) for _ in range(3))
     with FlopCounterMode(display=False) as counter:
@@ -234,7 +236,7 @@ def test_torchs_counter_sees_flash_attention_as_three_and_a_half_forward_passes(
     assert counter.get_total_flops() == 3 * forward
 
 
-def test_every_count_has_a_convention_that_says_what_it_counts() -> None:
+def test_every_flop_count_has_a_described_convention() -> None:
     assert count_flops(run_config(vit.PRESET)).keys() == CONVENTIONS.keys()
 
 
@@ -252,10 +254,10 @@ def test_conventions_without_attention_differ_by_twelve_layers_width_positions()
     assert counts["palm"] - counts["6n"] == 12 * 6 * 768 * 64
 
 
-def test_a_picture_counts_all_its_positions() -> None:
+def test_an_image_counts_all_its_positions() -> None:
     config = run_config(vit.PRESET)
     assert count_flops(config)["6n"] == 6 * count_parameters(config.model) * 197
 
 
-def test_a_masked_word_is_looked_for_at_three_of_twenty_positions() -> None:
+def test_masked_tokens_are_predicted_at_three_of_twenty_positions() -> None:
     assert count_looked_at(run_config(bert.PRESET)) == 3

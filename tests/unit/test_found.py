@@ -1,4 +1,4 @@
-"""What was found in a record is found once, and told only of the very bytes it was found in."""
+"""Metrics are cached by the exact bytes of a record and the version of the code."""
 
 import os
 import time
@@ -10,7 +10,7 @@ from scaling.store import metrics_cache
 from scaling.store.metrics_cache import Kept, open_kept
 from scaling.store.reader import Store, load_store
 from scaling.store.run import Run, find_contradictions, find_recounts
-from tests.unit.test_store import make_record
+from tests.builders.records import make_record
 from unitransformer.record.schema import write_record
 
 
@@ -32,8 +32,8 @@ def figures(run: Run) -> tuple[object, ...]:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Records with an interval, without one, without a steady state, at odds with themselves, and
-    one of a run that failed."""
+    """Records with and without an interval, without a steady state, one that contradicts itself,
+    and a failed one."""
     records = {
         "long": make_record(step_s=[0.5] + [0.1 + 0.001 * (n % 7) for n in range(99)]),
         "short": make_record(),
@@ -46,7 +46,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "records"
 
 
-def test_what_is_recalled_is_what_is_found(folder: Path, tmp_path: Path) -> None:
+def test_cached_metrics_equal_computed_metrics(folder: Path, tmp_path: Path) -> None:
     kept = Kept(tmp_path / "kept")
     fresh, first, second = load(folder), load(folder, kept), load(folder, kept)
     assert fresh == first == second
@@ -58,14 +58,16 @@ def test_what_is_recalled_is_what_is_found(folder: Path, tmp_path: Path) -> None
             assert figures(one) == figures(other) == figures(last)
 
 
-def test_it_is_found_once(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_metrics_are_computed_once(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     kept = Kept(tmp_path / "kept")
     load(folder, kept)
     monkeypatch.setattr("scaling.store.reader.find", lambda run: pytest.fail(f"{run.name} again"))
     load(folder, kept)
 
 
-def test_a_changed_digit_is_noticed_all_the_same(folder: Path, tmp_path: Path) -> None:
+def test_a_changed_digit_invalidates_cached_metrics(folder: Path, tmp_path: Path) -> None:
     kept = Kept(tmp_path / "kept")
     load(folder, kept)
     text = (folder / "long.json").read_text()
@@ -76,7 +78,7 @@ def test_a_changed_digit_is_noticed_all_the_same(folder: Path, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("damage", [lambda text: text[:200], lambda text: text.replace("1", "2")])
-def test_a_damaged_file_of_it_is_none(folder: Path, tmp_path: Path, damage: object) -> None:
+def test_a_damaged_cache_file_is_ignored(folder: Path, tmp_path: Path, damage: object) -> None:
     kept = Kept(tmp_path / "kept")
     before = [figures(run) for run in load(folder, kept).runs if run.is_ok]
     for path in (tmp_path / "kept").rglob("*.json"):
@@ -84,12 +86,12 @@ def test_a_damaged_file_of_it_is_none(folder: Path, tmp_path: Path, damage: obje
     assert [figures(run) for run in load(folder, kept).runs if run.is_ok] == before
 
 
-def test_a_place_that_cannot_be_written_costs_time_alone(folder: Path, tmp_path: Path) -> None:
+def test_an_unwritable_cache_costs_only_time(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     assert load(folder, Kept(tmp_path / "file" / "kept")) == load(folder)
 
 
-def test_other_code_finds_anew_and_what_nobody_asks_for_goes(
+def test_other_code_recomputes_metrics_and_unused_entries_are_deleted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("UNITRANSFORMER_CACHE", str(tmp_path))
@@ -98,7 +100,7 @@ def test_other_code_finds_anew_and_what_nobody_asks_for_goes(
     monkeypatch.setattr(metrics_cache, "_code_digest", lambda: "other")
     other = open_kept().folder
     assert own != other
-    assert (own / "00").is_dir()  # a moment ago somebody used it
+    assert (own / "00").is_dir()  # used a moment ago
     long_ago = time.time() - 2 * metrics_cache.UNUSED_S
     os.utime(own, (long_ago, long_ago))
     open_kept()

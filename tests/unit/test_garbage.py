@@ -1,4 +1,4 @@
-"""When garbage is not looked for, and that it is again."""
+"""Tests that garbage collection pauses during imports and resumes."""
 
 import gc
 import subprocess
@@ -26,7 +26,7 @@ assert gc.get_freeze_count() == frozen
 """
 
 
-def test_collection_goes_on_whatever_happens() -> None:
+def test_garbage_collection_resumes_even_after_an_error() -> None:
     @no_collection()
     def fail() -> None:
         raise ValueError(f"collects: {gc.isenabled()}")
@@ -37,7 +37,7 @@ def test_collection_goes_on_whatever_happens() -> None:
     assert gc.isenabled()
 
 
-def test_collection_that_was_off_stays_off() -> None:
+def test_garbage_collection_that_was_off_stays_off() -> None:
     gc.disable()
     try:
         with no_collection():
@@ -47,5 +47,5 @@ def test_collection_that_was_off_stays_off() -> None:
         gc.enable()
 
 
-def test_what_is_imported_first_is_frozen_and_nothing_later(repository: Path) -> None:
+def test_only_the_first_import_is_frozen(repository: Path) -> None:
     subprocess.run([sys.executable, "-c", FIRST], cwd=repository, check=True)

@@ -1,15 +1,15 @@
-"""From what a GPU tells to the row of its run: energy, clocks, heat, and what held it down."""
+"""Tests the GPU values in the row of a run: energy, clocks, temperature, throttle reasons."""
 
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from test_report import cells, render
-from test_store import make_config, make_record
-from test_telemetry import FakeNvml, follow
 
 from scaling.store.reader import load_store
+from tests.builders.nvml import FakeNvml, follow
+from tests.builders.records import make_config, make_record
+from tests.builders.reports import cells, render
 from unitransformer.measure.instruments import Instruments
 from unitransformer.record.schema import write_record
 from unitransformer.recording import _with_energy
@@ -18,7 +18,7 @@ POWER_CAP = 0x4
 
 
 class Warming(FakeNvml):
-    """It gets warmer and slower from look to look."""
+    """Readings of a GPU that gets warmer and slower."""
 
     def __init__(self, **told: Any) -> None:
         super().__init__(**told)
@@ -33,7 +33,7 @@ class Warming(FakeNvml):
 
 
 def reading(nvml: Any) -> dict[str, Any]:
-    """Of a rank whose GPU was looked at when steps 0, 5 and 10 began; from step 2 on is steady."""
+    """The record of a rank with GPU readings at steps 0, 5 and 10, and steady from step 2."""
     watching = Instruments(make_config(), first_step=0)
     watching.telemetry = follow(nvml, steps=(0, 5, 10))
     watching._step = 10
@@ -48,7 +48,7 @@ def row_of(*readings: dict[str, Any]) -> dict[str, str]:
 
 
 def test_a_row_has_joules_clocks_power_and_temperature_at_start_and_end() -> None:
-    # 1,600 J in 5 steady steps of 2 x 8 tokens, after a warm-up that took much more.
+    # 1,600 J in 5 steady steps of 2 x 8 tokens; the warm-up used much more.
     row = row_of(reading(Warming(energy_mj=[0, 9_600_000, 11_200_000])))
     assert row["energy"] == "20 J per token, of 1 device, by 5 steady steps"
     assert "SM clock 1980 to 1780 MHz" in row["GPU"]
@@ -73,7 +73,7 @@ def test_several_gpus_have_their_range() -> None:
     assert "temperature (50 … 61) to (61 … 70) °C" in row["GPU"]
 
 
-def test_what_the_driver_does_not_tell_is_no_number() -> None:
+def test_values_missing_from_the_driver_are_not_shown_as_numbers() -> None:
     told = reading(FakeNvml())
     for look in told["gpu"]["samples"]:
         look |= {"power_w": None, "clock_reasons": None}
@@ -87,7 +87,7 @@ def test_a_run_without_a_gpu_has_no_such_row() -> None:
 
 
 @pytest.mark.parametrize(("field", "value"), [("temperature_c", "warm"), ("clock_reasons", 4)])
-def test_a_look_that_is_none_is_refused_with_its_place(
+def test_an_invalid_reading_is_refused_with_its_position(
     field: str, value: object, tmp_path: Path
 ) -> None:
     told = reading(FakeNvml())

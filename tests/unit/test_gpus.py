@@ -1,4 +1,4 @@
-"""Which GPU a driver's name means, its dense figures, and that no other GPU gets them."""
+"""Tests that a driver name gives the dense peaks of its GPU, and of no other."""
 
 from itertools import pairwise
 from typing import get_args
@@ -47,7 +47,7 @@ PRINTED = {
     "AMD Instinct MI355X": 2516.6,
     "AMD Instinct MI355X OAM": 2516.6,
 }
-# Names that drivers print too, each a letter or a word away from one in the table.
+# Other names that drivers print, each similar to one in the table.
 NEAR_MISSES = [
     "NVIDIA H20",
     "NVIDIA H20-3e",
@@ -93,7 +93,7 @@ GPU = pytest.mark.parametrize("gpu", GPUS, ids=lambda gpu: gpu.name)
 
 
 @pytest.mark.parametrize(("device_name", "tflops"), PRINTED.items(), ids=PRINTED.keys())
-def test_a_printed_name_has_its_dense_peak(device_name: str, tflops: float) -> None:
+def test_a_driver_name_gives_the_dense_peak(device_name: str, tflops: float) -> None:
     gpu = find_gpu(device_name)
     assert gpu is not None
     peaks = gpu.dense_flops_per_s
@@ -101,27 +101,27 @@ def test_a_printed_name_has_its_dense_peak(device_name: str, tflops: float) -> N
 
 
 @pytest.mark.parametrize("device_name", NEAR_MISSES)
-def test_a_near_miss_takes_no_other_gpus_figure(device_name: str) -> None:
+def test_a_similar_name_does_not_get_the_peak_of_another_gpu(device_name: str) -> None:
     assert find_gpu(device_name) is None
     assert device_name in why_unknown(device_name)
 
 
-def test_every_gpu_in_the_table_is_found_by_a_printed_name() -> None:
+def test_every_gpu_of_the_table_is_matched_by_a_driver_name() -> None:
     found = {gpu.name for name in PRINTED if (gpu := find_gpu(name))}
     assert found == {gpu.name for gpu in GPUS}
     names = [name for gpu in GPUS for name in gpu.driver_names]
     assert len(set(names)) == len(names), "one name, one GPU"
 
 
-def test_a_slice_and_a_shared_name_say_what_they_are() -> None:
+def test_a_mig_slice_and_an_ambiguous_name_are_explained() -> None:
     assert "a slice" in why_unknown("NVIDIA A100-SXM4-40GB MIG 1g.5gb")
     assert "two GPUs" in why_unknown("AMD Instinct MI250X / MI250")
     assert "no other GPU stands in" in why_unknown("NVIDIA H20")
 
 
 @GPU
-def test_half_the_bits_are_twice_as_fast(gpu: Gpu) -> None:
-    """A figure with sparsity beside a dense one would be four times."""
+def test_a_dtype_with_half_the_bits_has_twice_the_peak(gpu: Gpu) -> None:
+    """Mixing peaks with and without sparsity would give a ratio of four."""
     peaks = gpu.dense_flops_per_s
     assert set(peaks) <= set(get_args(Dtype))
     wide_to_narrow = [peaks[dtype] for dtype in ("tf32", "float16", "fp8") if dtype in peaks]
@@ -137,19 +137,19 @@ def test_no_gpu_computes_float32_faster_than_tf32(gpu: Gpu) -> None:
 
 
 @GPU
-def test_a_figure_has_its_makers_data_sheet(gpu: Gpu) -> None:
+def test_every_peak_cites_its_makers_data_sheet(gpu: Gpu) -> None:
     maker = "https://www.amd.com/" if gpu.is_amd else "nvidia.com/"
     assert gpu.source.startswith("https://")
     assert maker in gpu.source
 
 
 @GPU
-def test_memory_is_faster_than_the_link_but_never_a_thousand_times(gpu: Gpu) -> None:
+def test_memory_bandwidth_exceeds_the_link_by_less_than_a_thousand(gpu: Gpu) -> None:
     assert 1 < gpu.memory_bytes_per_s / gpu.link_bytes_per_s < 1000
     assert 300e9 <= gpu.memory_bytes_per_s <= 8e12
 
 
-def test_a_die_of_an_mi250x_is_a_device_with_half_the_cards_figures() -> None:
+def test_a_die_of_an_mi250x_has_half_the_peaks_of_the_card() -> None:
     gpu = find_gpu("AMD Instinct MI250X")
     assert gpu is not None
     assert 2 * gpu.dense_flops_per_s["float16"] == 383e12

@@ -1,4 +1,4 @@
-"""What the system tells of this machine and this process."""
+"""Tests readings of this machine and this process."""
 
 import subprocess
 import sys
@@ -11,7 +11,9 @@ TELL = "from unitransformer.machine.host import peak_resident_bytes; print(peak_
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
-def test_a_small_process_of_a_large_one_has_a_small_peak() -> None:
+def test_a_small_child_of_a_large_process_has_a_small_peak_memory() -> None:
     block = bytearray(b"x") * 2**28
-    told = subprocess.run([sys.executable, "-c", TELL], capture_output=True, check=True, text=True)
-    assert 0 < int(told.stdout) < len(block) < peak_resident_bytes()
+    actual = subprocess.run(
+        [sys.executable, "-c", TELL], capture_output=True, check=True, text=True
+    )
+    assert 0 < int(actual.stdout) < len(block) < peak_resident_bytes()

@@ -1,4 +1,4 @@
-"""Who else used the processors: counters of a made-up machine, and of this one."""
+"""Tests processor use by other processes, with counters of a fake machine and of this one."""
 
 import os
 import time
@@ -18,31 +18,31 @@ START = HostSample(
     load_1min=0.5,
     clock_hz=2e9,
 )
-END = replace(START, at_s=10, own_cpu_s=10, busy_cpu_s=10)  # one core of ours, ten seconds
+END = replace(START, at_s=10, own_cpu_s=10, busy_cpu_s=10)  # one core used by us, for ten seconds
 
 
-def test_what_the_machine_did_and_the_ranks_did_not_is_of_others() -> None:
+def test_processor_time_beyond_that_of_the_ranks_belongs_to_other_processes() -> None:
     load = load_between([START], [replace(END, busy_cpu_s=15)], num_cores=2)
     assert load.others_cpu_s == 5
     assert load.flags() == ["other processes used 0.5 of 2 cores"]
 
 
-def test_a_quiet_machine_has_no_flags() -> None:
+def test_an_idle_machine_has_no_flags() -> None:
     assert load_between([START], [END], num_cores=2).flags() == []
 
 
-def test_the_other_ranks_of_the_job_are_not_others() -> None:
+def test_other_ranks_of_the_job_do_not_count_as_other_processes() -> None:
     load = load_between([START] * 2, [replace(END, busy_cpu_s=20)] * 2, num_cores=2)
     assert load.own_cpu_s == 20
     assert load.others_cpu_s == 0
 
 
-def test_time_that_the_hypervisor_took_is_flagged() -> None:
+def test_time_stolen_by_the_hypervisor_is_flagged() -> None:
     load = load_between([START], [replace(END, stolen_cpu_s=4)], num_cores=2)
     assert load.flags() == ["the hypervisor took 20% of the processors' time"]
 
 
-def test_a_control_group_that_was_held_back_is_flagged() -> None:
+def test_a_throttled_control_group_is_flagged() -> None:
     load = load_between([START], [replace(END, throttled_s=0.25)], num_cores=2)
     assert load.flags() == ["the control group was held back for 0.25 s"]
 
@@ -57,7 +57,7 @@ def test_counters_are_read_in_seconds(tmp_path: Path) -> None:
     (tmp_path / "proc/cpuinfo").write_text("cpu MHz\t\t: 2000.0\ncpu MHz\t\t: 3000.0\n")
     (tmp_path / "sys/fs/cgroup/cpu.stat").write_text("nr_throttled 2\nthrottled_usec 1500000\n")
     found = sample_host(tmp_path)
-    # user, nice, system, irq, softirq; guests are in user and nice already
+    # user, nice, system, irq, softirq; guest time is part of user and nice
     assert found.busy_cpu_s == 1 + 2 + 3 + 4 + 5
     assert found.stolen_cpu_s == 7
     assert found.throttled_s == 1.5
@@ -65,16 +65,16 @@ def test_counters_are_read_in_seconds(tmp_path: Path) -> None:
     assert found.clock_hz == 2.5e9
 
 
-def test_a_system_without_these_files_says_none_and_why(tmp_path: Path) -> None:
+def test_a_system_without_proc_files_reads_none_with_the_reason(tmp_path: Path) -> None:
     start = sample_host(tmp_path, clock=lambda: 0.0)
     end = sample_host(tmp_path, clock=lambda: 1.0)
-    told = load_between([start], [end], num_cores=1).as_dict()
-    assert told["others_cpu_s"] is told["stolen_cpu_s"] is None
-    assert told["flags"] == []
-    assert set(told["untold"]) == {"others_cpu_s", "stolen_cpu_s", "throttled_s"}
+    actual = load_between([start], [end], num_cores=1).as_dict()
+    assert actual["others_cpu_s"] is actual["stolen_cpu_s"] is None
+    assert actual["flags"] == []
+    assert set(actual["untold"]) == {"others_cpu_s", "stolen_cpu_s", "throttled_s"}
 
 
-def test_the_own_time_of_this_process_grows_by_what_it_computes() -> None:
+def test_processor_time_of_this_process_grows_as_it_computes() -> None:
     start = sample_host()
     until = time.process_time() + 0.2
     while time.process_time() < until:
@@ -83,12 +83,12 @@ def test_the_own_time_of_this_process_grows_by_what_it_computes() -> None:
     assert 0.18 <= load.own_cpu_s <= 0.3
 
 
-def test_an_end_before_its_start_is_refused() -> None:
+def test_a_reading_that_ends_before_its_start_is_refused() -> None:
     with pytest.raises(ValueError, match="must be later"):
         load_between([END], [START], num_cores=1)
 
 
-def test_ranks_without_an_end_are_refused() -> None:
+def test_a_rank_without_a_last_reading_is_refused() -> None:
     with pytest.raises(ValueError, match="shorter"):
         load_between([START, START], [END], num_cores=1)
     with pytest.raises(ValueError, match="at least one rank"):

@@ -1,12 +1,12 @@
-"""What a lack of memory settles, and what it does not."""
+"""Tests which cells an out-of-memory cell implies to be out of memory too."""
 
 from dataclasses import replace
 from typing import Any
 
 import pytest
-from test_store import make_config
 
 from scaling.sweep.memory_inference import find_cause, is_checked_again, needs_at_least, unrefuted
+from tests.builders.records import make_config
 from unitransformer.config import ParallelConfig, RunConfig
 
 
@@ -48,18 +48,18 @@ def test_more_of_an_axis_needs_at_least_as_much(more: RunConfig, less: RunConfig
         replace(make(batch_size=8), model=replace(make().model, dropout=0.1)),
     ],
 )
-def test_what_differs_otherwise_is_not_compared(other: RunConfig) -> None:
+def test_memory_of_cells_that_differ_otherwise_is_not_ordered(other: RunConfig) -> None:
     assert not needs_at_least(other, make())
     assert not needs_at_least(make(), other)
 
 
-def test_whole_weights_need_the_same_on_any_number_of_devices() -> None:
+def test_replicated_weights_need_the_same_memory_on_any_number_of_devices() -> None:
     two, four = make(strategy="ddp", devices=2), make(strategy="ddp", devices=4)
     assert needs_at_least(two, four)
     assert needs_at_least(four, two)
 
 
-def test_the_memory_of_a_cpu_is_that_of_all_ranks_and_orders_no_device_counts() -> None:
+def test_cpu_memory_is_shared_by_all_ranks_and_does_not_order_device_counts() -> None:
     for strategy in ("ddp", "fsdp", "zero2"):
         two, four = (
             make(accelerator="cpu", strategy=strategy, devices=devices) for devices in (2, 4)
@@ -68,11 +68,11 @@ def test_the_memory_of_a_cpu_is_that_of_all_ranks_and_orders_no_device_counts() 
         assert not needs_at_least(four, two)
 
 
-def test_how_long_a_run_is_does_not_matter() -> None:
+def test_the_length_of_a_run_does_not_change_its_memory() -> None:
     assert needs_at_least(make(max_steps=5), make(max_steps=500))
 
 
-def test_a_cell_that_ran_with_more_refutes_the_cause() -> None:
+def test_a_larger_cell_that_ran_refutes_an_out_of_memory_inference() -> None:
     too_large = {"a": make(batch_size=8)}
     assert find_cause(make(batch_size=16), unrefuted(too_large, [])) == "a"
     assert find_cause(make(batch_size=4), unrefuted(too_large, [])) is None
@@ -80,7 +80,7 @@ def test_a_cell_that_ran_with_more_refutes_the_cause() -> None:
     assert find_cause(make(batch_size=16), unrefuted(too_large, [make(batch_size=32)])) is None
 
 
-def test_the_share_that_is_checked_again_is_that_share() -> None:
+def test_the_requested_share_of_inferred_cells_is_checked() -> None:
     cells = [f"{number:012x}" for number in range(5000)]
     assert sum(is_checked_again(cell, 0.1) for cell in cells) == pytest.approx(500, rel=0.15)
     assert not any(is_checked_again(cell, 0) for cell in cells)

@@ -1,4 +1,4 @@
-"""The instruments around training: which step they count in, and what they do when they fail."""
+"""Tests the instruments: in which step they count, and what happens when they fail."""
 
 import sys
 from dataclasses import replace
@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from test_store import make_config
-from test_telemetry import UUID, FakeNvml
 
+from tests.builders.nvml import UUID, FakeNvml
+from tests.builders.records import make_config
 from unitransformer import run as running
 from unitransformer.measure import instruments
 from unitransformer.measure.instruments import Instruments, find_quiet_step
@@ -18,7 +18,7 @@ from unitransformer.measure.nvml import GpuSample
 CPU = torch.device("cpu")
 
 
-def test_the_clock_of_a_gpu_is_that_of_its_median_look_and_not_of_an_idle_one() -> None:
+def test_the_gpu_clock_is_the_median_of_busy_readings() -> None:
     def look(step: int, mhz: float | None) -> GpuSample:
         clock = None if mhz is None else mhz * 1e6
         return GpuSample(
@@ -42,13 +42,13 @@ def test_the_clock_of_a_gpu_is_that_of_its_median_look_and_not_of_an_idle_one() 
     [
         (50, 0, 0, 3),  # buffers have settled
         (50, 0, 20, 23),  # of a resumed run
-        (3, 0, 0, 5),  # steps 4 and 5 have no validation before, between or behind them
+        (3, 0, 0, 5),  # steps 4 and 5 have no validation before, between or after them
         (50, 3, 0, 5),
         (2, 0, 0, None),
         (50, 1, 0, None),
     ],
 )
-def test_tensors_are_counted_where_nothing_but_training_happens(
+def test_tensor_bytes_are_counted_in_a_step_that_only_trains(
     validate_every: int, checkpoint_every: int, first_step: int, step: int | None
 ) -> None:
     config = replace(
@@ -57,25 +57,25 @@ def test_tensors_are_counted_where_nothing_but_training_happens(
     assert find_quiet_step(config, first_step) == step
 
 
-def test_a_run_that_ends_before_its_buffers_settle_has_no_such_step() -> None:
+def test_a_run_that_ends_before_its_buffers_settle_has_no_quiet_step() -> None:
     assert find_quiet_step(make_config(num_steps=3), 0) is None
 
 
-def test_a_device_too_full_for_a_ceiling_loses_the_ceiling_and_not_the_run(
+def test_a_device_too_full_to_measure_a_ceiling_still_finishes_the_run(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def fill(*_: object, **__: object) -> None:
-        raise torch.OutOfMemoryError("planted: no memory left")
+        raise torch.OutOfMemoryError("injected: no memory left")
 
     monkeypatch.setattr(instruments, "measure_ceiling", fill)
     watching = Instruments(make_config(), first_step=0)
     watching._measure_ceiling(CPU)
     reading = watching.reading(CPU)
     assert reading["ceiling"] is None
-    assert reading["flags"] == ["a ceiling could not be measured: planted: no memory left"]
+    assert reading["flags"] == ["a ceiling could not be measured: injected: no memory left"]
 
 
-def test_a_ceiling_joins_what_was_measured_before_and_after() -> None:
+def test_a_ceiling_merges_measurements_before_and_after_training() -> None:
     watching = Instruments(replace(make_config(), ceiling_s=0.02), first_step=0)
     for _ in range(2):
         watching._measure_ceiling(CPU)
@@ -86,15 +86,15 @@ def test_a_ceiling_joins_what_was_measured_before_and_after() -> None:
     assert ceiling["matmul_flops_per_s"] == best
 
 
-def test_a_cpu_without_memory_for_a_tensor_is_out_of_memory() -> None:
-    with pytest.raises(RuntimeError) as told:
+def test_a_failed_cpu_allocation_raises_memory_error() -> None:
+    with pytest.raises(RuntimeError) as actual:
         torch.empty(1 << 62, dtype=torch.uint8)
-    assert type(running._as_memory_error(told.value)) is MemoryError
+    assert type(running._as_memory_error(actual.value)) is MemoryError
     other = RuntimeError("something else")
     assert running._as_memory_error(other) is other
 
 
-def test_a_gpu_is_described_followed_and_its_memory_counted_from_the_start_of_training(
+def test_gpu_telemetry_and_peak_memory_begin_with_training(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     device, used = torch.device("cuda", 1), {"allocated": 900, "reserved": 950}
@@ -123,7 +123,7 @@ def test_a_gpu_is_described_followed_and_its_memory_counted_from_the_start_of_tr
     watching.on_validation_start(trainer, module)
     watching.on_validation_end()
     watching.on_train_end(trainer, module)
-    used.update(allocated=800, reserved=800)  # what comes behind training is not of it
+    used.update(allocated=800, reserved=800)  # readings after training do not count
     reading = watching.reading(device)
     assert reading["hardware"]["device"] == "NVIDIA H200"
     assert reading["hardware"]["device_memory_bytes"] == 2**37

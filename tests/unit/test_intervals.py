@@ -1,4 +1,4 @@
-"""Median, spread and interval; how often the interval holds what it promises."""
+"""Tests median, spread and interval, and the coverage of the interval."""
 
 import math
 import random
@@ -15,7 +15,7 @@ SCATTER, SPIKE, SPIKE_SHARE = 0.1, 3.0, 0.05
 
 
 def make_series(num_series: int, count: int, *, rho: float, seed: int) -> np.ndarray:
-    """Lognormal step times around 1 s that follow AR(1), a twentieth of them three times as long.
+    """Lognormal AR(1) step times around 1 s; one in twenty is three times as long.
 
     Shape: (num_series, count).
     """
@@ -27,7 +27,7 @@ def make_series(num_series: int, count: int, *, rho: float, seed: int) -> np.nda
 
 
 def true_median() -> float:
-    """Where the mixture of plain and tripled steps has half of its weight below."""
+    """The true median of the mixture of plain and tripled steps."""
     normal = NormalDist(sigma=SCATTER)
     low, high = 0.0, 1.0
     for _ in range(60):
@@ -43,14 +43,14 @@ def true_median() -> float:
 )
 def test_the_interval_covers_the_median_of_93_to_97_in_100_series(count: int, rho: float) -> None:
     median = true_median()
-    told = [describe(list(series)) for series in make_series(1000, count, rho=rho, seed=count)]
-    bounds = [(f.low, f.high) for f in told if f.low is not None and f.high is not None]
+    actual = [describe(list(series)) for series in make_series(1000, count, rho=rho, seed=count)]
+    bounds = [(f.low, f.high) for f in actual if f.low is not None and f.high is not None]
     covered = sum(low <= median <= high for low, high in bounds)
     assert len(bounds) >= 900
     assert 0.93 <= covered / len(bounds) <= 0.97
 
 
-def test_median_deviation_and_count_are_those_of_all_samples_with_their_outlier() -> None:
+def test_median_deviation_and_count_include_outliers() -> None:
     figures = describe([3.0, 1.0, 2.0, 100.0, 2.0])
     assert (figures.median, figures.mad, figures.count) == (2.0, 1.0, 5)
 
@@ -62,7 +62,7 @@ def test_too_few_samples_have_no_interval_but_a_reason() -> None:
     assert figures.reason == "49 samples, an interval needs 50"
 
 
-def test_samples_that_hang_together_too_long_have_none_either() -> None:
+def test_strongly_autocorrelated_samples_have_no_interval() -> None:
     figures = describe([1.0 + 0.01 * step for step in range(60)])
     assert figures.low is None
     assert figures.reason is not None
@@ -88,7 +88,7 @@ def test_the_interval_lies_around_the_median_and_scales_with_the_samples() -> No
     assert thousand.relative_width == pytest.approx(one.relative_width)
 
 
-def test_a_stricter_interval_is_wider() -> None:
+def test_a_higher_confidence_gives_a_wider_interval() -> None:
     (series,) = make_series(1, 200, rho=0.5, seed=3)
     usual, strict = (describe(list(series), confidence=share) for share in (0.95, 0.99))
     assert usual.relative_width is not None
@@ -112,18 +112,19 @@ def test_ten_thousand_samples_take_well_under_a_second_of_processor_time() -> No
     (series,) = make_series(1, 10_000, rho=0.5, seed=5)
     samples = list(series)
     spent = []
-    for _ in range(3):  # the best of three counts: the machine may be busy
+    for _ in range(3):  # the best of three: the machine may be busy
         begun = time.process_time()
         describe(samples)
         spent.append(time.process_time() - begun)
     assert min(spent) < 1
 
 
-def test_blocks_grow_with_what_neighbours_have_in_common() -> None:
+def test_bootstrap_blocks_grow_with_autocorrelation() -> None:
     def mean_length(rho: float) -> float:
         return sum(block_length(list(one)) for one in make_series(50, 400, rho=rho, seed=6)) / 50
 
-    assert 8 <= mean_length(0.0) < mean_length(0.5) < mean_length(0.8)  # 8: root of 400, upwards
+    # 8 is the cube root of 400, rounded up.
+    assert 8 <= mean_length(0.0) < mean_length(0.5) < mean_length(0.8)
 
 
 def test_the_long_run_variance_of_ar_1_is_three_times_its_variance() -> None:
@@ -133,7 +134,7 @@ def test_the_long_run_variance_of_ar_1_is_three_times_its_variance() -> None:
     assert long_run_variance(plain - plain.mean()) == pytest.approx(3, rel=0.2)
 
 
-def test_samples_that_are_no_numbers_are_refused() -> None:
+def test_samples_that_are_not_finite_are_refused() -> None:
     with pytest.raises(ValueError, match="samples holds none"):
         describe([])
     with pytest.raises(ValueError, match=r"samples\[1\] is nan"):
@@ -142,7 +143,7 @@ def test_samples_that_are_no_numbers_are_refused() -> None:
         describe([1.0], confidence=95)
 
 
-def test_the_mean_rate_sees_the_stall_that_the_median_hides() -> None:
+def test_the_mean_rate_includes_a_stall_that_the_median_hides() -> None:
     assert mean_rate([1.0, 1.0, 1.0, 7.0], 100) == 40  # 400 units in 10 s
     with pytest.raises(ValueError, match="took no time"):
         mean_rate([1.0, 0.0], 100)
@@ -150,7 +151,7 @@ def test_the_mean_rate_sees_the_stall_that_the_median_hides() -> None:
 
 @pytest.mark.parametrize(
     ("level", "freedom", "value"),
-    # Any table of Student's t.
+    # From a table of Student's t.
     [(0.975, 1, 12.706), (0.975, 4, 2.776), (0.95, 10, 1.812), (0.995, 30, 2.750), (0.5, 3, 0.0)],
 )
 def test_quantiles_of_student_s_t_are_those_of_the_tables(

@@ -1,4 +1,4 @@
-"""Records that may stand in one curve, and what is said of those that may not."""
+"""Tests which records are comparable, and how differing conditions are described."""
 
 import copy
 from typing import Any
@@ -67,7 +67,7 @@ def test_more_ranks_of_the_same_kind_on_another_host_are_the_same_hardware() -> 
         ),
     ],
 )
-def test_each_condition_that_differs_is_one_line(changes: dict[str, Any], line: str) -> None:
+def test_each_differing_condition_is_one_line(changes: dict[str, Any], line: str) -> None:
     assert differences([make_record(), make_record(**changes)]) == [line]
 
 
@@ -77,7 +77,7 @@ def test_dirty_trees_differ_even_where_their_commit_is_the_same() -> None:
     assert line == "code may not be its commit: uncommitted changes (records 1, 2)"
 
 
-def test_clocks_that_flicker_are_the_same_and_a_throttled_one_is_not() -> None:
+def test_small_clock_changes_are_equal_conditions_and_throttling_is_not() -> None:
     def at(*clocks_hz: float) -> Record:
         return make_record(hardware=[HOST | {"sm_clock_hz": clock} for clock in clocks_hz])
 

@@ -1,4 +1,4 @@
-"""Sweeps of straw cells in processes of their own: killed at any moment, and several at once."""
+"""Sweeps survive being killed at any moment, and several processes can share one."""
 
 import multiprocessing
 import os
@@ -10,13 +10,13 @@ from typing import Any
 
 import psutil
 import pytest
-from test_sweep import Silent, make_record_of, make_study, make_tasks
 
 from scaling.recipe_process import Ended
 from scaling.store.outcome import FILE, load_outcome
 from scaling.sweep.engine import CELLS, Sweep
 from scaling.sweep.plan import Task
 from scaling.sweep.run_cell import Limits
+from tests.builders.sweeps import Silent, make_record_of, make_study, make_tasks
 from tests.processes import wait_until_ended
 from unitransformer.config import Recipe
 from unitransformer.launch.process_tree import die_with_parent
@@ -31,22 +31,22 @@ def outcomes(folder: Path) -> list[Any]:
 
 
 def _cell(stock: Path, place: Path, seconds: float) -> None:
-    """A process that measures for a moment and leaves a record, whole."""
+    """A process that runs for a moment and writes a complete record."""
     time.sleep(seconds)
     (place / ".half").write_bytes(stock.read_bytes())
     (place / ".half").rename(place / "x-1.json")
 
 
 class Forks:
-    """Runs a task in a process of its own, which ends with this one."""
+    """Runs a task in a process that ends with this one."""
 
     def __init__(self, stock: Path, begun: Path) -> None:
         self.stock, self.begun = stock, begun
 
     def __call__(self, task: Task) -> Any:
         def run(recipe: Recipe, arguments: Sequence[str], *, log: Path, **limits: Any) -> Ended:
-            with self.begun.open("a") as told:
-                told.write(f"{task.name}\n")
+            with self.begun.open("a") as begun:
+                begun.write(f"{task.name}\n")
             parent = os.getpid()
 
             def work() -> None:
@@ -73,8 +73,8 @@ def _sweep(folder: Path, tasks: Sequence[Task], stock: Path, begun: Path, seed: 
 
 
 @pytest.fixture
-def straw(tmp_path: Path) -> Mapping[str, Any]:
-    """Sixty cells, and for each the record that it will leave."""
+def fake_sweep(tmp_path: Path) -> Mapping[str, Any]:
+    """Sixty cells and the record that each will write."""
     tasks = make_tasks(make_study(repeats=REPEATS))
     for task in tasks:
         assert task.config is not None
@@ -90,20 +90,22 @@ def straw(tmp_path: Path) -> Mapping[str, Any]:
     }
 
 
-def test_a_sweep_killed_at_fifty_random_moments_loses_the_cells_under_way_alone(
-    straw: Mapping[str, Any],
+def test_a_sweep_killed_at_fifty_random_moments_loses_only_unfinished_cells(
+    fake_sweep: Mapping[str, Any],
 ) -> None:
     fork = multiprocessing.get_context("fork")
     chance = random.Random(0)
     kept: set[str] = set()
     kills = 0
     while kills < KILLS:
-        if len(kept) == len(straw["tasks"]):  # all done: begin anew, with what is left of kills
-            for path in straw["folder"].glob(f"{CELLS}/*/*"):
+        if len(kept) == len(
+            fake_sweep["tasks"]
+        ):  # all cells are done: start again, keeping the leftovers of kills
+            for path in fake_sweep["folder"].glob(f"{CELLS}/*/*"):
                 path.unlink()
-            straw["begun"].write_text("")
+            fake_sweep["begun"].write_text("")
             kept = set()
-        process = fork.Process(target=_sweep, kwargs={**straw, "seed": kills})
+        process = fork.Process(target=_sweep, kwargs={**fake_sweep, "seed": kills})
         process.start()
         time.sleep(chance.uniform(0, 0.4))
         family = psutil.Process(process.pid).children(recursive=True)
@@ -111,27 +113,27 @@ def test_a_sweep_killed_at_fifty_random_moments_loses_the_cells_under_way_alone(
         process.join()
         kills += 1
         wait_until_ended(family)
-        done = {outcome.name for outcome in outcomes(straw["folder"])}  # each of them whole
+        done = {outcome.name for outcome in outcomes(fake_sweep["folder"])}  # each is complete
         assert done >= kept
         kept = done
-        begun = straw["begun"].read_text().split()
-        assert len(begun) <= len(done) + kills  # one cell a kill, at most
-    _sweep(**straw, seed=0)
-    found = outcomes(straw["folder"])
-    assert {outcome.name for outcome in found} == {task.name for task in straw["tasks"]}
+        begun = fake_sweep["begun"].read_text().split()
+        assert len(begun) <= len(done) + kills  # at most one cell per kill
+    _sweep(**fake_sweep, seed=0)
+    found = outcomes(fake_sweep["folder"])
+    assert {outcome.name for outcome in found} == {task.name for task in fake_sweep["tasks"]}
     assert {outcome.status for outcome in found} == {"ok"}
-    leftovers = [path for path in straw["folder"].rglob(".*") if path.is_file()]
+    leftovers = [path for path in fake_sweep["folder"].rglob(".*") if path.is_file()]
     assert leftovers == []
 
 
-def test_several_processes_on_one_folder_do_no_cell_twice(straw: Mapping[str, Any]) -> None:
+def test_several_processes_on_one_sweep_run_no_cell_twice(fake_sweep: Mapping[str, Any]) -> None:
     fork = multiprocessing.get_context("fork")
-    processes = [fork.Process(target=_sweep, kwargs={**straw, "seed": n}) for n in range(3)]
+    processes = [fork.Process(target=_sweep, kwargs={**fake_sweep, "seed": n}) for n in range(3)]
     for process in processes:
         process.start()
     for process in processes:
         process.join(60)
     assert [process.exitcode for process in processes] == [0, 0, 0]
-    begun = straw["begun"].read_text().split()
-    assert sorted(begun) == sorted(task.name for task in straw["tasks"])
-    assert len(outcomes(straw["folder"])) == len(begun)
+    begun = fake_sweep["begun"].read_text().split()
+    assert sorted(begun) == sorted(task.name for task in fake_sweep["tasks"])
+    assert len(outcomes(fake_sweep["folder"])) == len(begun)

@@ -1,42 +1,44 @@
-"""The largest batch that runs: how it is looked for, and what is kept of the search."""
+"""Tests the search for the largest batch that fits, and its stored result."""
 
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from test_sweep import Silent, Straw, make_study, make_sweep, make_task, make_tasks
 
 from scaling.store.outcome import load_outcome
 from scaling.sweep import max_batch
 from scaling.sweep.engine import CELLS
 from scaling.sweep.plan import Task
 from scaling.sweep.study import Cell
+from tests.builders.sweeps import FakeMachine, Silent, make_study, make_sweep, make_task, make_tasks
 
 
 @pytest.mark.parametrize("capacity", [0, 1, 7, 8, 9, 24, 63, 64, 99, 100, 1000])
-def test_the_largest_batch_is_found_in_a_logarithmic_number_of_cells(
+def test_the_search_for_the_largest_batch_runs_logarithmically_many_cells(
     tmp_path: Path, capacity: int
 ) -> None:
     study = make_study(axes={"precision": "32-true"})
     (task,) = make_tasks(study)
     agenda = max_batch.search([task], 100, make_task)
-    one, straw = make_sweep(tmp_path / "s", [], straw=Straw({}, capacity=capacity), agenda=agenda)
+    one, machine = make_sweep(
+        tmp_path / "s", [], machine=FakeMachine({}, capacity=capacity), agenda=agenda
+    )
     one.work(Silent())
     _, done = one.look()
     (found,) = max_batch.findings([task], 100, make_task, done, ["precision"])
     assert (found.fits or 0) == min(capacity, 100)
     assert found.too_large == (capacity + 1 if capacity < 100 else None)
-    assert len(straw.runs) <= 14
-    assert Counter(straw.runs).most_common(1)[0][1] == 1
+    assert len(machine.runs) <= 14
+    assert Counter(machine.runs).most_common(1)[0][1] == 1
 
 
-def test_a_search_that_meets_another_failure_says_so(tmp_path: Path) -> None:
+def test_a_search_reports_a_failure_that_is_not_out_of_memory(tmp_path: Path) -> None:
     (task,) = make_tasks(make_study(axes={"precision": "32-true"}))
     broken = make_task(max_batch.with_batch(task.cell, 16), 1).name
     agenda = max_batch.search([task], 100, make_task)
-    straw = Straw({}, crashes=frozenset({broken}))
-    one, _ = make_sweep(tmp_path / "s", [], straw=straw, agenda=agenda)
+    machine = FakeMachine({}, crashes=frozenset({broken}))
+    one, _ = make_sweep(tmp_path / "s", [], machine=machine, agenda=agenda)
     one.work(Silent())
     (found,) = max_batch.findings([task], 100, make_task, one.look()[1], [])
     assert found.fits == 8
@@ -45,8 +47,8 @@ def test_a_search_that_meets_another_failure_says_so(tmp_path: Path) -> None:
     )
 
 
-def test_every_batch_of_a_search_is_planned_anew(tmp_path: Path) -> None:
-    """As with strategy auto, which shards what would not fit whole."""
+def test_a_search_plans_every_batch_size_separately(tmp_path: Path) -> None:
+    """As strategy auto does: it shards a model that does not fit."""
 
     def plan(cell: Cell, repeat: int) -> Task:
         task = make_task(cell, repeat)
@@ -59,11 +61,11 @@ def test_every_batch_of_a_search_is_planned_anew(tmp_path: Path) -> None:
     one, _ = make_sweep(tmp_path / "s", [], agenda=max_batch.search([task], 20, plan))
     one.work(Silent())
     configs = [outcome.config for outcome in one.look()[1].values() if outcome.config]
-    told = {config.batch_size: config.parallel.strategy for config in configs}
-    assert told == {8: "ddp", 16: "fsdp", 20: "fsdp"}
+    actual = {config.batch_size: config.parallel.strategy for config in configs}
+    assert actual == {8: "ddp", 16: "fsdp", 20: "fsdp"}
 
 
-def test_what_a_search_came_to_is_kept_in_the_folder(tmp_path: Path) -> None:
+def test_the_result_of_a_search_is_stored_in_its_folder(tmp_path: Path) -> None:
     (task,) = make_tasks(make_study(axes={"precision": "32-true"}))
     agenda = max_batch.search([task], 100, make_task)
     one, _ = make_sweep(tmp_path / "s", [], agenda=agenda)
@@ -86,7 +88,7 @@ def test_what_a_search_came_to_is_kept_in_the_folder(tmp_path: Path) -> None:
         max_batch.load_findings(path)
 
 
-def test_a_search_on_a_cpu_needs_a_limit() -> None:
+def test_a_search_on_a_cpu_needs_a_memory_limit() -> None:
     tasks = make_tasks(make_study())
     with pytest.raises(ValueError, match=r"on a CPU needs a memory-limit: .* --memory-limit 4GiB"):
         max_batch.check_limit(tasks, None)

@@ -1,20 +1,20 @@
-"""Two laws of scaling, fitted to points that follow them."""
+"""Tests fits of Amdahl's and Gunther's laws to points that follow them."""
 
 import math
 
 import numpy as np
 import pytest
-from test_efficiency import strong, weak
 
 from scaling.analysis.efficiency import find_curves
 from scaling.analysis.scaling_laws import Law, Measured, Name, fit_law, fit_laws
+from tests.builders.runs import strong, weak
 
 COUNTS = (1, 2, 4, 8, 16, 32)
 CASES = 300
 
 
 def capacity(p: int, a: float, b: float = 0.0) -> float:
-    """Gunther's; Amdahl's without b."""
+    """Speed-up by Gunther's law; without `b` by Amdahl's."""
     return p / (1 + a * (p - 1) + b * p * (p - 1))
 
 
@@ -41,7 +41,7 @@ def covered(law: Law, name: str, true: float) -> bool:
 
 @pytest.mark.parametrize("counts", [(1, 2, 4), COUNTS, (4, 8, 16, 64)])
 @pytest.mark.parametrize(("a", "b"), [(0.0, 0.0), (0.05, 0.0), (0.05, 0.002), (1.0, 0.0)])
-def test_without_noise_the_parameters_come_back_whatever_the_baseline(
+def test_noise_free_points_recover_the_parameters_for_any_baseline(
     counts: tuple[int, ...], a: float, b: float
 ) -> None:
     usl = fit_law("USL", follow(a, b, counts))
@@ -55,7 +55,7 @@ def test_without_noise_the_parameters_come_back_whatever_the_baseline(
 @pytest.mark.parametrize(
     ("name", "true"), [("Amdahl", {"s": 0.03}), ("USL", {"a": 0.03, "b": 0.001})]
 )
-def test_intervals_cover_the_truth_behind_two_percent_of_noise(
+def test_intervals_cover_the_true_parameters_with_two_percent_noise(
     name: Name, true: dict[str, float], has_deviations: bool
 ) -> None:
     drawn = np.random.default_rng(1)
@@ -74,7 +74,7 @@ def test_intervals_cover_the_truth_behind_two_percent_of_noise(
         assert 0.90 <= number / CASES <= 0.98, parameter
 
 
-def test_more_than_ideal_stands_at_the_bound_and_this_is_said() -> None:
+def test_superlinear_scaling_is_fitted_at_the_bound_with_a_remark() -> None:
     points = [Measured(devices=p, speedup=p**1.1, deviation=0.01) for p in (1, 2, 4, 8)]
     for name in ("Amdahl", "USL"):
         law = fit_law(name, points)
@@ -83,7 +83,7 @@ def test_more_than_ideal_stands_at_the_bound_and_this_is_said() -> None:
         assert law.largest_error > 0.05
 
 
-def test_slower_with_more_devices_stands_at_the_other_bound_of_amdahl() -> None:
+def test_slowdown_with_more_devices_is_fitted_at_the_other_bound_of_amdahl() -> None:
     points = [Measured(devices=p, speedup=8 / p, deviation=0.01) for p in (8, 16, 32)]
     law = fit_law("Amdahl", points)
     assert values(law) == {"s": 1.0}
@@ -92,14 +92,14 @@ def test_slower_with_more_devices_stands_at_the_other_bound_of_amdahl() -> None:
     assert b > 0.01, "which the other law explains"
 
 
-def test_perfect_scaling_has_no_serial_share_and_an_interval_above() -> None:
+def test_perfect_scaling_has_serial_share_zero_with_an_interval_above() -> None:
     s = fit_law("Amdahl", follow(0.0, deviation=0.02)).parameters["s"]
     assert (s.value, s.low) == (pytest.approx(0.0, abs=1e-12), 0.0)
     assert s.high is not None
     assert 0.0005 < s.high < 0.01
 
 
-def test_three_counts_hardly_tell_coherency_and_the_interval_shows_it() -> None:
+def test_three_device_counts_give_a_wide_interval_for_coherency() -> None:
     law = fit_law("USL", follow(0.05, 0.01, (1, 2, 4), deviation=0.02))
     assert "b is hardly told by three device counts" in law.remarks
     b = law.parameters["b"]
@@ -108,7 +108,7 @@ def test_three_counts_hardly_tell_coherency_and_the_interval_shows_it() -> None:
     assert b.high > 2 * b.value
 
 
-def test_three_counts_without_intervals_have_no_noise_to_tell_an_interval_from() -> None:
+def test_three_device_counts_without_intervals_give_no_interval() -> None:
     b = fit_law("USL", follow(0.05, 0.01, (1, 2, 4))).parameters["b"]
     assert (b.low, b.high) == (None, None)
     assert b.reason is not None
@@ -121,13 +121,13 @@ def test_a_point_with_a_narrow_interval_counts_more() -> None:
         for p, sd in zip((1, 2, 4, 8), (0.001, 0.001, 0.001, 0.1), strict=True)
     ]
     alike = [Measured(devices=p.devices, speedup=p.speedup) for p in bent]
-    told = "a point has no interval of any width: all count alike"
+    actual = "a point has no interval of any width: all count alike"
     weighted, plain = fit_law("Amdahl", bent), fit_law("Amdahl", alike)
     assert abs(values(weighted)["s"] - 0.05) < 0.001 < abs(values(plain)["s"] - 0.05)
-    assert (told in weighted.remarks, told in plain.remarks) == (False, True)
+    assert (actual in weighted.remarks, actual in plain.remarks) == (False, True)
 
 
-def test_points_far_from_the_law_widen_the_interval() -> None:
+def test_points_far_from_the_fitted_law_widen_the_interval() -> None:
     near, far = (
         [
             Measured(devices=p, speedup=capacity(p, 0.05) * (1 + sign * off), deviation=0.001)
@@ -140,7 +140,7 @@ def test_points_far_from_the_law_widen_the_interval() -> None:
     assert wide.high - wide.low > 10 * (narrow.high - narrow.low)  # type: ignore[operator]
 
 
-def test_three_scattered_points_have_an_interval_that_says_nothing() -> None:
+def test_three_scattered_points_have_an_uninformative_interval() -> None:
     points = [Measured(devices=p, speedup=s) for p, s in ((1, 1.0), (2, 2.4), (4, 2.6))]
     s = fit_law("Amdahl", points).parameters["s"]
     assert s.low == 0.0
@@ -149,7 +149,9 @@ def test_three_scattered_points_have_an_interval_that_says_nothing() -> None:
 
 
 @pytest.mark.parametrize("counts", [(), (1,), (1, 2)])
-def test_fewer_than_three_counts_have_a_reason_and_no_parameters(counts: tuple[int, ...]) -> None:
+def test_fewer_than_three_device_counts_are_not_fitted_and_have_a_reason(
+    counts: tuple[int, ...],
+) -> None:
     law = fit_law("Amdahl", [Measured(devices=p, speedup=p) for p in counts])
     assert law.parameters == {}
     assert law.reason == f"{len(counts)} device counts, a fit needs 3"
@@ -160,7 +162,7 @@ def test_equal_points_give_equal_laws_in_any_order() -> None:
     assert fit_law("USL", points) == fit_law("USL", points[::-1])
 
 
-def test_a_curve_is_fitted_as_it_stands_and_amdahl_has_no_say_in_a_weak_one() -> None:
+def test_a_measured_curve_is_fitted_and_amdahl_only_if_it_is_strong_scaling() -> None:
     runs = [strong(0.1 / capacity(p, 0.25), p, noise=0.001) for p in (1, 2, 4)]
     (curve,) = find_curves(runs)
     amdahl, usl = fit_laws(curve)
@@ -179,7 +181,7 @@ def test_a_curve_is_fitted_as_it_stands_and_amdahl_has_no_say_in_a_weak_one() ->
         ({"devices": 1, "speedup": 1.0, "deviation": -1.0}, "deviation is -1.0; give 0 or more"),
     ],
 )
-def test_a_point_that_cannot_be_is_refused(point: dict[str, float], words: str) -> None:
+def test_an_impossible_point_is_refused(point: dict[str, float], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         Measured(**point)  # type: ignore[arg-type]
 

@@ -1,4 +1,4 @@
-"""The compile ledger: breaks, recompiles and caches are found where they were planted."""
+"""The compile ledger finds injected graph breaks, recompiles and cache hits."""
 
 import json
 import os
@@ -62,48 +62,48 @@ def test_compiling_that_saves_nothing_never_pays() -> None:
     assert pays_off_at(3.0, 0.2, 0.3) is None
 
 
-def test_compiling_that_came_for_nothing_pays_at_once() -> None:
+def test_compiling_that_took_no_time_pays_at_once() -> None:
     assert pays_off_at(0.0, 0.3, 0.2) == 0
 
 
-def test_a_part_of_a_step_saved_counts_as_a_step() -> None:
+def test_a_fraction_of_a_step_rounds_up_to_a_step() -> None:
     assert pays_off_at(1.0, 0.75, 0.25) == 2
     assert pays_off_at(1.1, 0.75, 0.25) == 3
 
 
 @pytest.mark.parametrize("bad", [-1.0, float("nan"), float("inf")])
-def test_a_time_that_is_none_is_refused(bad: float) -> None:
+def test_an_invalid_time_is_refused(bad: float) -> None:
     with pytest.raises(ValueError, match="eager_step_s is"):
         pays_off_at(1.0, bad, 0.5)
 
 
 def test_a_graph_break_is_named_with_its_line() -> None:
     def double(x: torch.Tensor) -> torch.Tensor:
-        torch._dynamo.graph_break()  # planted
+        torch._dynamo.graph_break()  # injected
         return 2 * x
 
     compiled = torch.compile(double, backend="eager")
     ledger = follow(lambda step: compiled(torch.ones(3)), 3)
     (found,) = ledger["graph_breaks"]
     assert found["step"] == 0
-    assert found["where"].endswith(f"{HERE}:{line_of('# planted')}")
+    assert found["where"].endswith(f"{HERE}:{line_of('# injected')}")
     assert "graph_break()" in found["reason"]
 
 
-def test_a_function_that_is_given_up_is_a_graph_break_too() -> None:
+def test_a_function_that_the_compiler_skips_is_a_graph_break() -> None:
     def twice(x: torch.Tensor) -> torch.Tensor:
         for _ in range(2):
             x = 2 * x
-            torch._dynamo.graph_break()  # planted in a loop
+            torch._dynamo.graph_break()  # injected in a loop
         return x
 
     compiled = torch.compile(twice, backend="eager")
     ledger = follow(lambda step: compiled(torch.ones(3)), 2)
     (found,) = ledger["graph_breaks"]
-    assert found["where"].endswith(f"{HERE}:{line_of('# planted in a loop')}")
+    assert found["where"].endswith(f"{HERE}:{line_of('# injected in a loop')}")
 
 
-def test_a_recompile_is_found_at_its_step_with_its_function_and_reason() -> None:
+def test_a_recompile_is_recorded_at_its_step_with_function_and_reason() -> None:
     def double(x: torch.Tensor) -> torch.Tensor:  # double begins here
         return 2 * x
 
@@ -125,7 +125,7 @@ def test_seconds_of_all_compilations_add_up() -> None:
     assert ledger["compile_s"] == sum(seconds for _, seconds in ledger["compiled_at"]) > 0
 
 
-def test_compiling_outside_of_steps_belongs_to_none_of_them() -> None:
+def test_compilation_outside_steps_belongs_to_no_step() -> None:
     compiled = torch.compile(torch.nn.Linear(4, 4), backend="eager")
     ledger = CompileLedger("default")
     ledger.start()
@@ -138,14 +138,14 @@ def test_compiling_outside_of_steps_belongs_to_none_of_them() -> None:
     assert ledger.as_dict()["steps"] == []
 
 
-def test_without_a_cache_the_start_is_not_told() -> None:
+def test_cache_state_is_missing_without_a_compile_cache() -> None:
     compiled = torch.compile(torch.nn.Linear(4, 4), backend="eager")
     ledger = follow(lambda step: compiled(torch.ones(2, 4)), 1)
     assert ledger["start"] is None
     assert "caches are off" in ledger["untold"]["start"]
 
 
-def test_seconds_are_not_told_once_the_compiler_was_reset() -> None:
+def test_compile_seconds_are_missing_after_a_compiler_reset() -> None:
     compiled = torch.compile(torch.nn.Linear(4, 4), backend="eager")
 
     def step(number: int) -> None:
@@ -159,7 +159,7 @@ def test_seconds_are_not_told_once_the_compiler_was_reset() -> None:
     assert [step for step in ledger["steps"] if 1 <= step < 3] == [1]
 
 
-def test_what_a_version_of_torch_does_not_tell_is_none_with_the_reason(
+def test_counters_that_this_torch_lacks_are_none_with_the_reason(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     from torch._dynamo.utils import CompilationMetrics
@@ -173,20 +173,20 @@ def test_what_a_version_of_torch_does_not_tell_is_none_with_the_reason(
     for _, record in ledger._records:
         del record.inductor_fx_local_cache_hit_count
     monkeypatch.delattr(CompilationMetrics, "inductor_fx_local_cache_hit_count")
-    told = ledger.as_dict()
-    assert told["caches"]["inductor"]["hit"] is None
-    assert told["start"] is None
-    assert "inductor_fx_local_cache_hit_count" in told["untold"]["start"]
+    actual = ledger.as_dict()
+    assert actual["caches"]["inductor"]["hit"] is None
+    assert actual["start"] is None
+    assert "inductor_fx_local_cache_hit_count" in actual["untold"]["start"]
 
 
-def test_off_looks_at_nothing_and_says_so() -> None:
+def test_the_ledger_of_an_uncompiled_run_reads_nothing() -> None:
     ledger = CompileLedger("off")
     ledger.start()
     ledger.at_step(0)
     ledger.stop()
-    told = ledger.as_dict()
-    assert told["compile_s"] is told["graphs"] is told["start"] is None
-    assert told["untold"] == {"all": "compile is off"}
+    actual = ledger.as_dict()
+    assert actual["compile_s"] is actual["graphs"] is actual["start"] is None
+    assert actual["untold"] == {"all": "compile is off"}
 
 
 def test_a_second_process_with_the_same_cache_starts_warm(tmp_path: Path, repository: Path) -> None:
@@ -194,7 +194,7 @@ def test_a_second_process_with_the_same_cache_starts_warm(tmp_path: Path, reposi
         **os.environ,
         "PYTHONPATH": str(repository),
         "TORCHINDUCTOR_CACHE_DIR": str(tmp_path),
-        # Into an empty folder a compiler has more to prepare than there is to compile.
+        # With an empty cache folder the compiler has to prepare a lot.
         "TORCHINDUCTOR_VEC_ISA_OK": "0",
         "TORCHINDUCTOR_CPP_CACHE_PRECOMPILE_HEADERS": "0",
     }
@@ -208,12 +208,12 @@ def test_a_second_process_with_the_same_cache_starts_warm(tmp_path: Path, reposi
             text=True,
             check=True,
         )
-        told: dict[str, Any] = json.loads(done.stdout)
-        return told
+        actual: dict[str, Any] = json.loads(done.stdout)
+        return actual
 
     cold, warm = launch(), launch()
     assert (cold["start"], warm["start"]) == ("cold", "warm")
-    # One graph forwards and one backwards are looked for; AOTAutograd keeps both as one.
+    # The cache is asked for a forward and a backward graph; AOTAutograd stores both as one.
     assert cold["caches"]["inductor"] == {"hit": 0, "miss": 2}
     assert warm["caches"]["inductor"] == {"hit": 2, "miss": 0}
     assert warm["caches"]["aot_autograd"] == {"hit": 1, "miss": 0}
@@ -222,6 +222,6 @@ def test_a_second_process_with_the_same_cache_starts_warm(tmp_path: Path, reposi
     assert {step for step, _ in cold["compiled_at"]} == {0}
 
 
-def test_a_file_is_named_from_the_folder_python_imports_it_from() -> None:
+def test_a_source_file_is_named_relative_to_its_import_folder() -> None:
     assert short_path(torch.nn.functional.__file__) == "torch/nn/functional.py"
     assert short_path("/nowhere/at/all.py") == "/nowhere/at/all.py"

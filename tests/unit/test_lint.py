@@ -1,4 +1,4 @@
-"""The linter: a report as it was written has no errors; one planted fault of each kind is named."""
+"""The linter accepts a report as it was written, and names one injected fault of each kind."""
 
 import re
 import subprocess
@@ -7,9 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_certificates import make_certificate
-from test_store import make_record
-from test_sweep import make_study, make_tasks, work
 
 from scaling.__main__ import main
 from scaling.lint.check import Findings, lint, render
@@ -18,6 +15,9 @@ from scaling.parity.certificate_file import write_certificate
 from scaling.report.results_md import render_report
 from scaling.report.staleness import Today, explain, look, read_today
 from scaling.store.reader import load_store
+from tests.builders.certificates import make_certificate
+from tests.builders.records import make_record
+from tests.builders.sweeps import make_study, make_tasks, work
 from unitransformer.record.schema import Record, write_record
 
 
@@ -67,7 +67,7 @@ def test_a_deleted_row_is_shown(report: Path) -> None:
     assert re.search(r"\+ .*precision", what)
 
 
-def test_a_rate_that_was_changed_and_sealed_again_is_at_odds_with_its_samples(report: Path) -> None:
+def test_a_changed_rate_with_updated_checksum_contradicts_its_samples(report: Path) -> None:
     record = make_record("vit", images_per_s=21.0)
     write_record(record, report.parent / "runs" / "vit.json")
     errors = lint(report).errors
@@ -110,20 +110,20 @@ def test_damaged_files_are_warnings(report: Path) -> None:
     )
 
 
-def test_records_that_differ_are_one_table_only_with_a_note(report: Path) -> None:
-    # Both records of GPT were made with uncommitted changes, and the text says so.
+def test_records_under_different_conditions_share_a_table_only_with_a_note(report: Path) -> None:
+    # Both records of GPT have uncommitted changes, which the report says.
     assert "code may not be its commit" in report.read_text()
     edit(report, lambda text: text.replace("code may not be its commit", "all is well"))
     (_, (_, what)) = lint(report).errors
     assert what.startswith("GPT: 2 records in one table, and nothing says: code may not be its")
 
 
-def test_cells_that_differ_are_one_table_only_with_a_note_in_their_own_section(
+def test_cells_under_different_conditions_share_a_table_only_with_a_note_in_their_section(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     work(tmp_path / "night", make_tasks(make_study()))  # with uncommitted changes
-    main(["report", "night"])  # their figures are made up, which it says
+    main(["report", "night"])  # their values are invented, which the report says
     report, note = tmp_path / "RESULTS.md", "code may not be its commit"
 
     def joined() -> list[str]:
@@ -157,7 +157,7 @@ def wrong(headers: str, row: str, *, heading: str = "## GPT") -> list[str]:
         ("convention | share of the ceiling", "`6n` | 95.0% (96.0% to 97.0%)", "not between 96"),
     ],
 )
-def test_a_cell_that_cannot_be_is_named(headers: str, row: str, words: str) -> None:
+def test_an_impossible_printed_cell_is_named(headers: str, row: str, words: str) -> None:
     (what,) = wrong(headers, row)
     assert words in what
 
@@ -173,12 +173,12 @@ def test_a_cell_that_cannot_be_is_named(headers: str, row: str, words: str) -> N
         ("convention | share of the ceiling", "`6n` | 116.3% (114.0% to 117.0%); above it"),
     ],
 )
-def test_a_cell_that_can_be_is_not(headers: str, row: str) -> None:
+def test_a_possible_printed_cell_is_accepted(headers: str, row: str) -> None:
     assert wrong(headers, row) == []
 
 
-def test_printed_flops_a_second_follow_from_the_printed_rate() -> None:
-    # 300 tokens a second of 2 MFLOP each are 600 MFLOP/s: 150 MFLOP/s on each of 4 devices.
+def test_printed_flops_per_second_follow_from_the_printed_rate() -> None:
+    # 300 tokens per second of 2 MFLOP each are 600 MFLOP/s: 150 MFLOP/s on each of 4 devices.
     text = (
         "## GPT\n\n| figure | value |\n|---|---|\n| speed | 300 tokens/s |\n"
         "| spread over | 2 nodes x 2 x cuda, strategy ddp |\n\n"
@@ -200,7 +200,7 @@ def test_printed_flops_a_second_follow_from_the_printed_rate() -> None:
         ("2 | blank, no steady state: short | | 2 MFLOP per token | ", None),
     ],
 )
-def test_a_row_of_a_sweep_agrees_with_itself(row: str, words: str | None) -> None:
+def test_a_printed_sweep_row_is_consistent(row: str, words: str | None) -> None:
     found = wrong("devices | speed | a device | FLOPs | FLOP/s a device", row)
     assert found == [] if words is None else words in found[0]
 
@@ -227,7 +227,7 @@ def git(folder: Path, *words: str) -> str:
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
-    """A checkout with one commit of the code that decides what is measured."""
+    """A checkout with one commit of the code that determines measurements."""
     folder = tmp_path / "checkout"
     (folder / "recipes").mkdir(parents=True)
     (folder / "recipes" / "a.py").write_text("1")
@@ -239,7 +239,7 @@ def checkout(tmp_path: Path) -> Path:
 
 
 def stale(report: Path, checkout: Path, **changes: Any) -> list[str]:
-    """What is said of a record of BERT."""
+    """What lint says about a record of BERT."""
     record: Record = make_record("bert", **changes)
     write_record(record, report.parent / "runs" / "bert.json")
     findings = lint(report, code=checkout)
@@ -263,7 +263,9 @@ def test_a_record_is_stale_once_the_code_that_decides_has_changed(
     ]
 
 
-def test_another_torch_unknown_commits_and_dirt_are_told(report: Path, checkout: Path) -> None:
+def test_another_torch_unknown_commits_and_dirty_trees_are_reported(
+    report: Path, checkout: Path
+) -> None:
     found = stale(report, checkout, versions={"torch": "1.0"})
     assert [re.sub("; .*", "", what) for what in found] == [
         "stale: measured with torch 1.0",
@@ -274,7 +276,7 @@ def test_another_torch_unknown_commits_and_dirt_are_told(report: Path, checkout:
     assert "stale: its commit is not told" in stale(report, checkout, code=nothing)
 
 
-def test_outside_a_checkout_one_line_says_so(report: Path) -> None:
+def test_lint_outside_a_checkout_says_so_in_one_line(report: Path) -> None:
     findings = lint(report, code=report.parent)
     assert "code: not compared, for it is in no git checkout" in findings.checked
     assert not [what for _, what in findings.warnings if "checkout" in what]
@@ -284,7 +286,7 @@ def test_outside_a_checkout_one_line_says_so(report: Path) -> None:
 
 
 def held_against(report: Path, checkout: Path) -> str:
-    """The report as it is written beside a checkout."""
+    """The report written next to a checkout."""
     store = load_store([report.parent / "runs"], relative_to=report.parent)
     today = look(store, checkout)
     text = render_report(store, command="python -m scaling report runs", plots="plots", today=today)
@@ -292,7 +294,7 @@ def held_against(report: Path, checkout: Path) -> str:
     return text
 
 
-def test_the_report_marks_what_is_stale_and_lint_writes_it_again_whatever_comes_after(
+def test_lint_reproduces_the_stale_marks_of_a_report_after_later_commits(
     report: Path, checkout: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("importlib.metadata.version", lambda _: "2.13.0")
@@ -328,11 +330,11 @@ def test_the_report_marks_what_is_stale_and_lint_writes_it_again_whatever_comes_
         Today(torch=None, is_checkout=True, changed=frozenset({"0a"}), unknown=frozenset({"0c"})),
     ],
 )
-def test_what_a_report_was_held_against_can_be_read_in_it(today: Today) -> None:
+def test_the_staleness_comparison_is_read_back_from_a_report(today: Today) -> None:
     assert read_today(f"# Results\n\n{explain(today)}\n") == today
 
 
-def test_without_a_checkout_nothing_is_marked_and_this_is_said_once(
+def test_a_report_without_a_checkout_marks_nothing_and_says_so_once(
     report: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("importlib.metadata.version", lambda _: "2.13.0")

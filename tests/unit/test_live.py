@@ -1,4 +1,4 @@
-"""A sweep as it is shown: what has ended, what runs and where, and when it will end."""
+"""Tests the progress of a sweep: finished cells, running cells, remaining time."""
 
 import datetime
 import fcntl
@@ -14,14 +14,13 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from test_sweep import make_study, make_sweep, make_tasks
-
 from scaling.store.outcome import Outcome
 from scaling.sweep.claims import CLAIMS, Holder, claim, find_holders
 from scaling.sweep.plan import Task
 from scaling.sweep.progress import Progress
+from tests.builders.sweeps import make_study, make_sweep, make_tasks
 
-START_S = 1_000_000.0  # clock time
+START_S = 1_000_000.0  # seconds since the epoch
 AXES = ("precision", "batch-size")
 
 
@@ -30,14 +29,14 @@ def nobody() -> Mapping[str, Holder]:
 
 
 def make_even(count: int) -> list[Task]:
-    """Cells that cost the same."""
+    """Cells of equal cost."""
     tasks = make_tasks(make_study(axes={"precision": "32-true"}, repeats=str(count)))
     assert len(tasks) == count
     return tasks
 
 
 def end(task: Task, *, elapsed_s: float, at_s: float) -> Outcome:
-    """It has ended, `at_s` after the start."""
+    """The outcome of a task that ended `at_s` after the start."""
     at = datetime.datetime.fromtimestamp(START_S + at_s, datetime.UTC).isoformat()
     return Outcome(
         cell=task.cell.id,
@@ -59,7 +58,7 @@ def left_s(
     now_s: float,
     running_s: Mapping[str, float] | None = None,
 ) -> float | None:
-    """What is told `now_s` after the start, of cells that began so many seconds after it."""
+    """The remaining seconds at `now_s` after the start; `running_s` are starts of running cells."""
     now = [START_S]
     holders = {
         name: Holder(host="other", process=1, since_s=START_S + since_s)
@@ -74,7 +73,7 @@ def left_s(
     return progress.left_s()
 
 
-def test_one_cell_after_the_other_takes_as_long_each() -> None:
+def test_remaining_time_of_one_process_is_the_mean_cell_time_times_cells() -> None:
     tasks = make_even(6)
     ended = [end(task, elapsed_s=10, at_s=10 * n) for n, task in enumerate(tasks[:2], 1)]
     assert left_s(tasks, ended, now_s=20) == 40
@@ -82,46 +81,46 @@ def test_one_cell_after_the_other_takes_as_long_each() -> None:
     assert left_s(tasks[:2], ended, now_s=20) == 0
 
 
-def test_what_others_have_ended_meanwhile_makes_it_faster() -> None:
+def test_cells_finished_by_other_processes_shorten_the_remaining_time() -> None:
     tasks = make_even(6)
     ended = [end(task, elapsed_s=10, at_s=10) for task in tasks[:2]]  # two at once
     assert left_s(tasks, ended, now_s=10) == 20
 
 
-def test_what_ended_before_this_began_tells_nothing_of_the_pace() -> None:
+def test_cells_finished_before_the_start_do_not_count_for_the_pace() -> None:
     tasks = make_even(8)
     before = [end(task, elapsed_s=10, at_s=-10) for task in tasks[:4]]
     assert left_s(tasks, before, now_s=10) is None
     own = [end(tasks[4], elapsed_s=10, at_s=10)]
     assert left_s(tasks, [*before, *own], now_s=10) == 30
-    # Of a cell that others had begun long before, what was done since counts.
+    # For a cell begun long before, only its time since the start counts.
     others = [end(tasks[5], elapsed_s=1000, at_s=5)]
     assert left_s([*tasks[4:6]], [*own, *others], now_s=10) == 0
 
 
-def test_what_runs_elsewhere_counts_for_the_pace_and_is_partly_done() -> None:
+def test_cells_running_elsewhere_count_as_partly_done() -> None:
     tasks = make_even(6)
     ended = [end(tasks[0], elapsed_s=10, at_s=10)]
-    # Two at once: one has ended after 10 s, one runs since 0 s; three and no more of that are left.
+    # Two processes: one cell ended after 10 s, one has been running since 0 s; three are left.
     assert left_s(tasks[:5], ended, now_s=10, running_s={tasks[1].name: 0}) == 15
 
 
 # ---------------------------------------------------------------------------------- claims
 
 
-def hold(folder: Path, name: str, told: Connection) -> None:
+def hold(folder: Path, name: str, expected: Connection) -> None:
     held = claim(folder, name)
-    told.send(held is not None)
+    expected.send(held is not None)
     time.sleep(60)
 
 
-def test_a_look_tells_what_others_run_and_takes_no_cell_from_anybody(tmp_path: Path) -> None:
-    told, tells = multiprocessing.Pipe()
+def test_watching_shows_running_cells_and_claims_none(tmp_path: Path) -> None:
+    actual, tells = multiprocessing.Pipe()
     context = multiprocessing.get_context("fork")
     other = context.Process(target=hold, args=(tmp_path, "a-1", tells))
     other.start()
     try:
-        assert told.recv()
+        assert actual.recv()
         holders = find_holders(tmp_path)
         assert holders.keys() == {"a-1"}
         assert (holders["a-1"].host, holders["a-1"].process) == (socket.gethostname(), other.pid)
@@ -130,7 +129,7 @@ def test_a_look_tells_what_others_run_and_takes_no_cell_from_anybody(tmp_path: P
     finally:
         other.kill()
         other.join()
-    # It left its note, which nobody holds any more.
+    # Its note remains, without a lock.
     assert list((tmp_path / CLAIMS).glob("*.runs"))
     assert find_holders(tmp_path) == {}
     held = claim(tmp_path, "a-1")
@@ -139,10 +138,10 @@ def test_a_look_tells_what_others_run_and_takes_no_cell_from_anybody(tmp_path: P
     assert not list((tmp_path / CLAIMS).glob("*.runs"))
 
 
-def test_a_cell_that_somebody_looks_at_is_claimed_a_moment_later(tmp_path: Path) -> None:
+def test_a_cell_being_watched_can_still_be_claimed(tmp_path: Path) -> None:
     note = tmp_path / CLAIMS / "a-1.runs"
     note.parent.mkdir()
-    note.write_text("{}")  # of one that was killed
+    note.write_text("{}")  # left by a killed process
     with note.open() as look:
         fcntl.flock(look, fcntl.LOCK_SH)
         threading.Timer(0.1, lambda: fcntl.flock(look, fcntl.LOCK_UN)).start()
@@ -155,20 +154,20 @@ def test_a_cell_that_somebody_looks_at_is_claimed_a_moment_later(tmp_path: Path)
 # ---------------------------------------------------------------------------------- shown
 
 
-def test_progress_is_a_line_a_cell_where_there_is_no_terminal(tmp_path: Path) -> None:
-    told: Any = io.StringIO()
+def test_progress_without_a_terminal_is_one_line_per_cell(tmp_path: Path) -> None:
+    actual: Any = io.StringIO()
     one, _ = make_sweep(tmp_path / "s", make_tasks(make_study()))
-    with Progress(one.look, nobody, told, axes=AXES) as progress:
+    with Progress(one.look, nobody, actual, axes=AXES) as progress:
         assert progress.left_s() is None
         one.work(progress)
         assert progress.left_s() == 0.0
-    lines = told.getvalue().splitlines()
+    lines = actual.getvalue().splitlines()
     assert len(lines) == 10
     assert lines[0] == "1/10 gpt, precision bf16-true, batch-size 8: ok in 1.0 s"
     assert re.search(r": oom-inferred: needs at least as much memory as \w{12}, which", lines[-1])
 
 
-def test_the_table_on_a_terminal_tells_what_runs_here_and_elsewhere(tmp_path: Path) -> None:
+def test_the_terminal_table_shows_cells_running_here_and_elsewhere(tmp_path: Path) -> None:
     tasks = make_even(3)
     one, _ = make_sweep(tmp_path / "s", tasks)
     holders = {
@@ -184,13 +183,13 @@ def test_the_table_on_a_terminal_tells_what_runs_here_and_elsewhere(tmp_path: Pa
     assert list(table.columns[3].cells) == ["here", "on node3"]
 
 
-def test_who_watches_without_a_terminal_is_told_once_what_runs() -> None:
-    tasks, told = make_even(2), io.StringIO()
+def test_watching_without_a_terminal_prints_running_cells_once() -> None:
+    tasks, actual = make_even(2), io.StringIO()
     holders = {tasks[1].name: Holder(host="node3", process=1, since_s=START_S)}
-    progress = Progress(lambda: (tasks, {}), lambda: holders, told, axes=AXES)
+    progress = Progress(lambda: (tasks, {}), lambda: holders, actual, axes=AXES)
     assert progress.looks_again()
     assert progress.looks_again()
-    assert told.getvalue() == "gpt, precision 32-true: runs on node3\n"
-    holders[tasks[1].name] = replace(holders[tasks[1].name], since_s=START_S + 9)  # begun again
+    assert actual.getvalue() == "gpt, precision 32-true: runs on node3\n"
+    holders[tasks[1].name] = replace(holders[tasks[1].name], since_s=START_S + 9)  # started again
     progress.looks_again()
-    assert told.getvalue().count("runs on node3") == 2
+    assert actual.getvalue().count("runs on node3") == 2

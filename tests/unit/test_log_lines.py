@@ -1,13 +1,12 @@
-"""Lines of a run out of its samples."""
+"""Tests log lines that are built from the samples of a run."""
 
 from dataclasses import replace
 
-from test_store import make_config
-
+from tests.builders.records import make_config
 from unitransformer.record.log_lines import log_lines
 
 
-def test_a_line_is_the_median_since_the_line_before_and_each_launch_begins_anew() -> None:
+def test_a_log_line_is_the_median_since_the_previous_line_of_its_launch() -> None:
     config = replace(make_config(num_steps=8), log_every=3)
     lines = log_lines(
         config,
@@ -16,12 +15,12 @@ def test_a_line_is_the_median_since_the_line_before_and_each_launch_begins_anew(
         launches=[0, 4],
         validation=[{"step": 6, "val_loss": 2.0, "val_accuracy": 0.5}],
     )
-    told = [tuple(part.strip() for part in line.split(" | ")) for line in lines]
-    steps = [(place, loss, pace) for place, loss, *_, pace in told if loss.startswith("loss")]
+    actual = [tuple(part.strip() for part in line.split(" | ")) for line in lines]
+    steps = [(place, loss, pace) for place, loss, *_, pace in actual if loss.startswith("loss")]
     assert steps == [
         ("step 1/8", "loss   4.0000", "9000.0 ms/step"),
         ("step 3/8", "loss   3.8000", "200.0 ms/step"),
-        ("step 4/8", "loss   3.7000", "500.0 ms/step"),  # the last of the first launch
+        ("step 4/8", "loss   3.7000", "500.0 ms/step"),  # the last line of the first launch
         ("step 6/8", "loss   3.5000", "3600.0 ms/step"),
         ("step 8/8", "loss   3.3000", "350.0 ms/step"),
     ]

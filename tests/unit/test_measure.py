@@ -1,4 +1,4 @@
-"""The clock: spans, their parts, and what it costs to be wrong."""
+"""Tests the step clock: spans and their parts, on CPUs and GPUs."""
 
 import threading
 import time
@@ -28,7 +28,7 @@ def test_the_clock_reads_the_span_between_start_and_stop() -> None:
     assert second < 0.05
 
 
-def test_a_step_under_way_goes_on_unless_it_begins_again() -> None:
+def test_starting_the_clock_again_restarts_the_step() -> None:
     clock = StepClock()
     clock.start()
     time.sleep(0.02)
@@ -55,14 +55,14 @@ def test_the_parts_of_a_step_add_up_to_it() -> None:
     assert step.data_s + step.forward_backward_s + step.optimizer_s == pytest.approx(step.step_s)
 
 
-def test_waiting_for_others_is_taken_out_of_the_part_it_falls_in() -> None:
+def test_waiting_is_subtracted_from_the_part_in_which_it_happens() -> None:
     clock = StepClock()
     clock.begin_wait()  # no step is under way
     clock.end_wait()
     clock.start()
     time.sleep(0.01)
     clock.begin_wait()
-    clock.begin_wait()  # one within the other counts once
+    clock.begin_wait()  # nested waits count once
     time.sleep(0.02)
     clock.end_wait()
     time.sleep(0.01)
@@ -78,14 +78,14 @@ def test_waiting_for_others_is_taken_out_of_the_part_it_falls_in() -> None:
     assert sum(parts) == pytest.approx(step.step_s)
 
 
-def test_what_nobody_watches_is_not_told_rather_than_none() -> None:
+def test_communication_that_is_not_measured_is_missing_rather_than_zero() -> None:
     clock = StepClock(tells_communication=False)
     clock.start()
     clock.stop()
     assert clock.steps()[0].communication_s is None
 
 
-def test_time_between_steps_is_told_of_every_step_but_the_first() -> None:
+def test_time_between_steps_is_recorded_for_every_step_but_the_first() -> None:
     clock = StepClock()
     for _ in range(2):
         clock.start()
@@ -93,7 +93,7 @@ def test_time_between_steps_is_told_of_every_step_but_the_first() -> None:
         time.sleep(0.02)
     clock.start()
     time.sleep(0.1)
-    clock.start(again=True)  # a validation went by
+    clock.start(again=True)  # a validation ran
     clock.stop()
     first, second, third = (step.between_s for step in clock.steps())
     assert first is None
@@ -118,7 +118,7 @@ def test_waiting_costs_no_processor_time_and_computing_does() -> None:
 
 
 class FakeEvent:
-    """A CUDA event of a device that is half a second behind whoever records it."""
+    """A CUDA event of a device that is half a second behind the host."""
 
     now_s = 0.0
     is_done = False
@@ -138,7 +138,7 @@ class FakeEvent:
         return 1000 * (end.at_s - self.at_s)
 
 
-def test_on_a_gpu_events_are_read_at_the_end_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gpu_events_are_read_only_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "Event", FakeEvent)
     clock = StepClock(on_gpu=True)
     marks: list[tuple[float, Any]] = [
@@ -158,7 +158,7 @@ def test_on_a_gpu_events_are_read_at_the_end_alone(monkeypatch: pytest.MonkeyPat
 
 
 class FakeStream:
-    """A CUDA stream that stands still for a second whenever it waits."""
+    """A CUDA stream whose every wait takes a second."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -167,7 +167,7 @@ class FakeStream:
         FakeEvent.now_s += 1
 
 
-def test_on_a_gpu_the_stream_that_computes_is_seen_waiting_and_no_other(
+def test_only_the_compute_stream_of_a_gpu_is_measured_as_waiting(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     computes, sends = FakeStream("computes"), FakeStream("sends")
@@ -192,7 +192,7 @@ def test_on_a_gpu_the_stream_that_computes_is_seen_waiting_and_no_other(
     assert (step.communication_s, step.forward_backward_s, step.step_s) == (1.0, 2.0, 3.0)
 
 
-def test_a_thread_that_waits_beside_the_training_holds_no_step_up(
+def test_a_wait_in_another_thread_does_not_count_for_the_step(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(functional_collectives, "wait_tensor", time.sleep)
@@ -217,7 +217,7 @@ def test_a_thread_that_waits_beside_the_training_holds_no_step_up(
         *(("fsdp1", "cuda", False), ("zero2", "cuda", False)),
     ],
 )
-def test_a_backend_that_cannot_tell_says_what_does(
+def test_a_backend_without_measured_waits_names_the_alternative(
     strategy: Any, device: str, is_told: bool
 ) -> None:
     devices = 1 if strategy == "single" else 2
@@ -227,7 +227,7 @@ def test_a_backend_that_cannot_tell_says_what_does(
         assert "--trace" in reason
 
 
-def test_the_last_gradient_is_there_before_ddp_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_backward_pass_has_ended_before_ddp_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(communication, "DistributedDataParallel", SimpleNamespace)
     clock = StepClock()
     clocks = communication.ClocksReduction(clock)

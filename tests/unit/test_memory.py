@@ -1,4 +1,4 @@
-"""What a rank needs, by arithmetic, and the strategy that follows from it."""
+"""Tests the predicted memory of a rank, and the strategy that auto derives from it."""
 
 from dataclasses import replace
 from typing import get_args
@@ -37,7 +37,7 @@ def make_config(preset: Preset = gpt.PRESET, **parallel: object) -> RunConfig:
 
 
 def auto(memory_gib: float | None, **parallel: object) -> tuple[str, str]:
-    """The strategy of a model of 16 GB of state, chosen by memory."""
+    """The strategy that auto selects for a model with 16 GB of state, and why."""
     model = gpt.model_config("1.3b", num_layers=18)
     config = replace(make_config(**parallel), model=model, batch_size=1)
     assert state_bytes(config) == pytest.approx(15 * GIB, rel=0.05)
@@ -64,14 +64,16 @@ def test_two_ranks_divide_what_the_strategy_divides(strategy: str, quarters: flo
 
 @pytest.mark.parametrize("preset", [bert.PRESET, gpt.PRESET, vit.PRESET], ids=lambda p: p.recipe)
 @pytest.mark.parametrize("mode", ["off", "full"])
-def test_activations_are_those_that_the_backward_pass_finds(mode: str, preset: Preset) -> None:
+def test_predicted_activations_equal_the_tensors_saved_for_backward(
+    mode: str, preset: Preset
+) -> None:
     config = make_config(preset, activation_checkpointing=mode)
     kept = measure_kept(config)
     assert sum(kept) == pytest.approx(layer_activation_bytes(config), rel=0.25)
 
 
 def measure_kept(config: RunConfig) -> list[int]:
-    """Bytes of each tensor that autograd keeps, weights and logits left out."""
+    """Bytes of each tensor that autograd saves, except weights and logits."""
     objective = Objective(Transformer(config.model))
     checkpoint_activations(objective, config.parallel.activation_checkpointing)
     order = torch.arange(config.batch_size)
@@ -92,8 +94,8 @@ def measure_kept(config: RunConfig) -> list[int]:
     return list(kept.values())
 
 
-def test_selective_checkpointing_keeps_less_than_all_and_more_than_the_input() -> None:
-    # What it keeps lies where autograd's hooks do not look.
+def test_selective_checkpointing_keeps_more_than_full_and_less_than_none() -> None:
+    # Autograd's hooks do not see the tensors that selective checkpointing keeps.
     kept = [
         layer_activation_bytes(make_config(activation_checkpointing=mode))
         for mode in ("full", "selective", "off")
@@ -109,44 +111,44 @@ def test_a_chunked_loss_never_holds_all_logits() -> None:
     assert saved == (rows - 64) * 1000 * 12
 
 
-def test_one_device_needs_no_strategy() -> None:
+def test_auto_selects_single_on_one_device() -> None:
     assert auto(8)[0] == "single"
 
 
-def test_what_fits_on_every_device_is_replicated() -> None:
+def test_auto_replicates_a_model_that_fits_on_every_device() -> None:
     strategy, why = auto(80, devices=8)
     assert strategy == "ddp"
     assert "fit in the 80 GiB of a device" in why
 
 
-def test_what_does_not_fit_is_divided() -> None:
+def test_auto_shards_a_model_that_does_not_fit() -> None:
     strategy, why = auto(16, devices=8)
     assert strategy == "fsdp"
     assert "do not fit in the 16 GiB of a device" in why
     assert "divided over 8 devices they do" in why
 
 
-def test_what_fits_in_a_node_is_divided_there_and_replicated_between() -> None:
+def test_auto_shards_within_a_node_and_replicates_between_nodes_if_that_fits() -> None:
     assert auto(16, devices=8, num_nodes=2)[0] == "hsdp"
     assert auto(4, devices=2, num_nodes=8)[0] == "fsdp"
 
 
-def test_what_fits_nowhere_is_said() -> None:
+def test_auto_reports_a_model_that_fits_with_no_strategy() -> None:
     assert "divided over 2 devices they may not either" in auto(4, devices=2)[1]
 
 
-def test_memory_that_is_not_known_is_said() -> None:
+def test_auto_reports_that_memory_is_unknown() -> None:
     strategy, why = auto(None, devices=8)
     assert strategy == "ddp"
     assert "how much a device has is not known" in why
 
 
-def test_a_strategy_that_was_asked_for_stays() -> None:
+def test_a_given_strategy_is_kept() -> None:
     assert auto(4, devices=2, strategy="ddp") == ("ddp", "as asked")
 
 
 @pytest.mark.parametrize("shape", [{"devices": 8}, {"devices": 8, "num_nodes": 2}])
-def test_float16_is_divided_by_the_strategy_that_scales_losses(shape: dict[str, int]) -> None:
+def test_auto_shards_float16_with_the_strategy_that_scales_losses(shape: dict[str, int]) -> None:
     assert auto(80, precision="16-mixed", **shape)[0] == "ddp"
     strategy, why = auto(16, precision="16-mixed", **shape)
     assert strategy == "fsdp1"
@@ -155,7 +157,7 @@ def test_float16_is_divided_by_the_strategy_that_scales_losses(shape: dict[str, 
 
 @pytest.mark.parametrize("devices", [1, 8])
 @pytest.mark.parametrize(("precision", "strategy"), [("32-true", "fsdp"), ("16-mixed", "fsdp1")])
-def test_what_waits_in_host_memory_is_left_to_a_strategy_that_lets_it(
+def test_auto_offloads_with_a_strategy_that_supports_it(
     precision: str, strategy: str, devices: int
 ) -> None:
     chosen, why = auto(80, devices=devices, precision=precision, cpu_offload=True)
@@ -167,7 +169,7 @@ def test_what_waits_in_host_memory_is_left_to_a_strategy_that_lets_it(
 @pytest.mark.parametrize("precision", get_args(Precision))
 @pytest.mark.parametrize("offload", [False, True])
 @pytest.mark.parametrize("num_nodes", [1, 2])
-def test_whatever_is_chosen_is_not_refused(
+def test_the_chosen_strategy_is_always_a_valid_config(
     num_nodes: int, offload: bool, precision: str, memory_mib: int | None
 ) -> None:
     config = make_config(devices=4, num_nodes=num_nodes, precision=precision, cpu_offload=offload)

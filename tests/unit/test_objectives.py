@@ -1,4 +1,4 @@
-"""Losses: what counts, what does not, and that chunks change nothing."""
+"""Tests the losses: ignored targets, and that chunks change nothing."""
 
 import pytest
 import torch
@@ -60,7 +60,7 @@ def test_a_chunked_loss_never_holds_the_whole_matrix() -> None:
     assert largest <= 5000 * 16  # the head itself; logits of all rows are 5000 x 240
 
 
-def test_a_batch_with_nothing_to_find_has_no_loss_and_no_nan() -> None:
+def test_a_batch_without_targets_has_zero_loss_and_no_nan() -> None:
     states, weight, bias, targets = head()
     nothing = torch.full_like(targets, IGNORED)
     loss = chunked_cross_entropy(states, weight, bias, nothing, chunk=8)
@@ -107,7 +107,7 @@ def test_padding_never_counts() -> None:
     )
 
 
-def test_the_softmax_of_the_network_is_not_in_front_of_the_loss() -> None:
+def test_the_loss_takes_logits_without_a_softmax() -> None:
     """A second softmax would bound the loss from below by log V - 1."""
     config = gpt.model_config(**TINY, dropout=0.0)
     objective = Objective(Transformer(config))

@@ -1,4 +1,4 @@
-"""What a command has started and what becomes of it when the command is killed at once."""
+"""Workers end when the command that started them is killed."""
 
 import multiprocessing
 import subprocess
@@ -17,7 +17,7 @@ ARGUMENTS = ["--accelerator", "cpu", "--data", "synthetic", "--no-checkpoint"]
 
 
 def ask_worker(folder: Path) -> None:
-    """As a sweep does: the request waits in a pipe while the worker imports."""
+    """Starts a worker as a sweep does: the request waits in a pipe while the worker imports."""
     with start_worker(folder / "worker.log") as worker:
         worker("gpt", [*ARGUMENTS, "--out", str(folder)], log=folder / "log.txt", limit_s=60)
 
@@ -29,7 +29,7 @@ def ask_recipes(folder: Path) -> None:
 
 @pytest.mark.parametrize("asks", [ask_worker, ask_recipes])
 @pytest.mark.parametrize("seconds", [0, 0.3, 1])
-def test_what_imports_still_ends_with_the_command_that_has_started_it(
+def test_a_worker_that_is_still_importing_ends_with_its_parent(
     asks: Callable[[Path], None], seconds: float, tmp_path: Path
 ) -> None:
     command = multiprocessing.get_context("fork").Process(target=asks, args=(tmp_path,))
@@ -45,7 +45,7 @@ def test_what_imports_still_ends_with_the_command_that_has_started_it(
     assert not (tmp_path / "log.txt").exists()
 
 
-def test_a_worker_that_has_died_between_two_runs_is_started_again(tmp_path: Path) -> None:
+def test_a_worker_that_died_between_two_runs_is_restarted(tmp_path: Path) -> None:
     class Dead(_Worker):
         def _start(self) -> "subprocess.Popen[str]":
             pipe = subprocess.PIPE

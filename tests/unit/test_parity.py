@@ -1,4 +1,4 @@
-"""Loss parity: what is compared, which ways to train there are, what each asks of a recipe."""
+"""Tests loss parity: bounds, the cases of a study, and the options of each case."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -48,7 +48,7 @@ def test_the_largest_difference_is_relative_and_names_its_step() -> None:
     assert found.first_loss == 0.25
 
 
-def test_equal_curves_differ_by_nothing() -> None:
+def test_equal_curves_have_zero_difference() -> None:
     found = compare(curves((3.0, 2.0)), curves((3.0, 2.0)))
     assert (found.loss.relative, found.gradient_norm.relative, found.first_loss) == (0, 0, 0)
     assert found.verdict(Bound(loss=1e-9, gradient_norm=1e-9, why="")) == "equal"
@@ -57,15 +57,15 @@ def test_equal_curves_differ_by_nothing() -> None:
 @pytest.mark.parametrize(
     ("loss", "gradient_norm", "verdict"),
     [
-        (3.0, 2.0, "equal"),  # 50 % more is still within
+        (3.0, 2.0, "equal"),  # 50 % more is still within its bound
         (3.5, 2.0, "different"),
         (1.0, 2.0, "equal"),
-        (0.5, 2.0, "different"),  # less counts as more does
+        (0.5, 2.0, "different"),  # less counts like more
         (2.0, 2.5, "equal"),
         (2.0, 3.0, "different"),  # the gradient norm alone is enough
     ],
 )
-def test_both_curves_have_to_be_within_their_bounds(
+def test_loss_and_gradient_norm_must_both_be_within_their_bounds(
     loss: float, gradient_norm: float, verdict: str
 ) -> None:
     found = compare(curves((2.0,), (2.0,)), curves((loss,), (gradient_norm,)))
@@ -73,7 +73,7 @@ def test_both_curves_have_to_be_within_their_bounds(
 
 
 @pytest.mark.parametrize("own", [(), (3.0,), (3.0, 2.0, 1.0)])
-def test_curves_of_other_lengths_are_not_compared(own: tuple[float, ...]) -> None:
+def test_curves_of_different_lengths_are_refused(own: tuple[float, ...]) -> None:
     with pytest.raises(ValueError, match=f"{len(own)} steps cannot be compared with 2"):
         compare(curves((3.0, 2.0)), curves(own))
 
@@ -91,7 +91,7 @@ def test_every_precision_has_bounds_and_says_why() -> None:
 
 def test_every_combination_is_tried_on_every_device_count() -> None:
     cases = list_cases(EVERYTHING, is_quick=False)
-    # 4 precisions x 2 ways to compile x 3 ways to checkpoint, and once in micro-batches; `single`
+    # 4 precisions x 2 compile modes x 3 checkpointing modes, and once in micro-batches; `single`
     # is one process, the other 7 strategies have 2 device counts.
     assert len(cases) == len(set(cases)) == 25 * (1 + 7 * 2)
     assert {case.devices for case in cases if case.strategy == "single"} == {1}
@@ -117,7 +117,7 @@ def test_every_strategy_trains_on_one_device_too() -> None:
     assert {(case.strategy, case.devices) for case in cases} == {(name, 1) for name in STRATEGIES}
 
 
-def test_what_replicates_between_nodes_has_two_that_divide_something() -> None:
+def test_hsdp_cases_have_two_nodes_with_at_least_two_devices() -> None:
     axes = replace(EVERYTHING, strategies=("hsdp", "fsdp"), devices=(2, 4), compile=("off",))
     spreads = {(case.strategy, case.spread) for case in list_cases(axes, is_quick=True)}
     assert spreads == {("hsdp", "2"), ("hsdp", "4 (2 nodes x 2)"), ("fsdp", "2"), ("fsdp", "4")}
@@ -125,7 +125,7 @@ def test_what_replicates_between_nodes_has_two_that_divide_something() -> None:
     assert (config.parallel.num_nodes, config.parallel.devices, config.batch_size) == (2, 2, 2)
 
 
-def test_what_the_config_refuses_is_known_without_a_run() -> None:
+def test_combinations_that_the_config_refuses_are_known_without_a_run() -> None:
     assert "no loss scaler" in str(refusal(Case(strategy="fsdp", precision="16-mixed")))
     assert "DeepSpeed keeps float32" in str(refusal(Case(strategy="zero2", precision="bf16-true")))
     assert "choose ddp" in str(refusal(Case(strategy="single", devices=2)))
@@ -148,7 +148,7 @@ def make_task(recipe: Recipe, *options: str) -> Task:
 
 
 @pytest.mark.parametrize("recipe", get_args(Recipe))
-def test_every_case_asks_the_recipe_for_the_same_model_and_batches(recipe: Recipe) -> None:
+def test_every_case_trains_the_same_model_on_the_same_batches(recipe: Recipe) -> None:
     task = make_task(recipe)
     axes = replace(EVERYTHING, strategies=("single", "fsdp1"))
     cases = list_cases(axes, is_quick=True)
@@ -167,7 +167,7 @@ def test_every_case_asks_the_recipe_for_the_same_model_and_batches(recipe: Recip
         )
 
 
-def test_the_global_batch_is_dealt_out_to_devices_and_micro_batches() -> None:
+def test_the_global_batch_is_divided_among_devices_and_micro_batches() -> None:
     config = configure(make_task("gpt"), Case(strategy="ddp", devices=2, accumulate=2))
     assert config.batch_size == 2
 
@@ -182,7 +182,7 @@ def test_the_model_is_small_until_a_size_is_given() -> None:
 
 
 @pytest.mark.parametrize("word", ["--devices", "--precision=bf16-true", "--max-steps", "--resume"])
-def test_what_is_compared_cannot_be_said_to_the_recipe(word: str) -> None:
+def test_options_that_the_study_varies_are_refused_for_the_recipe(word: str) -> None:
     with pytest.raises(ValueError, match="is decided by the comparison; leave it out"):
         check_options(["--seed", "3", word])
 

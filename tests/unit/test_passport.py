@@ -1,4 +1,4 @@
-"""The MFU passport: what is printed, what is flagged, what is refused."""
+"""Tests the MFU report: printed, flagged and refused values."""
 
 import json
 from typing import Any
@@ -13,7 +13,7 @@ from unitransformer.costs.mfu import Ceiling, Row, build_passport
 H200 = "NVIDIA H200"
 GIGA = 1e9
 RUN: dict[str, Any] = {
-    # 1 GFLOP a token, 989,500 tokens a second on 2 devices: half of 989.5 TFLOP/s on each.
+    # 1 GFLOP per token, 989,500 tokens per second on 2 devices: half of 989.5 TFLOP/s on each.
     "flops_per_unit": {"matmul": GIGA},
     "units_per_s": 989_500.0,
     "num_devices": 2,
@@ -29,7 +29,7 @@ def only_row(**changes: Any) -> Row:
     return row
 
 
-def test_half_the_peak_is_an_mfu_of_a_half() -> None:
+def test_a_rate_of_half_the_peak_is_an_mfu_of_a_half() -> None:
     row = only_row()
     assert row.units_per_s == 494_750
     assert row.flops_per_s == 494.75e12
@@ -37,7 +37,7 @@ def test_half_the_peak_is_an_mfu_of_a_half() -> None:
     assert (row.reason, row.flag, row.share_of_ceiling) == (None, None, None)
 
 
-def test_a_figure_names_its_peak_format_source_and_what_it_counts() -> None:
+def test_a_row_names_its_peak_dtype_source_and_convention() -> None:
     row = only_row()
     assert row.peak_flops_per_s == 989.5e12
     assert row.dtype == "bfloat16"
@@ -49,7 +49,7 @@ def test_mfu_halves_when_as_many_tokens_take_twice_the_devices() -> None:
     assert only_row(num_devices=4).utilisation == 0.25
 
 
-def test_what_is_computed_again_is_hardware_utilisation_and_no_mfu() -> None:
+def test_recomputation_counts_for_hfu_and_not_for_mfu() -> None:
     config = RunConfig(recipe="gpt", size="reference", model=gpt.PRESET.model_config())
     rows = build_passport(**(RUN | {"flops_per_unit": count_flops(config), "units_per_s": 1000.0}))
     kinds = {row.convention: row.kind for row in rows}
@@ -57,13 +57,13 @@ def test_what_is_computed_again_is_hardware_utilisation_and_no_mfu() -> None:
     assert [name for name, kind in kinds.items() if kind == "HFU"] == ["hardware"]
 
 
-def test_the_measured_ceiling_stands_beside_the_peak() -> None:
+def test_a_row_shows_the_measured_ceiling_beside_the_peak() -> None:
     row = only_row(ceiling=Ceiling(flops_per_s=989.5e12, dtype="bfloat16"))
     assert row.share_of_ceiling == 0.5
     assert row.flag is None
 
 
-def test_above_the_measured_ceiling_is_flagged_and_still_printed() -> None:
+def test_a_rate_above_the_measured_ceiling_is_flagged_and_printed() -> None:
     row = only_row(ceiling=Ceiling(flops_per_s=247.375e12, dtype="bfloat16"))
     assert (row.utilisation, row.share_of_ceiling) == (0.5, 2.0)
     assert row.flag == "above the ceiling measured on this machine (2.000 of it)"
@@ -78,7 +78,7 @@ def test_a_rate_at_the_peak_is_printed_and_above_it_refused() -> None:
     assert row.reason.startswith("above the peak (1.000 of it): this way of counting claims")
 
 
-def test_one_convention_may_be_refused_and_the_others_not() -> None:
+def test_one_convention_can_be_refused_alone() -> None:
     counts = {"6n": 3 * GIGA, "matmul": GIGA}
     refused, printed = build_passport(**(RUN | {"flops_per_unit": counts}))
     assert refused.reason is not None
@@ -86,7 +86,7 @@ def test_one_convention_may_be_refused_and_the_others_not() -> None:
     assert printed.utilisation == 0.5
 
 
-def test_a_cpu_has_no_mfu_and_a_share_of_its_own_ceiling() -> None:
+def test_a_cpu_has_no_mfu_but_a_share_of_its_ceiling() -> None:
     row = only_row(
         device_name="cpu",
         precision="32-true",
@@ -98,7 +98,7 @@ def test_a_cpu_has_no_mfu_and_a_share_of_its_own_ceiling() -> None:
     assert row.share_of_ceiling == 0.5
 
 
-def test_a_ceiling_in_another_format_is_not_compared() -> None:
+def test_a_ceiling_in_another_dtype_is_not_compared() -> None:
     row = only_row(ceiling=Ceiling(flops_per_s=50e12, dtype="float32"))
     assert row.share_of_ceiling is None
     assert row.flag == "the ceiling was measured in float32, the run computed in bfloat16"
@@ -122,7 +122,7 @@ REFUSALS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("changes", REFUSALS.values(), ids=REFUSALS.keys())
-def test_what_would_be_a_guess_is_refused_with_a_reason(changes: dict[str, Any]) -> None:
+def test_an_mfu_that_would_be_a_guess_is_refused_with_a_reason(changes: dict[str, Any]) -> None:
     counts = dict.fromkeys(CONVENTIONS, GIGA)
     rows = build_passport(**(RUN | {"flops_per_unit": counts} | changes))
     assert [row.utilisation for row in rows] == [None] * len(CONVENTIONS)
@@ -130,7 +130,7 @@ def test_what_would_be_a_guess_is_refused_with_a_reason(changes: dict[str, Any])
 
 
 @pytest.mark.parametrize("changes", [{}, {"ceiling": CEILING}, *REFUSALS.values()])
-def test_a_row_goes_through_json_and_back(changes: dict[str, Any]) -> None:
+def test_a_row_survives_json_unchanged(changes: dict[str, Any]) -> None:
     row = only_row(**changes)
     stored = json.loads(json.dumps(to_dict(row), allow_nan=False))
     assert from_dict(Row, stored, "passport") == row
@@ -175,11 +175,11 @@ def test_a_stored_row_that_contradicts_itself_is_refused(
         ({"padded_share": 1.0}, "padded_share is 1.0"),
     ],
 )
-def test_what_cannot_be_is_an_error(changes: dict[str, Any], said: str) -> None:
+def test_impossible_values_are_an_error(changes: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         build_passport(**(RUN | changes))
 
 
-def test_a_ceiling_of_nothing_is_an_error() -> None:
+def test_a_ceiling_of_zero_is_an_error() -> None:
     with pytest.raises(ValueError, match="flops_per_s is 0"):
         Ceiling(flops_per_s=0.0, dtype="float32")

@@ -1,4 +1,4 @@
-"""The peak a run is measured against follows its precision; where that is unclear there is none."""
+"""Tests which peak applies to a GPU and precision; an ambiguous one is missing."""
 
 import pytest
 
@@ -17,7 +17,7 @@ A100 = "NVIDIA A100-SXM4-80GB"
         ("16-mixed", None, "float16", 312),
     ],
 )
-def test_a_precision_has_the_peak_of_what_products_are_computed_in(
+def test_a_precision_uses_the_peak_of_the_dtype_of_its_products(
     precision: str, allows_tf32: bool | None, dtype: str, tflops: float
 ) -> None:
     peak = find_peak(A100, precision, allows_tf32=allows_tf32)
@@ -48,7 +48,7 @@ def test_a_gpu_older_than_tf32_computes_float32_whatever_the_switch(
         ("AMD Instinct MI300X", "32-true", True, "ROCm's own switches"),
     ],
 )
-def test_where_a_peak_would_be_a_guess_there_is_a_reason(
+def test_an_ambiguous_peak_is_missing_with_a_reason(
     device_name: str, precision: str, allows_tf32: bool | None, said: str
 ) -> None:
     peak = find_peak(device_name, precision, allows_tf32=allows_tf32)
@@ -58,6 +58,6 @@ def test_where_a_peak_would_be_a_guess_there_is_a_reason(
     assert said in peak.reason
 
 
-def test_an_unknown_gpu_still_tells_what_it_computes_in() -> None:
+def test_an_unknown_gpu_still_has_the_dtype_of_its_products() -> None:
     assert find_peak("NVIDIA H20", "bf16-mixed").dtype == "bfloat16"
     assert find_peak(CPU, "32-true").dtype == "float32"

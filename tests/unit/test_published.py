@@ -1,4 +1,4 @@
-"""Published rows: each follows from its own tokens/s, and one that does not is named."""
+"""Every published MFU follows from its tokens/s, or is flagged."""
 
 import re
 from dataclasses import replace
@@ -58,7 +58,7 @@ def test_palm_counts_the_parameters_a_row_counted() -> None:
     assert flops_per_token(make_row(parameters=20_000_000), "palm") == 6 * 20e6 + 12e6
 
 
-def test_a_rounded_parameter_count_is_no_count() -> None:
+def test_a_rounded_parameter_count_is_not_used() -> None:
     row = make_row(parameters=20_000_000, is_rounded=True)
     assert flops_per_token(row, "palm") is None
 
@@ -74,7 +74,7 @@ def test_a_rounded_parameter_count_is_no_count() -> None:
         ("Llama-3.1-405B", 126, 16384, 128, 128256, 405_853_388_800),
     ],
 )
-def test_carried_shapes_have_the_parameters_that_are_published(
+def test_stored_shapes_have_the_published_parameter_counts(
     model: str, layers: int, width: int, heads: int, words: int, parameters: int
 ) -> None:
     shape = shape_of(
@@ -84,7 +84,7 @@ def test_carried_shapes_have_the_parameters_that_are_published(
     assert shape.parameters == parameters
 
 
-def test_a_model_nobody_carries_has_no_shape() -> None:
+def test_an_unknown_model_has_no_shape() -> None:
     assert llama_of("Llama-3.2-3B") is None
     assert shape_of(make_row(model="Mixtral-8x7B")) is None
 
@@ -116,7 +116,7 @@ def test_nvidia_counted_attention_in_full_and_later_half(
         assert one.source.convention == convention
         (check,) = [check for check in one.checks if check.figure == "TFLOP/s"]
         assert abs(check.difference) < WITHIN
-        # The other convention would be far off: it is told apart, not chosen by luck.
+        # The other convention is far off, so the choice is not by chance.
         mistaken = flops_per_token(one.row, other) * one.row.tokens_per_s  # type: ignore[operator,arg-type]
         assert abs(check.printed / mistaken - 1) > 10 * WITHIN
 
@@ -128,7 +128,7 @@ def test_other_rows_reproduce_to_the_digits_they_print(name: str) -> None:
         assert check.excess < 1e-4
 
 
-def test_the_only_row_carried_that_contradicts_the_others_is_flagged() -> None:
+def test_the_only_stored_row_that_contradicts_the_others_is_flagged() -> None:
     (one,) = [one for one in REPLAYED if one.flags]
     row = one.row
     assert (row.model, row.gpu, row.num_gpus) == ("MPT-1b", "a100_40gb", 32)
@@ -142,7 +142,7 @@ def test_the_only_row_carried_that_contradicts_the_others_is_flagged() -> None:
 
 
 def test_an_mfu_five_per_cent_below_its_own_tokens_is_flagged() -> None:
-    """As the 34B and 70B rows of fms-fsdp are, by 5 to 7 %."""
+    """As in the 34B and 70B rows of fms-fsdp, by 5 to 7 %."""
     row = next(one.row for one in of("fms-fsdp") if "13B" in one.row.model)
     shape = {"model": "Llama-2-34B", "parameters": 34_000_000_000, "is_rounded": True}
     larger = replace(
@@ -164,7 +164,7 @@ def test_tokens_and_tflops_two_per_cent_apart_are_flagged() -> None:
     assert re.match(r"TFLOP/s 725.0 is printed and 74\d.\d follows .* 2.\d% below", flags[0])
 
 
-def test_the_digits_printed_explain_half_of_the_last_one_and_no_more() -> None:
+def test_rounding_explains_at_most_half_of_the_last_printed_digit() -> None:
     row = next(one.row for one in of("Megatron-Core"))
     assert row.flops_per_s == pytest.approx(408.8e12)  # 0.4133 of 989
     assert flags_of(replace(row, mfu=0.41)) == [()]
@@ -207,14 +207,14 @@ def test_fewer_gpus_with_the_same_work_may_be_a_tenth_slower_and_no_more(
     ],
     ids=lambda difference: next(iter(difference)),
 )
-def test_rows_with_other_work_are_not_held_against_each_other(
+def test_rows_with_different_work_are_not_compared(
     difference: dict[str, object],
 ) -> None:
     larger = replace(make_row(num_gpus=16, global_batch=16), **difference)  # type: ignore[arg-type]
     assert flags_of(make_row(tokens_per_s=1000.0), larger) == [(), ()]
 
 
-def test_slower_on_more_gpus_is_what_scaling_costs() -> None:
+def test_a_slowdown_on_more_gpus_is_accepted_as_scaling_cost() -> None:
     assert flags_of(make_row(), make_row(num_gpus=16, global_batch=16, tokens_per_s=500.0)) == [
         (),
         (),
@@ -245,7 +245,7 @@ def test_slower_on_more_gpus_is_what_scaling_costs() -> None:
     ],
     ids=["source", "convention", "tokens", "shape", "gpu", "eight bits"],
 )
-def test_a_figure_that_cannot_be_recomputed_is_left_out_with_the_reason(
+def test_an_mfu_that_cannot_be_recomputed_is_left_out_with_the_reason(
     fields: dict[str, object], reason: str
 ) -> None:
     (one,) = replay([make_row(mfu=0.5, **fields)])

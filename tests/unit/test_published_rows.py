@@ -1,4 +1,4 @@
-"""The file of published rows: what is carried, and what is refused."""
+"""Tests the CSV file of published rows, and refused files."""
 
 from pathlib import Path
 
@@ -19,7 +19,7 @@ def test_every_row_has_a_described_source_and_a_public_page() -> None:
     assert described == {source.name for source in SOURCES}
 
 
-def test_what_a_source_does_not_tell_is_none() -> None:
+def test_a_value_missing_from_the_source_is_none() -> None:
     row = next(row for row in ROWS if row.source.startswith("vTrain"))
     assert (row.mfu, row.flops_per_s, row.peak_bytes, row.precision) == (None, None, None, None)
     assert row.tokens_per_s is not None
@@ -30,7 +30,7 @@ def test_a_cell_with_two_head_counts_is_read_as_both() -> None:
     assert (row.num_heads, row.num_kv_heads) == (32, 8)
 
 
-def test_memory_is_kept_in_bytes() -> None:
+def test_memory_is_stored_in_bytes() -> None:
     row = next(row for row in ROWS if row.source == "torchtitan 2024-12")
     assert row.peak_bytes == round(82.4 * 2**30)
 
@@ -51,7 +51,7 @@ def test_memory_is_kept_in_bytes() -> None:
 def test_a_cell_that_cannot_be_read_is_refused_with_its_line_and_name(
     cell: str, text: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    told = dict.fromkeys(COLUMNS, "") | {
+    actual = dict.fromkeys(COLUMNS, "") | {
         "source": "vTrain",
         "model": "GPT",
         "url": "https://example.org",
@@ -59,7 +59,7 @@ def test_a_cell_that_cannot_be_read_is_refused_with_its_line_and_name(
         "gpu_type": "A100",
     }
     path = tmp_path / "rows.csv"
-    path.write_text(f"{','.join(COLUMNS)}\n{','.join((told | {cell: text}).values())}\n")
+    path.write_text(f"{','.join(COLUMNS)}\n{','.join((actual | {cell: text}).values())}\n")
     assert main(["published", "--rows", str(path)]) == 2
     error = capsys.readouterr().err
     assert message in error

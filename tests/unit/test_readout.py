@@ -1,4 +1,4 @@
-"""What the steady steps of a launch say, out of hand-made samples."""
+"""Tests metrics of the steady steps of a launch, on hand-made samples."""
 
 from collections.abc import Sequence
 
@@ -19,15 +19,15 @@ PARTS = {"cpu_s": 0.1, "data_s": 0.01, "forward_backward_s": 0.05, "optimizer_s"
 
 
 def read(steady: Steady = STEADY, **optional: Sequence[float | None]) -> Readout:
-    """Steps of 100 ms of which 20 ms are communication or in the other parts; 10 units each."""
+    """Metrics of steps of 100 ms with 10 units each, and 20 ms in each optional part."""
     samples = {name: [seconds] * STEPS for name, seconds in PARTS.items()} | optional
     found = read_out([0.1] * STEPS, samples, steady, launches=[0], units_per_step=10)
     assert found is not None
     return found
 
 
-def test_what_lies_between_steps_lowers_the_mean_and_leaves_the_median() -> None:
-    # Ten steady steps of 100 ms and nine times 50 ms between them.
+def test_gaps_between_steps_lower_the_mean_rate_and_not_the_median() -> None:
+    # Ten steady steps of 100 ms with nine gaps of 50 ms.
     stopped = read(between_s=[None, *[0.05] * (STEPS - 1)])
     assert stopped.units_per_s == read().units_per_s == 100
     assert read().mean_units_per_s == pytest.approx(100)
@@ -35,41 +35,39 @@ def test_what_lies_between_steps_lowers_the_mean_and_leaves_the_median() -> None
     assert stopped.between_share == pytest.approx(0.45 / 1.45)
 
 
-def test_what_measuring_did_before_or_after_a_step_it_disturbed_is_not_between_steady_ones() -> (
-    None
-):
+def test_gaps_next_to_unsteady_steps_are_excluded() -> None:
     between_s = [None, *[0.0] * (STEPS - 1)]
-    between_s[5] = between_s[6] = 3.0  # a profiler starts before step 5 and writes behind it
+    between_s[5] = between_s[6] = 3.0  # a profiler starts before step 5 and writes after it
     assert read(Steady(start=2, left_out=(5,)), between_s=between_s).between_share == 0
     assert read(between_s=between_s).mean_units_per_s == pytest.approx(100 / 7)
 
 
-def test_communication_is_a_part_and_waiting_a_part_of_that() -> None:
-    told = read(communication_s=[0.02] * STEPS, least_communication_s=[0.005] * STEPS)
-    assert sum(told.shares.values()) == pytest.approx(1)
-    assert told.shares["communication_s"] == pytest.approx(0.2)
-    assert told.waiting_share == pytest.approx(0.15)
-    assert parts_in_words(told.as_dict()) == (
+def test_waiting_is_a_part_of_communication() -> None:
+    actual = read(communication_s=[0.02] * STEPS, least_communication_s=[0.005] * STEPS)
+    assert sum(actual.shares.values()) == pytest.approx(1)
+    assert actual.shares["communication_s"] == pytest.approx(0.2)
+    assert actual.waiting_share == pytest.approx(0.15)
+    assert parts_in_words(actual.as_dict()) == (
         "waiting for data 10.0%, forward and backward 50.0%, optimizer 20.0%, "
         "exposed communication 20.0%, 15.0% of the step waiting for the slowest rank"
     )
 
 
-def test_one_step_that_is_not_told_leaves_all_of_them_untold() -> None:
+def test_one_missing_steady_sample_makes_the_share_missing() -> None:
     gap = [0.02] * (STEPS - 1) + [None]
-    told = read(communication_s=gap, least_communication_s=gap, between_s=gap)
-    assert told == read()
-    assert told.as_dict().keys() == read().as_dict().keys()
-    assert "communication_share" not in told.as_dict()
+    actual = read(communication_s=gap, least_communication_s=gap, between_s=gap)
+    assert actual == read()
+    assert actual.as_dict().keys() == read().as_dict().keys()
+    assert "communication_share" not in actual.as_dict()
 
 
-def test_steps_before_the_steady_ones_may_be_untold() -> None:
+def test_samples_before_the_steady_state_may_be_missing() -> None:
     series = [None, None, *[0.02] * (STEPS - 2)]
     assert read(communication_s=series).shares["communication_s"] == pytest.approx(0.2)
 
 
-def test_what_is_counted_from_the_rate_has_the_interval_of_the_rate() -> None:
-    # 100 units a second, 90 to 110.
+def test_values_derived_from_the_rate_have_its_relative_interval() -> None:
+    # 100 units per second, 90 to 110.
     figures = {"units_per_s": 100.0, "low_units_per_s": 90.0, "high_units_per_s": 110.0}
     assert flops_rate_in_words(2e12, figures) == "2.00 TFLOP/s (1.80 to 2.20)"
     assert flops_rate_in_words(995e9, figures) == "995 GFLOP/s (896 to 1094)"

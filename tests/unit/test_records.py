@@ -1,4 +1,4 @@
-"""Records on disk: what was changed after it was written is refused, with its field."""
+"""A record that was changed on disk is refused, with the changed field."""
 
 import json
 import random
@@ -6,8 +6,8 @@ import re
 from pathlib import Path
 
 import pytest
-from test_store import make_record
 
+from tests.builders.records import make_record
 from unitransformer.record.schema import SCHEMA, load_record, write_record
 from unitransformer.record.seals import SEALS, check_seals, read_sealed, seal
 
@@ -21,7 +21,7 @@ def test_any_changed_digit_is_noticed_in_its_field(tmp_path: Path) -> None:
     for place in random.Random(0).sample(digits, 200):
         other = str((int(text[place]) + 1) % 10)
         path.write_text(text[:place] + other + text[place + 1 :])
-        # Every top-level field begins a line, one blank in.
+        # Every top-level field begins a line with one blank.
         (*_, field) = re.findall(r'^ "(\w+)":', text[:place], flags=re.MULTILINE)
         with pytest.raises(ValueError, match=f"{field} (was changed|is)|was written as"):
             load_record(path)
@@ -47,7 +47,7 @@ def test_a_digit_that_is_changed_anywhere_in_the_file_is_noticed(tmp_path: Path)
             load_record(path)
 
 
-def test_a_record_laid_out_anew_is_held_against_its_seals_as_well(tmp_path: Path) -> None:
+def test_a_reformatted_record_is_still_checked_against_its_checksums(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     record = write_record(make_record(), path)
     assert read_sealed(path) == (record, True)
@@ -77,7 +77,7 @@ def test_a_record_of_another_schema_is_refused(schema: int | None, tmp_path: Pat
         load_record(path)
 
 
-def test_a_field_that_was_added_or_taken_away_is_noticed() -> None:
+def test_an_added_or_removed_field_is_noticed() -> None:
     sealed = seal({"a": 1, "b": [2.0]})
     check_seals(sealed, "record")
     with pytest.raises(ValueError, match="record: c was changed"):
@@ -88,7 +88,7 @@ def test_a_field_that_was_added_or_taken_away_is_noticed() -> None:
         check_seals({"a": 1}, "record")
 
 
-def test_a_sealed_record_that_is_changed_and_sealed_again_is_another_record() -> None:
+def test_a_record_with_updated_checksums_after_a_change_is_another_record() -> None:
     once = seal({"a": 1})
     assert seal(once) == once
     assert seal(once | {"a": 2})[SEALS] != once[SEALS]

@@ -1,4 +1,4 @@
-"""Running a recorded run again: what counts as the same, and one recipe that is run twice."""
+"""Tests replays: when a run counts as reproduced, and a recipe that runs twice."""
 
 import random
 import shlex
@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_store import make_config, make_crashed, make_record
 
 from scaling.recipe_process import Ended, run_alone
 from scaling.replay.compare import Verdict
 from scaling.replay.rerun import read_command, replay
 from scaling.store.outcome import Outcome, write_outcome
+from tests.builders.records import make_config, make_crashed, make_record
 from unitransformer.config import Recipe
 from unitransformer.record.metrics import read_out, steady_of
 from unitransformer.record.schema import Record, load_record, write_record
@@ -21,7 +21,7 @@ STEPS = 100
 
 
 def noisy(step_s: float, *, seed: int, scatter: float = 0.01, count: int = STEPS) -> Record:
-    """A record of steps that scatter around a level, with a commit and clean."""
+    """A record of noisy steps, by a clean commit."""
     drawn = random.Random(seed)
     seconds = [step_s * drawn.lognormvariate(0, scatter) for _ in range(count)]
     config = make_config(num_steps=count)
@@ -43,7 +43,7 @@ def noisy(step_s: float, *, seed: int, scatter: float = 0.01, count: int = STEPS
 
 
 class Fake:
-    """A runner that leaves one record after the other, and remembers what it was asked."""
+    """A fake runner that writes the given records in turn, and remembers its requests."""
 
     def __init__(self, *records: Record, exit_code: int | None = 0, **ended: Any) -> None:
         self.records = list(records)
@@ -70,7 +70,9 @@ def play(original: Record, tmp_path: Path, *again: Record, **options: Any) -> Ve
 # ------------------------------------------------------------------------------ the verdict
 
 
-def test_steps_within_the_tolerance_and_equal_losses_are_reproduced(tmp_path: Path) -> None:
+def test_a_replay_with_equal_losses_and_steps_within_tolerance_is_reproduced(
+    tmp_path: Path,
+) -> None:
     verdict = play(noisy(0.1, seed=1), tmp_path, noisy(0.1, seed=2))
     assert (verdict.word, verdict.exit_code) == ("reproduced", 0)
     loss, step = verdict.lines
@@ -79,13 +81,13 @@ def test_steps_within_the_tolerance_and_equal_losses_are_reproduced(tmp_path: Pa
     assert "asked: within 5% of 1" in step
 
 
-def test_steps_that_are_slower_as_a_whole_are_not_reproduced(tmp_path: Path) -> None:
+def test_a_replay_whose_interval_is_slower_is_not_reproduced(tmp_path: Path) -> None:
     verdict = play(noisy(0.1, seed=1), tmp_path, noisy(0.12, seed=2))
     assert (verdict.word, verdict.exit_code) == ("not reproduced", 1)
     assert "ratio 1.2" in verdict.lines[1] or "ratio 1.19" in verdict.lines[1]
 
 
-def test_an_interval_across_the_tolerance_is_inconclusive(tmp_path: Path) -> None:
+def test_a_replay_whose_interval_crosses_the_tolerance_is_inconclusive(tmp_path: Path) -> None:
     verdict = play(noisy(0.1, seed=1), tmp_path, noisy(0.1, seed=2), tolerance=0.001)
     assert (verdict.word, verdict.exit_code) == ("inconclusive", 3)
     short = play(make_record(), tmp_path / "short", make_record())
@@ -100,7 +102,7 @@ def test_launches_that_scatter_widen_the_interval(tmp_path: Path) -> None:
     assert "now over 2 launches" in verdict.lines[1]
 
 
-def test_another_loss_curve_is_not_reproduced_whatever_the_speed(tmp_path: Path) -> None:
+def test_another_loss_curve_is_not_reproduced_at_any_speed(tmp_path: Path) -> None:
     again = noisy(0.1, seed=2)
     again["loss"] = [*again["loss"][:-1], again["loss"][-1] * (1 + 1e-6)]
     within = play(noisy(0.1, seed=1), tmp_path / "within", again)
@@ -115,7 +117,7 @@ def test_another_loss_curve_is_not_reproduced_whatever_the_speed(tmp_path: Path)
     assert different.lines[0].startswith("loss: different, 1.0e-02 apart at step 100")
 
 
-def test_other_conditions_are_said(tmp_path: Path) -> None:
+def test_differing_conditions_are_reported(tmp_path: Path) -> None:
     again = noisy(0.1, seed=2) | {"code": {"commit": "b" * 40, "is_dirty": False}}
     again["versions"] = {"python": "3.11.7", "torch": "2.14.0"}
     verdict = play(noisy(0.1, seed=1), tmp_path, again)
@@ -146,7 +148,7 @@ def fail(tmp_path: Path, runner: Fake, **changes: Any) -> Verdict:
     return replay(tmp_path, runner=runner, say=lambda line: None)
 
 
-def test_a_cell_that_failed_is_reproduced_by_failing_alike(tmp_path: Path) -> None:
+def test_a_failed_cell_is_reproduced_by_the_same_failure(tmp_path: Path) -> None:
     runner = Fake(exit_code=None, ending="oom")
     assert fail(tmp_path, runner).lines == ("status: oom then, oom now: error: no memory left",)
     assert runner.asked[0][2]["memory_limit_bytes"] == 10**9
@@ -180,15 +182,13 @@ def test_a_launch_that_the_system_kills_for_its_memory_is_out_of_memory(
 
 
 @pytest.mark.parametrize("exit_code", [75, -15])
-def test_a_launch_that_is_stopped_from_outside_tells_nothing(
-    tmp_path: Path, exit_code: int
-) -> None:
+def test_a_replay_stopped_by_a_signal_is_inconclusive(tmp_path: Path, exit_code: int) -> None:
     stopped = fail(tmp_path, Fake(exit_code=exit_code), status="crashed", exit_code=1)
     assert (stopped.word, stopped.exit_code) == ("inconclusive", 3)
     assert "it was stopped from outside" in stopped.lines[1]
 
 
-def test_what_took_too_long_is_given_as_long_again(tmp_path: Path) -> None:
+def test_a_cell_that_timed_out_is_replayed_with_the_same_limit(tmp_path: Path) -> None:
     runner = Fake(exit_code=None, ending="timeout")
     assert fail(tmp_path, runner, status="timeout", elapsed_s=3.5).word == "reproduced"
     assert runner.asked[0][2]["limit_s"] == 3.5
@@ -204,7 +204,7 @@ def test_a_run_that_fails_now_ends_the_launches(tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------ command and cell
 
 
-def test_options_that_name_places_are_left_out() -> None:
+def test_options_that_name_paths_are_left_out_of_the_replay() -> None:
     command = "python -m recipes.vit --seed 3 --out a --record=b --repeats 4 --trace c --size tiny"
     assert read_command(command) == ("vit", ["--seed", "3", "--size", "tiny"])
 
@@ -222,7 +222,7 @@ def test_a_command_that_cannot_be_run_again_is_refused(command: str, words: str)
         read_command(command)
 
 
-def test_a_cell_that_is_none_is_refused(tmp_path: Path) -> None:
+def test_a_path_that_is_not_a_cell_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="nowhere does not exist; give a record"):
         replay(tmp_path / "nowhere", runner=Fake(), say=print)
     with pytest.raises(ValueError, match="holds 0 JSON files; name the record itself"):
@@ -236,7 +236,7 @@ def test_a_cell_that_is_none_is_refused(tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------ a real run
 
 
-def test_a_recipe_that_is_run_again_has_the_same_loss_to_the_last_digit(
+def test_a_replayed_recipe_has_the_same_loss_to_the_last_digit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("UNITRANSFORMER_CACHE", str(tmp_path / "cache"))
@@ -249,12 +249,12 @@ def test_a_recipe_that_is_run_again_has_the_same_loss_to_the_last_digit(
     )
     ended = run_alone("gpt", shlex.split(command), log=tmp_path / "log", limit_s=300)
     assert ended.exit_code == 0, (tmp_path / "log").read_text()
-    told: list[str] = []
-    verdict = replay(record, runner=run_alone, say=told.append, out=tmp_path / "again")
+    actual: list[str] = []
+    verdict = replay(record, runner=run_alone, say=actual.append, out=tmp_path / "again")
     assert verdict.lines[0] == "loss: equal to the last digit over 12 steps"
     assert verdict.lines[1].startswith("step: ")
     assert verdict.word == "inconclusive", "12 steps are too few for an interval"
-    assert told == [f"launch 1 of 1: {load_record(record)['command']}"]
+    assert actual == [f"launch 1 of 1: {load_record(record)['command']}"]
     assert (tmp_path / "again" / "launch-1" / "record.json").is_file()
     with pytest.raises(ValueError, match="holds launches of a replay; choose another"):
-        replay(record, runner=run_alone, say=told.append, out=tmp_path / "again")
+        replay(record, runner=run_alone, say=actual.append, out=tmp_path / "again")

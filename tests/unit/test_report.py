@@ -1,4 +1,4 @@
-"""The report: what RESULTS.md says of hand-made records, and the command that writes it."""
+"""Tests RESULTS.md for hand-made records, and the command that writes it."""
 
 import json
 import os
@@ -12,8 +12,6 @@ from typing import Any, get_args
 from urllib.parse import unquote
 
 import pytest
-from test_certificates import RESULTS, make_certificate
-from test_store import CEILING, HOST, STEP_S, make_config, make_crashed, make_record, make_run
 
 from scaling.__main__ import main
 from scaling.parity.certificate import describe_bounds
@@ -23,29 +21,17 @@ from scaling.report.html.page import render_html
 from scaling.report.results_md import draw_architecture, draw_plots, render_report
 from scaling.report.rows import rows
 from scaling.store.reader import LeftOut, Store, load_store
+from tests.builders.certificates import RESULTS, make_certificate
+from tests.builders.records import CEILING, HOST, STEP_S, make_config, make_crashed, make_record
+from tests.builders.reports import cells, make_store, render
 from unitransformer.config import ParallelConfig, Precision, Recipe, to_dict
 from unitransformer.costs.flops import count_flops
 from unitransformer.measure.compile_ledger import CompileLedger
 from unitransformer.record.schema import Record, write_record
 
 
-def make_store(*records: Record) -> Store:
-    runs = tuple(make_run(record, f"runs/{i}.json") for i, record in enumerate(records))
-    return Store(runs=runs, left_out=())
-
-
-def render(*records: Record) -> str:
-    return render_report(make_store(*records), command="python -m scaling report .", plots="plots")
-
-
 def three() -> list[Record]:
     return [make_record(recipe) for recipe in ("vit", "gpt", "bert")]
-
-
-def cells(text: str, name: str) -> list[str]:
-    """The cells right of the first table row that begins with `name`."""
-    (row, *_) = [line for line in text.splitlines() if re.match(rf"\| {re.escape(name)} ", line)]
-    return [cell.strip() for cell in re.split(r"(?<!\\)\|", row)[2:-1]]
 
 
 # ---------------------------------------------------------------------------------- the whole
@@ -73,21 +59,21 @@ def test_only_recipes_that_ran_have_a_section() -> None:
     assert cells(text, "recipe") == ["ViT"]
 
 
-def test_the_first_paragraph_says_what_it_is_and_how_to_write_it_again() -> None:
+def test_the_first_paragraph_describes_the_report_and_how_to_regenerate_it() -> None:
     opening = render(*three()).split("## ")[0]
     assert "3 runs" in opening
     assert "generated and never edited" in opening
     assert "```sh\npython -m scaling report .\n```" in opening
 
 
-def test_the_overview_tells_every_figure_with_its_unit() -> None:
+def test_the_overview_shows_every_value_with_its_unit() -> None:
     text = render(*three())
     assert cells(text, "recipe") == ["BERT", "GPT", "ViT"]
     few = "no interval: 10 samples, an interval needs 50"
     rates = ["160 tokens/s", "160 tokens/s", "20.00 images/s"]
     assert cells(text, "speed") == [f"{rate}; {few}" for rate in rates]
     assert cells(text, "flags") == ["none"] * 3
-    # 20 pictures a second, against 1 GFLOP in 10 ms.
+    # 20 images per second, against 1 GFLOP in 10 ms.
     share = 20 * count_flops(make_config("vit"))["matmul"] / 1e11
     why = "blank: a CPU has no published peak; its measured ceiling stands"
     assert cells(text, "MFU")[2] == why
@@ -106,7 +92,7 @@ def test_the_overview_tells_every_figure_with_its_unit() -> None:
     assert cells(text, "FLOPs")[2].endswith("FLOP per image (`matmul`)")
 
 
-def test_recipes_are_named_in_one_order_and_a_changed_shape_is_no_preset() -> None:
+def test_recipes_are_named_in_one_order_and_a_changed_shape_is_marked() -> None:
     older = {"versions": {"python": "3.10"}}
     records = [make_record("vit"), make_record("bert"), make_record("gpt", **older)]
     (versions,) = cells(render(*records), "versions")
@@ -116,7 +102,7 @@ def test_recipes_are_named_in_one_order_and_a_changed_shape_is_no_preset() -> No
     assert cells(render(make_record("gpt")), "size") == ["tiny"]
 
 
-def test_a_baseline_that_was_not_beaten_is_told() -> None:
+def test_a_baseline_that_was_not_beaten_is_reported() -> None:
     record = make_record()
     record["validation"]["baseline"]["loss"] = 1.25
     assert cells(render(record), "baseline beaten") == ["**no**, 0.75 nats short"]
@@ -134,7 +120,7 @@ def test_conditions_that_differ_name_their_recipes() -> None:
     assert "sha256 " + "ab" * 32 in render(*records)
 
 
-def test_a_blank_figure_says_why() -> None:
+def test_a_blank_value_has_its_reason() -> None:
     record = make_record(step_s=[0.1] * 5, data={"description": "synthetic", "sha256": None})
     record["validation"]["baseline"] = None
     text = render(record)
@@ -146,7 +132,7 @@ def test_a_blank_figure_says_why() -> None:
     assert cells(text, "data") == ["synthetic; no sha256: it has no files"]
 
 
-def test_equal_records_give_equal_bytes_in_any_order() -> None:
+def test_equal_records_give_an_equal_report_in_any_order() -> None:
     runs = make_store(*three(), make_record("gpt", step_s=STEP_S * 2)).runs
     stores = [Store(runs=order, left_out=()) for order in (runs, runs[::-1])]
     first, second = (render_report(store, command="", plots="plots") for store in stores)
@@ -168,7 +154,7 @@ def test_plots_hold_no_date_and_no_version() -> None:
     assert b"Matplotlib v" not in content
 
 
-def test_hosts_and_absolute_paths_stay_at_home() -> None:
+def test_hosts_and_absolute_paths_are_not_in_the_report() -> None:
     error = {"type": "OSError", "message": "secret-node-7: /home/jane/data/a.txt is gone"}
     text = render(make_record("bert"), make_crashed(error=error))
     assert "OSError: (host): …/a.txt is gone" in text
@@ -179,7 +165,7 @@ def test_hosts_and_absolute_paths_stay_at_home() -> None:
 # ---------------------------------------------------------------------------------- one recipe
 
 
-def test_the_longest_run_has_the_section_and_the_others_a_row() -> None:
+def test_the_longest_run_has_a_section_and_the_others_have_a_row() -> None:
     long = make_record(step_s=STEP_S + [0.1] * 8, loss=[1.0] * 20, learning_rate=[1e-3] * 20)
     text = render(make_record(), long, make_record(started_at="2026-02-02"))
     assert cells(text, "steps") == ["20"]
@@ -190,7 +176,7 @@ def test_the_longest_run_has_the_section_and_the_others_a_row() -> None:
     assert "uncommitted changes (records 1, 2, 3)" in rows
 
 
-def test_repeats_of_a_launch_have_their_variance_apart() -> None:
+def test_variance_within_and_between_launches_is_reported_separately() -> None:
     noise = random.Random(0)
     step_s = [0.5, 0.3] + [0.1 + 0.01 * noise.random() for _ in range(90)]
     slower = [0.5, 0.3] + [0.12 + 0.01 * noise.random() for _ in range(90)]
@@ -200,8 +186,8 @@ def test_repeats_of_a_launch_have_their_variance_apart() -> None:
     assert "from launch to launch beyond that" in told
 
 
-def test_a_compiled_run_says_when_compiling_has_paid_for_itself() -> None:
-    # 1 s of compiling, 0.1 s saved a step.
+def test_a_compiled_run_reports_when_compiling_has_paid_off() -> None:
+    # 1 s of compiling, 0.1 s saved per step.
     eager = make_record(step_s=[0.5, 0.3] + [0.2] * 10)
     compiled = make_record()
     compiled["config"]["parallel"]["compile"] = "default"
@@ -212,7 +198,7 @@ def test_a_compiled_run_says_when_compiling_has_paid_for_itself() -> None:
     assert told in cell, "and in what the two differ"
 
 
-def test_figures_of_a_run_come_from_its_raw_steps() -> None:
+def test_metrics_of_a_run_come_from_its_raw_steps() -> None:
     text = render(make_record())
     assert cells(text, "steady state")[0].startswith("steps 3 to 12, 10 steps: after the last")
     assert cells(text, "median steady step")[0].startswith(
@@ -229,8 +215,8 @@ def test_figures_of_a_run_come_from_its_raw_steps() -> None:
     }
 
 
-def test_enough_steps_have_an_interval_and_a_flag_stands_beside_the_speed() -> None:
-    # 52 steady steps of 0.1 or 0.2 s in turns: every block holds as many of both.
+def test_the_speed_of_enough_steps_has_an_interval_and_its_flags() -> None:
+    # 52 steady steps alternate between 0.1 and 0.2 s: every block holds as many of both.
     record = make_record(step_s=[0.5, 0.3] + [0.1, 0.2] * 26, flags=["the GPU was shared"])
     text = render(record)
     assert cells(text, "speed") == ["107 tokens/s (107 to 107)"]
@@ -240,7 +226,7 @@ def test_enough_steps_have_an_interval_and_a_flag_stands_beside_the_speed() -> N
     assert re.search(r"% \([\d.]+% to [\d.]+%\)", text), "and the share of the ceiling"
 
 
-def test_a_run_on_a_gpu_stands_beside_the_data_sheet_and_its_own_ceiling() -> None:
+def test_a_gpu_run_is_compared_with_the_data_sheet_and_its_measured_ceiling() -> None:
     bf16 = CEILING | {"dtype": "bfloat16", "device": "NVIDIA H200"}
     host = HOST | {"device": "NVIDIA H200", "device_memory_bytes": 140 * 2**30}
     record = make_record(hardware=[host], ceiling=[bf16])
@@ -253,7 +239,7 @@ def test_a_run_on_a_gpu_stands_beside_the_data_sheet_and_its_own_ceiling() -> No
     assert "Data sheet: 990 TFLOP/s dense in bfloat16, https://" in text
 
 
-def test_a_compiled_run_says_what_the_compiler_did_and_where() -> None:
+def test_a_compiled_run_reports_what_the_compiler_did() -> None:
     ledger = CompileLedger("off").as_dict() | {
         "mode": "default",
         "start": "cold",
@@ -270,12 +256,12 @@ def test_a_compiled_run_says_what_the_compiler_did_and_where() -> None:
     )
 
 
-def test_a_resumed_run_says_which_launch_was_timed() -> None:
+def test_a_resumed_run_names_the_timed_launch() -> None:
     record = make_record(launches=[0, 2])
     assert "10 steps, in the last of 2 launches" in cells(render(record), "steady state")[0]
 
 
-def test_the_last_log_lines_the_command_and_the_summary_are_there() -> None:
+def test_the_report_contains_last_log_lines_command_and_summary() -> None:
     text = render(make_record("vit"))
     assert "```\nstep  1/12 | loss   3.0000 | lr 1.50e-05 |    500.0 ms/step\n" in text
     assert "step 12/12 | validation loss 2.0000 | top-1 50.00%\n```" in text
@@ -302,7 +288,7 @@ def test_an_edited_rate_is_noticed_and_not_shown() -> None:
     assert "> [!" not in render(*three())
 
 
-def test_flops_of_an_older_count_are_a_note() -> None:
+def test_flops_by_an_older_count_have_a_note() -> None:
     text = render(make_record(flops_per_token={}))
     assert "> [!NOTE]" in text
     assert "> [!WARNING]" not in text
@@ -317,7 +303,7 @@ def test_a_run_that_crashed_has_a_row_with_its_error() -> None:
     assert "## BERT" not in text
 
 
-def test_failures_alone_are_a_report_too() -> None:
+def test_failed_runs_alone_give_a_report() -> None:
     text = render(make_crashed())
     assert "Nothing to compare: no run ended well." in text
     assert draw_plots(make_store(make_crashed())) == {}
@@ -373,13 +359,13 @@ def test_loss_parity_has_a_row_for_each_strategy_and_device_count() -> None:
     assert cells(fsdp, "fsdp") == row
 
 
-def test_bounds_are_told_with_their_reasons() -> None:
+def test_parity_bounds_are_printed_with_their_reasons() -> None:
     text = certified().split("## Loss parity")[1]
     assert cells(text, "32-true")[:2] == ["1e-05", "0.0001"]
     assert all(cells(text, precision)[2] for precision in get_args(Precision))
 
 
-def test_what_is_not_equal_is_listed_with_the_command_that_runs_it_alone() -> None:
+def test_cases_that_are_not_equal_are_listed_with_their_command() -> None:
     text = certified().split("Not equal:")[1]
     verdict, what, command = cells(text, "fsdp x 2, 32-true")
     assert verdict == "different"
@@ -401,7 +387,7 @@ def test_refusals_name_the_strategies_of_each_reason() -> None:
     assert "- 3 ways (zero1, zero3): strategy … reads …/y: choose another" in text
 
 
-def test_every_speed_says_which_certificate_covers_it() -> None:
+def test_every_speed_names_the_certificate_that_covers_it() -> None:
     linked = "[parity.json](runs/parity.json)"
     spread: dict[str, Any] = {"devices": 8, "accelerator": "cpu"}
     for record, cell in (
@@ -420,7 +406,7 @@ def test_every_speed_says_which_certificate_covers_it() -> None:
         assert found.startswith(cell)
 
 
-def test_the_newest_certificate_counts() -> None:
+def test_the_newest_certificate_is_used() -> None:
     old, new = make_certificate(), make_certificate(started_at="2026-02-02T00:00:00+00:00")
     new["cases"] = [RESULTS[3] | {"strategy": "ddp"}]
     certificates = (read_certificate(new, "a.json"), read_certificate(old, "b.json"))
@@ -431,7 +417,7 @@ def test_the_newest_certificate_counts() -> None:
         assert text.index("certificate [a.json]") < text.index("certificate [b.json]")
 
 
-def test_an_edited_certificate_is_noticed_and_not_believed() -> None:
+def test_an_edited_certificate_is_reported_and_proves_nothing() -> None:
     edited = [*RESULTS[:3], RESULTS[3] | {"verdict": "equal"}]
     text = certified(make_record(), results=edited)
     assert "> - [runs/parity.json](runs/parity.json): verdict of fsdp x 2, 32-true is equal" in text
@@ -439,7 +425,7 @@ def test_an_edited_certificate_is_noticed_and_not_believed() -> None:
     assert "> [!" not in certified(make_record())
 
 
-def test_bounds_of_another_version_are_a_note() -> None:
+def test_other_bounds_of_an_older_certificate_have_a_note() -> None:
     bounds = describe_bounds()
     bounds["bf16-mixed"]["loss"] = 0.5
     text = certified(bounds=bounds)
@@ -447,7 +433,7 @@ def test_bounds_of_another_version_are_a_note() -> None:
     assert "bf16-mixed was held to loss 0.5" in text
 
 
-def test_a_certificate_alone_is_a_report_too(runs: Path) -> None:
+def test_a_certificate_alone_gives_a_report(runs: Path) -> None:
     write_certificate(make_certificate(results=RESULTS[:1]), Path("proofs"))
     assert main(["report", "proofs"]) == 0
     assert "Nothing to compare" in Path("RESULTS.md").read_text()
@@ -459,7 +445,7 @@ def test_a_certificate_alone_is_a_report_too(runs: Path) -> None:
 # ---------------------------------------------------------------------------------- Markdown
 
 
-def test_pipes_and_lines_and_markup_stay_inside_their_cell() -> None:
+def test_pipes_newlines_and_markup_stay_inside_their_cell() -> None:
     record = make_record()
     record["validation"]["baseline"]["name"] = "word '|' *or* `<unk>`\nnext | line"
     text = render(record, make_crashed(error={"type": "E", "message": "a | b\n\nc"}))
@@ -470,7 +456,7 @@ def test_pipes_and_lines_and_markup_stay_inside_their_cell() -> None:
     _assert_tables_are_whole(text)
 
 
-def test_every_row_of_every_table_has_as_many_cells_as_its_head() -> None:
+def test_every_table_row_has_as_many_cells_as_its_header() -> None:
     _assert_tables_are_whole(render(*three(), *three(), make_crashed()))
 
 
@@ -502,20 +488,20 @@ def test_the_drawing_has_the_numbers_of_the_config(recipe: Recipe) -> None:
     assert ("causal" in drawn) == (recipe == "gpt")
 
 
-def test_the_drawing_says_what_the_loss_looks_at() -> None:
+def test_the_drawing_names_the_positions_that_count_for_the_loss() -> None:
     assert '"1 chosen of 8 positions"' in draw_architecture(make_config("bert"))
     assert '"all 8 positions"' in draw_architecture(make_config("gpt"))
     assert '"the class token"' in draw_architecture(make_config("vit"))
 
 
-def test_pictures_are_drawn_as_patches_and_a_class_token() -> None:
+def test_images_are_drawn_as_patches_and_a_class_token() -> None:
     drawn = draw_architecture(make_config("vit"))
     assert "picture, 3 x 8 x 8" in drawn
     assert "4 patches of 4 x 4 pixels<br/>linear 48 → 16" in drawn
     assert "class token in front: 5 positions" in drawn
 
 
-def test_a_final_norm_and_a_tied_head_are_drawn_where_there_are_some() -> None:
+def test_a_final_norm_and_a_tied_head_are_drawn_if_present() -> None:
     config = make_config("gpt")
     assert "final_norm" not in draw_architecture(config)
     model = replace(config.model, final_norm=True, tied_head=True, head_bias=False, dropout=0.1)
@@ -596,7 +582,7 @@ def test_the_command_in_the_report_writes_the_same_bytes(
     assert len(first) == 4
 
 
-def test_the_command_writes_a_page_and_rows_for_other_tools_where_asked(
+def test_the_command_writes_an_html_page_csv_and_json_on_request(
     runs: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     files = {name: runs.parent / "out" / f"all.{name}" for name in ("html", "csv", "json")}
@@ -624,7 +610,7 @@ def test_an_edited_record_is_left_out_with_its_field(
     assert reason in Path("RESULTS.md").read_text()
 
 
-def test_a_record_at_odds_with_its_samples_fails_the_command_and_is_told(
+def test_a_record_that_contradicts_its_samples_fails_the_command_and_is_named(
     runs: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_record(make_record(tokens_per_s=1.0), runs / "gpt-ok.json")
@@ -681,7 +667,7 @@ def test_a_folder_that_cannot_be_written_is_refused(
     assert "choose another place" in line
 
 
-def test_a_disk_that_fails_is_a_failure(
+def test_a_disk_error_is_a_failure(
     runs: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: Any) -> None:

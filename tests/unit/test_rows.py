@@ -1,4 +1,4 @@
-"""Rows for other people's tools: which there are, in which order, what stands in them."""
+"""Tests the exported rows: which exist, their order, their values."""
 
 import json
 from dataclasses import replace
@@ -6,8 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_certificates import make_certificate
-from test_store import (
+
+from scaling.parity.certificate_file import read_certificate
+from scaling.report.rows import Row, rows
+from scaling.store.outcome import Outcome, write_outcome
+from scaling.store.reader import Store, load_store
+from tests.builders.certificates import make_certificate
+from tests.builders.records import (
     HOST,
     broken_variants,
     make_config,
@@ -15,11 +20,6 @@ from test_store import (
     make_record,
     make_run,
 )
-
-from scaling.parity.certificate_file import read_certificate
-from scaling.report.rows import Row, rows
-from scaling.store.outcome import Outcome, write_outcome
-from scaling.store.reader import Store, load_store
 from unitransformer.config import ParallelConfig, to_dict
 from unitransformer.costs.flops import count_flops
 from unitransformer.record.schema import Record, write_record
@@ -44,7 +44,7 @@ def row_of(record: Record, name: str = "runs/a.json") -> Row:
     return row
 
 
-def test_figures_are_those_of_the_samples_and_not_the_stored_ones() -> None:
+def test_exported_values_come_from_the_samples() -> None:
     row = row_of(make_record(tokens_per_s=987.0, figures={"median_step_s": 7.0}, passport=[]))
     # 16 tokens in a tenth of a second.
     assert (row.median_step_s, row.units_per_s, row.unit) == (0.1, 160, "tokens")
@@ -65,7 +65,7 @@ def test_an_interval_has_its_two_ends_in_seconds_and_in_rates() -> None:
     assert row.high_units_per_s == 16 / row.low_step_s
 
 
-def test_a_rate_of_a_device_and_the_peaks_of_its_ranks() -> None:
+def test_a_row_has_the_rate_per_device_and_peaks_over_ranks() -> None:
     config = replace(make_config(), parallel=ParallelConfig(strategy="ddp", devices=2))
     record = make_record(
         config=to_dict(config),
@@ -79,13 +79,13 @@ def test_a_rate_of_a_device_and_the_peaks_of_its_ranks() -> None:
     assert (row.peak_bytes, row.least_peak_bytes, row.peak_resident_bytes) == (300, 200, 700)
 
 
-def test_a_run_too_short_to_be_steady_says_so() -> None:
+def test_a_run_too_short_for_a_steady_state_has_a_reason() -> None:
     row = row_of(make_record(step_s=[0.1] * 5))
     assert (row.status, row.units_per_s) == ("ok", None)
     assert row.reason == "no steady state: 5 steps, needs 8"
 
 
-def test_a_crash_has_its_reason_and_no_figures() -> None:
+def test_a_crashed_row_has_a_reason_and_no_values() -> None:
     error = {"type": "OSError", "message": "secret-node-7: /home/jane/a.txt is gone"}
     row = row_of(make_crashed(error=error))
     assert row.status == "crashed"
@@ -93,7 +93,7 @@ def test_a_crash_has_its_reason_and_no_figures() -> None:
     assert (row.units_per_s, row.peak_bytes, row.size) == (None, None, "tiny")
 
 
-def test_hosts_stay_at_home_and_the_repeat_is_that_of_the_file() -> None:
+def test_rows_name_no_host_and_take_the_repeat_from_the_file_name() -> None:
     row = row_of(make_record(), "runs/0123456789ab-3.json")
     assert HOST["hostname"] not in str(row)
     assert (row.repeat, row.record) == (3, "runs/0123456789ab-3.json")
@@ -104,7 +104,7 @@ def test_hosts_stay_at_home_and_the_repeat_is_that_of_the_file() -> None:
     assert (row.commit, row.is_dirty, row.torch) == ("0123456789abcdef", True, "2.13.0")
 
 
-def test_parity_is_told_in_plain_words() -> None:
+def test_a_row_describes_its_parity_proof() -> None:
     certificate = read_certificate(make_certificate(), "runs/parity.json")
     config = replace(make_config(), parallel=ParallelConfig(strategy="ddp", devices=2))
     record = make_record(config=to_dict(config), world_size=2, global_batch_size=4)
@@ -142,7 +142,7 @@ def test_a_refused_cell_shows_what_was_asked_for(tmp_path: Path) -> None:
     assert (row.strategy, row.devices, row.batch_size) == ("single", 2, None)
 
 
-def test_a_cell_whose_record_is_damaged_says_so(tmp_path: Path) -> None:
+def test_a_cell_with_a_damaged_record_has_a_reason(tmp_path: Path) -> None:
     folder = tmp_path / "s" / "cells" / "a-1"
     write_outcome(make_outcome(record="record.json"), folder)
     store = load_store([tmp_path], relative_to=tmp_path)
@@ -157,7 +157,7 @@ def test_a_cell_whose_record_is_damaged_says_so(tmp_path: Path) -> None:
 # ---------------------------------------------------------------------------------- all of them
 
 
-def test_the_order_depends_on_values_alone() -> None:
+def test_the_order_of_rows_depends_only_on_their_values() -> None:
     names = ("b.json", "a.json", "c.json", "d.json")
     records = (make_record("vit"), make_record("gpt"), make_record("bert"), make_crashed("gpt"))
     runs = tuple(make_run(record, name) for record, name in zip(records, names, strict=True))
@@ -166,12 +166,12 @@ def test_the_order_depends_on_values_alone() -> None:
     assert [row.record for row in found[0]] == ["c.json", "a.json", "d.json", "b.json"]
 
 
-def test_a_figure_that_is_not_finite_is_refused() -> None:
+def test_a_value_that_is_not_finite_is_refused() -> None:
     with pytest.raises(ValueError, match="units_per_s is nan in a row; leave out"):
         Row(recipe="gpt", status="ok", unit="tokens", command="", units_per_s=float("nan"))
 
 
-def test_whatever_a_crashed_record_holds_it_is_a_row_or_left_out(tmp_path: Path) -> None:
+def test_a_crashed_record_with_any_broken_value_is_a_row_or_rejected(tmp_path: Path) -> None:
     for index, broken in enumerate(broken_variants(make_crashed())):
         (tmp_path / f"{index}.json").write_text(json.dumps(seal(broken)))
     store = load_store([tmp_path], relative_to=tmp_path)

@@ -1,9 +1,8 @@
-"""What a job makes of its shape and its end, and what is told of it; SLURM itself is elsewhere."""
+"""Tests how a job checks its allocation and settles its end, without a real SLURM."""
 
 import json
 import re
 import subprocess
-from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +10,6 @@ import pytest
 
 from slurm import job
 from slurm.job_files import Attempt, began_at, last_attempt, write_attempt
-from slurm.runtime import allocation
 from slurm.runtime import outcome as settling
 from slurm.runtime.allocation import (
     check_alone,
@@ -25,41 +23,14 @@ from slurm.runtime.allocation import (
 from slurm.runtime.node_probes import Probes, dead_nodes
 from slurm.runtime.outcome import Ended, settle
 from slurm.runtime.srun import command_of, variables_of
+from tests.builders.slurm import ATTEMPT, VARIABLES, PutStub, words_of
 from unitransformer.launch.variables import SWEEP_FILE
 
-VARIABLES = {
-    "SLURM_JOB_ID": "7",
-    "SLURM_JOB_NUM_NODES": "2",
-    "SLURM_TASKS_PER_NODE": "8(x2)",
-    "SLURM_JOB_NODELIST": "node[1-2]",
-}
-ATTEMPT = Attempt(
-    job="7", array=None, restart=0, nodes="node[1-2]", started_at="2026-01-01T00:00:00+00:00"
-)
 WELL = Ended(exit_code=0, is_done=True)
 STOPPED = Ended(exit_code=75, reason="stopped by SIGUSR1 after step 3")
 
 
-PutStub = Callable[[str, str], None]
-
-
-@pytest.fixture
-def put_stub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PutStub:
-    """In place of one of SLURM's commands: a name, and what it does in sh."""
-    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
-
-    def put(name: str, script: str) -> None:
-        (tmp_path / name).write_text(f"#!/bin/sh\n{script}")
-        (tmp_path / name).chmod(0o755)
-
-    return put
-
-
 # ------------------------------------------------------------------------------------- shapes
-
-
-def words_of(line: str, variables: Mapping[str, str] = VARIABLES) -> allocation.Words:
-    return read_words(line.split(), read_allocation(variables))
 
 
 @pytest.mark.parametrize(
@@ -98,7 +69,7 @@ def test_shapes_that_disagree_are_refused_with_the_numbers(
         check_shape(given, words)
 
 
-def test_outside_a_job_and_inside_srun_it_says_where_it_belongs(
+def test_slurm_job_outside_a_job_or_inside_srun_explains_its_use(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in VARIABLES:
@@ -107,11 +78,11 @@ def test_outside_a_job_and_inside_srun_it_says_where_it_belongs(
     assert "slurm.job is run by a batch job: sbatch slurm/gpt.sbatch" in capsys.readouterr().err
     with pytest.raises(ValueError, match=r"slurm\.job starts srun itself"):
         read_allocation({**VARIABLES, "SLURM_STEP_ID": "0", "SLURM_PROCID": "3"})
-    # Submitted from within a task of srun: its step is not this job's.
+    # Submitted inside of an srun task, whose step is not of this job.
     read_allocation({**VARIABLES, "SLURM_STEP_ID": "0", "SLURM_PROCID": "0"})
 
 
-def test_one_of_several_tasks_of_srun_is_refused_unless_they_are_another_jobs(
+def test_slurm_job_started_by_several_srun_tasks_is_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     batch = "StepId=7.batch UserId=0 State=RUNNING\n"
@@ -128,7 +99,9 @@ def test_one_of_several_tasks_of_srun_is_refused_unless_they_are_another_jobs(
     check_alone(given, variables)
 
 
-def test_the_number_of_another_jobs_array_is_not_believed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_inherited_array_number_of_another_job_is_ignored(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     given = read_allocation(
         {**VARIABLES, "SLURM_ARRAY_JOB_ID": "5", "SLURM_ARRAY_TASK_ID": "3", "SLURM_PROCID": "0"}
     )
@@ -138,11 +111,11 @@ def test_the_number_of_another_jobs_array_is_not_believed(monkeypatch: pytest.Mo
     assert given.name == "5_3"
     rows[0] = {"JobId": "7"}
     assert confirmed(given).name == "7"
-    rows.clear()  # the controller does not say
+    rows.clear()  # the controller does not know the job
     assert confirmed(given) == given
 
 
-def test_a_task_of_an_array_has_its_own_folder_and_number() -> None:
+def test_an_array_task_has_a_separate_folder_and_its_number() -> None:
     task = {**VARIABLES, "SLURM_ARRAY_JOB_ID": "5", "SLURM_ARRAY_TASK_ID": "3"}
     words = words_of("recipes.gpt -- --seed %a", task)
     assert words.folder == Path("runs/slurm/gpt-5/task-3").absolute()
@@ -154,7 +127,7 @@ def started(line: str) -> list[str]:
     return command_of(words_of(line), "2026-01-01T00:00:00+00:00")
 
 
-def test_ranks_go_on_where_there_is_something_to_go_on_from() -> None:
+def test_ranks_resume_if_there_is_a_checkpoint() -> None:
     assert started("recipes.gpt -- --seed 1")[-4:] == [
         *("--seed", "1"),
         *("--resume", "auto"),
@@ -167,7 +140,7 @@ def test_ranks_go_on_where_there_is_something_to_go_on_from() -> None:
     assert started("sweep -- quick --max-cells 3")[-2:] == ["--max-cells", "3"]
 
 
-def test_what_is_tried_again_ended_before_the_first_task_began(tmp_path: Path) -> None:
+def test_only_cells_that_ended_before_the_first_task_are_retried(tmp_path: Path) -> None:
     for task, second in ((0, 9), (1, 5), (2, 7)):
         attempt = replace(ATTEMPT, started_at=f"2026-01-01T00:00:0{second}+00:00")
         write_attempt(tmp_path / f"task-{task}", attempt)
@@ -191,7 +164,7 @@ def test_the_last_of_an_option_wins() -> None:
     ("ended", "outcome", "code", "requeue"),
     [
         (WELL, "done", 0, False),
-        (replace(WELL, exit_code=1), "done", 0, False),  # its record says so, whatever came after
+        (replace(WELL, exit_code=1), "done", 0, False),  # its record decides
         (replace(WELL, is_done=False), "failed", 1, False),
         (STOPPED, "stopped", 75, True),
         (replace(STOPPED, is_taken_back=True), "stopped", 75, False),
@@ -200,14 +173,16 @@ def test_the_last_of_an_option_wins() -> None:
         (Ended(exit_code=137, dead_nodes=["node2"]), "failed", 1, True),
     ],
 )
-def test_what_comes_after_an_end(ended: Ended, outcome: str, code: int, requeue: bool) -> None:
+def test_the_end_of_an_attempt_decides_whether_it_is_requeued(
+    ended: Ended, outcome: str, code: int, requeue: bool
+) -> None:
     verdict = settle(ATTEMPT, ended)
     assert (verdict.attempt.outcome, verdict.exit_code, verdict.requeue) == (outcome, code, requeue)
     assert verdict.attempt.is_requeued == requeue
     assert verdict.exclude == ended.dead_nodes
 
 
-def test_exit_code_zero_without_a_record_is_no_success() -> None:
+def test_exit_code_zero_without_a_record_is_a_failure() -> None:
     reason = settle(ATTEMPT, replace(WELL, is_done=False)).attempt.reason
     assert reason == "it ended with exit code 0, and no record says that it is done"
 
@@ -229,7 +204,7 @@ def test_exit_code_zero_without_a_record_is_no_success() -> None:
         ),
     ],
 )
-def test_a_sweep_is_done_when_it_says_so_itself(
+def test_a_sweep_is_done_when_its_summary_says_so(
     told: dict[str, object] | None, code: int, outcome: str, reason: str, tmp_path: Path
 ) -> None:
     given = read_allocation({**VARIABLES, "SLURM_JOB_NUM_NODES": "1", "SLURM_TASKS_PER_NODE": "1"})
@@ -246,7 +221,7 @@ def test_a_sweep_is_done_when_it_says_so_itself(
 
 
 def again(ended: Ended, count: int) -> list[bool]:
-    """Whether a job that ends like this every time is queued again every time."""
+    """Whether a job that always ends like this is requeued every time."""
     before: list[Attempt] = []
     queued_again = []
     for restart in range(count):
@@ -256,7 +231,7 @@ def again(ended: Ended, count: int) -> list[bool]:
     return queued_again
 
 
-def test_nodes_may_fail_so_often_and_no_more() -> None:
+def test_node_failures_requeue_a_job_a_limited_number_of_times() -> None:
     assert again(Ended(exit_code=137, dead_nodes=["node2"]), 7) == [True] * 5 + [False] * 2
     stops = [replace(ATTEMPT, outcome="stopped", is_requeued=True)] * 9
     killed = [replace(ATTEMPT, outcome="failed", is_requeued=True)] * 9  # by SLURM itself
@@ -268,7 +243,7 @@ def test_nodes_may_fail_so_often_and_no_more() -> None:
     ("down", "reason"),
     [(["node2"], "node2 does not answer any more"), ([], "killed without a word")],
 )
-def test_a_start_that_could_not_settle_itself_is_settled_by_the_next(
+def test_an_attempt_without_an_outcome_is_completed_by_the_next(
     down: list[str], reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("slurm.scheduler.names_of", lambda node_list: ["node1", "node2"])
@@ -279,19 +254,19 @@ def test_a_start_that_could_not_settle_itself_is_settled_by_the_next(
     assert (lost.outcome, lost.reason) == ("failed", reason)
     assert (lost.is_requeued, lost.is_node_failure) == (True, bool(down))
     assert last_attempt(tmp_path) == lost
-    # What is settled stays, and what is another job's is not for this one to settle.
+    # A settled attempt stays, and attempts of other jobs are left alone.
     for other in (replace(ATTEMPT, outcome="stopped"), replace(ATTEMPT, job="8")):
         assert job._settle_lost(other, given, words) == other
 
 
 @pytest.mark.parametrize("reason", [settling.NOT_BEGUN, settling.GIVEN_BACK])
-def test_what_is_stopped_with_nothing_saved_does_not_go_round_for_ever(reason: str) -> None:
+def test_a_job_stopped_without_a_checkpoint_is_not_requeued_forever(reason: str) -> None:
     assert again(Ended(exit_code=75, reason=reason), 5) == [True] * 4 + [False]
-    # One that gets further each time does.
+    # A job that makes progress each time is requeued.
     assert all(again(STOPPED, 30))
 
 
-def test_a_node_is_dead_only_if_none_of_its_ranks_left_a_word(
+def test_a_node_is_dead_only_if_none_of_its_ranks_reported_its_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given = read_allocation({**VARIABLES, "SLURM_TASKS_PER_NODE": "2(x2)"})
@@ -311,7 +286,7 @@ def test_a_node_is_dead_only_if_none_of_its_ranks_left_a_word(
         ("requeue", "not queued again (Access/permission denied); go on with: env"),
     ],
 )
-def test_what_scontrol_refuses_is_said(
+def test_an_error_of_scontrol_is_reported(
     fails: str,
     told: str,
     put_stub: PutStub,
@@ -338,7 +313,7 @@ def test_what_scontrol_refuses_is_said(
     ("dead", "asked"),
     [([], "--nodes=2 --ntasks=2"), (["node2"], "--nodes=1 --ntasks=1 --ntasks-per-node=1 --exc")],
 )
-def test_what_lies_on_the_nodes_goes_before_the_job_is_queued_again(
+def test_node_local_files_are_deleted_before_the_job_is_requeued(
     dead: list[str],
     asked: str,
     put_stub: PutStub,

@@ -1,4 +1,4 @@
-"""Who shows no sign of life, and who only seems to."""
+"""Tests heartbeats: which silent nodes are suspected of failure."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,11 +8,11 @@ import pytest
 from slurm.runtime.heartbeat import EACH_S, LOOKS, SILENT_S, Heartbeats, beat
 from slurm.runtime.rank import sends_heartbeat
 
-SOON = max(LOOKS, int(SILENT_S / EACH_S)) + 1  # looks until somebody is suspected
+SOON = max(LOOKS, int(SILENT_S / EACH_S)) + 1  # checks until a node is suspected
 
 
 def look(folder: Path, *, alive: Mapping[str, range], looks: int) -> list[list[str]]:
-    """What slurm.job suspects at each look; a node lives at those that are named."""
+    """The nodes suspected at each check; `alive` gives the checks at which a node is alive."""
     heartbeats = Heartbeats(folder=folder, nodes=list(alive))
     found = []
     for number in range(looks):
@@ -23,20 +23,20 @@ def look(folder: Path, *, alive: Mapping[str, range], looks: int) -> list[list[s
     return found
 
 
-def test_a_node_that_ceases_is_suspected_within_ten_seconds(tmp_path: Path) -> None:
+def test_a_node_that_falls_silent_is_suspected_within_ten_seconds(tmp_path: Path) -> None:
     found = look(tmp_path, alive={"node1": range(99), "node2": range(10)}, looks=20)
     first = next(number for number, suspects in enumerate(found) if suspects)
     assert found[first] == ["node2"]
     assert SILENT_S <= (first - 9) * EACH_S <= 10.0
 
 
-def test_where_nobody_changes_anything_nobody_is_suspected(tmp_path: Path) -> None:
+def test_no_node_is_suspected_while_no_heartbeat_changes(tmp_path: Path) -> None:
     found = look(tmp_path, alive={"node1": range(10), "node2": range(10)}, looks=40)
     assert found == [[]] * 40
 
 
-def test_a_file_system_that_was_away_casts_no_suspicion_when_it_is_back(tmp_path: Path) -> None:
-    """Looks hang as well: the time has passed, and there were too few of them."""
+def test_a_file_system_outage_raises_no_suspicion_afterwards(tmp_path: Path) -> None:
+    """Checks hang as well: time has passed, but there were too few checks."""
     heartbeats = Heartbeats(folder=tmp_path, nodes=["node1", "node2"])
     for node in heartbeats.nodes:
         beat(tmp_path, node, 0)
@@ -47,12 +47,12 @@ def test_a_file_system_that_was_away_casts_no_suspicion_when_it_is_back(tmp_path
     assert heartbeats.suspects(62.0) == []
 
 
-def test_a_node_that_has_not_begun_is_not_suspected(tmp_path: Path) -> None:
+def test_a_node_without_a_first_heartbeat_is_not_suspected(tmp_path: Path) -> None:
     found = look(tmp_path, alive={"node1": range(99), "node2": range(0)}, looks=20)
     assert found == [[]] * 20
 
 
-def test_who_has_answered_is_suspected_no_sooner_than_before(tmp_path: Path) -> None:
+def test_a_node_that_answered_a_probe_is_suspected_no_sooner(tmp_path: Path) -> None:
     heartbeats = Heartbeats(folder=tmp_path, nodes=["node1", "node2"])
     beat(tmp_path, "node2", 0)
     found = []

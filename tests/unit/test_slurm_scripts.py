@@ -1,4 +1,4 @@
-"""A batch job's script: what is asked for, and nothing that a value could smuggle in."""
+"""Tests the batch script of a job: its directives, and that values cannot inject any."""
 
 import itertools
 import json
@@ -67,23 +67,23 @@ SCRIPTS = {
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
-def test_the_script_is_the_one_on_record(name: str, repository: Path) -> None:
+def test_the_batch_script_equals_the_stored_one(name: str, repository: Path) -> None:
     golden = repository / f"tests/slurm/scripts/{name}.sbatch"
     assert render(SCRIPTS[name]) == golden.read_text()
 
 
 @pytest.mark.skipif(shutil.which("shellcheck") is None, reason="apt-get install shellcheck")
-def test_scripts_pass_shellcheck(repository: Path) -> None:
+def test_batch_scripts_pass_shellcheck(repository: Path) -> None:
     scripts = [*repository.glob("slurm/*.sbatch"), *repository.glob("tests/slurm/scripts/*.sbatch")]
     assert len(scripts) == 4 + len(SCRIPTS)
-    # SC2016: what stands in single quotes is not expanded, as it should be.
+    # SC2016: text in single quotes is not expanded, on purpose.
     done = subprocess.run(
         ["shellcheck", "--exclude=SC2016", *scripts], capture_output=True, text=True
     )
     assert done.stdout == ""
 
 
-def test_ready_scripts_differ_in_their_recipe_alone(repository: Path) -> None:
+def test_ready_scripts_differ_only_in_their_recipe(repository: Path) -> None:
     texts = {
         name: (repository / f"slurm/{name}.sbatch").read_text() for name in ("gpt", "bert", "vit")
     }
@@ -97,7 +97,7 @@ def test_ready_scripts_differ_in_their_recipe_alone(repository: Path) -> None:
         assert not re.search(r"devices|num-nodes", text)  # counted by the job
 
 
-def test_a_sweeps_task_has_the_cores_of_all_ranks_that_a_cell_may_start() -> None:
+def test_a_sweep_task_requests_cores_for_all_ranks_of_a_cell() -> None:
     sweep, eight = SCRIPTS["sweep"], Cluster(cpus_per_task=14)
     assert "#SBATCH --cpus-per-task=112\n" in render(replace(sweep, cluster=eight))
     assert "#SBATCH --exclusive\n" not in render(replace(sweep, cluster=eight))
@@ -111,32 +111,32 @@ def test_a_sweeps_task_has_the_cores_of_all_ranks_that_a_cell_may_start() -> Non
 ANYTHING = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=30)
 PATH = st.text(st.characters(exclude_characters="\0\n\r\\", exclude_categories=["Cs"]), min_size=1)
 
-# What would be a directive if it came to stand at the beginning of a line.
+# Text that would be a directive at the beginning of a line.
 SMUGGLED = ANYTHING.map(lambda text: f"{text}\n#SBATCH --partition=nowhere\n")
 
 
 def run_by_bash(job: Job, folder: Path) -> tuple[list[str], str | None]:
-    """The words that `slurm.job` would be given, and `$NCCL_SOCKET_IFNAME`."""
-    told = folder / "told.json"
-    told.unlink(missing_ok=True)
+    """The arguments that `slurm.job` would get, and `$NCCL_SOCKET_IFNAME`."""
+    actual = folder / "arguments.json"
+    actual.unlink(missing_ok=True)
     stub = folder / "python stub"
     stub.write_text(
         f"#!{sys.executable}\nimport json, os, sys\n"
         "found = [sys.argv[1:], os.environ.get('NCCL_SOCKET_IFNAME')]\n"
-        f"open({str(told)!r}, 'w').write(json.dumps(found))\n"
+        f"open({str(actual)!r}, 'w').write(json.dumps(found))\n"
     )
     stub.chmod(0o755)
     script = folder / "script"
     script.write_text(render(replace(job, python=str(stub))))
     subprocess.run(["bash", script], cwd=folder, check=True, capture_output=True)
-    assert {path.name for path in folder.iterdir()} == {"told.json", "python stub", "script"}
-    words, variable = json.loads(told.read_text())
+    assert {path.name for path in folder.iterdir()} == {"arguments.json", "python stub", "script"}
+    words, variable = json.loads(actual.read_text())
     return words, variable
 
 
 @settings(max_examples=60, deadline=None)
 @given(arguments=st.lists(ANYTHING, max_size=4), folder=PATH)
-def test_every_value_means_itself(
+def test_every_option_value_is_quoted_literally(
     arguments: list[str], folder: str, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     place = tmp_path_factory.mktemp("script")
@@ -146,7 +146,7 @@ def test_every_value_means_itself(
 
 @settings(max_examples=30, deadline=None)
 @given(value=ANYTHING, disk=PATH)
-def test_settings_of_a_cluster_mean_themselves(
+def test_cluster_settings_are_quoted_literally(
     value: str, disk: str, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     cluster = Cluster(local_disk=disk, environment=(("NCCL_SOCKET_IFNAME", value),))
@@ -180,14 +180,14 @@ def test_no_value_adds_a_directive(
     )
     plain = replace(GPT, cluster=Cluster(extra=("--x=1",)))
     assert directives(render(odd)) == directives(render(plain))
-    # What is asked of SLURM does not depend on what runs.
+    # The requested resources do not depend on the recipe.
     assert directives(render(odd), whole=True) == directives(
         render(replace(odd, arguments=[], cluster=Cluster(extra=(f"--x={extra}",)))), whole=True
     )
 
 
 def directives(script: str, *, whole: bool = False) -> list[str]:
-    """Those that sbatch reads: it stops at the first line that is no comment."""
+    """The directives that sbatch reads, up to the first line that is not a comment."""
     lines = itertools.takewhile(lambda line: not line or line[0] == "#", script.split("\n"))
     return [
         line if whole else line.partition("=")[0] for line in lines if line.startswith("#SBATCH")
@@ -195,7 +195,7 @@ def directives(script: str, *, whole: bool = False) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("field", "value", "told"),
+    ("field", "value", "expected"),
     [
         ("nodes", 0, "nodes is 0; it must be at least 1"),
         ("devices", -8, "devices is -8; it must be at least 1"),
@@ -213,8 +213,10 @@ def directives(script: str, *, whole: bool = False) -> list[str]:
         ("folder", "a\nb", "folder is 'a\\nb', which cannot stand in a batch script"),
     ],
 )
-def test_bad_values_are_refused_by_name(field: str, value: object, told: str) -> None:
-    with pytest.raises(ValueError, match=re.escape(told)):
+def test_invalid_values_are_refused_with_their_name(
+    field: str, value: object, expected: str
+) -> None:
+    with pytest.raises(ValueError, match=re.escape(expected)):
         replace(GPT, **{field: value})  # type: ignore[arg-type]
 
 
@@ -225,7 +227,7 @@ def test_bad_values_are_refused_by_name(field: str, value: object, told: str) ->
         *(("1-12", 129_600), ("1-12:30", 131_400), ("1-12:30:15", 131_415)),
     ],
 )
-def test_times_are_those_of_slurm(time: str, seconds: int) -> None:
+def test_time_limits_have_the_formats_of_slurm(time: str, seconds: int) -> None:
     assert f"#SBATCH --time={time}\n" in render(replace(GPT, time=time))
     assert seconds_of(time) == seconds
 
@@ -234,12 +236,12 @@ def test_times_are_those_of_slurm(time: str, seconds: int) -> None:
 
 
 @pytest.mark.parametrize("name", ["dgx", "academic", "cloud"])
-def test_examples_of_clusters_are_sound(name: str) -> None:
+def test_example_clusters_are_valid(name: str) -> None:
     assert load_cluster(name).local_disk is not None
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "expected"),
     [
         ("[a]\npartitoin = 'x'", "a.partitoin is unknown; did you mean partition?"),
         ("[a]\ndevices = 'eight'", "a.devices is 'eight'; it must be an integer"),
@@ -253,9 +255,11 @@ def test_examples_of_clusters_are_sound(name: str) -> None:
         ("[b]", "cluster is a and"),
     ],
 )
-def test_bad_clusters_are_refused_by_key(text: str, told: str, tmp_path: Path) -> None:
+def test_invalid_clusters_are_refused_with_their_key(
+    text: str, expected: str, tmp_path: Path
+) -> None:
     path = tmp_path / "clusters.toml"
     path.write_text(text)
-    with pytest.raises(ValueError, match=re.escape(told)) as caught:
+    with pytest.raises(ValueError, match=re.escape(expected)) as caught:
         load_cluster("a", path)
     assert "\n" not in str(caught.value)

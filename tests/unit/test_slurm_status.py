@@ -1,4 +1,4 @@
-"""`slurm.status`: what is told of jobs, by the queue and by what they left in their folders."""
+"""Tests `slurm.status`: job states from the queue and from job folders."""
 
 import json
 import re
@@ -6,11 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from test_slurm_jobs import ATTEMPT
 
 from slurm import status
 from slurm.job_files import errors_folder, last_attempt, write_attempt
 from slurm.scheduler import Queued
+from tests.builders.slurm import ATTEMPT
 from unitransformer.launch.variables import PROGRESS
 
 
@@ -19,7 +19,7 @@ def queued(state: str, *, number: str = "7", task: str = "N/A") -> Queued:
 
 
 @pytest.mark.parametrize(
-    ("outcome", "row", "state", "told"),
+    ("outcome", "row", "state", "expected"),
     [
         ("running", queued("RUNNING"), "running", "1:00:00 until its time limit"),
         ("stopped", queued("PENDING"), "queued", "Priority; before: so it was"),
@@ -30,11 +30,11 @@ def queued(state: str, *, number: str = "7", task: str = "N/A") -> Queued:
         ("running", queued("COMPLETING"), "ending", "so it was"),
     ],
 )
-def test_a_job_is_told_by_the_queue_and_by_what_it_left(
+def test_the_status_of_a_job_comes_from_the_queue_and_its_folder(
     outcome: str,
     row: Queued | None,
     state: str,
-    told: str,
+    expected: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -46,22 +46,22 @@ def test_a_job_is_told_by_the_queue_and_by_what_it_left(
     monkeypatch.setattr("slurm.scheduler.list_queue", lambda: [] if row is None else [row])
     line = status.report(tmp_path, now_s=101.0).splitlines()[-1]
     assert re.search(rf"\b7 +gpt +{state} ", line), line
-    assert told in line
+    assert expected in line
     assert ("3/9" if state != "done" else "9/9") in line
     assert ("1:01:40" in line) == (state == "running")
 
 
-def test_an_array_tells_its_cells_the_one_that_runs_and_what_it_waits_for(
+def test_the_status_of_an_array_shows_cells_done_running_and_pending(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told = {
+    actual = {
         "job": "5", "name": "s", "target": "sweep", "arguments": ["quick", "--out", "out"],
         "array": "0-8%2", "cells": 9, "directory": str(tmp_path),
     }  # fmt: skip
     folder = tmp_path / "job"
     attempt = replace(ATTEMPT, array="5")
     write_attempt(folder / "task-0", attempt)
-    (folder / "submitted").write_text(json.dumps(told))
+    (folder / "submitted").write_text(json.dumps(actual))
     cells = tmp_path / "out/cells"
     for name in ("done", "runs"):
         (cells / name).mkdir(parents=True)
@@ -80,7 +80,7 @@ def test_an_array_tells_its_cells_the_one_that_runs_and_what_it_waits_for(
     assert re.search(r"5_0 +s +running +3/9 +5.0 ms/step +1:10 ", task)
 
 
-def test_a_running_job_that_says_nothing_is_told(
+def test_a_running_job_without_output_is_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_attempt(tmp_path, ATTEMPT)
@@ -91,7 +91,7 @@ def test_a_running_job_that_says_nothing_is_told(
     assert "nothing said for 1:00:00" in status.report(tmp_path, now_s=3600.0)
 
 
-def test_without_a_queue_what_was_written_last_is_told(
+def test_without_a_queue_the_status_is_the_last_one_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def silent() -> list[Queued]:
@@ -99,22 +99,22 @@ def test_without_a_queue_what_was_written_last_is_told(
 
     write_attempt(tmp_path, ATTEMPT)
     monkeypatch.setattr("slurm.scheduler.list_queue", silent)
-    told = status.report(tmp_path)
-    assert "the queue is not known (squeue has not answered for 30 s)" in told
-    assert "running" in told
+    actual = status.report(tmp_path)
+    assert "the queue is not known (squeue has not answered for 30 s)" in actual
+    assert "running" in actual
 
 
-def test_a_damaged_marker_is_as_good_as_none(tmp_path: Path) -> None:
+def test_a_damaged_marker_is_ignored(tmp_path: Path) -> None:
     write_attempt(tmp_path, ATTEMPT)
     (tmp_path / "attempt-7-1").write_text("{")
     assert last_attempt(tmp_path) == ATTEMPT
 
 
-@pytest.mark.parametrize(("words", "told"), [(["/nowhere"], "not a folder"), ([], "no folder")])
-def test_status_refuses_what_is_no_job(
-    words: list[str], told: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+@pytest.mark.parametrize(("words", "expected"), [(["/nowhere"], "not a folder"), ([], "no folder")])
+def test_status_refuses_a_folder_that_is_not_a_job(
+    words: list[str], expected: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     assert status.main(words) == 2
-    assert told in capsys.readouterr().err
+    assert expected in capsys.readouterr().err
     assert status.main([str(tmp_path)]) == 2
     assert "holds no jobs" in capsys.readouterr().err

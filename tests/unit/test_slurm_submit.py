@@ -1,18 +1,16 @@
-"""`slurm.submit`: what is checked, refused and rendered before SLURM itself is asked."""
+"""Tests `slurm.submit` up to the call of SLURM: checks, refusals, rendered scripts."""
 
 import re
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from test_slurm_jobs import ATTEMPT, VARIABLES, PutStub, put_stub, words_of
 
 from slurm import submit
 from slurm.job_files import write_attempt
 from slurm.runtime.allocation import read_allocation
 from slurm.runtime.srun import variables_of
-
-__all__ = ["put_stub"]  # a fixture
+from tests.builders.slurm import ATTEMPT, VARIABLES, PutStub, words_of
 
 
 @pytest.fixture
@@ -24,7 +22,7 @@ def place(tmp_path: Path, repository: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.mark.parametrize(
-    ("line", "told"),
+    ("line", "expected"),
     [
         ("", "no target given; choose one of recipes.gpt"),
         ("recipes.gtp", "target is recipes.gtp; did you mean recipes.gpt?"),
@@ -65,18 +63,18 @@ def place(tmp_path: Path, repository: Path, monkeypatch: pytest.MonkeyPatch) -> 
     ],
 )
 def test_bad_requests_are_one_line_and_submit_nothing(
-    line: str, told: str, place: Path, capsys: pytest.CaptureFixture[str]
+    line: str, expected: str, place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert submit.main([*line.split()]) == 2
     said = capsys.readouterr()
     assert said.out == ""
     assert said.err.startswith("error: ")
-    assert told in said.err
+    assert expected in said.err
     assert said.err.count("\n") == 1
     assert list(place.iterdir()) == []
 
 
-def test_a_dry_run_prints_a_script_and_needs_no_slurm(
+def test_a_dry_run_prints_a_script_without_slurm(
     place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     options = ["--nodes", "2", "--devices", "4", "--cluster", "academic", "--dry-run"]
@@ -96,7 +94,7 @@ def test_a_dry_run_prints_a_script_and_needs_no_slurm(
     assert list(place.iterdir()) == []
 
 
-def test_caches_lie_on_the_nodes_own_disk_job_by_job(tmp_path: Path) -> None:
+def test_caches_are_on_the_node_local_disk_in_a_folder_per_job(tmp_path: Path) -> None:
     given = read_allocation(VARIABLES)
     words = words_of(f"--local-disk {tmp_path} recipes.gpt")
     found = [variables_of(replace(given, job=number), words) for number in ("7", "8")]
@@ -105,21 +103,21 @@ def test_caches_lie_on_the_nodes_own_disk_job_by_job(tmp_path: Path) -> None:
     assert "TORCHINDUCTOR_CACHE_DIR" not in variables_of(given, words_of("sweep"))
 
 
-@pytest.mark.parametrize(("seeds", "told"), [(3, "0-2%8"), (1001, "0-999%8")])
-def test_more_cells_than_an_array_takes_are_several_a_task(
-    seeds: int, told: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+@pytest.mark.parametrize(("seeds", "expected"), [(3, "0-2%8"), (1001, "0-999%8")])
+def test_more_cells_than_array_tasks_are_several_per_task(
+    seeds: int, expected: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     cells = "\n".join(["python -m recipes.gpt"] * seeds)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("slurm.preflight.run_module", lambda *arguments, **options: cells)
     monkeypatch.setattr("slurm.preflight._check_cells", lambda *arguments: None)
     found = submit.read_request(["sweep", "quick"]).job
-    assert found.array == told
+    assert found.array == expected
     assert found.arguments == ["quick", *(["--max-cells", "2"] if seeds > 1000 else [])]
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "expected"),
     [
         ("", []),
         ("--time 2:00:00", []),
@@ -128,25 +126,25 @@ def test_more_cells_than_an_array_takes_are_several_a_task(
         ("--time 1:00:00 -- --time-limit=60", ["--time-limit=60"]),
     ],
 )
-def test_a_cell_may_take_what_the_time_of_its_job_leaves_it(
-    options: str, told: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+def test_the_time_limit_of_a_cell_follows_from_that_of_its_job(
+    options: str, expected: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     cells = "python -m recipes.gpt"
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("slurm.preflight.run_module", lambda *arguments, **options: cells)
     monkeypatch.setattr("slurm.preflight._check_cells", lambda *arguments: None)
     found = submit.read_request(["sweep", "quick", *options.split()]).job
-    assert found.arguments == ["quick", *told]
+    assert found.arguments == ["quick", *expected]
 
 
-def test_a_folder_is_that_of_one_job(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_folder_belongs_to_one_job(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_attempt(tmp_path / "it's", ATTEMPT)
     assert submit.main(["recipes.gpt", "--folder", str(tmp_path / "it's")]) == 2
     assert "is that of another job; go on with it by sbatch" in capsys.readouterr().err
     assert submit._free_folder("gpt") != submit._free_folder("gpt")
 
 
-def test_what_a_job_has_set_does_not_reach_the_one_it_submits(
+def test_variables_of_a_job_do_not_reach_a_job_that_it_submits(
     put_stub: PutStub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     put_stub("sbatch", "env\n")

@@ -1,4 +1,4 @@
-"""What a record says of the code that ran."""
+"""Tests the recorded commit and versions."""
 
 import subprocess
 from pathlib import Path
@@ -17,7 +17,7 @@ def git(checkout: Path, *arguments: str) -> None:
 
 @pytest.fixture
 def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The code's place is a repository of its own."""
+    """The code lies in a new git repository."""
     module = tmp_path / "unitransformer" / "software.py"
     module.parent.mkdir()
     module.write_text("")
@@ -40,7 +40,7 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("constraints.txt", True),
     ],
 )
-def test_code_is_changed_by_code_and_not_by_what_runs_write(
+def test_changed_code_makes_the_tree_dirty_and_outputs_of_runs_do_not(
     written: str, is_dirty: bool, checkout: Path
 ) -> None:
     assert describe_code()["is_dirty"] is False
@@ -49,14 +49,14 @@ def test_code_is_changed_by_code_and_not_by_what_runs_write(
     assert describe_code()["is_dirty"] is is_dirty
 
 
-def test_outside_a_checkout_nothing_is_told(
+def test_the_commit_is_missing_outside_a_checkout(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(software, "__file__", str(tmp_path / "software.py"))
     assert describe_code() == {"commit": None, "is_dirty": None}
 
 
-def test_versions_of_what_runs_gpus_are_told_of_runs_on_them(
+def test_versions_of_cuda_libraries_are_recorded_for_gpu_runs(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(torch.version, "cuda", "13.0")

@@ -1,9 +1,9 @@
-"""Where the tasks of a step of srun meet: a port that no step beside theirs has."""
+"""Concurrent srun steps use different rendezvous ports."""
 
 from unitransformer.launch.environment import PORTS, srun_port
 
 
-def test_jobs_beside_each_other_meet_at_different_ports() -> None:
+def test_concurrent_jobs_use_different_ports() -> None:
     first = 4_000_000
     ports = {srun_port(job, 0) for job in range(first, first + PORTS)}
     assert len(ports) == PORTS
@@ -11,6 +11,6 @@ def test_jobs_beside_each_other_meet_at_different_ports() -> None:
     assert max(ports) < 32_768
 
 
-def test_steps_of_a_job_meet_at_different_ports_and_so_do_those_of_the_next_jobs() -> None:
+def test_concurrent_steps_of_a_job_and_of_the_next_jobs_use_different_ports() -> None:
     steps = [(job, step) for job in range(1_000, 1_128) for step in range(138)]
     assert len({srun_port(*each) for each in steps}) == len(steps)

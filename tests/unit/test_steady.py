@@ -1,4 +1,4 @@
-"""Where steady state begins: on series whose true beginning is known."""
+"""Tests the detection of steady state on series with a known beginning."""
 
 import math
 import random
@@ -38,8 +38,8 @@ def num_within(found: Sequence[int | None], first: int, last: int) -> int:
 
 
 def mser(step_s: Sequence[float], batch: int = 1) -> int:
-    """White 1997; MSER-5 with a batch of 5: the cut in the first half that makes the standard error
-    of the rest least."""
+    """White 1997; MSER-5 with a batch of 5: the cut in the first half that minimizes the standard
+    error of the rest."""
     means = [
         statistics.fmean(step_s[place : place + batch])
         for place in range(0, len(step_s) - batch + 1, batch)
@@ -54,18 +54,22 @@ def mser(step_s: Sequence[float], batch: int = 1) -> int:
 
 
 @pytest.mark.parametrize("num_steps", [20, 50, 100, 200, 400])
-def test_of_steps_steady_from_the_start_nine_in_ten_series_keep_all_but_two(num_steps: int) -> None:
+def test_steady_state_keeps_all_but_two_steps_in_nine_of_ten_stationary_series(
+    num_steps: int,
+) -> None:
     assert num_within(starts(lambda step: 1.0, num_steps), 0, 2) >= 90
 
 
-def test_a_stall_every_ten_steps_is_steady_behaviour_and_stays_in() -> None:
+def test_a_stall_every_ten_steps_belongs_to_the_steady_state() -> None:
     assert num_within(starts(lambda step: 4.0 if step % 10 == 0 else 1.0), 0, 3) >= 90
     assert num_within(starts(lambda step: 4.0 if step % 10 == 9 else 1.0), 0, 3) >= 90
 
 
 @given(every=st.integers(2, 20), stall=st.floats(1.5, 50), phase=st.integers(0, 19))
 @settings(max_examples=50, deadline=None)
-def test_stalls_of_any_rhythm_stay_in(every: int, stall: float, phase: int) -> None:
+def test_stalls_at_any_interval_belong_to_the_steady_state(
+    every: int, stall: float, phase: int
+) -> None:
     steps = [stall if step % every == phase % every else 1.0 for step in range(NUM_STEPS)]
     start = find_steady(steps).start
     assert start is not None
@@ -79,7 +83,7 @@ def test_steps_that_all_take_the_same_time_are_steady() -> None:
 # ------------------------------------------------------------------------------ what is not
 
 
-def test_steps_that_compile_are_cut_off_to_the_step() -> None:
+def test_warm_up_ends_exactly_after_the_compiled_steps() -> None:
     assert num_within(starts(lambda step: 50.0 if step < 3 else 1.0), 3, 5) >= 90
 
 
@@ -89,7 +93,7 @@ def test_a_fast_step_between_two_that_compile_does_not_end_the_warm_up() -> None
 
 @given(slow=st.integers(0, 20), times=st.floats(1.5, 1000))
 @settings(max_examples=50, deadline=None)
-def test_slow_first_steps_without_noise_are_cut_off_with_at_most_three_others(
+def test_warm_up_contains_the_slow_first_steps_and_at_most_three_others(
     slow: int, times: float
 ) -> None:
     start = find_steady([times] * slow + [1.0] * 60).start
@@ -97,17 +101,17 @@ def test_slow_first_steps_without_noise_are_cut_off_with_at_most_three_others(
     assert slow <= start <= max(slow, 4)  # a level has four steps at least
 
 
-def test_an_allocator_that_grows_for_twenty_steps_is_waited_for() -> None:
+def test_warm_up_lasts_until_the_allocator_stops_growing() -> None:
     assert num_within(starts(lambda step: 1.1 if step < 20 else 1.0), 18, 25) >= 80
     assert num_within(starts(lambda step: 1.1 if step < 20 else 1.0), 18, 150) >= 98
 
 
-def test_a_ramp_is_cut_where_less_than_the_noise_is_left_of_it() -> None:
-    # 20 % too slow at first; 7 % at step 21, which is two standard deviations.
+def test_a_ramp_is_warm_up_until_less_than_the_noise_remains() -> None:
+    # 20 % slower at first, 7 % at step 21, which is two standard deviations.
     assert num_within(starts(lambda step: 1 + 0.2 * math.exp(-step / 20)), 21, 100) >= 90
 
 
-def test_behind_a_shift_in_the_middle_the_steps_are_steady() -> None:
+def test_steady_state_begins_after_a_shift_in_the_middle() -> None:
     assert num_within(starts(lambda step: 1.0 if step < 100 else 1.1), 95, 110) >= 85
     assert num_within(starts(lambda step: 1.0 if step < 100 else 1.1), 0, 94) <= 5
 
@@ -124,12 +128,12 @@ def test_a_ramp_over_the_whole_run_is_rarely_taken_for_steady() -> None:
     assert sum(start is None for start in found) >= 90
 
 
-def test_a_disturbance_that_ends_is_left_behind() -> None:
+def test_a_disturbance_that_ends_is_part_of_the_warm_up() -> None:
     found = starts(lambda step: 2.0 if 60 <= step < 120 else 1.0)
     assert num_within(found, 118, 130) >= 85
 
 
-def test_too_few_steps_are_told_apart_from_unsteady_ones() -> None:
+def test_too_few_steps_and_unsteady_steps_have_different_reasons() -> None:
     steady = find_steady([0.1] * 7)
     assert (steady.start, steady.reason) == (None, "7 steps, needs 8")
     assert steady.of([0.1] * 7) == []
@@ -138,7 +142,7 @@ def test_too_few_steps_are_told_apart_from_unsteady_ones() -> None:
 # ------------------------------------------------------------------------------ known beforehand
 
 
-def test_known_unsteady_steps_are_left_out_and_named() -> None:
+def test_known_unsteady_steps_are_excluded_and_named() -> None:
     steps = [1.0] * 30
     steps[0] = steps[12] = steps[20] = 9.0
     steady = find_steady(steps, unsteady={20, 0, 12})
@@ -146,11 +150,11 @@ def test_known_unsteady_steps_are_left_out_and_named() -> None:
     assert steady.of(steps) == [1.0] * 27
 
 
-def test_steps_that_are_left_out_do_not_count_as_enough() -> None:
+def test_excluded_steps_do_not_count_towards_the_minimum() -> None:
     assert find_steady([1.0] * 10, unsteady={0, 1, 2}).reason == "7 steps, needs 8"
 
 
-def test_times_that_are_none_and_steps_that_are_not_there_are_refused() -> None:
+def test_invalid_times_and_step_numbers_are_refused() -> None:
     with pytest.raises(ValueError, match=r"step_s\[1\] is -1\.0; a step takes"):
         find_steady([1.0, -1.0])
     with pytest.raises(ValueError, match=r"step_s\[0\] is nan"):
@@ -162,8 +166,8 @@ def test_times_that_are_none_and_steps_that_are_not_there_are_refused() -> None:
 # ------------------------------------------------------------------------------ beside others
 
 
-def test_it_errs_less_than_mser_and_mser_5() -> None:
-    """The cut is right if it is at most ten steps behind the true one, and not before it."""
+def test_steady_state_detection_errs_less_than_mser_and_mser_5() -> None:
+    """A cut is right from the true one to ten steps after it."""
     shapes: dict[int, Shape] = {
         0: lambda step: 1.0,
         3: lambda step: 50.0 if step < 3 else 1.0,

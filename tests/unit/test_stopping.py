@@ -1,4 +1,4 @@
-"""When a run may end because its median step is known."""
+"""Tests when a run may stop because its median step is known."""
 
 import math
 import random
@@ -24,17 +24,17 @@ def make_steps(seed: int, num_steps: int = 1200) -> list[float]:
 LOOKS = [count for count in range(1201) if is_look(count)]
 
 
-def test_looks_grow_apart_by_a_quarter_each() -> None:
+def test_checks_are_spaced_a_quarter_further_apart_each_time() -> None:
     assert LOOKS[:5] == [64, 80, 100, 125, 156]
     assert sum(is_look(count) for count in range(10_001)) == 23  # 64 * 1.25**22 = 8,674
 
 
-def test_steps_alike_are_known_and_scattered_ones_are_not() -> None:
+def test_the_median_of_equal_steps_is_known_and_of_scattered_steps_is_not() -> None:
     assert is_narrow([0.1] * 64, 0.01)
     assert not is_narrow(make_steps(0, 64), 0.01)
 
 
-def test_too_few_or_unsteady_steps_are_never_known() -> None:
+def test_the_median_of_too_few_or_unsteady_steps_is_never_known() -> None:
     assert not is_narrow([0.1] * 49, 0.5)
     assert not is_narrow([1.0] * 95 + [2.0] * 5, 0.5)
 
@@ -45,8 +45,8 @@ def test_known_unsteady_steps_do_not_count() -> None:
     assert not is_narrow(steps, 0.01, unsteady=range(21))
 
 
-def test_the_interval_at_the_end_still_covers_9_in_10() -> None:
-    """It is the luckiest of several looks; without the stricter one it covers less."""
+def test_the_interval_after_stopping_early_covers_the_median_9_times_in_10() -> None:
+    """Stopping selects the luckiest of several checks; the stricter confidence makes up for it."""
     covered, ended = 0, 0
     for seed in range(100):
         steps = make_steps(seed)
@@ -62,7 +62,7 @@ def test_the_interval_at_the_end_still_covers_9_in_10() -> None:
     assert covered / ended >= 0.9
 
 
-def test_a_target_that_is_no_share_is_refused() -> None:
+def test_an_invalid_target_width_is_refused() -> None:
     with pytest.raises(ValueError, match="target is 1; give a share"):
         is_narrow([0.1] * 64, 1)
 

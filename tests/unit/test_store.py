@@ -1,10 +1,7 @@
-"""The store: what counts as a record, what is left out and why, what raw samples say."""
+"""Tests the store: which files are records, which are rejected and why, metrics of raw samples."""
 
-import copy
 import json
 import os
-from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,128 +9,17 @@ import pytest
 
 from scaling.report.results_md import render_report
 from scaling.store.reader import Store, load_store
-from scaling.store.run import Run, find_contradictions, find_recounts
-from unitransformer.config import DataConfig, ModelConfig, Recipe, RunConfig, to_dict
-from unitransformer.costs.flops import count_flops, count_parameters
-from unitransformer.machine.calibration import Ceiling, Samples
-from unitransformer.measure.compile_ledger import CompileLedger
-from unitransformer.record.metrics import passport_of, read_out
-from unitransformer.record.schema import SCHEMA, Record, config_of, validate, write_record
+from scaling.store.run import find_contradictions, find_recounts
+from tests.builders.records import (
+    CEILING,
+    STEP_S,
+    broken_variants,
+    make_crashed,
+    make_record,
+    make_run,
+)
+from unitransformer.record.schema import validate, write_record
 from unitransformer.record.seals import seal
-from unitransformer.stats.steady_state import Steady
-
-# 16 tokens or 2 pictures a step; two slow steps, then ten of a tenth of a second.
-STEP_S = [0.5, 0.3] + [0.1] * 10
-HOST = {
-    "hostname": "secret-node-7",
-    "cpu": "Example 9000",
-    "cpu_cores": 2,
-    "memory_bytes": 4 * 2**30,
-    "system": "Linux 6.1",
-    "machine": "x86_64",
-    "device": "cpu",
-    "threads": 2,
-    "float32_matmul_precision": "highest",
-}
-# 1 GFLOP in 10 ms, 1 GB in 0.1 s.
-CEILING = Ceiling(
-    device="cpu",
-    dtype="float32",
-    threads=2,
-    matmul=(Samples(name="x W^T 8x8x8", work=10**9, seconds=(0.02, 0.01)),),
-    copy=Samples(name="copy", work=10**9, seconds=(0.1,)),
-    elapsed_s=0.2,
-).as_dict()
-
-
-def make_config(recipe: Recipe = "gpt", *, num_steps: int = len(STEP_S)) -> RunConfig:
-    pictures = {"image_size": 8, "patch_size": 4, "num_positions": 5, "num_classes": 3}
-    shape = pictures if recipe == "vit" else {"num_positions": 8, "num_classes": 50}
-    model = ModelConfig(
-        width=16, num_layers=2, num_heads=4, feedforward_width=32, causal=recipe == "gpt", **shape
-    )
-    return RunConfig(
-        recipe=recipe,
-        size="tiny",
-        model=model,
-        data=DataConfig(),
-        batch_size=2,
-        max_steps=num_steps,
-    )
-
-
-def make_record(
-    recipe: Recipe = "gpt", *, step_s: list[float] | None = None, status: str = "ok", **changes: Any
-) -> Record:
-    """A record that is valid and agrees with itself; `changes` replace top-level fields."""
-    step_s = STEP_S if step_s is None else step_s
-    config = make_config(recipe, num_steps=max(1, len(step_s)))
-    unit = "image" if recipe == "vit" else "token"
-    per_step = config.global_batch_size * config.tokens_per_sample
-    steps = len(step_s)
-    first = 2 if steps >= 8 else None
-    samples = {
-        "cpu_s": [2 * s for s in step_s],
-        "data_s": [0.1 * s for s in step_s],
-        "forward_backward_s": [0.6 * s for s in step_s],
-        "optimizer_s": [0.3 * s for s in step_s],
-        "slowest_rank": [0] * steps,
-    }
-    steady = Steady(start=first, reason=None if first else f"{steps} steps, needs 8")
-    readout = read_out(step_s, samples, steady, launches=[0], units_per_step=per_step)
-    rate = None if readout is None else readout.units_per_s
-    baseline = {"name": "unigram entropy", "loss": 2.5, "accuracy": None}
-    by_accuracy = {"name": "majority class 1", "loss": None, "accuracy": 0.25}
-    return {
-        "schema": SCHEMA,
-        "status": status,
-        "recipe": recipe,
-        "size": "tiny",
-        "config": to_dict(config),
-        "world_size": 1,
-        "global_batch_size": config.global_batch_size,
-        "num_parameters": count_parameters(config.model),
-        "command": f"python -m recipes.{recipe} --max-steps {steps}",
-        "code": {"commit": "0123456789abcdef", "is_dirty": True},
-        "versions": {"python": "3.11.7", "torch": "2.13.0"},
-        "hardware": [HOST],
-        "data": {"description": "a small text", "sha256": "ab" * 32},
-        "launches": [0],
-        "loss": [3.0 - 0.1 * step for step in range(steps)],
-        "learning_rate": [1e-3] * steps,
-        "step_s": step_s,
-        "samples": samples,
-        "unsteady": [],
-        "steady_from": first,
-        "steady_method": steady.method,
-        "steady_reason": steady.reason,
-        "figures": {} if readout is None else readout.as_dict(),
-        f"{unit}s_per_s": rate,
-        "passport": [asdict(row) for row in passport_of(config, rate, [HOST], [CEILING])],
-        "flags": [],
-        "host_load": [],
-        "gpu": [None],
-        "ceiling": [CEILING],
-        "compile": [CompileLedger("off").as_dict()],
-        "trace": [None],
-        "tensor_bytes": [{"bytes": 2**30}],
-        "peak_bytes": [2**30],
-        "peak_bytes_kind": "tensors",
-        "peak_reserved_bytes": [None],
-        "peak_resident_bytes": [3 * 2**29],
-        f"flops_per_{unit}": count_flops(config),
-        "validation": {
-            "history": [{"step": max(1, steps), "val_loss": 2.0, "val_accuracy": 0.5}],
-            "loss": 2.0,
-            "metric": {"gpt": "perplexity", "bert": "masked accuracy", "vit": "top-1"}[recipe],
-            "value": 7.38905609893065 if recipe == "gpt" else 0.5,
-            "baseline": baseline if recipe == "gpt" else by_accuracy,
-        },
-        "summary": f"0 | embedding of {recipe} | Embeddings | 800",
-        "log": [f"step {step}/{steps} | loss 2.0" for step in range(1, steps + 1)],
-        "error": None,
-        "started_at": "2026-01-01T00:00:00+00:00",
-    } | changes
 
 
 def with_samples(**more: Any) -> dict[str, Any]:
@@ -142,19 +28,9 @@ def with_samples(**more: Any) -> dict[str, Any]:
 
 
 def nothing_done() -> dict[str, Any]:
-    """What a record without a step holds."""
+    """The fields of a record without a step."""
     nothing = make_record(step_s=[])
     return {name: nothing[name] for name in ("loss", "learning_rate", "step_s", "samples")}
-
-
-def make_crashed(recipe: Recipe = "gpt", **changes: Any) -> Record:
-    error = {"type": "RuntimeError", "message": "it broke", "rank": 0, "last_lines": []}
-    return make_record(recipe, status="crashed") | {"validation": {}, "error": error} | changes
-
-
-def make_run(record: Record | None = None, name: str = "runs/a.json") -> Run:
-    record = make_record() if record is None else record
-    return Run(name=name, record=record, config=config_of(record))
 
 
 def reasons(store: Store) -> dict[str, tuple[str, str]]:
@@ -173,27 +49,27 @@ def test_records_are_found_at_any_depth_in_the_order_of_their_names(tmp_path: Pa
     assert store.left_out == ()
 
 
-def test_names_lead_from_the_folder_that_is_asked_for(tmp_path: Path) -> None:
+def test_run_names_are_relative_to_the_given_folder(tmp_path: Path) -> None:
     write_record(make_record(), tmp_path / "runs" / "x.json")
     store = load_store([tmp_path / "runs"], relative_to=tmp_path / "docs" / "not-there-yet")
     assert [run.name for run in store.runs] == ["../../runs/x.json"]
 
 
-def test_hidden_files_and_folders_are_not_looked_at(tmp_path: Path) -> None:
+def test_hidden_files_and_folders_are_skipped(tmp_path: Path) -> None:
     write_record(make_record(), tmp_path / ".hidden" / "x.json")
     write_record(make_record(), tmp_path / ".x.json")
     (tmp_path / "notes.txt").write_text("not JSON")
     assert load_store([tmp_path], relative_to=tmp_path) == Store(runs=(), left_out=())
 
 
-def test_a_file_below_two_of_the_folders_counts_once(tmp_path: Path) -> None:
+def test_a_file_in_two_of_the_folders_counts_once(tmp_path: Path) -> None:
     write_record(make_record(), tmp_path / "runs" / "x.json")
     store = load_store([tmp_path, tmp_path / "runs"], relative_to=tmp_path)
     assert [run.name for run in store.runs] == ["runs/x.json"]
     assert store.left_out == ()
 
 
-def test_a_copy_of_a_record_is_left_out_and_names_the_first(tmp_path: Path) -> None:
+def test_a_copy_of_a_record_is_rejected_and_names_the_first(tmp_path: Path) -> None:
     write_record(make_record(), tmp_path / "a.json")
     (tmp_path / "b.json").write_text(json.dumps(seal(make_record()), indent=4, sort_keys=True))
     store = load_store([tmp_path], relative_to=tmp_path)
@@ -201,7 +77,7 @@ def test_a_copy_of_a_record_is_left_out_and_names_the_first(tmp_path: Path) -> N
     assert reasons(store) == {"b.json": ("duplicate", "the same as a.json")}
 
 
-def test_json_that_is_something_else_is_foreign(tmp_path: Path) -> None:
+def test_json_that_is_not_a_record_is_foreign(tmp_path: Path) -> None:
     (tmp_path / "list.json").write_text("[1, 2]")
     (tmp_path / "tokenizer.json").write_text('{"version": "1.0", "model": {}}')
     store = load_store([tmp_path], relative_to=tmp_path)
@@ -232,7 +108,7 @@ def test_json_that_is_something_else_is_foreign(tmp_path: Path) -> None:
         ({"world_size": 2}, "world_size is 2; its config says 1"),
     ],
 )
-def test_a_damaged_record_is_left_out_with_its_reason(
+def test_a_damaged_record_is_rejected_with_its_reason(
     tmp_path: Path, changes: dict[str, Any], reason: str
 ) -> None:
     write_record(make_record(), tmp_path / "good.json")
@@ -255,7 +131,7 @@ def test_files_that_cannot_be_read_as_json_are_damaged(tmp_path: Path) -> None:
     assert str(tmp_path) not in str(store)
 
 
-def test_a_folder_that_is_not_there_or_is_a_file_is_refused(tmp_path: Path) -> None:
+def test_a_missing_folder_or_a_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="nowhere does not exist; give a folder"):
         load_store([tmp_path / "nowhere"], relative_to=tmp_path)
     write_record(make_record(), tmp_path / "x.json")
@@ -263,7 +139,7 @@ def test_a_folder_that_is_not_there_or_is_a_file_is_refused(tmp_path: Path) -> N
         load_store([tmp_path / "x.json"], relative_to=tmp_path)
 
 
-def test_whatever_is_broken_in_a_record_it_is_left_out_or_reported(tmp_path: Path) -> None:
+def test_a_record_with_any_broken_value_is_rejected_or_reported(tmp_path: Path) -> None:
     for recipe in ("gpt", "vit"):
         for index, broken in enumerate(broken_variants(make_record(recipe))):
             (tmp_path / f"{recipe}-{index}.json").write_text(json.dumps(seal(broken)))
@@ -279,38 +155,18 @@ def test_whatever_is_broken_in_a_record_it_is_left_out_or_reported(tmp_path: Pat
     assert render_report(many, command="", plots="plots").startswith("# Results")
 
 
-def broken_variants(record: Record) -> Iterator[Record]:
-    """`record` with each of its values replaced by things it cannot or could be."""
-    for path in list(_paths(record)):
-        for value in (None, "x|y", -1, 10**400, [], {}, [None]):
-            broken = copy.deepcopy(record)
-            place: Any = broken
-            for key in path[:-1]:
-                place = place[key]
-            place[path[-1]] = value
-            yield broken
-
-
-def _paths(values: Any) -> Iterator[tuple[Any, ...]]:
-    keys = values if isinstance(values, dict) else range(min(1, len(values)))
-    for key in keys:
-        yield (key,)
-        if isinstance(values[key], dict | list):
-            yield from ((key, *rest) for rest in _paths(values[key]))
-
-
 # ---------------------------------------------------------------------------------- figures
 
 
-def test_the_rate_is_that_of_the_median_steady_step() -> None:
+def test_the_rate_follows_from_the_median_steady_step() -> None:
     run = make_run()
     assert run.readout is not None
     assert run.readout.step.count == 10
     assert run.units_per_s == 16 / 0.1
 
 
-def test_a_step_that_was_measured_otherwise_is_left_out() -> None:
-    # A slow one amid the steady ones, that the compiler held up.
+def test_an_unsteady_step_is_excluded() -> None:
+    # A slow step among steady ones, during which torch compiled.
     step_s = [*STEP_S, 0.9, 0.1]
     unsteady = [{"step": 12, "reason": "compiled"}]
     run = make_run(make_record(step_s=step_s) | {"unsteady": unsteady})
@@ -319,7 +175,7 @@ def test_a_step_that_was_measured_otherwise_is_left_out() -> None:
     assert run.readout.mean_units_per_s == pytest.approx(160)
 
 
-def test_a_record_of_before_tells_neither_communication_nor_what_lay_between_steps() -> None:
+def test_an_older_record_lacks_communication_and_time_between_steps() -> None:
     old, new = make_record(), make_record()
     new["samples"] |= {"communication_s": [0.0] * 12, "least_communication_s": [0.0] * 12}
     new["samples"] |= {"between_s": [None] + [0.0] * 11}
@@ -331,7 +187,7 @@ def test_a_record_of_before_tells_neither_communication_nor_what_lay_between_ste
     assert (told.between_share, told.waiting_share) == (0.0, 0.0)
 
 
-def test_a_picture_counts_as_one() -> None:
+def test_an_image_counts_as_one_unit() -> None:
     assert make_run(make_record("vit")).units_per_s == 2 / 0.1
 
 
@@ -358,7 +214,7 @@ def test_an_edited_field_contradicts_the_samples(changes: dict[str, Any], field:
     assert any(told.startswith(field) for told in found)
 
 
-def test_a_rate_that_is_off_by_rounding_is_believed() -> None:
+def test_a_rate_that_differs_by_rounding_is_accepted() -> None:
     assert find_contradictions(make_run(make_record(tokens_per_s=160.0 * (1 + 1e-12)))) == []
 
 
@@ -369,7 +225,7 @@ def test_an_edited_perplexity_contradicts_the_validation_loss() -> None:
     assert found.startswith("validation.value is 1.5 in the record, 7.38905")
 
 
-def test_joules_that_the_looks_at_the_gpu_do_not_say_are_a_contradiction() -> None:
+def test_energy_that_differs_from_its_gpu_readings_is_a_contradiction() -> None:
     quiet = {"sm_clock_hz": None, "memory_clock_hz": None, "power_w": None, "temperature_c": None}
     gpu = {"untold": {}, "joules": 80.0, "joules_of_steps": 8} | {
         "samples": [
@@ -382,7 +238,7 @@ def test_joules_that_the_looks_at_the_gpu_do_not_say_are_a_contradiction() -> No
     assert found == "gpu.0.joules is 120.0 in the record, 80.0 by its samples and config"
 
 
-def test_flops_counted_otherwise_are_a_recount_and_no_contradiction() -> None:
+def test_flops_by_another_count_are_a_recount_and_not_a_contradiction() -> None:
     record = make_record()
     record["flops_per_token"] = record["flops_per_token"] | {"palm": 1.0}
     assert find_contradictions(make_run(record)) == []

@@ -1,4 +1,4 @@
-"""Studies: recipes and axes in, cells out; what is wrong with them in one line."""
+"""Tests studies: axes become cells, and invalid studies give one line."""
 
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ def test_zipped_axes_move_together() -> None:
     assert {(cell["devices"], cell["batch-size"]) for cell in found} == {("1", "8"), ("2", "4")}
 
 
-def test_what_matches_an_exclusion_in_everything_is_left_out() -> None:
+def test_a_cell_that_matches_all_values_of_an_exclusion_is_left_out() -> None:
     axes = {"devices": ["1", "2"], "strategy": ["single", "ddp", "fsdp"]}
     exclude = [
         {"devices": "2", "strategy": "single"},
@@ -44,7 +44,7 @@ def test_what_matches_an_exclusion_in_everything_is_left_out() -> None:
     ]
 
 
-def test_a_recipe_may_have_values_of_its_own() -> None:
+def test_a_recipe_may_have_separate_values() -> None:
     study = read_study(
         {
             "recipe": {"bert": {"batch_size": ["32", "64"]}, "gpt": None},
@@ -60,7 +60,7 @@ def test_a_recipe_may_have_values_of_its_own() -> None:
     assert study.varied() == ["batch-size"]
 
 
-def test_a_cell_is_named_by_what_it_is_and_not_by_the_order_of_its_options() -> None:
+def test_the_name_of_a_cell_does_not_depend_on_option_order() -> None:
     one = Cell(recipe="gpt", options={"devices": "2", "batch-size": "4"})
     other = Cell(recipe="gpt", options={"batch-size": "4", "devices": "2"})
     assert one.id == other.id
@@ -69,7 +69,7 @@ def test_a_cell_is_named_by_what_it_is_and_not_by_the_order_of_its_options() -> 
 
 
 @pytest.mark.parametrize(
-    ("study", "told"),
+    ("study", "expected"),
     [
         ({}, "recipe is empty"),
         ({"recipe": "gtp"}, "recipe gtp is not known; did you mean gpt?"),
@@ -98,13 +98,13 @@ def test_a_cell_is_named_by_what_it_is_and_not_by_the_order_of_its_options() -> 
         ("gpt", "it holds no fields"),
     ],
 )
-def test_a_study_that_makes_no_sense_is_refused_with_the_fix(study: Any, told: str) -> None:
+def test_an_invalid_study_is_refused_with_the_fix(study: Any, expected: str) -> None:
     with pytest.raises(ValueError, match=r".") as refusal:
         read_study(study)
-    assert told in str(refusal.value)
+    assert expected in str(refusal.value)
 
 
-def test_a_file_says_the_words_it_holds(tmp_path: Path) -> None:
+def test_a_study_file_reads_off_as_text_and_not_as_false(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text("recipe: [gpt]\naxes: {compile: [off, default], batch-size: [8, 16]}\n")
     assert (
@@ -113,7 +113,7 @@ def test_a_file_says_the_words_it_holds(tmp_path: Path) -> None:
     )
 
 
-def test_a_study_that_is_not_there_is_told_with_the_nearest(tmp_path: Path) -> None:
+def test_a_missing_study_is_reported_with_the_nearest_name(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="did you mean quick"):
         load_study("qick")
     broken = tmp_path / "broken.yaml"
@@ -122,12 +122,12 @@ def test_a_study_that_is_not_there_is_told_with_the_nearest(tmp_path: Path) -> N
         load_study(str(broken))
 
 
-def test_the_studies_that_come_along_are_whole() -> None:
+def test_the_included_studies_are_valid() -> None:
     assert list_studies() == [
         *("crossover", "node-8", "precision", "quick", "single-gpu", "strong", "weak"),
     ]
     cells = [cell for name in list_studies() for cell in load_study(name).cells()]
-    # All of them at once. What is refused is so for want of GPUs or of a number format.
+    # All cells. Refused ones lack GPUs or a dtype here.
     with open_recipes() as recipes:
         answers = [
             recipes.ask({"recipe": cell.recipe, "arguments": cell.arguments}) for cell in cells
@@ -138,8 +138,8 @@ def test_the_studies_that_come_along_are_whole() -> None:
 
 def test_an_axis_that_no_recipe_knows_is_refused_before_anything_runs() -> None:
     with open_recipes() as recipes:
-        told = "--precison is not an option; did you mean --precision"
-        with pytest.raises(ValueError, match=told):
+        actual = "--precison is not an option; did you mean --precision"
+        with pytest.raises(ValueError, match=actual):
             plan(read_study({"recipe": "gpt", "axes": {"precison": "32-true"}}), recipes)
         with pytest.raises(ValueError, match="precision is '33-true'"):
             plan(read_study({"recipe": "gpt", "axes": {"precision": "33-true"}}), recipes)

@@ -1,4 +1,4 @@
-"""The parameter summaries of the reference sizes, row by row, against this folder's copies."""
+"""Parameter summaries of the reference sizes equal the stored copies."""
 
 from pathlib import Path
 
@@ -20,7 +20,7 @@ def cells(text: str) -> list[list[str]]:
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_every_row_and_total_is_that_of_the_reference(recipe: str) -> None:
+def test_every_row_and_total_equals_the_reference_summary(recipe: str) -> None:
     with torch.device("meta"):
         network = Transformer(RECIPES[recipe].model_config("reference"))
     ours = cells(render_summary(summarise(network)))

@@ -1,4 +1,4 @@
-"""`python -m scaling sweep`: which words are axes, and what is refused before anything runs."""
+"""Tests `python -m scaling sweep`: which options are axes, and what is refused."""
 
 import os
 from pathlib import Path
@@ -15,7 +15,7 @@ def read(*words: str) -> SweepOptions:
     return read_sweep_options(parser.parse_args(own), axes)
 
 
-def test_every_option_that_is_not_the_sweeps_is_an_axis() -> None:
+def test_every_option_unknown_to_the_sweep_is_an_axis() -> None:
     options = read(
         *("--recipe", "gpt,vit", "--precision", "32-true, bf16-mixed", "--out", "here"),
         *("--batch_size=8,16", "--model.width", "64", "--repeats", "2", "--zip", "a,b"),
@@ -43,14 +43,14 @@ def test_the_command_line_changes_a_named_study() -> None:
     assert {cell.options["batch-size"] for cell in own} == {"1", "2"}
 
 
-def test_sizes_of_memory_are_read_as_people_write_them() -> None:
+def test_memory_sizes_are_parsed_with_units() -> None:
     assert read("quick", "--memory-limit", "1.5GiB").limits.memory_limit_bytes == 3 * 2**29
     assert read("quick", "--memory-limit", "500 MB").limits.memory_limit_bytes == 500_000_000
     assert read("quick").limits.memory_limit_bytes is None
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "expected"),
     [
         ([], "nothing to sweep: name a study (crossover,"),
         (["--recipe", "gtp"], "recipe gtp is not known; did you mean gpt?"),
@@ -76,16 +76,16 @@ def test_sizes_of_memory_are_read_as_people_write_them() -> None:
     ],
 )
 def test_bad_usage_is_one_line_that_names_the_fix(
-    words: list[str], told: str, capsys: pytest.CaptureFixture[str]
+    words: list[str], expected: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["sweep", *words]) == 2
     output = capsys.readouterr()
-    assert told in output.err
+    assert expected in output.err
     assert output.err.count("\n") == 1
     assert output.out == ""
 
 
-def test_a_study_that_cannot_be_kept_is_refused_before_anything_runs(
+def test_a_study_with_an_unwritable_folder_is_refused_before_anything_runs(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "file").write_text("")

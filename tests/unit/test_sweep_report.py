@@ -1,4 +1,4 @@
-"""Cells of a sweep in the report: every one a row, plots where there is something to plot."""
+"""Tests sweep cells in the report: a row for each, and plots along axes with several values."""
 
 import re
 from collections.abc import Sequence
@@ -7,9 +7,6 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
-from test_efficiency import make_spread, strong
-from test_store import HOST, make_record
-from test_sweep import Straw, make_study, make_tasks, work
 
 from scaling.analysis.efficiency import pool
 from scaling.report.environment import apart
@@ -20,12 +17,15 @@ from scaling.store.conditions import conditions_of, processors_of, without_threa
 from scaling.store.outcome import Outcome
 from scaling.store.reader import Cell, Store, load_store
 from scaling.store.run import Run
+from tests.builders.records import HOST, make_record
+from tests.builders.runs import make_spread, strong
+from tests.builders.sweeps import FakeMachine, make_study, make_tasks, work
 from unitransformer.config import DataConfig, ParallelConfig, Strategy
 from unitransformer.record.schema import write_record
 
 
 def swept(folder: Path) -> Store:
-    """Ten cells, half of them out of memory, and a run beside them."""
+    """Ten cells, half of them out of memory, and a run outside of the sweep."""
     work(folder / "night", make_tasks(make_study()))
     write_record(make_record("gpt"), folder / "single" / "a-1.json")
     return load_store([folder], relative_to=folder)
@@ -59,7 +59,7 @@ def test_every_cell_is_a_row_with_its_status_and_command(tmp_path: Path) -> None
 
 
 def table_of(cells: Sequence[Cell]) -> tuple[list[str], list[list[str]]]:
-    """Heads and rows of the table of a sweep."""
+    """Headings and rows of the table of a sweep."""
     (block,) = [b for b in sweep_blocks("s", cells, [], []) if b.startswith("|")]
     heads, _, *rows = [
         [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in block.splitlines()
@@ -67,7 +67,7 @@ def table_of(cells: Sequence[Cell]) -> tuple[list[str], list[list[str]]]:
     return heads, rows
 
 
-def test_the_table_leaves_out_what_is_empty_in_all_rows_and_says_what_all_cells_share() -> None:
+def test_the_table_omits_empty_columns_and_captions_shared_settings() -> None:
     cells = [
         replace(
             cell, outcome=replace(cell.outcome, options={**cell.outcome.options, "dropout": "0"})
@@ -83,7 +83,7 @@ def test_the_table_leaves_out_what_is_empty_in_all_rows_and_says_what_all_cells_
     assert "No MFU: a CPU has no published peak; its measured ceiling stands." in blocks
 
 
-def test_the_table_tells_the_efficiency_of_each_row_against_its_baseline() -> None:
+def test_the_table_shows_the_efficiency_of_each_row() -> None:
     heads, rows = table_of(cells_of([strong(0.1, 1), strong(0.0625, 2)]))
     assert [row[heads.index("strong efficiency")] for row in rows] == [
         "baseline",
@@ -96,7 +96,7 @@ def test_the_table_tells_the_efficiency_of_each_row_against_its_baseline() -> No
     assert rows[1][column].startswith("50.0%")
 
 
-def test_where_memory_ran_out_the_largest_batch_that_ran_has_a_row(tmp_path: Path) -> None:
+def test_the_largest_batch_below_out_of_memory_has_a_row(tmp_path: Path) -> None:
     cells = swept(tmp_path).cells
     blocks = sweep_blocks("night", cells, [], [])
     (table,) = [block for block in blocks if re.match(r"\|.* does not fit", block)]
@@ -108,7 +108,7 @@ def test_where_memory_ran_out_the_largest_batch_that_ran_has_a_row(tmp_path: Pat
     )
 
 
-def test_runs_of_a_sweep_are_not_told_a_second_time(tmp_path: Path) -> None:
+def test_runs_of_a_sweep_are_not_listed_twice(tmp_path: Path) -> None:
     store = swept(tmp_path)
     assert [run.name for run in store.single_runs] == ["single/a-1.json"]
     text = render(store)
@@ -116,21 +116,21 @@ def test_runs_of_a_sweep_are_not_told_a_second_time(tmp_path: Path) -> None:
     assert "single/a-1.json" in text.split("## GPT")[1].split("### Architecture")[0]
 
 
-def test_a_recipe_that_was_only_swept_has_its_section_too(tmp_path: Path) -> None:
+def test_a_recipe_with_only_sweep_runs_has_a_section(tmp_path: Path) -> None:
     work(tmp_path / "night", make_tasks(make_study()))
     text = render(load_store([tmp_path], relative_to=tmp_path))
     assert "### Parameters" in text
     assert "### Sweep night" in text
 
 
-def test_a_recipe_of_which_no_cell_ended_well_is_told(tmp_path: Path) -> None:
-    work(tmp_path / "night", make_tasks(make_study()), straw=Straw({}, capacity=1))
+def test_a_recipe_without_a_successful_cell_is_reported(tmp_path: Path) -> None:
+    work(tmp_path / "night", make_tasks(make_study()), machine=FakeMachine({}, capacity=1))
     text = render(load_store([tmp_path], relative_to=tmp_path))
     assert "## GPT" in text
     assert "10 cells: 1 oom, 9 oom-inferred." in text
 
 
-def test_two_sweeps_of_one_name_have_plots_of_their_own(tmp_path: Path) -> None:
+def test_two_sweeps_of_one_name_have_separate_plots(tmp_path: Path) -> None:
     for place, sizes in (("x", ["8", "16"]), ("y", ["9", "17"])):
         (tmp_path / place).mkdir()
         axes = {"precision": "32-true", "batch-size": sizes}
@@ -157,7 +157,7 @@ def test_plots_are_drawn_along_axes_with_two_values_and_named_in_the_text(tmp_pa
     assert text == render(store)
 
 
-def test_efficiency_is_plotted_where_devices_differ(tmp_path: Path) -> None:
+def test_efficiency_is_plotted_if_device_counts_differ(tmp_path: Path) -> None:
     tasks = []
     for task in make_tasks(make_study(axes={"precision": "32-true", "devices": ["1", "2"]})):
         devices = int(task.cell.options["devices"])
@@ -179,7 +179,7 @@ def test_efficiency_is_plotted_where_devices_differ(tmp_path: Path) -> None:
 
 
 def cells_of(runs: Sequence[Run]) -> list[Cell]:
-    """A cell of a sweep for each run."""
+    """One sweep cell per run."""
     return [
         Cell(
             name=f"s/cells/{number:012x}-1/outcome.json",
@@ -217,7 +217,7 @@ def lines(plot: Plot) -> dict[tuple[str, str], list[float]]:
         ({"seed": 1}, "seed 1"),
     ],
 )
-def test_runs_that_differ_in_anything_else_are_two_lines(
+def test_runs_that_differ_in_another_setting_are_two_lines(
     change: dict[str, object], expected: str
 ) -> None:
     plain = [make_spread(0.1, f"{size}.json", batch_size=size) for size in (2, 4)]
@@ -231,7 +231,7 @@ def test_runs_that_differ_in_anything_else_are_two_lines(
     assert len({line.style for line in speed.panels["32-true"]}) == 2
 
 
-def test_other_machines_and_offloaded_states_are_lines_of_their_own() -> None:
+def test_other_machines_and_cpu_offload_are_separate_lines() -> None:
     spread = {"strategy": "fsdp", "accelerator": "cuda"}
     runs = [
         make_spread(0.1, f"{n}-{off}.json", devices=n, cpu_offload=off, **spread)
@@ -349,7 +349,7 @@ def test_the_ideal_speed_is_that_of_the_fastest_line() -> None:
     assert "Dashed: ideal scaling of the fastest line." in speed.caption
 
 
-def test_cells_that_cannot_be_drawn_are_counted_under_the_plots() -> None:
+def test_runs_that_cannot_be_drawn_are_listed_under_the_plots() -> None:
     runs = [*(strong(0.1, n) for n in (1, 2)), strong(0.1, 4, steps=3)]
     cells = cells_of(runs)
     lost = replace(cells[0], run=None, outcome=replace(cells[0].outcome, status="oom"))
@@ -364,7 +364,7 @@ def ideal(plot: Plot) -> list[tuple[float, float]]:
     return [(mark.x, mark.value) for line in panel if line.label == "ideal" for mark in line.marks]
 
 
-def test_ideal_efficiency_falls_where_ranks_share_the_cores_of_a_machine() -> None:
+def test_the_ideal_line_on_the_same_cores_falls_with_threads_per_rank() -> None:
     def efficiency(threads: dict[int, int]) -> Plot:
         runs = [
             strong(0.1, n, changes={"hardware": [HOST | {"threads": count}] * n})
@@ -380,7 +380,7 @@ def test_ideal_efficiency_falls_where_ranks_share_the_cores_of_a_machine() -> No
     assert (ideal(whole), whole.y) == ([(1, 1.0), (2, 1.0)], "efficiency (1 = ideal)")
 
 
-def test_a_record_that_is_gone_or_damaged_leaves_its_row(tmp_path: Path) -> None:
+def test_a_missing_or_damaged_record_leaves_its_row(tmp_path: Path) -> None:
     store = swept(tmp_path)
     lost = next(cell for cell in store.cells if cell.outcome.status == "ok")
     (record,) = [
@@ -391,7 +391,7 @@ def test_a_record_that_is_gone_or_damaged_leaves_its_row(tmp_path: Path) -> None
     assert text.count("its record is missing or damaged") == 1
 
 
-def test_a_record_of_a_cell_that_is_under_way_is_no_run_of_its_own(tmp_path: Path) -> None:
+def test_a_record_of_an_unfinished_cell_is_not_a_separate_run(tmp_path: Path) -> None:
     store = swept(tmp_path)
     ended = next(cell for cell in store.cells if cell.run is not None and cell.run.is_ok)
     (tmp_path / ended.name).unlink()
@@ -403,7 +403,7 @@ def test_a_record_of_a_cell_that_is_under_way_is_no_run_of_its_own(tmp_path: Pat
     assert re.search(r"more files?: not a finished run", render(again))
 
 
-def test_cells_of_two_kinds_of_machine_are_two_lines_and_said_to_differ(tmp_path: Path) -> None:
+def test_cells_of_two_machine_types_are_two_lines_with_a_note(tmp_path: Path) -> None:
     store = swept(tmp_path)
     first, *_ = [cell.run for cell in store.cells if cell.run is not None and cell.run.is_ok]
     assert first is not None

@@ -1,4 +1,4 @@
-"""The peak of tensor bytes, in sums that can be done in the head."""
+"""Tests the peak of tensor bytes with small sums."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -18,7 +18,7 @@ def take(kilobytes: int) -> Tensor:
 
 
 def measure(step: Any, **options: Any) -> PeakTensorBytes:
-    """The step once to know what it takes, once measured."""
+    """Runs the step once as the previous step, and once measured."""
     with PeakTensorBytes(ignored=live_tensors(), **options) as peak:
         step()
         peak.begin()
@@ -26,7 +26,7 @@ def measure(step: Any, **options: Any) -> PeakTensorBytes:
     return peak
 
 
-def test_what_is_alive_at_once_adds_up() -> None:
+def test_bytes_of_tensors_alive_together_add_up() -> None:
     def step() -> None:
         first = take(100)
         del first
@@ -37,7 +37,7 @@ def test_what_is_alive_at_once_adds_up() -> None:
     assert measure(step).bytes == 120 * KB
 
 
-def test_what_was_there_before_counts() -> None:
+def test_tensors_allocated_before_the_step_count() -> None:
     with PeakTensorBytes(ignored=live_tensors()) as peak:
         kept = take(30)
         peak.begin()
@@ -46,7 +46,7 @@ def test_what_was_there_before_counts() -> None:
     assert kept.numel() == 30 * KB
 
 
-def test_what_the_step_before_took_is_given_back_where_it_is() -> None:
+def test_tensors_of_the_previous_step_count_until_the_step_frees_them() -> None:
     kept: list[Tensor] = []
 
     def step() -> None:
@@ -54,12 +54,12 @@ def test_what_the_step_before_took_is_given_back_where_it_is() -> None:
         take(60)
         kept.append(take(40))
 
-    # Never 40 of the step before and 60 at once.
+    # The 40 of the previous step and the 60 never exist together.
     peak = measure(step)
     assert (peak.bytes, peak.unplaced_bytes) == (60 * KB, 0)
 
 
-def test_without_the_step_before_the_peak_is_an_upper_bound_that_says_so() -> None:
+def test_the_peak_without_a_previous_step_is_marked_as_an_upper_bound() -> None:
     ignored = live_tensors()
     kept = [take(40)]
     with PeakTensorBytes(ignored=ignored) as peak:
@@ -67,19 +67,19 @@ def test_without_the_step_before_the_peak_is_an_upper_bound_that_says_so() -> No
         kept.clear()
         both = take(30), take(30)
         del both
-    # 60 in truth; whether the 40 are known to be gone depends on who gets their address.
+    # Really 60; the 40 may count too, if their address was not reused.
     assert peak.unplaced_bytes == 40 * KB
     assert 60 * KB <= peak.bytes <= 60 * KB + peak.unplaced_bytes
 
 
-def test_a_view_is_no_memory_of_its_own() -> None:
+def test_a_view_takes_no_memory() -> None:
     def step() -> Tensor:
         return take(8).view(8, KB)[2:]
 
     assert measure(step).bytes == 8 * KB
 
 
-def test_kinds_and_places_are_told_apart() -> None:
+def test_bytes_are_counted_by_kind_and_location() -> None:
     class Net(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -113,7 +113,7 @@ def test_kinds_and_places_are_told_apart() -> None:
     assert sum(peak.by_kind.values()) == sum(peak.by_place.values()) == peak.bytes
 
 
-def test_a_forgotten_beginning_is_refused() -> None:
+def test_begin_must_be_called_exactly_once() -> None:
     with pytest.raises(ValueError, match=r"begin was never called"), PeakTensorBytes():
         pass
     with PeakTensorBytes() as peak:
@@ -122,13 +122,13 @@ def test_a_forgotten_beginning_is_refused() -> None:
             peak.begin()
 
 
-def test_an_error_in_the_step_is_not_hidden() -> None:
+def test_an_error_in_the_counted_step_is_raised() -> None:
     with pytest.raises(RuntimeError, match=r"ours"), PeakTensorBytes():
         raise RuntimeError("ours")
-    assert measure(lambda: take(3)).bytes == 3 * KB  # nothing was left behind
+    assert measure(lambda: take(3)).bytes == 3 * KB  # no hook remains
 
 
-def test_what_a_thread_of_gloo_gives_back_unseen_ends_with_its_collective() -> None:
+def test_tensors_released_by_a_gloo_thread_end_with_their_collective() -> None:
     sent = SimpleNamespace(storage_data_ptr=1)
     events = [
         Event(name="memory", place="step", address=1, num_bytes=30),
@@ -136,6 +136,6 @@ def test_what_a_thread_of_gloo_gives_back_unseen_ends_with_its_collective() -> N
         Event(name="memory", place="step", address=2, num_bytes=50),
     ]
     assert sum(size for size, _ in _peak({}, _with_lost(events, {})).values()) == 50
-    # What Python still leads to in the end was given back by nobody.
+    # Tensors that Python still references were not freed.
     kept = _with_lost(events, {1: (30, "other")})
     assert sum(size for size, _ in _peak({}, kept).values()) == 80

@@ -5,8 +5,7 @@ from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
-from test_store import make_config
-
+from tests.builders.records import make_config
 from unitransformer.config import RunConfig
 from unitransformer.costs.flops import flops_per_sample
 from unitransformer.training.progress import TimeLeft

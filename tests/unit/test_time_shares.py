@@ -1,4 +1,4 @@
-"""Shares of hand-made traces: a step of 100 microseconds, so a share is a percentage."""
+"""Tests shares of hand-made traces. Steps take 100 microseconds, so shares are percentages."""
 
 from typing import Any
 
@@ -53,12 +53,12 @@ def test_an_empty_step_is_idle() -> None:
     assert percent() == {"idle": 100}
 
 
-def test_an_operator_counts_for_itself_without_those_it_calls() -> None:
+def test_an_operator_counts_without_the_operators_that_it_calls() -> None:
     found = percent(event("aten::linear", 0, 50), event("aten::addmm", 10, 40))
     assert found == {"matrix multiply": 30, "other": 20, "idle": 50}
 
 
-def test_what_a_multiply_or_attention_calls_is_part_of_it() -> None:
+def test_operators_called_by_a_matmul_or_attention_count_for_it() -> None:
     found = percent(
         event("aten::addmm", 0, 20),
         event("aten::copy_", 5, 10),
@@ -68,7 +68,7 @@ def test_what_a_multiply_or_attention_calls_is_part_of_it() -> None:
     assert found == {"matrix multiply": 20, "attention": 40, "idle": 40}
 
 
-def test_a_multiply_in_the_head_is_the_heads() -> None:
+def test_a_matmul_in_the_head_counts_for_the_head() -> None:
     found = percent(
         mark(NETWORK, 0, 60),
         event("aten::mm", 0, 20),
@@ -103,23 +103,23 @@ def test_the_optimizer_ends_where_the_network_begins_again() -> None:
         event("aten::mm", 20, 50),
         event("aten::_fused_adamw_", 70, 90),
     )
-    # Lightning's closure runs inside of the optimizer's step.
+    # Lightning's closure runs inside of the optimizer step.
     assert found == {"matrix multiply": 30, "optimizer": 50, "idle": 20}
 
 
-def test_python_that_loads_data_is_data() -> None:
+def test_python_time_in_the_data_loader_counts_as_data() -> None:
     found = percent(mark("enumerate(DataLoader)#_Single.__next__", 0, 30))
     assert found == {"data": 30, "idle": 70}
 
 
-def test_only_what_is_in_the_window_counts() -> None:
+def test_only_events_in_the_window_count() -> None:
     assert percent(event("aten::mm", -50, 0), event("aten::mm", 0, 25)) == {
         "matrix multiply": 25,
         "idle": 75,
     }
 
 
-def test_communication_in_another_thread_counts_where_the_main_one_waits() -> None:
+def test_communication_in_another_thread_counts_while_the_main_thread_waits() -> None:
     found = percent(
         event("aten::mm", 0, 40),
         event("gloo:all_reduce", 20, 60, tid=GLOO),
@@ -134,7 +134,7 @@ def test_waiting_for_gathered_weights_is_communication() -> None:
     assert found == {"communication": 40, "idle": 60}
 
 
-def test_a_backward_thread_of_its_own_counts_where_the_main_one_waits() -> None:
+def test_a_separate_backward_thread_counts_while_the_main_thread_waits() -> None:
     found = percent(
         event("aten::mm", 0, 40),
         *node("MulBackward", 30, 80, number=1, tid=BACK),
@@ -142,7 +142,7 @@ def test_a_backward_thread_of_its_own_counts_where_the_main_one_waits() -> None:
     assert found == {"matrix multiply": 40, "other": 40, "idle": 20}
 
 
-def test_a_head_inside_a_compiled_graph_is_told_by_its_shape() -> None:
+def test_a_head_inside_a_compiled_graph_is_recognised_by_its_shape() -> None:
     multiplies = [
         event("aten::mm", 0, 40, **{"Input Dims": [[8, 16], [16, 999]]}),
         event("aten::mm", 40, 60, **{"Input Dims": [[8, 16], [16, 16], []]}),
@@ -190,6 +190,6 @@ def test_a_step_cut_by_validation_has_two_windows() -> None:
     assert time_shares({"traceEvents": pieces})["matrix multiply"] == 1
 
 
-def test_a_trace_of_something_else_is_refused() -> None:
+def test_a_trace_without_training_steps_is_refused() -> None:
     with pytest.raises(ValueError, match="not made by --trace"):
         time_shares({"traceEvents": [event("aten::mm", 0, 1)]})

@@ -47,7 +47,7 @@ def test_torchvision_and_lightning_import_here_and_in_workers(
     assert done.stdout.split() == ["fork", "True", "spawn", "True"], done.stderr
 
 
-def test_operators_that_are_missing_say_so_when_called() -> None:
+def test_missing_operators_raise_when_called() -> None:
     import torch
     from torchvision import extension, ops
 

@@ -1,4 +1,4 @@
-"""A trace of a real run: its file, its shares, and the steps it takes out of the measurement."""
+"""Tests traces of real runs: files, shares, and the steps that are excluded."""
 
 import gzip
 import itertools
@@ -23,7 +23,7 @@ from unitransformer.transformer import Transformer
 
 SHAPE = {"width": 16, "num_layers": 2, "num_heads": 2, "feedforward_width": 32, "dropout": 0.0}
 TEXT = {**SHAPE, "num_classes": 300, "num_positions": 32}
-PICTURES = {**SHAPE, "image_size": 16, "patch_size": 8}
+IMAGES = {**SHAPE, "image_size": 16, "patch_size": 8}
 
 Runner = Callable[..., tuple[Outcome | None, dict[str, Any]]]
 
@@ -34,7 +34,7 @@ def traced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Runner:
     monkeypatch.setenv("UNITRANSFORMER_CACHE", str(tmp_path / "cache"))
     text = tmp_path / "text.txt"
     text.write_text("".join(f"{a} times {b} makes {a * b}\n" for a in range(60) for b in range(9)))
-    # Two profilers cannot look at once: the one that counts tensors leaves the steps to the trace.
+    # Two profilers cannot run together: tensor counting skips the traced steps.
     monkeypatch.setattr(instruments, "find_quiet_step", lambda config, first_step: None)
     build_trainer = running.build_trainer
     numbers = itertools.count()
@@ -56,7 +56,7 @@ def traced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Runner:
 
         monkeypatch.setattr(running, "build_trainer", build)
         is_vit = preset.recipe == "vit"
-        shape = {**(PICTURES if is_vit else TEXT), **(model or {})}
+        shape = {**(IMAGES if is_vit else TEXT), **(model or {})}
         config = RunConfig(
             recipe=preset.recipe,
             size="reference",
@@ -83,43 +83,43 @@ def traced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Runner:
     return run_traced
 
 
-def shares_of(told: dict[str, Any]) -> dict[str, float]:
-    return {row["part"]: row["share"] for row in told["rows"]}
+def shares_of(expected: dict[str, Any]) -> dict[str, float]:
+    return {row["part"]: row["share"] for row in expected["rows"]}
 
 
 @pytest.mark.parametrize("preset", [bert.PRESET, gpt.PRESET, vit.PRESET], ids=lambda p: p.recipe)
-def test_every_recipe_says_where_its_time_goes(
+def test_a_trace_of_every_recipe_has_shares_that_add_up(
     preset: Preset, traced: Runner, tmp_path: Path
 ) -> None:
-    _, told = traced(preset)
-    shares = shares_of(told)
+    _, actual = traced(preset)
+    shares = shares_of(actual)
     assert tuple(shares) == PARTS
     assert sum(shares.values()) == pytest.approx(1)
     for part in set(PARTS) - {"communication"}:
         assert shares[part] > 0, part
     assert shares["communication"] == 0
-    seconds = sum(row["s_per_step"] for row in told["rows"])
-    assert seconds == pytest.approx(told["step_s"])
-    assert told["steps"] == [3, 4]
-    assert told["reason"] is None
+    seconds = sum(row["s_per_step"] for row in actual["rows"])
+    assert seconds == pytest.approx(actual["step_s"])
+    assert actual["steps"] == [3, 4]
+    assert actual["reason"] is None
 
 
-def test_the_files_are_whole(traced: Runner, tmp_path: Path) -> None:
-    _, told = traced(gpt.PRESET)
+def test_trace_files_are_complete(traced: Runner, tmp_path: Path) -> None:
+    _, actual = traced(gpt.PRESET)
     folder = tmp_path / "trace"
     names = sorted(path.name for path in folder.iterdir())
     assert names == ["shares-rank0.json", "trace-rank0.json.gz"]
     trace = json.loads(gzip.decompress((folder / "trace-rank0.json.gz").read_bytes()))
     steps = [e["name"] for e in trace["traceEvents"] if ": step " in e.get("name", "")]
-    # Validation stands between steps 3 and 4, and outside of both.
+    # Validation runs between steps 3 and 4, outside of both.
     assert steps[0].endswith("step 3")
     assert steps[-1].endswith("step 4")
-    assert json.loads((folder / "shares-rank0.json").read_text()) == told
+    assert json.loads((folder / "shares-rank0.json").read_text()) == actual
 
 
 @pytest.mark.alone
-def test_a_larger_head_takes_a_larger_share(traced: Runner) -> None:
-    # 4,000 words in place of 300 at width 16: the head is nearly all there is.
+def test_a_larger_head_has_a_larger_share(traced: Runner) -> None:
+    # 4,000 tokens in the vocabulary instead of 300 at width 16: the head dominates.
     _, small = traced(gpt.PRESET)
     _, large = traced(gpt.PRESET, model={"num_classes": 4000})
     share = shares_of(large)["head and loss"]
@@ -128,41 +128,41 @@ def test_a_larger_head_takes_a_larger_share(traced: Runner) -> None:
 
 
 @pytest.mark.alone
-def test_a_chunked_loss_is_head_and_loss(traced: Runner) -> None:
-    _, told = traced(gpt.PRESET, model={"num_classes": 4000}, loss_chunk=32)
-    shares = shares_of(told)
+def test_a_chunked_loss_counts_as_head_and_loss(traced: Runner) -> None:
+    _, actual = traced(gpt.PRESET, model={"num_classes": 4000}, loss_chunk=32)
+    shares = shares_of(actual)
     assert shares["head and loss"] > 2 * shares["matrix multiply"]
 
 
 def test_micro_batches_of_one_step_are_all_traced(traced: Runner, tmp_path: Path) -> None:
-    _, told = traced(gpt.PRESET, first_step=2, num_steps=1, accumulate=3)
+    _, actual = traced(gpt.PRESET, first_step=2, num_steps=1, accumulate=3)
     content = (tmp_path / "trace" / "trace-rank0.json.gz").read_bytes()
     names = [e.get("name") for e in json.loads(gzip.decompress(content))["traceEvents"]]
     assert names.count("unitransformer: network") == 3
-    assert told["steps"] == [2]
+    assert actual["steps"] == [2]
 
 
-def test_tracing_changes_no_loss_and_leaves_nothing_behind(traced: Runner) -> None:
+def test_tracing_changes_no_loss_and_leaves_no_hooks(traced: Runner) -> None:
     seen, _ = traced(gpt.PRESET)
-    unseen, told = traced(gpt.PRESET, first_step=100)
+    unseen, actual = traced(gpt.PRESET, first_step=100)
     assert seen is not None
     assert unseen is not None
     assert seen.record is not None
     assert unseen.record is not None
     assert seen.record["loss"] == unseen.record["loss"]
     assert "states" not in vars(seen.network)
-    assert (told["rows"], told["steps"]) == (None, [])
-    assert told["reason"] == "step 100 was not reached"
+    assert (actual["rows"], actual["steps"]) == (None, [])
+    assert actual["reason"] == "step 100 was not reached"
 
 
-def test_training_that_ends_before_the_trace_is_whole_has_no_rows(traced: Runner) -> None:
-    _, told = traced(gpt.PRESET, first_step=6, num_steps=5)
-    assert told["rows"] is None
-    assert told["reason"] == "training ended before the last step to be traced"
-    assert told["steps"][:2] == [6, 7]
+def test_training_that_ends_during_the_trace_has_no_shares(traced: Runner) -> None:
+    _, actual = traced(gpt.PRESET, first_step=6, num_steps=5)
+    assert actual["rows"] is None
+    assert actual["reason"] == "training ended before the last step to be traced"
+    assert actual["steps"][:2] == [6, 7]
 
 
-def test_training_that_breaks_while_it_is_traced_has_no_rows(
+def test_training_that_fails_during_the_trace_has_no_shares(
     traced: Runner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = iter(range(100))
@@ -174,18 +174,18 @@ def test_training_that_breaks_while_it_is_traced_has_no_rows(
         return states(self, *arguments)
 
     monkeypatch.setattr(Transformer, "states", break_in_step_4)
-    outcome, told = traced(gpt.PRESET)
+    outcome, actual = traced(gpt.PRESET)
     assert outcome is None
-    assert told["rows"] is None
-    assert told["reason"] == "training broke off: ArithmeticError"
+    assert actual["rows"] is None
+    assert actual["reason"] == "training broke off: ArithmeticError"
 
 
-def test_a_head_inside_a_compiled_graph_is_told_by_its_shape(traced: Runner) -> None:
-    _, told = traced(
+def test_a_head_inside_a_compiled_graph_is_recognised_by_its_shape(traced: Runner) -> None:
+    _, actual = traced(
         gpt.PRESET, compile_mode="default", model={"num_layers": 1, "num_positions": 16}
     )
-    shares = shares_of(told)
-    assert told["head_by"] == "shape"
+    shares = shares_of(actual)
+    assert actual["head_by"] == "shape"
     assert shares["head and loss"] > 0
     assert shares["matrix multiply"] > 0
     assert sum(shares.values()) == pytest.approx(1)

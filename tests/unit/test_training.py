@@ -1,4 +1,4 @@
-"""Training: repeatable to the bit, resumable to the bit, and what a practitioner expects of it."""
+"""Training repeats and resumes bit for bit, and follows common practice."""
 
 import json
 import math
@@ -24,7 +24,7 @@ from unitransformer.transformer import Transformer
 
 TINY = {"width": 16, "num_layers": 2, "num_heads": 2, "feedforward_width": 32, "dropout": 0.1}
 TEXT = {**TINY, "num_classes": 300, "num_positions": 16}
-PICTURES = {**TINY, "image_size": 16, "patch_size": 8}
+IMAGES = {**TINY, "image_size": 16, "patch_size": 8}
 
 
 @pytest.fixture(autouse=True)
@@ -41,7 +41,7 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def config_of(preset: Preset, text: Path, **fields: Any) -> RunConfig:
-    shape = PICTURES if preset.recipe == "vit" else TEXT
+    shape = IMAGES if preset.recipe == "vit" else TEXT
     config = RunConfig(
         recipe=preset.recipe,
         size="reference",
@@ -132,7 +132,7 @@ def test_a_run_may_be_resumed_with_other_micro_batches(
     assert rest["loss"] == pytest.approx(whole["loss"], rel=1e-5)
 
 
-def test_a_finished_run_may_be_prolonged_beyond_its_schedule(text: Path, tmp_path: Path) -> None:
+def test_a_finished_run_may_be_extended_beyond_its_schedule(text: Path, tmp_path: Path) -> None:
     config = config_of(gpt.PRESET, text)
     train(config, tmp_path)
     longer = replace(config, max_steps=25, optimizer=replace(config.optimizer, schedule_steps=25))
@@ -142,7 +142,7 @@ def test_a_finished_run_may_be_prolonged_beyond_its_schedule(text: Path, tmp_pat
     assert len(record["loss"]) == 25
 
 
-def test_a_run_does_not_go_on_with_other_data(text: Path, tmp_path: Path) -> None:
+def test_a_run_does_not_resume_on_other_data(text: Path, tmp_path: Path) -> None:
     own = tmp_path / "own.txt"
     own.write_text(text.read_text())
     config = config_of(gpt.PRESET, own, max_steps=4)
@@ -185,8 +185,8 @@ def test_a_chunked_loss_trains_the_same_model(text: Path, tmp_path: Path) -> Non
 def test_a_compiled_network_is_one_graph_and_trains_the_same(
     preset: Preset, text: Path, tmp_path: Path
 ) -> None:
-    # One layer takes half as long to compile, and breaks a graph where two would.
-    shape = {**(PICTURES if preset.recipe == "vit" else TEXT), "dropout": 0.0, "num_layers": 1}
+    # One layer compiles in half the time, and breaks a graph where two would.
+    shape = {**(IMAGES if preset.recipe == "vit" else TEXT), "dropout": 0.0, "num_layers": 1}
     config = config_of(preset, text, model=preset.model_config(**shape), max_steps=3)
     eager = train(config, tmp_path / "eager").record
     # A graph break is an error: `compile_objective` asks for the full graph.
@@ -208,7 +208,7 @@ def test_a_record_says_what_ran_and_validates(text: Path, tmp_path: Path) -> Non
     assert record["learning_rate"][:2] == pytest.approx([1.5e-3, 3e-3])
     assert record["validation"]["value"] == pytest.approx(math.exp(record["validation"]["loss"]))
     assert record["validation"]["baseline"]["name"] == "unigram entropy"
-    # A busy machine may slow the last of so few steps: then there is a reason and no rate.
+    # A busy machine may slow the last of so few steps: then a reason replaces the rate.
     if record["steady_from"] is None:
         assert "needs" in record["steady_reason"]
     else:
@@ -217,7 +217,7 @@ def test_a_record_says_what_ran_and_validates(text: Path, tmp_path: Path) -> Non
     assert {"csv", "tensorboard", "checkpoints"} <= {path.name for path in tmp_path.iterdir()}
 
 
-def test_a_gradient_that_overflows_is_none_in_the_record(
+def test_an_overflowed_gradient_norm_is_none_in_the_record(
     text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     norms = iter([math.inf, 0.5, math.nan, 0.25])
@@ -230,7 +230,7 @@ def test_a_gradient_that_overflows_is_none_in_the_record(
     assert load_record(tmp_path / f"{replace(config, max_steps=4).hash()}.json") == record
 
 
-def test_too_short_a_run_says_so_in_place_of_a_rate(text: Path, tmp_path: Path) -> None:
+def test_a_run_too_short_has_a_reason_in_place_of_a_rate(text: Path, tmp_path: Path) -> None:
     record = train(config_of(gpt.PRESET, text, max_steps=3), tmp_path).record
     assert record is not None
     assert record["steady_from"] is None
@@ -248,7 +248,7 @@ def test_only_the_newest_checkpoint_is_kept(text: Path, tmp_path: Path) -> None:
     assert len(read_told(newest)["loss"]) == 20
 
 
-def test_a_run_that_breaks_leaves_a_record_of_it(
+def test_a_failing_run_leaves_a_record(
     text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def give_up(*arguments: object) -> None:

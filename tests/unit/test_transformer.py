@@ -1,14 +1,14 @@
-"""The backbone equals the plain PyTorch model, starts at a guess, and skips only what is unread."""
+"""The backbone equals the plain PyTorch model and starts at a uniform guess."""
 
 import math
 import time
 
 import pytest
 import torch
-from plain_model import PlainTransformer
 
 from recipes import bert, gpt, vit
 from recipes.presets import Preset
+from tests.builders.plain_model import PlainTransformer
 from unitransformer.config import ModelConfig, RunConfig
 from unitransformer.costs.flops import count_flops, count_parameters
 from unitransformer.objectives import Batch, Objective
@@ -39,7 +39,7 @@ def test_a_plain_models_state_loads_strictly_and_gives_its_outputs(preset: Prese
     ours.load_state_dict(plain.state_dict(), strict=True)
     inputs = inputs_of(config)
     torch.testing.assert_close(ours(inputs), plain(inputs), atol=1e-5, rtol=0)
-    # Without gradients `nn.MultiheadAttention` takes another path, which alone moves the plain
+    # Without gradients `nn.MultiheadAttention` takes another path, which alone changes the plain
     # model's logits, here as large as 80, by up to 1.5e-5.
     with torch.no_grad():
         ours_out, plain_out = ours(inputs), plain(inputs)
@@ -52,7 +52,7 @@ def test_our_state_loads_strictly_into_the_plain_model() -> None:
     PlainTransformer(config).load_state_dict(Transformer(config).state_dict(), strict=True)
 
 
-def test_names_and_layouts_of_the_parameters() -> None:
+def test_parameters_have_the_names_and_layouts_of_the_plain_model() -> None:
     with torch.device("meta"):
         text = Transformer(gpt.model_config()).state_dict()
         pictures = Transformer(vit.model_config()).state_dict()
@@ -65,20 +65,20 @@ def test_names_and_layouts_of_the_parameters() -> None:
     assert pictures["pe.pe"].shape == (1, 197, 768)
 
 
-def test_logits_have_one_row_a_position_and_one_a_picture() -> None:
+def test_logits_have_one_row_per_position_or_per_image() -> None:
     text = Transformer(gpt.model_config(**TINY, num_classes=50))
     pictures = Transformer(vit.model_config(**TINY, image_size=32, patch_size=8))
     assert text(torch.zeros(2, 7, dtype=torch.long)).shape == (2, 7, 50)
     assert pictures(torch.zeros(2, 3, 32, 32)).shape == (2, 3)
 
 
-def test_patches_come_as_unfold_gives_them() -> None:
+def test_patches_equal_those_of_unfold() -> None:
     pictures = torch.arange(2 * 3 * 8 * 8.0).view(2, 3, 8, 8)
     expected = torch.nn.functional.unfold(pictures, 4, stride=4).transpose(1, 2)
     assert torch.equal(PatchEncoding(4)(pictures), expected)
 
 
-def test_gpt_does_not_see_the_future_and_can_be_told_to() -> None:
+def test_gpt_is_causal_and_the_mask_can_be_disabled() -> None:
     config = gpt.model_config(**TINY, num_classes=50)
     words = torch.randint(50, (1, 10))
     changed = words.clone()
@@ -138,7 +138,7 @@ def test_attention_goes_through_scaled_dot_product_attention(
     assert [options["is_causal"] for options in seen] == [True, True]
 
 
-def test_175_billion_parameters_are_described_without_memory_and_at_once() -> None:
+def test_a_model_of_175_billion_parameters_is_described_quickly_without_memory() -> None:
     config = gpt.model_config("175b")
     start = time.process_time()
     with torch.device("meta"):
@@ -146,7 +146,7 @@ def test_175_billion_parameters_are_described_without_memory_and_at_once() -> No
     run = RunConfig(recipe="gpt", size="175b", model=config)
     assert "174 B" in text
     assert count_flops(run)["6n"] == 6 * count_parameters(config)
-    # 0.3 s on an idle machine; CPU seconds, so that a busy one does not matter.
+    # 0.3 s on an idle machine; CPU seconds, so that other load does not matter.
     assert time.process_time() - start < 2
 
 
@@ -163,11 +163,11 @@ def first_loss(config: ModelConfig) -> float:
 @pytest.mark.parametrize(
     ("preset", "size"), EVERY_SIZE, ids=[f"{preset.recipe}-{size}" for preset, size in EVERY_SIZE]
 )
-def test_the_first_loss_of_every_size_is_within_3_percent_of_a_guess(
+def test_the_first_loss_of_every_size_is_within_3_percent_of_a_uniform_guess(
     preset: Preset, size: str
 ) -> None:
     full = preset.model_config(size)
-    # As wide as the size is, but the three widest; few layers, so that it fits a laptop.
+    # The width of the size, except for the three widest; few layers, to fit a laptop.
     # Residual branches shrink with depth, so fewer layers are the harder case.
     small = {"num_layers": min(2, full.num_layers)}
     if full.width > 2000 and not full.reads_pictures:
@@ -206,13 +206,13 @@ def test_counted_parameters_equal_the_networks_own(preset: Preset, size: str) ->
         (vit.PRESET, "h14", 632.0),
     ],
 )
-def test_sizes_have_the_published_number_of_parameters(
+def test_published_sizes_have_the_published_number_of_parameters(
     preset: Preset, size: str, millions: float
 ) -> None:
     assert count_parameters(preset.model_config(size)) / 1e6 == pytest.approx(millions, rel=0.015)
 
 
-def test_a_matrix_that_two_modules_share_stays_one_when_it_gets_memory() -> None:
+def test_a_shared_matrix_stays_shared_when_materialized() -> None:
     with torch.device("meta"):
         network = Transformer(gpt.model_config(**TINY, tied_head=True))
     parent = torch.nn.Sequential(network).to_empty(device="cpu").double()

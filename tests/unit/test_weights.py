@@ -1,4 +1,4 @@
-"""Weights leave a checkpoint as one plain file, and a run begins with those of a file."""
+"""Weights are exported from a checkpoint to one file, and a run starts from such a file."""
 
 import struct
 from dataclasses import replace
@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import safetensors
 import torch
-from plain_model import PlainTransformer
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from recipes import bert, gpt, vit
 from recipes.presets import Preset
+from tests.builders.plain_model import PlainTransformer
 from unitransformer import export
 from unitransformer.config import DataConfig, OptimizerConfig, ParallelConfig, RunConfig
 from unitransformer.run import Outcome, Places, run
@@ -22,11 +22,11 @@ from unitransformer.weights import read_weights, write_weights
 
 TINY = {"width": 16, "num_layers": 2, "num_heads": 2, "feedforward_width": 32, "dropout": 0.0}
 TEXT = {**TINY, "num_classes": 300, "num_positions": 16}
-PICTURES = {**TINY, "image_size": 16, "patch_size": 8}
+IMAGES = {**TINY, "image_size": 16, "patch_size": 8}
 
 
 def config_of(preset: Preset = gpt.PRESET, *, max_steps: int = 2, **shape: Any) -> RunConfig:
-    fields = PICTURES if preset.recipe == "vit" else TEXT
+    fields = IMAGES if preset.recipe == "vit" else TEXT
     return RunConfig(
         recipe=preset.recipe,
         size="reference",
@@ -76,7 +76,7 @@ def test_an_exported_file_is_the_state_dict_of_the_trained_network(
     Transformer(config.model).load_state_dict(weights, strict=True)
 
 
-def test_an_exported_file_loads_into_the_plain_model_which_says_the_same(tmp_path: Path) -> None:
+def test_an_exported_file_loads_into_the_plain_model_with_equal_outputs(tmp_path: Path) -> None:
     config = config_of(bert.PRESET)
     network = train(config, tmp_path / "run").network
     plain = PlainTransformer(config.model)
@@ -85,7 +85,7 @@ def test_an_exported_file_loads_into_the_plain_model_which_says_the_same(tmp_pat
     torch.testing.assert_close(plain.eval()(words), network(words), rtol=1e-4, atol=1e-5)
 
 
-def test_a_tied_head_is_written_as_well(tmp_path: Path) -> None:
+def test_a_tied_head_is_exported(tmp_path: Path) -> None:
     config = config_of(tied_head=True)
     trained = train(config, tmp_path / "run").network.state_dict()
     weights = export_to(tmp_path / "run", tmp_path / "out.safetensors")
@@ -104,7 +104,7 @@ def test_weights_in_bf16_are_exported_in_float32(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("place", ["", "checkpoints", "checkpoints/step-00000002"])
-def test_a_run_its_checkpoints_or_one_of_them_may_be_named(place: str, tmp_path: Path) -> None:
+def test_export_accepts_a_run_its_checkpoints_or_one_checkpoint(place: str, tmp_path: Path) -> None:
     config = config_of()
     train(config, tmp_path / "run")
     out = tmp_path / "new folder" / "out.safetensors"
@@ -119,7 +119,7 @@ def test_a_run_its_checkpoints_or_one_of_them_may_be_named(place: str, tmp_path:
         }
 
 
-def test_a_checkpoint_that_a_run_replaces_meanwhile_is_left_for_the_newer(
+def test_export_takes_the_newer_checkpoint_if_a_run_replaces_the_older(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     train(config_of(max_steps=1), tmp_path / "run")
@@ -158,7 +158,7 @@ def test_an_existing_file_is_replaced_only_by_force(
         ("run out.safetensors --forse", "unrecognized arguments: --forse; --help shows"),
     ],
 )
-def test_what_cannot_be_exported_is_refused_in_one_line(
+def test_an_unexportable_path_is_refused_in_one_line(
     line: str,
     said: str,
     tmp_path: Path,
@@ -170,8 +170,8 @@ def test_what_cannot_be_exported_is_refused_in_one_line(
     Path("run").mkdir()
     Path("text").touch()
     assert export.main(line.split()) == 2
-    (told,) = capsys.readouterr().err.splitlines()
-    assert told.startswith(f"error: {said}")
+    (actual,) = capsys.readouterr().err.splitlines()
+    assert actual.startswith(f"error: {said}")
     assert sorted(path.name for path in Path().iterdir()) == ["empty", "run", "text"]
 
 
@@ -185,12 +185,12 @@ def test_a_damaged_checkpoint_is_not_exported(
     (checkpoint / name).write_bytes(whole[: len(whole) // 2])
     capsys.readouterr()
     assert export.main([str(tmp_path / "run"), str(tmp_path / "out.safetensors")]) == 2
-    (told,) = capsys.readouterr().err.splitlines()
-    assert told.startswith(f"error: checkpoint {checkpoint} is damaged (")
+    (actual,) = capsys.readouterr().err.splitlines()
+    assert actual.startswith(f"error: checkpoint {checkpoint} is damaged (")
     assert not list(tmp_path.glob("*.safetensors*"))
 
 
-def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
+def test_an_exported_file_is_written_atomically(tmp_path: Path) -> None:
     def read(name: str) -> Tensor:
         if name == "b":
             raise OSError("the disk is full")
@@ -202,12 +202,12 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_is_written_is_what_the_library_reads(tmp_path: Path) -> None:
+def test_exported_weights_are_read_by_the_safetensors_library(tmp_path: Path) -> None:
     values = {"a": torch.randn(3, 5), "b.c": torch.randn(7), "d": torch.randn(2, 3, 4).mT}
     path = tmp_path / "out.safetensors"
     write_weights(values, values.__getitem__, path, {"step": "3"})
     (header,) = struct.unpack("<Q", path.read_bytes()[:8])
-    assert header % 8 == 0  # numbers are aligned
+    assert header % 8 == 0  # tensors are aligned
     found = load_file(path)
     assert found.keys() == values.keys()
     assert all(torch.equal(found[name], values[name]) for name in values)
@@ -217,7 +217,7 @@ def test_what_is_written_is_what_the_library_reads(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", [".safetensors", ".pt"])
-def test_a_run_begins_with_the_weights_of_a_file(kind: str, tmp_path: Path) -> None:
+def test_a_run_starts_from_the_weights_of_a_file(kind: str, tmp_path: Path) -> None:
     first = train(config_of(), tmp_path / "first")
     path = tmp_path / f"weights{kind}"
     if kind == ".pt":
@@ -247,7 +247,7 @@ def plain_weights() -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("is_tied", [True, False])
-def test_a_head_that_is_shared_may_be_left_out(is_tied: bool, tmp_path: Path) -> None:
+def test_a_tied_head_may_be_missing_from_the_file(is_tied: bool, tmp_path: Path) -> None:
     weights = plain_weights()
     del weights["lm_head.weight"], weights["pe.pe"]
     save_file(weights, tmp_path / "weights.safetensors")
@@ -261,13 +261,13 @@ def test_a_head_that_is_shared_may_be_left_out(is_tied: bool, tmp_path: Path) ->
             read_weights(tmp_path / "weights.safetensors", model)
 
 
-def test_a_head_of_its_own_is_not_thrown_away(tmp_path: Path) -> None:
+def test_an_untied_head_in_the_file_is_refused_for_a_tied_model(tmp_path: Path) -> None:
     torch.save(plain_weights(), tmp_path / "weights.pt")
     with pytest.raises(ValueError, match=r"has a head of its own; model\.tied_head is true"):
         read_weights(tmp_path / "weights.pt", config_of(tied_head=True).model)
 
 
-def test_integers_are_no_weights(tmp_path: Path) -> None:
+def test_integer_tensors_are_refused_as_weights(tmp_path: Path) -> None:
     weights = plain_weights()
     weights["lm_head.bias"] = weights["lm_head.bias"].to(torch.int8)
     for name, write in (("weights.pt", torch.save), ("weights.safetensors", save_file)):

@@ -1,4 +1,4 @@
-"""What tests of jobs submit, and what they wait for."""
+"""Builds the recipes of job tests, and waits for the outcome of jobs."""
 
 import re
 from pathlib import Path
@@ -8,11 +8,11 @@ from slurm.job_files import last_attempt
 from tests.distributed.launching import recipe_arguments
 from tests.slurm.cluster import until
 
-STEPS = 400  # of a job that something happens to meanwhile
+STEPS = 400  # of a job that is interrupted
 
 
 def tiny(folder: Path, *options: str) -> list[str]:
-    """A recipe's options that name no places."""
+    """Options of a tiny recipe without paths."""
     words = recipe_arguments("gpt", folder, "--batch-size", "4", *options)
     for flag in ("--out", "--record"):
         place = words.index(flag)
@@ -32,5 +32,5 @@ def wait_for_outcome(folder: Path, *outcomes: str, timeout_s: float = 120) -> No
     until(has_ended, f"the job is {' or '.join(outcomes)}", timeout_s)
 
 
-def wait_for_status(folder: Path, told: str) -> None:
-    until(lambda: re.search(told, status.report(folder)) is not None, f"status says {told}")
+def wait_for_status(folder: Path, expected: str) -> None:
+    until(lambda: re.search(expected, status.report(folder)) is not None, f"status says {expected}")

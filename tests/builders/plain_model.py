@@ -1,4 +1,4 @@
-"""The plain PyTorch pre-norm model whose parameter names, layouts and outputs ours must have."""
+"""A plain PyTorch pre-norm transformer: the reference for parameter names, layouts and outputs."""
 
 import math
 
@@ -58,7 +58,7 @@ class PlainLayer(nn.Module):
 
 
 class PlainTransformer(nn.Module):
-    """Full attention, logits out; pictures are cut with `unfold` and read at the class token."""
+    """Full attention; returns logits. Images are cut with `unfold` and read at the class token."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()

@@ -1,5 +1,7 @@
-"""Whole recipes side by side that take turns, step by step: what else the machine does falls on all
-of them alike. Times of other machines mean nothing here; the ratio of two of these does.
+"""Compares whole recipes that run their steps in turns, one step each.
+
+Other load on the machine then affects all of them alike. Ratios between them are meaningful; their
+times are not comparable with those of other machines.
 """
 
 import ctypes
@@ -30,21 +32,21 @@ Taken = Mapping[str, Mapping[Clock, list[float]]]  # seconds of every step, by a
 
 
 def do_nothing() -> None:
-    """The fault of an arm that is as it is."""
+    """The fault of an arm without a fault."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Arm:
-    """One of the things that are compared."""
+    """One variant of the recipe that is compared."""
 
     options: Sequence[str] = ()
     fault: Callable[[], None] = do_nothing
-    waits: float = 0.0  # more than 0: a control that waits for such a share of a whole step
+    waits: float = 0.0  # above 0: a control, which sleeps for this share of a whole step
     wait_s: float = 0.0
 
 
-class TakesTurns(pl.Callback):
-    """Last of all callbacks: a step is everything from one of its calls to the next."""
+class InterleavesSteps(pl.Callback):
+    """Runs one step, then lets the next arm run. Must be the last callback, to time whole steps."""
 
     def __init__(self, turns: Sequence[Any], index: int, path: Path, wait_s: float) -> None:
         self.turns, self.index, self.path, self.wait_s = turns, index, path, wait_s
@@ -73,11 +75,10 @@ def _now() -> dict[Clock, float]:
     return {"processor": time.process_time(), "wall": time.perf_counter()}
 
 
-def take_turns(folder: Path, arms: Mapping[str, Arm], options: Sequence[str]) -> Taken:
-    """Seconds of each step of each arm, in the order they were taken.
+def run_interleaved(folder: Path, arms: Mapping[str, Arm], options: Sequence[str]) -> Taken:
+    """Runs all arms step by step in turns; returns the seconds of every step of every arm.
 
-    Processor time is that of one thread: waiting costs none, and neighbours that take the processor
-    away are not in it. Wall time is that of the arm's own turn.
+    Processor time excludes waiting and other processes. Wall time is that of the arm's turn.
     """
     folder.mkdir()
     context = multiprocessing.get_context("fork")
@@ -85,8 +86,8 @@ def take_turns(folder: Path, arms: Mapping[str, Arm], options: Sequence[str]) ->
     processes = [
         begin(
             *("gpt", folder / name, *options, *arm.options),
-            fault=_in_turns(
-                arm.fault, TakesTurns(turns, index, folder / f"{name}.json", arm.wait_s)
+            fault=_interleave(
+                arm.fault, InterleavesSteps(turns, index, folder / f"{name}.json", arm.wait_s)
             ),
             is_whole=True,
         )
@@ -104,15 +105,15 @@ def take_turns(folder: Path, arms: Mapping[str, Arm], options: Sequence[str]) ->
 
 
 def judge(rounds: Sequence[Sequence[float]], most: float) -> Verdict:
-    """Whether what is added to a step is at most `most`, shown by 95 % intervals of its median.
+    """Whether the added seconds per step are at most `most`, by 95 % intervals of their median.
 
-    Within: that of all rounds together lies below as a whole. Above: those of two rounds, each by
-    itself, lie above as a whole; what one launch shows by chance, a second does not.
+    "within": the interval over all rounds lies below `most`. "above": the intervals of two single
+    rounds lie above it, since one launch may be slow by chance. "open": neither.
     """
-    high = describe([added for own in rounds for added in own]).high
+    high = describe([added for added_s in rounds for added in added_s]).high
     if high is not None and high <= most:
         return "within"
-    lows = [describe(own).low for own in rounds]
+    lows = [describe(added_s).low for added_s in rounds]
     return "above" if sum(low is not None and low > most for low in lows) >= 2 else "open"
 
 
@@ -125,38 +126,39 @@ def check(
     *,
     clocks: Sequence[Clock] = ("processor",),
 ) -> None:
-    """Show that no arm adds more than its share of a step to the first one, by any of the clocks,
-    in as many rounds as that takes; and that a control does. Fails where the contrary is shown;
-    skips, as no proof, where neither is.
+    """Asserts that no arm adds more than its allowed share of a step, by any of the clocks.
 
-    What the arms add does not grow with the batch: it is measured in steps of `options`, so short
-    that there is time for many, and is a share of a step of `batch_size`.
+    Measures further rounds until every arm is decided. A control must exceed its share. Fails if an
+    arm is refuted; skips if it stays undecided.
+
+    The added time does not depend on the batch size: it is measured in many short steps, and
+    related to the time of a step of `batch_size`.
     """
     first = next(iter(arms))
     whole = (*options, "--batch-size", str(batch_size), "--max-steps", "5")
-    taken = take_turns(folder / "whole", {first: arms[first]}, whole)[first]
+    taken = run_interleaved(folder / "whole", {first: arms[first]}, whole)[first]
     step_s = {clock: statistics.median(taken[clock]) for clock in clocks}
     arms = {name: replace(arm, wait_s=arm.waits * step_s[clocks[-1]]) for name, arm in arms.items()}
     questions = [
         Question(arm=name, clock=clock, step_s=step_s[clock], allowed=share)
         for name, share in allowed.items()
         for clock in clocks
-        if clock == clocks[-1] or not arms[name].waits  # waiting takes no processor
+        if clock == clocks[-1] or not arms[name].waits  # waiting takes no processor time
     ]
     for number in range(1, ROUNDS + 1):
         left = {q.arm for q in questions if q.verdict == "open"}
-        own = {name: arm for name, arm in arms.items() if name == first or name in left}
-        taken_s = take_turns(folder / f"round {number}", own, options)
+        running = {name: arm for name, arm in arms.items() if name == first or name in left}
+        taken_s = run_interleaved(folder / f"round {number}", running, options)
         for question in questions:
             if question.verdict == "open":
-                question.hear(taken_s[first], taken_s[question.arm])
-                print(question.told())
+                question.add_round(taken_s[first], taken_s[question.arm])
+                print(question.summary())
         if not any(question.verdict == "open" for question in questions):
             break
     for question in questions:
         refuted = "within" if arms[question.arm].waits else "above"
-        assert question.verdict != refuted, question.told()
-    if said := [question.told() for question in questions if question.verdict == "open"]:
+        assert question.verdict != refuted, question.summary()
+    if said := [question.summary() for question in questions if question.verdict == "open"]:
         pytest.skip(f"inconclusive, neither shown nor refuted: {'; '.join(said)}")
 
 
@@ -170,16 +172,18 @@ class Question:
     allowed: float
     rounds: list[list[float]] = field(default_factory=list)
 
-    def hear(self, first: Mapping[Clock, list[float]], own: Mapping[Clock, list[float]]) -> None:
-        pairs = list(zip(first[self.clock], own[self.clock], strict=True))[WARM_UP:]
+    def add_round(
+        self, first: Mapping[Clock, list[float]], arm: Mapping[Clock, list[float]]
+    ) -> None:
+        pairs = list(zip(first[self.clock], arm[self.clock], strict=True))[WARM_UP:]
         self.rounds.append([b - a for a, b in pairs])
 
     @property
     def verdict(self) -> Verdict:
         return judge(self.rounds, self.allowed * self.step_s) if self.rounds else "open"
 
-    def told(self) -> str:
-        added = describe([value for own in self.rounds for value in own])
+    def summary(self) -> str:
+        added = describe([value for added_s in self.rounds for value in added_s])
         ends = (added.low, added.high)
         shares = " to ".join("?" if s is None else f"{s / self.step_s:.2%}" for s in ends)
         return (
@@ -189,10 +193,10 @@ class Question:
 
 
 def keep_memory() -> None:
-    """Give no freed memory back to the system, where the C library is glibc.
+    """Makes glibc keep freed memory.
 
-    What is given back and faulted in again differs from launch to launch, and equal launches by
-    20 % with it (5 % of a step's processor time and more); kept, they agree within 2 %.
+    Page faults on memory that was returned and is used again differ between launches, by up to 20 %
+    of the processor time. With memory kept, equal launches agree within 2 %.
     """
     if sys.platform == "linux":
         mmap_threshold, trim_threshold = -3, -1  # malloc.h
@@ -200,8 +204,8 @@ def keep_memory() -> None:
             assert ctypes.CDLL(None).mallopt(option, size)
 
 
-def _in_turns(fault: Callable[[], None], callback: TakesTurns) -> Callable[[], None]:
-    def planted() -> None:
+def _interleave(fault: Callable[[], None], callback: InterleavesSteps) -> Callable[[], None]:
+    def inject() -> None:
         fault()
         keep_memory()
         torch.set_num_threads(1)
@@ -212,4 +216,4 @@ def _in_turns(fault: Callable[[], None], callback: TakesTurns) -> Callable[[], N
 
         unitransformer.run.build_trainer = build
 
-    return planted
+    return inject

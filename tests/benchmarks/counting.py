@@ -1,4 +1,4 @@
-"""Counters of a small run, counted in ranks that are forked from this process."""
+"""Counts the work of a small run in forked ranks."""
 
 import contextlib
 import json
@@ -30,10 +30,10 @@ def small_config(
     mode: Compile = "off",
     precision: Precision = "32-true",
 ) -> RunConfig:
-    """Four samples a rank; `single` is one rank, any other strategy two."""
+    """A config with four samples per rank; `single` has one rank, other strategies two."""
     shape = SHAPE[recipe]
     if mode != "off":
-        # That of other tests, with which it shares what is compiled; a layer takes half as long.
+        # The shape of other tests, so that compiled code is shared; one layer compiles faster.
         shape = shape | {"num_layers": 1 if strategy == "single" else 2}
         shape |= {} if recipe == "vit" else {"num_classes": 300, "num_positions": 16}
     return RunConfig(
@@ -55,7 +55,7 @@ def count(config: RunConfig, folder: Path, *, fault: Callable[[], None] | None =
     """The counters of rank 0.
 
     Args:
-        fault: called in every rank before anything else, to plant a fault.
+        fault: called in every rank before anything else, to inject a fault.
     """
     fork_ranks(_count, config, folder, fault, world_size=config.parallel.world_size)
     counted: Counted = json.loads((folder / "0.json").read_text())
@@ -78,7 +78,7 @@ def _count(
 
 @contextlib.contextmanager
 def busy(num_processes: int) -> Iterator[None]:
-    """Beside processes that never rest."""
+    """Keeps cores busy with processes that spin."""
     others = [FORK.Process(target=_spin) for _ in range(num_processes)]
     for other in others:
         other.start()

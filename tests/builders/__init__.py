@@ -1,0 +1,1 @@
+"""Builds the records, runs, sweeps and fakes that several tests use."""
