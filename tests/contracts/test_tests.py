@@ -44,3 +44,12 @@ def test_no_test_file_imports_another_test_file() -> None:
 def test_every_form_of_such_an_import_is_detected(source: str) -> None:
     assert imported_tests(source)
     assert imported_tests("from tests.builders.records import make_record\nimport ast") == set()
+
+
+def test_folders_of_unit_tests_are_folders_of_the_code(repository: Path) -> None:
+    unit = repository / "tests" / "unit"
+    for file in unit.rglob("test_*.py"):
+        folder = file.parent.relative_to(unit)
+        is_other = folder.parts[:1] in {("recipes",), ("scaling",), ("slurm",)}
+        code = repository / ("" if is_other else "unitransformer") / folder
+        assert code.is_dir(), f"{file}: no folder {code}"
