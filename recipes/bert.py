@@ -8,7 +8,7 @@ from recipes.presets import Defaults, Preset
 from unitransformer.config import ModelConfig
 
 if TYPE_CHECKING:
-    from unitransformer.run import Outcome
+    from unitransformer.run import RunOutcome
 
 
 def _bert(num_layers: int, width: int, num_heads: int) -> ModelConfig:
@@ -58,17 +58,17 @@ PRESET = Preset(
 model_config = PRESET.model_config
 
 
-def show(outcome: "Outcome", folder: Path) -> list[str]:
+def show(outcome: "RunOutcome", folder: Path) -> list[str]:
     """Fill the masked words of some validation sequences."""
     from recipes.showcase import fill_masks
-    from unitransformer.data.datamodule import pick
+    from unitransformer.data.datamodule import validation_batch
     from unitransformer.data.sampler import permutation
 
     source, network = outcome.data.source, outcome.network
     if source.corpus is None or network is None:
         return []
     shown = permutation(len(source.validation), 0, 0)[:3].tolist()
-    batch = pick(source.validation, shown, network.pe.pe.device)
+    batch = validation_batch(source.validation, shown, network.pe.pe.device)
     filled = fill_masks(network, source.corpus.tokenizer, batch)
     return ["", *(f"{w.context}\n    -> {w.answer!r} (was {w.truth!r})" for w in filled), ""]
 

@@ -11,12 +11,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from recipes.options import Options, Request, build_config, check_outside_world, parse
+from recipes.options import RecipeOptions, ParsedCommand, build_config, check_outside_world, parse
 from recipes.presets import Preset
 from unitransformer.config import ModelConfig, RunConfig
-from unitransformer.costs.memory import in_gib, rank_bytes
+from unitransformer.costs.memory import format_gib, rank_bytes
 from unitransformer.launch.failures import report_failure
-from unitransformer.launch.gc_pause import importing
+from unitransformer.launch.gc_pause import heavy_import
 from unitransformer.launch.variables import RUN_FOLDER
 from unitransformer.record.schema import config_of, load_record
 from unitransformer.record.units import UNIT
@@ -24,7 +24,7 @@ from unitransformer.record.units import UNIT
 if TYPE_CHECKING:
     from recipes.train import Show
     from unitransformer.launch.devices import ResolvedConfig
-    from unitransformer.run import Places
+    from unitransformer.run import RunPaths
 
 
 def run_recipe(preset: Preset, show: "Show", argv: Sequence[str] | None = None) -> int:
@@ -36,7 +36,7 @@ def run_recipe(preset: Preset, show: "Show", argv: Sequence[str] | None = None) 
         if options.summary:
             print(_summary(preset.model_config(options.size, **request.shape)))
             return 0
-        with importing("recipes.train"):
+        with heavy_import("recipes.train"):
             check_outside_world(options)
             resolved = resolve(request)
             config = resolved.config
@@ -50,10 +50,10 @@ def run_recipe(preset: Preset, show: "Show", argv: Sequence[str] | None = None) 
                 if process_rank() == 0:
                     print(f"done already: {_places(config, options).record}")
                 return 0
-            from recipes.repeats import repeat
-            from recipes.train import Asked, train
+            from recipes.repeats import run_repeats
+            from recipes.train import RunRequest, train
 
-        asked = Asked(
+        asked = RunRequest(
             recipe=preset.recipe,
             arguments=arguments,
             show=show,
@@ -61,7 +61,7 @@ def run_recipe(preset: Preset, show: "Show", argv: Sequence[str] | None = None) 
             choose_places=lambda: _places(config, options),
             resume=options.resume,
         )
-        return repeat(asked, options) if options.repeats > 1 else train(asked)
+        return run_repeats(asked, options) if options.repeats > 1 else train(asked)
     except (ValueError, OSError) as error:
         _refuse(error)
         return 2
@@ -71,14 +71,14 @@ def _refuse(error: Exception) -> None:
     """One line, to whoever started this rank or to a person."""
     report_failure(error, is_bad_usage=True)
     if "LOCAL_RANK" in os.environ:
-        from unitransformer.launch.launcher import is_watched
+        from unitransformer.launch.launcher import is_launched_rank
 
-        if is_watched():
+        if is_launched_rank():
             return
     print(f"error: {error}", file=sys.stderr)
 
 
-def configure(preset: Preset, arguments: Sequence[str]) -> tuple[RunConfig, "Places"]:
+def configure(preset: Preset, arguments: Sequence[str]) -> tuple[RunConfig, "RunPaths"]:
     """The run that a command line asks for on this machine, and where its results go.
 
     Raises:
@@ -89,14 +89,14 @@ def configure(preset: Preset, arguments: Sequence[str]) -> tuple[RunConfig, "Pla
     return config, _places(config, request.options)
 
 
-def _read(preset: Preset, arguments: Sequence[str]) -> Request:
+def _read(preset: Preset, arguments: Sequence[str]) -> ParsedCommand:
     """Parse, and refuse everything plain before torch is imported."""
     request = parse(preset, arguments)
     build_config(request, defaults=preset.cpu, devices=1)
     return request
 
 
-def resolve(request: Request) -> "ResolvedConfig":
+def resolve(request: ParsedCommand) -> "ResolvedConfig":
     """The run that a command line asks for on this machine.
 
     Raises:
@@ -126,12 +126,12 @@ def resolve(request: Request) -> "ResolvedConfig":
     return resolved
 
 
-def _say_device(options: Options, resolved: "ResolvedConfig") -> None:
+def _say_device(options: RecipeOptions, resolved: "ResolvedConfig") -> None:
     from unitransformer.launch.environment import process_rank
-    from unitransformer.launch.launcher import is_watched
+    from unitransformer.launch.launcher import is_launched_rank
 
     parallel = resolved.config.parallel
-    if is_watched() or process_rank() != 0:
+    if is_launched_rank() or process_rank() != 0:
         return
     if options.accelerator == "auto" and parallel.accelerator == "cpu":
         workers = f"{parallel.devices} CPU worker{'s over gloo' if parallel.devices > 1 else ''}"
@@ -140,12 +140,12 @@ def _say_device(options: Options, resolved: "ResolvedConfig") -> None:
         print(f"strategy {parallel.strategy}: {resolved.strategy_reason}", flush=True)
 
 
-def _places(config: RunConfig, options: Options) -> "Places":
-    from unitransformer.run import Places
+def _places(config: RunConfig, options: RecipeOptions) -> "RunPaths":
+    from unitransformer.run import RunPaths
 
     folder = _run_folder(config, options)
     repeat = folder.name.rpartition("-")[2]
-    return Places(
+    return RunPaths(
         folder=folder,
         checkpoints=(
             None if options.no_checkpoint else options.checkpoint_dir or folder / "checkpoints"
@@ -155,7 +155,7 @@ def _places(config: RunConfig, options: Options) -> "Places":
     )
 
 
-def _run_folder(config: RunConfig, options: Options) -> Path:
+def _run_folder(config: RunConfig, options: RecipeOptions) -> Path:
     """A new folder; for a resumed run the newest that has a checkpoint, if it must have one."""
     if RUN_FOLDER in os.environ:
         return Path(os.environ[RUN_FOLDER])
@@ -197,7 +197,7 @@ def _summary(model: ModelConfig) -> str:
         return render_summary(summarise(Transformer(model)))
 
 
-def _plan(resolved: "ResolvedConfig", places: "Places") -> str:
+def _plan(resolved: "ResolvedConfig", places: "RunPaths") -> str:
     from unitransformer.costs.flops import count_flops, count_parameters
 
     config = resolved.config
@@ -213,7 +213,7 @@ def _plan(resolved: "ResolvedConfig", places: "Places") -> str:
         "devices": f"{parallel.num_nodes} x {parallel.devices} {parallel.accelerator}, "
         f"{parallel.strategy}, {parallel.precision}, compile {parallel.compile}{more}",
         "strategy": f"{parallel.strategy}: {resolved.strategy_reason}",
-        "memory": f"a rank about {in_gib(rank_bytes(config))}: state and activations",
+        "memory": f"a rank about {format_gib(rank_bytes(config))}: state and activations",
         "batch": f"{config.global_batch_size} = {config.batch_size} a device x "
         f"{config.accumulate} micro-batches x {parallel.world_size} devices",
         "steps": str(config.max_steps),

@@ -9,7 +9,7 @@ from recipes.presets import Defaults, Preset
 from unitransformer.config import ModelConfig
 
 if TYPE_CHECKING:
-    from unitransformer.run import Outcome
+    from unitransformer.run import RunOutcome
 
 
 def _gpt(num_layers: int, width: int, num_heads: int, num_positions: int) -> ModelConfig:
@@ -67,12 +67,12 @@ PRESET = Preset(
 model_config = PRESET.model_config
 
 
-def show(outcome: "Outcome", folder: Path) -> list[str]:
+def show(outcome: "RunOutcome", folder: Path) -> list[str]:
     """Continue the beginning of a validation text."""
     import torch
 
     from recipes.showcase import continue_text
-    from unitransformer.data.datamodule import pick
+    from unitransformer.data.datamodule import validation_batch
     from unitransformer.data.sampler import permutation
 
     corpus = outcome.data.source.corpus
@@ -80,7 +80,7 @@ def show(outcome: "Outcome", folder: Path) -> list[str]:
         return []
     samples = outcome.data.source.validation
     first = int(permutation(len(samples), 0, 0)[0])
-    words = pick(samples, [first], torch.device("cpu"))["inputs"][0].tolist()
+    words = validation_batch(samples, [first], torch.device("cpu"))["inputs"][0].tolist()
     prompt = words[: len(words) // 2]
     start, added = continue_text(outcome.network, corpus.tokenizer, prompt, num_words=48, seed=0)
     return ["", "prompt:", indent(start, "    "), "continued:", indent(added, "    "), ""]

@@ -24,9 +24,9 @@ from unitransformer.config import (
     RunConfig,
     Strategy,
     from_dict,
-    spelled,
+    describe_type,
 )
-from unitransformer.files import why_closed
+from unitransformer.files import why_not_writable
 
 
 def _option(default: Any, text: str) -> Any:
@@ -34,7 +34,7 @@ def _option(default: Any, text: str) -> Any:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
+class RecipeOptions:
     """What a person may say; None is decided by the recipe and the machine."""
 
     size: str = _option("reference", "named shape of the model")
@@ -82,18 +82,18 @@ class Options:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Request:
+class ParsedCommand:
     """A command line, read: of which recipe, what was said, what it changes."""
 
     preset: Preset
-    options: Options
+    options: RecipeOptions
     shape: Mapping[str, Any]  # changed fields of the model
     tuning: Mapping[str, Any]  # changed fields of the optimizer
 
 
 @functools.cache
 def build_parser(preset: Preset) -> jsonargparse.ArgumentParser:
-    """Every option of `Options`, every field of the model and of the optimizer."""
+    """Every option of `RecipeOptions`, every field of the model and of the optimizer."""
     parser = jsonargparse.ArgumentParser(
         prog=f"python -m recipes.{preset.recipe}",
         description=f"Train {preset.recipe.upper()}. Sizes: {', '.join(preset.sizes)}.",
@@ -101,7 +101,7 @@ def build_parser(preset: Preset) -> jsonargparse.ArgumentParser:
         allow_abbrev=False,  # what is short for one option today is short for two tomorrow
     )
     parser.add_argument("--config", action="config", help="YAML file with any of these options")
-    _add_fields(parser, Options, "")
+    _add_fields(parser, RecipeOptions, "")
     _add_fields(parser, ModelConfig, "model.", optional=True)
     _add_fields(parser, OptimizerConfig, "optimizer.", optional=True)
     return parser
@@ -125,7 +125,7 @@ def _add_fields(
         )
 
 
-def parse(preset: Preset, arguments: Sequence[str]) -> Request:
+def parse(preset: Preset, arguments: Sequence[str]) -> ParsedCommand:
     """Read a command line.
 
     Raises:
@@ -141,7 +141,7 @@ def parse(preset: Preset, arguments: Sequence[str]) -> Request:
     for name in ("out", "checkpoint_dir", "record", "trace", "init_from"):
         given[name] = None if given[name] is None else Path(os.path.expanduser(given[name]))
     # A file may say null, or give a switch a word: the parser lets both pass.
-    options = from_dict(Options, given)
+    options = from_dict(RecipeOptions, given)
     if options.repeats < 1:
         raise ValueError(f"repeats is {options.repeats}; it must be at least 1")
     for name in ("resume", "checkpoint_every", "checkpoint_dir"):
@@ -152,7 +152,7 @@ def parse(preset: Preset, arguments: Sequence[str]) -> Request:
             )
     if options.dropout is not None:
         shape["dropout"] = options.dropout
-    return Request(preset=preset, options=options, shape=shape, tuning=tuning)
+    return ParsedCommand(preset=preset, options=options, shape=shape, tuning=tuning)
 
 
 def _group(name: str, values: Any) -> dict[str, Any]:
@@ -166,18 +166,18 @@ def _explain(parser: jsonargparse.ArgumentParser, message: str) -> str:
     if message.startswith("Unexpected config"):
         return "config holds no lines of the form `option: value`; --print_config shows some"
     return explain_parse_error(
-        message, parser, expected=lambda key: f"it must be {spelled(_hint_of(key))}"
+        message, parser, expected=lambda key: f"it must be {describe_type(_hint_of(key))}"
     )
 
 
 def _hint_of(key: str) -> Any:
     group, _, name = key.rpartition(".")
-    kind = {"": Options, "model": ModelConfig, "optimizer": OptimizerConfig}[group]
+    kind = {"": RecipeOptions, "model": ModelConfig, "optimizer": OptimizerConfig}[group]
     return typing.get_type_hints(kind)[name]
 
 
 def build_config(
-    request: Request, *, defaults: Defaults, devices: int, num_nodes: int = 1
+    request: ParsedCommand, *, defaults: Defaults, devices: int, num_nodes: int = 1
 ) -> RunConfig:
     """The run that is asked for.
 
@@ -246,7 +246,7 @@ def _share(name: str, value: str | float | None) -> float | None:
         raise ValueError(f"{name} is {value!r}; it must be a share, as 1% or 0.01") from None
 
 
-def check_outside_world(options: Options) -> None:
+def check_outside_world(options: RecipeOptions) -> None:
     """Raises ValueError for data that is not there and folders that cannot be written."""
     if (
         options.data not in ("builtin", "synthetic")
@@ -269,7 +269,7 @@ def check_outside_world(options: Options) -> None:
         if name == "record" and path.is_dir():
             raise ValueError(f"{flag} {path} is a folder; name a file in it with --{flag}")
         folder = path.parent if name == "record" else path
-        if closed := why_closed(folder):
+        if closed := why_not_writable(folder):
             there, why = closed
             raise ValueError(
                 f"{flag} {path}: {there} cannot be written ({why}); choose another with --{flag}"

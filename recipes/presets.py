@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-from unitransformer.cli import nearest
+from unitransformer.cli import suggest
 from unitransformer.config import ModelConfig, Precision, Recipe
 
 
@@ -37,11 +37,11 @@ class Preset:
             ValueError: an unknown size or field, or a shape that cannot be built.
         """
         if size not in self.sizes:
-            raise ValueError(f"size {size!r} is not known; {nearest(size, self.sizes)}")
+            raise ValueError(f"size {size!r} is not known; {suggest(size, self.sizes)}")
         known = [field.name for field in fields(ModelConfig)]
         for name in overrides:
             if name not in known:
-                raise ValueError(f"model.{name} is not a field; {nearest(name, known)}")
+                raise ValueError(f"model.{name} is not a field; {suggest(name, known)}")
         base = self.sizes[size]
         image_size = overrides.get("image_size", base.image_size)
         patch_size = overrides.get("patch_size", base.patch_size)

@@ -7,18 +7,18 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from recipes.options import Options
-from recipes.train import Asked, claim
+from recipes.options import RecipeOptions
+from recipes.train import RunRequest, claim_folder
 from unitransformer.launch.environment import launched_shape
 from unitransformer.launch.process_tree import die_with_parent
-from unitransformer.launch.signals import EXIT_CODE, SIGNALS, handling
+from unitransformer.launch.signals import STOPPED_EXIT_CODE, STOP_SIGNALS, handle_signals
 from unitransformer.launch.variables import RUN_FOLDER
 from unitransformer.record.metrics import launches_in_words, recorded_steady
 from unitransformer.record.schema import Record, load_record
 from unitransformer.stats.comparisons import describe_launch, split_variance
 
 
-def repeat(asked: Asked, options: Options) -> int:
+def run_repeats(asked: RunRequest, options: RecipeOptions) -> int:
     """Launch `options.repeats` times; returns the exit code of the first that fails, or 0.
 
     Raises:
@@ -28,14 +28,14 @@ def repeat(asked: Asked, options: Options) -> int:
     command = [sys.executable, "-m", f"recipes.{asked.recipe}", *_once(asked.arguments)]
     records = []
     for number in range(1, options.repeats + 1):
-        places, _ = claim(asked)
+        places, _ = claim_folder(asked)
         print(f"launch {number} of {options.repeats}: {places.folder}", flush=True)
         code = _launch(command, places.folder)
         if code:
             return code if code > 0 else 128 - code
         records.append(load_record(places.record))
         print(flush=True)
-    print(f"launches    {in_words(records)}")
+    print(f"launches    {format_launches(records)}")
     return 0
 
 
@@ -53,24 +53,24 @@ def _launch(command: Sequence[str], folder: Path) -> int:
         received.append(number)
         process.send_signal(number)
 
-    with handling((signal.SIGINT, *SIGNALS), hand_on):
+    with handle_signals((signal.SIGINT, *STOP_SIGNALS), hand_on):
         code = process.wait()
-    return 128 + received[0] if received and code != EXIT_CODE else code
+    return 128 + received[0] if received and code != STOPPED_EXIT_CODE else code
 
 
-def in_words(records: Sequence[Record]) -> str:
+def format_launches(records: Sequence[Record]) -> str:
     """The median step over launches, and how much of its scatter is theirs."""
     launches = []
     for number, record in enumerate(records, start=1):
         steady = recorded_steady(record)
         if steady.start is None:
             return f"launch {number} has no steady state: {steady.reason}"
-        steps = steady.of(record["step_s"][record["launches"][-1] :])
+        steps = steady.select(record["step_s"][record["launches"][-1] :])
         launches.append(describe_launch(steps))
     return launches_in_words(split_variance(launches))
 
 
-def _check(options: Options, num_nodes: int) -> None:
+def _check(options: RecipeOptions, num_nodes: int) -> None:
     for name in ("record", "checkpoint_dir", "trace"):
         if getattr(options, name) is not None:
             flag = f"--{name.replace('_', '-')}"

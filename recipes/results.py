@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from unitransformer.costs.flops import MAIN_CONVENTION
-from unitransformer.costs.memory import in_gib
+from unitransformer.costs.memory import format_gib
 from unitransformer.record.metrics import flops_rate_in_words, parts_in_words, share_in_words
 from unitransformer.record.units import UNIT, rate_in_words, si
 
@@ -56,10 +56,10 @@ def _work(record: Mapping[str, Any]) -> str:
 
 def _memory(record: Mapping[str, Any]) -> str:
     peaks = [peak for peak in record["peak_bytes"] if peak is not None]
-    told = [f"{in_gib(max(peaks))} of {record['peak_bytes_kind']}"] if peaks else []
+    told = [f"{format_gib(max(peaks))} of {record['peak_bytes_kind']}"] if peaks else []
     for kind in ("reserved", "resident"):
         beside = [peak for peak in record[f"peak_{kind}_bytes"] if peak is not None]
-        told += [f"{in_gib(max(beside))} {kind}"] if beside else []
+        told += [f"{format_gib(max(beside))} {kind}"] if beside else []
     return f"peak {', '.join(told)} (largest of all ranks)"
 
 

@@ -15,10 +15,10 @@ from unitransformer.objectives import IGNORED, Batch
 from unitransformer.plots import INK, write_figure
 from unitransformer.transformer import PatchEncoding, Transformer
 
-__all__ = ["patch_figure", "picture_grid", "write_figure"]
+__all__ = ["patch_figure", "image_grid", "write_figure"]
 
 
-def picture_grid(
+def image_grid(
     pictures: Tensor, titles: Sequence[str], *, columns: int = 6, colors: Sequence[str] = ()
 ) -> Figure:
     """(B, C, S, S) pictures in rows, each with a title."""
@@ -60,7 +60,7 @@ def _pixels(picture: Tensor, low: float | None = None, high: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
-class FilledWord:
+class FilledMask:
     """One masked position: what was asked, answered and true."""
 
     context: str
@@ -69,7 +69,7 @@ class FilledWord:
 
 
 @torch.no_grad()
-def continue_words(
+def continue_tokens(
     network: Transformer,
     words: Sequence[int],
     *,
@@ -97,13 +97,13 @@ def continue_text(
     network: Transformer, tokenizer: Tokenizer, prompt: Sequence[int], *, num_words: int, seed: int
 ) -> tuple[str, str]:
     """The prompt and what the network adds, as text."""
-    words = continue_words(network, prompt, num_words=num_words, seed=seed)
+    words = continue_tokens(network, prompt, num_words=num_words, seed=seed)
     start = tokenizer.decode(list(prompt))
     return start, tokenizer.decode(words)[len(start) :]
 
 
 @torch.no_grad()
-def fill_masks(network: Transformer, tokenizer: Tokenizer, batch: Batch) -> list[FilledWord]:
+def fill_masks(network: Transformer, tokenizer: Tokenizer, batch: Batch) -> list[FilledMask]:
     """The most likely word at every masked position of `batch`."""
     positions_BK = batch["positions"]
     answers_BK = network(batch["inputs"], positions_BK).argmax(-1)
@@ -119,7 +119,7 @@ def fill_masks(network: Transformer, tokenizer: Tokenizer, batch: Batch) -> list
             words = [tokenizer.id_to_token(word) or "?" for word in inputs.tolist()]
             words[position] = "____"
             filled.append(
-                FilledWord(
+                FilledMask(
                     context=" ".join(words[1:-1]),
                     answer=tokenizer.id_to_token(answer) or "?",
                     truth=tokenizer.id_to_token(target) or "?",
@@ -129,7 +129,7 @@ def fill_masks(network: Transformer, tokenizer: Tokenizer, batch: Batch) -> list
 
 
 @torch.no_grad()
-def label_pictures(network: Transformer, pictures_BCSS: Tensor) -> tuple[list[int], list[float]]:
+def label_images(network: Transformer, pictures_BCSS: Tensor) -> tuple[list[int], list[float]]:
     """The most likely label of each picture, and its probability."""
     chances = network.softmax(network(pictures_BCSS).float())
     best = chances.max(dim=-1)

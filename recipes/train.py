@@ -20,37 +20,42 @@ import torch.utils.tensorboard
 
 import recipes.showcase  # noqa: F401
 from recipes.results import measured_lines
-from unitransformer.checkpoint.callbacks import Resuming
+from unitransformer.checkpoint.callbacks import ResumeMode
 from unitransformer.config import RunConfig
-from unitransformer.launch.devices import ResolvedConfig, agree_on_folder, check_nodes
-from unitransformer.launch.environment import launched_shape, process_rank
-from unitransformer.launch.failures import Failure, report_failure
-from unitransformer.launch.launcher import is_watched, launch
-from unitransformer.launch.signals import EXIT_CODE, Stopped
+from unitransformer.launch.devices import ResolvedConfig
+from unitransformer.launch.environment import (
+    agree_on_folder,
+    check_nodes,
+    launched_shape,
+    process_rank,
+)
+from unitransformer.launch.failures import RankFailure, report_failure
+from unitransformer.launch.launcher import is_launched_rank, launch
+from unitransformer.launch.signals import STOPPED_EXIT_CODE, Stopped
 from unitransformer.launch.variables import RUN_FOLDER
-from unitransformer.parallel.deepspeed import load_deepspeed
+from unitransformer.parallel.deepspeed import prepare_deepspeed
 from unitransformer.plots import loss_figure, write_figure
 from unitransformer.record.units import metric_in_words
 from unitransformer.recording import record_failure
-from unitransformer.run import Outcome, Places, RunFailed, run
+from unitransformer.run import RunOutcome, RunPaths, RunFailed, run
 
 
 class Show(Protocol):
     """What a recipe does with a trained network: figures into a folder, lines for people."""
 
-    def __call__(self, outcome: Outcome, folder: Path) -> list[str]: ...
+    def __call__(self, outcome: RunOutcome, folder: Path) -> list[str]: ...
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
+class RunRequest:
     """What a command line comes to on this machine."""
 
     recipe: str
     arguments: Sequence[str]
     show: Show
     resolved: ResolvedConfig
-    choose_places: Callable[[], Places]  # the next that are free
-    resume: Resuming
+    choose_places: Callable[[], RunPaths]  # the next that are free
+    resume: ResumeMode
 
     @property
     def config(self) -> RunConfig:
@@ -62,7 +67,7 @@ class Asked:
         return f"python -m recipes.{self.recipe} {shlex.join(self.arguments)}".strip()
 
 
-def train(asked: Asked) -> int:
+def train(asked: RunRequest) -> int:
     """Train alone, as the rank this is, or in ranks to be started; returns the exit code.
 
     Raises:
@@ -72,11 +77,11 @@ def train(asked: Asked) -> int:
     parallel = asked.config.parallel
     if launched_shape() is not None:
         if RUN_FOLDER not in os.environ and parallel.world_size > 1:
-            folder = agree_on_folder(lambda: str(claim(asked)[0].folder))
+            folder = agree_on_folder(lambda: str(claim_folder(asked)[0].folder))
             os.environ[RUN_FOLDER] = folder
         return _train_here(asked, asked.choose_places())
     check_nodes(parallel, f"recipes.{asked.recipe}", asked.arguments)
-    places, made = claim(asked)
+    places, made = claim_folder(asked)
     try:
         if parallel.world_size == 1:
             return _train_here(asked, places)
@@ -86,7 +91,7 @@ def train(asked: Asked) -> int:
         raise
 
 
-def claim(asked: Asked) -> tuple[Places, list[Path]]:
+def claim_folder(asked: RunRequest) -> tuple[RunPaths, list[Path]]:
     """Places of this run alone, however many start at once; and the folders made for it."""
     if RUN_FOLDER in os.environ:  # claimed by whoever repeats this run
         return asked.choose_places(), []
@@ -110,7 +115,7 @@ def _unmake(folders: list[Path]) -> None:
             folder.rmdir()
 
 
-def _train_here(asked: Asked, places: Places) -> int:
+def _train_here(asked: RunRequest, places: RunPaths) -> int:
     try:
         outcome = run(
             asked.resolved,
@@ -122,7 +127,7 @@ def _train_here(asked: Asked, places: Places) -> int:
     except (MemoryError, torch.OutOfMemoryError) as error:  # no room for the weights
         if not report_failure(error):
             lines = traceback.format_exception(error)
-            failure = Failure(rank=0, type=type(error).__name__, message=str(error), lines=lines)
+            failure = RankFailure(rank=0, type=type(error).__name__, message=str(error), lines=lines)
             record_failure(
                 asked.config, failure, places.record, command=asked.command, since_s=time.time()
             )
@@ -133,9 +138,9 @@ def _train_here(asked: Asked, places: Places) -> int:
         if isinstance(cause, Stopped):
             if process_rank() == 0:
                 print(_stopped(cause, places), file=sys.stderr, flush=True)
-            return EXIT_CODE
+            return STOPPED_EXIT_CODE
         report_failure(cause)
-        if not is_watched():
+        if not is_launched_rank():
             if not isinstance(cause, OSError):
                 traceback.print_exception(cause)
             print(f"error: {failure} (record: {places.record})", file=sys.stderr)
@@ -150,17 +155,17 @@ def _train_here(asked: Asked, places: Places) -> int:
     return 0
 
 
-def _stopped(cause: Stopped, places: Places) -> str:
+def _stopped(cause: Stopped, places: RunPaths) -> str:
     if places.checkpoints is None:
         return f"{cause}; nothing is saved, as --no-checkpoint asks (record: {places.record})"
     return f"{cause}; go on with the same command and --resume (saved in {places.checkpoints})"
 
 
-def _train_in_ranks(asked: Asked, places: Places) -> int:
+def _train_in_ranks(asked: RunRequest, places: RunPaths) -> int:
     parallel = asked.config.parallel
     fork = parallel.accelerator == "cpu"  # where that is safe: ranks need not import again
     if fork and parallel.uses_deepspeed:
-        load_deepspeed("cpu")
+        prepare_deepspeed("cpu")
     os.environ[RUN_FOLDER] = str(places.folder)
     started_at_s = time.time() - 1  # file systems round
     try:
@@ -172,7 +177,7 @@ def _train_in_ranks(asked: Asked, places: Places) -> int:
         )
     finally:
         del os.environ[RUN_FOLDER]
-    if isinstance(ended, Failure):
+    if isinstance(ended, RankFailure):
         return _tell(ended, asked, places, since_s=started_at_s)
     if ended > 128:
         name = signal.Signals(ended - 128).name
@@ -180,7 +185,7 @@ def _train_in_ranks(asked: Asked, places: Places) -> int:
     return ended
 
 
-def _be_rank(asked: Asked, places: Places) -> int:
+def _be_rank(asked: RunRequest, places: RunPaths) -> int:
     try:
         return _train_here(asked, places)
     except (ValueError, OSError) as error:
@@ -188,7 +193,7 @@ def _be_rank(asked: Asked, places: Places) -> int:
         return 2
 
 
-def _tell(failure: Failure, asked: Asked, places: Places, *, since_s: float) -> int:
+def _tell(failure: RankFailure, asked: RunRequest, places: RunPaths, *, since_s: float) -> int:
     """Say and record which rank failed first, and why; returns the exit code."""
     if failure.is_bad_usage:
         raise ValueError(failure.message)
@@ -200,7 +205,7 @@ def _tell(failure: Failure, asked: Asked, places: Places, *, since_s: float) -> 
     return 1
 
 
-def _results(outcome: Outcome, places: Places, show: Show) -> list[str]:
+def _results(outcome: RunOutcome, places: RunPaths, show: Show) -> list[str]:
     """The block a run ends with."""
     record = outcome.record
     assert record is not None

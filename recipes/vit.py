@@ -8,7 +8,7 @@ from recipes.presets import Defaults, Preset
 from unitransformer.config import ModelConfig
 
 if TYPE_CHECKING:
-    from unitransformer.run import Outcome
+    from unitransformer.run import RunOutcome
 
 
 def _vit(
@@ -70,20 +70,20 @@ PRESET = Preset(
 model_config = PRESET.model_config
 
 
-def show(outcome: "Outcome", folder: Path) -> list[str]:
+def show(outcome: "RunOutcome", folder: Path) -> list[str]:
     """Figures: sample pictures, one picture in patches, and what the network takes them for."""
-    from recipes.showcase import label_pictures, patch_figure, picture_grid, write_figure
-    from unitransformer.data.datamodule import pick
+    from recipes.showcase import label_images, patch_figure, image_grid, write_figure
+    from unitransformer.data.datamodule import validation_batch
 
     source, network = outcome.data.source, outcome.network
     if not source.class_names or network is None:
         return []
-    samples = pick(source.train, range(min(12, len(source.train))), network.pe.pe.device)
+    samples = validation_batch(source.train, range(min(12, len(source.train))), network.pe.pe.device)
     names = [source.class_names[label] for label in samples["targets"].tolist()]
-    write_figure(picture_grid(samples["inputs"], names), folder / "samples.png")
+    write_figure(image_grid(samples["inputs"], names), folder / "samples.png")
     write_figure(patch_figure(samples["inputs"][0], outcome.config.model), folder / "patches.png")
-    asked = pick(source.validation, range(min(12, len(source.validation))), network.pe.pe.device)
-    labels, chances = label_pictures(network, asked["inputs"])
+    asked = validation_batch(source.validation, range(min(12, len(source.validation))), network.pe.pe.device)
+    labels, chances = label_images(network, asked["inputs"])
     truth = asked["targets"].tolist()
     # A model may know more labels than the data has names for.
     num_unnamed = outcome.config.model.num_classes - len(source.class_names)
@@ -93,7 +93,7 @@ def show(outcome: "Outcome", folder: Path) -> list[str]:
     ]
     colors = ["#2e8b57" if a == b else "#c0392b" for a, b in zip(labels, truth, strict=True)]
     path = write_figure(
-        picture_grid(asked["inputs"], titles, colors=colors), folder / "predictions.png"
+        image_grid(asked["inputs"], titles, colors=colors), folder / "predictions.png"
     )
     return [f"labelled    {path}"]
 

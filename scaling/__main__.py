@@ -26,11 +26,11 @@ from scaling.sweep.command import run_sweep
 from scaling.sweep.options import build_sweep_parser, read_sweep_options, split_axes
 from unitransformer.cli import explain_parse_error, fail
 from unitransformer.files import check_writable
-from unitransformer.launch.signals import EXIT_CODE, StopAsked
+from unitransformer.launch.signals import STOPPED_EXIT_CODE, StopRequested
 
 
 @dataclass(frozen=True, kw_only=True)
-class Words:
+class CommandLine:
     """A command line: the study's own words, those after `--`, and all as they were typed."""
 
     own: Sequence[str]
@@ -44,13 +44,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     end = words.index("--") if "--" in words else len(words)
     own, beyond = words[:end], words[end + 1 :]
     try:
-        study = STUDIES.get(own[0]) if own else None
+        study = SUBCOMMANDS.get(own[0]) if own else None
         if study is None:  # --help, or an error that names the studies
             build_parser().parse_args(own)
             return 0
         if beyond and own[0] != "parity":
             raise ValueError(f"{beyond[0]} comes after --, and {own[0]} hands nothing on")
-        return study.do(Words(own=own[1:], beyond=beyond, all=words))
+        return study.do(CommandLine(own=own[1:], beyond=beyond, all=words))
     except jsonargparse.ArgumentError as error:
         return fail(_explain(str(error), own), 2)
     except (ValueError, PermissionError, NotADirectoryError) as error:
@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (OSError, RuntimeError) as error:
         return fail(str(error), 1)
     except KeyboardInterrupt as stop:
-        code = EXIT_CODE if isinstance(stop, StopAsked) else 1
+        code = STOPPED_EXIT_CODE if isinstance(stop, StopRequested) else 1
         by = f" by {stop}" if str(stop) else ""
         return fail(f"stopped{by} before the end; what was under way is not written", code)
 
@@ -69,7 +69,7 @@ def build_parser() -> jsonargparse.ArgumentParser:
         prog="python -m scaling", description="Studies over run records.", exit_on_error=False
     )
     studies = parser.add_subcommands(dest="study", metavar="STUDY")
-    for name, study in STUDIES.items():
+    for name, study in SUBCOMMANDS.items():
         studies.add_subcommand(name, study.build_parser(), help=study.help)
     return parser
 
@@ -77,34 +77,34 @@ def build_parser() -> jsonargparse.ArgumentParser:
 # ---------------------------------------------------------------------------------- studies
 
 
-def _report(words: Words) -> int:
+def _report(words: CommandLine) -> int:
     odd = run_report(read_report_options(_parsed("report", words)))
     return fail(odd, 1) if odd else 0
 
 
-def _sweep(words: Words) -> int:
+def _sweep(words: CommandLine) -> int:
     own, axes = split_axes(words.own, build_sweep_parser())
     return run_sweep(read_sweep_options(_parse("sweep", own), axes))
 
 
-def _parity(words: Words) -> int:
+def _parity(words: CommandLine) -> int:
     options = read_parity_options(_parsed("parity", words), words.beyond, words.all)
     check_writable("out", options.out, is_folder=True)
     bad = run_parity(options)
     return fail(bad, 1) if bad else 0
 
 
-def _lint(words: Words) -> int:
+def _lint(words: CommandLine) -> int:
     findings = lint(_parsed("lint", words).file)
     print(render(findings))
     return findings.exit_code
 
 
-def _replay(words: Words) -> int:
+def _replay(words: CommandLine) -> int:
     return run_replay(_parsed("replay", words))
 
 
-def _calibrate(words: Words) -> int:
+def _calibrate(words: CommandLine) -> int:
     options = read_calibrate_options(_parsed("calibrate", words))
     if options.out is not None:
         check_writable("out", options.out, is_folder=False)
@@ -112,44 +112,44 @@ def _calibrate(words: Words) -> int:
     return 0
 
 
-def _published(words: Words) -> int:
+def _published(words: CommandLine) -> int:
     print(render_replay(replay(load_rows(_parsed("published", words).rows))))
     return 0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Study:
+class Subcommand:
     """What a subcommand reads and does."""
 
     help: str
     build_parser: Callable[[], jsonargparse.ArgumentParser]
-    do: Callable[[Words], int]
+    do: Callable[[CommandLine], int]
 
 
-STUDIES = {
-    "report": Study(
+SUBCOMMANDS = {
+    "report": Subcommand(
         help="write RESULTS.md from records", build_parser=build_report_parser, do=_report
     ),
-    "sweep": Study(
+    "sweep": Subcommand(
         help="run every combination of some options of the recipes",
         build_parser=build_sweep_parser,
         do=_sweep,
     ),
-    "parity": Study(
+    "parity": Subcommand(
         help="does every strategy train the same model?",
         build_parser=build_parity_parser,
         do=_parity,
     ),
-    "lint": Study(help="does a RESULTS.md still hold?", build_parser=_lint_parser, do=_lint),
-    "replay": Study(
+    "lint": Subcommand(help="does a RESULTS.md still hold?", build_parser=_lint_parser, do=_lint),
+    "replay": Subcommand(
         help="measure a cell again: is it the same?", build_parser=build_replay_parser, do=_replay
     ),
-    "calibrate": Study(
+    "calibrate": Subcommand(
         help="what can this machine do at best?",
         build_parser=build_calibrate_parser,
         do=_calibrate,
     ),
-    "published": Study(
+    "published": Subcommand(
         help="do published figures follow from their rows?",
         build_parser=build_published_parser,
         do=_published,
@@ -157,7 +157,7 @@ STUDIES = {
 }
 
 
-def _parsed(study: str, words: Words) -> Any:
+def _parsed(study: str, words: CommandLine) -> Any:
     return _parse(study, words.own)
 
 
@@ -180,7 +180,7 @@ def _explain(message: str, words: Sequence[str]) -> str:
     missing = re.search(r'expected "study" to be one of \{([^}]+)\}', message)
     if missing:
         return f"no study given; choose one of: {missing[1]}"
-    study = words[0] if words and words[0] in STUDIES else "report"
+    study = words[0] if words and words[0] in SUBCOMMANDS else "report"
     return explain_parse_error(
         message, None, see_help=f"python -m scaling {study} --help lists them"
     )

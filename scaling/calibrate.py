@@ -16,7 +16,7 @@ from tabulate import tabulate
 from unitransformer.config import Accelerator
 from unitransformer.launch.subprocess_module import run_module
 from unitransformer.launch.variables import DATA_FOLDER
-from unitransformer.machine.calibration import Calibration, Samples
+from unitransformer.machine.calibration import Calibration, WorkSamples
 from unitransformer.machine.calibration_store import read_calibration
 from unitransformer.record.units import count
 
@@ -142,12 +142,12 @@ def _rows(calibration: Calibration) -> Iterator[tuple[str, ...]]:
             continue
         within = f"median {fitted.median_error:.0%}, largest {fitted.largest_error:.0%}"
         remark = f"error of the sizes held out: {within}"
-        alpha_us, gb_per_s = fitted.line.alpha_s * 1e6, fitted.line.bytes_per_s / 1e9
+        alpha_us, gb_per_s = fitted.model.alpha_s * 1e6, fitted.model.bytes_per_s / 1e9
         yield (f"{collective} alpha", "", f"{alpha_us:.3g}", "us", str(num_samples), "", remark)
         yield (f"{collective} B", "", f"{gb_per_s:.3g}", "GB/s", str(num_samples), "", "")
 
 
-def _cells(ranks: Sequence[Samples], scale: float, unit: str) -> tuple[str, ...]:
+def _cells(ranks: Sequence[WorkSamples], scale: float, unit: str) -> tuple[str, ...]:
     """Best of all ranks, mean of their medians; count and range of all samples."""
     best = max(samples.best_per_s for samples in ranks) / scale
     median = statistics.fmean(samples.median_per_s for samples in ranks) / scale

@@ -10,16 +10,16 @@ import signal
 from collections.abc import Sequence
 from pathlib import Path
 
-from scaling.recipe_process import Ended, last_words
-from unitransformer.costs.memory import in_gib
-from unitransformer.launch.signals import EXIT_CODE
+from scaling.recipe_process import ProcessResult, find_error
+from unitransformer.costs.memory import format_gib
+from unitransformer.launch.signals import STOPPED_EXIT_CODE
 from unitransformer.record.schema import Record, Status
 
-STOPPED = (EXIT_CODE, 128 + 2, 128 + 15, -2, -15)  # by SIGINT or SIGTERM, or saved and left
-FULL = (errno.ENOSPC, errno.EDQUOT)
+STOPPED_CODES = (STOPPED_EXIT_CODE, 128 + 2, 128 + 15, -2, -15)  # by SIGINT or SIGTERM, or saved and left
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
-def judge(ended: Ended, record: Record | None, *, killed_by_kernel: bool = False) -> Status:
+def decide_status(ended: ProcessResult, record: Record | None, *, killed_by_kernel: bool = False) -> Status:
     """The status of a cell by how its process ended and what its record says; never by its words.
 
     Args:
@@ -39,17 +39,17 @@ def judge(ended: Ended, record: Record | None, *, killed_by_kernel: bool = False
         return "oom"
     if ended.exit_code == 2:
         return "refused"
-    return "preempted" if ended.exit_code in STOPPED else "crashed"
+    return "preempted" if ended.exit_code in STOPPED_CODES else "crashed"
 
 
-def is_stopped(ended: Ended, record: Record | None) -> bool:
+def is_stopped(ended: ProcessResult, record: Record | None) -> bool:
     """Whether a signal ended the cell, or one of its ranks."""
     code, error = ended.exit_code, None if record is None else record["error"]
     is_rank = error is not None and str(error["type"]).startswith("SIG")
-    return code is not None and (code in STOPPED or code < 0 or is_rank)
+    return code is not None and (code in STOPPED_CODES or code < 0 or is_rank)
 
 
-def kernel_kills(place: Path = Path("/proc/vmstat")) -> int:
+def count_oom_kills(place: Path = Path("/proc/vmstat")) -> int:
     """Processes that the system has killed for want of memory since it started; 0 if it does not
     tell."""
     with contextlib.suppress(OSError, ValueError, KeyError):
@@ -57,9 +57,9 @@ def kernel_kills(place: Path = Path("/proc/vmstat")) -> int:
     return 0
 
 
-def reason_of(
+def explain_status(
     status: Status,
-    ended: Ended,
+    ended: ProcessResult,
     record: Record | None,
     lines: Sequence[str],
     *,
@@ -72,20 +72,20 @@ def reason_of(
         return f"did not end within {limit_s:g} s"
     if ended.ending == "oom":
         assert memory_limit_bytes is not None
-        return f"passed its memory limit of {in_gib(memory_limit_bytes)}"
+        return f"passed its memory limit of {format_gib(memory_limit_bytes)}"
     error = None if record is None else record["error"]
     if error is not None:
         return f"rank {error['rank']}: {error['type']}: {error['message']}".splitlines()[0]
     if ended.exit_code == 0:
         return "it ended well and left no record that can be read"
-    return last_words(lines, ended.exit_code)
+    return find_error(lines, ended.exit_code)
 
 
 def check_disk(place: Path, record: Record | None) -> None:
     """Raises OSError where a failure is the disk's: the run has met a full one, wherever that was,
     or nothing can be written beside it."""
     error = None if record is None else record["error"]
-    if error is not None and error.get("errno") in FULL:
+    if error is not None and error.get("errno") in DISK_FULL:
         raise OSError(error["errno"], os.strerror(error["errno"]), str(place))
     probe = place / ".probe"
     try:

@@ -21,7 +21,7 @@ from unitransformer.launch.process_tree import Ending, die_with_parent, end_proc
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ended:
+class ProcessResult:
     """How a run ended."""
 
     exit_code: int | None  # None: it passed a limit; negative: the signal that ended it
@@ -29,7 +29,7 @@ class Ended:
     ending: Ending = "ended"  # or the limit that it passed
 
 
-class Options(TypedDict, total=False):
+class RunnerOptions(TypedDict, total=False):
     """How a `Runner` runs a recipe."""
 
     log: Required[Path]  # gets what the recipe prints
@@ -42,16 +42,16 @@ class Runner(Protocol):
     """Runs a recipe and waits for it; it and all it has started are ended at a limit."""
 
     def __call__(
-        self, recipe: Recipe, arguments: Sequence[str], **options: Unpack[Options]
-    ) -> Ended: ...
+        self, recipe: Recipe, arguments: Sequence[str], **options: Unpack[RunnerOptions]
+    ) -> ProcessResult: ...
 
 
-def run_alone(recipe: Recipe, arguments: Sequence[str], **options: Unpack[Options]) -> Ended:
+def run_alone(recipe: Recipe, arguments: Sequence[str], **options: Unpack[RunnerOptions]) -> ProcessResult:
     """A `Runner`: a process of its own."""
     return run_command([sys.executable, "-m", f"recipes.{recipe}", *arguments], **options)
 
 
-def run_command(command: Sequence[str], **options: Unpack[Options]) -> Ended:
+def run_command(command: Sequence[str], **options: Unpack[RunnerOptions]) -> ProcessResult:
     """Run any command as a `Runner` runs a recipe."""
     started_s, parent = time.monotonic(), os.getpid()
     with options["log"].open("w") as said:
@@ -79,14 +79,14 @@ def run_command(command: Sequence[str], **options: Unpack[Options]) -> Ended:
         finally:
             if process.returncode is None:
                 end_process(process)
-    return Ended(
+    return ProcessResult(
         ending=ending,
         exit_code=process.returncode if ending == "ended" else None,
         elapsed_s=time.monotonic() - started_s,
     )
 
 
-def last_words(lines: Sequence[str], exit_code: int | None) -> str:
+def find_error(lines: Sequence[str], exit_code: int | None) -> str:
     """Why a run failed, by what it said last: its own error, or else its last line."""
     errors = [line for line in lines if line.startswith("error: ")]
     if errors:
@@ -120,10 +120,10 @@ class _Worker:
         self.process: subprocess.Popen[str] | None = None
 
     def __call__(
-        self, recipe: Recipe, arguments: Sequence[str], **options: Unpack[Options]
-    ) -> Ended:
+        self, recipe: Recipe, arguments: Sequence[str], **options: Unpack[RunnerOptions]
+    ) -> ProcessResult:
         request = {"recipe": recipe, "arguments": list(arguments), **options}
-        return Ended(**self._ask(request | {"log": str(options["log"])}))
+        return ProcessResult(**self._ask(request | {"log": str(options["log"])}))
 
     def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
         if self.process is None:

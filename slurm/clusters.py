@@ -7,7 +7,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from unitransformer.cli import nearest
+from unitransformer.cli import suggest
 from unitransformer.config import from_dict
 
 CLUSTERS = Path(__file__).with_name("clusters.toml")
@@ -37,7 +37,7 @@ class Cluster:
 
     def __post_init__(self) -> None:
         if self.signal not in SIGNALS:
-            raise ValueError(f"signal is {self.signal}; {nearest(self.signal, SIGNALS)}")
+            raise ValueError(f"signal is {self.signal}; {suggest(self.signal, SIGNALS)}")
         if not 0 < self.signal_ahead_s <= 65535:
             raise ValueError(
                 f"signal_ahead_s is {self.signal_ahead_s}; give seconds, from 1 to 65535"
@@ -67,14 +67,14 @@ def load_cluster(name: str, path: Path = CLUSTERS) -> Cluster:
     except tomllib.TOMLDecodeError as error:
         raise ValueError(f"clusters {path} is not TOML: {error}") from error
     if name not in tables:
-        cure = nearest(name, list(tables))
+        cure = suggest(name, list(tables))
         raise ValueError(f"cluster is {name} and {path} has none of that name; {cure}")
     table = tables[name]
     if not isinstance(table, dict):
         raise ValueError(f"{path}: {name} is {table!r}; it must be a table: [{name}]")
     for key in table:
         if key not in KEYS:
-            raise ValueError(f"{path}: {name}.{key} is unknown; {nearest(key, list(KEYS))}")
+            raise ValueError(f"{path}: {name}.{key} is unknown; {suggest(key, list(KEYS))}")
     plain = {key: _plain(value, f"{path}: {name}.{key}") for key, value in table.items()}
     try:
         return from_dict(Cluster, plain, f"{path}: {name}")

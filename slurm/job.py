@@ -30,7 +30,7 @@ from slurm.runtime.allocation import (
 )
 from slurm.runtime.outcome import Ended, judge, requeue, say, settle, write_row
 from slurm.runtime.srun import command_of, variables_of, watch
-from unitransformer.launch.signals import SIGNALS
+from unitransformer.launch.signals import STOP_SIGNALS
 from unitransformer.launch.variables import without_launcher
 
 
@@ -61,7 +61,7 @@ def run_job(allocation: Allocation, words: Words) -> int:
     write_attempt(words.folder, attempt)
     # Until the very end: being queued again brings another, and there is more to do after it.
     caught: list[int] = []
-    for number in SIGNALS:
+    for number in STOP_SIGNALS:
         signal.signal(number, lambda received, _: caught.append(received))
     ended = _run_ranks(allocation, words, attempt, caught)
     verdict = settle(attempt, ended, before=before)

@@ -115,5 +115,5 @@ def _ask(commands: Sequence[Command], shape: Mapping[str, int]) -> list[dict[str
     questions = [{**asdict(command), "check": shape} for command in commands]
     asked = "".join(f"{json.dumps(question)}\n" for question in questions)
     limit_s = PATIENCE_S + PATIENCE_EACH_S * len(questions)
-    answers = run_module("recipes.service.plan", [], limit_s=limit_s, asked=asked).splitlines()
+    answers = run_module("recipes.service.plan", [], limit_s=limit_s, stdin_text=asked).splitlines()
     return [json.loads(line) for line in answers]

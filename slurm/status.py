@@ -31,7 +31,7 @@ from slurm.job_files import (
 from slurm.runtime.allocation import option_of
 from slurm.scheduler import Queued
 from unitransformer.cli import fail
-from unitransformer.launch.variables import PROGRESS
+from unitransformer.launch.variables import PROGRESS_FILE
 
 DEPTH = 3  # folders below the one that is named
 QUIET_S = 600.0  # without a line from a running job, which is then said
@@ -193,7 +193,7 @@ def _line(
     run = _find_run(folder, attempt)
     step, speed, left = _progress(run, state)
     if state == "running":
-        told = read_json(run / PROGRESS) or {}
+        told = read_json(run / PROGRESS_FILE) or {}
         quiet_s = now_s - float(told.get("at_s", now_s))
         if quiet_s > QUIET_S:
             why = f"nothing said for {_clock(quiet_s)}"
@@ -233,7 +233,7 @@ def _state(attempt: Attempt | None, own: Sequence[Queued], *, knows_queue: bool)
 
 
 def _progress(run: Path, state: str) -> tuple[str, str, str]:
-    told = read_json(run / PROGRESS)
+    told = read_json(run / PROGRESS_FILE)
     if told is None or not {"step", "max_steps", "pace", "left_s"} <= told.keys():
         return "", "", ""
     path = find_record(run)

@@ -25,8 +25,8 @@ from slurm.clusters import ANY, CLUSTERS, load_cluster
 from slurm.job_files import SCRIPT, SUBMITTED, list_attempts
 from slurm.preflight import Command, as_array, check_recipe
 from slurm.runtime.allocation import option_of
-from unitransformer.cli import explain_parse_error, fail, nearest
-from unitransformer.files import why_closed, write_atomically
+from unitransformer.cli import explain_parse_error, fail, suggest
+from unitransformer.files import why_not_writable, write_atomically
 from unitransformer.launch.variables import without_launcher
 
 TARGETS = ("recipes.gpt", "recipes.bert", "recipes.vit", "sweep")
@@ -108,7 +108,7 @@ def read_request(words: Sequence[str]) -> Request:
     given = build_parser().parse_args(list(words[:end]))
     arguments = list(words[end + 1 :])
     if given.target not in TARGETS:
-        raise ValueError(f"target is {given.target}; {nearest(given.target, TARGETS)}")
+        raise ValueError(f"target is {given.target}; {suggest(given.target, TARGETS)}")
     is_sweep = given.target == "sweep"
     if given.study is not None and not is_sweep:
         raise ValueError(
@@ -162,7 +162,7 @@ def read_request(words: Sequence[str]) -> Request:
             f"time is {job.time} and the signal to save comes {cluster.signal_ahead_s} s ahead of "
             "its end: nothing could run; give more time, or signal_ahead_s of a cluster"
         )
-    if closed := why_closed(Path(job.folder)):
+    if closed := why_not_writable(Path(job.folder)):
         there, why = closed
         raise ValueError(f"folder {job.folder}: {there} cannot be written ({why}); choose another")
     if is_sweep:

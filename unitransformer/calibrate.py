@@ -26,8 +26,8 @@ from unitransformer.cli import fail
 from unitransformer.config import Accelerator, ParallelConfig
 from unitransformer.launch import devices as process
 from unitransformer.launch import environment
-from unitransformer.launch.failures import Failure, report_failure
-from unitransformer.launch.launcher import is_watched, launch
+from unitransformer.launch.failures import RankFailure, report_failure
+from unitransformer.launch.launcher import is_launched_rank, launch
 from unitransformer.machine import ceilings
 from unitransformer.machine.calibration import Calibration, Ceiling
 from unitransformer.machine.calibration_store import default_path, write_calibration
@@ -40,7 +40,7 @@ TIMEOUT = datetime.timedelta(minutes=5)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
+class CalibrationOptions:
     """What was asked for."""
 
     accelerator: Accelerator = "auto"
@@ -75,16 +75,16 @@ class _Parser(argparse.ArgumentParser):
         raise ValueError(message)
 
 
-def _parse(words: Sequence[str]) -> Options:
+def _parse(words: Sequence[str]) -> CalibrationOptions:
     parser = _Parser(prog="python -m unitransformer.calibrate", allow_abbrev=False)
     parser.add_argument("--accelerator", choices=get_args(Accelerator), default="auto")
     parser.add_argument("--devices", type=int)
     parser.add_argument("--seconds", type=float, default=DEFAULT_SECONDS)
     parser.add_argument("--out", type=Path)
-    return Options(**vars(parser.parse_args(words)))
+    return CalibrationOptions(**vars(parser.parse_args(words)))
 
 
-def calibrate(options: Options, words: Sequence[str]) -> int:
+def calibrate(options: CalibrationOptions, words: Sequence[str]) -> int:
     """Measure here, or in ranks to be started; returns the exit code.
 
     Raises:
@@ -101,7 +101,7 @@ def calibrate(options: Options, words: Sequence[str]) -> int:
         command=[sys.executable, "-m", "unitransformer.calibrate", *words],
         fork=device == "cpu",
     )
-    if isinstance(ended, Failure):
+    if isinstance(ended, RankFailure):
         if ended.is_bad_usage:
             raise ValueError(ended.message)
         told = f"rank {ended.rank} of {parallel.world_size}: {ended.type}: {ended.message}"
@@ -111,7 +111,7 @@ def calibrate(options: Options, words: Sequence[str]) -> int:
     return 0
 
 
-def _resolve(options: Options) -> tuple[ParallelConfig, str]:
+def _resolve(options: CalibrationOptions) -> tuple[ParallelConfig, str]:
     num_gpus = process.count_gpus() if options.accelerator != "cpu" else 0
     devices, num_nodes = environment.launched_shape() or (max(1, num_gpus), 1)
     parallel = ParallelConfig(
@@ -119,12 +119,12 @@ def _resolve(options: Options) -> tuple[ParallelConfig, str]:
         devices=options.devices or devices,
         num_nodes=num_nodes,
     )
-    device = process.find_device(parallel)
+    device = process.choose_device(parallel)
     return replace(parallel, accelerator=device), device
 
 
 def _measure_and_write(
-    options: Options, parallel: ParallelConfig, device: str, words: Sequence[str]
+    options: CalibrationOptions, parallel: ParallelConfig, device: str, words: Sequence[str]
 ) -> int:
     calibration = measure(parallel, device, options.seconds, command=_command(words))
     if calibration is not None:
@@ -134,7 +134,7 @@ def _measure_and_write(
     return 0
 
 
-def _be_rank(options: Options, parallel: ParallelConfig, device: str, words: Sequence[str]) -> int:
+def _be_rank(options: CalibrationOptions, parallel: ParallelConfig, device: str, words: Sequence[str]) -> int:
     try:
         return _measure_and_write(options, parallel, device, words)
     except KeyboardInterrupt:  # whoever started the ranks says so, once
@@ -160,7 +160,7 @@ def measure(
     if parallel.world_size > 1:
         _join_others(place)
     share = 1 - COLLECTIVES_SHARE * (parallel.world_size > 1)
-    left_out = {str(name): why for name, why in ceilings.known_dtypes(place).items() if why}
+    left_out = {str(name): why for name, why in ceilings.why_not_measured(place).items() if why}
     own = _measure_all(place, seconds * share)
     collectives = (
         measure_collectives(place, budget_s=seconds * COLLECTIVES_SHARE)
@@ -200,7 +200,7 @@ def _join_others(place: torch.device) -> None:
 
 
 def _measure_all(place: torch.device, budget_s: float) -> tuple[Ceiling, ...]:
-    dtypes = [dtype for dtype, why in ceilings.known_dtypes(place).items() if why is None]
+    dtypes = [dtype for dtype, why in ceilings.why_not_measured(place).items() if why is None]
     share_s = budget_s / len(dtypes)
     return tuple(ceilings.measure_dtype(place, dtype, budget_s=share_s) for dtype in dtypes)
 
@@ -229,7 +229,7 @@ def describe_this_machine() -> Machine:
 
 def _fail(message: str, code: int) -> int:
     """Print the error unless whoever started this rank reports it; returns the exit code."""
-    if not is_watched():
+    if not is_launched_rank():
         fail(message, code)
     return code
 

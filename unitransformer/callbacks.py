@@ -11,14 +11,14 @@ import lightning.pytorch as pl
 
 from unitransformer.checkpoint.callbacks import Resume, SaveCheckpoints
 from unitransformer.config import RunConfig
-from unitransformer.measure.clock import ClockStarts, ClockStops, StepClock
-from unitransformer.measure.communication import ClocksReduction
+from unitransformer.measure.clock import StartClock, StopClock, StepClock
+from unitransformer.measure.communication import TimeGradientReduction
 from unitransformer.measure.instruments import Instruments
-from unitransformer.profiling.profiler import Trace
+from unitransformer.profiling.profiler import TraceCallback
 from unitransformer.record.log_lines import is_due
-from unitransformer.stats.stopping_rule import is_look
-from unitransformer.training.progress import Bar, LogLines, TimeLeft
-from unitransformer.training.stop import AgreeToStop, AskToStop, UntilInterval
+from unitransformer.stats.stopping_rule import is_check_step
+from unitransformer.training.progress import ProgressBar, LogLines, TimeLeft
+from unitransformer.training.stop import AgreeToStop, StartExchange, UntilInterval
 
 
 class Precedence(NamedTuple):
@@ -31,21 +31,21 @@ class Precedence(NamedTuple):
 
 MUST_PRECEDE = (
     Precedence(
-        ClockStops, pl.Callback, "a step ends on the clock before any other callback takes time"
+        StopClock, pl.Callback, "a step ends on the clock before any other callback takes time"
     ),
     Precedence(
-        pl.Callback, ClockStarts, "the next step begins on the clock when all others are done"
+        pl.Callback, StartClock, "the next step begins on the clock when all others are done"
     ),
     Precedence(
-        ClocksReduction, Trace, "what a trace does after the backward pass is not communication"
+        TimeGradientReduction, TraceCallback, "what a trace does after the backward pass is not communication"
     ),
     Precedence(
-        AgreeToStop, Trace, "starting or stopping a profiler corrupts a collective under way"
+        AgreeToStop, TraceCallback, "starting or stopping a profiler corrupts a collective under way"
     ),
     Precedence(AgreeToStop, Instruments, "they start and stop a profiler, which counts tensors"),
-    Precedence(Trace, AskToStop, "its collective begins once no profiler starts or stops any more"),
-    Precedence(Instruments, AskToStop, "its collective begins once no profiler starts or stops"),
-    Precedence(Trace, Instruments, "a trace that training ends must not hold the ceiling's work"),
+    Precedence(TraceCallback, StartExchange, "its collective begins once no profiler starts or stops any more"),
+    Precedence(Instruments, StartExchange, "its collective begins once no profiler starts or stops"),
+    Precedence(TraceCallback, Instruments, "a trace that training ends must not hold the ceiling's work"),
     Precedence(Instruments, UntilInterval, "the interval leaves out steps known to be unsteady"),
     Precedence(AgreeToStop, LogLines, "the last step, which gets a line, is decided before"),
     Precedence(UntilInterval, LogLines, "the last step, which gets a line, is decided before"),
@@ -54,7 +54,7 @@ MUST_PRECEDE = (
     Precedence(
         LogLines, SaveCheckpoints, "a step has its line even if saving it takes long or fails"
     ),
-    Precedence(LogLines, Bar, "the bar shows the newest line's loss and speed"),
+    Precedence(LogLines, ProgressBar, "the bar shows the newest line's loss and speed"),
 )
 
 
@@ -73,8 +73,8 @@ def build_callbacks(
     """All callbacks of a run; the order obeys `MUST_PRECEDE`."""
     target = config.until_interval
     slots = (
-        ClockStops(clock),
-        ClocksReduction(clock) if config.parallel.strategy == "ddp" else None,
+        StopClock(clock),
+        TimeGradientReduction(clock) if config.parallel.strategy == "ddp" else None,
         agreement,
         instruments.trace,
         instruments,
@@ -82,10 +82,10 @@ def build_callbacks(
         lines,
         saver,
         time_left,
-        Bar(config, lines) if has_bar else None,
+        ProgressBar(config, lines) if has_bar else None,
         resume,  # acts before training, where no order matters
-        agreement.asking,
-        ClockStarts(clock, lambda step: _is_pause(config, instruments, step)),
+        agreement.exchange,
+        StartClock(clock, lambda step: _is_pause(config, instruments, step)),
     )
     callbacks: list[pl.Callback] = [callback for callback in slots if callback is not None]
     check_order(callbacks)
@@ -104,5 +104,5 @@ def check_order(callbacks: Sequence[pl.Callback]) -> None:
 
 def _is_pause(config: RunConfig, instruments: Instruments, step: int) -> bool:
     """Whether some rank does more than train after `step` steps of the run."""
-    looks = config.until_interval is not None and is_look(step - instruments.first_step)
-    return looks or is_due(config, step) or instruments.is_pause(step)
+    looks = config.until_interval is not None and is_check_step(step - instruments.first_step)
+    return looks or is_due(config, step) or instruments.needs_barrier(step)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 SEE_HELP = "--help lists them all"
 
 
-def nearest(name: str, known: Iterable[str], *, otherwise: str = "") -> str:
+def suggest(name: str, known: Iterable[str], *, otherwise: str = "") -> str:
     """The name that was probably meant; if none is near, `otherwise` or all that are known."""
     names = list(known)
     close = difflib.get_close_matches(name, names, n=1)
@@ -44,10 +44,10 @@ def explain_parse_error(
     actions = [] if parser is None else parser._actions
     if unknown := re.search(r"[Uu]nrecognized arguments: ([^\s=]+)", message):
         flags = [flag for action in actions for flag in action.option_strings]
-        cure = nearest(unknown[1], flags, otherwise=see_help)
+        cure = suggest(unknown[1], flags, otherwise=see_help)
         return f"{unknown[1]} is not an option; {cure}"
     if unknown := re.search(r"Option '(\S+)' is not accepted", message):
-        cure = nearest(unknown[1], [action.dest for action in actions], otherwise=see_help)
+        cure = suggest(unknown[1], [action.dest for action in actions], otherwise=see_help)
         return f"config.{unknown[1]} is not an option; {cure}"
     key = re.search(r'[Pp]arser key "([^"]+)"', message)
     value = re.search(r"(?:Given value|Got value): (.*)", message)

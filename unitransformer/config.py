@@ -105,7 +105,7 @@ class ModelConfig:
             raise ValueError("model.causal is true; the class token is read first and sees nothing")
 
     @property
-    def reads_pictures(self) -> bool:
+    def reads_images(self) -> bool:
         return self.image_size is not None
 
     @property
@@ -288,8 +288,8 @@ class RunConfig:
 
     def _check_task(self) -> None:
         """Refuse a model or a length that cannot do what the recipe asks for."""
-        if (self.recipe == "vit") != self.model.reads_pictures:
-            reads = "pictures" if self.model.reads_pictures else "words"
+        if (self.recipe == "vit") != self.model.reads_images:
+            reads = "pictures" if self.model.reads_images else "words"
             raise ValueError(
                 f"model.image_size is {self.model.image_size}: the model reads {reads}, and the "
                 f"recipe {self.recipe} does not; choose another recipe or leave the sizes out"
@@ -311,7 +311,7 @@ class RunConfig:
     @property
     def sequence_length(self) -> int:
         """Positions of one sample that attention sees."""
-        if self.model.reads_pictures or self.data.sequence_length is None:
+        if self.model.reads_images or self.data.sequence_length is None:
             return self.model.num_positions
         return self.data.sequence_length
 
@@ -323,7 +323,7 @@ class RunConfig:
     @property
     def tokens_per_sample(self) -> int:
         """Tokens (BERT, GPT) or pictures (ViT, 1) that one sample counts for in a rate."""
-        return 1 if self.model.reads_pictures else self.sequence_length
+        return 1 if self.model.reads_images else self.sequence_length
 
     def identity(self) -> dict[str, Any]:
         """The fields, by dotted name, that decide what is learned at each step.
@@ -347,10 +347,10 @@ class RunConfig:
 
     def hash(self) -> str:
         """Twelve hexadecimal digits over every field: the name of the record."""
-        return hash_of(to_dict(self))
+        return hash_values(to_dict(self))
 
 
-def hash_of(values: Mapping[str, Any]) -> str:
+def hash_values(values: Mapping[str, Any]) -> str:
     """`RunConfig.hash` of a config as it was written down, perhaps before it had every field."""
     return _digest(values)[:12]
 
@@ -387,7 +387,7 @@ def from_dict(kind: type[C], values: Mapping[str, Any], where: str = "config") -
             raise ValueError(f"{where}.{name} is not a field; known: {', '.join(sorted(hints))}")
     for name in required:
         if name not in values:
-            raise ValueError(f"{where}.{name} is missing; it must be {spelled(hints[name])}")
+            raise ValueError(f"{where}.{name} is missing; it must be {describe_type(hints[name])}")
     arguments = {
         name: _checked(hints[name], value, f"{where}.{name}") for name, value in values.items()
     }
@@ -419,7 +419,7 @@ def _checked(hint: Any, value: Any, where: str) -> Any:
             raise ValueError(f"{where} is {value!r}; it must be a group of fields")
         return from_dict(hint, value, where)
     if not _fits(hint, value):
-        raise ValueError(f"{where} is {value!r}; it must be {spelled(hint)}")
+        raise ValueError(f"{where} is {value!r}; it must be {describe_type(hint)}")
     return value
 
 
@@ -449,13 +449,13 @@ def _all_fit(parts: tuple[Any, ...], values: tuple[Any, ...]) -> bool:
     return len(kinds) == len(values) and all(map(_fits, kinds, values))
 
 
-def spelled(hint: Any) -> str:
+def describe_type(hint: Any) -> str:
     """A type as a person would say it: "one of a, b", "an integer"."""
     if typing.get_origin(hint) is Literal:
         return "one of " + ", ".join(map(str, typing.get_args(hint)))
     if typing.get_origin(hint) in (Union, types.UnionType):
         options = [option for option in typing.get_args(hint) if option is not types.NoneType]
-        return " or ".join(map(spelled, options))
+        return " or ".join(map(describe_type, options))
     if typing.get_origin(hint) is tuple:
         return "a list"
     return {int: "an integer", float: "a number", bool: "true or false", str: "text"}.get(
@@ -479,7 +479,7 @@ __all__ = [
     "RunConfig",
     "Strategy",
     "from_dict",
-    "hash_of",
-    "spelled",
+    "hash_values",
+    "describe_type",
     "to_dict",
 ]

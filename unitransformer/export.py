@@ -15,7 +15,7 @@ import jsonargparse
 from unitransformer.checkpoint.names import is_checkpoint_name
 from unitransformer.cli import fail
 from unitransformer.config import RunConfig, from_dict
-from unitransformer.files import why_closed
+from unitransformer.files import why_not_writable
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -62,7 +62,7 @@ def check_out(out: Path, *, force: bool) -> None:
         raise ValueError(f"out {out} does not end in .safetensors; name such a file")
     if out.exists() and not force:
         raise ValueError(f"out {out} exists; name another file, or replace it with --force")
-    if closed := why_closed(out.parent):
+    if closed := why_not_writable(out.parent):
         there, why = closed
         raise ValueError(f"out {out}: {there} cannot be written ({why}); name another file")
 
@@ -86,11 +86,11 @@ def export(folder: Path, out: Path) -> str:
 
 def find_checkpoint(folder: Path) -> Path:
     """The newest checkpoint of a run's folder or a folder of checkpoints; or it is one itself."""
-    from unitransformer.checkpoint.reader import RUN, newest_checkpoint
+    from unitransformer.checkpoint.reader import RUN_FILE, newest_checkpoint
 
     if not folder.is_dir():
         raise ValueError(f"dir {folder} is not a folder; give a run's folder or a checkpoint")
-    if is_checkpoint_name(folder.name) or (folder / RUN).is_file():
+    if is_checkpoint_name(folder.name) or (folder / RUN_FILE).is_file():
         return folder
     found = newest_checkpoint(folder / "checkpoints") or newest_checkpoint(folder)
     if found is None:
@@ -105,14 +105,14 @@ def write(checkpoint: Path, out: Path) -> str:
     """Write the weights of one checkpoint; returns what to say of it."""
     import torch
 
-    from unitransformer.checkpoint.reader import Reader, check_files, read_tensors, read_told
+    from unitransformer.checkpoint.reader import CheckpointReader, check_files, read_tensors, read_run_state
     from unitransformer.transformer import PositionalEncoding, Transformer
     from unitransformer.weights import write_weights
 
-    told = read_told(checkpoint)
+    told = read_run_state(checkpoint)
     config = from_dict(RunConfig, told["config"], f"checkpoint {checkpoint}: config")
     check_files(checkpoint)
-    reader = Reader(checkpoint)
+    reader = CheckpointReader(checkpoint)
     with torch.device("meta"):
         network = Transformer(config.model)
     weights = network.state_dict(keep_vars=True)
@@ -121,7 +121,7 @@ def write(checkpoint: Path, out: Path) -> str:
     def read(name: str) -> "Tensor":
         if id(weights[name]) not in saved:
             positions = PositionalEncoding(config.model.num_positions, config.model.width)
-            positions.initialise()
+            positions.init_weights()
             return positions.pe
         whole = torch.empty(weights[name].shape)
         read_tensors(reader, {f"weight.{saved[id(weights[name])]}": whole})

@@ -19,7 +19,7 @@ def cache_folder() -> Path:
     return Path(folder).expanduser() if folder else platformdirs.user_cache_path("unitransformer")
 
 
-def why_closed(path: Path) -> tuple[Path, str] | None:
+def why_not_writable(path: Path) -> tuple[Path, str] | None:
     """The nearest folder at or above `path` that is there, and why nothing can be written in it;
     None if it can."""
     there = next(place for place in (path, *path.absolute().parents) if place.exists())
@@ -40,7 +40,7 @@ def check_writable(option: str, path: Path, *, is_folder: bool) -> None:
     beyond = path.absolute().relative_to(parent).parts
     if len(beyond) > 1 and (parent / beyond[0]).exists():
         raise ValueError(f"{option} {path}: {parent / beyond[0]} is a file; choose another place")
-    if closed := why_closed(parent):
+    if closed := why_not_writable(parent):
         there, why = closed
         raise ValueError(
             f"{option} {path}: {there} cannot be written ({why}); choose another place"

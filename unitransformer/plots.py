@@ -35,23 +35,23 @@ LEAST_TICK_GAP = 0.09  # between labelled ticks, in widths of the panel
 
 
 @dataclass(frozen=True, kw_only=True)
-class Mark:
+class PlotPoint:
     """One place of a line; `low` and `high` are the ends of an interval, or None together."""
 
     x: float
     value: float
-    launches: tuple[float, ...] = ()  # single measurements, drawn as small dots
+    samples: tuple[float, ...] = ()  # single measurements, drawn as small dots
     low: float | None = None
     high: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
-class Line:
+class PlotLine:
     """One line of a panel."""
 
     label: str  # at its right end
-    marks: tuple[Mark, ...]
-    colour: str = INK
+    marks: tuple[PlotPoint, ...]
+    color: str = INK
     marker: str = ""
     style: str | tuple[int, tuple[int, ...]] = "-"
     thickness: float = 1.4
@@ -67,21 +67,21 @@ def loss_figure(
     """Draws the training loss of every step, the validation loss and the baseline to beat."""
     figure, axes = plt.subplots(figsize=(WIDTH, 3.6), layout="constrained")
     lines = [
-        Line(
+        PlotLine(
             label="training",
-            marks=tuple(Mark(x=step, value=loss) for step, loss in enumerate(losses, 1)),
-            colour=TRAIN,
+            marks=tuple(PlotPoint(x=step, value=loss) for step, loss in enumerate(losses, 1)),
+            color=TRAIN,
             marker="." if len(losses) <= FEW_STEPS else "",
             thickness=1.1,
         )
     ]
     if validation:
-        points = [Mark(x=point["step"], value=point["val_loss"]) for point in validation]
-        lines.append(Line(label="validation", marks=tuple(points), colour=VALIDATION, marker="o"))
+        points = [PlotPoint(x=point["step"], value=point["val_loss"]) for point in validation]
+        lines.append(PlotLine(label="validation", marks=tuple(points), color=VALIDATION, marker="o"))
     if baseline is not None:
         name, value = baseline
-        ends = tuple(Mark(x=step, value=value) for step in (1, max(len(losses), 1)))
-        lines.append(Line(label=f"to beat: {name}", marks=ends, style=DASHED, thickness=1.0))
+        ends = tuple(PlotPoint(x=step, value=value) for step in (1, max(len(losses), 1)))
+        lines.append(PlotLine(label=f"to beat: {name}", marks=ends, style=DASHED, thickness=1.0))
     for line in lines:
         _draw_line(axes, line)
     axes.set(xlabel="optimizer step", ylabel="cross entropy (nats)")
@@ -94,7 +94,7 @@ def loss_figure(
 
 
 def line_panels(
-    panels: Mapping[str, Sequence[Line]],
+    panels: Mapping[str, Sequence[PlotLine]],
     *,
     title: str,
     caption: str,
@@ -170,7 +170,7 @@ def write_figure(figure: Figure, path: Path) -> Path:
     return path
 
 
-def spread(heights: Sequence[float], gap: float) -> list[float]:
+def spread_labels(heights: Sequence[float], gap: float) -> list[float]:
     """Moves heights, from the lowest to the highest, as little as leaves `gap` between neighbours.
 
     Least squares: neighbours that are too close move apart around their common mean. Results are
@@ -187,25 +187,25 @@ def spread(heights: Sequence[float], gap: float) -> list[float]:
     return [max(min(mean, room), 0) + index * gap for index, mean in enumerate(means)]
 
 
-def _draw_line(axes: Axes, line: Line) -> None:
+def _draw_line(axes: Axes, line: PlotLine) -> None:
     axes.plot(
         [mark.x for mark in line.marks],
         [mark.value for mark in line.marks],
-        color=line.colour,
+        color=line.color,
         marker=line.marker,
         markersize=5,
         linewidth=line.thickness,
         linestyle=line.style,
     )
-    dots = [(mark.x, value) for mark in line.marks for value in mark.launches]
+    dots = [(mark.x, value) for mark in line.marks for value in mark.samples]
     if dots:
-        axes.plot(*zip(*dots, strict=True), ".", color=line.colour, markersize=3.5, alpha=0.6)
+        axes.plot(*zip(*dots, strict=True), ".", color=line.color, markersize=3.5, alpha=0.6)
     for mark in line.marks:
         if mark.low is not None and mark.high is not None:
-            axes.plot([mark.x] * 2, [mark.low, mark.high], color=line.colour, lw=2.5, alpha=0.4)
+            axes.plot([mark.x] * 2, [mark.low, mark.high], color=line.color, lw=2.5, alpha=0.4)
 
 
-def _label_ends(figure: Figure, panels: Mapping[Axes, Sequence[Line]]) -> None:
+def _label_ends(figure: Figure, panels: Mapping[Axes, Sequence[PlotLine]]) -> None:
     """Writes the label of each line beside its panel, at the height where the line ends.
 
     Labels that would overlap are moved apart; a thin line leads from each to its own line.
@@ -219,13 +219,13 @@ def _label_ends(figure: Figure, panels: Mapping[Axes, Sequence[Line]]) -> None:
                 textcoords="axes fraction",
                 arrowprops={
                     "arrowstyle": "-",
-                    "color": line.colour,
+                    "color": line.color,
                     "lw": 0.6,
                     "relpos": (0, 0.5),
                     "shrinkA": 1,
                 },
                 verticalalignment="center",
-                color=line.colour,
+                color=line.color,
                 fontsize=SMALL,
             )
             for line in sorted(lines, key=lambda line: line.marks[-1].value)
@@ -236,7 +236,7 @@ def _label_ends(figure: Figure, panels: Mapping[Axes, Sequence[Line]]) -> None:
     for axes, labels in notes.items():
         to_panel = axes.transData + axes.transAxes.inverted()
         gap = SMALL * 1.2 / 72 * figure.dpi / axes.get_window_extent().height
-        heights = spread([float(to_panel.transform(label.xy)[1]) for label in labels], gap)
+        heights = spread_labels([float(to_panel.transform(label.xy)[1]) for label in labels], gap)
         for label, height in zip(labels, heights, strict=True):
             label.set_position((END, height))
 

@@ -12,16 +12,16 @@ import torch
 
 from unitransformer.config import RunConfig, to_dict
 from unitransformer.costs.flops import count_flops, count_parameters
-from unitransformer.costs.mfu import Row
+from unitransformer.costs.mfu import MfuRow
 from unitransformer.data.datamodule import DataModule
 from unitransformer.launch.environment import process_rank
-from unitransformer.launch.failures import Failure, amend_record, describe_failure, errno_of
+from unitransformer.launch.failures import RankFailure, amend_record, describe_failure, find_errno
 from unitransformer.launch.signals import Stopped
 from unitransformer.machine.host import describe_host
 from unitransformer.machine.software import describe_code, describe_versions
-from unitransformer.measure.communication import why_untold
+from unitransformer.measure.communication import why_communication_missing
 from unitransformer.measure.host_load import HostLoad, load_between
-from unitransformer.measure.nvml import energy_of
+from unitransformer.measure.nvml import energy_between_samples
 from unitransformer.record.metrics import Readout, passport_of, read_out, steady_of
 from unitransformer.record.parameter_summary import render_summary, summarise
 from unitransformer.record.schema import (
@@ -59,31 +59,31 @@ def build_record(
         readings: of the instruments of each rank, or of this one if an error stopped the run.
     """
     samples = {name: getattr(history, name) for name in (*SAMPLES, *OPTIONAL_SAMPLES)}
-    untold = why_untold(config.parallel, config.parallel.accelerator)
+    untold = why_communication_missing(config.parallel, config.parallel.accelerator)
     unsteady = _unsteady(readings, history)
     steady = steady_of(
-        history.step_s, launches=history.launches, unsteady=[item["step"] for item in unsteady]
+        history.step_s, launches=history.segments, unsteady=[item["step"] for item in unsteady]
     )
     readout = read_out(
         history.step_s,
         samples,
         steady,
-        launches=history.launches,
+        launches=history.segments,
         units_per_step=config.global_batch_size * config.tokens_per_sample,
     )
     units_per_s = None if readout is None else readout.units_per_s
     told = {name: [reading[name] for reading in readings] for name in READINGS}
-    first = history.launches[-1]
+    first = history.segments[-1]
     steps = [first + step for step in steady.steps(len(history.step_s[first:]))]
     told["gpu"] = [_with_energy(gpu, steps) for gpu in told["gpu"]]
     loads = _loads(readings)
     passport = passport_of(config, units_per_s, told["hardware"], told["ceiling"])
-    steady_from = None if steady.start is None else history.launches[-1] + steady.start
+    steady_from = None if steady.start is None else history.segments[-1] + steady.start
     return {
         **_describe(config),
         "status": _status(error),
         "data": {"description": data.source.description, "sha256": data.source.sha256},
-        "launches": history.launches,
+        "launches": history.segments,
         "loss": history.loss,
         "learning_rate": [
             config.optimizer.learning_rate_at(step) for step in range(history.num_steps)
@@ -128,7 +128,7 @@ def _unsteady(readings: Sequence[Mapping[str, Any]], history: History) -> list[d
 
 def _with_energy(gpu: Mapping[str, Any], steps: Collection[int]) -> dict[str, Any]:
     """What a GPU told of itself, and its joules in the steady steps."""
-    energy = energy_of(gpu["samples"], set(steps))
+    energy = energy_between_samples(gpu["samples"], set(steps))
     reason = {} if energy.reason is None else {"joules": energy.reason}
     return {**gpu, **energy.as_dict(), "untold": reason | gpu["untold"]}
 
@@ -168,7 +168,7 @@ def _too_wide(config: RunConfig, readout: Readout | None) -> list[str]:
 def _flags(
     readings: Sequence[Mapping[str, Any]],
     loads: Sequence[HostLoad],
-    passport: Sequence[Row],
+    passport: Sequence[MfuRow],
 ) -> list[str]:
     """What makes the figures doubtful, in words; each once, with the ranks that saw it."""
     ranks: dict[str, list[int]] = {}
@@ -201,7 +201,7 @@ def _describe(config: RunConfig) -> Record:
 
 
 def record_failure(
-    config: RunConfig, failure: Failure, path: Path, *, command: str, since_s: float
+    config: RunConfig, failure: RankFailure, path: Path, *, command: str, since_s: float
 ) -> None:
     """Write whose failure ended a run: into the first rank's record, or one of its own.
 
@@ -275,5 +275,5 @@ def _describe_error(error: BaseException) -> dict[str, Any]:
         "message": str(error)[:2000],
         "rank": process_rank(),
         "last_lines": "".join(traceback.format_exception(error)).splitlines()[-20:],
-        "errno": errno_of(error),
+        "errno": find_errno(error),
     }

@@ -11,23 +11,23 @@ import lightning.pytorch as pl
 from unitransformer.callbacks import build_callbacks
 from unitransformer.checkpoint.callbacks import (
     Resume,
-    Resuming,
+    ResumeMode,
     SaveCheckpoints,
     find_resume,
-    sole_user,
+    lock_folder,
 )
-from unitransformer.checkpoint.reader import Told
+from unitransformer.checkpoint.reader import RunState
 from unitransformer.config import RunConfig, to_dict
 from unitransformer.costs.flops import count_parameters
 from unitransformer.data.datamodule import DataModule
 from unitransformer.data.sources import load_source
 from unitransformer.launch.devices import ResolvedConfig, resolve, set_up_process
 from unitransformer.launch.environment import process_rank
-from unitransformer.launch.signals import Stopped, StopSignals
-from unitransformer.launch.variables import PROGRESS
+from unitransformer.launch.signals import Stopped, StopSignalListener
+from unitransformer.launch.variables import PROGRESS_FILE
 from unitransformer.machine.software import describe_code
 from unitransformer.measure.clock import StepClock
-from unitransformer.measure.communication import clocked_waits, why_untold
+from unitransformer.measure.communication import timed_waits, why_communication_missing
 from unitransformer.measure.instruments import Instruments
 from unitransformer.record.schema import Record, write_record
 from unitransformer.recording import build_record
@@ -36,7 +36,7 @@ from unitransformer.training.history import (
     History,
     find_fault,
     gather,
-    history_now,
+    current_history,
     read_history,
 )
 from unitransformer.training.module import TrainingModule
@@ -47,7 +47,7 @@ from unitransformer.transformer import Transformer
 
 
 @dataclass(frozen=True, kw_only=True)
-class Places:
+class RunPaths:
     """Where a run puts what it makes."""
 
     folder: Path  # logs and figures
@@ -57,7 +57,7 @@ class Places:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outcome:
+class RunOutcome:
     """What a finished run leaves in memory; the record and the trained network are rank 0's."""
 
     record: Record | None
@@ -71,7 +71,7 @@ class _Parts:
     """What a run consists of, ready to train."""
 
     config: RunConfig  # with its device and strategy
-    places: Places
+    places: RunPaths
     is_first: bool  # whether this is rank 0
     resume: Resume | None
     before: History  # of earlier launches
@@ -82,8 +82,8 @@ class _Parts:
     lines: LogLines
     trainer: pl.Trainer
 
-    def history(self, *, is_whole: bool) -> History:
-        return history_now(self.before, self.module, self.clock, is_whole=is_whole)
+    def history(self, *, all_ranks: bool) -> History:
+        return current_history(self.before, self.module, self.clock, all_ranks=all_ranks)
 
 
 class RunFailed(Exception):
@@ -92,13 +92,13 @@ class RunFailed(Exception):
 
 def run(
     config: RunConfig | ResolvedConfig,
-    places: Places,
+    places: RunPaths,
     *,
     command: str,
-    resume: Resuming = False,
+    resume: ResumeMode = False,
     say: Callable[[str], None] | None = None,
     show_bar: bool = False,
-) -> Outcome:
+) -> RunOutcome:
     """Train `config` and write its record, whether it ends well or not.
 
     Args:
@@ -114,7 +114,7 @@ def run(
         RunFailed: from whatever stopped the training, after its record is written; from `Stopped`
             if that was a signal, which all ranks obey at the end of a step, when they have saved.
     """
-    with StopSignals() as signals:
+    with StopSignalListener() as signals:
         started: Record = {
             "command": command,
             "started_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -131,8 +131,8 @@ def run(
         _introduce(parts, say)
         error = _train(parts)
         record = _record(parts, started, error)
-    network = parts.module.whole_network
-    return Outcome(
+    network = parts.module.full_network
+    return RunOutcome(
         record=record,
         network=None if network is None else network.eval(),
         config=parts.config,
@@ -145,32 +145,32 @@ def run(
 
 def _build(
     config: RunConfig,
-    places: Places,
+    places: RunPaths,
     resume: Resume | None,
     *,
-    signals: StopSignals,
+    signals: StopSignalListener,
     say: Callable[[str], None],
     show_bar: bool,
 ) -> _Parts:
     parallel, device = config.parallel, config.parallel.accelerator
     is_first = process_rank() == 0
-    before = read_history({} if resume is None else resume.told)
+    before = read_history({} if resume is None else resume.run_state)
     data = _build_data(config, resume, before, show_progress=is_first)
     module = _build_module(config, resume, before)
     clock = StepClock(
-        on_gpu=device == "cuda", tells_communication=why_untold(parallel, device) is None
+        on_gpu=device == "cuda", measures_communication=why_communication_missing(parallel, device) is None
     )
     instruments = Instruments(config, first_step=module.first_step, trace_folder=places.trace)
     lines = LogLines(
         config,
         clock,
         _print_nothing if show_bar else say,
-        places.folder / PROGRESS if is_first else None,
+        places.folder / PROGRESS_FILE if is_first else None,
         places.record,
     )
 
-    def describe() -> Told:
-        history = history_now(before, module, clock, is_whole=True)
+    def describe() -> RunState:
+        history = current_history(before, module, clock, all_ranks=True)
         return {"config": to_dict(config), **asdict(history)}
 
     callbacks = build_callbacks(
@@ -182,7 +182,7 @@ def _build(
         saver=(
             None
             if places.checkpoints is None
-            else SaveCheckpoints(places.checkpoints, every=config.checkpoint_every, tell=describe)
+            else SaveCheckpoints(places.checkpoints, every=config.checkpoint_every, get_run_state=describe)
         ),
         resume=resume,
         time_left=(
@@ -197,7 +197,7 @@ def _build(
         device=device,
         run_dir=places.folder,
         callbacks=callbacks,
-        launch=len(before.launches),
+        launch=len(before.segments),
     )
     return _Parts(
         config=config,
@@ -258,8 +258,8 @@ def _train(parts: _Parts) -> BaseException | None:
     parallel = parts.config.parallel
     with contextlib.ExitStack() as held:
         if parts.is_first and parts.places.checkpoints is not None:
-            held.enter_context(sole_user(parts.places.checkpoints))
-        held.enter_context(clocked_waits(parts.clock, parallel, parallel.accelerator))
+            held.enter_context(lock_folder(parts.places.checkpoints))
+        held.enter_context(timed_waits(parts.clock, parallel, parallel.accelerator))
         try:
             parts.trainer.fit(parts.module, datamodule=parts.data)
         except BaseException as error:
@@ -305,9 +305,9 @@ def _end_history(
 ) -> tuple[History, BaseException | None]:
     """All steps that can be trusted, and what stopped the training or is wrong with them."""
     try:
-        history = parts.history(is_whole=is_together)
+        history = parts.history(all_ranks=is_together)
     except ClockError as disagreement:  # of all ranks alike: only the steps are not known
-        history, error = parts.history(is_whole=False), disagreement
+        history, error = parts.history(all_ranks=False), disagreement
     return history, find_fault(history) or error
 
 

@@ -14,8 +14,8 @@ from torch._dynamo.utils import get_compilation_metrics
 from unitransformer.config import RunConfig
 from unitransformer.data.datamodule import DataModule
 from unitransformer.data.sources import load_source
-from unitransformer.profiling.step_events import Event, module_names
-from unitransformer.profiling.tensor_bytes import PeakTensorBytes, live_tensors
+from unitransformer.profiling.step_events import StepEvent, module_names
+from unitransformer.profiling.tensor_bytes import PeakTensorBytes, find_live_tensors
 from unitransformer.training.module import TrainingModule
 from unitransformer.training.trainer import build_trainer
 
@@ -49,7 +49,7 @@ class CountStep(pl.Callback):
     def __init__(self, config: RunConfig) -> None:
         self.config = config
         self._first = MEASURED * config.accumulate  # micro-batch
-        self._ignored = live_tensors()  # of whatever this process did before
+        self._ignored = find_live_tensors()  # of whatever this process did before
         self._peak: PeakTensorBytes | None = None
         self.counters: dict[str, dict[str, int]] = {}
 
@@ -81,7 +81,7 @@ class CountStep(pl.Callback):
         assert self._peak is not None
         self._peak.__exit__(None, None, None)
         self.counters = count_events(self._peak.events, self.config.parallel.world_size)
-        self.counters["peak_bytes"] = self._peak.by_place
+        self.counters["peak_bytes"] = self._peak.by_location
 
 
 def count_run(config: RunConfig, *, run_dir: Path) -> dict[str, dict[str, int]]:
@@ -117,7 +117,7 @@ def count_parameters(module: TrainingModule) -> dict[str, int]:
     )
 
 
-def count_events(events: Iterable[Event], world_size: int) -> dict[str, dict[str, int]]:
+def count_events(events: Iterable[StepEvent], world_size: int) -> dict[str, dict[str, int]]:
     """Operators, FLOPs and collectives of a step.
 
     An operator is what torch's dispatcher was asked for, those that another one asks for too. A
@@ -129,13 +129,13 @@ def count_events(events: Iterable[Event], world_size: int) -> dict[str, dict[str
     calls, sizes = Counter[str](), Counter[str]()
     for event in events:
         if event.name.startswith("aten::"):
-            operators[event.place] += 1
+            operators[event.location] += 1
             names[event.name] += 1
-            flops[event.place] += matmul_flops(event)
+            flops[event.location] += matmul_flops(event)
         elif event.name.startswith("c10d::"):
             kind = _KINDS.get(event.name, event.name)
-            calls[f"{kind} in {event.place}"] += 1
-            sizes[f"{kind} in {event.place}"] += _collective_bytes(event, world_size)
+            calls[f"{kind} in {event.location}"] += 1
+            sizes[f"{kind} in {event.location}"] += _collective_bytes(event, world_size)
     return {
         "flops": _without_zeros(flops),
         "operators": dict(operators),
@@ -145,7 +145,7 @@ def count_events(events: Iterable[Event], world_size: int) -> dict[str, dict[str
     }
 
 
-def matmul_flops(event: Event) -> int:
+def matmul_flops(event: StepEvent) -> int:
     """FLOPs of a matrix multiplication or of attention, 0 of anything else.
 
     A multiply-add is two. Attention's backward pass counts twice its forward, without what a fused
@@ -175,7 +175,7 @@ def _sizes(tensor: Any) -> list[int]:
     return list(tensor.sizes)
 
 
-def _collective_bytes(event: Event, world_size: int) -> int:
+def _collective_bytes(event: StepEvent, world_size: int) -> int:
     if event.name == "c10d::allgather_":  # the profiler does not look into its list of lists
         return world_size * _num_bytes(event.inputs[1])
     # Outputs come first; of a scatter the inputs are the whole.

@@ -1,11 +1,11 @@
-"""The backbone: tokens or pictures in, logits out. BERT, GPT and ViT are three configs of it.
+"""The network: tokens or images in, logits out. BERT, GPT and ViT are three configs of it.
 
-B batch | T positions | K chosen positions | D width | H heads | W width of one head | V classes
-P patches | C channels of a picture | S pixels along a side
+B batch | T positions | K selected positions | D width | H heads | W width of one head | V classes
+P patches | C image channels | S pixels along each side of an image
 
-Names and layouts of parameters are those of the plain pre-norm model made of `nn.Embedding`,
+Parameters have the names and layouts of the plain pre-norm model made of `nn.Embedding`,
 `nn.MultiheadAttention(batch_first=True)`, `nn.LayerNorm` and `nn.Sequential(Linear, ReLU, Dropout,
-Linear)`, so a state dict of one loads into the other.
+Linear)`, so a state dict of one model loads into the other.
 """
 
 import hashlib
@@ -19,46 +19,46 @@ from torch.nn import functional
 
 from unitransformer.config import ModelConfig
 
-# The whole values of a parameter, by its name and the parameter, whose shape alone counts.
-Values = Callable[[str, Tensor], Tensor]
+# Returns the initial value of a whole parameter, given its name and a tensor of its shape.
+InitialWeights = Callable[[str, Tensor], Tensor]
 
 
 class Linear(nn.Linear):
-    """PyTorch's, without first values: `Transformer.initialise` draws them all."""
+    """`nn.Linear` without initialization: `Transformer.init_weights` sets every weight once."""
 
     def reset_parameters(self) -> None:
-        """Leave the memory as it is."""
+        """Leaves the memory as it is."""
 
 
 class Embedding(nn.Embedding):
-    """PyTorch's, without first values."""
+    """`nn.Embedding` without initialization."""
 
     def reset_parameters(self) -> None:
-        """Leave the memory as it is."""
+        """Leaves the memory as it is."""
 
 
 class LayerNorm(nn.LayerNorm):
-    """PyTorch's, without first values."""
+    """`nn.LayerNorm` without initialization."""
 
     def reset_parameters(self) -> None:
-        """Leave the memory as it is."""
+        """Leaves the memory as it is."""
 
 
 class Embeddings(nn.Module):
-    """Word vectors, scaled by the square root of the width (Vaswani et al. 2017, section 3.4)."""
+    """Token embeddings, scaled by the square root of the width (Vaswani et al. 2017, 3.4)."""
 
-    def __init__(self, num_words: int, width: int) -> None:
+    def __init__(self, vocab_size: int, width: int) -> None:
         super().__init__()
-        self.lut = Embedding(num_words, width)
+        self.lut = Embedding(vocab_size, width)
         self.scale = math.sqrt(width)
 
-    def forward(self, words_BT: Tensor) -> Tensor:
-        vectors_BTD: Tensor = self.lut(words_BT)
-        return vectors_BTD * self.scale
+    def forward(self, tokens_BT: Tensor) -> Tensor:
+        x_BTD: Tensor = self.lut(tokens_BT)
+        return x_BTD * self.scale
 
 
 class PatchEncoding(nn.Module):
-    """Cuts pictures into square patches: (B, C, S, S) -> (B, P, C * patch * patch).
+    """Cuts images into square patches: (B, C, S, S) -> (B, P, C * patch_size**2).
 
     Patches run along rows, then columns; each is flattened as (channel, height, width).
     """
@@ -68,16 +68,16 @@ class PatchEncoding(nn.Module):
         self.patch_size = patch_size
         self.flatten = nn.Flatten(start_dim=2)
 
-    def forward(self, pictures_BCSS: Tensor) -> Tensor:
+    def forward(self, images_BCSS: Tensor) -> Tensor:
         size = self.patch_size
-        grid = pictures_BCSS.unfold(2, size, size).unfold(3, size, size)
+        grid = images_BCSS.unfold(2, size, size).unfold(3, size, size)
         patches = grid.permute(0, 2, 3, 1, 4, 5).flatten(1, 2)
         flat: Tensor = self.flatten(patches)
         return flat
 
 
 class PositionalEncoding(nn.Module):
-    """Adds sinusoids of the position (Vaswani et al. 2017, section 3.5); nothing is learned."""
+    """Adds sinusoids of the position (Vaswani et al. 2017, 3.5); it has no parameters."""
 
     pe: Tensor
 
@@ -86,7 +86,7 @@ class PositionalEncoding(nn.Module):
         self.register_buffer("pe", torch.empty(1, num_positions, width))
 
     @torch.no_grad()
-    def initialise(self) -> None:
+    def init_weights(self) -> None:
         _, num_positions, width = self.pe.shape
         position_T1 = torch.arange(num_positions, dtype=torch.float32).unsqueeze(1)
         rate = torch.exp(torch.arange(0, width, 2) * (-math.log(10_000.0) / width))
@@ -100,7 +100,7 @@ class PositionalEncoding(nn.Module):
 
 
 class MultiheadAttention(nn.Module):
-    """Self-attention in the parameter layout of `nn.MultiheadAttention`."""
+    """Self-attention with the parameter layout of `nn.MultiheadAttention`."""
 
     def __init__(self, width: int, num_heads: int, *, causal: bool) -> None:
         super().__init__()
@@ -111,7 +111,7 @@ class MultiheadAttention(nn.Module):
         self.out_proj = Linear(width, width)
 
     def forward(self, x_BTD: Tensor, positions_BK: Tensor | None = None) -> Tensor:
-        """Every position looks at every position; with `positions_BK` only those look."""
+        """Attends from `positions_BK`, or from all positions, to all positions."""
         if positions_BK is None:
             qkv = functional.linear(x_BTD, self.in_proj_weight, self.in_proj_bias)
             q, k, v = qkv.chunk(3, dim=-1)
@@ -119,7 +119,7 @@ class MultiheadAttention(nn.Module):
         else:
             width = x_BTD.shape[-1]
             q = functional.linear(
-                rows_at(x_BTD, positions_BK),
+                gather_positions(x_BTD, positions_BK),
                 self.in_proj_weight[:width],
                 self.in_proj_bias[:width],
             )
@@ -127,16 +127,16 @@ class MultiheadAttention(nn.Module):
             k, v = kv.chunk(2, dim=-1)
             mask = self._causal_mask(positions_BK, x_BTD.shape[1])
         mixed_BHTW = functional.scaled_dot_product_attention(
-            self._split(q),
-            self._split(k),
-            self._split(v),
+            self._split_heads(q),
+            self._split_heads(k),
+            self._split_heads(v),
             attn_mask=mask,
             is_causal=self.causal and mask is None,
         )
         out: Tensor = self.out_proj(mixed_BHTW.transpose(1, 2).flatten(2))
         return out
 
-    def _split(self, x_BTD: Tensor) -> Tensor:
+    def _split_heads(self, x_BTD: Tensor) -> Tensor:
         batch, positions, width = x_BTD.shape
         shape = (batch, positions, self.num_heads, width // self.num_heads)
         return x_BTD.view(shape).transpose(1, 2)
@@ -144,12 +144,12 @@ class MultiheadAttention(nn.Module):
     def _causal_mask(self, positions_BK: Tensor, num_positions: int) -> Tensor | None:
         if not self.causal:
             return None
-        seen = torch.arange(num_positions, device=positions_BK.device)
-        return (seen <= positions_BK.unsqueeze(-1)).unsqueeze(1)
+        keys_T = torch.arange(num_positions, device=positions_BK.device)
+        return (keys_T <= positions_BK.unsqueeze(-1)).unsqueeze(1)  # (B, 1, K, T)
 
 
 class PositionwiseFeedForward(nn.Module):
-    """Linear, activation, dropout, linear: each position by itself."""
+    """Linear, activation, dropout, linear, applied to each position separately."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -176,50 +176,40 @@ class TransformerLayer(nn.Module):
         self.feedforward = PositionwiseFeedForward(config)
 
     def forward(self, x_BTD: Tensor, positions_BK: Tensor | None = None) -> Tensor:
-        """All positions, or only `positions_BK` of the result: (B, K, D)."""
+        """Returns (B, T, D), or (B, K, D) of `positions_BK` alone."""
         attended = self.mha(self.ln1(x_BTD), positions_BK)
-        x_BTD = (x_BTD if positions_BK is None else rows_at(x_BTD, positions_BK)) + attended
+        if positions_BK is not None:
+            x_BTD = gather_positions(x_BTD, positions_BK)
+        x_BTD = x_BTD + attended
         out: Tensor = x_BTD + self.feedforward(self.ln2(x_BTD))
         return out
 
 
 class Transformer(nn.Module):
-    """The whole network; what it reads and how it attends is in the config.
+    """The whole network. The config says what it reads and how it attends.
 
-    Weights depend on `config` and `seed` alone. Built under `torch.device("meta")` it has shapes
-    and no memory.
+    The initial weights depend only on `config` and `seed`. Built under `torch.device("meta")`, the
+    network has shapes but allocates no memory.
     """
 
     def __init__(self, config: ModelConfig, *, seed: int = 0) -> None:
         super().__init__()
         self.config = config
         device = torch.get_default_device()
-        # Shapes first, values once.
-        with torch.device("meta"):
+        with torch.device("meta"):  # memory is allocated once, for the whole network
             self._build(config)
         if device.type != "meta":
             self.to_empty(device=device)
-        self._tie()
-        if device.type != "meta":
-            self.initialise(self.first_values(seed))
-
-    def _tie(self) -> None:
-        if self.config.tied_head:
-            self.lm_head.weight = self.embedding.lut.weight
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        self._tie()  # `to_empty` makes two parameters of one that two modules share
-        return self
+            self.init_weights(self.initial_weights(seed))
 
     def _build(self, config: ModelConfig) -> None:
         if config.image_size is None or config.patch_size is None:
             self.embedding = Embeddings(config.num_classes, config.width)
         else:
-            pixels = config.num_channels * config.patch_size**2
+            patch_pixels = config.num_channels * config.patch_size**2
             self.class_embedding = nn.Parameter(torch.empty(1, 1, config.width))
             self.patch_embedding = PatchEncoding(config.patch_size)
-            self.linear_mapper = Linear(pixels, config.width)
+            self.linear_mapper = Linear(patch_pixels, config.width)
         self.pe = PositionalEncoding(config.num_positions, config.width)
         self.embedding_dropout = nn.Dropout(config.dropout)
         self.transformer_layers = nn.Sequential(
@@ -229,82 +219,93 @@ class Transformer(nn.Module):
             self.final_norm = LayerNorm(config.width)
         self.lm_head = Linear(config.width, config.num_classes, bias=config.head_bias)
         self.softmax = nn.Softmax(dim=-1)
+        self._tie_head()
+
+    def _tie_head(self) -> None:
+        if self.config.tied_head:
+            self.lm_head.weight = self.embedding.lut.weight
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self._tie_head()  # `to_empty` splits a parameter that two modules share into two
+        return self
 
     def forward(self, inputs: Tensor, positions_BK: Tensor | None = None) -> Tensor:
-        """Logits: (B, T, V) of all positions, (B, K, V) of the chosen ones, (B, V) of pictures.
+        """Returns logits: (B, T, V), or (B, K, V) of `positions_BK` alone; of images (B, V).
 
         Args:
-            inputs: words (B, T), integers, or pictures (B, C, S, S).
-            positions_BK: positions whose logits are wanted; the last layer and the head leave out
-                the rest.
+            inputs: tokens (B, T), integers, or images (B, C, S, S).
+            positions_BK: the last layer and the head compute these positions alone.
         """
         logits: Tensor = self.lm_head(self.states(inputs, positions_BK))
         return logits
 
     def states(self, inputs: Tensor, positions_BK: Tensor | None = None) -> Tensor:
-        """What the head reads: (B, T, D), (B, K, D), or (B, D) of pictures' class tokens."""
+        """Returns the head's input: (B, T, D) or (B, K, D); of images the class token's, (B, D)."""
         x_BTD: Tensor = self.embedding_dropout(self.pe(self._embed(inputs)))
-        if self.config.reads_pictures:
-            assert positions_BK is None, "pictures are read at the class token"
+        if self.config.reads_images:
+            assert positions_BK is None, "an image is classified at its class token"
             positions_BK = torch.zeros(len(inputs), 1, dtype=torch.long, device=inputs.device)
-        *before, last = self.transformer_layers
-        for layer in before:
+        *layers, last_layer = self.transformer_layers
+        for layer in layers:
             x_BTD = layer(x_BTD)
-        x_BTD = last(x_BTD, positions_BK)
+        x_BTD = last_layer(x_BTD, positions_BK)
         if self.config.final_norm:
             x_BTD = self.final_norm(x_BTD)
-        return x_BTD[:, 0] if self.config.reads_pictures else x_BTD
+        return x_BTD[:, 0] if self.config.reads_images else x_BTD
 
     def _embed(self, inputs: Tensor) -> Tensor:
-        if not self.config.reads_pictures:
-            words_BTD: Tensor = self.embedding(inputs)
-            return words_BTD
+        if not self.config.reads_images:
+            x_BTD: Tensor = self.embedding(inputs)
+            return x_BTD
         patches = self.patch_embedding(inputs).to(self.linear_mapper.weight.dtype)
         patches_BPD = self.linear_mapper(patches)
         class_B1D = self.class_embedding.expand(len(inputs), -1, -1).to(patches_BPD.dtype)
         return torch.cat([class_B1D, patches_BPD], dim=1)
 
     @torch.no_grad()
-    def initialise(
-        self, values: Values, *, assign: Callable[[Tensor, Tensor], object] = Tensor.copy_
+    def init_weights(
+        self, weights: InitialWeights, *, assign: Callable[[Tensor, Tensor], object] = Tensor.copy_
     ) -> None:
-        """Give every parameter its values, and the table of positions its own.
+        """Sets every parameter and the table of positions.
 
         Args:
-            assign: puts whole values into a parameter that may hold only a share of them.
+            assign: copies a whole value into a parameter, of which this rank may hold only a shard.
         """
-        self.pe.initialise()
+        self.pe.init_weights()
         for name, parameter in self.named_parameters():
-            assign(parameter, values(name, parameter).to(parameter.device))
+            assign(parameter, weights(name, parameter).to(parameter.device))
 
-    def first_values(self, seed: int) -> Values:
-        """Weights with which the first loss is that of a guess: log V.
+    def initial_weights(self, seed: int) -> InitialWeights:
+        """Returns random weights with which the first loss is that of a uniform guess, log V.
 
-        Each parameter has a generator of its own, seeded by `seed` and its name: the values do
-        not depend on which other parameters are drawn, or where.
+        Each parameter has its own generator, seeded by `seed` and its name. A value therefore
+        depends neither on the other parameters nor on the device.
         """
 
-        def draw(name: str, parameter: Tensor) -> Tensor:
-            # On the CPU whatever the device: every device is to get the same values.
+        def sample(name: str, parameter: Tensor) -> Tensor:
+            # Sampled on the CPU, so that every device gets the same values.
             values = torch.empty(parameter.shape, dtype=torch.float32, device="cpu")
             if name.endswith("bias"):
                 return values.zero_()
             if parameter.ndim == 1:
                 return values.fill_(1.0)  # LayerNorm
-            generator = torch.Generator("cpu").manual_seed(_seed_of(seed, name))
-            return values.normal_(0.0, self._spread(name, parameter), generator=generator)
+            digest = hashlib.sha256(f"{seed} {name}".encode()).digest()
+            parameter_seed = int.from_bytes(digest[:8], "little") >> 1
+            generator = torch.Generator("cpu").manual_seed(parameter_seed)
+            return values.normal_(0.0, self._initial_std(name, parameter), generator=generator)
 
-        return draw
+        return sample
 
-    def _spread(self, name: str, parameter: Tensor) -> float:
-        """Standard deviation of a matrix's first values.
+    def _initial_std(self, name: str, matrix: Tensor) -> float:
+        """Returns the standard deviation of a matrix's initial weights.
 
-        - matrices: sqrt(1 / (3 fan-in)), PyTorch's own variance; 0.021 at width 768 (GPT-2: 0.02)
-        - the two that write to the residual stream: over sqrt(2 layers) (GPT-2, section 2.3)
-        - the head: 0.1 / width, so that logits start near zero at any width (the width's power is
-          muP's, Yang et al. 2022, table 8)
-        - word vectors: 0.5 after the scaling by sqrt(width), near the sinusoids' 0.7; 0.1 where
-          the head shares them, or each word would at once predict itself
+        - matrices: sqrt(1 / (3 fan-in)), PyTorch's variance; 0.021 at width 768 (GPT-2: 0.02)
+        - the two that write to the residual stream: divided by sqrt(2 layers) (GPT-2, section 2.3)
+        - the head: 0.1 / width, so that logits start near zero at any width (the power of the
+          width is muP's, Yang et al. 2022, table 8)
+        - token embeddings: 0.5 after the scaling by sqrt(width), near the sinusoids' 0.7; 0.1 if
+          the head shares them, as otherwise each token would predict itself from the start
         """
         width = self.config.width
         if name == "embedding.lut.weight":
@@ -313,17 +314,12 @@ class Transformer(nn.Module):
             return 0.1 / width
         if name == "class_embedding":
             return 0.02
-        spread = math.sqrt(1 / (3 * parameter.shape[-1]))
+        std = math.sqrt(1 / (3 * matrix.shape[-1]))
         if name.endswith(("out_proj.weight", "fcn.3.weight")):
-            return spread / math.sqrt(2 * self.config.num_layers)
-        return spread
+            return std / math.sqrt(2 * self.config.num_layers)
+        return std
 
 
-def rows_at(x_BTD: Tensor, positions_BK: Tensor) -> Tensor:
-    """The rows of `x_BTD` at `positions_BK`: (B, K, D)."""
+def gather_positions(x_BTD: Tensor, positions_BK: Tensor) -> Tensor:
+    """Returns the rows of `x_BTD` at `positions_BK`: (B, K, D)."""
     return x_BTD.gather(1, positions_BK.unsqueeze(-1).expand(-1, -1, x_BTD.shape[-1]))
-
-
-def _seed_of(seed: int, name: str) -> int:
-    digest = hashlib.sha256(f"{seed} {name}".encode()).digest()
-    return int.from_bytes(digest[:8], "little") >> 1

@@ -13,12 +13,12 @@ from torch import Tensor
 
 from unitransformer.config import ModelConfig
 from unitransformer.files import open_atomically
-from unitransformer.transformer import Transformer, Values
+from unitransformer.transformer import Transformer, InitialWeights
 
 CURE = "give the size and the model options it was made with"
 
 
-def read_weights(path: Path, model: ModelConfig) -> Values:
+def read_weights(path: Path, model: ModelConfig) -> InitialWeights:
     """Weights of `path`, read one at a time, as first values of a network.
 
     Args:

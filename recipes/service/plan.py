@@ -65,7 +65,7 @@ def _answer(
                 num_nodes=check.get("num_nodes", 1),
             )
             return {"config": to_dict(config)}
-        from unitransformer.launch.devices import check_nodes
+        from unitransformer.launch.environment import check_nodes
 
         config = resolve(request).config
         check_nodes(config.parallel, f"recipes.{recipe}", arguments)

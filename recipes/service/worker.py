@@ -23,12 +23,12 @@ from typing import TYPE_CHECKING, Any
 
 from recipes.command_line import run_recipe
 from recipes.service.plan import PRESETS
-from unitransformer.launch.gc_pause import importing
+from unitransformer.launch.gc_pause import heavy_import
 from unitransformer.launch.process_tree import die_with_parent, wait_within
-from unitransformer.launch.signals import SIGNALS
+from unitransformer.launch.signals import STOP_SIGNALS
 
 if TYPE_CHECKING:
-    from unitransformer.run import Outcome
+    from unitransformer.run import RunOutcome
 
 # What a run imports, some of it late.
 HEAVY = (
@@ -42,20 +42,20 @@ HEAVY = (
 def main() -> int:
     """Answer until nothing more is asked; returns the exit code."""
     # A batch system sends them to every process. It is for the sweep to stop, and then this ends.
-    for number in SIGNALS:
+    for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     # What a library prints is no answer.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     # A pool of compiling processes for every fork costs more than it gains.
     os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
-    with importing("recipes.train"):
-        from unitransformer.parallel.deepspeed import load_deepspeed
+    with heavy_import("recipes.train"):
+        from unitransformer.parallel.deepspeed import prepare_deepspeed
 
         for name in HEAVY:
             importlib.import_module(name)
         with contextlib.suppress(ImportError):  # the recipe says that it is not there
-            load_deepspeed("cpu")
+            prepare_deepspeed("cpu")
     for line in sys.stdin:
         print(json.dumps(_answer(**json.loads(line))), file=answers, flush=True)
     return 0
@@ -94,7 +94,7 @@ def _run(
 ) -> None:
     """What a fork does."""
     die_with_parent(parent)
-    for number in SIGNALS:
+    for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_DFL)
     os.environ |= variables
     said = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)

@@ -187,6 +187,6 @@ def _slowest(run: Run) -> Slowest | None:
     if world_size == 1:
         return None
     first = run.record["launches"][-1]
-    ranks = recorded_steady(run.record).of(run.record["samples"]["slowest_rank"][first:])
+    ranks = recorded_steady(run.record).select(run.record["samples"]["slowest_rank"][first:])
     worst = max(sorted(set(ranks)), key=ranks.count)
     return Slowest(rank=int(worst), share=ranks.count(worst) / len(ranks), chance=1 / world_size)

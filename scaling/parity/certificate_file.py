@@ -10,7 +10,7 @@ from typing import Any, get_args
 from scaling.parity.cases import Bound, Case, Curves, Verdict
 from scaling.parity.certificate import KIND, OF_A_CASE, SCHEMA, Certificate, Result
 from scaling.parity.evidence import Work
-from unitransformer.config import Precision, RunConfig, from_dict, hash_of
+from unitransformer.config import Precision, RunConfig, from_dict, hash_values
 from unitransformer.files import write_atomically
 from unitransformer.record.fields import HOST, NUMBER, Kinds, check_fields, check_lists
 
@@ -104,7 +104,7 @@ def _check_told(content: Mapping[str, Any], config: RunConfig) -> None:
         "steps": config.max_steps,
         "seed": config.seed,
         "global_batch_size": config.global_batch_size,
-        "config_hash": hash_of(content["config"]),
+        "config_hash": hash_values(content["config"]),
         "identity_hash": config.identity_hash(),
     }
     for key, value in derived.items():

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
-from scaling.recipe_process import Ended, run_command
+from scaling.recipe_process import ProcessResult, run_command
 from unitransformer.config import Recipe
 from unitransformer.launch.failures import BAD_USAGE, ERROR_FILE, first_failure, read_failure
 
@@ -34,7 +34,7 @@ def run_on_nodes(
     num_nodes: int,
     log: Path,
     limit_s: float,
-) -> Ended:
+) -> ProcessResult:
     """Run a recipe and wait; returns how the first node that did not end well has ended.
 
     Args:
@@ -45,7 +45,7 @@ def run_on_nodes(
     logs = [log.with_name(f"{log.name}-{node}") for node in range(num_nodes)]
     failures = [log.with_name(f"{node}.failure") for node in range(num_nodes)]
 
-    def run(node: int) -> Ended:
+    def run(node: int) -> ProcessResult:
         torchrun = ["torch.distributed.run", *torchrun_options(num_nodes, node, devices, port)]
         return run_command(
             [sys.executable, "-m", *torchrun, "-m", f"recipes.{recipe}", *arguments],

@@ -21,7 +21,7 @@ from scaling.parity.certificate_file import read_certificate, write_certificate
 from scaling.parity.evidence import Work, find_idleness, work_of
 from scaling.parity.local_nodes import PORT, run_on_nodes, torchrun_options
 from scaling.parity.recipe_arguments import Task
-from scaling.recipe_process import Ended, Runner, can_fork, last_words, run_alone, start_worker
+from scaling.recipe_process import ProcessResult, Runner, can_fork, find_error, run_alone, start_worker
 from unitransformer.config import Recipe, RunConfig
 from unitransformer.record.schema import Record, config_of, load_record
 
@@ -159,7 +159,7 @@ def _try(
 ) -> dict[str, Any]:
     curves: Curves | None = None
     work: Work | None = None
-    ended = Ended(exit_code=2, elapsed_s=0.0)
+    ended = ProcessResult(exit_code=2, elapsed_s=0.0)
     failure: Failure = ("refused", refusal(case) or "")
     if not failure[1]:
         ended, record, error = _run(reference.task, case, run, folder, limit_s)
@@ -183,7 +183,7 @@ def _try(
 
 def _run(
     task: Task, case: Case, run: Runner, folder: Path, limit_s: float
-) -> tuple[Ended, Record | None, str]:
+) -> tuple[ProcessResult, Record | None, str]:
     """How it ended, its record if it ended well, and otherwise the error in one line."""
     place = folder / "run"
     shutil.rmtree(place, ignore_errors=True)
@@ -204,13 +204,13 @@ def _run(
             )
     except RuntimeError as error:  # the worker itself has ended; the next case starts another
         elapsed_s = time.monotonic() - started_s
-        return Ended(exit_code=1, elapsed_s=elapsed_s), None, str(error)
+        return ProcessResult(exit_code=1, elapsed_s=elapsed_s), None, str(error)
     if ended.exit_code is None:
         return ended, None, f"timeout: more than {limit_s:g} s"
     if ended.exit_code:
         said = (place / "log").read_text(errors="replace").replace(str(place), "…")
         lines = [line.strip() for line in said.splitlines() if line.strip()]
-        return ended, None, last_words(lines, ended.exit_code)
+        return ended, None, find_error(lines, ended.exit_code)
     return ended, load_record(place / "record.json"), ""
 
 

@@ -12,7 +12,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import get_args
 
-from scaling.exit_status import judge, kernel_kills
+from scaling.exit_status import decide_status, count_oom_kills
 from scaling.recipe_process import Runner
 from scaling.replay.compare import DAY_S, Launch, Original, Verdict, compare
 from scaling.store.outcome import FILE, Outcome, is_outcome, read_outcome
@@ -180,7 +180,7 @@ def _launch(
     record_path, log = folder / "record.json", folder / "log"
     # A file given with --config may name places as well: the last word wins.
     places = ["--record", str(record_path), "--repeats", "1"]
-    killed_before = kernel_kills()
+    killed_before = count_oom_kills()
     ended = runner(
         recipe,
         [*arguments, *places],
@@ -193,7 +193,7 @@ def _launch(
     if ended.exit_code == 0 and record is None:
         raise RuntimeError(f"{recipe} ended well and left no record in {folder}")
     return Launch(
-        status=judge(ended, record, killed_by_kernel=kernel_kills() > killed_before),
+        status=decide_status(ended, record, killed_by_kernel=count_oom_kills() > killed_before),
         record=record,
         last_words=_last_words(log, folder),
         exit_code=ended.exit_code,

@@ -13,7 +13,7 @@ from scaling.store.metrics_cache import open_kept
 from scaling.store.reader import Store, load_store, relative_name
 from scaling.store.run import find_contradictions
 from unitransformer.files import check_writable, write_atomically
-from unitransformer.launch.gc_pause import no_collection
+from unitransformer.launch.gc_pause import pause_gc
 from unitransformer.machine.host import available_cores
 from unitransformer.record.units import count
 
@@ -35,7 +35,7 @@ def run_report(options: ReportOptions) -> str | None:
     for name in EXPORTS:
         if getattr(options, name) is not None:
             check_writable(name, getattr(options, name), is_folder=False)
-    with no_collection():
+    with pause_gc():
         return _write(options)
 
 

@@ -18,9 +18,9 @@ from unitransformer.config import RunConfig
 from unitransformer.record.units import count, is_small
 
 if TYPE_CHECKING:  # importing it loads matplotlib, which only a report needs
-    from unitransformer.plots import Line, Mark
+    from unitransformer.plots import PlotLine, PlotPoint
 
-    Lines = dict["Key", list[tuple[Mark, float | None]]]  # each mark with its ideal
+    Lines = dict["Key", list[tuple[PlotPoint, float | None]]]  # each mark with its ideal
 
 MOST_LINES = 6  # of a panel
 # An interval of fewer launches is drawn nowhere: that of two (Student's t of one degree of
@@ -60,7 +60,7 @@ class Plot:
     caption: str
     x: str
     y: str
-    panels: Mapping[str, Sequence["Line"]]  # by their titles
+    panels: Mapping[str, Sequence["PlotLine"]]  # by their titles
     markers: Mapping[str, str]  # by what they mean
 
 
@@ -168,13 +168,13 @@ def _peaks(run: Run) -> list[int]:
     return [peak for peak in run.record["peak_bytes"] if peak is not None]
 
 
-def _mark(x: int, drawn: Drawn) -> "Mark":
-    from unitransformer.plots import Mark
+def _mark(x: int, drawn: Drawn) -> "PlotPoint":
+    from unitransformer.plots import PlotPoint
 
     estimate, launches, points = drawn
     low, high = interval_of(estimate, points)
     dots = tuple(launches) if len(launches) > 1 else ()
-    return Mark(x=x, value=estimate.value, launches=dots, low=low, high=high)
+    return PlotPoint(x=x, value=estimate.value, samples=dots, low=low, high=high)
 
 
 def _by_batch(points: Sequence[Point], quantity: Callable[[Point], Drawn | None]) -> "Lines":
@@ -219,7 +219,7 @@ def batch_of(curve: Curve) -> Group:
 
 def _lines(marks: Iterable[tuple[Key, int, Drawn | None, float | None]]) -> "Lines":
     """Marks and their ideals by line, from left to right; empty if no line has two places."""
-    from unitransformer.plots import Mark
+    from unitransformer.plots import PlotPoint
 
     lines: Lines = {}
     for key, x, drawn, ideal in marks:
@@ -227,7 +227,7 @@ def _lines(marks: Iterable[tuple[Key, int, Drawn | None, float | None]]) -> "Lin
             estimate, launches, points = drawn
             low, high = interval_of(estimate, points)
             dots = tuple(launches) if len(launches) > 1 else ()
-            mark = Mark(x=x, value=estimate.value, launches=dots, low=low, high=high)
+            mark = PlotPoint(x=x, value=estimate.value, samples=dots, low=low, high=high)
             lines.setdefault(key, []).append((mark, ideal))
     for line in lines.values():
         line.sort(key=lambda item: (item[0].x, item[0].value))
@@ -243,7 +243,7 @@ def _plot(
 ) -> Plot:
     """Takes the best lines of each panel: those that reach farthest to the right, and of them the
     best there. The first one adds its ideal."""
-    from unitransformer.plots import DASHED, Line, Mark
+    from unitransformer.plots import DASHED, PlotLine, PlotPoint
 
     sign = 1 if quantity == "memory" else -1
     ranked = sorted(lines, key=lambda key: (-lines[key][-1][0].x, sign * lines[key][-1][0].value))
@@ -253,10 +253,10 @@ def _plot(
     variants = sorted({variant for *_, variant in lines})
     drawn = {
         panel: [
-            Line(
+            PlotLine(
                 label=", ".join(filter(None, [strategy, product(group), variant])),
                 marks=tuple(mark for mark, _ in lines[key]),
-                colour=COLOURS[strategy],
+                color=COLOURS[strategy],
                 marker=markers[group],
                 style=STYLES[variants.index(variant) % len(STYLES)],
             )
@@ -267,13 +267,13 @@ def _plot(
     }
     has_ideal = axis == "devices" and quantity != "memory"
     for panel, [first, *_] in panels.items() if has_ideal else ():
-        ideal = tuple(Mark(x=mark.x, value=ideal or 0.0) for mark, ideal in lines[first])
-        drawn[panel].append(Line(label="ideal", marks=ideal, style=DASHED, thickness=1.0))
+        ideal = tuple(PlotPoint(x=mark.x, value=ideal or 0.0) for mark, ideal in lines[first])
+        drawn[panel].append(PlotLine(label="ideal", marks=ideal, style=DASHED, thickness=1.0))
     of_strong = " (in total if strong, per device if weak)" if axis == "devices" else ""
     most = max(map(len, panels.values()))
     caption = {
         f"At line ends: strategy, {MARKED[axis]}{of_strong}.": True,
-        "Small dots: single launches.": any(m.launches for line in lines.values() for m, _ in line),
+        "Small dots: single launches.": any(m.samples for line in lines.values() for m, _ in line),
         f"Only the {MOST_LINES} {BEST[quantity]} at the right end, of up to {most} lines.": (
             most > MOST_LINES
         ),

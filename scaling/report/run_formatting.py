@@ -6,7 +6,7 @@ from scaling.markdown import escaped, link
 from scaling.store.run import Run
 from unitransformer.config import Recipe, RunConfig
 from unitransformer.costs.flops import MAIN_CONVENTION, count_flops
-from unitransformer.costs.mfu import Row
+from unitransformer.costs.mfu import MfuRow
 from unitransformer.record.units import UNIT, gib, metric_in_words, rate_in_words, si
 
 TITLES: dict[Recipe, str] = {"bert": "BERT", "gpt": "GPT", "vit": "ViT"}
@@ -98,7 +98,7 @@ def share_of_ceiling(run: Run) -> str:
     return too_short(run) if run.readout is None else "blank: no ceiling was measured in its dtype"
 
 
-def passport_row(run: Run) -> Row:
+def passport_row(run: Run) -> MfuRow:
     """Of the convention of the overview."""
     return next(row for row in run.passport if row.convention == MAIN_CONVENTION)
 

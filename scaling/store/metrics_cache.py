@@ -22,9 +22,9 @@ from typing import Any
 from unitransformer.files import cache_folder
 from unitransformer.record.metrics import Readout
 from unitransformer.record.seals import read_sealed, seal, to_text
-from unitransformer.stats.comparisons import Launch
-from unitransformer.stats.intervals import Figures
-from unitransformer.stats.steady_state import Steady
+from unitransformer.stats.comparisons import LaunchMedian
+from unitransformer.stats.intervals import MedianInterval
+from unitransformer.stats.steady_state import SteadyState
 
 PACKAGES = ("unitransformer", "scaling")  # whose code finds
 UNUSED_S = 30 * 86400.0  # after which what other code has found is taken away
@@ -35,8 +35,8 @@ class Found:
     """Of a run that ended well: what its samples say, and where its other fields disagree."""
 
     readout: Readout | None
-    launch: Launch | None  # None as `readout` is: there is no steady state
-    steady_today: Steady
+    launch: LaunchMedian | None  # None as `readout` is: there is no steady state
+    steady_today: SteadyState
     contradictions: tuple[str, ...]
     recounts: tuple[str, ...]
 
@@ -110,12 +110,12 @@ def _from_dict(values: Mapping[str, Any]) -> Found:
     return Found(
         readout=readout
         and Readout(**_with_figures(readout, "step", cpu_s=tuple(readout["cpu_s"]))),
-        launch=launch and Launch(**_with_figures(launch, "logs")),
-        steady_today=Steady(**{**steady, "left_out": tuple(steady["left_out"])}),
+        launch=launch and LaunchMedian(**_with_figures(launch, "logs")),
+        steady_today=SteadyState(**{**steady, "left_out": tuple(steady["left_out"])}),
         contradictions=tuple(values["contradictions"]),
         recounts=tuple(values["recounts"]),
     )
 
 
 def _with_figures(values: Mapping[str, Any], name: str, **more: Any) -> dict[str, Any]:
-    return {**values, name: Figures(**values[name]), **more}
+    return {**values, name: MedianInterval(**values[name]), **more}

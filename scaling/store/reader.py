@@ -26,7 +26,7 @@ from scaling.store.outcome import Outcome, is_outcome, read_outcome
 from scaling.store.required_fields import check_facts
 from scaling.store.run import Run, find
 from unitransformer.checkpoint.names import is_checkpoint_name
-from unitransformer.launch.gc_pause import no_collection
+from unitransformer.launch.gc_pause import pause_gc
 from unitransformer.record.schema import config_of, validate
 from unitransformer.record.seals import SEALS, parse_sealed
 
@@ -204,7 +204,7 @@ def _read_all(
     names = sorted(found)
     paths = [found[name] for name in names]
     processes = min(processes, len(names) // FILES_OF_A_PROCESS)
-    with no_collection():
+    with pause_gc():
         if processes < 2:
             read = functools.partial(_read, kept=kept, finds=kept is not None)
             yield from zip(names, map(read, paths, names), strict=True)

@@ -10,15 +10,15 @@ from typing import Any, Literal
 from scaling.store.metrics_cache import Found
 from unitransformer.config import RunConfig
 from unitransformer.costs.flops import count_flops, count_parameters
-from unitransformer.costs.mfu import Row
-from unitransformer.measure.nvml import Energy, energy_of
+from unitransformer.costs.mfu import MfuRow
+from unitransformer.measure.nvml import Energy, energy_between_samples
 from unitransformer.record.fields import NUMBER, RELATIVE_ERROR, fits, look_up
 from unitransformer.record.log_lines import log_lines
 from unitransformer.record.metrics import Readout, passport_of, read_out, recorded_steady, steady_of
 from unitransformer.record.schema import Record
 from unitransformer.record.units import perplexity
-from unitransformer.stats.comparisons import Launch, describe_launch
-from unitransformer.stats.steady_state import Steady
+from unitransformer.stats.comparisons import LaunchMedian, describe_launch
+from unitransformer.stats.steady_state import SteadyState
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +81,7 @@ class Run:
         )
 
     @functools.cached_property
-    def steady_today(self) -> Steady:
+    def steady_today(self) -> SteadyState:
         """The steady state of the last launch as this version of the code finds it."""
         if self.found is not None:
             return self.found.steady_today
@@ -89,7 +89,7 @@ class Run:
         return steady_of(record["step_s"], launches=record["launches"], unsteady=self.unsteady)
 
     @functools.cached_property
-    def launch(self) -> Launch:
+    def launch(self) -> LaunchMedian:
         """Its steady steps beside those of other launches."""
         if self.found is not None and self.found.launch is not None:
             return self.found.launch
@@ -99,7 +99,7 @@ class Run:
     def steady_s(self) -> list[float]:
         """Seconds of each steady step."""
         record = self.record
-        return recorded_steady(record).of(record["step_s"][record["launches"][-1] :])
+        return recorded_steady(record).select(record["step_s"][record["launches"][-1] :])
 
     @functools.cached_property
     def energy(self) -> tuple[Energy | None, ...]:
@@ -108,7 +108,7 @@ class Run:
         first = record["launches"][-1]
         steps = {first + s for s in recorded_steady(record).steps(len(record["step_s"][first:]))}
         return tuple(
-            None if gpu is None else energy_of(gpu["samples"], steps) for gpu in record["gpu"]
+            None if gpu is None else energy_between_samples(gpu["samples"], steps) for gpu in record["gpu"]
         )
 
     @property
@@ -116,7 +116,7 @@ class Run:
         return None if self.readout is None else self.readout.units_per_s
 
     @functools.cached_property
-    def passport(self) -> tuple[Row, ...]:
+    def passport(self) -> tuple[MfuRow, ...]:
         """What each way of counting FLOPs says of the run, out of the samples."""
         record = self.record
         return passport_of(self.config, self.units_per_s, record["hardware"], record["ceiling"])

@@ -16,15 +16,15 @@ from scaling.store.outcome import STUDY
 from scaling.sweep import max_batch
 from scaling.sweep.claims import find_holders
 from scaling.sweep.engine import Agenda, Sweep, open_folder
-from scaling.sweep.estimate import calibrations_of, render_plan
-from scaling.sweep.job_status import ToldToJob, tell_summary
+from scaling.sweep.estimate import load_calibrations, render_plan
+from scaling.sweep.job_status import JobReporter, report_summary
 from scaling.sweep.options import SweepOptions
-from scaling.sweep.plan import Recipes, Task, in_order, open_recipes, plan
+from scaling.sweep.plan import RecipePlanner, CellTask, sort_tasks, open_planner, plan_tasks
 from scaling.sweep.progress import Progress
 from scaling.sweep.study import Cell
 from unitransformer.files import check_writable
-from unitransformer.launch.process_tree import can_tell_memory
-from unitransformer.launch.signals import SIGNALS, StopAsked, handling
+from unitransformer.launch.process_tree import can_measure_memory
+from unitransformer.launch.signals import STOP_SIGNALS, StopRequested, handle_signals
 from unitransformer.launch.variables import without_launcher
 
 LOOK_S = 2.0  # between two looks at what others do
@@ -40,7 +40,7 @@ def run_sweep(options: SweepOptions) -> int:
         RuntimeError: the recipes could not be asked.
         KeyboardInterrupt: stopped by a signal; what is finished stays.
     """
-    if options.limits.memory_limit_bytes is not None and not can_tell_memory():
+    if options.limits.memory_limit_bytes is not None and not can_measure_memory():
         raise ValueError("memory-limit needs /proc, which this system does not have; leave it out")
     if options.is_list:
         print("\n".join(cell.command for cell in options.study.cells() * options.study.repeats))
@@ -51,16 +51,16 @@ def run_sweep(options: SweepOptions) -> int:
     # A launcher may have started this process: what a cell starts are its own ranks.
     for name in os.environ.keys() - without_launcher(os.environ).keys():
         del os.environ[name]
-    with open_recipes() as recipes:
+    with open_planner() as recipes:
         return _run(options, recipes)
 
 
-def _run(options: SweepOptions, recipes: Recipes) -> int:
-    tasks = in_order(plan(options.study, recipes))
+def _run(options: SweepOptions, recipes: RecipePlanner) -> int:
+    tasks = sort_tasks(plan_tasks(options.study, recipes))
     fingerprint, host = recipes.machine()
     recipes.rest()
 
-    def probe(cell: Cell, repeat: int) -> Task:
+    def probe(cell: Cell, repeat: int) -> CellTask:
         task = recipes.task(cell, repeat)
         if host["gpus"]:  # whoever has asked for them may hold memory that cells want
             recipes.rest()
@@ -69,7 +69,7 @@ def _run(options: SweepOptions, recipes: Recipes) -> int:
     if options.find_max_batch is not None:
         max_batch.check_limit(tasks, options.limits.memory_limit_bytes)
     if options.is_dry:
-        calibrations = calibrations_of(fingerprint)
+        calibrations = load_calibrations(fingerprint)
         print(render_plan(tasks, calibrations, price_per_hour=options.price_per_hour))
         if options.find_max_batch is not None:
             print("of each search only the first cell is listed: the next follow from it")
@@ -89,15 +89,15 @@ def _run(options: SweepOptions, recipes: Recipes) -> int:
         )
         holders = functools.partial(find_holders, options.out)
         with Progress(sweep.look, holders, sys.stdout, axes=axes) as progress:
-            watch = ToldToJob(progress, options.out)
+            watch = JobReporter(progress, options.out)
             summary = sweep.work(watch, max_cells=options.max_cells)
-    tell_summary(summary)
+    report_summary(summary)
     print(summary.in_words())
     if options.find_max_batch is not None:
         _, done = sweep.look()
         limit = options.find_max_batch
-        found = max_batch.findings(tasks, limit, probe, done, axes)
-        max_batch.write_findings(found, limit, options.out)
+        found = max_batch.search_results(tasks, limit, probe, done, axes)
+        max_batch.write_search_results(found, limit, options.out)
         print("\n".join(each.in_words(limit) for each in found))
     print(f"python -m scaling report {options.out} writes the tables")
     statuses = summary.statuses if options.max_cells is None else summary.own
@@ -109,10 +109,10 @@ def _watch(options: SweepOptions) -> int:
     if not (options.out / STUDY).exists():
         raise ValueError(f"out {options.out} holds no sweep yet; start one, or name its --out")
     open_folder(options.out, options.study, options.limits, find_max_batch=options.find_max_batch)
-    with open_recipes() as recipes:
+    with open_planner() as recipes:
         # Where a search goes may be for the machine to say.
         is_here = options.find_max_batch is not None
-        tasks = in_order(plan(options.study, recipes, is_here=is_here))
+        tasks = sort_tasks(plan_tasks(options.study, recipes, is_here=is_here))
         recipes.rest()
         return _look_on(options, _agenda(options, tasks, recipes.task))
 
@@ -137,9 +137,9 @@ def _axes(options: SweepOptions) -> list[str]:
     return [*options.study.varied(), *searched]
 
 
-def _agenda(options: SweepOptions, tasks: Sequence[Task], probe: max_batch.Plan) -> Agenda:
+def _agenda(options: SweepOptions, tasks: Sequence[CellTask], probe: max_batch.PlanTask) -> Agenda:
     if options.find_max_batch is not None:
-        return max_batch.search(tasks, options.find_max_batch, probe)
+        return max_batch.search_agenda(tasks, options.find_max_batch, probe)
     return lambda _: tasks
 
 
@@ -148,7 +148,7 @@ def _runners(folder: Path) -> Iterator[Any]:
     """What runs a task: a fork of one worker where that is safe."""
     with start_worker(folder / f"worker-{os.getpid()}.log") as worker:
 
-        def runner(task: Task) -> Runner:
+        def runner(task: CellTask) -> Runner:
             assert task.config is not None
             return worker if can_fork(task.config.parallel.accelerator) else run_alone
 
@@ -160,7 +160,7 @@ def _stops_by_signals() -> Iterator[None]:
     """What a batch system sends stops as Ctrl-C does."""
 
     def stop(number: int, _: object) -> None:
-        raise StopAsked(signal.Signals(number).name)
+        raise StopRequested(signal.Signals(number).name)
 
-    with handling(SIGNALS, stop):
+    with handle_signals(STOP_SIGNALS, stop):
         yield

@@ -16,14 +16,14 @@ FOLDER = "compile-cache"
 PASSING = (".lock", ".tmp")  # of those who write
 
 
-def lend(shared: Path, own: Path) -> None:
+def link_shared(shared: Path, own: Path) -> None:
     """Begin a cell's folder with all that is shared."""
     own.mkdir(parents=True)
     for source in _files(shared):
         _link(source, own / source.relative_to(shared))
 
 
-def take(own: Path, shared: Path) -> None:
+def publish(own: Path, shared: Path) -> None:
     """Share what a cell that has ended well has compiled."""
     for source in _files(own):
         target = shared / source.relative_to(own)

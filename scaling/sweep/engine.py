@@ -16,13 +16,13 @@ from typing import Any, Protocol
 
 from filelock import FileLock
 
-from scaling.recipe_process import Ended, Runner
+from scaling.recipe_process import ProcessResult, Runner
 from scaling.store.outcome import CELLS, FILE, STUDY, Outcome, load_outcome, write_outcome
 from scaling.store.reader import find_ahead
 from scaling.sweep.claims import Claim, claim
-from scaling.sweep.memory_inference import Causes, find_cause, is_check, root_cause
-from scaling.sweep.plan import Task
-from scaling.sweep.run_cell import Limits, now, run_cell, unrun
+from scaling.sweep.memory_inference import OomCauses, find_cause, is_recheck, root_cause
+from scaling.sweep.plan import CellTask
+from scaling.sweep.run_cell import Limits, now, run_cell, outcome_without_run
 from scaling.sweep.study import Study
 from unitransformer.files import write_atomically
 from unitransformer.record.seals import check_seals, read_json, seal
@@ -31,15 +31,15 @@ from unitransformer.record.units import count
 SCHEMA = 1
 
 
-class Watch(Protocol):
+class SweepObserver(Protocol):
     """Is told what a sweep does."""
 
-    def begins(self, task: Task) -> None: ...
-    def ended(self, task: Task, outcome: Outcome) -> None: ...
+    def begins(self, task: CellTask) -> None: ...
+    def ended(self, task: CellTask, outcome: Outcome) -> None: ...
 
 
 @dataclass(frozen=True, kw_only=True)
-class Summary:
+class SweepSummary:
     """What became of all cells, and what this process spent on them."""
 
     statuses: Mapping[str, int]
@@ -110,7 +110,7 @@ def _first_difference(there: Any, here: Any, name: str) -> str:
 
 
 # What is to be done, in its order, given what is finished: a search decides as it goes.
-Agenda = Callable[[Mapping[str, Outcome]], Sequence[Task]]
+Agenda = Callable[[Mapping[str, Outcome]], Sequence[CellTask]]
 
 # ---------------------------------------------------------------------------------- sweep
 
@@ -122,18 +122,18 @@ class Sweep:
     folder: Path
     agenda: Agenda
     limits: Limits
-    runner: Callable[[Task], Runner]
+    runner: Callable[[CellTask], Runner]
     host: Mapping[str, Any] | None = None  # what this machine is, as outcomes tell it
     retry: frozenset[str] = frozenset()  # statuses that are tried again
     retry_before: str | None = None  # if they ended before this; None: before this process began
     clock: Callable[[], float] = time.monotonic
 
     def __post_init__(self) -> None:
-        self._finished = Finished(self.folder)
+        self._finished = OutcomeCache(self.folder)
         self._since = self.retry_before or now()
         self._in_cells_s = 0.0
 
-    def work(self, watch: Watch, *, max_cells: int | None = None) -> Summary:
+    def work(self, watch: SweepObserver, *, max_cells: int | None = None) -> SweepSummary:
         """Finish all tasks that nobody else has claimed, or so many of those that have to run.
 
         Raises:
@@ -154,7 +154,7 @@ class Sweep:
                 own.append(outcome)
         tasks, done = self.look()
         statuses = Counter(outcome.status for outcome in done.values())
-        return Summary(
+        return SweepSummary(
             statuses=dict(sorted(statuses.items(), key=lambda item: (item[0] != "ok", item[0]))),
             left=len(tasks) - len(done),
             checked=sum(outcome.checks is not None for outcome in done.values()),
@@ -164,7 +164,7 @@ class Sweep:
             in_cells_s=self._in_cells_s,
         )
 
-    def look(self) -> tuple[Sequence[Task], dict[str, Outcome]]:
+    def look(self) -> tuple[Sequence[CellTask], dict[str, Outcome]]:
         """All tasks that are known so far, and the outcomes of those that are finished."""
         done: dict[str, Outcome] = {}
         while True:
@@ -174,10 +174,10 @@ class Sweep:
                 return tasks, found
             done = found
 
-    def _done(self, tasks: Sequence[Task]) -> dict[str, Outcome]:
+    def _done(self, tasks: Sequence[CellTask]) -> dict[str, Outcome]:
         """Those to be tried again are not done, nor those settled by a cell that is refuted."""
         outcomes = self._kept(tasks)
-        causes = Causes(outcomes.values())
+        causes = OomCauses(outcomes.values())
         return {
             name: outcome
             for name, outcome in outcomes.items()
@@ -186,7 +186,7 @@ class Sweep:
             or find_cause(outcome.config, causes.on(outcome.host)) is not None
         }
 
-    def _kept(self, tasks: Sequence[Task]) -> dict[str, Outcome]:
+    def _kept(self, tasks: Sequence[CellTask]) -> dict[str, Outcome]:
         """Outcomes, those aside that are tried again: they settle nothing meanwhile."""
         return {
             name: outcome
@@ -197,7 +197,7 @@ class Sweep:
     def _is_tried_again(self, outcome: Outcome) -> bool:
         return outcome.status in self.retry and (outcome.finished_at or "") < self._since
 
-    def _claim(self) -> tuple[Task, Claim] | None:
+    def _claim(self) -> tuple[CellTask, Claim] | None:
         """The next task that is neither finished nor claimed, and the claim."""
         tasks, done = self.look()
         for task in tasks:
@@ -208,14 +208,14 @@ class Sweep:
             claimed.release()
         return None
 
-    def _finish(self, task: Task) -> Outcome:
+    def _finish(self, task: CellTask) -> Outcome:
         place = self.folder / CELLS / task.name
         cause, is_run = self._cause(task)
         if is_run:
             runner = self._timed(self.runner(task))
             outcome = replace(run_cell(task, runner, self.folder, self.limits), checks=cause)
         else:
-            outcome = unrun(task, cause)
+            outcome = outcome_without_run(task, cause)
             shutil.rmtree(place, ignore_errors=True)  # nothing of an earlier attempt stays
         outcome = replace(
             outcome,
@@ -228,22 +228,22 @@ class Sweep:
             find_ahead(place / outcome.record)
         return outcome
 
-    def _cause(self, task: Task) -> tuple[str | None, bool]:
+    def _cause(self, task: CellTask) -> tuple[str | None, bool]:
         """The cell whose lack of memory settles a task, and whether the task runs all the same."""
         if task.config is None:
             return None, False
         tasks, _ = self.look()
         done = self._kept(tasks)
-        causes = Causes(done.values()).on(self.host)
+        causes = OomCauses(done.values()).on(self.host)
         cause = root_cause(task.config, causes)
         before = self._finished.of([task]).get(task.name)
         if cause is None or (before is not None and self._is_tried_again(before)):
             return cause, True
         share = self.limits.recheck
-        return cause, is_check(task, (cause, causes[cause]), tasks, done, share)
+        return cause, is_recheck(task, (cause, causes[cause]), tasks, done, share)
 
     def _timed(self, runner: Runner) -> Runner:
-        def run(*arguments: Any, **options: Any) -> Ended:
+        def run(*arguments: Any, **options: Any) -> ProcessResult:
             start_s = self.clock()
             try:
                 return runner(*arguments, **options)
@@ -253,14 +253,14 @@ class Sweep:
         return run
 
 
-class Finished:
+class OutcomeCache:
     """Outcomes in the folder of a sweep. A file is read again only when it has changed."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder / CELLS
         self._read: dict[str, tuple[tuple[int, int], Outcome]] = {}
 
-    def of(self, tasks: Sequence[Task]) -> dict[str, Outcome]:
+    def of(self, tasks: Sequence[CellTask]) -> dict[str, Outcome]:
         """By the name of the task; an outcome that is damaged counts as none."""
         return {task.name: found for task in tasks if (found := self._load(task.name)) is not None}
 

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from scaling.sweep.plan import Task, train_flops
+from scaling.sweep.plan import CellTask, train_flops
 from unitransformer.config import RunConfig
 from unitransformer.costs.memory import rank_bytes
 from unitransformer.costs.peaks import MATMUL_DTYPE
@@ -21,7 +21,7 @@ CPU_BESIDE = 0.5  # square roots of a second
 
 
 @dataclass(frozen=True, kw_only=True)
-class Estimate:
+class CellEstimate:
     """Of one task."""
 
     seconds: float | None  # at least; None: no ceiling is known, `reason` says why
@@ -31,7 +31,7 @@ class Estimate:
     devices: int
 
 
-def estimate(task: Task, calibrations: Mapping[str, Calibration | None]) -> Estimate:
+def estimate_cell(task: CellTask, calibrations: Mapping[str, Calibration | None]) -> CellEstimate:
     """Matrix products over the rate that this machine has reached: no training is faster.
 
     Args:
@@ -39,10 +39,10 @@ def estimate(task: Task, calibrations: Mapping[str, Calibration | None]) -> Esti
     """
     config = task.config
     if config is None:
-        return Estimate(seconds=0.0, likely_s=0.0, reason=None, memory_bytes=None, devices=0)
+        return CellEstimate(seconds=0.0, likely_s=0.0, reason=None, memory_bytes=None, devices=0)
     rate, reason = _rate(config, calibrations.get(config.parallel.accelerator))
     seconds = None if rate is None else train_flops(config) / rate
-    return Estimate(
+    return CellEstimate(
         seconds=seconds,
         likely_s=None if seconds is None else _likely_s(config, seconds),
         reason=reason,
@@ -71,7 +71,7 @@ def _rate(config: RunConfig, calibration: Calibration | None) -> tuple[float | N
     return ceiling * config.parallel.world_size, None
 
 
-def calibrations_of(fingerprint: str) -> dict[str, Calibration | None]:
+def load_calibrations(fingerprint: str) -> dict[str, Calibration | None]:
     """The newest of a machine, by kind of device; raises ValueError if one is damaged."""
     return {
         "cpu": load_calibration(fingerprint, device="cpu", num_ranks=1),
@@ -80,7 +80,7 @@ def calibrations_of(fingerprint: str) -> dict[str, Calibration | None]:
 
 
 def render_plan(
-    tasks: Sequence[Task],
+    tasks: Sequence[CellTask],
     calibrations: Mapping[str, Calibration | None],
     *,
     price_per_hour: float | None,
@@ -90,14 +90,14 @@ def render_plan(
     Args:
         calibrations: by kind of device, "cpu" or "cuda".
     """
-    estimates = [estimate(task, calibrations) for task in tasks]
+    estimates = [estimate_cell(task, calibrations) for task in tasks]
     lines = []
     for task, told in zip(tasks, estimates, strict=True):
         lines += [f"{task.name}  {task.cell.command}", f"    {_in_words(task, told)}"]
     return "\n".join([*lines, "", *_totals(tasks, estimates, price_per_hour)])
 
 
-def _in_words(task: Task, told: Estimate) -> str:
+def _in_words(task: CellTask, told: CellEstimate) -> str:
     if task.config is None:
         return f"refused: {task.refusal}"
     assert told.memory_bytes is not None
@@ -105,7 +105,7 @@ def _in_words(task: Task, told: Estimate) -> str:
     return f"{_time(told)}, about {gib(told.memory_bytes)} a rank, {ranks}"
 
 
-def _time(told: Estimate) -> str:
+def _time(told: CellEstimate) -> str:
     if told.seconds is None:
         return "time not told"
     likely = "" if told.likely_s is None else f", about {duration(told.likely_s)}"
@@ -113,7 +113,7 @@ def _time(told: Estimate) -> str:
 
 
 def _totals(
-    tasks: Sequence[Task], estimates: Sequence[Estimate], price_per_hour: float | None
+    tasks: Sequence[CellTask], estimates: Sequence[CellEstimate], price_per_hour: float | None
 ) -> list[str]:
     refused = sum(task.config is None for task in tasks)
     also = f", {refused} of them refused" if refused else ""
@@ -134,7 +134,7 @@ def _totals(
     return [*lines, _cost(estimates, price_per_hour)]
 
 
-def _cost(estimates: Sequence[Estimate], price_per_hour: float | None) -> str:
+def _cost(estimates: Sequence[CellEstimate], price_per_hour: float | None) -> str:
     """By the likely time where it is known of every cell, else by the least."""
     is_likely = all(told.likely_s is not None for told in estimates)
     hours = 0.0

@@ -9,27 +9,27 @@ from pathlib import Path
 from typing import Any
 
 from scaling.store.outcome import CELLS, Outcome
-from scaling.sweep.engine import Summary, Watch
-from scaling.sweep.plan import Task
+from scaling.sweep.engine import SweepSummary, SweepObserver
+from scaling.sweep.plan import CellTask
 from unitransformer.files import write_atomically
 from unitransformer.launch.variables import SWEEP_FILE
 
 
-class ToldToJob:
-    """A `Watch` that tells another one, too."""
+class JobReporter:
+    """A `SweepObserver` that tells another one, too."""
 
-    def __init__(self, watch: Watch, folder: Path) -> None:
+    def __init__(self, watch: SweepObserver, folder: Path) -> None:
         self._watch, self._cells = watch, folder.absolute() / CELLS
 
-    def begins(self, task: Task) -> None:
+    def begins(self, task: CellTask) -> None:
         _write({"cell": str(self._cells / task.name)})
         self._watch.begins(task)
 
-    def ended(self, task: Task, outcome: Outcome) -> None:
+    def ended(self, task: CellTask, outcome: Outcome) -> None:
         self._watch.ended(task, outcome)
 
 
-def tell_summary(summary: Summary) -> None:
+def report_summary(summary: SweepSummary) -> None:
     """Raises OSError; without it the job does not take the sweep for done."""
     _write({name: getattr(summary, name) for name in ("statuses", "own", "left")})
 

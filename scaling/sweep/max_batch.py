@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from scaling.store.outcome import AXIS, LACKS_MEMORY, Outcome
-from scaling.sweep.plan import Task
+from scaling.sweep.plan import CellTask
 from scaling.sweep.study import Cell, Study
 from unitransformer.files import write_atomically
 from unitransformer.record.seals import check_seals, read_json, seal
@@ -15,12 +15,12 @@ from unitransformer.record.seals import check_seals, read_json, seal
 FILE, KIND, VERSION = "largest-batches.json", "largest-batches", 1
 
 # A cell and repeat, and the run that it comes to: another batch may come to another strategy.
-Plan = Callable[[Cell, int], Task]
+PlanTask = Callable[[Cell, int], CellTask]
 
 
-def search(
-    tasks: Sequence[Task], limit: int, plan: Plan
-) -> Callable[[Mapping[str, Outcome]], list[Task]]:
+def search_agenda(
+    tasks: Sequence[CellTask], limit: int, plan: PlanTask
+) -> Callable[[Mapping[str, Outcome]], list[CellTask]]:
     """What to try, given what was found: from each task's own batch on it doubles until one does
     not fit, then halves the gap; a search ends at a cell that failed in another way.
 
@@ -29,15 +29,15 @@ def search(
         limit: largest batch that is tried.
     """
 
-    def agenda(done: Mapping[str, Outcome]) -> list[Task]:
+    def agenda(done: Mapping[str, Outcome]) -> list[CellTask]:
         return [probe for task in tasks for _, probe in _probes(task, limit, plan, done)]
 
     return agenda
 
 
 def _probes(
-    task: Task, limit: int, plan: Plan, done: Mapping[str, Outcome]
-) -> Iterator[tuple[int, Task]]:
+    task: CellTask, limit: int, plan: PlanTask, done: Mapping[str, Outcome]
+) -> Iterator[tuple[int, CellTask]]:
     """Everything tried so far with its batch, and the next if there is one."""
     if task.config is None:
         yield 0, task
@@ -68,7 +68,7 @@ def with_batch(cell: Cell, size: int) -> Cell:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Found:
+class BatchSearchResult:
     """What a search came to."""
 
     label: str  # of the cell, its batch left out
@@ -95,27 +95,27 @@ class Found:
         return f"{self.label}: largest batch {self.fits}; {beyond} {end}"
 
 
-def findings(
-    tasks: Sequence[Task],
+def search_results(
+    tasks: Sequence[CellTask],
     limit: int,
-    plan: Plan,
+    plan: PlanTask,
     done: Mapping[str, Outcome],
     axes: Collection[str],
-) -> list[Found]:
+) -> list[BatchSearchResult]:
     """Where each search is; `axes` name it."""
     return [_finding(task, limit, plan, done, set(axes) - {AXIS}) for task in tasks]
 
 
 def _finding(
-    task: Task, limit: int, plan: Plan, done: Mapping[str, Outcome], axes: Collection[str]
-) -> Found:
+    task: CellTask, limit: int, plan: PlanTask, done: Mapping[str, Outcome], axes: Collection[str]
+) -> BatchSearchResult:
     tried = [(size, probe.name) for size, probe in _probes(task, limit, plan, done)]
     ended = {size: (name, done[name]) for size, name in tried if name in done}
     fits = [size for size, (_, outcome) in ended.items() if outcome.status == "ok"]
     too_large = [size for size, (_, o) in ended.items() if o.status in LACKS_MEMORY]
     others = [o for _, o in ended.values() if o.status not in ("ok", *LACKS_MEMORY)]
     largest, smallest = max(fits, default=None), min(too_large, default=None)
-    return Found(
+    return BatchSearchResult(
         label=task.cell.label(axes),
         recipe=task.cell.recipe,
         options={name: value for name, value in task.cell.options.items() if name != AXIS},
@@ -129,7 +129,7 @@ def _finding(
     )
 
 
-def write_findings(found: Sequence[Found], limit: int, folder: Path) -> Path:
+def write_search_results(found: Sequence[BatchSearchResult], limit: int, folder: Path) -> Path:
     """Put them into the folder of the sweep, whole or not at all; raises OSError."""
     searches = [asdict(each) for each in found]
     content = {"kind": KIND, "version": VERSION, "limit": limit, "searches": searches}
@@ -138,7 +138,7 @@ def write_findings(found: Sequence[Found], limit: int, folder: Path) -> Path:
     return path
 
 
-def load_findings(path: Path) -> tuple[int, list[Found]]:
+def load_search_results(path: Path) -> tuple[int, list[BatchSearchResult]]:
     """The limit of the searches and what each came to.
 
     Raises:
@@ -154,7 +154,7 @@ def load_findings(path: Path) -> tuple[int, list[Found]]:
             "sweep again"
         )
     check_seals(values, str(path))
-    return values["limit"], [Found(**each) for each in values["searches"]]
+    return values["limit"], [BatchSearchResult(**each) for each in values["searches"]]
 
 
 def check_start(study: Study) -> None:
@@ -166,7 +166,7 @@ def check_start(study: Study) -> None:
         )
 
 
-def check_limit(tasks: Sequence[Task], memory_limit_bytes: int | None) -> None:
+def check_limit(tasks: Sequence[CellTask], memory_limit_bytes: int | None) -> None:
     """Raises ValueError for a search that would end at nothing but the whole machine."""
     if memory_limit_bytes is None and any(
         task.config is not None and task.config.parallel.accelerator == "cpu" for task in tasks

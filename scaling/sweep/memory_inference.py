@@ -14,7 +14,7 @@ from dataclasses import replace
 from typing import Any
 
 from scaling.store.outcome import Outcome
-from scaling.sweep.plan import Task
+from scaling.sweep.plan import CellTask
 from unitransformer.config import Precision, RunConfig, to_dict
 
 # Larger needs more. Both mixed ones keep float32 weights and 16-bit activations.
@@ -134,7 +134,7 @@ def _place(cell: str) -> int:
     return int(hashlib.sha256(cell.encode()).hexdigest()[:8], 16)
 
 
-class Causes:
+class OomCauses:
     """Configs that ran out of memory, by their cell, those aside that a cell which ran refutes.
 
     What did not fit the memory of one machine tells nothing of another; what passed the limit that
@@ -166,10 +166,10 @@ def _unrefuted(told: Sequence[tuple[Outcome, RunConfig]]) -> dict[str, RunConfig
     return unrefuted(too_large, [config for outcome, config in told if outcome.status == "ok"])
 
 
-def is_check(
-    task: Task,
+def is_recheck(
+    task: CellTask,
     cause: tuple[str, RunConfig],
-    tasks: Sequence[Task],
+    tasks: Sequence[CellTask],
     done: Mapping[str, Outcome],
     share: float,
 ) -> bool:

@@ -1,7 +1,6 @@
-"""`python -m scaling sweep`: a command line in, what is swept and how out.
+"""Options of `python -m scaling sweep`.
 
-The sweep's own options are parsed here; every other `--name a,b,c` is an axis, whatever a recipe
-takes by that name.
+The sweep reads its own options. Every other `--name a,b,c` is an axis: an option of the recipes.
 """
 
 import datetime
@@ -16,8 +15,16 @@ import jsonargparse
 
 from scaling.sweep.max_batch import check_start
 from scaling.sweep.run_cell import Limits
-from scaling.sweep.study import OURS, RECIPES, Study, Values, list_studies, load_study, read_study
-from unitransformer.cli import nearest
+from scaling.sweep.study import (
+    RECIPES,
+    RESERVED_OPTIONS,
+    AxisValues,
+    Study,
+    list_studies,
+    load_study,
+    read_study,
+)
+from unitransformer.cli import suggest
 from unitransformer.launch.variables import CELL_LIMIT_S
 from unitransformer.record.schema import STATUSES
 
@@ -27,13 +34,13 @@ UNITS = {"": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "KB": 10**3, "MB": 10*
 
 @dataclass(frozen=True, kw_only=True)
 class SweepOptions:
-    """What was asked for, checked."""
+    """The checked options of a sweep."""
 
     study: Study
     out: Path
     limits: Limits
     retry: frozenset[str]
-    retry_before: str | None  # as outcomes tell when they ended
+    retry_before: str | None  # formatted as `Outcome.finished_at`
     find_max_batch: int | None
     is_dry: bool
     is_list: bool
@@ -45,115 +52,118 @@ class SweepOptions:
 def build_sweep_parser() -> jsonargparse.ArgumentParser:
     parser = jsonargparse.ArgumentParser(
         usage="python -m scaling sweep [STUDY] [options] [--any-option-of-a-recipe VALUE,VALUE]",
-        description="Run every combination of the values of some options of the recipes, each in "
-        "a process of its own; run the same command again to go on where it was stopped. Studies "
-        f"that come with the suite: {', '.join(list_studies())}. Every other option is an axis: "
+        description="Run every combination of the values of some recipe options, each in a process "
+        "of its own. Run the same command again to continue after a stop. Built-in studies: "
+        f"{', '.join(list_studies())}. Every option that is not listed below is an axis: "
         "--precision 32-true,bf16-mixed --batch-size 8,16.",
         exit_on_error=False,
         allow_abbrev=False,
     )
-    add = parser.add_argument
-    add("study", nargs="?", type=str | None, default=None, help="name of a study, or a YAML file")
-    add("--recipe", type=str | None, default=None, help="some of bert,gpt,vit, or all")
-    add("--out", type=Path | None, default=None, help="folder of the sweep; by its study's name")
-    add(
-        "--zip",
-        type=str | None,
-        default=None,
-        help="axes that move together, as devices,batch-size",
+
+    def add(flag: str, kind: Any, help_text: str, default: Any = None) -> None:
+        parser.add_argument(flag, type=kind, default=default, help=help_text)
+
+    parser.add_argument(
+        "study", nargs="?", type=str | None, default=None, help="name of a study, or a YAML file"
     )
-    add("--repeats", type=int | None, default=None, help="times that every cell is run")
-    add("--retry", type=str, default="", help="statuses to try again, as oom,crashed")
+    add("--recipe", str | None, "comma-separated list of bert, gpt, vit; or all")
+    add("--out", Path | None, "folder of the sweep; by default sweeps/STUDY")
+    add("--zip", str | None, "axes that change together, for example devices,batch-size")
+    add("--repeats", int | None, "number of times that every cell is run")
+    add("--retry", str, "statuses of finished cells to run again, for example oom,crashed", "")
     add(
         "--retry-before",
-        type=str | None,
-        default=None,
-        help="of those, what ended before this: the same time for all that share the work, as "
-        "2026-01-31T12:00:00+00:00; by default when each of them begins",
+        str | None,
+        "with --retry, run only cells again that finished before this time, for example "
+        "2026-01-31T12:00:00+00:00; give the same time to all processes that share a sweep; by "
+        "default the start of each process",
     )
-    add("--time-limit", type=float, default=CELL_LIMIT_S, help="seconds of a cell")
-    add("--memory-limit", type=str | None, default=None, help="of a cell, as 4GiB (Linux)")
+    add("--time-limit", float, "time limit of a cell in seconds", CELL_LIMIT_S)
+    add("--memory-limit", str | None, "memory limit of a cell, for example 4GiB (Linux)")
     add(
         "--recheck",
-        type=float,
-        default=0.1,
-        help="share of inferred lacks of memory that is run, at least one a cause",
+        float,
+        "share of the cells inferred to be out of memory that is run all the same, at least one "
+        "per cause; 0: none",
+        0.1,
     )
-    add("--find-max-batch", type=int | None, default=None, help="search the largest, up to this")
-    add("--max-cells", type=int | None, default=None, help="run so many and leave the rest")
-    add("--watch", action="store_true", help="show what other processes do with it; run nothing")
-    add("--list", action="store_true", help="print the command of every cell and stop")
-    add("--dry-run", action="store_true", help="list cells, time, memory and stop")
-    add("--price-per-hour", type=float | None, default=None, help="of a device, for --dry-run")
+    add("--find-max-batch", int | None, "search the largest batch size that fits, up to this one")
+    add("--max-cells", int | None, "stop after running this many cells")
+    add("--price-per-hour", float | None, "price of a device-hour, for --dry-run")
+    for flag, help_text in (
+        ("--watch", "show the progress of other processes, run nothing"),
+        ("--list", "print the command of every cell and exit"),
+        ("--dry-run", "print every cell with its estimated time and memory, and exit"),
+    ):
+        parser.add_argument(flag, action="store_true", help=help_text)
     return parser
 
 
 def split_axes(
-    words: Sequence[str], parser: jsonargparse.ArgumentParser
-) -> tuple[list[str], dict[str, Values]]:
-    """The sweep's own words, and the axes.
+    arguments: Sequence[str], parser: jsonargparse.ArgumentParser
+) -> tuple[list[str], dict[str, AxisValues]]:
+    """Returns the arguments that `parser` knows, and the axes.
 
     Raises:
-        ValueError: an option without a value, or given twice.
+        ValueError: an axis without a value, or given twice.
     """
-    own_flags = {flag for action in parser._actions for flag in action.option_strings}
-    switches = {"--dry-run", "--list", "--watch", "--help", "-h"}
-    own: list[str] = []
-    axes: dict[str, Values] = {}
-    rest = list(words)
+    known_flags = {flag for action in parser._actions for flag in action.option_strings}
+    with_value = known_flags - {"--dry-run", "--list", "--watch", "--help", "-h"}
+    known: list[str] = []
+    axes: dict[str, AxisValues] = {}
+    rest = list(arguments)
     while rest:
-        word = rest.pop(0)
-        flag, has_value, value = word.partition("=")
-        if not flag.startswith("--") or flag in own_flags:
-            own.append(word)
-            if flag in own_flags - switches and not has_value and rest:
-                own.append(rest.pop(0))
+        argument = rest.pop(0)
+        flag, has_value, value = argument.partition("=")
+        if not flag.startswith("--") or flag in known_flags:
+            known.append(argument)
+            if flag in with_value and not has_value and rest:
+                known.append(rest.pop(0))
             continue
         if not has_value:
             if not rest or rest[0].startswith("--"):
-                raise ValueError(f"{flag} has no value; give some, as {flag} a,b")
+                raise ValueError(f"{flag} has no value; give one or more: {flag} a,b")
             value = rest.pop(0)
         name = flag.removeprefix("--").replace("_", "-")
         if name in axes:
             raise ValueError(f"{flag} is given twice; give all its values in one list")
         axes[name] = tuple(part.strip() for part in value.split(",") if part.strip())
-    return own, axes
+    return known, axes
 
 
-def read_sweep_options(given: Any, axes: dict[str, Values]) -> SweepOptions:
-    """What was asked for; raises ValueError naming option, value and fix."""
+def read_sweep_options(given: Any, axes: dict[str, AxisValues]) -> SweepOptions:
+    """Checks the parsed options; raises ValueError naming option, value and fix."""
     limits = Limits(
-        limit_s=_above_zero("time-limit", given.time_limit),
+        limit_s=_positive("time-limit", given.time_limit),
         memory_limit_bytes=_bytes(given.memory_limit),
         recheck=given.recheck,
     )
     if not 0 <= given.recheck <= 1:
         raise ValueError(f"recheck is {given.recheck}; it must be between 0 and 1")
     if given.price_per_hour is not None:
-        _above_zero("price-per-hour", given.price_per_hour)
+        _positive("price-per-hour", given.price_per_hour)
     retry = frozenset(status.strip() for status in given.retry.split(",") if status.strip())
     for status in retry:
         if status not in STATUSES:
-            raise ValueError(f"retry holds {status}; {nearest(status, STATUSES)}")
+            raise ValueError(f"retry holds {status}; {suggest(status, STATUSES)}")
     if given.retry_before is not None and not retry:
         raise ValueError(
-            f"retry-before is {given.retry_before} and nothing is tried again; give --retry, as "
-            "--retry oom, or leave it out"
+            f"retry-before is {given.retry_before} but no status is retried; add --retry, for "
+            "example --retry oom, or leave retry-before out"
         )
-    study = _study(given, axes)
+    study = _read_study(given, axes)
+    for name in ("find_max_batch", "max_cells"):
+        value = getattr(given, name)
+        if value is not None and value < 1:
+            raise ValueError(f"{name.replace('_', '-')} is {value}; it must be at least 1")
     if given.find_max_batch is not None:
-        if given.find_max_batch < 1:
-            raise ValueError(f"find-max-batch is {given.find_max_batch}; it must be at least 1")
         check_start(study)
-    if given.max_cells is not None and given.max_cells < 1:
-        raise ValueError(f"max-cells is {given.max_cells}; it must be at least 1")
-    name = Path(given.study).stem if given.study else "sweep"
     return SweepOptions(
         study=study,
-        out=given.out or DEFAULT_OUT / name,
+        out=given.out or DEFAULT_OUT / (Path(given.study).stem if given.study else "sweep"),
         limits=limits,
         retry=retry,
-        retry_before=_instant("retry-before", given.retry_before),
+        retry_before=_utc("retry-before", given.retry_before),
         find_max_batch=given.find_max_batch,
         is_dry=given.dry_run,
         is_list=given.list,
@@ -163,10 +173,10 @@ def read_sweep_options(given: Any, axes: dict[str, Values]) -> SweepOptions:
     )
 
 
-def _study(given: Any, axes: dict[str, Values]) -> Study:
-    """The one that is named, with what the command line changes; or one of the command line."""
+def _read_study(given: Any, axes: dict[str, AxisValues]) -> Study:
+    """Returns the named study with the changes of the command line, or one of `axes` alone."""
     for name in axes:
-        if name in OURS:
+        if name in RESERVED_OPTIONS:
             raise ValueError(f"--{name} is decided by the sweep for each cell; leave it out")
     if given.study is None:
         if not given.recipe:
@@ -176,19 +186,20 @@ def _study(given: Any, axes: dict[str, Values]) -> Study:
         study = read_study({"recipe": _recipes(given.recipe), "axes": axes})
     else:
         study = load_study(given.study)
-        own = {
+        recipes = {
             recipe: {name: values for name, values in options.items() if name not in axes}
             for recipe, options in study.recipes.items()
         }
-        study = replace(study, recipes=own, axes={**study.axes, **axes})
         if given.recipe:
             chosen = _recipes(given.recipe)
-            missing = [name for name in chosen if name not in own]
-            if missing:
-                raise ValueError(
-                    f"recipe {missing[0]} is not in study {given.study}, which has {', '.join(own)}"
-                )
-            study = replace(study, recipes={name: own[name] for name in own if name in chosen})
+            for name in chosen:
+                if name not in recipes:
+                    raise ValueError(
+                        f"recipe {name} is not in study {given.study}, which has "
+                        f"{', '.join(recipes)}"
+                    )
+            recipes = {name: recipes[name] for name in recipes if name in chosen}
+        study = replace(study, recipes=recipes, axes={**study.axes, **axes})
     if given.zip:
         study = replace(study, zipped=(*study.zipped, tuple(given.zip.split(","))))
     if given.repeats is not None:
@@ -200,30 +211,30 @@ def _recipes(text: str) -> list[str]:
     return list(RECIPES) if text == "all" else [name.strip() for name in text.split(",")]
 
 
-def _above_zero(name: str, value: float) -> float:
+def _positive(name: str, value: float) -> float:
     if not 0 < value < math.inf:
         raise ValueError(f"{name} is {value}; it must be above 0")
     return value
 
 
-def _instant(name: str, text: str | None) -> str | None:
-    """As outcomes have it: two of them compare as their texts do."""
+def _utc(name: str, text: str | None) -> str | None:
+    """Returns the time in UTC with a fixed number of digits, so that texts compare as times do."""
     if text is None:
         return None
     try:
-        instant = datetime.datetime.fromisoformat(text)
+        time = datetime.datetime.fromisoformat(text)
     except ValueError:
         raise ValueError(
-            f"{name} is {text}; give a date and time, as 2026-01-31T12:00:00+00:00"
+            f"{name} is {text}; give a date and time, for example 2026-01-31T12:00:00+00:00"
         ) from None
-    return instant.astimezone(datetime.UTC).isoformat(timespec="microseconds")
+    return time.astimezone(datetime.UTC).isoformat(timespec="microseconds")
 
 
 def _bytes(text: str | None) -> int | None:
-    """4GiB, 500MB or a number of bytes."""
+    """Reads a size such as 4GiB, 500MB or a number of bytes."""
     if text is None:
         return None
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]i?B)?", text.strip())
     if match is None or (size := int(float(match[1]) * UNITS[match[2] or ""])) < 1:
-        raise ValueError(f"memory-limit is {text}; give a size above 0, as 4GiB")
+        raise ValueError(f"memory-limit is {text}; give a size above 0, for example 4GiB")
     return size

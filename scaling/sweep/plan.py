@@ -16,7 +16,7 @@ PATIENCE_S = 300.0  # with an answer, on a machine that is busy importing
 
 
 @dataclass(frozen=True, kw_only=True)
-class Task:
+class CellTask:
     """A cell, once, and its run."""
 
     cell: Cell
@@ -30,7 +30,7 @@ class Task:
         return f"{self.cell.id}-{self.repeat}"
 
 
-class Recipes:
+class RecipePlanner:
     """What the recipes answer on this machine, asked of one process, each question once."""
 
     def __init__(self) -> None:
@@ -53,7 +53,7 @@ class Recipes:
         self._ask = None
         self._module.close()
 
-    def task(self, cell: Cell, repeat: int, *, is_here: bool = True) -> Task:
+    def task(self, cell: Cell, repeat: int, *, is_here: bool = True) -> CellTask:
         """A cell and the run that it comes to; raises ValueError for options nobody knows.
 
         Args:
@@ -63,7 +63,7 @@ class Recipes:
         beside: dict[str, Any] = {} if is_here else {"check": {}}
         answer = self.ask({"recipe": cell.recipe, "arguments": cell.arguments, **beside})
         config, refusal = _read(cell, answer)
-        return Task(cell=cell, repeat=repeat, config=config, refusal=refusal)
+        return CellTask(cell=cell, repeat=repeat, config=config, refusal=refusal)
 
     def machine(self) -> tuple[str, dict[str, Any]]:
         """The fingerprint under which this machine's calibrations are kept; its kind and memory."""
@@ -72,20 +72,20 @@ class Recipes:
 
 
 @contextlib.contextmanager
-def open_recipes() -> Iterator[Recipes]:
+def open_planner() -> Iterator[RecipePlanner]:
     """What can be asked until the block ends."""
-    recipes = Recipes()
+    recipes = RecipePlanner()
     try:
         yield recipes
     finally:
         recipes.rest()
 
 
-def plan(study: Study, recipes: Recipes, *, is_here: bool = True) -> list[Task]:
+def plan_tasks(study: Study, recipes: RecipePlanner, *, is_here: bool = True) -> list[CellTask]:
     """Every cell and repeat.
 
     Args:
-        is_here: as for `Recipes.task`.
+        is_here: as for `RecipePlanner.task`.
 
     Raises:
         ValueError: an axis or value that the recipes do not know.
@@ -117,7 +117,7 @@ def _read(cell: Cell, answer: Mapping[str, Any]) -> tuple[RunConfig | None, str 
     return from_dict(RunConfig, answer["config"]), None
 
 
-def in_order(tasks: Sequence[Task]) -> list[Task]:
+def sort_tasks(tasks: Sequence[CellTask]) -> list[CellTask]:
     """Each repeat of all cells before the next one. In a repeat first the refusals, which cost
     nothing; then the cheapest cells that show a value of an axis not seen yet; then by cost."""
     repeats = sorted({task.repeat for task in tasks})
@@ -126,7 +126,7 @@ def in_order(tasks: Sequence[Task]) -> list[Task]:
     ]
 
 
-def _of_one(tasks: Sequence[Task]) -> Iterator[Task]:
+def _of_one(tasks: Sequence[CellTask]) -> Iterator[CellTask]:
     yield from (task for task in tasks if task.config is None)
     left = sorted((task for task in tasks if task.config is not None), key=_cost)
     seen: set[tuple[str, str, str]] = set()
@@ -141,7 +141,7 @@ def _of_one(tasks: Sequence[Task]) -> Iterator[Task]:
     yield from later
 
 
-def _cost(task: Task) -> tuple[float, str]:
+def _cost(task: CellTask) -> tuple[float, str]:
     assert task.config is not None
     return train_flops(task.config), task.name
 

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from scaling.store.outcome import Outcome
 from scaling.sweep.claims import Holder
-from scaling.sweep.plan import Task, train_flops
+from scaling.sweep.plan import CellTask, train_flops
 from unitransformer.record.units import duration
 
 SHOWN = 8  # cells that have ended, the newest of them
@@ -29,7 +29,7 @@ class Progress:
 
     def __init__(
         self,
-        look: Callable[[], tuple[Sequence[Task], dict[str, Outcome]]],
+        look: Callable[[], tuple[Sequence[CellTask], dict[str, Outcome]]],
         holders: Callable[[], Mapping[str, Holder]],
         stream: TextIO,
         *,
@@ -40,9 +40,9 @@ class Progress:
         self._stream, self._axes = stream, axes
         self._since_s = clock()
         self._own: str | None = None  # the task that runs here
-        self._ended: list[tuple[Task, Outcome]] = []
+        self._ended: list[tuple[CellTask, Outcome]] = []
         self._seen: set[tuple[str, float]] = set()  # who was told to have begun what
-        self._tasks: Sequence[Task] = ()
+        self._tasks: Sequence[CellTask] = ()
         self._done: dict[str, Outcome] = {}
         self._live: Live | None = None
 
@@ -58,10 +58,10 @@ class Progress:
         if self._live is not None:
             self._live.stop()
 
-    def begins(self, task: Task) -> None:
+    def begins(self, task: CellTask) -> None:
         self._own = task.name
 
-    def ended(self, task: Task, outcome: Outcome) -> None:
+    def ended(self, task: CellTask, outcome: Outcome) -> None:
         self._own = None
         self._ended.append((task, outcome))
         self._refresh()
@@ -89,14 +89,14 @@ class Progress:
                 told = f"{task.cell.label(self._axes)}: runs on {holder.host}"
                 print(told, file=self._stream, flush=True)
 
-    def _running(self) -> list[tuple[Task, Holder]]:
+    def _running(self) -> list[tuple[CellTask, Holder]]:
         holders = self._holders()
         return [(task, holders[task.name]) for task in self._tasks if task.name in holders]
 
     def _refresh(self) -> None:
         self._tasks, self._done = self._look()
 
-    def _line(self, task: Task, outcome: Outcome) -> str:
+    def _line(self, task: CellTask, outcome: Outcome) -> str:
         told = f": {outcome.reason}" if outcome.reason else f" in {outcome.elapsed_s:.1f} s"
         number = f"{len(self._done)}/{len(self._tasks)}"
         return f"{number} {task.cell.label(self._axes)}: {outcome.status}{told}"
@@ -127,7 +127,7 @@ class Progress:
         spent_s += sum(min(each_s, now_s - self._since_s) for each_s in begun_s.values())
         return needed_s * (now_s - self._since_s) / spent_s
 
-    def _ran_since(self) -> list[tuple[Task, Outcome]]:
+    def _ran_since(self) -> list[tuple[CellTask, Outcome]]:
         """Cells that were run, by anybody, and have ended since this began."""
         done = [(task, self._done[task.name]) for task in self._tasks if task.name in self._done]
         return [

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from scaling.exit_status import check_disk, is_stopped, judge, kernel_kills, reason_of
-from scaling.recipe_process import Ended, Runner
+from scaling.exit_status import check_disk, is_stopped, decide_status, count_oom_kills, explain_status
+from scaling.recipe_process import ProcessResult, Runner
 from scaling.store.outcome import CELLS, Outcome
 from scaling.sweep import compile_cache
-from scaling.sweep.plan import Task
-from unitransformer.launch.variables import PROGRESS, RUN_FOLDER
+from scaling.sweep.plan import CellTask
+from unitransformer.launch.variables import PROGRESS_FILE, RUN_FOLDER
 from unitransformer.record.schema import Record, Status, load_record
 
 LOG = "log.txt"
@@ -34,7 +34,7 @@ class Limits:
     recheck: float = 0.1  # share of the cells that another settles which run anyway, one at least
 
 
-def run_cell(task: Task, runner: Runner, folder: Path, limits: Limits) -> Outcome:
+def run_cell(task: CellTask, runner: Runner, folder: Path, limits: Limits) -> Outcome:
     """Run it in its own folder below the sweep's; what an earlier attempt has left there goes.
 
     Raises:
@@ -46,10 +46,10 @@ def run_cell(task: Task, runner: Runner, folder: Path, limits: Limits) -> Outcom
     variables = {RUN_FOLDER: str(place)}
     shares_code = compile_cache.VARIABLE not in os.environ  # else it is the user's own affair
     if shares_code:
-        compile_cache.lend(folder / compile_cache.FOLDER, place / compile_cache.FOLDER)
+        compile_cache.link_shared(folder / compile_cache.FOLDER, place / compile_cache.FOLDER)
         variables[compile_cache.VARIABLE] = str(place / compile_cache.FOLDER)
     started_at, start_s = now(), time.monotonic()
-    killed_before = kernel_kills()
+    killed_before = count_oom_kills()
     try:
         ended = runner(
             task.cell.recipe,
@@ -60,24 +60,24 @@ def run_cell(task: Task, runner: Runner, folder: Path, limits: Limits) -> Outcom
             variables=variables,
         )
     except RuntimeError as error:  # the worker itself has ended; the next cell starts another
-        ended = Ended(exit_code=1, elapsed_s=time.monotonic() - start_s)
+        ended = ProcessResult(exit_code=1, elapsed_s=time.monotonic() - start_s)
         (place / LOG).write_text(f"error: {error}\n")
     path, record = _read_record(place)
     if is_stopped(ended, record):
         # By what a batch system sends to every process it is on its way to this one too, and then
         # the cell is given back, without an outcome.
         time.sleep(STOP_S)
-    status = judge(ended, record, killed_by_kernel=kernel_kills() > killed_before)
+    status = decide_status(ended, record, killed_by_kernel=count_oom_kills() > killed_before)
     if status != "ok":
         check_disk(place, record)
     elif shares_code:
-        compile_cache.take(place / compile_cache.FOLDER, folder / compile_cache.FOLDER)
+        compile_cache.publish(place / compile_cache.FOLDER, folder / compile_cache.FOLDER)
     lines = () if status == "ok" else _last_lines(place / LOG, record, folder)
     _tidy(place)
     return _outcome(
         task,
         status=status,
-        reason=reason_of(
+        reason=explain_status(
             status,
             ended,
             record,
@@ -93,7 +93,7 @@ def run_cell(task: Task, runner: Runner, folder: Path, limits: Limits) -> Outcom
     )
 
 
-def unrun(task: Task, cause: str | None) -> Outcome:
+def outcome_without_run(task: CellTask, cause: str | None) -> Outcome:
     """The outcome of a task that need not run.
 
     Args:
@@ -109,7 +109,7 @@ def unrun(task: Task, cause: str | None) -> Outcome:
     )
 
 
-def _outcome(task: Task, *, status: Status, **facts: Any) -> Outcome:
+def _outcome(task: CellTask, *, status: Status, **facts: Any) -> Outcome:
     return Outcome(
         cell=task.cell.id,
         repeat=task.repeat,
@@ -148,7 +148,7 @@ def _tidy(place: Path) -> None:
     for path in place.iterdir():
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
-    (place / PROGRESS).unlink(missing_ok=True)
+    (place / PROGRESS_FILE).unlink(missing_ok=True)
 
 
 def now() -> str:

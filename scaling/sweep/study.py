@@ -17,18 +17,18 @@ from typing import Any, get_args
 
 import yaml
 
-from unitransformer.cli import nearest
+from unitransformer.cli import suggest
 from unitransformer.config import Recipe
 from unitransformer.record.units import count
 
 RECIPES: tuple[Recipe, ...] = get_args(Recipe)
 # What a sweep decides for each of its cells.
-OURS = (
+RESERVED_OPTIONS = (
     *("out", "record", "checkpoint-dir", "checkpoint-every", "no-checkpoint", "resume"),
     *("repeats", "trace", "summary", "dry-run", "config", "print_config", "help"),
 )
 FIELDS = ("recipe", "axes", "zip", "exclude", "options", "repeats")
-Values = tuple[str, ...]
+AxisValues = tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,10 +72,10 @@ class Study:
         ValueError: an empty grid, or parts that do not fit each other, naming field, value and fix.
     """
 
-    recipes: Mapping[Recipe, Mapping[str, Values]]  # with axes and options of its own
-    axes: Mapping[str, Values] = field(default_factory=dict)
+    recipes: Mapping[Recipe, Mapping[str, AxisValues]]  # with axes and options of its own
+    axes: Mapping[str, AxisValues] = field(default_factory=dict)
     zipped: tuple[tuple[str, ...], ...] = ()
-    excluded: tuple[Mapping[str, Values], ...] = ()
+    excluded: tuple[Mapping[str, AxisValues], ...] = ()
     repeats: int = 1
 
     def __post_init__(self) -> None:
@@ -91,7 +91,7 @@ class Study:
     def _check(self, recipe: Recipe) -> None:
         axes = self._axes(recipe)
         for name, values in axes.items():
-            if name in OURS:
+            if name in RESERVED_OPTIONS:
                 raise ValueError(f"{name} is decided by the sweep for each cell; leave it out")
             if not values:
                 raise ValueError(f"axis {name} is empty; give at least one value")
@@ -101,7 +101,7 @@ class Study:
         for group in self.zipped:
             for name in group:
                 if name not in axes:
-                    raise ValueError(f"zip names {name}, no axis; {nearest(name, axes)}")
+                    raise ValueError(f"zip names {name}, no axis; {suggest(name, axes)}")
                 if name in seen:
                     raise ValueError(f"zip names {name} twice; an axis moves with one group")
                 seen.add(name)
@@ -113,9 +113,9 @@ class Study:
         for pattern in self.excluded:
             for name in pattern:
                 if name not in known and not any(name in own for own in self.recipes.values()):
-                    raise ValueError(f"exclude names {name}, no axis; {nearest(name, known)}")
+                    raise ValueError(f"exclude names {name}, no axis; {suggest(name, known)}")
 
-    def _axes(self, recipe: Recipe) -> dict[str, Values]:
+    def _axes(self, recipe: Recipe) -> dict[str, AxisValues]:
         return {**self.axes, **self.recipes[recipe]}
 
     def cells(self) -> list[Cell]:
@@ -174,7 +174,7 @@ class Study:
         }
 
 
-def _matches(pattern: Mapping[str, Values], recipe: str, options: Mapping[str, str]) -> bool:
+def _matches(pattern: Mapping[str, AxisValues], recipe: str, options: Mapping[str, str]) -> bool:
     own = {"recipe": recipe, **options}
     return all(own.get(name) in values for name, values in pattern.items())
 
@@ -200,7 +200,7 @@ def load_study(name: str) -> Study:
         text = Path(name).read_text(encoding="utf-8")
     else:
         raise ValueError(
-            f"study {name} is neither a file nor known; {nearest(name, list_studies())}"
+            f"study {name} is neither a file nor known; {suggest(name, list_studies())}"
         )
     try:
         # Every scalar stays a word: YAML would make `off` false and `1_000` a number.
@@ -220,13 +220,13 @@ def read_study(values: Any) -> Study:
         raise ValueError("it holds no fields of the form `axes: ...`")
     for name in values:
         if name not in FIELDS:
-            raise ValueError(f"{name} is not a field; {nearest(str(name), FIELDS)}")
+            raise ValueError(f"{name} is not a field; {suggest(str(name), FIELDS)}")
     recipes = values.get("recipe", ())
     if not isinstance(recipes, Mapping):
         recipes = {name: {} for name in _words(recipes, "recipe")}
     for name in recipes:
         if name not in RECIPES:
-            raise ValueError(f"recipe {name} is not known; {nearest(str(name), RECIPES)}")
+            raise ValueError(f"recipe {name} is not known; {suggest(str(name), RECIPES)}")
     options = _axes(values.get("options", {}), "options")
     for name, chosen in options.items():
         if len(chosen) != 1:
@@ -255,10 +255,10 @@ def _check_exclusions(study: Study) -> None:
             known = list(study.recipes) if name == "recipe" else study.values(name)
             for value in values:
                 if value not in known:
-                    raise ValueError(f"exclude.{name} holds {value}; {nearest(value, known)}")
+                    raise ValueError(f"exclude.{name} holds {value}; {suggest(value, known)}")
 
 
-def _axes(values: Any, where: str) -> dict[str, Values]:
+def _axes(values: Any, where: str) -> dict[str, AxisValues]:
     if not isinstance(values, Mapping):
         raise ValueError(f"{where} is {values!r}; it must be a group of `name: values`")
     return {
@@ -267,7 +267,7 @@ def _axes(values: Any, where: str) -> dict[str, Values]:
     }
 
 
-def _words(values: Any, where: str) -> Values:
+def _words(values: Any, where: str) -> AxisValues:
     """One word, or a list of them."""
     if isinstance(values, str | int | float):
         return (str(values),)

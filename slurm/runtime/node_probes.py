@@ -9,7 +9,7 @@ from pathlib import Path
 
 from slurm import scheduler
 from slurm.runtime.allocation import Allocation
-from unitransformer.launch.failures import Failure, write_failure
+from unitransformer.launch.failures import RankFailure, write_failure
 
 PROBE_S = 6.0  # for a node to answer
 PROBE_EACH_S = 0.1  # and so much longer where many are asked at once
@@ -71,5 +71,5 @@ def write_dead(dead: Mapping[str, Sequence[int]], errors: Path) -> None:
     for node, ranks in dead.items():
         told = f"{node} does not answer any more"
         for rank in ranks:
-            failure = Failure(rank=rank, type="NodeFailure", message=told, lines=[])
+            failure = RankFailure(rank=rank, type="NodeFailure", message=told, lines=[])
             write_failure(failure, errors / f"{rank}.failure")

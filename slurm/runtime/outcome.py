@@ -23,8 +23,8 @@ from slurm.job_files import (
 from slurm.runtime.allocation import Allocation, Words, errors_of
 from slurm.runtime.node_probes import Probes, dead_nodes, write_dead
 from unitransformer.launch.failures import BAD_USAGE, amend_record, first_failure, read_failures
-from unitransformer.launch.signals import EXIT_CODE, SIGNALS
-from unitransformer.launch.variables import JOB_FOLDER, PROGRESS, RUN_FOLDER
+from unitransformer.launch.signals import STOPPED_EXIT_CODE, STOP_SIGNALS
+from unitransformer.launch.variables import JOB_FOLDER, PROGRESS_FILE, RUN_FOLDER
 
 MAX_DEAD = 5  # times that the job is queued again because a node has died
 
@@ -82,16 +82,16 @@ def settle(attempt: Attempt, ended: Ended, *, before: Sequence[Attempt] = ()) ->
         told = "cancelled, or queued again by SLURM itself"
         reason = f"{told}; {ended.reason}" if ended.reason else told
         return Verdict(
-            attempt=replace(attempt, outcome="stopped", reason=reason), exit_code=EXIT_CODE
+            attempt=replace(attempt, outcome="stopped", reason=reason), exit_code=STOPPED_EXIT_CODE
         )
-    if ended.exit_code == EXIT_CODE:
+    if ended.exit_code == STOPPED_EXIT_CODE:
         stopped = replace(attempt, outcome="stopped", reason=ended.reason, is_requeued=True)
         same = [*itertools.takewhile(lambda each: each.reason == ended.reason, reversed(before))]
         if ended.reason in (NOT_BEGUN, GIVEN_BACK) and len(same) >= MAX_IN_VAIN:
             reason = f"{ended.reason}, {len(same) + 1} times: the time limit is too short"
             failed = replace(attempt, outcome="failed", reason=reason)
             return Verdict(attempt=failed, exit_code=1)
-        return Verdict(attempt=stopped, exit_code=EXIT_CODE, requeue=True)
+        return Verdict(attempt=stopped, exit_code=STOPPED_EXIT_CODE, requeue=True)
     if ended.is_refused:
         refused = replace(attempt, outcome="refused", reason=ended.reason)
         return Verdict(attempt=refused, exit_code=2)
@@ -132,7 +132,7 @@ def judge(
     # srun may have been told to end as well, and then kills what is still saving.
     is_told = bool(failures or watched.dead)
     if not is_told and ((code == 0 and has_stopped) or (code > 128 and was_asked)):
-        code = EXIT_CODE
+        code = STOPPED_EXIT_CODE
     swept = read_swept(errors) if words.target == "sweep" else None
     if swept is not None and code in (0, 1):
         return _ended(swept, code)
@@ -140,7 +140,7 @@ def judge(
     if ended.is_done or code == 0:
         return ended
     ended = replace(ended, is_taken_back=scheduler.is_taken_back(allocation.name))
-    if code == EXIT_CODE:
+    if code == STOPPED_EXIT_CODE:
         return replace(ended, reason=_why_stopped(words, since_s))
     if code == BAD_USAGE or any(failure.is_bad_usage for failure in failures):
         told = first_failure(failures).message if failures else "what is said above"
@@ -177,7 +177,7 @@ def _is_done(words: Words, code: int, since_s: float) -> bool:
 
 def _record_path(words: Words) -> Path | None:
     """Where the run has said that its record is, or the newest beside it."""
-    told = (read_json(words.folder / RUN / PROGRESS) or {}).get("record")
+    told = (read_json(words.folder / RUN / PROGRESS_FILE) or {}).get("record")
     if told and Path(told).exists():
         return Path(told)
     return find_record(words.folder / RUN)
@@ -247,7 +247,7 @@ def requeue(allocation: Allocation, words: Words, verdict: Verdict) -> None:
     """Queue this job or task again; where that cannot be, say how to go on."""
     # Said before: what follows ends this process.
     say("asks to be queued again" + "".join(f", without {name}" for name in verdict.exclude))
-    for number in SIGNALS:
+    for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)  # as what is started from here on does, too
     refused = scheduler.requeue(allocation.name, restart=allocation.restart)
     if refused is None:

@@ -16,15 +16,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from slurm.runtime.heartbeat import EACH_S, beat
-from unitransformer.launch.failures import ERROR_FILE, silent_failure, write_failure
-from unitransformer.launch.signals import EXIT_CODE, SIGNALS
-from unitransformer.launch.variables import ERRORS
+from unitransformer.launch.failures import ERROR_FILE, unreported_failure, write_failure
+from unitransformer.launch.signals import STOPPED_EXIT_CODE, STOP_SIGNALS
+from unitransformer.launch.variables import ERRORS_FOLDER
 
 
 def main(command: Sequence[str]) -> int:
     """Run `command`, hand signals on, and leave a word on a bad end; returns the exit code."""
     rank = int(os.environ["SLURM_PROCID"])
-    errors = Path(os.environ[ERRORS])
+    errors = Path(os.environ[ERRORS_FOLDER])
     file = errors / f"{rank}.failure"
     received: list[int] = []
     child: list[subprocess.Popen[bytes]] = []
@@ -34,7 +34,7 @@ def main(command: Sequence[str]) -> int:
         for started in child:
             started.send_signal(number)
 
-    for each in SIGNALS:
+    for each in STOP_SIGNALS:
         signal.signal(each, hand_on)
     child.append(subprocess.Popen(command, env={**os.environ, ERROR_FILE: str(file)}))
     for number in received:  # it came while the child was made
@@ -43,12 +43,12 @@ def main(command: Sequence[str]) -> int:
         threading.Thread(target=_beat_on, args=(errors,), daemon=True).start()
     code = child[0].wait()
     # One that was not listening yet had not begun: nothing is lost.
-    if code == EXIT_CODE or (code < 0 and -code in received):
+    if code == STOPPED_EXIT_CODE or (code < 0 and -code in received):
         # By a file: at any exit code but 0 srun would kill the ranks that are still at it.
         file.with_suffix(".stopped").touch()
         code = 0
     elif code != 0 and not file.exists():
-        write_failure(silent_failure(rank, code, node=socket.gethostname()), file)
+        write_failure(unreported_failure(rank, code, node=socket.gethostname()), file)
     return code if code >= 0 else 128 - code
 
 

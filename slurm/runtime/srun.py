@@ -13,7 +13,7 @@ from slurm.runtime.allocation import Allocation, Words, errors_of, own_folder
 from slurm.runtime.heartbeat import Heartbeats
 from slurm.runtime.node_probes import Probes, dead_nodes
 from slurm.runtime.outcome import Watched
-from unitransformer.launch.variables import ERRORS, LOCAL_DISK, RUN_FOLDER, SWEEP_FILE
+from unitransformer.launch.variables import ERRORS_FOLDER, LOCAL_DISK, RUN_FOLDER, SWEEP_FILE
 
 POLL_S = 0.5
 GRACE_S = 3.0  # from the first rank's failure until the others are killed
@@ -45,7 +45,7 @@ def command_of(words: Words, began_at: str) -> list[str]:
 
 def variables_of(allocation: Allocation, words: Words) -> dict[str, str]:
     """What ranks are told beside what SLURM tells them."""
-    variables = {ERRORS: str(errors_of(allocation, words)), "PYTHONUNBUFFERED": "1"}
+    variables = {ERRORS_FOLDER: str(errors_of(allocation, words)), "PYTHONUNBUFFERED": "1"}
     if words.target == "sweep":
         variables[SWEEP_FILE] = str(errors_of(allocation, words) / FILE)
     else:

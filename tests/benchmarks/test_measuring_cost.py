@@ -10,7 +10,7 @@ from lightning.pytorch import Trainer
 import unitransformer.run
 from tests.benchmarks.interleaved import WARM_UP, Arm, check
 from unitransformer.measure import instruments
-from unitransformer.measure.clock import ClockStarts, ClockStops, Step, StepClock
+from unitransformer.measure.clock import StartClock, StopClock, StepTimes, StepClock
 
 STEPS = WARM_UP + 200
 OPTIONS = (
@@ -26,7 +26,7 @@ WHOLE_BATCH = 128  # 8,192 tokens per step
 def watch_nothing() -> None:
     """Removes clock and instruments from a run."""
     build_trainer = unitransformer.run.build_trainer
-    watchers = (ClockStops, ClockStarts, instruments.Instruments)
+    watchers = (StopClock, StartClock, instruments.Instruments)
 
     def build(*arguments: Any, callbacks: list[pl.Callback], **options: Any) -> Trainer:
         kept = [callback for callback in callbacks if not isinstance(callback, watchers)]
@@ -34,7 +34,7 @@ def watch_nothing() -> None:
 
     unitransformer.run.build_trainer = build
     # Values that record and log read from the clock, which never ran.
-    step = Step(step_s=1.0, cpu_s=1.0, data_s=0.1, forward_backward_s=0.8, optimizer_s=0.1)
+    step = StepTimes(step_s=1.0, cpu_s=1.0, data_s=0.1, forward_backward_s=0.8, optimizer_s=0.1)
     StepClock.steps = lambda self: [step] * STEPS  # type: ignore[method-assign]
 
 

@@ -9,9 +9,9 @@ from unitransformer.config import ModelConfig
 
 
 class PlainEmbeddings(nn.Module):
-    def __init__(self, num_words: int, width: int) -> None:
+    def __init__(self, vocab_size: int, width: int) -> None:
         super().__init__()
-        self.lut = nn.Embedding(num_words, width)
+        self.lut = nn.Embedding(vocab_size, width)
         self.width = width
 
     def forward(self, words: Tensor) -> Tensor:

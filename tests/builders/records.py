@@ -8,11 +8,11 @@ from typing import Any
 from scaling.store.run import Run
 from unitransformer.config import DataConfig, ModelConfig, Recipe, RunConfig, to_dict
 from unitransformer.costs.flops import count_flops, count_parameters
-from unitransformer.machine.calibration import Ceiling, Samples
+from unitransformer.machine.calibration import Ceiling, WorkSamples
 from unitransformer.measure.compile_ledger import CompileLedger
 from unitransformer.record.metrics import passport_of, read_out
 from unitransformer.record.schema import SCHEMA, Record, config_of
-from unitransformer.stats.steady_state import Steady
+from unitransformer.stats.steady_state import SteadyState
 
 STEP_S = [0.5, 0.3] + [0.1] * 10  # two slow steps, then ten steady ones
 HOST = {
@@ -31,8 +31,8 @@ CEILING = Ceiling(
     device="cpu",
     dtype="float32",
     threads=2,
-    matmul=(Samples(name="x W^T 8x8x8", work=10**9, seconds=(0.02, 0.01)),),
-    copy=Samples(name="copy", work=10**9, seconds=(0.1,)),
+    matmul=(WorkSamples(name="x W^T 8x8x8", work=10**9, seconds=(0.02, 0.01)),),
+    copy=WorkSamples(name="copy", work=10**9, seconds=(0.1,)),
     elapsed_s=0.2,
 ).as_dict()
 
@@ -73,7 +73,7 @@ def make_record(
     config = make_config(recipe, num_steps=max(1, steps))
     unit = "image" if recipe == "vit" else "token"
     steady_from = 2 if steps >= 8 else None
-    steady = Steady(start=steady_from, reason=None if steady_from else f"{steps} steps, needs 8")
+    steady = SteadyState(start=steady_from, reason=None if steady_from else f"{steps} steps, needs 8")
     samples = _make_samples(step_s)
     units_per_step = config.global_batch_size * config.tokens_per_sample
     readout = read_out(step_s, samples, steady, launches=[0], units_per_step=units_per_step)

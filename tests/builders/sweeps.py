@@ -5,10 +5,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from scaling.recipe_process import Ended
+from scaling.recipe_process import ProcessResult
 from scaling.store.outcome import Outcome
-from scaling.sweep.engine import Summary, Sweep
-from scaling.sweep.plan import Task, in_order
+from scaling.sweep.engine import SweepSummary, Sweep
+from scaling.sweep.plan import CellTask, sort_tasks
 from scaling.sweep.run_cell import Limits
 from scaling.sweep.study import Cell, Study, read_study
 from tests.builders.records import make_config, make_crashed, make_record
@@ -31,18 +31,18 @@ class FakeMachine:
         out_of_memory: exit code of a run that is out of memory; None: it exceeds its limit.
     """
 
-    tasks: Mapping[str, Task]
+    tasks: Mapping[str, CellTask]
     runs: list[str] = field(default_factory=list)
     crashes: frozenset[str] = frozenset()
     late: frozenset[str] = frozenset()
     out_of_memory: int | None = None
     capacity: int = CAPACITY
 
-    def __call__(self, task: Task) -> "FakeMachine":
+    def __call__(self, task: CellTask) -> "FakeMachine":
         self.task = task
         return self
 
-    def run(self, log: Path) -> Ended:
+    def run(self, log: Path) -> ProcessResult:
         config = self.task.config
         assert config is not None
         self.runs.append(self.task.name)
@@ -50,18 +50,18 @@ class FakeMachine:
         factor = 2 if config.parallel.precision == "bf16-true" else 1
         if config.batch_size > factor * self.capacity:
             if self.out_of_memory is None:
-                return Ended(exit_code=None, elapsed_s=1.0, ending="oom")
+                return ProcessResult(exit_code=None, elapsed_s=1.0, ending="oom")
             oom_record = make_crashed() | {"status": "oom"}
             write_record(make_record_of(config, oom_record), log.parent / "x-1.json")
-            return Ended(exit_code=self.out_of_memory, elapsed_s=1.0)
+            return ProcessResult(exit_code=self.out_of_memory, elapsed_s=1.0)
         if self.task.name in self.late:
-            return Ended(exit_code=None, elapsed_s=1.0, ending="timeout")
+            return ProcessResult(exit_code=None, elapsed_s=1.0, ending="timeout")
         if self.task.name in self.crashes:
             log.write_text(f"it began\nerror: broke in {log.parent}\n")
             write_record(make_record_of(config, make_crashed()), log.parent / "x-1.json")
-            return Ended(exit_code=1, elapsed_s=1.0)
+            return ProcessResult(exit_code=1, elapsed_s=1.0)
         write_record(make_record_of(config), log.parent / "x-1.json")
-        return Ended(exit_code=0, elapsed_s=1.0)
+        return ProcessResult(exit_code=0, elapsed_s=1.0)
 
 
 def make_record_of(config: RunConfig, record: Record | None = None) -> Record:
@@ -76,8 +76,8 @@ def make_record_of(config: RunConfig, record: Record | None = None) -> Record:
 class Silent:
     """Shows no progress."""
 
-    def begins(self, task: Task) -> None: ...
-    def ended(self, task: Task, outcome: Outcome) -> None: ...
+    def begins(self, task: CellTask) -> None: ...
+    def ended(self, task: CellTask, outcome: Outcome) -> None: ...
 
 
 def make_study(**changes: Any) -> Study:
@@ -85,29 +85,29 @@ def make_study(**changes: Any) -> Study:
     return read_study({"recipe": "gpt", "axes": axes} | changes)
 
 
-def make_tasks(study: Study) -> list[Task]:
+def make_tasks(study: Study) -> list[CellTask]:
     """The tasks of a study in order, without asking the recipes for their configs."""
     repeats = range(1, study.repeats + 1)
-    return in_order([make_task(cell, repeat) for repeat in repeats for cell in study.cells()])
+    return sort_tasks([make_task(cell, repeat) for repeat in repeats for cell in study.cells()])
 
 
-def make_task(cell: Cell, repeat: int) -> Task:
+def make_task(cell: Cell, repeat: int) -> CellTask:
     parallel = ParallelConfig(
         accelerator="cpu", strategy="single", precision=cell.options["precision"]
     )
     size = int(cell.options.get("batch-size", "8"))
     config = replace(make_config(), batch_size=size, parallel=parallel)
-    return Task(cell=cell, repeat=repeat, config=config)
+    return CellTask(cell=cell, repeat=repeat, config=config)
 
 
 def make_sweep(
-    folder: Path, tasks: Sequence[Task], machine: FakeMachine | None = None, **changes: Any
+    folder: Path, tasks: Sequence[CellTask], machine: FakeMachine | None = None, **changes: Any
 ) -> tuple[Sweep, FakeMachine]:
     """A sweep of `tasks` in `folder`, and the machine that it runs on."""
     machine = machine or FakeMachine({task.name: task for task in tasks})
     folder.mkdir(exist_ok=True)
 
-    def runner(task: Task) -> Any:
+    def runner(task: CellTask) -> Any:
         machine(task)
         return lambda recipe, arguments, *, log, **limits: machine.run(log)
 
@@ -115,7 +115,7 @@ def make_sweep(
     return Sweep(folder=folder, runner=runner, **options), machine
 
 
-def work(folder: Path, tasks: Sequence[Task], **changes: Any) -> tuple[Summary, FakeMachine]:
+def work(folder: Path, tasks: Sequence[CellTask], **changes: Any) -> tuple[SweepSummary, FakeMachine]:
     """Runs a sweep to its end."""
     sweep, machine = make_sweep(folder, tasks, **changes)
     return sweep.work(Silent()), machine

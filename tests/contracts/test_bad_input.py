@@ -27,7 +27,7 @@ from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata
 
 from recipes import bert, gpt, vit
 from recipes.command_line import run_recipe
-from unitransformer.checkpoint.reader import METADATA, RUN, SUMS, checksum
+from unitransformer.checkpoint.reader import METADATA_FILE, RUN_FILE, CHECKSUMS_FILE, checksum
 from unitransformer.launch import devices as process
 from unitransformer.launch.variables import RUN_FOLDER
 from unitransformer.record.schema import load_record
@@ -461,7 +461,7 @@ def _overwrite_the_middle(whole: bytes) -> bytes:
     return whole[:middle] + np.random.default_rng(0).bytes(1000) + whole[middle + 1000 :]
 
 
-@pytest.mark.parametrize("name", [METADATA, "__0_0.distcp", RUN, SUMS])
+@pytest.mark.parametrize("name", [METADATA_FILE, "__0_0.distcp", RUN_FILE, CHECKSUMS_FILE])
 @pytest.mark.parametrize(
     "damage",
     [
@@ -491,15 +491,15 @@ def test_a_damaged_checkpoint_is_refused_and_left_as_it_was(
 
 
 def _write_run(checkpoint: Path, content: Any) -> None:
-    (checkpoint / RUN).write_text(json.dumps(content))
+    (checkpoint / RUN_FILE).write_text(json.dumps(content))
     _sum_up(checkpoint)
 
 
 def _sum_up(checkpoint: Path) -> None:
     """Updates the checksums of files that the test has changed."""
-    names = [path.name for path in checkpoint.iterdir() if path.name != SUMS]
+    names = [path.name for path in checkpoint.iterdir() if path.name != CHECKSUMS_FILE]
     sums = {name: checksum(checkpoint / name) for name in names}
-    (checkpoint / SUMS).write_text(json.dumps(sums))
+    (checkpoint / CHECKSUMS_FILE).write_text(json.dumps(sums))
 
 
 @pytest.mark.parametrize(
@@ -529,7 +529,7 @@ def test_a_foreign_file_or_folder_in_place_of_a_checkpoint_is_refused(
 
 
 def test_a_checkpoint_with_an_invalid_config_is_refused(refuse: Refuse, kept: Path) -> None:
-    actual = json.loads((kept / RUN).read_text())
+    actual = json.loads((kept / RUN_FILE).read_text())
     actual["config"]["model"]["depth"] = 3
     _write_run(kept, actual)
     said = refuse(RESUME)
@@ -544,19 +544,19 @@ class _Code:
 
 
 def _list(checkpoint: Path) -> Any:
-    return pickle.loads((checkpoint / METADATA).read_bytes())
+    return pickle.loads((checkpoint / METADATA_FILE).read_bytes())
 
 
 def test_a_pickle_in_place_of_the_list_of_parts_is_refused_and_not_executed(
     refuse: Refuse, kept: Path
 ) -> None:
-    (kept / METADATA).write_bytes(pickle.dumps(_Code()))
+    (kept / METADATA_FILE).write_bytes(pickle.dumps(_Code()))
     _sum_up(kept)
     said = refuse(RESUME)
     assert said.startswith(
         f"checkpoint {kept} holds more than tensors and plain values (posix.mkdir is no part of"
     )
-    pickle.loads((kept / METADATA).read_bytes())
+    pickle.loads((kept / METADATA_FILE).read_bytes())
     assert Path("executed").is_dir()  # the code does work
 
 
@@ -565,7 +565,7 @@ def test_code_within_the_list_of_parts_is_refused_and_not_executed(
 ) -> None:
     metadata = _list(kept)
     metadata.planner_data["weight.lm_head.weight"] = _Code()
-    (kept / METADATA).write_bytes(pickle.dumps(metadata))
+    (kept / METADATA_FILE).write_bytes(pickle.dumps(metadata))
     _sum_up(kept)
     assert refuse(RESUME).startswith(f"checkpoint {kept} holds more than tensors and plain values")
     _list(kept)
@@ -578,7 +578,7 @@ def test_a_class_reached_through_torch_is_refused_and_not_instantiated(
     module, name = b"torch.distributed.checkpoint.filesystem", b"io.FileIO"
     opcodes = [b"\x80\x04", *(b"\x8c" + bytes([len(word)]) + word for word in (module, name))]
     opcodes += [b"\x93", b"\x8c\x08executed", b"\x8c\x01w", b"\x86R."]  # FileIO("executed", "w")
-    (kept / METADATA).write_bytes(b"".join(opcodes))
+    (kept / METADATA_FILE).write_bytes(b"".join(opcodes))
     _sum_up(kept)
     assert refuse(RESUME).startswith(f"checkpoint {kept} holds more than tensors and plain values")
     _list(kept).close()
@@ -593,7 +593,7 @@ def _replace_tensor(checkpoint: Path, content: Any, *, is_zip: bool) -> Any:
         part.offset = file.tell()
         torch.save(content, file, _use_new_zipfile_serialization=is_zip)
         part.length = file.tell() - part.offset
-    (checkpoint / METADATA).write_bytes(pickle.dumps(metadata))
+    (checkpoint / METADATA_FILE).write_bytes(pickle.dumps(metadata))
     _sum_up(checkpoint)
     return metadata, index, part
 
@@ -617,7 +617,7 @@ def test_an_entry_that_torch_would_execute_is_refused_and_not_executed(
     metadata, index, _ = _replace_tensor(kept, _Code(), is_zip=True)
     metadata.state_dict_metadata[index.fqn] = BytesStorageMetadata()
     metadata.storage_data[MetadataIndex(index.fqn)] = metadata.storage_data.pop(index)
-    (kept / METADATA).write_bytes(pickle.dumps(metadata))
+    (kept / METADATA_FILE).write_bytes(pickle.dumps(metadata))
     _sum_up(kept)
     said = refuse(RESUME)
     assert said.startswith(f"checkpoint {kept} holds more than tensors and plain values (it lists")
@@ -634,7 +634,7 @@ def test_a_tensor_of_another_shape_is_refused(refuse: Refuse, kept: Path) -> Non
 def test_a_file_outside_the_checkpoint_is_not_read(refuse: Refuse, kept: Path) -> None:
     metadata = _list(kept)
     next(iter(metadata.storage_data.values())).relative_path = "../../text.txt"
-    (kept / METADATA).write_bytes(pickle.dumps(metadata))
+    (kept / METADATA_FILE).write_bytes(pickle.dumps(metadata))
     _sum_up(kept)
     said = refuse(RESUME)
     assert said.startswith(f"checkpoint {kept} is damaged (../../text.txt has no checksum); delete")

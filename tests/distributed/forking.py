@@ -17,13 +17,13 @@ from torch.distributed import TCPStore
 from recipes import train
 from recipes.service import worker
 from unitransformer.launch.process_tree import die_with_parent
-from unitransformer.launch.signals import SIGNALS
+from unitransformer.launch.signals import STOP_SIGNALS
 from unitransformer.measure import instruments
-from unitransformer.parallel.deepspeed import load_deepspeed
+from unitransformer.parallel.deepspeed import prepare_deepspeed
 
 for name in worker.HEAVY:
     importlib.import_module(name)
-load_deepspeed("cpu")
+prepare_deepspeed("cpu")
 FORK = torch.multiprocessing.get_context("fork")
 
 
@@ -145,7 +145,7 @@ class ForkedWorker:
 def _be_worker(log: Path, own: tuple[int, int], others: tuple[int, int], parent: int) -> None:
     die_with_parent(parent)
     begin_fork({})
-    for number in SIGNALS:  # the handlers of a new interpreter, not those of the sweep
+    for number in STOP_SIGNALS:  # the handlers of a new interpreter, not those of the sweep
         signal.signal(number, signal.SIG_DFL)
     say_into(log)
     for end in others:

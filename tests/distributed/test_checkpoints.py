@@ -23,14 +23,14 @@ from unitransformer import export
 from unitransformer.checkpoint import writer
 from unitransformer.checkpoint.names import checkpoint_name
 from unitransformer.checkpoint.reader import (
-    Reader,
+    CheckpointReader,
     check_files,
     list_checkpoints,
     newest_checkpoint,
-    read_told,
+    read_run_state,
 )
-from unitransformer.checkpoint.writer import Writer
-from unitransformer.data.sampler import TrainOrder
+from unitransformer.checkpoint.writer import CheckpointWriter
+from unitransformer.data.sampler import TrainSampler
 from unitransformer.launch.variables import LOCAL_DISK
 from unitransformer.training.module import TrainingModule
 
@@ -106,17 +106,17 @@ def keep_aside(folder: Path, *, delay_s: float = 0.0) -> Callable[[], None]:
     """A fault: shards are written late, and each checkpoint is copied before it is deleted."""
 
     def fault() -> None:
-        write_data, finish = Writer.write_data, Writer.finish
+        write_data, finish = CheckpointWriter.write_data, CheckpointWriter.finish
 
-        def write_late(self: Writer, plan: Any, planner: Any) -> Any:
+        def write_late(self: CheckpointWriter, plan: Any, planner: Any) -> Any:
             time.sleep(delay_s)
             return write_data(self, plan, planner)
 
-        def copy(self: Writer, metadata: Any, results: Any) -> None:
+        def copy(self: CheckpointWriter, metadata: Any, results: Any) -> None:
             finish(self, metadata, results)
             shutil.copytree(self.final, folder / self.final.name)
 
-        Writer.write_data, Writer.finish = write_late, copy  # type: ignore[method-assign]
+        CheckpointWriter.write_data, CheckpointWriter.finish = write_late, copy  # type: ignore[method-assign]
 
     return fault
 
@@ -188,7 +188,7 @@ def assert_shared(folder: Path, *, ranks: int, num_parameters: int) -> None:
     assert len(sizes) == ranks
     assert num_bytes < sum(sizes) < 1.4 * num_bytes  # each tensor has a header
     assert min(sizes) > 0.8 * max(sizes)
-    shapes = Reader(checkpoint).shapes()
+    shapes = CheckpointReader(checkpoint).shapes()
     assert sum(shape.numel() for shape in shapes.values()) == 3 * num_parameters
 
 
@@ -229,14 +229,14 @@ def test_a_run_that_begins_with_exported_weights_has_the_loss_of_the_next_step(
 ) -> None:
     model = ("--model.tied-head", str(is_tied).lower())
     path, following = exported(*model)
-    in_order = TrainOrder.__iter__
+    in_order = TrainSampler.__iter__
 
-    def from_the_fourth(self: TrainOrder) -> Any:
+    def from_the_fourth(self: TrainSampler) -> Any:
         self.config = replace(self.config, max_steps=self.config.max_steps + 3)
         self.start_step = 3
         return in_order(self)
 
-    monkeypatch.setattr(TrainOrder, "__iter__", from_the_fourth)
+    monkeypatch.setattr(TrainSampler, "__iter__", from_the_fourth)
     devices = 1 if strategy == "single" else 2
     options = (*leg(strategy, devices, 1), "--optimizer.learning-rate", "0", *model)
     begins = ("--init-from", str(path), "--precision", precision)
@@ -274,14 +274,14 @@ def fail_to_write(step: int) -> Callable[[], None]:
     """A fault: the disk of rank 1 is full at `step`."""
 
     def fault() -> None:
-        write_data = Writer.write_data
+        write_data = CheckpointWriter.write_data
 
-        def write(self: Writer, plan: Any, planner: Any) -> Any:
+        def write(self: CheckpointWriter, plan: Any, planner: Any) -> Any:
             if self.final.name == checkpoint_name(step) and os.environ["RANK"] == "1":
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             return write_data(self, plan, planner)
 
-        Writer.write_data = write  # type: ignore[method-assign]
+        CheckpointWriter.write_data = write  # type: ignore[method-assign]
 
     return fault
 
@@ -395,7 +395,7 @@ def newest_step(folder: Path) -> int:
     if newest is None:
         return 0
     check_files(newest)
-    actual = read_told(newest)
+    actual = read_run_state(newest)
     assert newest.name == checkpoint_name(len(actual["loss"]))
     return len(actual["loss"])
 

@@ -20,8 +20,8 @@ from tests.distributed.launching import begin, load
 from unitransformer.checkpoint.callbacks import SaveCheckpoints
 from unitransformer.data.datamodule import DataModule
 from unitransformer.measure import clock
-from unitransformer.measure.clock import Step, StepClock
-from unitransformer.measure.communication import ClocksReduction
+from unitransformer.measure.clock import StepTimes, StepClock
+from unitransformer.measure.communication import TimeGradientReduction
 from unitransformer.training.module import TrainingModule
 
 STEPS = 4
@@ -106,7 +106,7 @@ def unwatched() -> None:
         yield
 
     unitransformer.run.clocked_waits = nothing
-    ClocksReduction.on_before_backward = lambda *arguments: None  # type: ignore[assignment, method-assign]
+    TimeGradientReduction.on_before_backward = lambda *arguments: None  # type: ignore[assignment, method-assign]
 
 
 def least(record: dict[str, Any], part: str) -> float:
@@ -211,7 +211,7 @@ def test_ranks_that_disagree_on_the_number_of_steps_are_an_error_in_the_record(
     def forget_one() -> None:
         steps = StepClock.steps
 
-        def all_but_one(self: StepClock) -> list[Step]:
+        def all_but_one(self: StepClock) -> list[StepTimes]:
             actual = steps(self)
             return actual[torch.distributed.get_rank() :] if len(actual) == STEPS else actual
 

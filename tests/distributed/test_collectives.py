@@ -45,7 +45,7 @@ def test_two_ranks_measure_together_and_write_one_file(
         assert len(sizes) >= 5
         assert all(len(point.seconds) >= 3 for point in points)
     fitted = [
-        name for name, figures in found.figures()["collectives"].items() if figures["alpha_s"]
+        name for name, figures in found.metrics()["collectives"].items() if figures["alpha_s"]
     ]
     assert fitted  # a stall on a busy machine can spoil one point, not all
 

@@ -29,8 +29,8 @@ from tests.distributed.launching import (
 )
 from tests.processes import wait_until_ended
 from unitransformer.checkpoint.names import checkpoint_name
-from unitransformer.checkpoint.writer import Writer
-from unitransformer.launch.failures import ERROR_FILE, Failure, first_failure, report_failure
+from unitransformer.checkpoint.writer import CheckpointWriter
+from unitransformer.launch.failures import ERROR_FILE, RankFailure, first_failure, report_failure
 
 MANY = ("--max-steps", "100000", "--validate-every", "100000", "--log-every", "1")
 LIMIT_S = 10.0
@@ -59,7 +59,7 @@ RAISES = (raise_error, "ArithmeticError", "crashed", "injected in rank 1")
         *((strategy, *RAISES) for strategy in ("ddp", "fsdp", "fsdp1", "zero2", "zero3")),
         ("ddp", run_out_of_memory, "OutOfMemoryError", "oom", "injected: no memory left"),
         ("fsdp", kill_itself, "SIGKILL", "crashed", "rank 1 was killed by SIGKILL"),
-        ("ddp", leave, "ExitCode", "crashed", "rank 1 ended with exit code 3 and said nothing"),
+        ("ddp", leave, "ExitCode", "crashed", "rank 1 ended with exit code 3 and no error message"),
     ],
 )
 def test_a_failing_rank_ends_all_ranks_and_is_named(
@@ -96,14 +96,14 @@ def test_a_failing_rank_ends_all_ranks_within_ten_seconds(
 def test_a_failing_rank_does_not_wait_for_a_checkpoint_under_way(tmp_path: Path) -> None:
     def fault() -> None:
         inject(7, raise_error)()
-        write = Writer._write_into
+        write = CheckpointWriter._write_into
 
-        def write_late(self: Writer, *arguments: object) -> object:
+        def write_late(self: CheckpointWriter, *arguments: object) -> object:
             if self.final.name == checkpoint_name(6):
                 time.sleep(3 * LIMIT_S)
             return write(self, *arguments)  # type: ignore[arg-type]
 
-        Writer._write_into = write_late  # type: ignore[method-assign]
+        CheckpointWriter._write_into = write_late  # type: ignore[method-assign]
 
     options = ("--devices", "2", "--batch-size", "4", "--checkpoint-every", "3", *MANY)
     process = begin("gpt", tmp_path / "run", *options, fault=fault)
@@ -281,7 +281,7 @@ def test_the_first_failure_is_the_cause_of_the_others(
     kinds: list[tuple[str, float]], first: str
 ) -> None:
     failures = [
-        Failure(rank=rank, type=kind, message="", lines=[], at_s=at_s)
+        RankFailure(rank=rank, type=kind, message="", lines=[], at_s=at_s)
         for rank, (kind, at_s) in enumerate(kinds)
     ]
     assert first_failure(failures).type == first

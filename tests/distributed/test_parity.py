@@ -20,10 +20,10 @@ from scaling.recipe_process import _Worker, start_worker
 from scaling.store.reader import load_store
 from tests.distributed.forking import start_forked
 from tests.distributed.launching import begin, load
-from unitransformer.data.sampler import TrainOrder
+from unitransformer.data.sampler import TrainSampler
 from unitransformer.parallel import fsdp1, strategies
 from unitransformer.parallel.deepspeed import ZeroStrategy
-from unitransformer.parallel.materialize import Materialise
+from unitransformer.parallel.materialize import Materializer
 from unitransformer.training import module
 from unitransformer.training.module import TrainingModule
 
@@ -148,31 +148,31 @@ def divide_by_the_micro_batches_twice() -> None:
 
 
 def give_every_rank_the_samples_of_the_first() -> None:
-    begin_order = TrainOrder.__init__
+    begin_order = TrainSampler.__init__
 
-    def same(self: TrainOrder, *arguments: Any, **options: Any) -> None:
+    def same(self: TrainSampler, *arguments: Any, **options: Any) -> None:
         begin_order(self, *arguments, **options | {"rank": 0})
 
-    TrainOrder.__init__ = same  # type: ignore[method-assign]
+    TrainSampler.__init__ = same  # type: ignore[method-assign]
 
 
 def leave_a_matrix_whole() -> None:
     # FSDP2 would not clip: its norm accepts no mix of gradient types.
     name = "embedding.lut"
-    make = Materialise._make
+    make = Materializer._make
 
-    def make_the_others(self: Materialise, parameter: Tensor) -> nn.Parameter:
+    def make_the_others(self: Materializer, parameter: Tensor) -> nn.Parameter:
         return make(self, parameter) if parameter.is_meta else parameter
 
     class Leaky(fsdp1.FSDP1Strategy):
         def _setup_model(self, model: nn.Module) -> nn.Module:
             assert isinstance(model, TrainingModule)
             table = cast(nn.Embedding, model.network.get_submodule(name))
-            table.weight = nn.Parameter(model.first_values()(f"{name}.weight", table.weight))
+            table.weight = nn.Parameter(model.initial_weights(f"{name}.weight", table.weight))
             self.kwargs["ignored_states"] = [table.weight]
             return super()._setup_model(model)
 
-    Materialise._make = make_the_others  # type: ignore[assignment,method-assign]
+    Materializer._make = make_the_others  # type: ignore[assignment,method-assign]
     strategies.FSDP1Strategy = Leaky  # type: ignore[misc]
     # No showcase at the end, which gathers sharded parameters only.
     module.gather_network = lambda model, network, parallel: network

@@ -13,7 +13,7 @@ import torch
 
 from tests.distributed.launching import begin, load, train, wait_for_ranks, wait_for_text
 from unitransformer.checkpoint.reader import list_checkpoints
-from unitransformer.launch.signals import EXIT_CODE, SIGNALS
+from unitransformer.launch.signals import STOPPED_EXIT_CODE, STOP_SIGNALS
 from unitransformer.training.module import TrainingModule
 
 STEPS = 40
@@ -50,7 +50,7 @@ def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one(
     go_on(process, tmp_path / "run", until="step  5/")
     os.kill(process.pid or 0, signal.SIGUSR1)
     process.join(60)
-    assert process.exitcode == EXIT_CODE
+    assert process.exitcode == STOPPED_EXIT_CODE
     record = load(tmp_path / "run")
     assert record["status"] == "preempted"
     done = len(record["loss"])
@@ -83,10 +83,10 @@ def test_a_run_with_a_slow_rank_stops_after_each_of_fifty_signals_at_random_mome
             [[process.pid], [ranks[0].pid], [ranks[1].pid], [r.pid for r in ranks]]
         )
         for target in targets:
-            os.kill(target or 0, drawn.choice(SIGNALS))
+            os.kill(target or 0, drawn.choice(STOP_SIGNALS))
             time.sleep(drawn.choice((0, 0, 0.02)))
         process.join(30)
-        assert process.exitcode == EXIT_CODE, f"{number}: {(folder / 'output.log').read_text()}"
+        assert process.exitcode == STOPPED_EXIT_CODE, f"{number}: {(folder / 'output.log').read_text()}"
         (newest,) = list_checkpoints(kept)
         step = int(newest.name.removeprefix("step-"))
         assert step > last

@@ -223,7 +223,7 @@ def test_the_printed_torchrun_command_trains_on_two_nodes(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     with socket.create_server(("", 0)) as probe:
-        monkeypatch.setattr("unitransformer.launch.devices.TORCHRUN_PORT", probe.getsockname()[1])
+        monkeypatch.setattr("unitransformer.launch.environment.TORCHRUN_PORT", probe.getsockname()[1])
     folder = tmp_path / "two"
     arguments = recipe_arguments("gpt", folder, "--batch-size", "4", "--num-nodes", "2")
     assert run_recipe(gpt.PRESET, gpt.show, arguments) == 2
@@ -352,7 +352,7 @@ def test_a_rank_holds_only_its_shard(
 
 def test_a_large_sharded_network_is_not_gathered_for_the_showcase(tmp_path: Path) -> None:
     def make_large() -> None:
-        training.WHOLE_BYTES = 0
+        training.MAX_GATHERED_BYTES = 0
 
     process = begin("gpt", tmp_path / "two", *two("fsdp"), fault=make_large, is_whole=True)
     process.join(120)
@@ -392,7 +392,7 @@ def start_large(strategy: Strategy, queue: "SimpleQueue[tuple[int, int, int]]") 
     if strategy == "fsdp1":
         spread._setup_model(module)
     else:
-        shard(module.objective, parallel, spread, module.first_values())
+        shard(module.objective, parallel, spread, module.initial_weights)
     queue.put((peak_resident_bytes() - before, max(sizes), sum(sizes)))
 
 

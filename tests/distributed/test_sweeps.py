@@ -24,7 +24,7 @@ from scaling.store.outcome import FILE, load_outcome
 from scaling.store.reader import load_store
 from scaling.sweep.claims import find_holders
 from scaling.sweep.engine import CELLS, Sweep
-from scaling.sweep.plan import Task, open_recipes
+from scaling.sweep.plan import CellTask, open_planner
 from scaling.sweep.progress import Progress
 from scaling.sweep.run_cell import Limits
 from scaling.sweep.study import Cell
@@ -166,7 +166,7 @@ class Terminal(io.StringIO):
         return True
 
 
-def share_added(out: Path, tasks: Sequence[Task]) -> float:
+def share_added(out: Path, tasks: Sequence[CellTask]) -> float:
     """The overhead of a sweep with its terminal table, as a share of the time of its cells."""
     out.mkdir()
     terminal = Terminal()
@@ -189,7 +189,7 @@ def test_a_sweep_adds_at_most_two_percent_to_its_cells(
     monkeypatch.setenv("UNITRANSFORMER_CACHE", str(tmp_path / "cache"))
     words = [*TINY, *TEXT, "--data", "synthetic", "--max-steps", "600"]
     options = dict(zip((word.removeprefix("--") for word in words[::2]), words[1::2], strict=True))
-    with open_recipes() as recipes:
+    with open_planner() as recipes:
         cells = [Cell(recipe="gpt", options={**options, "batch-size": n}) for n in "12"]
         tasks = [recipes.task(cell, 1) for cell in cells]
     shares = []

@@ -35,7 +35,7 @@ class Asked(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.asking: list[str] = []
+        self.exchange: list[str] = []
         # Operators on tensors of two devices, or that wait for a copy.
         self.crossing: list[str] = []
 
@@ -48,7 +48,7 @@ class Asked(TorchDispatchMode):
         goes_to = kwargs.get("device")
         is_copy = bool(devices) and goes_to is not None and devices != {goes_to}
         if name in ASKING:
-            self.asking.append(name)
+            self.exchange.append(name)
         if len(devices) > 1 or (is_copy and not kwargs.get("non_blocking")):
             self.crossing.append(name)
         return func(*args, **kwargs)
@@ -69,7 +69,7 @@ class CountsAsked(pl.Callback):
     def on_train_batch_end(self, trainer: pl.Trainer, *args: Any) -> None:
         if self.is_done:
             return
-        self.until.append(len(self.mode.asking))
+        self.until.append(len(self.mode.exchange))
         if trainer.global_step == STEPS - 1:
             self.is_done = True
             self.mode.__exit__(None, None, None)
@@ -85,7 +85,7 @@ class EndsAsked(pl.Callback):
         self.until: list[int] = []
 
     def on_train_batch_end(self, *args: Any) -> None:
-        self.until.append(len(self.mode.asking))
+        self.until.append(len(self.mode.exchange))
 
 
 def asked_for(
@@ -168,7 +168,7 @@ def test_synthetic_samples_reach_a_device_without_a_synchronization(preset: Any)
     order = torch.arange(4)
     with Asked() as asked:
         Synthetic(config, 8).fill({"inputs": order, "targets": order}, DEVICE)
-    assert asked.asking + asked.crossing == []
+    assert asked.exchange + asked.crossing == []
 
 
 def test_a_chunked_loss_copies_nothing_from_the_host() -> None:
@@ -176,4 +176,4 @@ def test_a_chunked_loss_copies_nothing_from_the_host() -> None:
     targets = torch.zeros(32, dtype=torch.long, device=DEVICE)
     with Asked() as asked:
         chunked_cross_entropy(states, weight, None, targets, chunk=8).backward()
-    assert asked.asking + asked.crossing == []
+    assert asked.exchange + asked.crossing == []

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from unitransformer.machine.calibration_store import read_calibration
-from unitransformer.machine.ceilings import known_dtypes, measure_ceiling, measure_dtype
+from unitransformer.machine.ceilings import why_not_measured, measure_ceiling, measure_dtype
 
 pytestmark = [
     pytest.mark.gpu,
@@ -19,7 +19,7 @@ GPU = torch.device("cuda", 0)
 
 
 def test_every_dtype_is_measured_and_a_smaller_one_is_not_slower() -> None:
-    dtypes = [dtype for dtype, why in known_dtypes(GPU).items() if why is None]
+    dtypes = [dtype for dtype, why in why_not_measured(GPU).items() if why is None]
     rates = {d: measure_dtype(GPU, d, budget_s=1.0).matmul_flops_per_s for d in dtypes}
     assert rates["float16"] > rates["float32"]
     assert all(rate > 1e11 for rate in rates.values())

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from unitransformer.measure.nvml import Telemetry, energy_of, names_of
+from unitransformer.measure.nvml import Telemetry, energy_between_samples, gpu_identifiers
 from unitransformer.profiling.trace_breakdown import HEAD, WINDOW, time_shares
 
 pytestmark = [
@@ -37,7 +37,7 @@ def test_kernels_of_a_real_trace_are_attributed_to_the_operators_that_launched_t
 
 
 def test_telemetry_reads_the_energy_of_a_real_gpu() -> None:
-    telemetry = Telemetry(**names_of(torch.cuda.get_device_properties(0)))
+    telemetry = Telemetry(**gpu_identifiers(torch.cuda.get_device_properties(0)))
     telemetry.start(0, holds_context=True)
     side = torch.randn(4096, 4096, device="cuda")
     for _ in range(2000):
@@ -47,5 +47,5 @@ def test_telemetry_reads_the_energy_of_a_real_gpu() -> None:
     actual = telemetry.as_dict(0, 2000)
     assert len(actual["samples"]) == 2
     assert actual["samples"][1]["sm_clock_hz"] > 1e8
-    joules = energy_of(actual["samples"], range(2000)).joules
+    joules = energy_between_samples(actual["samples"], range(2000)).joules
     assert joules is None or joules > 0

@@ -402,7 +402,7 @@ def test_a_recipe_in_a_job_of_several_tasks_or_nodes_asks_for_srun(
     ]
     for job in jobs:
         cluster.wait_for(job, "FAILED")
-    assert "2 tasks and this is none of them: start" in (work / "log--ntasks=2").read_text()
+    assert "2 tasks and this process is not one of them" in (work / "log--ntasks=2").read_text()
     assert "2 nodes and this is one process on one of" in (work / "log--nodes=2").read_text()
 
 

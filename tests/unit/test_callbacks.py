@@ -10,8 +10,8 @@ from recipes import gpt
 from unitransformer.callbacks import MUST_PRECEDE, Precedence, build_callbacks, check_order
 from unitransformer.checkpoint.callbacks import Resume, SaveCheckpoints
 from unitransformer.config import DataConfig, ParallelConfig, RunConfig
-from unitransformer.launch.signals import StopSignals
-from unitransformer.measure.clock import ClockStarts, ClockStops, StepClock
+from unitransformer.launch.signals import StopSignalListener
+from unitransformer.measure.clock import StartClock, StopClock, StepClock
 from unitransformer.measure.instruments import Instruments
 from unitransformer.training.progress import LogLines
 from unitransformer.training.stop import AgreeToStop
@@ -36,7 +36,7 @@ def build(folder: Path | None, *, has_all: bool = True) -> list[pl.Callback]:
     return build_callbacks(
         config,
         clock,
-        agreement=AgreeToStop(StopSignals()),
+        agreement=AgreeToStop(StopSignalListener()),
         instruments=Instruments(config, first_step=0, trace_folder=folder),
         lines=LogLines(config, clock, lambda line: None),
         saver=saver,
@@ -75,8 +75,8 @@ def test_a_list_that_breaks_a_constraint_is_refused_with_its_reason(
 
 def test_swapping_the_clock_with_its_neighbour_is_refused(tmp_path: Path) -> None:
     callbacks = build(tmp_path)
-    assert type(callbacks[0]) is ClockStops
-    assert type(callbacks[-1]) is ClockStarts
+    assert type(callbacks[0]) is StopClock
+    assert type(callbacks[-1]) is StartClock
     with pytest.raises(AssertionError, match="ClockStops must precede"):
         check_order([callbacks[1], callbacks[0], *callbacks[2:]])
     with pytest.raises(AssertionError, match="must precede ClockStarts"):

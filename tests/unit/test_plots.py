@@ -6,31 +6,31 @@ from itertools import pairwise
 import pytest
 from matplotlib.text import Text
 
-from unitransformer.plots import Line, Mark, figure_bytes, line_panels, loss_figure, spread
+from unitransformer.plots import PlotLine, PlotPoint, figure_bytes, line_panels, loss_figure, spread_labels
 
 
 def test_labels_that_are_far_apart_stay_where_they_are() -> None:
-    assert spread([0.1, 0.5, 0.9], 0.2) == pytest.approx([0.1, 0.5, 0.9])
+    assert spread_labels([0.1, 0.5, 0.9], 0.2) == pytest.approx([0.1, 0.5, 0.9])
 
 
 def test_labels_that_are_too_close_move_apart_around_their_mean() -> None:
-    assert spread([0.1, 0.5, 0.5, 0.9], 0.2) == pytest.approx([0.1, 0.4, 0.6, 0.9])
+    assert spread_labels([0.1, 0.5, 0.5, 0.9], 0.2) == pytest.approx([0.1, 0.4, 0.6, 0.9])
 
 
 def test_labels_stay_inside_the_panel() -> None:
-    assert spread([1.0, 1.0, 1.0], 0.1) == pytest.approx([0.8, 0.9, 1.0])
-    assert spread([0.0, 0.0], 0.1) == pytest.approx([0.0, 0.1])
+    assert spread_labels([1.0, 1.0, 1.0], 0.1) == pytest.approx([0.8, 0.9, 1.0])
+    assert spread_labels([0.0, 0.0], 0.1) == pytest.approx([0.0, 0.1])
 
 
-def make_panels(num_lines: int, *, high: float | None = None) -> dict[str, list[Line]]:
+def make_panels(num_lines: int, *, high: float | None = None) -> dict[str, list[PlotLine]]:
     """Lines over 1, 2, 4 devices that end at almost the same height."""
     return {
         panel: [
-            Line(
+            PlotLine(
                 label=f"ddp$, {index}",
                 marker="o",
                 marks=tuple(
-                    Mark(x=x, value=10 * x + 0.1 * index, low=high and 1.0, high=high)
+                    PlotPoint(x=x, value=10 * x + 0.1 * index, low=high and 1.0, high=high)
                     for x in (1, 2, 4)
                 ),
             )

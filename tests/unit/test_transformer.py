@@ -154,7 +154,7 @@ def first_loss(config: ModelConfig) -> float:
     torch.set_flush_denormal(True)
     objective = Objective(Transformer(config)).eval()
     inputs = inputs_of(config, batch=4)
-    shape = (4,) if config.reads_pictures else tuple(inputs.shape)
+    shape = (4,) if config.reads_images else tuple(inputs.shape)
     targets = torch.randint(config.num_classes, shape, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         return float(objective(Batch(inputs=inputs, targets=targets)))
@@ -170,7 +170,7 @@ def test_the_first_loss_of_every_size_is_within_3_percent_of_a_uniform_guess(
     # The width of the size, except for the three widest; few layers, to fit a laptop.
     # Residual branches shrink with depth, so fewer layers are the harder case.
     small = {"num_layers": min(2, full.num_layers)}
-    if full.width > 2000 and not full.reads_pictures:
+    if full.width > 2000 and not full.reads_images:
         small["num_classes"] = 4000
     if full.width > 4000:
         small |= {"width": 2560, "num_heads": 20, "feedforward_width": 2560}

@@ -16,7 +16,7 @@ from recipes.presets import Preset
 from tests.builders.plain_model import PlainTransformer
 from unitransformer import export
 from unitransformer.config import DataConfig, OptimizerConfig, ParallelConfig, RunConfig
-from unitransformer.run import Outcome, Places, run
+from unitransformer.run import RunOutcome, RunPaths, run
 from unitransformer.transformer import Transformer
 from unitransformer.weights import read_weights, write_weights
 
@@ -42,14 +42,14 @@ def config_of(preset: Preset = gpt.PRESET, *, max_steps: int = 2, **shape: Any) 
     )
 
 
-def train(config: RunConfig, folder: Path, **options: Any) -> Outcome:
-    places = Places(
+def train(config: RunConfig, folder: Path, **options: Any) -> RunOutcome:
+    places = RunPaths(
         folder=folder, checkpoints=folder / "checkpoints", record=folder / "record.json"
     )
     return run(config, places, command="a test", say=lambda line: None, **options)
 
 
-def losses(outcome: Outcome) -> list[float]:
+def losses(outcome: RunOutcome) -> list[float]:
     assert outcome.record is not None
     found: list[float] = outcome.record["loss"]
     return found

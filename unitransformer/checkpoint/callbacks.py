@@ -14,18 +14,18 @@ import torch.distributed
 from filelock import FileLock, Timeout
 
 from unitransformer.checkpoint.reader import (
-    Reader,
-    Told,
+    CheckpointReader,
+    RunState,
     check_files,
     check_same_run,
     first_line,
     list_checkpoints,
     newest_checkpoint,
     read_tensors,
-    read_told,
+    read_run_state,
 )
-from unitransformer.checkpoint.state import State, count_updates, put_state, take_state
-from unitransformer.checkpoint.writer import Writer, remove_remains, start_saving
+from unitransformer.checkpoint.state import State, count_updates, restore_state, capture_state
+from unitransformer.checkpoint.writer import CheckpointWriter, remove_leftovers, start_saving
 from unitransformer.config import RunConfig
 from unitransformer.launch.environment import process_rank
 from unitransformer.launch.failures import report_failure
@@ -33,8 +33,8 @@ from unitransformer.launch.signals import Stopped
 from unitransformer.training.module import TrainingModule
 
 DEEPSPEEDS_SCALE = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
-Resuming = bool | Literal["auto"]  # "auto": if there is a checkpoint
-PATIENCE_S = 4.0  # that a run which fails waits for other ranks to write their parts
+ResumeMode = bool | Literal["auto"]  # "auto": if there is a checkpoint
+MAX_WAIT_S = 4.0  # that a run which fails waits for other ranks to write their parts
 
 
 class CheckpointError(OSError):
@@ -42,7 +42,7 @@ class CheckpointError(OSError):
 
 
 @contextlib.contextmanager
-def sole_user(folder: Path) -> Iterator[None]:
+def lock_folder(folder: Path) -> Iterator[None]:
     """Keeps other runs out of a folder of checkpoints; ends with the process, however it ends.
 
     Raises:
@@ -77,8 +77,8 @@ class SaveCheckpoints(pl.Callback):
             while training went on it is raised at the next, on every rank.
     """
 
-    def __init__(self, folder: Path, *, every: int, tell: Callable[[], Told]) -> None:
-        self.folder, self.every, self.tell = folder, every, tell
+    def __init__(self, folder: Path, *, every: int, get_run_state: Callable[[], RunState]) -> None:
+        self.folder, self.every, self.get_run_state = folder, every, get_run_state
         self._saved_step = 0
         self._pending: tuple[int, Future[None]] | None = None
         self._group: torch.distributed.ProcessGroup | None = None
@@ -86,7 +86,7 @@ class SaveCheckpoints(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._saved_step = trainer.global_step
         if trainer.is_global_zero:
-            remove_remains(self.folder)
+            remove_leftovers(self.folder)
         if torch.distributed.is_initialized():
             # Its own, as a thread writes beside the training; also keeps others from starting
             # before the remains are gone.
@@ -103,12 +103,12 @@ class SaveCheckpoints(pl.Callback):
             return  # every gradient has overflowed: nothing is learned yet, there are no moments
         self._saved_step = step
         self._finish(trainer)
-        told = self.tell()
+        told = self.get_run_state()
         assert len(told["loss"]) == step
         _check_losses(told["loss"])
         told |= {"num_updates": num_updates, "loss_scaler": _loss_scaler(trainer)}
-        writer = Writer(self.folder, step, told)
-        state = take_state(pl_module, trainer)
+        writer = CheckpointWriter(self.folder, step, told)
+        state = capture_state(pl_module, trainer)
         self._pending = (step, start_saving(state, writer, self._group, wait=is_last))
         if is_last:
             self._finish(trainer)
@@ -123,7 +123,7 @@ class SaveCheckpoints(pl.Callback):
         except Exception as error:
             self._pending = None
             if trainer.is_global_zero:
-                remove_remains(self.folder)  # no rank writes any more; the disk may be full
+                remove_leftovers(self.folder)  # no rank writes any more; the disk may be full
             raise self._explain(step, error) from error
         self._pending = None
 
@@ -142,9 +142,9 @@ class SaveCheckpoints(pl.Callback):
             report_failure(exception)  # whoever watches need not wait for what is being written
         (_, done), self._pending = self._pending, None
         # What is half written may still become whole; what is wrong with it is not the news.
-        wait([done], timeout=None if self._group is None else PATIENCE_S)
+        wait([done], timeout=None if self._group is None else MAX_WAIT_S)
         if trainer.is_global_zero and done.done() and done.exception() is not None:
-            remove_remains(self.folder)
+            remove_leftovers(self.folder)
 
 
 def _check_losses(losses: list[float]) -> None:
@@ -159,25 +159,25 @@ def _check_losses(losses: list[float]) -> None:
 class Resume(pl.Callback):
     """Takes a run up where a checkpoint left it, whatever strategy wrote it."""
 
-    def __init__(self, path: Path, told: Told) -> None:
-        self.path, self.told = path, told
+    def __init__(self, path: Path, run_state: RunState) -> None:
+        self.path, self.run_state = path, run_state
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, TrainingModule)
-        step = len(self.told["loss"])
+        step = len(self.run_state["loss"])
 
-        reader = Reader(self.path)
+        reader = CheckpointReader(self.path)
 
         def read(state: State) -> None:
             read_tensors(reader, state)
 
         with torch.no_grad():
-            put_state(pl_module, trainer, read, step=self.told["num_updates"])
-        _set_loss_scaler(trainer, self.told["loss_scaler"])
+            restore_state(pl_module, trainer, read, step=self.run_state["num_updates"])
+        _set_loss_scaler(trainer, self.run_state["loss_scaler"])
         trainer.fit_loop.load_state_dict(_loops_after(trainer, step, pl_module.config.accumulate))
 
 
-def find_resume(config: RunConfig, folder: Path | None, *, resume: Resuming) -> Resume | None:
+def find_resume(config: RunConfig, folder: Path | None, *, resume: ResumeMode) -> Resume | None:
     """Resumes from the newest checkpoint of `folder`, which is verified; None starts afresh.
 
     Raises:
@@ -203,7 +203,7 @@ def find_resume(config: RunConfig, folder: Path | None, *, resume: Resuming) -> 
         raise ValueError(
             f"checkpoint-dir {folder} holds no checkpoint to resume; run without --resume first"
         )
-    told = read_told(path)
+    told = read_run_state(path)
     check_same_run(told, config, path)
     if resume is True and len(told["loss"]) >= config.max_steps:
         raise ValueError(

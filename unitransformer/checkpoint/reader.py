@@ -29,8 +29,8 @@ from unitransformer.checkpoint.names import is_checkpoint_name
 from unitransformer.checkpoint.state import State
 from unitransformer.config import RunConfig, from_dict
 
-Told = dict[str, Any]  # what `run.json` holds
-METADATA, RUN, SUMS = ".metadata", "run.json", "sums.json"
+RunState = dict[str, Any]  # what `run.json` holds
+METADATA_FILE, RUN_FILE, CHECKSUMS_FILE = ".metadata", "run.json", "sums.json"
 _TOLD = {  # what it holds at least
     "config": dict,
     "loss": list,
@@ -55,19 +55,19 @@ def newest_checkpoint(folder: Path) -> Path | None:
 # ------------------------------------------------------------------------------------ the run
 
 
-def read_told(path: Path) -> Told:
+def read_run_state(path: Path) -> RunState:
     """What a checkpoint says of its run.
 
     Raises:
         ValueError: damaged, or written by something else.
     """
     told = None
-    if any((path / name).is_file() for name in (RUN, SUMS)):
+    if any((path / name).is_file() for name in (RUN_FILE, CHECKSUMS_FILE)):
         try:
-            _compare(path, _read_sums(path), [RUN])
-            told = json.loads((path / RUN).read_bytes())
+            _compare(path, _read_sums(path), [RUN_FILE])
+            told = json.loads((path / RUN_FILE).read_bytes())
         except Exception as error:  # what the reader raises for a damaged file is anything
-            raise damaged(path, error) from error
+            raise damaged_error(path, error) from error
     if not isinstance(told, dict) or not all(
         isinstance(told.get(key), kind) for key, kind in _TOLD.items()
     ):
@@ -77,13 +77,13 @@ def read_told(path: Path) -> Told:
     return told
 
 
-def check_same_run(told: Told, config: RunConfig, path: Path) -> None:
+def check_same_run(run_state: RunState, config: RunConfig, path: Path) -> None:
     """A checkpoint continues only the run that wrote it.
 
     Raises:
         ValueError: the first field that differs, with both values.
     """
-    before = from_dict(RunConfig, told["config"], f"checkpoint {path}: config").identity()
+    before = from_dict(RunConfig, run_state["config"], f"checkpoint {path}: config").identity()
     now = config.identity()
     for name in sorted(before.keys() | now.keys()):
         if before.get(name) != now.get(name):
@@ -107,10 +107,10 @@ def check_files(path: Path, *, part: int = 0, parts: int = 1) -> None:
     """
     try:
         sums = _read_sums(path)
-        _compare(path, sums, [METADATA])
+        _compare(path, sums, [METADATA_FILE])
         own = sorted(sums)[part::parts]
         _compare(path, sums, own)
-        reader = Reader(path)
+        reader = CheckpointReader(path)
         if unknown := reader.files() - sums.keys():
             raise OSError(f"{min(unknown)} has no checksum")
         reader.check_tensors(own)
@@ -120,7 +120,7 @@ def check_files(path: Path, *, part: int = 0, parts: int = 1) -> None:
             "and nothing in it is executed; choose another folder"
         ) from error
     except Exception as error:  # what the readers raise for a damaged file is anything
-        raise damaged(path, error) from error
+        raise damaged_error(path, error) from error
 
 
 def checksum(path: Path) -> int:
@@ -132,9 +132,9 @@ def checksum(path: Path) -> int:
 
 
 def _read_sums(path: Path) -> dict[str, int]:
-    sums = json.loads((path / SUMS).read_bytes())
+    sums = json.loads((path / CHECKSUMS_FILE).read_bytes())
     if not isinstance(sums, dict):
-        raise ValueError(f"{SUMS} lists no files")
+        raise ValueError(f"{CHECKSUMS_FILE} lists no files")
     return sums
 
 
@@ -149,13 +149,13 @@ def _compare(path: Path, sums: dict[str, int], names: Collection[str]) -> None:
 # -------------------------------------------------------------------------------- the tensors
 
 
-class Reader(FileSystemReader):
+class CheckpointReader(FileSystemReader):
     """Torch's, but nothing of a file is executed: its list of parts is a pickle."""
 
     @functools.cached_property
     def metadata(self) -> Metadata:
         """Which tensors there are, and which part of each lies where."""
-        with (Path(self.path) / METADATA).open("rb") as file:
+        with (Path(self.path) / METADATA_FILE).open("rb") as file:
             metadata = _PlainUnpickler(file).load()
         if not isinstance(metadata, Metadata):
             raise pickle.UnpicklingError("it lists no parts")
@@ -242,20 +242,20 @@ class _PlainUnpickler(pickle.Unpickler):
         raise pickle.UnpicklingError(f"{module}.{name} is no part of a list of parts")
 
 
-def read_tensors(reader: Reader, state: State) -> None:
+def read_tensors(reader: CheckpointReader, state: State) -> None:
     """Fill each tensor of `state`, whole or divided, with its saved values.
 
     Raises:
         ValueError: one that is missing or has another shape.
     """
-    quieten_torch()
+    ignore_undistributed_warning()
     try:
         load(state, storage_reader=reader, no_dist=True)
     except (Exception, CheckpointException) as error:
-        raise damaged(Path(reader.path), root_of(error)) from error
+        raise damaged_error(Path(reader.path), root_cause(error)) from error
 
 
-def quieten_torch() -> None:
+def ignore_undistributed_warning() -> None:
     """No warning that a process reads or writes alone: here that is never by mistake.
 
     For good, as a thread that writes is not within any block of this one.
@@ -266,14 +266,14 @@ def quieten_torch() -> None:
 # ------------------------------------------------------------------------------------- errors
 
 
-def damaged(path: Path, error: BaseException) -> ValueError:
+def damaged_error(path: Path, error: BaseException) -> ValueError:
     return ValueError(
         f"checkpoint {path} is damaged ({first_line(error)}); "
         "delete it and start again without --resume"
     )
 
 
-def root_of(error: BaseException) -> BaseException:
+def root_cause(error: BaseException) -> BaseException:
     """What went wrong, where torch has wrapped it: on the first rank on which it did."""
     if isinstance(error, CheckpointException):
         return error.failures[min(error.failures)][0]

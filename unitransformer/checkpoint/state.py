@@ -21,11 +21,11 @@ from torch.distributed.checkpoint.state_dict import (
 
 from unitransformer.parallel import deepspeed
 from unitransformer.parallel.deepspeed import MOMENTS
-from unitransformer.parallel.fsdp1 import PREFIX, quietly, sharded_weights
+from unitransformer.parallel.fsdp1 import NETWORK_PREFIX, ignore_future_warnings, sharded_weights
 from unitransformer.training.module import TrainingModule
 
 State = dict[str, Tensor]
-Read = Callable[[State], None]  # fills the tensors of a state with their saved values
+FillState = Callable[[State], None]  # fills the tensors of a state with their saved values
 
 
 def count_updates(trainer: Trainer) -> int:
@@ -35,7 +35,7 @@ def count_updates(trainer: Trainer) -> int:
     return max((int(state["step"]) for state in states if "step" in state), default=0)
 
 
-def take_state(module: TrainingModule, trainer: Trainer) -> State:
+def capture_state(module: TrainingModule, trainer: Trainer) -> State:
     """This rank's part of all weights and moments; all ranks have to call this.
 
     Some of the tensors are those that training goes on to change.
@@ -73,8 +73,8 @@ def _deal() -> Callable[[int], bool]:
     return is_own
 
 
-def put_state(module: TrainingModule, trainer: Trainer, read: Read, *, step: int) -> None:
-    """The reverse of `take_state`, for an optimizer that has not stepped yet.
+def restore_state(module: TrainingModule, trainer: Trainer, read: FillState, *, step: int) -> None:
+    """The reverse of `capture_state`, for an optimizer that has not stepped yet.
 
     Args:
         step: what AdamW had counted when the state was saved.
@@ -99,14 +99,14 @@ def _take_fsdp1(trainer: Trainer) -> State:
     model = trainer.strategy.model
     assert model is not None
     state: State = {f"weight.{name}": values for name, values in sharded_weights(model).items()}
-    with quietly():
+    with ignore_future_warnings():
         saved = get_optimizer_state_dict(model, trainer.optimizers[0])
     for name, values in cast(dict[str, State], saved["state"]).items():
-        state |= {f"{key}.{name.removeprefix(PREFIX)}": values[key] for key in MOMENTS}
+        state |= {f"{key}.{name.removeprefix(NETWORK_PREFIX)}": values[key] for key in MOMENTS}
     return state
 
 
-def _put_fsdp1(trainer: Trainer, read: Read, step: int) -> None:
+def _put_fsdp1(trainer: Trainer, read: FillState, step: int) -> None:
     model, optimizer = trainer.strategy.model, trainer.optimizers[0]
     assert model is not None
     weights = sharded_weights(model)
@@ -118,15 +118,15 @@ def _put_fsdp1(trainer: Trainer, read: Read, step: int) -> None:
     for name, of_parameter in moments.items():
         state |= {f"{key}.{name}": values for key, values in of_parameter.items()}
     read(state)
-    with quietly():
+    with ignore_future_warnings():
         set_model_state_dict(
             model,
-            {f"{PREFIX}{name}": values for name, values in weights.items()},
+            {f"{NETWORK_PREFIX}{name}": values for name, values in weights.items()},
             options=StateDictOptions(strict=False),  # the table of positions is no weight
         )
         saved = get_optimizer_state_dict(model, optimizer)
         saved["state"] = {
-            f"{PREFIX}{name}": {"step": torch.tensor(float(step)), **of_parameter}
+            f"{NETWORK_PREFIX}{name}": {"step": torch.tensor(float(step)), **of_parameter}
             for name, of_parameter in moments.items()
         }
         set_optimizer_state_dict(model, optimizer, saved)
@@ -137,19 +137,19 @@ def _take_zero(module: TrainingModule) -> State:
     state: State = {}
     for name, parameter in module.network.named_parameters():
         for key in ("weight", *MOMENTS):
-            whole = deepspeed.take(parameter, key)
+            whole = deepspeed.gather_values(parameter, key)
             if is_own(whole.nbytes):
                 state[f"{key}.{name}"] = whole.cpu()
     return state
 
 
-def _put_zero(module: TrainingModule, trainer: Trainer, read: Read, step: int) -> None:
-    deepspeed.make_moments(trainer.optimizers[0], step)
+def _put_zero(module: TrainingModule, trainer: Trainer, read: FillState, step: int) -> None:
+    deepspeed.create_moments(trainer.optimizers[0], step)
     for name, parameter in module.network.named_parameters():
         whole = {
-            f"{key}.{name}": torch.empty(deepspeed.whole_shape(parameter))
+            f"{key}.{name}": torch.empty(deepspeed.full_shape(parameter))
             for key in ("weight", *MOMENTS)
         }
         read(whole)  # one parameter at a time: no rank holds more of the whole
         for key in ("weight", *MOMENTS):
-            deepspeed.put(parameter, key, whole[f"{key}.{name}"])
+            deepspeed.scatter_values(parameter, key, whole[f"{key}.{name}"])

@@ -24,14 +24,14 @@ from torch.distributed.checkpoint.state_dict_saver import save
 
 from unitransformer.checkpoint.names import checkpoint_name
 from unitransformer.checkpoint.reader import (
-    METADATA,
-    RUN,
-    SUMS,
-    Told,
+    METADATA_FILE,
+    RUN_FILE,
+    CHECKSUMS_FILE,
+    RunState,
     checksum,
     list_checkpoints,
-    quieten_torch,
-    root_of,
+    ignore_undistributed_warning,
+    root_cause,
 )
 from unitransformer.checkpoint.state import State
 from unitransformer.files import write_atomically
@@ -41,12 +41,12 @@ STREAM_BYTES = 1 << 22
 _REMAINS = re.compile(r"\.step-\d{8,}\.(partial|old)")
 
 
-class Writer(FileSystemWriter):
+class CheckpointWriter(FileSystemWriter):
     """Torch's, into a partial folder, with checksums; the first rank's `finish` renames it."""
 
-    def __init__(self, folder: Path, step: int, told: Told) -> None:
+    def __init__(self, folder: Path, step: int, run_state: RunState) -> None:
         self.final = folder / checkpoint_name(step)
-        self.told = told
+        self.run_state = run_state
         super().__init__(folder / f".{self.final.name}.partial", overwrite=False)
 
     def write_data(self, plan: Any, planner: Any) -> Any:
@@ -70,7 +70,7 @@ class Writer(FileSystemWriter):
         try:
             written = self._write_into(place, plan, planner)
             for file in place.iterdir():
-                _hand_on(file, shared / file.name)
+                _copy_to_shared(file, shared / file.name)
         finally:
             shutil.rmtree(place, ignore_errors=True)
         return written
@@ -92,24 +92,28 @@ class Writer(FileSystemWriter):
         """On the first rank, when all have written: make the partial folder the newest one."""
         partial = Path(self.path)
         super().finish(metadata, [written for written, _ in results])
-        write_atomically(partial / RUN, json.dumps(self.told).encode())
-        sums = {name: checksum(partial / name) for name in (METADATA, RUN)}
+        write_atomically(partial / RUN_FILE, json.dumps(self.run_state).encode())
+        sums = {name: checksum(partial / name) for name in (METADATA_FILE, RUN_FILE)}
         for _, own in results:
             sums |= own
         for name in sums:
             if not (partial / name).exists():  # ranks that do not share a disk
                 raise FileNotFoundError(f"{name}, which another rank has written, is not there")
-        write_atomically(partial / SUMS, json.dumps(sums, indent=1).encode())
-        _flush(partial)
+        write_atomically(partial / CHECKSUMS_FILE, json.dumps(sums, indent=1).encode())
+        _fsync_folder(partial)
         partial.rename(self.final)
-        _flush(self.final.parent)
+        _fsync_folder(self.final.parent)
         for other in list_checkpoints(self.final.parent):
             if other != self.final and other.is_dir():
-                _remove(other)
+                _remove_checkpoint(other)
 
 
 def start_saving(
-    state: State, writer: Writer, group: torch.distributed.ProcessGroup | None, *, wait: bool
+    state: State,
+    writer: CheckpointWriter,
+    group: torch.distributed.ProcessGroup | None,
+    *,
+    wait: bool,
 ) -> "Future[None]":
     """Begin to write `state`; every rank of `group` calls this.
 
@@ -117,7 +121,7 @@ def start_saving(
         group: over all ranks and CPUs, used for nothing else; None for a process alone.
         wait: write here and now, without a copy; otherwise copy and write in a thread.
     """
-    quieten_torch()
+    ignore_undistributed_warning()
     done: Future[None] = Future()
     kept = state if wait else writer.stage(state)
 
@@ -125,7 +129,7 @@ def start_saving(
         try:
             save(kept, storage_writer=writer, process_group=group, no_dist=group is None)
         except BaseException as error:
-            done.set_exception(root_of(error))
+            done.set_exception(root_cause(error))
         else:
             done.set_result(None)
 
@@ -137,7 +141,7 @@ def start_saving(
     return done
 
 
-def _hand_on(file: Path, place: Path) -> None:
+def _copy_to_shared(file: Path, place: Path) -> None:
     """Copy to a place on another disk, and wait until it has arrived."""
     with file.open("rb") as source, place.open("wb") as target:
         shutil.copyfileobj(source, target, STREAM_BYTES)
@@ -145,7 +149,7 @@ def _hand_on(file: Path, place: Path) -> None:
         os.fsync(target.fileno())
 
 
-def remove_remains(folder: Path) -> None:
+def remove_leftovers(folder: Path) -> None:
     """Delete what a run left half written or half deleted; only the first rank does."""
     if folder.is_dir():
         for path in folder.iterdir():
@@ -153,14 +157,14 @@ def remove_remains(folder: Path) -> None:
                 shutil.rmtree(path, ignore_errors=True)
 
 
-def _remove(checkpoint: Path) -> None:
+def _remove_checkpoint(checkpoint: Path) -> None:
     # Renamed first: a checkpoint that is half deleted is not taken for one.
     old = checkpoint.with_name(f".{checkpoint.name}.old")
     checkpoint.rename(old)
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _flush(folder: Path) -> None:
+def _fsync_folder(folder: Path) -> None:
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

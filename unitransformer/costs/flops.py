@@ -43,7 +43,7 @@ def _embedding_parameters(model: ModelConfig) -> int:
     return model.num_channels * model.patch_size**2 * model.width + 2 * model.width
 
 
-def count_looked_at(config: RunConfig) -> int:
+def count_predicted_positions(config: RunConfig) -> int:
     """Positions of one sample whose answer the loss asks for."""
     if config.recipe == "vit":
         return 1
@@ -59,7 +59,7 @@ def flops_per_sample(config: RunConfig, *, causal: bool) -> float:
         causal: count only the pairs a causal mask keeps, (T + 1) / 2 a position on average, if
             the model has one.
     """
-    model, asked = config.model, count_looked_at(config)
+    model, asked = config.model, count_predicted_positions(config)
     layers = sum(_layer_flops(config, at, causal=causal) for at in _answered(config))
     head = 2.0 * asked * model.width * model.num_classes
     return 3 * (layers + head) + 2 * _embedding_flops(model, config.sequence_length)
@@ -88,7 +88,7 @@ def _last_product_flops(model: ModelConfig, asked: int) -> float:
 def _answered(config: RunConfig) -> list[int]:
     """Positions each layer answers at: all, and in the last layer where the loss looks."""
     before = [config.sequence_length] * (config.model.num_layers - 1)
-    return [*before, count_looked_at(config)]
+    return [*before, count_predicted_positions(config)]
 
 
 def _layer_flops(config: RunConfig, asked: int, *, causal: bool) -> float:

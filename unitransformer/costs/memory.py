@@ -7,7 +7,7 @@ keeps, counted from the layers as they are written; temporary buffers are left t
 from dataclasses import replace
 
 from unitransformer.config import RunConfig, Strategy
-from unitransformer.costs.flops import count_looked_at, count_parameters
+from unitransformer.costs.flops import count_predicted_positions, count_parameters
 
 HEADROOM = 0.1  # share of a device's memory left to buffers, fragments and the runtime
 
@@ -42,7 +42,7 @@ def layer_activation_bytes(config: RunConfig) -> int:
     }[config.parallel.activation_checkpointing]
     patch = model.num_channels * model.patch_size**2 if model.patch_size else 0
     rows = config.batch_size * config.sequence_length
-    last = config.batch_size * count_looked_at(config)
+    last = config.batch_size * count_predicted_positions(config)
     numbers = rows * (of_all * model.num_layers + patch)
     numbers += (rows * (model.num_layers - 1) + last) * of_some
     return numbers * _activation_size(config)
@@ -54,7 +54,7 @@ def _activation_size(config: RunConfig) -> int:
 
 def _logit_rows(config: RunConfig) -> int:
     """Rows of logits that exist at once."""
-    rows = config.batch_size * count_looked_at(config)
+    rows = config.batch_size * count_predicted_positions(config)
     return min(rows, config.loss_chunk) if config.loss_chunk else rows
 
 
@@ -96,14 +96,14 @@ def _choose(config: RunConfig, memory_bytes: int | None) -> tuple[Strategy, str]
     parallel = config.parallel
     state, activations = state_bytes(config), activation_bytes(config)
     if parallel.cpu_offload:
-        where = f"state {in_gib(state)} waits in host memory, as cpu-offload asks"
+        where = f"state {format_gib(state)} waits in host memory, as cpu-offload asks"
         return "fsdp", f"{where}; single and ddp keep it on the device"
     if parallel.world_size == 1:
         return "single", "one device"
-    needs = f"state {in_gib(state)} + activations about {in_gib(activations)}"
+    needs = f"state {format_gib(state)} + activations about {format_gib(activations)}"
     if memory_bytes is None:
         return "ddp", f"{needs}; how much a device has is not known"
-    has = f"the {in_gib(memory_bytes)} of a device, a tenth left free"
+    has = f"the {format_gib(memory_bytes)} of a device, a tenth left free"
     usable = (1 - HEADROOM) * memory_bytes - activations
     if state <= usable:
         return "ddp", f"{needs} fit in {has}"
@@ -117,6 +117,6 @@ def _choose(config: RunConfig, memory_bytes: int | None) -> tuple[Strategy, str]
     return "fsdp", f"{needs} do not fit in {has}; {divided}"
 
 
-def in_gib(size: float) -> str:
+def format_gib(size: float) -> str:
     """As a person reads it: 1.25 GiB."""
     return f"{size / 2**30:.3g} GiB"

@@ -2,7 +2,7 @@
 there is no number where there is none.
 
 In: FLOPs of a token or picture by convention, the rate of the run, where and in what it computed,
-and the ceiling measured on that machine in that job. Out: one `Row` a convention. MFU is FLOP/s of
+and the ceiling measured on that machine in that job. Out: one `MfuRow` a convention. MFU is FLOP/s of
 the model over the dense peak (Chowdhery et al. 2022, appendix B); FLOP/s that include what was
 computed again give HFU and are never called MFU.
 """
@@ -30,7 +30,7 @@ class Ceiling:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class MfuRow:
     """One convention. A figure that would be a guess is None, and `reason` says why.
 
     Raises:
@@ -88,7 +88,7 @@ def _share(part: float | None, whole: float | None) -> float | None:
     return part / whole if part is not None and whole else None
 
 
-def build_passport(
+def build_mfu_report(
     flops_per_unit: Mapping[str, float],
     *,
     units_per_s: float | None,
@@ -98,7 +98,7 @@ def build_passport(
     allows_tf32: bool | None = None,
     ceiling: Ceiling | None = None,
     padded_share: float = 0.0,
-) -> tuple[Row, ...]:
+) -> tuple[MfuRow, ...]:
     """A row for every convention of `flops_per_unit`, in its order.
 
     Args:
@@ -164,13 +164,13 @@ def _build_row(
     peak: Peak,
     ceiling: Ceiling | None,
     missing: str | None,
-) -> Row:
+) -> MfuRow:
     flops_per_s = None if rate is None else count * rate
     impossible = _why_impossible(flops_per_s, peak)
     reason = missing or peak.reason or impossible
     measured = ceiling.flops_per_s if ceiling and ceiling.dtype == peak.dtype else None
     share = None if missing or impossible else _share(flops_per_s, measured)
-    return Row(
+    return MfuRow(
         convention=convention,
         counts=CONVENTIONS[convention],
         kind="HFU" if convention == "hardware" else "MFU",

@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from unitransformer.config import RunConfig
-from unitransformer.data.sampler import ValidationOrder
-from unitransformer.data.sources import Samples
+from unitransformer.data.sampler import ValidationSampler
+from unitransformer.data.sources import BatchDataset
 from unitransformer.objectives import IGNORED
 
 COUNTED_AT_ONCE = 1 << 20  # words
@@ -25,17 +25,17 @@ class Baseline:
     accuracy: float | None = None
 
 
-def count_words(words: NDArray[Any], num_words: int) -> NDArray[np.int64]:
+def count_tokens(words: NDArray[Any], vocab_size: int) -> NDArray[np.int64]:
     """How often each word occurs; block by block, as the words may not fit in memory."""
-    counts = np.zeros(num_words, dtype=np.int64)
+    counts = np.zeros(vocab_size, dtype=np.int64)
     for start in range(0, len(words), COUNTED_AT_ONCE):
-        counts += np.bincount(words[start : start + COUNTED_AT_ONCE], minlength=num_words)
+        counts += np.bincount(words[start : start + COUNTED_AT_ONCE], minlength=vocab_size)
     return counts
 
 
-def unigram_baseline(train: NDArray[Any], validation: Tensor, num_words: int) -> Baseline:
+def unigram_baseline(train: NDArray[Any], validation: Tensor, vocab_size: int) -> Baseline:
     """Cross entropy of the training words' frequencies (plus one) on the words of validation."""
-    counts = count_words(train, num_words) + 1.0
+    counts = count_tokens(train, vocab_size) + 1.0
     nats = -np.log(counts / counts.sum())
     return Baseline(name="unigram entropy", loss=float(nats[validation.numpy()].mean()))
 
@@ -45,10 +45,10 @@ def most_frequent_baseline(name: str, validation: Tensor, answer: int) -> Baseli
     return Baseline(name=name, accuracy=float((validation == answer).float().mean()))
 
 
-def asked_in_validation(config: RunConfig, samples: Samples) -> Tensor:
+def validation_targets(config: RunConfig, samples: BatchDataset) -> Tensor:
     """The right answers to what every rank together is asked in validation."""
     orders = [
-        ValidationOrder(config, len(samples), rank=rank)
+        ValidationSampler(config, len(samples), rank=rank)
         for rank in range(config.parallel.world_size)
     ]
     targets = [samples[picks]["targets"].reshape(-1) for order in orders for picks in order]

@@ -95,7 +95,7 @@ def load_corpus(
     source: str,
     *,
     kind: TokenizerKind,
-    vocabulary_size: int,
+    vocab_size: int,
     cache_dir: Path | None = None,
     show_progress: bool = False,
 ) -> Corpus:
@@ -110,7 +110,7 @@ def load_corpus(
     """
     text = _find_text(source)
     cache = cache_dir or cache_folder()
-    entry = cache / _entry_name(text, kind, vocabulary_size)
+    entry = cache / _entry_name(text, kind, vocab_size)
     with _naming_cache(cache):
         if not _is_complete(entry):
             cache.mkdir(parents=True, exist_ok=True)
@@ -120,7 +120,7 @@ def load_corpus(
                         entry,
                         text,
                         kind=kind,
-                        vocabulary_size=vocabulary_size,
+                        vocab_size=vocab_size,
                         show_progress=show_progress,
                     )
         return _load_entry(entry, text)
@@ -261,10 +261,10 @@ def _hash(files: Sequence[_Span]) -> str:
 # ---- the cache
 
 
-def _entry_name(text: _Text, kind: TokenizerKind, vocabulary_size: int) -> str:
+def _entry_name(text: _Text, kind: TokenizerKind, vocab_size: int) -> str:
     # The sizes tell apart the same bytes cut into other files: those are other documents.
     sizes = [file.stop for file in text.files]
-    key = [FORMAT_VERSION, tokenizers.__version__, kind, vocabulary_size, text.sha256, sizes]
+    key = [FORMAT_VERSION, tokenizers.__version__, kind, vocab_size, text.sha256, sizes]
     return hashlib.sha256(json.dumps(key).encode()).hexdigest()
 
 
@@ -302,12 +302,12 @@ def _new_folder(folder: Path) -> Iterator[Path]:
 
 
 def _write_entry(
-    entry: Path, text: _Text, *, kind: TokenizerKind, vocabulary_size: int, show_progress: bool
+    entry: Path, text: _Text, *, kind: TokenizerKind, vocab_size: int, show_progress: bool
 ) -> None:
     parts = dict(zip(("train", "validation"), _split(text.files), strict=True))
     with _new_folder(entry) as folder, _progress(text.num_bytes, show=show_progress) as advance:
         sample = _read_sample(parts["train"])
-        tokenizer = build_tokenizer(sample, kind=kind, vocabulary_size=vocabulary_size)
+        tokenizer = build_tokenizer(sample, kind=kind, vocab_size=vocab_size)
         (folder / "tokenizer.json").write_text(tokenizer.to_str(pretty=True), encoding="utf-8")
         encoder = Encoder(tokenizer, kind=kind)
         for name, spans in parts.items():

@@ -12,21 +12,21 @@ from torch.utils.data import DataLoader, Sampler
 from unitransformer.config import RunConfig
 from unitransformer.data.baselines import (
     Baseline,
-    asked_in_validation,
-    count_words,
+    validation_targets,
+    count_tokens,
     most_frequent_baseline,
     unigram_baseline,
 )
-from unitransformer.data.images import Digits, Folder
-from unitransformer.data.sampler import VALIDATION_EPOCH, Picks, TrainOrder, ValidationOrder
-from unitransformer.data.sources import Samples, Source
+from unitransformer.data.images import DigitImages, FolderImages
+from unitransformer.data.sampler import VALIDATION_EPOCH, BatchIndices, TrainSampler, ValidationSampler
+from unitransformer.data.sources import BatchDataset, DataSource
 from unitransformer.data.synthetic import Synthetic
 from unitransformer.data.tokenizer import special_tokens
-from unitransformer.launch.signals import SIGNALS
+from unitransformer.launch.signals import STOP_SIGNALS
 from unitransformer.objectives import Batch
 
 
-def pick(samples: Samples, indices: Sequence[int], device: torch.device) -> Batch:
+def validation_batch(samples: BatchDataset, indices: Sequence[int], device: torch.device) -> Batch:
     """Some samples as they look in validation, on `device`."""
     chosen = np.array(list(indices), dtype=np.int64)
     batch = samples[np.full_like(chosen, VALIDATION_EPOCH), chosen]
@@ -36,13 +36,13 @@ def pick(samples: Samples, indices: Sequence[int], device: torch.device) -> Batc
 class DataModule(pl.LightningDataModule):
     """Loaders for the rank that asks; `start_step` is where a resumed run goes on."""
 
-    def __init__(self, config: RunConfig, source: Source) -> None:
+    def __init__(self, config: RunConfig, source: DataSource) -> None:
         super().__init__()
         self.config, self.source = config, source
         self.start_step = 0
 
     def train_dataloader(self) -> DataLoader[Batch]:
-        order = TrainOrder(
+        order = TrainSampler(
             self.config,
             len(self.source.train),
             rank=self._rank(),
@@ -51,7 +51,7 @@ class DataModule(pl.LightningDataModule):
         return self._loader(self.source.train, order)
 
     def val_dataloader(self) -> DataLoader[Batch]:
-        order = ValidationOrder(self.config, len(self.source.validation), rank=self._rank())
+        order = ValidationSampler(self.config, len(self.source.validation), rank=self._rank())
         return self._loader(self.source.validation, order)
 
     def baseline(self) -> Baseline | None:
@@ -59,11 +59,11 @@ class DataModule(pl.LightningDataModule):
         source, config = self.source, self.config
         if isinstance(source.train, Synthetic):
             return None
-        asked = asked_in_validation(config, source.validation)
+        asked = validation_targets(config, source.validation)
         if source.corpus is not None and config.recipe == "gpt":
             return unigram_baseline(source.corpus.train, asked, config.model.num_classes)
         if source.corpus is not None:
-            counts = count_words(source.corpus.train, config.model.num_classes)
+            counts = count_tokens(source.corpus.train, config.model.num_classes)
             counts[: len(special_tokens("wordpiece"))] = 0
             answer = int(counts.argmax())
             word = source.corpus.tokenizer.id_to_token(answer)
@@ -83,10 +83,10 @@ class DataModule(pl.LightningDataModule):
     def _rank(self) -> int:
         return self.trainer.global_rank if self.trainer is not None else 0
 
-    def _loader(self, samples: Samples, order: Sampler[Picks]) -> DataLoader[Batch]:
+    def _loader(self, samples: BatchDataset, order: Sampler[BatchIndices]) -> DataLoader[Batch]:
         workers = self.config.data.num_workers
         if workers is None:
-            workers = 2 if isinstance(samples, Folder) else 0
+            workers = 2 if isinstance(samples, FolderImages) else 0
         return DataLoader(
             samples,  # type: ignore[arg-type]
             sampler=order,
@@ -99,12 +99,12 @@ class DataModule(pl.LightningDataModule):
 
 def _outlive_signals(_: int) -> None:
     """Batch systems signal every process of a job: the rank decides when its loaders end."""
-    for number in SIGNALS:
+    for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
 
-def _labels(samples: Samples) -> Tensor:
-    if isinstance(samples, Digits):
+def _labels(samples: BatchDataset) -> Tensor:
+    if isinstance(samples, DigitImages):
         return samples.labels
-    assert isinstance(samples, Folder)
+    assert isinstance(samples, FolderImages)
     return torch.tensor([label for _, label in samples.files])

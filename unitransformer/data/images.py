@@ -8,7 +8,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
-from unitransformer.data.sampler import Picks
+from unitransformer.data.sampler import BatchIndices
 from unitransformer.objectives import Batch
 
 DECODED_AT_START = 10_000  # pictures; minutes more for a larger folder
@@ -16,19 +16,19 @@ DECODED_AT_START = 10_000  # pictures; minutes more for a larger folder
 UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 
 
-class Digits:
+class DigitImages:
     """Handwritten digits of 8 x 8 pixels below `num_classes`, enlarged to the model's pictures."""
 
-    def __init__(self, pictures: Tensor, labels: Tensor, image_size: int, channels: int) -> None:
-        self.pictures, self.labels = pictures, labels
+    def __init__(self, images: Tensor, labels: Tensor, image_size: int, channels: int) -> None:
+        self.images, self.labels = images, labels
         self.image_size, self.channels = image_size, channels
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, picks: Picks) -> Batch:
+    def __getitem__(self, picks: BatchIndices) -> Batch:
         _, indices = picks
-        small = self.pictures[indices].unsqueeze(1)
+        small = self.images[indices].unsqueeze(1)
         # Repeated, not expanded: a tensor that overlaps itself cannot be pinned.
         large = functional.interpolate(small, size=(self.image_size,) * 2, mode="bilinear")
         return {
@@ -37,7 +37,7 @@ class Digits:
         }
 
 
-class Folder:
+class FolderImages:
     """Pictures of a folder with one folder a class, as `torchvision.datasets.ImageFolder` reads.
 
     A file that opens but does not decode is replaced by the next of its split that does, and
@@ -61,7 +61,7 @@ class Folder:
     def __len__(self) -> int:
         return len(self.files)
 
-    def __getitem__(self, picks: Picks) -> Batch:
+    def __getitem__(self, picks: BatchIndices) -> Batch:
         samples = [self._load(int(index)) for index in picks[1]]
         inputs = torch.stack([picture for picture, _ in samples])
         return {"inputs": inputs, "targets": torch.tensor([label for _, label in samples])}

@@ -12,7 +12,7 @@ from torch.utils.data import Sampler
 
 from unitransformer.config import RunConfig
 
-Picks = tuple[NDArray[np.int64], NDArray[np.int64]]  # epoch and index of each sample of a batch
+BatchIndices = tuple[NDArray[np.int64], NDArray[np.int64]]  # epoch and index of each sample of a batch
 VALIDATION_EPOCH = -1  # validation masks and pictures never change
 
 
@@ -21,7 +21,7 @@ def permutation(num_samples: int, seed: int, epoch: int) -> NDArray[np.int64]:
     return np.random.default_rng([seed, epoch]).permutation(num_samples)
 
 
-class TrainOrder(Sampler[Picks]):
+class TrainSampler(Sampler[BatchIndices]):
     """The micro-batches of one rank from optimizer step `start_step` to the last.
 
     The stream of samples is one: pass after pass over the data, each in its own order, cut into
@@ -40,7 +40,7 @@ class TrainOrder(Sampler[Picks]):
         """Micro-batches of the whole run: Lightning counts a resumed one from where it stopped."""
         return self.config.max_steps * self.config.accumulate
 
-    def __iter__(self) -> Iterator[Picks]:
+    def __iter__(self) -> Iterator[BatchIndices]:
         config = self.config
         world, size = config.parallel.world_size, config.batch_size
         order_of = functools.lru_cache(maxsize=2)(
@@ -54,7 +54,7 @@ class TrainOrder(Sampler[Picks]):
                 yield epochs, np.array([order_of(epoch)[place] for epoch, place in pairs])
 
 
-class ValidationOrder(Sampler[Picks]):
+class ValidationSampler(Sampler[BatchIndices]):
     """`validation_batches` batches from all over the validation samples, dealt out to the ranks.
 
     They are the same in every run, whatever its seed: neighbours in a text are much alike.
@@ -75,7 +75,7 @@ class ValidationOrder(Sampler[Picks]):
     def __len__(self) -> int:
         return self.num_batches
 
-    def __iter__(self) -> Iterator[Picks]:
+    def __iter__(self) -> Iterator[BatchIndices]:
         for batch in range(self.num_batches):
             first = (batch * self.world + self.rank) * self.size
             indices = self.order[first : first + self.size]

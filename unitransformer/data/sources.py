@@ -11,10 +11,10 @@ import torch
 
 from unitransformer.config import RunConfig
 from unitransformer.data.corpus import Corpus, load_corpus
-from unitransformer.data.images import Digits, Folder, split_readable
-from unitransformer.data.sampler import Picks, permutation
+from unitransformer.data.images import DigitImages, FolderImages, split_readable
+from unitransformer.data.sampler import BatchIndices, permutation
 from unitransformer.data.synthetic import Synthetic
-from unitransformer.data.text import MaskedWords, NextWords
+from unitransformer.data.text import MaskedTokens, NextTokens
 from unitransformer.objectives import Batch
 
 # The 1,797 pictures that scikit-learn has: the test set of E. Alpaydin and C. Kaynak, Optical
@@ -24,27 +24,27 @@ from unitransformer.objectives import Batch
 DIGITS = Path(__file__).with_name("digits.npz")
 
 
-class Samples(Protocol):
+class BatchDataset(Protocol):
     """A finite set of samples, handed out by the batch."""
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, picks: Picks) -> Batch: ...
+    def __getitem__(self, picks: BatchIndices) -> Batch: ...
 
 
 @dataclass(frozen=True, kw_only=True)
-class Source:
+class DataSource:
     """Samples of one kind, ready for any rank."""
 
-    train: Samples
-    validation: Samples
+    train: BatchDataset
+    validation: BatchDataset
     description: str
     sha256: str | None = None
     class_names: tuple[str, ...] = ()
     corpus: Corpus | None = None
 
 
-def load_source(config: RunConfig, *, show_progress: bool = False) -> Source:
+def load_source(config: RunConfig, *, show_progress: bool = False) -> DataSource:
     """Read, tokenise or list the data of `config`.
 
     Raises:
@@ -52,36 +52,36 @@ def load_source(config: RunConfig, *, show_progress: bool = False) -> Source:
     """
     if config.data.source == "synthetic":
         samples = Synthetic(config, 1 << 20)
-        return Source(train=samples, validation=samples, description="synthetic, on the device")
-    if not config.model.reads_pictures:
+        return DataSource(train=samples, validation=samples, description="synthetic, on the device")
+    if not config.model.reads_images:
         return _text_source(config, show_progress)
     if config.data.source == "builtin":
         return _digits_source(config)
     return _folder_source(config)
 
 
-def _text_source(config: RunConfig, show_progress: bool) -> Source:
+def _text_source(config: RunConfig, show_progress: bool) -> DataSource:
     kind = "bpe" if config.recipe == "gpt" else "wordpiece"
     corpus = load_corpus(
         config.data.source,
         kind=kind,  # type: ignore[arg-type]
-        vocabulary_size=config.model.num_classes,
+        vocab_size=config.model.num_classes,
         show_progress=show_progress,
     )
-    splits: list[Samples] = []
+    splits: list[BatchDataset] = []
     for name, words in (("training", corpus.train), ("validation", corpus.validation)):
-        samples: Samples
+        samples: BatchDataset
         if config.recipe == "gpt":
-            samples = NextWords(words, config.sequence_length)
+            samples = NextTokens(words, config.sequence_length)
         else:
-            samples = MaskedWords(config, words, corpus.tokenizer.get_vocab_size())
+            samples = MaskedTokens(config, words, corpus.tokenizer.get_vocab_size())
         if not len(samples):
             raise ValueError(
                 f"data {config.data.source} has {len(words)} {name} tokens, less than one sequence "
                 f"of {config.sequence_length}; give more text or a shorter data.sequence_length"
             )
         splits.append(samples)
-    return Source(
+    return DataSource(
         train=splits[0],
         validation=splits[1],
         description=corpus.description,
@@ -90,7 +90,7 @@ def _text_source(config: RunConfig, show_progress: bool) -> Source:
     )
 
 
-def _digits_source(config: RunConfig) -> Source:
+def _digits_source(config: RunConfig) -> DataSource:
     with np.load(DIGITS) as stored:
         images, digits = stored["images"].astype(np.float64), stored["labels"].astype(np.int64)
     assert config.model.image_size is not None
@@ -102,10 +102,10 @@ def _digits_source(config: RunConfig) -> Source:
     order = permutation(len(targets), 0, 0)  # the split is part of the data, not of the seed
     cut = len(targets) // 5
     parts = [
-        Digits(pictures[part], targets[part], config.model.image_size, config.model.num_channels)
+        DigitImages(pictures[part], targets[part], config.model.image_size, config.model.num_channels)
         for part in (order[cut:], order[:cut])
     ]
-    return Source(
+    return DataSource(
         train=parts[0],
         validation=parts[1],
         description=f"scikit-learn digits 0 to {classes - 1}, {len(targets)} pictures of 8 x 8",
@@ -114,7 +114,7 @@ def _digits_source(config: RunConfig) -> Source:
     )
 
 
-def _folder_source(config: RunConfig) -> Source:
+def _folder_source(config: RunConfig) -> DataSource:
     from torchvision.datasets import ImageFolder
 
     root = Path(config.data.source).expanduser()
@@ -147,11 +147,11 @@ def _folder_source(config: RunConfig) -> Source:
     cut = max(1, len(files) // 10)
     assert model.image_size is not None
     train, validation = (
-        Folder([files[i] for i in part], model.image_size, model.num_channels)
+        FolderImages([files[i] for i in part], model.image_size, model.num_channels)
         for part in (order[cut:], order[:cut])
     )
     skipped = f", {len(broken)} broken skipped" if broken else ""
-    return Source(
+    return DataSource(
         train=train,
         validation=validation,
         description=f"{root.name}, {len(files)} pictures of {len(folder.classes)} classes{skipped}",

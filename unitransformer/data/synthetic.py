@@ -5,9 +5,9 @@ import math
 import torch
 
 from unitransformer.config import RunConfig
-from unitransformer.costs.flops import count_looked_at
+from unitransformer.costs.flops import count_predicted_positions
 from unitransformer.data.counter_rng import uniform
-from unitransformer.data.sampler import Picks
+from unitransformer.data.sampler import BatchIndices
 from unitransformer.objectives import Batch
 
 
@@ -20,7 +20,7 @@ class Synthetic:
     def __len__(self) -> int:
         return self.num_samples
 
-    def __getitem__(self, picks: Picks) -> Batch:
+    def __getitem__(self, picks: BatchIndices) -> Batch:
         indices = torch.from_numpy(picks[1])
         return {"inputs": indices, "targets": indices}
 
@@ -39,6 +39,6 @@ class Synthetic:
         words = (drawn[:, : length + 1] * model.num_classes).long()
         if config.recipe == "gpt":
             return {"inputs": words[:, :-1], "targets": words[:, 1:]}
-        positions = drawn[:, length + 1 :].argsort(dim=1)[:, : count_looked_at(config)]
+        positions = drawn[:, length + 1 :].argsort(dim=1)[:, : count_predicted_positions(config)]
         inputs = words[:, :-1]
         return {"inputs": inputs, "targets": inputs.gather(1, positions), "positions": positions}

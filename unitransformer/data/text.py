@@ -13,14 +13,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from unitransformer.config import RunConfig
-from unitransformer.costs.flops import count_looked_at
+from unitransformer.costs.flops import count_predicted_positions
 from unitransformer.data.counter_rng import uniform
-from unitransformer.data.sampler import Picks
+from unitransformer.data.sampler import BatchIndices
 from unitransformer.data.tokenizer import special_tokens
 from unitransformer.objectives import IGNORED, Batch
 
 
-class NextWords:
+class NextTokens:
     """GPT: stretches of T + 1 words; each word is predicted from those before it."""
 
     def __init__(self, words: NDArray[Any], length: int) -> None:
@@ -29,23 +29,23 @@ class NextWords:
     def __len__(self) -> int:
         return (len(self.words) - 1) // self.length
 
-    def __getitem__(self, picks: Picks) -> Batch:
+    def __getitem__(self, picks: BatchIndices) -> Batch:
         _, indices = picks
         rows = _rows(self.words, indices * self.length, self.length + 1)
         return {"inputs": rows[:, :-1], "targets": rows[:, 1:]}
 
 
-class MaskedWords:
+class MaskedTokens:
     """BERT: [CLS], T - 2 words, [SEP]; a fixed share of the words has to be found.
 
     Of the chosen positions 80 % show [MASK], 10 % a random word, 10 % the word itself (Devlin et
     al. 2019, section 3.1). Their number is the same in every sample, so shapes never change.
     """
 
-    def __init__(self, config: RunConfig, words: NDArray[Any], num_words: int) -> None:
-        self.words, self.num_words = words, num_words
+    def __init__(self, config: RunConfig, words: NDArray[Any], vocab_size: int) -> None:
+        self.words, self.vocab_size = words, vocab_size
         self.length = config.sequence_length
-        self.num_masked = count_looked_at(config)
+        self.num_masked = count_predicted_positions(config)
         self.seed = config.seed
         names = special_tokens("wordpiece")
         self.num_special = len(names)
@@ -54,7 +54,7 @@ class MaskedWords:
     def __len__(self) -> int:
         return len(self.words) // (self.length - 2)
 
-    def __getitem__(self, picks: Picks) -> Batch:
+    def __getitem__(self, picks: BatchIndices) -> Batch:
         epochs, indices = picks
         body = _rows(self.words, indices * (self.length - 2), self.length - 2)
         ends = body.new_ones(len(body), 1)
@@ -70,7 +70,7 @@ class MaskedWords:
         targets = inputs.gather(1, positions)
         fate = torch.from_numpy(chance[:, 1]).gather(1, positions)
         draw = torch.from_numpy(chance[:, 2]).gather(1, positions)
-        span = self.num_words - self.num_special
+        span = self.vocab_size - self.num_special
         random_word = (draw * span).long() + self.num_special
         shown = torch.where(fate < 0.8, self.mask, torch.where(fate < 0.9, random_word, targets))
         # A stretch of separators may hold too few words: special positions are no questions.

@@ -53,22 +53,22 @@ def separator_token(kind: TokenizerKind) -> str:
     return "<|endoftext|>" if kind == "bpe" else "[SEP]"
 
 
-def token_dtype(vocabulary_size: int) -> TokenType:
+def token_dtype(vocab_size: int) -> TokenType:
     """The narrowest type that holds every id."""
-    return np.dtype(np.uint16) if vocabulary_size <= 1 << 16 else np.dtype(np.uint32)
+    return np.dtype(np.uint16) if vocab_size <= 1 << 16 else np.dtype(np.uint32)
 
 
 def build_tokenizer(
-    texts: Sequence[str], *, kind: TokenizerKind, vocabulary_size: int
+    texts: Sequence[str], *, kind: TokenizerKind, vocab_size: int
 ) -> Tokenizer:
     """Train a tokenizer; equal texts give equal tokenizers, byte for byte.
 
-    The vocabulary is smaller than `vocabulary_size` where the text is too small to fill it.
+    The vocabulary is smaller than `vocab_size` where the text is too small to fill it.
 
     Raises:
-        ValueError: the special tokens and the alphabet alone exceed `vocabulary_size`.
+        ValueError: the special tokens and the alphabet alone exceed `vocab_size`.
     """
-    room = max(vocabulary_size, 0)  # the trainers overflow on less, before it is refused below
+    room = max(vocab_size, 0)  # the trainers overflow on less, before it is refused below
     match kind:
         case "bpe":
             tokenizer = _build_bpe(texts, room)
@@ -77,20 +77,20 @@ def build_tokenizer(
         case unknown:
             assert_never(unknown)
     # With nothing left to fill, the trainers stop at the special tokens and the alphabet.
-    if (least := tokenizer.get_vocab_size()) > vocabulary_size:
+    if (least := tokenizer.get_vocab_size()) > vocab_size:
         raise ValueError(
-            f"vocabulary_size {vocabulary_size} is below the {least} entries that the special "
+            f"vocabulary_size {vocab_size} is below the {least} entries that the special "
             f"tokens and the alphabet of this text take with {kind}; give at least {least}"
         )
     return tokenizer
 
 
-def _build_bpe(texts: Sequence[str], vocabulary_size: int) -> Tokenizer:
+def _build_bpe(texts: Sequence[str], vocab_size: int) -> Tokenizer:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=vocabulary_size,
+        vocab_size=vocab_size,
         special_tokens=list(special_tokens("bpe")),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,  # it would print to stdout
@@ -99,14 +99,14 @@ def _build_bpe(texts: Sequence[str], vocabulary_size: int) -> Tokenizer:
     return tokenizer
 
 
-def _build_wordpiece(texts: Sequence[str], vocabulary_size: int) -> Tokenizer:
+def _build_wordpiece(texts: Sequence[str], vocab_size: int) -> Tokenizer:
     characters = _count_characters(texts)
     # Left alone, the trainer numbers the "##" characters (and picks among equally rare ones) in
     # the order of a randomly seeded hash table, and breaks ties between merges by those numbers:
     # each run gives another vocabulary. Listed as special tokens they are numbered as listed.
     alphabet = [*characters, *(f"##{c}" for c in characters if _continues_word(c))]
     trainer = trainers.WordPieceTrainer(
-        vocab_size=vocabulary_size,
+        vocab_size=vocab_size,
         special_tokens=[*special_tokens("wordpiece"), *alphabet],
         initial_alphabet=characters,
         limit_alphabet=len(characters),

@@ -1,28 +1,40 @@
-"""Rank and world size from torchrun or srun."""
+"""Reads rank and world size from torchrun or srun, and refuses what needs another launcher."""
 
+import datetime
 import os
+import shlex
+import socket
+from collections.abc import Callable, Sequence
 
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+from torch._C._distributed_c10d import TCPStore
 
 from unitransformer.config import ParallelConfig
 
 FIRST_PORT = 15_000
+NUM_PORTS = 17_729  # prime; all stay below 32768, where Linux's ephemeral ports begin
+STEP_STRIDE = 128  # up to 128 consecutive jobs of 138 steps each use different ports
 
-PORTS = 17_729  # prime, and all below 32 768, from where on Linux gives them away
+TORCHRUN_PORT = 29_500  # torch's default
 
-STEP_STRIDE = 128  # so many jobs in a row have 138 steps each at ports of their own
+FOLDER_WAIT = datetime.timedelta(minutes=10)  # until the ranks of other nodes have started
+FOLDER_KEY = "unitransformer/folder"
+
+_open_stores: list[TCPStore] = []  # the other ranks need them until this process ends
 
 
 def adopt_launcher() -> None:
-    """Let a task of `srun` find the variables that `torchrun` would have set.
+    """Sets the variables of `torchrun` in a task of `srun`.
 
     Raises:
-        ValueError: a batch job of several tasks or nodes whose script has started this without
-            `srun`, or nodes with unequal numbers of tasks.
+        ValueError: a batch script with several tasks or nodes started this without `srun`, or
+            the nodes have unequal numbers of tasks.
     """
     if "RANK" in os.environ:
         return
-    if not _is_srun_task():
+    # A batch script has a SLURM_PROCID too, but is not one of several tasks of a step.
+    tasks = int(os.environ.get("SLURM_STEP_NUM_TASKS", 1))
+    if tasks <= 1:
         _check_batch_script()
         return
     if "," in os.environ.get("SLURM_STEP_TASKS_PER_NODE", ""):
@@ -32,8 +44,7 @@ def adopt_launcher() -> None:
         )
     job, step = int(os.environ["SLURM_JOB_ID"]), int(os.environ["SLURM_STEP_ID"])
     nodes = os.environ["SLURM_STEP_NODELIST"]
-    tasks = int(os.environ["SLURM_STEP_NUM_TASKS"])
-    found = {
+    variables = {
         "RANK": os.environ["SLURM_PROCID"],
         "LOCAL_RANK": os.environ["SLURM_LOCALID"],
         "GROUP_RANK": os.environ["SLURM_NODEID"],
@@ -43,22 +54,22 @@ def adopt_launcher() -> None:
         "MASTER_PORT": str(srun_port(job, step)),
         "TORCHELASTIC_RUN_ID": f"slurm-{job}.{step}",
     }
-    os.environ |= {name: value for name, value in found.items() if name not in os.environ}
+    for name, value in variables.items():
+        os.environ.setdefault(name, value)
 
 
 def _check_batch_script() -> None:
-    """Raises ValueError where a batch script has started one process for what is to be several."""
+    """Raises ValueError if a batch script started one process and the job has several tasks."""
     if "SLURM_STEP_ID" in os.environ or "SLURM_JOB_ID" not in os.environ:
         return
-    tasks, nodes = (
-        int(os.environ.get(name, 1)) for name in ("SLURM_NTASKS", "SLURM_JOB_NUM_NODES")
-    )
+    tasks = int(os.environ.get("SLURM_NTASKS", 1))
+    nodes = int(os.environ.get("SLURM_JOB_NUM_NODES", 1))
     if tasks > 1:
         raise ValueError(
-            f"the job has {tasks} tasks and this is none of them: start it with srun, or "
-            "submit with --ntasks-per-node=1"
+            f"the job has {tasks} tasks and this process is not one of them: start it with srun, "
+            "or submit with --ntasks-per-node=1"
         )
-    # The script has a rank; what a sweep starts in it has none, and is content with one node.
+    # A batch script has a SLURM_PROCID. The children of a sweep do not, and may use one node.
     if nodes > 1 and "SLURM_PROCID" in os.environ:
         raise ValueError(
             f"the job has {nodes} nodes and this is one process on one of them: start it with "
@@ -67,21 +78,16 @@ def _check_batch_script() -> None:
 
 
 def srun_port(job: int, step: int) -> int:
-    """Where the tasks of a step meet; none of them can ask the others.
+    """Returns the rendezvous port of a step; every task computes the same without communication.
 
-    Jobs share nodes: those whose numbers are less than `PORTS` apart differ in it, if both are in
-    the same step, and so do as many steps of a job. The system gives none of these away by itself.
+    Steps that share a node must differ: equal steps of jobs whose numbers are less than
+    `NUM_PORTS` apart do, and so do that many steps of one job.
     """
-    return FIRST_PORT + (job + STEP_STRIDE * step) % PORTS
-
-
-def _is_srun_task() -> bool:
-    """One of several; the batch script of a job, which has a SLURM_PROCID too, is none."""
-    return int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1
+    return FIRST_PORT + (job + STEP_STRIDE * step) % NUM_PORTS
 
 
 def launched_shape() -> tuple[int, int] | None:
-    """Ranks on each node and nodes, where a launcher has started them; None if nobody has."""
+    """Returns ranks per node and nodes that a launcher started; None without a launcher."""
     if not {"RANK", "WORLD_SIZE"} <= os.environ.keys():
         return None
     world_size = int(os.environ["WORLD_SIZE"])
@@ -90,7 +96,7 @@ def launched_shape() -> tuple[int, int] | None:
 
 
 def check_launched(parallel: ParallelConfig) -> None:
-    """Raises ValueError if a launcher has started other ranks than `parallel` says."""
+    """Raises ValueError if a launcher has started other ranks than `parallel` has."""
     shape = launched_shape()
     if shape is not None and shape != (parallel.devices, parallel.num_nodes):
         raise ValueError(
@@ -101,5 +107,51 @@ def check_launched(parallel: ParallelConfig) -> None:
 
 
 def process_rank() -> int:
-    """Rank of this process over all nodes; 0 where no launcher has started it."""
+    """Returns the rank of this process over all nodes; 0 without a launcher."""
     return int(os.environ.get("RANK", 0))
+
+
+def check_nodes(parallel: ParallelConfig, module: str, arguments: Sequence[str]) -> None:
+    """Raises ValueError, with the `torchrun` command, for several nodes without a launcher.
+
+    Args:
+        module: what was started with `python -m`, with `arguments`.
+    """
+    if parallel.num_nodes == 1 or launched_shape() is not None:
+        return
+    last = parallel.num_nodes - 1
+    torchrun = (
+        f"torchrun --nnodes {parallel.num_nodes} --node-rank 0 --nproc-per-node {parallel.devices} "
+        f"--master-addr {socket.gethostname()} --master-port {TORCHRUN_PORT} "
+    ) + shlex.join(["-m", module, *arguments])
+    others = "1 on the other node" if last == 1 else f"1 to {last} on the other nodes"
+    raise ValueError(
+        f"num-nodes is {parallel.num_nodes} and this command starts ranks on one machine only; run "
+        f"here, and with --node-rank {others}: {torchrun}"
+    )
+
+
+def agree_on_folder(choose: Callable[[], str]) -> str:
+    """Returns, on every rank of `torchrun` or `srun`, the folder that the first rank chooses.
+
+    torchrun runs a store at MASTER_ADDR and MASTER_PORT. srun does not: the first rank opens one
+    there, which the process group uses as well.
+
+    Raises:
+        RuntimeError: the first rank does not answer.
+    """
+    is_first = process_rank() == 0
+    has_store = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    store = TCPStore(
+        os.environ["MASTER_ADDR"],
+        int(os.environ["MASTER_PORT"]),
+        is_master=is_first and not has_store,
+        wait_for_workers=False,
+        timeout=FOLDER_WAIT,
+    )
+    _open_stores.append(store)
+    os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "True"
+    key = f"{FOLDER_KEY}/{os.environ.setdefault('TORCHELASTIC_RESTART_COUNT', '0')}"
+    if is_first:
+        store.set(key, choose())
+    return store.get(key).decode()

@@ -1,4 +1,4 @@
-"""Ranks that failed: what each has left behind, which came first, and the record that says so."""
+"""Reports why a rank failed, finds the first failure, and writes it into the record."""
 
 import contextlib
 import json
@@ -9,19 +9,17 @@ import traceback
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from unitransformer.files import write_atomically
 from unitransformer.record.schema import Record, Status, load_record, write_record
 
-ERROR_FILE = "TORCHELASTIC_ERROR_FILE"  # where a rank says why it failed; torchrun reads it too
+ERROR_FILE = "TORCHELASTIC_ERROR_FILE"  # names the file in which a rank reports its failure
 BAD_USAGE = 2  # exit code of every command here
-OUT_OF_MEMORY = ("OutOfMemoryError", "MemoryError")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Failure:
-    """Why a rank ended: an exception, a signal, or an exit code without a word."""
+class RankFailure:
+    """Why a rank ended: an exception, a signal, or an exit code without a report."""
 
     rank: int
     type: str
@@ -29,19 +27,20 @@ class Failure:
     lines: list[str]  # of the traceback
     is_bad_usage: bool = False
     at_s: float = 0.0  # clock time
-    errno: int | None = None  # of the system's error that it is or follows from
+    errno: int | None = None  # of the OSError that it is or follows from
 
 
 def report_failure(error: BaseException, *, is_bad_usage: bool = False) -> bool:
-    """Tell whoever started this rank why it ends; False if nobody asked."""
+    """Writes why this rank ends into the launcher's error file; False without a launcher."""
     if ERROR_FILE not in os.environ:
         return False
     path = Path(os.environ[ERROR_FILE])
     lines = "".join(traceback.format_exception(error)).splitlines()
-    told = {
-        "message": {  # in torch's words
+    timestamp = str(_torchrun_timestamp(path))
+    content = {
+        "message": {  # torchrun's format
             "message": f"{type(error).__name__}: {error}",
-            "extraInfo": {"py_callstack": "\n".join(lines), "timestamp": str(_second(path))},
+            "extraInfo": {"py_callstack": "\n".join(lines), "timestamp": timestamp},
         },
         "failure": {
             "type": type(error).__name__,
@@ -49,28 +48,33 @@ def report_failure(error: BaseException, *, is_bad_usage: bool = False) -> bool:
             "lines": lines,
             "is_bad_usage": is_bad_usage,
             "at_s": time.time(),
-            "errno": errno_of(error),
+            "errno": find_errno(error),
         },
     }
     with contextlib.suppress(OSError):  # the failure itself matters more
         if not path.exists():
-            path.write_text(json.dumps(told))
+            path.write_text(json.dumps(content))
     return True
 
 
-def _second(path: Path) -> int:
-    """When a rank failed, for torchrun: it takes the earliest for the cause, knows whole seconds
-    alone, and of equal ones takes the lower rank. Who comes after another of this node is later."""
-    told = []
-    beside = path.parent.parent.glob(f"*/{path.name}") if path.parent.name.isdigit() else ()
-    for other in beside:  # a folder for each rank, as torchrun lays them out
+def _torchrun_timestamp(path: Path) -> int:
+    """Returns the second at which this rank failed, later than any rank of this node before it.
+
+    torchrun takes the earliest failure for the cause. It knows whole seconds only, and prefers the
+    lower rank of equal ones.
+    """
+    timestamp = int(time.time())
+    # torchrun makes a folder for each rank.
+    others = path.parent.parent.glob(f"*/{path.name}") if path.parent.name.isdigit() else ()
+    for other in others:
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            told.append(int(json.loads(other.read_text())["message"]["extraInfo"]["timestamp"]))
-    return max([int(time.time()), *(second + 1 for second in told)])
+            content = json.loads(other.read_text())
+            timestamp = max(timestamp, int(content["message"]["extraInfo"]["timestamp"]) + 1)
+    return timestamp
 
 
-def errno_of(error: BaseException | None) -> int | None:
-    """What the system has answered, where that is why: a full disk has its number in any words."""
+def find_errno(error: BaseException | None) -> int | None:
+    """Returns the number of the OSError that `error` is or follows from, as that of a full disk."""
     while error is not None:
         if isinstance(error, OSError):
             return error.errno
@@ -78,60 +82,62 @@ def errno_of(error: BaseException | None) -> int | None:
     return None
 
 
-def silent_failure(rank: int, code: int, *, node: str | None = None) -> Failure:
-    """Of a rank that has left no word.
-
-    It has no time: what others say of the lost connection comes after.
+def unreported_failure(rank: int, code: int, *, node: str | None = None) -> RankFailure:
+    """Describes a rank that failed without a report.
 
     Args:
         code: its exit code; negative: the signal that ended it.
     """
-    who = f"rank {rank}" + (f" on {node}" if node else "")
+    name = f"rank {rank}" + (f" on {node}" if node else "")
     if code >= 0:
-        told = f"{who} ended with exit code {code} and said nothing"
-        return Failure(
-            rank=rank, type="ExitCode", message=told, lines=[], is_bad_usage=code == BAD_USAGE
+        message = f"{name} ended with exit code {code} and no error message"
+        return RankFailure(
+            rank=rank, type="ExitCode", message=message, lines=[], is_bad_usage=code == BAD_USAGE
         )
-    name = signal.Signals(-code).name
-    why = ", as the system does when memory runs out" if -code == signal.SIGKILL else ""
-    return Failure(rank=rank, type=name, message=f"{who} was killed by {name}{why}", lines=[])
+    number = signal.Signals(-code)
+    message = f"{name} was killed by {number.name}"
+    if number == signal.SIGKILL:
+        message += ", as the system does when memory runs out"
+    return RankFailure(rank=rank, type=number.name, message=message, lines=[])
 
 
-def write_failure(failure: Failure, path: Path) -> None:
-    """Where `read_failure` finds it, whole."""
-    told = {name: value for name, value in asdict(failure).items() if name != "rank"}
-    write_atomically(path, json.dumps({"failure": told}).encode())
+def write_failure(failure: RankFailure, path: Path) -> None:
+    """Writes a failure atomically for `read_failure`."""
+    content = asdict(failure)
+    del content["rank"]
+    write_atomically(path, json.dumps({"failure": content}).encode())
 
 
-def read_failures(folder: Path) -> list[Failure]:
-    """What ranks have left in the files `RANK.failure` of a folder."""
+def read_failures(folder: Path) -> list[RankFailure]:
+    """Returns the failures in the files `RANK.failure` of a folder."""
     files = [path for path in folder.glob("*.failure") if path.stem.isdigit()]
-    return [told for path in files if (told := read_failure(path, int(path.stem))) is not None]
+    failures = [read_failure(path, int(path.stem)) for path in files]
+    return [failure for failure in failures if failure is not None]
 
 
-def read_failure(path: Path, rank: int) -> Failure | None:
-    """What rank `rank` has left in a file; None if that is nothing, or damaged."""
+def read_failure(path: Path, rank: int) -> RankFailure | None:
+    """Returns the failure in the file of a rank; None if it is missing or damaged."""
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        return Failure(rank=rank, **json.loads(path.read_text())["failure"])
+        return RankFailure(rank=rank, **json.loads(path.read_text())["failure"])
     return None
 
 
-def first_failure(failures: Sequence[Failure]) -> Failure:
-    """The one that the others follow from.
+def first_failure(failures: Sequence[RankFailure]) -> RankFailure:
+    """Returns the failure that the others follow from.
 
-    A rank that says nothing leaves no time; what others say of the lost connection comes after.
-    An abort is what a library does when it waited in vain, and comes last.
+    A rank that ended without a report has time 0 and comes first: others report the lost
+    connection later. SIGABRT comes last: libraries abort after waiting in vain.
     """
     return min(failures, key=lambda failure: (failure.type == "SIGABRT", failure.at_s))
 
 
-def amend_record(path: Path, failure: Failure, *, since_s: float) -> bool:
-    """Write into the first rank's record whose failure ended the run; False if there is none.
+def amend_record(path: Path, failure: RankFailure, *, since_s: float) -> bool:
+    """Writes the failure that ended the run into the record; False if there is no record.
 
-    The first rank records what it saw itself, if it still can: often only that a connection broke.
+    The first rank has recorded what it saw, which is often only that a connection broke.
 
     Args:
-        since_s: clock time at which the ranks were started; an older record is another's.
+        since_s: clock time at which the ranks started; an older record is of another run.
     """
     try:
         if path.stat().st_mtime < since_s:
@@ -139,19 +145,20 @@ def amend_record(path: Path, failure: Failure, *, since_s: float) -> bool:
         record = load_record(path)
     except (OSError, ValueError):
         return False
-    if record["status"] != "ok":  # trained and recorded; what failed came after
+    if record["status"] != "ok":  # else the run was complete before the failure
         write_record(record | describe_failure(failure), path)
     return True
 
 
-def describe_failure(failure: Failure) -> Record:
-    """Status and error of a record."""
-    error: dict[str, Any] = {
+def describe_failure(failure: RankFailure) -> Record:
+    """Returns the fields `status` and `error` of a record."""
+    is_oom = failure.type in ("OutOfMemoryError", "MemoryError")
+    status: Status = "oom" if is_oom else "crashed"
+    error = {
         "type": failure.type,
         "message": failure.message[:2000],
         "rank": failure.rank,
         "last_lines": failure.lines[-20:],
         "errno": failure.errno,
     }
-    status: Status = "oom" if failure.type in OUT_OF_MEMORY else "crashed"
     return {"status": status, "error": error}

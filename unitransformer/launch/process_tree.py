@@ -29,7 +29,7 @@ def descendants(process: int, root: Path = Path("/")) -> Iterator[int]:
                 yield from descendants(child, root)
 
 
-def held_bytes(process: int) -> int:
+def tree_memory_bytes(process: int) -> int:
     """Memory that a process and its descendants hold, files that could be read again left out.
 
     What several of them share is counted once: a page that two hold is half each one's.
@@ -39,11 +39,11 @@ def held_bytes(process: int) -> int:
 
 
 def _holds_more(process: int, limit_bytes: int) -> bool:
-    """Whether `held_bytes` is above a limit; looked at closely only if it may be."""
+    """Whether `tree_memory_bytes` is above a limit; looked at closely only if it may be."""
     family = (process, *descendants(process))
     # Quick to read, and what is shared is counted for each: an upper bound.
     at_most = sum(_kib(each, "status", ("RssAnon", "RssShmem")) for each in family) * 1024
-    return at_most > limit_bytes and held_bytes(process) > limit_bytes
+    return at_most > limit_bytes and tree_memory_bytes(process) > limit_bytes
 
 
 def _kib(process: int, file: str, names: tuple[str, ...]) -> int:
@@ -54,9 +54,9 @@ def _kib(process: int, file: str, names: tuple[str, ...]) -> int:
     return 0
 
 
-def can_tell_memory() -> bool:
-    """Whether `held_bytes` knows anything here."""
-    return held_bytes(os.getpid()) > 0
+def can_measure_memory() -> bool:
+    """Whether `tree_memory_bytes` knows anything here."""
+    return tree_memory_bytes(os.getpid()) > 0
 
 
 def wait_within(
@@ -85,7 +85,7 @@ def wait_within(
         elif memory_limit_bytes is not None and _holds_more(process, memory_limit_bytes):
             ending = "oom"
         if ending is not None:
-            kill_whole(process)
+            kill_tree(process)
             return ending
 
 
@@ -98,7 +98,7 @@ def die_with_parent(parent: int) -> None:
             os._exit(1)
 
 
-def kill_whole(process: int) -> None:
+def kill_tree(process: int) -> None:
     """Kill a process, its group and all descendants, those with groups of their own too."""
     family = [process, *descendants(process)]
     for each in family:
@@ -111,7 +111,7 @@ def kill_whole(process: int) -> None:
 
 def end_process(process: "subprocess.Popen[Any]") -> None:
     """Kill a process and all it has started."""
-    kill_whole(process.pid)
+    kill_tree(process.pid)
     process.kill()
     process.wait()
     for pipe in (process.stdin, process.stdout, process.stderr):

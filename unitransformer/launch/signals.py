@@ -1,4 +1,4 @@
-"""Signals that ask a run to stop, as batch systems send them ahead of a limit or a preemption."""
+"""Handles signals that ask a run to stop; batch systems send them before a limit or preemption."""
 
 import contextlib
 import os
@@ -7,8 +7,8 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 
-SIGNALS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM)
-EXIT_CODE = os.EX_TEMPFAIL  # 75: stopped by one of them; the same command goes on
+STOP_SIGNALS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM)
+STOPPED_EXIT_CODE = os.EX_TEMPFAIL  # 75: a signal stopped the run; the same command resumes it
 
 
 class Stopped(Exception):
@@ -18,15 +18,15 @@ class Stopped(Exception):
         super().__init__(f"stopped by {signal.Signals(number).name} after step {step}")
 
 
-class StopAsked(KeyboardInterrupt):
-    """One of `SIGNALS` where there is nothing to save: what is under way is given up."""
+class StopRequested(KeyboardInterrupt):
+    """One of `STOP_SIGNALS` arrived where there is nothing to save."""
 
 
 @contextlib.contextmanager
-def handling(
+def handle_signals(
     numbers: Sequence[int], handle: Callable[[int, FrameType | None], object]
 ) -> Iterator[None]:
-    """Within, `handle` is called at these signals; afterwards what was called before."""
+    """Calls `handle` at these signals within the block, and restores the handlers after it."""
     before = {number: signal.signal(number, handle) for number in numbers}
     try:
         yield
@@ -35,39 +35,39 @@ def handling(
             signal.signal(number, handler)
 
 
-class StopSignals:
-    """Notes the first of `SIGNALS` while it is open; a handler does nothing else.
+class StopSignalListener:
+    """Notes the first of `STOP_SIGNALS` within a block; a handler does nothing else.
 
     Saving from within a handler would wait for ranks that wait for this one.
     """
 
     def __init__(self) -> None:
         self.caught = 0  # number of the signal; 0: none yet
-        self._handling = contextlib.ExitStack()
+        self._handlers = contextlib.ExitStack()
 
-    def __enter__(self) -> "StopSignals":
-        if threading.current_thread() is threading.main_thread():  # no other may ask for signals
-            self._handling.enter_context(handling(SIGNALS, self._note))
+    def __enter__(self) -> "StopSignalListener":
+        if threading.current_thread() is threading.main_thread():  # others cannot set handlers
+            self._handlers.enter_context(handle_signals(STOP_SIGNALS, self._note))
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._handling.close()
+        self._handlers.close()
 
     def _note(self, number: int, _: FrameType | None) -> None:
         self.caught = self.caught or number
 
 
 @contextlib.contextmanager
-def holding_interrupt() -> Iterator[None]:
-    """Ctrl-C waits for the end of what must not be left in the middle."""
+def defer_interrupt() -> Iterator[None]:
+    """Delays Ctrl-C until the end of a block that must not be left halfway."""
     is_main = threading.current_thread() is threading.main_thread()
-    # Not Python's, or no place where it would be raised.
+    # None: the handler was not set by Python, which could not restore it.
     if signal.getsignal(signal.SIGINT) is None or not is_main:
         yield
         return
     caught: list[int] = []
     try:
-        with handling([signal.SIGINT], lambda number, _: caught.append(number)):
+        with handle_signals([signal.SIGINT], lambda number, _: caught.append(number)):
             yield
     finally:
         if caught:

@@ -13,7 +13,7 @@ from typing import TextIO
 from unitransformer.launch.process_tree import die_with_parent, end_process
 
 
-def run_module(module: str, arguments: Sequence[str], *, limit_s: float, asked: str = "") -> str:
+def run_module(module: str, arguments: Sequence[str], *, limit_s: float, stdin_text: str = "") -> str:
     """What a module of ours prints; it and all it has started are ended after `limit_s`,
     and with the process that asks.
 
@@ -34,7 +34,7 @@ def run_module(module: str, arguments: Sequence[str], *, limit_s: float, asked: 
         preexec_fn=lambda: die_with_parent(parent),
     )
     try:
-        printed, errors = process.communicate(asked, timeout=limit_s)
+        printed, errors = process.communicate(stdin_text, timeout=limit_s)
     except subprocess.TimeoutExpired:
         raise RuntimeError(f"{module} has not ended after {limit_s:.0f} s") from None
     finally:

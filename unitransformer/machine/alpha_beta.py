@@ -18,11 +18,11 @@ from dataclasses import dataclass
 from typing import Literal, assert_never
 
 Collective = Literal["all_reduce", "all_gather", "reduce_scatter", "broadcast"]
-LEAST_SIZES = 5  # three to fit, two to predict
+MIN_SIZES = 5  # three to fit, two to predict
 
 
 @dataclass(frozen=True, kw_only=True)
-class Point:
+class CollectiveTiming:
     """One size, measured again and again."""
 
     size_bytes: int  # of the whole array, as nccl-tests counts it
@@ -42,7 +42,7 @@ class Point:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Line:
+class AlphaBeta:
     """What any size takes."""
 
     collective: Collective
@@ -56,10 +56,10 @@ class Line:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Fit:
+class AlphaBetaFit:
     """A line through all sizes, and how well half of them predict the rest."""
 
-    line: Line
+    model: AlphaBeta
     held_out_error: dict[int, float]  # bytes -> predicted / measured - 1
 
     @property
@@ -85,21 +85,21 @@ def ring(collective: Collective, num_ranks: int) -> tuple[int, float]:
             assert_never(unknown)
 
 
-def fit(collective: Collective, num_ranks: int, points: Sequence[Point]) -> Fit:
+def fit(collective: Collective, num_ranks: int, points: Sequence[CollectiveTiming]) -> AlphaBetaFit:
     """The line through `points`; every second size but the last is predicted from the others.
 
     Raises:
         ValueError: too few sizes or ranks, or times that do not grow with the size.
     """
     points = sorted(points, key=lambda point: point.size_bytes)
-    if len({point.size_bytes for point in points}) < max(LEAST_SIZES, len(points)):
-        raise ValueError(f"{collective}: {len(points)} sizes; {LEAST_SIZES} unlike ones are needed")
+    if len({point.size_bytes for point in points}) < max(MIN_SIZES, len(points)):
+        raise ValueError(f"{collective}: {len(points)} sizes; {MIN_SIZES} unlike ones are needed")
     # Both ends are fitted: predicting beyond them is another question.
     held_out = points[1:-1:2]
     fitted = [point for point in points if point not in held_out]
     half = _fit_line(collective, num_ranks, fitted)
-    return Fit(
-        line=_fit_line(collective, num_ranks, points),
+    return AlphaBetaFit(
+        model=_fit_line(collective, num_ranks, points),
         held_out_error={
             point.size_bytes: half.predict_s(point.size_bytes) / point.call_s - 1
             for point in held_out
@@ -107,7 +107,9 @@ def fit(collective: Collective, num_ranks: int, points: Sequence[Point]) -> Fit:
     )
 
 
-def _fit_line(collective: Collective, num_ranks: int, points: Sequence[Point]) -> Line:
+def _fit_line(
+    collective: Collective, num_ranks: int, points: Sequence[CollectiveTiming]
+) -> AlphaBeta:
     """Least squares of the relative error: small sizes know alpha, large ones B."""
     if num_ranks < 2:
         raise ValueError(f"{collective}: {num_ranks} rank sends nothing; use 2 or more")
@@ -122,6 +124,6 @@ def _fit_line(collective: Collective, num_ranks: int, points: Sequence[Point]) -
         alpha_s, s_per_byte = 0.0, q / qq
     if s_per_byte <= 0:
         raise ValueError(f"{collective}: its time does not grow with the size; measure for longer")
-    return Line(
+    return AlphaBeta(
         collective=collective, num_ranks=num_ranks, alpha_s=alpha_s, bytes_per_s=1 / s_per_byte
     )

@@ -8,12 +8,12 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from unitransformer.machine.alpha_beta import Collective, Fit, Point, fit
+from unitransformer.machine.alpha_beta import Collective, AlphaBetaFit, CollectiveTiming, fit
 from unitransformer.machine.host import Machine
 
 
 @dataclass(frozen=True, kw_only=True)
-class Samples:
+class WorkSamples:
     """One kind of work, done again and again."""
 
     name: str
@@ -43,12 +43,12 @@ class Ceiling:
     device: str  # as its driver names it
     dtype: str
     threads: int | None  # None: not on a CPU
-    matmul: tuple[Samples, ...]  # of FLOP, one for each product that was tried
-    copy: Samples  # of bytes, read and written
+    matmul: tuple[WorkSamples, ...]  # of FLOP, one for each product that was tried
+    copy: WorkSamples  # of bytes, read and written
     elapsed_s: float
 
     @property
-    def best_product(self) -> Samples:
+    def best_product(self) -> WorkSamples:
         return max(self.matmul, key=lambda samples: samples.best_per_s)
 
     @property
@@ -86,7 +86,7 @@ class Ceiling:
         }
 
 
-def _join(first: Samples, second: Samples) -> Samples:
+def _join(first: WorkSamples, second: WorkSamples) -> WorkSamples:
     """Samples of the same work; where it was not, for memory was short, the faster one's."""
     if first.work == second.work:
         return replace(first, seconds=first.seconds + second.seconds)
@@ -104,7 +104,7 @@ class Calibration:
     num_ranks: int
     left_out: Mapping[str, str]  # dtypes that were not measured -> why
     ranks: tuple[tuple[Ceiling, ...], ...]  # of each rank, one a dtype
-    collectives: Mapping[Collective, tuple[Point, ...]]  # empty for one rank
+    collectives: Mapping[Collective, tuple[CollectiveTiming, ...]]  # empty for one rank
     elapsed_s: float
 
     def __post_init__(self) -> None:
@@ -138,13 +138,13 @@ class Calibration:
         """The best that any rank has reached; bytes read and written."""
         return max(ceiling.copy_bytes_per_s for rank in self.ranks for ceiling in rank)
 
-    def fit(self, collective: Collective) -> Fit:
+    def fit(self, collective: Collective) -> AlphaBetaFit:
         """Raises ValueError as `alpha_beta.fit` does, and for what was not measured."""
         if collective not in self.collectives:
             raise ValueError(f"{collective} was not measured: {self.num_ranks} rank")
         return fit(collective, self.num_ranks, self.collectives[collective])
 
-    def figures(self) -> dict[str, Any]:
+    def metrics(self) -> dict[str, Any]:
         """All that is derived from samples; None, for a collective, with the reason beside it."""
         return {
             "matmul_flops_per_s": {dtype: self.matmul_flops_per_s(dtype) for dtype in self.dtypes},
@@ -158,7 +158,7 @@ class Calibration:
         except ValueError as error:
             return {"alpha_s": None, "bytes_per_s": None, "reason": str(error)}
         return {
-            "alpha_s": fitted.line.alpha_s,
-            "bytes_per_s": fitted.line.bytes_per_s,
+            "alpha_s": fitted.model.alpha_s,
+            "bytes_per_s": fitted.model.bytes_per_s,
             "held_out_error": {str(size): e for size, e in fitted.held_out_error.items()},
         }

@@ -16,8 +16,8 @@ import platformdirs
 
 from unitransformer.files import write_atomically
 from unitransformer.launch.variables import DATA_FOLDER
-from unitransformer.machine.alpha_beta import Collective, Point
-from unitransformer.machine.calibration import Calibration, Ceiling, Samples
+from unitransformer.machine.alpha_beta import Collective, CollectiveTiming
+from unitransformer.machine.calibration import Calibration, Ceiling, WorkSamples
 from unitransformer.machine.host import Machine
 from unitransformer.record.seals import SEALS, check_seals, read_json, seal
 
@@ -68,7 +68,7 @@ def to_json(calibration: Calibration) -> dict[str, Any]:
     """Plain values, with figures, seals and the number of the schema."""
     told = asdict(calibration) | {
         "fingerprint": calibration.machine.fingerprint,
-        "figures": calibration.figures(),
+        "figures": calibration.metrics(),
     }
     plain: dict[str, Any] = json.loads(json.dumps({SCHEMA_FIELD: SCHEMA, **told}))
     return seal(plain)
@@ -111,10 +111,10 @@ def _rank(values: Any, where: str) -> tuple[Ceiling, ...]:
     return tuple(_ceiling(one, f"{where}.{index}") for index, one in enumerate(values))
 
 
-def _points(name: str, values: Any, where: str) -> tuple[Point, ...]:
+def _points(name: str, values: Any, where: str) -> tuple[CollectiveTiming, ...]:
     if name not in get_args(Collective) or not isinstance(values, list):
         raise ValueError(f"{where} is no list of points of a collective")
-    return tuple(Point(**_take(p, f"{where}.{i}", POINT)) for i, p in enumerate(values))
+    return tuple(CollectiveTiming(**_take(p, f"{where}.{i}", POINT)) for i, p in enumerate(values))
 
 
 def read_ceiling(values: Mapping[str, Any], where: str = "ceiling") -> Ceiling:
@@ -138,8 +138,8 @@ def _ceiling(values: Any, where: str) -> Ceiling:
         raise ValueError(f"{where}.matmul is empty")
     products = enumerate(taken.pop("matmul"))
     return Ceiling(
-        matmul=tuple(Samples(**_take(p, f"{where}.matmul.{i}", SAMPLES)) for i, p in products),
-        copy=Samples(**_take(taken.pop("copy"), f"{where}.copy", SAMPLES)),
+        matmul=tuple(WorkSamples(**_take(p, f"{where}.matmul.{i}", SAMPLES)) for i, p in products),
+        copy=WorkSamples(**_take(taken.pop("copy"), f"{where}.copy", SAMPLES)),
         **taken,
     )
 

@@ -19,17 +19,22 @@ from torch import Tensor
 
 from unitransformer.config import Precision
 from unitransformer.costs.peaks import MATMUL_DTYPE
-from unitransformer.machine.calibration import Ceiling, Samples
+from unitransformer.machine.calibration import Ceiling, WorkSamples
 from unitransformer.machine.host import last_level_cache_bytes, memory_bytes
 from unitransformer.machine.timing import Clock, choose_clock, first_sample, repeat, wait_for_others
 
 Dtype = Literal["float32", "tf32", "float16", "bfloat16"]
 Layout = Literal["x W^T", "g W", "g^T x"]
-Shape = tuple[int, int, int]  # M, K, N
+MatmulShape = tuple[int, int, int]  # M, K, N
 
 # Squares, and what transformers multiply, smallest first.
-CPU_SHAPES: tuple[Shape, ...] = ((256, 256, 256), (512, 512, 512), (1024,) * 3, (512, 768, 3072))
-CUDA_SHAPES: tuple[Shape, ...] = (
+CPU_SHAPES: tuple[MatmulShape, ...] = (
+    (256, 256, 256),
+    (512, 512, 512),
+    (1024,) * 3,
+    (512, 768, 3072),
+)
+CUDA_SHAPES: tuple[MatmulShape, ...] = (
     *((2048, 2048, 2048), (4096, 4096, 4096), (8192, 2048, 8192)),
     *((8192, 8192, 8192), (8192, 4096, 16384)),
 )
@@ -51,7 +56,7 @@ def measure_ceiling(
     precision: Precision,
     *,
     budget_s: float = 0.5,
-    shapes: Sequence[Shape] = (),
+    shapes: Sequence[MatmulShape] = (),
 ) -> Ceiling:
     """What this rank can reach at `precision`, now. Where a process group is, all ranks call this.
 
@@ -73,7 +78,7 @@ def measure_dtype(
     dtype: Dtype,
     *,
     budget_s: float,
-    shapes: Sequence[Shape] = (),
+    shapes: Sequence[MatmulShape] = (),
     clock: Clock | None = None,
 ) -> Ceiling:
     """As `measure_ceiling`, for one of "float32", "tf32", "float16", "bfloat16"."""
@@ -106,7 +111,7 @@ def device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
 
 
-def known_dtypes(device: torch.device) -> dict[Dtype, str | None]:
+def why_not_measured(device: torch.device) -> dict[Dtype, str | None]:
     """Every dtype, and why it is not measured on `device`; None where it is."""
     reasons: dict[Dtype, str | None] = dict.fromkeys(get_args(Dtype))
     if device.type == "cpu":
@@ -143,8 +148,8 @@ def _left_as_found(device: torch.device, dtype: Dtype) -> Iterator[None]:
 
 
 def _measure_matmul(
-    device: torch.device, dtype: Dtype, shapes: Sequence[Shape], budget_s: float, clock: Clock
-) -> tuple[Samples, ...]:
+    device: torch.device, dtype: Dtype, shapes: Sequence[MatmulShape], budget_s: float, clock: Clock
+) -> tuple[WorkSamples, ...]:
     """A sample of every product that the budget allows, then of the best few alone."""
     kind = torch.float32 if dtype == "tf32" else getattr(torch, dtype)
     for work in _products(shapes[0], kind, device).values():
@@ -159,7 +164,7 @@ def _measure_matmul(
         work = _products(product.shape, kind, device)[product.layout]
         product.seconds += repeat(work, product.calls, until_s, clock)
     return tuple(
-        Samples(
+        WorkSamples(
             name=f"{' x '.join(map(str, product.shape))}, {product.layout}",
             work=_flops(product.shape) * product.calls,
             seconds=tuple(product.seconds),
@@ -170,7 +175,7 @@ def _measure_matmul(
 
 @dataclass(kw_only=True)
 class _Product:
-    shape: Shape
+    shape: MatmulShape
     layout: Layout
     calls: int
     seconds: list[float]
@@ -182,7 +187,11 @@ class _Product:
 
 
 def _try_all(
-    device: torch.device, kind: torch.dtype, shapes: Sequence[Shape], budget_s: float, clock: Clock
+    device: torch.device,
+    kind: torch.dtype,
+    shapes: Sequence[MatmulShape],
+    budget_s: float,
+    clock: Clock,
 ) -> list[_Product]:
     tried: list[_Product] = []
     last: dict[Layout, _Product] = {}
@@ -202,12 +211,12 @@ def _try_all(
     return tried
 
 
-def _flops(shape: Shape) -> int:
+def _flops(shape: MatmulShape) -> int:
     return 2 * math.prod(shape)  # a multiplication and an addition
 
 
 def _products(
-    shape: Shape, kind: torch.dtype, device: torch.device
+    shape: MatmulShape, kind: torch.dtype, device: torch.device
 ) -> dict[Layout, Callable[[], object]]:
     """The three products of a linear layer, each into memory of its own."""
     m, k, n = shape
@@ -231,7 +240,7 @@ def _draw(rows: int, columns: int, kind: torch.dtype, device: torch.device) -> T
 # ------------------------------------------------------------------------------------- copying
 
 
-def _measure_copy(device: torch.device, budget_s: float, clock: Clock) -> Samples:
+def _measure_copy(device: torch.device, budget_s: float, clock: Clock) -> WorkSamples:
     """Bytes read and bytes written both count, as in STREAM (https://www.cs.virginia.edu/stream).
 
     A CPU may read what it is about to overwrite first: the bus can carry half as much again.
@@ -246,7 +255,7 @@ def _measure_copy(device: torch.device, budget_s: float, clock: Clock) -> Sample
 
     calls, sample_s = first_sample(work, clock)
     seconds = (sample_s, *repeat(work, calls, deadline_s, clock))
-    return Samples(name=f"copy of {size} bytes", work=2 * size * calls, seconds=seconds)
+    return WorkSamples(name=f"copy of {size} bytes", work=2 * size * calls, seconds=seconds)
 
 
 def _copy_bytes(device: torch.device) -> int:

@@ -12,8 +12,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from unitransformer.machine.alpha_beta import LEAST_SIZES, Collective, Point
-from unitransformer.machine.timing import LEAST_SAMPLES, Clock, choose_clock, wait_for_others
+from unitransformer.machine.alpha_beta import MIN_SIZES, Collective, CollectiveTiming
+from unitransformer.machine.timing import MIN_SAMPLES, Clock, choose_clock, wait_for_others
 
 SMALLEST_BYTES = 2**10
 LARGEST_BYTES = {"cpu": 2**24, "cuda": 2**28}
@@ -28,7 +28,7 @@ _reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_sc
 
 def measure_collectives(
     device: torch.device, *, budget_s: float
-) -> dict[Collective, tuple[Point, ...]]:
+) -> dict[Collective, tuple[CollectiveTiming, ...]]:
     """Every collective over the default process group; all ranks call this and get the same.
 
     Args:
@@ -44,7 +44,7 @@ def measure_collectives(
 
 def measure_collective(
     collective: Collective, device: torch.device, *, budget_s: float, clock: Clock | None = None
-) -> tuple[Point, ...]:
+) -> tuple[CollectiveTiming, ...]:
     """Points of one collective, twice as large each, up to what the budget allows."""
     clock = clock or choose_clock(device)
     started_s = time.monotonic()
@@ -59,18 +59,20 @@ def measure_collective(
         call_s = _slowest([_sample(work, 1, device, clock)], device)[0]
         works[size] = work
         calls[size] = min(MOST_CALLS, max(1, math.ceil(SAMPLE_S / call_s)))
-        if len(works) >= LEAST_SIZES and 2 * call_s > budget_s / LARGEST_PART:
+        if len(works) >= MIN_SIZES and 2 * call_s > budget_s / LARGEST_PART:
             break
         wanted *= 2
     # All sizes in turn: what slows a machine for a while slows all of them.
     rounds: list[list[float]] = []
     spent_s = 0.0
-    while len(rounds) < LEAST_SAMPLES or _slowest([spent_s], device)[0] < budget_s:
+    while len(rounds) < MIN_SAMPLES or _slowest([spent_s], device)[0] < budget_s:
         rounds.append([_sample(work, calls[size], device, clock) for size, work in works.items()])
         spent_s = time.monotonic() - started_s
     seconds = _slowest([second for one in rounds for second in one], device)
     return tuple(
-        Point(size_bytes=size, calls=calls[size], seconds=tuple(seconds[index :: len(works)]))
+        CollectiveTiming(
+            size_bytes=size, calls=calls[size], seconds=tuple(seconds[index :: len(works)])
+        )
         for index, size in enumerate(works)
     )
 

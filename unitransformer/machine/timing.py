@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 import torch.distributed as dist
 
-LEAST_SAMPLES = 3
+MIN_SAMPLES = 3
 SAMPLE_S = 0.005  # a sample holds as many calls: no clock is coarse beside it
 
 
@@ -69,6 +69,6 @@ def repeat(work: Callable[[], object], calls: int, until_s: float, clock: Clock)
     """Seconds of samples, some at least, until the monotonic clock says `until_s`."""
     clock(work, 1)
     seconds: list[float] = []
-    while len(seconds) < LEAST_SAMPLES or time.monotonic() < until_s:
+    while len(seconds) < MIN_SAMPLES or time.monotonic() < until_s:
         seconds.append(clock(work, calls))
     return seconds

@@ -1,9 +1,8 @@
-"""The clock of a training run: seconds of every optimizer step and of its parts.
+"""Times every optimizer step of a rank and its parts: data, forward and backward, optimizer, waits.
 
-It sees data, forward, backward, optimizer, and where a rank stands and waits for others; validation
-stands outside it, and what else lies between two steps is told apart. On a CPU it reads the
-monotonic clock, and the processor time of all threads beside it. On a GPU it leaves CUDA events
-behind, which are read when nobody is waiting: no step is ever synchronised.
+Validation is excluded; other time between two steps is recorded apart from them. On a CPU the clock
+reads monotonic time and the processor time of all threads. On a GPU it records CUDA events and
+reads them later, so that no step is ever synchronized.
 """
 
 import itertools
@@ -15,45 +14,45 @@ from typing import Any, Literal
 import lightning.pytorch as pl
 import torch
 
-Part = Literal["data", "forward_backward", "optimizer", "communication"]
-PARTS: tuple[Part, ...] = Part.__args__  # type: ignore[attr-defined]
+StepPart = Literal["data", "forward_backward", "optimizer", "communication"]
+STEP_PARTS: tuple[StepPart, ...] = StepPart.__args__  # type: ignore[attr-defined]
+# The part that ends at this time; None: the time up to here belongs to the part that ends next.
+Mark = tuple[StepPart | None, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Step:
+class StepTimes:
     """One optimizer step of this rank; its parts, from `data_s` on, add up to `step_s`."""
 
     step_s: float
-    cpu_s: float  # processor time of the process, all its threads together
-    data_s: float  # waiting for batches, and bringing them to the device
-    forward_backward_s: float  # communication that hides behind it included
-    optimizer_s: float  # clipping included
-    # Nothing else went on meanwhile. None: not told apart, and within the other parts.
-    communication_s: float | None = None
-    between_s: float | None = None  # since the step before, validation apart; None: the first one
+    cpu_s: float  # processor time of the process, summed over its threads
+    data_s: float  # waiting for batches, and copying them to the device
+    forward_backward_s: float  # includes communication that overlaps with it
+    optimizer_s: float  # includes clipping
+    communication_s: float | None = None  # exposed; None: not measured, within the other parts
+    between_s: float | None = None  # since the previous step, without validation; None: first step
 
 
 class StepClock:
-    """Samples of every optimizer step on this rank, from `start` to `stop`.
+    """Times every optimizer step of this rank, from `start` to `stop`.
 
     Args:
-        tells_communication: whether somebody calls `begin_wait` and `end_wait`.
+        measures_communication: whether `begin_wait` and `end_wait` are called.
     """
 
-    def __init__(self, *, on_gpu: bool = False, tells_communication: bool = True) -> None:
+    def __init__(self, *, on_gpu: bool = False, measures_communication: bool = True) -> None:
         self._on_gpu = on_gpu
-        self._tells_communication = tells_communication
-        self._unread: list[tuple[list[tuple[Part | None, Any]], float, Any]] = []
-        self._read: list[Step] = []
-        # When each part ended, of this step; None: what ended is of the part that ends next.
-        self._marks: list[tuple[Part | None, Any]] = []
-        self._num_waits = 0  # that have begun, one within another
+        self._measures_communication = measures_communication
+        self._unread: list[tuple[list[Mark], float, Any]] = []
+        self._steps: list[StepTimes] = []
+        self._marks: list[Mark] = []  # of the current step
+        self._wait_depth = 0
         self._last_end: Any = None
-        self._between: tuple[Any, Any] | None = None  # the last end and what began behind it
+        self._between: tuple[Any, Any] | None = None  # end of the last step, start of what followed
         self._cpu_start_s = 0.0
 
     def start(self, *, again: bool = False) -> None:
-        """The next step begins now; a step under way goes on unless it begins `again`."""
+        """Starts the next step; `again` restarts a step that has started already."""
         if self._marks and not again:
             return
         self._cpu_start_s = time.process_time()
@@ -62,64 +61,62 @@ class StepClock:
             self._between = (self._last_end, now)
         self._marks = [(None, now)]
 
-    def mark(self, part: Part) -> None:
-        """All since the last mark was `part`."""
+    def mark(self, part: StepPart) -> None:
+        """Assigns the time since the last mark to `part`."""
         self._marks.append((part, self._now()))
 
     def begin_wait(self) -> None:
-        """From here on others are waited for; no matter where no step is under way."""
-        self._num_waits += 1
-        if self._marks and self._num_waits == 1:
+        """Begins a wait for other ranks; ignored between steps."""
+        self._wait_depth += 1
+        if self._marks and self._wait_depth == 1:
             self._marks.append((None, self._now()))
 
     def end_wait(self) -> None:
-        """All since `begin_wait` was communication."""
-        self._num_waits -= 1
-        if self._marks and self._num_waits == 0:
+        """Assigns the time since `begin_wait` to communication."""
+        self._wait_depth -= 1
+        if self._marks and self._wait_depth == 0:
             self.mark("communication")
 
     def stop(self) -> None:
-        """The step under way ends now, with its optimizer."""
+        """Ends the step, whose last part is the optimizer."""
         self.mark("optimizer")
         self._unread.append((self._marks, time.process_time() - self._cpu_start_s, self._between))
         self._last_end = self._marks[-1][1]
         self._marks, self._between = [], None
 
-    def steps(self) -> list[Step]:
-        """Samples of every step; waits for the device."""
+    def steps(self) -> list[StepTimes]:
+        """Returns the times of every step; waits for the device."""
         if self._on_gpu and self._unread:
             self._unread[-1][0][-1][1].synchronize()
         for marks, cpu_s, between in self._unread:
             between_s = None if between is None else self._seconds(*between)
-            self._read.append(self._measure(marks, cpu_s, between_s))
+            self._steps.append(self._measure(marks, cpu_s, between_s))
         self._unread.clear()
-        return list(self._read)
+        return list(self._steps)
 
     def step_s(self) -> list[float]:
-        """Seconds of every step; waits for the device."""
+        """Returns the seconds of every step; waits for the device."""
         return [step.step_s for step in self.steps()]
 
-    def _measure(
-        self, marks: Sequence[tuple[Part | None, Any]], cpu_s: float, between_s: float | None
-    ) -> Step:
-        parts_s: dict[Part, float] = dict.fromkeys(PARTS, 0.0)
-        of_next_s = 0.0
+    def _measure(self, marks: Sequence[Mark], cpu_s: float, between_s: float | None) -> StepTimes:
+        parts_s: dict[StepPart, float] = dict.fromkeys(STEP_PARTS, 0.0)
+        pending_s = 0.0  # belongs to the part that ends next
         for (_, start), (part, end) in itertools.pairwise(marks):
             seconds = self._seconds(start, end)
             if part is None:
-                of_next_s += seconds
+                pending_s += seconds
             elif part == "communication":
                 parts_s[part] += seconds
             else:
-                parts_s[part] += of_next_s + seconds
-                of_next_s = 0.0
-        return Step(
+                parts_s[part] += pending_s + seconds
+                pending_s = 0.0
+        return StepTimes(
             step_s=self._seconds(marks[0][1], marks[-1][1]),
             cpu_s=cpu_s,
             data_s=parts_s["data"],
             forward_backward_s=parts_s["forward_backward"],
             optimizer_s=parts_s["optimizer"],
-            communication_s=parts_s["communication"] if self._tells_communication else None,
+            communication_s=parts_s["communication"] if self._measures_communication else None,
             between_s=between_s,
         )
 
@@ -134,8 +131,8 @@ class StepClock:
         return event
 
 
-class ClockStops(pl.Callback):
-    """First of the callbacks: a step ends before any of them works."""
+class StopClock(pl.Callback):
+    """Ends a step on the clock. The first callback, so that the others' time does not count."""
 
     def __init__(self, clock: StepClock) -> None:
         self.clock = clock
@@ -157,20 +154,20 @@ class ClockStops(pl.Callback):
         if trainer.global_step > self._last_step:
             self._last_step = trainer.global_step
             self.clock.stop()
-        else:  # a micro-batch; DeepSpeed gives each a chance to step
+        else:  # a micro-batch; DeepSpeed calls the optimizer after each of them
             self.clock.mark("optimizer" if self._has_gradients else "forward_backward")
 
 
-class ClockStarts(pl.Callback):
-    """Last of the callbacks: a step begins when all of them have worked, on every rank.
+class StartClock(pl.Callback):
+    """Starts a step on the clock. The last callback, so that the others' time does not count.
 
     Args:
-        is_pause: whether some rank has more to do than the others after so many steps of the run:
-            those that have not would else wait for it on the clock.
+        needs_barrier: whether some rank does more than the others after this many steps of the
+            run. The others then wait for it before the clock starts.
     """
 
-    def __init__(self, clock: StepClock, is_pause: Callable[[int], bool]) -> None:
-        self.clock, self.is_pause = clock, is_pause
+    def __init__(self, clock: StepClock, needs_barrier: Callable[[int], bool]) -> None:
+        self.clock, self.needs_barrier = clock, needs_barrier
         self._last_step = -1
 
     def on_train_start(self, trainer: pl.Trainer, *args: Any) -> None:
@@ -180,7 +177,7 @@ class ClockStarts(pl.Callback):
 
     def on_train_batch_end(self, trainer: pl.Trainer, *args: Any) -> None:
         step = trainer.global_step
-        if step > self._last_step and self.is_pause(step):
+        if step > self._last_step and self.needs_barrier(step):
             trainer.strategy.barrier()
         self._last_step = step
         self.clock.start()

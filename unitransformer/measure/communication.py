@@ -1,14 +1,13 @@
-"""Communication that nothing hides, of every step: where a rank stands and waits, on the clock.
+"""Times the exposed communication of every step: the time in which a rank waits for other ranks.
 
-On a CPU that is time in which Python waits for a collective. On a GPU the host does not wait, its
-stream does: two events around the place where it begins to. DDP reduces gradients out of Python's
-sight; what is left of that when the last gradient is there, is waited for.
+On a CPU that is the time in which Python waits for a collective. On a GPU the stream waits and the
+host does not: CUDA events are recorded around each wait of the compute stream. DDP reduces
+gradients in C++; the part of that which is left after the last gradient counts as a wait.
 """
 
 import contextlib
-import functools
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import lightning.pytorch as pl
@@ -19,82 +18,70 @@ from torch.nn.parallel import DistributedDataParallel
 
 from unitransformer.config import ParallelConfig
 from unitransformer.measure.clock import StepClock
-from unitransformer.profiling.collective_waits import Wait, wrapped_waits
-
-# FSDP1 and DeepSpeed wait for streams of their own in ways that no GPU has been seen doing.
-UNTOLD = "on a GPU {strategy} waits on streams of its own; --trace tells communication apart"
+from unitransformer.profiling.collective_waits import Wait, replace_method, wrap_waits
 
 
-def why_untold(parallel: ParallelConfig, device: str) -> str | None:
-    """Why exposed communication is not told of every step; None if it is.
+def why_communication_missing(parallel: ParallelConfig, device: str) -> str | None:
+    """Returns why exposed communication is not measured in every step; None if it is.
 
     Args:
-        device: "cpu" or "cuda", already found.
+        device: "cpu" or "cuda".
     """
+    # How FSDP1 and DeepSpeed wait for their streams was never checked on a GPU.
     if device == "cuda" and (parallel.uses_deepspeed or parallel.strategy == "fsdp1"):
-        return UNTOLD.format(strategy=parallel.strategy)
+        return f"{parallel.strategy} waits on its own GPU streams; use --trace instead"
     return None
 
 
 @contextlib.contextmanager
-def clocked_waits(clock: StepClock, parallel: ParallelConfig, device: str) -> Iterator[None]:
-    """Within, `clock` is told whenever this rank waits for others."""
-    if parallel.world_size == 1 or why_untold(parallel, device) is not None:
+def timed_waits(clock: StepClock, parallel: ParallelConfig, device: str) -> Iterator[None]:
+    """Reports every wait for other ranks to `clock` inside the block."""
+    if parallel.world_size == 1 or why_communication_missing(parallel, device) is not None:
         yield
         return
-    trains = threading.get_ident()
+    training_thread = threading.get_ident()
 
-    def holds_up(*arguments: Any) -> bool:
-        # A checkpoint is written by a thread that waits beside the training. Autograd has threads
-        # of its own for GPUs.
-        if threading.get_ident() != trains and torch._C._current_graph_task_id() == -1:
+    def delays_step(*arguments: Any) -> bool:
+        # The thread that writes checkpoints waits too, without delaying the step. Autograd runs
+        # the backward pass of a GPU in its own threads.
+        if threading.get_ident() != training_thread and torch._C._current_graph_task_id() == -1:
             return False
-        return device == "cpu" or _computes_here(*arguments)
+        return device == "cpu" or _is_compute_stream(*arguments)
 
-    clocked = functools.partial(_clocked, clock, holds_up)
-    with contextlib.ExitStack() as held:
-        held.enter_context(wrapped_waits(clocked))
-        # Its buffers come from the first rank, every time.
-        held.enter_context(_replaced(DistributedDataParallel, "_sync_buffers", clocked))
+    def timed(wait: Wait) -> Wait:
+        def timed_wait(*arguments: Any, **options: Any) -> Any:
+            if not delays_step(*arguments):
+                return wait(*arguments, **options)
+            clock.begin_wait()
+            try:
+                return wait(*arguments, **options)
+            finally:
+                clock.end_wait()
+
+        return timed_wait
+
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(wrap_waits(timed))
+        # DDP broadcasts buffers from the first rank in every step.
+        stack.enter_context(replace_method(DistributedDataParallel, "_sync_buffers", timed))
         if device == "cuda":
-            # FSDP2 communicates on streams that the one that computes waits for.
-            held.enter_context(_replaced(torch.cuda.Stream, "wait_event", clocked))
+            # FSDP2 communicates on other streams, for which the compute stream waits.
+            stack.enter_context(replace_method(torch.cuda.Stream, "wait_event", timed))
         yield
 
 
-def _computes_here(*arguments: Any) -> bool:
-    """Whether it is the stream that computes which will stand still."""
-    stream = torch.cuda.current_stream()
-    own = [argument for argument in arguments if isinstance(argument, torch.cuda.Stream)]
-    return all(each == stream for each in (torch.cuda.default_stream(), *own))
+def _is_compute_stream(*arguments: Any) -> bool:
+    """Returns whether the default stream waits, given the arguments of `Stream.wait_event`."""
+    waiting = [argument for argument in arguments if isinstance(argument, torch.cuda.Stream)]
+    current = torch.cuda.current_stream()
+    return all(stream == current for stream in (torch.cuda.default_stream(), *waiting))
 
 
-def _clocked(clock: StepClock, holds_up: Callable[..., bool], wait: Wait) -> Wait:
-    def wait_on_the_clock(*arguments: Any, **options: Any) -> Any:
-        if not holds_up(*arguments):
-            return wait(*arguments, **options)
-        clock.begin_wait()
-        try:
-            return wait(*arguments, **options)
-        finally:
-            clock.end_wait()
+class TimeGradientReduction(pl.Callback):
+    """Times DDP's gradient reduction from the last gradient on.
 
-    return wait_on_the_clock
-
-
-@contextlib.contextmanager
-def _replaced(owner: Any, name: str, wrap: Any) -> Iterator[None]:
-    method = getattr(owner, name)
-    setattr(owner, name, wrap(method))
-    try:
-        yield
-    finally:
-        setattr(owner, name, method)
-
-
-class ClocksReduction(pl.Callback):
-    """DDP's reducing of gradients, from the last gradient on. First of the callbacks, or behind
-    those that do nothing around a backward pass."""
+    Must precede callbacks that work around a backward pass.
+    """
 
     def __init__(self, clock: StepClock) -> None:
         self.clock = clock
@@ -112,7 +99,8 @@ class ClocksReduction(pl.Callback):
             self.clock.end_wait()
 
     def _queue(self, _: Tensor) -> None:
-        # Called in their order when the pass is done: this one comes before DDP's, which waits.
+        # Autograd calls these in order after the backward pass: this one precedes DDP's, which
+        # waits.
         Variable._execution_engine.queue_callback(self._begin)
 
     def _begin(self) -> None:

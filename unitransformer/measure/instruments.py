@@ -17,12 +17,14 @@ from unitransformer.machine.ceilings import measure_ceiling
 from unitransformer.machine.host import describe_host, peak_resident_bytes
 from unitransformer.measure.compile_ledger import CompileLedger
 from unitransformer.measure.host_load import HostSample, sample_host
-from unitransformer.measure.nvml import Telemetry, names_of
+from unitransformer.measure.nvml import Telemetry, gpu_identifiers
 from unitransformer.parallel.activation_checkpointing import count_recomputed
-from unitransformer.profiling.profiler import Trace
+from unitransformer.profiling.profiler import TraceCallback
 from unitransformer.profiling.tensor_bytes import PeakTensorBytes
 
-SETTLED = 3  # steps of a launch until its buffers are what they stay: DDP's are made twice
+FIRST_SETTLED_STEP = (
+    3  # steps of a launch until its buffers are what they stay: DDP's are made twice
+)
 LATEST = 12
 LATE = 30  # steps of a launch after which most of what is slow at first is over
 TRACED_STEPS = 3
@@ -46,21 +48,27 @@ class Instruments(pl.Callback):
         self._counted_step = find_quiet_step(config, first_step)
         self._counting: PeakTensorBytes | None = None
         self._counted: PeakTensorBytes | None = None
-        self.trace: Trace | None = None  # a callback beside this one
+        self.trace: TraceCallback | None = None  # a callback beside this one
         if trace_folder is not None:
             # Two profilers cannot look at once.
-            free = first_step + SETTLED if self._counted_step is None else self._counted_step + 2
+            free = (
+                first_step + FIRST_SETTLED_STEP
+                if self._counted_step is None
+                else self._counted_step + 2
+            )
             half = first_step + min(LATE, (config.max_steps - first_step) // 2)
-            self.trace = Trace(trace_folder, first_step=max(free, half), num_steps=TRACED_STEPS)
+            self.trace = TraceCallback(
+                trace_folder, first_step=max(free, half), num_steps=TRACED_STEPS
+            )
 
     # ---- when something is looked at
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         device = pl_module.device
         self._measure_ceiling(device)
-        forget_peaks(device)
+        reset_peaks(device)
         if device.type == "cuda":
-            names = names_of(torch.cuda.get_device_properties(device))
+            names = gpu_identifiers(torch.cuda.get_device_properties(device))
             self.telemetry = Telemetry(uuid=names["uuid"], pci_bus_id=names["pci_bus_id"])
         self.telemetry.start(self._step, holds_context=device.type == "cuda")
         self._host = [sample_host()]
@@ -107,12 +115,12 @@ class Instruments(pl.Callback):
         self.telemetry.stop(self._step)
         self._host.append(sample_host())
 
-    def is_pause(self, step: int) -> bool:
+    def needs_barrier(self, step: int) -> bool:
         """Whether something other than training happens after `step` steps of the run."""
         every, counted = self.config.checkpoint_every, self._counted_step
         if counted is not None and counted - 1 <= step <= counted + 1:
             return True
-        if self.trace is not None and step in self.trace.ends:
+        if self.trace is not None and step in self.trace.pause_steps:
             return True
         return bool(every and step % every == 0)
 
@@ -202,14 +210,14 @@ def find_quiet_step(config: RunConfig, first_step: int) -> int | None:
         saves = config.checkpoint_every and done % config.checkpoint_every == 0
         return done % config.validate_every != 0 and not saves
 
-    first = first_step + SETTLED
+    first = first_step + FIRST_SETTLED_STEP
     for step in range(first, min(first_step + LATEST, config.max_steps)):
         if is_quiet(step - 1) and is_quiet(step):
             return step
     return None
 
 
-def forget_peaks(device: torch.device) -> None:
+def reset_peaks(device: torch.device) -> None:
     """Peaks are counted from here on: what was used to get ready and to calibrate is no matter."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)

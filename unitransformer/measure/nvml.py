@@ -1,7 +1,7 @@
-"""What an NVIDIA GPU says of itself while a run uses it: clocks, power, heat, energy, company.
+"""Reads clocks, power, temperature, energy and processes of an NVIDIA GPU during a run, from NVML.
 
-NVML through `pynvml` (package nvidia-ml-py), where it can be imported; a GPU is found by its UUID
-or its place on the PCI bus, never by an index: CUDA_VISIBLE_DEVICES numbers them anew.
+Uses `pynvml` (package nvidia-ml-py) if it can be imported. A GPU is found by its UUID or its
+address on the PCI bus, never by its index, which CUDA_VISIBLE_DEVICES changes.
 
 Functions, units and bits: https://docs.nvidia.com/deploy/nvml-api
 """
@@ -14,8 +14,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-# group__nvmlClocksEventReasons; the first two say nothing bad of a run.
-CLOCK_REASONS = {
+CLOCK_REASONS = {  # group__nvmlClocksEventReasons
     0x001: "idle",
     0x002: "application clocks setting",
     0x004: "software power cap",
@@ -33,7 +32,7 @@ HARMLESS = ("idle", "application clocks setting")
 
 @dataclass(frozen=True, kw_only=True)
 class GpuSample:
-    """One look at a GPU when a step begins; None where the driver does not tell."""
+    """One reading of a GPU at the beginning of a step; None where the driver has no value."""
 
     step: int
     at_s: float  # monotonic clock
@@ -42,59 +41,60 @@ class GpuSample:
     power_w: float | None
     temperature_c: float | None
     energy_j: float | None  # a counter since the driver was loaded
-    clock_reasons: tuple[str, ...] | None  # why the clock is not the highest
+    clock_reasons: tuple[str, ...] | None  # why the clock is below its maximum
 
 
 @dataclass(frozen=True, kw_only=True)
 class Energy:
-    """Joules of some steps by the counter of one GPU; None together with their number."""
+    """Energy of some steps by one GPU's counter, and their number; both None with a reason."""
 
     joules: float | None = None
     num_steps: int | None = None
-    reason: str | None = None  # why there are none
+    reason: str | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        """As they stand in a record."""
+        """Returns the fields of a record."""
         return {"joules": self.joules, "joules_of_steps": self.num_steps}
 
 
-def energy_of(looks: Sequence[Mapping[str, Any]], steps: Collection[int]) -> Energy:
-    """Of all of `steps` that lie between two looks with nothing else between them.
+def energy_between_samples(
+    samples: Sequence[Mapping[str, Any]], steps: Collection[int]
+) -> Energy:
+    """Returns the energy of those `steps` between two samples that have no other step in between.
 
-    Between two looks at the same step lies a validation, which is no step. The host runs ahead of
-    the device by as many steps at one look as at the next, and nowhere at those around validation:
-    what it takes too much before one it takes too little behind it.
+    Two samples at the same step enclose a validation, which is not a step. The host runs ahead of
+    the device by the same number of steps at each sample, except at those around a validation,
+    where it waits: the excess before the first one is missing after the second one.
 
     Args:
-        looks: `GpuSample` as plain data, of one launch.
+        samples: `GpuSample` as plain data, from one launch.
     """
-    told = [(look["step"], look["energy_j"]) for look in looks if look["energy_j"] is not None]
+    readings = [(s["step"], s["energy_j"]) for s in samples if s["energy_j"] is not None]
     joules, count = 0.0, 0
-    for (start, before_j), (stop, after_j) in itertools.pairwise(told):
+    for (start, before_j), (stop, after_j) in itertools.pairwise(readings):
         if after_j < before_j:  # an old pynvml reads 32 bits of the counter
             return Energy(reason=f"the energy counter fell from {before_j} to {after_j} J")
         if all(step in steps for step in range(start, stop)):
             joules += after_j - before_j if stop > start else 0.0
             count += stop - start
     if not count:
-        return Energy(reason="fewer than two looks at the energy in the window")
+        return Energy(reason="fewer than two energy samples in the steady state")
     return Energy(joules=joules, num_steps=count)
 
 
-def clock_reasons(bits: int) -> tuple[str, ...]:
-    """The names of the bits of nvmlDeviceGetCurrentClocksEventReasons; an unknown one by number."""
+def decode_clock_reasons(bits: int) -> tuple[str, ...]:
+    """Returns names of the bits of nvmlDeviceGetCurrentClocksEventReasons."""
     ones = [1 << place for place in range(bits.bit_length()) if bits >> place & 1]
     return tuple(CLOCK_REASONS.get(one, f"unknown reason {one:#x}") for one in ones)
 
 
-def names_of(properties: Any) -> dict[str, str | None]:
-    """`uuid` and `pci_bus_id` of what `torch.cuda.get_device_properties` returns."""
+def gpu_identifiers(properties: Any) -> dict[str, str | None]:
+    """Returns `uuid` and `pci_bus_id`, given `torch.cuda.get_device_properties`."""
     uuid = getattr(properties, "uuid", None)
-    places = [getattr(properties, f"pci_{part}_id", None) for part in ("domain", "bus", "device")]
-    told = [place for place in places if place is not None]
+    pci = [getattr(properties, f"pci_{part}_id", None) for part in ("domain", "bus", "device")]
     return {
         "uuid": None if uuid is None else str(uuid),
-        "pci_bus_id": "{:08x}:{:02x}:{:02x}.0".format(*told) if len(told) == 3 else None,
+        "pci_bus_id": None if None in pci else "{:08x}:{:02x}:{:02x}.0".format(*pci),
     }
 
 
@@ -102,10 +102,9 @@ class Telemetry:
     """Follows one GPU: `start`, `at_step` at the beginning of every step, `stop`, `as_dict`.
 
     Args:
-        uuid, pci_bus_id: what `names_of` says of the device; both None: no NVIDIA GPU (a CPU, or
-            torch.version.hip is set).
-        every_s: least seconds between two looks, which cost a few hundred microseconds.
-        nvml: something with the functions of pynvml; by default pynvml itself.
+        uuid, pci_bus_id: from `gpu_identifiers`; both None without an NVIDIA GPU.
+        every_s: least seconds between two samples, which take a few hundred microseconds.
+        nvml: a module with the functions of pynvml, which is the default.
         clock: seconds, for `every_s`.
     """
 
@@ -120,155 +119,150 @@ class Telemetry:
     ) -> None:
         self.every_s = every_s
         self.samples: list[GpuSample] = []
-        self.untold: dict[str, str] = {}  # what is None, and why
+        self.missing: dict[str, str] = {}  # value -> why it is None
         self._uuid, self._pci_bus_id = uuid, pci_bus_id
         self._nvml = nvml
         self._clock = clock
         self._gpu: Any = None
-        self._company: dict[str, int | None] = {}
+        self._other_processes: dict[str, int | None] = {}
 
     def start(self, step: int = 0, *, holds_context: bool = False) -> None:
-        """First look.
+        """Takes the first sample.
 
         Args:
-            holds_context: this process has used the GPU already (`torch.cuda.is_initialized()`).
+            holds_context: whether this process has used the GPU already
+                (`torch.cuda.is_initialized()`).
         """
-        self._gpu = self._find()
-        self._meet("start", holds_context=holds_context)
-        self._look(step)
+        self._gpu = self._find_gpu()
+        self._count_other_processes("start", holds_context=holds_context)
+        self._take_sample(step)
 
     def at_step(self, step: int) -> None:
-        """Step `step` begins; looks if the last look is `every_s` ago."""
+        """Begins a step; takes a sample if the last one is `every_s` old."""
         if self._gpu is not None and self._clock() - self.samples[-1].at_s >= self.every_s:
-            self._look(step)
+            self._take_sample(step)
 
     def at_validation(self, step: int) -> None:
-        """A validation begins or ends behind `step` steps: what it costs is to be told apart."""
-        self._look(step)
+        """Takes a sample where a validation after `step` steps begins or ends, to exclude it."""
+        self._take_sample(step)
 
     def stop(self, step: int) -> None:
-        """Last look: `step` steps are done, the device has just become idle."""
-        self._look(step)
-        self._meet("end", holds_context=True)
+        """Takes the last sample, after `step` steps, when the device has just become idle."""
+        self._take_sample(step)
+        self._count_other_processes("end", holds_context=True)
         if self._gpu is not None:
             self._nvml.nvmlShutdown()
             self._gpu = None
 
     def flags(self, start: int, stop: int) -> list[str]:
-        """What makes the steps [start, stop) unlike those of a GPU at rest and alone, in words."""
-        held: dict[str, list[int]] = {}
-        for look in self.samples:
-            if start <= look.step <= stop:
-                for reason in look.clock_reasons or ():
-                    held.setdefault(reason, []).append(look.step)
-        found = [
-            f"GPU clock held down by {reason} at {len(steps)} looks, first at step {steps[0]}"
-            for reason, steps in held.items()
+        """Returns a sentence for each thing that disturbed the GPU in steps [start, stop)."""
+        limited: dict[str, list[int]] = {}
+        for sample in self.samples:
+            if start <= sample.step <= stop:
+                for reason in sample.clock_reasons or ():
+                    limited.setdefault(reason, []).append(sample.step)
+        flags = [
+            f"GPU clock limited by {reason} in {len(steps)} samples, first at step {steps[0]}"
+            for reason, steps in limited.items()
             if reason not in HARMLESS
         ]
-        for when, others in self._company.items():
+        for when, others in self._other_processes.items():
             if others:
-                found.append(f"GPU shared with {others} other process(es) at the {when}")
-        return found
+                flags.append(f"GPU shared with {others} other process(es) at the {when}")
+        return flags
 
     def as_dict(self, start: int, stop: int) -> dict[str, Any]:
-        """All samples, and what they say of the window [start, stop); joules are the readers'."""
+        """Returns all samples, and the flags of steps [start, stop); readers compute the energy."""
         return {
-            "samples": [asdict(look) for look in self.samples],
-            "other_processes": dict(self._company),
+            "samples": [asdict(sample) for sample in self.samples],
+            "other_processes": dict(self._other_processes),
             "flags": self.flags(start, stop),
-            "untold": dict(self.untold),
+            "untold": dict(self.missing),
         }
 
-    def _find(self) -> Any:
+    def _find_gpu(self) -> Any:
         if self._uuid is None and self._pci_bus_id is None:
-            self.untold["all"] = "no NVIDIA GPU"
+            self.missing["all"] = "no NVIDIA GPU"
             return None
         if self._nvml is None:
             try:
                 self._nvml = importlib.import_module("pynvml")
             except ImportError:
-                self.untold["all"] = "pynvml is missing: pip install nvidia-ml-py"
+                self.missing["all"] = "pynvml is missing: pip install nvidia-ml-py"
                 return None
         try:
             self._nvml.nvmlInit()
         except self._nvml.NVMLError as error:
-            self.untold["all"] = f"NVML does not start: {error}"
+            self.missing["all"] = f"NVML does not start: {error}"
             return None
-        return self._handle()
-
-    def _handle(self) -> Any:
         reasons = []
-        for name, find in self._names():
+        for identifier, find in self._candidates():
             try:
-                return find(name.encode())
+                return find(identifier.encode())
             except self._nvml.NVMLError as error:
-                reasons.append(f"{name}: {error}")
-        self.untold["all"] = f"NVML does not find the GPU: {'; '.join(reasons)}"
+                reasons.append(f"{identifier}: {error}")
+        self.missing["all"] = f"NVML does not find the GPU: {'; '.join(reasons)}"
         self._nvml.nvmlShutdown()
         return None
 
-    def _names(self) -> Sequence[tuple[str, Callable[[bytes], Any]]]:
+    def _candidates(self) -> Sequence[tuple[str, Callable[[bytes], Any]]]:
+        """Returns the identifiers that this GPU may have, each with the function to find it."""
         by_uuid = self._nvml.nvmlDeviceGetHandleByUUID
-        names = []
+        candidates = []
         if self._uuid is not None:
-            # A part of a divided GPU has a UUID of its own kind.
+            # A MIG partition has another prefix.
             bare = self._uuid.removeprefix("GPU-").removeprefix("MIG-")
-            names = [(f"GPU-{bare}", by_uuid), (f"MIG-{bare}", by_uuid)]
+            candidates = [(f"GPU-{bare}", by_uuid), (f"MIG-{bare}", by_uuid)]
         if self._pci_bus_id is not None:
-            names.append((self._pci_bus_id, self._nvml.nvmlDeviceGetHandleByPciBusId))
-        return names
+            candidates.append((self._pci_bus_id, self._nvml.nvmlDeviceGetHandleByPciBusId))
+        return candidates
 
-    def _ask(self, what: str, function: str, *arguments: object) -> Any:
-        """None if this GPU or driver does not tell, with the reason kept."""
+    def _query(self, value: str, function: str, *arguments: object) -> Any:
+        """Calls NVML; returns None, and notes the reason, if GPU or driver do not support it."""
         try:
             return getattr(self._nvml, function)(self._gpu, *arguments)
         except self._nvml.NVMLError as error:
-            self.untold[what] = f"{function}: {error}"
+            self.missing[value] = f"{function}: {error}"
             return None
 
-    def _look(self, step: int) -> None:
+    def _take_sample(self, step: int) -> None:
         if self._gpu is None:
             return
         nvml = self._nvml
-        sm_clock_mhz = self._ask("sm_clock_hz", "nvmlDeviceGetClockInfo", nvml.NVML_CLOCK_SM)
-        memory_mhz = self._ask("memory_clock_hz", "nvmlDeviceGetClockInfo", nvml.NVML_CLOCK_MEM)
-        kind = nvml.NVML_TEMPERATURE_GPU
-        bits = self._ask("clock_reasons", self._reasons_function())
+        sm_clock_mhz = self._query("sm_clock_hz", "nvmlDeviceGetClockInfo", nvml.NVML_CLOCK_SM)
+        memory_mhz = self._query("memory_clock_hz", "nvmlDeviceGetClockInfo", nvml.NVML_CLOCK_MEM)
+        sensor = nvml.NVML_TEMPERATURE_GPU
+        # NVML 12.2 renamed the function.
+        reasons = "nvmlDeviceGetCurrentClocksEventReasons"
+        if not hasattr(nvml, reasons):
+            reasons = "nvmlDeviceGetCurrentClocksThrottleReasons"
+        bits = self._query("clock_reasons", reasons)
+        power_mw = self._query("power_w", "nvmlDeviceGetPowerUsage")
+        energy_mj = self._query("joules", "nvmlDeviceGetTotalEnergyConsumption")
         self.samples.append(
             GpuSample(
                 step=step,
                 at_s=self._clock(),
-                sm_clock_hz=_over(1e-6, sm_clock_mhz),
-                memory_clock_hz=_over(1e-6, memory_mhz),
-                power_w=_over(1000, self._ask("power_w", "nvmlDeviceGetPowerUsage")),
-                temperature_c=self._ask("temperature_c", "nvmlDeviceGetTemperature", kind),
-                energy_j=_over(1000, self._ask("joules", "nvmlDeviceGetTotalEnergyConsumption")),
-                clock_reasons=None if bits is None else clock_reasons(bits),
+                sm_clock_hz=None if sm_clock_mhz is None else sm_clock_mhz * 1e6,
+                memory_clock_hz=None if memory_mhz is None else memory_mhz * 1e6,
+                power_w=None if power_mw is None else power_mw / 1000,
+                temperature_c=self._query("temperature_c", "nvmlDeviceGetTemperature", sensor),
+                energy_j=None if energy_mj is None else energy_mj / 1000,
+                clock_reasons=None if bits is None else decode_clock_reasons(bits),
             )
         )
 
-    def _reasons_function(self) -> str:
-        # NVML 12.2 gave it a new name.
-        new = "nvmlDeviceGetCurrentClocksEventReasons"
-        return new if hasattr(self._nvml, new) else "nvmlDeviceGetCurrentClocksThrottleReasons"
-
-    def _meet(self, when: str, *, holds_context: bool) -> None:
-        """Count other processes on the GPU."""
+    def _count_other_processes(self, when: str, *, holds_context: bool) -> None:
         if self._gpu is None:
             return
-        running = self._ask("other_processes", "nvmlDeviceGetComputeRunningProcesses")
-        self._company[when] = None
+        running = self._query("other_processes", "nvmlDeviceGetComputeRunningProcesses")
+        self._other_processes[when] = None
         if running is None:
             return
-        numbers = {process.pid for process in running}
-        if os.getpid() in numbers or not holds_context:
-            self._company[when] = len(numbers - {os.getpid()})
-        elif numbers:  # one of them is this process, under the number it has outside a container
-            self._company[when] = len(numbers) - 1
+        pids = {process.pid for process in running}
+        if os.getpid() in pids or not holds_context:
+            self._other_processes[when] = len(pids - {os.getpid()})
+        elif pids:  # in a container, this process has another id on the host
+            self._other_processes[when] = len(pids) - 1
         else:
-            self.untold["other_processes"] = "the driver does not list even this process"
-
-
-def _over(unit: float, value: float | None) -> float | None:
-    return None if value is None else value / unit
+            self.missing["other_processes"] = "the driver does not list even this process"

@@ -1,1 +1,1 @@
-"""Strategies that spread training over devices, and what belongs to them."""
+"""Strategies that spread training over devices, and the wrappers applied before them."""

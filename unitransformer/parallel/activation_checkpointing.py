@@ -13,9 +13,9 @@ from torch.utils.checkpoint import (
 from unitransformer.config import ActivationCheckpointing
 from unitransformer.objectives import Objective
 
-NO_BACKWARD = -1  # the number of autograd's task outside of a backward pass
+NO_BACKWARD = -1  # autograd's task id outside of a backward pass
 _ATEN = torch.ops.aten
-# What costs most to compute again for the memory it takes: matrix products and attention.
+# Matrix products and attention: the operators that cost most to recompute per byte saved.
 _EXPENSIVE = {
     _ATEN.mm.default,
     _ATEN.addmm.default,
@@ -29,21 +29,21 @@ _EXPENSIVE = {
 
 
 def checkpoint_activations(objective: Objective, mode: ActivationCheckpointing) -> None:
-    """Keep less of every layer: `full` its input alone, `selective` its matrix products as well.
+    """Keeps only the input of every layer (`full`), or its matrix products as well (`selective`).
 
-    What is not kept is computed again in the backward pass; the loss and the gradients stay the
-    same. Comes before compiling and sharding. Names of parameters do not change.
+    The rest is recomputed in the backward pass, with the same loss and gradients. Call it before
+    compiling and sharding. Parameter names do not change.
     """
     if mode == "off":
         return
-    for layer in objective.network.transformer_layers:
-        _checkpoint_layer(layer, mode)
-
-
-def _checkpoint_layer(layer: Any, mode: ActivationCheckpointing) -> None:
     options: dict[str, Any] = {"use_reentrant": False}
     if mode == "selective":
-        options["context_fn"] = functools.partial(create_selective_checkpoint_contexts, _choose)
+        options["context_fn"] = functools.partial(create_selective_checkpoint_contexts, _policy_of)
+    for layer in objective.network.transformer_layers:
+        _checkpoint_layer(layer, options)
+
+
+def _checkpoint_layer(layer: Any, options: dict[str, Any]) -> None:
     compute = layer.forward
 
     def compute_and_note(*inputs: Any) -> Any:
@@ -51,7 +51,7 @@ def _checkpoint_layer(layer: Any, mode: ActivationCheckpointing) -> None:
             layer.is_recomputed = True
         return compute(*inputs)
 
-    def forward(*inputs: Any) -> Any:  # a closure, which the compiler sees through
+    def forward(*inputs: Any) -> Any:  # a closure, because the compiler can trace it
         return checkpoint(compute_and_note, *inputs, **options)
 
     layer.forward = forward
@@ -59,11 +59,11 @@ def _checkpoint_layer(layer: Any, mode: ActivationCheckpointing) -> None:
 
 
 def count_recomputed(objective: Objective, *, is_compiled: bool) -> int:
-    """Layers of which something was computed again in a backward pass.
+    """Returns the number of layers that were recomputed in a backward pass.
 
     Args:
-        is_compiled: nothing can be seen inside a graph then: layers that are checkpointed count,
-            which it has taken in as they are, or was not made.
+        is_compiled: recomputation inside a graph is invisible, so checkpointed layers are counted:
+            with `fullgraph`, the graph either contains them or was never built.
     """
     layers = objective.network.transformer_layers
     if is_compiled:
@@ -71,7 +71,6 @@ def count_recomputed(objective: Objective, *, is_compiled: bool) -> int:
     return sum(bool(getattr(layer, "is_recomputed", False)) for layer in layers)
 
 
-def _choose(_: Any, operation: Any, *_args: Any, **_kwargs: Any) -> CheckpointPolicy:
-    if operation in _EXPENSIVE:
-        return CheckpointPolicy.MUST_SAVE
-    return CheckpointPolicy.PREFER_RECOMPUTE
+def _policy_of(_: Any, operator: Any, *_args: Any, **_kwargs: Any) -> CheckpointPolicy:
+    is_expensive = operator in _EXPENSIVE
+    return CheckpointPolicy.MUST_SAVE if is_expensive else CheckpointPolicy.PREFER_RECOMPUTE

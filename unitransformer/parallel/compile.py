@@ -1,4 +1,4 @@
-"""The only file that says `torch.compile`."""
+"""Compiles the network. The only file that calls `torch.compile`."""
 
 from typing import Any
 
@@ -9,11 +9,11 @@ from unitransformer.objectives import Objective
 
 
 def compile_objective(objective: Objective, mode: Compile, *, by_layer: bool) -> None:
-    """Compile in place; `off` leaves everything alone.
+    """Compiles in place, unless `mode` is "off".
 
     Args:
-        by_layer: each layer by itself, so that its weights can be gathered before it and let go
-            after it; otherwise network and loss as one graph.
+        by_layer: compile each layer on its own, so that a strategy can gather its weights before
+            it and free them after it; otherwise network and loss become one graph.
     """
     if mode == "off":
         return
@@ -22,5 +22,5 @@ def compile_objective(objective: Objective, mode: Compile, *, by_layer: bool) ->
         objective.compile(**options)
         return
     for layer in objective.network.transformer_layers:
-        # Not `layer.compile()`, which takes in the hooks that gather the weights.
+        # Not `layer.compile()`, which would compile the hooks that gather the weights as well.
         layer.forward = torch.compile(layer.forward, **options)

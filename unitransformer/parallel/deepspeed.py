@@ -1,4 +1,8 @@
-"""ZeRO through Lightning's DeepSpeedStrategy, on CPUs too. The only file that knows DeepSpeed."""
+"""ZeRO stages 1 to 3 through Lightning's DeepSpeedStrategy, on CPUs too.
+
+This is the only file that uses DeepSpeed. Functions that say "collective" must be called by all
+ranks.
+"""
 
 import argparse
 import math
@@ -12,18 +16,18 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from unitransformer.objectives import Objective
-from unitransformer.parallel.materialize import Materialise
-from unitransformer.transformer import Transformer, Values
+from unitransformer.parallel.materialize import Materializer
+from unitransformer.transformer import InitialWeights, Transformer
 
-BUCKET = 200_000_000  # parameters; Lightning's own
-ALIGNED = 1024
-MOMENTS = ("exp_avg", "exp_avg_sq")  # AdamW's states of a parameter
+MAX_BUCKET_SIZE = 200_000_000  # parameters; Lightning's default
+BUCKET_MULTIPLE = 1024
+MOMENTS = ("exp_avg", "exp_avg_sq")  # AdamW's moments of a parameter
 
 
-def load_deepspeed(device: str) -> None:
-    """Import DeepSpeed; on a CPU without a word, and without its C++ extensions.
+def prepare_deepspeed(device: str) -> None:
+    """On a CPU, imports DeepSpeed so that it neither searches nor builds its C++ extensions.
 
-    They are neither looked for nor built: gloo and torch do without.
+    gloo and torch do not need them. Does nothing on a GPU.
     """
     if device != "cpu":
         return
@@ -35,14 +39,14 @@ def load_deepspeed(device: str) -> None:
 
 
 class ZeroStrategy(DeepSpeedStrategy):
-    """Lightning's, which refuses CPUs.
+    """Lightning's strategy, extended to CPUs.
 
     Args:
-        stage: what is divided: 1 optimizer states, 2 gradients as well, 3 weights as well.
+        stage: 1 shards optimizer states, 2 gradients as well, 3 weights as well.
         device: "cpu" or "cuda".
-        batch_size: samples a device takes at once.
-        num_parameters: of the model; buckets are no larger, as they are allocated whole.
-        offload: optimizer states, and in stage 3 weights, wait in host memory.
+        batch_size: samples per device and micro-batch.
+        num_parameters: of the model; limits the buckets, which are allocated in full.
+        offload: keep optimizer states, and in stage 3 weights, in host memory.
     """
 
     def __init__(
@@ -55,9 +59,9 @@ class ZeroStrategy(DeepSpeedStrategy):
         offload: bool,
         **options: Any,
     ) -> None:
-        load_deepspeed(device)
-        # DeepSpeed wants a multiple of 2 and fills groups up to a few more.
-        bucket = min(BUCKET, math.ceil(num_parameters / ALIGNED) * ALIGNED)
+        prepare_deepspeed(device)
+        # DeepSpeed needs an even number and pads parameter groups a little.
+        bucket = min(MAX_BUCKET_SIZE, math.ceil(num_parameters / BUCKET_MULTIPLE) * BUCKET_MULTIPLE)
         super().__init__(
             stage=stage,
             allgather_bucket_size=bucket,
@@ -68,24 +72,24 @@ class ZeroStrategy(DeepSpeedStrategy):
             **options,
         )
         assert isinstance(self.config, dict)
-        # Our optimizer is torch's AdamW wherever its states are.
+        # Keep torch's AdamW where states are offloaded, too.
         self.config["zero_force_ds_cpu_optimizer"] = False
-        # Its own linear layer is not for compiling, and saves nothing that autograd does not.
+        # DeepSpeed's linear layer cannot be compiled, and saves no memory here.
         self.config["zero_optimization"]["memory_efficient_linear"] = False
 
     def setup_environment(self) -> None:
         DDPStrategy.setup_environment(self)
 
     def backward(self, closure_loss: Tensor, optimizer: Any, *args: Any, **kwargs: Any) -> Tensor:
-        # Lightning has divided the loss by the number of micro-batches; DeepSpeed would again, and
-        # clip gradients that are too small.
+        # Lightning has divided the loss by the number of micro-batches already. A second division
+        # would make the gradients too small when they are clipped.
         return super().backward(closure_loss, optimizer, *args, scale_wrt_gas=False, **kwargs)
 
     def setup_distributed(self) -> None:
         reset_seed()
         self.set_world_ranks()
         self._init_deepspeed_distributed()
-        self._init_config_if_needed()  # the first thing that is built already needs it
+        self._init_config_if_needed()  # `partition` needs it before Lightning would do this
 
     def _setup_model_and_optimizer(
         self, model: nn.Module, optimizer: Any, lr_scheduler: Any = None
@@ -105,61 +109,62 @@ class ZeroStrategy(DeepSpeedStrategy):
 
 
 def partition(
-    objective: Objective, strategy: ZeroStrategy, device: torch.device, values: Values
+    objective: Objective, strategy: ZeroStrategy, device: torch.device, weights: InitialWeights
 ) -> None:
-    """Give an objective on the meta device its first weights and divide them, layer by layer."""
+    """Initializes an objective on the meta device and shards it, layer by layer."""
     import deepspeed
 
     network = objective.network
-    fill = Materialise(network, values, device)
+    materialize = Materializer(network, weights, device)
     for layer in network.transformer_layers:
-        # Fetched whole before the layer and let go after it, as FSDP does.
+        # Gather all weights of a layer before it and free them after it, as FSDP does.
         deepspeed.utils.set_z3_leaf_module(layer, True)
-        layer.apply(fill)
+        layer.apply(materialize)
         deepspeed.zero.Init(module=layer, config_dict_or_path=strategy.config)
-    inside = {module for layer in network.transformer_layers for module in layer.modules()}
+    in_layers = {module for layer in network.transformer_layers for module in layer.modules()}
     for module in objective.modules():
-        if module not in inside:
-            fill(module)
+        if module not in in_layers:
+            materialize(module)
     deepspeed.zero.Init(module=objective, config_dict_or_path=strategy.config)
 
 
-def set_weights(network: Transformer, values: Values) -> None:
-    """Give the float32 weights that the optimizer steps their whole values; all ranks call this.
+def set_weights(network: Transformer, weights: InitialWeights) -> None:
+    """Sets the optimizer's float32 weights to unrounded values. Collective.
 
-    DeepSpeed makes them from those it computes with, which bf16 has rounded.
+    DeepSpeed copies them from the weights it computes with, which are rounded in bf16.
     """
     for name, parameter in network.named_parameters():
-        put(parameter, "weight", values(name, torch.empty(whole_shape(parameter), device="meta")))
+        shape = torch.empty(full_shape(parameter), device="meta")
+        scatter_values(parameter, "weight", weights(name, shape))
 
 
-def whole_shape(parameter: Tensor) -> torch.Size:
-    """Shape of all the values of a parameter that may be divided."""
+def full_shape(parameter: Tensor) -> torch.Size:
+    """Returns the shape of a parameter before sharding."""
     return torch.Size(getattr(parameter, "ds_shape", parameter.shape))
 
 
-def take(parameter: Tensor, key: str) -> Tensor:
-    """All values of a float32 weight (`key` weight) or moment; all ranks have to call this."""
+def gather_values(parameter: Tensor, key: str) -> Tensor:
+    """Returns all float32 values of a weight (`key` "weight") or moment. Collective."""
     from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
-    whole: Tensor = (
+    values: Tensor = (
         safe_get_full_fp32_param(parameter)
         if key == "weight"
         else safe_get_full_optimizer_state(parameter, key)
     )
-    return whole.view(whole_shape(parameter))
+    return values.view(full_shape(parameter))
 
 
 @torch.no_grad()
-def put(parameter: Any, key: str, values: Tensor) -> None:
-    """The reverse of `take`: each rank keeps its share; all ranks have to call this."""
+def scatter_values(parameter: Any, key: str, values: Tensor) -> None:
+    """Reverses `gather_values`: each rank keeps its shard. Collective."""
     import deepspeed
     from deepspeed import utils
 
     values = values.to(device=parameter.device, dtype=torch.float32)
     if not hasattr(parameter, "ds_id"):
         if key == "weight":
-            parameter.data.copy_(values)  # what it computes with
+            parameter.data.copy_(values)  # the weight it computes with
             utils.safe_set_full_fp32_param(parameter, values)
         else:
             utils.safe_set_full_optimizer_state(parameter, values, key)
@@ -167,18 +172,18 @@ def put(parameter: Any, key: str, values: Tensor) -> None:
     if key == "weight":
         with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
             parameter.data.copy_(values)
-    # The shares are equal, so the last may reach beyond the end.
+    # All shards have the same size, so the last one may be padded.
     size, rank = parameter.ds_tensor.numel(), torch.distributed.get_rank()
     padding = size * torch.distributed.get_world_size() - values.numel()
-    share = functional.pad(values.flatten(), (0, padding)).narrow(0, rank * size, size)
+    shard = functional.pad(values.flatten(), (0, padding)).narrow(0, rank * size, size)
     if key == "weight":
-        utils.safe_set_local_fp32_param(parameter, share)
+        utils.safe_set_local_fp32_param(parameter, shard)
     else:
-        utils.safe_set_local_optimizer_state(parameter, share, key)
+        utils.safe_set_local_optimizer_state(parameter, shard, key)
 
 
-def make_moments(optimizer: Any, step: int) -> None:
-    """Give an optimizer that has not stepped yet the states it has after `step` steps: zeros."""
+def create_moments(optimizer: Any, step: int) -> None:
+    """Gives an optimizer that has not stepped yet a step count and moments of zero."""
     partitions = next(
         getattr(optimizer, name)
         for name in (
@@ -197,10 +202,10 @@ def make_moments(optimizer: Any, step: int) -> None:
 
 
 def link_moments(optimizer: Any) -> None:
-    """Let `take` and `put` find the moments of all parameters; comes before them.
+    """Links the moments to all parameters; `gather_values` and `scatter_values` need that.
 
-    Stages 1 and 2 link them when the first group of parameters has stepped, and the moments of
-    the second are not there yet.
+    Stages 1 and 2 link them after the first parameter group has stepped, when the moments of the
+    second group do not exist yet.
     """
     if hasattr(optimizer, "_lazy_init_hp_params_optimizer_state"):
         optimizer._hp_optimizer_states_linked = False

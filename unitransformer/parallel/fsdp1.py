@@ -17,26 +17,25 @@ from torch.distributed.fsdp.wrap import ModuleWrapPolicy
 from torch.distributed.tensor import DTensor
 
 from unitransformer.objectives import Objective
-from unitransformer.parallel.materialize import Materialise
-from unitransformer.transformer import TransformerLayer, Values
+from unitransformer.parallel.materialize import Materializer
+from unitransformer.transformer import InitialWeights, TransformerLayer
 
-PREFIX = "objective.network."  # of the network's parameters, in what Lightning wraps
-WRAPPER = "_fsdp_wrapped_module."  # what FSDP1 adds to the names of parameters
+NETWORK_PREFIX = "objective.network."  # of parameter names in the module that Lightning wraps
+WRAPPER_PREFIX = "_fsdp_wrapped_module."  # added by FSDP1 to parameter names
 
 
 class HasObjective(Protocol):
-    """What is trained: an objective on the meta device, and its first weights."""
+    """The trained module: an objective on the meta device, and its initial weights."""
 
     objective: Objective
-
-    def first_values(self) -> Values: ...
+    initial_weights: InitialWeights
 
 
 class FSDP1Strategy(FSDPStrategy):
-    """Lightning's, which refuses CPUs and leaves the first weights to `reset_parameters`.
+    """Lightning's strategy, extended to CPUs and to our initial weights.
 
-    One group of weights a layer, as under FSDP2. What each group gets is made just before it is
-    divided, so that no rank ever holds more than its share and a layer, or twice what is in none.
+    Each layer is one unit, as under FSDP2. A unit is allocated just before it is sharded, so that a
+    rank holds at most its shards and one layer, or twice the weights outside of layers.
     """
 
     def __init__(self, **options: Any) -> None:
@@ -45,64 +44,64 @@ class FSDP1Strategy(FSDPStrategy):
 
     def setup_environment(self) -> None:
         super().setup_environment()
-        # With a mesh its state dicts hold DTensors.
-        size = (self.world_size,)
-        self.kwargs["device_mesh"] = init_device_mesh(self.root_device.type, size)
+        # With a mesh, state dicts hold DTensors.
+        mesh = init_device_mesh(self.root_device.type, (self.world_size,))
+        self.kwargs["device_mesh"] = mesh
 
     @property
     def mixed_precision_config(self) -> MixedPrecision | None:
-        """Weights are gathered in fewer bits; gradients add up in float32, as under FSDP2."""
+        """Gathers weights in 16 bits and sums gradients in float32, as under FSDP2."""
         low = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
         precision = self.precision_plugin.precision
         if precision not in low:
-            return None  # every number has the same width
+            return None
         return MixedPrecision(param_dtype=low[precision], reduce_dtype=torch.float32)
 
     def _setup_model(self, model: nn.Module) -> nn.Module:
-        ours = cast(HasObjective, model)
-        fill = Materialise(ours.objective.network, ours.first_values(), self.root_device)
-        # Lightning gives the index of the device, and a CPU has none.
+        module = cast(HasObjective, model)
+        network = module.objective.network
+        # Lightning passes the index of the device, which a CPU does not have.
         return FullyShardedDataParallel(
             model,
             cpu_offload=self.cpu_offload,
             mixed_precision=self.mixed_precision_config,
             sharding_strategy=self.sharding_strategy,
             device_id=self.root_device,
-            param_init_fn=fill,
+            param_init_fn=Materializer(network, module.initial_weights, self.root_device),
             **self.kwargs,
         )
 
 
-def float16_precision(device: str, first_scale: float) -> FSDPPrecision:
-    """Lightning's, whose own scaler is for CUDA and off elsewhere."""
+def float16_precision(device: str, initial_scale: float) -> FSDPPrecision:
+    """Returns Lightning's plugin with a loss scaler that also works without CUDA."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # that it is off
+        warnings.simplefilter("ignore", UserWarning)  # Lightning's scaler is disabled without CUDA
         precision = FSDPPrecision("16-mixed")
-    precision.scaler = ShardedGradScaler(device, init_scale=first_scale)
+    precision.scaler = ShardedGradScaler(device, init_scale=initial_scale)
     return precision
 
 
 def plain_name(name: str) -> str:
-    """A parameter's name without what FSDP1 adds to it."""
-    return name.replace(WRAPPER, "")
+    """Returns a parameter's name without the prefixes that FSDP1 adds."""
+    return name.replace(WRAPPER_PREFIX, "")
 
 
 @contextlib.contextmanager
-def quietly() -> Iterator[None]:
-    """Without FSDP1's warnings that it will be replaced."""
+def ignore_future_warnings() -> Iterator[None]:
+    """Hides FSDP1's warnings that it is deprecated."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         yield
 
 
 def sharded_weights(model: nn.Module) -> dict[str, DTensor]:
-    """Each parameter by its plain name, divided as it is over the ranks."""
-    with quietly():
+    """Returns each parameter by its plain name, sharded over the ranks."""
+    with ignore_future_warnings():
         state = get_model_state_dict(model)
-    # Neither the table of positions nor a second name of a matrix that two modules share.
+    # The state also has the positional table, and a second name for a shared matrix.
     names = {plain_name(name) for name, _ in model.named_parameters()}
     return {
-        name.removeprefix(PREFIX): cast(DTensor, values)
+        name.removeprefix(NETWORK_PREFIX): cast(DTensor, values)
         for name, values in state.items()
         if name in names
     }

@@ -1,23 +1,22 @@
-"""Memory and first values for the weights of a network on the meta device, module by module."""
+"""Allocates and initializes the weights of a network on the meta device, module by module."""
 
 import torch
 from torch import Tensor, nn
 
-from unitransformer.transformer import PositionalEncoding, Transformer, Values
+from unitransformer.transformer import InitialWeights, PositionalEncoding, Transformer
 
 
-class Materialise:
-    """Gives the weights of one module, not those of its children, memory and values.
+class Materializer:
+    """Allocates and initializes the weights of one module, without those of its children.
 
-    Every module of the network is to be given to it once. A matrix that two modules share is made
-    once and stays shared.
+    Call it once for every module of the network. A matrix that two modules share stays shared.
     """
 
-    def __init__(self, network: Transformer, values: Values, device: torch.device) -> None:
-        # The parameters themselves, not their ids, which would be given to others.
+    def __init__(self, network: Transformer, weights: InitialWeights, device: torch.device) -> None:
+        # Keyed by parameter, because the id of a freed parameter may be reused.
         self._names: dict[Tensor, str] = {p: name for name, p in network.named_parameters()}
         self._made: dict[Tensor, nn.Parameter] = {}
-        self._values = values
+        self._weights = weights
         self._device = device
 
     def __call__(self, module: nn.Module) -> None:
@@ -26,11 +25,10 @@ class Materialise:
                 module.register_parameter(name, self._make(parameter))
         if isinstance(module, PositionalEncoding):
             module.to_empty(device=self._device)
-            module.initialise()
+            module.init_weights()
 
     def _make(self, parameter: Tensor) -> nn.Parameter:
         if parameter not in self._made:
-            values = self._values(self._names[parameter], parameter)
-            placed = values.to(device=self._device, dtype=parameter.dtype)
-            self._made[parameter] = nn.Parameter(placed)
+            values = self._weights(self._names[parameter], parameter)
+            self._made[parameter] = nn.Parameter(values.to(self._device, parameter.dtype))
         return self._made[parameter]

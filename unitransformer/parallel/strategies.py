@@ -1,4 +1,4 @@
-"""A name -> a Lightning strategy, and how a network is spread. Nothing here edits the network."""
+"""Translates a strategy name into a Lightning strategy; shards the network and clips gradients."""
 
 import datetime
 from collections.abc import Iterator
@@ -29,19 +29,19 @@ from unitransformer.objectives import Objective
 from unitransformer.parallel import deepspeed
 from unitransformer.parallel.deepspeed import ZeroStrategy
 from unitransformer.parallel.fsdp1 import FSDP1Strategy, float16_precision, sharded_weights
-from unitransformer.transformer import Transformer, Values
+from unitransformer.transformer import InitialWeights, Transformer
 
-FIRST_SCALE_POWER = 12  # of the loss in float16; at torch's 16 BERT overflows and skips a step
-# A rank that dies is noticed by the launcher at once; this bounds only a stuck collective.
+INITIAL_SCALE_POWER = 12  # of the float16 loss; at torch's 16, BERT overflows and skips a step
+# Bounds a stuck collective only: the launcher notices a dead rank at once.
 COLLECTIVE_TIMEOUT = datetime.timedelta(minutes=10)
 
 
 def build_strategy(config: RunConfig, device: str) -> Strategy:
-    """The strategy of `config` on `device`, "cpu" or "cuda".
+    """Returns the strategy of a resolved `config` on `device`, "cpu" or "cuda".
 
     `single` and `ddp` hold the whole model on each device; `fsdp` (FSDP2), `fsdp1` and `zero3`
-    divide it over all of them, `hsdp` over those of a node; `zero1` divides optimizer states,
-    `zero2` gradients as well. `auto` has been resolved before.
+    shard it over all devices, `hsdp` over those of a node; `zero1` shards optimizer states,
+    `zero2` gradients as well.
     """
     parallel = config.parallel
     common: dict[str, Any] = {
@@ -54,7 +54,7 @@ def build_strategy(config: RunConfig, device: str) -> Strategy:
         case "ddp":
             return DDPStrategy(
                 gradient_as_bucket_view=True,
-                # A static graph cannot leave out the reduction after all but the last micro-batch.
+                # A static graph cannot skip the reduction between micro-batches.
                 static_graph=config.accumulate == 1,
                 **common,
             )
@@ -69,44 +69,43 @@ def build_strategy(config: RunConfig, device: str) -> Strategy:
                 batch_size=config.batch_size,
                 num_parameters=count_parameters(config.model),
                 offload=parallel.cpu_offload,
-                initial_scale_power=FIRST_SCALE_POWER,
+                initial_scale_power=INITIAL_SCALE_POWER,
                 **common,
             )
         case "auto":
-            raise AssertionError("the strategy is decided in `choose_strategy`")
+            raise AssertionError("`choose_strategy` replaces auto")
         case unknown:
             assert_never(unknown)
 
 
 def build_precision(parallel: ParallelConfig, device: str) -> Precision | None:
-    """What computes in float16 and scales the loss; None: what Lightning takes by name.
+    """Returns the precision plugin for float16, or None to let Lightning choose one by name.
 
-    By name it would take bf16-mixed on a CPU, and for FSDP1 a scaler that is off without CUDA.
+    For float16 Lightning would choose bf16-mixed on a CPU, and no loss scaling for FSDP1 there.
     """
     if parallel.precision != "16-mixed":
         return None
     match parallel.strategy:
         case "single" | "ddp":
-            scaler = torch.amp.GradScaler(device, init_scale=2.0**FIRST_SCALE_POWER)
+            scaler = torch.amp.GradScaler(device, init_scale=2.0**INITIAL_SCALE_POWER)
             return MixedPrecision("16-mixed", device, scaler)
         case "fsdp1":
-            return float16_precision(device, 2.0**FIRST_SCALE_POWER)
+            return float16_precision(device, 2.0**INITIAL_SCALE_POWER)
         case "zero1" | "zero2" | "zero3":
-            return None  # DeepSpeed scales by itself, from the same on
+            return None  # DeepSpeed scales the loss, starting at `initial_scale_power`
         case other:
             raise AssertionError(f"the config refuses float16 for {other}")
 
 
 class FSDP2Strategy(ModelParallelStrategy):
-    """Lightning's, with the mesh set so that it shards, and weights left where they wait."""
+    """Lightning's strategy with a mesh that shards over all devices, and CPU offload."""
 
     def __init__(self, parallel: ParallelConfig, **options: Any) -> None:
-        # Lightning's own sizes would make every device of a node a tensor-parallel one, and
-        # shard nothing.
+        # By default Lightning would use tensor parallelism within a node, and shard nothing.
         super().__init__(data_parallel_size=parallel.world_size, tensor_parallel_size=1, **options)
         self.is_offloaded = parallel.cpu_offload
         if self.is_offloaded:
-            self._process_group_backend = "cpu:gloo,cuda:nccl"  # norms of weights that wait there
+            self._process_group_backend = "cpu:gloo,cuda:nccl"  # gradient norms are on the CPU
 
     def model_to_device(self) -> None:
         if not self.is_offloaded:
@@ -114,12 +113,12 @@ class FSDP2Strategy(ModelParallelStrategy):
 
 
 def shard(
-    objective: Objective, parallel: ParallelConfig, strategy: Strategy, values: Values
+    objective: Objective, parallel: ParallelConfig, strategy: Strategy, weights: InitialWeights
 ) -> None:
-    """Spread a network on the meta device over all ranks and give it its first weights.
+    """Shards a network on the meta device over all ranks and initializes it.
 
-    One group of weights a layer: gathering layer i + 1 hides behind computing layer i. Embedding,
-    last norm and head are the group around them. No rank ever holds more than its share and one
+    Each layer is one unit, so that gathering layer i + 1 overlaps with computing layer i.
+    Embedding, last norm and head are the outermost unit. A rank holds at most its shards and one
     layer.
     """
     device = strategy.root_device
@@ -127,16 +126,16 @@ def shard(
         case "fsdp" | "hsdp":
             _fully_shard(objective, parallel, device)
             objective.to_empty(device="cpu" if parallel.cpu_offload else device)
-            objective.network.initialise(values, assign=_assign_share)
+            objective.network.init_weights(weights, assign=_copy_shard)
             if parallel.cpu_offload:
                 objective.network.pe.to(device)
         case "zero3":
             assert isinstance(strategy, ZeroStrategy)
-            deepspeed.partition(objective, strategy, device, values)
+            deepspeed.partition(objective, strategy, device, weights)
         case "fsdp1":
-            pass  # `FSDP1Strategy` does both at once, when Lightning hands it the whole module
+            pass  # `FSDP1Strategy` does this when Lightning sets up the model
         case other:
-            raise AssertionError(f"{other} holds whole weights")
+            raise AssertionError(f"{other} does not shard weights")
 
 
 def _fully_shard(objective: Objective, parallel: ParallelConfig, device: torch.device) -> None:
@@ -147,9 +146,9 @@ def _fully_shard(objective: Objective, parallel: ParallelConfig, device: torch.d
         mesh = init_device_mesh(device.type, (parallel.world_size,), mesh_dim_names=("shard",))
     options: dict[str, Any] = {"mesh": mesh}
     if mesh.size(-1) == 1:
-        options["reshard_after_forward"] = False  # nobody else holds a share: nothing is let go
+        options["reshard_after_forward"] = False  # one rank holds all weights: nothing to free
     if parallel.precision == "bf16-mixed":
-        # Half the bytes to gather that autocast alone would need; gradients add up in float32.
+        # Gathering bf16 weights takes half the bytes that autocast alone would need.
         options["mp_policy"] = MixedPrecisionPolicy(
             param_dtype=torch.bfloat16, reduce_dtype=torch.float32
         )
@@ -161,10 +160,10 @@ def _fully_shard(objective: Objective, parallel: ParallelConfig, device: torch.d
     register_fsdp_forward_method(objective, "score")
 
 
-def _assign_share(parameter: Tensor, values: Tensor) -> None:
-    """Copy into this rank's share of `parameter` its part of the whole `values`."""
+def _copy_shard(parameter: Tensor, values: Tensor) -> None:
+    """Copies this rank's part of `values` into its shard of `parameter`."""
     if isinstance(parameter, DTensor):
-        # Every rank has drawn the same values, so nothing needs to be sent.
+        # All ranks have the same values, so nothing needs to be sent.
         values = distribute_tensor(
             values, parameter.device_mesh, parameter.placements, src_data_rank=None
         )
@@ -172,56 +171,51 @@ def _assign_share(parameter: Tensor, values: Tensor) -> None:
 
 
 def clip_gradients(model: nn.Module, clip_norm: float) -> Tensor:
-    """Clip gradients by their norm over all parameters and ranks; returns the norm before.
-
-    Not for DeepSpeed, which does it itself.
+    """Clips gradients by their norm over all parameters and ranks; returns the norm before.
 
     Args:
-        model: what the strategy trains, wrapped as it is.
+        model: as wrapped by the strategy, which must not be DeepSpeed: it clips inside its step.
     """
     if isinstance(model, FullyShardedDataParallel):
-        norm: Tensor = model.clip_grad_norm_(clip_norm)  # each rank knows a share of the norm
+        norm: Tensor = model.clip_grad_norm_(clip_norm)  # combines the norms of all shards
         return norm
     parameters = list(model.parameters())
     norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
     if isinstance(norm, DTensor):
-        norm = norm.full_tensor()  # once, not once a parameter
+        norm = norm.full_tensor()  # once, not for every parameter
     nn.utils.clip_grads_with_norm_(parameters, clip_norm, norm)
     return norm
 
 
 def gather_network(model: nn.Module, network: Transformer, parallel: ParallelConfig) -> Transformer:
-    """A whole copy of a divided network on the CPU of the first rank; all ranks have to call this.
+    """Returns a full copy of a sharded network on the CPU; all ranks have to call this.
 
-    On the others its values mean nothing.
+    Only rank 0's copy has the values.
     """
     is_first = torch.distributed.get_rank() == 0
     with torch.device("meta"):
-        whole = Transformer(network.config)
-    whole.to_empty(device="cpu")
-    whole.pe.initialise()
-    places = dict(whole.named_parameters())
+        full = Transformer(network.config)
+    full.to_empty(device="cpu")
+    full.pe.init_weights()
+    targets = dict(full.named_parameters())
     with torch.no_grad():
         for name, values in full_weights(model, network, parallel):
             if is_first:
-                places[name].copy_(values)
-    return whole
+                targets[name].copy_(values)
+    return full
 
 
 def full_weights(
     model: nn.Module, network: Transformer, parallel: ParallelConfig
 ) -> Iterator[tuple[str, Tensor]]:
-    """Each parameter by its plain name with all its values, one at a time, on every rank.
-
-    All ranks have to take all of them.
-    """
+    """Yields each parameter's plain name and all its values; all ranks have to exhaust this."""
     if parallel.strategy == "fsdp1":
         for name, values in sharded_weights(model).items():
             yield name, values.full_tensor()
         return
     for name, parameter in network.named_parameters():
         if parallel.uses_deepspeed:
-            yield name, deepspeed.take(parameter, "weight")
+            yield name, deepspeed.gather_values(parameter, "weight")
         elif isinstance(parameter, DTensor):
             yield name, parameter.full_tensor()
         else:

@@ -1,7 +1,7 @@
-"""Collectives over gloo that give their tensors back before the caller goes on.
+"""Hooks around waiting for collectives, and a wait that lasts until gloo releases their tensors.
 
-A thread of gloo's wakes who waits for a collective and lets go of its tensors a moment later. Who
-is the last to hold them, and so when their memory is given back, is then left to chance.
+A gloo thread wakes the waiter, then releases the collective's tensors slightly later. Which thread
+holds them last, and so when their memory is freed, would be left to chance.
 """
 
 import contextlib
@@ -13,68 +13,69 @@ from typing import Any
 import torch.distributed._functional_collectives as functional_collectives
 from torch.distributed import Work
 
-THREAD = "pt_gloo_runloop"  # as torch names them
+Wait = Callable[..., Any]
 
-PATIENCE_S = 0.05  # a thread that does not come to rest is in the midst of another collective
-
+THREAD = "pt_gloo_runloop"  # torch's name for gloo threads
+TIMEOUT_S = 0.05  # a thread that is busy for longer runs another collective
 PAUSE_S = 2e-4
 
 
 @contextlib.contextmanager
-def settled_collectives() -> Iterator[None]:
-    """Within, waiting for a collective goes on until gloo's threads have let go of it."""
-    with wrapped_waits(_settling):
+def replace_method(owner: Any, name: str, wrap: Callable[[Wait], Wait]) -> Iterator[None]:
+    """Replaces a function of a class or module by `wrap` of it inside the block; may be nested."""
+    function = getattr(owner, name)
+    setattr(owner, name, wrap(function))
+    try:
+        yield
+    finally:
+        setattr(owner, name, function)
+
+
+@contextlib.contextmanager
+def wrap_waits(wrap: Callable[[Wait], Wait]) -> Iterator[None]:
+    """Wraps every wait for a collective inside the block."""
+    with (
+        replace_method(Work, "wait", wrap),
+        replace_method(functional_collectives, "wait_tensor", wrap),
+    ):
         yield
 
 
-def _settling(wait: Callable[..., Any]) -> Callable[..., Any]:
-    def wait_and_settle(*arguments: Any, **options: Any) -> Any:
-        result = wait(*arguments, **options)
-        settle()
-        return result
+@contextlib.contextmanager
+def wait_for_release() -> Iterator[None]:
+    """Makes every wait inside the block last until gloo's threads have released the tensors."""
 
-    return wait_and_settle
+    def releasing(wait: Wait) -> Wait:
+        def wait_until_released(*arguments: Any, **options: Any) -> Any:
+            result = wait(*arguments, **options)
+            _wait_for_idle_threads()
+            return result
+
+        return wait_until_released
+
+    with wrap_waits(releasing):
+        yield
 
 
-def settle() -> None:
-    """Wait until gloo's threads rest."""
+def _wait_for_idle_threads() -> None:
     threads = [path.parent for path in Path("/proc/self/task").glob("*/comm") if _is_gloo(path)]
-    end_s = time.monotonic() + PATIENCE_S
-    num_rests = 0
-    while threads and num_rests < 2 and time.monotonic() < end_s:
+    end_s = time.monotonic() + TIMEOUT_S
+    times_idle = 0
+    while threads and times_idle < 2 and time.monotonic() < end_s:
         time.sleep(PAUSE_S)
-        num_rests = num_rests + 1 if all(map(_rests, threads)) else 0
+        times_idle = times_idle + 1 if all(map(_is_idle, threads)) else 0
 
 
 def _is_gloo(comm: Path) -> bool:
     try:
         return comm.read_text().strip() == THREAD
-    except OSError:  # it has ended
+    except OSError:  # the thread has ended
         return False
 
 
-def _rests(thread: Path) -> bool:
+def _is_idle(thread: Path) -> bool:
     try:
         # "pid (name) state ..."; a name may hold brackets.
         return (thread / "stat").read_text().rpartition(")")[2].split()[0] == "S"
     except OSError:
         return True
-
-
-Wait = Callable[..., Any]
-
-
-@contextlib.contextmanager
-def wrapped_waits(wrap: Callable[[Wait], Wait]) -> Iterator[None]:
-    """Within, whoever waits for a collective does so by `wrap` of what waited before.
-
-    Such blocks may stand one within another.
-    """
-    wait, wait_tensor = Work.wait, functional_collectives.wait_tensor
-    Work.wait = wrap(wait)  # type: ignore[method-assign]
-    functional_collectives.wait_tensor = wrap(wait_tensor)
-    try:
-        yield
-    finally:
-        Work.wait = wait  # type: ignore[method-assign]
-        functional_collectives.wait_tensor = wait_tensor

@@ -26,7 +26,7 @@ from unitransformer.profiling.trace_breakdown import (
 )
 
 
-class Trace(pl.Callback):
+class TraceCallback(pl.Callback):
     """Traces steps [first_step, first_step + num_steps); its place is beside the clock's stops.
 
     Args:
@@ -57,7 +57,7 @@ class Trace(pl.Callback):
         self._told: dict[str, Any] = {"rows": None, "reason": f"step {first_step} was not reached"}
 
     @property
-    def ends(self) -> tuple[int, int]:
+    def pause_steps(self) -> tuple[int, int]:
         """Steps of the run after which tracing begins and ends."""
         return self.first_step, self.first_step + self.num_steps
 

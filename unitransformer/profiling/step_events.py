@@ -27,11 +27,11 @@ _NODE = "autograd::engine::evaluate_function: "
 
 
 @dataclass(frozen=True, kw_only=True)
-class Event:
+class StepEvent:
     """An operator that was dispatched, or a block of memory that was taken or given back."""
 
     name: str
-    place: str
+    location: str
     inputs: tuple[Any, ...] = ()  # of an operator: torch's metadata of tensors, or numbers
     address: int = 0  # of a block
     num_bytes: int = 0  # of a block; negative: given back
@@ -74,7 +74,7 @@ class StepTrace:
         with record_function(BEGIN):
             pass
 
-    def events(self) -> list[Event]:
+    def events(self) -> list[StepEvent]:
         """In order."""
         results = self._profile.kineto_results
         assert results is not None
@@ -100,7 +100,7 @@ class StepTrace:
             self._open.pop()[1].__exit__(None, None, None)
 
 
-def _given_back(events: Iterable[Event]) -> Iterator[Event]:
+def _given_back(events: Iterable[StepEvent]) -> Iterator[StepEvent]:
     """Blocks that a thread gives back and did not take."""
     taken = set()
     for event in events:
@@ -130,7 +130,7 @@ def _find(events: Iterable[Any], name: str) -> Iterator[Any]:
         yield from _find(event.children, name)
 
 
-def _read(roots: Iterable[Any]) -> Iterator[Event]:
+def _read(roots: Iterable[Any]) -> Iterator[StepEvent]:
     """Depth first, which is the order of time."""
     forward: dict[int, str] = {}  # an autograd node's number -> where it was made
     # No recursion: a deep network's tree is deep too.
@@ -142,9 +142,9 @@ def _read(roots: Iterable[Any]) -> Iterator[Event]:
         if hasattr(node.extra_fields, "alloc_size"):
             fields = node.extra_fields
             if fields.device.type == "cpu":
-                yield Event(
+                yield StepEvent(
                     name="memory",
-                    place=place,
+                    location=place,
                     address=fields.ptr,
                     num_bytes=fields.alloc_size,
                     at_ns=node.start_time_ns,
@@ -153,7 +153,7 @@ def _read(roots: Iterable[Any]) -> Iterator[Event]:
             if number >= 0 and not node.name.startswith(_NODE):
                 forward.setdefault(number, place)
             inputs = tuple(getattr(node.extra_fields, "inputs", None) or ())
-            yield Event(name=node.name, place=place, inputs=inputs, at_ns=node.start_time_ns)
+            yield StepEvent(name=node.name, location=place, inputs=inputs, at_ns=node.start_time_ns)
         left += [(child, place) for child in reversed(node.children)]
 
 

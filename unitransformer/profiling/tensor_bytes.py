@@ -23,7 +23,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.distributed.tensor import DTensor
 
 from unitransformer.profiling.collective_waits import settled_collectives
-from unitransformer.profiling.step_events import BEGIN, Event, StepTrace
+from unitransformer.profiling.step_events import BEGIN, StepEvent, StepTrace
 
 Live = dict[int, tuple[int, str]]  # address -> bytes, kind
 
@@ -39,7 +39,7 @@ class PeakTensorBytes:
 
     The allocator tells that a block is given back only if it was taken in here. What the step
     before has taken (gradients) is given back in the one that is measured, so without that one the
-    peak is an upper bound: at most `unplaced_bytes` too high, which is 0 where the peak is exact.
+    peak is an upper bound: at most `uncertain_bytes` too high, which is 0 where the peak is exact.
 
     Cyclic garbage is collected before and left alone within, where the collector would come at
     moments of its own choice. Two of these, or any other profiler of torch, cannot run at once.
@@ -47,7 +47,7 @@ class PeakTensorBytes:
     Args:
         module: what is trained; tells parameters and gradients from the rest.
         optimizers: their states are told from the rest.
-        by_module: whether `by_place` names modules of `module`; not for compiled ones.
+        by_module: whether `by_location` names modules of `module`; not for compiled ones.
         ignored: tensors from before that are none of this step's.
     """
 
@@ -68,9 +68,11 @@ class PeakTensorBytes:
         self._was_collecting = True
         self.bytes = 0
         self.by_kind: dict[str, int] = {}  # parameters, gradients, optimizer, other
-        self.by_place: dict[str, int] = {}  # module that took them, or the kind of what was before
-        self.unplaced_bytes = 0
-        self.events: list[Event] = []  # of the measured step
+        self.by_location: dict[
+            str, int
+        ] = {}  # module that took them, or the kind of what was before
+        self.uncertain_bytes = 0
+        self.events: list[StepEvent] = []  # of the measured step
 
     def __enter__(self) -> Self:
         self._quiet.__enter__()
@@ -108,7 +110,7 @@ class PeakTensorBytes:
         self._read(self._scan())
 
     def _scan(self) -> Live:
-        found = live_storages(self._module, self._optimizers)
+        found = find_live_storages(self._module, self._optimizers)
         for tensor in self._ignored:
             found.pop(_address(tensor), None)
         return found
@@ -126,13 +128,13 @@ class PeakTensorBytes:
         }
         at_peak = _peak(live, self.events)
         self.bytes = sum(size for size, _ in at_peak.values())
-        self.by_place = _sums(at_peak.values())
+        self.by_location = _sums(at_peak.values())
         kinds = {address: kind for address, (_, kind) in (self._before | after).items()}
         self.by_kind = _sums(
             (size, kinds.get(address, "other")) for address, (size, _) in at_peak.items()
         )
         reused = {event.address for event in self.events if event.num_bytes > 0}
-        self.unplaced_bytes = sum(
+        self.uncertain_bytes = sum(
             size
             for address, (size, _) in self._before.items()
             if address not in known and (address not in after or address in reused)
@@ -154,7 +156,7 @@ def _without_warnings() -> Iterator[None]:
         level.value = before
 
 
-def live_storages(module: nn.Module | None = None, optimizers: Sequence[Any] = ()) -> Live:
+def find_live_storages(module: nn.Module | None = None, optimizers: Sequence[Any] = ()) -> Live:
     """Memory of the CPU tensors that Python leads to: address -> bytes, kind.
 
     Kinds are `parameters` and `gradients` of `module`, states of the `optimizer`, and `other`.
@@ -170,14 +172,14 @@ def live_storages(module: nn.Module | None = None, optimizers: Sequence[Any] = (
             for state in states.values() if isinstance(states, dict) else ():
                 if isinstance(state, Tensor):
                     _add(found, state, "optimizer")
-    for tensor in live_tensors():
+    for tensor in find_live_tensors():
         _add(found, tensor, "other")
         if tensor.is_leaf and tensor.grad is not None:
             _add(found, tensor.grad, "other")
     return found
 
 
-def live_tensors() -> list[Tensor]:
+def find_live_tensors() -> list[Tensor]:
     """All there are in Python."""
     objects = gc.get_objects()
     # Not isinstance, which asks proxies for what they stand for; and a class is asked only once.
@@ -204,7 +206,7 @@ def _address(tensor: Tensor) -> int:
     return storage.data_ptr() if storage.nbytes() else 0
 
 
-def _with_lost(events: list[Event], after: Live) -> list[Event]:
+def _with_lost(events: list[StepEvent], after: Live) -> list[StepEvent]:
     """`events`, and that blocks are given back which a thread of gloo's was the last to hold.
 
     The profiler does not see that. They are those that a collective has had, that nothing in
@@ -218,9 +220,11 @@ def _with_lost(events: list[Event], after: Live) -> list[Event]:
         if event.name.startswith("c10d::")
         for address in lost & _addresses(event.inputs)
     }
-    returned: dict[int, list[Event]] = {}
+    returned: dict[int, list[StepEvent]] = {}
     for address, index in last.items():
-        given_back = Event(name="memory", place=events[index].place, address=address, num_bytes=-1)
+        given_back = StepEvent(
+            name="memory", location=events[index].location, address=address, num_bytes=-1
+        )
         returned.setdefault(index, []).append(given_back)
     return [
         each for index, event in enumerate(events) for each in (event, *returned.get(index, ()))
@@ -234,16 +238,16 @@ def _addresses(inputs: Any) -> set[int]:
     return set() if address is None else {address}
 
 
-def _replay(live: Live, events: Iterable[Event]) -> Live:
+def _replay(live: Live, events: Iterable[StepEvent]) -> Live:
     for event in events:
         if event.num_bytes > 0:
-            live[event.address] = (event.num_bytes, event.place)
+            live[event.address] = (event.num_bytes, event.location)
         elif event.num_bytes < 0:
             live.pop(event.address, None)
     return live
 
 
-def _peak(live: Live, events: Iterable[Event]) -> Live:
+def _peak(live: Live, events: Iterable[StepEvent]) -> Live:
     """What is alive when the most bytes are, for the first time."""
     blocks = [event for event in events if event.num_bytes]
     replayed = dict(live)

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-Part = Literal[
+WorkKind = Literal[
     "matrix multiply",
     "attention",
     "head and loss",
@@ -27,7 +27,7 @@ Part = Literal[
     "other",
     "idle",
 ]
-PARTS: tuple[Part, ...] = Part.__args__  # type: ignore[attr-defined]
+WORK_KINDS: tuple[WorkKind, ...] = WorkKind.__args__  # type: ignore[attr-defined]
 
 # Ranges that `trace` puts around what is measured, and around what no operator's name tells.
 WINDOW = "unitransformer: traced steps"
@@ -39,7 +39,7 @@ STEP = "unitransformer: step "
 NODE = "autograd::engine::evaluate_function: "  # torch's own
 
 _NEUTRAL = re.compile("|".join((WINDOW, NETWORK, BACKWARD, STEP)))
-_RANGES: tuple[tuple[re.Pattern[str], Part], ...] = (
+_RANGES: tuple[tuple[re.Pattern[str], WorkKind], ...] = (
     (re.compile(re.escape(HEAD)), "head and loss"),
     (re.compile(r"Optimizer\.(step|zero_grad)#"), "optimizer"),
     (re.compile(r"enumerate\(DataLoader\)"), "data"),
@@ -48,7 +48,7 @@ _RANGES: tuple[tuple[re.Pattern[str], Part], ...] = (
 _COMMUNICATION = re.compile(
     r"c10d::|_c10d_functional|nccl|gloo:|record_param_comms|fsdp::", re.IGNORECASE
 )
-_OPERATORS: tuple[tuple[re.Pattern[str], Part], ...] = (
+_OPERATORS: tuple[tuple[re.Pattern[str], WorkKind], ...] = (
     (re.compile(r"scaled_dot_product|flash_attention|efficient_attention"), "attention"),
     (
         re.compile(
@@ -59,7 +59,7 @@ _OPERATORS: tuple[tuple[re.Pattern[str], Part], ...] = (
     ),
 )
 # Names of kernels, where no operator tells: those of a compiled graph or of a CUDA graph.
-_KERNELS: tuple[tuple[re.Pattern[str], Part], ...] = (
+_KERNELS: tuple[tuple[re.Pattern[str], WorkKind], ...] = (
     (re.compile(r"nccl", re.I), "communication"),
     (re.compile(r"flash|fmha|attention|sdpa", re.I), "attention"),
     (re.compile(r"nll_loss|log_softmax|cross_entropy", re.I), "head and loss"),
@@ -69,7 +69,7 @@ _KERNELS: tuple[tuple[re.Pattern[str], Part], ...] = (
 )
 
 Interval = tuple[float, float]
-Segment = tuple[float, float, Part]
+Segment = tuple[float, float, WorkKind]
 
 
 @dataclass(kw_only=True)
@@ -77,7 +77,7 @@ class _Open:
     """An operator or a range under way."""
 
     end: float
-    part: Part | None  # None: nothing is said of what runs inside
+    part: WorkKind | None  # None: nothing is said of what runs inside
     counts: bool  # its own time is work
     free_from: float  # where its time is its own again
 
@@ -110,7 +110,7 @@ class _Thread:
 
 def time_shares(
     trace: Mapping[str, Any], *, on_gpu: bool = False, num_classes: int | None = None
-) -> dict[Part, float]:
+) -> dict[WorkKind, float]:
     """Share of each part in the traced steps; they add up to 1.
 
     Args:
@@ -133,16 +133,16 @@ def time_shares(
         lanes = _cpu_lanes(threads, main)
     seconds = _fill(windows, lanes)
     total = sum(end - start for start, end in windows)
-    return {part: seconds[part] / total for part in PARTS}
+    return {part: seconds[part] / total for part in WORK_KINDS}
 
 
 def _walk(
     events: Sequence[Mapping[str, Any]], num_classes: int | None
-) -> tuple[dict[Any, _Thread], dict[int, Part | None]]:
+) -> tuple[dict[Any, _Thread], dict[int, WorkKind | None]]:
     """Every thread's own times, and the part of every operator by its "External id"."""
     threads: dict[Any, _Thread] = {}
-    parts: dict[int, Part | None] = {}
-    places: dict[tuple[Any, float], Part | None] = {}  # (thread, start)
+    parts: dict[int, WorkKind | None] = {}
+    places: dict[tuple[Any, float], WorkKind | None] = {}  # (thread, start)
     causes = _backward_causes(events)
     cpu = [e for e in events if e.get("cat") in ("cpu_op", "user_annotation")]
     for event in sorted(cpu, key=lambda event: (event["ts"], -event["dur"])):
@@ -152,7 +152,7 @@ def _walk(
         thread.close(start)
         inherited = thread.stack[-1].part if thread.stack else None
         name = event["name"]
-        part: Part | None
+        part: WorkKind | None
         thread.runs_backward |= name.startswith(NODE)
         if (cause := causes.get(_node_of(event))) is not None:
             # A multiply's backward holds more than multiplies: those inside say it themselves.
@@ -200,8 +200,8 @@ def _node_of(event: Mapping[str, Any]) -> tuple[Any, int, int] | None:
 
 
 def _part_of(
-    event: Mapping[str, Any], inherited: Part | None, num_classes: int | None
-) -> Part | None:
+    event: Mapping[str, Any], inherited: WorkKind | None, num_classes: int | None
+) -> WorkKind | None:
     name = event["name"]
     if _NEUTRAL.match(name):
         return None
@@ -220,7 +220,7 @@ def _part_of(
 
 
 def _kernel_lanes(
-    events: Iterable[Mapping[str, Any]], parts: Mapping[int, Part | None]
+    events: Iterable[Mapping[str, Any]], parts: Mapping[int, WorkKind | None]
 ) -> list[list[Segment]]:
     work: list[Segment] = []
     communication: list[Segment] = []
@@ -247,9 +247,9 @@ def _cpu_lanes(threads: Mapping[Any, _Thread], main: Any) -> list[list[Segment]]
     return [threads[main].segments, *backward, waited]
 
 
-def _fill(windows: Sequence[Interval], lanes: Iterable[Sequence[Segment]]) -> dict[Part, float]:
+def _fill(windows: Sequence[Interval], lanes: Iterable[Sequence[Segment]]) -> dict[WorkKind, float]:
     """Time of each part: a lane takes what the lanes before it have left free."""
-    taken = dict.fromkeys(PARTS, 0.0)
+    taken = dict.fromkeys(WORK_KINDS, 0.0)
     free = sorted(windows)
     for lane in lanes:
         left: list[Interval] = []
@@ -275,7 +275,7 @@ def _fill(windows: Sequence[Interval], lanes: Iterable[Sequence[Segment]]) -> di
     return taken
 
 
-def _first(rules: Iterable[tuple[re.Pattern[str], Part]], name: str) -> Part | None:
+def _first(rules: Iterable[tuple[re.Pattern[str], WorkKind]], name: str) -> WorkKind | None:
     return next((part for pattern, part in rules if pattern.search(name)), None)
 
 

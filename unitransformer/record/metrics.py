@@ -9,11 +9,11 @@ from typing import Any
 
 from unitransformer.config import RunConfig
 from unitransformer.costs.flops import count_flops
-from unitransformer.costs.mfu import Ceiling, Row, build_passport
+from unitransformer.costs.mfu import Ceiling, MfuRow, build_mfu_report
 from unitransformer.record.units import si, si_interval
 from unitransformer.stats.comparisons import LaunchVariance
-from unitransformer.stats.intervals import Figures, describe, mean_rate
-from unitransformer.stats.steady_state import Steady, find_steady
+from unitransformer.stats.intervals import MedianInterval, describe, mean_rate
+from unitransformer.stats.steady_state import SteadyState, find_steady_state
 
 PARTS = ("data_s", "forward_backward_s", "optimizer_s")
 COMMUNICATION = ("communication_s", "least_communication_s")
@@ -32,7 +32,7 @@ class Readout:
     Rates are tokens or pictures a second, of all ranks together.
     """
 
-    step: Figures  # seconds of a steady step
+    step: MedianInterval  # seconds of a steady step
     cpu_s: tuple[float, ...]  # processor time of each steady step
     units_per_s: float  # at the median step
     low_units_per_s: float | None  # None: too few steps for an interval, `step.reason` says so
@@ -43,7 +43,7 @@ class Readout:
     between_share: float | None  # of the time from step to step: between them; None: not told
 
     @functools.cached_property
-    def cpu(self) -> Figures:
+    def cpu(self) -> MedianInterval:
         """Seconds of processor time of a steady step; few ask for more than their median."""
         return describe(self.cpu_s)
 
@@ -102,7 +102,7 @@ def parts_in_words(figures: Mapping[str, Any]) -> str:
     return f"{told}, {figures['waiting_share']:.1%} of the step waiting for the slowest rank"
 
 
-def interval_in_words(figures: Figures) -> str:
+def interval_in_words(figures: MedianInterval) -> str:
     """How the interval was found, or why there is none."""
     if figures.reason is not None:
         return f"no interval: {figures.reason}"
@@ -114,7 +114,7 @@ def interval_in_words(figures: Figures) -> str:
 
 def steady_of(
     step_s: Sequence[float], *, launches: Sequence[int], unsteady: Collection[int]
-) -> Steady:
+) -> SteadyState:
     """Where the last launch is steady; steps are counted from its first.
 
     Args:
@@ -124,23 +124,23 @@ def steady_of(
     """
     first = launches[-1]
     last = [step - first for step in unsteady if first <= step < len(step_s)]
-    return find_steady(step_s[first:], last)
+    return find_steady_state(step_s[first:], last)
 
 
-def recorded_steady(record: Mapping[str, Any]) -> Steady:
+def recorded_steady(record: Mapping[str, Any]) -> SteadyState:
     """The steady state as a record tells it; steps are counted from the last launch's first."""
     if record["steady_from"] is None:
-        return Steady(start=None, reason=record["steady_reason"])
+        return SteadyState(start=None, reason=record["steady_reason"])
     first = record["launches"][-1]
     start = record["steady_from"] - first
     left_out = (item["step"] - first for item in record["unsteady"])
-    return Steady(start=start, left_out=tuple(step for step in left_out if step > start))
+    return SteadyState(start=start, left_out=tuple(step for step in left_out if step > start))
 
 
 def read_out(
     step_s: Sequence[float],
     samples: Mapping[str, Sequence[float | None]],
-    steady: Steady,
+    steady: SteadyState,
     *,
     launches: Sequence[int],
     units_per_step: float,
@@ -212,7 +212,7 @@ def passport_of(
     units_per_s: float | None,
     hardware: Sequence[Mapping[str, Any]],
     ceilings: Sequence[Mapping[str, Any] | None],
-) -> tuple[Row, ...]:
+) -> tuple[MfuRow, ...]:
     """The MFU passport of a run.
 
     Args:
@@ -226,7 +226,7 @@ def passport_of(
         if ceiling is not None
     ]
     matmul = hardware[0].get("float32_matmul_precision")
-    return build_passport(
+    return build_mfu_report(
         count_flops(config),
         units_per_s=units_per_s,
         num_devices=config.parallel.world_size,

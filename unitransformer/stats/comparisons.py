@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from statistics import NormalDist
 
-from unitransformer.stats.intervals import CONFIDENCE, Figures, describe, t_quantile
+from unitransformer.stats.intervals import CONFIDENCE, MedianInterval, describe, t_quantile
 
-LEAST_LAUNCHES = 2
+MIN_LAUNCHES = 2
 
 
-def paired_ratio(a: Sequence[float], b: Sequence[float]) -> Figures:
+def paired_ratio(a: Sequence[float], b: Sequence[float]) -> MedianInterval:
     """b over a, pair by pair: median, spread and interval of the ratio; above 1, b is larger.
 
     Pairs are samples taken one right after the other, so that what slows both cancels. The
@@ -39,7 +39,7 @@ def paired_ratio(a: Sequence[float], b: Sequence[float]) -> Figures:
     )
 
 
-def minimum_detectable_effect(ratio: Figures, *, power: float = 0.95) -> float | None:
+def minimum_detectable_effect(ratio: MedianInterval, *, power: float = 0.95) -> float | None:
     """The least slowdown, as a share (0.02: 2 %), that such pairs would find with that power.
 
     Found: the interval of the ratio lies above 1 as a whole. The two normal quantiles add up
@@ -73,21 +73,21 @@ class LaunchVariance:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Launch:
+class LaunchMedian:
     """What the steady steps of one launch say of its median."""
 
     median: float  # seconds
-    logs: Figures  # of the logarithms of the seconds
+    logs: MedianInterval  # of the logarithms of the seconds
 
 
-def describe_launch(steps: Sequence[float]) -> Launch:
+def describe_launch(steps: Sequence[float]) -> LaunchMedian:
     """Raises ValueError for no steps, or one that took no time."""
     if not steps or min(steps) <= 0:
         raise ValueError("a launch holds no steps or one that took no time")
-    return Launch(median=statistics.median(steps), logs=describe([math.log(s) for s in steps]))
+    return LaunchMedian(median=statistics.median(steps), logs=describe([math.log(s) for s in steps]))
 
 
-def split_variance(launches: Sequence[Launch]) -> LaunchVariance:
+def split_variance(launches: Sequence[LaunchMedian]) -> LaunchVariance:
     """Variance within and between launches apart, and the interval of the median over launches.
 
     One-way random effects on the logarithm of each launch's median. Its variance within comes
@@ -103,7 +103,7 @@ def split_variance(launches: Sequence[Launch]) -> LaunchVariance:
     Raises:
         ValueError: fewer than two launches.
     """
-    if len(launches) < LEAST_LAUNCHES:
+    if len(launches) < MIN_LAUNCHES:
         raise ValueError(f"launches holds {len(launches)}; repeat the launch at least once")
     described = [launch.logs for launch in launches]
     medians = tuple(launch.median for launch in launches)
@@ -121,7 +121,7 @@ def _untold(medians: tuple[float, ...], reason: str) -> LaunchVariance:
     return LaunchVariance(medians=medians, **nothing, reason=reason)
 
 
-def _variance(figures: Figures) -> float:
+def _variance(figures: MedianInterval) -> float:
     """Of the median, from the width of its interval."""
     assert figures.low is not None
     assert figures.high is not None

@@ -28,7 +28,7 @@ SEED = 20041
 
 
 @dataclass(frozen=True, kw_only=True)
-class Figures:
+class MedianInterval:
     """Median, spread and interval of the median, in the unit of the samples.
 
     `low`, `high` and `block_length` are None together, and `reason` says why.
@@ -51,7 +51,7 @@ class Figures:
         return (self.high - self.low) / abs(self.median)
 
 
-def describe(samples: Sequence[float], *, confidence: float = CONFIDENCE) -> Figures:
+def describe(samples: Sequence[float], *, confidence: float = CONFIDENCE) -> MedianInterval:
     """Median, median absolute deviation, count, and the bootstrap interval of the median.
 
     The interval is the percentile interval of a circular block bootstrap (Politis & Romano 1992),
@@ -79,7 +79,7 @@ def describe(samples: Sequence[float], *, confidence: float = CONFIDENCE) -> Fig
     block, reason = _block(samples)
     low, high = (None, None) if block is None else _percentiles(samples, block, confidence)
     median = statistics.median(samples)
-    return Figures(
+    return MedianInterval(
         median=median,
         mad=statistics.median(abs(sample - median) for sample in samples),
         count=len(samples),

@@ -28,7 +28,7 @@ METHOD = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Steady:
+class SteadyState:
     """Where the steady state of one launch begins; `start` is None where there is none."""
 
     start: int | None  # step of the launch, from 0
@@ -36,7 +36,7 @@ class Steady:
     method: str = METHOD
     reason: str | None = None  # why there is no start
 
-    def of(self, step_s: Sequence[float]) -> list[float]:
+    def select(self, step_s: Sequence[float]) -> list[float]:
         """Seconds of the steady steps; none without a start."""
         return [step_s[step] for step in self.steps(len(step_s))]
 
@@ -48,7 +48,7 @@ class Steady:
         return [step for step in range(count) if step >= self.start and step not in left_out]
 
 
-def find_steady(step_s: Sequence[float], unsteady: Collection[int] = ()) -> Steady:
+def find_steady_state(step_s: Sequence[float], unsteady: Collection[int] = ()) -> SteadyState:
     """Where the steps of one launch become steady.
 
     Looks for a change of level with the rank CUSUM for dependent series (Dehling, Rooch & Taqqu
@@ -70,16 +70,16 @@ def find_steady(step_s: Sequence[float], unsteady: Collection[int] = ()) -> Stea
     known = set(unsteady)
     places = [step for step in range(len(step_s)) if step not in known]
     if len(places) < LEAST_STEPS:
-        return Steady(start=None, reason=f"{len(places)} steps, needs {LEAST_STEPS}")
+        return SteadyState(start=None, reason=f"{len(places)} steps, needs {LEAST_STEPS}")
     seconds_kept = np.asarray([step_s[step] for step in places])
     change = _last_change(seconds_kept)
     begin = change + _outlying_first(seconds_kept[change:])
     left, needed = len(places) - begin, max(LEAST_STEPS, math.ceil(LEAST_SHARE * len(places)))
     if left < needed:
         where = f"the level still changes {left} steps before the end of {len(step_s)}"
-        return Steady(start=None, reason=f"{where}, needs {needed} steps of one level")
+        return SteadyState(start=None, reason=f"{where}, needs {needed} steps of one level")
     start = places[begin]
-    return Steady(start=start, left_out=tuple(sorted(step for step in known if step > start)))
+    return SteadyState(start=start, left_out=tuple(sorted(step for step in known if step > start)))
 
 
 def _check(step_s: Sequence[float], unsteady: Collection[int]) -> None:

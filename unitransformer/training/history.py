@@ -1,4 +1,7 @@
-"""What a run did so far, step by step, over every launch and every rank."""
+"""Keeps the loss and the times of every optimizer step, over all segments and ranks of a run.
+
+A segment is the part of a run between a start and the next resumption.
+"""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -7,7 +10,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from unitransformer.measure.clock import Step, StepClock
+from unitransformer.measure.clock import StepTimes, StepClock
 from unitransformer.record.schema import OPTIONAL_SAMPLES
 from unitransformer.training.module import TrainingModule
 
@@ -16,22 +19,22 @@ T = TypeVar("T")
 
 @dataclass(kw_only=True)
 class History:
-    """One number an optimizer step, since the very first; travels inside the checkpoint."""
+    """One number per optimizer step since the first; it is stored in every checkpoint."""
 
     loss: list[float] = field(default_factory=list)  # mean over ranks and micro-batches
     gradient_norm: list[float] = field(default_factory=list)  # before clipping; empty without
-    # Of the rank that took longest at each step: the others waited for it.
+    # Of the slowest rank at each step: the others waited for it.
     step_s: list[float] = field(default_factory=list)
     cpu_s: list[float] = field(default_factory=list)
     data_s: list[float] = field(default_factory=list)
     forward_backward_s: list[float] = field(default_factory=list)
     optimizer_s: list[float] = field(default_factory=list)
-    communication_s: list[float | None] = field(default_factory=list)  # None: not told
-    # Of the rank on which it was least: on the others it is also waiting for that rank.
+    communication_s: list[float | None] = field(default_factory=list)  # None: not measured
+    # The minimum over the ranks: on the others it includes waiting for slower ranks.
     least_communication_s: list[float | None] = field(default_factory=list)
     between_s: list[float | None] = field(default_factory=list)
     slowest_rank: list[int] = field(default_factory=list)
-    launches: list[int] = field(default_factory=list)  # first step of each
+    segments: list[int] = field(default_factory=list)  # first step of each
     validation: list[dict[str, float]] = field(default_factory=list)
     sha256: str | None = None  # of the data
 
@@ -39,70 +42,76 @@ class History:
     def num_steps(self) -> int:
         return len(self.step_s)
 
-    def cut(self, num_steps: int) -> None:
-        """Forget the steps from `num_steps` on."""
-        for name in PER_STEP:
+    def truncate(self, num_steps: int) -> None:
+        for name in PER_STEP_FIELDS:
             del getattr(self, name)[num_steps:]
 
 
-def read_history(told: Mapping[str, Any]) -> History:
-    """Of what a checkpoint tells, or nothing; it may tell more."""
+def read_history(run_state: Mapping[str, Any]) -> History:
+    """Returns the history in the run state of a checkpoint, which has other fields too."""
     names = {item.name for item in fields(History)}
-    # A version that did not look for something has left nothing of it in the checkpoint.
-    untold = {name: [None] * len(told.get("step_s", ())) for name in OPTIONAL_SAMPLES}
-    return History(**untold | {name: value for name, value in told.items() if name in names})
+    # Checkpoints of older versions lack some samples and call the segments launches.
+    older = {name: [None] * len(run_state.get("step_s", ())) for name in OPTIONAL_SAMPLES}
+    segments = {"segments": run_state.get("launches", [])}
+    return History(**older | segments | {k: v for k, v in run_state.items() if k in names})
 
 
-CLOCKED = tuple(item.name for item in fields(Step))
-PER_STEP = ("loss", "gradient_norm", *CLOCKED, "least_communication_s", "slowest_rank")
+CLOCK_FIELDS = tuple(item.name for item in fields(StepTimes))
+PER_STEP_FIELDS = ("loss", "gradient_norm", *CLOCK_FIELDS, "least_communication_s", "slowest_rank")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Share:
-    """What one rank saw of this launch."""
+class RankSteps:
+    """What one rank measured in this segment."""
 
     loss: list[float]
-    steps: list[Step]
+    steps: list[StepTimes]
     gradient_norm: list[float]
 
 
 class ClockError(RuntimeError):
-    """Times that cannot be: nothing may be derived from them."""
+    """Impossible times, from which nothing may be derived."""
 
 
-def history_now(
-    before: History, module: TrainingModule, clock: StepClock, *, is_whole: bool
+def current_history(
+    before: History, module: TrainingModule, clock: StepClock, *, all_ranks: bool
 ) -> History:
-    """Earlier launches and this one. A `is_whole` one is the same on every rank; without it this
-    rank speaks for itself.
+    """Returns `before` and this segment.
+
+    Args:
+        all_ranks: merge the steps of all ranks, all of which call this and get the same history;
+            otherwise only this rank's steps are used.
 
     Raises:
-        ClockError: ranks that disagree on the number of steps.
+        ClockError: the ranks disagree on the number of steps.
     """
     try:
-        own = Share(
+        here = RankSteps(
             loss=module.losses().tolist(),
             steps=clock.steps(),
             gradient_norm=module.gradient_norms().tolist(),
         )
     except RuntimeError:
-        if is_whole:
+        if all_ranks:
             raise
-        own = Share(loss=[], steps=[], gradient_norm=[])  # the device that failed answers no more
-    return extend(before, gather(own, module) if is_whole else [own], module.validation)
+        here = RankSteps(loss=[], steps=[], gradient_norm=[])  # the device has failed
+    ranks = gather(here, module) if all_ranks else [here]
+    return append_segment(before, ranks, module.validation)
 
 
-def extend(before: History, ranks: Sequence[Share], validation: list[dict[str, float]]) -> History:
-    """`before` and what every rank saw since.
+def append_segment(
+    before: History, ranks: Sequence[RankSteps], validation: list[dict[str, float]]
+) -> History:
+    """Returns `before` and the steps that all ranks measured since.
 
     Raises:
-        ClockError: ranks that disagree on the number of steps.
+        ClockError: the ranks disagree on the number of steps.
     """
-    # A step that broke after its loss has no time.
+    # A step that failed after its loss has no time.
     counts = [min(len(rank.loss), len(rank.steps)) for rank in ranks]
     if len(set(counts)) > 1:
-        told = ", ".join(f"rank {rank}: {count}" for rank, count in enumerate(counts))
-        raise ClockError(f"the ranks disagree on the number of steps ({told})")
+        listed = ", ".join(f"rank {rank}: {count}" for rank, count in enumerate(counts))
+        raise ClockError(f"the ranks disagree on the number of steps ({listed})")
     steps = range(counts[0])
     slowest = [max(range(len(ranks)), key=lambda rank: ranks[rank].steps[i].step_s) for i in steps]
     samples = [asdict(ranks[rank].steps[i]) for i, rank in enumerate(slowest)]
@@ -110,37 +119,38 @@ def extend(before: History, ranks: Sequence[Share], validation: list[dict[str, f
         loss=before.loss + [math.fsum(r.loss[i] for r in ranks) / len(ranks) for i in steps],
         gradient_norm=before.gradient_norm + ranks[0].gradient_norm[: counts[0]],
         least_communication_s=before.least_communication_s
-        + [_least([rank.steps[i].communication_s for rank in ranks]) for i in steps],
+        + [_minimum([rank.steps[i].communication_s for rank in ranks]) for i in steps],
         slowest_rank=before.slowest_rank + slowest,
-        launches=[*before.launches, before.num_steps],
+        segments=[*before.segments, before.num_steps],
         validation=validation,
         sha256=before.sha256,
-        **{name: getattr(before, name) + [step[name] for step in samples] for name in CLOCKED},
+        **{name: getattr(before, name) + [step[name] for step in samples] for name in CLOCK_FIELDS},
     )
 
 
-def _least(told: Sequence[float | None]) -> float | None:
-    seconds = [each for each in told if each is not None]
-    return min(seconds) if len(seconds) == len(told) else None
+def _minimum(times_s: Sequence[float | None]) -> float | None:
+    """Returns the minimum over all ranks, or None if one of them did not measure it."""
+    measured = [time_s for time_s in times_s if time_s is not None]
+    return min(measured) if len(measured) == len(times_s) else None
 
 
 def find_fault(history: History) -> Exception | None:
-    """A step that cannot have been: `history` is cut before it."""
+    """Returns the error of the first impossible step, and truncates `history` before that step."""
     for step, (loss, step_s) in enumerate(zip(history.loss, history.step_s, strict=True)):
         if not math.isfinite(loss):
-            history.cut(step)
+            history.truncate(step)
             return FloatingPointError(
                 f"loss is {loss} at step {step + 1}; lower optimizer.learning_rate"
             )
-        told = {name: getattr(history, name)[step] for name in (*CLOCKED, "least_communication_s")}
-        for name, seconds in told.items():
+        for name in (*CLOCK_FIELDS, "least_communication_s"):
+            seconds = getattr(history, name)[step]
             if seconds is not None and not (0 <= seconds < math.inf and step_s > 0):
-                history.cut(step)
+                history.truncate(step)
                 return ClockError(f"step {step + 1} has {name} {seconds}: the clock went backwards")
     for point in history.validation:
-        if not math.isfinite(point["val_loss"]):
-            loss, step = point["val_loss"], int(point["step"])
-            history.validation = [each for each in history.validation if each["step"] < step]
+        loss, step = point["val_loss"], int(point["step"])
+        if not math.isfinite(loss):
+            history.validation = [other for other in history.validation if other["step"] < step]
             return FloatingPointError(
                 f"validation loss is {loss} after step {step}; lower optimizer.learning_rate"
             )
@@ -148,9 +158,9 @@ def find_fault(history: History) -> Exception | None:
 
 
 def gather(value: T, module: TrainingModule) -> list[T]:
-    """`value` of every rank, on every rank; all of them have to call this."""
+    """Returns the `value` of every rank; all ranks have to call this."""
     if module.trainer.world_size == 1:
         return [value]
-    everyone: list[Any] = [None] * module.trainer.world_size
-    torch.distributed.all_gather_object(everyone, value)
-    return everyone
+    values: list[Any] = [None] * module.trainer.world_size
+    torch.distributed.all_gather_object(values, value)
+    return values

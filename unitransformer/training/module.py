@@ -1,4 +1,7 @@
-"""Objective, optimizer and trainer put together. The order of wrappers is written here, once."""
+"""The LightningModule: loss, validation and optimizer hooks around one `Objective`.
+
+It also decides the order in which the network is wrapped: checkpointing, compilation, sharding.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -18,10 +21,10 @@ from unitransformer.parallel.compile import compile_objective
 from unitransformer.parallel.fsdp1 import plain_name
 from unitransformer.parallel.strategies import clip_gradients, gather_network, shard
 from unitransformer.training.optimizer import build_optimizer
-from unitransformer.transformer import Transformer, Values
+from unitransformer.transformer import Transformer
 from unitransformer.weights import read_weights
 
-WHOLE_BYTES = 2 * 2**30  # a divided network up to this is put together after training
+MAX_GATHERED_BYTES = 2 * 2**30  # larger sharded networks are not gathered after training
 
 
 class TrainingModule(pl.LightningModule):
@@ -34,94 +37,91 @@ class TrainingModule(pl.LightningModule):
         with torch.device("meta"):
             network = Transformer(config.model)
         self.objective = Objective(network, loss_chunk=config.loss_chunk)
-        # The order is: checkpoint, compile, shard. A graph sees what is computed again, and whole
-        # weights.
+        # Checkpoint, compile, shard: graphs must contain the recomputation and see full weights.
         checkpoint_activations(self.objective, parallel.activation_checkpointing)
         compile_objective(self.objective, parallel.compile, by_layer=parallel.is_sharded)
-        self._is_spread = not parallel.is_sharded
-        self._first_values = self._find_first_values()
+        self._is_configured = not parallel.is_sharded
+        self.initial_weights = (
+            network.initial_weights(config.seed)
+            if config.init_from is None
+            else read_weights(Path(config.init_from), config.model)
+        )
         if not parallel.is_sharded:
             self.objective.to_empty(device="cpu")
-            network.initialise(self.first_values())
-        self._losses = torch.zeros(0)  # of this launch, one a micro-batch
-        self._gradient_norms = torch.zeros(0)  # of this launch, one an optimizer step
+            network.init_weights(self.initial_weights)
+        self._losses = torch.zeros(0)  # one per micro-batch of this segment
+        self._gradient_norms = torch.zeros(0)  # one per optimizer step of this segment
         self._num_micro_batches = 0
-        self.first_step = 0  # optimizer steps done by earlier launches
-        self.validation: list[dict[str, float]] = []  # of every launch
-        self.stop_signal = 0  # that all ranks obey at the end of this step
+        self.first_step = 0  # optimizer steps done by earlier segments
+        self.validation: list[dict[str, float]] = []  # of all segments
+        self.stop_signal = 0  # number of the signal that stops all ranks at the end of this step
         self._has_ended = False
         self._score: Score | None = None
-        self._gathered: list[Transformer] = []  # no part of this module: one once trained, or none
+        # The full network after training. In a list, so that it does not become a submodule.
+        self._gathered: list[Transformer] = []
 
     @property
     def network(self) -> Transformer:
         return self.objective.network
 
-    def first_values(self) -> Values:
-        """Weights before the first step: drawn from the seed, or read from a file."""
-        return self._first_values
-
-    def _find_first_values(self) -> Values:
-        if self.config.init_from is not None:
-            return read_weights(Path(self.config.init_from), self.config.model)
-        return self.network.first_values(self.config.seed)
-
     def configure_model(self) -> None:
-        if not self._is_spread:
-            self._is_spread = True
+        if not self._is_configured:
+            self._is_configured = True
             strategy = self.trainer.strategy
-            shard(self.objective, self.config.parallel, strategy, self.first_values())
+            shard(self.objective, self.config.parallel, strategy, self.initial_weights)
 
     def on_train_batch_end(self, *args: Any) -> None:
-        if self.stop_signal:  # the callbacks have saved by now
+        if self.stop_signal:  # the callbacks, which come first, have saved a checkpoint
             raise Stopped(self.stop_signal, step=self.trainer.global_step)
 
     def on_fit_end(self) -> None:
-        if not self._has_ended:  # nothing was left to train: the last launch ended too early
+        if not self._has_ended:  # Lightning skips `on_train_end` when no step is left
             self.on_train_end()
 
     def on_train_end(self) -> None:
-        # While everything is still in its place: Lightning takes it apart after this.
+        # Validate and gather now: Lightning tears the strategy down after this hook.
         self._has_ended = True
         last = self.validation[-1]["step"] if self.validation else 0
         if last != self.trainer.global_step:
             self.trainer.validating = True
             self.trainer.fit_loop.epoch_loop.val_loop.run()
             self.trainer.training = True
-        if self.config.parallel.is_sharded and self._is_small:
+        is_small = 4 * count_parameters(self.config.model) <= MAX_GATHERED_BYTES
+        if self.config.parallel.is_sharded and is_small:
             model = self.trainer.strategy.model
             assert model is not None
             self._gathered.append(gather_network(model, self.network, self.config.parallel))
 
     @property
-    def whole_network(self) -> Transformer | None:
-        """The network, after training with all its weights, on the first rank; None if it is
-        divided and too large to be put together for figures alone."""
+    def full_network(self) -> Transformer | None:
+        """The network with all its weights after training, valid on rank 0.
+
+        None if it is sharded and larger than `MAX_GATHERED_BYTES`.
+        """
         if self.config.parallel.is_sharded:
             return self._gathered[0] if self._gathered else None
         return self.network
 
-    @property
-    def _is_small(self) -> bool:
-        return 4 * count_parameters(self.config.model) <= WHOLE_BYTES
-
     def on_fit_start(self) -> None:
-        # One tensor for all steps: a small one kept each step would split the freed logits it
-        # lands in, and the next step's no longer fit there (seen: 30 MB a step on a CPU).
+        # One tensor for all steps: a small tensor per step would fragment the memory of the freed
+        # logits, and the next logits would not fit there (measured: 30 MB per step on a CPU).
         steps = self.config.max_steps - self.first_step
         self._losses = torch.zeros(steps * self.config.accumulate, device=self.device)
         self._gradient_norms = torch.zeros(steps, device=self.device)
         self._num_micro_batches = 0
         parallel = self.config.parallel
         is_rounded = parallel.uses_deepspeed and parallel.precision != "32-true"
-        if is_rounded and self.first_step == 0:  # a checkpoint has brought whole ones
-            deepspeed.set_weights(self.network, self.first_values())
+        if is_rounded and self.first_step == 0:  # a checkpoint restores float32 weights
+            deepspeed.set_weights(self.network, self.initial_weights)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         if self._num_micro_batches % self.config.accumulate == 0:
-            self._set_learning_rate(self.first_step + self._num_steps)
+            # Computed from the step, so that a checkpoint does not need a scheduler.
+            rate = self.config.optimizer.learning_rate_at(self.first_step + self._num_steps)
+            for group in self.trainer.optimizers[0].param_groups:
+                group["lr"] = rate
         if self.config.model.dropout:
-            # Dropout is a function of seed, step and rank: a resumed step draws what it would have.
+            # Dropout depends on seed, step and rank alone, so that a resumed run repeats it.
             torch.manual_seed(self.dropout_seed(self._num_micro_batches, rank=self.global_rank))
         loss: Tensor = self.objective(batch)
         self._losses[self._num_micro_batches] = loss.detach()
@@ -130,13 +130,8 @@ class TrainingModule(pl.LightningModule):
 
     @property
     def _num_steps(self) -> int:
-        """Optimizer steps of this launch whose micro-batches are all counted."""
+        """Optimizer steps of this segment whose micro-batches are all counted."""
         return self._num_micro_batches // self.config.accumulate
-
-    def _set_learning_rate(self, step: int) -> None:
-        # A function of the step: nothing has to be saved and restored.
-        for group in self.trainer.optimizers[0].param_groups:
-            group["lr"] = self.config.optimizer.learning_rate_at(step)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)
@@ -146,17 +141,18 @@ class TrainingModule(pl.LightningModule):
             self._gradient_norms[self._num_steps - 1] = engine.get_global_grad_norm()
 
     def gradient_norms(self) -> Tensor:
-        """Of every whole optimizer step of this launch, before clipping; empty without clipping."""
+        """Returns one norm before clipping per optimizer step of this segment; empty without
+        clipping."""
         return self._gradient_norms[: self._num_steps if self.config.optimizer.clip_norm else 0]
 
     def dropout_seed(self, micro_batch: int, *, rank: int) -> int:
-        """Another for every micro-batch since the very first step, and for every rank."""
+        """Returns a seed that differs for every micro-batch of the run and every rank."""
         done = self.first_step * self.config.accumulate
-        place = (done + micro_batch) * self.config.parallel.world_size + rank
-        return (self.config.seed << 32) + place  # both are below 2**32
+        index = (done + micro_batch) * self.config.parallel.world_size + rank
+        return (self.config.seed << 32) + index  # both are below 2**32
 
     def last_loss(self) -> float:
-        """This rank's loss of the newest optimizer step; waits for the device."""
+        """Returns this rank's loss of the newest optimizer step; waits for the device."""
         end = self._num_micro_batches
         return float(self._losses[end - self.config.accumulate : end].mean())
 
@@ -167,25 +163,24 @@ class TrainingModule(pl.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         if isinstance(self.objective, FSDPModule):
-            self.objective.reshard()  # a forward pass alone leaves the outermost weights whole
+            self.objective.reshard()  # without a backward pass the outermost weights stay gathered
         if self._score is None:
             return
         sums = torch.stack([part.double() for part in self._score])
         loss, correct, count = self.trainer.strategy.reduce(sums, reduce_op="sum").tolist()
         self._score = None
-        figures = {"val_loss": loss / count, "val_accuracy": correct / count}
-        self.validation.append({"step": self.trainer.global_step, **figures})
+        metrics = {"val_loss": loss / count, "val_accuracy": correct / count}
+        self.validation.append({"step": self.trainer.global_step, **metrics})
         for logger in self.loggers:
-            logger.log_metrics(figures, step=self.trainer.global_step)
+            logger.log_metrics(metrics, step=self.trainer.global_step)
 
     def losses(self) -> Tensor:
-        """This launch's loss of every whole optimizer step, over micro-batches, on this rank."""
-        accumulate = self.config.accumulate
-        steps = self._num_micro_batches // accumulate
+        """Returns this rank's mean loss of every optimizer step of this segment."""
+        steps, accumulate = self._num_steps, self.config.accumulate
         return self._losses[: steps * accumulate].view(steps, accumulate).mean(dim=1)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        # A fused step would divide by float16's loss scale only after the clipping.
+        # A fused step would divide by float16's loss scale only after clipping.
         is_fused = self.config.parallel.precision != "16-mixed"
         named = [(plain_name(name), p) for name, p in self.network.named_parameters()]
         return build_optimizer(named, self.config, fused=is_fused)
@@ -196,8 +191,8 @@ class TrainingModule(pl.LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        # Lightning's own refuses a fused optimizer in bf16-mixed, where nothing is scaled, and
-        # FSDP1 altogether. DeepSpeed clips inside its step.
+        # Lightning's clipping rejects FSDP1, and fused optimizers even in bf16-mixed, which has no
+        # loss scale. DeepSpeed clips inside its step.
         if gradient_clip_val is None or self.config.parallel.uses_deepspeed:
             return
         model = self.trainer.strategy.model

@@ -167,7 +167,7 @@ class LogLines(pl.Callback):
         self.say(line)
 
 
-class Bar(pl.Callback):
+class ProgressBar(pl.Callback):
     """A rich progress bar with the newest loss and speed."""
 
     def __init__(self, config: RunConfig, lines: LogLines) -> None:

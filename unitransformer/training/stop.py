@@ -6,9 +6,9 @@ from typing import Any
 import lightning.pytorch as pl
 import torch.distributed
 
-from unitransformer.launch.signals import StopSignals
+from unitransformer.launch.signals import StopSignalListener
 from unitransformer.measure.clock import StepClock
-from unitransformer.stats.stopping_rule import is_look, is_narrow
+from unitransformer.stats.stopping_rule import is_check_step, is_narrow
 from unitransformer.training.history import gather
 from unitransformer.training.module import TrainingModule
 
@@ -17,13 +17,13 @@ class AgreeToStop(pl.Callback):
     """Decides at the end of a step, on every rank alike, whether any of them was asked to stop.
 
     The ranks ask each other at the end of one step and read the answer at the end of the next: it
-    travels while they compute, and nobody waits for it. `asking` is the callback that asks;
+    travels while they compute, and nobody waits for it. `exchange` is the callback that asks;
     `callbacks` says where both stand, and why.
     """
 
-    def __init__(self, signals: StopSignals) -> None:
+    def __init__(self, signals: StopSignalListener) -> None:
         self.signals = signals
-        self.asking = AskToStop(self)
+        self.exchange = StartExchange(self)
         self._last_step = 0
         self._group: torch.distributed.ProcessGroup | None = None
         self._number = torch.zeros(1, dtype=torch.int32)
@@ -64,7 +64,7 @@ class AgreeToStop(pl.Callback):
         return int(self._number)
 
 
-class AskToStop(pl.Callback):
+class StartExchange(pl.Callback):
     """Asks when the callbacks before it are done with the step."""
 
     def __init__(self, agreeing: AgreeToStop) -> None:
@@ -96,7 +96,7 @@ class UntilInterval(pl.Callback):
     ) -> None:
         assert isinstance(pl_module, TrainingModule)
         step = trainer.global_step
-        if step == self._last_step or not is_look(step - self._first_step):
+        if step == self._last_step or not is_check_step(step - self._first_step):
             return
         self._last_step = step
         # What every rank sees alike, they decide alike.

@@ -14,20 +14,20 @@ from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvir
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from unitransformer.config import RunConfig
-from unitransformer.launch.signals import holding_interrupt
+from unitransformer.launch.signals import defer_interrupt
 from unitransformer.parallel.strategies import build_precision, build_strategy
 
 
-class WholeTensorBoardLogger(TensorBoardLogger):
+class InterruptSafeTensorBoardLogger(TensorBoardLogger):
     """A queue to TensorBoard's thread that is left while something is put into it never ends, and
     closing waits for that."""
 
     def log_metrics(self, *arguments: Any, **options: Any) -> None:
-        with holding_interrupt():
+        with defer_interrupt():
             super().log_metrics(*arguments, **options)
 
     def log_hyperparams(self, *arguments: Any, **options: Any) -> None:
-        with holding_interrupt():
+        with defer_interrupt():
             super().log_hyperparams(*arguments, **options)
 
 
@@ -40,7 +40,7 @@ def build_trainer(
         device: "cpu" or "cuda", already found.
         launch: how often this run was started before; its CSV log has that number.
     """
-    quieten_lightning()
+    quiet_lightning()
     parallel, optimizer = config.parallel, config.optimizer
     precision = build_precision(parallel, device)
     trainer = pl.Trainer(
@@ -57,7 +57,7 @@ def build_trainer(
         num_sanity_val_steps=0,
         logger=[
             CSVLogger(run_dir, name="csv", version=launch),
-            WholeTensorBoardLogger(run_dir, name="tensorboard", version=launch),
+            InterruptSafeTensorBoardLogger(run_dir, name="tensorboard", version=launch),
         ],
         log_every_n_steps=1,  # Lightning logs nothing here: `progress` does
         callbacks=list(callbacks),
@@ -82,7 +82,7 @@ def _cluster() -> ClusterEnvironment:
     return TorchElasticEnvironment() if "RANK" in os.environ else LightningEnvironment()
 
 
-def quieten_lightning() -> None:
+def quiet_lightning() -> None:
     """No banners: what a reader needs is printed by us."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)

@@ -1,7 +1,7 @@
 """A config as a Mermaid flowchart: what is built, and what the loss looks at."""
 
 from unitransformer.config import ModelConfig, RunConfig
-from unitransformer.costs.flops import count_looked_at
+from unitransformer.costs.flops import count_predicted_positions
 from unitransformer.record.units import count
 
 
@@ -10,7 +10,7 @@ def draw_architecture(config: RunConfig) -> str:
 
     No label begins with + or -: Mermaid would take it for a list and refuse.
     """
-    model, asked = config.model, count_looked_at(config)
+    model, asked = config.model, count_predicted_positions(config)
     length = count(config.sequence_length, "position")
     layers = f"{count(model.num_layers, 'layer')}{', one after the other' * (model.num_layers > 1)}"
     norm = f'final_norm["LayerNorm {model.width:,}"] --> ' if model.final_norm else ""

@@ -11,7 +11,7 @@ from scaling.report import run_formatting
 from scaling.store.conditions import differences
 from scaling.store.run import Run
 from unitransformer.config import RunConfig
-from unitransformer.costs.mfu import Row
+from unitransformer.costs.mfu import MfuRow
 from unitransformer.measure.nvml import HARMLESS
 from unitransformer.record.metrics import (
     flops_rate_in_words,
@@ -22,7 +22,7 @@ from unitransformer.record.metrics import (
 )
 from unitransformer.record.schema import Record
 from unitransformer.record.units import count, ms, rate_in_words, si
-from unitransformer.stats.comparisons import LEAST_LAUNCHES, pays_off_at, split_variance
+from unitransformer.stats.comparisons import MIN_LAUNCHES, pays_off_at, split_variance
 
 
 def figures_table(run: Run, others: Sequence[Run]) -> str:
@@ -181,7 +181,7 @@ def _why_no_joules(run: Run) -> str:
 def _launches(run: Run, again: Sequence[Run]) -> str:
     """Repeats of the whole launch: how much of the scatter is theirs."""
     runs = [each for each in (run, *again) if each.readout is not None]
-    if len(runs) < LEAST_LAUNCHES:
+    if len(runs) < MIN_LAUNCHES:
         return "one: its interval says nothing of another launch; `--repeats` does"
     told = f"{len(runs)}: {launches_in_words(split_variance([each.launch for each in runs]))}"
     apart = differences([each.record for each in runs])
@@ -217,13 +217,13 @@ def passport_tables(run: Run) -> list[str]:
     return [table(headers, rows), escaped(source)]
 
 
-def _utilisation(row: Row, figures: Mapping[str, Any]) -> str:
+def _utilisation(row: MfuRow, figures: Mapping[str, Any]) -> str:
     if row.utilisation is None:
         return f"blank: {escaped(str(row.reason))}"
     return f"{row.kind} {share_in_words(row.utilisation, figures)}"
 
 
-def _share_of_ceiling(row: Row, figures: Mapping[str, Any]) -> str:
+def _share_of_ceiling(row: MfuRow, figures: Mapping[str, Any]) -> str:
     share = row.share_of_ceiling
     told = "blank" if share is None else share_in_words(share, figures)
     return f"{told}; {escaped(row.flag)}" if row.flag else told

@@ -16,31 +16,31 @@ from unitransformer.checkpoint import callbacks, writer
 from unitransformer.checkpoint.callbacks import CheckpointError, SaveCheckpoints
 from unitransformer.checkpoint.names import checkpoint_name
 from unitransformer.checkpoint.reader import (
-    Reader,
-    Told,
+    CheckpointReader,
+    RunState,
     check_files,
     list_checkpoints,
     newest_checkpoint,
     read_tensors,
-    read_told,
+    read_run_state,
 )
-from unitransformer.checkpoint.writer import Writer, remove_remains, start_saving
+from unitransformer.checkpoint.writer import CheckpointWriter, remove_leftovers, start_saving
 from unitransformer.launch.variables import LOCAL_DISK
 
 State = dict[str, Tensor]
 
 
-def tell(step: int) -> Told:
+def tell(step: int) -> RunState:
     return {"config": {}, "loss": [1.0] * step, "num_updates": step, "loss_scaler": {}}
 
 
 def write(folder: Path, step: int, state: State) -> Path:
-    start_saving(state, Writer(folder, step, tell(step)), None, wait=True).result()
+    start_saving(state, CheckpointWriter(folder, step, tell(step)), None, wait=True).result()
     return folder / checkpoint_name(step)
 
 
 def read(path: Path) -> State:
-    reader = Reader(path)
+    reader = CheckpointReader(path)
     state = {name: torch.zeros(shape) for name, shape in reader.shapes().items()}
     read_tensors(reader, state)
     return state
@@ -64,9 +64,9 @@ def test_only_leftovers_are_deleted(tmp_path: Path) -> None:
     for name in (".step-00000003.partial", ".step-00000001.old", "step-00000002", ".step-3.mine"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "file").touch()
-    remove_remains(tmp_path)
+    remove_leftovers(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {"step-00000002", ".step-3.mine"}
-    remove_remains(tmp_path / "nowhere")
+    remove_leftovers(tmp_path / "nowhere")
 
 
 # ---- written
@@ -79,7 +79,7 @@ def test_a_written_checkpoint_is_read_unchanged_and_only_the_newest_is_kept(tmp_
     path = write(tmp_path, 2, state)
     assert {other.name for other in tmp_path.iterdir()} == {"step-00000000", path.name}
     check_files(path)
-    assert read_told(path) == tell(2)
+    assert read_run_state(path) == tell(2)
     found = read(path)
     assert found.keys() == state.keys()
     assert all(torch.equal(found[name], state[name].float()) for name in state)
@@ -91,12 +91,12 @@ def test_a_written_checkpoint_is_read_unchanged_and_only_the_newest_is_kept(tmp_
 def test_a_checkpoint_taken_during_training_is_a_copy_of_the_changing_weights(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write_data = Writer.write_data
+    write_data = CheckpointWriter.write_data
     monkeypatch.setattr(
-        Writer, "write_data", lambda *arguments: [time.sleep(0.1), write_data(*arguments)][1]
+        CheckpointWriter, "write_data", lambda *arguments: [time.sleep(0.1), write_data(*arguments)][1]
     )
     values = torch.ones(1000)
-    done = start_saving({"a": values}, Writer(tmp_path, 1, tell(1)), None, wait=False)
+    done = start_saving({"a": values}, CheckpointWriter(tmp_path, 1, tell(1)), None, wait=False)
     values.zero_()
     assert not done.done()
     done.result()
@@ -110,8 +110,8 @@ def test_a_checkpoint_is_staged_on_the_node_local_disk_which_is_left_empty(
     straight = write(tmp_path / "straight", 1, state)
     monkeypatch.setenv(LOCAL_DISK, str(disk))
     handed_on: list[Path] = []
-    hand_on = writer._hand_on
-    monkeypatch.setattr(writer, "_hand_on", lambda *of: (handed_on.append(of[0]), hand_on(*of)))
+    hand_on = writer._copy_to_shared
+    monkeypatch.setattr(writer, "_copy_to_shared", lambda *of: (handed_on.append(of[0]), hand_on(*of)))
     staged = write(tmp_path / "staged", 1, state)
     assert [file.parent.parent for file in handed_on] == [disk]
     assert list(disk.iterdir()) == []
@@ -133,8 +133,8 @@ def test_a_full_node_local_disk_is_skipped_with_a_warning(
 
 def test_an_overflowed_gradient_norm_is_recorded_as_none(tmp_path: Path) -> None:
     actual = tell(2) | {"gradient_norm": [float("inf"), 0.5]}
-    start_saving({"a": torch.ones(1)}, Writer(tmp_path, 2, actual), None, wait=True).result()
-    assert read_told(tmp_path / checkpoint_name(2)) == actual
+    start_saving({"a": torch.ones(1)}, CheckpointWriter(tmp_path, 2, actual), None, wait=True).result()
+    assert read_run_state(tmp_path / checkpoint_name(2)) == actual
 
 
 @pytest.mark.parametrize("is_wait", [True, False])
@@ -145,7 +145,7 @@ def test_an_interrupt_while_writing_is_raised_as_an_interrupt(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(writer, "checksum", interrupt)
-    done = start_saving({"a": torch.ones(1)}, Writer(tmp_path, 1, tell(1)), None, wait=is_wait)
+    done = start_saving({"a": torch.ones(1)}, CheckpointWriter(tmp_path, 1, tell(1)), None, wait=is_wait)
     with pytest.raises(KeyboardInterrupt):
         done.result()
     assert list_checkpoints(tmp_path) == []
@@ -179,7 +179,7 @@ def test_a_tensor_that_is_missing_or_has_another_shape_is_refused(
 ) -> None:
     path = write(tmp_path, 1, {"a": torch.randn(3, 4)})
     with pytest.raises(ValueError, match=f"checkpoint {path} is damaged .{said}"):
-        read_tensors(Reader(path), state)
+        read_tensors(CheckpointReader(path), state)
 
 
 # ---- the callback
@@ -189,7 +189,7 @@ class Saver(SaveCheckpoints):
     """A checkpoint callback that saves one small tensor without a trainer."""
 
     def __init__(self, folder: Path, losses: list[float]) -> None:
-        super().__init__(folder, every=1, tell=lambda: {"config": {}, "loss": list(losses)})
+        super().__init__(folder, every=1, get_run_state=lambda: {"config": {}, "loss": list(losses)})
         self.losses = losses
 
     def step(self, loss: float = 1.0, *, max_steps: int = 99) -> None:
@@ -220,11 +220,11 @@ def saver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Saver:
 
 
 def fill_the_disk(monkeypatch: pytest.MonkeyPatch, delay_s: float = 0.0) -> None:
-    def write_data(self: Writer, plan: Any, planner: Any) -> None:
+    def write_data(self: CheckpointWriter, plan: Any, planner: Any) -> None:
         time.sleep(delay_s)
         raise OSError(28, os.strerror(28))
 
-    monkeypatch.setattr(Writer, "write_data", write_data)
+    monkeypatch.setattr(CheckpointWriter, "write_data", write_data)
 
 
 @pytest.mark.parametrize("max_steps", [3, 99])
@@ -270,7 +270,7 @@ def test_nothing_is_saved_before_the_first_gradient_that_did_not_overflow(saver:
     assert not saver.folder.exists()
     saver.losses.append(1.0)
     saver.on_train_batch_end(trainer_at(2, max_steps=2, num_updates=1), None)
-    actual = read_told(saver.folder / "step-00000002")
+    actual = read_run_state(saver.folder / "step-00000002")
     assert (len(actual["loss"]), actual["num_updates"]) == (2, 1)
 
 
@@ -284,9 +284,9 @@ def test_a_nan_loss_is_not_checkpointed(saver: Saver) -> None:
 def test_a_failing_run_waits_for_the_checkpoint_under_way(
     saver: Saver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write_data = Writer.write_data
+    write_data = CheckpointWriter.write_data
     monkeypatch.setattr(
-        Writer, "write_data", lambda *arguments: [time.sleep(0.1), write_data(*arguments)][1]
+        CheckpointWriter, "write_data", lambda *arguments: [time.sleep(0.1), write_data(*arguments)][1]
     )
     saver.step()
     saver.on_exception(trainer_at(1), None, ArithmeticError())
@@ -305,7 +305,7 @@ def test_a_failing_run_on_a_full_disk_reports_its_first_error(
 def test_a_failing_run_does_not_wait_forever_for_other_ranks(
     saver: Saver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(callbacks, "PATIENCE_S", 0.05)
+    monkeypatch.setattr(callbacks, "MAX_WAIT_S", 0.05)
     fill_the_disk(monkeypatch, delay_s=0.5)
     saver.step()
     assert saver._pending is not None

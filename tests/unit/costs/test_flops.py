@@ -17,7 +17,7 @@ from unitransformer.config import ActivationCheckpointing, DataConfig, ParallelC
 from unitransformer.costs.flops import (
     CONVENTIONS,
     count_flops,
-    count_looked_at,
+    count_predicted_positions,
     count_parameters,
     flops_per_sample,
     recomputed_flops_per_sample,
@@ -72,7 +72,7 @@ def make_batch(config: RunConfig, batch_size: int) -> Batch:
     words = torch.zeros(batch_size, config.sequence_length, dtype=torch.long)
     if config.recipe == "gpt":
         return Batch(inputs=words, targets=words)
-    asked = words[:, : count_looked_at(config)]
+    asked = words[:, : count_predicted_positions(config)]
     return Batch(inputs=words, targets=asked, positions=asked)
 
 
@@ -175,9 +175,9 @@ def test_a_compiled_step_recomputes_the_result_of_the_last_layer(
     config = run_config(preset, **SHAPES["wide"], final_norm=final_norm, dropout=0.0)
     spread = {"activation_checkpointing": "full", "compile": "default"} | spread
     config = replace(config, parallel=ParallelConfig(**spread), loss_chunk=loss_chunk)
-    last_product = repeats_the_last_product * 2 * count_looked_at(config) * 64 * 100
+    last_product = repeats_the_last_product * 2 * count_predicted_positions(config) * 64 * 100
     seen = counted_by_torch(config, 1, device="cpu")  # eager
-    head = 3 * 2 * count_looked_at(config) * 64 * config.model.num_classes
+    head = 3 * 2 * count_predicted_positions(config) * 64 * config.model.num_classes
     outside = head if config.parallel.is_sharded else 0  # only the layers are compiled
     assert counted_in_graphs(config) == seen + last_product - outside
     eager = replace(config, parallel=replace(config.parallel, compile="off"))
@@ -260,4 +260,4 @@ def test_an_image_counts_all_its_positions() -> None:
 
 
 def test_masked_tokens_are_predicted_at_three_of_twenty_positions() -> None:
-    assert count_looked_at(run_config(bert.PRESET)) == 3
+    assert count_predicted_positions(run_config(bert.PRESET)) == 3

@@ -8,7 +8,7 @@ import pytest
 from recipes import gpt
 from unitransformer.config import RunConfig, from_dict, to_dict
 from unitransformer.costs.flops import CONVENTIONS, count_flops
-from unitransformer.costs.mfu import Ceiling, Row, build_passport
+from unitransformer.costs.mfu import Ceiling, MfuRow, build_mfu_report
 
 H200 = "NVIDIA H200"
 GIGA = 1e9
@@ -24,8 +24,8 @@ RUN: dict[str, Any] = {
 CEILING = Ceiling(flops_per_s=800e12, dtype="bfloat16")
 
 
-def only_row(**changes: Any) -> Row:
-    (row,) = build_passport(**(RUN | changes))
+def only_row(**changes: Any) -> MfuRow:
+    (row,) = build_mfu_report(**(RUN | changes))
     return row
 
 
@@ -51,7 +51,7 @@ def test_mfu_halves_when_as_many_tokens_take_twice_the_devices() -> None:
 
 def test_recomputation_counts_for_hfu_and_not_for_mfu() -> None:
     config = RunConfig(recipe="gpt", size="reference", model=gpt.PRESET.model_config())
-    rows = build_passport(**(RUN | {"flops_per_unit": count_flops(config), "units_per_s": 1000.0}))
+    rows = build_mfu_report(**(RUN | {"flops_per_unit": count_flops(config), "units_per_s": 1000.0}))
     kinds = {row.convention: row.kind for row in rows}
     assert list(kinds) == list(CONVENTIONS)
     assert [name for name, kind in kinds.items() if kind == "HFU"] == ["hardware"]
@@ -80,7 +80,7 @@ def test_a_rate_at_the_peak_is_printed_and_above_it_refused() -> None:
 
 def test_one_convention_can_be_refused_alone() -> None:
     counts = {"6n": 3 * GIGA, "matmul": GIGA}
-    refused, printed = build_passport(**(RUN | {"flops_per_unit": counts}))
+    refused, printed = build_mfu_report(**(RUN | {"flops_per_unit": counts}))
     assert refused.reason is not None
     assert refused.reason.startswith("above the peak (1.500 of it)")
     assert printed.utilisation == 0.5
@@ -124,7 +124,7 @@ REFUSALS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("changes", REFUSALS.values(), ids=REFUSALS.keys())
 def test_an_mfu_that_would_be_a_guess_is_refused_with_a_reason(changes: dict[str, Any]) -> None:
     counts = dict.fromkeys(CONVENTIONS, GIGA)
-    rows = build_passport(**(RUN | {"flops_per_unit": counts} | changes))
+    rows = build_mfu_report(**(RUN | {"flops_per_unit": counts} | changes))
     assert [row.utilisation for row in rows] == [None] * len(CONVENTIONS)
     assert all(row.reason for row in rows)
 
@@ -133,7 +133,7 @@ def test_an_mfu_that_would_be_a_guess_is_refused_with_a_reason(changes: dict[str
 def test_a_row_survives_json_unchanged(changes: dict[str, Any]) -> None:
     row = only_row(**changes)
     stored = json.loads(json.dumps(to_dict(row), allow_nan=False))
-    assert from_dict(Row, stored, "passport") == row
+    assert from_dict(MfuRow, stored, "passport") == row
 
 
 @pytest.mark.parametrize(
@@ -142,7 +142,7 @@ def test_a_row_survives_json_unchanged(changes: dict[str, Any]) -> None:
 def test_a_changed_digit_is_noticed(field: str) -> None:
     stored = to_dict(only_row(ceiling=CEILING))
     with pytest.raises(ValueError, match="by the other figures of its row"):
-        from_dict(Row, stored | {field: stored[field] * 1.001})
+        from_dict(MfuRow, stored | {field: stored[field] * 1.001})
 
 
 @pytest.mark.parametrize(
@@ -161,7 +161,7 @@ def test_a_stored_row_that_contradicts_itself_is_refused(
 ) -> None:
     stored = to_dict(only_row(ceiling=CEILING))
     with pytest.raises(ValueError, match=said):
-        from_dict(Row, stored | changes)
+        from_dict(MfuRow, stored | changes)
 
 
 @pytest.mark.parametrize(
@@ -177,7 +177,7 @@ def test_a_stored_row_that_contradicts_itself_is_refused(
 )
 def test_impossible_values_are_an_error(changes: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):
-        build_passport(**(RUN | changes))
+        build_mfu_report(**(RUN | changes))
 
 
 def test_a_ceiling_of_zero_is_an_error() -> None:

@@ -31,7 +31,7 @@ APART = "it's they're I'm he'll I've she'd don't 's ''s 'st abc123... x1y2 __ini
 
 
 def _load(source: Path, cache: Path, kind: TokenizerKind = "bpe") -> corpus.Corpus:
-    return load_corpus(str(source), kind=kind, vocabulary_size=600, cache_dir=cache)
+    return load_corpus(str(source), kind=kind, vocab_size=600, cache_dir=cache)
 
 
 def _write(path: Path, text: str) -> Path:
@@ -82,7 +82,7 @@ def kind(request: pytest.FixtureRequest) -> TokenizerKind:
 
 @pytest.fixture(scope="module")
 def tokenizer(kind: TokenizerKind) -> Tokenizer:
-    return build_tokenizer([SENTENCES, (JOINED + APART) * 500], kind=kind, vocabulary_size=600)
+    return build_tokenizer([SENTENCES, (JOINED + APART) * 500], kind=kind, vocab_size=600)
 
 
 # ---- tokenisers
@@ -100,7 +100,7 @@ def test_the_vocabulary_has_the_requested_size_without_gaps(tokenizer: Tokenizer
 
 
 def test_wordpiece_keeps_the_case_of_letters() -> None:
-    tokenizer = build_tokenizer([SENTENCES], kind="wordpiece", vocabulary_size=600)
+    tokenizer = build_tokenizer([SENTENCES], kind="wordpiece", vocab_size=600)
     assert tokenizer.decode(tokenizer.encode("Help HELP help").ids) == "Help HELP help"
 
 
@@ -108,13 +108,13 @@ def test_a_vocabulary_below_special_tokens_and_alphabet_is_refused(kind: Tokeniz
     least = {"bpe": 1 + 256, "wordpiece": 5 + 3 + 3}[kind]  # a b c ##a ##b ##c
     for size in (least - 1, 0, -1):
         with pytest.raises(ValueError, match=f"vocabulary_size {size} .* at least {least}"):
-            build_tokenizer(["abc cab bca\n"], kind=kind, vocabulary_size=size)
-    trained = build_tokenizer(["abc cab bca\n"], kind=kind, vocabulary_size=least)
+            build_tokenizer(["abc cab bca\n"], kind=kind, vocab_size=size)
+    trained = build_tokenizer(["abc cab bca\n"], kind=kind, vocab_size=least)
     assert trained.get_vocab_size() == least
 
 
 def test_a_small_text_gives_a_smaller_vocabulary_than_asked() -> None:
-    assert build_tokenizer(["aab"], kind="bpe", vocabulary_size=9_000).get_vocab_size() < 270
+    assert build_tokenizer(["aab"], kind="bpe", vocab_size=9_000).get_vocab_size() < 270
 
 
 def test_token_ids_take_two_bytes_up_to_65536_tokens() -> None:
@@ -163,7 +163,7 @@ def test_an_encoder_with_an_emptied_cache_gives_the_same_ids(
 def test_a_long_word_trains_within_five_seconds() -> None:
     letters = np.random.default_rng(0).choice(list("ACGT"), size=200_000)
     started_at_s = time.process_time()
-    build_tokenizer(["".join(letters)], kind="bpe", vocabulary_size=500)
+    build_tokenizer(["".join(letters)], kind="bpe", vocab_size=500)
     # 0.3 s with words cut into pieces, otherwise 15 s.
     assert time.process_time() - started_at_s < 5
 
@@ -313,7 +313,7 @@ def test_an_environment_variable_sets_the_cache_folder(
 ) -> None:
     monkeypatch.setenv("UNITRANSFORMER_CACHE", str(tmp_path / "cache"))
     source = _write(tmp_path / "text.txt", SENTENCES)
-    load_corpus(str(source), kind="bpe", vocabulary_size=300)
+    load_corpus(str(source), kind="bpe", vocab_size=300)
     (meta,) = (tmp_path / "cache").glob("*/meta.json")
     assert json.loads(meta.read_text())["num_bytes"] == len(SENTENCES.encode())
 
@@ -322,7 +322,7 @@ def test_another_text_vocabulary_size_or_tokenizer_is_another_cache_entry(tmp_pa
     source = _write(tmp_path / "text.txt", SENTENCES)
     for kind in KINDS:
         _load(source, tmp_path / "cache", kind)
-    load_corpus(str(source), kind="bpe", vocabulary_size=400, cache_dir=tmp_path / "cache")
+    load_corpus(str(source), kind="bpe", vocab_size=400, cache_dir=tmp_path / "cache")
     _load(_write(source, SENTENCES.replace("argparse", "argument")), tmp_path / "cache")
     assert len(list((tmp_path / "cache").glob("*/meta.json"))) == 4
 

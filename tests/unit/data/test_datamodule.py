@@ -11,16 +11,16 @@ from recipes import bert, gpt, vit
 from unitransformer.config import DataConfig, ParallelConfig, RunConfig
 from unitransformer.data import baselines
 from unitransformer.data.baselines import (
-    asked_in_validation,
+    validation_targets,
     most_frequent_baseline,
     unigram_baseline,
 )
 from unitransformer.data.counter_rng import uniform
 from unitransformer.data.datamodule import DataModule
-from unitransformer.data.sampler import TrainOrder, ValidationOrder, permutation
+from unitransformer.data.sampler import TrainSampler, ValidationSampler, permutation
 from unitransformer.data.sources import load_source
 from unitransformer.data.synthetic import Synthetic
-from unitransformer.data.text import MaskedWords, NextWords
+from unitransformer.data.text import MaskedTokens, NextTokens
 from unitransformer.data.tokenizer import special_tokens
 from unitransformer.objectives import IGNORED
 
@@ -46,7 +46,7 @@ def batches(config: RunConfig, num_samples: int, start_step: int = 0) -> list[li
     ranks = [
         [picks[1].tolist() for picks in order]
         for order in (
-            TrainOrder(config, num_samples, rank=rank, start_step=start_step)
+            TrainSampler(config, num_samples, rank=rank, start_step=start_step)
             for rank in range(world)
         )
     ]
@@ -84,7 +84,7 @@ def test_other_seeds_give_other_orders() -> None:
 
 def test_validation_samples_are_divided_without_repeats() -> None:
     config = config_of(gpt, 2, validation_batches=3)
-    ranks = [ValidationOrder(config, 30, rank=rank) for rank in range(2)]
+    ranks = [ValidationSampler(config, 30, rank=rank) for rank in range(2)]
     seen = [index for order in ranks for _, indices in order for index in indices.tolist()]
     assert len(set(seen)) == len(seen) == 24
     assert set(seen) <= set(range(30))
@@ -92,9 +92,9 @@ def test_validation_samples_are_divided_without_repeats() -> None:
 
 
 def test_every_number_of_devices_validates_on_the_same_samples() -> None:
-    one = ValidationOrder(config_of(gpt, batch_size=8, validation_batches=3), 30, rank=0)
+    one = ValidationSampler(config_of(gpt, batch_size=8, validation_batches=3), 30, rank=0)
     two = [
-        ValidationOrder(config_of(gpt, 2, batch_size=4, validation_batches=3), 30, rank=rank)
+        ValidationSampler(config_of(gpt, 2, batch_size=4, validation_batches=3), 30, rank=rank)
         for rank in range(2)
     ]
     samples = [{int(i) for o in orders for _, p in o for i in p} for orders in ([one], two)]
@@ -103,7 +103,7 @@ def test_every_number_of_devices_validates_on_the_same_samples() -> None:
 
 def test_fewer_validation_samples_than_devices_are_refused() -> None:
     with pytest.raises(ValueError, match="3 validation samples for 4 devices"):
-        ValidationOrder(config_of(gpt, 4), 3, rank=0)
+        ValidationSampler(config_of(gpt, 4), 3, rank=0)
 
 
 def picks(*indices: int, epoch: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -112,17 +112,17 @@ def picks(*indices: int, epoch: int = 0) -> tuple[np.ndarray, np.ndarray]:
 
 
 def test_the_target_of_next_token_prediction_is_the_following_token() -> None:
-    samples = NextWords(np.arange(21, dtype=np.uint16), 5)
+    samples = NextTokens(np.arange(21, dtype=np.uint16), 5)
     batch = samples[picks(0, 3)]
     assert len(samples) == 4
     assert batch["inputs"].tolist() == [[0, 1, 2, 3, 4], [15, 16, 17, 18, 19]]
     assert batch["targets"].tolist() == [[1, 2, 3, 4, 5], [16, 17, 18, 19, 20]]
 
 
-def masked(num_words: int = 1000, **data: object) -> MaskedWords:
-    words = np.random.default_rng(0).integers(5, num_words, 180_000).astype(np.uint16)
+def masked(vocab_size: int = 1000, **data: object) -> MaskedTokens:
+    words = np.random.default_rng(0).integers(5, vocab_size, 180_000).astype(np.uint16)
     config = config_of(bert, data=DataConfig(**data))  # type: ignore[arg-type]
-    return MaskedWords(config, words, num_words)
+    return MaskedTokens(config, words, vocab_size)
 
 
 def test_masks_cover_15_percent_of_which_80_10_10_are_mask_random_and_kept() -> None:
@@ -191,8 +191,8 @@ def test_built_in_digits_are_real_images_without_overlap() -> None:
     assert len(train) + len(validation) == 537  # the zeros, ones and twos
     # Bit for bit those of scikit-learn, so that older losses stay comparable.
     assert source.sha256.startswith("7ead52c7")
-    seen = {bytes(p.numpy().tobytes()) for p in train.pictures}  # type: ignore[attr-defined]
-    held = [bytes(p.numpy().tobytes()) for p in validation.pictures]  # type: ignore[attr-defined]
+    seen = {bytes(p.numpy().tobytes()) for p in train.images}  # type: ignore[attr-defined]
+    held = [bytes(p.numpy().tobytes()) for p in validation.images]  # type: ignore[attr-defined]
     assert not seen.intersection(held)
 
 
@@ -205,14 +205,14 @@ def test_a_batch_of_images_can_be_pinned() -> None:
 def test_tokens_are_counted_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     words = np.random.default_rng(0).integers(0, 9, 1000).astype(np.uint16)
     monkeypatch.setattr(baselines, "COUNTED_AT_ONCE", 64)
-    assert baselines.count_words(words, 12).tolist() == np.bincount(words, minlength=12).tolist()
+    assert baselines.count_tokens(words, 12).tolist() == np.bincount(words, minlength=12).tolist()
 
 
 def test_the_majority_baseline_counts_its_class() -> None:
     config = config_of(vit)
     source = load_source(config)
-    asked = asked_in_validation(config, source.validation)
-    order = ValidationOrder(config, len(source.validation), rank=0)
+    asked = validation_targets(config, source.validation)
+    order = ValidationSampler(config, len(source.validation), rank=0)
     labels = torch.cat([source.validation[chosen]["targets"] for chosen in order])
     assert torch.equal(asked, labels)
     ones = (labels == 1).sum().item()

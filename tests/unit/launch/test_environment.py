@@ -1,12 +1,12 @@
 """Concurrent srun steps use different rendezvous ports."""
 
-from unitransformer.launch.environment import PORTS, srun_port
+from unitransformer.launch.environment import NUM_PORTS, srun_port
 
 
 def test_concurrent_jobs_use_different_ports() -> None:
     first = 4_000_000
-    ports = {srun_port(job, 0) for job in range(first, first + PORTS)}
-    assert len(ports) == PORTS
+    ports = {srun_port(job, 0) for job in range(first, first + NUM_PORTS)}
+    assert len(ports) == NUM_PORTS
     assert min(ports) >= 15_000
     assert max(ports) < 32_768
 

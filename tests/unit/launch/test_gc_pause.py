@@ -7,19 +7,19 @@ from pathlib import Path
 
 import pytest
 
-from unitransformer.launch.gc_pause import no_collection
+from unitransformer.launch.gc_pause import pause_gc
 
 FIRST = """
 import gc, sys
-from unitransformer.launch.gc_pause import importing
+from unitransformer.launch.gc_pause import heavy_import
 
-with importing("wave"):
+with heavy_import("wave"):
     assert not gc.isenabled()
     import wave
 assert gc.isenabled()
 frozen = gc.get_freeze_count()
 assert frozen > 0
-with importing("wave"):
+with heavy_import("wave"):
     assert gc.isenabled()
     more = [[] for _ in range(1000)]
 assert gc.get_freeze_count() == frozen
@@ -27,7 +27,7 @@ assert gc.get_freeze_count() == frozen
 
 
 def test_garbage_collection_resumes_even_after_an_error() -> None:
-    @no_collection()
+    @pause_gc()
     def fail() -> None:
         raise ValueError(f"collects: {gc.isenabled()}")
 
@@ -40,7 +40,7 @@ def test_garbage_collection_resumes_even_after_an_error() -> None:
 def test_garbage_collection_that_was_off_stays_off() -> None:
     gc.disable()
     try:
-        with no_collection():
+        with pause_gc():
             pass
         assert not gc.isenabled()
     finally:

@@ -2,17 +2,17 @@
 
 import pytest
 
-from unitransformer.machine.alpha_beta import Collective, Point, fit, ring
+from unitransformer.machine.alpha_beta import Collective, CollectiveTiming, fit, ring
 
 SIZES = [1000 * 4**power for power in range(7)]  # 1 kB to 4 MB
 
 
 def points(
     collective: Collective, num_ranks: int, *, alpha_s: float, bytes_per_s: float
-) -> list[Point]:
+) -> list[CollectiveTiming]:
     steps, sent = ring(collective, num_ranks)
     return [
-        Point(
+        CollectiveTiming(
             size_bytes=size,
             calls=2,
             seconds=(2 * (steps * alpha_s + sent * size / bytes_per_s),) * 3,
@@ -33,14 +33,14 @@ def test_the_fit_recovers_the_latency_and_bandwidth_of_exact_points(
     collective: Collective, num_ranks: int
 ) -> None:
     found = fit(collective, num_ranks, points(collective, num_ranks, alpha_s=1e-5, bytes_per_s=4e9))
-    assert found.line.alpha_s == pytest.approx(1e-5)
-    assert found.line.bytes_per_s == pytest.approx(4e9)
+    assert found.model.alpha_s == pytest.approx(1e-5)
+    assert found.model.bytes_per_s == pytest.approx(4e9)
     assert found.largest_error < 1e-9
 
 
 def test_a_predicted_call_takes_alpha_plus_size_over_bandwidth() -> None:
     # Two ranks: one step, half of 100 MB at 100 MB/s, plus half a second of latency.
-    line = fit("all_gather", 2, points("all_gather", 2, alpha_s=0.5, bytes_per_s=1e8)).line
+    line = fit("all_gather", 2, points("all_gather", 2, alpha_s=0.5, bytes_per_s=1e8)).model
     assert line.predict_s(1e8) == pytest.approx(1.0)
 
 
@@ -54,7 +54,7 @@ def test_every_second_size_is_held_out_except_both_ends() -> None:
 @pytest.mark.parametrize("place", [1, 3, 5])
 def test_a_held_out_size_that_takes_twice_as_long_has_an_error_of_a_half(place: int) -> None:
     injected = points("all_reduce", 2, alpha_s=1e-5, bytes_per_s=4e9)
-    injected[place] = Point(
+    injected[place] = CollectiveTiming(
         size_bytes=SIZES[place], calls=1, seconds=(injected[place].call_s * 2,) * 3
     )
     found = fit("all_reduce", 2, injected)
@@ -65,21 +65,23 @@ def test_a_held_out_size_that_takes_twice_as_long_has_an_error_of_a_half(place: 
 @pytest.mark.parametrize("place", [0, 2, 4, 6])
 def test_a_fitted_size_that_takes_four_times_as_long_raises_the_error(place: int) -> None:
     injected = points("all_reduce", 2, alpha_s=1e-5, bytes_per_s=4e9)
-    injected[place] = Point(
+    injected[place] = CollectiveTiming(
         size_bytes=SIZES[place], calls=1, seconds=(injected[place].call_s * 4,) * 3
     )
     assert fit("all_reduce", 2, injected).largest_error > 0.1
 
 
 def test_one_stall_does_not_change_the_fit_to_medians() -> None:
-    assert Point(size_bytes=8, calls=2, seconds=(4.0, 4.0, 90.0)).call_s == 2.0
+    assert CollectiveTiming(size_bytes=8, calls=2, seconds=(4.0, 4.0, 90.0)).call_s == 2.0
 
 
 def test_fitted_latency_is_never_negative() -> None:
-    quick_first = [Point(size_bytes=size, calls=1, seconds=(size**1.2 / 1e9,)) for size in SIZES]
+    quick_first = [
+        CollectiveTiming(size_bytes=size, calls=1, seconds=(size**1.2 / 1e9,)) for size in SIZES
+    ]
     found = fit("broadcast", 2, quick_first)
-    assert found.line.alpha_s == 0.0
-    assert found.line.bytes_per_s > 0
+    assert found.model.alpha_s == 0.0
+    assert found.model.bytes_per_s > 0
 
 
 def test_points_that_cannot_be_fitted_are_refused() -> None:
@@ -90,8 +92,10 @@ def test_points_that_cannot_be_fitted_are_refused() -> None:
         fit("all_reduce", 2, [*good[:4], good[0]])
     with pytest.raises(ValueError, match="1 rank sends nothing"):
         fit("all_reduce", 1, good)
-    shrinking = [Point(size_bytes=size, calls=1, seconds=(1.0 / size,)) for size in SIZES]
+    shrinking = [
+        CollectiveTiming(size_bytes=size, calls=1, seconds=(1.0 / size,)) for size in SIZES
+    ]
     with pytest.raises(ValueError, match="does not grow with the size"):
         fit("all_reduce", 2, shrinking)
     with pytest.raises(ValueError, match="not above 0"):
-        Point(size_bytes=8, calls=1, seconds=(1.0, 0.0))
+        CollectiveTiming(size_bytes=8, calls=1, seconds=(1.0, 0.0))

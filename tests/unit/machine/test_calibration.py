@@ -11,8 +11,8 @@ from scaling.__main__ import main
 from scaling.calibrate import render
 from tests.builders.machines import MACHINE
 from unitransformer.calibrate import _check_alike
-from unitransformer.machine.alpha_beta import Point
-from unitransformer.machine.calibration import Calibration, Ceiling, Samples
+from unitransformer.machine.alpha_beta import CollectiveTiming
+from unitransformer.machine.calibration import Calibration, Ceiling, WorkSamples
 from unitransformer.machine.calibration_store import (
     default_path,
     from_json,
@@ -36,15 +36,15 @@ def ceiling(*seconds: float, dtype: str = "float32") -> Ceiling:
         device="cpu",
         dtype=dtype,
         threads=1,
-        matmul=(Samples(name="1 x 1 x 3, g W", work=6, seconds=seconds),),
-        copy=Samples(name="copy of 4 bytes", work=8, seconds=(4.0, 2.0)),
+        matmul=(WorkSamples(name="1 x 1 x 3, g W", work=6, seconds=seconds),),
+        copy=WorkSamples(name="copy of 4 bytes", work=8, seconds=(4.0, 2.0)),
         elapsed_s=1.5,
     )
 
 
 def calibration(**changes: Any) -> Calibration:
     points = tuple(
-        Point(size_bytes=size, calls=1, seconds=(1 + size / 1000,) * 3)
+        CollectiveTiming(size_bytes=size, calls=1, seconds=(1 + size / 1000,) * 3)
         for size in (100, 200, 400, 800, 1600)
     )
     return replace(
@@ -169,7 +169,7 @@ def test_ceilings_measured_before_and_after_merge_all_samples() -> None:
 @pytest.mark.parametrize("seconds", [(), (0.0,), (-1.0,), (float("nan"),), (float("inf"),)])
 def test_impossible_seconds_are_refused(seconds: tuple[float, ...]) -> None:
     with pytest.raises(ValueError, match="copy"):
-        Samples(name="copy", work=8, seconds=seconds)
+        WorkSamples(name="copy", work=8, seconds=seconds)
 
 
 def test_ranks_with_different_measurements_are_refused() -> None:
@@ -181,7 +181,7 @@ def test_ranks_with_different_measurements_are_refused() -> None:
 
 def test_a_collective_that_cannot_be_fitted_has_a_reason_in_place_of_a_fit() -> None:
     few = calibration().collectives["broadcast"][:4]
-    figures = calibration(collectives={"broadcast": few}).figures()["collectives"]["broadcast"]
+    figures = calibration(collectives={"broadcast": few}).metrics()["collectives"]["broadcast"]
     assert (figures["alpha_s"], figures["bytes_per_s"]) == (None, None)
     assert "4 sizes" in figures["reason"]
 

@@ -13,7 +13,12 @@ import pytest
 import torch
 
 from unitransformer.machine import ceilings
-from unitransformer.machine.ceilings import dtype_of, known_dtypes, measure_ceiling, measure_dtype
+from unitransformer.machine.ceilings import (
+    dtype_of,
+    why_not_measured,
+    measure_ceiling,
+    measure_dtype,
+)
 from unitransformer.machine.timing import EventClock, first_sample, repeat
 
 CPU = torch.device("cpu")
@@ -171,10 +176,10 @@ def test_float32_on_a_gpu_is_tf32_where_torch_allows_it(monkeypatch: pytest.Monk
 def test_an_unsupported_dtype_is_left_out_with_the_reason(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    assert [name for name, why in known_dtypes(CPU).items() if why] == ["tf32", "float16"]
+    assert [name for name, why in why_not_measured(CPU).items() if why] == ["tf32", "float16"]
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
-    left_out = known_dtypes(torch.device("cuda", 0))
+    left_out = why_not_measured(torch.device("cuda", 0))
     assert left_out["bfloat16"] == "the GPU emulates it"
     assert left_out["tf32"] is not None
     assert left_out["float16"] is None

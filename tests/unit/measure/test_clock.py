@@ -12,7 +12,7 @@ import torch.distributed._functional_collectives as functional_collectives
 from unitransformer.config import ParallelConfig
 from unitransformer.measure import communication
 from unitransformer.measure.clock import StepClock
-from unitransformer.measure.communication import clocked_waits, why_untold
+from unitransformer.measure.communication import timed_waits, why_communication_missing
 
 
 def test_the_clock_reads_the_span_between_start_and_stop() -> None:
@@ -79,7 +79,7 @@ def test_waiting_is_subtracted_from_the_part_in_which_it_happens() -> None:
 
 
 def test_communication_that_is_not_measured_is_missing_rather_than_zero() -> None:
-    clock = StepClock(tells_communication=False)
+    clock = StepClock(measures_communication=False)
     clock.start()
     clock.stop()
     assert clock.steps()[0].communication_s is None
@@ -178,7 +178,7 @@ def test_only_the_compute_stream_of_a_gpu_is_measured_as_waiting(
     monkeypatch.setattr(torch.cuda, "current_stream", lambda: current[0])
     FakeEvent.now_s = 0.0
     clock = StepClock(on_gpu=True)
-    with clocked_waits(clock, ParallelConfig(devices=2, strategy="fsdp"), "cuda"):
+    with timed_waits(clock, ParallelConfig(devices=2, strategy="fsdp"), "cuda"):
         clock.start()
         sends.wait_event(None)
         current[0] = sends
@@ -197,7 +197,7 @@ def test_a_wait_in_another_thread_does_not_count_for_the_step(
 ) -> None:
     monkeypatch.setattr(functional_collectives, "wait_tensor", time.sleep)
     clock = StepClock()
-    with clocked_waits(clock, ParallelConfig(devices=2, strategy="ddp"), "cpu"):
+    with timed_waits(clock, ParallelConfig(devices=2, strategy="ddp"), "cpu"):
         clock.start()
         beside = threading.Thread(target=lambda: functional_collectives.wait_tensor(0.1))
         beside.start()
@@ -221,7 +221,7 @@ def test_a_backend_without_measured_waits_names_the_alternative(
     strategy: Any, device: str, is_told: bool
 ) -> None:
     devices = 1 if strategy == "single" else 2
-    reason = why_untold(ParallelConfig(devices=devices, strategy=strategy), device)
+    reason = why_communication_missing(ParallelConfig(devices=devices, strategy=strategy), device)
     assert (reason is None) == is_told
     if reason is not None:
         assert "--trace" in reason
@@ -230,7 +230,7 @@ def test_a_backend_without_measured_waits_names_the_alternative(
 def test_the_backward_pass_has_ended_before_ddp_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(communication, "DistributedDataParallel", SimpleNamespace)
     clock = StepClock()
-    clocks = communication.ClocksReduction(clock)
+    clocks = communication.TimeGradientReduction(clock)
     weight = torch.ones(1, requires_grad=True)
     order: list[str] = []
 

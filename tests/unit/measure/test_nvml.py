@@ -7,7 +7,13 @@ from typing import Any
 import pytest
 
 from tests.builders.nvml import UUID, FakeNvml, follow
-from unitransformer.measure.nvml import Energy, Telemetry, clock_reasons, energy_of, names_of
+from unitransformer.measure.nvml import (
+    Energy,
+    Telemetry,
+    decode_clock_reasons,
+    energy_between_samples,
+    gpu_identifiers,
+)
 
 POWER_CAP, IDLE = 0x4, 0x1
 
@@ -27,7 +33,7 @@ def test_a_gpu_is_found_by_its_uuid_with_any_prefix(prefix: str, given: str) -> 
 
 def test_a_gpu_without_a_known_uuid_is_found_by_its_pci_bus_id() -> None:
     properties = SimpleNamespace(pci_domain_id=0, pci_bus_id=0x3B, pci_device_id=0)
-    names = names_of(properties)
+    names = gpu_identifiers(properties)
     assert names == {"uuid": None, "pci_bus_id": "00000000:3b:00.0"}
     assert len(follow(FakeNvml(), **names).samples) == 2
 
@@ -47,15 +53,17 @@ def looks(*actual: tuple[int, float | None]) -> list[dict[str, Any]]:
 def test_energy_is_the_difference_between_readings_at_the_given_steps() -> None:
     # Readings at steps 0, 4, 8 and 12; steady from step 4: 8 steps, 2,000 J.
     four = looks((0, 0.0), (4, 500.0), (8, 1000.0), (12, 2500.0))
-    assert energy_of(four, range(4, 12)) == Energy(joules=2000, num_steps=8)
-    assert energy_of(four, range(2, 11)) == Energy(joules=500, num_steps=4), "no look at the ends"
+    assert energy_between_samples(four, range(4, 12)) == Energy(joules=2000, num_steps=8)
+    assert energy_between_samples(four, range(2, 11)) == Energy(joules=500, num_steps=4), (
+        "no look at the ends"
+    )
 
 
 def test_energy_of_validation_and_unsteady_steps_is_excluded() -> None:
     # A validation after step 4 takes 300 J; step 9 compiled.
     six = looks((0, 0.0), (4, 40.0), (4, 340.0), (8, 380.0), (10, 999.0), (12, 1019.0))
     steady = [step for step in range(12) if step != 9]
-    assert energy_of(six, steady) == Energy(joules=100, num_steps=10)
+    assert energy_between_samples(six, steady) == Energy(joules=100, num_steps=10)
 
 
 @pytest.mark.parametrize(
@@ -67,7 +75,7 @@ def test_energy_of_validation_and_unsteady_steps_is_excluded() -> None:
     ],
 )
 def test_missing_energy_has_a_reason(expected: list[dict[str, Any]], reason: str) -> None:
-    energy = energy_of(expected, range(3, 8))
+    energy = energy_between_samples(expected, range(3, 8))
     assert energy.as_dict() == {"joules": None, "joules_of_steps": None}
     assert reason in (energy.reason or "")
 
@@ -88,14 +96,14 @@ def test_an_old_gpu_without_an_energy_counter_has_no_energy_with_a_reason() -> N
 
 
 def test_throttle_reasons_have_the_names_of_the_nvml_manual() -> None:
-    assert clock_reasons(0) == ()
-    assert clock_reasons(0x24) == ("software power cap", "software thermal slowdown")
-    assert clock_reasons(0xC8) == (
+    assert decode_clock_reasons(0) == ()
+    assert decode_clock_reasons(0x24) == ("software power cap", "software thermal slowdown")
+    assert decode_clock_reasons(0xC8) == (
         "hardware slowdown",
         "hardware thermal slowdown",
         "hardware power brake",
     )
-    assert clock_reasons(0x10000) == ("unknown reason 0x10000",)
+    assert decode_clock_reasons(0x10000) == ("unknown reason 0x10000",)
 
 
 def test_a_throttled_clock_in_the_steady_window_is_flagged_with_its_reason() -> None:

@@ -16,21 +16,21 @@ from recipes.presets import Preset
 from unitransformer import run as running
 from unitransformer.config import DataConfig, ParallelConfig, RunConfig
 from unitransformer.measure import instruments
-from unitransformer.profiling.profiler import Trace
-from unitransformer.profiling.trace_breakdown import PARTS
-from unitransformer.run import Outcome, Places, RunFailed, run
+from unitransformer.profiling.profiler import TraceCallback
+from unitransformer.profiling.trace_breakdown import WORK_KINDS
+from unitransformer.run import RunOutcome, RunPaths, RunFailed, run
 from unitransformer.transformer import Transformer
 
 SHAPE = {"width": 16, "num_layers": 2, "num_heads": 2, "feedforward_width": 32, "dropout": 0.0}
 TEXT = {**SHAPE, "num_classes": 300, "num_positions": 32}
 IMAGES = {**SHAPE, "image_size": 16, "patch_size": 8}
 
-Runner = Callable[..., tuple[Outcome | None, dict[str, Any]]]
+Runner = Callable[..., tuple[RunOutcome | None, dict[str, Any]]]
 
 
 @pytest.fixture
 def traced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Runner:
-    """Runs a recipe with a `Trace` between the clock's stop and its start."""
+    """Runs a recipe with a `TraceCallback` between the clock's stop and its start."""
     monkeypatch.setenv("UNITRANSFORMER_CACHE", str(tmp_path / "cache"))
     text = tmp_path / "text.txt"
     text.write_text("".join(f"{a} times {b} makes {a * b}\n" for a in range(60) for b in range(9)))
@@ -47,8 +47,8 @@ def traced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Runner:
         compile_mode: str = "off",
         model: dict[str, Any] | None = None,
         **fields: Any,
-    ) -> tuple[Outcome | None, dict[str, Any]]:
-        trace = Trace(tmp_path / "trace", first_step=first_step, num_steps=num_steps)
+    ) -> tuple[RunOutcome | None, dict[str, Any]]:
+        trace = TraceCallback(tmp_path / "trace", first_step=first_step, num_steps=num_steps)
 
         def build(config: RunConfig, **options: Any) -> Any:
             options["callbacks"] = [trace, *options["callbacks"]]
@@ -71,7 +71,7 @@ def traced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Runner:
         )
         config = replace(config, **fields)
         folder = tmp_path / f"run-{next(numbers)}"
-        places = Places(
+        places = RunPaths(
             folder=folder, checkpoints=folder / "checkpoints", record=folder / "record.json"
         )
         try:
@@ -93,9 +93,9 @@ def test_a_trace_of_every_recipe_has_shares_that_add_up(
 ) -> None:
     _, actual = traced(preset)
     shares = shares_of(actual)
-    assert tuple(shares) == PARTS
+    assert tuple(shares) == WORK_KINDS
     assert sum(shares.values()) == pytest.approx(1)
-    for part in set(PARTS) - {"communication"}:
+    for part in set(WORK_KINDS) - {"communication"}:
         assert shares[part] > 0, part
     assert shares["communication"] == 0
     seconds = sum(row["s_per_step"] for row in actual["rows"])
@@ -196,4 +196,4 @@ def test_steps_that_cannot_be_traced_are_refused(
     first_step: int, num_steps: int, tmp_path: Path
 ) -> None:
     with pytest.raises(ValueError, match=r"steps count from 0|at least 1"):
-        Trace(tmp_path, first_step=first_step, num_steps=num_steps)
+        TraceCallback(tmp_path, first_step=first_step, num_steps=num_steps)

@@ -7,8 +7,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from unitransformer.profiling.step_events import Event
-from unitransformer.profiling.tensor_bytes import PeakTensorBytes, _peak, _with_lost, live_tensors
+from unitransformer.profiling.step_events import StepEvent
+from unitransformer.profiling.tensor_bytes import (
+    PeakTensorBytes,
+    _peak,
+    _with_lost,
+    find_live_tensors,
+)
 
 KB = 1000
 
@@ -19,7 +24,7 @@ def take(kilobytes: int) -> Tensor:
 
 def measure(step: Any, **options: Any) -> PeakTensorBytes:
     """Runs the step once as the previous step, and once measured."""
-    with PeakTensorBytes(ignored=live_tensors(), **options) as peak:
+    with PeakTensorBytes(ignored=find_live_tensors(), **options) as peak:
         step()
         peak.begin()
         step()
@@ -38,7 +43,7 @@ def test_bytes_of_tensors_alive_together_add_up() -> None:
 
 
 def test_tensors_allocated_before_the_step_count() -> None:
-    with PeakTensorBytes(ignored=live_tensors()) as peak:
+    with PeakTensorBytes(ignored=find_live_tensors()) as peak:
         kept = take(30)
         peak.begin()
         take(5)
@@ -56,11 +61,11 @@ def test_tensors_of_the_previous_step_count_until_the_step_frees_them() -> None:
 
     # The 40 of the previous step and the 60 never exist together.
     peak = measure(step)
-    assert (peak.bytes, peak.unplaced_bytes) == (60 * KB, 0)
+    assert (peak.bytes, peak.uncertain_bytes) == (60 * KB, 0)
 
 
 def test_the_peak_without_a_previous_step_is_marked_as_an_upper_bound() -> None:
-    ignored = live_tensors()
+    ignored = find_live_tensors()
     kept = [take(40)]
     with PeakTensorBytes(ignored=ignored) as peak:
         peak.begin()
@@ -68,8 +73,8 @@ def test_the_peak_without_a_previous_step_is_marked_as_an_upper_bound() -> None:
         both = take(30), take(30)
         del both
     # Really 60; the 40 may count too, if their address was not reused.
-    assert peak.unplaced_bytes == 40 * KB
-    assert 60 * KB <= peak.bytes <= 60 * KB + peak.unplaced_bytes
+    assert peak.uncertain_bytes == 40 * KB
+    assert 60 * KB <= peak.bytes <= 60 * KB + peak.uncertain_bytes
 
 
 def test_a_view_takes_no_memory() -> None:
@@ -89,7 +94,7 @@ def test_bytes_are_counted_by_kind_and_location() -> None:
             out: Tensor = self.wide(x)
             return out
 
-    ignored = live_tensors()
+    ignored = find_live_tensors()
     net = Net()
     optimizer = torch.optim.AdamW(net.parameters(), fused=True)
     inputs = torch.ones(50, 10)  # 2,000 bytes
@@ -109,8 +114,8 @@ def test_bytes_are_counted_by_kind_and_location() -> None:
     assert peak.by_kind["parameters"] == 4000
     assert peak.by_kind["optimizer"] == 2 * 4000 + 4  # moments and the number of steps
     assert peak.by_kind["other"] >= 2000 + 20_000
-    assert peak.by_place["wide"] >= 20_000
-    assert sum(peak.by_kind.values()) == sum(peak.by_place.values()) == peak.bytes
+    assert peak.by_location["wide"] >= 20_000
+    assert sum(peak.by_kind.values()) == sum(peak.by_location.values()) == peak.bytes
 
 
 def test_begin_must_be_called_exactly_once() -> None:
@@ -131,9 +136,9 @@ def test_an_error_in_the_counted_step_is_raised() -> None:
 def test_tensors_released_by_a_gloo_thread_end_with_their_collective() -> None:
     sent = SimpleNamespace(storage_data_ptr=1)
     events = [
-        Event(name="memory", place="step", address=1, num_bytes=30),
-        Event(name="c10d::broadcast_", place="step", inputs=([sent],)),
-        Event(name="memory", place="step", address=2, num_bytes=50),
+        StepEvent(name="memory", location="step", address=1, num_bytes=30),
+        StepEvent(name="c10d::broadcast_", location="step", inputs=([sent],)),
+        StepEvent(name="memory", location="step", address=2, num_bytes=50),
     ]
     assert sum(size for size, _ in _peak({}, _with_lost(events, {})).values()) == 50
     # Tensors that Python still references were not freed.

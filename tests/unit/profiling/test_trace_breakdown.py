@@ -9,7 +9,7 @@ from unitransformer.profiling.trace_breakdown import (
     HEAD,
     NETWORK,
     NODE,
-    PARTS,
+    WORK_KINDS,
     WINDOW,
     time_shares,
 )
@@ -44,7 +44,7 @@ def node(name: str, start: float, end: float, number: int, **args: Any) -> list[
 def percent(*events: Event, **options: Any) -> dict[str, float]:
     trace = {"traceEvents": [mark(WINDOW, 0, 100), *events]}
     shares = time_shares(trace, **options)
-    assert tuple(shares) == PARTS
+    assert tuple(shares) == WORK_KINDS
     assert sum(shares.values()) == pytest.approx(1)
     return {part: round(100 * share, 6) for part, share in shares.items() if share}
 

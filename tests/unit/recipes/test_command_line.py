@@ -13,7 +13,7 @@ from recipes import bert, gpt, vit
 from recipes.command_line import run_recipe
 from recipes.options import build_config, build_parser, parse
 from recipes.presets import Preset, nearest
-from unitransformer.checkpoint.callbacks import sole_user
+from unitransformer.checkpoint.callbacks import lock_folder
 from unitransformer.config import ModelConfig, OptimizerConfig, ParallelConfig, RunConfig
 from unitransformer.costs.flops import count_parameters
 from unitransformer.launch import devices
@@ -230,13 +230,13 @@ def test_auto_explains_its_choice_for_several_ranks(
 
 def test_device_and_strategy_are_decided_once(say: Say, monkeypatch: pytest.MonkeyPatch) -> None:
     decided = []
-    find_device = devices.find_device
+    find_device = devices.choose_device
 
     def find_and_count(parallel: ParallelConfig) -> str:
         decided.append(parallel)
         return find_device(parallel)
 
-    monkeypatch.setattr(devices, "find_device", find_and_count)
+    monkeypatch.setattr(devices, "choose_device", find_and_count)
     say(TINY)
     assert len(decided) == 1
 
@@ -402,7 +402,7 @@ def test_repeats_into_one_record_are_refused(
 def test_a_second_run_on_the_same_checkpoints_is_refused(
     say: Say, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with sole_user(Path("kept")):
+    with lock_folder(Path("kept")):
         line = f"{TINY} --checkpoint-dir kept"
         assert run_recipe(gpt.PRESET, gpt.show, shlex.split(line)) == 2
     assert "error: checkpoint-dir kept is in use by another run" in capsys.readouterr().err

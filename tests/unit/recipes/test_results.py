@@ -5,7 +5,7 @@ import pytest
 from recipes.results import measured_lines
 from scaling.report.sections.speed import figures_table
 from tests.builders.runs import clocked, strong
-from unitransformer.measure.communication import UNTOLD
+from unitransformer.measure.communication import MISSING
 
 TRACE = {"rows": [{"part": "communication", "share": 0.25}], "step_s": 0.1, "steps": [40]}
 
@@ -25,11 +25,11 @@ def test_the_time_breakdown_shows_clock_and_trace() -> None:
     assert actual in figures_table(two, [])
 
 
-@pytest.mark.parametrize("reason", [None, UNTOLD.format(strategy="zero2")])
+@pytest.mark.parametrize("reason", [None, MISSING.format(strategy="zero2")])
 def test_missing_communication_time_names_the_option_that_measures_it(reason: str | None) -> None:
     two = strong(0.08, 2)
     two.record["samples_untold"] = {} if reason is None else {"communication_s": reason}
     (row,) = (line for line in figures_table(two, []).splitlines() if "time goes" in line)
     assert "communication is within" in row
     assert "--trace" in row
-    assert (reason is None) != ("zero2 waits on streams" in row)
+    assert (reason is None) != ("zero2 waits on its own GPU streams" in row)

@@ -11,14 +11,14 @@ from unitransformer.record.metrics import (
     read_out,
     share_in_words,
 )
-from unitransformer.stats.steady_state import Steady
+from unitransformer.stats.steady_state import SteadyState
 
 STEPS = 12
-STEADY = Steady(start=2)
+STEADY = SteadyState(start=2)
 PARTS = {"cpu_s": 0.1, "data_s": 0.01, "forward_backward_s": 0.05, "optimizer_s": 0.02}
 
 
-def read(steady: Steady = STEADY, **optional: Sequence[float | None]) -> Readout:
+def read(steady: SteadyState = STEADY, **optional: Sequence[float | None]) -> Readout:
     """Metrics of steps of 100 ms with 10 units each, and 20 ms in each optional part."""
     samples = {name: [seconds] * STEPS for name, seconds in PARTS.items()} | optional
     found = read_out([0.1] * STEPS, samples, steady, launches=[0], units_per_step=10)
@@ -38,7 +38,7 @@ def test_gaps_between_steps_lower_the_mean_rate_and_not_the_median() -> None:
 def test_gaps_next_to_unsteady_steps_are_excluded() -> None:
     between_s = [None, *[0.0] * (STEPS - 1)]
     between_s[5] = between_s[6] = 3.0  # a profiler starts before step 5 and writes after it
-    assert read(Steady(start=2, left_out=(5,)), between_s=between_s).between_share == 0
+    assert read(SteadyState(start=2, left_out=(5,)), between_s=between_s).between_share == 0
     assert read(between_s=between_s).mean_units_per_s == pytest.approx(100 / 7)
 
 

@@ -10,7 +10,7 @@ import psutil
 import pytest
 
 from scaling.recipe_process import _Worker, start_worker
-from scaling.sweep.plan import open_recipes
+from scaling.sweep.plan import open_planner
 from tests.processes import wait_until_ended
 
 ARGUMENTS = ["--accelerator", "cpu", "--data", "synthetic", "--no-checkpoint"]
@@ -23,7 +23,7 @@ def ask_worker(folder: Path) -> None:
 
 
 def ask_recipes(folder: Path) -> None:
-    with open_recipes() as recipes:
+    with open_planner() as recipes:
         recipes.ask({"recipe": "gpt", "arguments": ARGUMENTS})
 
 

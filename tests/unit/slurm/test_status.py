@@ -11,7 +11,7 @@ from slurm import status
 from slurm.job_files import errors_folder, last_attempt, write_attempt
 from slurm.scheduler import Queued
 from tests.builders.slurm import ATTEMPT
-from unitransformer.launch.variables import PROGRESS
+from unitransformer.launch.variables import PROGRESS_FILE
 
 
 def queued(state: str, *, number: str = "7", task: str = "N/A") -> Queued:
@@ -42,7 +42,7 @@ def test_the_status_of_a_job_comes_from_the_queue_and_its_folder(
     write_attempt(folder, replace(ATTEMPT, outcome=outcome, reason="so it was"))  # type: ignore[arg-type]
     (folder / "run-1").mkdir()
     progress = {"step": 3, "max_steps": 9, "pace": "5.0 ms/step", "left_s": 3700, "at_s": 100.0}
-    (folder / "run-1" / PROGRESS).write_text(json.dumps(progress))
+    (folder / "run-1" / PROGRESS_FILE).write_text(json.dumps(progress))
     monkeypatch.setattr("slurm.scheduler.list_queue", lambda: [] if row is None else [row])
     line = status.report(tmp_path, now_s=101.0).splitlines()[-1]
     assert re.search(rf"\b7 +gpt +{state} ", line), line
@@ -67,7 +67,7 @@ def test_the_status_of_an_array_shows_cells_done_running_and_pending(
         (cells / name).mkdir(parents=True)
     (cells / "done/outcome.json").write_text('{"status": "ok"}')
     progress = {"step": 3, "max_steps": 9, "pace": "5.0 ms/step", "left_s": 70, "at_s": 100.0}
-    (cells / "runs" / PROGRESS).write_text(json.dumps(progress))
+    (cells / "runs" / PROGRESS_FILE).write_text(json.dumps(progress))
     errors = errors_folder(folder / "task-0", attempt.job, attempt.restart)
     errors.mkdir()
     (errors / "sweep").write_text(json.dumps({"cell": str(cells / "runs")}))
@@ -86,7 +86,7 @@ def test_a_running_job_without_output_is_reported(
     write_attempt(tmp_path, ATTEMPT)
     (tmp_path / "run-1").mkdir()
     progress = {"step": 3, "max_steps": 9, "pace": "", "left_s": 1, "at_s": 0.0}
-    (tmp_path / "run-1" / PROGRESS).write_text(json.dumps(progress))
+    (tmp_path / "run-1" / PROGRESS_FILE).write_text(json.dumps(progress))
     monkeypatch.setattr("slurm.scheduler.list_queue", lambda: [queued("RUNNING")])
     assert "nothing said for 1:00:00" in status.report(tmp_path, now_s=3600.0)
 

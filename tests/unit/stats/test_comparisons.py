@@ -12,11 +12,11 @@ from unitransformer.stats.comparisons import (
     paired_ratio,
     split_variance,
 )
-from unitransformer.stats.intervals import Figures
+from unitransformer.stats.intervals import MedianInterval
 
 
-def make_figures(low: float | None, high: float | None) -> Figures:
-    return Figures(median=1.0, mad=0.0, count=50, low=low, high=high, block_length=4)
+def make_figures(low: float | None, high: float | None) -> MedianInterval:
+    return MedianInterval(median=1.0, mad=0.0, count=50, low=low, high=high, block_length=4)
 
 
 def make_launches(

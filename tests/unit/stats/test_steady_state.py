@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from unitransformer.stats.steady_state import find_steady
+from unitransformer.stats.steady_state import find_steady_state
 
 NUM_STEPS = 200
 NUM_SERIES = 100
@@ -30,7 +30,7 @@ def make_steps(
 
 
 def starts(shape: Shape, num_steps: int = NUM_STEPS) -> list[int | None]:
-    return [find_steady(make_steps(seed, shape, num_steps)).start for seed in range(NUM_SERIES)]
+    return [find_steady_state(make_steps(seed, shape, num_steps)).start for seed in range(NUM_SERIES)]
 
 
 def num_within(found: Sequence[int | None], first: int, last: int) -> int:
@@ -71,13 +71,13 @@ def test_stalls_at_any_interval_belong_to_the_steady_state(
     every: int, stall: float, phase: int
 ) -> None:
     steps = [stall if step % every == phase % every else 1.0 for step in range(NUM_STEPS)]
-    start = find_steady(steps).start
+    start = find_steady_state(steps).start
     assert start is not None
     assert start <= 2
 
 
 def test_steps_that_all_take_the_same_time_are_steady() -> None:
-    assert find_steady([0.1] * 8).start == 0
+    assert find_steady_state([0.1] * 8).start == 0
 
 
 # ------------------------------------------------------------------------------ what is not
@@ -96,7 +96,7 @@ def test_a_fast_step_between_two_that_compile_does_not_end_the_warm_up() -> None
 def test_warm_up_contains_the_slow_first_steps_and_at_most_three_others(
     slow: int, times: float
 ) -> None:
-    start = find_steady([times] * slow + [1.0] * 60).start
+    start = find_steady_state([times] * slow + [1.0] * 60).start
     assert start is not None
     assert slow <= start <= max(slow, 4)  # a level has four steps at least
 
@@ -117,7 +117,7 @@ def test_steady_state_begins_after_a_shift_in_the_middle() -> None:
 
 
 def test_a_shift_near_the_end_leaves_no_steady_state() -> None:
-    found = [find_steady(make_steps(s, lambda step: 1.0 if step < 180 else 1.2)) for s in range(50)]
+    found = [find_steady_state(make_steps(s, lambda step: 1.0 if step < 180 else 1.2)) for s in range(50)]
     assert sum(steady.start is None for steady in found) >= 45
     reason = next(steady.reason for steady in found if steady.reason)
     assert reason.endswith("steps before the end of 200, needs 50 steps of one level")
@@ -134,9 +134,9 @@ def test_a_disturbance_that_ends_is_part_of_the_warm_up() -> None:
 
 
 def test_too_few_steps_and_unsteady_steps_have_different_reasons() -> None:
-    steady = find_steady([0.1] * 7)
+    steady = find_steady_state([0.1] * 7)
     assert (steady.start, steady.reason) == (None, "7 steps, needs 8")
-    assert steady.of([0.1] * 7) == []
+    assert steady.select([0.1] * 7) == []
 
 
 # ------------------------------------------------------------------------------ known beforehand
@@ -145,22 +145,22 @@ def test_too_few_steps_and_unsteady_steps_have_different_reasons() -> None:
 def test_known_unsteady_steps_are_excluded_and_named() -> None:
     steps = [1.0] * 30
     steps[0] = steps[12] = steps[20] = 9.0
-    steady = find_steady(steps, unsteady={20, 0, 12})
+    steady = find_steady_state(steps, unsteady={20, 0, 12})
     assert (steady.start, steady.left_out) == (1, (12, 20))
-    assert steady.of(steps) == [1.0] * 27
+    assert steady.select(steps) == [1.0] * 27
 
 
 def test_excluded_steps_do_not_count_towards_the_minimum() -> None:
-    assert find_steady([1.0] * 10, unsteady={0, 1, 2}).reason == "7 steps, needs 8"
+    assert find_steady_state([1.0] * 10, unsteady={0, 1, 2}).reason == "7 steps, needs 8"
 
 
 def test_invalid_times_and_step_numbers_are_refused() -> None:
     with pytest.raises(ValueError, match=r"step_s\[1\] is -1\.0; a step takes"):
-        find_steady([1.0, -1.0])
+        find_steady_state([1.0, -1.0])
     with pytest.raises(ValueError, match=r"step_s\[0\] is nan"):
-        find_steady([math.nan])
+        find_steady_state([math.nan])
     with pytest.raises(ValueError, match="unsteady names step 9; there are 9"):
-        find_steady([1.0] * 9, unsteady=[9])
+        find_steady_state([1.0] * 9, unsteady=[9])
 
 
 # ------------------------------------------------------------------------------ beside others
@@ -179,7 +179,7 @@ def test_steady_state_detection_errs_less_than_mser_and_mser_5() -> None:
         for seed in range(50):
             steps = make_steps(seed, shape)
             found = {
-                "ours": find_steady(steps).start,
+                "ours": find_steady_state(steps).start,
                 "mser": mser(steps),
                 "mser-5": mser(steps, 5),
             }

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from unitransformer.stats.intervals import describe
-from unitransformer.stats.stopping_rule import is_look, is_narrow
+from unitransformer.stats.stopping_rule import is_check_step, is_narrow
 from unitransformer.training import stop
 
 
@@ -21,12 +21,12 @@ def make_steps(seed: int, num_steps: int = 1200) -> list[float]:
     return steps
 
 
-LOOKS = [count for count in range(1201) if is_look(count)]
+LOOKS = [count for count in range(1201) if is_check_step(count)]
 
 
 def test_checks_are_spaced_a_quarter_further_apart_each_time() -> None:
     assert LOOKS[:5] == [64, 80, 100, 125, 156]
-    assert sum(is_look(count) for count in range(10_001)) == 23  # 64 * 1.25**22 = 8,674
+    assert sum(is_check_step(count) for count in range(10_001)) == 23  # 64 * 1.25**22 = 8,674
 
 
 def test_the_median_of_equal_steps_is_known_and_of_scattered_steps_is_not() -> None:

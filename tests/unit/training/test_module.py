@@ -12,12 +12,12 @@ import torch
 
 from recipes import bert, gpt, vit
 from recipes.presets import Preset
-from unitransformer.checkpoint.reader import check_files, newest_checkpoint, read_told
+from unitransformer.checkpoint.reader import check_files, newest_checkpoint, read_run_state
 from unitransformer.config import DataConfig, OptimizerConfig, ParallelConfig, RunConfig
-from unitransformer.parallel.strategies import FIRST_SCALE_POWER, build_precision
+from unitransformer.parallel.strategies import INITIAL_SCALE_POWER, build_precision
 from unitransformer.record.metrics import recorded_steady
 from unitransformer.record.schema import load_record
-from unitransformer.run import Outcome, Places, RunFailed, run
+from unitransformer.run import RunOutcome, RunPaths, RunFailed, run
 from unitransformer.training import module
 from unitransformer.training.optimizer import build_optimizer
 from unitransformer.transformer import Transformer
@@ -58,8 +58,8 @@ def config_of(preset: Preset, text: Path, **fields: Any) -> RunConfig:
     return replace(config, **fields)
 
 
-def train(config: RunConfig, folder: Path, **options: Any) -> Outcome:
-    places = Places(
+def train(config: RunConfig, folder: Path, **options: Any) -> RunOutcome:
+    places = RunPaths(
         folder=folder, checkpoints=folder / "checkpoints", record=folder / f"{config.hash()}.json"
     )
     return run(config, places, command="a test", say=lambda line: None, **options)
@@ -212,7 +212,7 @@ def test_a_record_says_what_ran_and_validates(text: Path, tmp_path: Path) -> Non
     if record["steady_from"] is None:
         assert "needs" in record["steady_reason"]
     else:
-        steady = recorded_steady(record).of(record["step_s"])
+        steady = recorded_steady(record).select(record["step_s"])
         assert record["tokens_per_s"] == 4 * 16 / statistics.median(steady)
     assert {"csv", "tensorboard", "checkpoints"} <= {path.name for path in tmp_path.iterdir()}
 
@@ -245,7 +245,7 @@ def test_only_the_newest_checkpoint_is_kept(text: Path, tmp_path: Path) -> None:
     newest = newest_checkpoint(tmp_path / "checkpoints")
     assert newest is not None
     check_files(newest)
-    assert len(read_told(newest)["loss"]) == 20
+    assert len(read_run_state(newest)["loss"]) == 20
 
 
 def test_a_failing_run_leaves_a_record(
@@ -305,4 +305,4 @@ def test_float16_on_a_cpu_scales_the_loss(strategy: str) -> None:
     precision: Any = build_precision(parallel, "cpu")
     assert precision.precision == "16-mixed"
     assert precision.scaler.is_enabled()
-    assert float(precision.scaler.scale(torch.ones(()))) == 2**FIRST_SCALE_POWER
+    assert float(precision.scaler.scale(torch.ones(()))) == 2**INITIAL_SCALE_POWER

@@ -14,7 +14,7 @@ from scaling.__main__ import main
 from scaling.parity.cases import Case
 from scaling.parity.certificate import find_contradictions, find_other_bounds
 from scaling.parity.certificate_file import read_certificate, write_certificate
-from scaling.recipe_process import Ended
+from scaling.recipe_process import ProcessResult
 from scaling.report.results_md import render_report
 from scaling.store.reader import Store, load_store
 from tests.builders.certificates import PLAIN, RESULTS, STEPS, make_certificate, make_result
@@ -195,7 +195,7 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict
             *,
             log: Path,
             limit_s: float,
-        ) -> Ended:
+        ) -> ProcessResult:
             request = parse(PRESETS[recipe], arguments)
             config = build_config(request, defaults=PRESETS[recipe].cpu, devices=1)
             assert request.options.record is not None
@@ -205,7 +205,7 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict
             if not is_first:
                 exit_code = behave(config, log)
                 if exit_code != 0:
-                    return Ended(exit_code=exit_code, elapsed_s=0.5)
+                    return ProcessResult(exit_code=exit_code, elapsed_s=0.5)
             record = make_record(
                 step_s=[0.1] * STEPS,
                 recipe=config.recipe,
@@ -221,7 +221,7 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict
             if (log.parent / "changes").exists():
                 record |= json.loads((log.parent / "changes").read_text())
             write_record(record, request.options.record)
-            return Ended(exit_code=0, elapsed_s=0.5)
+            return ProcessResult(exit_code=0, elapsed_s=0.5)
 
         @contextlib.contextmanager
         def start_worker(log: Path) -> Iterator[Any]:

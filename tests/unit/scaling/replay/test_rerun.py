@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from scaling.recipe_process import Ended, run_alone
+from scaling.recipe_process import ProcessResult, run_alone
 from scaling.replay.compare import Verdict
 from scaling.replay.rerun import read_command, replay
 from scaling.store.outcome import Outcome, write_outcome
@@ -47,12 +47,12 @@ class Fake:
 
     def __init__(self, *records: Record, exit_code: int | None = 0, **ended: Any) -> None:
         self.records = list(records)
-        self.ended = Ended(exit_code=exit_code, elapsed_s=1.0, **ended)
+        self.ended = ProcessResult(exit_code=exit_code, elapsed_s=1.0, **ended)
         self.asked: list[tuple[Recipe, Sequence[str], Mapping[str, Any]]] = []
 
     def __call__(
         self, recipe: Recipe, arguments: Sequence[str], *, log: Path, **given: Any
-    ) -> Ended:
+    ) -> ProcessResult:
         self.asked.append((recipe, arguments, given))
         log.write_text("error: no memory left\n")
         if self.records:

@@ -330,7 +330,7 @@ def test_colours_give_strategies_markers_batch_sizes_and_panels_precisions() -> 
     assert speed.markers["batch size: 2"] != speed.markers["batch size: 4"]
     for panel in weak.values():
         assert {
-            (line.label, line.colour, line.marker) for line in panel if line.label != "ideal"
+            (line.label, line.color, line.marker) for line in panel if line.label != "ideal"
         } == {
             (f"{strategy}, {size}", COLOURS[strategy], speed.markers[f"batch size: {size}"])
             for strategy in ("ddp", "fsdp")

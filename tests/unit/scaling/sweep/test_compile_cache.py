@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from scaling.recipe_process import Ended
+from scaling.recipe_process import ProcessResult
 from scaling.sweep import compile_cache
 from scaling.sweep.compile_cache import FOLDER, VARIABLE
-from scaling.sweep.plan import Task
+from scaling.sweep.plan import CellTask
 from scaling.sweep.run_cell import run_cell
 from tests.builders.sweeps import LIMITS, make_record_of, make_study, make_tasks
 from unitransformer.record.schema import write_record
@@ -18,21 +18,21 @@ from unitransformer.record.schema import write_record
 CODE = "ab/kernel.so"
 
 
-def compile_in(task: Task, folder: Path, work: Callable[[Path], None], *, is_killed: bool) -> str:
+def compile_in(task: CellTask, folder: Path, work: Callable[[Path], None], *, is_killed: bool) -> str:
     """Runs a cell that does `work` in its cache folder; returns the code that it found there."""
     found: list[str] = []
 
-    def run(*_: Any, log: Path, variables: Mapping[str, str], **limits: Any) -> Ended:
+    def run(*_: Any, log: Path, variables: Mapping[str, str], **limits: Any) -> ProcessResult:
         cache = Path(variables[VARIABLE])
         found.append((cache / CODE).read_text() if (cache / CODE).exists() else "")
         (cache / CODE).parent.mkdir(exist_ok=True)
         work(cache)
         log.touch()
         if is_killed:
-            return Ended(exit_code=None, elapsed_s=1.0, ending="timeout")
+            return ProcessResult(exit_code=None, elapsed_s=1.0, ending="timeout")
         assert task.config is not None
         write_record(make_record_of(task.config), log.parent / "x-1.json")
-        return Ended(exit_code=0, elapsed_s=1.0)
+        return ProcessResult(exit_code=0, elapsed_s=1.0)
 
     outcome = run_cell(task, run, folder, LIMITS)
     assert outcome.status == ("timeout" if is_killed else "ok")
@@ -86,8 +86,8 @@ def test_compiled_code_is_copied_on_a_disk_without_hard_links(
     monkeypatch.setattr("os.link", refuse)
     (tmp_path / "own" / "ab").mkdir(parents=True)
     (tmp_path / "own" / CODE).write_text("whole")
-    compile_cache.take(tmp_path / "own", tmp_path / "shared")
-    compile_cache.lend(tmp_path / "shared", tmp_path / "next")
+    compile_cache.publish(tmp_path / "own", tmp_path / "shared")
+    compile_cache.link_shared(tmp_path / "shared", tmp_path / "next")
     assert (tmp_path / "next" / CODE).read_text() == "whole"
     assert [path.name for path in (tmp_path / "shared" / "ab").iterdir()] == ["kernel.so"]
 
@@ -98,10 +98,10 @@ def test_a_cache_that_the_user_has_set_is_kept(
     monkeypatch.setenv(VARIABLE, "/mine")
     seen: list[Mapping[str, str]] = []
 
-    def run(*_: Any, log: Path, variables: Mapping[str, str], **limits: Any) -> Ended:
+    def run(*_: Any, log: Path, variables: Mapping[str, str], **limits: Any) -> ProcessResult:
         seen.append(variables)
         log.touch()
-        return Ended(exit_code=1, elapsed_s=1.0)
+        return ProcessResult(exit_code=1, elapsed_s=1.0)
 
     run_cell(make_tasks(make_study())[0], run, tmp_path, replace(LIMITS, limit_s=5))
     assert VARIABLE not in seen[0]

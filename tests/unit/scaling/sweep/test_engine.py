@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 from filelock import FileLock
 
-from scaling.exit_status import judge
-from scaling.recipe_process import Ended
+from scaling.exit_status import decide_status
+from scaling.recipe_process import ProcessResult
 from scaling.store.metrics_cache import open_kept
 from scaling.store.outcome import Outcome
 from scaling.store.reader import load_store
@@ -25,8 +25,8 @@ from scaling.sweep import engine, run_cell
 from scaling.sweep.claims import CLAIMS
 from scaling.sweep.command import _stops_by_signals
 from scaling.sweep.engine import CELLS, open_folder
-from scaling.sweep.job_status import ToldToJob, tell_summary
-from scaling.sweep.plan import Task
+from scaling.sweep.job_status import JobReporter, report_summary
+from scaling.sweep.plan import CellTask
 from scaling.sweep.run_cell import Limits
 from tests.builders.records import make_crashed
 from tests.builders.sweeps import (
@@ -39,8 +39,8 @@ from tests.builders.sweeps import (
     make_tasks,
     work,
 )
-from unitransformer.launch.failures import errno_of
-from unitransformer.launch.signals import EXIT_CODE, StopAsked
+from unitransformer.launch.failures import find_errno
+from unitransformer.launch.signals import STOPPED_EXIT_CODE, StopRequested
 from unitransformer.launch.variables import SWEEP_FILE
 from unitransformer.record.schema import Record, write_record
 from unitransformer.record.seals import seal
@@ -289,12 +289,12 @@ def test_a_sweep_reports_the_running_cell_and_its_summary_to_its_job(
     seen = []
 
     class Looking(Silent):
-        def begins(self, task: Task) -> None:
+        def begins(self, task: CellTask) -> None:
             seen.append(json.loads(file.read_text()))
 
     tasks = make_tasks(make_study())
     one, _ = make_sweep(tmp_path / "s", tasks)
-    tell_summary(one.work(ToldToJob(Looking(), tmp_path / "s"), max_cells=1))
+    report_summary(one.work(JobReporter(Looking(), tmp_path / "s"), max_cells=1))
     assert seen == [{"cell": str(tmp_path / "s" / CELLS / tasks[0].name)}]
     actual = json.loads(file.read_text())
     assert (actual["statuses"], actual["own"], actual["left"]) == ({"ok": 1}, {"ok": 1}, 9)
@@ -333,8 +333,8 @@ def test_a_run_that_failed_on_a_full_disk_is_recognised_by_its_errno(tmp_path: P
 def test_an_error_caused_by_a_full_disk_carries_its_errno() -> None:
     follows, full = RuntimeError("the checkpoint is not whole"), OSError(errno.ENOSPC, "No space")
     follows.__cause__ = full
-    assert errno_of(follows) == errno_of(full) == errno.ENOSPC
-    assert errno_of(KeyError("no number")) is None
+    assert find_errno(follows) == find_errno(full) == errno.ENOSPC
+    assert find_errno(KeyError("no number")) is None
 
 
 def test_a_failure_on_a_full_disk_is_not_an_outcome(
@@ -352,15 +352,15 @@ def test_a_failure_on_a_full_disk_is_not_an_outcome(
     assert make_sweep(tmp_path / "s", tasks)[0].look()[1] == {}
 
 
-@pytest.mark.parametrize("exit_code", [-signal.SIGTERM, EXIT_CODE, 1])
+@pytest.mark.parametrize("exit_code", [-signal.SIGTERM, STOPPED_EXIT_CODE, 1])
 def test_a_cell_ended_by_a_signal_to_the_whole_job_is_released(
     exit_code: int, tmp_path: Path
 ) -> None:
     tasks = make_tasks(make_study())[:1]
     late = threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGTERM))
 
-    def runner(task: Task) -> Any:
-        def run(*_: Any, log: Path, **limits: Any) -> Ended:
+    def runner(task: CellTask) -> Any:
+        def run(*_: Any, log: Path, **limits: Any) -> ProcessResult:
             log.touch()
             if exit_code == 1:  # only one of its ranks was ended
                 record = make_crashed()
@@ -368,12 +368,12 @@ def test_a_cell_ended_by_a_signal_to_the_whole_job_is_released(
                 assert task.config is not None
                 write_record(make_record_of(task.config, record), log.parent / "x-1.json")
             late.start()
-            return Ended(exit_code=exit_code, elapsed_s=1.0)
+            return ProcessResult(exit_code=exit_code, elapsed_s=1.0)
 
         return run
 
     one, _ = make_sweep(tmp_path / "s", tasks)
-    with _stops_by_signals(), pytest.raises(StopAsked):
+    with _stops_by_signals(), pytest.raises(StopRequested):
         replace(one, runner=runner).work(Silent())
     assert one.look()[1] == {}
 
@@ -443,29 +443,29 @@ def test_the_first_cells_cover_every_value_of_every_axis_and_are_cheap() -> None
 @pytest.mark.parametrize(
     ("ended", "status", "kernel", "judged"),
     [
-        (Ended(exit_code=0, elapsed_s=1), "ok", False, "ok"),
-        (Ended(exit_code=0, elapsed_s=1), None, False, "crashed"),
-        (Ended(exit_code=1, elapsed_s=1), "crashed", False, "crashed"),
-        (Ended(exit_code=1, elapsed_s=1), "crashed", True, "crashed"),
-        (Ended(exit_code=1, elapsed_s=1), "SIGKILL", True, "oom"),
-        (Ended(exit_code=1, elapsed_s=1), "SIGKILL", False, "crashed"),
-        (Ended(exit_code=2, elapsed_s=1), None, True, "refused"),
-        (Ended(exit_code=-15, elapsed_s=1), None, True, "preempted"),
-        (Ended(exit_code=1, elapsed_s=1), "oom", False, "oom"),
-        (Ended(exit_code=-9, elapsed_s=1), None, True, "oom"),
-        (Ended(exit_code=-9, elapsed_s=1), None, False, "crashed"),
-        (Ended(exit_code=2, elapsed_s=1), None, False, "refused"),
-        (Ended(exit_code=75, elapsed_s=1), None, False, "preempted"),
-        (Ended(exit_code=143, elapsed_s=1), None, False, "preempted"),
-        (Ended(exit_code=1, elapsed_s=1), "preempted", False, "preempted"),
-        (Ended(exit_code=None, elapsed_s=1, ending="timeout"), "ok", False, "timeout"),
-        (Ended(exit_code=None, elapsed_s=1, ending="oom"), None, False, "oom"),
+        (ProcessResult(exit_code=0, elapsed_s=1), "ok", False, "ok"),
+        (ProcessResult(exit_code=0, elapsed_s=1), None, False, "crashed"),
+        (ProcessResult(exit_code=1, elapsed_s=1), "crashed", False, "crashed"),
+        (ProcessResult(exit_code=1, elapsed_s=1), "crashed", True, "crashed"),
+        (ProcessResult(exit_code=1, elapsed_s=1), "SIGKILL", True, "oom"),
+        (ProcessResult(exit_code=1, elapsed_s=1), "SIGKILL", False, "crashed"),
+        (ProcessResult(exit_code=2, elapsed_s=1), None, True, "refused"),
+        (ProcessResult(exit_code=-15, elapsed_s=1), None, True, "preempted"),
+        (ProcessResult(exit_code=1, elapsed_s=1), "oom", False, "oom"),
+        (ProcessResult(exit_code=-9, elapsed_s=1), None, True, "oom"),
+        (ProcessResult(exit_code=-9, elapsed_s=1), None, False, "crashed"),
+        (ProcessResult(exit_code=2, elapsed_s=1), None, False, "refused"),
+        (ProcessResult(exit_code=75, elapsed_s=1), None, False, "preempted"),
+        (ProcessResult(exit_code=143, elapsed_s=1), None, False, "preempted"),
+        (ProcessResult(exit_code=1, elapsed_s=1), "preempted", False, "preempted"),
+        (ProcessResult(exit_code=None, elapsed_s=1, ending="timeout"), "ok", False, "timeout"),
+        (ProcessResult(exit_code=None, elapsed_s=1, ending="oom"), None, False, "oom"),
     ],
 )
 def test_the_status_follows_from_exit_code_limit_and_record(
-    ended: Ended, status: str | None, kernel: bool, judged: str
+    ended: ProcessResult, status: str | None, kernel: bool, judged: str
 ) -> None:
     error = {"type": "SIGKILL"} if status == "SIGKILL" else None
     actual = "crashed" if error else status
     record = None if status is None else {"status": actual, "error": error}
-    assert judge(ended, record, killed_by_kernel=kernel) == judged
+    assert decide_status(ended, record, killed_by_kernel=kernel) == judged

@@ -10,12 +10,12 @@ import pytest
 from scaling.store.outcome import Outcome, load_outcome
 from scaling.sweep import estimate
 from scaling.sweep.estimate import CPU_START_S, render_plan
-from scaling.sweep.plan import Task, train_flops
+from scaling.sweep.plan import CellTask, train_flops
 from scaling.sweep.study import Cell
 from tests.builders.machines import MACHINE
 from tests.builders.sweeps import make_study, make_tasks
 from unitransformer.config import ParallelConfig
-from unitransformer.machine.calibration import Calibration, Ceiling, Samples
+from unitransformer.machine.calibration import Calibration, Ceiling, WorkSamples
 from unitransformer.record.schema import Record, config_of, load_record
 
 LANDED = Path(estimate.__file__).parents[1] / "results" / "sweeps" / "quick" / "cells"
@@ -29,8 +29,8 @@ def make_calibration(device: str, **flops_per_s: int) -> Calibration:
             device=device,
             dtype=dtype,
             threads=None,
-            matmul=(Samples(name="product", work=work, seconds=(1.0,)),),
-            copy=Samples(name="copy", work=10**9, seconds=(1.0,)),
+            matmul=(WorkSamples(name="product", work=work, seconds=(1.0,)),),
+            copy=WorkSamples(name="copy", work=10**9, seconds=(1.0,)),
             elapsed_s=1.0,
         )
         for dtype, work in flops_per_s.items()
@@ -48,7 +48,7 @@ def make_calibration(device: str, **flops_per_s: int) -> Calibration:
     )
 
 
-def make_two(**parallel: object) -> tuple[list[Task], int]:
+def make_two(**parallel: object) -> tuple[list[CellTask], int]:
     """Two cells of ten steps, one with twice the batch, and the FLOPs per step of the smaller."""
     tasks = make_tasks(make_study(axes={"precision": "32-true", "batch-size": ["8", "16"]}))
     changed = []
@@ -99,7 +99,7 @@ def test_an_estimate_for_gpus_is_a_lower_bound_and_prices_every_device() -> None
 
 def test_an_estimate_names_unknowns_and_refused_cells_cost_nothing() -> None:
     tasks, step_flops = make_two()
-    refused = Task(cell=Cell(recipe="gpt", options={}), repeat=1, config=None, refusal="no GPU")
+    refused = CellTask(cell=Cell(recipe="gpt", options={}), repeat=1, config=None, refusal="no GPU")
     actual = render_plan([*tasks, refused], {"cpu": None}, price_per_hour=None).splitlines()
     assert actual[1].startswith("    time not told, about ")
     assert actual[5] == "    refused: no GPU"
@@ -128,8 +128,8 @@ def test_the_estimate_of_the_laptop_study_is_near_its_measured_time() -> None:
     took_s, start_s, likely_s = [], [], []
     for outcome, record in landed():
         cell = Cell(recipe=outcome.recipe, options=outcome.options)
-        task = Task(cell=cell, repeat=1, config=outcome.config)
-        likely_s.append(estimate.estimate(task, {"cpu": calibration}).likely_s)
+        task = CellTask(cell=cell, repeat=1, config=outcome.config)
+        likely_s.append(estimate.estimate_cell(task, {"cpu": calibration}).likely_s)
         took_s.append(outcome.elapsed_s)
         start_s.append(outcome.elapsed_s - sum(record["step_s"]))
     assert len(took_s) == 168
@@ -146,7 +146,7 @@ def test_estimated_reference_steps_are_near_their_measured_time() -> None:
     assert {record["recipe"] for record in records} == {"bert", "gpt", "vit"}
     for record in records:
         config = config_of(record)
-        actual = estimate.estimate(replace(any_task, config=config), {"cpu": calibration})
+        actual = estimate.estimate_cell(replace(any_task, config=config), {"cpu": calibration})
         step_s = (actual.likely_s - CPU_START_S) / config.max_steps
         took_s = statistics.median(record["step_s"])
         assert took_s / 2 < step_s < took_s * 2

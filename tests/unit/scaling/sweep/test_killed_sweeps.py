@@ -11,10 +11,10 @@ from typing import Any
 import psutil
 import pytest
 
-from scaling.recipe_process import Ended
+from scaling.recipe_process import ProcessResult
 from scaling.store.outcome import FILE, load_outcome
 from scaling.sweep.engine import CELLS, Sweep
-from scaling.sweep.plan import Task
+from scaling.sweep.plan import CellTask
 from scaling.sweep.run_cell import Limits
 from tests.builders.sweeps import Silent, make_record_of, make_study, make_tasks
 from tests.processes import wait_until_ended
@@ -43,8 +43,8 @@ class Forks:
     def __init__(self, stock: Path, begun: Path) -> None:
         self.stock, self.begun = stock, begun
 
-    def __call__(self, task: Task) -> Any:
-        def run(recipe: Recipe, arguments: Sequence[str], *, log: Path, **limits: Any) -> Ended:
+    def __call__(self, task: CellTask) -> Any:
+        def run(recipe: Recipe, arguments: Sequence[str], *, log: Path, **limits: Any) -> ProcessResult:
             with self.begun.open("a") as begun:
                 begun.write(f"{task.name}\n")
             parent = os.getpid()
@@ -56,12 +56,12 @@ class Forks:
             process = multiprocessing.get_context("fork").Process(target=work)
             process.start()
             process.join()
-            return Ended(exit_code=process.exitcode, elapsed_s=0.02)
+            return ProcessResult(exit_code=process.exitcode, elapsed_s=0.02)
 
         return run
 
 
-def _sweep(folder: Path, tasks: Sequence[Task], stock: Path, begun: Path, seed: int) -> None:
+def _sweep(folder: Path, tasks: Sequence[CellTask], stock: Path, begun: Path, seed: int) -> None:
     random.seed(seed)
     sweep = Sweep(
         folder=folder,

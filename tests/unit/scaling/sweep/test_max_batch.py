@@ -9,7 +9,7 @@ import pytest
 from scaling.store.outcome import load_outcome
 from scaling.sweep import max_batch
 from scaling.sweep.engine import CELLS
-from scaling.sweep.plan import Task
+from scaling.sweep.plan import CellTask
 from scaling.sweep.study import Cell
 from tests.builders.sweeps import FakeMachine, Silent, make_study, make_sweep, make_task, make_tasks
 
@@ -20,13 +20,13 @@ def test_the_search_for_the_largest_batch_runs_logarithmically_many_cells(
 ) -> None:
     study = make_study(axes={"precision": "32-true"})
     (task,) = make_tasks(study)
-    agenda = max_batch.search([task], 100, make_task)
+    agenda = max_batch.search_agenda([task], 100, make_task)
     one, machine = make_sweep(
         tmp_path / "s", [], machine=FakeMachine({}, capacity=capacity), agenda=agenda
     )
     one.work(Silent())
     _, done = one.look()
-    (found,) = max_batch.findings([task], 100, make_task, done, ["precision"])
+    (found,) = max_batch.search_results([task], 100, make_task, done, ["precision"])
     assert (found.fits or 0) == min(capacity, 100)
     assert found.too_large == (capacity + 1 if capacity < 100 else None)
     assert len(machine.runs) <= 14
@@ -36,11 +36,11 @@ def test_the_search_for_the_largest_batch_runs_logarithmically_many_cells(
 def test_a_search_reports_a_failure_that_is_not_out_of_memory(tmp_path: Path) -> None:
     (task,) = make_tasks(make_study(axes={"precision": "32-true"}))
     broken = make_task(max_batch.with_batch(task.cell, 16), 1).name
-    agenda = max_batch.search([task], 100, make_task)
+    agenda = max_batch.search_agenda([task], 100, make_task)
     machine = FakeMachine({}, crashes=frozenset({broken}))
     one, _ = make_sweep(tmp_path / "s", [], machine=machine, agenda=agenda)
     one.work(Silent())
-    (found,) = max_batch.findings([task], 100, make_task, one.look()[1], [])
+    (found,) = max_batch.search_results([task], 100, make_task, one.look()[1], [])
     assert found.fits == 8
     assert found.in_words(100) == (
         "gpt: batch 8 fits; the search stopped: crashed: rank 0: RuntimeError: it broke"
@@ -50,7 +50,7 @@ def test_a_search_reports_a_failure_that_is_not_out_of_memory(tmp_path: Path) ->
 def test_a_search_plans_every_batch_size_separately(tmp_path: Path) -> None:
     """As strategy auto does: it shards a model that does not fit."""
 
-    def plan(cell: Cell, repeat: int) -> Task:
+    def plan(cell: Cell, repeat: int) -> CellTask:
         task = make_task(cell, repeat)
         assert task.config is not None
         strategy = "fsdp" if task.config.batch_size >= 16 else "ddp"
@@ -58,7 +58,7 @@ def test_a_search_plans_every_batch_size_separately(tmp_path: Path) -> None:
         return replace(task, config=replace(task.config, parallel=parallel))
 
     (task,) = make_tasks(make_study(axes={"precision": "32-true"}))
-    one, _ = make_sweep(tmp_path / "s", [], agenda=max_batch.search([task], 20, plan))
+    one, _ = make_sweep(tmp_path / "s", [], agenda=max_batch.search_agenda([task], 20, plan))
     one.work(Silent())
     configs = [outcome.config for outcome in one.look()[1].values() if outcome.config]
     actual = {config.batch_size: config.parallel.strategy for config in configs}
@@ -67,15 +67,15 @@ def test_a_search_plans_every_batch_size_separately(tmp_path: Path) -> None:
 
 def test_the_result_of_a_search_is_stored_in_its_folder(tmp_path: Path) -> None:
     (task,) = make_tasks(make_study(axes={"precision": "32-true"}))
-    agenda = max_batch.search([task], 100, make_task)
+    agenda = max_batch.search_agenda([task], 100, make_task)
     one, _ = make_sweep(tmp_path / "s", [], agenda=agenda)
     one.work(Silent(), max_cells=1)
-    (begun,) = max_batch.findings([task], 100, make_task, one.look()[1], [])
+    (begun,) = max_batch.search_results([task], 100, make_task, one.look()[1], [])
     assert begun.in_words(100) == "gpt: batch 8 fits; the search is not finished"
     one.work(Silent())
-    found = max_batch.findings([task], 100, make_task, one.look()[1], [])
-    path = max_batch.write_findings(found, 100, tmp_path / "s")
-    assert max_batch.load_findings(path) == (100, found)
+    found = max_batch.search_results([task], 100, make_task, one.look()[1], [])
+    path = max_batch.write_search_results(found, 100, tmp_path / "s")
+    assert max_batch.load_search_results(path) == (100, found)
     (kept,) = found
     assert (kept.fits, kept.too_large, kept.options) == (24, 25, {"precision": "32-true"})
     statuses = {
@@ -85,7 +85,7 @@ def test_the_result_of_a_search_is_stored_in_its_folder(tmp_path: Path) -> None:
     assert statuses == {"ok", "oom"}
     path.write_text(path.read_text().replace('"fits": 24', '"fits": 25'))
     with pytest.raises(ValueError, match="searches was changed after it was written"):
-        max_batch.load_findings(path)
+        max_batch.load_search_results(path)
 
 
 def test_a_search_on_a_cpu_needs_a_memory_limit() -> None:

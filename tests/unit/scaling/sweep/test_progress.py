@@ -16,7 +16,7 @@ from typing import Any
 
 from scaling.store.outcome import Outcome
 from scaling.sweep.claims import CLAIMS, Holder, claim, find_holders
-from scaling.sweep.plan import Task
+from scaling.sweep.plan import CellTask
 from scaling.sweep.progress import Progress
 from tests.builders.sweeps import make_study, make_sweep, make_tasks
 
@@ -28,14 +28,14 @@ def nobody() -> Mapping[str, Holder]:
     return {}
 
 
-def make_even(count: int) -> list[Task]:
+def make_even(count: int) -> list[CellTask]:
     """Cells of equal cost."""
     tasks = make_tasks(make_study(axes={"precision": "32-true"}, repeats=str(count)))
     assert len(tasks) == count
     return tasks
 
 
-def end(task: Task, *, elapsed_s: float, at_s: float) -> Outcome:
+def end(task: CellTask, *, elapsed_s: float, at_s: float) -> Outcome:
     """The outcome of a task that ended `at_s` after the start."""
     at = datetime.datetime.fromtimestamp(START_S + at_s, datetime.UTC).isoformat()
     return Outcome(
@@ -52,7 +52,7 @@ def end(task: Task, *, elapsed_s: float, at_s: float) -> Outcome:
 
 
 def left_s(
-    tasks: Sequence[Task],
+    tasks: Sequence[CellTask],
     outcomes: Sequence[Outcome],
     *,
     now_s: float,

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from scaling.sweep.plan import open_recipes, plan
+from scaling.sweep.plan import open_planner, plan_tasks
 from scaling.sweep.study import Cell, list_studies, load_study, read_study
 
 
@@ -128,7 +128,7 @@ def test_the_included_studies_are_valid() -> None:
     ]
     cells = [cell for name in list_studies() for cell in load_study(name).cells()]
     # All cells. Refused ones lack GPUs or a dtype here.
-    with open_recipes() as recipes:
+    with open_planner() as recipes:
         answers = [
             recipes.ask({"recipe": cell.recipe, "arguments": cell.arguments}) for cell in cells
         ]
@@ -137,9 +137,9 @@ def test_the_included_studies_are_valid() -> None:
 
 
 def test_an_axis_that_no_recipe_knows_is_refused_before_anything_runs() -> None:
-    with open_recipes() as recipes:
+    with open_planner() as recipes:
         actual = "--precison is not an option; did you mean --precision"
         with pytest.raises(ValueError, match=actual):
-            plan(read_study({"recipe": "gpt", "axes": {"precison": "32-true"}}), recipes)
+            plan_tasks(read_study({"recipe": "gpt", "axes": {"precison": "32-true"}}), recipes)
         with pytest.raises(ValueError, match="precision is '33-true'"):
-            plan(read_study({"recipe": "gpt", "axes": {"precision": "33-true"}}), recipes)
+            plan_tasks(read_study({"recipe": "gpt", "axes": {"precision": "33-true"}}), recipes)
