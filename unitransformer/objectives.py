@@ -1,6 +1,6 @@
-"""What each task learns from: a batch in, a loss out. The head runs where the loss looks.
+"""The training loss of each task; the head computes logits only at predicted positions.
 
-B batch | T positions | K chosen positions | D width | V classes | N rows the loss looks at
+B batch | T positions | K predicted positions | D width | V classes | N rows with a target
 """
 
 from typing import Any, NamedTuple, NotRequired, TypedDict
@@ -11,19 +11,19 @@ from torch.nn import functional
 
 from unitransformer.transformer import Transformer
 
-IGNORED = -100  # a target that does not count (padding); PyTorch's own convention
+IGNORED = -100  # a target that does not count, such as padding; PyTorch's default
 
 
 class Batch(TypedDict):
     """One micro-batch of any task."""
 
-    inputs: Tensor  # words (B, T) or pictures (B, C, S, S)
-    targets: Tensor  # (B, T) next words, (B, K) masked words, (B,) labels; IGNORED: no loss
-    positions: NotRequired[Tensor]  # (B, K), BERT: where the masked words are
+    inputs: Tensor  # tokens (B, T) or images (B, C, S, S)
+    targets: Tensor  # next tokens (B, T), masked tokens (B, K) or labels (B,); may be IGNORED
+    positions: NotRequired[Tensor]  # (B, K), BERT: positions of the masked tokens
 
 
 class Score(NamedTuple):
-    """Sums over the rows that count; they add up over batches and ranks."""
+    """Sums over the targets that count, which add up over batches and ranks."""
 
     loss: Tensor
     correct: Tensor
@@ -31,12 +31,12 @@ class Score(NamedTuple):
 
 
 class Objective(nn.Module):
-    """Network and loss as one module: what is compiled, wrapped and trained.
+    """The network and its loss as one module, which is compiled, sharded and trained.
 
     Args:
-        network: the backbone.
-        loss_chunk: rows whose logits exist at once; 0 takes all. A chunked loss has the same
-            value and never holds the whole (N, V) matrix.
+        loss_chunk: rows whose logits are in memory at once; 0: all. Loss and gradients are the same
+            for every chunk size, but with chunks the whole (N, V) matrix is never in memory, so
+            that a large vocabulary fits.
     """
 
     def __init__(self, network: Transformer, *, loss_chunk: int = 0) -> None:
@@ -45,7 +45,7 @@ class Objective(nn.Module):
         self.loss_chunk = loss_chunk
 
     def forward(self, batch: Batch) -> Tensor:
-        """Mean cross entropy over the targets that count, in nats; float32, a scalar."""
+        """Returns the mean cross entropy over the targets that count: nats, a float32 scalar."""
         states = self.network.states(batch["inputs"], batch.get("positions"))
         states_ND = states.reshape(-1, states.shape[-1])
         targets_N = batch["targets"].reshape(-1)
@@ -58,11 +58,11 @@ class Objective(nn.Module):
         loss = functional.cross_entropy(
             logits_NV.float(), targets_N, ignore_index=IGNORED, reduction="sum"
         )
-        return loss / (targets_N != IGNORED).sum().clamp(min=1)  # nothing asked: no loss, no NaN
+        return loss / (targets_N != IGNORED).sum().clamp(min=1)  # 0, not NaN, without targets
 
     @torch.no_grad()
     def score(self, batch: Batch) -> Score:
-        """Loss, right answers and rows, summed."""
+        """Returns the sums of loss, correct predictions and targets."""
         states = self.network.states(batch["inputs"], batch.get("positions"))
         states_ND = states.reshape(-1, states.shape[-1])
         targets_N = batch["targets"].reshape(-1)
@@ -81,10 +81,10 @@ class Objective(nn.Module):
 def chunked_cross_entropy(
     states_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, targets_N: Tensor, *, chunk: int
 ) -> Tensor:
-    """Mean cross entropy of a linear head, `chunk` rows at a time.
+    """Returns the mean cross entropy of a linear head, computed `chunk` rows at a time.
 
-    The gradient of a chunk's logits is made while they exist, so the backward pass keeps
-    (N, D) + (V, D) numbers in place of (N, V).
+    The forward pass computes the gradients too, while a chunk's logits are in memory. It saves
+    (N, D) + (V, D) numbers for the backward pass instead of (N, V).
 
     Raises:
         ValueError: `chunk` below 1.
@@ -120,11 +120,11 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             loss += functional.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="sum")
             if d_states_ND is None or d_weight_VD is None or d_bias_V is None:
                 continue
-            counts = targets != IGNORED
+            has_target = targets != IGNORED
             d_logits = logits.softmax(-1)
-            rows = torch.arange(len(targets), device=targets.device)  # a CPU's would be waited for
-            d_logits[rows, targets.where(counts, 0)] -= 1
-            d_logits *= (counts.float() / count).unsqueeze(-1)
+            rows = torch.arange(len(targets), device=targets.device)  # avoids a copy to the device
+            d_logits[rows, targets.where(has_target, 0)] -= 1
+            d_logits *= (has_target.float() / count).unsqueeze(-1)
             d_bias_V += d_logits.sum(0)
             d_logits = d_logits.to(states.dtype)
             d_states_ND[part] = d_logits @ weight_VD.to(states.dtype)

@@ -39,7 +39,7 @@ def run_config(**changes: Any) -> RunConfig:
     return RunConfig(**{"recipe": "gpt", "size": "tiny", "model": model, **changes})
 
 
-def picture_config(**changes: Any) -> ModelConfig:
+def image_config(**changes: Any) -> ModelConfig:
     return model_config(**{"image_size": 16, "patch_size": 8, "num_positions": 5, **changes})
 
 
@@ -129,7 +129,7 @@ def test_a_config_is_immutable() -> None:
     ],
 )
 def test_a_number_below_its_minimum_is_refused(kind: type, name: str, least: int) -> None:
-    build = {ModelConfig: picture_config, RunConfig: run_config}.get(kind, kind)
+    build = {ModelConfig: image_config, RunConfig: run_config}.get(kind, kind)
     for value in (least - 1, -7):
         with pytest.raises(ValueError, match=rf"\.{name} is {value}; it must be at least {least}"):
             build(**{name: value})
@@ -154,17 +154,17 @@ def test_a_number_that_is_not_finite_is_refused(name: str, value: float) -> None
             "image_size is 8 and model.patch_size is None; give both",
         ),
         (
-            picture_config,
+            image_config,
             {"image_size": 20},
             "20 does not divide into patches of model.patch_size 8",
         ),
         (
-            picture_config,
+            image_config,
             {"num_positions": 9},
-            "model.num_positions is 9; pictures of 16 pixels in",
+            "model.num_positions is 9; images of 16 pixels in",
         ),
-        (picture_config, {"tied_head": True}, "model.tied_head is true; pictures have no word"),
-        (picture_config, {"causal": True}, "model.causal is true; the class token is read first"),
+        (image_config, {"tied_head": True}, "model.tied_head is true; images have no token"),
+        (image_config, {"causal": True}, "model.causal is true; the class token is first"),
         (OptimizerConfig, {"beta2": 1.0}, "optimizer.beta2 is 1.0; it must be in [0, 1)"),
         (OptimizerConfig, {"floor": 1.5}, "optimizer.floor is 1.5; it must be between 0 and 1"),
         (OptimizerConfig, {"epsilon": 0.0}, "optimizer.epsilon is 0.0; it must be above 0"),
@@ -177,19 +177,19 @@ def test_a_number_that_is_not_finite_is_refused(name: str, value: float) -> None
             {"data": DataConfig(sequence_length=9)},
             "9 is longer than model.num_positions 8",
         ),
-        (run_config, {"model": model_config()}, "model.causal is false; the next word"),
-        (run_config, {"recipe": "bert"}, "model.causal is true; a masked word"),
-        (run_config, {"model": picture_config()}, "the model reads pictures, and the recipe gpt"),
-        (run_config, {"recipe": "vit"}, "the model reads words, and the recipe vit does not"),
+        (run_config, {"model": model_config()}, "model.causal is false; the next token"),
+        (run_config, {"recipe": "bert"}, "model.causal is true; a masked token"),
+        (run_config, {"model": image_config()}, "the model reads images, recipe gpt does not"),
+        (run_config, {"recipe": "vit"}, "the model reads tokens, recipe vit does not"),
         (
             run_config,
             {"recipe": "bert", "model": model_config(num_positions=2)},
-            "data.sequence_length is 2; [CLS], a word and [SEP] need 3",
+            "data.sequence_length is 2; [CLS], a token and [SEP] need 3",
         ),
         (
             run_config,
-            {"recipe": "vit", "model": picture_config(), "data": DataConfig(sequence_length=3)},
-            "data.sequence_length is 3; the length of a picture is that of its patches",
+            {"recipe": "vit", "model": image_config(), "data": DataConfig(sequence_length=3)},
+            "data.sequence_length is 3; the length of an image is its number of patches",
         ),
     ],
 )
@@ -259,7 +259,7 @@ def _shapes() -> st.SearchStrategy[dict[str, Any]]:
     return st.builds(lambda a, b: {**a, **b}, heads, common)
 
 
-WORDS = st.fixed_dictionaries(
+TOKENS = st.fixed_dictionaries(
     {"num_positions": st.integers(1, 9), "causal": st.booleans(), "tied_head": st.booleans()}
 )
 IMAGES = st.builds(
@@ -276,7 +276,7 @@ IMAGES = st.builds(
 
 
 @settings(max_examples=100, deadline=None, database=None)
-@given(shape=_shapes(), reads=st.one_of(WORDS, IMAGES))
+@given(shape=_shapes(), reads=st.one_of(TOKENS, IMAGES))
 def test_any_model_config_builds_with_the_computed_parameter_count(
     shape: dict[str, Any], reads: dict[str, Any]
 ) -> None:

@@ -53,10 +53,10 @@ def test_a_chunked_loss_never_holds_the_whole_matrix() -> None:
     assert largest <= 16 * 512
     config = gpt.model_config(**{**TINY, "num_classes": 5000}, dropout=0.0)
     objective = Objective(Transformer(config), loss_chunk=8)
-    words = torch.zeros(4, 61, dtype=torch.long)
+    tokens = torch.zeros(4, 61, dtype=torch.long)
     largest = 0
     with Sizes():
-        objective.score(Batch(inputs=words[:, :-1], targets=words[:, 1:]))
+        objective.score(Batch(inputs=tokens[:, :-1], targets=tokens[:, 1:]))
     assert largest <= 5000 * 16  # the head itself; logits of all rows are 5000 x 240
 
 
@@ -69,8 +69,8 @@ def test_a_batch_without_targets_has_zero_loss_and_no_nan() -> None:
     assert states.grad is not None
     assert not states.grad.isnan().any()
     objective = Objective(Transformer(gpt.model_config(**TINY)))
-    words = torch.zeros(1, 4, dtype=torch.long)
-    assert objective(Batch(inputs=words, targets=words + IGNORED)).item() == 0
+    tokens = torch.zeros(1, 4, dtype=torch.long)
+    assert objective(Batch(inputs=tokens, targets=tokens + IGNORED)).item() == 0
 
 
 def test_a_chunk_below_one_is_refused() -> None:
@@ -81,8 +81,8 @@ def test_a_chunk_below_one_is_refused() -> None:
 @pytest.mark.parametrize("tied", [True, False])
 def test_training_in_chunks_gives_every_parameter_the_same_gradient(tied: bool) -> None:
     config = gpt.model_config(**TINY, tied_head=tied, head_bias=not tied, dropout=0.0)
-    words = torch.randint(60, (3, 11))
-    batch = Batch(inputs=words[:, :-1], targets=words[:, 1:])
+    tokens = torch.randint(60, (3, 11))
+    batch = Batch(inputs=tokens[:, :-1], targets=tokens[:, 1:])
     gradients = []
     for chunk in (0, 7):
         objective = Objective(Transformer(config), loss_chunk=chunk)
@@ -111,8 +111,8 @@ def test_the_loss_takes_logits_without_a_softmax() -> None:
     """A second softmax would bound the loss from below by log V - 1."""
     config = gpt.model_config(**TINY, dropout=0.0)
     objective = Objective(Transformer(config))
-    words = torch.zeros(4, 9, dtype=torch.long)
-    batch = Batch(inputs=words[:, :-1], targets=words[:, 1:])
+    tokens = torch.zeros(4, 9, dtype=torch.long)
+    batch = Batch(inputs=tokens[:, :-1], targets=tokens[:, 1:])
     optimizer = torch.optim.Adam(objective.parameters(), lr=0.01)
     for _ in range(60):
         optimizer.zero_grad()
@@ -124,8 +124,8 @@ def test_the_loss_takes_logits_without_a_softmax() -> None:
 
 def test_a_score_adds_up_loss_right_answers_and_rows() -> None:
     objective = Objective(Transformer(gpt.model_config(**TINY))).eval()
-    words = torch.randint(60, (2, 6))
-    batch = Batch(inputs=words[:, :-1], targets=words[:, 1:])
+    tokens = torch.randint(60, (2, 6))
+    batch = Batch(inputs=tokens[:, :-1], targets=tokens[:, 1:])
     score = objective.score(batch)
     torch.testing.assert_close(score.loss / score.rows, objective(batch))
     right = objective.network(batch["inputs"]).argmax(-1) == batch["targets"]

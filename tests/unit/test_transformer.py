@@ -47,7 +47,7 @@ def test_a_plain_models_state_loads_strictly_and_gives_its_outputs(preset: Prese
     torch.testing.assert_close(ours_out.softmax(-1), plain_out.softmax(-1), atol=1e-5, rtol=0)
 
 
-def test_our_state_loads_strictly_into_the_plain_model() -> None:
+def test_state_dicts_load_strictly_into_the_plain_model() -> None:
     config = bert.model_config(**TINY)
     PlainTransformer(config).load_state_dict(Transformer(config).state_dict(), strict=True)
 
@@ -55,50 +55,50 @@ def test_our_state_loads_strictly_into_the_plain_model() -> None:
 def test_parameters_have_the_names_and_layouts_of_the_plain_model() -> None:
     with torch.device("meta"):
         text = Transformer(gpt.model_config()).state_dict()
-        pictures = Transformer(vit.model_config()).state_dict()
+        images = Transformer(vit.model_config()).state_dict()
     assert text["embedding.lut.weight"].shape == (30_522, 768)
     assert text["pe.pe"].shape == (1, 64, 768)
     assert text["transformer_layers.5.mha.in_proj_weight"].shape == (3 * 768, 768)
     assert text["transformer_layers.5.feedforward.fcn.3.weight"].shape == (768, 3072)
-    assert pictures["class_embedding"].shape == (1, 1, 768)
-    assert pictures["linear_mapper.weight"].shape == (768, 768)
-    assert pictures["pe.pe"].shape == (1, 197, 768)
+    assert images["class_embedding"].shape == (1, 1, 768)
+    assert images["linear_mapper.weight"].shape == (768, 768)
+    assert images["pe.pe"].shape == (1, 197, 768)
 
 
 def test_logits_have_one_row_per_position_or_per_image() -> None:
-    text = Transformer(gpt.model_config(**TINY, num_classes=50))
-    pictures = Transformer(vit.model_config(**TINY, image_size=32, patch_size=8))
-    assert text(torch.zeros(2, 7, dtype=torch.long)).shape == (2, 7, 50)
-    assert pictures(torch.zeros(2, 3, 32, 32)).shape == (2, 3)
+    gpt_network = Transformer(gpt.model_config(**TINY, num_classes=50))
+    vit_network = Transformer(vit.model_config(**TINY, image_size=32, patch_size=8))
+    assert gpt_network(torch.zeros(2, 7, dtype=torch.long)).shape == (2, 7, 50)
+    assert vit_network(torch.zeros(2, 3, 32, 32)).shape == (2, 3)
 
 
 def test_patches_equal_those_of_unfold() -> None:
-    pictures = torch.arange(2 * 3 * 8 * 8.0).view(2, 3, 8, 8)
-    expected = torch.nn.functional.unfold(pictures, 4, stride=4).transpose(1, 2)
-    assert torch.equal(PatchEncoding(4)(pictures), expected)
+    images = torch.arange(2 * 3 * 8 * 8.0).view(2, 3, 8, 8)
+    expected = torch.nn.functional.unfold(images, 4, stride=4).transpose(1, 2)
+    assert torch.equal(PatchEncoding(4)(images), expected)
 
 
 def test_gpt_is_causal_and_the_mask_can_be_disabled() -> None:
     config = gpt.model_config(**TINY, num_classes=50)
-    words = torch.randint(50, (1, 10))
-    changed = words.clone()
-    changed[0, 9] = (words[0, 9] + 1) % 50
+    tokens = torch.randint(50, (1, 10))
+    changed = tokens.clone()
+    changed[0, 9] = (tokens[0, 9] + 1) % 50
     blind, seeing = Transformer(config), Transformer(gpt.model_config(**TINY, causal=False))
     blind.eval(), seeing.eval()
-    assert torch.equal(blind(words)[:, :9], blind(changed)[:, :9])
-    assert not torch.equal(seeing(words)[:, :9], seeing(changed)[:, :9])
+    assert torch.equal(blind(tokens)[:, :9], blind(changed)[:, :9])
+    assert not torch.equal(seeing(tokens)[:, :9], seeing(changed)[:, :9])
 
 
 @pytest.mark.parametrize("causal", [True, False])
 def test_chosen_positions_have_the_logits_and_gradients_they_have_among_all(causal: bool) -> None:
     config = gpt.model_config(**TINY, num_classes=50, causal=causal, dropout=0.0)
     network = Transformer(config)
-    words, positions = torch.randint(50, (3, 12)), torch.tensor([[0, 5], [11, 3], [7, 7]])
-    some = network(words, positions)
+    tokens, positions = torch.randint(50, (3, 12)), torch.tensor([[0, 5], [11, 3], [7, 7]])
+    some = network(tokens, positions)
     some.square().sum().backward()
     gradient = network.transformer_layers[0].mha.in_proj_weight.grad.clone()
     network.zero_grad()
-    every = network(words).gather(1, positions.unsqueeze(-1).expand(-1, -1, 50))
+    every = network(tokens).gather(1, positions.unsqueeze(-1).expand(-1, -1, 50))
     every.square().sum().backward()
     torch.testing.assert_close(some, every)
     torch.testing.assert_close(network.transformer_layers[0].mha.in_proj_weight.grad, gradient)
@@ -181,7 +181,7 @@ def test_the_first_loss_of_every_size_is_within_3_percent_of_a_uniform_guess(
 @pytest.mark.parametrize(
     ("preset", "size"), EVERY_SIZE, ids=[f"{preset.recipe}-{size}" for preset, size in EVERY_SIZE]
 )
-def test_counted_parameters_equal_the_networks_own(preset: Preset, size: str) -> None:
+def test_computed_parameter_counts_equal_those_of_the_network(preset: Preset, size: str) -> None:
     config = preset.model_config(size)
     with torch.device("meta"):
         network = Transformer(config)
