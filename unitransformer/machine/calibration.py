@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from unitransformer.machine.alpha_beta import Collective, AlphaBetaFit, CollectiveTiming, fit
+from unitransformer.machine.alpha_beta import AlphaBetaFit, Collective, CollectiveTiming, fit
 from unitransformer.machine.host import Machine
 
 
@@ -60,7 +60,7 @@ class Ceiling:
     def copy_bytes_per_s(self) -> float:
         return self.copy.best_per_s
 
-    def join(self, other: "Ceiling") -> "Ceiling":
+    def merge(self, other: "Ceiling") -> "Ceiling":
         """Samples of both, as of before and after a training.
 
         Raises:
@@ -73,7 +73,7 @@ class Ceiling:
         return replace(
             self,
             matmul=self.matmul + other.matmul,
-            copy=_join(self.copy, other.copy),
+            copy=_merge(self.copy, other.copy),
             elapsed_s=self.elapsed_s + other.elapsed_s,
         )
 
@@ -86,7 +86,7 @@ class Ceiling:
         }
 
 
-def _join(first: WorkSamples, second: WorkSamples) -> WorkSamples:
+def _merge(first: WorkSamples, second: WorkSamples) -> WorkSamples:
     """Samples of the same work; where it was not, for memory was short, the faster one's."""
     if first.work == second.work:
         return replace(first, seconds=first.seconds + second.seconds)

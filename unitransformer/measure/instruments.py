@@ -1,6 +1,7 @@
-"""What watches a run from outside the timed steps: ceilings, memory, the compiler, the machine.
+"""Reads what a run uses besides time: hardware ceilings, memory, compilations, host and GPU load.
 
-Every rank reads its own instruments; `Instruments.reading` is what goes into the record.
+Every rank reads its own instruments, outside of the timed steps. `Instruments.reading` goes into
+the record.
 """
 
 import contextlib
@@ -22,16 +23,15 @@ from unitransformer.parallel.activation_checkpointing import count_recomputed
 from unitransformer.profiling.profiler import TraceCallback
 from unitransformer.profiling.tensor_bytes import PeakTensorBytes
 
-FIRST_SETTLED_STEP = (
-    3  # steps of a launch until its buffers are what they stay: DDP's are made twice
-)
-LATEST = 12
-LATE = 30  # steps of a launch after which most of what is slow at first is over
+# Steps after the start of a launch.
+FIRST_SETTLED_STEP = 3  # DDP allocates its buffers twice before
+QUIET_STEP_LIMIT = 12  # tensor bytes are counted before this step, or not at all
+MAX_TRACE_START = 30  # most of what makes early steps slow is over
 TRACED_STEPS = 3
 
 
 class Instruments(pl.Callback):
-    """Reads what one rank used. Right behind the clock's stop among the callbacks."""
+    """Reads what one rank uses; `trace`, if any, is another callback of the run."""
 
     def __init__(
         self, config: RunConfig, *, first_step: int, trace_folder: Path | None = None
@@ -43,33 +43,31 @@ class Instruments(pl.Callback):
         self.first_step = self._step = first_step
         self._ceiling: Ceiling | None = None
         self._flags: list[str] = []
-        self._peaks: dict[str, int | None] = {}  # of training alone, where it came to its end
+        self._peaks: dict[str, int | None] = {}  # of training alone; empty if it did not end
         self._recomputed: int | None = None  # layers, known when training has ended
         self._counted_step = find_quiet_step(config, first_step)
         self._counting: PeakTensorBytes | None = None
         self._counted: PeakTensorBytes | None = None
-        self.trace: TraceCallback | None = None  # a callback beside this one
+        self.trace: TraceCallback | None = None
         if trace_folder is not None:
-            # Two profilers cannot look at once.
-            free = (
-                first_step + FIRST_SETTLED_STEP
-                if self._counted_step is None
-                else self._counted_step + 2
-            )
-            half = first_step + min(LATE, (config.max_steps - first_step) // 2)
+            # torch runs one profiler at a time: trace after tensor bytes are counted.
+            free = first_step + FIRST_SETTLED_STEP
+            if self._counted_step is not None:
+                free = self._counted_step + 2
+            half = first_step + min(MAX_TRACE_START, (config.max_steps - first_step) // 2)
             self.trace = TraceCallback(
                 trace_folder, first_step=max(free, half), num_steps=TRACED_STEPS
             )
-
-    # ---- when something is looked at
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         device = pl_module.device
         self._measure_ceiling(device)
         reset_peaks(device)
         if device.type == "cuda":
-            names = gpu_identifiers(torch.cuda.get_device_properties(device))
-            self.telemetry = Telemetry(uuid=names["uuid"], pci_bus_id=names["pci_bus_id"])
+            identifiers = gpu_identifiers(torch.cuda.get_device_properties(device))
+            self.telemetry = Telemetry(
+                uuid=identifiers["uuid"], pci_bus_id=identifiers["pci_bus_id"]
+            )
         self.telemetry.start(self._step, holds_context=device.type == "cuda")
         self._host = [sample_host()]
         self.ledger.start()
@@ -79,15 +77,15 @@ class Instruments(pl.Callback):
         if trainer.global_step == self._step:
             return  # a micro-batch
         self._step = trainer.global_step
-        if pl_module.device.type == "cpu":
-            self._count_tensors(trainer, pl_module)
+        if pl_module.device.type == "cpu" and self._counted_step is not None:
+            self._count_tensors(self._step - self._counted_step, trainer, pl_module)
         self.ledger.at_step(self._step)
         self.telemetry.at_step(self._step)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.ledger.at_step(None)
         if pl_module.device.type == "cuda":
-            torch.cuda.synchronize(pl_module.device)  # what it has to do yet is of the steps
+            torch.cuda.synchronize(pl_module.device)  # the energy of queued steps is theirs
         self.telemetry.at_validation(self._step)
 
     def on_validation_end(self, *args: Any) -> None:
@@ -116,7 +114,7 @@ class Instruments(pl.Callback):
         self._host.append(sample_host())
 
     def needs_barrier(self, step: int) -> bool:
-        """Whether something other than training happens after `step` steps of the run."""
+        """Returns whether something other than training happens after `step` steps of the run."""
         every, counted = self.config.checkpoint_every, self._counted_step
         if counted is not None and counted - 1 <= step <= counted + 1:
             return True
@@ -124,17 +122,15 @@ class Instruments(pl.Callback):
             return True
         return bool(every and step % every == 0)
 
-    # ---- what was seen
-
     @property
     def unsteady(self) -> dict[int, str]:
-        """Steps that were slowed down by measuring or compiled, and why."""
+        """Steps that measuring or compiling slowed down, with the reason."""
         reasons = dict.fromkeys(self.ledger.as_dict()["steps"], "compiled")
         if self.trace is not None:
             reasons |= dict.fromkeys(self.trace.traced_steps, "traced")
         if self._counted is not None and self._counted_step is not None:
             counted = (self._counted_step - 1, self._counted_step)
-            reasons |= dict.fromkeys(counted, "bytes of tensors were counted")
+            reasons |= dict.fromkeys(counted, "tensor bytes counted")
         return reasons
 
     @property
@@ -143,14 +139,14 @@ class Instruments(pl.Callback):
         return None if self._ceiling is None else self._ceiling.matmul_flops_per_s
 
     def reading(self, device: torch.device) -> dict[str, Any]:
-        """Of this rank, plain; what was not looked at is None."""
+        """Returns all readings of this rank as plain data; None for what was not read."""
         counted, ceiling = self._counted, self._ceiling
         tensors = None if counted is None else {"bytes": counted.bytes, **counted.by_kind}
         peaks = self._peaks or read_peaks(device)
         if device.type == "cpu":
             peaks |= {"peak_bytes": None if counted is None else counted.bytes}
         return {
-            "hardware": describe_host() | _describe_device(device) | self._clocks(),
+            "hardware": describe_host() | _describe_device(device) | self._median_clocks(),
             "host": self._host if len(self._host) == 2 else None,
             "gpu": self.telemetry.as_dict(self.first_step, self._step),
             "ceiling": None if ceiling is None else ceiling.as_dict(),
@@ -163,70 +159,71 @@ class Instruments(pl.Callback):
             **peaks,
         }
 
-    def _clocks(self) -> dict[str, float | None]:
-        """Of the GPU, at the median look of this launch: idle ones at both ends do not count."""
-        looks = self.telemetry.samples
-        looks = looks[1:-1] or looks
-        if not looks:
+    def _median_clocks(self) -> dict[str, float | None]:
+        """Returns median clocks of the GPU, without the first and last sample, which are idle."""
+        samples = self.telemetry.samples
+        samples = samples[1:-1] or samples
+        if not samples:
             return {}
-        told: dict[str, float | None] = {}
+        medians: dict[str, float | None] = {}
         for name in ("sm_clock_hz", "memory_clock_hz"):
-            clocks = [clock for look in looks if (clock := getattr(look, name)) is not None]
-            told[name] = statistics.median_low(clocks) if clocks else None
-        return told
+            clocks = [hz for sample in samples if (hz := getattr(sample, name)) is not None]
+            medians[name] = statistics.median_low(clocks) if clocks else None
+        return medians
 
     def _measure_ceiling(self, device: torch.device) -> None:
-        """Before training and after it, half of the time each."""
+        """Measures for half of the budget; called before and after training."""
         if self.config.ceiling_s == 0:
             return
         try:
-            found = measure_ceiling(
+            ceiling = measure_ceiling(
                 device, self.config.parallel.precision, budget_s=self.config.ceiling_s / 2
             )
-        except RuntimeError as error:  # no reason to lose what was trained
+        except RuntimeError as error:  # training is worth more than its ceiling
             self._flags.append(f"a ceiling could not be measured: {str(error).splitlines()[0]}")
             return
-        self._ceiling = found if self._ceiling is None else self._ceiling.join(found)
+        self._ceiling = ceiling if self._ceiling is None else self._ceiling.merge(ceiling)
 
-    def _count_tensors(self, trainer: pl.Trainer, module: Any) -> None:
-        counted = self._counted_step
-        if counted is None:
-            return
-        if self._step == counted - 1:
+    def _count_tensors(self, steps_late: int, trainer: pl.Trainer, module: Any) -> None:
+        """Counts tensor bytes of a step; `steps_late` is 0 when that step begins."""
+        if steps_late == -1:
             self._counting = PeakTensorBytes(module=module, optimizers=trainer.optimizers)
             self._counting.__enter__()
-        elif self._step == counted and self._counting is not None:
+        elif steps_late == 0 and self._counting is not None:
             self._counting.begin()
-        elif self._step == counted + 1 and self._counting is not None:
+        elif steps_late == 1 and self._counting is not None:
             self._counting.__exit__(None, None, None)
             self._counted, self._counting = self._counting, None
 
 
 def find_quiet_step(config: RunConfig, first_step: int) -> int | None:
-    """A settled step, counted from 0 over all launches, that no validation or checkpoint touches,
-    nor the one before it; None in a launch that has no such step early on."""
+    """Returns an early settled step with no validation or checkpoint near it; None without one.
 
-    def is_quiet(done: int) -> bool:
-        saves = config.checkpoint_every and done % config.checkpoint_every == 0
-        return done % config.validate_every != 0 and not saves
+    Validation and checkpoints touch neither that step nor the one before. Steps count from 0 over
+    all launches.
+    """
+
+    def is_quiet(step: int) -> bool:
+        saves = config.checkpoint_every and step % config.checkpoint_every == 0
+        return step % config.validate_every != 0 and not saves
 
     first = first_step + FIRST_SETTLED_STEP
-    for step in range(first, min(first_step + LATEST, config.max_steps)):
+    for step in range(first, min(first_step + QUIET_STEP_LIMIT, config.max_steps)):
         if is_quiet(step - 1) and is_quiet(step):
             return step
     return None
 
 
 def reset_peaks(device: torch.device) -> None:
-    """Peaks are counted from here on: what was used to get ready and to calibrate is no matter."""
+    """Forgets the memory peaks of set-up and calibration."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    with contextlib.suppress(OSError):  # not Linux: the peak since the process began stands
+    with contextlib.suppress(OSError):  # not Linux: the peak since the process began remains
         Path("/proc/self/clear_refs").write_text("5")
 
 
 def read_peaks(device: torch.device) -> dict[str, int | None]:
-    """Most bytes at once: allocated to tensors, reserved from CUDA, resident in the process."""
+    """Returns peak bytes: allocated to tensors, reserved from CUDA, resident in the process."""
     on_gpu = device.type == "cuda"
     return {
         "peak_bytes": torch.cuda.max_memory_allocated(device) if on_gpu else None,

@@ -57,9 +57,7 @@ class Energy:
         return {"joules": self.joules, "joules_of_steps": self.num_steps}
 
 
-def energy_between_samples(
-    samples: Sequence[Mapping[str, Any]], steps: Collection[int]
-) -> Energy:
+def energy_between_samples(samples: Sequence[Mapping[str, Any]], steps: Collection[int]) -> Energy:
     """Returns the energy of those `steps` between two samples that have no other step in between.
 
     Two samples at the same step enclose a validation, which is not a step. The host runs ahead of
@@ -91,7 +89,8 @@ def decode_clock_reasons(bits: int) -> tuple[str, ...]:
 def gpu_identifiers(properties: Any) -> dict[str, str | None]:
     """Returns `uuid` and `pci_bus_id`, given `torch.cuda.get_device_properties`."""
     uuid = getattr(properties, "uuid", None)
-    pci = [getattr(properties, f"pci_{part}_id", None) for part in ("domain", "bus", "device")]
+    parts = ("domain", "bus", "device")
+    pci: list[Any] = [getattr(properties, f"pci_{part}_id", None) for part in parts]
     return {
         "uuid": None if uuid is None else str(uuid),
         "pci_bus_id": None if None in pci else "{:08x}:{:02x}:{:02x}.0".format(*pci),

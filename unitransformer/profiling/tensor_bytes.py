@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.distributed.tensor import DTensor
 
-from unitransformer.profiling.collective_waits import settled_collectives
+from unitransformer.profiling.collective_waits import wait_for_release
 from unitransformer.profiling.step_events import BEGIN, StepEvent, StepTrace
 
 Live = dict[int, tuple[int, str]]  # address -> bytes, kind
@@ -61,7 +61,7 @@ class PeakTensorBytes:
     ) -> None:
         self._module, self._optimizers, self._ignored = module, optimizers, ignored
         self._trace = StepTrace(module if by_module else None)
-        self._settled = settled_collectives()
+        self._release_waits = wait_for_release()
         self._quiet = _without_warnings()
         self._has_begun = False
         self._before: Live = {}
@@ -78,7 +78,7 @@ class PeakTensorBytes:
         self._quiet.__enter__()
         self._was_collecting = gc.isenabled()
         gc.collect()
-        self._settled.__enter__()
+        self._release_waits.__enter__()
         self._trace.start()
         return self
 
@@ -99,7 +99,7 @@ class PeakTensorBytes:
         traceback: TracebackType | None,
     ) -> None:
         self._trace.stop()
-        self._settled.__exit__(kind, error, traceback)
+        self._release_waits.__exit__(kind, error, traceback)
         self._quiet.__exit__(kind, error, traceback)
         if self._was_collecting:
             gc.enable()

@@ -158,12 +158,12 @@ def test_a_dtype_that_was_not_measured_is_refused_with_the_reason() -> None:
 
 
 def test_ceilings_measured_before_and_after_merge_all_samples() -> None:
-    joined = ceiling(3.0, 2.0).join(ceiling(1.0, 4.0))
+    joined = ceiling(3.0, 2.0).merge(ceiling(1.0, 4.0))
     assert joined.matmul_flops_per_s == 6.0
     assert [p.seconds for p in joined.matmul] == [(3.0, 2.0), (1.0, 4.0)]
     assert (joined.copy.seconds, joined.elapsed_s) == ((4.0, 2.0, 4.0, 2.0), 3.0)
     with pytest.raises(ValueError, match="dtype is float32 and bfloat16"):
-        ceiling(1.0).join(ceiling(1.0, dtype="bfloat16"))
+        ceiling(1.0).merge(ceiling(1.0, dtype="bfloat16"))
 
 
 @pytest.mark.parametrize("seconds", [(), (0.0,), (-1.0,), (float("nan"),), (float("inf"),)])

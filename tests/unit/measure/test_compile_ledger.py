@@ -14,7 +14,7 @@ import torch
 from unitransformer.measure.compile_ledger import CompileLedger, short_path
 from unitransformer.stats.comparisons import pays_off_at
 
-HERE = "test_ledger.py"
+HERE = Path(__file__).name
 COMPILE_ONCE = """
 import json, torch
 from unitransformer.measure.compile_ledger import CompileLedger

@@ -44,7 +44,7 @@ def test_time_stolen_by_the_hypervisor_is_flagged() -> None:
 
 def test_a_throttled_control_group_is_flagged() -> None:
     load = load_between([START], [replace(END, throttled_s=0.25)], num_cores=2)
-    assert load.flags() == ["the control group was held back for 0.25 s"]
+    assert load.flags() == ["the control group was throttled for 0.25 s"]
 
 
 def test_counters_are_read_in_seconds(tmp_path: Path) -> None:

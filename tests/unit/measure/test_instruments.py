@@ -29,12 +29,12 @@ def test_the_gpu_clock_is_the_median_of_busy_readings() -> None:
         )
 
     watching = Instruments(make_config(), first_step=0)
-    assert watching._clocks() == {}
+    assert watching._median_clocks() == {}
     watching.telemetry.samples = [look(0, 345), look(1, 1980), look(2, 1965), look(3, 1980)]
     watching.telemetry.samples.append(look(4, 345))
-    assert watching._clocks() == {"sm_clock_hz": 1980e6, "memory_clock_hz": None}
+    assert watching._median_clocks() == {"sm_clock_hz": 1980e6, "memory_clock_hz": None}
     watching.telemetry.samples = [look(0, 345)]
-    assert watching._clocks()["sm_clock_hz"] == 345e6
+    assert watching._median_clocks()["sm_clock_hz"] == 345e6
 
 
 @pytest.mark.parametrize(

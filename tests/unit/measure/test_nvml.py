@@ -69,8 +69,8 @@ def test_energy_of_validation_and_unsteady_steps_is_excluded() -> None:
 @pytest.mark.parametrize(
     ("expected", "reason"),
     [
-        (looks((0, 0.0), (4, 1.0), (12, 2.0)), "fewer than two looks"),
-        (looks((4, None), (6, None)), "fewer than two looks"),
+        (looks((0, 0.0), (4, 1.0), (12, 2.0)), "fewer than two energy samples"),
+        (looks((4, None), (6, None)), "fewer than two energy samples"),
         (looks((4, 4_294_967.0), (6, 1.0)), "fell from 4294967.0 to 1.0 J"),
     ],
 )
@@ -109,7 +109,7 @@ def test_throttle_reasons_have_the_names_of_the_nvml_manual() -> None:
 def test_a_throttled_clock_in_the_steady_window_is_flagged_with_its_reason() -> None:
     telemetry = follow(FakeNvml(reasons=[IDLE, 0, POWER_CAP, POWER_CAP, IDLE]), steps=range(5))
     assert telemetry.flags(1, 4) == [
-        "GPU clock held down by software power cap at 2 looks, first at step 2"
+        "GPU clock limited by software power cap in 2 samples, first at step 2"
     ]
     assert telemetry.flags(0, 1) == []
 
@@ -167,14 +167,14 @@ def test_telemetry_without_an_nvidia_gpu_is_none_with_the_reason() -> None:
 
 
 def test_telemetry_without_a_driver_has_that_reason() -> None:
-    assert "Library Not Found" in follow(FakeNvml(has_driver=False)).untold["all"]
+    assert "Library Not Found" in follow(FakeNvml(has_driver=False)).missing["all"]
 
 
 def test_telemetry_without_pynvml_names_the_package_to_install(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setitem(__import__("sys").modules, "pynvml", None)
-    assert "pip install nvidia-ml-py" in follow(None).untold["all"]
+    assert "pip install nvidia-ml-py" in follow(None).missing["all"]
 
 
 def test_nvml_is_closed_at_the_end() -> None:
