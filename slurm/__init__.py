@@ -1,1 +1,1 @@
-"""Batch jobs under SLURM: submitted, run, survived, told. Nothing here imports torch."""
+"""Submits, runs and watches batch jobs under SLURM. Does not import torch."""

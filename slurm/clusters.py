@@ -1,10 +1,9 @@
-"""What is special about a cluster: a table of a TOML file in, a `Cluster` out."""
+"""Reads the settings of a cluster from a TOML file."""
 
 import re
 import tomllib
 from dataclasses import dataclass, fields
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from unitransformer.cli import suggest
@@ -16,23 +15,23 @@ SIGNALS = ("USR1", "USR2", "TERM")
 
 @dataclass(frozen=True, kw_only=True)
 class Cluster:
-    """Defaults of the jobs on a cluster; None leaves it to the cluster itself."""
+    """Defaults for the jobs on a cluster. None leaves a setting to SLURM."""
 
     partition: str | None = None
     account: str | None = None
     qos: str | None = None
     gpu_type: str | None = None
-    devices: int | None = None  # GPUs of a node, and the ranks on it
+    devices: int | None = None  # GPUs per node, and ranks per node
     cpus_per_task: int | None = None
     time: str | None = None
-    modules: tuple[str, ...] = ()  # loaded before anything starts
-    container: str | None = None  # image, for Pyxis
+    modules: tuple[str, ...] = ()  # loaded first
+    container: str | None = None  # image for Pyxis
     container_mounts: tuple[str, ...] = ()
-    python: str | None = None  # interpreter of the ranks; by default the one that submits
-    local_disk: str | None = None  # folder on every node's own disk
-    signal: str = "USR1"  # sent ahead of the time limit
+    python: str | None = None  # interpreter of the ranks; default: the one that submits
+    local_disk: str | None = None  # folder on a disk of each node
+    signal: str = "USR1"  # sent before the time limit
     signal_ahead_s: int = 120
-    extra: tuple[str, ...] = ()  # any other options of sbatch
+    extra: tuple[str, ...] = ()  # further options of sbatch
     environment: tuple[tuple[str, str], ...] = ()
 
     def __post_init__(self) -> None:
@@ -44,21 +43,19 @@ class Cluster:
             )
         for option in self.extra:
             if not re.fullmatch(r"--[a-z][a-z-]*(=[^\n\r]*)?", option):
-                raise ValueError(f"extra holds {option!r}; give options of sbatch, as --switches=1")
+                raise ValueError(f"extra holds {option!r}; give options of sbatch: --switches=1")
         for name, _ in self.environment:
             if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
                 raise ValueError(f"environment holds {name!r}; give names of variables")
 
 
-ANY = Cluster()
-KEYS = MappingProxyType({item.name: item.type for item in fields(Cluster)})
+NO_CLUSTER = Cluster()
 
 
 def load_cluster(name: str, path: Path = CLUSTERS) -> Cluster:
-    """The table called `name`.
+    """Returns the cluster in the table `name` of a TOML file.
 
-    Raises:
-        ValueError: no such file or table, an unknown key, a value of another type.
+    Raises ValueError if the file or the table is missing, or a key or value is invalid.
     """
     try:
         tables = tomllib.loads(path.read_text())
@@ -67,27 +64,28 @@ def load_cluster(name: str, path: Path = CLUSTERS) -> Cluster:
     except tomllib.TOMLDecodeError as error:
         raise ValueError(f"clusters {path} is not TOML: {error}") from error
     if name not in tables:
-        cure = suggest(name, list(tables))
-        raise ValueError(f"cluster is {name} and {path} has none of that name; {cure}")
+        hint = suggest(name, list(tables))
+        raise ValueError(f"cluster is {name}, and {path} has no table of that name; {hint}")
     table = tables[name]
     if not isinstance(table, dict):
         raise ValueError(f"{path}: {name} is {table!r}; it must be a table: [{name}]")
+    known = [field.name for field in fields(Cluster)]
     for key in table:
-        if key not in KEYS:
-            raise ValueError(f"{path}: {name}.{key} is unknown; {suggest(key, list(KEYS))}")
-    plain = {key: _plain(value, f"{path}: {name}.{key}") for key, value in table.items()}
+        if key not in known:
+            raise ValueError(f"{path}: {name}.{key} is unknown; {suggest(key, known)}")
+    values = {key: _to_tuples(value, f"{path}: {name}.{key}") for key, value in table.items()}
     try:
-        return from_dict(Cluster, plain, f"{path}: {name}")
+        return from_dict(Cluster, values, f"{path}: {name}")
     except ValueError as error:
         where = "" if str(error).startswith(str(path)) else f"{path}: {name}."
         raise ValueError(f"{where}{error}") from error
 
 
-def _plain(value: Any, where: str) -> Any:
-    """Lists and tables of TOML as the tuples of a frozen dataclass."""
+def _to_tuples(value: Any, where: str) -> Any:
+    """Converts TOML's lists and tables to the tuples of a frozen dataclass."""
     if isinstance(value, dict):
-        for key, each in value.items():
-            if isinstance(each, dict | list):
-                raise ValueError(f"{where}.{key} is {each!r}; it must be text or a number")
-        return tuple((key, str(each)) for key, each in value.items())
+        for key, item in value.items():
+            if isinstance(item, dict | list):
+                raise ValueError(f"{where}.{key} is {item!r}; it must be text or a number")
+        return tuple((key, str(item)) for key, item in value.items())
     return tuple(map(str, value)) if isinstance(value, list) else value

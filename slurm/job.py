@@ -1,10 +1,9 @@
-"""What a batch script runs: starts the ranks, watches them, and settles what comes after.
+"""Runs inside the batch script: starts the ranks with srun, watches them, and decides what is next.
 
-0 done | 1 failed | 2 refused | 75 stopped by a signal, saved and queued again where that can be.
-Python itself is the job's process here: a signal to it ends nothing, and what follows is tested.
-When the node of the batch script itself dies, this process dies with it: SLURM queues the job again
-once it has declared the node down, after its SlurmdTimeout (300 s unless the cluster says
-otherwise: `scontrol show config`). The next start notes how the one before ended.
+Exit code: 0 done | 1 failed | 2 refused | 75 stopped by a signal, saved, requeued where possible.
+If the node of the batch script dies, this process dies too. SLURM requeues the job after it has
+declared the node down: after its SlurmdTimeout, 300 s by default (`scontrol show config`). The next
+start then records how the previous one ended.
 """
 
 import datetime
@@ -16,40 +15,39 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from slurm import scheduler
-from slurm.job_files import Attempt, began_at, list_attempts, write_attempt
+from slurm.job_files import Attempt, first_started_at, list_attempts, write_attempt
 from slurm.runtime.allocation import (
     Allocation,
-    Words,
-    check_alone,
+    JobArgs,
     check_shape,
-    clean,
-    confirmed,
-    errors_of,
+    check_single_process,
+    delete_local_files,
+    drop_inherited_array,
     read_allocation,
-    read_words,
+    read_args,
 )
-from slurm.runtime.outcome import Ended, judge, requeue, say, settle, write_row
-from slurm.runtime.srun import command_of, variables_of, watch
+from slurm.runtime.outcome import EXIT_CODES, JobEnd, decide, find_end, requeue, write_record
+from slurm.runtime.srun import rank_variables, srun_command, watch
 from unitransformer.launch.signals import STOP_SIGNALS
 from unitransformer.launch.variables import without_launcher
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the job; returns the exit code."""
+    """Runs the job; returns the exit code."""
     try:
-        allocation = confirmed(read_allocation(os.environ))
-        check_alone(allocation, os.environ)
-        words = read_words(sys.argv[1:] if argv is None else argv, allocation)
-        check_shape(allocation, words)
-        return run_job(allocation, words)
+        allocation = drop_inherited_array(read_allocation(os.environ))
+        check_single_process(allocation, os.environ)
+        args = read_args(sys.argv[1:] if argv is None else argv, allocation)
+        check_shape(allocation, args)
+        return run_job(allocation, args)
     except (ValueError, OSError, RuntimeError, subprocess.SubprocessError) as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return 2
 
 
-def run_job(allocation: Allocation, words: Words) -> int:
-    """Start the ranks and wait; write down how it ended; returns the exit code."""
-    words.folder.mkdir(parents=True, exist_ok=True)
+def run_job(allocation: Allocation, args: JobArgs) -> int:
+    """Starts the ranks, waits, and records the outcome; returns the exit code."""
+    args.folder.mkdir(parents=True, exist_ok=True)
     attempt = Attempt(
         job=allocation.job,
         array=allocation.array,
@@ -57,51 +55,51 @@ def run_job(allocation: Allocation, words: Words) -> int:
         nodes=allocation.node_list,
         started_at=datetime.datetime.now(datetime.UTC).isoformat(timespec="microseconds"),
     )
-    before = [_settle_lost(each, allocation, words) for each in list_attempts(words.folder)]
-    write_attempt(words.folder, attempt)
-    # Until the very end: being queued again brings another, and there is more to do after it.
+    before = [_close_if_lost(past, allocation, args) for past in list_attempts(args.folder)]
+    write_attempt(args.folder, attempt)
+    # For the whole life of this process: requeueing sends another signal, and work remains.
     caught: list[int] = []
     for number in STOP_SIGNALS:
         signal.signal(number, lambda received, _: caught.append(received))
-    ended = _run_ranks(allocation, words, attempt, caught)
-    verdict = settle(attempt, ended, before=before)
-    write_attempt(words.folder, verdict.attempt)
-    say(f"{verdict.attempt.outcome}: {verdict.attempt.reason or words.folder}")
-    if not ended.has_row:
-        write_row(allocation, words, attempt.since_s)
-    if words.local_disk is not None:
-        clean(allocation, words.local_disk, dead_nodes=ended.dead_nodes)
-    if verdict.requeue:
-        requeue(allocation, words, verdict)
-    return verdict.exit_code
+    end = _run_ranks(allocation, args, attempt, caught)
+    decided = decide(attempt, end, before=before)
+    write_attempt(args.folder, decided)
+    print(f"{decided.outcome}: {decided.reason or args.folder}", flush=True)
+    if not end.has_record:
+        write_record(allocation, args, attempt.since_s)
+    if args.local_disk is not None:
+        delete_local_files(allocation, args.local_disk, dead_nodes=end.dead_nodes)
+    if decided.is_requeued:
+        requeue(allocation, args, decided, end.dead_nodes)
+    return EXIT_CODES[decided.outcome]
 
 
-def _settle_lost(attempt: Attempt, allocation: Allocation, words: Words) -> Attempt:
-    """Write down how an earlier start ended that could not do so itself, as the node of its batch
-    script has died or SLURM has killed it, and SLURM has queued the job again."""
+def _close_if_lost(attempt: Attempt, allocation: Allocation, args: JobArgs) -> Attempt:
+    """Records the outcome of an earlier start that died with its node or was killed by SLURM."""
     if attempt.job != allocation.job or attempt.outcome != "running":
         return attempt
-    down = scheduler.down(scheduler.names_of(attempt.nodes))
-    told = f"{', '.join(down)} does not answer any more" if down else "killed without a word"
+    down = scheduler.down_nodes(scheduler.expand_nodes(attempt.nodes))
+    reason = f"{', '.join(down)} stopped responding" if down else "killed before it could report"
     lost = replace(
-        attempt, outcome="failed", reason=told, is_requeued=True, is_node_failure=bool(down)
+        attempt, outcome="failed", reason=reason, is_requeued=True, is_node_failure=bool(down)
     )
-    write_attempt(words.folder, lost)
-    say(f"start {attempt.restart + 1}: {told}")
+    write_attempt(args.folder, lost)
+    print(f"start {attempt.restart + 1}: {reason}", flush=True)
     return lost
 
 
-def _run_ranks(allocation: Allocation, words: Words, attempt: Attempt, caught: list[int]) -> Ended:
-    errors = errors_of(allocation, words)
-    errors.mkdir(exist_ok=True)
-    for old in errors.iterdir():
+def _run_ranks(
+    allocation: Allocation, args: JobArgs, attempt: Attempt, caught: Sequence[int]
+) -> JobEnd:
+    args.errors.mkdir(exist_ok=True)
+    for old in args.errors.iterdir():
         old.unlink()
-    # Those of a job that this one was submitted from within.
-    own = without_launcher(os.environ) | variables_of(allocation, words)
-    began = began_at(words.folder if allocation.task is None else words.folder.parent)
-    srun = subprocess.Popen(command_of(words, began), env=own)
-    watched = watch(srun, allocation, errors, caught)
-    return judge(allocation, words, attempt, watched, was_asked=bool(caught))
+    # sbatch may have been called inside another job, whose variables name other ranks.
+    variables = without_launcher(os.environ) | rank_variables(args)
+    started_at = first_started_at(args.folder if allocation.task is None else args.folder.parent)
+    srun = subprocess.Popen(srun_command(args, started_at), env=variables)
+    watched = watch(srun, allocation, args.errors, caught)
+    return find_end(allocation, args, watched, since_s=attempt.since_s, was_signaled=bool(caught))
 
 
 if __name__ == "__main__":

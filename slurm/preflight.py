@@ -1,11 +1,14 @@
-"""What the recipes say of a job before it is queued, and a sweep as an array over its cells."""
+"""Checks the options of a job through its recipe before the job is queued.
+
+A sweep becomes an array of jobs over its cells.
+"""
 
 import json
 import math
 import re
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from slurm.batch_script import Job, seconds_of
@@ -13,107 +16,108 @@ from slurm.runtime.allocation import option_of
 from unitransformer.launch.subprocess_module import run_module
 from unitransformer.launch.variables import CELL_LIMIT_S
 
-PATIENCE_S, PATIENCE_EACH_S = 120.0, 1.0  # for an answer; login nodes are slow
-START_S = 120  # of a task, until its cell runs; the signal may come a minute early, too
-MAX_ARRAY = 1000  # tasks that most clusters take in one array; beyond, each runs several cells
+ANSWER_S, ANSWER_PER_COMMAND_S = 120.0, 1.0  # timeouts; login nodes are slow
+START_S = 120  # from the start of a task to that of its cell; SLURM may signal a minute early
+MAX_ARRAY = (
+    1000  # most clusters allow that many tasks per array; with more cells, each runs several
+)
+
+RecipeCommand = tuple[str, Sequence[str]]  # name of the recipe, and its arguments
 
 
-@dataclass(frozen=True, kw_only=True)
-class Command:
-    """What a recipe is to be asked."""
+def to_sweep_array(job: Job, max_parallel: int) -> Job:
+    """Returns the job of a sweep with one task per cell, of which `max_parallel` run at once.
 
-    recipe: str
-    arguments: Sequence[str]
-
-    def in_words(self) -> str:
-        return f"python -m recipes.{self.recipe} {shlex.join(self.arguments)}"
-
-
-def as_array(job: Job, max_parallel: int) -> Job:
-    """A sweep's job with a task for every cell, at most `max_parallel` of them at once.
-
-    Raises:
-        ValueError: options that do not go with a sweep, or cells that the job cannot run.
+    Raises ValueError if an option does not apply to sweeps, or the job cannot run some cells.
     """
     if job.nodes != 1:
-        raise ValueError(f"nodes is {job.nodes}; a sweep's cells run on one node each")
+        raise ValueError(f"nodes is {job.nodes}; each cell of a sweep runs on one node")
     if job.array is not None:
-        raise ValueError(f"array is {job.array}; a sweep has a task for every cell: leave it out")
+        raise ValueError(f"array is {job.array}; leave it out: a sweep has one task per cell")
     if max_parallel < 1:
         raise ValueError(f"max-parallel is {max_parallel}; it must be at least 1")
-    listing = ["sweep", *job.arguments, "--list"]
-    lines = run_module("scaling", listing, limit_s=PATIENCE_S).splitlines()
-    # python -m recipes.gpt --batch-size 8 ...
-    words = [shlex.split(line) for line in lines]
-    cells = [Command(recipe=each[2].removeprefix("recipes."), arguments=each[3:]) for each in words]
+    listing = run_module("scaling", ["sweep", *job.arguments, "--list"], limit_s=ANSWER_S)
+    cells = []
+    for line in listing.splitlines():  # python -m recipes.gpt --batch-size 8 ...
+        _, _, module, *arguments = shlex.split(line)
+        cells.append((module.removeprefix("recipes."), arguments))
     _check_cells(cells, job)
     tasks = min(len(cells), MAX_ARRAY)
-    several = math.ceil(len(cells) / tasks)
-    arguments = [*job.arguments, *(["--max-cells", str(several)] if several > 1 else [])]
-    arguments += _time_limit(job)
+    arguments = [*job.arguments]
+    if len(cells) > tasks:
+        arguments += ["--max-cells", str(math.ceil(len(cells) / tasks))]
+    arguments += _cell_time_limit(job)
     array = f"0-{tasks - 1}%{max_parallel}"
     return replace(job, array=array, cells=len(cells), arguments=arguments)
 
 
-def _time_limit(job: Job) -> list[str]:
-    """Of a cell, where the job ends sooner: a longer one would be given back by every task that
-    runs it, again and again, and this way it has an outcome."""
+def _cell_time_limit(job: Job) -> list[str]:
+    """Returns the option that limits a cell to the time of its job.
+
+    Without it, every task would release a cell that takes longer, again and again. With it, the
+    cell ends as a timeout.
+    """
     if job.time is None:
         return []
     left_s = seconds_of(job.time) - job.cluster.signal_ahead_s - START_S
     if left_s <= 0:
         raise ValueError(
-            f"time is {job.time}, and {START_S} s for a task's start and "
-            f"{job.cluster.signal_ahead_s} s for its end leave a cell nothing; give more time"
+            f"time is {job.time}; {START_S} s to start a task and {job.cluster.signal_ahead_s} s "
+            "to end it leave no time for a cell; give a longer --time"
         )
-    asked = option_of(job.arguments, "--time-limit")
+    limit = option_of(job.arguments, "--time-limit")
     try:
-        is_longer = left_s < (CELL_LIMIT_S if asked is None else float(asked))
+        is_longer = left_s < (CELL_LIMIT_S if limit is None else float(limit))
     except ValueError:
-        raise ValueError(f"time-limit is {asked}; give seconds, as 3600") from None
+        raise ValueError(f"time-limit is {limit}; give seconds, such as 3600") from None
     return ["--time-limit", str(left_s)] if is_longer else []
 
 
-def _check_cells(cells: Sequence[Command], job: Job) -> None:
-    """Raises ValueError for cells that no task of the array could run.
+def _check_cells(cells: Sequence[RecipeCommand], job: Job) -> None:
+    """Raises ValueError for cells with invalid options or that need more than the job has.
 
-    A sweep shows what its recipes refuse; what cannot be read at all is a mistake.
+    Cells that a recipe refuses are allowed: the sweep reports them.
     """
     shapes = []
-    for cell, answer in zip(cells, _ask(cells, {}), strict=True):
+    for (recipe, arguments), answer in zip(cells, _ask(cells, {}), strict=True):
         if "misread" in answer:
-            raise ValueError(f"recipe {cell.recipe}: {answer['misread']}")
-        shapes.append((cell, answer["config"]["parallel"] if "config" in answer else {}))
-    for name, has, cure in (
-        ("num_nodes", 1, "one node; run them by slurm.submit recipes.{recipe} --nodes {most}"),
-        ("devices", job.devices, f"{job.devices} devices; submit with --devices {{most}}"),
+            raise ValueError(f"recipe {recipe}: {answer['misread']}")
+        if "config" in answer:
+            command = f"python -m recipes.{recipe} {shlex.join(arguments)}"
+            shapes.append((recipe, command, answer["config"]["parallel"]))
+    for name, limit, fix in (
+        ("num_nodes", 1, "submit them as jobs of recipes.{recipe} with --nodes {most}"),
+        ("devices", job.devices, "submit with --devices {most}"),
     ):
-        more = [(cell, shape[name]) for cell, shape in shapes if shape.get(name, 1) > has]
-        if more:
-            first, asked = more[0]
-            most = max(number for _, number in more)
+        larger = [cell for cell in shapes if cell[2][name] > limit]
+        if larger:
+            recipe, command, shape = larger[0]
+            fix = fix.format(recipe=recipe, most=max(shape[name] for _, _, shape in larger))
             raise ValueError(
-                f"{name.replace('_', '-')} is {asked} in {first.in_words()}, the first of "
-                f"{len(more)} such cells, and a task of a sweep has "
-                f"{cure.format(recipe=first.recipe, most=most)}, or leave them out"
+                f"a task of this sweep has {limit} {name.removeprefix('num_')}, too few for "
+                f"{len(larger)} cells, the first of which needs {shape[name]}: {command}; {fix}, "
+                "or leave them out"
             )
 
 
-def check_recipe(command: Command, job: Job) -> None:
-    """Raises ValueError for options that the recipe does not take, in its words."""
-    if job.array:  # %a becomes the number of a task, and the first stands for all
-        first = re.split("[-,%]", job.array)[0]
-        arguments = [word.replace("%a", first) for word in command.arguments]
-        command = replace(command, arguments=arguments)
-    (answer,) = _ask([command], {"devices": job.devices, "num_nodes": job.nodes})
-    if wrong := answer.get("misread") or answer.get("refused"):
-        raise ValueError(f"recipe {command.recipe}: {wrong}")
+def check_recipe(job: Job, recipe: str) -> None:
+    """Raises ValueError for options that the recipe refuses, with the recipe's message."""
+    arguments = job.arguments
+    if job.array:  # the first task stands for all
+        first_task = re.split("[-,%]", job.array)[0]
+        arguments = [argument.replace("%a", first_task) for argument in arguments]
+    shape = {"devices": job.devices, "num_nodes": job.nodes}
+    (answer,) = _ask([(recipe, arguments)], shape)
+    if error := answer.get("misread") or answer.get("refused"):
+        raise ValueError(f"recipe {recipe}: {error}")
 
 
-def _ask(commands: Sequence[Command], shape: Mapping[str, int]) -> list[dict[str, Any]]:
-    """What `recipes.service.plan` answers to each."""
-    questions = [{**asdict(command), "check": shape} for command in commands]
+def _ask(commands: Sequence[RecipeCommand], shape: Mapping[str, int]) -> list[dict[str, Any]]:
+    """Returns the answer of `recipes.service.plan` for each command."""
+    questions = [
+        {"recipe": recipe, "arguments": arguments, "check": shape} for recipe, arguments in commands
+    ]
     asked = "".join(f"{json.dumps(question)}\n" for question in questions)
-    limit_s = PATIENCE_S + PATIENCE_EACH_S * len(questions)
+    limit_s = ANSWER_S + ANSWER_PER_COMMAND_S * len(questions)
     answers = run_module("recipes.service.plan", [], limit_s=limit_s, stdin_text=asked).splitlines()
     return [json.loads(line) for line in answers]

@@ -1,7 +1,7 @@
-"""`python -m slurm.status DIR`: folders of jobs in, a table of what became of them out.
+"""Prints the state of the jobs in a folder: `python -m slurm.status DIR`.
 
-What the queue does not know any more is told by what the jobs left in their folders; sacct is not
-asked. 0 whatever the jobs did | 2 bad usage.
+The states of jobs that left the queue come from their folders, not from sacct.
+Exit code: 0 whatever the states; 2 bad usage.
 """
 
 import math
@@ -9,243 +9,215 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
 import jsonargparse
 from tabulate import tabulate
 
-from slurm import scheduler
-from slurm.job_files import (
-    RUN,
-    SUBMITTED,
-    Attempt,
-    errors_folder,
-    find_cell,
-    find_record,
-    in_words,
-    last_attempt,
-    read_json,
-)
+from slurm import job_files, scheduler
+from slurm.job_files import RUN, SUBMITTED, Attempt, format_counts, last_attempt, read_json
 from slurm.runtime.allocation import option_of
-from slurm.scheduler import Queued
+from slurm.scheduler import QueueRow
 from unitransformer.cli import fail
 from unitransformer.launch.variables import PROGRESS_FILE
 
-DEPTH = 3  # folders below the one that is named
-QUIET_S = 600.0  # without a line from a running job, which is then said
+DEPTH = 3  # levels of folders to search
+QUIET_S = 600.0  # without progress, after which a running job is reported
 
 
 @dataclass(frozen=True, kw_only=True)
-class Line:
-    """A job, or a task of an array, as a person wants to see it."""
+class StatusRow:
+    """A row of the table, in the order of its columns: a job, an array, or a task of an array."""
 
     job: str
     name: str
     state: str
     step: str = ""
     speed: str = ""
-    left: str = ""
+    time_left: str = ""
     starts: int = 0
-    why: str = ""
+    reason: str = ""
+
+
+HEADERS = ("job", "name", "state", "step", "speed", "time left", "starts", "reason")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Look and print; returns the exit code."""
+    """Prints the table; returns the exit code."""
     parser = jsonargparse.ArgumentParser(
         prog="python -m slurm.status",
-        description="What is queued, running, done and failed of the jobs in a folder, and why.",
+        description="Lists the jobs in a folder: queued, running, done or failed, and why.",
         exit_on_error=False,
     )
-    parser.add_argument("folder", type=Path, metavar="DIR", help="of one job, or of several")
+    parser.add_argument("folder", type=Path, metavar="DIR", help="of one job or of several")
     try:
-        folder = parser.parse_args(sys.argv[1:] if argv is None else list(argv)).folder
-        print(report(folder))
+        print(report(parser.parse_args(argv).folder))
         return 0
     except jsonargparse.ArgumentError as error:
-        told = "no folder given: python -m slurm.status runs/slurm"
         is_missing = "required" in str(error)
-        return fail(told if is_missing else str(error), 2)
+        message = "no folder given: python -m slurm.status runs/slurm" if is_missing else str(error)
+        return fail(message, 2)
     except ValueError as error:
         return fail(str(error), 2)
 
 
 def report(folder: Path, now_s: float | None = None) -> str:
-    """The table of all jobs at or below `folder`.
-
-    Raises:
-        ValueError: there is no such folder, or no job in it.
-    """
+    """Returns the table of all jobs in `folder` and below; raises ValueError if there are none."""
     if not folder.is_dir():
-        raise ValueError(f"{folder} is not a folder; name that of a job, or of several")
+        raise ValueError(f"{folder} is not a folder; give the folder of one job or of several")
     jobs = find_jobs(folder)
     if not jobs:
-        raise ValueError(f"{folder} holds no jobs; slurm.submit says where it puts them")
-    note = ""
+        raise ValueError(f"{folder} holds no jobs; slurm.submit prints the folder of each job")
+    queue, note = None, ""
     try:
-        queued = scheduler.list_queue()
+        queue = scheduler.list_queue()
     except (ValueError, RuntimeError) as error:
-        queued, note = [], f"\nthe queue is not known ({error}): states are those last written"
-    lines = [
-        line
-        for each in jobs
-        for line in describe(each, queued, knows_queue=not note, now_s=now_s or time.time())
-    ]
-    rows = [
-        [line.job, line.name, line.state, line.step, line.speed, line.left, line.starts, line.why]
-        for line in lines
-    ]
-    headers = ["job", "name", "state", "step", "speed", "left", "starts", "why"]
-    return tabulate(rows, headers, disable_numparse=True) + note
+        note = f"\nthe queue is unknown ({error}); the table shows the last states written"
+    now_s = time.time() if now_s is None else now_s
+    rows = [astuple(row) for job in jobs for row in describe(job, queue, now_s=now_s)]
+    return tabulate(rows, HEADERS, disable_numparse=True) + note
 
 
 def find_jobs(folder: Path) -> list[Path]:
-    """Folders of jobs, by name; those of an array's tasks belong to the array."""
-    found = []
-    for path in [folder, *(p for depth in range(1, DEPTH + 1) for p in folder.glob("*/" * depth))]:
-        is_job = (path / SUBMITTED).exists() or any(path.glob("attempt-*"))
-        is_array = any(path.glob("task-*/attempt-*"))
+    """Returns the folders of jobs, sorted by name. Tasks belong to the folder of their array."""
+    paths = {folder}.union(*(folder.glob("*/" * depth) for depth in range(1, DEPTH + 1)))
+    jobs = []
+    for path in paths:
         is_task = path != folder and path.name.startswith("task-")
-        if (is_job or is_array) and not is_task:
-            found.append(path)
-    return sorted(set(found))
+        files = (SUBMITTED, "attempt-*", "task-*/attempt-*")
+        if not is_task and any(any(path.glob(pattern)) for pattern in files):
+            jobs.append(path)
+    return sorted(jobs)
 
 
-def describe(
-    folder: Path, queued: Sequence[Queued], *, knows_queue: bool, now_s: float
-) -> list[Line]:
-    """A line for the job of `folder`, or for each task of its array."""
+def describe(folder: Path, queue: Sequence[QueueRow] | None, *, now_s: float) -> list[StatusRow]:
+    """Returns a row for a job; for an array, its summary and a row per task that is not done.
+
+    `queue` is None if it is unknown.
+    """
     submitted = read_json(folder / SUBMITTED) or {}
-    found = [(path.name.removeprefix("task-"), path) for path in folder.glob("task-*")]
-    tasks = [path for number, path in sorted(found) if number.isdigit()]
-    tasks.sort(key=lambda path: int(path.name.removeprefix("task-")))
     name = str(submitted.get("name", folder.name))
+    numbered = ((path.name.removeprefix("task-"), path) for path in folder.glob("task-*"))
+    tasks = sorted((int(number), path) for number, path in numbered if number.isdigit())
     if not tasks and submitted.get("array") is None:
         attempt = last_attempt(folder)
         job = str(submitted.get("job") or (attempt and attempt.job) or "?")
-        own = [row for row in queued if row.job == job]
-        return [_line(folder, job, name, attempt, own, knows_queue=knows_queue, now_s=now_s)]
-    attempts = [attempt for path in tasks if (attempt := last_attempt(path)) is not None]
-    array = str(submitted.get("job") or (attempts and attempts[-1].array) or "?")
-    lines = [_summary(folder, submitted, array, name, queued)]
-    for task in tasks:
-        number = task.name.removeprefix("task-")
-        attempt = last_attempt(task)
-        ids = {row.array for row in queued if attempt and row.job == attempt.job} | {array}
-        own = [row for row in queued if row.array in ids and row.task == number]
-        line = _line(
-            task, f"{array}_{number}", name, attempt, own, knows_queue=knows_queue, now_s=now_s
-        )
-        if line.state != "done":
-            lines.append(line)
-    return lines
+        queued = queue and [row for row in queue if row.job == job]
+        return [_describe_job(folder, job, name, attempt, queued, now_s)]
+    attempts = {number: last_attempt(path) for number, path in tasks}
+    started = [attempt for attempt in attempts.values() if attempt is not None]
+    array = str(submitted.get("job") or (started and started[-1].array) or "?")
+    rows = []
+    for number, path in tasks:
+        attempt = attempts[number]
+        # An array that was submitted again has another id.
+        ids = {row.array for row in queue or () if attempt and row.job == attempt.job} | {array}
+        queued = queue and [row for row in queue if row.array in ids and row.task == str(number)]
+        row = _describe_job(path, f"{array}_{number}", name, attempt, queued, now_s)
+        if row.state != "done":
+            rows.append(row)
+    return [_describe_array(submitted, array, name, started, queue or ()), *rows]
 
 
-def _summary(
-    folder: Path, submitted: Mapping[str, Any], array: str, name: str, queued: Sequence[Queued]
-) -> Line:
-    """The line of a whole array."""
-    own = [row for row in queued if row.array == array]
-    outcomes: Counter[str] = Counter(
-        attempt.outcome for path in folder.glob("task-*") if (attempt := last_attempt(path))
-    )
-    waits = ", ".join(dict.fromkeys(row.why for row in own if row.state == "PENDING"))
-    told = in_words(outcomes) or "none has started"
-    state = "queued" if own and not outcomes else "running" if own else "ended"
-    cells = _cells(submitted)
-    return Line(
+def _describe_array(
+    submitted: Mapping[str, Any],
+    array: str,
+    name: str,
+    started: Sequence[Attempt],
+    queue: Sequence[QueueRow],
+) -> StatusRow:
+    queued = [row for row in queue if row.array == array]
+    waiting = ", ".join(dict.fromkeys(row.reason for row in queued if row.state == "PENDING"))
+    outcomes = format_counts(Counter[str](attempt.outcome for attempt in started))
+    reason = f"tasks {submitted.get('array', '?')}: {outcomes or 'none has started'}"
+    return StatusRow(
         job=array,
         name=name,
-        state=state,
-        step=cells,
-        why=f"tasks {submitted.get('array', '?')}: {told}" + (f"; waits: {waits}" if waits else ""),
+        state="ended" if not queued else "running" if started else "queued",
+        step=_count_cells(submitted) if submitted.get("target") == "sweep" else "",
+        reason=reason + (f"; waiting: {waiting}" if waiting else ""),
     )
 
 
-def _cells(submitted: Mapping[str, Any]) -> str:
-    """How many cells of a sweep have ended, and how."""
-    if submitted.get("target") != "sweep":
-        return ""
-    arguments = [str(word) for word in submitted.get("arguments", [])]
+def _count_cells(submitted: Mapping[str, Any]) -> str:
+    """Returns how many cells of a sweep have ended, by status."""
+    arguments = [str(argument) for argument in submitted.get("arguments", [])]
     study = arguments[0] if arguments and not arguments[0].startswith("--") else "sweep"
     out = option_of(arguments, "--out") or f"sweeps/{Path(study).stem}"
-    place = Path(str(submitted.get("directory", "."))) / out / "cells"
-    found = [read_json(path) or {} for path in place.glob("*/outcome.json")]
-    statuses = Counter(str(outcome.get("status", "damaged")) for outcome in found)
-    told = in_words(statuses)
-    number = f"{len(found)}/{submitted.get('cells', '?')}"
-    return f"{number} cells" + (f" ({told})" if told else "")
+    cells = Path(str(submitted.get("directory", "."))) / out / "cells"
+    outcomes = [read_json(path) or {} for path in cells.glob("*/outcome.json")]
+    statuses = Counter(str(outcome.get("status", "damaged")) for outcome in outcomes)
+    total = f"{len(outcomes)}/{submitted.get('cells', '?')} cells"
+    return f"{total} ({format_counts(statuses)})" if statuses else total
 
 
-def _line(
+def _describe_job(
     folder: Path,
     job: str,
     name: str,
     attempt: Attempt | None,
-    own: Sequence[Queued],
-    *,
-    knows_queue: bool,
+    queued: Sequence[QueueRow] | None,
     now_s: float,
-) -> Line:
-    starts = len(list(folder.glob("attempt-*")))
-    state, why = _state(attempt, own, knows_queue=knows_queue)
-    run = _find_run(folder, attempt)
-    step, speed, left = _progress(run, state)
+) -> StatusRow:
+    """Returns the row of a job, or of a task of an array."""
+    state, reason = _state(attempt, queued)
+    # A sweep has no run of its own, but that of its current cell.
+    cell = attempt and job_files.find_cell(
+        job_files.errors_folder(folder, attempt.job, attempt.restart)
+    )
+    run = cell or folder / RUN
+    progress = read_json(run / PROGRESS_FILE) or {}
+    step = speed = time_left = ""
+    if {"step", "max_steps", "pace", "left_s"} <= progress.keys():
+        record = job_files.find_record(run)
+        is_done = state == "done" or ((record and read_json(record)) or {}).get("status") == "ok"
+        max_steps, speed = progress["max_steps"], str(progress["pace"])
+        step = f"{max_steps if is_done else progress['step']}/{max_steps}"
+        if state == "running" and not is_done:
+            time_left = _format_time(float(progress["left_s"]))
     if state == "running":
-        told = read_json(run / PROGRESS_FILE) or {}
-        quiet_s = now_s - float(told.get("at_s", now_s))
+        quiet_s = now_s - float(progress.get("at_s", now_s))
         if quiet_s > QUIET_S:
-            why = f"nothing said for {_clock(quiet_s)}"
-        elif own:
-            why = f"{own[0].left} until its time limit"
-    return Line(
-        job=job, name=name, state=state, step=step, speed=speed, left=left, starts=starts, why=why
+            reason = f"no progress for {_format_time(quiet_s)}"
+        elif queued:
+            reason = f"{queued[0].left} until the time limit"
+    return StatusRow(
+        job=job,
+        name=name,
+        state=state,
+        step=step,
+        speed=speed,
+        time_left=time_left,
+        starts=len(list(folder.glob("attempt-*"))),
+        reason=reason,
     )
 
 
-def _find_run(folder: Path, attempt: Attempt | None) -> Path:
-    """Of the job, or of the cell that its sweep runs."""
-    cell = attempt and find_cell(errors_folder(folder, attempt.job, attempt.restart))
-    return cell or folder / RUN
-
-
-def _state(attempt: Attempt | None, own: Sequence[Queued], *, knows_queue: bool) -> tuple[str, str]:
-    """What a job does, and why; the queue knows better than what was written last."""
-    if own:
-        before = f"; before: {attempt.reason}" if attempt and attempt.reason else ""
-        row = own[0]
+def _state(attempt: Attempt | None, queued: Sequence[QueueRow] | None) -> tuple[str, str]:
+    """Returns the state of a job and the reason. The queue takes precedence over the folder."""
+    if queued:
+        row, before = queued[0], attempt.reason if attempt else ""
         match row.state:
             case "PENDING" | "REQUEUED" | "REQUEUE_HOLD":
-                return "queued", f"{row.why}{before}"
+                return "queued", f"{row.reason}; before: {before}" if before else row.reason
             case "RUNNING" | "SUSPENDED" | "CONFIGURING":
                 return "running", ""
             case "COMPLETING" if attempt is None or attempt.outcome == "running":
-                return "ending", before.removeprefix("; ")
+                return "ending", before
     if attempt is None:
-        return "gone", "it left the queue without a start" if knows_queue else "not started"
-    if attempt.outcome == "running" and knows_queue:
+        return "gone", "not started" if queued is None else "left the queue before it started"
+    if attempt.outcome == "running" and queued is not None:
         return (
             "lost",
-            f"it left the queue without a word: killed, or a node failed ({attempt.nodes})",
+            f"left the queue without an outcome: killed, or a node died ({attempt.nodes})",
         )
     return attempt.outcome, attempt.reason
 
 
-def _progress(run: Path, state: str) -> tuple[str, str, str]:
-    told = read_json(run / PROGRESS_FILE)
-    if told is None or not {"step", "max_steps", "pace", "left_s"} <= told.keys():
-        return "", "", ""
-    path = find_record(run)
-    record = (path and read_json(path)) or {}
-    if state == "done" or record.get("status") == "ok":
-        return f"{told['max_steps']}/{told['max_steps']}", str(told["pace"]), ""
-    left = _clock(float(told["left_s"])) if state == "running" else ""
-    return f"{told['step']}/{told['max_steps']}", str(told["pace"]), left
-
-
-def _clock(seconds: float) -> str:
-    """Hours, minutes and seconds as SLURM writes them."""
+def _format_time(seconds: float) -> str:
+    """Returns hours, minutes and seconds as SLURM writes them."""
     minutes, rest = divmod(math.ceil(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -1,7 +1,6 @@
-"""Who works on which cell of a sweep: a claim ends with its holder, a note tells what is claimed.
+"""Claims on the cells of a sweep: locks that end with their process, and notes that name it.
 
-Whoever looks takes locks for a moment, but those of notes alone: nobody who wants to claim a cell
-finds it taken by a glance.
+Readers lock only the notes, so looking never blocks a claim.
 """
 
 import contextlib
@@ -10,7 +9,6 @@ import json
 import os
 import socket
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +20,7 @@ LOCK, NOTE = ".lock", ".runs"
 
 @dataclass(frozen=True, kw_only=True)
 class Holder:
-    """Who has claimed a cell."""
+    """The process that has claimed a cell."""
 
     host: str
     process: int
@@ -30,12 +28,12 @@ class Holder:
 
 
 class Claim:
-    """A cell that nobody else can claim until it is released, or this process has ended."""
+    """Keeps other processes from claiming a cell until it is released or this process ends."""
 
     def __init__(self, lock: FileLock, note: Path) -> None:
         self._lock, self._note = lock, note
         self._file = note.open("a+")
-        fcntl.flock(self._file, fcntl.LOCK_EX)  # somebody may be looking
+        fcntl.flock(self._file, fcntl.LOCK_EX)  # waits for readers
         holder = {"host": socket.gethostname(), "process": os.getpid(), "since_s": time.time()}
         self._file.truncate(0)
         self._file.write(json.dumps(holder))
@@ -48,26 +46,24 @@ class Claim:
 
 
 def claim(folder: Path, name: str) -> Claim | None:
-    """Claim a cell in the folder of a sweep; None if another has."""
-    places = folder / CLAIMS
-    places.mkdir(exist_ok=True)
-    lock = FileLock(places / f"{name}{LOCK}")
+    """Claims a cell in the folder of a sweep; returns None if another process has claimed it."""
+    claims = folder / CLAIMS
+    claims.mkdir(exist_ok=True)
+    lock = FileLock(claims / f"{name}{LOCK}")
     try:
         lock.acquire(blocking=False)
     except Timeout:
         return None
-    return Claim(lock, places / f"{name}{NOTE}")
+    return Claim(lock, claims / f"{name}{NOTE}")
 
 
 def find_holders(folder: Path) -> dict[str, Holder]:
-    """Cells that are claimed now, by their name; notes of those who were killed tell nothing."""
-    return dict(_find(folder))
-
-
-def _find(folder: Path) -> Iterator[tuple[str, Holder]]:
+    """Returns who has claimed which cell, by its name; notes of killed processes are ignored."""
+    holders = {}
     for path in sorted((folder / CLAIMS).glob(f"*{NOTE}")):
         with contextlib.suppress(OSError, ValueError), path.open() as note:
             try:
                 fcntl.flock(note, fcntl.LOCK_SH | fcntl.LOCK_NB)
             except BlockingIOError:
-                yield path.name.removesuffix(NOTE), Holder(**json.loads(note.read()))
+                holders[path.name.removesuffix(NOTE)] = Holder(**json.loads(note.read()))
+    return holders

@@ -1,8 +1,8 @@
-"""Compiled code that the cells of a sweep share: each reads what earlier ones have left, whole.
+"""Compiled code that the cells of a sweep share.
 
-A compiler writes its result in place, and one that is killed leaves half of it under the name that
-the next would load. So a cell compiles into a folder of its own, which begins with everything that
-is shared; what it has added is shared once it has ended well.
+A compiler writes its result in place, so that one that is killed leaves a truncated file under the
+name that the next compiler would load. Each cell therefore compiles into its own folder, which
+starts with links to all shared files. A cell that ends well shares the files that it has added.
 """
 
 import os
@@ -13,39 +13,39 @@ from pathlib import Path
 
 VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
 FOLDER = "compile-cache"
-PASSING = (".lock", ".tmp")  # of those who write
+TEMPORARY = (".lock", ".tmp")
 
 
-def link_shared(shared: Path, own: Path) -> None:
-    """Begin a cell's folder with all that is shared."""
-    own.mkdir(parents=True)
+def link_shared(shared: Path, folder: Path) -> None:
+    """Creates the folder of a cell with all shared files."""
+    folder.mkdir(parents=True)
     for source in _files(shared):
-        _link(source, own / source.relative_to(shared))
+        _link(source, folder / source.relative_to(shared))
 
 
-def publish(own: Path, shared: Path) -> None:
-    """Share what a cell that has ended well has compiled."""
-    for source in _files(own):
-        target = shared / source.relative_to(own)
+def publish(folder: Path, shared: Path) -> None:
+    """Shares the files that a cell has compiled."""
+    for source in _files(folder):
+        target = shared / source.relative_to(folder)
         if not target.exists():
             _link(source, target)
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    for place, _, names in os.walk(folder):
+    for parent, _, names in os.walk(folder):
         for name in names:
-            if not name.startswith(".") and not name.endswith(PASSING):
-                yield Path(place, name)
+            if not name.startswith(".") and not name.endswith(TEMPORARY):
+                yield Path(parent, name)
 
 
 def _link(source: Path, target: Path) -> None:
-    """The same file under another name, whole or not at all; whoever was first is right."""
+    """Links or copies a file atomically; an existing target stays."""
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
         os.link(source, target)
     except FileExistsError:
         return
-    except OSError:  # a disk without links: a copy
-        whole = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
-        shutil.copy2(source, whole)
-        whole.replace(target)
+    except OSError:  # a file system without hard links
+        copy = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
+        shutil.copy2(source, copy)
+        copy.replace(target)

@@ -1,8 +1,8 @@
-"""A sweep: the cells of a study go in; every one ends with an outcome in the folder.
+"""Runs the cells of a study until every one has an outcome in the folder of the sweep.
 
-The folder is the store. What is finished is not done again, whoever asks: the same command goes on
-where another was stopped, and several of them share the work. A cell is claimed by a lock that ends
-with its holder, and finished by one file that appears whole.
+The folder is the only state. Finished cells are not run again, so that the same command continues a
+stopped sweep, and several processes can share one. A cell is claimed by a lock, which ends with the
+process that holds it, and it is finished by one file, which is written atomically.
 """
 
 import json
@@ -22,7 +22,7 @@ from scaling.store.reader import find_ahead
 from scaling.sweep.claims import Claim, claim
 from scaling.sweep.memory_inference import OomCauses, find_cause, is_recheck, root_cause
 from scaling.sweep.plan import CellTask
-from scaling.sweep.run_cell import Limits, now, run_cell, outcome_without_run
+from scaling.sweep.run_cell import Limits, now, outcome_without_run, run_cell
 from scaling.sweep.study import Study
 from unitransformer.files import write_atomically
 from unitransformer.record.seals import check_seals, read_json, seal
@@ -30,49 +30,50 @@ from unitransformer.record.units import count
 
 SCHEMA = 1
 
+# Returns the tasks of a sweep in order, given the outcomes so far; a search adds tasks as it goes.
+Agenda = Callable[[Mapping[str, Outcome]], Sequence[CellTask]]
+
 
 class SweepObserver(Protocol):
-    """Is told what a sweep does."""
+    """Is notified of the cells that this process runs."""
 
-    def begins(self, task: CellTask) -> None: ...
-    def ended(self, task: CellTask, outcome: Outcome) -> None: ...
+    def cell_started(self, task: CellTask) -> None: ...
+    def cell_finished(self, task: CellTask, outcome: Outcome) -> None: ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class SweepSummary:
-    """What became of all cells, and what this process spent on them."""
+    """The statuses of all cells, and the time that this process has spent."""
 
     statuses: Mapping[str, int]
-    own: Mapping[str, int]  # of those that this process has run
-    left: int  # for other processes, which have claimed them or will
-    checked: int  # cells that another settles and that ran all the same
+    statuses_here: Mapping[str, int]  # of the cells that this process has run
+    left: int  # claimed by other processes, or waiting for them
+    checked: int  # cells that were inferred to be out of memory and run all the same
     refuted: int  # of those, the ones that fitted
     elapsed_s: float
-    in_cells_s: float  # of `elapsed_s`, from start to end of cells
+    in_cells_s: float  # part of `elapsed_s` in which a cell ran
 
-    def in_words(self) -> str:
-        told = ", ".join(f"{count_} {status}" for status, count_ in self.statuses.items())
-        left = f", {self.left} left to other processes" if self.left else ""
-        checked = ""
+    def format(self) -> str:
+        statuses = ", ".join(f"{number} {status}" for status, number in self.statuses.items())
+        text = f"{count(sum(self.statuses.values()), 'cell')} finished ({statuses})"
+        if self.left:
+            text += f", {self.left} left to other processes"
         if self.checked:
-            checked = f"; {count(self.checked, 'inferred lack')} of memory checked by a run, "
-            checked += f"{self.refuted} refuted"
-        return f"{count(sum(self.statuses.values()), 'cell')} finished ({told}){left}{checked}"
-
-
-# ---------------------------------------------------------------------------------- folder
+            cells = count(self.checked, "cell")
+            text += f"; ran {cells} inferred to be out of memory, {self.refuted} fitted"
+        return text
 
 
 def open_folder(
     folder: Path, study: Study, limits: Limits, *, find_max_batch: int | None = None
 ) -> None:
-    """Make the folder of a sweep, or find the same sweep there.
+    """Creates the folder of a sweep, or checks that it holds the same sweep.
 
     Raises:
-        ValueError: it holds another sweep, or files of something else.
+        ValueError: it holds another sweep, or other files.
         OSError: it cannot be written.
     """
-    own = {
+    content = {
         "schema": SCHEMA,
         "kind": "study",
         "study": study.as_dict(),
@@ -83,89 +84,88 @@ def open_folder(
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / f"{STUDY}.lock"):
         if not path.exists():
-            # A sweep that was killed just here has left the file's beginning.
+            # A sweep that was killed at this point leaves a temporary file.
             ours = (f"{STUDY}.lock", f".{STUDY}.")
             if not all(entry.name.startswith(ours) for entry in folder.iterdir()):
                 raise ValueError(f"out {folder} holds something else; choose an empty folder")
-            write_atomically(path, json.dumps(seal(own), indent=1).encode())
+            write_atomically(path, json.dumps(seal(content), indent=1).encode())
             return
-        there = read_json(path)
-        if not isinstance(there, dict):
+        stored = read_json(path)
+        if not isinstance(stored, dict):
             raise ValueError(f"{path}: not the study of a sweep; choose another --out")
-        check_seals(there, str(path))
+        check_seals(stored, str(path))
     for name in ("schema", "memory_limit_bytes", "find_max_batch", "study"):
-        if there.get(name) != own[name]:
-            told = _first_difference(there.get(name), own[name], name)
+        if stored.get(name) != content[name]:
             raise ValueError(
-                f"out {folder} holds another sweep: {told}; give the same, or another --out"
+                f"out {folder} holds another sweep: "
+                f"{_first_difference(stored.get(name), content[name], name)}; "
+                "give the same options, or another --out"
             )
 
 
-def _first_difference(there: Any, here: Any, name: str) -> str:
-    if isinstance(there, dict) and isinstance(here, dict):
-        for key in dict.fromkeys([*there, *here]):
-            if there.get(key) != here.get(key):
-                return _first_difference(there.get(key), here.get(key), f"{name}.{key}")
-    return f"{name} is {json.dumps(there)} there and {json.dumps(here)} here"
-
-
-# What is to be done, in its order, given what is finished: a search decides as it goes.
-Agenda = Callable[[Mapping[str, Outcome]], Sequence[CellTask]]
-
-# ---------------------------------------------------------------------------------- sweep
+def _first_difference(stored: Any, given: Any, name: str) -> str:
+    if isinstance(stored, dict) and isinstance(given, dict):
+        for key in dict.fromkeys([*stored, *given]):
+            if stored.get(key) != given.get(key):
+                return _first_difference(stored.get(key), given.get(key), f"{name}.{key}")
+    return f"{name} is {json.dumps(stored)} there and {json.dumps(given)} here"
 
 
 @dataclass(kw_only=True)
 class Sweep:
-    """Works on a folder until nothing is left to do."""
+    """Works on the cells of a folder until none is left."""
 
     folder: Path
     agenda: Agenda
     limits: Limits
     runner: Callable[[CellTask], Runner]
-    host: Mapping[str, Any] | None = None  # what this machine is, as outcomes tell it
-    retry: frozenset[str] = frozenset()  # statuses that are tried again
-    retry_before: str | None = None  # if they ended before this; None: before this process began
+    host: Mapping[str, Any] | None = None  # processor, memory and GPUs of this machine
+    retry: frozenset[str] = frozenset()  # statuses to run again
+    retry_before: str | None = None  # only if they finished before; None: before this process began
     clock: Callable[[], float] = time.monotonic
 
     def __post_init__(self) -> None:
-        self._finished = OutcomeCache(self.folder)
-        self._since = self.retry_before or now()
+        self._outcomes = OutcomeCache(self.folder)
+        self._retry_before = self.retry_before or now()
         self._in_cells_s = 0.0
 
-    def work(self, watch: SweepObserver, *, max_cells: int | None = None) -> SweepSummary:
-        """Finish all tasks that nobody else has claimed, or so many of those that have to run.
+    def work(self, observer: SweepObserver, *, max_cells: int | None = None) -> SweepSummary:
+        """Finishes all tasks that no other process has claimed.
+
+        Args:
+            max_cells: run at most so many cells.
 
         Raises:
-            OSError: the disk is full or was made read-only; what is finished stays.
-            KeyboardInterrupt: asked to stop; the cell under way is ended and not finished.
+            OSError: the disk is full or read-only; finished cells stay.
+            KeyboardInterrupt: a signal ended the running cell, which stays unfinished.
         """
         start_s = self.clock()
-        own: list[Outcome] = []
-        while (max_cells is None or len(own) < max_cells) and (claimed := self._claim()):
-            task, held = claimed
+        statuses_here: list[str] = []
+        while (max_cells is None or len(statuses_here) < max_cells) and (next_ := self._claim()):
+            task, held = next_
             try:
-                watch.begins(task)
+                observer.cell_started(task)
                 outcome = self._finish(task)
-                watch.ended(task, outcome)
+                observer.cell_finished(task, outcome)
             finally:
                 held.release()
             if outcome.started_at is not None:
-                own.append(outcome)
-        tasks, done = self.look()
+                statuses_here.append(outcome.status)
+        tasks, done = self.scan()
         statuses = Counter(outcome.status for outcome in done.values())
+        checks = [outcome for outcome in done.values() if outcome.checks is not None]
         return SweepSummary(
             statuses=dict(sorted(statuses.items(), key=lambda item: (item[0] != "ok", item[0]))),
             left=len(tasks) - len(done),
-            checked=sum(outcome.checks is not None for outcome in done.values()),
-            refuted=sum(o.checks is not None and o.status == "ok" for o in done.values()),
-            own=Counter(outcome.status for outcome in own),
+            checked=len(checks),
+            refuted=sum(outcome.status == "ok" for outcome in checks),
+            statuses_here=Counter(statuses_here),
             elapsed_s=self.clock() - start_s,
             in_cells_s=self._in_cells_s,
         )
 
-    def look(self) -> tuple[Sequence[CellTask], dict[str, Outcome]]:
-        """All tasks that are known so far, and the outcomes of those that are finished."""
+    def scan(self) -> tuple[Sequence[CellTask], dict[str, Outcome]]:
+        """Returns all tasks known so far, and the outcomes of the finished ones by name."""
         done: dict[str, Outcome] = {}
         while True:
             tasks = self.agenda(done)
@@ -175,8 +175,8 @@ class Sweep:
             done = found
 
     def _done(self, tasks: Sequence[CellTask]) -> dict[str, Outcome]:
-        """Those to be tried again are not done, nor those settled by a cell that is refuted."""
-        outcomes = self._kept(tasks)
+        """Returns valid outcomes: an inferred one counts only while its cause does."""
+        outcomes = self._not_retried(tasks)
         causes = OomCauses(outcomes.values())
         return {
             name: outcome
@@ -186,58 +186,58 @@ class Sweep:
             or find_cause(outcome.config, causes.on(outcome.host)) is not None
         }
 
-    def _kept(self, tasks: Sequence[CellTask]) -> dict[str, Outcome]:
-        """Outcomes, those aside that are tried again: they settle nothing meanwhile."""
+    def _not_retried(self, tasks: Sequence[CellTask]) -> dict[str, Outcome]:
+        """Returns outcomes except those to be retried, which must not imply others."""
         return {
             name: outcome
-            for name, outcome in self._finished.of(tasks).items()
-            if not self._is_tried_again(outcome)
+            for name, outcome in self._outcomes.load(tasks).items()
+            if not self._is_retried(outcome)
         }
 
-    def _is_tried_again(self, outcome: Outcome) -> bool:
-        return outcome.status in self.retry and (outcome.finished_at or "") < self._since
+    def _is_retried(self, outcome: Outcome) -> bool:
+        return outcome.status in self.retry and (outcome.finished_at or "") < self._retry_before
 
     def _claim(self) -> tuple[CellTask, Claim] | None:
-        """The next task that is neither finished nor claimed, and the claim."""
-        tasks, done = self.look()
+        """Claims the next task that is neither finished nor claimed."""
+        tasks, done = self.scan()
         for task in tasks:
             if task.name in done or (claimed := claim(self.folder, task.name)) is None:
                 continue
-            if task.name not in self._done([task]):  # nobody has finished it meanwhile
+            if task.name not in self._done([task]):  # another process may have just finished it
                 return task, claimed
             claimed.release()
         return None
 
     def _finish(self, task: CellTask) -> Outcome:
-        place = self.folder / CELLS / task.name
+        folder = self.folder / CELLS / task.name
         cause, is_run = self._cause(task)
         if is_run:
             runner = self._timed(self.runner(task))
             outcome = replace(run_cell(task, runner, self.folder, self.limits), checks=cause)
         else:
             outcome = outcome_without_run(task, cause)
-            shutil.rmtree(place, ignore_errors=True)  # nothing of an earlier attempt stays
+            shutil.rmtree(folder, ignore_errors=True)  # files of an earlier attempt
         outcome = replace(
             outcome,
             host=self.host,
             memory_limit_bytes=self.limits.memory_limit_bytes,
             finished_at=now(),
         )
-        write_outcome(outcome, place)
+        write_outcome(outcome, folder)
         if outcome.record is not None:
-            find_ahead(place / outcome.record)
+            find_ahead(folder / outcome.record)
         return outcome
 
     def _cause(self, task: CellTask) -> tuple[str | None, bool]:
-        """The cell whose lack of memory settles a task, and whether the task runs all the same."""
+        """Returns the cell that implies that the task is out of memory, and whether to run it."""
         if task.config is None:
             return None, False
-        tasks, _ = self.look()
-        done = self._kept(tasks)
+        tasks, _ = self.scan()
+        done = self._not_retried(tasks)
         causes = OomCauses(done.values()).on(self.host)
         cause = root_cause(task.config, causes)
-        before = self._finished.of([task]).get(task.name)
-        if cause is None or (before is not None and self._is_tried_again(before)):
+        before = self._outcomes.load([task]).get(task.name)
+        if cause is None or (before is not None and self._is_retried(before)):
             return cause, True
         share = self.limits.recheck
         return cause, is_recheck(task, (cause, causes[cause]), tasks, done, share)
@@ -254,23 +254,24 @@ class Sweep:
 
 
 class OutcomeCache:
-    """Outcomes in the folder of a sweep. A file is read again only when it has changed."""
+    """Loads outcomes from the folder of a sweep; a file is read again only when it has changed."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder / CELLS
-        self._read: dict[str, tuple[tuple[int, int], Outcome]] = {}
+        self._loaded: dict[str, tuple[tuple[int, int], Outcome]] = {}
 
-    def of(self, tasks: Sequence[CellTask]) -> dict[str, Outcome]:
-        """By the name of the task; an outcome that is damaged counts as none."""
-        return {task.name: found for task in tasks if (found := self._load(task.name)) is not None}
+    def load(self, tasks: Sequence[CellTask]) -> dict[str, Outcome]:
+        """Returns outcomes by task name; a missing or damaged file counts as unfinished."""
+        loaded = ((task.name, self._load(task.name)) for task in tasks)
+        return {name: outcome for name, outcome in loaded if outcome is not None}
 
     def _load(self, name: str) -> Outcome | None:
         path = self.folder / name / FILE
         try:
             stat = path.stat()
-            state = (stat.st_mtime_ns, stat.st_ino)
-            if name not in self._read or self._read[name][0] != state:
-                self._read[name] = (state, load_outcome(path))
+            version = (stat.st_mtime_ns, stat.st_ino)
+            if name not in self._loaded or self._loaded[name][0] != version:
+                self._loaded[name] = (version, load_outcome(path))
         except (OSError, ValueError):
             return None
-        return self._read[name][1]
+        return self._loaded[name][1]

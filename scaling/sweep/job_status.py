@@ -1,6 +1,4 @@
-"""What a sweep tells the job that has started it: which cell runs, and in the end what became of
-all; in a file that the job names. One that nobody has named is not written.
-"""
+"""Reports sweep progress to the SLURM job that started it, if the job named a file for that."""
 
 import json
 import os
@@ -9,31 +7,33 @@ from pathlib import Path
 from typing import Any
 
 from scaling.store.outcome import CELLS, Outcome
-from scaling.sweep.engine import SweepSummary, SweepObserver
+from scaling.sweep.engine import SweepObserver, SweepSummary
 from scaling.sweep.plan import CellTask
 from unitransformer.files import write_atomically
 from unitransformer.launch.variables import SWEEP_FILE
 
 
 class JobReporter:
-    """A `SweepObserver` that tells another one, too."""
+    """A `SweepObserver` that writes the running cell to the file and notifies another observer."""
 
-    def __init__(self, watch: SweepObserver, folder: Path) -> None:
-        self._watch, self._cells = watch, folder.absolute() / CELLS
+    def __init__(self, observer: SweepObserver, folder: Path) -> None:
+        self._observer, self._cells = observer, folder.absolute() / CELLS
 
-    def begins(self, task: CellTask) -> None:
+    def cell_started(self, task: CellTask) -> None:
         _write({"cell": str(self._cells / task.name)})
-        self._watch.begins(task)
+        self._observer.cell_started(task)
 
-    def ended(self, task: CellTask, outcome: Outcome) -> None:
-        self._watch.ended(task, outcome)
+    def cell_finished(self, task: CellTask, outcome: Outcome) -> None:
+        self._observer.cell_finished(task, outcome)
 
 
 def report_summary(summary: SweepSummary) -> None:
-    """Raises OSError; without it the job does not take the sweep for done."""
-    _write({name: getattr(summary, name) for name in ("statuses", "own", "left")})
+    """Writes the end of the sweep, without which the job counts as failed; raises OSError."""
+    _write(
+        {"statuses": summary.statuses, "own": summary.statuses_here, "left": summary.left}
+    )
 
 
-def _write(told: Mapping[str, Any]) -> None:
+def _write(values: Mapping[str, Any]) -> None:
     if path := os.environ.get(SWEEP_FILE):
-        write_atomically(Path(path), json.dumps(told).encode())
+        write_atomically(Path(path), json.dumps(values).encode())

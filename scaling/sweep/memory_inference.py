@@ -1,8 +1,7 @@
-"""Which cells a lack of memory settles: what did not fit does not fit with more of everything.
+"""Infers which cells run out of memory from a smaller cell that did.
 
-A config needs at least as much as another if it asks for at least as much on every axis that
-memory grows with, and is the same in all else. Whether that is so in truth is looked at again for a
-share of the cells that were settled.
+A config needs at least as much memory as another if it is no smaller on any axis that memory grows
+with and equal in everything else. To check this rule, a share of the inferred cells is run.
 """
 
 import functools
@@ -17,13 +16,13 @@ from scaling.store.outcome import Outcome
 from scaling.sweep.plan import CellTask
 from unitransformer.config import Precision, RunConfig, to_dict
 
-# Larger needs more. Both mixed ones keep float32 weights and 16-bit activations.
+# A larger number needs more memory. Both mixed modes keep float32 weights and 16-bit activations.
 PRECISION: dict[Precision, int] = {"bf16-true": 0, "16-mixed": 1, "bf16-mixed": 1, "32-true": 2}
 
 CHECKPOINTING = {"full": 0, "selective": 1, "off": 2}
 
-# These change what is trained or measured and not what is held at the peak.
-FREE: dict[str, Any] = {
+# Fields that do not change the peak memory, and the value that stands for all others.
+IGNORED: dict[str, Any] = {
     "max_steps": 1,
     "validate_every": 1,
     "log_every": 1,
@@ -33,25 +32,42 @@ FREE: dict[str, Any] = {
     "seed": 0,
 }
 
+# Fields that `_demands` compares, or that it makes redundant.
+COMPARED = (
+    "size",
+    "batch_size",
+    "accumulate",
+    "loss_chunk",
+    "optimizer",
+    "model.width",
+    "model.num_layers",
+    "model.num_heads",
+    "model.feedforward_width",
+    "model.num_classes",
+    "model.num_positions",
+    "data.sequence_length",
+    "parallel.precision",
+    "parallel.activation_checkpointing",
+)
+
 
 def needs_at_least(config: RunConfig, other: RunConfig) -> bool:
-    """Whether `config` needs at least the memory of `other`."""
-    return all(
-        own >= its for own, its in zip(_demands(config), _demands(other), strict=True)
-    ) and _rest(config) == _rest(other)
+    """Whether `config` needs at least as much memory per device as `other`."""
+    pairs = zip(_demands(config), _demands(other), strict=True)
+    return all(ours >= theirs for ours, theirs in pairs) and _rest(config) == _rest(other)
 
 
 @functools.lru_cache(maxsize=65536)
 def _demands(config: RunConfig) -> tuple[float, ...]:
-    """Each grows with the memory that a device needs."""
+    """Returns numbers with each of which the memory per device grows."""
     parallel, model = config.parallel, config.model
-    # Whole weights are on every device however many there are, and their gradients' buckets too.
-    divides = parallel.is_sharded or parallel.uses_deepspeed
+    # Without sharding every device holds all weights, and buckets of their gradients.
+    is_divided = parallel.is_sharded or parallel.uses_deepspeed
     shards = parallel.devices if parallel.strategy == "hsdp" else parallel.world_size
     return (
         config.batch_size,
         config.sequence_length,
-        -shards if divides else 0,
+        -shards if is_divided else 0,
         PRECISION[parallel.precision],
         CHECKPOINTING[parallel.activation_checkpointing],
         math.inf if config.loss_chunk == 0 else config.loss_chunk,
@@ -67,33 +83,27 @@ def _demands(config: RunConfig) -> tuple[float, ...]:
 
 @functools.lru_cache(maxsize=65536)
 def _rest(config: RunConfig) -> str:
-    """What has to be the same: all that `_demands` does not order."""
-    whole = to_dict(replace(config, **FREE))
-    for name in ("size", "batch_size", "accumulate", "loss_chunk", "optimizer"):
-        del whole[name]
-    for name in (
-        *("width", "num_layers", "num_heads", "feedforward_width", "num_classes"),
-        "num_positions",
-    ):
-        del whole["model"][name]
-    del whole["data"]["sequence_length"]
-    del whole["parallel"]["precision"], whole["parallel"]["activation_checkpointing"]
-    # The memory of a CPU is that of all ranks together, which more ranks need more of, and one
-    # device communicates nothing.
+    """Returns as text the fields that must be equal."""
+    values = to_dict(replace(config, **IGNORED))
+    removed = [*COMPARED]
+    # CPU ranks share one memory, so more of them need more of it. One device does not communicate.
     if config.parallel.accelerator == "cuda" and config.parallel.world_size > 1:
-        del whole["parallel"]["devices"], whole["parallel"]["num_nodes"]
-    return json.dumps(whole, sort_keys=True)
+        removed += ["parallel.devices", "parallel.num_nodes"]
+    for path in removed:
+        group, _, name = path.rpartition(".")
+        del (values[group] if group else values)[name]
+    return json.dumps(values, sort_keys=True)
 
 
 def unrefuted(
     too_large: Mapping[str, RunConfig], fitting: Collection[RunConfig]
 ) -> dict[str, RunConfig]:
-    """Cells that did not fit and that nothing contradicts.
+    """Returns the configs that ran out of memory and that no other cell refutes.
 
     Args:
-        too_large: configs that ran out of memory, by their cell.
-        fitting: configs that ran. One that needs at least as much as a cell that did not fit
-            refutes that cell: it settles nothing any more.
+        too_large: configs that ran out of memory, by cell.
+        fitting: configs that ran. One that needs at least as much as a cell in `too_large` refutes
+            it: that cell implies nothing any more.
     """
     return {
         cell: config
@@ -103,67 +113,62 @@ def unrefuted(
 
 
 def find_cause(config: RunConfig, causes: Mapping[str, RunConfig]) -> str | None:
-    """The first of the cells that did not fit which settles `config`; None if none does."""
+    """Returns the first cell of `causes` that implies that `config` is out of memory, or None."""
     return next((cell for cell, other in causes.items() if needs_at_least(config, other)), None)
 
 
 def root_cause(config: RunConfig, causes: Mapping[str, RunConfig]) -> str | None:
-    """As `find_cause`, of all that settle `config` one that no smaller one settles."""
-    found = find_cause(config, causes)
-    while found is not None:
-        own = causes[found]
-        smaller = {cell: other for cell, other in causes.items() if not needs_at_least(other, own)}
-        if (below := find_cause(own, smaller)) is None:
-            return found
-        found = below
+    """Returns a cell as `find_cause` does, but one that no smaller cell implies."""
+    cause = find_cause(config, causes)
+    while cause is not None:
+        current = causes[cause]
+        causes = {
+            cell: other for cell, other in causes.items() if not needs_at_least(other, current)
+        }
+        if (smaller := find_cause(current, causes)) is None:
+            return cause
+        cause = smaller
     return None
 
 
-def is_checked_again(cell: str, share: float) -> bool:
-    """Whether a settled cell is run all the same: decided by its id alone, so that everybody who
-    works on a sweep decides alike."""
-    return _place(cell) < share * 2**32
-
-
-def first_to_check(cells: Collection[str]) -> str:
-    """Of all that one cause settles, the one that is run if no other is: chosen as blindly."""
-    return min(cells, key=_place)
-
-
-def _place(cell: str) -> int:
-    return int(hashlib.sha256(cell.encode()).hexdigest()[:8], 16)
-
-
 class OomCauses:
-    """Configs that ran out of memory, by their cell, those aside that a cell which ran refutes.
+    """Configs that ran out of memory, by cell, except refuted ones.
 
-    What did not fit the memory of one machine tells nothing of another; what passed the limit that
-    all cells of a sweep have does.
+    A cell that ran out of a machine's memory implies nothing for another kind of machine. A cell
+    that exceeded the memory limit of the sweep does.
     """
 
     def __init__(self, outcomes: Collection[Outcome]) -> None:
         self._outcomes = outcomes
-        self._known: dict[str, Mapping[str, RunConfig]] = {}
+        self._by_host: dict[str, Mapping[str, RunConfig]] = {}
 
     def on(self, host: Mapping[str, Any] | None) -> Mapping[str, RunConfig]:
-        """Those that count on machines of one kind."""
+        """Returns those that count on machines like `host`."""
         key = json.dumps(host, sort_keys=True)
-        if key not in self._known:
-            told = [(each, each.config) for each in self._outcomes if each.config is not None]
-            self._known[key] = {
-                **_unrefuted([(o, c) for o, c in told if o.status == "ok" or _passed_limit(o)]),
-                **_unrefuted([(o, c) for o, c in told if o.host == host and not _passed_limit(o)]),
-            }
-        return self._known[key]
+        if key not in self._by_host:
+            pairs = [(o, o.config) for o in self._outcomes if o.config is not None]
+            exceeded = [(o, c) for o, c in pairs if o.status == "ok" or _exceeded_limit(o)]
+            here = [(o, c) for o, c in pairs if o.host == host and not _exceeded_limit(o)]
+            self._by_host[key] = {**_unrefuted(exceeded), **_unrefuted(here)}
+        return self._by_host[key]
 
 
-def _passed_limit(outcome: Outcome) -> bool:
+def _exceeded_limit(outcome: Outcome) -> bool:
     return outcome.status == "oom" and outcome.exit_code is None
 
 
-def _unrefuted(told: Sequence[tuple[Outcome, RunConfig]]) -> dict[str, RunConfig]:
-    too_large = {outcome.cell: config for outcome, config in told if outcome.status == "oom"}
-    return unrefuted(too_large, [config for outcome, config in told if outcome.status == "ok"])
+def _unrefuted(pairs: Sequence[tuple[Outcome, RunConfig]]) -> dict[str, RunConfig]:
+    too_large = {outcome.cell: config for outcome, config in pairs if outcome.status == "oom"}
+    return unrefuted(too_large, [config for outcome, config in pairs if outcome.status == "ok"])
+
+
+def is_selected(cell: str, share: float) -> bool:
+    """Whether an inferred cell is run; every process of a sweep decides alike, by the id alone."""
+    return _hash(cell) < share * 2**32
+
+
+def _hash(cell: str) -> int:
+    return int(hashlib.sha256(cell.encode()).hexdigest()[:8], 16)
 
 
 def is_recheck(
@@ -173,17 +178,21 @@ def is_recheck(
     done: Mapping[str, Outcome],
     share: float,
 ) -> bool:
-    """Whether a task that another cell settles runs all the same: so do a share of them, and of all
-    that one cause settles at least one, unless the share is 0."""
-    if share == 0 or is_checked_again(task.cell.id, share):
+    """Whether to run a task although `cause` implies that it is out of memory.
+
+    A share of these cells is run, and unless the share is 0 at least one per cause.
+    """
+    if share == 0 or is_selected(task.cell.id, share):
         return share > 0
     cell, config = cause
-    settled = [
-        each
-        for each in tasks
-        if each.config is not None and each.cell.id != cell and needs_at_least(each.config, config)
+    inferred = [
+        other
+        for other in tasks
+        if other.config is not None
+        and other.cell.id != cell
+        and needs_at_least(other.config, config)
     ]
-    seen = (done.get(each.name) for each in settled)
-    if not settled or any(o is not None and o.status in ("ok", "oom") for o in seen):
+    outcomes = (done.get(other.name) for other in inferred)
+    if not inferred or any(o is not None and o.status in ("ok", "oom") for o in outcomes):
         return False
-    return task.cell.id == first_to_check({each.cell.id for each in settled})
+    return task.cell.id == min((other.cell.id for other in inferred), key=_hash)

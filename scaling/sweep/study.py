@@ -1,7 +1,6 @@
-"""A study: recipes and the axes they are swept over in; the cells of the sweep out.
+"""Defines a study: recipes, the axes that they are swept over, and the resulting cells.
 
-Values are words, as a command line has them: `8`, `bf16-mixed`, `off`. What they mean is for the
-recipe to say.
+Values are text as on a command line: `8`, `bf16-mixed`, `off`. The recipe interprets them.
 """
 
 import functools
@@ -22,10 +21,21 @@ from unitransformer.config import Recipe
 from unitransformer.record.units import count
 
 RECIPES: tuple[Recipe, ...] = get_args(Recipe)
-# What a sweep decides for each of its cells.
+# Options that the sweep sets for each cell, or that do not train.
 RESERVED_OPTIONS = (
-    *("out", "record", "checkpoint-dir", "checkpoint-every", "no-checkpoint", "resume"),
-    *("repeats", "trace", "summary", "dry-run", "config", "print_config", "help"),
+    "out",
+    "record",
+    "checkpoint-dir",
+    "checkpoint-every",
+    "no-checkpoint",
+    "resume",
+    "repeats",
+    "trace",
+    "summary",
+    "dry-run",
+    "config",
+    "print_config",
+    "help",
 )
 FIELDS = ("recipe", "axes", "zip", "exclude", "options", "repeats")
 AxisValues = tuple[str, ...]
@@ -33,46 +43,46 @@ AxisValues = tuple[str, ...]
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """One way to run one recipe."""
+    """A recipe with one value of each axis."""
 
     recipe: Recipe
-    options: Mapping[str, str]  # by name without dashes in front
+    options: Mapping[str, str]  # by name without leading dashes
 
     @functools.cached_property
     def id(self) -> str:
-        """12 hexadecimal digits over recipe and options, whatever their order."""
-        said = json.dumps([self.recipe, sorted(self.options.items())])
-        return hashlib.sha256(said.encode()).hexdigest()[:12]
+        """12 hexadecimal digits over recipe and options, independent of option order."""
+        text = json.dumps([self.recipe, sorted(self.options.items())])
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
 
     @property
     def arguments(self) -> list[str]:
-        """For the recipe's command line."""
-        words = [word for name, value in self.options.items() for word in (f"--{name}", value)]
-        return [*words, "--no-checkpoint"]
+        """Arguments of the recipe's command line."""
+        pairs = [part for name, value in self.options.items() for part in (f"--{name}", value)]
+        return [*pairs, "--no-checkpoint"]
 
     @property
     def command(self) -> str:
-        """What a person types to run it alone."""
+        """The command that runs this cell alone."""
         return f"python -m recipes.{self.recipe} {shlex.join(self.arguments)}"
 
     def label(self, axes: Collection[str]) -> str:
-        """What tells it from its neighbours: the recipe, and its values on these axes."""
-        told = (f"{name} {value}" for name, value in self.options.items() if name in axes)
-        return ", ".join((self.recipe, *told))
+        """Returns the recipe and its values on `axes`, for example "gpt, devices 2"."""
+        values = (f"{name} {value}" for name, value in self.options.items() if name in axes)
+        return ", ".join((self.recipe, *values))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Study:
-    """What is swept.
+    """The recipes and axes of a sweep.
 
-    Every combination of the values of all axes is a cell of each recipe, except that axes zipped
-    together move together, and that what matches an exclusion is left out.
+    Every combination of the values of all axes is a cell of each recipe. Zipped axes change
+    together, and combinations that match an exclusion are left out.
 
     Raises:
-        ValueError: an empty grid, or parts that do not fit each other, naming field, value and fix.
+        ValueError: an empty grid, or inconsistent fields, naming field, value and fix.
     """
 
-    recipes: Mapping[Recipe, Mapping[str, AxisValues]]  # with axes and options of its own
+    recipes: Mapping[Recipe, Mapping[str, AxisValues]]  # with axes of this recipe alone
     axes: Mapping[str, AxisValues] = field(default_factory=dict)
     zipped: tuple[tuple[str, ...], ...] = ()
     excluded: tuple[Mapping[str, AxisValues], ...] = ()
@@ -101,98 +111,88 @@ class Study:
         for group in self.zipped:
             for name in group:
                 if name not in axes:
-                    raise ValueError(f"zip names {name}, no axis; {suggest(name, axes)}")
+                    raise ValueError(f"zip names {name}, not an axis; {suggest(name, axes)}")
                 if name in seen:
-                    raise ValueError(f"zip names {name} twice; an axis moves with one group")
+                    raise ValueError(f"zip names {name} twice; name each axis once")
                 seen.add(name)
             lengths = {name: len(axes[name]) for name in group}
             if len(set(lengths.values())) > 1:
-                told = ", ".join(f"{name} has {count(n, 'value')}" for name, n in lengths.items())
-                raise ValueError(f"zip: {told}; axes that move together need equally many")
+                found = ", ".join(f"{name} has {count(n, 'value')}" for name, n in lengths.items())
+                raise ValueError(f"zip: {found}; zipped axes need equally many")
         known = ("recipe", *axes)
         for pattern in self.excluded:
             for name in pattern:
-                if name not in known and not any(name in own for own in self.recipes.values()):
-                    raise ValueError(f"exclude names {name}, no axis; {suggest(name, known)}")
+                if name not in known and not any(name in axes for axes in self.recipes.values()):
+                    raise ValueError(f"exclude names {name}, not an axis; {suggest(name, known)}")
 
     def _axes(self, recipe: Recipe) -> dict[str, AxisValues]:
         return {**self.axes, **self.recipes[recipe]}
 
     def cells(self) -> list[Cell]:
-        """All cells, recipe by recipe, the last axis running fastest."""
+        """Returns all cells, recipe by recipe; the last axis varies fastest."""
         return [cell for recipe in self.recipes for cell in self._cells(recipe)]
 
     def _cells(self, recipe: Recipe) -> Iterator[Cell]:
         axes = self._axes(recipe)
-        groups: list[tuple[str, ...]] = []
-        for name in axes:
-            group = next((group for group in self.zipped if name in group), (name,))
-            if group not in groups:
-                groups.append(group)
-        choices = [
-            [
-                dict(zip(group, values, strict=True))
-                for values in zip(*(axes[name] for name in group), strict=True)
-            ]
-            for group in groups
-        ]
-        for parts in itertools.product(*choices):
-            chosen = {name: value for part in parts for name, value in part.items()}
+        groups = dict.fromkeys(
+            next((group for group in self.zipped if name in group), (name,)) for name in axes
+        )
+        choices = [list(zip(*(axes[name] for name in group), strict=True)) for group in groups]
+        for values in itertools.product(*choices):
+            chosen: dict[str, str] = {}
+            for names, parts in zip(groups, values, strict=True):
+                chosen |= zip(names, parts, strict=True)
             options = {name: chosen[name] for name in axes}
-            if not any(_matches(pattern, recipe, options) for pattern in self.excluded):
+            matched = {"recipe": recipe, **options}
+            if not any(
+                all(matched.get(name) in excluded for name, excluded in pattern.items())
+                for pattern in self.excluded
+            ):
                 yield Cell(recipe=recipe, options=options)
 
     def values(self, axis: str) -> list[str]:
-        """Of an axis, those of all recipes together."""
-        own = [self._axes(recipe).get(axis, ()) for recipe in self.recipes]
-        return list(dict.fromkeys(value for values in own for value in values))
+        """Returns the values of an axis over all recipes."""
+        values = (self._axes(recipe).get(axis, ()) for recipe in self.recipes)
+        return list(dict.fromkeys(itertools.chain.from_iterable(values)))
 
-    def varied(self) -> list[str]:
-        """Axes on which some recipe has more than one value, in their order."""
-        names = dict.fromkeys(name for recipe in self.recipes for name in self._axes(recipe))
+    def varied_axes(self) -> list[str]:
+        """Returns the axes on which the cells of some recipe differ, in their order."""
+        cells = {recipe: list(self._cells(recipe)) for recipe in self.recipes}
         return [
-            name for name in names if any(self._varies(name, recipe) for recipe in self.recipes)
+            name
+            for name in dict.fromkeys(name for recipe in cells for name in self._axes(recipe))
+            if any(len({cell.options.get(name) for cell in group}) > 1 for group in cells.values())
         ]
 
-    def _varies(self, name: str, recipe: Recipe) -> bool:
-        return len({cell.options.get(name) for cell in self._cells(recipe)}) > 1
-
     def as_dict(self) -> dict[str, Any]:
-        """Plain values that say the same study."""
+        """Returns the study as plain values for JSON."""
         return {
-            "recipe": {
-                recipe: {name: list(values) for name, values in own.items()}
-                for recipe, own in self.recipes.items()
-            },
-            "axes": {name: list(values) for name, values in self.axes.items()},
+            "recipe": {recipe: _lists(axes) for recipe, axes in self.recipes.items()},
+            "axes": _lists(self.axes),
             "zip": [list(group) for group in self.zipped],
-            "exclude": [
-                {name: list(values) for name, values in pattern.items()}
-                for pattern in self.excluded
-            ],
+            "exclude": [_lists(pattern) for pattern in self.excluded],
             "repeats": self.repeats,
         }
 
 
-def _matches(pattern: Mapping[str, AxisValues], recipe: str, options: Mapping[str, str]) -> bool:
-    own = {"recipe": recipe, **options}
-    return all(own.get(name) in values for name, values in pattern.items())
+def _lists(axes: Mapping[str, AxisValues]) -> dict[str, list[str]]:
+    return {name: list(values) for name, values in axes.items()}
 
 
 # ---------------------------------------------------------------------------------- files
 
 
 def list_studies() -> list[str]:
-    """Names of the studies that come with the suite."""
-    found = resources.files("scaling").joinpath("studies").iterdir()
-    return sorted(Path(file.name).stem for file in found if file.name.endswith(".yaml"))
+    """Returns the names of the built-in studies."""
+    files = resources.files("scaling").joinpath("studies").iterdir()
+    return sorted(Path(file.name).stem for file in files if file.name.endswith(".yaml"))
 
 
 def load_study(name: str) -> Study:
-    """A study by its name, or from a YAML file of one's own.
+    """Loads a built-in study by its name, or a study from a YAML file.
 
     Raises:
-        ValueError: no such study or file, or a field that is unknown or of another form.
+        ValueError: an unknown study, a missing file, or an invalid field.
     """
     if name in list_studies():
         text = resources.files("scaling").joinpath("studies", f"{name}.yaml").read_text()
@@ -200,10 +200,10 @@ def load_study(name: str) -> Study:
         text = Path(name).read_text(encoding="utf-8")
     else:
         raise ValueError(
-            f"study {name} is neither a file nor known; {suggest(name, list_studies())}"
+            f"study {name} is neither a file nor a built-in study; {suggest(name, list_studies())}"
         )
     try:
-        # Every scalar stays a word: YAML would make `off` false and `1_000` a number.
+        # Every scalar stays text: otherwise YAML reads `off` as false and `1_000` as a number.
         values = yaml.load(text, Loader=yaml.BaseLoader)
     except yaml.YAMLError as error:
         raise ValueError(f"study {name} is not YAML: {' '.join(str(error).split())}") from error
@@ -214,8 +214,11 @@ def load_study(name: str) -> Study:
 
 
 def read_study(values: Any) -> Study:
-    """A study out of plain values: `recipe`, and any of `axes`, `zip`, `exclude`, `options`,
-    `repeats`; raises ValueError as `Study` does, and for fields of another form."""
+    """Builds a study from the `FIELDS` of a YAML file.
+
+    Raises:
+        ValueError: as `Study`, and for a field of another form.
+    """
     if not isinstance(values, Mapping):
         raise ValueError("it holds no fields of the form `axes: ...`")
     for name in values:
@@ -223,7 +226,7 @@ def read_study(values: Any) -> Study:
             raise ValueError(f"{name} is not a field; {suggest(str(name), FIELDS)}")
     recipes = values.get("recipe", ())
     if not isinstance(recipes, Mapping):
-        recipes = {name: {} for name in _words(recipes, "recipe")}
+        recipes = {name: {} for name in _texts(recipes, "recipe")}
     for name in recipes:
         if name not in RECIPES:
             raise ValueError(f"recipe {name} is not known; {suggest(str(name), RECIPES)}")
@@ -237,48 +240,42 @@ def read_study(values: Any) -> Study:
         if not isinstance(given, Sequence) or isinstance(given, str):
             raise ValueError(f"{name} is {given!r}; it must be a list")
     study = Study(
-        recipes={name: _axes(own or {}, f"recipe.{name}") for name, own in recipes.items()},
+        recipes={name: _axes(axes or {}, f"recipe.{name}") for name, axes in recipes.items()},
         axes={**_axes(values.get("axes", {}), "axes"), **options},
-        zipped=tuple(_words(group, "zip") for group in zipped),
+        zipped=tuple(_texts(group, "zip") for group in zipped),
         excluded=tuple(_axes(pattern, "exclude") for pattern in excluded),
-        repeats=_whole(values.get("repeats", "1")),
+        repeats=_integer(values.get("repeats", "1")),
     )
-    _check_exclusions(study)
-    return study
-
-
-def _check_exclusions(study: Study) -> None:
-    """Raises ValueError for a value that no axis has. Of a study as it is written: a command line
-    that narrows its axes may leave exclusions without a match."""
+    # Not checked in `Study`: a command line may narrow an axis, which leaves exclusions unmatched.
     for pattern in study.excluded:
         for name, values in pattern.items():
             known = list(study.recipes) if name == "recipe" else study.values(name)
             for value in values:
                 if value not in known:
                     raise ValueError(f"exclude.{name} holds {value}; {suggest(value, known)}")
+    return study
 
 
 def _axes(values: Any, where: str) -> dict[str, AxisValues]:
     if not isinstance(values, Mapping):
         raise ValueError(f"{where} is {values!r}; it must be a group of `name: values`")
     return {
-        str(name).replace("_", "-"): _words(chosen, f"{where}.{name}")
+        str(name).replace("_", "-"): _texts(chosen, f"{where}.{name}")
         for name, chosen in values.items()
     }
 
 
-def _words(values: Any, where: str) -> AxisValues:
-    """One word, or a list of them."""
+def _texts(values: Any, where: str) -> AxisValues:
     if isinstance(values, str | int | float):
         return (str(values),)
     if not isinstance(values, Sequence) or not all(
         isinstance(value, str | int | float) for value in values
     ):
-        raise ValueError(f"{where} is {values!r}; it must be a word or a list of words")
+        raise ValueError(f"{where} is {values!r}; it must be a value or a list of values")
     return tuple(map(str, values))
 
 
-def _whole(value: Any) -> int:
+def _integer(value: Any) -> int:
     try:
         return int(value)
     except (TypeError, ValueError):

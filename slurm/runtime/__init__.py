@@ -1,1 +1,1 @@
-"""What runs inside a SLURM job."""
+"""Modules that run inside a SLURM job."""

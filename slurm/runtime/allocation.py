@@ -1,4 +1,4 @@
-"""What SLURM has given a job, by its environment, held against what the job is to run."""
+"""Reads what SLURM has allocated to a job, and checks it against the job's command line."""
 
 import argparse
 import contextlib
@@ -13,12 +13,12 @@ from slurm import scheduler
 from slurm.job_files import errors_folder
 from unitransformer.launch.variables import JOB_FOLDER
 
-SHAPE = ("SLURM_JOB_NUM_NODES", "SLURM_TASKS_PER_NODE")
+DELETE_S = 20.0  # timeout
 
 
 @dataclass(frozen=True, kw_only=True)
 class Allocation:
-    """What SLURM has given this job, by its environment."""
+    """What SLURM has allocated to this job."""
 
     job: str
     restart: int
@@ -35,33 +35,37 @@ class Allocation:
 
     @property
     def name(self) -> str:
-        """For SLURM's commands. The last task of an array has the array's own id for its job's,
-        which would stand for all tasks."""
+        """The id for SLURM's commands.
+
+        The job id of an array's last task is the id of the array, which would mean all tasks.
+        """
         return self.job if self.array is None else f"{self.array}_{self.task}"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Words:
-    """The command line of the job."""
+class JobArgs:
+    """The command line of `slurm.job`, with the paths that follow from it."""
 
     target: str
     arguments: Sequence[str]
     folder: Path
+    errors: Path  # where the ranks of this start report failures
     python: str
     srun: Sequence[str]
-    local_disk: Path | None
+    local_disk: Path | None  # folder of this job alone, on the disk of each node
 
 
 def read_allocation(variables: Mapping[str, str]) -> Allocation:
-    """Raises ValueError outside a batch job, and for a task of srun."""
-    if "SLURM_JOB_ID" not in variables or any(name not in variables for name in SHAPE):
+    """Raises ValueError outside a batch job, and in a task of srun."""
+    if not {"SLURM_JOB_ID", "SLURM_JOB_NUM_NODES", "SLURM_TASKS_PER_NODE"} <= variables.keys():
         raise ValueError(
-            "slurm.job is run by a batch job: sbatch slurm/gpt.sbatch, or python -m slurm.submit"
+            "slurm.job runs inside a batch job; submit one: sbatch slurm/gpt.sbatch, "
+            "or python -m slurm.submit"
         )
-    # Not by SLURM_STEP_ID: who submits from within a job hands that on.
+    # SLURM_STEP_ID proves nothing: sbatch inherits it when called inside a job.
     if int(variables.get("SLURM_PROCID", 0)) > 0:
         raise ValueError(
-            "slurm.job starts srun itself; let the batch script run it without srun, once"
+            "slurm.job starts srun itself; run it once in the batch script, without srun"
         )
     gpus = variables.get("SLURM_GPUS_ON_NODE")
     return Allocation(
@@ -69,15 +73,15 @@ def read_allocation(variables: Mapping[str, str]) -> Allocation:
         restart=int(variables.get("SLURM_RESTART_COUNT", 0)),
         node_list=variables.get("SLURM_JOB_NODELIST", ""),
         nodes=int(variables["SLURM_JOB_NUM_NODES"]),
-        tasks_per_node=_repeated(variables["SLURM_TASKS_PER_NODE"]),
+        tasks_per_node=_expand_counts(variables["SLURM_TASKS_PER_NODE"]),
         gpus_per_node=int(gpus) if gpus and gpus.isdigit() else None,
         array=variables.get("SLURM_ARRAY_JOB_ID"),
         task=variables.get("SLURM_ARRAY_TASK_ID"),
     )
 
 
-def _repeated(text: str) -> tuple[int, ...]:
-    """8(x2),4 as 8, 8, 4."""
+def _expand_counts(text: str) -> tuple[int, ...]:
+    """Reads 8(x2),4 as 8, 8, 4."""
     counts: list[int] = []
     for part in text.split(","):
         number, _, times = part.partition("(x")
@@ -85,45 +89,14 @@ def _repeated(text: str) -> tuple[int, ...]:
     return tuple(counts)
 
 
-def read_words(argv: Sequence[str], allocation: Allocation) -> Words:
-    """The command line; %a in an argument becomes the number of the array's task."""
-    words = list(argv)
-    end = words.index("--") if "--" in words else len(words)
-    parser = argparse.ArgumentParser(prog="python -m slurm.job", description=__doc__)
-    parser.add_argument("target", choices=["recipes.gpt", "recipes.bert", "recipes.vit", "sweep"])
-    parser.add_argument("--folder", type=Path)
-    parser.add_argument("--python", default=sys.executable)
-    parser.add_argument("--srun", action="append", default=[], help="another option of srun")
-    parser.add_argument("--local-disk", type=Path, help="folder on every node's own disk")
-    own = parser.parse_args(words[:end])
-    arguments = words[end + 1 :]
-    number = allocation.array or allocation.job
-    name = os.environ.get("SLURM_JOB_NAME", own.target.removeprefix("recipes."))
-    folder = own.folder or Path(os.environ.get(JOB_FOLDER) or f"runs/slurm/{name}-{number}")
-    if allocation.task is not None:
-        folder /= f"task-{allocation.task}"
-        arguments = [word.replace("%a", allocation.task) for word in arguments]
-    return Words(
-        target=own.target,
-        arguments=arguments,
-        folder=folder.absolute(),
-        python=own.python,
-        srun=own.srun,
-        local_disk=own.local_disk,
-    )
+def drop_inherited_array(allocation: Allocation) -> Allocation:
+    """Returns the allocation without an array that this job does not belong to.
 
-
-def errors_of(allocation: Allocation, words: Words) -> Path:
-    """Where the ranks of this start leave their words."""
-    return errors_folder(words.folder, allocation.job, allocation.restart)
-
-
-def confirmed(allocation: Allocation) -> Allocation:
-    """As the controller knows it: who submits from within a task of an array hands on its number,
-    which would be taken for this job's."""
+    sbatch inherits SLURM_ARRAY_* when called inside an array task, so the controller is asked.
+    """
     if allocation.array is None:
         return allocation
-    rows = scheduler.show(allocation.job)
+    rows = scheduler.show_job(allocation.job)
     is_task = any(
         (row.get("JobId"), row.get("ArrayTaskId")) == (allocation.job, allocation.task)
         for row in rows
@@ -131,83 +104,109 @@ def confirmed(allocation: Allocation) -> Allocation:
     return allocation if is_task or not rows else replace(allocation, array=None, task=None)
 
 
-def check_alone(allocation: Allocation, variables: Mapping[str, str]) -> None:
-    """Raises ValueError where srun has started several of this process."""
+def check_single_process(allocation: Allocation, variables: Mapping[str, str]) -> None:
+    """Raises ValueError if srun started this process several times."""
     tasks = int(variables.get("SLURM_STEP_NUM_TASKS", 1))
-    # Who submits from within a task of srun hands its number on, to a job that has no step yet.
+    # sbatch inherits the number when called inside an srun task, but a new job has no step.
     if tasks > 1 and scheduler.has_steps(allocation.job):
         raise ValueError(
-            f"srun has started slurm.job {tasks} times, and it starts srun itself; let the batch "
-            "script run it without srun, once"
+            f"srun has started slurm.job {tasks} times, but slurm.job starts srun itself; run it "
+            "once in the batch script, without srun"
         )
+
+
+def read_args(argv: Sequence[str], allocation: Allocation) -> JobArgs:
+    """Reads the command line. In an array, %a in an argument becomes the number of the task."""
+    end = argv.index("--") if "--" in argv else len(argv)
+    parser = argparse.ArgumentParser(
+        prog="python -m slurm.job", description="Runs a recipe or a sweep inside a batch job."
+    )
+    parser.add_argument("target", choices=["recipes.gpt", "recipes.bert", "recipes.vit", "sweep"])
+    parser.add_argument("--folder", type=Path, help="folder for results")
+    parser.add_argument("--python", default=sys.executable, help="interpreter of the ranks")
+    parser.add_argument("--srun", action="append", default=[], help="a further option of srun")
+    parser.add_argument("--local-disk", type=Path, help="folder on a disk of each node")
+    options = parser.parse_args(argv[:end])
+    arguments = list(argv[end + 1 :])
+    name = os.environ.get("SLURM_JOB_NAME", options.target.removeprefix("recipes."))
+    default_folder = f"runs/slurm/{name}-{allocation.array or allocation.job}"
+    folder = (options.folder or Path(os.environ.get(JOB_FOLDER) or default_folder)).absolute()
+    if allocation.task is not None:
+        folder /= f"task-{allocation.task}"
+        arguments = [argument.replace("%a", allocation.task) for argument in arguments]
+    disk = options.local_disk
+    return JobArgs(
+        target=options.target,
+        arguments=arguments,
+        folder=folder,
+        errors=errors_folder(folder, allocation.job, allocation.restart),
+        python=options.python,
+        srun=options.srun,
+        local_disk=None if disk is None else disk / f"unitransformer-{allocation.job}",
+    )
+
+
+def flags_of(arguments: Sequence[str]) -> set[str]:
+    """Returns --a for both --a and --a=1; further arguments are included as they are."""
+    return {argument.partition("=")[0] for argument in arguments}
 
 
 def option_of(arguments: Sequence[str], flag: str) -> str | None:
-    """The last value of `flag`."""
-    found = None
-    for index, word in enumerate(arguments):
-        if word.startswith(f"{flag}="):
-            found = word.partition("=")[2]
-        elif word == flag and index + 1 < len(arguments):
-            found = arguments[index + 1]
-    return found
+    """Returns the last value of `flag`."""
+    value = None
+    for index, argument in enumerate(arguments):
+        if argument.startswith(f"{flag}="):
+            value = argument.partition("=")[2]
+        elif argument == flag and index + 1 < len(arguments):
+            value = arguments[index + 1]
+    return value
 
 
-def check_shape(allocation: Allocation, words: Words) -> None:
-    """Raises ValueError, with the numbers, where tasks, nodes, GPUs and options disagree."""
-    tasks = allocation.tasks_per_node
-    if words.target == "sweep":
+def check_shape(allocation: Allocation, args: JobArgs) -> None:
+    """Raises ValueError if the numbers of tasks, nodes and GPUs disagree with the options."""
+    if args.target == "sweep":
         if allocation.nodes > 1:
             raise ValueError(
-                f"a sweep's cells run on one node and the job has {allocation.nodes}; "
-                "ask for --nodes=1 and more tasks of the array"
+                f"the job has {allocation.nodes} nodes, but each cell of a sweep runs on one; use "
+                "--nodes=1 and more array tasks"
             )
         return
-    if len(set(tasks)) > 1:
+    tasks, *others = allocation.tasks_per_node
+    if any(number != tasks for number in others):
+        counts = ", ".join(map(str, allocation.tasks_per_node))
         raise ValueError(
-            f"the nodes have {', '.join(map(str, tasks))} tasks; give each as many with "
-            "--ntasks-per-node"
+            f"the nodes have {counts} tasks; give all nodes the same number: --ntasks-per-node"
         )
-    for flag, has, fix in (
-        ("--devices", tasks[0], "--ntasks-per-node"),
-        ("--num-nodes", allocation.nodes, "--nodes"),
+    for flag, number, what, fix in (
+        ("--devices", tasks, "tasks per node", "--ntasks-per-node"),
+        ("--num-nodes", allocation.nodes, "nodes", "--nodes"),
     ):
-        asked = option_of(words.arguments, flag)
-        if asked is not None and asked != str(has):
-            what = "tasks on a node" if flag == "--devices" else "nodes"
+        value = option_of(args.arguments, flag)
+        if value is not None and value != str(number):
             raise ValueError(
-                f"{flag} is {asked} and the job has {has} {what}; leave {flag} out, or submit "
-                f"with {fix}={asked}"
+                f"{flag} is {value}, but the job has {number} {what}; leave {flag} out, or submit "
+                f"with {fix}={value}"
             )
     gpus = allocation.gpus_per_node
-    # A file may say so as well: then the ranks find out by themselves.
-    may_be_cpu = option_of(words.arguments, "--accelerator") == "cpu" or (
-        option_of(words.arguments, "--config") is not None
+    # A config file may choose the accelerator too; the ranks check it.
+    may_use_cpu = option_of(args.arguments, "--accelerator") == "cpu" or (
+        option_of(args.arguments, "--config") is not None
     )
-    if gpus is not None and not may_be_cpu and gpus != tasks[0]:
+    if gpus is not None and gpus != tasks and not may_use_cpu:
         raise ValueError(
-            f"the job has {tasks[0]} tasks and {gpus} GPUs on a node, and a rank is a task with a "
-            f"GPU; submit with --ntasks-per-node={gpus} --gpus-per-node={gpus}, or other numbers"
+            f"the job has {tasks} tasks per node but {gpus} GPUs per node, and each task uses one "
+            f"GPU; submit with --ntasks-per-node={gpus} --gpus-per-node={gpus}, or other equal "
+            "numbers"
         )
 
 
-CLEAN_S = 20.0
-
-
-def own_folder(allocation: Allocation, local_disk: Path) -> Path:
-    """Of this job alone: what is left of another cannot be taken for its own."""
-    return local_disk / f"unitransformer-{allocation.job}"
-
-
-def clean(allocation: Allocation, local_disk: Path, *, dead_nodes: Sequence[str]) -> None:
-    """Remove it on every node that still answers: a job that is queued again may start on others,
-    and nobody comes back to these."""
+def delete_local_files(allocation: Allocation, path: Path, *, dead_nodes: Sequence[str]) -> None:
+    """Deletes `path` on each node that is alive, since a requeued job may use other nodes."""
     nodes = allocation.nodes - len(dead_nodes)
     if nodes < 1:
         return
-    each = [f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1"]
+    options = [f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1"]
     if dead_nodes:
-        each.append(f"--exclude={','.join(dead_nodes)}")
-    place = own_folder(allocation, local_disk)
+        options.append(f"--exclude={','.join(dead_nodes)}")
     with contextlib.suppress(subprocess.SubprocessError):
-        subprocess.run(["srun", "--overlap", *each, "rm", "-rf", place], timeout=CLEAN_S)
+        subprocess.run(["srun", "--overlap", *options, "rm", "-rf", path], timeout=DELETE_S)

@@ -1,271 +1,193 @@
-"""What became of a job, by what its ranks have left; and what comes after."""
+"""Decides how a job ended, from the files of its ranks, and whether to requeue it."""
 
 import itertools
 import os
 import shlex
 import signal
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from slurm import scheduler
-from slurm.job_files import (
-    RUN,
-    SCRIPT,
-    Attempt,
-    Swept,
-    find_record,
-    read_json,
-    read_swept,
-    write_attempt,
-)
-from slurm.runtime.allocation import Allocation, Words, errors_of
-from slurm.runtime.node_probes import Probes, dead_nodes, write_dead
+from slurm import job_files, scheduler
+from slurm.job_files import RUN, SCRIPT, Attempt, JobOutcome
+from slurm.runtime.allocation import Allocation, JobArgs
+from slurm.runtime.node_probes import find_dead_nodes, write_node_failures
+from slurm.runtime.srun import WatchResult
 from unitransformer.launch.failures import BAD_USAGE, amend_record, first_failure, read_failures
-from unitransformer.launch.signals import STOPPED_EXIT_CODE, STOP_SIGNALS
+from unitransformer.launch.signals import STOP_SIGNALS, STOPPED_EXIT_CODE
 from unitransformer.launch.variables import JOB_FOLDER, PROGRESS_FILE, RUN_FOLDER
 
-MAX_DEAD = 5  # times that the job is queued again because a node has died
+# How often a job is requeued: after node failures, and after stops in a row that saved nothing.
+MAX_NODE_FAILURES, MAX_EMPTY_STOPS = 5, 4
+WRITE_RECORD_S = 300.0  # timeout
 
-MAX_IN_VAIN = 4  # times that it is stopped before it has anything to save, and tries again
+NOT_STARTED = "stopped before training began"
+CELL_RELEASED = "stopped, and the current cell was released"
 
-ROW_S = 300.0
-
-NOT_BEGUN = "asked to stop before training began"
-
-GIVEN_BACK = "the cell under way is given back"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Watched:
-    """What whoever watched the ranks saw."""
-
-    exit_code: int  # of srun
-    probes: Probes  # asked when a rank failed
-    dead: Mapping[str, Sequence[int]]  # nodes found dead meanwhile, with their ranks
+EXIT_CODES = {"done": 0, "failed": 1, "refused": 2, "stopped": STOPPED_EXIT_CODE}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ended:
+class JobEnd:
     """How the ranks ended."""
 
-    exit_code: int
-    is_done: bool = False  # what has run says so itself
-    is_taken_back: bool = False  # by whoever cancelled the job, or by SLURM
-    is_refused: bool = False
+    outcome: JobOutcome
     reason: str = ""
+    is_cancelled: bool = False  # by a user; or SLURM has already requeued the job
     dead_nodes: Sequence[str] = ()
-    has_row: bool = True  # or it is still to be written, which takes a while
+    has_record: bool = True  # False: `write_record` must write it
 
 
-@dataclass(frozen=True, kw_only=True)
-class Verdict:
-    """What comes after."""
+def decide(attempt: Attempt, end: JobEnd, *, before: Sequence[Attempt] = ()) -> Attempt:
+    """Returns the attempt with its outcome, and whether to requeue the job.
 
-    attempt: Attempt
-    exit_code: int
-    requeue: bool = False
-    exclude: Sequence[str] = ()
-
-
-def settle(attempt: Attempt, ended: Ended, *, before: Sequence[Attempt] = ()) -> Verdict:
-    """What became of the job, and what is to be done about it.
-
-    Args:
-        before: earlier starts, the newest last.
+    The earlier attempts `before` (oldest first) limit how often that happens.
     """
-    if ended.is_done:
-        done = replace(attempt, outcome="done", reason=ended.reason)
-        return Verdict(attempt=done, exit_code=0)
-    if ended.is_taken_back:
-        told = "cancelled, or queued again by SLURM itself"
-        reason = f"{told}; {ended.reason}" if ended.reason else told
-        return Verdict(
-            attempt=replace(attempt, outcome="stopped", reason=reason), exit_code=STOPPED_EXIT_CODE
-        )
-    if ended.exit_code == STOPPED_EXIT_CODE:
-        stopped = replace(attempt, outcome="stopped", reason=ended.reason, is_requeued=True)
-        same = [*itertools.takewhile(lambda each: each.reason == ended.reason, reversed(before))]
-        if ended.reason in (NOT_BEGUN, GIVEN_BACK) and len(same) >= MAX_IN_VAIN:
-            reason = f"{ended.reason}, {len(same) + 1} times: the time limit is too short"
-            failed = replace(attempt, outcome="failed", reason=reason)
-            return Verdict(attempt=failed, exit_code=1)
-        return Verdict(attempt=stopped, exit_code=STOPPED_EXIT_CODE, requeue=True)
-    if ended.is_refused:
-        refused = replace(attempt, outcome="refused", reason=ended.reason)
-        return Verdict(attempt=refused, exit_code=2)
-    reason = ended.reason or (
-        "it ended with exit code 0, and no record says that it is done"
-        if ended.exit_code == 0
-        else f"srun ended with exit code {ended.exit_code}"
-    )
-    failed = replace(attempt, outcome="failed", reason=reason)
-    # What SLURM has killed and queued again itself, as a preemption, is no fault of the job's.
-    died = [each for each in before if each.is_node_failure and each.is_requeued]
-    if ended.dead_nodes and len(died) < MAX_DEAD:
-        return Verdict(
-            attempt=replace(failed, is_requeued=True, is_node_failure=True),
-            exit_code=1,
-            requeue=True,
-            exclude=ended.dead_nodes,
-        )
-    return Verdict(attempt=failed, exit_code=1)
+    decided = replace(attempt, outcome=end.outcome, reason=end.reason)
+    if end.is_cancelled:
+        return decided
+    if end.outcome == "stopped":
+        same = itertools.takewhile(lambda past: past.reason == end.reason, reversed(before))
+        repeats = len([*same])
+        if end.reason in (NOT_STARTED, CELL_RELEASED) and repeats >= MAX_EMPTY_STOPS:
+            reason = f"{end.reason}, {repeats + 1} times in a row; give a longer time limit"
+            return replace(decided, outcome="failed", reason=reason)
+        return replace(decided, is_requeued=True)
+    # Attempts that SLURM killed and requeued itself, as in a preemption, do not count.
+    node_failures = [past for past in before if past.is_node_failure and past.is_requeued]
+    if end.dead_nodes and len(node_failures) < MAX_NODE_FAILURES:
+        return replace(decided, is_requeued=True, is_node_failure=True)
+    return decided
 
 
-def judge(
+def find_end(
     allocation: Allocation,
-    words: Words,
-    attempt: Attempt,
-    watched: Watched,
+    args: JobArgs,
+    watched: WatchResult,
     *,
-    was_asked: bool,
-) -> Ended:
-    """How the ranks ended, by what they left; writes what they could not.
+    since_s: float,
+    was_signaled: bool,
+) -> JobEnd:
+    """Returns how the ranks ended. Writes the failures of dead nodes, and the first into a record.
 
     Args:
-        was_asked: a signal has asked the job to stop.
+        since_s: clock time at which the ranks were started; older files are not theirs.
+        was_signaled: a signal has asked the job to stop.
     """
-    errors, since_s, code = errors_of(allocation, words), attempt.since_s, watched.exit_code
-    failures = read_failures(errors)
-    has_stopped = any(errors.glob("*.stopped"))
-    # srun may have been told to end as well, and then kills what is still saving.
-    is_told = bool(failures or watched.dead)
-    if not is_told and ((code == 0 and has_stopped) or (code > 128 and was_asked)):
-        code = STOPPED_EXIT_CODE
-    swept = read_swept(errors) if words.target == "sweep" else None
-    if swept is not None and code in (0, 1):
-        return _ended(swept, code)
-    ended = Ended(exit_code=code, is_done=_is_done(words, code, since_s))
-    if ended.is_done or code == 0:
-        return ended
-    ended = replace(ended, is_taken_back=scheduler.is_taken_back(allocation.name))
-    if code == STOPPED_EXIT_CODE:
-        return replace(ended, reason=_why_stopped(words, since_s))
-    if code == BAD_USAGE or any(failure.is_bad_usage for failure in failures):
-        told = first_failure(failures).message if failures else "what is said above"
-        if words.target == "sweep":
-            told = "the sweep's options are wrong, as is said above"
-        return replace(ended, is_refused=True, reason=told)
-    dead: Mapping[str, Sequence[int]] = watched.dead
-    if not dead and not ended.is_taken_back:
-        dead = dead_nodes(allocation, errors, watched.probes.silent())
-    reason, has_row = _write_failures(allocation, words, dead, since_s)
-    return replace(ended, dead_nodes=list(dead), reason=reason, has_row=has_row)
-
-
-def _ended(swept: Swept, code: int) -> Ended:
-    """How a sweep ended that has come to its end; it says what became of its cells."""
-    told = swept.in_words()
-    if swept.is_refused:
-        return Ended(exit_code=code, is_refused=True, reason=told)
+    code, failures = watched.exit_code, read_failures(args.errors)
+    if not failures and not watched.dead:
+        has_stopped = any(args.errors.glob("*.stopped"))
+        # A signal may reach srun too, which then kills ranks that are still saving.
+        if (code == 0 and has_stopped) or (code > 128 and was_signaled):
+            code = STOPPED_EXIT_CODE
+    is_sweep = args.target == "sweep"
+    if is_sweep and code in (0, 1) and (sweep := job_files.read_sweep_end(args.errors)):
+        if code == 1:
+            return JobEnd(outcome="failed", reason=f"{sweep.format()}; see the report of the sweep")
+        return JobEnd(outcome="refused" if sweep.is_refused else "done", reason=sweep.format())
+    # The record of the run decides, not the exit code. A sweep has none.
+    path = None if is_sweep else _record_path(args.folder / RUN)
+    is_new = path is not None and path.stat().st_mtime >= since_s
+    record = _read(path)
+    if record.get("status") == "ok" and (code == 0 or is_new):
+        return JobEnd(outcome="done")
     if code == 0:
-        return Ended(exit_code=code, is_done=True, reason=told)
-    return Ended(exit_code=code, reason=f"{told}; the report of the sweep says why")
+        return JobEnd(outcome="failed", reason="exit code 0, but no record says that it is done")
+    is_cancelled = scheduler.is_cancelled_or_requeued(allocation.name)
+    if code == STOPPED_EXIT_CODE:
+        error = (record.get("error") if is_new else None) or {}
+        reason = CELL_RELEASED if is_sweep else str(error.get("message") or NOT_STARTED)
+        end = JobEnd(outcome="stopped", reason=reason)
+    elif code == BAD_USAGE or any(failure.is_bad_usage for failure in failures):
+        reason = first_failure(failures).message if failures else "see the error above"
+        if is_sweep:
+            reason = "the options of the sweep are invalid; see the error above"
+        end = JobEnd(outcome="refused", reason=reason)
+    else:
+        dead = watched.dead
+        if not dead and not is_cancelled:
+            dead = find_dead_nodes(allocation, args.errors, watched.probes.silent())
+        write_node_failures(dead, args.errors)
+        end = JobEnd(outcome="failed", reason=f"srun exited with code {code}", dead_nodes=[*dead])
+        if failures := read_failures(args.errors):
+            first = first_failure(failures)
+            reason = f"rank {first.rank} of {allocation.tasks}: {' '.join(first.message.split())}"
+            is_recorded = path is not None and amend_record(path, first, since_s=since_s)
+            end = replace(end, reason=reason, has_record=is_recorded or is_sweep)
+    if not is_cancelled:
+        return end
+    reason = f"cancelled, or already requeued by SLURM; {end.reason}"
+    return replace(end, outcome="stopped", reason=reason, is_cancelled=True)
 
 
-def _is_done(words: Words, code: int, since_s: float) -> bool:
-    """By what the run itself has written, not by an exit code; a sweep tells its end otherwise.
-
-    A record from before is believed where the run has found that it is its own.
-    """
-    path = None if words.target == "sweep" else _record_path(words)
-    if path is None or (code != 0 and path.stat().st_mtime < since_s):
-        return False
-    return (read_json(path) or {}).get("status") == "ok"
+def _record_path(run: Path) -> Path | None:
+    """Returns the path that the run's progress file names, or else the newest record."""
+    path = _read(run / PROGRESS_FILE).get("record")
+    return Path(path) if path and Path(path).exists() else job_files.find_record(run)
 
 
-def _record_path(words: Words) -> Path | None:
-    """Where the run has said that its record is, or the newest beside it."""
-    told = (read_json(words.folder / RUN / PROGRESS_FILE) or {}).get("record")
-    if told and Path(told).exists():
-        return Path(told)
-    return find_record(words.folder / RUN)
+def _read(path: Path | None) -> dict[str, Any]:
+    return (path and job_files.read_json(path)) or {}
 
 
-def _why_stopped(words: Words, since_s: float) -> str:
-    if words.target == "sweep":
-        return GIVEN_BACK
-    path = _record_path(words)
-    if path is None or path.stat().st_mtime < since_s:
-        return NOT_BEGUN
-    return str(((read_json(path) or {}).get("error") or {}).get("message") or NOT_BEGUN)
-
-
-def _write_failures(
-    allocation: Allocation, words: Words, dead: Mapping[str, Sequence[int]], since_s: float
-) -> tuple[str, bool]:
-    """Write the failure of dead nodes' ranks, and what failed first into the record of the run.
-
-    Returns:
-        The reason in words, and whether there is such a record: see `write_row`.
-    """
-    errors = errors_of(allocation, words)
-    write_dead(dead, errors)
-    failures = read_failures(errors)
-    if not failures:
-        return "", True
-    failure = first_failure(failures)
-    reason = f"rank {failure.rank} of {allocation.tasks}: {' '.join(failure.message.split())}"
-    if words.target == "sweep":  # its cells have records, it has none
-        return reason, True
-    path = _record_path(words)
-    has_row = path is not None and amend_record(path, failure, since_s=since_s)
-    return reason, has_row
-
-
-def write_row(allocation: Allocation, words: Words, since_s: float) -> None:
-    """The record of ranks that have written none: only the recipe can tell what was to run."""
+def write_record(allocation: Allocation, args: JobArgs, since_s: float) -> None:
+    """Writes the record of ranks that wrote none: the recipe knows what was to run."""
     variables = {
         **os.environ,
-        RUN_FOLDER: str(words.folder / RUN),
+        RUN_FOLDER: str(args.folder / RUN),
         "RANK": "0",
         "WORLD_SIZE": str(allocation.tasks),
         "LOCAL_WORLD_SIZE": str(allocation.tasks_per_node[0]),
     }
-    here = ("--nodes=1", "--ntasks=1", f"--nodelist={os.environ.get('SLURMD_NODENAME', '')}")
-    command = [
-        *(("srun", "--overlap", *here, *words.srun) if words.srun else ()),
-        *(
-            words.python,
-            "-m",
-            "recipes.service.failure_record",
-            words.target.removeprefix("recipes."),
-        ),
-        *(str(errors_of(allocation, words)), str(since_s), "--", *words.arguments),
-    ]
+    recipe = args.target.removeprefix("recipes.")
+    command = [args.python, "-m", "recipes.service.failure_record", recipe]
+    command += [str(args.errors), str(since_s), "--", *args.arguments]
+    if args.srun:  # as for the ranks, for example in their container
+        node = f"--nodelist={os.environ.get('SLURMD_NODENAME', '')}"
+        command = ["srun", "--overlap", "--nodes=1", "--ntasks=1", node, *args.srun, *command]
     try:
-        done = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=ROW_S)
+        writer = subprocess.run(
+            command, env=variables, capture_output=True, text=True, timeout=WRITE_RECORD_S
+        )
     except subprocess.TimeoutExpired:
-        say(f"the record could not be written within {ROW_S:.0f} s")
+        _print(f"no record: writing it took more than {WRITE_RECORD_S:.0f} s")
         return
-    if done.returncode:
-        say(f"the record could not be written: {(done.stderr.strip() or '?').splitlines()[-1]}")
+    if writer.returncode:
+        _print(f"no record: {(writer.stderr.strip() or 'unknown error').splitlines()[-1]}")
 
 
-def requeue(allocation: Allocation, words: Words, verdict: Verdict) -> None:
-    """Queue this job or task again; where that cannot be, say how to go on."""
-    # Said before: what follows ends this process.
-    say("asks to be queued again" + "".join(f", without {name}" for name in verdict.exclude))
+def requeue(
+    allocation: Allocation, args: JobArgs, attempt: Attempt, exclude: Sequence[str]
+) -> None:
+    """Requeues the job without the nodes `exclude`; prints how to continue if SLURM refuses."""
+    # Printed first, since requeueing ends this process.
+    _print(f"requeueing this job{' without ' if exclude else ''}{', '.join(exclude)}")
     for number in STOP_SIGNALS:
-        signal.signal(number, signal.SIG_IGN)  # as what is started from here on does, too
-    refused = scheduler.requeue(allocation.name, restart=allocation.restart)
-    if refused is None:
-        if verdict.exclude and (why := scheduler.avoid(allocation.name, verdict.exclude)):
-            say(f"queued again, and may start on {', '.join(verdict.exclude)}: {why}")
+        signal.signal(number, signal.SIG_IGN)  # child processes inherit it
+    try:
+        scheduler.requeue(allocation.name, restart=allocation.restart)
+    except (ValueError, RuntimeError) as error:
+        job_files.write_attempt(args.folder, replace(attempt, is_requeued=False))
+        _print(f"not requeued ({error}); continue with: {_continue_command(allocation, args)}")
         return
-    write_attempt(words.folder, replace(verdict.attempt, is_requeued=False))
-    job_folder = words.folder if allocation.task is None else words.folder.parent
-    only = [] if allocation.task is None else [f"--array={allocation.task}"]
-    script = job_folder / SCRIPT
-    how = (
-        shlex.join(["sbatch", *only, str(script)])
-        if script.exists()
-        else shlex.join(["env", f"{JOB_FOLDER}={job_folder}", "sbatch", *only])
-        + " with the same script and options"
-    )
-    say(f"not queued again ({refused}); go on with: {how}")
+    try:
+        if exclude:
+            scheduler.exclude_nodes(allocation.name, exclude)
+    except (ValueError, RuntimeError) as error:
+        _print(f"requeued, but possibly on {', '.join(exclude)} again: {error}")
 
 
-def say(line: str) -> None:
+def _continue_command(allocation: Allocation, args: JobArgs) -> str:
+    folder, command = args.folder, ["sbatch"]
+    if allocation.task is not None:
+        folder, command = args.folder.parent, ["sbatch", f"--array={allocation.task}"]
+    if (folder / SCRIPT).exists():
+        return shlex.join([*command, str(folder / SCRIPT)])
+    variable = f"{JOB_FOLDER}={folder}"
+    return f"{shlex.join(['env', variable, *command])} with the same script and options"
+
+
+def _print(line: str) -> None:
     print(line, flush=True)

@@ -1,7 +1,7 @@
-"""One task of `srun`: starts what follows as its child and tells how that ended.
+"""Wraps one task of srun: starts a command as a child process and reports how it ended.
 
-A process that is killed can tell nothing itself; a signal that comes before it can listen would
-end it unsaved and unexplained. The first task of each node also sends the node's heartbeat.
+A killed process cannot report itself, and a signal before its handlers are installed would end it
+unsaved. The first task of each node also sends the node's heartbeat.
 """
 
 import itertools
@@ -15,51 +15,52 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from slurm.runtime.heartbeat import EACH_S, beat
+from slurm.runtime.heartbeat import INTERVAL_S, beat
 from unitransformer.launch.failures import ERROR_FILE, unreported_failure, write_failure
 from unitransformer.launch.signals import STOPPED_EXIT_CODE, STOP_SIGNALS
 from unitransformer.launch.variables import ERRORS_FOLDER
 
 
 def main(command: Sequence[str]) -> int:
-    """Run `command`, hand signals on, and leave a word on a bad end; returns the exit code."""
+    """Runs `command`, forwards signals to it, and reports a failure; returns the exit code."""
     rank = int(os.environ["SLURM_PROCID"])
     errors = Path(os.environ[ERRORS_FOLDER])
-    file = errors / f"{rank}.failure"
+    failure = errors / f"{rank}.failure"
     received: list[int] = []
-    child: list[subprocess.Popen[bytes]] = []
+    children: list[subprocess.Popen[bytes]] = []
 
-    def hand_on(number: int, _: object) -> None:
+    def forward(number: int, _: object) -> None:
         received.append(number)
-        for started in child:
-            started.send_signal(number)
+        for child in children:
+            child.send_signal(number)
 
-    for each in STOP_SIGNALS:
-        signal.signal(each, hand_on)
-    child.append(subprocess.Popen(command, env={**os.environ, ERROR_FILE: str(file)}))
-    for number in received:  # it came while the child was made
-        child[0].send_signal(number)
+    for number in STOP_SIGNALS:
+        signal.signal(number, forward)
+    child = subprocess.Popen(command, env={**os.environ, ERROR_FILE: str(failure)})
+    children.append(child)
+    for number in received:  # arrived while the child was started
+        child.send_signal(number)
     if sends_heartbeat(os.environ):
-        threading.Thread(target=_beat_on, args=(errors,), daemon=True).start()
-    code = child[0].wait()
-    # One that was not listening yet had not begun: nothing is lost.
+        threading.Thread(target=_beat_forever, args=(errors,), daemon=True).start()
+    code = child.wait()
+    # A child that a signal killed had not installed its handlers, so that nothing is lost.
     if code == STOPPED_EXIT_CODE or (code < 0 and -code in received):
-        # By a file: at any exit code but 0 srun would kill the ranks that are still at it.
-        file.with_suffix(".stopped").touch()
-        code = 0
-    elif code != 0 and not file.exists():
-        write_failure(unreported_failure(rank, code, node=socket.gethostname()), file)
+        # Reported by a file: srun kills the other ranks at any exit code except 0.
+        failure.with_suffix(".stopped").touch()
+        return 0
+    if code != 0 and not failure.exists():
+        write_failure(unreported_failure(rank, code, node=socket.gethostname()), failure)
     return code if code >= 0 else 128 - code
 
 
-def _beat_on(errors: Path) -> None:
+def _beat_forever(errors: Path) -> None:
     for number in itertools.count():
         beat(errors, os.environ["SLURMD_NODENAME"], number)
-        time.sleep(EACH_S)
+        time.sleep(INTERVAL_S)
 
 
 def sends_heartbeat(variables: Mapping[str, str]) -> bool:
-    """Whether this task shows that its node lives: the first task of each of several nodes."""
+    """Returns whether this is the first task on its node, in a job of several nodes."""
     return int(variables["SLURM_JOB_NUM_NODES"]) > 1 and variables["SLURM_LOCALID"] == "0"
 
 

@@ -1,107 +1,115 @@
-"""Starts the ranks of a job and watches them until the last has ended."""
+"""Starts the ranks of a job with srun and watches them until the last one has ended."""
 
 import contextlib
 import math
 import os
 import subprocess
 import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from slurm import scheduler
-from slurm.job_files import FILE, RUN
-from slurm.runtime.allocation import Allocation, Words, errors_of, own_folder
+from slurm.job_files import RUN, SWEEP_STATE
+from slurm.runtime.allocation import Allocation, JobArgs, flags_of
 from slurm.runtime.heartbeat import Heartbeats
-from slurm.runtime.node_probes import Probes, dead_nodes
-from slurm.runtime.outcome import Watched
+from slurm.runtime.node_probes import Probes, find_dead_nodes
 from unitransformer.launch.variables import ERRORS_FOLDER, LOCAL_DISK, RUN_FOLDER, SWEEP_FILE
 
 POLL_S = 0.5
-GRACE_S = 3.0  # from the first rank's failure until the others are killed
-PATIENCE_S = 4.0  # from that until srun itself is
+GRACE_S = 3.0  # from the first failure until the other ranks are killed
+KILL_S = 4.0  # from then until srun itself is killed
 
 
-def command_of(words: Words, began_at: str) -> list[str]:
-    """What starts the ranks, or the one process of a sweep.
+@dataclass(frozen=True, kw_only=True)
+class WatchResult:
+    """What happened until srun ended."""
 
-    Args:
-        began_at: when the job, or the first task of its array, was started for the first time.
-    """
-    srun = ["srun", "--kill-on-bad-exit=1", "--distribution=block", *words.srun]
-    if words.target == "sweep":
+    exit_code: int  # of srun
+    probes: Probes  # started when a rank failed
+    dead: Mapping[str, Sequence[int]]  # nodes that died before any failure, with their ranks
+
+
+def srun_command(args: JobArgs, first_started_at: str) -> list[str]:
+    """Returns the command that starts the ranks, or the single process of a sweep."""
+    srun = ["srun", "--kill-on-bad-exit=1", "--distribution=block", *args.srun]
+    flags = flags_of(args.arguments)
+    if args.target == "sweep":
         srun += ["--nodes=1", "--ntasks=1", "--ntasks-per-node=1"]
-        own = ["scaling", "sweep", *words.arguments]
-        given = {word.partition("=")[0] for word in words.arguments}
-        if not given & {"--max-cells", "--find-max-batch"}:  # a search goes cell after cell
-            own += ["--max-cells", "1"]
-        if "--retry" in given and "--retry-before" not in given:
-            # What an earlier task or start has tried again is not tried once more.
-            own += ["--retry-before", began_at]
+        command = ["scaling", "sweep", *args.arguments]
+        if not flags & {"--max-cells", "--find-max-batch"}:  # a search needs several cells
+            command += ["--max-cells", "1"]
+        if "--retry" in flags and "--retry-before" not in flags:
+            # Do not retry what an earlier task or start has already retried.
+            command += ["--retry-before", first_started_at]
     else:
-        own = [words.target, *words.arguments]
-        if not any(word.partition("=")[0] == "--resume" for word in words.arguments):
-            own += ["--resume", "auto"]
-    return [*srun, words.python, "-m", "slurm.runtime.rank", words.python, "-m", *own]
+        command = [args.target, *args.arguments]
+        if "--resume" not in flags:
+            command += ["--resume", "auto"]
+    return [*srun, args.python, "-m", "slurm.runtime.rank", args.python, "-m", *command]
 
 
-def variables_of(allocation: Allocation, words: Words) -> dict[str, str]:
-    """What ranks are told beside what SLURM tells them."""
-    variables = {ERRORS_FOLDER: str(errors_of(allocation, words)), "PYTHONUNBUFFERED": "1"}
-    if words.target == "sweep":
-        variables[SWEEP_FILE] = str(errors_of(allocation, words) / FILE)
+def rank_variables(args: JobArgs) -> dict[str, str]:
+    """Returns the environment variables that ranks need in addition to SLURM's."""
+    variables = {ERRORS_FOLDER: str(args.errors), "PYTHONUNBUFFERED": "1"}
+    if args.target == "sweep":
+        variables[SWEEP_FILE] = str(args.errors / SWEEP_STATE)
     else:
-        variables[RUN_FOLDER] = str(words.folder / RUN)
+        variables[RUN_FOLDER] = str(args.folder / RUN)
     if cpus := os.environ.get("SLURM_CPUS_PER_TASK"):
-        variables["SRUN_CPUS_PER_TASK"] = cpus  # srun no longer takes it from sbatch
-    if words.local_disk is not None:
-        place = own_folder(allocation, words.local_disk)
+        variables["SRUN_CPUS_PER_TASK"] = cpus  # srun does not inherit it from sbatch
+    if args.local_disk is not None:
         variables |= {
-            "TORCHINDUCTOR_CACHE_DIR": str(place / "inductor"),
-            "TRITON_CACHE_DIR": str(place / "triton"),
-            LOCAL_DISK: str(place),
+            "TORCHINDUCTOR_CACHE_DIR": str(args.local_disk / "inductor"),
+            "TRITON_CACHE_DIR": str(args.local_disk / "triton"),
+            LOCAL_DISK: str(args.local_disk),
         }
     return variables
 
 
 def watch(
-    srun: "subprocess.Popen[bytes]", allocation: Allocation, errors: Path, caught: list[int]
-) -> Watched:
-    """Wait for srun; hand on what only this process was sent; kill what a failed rank or a dead
-    node leaves."""
+    srun: "subprocess.Popen[bytes]", allocation: Allocation, errors: Path, caught: Sequence[int]
+) -> WatchResult:
+    """Waits for srun, and kills what remains after a rank has failed or a node has died.
+
+    `caught` grows when this process receives a signal, which is then sent to the ranks.
+    """
     step = f"{allocation.name}.0"
-    names = scheduler.names_of(allocation.node_list) if allocation.nodes > 1 else []
-    heartbeats = Heartbeats(folder=errors, nodes=names)
-    num_handed_on, failed_at_s = 0, math.inf
-    probes, doubts = Probes(), Probes()
+    nodes = scheduler.expand_nodes(allocation.node_list) if allocation.nodes > 1 else []
+    heartbeats = Heartbeats(folder=errors, nodes=nodes)
+    num_forwarded, failed_at_s = 0, math.inf
+    failure_probes, suspect_probes = Probes(), Probes()
     dead: dict[str, list[int]] = {}
     while True:
         with contextlib.suppress(subprocess.TimeoutExpired):
             code = srun.wait(POLL_S)
             if code and failed_at_s == math.inf:
-                probes.ask(names)
-            return Watched(exit_code=code if code >= 0 else 128 - code, probes=probes, dead=dead)
-        if len(caught) > num_handed_on:
-            num_handed_on = len(caught)
-            # Not every signal to a job reaches its ranks; twice is as good as once.
+                failure_probes.ask(nodes)
+            code = code if code >= 0 else 128 - code
+            return WatchResult(exit_code=code, probes=failure_probes, dead=dead)
+        if len(caught) > num_forwarded:
+            num_forwarded = len(caught)
+            # SLURM does not send every signal to the ranks; a second one does no harm.
             _signal(step, "USR1")
         if failed_at_s == math.inf and any(errors.glob("*.failure")):
             failed_at_s = time.monotonic()
-            probes.ask(names)
+            failure_probes.ask(nodes)
         suspects = heartbeats.suspects()
-        if failed_at_s == math.inf and (suspects or doubts.asked):
-            doubts.ask([*suspects, *names[:1]])  # the first is this one
-            if doubts.are_over():
-                dead = dead_nodes(allocation, errors, doubts.silent())
+        if failed_at_s == math.inf and (suspects or suspect_probes.asked):
+            suspect_probes.ask([*suspects, *nodes[:1]])  # the first is this node, as a control
+            if suspect_probes.are_over():
+                dead = find_dead_nodes(allocation, errors, suspect_probes.silent())
                 failed_at_s = -math.inf if dead else math.inf
-                heartbeats.clear(list(doubts.asked))
-                doubts = Probes()
+                heartbeats.forget(list(suspect_probes.asked))
+                suspect_probes = Probes()
         if time.monotonic() > failed_at_s + GRACE_S:
             _signal(step, "KILL")
             try:
-                srun.wait(POLL_S if dead else PATIENCE_S)
+                srun.wait(POLL_S if dead else KILL_S)
             except subprocess.TimeoutExpired:
-                srun.kill()  # its node is gone
+                srun.kill()
 
 
 def _signal(step: str, name: str) -> None:
-    """To all ranks; not waited for, as scancel waits for nodes that are dead."""
+    """Signals all ranks, without waiting: scancel itself waits for dead nodes."""
     subprocess.Popen(["scancel", f"--signal={name}", step], stderr=subprocess.DEVNULL)

@@ -27,7 +27,7 @@ from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata
 
 from recipes import bert, gpt, vit
 from recipes.command_line import run_recipe
-from unitransformer.checkpoint.reader import METADATA_FILE, RUN_FILE, CHECKSUMS_FILE, checksum
+from unitransformer.checkpoint.reader import CHECKSUMS_FILE, METADATA_FILE, RUN_FILE, checksum
 from unitransformer.launch import devices as process
 from unitransformer.launch.variables import RUN_FOLDER
 from unitransformer.record.schema import load_record
@@ -151,13 +151,13 @@ def refuse(call: Call) -> Refuse:
         ("--strategy single --devices 2", "strategy is single with 2 devices; choose ddp, or one"),
         (
             "--strategy fsdp --devices 2 --precision 16-mixed",
-            "precision 16-mixed is not for strategy fsdp, whose gradients no loss scaler sees",
+            "precision 16-mixed does not work with strategy fsdp, which does not scale the loss",
         ),
         (
             "--strategy zero2 --devices 2 --precision bf16-true",
-            "precision bf16-true is not for strategy zero2: DeepSpeed keeps float32 weights",
+            "precision bf16-true does not work with strategy zero2: DeepSpeed keeps float32",
         ),
-        ("--strategy ddp --cpu-offload", "cpu_offload is not for strategy ddp, which keeps"),
+        ("--strategy ddp --cpu-offload", "cpu_offload does not work with strategy ddp, which keeps"),
         (
             "--strategy fsdp --cpu-offload",
             "cpu_offload is for GPUs: on a CPU everything is in host",
@@ -186,9 +186,9 @@ def test_an_invalid_option_is_refused(refuse: Refuse, line: str, said: str) -> N
             "--model.image-size 20",
             "model.image_size 20 does not divide into patches of model.patch",
         ),
-        ("--model.num-positions 9", "model.num_positions is 9; pictures of 16 pixels in patches"),
-        ("--model.tied-head true", "model.tied_head is true; pictures have no word vectors"),
-        ("--sequence-length 3", "data.sequence_length is 3; the length of a picture is that of"),
+        ("--model.num-positions 9", "model.num_positions is 9; images of 16 pixels in patches"),
+        ("--model.tied-head true", "model.tied_head is true; images have no token embeddings"),
+        ("--sequence-length 3", "data.sequence_length is 3; the length of an image is its"),
     ],
 )
 def test_an_invalid_image_option_is_refused(refuse: Refuse, line: str, said: str) -> None:
@@ -417,7 +417,8 @@ RESUME = f"{TEXT} --checkpoint-dir kept --resume --max-steps 4"
 def test_a_new_run_does_not_write_among_old_checkpoints(refuse: Refuse, kept: Path) -> None:
     said = refuse(f"{TEXT} --checkpoint-dir kept")
     assert said == (
-        f"checkpoint-dir kept holds {kept}; add --resume to go on from it, or choose another folder"
+        f"checkpoint-dir kept holds {kept}; add --resume to continue from it, "
+        "or choose another folder"
     )
 
 
@@ -554,7 +555,7 @@ def test_a_pickle_in_place_of_the_list_of_parts_is_refused_and_not_executed(
     _sum_up(kept)
     said = refuse(RESUME)
     assert said.startswith(
-        f"checkpoint {kept} holds more than tensors and plain values (posix.mkdir is no part of"
+        f"checkpoint {kept} holds more than tensors and plain values (posix.mkdir is not part of"
     )
     pickle.loads((kept / METADATA_FILE).read_bytes())
     assert Path("executed").is_dir()  # the code does work
@@ -604,7 +605,7 @@ def test_code_in_place_of_a_tensor_is_refused_and_not_executed(
 ) -> None:
     _, index, part = _replace_tensor(kept, _Code(), is_zip=is_zip)
     assert refuse(RESUME).startswith(
-        f"checkpoint {kept} holds more than tensors and plain values ({index.fqn} is not the tensor"
+        f"checkpoint {kept} holds more than tensors and plain values ({index.fqn} is not the listed"
     )
     whole = (kept / part.relative_path).read_bytes()
     torch.load(io.BytesIO(whole[part.offset :]), weights_only=False)
@@ -628,7 +629,7 @@ def test_an_entry_that_torch_would_execute_is_refused_and_not_executed(
 
 def test_a_tensor_of_another_shape_is_refused(refuse: Refuse, kept: Path) -> None:
     _, index, _ = _replace_tensor(kept, torch.zeros(3, 3, 3), is_zip=True)
-    assert f"({index.fqn} is not the tensor it should be)" in refuse(RESUME)
+    assert f"({index.fqn} is not the listed tensor)" in refuse(RESUME)
 
 
 def test_a_file_outside_the_checkpoint_is_not_read(refuse: Refuse, kept: Path) -> None:
@@ -774,7 +775,7 @@ def test_a_full_disk_leaves_the_previous_checkpoint_and_a_record(
     assert code == 1
     reason = f"[Errno {errno.EFBIG}] {os.strerror(errno.EFBIG)}"
     assert err.splitlines() == [
-        f"error: checkpoint-dir kept: step 3 could not be saved ({reason}); {CHECKPOINT} stays; "
+        f"error: checkpoint-dir kept: step 3 could not be saved ({reason}); {CHECKPOINT} is kept; "
         "free space and run again with --resume (record: record.json)"
     ]
     assert [path.name for path in Path("kept").glob("step-*")] == [CHECKPOINT]

@@ -265,7 +265,7 @@ def test_a_shard_damaged_for_one_rank_is_one_error_line_for_all(tmp_path: Path) 
     assert process.exitcode == 2
     said = (tmp_path / "second" / "output.log").read_text().splitlines()
     assert [line for line in said if "error" in line] == [
-        f"error: checkpoint {checkpoint} is damaged (__1_0.distcp does not have its checksum); "
+        f"error: checkpoint {checkpoint} is damaged (__1_0.distcp does not match its checksum); "
         "delete it and start again without --resume"
     ]
 
@@ -308,7 +308,7 @@ def test_a_disk_full_for_one_rank_ends_all_ranks_and_leaves_the_previous_checkpo
     reason = f"[Errno {errno.ENOSPC}] {os.strerror(errno.ENOSPC)}"
     assert (
         f"checkpoint-dir {tmp_path / 'checkpoints'}: step 4 could not be saved ({reason}); "
-        f"{checkpoint_name(2)} stays; free space and run again with --resume"
+        f"{checkpoint_name(2)} is kept; free space and run again with --resume"
     ) in said
     assert [path.name for path in (tmp_path / "checkpoints").glob("step-*")] == [checkpoint_name(2)]
     check_files(tmp_path / "checkpoints" / checkpoint_name(2))
@@ -424,8 +424,8 @@ def drag() -> None:
     """A fault: every phase of saving takes long enough to be interrupted."""
     for module, name in (
         (writer, "write_atomically"),
-        (writer, "_flush"),
-        (writer, "_remove"),
+        (writer, "_fsync_folder"),
+        (writer, "_remove_checkpoint"),
         (shutil, "rmtree"),
     ):
         setattr(module, name, functools.partial(after_a_while, getattr(module, name)))

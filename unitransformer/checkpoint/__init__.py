@@ -1,1 +1,1 @@
-"""Writing, finding and reading checkpoints."""
+"""Writes, finds, verifies and reads checkpoints."""

@@ -1,6 +1,7 @@
-"""Callbacks that save a run while it trains, and resume it."""
+"""Lightning callbacks that save and resume a run."""
 
 import contextlib
+import functools
 import json
 import math
 from collections.abc import Callable, Iterator
@@ -21,10 +22,10 @@ from unitransformer.checkpoint.reader import (
     first_line,
     list_checkpoints,
     newest_checkpoint,
-    read_tensors,
     read_run_state,
+    read_tensors,
 )
-from unitransformer.checkpoint.state import State, count_updates, restore_state, capture_state
+from unitransformer.checkpoint.state import capture_state, count_updates, restore_state
 from unitransformer.checkpoint.writer import CheckpointWriter, remove_leftovers, start_saving
 from unitransformer.config import RunConfig
 from unitransformer.launch.environment import process_rank
@@ -32,18 +33,18 @@ from unitransformer.launch.failures import report_failure
 from unitransformer.launch.signals import Stopped
 from unitransformer.training.module import TrainingModule
 
-DEEPSPEEDS_SCALE = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
+DEEPSPEED_SCALER_FIELDS = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 ResumeMode = bool | Literal["auto"]  # "auto": if there is a checkpoint
-MAX_WAIT_S = 4.0  # that a run which fails waits for other ranks to write their parts
+MAX_WAIT_S = 4.0  # for other ranks to write their parts, after a failure
 
 
 class CheckpointError(OSError):
-    """A checkpoint that could not be written."""
+    """A checkpoint could not be written."""
 
 
 @contextlib.contextmanager
 def lock_folder(folder: Path) -> Iterator[None]:
-    """Keeps other runs out of a folder of checkpoints; ends with the process, however it ends.
+    """Locks a folder of checkpoints against other runs; a process that dies releases the lock.
 
     Raises:
         ValueError: another run is using it.
@@ -64,17 +65,16 @@ def lock_folder(folder: Path) -> Iterator[None]:
 
 
 class SaveCheckpoints(pl.Callback):
-    """Saves every `every` optimizer steps (0: never) and at the last; keeps the newest.
+    """Saves every `every` optimizer steps (0: never) and after the last; keeps the newest.
 
-    A checkpoint on the way is copied and written while training goes on; the last is written
-    where it stands.
+    The state is copied and written while training continues; after the last step training waits.
 
     Args:
-        tell: what `run.json` says; called on every rank.
+        get_run_state: returns the content of `run.json`; called on every rank.
 
     Raises:
-        CheckpointError: naming the folder; the checkpoint before stays. For one that was written
-            while training went on it is raised at the next, on every rank.
+        CheckpointError: a write failed; the previous checkpoint is kept. If training continued
+            meanwhile, every rank raises it at the next checkpoint.
     """
 
     def __init__(self, folder: Path, *, every: int, get_run_state: Callable[[], RunState]) -> None:
@@ -88,8 +88,8 @@ class SaveCheckpoints(pl.Callback):
         if trainer.is_global_zero:
             remove_leftovers(self.folder)
         if torch.distributed.is_initialized():
-            # Its own, as a thread writes beside the training; also keeps others from starting
-            # before the remains are gone.
+            # A separate group, because a thread uses it during training. Creating it is also a
+            # barrier: no rank saves before the leftovers are deleted.
             self._group = torch.distributed.new_group(backend="gloo")
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *args: Any) -> None:
@@ -100,21 +100,21 @@ class SaveCheckpoints(pl.Callback):
             return
         num_updates = count_updates(trainer)
         if num_updates == 0:
-            return  # every gradient has overflowed: nothing is learned yet, there are no moments
+            return  # every gradient has overflowed, so AdamW has no moments yet
         self._saved_step = step
         self._finish(trainer)
-        told = self.get_run_state()
-        assert len(told["loss"]) == step
-        _check_losses(told["loss"])
-        told |= {"num_updates": num_updates, "loss_scaler": _loss_scaler(trainer)}
-        writer = CheckpointWriter(self.folder, step, told)
+        run_state = self.get_run_state()
+        assert len(run_state["loss"]) == step
+        _check_losses(run_state["loss"])
+        run_state |= {"num_updates": num_updates, "loss_scaler": _loss_scaler(trainer)}
+        writer = CheckpointWriter(self.folder, step, run_state)
         state = capture_state(pl_module, trainer)
         self._pending = (step, start_saving(state, writer, self._group, wait=is_last))
         if is_last:
             self._finish(trainer)
 
     def _finish(self, trainer: pl.Trainer) -> None:
-        """Wait for the checkpoint that is being written."""
+        """Waits for the checkpoint that is being written."""
         if self._pending is None:
             return
         step, done = self._pending
@@ -123,25 +123,25 @@ class SaveCheckpoints(pl.Callback):
         except Exception as error:
             self._pending = None
             if trainer.is_global_zero:
-                remove_leftovers(self.folder)  # no rank writes any more; the disk may be full
+                remove_leftovers(self.folder)  # no rank is writing now, and the disk may be full
             raise self._explain(step, error) from error
         self._pending = None
 
     def _explain(self, step: int, error: Exception) -> CheckpointError:
-        kept = newest_checkpoint(self.folder)
-        stays, again = (f"; {kept.name} stays", " with --resume") if kept else ("", "")
+        newest = newest_checkpoint(self.folder)
+        kept, option = (f"; {newest.name} is kept", " with --resume") if newest else ("", "")
         return CheckpointError(
             f"checkpoint-dir {self.folder}: step {step} could not be saved "
-            f"({first_line(error)}){stays}; free space and run again{again}"
+            f"({first_line(error)}){kept}; free space and run again{option}"
         )
 
     def on_exception(self, trainer: pl.Trainer, pl_module: Any, exception: BaseException) -> None:
         if self._pending is None:
             return
         if isinstance(exception, Exception) and not isinstance(exception, Stopped):
-            report_failure(exception)  # whoever watches need not wait for what is being written
+            report_failure(exception)  # now, because the wait below takes seconds
         (_, done), self._pending = self._pending, None
-        # What is half written may still become whole; what is wrong with it is not the news.
+        # Let the write finish if it can. An error in it must not hide the exception of the run.
         wait([done], timeout=None if self._group is None else MAX_WAIT_S)
         if trainer.is_global_zero and done.done() and done.exception() is not None:
             remove_leftovers(self.folder)
@@ -151,13 +151,13 @@ def _check_losses(losses: list[float]) -> None:
     for step, loss in enumerate(losses, start=1):
         if not math.isfinite(loss):
             raise FloatingPointError(
-                f"loss is {loss} at step {step}; the checkpoint before stays; "
+                f"loss is {loss} at step {step}; the previous checkpoint is kept; "
                 "lower optimizer.learning_rate"
             )
 
 
 class Resume(pl.Callback):
-    """Takes a run up where a checkpoint left it, whatever strategy wrote it."""
+    """Restores a run from a checkpoint, whichever strategy wrote it."""
 
     def __init__(self, path: Path, run_state: RunState) -> None:
         self.path, self.run_state = path, run_state
@@ -165,12 +165,7 @@ class Resume(pl.Callback):
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, TrainingModule)
         step = len(self.run_state["loss"])
-
-        reader = CheckpointReader(self.path)
-
-        def read(state: State) -> None:
-            read_tensors(reader, state)
-
+        read = functools.partial(read_tensors, CheckpointReader(self.path))
         with torch.no_grad():
             restore_state(pl_module, trainer, read, step=self.run_state["num_updates"])
         _set_loss_scaler(trainer, self.run_state["loss_scaler"])
@@ -178,22 +173,24 @@ class Resume(pl.Callback):
 
 
 def find_resume(config: RunConfig, folder: Path | None, *, resume: ResumeMode) -> Resume | None:
-    """Resumes from the newest checkpoint of `folder`, which is verified; None starts afresh.
+    """Returns the callback that resumes from the newest checkpoint of `folder`, once verified.
+
+    Returns None for a run that starts from the first step.
 
     Raises:
-        ValueError: no checkpoint where there must be one, one of another run, or one where a new
-            run would write.
+        ValueError: `resume` is True without a checkpoint; the checkpoint is damaged or of another
+            run; or a new run would overwrite it.
     """
     if folder is None:
         if resume is True:
-            raise ValueError("resume: this run has no place for checkpoints; name one")
+            raise ValueError("resume needs a checkpoint folder; give --checkpoint-dir")
         return None
     rank = process_rank()
     if not resume:
         if list_checkpoints(folder) and rank == 0:
             raise ValueError(
                 f"checkpoint-dir {folder} holds {newest_checkpoint(folder)}; "
-                "add --resume to go on from it, or choose another folder"
+                "add --resume to continue from it, or choose another folder"
             )
         return None
     path = newest_checkpoint(folder)
@@ -203,19 +200,19 @@ def find_resume(config: RunConfig, folder: Path | None, *, resume: ResumeMode) -
         raise ValueError(
             f"checkpoint-dir {folder} holds no checkpoint to resume; run without --resume first"
         )
-    told = read_run_state(path)
-    check_same_run(told, config, path)
-    if resume is True and len(told["loss"]) >= config.max_steps:
+    run_state = read_run_state(path)
+    check_same_run(run_state, config, path)
+    if resume is True and len(run_state["loss"]) >= config.max_steps:
         raise ValueError(
-            f"checkpoint {path} is at step {len(told['loss'])} of max-steps {config.max_steps}: "
+            f"checkpoint {path} is at step {len(run_state['loss'])} of max-steps {config.max_steps}: "
             "nothing is left to do; raise --max-steps"
         )
     check_files(path, part=rank, parts=config.parallel.world_size)
-    return Resume(path, told)
+    return Resume(path, run_state)
 
 
 def _loops_after(trainer: pl.Trainer, step: int, accumulate: int) -> dict[str, Any]:
-    """The state of Lightning's loops in `on_train_batch_end` of the last micro-batch of `step`."""
+    """Returns the state of Lightning's loops in the last `on_train_batch_end` of step `step`."""
     state = trainer.fit_loop.state_dict()
     done = step * accumulate
     for part in ("current", "total"):
@@ -234,23 +231,23 @@ def _loops_after(trainer: pl.Trainer, step: int, accumulate: int) -> dict[str, A
 
 
 def _loss_scaler(trainer: pl.Trainer) -> dict[str, Any]:
-    """State of the float16 loss scaler; empty where there is none."""
-    scaler = _deepspeeds_scaler(trainer)
+    """Returns the state of the float16 loss scaler; empty without one."""
+    scaler = _deepspeed_scaler(trainer)
     if scaler is not None:
-        return {name: getattr(scaler, name) for name in DEEPSPEEDS_SCALE}
+        return {name: getattr(scaler, name) for name in DEEPSPEED_SCALER_FIELDS}
     state: dict[str, Any] = json.loads(json.dumps(trainer.precision_plugin.state_dict()))
     return state
 
 
 def _set_loss_scaler(trainer: pl.Trainer, state: dict[str, Any]) -> None:
-    scaler = _deepspeeds_scaler(trainer)
-    if scaler is not None and state.keys() >= set(DEEPSPEEDS_SCALE):
-        for name in DEEPSPEEDS_SCALE:
+    scaler = _deepspeed_scaler(trainer)
+    if scaler is not None and state.keys() >= set(DEEPSPEED_SCALER_FIELDS):
+        for name in DEEPSPEED_SCALER_FIELDS:
             setattr(scaler, name, state[name])
     elif "scale" in state and getattr(trainer.precision_plugin, "scaler", None) is not None:
         trainer.precision_plugin.load_state_dict(state)
 
 
-def _deepspeeds_scaler(trainer: pl.Trainer) -> Any:
+def _deepspeed_scaler(trainer: pl.Trainer) -> Any:
     scaler = getattr(getattr(trainer.strategy.model, "optimizer", None), "loss_scaler", None)
     return scaler if getattr(scaler, "dynamic", False) else None

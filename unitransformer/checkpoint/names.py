@@ -1,4 +1,4 @@
-"""Names of checkpoint folders."""
+"""Names of checkpoint folders, such as `step-00000100`."""
 
 import re
 

@@ -1,12 +1,12 @@
-"""Checkpoints: folders that are found again, checked, and read without executing anything.
+"""Finds, verifies and reads checkpoints without executing anything in them.
 
     step-00000100/
         __0_0.distcp ...   weights and moments, each rank's part (torch.distributed.checkpoint)
-        .metadata          which part lies where
+        .metadata          which part is in which file
         run.json           config, losses and times so far
-        sums.json          CRC-32 of each file; the last to be written
+        sums.json          CRC-32 of each file; written last
 
-`writing` makes them: whole or not at all.
+`writer` creates them.
 """
 
 import functools
@@ -31,58 +31,49 @@ from unitransformer.config import RunConfig, from_dict
 
 RunState = dict[str, Any]  # what `run.json` holds
 METADATA_FILE, RUN_FILE, CHECKSUMS_FILE = ".metadata", "run.json", "sums.json"
-_TOLD = {  # what it holds at least
-    "config": dict,
-    "loss": list,
-    "num_updates": int,
-    "loss_scaler": dict,
-}
+_METADATA = "torch.distributed.checkpoint.metadata"
+_REQUIRED_FIELDS = {"config": dict, "loss": list, "num_updates": int, "loss_scaler": dict}
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
-    """Complete checkpoints, oldest first."""
+    """Returns the complete checkpoints, oldest first."""
     if not folder.is_dir():
         return []
-    found = [path for path in folder.iterdir() if is_checkpoint_name(path.name)]
-    return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
+    paths = [path for path in folder.iterdir() if is_checkpoint_name(path.name)]
+    return sorted(paths, key=lambda path: int(path.name.removeprefix("step-")))
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
-    found = list_checkpoints(folder)
-    return found[-1] if found else None
+    return next(reversed(list_checkpoints(folder)), None)
 
 
-# ------------------------------------------------------------------------------------ the run
+# ---------------------------------------------------------------------------------- run state
 
 
 def read_run_state(path: Path) -> RunState:
-    """What a checkpoint says of its run.
+    """Returns the content of `run.json`.
 
     Raises:
-        ValueError: damaged, or written by something else.
+        ValueError: it is damaged, or another program wrote it.
     """
-    told = None
+    run_state = None
     if any((path / name).is_file() for name in (RUN_FILE, CHECKSUMS_FILE)):
         try:
             _compare(path, _read_sums(path), [RUN_FILE])
-            told = json.loads((path / RUN_FILE).read_bytes())
-        except Exception as error:  # what the reader raises for a damaged file is anything
+            run_state = json.loads((path / RUN_FILE).read_bytes())
+        except Exception as error:  # a damaged file can raise anything
             raise damaged_error(path, error) from error
-    if not isinstance(told, dict) or not all(
-        isinstance(told.get(key), kind) for key, kind in _TOLD.items()
+    if not isinstance(run_state, dict) or not all(
+        isinstance(run_state.get(key), kind) for key, kind in _REQUIRED_FIELDS.items()
     ):
         raise ValueError(
             f"checkpoint {path} was not written by this program; choose another folder"
         )
-    return told
+    return run_state
 
 
 def check_same_run(run_state: RunState, config: RunConfig, path: Path) -> None:
-    """A checkpoint continues only the run that wrote it.
-
-    Raises:
-        ValueError: the first field that differs, with both values.
-    """
+    """Raises ValueError, with the first field that differs, for a checkpoint of another run."""
     before = from_dict(RunConfig, run_state["config"], f"checkpoint {path}: config").identity()
     now = config.identity()
     for name in sorted(before.keys() | now.keys()):
@@ -93,41 +84,41 @@ def check_same_run(run_state: RunState, config: RunConfig, path: Path) -> None:
             )
 
 
-# ---------------------------------------------------------------------------------- the files
+# -------------------------------------------------------------------------------------- files
 
 
 def check_files(path: Path, *, part: int = 0, parts: int = 1) -> None:
-    """Compare the files of a checkpoint with their checksums, and see that they hold tensors.
+    """Compares the files of a checkpoint with their checksums, and checks that they hold tensors.
 
     Args:
-        part: which of `parts` equal parts of the files to read; ranks share the work.
+        part: read only one of `parts` equal parts of the files; ranks share the work.
 
     Raises:
-        ValueError: a file that is missing, damaged or holds more than numbers.
+        ValueError: a file is missing, damaged or holds more than numbers.
     """
     try:
         sums = _read_sums(path)
         _compare(path, sums, [METADATA_FILE])
-        own = sorted(sums)[part::parts]
-        _compare(path, sums, own)
+        names = sorted(sums)[part::parts]
+        _compare(path, sums, names)
         reader = CheckpointReader(path)
         if unknown := reader.files() - sums.keys():
             raise OSError(f"{min(unknown)} has no checksum")
-        reader.check_tensors(own)
+        reader.check_tensors(names)
     except pickle.UnpicklingError as error:
         raise ValueError(
-            f"checkpoint {path} holds more than tensors and plain values ({first_line(error)}), "
-            "and nothing in it is executed; choose another folder"
+            f"checkpoint {path} holds more than tensors and plain values ({first_line(error)}); "
+            "nothing was executed; choose another folder"
         ) from error
-    except Exception as error:  # what the readers raise for a damaged file is anything
+    except Exception as error:  # a damaged file can raise anything
         raise damaged_error(path, error) from error
 
 
 def checksum(path: Path) -> int:
     total = 0
     with path.open("rb") as file:
-        while piece := file.read(1 << 22):
-            total = zlib.crc32(piece, total)
+        while chunk := file.read(1 << 22):
+            total = zlib.crc32(chunk, total)
     return total
 
 
@@ -143,46 +134,45 @@ def _compare(path: Path, sums: dict[str, int], names: Collection[str]) -> None:
         if name not in sums or Path(name).name != name:
             raise OSError(f"{name} has no checksum")
         if checksum(path / name) != sums[name]:
-            raise OSError(f"{name} does not have its checksum")
+            raise OSError(f"{name} does not match its checksum")
 
 
-# -------------------------------------------------------------------------------- the tensors
+# ------------------------------------------------------------------------------------ tensors
 
 
 class CheckpointReader(FileSystemReader):
-    """Torch's, but nothing of a file is executed: its list of parts is a pickle."""
+    """Torch's reader with a restricted unpickler for the metadata, so that no code is executed."""
 
     @functools.cached_property
     def metadata(self) -> Metadata:
-        """Which tensors there are, and which part of each lies where."""
+        """The saved tensors, and where each of their parts is stored."""
         with (Path(self.path) / METADATA_FILE).open("rb") as file:
             metadata = _PlainUnpickler(file).load()
         if not isinstance(metadata, Metadata):
-            raise pickle.UnpicklingError("it lists no parts")
+            raise pickle.UnpicklingError(f"{METADATA_FILE} is not metadata")
         kinds = metadata.state_dict_metadata.values()
         if not all(isinstance(kind, TensorStorageMetadata) for kind in kinds):
-            raise pickle.UnpicklingError("it lists more than tensors")  # torch would execute those
+            raise pickle.UnpicklingError("it lists more than tensors")  # torch would unpickle those
         return metadata
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
         return self.metadata
 
     def files(self) -> set[str]:
-        """Names of the files that hold tensors."""
+        """Returns the names of the files that hold tensors."""
         return {part.relative_path for part in self.metadata.storage_data.values()}
 
     def shapes(self) -> dict[str, torch.Size]:
-        """Shapes of all saved tensors by name."""
+        """Returns the shapes of all saved tensors by name."""
         return {name: kind.size for name, kind in self._tensors().items()}
 
     def _tensors(self) -> dict[str, TensorStorageMetadata]:
         return cast(dict[str, TensorStorageMetadata], self.metadata.state_dict_metadata)
 
     def check_tensors(self, names: Collection[str]) -> None:
-        """See that the files `names` hold the tensors that they should; reads only their heads.
+        """Raises UnpicklingError unless the files `names` hold the listed tensors.
 
-        Raises:
-            UnpicklingError: something else.
+        Reads only types and shapes.
         """
         sizes = {
             MetadataIndex(name, chunk.offsets): chunk.sizes
@@ -193,23 +183,19 @@ class CheckpointReader(FileSystemReader):
             if part.relative_path not in names:
                 continue
             with (Path(self.path) / part.relative_path).open("rb") as file:
-                found = _load_head(self._slice_file(file, part))
-            if not isinstance(found, Tensor) or found.shape != sizes[index]:
-                raise pickle.UnpicklingError(f"{index.fqn} is not the tensor it should be")
-
-
-def _load_head(file: Any) -> Any:
-    """What `torch.save` wrote, without its numbers; None if that is not plain."""
-    try:
-        return torch.load(file, map_location="meta", weights_only=True)
-    except pickle.UnpicklingError:
-        return None
+                try:
+                    data = self._slice_file(file, part)
+                    tensor = torch.load(data, map_location="meta", weights_only=True)
+                except pickle.UnpicklingError:
+                    tensor = None
+            if not isinstance(tensor, Tensor) or tensor.shape != sizes[index]:
+                raise pickle.UnpicklingError(f"{index.fqn} is not the listed tensor")
 
 
 class _PlainUnpickler(pickle.Unpickler):
-    """Makes only what a list of parts is made of. Names are whole ones: no way leads on from them.
+    """Creates only the types that the metadata consists of.
 
-    A name like `threading.Thread` would be found in any module that imports threading.
+    Compares full names, because a dotted name could reach other modules through an allowed one.
     """
 
     _NAMES = frozenset(
@@ -219,19 +205,14 @@ class _PlainUnpickler(pickle.Unpickler):
             ("torch", "Size"),
             ("torch.serialization", "_get_layout"),
             ("torch.distributed.checkpoint.filesystem", "_StorageInfo"),
-            *(
-                ("torch.distributed.checkpoint.metadata", name)
-                for name in (
-                    "_MEM_FORMAT_ENCODING",
-                    "BytesStorageMetadata",
-                    "ChunkStorageMetadata",
-                    "Metadata",
-                    "MetadataIndex",
-                    "StorageMeta",
-                    "TensorProperties",
-                    "TensorStorageMetadata",
-                )
-            ),
+            (_METADATA, "_MEM_FORMAT_ENCODING"),
+            (_METADATA, "BytesStorageMetadata"),
+            (_METADATA, "ChunkStorageMetadata"),
+            (_METADATA, "Metadata"),
+            (_METADATA, "MetadataIndex"),
+            (_METADATA, "StorageMeta"),
+            (_METADATA, "TensorProperties"),
+            (_METADATA, "TensorStorageMetadata"),
         }
     )
 
@@ -239,14 +220,14 @@ class _PlainUnpickler(pickle.Unpickler):
         is_dtype = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
         if is_dtype or (module, name) in self._NAMES:
             return super().find_class(module, name)
-        raise pickle.UnpicklingError(f"{module}.{name} is no part of a list of parts")
+        raise pickle.UnpicklingError(f"{module}.{name} is not part of metadata")
 
 
 def read_tensors(reader: CheckpointReader, state: State) -> None:
-    """Fill each tensor of `state`, whole or divided, with its saved values.
+    """Fills each tensor of `state`, full or sharded, with its saved values.
 
     Raises:
-        ValueError: one that is missing or has another shape.
+        ValueError: a tensor is missing or has another shape.
     """
     ignore_undistributed_warning()
     try:
@@ -256,10 +237,7 @@ def read_tensors(reader: CheckpointReader, state: State) -> None:
 
 
 def ignore_undistributed_warning() -> None:
-    """No warning that a process reads or writes alone: here that is never by mistake.
-
-    For good, as a thread that writes is not within any block of this one.
-    """
+    """Hides the warning that a process reads or writes alone, for good and for all threads."""
     warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or")
 
 
@@ -274,7 +252,7 @@ def damaged_error(path: Path, error: BaseException) -> ValueError:
 
 
 def root_cause(error: BaseException) -> BaseException:
-    """What went wrong, where torch has wrapped it: on the first rank on which it did."""
+    """Returns the error that torch has wrapped, of the lowest rank that has one."""
     if isinstance(error, CheckpointException):
         return error.failures[min(error.failures)][0]
     return error

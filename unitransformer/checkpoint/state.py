@@ -1,8 +1,8 @@
-"""What is trained, by plain names, whatever holds it: the tensors of a checkpoint.
+"""The tensors of a checkpoint, with the same names and values under every strategy.
 
-`weight.NAME`, `exp_avg.NAME` and `exp_avg_sq.NAME` for every parameter NAME of the network. A rank
-gives its shares of them (DTensors), or where it has all values some whole ones: the ranks divide
-them. Whatever wrote them, every strategy reads them.
+They are `weight.NAME`, `exp_avg.NAME` and `exp_avg_sq.NAME` for every parameter NAME of the network.
+A rank holds its shards as DTensors. Where every rank has all values, the ranks divide the full
+tensors among them. Every strategy reads what any other has written.
 """
 
 from collections.abc import Callable
@@ -29,60 +29,60 @@ FillState = Callable[[State], None]  # fills the tensors of a state with their s
 
 
 def count_updates(trainer: Trainer) -> int:
-    """Optimizer steps as AdamW counts them: not those skipped for a gradient that overflowed."""
+    """Returns AdamW's count of optimizer steps, without those skipped after an overflow."""
     optimizer: Any = trainer.optimizers[0]
     states = getattr(optimizer, "optimizer", optimizer).state.values()
     return max((int(state["step"]) for state in states if "step" in state), default=0)
 
 
 def capture_state(module: TrainingModule, trainer: Trainer) -> State:
-    """This rank's part of all weights and moments; all ranks have to call this.
+    """Returns this rank's part of all weights and moments; all ranks have to call this.
 
-    Some of the tensors are those that training goes on to change.
+    Some of the tensors are not copies: the next step changes them.
     """
     strategy = module.config.parallel.strategy
     if strategy == "fsdp1":
-        return _take_fsdp1(trainer)
+        return _capture_fsdp1(trainer)
     if module.config.parallel.uses_deepspeed:
         deepspeed.link_moments(trainer.optimizers[0])
-        return _take_zero(module)
+        return _capture_zero(module)
     state: State = {}
     optimizer = trainer.optimizers[0]
     for name, parameter in module.network.named_parameters():
         state[f"weight.{name}"] = parameter.detach()
         state |= {f"{key}.{name}": optimizer.state[parameter][key] for key in MOMENTS}
     if strategy == "ddp":
-        is_own = _deal()
-        state = {name: values for name, values in state.items() if is_own(values.nbytes)}
+        is_mine = _divide_over_ranks()
+        state = {name: values for name, values in state.items() if is_mine(values.nbytes)}
     return state
 
 
-def _deal() -> Callable[[int], bool]:
-    """Asked for one tensor after the other, by its bytes: whether it is for this rank to write.
+def _divide_over_ranks() -> Callable[[int], bool]:
+    """Returns a function of a tensor's size: whether this rank writes the tensor.
 
-    Each goes to the rank that has got least.
+    Each tensor goes to the rank with the fewest bytes so far.
     """
     rank = torch.distributed.get_rank()
-    dealt = [0] * torch.distributed.get_world_size()
+    rank_bytes = [0] * torch.distributed.get_world_size()
 
-    def is_own(num_bytes: int) -> bool:
-        least = dealt.index(min(dealt))
-        dealt[least] += num_bytes
-        return least == rank
+    def is_mine(num_bytes: int) -> bool:
+        writer = rank_bytes.index(min(rank_bytes))
+        rank_bytes[writer] += num_bytes
+        return writer == rank
 
-    return is_own
+    return is_mine
 
 
 def restore_state(module: TrainingModule, trainer: Trainer, read: FillState, *, step: int) -> None:
-    """The reverse of `capture_state`, for an optimizer that has not stepped yet.
+    """Reverses `capture_state`, for an optimizer that has not stepped yet.
 
     Args:
-        step: what AdamW had counted when the state was saved.
+        step: AdamW's count of steps when the state was saved.
     """
     if module.config.parallel.strategy == "fsdp1":
-        return _put_fsdp1(trainer, read, step)
+        return _restore_fsdp1(trainer, read, step)
     if module.config.parallel.uses_deepspeed:
-        return _put_zero(module, trainer, read, step)
+        return _restore_zero(module, trainer, read, step)
     optimizer = trainer.optimizers[0]
     is_fused = bool(optimizer.defaults["fused"])
     state: State = {}
@@ -95,7 +95,7 @@ def restore_state(module: TrainingModule, trainer: Trainer, read: FillState, *, 
     return read(state)
 
 
-def _take_fsdp1(trainer: Trainer) -> State:
+def _capture_fsdp1(trainer: Trainer) -> State:
     model = trainer.strategy.model
     assert model is not None
     state: State = {f"weight.{name}": values for name, values in sharded_weights(model).items()}
@@ -106,7 +106,7 @@ def _take_fsdp1(trainer: Trainer) -> State:
     return state
 
 
-def _put_fsdp1(trainer: Trainer, read: FillState, step: int) -> None:
+def _restore_fsdp1(trainer: Trainer, read: FillState, step: int) -> None:
     model, optimizer = trainer.strategy.model, trainer.optimizers[0]
     assert model is not None
     weights = sharded_weights(model)
@@ -115,41 +115,41 @@ def _put_fsdp1(trainer: Trainer, read: FillState, step: int) -> None:
         for name, values in weights.items()
     }
     state: State = {f"weight.{name}": values for name, values in weights.items()}
-    for name, of_parameter in moments.items():
-        state |= {f"{key}.{name}": values for key, values in of_parameter.items()}
+    for name, pair in moments.items():
+        state |= {f"{key}.{name}": values for key, values in pair.items()}
     read(state)
     with ignore_future_warnings():
         set_model_state_dict(
             model,
             {f"{NETWORK_PREFIX}{name}": values for name, values in weights.items()},
-            options=StateDictOptions(strict=False),  # the table of positions is no weight
+            options=StateDictOptions(strict=False),  # the positional table is missing
         )
         saved = get_optimizer_state_dict(model, optimizer)
         saved["state"] = {
-            f"{NETWORK_PREFIX}{name}": {"step": torch.tensor(float(step)), **of_parameter}
-            for name, of_parameter in moments.items()
+            f"{NETWORK_PREFIX}{name}": {"step": torch.tensor(float(step)), **pair}
+            for name, pair in moments.items()
         }
         set_optimizer_state_dict(model, optimizer, saved)
 
 
-def _take_zero(module: TrainingModule) -> State:
-    is_own = _deal()
+def _capture_zero(module: TrainingModule) -> State:
+    is_mine = _divide_over_ranks()
     state: State = {}
     for name, parameter in module.network.named_parameters():
         for key in ("weight", *MOMENTS):
-            whole = deepspeed.gather_values(parameter, key)
-            if is_own(whole.nbytes):
-                state[f"{key}.{name}"] = whole.cpu()
+            values = deepspeed.gather_values(parameter, key)
+            if is_mine(values.nbytes):
+                state[f"{key}.{name}"] = values.cpu()
     return state
 
 
-def _put_zero(module: TrainingModule, trainer: Trainer, read: FillState, step: int) -> None:
+def _restore_zero(module: TrainingModule, trainer: Trainer, read: FillState, step: int) -> None:
     deepspeed.create_moments(trainer.optimizers[0], step)
     for name, parameter in module.network.named_parameters():
-        whole = {
+        full = {
             f"{key}.{name}": torch.empty(deepspeed.full_shape(parameter))
             for key in ("weight", *MOMENTS)
         }
-        read(whole)  # one parameter at a time: no rank holds more of the whole
+        read(full)  # one parameter at a time, to save memory
         for key in ("weight", *MOMENTS):
-            deepspeed.scatter_values(parameter, key, whole[f"{key}.{name}"])
+            deepspeed.scatter_values(parameter, key, full[f"{key}.{name}"])

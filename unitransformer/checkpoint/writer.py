@@ -1,8 +1,8 @@
-"""Writes a checkpoint's folder, whole or not at all.
+"""Writes a checkpoint atomically.
 
-All goes into `.step-00000100.partial`, which is renamed when every rank is done. Then the
-checkpoints before are deleted. A rank writes its part on the node's own disk first, where it is
-told of one, and hands it to the folder, which all nodes share, in one stream.
+The ranks write into `.step-00000100.partial`. Rank 0 renames it when all are done, and then deletes
+older checkpoints. Where the environment names a node-local disk, a rank writes its part there first
+and copies it to the shared folder in one stream.
 """
 
 import json
@@ -24,13 +24,13 @@ from torch.distributed.checkpoint.state_dict_saver import save
 
 from unitransformer.checkpoint.names import checkpoint_name
 from unitransformer.checkpoint.reader import (
+    CHECKSUMS_FILE,
     METADATA_FILE,
     RUN_FILE,
-    CHECKSUMS_FILE,
     RunState,
     checksum,
-    list_checkpoints,
     ignore_undistributed_warning,
+    list_checkpoints,
     root_cause,
 )
 from unitransformer.checkpoint.state import State
@@ -38,11 +38,11 @@ from unitransformer.files import write_atomically
 from unitransformer.launch.variables import LOCAL_DISK
 
 STREAM_BYTES = 1 << 22
-_REMAINS = re.compile(r"\.step-\d{8,}\.(partial|old)")
+_LEFTOVER = re.compile(r"\.step-\d{8,}\.(partial|old)")
 
 
 class CheckpointWriter(FileSystemWriter):
-    """Torch's, into a partial folder, with checksums; the first rank's `finish` renames it."""
+    """Torch's writer into a partial folder, with checksums; rank 0's `finish` renames it."""
 
     def __init__(self, folder: Path, step: int, run_state: RunState) -> None:
         self.final = folder / checkpoint_name(step)
@@ -50,11 +50,11 @@ class CheckpointWriter(FileSystemWriter):
         super().__init__(folder / f".{self.final.name}.partial", overwrite=False)
 
     def write_data(self, plan: Any, planner: Any) -> Any:
-        """Write this rank's part; `finish` gets where its tensors lie, and its checksums."""
+        """Writes this rank's part; `finish` gets where its tensors are, and its checksums."""
         shared = Path(self.path)
         local = os.environ.get(LOCAL_DISK)
         try:
-            written = None if local is None else self._write_by(Path(local), plan, planner)
+            written = None if local is None else self._write_staged(Path(local), plan, planner)
         except OSError as error:
             warnings.warn(f"checkpoints go straight to {shared.parent}: {error}", stacklevel=1)
             written = None
@@ -62,43 +62,43 @@ class CheckpointWriter(FileSystemWriter):
         done.set_result(written or self._write_into(shared, plan, planner))
         return done
 
-    def _write_by(self, disk: Path, plan: Any, planner: Any) -> Any:
-        """Write into a folder on `disk`, and hand the files on from there."""
+    def _write_staged(self, disk: Path, plan: Any, planner: Any) -> Any:
+        """Writes into a temporary folder on `disk`, and copies the files from there."""
         shared = Path(self.path)
         disk.mkdir(parents=True, exist_ok=True)
-        place = Path(tempfile.mkdtemp(prefix="checkpoint-", dir=disk))
+        folder = Path(tempfile.mkdtemp(prefix="checkpoint-", dir=disk))
         try:
-            written = self._write_into(place, plan, planner)
-            for file in place.iterdir():
+            written = self._write_into(folder, plan, planner)
+            for file in folder.iterdir():
                 _copy_to_shared(file, shared / file.name)
         finally:
-            shutil.rmtree(place, ignore_errors=True)
+            shutil.rmtree(folder, ignore_errors=True)
         return written
 
-    def _write_into(self, place: Path, plan: Any, planner: Any) -> Any:
+    def _write_into(self, folder: Path, plan: Any, planner: Any) -> Any:
         shared = self.path
-        self.path = place
+        self.path = folder
         try:
             written = super().write_data(plan, planner).value()
         except RuntimeError as error:
-            # Torch's zip writer has an error of its own for a full disk; the system's own says why.
+            # For a full disk torch's zip writer raises its own error; the system's says why.
             raise (error.__context__ if isinstance(error.__context__, OSError) else error) from None
         finally:
             self.path = shared
-        own = place.glob(f"{plan.storage_data.prefix}*")
-        return written, {path.name: checksum(path) for path in own}
+        files = folder.glob(f"{plan.storage_data.prefix}*")
+        return written, {path.name: checksum(path) for path in files}
 
     def finish(self, metadata: Metadata, results: Any) -> None:
-        """On the first rank, when all have written: make the partial folder the newest one."""
+        """On rank 0, when all have written: turns the partial folder into the newest checkpoint."""
         partial = Path(self.path)
         super().finish(metadata, [written for written, _ in results])
         write_atomically(partial / RUN_FILE, json.dumps(self.run_state).encode())
         sums = {name: checksum(partial / name) for name in (METADATA_FILE, RUN_FILE)}
-        for _, own in results:
-            sums |= own
+        for _, rank_sums in results:
+            sums |= rank_sums
         for name in sums:
-            if not (partial / name).exists():  # ranks that do not share a disk
-                raise FileNotFoundError(f"{name}, which another rank has written, is not there")
+            if not (partial / name).exists():  # the nodes do not share this folder
+                raise FileNotFoundError(f"{name}, which another rank has written, is missing")
         write_atomically(partial / CHECKSUMS_FILE, json.dumps(sums, indent=1).encode())
         _fsync_folder(partial)
         partial.rename(self.final)
@@ -115,19 +115,19 @@ def start_saving(
     *,
     wait: bool,
 ) -> "Future[None]":
-    """Begin to write `state`; every rank of `group` calls this.
+    """Starts to write `state`; every rank of `group` calls this.
 
     Args:
-        group: over all ranks and CPUs, used for nothing else; None for a process alone.
-        wait: write here and now, without a copy; otherwise copy and write in a thread.
+        group: gloo group of all ranks for this purpose alone; None for a single process.
+        wait: write now, without a copy; otherwise copy, and write in a thread.
     """
     ignore_undistributed_warning()
     done: Future[None] = Future()
-    kept = state if wait else writer.stage(state)
+    snapshot = state if wait else writer.stage(state)
 
     def write() -> None:
         try:
-            save(kept, storage_writer=writer, process_group=group, no_dist=group is None)
+            save(snapshot, storage_writer=writer, process_group=group, no_dist=group is None)
         except BaseException as error:
             done.set_exception(root_cause(error))
         else:
@@ -136,29 +136,28 @@ def start_saving(
     if wait:
         write()
     else:
-        # A daemon: a rank whose peers are gone does not wait for them when it ends.
+        # A daemon thread, so that a rank can exit when its peers are dead.
         threading.Thread(target=write, name="checkpoint", daemon=True).start()
     return done
 
 
-def _copy_to_shared(file: Path, place: Path) -> None:
-    """Copy to a place on another disk, and wait until it has arrived."""
-    with file.open("rb") as source, place.open("wb") as target:
-        shutil.copyfileobj(source, target, STREAM_BYTES)
-        target.flush()
-        os.fsync(target.fileno())
+def _copy_to_shared(source: Path, target: Path) -> None:
+    with source.open("rb") as reader, target.open("wb") as writer:
+        shutil.copyfileobj(reader, writer, STREAM_BYTES)
+        writer.flush()
+        os.fsync(writer.fileno())
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Delete what a run left half written or half deleted; only the first rank does."""
+    """Deletes partly written and partly deleted checkpoints; call it on rank 0 only."""
     if folder.is_dir():
         for path in folder.iterdir():
-            if _REMAINS.fullmatch(path.name):
+            if _LEFTOVER.fullmatch(path.name):
                 shutil.rmtree(path, ignore_errors=True)
 
 
 def _remove_checkpoint(checkpoint: Path) -> None:
-    # Renamed first: a checkpoint that is half deleted is not taken for one.
+    # Rename first, so that a partly deleted checkpoint does not look complete.
     old = checkpoint.with_name(f".{checkpoint.name}.old")
     checkpoint.rename(old)
     shutil.rmtree(old, ignore_errors=True)

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -40,7 +40,7 @@ GRACE_S = 4.0  # from the first failure until the other ranks are killed
 PATIENCE_S = 15.0  # from Ctrl-C, or a second signal, until ranks that do not end are killed
 
 
-@dataclass(kw_only=True)
+@dataclass
 class _Rank:
     rank: int
     process: Any  # multiprocessing's or subprocess's
@@ -61,7 +61,7 @@ class _Rank:
         """
         code = self.exit_code
         failure = read_failure(self.error_file, self.rank)
-        if failure is None and code not in (None, 0, STOPPED_EXIT_CODE):
+        if failure is None and code is not None and code not in (0, STOPPED_EXIT_CODE):
             return unreported_failure(self.rank, code)
         return failure
 
@@ -85,17 +85,19 @@ def launch(
         The first failure of a rank, or an exit code: 0; `STOPPED_EXIT_CODE` if the ranks have
         saved and left because of a signal; or 128 plus the signal that ended them.
     """
+    caught: list[int] = []
     with (
         tempfile.TemporaryDirectory(prefix="unitransformer-") as folder,
         socket.create_server((ADDRESS, 0), backlog=BACKLOG) as listener,
-        _catch_signals() as caught,
+        handle_signals((signal.SIGINT, *STOP_SIGNALS), lambda number, _: caught.append(number)),
     ):
         port = listener.getsockname()[1]
-        start = _fork if fork else _start
-        ranks = [
-            start(_variables(num_ranks, rank, port, folder), main, command)
-            for rank in range(num_ranks)
-        ]
+        ranks = []
+        for rank in range(num_ranks):
+            error_file = Path(folder) / f"{rank}.failure"
+            variables = _variables(num_ranks, rank, port) | {ERROR_FILE: str(error_file)}
+            process, sentinel = _fork(variables, main) if fork else _start(variables, command)
+            ranks.append(_Rank(rank, process, sentinel, error_file))
         # After the forks, which must not inherit its threads; it lives as long as this function.
         store = TCPStore(
             ADDRESS,
@@ -111,8 +113,8 @@ def launch(
             del store
 
 
-def _variables(world_size: int, rank: int, port: int, folder: str) -> dict[str, str]:
-    """Returns the environment variables of a rank."""
+def _variables(world_size: int, rank: int, port: int) -> dict[str, str]:
+    """Returns the environment variables of a rank, as torchrun sets them."""
     return {
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
@@ -124,8 +126,80 @@ def _variables(world_size: int, rank: int, port: int, folder: str) -> dict[str, 
         "TORCHELASTIC_RUN_ID": RUN_ID,
         "TORCHELASTIC_USE_AGENT_STORE": "True",
         "TORCHELASTIC_RESTART_COUNT": "0",
-        ERROR_FILE: f"{folder}/{rank}.failure",
     }
 
 
-def _fork(variables: Mapping[str, str], main: Callable[[], int], _: Sequence[str]) -> _Rank:
+def _fork(variables: Mapping[str, str], main: Callable[[], int]) -> tuple[Any, int]:
+    """Forks a rank; returns the process and a file descriptor that is readable once it ended."""
+    context = multiprocessing.get_context("fork")
+    process = context.Process(target=_be_rank, args=(variables, main, os.getpid()))
+    sys.stdout.flush()
+    sys.stderr.flush()
+    process.start()
+    return process, process.sentinel
+
+
+def _be_rank(variables: Mapping[str, str], main: Callable[[], int], parent: int) -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_DFL)
+    die_with_parent(parent)
+    os.environ |= variables
+    try:
+        code = main()
+    except Exception as error:
+        report_failure(error)
+        code = 1
+    sys.exit(code)
+
+
+def _start(variables: Mapping[str, str], command: Sequence[str]) -> tuple[Any, int]:
+    """Starts a rank as a command; returns what `_fork` returns."""
+    parent = os.getpid()
+    process = subprocess.Popen(
+        command,
+        env={**os.environ, **variables},
+        preexec_fn=lambda: die_with_parent(parent),
+    )
+    return process, os.pidfd_open(process.pid)
+
+
+def _watch(ranks: Sequence[_Rank], caught: Sequence[int]) -> RankFailure | int:
+    """Waits until all ranks have ended, or for `GRACE_S` after the first failure.
+
+    Args:
+        caught: signals that this process receives meanwhile; they are forwarded to the ranks.
+    """
+    deadline = math.inf
+    num_forwarded = 0
+    while alive := [rank for rank in ranks if rank.exit_code is None]:
+        wait([rank.sentinel for rank in alive], timeout=0.1)
+        for number in caught[num_forwarded:]:
+            num_forwarded += 1
+            # After the first signal ranks may take as long as they need to save.
+            if number == signal.SIGINT or num_forwarded > 1:
+                deadline = min(deadline, time.monotonic() + PATIENCE_S)
+            for rank in alive:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(rank.process.pid, number)
+        if any(rank.failure() is not None for rank in ranks):
+            deadline = min(deadline, time.monotonic() + GRACE_S)
+        if time.monotonic() > deadline:
+            break
+    if {rank.exit_code for rank in ranks} == {STOPPED_EXIT_CODE}:
+        return STOPPED_EXIT_CODE
+    if caught:
+        return 128 + caught[0]
+    failures = [failure for rank in ranks if (failure := rank.failure()) is not None]
+    return first_failure(failures) if failures else 0
+
+
+def _kill(ranks: Sequence[_Rank]) -> None:
+    """Kills the ranks that still run, and the processes that any rank left behind."""
+    for rank in ranks:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(rank.process.pid, signal.SIGKILL)
+        if rank.exit_code is None:
+            rank.process.kill()  # it has not made its process group yet
+    for rank in ranks:
+        rank.process.wait() if isinstance(rank.process, subprocess.Popen) else rank.process.join()

@@ -1,4 +1,4 @@
-"""A process and all it has started: which they are, what memory they hold, and their end."""
+"""Finds the processes that a process has started, measures their memory, and ends them."""
 
 import contextlib
 import ctypes
@@ -11,16 +11,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-POLL_S = 0.05  # between two looks at the memory
-LONGEST_WAIT_S = 3600.0  # systems do not wait for a month at once
+POLL_S = 0.05  # between two checks of the memory
+LONGEST_WAIT_S = 3600.0  # systems refuse to wait for a month at once
 Ending = Literal["ended", "timeout", "oom"]
 
 
 def descendants(process: int, root: Path = Path("/")) -> Iterator[int]:
-    """Children, their children and so on that still run; none where there is no /proc.
+    """Yields running children, their children and so on; nothing where there is no /proc.
 
     Args:
-        root: what stands before /proc; another one in tests.
+        root: folder that contains /proc; another one in tests.
     """
     for children in (root / f"proc/{process}/task").glob("*/children"):
         with contextlib.suppress(OSError):  # it has ended
@@ -30,32 +30,36 @@ def descendants(process: int, root: Path = Path("/")) -> Iterator[int]:
 
 
 def tree_memory_bytes(process: int) -> int:
-    """Memory that a process and its descendants hold, files that could be read again left out.
+    """Returns the memory of a process and its descendants, without pages backed by files.
 
-    What several of them share is counted once: a page that two hold is half each one's.
+    A page that two of them share counts half for each.
     """
-    family = (process, *descendants(process))
-    return sum(_kib(each, "smaps_rollup", ("Pss_Anon", "Pss_Shmem")) for each in family) * 1024
+    return 1024 * sum(
+        _kib(member, "smaps_rollup", ("Pss_Anon", "Pss_Shmem"))
+        for member in (process, *descendants(process))
+    )
 
 
-def _holds_more(process: int, limit_bytes: int) -> bool:
-    """Whether `tree_memory_bytes` is above a limit; looked at closely only if it may be."""
-    family = (process, *descendants(process))
-    # Quick to read, and what is shared is counted for each: an upper bound.
-    at_most = sum(_kib(each, "status", ("RssAnon", "RssShmem")) for each in family) * 1024
+def _exceeds(process: int, limit_bytes: int) -> bool:
+    """Whether `tree_memory_bytes` is above a limit."""
+    # Quick to read, and an upper bound: shared pages count once for each process.
+    at_most = 1024 * sum(
+        _kib(member, "status", ("RssAnon", "RssShmem"))
+        for member in (process, *descendants(process))
+    )
     return at_most > limit_bytes and tree_memory_bytes(process) > limit_bytes
 
 
 def _kib(process: int, file: str, names: tuple[str, ...]) -> int:
     with contextlib.suppress(OSError, KeyError):
-        text = Path(f"/proc/{process}/{file}").read_text()
-        told = dict(line.split(":", 1) for line in text.splitlines() if ":" in line)
-        return sum(int(told[name].split()[0]) for name in names)
+        lines = Path(f"/proc/{process}/{file}").read_text().splitlines()
+        fields = dict(line.split(":", 1) for line in lines if ":" in line)
+        return sum(int(fields[name].split()[0]) for name in names)
     return 0
 
 
 def can_measure_memory() -> bool:
-    """Whether `tree_memory_bytes` knows anything here."""
+    """Whether `tree_memory_bytes` works on this system."""
     return tree_memory_bytes(os.getpid()) > 0
 
 
@@ -66,12 +70,12 @@ def wait_within(
     limit_s: float,
     memory_limit_bytes: int | None = None,
 ) -> Ending:
-    """Wait for a process until it ends or passes a limit; one that has passed is killed whole.
+    """Waits for a process; kills it with its descendants when it passes a limit.
 
     Args:
-        wait: waits some seconds for the process at most; whether it has ended.
-        memory_limit_bytes: of the process and its descendants together, looked at 20 times a
-            second; None: not looked at.
+        wait: waits for the process for at most that many seconds; returns whether it has ended.
+        memory_limit_bytes: of the process and its descendants together, checked 20 times a
+            second.
     """
     deadline = time.monotonic() + limit_s
     while True:
@@ -79,42 +83,39 @@ def wait_within(
         longest_s = LONGEST_WAIT_S if memory_limit_bytes is None else POLL_S
         if wait(max(0.0, min(left_s, longest_s))):
             return "ended"
-        ending: Ending | None = None
         if time.monotonic() >= deadline:
-            ending = "timeout"
-        elif memory_limit_bytes is not None and _holds_more(process, memory_limit_bytes):
-            ending = "oom"
-        if ending is not None:
             kill_tree(process)
-            return ending
+            return "timeout"
+        if memory_limit_bytes is not None and _exceeds(process, memory_limit_bytes):
+            kill_tree(process)
+            return "oom"
 
 
 def die_with_parent(parent: int) -> None:
-    """A process group of its own, which ends with the process that started it."""
+    """Moves this process into its own session and process group, and ends it with its parent."""
     os.setsid()
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-        if os.getppid() != parent:  # it was too late
+        if os.getppid() != parent:  # the parent ended before the call
             os._exit(1)
 
 
 def kill_tree(process: int) -> None:
-    """Kill a process, its group and all descendants, those with groups of their own too."""
-    family = [process, *descendants(process)]
-    for each in family:
+    """Kills a process, its group and all descendants, also those with their own groups."""
+    for member in [process, *descendants(process)]:
         with contextlib.suppress(ProcessLookupError, PermissionError):
-            if os.getpgid(each) == each:
-                os.killpg(each, signal.SIGKILL)
+            if os.getpgid(member) == member:
+                os.killpg(member, signal.SIGKILL)
             else:
-                os.kill(each, signal.SIGKILL)
+                os.kill(member, signal.SIGKILL)
 
 
 def end_process(process: "subprocess.Popen[Any]") -> None:
-    """Kill a process and all it has started."""
+    """Kills a process and its descendants, waits for it, and closes its pipes."""
     kill_tree(process.pid)
     process.kill()
     process.wait()
     for pipe in (process.stdin, process.stdout, process.stderr):
         if pipe is not None:
-            with contextlib.suppress(BrokenPipeError):  # of what it has not read
+            with contextlib.suppress(BrokenPipeError):  # unwritten input
                 pipe.close()

@@ -1,4 +1,4 @@
-"""Modules of ours asked in a process of their own, where they may import what this one must not."""
+"""Runs modules of this suite in a subprocess, where they may import torch, and reads their output."""
 
 import contextlib
 import os
@@ -13,26 +13,16 @@ from typing import TextIO
 from unitransformer.launch.process_tree import die_with_parent, end_process
 
 
-def run_module(module: str, arguments: Sequence[str], *, limit_s: float, stdin_text: str = "") -> str:
-    """What a module of ours prints; it and all it has started are ended after `limit_s`,
-    and with the process that asks.
-
-    Args:
-        asked: what it reads from its standard input.
+def run_module(
+    module: str, arguments: Sequence[str], *, limit_s: float, stdin_text: str = ""
+) -> str:
+    """Returns what a module prints. Ends it and its descendants after `limit_s`.
 
     Raises:
-        ValueError: it says that it was asked for something wrong.
-        RuntimeError: it failed, in its own words; or it took too long.
+        ValueError: the module refuses its input (exit code 2); with the module's message.
+        RuntimeError: the module fails, with its message, or takes too long.
     """
-    parent = os.getpid()
-    process = subprocess.Popen(
-        [sys.executable, "-m", module, *arguments],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=lambda: die_with_parent(parent),
-    )
+    process = _start(module, arguments, subprocess.PIPE)
     try:
         printed, errors = process.communicate(stdin_text, timeout=limit_s)
     except subprocess.TimeoutExpired:
@@ -42,35 +32,41 @@ def run_module(module: str, arguments: Sequence[str], *, limit_s: float, stdin_t
             end_process(process)
     if process.returncode == 0:
         return printed
-    last = (errors.strip().splitlines() or [f"it ended with {process.returncode} and no word"])[-1]
-    told = last.removeprefix("error: ")
-    raise ValueError(told) if process.returncode == 2 else RuntimeError(told)
+    message = _message(errors, f"{module} ended with {process.returncode} and no error message")
+    raise ValueError(message) if process.returncode == 2 else RuntimeError(message)
 
 
 @contextlib.contextmanager
 def open_module(module: str, *, limit_s: float) -> Iterator[Callable[[str], str]]:
-    """A module of ours that answers each line by a line, until the block ends.
+    """Runs a module that answers each line by a line, until the block ends.
 
     Args:
-        limit_s: of one answer.
+        limit_s: time limit of one answer.
 
-    Returns:
-        Asks; raises RuntimeError if the module failed, in its own words, or took too long.
+    Yields:
+        A function that sends a line and returns the answer. It raises RuntimeError if the module
+        fails, with the module's message, or takes too long.
     """
-    parent = os.getpid()
     with tempfile.TemporaryFile("w+") as errors:
-        process = subprocess.Popen(
-            [sys.executable, "-m", module],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=errors,
-            text=True,
-            preexec_fn=lambda: die_with_parent(parent),
-        )
+        process = _start(module, [], errors)
         try:
             yield lambda line: _ask(process, line, module, limit_s, errors)
         finally:
             end_process(process)
+
+
+def _start(
+    module: str, arguments: Sequence[str], errors: "TextIO | int"
+) -> "subprocess.Popen[str]":
+    parent = os.getpid()
+    return subprocess.Popen(
+        [sys.executable, "-m", module, *arguments],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=errors,
+        text=True,
+        preexec_fn=lambda: die_with_parent(parent),
+    )
 
 
 def _ask(
@@ -91,7 +87,12 @@ def _ask(
     if answer:
         return answer
     if process.wait() == -signal.SIGKILL:
-        raise RuntimeError(f"{module} does not answer within {limit_s:.0f} s")
+        raise RuntimeError(f"{module} has not answered within {limit_s:.0f} s")
     errors.seek(0)
-    said = errors.read().strip().splitlines() or [f"{module} ended without a word"]
-    raise RuntimeError(said[-1].removeprefix("error: "))
+    raise RuntimeError(_message(errors.read(), f"{module} ended without an error message"))
+
+
+def _message(errors: str, otherwise: str) -> str:
+    """Returns the last line that a module printed to standard error."""
+    lines = errors.strip().splitlines() or [otherwise]
+    return lines[-1].removeprefix("error: ")

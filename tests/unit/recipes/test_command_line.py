@@ -356,7 +356,7 @@ def test_a_trace_is_written_and_its_steps_are_excluded(say: Say) -> None:
         "trace-rank0.json.gz",
     }
     unsteady = {item["step"]: item["reason"] for item in load_record(path)["unsteady"]}
-    counted, traced = "bytes of tensors were counted", "traced"
+    counted, traced = "tensor bytes counted", "traced"
     assert unsteady == {2: counted, 3: counted, 5: traced, 6: traced, 7: traced}
     assert "traced      matrix multiply" in out
 

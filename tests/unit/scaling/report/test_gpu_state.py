@@ -63,7 +63,7 @@ def test_a_throttled_and_shared_gpu_is_flagged_on_its_row() -> None:
     nvml = Warming(reasons=[0, POWER_CAP, POWER_CAP], processes=[1_000_001, 1_000_002])
     row = row_of(reading(nvml))
     assert "clocks held down by software power cap at 2 of 3 looks" in row["GPU"]
-    assert "held down by software power cap" in row["flags"]
+    assert "limited by software power cap" in row["flags"]
     assert "GPU shared with" in row["flags"]
 
 

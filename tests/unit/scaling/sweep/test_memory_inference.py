@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from scaling.sweep.memory_inference import find_cause, is_checked_again, needs_at_least, unrefuted
+from scaling.sweep.memory_inference import find_cause, is_selected, needs_at_least, unrefuted
 from tests.builders.records import make_config
 from unitransformer.config import ParallelConfig, RunConfig
 
@@ -82,6 +82,6 @@ def test_a_larger_cell_that_ran_refutes_an_out_of_memory_inference() -> None:
 
 def test_the_requested_share_of_inferred_cells_is_checked() -> None:
     cells = [f"{number:012x}" for number in range(5000)]
-    assert sum(is_checked_again(cell, 0.1) for cell in cells) == pytest.approx(500, rel=0.15)
-    assert not any(is_checked_again(cell, 0) for cell in cells)
-    assert all(is_checked_again(cell, 1) for cell in cells)
+    assert sum(is_selected(cell, 0.1) for cell in cells) == pytest.approx(500, rel=0.15)
+    assert not any(is_selected(cell, 0) for cell in cells)
+    assert all(is_selected(cell, 1) for cell in cells)

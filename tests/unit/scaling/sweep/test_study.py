@@ -57,7 +57,7 @@ def test_a_recipe_may_have_separate_values() -> None:
         "bert, batch-size 64",
         "gpt, batch-size 8",
     ]
-    assert study.varied() == ["batch-size"]
+    assert study.varied_axes() == ["batch-size"]
 
 
 def test_the_name_of_a_cell_does_not_depend_on_option_order() -> None:
@@ -79,7 +79,7 @@ def test_the_name_of_a_cell_does_not_depend_on_option_order() -> None:
         ({"recipe": "gpt", "axes": {"out": "x"}}, "out is decided by the sweep"),
         (
             {"recipe": "gpt", "axes": {"devices": {"a": "b"}}},
-            "it must be a word or a list of words",
+            "it must be a value or a list of values",
         ),
         ({"recipe": "gpt", "axes": {"devices": "1"}, "zip": [["device"]]}, "did you mean devices?"),
         (
