@@ -18,7 +18,6 @@ from filelock import FileLock
 
 from scaling.recipe_process import Ended, Runner
 from scaling.store.outcome import CELLS, FILE, STUDY, Outcome, load_outcome, write_outcome
-from scaling.store.reader import find_ahead
 from scaling.sweep.claims import Claim, claim
 from scaling.sweep.memory_inference import Causes, find_cause, is_check, root_cause
 from scaling.sweep.plan import Task
@@ -224,8 +223,6 @@ class Sweep:
             finished_at=now(),
         )
         write_outcome(outcome, place)
-        if outcome.record is not None:
-            find_ahead(place / outcome.record)
         return outcome
 
     def _cause(self, task: Task) -> tuple[str | None, bool]:

@@ -247,7 +247,8 @@ def clocked(communication: float, least: float) -> dict[str, list[float]]:
 def test_communication_and_waiting_are_told_by_the_clock_where_it_does() -> None:
     # 80 ms: 16 of communication on the slowest rank, 12 on the one that others waited for.
     one, two = strong(0.1, 1), strong(0.08, 2, changes=traced(0.25, 0.1))
-    two.record["samples"].update(clocked(0.016, 0.012))
+    samples = two.record["samples"] | clocked(0.016, 0.012)
+    two = make_run(two.record | {"samples": samples}, two.name)
     loss = explain(one, two)
     assert loss.parts["exposed communication"] == pytest.approx(0.15)
     assert loss.parts["waiting for the slowest rank"] == pytest.approx(0.05)

@@ -10,14 +10,15 @@ from typing import Any
 
 import pytest
 
-from scaling.report.results_md import render_report
+from scaling.lint.contradictions import find_contradictions, find_recounts
+from scaling.report.results_md import render_pages
 from scaling.store.reader import Store, load_store
-from scaling.store.run import Run, find_contradictions, find_recounts
+from scaling.store.run import Run
 from unitransformer.config import DataConfig, ModelConfig, Recipe, RunConfig, to_dict
 from unitransformer.costs.flops import count_flops, count_parameters
 from unitransformer.machine.calibration import Ceiling, Samples
 from unitransformer.measure.compile_ledger import CompileLedger
-from unitransformer.record.metrics import passport_of, read_out
+from unitransformer.record.metrics import passport_of, read_out, recorded_steady
 from unitransformer.record.schema import SCHEMA, Record, config_of, validate, write_record
 from unitransformer.record.seals import seal
 from unitransformer.stats.steady_state import Steady
@@ -152,8 +153,32 @@ def make_crashed(recipe: Recipe = "gpt", **changes: Any) -> Record:
     return make_record(recipe, status="crashed") | {"validation": {}, "error": error} | changes
 
 
+def with_figures(record: Record) -> Record:
+    """The record with the figures that its samples, config and machine give."""
+    config = config_of(record)
+    readout = read_out(
+        record["step_s"],
+        record["samples"],
+        recorded_steady(record),
+        launches=record["launches"],
+        units_per_step=config.global_batch_size * config.tokens_per_sample,
+    )
+    rate = None if readout is None else readout.units_per_s
+    rows = passport_of(config, rate, record["hardware"], record["ceiling"])
+    return record | {
+        "figures": {} if readout is None else readout.as_dict(),
+        f"{'image' if config.recipe == 'vit' else 'token'}s_per_s": rate,
+        "passport": [asdict(row) for row in rows],
+    }
+
+
 def make_run(record: Record | None = None, name: str = "runs/a.json") -> Run:
-    record = make_record() if record is None else record
+    """A run whose figures are those of its samples."""
+    return as_recorded(with_figures(make_record() if record is None else record), name)
+
+
+def as_recorded(record: Record, name: str = "runs/a.json") -> Run:
+    """A run with the figures that its record holds, whatever its samples say."""
     return Run(name=name, record=record, config=config_of(record))
 
 
@@ -209,6 +234,10 @@ def test_json_that_is_something_else_is_foreign(tmp_path: Path) -> None:
     assert len(store.left_out) == 2
 
 
+FIGURES = make_record()["figures"]
+PASSPORT = make_record()["passport"][0]
+
+
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
@@ -222,7 +251,14 @@ def test_json_that_is_something_else_is_foreign(tmp_path: Path) -> None:
         ({"validation": {}}, "validation.loss is missing"),
         ({"hardware": []}, "hardware is empty"),
         ({"peak_bytes": ["much"]}, "peak_bytes is not a list of int or null"),
-        ({"ceiling": [CEILING | {"matmul_flops_per_s": 2e11}]}, "its samples say 100000000000.0"),
+        ({"ceiling": [CEILING | {"dtype": None}]}, "ceiling.0: dtype is None"),
+        ({"figures": {}}, "figures holds 0 fields, and steady_from is 2"),
+        ({"figures": FIGURES | {"units_per_s": "1"}}, "figures: units_per_s is '1'"),
+        ({"figures": FIGURES | {"median_step_s": 0.0}}, "figures.median_step_s is 0.0"),
+        ({"passport": []}, "passport is empty"),
+        ({"passport": [{}]}, "passport.0 does not have exactly the fields convention, "),
+        ({"passport": [PASSPORT | {"flops_per_s": 1.0}]}, "passport.6n.flops_per_s is 1.0; by"),
+        ({"passport": [PASSPORT | {"counts": None}]}, "passport.0.counts is None"),
         ({"samples": {}}, "samples.cpu_s is missing"),
         ({"samples": with_samples(communication_s=[0.1])}, "samples.communication_s and step_s"),
         ({"samples": with_samples(between_s=[None, "1"] * 6)}, "samples.between_s holds"),
@@ -274,9 +310,9 @@ def test_whatever_is_broken_in_a_record_it_is_left_out_or_reported(tmp_path: Pat
     assert len(store.runs) > 100
     for run in store.runs:
         alone = Store(runs=(run,), left_out=())
-        assert render_report(alone, command="", plots="plots").startswith("# Results")
+        assert all(render_pages(alone, command="", plots="plots").values())
     many = Store(runs=store.runs, left_out=store.left_out)
-    assert render_report(many, command="", plots="plots").startswith("# Results")
+    assert all(render_pages(many, command="", plots="plots").values())
 
 
 def broken_variants(record: Record) -> Iterator[Record]:
@@ -351,21 +387,22 @@ def test_a_run_too_short_to_be_steady_has_no_rate() -> None:
         ({"num_parameters": 1}, "num_parameters is 1"),
         ({"step_s": [0.5, 0.3] + [0.2] * 10}, "tokens_per_s is 160.0 in the record, 80.0 by"),
         ({"figures": {}}, "figures.median_step_s is nothing in the record"),
+        ({"ceiling": [CEILING | {"matmul_flops_per_s": 2e11}]}, "ceiling.0.matmul_flops_per_s is"),
     ],
 )
 def test_an_edited_field_contradicts_the_samples(changes: dict[str, Any], field: str) -> None:
-    found = find_contradictions(make_run(make_record() | changes))
+    found = find_contradictions(as_recorded(make_record() | changes))
     assert any(told.startswith(field) for told in found)
 
 
 def test_a_rate_that_is_off_by_rounding_is_believed() -> None:
-    assert find_contradictions(make_run(make_record(tokens_per_s=160.0 * (1 + 1e-12)))) == []
+    assert find_contradictions(as_recorded(make_record(tokens_per_s=160.0 * (1 + 1e-12)))) == []
 
 
 def test_an_edited_perplexity_contradicts_the_validation_loss() -> None:
     record = make_record()
     record["validation"]["value"] = 1.5
-    (found,) = find_contradictions(make_run(record))
+    (found,) = find_contradictions(as_recorded(record))
     assert found.startswith("validation.value is 1.5 in the record, 7.38905")
 
 
@@ -377,14 +414,14 @@ def test_joules_that_the_looks_at_the_gpu_do_not_say_are_a_contradiction() -> No
             for step in (0, 4, 12)
         ]
     }
-    assert find_contradictions(make_run(make_record(gpu=[gpu]))) == []
-    (found,) = find_contradictions(make_run(make_record(gpu=[gpu | {"joules": 120.0}])))
+    assert find_contradictions(as_recorded(make_record(gpu=[gpu]))) == []
+    (found,) = find_contradictions(as_recorded(make_record(gpu=[gpu | {"joules": 120.0}])))
     assert found == "gpu.0.joules is 120.0 in the record, 80.0 by its samples and config"
 
 
 def test_flops_counted_otherwise_are_a_recount_and_no_contradiction() -> None:
     record = make_record()
     record["flops_per_token"] = record["flops_per_token"] | {"palm": 1.0}
-    assert find_contradictions(make_run(record)) == []
-    (found,) = find_recounts(make_run(record))
+    assert find_contradictions(as_recorded(record)) == []
+    (found,) = find_recounts(as_recorded(record))
     assert found.startswith("flops_per_token.palm is 1.0 in the record, ")

@@ -16,13 +16,11 @@ from typing import Any
 
 import pytest
 from filelock import FileLock
-from test_store import make_config, make_crashed, make_record
+from test_store import make_config, make_crashed, make_record, with_figures
 
 from scaling.exit_status import judge
 from scaling.recipe_process import Ended
-from scaling.store.metrics_cache import open_kept
 from scaling.store.outcome import Outcome
-from scaling.store.reader import load_store
 from scaling.sweep import engine, run_cell
 from scaling.sweep.claims import CLAIMS
 from scaling.sweep.command import _stops_by_signals
@@ -81,11 +79,12 @@ class Straw:
 
 def make_record_of(config: RunConfig, record: Record | None = None) -> Record:
     """A record of a run of `config`."""
-    return (record or make_record()) | {
+    changed = (record or make_record()) | {
         "config": to_dict(config),
         "world_size": config.parallel.world_size,
         "global_batch_size": config.global_batch_size,
     }
+    return with_figures(changed) if changed["status"] == "ok" else changed
 
 
 class Silent:
@@ -306,17 +305,6 @@ def test_tasks_of_an_array_try_each_cell_again_once(tmp_path: Path) -> None:
         one.work(Silent(), max_cells=1)
         tried += straw.runs
     assert sorted(tried) == sorted(task.name for task in tasks)
-
-
-def test_what_a_report_asks_of_a_cell_is_found_when_it_ends(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("UNITRANSFORMER_CACHE", str(tmp_path / "cache"))
-    work(tmp_path / "s", make_tasks(make_study()))
-    monkeypatch.setattr("scaling.store.reader.find", lambda run: pytest.fail(f"{run.name} again"))
-    store = load_store([tmp_path / "s"], relative_to=tmp_path, kept=open_kept())
-    assert store.runs
-    assert all(run.readout == replace(run, found=None).readout for run in store.runs)
 
 
 def test_a_damaged_outcome_is_measured_again(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from test_sweep import Straw, make_study, make_tasks, work
 from scaling.analysis.efficiency import pool
 from scaling.report.environment import apart
 from scaling.report.plots import Plot, not_drawn, plots_of
-from scaling.report.results_md import draw_plots, render_report
+from scaling.report.results_md import draw_plots, render_pages
 from scaling.report.sections.sweep import sweep_blocks
 from scaling.store.conditions import conditions_of, processors_of, without_threads
 from scaling.store.outcome import Outcome
@@ -31,15 +31,19 @@ def swept(folder: Path) -> Store:
 
 
 def render(store: Store) -> str:
-    return render_report(store, command="python -m scaling report .", plots="plots")
+    """All pages, RESULTS.md first."""
+    return "\n".join(pages_of(store).values())
+
+
+def pages_of(store: Store) -> dict[str, str]:
+    pages = render_pages(store, command="python -m scaling report .", plots="plots", pages="pages")
+    return {path.name: text for path, text in pages.items()}
 
 
 def test_every_cell_is_a_row_with_its_status_and_command(tmp_path: Path) -> None:
-    store = swept(tmp_path)
-    text = render(store)
-    (section,) = re.findall(r"### Sweep night\n(.*?)(?=\n##|\Z)", text, flags=re.DOTALL)
+    section = pages_of(swept(tmp_path))["night.md"]
     table = section.split("**Largest batch")[0].splitlines()
-    rows = [line.split("|")[1:4] for line in table if line.startswith("| ")][1:]
+    rows = [line.split("|")[2:5] for line in table if line.startswith("| ")][2:]
     assert [tuple(map(str.strip, row)) for row in rows] == [
         ("32-true", "8", "ok"),
         ("32-true", "16", "ok"),
@@ -52,14 +56,18 @@ def test_every_cell_is_a_row_with_its_status_and_command(tmp_path: Path) -> None
         ("bf16-true", "64", "oom"),
         ("bf16-true", "128", "oom-inferred"),
     ]
-    assert "10 cells: 5 ok, 2 oom, 3 oom-inferred." in section
+    assert "10 configurations, 10 launches: 5 ok, 2 oom, 3 oom-inferred." in section
     assert section.count("python -m recipes.gpt --precision") == 10
-    assert section.count("needs at least as much memory as") == 3
+    assert section.count("needs at least as much memory as") == 6, "of a configuration, of a launch"
+
+
+def blocks_of(cells: Sequence[Cell]) -> list[str]:
+    return sweep_blocks(cells, [], [], {})
 
 
 def table_of(cells: Sequence[Cell]) -> tuple[list[str], list[list[str]]]:
-    """Heads and rows of the table of a sweep."""
-    (block,) = [b for b in sweep_blocks("s", cells, [], []) if b.startswith("|")]
+    """Heads and rows of the table of the configurations of a sweep."""
+    block, _ = [b for b in blocks_of(cells) if b.startswith("|")]
     heads, _, *rows = [
         [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in block.splitlines()
     ]
@@ -75,8 +83,8 @@ def test_the_table_leaves_out_what_is_empty_in_all_rows_and_says_what_all_cells_
     ]
     heads, _ = table_of(cells)
     assert not {"MFU", "remarks", "dropout"} & set(heads)
-    assert {"speed", "record", "devices"} <= set(heads)
-    blocks = sweep_blocks("s", cells, [], [])
+    assert {"#", "speed", "devices"} <= set(heads)
+    blocks = blocks_of(cells)
     about = "a model of 6.1 K parameters (2 layers of width 16), dropout 0"
     assert f"All cells: {about}." in blocks
     assert "No MFU: a CPU has no published peak; its measured ceiling stands." in blocks
@@ -91,20 +99,20 @@ def test_the_table_tells_the_efficiency_of_each_row_against_its_baseline() -> No
     assert "weak efficiency" not in heads
     split = [strong(0.1, n, changes={"hardware": [HOST | {"threads": 2 // n}] * n}) for n in (1, 2)]
     heads, rows = table_of(cells_of(split))
-    column = heads.index("strong efficiency (same cores: 1/n loses nothing)")
-    assert rows[1][column].startswith("50.0%")
+    assert rows[1][heads.index("strong efficiency")].startswith("50.0%")
+    assert any(
+        "an efficiency of 1/n loses nothing" in block for block in blocks_of(cells_of(split))
+    )
 
 
 def test_where_memory_ran_out_the_largest_batch_that_ran_has_a_row(tmp_path: Path) -> None:
     cells = swept(tmp_path).cells
-    blocks = sweep_blocks("night", cells, [], [])
+    blocks = blocks_of(cells)
     (table,) = [block for block in blocks if re.match(r"\|.* does not fit", block)]
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()[2:]]
     told = [(precision, fits.split(",")[0], not_) for precision, fits, not_ in rows]
     assert told == [("32-true", "16", "32, oom"), ("bf16-true", "32", "64, oom")]
-    assert not any(
-        "does not fit" in b for b in sweep_blocks("s", cells_of([strong(0.1, 1)]), [], [])
-    )
+    assert not any("does not fit" in b for b in blocks_of(cells_of([strong(0.1, 1)])))
 
 
 def test_runs_of_a_sweep_are_not_told_a_second_time(tmp_path: Path) -> None:
@@ -112,21 +120,21 @@ def test_runs_of_a_sweep_are_not_told_a_second_time(tmp_path: Path) -> None:
     assert [run.name for run in store.single_runs] == ["single/a-1.json"]
     text = render(store)
     assert "### All runs" not in text
-    assert "single/a-1.json" in text.split("## GPT")[1].split("### Architecture")[0]
+    assert "single/a-1.json" in text.split("# Single runs")[1].split("### Architecture")[0]
 
 
 def test_a_recipe_that_was_only_swept_has_its_section_too(tmp_path: Path) -> None:
     work(tmp_path / "night", make_tasks(make_study()))
     text = render(load_store([tmp_path], relative_to=tmp_path))
-    assert "### Parameters" in text
-    assert "### Sweep night" in text
+    assert "<summary>Parameters</summary>" in text
+    assert "# Sweep night" in text
 
 
 def test_a_recipe_of_which_no_cell_ended_well_is_told(tmp_path: Path) -> None:
     work(tmp_path / "night", make_tasks(make_study()), straw=Straw({}, capacity=1))
     text = render(load_store([tmp_path], relative_to=tmp_path))
     assert "## GPT" in text
-    assert "10 cells: 1 oom, 9 oom-inferred." in text
+    assert "10 configurations, 10 launches: 1 oom, 9 oom-inferred." in text
 
 
 def test_two_sweeps_of_one_name_have_plots_of_their_own(tmp_path: Path) -> None:
@@ -138,8 +146,9 @@ def test_two_sweeps_of_one_name_have_plots_of_their_own(tmp_path: Path) -> None:
     drawn = draw_plots(store)
     assert {"gpt-night-1-speed-by-batch.svg", "gpt-night-2-speed-by-batch.svg"} <= set(drawn)
     text = render(store)
-    assert "### Sweep night 1" in text
-    assert "### Sweep night 2" in text
+    assert "# Sweep night 1" in text
+    assert "# Sweep night 2" in text
+    assert {"night-1.md", "night-2.md"} <= set(pages_of(store))
 
 
 def test_plots_are_drawn_along_axes_with_two_values_and_named_in_the_text(tmp_path: Path) -> None:
@@ -152,7 +161,7 @@ def test_plots_are_drawn_along_axes_with_two_values_and_named_in_the_text(tmp_pa
     }
     assert drawn == draw_plots(store)
     text = render(store)
-    assert set(re.findall(r"\(plots/([^)]+)\)", text)) == set(drawn)
+    assert set(re.findall(r"\((?:\.\./)?plots/([^)]+)\)", text)) == set(drawn)
     assert text == render(store)
 
 
@@ -281,7 +290,7 @@ def test_a_record_that_is_gone_or_damaged_leaves_its_row(tmp_path: Path) -> None
     ]
     record.unlink()
     text = render(load_store([tmp_path], relative_to=tmp_path))
-    assert text.count("its record is missing or damaged") == 1
+    assert text.count("its record is missing or damaged") == 2, "of a configuration, of a launch"
 
 
 def test_a_record_of_a_cell_that_is_under_way_is_no_run_of_its_own(tmp_path: Path) -> None:
@@ -293,7 +302,7 @@ def test_a_record_of_a_cell_that_is_under_way_is_no_run_of_its_own(tmp_path: Pat
     (left,) = [file for file in again.left_out if "under way" in file.reason]
     assert ended.run is not None
     assert left.name == ended.run.name
-    assert re.search(r"more files?: not a finished run", render(again))
+    assert re.search(r"more files? ignored: not finished runs", render(again))
 
 
 def test_cells_of_two_kinds_of_machine_are_two_lines_and_said_to_differ(tmp_path: Path) -> None:
