@@ -18,11 +18,10 @@ from filelock import FileLock
 
 from scaling.recipe_process import ProcessResult, Runner
 from scaling.store.outcome import CELLS, FILE, STUDY, Outcome, load_outcome, write_outcome
-from scaling.store.reader import find_ahead
 from scaling.sweep.claims import Claim, claim
 from scaling.sweep.memory_inference import OomCauses, find_cause, is_recheck, root_cause
 from scaling.sweep.plan import CellTask
-from scaling.sweep.run_cell import Limits, now, run_cell, outcome_without_run
+from scaling.sweep.run_cell import Limits, now, outcome_without_run, run_cell
 from scaling.sweep.study import Study
 from unitransformer.files import write_atomically
 from unitransformer.record.seals import check_seals, read_json, seal
@@ -224,8 +223,6 @@ class Sweep:
             finished_at=now(),
         )
         write_outcome(outcome, place)
-        if outcome.record is not None:
-            find_ahead(place / outcome.record)
         return outcome
 
     def _cause(self, task: CellTask) -> tuple[str | None, bool]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from scaling.store.outcome import CELLS, Outcome
-from scaling.sweep.engine import SweepSummary, SweepObserver
+from scaling.sweep.engine import SweepObserver, SweepSummary
 from scaling.sweep.plan import CellTask
 from unitransformer.files import write_atomically
 from unitransformer.launch.variables import SWEEP_FILE

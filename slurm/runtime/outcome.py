@@ -23,7 +23,7 @@ from slurm.job_files import (
 from slurm.runtime.allocation import Allocation, Words, errors_of
 from slurm.runtime.node_probes import Probes, dead_nodes, write_dead
 from unitransformer.launch.failures import BAD_USAGE, amend_record, first_failure, read_failures
-from unitransformer.launch.signals import STOPPED_EXIT_CODE, STOP_SIGNALS
+from unitransformer.launch.signals import STOP_SIGNALS, STOPPED_EXIT_CODE
 from unitransformer.launch.variables import JOB_FOLDER, PROGRESS_FILE, RUN_FOLDER
 
 MAX_DEAD = 5  # times that the job is queued again because a node has died

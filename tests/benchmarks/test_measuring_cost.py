@@ -10,7 +10,7 @@ from lightning.pytorch import Trainer
 import unitransformer.run
 from tests.benchmarks.interleaved import WARM_UP, Arm, check
 from unitransformer.measure import instruments
-from unitransformer.measure.clock import StartClock, StopClock, StepTimes, StepClock
+from unitransformer.measure.clock import StartClock, StepClock, StepTimes, StopClock
 
 STEPS = WARM_UP + 200
 OPTIONS = (

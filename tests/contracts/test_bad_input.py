@@ -27,7 +27,7 @@ from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata
 
 from recipes import bert, gpt, vit
 from recipes.command_line import run_recipe
-from unitransformer.checkpoint.reader import METADATA_FILE, RUN_FILE, CHECKSUMS_FILE, checksum
+from unitransformer.checkpoint.reader import CHECKSUMS_FILE, METADATA_FILE, RUN_FILE, checksum
 from unitransformer.launch import devices as process
 from unitransformer.launch.variables import RUN_FOLDER
 from unitransformer.record.schema import load_record

@@ -20,7 +20,7 @@ from tests.distributed.launching import begin, load
 from unitransformer.checkpoint.callbacks import SaveCheckpoints
 from unitransformer.data.datamodule import DataModule
 from unitransformer.measure import clock
-from unitransformer.measure.clock import StepTimes, StepClock
+from unitransformer.measure.clock import StepClock, StepTimes
 from unitransformer.measure.communication import TimeGradientReduction
 from unitransformer.training.module import TrainingModule
 

@@ -50,7 +50,10 @@ def test_a_command_starts_its_own_ranks(tmp_path: Path, repository: Path) -> Non
 @pytest.mark.parametrize(
     ("variables", "expected"),
     [
-        ({"SLURM_NTASKS": "2"}, "the job has 2 tasks and this process is not one of them: start it"),
+        (
+            {"SLURM_NTASKS": "2"},
+            "the job has 2 tasks and this process is not one of them: start it",
+        ),
         ({"SLURM_JOB_NUM_NODES": "2"}, "the job has 2 nodes and this is one process on one of"),
         ({"SLURM_JOB_NUM_NODES": "2", "SLURM_STEP_ID": "0"}, None),  # started by srun, on purpose
         ({"SLURM_JOB_NUM_NODES": "1", "SLURM_NTASKS": "1"}, None),

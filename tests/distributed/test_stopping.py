@@ -13,7 +13,7 @@ import torch
 
 from tests.distributed.launching import begin, load, train, wait_for_ranks, wait_for_text
 from unitransformer.checkpoint.reader import list_checkpoints
-from unitransformer.launch.signals import STOPPED_EXIT_CODE, STOP_SIGNALS
+from unitransformer.launch.signals import STOP_SIGNALS, STOPPED_EXIT_CODE
 from unitransformer.training.module import TrainingModule
 
 STEPS = 40
@@ -86,7 +86,9 @@ def test_a_run_with_a_slow_rank_stops_after_each_of_fifty_signals_at_random_mome
             os.kill(target or 0, drawn.choice(STOP_SIGNALS))
             time.sleep(drawn.choice((0, 0, 0.02)))
         process.join(30)
-        assert process.exitcode == STOPPED_EXIT_CODE, f"{number}: {(folder / 'output.log').read_text()}"
+        assert process.exitcode == STOPPED_EXIT_CODE, (
+            f"{number}: {(folder / 'output.log').read_text()}"
+        )
         (newest,) = list_checkpoints(kept)
         step = int(newest.name.removeprefix("step-"))
         assert step > last

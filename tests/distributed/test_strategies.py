@@ -223,7 +223,9 @@ def test_the_printed_torchrun_command_trains_on_two_nodes(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     with socket.create_server(("", 0)) as probe:
-        monkeypatch.setattr("unitransformer.launch.environment.TORCHRUN_PORT", probe.getsockname()[1])
+        monkeypatch.setattr(
+            "unitransformer.launch.environment.TORCHRUN_PORT", probe.getsockname()[1]
+        )
     folder = tmp_path / "two"
     arguments = recipe_arguments("gpt", folder, "--batch-size", "4", "--num-nodes", "2")
     assert run_recipe(gpt.PRESET, gpt.show, arguments) == 2

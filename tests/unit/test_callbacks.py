@@ -11,7 +11,7 @@ from unitransformer.callbacks import MUST_PRECEDE, Precedence, build_callbacks, 
 from unitransformer.checkpoint.callbacks import Resume, SaveCheckpoints
 from unitransformer.config import DataConfig, ParallelConfig, RunConfig
 from unitransformer.launch.signals import StopSignalListener
-from unitransformer.measure.clock import StartClock, StopClock, StepClock
+from unitransformer.measure.clock import StartClock, StepClock, StopClock
 from unitransformer.measure.instruments import Instruments
 from unitransformer.training.progress import LogLines
 from unitransformer.training.stop import AgreeToStop

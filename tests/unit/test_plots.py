@@ -6,7 +6,14 @@ from itertools import pairwise
 import pytest
 from matplotlib.text import Text
 
-from unitransformer.plots import PlotLine, PlotPoint, figure_bytes, line_panels, loss_figure, spread_labels
+from unitransformer.plots import (
+    PlotLine,
+    PlotPoint,
+    figure_bytes,
+    line_panels,
+    loss_figure,
+    spread_labels,
+)
 
 
 def test_labels_that_are_far_apart_stay_where_they_are() -> None:

@@ -21,10 +21,10 @@ from unitransformer.checkpoint.reader import (
     first_line,
     list_checkpoints,
     newest_checkpoint,
-    read_tensors,
     read_run_state,
+    read_tensors,
 )
-from unitransformer.checkpoint.state import State, count_updates, restore_state, capture_state
+from unitransformer.checkpoint.state import State, capture_state, count_updates, restore_state
 from unitransformer.checkpoint.writer import CheckpointWriter, remove_leftovers, start_saving
 from unitransformer.config import RunConfig
 from unitransformer.launch.environment import process_rank

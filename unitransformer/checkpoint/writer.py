@@ -24,13 +24,13 @@ from torch.distributed.checkpoint.state_dict_saver import save
 
 from unitransformer.checkpoint.names import checkpoint_name
 from unitransformer.checkpoint.reader import (
+    CHECKSUMS_FILE,
     METADATA_FILE,
     RUN_FILE,
-    CHECKSUMS_FILE,
     RunState,
     checksum,
-    list_checkpoints,
     ignore_undistributed_warning,
+    list_checkpoints,
     root_cause,
 )
 from unitransformer.checkpoint.state import State

@@ -12,13 +12,18 @@ from torch.utils.data import DataLoader, Sampler
 from unitransformer.config import RunConfig
 from unitransformer.data.baselines import (
     Baseline,
-    validation_targets,
     count_tokens,
     most_frequent_baseline,
     unigram_baseline,
+    validation_targets,
 )
 from unitransformer.data.images import DigitImages, FolderImages
-from unitransformer.data.sampler import VALIDATION_EPOCH, BatchIndices, TrainSampler, ValidationSampler
+from unitransformer.data.sampler import (
+    VALIDATION_EPOCH,
+    BatchIndices,
+    TrainSampler,
+    ValidationSampler,
+)
 from unitransformer.data.sources import BatchDataset, DataSource
 from unitransformer.data.synthetic import Synthetic
 from unitransformer.data.tokenizer import special_tokens

@@ -12,7 +12,9 @@ from torch.utils.data import Sampler
 
 from unitransformer.config import RunConfig
 
-BatchIndices = tuple[NDArray[np.int64], NDArray[np.int64]]  # epoch and index of each sample of a batch
+BatchIndices = tuple[
+    NDArray[np.int64], NDArray[np.int64]
+]  # epoch and index of each sample of a batch
 VALIDATION_EPOCH = -1  # validation masks and pictures never change
 
 

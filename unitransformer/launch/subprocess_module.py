@@ -13,7 +13,9 @@ from typing import TextIO
 from unitransformer.launch.process_tree import die_with_parent, end_process
 
 
-def run_module(module: str, arguments: Sequence[str], *, limit_s: float, stdin_text: str = "") -> str:
+def run_module(
+    module: str, arguments: Sequence[str], *, limit_s: float, stdin_text: str = ""
+) -> str:
     """What a module of ours prints; it and all it has started are ended after `limit_s`,
     and with the process that asks.
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from unitransformer.machine.alpha_beta import Collective, AlphaBetaFit, CollectiveTiming, fit
+from unitransformer.machine.alpha_beta import AlphaBetaFit, Collective, CollectiveTiming, fit
 from unitransformer.machine.host import Machine
 
 

@@ -57,9 +57,7 @@ class Energy:
         return {"joules": self.joules, "joules_of_steps": self.num_steps}
 
 
-def energy_between_samples(
-    samples: Sequence[Mapping[str, Any]], steps: Collection[int]
-) -> Energy:
+def energy_between_samples(samples: Sequence[Mapping[str, Any]], steps: Collection[int]) -> Energy:
     """Returns the energy of those `steps` between two samples that have no other step in between.
 
     Two samples at the same step enclose a validation, which is not a step. The host runs ahead of

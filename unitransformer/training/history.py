@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from unitransformer.measure.clock import StepTimes, StepClock
+from unitransformer.measure.clock import StepClock, StepTimes
 from unitransformer.record.schema import OPTIONAL_SAMPLES
 from unitransformer.training.module import TrainingModule
 

@@ -21,8 +21,8 @@ from unitransformer.checkpoint.reader import (
     check_files,
     list_checkpoints,
     newest_checkpoint,
-    read_tensors,
     read_run_state,
+    read_tensors,
 )
 from unitransformer.checkpoint.writer import CheckpointWriter, remove_leftovers, start_saving
 from unitransformer.launch.variables import LOCAL_DISK
@@ -93,7 +93,9 @@ def test_a_checkpoint_taken_during_training_is_a_copy_of_the_changing_weights(
 ) -> None:
     write_data = CheckpointWriter.write_data
     monkeypatch.setattr(
-        CheckpointWriter, "write_data", lambda *arguments: [time.sleep(0.1), write_data(*arguments)][1]
+        CheckpointWriter,
+        "write_data",
+        lambda *arguments: [time.sleep(0.1), write_data(*arguments)][1],
     )
     values = torch.ones(1000)
     done = start_saving({"a": values}, CheckpointWriter(tmp_path, 1, tell(1)), None, wait=False)
@@ -111,7 +113,9 @@ def test_a_checkpoint_is_staged_on_the_node_local_disk_which_is_left_empty(
     monkeypatch.setenv(LOCAL_DISK, str(disk))
     handed_on: list[Path] = []
     hand_on = writer._copy_to_shared
-    monkeypatch.setattr(writer, "_copy_to_shared", lambda *of: (handed_on.append(of[0]), hand_on(*of)))
+    monkeypatch.setattr(
+        writer, "_copy_to_shared", lambda *of: (handed_on.append(of[0]), hand_on(*of))
+    )
     staged = write(tmp_path / "staged", 1, state)
     assert [file.parent.parent for file in handed_on] == [disk]
     assert list(disk.iterdir()) == []
@@ -133,7 +137,9 @@ def test_a_full_node_local_disk_is_skipped_with_a_warning(
 
 def test_an_overflowed_gradient_norm_is_recorded_as_none(tmp_path: Path) -> None:
     actual = tell(2) | {"gradient_norm": [float("inf"), 0.5]}
-    start_saving({"a": torch.ones(1)}, CheckpointWriter(tmp_path, 2, actual), None, wait=True).result()
+    start_saving(
+        {"a": torch.ones(1)}, CheckpointWriter(tmp_path, 2, actual), None, wait=True
+    ).result()
     assert read_run_state(tmp_path / checkpoint_name(2)) == actual
 
 
@@ -145,7 +151,9 @@ def test_an_interrupt_while_writing_is_raised_as_an_interrupt(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(writer, "checksum", interrupt)
-    done = start_saving({"a": torch.ones(1)}, CheckpointWriter(tmp_path, 1, tell(1)), None, wait=is_wait)
+    done = start_saving(
+        {"a": torch.ones(1)}, CheckpointWriter(tmp_path, 1, tell(1)), None, wait=is_wait
+    )
     with pytest.raises(KeyboardInterrupt):
         done.result()
     assert list_checkpoints(tmp_path) == []
@@ -189,7 +197,9 @@ class Saver(SaveCheckpoints):
     """A checkpoint callback that saves one small tensor without a trainer."""
 
     def __init__(self, folder: Path, losses: list[float]) -> None:
-        super().__init__(folder, every=1, get_run_state=lambda: {"config": {}, "loss": list(losses)})
+        super().__init__(
+            folder, every=1, get_run_state=lambda: {"config": {}, "loss": list(losses)}
+        )
         self.losses = losses
 
     def step(self, loss: float = 1.0, *, max_steps: int = 99) -> None:
@@ -286,7 +296,9 @@ def test_a_failing_run_waits_for_the_checkpoint_under_way(
 ) -> None:
     write_data = CheckpointWriter.write_data
     monkeypatch.setattr(
-        CheckpointWriter, "write_data", lambda *arguments: [time.sleep(0.1), write_data(*arguments)][1]
+        CheckpointWriter,
+        "write_data",
+        lambda *arguments: [time.sleep(0.1), write_data(*arguments)][1],
     )
     saver.step()
     saver.on_exception(trainer_at(1), None, ArithmeticError())

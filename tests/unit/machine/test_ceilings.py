@@ -15,9 +15,9 @@ import torch
 from unitransformer.machine import ceilings
 from unitransformer.machine.ceilings import (
     dtype_of,
-    why_not_measured,
     measure_ceiling,
     measure_dtype,
+    why_not_measured,
 )
 from unitransformer.machine.timing import EventClock, first_sample, repeat
 

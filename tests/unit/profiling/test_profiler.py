@@ -18,7 +18,7 @@ from unitransformer.config import DataConfig, ParallelConfig, RunConfig
 from unitransformer.measure import instruments
 from unitransformer.profiling.profiler import TraceCallback
 from unitransformer.profiling.trace_breakdown import WORK_KINDS
-from unitransformer.run import RunOutcome, RunPaths, RunFailed, run
+from unitransformer.run import RunFailed, RunOutcome, RunPaths, run
 from unitransformer.transformer import Transformer
 
 SHAPE = {"width": 16, "num_layers": 2, "num_heads": 2, "feedforward_width": 32, "dropout": 0.0}

@@ -9,8 +9,8 @@ from unitransformer.profiling.trace_breakdown import (
     HEAD,
     NETWORK,
     NODE,
-    WORK_KINDS,
     WINDOW,
+    WORK_KINDS,
     time_shares,
 )
 

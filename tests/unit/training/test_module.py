@@ -17,7 +17,7 @@ from unitransformer.config import DataConfig, OptimizerConfig, ParallelConfig, R
 from unitransformer.parallel.strategies import INITIAL_SCALE_POWER, build_precision
 from unitransformer.record.metrics import recorded_steady
 from unitransformer.record.schema import load_record
-from unitransformer.run import RunOutcome, RunPaths, RunFailed, run
+from unitransformer.run import RunFailed, RunOutcome, RunPaths, run
 from unitransformer.training import module
 from unitransformer.training.optimizer import build_optimizer
 from unitransformer.transformer import Transformer
