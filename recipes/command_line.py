@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from recipes.options import RecipeOptions, ParsedCommand, build_config, check_outside_world, parse
+from recipes.options import ParsedCommand, RecipeOptions, build_config, check_outside_world, parse
 from recipes.presets import Preset
 from unitransformer.config import ModelConfig, RunConfig
 from unitransformer.costs.memory import format_gib, rank_bytes

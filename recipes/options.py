@@ -23,8 +23,8 @@ from unitransformer.config import (
     Precision,
     RunConfig,
     Strategy,
-    from_dict,
     describe_type,
+    from_dict,
 )
 from unitransformer.files import why_not_writable
 

@@ -11,7 +11,7 @@ from recipes.options import RecipeOptions
 from recipes.train import RunRequest, claim_folder
 from unitransformer.launch.environment import launched_shape
 from unitransformer.launch.process_tree import die_with_parent
-from unitransformer.launch.signals import STOPPED_EXIT_CODE, STOP_SIGNALS, handle_signals
+from unitransformer.launch.signals import STOP_SIGNALS, STOPPED_EXIT_CODE, handle_signals
 from unitransformer.launch.variables import RUN_FOLDER
 from unitransformer.record.metrics import launches_in_words, recorded_steady
 from unitransformer.record.schema import Record, load_record

@@ -37,7 +37,7 @@ from unitransformer.parallel.deepspeed import prepare_deepspeed
 from unitransformer.plots import loss_figure, write_figure
 from unitransformer.record.units import metric_in_words
 from unitransformer.recording import record_failure
-from unitransformer.run import RunOutcome, RunPaths, RunFailed, run
+from unitransformer.run import RunFailed, RunOutcome, RunPaths, run
 
 
 class Show(Protocol):
@@ -127,7 +127,9 @@ def _train_here(asked: RunRequest, places: RunPaths) -> int:
     except (MemoryError, torch.OutOfMemoryError) as error:  # no room for the weights
         if not report_failure(error):
             lines = traceback.format_exception(error)
-            failure = RankFailure(rank=0, type=type(error).__name__, message=str(error), lines=lines)
+            failure = RankFailure(
+                rank=0, type=type(error).__name__, message=str(error), lines=lines
+            )
             record_failure(
                 asked.config, failure, places.record, command=asked.command, since_s=time.time()
             )

@@ -72,17 +72,21 @@ model_config = PRESET.model_config
 
 def show(outcome: "RunOutcome", folder: Path) -> list[str]:
     """Figures: sample pictures, one picture in patches, and what the network takes them for."""
-    from recipes.showcase import label_images, patch_figure, image_grid, write_figure
+    from recipes.showcase import image_grid, label_images, patch_figure, write_figure
     from unitransformer.data.datamodule import validation_batch
 
     source, network = outcome.data.source, outcome.network
     if not source.class_names or network is None:
         return []
-    samples = validation_batch(source.train, range(min(12, len(source.train))), network.pe.pe.device)
+    samples = validation_batch(
+        source.train, range(min(12, len(source.train))), network.pe.pe.device
+    )
     names = [source.class_names[label] for label in samples["targets"].tolist()]
     write_figure(image_grid(samples["inputs"], names), folder / "samples.png")
     write_figure(patch_figure(samples["inputs"][0], outcome.config.model), folder / "patches.png")
-    asked = validation_batch(source.validation, range(min(12, len(source.validation))), network.pe.pe.device)
+    asked = validation_batch(
+        source.validation, range(min(12, len(source.validation))), network.pe.pe.device
+    )
     labels, chances = label_images(network, asked["inputs"])
     truth = asked["targets"].tolist()
     # A model may know more labels than the data has names for.

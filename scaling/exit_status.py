@@ -15,11 +15,19 @@ from unitransformer.costs.memory import format_gib
 from unitransformer.launch.signals import STOPPED_EXIT_CODE
 from unitransformer.record.schema import Record, Status
 
-STOPPED_CODES = (STOPPED_EXIT_CODE, 128 + 2, 128 + 15, -2, -15)  # by SIGINT or SIGTERM, or saved and left
+STOPPED_CODES = (
+    STOPPED_EXIT_CODE,
+    128 + 2,
+    128 + 15,
+    -2,
+    -15,
+)  # by SIGINT or SIGTERM, or saved and left
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
-def decide_status(ended: ProcessResult, record: Record | None, *, killed_by_kernel: bool = False) -> Status:
+def decide_status(
+    ended: ProcessResult, record: Record | None, *, killed_by_kernel: bool = False
+) -> Status:
     """The status of a cell by how its process ended and what its record says; never by its words.
 
     Args:

@@ -46,7 +46,9 @@ class Runner(Protocol):
     ) -> ProcessResult: ...
 
 
-def run_alone(recipe: Recipe, arguments: Sequence[str], **options: Unpack[RunnerOptions]) -> ProcessResult:
+def run_alone(
+    recipe: Recipe, arguments: Sequence[str], **options: Unpack[RunnerOptions]
+) -> ProcessResult:
     """A `Runner`: a process of its own."""
     return run_command([sys.executable, "-m", f"recipes.{recipe}", *arguments], **options)
 

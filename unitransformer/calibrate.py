@@ -134,7 +134,9 @@ def _measure_and_write(
     return 0
 
 
-def _be_rank(options: CalibrationOptions, parallel: ParallelConfig, device: str, words: Sequence[str]) -> int:
+def _be_rank(
+    options: CalibrationOptions, parallel: ParallelConfig, device: str, words: Sequence[str]
+) -> int:
     try:
         return _measure_and_write(options, parallel, device, words)
     except KeyboardInterrupt:  # whoever started the ranks says so, once

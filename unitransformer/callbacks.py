@@ -11,13 +11,13 @@ import lightning.pytorch as pl
 
 from unitransformer.checkpoint.callbacks import Resume, SaveCheckpoints
 from unitransformer.config import RunConfig
-from unitransformer.measure.clock import StartClock, StopClock, StepClock
+from unitransformer.measure.clock import StartClock, StepClock, StopClock
 from unitransformer.measure.communication import TimeGradientReduction
 from unitransformer.measure.instruments import Instruments
 from unitransformer.profiling.profiler import TraceCallback
 from unitransformer.record.log_lines import is_due
 from unitransformer.stats.stopping_rule import is_check_step
-from unitransformer.training.progress import ProgressBar, LogLines, TimeLeft
+from unitransformer.training.progress import LogLines, ProgressBar, TimeLeft
 from unitransformer.training.stop import AgreeToStop, StartExchange, UntilInterval
 
 
@@ -37,15 +37,27 @@ MUST_PRECEDE = (
         pl.Callback, StartClock, "the next step begins on the clock when all others are done"
     ),
     Precedence(
-        TimeGradientReduction, TraceCallback, "what a trace does after the backward pass is not communication"
+        TimeGradientReduction,
+        TraceCallback,
+        "what a trace does after the backward pass is not communication",
     ),
     Precedence(
-        AgreeToStop, TraceCallback, "starting or stopping a profiler corrupts a collective under way"
+        AgreeToStop,
+        TraceCallback,
+        "starting or stopping a profiler corrupts a collective under way",
     ),
     Precedence(AgreeToStop, Instruments, "they start and stop a profiler, which counts tensors"),
-    Precedence(TraceCallback, StartExchange, "its collective begins once no profiler starts or stops any more"),
-    Precedence(Instruments, StartExchange, "its collective begins once no profiler starts or stops"),
-    Precedence(TraceCallback, Instruments, "a trace that training ends must not hold the ceiling's work"),
+    Precedence(
+        TraceCallback,
+        StartExchange,
+        "its collective begins once no profiler starts or stops any more",
+    ),
+    Precedence(
+        Instruments, StartExchange, "its collective begins once no profiler starts or stops"
+    ),
+    Precedence(
+        TraceCallback, Instruments, "a trace that training ends must not hold the ceiling's work"
+    ),
     Precedence(Instruments, UntilInterval, "the interval leaves out steps known to be unsteady"),
     Precedence(AgreeToStop, LogLines, "the last step, which gets a line, is decided before"),
     Precedence(UntilInterval, LogLines, "the last step, which gets a line, is decided before"),

@@ -384,10 +384,20 @@ def _from_json(hint: Any, value: Any, where: str) -> Any:
     if _is_group(hint):
         if not isinstance(value, Mapping):
             raise ValueError(f"{where} is {value!r}; it must be a group of fields")
-        return from_dict(hint, value, where)
+        try:
+            items = tuple((name, type(item), item) for name, item in value.items())
+            return _group(hint, items, where)
+        except TypeError:  # a value that cannot be hashed, such as a list
+            return from_dict(hint, value, where)
     if not _type_check(hint)(value):
         raise ValueError(f"{where} is {value!r}; it must be {describe_type(hint)}")
     return value
+
+
+@functools.lru_cache(maxsize=1024)  # thousands of records share few groups
+def _group(hint: Any, items: tuple[tuple[str, type, Any], ...], where: str) -> Any:
+    """Builds a group; `items` hold the types too, because 1, 1.0 and True are equal keys."""
+    return from_dict(hint, {name: value for name, _, value in items}, where)
 
 
 @functools.cache  # a report of thousands of records checks the same few types a million times

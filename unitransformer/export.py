@@ -105,7 +105,12 @@ def write(checkpoint: Path, out: Path) -> str:
     """Write the weights of one checkpoint; returns what to say of it."""
     import torch
 
-    from unitransformer.checkpoint.reader import CheckpointReader, check_files, read_tensors, read_run_state
+    from unitransformer.checkpoint.reader import (
+        CheckpointReader,
+        check_files,
+        read_run_state,
+        read_tensors,
+    )
     from unitransformer.transformer import PositionalEncoding, Transformer
     from unitransformer.weights import write_weights
 

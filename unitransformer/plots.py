@@ -77,7 +77,9 @@ def loss_figure(
     ]
     if validation:
         points = [PlotPoint(x=point["step"], value=point["val_loss"]) for point in validation]
-        lines.append(PlotLine(label="validation", marks=tuple(points), color=VALIDATION, marker="o"))
+        lines.append(
+            PlotLine(label="validation", marks=tuple(points), color=VALIDATION, marker="o")
+        )
     if baseline is not None:
         name, value = baseline
         ends = tuple(PlotPoint(x=step, value=value) for step in (1, max(len(losses), 1)))

@@ -34,9 +34,9 @@ from unitransformer.recording import build_record
 from unitransformer.training.history import (
     ClockError,
     History,
+    current_history,
     find_fault,
     gather,
-    current_history,
     read_history,
 )
 from unitransformer.training.module import TrainingModule
@@ -158,7 +158,8 @@ def _build(
     data = _build_data(config, resume, before, show_progress=is_first)
     module = _build_module(config, resume, before)
     clock = StepClock(
-        on_gpu=device == "cuda", measures_communication=why_communication_missing(parallel, device) is None
+        on_gpu=device == "cuda",
+        measures_communication=why_communication_missing(parallel, device) is None,
     )
     instruments = Instruments(config, first_step=module.first_step, trace_folder=places.trace)
     lines = LogLines(
@@ -182,7 +183,9 @@ def _build(
         saver=(
             None
             if places.checkpoints is None
-            else SaveCheckpoints(places.checkpoints, every=config.checkpoint_every, get_run_state=describe)
+            else SaveCheckpoints(
+                places.checkpoints, every=config.checkpoint_every, get_run_state=describe
+            )
         ),
         resume=resume,
         time_left=(

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from unitransformer.config import ModelConfig
 from unitransformer.files import open_atomically
-from unitransformer.transformer import Transformer, InitialWeights
+from unitransformer.transformer import InitialWeights, Transformer
 
 CURE = "give the size and the model options it was made with"
 

@@ -28,7 +28,7 @@ from unitransformer.launch.process_tree import die_with_parent, wait_within
 from unitransformer.launch.signals import STOP_SIGNALS
 
 if TYPE_CHECKING:
-    from unitransformer.run import RunOutcome
+    pass
 
 # What a run imports, some of it late.
 HEAVY = (

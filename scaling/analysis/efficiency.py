@@ -5,19 +5,22 @@ p devices | 0 the baseline, the smallest count of a curve | n another count
 
 import functools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from statistics import median
-from typing import Literal, get_args
+from statistics import fmean, median
+from typing import Any, Literal, get_args
 
-from scaling.store.conditions import differences, processors_of
+from scaling.store.conditions import differences
 from scaling.store.run import Run
-from unitransformer.config import RunConfig
+from unitransformer.config import ModelConfig, RunConfig
 from unitransformer.record.metrics import Readout
 from unitransformer.stats.comparisons import split_variance
+from unitransformer.stats.intervals import CONFIDENCE, t_quantile
 
 Scaling = Literal["strong", "weak"]
 LEAST_COUNTS = 2
+ENOUGH_LAUNCHES = 5  # of one config, whose interval needs no other config
+LEAST_FREEDOM = ENOUGH_LAUNCHES - 1  # degrees of freedom of a pooled scatter
 # In these the runs of a curve may differ.
 OF_A_CURVE = {
     *("batch_size", "accumulate"),
@@ -90,6 +93,43 @@ def pooled_rate(runs: Sequence[Run]) -> Estimate:
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Scatter:
+    """How much launches of one config differ, pooled over several configs.
+
+    Two launches alone have an interval with one degree of freedom, 13 standard errors to either
+    side. Configs of one model on one kind of machine share their scatter instead.
+    """
+
+    deviation: float  # standard deviation of the logarithm of a launch's median step
+    freedom: int  # launches less configs
+
+    def around(self, value: float, launches: int) -> Estimate:
+        """A rate over so many launches, with its interval."""
+        error = self.deviation / math.sqrt(launches)
+        factor = math.exp(t_quantile((1 + CONFIDENCE) / 2, self.freedom) * error)
+        return Estimate(value=value, low=value / factor, high=value * factor)
+
+
+Kind = tuple[ModelConfig, str]  # a model, and the processors it ran on
+
+
+def find_scatters(runs: Iterable[Run]) -> dict[Kind, Scatter]:
+    """For each model and kind of processors with enough repeated launches."""
+    medians: dict[Kind, dict[RunConfig, list[float]]] = {}
+    for run in runs:
+        if run.is_ok and run.readout is not None:
+            configs = medians.setdefault((run.config.model, run.processors), {})
+            configs.setdefault(run.config, []).append(math.log(run.readout.step.median))
+    scatters = {}
+    for kind, configs in medians.items():
+        freedom = sum(len(logs) - 1 for logs in configs.values())
+        squares = sum((log - fmean(logs)) ** 2 for logs in configs.values() for log in logs)
+        if freedom >= LEAST_FREEDOM and squares > 0:
+            scatters[kind] = Scatter(deviation=math.sqrt(squares / freedom), freedom=freedom)
+    return scatters
+
+
 def readout_of(run: Run) -> Readout:
     if not run.is_ok or run.readout is None:
         raise ValueError(f"run {run.name} has no steady state; measure it for longer")
@@ -104,7 +144,8 @@ class Point:
     """The launches of one config, and their rate together."""
 
     runs: tuple[Run, ...]
-    rate: Estimate  # tokens or pictures a second, of all devices together
+    rate: Estimate  # tokens or images per second, of all devices together
+    is_pooled: bool = False  # the interval comes from the scatter of several configs
 
     @property
     def config(self) -> RunConfig:
@@ -194,7 +235,7 @@ def batch_of(curve: Curve) -> str:
     return f"{config.batch_size} a device{micro_batches}"
 
 
-def find_curves(runs: Iterable[Run]) -> list[Curve]:
+def find_curves(runs: Iterable[Run], scatters: Mapping[Kind, Scatter] | None = None) -> list[Curve]:
     """Every strong and weak curve of at least two device counts.
 
     On a curve everything is equal but `devices` and `num_nodes`, and on a strong one how the global
@@ -205,15 +246,18 @@ def find_curves(runs: Iterable[Run]) -> list[Curve]:
     usable = sorted(
         (run for run in runs if run.is_ok and run.readout is not None), key=lambda run: run.name
     )
-    processors = [processors_of(run.record) for run in usable]
+    scatters = find_scatters(usable) if scatters is None else scatters
+    processors = [run.processors for run in usable]
     found = []
     for scaling in get_args(Scaling):
-        groups: dict[tuple[RunConfig, int, str], list[Run]] = {}
+        groups: dict[tuple[Any, ...], list[Run]] = {}
         for run, kind in zip(usable, processors, strict=True):
             groups.setdefault((*_spread_aside(run.config, scaling), kind), []).append(run)
         for key in sorted((key for key in groups if _is_curve(groups[key])), key=repr):
             names = {run.config.parallel.strategy for run in groups[key]} - {"single"}
-            found += [_curve(scaling, strategy, groups[key]) for strategy in sorted(names)]
+            found += [
+                _curve(scaling, strategy, groups[key], scatters) for strategy in sorted(names)
+            ]
     return [curve for curve in found if len(curve.points) >= LEAST_COUNTS]
 
 
@@ -221,23 +265,44 @@ def _is_curve(group: Sequence[Run]) -> bool:
     return len({run.config.parallel.world_size for run in group}) >= LEAST_COUNTS
 
 
-def _spread_aside(config: RunConfig, scaling: Scaling) -> tuple[RunConfig, int]:
+def _spread_aside(config: RunConfig, scaling: Scaling) -> tuple[Any, ...]:
     """What all runs of a curve share, whatever their strategy; the number is the batch."""
-    parallel = replace(config.parallel, devices=1, num_nodes=1, strategy="auto")
+    parallel = vars(config.parallel) | {"devices": 1, "num_nodes": 1, "strategy": "auto"}
+    shared = vars(config) | {"parallel": tuple(parallel.values())}
     if scaling == "weak":
-        return replace(config, parallel=parallel), config.batch_size * config.accumulate
-    return replace(config, parallel=parallel, batch_size=1, accumulate=1), config.global_batch_size
+        return (*shared.values(), config.batch_size * config.accumulate)
+    return (*(shared | {"batch_size": 1, "accumulate": 1}).values(), config.global_batch_size)
 
 
-def pool(runs: Iterable[Run]) -> list[Point]:
-    """A point for each config on each kind of processors."""
+def pool(runs: Iterable[Run], scatters: Mapping[Kind, Scatter] | None = None) -> list[Point]:
+    """A point for each config on each kind of processors.
+
+    Args:
+        scatters: as `find_scatters` finds them, by default in these runs. Up to four launches have
+            the interval of their model's scatter, if there is one.
+    """
+    runs = list(runs)
+    scatters = find_scatters(runs) if scatters is None else scatters
     cells: dict[tuple[RunConfig, str], list[Run]] = {}
     for run in runs:
-        cells.setdefault((run.config, processors_of(run.record)), []).append(run)
-    return [Point(runs=tuple(own), rate=pooled_rate(own)) for own in cells.values()]
+        cells.setdefault((run.config, run.processors), []).append(run)
+    return [
+        _point(launches, scatters.get((config.model, kind)))
+        for (config, kind), launches in cells.items()
+    ]
 
 
-def _curve(scaling: Scaling, strategy: str, group: Sequence[Run]) -> Curve:
+def _point(launches: Sequence[Run], scatter: Scatter | None) -> Point:
+    rate = pooled_rate(launches)
+    if scatter is None or len(launches) >= ENOUGH_LAUNCHES:
+        return Point(runs=tuple(launches), rate=rate)
+    pooled = scatter.around(rate.value, len(launches))
+    return Point(runs=tuple(launches), rate=pooled, is_pooled=True)
+
+
+def _curve(
+    scaling: Scaling, strategy: str, group: Sequence[Run], scatters: Mapping[Kind, Scatter]
+) -> Curve:
     own = [run for run in group if run.config.parallel.strategy == strategy]
     alone = [run for run in group if run.config.parallel.strategy == "single"]
     remarks = []
@@ -245,7 +310,7 @@ def _curve(scaling: Scaling, strategy: str, group: Sequence[Run]) -> Curve:
         own += alone
         remarks.append(f"1 device is strategy single: {strategy} was not measured on one")
     counts: dict[int, list[Point]] = {}
-    for point in pool(own):
+    for point in pool(own, scatters):
         counts.setdefault(point.devices, []).append(point)
     points = []
     for devices, ways in sorted(counts.items()):

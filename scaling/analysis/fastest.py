@@ -1,10 +1,19 @@
 """Runs, cells and certificates in; which way to train is the fastest, where ways compare, out."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from scaling.analysis.candidates import Key, Missing, Tried, find_tried, name_of
-from scaling.analysis.efficiency import Estimate, Point, drift, pool, ratio
+from scaling.analysis.efficiency import (
+    Estimate,
+    Kind,
+    Point,
+    Scatter,
+    drift,
+    find_scatters,
+    pool,
+    ratio,
+)
 from scaling.analysis.proof import Proof, find_proof
 from scaling.parity.certificate import Certificate
 from scaling.store.conditions import differences
@@ -96,9 +105,12 @@ def compare_strategies(
     became of them. Only ways that a certificate calls equal to the reference, and the reference,
     are ranked.
     """
-    tried = find_tried(runs, cells)
+    runs = list(runs)
+    tried, scatters = find_tried(runs, cells), find_scatters(runs)
     several = (key for key in tried if len(tried[key].strategies) > 1)
-    return [_compare(tried[key], certificates) for key in sorted(several, key=_reading_order)]
+    return [
+        _compare(tried[key], certificates, scatters) for key in sorted(several, key=_reading_order)
+    ]
 
 
 def _reading_order(key: Key) -> tuple[int, str, int, int, str]:
@@ -113,14 +125,24 @@ def _reading_order(key: Key) -> tuple[int, str, int, int, str]:
     )
 
 
-def _compare(tried: Tried, certificates: Sequence[Certificate]) -> Comparison:
-    fastest_first = sorted(pool(tried.steady), key=lambda point: -point.rate.value)
+def rank(
+    points: Iterable[Point], certificates: Sequence[Certificate]
+) -> tuple[tuple[Way, ...], tuple[Way, ...]]:
+    """Those with proven loss parity, the fastest first, each against it; then the others."""
+    fastest_first = sorted(points, key=lambda point: -point.rate.value)
     proofs = [find_proof(point.runs[0], certificates) for point in fastest_first]
     told = list(zip(fastest_first, proofs, strict=True))
     best = next((point for point, proof in told if proof is not None and proof.holds), None)
     ways = [_way(point, proof, best) for point, proof in told]
     ranked = tuple(way for way in ways if way.unranked is None)
-    unranked = tuple(way for way in ways if way.unranked is not None)
+    return ranked, tuple(way for way in ways if way.unranked is not None)
+
+
+def _compare(
+    tried: Tried, certificates: Sequence[Certificate], scatters: Mapping[Kind, Scatter]
+) -> Comparison:
+    ranked, unranked = rank(pool(tried.steady, scatters), certificates)
+    ways = ranked + unranked
     records = [run.record for way in (*ranked, *unranked) for run in way.point.runs]
     return Comparison(
         config=ways[0].point.config if ways else tried.config,
@@ -138,7 +160,7 @@ def _way(point: Point, proof: Proof | None, best: Point | None) -> Way:
         proof=proof,
         against_fastest=_against(point, best),
         drift=drift(sides),
-        has_launches=all(len(side.runs) >= LEAST_LAUNCHES for side in sides),
+        has_launches=all(side.is_pooled or len(side.runs) >= LEAST_LAUNCHES for side in sides),
     )
 
 

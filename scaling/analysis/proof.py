@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from scaling.parity.cases import REFERENCE, Case, Verdict
-from scaling.parity.certificate import Certificate, Result, newest_first
+from scaling.parity.certificate import Certificate, newest_first
 from scaling.store.run import Run
 
 # ---------------------------------------------------------------------------------- one run
@@ -40,7 +40,7 @@ def doubts(proof: Proof, code: Mapping[str, Any]) -> str:
 
 
 def _short(commit: str | None) -> str:
-    return "not told" if commit is None else commit[:12]
+    return "unknown" if commit is None else commit[:12]
 
 
 def find_proof(run: Run, certificates: Sequence[Certificate]) -> Proof | None:
@@ -60,24 +60,19 @@ def find_proof(run: Run, certificates: Sequence[Certificate]) -> Proof | None:
         return Proof(verdict="reference", devices=(1,), certificate=None)
     accelerator = "cpu" if run.record["hardware"][0]["device"] == "cpu" else "cuda"
     for certificate in newest_first(certificates):
-        covering = [r for r in certificate.results if _kind(r.case) == _kind(own)]
+        covering = certificate.verdicts_of_kinds.get(own.kind)
         told = (certificate.recipe, certificate.content["accelerator"])
         if covering and told == (run.config.recipe, accelerator):
             return _coverage(certificate, covering)
     return None
 
 
-def _kind(case: Case) -> tuple[str, ...]:
-    """What a certificate covers on any number of devices."""
-    return (case.strategy, case.precision, case.compile, case.activation_checkpointing)
-
-
-def _coverage(certificate: Certificate, results: Sequence[Result]) -> Proof:
-    verdicts = set(map(certificate.verdict, results))
+def _coverage(certificate: Certificate, covering: Sequence[tuple[Case, Verdict]]) -> Proof:
+    verdicts = {verdict for _, verdict in covering}
     worst: Sequence[Verdict] = ("different", "failed", "refused", "equal")
     return Proof(
         verdict=next(verdict for verdict in worst if verdict in verdicts),
-        devices=tuple(sorted({result.case.devices for result in results})),
+        devices=tuple(sorted({case.devices for case, _ in covering})),
         certificate=certificate.name,
         code=certificate.content["code"],
     )

@@ -1,22 +1,20 @@
 """RESULTS.md goes in; what is wrong with it comes out. `python -m scaling lint RESULTS.md`.
 
-Three questions. Does its own command write it again, byte by byte? Does the arithmetic of the
-printed figures and of the records hold? Are the records older than the code? The first two give
+Three questions. Does its own command write it again, byte by byte? Does the arithmetic of its
+rows and of the raw samples hold? Are the records older than the code? The first two give
 errors (exit code 1), the last one warnings (exit code 0).
 """
 
-import math
 import re
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from types import NoneType
-from typing import Any
+from pathlib import Path, PurePosixPath
 
 import jsonargparse
 
-from scaling.lint.table_arithmetic import Table, check_tables, read_tables
+from scaling.lint.contradictions import find_contradictions, find_recounts
+from scaling.lint.table_arithmetic import check_efficiencies, check_rows
 from scaling.lint.text_diff import first_difference
 from scaling.parity import certificate as certificates
 from scaling.report.options import (
@@ -25,38 +23,26 @@ from scaling.report.options import (
     read_report_options,
     report_command,
 )
-from scaling.report.results_md import draw_plots, render_report
+from scaling.report.results_md import draw_plots, page_name, render_pages
+from scaling.report.rows import rows
 from scaling.report.run_formatting import TITLES
-from scaling.report.sections.sweep import heading
 from scaling.report.staleness import (
-    DECISIVE,
     NO_CHECKOUT,
+    State,
     Today,
     contents,
     look,
-    read_today,
+    read_state,
     stale_reasons,
 )
 from scaling.report.sweep_names import sweep_names
 from scaling.store.conditions import differences, without_threads
 from scaling.store.reader import Store, load_store, relative_name
-from scaling.store.run import Run, find_contradictions
+from scaling.store.run import Run
 from unitransformer.config import Recipe
-from unitransformer.machine.host import available_cores
-from unitransformer.record.fields import NUMBER, Kinds, check_fields
 from unitransformer.record.units import count
 
 COMMAND = ("python", "-m", "scaling", "report")
-PASSPORT: dict[str, Kinds] = {
-    "convention": str,
-    "flops_per_unit": NUMBER,
-    "flops_per_s": (*NUMBER, NoneType),
-    "utilisation": (*NUMBER, NoneType),
-    "share_of_ceiling": (*NUMBER, NoneType),
-    "flag": (str, NoneType),
-}
-TOLERANCE = 1e-6  # relative; figures of a record are quotients of one another
-
 Finding = tuple[str, str]  # where, what
 
 
@@ -93,29 +79,39 @@ def lint(path: Path, *, code: Path | None = None) -> Findings:
         OSError: it cannot be read.
     """
     text = _read(path)
-    tables = list(read_tables(text))
-    errors = [(f"{path.name}:{line}", told) for line, told in check_tables(tables)]
-    options = _options_in(text, path)
+    state = read_state(text)
+    options = _options_in(state, path)
     if isinstance(options, str):
-        return Findings(
-            errors=((path.name, options), *errors), warnings=(), checked=(_looked_at(tables),)
-        )
+        return Findings(errors=((path.name, options),), warnings=(), checked=())
+    assert state is not None, "without it there are no options"
     try:
-        store = load_store(options.folders, relative_to=path.parent, processes=available_cores())
+        store = load_store(options.folders, relative_to=path.parent)
     except ValueError as error:
-        return Findings(
-            errors=((path.name, str(error)), *errors), warnings=(), checked=(_looked_at(tables),)
-        )
+        return Findings(errors=((path.name, str(error)),), warnings=(), checked=())
     today = look(store, code or Path(__file__).parents[2])
+    made = rows(store)
+    pages = _pages(options, store, state.today)
     return Findings(
         errors=(
-            *_compare(text, path, options, store),
-            *errors,
+            *_compare(pages, options),
+            *_compare_plots(options, store),
+            *check_rows(made, store.runs),
+            *check_efficiencies(store.runs),
             *_contradictions(store),
-            *_curves(text, path, store),
+            *_curves(path, options, store),
         ),
-        warnings=(*_left_out(store), *_stale(store, today), *_marks(text, path, today)),
-        checked=(_looked_at(tables), _records_looked_at(store), _about_code(today)),
+        warnings=(
+            *_left_out(store),
+            *_recounts(store),
+            *_stale(store, today),
+            *_marks(state, path, today),
+        ),
+        checked=(
+            f"arithmetic of {count(len(made), 'row')}",
+            f"bytes of {count(len(pages), 'page')}",
+            _records_looked_at(store),
+            _about_code(today),
+        ),
     )
 
 
@@ -128,29 +124,24 @@ def _read(path: Path) -> str:
         raise ValueError(f"{path} is no text ({error.reason}); give a report") from error
 
 
-def _looked_at(tables: Sequence[Table]) -> str:
-    return f"arithmetic of {count(len(tables), 'printed table')}"
-
-
 def _records_looked_at(store: Store) -> str:
     proofs = count(len(store.certificates), "certificate")
-    return f"bytes and arithmetic against {count(len(store.runs), 'record')} and {proofs}"
+    return f"samples of {count(len(store.runs), 'record')} and {proofs}"
 
 
 # ------------------------------------------------------------------------------ the same bytes
 
 
-def _options_in(text: str, path: Path) -> ReportOptions | str:
-    """Places of the command in the first code block, or what is wrong with it."""
-    block = re.search(r"^(`{3,})sh\n(.*?)\n\1$", text, flags=re.MULTILINE | re.DOTALL)
-    how = f"its first code block holds no `{shlex.join(COMMAND)} DIR`; write it again with that"
-    if block is None:
+def _options_in(state: State | None, path: Path) -> ReportOptions | str:
+    """Paths of the command that wrote the report, or what is wrong with it."""
+    how = f"it does not end with its `{shlex.join(COMMAND)} DIR`; write it again with that"
+    if state is None:
         return how
-    words = shlex.split(block[2].strip()) if block[2].count("\n") == 0 else []
-    if tuple(words[: len(COMMAND)]) != COMMAND:
+    arguments = shlex.split(state.command)
+    if tuple(arguments[: len(COMMAND)]) != COMMAND:
         return how
     try:
-        given = read_report_options(build_report_parser().parse_args(words[len(COMMAND) :]))
+        given = read_report_options(build_report_parser().parse_args(arguments[len(COMMAND) :]))
     except (jsonargparse.ArgumentError, ValueError) as error:
         return f"its command cannot be read: {' '.join(str(error).split())}"
     if given.out.name != path.name:
@@ -159,19 +150,39 @@ def _options_in(text: str, path: Path) -> ReportOptions | str:
         folders=tuple(path.parent / folder for folder in given.folders),
         out=path.parent / given.out,
         plots=path.parent / given.plots,
+        pages=path.parent / given.pages,
     )
 
 
-def _compare(text: str, path: Path, options: ReportOptions, store: Store) -> Iterator[Finding]:
-    """Where the text and the plots are not what the records give today."""
+def _pages(options: ReportOptions, store: Store, today: Today) -> dict[PurePosixPath, str]:
+    """Every generated page as its records give it, by its path from the folder of the report.
+
+    It is held against what it was held against then: code that has changed since is another
+    finding.
+    """
+    return render_pages(
+        store,
+        command=report_command(options),
+        plots=relative_name(options.plots, options.out.parent),
+        pages=relative_name(options.pages, options.out.parent),
+        name=options.out.name,
+        today=today,
+    )
+
+
+def _compare(pages: Mapping[PurePosixPath, str], options: ReportOptions) -> Iterator[Finding]:
+    """Where a page is not what the records give today."""
+    for name, again in pages.items():
+        file = options.out.parent / name
+        if not file.is_file():
+            yield str(name), "is missing; write the report again"
+        elif (text := _read(file)) != again:
+            line, difference = first_difference(text, again)
+            yield f"{name}:{line}", difference
+
+
+def _compare_plots(options: ReportOptions, store: Store) -> Iterator[Finding]:
     plots = relative_name(options.plots, options.out.parent)
-    # Held against what it was held against then: code that has changed since is another finding.
-    again = render_report(
-        store, command=report_command(options), plots=plots, today=read_today(text)
-    )
-    if text != again:
-        line, told = first_difference(text, again)
-        yield f"{path.name}:{line}", told
     for name, drawn in draw_plots(store).items():
         file, where = options.plots / name, f"{plots}/{name}"
         if not file.is_file():
@@ -188,57 +199,34 @@ def _contradictions(store: Store) -> Iterator[Finding]:
     for run in store.runs:
         if run.is_ok:
             yield from ((run.name, told) for told in find_contradictions(run))
-            yield from ((run.name, told) for told in _passport(run))
     for certificate in store.certificates:
         for told in certificates.find_contradictions(certificate):
             yield certificate.name, told
 
 
-def _passport(run: Run) -> Iterator[str]:
-    """What its stored rows and its stored rate say of one another."""
-    rate, rows = run.record.get(f"{run.unit}s_per_s"), run.record.get("passport")
-    if not isinstance(rows, list):
-        yield f"passport is {rows!r}; it must be a list"
-        return
-    for index, row in enumerate(rows):
-        try:
-            check_fields(row, PASSPORT, f"passport.{index}")
-        except ValueError as error:
-            yield str(error)
-        else:
-            yield from _row(row, rate, run)
+def _recounts(store: Store) -> Iterator[Finding]:
+    """What today's code counts otherwise than the code that wrote a record."""
+    for run in store.runs:
+        if run.is_ok:
+            yield from ((run.name, what) for what in find_recounts(run))
 
 
-def _row(row: Mapping[str, Any], rate: float | None, run: Run) -> Iterator[str]:
-    """Args: rate: stored, of all devices; it has been compared with the samples."""
-    where, devices = f"passport.{row['convention']}", run.config.parallel.world_size
-    of_device, of_unit = row["flops_per_s"], row["flops_per_unit"]
-    if rate is not None and of_device is not None:
-        asked = rate * of_unit
-        if not math.isclose(of_device * devices, asked, rel_tol=TOLERANCE):
-            yield (
-                f"{where}.flops_per_s is {of_device:.4g} on each of {count(devices, 'device')}; "
-                f"{rate:.4g} {run.unit}s a second of {of_unit:.4g} FLOP are {asked:.4g} together"
-            )
-    if (row["utilisation"] or 0) > 1:
-        yield f"{where}.utilisation is {row['utilisation']:.3f}, above 1"
-    if (row["share_of_ceiling"] or 0) > 1 and not row["flag"]:
-        yield f"{where}.share_of_ceiling is {row['share_of_ceiling']:.3f}, above 1 without a flag"
-
-
-def _curves(text: str, path: Path, store: Store) -> Iterator[Finding]:
-    """Rows that were not measured alike, and a section that does not say so."""
+def _curves(path: Path, options: ReportOptions, store: Store) -> Iterator[Finding]:
+    """Rows that were measured under different conditions, and a page that does not say so."""
     names = sweep_names(store)
     for (sweep, recipe), runs in _joined(store).items():
+        page = options.pages / (page_name(names[sweep]) if sweep else "runs.md")
+        text = page.read_text() if page.is_file() else ""
         section = _section(text, f"## {TITLES[recipe]}")
         records = [run.record for run in runs]
-        section = _section(section, heading(names[sweep]) if sweep else "### All runs")
         if sweep:
-            # Ranks that share cores have fewer threads: the section on scaling tells it.
+            # Ranks that share cores have fewer threads: the page on scaling says so.
             records = [without_threads(record) for record in records]
+        else:
+            section = _section(section, "### All runs")
         for line in differences(records):
             field = re.split(r"(?<= differ)|:", line)[0]
-            if field not in section:
+            if field not in " ".join(section.replace("\n>", " ").split()):
                 whose = f"{sweep and sweep + ', '}{TITLES[recipe]}"
                 told = f"{whose}: {len(runs)} records in one table, and nothing says: {line}"
                 yield path.name, told
@@ -277,13 +265,13 @@ def _stale(store: Store, today: Today) -> Iterator[Finding]:
         yield from ((name, f"stale: {reason}") for reason in stale_reasons(content, today))
 
 
-def _marks(text: str, path: Path, today: Today) -> Iterator[Finding]:
+def _marks(state: State, path: Path, today: Today) -> Iterator[Finding]:
     """Whether the marks of the report are those of today."""
-    if today.is_checkout and read_today(text) != today:
+    if today.is_checkout and state.today != today:
         yield path.name, "its marks of what is stale are not today's; write it again"
 
 
 def _about_code(today: Today) -> str:
     if not today.is_checkout:
         return f"code: {NO_CHECKOUT}"
-    return f"code of {' and '.join(DECISIVE)} compared with HEAD"
+    return "code that a recipe reaches compared with HEAD"

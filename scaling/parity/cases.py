@@ -139,6 +139,11 @@ class Case:
     accumulate: int = 1  # micro-batches of a step; the global batch stays the same
 
     @property
+    def kind(self) -> tuple[str, ...]:
+        """What a certificate proves for any number of devices."""
+        return (self.strategy, self.precision, self.compile, self.activation_checkpointing)
+
+    @property
     def label(self) -> str:
         parts = [f"{self.strategy} x {self.spread}", self.precision]
         if self.compile != "off":

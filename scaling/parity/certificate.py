@@ -4,6 +4,7 @@ Differences and verdicts are stored for other people's tools, and computed again
 whenever a certificate is read: what was edited contradicts itself.
 """
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -59,6 +60,14 @@ class Certificate:
     @property
     def recipe(self) -> Recipe:
         return self.config.recipe
+
+    @functools.cached_property
+    def verdicts_of_kinds(self) -> Mapping[tuple[str, ...], Sequence[tuple[Case, Verdict]]]:
+        """Every case with its verdict, by its kind: thousands of runs ask for the same few."""
+        kinds: dict[tuple[str, ...], list[tuple[Case, Verdict]]] = {}
+        for result in self.results:
+            kinds.setdefault(result.case.kind, []).append((result.case, self.verdict(result)))
+        return kinds
 
     def comparison(self, result: Result) -> Comparison | None:
         return None if result.curves is None else compare(self.reference, result.curves)

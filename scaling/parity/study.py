@@ -21,7 +21,14 @@ from scaling.parity.certificate_file import read_certificate, write_certificate
 from scaling.parity.evidence import Work, find_idleness, work_of
 from scaling.parity.local_nodes import PORT, run_on_nodes, torchrun_options
 from scaling.parity.recipe_arguments import Task
-from scaling.recipe_process import ProcessResult, Runner, can_fork, find_error, run_alone, start_worker
+from scaling.recipe_process import (
+    ProcessResult,
+    Runner,
+    can_fork,
+    find_error,
+    run_alone,
+    start_worker,
+)
 from unitransformer.config import Recipe, RunConfig
 from unitransformer.record.schema import Record, config_of, load_record
 

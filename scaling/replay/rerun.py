@@ -12,7 +12,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import get_args
 
-from scaling.exit_status import decide_status, count_oom_kills
+from scaling.exit_status import count_oom_kills, decide_status
 from scaling.recipe_process import Runner
 from scaling.replay.compare import DAY_S, Launch, Original, Verdict, compare
 from scaling.store.outcome import FILE, Outcome, is_outcome, read_outcome

@@ -1,29 +1,24 @@
-"""A report as it was asked for: files written, what they stand on told; the exit code out."""
+"""A report as it was asked for: files written, what they stand on told."""
 
 from collections import Counter
 from pathlib import Path
 
-from scaling.parity import certificate
 from scaling.report.exports import to_csv, to_json
 from scaling.report.options import ReportOptions, report_command
-from scaling.report.results_md import draw_plots, render_report
+from scaling.report.results_md import draw_plots, render_pages
 from scaling.report.rows import rows
 from scaling.report.staleness import look
-from scaling.store.metrics_cache import open_kept
 from scaling.store.reader import Store, load_store, relative_name
-from scaling.store.run import find_contradictions
 from unitransformer.files import check_writable, write_atomically
 from unitransformer.launch.gc_pause import pause_gc
-from unitransformer.machine.host import available_cores
 from unitransformer.record.units import count
 
 EXPORTS = ("html", "csv", "json")
 TITLE = "Results"
 
 
-def run_report(options: ReportOptions) -> str | None:
-    """Write what was asked for, say how many records it stands on; what contradicts itself, or
-    None.
+def run_report(options: ReportOptions) -> None:
+    """Write what was asked for and say how many records it stands on.
 
     Raises:
         ValueError: folders without records, or places that cannot be written.
@@ -32,39 +27,36 @@ def run_report(options: ReportOptions) -> str | None:
     out, plots = options.out, options.plots
     check_writable("out", out, is_folder=False)
     check_writable("plots", plots, is_folder=True)
+    check_writable("pages", options.pages, is_folder=True)
     for name in EXPORTS:
         if getattr(options, name) is not None:
             check_writable(name, getattr(options, name), is_folder=False)
     with pause_gc():
-        return _write(options)
+        _write(options)
 
 
-def _write(options: ReportOptions) -> str | None:
+def _write(options: ReportOptions) -> None:
     out, plots = options.out, options.plots
-    store = load_store(
-        options.folders,
-        relative_to=out.parent,
-        processes=available_cores(),
-        kept=open_kept(),
-    )
+    store = load_store(options.folders, relative_to=out.parent)
     if not (store.runs or store.certificates or store.cells):
         folders = " and ".join(map(str, options.folders))
         raise ValueError(f"{folders}: no run record below; {_left_out(store)}")
     drawn = draw_plots(store)
-    text = render_report(
+    pages = render_pages(
         store,
         command=report_command(options),
         plots=relative_name(plots, out.parent),
+        pages=relative_name(options.pages, out.parent),
+        name=out.name,
         today=look(store, Path(__file__).parents[2]),
     )
-    # The text comes last: it never names a plot that is not there.
+    # RESULTS.md comes last: it never names a plot or a page that is not there.
     files = {plots / name: content for name, content in drawn.items()} | _exports(options, store)
-    files[out] = text.encode()
+    files |= {out.parent / name: text.encode() for name, text in reversed(pages.items())}
     for path, content in files.items():
         write_atomically(path, content)
         print(path)
     print(f"{_used(store)}; {_left_out(store)}")
-    return _verdict(store, out)
 
 
 def _exports(options: ReportOptions, store: Store) -> dict[Path, bytes]:
@@ -79,14 +71,6 @@ def _exports(options: ReportOptions, store: Store) -> dict[Path, bytes]:
 
         files[options.html] = render_html(store, title=TITLE).encode()
     return files
-
-
-def _verdict(store: Store, out: Path) -> str | None:
-    names = [run.name for run in store.runs if run.is_ok and find_contradictions(run)]
-    names += [c.name for c in store.certificates if certificate.find_contradictions(c)]
-    if not names:
-        return None
-    return f"{', '.join(names)}: at odds with its own samples; {out} says where"
 
 
 def _used(store: Store) -> str:

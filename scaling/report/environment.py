@@ -22,16 +22,16 @@ def describe_hardware(ranks: Sequence[Mapping[str, Any]]) -> str:
 def _host(host: Mapping[str, Any]) -> str:
     cores, memory = host.get("cpu_cores"), host.get("memory_bytes")
     parts = [
-        host.get("cpu") or "processor not told by the system",
-        f"{cores} cores" if cores else "cores not told",
-        f"{gib(memory)} memory" if memory else "memory not told",
-        " ".join(filter(None, (host.get("system"), host.get("machine")))) or "system not told",
+        host.get("cpu") or "processor unknown",
+        f"{cores} cores" if cores else "number of cores unknown",
+        f"{gib(memory)} memory" if memory else "memory unknown",
+        " ".join(filter(None, (host.get("system"), host.get("machine")))) or "system unknown",
     ]
     if host["device"] != "cpu":
         on_device = host.get("device_memory_bytes")
-        parts.insert(0, f"{host['device']}, {gib(on_device) if on_device else 'memory not told'}")
+        parts.insert(0, f"{host['device']}, {gib(on_device) if on_device else 'memory unknown'}")
     elif host.get("threads"):
-        parts.append(f"{count(host['threads'], 'thread')} a rank")
+        parts.append(f"{count(host['threads'], 'thread')} per rank")
     return ", ".join(parts)
 
 
@@ -39,8 +39,8 @@ def describe_commit(code: Mapping[str, Any]) -> str:
     """Which commit ran, and whether it was changed."""
     commit, is_dirty = code["commit"], code["is_dirty"]
     if commit is None:
-        return "not told: the code ran outside a git checkout"
-    state = {True: "with changes not committed", False: "clean", None: "changes not told"}
+        return "unknown: the code ran outside a git checkout"
+    state = {True: "with uncommitted changes", False: "clean", None: "whether changed is unknown"}
     return f"{commit[:12]}, {state[is_dirty]}"
 
 
@@ -65,4 +65,6 @@ def apart(records: Sequence[Record]) -> str:
     ]
     if not lines:
         return ""
-    return "\n".join(["> [!NOTE]", "> These rows were not measured alike.", ">", *lines])
+    return "\n".join(
+        ["> [!NOTE]", "> These rows were measured under different conditions.", ">", *lines]
+    )

@@ -11,6 +11,7 @@ from scaling.store.reader import relative_name
 
 DEFAULT_OUT = "RESULTS.md"
 DEFAULT_PLOTS = "plots"
+DEFAULT_PAGES = "{}-pages"  # of the name of the file without its ending
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,6 +21,7 @@ class ReportOptions:
     folders: tuple[Path, ...]
     out: Path
     plots: Path
+    pages: Path
     html: Path | None = None
     csv: Path | None = None
     json: Path | None = None
@@ -42,6 +44,13 @@ def build_report_parser() -> jsonargparse.ArgumentParser:
         metavar="DIR",
         help="folder of the plots; by default plots beside the file",
     )
+    parser.add_argument(
+        "--pages",
+        type=Path | None,
+        default=None,
+        metavar="DIR",
+        help="folder of the pages with all details; by default RESULTS-pages beside RESULTS.md",
+    )
     for name, what in (
         ("html", "one page with everything in it: tables that sort, plots that zoom"),
         ("csv", "every row, for a spreadsheet"),
@@ -53,14 +62,20 @@ def build_report_parser() -> jsonargparse.ArgumentParser:
 
 def read_report_options(given: Any) -> ReportOptions:
     plots = given.out.parent / DEFAULT_PLOTS if given.plots is None else given.plots
+    pages = given.out.parent / default_pages(given.out) if given.pages is None else given.pages
     return ReportOptions(
         folders=tuple(given.folders),
         out=given.out,
         plots=plots,
+        pages=pages,
         html=given.html,
         csv=given.csv,
         json=given.json,
     )
+
+
+def default_pages(out: Path) -> str:
+    return DEFAULT_PAGES.format(out.stem)
 
 
 def report_command(options: ReportOptions) -> str:
@@ -72,4 +87,7 @@ def report_command(options: ReportOptions) -> str:
         words += ["--out", out.name]
     if plots != DEFAULT_PLOTS:
         words += ["--plots", plots]
+    pages = relative_name(options.pages, out.parent)
+    if pages != default_pages(out):
+        words += ["--pages", pages]
     return f"python -m scaling {shlex.join(words)}"

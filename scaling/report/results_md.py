@@ -1,79 +1,135 @@
-"""The report: a store of runs goes in; the Markdown of RESULTS.md and its plots come out.
+"""The report: a store of runs goes in; RESULTS.md, its pages and their plots come out.
 
-Pure: equal records give equal bytes. What cannot be told is blank with the reason in words, and
-every figure names the record it comes from. Derived figures are computed again from raw samples.
+RESULTS.md gives the answer; everything else stands on generated pages, one click away. Pure: equal
+records give equal bytes. What is not known is blank with the reason in words, and every figure
+names the record it comes from, whose checksummed figures are believed.
 """
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+import posixpath
+import re
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from pathlib import PurePosixPath
 from typing import get_args
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
-from scaling.markdown import code_block, escaped, link, table
-from scaling.parity import certificate
-from scaling.parity.certificate import find_other_bounds
+from scaling.analysis.efficiency import Curve, Kind, Scatter, find_curves, find_scatters
+from scaling.analysis.fastest import compare_strategies
+from scaling.markdown import code_block, command_lines, details, escaped, link, page_of, table
 from scaling.report import run_formatting
-from scaling.report.environment import (
-    apart,
-    describe_commit,
-    describe_hardware,
-    describe_versions,
-    without_places,
-)
 from scaling.report.plots import draw, plots_of
-from scaling.report.sections.architecture import draw_architecture
-from scaling.report.sections.failures import failures, left_out
+from scaling.report.sections.answer import Answer, answer_blocks, find_answers
+from scaling.report.sections.conditions import conditions_page, measured_on
+from scaling.report.sections.fastest import fastest_blocks
 from scaling.report.sections.parity import parity_cell, parity_section
+from scaling.report.sections.runs import runs_blocks
 from scaling.report.sections.scaling import scaling_blocks
-from scaling.report.sections.speed import figures_table, passport_tables
 from scaling.report.sections.sweep import sweep_blocks
-from scaling.report.staleness import NOT_COMPARED, Today, explain, marked
+from scaling.report.staleness import MARK, NOT_COMPARED, Today, explain, marked, state_comment
 from scaling.report.sweep_names import slug_of, sweep_names, sweeps_of
 from scaling.store.reader import Store
-from scaling.store.run import Run, find_contradictions, find_recounts
+from scaling.store.run import Run
 from unitransformer.config import Recipe
 from unitransformer.costs.flops import count_parameters
 from unitransformer.record.parameter_summary import human_count
 from unitransformer.record.units import count
 
 LOG_LINES = 12
-LONG_SUMMARY = 50  # lines from which a summary is folded
+SHOWN_PLOTS = ("speed-by-devices", "speed-by-batch")  # in RESULTS.md; the pages have all
+# Rows of the overview that become a sentence above it where all recipes agree.
+MAY_BE_SHARED = ("size", "devices", "precision", "batch", "MFU", "flags", "loss parity")
+Pages = dict[PurePosixPath, str]
+Describe = Mapping[str, Callable[[Run], str]]
+
+FASTEST = (
+    "The fastest configuration with proven loss parity, over all strategies, precisions and batch "
+    "sizes that were tried, and its lead over the runner-up."
+)
+HOW_TO_READ = (
+    "- Speed is that of all devices together at the median steady step, with a 95 % interval. "
+    "Launches are their number and the range of their speeds.",
+    "- Utilisation is MFU against the data sheet's peak where there is one; else the share of the "
+    "ceiling, the matrix-multiply rate that the same machine reached in the same job.",
+    "- Weak efficiency is speed per device over that of the same configuration on the fewest "
+    "devices, at the same batch per device.",
+    "- The lead is a ratio of speeds. Where its interval holds 1 it is a tie.",
+)
+SAME_CORES = (
+    "- The ranks of a CPU share its cores: more devices are no more hardware, and an efficiency of "
+    "1/n on n devices is ideal."
+)
+MOST_SUMMARY = 80  # lines of a parameter summary that RESULTS.md holds
 
 
-def render_report(store: Store, *, command: str, plots: str, today: Today = NOT_COMPARED) -> str:
-    """The text of RESULTS.md.
+def render_pages(
+    store: Store,
+    *,
+    command: str,
+    plots: str,
+    pages: str = "RESULTS-pages",
+    name: str = "RESULTS.md",
+    today: Today = NOT_COMPARED,
+) -> Pages:
+    """Every generated Markdown page by its path from the folder of RESULTS.md, itself included.
 
     Args:
-        command: what writes this text again, in words of the folder it is in.
-        plots: the way from the text to the folder with the files of `draw_plots`.
-        today: what the records are held against; what is stale is marked.
+        command: what writes these pages again, typed in the folder of RESULTS.md.
+        plots: path from RESULTS.md to the folder with the files of `draw_plots`.
+        pages: path from RESULTS.md to the folder of the other pages.
+        name: file name of RESULTS.md.
+        today: what the records are compared with; what is stale is marked.
     """
-    recipes = _runs_of_recipes(store)
-    mains = {recipe: runs[0] for recipe, runs in recipes.items()}
-    blocks = [
-        "# Results",
-        _opening(store, command),
-        _contradictions(store),
-        _recounts(store),
-        "## Conditions",
-        _conditions([run for runs in recipes.values() for run in runs] + _ok_cells(store)),
+    folder = PurePosixPath(pages)
+    scatters = find_scatters(store.runs)
+    curves = {
+        recipe: find_curves((run for run in store.runs if run.config.recipe == recipe), scatters)
+        for recipe in get_args(Recipe)
+    }
+    contents = {
+        "conditions.md": ("Conditions", conditions_page(store)),
+        "parity.md": ("Loss parity", parity_section(store.certificates)),
+        "runs.md": ("Single runs", _runs_page(store)),
+        "scaling.md": ("Scaling and fastest strategy", _scaling_page(store, curves)),
+        **_sweep_pages(store, plots, scatters),
+    }
+    contents = {file: (title, blocks) for file, (title, blocks) in contents.items() if blocks}
+    links = {file: link(str(folder / file), file) for file in contents}
+    main = [
+        *_results(store, command, plots, _answers(store, curves, scatters), links),
         explain(today),
-        "## Overview",
-        _overview(mains, _described(store)),
-        *(
-            block
-            for recipe in get_args(Recipe)
-            for block in _recipe_section(recipe, recipes.get(recipe, []), store, plots)
-        ),
-        *parity_section(store.certificates),
-        *failures(store),
-        *left_out(store),
+        state_comment(command, today),
     ]
-    return marked("\n\n".join(block for block in blocks if block) + "\n", store, today)
+    written = {PurePosixPath(name): marked(page_of(main), store, today)}
+    for file, (title, blocks) in contents.items():
+        back = f"Generated, never edited. Back to {link(name)}."
+        text = marked(page_of([f"# {title}", back, *blocks]), store, today)
+        if MARK in text:
+            text += f"\n{MARK} after a record: {link(name)} says why it is stale.\n"
+        written[folder / file] = rebased(text, folder)
+    return written
+
+
+def rebased(text: str, folder: PurePosixPath) -> str:
+    """A page whose links lead from its own folder; they were written from that of RESULTS.md."""
+
+    def rebase(found: re.Match[str]) -> str:
+        return f"{found[1]}({_relative(found[2], str(folder))})"
+
+    parts = re.split(r"^(`{3,}.*?^`{3,})$", text, flags=re.MULTILINE | re.DOTALL)
+    return "".join(
+        part if index % 2 else re.sub(r"((?<!\\)\])\(([^()\s]+)\)", rebase, part)
+        for index, part in enumerate(parts)
+    )
+
+
+@lru_cache(maxsize=4096)
+def _relative(target: str, folder: str) -> str:
+    is_elsewhere = target.startswith(("#", "/")) or "://" in target
+    return target if is_elsewhere else quote(posixpath.relpath(unquote(target), folder))
 
 
 def draw_plots(store: Store) -> dict[str, bytes]:
-    """SVG files by name: the loss curve of each recipe's longest run."""
+    """SVG files by name: the loss curve of each recipe's longest run, the plots of each sweep."""
     from unitransformer.plots import figure_bytes, loss_figure
 
     drawn = {}
@@ -92,9 +148,9 @@ def draw_plots(store: Store) -> dict[str, bytes]:
         )
         drawn[run_formatting.plot_name(run)] = figure_bytes(figure, "svg")
     names = sweep_names(store)
-    for (recipe, sweep), own in sweeps_of(store).items():
+    for (recipe, sweep), swept in sweeps_of(store).items():
         slug = slug_of(recipe, names[sweep])
-        drawn |= {f"{plot.name}.svg": draw(plot) for plot in plots_of(slug, own)}
+        drawn |= {f"{plot.name}.svg": draw(plot) for plot in plots_of(slug, swept)}
     return drawn
 
 
@@ -116,110 +172,103 @@ def _longest_first(runs: Sequence[Run], recipe: Recipe) -> list[Run]:
     return sorted(newest, key=lambda run: -run.num_steps)
 
 
-def _opening(store: Store, command: str) -> str:
-    proofs = count(len(store.certificates), "certificate")
-    also = f", and what {proofs} of loss parity prove" if store.certificates else ""
-    return (
-        f"What {count(len(store.runs), 'run')} of the suite measured: one section for each "
-        f"recipe, with the record behind every figure{also}. This file is generated and never "
-        "edited; rates and counts are computed again from raw samples each time it is written, in "
-        f"its own folder, by\n\n{code_block(command, 'sh')}"
-    )
+# ---------------------------------------------------------------------------------- RESULTS.md
 
 
-def _contradictions(store: Store) -> str:
-    return _alert(
-        "WARNING",
-        "Fields of these files do not follow from their own samples and config. The tables show "
-        "what does follow.",
-        [(run.name, find_contradictions(run)) for run in store.runs if run.is_ok]
-        + [(c.name, certificate.find_contradictions(c)) for c in store.certificates],
-    )
+def _results(
+    store: Store,
+    command: str,
+    plots: str,
+    answers: Sequence[str],
+    links: Mapping[str, str],
+) -> list[str]:
+    recipes = _runs_of_recipes(store)
+    mains = {recipe: runs[0] for recipe, runs in recipes.items()}
+    return [
+        "# Results",
+        _opening(store, links),
+        *answers,
+        "## Longest training run of each recipe",
+        *_overview(mains, _described(store)),
+        *(
+            block
+            for recipe in get_args(Recipe)
+            for block in _recipe_section(recipe, recipes.get(recipe, []), store, plots, links)
+        ),
+        "## More",
+        "\n".join(f"- {about[file]}: {link_}" for file, link_ in links.items())
+        if (about := _about_pages(links))
+        else "",
+        "## How to write this file again",
+        "It is generated and never edited. In its own folder:",
+        code_block(command, "sh"),
+    ]
 
 
-def _recounts(store: Store) -> str:
-    counts = [(run.name, find_recounts(run)) for run in store.runs if run.is_ok]
-    bounds = [(c.name, find_other_bounds(c)) for c in store.certificates]
-    return "\n\n".join(
-        filter(
-            None,
-            [
-                _alert(
-                    "NOTE",
-                    "The code counts FLOPs, or finds the steady state, otherwise than when these "
-                    "records were written. The tables show today's counts, and figures of the "
-                    "steps that the records call steady.",
-                    counts,
-                ),
-                _alert(
-                    "NOTE",
-                    "The code holds loss parity to other bounds than when these certificates were "
-                    "written. The tables judge by today's.",
-                    bounds,
-                ),
-            ],
-        )
-    )
+def _opening(store: Store, links: Mapping[str, str]) -> str:
+    runs = [run for run in store.runs if run.is_ok]
+    proofs = f" and {count(len(store.certificates), 'certificate')} of loss parity"
+    told = f"{count(len(store.runs), 'run')}{proofs if store.certificates else ''}"
+    where = f", measured on {measured_on(runs)}" if runs else ""
+    return f"{told}{where}. Details: {', '.join(links.values())}."
 
 
-def _alert(kind: str, words: str, found: Iterable[tuple[str, Sequence[str]]]) -> str:
-    """A box with what was found, a line for each file; nothing if nothing was."""
-    lines = [f"> - {link(name)}: {escaped('; '.join(all_))}" for name, all_ in found if all_]
-    return "\n".join([f"> [!{kind}]", f"> {words}", ">", *lines]) if lines else ""
-
-
-def _ok_cells(store: Store) -> list[Run]:
-    return [cell.run for cell in store.cells if cell.run is not None and cell.run.is_ok]
-
-
-def _conditions(runs: Sequence[Run]) -> str:
-    if not runs:
-        return "None to tell: no run ended well."
-    rows: dict[str, Callable[[Run], str]] = {
-        "hardware": lambda run: describe_hardware(run.record["hardware"]),
-        "versions": lambda run: describe_versions(run.record["versions"]),
-        "commit": lambda run: describe_commit(run.record["code"]),
-        "data": _data,
+def _about_pages(links: Mapping[str, str]) -> dict[str, str]:
+    told = {
+        "conditions.md": "Hardware, versions, commits, data; failed runs; contradictions",
+        "parity.md": "Loss parity of every strategy, precision and device count",
+        "runs.md": "Single runs: architecture, speed, memory, FLOPs by convention",
+        "scaling.md": "Speed-up, efficiency, time lost, scaling laws, fastest strategy",
     }
-    return table(("condition", "value"), [(name, _distinct(runs, rows[name])) for name in rows])
+    return {file: told.get(file, "Every configuration and launch of the sweep") for file in links}
 
 
-def _distinct(runs: Sequence[Run], describe: Callable[[Run], str]) -> str:
-    """The description all runs share, or each with the recipes it is of; a cell."""
-    recipes: dict[str, set[Recipe]] = {}
-    for run in runs:
-        recipes.setdefault(escaped(describe(run)), set()).add(run.config.recipe)
-    if len(recipes) == 1:
-        return next(iter(recipes))
-    return "<br>".join(f"{_in_order(own)}: {value}" for value, own in recipes.items())
+def _answers(
+    store: Store, curves: Mapping[Recipe, Sequence[Curve]], scatters: Mapping[Kind, Scatter]
+) -> list[str]:
+    blocks, every = list[str](), list[Answer]()
+    for recipe in get_args(Recipe):
+        runs = [run for run in store.runs if run.config.recipe == recipe]
+        answers = find_answers(runs, curves[recipe], store.certificates)
+        every += answers
+        if answers:
+            blocks += [f"### {run_formatting.TITLES[recipe]}", *answer_blocks(answers)]
+    if not blocks:
+        return []
+    how = [*HOW_TO_READ, *_about_intervals(scatters)]
+    if any(curve.threads for answer in every for curve in answer.curves):
+        how.append(SAME_CORES)
+    return ["## Fastest configuration", FASTEST, *blocks, "\n".join(["How to read it:", "", *how])]
 
 
-def _in_order(recipes: Collection[Recipe]) -> str:
-    return ", ".join(
-        run_formatting.TITLES[recipe] for recipe in get_args(Recipe) if recipe in recipes
-    )
+def _about_intervals(scatters: Mapping[Kind, Scatter]) -> list[str]:
+    """The rule of the intervals, once."""
+    if not scatters:
+        return []
+    least = min(scatter.deviation for scatter in scatters.values())
+    most = max(scatter.deviation for scatter in scatters.values())
+    spread = f"{least:.1%}" if f"{least:.1%}" == f"{most:.1%}" else f"{least:.1%} to {most:.1%}"
+    return [
+        "- Two launches alone say too little about a third. The interval of up to four launches "
+        "uses the scatter between launches, pooled over all configurations of a model (a standard "
+        f"deviation of {spread}); five or more have an interval of their own."
+    ]
 
 
-def _data(run: Run) -> str:
-    data = run.record["data"]
-    proof = f"sha256 {data['sha256']}" if data["sha256"] else "no sha256: it has no files"
-    return f"{without_places(data['description'], run.record['hardware'])}; {proof}"
-
-
-Describe = Mapping[str, Callable[[Run], str]]
-
-
-def _overview(mains: Mapping[Recipe, Run], described: Describe) -> str:
+def _overview(mains: Mapping[Recipe, Run], described: Describe) -> list[str]:
     """Recipes side by side: one column each."""
     if not mains:
-        return "Nothing to compare: no run ended well."
+        return ["Nothing to compare: no run ended well."]
+    rows = {name: [describe(run) for run in mains.values()] for name, describe in described.items()}
+    alike = {name for name in MAY_BE_SHARED if len(rows[name]) > 1 and len(set(rows[name])) == 1}
+    told = "; ".join(f"{name} {rows[name][0]}" for name in rows if name in alike)
     columns = [run_formatting.TITLES[recipe] for recipe in mains]
-    body = [(name, *map(describe, mains.values())) for name, describe in described.items()]
-    return table(("recipe", *columns), body)
+    body = [(name, *own) for name, own in rows.items() if name not in alike]
+    return [f"Same for all: {told}." if told else "", table(("recipe", *columns), body)]
 
 
 def _described(store: Store) -> Describe:
-    """What is told of every run that ended well, as cells."""
+    """What is said about every run that ended well, as cells."""
     return {
         "size": run_formatting.size,
         "parameters": lambda run: human_count(count_parameters(run.config.model)),
@@ -238,67 +287,96 @@ def _described(store: Store) -> Describe:
         "loss parity": lambda run: parity_cell(run, store.certificates),
         "FLOPs": run_formatting.overview_flops,
         "peak memory": run_formatting.memory,
-        "command": lambda run: f"{escaped(run.record['command'])}",
         "record": run_formatting.record,
     }
 
 
-def _recipe_section(recipe: Recipe, runs: Sequence[Run], store: Store, plots: str) -> list[str]:
-    sweeps = _sweep_sections(recipe, store, plots)
-    if not runs:  # sweeps of which no cell ended well, or nothing
-        return [f"## {run_formatting.TITLES[recipe]}", *sweeps] if sweeps else []
-    run, others = runs[0], runs[1:]
-    described, single = _described(store), {run.name for run in store.single_runs}
-    record = run.record
-    title = run_formatting.TITLES[run.config.recipe]
-    plot = quote(str(PurePosixPath(plots, run_formatting.plot_name(run))))
+def _recipe_section(
+    recipe: Recipe, runs: Sequence[Run], store: Store, plots: str, links: Mapping[str, str]
+) -> list[str]:
+    swept = {sweep: own for (of, sweep), own in sweeps_of(store).items() if of == recipe}
+    if not runs and not swept:
+        return []
+    blocks, title = [f"## {run_formatting.TITLES[recipe]}"], run_formatting.TITLES[recipe]
+    if runs:
+        run = runs[0]
+        blocks += [
+            f"{escaped(run_formatting.label(run))}, {count(run.num_steps, 'step')} "
+            f"({run_formatting.record(run)}):",
+            code_block(command_lines(run.record["command"]), "sh"),
+            f"![Loss of {title} over the optimizer steps]"
+            f"({_plot(plots, run_formatting.plot_name(run))})",
+            code_block("\n".join(run.log[-LOG_LINES:])),
+            _summary(run, links["runs.md"]),
+        ]
+    if swept:
+        largest = max(swept, key=lambda sweep: len(swept[sweep]))
+        drawn = plots_of(slug_of(recipe, sweep_names(store)[largest]), swept[largest])
+        shown = [plot for plot in drawn if plot.name.endswith(SHOWN_PLOTS)]
+        blocks += [f"![{plot.title}]({_plot(plots, f'{plot.name}.svg')})" for plot in shown]
+        files = [page_name(sweep_names(store)[sweep]) for sweep in swept]
+        blocks.append(f"All configurations: {', '.join(links[file] for file in files)}.")
+    return blocks
+
+
+def _summary(run: Run, page: str) -> str:
+    summary = run.record["summary"]
+    lines = len(summary.splitlines())
+    if lines > MOST_SUMMARY:
+        return f"The parameter summary has {lines} lines: {page}."
+    return details("Parameters", code_block(summary))
+
+
+def _plot(plots: str, name: str) -> str:
+    return quote(str(PurePosixPath(plots, name)))
+
+
+# ---------------------------------------------------------------------------------- pages
+
+
+def page_name(sweep: str) -> str:
+    """The file of a sweep's page, by the name of the sweep."""
+    name = sweep.replace(" ", "-")
+    fixed = ("conditions", "parity", "runs", "scaling")
+    return f"sweep-{name}.md" if name in fixed else f"{name}.md"
+
+
+def _runs_page(store: Store) -> list[str]:
+    single, described = {run.name for run in store.single_runs}, _described(store)
     return [
-        f"## {title}",
-        f"{escaped(run_formatting.label(run))}, {count(run.num_steps, 'step')}; "
-        f"record {link(run.name)}, "
-        "made by",
-        code_block(record["command"], "sh"),
-        "### Architecture",
-        code_block(draw_architecture(run.config), "mermaid"),
-        "### Parameters",
-        _summary(record["summary"]),
-        "### Training",
-        code_block("\n".join(run.log[-LOG_LINES:])),
-        f"![Loss of {title} over the optimizer steps]({plot})",
-        "### Speed and memory",
-        figures_table(run, others),
-        "### FLOPs and MFU",
-        *passport_tables(run),
-        *_other_runs([run for run in runs if run.name in single], described),
-        *sweeps,
+        block
+        for runs in _runs_of_recipes(store).values()
+        for block in runs_blocks(runs, [run for run in runs if run.name in single], described)
     ]
 
 
-def _sweep_sections(recipe: Recipe, store: Store, plots: str) -> list[str]:
-    """Every sweep of a recipe, and what all its runs say of devices and strategies."""
-    blocks, names = [], sweep_names(store)
-    for (of, sweep), own in sweeps_of(store).items():
-        if of == recipe:
-            drawn = [
-                (plot.title, quote(str(PurePosixPath(plots, f"{plot.name}.svg"))))
-                for plot in plots_of(slug_of(recipe, names[sweep]), own)
-            ]
-            blocks += sweep_blocks(names[sweep], own, store.certificates, drawn)
-    everything = [run for run in store.runs if run.config.recipe == recipe]
-    swept = [cell for cell in store.cells if cell.outcome.recipe == recipe]
-    return [*blocks, *scaling_blocks(everything, store.certificates, swept)]
+def _scaling_page(store: Store, curves: Mapping[Recipe, Sequence[Curve]]) -> list[str]:
+    blocks = []
+    for recipe in get_args(Recipe):
+        runs = [run for run in store.runs if run.config.recipe == recipe]
+        swept = [cell for cell in store.cells if cell.outcome.recipe == recipe]
+        scaling = scaling_blocks(curves[recipe])
+        fastest = fastest_blocks(compare_strategies(runs, store.certificates, swept))
+        if scaling:
+            blocks += [f"## Scaling of {run_formatting.TITLES[recipe]}", *scaling]
+        if fastest:
+            blocks += [f"## Fastest strategy of {run_formatting.TITLES[recipe]}", *fastest]
+    return blocks
 
 
-def _summary(summary: str) -> str:
-    block = code_block(summary)
-    rows = len(summary.splitlines())
-    if rows < LONG_SUMMARY:
-        return block
-    return f"<details>\n<summary>Table of {rows} lines</summary>\n\n{block}\n\n</details>"
-
-
-def _other_runs(runs: Sequence[Run], described: Describe) -> list[str]:
-    if len(runs) < 2:
-        return []
-    body = [[describe(run) for describe in described.values()] for run in runs]
-    return ["### All runs", apart([run.record for run in runs]), table(tuple(described), body)]
+def _sweep_pages(
+    store: Store, plots: str, scatters: Mapping[Kind, Scatter]
+) -> dict[str, tuple[str, list[str]]]:
+    """Title and blocks of each sweep's page, with a section for each recipe."""
+    names = sweep_names(store)
+    pages: dict[str, tuple[str, list[str]]] = {}
+    for (recipe, sweep), swept in sweeps_of(store).items():
+        file = page_name(names[sweep])
+        _, blocks = pages.setdefault(file, (f"Sweep {escaped(names[sweep])}", []))
+        drawn = [
+            (plot.title, _plot(plots, f"{plot.name}.svg"))
+            for plot in plots_of(slug_of(recipe, names[sweep]), swept)
+        ]
+        blocks += [f"## {run_formatting.TITLES[recipe]}"]
+        blocks += sweep_blocks(swept, store.certificates, drawn, scatters)
+    return pages

@@ -1,8 +1,8 @@
 """Cells of the report: a run in, a few words or figures out; a blank says why."""
 
-from pathlib import PurePosixPath
+from collections.abc import Iterable
 
-from scaling.markdown import escaped, link
+from scaling.markdown import escaped, link, shortened
 from scaling.store.run import Run
 from unitransformer.config import Recipe, RunConfig
 from unitransformer.costs.flops import MAIN_CONVENTION, count_flops
@@ -10,6 +10,7 @@ from unitransformer.costs.mfu import MfuRow
 from unitransformer.record.units import UNIT, gib, metric_in_words, rate_in_words, si
 
 TITLES: dict[Recipe, str] = {"bert": "BERT", "gpt": "GPT", "vit": "ViT"}
+LONGEST_REMARK = 160  # letters in a table; the record has all of them
 
 
 def label(run: Run) -> str:
@@ -28,7 +29,7 @@ def devices(run: Run) -> str:
 
 def batch(run: Run) -> str:
     config = run.config
-    parts = f"{config.batch_size:,} a device"
+    parts = f"{config.batch_size:,} per device"
     if config.accumulate > 1:
         parts += f" x {config.accumulate} micro-batches"
     if config.parallel.world_size > 1:
@@ -46,12 +47,12 @@ def metric(run: Run) -> str:
 def baseline(run: Run) -> str:
     baseline = run.record["validation"]["baseline"]
     if baseline is None:
-        return "blank: the record holds none, as for synthetic data"
+        return "none recorded, as for synthetic data"
     if baseline["loss"] is not None:
         return f"{escaped(baseline['name'])}, {baseline['loss']:.4f} nats"
     if baseline["accuracy"] is not None:
         return f"{escaped(baseline['name'])}, {baseline['accuracy']:.2%}"
-    return f"{escaped(baseline['name'])}; blank: the record holds no figure of it"
+    return f"{escaped(baseline['name'])}, whose value is not recorded"
 
 
 def verdict(run: Run) -> str:
@@ -62,7 +63,7 @@ def verdict(run: Run) -> str:
     elif baseline["accuracy"] is not None:
         ahead, unit = 100 * (validation["value"] - baseline["accuracy"]), "percentage points"
     else:
-        return "blank: there is none to compare with"
+        return "no baseline to compare with"
     return f"yes, by {ahead:.2f} {unit}" if ahead > 0 else f"**no**, {-ahead:.2f} {unit} short"
 
 
@@ -79,14 +80,14 @@ def speed(run: Run) -> str:
 
 
 def too_short(run: Run) -> str:
-    return f"blank, no steady state: {escaped(str(run.record['steady_reason']))}"
+    return f"no steady state: {escaped(str(run.record['steady_reason']))}"
 
 
 def utilisation(run: Run) -> str:
     """MFU of the convention of the overview."""
     row = passport_row(run)
     if row.utilisation is None:
-        return f"blank: {escaped(str(row.reason))}"
+        return f"none: {escaped(str(row.reason))}"
     return f"{row.utilisation:.1%}"
 
 
@@ -95,7 +96,7 @@ def share_of_ceiling(run: Run) -> str:
     row = passport_row(run)
     if row.share_of_ceiling is not None:
         return f"{row.share_of_ceiling:.1%}"
-    return too_short(run) if run.readout is None else "blank: no ceiling was measured in its dtype"
+    return too_short(run) if run.readout is None else "no ceiling was measured in its dtype"
 
 
 def passport_row(run: Run) -> MfuRow:
@@ -112,7 +113,7 @@ def size(run: Run) -> str:
 
 def flags(run: Run) -> str:
     """What makes the figures doubtful, in words."""
-    return "; ".join(map(escaped, run.record["flags"])) or "none"
+    return shortened("; ".join(map(escaped, run.record["flags"])), LONGEST_REMARK) or "none"
 
 
 def flops(config: RunConfig) -> str:
@@ -121,14 +122,14 @@ def flops(config: RunConfig) -> str:
 
 
 def overview_flops(run: Run) -> str:
-    return f"{flops(run.config)} (`{MAIN_CONVENTION}`)"
+    return f"{si(passport_row(run).flops_per_unit)}FLOP per {run.unit} (`{MAIN_CONVENTION}`)"
 
 
 def memory(run: Run) -> str:
     """The largest peak of any rank: of tensors, and what was taken from the system for them."""
     record = run.record
     peaks = [peak for peak in record["peak_bytes"] if peak is not None]
-    told = "blank: no step could be watched"
+    told = "not measured"
     if peaks:
         told = f"{gib(max(peaks))} ({escaped(record['peak_bytes_kind'])})"
     for words in ("reserved", "resident"):
@@ -138,5 +139,12 @@ def memory(run: Run) -> str:
     return told if ranks == 1 else f"{told}; largest of {ranks} ranks"
 
 
+def peak(runs: Iterable[Run]) -> str:
+    """The largest of all ranks and launches."""
+    peaks = [peak for run in runs for peak in run.record["peak_bytes"] if peak is not None]
+    return gib(max(peaks)) if peaks else "not measured"
+
+
 def record(run: Run) -> str:
-    return link(run.name, PurePosixPath(run.name).name)
+    """A link with a short text: names of records are long and tell a reader nothing."""
+    return link(run.name, "record")

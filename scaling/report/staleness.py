@@ -5,22 +5,25 @@ later can write it again whatever has become of the code since.
 """
 
 import importlib.metadata
+import json
 import re
-import shutil
-import subprocess
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import NoneType
 from typing import Any
 from urllib.parse import quote
 
 from scaling.markdown import escaped
+from scaling.report.code_digest import compare_commits
 from scaling.store.reader import Store
+from unitransformer.record.fields import Kinds, check_fields, check_lists
 
-DECISIVE = ("unitransformer", "recipes")  # folders whose code decides what is measured
 SHORT = 12  # letters of a commit
 MARK = "†"
 NO_CHECKOUT = "not compared, for it is in no git checkout"
+BEGIN, END = "<!-- scaling report ", " -->"
+STATE: dict[str, Kinds] = {"command": str, "torch": (str, NoneType), "is_checkout": bool}
 LINK = re.compile(r"\]\(([^()\s]+\.json)\)")
 
 
@@ -30,7 +33,7 @@ class Today:
 
     torch: str | None  # None: not installed
     is_checkout: bool
-    changed: frozenset[str] = frozenset()  # commits whose decisive code is not today's
+    changed: frozenset[str] = frozenset()  # commits whose code computes something else than HEAD's
     unknown: frozenset[str] = frozenset()  # commits that are not in the checkout
 
     def is_stale(self, content: Mapping[str, Any]) -> bool:
@@ -42,6 +45,14 @@ class Today:
 
     def has_other_code(self, content: Mapping[str, Any]) -> bool:
         return short_commit(content) in self.changed
+
+
+@dataclass(frozen=True, kw_only=True)
+class State:
+    """What a report says of how it was written."""
+
+    command: str
+    today: Today  # what its records were held against
 
 
 NOT_COMPARED = Today(torch=None, is_checkout=False)
@@ -60,17 +71,18 @@ def contents(store: Store) -> list[tuple[str, Mapping[str, Any]]]:
 
 
 def look(store: Store, code: Path) -> Today:
-    """Args: code: folder with `DECISIVE` in it; its HEAD is compared with the records' commits."""
+    """Args: code: folder with the packages in it; its HEAD is compared with the records' commits by
+    the rule of `code_digest`."""
     torch = _installed_torch()
-    if not _is_checkout(code):
+    commits = {short_commit(content) for _, content in contents(store)} - {None}
+    compared = compare_commits(code, [str(commit) for commit in commits])
+    if compared is None:
         return Today(torch=torch, is_checkout=False)
-    commits = {short_commit(content) for _, content in contents(store)}
-    ended = {commit: _compare(code, commit) for commit in commits if commit is not None}
     return Today(
         torch=torch,
         is_checkout=True,
-        changed=frozenset(commit for commit, code_ in ended.items() if code_ == 1),
-        unknown=frozenset(commit for commit, code_ in ended.items() if code_ not in (0, 1)),
+        changed=frozenset(commit for commit, is_same in compared.items() if is_same is False),
+        unknown=frozenset(commit for commit, is_same in compared.items() if is_same is None),
     )
 
 
@@ -81,34 +93,16 @@ def _installed_torch() -> str | None:
         return None
 
 
-def _is_checkout(code: Path) -> bool:
-    """Whether this very code is in a checkout: a folder of packages may lie in that of others."""
-    return shutil.which("git") is not None and any(
-        _git(code, "rev-parse", "--verify", f"HEAD:./{folder}") == 0 for folder in DECISIVE
-    )
-
-
-def _compare(code: Path, commit: str) -> int:
-    """0: its decisive code is that of HEAD; 1: it is not; else there is no such commit."""
-    return _git(code, "diff", "--quiet", "--end-of-options", commit, "HEAD", "--", *DECISIVE)
-
-
-def _git(folder: Path, *words: str) -> int:
-    """The exit code."""
-    command = ["git", "-C", str(folder), *words]
-    return subprocess.run(command, capture_output=True, stdin=subprocess.DEVNULL).returncode
-
-
 # ---------------------------------------------------------------------------------- the text
 
 
 def explain(today: Today) -> str:
-    """What the mark means and what is marked; `read_today` reads it again."""
+    """What the mark means, and against what the records were held."""
     torch = f"`{escaped(today.torch)}`" if today.torch is not None else "not installed"
     return (
-        f"{MARK} after a record: it tells little of today's code, for `{'` and `'.join(DECISIVE)}` "
-        f"have changed since its commit, or it had another torch. Code: {_code(today)}. "
-        f"Torch here: {torch}."
+        f"{MARK} after a record: it tells little of today's code, for what a recipe computes has "
+        f"changed since its commit, or it had another torch. Code: {_code(today)}. Torch here: "
+        f"{torch}."
     )
 
 
@@ -123,24 +117,38 @@ def _code(today: Today) -> str:
     return "; ".join(told) or "that of every commit"
 
 
-def read_today(text: str) -> Today:
-    """What a report was held against, by its own words; `NOT_COMPARED` where it says nothing."""
-    line = next((line for line in text.split("\n") if line.startswith(f"{MARK} after")), None)
-    found = line and re.search(r" Code: (.*)\. Torch here: (?:`([^`]*)`|not installed)\.$", line)
-    if not found:
-        return NOT_COMPARED
-    told = {words: _commits(found[1], words) for words in ("changed since", "not known at")}
-    return Today(
-        torch=found[2],
-        is_checkout=found[1] != NO_CHECKOUT,
-        changed=told["changed since"],
-        unknown=told["not known at"],
+def state_comment(command: str, today: Today) -> str:
+    """One HTML comment of JSON for the end of a report, from which `read_state` reads all that it
+    takes to write the report again. The folders are arguments of the command."""
+    state = {
+        "command": command,
+        "torch": today.torch,
+        "is_checkout": today.is_checkout,
+        "changed": sorted(today.changed),
+        "unknown": sorted(today.unknown),
+    }
+    text = json.dumps(state).replace("-", "\\u002d")  # a comment ends at its first -->
+    return f"{BEGIN}{text}{END}"
+
+
+def read_state(text: str) -> State | None:
+    """None where the text does not end with a comment of `state_comment`."""
+    line = text.rstrip("\n").rpartition("\n")[2]
+    if not (line.startswith(BEGIN) and line.endswith(END)):
+        return None
+    try:
+        told = json.loads(line.removeprefix(BEGIN).removesuffix(END))
+        check_fields(told, STATE, "state")
+        check_lists(told, {"changed": str, "unknown": str}, "state")
+    except (ValueError, RecursionError):
+        return None
+    today = Today(
+        torch=told["torch"],
+        is_checkout=told["is_checkout"],
+        changed=frozenset(told["changed"]),
+        unknown=frozenset(told["unknown"]),
     )
-
-
-def _commits(words: str, begin: str) -> frozenset[str]:
-    found = re.search(rf"{begin} ((?:[0-9a-f]+(?:, )?)+)", words)
-    return frozenset(found[1].split(", ")) if found else frozenset()
+    return State(command=told["command"], today=today)
 
 
 def marked(text: str, store: Store, today: Today) -> str:

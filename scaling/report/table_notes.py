@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from scaling.analysis.efficiency import Estimate, Point
-from scaling.markdown import escaped, table
+from scaling.markdown import escaped, shortened, table
 from scaling.report.environment import without_places
 from scaling.store.run import Run
 from unitransformer.config import ModelConfig, RunConfig, flat_dict
@@ -26,7 +26,9 @@ SETTINGS = {
     "parallel.activation_checkpointing": "checkpointing",
     "parallel.cpu_offload": "offloaded to the host",
 }
+SAME = "Same in all rows: "
 MOST_DIGITS = 6  # of a ratio
+LONGEST_FLAGS = 100  # letters in a table; the record has all of them
 PLAIN = ("1", "off", "no")  # not worth a word where all rows are so
 
 Columns = dict[str, list[str]]  # cells of each, by its head
@@ -118,8 +120,22 @@ def ratio_figure(estimate: Estimate, digits: int) -> str:
     return figure(estimate, f"{{:.{digits}f}}")
 
 
-def draw(columns: Columns) -> str:
-    return table(tuple(columns), zip(*columns.values(), strict=True))
+def draw(columns: Columns, aside: Collection[str] = ()) -> list[str]:
+    """A table, and before it one sentence on the columns that are the same in all its rows.
+
+    Args:
+        aside: columns that stay in the table whatever they hold.
+    """
+    num_rows = len(next(iter(columns.values())))
+    alike = {
+        head: values[0]
+        for head, values in columns.items()
+        if num_rows > 1 and head not in aside and len(set(values)) == 1
+    }
+    told = "; ".join(f"{head} {value}" for head, value in alike.items() if value)
+    kept = {head: values for head, values in columns.items() if head not in alike}
+    rows = table(tuple(kept), zip(*kept.values(), strict=True))
+    return [f"{SAME}{told}.", rows] if told else [rows]
 
 
 def notes(remarks: Iterable[Remark], num_rows: int) -> list[str]:
@@ -143,11 +159,11 @@ def _grouped(remarks: Iterable[Remark]) -> dict[str, list[int]]:
     return {text: list(numbers) for text, numbers in rows.items()}
 
 
-def rows_in_words(numbers: Sequence[int], num_rows: int) -> str:
-    return "all rows" if len(numbers) == num_rows > 1 else numbers_in_words(numbers)
+def rows_in_words(numbers: Sequence[int], num_rows: int, thing: str = "row") -> str:
+    return f"all {thing}s" if len(numbers) == num_rows > 1 else numbers_in_words(numbers, thing)
 
 
-def numbers_in_words(numbers: Sequence[int]) -> str:
+def numbers_in_words(numbers: Sequence[int], thing: str = "row") -> str:
     """Ascending ones in words: rows 1 to 3, 5."""
     spans: list[list[int]] = []
     for number in numbers:
@@ -158,7 +174,7 @@ def numbers_in_words(numbers: Sequence[int]) -> str:
     told = [
         f"{span[0]} to {span[-1]}" if len(span) > 2 else ", ".join(map(str, span)) for span in spans
     ]
-    return f"row{'s' * (len(numbers) > 1)} {', '.join(told)}"
+    return f"{thing}{'s' * (len(numbers) > 1)} {', '.join(told)}"
 
 
 def if_told(head: str, told: list[str]) -> Columns:
@@ -168,17 +184,20 @@ def if_told(head: str, told: list[str]) -> Columns:
 def flags_of(point: Point) -> str:
     """Of every launch, each once."""
     flags = dict.fromkeys(flag for run in point.runs for flag in run.record["flags"])
-    return "; ".join(map(escaped, flags))
+    return shortened("; ".join(map(escaped, flags)), LONGEST_FLAGS)
 
 
-def unlike(apart: Iterable[Remark], num_rows: int, how: str) -> list[str]:
-    """A box with what was not measured alike; nothing if all was.
+def unlike(apart: Iterable[Remark], num_rows: int, how: str, thing: str = "row") -> list[str]:
+    """A box with the conditions that differ; nothing if none does.
 
     Args:
         how: in which order records are counted.
     """
-    lines = [f"> - {rows_in_words(own, num_rows)}: {text}" for text, own in _grouped(apart).items()]
-    words = f"> Not measured alike; records are counted {how}."
+    lines = [
+        f"> - {rows_in_words(own, num_rows, thing)}: {text}"
+        for text, own in _grouped(apart).items()
+    ]
+    words = f"> Measured under different conditions; records are counted {how}."
     return ["\n".join(["> [!NOTE]", words, ">", *lines])] if lines else []
 
 

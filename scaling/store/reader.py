@@ -4,34 +4,24 @@ A record that cannot be relied on is left out with its reason and never stops th
 files are relative to a folder the caller gives, so that what is made of them can be moved.
 """
 
-import contextlib
 import functools
 import hashlib
 import json
-import multiprocessing
 import os
-import sys
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, replace
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
-import orjson
-
 from scaling.parity.certificate import Certificate
 from scaling.parity.certificate_file import is_certificate, read_certificate
-from scaling.store.metrics_cache import Kept, open_kept
 from scaling.store.outcome import Outcome, is_outcome, read_outcome
 from scaling.store.required_fields import check_facts
-from scaling.store.run import Run, find
+from scaling.store.run import Run
 from unitransformer.checkpoint.names import is_checkpoint_name
 from unitransformer.launch.gc_pause import pause_gc
-from unitransformer.record.schema import config_of, validate
+from unitransformer.record.schema import validate
 from unitransformer.record.seals import SEALS, parse_sealed
-
-FILES_OF_A_PROCESS = 500  # fewer are read before another process has started
-CHUNK = 50  # files that go to a process at once
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,33 +66,25 @@ class Store:
 _Read = Run | Certificate | Outcome | LeftOut
 
 
-def load_store(
-    folders: Sequence[Path],
-    *,
-    relative_to: Path,
-    processes: int = 1,
-    kept: Kept | None = None,
-) -> Store:
+def load_store(folders: Sequence[Path], *, relative_to: Path) -> Store:
     """Read every `*.json` below `folders`, what is hidden and checkpoints aside.
 
     Args:
         relative_to: folder from which the names lead to the files.
-        kept: what was found in the same records before, and is not found again.
-        processes: at most so many read beside each other, where there are thousands of files.
-            They find the figures of the runs as well. They may start anew: a script that asks for
-            several has its work below `if __name__ == "__main__"`.
 
     Raises:
         ValueError: a folder that does not exist or is a file.
     """
     closed: list[OSError] = []
     found = dict(_find_files(folders, relative_to, closed))
-    names: dict[str, str] = {}  # of the first file with a content
+    names: dict[Hashable, str] = {}  # of the first file with a content
     runs: list[Run] = []
     certificates: list[Certificate] = []
     outcomes: dict[str, Outcome] = {}
     left_out = [_closed_folder(error, relative_to) for error in closed]
-    for name, read in _read_all(found, processes, kept):
+    with pause_gc():
+        contents = [(name, _read(found[name], name)) for name in sorted(found)]
+    for name, read in contents:
         if isinstance(read, LeftOut):
             left_out.append(read)
             continue
@@ -113,7 +95,7 @@ def load_store(
             else:
                 left_out.append(LeftOut(name=name, kind="duplicate", reason=f"the same as {first}"))
             continue
-        first = names.setdefault(_digest(read), name)
+        first = names.setdefault(_identity(read), name)
         if first == name:
             certificates.append(read) if isinstance(read, Certificate) else runs.append(read)
         else:
@@ -127,11 +109,6 @@ def load_store(
         certificates=tuple(certificates),
         cells=tuple(_cells(outcomes, runs)),
     )
-
-
-def find_ahead(path: Path) -> None:
-    """Keep what is to be found in a record: a report of thousands is then written at once."""
-    _read(path, path.name, kept=open_kept(), finds=True)
 
 
 def _cells(outcomes: Mapping[str, Outcome], runs: Sequence[Run]) -> Iterator[Cell]:
@@ -197,44 +174,12 @@ def _closed_folder(error: OSError, relative_to: Path) -> LeftOut:
     return LeftOut(name=name, kind="damaged", reason=f"cannot be read: {error.strerror}")
 
 
-def _read_all(
-    found: Mapping[str, Path], processes: int, kept: Kept | None
-) -> Iterator[tuple[str, _Read]]:
-    """What is in each file, in the order of the names."""
-    names = sorted(found)
-    paths = [found[name] for name in names]
-    processes = min(processes, len(names) // FILES_OF_A_PROCESS)
-    with pause_gc():
-        if processes < 2:
-            read = functools.partial(_read, kept=kept, finds=kept is not None)
-            yield from zip(names, map(read, paths, names), strict=True)
-            return
-        # What has imported torch has threads, which a fork would lack.
-        can_fork = sys.platform == "linux" and "torch" not in sys.modules
-        context = multiprocessing.get_context("fork" if can_fork else "spawn")
-        with ProcessPoolExecutor(processes, mp_context=context) as pool:
-            read = functools.partial(_read, kept=kept, finds=True)
-            yield from zip(names, pool.map(read, paths, names, chunksize=CHUNK), strict=True)
-
-
-def _read(path: Path, name: str, *, kept: Kept | None, finds: bool) -> _Read:
-    """What is in a file; `finds`: a run comes with what is costly to find."""
+def _read(path: Path, name: str) -> _Read:
     try:
         content = path.read_bytes()
     except OSError as error:
         return LeftOut(name=name, kind="damaged", reason=f"cannot be read: {error.strerror}")
-    if kept is not None and (found := kept.recall(content)) is not None:
-        # Seals and fields held when it was found in these very bytes.
-        record = orjson.loads(content)
-        return Run(name=name, record=record, config=config_of(record), found=found)
-    read = _parse(content, name)
-    if finds and isinstance(read, Run) and read.is_ok:
-        with contextlib.suppress(ValueError):  # told when somebody asks
-            found = find(read)
-            read = replace(read, found=found)
-            if kept is not None:
-                kept.keep(content, found)
-    return read
+    return _parse(content, name)
 
 
 def _parse(content: bytes, name: str) -> _Read:
@@ -253,12 +198,16 @@ def _parse(content: bytes, name: str) -> _Read:
         config = validate(record, seals_hold=seals_hold)
         if record["status"] == "ok":
             check_facts(record)
+        run = Run(name=name, record=record, config=config)
+        if run.is_ok:
+            _ = run.passport  # its rows contradict nothing
     except (ValueError, OverflowError) as error:
         return LeftOut(name=name, kind="damaged", reason=str(error))
-    return Run(name=name, record=record, config=config)
+    return run
 
 
-def _digest(read: Run | Certificate) -> str:
-    """Of the content. The seals of a record, which have been checked, stand for all of it."""
-    content = read.content if isinstance(read, Certificate) else read.record[SEALS]
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+def _identity(read: Run | Certificate) -> Hashable:
+    """Equal for equal contents. The checksums of a record stand for all of it: they hold."""
+    if isinstance(read, Run):
+        return frozenset(read.record[SEALS].items())
+    return hashlib.sha256(json.dumps(read.content, sort_keys=True).encode()).hexdigest()

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from types import NoneType
 from typing import Any
 
-from unitransformer.machine.calibration_store import read_ceiling
 from unitransformer.record.fields import HOST, NUMBER, Kinds, check_fields, check_lists
+from unitransformer.record.metrics import PARTS
 from unitransformer.record.schema import Record
 
 FACTS: dict[str, Kinds] = {
@@ -21,7 +21,26 @@ FACTS: dict[str, Kinds] = {
     "validation.metric": str,
     "validation.value": NUMBER,
     "validation.baseline": (dict, NoneType),
+    "passport": list,
 }
+FIGURES: dict[str, Kinds] = {
+    "num_steady_steps": int,
+    "median_step_s": NUMBER,
+    "mad_step_s": NUMBER,
+    "low_step_s": (*NUMBER, NoneType),
+    "high_step_s": (*NUMBER, NoneType),
+    "interval": str,
+    "median_cpu_s": NUMBER,
+    "units_per_s": NUMBER,
+    "low_units_per_s": (*NUMBER, NoneType),
+    "high_units_per_s": (*NUMBER, NoneType),
+    "mean_units_per_s": NUMBER,
+    **{f"{part.removesuffix('_s')}_share": NUMBER for part in PARTS},
+}
+# Absent where nothing was measured.
+OPTIONAL_FIGURES: dict[str, Kinds] = dict.fromkeys(
+    ("communication_share", "waiting_share", "between_share"), (*NUMBER, NoneType)
+)
 LISTS: dict[str, Kinds] = {
     "hardware": dict,
     "launches": int,
@@ -37,6 +56,11 @@ LISTS: dict[str, Kinds] = {
     "validation.history": dict,
 }
 OF_EVERY_RANK = ("hardware", "ceiling", "compile", "peak_bytes")
+CEILING: dict[str, Kinds] = {
+    "dtype": str,
+    "matmul_flops_per_s": NUMBER,
+    "copy_bytes_per_s": NUMBER,
+}
 UNSTEADY: dict[str, Kinds] = {"step": int, "reason": str}
 LEDGER: dict[str, Kinds] = {
     "mode": str,
@@ -84,7 +108,7 @@ def check_facts(record: Record) -> None:
         check_fields(item, UNSTEADY, f"record: unsteady.{index}")
     for rank, ceiling in enumerate(record["ceiling"]):
         if ceiling is not None:
-            read_ceiling(ceiling, f"record: ceiling.{rank}")
+            check_fields(ceiling, CEILING, f"record: ceiling.{rank}")
     for rank, gpu in enumerate(record["gpu"]):
         if gpu is not None:
             check_fields(gpu, GPU, f"record: gpu.{rank}")
@@ -102,6 +126,22 @@ def check_facts(record: Record) -> None:
     if record["validation"]["baseline"] is not None:
         check_fields(record["validation"]["baseline"], BASELINE, "record: validation.baseline")
     _check_times(record)
+    _check_figures(record)
+
+
+def _check_figures(record: Record) -> None:
+    figures = record["figures"]
+    if bool(figures) != (record["steady_from"] is not None):
+        raise ValueError(
+            f"record: figures holds {len(figures)} fields, and steady_from is "
+            f"{record['steady_from']}: there are figures where there is a steady state"
+        )
+    if figures:
+        check_fields(figures, FIGURES, "record: figures")
+        check_fields(figures, OPTIONAL_FIGURES, "record: figures", missing=None)
+        for name in ("median_step_s", "units_per_s", "mean_units_per_s"):
+            if figures[name] <= 0:
+                raise ValueError(f"record: figures.{name} is {figures[name]}; it must be above 0")
 
 
 def _check_items(

@@ -19,7 +19,7 @@ from scaling.sweep.engine import Agenda, Sweep, open_folder
 from scaling.sweep.estimate import load_calibrations, render_plan
 from scaling.sweep.job_status import JobReporter, report_summary
 from scaling.sweep.options import SweepOptions
-from scaling.sweep.plan import RecipePlanner, CellTask, sort_tasks, open_planner, plan_tasks
+from scaling.sweep.plan import CellTask, RecipePlanner, open_planner, plan_tasks, sort_tasks
 from scaling.sweep.progress import Progress
 from scaling.sweep.study import Cell
 from unitransformer.files import check_writable

@@ -18,7 +18,6 @@ from filelock import FileLock
 
 from scaling.recipe_process import ProcessResult, Runner
 from scaling.store.outcome import CELLS, FILE, STUDY, Outcome, load_outcome, write_outcome
-from scaling.store.reader import find_ahead
 from scaling.sweep.claims import Claim, claim
 from scaling.sweep.memory_inference import OomCauses, find_cause, is_recheck, root_cause
 from scaling.sweep.plan import CellTask
@@ -224,8 +223,6 @@ class Sweep:
             finished_at=now(),
         )
         write_outcome(outcome, folder)
-        if outcome.record is not None:
-            find_ahead(folder / outcome.record)
         return outcome
 
     def _cause(self, task: CellTask) -> tuple[str | None, bool]:

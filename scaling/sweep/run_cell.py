@@ -10,7 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from scaling.exit_status import check_disk, is_stopped, decide_status, count_oom_kills, explain_status
+from scaling.exit_status import (
+    check_disk,
+    count_oom_kills,
+    decide_status,
+    explain_status,
+    is_stopped,
+)
 from scaling.recipe_process import ProcessResult, Runner
 from scaling.store.outcome import CELLS, Outcome
 from scaling.sweep import compile_cache

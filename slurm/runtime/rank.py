@@ -17,7 +17,7 @@ from pathlib import Path
 
 from slurm.runtime.heartbeat import INTERVAL_S, beat
 from unitransformer.launch.failures import ERROR_FILE, unreported_failure, write_failure
-from unitransformer.launch.signals import STOPPED_EXIT_CODE, STOP_SIGNALS
+from unitransformer.launch.signals import STOP_SIGNALS, STOPPED_EXIT_CODE
 from unitransformer.launch.variables import ERRORS_FOLDER
 
 

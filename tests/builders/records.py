@@ -73,7 +73,9 @@ def make_record(
     config = make_config(recipe, num_steps=max(1, steps))
     unit = "image" if recipe == "vit" else "token"
     steady_from = 2 if steps >= 8 else None
-    steady = SteadyState(start=steady_from, reason=None if steady_from else f"{steps} steps, needs 8")
+    steady = SteadyState(
+        start=steady_from, reason=None if steady_from else f"{steps} steps, needs 8"
+    )
     samples = _make_samples(step_s)
     units_per_step = config.global_batch_size * config.tokens_per_sample
     readout = read_out(step_s, samples, steady, launches=[0], units_per_step=units_per_step)

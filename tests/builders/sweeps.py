@@ -7,7 +7,7 @@ from typing import Any
 
 from scaling.recipe_process import ProcessResult
 from scaling.store.outcome import Outcome
-from scaling.sweep.engine import SweepSummary, Sweep
+from scaling.sweep.engine import Sweep, SweepSummary
 from scaling.sweep.plan import CellTask, sort_tasks
 from scaling.sweep.run_cell import Limits
 from scaling.sweep.study import Cell, Study, read_study
@@ -115,7 +115,9 @@ def make_sweep(
     return Sweep(folder=folder, runner=runner, **options), machine
 
 
-def work(folder: Path, tasks: Sequence[CellTask], **changes: Any) -> tuple[SweepSummary, FakeMachine]:
+def work(
+    folder: Path, tasks: Sequence[CellTask], **changes: Any
+) -> tuple[SweepSummary, FakeMachine]:
     """Runs a sweep to its end."""
     sweep, machine = make_sweep(folder, tasks, **changes)
     return sweep.work(Silent()), machine

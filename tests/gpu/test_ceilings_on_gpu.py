@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from unitransformer.machine.calibration_store import read_calibration
-from unitransformer.machine.ceilings import why_not_measured, measure_ceiling, measure_dtype
+from unitransformer.machine.ceilings import measure_ceiling, measure_dtype, why_not_measured
 
 pytestmark = [
     pytest.mark.gpu,

@@ -7,7 +7,7 @@ keeps, counted from the layers as they are written; temporary buffers are left t
 from dataclasses import replace
 
 from unitransformer.config import RunConfig, Strategy
-from unitransformer.costs.flops import count_predicted_positions, count_parameters
+from unitransformer.costs.flops import count_parameters, count_predicted_positions
 
 HEADROOM = 0.1  # share of a device's memory left to buffers, fragments and the runtime
 

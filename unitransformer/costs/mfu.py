@@ -8,14 +8,35 @@ computed again give HFU and are never called MFU.
 """
 
 import math
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from types import NoneType
+from typing import Any, Literal
 
 from unitransformer.costs.flops import CONVENTIONS
 from unitransformer.costs.peaks import Peak, find_peak
 
 _TOLERANCE = 1e-9  # relative; a row's figures are quotients of one another
+_NUMBER, _TEXT = (int, float), (str, NoneType)
+# What a record holds of each row.
+KINDS: dict[str, tuple[type, ...]] = {
+    "convention": (str,),
+    "counts": (str,),
+    "kind": (str,),
+    "flops_per_unit": _NUMBER,
+    "units_per_s": (*_NUMBER, NoneType),
+    "flops_per_s": (*_NUMBER, NoneType),
+    "dtype": _TEXT,
+    "peak_flops_per_s": (*_NUMBER, NoneType),
+    "peak_source": _TEXT,
+    "peak_remark": (str,),
+    "utilisation": (*_NUMBER, NoneType),
+    "reason": _TEXT,
+    "ceiling_flops_per_s": (*_NUMBER, NoneType),
+    "share_of_ceiling": (*_NUMBER, NoneType),
+    "flag": _TEXT,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +103,29 @@ class MfuRow:
                 f"passport.{self.convention}.{field} is {value}; by the other figures of its row "
                 f"it is {derived}"
             )
+
+
+def read_rows(values: Sequence[Any], where: str = "passport") -> tuple[MfuRow, ...]:
+    """Rows as a record holds them.
+
+    Raises:
+        ValueError: the first row that lacks a field, has another kind of value in one, or
+            contradicts itself.
+    """
+    rows = []
+    for index, row in enumerate(values):
+        if not isinstance(row, Mapping) or row.keys() != KINDS.keys():
+            raise ValueError(f"{where}.{index} does not have exactly the fields {', '.join(KINDS)}")
+        for name, kinds in KINDS.items():
+            value = row[name]
+            kind = type(value)
+            is_infinite = kind in _NUMBER and not abs(value) <= sys.float_info.max
+            if kind not in kinds or is_infinite:
+                raise ValueError(f"{where}.{index}.{name} is {value!r}")
+        rows.append(MfuRow(**row))
+    if not rows:
+        raise ValueError(f"{where} is empty")
+    return tuple(rows)
 
 
 def _share(part: float | None, whole: float | None) -> float | None:

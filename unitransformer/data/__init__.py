@@ -1,1 +1,1 @@
-"""Data: sources, tokenizers, samples and the order of batches."""
+"""Data: sources, tokenizers, samples, and which samples form a batch."""

@@ -1,4 +1,4 @@
-"""Trivial baselines: unigram entropy, majority class."""
+"""Computes trivial baselines: unigram entropy, most frequent token, majority class."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -13,44 +13,44 @@ from unitransformer.data.sampler import ValidationSampler
 from unitransformer.data.sources import BatchDataset
 from unitransformer.objectives import IGNORED
 
-COUNTED_AT_ONCE = 1 << 20  # words
+CHUNK_TOKENS = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
 class Baseline:
-    """What knowing nothing but frequencies reaches on the validation samples."""
+    """What a guess by frequency in the training data reaches on the validation samples."""
 
     name: str
     loss: float | None = None  # nats
     accuracy: float | None = None
 
 
-def count_tokens(words: NDArray[Any], vocab_size: int) -> NDArray[np.int64]:
-    """How often each word occurs; block by block, as the words may not fit in memory."""
+def count_tokens(tokens: NDArray[Any], vocab_size: int) -> NDArray[np.int64]:
+    """Returns how often each token occurs; reads in chunks, as the text may not fit in memory."""
     counts = np.zeros(vocab_size, dtype=np.int64)
-    for start in range(0, len(words), COUNTED_AT_ONCE):
-        counts += np.bincount(words[start : start + COUNTED_AT_ONCE], minlength=vocab_size)
+    for start in range(0, len(tokens), CHUNK_TOKENS):
+        counts += np.bincount(tokens[start : start + CHUNK_TOKENS], minlength=vocab_size)
     return counts
 
 
 def unigram_baseline(train: NDArray[Any], validation: Tensor, vocab_size: int) -> Baseline:
-    """Cross entropy of the training words' frequencies (plus one) on the words of validation."""
+    """Returns the cross entropy of the training frequencies (add-one) on validation tokens."""
     counts = count_tokens(train, vocab_size) + 1.0
     nats = -np.log(counts / counts.sum())
     return Baseline(name="unigram entropy", loss=float(nats[validation.numpy()].mean()))
 
 
-def most_frequent_baseline(name: str, validation: Tensor, answer: int) -> Baseline:
-    """Accuracy of giving `answer` to every question of validation."""
-    return Baseline(name=name, accuracy=float((validation == answer).float().mean()))
+def most_frequent_baseline(name: str, validation: Tensor, prediction: int) -> Baseline:
+    """Returns the accuracy of one constant prediction on the validation targets."""
+    return Baseline(name=name, accuracy=float((validation == prediction).float().mean()))
 
 
-def validation_targets(config: RunConfig, samples: BatchDataset) -> Tensor:
-    """The right answers to what every rank together is asked in validation."""
-    orders = [
-        ValidationSampler(config, len(samples), rank=rank)
+def validation_targets(config: RunConfig, dataset: BatchDataset) -> Tensor:
+    """Returns the targets of the validation batches of all ranks together, without ignored ones."""
+    samplers = [
+        ValidationSampler(config, len(dataset), rank=rank)
         for rank in range(config.parallel.world_size)
     ]
-    targets = [samples[picks]["targets"].reshape(-1) for order in orders for picks in order]
-    answers = torch.cat(targets)
-    return answers[answers != IGNORED]
+    batches = [dataset[indices] for sampler in samplers for indices in sampler]
+    targets = torch.cat([batch["targets"].reshape(-1) for batch in batches])
+    return targets[targets != IGNORED]

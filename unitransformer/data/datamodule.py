@@ -1,4 +1,4 @@
-"""Where batches come from: built-in, a path, or synthetic, behind one LightningDataModule."""
+"""Builds the data loaders of a rank from any data source, as a LightningDataModule."""
 
 import signal
 from collections.abc import Sequence
@@ -6,19 +6,23 @@ from collections.abc import Sequence
 import lightning.pytorch as pl
 import numpy as np
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
 from unitransformer.config import RunConfig
 from unitransformer.data.baselines import (
     Baseline,
-    validation_targets,
     count_tokens,
     most_frequent_baseline,
     unigram_baseline,
+    validation_targets,
 )
 from unitransformer.data.images import DigitImages, FolderImages
-from unitransformer.data.sampler import VALIDATION_EPOCH, BatchIndices, TrainSampler, ValidationSampler
+from unitransformer.data.sampler import (
+    VALIDATION_EPOCH,
+    BatchIndices,
+    TrainSampler,
+    ValidationSampler,
+)
 from unitransformer.data.sources import BatchDataset, DataSource
 from unitransformer.data.synthetic import Synthetic
 from unitransformer.data.tokenizer import special_tokens
@@ -26,15 +30,15 @@ from unitransformer.launch.signals import STOP_SIGNALS
 from unitransformer.objectives import Batch
 
 
-def validation_batch(samples: BatchDataset, indices: Sequence[int], device: torch.device) -> Batch:
-    """Some samples as they look in validation, on `device`."""
-    chosen = np.array(list(indices), dtype=np.int64)
-    batch = samples[np.full_like(chosen, VALIDATION_EPOCH), chosen]
+def validation_batch(dataset: BatchDataset, indices: Sequence[int], device: torch.device) -> Batch:
+    """Returns samples as validation sees them, on `device`."""
+    samples = np.array(list(indices), dtype=np.int64)
+    batch = dataset[np.full_like(samples, VALIDATION_EPOCH), samples]
     return {key: value.to(device) for key, value in batch.items()}  # type: ignore[return-value,attr-defined]
 
 
 class DataModule(pl.LightningDataModule):
-    """Loaders for the rank that asks; `start_step` is where a resumed run goes on."""
+    """Loaders of this rank; training data begins at optimizer step `start_step`."""
 
     def __init__(self, config: RunConfig, source: DataSource) -> None:
         super().__init__()
@@ -42,35 +46,32 @@ class DataModule(pl.LightningDataModule):
         self.start_step = 0
 
     def train_dataloader(self) -> DataLoader[Batch]:
-        order = TrainSampler(
-            self.config,
-            len(self.source.train),
-            rank=self._rank(),
-            start_step=self.start_step,
+        sampler = TrainSampler(
+            self.config, len(self.source.train), rank=self._rank(), start_step=self.start_step
         )
-        return self._loader(self.source.train, order)
+        return self._loader(self.source.train, sampler)
 
     def val_dataloader(self) -> DataLoader[Batch]:
-        order = ValidationSampler(self.config, len(self.source.validation), rank=self._rank())
-        return self._loader(self.source.validation, order)
+        sampler = ValidationSampler(self.config, len(self.source.validation), rank=self._rank())
+        return self._loader(self.source.validation, sampler)
 
     def baseline(self) -> Baseline | None:
-        """What frequencies alone reach on the validation samples; None for synthetic data."""
+        """Returns the trivial baseline of the validation samples; None for synthetic data."""
         source, config = self.source, self.config
         if isinstance(source.train, Synthetic):
             return None
-        asked = validation_targets(config, source.validation)
+        targets = validation_targets(config, source.validation)
         if source.corpus is not None and config.recipe == "gpt":
-            return unigram_baseline(source.corpus.train, asked, config.model.num_classes)
+            return unigram_baseline(source.corpus.train, targets, config.model.num_classes)
         if source.corpus is not None:
             counts = count_tokens(source.corpus.train, config.model.num_classes)
             counts[: len(special_tokens("wordpiece"))] = 0
-            answer = int(counts.argmax())
-            word = source.corpus.tokenizer.id_to_token(answer)
-            return most_frequent_baseline(f"most frequent word {word!r}", asked, answer)
-        answer = int(torch.bincount(_labels(source.train)).argmax())
-        name = f"majority class {source.class_names[answer]}"
-        return most_frequent_baseline(name, asked, answer)
+            token_id = int(counts.argmax())
+            token = source.corpus.tokenizer.id_to_token(token_id)
+            return most_frequent_baseline(f"most frequent token {token!r}", targets, token_id)
+        assert isinstance(source.train, DigitImages | FolderImages)
+        label = int(source.train.labels.bincount().argmax())
+        return most_frequent_baseline(f"majority class {source.class_names[label]}", targets, label)
 
     def transfer_batch_to_device(
         self, batch: Batch, device: torch.device, dataloader_idx: int
@@ -83,28 +84,21 @@ class DataModule(pl.LightningDataModule):
     def _rank(self) -> int:
         return self.trainer.global_rank if self.trainer is not None else 0
 
-    def _loader(self, samples: BatchDataset, order: Sampler[BatchIndices]) -> DataLoader[Batch]:
-        workers = self.config.data.num_workers
-        if workers is None:
-            workers = 2 if isinstance(samples, FolderImages) else 0
+    def _loader(self, dataset: BatchDataset, sampler: Sampler[BatchIndices]) -> DataLoader[Batch]:
+        num_workers = self.config.data.num_workers
+        if num_workers is None:
+            num_workers = 2 if isinstance(dataset, FolderImages) else 0
         return DataLoader(
-            samples,  # type: ignore[arg-type]
-            sampler=order,
-            batch_size=None,  # a pick is a whole micro-batch already
-            num_workers=workers,
+            dataset,  # type: ignore[arg-type]
+            sampler=sampler,
+            batch_size=None,  # the dataset returns whole micro-batches
+            num_workers=num_workers,
             pin_memory=self.config.parallel.accelerator == "cuda",
-            worker_init_fn=_outlive_signals,
+            worker_init_fn=_ignore_signals,
         )
 
 
-def _outlive_signals(_: int) -> None:
-    """Batch systems signal every process of a job: the rank decides when its loaders end."""
+def _ignore_signals(_: int) -> None:
+    """A batch system signals every process of a job; the rank decides when its loaders end."""
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
-
-
-def _labels(samples: BatchDataset) -> Tensor:
-    if isinstance(samples, DigitImages):
-        return samples.labels
-    assert isinstance(samples, FolderImages)
-    return torch.tensor([label for _, label in samples.files])

@@ -1,4 +1,4 @@
-"""Samples of pictures: handwritten digits, or a folder with one folder a class."""
+"""Image samples: handwritten digits, or a folder with one subfolder per class."""
 
 import warnings
 from concurrent.futures import ThreadPoolExecutor
@@ -11,13 +11,13 @@ from torch.nn import functional
 from unitransformer.data.sampler import BatchIndices
 from unitransformer.objectives import Batch
 
-DECODED_AT_START = 10_000  # pictures; minutes more for a larger folder
+MAX_DECODED_AT_START = 10_000  # images; decoding more would take minutes
 # What PIL raises for a damaged file.
 UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 
 
 class DigitImages:
-    """Handwritten digits of 8 x 8 pixels below `num_classes`, enlarged to the model's pictures."""
+    """Handwritten digits of 8 x 8 pixels, enlarged to the model's image size."""
 
     def __init__(self, images: Tensor, labels: Tensor, image_size: int, channels: int) -> None:
         self.images, self.labels = images, labels
@@ -26,28 +26,26 @@ class DigitImages:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, picks: BatchIndices) -> Batch:
-        _, indices = picks
+    def __getitem__(self, batch: BatchIndices) -> Batch:
+        _, indices = batch
         small = self.images[indices].unsqueeze(1)
-        # Repeated, not expanded: a tensor that overlaps itself cannot be pinned.
         large = functional.interpolate(small, size=(self.image_size,) * 2, mode="bilinear")
-        return {
-            "inputs": large.repeat(1, self.channels, 1, 1),
-            "targets": self.labels[indices],
-        }
+        # Not `expand`: a tensor that overlaps itself cannot be pinned.
+        return {"inputs": large.repeat(1, self.channels, 1, 1), "targets": self.labels[indices]}
 
 
 class FolderImages:
-    """Pictures of a folder with one folder a class, as `torchvision.datasets.ImageFolder` reads.
+    """Image files with labels, as `torchvision.datasets.ImageFolder` lists them.
 
-    A file that opens but does not decode is replaced by the next of its split that does, and
-    named in a warning.
+    A file that cannot be decoded is named in a warning, and the next readable one of the same
+    split takes its place.
     """
 
     def __init__(self, files: list[tuple[str, int]], image_size: int, channels: int) -> None:
         from torchvision.transforms import v2
 
         self.files, self.channels = files, channels
+        self.labels = torch.tensor([label for _, label in files])
         self.prepare = v2.Compose(
             [
                 v2.Resize(image_size, antialias=True),
@@ -61,41 +59,41 @@ class FolderImages:
     def __len__(self) -> int:
         return len(self.files)
 
-    def __getitem__(self, picks: BatchIndices) -> Batch:
-        samples = [self._load(int(index)) for index in picks[1]]
-        inputs = torch.stack([picture for picture, _ in samples])
+    def __getitem__(self, batch: BatchIndices) -> Batch:
+        _, indices = batch
+        samples = [self._load(int(index)) for index in indices]
+        inputs = torch.stack([image for image, _ in samples])
         return {"inputs": inputs, "targets": torch.tensor([label for _, label in samples])}
 
     def _load(self, index: int) -> tuple[Tensor, int]:
         for offset in range(len(self.files)):
             path, label = self.files[(index + offset) % len(self.files)]
             try:
-                with Image.open(path) as picture:
-                    pixels = picture.convert("RGB" if self.channels == 3 else "L")
+                with Image.open(path) as file:
+                    pixels = file.convert("RGB" if self.channels == 3 else "L")
             except UNREADABLE as error:
-                warnings.warn(f"broken picture {path} skipped: {error}", stacklevel=2)
+                warnings.warn(f"broken image {path} skipped: {error}", stacklevel=2)
                 continue
-            prepared: Tensor = self.prepare(pixels)
-            return prepared, label
-        raise ValueError(f"none of {len(self.files)} pictures can be read, {path} among them")
+            image: Tensor = self.prepare(pixels)
+            return image, label
+        raise ValueError(f"none of {len(self.files)} images can be read, {path} among them")
 
 
 def split_readable(samples: list[tuple[str, int]]) -> tuple[list[tuple[str, int]], list[str]]:
-    """The sound files, and the paths of the others; of a large folder only headers are read."""
-    is_small = len(samples) <= DECODED_AT_START
+    """Returns the readable files and the paths of the others; reads only headers if there are many."""
+    decodes_all = len(samples) <= MAX_DECODED_AT_START
 
-    def is_sound(sample: tuple[str, int]) -> bool:
+    def is_readable(sample: tuple[str, int]) -> bool:
         try:
-            with Image.open(sample[0]) as picture:
-                if is_small:
-                    picture.load()
+            with Image.open(sample[0]) as image:
+                if decodes_all:
+                    image.load()
                 else:
-                    picture.verify()
+                    image.verify()
         except UNREADABLE:
             return False
         return True
 
     with ThreadPoolExecutor() as pool:
-        sound = list(pool.map(is_sound, samples))
-    pairs = list(zip(samples, sound, strict=True))
+        pairs = list(zip(samples, pool.map(is_readable, samples), strict=True))
     return [sample for sample, ok in pairs if ok], [sample[0] for sample, ok in pairs if not ok]

@@ -1,6 +1,6 @@
-"""Which samples make up a batch: the same global batches on any number of devices.
+"""Chooses the samples of each batch: the same global batches on any number of devices.
 
-The samples of optimizer step `s` are a pure function of seed and `s`; ranks only divide them.
+The samples of optimizer step `s` are a pure function of the seed and `s`; ranks only divide them.
 """
 
 import functools
@@ -12,20 +12,22 @@ from torch.utils.data import Sampler
 
 from unitransformer.config import RunConfig
 
-BatchIndices = tuple[NDArray[np.int64], NDArray[np.int64]]  # epoch and index of each sample of a batch
-VALIDATION_EPOCH = -1  # validation masks and pictures never change
+BatchIndices = tuple[
+    NDArray[np.int64], NDArray[np.int64]
+]  # epoch and index of each sample of a batch
+VALIDATION_EPOCH = -1  # the masks of validation samples never change
 
 
 def permutation(num_samples: int, seed: int, epoch: int) -> NDArray[np.int64]:
-    """The order of pass `epoch`: every sample once."""
+    """Returns the order of the samples in pass `epoch`, each sample once."""
     return np.random.default_rng([seed, epoch]).permutation(num_samples)
 
 
 class TrainSampler(Sampler[BatchIndices]):
-    """The micro-batches of one rank from optimizer step `start_step` to the last.
+    """Yields the micro-batches of one rank from optimizer step `start_step` to the last.
 
-    The stream of samples is one: pass after pass over the data, each in its own order, cut into
-    global batches. A global batch holds the same samples however many ranks share it.
+    There is one stream of samples: pass after pass over the data, each shuffled differently, cut
+    into global batches. A global batch holds the same samples however many ranks share it.
     """
 
     def __init__(
@@ -37,7 +39,7 @@ class TrainSampler(Sampler[BatchIndices]):
         self.start_step = start_step
 
     def __len__(self) -> int:
-        """Micro-batches of the whole run: Lightning counts a resumed one from where it stopped."""
+        """Micro-batches of the whole run, as Lightning counts a resumed run on from its checkpoint."""
         return self.config.max_steps * self.config.accumulate
 
     def __iter__(self) -> Iterator[BatchIndices]:
@@ -47,17 +49,17 @@ class TrainSampler(Sampler[BatchIndices]):
             lambda epoch: permutation(self.num_samples, config.seed, epoch)
         )
         for step in range(self.start_step, config.max_steps):
-            for part in range(config.accumulate):
-                first = step * config.global_batch_size + (part * world + self.rank) * size
-                epochs, places = np.divmod(np.arange(first, first + size), self.num_samples)
-                pairs = zip(epochs.tolist(), places.tolist(), strict=True)
-                yield epochs, np.array([order_of(epoch)[place] for epoch, place in pairs])
+            for micro_batch in range(config.accumulate):
+                first = step * config.global_batch_size + (micro_batch * world + self.rank) * size
+                epochs, offsets = np.divmod(np.arange(first, first + size), self.num_samples)
+                pairs = zip(epochs.tolist(), offsets.tolist(), strict=True)
+                yield epochs, np.array([order_of(epoch)[offset] for epoch, offset in pairs])
 
 
 class ValidationSampler(Sampler[BatchIndices]):
-    """`validation_batches` batches from all over the validation samples, dealt out to the ranks.
+    """Yields one rank's share of the validation batches, the same in every run whatever its seed.
 
-    They are the same in every run, whatever its seed: neighbours in a text are much alike.
+    Samples are shuffled before the first batches are taken, because neighbors in a text are alike.
     """
 
     def __init__(self, config: RunConfig, num_samples: int, *, rank: int) -> None:

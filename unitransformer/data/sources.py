@@ -102,7 +102,9 @@ def _digits_source(config: RunConfig) -> DataSource:
     order = permutation(len(targets), 0, 0)  # the split is part of the data, not of the seed
     cut = len(targets) // 5
     parts = [
-        DigitImages(pictures[part], targets[part], config.model.image_size, config.model.num_channels)
+        DigitImages(
+            pictures[part], targets[part], config.model.image_size, config.model.num_channels
+        )
         for part in (order[cut:], order[:cut])
     ]
     return DataSource(

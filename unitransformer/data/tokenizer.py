@@ -58,9 +58,7 @@ def token_dtype(vocab_size: int) -> TokenType:
     return np.dtype(np.uint16) if vocab_size <= 1 << 16 else np.dtype(np.uint32)
 
 
-def build_tokenizer(
-    texts: Sequence[str], *, kind: TokenizerKind, vocab_size: int
-) -> Tokenizer:
+def build_tokenizer(texts: Sequence[str], *, kind: TokenizerKind, vocab_size: int) -> Tokenizer:
     """Train a tokenizer; equal texts give equal tokenizers, byte for byte.
 
     The vocabulary is smaller than `vocab_size` where the text is too small to fill it.

@@ -1,6 +1,5 @@
 """Raw samples of a run in; the figures people read out, the same for the record and the report."""
 
-import functools
 import math
 import statistics
 from collections.abc import Collection, Mapping, Sequence
@@ -17,6 +16,12 @@ from unitransformer.stats.steady_state import SteadyState, find_steady_state
 
 PARTS = ("data_s", "forward_backward_s", "optimizer_s")
 COMMUNICATION = ("communication_s", "least_communication_s")
+ALL_PARTS = (*PARTS, COMMUNICATION[0])
+NO_INTERVAL = "no interval: "
+PLAIN_FIGURES = (
+    *("interval", "median_cpu_s", "units_per_s", "low_units_per_s", "high_units_per_s"),
+    "mean_units_per_s",
+)
 WORDS = {
     "data": "waiting for data",
     "forward_backward": "forward and backward",
@@ -33,7 +38,8 @@ class Readout:
     """
 
     step: MedianInterval  # seconds of a steady step
-    cpu_s: tuple[float, ...]  # processor time of each steady step
+    interval: str  # how the interval of `step` was found, or why there is none
+    median_cpu_s: float  # processor time of a steady step
     units_per_s: float  # at the median step
     low_units_per_s: float | None  # None: too few steps for an interval, `step.reason` says so
     high_units_per_s: float | None
@@ -41,11 +47,6 @@ class Readout:
     shares: Mapping[str, float]  # of the time of the steady steps, by part; communication if told
     waiting_share: float | None  # of communication: waiting for the slowest rank; None: not told
     between_share: float | None  # of the time from step to step: between them; None: not told
-
-    @functools.cached_property
-    def cpu(self) -> MedianInterval:
-        """Seconds of processor time of a steady step; few ask for more than their median."""
-        return describe(self.cpu_s)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain figures, by names with units, as they stand in the record."""
@@ -55,8 +56,8 @@ class Readout:
             "mad_step_s": self.step.mad,
             "low_step_s": self.step.low,
             "high_step_s": self.step.high,
-            "interval": interval_in_words(self.step),
-            "median_cpu_s": statistics.median(self.cpu_s),
+            "interval": self.interval,
+            "median_cpu_s": self.median_cpu_s,
             "units_per_s": self.units_per_s,
             "low_units_per_s": self.low_units_per_s,
             "high_units_per_s": self.high_units_per_s,
@@ -65,6 +66,35 @@ class Readout:
             # Absent where they are not told: so they are in older records.
             **_told({"waiting_share": self.waiting_share, "between_share": self.between_share}),
         }
+
+
+def from_figures(figures: Mapping[str, Any]) -> Readout | None:
+    """The readout whose `as_dict` a record holds; None where it holds none, without a steady state.
+
+    The block length of the interval is not among the figures, so it is None.
+    """
+    if not figures:
+        return None
+    reason = None
+    if figures["low_step_s"] is None:
+        reason = figures["interval"].removeprefix(NO_INTERVAL)
+    step = MedianInterval(
+        median=figures["median_step_s"],
+        mad=figures["mad_step_s"],
+        count=figures["num_steady_steps"],
+        low=figures["low_step_s"],
+        high=figures["high_step_s"],
+        block_length=None,
+        reason=reason,
+    )
+    shares = {part: figures.get(f"{part.removesuffix('_s')}_share") for part in ALL_PARTS}
+    return Readout(
+        step=step,
+        shares=_told(shares),
+        waiting_share=figures.get("waiting_share"),
+        between_share=figures.get("between_share"),
+        **{name: figures[name] for name in PLAIN_FIGURES},
+    )
 
 
 def _told(figures: Mapping[str, float | None]) -> dict[str, float]:
@@ -105,7 +135,7 @@ def parts_in_words(figures: Mapping[str, Any]) -> str:
 def interval_in_words(figures: MedianInterval) -> str:
     """How the interval was found, or why there is none."""
     if figures.reason is not None:
-        return f"no interval: {figures.reason}"
+        return f"{NO_INTERVAL}{figures.reason}"
     return (
         f"{figures.confidence:.0%} interval of the median: block bootstrap of {figures.count} "
         f"samples in blocks of {figures.block_length}"
@@ -172,12 +202,13 @@ def read_out(
     step = describe(kept_s)
     return Readout(
         step=step,
-        cpu_s=tuple(told["cpu_s"] or ()),
+        interval=interval_in_words(step),
+        median_cpu_s=statistics.median(told["cpu_s"] or ()),
         units_per_s=units_per_step / step.median,
         low_units_per_s=None if step.high is None else units_per_step / step.high,
         high_units_per_s=None if step.low is None else units_per_step / step.low,
         mean_units_per_s=mean_rate(kept_s, units_per_step, between_s=between_s),
-        shares={part: shares[part] for part in (*PARTS, COMMUNICATION[0]) if part in shares},
+        shares={part: shares[part] for part in ALL_PARTS if part in shares},
         waiting_share=waiting_share,
         between_share=None if gaps_s is None else between_s / (total_s + between_s),
     )

@@ -111,7 +111,9 @@ def validate(
 
 
 def _check_numbers(values: list[Any], where: str) -> None:
-    if not (set(map(type, values)) <= {float, int, bool} and all(map(math.isfinite, values))):
+    is_number = set(map(type, values)) <= {float, int, bool}
+    # A sum is finite if all are, and found sooner; it may overflow where none is infinite.
+    if not (is_number and (math.isfinite(sum(values)) or all(map(math.isfinite, values)))):
         raise ValueError(f"{where} holds something that is not a finite number")
 
 
@@ -129,7 +131,7 @@ def write_record(record: Record, path: Path) -> Record:
     """
     sealed = seal(record)
     validate(sealed)
-    write_atomically(path, to_text(sealed).encode())
+    write_atomically(path, to_text(sealed, sort_keys=True).encode())
     return sealed
 
 

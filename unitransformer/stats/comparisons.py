@@ -74,24 +74,43 @@ class LaunchVariance:
 
 @dataclass(frozen=True, kw_only=True)
 class LaunchMedian:
-    """What the steady steps of one launch say of its median."""
+    """The median of a launch's steady steps and its interval, in seconds.
 
-    median: float  # seconds
-    logs: MedianInterval  # of the logarithms of the seconds
+    `low`, `high` and `num_blocks` are None together, and `reason` says why.
+    """
+
+    median: float
+    low: float | None
+    high: float | None
+    num_blocks: float | None  # that the bootstrap of the interval drew
+    reason: str | None = None
 
 
 def describe_launch(steps: Sequence[float]) -> LaunchMedian:
     """Raises ValueError for no steps, or one that took no time."""
     if not steps or min(steps) <= 0:
         raise ValueError("a launch holds no steps or one that took no time")
-    return LaunchMedian(median=statistics.median(steps), logs=describe([math.log(s) for s in steps]))
+    figures = describe(steps)
+    return launch_of(figures, figures.block_length)
+
+
+def launch_of(figures: MedianInterval, block_length: int | None) -> LaunchMedian:
+    """Args: figures: of the seconds of its steady steps."""
+    return LaunchMedian(
+        median=figures.median,
+        low=figures.low,
+        high=figures.high,
+        num_blocks=None if block_length is None else figures.count / block_length,
+        reason=figures.reason,
+    )
 
 
 def split_variance(launches: Sequence[LaunchMedian]) -> LaunchVariance:
     """Variance within and between launches apart, and the interval of the median over launches.
 
     One-way random effects on the logarithm of each launch's median. Its variance within comes
-    from the launch's block bootstrap, which takes care of steps that follow one another; the
+    from the launch's block bootstrap, which takes care of steps that follow one another: the
+    percentiles of a logarithm are the logarithms of the percentiles. The
     variance between is the moment estimate of DerSimonian & Laird 1986, 0 where the steps alone
     explain the scatter. The interval is that of Hartung & Knapp 2001 and Sidik & Jonkman 2002, with
     Student's t of one less than the launches, never narrower than what the steps alone leave open
@@ -105,12 +124,11 @@ def split_variance(launches: Sequence[LaunchMedian]) -> LaunchVariance:
     """
     if len(launches) < MIN_LAUNCHES:
         raise ValueError(f"launches holds {len(launches)}; repeat the launch at least once")
-    described = [launch.logs for launch in launches]
     medians = tuple(launch.median for launch in launches)
-    for number, figures in enumerate(described):
-        if figures.reason is not None:
-            return _untold(medians, f"launch {number + 1}: {figures.reason}")
-    variances = [_variance(figures) for figures in described]
+    for number, launch in enumerate(launches):
+        if launch.reason is not None:
+            return _untold(medians, f"launch {number + 1}: {launch.reason}")
+    variances = [_variance(launch) for launch in launches]
     if not all(variances):
         return _untold(medians, "a launch whose steps take the same time leaves nothing to split")
     return _split(medians, variances)
@@ -121,15 +139,14 @@ def _untold(medians: tuple[float, ...], reason: str) -> LaunchVariance:
     return LaunchVariance(medians=medians, **nothing, reason=reason)
 
 
-def _variance(figures: MedianInterval) -> float:
-    """Of the median, from the width of its interval."""
-    assert figures.low is not None
-    assert figures.high is not None
-    assert figures.block_length is not None
+def _variance(launch: LaunchMedian) -> float:
+    """Of the logarithm of the median, from the width of its interval."""
+    assert launch.low is not None
+    assert launch.high is not None
+    assert launch.num_blocks is not None
     # The interval is as wide as Student's t for that many blocks (see `describe`).
-    blocks = figures.count / figures.block_length
-    half = (figures.high - figures.low) / 2
-    return (half / t_quantile((1 + figures.confidence) / 2, blocks - 1)) ** 2
+    half = math.log(launch.high / launch.low) / 2
+    return (half / t_quantile((1 + CONFIDENCE) / 2, launch.num_blocks - 1)) ** 2
 
 
 def _split(medians: tuple[float, ...], variances: Sequence[float]) -> LaunchVariance:

@@ -31,7 +31,8 @@ SEED = 20041
 class MedianInterval:
     """Median, spread and interval of the median, in the unit of the samples.
 
-    `low`, `high` and `block_length` are None together, and `reason` says why.
+    `low` and `high` are None together, and `reason` says why. `block_length` is None with them, and
+    where the figures were read back from a record, which does not hold it.
     """
 
     median: float
@@ -76,7 +77,7 @@ def describe(samples: Sequence[float], *, confidence: float = CONFIDENCE) -> Med
             raise ValueError(f"samples[{index}] is {sample}; leave nothing but finite numbers")
     if not 0 < confidence < 1:
         raise ValueError(f"confidence is {confidence}; give a share between 0 and 1, such as 0.95")
-    block, reason = _block(samples)
+    block, reason = find_block(samples)
     low, high = (None, None) if block is None else _percentiles(samples, block, confidence)
     median = statistics.median(samples)
     return MedianInterval(
@@ -105,8 +106,8 @@ def mean_rate(step_s: Sequence[float], per_step: float, *, between_s: float = 0.
 # ------------------------------------------------------------------------------ the bootstrap
 
 
-def _block(samples: Sequence[float]) -> tuple[int | None, str | None]:
-    """Length of the blocks, or why there is no interval."""
+def find_block(samples: Sequence[float]) -> tuple[int | None, str | None]:
+    """Length of the blocks of the bootstrap, or why there is no interval."""
     count = len(samples)
     if count < LEAST_SAMPLES:
         return None, f"{count} samples, an interval needs {LEAST_SAMPLES}"

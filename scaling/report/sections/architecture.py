@@ -18,7 +18,7 @@ def draw_architecture(config: RunConfig) -> str:
         [
             "flowchart TB",
             *_input_nodes(config),
-            f'    positions["sinusoids of {length} added{_dropout(model)}"]',
+            f'    positions["sinusoidal encoding of {length} added{_dropout(model)}"]',
             "    embedding --> positions",
             f'    subgraph layers["{layers}"]',
             *(f"        {line}" for line in _layer_nodes(model)),
@@ -33,8 +33,8 @@ def draw_architecture(config: RunConfig) -> str:
 def _input_nodes(config: RunConfig) -> list[str]:
     model, length = config.model, config.sequence_length
     if model.image_size is None or model.patch_size is None:
-        words = f"{model.num_classes:,} words"
-        hidden = f", {config.data.mask_fraction:.0%} chosen to be found"
+        words = f"{model.num_classes:,} tokens"
+        hidden = f", {config.data.mask_fraction:.0%} masked"
         chosen = hidden if config.recipe == "bert" else ""
         return [
             f'    input(["{count(length, "token")}{chosen}"]) --> embedding',
@@ -43,7 +43,7 @@ def _input_nodes(config: RunConfig) -> list[str]:
     size, patch = model.image_size, model.patch_size
     pixels = model.num_channels * patch**2
     return [
-        f'    input(["picture, {model.num_channels} x {size} x {size}"]) --> patches',
+        f'    input(["image, {model.num_channels} x {size} x {size}"]) --> patches',
         f'    patches["{count(length - 1, "patch", "patches")} of {patch} x {patch} pixels<br/>'
         f'linear {pixels:,} → {model.width:,}"] --> embedding',
         f'    embedding["class token in front: {count(length, "position")} x {model.width:,}"]',
@@ -70,14 +70,14 @@ def _dropout(model: ModelConfig) -> str:
 
 def _head(model: ModelConfig) -> str:
     bias = "with bias" if model.head_bias else "no bias"
-    tied = ", the word vectors again" if model.tied_head else ""
+    tied = ", tied to the embedding" if model.tied_head else ""
     return f"head: linear {model.width:,} → {model.num_classes:,}<br/>{bias}{tied}"
 
 
 def _looked_at(config: RunConfig, asked: int) -> str:
     match config.recipe:
         case "bert":
-            return f"{asked} chosen of {config.sequence_length} positions"
+            return f"{asked} masked of {config.sequence_length} positions"
         case "gpt":
             return f"all {count(asked, 'position')}"
         case "vit":
@@ -87,8 +87,8 @@ def _looked_at(config: RunConfig, asked: int) -> str:
 def _loss(config: RunConfig, asked: int) -> str:
     match config.recipe:
         case "bert":
-            return f"cross entropy of {count(asked, 'chosen word')}"
+            return f"cross entropy of {count(asked, 'masked token')}"
         case "gpt":
-            return f"cross entropy of the next word, {count(asked, 'time')} a sample"
+            return f"cross entropy of the next token, {asked} per sample"
         case "vit":
             return f"cross entropy of the label, one of {config.model.num_classes:,}"

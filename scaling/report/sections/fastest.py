@@ -1,6 +1,6 @@
 """The fastest strategy in the report: comparisons in, Markdown out."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from scaling.analysis.fastest import UNPROVEN, Comparison, Way
 from scaling.analysis.proof import doubts
@@ -11,7 +11,6 @@ from scaling.report.table_notes import (
     differing,
     draw,
     flags_of,
-    if_told,
     in_words,
     lines_of,
     ratio_figure,
@@ -22,13 +21,15 @@ from scaling.report.table_notes import (
 )
 
 FASTEST = (
-    "Ways to do the same work on the same devices. Only a way whose loss parity is proven is "
-    "ranked, the others are struck out; one whose ratio to the fastest may be 1 is a tie. A way's "
-    "column tells its speed over that of the fastest, and its speed, or what became of it where no "
-    "run of it was steady. Intervals are of 95 %. That of one launch says nothing of another: a "
-    "lead is told only where both sides have two launches, or where the ceilings that their jobs "
-    "measured differ by less than the least lead that the interval leaves."
+    "Configurations that do the same work on the same devices: same model, precision and global "
+    "batch. "
+    "Only those with proven loss parity are ranked. "
+    "The ratio is speed over that of the fastest; where its 95 % interval holds 1 it is a tie. "
+    "The interval of one launch alone says nothing about another launch: then a lead counts only "
+    "where both sides have two launches, or where the ceilings that their jobs measured differ by "
+    "less than the lead."
 )
+KEPT = ("group", "configuration")  # columns of the table whatever they hold
 OF_A_WAY = {
     *("batch_size", "accumulate", "parallel.devices", "parallel.strategy", "parallel.compile"),
     *("parallel.activation_checkpointing", "parallel.cpu_offload"),
@@ -39,94 +40,75 @@ def fastest_blocks(comparisons: Sequence[Comparison]) -> list[str]:
     """Blocks of Markdown; none where there is nothing to compare."""
     if not comparisons:
         return []
-    return ["### Fastest strategy", FASTEST, *_map(comparisons)]
-
-
-def _map(comparisons: Sequence[Comparison]) -> list[str]:
-    """Which way is the fastest where, and how far the others are behind."""
     configs = [comparison.config for comparison in comparisons]
-    names = sorted({name for comparison in comparisons for name in comparison.names})
-    columns = {
-        "row": [str(number) for number in range(1, len(comparisons) + 1)],
-        **differing(configs, OF_A_WAY),
-        "global batch": [f"{config.global_batch_size:,}" for config in configs],
-        "devices": [str(config.parallel.world_size) for config in configs],
-        "FLOPs": [run_formatting.flops(config) for config in configs],
-        "fastest": [_winner(comparison) for comparison in comparisons],
-        **if_told("ahead", [_lead(comparison) for comparison in comparisons]),
-        **{name: [_standing(name, comparison) for comparison in comparisons] for name in names},
-        "flags": [_flags_of_ways(comparison) for comparison in comparisons],
-    }
+    settings = differing(configs, OF_A_WAY)
+    rows = [
+        {"group": str(number), **{head: told[number - 1] for head, told in settings.items()}}
+        | {
+            "global batch": f"{comparison.config.global_batch_size:,}",
+            "devices": str(comparison.config.parallel.world_size),
+            "FLOPs": run_formatting.flops(comparison.config),
+        }
+        | row
+        for number, comparison in enumerate(comparisons, 1)
+        for row in _rows(comparison)
+    ]
     apart = [(line, n) for n, own in enumerate(comparisons, 1) for line in _marked(own)]
     return [
-        *filter(None, [shared(configs, OF_A_WAY)]),
-        draw(columns),
-        *filter(None, ["\n".join(_notes_on_ways(comparisons))]),
-        *unlike(apart, len(comparisons), "from the fastest way on, those that are ranked first"),
+        FASTEST,
+        shared(configs, OF_A_WAY),
+        *draw({head: [row[head] for row in rows] for head in rows[0]}, KEPT),
+        "\n".join(_notes_on_ways(comparisons)),
+        *unlike(apart, len(comparisons), "from the fastest on, ranked ones first", "group"),
     ]
 
 
-def _winner(comparison: Comparison) -> str:
-    if not comparison.ways:
-        return "none has a steady run"
-    if not comparison.ranked:
-        return "none is ranked"
-    ranked, tried = len(comparison.ranked), len(comparison.names)
-    told = f"{_best(comparison)}{_doubts(comparison)}"
-    if ranked == 1:
-        return f"{told}, the only one ranked of {tried}"
-    return told if ranked == tried else f"{told}, fastest of {ranked} of {tried}"
+def _rows(comparison: Comparison) -> Iterator[dict[str, str]]:
+    """One for each configuration that was tried, the fastest first."""
+    for way in comparison.ways:
+        point = way.point
+        against = way.against_fastest
+        is_best = way in comparison.ranked[:1]
+        yield {
+            "configuration": f"**{way.name}**" if is_best and _is_alone(comparison) else way.name,
+            "speed": speed(point),
+            "ratio": "" if is_best or against is None else ratio_figure(against, 3),
+            "standing": _standing(way, comparison),
+            "launches": str(len(point.runs)),
+            "flags": flags_of(point) or "none",
+            "record": run_formatting.record(point.middle),
+        }
+    for missing in comparison.missing:
+        yield dict.fromkeys(("speed", "ratio", "launches", "flags", "record"), "") | {
+            "configuration": missing.name,
+            "standing": missing.why,
+        }
 
 
-def _best(comparison: Comparison) -> str:
-    """A name, or why it is only a guess."""
-    best, *others = comparison.ranked
-    open_ = [way for way in others if way.is_undecided]
-    if not open_:
-        return best.name
-    told = [way.drift for way in open_ if way.drift is not None]
-    machine = "nothing tells by how much the machine itself differed"
-    if len(told) == len(open_):
-        machine = f"the machine itself differed by {max(told):.1%}"
-    sides = "a side" if all(len(way.point.runs) == 1 for way in (best, *open_)) else "of a side"
-    guess = f"best guess {best.name}, before {' and '.join(way.name for way in open_)}"
-    return f"not decided: one launch {sides}, and {machine} ({guess})"
+def _is_alone(comparison: Comparison) -> bool:
+    """Whether all others are known to be slower."""
+    return all(way.is_slower for way in comparison.ranked[1:])
 
 
-def _doubts(comparison: Comparison) -> str:
-    others = comparison.ranked[1:]
-    ties = [way.name for way in others if way.ties]
-    told = f", in a tie with {' and '.join(ties)}" if ties else ""
-    doubtful = [way.name for way in others if way.ties is None]
-    if doubtful:
-        told += f", perhaps in a tie with {' and '.join(doubtful)}, without an interval to tell"
-    return told
+def _standing(way: Way, comparison: Comparison) -> str:
+    if way.unranked is not None:
+        return "not ranked"
+    if way is comparison.ranked[0]:
+        if any(way.is_undecided for way in comparison.ranked):
+            return "best guess"
+        return "fastest" if _is_alone(comparison) else "fastest, in a tie"
+    if way.is_slower:
+        return "slower"
+    if way.is_undecided:
+        return _undecided(way)
+    return "tie" if way.ties else "undecided: no interval"
 
 
-def _lead(comparison: Comparison) -> str:
-    """Of the fastest before the next that is told to be slower."""
-    slower = next((way for way in comparison.ranked[1:] if way.is_slower), None)
-    if slower is None or slower.against_fastest is None:
-        return ""
-    return f"{ratio_figure(slower.against_fastest.inverse(), 2)} x {slower.name}"
-
-
-def _standing(name: str, comparison: Comparison) -> str:
-    way = next((way for way in comparison.ways if way.name == name), None)
-    if way is None:
-        return next((own.why for own in comparison.missing if own.name == name), "not tried")
-    told, records = speed(way.point), ", ".join(map(run_formatting.record, way.point.runs))
-    if way in comparison.ranked[:1]:
-        is_guess = any(other.is_undecided for other in comparison.ranked)
-        return f"{told}, {records}" if is_guess else f"**{told}**, {records}"
-    if way.against_fastest is not None:
-        told = f"{ratio_figure(way.against_fastest, 3)}, {told}"
-    return f"{told}, {records}" if way.unranked is None else f"~~{told}~~, {records}"
-
-
-def _flags_of_ways(comparison: Comparison) -> str:
-    told = [(way.name, flags_of(way.point)) for way in comparison.ways]
-    return "; ".join(f"{name}: {flags}" for name, flags in told if flags) or "none"
+def _undecided(way: Way) -> str:
+    """One launch is not enough, and the machine may have differed by as much."""
+    if way.drift is None:
+        return "undecided: one launch, and the drift of the machine is not known"
+    return f"undecided: one launch, and the machine drifted by {way.drift:.1%}"
 
 
 def _notes_on_ways(comparisons: Sequence[Comparison]) -> list[str]:
@@ -155,8 +137,8 @@ def _places(of: Mapping[str, Sequence[int]], num_rows: int) -> str:
     """Ways with their rows; those of the same rows together."""
     names: dict[str, list[str]] = {}
     for name, numbers in of.items():
-        names.setdefault(rows_in_words(numbers, num_rows), []).append(name)
-    return "; ".join(f"{' and '.join(own)} in {rows}" for rows, own in names.items())
+        names.setdefault(rows_in_words(numbers, num_rows, "group"), []).append(name)
+    return "; ".join(f"{', '.join(own)} in {rows}" for rows, own in names.items())
 
 
 def _marked(comparison: Comparison) -> list[str]:

@@ -2,11 +2,10 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import PurePosixPath
 from typing import get_args
 
 from scaling.analysis.proof import Proof, find_proof
-from scaling.markdown import code_block, escaped, link, table
+from scaling.markdown import code_block, command_lines, details, escaped, link, shortened, table
 from scaling.parity.cases import BOUNDS, Verdict
 from scaling.parity.certificate import Certificate, Result, newest_first
 from scaling.report import run_formatting
@@ -16,18 +15,19 @@ from scaling.report.environment import (
     describe_versions,
     without_places,
 )
+from scaling.report.table_notes import draw
 from scaling.store.run import Run
 from unitransformer.config import Precision, Recipe
 from unitransformer.record.units import count
 
-LONGEST_REASON = 300  # letters in a table; the certificate has all of them
+LONGEST_REASON = 240  # letters in a table; the certificate has all of them
 
 INTRODUCTION = (
-    "Does every strategy train the same model? Each way to train is held against one plain "
-    "process: float32, nothing compiled, nothing computed again, with the same seed, data and "
-    "global batch, and without dropout. The tables tell the largest relative difference of the "
+    "Does every strategy train the same model? Each configuration is compared with one plain "
+    "process: float32, not compiled, no activation checkpointing, with the same seed, data and "
+    "global batch, and without dropout. The tables hold the largest relative difference of the "
     "loss and of the gradient norm (before clipping) over all steps, and over all ways to compile, "
-    "to checkpoint activations and to divide the batch; verdicts follow from the raw samples of "
+    "to checkpoint activations and to divide the batch. Verdicts follow from the raw samples of "
     "the certificate and the bounds of this version of the code."
 )
 
@@ -43,7 +43,6 @@ def parity_section(certificates: Sequence[Certificate]) -> list[str]:
         if certificate.recipe == recipe
     ]
     return [
-        "## Loss parity",
         INTRODUCTION,
         _bounds(),
         *(block for certificate in ordered for block in _of(certificate)),
@@ -68,14 +67,14 @@ def _of(certificate: Certificate) -> list[str]:
     )
     shape = f"{config.model.num_layers} layers, width {config.model.width:,}"
     return [
-        f"### {run_formatting.TITLES[certificate.recipe]} on {content['accelerator']}, "
+        f"## {run_formatting.TITLES[certificate.recipe]} on {content['accelerator']}, "
         f"devices {counts}",
         f"{_tally(certificate)} over {count(config.max_steps, 'step')} of a global batch of "
-        f"{config.global_batch_size:,}, {shape}, seed {config.seed}; certificate "
-        f"{link(certificate.name)}, made by",
-        code_block(content["command"], "sh"),
+        f"{config.global_batch_size:,}, {shape}, seed {config.seed}; "
+        f"{link(certificate.name, 'certificate')}, made by",
+        code_block(command_lines(content["command"]), "sh"),
         f"Commit {escaped('; '.join(facts))}.",
-        _figures(certificate),
+        *_figures(certificate),
         *_bad(certificate),
         *_refusals(certificate),
     ]
@@ -84,14 +83,19 @@ def _of(certificate: Certificate) -> list[str]:
 def _tally(certificate: Certificate) -> str:
     verdicts = Counter(map(certificate.verdict, certificate.results))
     told = ", ".join(f"{verdicts[v]} {v}" for v in get_args(Verdict) if verdicts[v])
-    return f"{count(len(certificate.results), 'way')} to train: {told}"
+    return f"{count(len(certificate.results), 'configuration')}: {told}"
 
 
-def _figures(certificate: Certificate) -> str:
+def _figures(certificate: Certificate) -> list[str]:
     """A row for each strategy and device count, a column for each precision."""
     tried = {result.case.precision for result in certificate.results}
     precisions = [precision for precision in get_args(Precision) if precision in tried]
     places = dict.fromkeys((r.case.strategy, r.case.spread) for r in certificate.results)
+    heads = [
+        *("strategy", "devices"),
+        *(f"{precision}: loss, norm" for precision in precisions),
+        *get_args(Verdict),
+    ]
     rows = []
     for place in places:
         own = [r for r in certificate.results if (r.case.strategy, r.case.spread) == place]
@@ -103,8 +107,8 @@ def _figures(certificate: Certificate) -> str:
                 *(str(verdicts[verdict]) for verdict in get_args(Verdict)),
             ]
         )
-    heads = [f"{precision}: loss, norm" for precision in precisions]
-    return table(("strategy", "devices", *heads, *get_args(Verdict)), rows)
+    columns = {head: [row[index] for row in rows] for index, head in enumerate(heads)}
+    return draw(columns, ("strategy", "devices"))
 
 
 def _largest(certificate: Certificate, results: Sequence[Result], precision: Precision) -> str:
@@ -122,18 +126,22 @@ def _bad(certificate: Certificate) -> list[str]:
     bad = [r for r in certificate.results if certificate.verdict(r) in ("different", "failed")]
     if not bad:
         return []
-    rows = [
-        (r.case.label, certificate.verdict(r), _told(certificate, r), escaped(r.command))
-        for r in bad
+    rows = [(r.case.label, certificate.verdict(r), _told(certificate, r)) for r in bad]
+    commands = [f"# {r.case.label}\n{command_lines(r.command)}" for r in bad]
+    return [
+        "Not equal:",
+        table(("configuration", "verdict", "difference"), rows),
+        details("Commands of those that are not equal", code_block("\n".join(commands), "sh")),
     ]
-    return ["Not equal:", table(("way to train", "verdict", "what", "command"), rows)]
 
 
 def _told(certificate: Certificate, result: Result) -> str:
     comparison = certificate.comparison(result)
     if comparison is None:
-        told = without_places(result.reason or "not told", certificate.content["hardware"])
-        return escaped(told if len(told) <= LONGEST_REASON else f"{told[:LONGEST_REASON]}…")
+        told = without_places(
+            result.reason or "no reason recorded", certificate.content["hardware"]
+        )
+        return escaped(shortened(told, LONGEST_REASON))
     loss, norm = comparison.loss, comparison.gradient_norm
     idleness = certificate.idleness(result)
     return (
@@ -154,7 +162,7 @@ def _refusals(certificate: Certificate) -> list[str]:
     if not told:
         return []
     lines = [
-        f"- {count(len(names), 'way')} ({', '.join(dict.fromkeys(names))}): {reason}"
+        f"- {count(len(names), 'configuration')} ({', '.join(dict.fromkeys(names))}): {reason}"
         for reason, names in told.items()
     ]
     return ["\n".join(["Refused:", "", *lines])]
@@ -172,4 +180,4 @@ def describe_proof(proof: Proof) -> str:
         return proof.verdict
     word = proof.verdict if proof.holds else f"**{proof.verdict}**"
     spread = f"{' and '.join(map(str, proof.devices))} device{'s' * (proof.devices != (1,))}"
-    return f"{word} on {spread}, {link(proof.certificate, PurePosixPath(proof.certificate).name)}"
+    return f"{word} on {spread}, {link(proof.certificate, 'certificate')}"

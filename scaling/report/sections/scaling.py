@@ -1,20 +1,17 @@
-"""Scaling and the fastest strategy in the report: runs and certificates in, Markdown out.
+"""Speed-up and efficiency over device counts in the report, and where the time was lost.
 
-A table has a row for each figure; what several rows share stands once under it, with their numbers.
+A row for each device count of a curve; what several rows share stands once, with their numbers.
 """
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import get_args
 
-from scaling.analysis.efficiency import OF_A_CURVE, Curve, Point, Scaling, find_curves
-from scaling.analysis.fastest import compare_strategies
+from scaling.analysis.efficiency import OF_A_CURVE, Curve, Point, Scaling
 from scaling.analysis.scaling_laws import Law, fit_laws
 from scaling.analysis.time_lost import Loss, LossPart, Slowest, Traced, explain
 from scaling.markdown import escaped, table
-from scaling.parity.certificate import Certificate
 from scaling.report import run_formatting
-from scaling.report.sections.fastest import fastest_blocks
 from scaling.report.sections.scaling_laws import TITLES, law_cells, why_not_fitted
 from scaling.report.table_notes import (
     SETTINGS,
@@ -35,38 +32,33 @@ from scaling.report.table_notes import (
     unlike,
 )
 from scaling.store.conditions import differences, without_threads
-from scaling.store.reader import Cell
-from scaling.store.run import Run
 from unitransformer.config import RunConfig
 from unitransformer.costs.flops import count_parameters
 from unitransformer.record.units import count
 
 EFFICIENCY = (
-    "Speed-up is the speed over that of the baseline, the smallest number of devices there is; "
-    "efficiency is the speed-up over the ideal one, twice the speed on twice the devices. "
-    "Intervals are of 95 %; that of one launch comes from its steps and says nothing of another "
-    "launch. What the machine differed by is the highest ceiling that the jobs of a row and of its "
-    "baseline measured over the lowest, less 1. What was lost, 1 - efficiency, is told by part of "
-    "the step, as shares of the step; "
-    "what is below 0 was gained. The slowest rank is the one that was the slowest most often."
+    "Speed-up is speed over that of the baseline, the fewest devices of the curve. "
+    "Efficiency is the speed-up over the ideal one: twice the speed on twice the devices. "
+    "Intervals are of 95 %. "
+    "The lost share, 1 less the efficiency, is divided among the parts of a step; what is below 0 "
+    "was gained. "
+    "Machine drift is the highest compute ceiling that the jobs of a row and of its baseline "
+    "measured, over the lowest, less 1. "
+    "The slowest rank is the one that was the slowest most often."
 )
 SAME_CORES = (
-    "More devices are no more hardware here: the ranks share the cores, each has fewer threads. "
-    "The same cores: an efficiency of 1/n, n times the devices, loses nothing; what is below it is "
-    "lost, and the parts of 1 - efficiency hold the split too."
+    "More devices are no more hardware here: the ranks share the cores, so each has fewer threads. "
+    "An efficiency of 1/n on n times the devices loses nothing; what is below it is lost."
 )
-BATCHES: dict[Scaling, str] = {"strong": "global batch", "weak": "batch a device"}
+KEPT = ("row", "devices")  # columns of a table whatever they hold
+BATCHES: dict[Scaling, str] = {"strong": "global batch", "weak": "batch per device"}
 PROCESSORS = "processors and devices differ"  # as `joining` begins that line
 
 
-def scaling_blocks(
-    runs: Sequence[Run], certificates: Sequence[Certificate], swept: Sequence[Cell] = ()
-) -> list[str]:
-    """Blocks of Markdown on the runs of one recipe, and what became of its cells; none where there
-    is nothing to compare."""
-    rows = _rows_of(find_curves(runs))
-    blocks = ["### Scaling", EFFICIENCY, *_curves(rows)] if rows else []
-    return blocks + fastest_blocks(compare_strategies(runs, certificates, swept))
+def scaling_blocks(curves: Sequence[Curve]) -> list[str]:
+    """Blocks of Markdown on the curves over device counts of one recipe; none without a curve."""
+    rows = _rows_of(curves)
+    return [EFFICIENCY, *_curves(rows)] if rows else []
 
 
 # ---------------------------------------------------------------------------------- curves
@@ -102,7 +94,7 @@ def _curves(rows: Sequence[_Row]) -> list[str]:
         about = filter(None, [heading, SAME_CORES * is_split, shared(configs, OF_A_CURVE)])
         blocks += [
             " ".join(about),
-            draw({"row": [str(row.number) for row in own], **place, **_figures(own)}),
+            *draw({"row": [str(row.number) for row in own], **place, **_figures(own)}, KEPT),
         ]
         fitted += _laws(own, place)
     if fitted:
@@ -161,8 +153,8 @@ def _figures(rows: Sequence[_Row]) -> Columns:
     told = [part for part in get_args(LossPart) if any(part in loss.parts for loss in losses)]
     return {
         "devices": [str(row.point.devices) for row in rows],
-        "baseline": [_baseline(row.curve.baseline) for row in rows],
         "speed": [speed(row.point) for row in rows],
+        "baseline": [_baseline(row.curve.baseline) for row in rows],
         "FLOPs": [run_formatting.flops(row.point.config) for row in rows],
         "speed-up": [ratio_figure(row.curve.speedup(row.point), 2) for row in rows],
         **_efficiency(rows),
@@ -170,9 +162,9 @@ def _figures(rows: Sequence[_Row]) -> Columns:
         **if_told("trace", [_trace(loss.traced) for loss in losses]),
         **if_told("slowest rank", [_slowest(loss.slowest) for loss in losses]),
         "launches": [str(len(row.point.runs)) for row in rows],
-        **if_told("machine differed by", [_drift(row) for row in rows]),
+        **if_told("machine drift", [_drift(row) for row in rows]),
         "flags": [_flags(row) for row in rows],
-        "records": [_records(row.point) for row in rows],
+        "record": [run_formatting.record(row.point.middle) for row in rows],
     }
 
 
@@ -181,21 +173,21 @@ def _efficiency(rows: Sequence[_Row]) -> Columns:
     told = [figure(row.curve.efficiency(row.point), "{:.1%}") for row in rows]
     missing = [f"{row.loss.share:z.1%}" for row in rows]
     if rows[0].curve.threads is None:
-        return {"efficiency": told, "lost": missing}
+        return {"efficiency": told, "lost share": missing}
     ideal = [row.curve.ideal(row.point) for row in rows]
     lost = [row.loss.share - (1 - share) for row, share in zip(rows, ideal, strict=True)]
     return {
-        "efficiency (the same cores: 1/n loses nothing)": told,
+        "efficiency": told,
         "1/n": [f"{share:.1%}" for share in ideal],
         "lost beyond 1/n": [f"{share:z.1%}" for share in lost],
-        "1 - efficiency": missing,
+        "lost share": missing,
     }
 
 
 def _baseline(point: Point) -> str:
     launches = f", {len(point.runs)} launches" if len(point.runs) > 1 else ""
     about = f"{count(point.devices, 'device')}{_micro_batches(point.config)}{launches}"
-    return f"{about}: {speed(point)}, {_records(point)}"
+    return f"{about}: {speed(point)}"
 
 
 def _drift(row: _Row) -> str:
@@ -204,14 +196,15 @@ def _drift(row: _Row) -> str:
 
 
 def _part(loss: Loss, part: LossPart) -> str:
-    return f"{loss.parts[part]:z.1%}" if part in loss.parts else "not told"
+    return f"{loss.parts[part]:z.1%}" if part in loss.parts else "not measured"
 
 
 def _trace(traced: Traced | None) -> str:
     if traced is None:
         return ""
     before = "not traced" if traced.baseline_idle is None else f"{traced.baseline_idle:.1%}"
-    return f"steps {traced.slowdown:.2f} x as long, idle {traced.idle:.1%} (baseline {before})"
+    took = f"traced steps take {traced.slowdown:.2f} x as long"
+    return f"{took}, idle {traced.idle:.1%} (baseline {before})"
 
 
 def _slowest(slowest: Slowest | None) -> str:
@@ -231,19 +224,11 @@ def _remarks(rows: Sequence[_Row]) -> Iterable[Remark]:
         both = (row.curve.baseline, row.point)
         told = [*row.curve.remarks, *row.loss.caveats, *why_not_fitted(row.laws)]
         if any(len(point.runs) > 1 for point in both):
-            told.append("what was lost is that of the launch in the middle, whose record is bold")
+            told.append(
+                "the parts of the lost share are those of the middle launch, whose record is linked"
+            )
         told += [f"no interval: {escaped(p.rate.reason)}" for p in both if p.rate.reason]
         yield from ((remark, row.number) for remark in told)
-
-
-def _records(point: Point) -> str:
-    """All launches, of several the one in the middle in bold."""
-    if len(point.runs) == 1:
-        return run_formatting.record(point.middle)
-    return ", ".join(
-        f"**{run_formatting.record(run)}**" if run is point.middle else run_formatting.record(run)
-        for run in point.runs
-    )
 
 
 # ---------------------------------------------------------------------------------- laws
@@ -287,4 +272,4 @@ def _split_of_cores(curve: Curve) -> str | None:
         f"{threads} on {count(point.devices, 'device')}"
         for threads, point in zip(curve.threads, curve.points, strict=True)
     ]
-    return f"{PROCESSORS}: threads a rank, {', '.join(counts)}, for the ranks split the cores"
+    return f"{PROCESSORS}: threads per rank, {', '.join(counts)}, because the ranks share the cores"

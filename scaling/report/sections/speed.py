@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from scaling.markdown import escaped, table
+from scaling.markdown import escaped, shortened, table
 from scaling.report import run_formatting
+from scaling.report.table_notes import draw
 from scaling.store.conditions import differences
 from scaling.store.run import Run
 from unitransformer.config import RunConfig
@@ -15,7 +16,6 @@ from unitransformer.costs.mfu import MfuRow
 from unitransformer.measure.nvml import HARMLESS
 from unitransformer.record.metrics import (
     flops_rate_in_words,
-    interval_in_words,
     launches_in_words,
     parts_in_words,
     share_in_words,
@@ -23,6 +23,8 @@ from unitransformer.record.metrics import (
 from unitransformer.record.schema import Record
 from unitransformer.record.units import count, ms, rate_in_words, si
 from unitransformer.stats.comparisons import MIN_LAUNCHES, pays_off_at, split_variance
+
+LONGEST_VALUE = 340  # letters of a cell
 
 
 def figures_table(run: Run, others: Sequence[Run]) -> str:
@@ -43,9 +45,11 @@ def figures_table(run: Run, others: Sequence[Run]) -> str:
         ("batch", run_formatting.batch(run)),
         ("precision", f"{run.config.parallel.precision}, compile {run.config.parallel.compile}"),
         ("seed", str(run.config.seed)),
-        ("started", escaped(str(run.record.get("started_at") or "not told by the record"))),
+        ("started", escaped(str(run.record.get("started_at") or "not recorded"))),
     ]
-    return table(("figure", "value"), rows)
+    return table(
+        ("figure", "value"), [(name, shortened(value, LONGEST_VALUE)) for name, value in rows]
+    )
 
 
 def _steady(run: Run) -> str:
@@ -65,19 +69,19 @@ def _steady(run: Run) -> str:
 def _median_step(run: Run) -> str:
     if run.readout is None:
         return run_formatting.too_short(run)
-    step, cpu = run.readout.step, run.readout.cpu
+    step, cpu_s = run.readout.step, run.readout.median_cpu_s
     told = f"{ms(step.median)}, median absolute deviation {ms(step.mad)}"
     if step.low is not None and step.high is not None:
         told += f"; {ms(step.low)} to {ms(step.high)}"
-    busy = f"; processor time {ms(cpu.median)}" if run.config.parallel.accelerator == "cpu" else ""
-    return f"{told}{busy}; {escaped(interval_in_words(step))}"
+    busy = f"; processor time {ms(cpu_s)}" if run.config.parallel.accelerator == "cpu" else ""
+    return f"{told}{busy}; {escaped(run.readout.interval)}"
 
 
 def _explained_speed(run: Run) -> str:
     if run.readout is None:
         return run_formatting.too_short(run)
     units = count(run.units_per_step, run.unit)
-    return f"{run_formatting.speed(run)}: {units} a step, over that median"
+    return f"{run_formatting.speed(run)}: {units} per step, over that median"
 
 
 def _mean_speed(run: Run) -> str:
@@ -87,7 +91,7 @@ def _mean_speed(run: Run) -> str:
     between = run.readout.between_share
     told = f"{rate}: all {run.unit}s over all seconds of the steady steps, stalls included"
     if between is None:
-        return f"{told}; seconds between them (log lines, saving, pauses) are not told"
+        return f"{told}; seconds between them (log lines, saving, pauses) are not recorded"
     return f"{told}, and of those between them (log lines, saving, pauses), {between:.1%} of all"
 
 
@@ -98,14 +102,14 @@ def _shares(run: Run) -> str:
     if run.config.parallel.world_size == 1 or "communication_s" in run.readout.shares:
         return told
     reason = run.record.get("samples_untold", {}).get("communication_s")
-    why = "`--trace` tells it apart" if reason is None else escaped(str(reason))
-    return f"{told}; communication is within, {why}"
+    why = "`--trace` measures it" if reason is None else escaped(str(reason))
+    return f"{told}; communication is contained in these, {why}"
 
 
 def _ceiling(run: Run) -> str:
     measured = [ceiling for ceiling in run.record["ceiling"] if ceiling is not None]
     if not measured:
-        return "blank: not measured, `--ceiling-s` was 0 or the run did not end well"
+        return "not measured: `--ceiling-s` was 0, or the run did not end well"
     best = max(measured, key=lambda ceiling: float(ceiling["matmul_flops_per_s"]))
     ranks = "" if len(measured) == 1 else f", the best of {len(measured)} ranks at once"
     return (
@@ -120,15 +124,15 @@ def _compile(run: Run, others: Sequence[Run]) -> str:
         return "off"
     seconds = ledger["compile_s"]
     told = [
-        f"{ledger['mode']}, {ledger['start'] or 'start not told'}",
-        "seconds not told" if seconds is None else f"{seconds:.1f} s of compiling",
-        "graphs not told" if ledger["graphs"] is None else count(ledger["graphs"], "graph"),
+        f"{ledger['mode']}, {ledger['start'] or 'start not recorded'}",
+        "seconds not recorded" if seconds is None else f"{seconds:.1f} s of compiling",
+        "graphs not recorded" if ledger["graphs"] is None else count(ledger["graphs"], "graph"),
         count(len(ledger["graph_breaks"]), "graph break"),
         count(len(ledger["recompiles"]), "recompile"),
     ]
     places = [f"break at {item['where']}: {item['reason']}" for item in ledger["graph_breaks"]]
     places += [
-        f"step {item['step']}: {item['function']}: {item['reason'] or 'reason not told'}"
+        f"step {item['step']}: {item['function']}: {item['reason'] or 'reason not recorded'}"
         for item in ledger["recompiles"]
     ]
     return escaped("; ".join([", ".join(told), *places, _payoff(run, others)]))
@@ -139,7 +143,7 @@ def _payoff(run: Run, others: Sequence[Run]) -> str:
     eager = [other for other in others if other.readout and _compiled(other, run) == run.config]
     seconds = run.record["compile"][0]["compile_s"]
     if not eager or run.readout is None or seconds is None:
-        return "when it pays off is not told: there is no run like this that was not compiled"
+        return "when it pays off is unknown: there is no run like this without compiling"
     assert eager[0].readout is not None
     slow_s, fast_s = eager[0].readout.step.median, run.readout.step.median
     step = pays_off_at(seconds, slow_s, fast_s)
@@ -159,22 +163,27 @@ def _compiled(run: Run, like: Run) -> RunConfig | None:
 
 def _energy(run: Run) -> str:
     """Joules a token or picture of all devices, by their own counters."""
-    per_step = [
-        energy.joules / energy.num_steps
-        for energy in run.energy
-        if energy is not None and energy.joules is not None and energy.num_steps
+    gpus = run.record["gpu"]
+    told = [
+        gpu
+        for gpu in gpus
+        if gpu is not None and gpu["joules"] is not None and gpu["joules_of_steps"]
     ]
-    if not per_step or len(per_step) < len(run.energy):
+    if not told or len(told) < len(gpus):
         return f"blank: {escaped(_why_no_joules(run))}"
-    told = f"{math.fsum(per_step) / run.units_per_step:.3g} J per {run.unit}"
-    steps = min(energy.num_steps or 0 for energy in run.energy if energy is not None)
-    return f"{told}, of {count(len(per_step), 'device')}, by {count(steps, 'steady step')}"
+    step_j = math.fsum(gpu["joules"] / gpu["joules_of_steps"] for gpu in told)
+    steps = min(gpu["joules_of_steps"] for gpu in told)
+    return (
+        f"{step_j / run.units_per_step:.3g} J per {run.unit}, of {count(len(told), 'device')}, "
+        f"by {count(steps, 'steady step')}"
+    )
 
 
 def _why_no_joules(run: Run) -> str:
-    for gpu, energy in zip(run.record["gpu"], run.energy, strict=True):
-        if gpu is not None and energy is not None and energy.joules is None:
-            return str(gpu["untold"].get("all") or gpu["untold"].get("joules") or energy.reason)
+    for gpu in run.record["gpu"]:
+        if gpu is not None and gpu["joules"] is None:
+            reason = gpu["untold"].get("all") or gpu["untold"].get("joules")
+            return str(reason or "not told by the record")
     return "not told by the record"
 
 
@@ -182,7 +191,7 @@ def _launches(run: Run, again: Sequence[Run]) -> str:
     """Repeats of the whole launch: how much of the scatter is theirs."""
     runs = [each for each in (run, *again) if each.readout is not None]
     if len(runs) < MIN_LAUNCHES:
-        return "one: its interval says nothing of another launch; `--repeats` does"
+        return "1: its interval says nothing about another launch; use `--repeats`"
     told = f"{len(runs)}: {launches_in_words(split_variance([each.launch for each in runs]))}"
     apart = differences([each.record for each in runs])
     return escaped("; ".join([told, *apart]))
@@ -192,14 +201,19 @@ def passport_tables(run: Run) -> list[str]:
     """What each way of counting says, beside the peak and the ceiling, with the rate's interval."""
     figures = {} if run.readout is None else run.readout.as_dict()
     headers = (
-        *("convention", f"FLOPs per {run.unit}", "FLOP/s a device", "share of the data sheet"),
+        *(
+            "convention",
+            f"FLOPs per {run.unit}",
+            "FLOP/s per device",
+            "share of the data sheet's peak",
+        ),
         *("share of the ceiling", "what it counts"),
     )
     rows = [
         (
             f"`{row.convention}`",
             f"{row.flops_per_unit:,.0f}",
-            "blank" if row.flops_per_s is None else flops_rate_in_words(row.flops_per_s, figures),
+            "unknown" if row.flops_per_s is None else flops_rate_in_words(row.flops_per_s, figures),
             _utilisation(row, figures),
             _share_of_ceiling(row, figures),
             escaped(row.counts),
@@ -214,22 +228,23 @@ def passport_tables(run: Run) -> list[str]:
             f"Data sheet: {si(first.peak_flops_per_s)}FLOP/s dense in {first.dtype}, "
             f"{first.peak_source}{remark}."
         )
-    return [table(headers, rows), escaped(source)]
+    columns = {head: [row[index] for row in rows] for index, head in enumerate(headers)}
+    return [*draw(columns, headers[:1]), escaped(source)]
 
 
 def _utilisation(row: MfuRow, figures: Mapping[str, Any]) -> str:
     if row.utilisation is None:
-        return f"blank: {escaped(str(row.reason))}"
+        return f"none: {escaped(str(row.reason))}"
     return f"{row.kind} {share_in_words(row.utilisation, figures)}"
 
 
 def _share_of_ceiling(row: MfuRow, figures: Mapping[str, Any]) -> str:
     share = row.share_of_ceiling
-    told = "blank" if share is None else share_in_words(share, figures)
+    told = "unknown" if share is None else share_in_words(share, figures)
     return f"{told}; {escaped(row.flag)}" if row.flag else told
 
 
-Look = Mapping[str, Any]  # a `GpuSample` as the record has it
+Sample = Mapping[str, Any]  # a `GpuSample` as the record holds it
 
 SHOWN = (
     ("SM clock", "sm_clock_hz", 1e6, "MHz"),
@@ -240,35 +255,37 @@ SHOWN = (
 
 
 def gpu_state(record: Record) -> str:
-    """Nothing for a run that no GPU tells of."""
+    """Empty for a run without GPU samples."""
     watched = [gpu["samples"] for gpu in record["gpu"] if gpu is not None and gpu["samples"]]
     if not watched:
         return ""
-    first, last = ([looks[place] for looks in watched] for place in (0, -1))
+    first, last = ([samples[place] for samples in watched] for place in (0, -1))
     told = [
         f"{name} {_range(first, field, scale)} to {_range(last, field, scale)} {unit}"
         for name, field, scale, unit in SHOWN
     ]
     devices = "" if len(watched) == 1 else f", of {len(watched)} devices"
-    return "; ".join([f"first and last look{devices}: {', '.join(told)}", _held_down(watched)])
+    return "; ".join([f"first and last sample{devices}: {', '.join(told)}", _throttled(watched)])
 
 
-def _range(looks: Sequence[Look], field: str, scale: float) -> str:
+def _range(samples: Sequence[Sample], field: str, scale: float) -> str:
     """Over devices."""
-    values = sorted({round(look[field] / scale) for look in looks if look[field] is not None})
+    values = sorted(
+        {round(sample[field] / scale) for sample in samples if sample[field] is not None}
+    )
     if not values:
         return "?"
     return str(values[0]) if len(values) == 1 else f"({values[0]} … {values[-1]})"
 
 
-def _held_down(watched: Sequence[Sequence[Look]]) -> str:
-    looks = [look for own in watched for look in own if look["clock_reasons"] is not None]
-    if not looks:
-        return "the driver does not tell what held the clocks down"
-    reasons = Counter(reason for look in looks for reason in look["clock_reasons"])
+def _throttled(watched: Sequence[Sequence[Sample]]) -> str:
+    samples = [s for device in watched for s in device if s["clock_reasons"] is not None]
+    if not samples:
+        return "throttle reasons not available from the driver"
+    reasons = Counter(reason for sample in samples for reason in sample["clock_reasons"])
     told = [
-        f"{reason} at {number}"
+        f"{reason} in {number}"
         for reason, number in reasons.most_common()
         if reason not in HARMLESS
     ]
-    return f"clocks held down by {', '.join(told) or 'nothing'} of {count(len(looks), 'look')}"
+    return f"throttle reasons: {', '.join(told) or 'none'} of {count(len(samples), 'sample')}"

@@ -17,8 +17,8 @@ from unitransformer.config import ActivationCheckpointing, DataConfig, ParallelC
 from unitransformer.costs.flops import (
     CONVENTIONS,
     count_flops,
-    count_predicted_positions,
     count_parameters,
+    count_predicted_positions,
     flops_per_sample,
     recomputed_flops_per_sample,
 )

@@ -51,7 +51,9 @@ def test_mfu_halves_when_as_many_tokens_take_twice_the_devices() -> None:
 
 def test_recomputation_counts_for_hfu_and_not_for_mfu() -> None:
     config = RunConfig(recipe="gpt", size="reference", model=gpt.PRESET.model_config())
-    rows = build_mfu_report(**(RUN | {"flops_per_unit": count_flops(config), "units_per_s": 1000.0}))
+    rows = build_mfu_report(
+        **(RUN | {"flops_per_unit": count_flops(config), "units_per_s": 1000.0})
+    )
     kinds = {row.convention: row.kind for row in rows}
     assert list(kinds) == list(CONVENTIONS)
     assert [name for name, kind in kinds.items() if kind == "HFU"] == ["hardware"]

@@ -11,9 +11,9 @@ from recipes import bert, gpt, vit
 from unitransformer.config import DataConfig, ParallelConfig, RunConfig
 from unitransformer.data import baselines
 from unitransformer.data.baselines import (
-    validation_targets,
     most_frequent_baseline,
     unigram_baseline,
+    validation_targets,
 )
 from unitransformer.data.counter_rng import uniform
 from unitransformer.data.datamodule import DataModule

@@ -30,7 +30,9 @@ def make_steps(
 
 
 def starts(shape: Shape, num_steps: int = NUM_STEPS) -> list[int | None]:
-    return [find_steady_state(make_steps(seed, shape, num_steps)).start for seed in range(NUM_SERIES)]
+    return [
+        find_steady_state(make_steps(seed, shape, num_steps)).start for seed in range(NUM_SERIES)
+    ]
 
 
 def num_within(found: Sequence[int | None], first: int, last: int) -> int:
@@ -117,7 +119,9 @@ def test_steady_state_begins_after_a_shift_in_the_middle() -> None:
 
 
 def test_a_shift_near_the_end_leaves_no_steady_state() -> None:
-    found = [find_steady_state(make_steps(s, lambda step: 1.0 if step < 180 else 1.2)) for s in range(50)]
+    found = [
+        find_steady_state(make_steps(s, lambda step: 1.0 if step < 180 else 1.2)) for s in range(50)
+    ]
     assert sum(steady.start is None for steady in found) >= 45
     reason = next(steady.reason for steady in found if steady.reason)
     assert reason.endswith("steps before the end of 200, needs 50 steps of one level")

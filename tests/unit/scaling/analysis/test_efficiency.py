@@ -174,7 +174,8 @@ def test_the_slowest_rank_is_named_and_its_cost_is_not_guessed() -> None:
 def test_communication_and_waiting_come_from_the_clock_if_recorded() -> None:
     # 80 ms: 16 of communication on the slowest rank, of which 12 are the minimum over ranks.
     one, two = strong(0.1, 1), strong(0.08, 2, changes=traced(0.25, 0.1))
-    two.record["samples"].update(clocked(0.016, 0.012))
+    samples = two.record["samples"] | clocked(0.016, 0.012)
+    two = make_run(two.record | {"samples": samples}, two.name)
     loss = explain(one, two)
     assert loss.parts["exposed communication"] == pytest.approx(0.15)
     assert loss.parts["waiting for the slowest rank"] == pytest.approx(0.05)

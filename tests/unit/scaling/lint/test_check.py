@@ -1,23 +1,26 @@
-"""The linter accepts a report as it was written, and names one injected fault of each kind."""
+"""The linter: a report as it was written has no errors; one planted fault of each kind is named."""
 
 import re
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from test_certificates import RESULTS, make_certificate
+from test_efficiency import strong
+from test_store import make_record
+from test_sweep import make_study, make_tasks, work
 
 from scaling.__main__ import main
 from scaling.lint.check import Findings, lint, render
-from scaling.lint.table_arithmetic import check_tables, read_tables
+from scaling.lint.table_arithmetic import check_efficiencies, check_rows
 from scaling.parity.certificate_file import write_certificate
-from scaling.report.results_md import render_report
-from scaling.report.staleness import Today, explain, look, read_today
-from scaling.store.reader import load_store
-from tests.builders.certificates import make_certificate
-from tests.builders.records import make_record
-from tests.builders.sweeps import make_study, make_tasks, work
+from scaling.report.results_md import render_pages
+from scaling.report.rows import Row, rows
+from scaling.report.staleness import Today, look, read_state, state_comment
+from scaling.store.reader import Store, load_store
 from unitransformer.record.schema import Record, write_record
 
 
@@ -48,7 +51,7 @@ def test_a_report_as_it_was_written_has_no_errors(report: Path) -> None:
     findings = lint(report)
     assert findings.errors == ()
     assert findings.exit_code == 0
-    assert "bytes and arithmetic against 4 records and 1 certificate" in told(findings)
+    assert "samples of 4 records and 1 certificate" in told(findings)
 
 
 def test_one_changed_digit_is_shown_with_its_line(report: Path) -> None:
@@ -62,12 +65,21 @@ def test_one_changed_digit_is_shown_with_its_line(report: Path) -> None:
 
 
 def test_a_deleted_row_is_shown(report: Path) -> None:
-    edit(report, lambda text: re.sub(r"\| precision .*\n", "", text, count=1))
+    edit(report, lambda text: re.sub(r"\| metric .*\n", "", text, count=1))
     ((_, what),) = lint(report).errors
-    assert re.search(r"\+ .*precision", what)
+    assert re.search(r"\+ .*metric", what)
 
 
-def test_a_changed_rate_with_updated_checksum_contradicts_its_samples(report: Path) -> None:
+def test_a_page_that_was_changed_or_is_gone_is_named(report: Path) -> None:
+    pages = report.parent / "RESULTS-pages"
+    edit(pages / "runs.md", lambda text: text.replace("100.0 ms", "90.0 ms", 1))
+    (pages / "parity.md").unlink()
+    places = [where for where, _ in lint(report).errors]
+    assert "RESULTS-pages/parity.md" in places
+    assert any(re.fullmatch(r"RESULTS-pages/runs\.md:\d+", place) for place in places)
+
+
+def test_a_rate_that_was_changed_and_sealed_again_is_at_odds_with_its_samples(report: Path) -> None:
     record = make_record("vit", images_per_s=21.0)
     write_record(record, report.parent / "runs" / "vit.json")
     errors = lint(report).errors
@@ -76,7 +88,21 @@ def test_a_changed_rate_with_updated_checksum_contradicts_its_samples(report: Pa
         "images_per_s is 21.0 in the record, 20.0 by its samples and config",
     ) in (errors)
     assert any("passport.matmul.flops_per_s" in what and "21" in what for _, what in errors)
-    assert errors[0][0].startswith("RESULTS.md:"), "its warning is missing in the text"
+
+
+def test_flops_of_an_older_count_are_a_warning(report: Path) -> None:
+    write_record(make_record("gpt", flops_per_token={}), report.parent / "runs" / "gpt.json")
+    assert main(["report", "runs"]) == 0
+    findings = lint(report)
+    assert findings.errors == ()
+    assert any("flops_per_token.palm is nothing" in what for _, what in findings.warnings)
+
+
+def test_an_edited_certificate_is_an_error(report: Path) -> None:
+    edited = make_certificate(results=[*RESULTS[:3], RESULTS[3] | {"verdict": "equal"}])
+    write_certificate(edited, Path("runs"))
+    assert main(["report", "runs"]) == 0
+    assert any("verdict of fsdp x 2, 32-true is equal" in what for _, what in lint(report).errors)
 
 
 def test_a_plot_that_was_changed_or_is_gone_is_named(report: Path) -> None:
@@ -94,7 +120,10 @@ def test_a_report_without_its_command_or_its_records_is_an_error(report: Path) -
     assert any("gone does not exist" in what for _, what in lint(report).errors)
     edit(report, lambda text: text.replace("scaling report gone", "scaling repot"))
     ((_, what),) = lint(report).errors
-    assert "holds no `python -m scaling report DIR`" in what
+    assert "does not end with its `python -m scaling report DIR`" in what
+    edit(report, lambda text: text.replace("<!-- scaling report", "<!-- "))
+    ((_, what),) = lint(report).errors
+    assert "does not end with its `python -m scaling report DIR`" in what
     with pytest.raises(ValueError, match="is no file; give a report"):
         lint(report.parent / "nothing.md")
 
@@ -110,27 +139,29 @@ def test_damaged_files_are_warnings(report: Path) -> None:
     )
 
 
-def test_records_under_different_conditions_share_a_table_only_with_a_note(report: Path) -> None:
-    # Both records of GPT have uncommitted changes, which the report says.
-    assert "code may not be its commit" in report.read_text()
-    edit(report, lambda text: text.replace("code may not be its commit", "all is well"))
+def test_records_that_differ_are_one_table_only_with_a_note(report: Path) -> None:
+    # Both records of GPT were made with uncommitted changes, and the text says so.
+    page = report.parent / "RESULTS-pages" / "runs.md"
+    assert "code may not be its commit" in page.read_text()
+    edit(page, lambda text: text.replace("code may not be its commit", "all is well"))
     (_, (_, what)) = lint(report).errors
     assert what.startswith("GPT: 2 records in one table, and nothing says: code may not be its")
 
 
-def test_cells_under_different_conditions_share_a_table_only_with_a_note_in_their_section(
+def test_cells_that_differ_are_one_table_only_with_a_note_in_their_own_section(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     work(tmp_path / "night", make_tasks(make_study()))  # with uncommitted changes
-    main(["report", "night"])  # their values are invented, which the report says
+    main(["report", "night"])  # their figures are made up, which it says
     report, note = tmp_path / "RESULTS.md", "code may not be its commit"
+    page = tmp_path / "RESULTS-pages" / "night.md"
 
     def joined() -> list[str]:
         return [what for _, what in lint(report).errors if "in one table" in what]
 
     assert joined() == []
-    edit(report, lambda text: f"{text.replace(note, 'all is well')}\n## Else\n\n{note}\n")
+    edit(page, lambda text: f"{text.replace(note, 'all is well')}\n## Else\n\n{note}\n")
     (what,) = joined()
     assert what.startswith(f"night, GPT: 5 records in one table, and nothing says: {note}")
 
@@ -138,82 +169,65 @@ def test_cells_under_different_conditions_share_a_table_only_with_a_note_in_thei
 # ------------------------------------------------------------------------------ arithmetic
 
 
-def wrong(headers: str, row: str, *, heading: str = "## GPT") -> list[str]:
-    text = f"{heading}\n\n| {headers} |\n|---|\n| {row} |\n"
-    return [what for _, what in check_tables(list(read_tables(text)))]
+def rows_of(report: Path) -> tuple[list[Row], Store]:
+    store = load_store([report.parent / "runs"], relative_to=report.parent)
+    return rows(store), store
 
 
 @pytest.mark.parametrize(
-    ("headers", "row", "words"),
+    ("changes", "words"),
     [
-        ("devices | efficiency", "4 | 1.3 (1.2 to 1.4)", "efficiency 1.3 (1.2 to 1.4): its int"),
-        ("devices | efficiency", "4 | 130.0% (120.0% to 140.0%)", "interval from 120.0 is above 1"),
-        ("devices | efficiency", "4 | 130.0%", "it has no interval"),
-        ("figure | value", "speed | 300 tokens/s (310 to 320)", "300 is not between 310 and 320"),
-        ("figure | value", "median steady step | 9.0 ms, x; 9.1 ms to 9.2 ms", "not between 9.1"),
-        ("figure | value", "batch | 512 = 8 a device x 4 micro-batches x 15 devices", "make 480"),
-        ("convention | share of the data sheet", "`matmul` | MFU 101.0%", "above 1"),
-        ("convention | share of the ceiling", "`6n` | 116.3%", "above 1 without a flag"),
-        ("convention | share of the ceiling", "`6n` | 95.0% (96.0% to 97.0%)", "not between 96"),
+        ({"units_per_s": 30.0}, "units_per_s is 30; "),
+        ({"low_units_per_s": 1e9, "high_units_per_s": 2e9}, "is not between 1000000000.0 and"),
+        ({"low_step_s": 9.0, "high_step_s": 9.5}, "is not between 9.0 and 9.5"),
+        ({"global_batch_size": 480}, "global_batch_size is 480; "),
+        ({"units_per_s_per_device": 1.0}, "1.0 on each of 1 devices"),
+        ({"median_step_s": 9.0}, "the tokens of a step make"),
+        ({"samples_per_s": 9e9}, "the samples of a step make"),
+        ({"mfu_matmul": 1.01}, "mfu_matmul is 1.01; passport.matmul of the record says None"),
+        ({"share_of_ceiling_6n": 1.2}, "share_of_ceiling_6n is 1.2; passport.6n of the record"),
     ],
 )
-def test_an_impossible_printed_cell_is_named(headers: str, row: str, words: str) -> None:
-    (what,) = wrong(headers, row)
-    assert words in what
+def test_a_row_whose_figures_contradict_each_other_is_named(
+    report: Path, changes: dict[str, Any], words: str
+) -> None:
+    made, store = rows_of(report)
+    assert list(check_rows(made, store.runs)) == []
+    row = next(row for row in made if row.recipe == "gpt")
+    found = [what for _, what in check_rows([replace(row, **changes)], store.runs)]
+    assert any(words in what for what in found), found
 
 
-@pytest.mark.parametrize(
-    ("headers", "row"),
-    [
-        ("devices | efficiency", "4 | 1.02 (0.98 to 1.06)"),
-        ("devices | efficiency", "4 | 97.5% (96.0% to 99.0%)"),
-        ("figure | value", "speed | 1,300 tokens/s (1,290 to 1,320)"),
-        ("figure | value", "batch | 512 = 8 a device x 4 micro-batches x 16 devices"),
-        ("convention | share of the ceiling", "`6n` | 116.3%; above the ceiling (1.163 of it)"),
-        ("convention | share of the ceiling", "`6n` | 116.3% (114.0% to 117.0%); above it"),
-    ],
-)
-def test_a_possible_printed_cell_is_accepted(headers: str, row: str) -> None:
-    assert wrong(headers, row) == []
+def test_flops_a_second_follow_from_the_recorded_rate(report: Path) -> None:
+    record = make_record("gpt")
+    row = record["passport"][2]
+    row["flops_per_s"] *= 1.02
+    row["units_per_s"] *= 1.02
+    row["share_of_ceiling"] *= 1.02
+    write_record(record, report.parent / "runs" / "gpt.json")
+    assert any("passport.matmul.flops_per_s is" in what for _, what in lint(report).errors)
 
 
-def test_printed_flops_per_second_follow_from_the_printed_rate() -> None:
-    # 300 tokens per second of 2 MFLOP each are 600 MFLOP/s: 150 MFLOP/s on each of 4 devices.
-    text = (
-        "## GPT\n\n| figure | value |\n|---|---|\n| speed | 300 tokens/s |\n"
-        "| spread over | 2 nodes x 2 x cuda, strategy ddp |\n\n"
-        "| convention | FLOPs per token | FLOP/s a device |\n|---|---|---|\n"
-        "| `matmul` | 2,000,000 | 150 MFLOP/s |\n| `6n` | 2,000,000 | 152 MFLOP/s (149 to 153) |\n"
-    )
-    ((line, what),) = check_tables(list(read_tables(text)))
-    assert text.split("\n")[line - 1].startswith("| `6n`")
-    assert "6e+08 FLOP/s; 152 MFLOP/s (149 to 153) x 4 are 6.08e+08" in what
-
-
-@pytest.mark.parametrize(
-    ("row", "words"),
-    [
-        ("2 | 400 tokens/s | 200 tokens/s | 2 MFLOP per token | 400 MFLOP/s", None),
-        ("2 | 400 tokens/s | 200 tokens/s | 2 MFLOP per token | 0.4 GFLOP/s", None),
-        ("2 | 400 tokens/s | 200 tokens/s | 2 MFLOP per token | 410 MFLOP/s", "4e+08 FLOP/s; 410"),
-        ("1 | 400 tokens/s | 200 tokens/s | 2 MFLOP per token | 400 MFLOP/s", "each of 1 dev"),
-        ("2 | blank, no steady state: short | | 2 MFLOP per token | ", None),
-    ],
-)
-def test_a_printed_sweep_row_is_consistent(row: str, words: str | None) -> None:
-    found = wrong("devices | speed | a device | FLOPs | FLOP/s a device", row)
-    assert found == [] if words is None else words in found[0]
+def test_an_efficiency_whose_whole_interval_is_above_1_is_named() -> None:
+    once, *rest = (strong(step_s, devices) for step_s, devices in ((0.1, 1), (0.05, 2), (0.02, 4)))
+    assert list(check_efficiencies([once, rest[0]])) == []
+    ((where, what),) = check_efficiencies([once, rest[1]])
+    assert where == "strong scaling of ddp on 4 devices (runs/4.json)"
+    assert what.startswith("efficiency is 1.2500: its interval begins at 1.2")
 
 
 def test_a_stored_share_of_the_ceiling_above_1_needs_its_flag(report: Path) -> None:
     record = make_record("bert")
     row = record["passport"][0]
     row |= {"share_of_ceiling": 1.2, "flag": None}
+    row["ceiling_flops_per_s"] = row["flops_per_s"] / 1.2
     write_record(record, report.parent / "runs" / "bert.json")
     assert main(["report", "runs"]) == 0
-    assert lint(report).errors == (
+    findings = lint(report)
+    assert findings.errors == (
         ("runs/bert.json", "passport.6n.share_of_ceiling is 1.200, above 1 without a flag"),
     )
+    assert any("passport.6n.share_of_ceiling is 1.2" in what for _, what in findings.warnings)
 
 
 # ------------------------------------------------------------------------------ staleness
@@ -227,10 +241,10 @@ def git(folder: Path, *words: str) -> str:
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
-    """A checkout with one commit of the code that determines measurements."""
+    """A checkout with one commit of the code that decides what is measured."""
     folder = tmp_path / "checkout"
     (folder / "recipes").mkdir(parents=True)
-    (folder / "recipes" / "a.py").write_text("1")
+    (folder / "recipes" / "gpt.py").write_text("STEPS = 1\nprint(STEPS)\n")
     (folder / "notes.md").write_text("1")
     git(tmp_path, "init", "-q", "checkout")
     git(folder, "add", ".")
@@ -239,7 +253,7 @@ def checkout(tmp_path: Path) -> Path:
 
 
 def stale(report: Path, checkout: Path, **changes: Any) -> list[str]:
-    """What lint says about a record of BERT."""
+    """What is said of a record of BERT."""
     record: Record = make_record("bert", **changes)
     write_record(record, report.parent / "runs" / "bert.json")
     findings = lint(report, code=checkout)
@@ -255,7 +269,7 @@ def test_a_record_is_stale_once_the_code_that_decides_has_changed(
     (checkout / "notes.md").write_text("2")
     git(checkout, "commit", "-qam", "notes")
     assert stale(report, checkout, code=code) == []
-    (checkout / "recipes" / "a.py").write_text("2")
+    (checkout / "recipes" / "gpt.py").write_text("STEPS = 2\nprint(STEPS)\n")
     git(checkout, "commit", "-qam", "code")
     short = code["commit"][:12]
     assert stale(report, checkout, code=code) == [
@@ -263,9 +277,7 @@ def test_a_record_is_stale_once_the_code_that_decides_has_changed(
     ]
 
 
-def test_another_torch_unknown_commits_and_dirty_trees_are_reported(
-    report: Path, checkout: Path
-) -> None:
+def test_another_torch_unknown_commits_and_dirt_are_told(report: Path, checkout: Path) -> None:
     found = stale(report, checkout, versions={"torch": "1.0"})
     assert [re.sub("; .*", "", what) for what in found] == [
         "stale: measured with torch 1.0",
@@ -276,7 +288,7 @@ def test_another_torch_unknown_commits_and_dirty_trees_are_reported(
     assert "stale: its commit is not told" in stale(report, checkout, code=nothing)
 
 
-def test_lint_outside_a_checkout_says_so_in_one_line(report: Path) -> None:
+def test_outside_a_checkout_one_line_says_so(report: Path) -> None:
     findings = lint(report, code=report.parent)
     assert "code: not compared, for it is in no git checkout" in findings.checked
     assert not [what for _, what in findings.warnings if "checkout" in what]
@@ -286,15 +298,16 @@ def test_lint_outside_a_checkout_says_so_in_one_line(report: Path) -> None:
 
 
 def held_against(report: Path, checkout: Path) -> str:
-    """The report written next to a checkout."""
+    """The report as it is written beside a checkout."""
     store = load_store([report.parent / "runs"], relative_to=report.parent)
     today = look(store, checkout)
-    text = render_report(store, command="python -m scaling report runs", plots="plots", today=today)
-    report.write_text(text)
-    return text
+    pages = render_pages(store, command="python -m scaling report runs", plots="plots", today=today)
+    for path, page in pages.items():
+        (report.parent / path).write_text(page)
+    return "\n".join(pages.values())
 
 
-def test_lint_reproduces_the_stale_marks_of_a_report_after_later_commits(
+def test_the_report_marks_what_is_stale_and_lint_writes_it_again_whatever_comes_after(
     report: Path, checkout: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("importlib.metadata.version", lambda _: "2.13.0")
@@ -304,17 +317,18 @@ def test_lint_reproduces_the_stale_marks_of_a_report_after_later_commits(
     write_record(make_record("vit", code=code, versions={"torch": "1.0"}), Path("runs/vit.json"))
     assert main(["report", "runs"]) == 0  # its plots
     fresh = held_against(report, checkout)
-    assert "[bert.json](runs/bert.json) " in fresh
-    assert "[vit.json](runs/vit.json)†" in fresh, "another torch"
-    assert fresh.count("† after a record") == 1
-    (checkout / "recipes" / "a.py").write_text("2")
+    assert "[record](runs/bert.json) " in fresh
+    assert "[record](runs/vit.json)†" in fresh, "another torch"
+    assert "[record](../runs/vit.json)†" in fresh, "on every page"
+    assert fresh.count("† after a record: it tells") == 1
+    (checkout / "recipes" / "gpt.py").write_text("STEPS = 2\nprint(STEPS)\n")
     git(checkout, "commit", "-qam", "code")
     assert lint(report, code=checkout).errors == (), "the text is right about what it was beside"
     assert ("RESULTS.md", "its marks of what is stale are not today's; write it again") in lint(
         report, code=checkout
     ).warnings
     stale_ = held_against(report, checkout)
-    assert "[bert.json](runs/bert.json)†" in stale_
+    assert "[record](runs/bert.json)†" in stale_
     assert stale_ == held_against(report, checkout)
     assert f"Code: changed since {first[:12]}; not known at 0123456789ab. " in stale_
     assert lint(report, code=checkout).errors == ()
@@ -330,11 +344,14 @@ def test_lint_reproduces_the_stale_marks_of_a_report_after_later_commits(
         Today(torch=None, is_checkout=True, changed=frozenset({"0a"}), unknown=frozenset({"0c"})),
     ],
 )
-def test_the_staleness_comparison_is_read_back_from_a_report(today: Today) -> None:
-    assert read_today(f"# Results\n\n{explain(today)}\n") == today
+def test_what_a_report_was_held_against_can_be_read_in_it(today: Today) -> None:
+    state = read_state(f"# Results\n\n{state_comment('python -m scaling report a-->b', today)}\n")
+    assert state is not None
+    assert state.today == today
+    assert state.command == "python -m scaling report a-->b"
 
 
-def test_a_report_without_a_checkout_marks_nothing_and_says_so_once(
+def test_without_a_checkout_nothing_is_marked_and_this_is_said_once(
     report: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("importlib.metadata.version", lambda _: "2.13.0")

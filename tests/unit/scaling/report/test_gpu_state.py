@@ -55,14 +55,14 @@ def test_a_row_has_joules_clocks_power_and_temperature_at_start_and_end() -> Non
     assert "memory clock 3201 to 3001 MHz" in row["GPU"]
     assert "power 700 to 700 W" in row["GPU"]
     assert "temperature 50 to 70 °C" in row["GPU"]
-    assert "clocks held down by nothing of 3 looks" in row["GPU"]
+    assert "throttle reasons: none of 3 samples" in row["GPU"]
     assert row["flags"] == "none"
 
 
 def test_a_throttled_and_shared_gpu_is_flagged_on_its_row() -> None:
     nvml = Warming(reasons=[0, POWER_CAP, POWER_CAP], processes=[1_000_001, 1_000_002])
     row = row_of(reading(nvml))
-    assert "clocks held down by software power cap at 2 of 3 looks" in row["GPU"]
+    assert "throttle reasons: software power cap in 2 of 3 samples" in row["GPU"]
     assert "limited by software power cap" in row["flags"]
     assert "GPU shared with" in row["flags"]
 
@@ -79,7 +79,7 @@ def test_values_missing_from_the_driver_are_not_shown_as_numbers() -> None:
         look |= {"power_w": None, "clock_reasons": None}
     row = row_of(told)
     assert "power ? to ? W" in row["GPU"]
-    assert "the driver does not tell what held the clocks down" in row["GPU"]
+    assert "throttle reasons not available from the driver" in row["GPU"]
 
 
 def test_a_run_without_a_gpu_has_no_such_row() -> None:

@@ -1,4 +1,4 @@
-"""Tests RESULTS.md for hand-made records, and the command that writes it."""
+"""The report: what RESULTS.md says of hand-made records, and the command that writes it."""
 
 import json
 import os
@@ -12,44 +12,76 @@ from typing import Any, get_args
 from urllib.parse import unquote
 
 import pytest
+from test_certificates import RESULTS, make_certificate
+from test_store import CEILING, HOST, STEP_S, make_config, make_crashed, make_record, make_run
 
 from scaling.__main__ import main
 from scaling.parity.certificate import describe_bounds
 from scaling.parity.certificate_file import read_certificate, write_certificate
 from scaling.report.exports import to_csv, to_json
 from scaling.report.html.page import render_html
-from scaling.report.results_md import draw_architecture, draw_plots, render_report
+from scaling.report.results_md import draw_plots, render_pages
 from scaling.report.rows import rows
+from scaling.report.sections.architecture import draw_architecture
 from scaling.store.reader import LeftOut, Store, load_store
-from tests.builders.certificates import RESULTS, make_certificate
-from tests.builders.records import CEILING, HOST, STEP_S, make_config, make_crashed, make_record
-from tests.builders.reports import cells, make_store, render
 from unitransformer.config import ParallelConfig, Precision, Recipe, to_dict
 from unitransformer.costs.flops import count_flops
 from unitransformer.measure.compile_ledger import CompileLedger
 from unitransformer.record.schema import Record, write_record
 
 
+def make_store(*records: Record) -> Store:
+    runs = tuple(make_run(record, f"runs/{i}.json") for i, record in enumerate(records))
+    return Store(runs=runs, left_out=())
+
+
+def pages_of(store: Store) -> dict[str, str]:
+    """Every page by its file name, in a folder of their own beside RESULTS.md."""
+    pages = render_pages(store, command="python -m scaling report .", plots="plots", pages="pages")
+    return {path.name: text for path, text in pages.items()}
+
+
+def text_of(store: Store) -> str:
+    """All pages, RESULTS.md first."""
+    return "\n".join(pages_of(store).values())
+
+
+def render(*records: Record) -> str:
+    return text_of(make_store(*records))
+
+
+def results(*records: Record) -> str:
+    """RESULTS.md alone."""
+    return pages_of(make_store(*records))["RESULTS.md"]
+
+
 def three() -> list[Record]:
     return [make_record(recipe) for recipe in ("vit", "gpt", "bert")]
+
+
+def cells(text: str, name: str) -> list[str]:
+    """The cells right of the first table row that begins with `name`."""
+    (row, *_) = [line for line in text.splitlines() if re.match(rf"\| {re.escape(name)} ", line)]
+    return [cell.strip() for cell in re.split(r"(?<!\\)\|", row)[2:-1]]
 
 
 # ---------------------------------------------------------------------------------- the whole
 
 
 def test_sections_come_in_one_order_whatever_the_order_of_the_records() -> None:
-    text = render(*three(), make_crashed())
-    headings = re.findall("^## (.*)", text, flags=re.MULTILINE)
-    assert headings == [
-        "Conditions",
-        "Overview",
+    pages = pages_of(make_store(*three(), make_crashed()))
+    assert re.findall("^## (.*)", pages["RESULTS.md"], flags=re.MULTILINE) == [
+        "Longest training run of each recipe",
         "BERT",
         "GPT",
         "ViT",
-        "Runs that did not end well",
+        "More",
+        "How to write this file again",
     ]
-    inner = ["Architecture", "Parameters", "Training", "Speed and memory", "FLOPs and MFU"]
-    assert re.findall("^### (.*)", text, flags=re.MULTILINE) == inner * 3
+    inner = ["Architecture", "Parameters", "Speed and memory", "FLOPs and MFU"]
+    assert re.findall("^### (.*)", pages["runs.md"], flags=re.MULTILINE) == inner * 3
+    conditions = ["Hardware", "Versions", "Commit", "Data", "Runs that failed"]
+    assert re.findall("^## (.*)", pages["conditions.md"], flags=re.MULTILINE) == conditions
 
 
 def test_only_recipes_that_ran_have_a_section() -> None:
@@ -59,50 +91,54 @@ def test_only_recipes_that_ran_have_a_section() -> None:
     assert cells(text, "recipe") == ["ViT"]
 
 
-def test_the_first_paragraph_describes_the_report_and_how_to_regenerate_it() -> None:
-    opening = render(*three()).split("## ")[0]
-    assert "3 runs" in opening
-    assert "generated and never edited" in opening
-    assert "```sh\npython -m scaling report .\n```" in opening
+def test_the_first_paragraph_says_what_it_is_and_how_to_write_it_again() -> None:
+    text = results(*three())
+    opening, ending = text.split("\n## ")[0], text.split("\n## ")[-1]
+    assert "3 runs, measured on Example 9000" in opening
+    assert "torch 2.13.0" in opening
+    assert "generated and never edited" in ending
+    assert "```sh\npython -m scaling report .\n```" in ending
 
 
-def test_the_overview_shows_every_value_with_its_unit() -> None:
-    text = render(*three())
+def test_the_overview_tells_every_figure_with_its_unit() -> None:
+    text = results(*three())
     assert cells(text, "recipe") == ["BERT", "GPT", "ViT"]
     few = "no interval: 10 samples, an interval needs 50"
     rates = ["160 tokens/s", "160 tokens/s", "20.00 images/s"]
     assert cells(text, "speed") == [f"{rate}; {few}" for rate in rates]
-    assert cells(text, "flags") == ["none"] * 3
-    # 20 images per second, against 1 GFLOP in 10 ms.
+    # 20 pictures a second, against 1 GFLOP in 10 ms.
     share = 20 * count_flops(make_config("vit"))["matmul"] / 1e11
-    why = "blank: a CPU has no published peak; its measured ceiling stands"
-    assert cells(text, "MFU")[2] == why
     assert cells(text, "of the measured ceiling")[2] == f"{share:.1%}"
     assert cells(text, "validation loss") == ["2.0000 nats"] * 3
     assert cells(text, "metric") == ["masked accuracy 50.00%", "perplexity 7.4", "top-1 50.00%"]
     assert cells(text, "trivial baseline")[1] == "unigram entropy, 2.5000 nats"
+    assert cells(text, "peak memory") == ["1.00 GiB (tensors), 1.50 GiB resident"] * 3
+    assert cells(text, "steps") == ["12"] * 3
     assert cells(text, "baseline beaten")[:2] == [
         "yes, by 25.00 percentage points",
         "yes, by 0.50 nats",
     ]
-    assert cells(text, "peak memory") == ["1.00 GiB (tensors), 1.50 GiB resident"] * 3
-    assert cells(text, "steps") == ["12"] * 3
-    assert cells(text, "precision") == ["32-true"] * 3
-    assert cells(text, "devices") == ["1 x auto, strategy auto"] * 3
+    (alike,) = re.findall(r"Same for all: (.*?)\n\n", text, flags=re.DOTALL)
+    for told in (
+        "MFU none: a CPU has no published peak; its measured ceiling stands",
+        "precision 32-true",
+        "devices 1 x auto, strategy auto",
+        "flags none",
+    ):
+        assert told in " ".join(alike.split())
     assert cells(text, "FLOPs")[2].endswith("FLOP per image (`matmul`)")
 
 
-def test_recipes_are_named_in_one_order_and_a_changed_shape_is_marked() -> None:
+def test_recipes_are_named_in_one_order_and_a_changed_shape_is_no_preset() -> None:
     older = {"versions": {"python": "3.10"}}
     records = [make_record("vit"), make_record("bert"), make_record("gpt", **older)]
-    (versions,) = cells(render(*records), "versions")
-    assert versions.startswith("BERT, ViT: ")
+    assert "\n- BERT, ViT: python" in render(*records).split("## Versions")[1]
     changed = make_record("gpt", command="python -m recipes.gpt --model.width 16")
     assert cells(render(changed), "size") == ["tiny, its shape changed"]
     assert cells(render(make_record("gpt")), "size") == ["tiny"]
 
 
-def test_a_baseline_that_was_not_beaten_is_reported() -> None:
+def test_a_baseline_that_was_not_beaten_is_told() -> None:
     record = make_record()
     record["validation"]["baseline"]["loss"] = 1.25
     assert cells(render(record), "baseline beaten") == ["**no**, 0.75 nats short"]
@@ -110,32 +146,31 @@ def test_a_baseline_that_was_not_beaten_is_reported() -> None:
 
 def test_conditions_that_differ_name_their_recipes() -> None:
     records = [make_record("bert"), make_record("gpt", code={"commit": None, "is_dirty": None})]
-    (commit,) = cells(render(*records), "commit")
-    assert commit == (
-        "BERT: 0123456789ab, with changes not committed<br>"
-        "GPT: not told: the code ran outside a git checkout"
-    )
-    (versions,) = cells(render(*records), "versions")
-    assert versions == "python 3.11.7, torch 2.13.0"
+    text = render(*records)
+    assert (
+        "## Commit\n\n- BERT: 0123456789ab, with uncommitted changes\n"
+        "- GPT: unknown: the code ran outside a git checkout\n"
+    ) in text
+    assert "## Versions\n\n- python 3.11.7, torch 2.13.0\n" in text
     assert "sha256 " + "ab" * 32 in render(*records)
 
 
-def test_a_blank_value_has_its_reason() -> None:
+def test_a_missing_figure_says_why() -> None:
     record = make_record(step_s=[0.1] * 5, data={"description": "synthetic", "sha256": None})
     record["validation"]["baseline"] = None
     text = render(record)
-    reason = "blank, no steady state: 5 steps, needs 8"
+    reason = "no steady state: 5 steps, needs 8"
     for name in ("speed", "mean speed", "median steady step", "steady state"):
         assert cells(text, name) == [reason]
-    assert cells(text, "trivial baseline")[0].startswith("blank: the record holds none")
-    assert cells(text, "baseline beaten") == ["blank: there is none to compare with"]
-    assert cells(text, "data") == ["synthetic; no sha256: it has no files"]
+    assert cells(text, "trivial baseline") == ["none recorded, as for synthetic data"]
+    assert cells(text, "baseline beaten") == ["no baseline to compare with"]
+    assert "\n- synthetic; no files, so no sha256\n" in text
 
 
-def test_equal_records_give_an_equal_report_in_any_order() -> None:
+def test_equal_records_give_equal_bytes_in_any_order() -> None:
     runs = make_store(*three(), make_record("gpt", step_s=STEP_S * 2)).runs
     stores = [Store(runs=order, left_out=()) for order in (runs, runs[::-1])]
-    first, second = (render_report(store, command="", plots="plots") for store in stores)
+    first, second = map(pages_of, stores)
     assert first == second
 
 
@@ -154,7 +189,7 @@ def test_plots_hold_no_date_and_no_version() -> None:
     assert b"Matplotlib v" not in content
 
 
-def test_hosts_and_absolute_paths_are_not_in_the_report() -> None:
+def test_hosts_and_absolute_paths_stay_at_home() -> None:
     error = {"type": "OSError", "message": "secret-node-7: /home/jane/data/a.txt is gone"}
     text = render(make_record("bert"), make_crashed(error=error))
     assert "OSError: (host): …/a.txt is gone" in text
@@ -165,18 +200,18 @@ def test_hosts_and_absolute_paths_are_not_in_the_report() -> None:
 # ---------------------------------------------------------------------------------- one recipe
 
 
-def test_the_longest_run_has_a_section_and_the_others_have_a_row() -> None:
+def test_the_longest_run_has_the_section_and_the_others_a_row() -> None:
     long = make_record(step_s=STEP_S + [0.1] * 8, loss=[1.0] * 20, learning_rate=[1e-3] * 20)
     text = render(make_record(), long, make_record(started_at="2026-02-02"))
     assert cells(text, "steps") == ["20"]
     rows = text.split("### All runs")[1]
-    places = [rows.index(f"[{number}.json](runs/{number}.json)") for number in (1, 2, 0)]
+    places = [rows.index(f"[record](../runs/{number}.json)") for number in (1, 2, 0)]
     assert places == sorted(places), "the longest, then of equally long ones the newest"
-    assert "> These rows were not measured alike." in rows
+    assert "> These rows were measured under different conditions." in rows
     assert "uncommitted changes (records 1, 2, 3)" in rows
 
 
-def test_variance_within_and_between_launches_is_reported_separately() -> None:
+def test_repeats_of_a_launch_have_their_variance_apart() -> None:
     noise = random.Random(0)
     step_s = [0.5, 0.3] + [0.1 + 0.01 * noise.random() for _ in range(90)]
     slower = [0.5, 0.3] + [0.12 + 0.01 * noise.random() for _ in range(90)]
@@ -186,8 +221,8 @@ def test_variance_within_and_between_launches_is_reported_separately() -> None:
     assert "from launch to launch beyond that" in told
 
 
-def test_a_compiled_run_reports_when_compiling_has_paid_off() -> None:
-    # 1 s of compiling, 0.1 s saved per step.
+def test_a_compiled_run_says_when_compiling_has_paid_for_itself() -> None:
+    # 1 s of compiling, 0.1 s saved a step.
     eager = make_record(step_s=[0.5, 0.3] + [0.2] * 10)
     compiled = make_record()
     compiled["config"]["parallel"]["compile"] = "default"
@@ -198,7 +233,7 @@ def test_a_compiled_run_reports_when_compiling_has_paid_off() -> None:
     assert told in cell, "and in what the two differ"
 
 
-def test_metrics_of_a_run_come_from_its_raw_steps() -> None:
+def test_figures_of_a_run_come_from_its_raw_steps() -> None:
     text = render(make_record())
     assert cells(text, "steady state")[0].startswith("steps 3 to 12, 10 steps: after the last")
     assert cells(text, "median steady step")[0].startswith(
@@ -215,18 +250,18 @@ def test_metrics_of_a_run_come_from_its_raw_steps() -> None:
     }
 
 
-def test_the_speed_of_enough_steps_has_an_interval_and_its_flags() -> None:
-    # 52 steady steps alternate between 0.1 and 0.2 s: every block holds as many of both.
+def test_enough_steps_have_an_interval_and_a_flag_stands_beside_the_speed() -> None:
+    # 52 steady steps of 0.1 or 0.2 s in turns: every block holds as many of both.
     record = make_record(step_s=[0.5, 0.3] + [0.1, 0.2] * 26, flags=["the GPU was shared"])
     text = render(record)
     assert cells(text, "speed") == ["107 tokens/s (107 to 107)"]
     assert "95% interval of the median: block bootstrap of 52" in text
     assert cells(text, "flags")[0] == "the GPU was shared"
-    assert re.search(r"FLOP/s \([\d.]+ to [\d.]+\) +\|", text), "and so have FLOP/s"
+    assert re.search(r"FLOP/s \([\d.]+ to [\d.]+\)", text), "and so have FLOP/s"
     assert re.search(r"% \([\d.]+% to [\d.]+%\)", text), "and the share of the ceiling"
 
 
-def test_a_gpu_run_is_compared_with_the_data_sheet_and_its_measured_ceiling() -> None:
+def test_a_run_on_a_gpu_stands_beside_the_data_sheet_and_its_own_ceiling() -> None:
     bf16 = CEILING | {"dtype": "bfloat16", "device": "NVIDIA H200"}
     host = HOST | {"device": "NVIDIA H200", "device_memory_bytes": 140 * 2**30}
     record = make_record(hardware=[host], ceiling=[bf16])
@@ -239,7 +274,7 @@ def test_a_gpu_run_is_compared_with_the_data_sheet_and_its_measured_ceiling() ->
     assert "Data sheet: 990 TFLOP/s dense in bfloat16, https://" in text
 
 
-def test_a_compiled_run_reports_what_the_compiler_did() -> None:
+def test_a_compiled_run_says_what_the_compiler_did_and_where() -> None:
     ledger = CompileLedger("off").as_dict() | {
         "mode": "default",
         "start": "cold",
@@ -251,17 +286,17 @@ def test_a_compiled_run_reports_what_the_compiler_did() -> None:
     (told,) = cells(render(make_record(compile=[ledger])), "compile")
     assert told == (
         "default, cold, 12.5 s of compiling, 2 graphs, 1 graph break, 1 recompile; break at "
-        "a/b.py:7: print; step 5: f (a/b.py:1): size changed; when it pays off is not told: there "
-        "is no run like this that was not compiled"
+        "a/b.py:7: print; step 5: f (a/b.py:1): size changed; when it pays off is unknown: there "
+        "is no run like this without compiling"
     )
 
 
-def test_a_resumed_run_names_the_timed_launch() -> None:
+def test_a_resumed_run_says_which_launch_was_timed() -> None:
     record = make_record(launches=[0, 2])
     assert "10 steps, in the last of 2 launches" in cells(render(record), "steady state")[0]
 
 
-def test_the_report_contains_last_log_lines_command_and_summary() -> None:
+def test_the_last_log_lines_the_command_and_the_summary_are_there() -> None:
     text = render(make_record("vit"))
     assert "```\nstep  1/12 | loss   3.0000 | lr 1.50e-05 |    500.0 ms/step\n" in text
     assert "step 12/12 | validation loss 2.0000 | top-1 50.00%\n```" in text
@@ -270,40 +305,34 @@ def test_the_report_contains_last_log_lines_command_and_summary() -> None:
     assert "![Loss of ViT over the optimizer steps](plots/vit-loss.svg)" in text
 
 
-def test_a_long_summary_is_folded() -> None:
+def test_the_summary_is_folded() -> None:
     text = render(make_record(summary="\n".join(f"row {row}" for row in range(60))))
-    assert "<details>\n<summary>Table of 60 lines</summary>\n\n```\nrow 0" in text
+    assert "<details>\n<summary>Parameters</summary>\n\n```\nrow 0" in text
     assert "row 59\n```\n\n</details>" in text
-    assert "<details>" not in render(make_record())
+
+
+def test_a_summary_too_long_for_the_first_page_stands_on_that_of_the_runs() -> None:
+    summary = "\n".join(f"row {row}" for row in range(1_000))
+    pages = pages_of(make_store(make_record(summary=summary)))
+    assert "row 999" not in pages["RESULTS.md"]
+    assert "has 1000 lines: [runs.md](pages/runs.md)" in pages["RESULTS.md"]
+    assert "row 999" in pages["runs.md"]
 
 
 # ---------------------------------------------------------------------------------- doubt
 
 
-def test_an_edited_rate_is_noticed_and_not_shown() -> None:
-    text = render(make_record(tokens_per_s=987.0))
-    assert "> [!WARNING]" in text
-    assert "[runs/0.json](runs/0.json): tokens_per_s is 987.0 in the record, 160.0 by" in text
-    assert cells(text, "speed")[0].startswith("160 tokens/s;")
-    assert "> [!" not in render(*three())
-
-
-def test_flops_by_an_older_count_have_a_note() -> None:
-    text = render(make_record(flops_per_token={}))
-    assert "> [!NOTE]" in text
-    assert "> [!WARNING]" not in text
-
-
 def test_a_run_that_crashed_has_a_row_with_its_error() -> None:
     text = render(make_record(), make_crashed("bert"))
-    table = text.split("## Runs that did not end well")[1]
-    row = cells(table, "BERT tiny")
-    assert row[3:6] == ["12 of 12", "crashed", "RuntimeError: it broke"]
-    assert row[6:8] == ["python -m recipes.bert --max-steps 12", "[1.json](runs/1.json)"]
+    table = text.split("## Runs that failed")[1]
+    row = cells(table, "1")
+    assert row[0] == "BERT tiny"
+    assert row[4:8] == ["12 of 12", "crashed", "RuntimeError: it broke", "[record](../runs/1.json)"]
+    assert "# 1\npython -m recipes.bert --max-steps 12\n" in table
     assert "## BERT" not in text
 
 
-def test_failed_runs_alone_give_a_report() -> None:
+def test_failures_alone_are_a_report_too() -> None:
     text = render(make_crashed())
     assert "Nothing to compare: no run ended well." in text
     assert draw_plots(make_store(make_crashed())) == {}
@@ -316,10 +345,10 @@ def test_damaged_records_are_listed_and_foreign_files_are_folded() -> None:
         LeftOut(name="runs/package.json", kind="foreign", reason="not a run record"),
     )
     store = Store(runs=make_store(make_record()).runs, left_out=files)
-    text = render_report(store, command="", plots="plots")
+    text = text_of(store)
     assert cells(text, "runs/cut.json") == ["damaged", "not JSON: line 1"]
     assert cells(text, "runs/copy.json") == ["duplicate", "the same as runs/0.json"]
-    folded = text.split("<summary>1 more file: not a finished run, and passed by</summary>")[1]
+    folded = text.split("<summary>1 more file ignored: not finished runs</summary>")[1]
     assert "- runs/package.json: not a run record\n" in folded
 
 
@@ -329,7 +358,7 @@ def test_damaged_records_are_listed_and_foreign_files_are_folded() -> None:
 def certified(*records: Record, **changes: Any) -> str:
     certificate = read_certificate(make_certificate(**changes), "runs/parity.json")
     store = replace(make_store(*records), certificates=(certificate,))
-    return render_report(store, command="", plots="plots")
+    return text_of(store)
 
 
 def run_with(device: str = "cpu", accumulate: int = 1, **parallel: Any) -> Record:
@@ -343,10 +372,10 @@ def run_with(device: str = "cpu", accumulate: int = 1, **parallel: Any) -> Recor
 
 
 def test_loss_parity_has_a_row_for_each_strategy_and_device_count() -> None:
-    text = certified(make_record()).split("## Loss parity")[1]
-    assert "### GPT on cpu, devices 2" in text
-    assert "6 ways to train: 3 equal, 1 different, 1 refused, 1 failed over 20 steps" in text
-    assert "[runs/parity.json](runs/parity.json)" in text
+    text = certified(make_record()).split("# Loss parity")[1]
+    assert "## GPT on cpu, devices 2" in text
+    assert "6 configurations: 3 equal, 1 different, 1 refused, 1 failed over 20 steps" in text
+    assert "[certificate](../runs/parity.json)" in text
     assert "```sh\npython -m scaling parity --recipe gpt --devices 2\n```" in text
     heads = ["devices", "32-true: loss, norm", "bf16-mixed: loss, norm", "16-mixed: loss, norm"]
     assert cells(text, "strategy") == [*heads, "equal", "different", "refused", "failed"]
@@ -359,18 +388,18 @@ def test_loss_parity_has_a_row_for_each_strategy_and_device_count() -> None:
     assert cells(fsdp, "fsdp") == row
 
 
-def test_parity_bounds_are_printed_with_their_reasons() -> None:
-    text = certified().split("## Loss parity")[1]
+def test_bounds_are_told_with_their_reasons() -> None:
+    text = certified().split("# Loss parity")[1]
     assert cells(text, "32-true")[:2] == ["1e-05", "0.0001"]
     assert all(cells(text, precision)[2] for precision in get_args(Precision))
 
 
-def test_cases_that_are_not_equal_are_listed_with_their_command() -> None:
+def test_what_is_not_equal_is_listed_with_the_command_that_runs_it_alone() -> None:
     text = certified().split("Not equal:")[1]
-    verdict, what, command = cells(text, "fsdp x 2, 32-true")
+    verdict, what = cells(text, "fsdp x 2, 32-true")
     assert verdict == "different"
     assert what.startswith("loss 0.0e+00 at step 1, gradient norm 1.0e+00 at step 20; first loss")
-    assert command == "python -m recipes.gpt --strategy fsdp"
+    assert "# fsdp x 2, 32-true\npython -m recipes.gpt --strategy fsdp\n" in text
     assert cells(text, "fsdp x 2, 32-true, compile default")[0] == "failed"
 
 
@@ -383,12 +412,12 @@ def test_refusals_name_the_strategies_of_each_reason() -> None:
         for name in ("zero1", "zero3", "zero3")
     ]
     text = certified(results=[*RESULTS, *more]).split("Refused:")[1]
-    assert "- 1 way (fsdp): no loss scaler sees it" in text
-    assert "- 3 ways (zero1, zero3): strategy … reads …/y: choose another" in text
+    assert "- 1 configuration (fsdp): no loss scaler sees it" in text
+    assert "- 3 configurations (zero1, zero3): strategy … reads …/y: choose another" in text
 
 
-def test_every_speed_names_the_certificate_that_covers_it() -> None:
-    linked = "[parity.json](runs/parity.json)"
+def test_every_speed_says_which_certificate_covers_it() -> None:
+    linked = "[certificate](runs/parity.json)"
     spread: dict[str, Any] = {"devices": 8, "accelerator": "cpu"}
     for record, cell in (
         (run_with(strategy="single"), "reference"),
@@ -406,26 +435,25 @@ def test_every_speed_names_the_certificate_that_covers_it() -> None:
         assert found.startswith(cell)
 
 
-def test_the_newest_certificate_is_used() -> None:
+def test_the_newest_certificate_counts() -> None:
     old, new = make_certificate(), make_certificate(started_at="2026-02-02T00:00:00+00:00")
     new["cases"] = [RESULTS[3] | {"strategy": "ddp"}]
     certificates = (read_certificate(new, "a.json"), read_certificate(old, "b.json"))
     for order in (certificates, certificates[::-1]):
         store = replace(make_store(run_with(strategy="ddp", devices=2)), certificates=order)
-        text = render_report(store, command="", plots="plots")
-        assert cells(text, "loss parity") == ["**different** on 2 devices, [a.json](a.json)"]
-        assert text.index("certificate [a.json]") < text.index("certificate [b.json]")
+        text = text_of(store)
+        assert cells(text, "loss parity") == ["**different** on 2 devices, [certificate](a.json)"]
+        assert text.index("[certificate](../a.json)") < text.index("[certificate](../b.json)")
 
 
-def test_an_edited_certificate_is_reported_and_proves_nothing() -> None:
+def test_an_edited_certificate_is_not_believed() -> None:
     edited = [*RESULTS[:3], RESULTS[3] | {"verdict": "equal"}]
     text = certified(make_record(), results=edited)
-    assert "> - [runs/parity.json](runs/parity.json): verdict of fsdp x 2, 32-true is equal" in text
-    assert "4 ways to train: 3 equal, 1 different" in text
+    assert "4 configurations: 3 equal, 1 different" in text
     assert "> [!" not in certified(make_record())
 
 
-def test_other_bounds_of_an_older_certificate_have_a_note() -> None:
+def test_bounds_of_another_version_are_a_note() -> None:
     bounds = describe_bounds()
     bounds["bf16-mixed"]["loss"] = 0.5
     text = certified(bounds=bounds)
@@ -433,19 +461,21 @@ def test_other_bounds_of_an_older_certificate_have_a_note() -> None:
     assert "bf16-mixed was held to loss 0.5" in text
 
 
-def test_a_certificate_alone_gives_a_report(runs: Path) -> None:
+def test_a_certificate_alone_is_a_report_too(runs: Path) -> None:
     write_certificate(make_certificate(results=RESULTS[:1]), Path("proofs"))
     assert main(["report", "proofs"]) == 0
     assert "Nothing to compare" in Path("RESULTS.md").read_text()
+    assert "# Loss parity" in Path("RESULTS-pages/parity.md").read_text()
     edited = make_certificate(results=[RESULTS[3] | {"verdict": "equal"}])
     Path("proofs", "edited.json").write_text(json.dumps(edited))
-    assert main(["report", "proofs"]) == 1
+    assert main(["report", "proofs"]) == 0
+    assert main(["lint", "RESULTS.md"]) == 1
 
 
 # ---------------------------------------------------------------------------------- Markdown
 
 
-def test_pipes_newlines_and_markup_stay_inside_their_cell() -> None:
+def test_pipes_and_lines_and_markup_stay_inside_their_cell() -> None:
     record = make_record()
     record["validation"]["baseline"]["name"] = "word '|' *or* `<unk>`\nnext | line"
     text = render(record, make_crashed(error={"type": "E", "message": "a | b\n\nc"}))
@@ -456,7 +486,7 @@ def test_pipes_newlines_and_markup_stay_inside_their_cell() -> None:
     _assert_tables_are_whole(text)
 
 
-def test_every_table_row_has_as_many_cells_as_its_header() -> None:
+def test_every_row_of_every_table_has_as_many_cells_as_its_head() -> None:
     _assert_tables_are_whole(render(*three(), *three(), make_crashed()))
 
 
@@ -488,26 +518,26 @@ def test_the_drawing_has_the_numbers_of_the_config(recipe: Recipe) -> None:
     assert ("causal" in drawn) == (recipe == "gpt")
 
 
-def test_the_drawing_names_the_positions_that_count_for_the_loss() -> None:
-    assert '"1 chosen of 8 positions"' in draw_architecture(make_config("bert"))
+def test_the_drawing_says_what_the_loss_looks_at() -> None:
+    assert '"1 masked of 8 positions"' in draw_architecture(make_config("bert"))
     assert '"all 8 positions"' in draw_architecture(make_config("gpt"))
     assert '"the class token"' in draw_architecture(make_config("vit"))
 
 
-def test_images_are_drawn_as_patches_and_a_class_token() -> None:
+def test_pictures_are_drawn_as_patches_and_a_class_token() -> None:
     drawn = draw_architecture(make_config("vit"))
-    assert "picture, 3 x 8 x 8" in drawn
+    assert "image, 3 x 8 x 8" in drawn
     assert "4 patches of 4 x 4 pixels<br/>linear 48 → 16" in drawn
     assert "class token in front: 5 positions" in drawn
 
 
-def test_a_final_norm_and_a_tied_head_are_drawn_if_present() -> None:
+def test_a_final_norm_and_a_tied_head_are_drawn_where_there_are_some() -> None:
     config = make_config("gpt")
     assert "final_norm" not in draw_architecture(config)
     model = replace(config.model, final_norm=True, tied_head=True, head_bias=False, dropout=0.1)
     drawn = draw_architecture(replace(config, model=model))
     assert 'final_norm["LayerNorm 16"] --> head' in drawn
-    assert "no bias, the word vectors again" in drawn
+    assert "no bias, tied to the embedding" in drawn
     assert "dropout 0.1" in drawn
 
 
@@ -555,6 +585,8 @@ def test_the_command_writes_the_report_without_torch(runs: Path, repository: Pat
         "plots/bert-loss.svg",
         "plots/gpt-loss.svg",
         "plots/vit-loss.svg",
+        "RESULTS-pages/runs.md",
+        "RESULTS-pages/conditions.md",
         "RESULTS.md",
         "4 records used (1 crashed, 3 ok); no file left out",
     ]
@@ -562,12 +594,23 @@ def test_the_command_writes_the_report_without_torch(runs: Path, repository: Pat
 
 def test_every_link_of_the_report_leads_to_a_file(runs: Path) -> None:
     assert main(["report", str(runs), "--out", "docs/all.md", "--plots", "docs/some plots"]) == 0
-    text = Path("docs/all.md").read_text()
-    links = re.findall(r"\]\(([^)]+)\)", text)
-    assert len(links) >= 9
-    assert all(Path("docs", unquote(link)).is_file() for link in links)
-    assert str(runs.parent) not in text
-    assert "report '../my runs' --out all.md --plots 'some plots'" in text
+    pages = [Path("docs/all.md"), *Path("docs/all-pages").iterdir()]
+    assert {page.name for page in pages} == {"all.md", "conditions.md", "runs.md"}
+    for page in pages:
+        text = page.read_text()
+        links = re.findall(r"\]\(([^)]+)\)", text)
+        assert links
+        assert all((page.parent / unquote(link)).is_file() for link in links)
+        assert str(runs.parent) not in text
+    assert "report '../my runs' --out all.md --plots 'some plots'\n" in pages[0].read_text()
+
+
+def test_the_pages_lie_where_they_were_asked_for(runs: Path) -> None:
+    assert main(["report", str(runs), "--pages", "docs/more"]) == 0
+    assert Path("docs/more/runs.md").is_file()
+    text = Path("RESULTS.md").read_text()
+    assert "[runs.md](docs/more/runs.md)" in text
+    assert f"\npython -m scaling report '{runs.name}' --pages docs/more\n" in text
 
 
 def test_the_command_in_the_report_writes_the_same_bytes(
@@ -579,10 +622,10 @@ def test_the_command_in_the_report_writes_the_same_bytes(
     assert "\npython -m scaling report ..\n" in Path("RESULTS.md").read_text()
     assert main(["report", ".."]) == 0
     assert {path.name: path.read_bytes() for path in Path().rglob("*.*")} == first
-    assert len(first) == 4
+    assert len(first) == 6
 
 
-def test_the_command_writes_an_html_page_csv_and_json_on_request(
+def test_the_command_writes_a_page_and_rows_for_other_tools_where_asked(
     runs: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     files = {name: runs.parent / "out" / f"all.{name}" for name in ("html", "csv", "json")}
@@ -607,16 +650,16 @@ def test_an_edited_record_is_left_out_with_its_field(
     assert main(["report", str(runs)]) == 0
     reason = "record: tokens_per_s was changed after it was written; measure again"
     assert reason in capsys.readouterr().out
-    assert reason in Path("RESULTS.md").read_text()
+    assert reason in Path("RESULTS-pages/conditions.md").read_text()
 
 
-def test_a_record_that_contradicts_its_samples_fails_the_command_and_is_named(
+def test_a_record_at_odds_with_its_samples_is_believed_by_the_report_and_named_by_lint(
     runs: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_record(make_record(tokens_per_s=1.0), runs / "gpt-ok.json")
-    line = error_of(capsys, ["report", str(runs)], code=1)
-    assert line == "error: my runs/gpt-ok.json: at odds with its own samples; RESULTS.md says where"
-    assert "tokens_per_s is 1.0" in Path("RESULTS.md").read_text()
+    assert main(["report", str(runs)]) == 0
+    assert main(["lint", "RESULTS.md"]) == 1
+    assert "my runs/gpt-ok.json: tokens_per_s is 1.0 in the record, 160" in capsys.readouterr().out
 
 
 def test_damaged_records_do_not_stop_the_command(
@@ -643,6 +686,7 @@ def test_damaged_records_do_not_stop_the_command(
         (["report", "my runs", "--out", "my runs"], "out my runs is a folder"),
         (["report", "my runs", "--out", "my runs/gpt-ok.json/x/y.md"], "gpt-ok.json is a file"),
         (["report", "my runs", "--plots", "my runs/gpt-ok.json"], "plots my runs/gpt-ok.json is a"),
+        (["report", "my runs", "--pages", "my runs/gpt-ok.json"], "pages my runs/gpt-ok.json is a"),
         (["report", "empty"], "empty: no run record below; no file left out"),
         (["report", "foreign"], "foreign: no run record below; 2 files left out (1 damaged, 1 for"),
     ],
@@ -667,7 +711,7 @@ def test_a_folder_that_cannot_be_written_is_refused(
     assert "choose another place" in line
 
 
-def test_a_disk_error_is_a_failure(
+def test_a_disk_that_fails_is_a_failure(
     runs: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: Any) -> None:
@@ -682,5 +726,5 @@ def test_help_answers_without_drawing(capsys: pytest.CaptureFixture[str]) -> Non
         main(["report", "--help"])
     assert stop.value.code == 0
     told = capsys.readouterr().out
-    for option in ("DIR", "--out", "--plots", "--config", "--print_config"):
+    for option in ("DIR", "--out", "--plots", "--pages", "--config", "--print_config"):
         assert option in told

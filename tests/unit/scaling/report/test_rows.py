@@ -99,7 +99,7 @@ def test_rows_name_no_host_and_take_the_repeat_from_the_file_name() -> None:
     assert (row.repeat, row.record) == (3, "runs/0123456789ab-3.json")
     assert row.hardware == (
         "1 rank on 1 machine: Example 9000, 2 cores, 4.00 GiB memory, Linux 6.1 x86_64, "
-        "2 threads a rank"
+        "2 threads per rank"
     )
     assert (row.commit, row.is_dirty, row.torch) == ("0123456789abcdef", True, "2.13.0")
 

@@ -18,7 +18,9 @@ from unitransformer.record.schema import write_record
 CODE = "ab/kernel.so"
 
 
-def compile_in(task: CellTask, folder: Path, work: Callable[[Path], None], *, is_killed: bool) -> str:
+def compile_in(
+    task: CellTask, folder: Path, work: Callable[[Path], None], *, is_killed: bool
+) -> str:
     """Runs a cell that does `work` in its cache folder; returns the code that it found there."""
     found: list[str] = []
 

@@ -15,10 +15,10 @@ from typing import Any
 
 import pytest
 from filelock import FileLock
+from scaling.store.metrics_cache import open_kept
 
 from scaling.exit_status import decide_status
 from scaling.recipe_process import ProcessResult
-from scaling.store.metrics_cache import open_kept
 from scaling.store.outcome import Outcome
 from scaling.store.reader import load_store
 from scaling.sweep import engine, run_cell

@@ -44,7 +44,9 @@ class Forks:
         self.stock, self.begun = stock, begun
 
     def __call__(self, task: CellTask) -> Any:
-        def run(recipe: Recipe, arguments: Sequence[str], *, log: Path, **limits: Any) -> ProcessResult:
+        def run(
+            recipe: Recipe, arguments: Sequence[str], *, log: Path, **limits: Any
+        ) -> ProcessResult:
             with self.begun.open("a") as begun:
                 begun.write(f"{task.name}\n")
             parent = os.getpid()

@@ -1,0 +1,165 @@
+"""The pages of a report: short, without padding, every configuration once."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+
+import pytest
+from test_crossover import CERTIFICATES, repeated
+from test_efficiency import strong
+from test_report import make_store, pages_of
+from test_store import make_crashed, make_record
+
+from scaling.analysis.efficiency import find_curves
+from scaling.markdown import command_lines, table, wrapped
+from scaling.report.results_md import page_name, rebased
+from scaling.report.sections.answer import answer_blocks, find_answers
+
+LONGEST_LINE = 400
+LARGEST_RESULTS = 40_000  # bytes
+
+
+def tables(text: str) -> Iterator[list[list[str]]]:
+    for block in re.findall(r"(?:^\|.*\n)+", text, flags=re.MULTILINE):
+        yield [re.split(r"(?<!\\)\|", line)[1:-1] for line in block.splitlines()]
+
+
+@pytest.fixture(scope="module")
+def stored(repository: Path) -> dict[str, str]:
+    """The pages of this repository."""
+    pages = [repository / "RESULTS.md", *(repository / "scaling" / "results").glob("*.md")]
+    return {page.name: page.read_text() for page in pages}
+
+
+def test_the_first_page_is_short_and_no_page_has_long_lines_or_padding(
+    stored: dict[str, str],
+) -> None:
+    assert len(stored["RESULTS.md"].encode()) <= LARGEST_RESULTS
+    assert {"conditions.md", "parity.md", "runs.md", "scaling.md", "quick.md"} < stored.keys()
+    for name, text in stored.items():
+        assert max(map(len, text.splitlines())) <= LONGEST_LINE, name
+        for rows in tables(text):
+            assert {len(row) for row in rows} == {len(rows[0])}, name
+            assert not [cell for row in rows for cell in row if "  " in cell.strip()], name
+            assert all(len(cell) <= len(cell.strip()) + 2 for row in rows for cell in row), name
+
+
+def test_every_configuration_of_the_sweep_is_one_row(
+    stored: dict[str, str], repository: Path
+) -> None:
+    cells = (repository / "scaling" / "results" / "sweeps" / "quick" / "cells").iterdir()
+    configurations = {path.name.rpartition("-")[0] for path in cells}
+    sections = re.findall(r"### Configurations\n(.*?)\n### ", stored["quick.md"], flags=re.DOTALL)
+    rows = []
+    for number, section in enumerate(sections):
+        head, _, *body = next(tables(section))
+        named = [" #", " strategy", " devices", " precision", " batch-size"]
+        assert [f"{cell.rstrip()}" for cell in head[:5]] == named
+        rows += [(number, *row[1:5]) for row in body]
+    assert len(rows) == len(set(rows)) == len(configurations)
+
+
+def test_every_link_of_the_stored_pages_leads_somewhere(
+    stored: dict[str, str], repository: Path
+) -> None:
+    for name, text in stored.items():
+        folder = repository if name == "RESULTS.md" else repository / "scaling" / "results"
+        links = re.findall(r"(?<!\\)\]\(([^()\s]+)\)", text)
+        assert [link for link in links if not (folder / link).is_file()] == [], name
+
+
+def test_long_texts_of_records_make_no_long_lines() -> None:
+    words = "word " * 400
+    record = make_record(
+        flags=[words], command=f"python -m recipes.gpt {'--option value ' * 100}".strip()
+    )
+    crashed = make_crashed(error={"type": "OSError", "message": words})
+    for name, text in pages_of(make_store(record, record | {"flags": []}, crashed)).items():
+        assert max(map(len, text.splitlines())) <= LONGEST_LINE, name
+
+
+# ---------------------------------------------------------------------------------- the answer
+
+
+def row_of(blocks: list[str], number: int = 0) -> dict[str, str]:
+    (rows,) = [found for block in blocks for found in tables(f"{block}\n")]
+    heads, _, *body = [[cell.strip() for cell in row] for row in rows]
+    return dict(zip(heads, body[number], strict=True))
+
+
+def test_the_answer_is_the_fastest_configuration_with_its_lead() -> None:
+    runs = [*repeated("ddp", 0.05, 0.051), *repeated("zero1", 0.1, 0.101)]
+    (answer,) = find_answers(runs, find_curves(runs), CERTIFICATES)
+    row = row_of(answer_blocks([answer]))
+    assert row["devices"] == "2"
+    assert row["fastest configuration"] == "ddp, 32-true, 4 per device"
+    assert row["launches"].startswith("2: 1,2")
+    assert row["runner-up"] == "zero1, 32-true, 4 per device"
+    assert float(row["lead"].split(" ")[0]) == pytest.approx(2, rel=0.05)
+    assert row["weak efficiency"] == "baseline"
+    assert row["tried"] == "2"
+
+
+def test_a_tie_is_called_a_tie_and_what_is_not_proven_is_not_the_answer() -> None:
+    runs = [
+        *repeated("ddp", 0.05, 0.051),
+        *repeated("zero1", 0.0501, 0.0509),
+        *repeated("fsdp", 0.01, 0.011),  # its certificate: another model
+    ]
+    (answer,) = find_answers(runs, find_curves(runs), CERTIFICATES)
+    row = row_of(answer_blocks([answer]))
+    assert row["fastest configuration"].startswith(("ddp", "zero1"))
+    assert row["lead"].startswith("tie: 1.0")
+    assert row["tried"] == "3 (1 tie, 1 without proven parity)"
+    nothing = row_of(answer_blocks(find_answers(runs, [], [])))
+    assert nothing["fastest configuration"] == "none has proven loss parity"
+    assert (nothing["speed"], nothing["lead"]) == ("", "")
+
+
+def test_more_devices_have_the_efficiency_of_the_same_configuration() -> None:
+    runs = [
+        strong(0.1, 1, "a", batch_size=4),
+        strong(0.125, 2, "b", batch_size=4),
+    ]
+    blocks = answer_blocks(find_answers(runs, find_curves(runs), CERTIFICATES))
+    assert row_of(blocks, 1)["weak efficiency"] == "80.0% (80.0% to 80.0%)"
+
+
+# ---------------------------------------------------------------------------------- Markdown
+
+
+def test_a_table_has_no_padding() -> None:
+    assert table(("a", "long head"), [("1", "2")]) == "| a | long head |\n| --- | --- |\n| 1 | 2 |"
+
+
+def test_long_paragraphs_and_lists_are_wrapped_and_begin_no_list_by_accident() -> None:
+    text = " ".join(["word"] * 20 + ["- not a list", "end"])
+    assert wrapped(text).splitlines()[1].startswith(r"\- not a list")
+    item = wrapped("- " + "word " * 30).splitlines()
+    assert [line[:6] for line in item] == ["- word", "  word"]
+    quote = wrapped("> [!NOTE]\n> - " + "word " * 30).splitlines()
+    assert [line[:8] for line in quote] == ["> [!NOTE", "> - word", ">   word"]
+    code = f"```\n{'x ' * 200}\n```"
+    assert wrapped(code) == code
+
+
+def test_a_long_command_can_still_be_copied() -> None:
+    command = "python -m recipes.gpt " + " ".join(f"--option-{n} {n}" for n in range(20))
+    lines = command_lines(command).splitlines()
+    assert max(map(len, lines)) <= 100
+    assert " ".join(line.removesuffix(" \\").strip() for line in lines) == command
+    quoted = f"{command} --data 'my data'"
+    assert command_lines(quoted) == quoted
+
+
+def test_links_of_a_page_lead_from_its_own_folder() -> None:
+    text = "[a](x/a.json) [b](https://x.org/b) \\](x/c.json)\n```\n[d](x/d.json)\n```\n"
+    assert rebased(text, PurePosixPath("x/pages")) == (
+        "[a](../a.json) [b](https://x.org/b) \\](x/c.json)\n```\n[d](x/d.json)\n```\n"
+    )
+
+
+def test_the_page_of_a_sweep_takes_no_other_page_away() -> None:
+    assert [page_name(name) for name in ("night", "night 2", "parity")] == [
+        *("night.md", "night-2.md", "sweep-parity.md"),
+    ]
