@@ -8,9 +8,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from scaling.analysis.efficiency import Curve, Point, find_curves
-from scaling.report.rows import MfuRow
+from scaling.report.rows import Row
 from scaling.store.run import Run
-from unitransformer.costs.mfu import MfuRow as PassportRow
+from unitransformer.costs.mfu import Row as PassportRow
 
 TOLERANCE = 1e-6  # relative; the figures are quotients of one another
 LAST_DIGIT = 0.0005  # efficiencies are printed with one digit of a per cent
@@ -18,7 +18,7 @@ LAST_DIGIT = 0.0005  # efficiencies are printed with one digit of a per cent
 Finding = tuple[str, str]  # where, what
 
 
-def check_rows(rows: Iterable[MfuRow], runs: Sequence[Run]) -> Iterator[Finding]:
+def check_rows(rows: Iterable[Row], runs: Sequence[Run]) -> Iterator[Finding]:
     """What contradicts itself in a row, or between a row and the MFU report of its record."""
     passports = {run.name: run for run in runs if run.is_ok}
     for row in rows:
@@ -38,7 +38,7 @@ def check_efficiencies(runs: Iterable[Run]) -> Iterator[Finding]:
             yield from ((_name(curve, point), what) for what in _check_efficiency(curve, point))
 
 
-def _check_row(row: MfuRow) -> Iterator[str]:
+def _check_row(row: Row) -> Iterator[str]:
     yield from _check_interval("step_s", row.median_step_s, row.low_step_s, row.high_step_s)
     yield from _check_interval(
         "units_per_s", row.units_per_s, row.low_units_per_s, row.high_units_per_s
@@ -76,7 +76,7 @@ def _check_interval(
         yield f"{name} {middle} is not between {low} and {high}"
 
 
-def _check_passport(passport: PassportRow, row: MfuRow, run: Run) -> Iterator[str]:
+def _check_passport(passport: PassportRow, row: Row, run: Run) -> Iterator[str]:
     """Its own quotients were checked when it was read."""
     where = f"passport.{passport.convention}"
     rate, devices = run.record.get(f"{run.unit}s_per_s"), run.config.parallel.world_size
