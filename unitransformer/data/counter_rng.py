@@ -8,14 +8,13 @@ and in any batch. The arithmetic uses 64-bit integers, whose products wrap aroun
 import torch
 from torch import Tensor
 
-
 # SplitMix64's constants as signed integers: torch has no arithmetic on unsigned ones.
 GAMMA = 0x9E3779B97F4A7C15 - (1 << 64)
 FIRST, SECOND = 0xBF58476D1CE4E5B9 - (1 << 64), 0x94D049BB133111EB - (1 << 64)
 
 
 def uniform(seed: int, epochs: Tensor | int, indices: Tensor, count: int) -> Tensor:
-    """Returns numbers in [0, 1), float64 (B, `count`), for samples `indices` (B,) on their device."""
+    """Returns numbers in [0, 1), float64 (B, count), for the samples `indices` (B,)."""
     state = _mix(torch.full_like(indices, seed))
     state = _mix(state ^ epochs)
     state = _mix(state ^ indices)

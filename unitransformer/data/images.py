@@ -80,7 +80,7 @@ class FolderImages:
 
 
 def split_readable(samples: list[tuple[str, int]]) -> tuple[list[tuple[str, int]], list[str]]:
-    """Returns the readable files and the paths of the others; reads only headers if there are many."""
+    """Returns the readable files and the paths of the others; many files: checks headers only."""
     decodes_all = len(samples) <= MAX_DECODED_AT_START
 
     def is_readable(sample: tuple[str, int]) -> bool:

@@ -39,7 +39,7 @@ class TrainSampler(Sampler[BatchIndices]):
         self.start_step = start_step
 
     def __len__(self) -> int:
-        """Micro-batches of the whole run, as Lightning counts a resumed run on from its checkpoint."""
+        """Micro-batches of the whole run, also of a resumed one, as Lightning expects."""
         return self.config.max_steps * self.config.accumulate
 
     def __iter__(self) -> Iterator[BatchIndices]:

@@ -1,4 +1,4 @@
-"""Built-in, text folder, image folder: config -> samples."""
+"""Loads the samples that a config asks for: built-in, synthetic, or from a path."""
 
 import hashlib
 import warnings
@@ -17,24 +17,23 @@ from unitransformer.data.synthetic import Synthetic
 from unitransformer.data.text import MaskedTokens, NextTokens
 from unitransformer.objectives import Batch
 
-# The 1,797 pictures that scikit-learn has: the test set of E. Alpaydin and C. Kaynak, Optical
+# The 1,797 images of scikit-learn's digits: the test set of E. Alpaydin and C. Kaynak, Optical
 # Recognition of Handwritten Digits, 1998, UCI Machine Learning Repository,
-# https://doi.org/10.24432/C50P49, CC BY 4.0. `images` of 8 x 8 pixels from 0 to 16, `labels` from
-# 0 to 9.
+# https://doi.org/10.24432/C50P49, CC BY 4.0. `images`: 8 x 8 pixels from 0 to 16; `labels`: 0 to 9.
 DIGITS = Path(__file__).with_name("digits.npz")
 
 
 class BatchDataset(Protocol):
-    """A finite set of samples, handed out by the batch."""
+    """A finite set of samples that returns whole micro-batches."""
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, picks: BatchIndices) -> Batch: ...
+    def __getitem__(self, batch: BatchIndices) -> Batch: ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataSource:
-    """Samples of one kind, ready for any rank."""
+    """Training and validation samples, and what the record says about them."""
 
     train: BatchDataset
     validation: BatchDataset
@@ -45,10 +44,10 @@ class DataSource:
 
 
 def load_source(config: RunConfig, *, show_progress: bool = False) -> DataSource:
-    """Read, tokenise or list the data of `config`.
+    """Reads, tokenizes or lists the data of `config`.
 
     Raises:
-        ValueError: data that is missing, empty, too short or does not fit the model.
+        ValueError: the data is missing, empty, too short or does not fit the model.
     """
     if config.data.source == "synthetic":
         samples = Synthetic(config, 1 << 20)
@@ -69,16 +68,17 @@ def _text_source(config: RunConfig, show_progress: bool) -> DataSource:
         show_progress=show_progress,
     )
     splits: list[BatchDataset] = []
-    for name, words in (("training", corpus.train), ("validation", corpus.validation)):
+    for name, tokens in (("training", corpus.train), ("validation", corpus.validation)):
         samples: BatchDataset
         if config.recipe == "gpt":
-            samples = NextTokens(words, config.sequence_length)
+            samples = NextTokens(tokens, config.sequence_length)
         else:
-            samples = MaskedTokens(config, words, corpus.tokenizer.get_vocab_size())
+            samples = MaskedTokens(config, tokens, corpus.tokenizer.get_vocab_size())
         if not len(samples):
             raise ValueError(
-                f"data {config.data.source} has {len(words)} {name} tokens, less than one sequence "
-                f"of {config.sequence_length}; give more text or a shorter data.sequence_length"
+                f"data {config.data.source} has {len(tokens)} {name} tokens, fewer than one "
+                f"sequence of {config.sequence_length}; give more text or a shorter "
+                "data.sequence_length"
             )
         splits.append(samples)
     return DataSource(
@@ -95,22 +95,20 @@ def _digits_source(config: RunConfig) -> DataSource:
         images, digits = stored["images"].astype(np.float64), stored["labels"].astype(np.int64)
     assert config.model.image_size is not None
     classes = min(10, config.model.num_classes)
-    keep = digits < classes
-    pixels, labels = images[keep], digits[keep]
-    pictures = torch.from_numpy(pixels).float() / 8.0 - 1.0  # 0..16 -> -1..1
+    is_used = digits < classes
+    pixels, labels = images[is_used], digits[is_used]
+    inputs = torch.from_numpy(pixels).float() / 8.0 - 1.0  # 0..16 -> -1..1
     targets = torch.from_numpy(labels).long()
-    order = permutation(len(targets), 0, 0)  # the split is part of the data, not of the seed
+    order = permutation(len(targets), 0, 0)  # the split does not depend on the run's seed
     cut = len(targets) // 5
-    parts = [
-        DigitImages(
-            pictures[part], targets[part], config.model.image_size, config.model.num_channels
-        )
+    train, validation = (
+        DigitImages(inputs[part], targets[part], config.model.image_size, config.model.num_channels)
         for part in (order[cut:], order[:cut])
-    ]
+    )
     return DataSource(
-        train=parts[0],
-        validation=parts[1],
-        description=f"scikit-learn digits 0 to {classes - 1}, {len(targets)} pictures of 8 x 8",
+        train=train,
+        validation=validation,
+        description=f"scikit-learn digits 0 to {classes - 1}, {len(targets)} images of 8 x 8",
         sha256=hashlib.sha256(pixels.tobytes() + labels.tobytes()).hexdigest(),
         class_names=tuple(map(str, range(classes))),
     )
@@ -121,17 +119,17 @@ def _folder_source(config: RunConfig) -> DataSource:
 
     root = Path(config.data.source).expanduser()
     if not root.is_dir():
-        raise ValueError(f"data {root} is not a folder of pictures; check the path")
+        raise ValueError(f"data {root} is not a folder of images; check the path")
     if config.model.num_channels not in (1, 3):
         raise ValueError(
-            f"model.num_channels is {config.model.num_channels}; pictures are read as grey (1) or "
+            f"model.num_channels is {config.model.num_channels}; images are read as gray (1) or "
             "RGB (3)"
         )
     try:
         folder = ImageFolder(str(root))
     except FileNotFoundError as error:
         raise ValueError(
-            f"data {root} does not hold one folder of pictures a class: {error}"
+            f"data {root} must hold one folder of images per class: {error}"
         ) from error
     model = config.model
     if len(folder.classes) > model.num_classes:
@@ -142,9 +140,9 @@ def _folder_source(config: RunConfig) -> DataSource:
     files, broken = split_readable(folder.samples)
     if broken:
         names = ", ".join(broken[:3]) + (", ..." if len(broken) > 3 else "")
-        warnings.warn(f"{len(broken)} broken pictures skipped: {names}", stacklevel=2)
+        warnings.warn(f"{len(broken)} broken images skipped: {names}", stacklevel=2)
     if len(files) < 2:
-        raise ValueError(f"data {root} has {len(files)} readable pictures; at least 2 are needed")
+        raise ValueError(f"data {root} has {len(files)} readable images; at least 2 are needed")
     order = permutation(len(files), 0, 0)
     cut = max(1, len(files) // 10)
     assert model.image_size is not None
@@ -156,6 +154,6 @@ def _folder_source(config: RunConfig) -> DataSource:
     return DataSource(
         train=train,
         validation=validation,
-        description=f"{root.name}, {len(files)} pictures of {len(folder.classes)} classes{skipped}",
+        description=f"{root.name}, {len(files)} images of {len(folder.classes)} classes{skipped}",
         class_names=tuple(folder.classes),
     )

@@ -1,6 +1,6 @@
-"""Samples of text: next words for GPT, masked words for BERT.
+"""Text samples: next-token prediction for GPT, masked tokens for BERT.
 
-Sample `i` of pass `epoch` is a pure function of seed, epoch and `i`.
+Sample `i` of pass `epoch` is a pure function of the seed, `epoch` and `i`.
 
 B batch | T positions | K masked positions
 """
@@ -21,29 +21,29 @@ from unitransformer.objectives import IGNORED, Batch
 
 
 class NextTokens:
-    """GPT: stretches of T + 1 words; each word is predicted from those before it."""
+    """GPT: spans of T + 1 tokens; each token is predicted from those before it."""
 
-    def __init__(self, words: NDArray[Any], length: int) -> None:
-        self.words, self.length = words, length
+    def __init__(self, tokens: NDArray[Any], length: int) -> None:
+        self.tokens, self.length = tokens, length
 
     def __len__(self) -> int:
-        return (len(self.words) - 1) // self.length
+        return (len(self.tokens) - 1) // self.length
 
-    def __getitem__(self, picks: BatchIndices) -> Batch:
-        _, indices = picks
-        rows = _rows(self.words, indices * self.length, self.length + 1)
+    def __getitem__(self, batch: BatchIndices) -> Batch:
+        _, indices = batch
+        rows = _spans(self.tokens, indices * self.length, self.length + 1)
         return {"inputs": rows[:, :-1], "targets": rows[:, 1:]}
 
 
 class MaskedTokens:
-    """BERT: [CLS], T - 2 words, [SEP]; a fixed share of the words has to be found.
+    """BERT: [CLS], T - 2 tokens, [SEP]; K positions per sample are to be predicted.
 
-    Of the chosen positions 80 % show [MASK], 10 % a random word, 10 % the word itself (Devlin et
-    al. 2019, section 3.1). Their number is the same in every sample, so shapes never change.
+    Of these, 80 % show [MASK], 10 % a random token and 10 % their own token (Devlin et al. 2019,
+    section 3.1).
     """
 
-    def __init__(self, config: RunConfig, words: NDArray[Any], vocab_size: int) -> None:
-        self.words, self.vocab_size = words, vocab_size
+    def __init__(self, config: RunConfig, tokens: NDArray[Any], vocab_size: int) -> None:
+        self.tokens, self.vocab_size = tokens, vocab_size
         self.length = config.sequence_length
         self.num_masked = count_predicted_positions(config)
         self.seed = config.seed
@@ -52,34 +52,32 @@ class MaskedTokens:
         self.cls, self.sep, self.mask = (names.index(n) for n in ("[CLS]", "[SEP]", "[MASK]"))
 
     def __len__(self) -> int:
-        return len(self.words) // (self.length - 2)
+        return len(self.tokens) // (self.length - 2)
 
-    def __getitem__(self, picks: BatchIndices) -> Batch:
-        epochs, indices = picks
-        body = _rows(self.words, indices * (self.length - 2), self.length - 2)
+    def __getitem__(self, batch: BatchIndices) -> Batch:
+        epochs, indices = batch
+        body = _spans(self.tokens, indices * (self.length - 2), self.length - 2)
         ends = body.new_ones(len(body), 1)
         inputs = torch.cat([ends * self.cls, body, ends * self.sep], dim=1)
         is_special = (inputs < self.num_special).numpy()
-        # Three independent draws a position: which are chosen, what they show, which random word.
-        draws = uniform(
+        # Three random numbers per position: whether to predict it, what it shows, which token.
+        random = uniform(
             self.seed, torch.from_numpy(epochs), torch.from_numpy(indices), 3 * self.length
-        )
-        chance = draws.numpy().reshape(-1, 3, self.length)
-        rank_of = np.where(is_special, 2.0, chance[:, 0]).argsort(axis=1, kind="stable")
-        positions = torch.from_numpy(np.sort(rank_of[:, : self.num_masked], axis=1))
+        ).reshape(-1, 3, self.length)
+        order = np.where(is_special, 2.0, random[:, 0].numpy()).argsort(axis=1, kind="stable")
+        positions = torch.from_numpy(np.sort(order[:, : self.num_masked], axis=1))
         targets = inputs.gather(1, positions)
-        fate = torch.from_numpy(chance[:, 1]).gather(1, positions)
-        draw = torch.from_numpy(chance[:, 2]).gather(1, positions)
-        span = self.vocab_size - self.num_special
-        random_word = (draw * span).long() + self.num_special
-        shown = torch.where(fate < 0.8, self.mask, torch.where(fate < 0.9, random_word, targets))
-        # A stretch of separators may hold too few words: special positions are no questions.
-        is_word = targets >= self.num_special
-        inputs = inputs.scatter(1, positions, torch.where(is_word, shown, targets))
-        targets = torch.where(is_word, targets, IGNORED)
+        kind = random[:, 1].gather(1, positions)
+        num_ordinary = self.vocab_size - self.num_special
+        random_token = (random[:, 2].gather(1, positions) * num_ordinary).long() + self.num_special
+        shown = torch.where(kind < 0.8, self.mask, torch.where(kind < 0.9, random_token, targets))
+        # If a sample has too few ordinary tokens, special ones are selected: they do not count.
+        is_ordinary = targets >= self.num_special
+        inputs = inputs.scatter(1, positions, torch.where(is_ordinary, shown, targets))
+        targets = torch.where(is_ordinary, targets, IGNORED)
         return {"inputs": inputs, "targets": targets, "positions": positions}
 
 
-def _rows(words: NDArray[Any], starts: NDArray[np.int64], length: int) -> Tensor:
-    rows = words[starts[:, None] + np.arange(length)]
-    return torch.from_numpy(rows.astype(np.int64))
+def _spans(tokens: NDArray[Any], starts: NDArray[np.int64], length: int) -> Tensor:
+    spans = tokens[starts[:, None] + np.arange(length)]
+    return torch.from_numpy(spans.astype(np.int64))

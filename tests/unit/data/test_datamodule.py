@@ -17,7 +17,7 @@ from unitransformer.data.baselines import (
 )
 from unitransformer.data.counter_rng import uniform
 from unitransformer.data.datamodule import DataModule
-from unitransformer.data.sampler import TrainSampler, ValidationSampler, permutation
+from unitransformer.data.sampler import BatchIndices, TrainSampler, ValidationSampler, permutation
 from unitransformer.data.sources import load_source
 from unitransformer.data.synthetic import Synthetic
 from unitransformer.data.text import MaskedTokens, NextTokens
@@ -44,8 +44,8 @@ def batches(config: RunConfig, num_samples: int, start_step: int = 0) -> list[li
     """Sample indices of each global micro-batch over all ranks."""
     world = config.parallel.world_size
     ranks = [
-        [picks[1].tolist() for picks in order]
-        for order in (
+        [indices.tolist() for _, indices in sampler]
+        for sampler in (
             TrainSampler(config, num_samples, rank=rank, start_step=start_step)
             for rank in range(world)
         )
@@ -85,7 +85,7 @@ def test_other_seeds_give_other_orders() -> None:
 def test_validation_samples_are_divided_without_repeats() -> None:
     config = config_of(gpt, 2, validation_batches=3)
     ranks = [ValidationSampler(config, 30, rank=rank) for rank in range(2)]
-    seen = [index for order in ranks for _, indices in order for index in indices.tolist()]
+    seen = [index for sampler in ranks for _, indices in sampler for index in indices.tolist()]
     assert len(set(seen)) == len(seen) == 24
     assert set(seen) <= set(range(30))
     assert ranks[0].order.tolist() != list(range(30))
@@ -97,7 +97,7 @@ def test_every_number_of_devices_validates_on_the_same_samples() -> None:
         ValidationSampler(config_of(gpt, 2, batch_size=4, validation_batches=3), 30, rank=rank)
         for rank in range(2)
     ]
-    samples = [{int(i) for o in orders for _, p in o for i in p} for orders in ([one], two)]
+    samples = [{int(i) for s in ranks for _, batch in s for i in batch} for ranks in ([one], two)]
     assert samples[0] == samples[1]
 
 
@@ -106,28 +106,28 @@ def test_fewer_validation_samples_than_devices_are_refused() -> None:
         ValidationSampler(config_of(gpt, 4), 3, rank=0)
 
 
-def picks(*indices: int, epoch: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    chosen = np.array(indices, dtype=np.int64)
-    return np.full_like(chosen, epoch), chosen
+def batch_of(*samples: int, epoch: int = 0) -> BatchIndices:
+    indices = np.array(samples, dtype=np.int64)
+    return np.full_like(indices, epoch), indices
 
 
 def test_the_target_of_next_token_prediction_is_the_following_token() -> None:
     samples = NextTokens(np.arange(21, dtype=np.uint16), 5)
-    batch = samples[picks(0, 3)]
+    batch = samples[batch_of(0, 3)]
     assert len(samples) == 4
     assert batch["inputs"].tolist() == [[0, 1, 2, 3, 4], [15, 16, 17, 18, 19]]
     assert batch["targets"].tolist() == [[1, 2, 3, 4, 5], [16, 17, 18, 19, 20]]
 
 
 def masked(vocab_size: int = 1000, **data: object) -> MaskedTokens:
-    words = np.random.default_rng(0).integers(5, vocab_size, 180_000).astype(np.uint16)
+    tokens = np.random.default_rng(0).integers(5, vocab_size, 180_000).astype(np.uint16)
     config = config_of(bert, data=DataConfig(**data))  # type: ignore[arg-type]
-    return MaskedTokens(config, words, vocab_size)
+    return MaskedTokens(config, tokens, vocab_size)
 
 
 def test_masks_cover_15_percent_of_which_80_10_10_are_mask_random_and_kept() -> None:
     samples = masked()
-    batch = samples[picks(*range(9000))]
+    batch = samples[batch_of(*range(9000))]
     shown = batch["inputs"].gather(1, batch["positions"])
     mask = special_tokens("wordpiece").index("[MASK]")
     assert batch["positions"].shape == (9000, 3)  # 15 % of 20
@@ -138,7 +138,7 @@ def test_masks_cover_15_percent_of_which_80_10_10_are_mask_random_and_kept() -> 
 
 
 def test_every_position_but_the_ends_is_masked_equally_often() -> None:
-    positions = masked()[picks(*range(9000))]["positions"]
+    positions = masked()[batch_of(*range(9000))]["positions"]
     share = torch.bincount(positions.reshape(-1), minlength=20) / 9000
     assert share[0] == share[19] == 0
     assert share[1:19].min().item() > 0.14
@@ -147,22 +147,22 @@ def test_every_position_but_the_ends_is_masked_equally_often() -> None:
 
 def test_a_mask_depends_only_on_seed_epoch_and_sample() -> None:
     samples = masked()
-    alone, among = samples[picks(7)], samples[picks(3, 7, 9)]
+    alone, among = samples[batch_of(7)], samples[batch_of(3, 7, 9)]
     assert torch.equal(alone["inputs"][0], among["inputs"][1])
-    later = samples[picks(7, epoch=1)]
+    later = samples[batch_of(7, epoch=1)]
     assert not torch.equal(alone["positions"], later["positions"])
 
 
 def test_special_tokens_are_never_masked() -> None:
     samples = masked()
-    samples.words = np.full(180, 3, dtype=np.uint16)  # only [SEP]
-    samples.words[4] = 77
-    batch = samples[picks(0)]
+    samples.tokens = np.full(180, 3, dtype=np.uint16)  # only [SEP]
+    samples.tokens[4] = 77
+    batch = samples[batch_of(0)]
     assert batch["targets"].tolist()[0].count(IGNORED) == 2
     assert 77 in batch["targets"]
-    untouched = batch["inputs"][0].tolist()
-    assert untouched[0] == 2
-    assert untouched.count(3) == 18
+    inputs = batch["inputs"][0].tolist()
+    assert inputs[0] == 2
+    assert inputs.count(3) == 18
 
 
 def test_uniform_numbers_look_uniform() -> None:
@@ -176,8 +176,8 @@ def test_uniform_numbers_look_uniform() -> None:
 
 
 def test_the_unigram_baseline_is_the_entropy_of_a_known_source() -> None:
-    words = np.array([0, 1] * 5000, dtype=np.uint16)
-    baseline = unigram_baseline(words, torch.tensor([0, 1, 1]), 2)
+    tokens = np.array([0, 1] * 5000, dtype=np.uint16)
+    baseline = unigram_baseline(tokens, torch.tensor([0, 1, 1]), 2)
     assert baseline.loss == pytest.approx(np.log(2), rel=1e-4)
 
 
@@ -185,7 +185,7 @@ def test_built_in_digits_are_real_images_without_overlap() -> None:
     config = config_of(vit)
     source = load_source(config)
     train, validation = source.train, source.validation
-    batch = train[picks(0, 1)]
+    batch = train[batch_of(0, 1)]
     assert batch["inputs"].shape == (2, 3, 224, 224)
     assert float(batch["inputs"].max()) <= 1.0
     assert len(train) + len(validation) == 537  # the zeros, ones and twos
@@ -198,25 +198,25 @@ def test_built_in_digits_are_real_images_without_overlap() -> None:
 
 def test_a_batch_of_images_can_be_pinned() -> None:
     """Pinning copies into equal strides, which fails for a tensor that overlaps itself."""
-    batch = load_source(config_of(vit)).train[picks(0, 1)]
+    batch = load_source(config_of(vit)).train[batch_of(0, 1)]
     assert 0 not in batch["inputs"].stride()
 
 
 def test_tokens_are_counted_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    words = np.random.default_rng(0).integers(0, 9, 1000).astype(np.uint16)
-    monkeypatch.setattr(baselines, "COUNTED_AT_ONCE", 64)
-    assert baselines.count_tokens(words, 12).tolist() == np.bincount(words, minlength=12).tolist()
+    tokens = np.random.default_rng(0).integers(0, 9, 1000).astype(np.uint16)
+    monkeypatch.setattr(baselines, "CHUNK_TOKENS", 64)
+    assert baselines.count_tokens(tokens, 12).tolist() == np.bincount(tokens, minlength=12).tolist()
 
 
 def test_the_majority_baseline_counts_its_class() -> None:
     config = config_of(vit)
     source = load_source(config)
-    asked = validation_targets(config, source.validation)
-    order = ValidationSampler(config, len(source.validation), rank=0)
-    labels = torch.cat([source.validation[chosen]["targets"] for chosen in order])
-    assert torch.equal(asked, labels)
+    targets = validation_targets(config, source.validation)
+    sampler = ValidationSampler(config, len(source.validation), rank=0)
+    labels = torch.cat([source.validation[indices]["targets"] for indices in sampler])
+    assert torch.equal(targets, labels)
     ones = (labels == 1).sum().item()
-    assert most_frequent_baseline("ones", asked, 1).accuracy == pytest.approx(ones / len(labels))
+    assert most_frequent_baseline("ones", targets, 1).accuracy == pytest.approx(ones / len(labels))
 
 
 @pytest.mark.parametrize("module", [bert, gpt, vit], ids=["bert", "gpt", "vit"])
@@ -246,30 +246,30 @@ def test_a_synthetic_sample_does_not_depend_on_its_batch(module: object) -> None
         assert len({tuple(row.flatten().tolist()) for row in together["inputs"]}) == 4
 
 
-def picture_folder(root: Path, classes: int = 2, each: int = 6) -> Path:
+def image_folder(root: Path, classes: int = 2, count: int = 6) -> Path:
     from PIL import Image
 
     for label in range(classes):
         folder = root / f"class{label}"
         folder.mkdir(parents=True)
-        for number in range(each):
+        for number in range(count):
             pixels = np.full((20 + number, 30, 3), 40 * label + number, dtype=np.uint8)
             Image.fromarray(pixels).save(folder / f"{number}.png")
     return root
 
 
 def test_an_image_folder_has_one_class_per_subfolder(tmp_path: Path) -> None:
-    root = picture_folder(tmp_path / "pictures")
+    root = image_folder(tmp_path / "images")
     source = load_source(config_of(vit, data=DataConfig(source=str(root))))
     assert source.class_names == ("class0", "class1")
     assert len(source.train) + len(source.validation) == 12
-    assert source.train[picks(0)]["inputs"].shape == (1, 3, 224, 224)
+    assert source.train[batch_of(0)]["inputs"].shape == (1, 3, 224, 224)
 
 
 def test_a_broken_image_is_named_and_skipped_with_a_count(tmp_path: Path) -> None:
-    root = picture_folder(tmp_path / "pictures")
-    (root / "class0" / "3.png").write_bytes(b"not a picture")
-    with pytest.warns(UserWarning, match=r"1 broken pictures skipped: .*class0/3\.png"):
+    root = image_folder(tmp_path / "images")
+    (root / "class0" / "3.png").write_bytes(b"not an image")
+    with pytest.warns(UserWarning, match=r"1 broken images skipped: .*class0/3\.png"):
         source = load_source(config_of(vit, data=DataConfig(source=str(root))))
     assert "1 broken skipped" in source.description
     assert len(source.train) + len(source.validation) == 11
@@ -278,27 +278,27 @@ def test_a_broken_image_is_named_and_skipped_with_a_count(tmp_path: Path) -> Non
 def test_an_image_that_opens_but_does_not_decode_is_counted(tmp_path: Path) -> None:
     from PIL import Image
 
-    root = picture_folder(tmp_path / "pictures")
+    root = image_folder(tmp_path / "images")
     noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3)).astype(np.uint8)
     whole = root / "class0" / "cut.jpg"
     Image.fromarray(noise).save(whole)
     whole.write_bytes(whole.read_bytes()[:1500])
-    with pytest.warns(UserWarning, match=r"1 broken pictures skipped: .*cut\.jpg"):
+    with pytest.warns(UserWarning, match=r"1 broken images skipped: .*cut\.jpg"):
         source = load_source(config_of(vit, data=DataConfig(source=str(root))))
     assert "1 broken skipped" in source.description
 
 
 def test_an_image_that_breaks_during_training_is_replaced_and_named(tmp_path: Path) -> None:
-    root = picture_folder(tmp_path / "pictures")
+    root = image_folder(tmp_path / "images")
     source = load_source(config_of(vit, data=DataConfig(source=str(root))))
     path, _ = source.train.files[0]  # type: ignore[attr-defined]
-    Path(path).write_bytes(b"gone bad")
-    with pytest.warns(UserWarning, match="broken picture .* skipped"):
-        batch = source.train[picks(0, 1)]
+    Path(path).write_bytes(b"damaged")
+    with pytest.warns(UserWarning, match="broken image .* skipped"):
+        batch = source.train[batch_of(0, 1)]
     assert torch.equal(batch["inputs"][0], batch["inputs"][1])
 
 
 def test_more_classes_than_the_model_has_are_refused_with_the_fix(tmp_path: Path) -> None:
-    root = picture_folder(tmp_path / "pictures", classes=5, each=1)
+    root = image_folder(tmp_path / "images", classes=5, count=1)
     with pytest.raises(ValueError, match=r"--model\.num-classes 5"):
         load_source(config_of(vit, data=DataConfig(source=str(root))))
