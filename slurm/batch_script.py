@@ -21,13 +21,13 @@ ARRAY = re.compile(r"\d+(-\d+(:\d+)?)?(,\d+(-\d+(:\d+)?)?)*(%[1-9]\d*)?")
 # Field of a job -> its format, and the fix in the error message.
 FORMATS = {
     "name": (NAME, "letters, digits and . _ + -"),
-    "time": (TIME, "minutes, hours or days as SLURM does: 30, 2:00:00, 1-12:00:00"),
+    "time": (TIME, "30 (minutes), 2:00:00 or 1-12:00:00"),
     "partition": (NAMES, "the name of a partition, or several with commas"),
     "account": (NAME, "the name of an account"),
     "qos": (NAME, "the name of a quality of service"),
     "gpu_type": (NAME, "the type of a GPU, such as h200"),
     "exclude": (NODES, "nodes, such as node3 or node[3-5]"),
-    "dependency": (DEPENDENCY, "a dependency, such as afterok:1234 or singleton"),
+    "dependency": (DEPENDENCY, "one such as afterok:1234 or singleton"),
     "array": (ARRAY, "task numbers, such as 0-9 or 0-99%4"),
 }
 

@@ -105,8 +105,8 @@ class SweepEnd:
             return f"{format_counts(self.statuses)}: the recipes refuse every cell of this sweep"
         others = f"; {self.left} left to other tasks" if self.left else ""
         if self.own:
-            return f"ran {format_counts(self.own)}{others}"
-        return f"no cell left to run: {format_counts(self.statuses) or 'none finished'}{others}"
+            return f"cells of this task: {format_counts(self.own)}{others}"
+        return f"no cells left to run: {format_counts(self.statuses) or 'none finished'}{others}"
 
 
 def format_counts(counts: Mapping[str, int]) -> str:

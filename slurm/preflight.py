@@ -94,9 +94,9 @@ def _check_cells(cells: Sequence[RecipeCommand], job: Job) -> None:
             recipe, command, shape = larger[0]
             fix = fix.format(recipe=recipe, most=max(shape[name] for _, _, shape in larger))
             raise ValueError(
-                f"a task of this sweep has {limit} {name.removeprefix('num_')}, too few for "
-                f"{len(larger)} cells, the first of which needs {shape[name]}: {command}; {fix}, "
-                "or leave them out"
+                f"too few {name.removeprefix('num_')} for {len(larger)} cells of this sweep: a "
+                f"task has {limit}, and the first of these cells needs {shape[name]}: {command}; "
+                f"{fix}, or leave them out"
             )
 
 

@@ -177,15 +177,15 @@ def check_shape(allocation: Allocation, args: JobArgs) -> None:
         raise ValueError(
             f"the nodes have {counts} tasks; give all nodes the same number: --ntasks-per-node"
         )
-    for flag, number, what, fix in (
-        ("--devices", tasks, "tasks per node", "--ntasks-per-node"),
-        ("--num-nodes", allocation.nodes, "nodes", "--nodes"),
+    for flag, fix, number in (
+        ("--devices", "--ntasks-per-node", tasks),
+        ("--num-nodes", "--nodes", allocation.nodes),
     ):
         value = option_of(args.arguments, flag)
         if value is not None and value != str(number):
             raise ValueError(
-                f"{flag} is {value}, but the job has {number} {what}; leave {flag} out, or submit "
-                f"with {fix}={value}"
+                f"{flag} is {value}, but {fix} of the job is {number}; leave {flag} out, or "
+                f"submit with {fix}={value}"
             )
     gpus = allocation.gpus_per_node
     # A config file may choose the accelerator too; the ranks check it.

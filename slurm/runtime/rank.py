@@ -38,8 +38,8 @@ def main(command: Sequence[str]) -> int:
         signal.signal(number, forward)
     child = subprocess.Popen(command, env={**os.environ, ERROR_FILE: str(failure)})
     children.append(child)
-    for number in received:  # arrived while the child was started
-        child.send_signal(number)
+    for early in received:  # arrived while the child was started
+        child.send_signal(early)
     if sends_heartbeat(os.environ):
         threading.Thread(target=_beat_forever, args=(errors,), daemon=True).start()
     code = child.wait()

@@ -3,8 +3,7 @@
 from collections.abc import Callable, Mapping
 
 from slurm.job_files import Attempt
-from slurm.runtime import allocation
-from slurm.runtime.allocation import read_allocation, read_words
+from slurm.runtime.allocation import JobArgs, read_allocation, read_args
 
 VARIABLES = {
     "SLURM_JOB_ID": "7",
@@ -23,5 +22,5 @@ ATTEMPT = Attempt(
 PutStub = Callable[[str, str], None]
 
 
-def words_of(line: str, variables: Mapping[str, str] = VARIABLES) -> allocation.Words:
-    return read_words(line.split(), read_allocation(variables))
+def args_of(line: str, variables: Mapping[str, str] = VARIABLES) -> JobArgs:
+    return read_args(line.split(), read_allocation(variables))

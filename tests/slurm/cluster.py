@@ -137,7 +137,9 @@ class Cluster:
         self._frozen.add(name)
         inside = psutil.Process(self._daemons[name].pid)
         frozen: set[int] = set()
-        while new := [each for each in inside.children(recursive=True) if each.pid not in frozen]:
+        while new := [
+            child for child in inside.children(recursive=True) if child.pid not in frozen
+        ]:
             for process in new:  # a process may have been started meanwhile
                 process.suspend()
                 frozen.add(process.pid)
@@ -146,21 +148,21 @@ class Cluster:
         """Marks the node as down, as SLURM does after a SlurmdTimeout of five minutes."""
         self.kill_node(name)
         time.sleep(1)  # its requeued job may start at once: see `hurry`
-        self.say("scontrol", "update", f"NodeName={name}", "State=DOWN", "Reason=died")
+        self.run("scontrol", "update", f"NodeName={name}", "State=DOWN", "Reason=died")
 
     def restore(self) -> None:
         """Empties the queue and makes every node idle."""
         for name in [*self._frozen]:
             self.kill_node(name)
-        self.say("scancel", "--user", getpass.getuser())
+        self.run("scancel", "--user", getpass.getuser())
         for name in NODES:
             if self._daemons[name].poll() is not None:
                 # Its interrupted work is over.
-                self.say("scontrol", "update", f"NodeName={name}", "State=DOWN", "Reason=died")
+                self.run("scontrol", "update", f"NodeName={name}", "State=DOWN", "Reason=died")
                 self.start_node(name)
-        until(lambda: not self.say("squeue", "--noheader"), "the queue is empty", 60)
+        until(lambda: not self.run("squeue", "--noheader"), "the queue is empty", 60)
         with contextlib.suppress(subprocess.CalledProcessError):  # already idle
-            self.say("scontrol", "update", "NodeName=ALL", "State=RESUME")
+            self.run("scontrol", "update", "NodeName=ALL", "State=RESUME")
         until(lambda: self.idle() == len(NODES), "the nodes are idle", 60)
 
     def hurry(self, job: str) -> None:
@@ -176,7 +178,7 @@ class Cluster:
         until(is_back, f"job {job} is queued again", 60)
         time.sleep(1)  # a credential signed in the same second would be taken for the old one
         with contextlib.suppress(subprocess.CalledProcessError):  # it runs already
-            self.say("scontrol", "update", f"JobId={job}", "StartTime=now")
+            self.run("scontrol", "update", f"JobId={job}", "StartTime=now")
 
     @contextlib.contextmanager
     def configured(self, **values: str) -> Iterator[None]:
@@ -194,13 +196,13 @@ class Cluster:
         """The number of idle nodes."""
         with contextlib.suppress(subprocess.CalledProcessError):
             return (
-                self.say("sinfo", "--noheader", "--Node", "--partition=test", "--format=%t")
+                self.run("sinfo", "--noheader", "--Node", "--partition=test", "--format=%t")
                 .split()
                 .count("idle")
             )
         return 0
 
-    def say(self, *command: str) -> str:
+    def run(self, *command: str) -> str:
         """The output of one of SLURM's commands."""
         return subprocess.run(
             command,
@@ -213,7 +215,7 @@ class Cluster:
 
     def state(self, job: str) -> dict[str, str]:
         """What SLURM knows about a job."""
-        words = self.say("scontrol", "--oneliner", "show", "job", job).split()
+        words = self.run("scontrol", "--oneliner", "show", "job", job).split()
         return dict(word.split("=", 1) for word in words if "=" in word)
 
     def wait_for(self, job: str, *states: str, timeout_s: float = 90) -> dict[str, str]:
@@ -226,19 +228,19 @@ class Cluster:
         return self.state(job)
 
     def _begin(self, name: str, *command: str) -> None:
-        with (self.root / "log" / f"{name}.out").open("ab") as said:
+        with (self.root / "log" / f"{name}.out").open("ab") as log:
             self._daemons[name] = subprocess.Popen(
                 ["setpriv", "--pdeathsig", "KILL", *command],
                 env={**_clean(), **self.variables},
                 stdin=subprocess.DEVNULL,
-                stdout=said,
-                stderr=said,
+                stdout=log,
+                stderr=log,
                 start_new_session=True,
             )
 
     def _reconfigure(self, text: str) -> None:
         (self.root / "etc/slurm.conf").write_text(text)
-        self.say("scontrol", "reconfigure")
+        self.run("scontrol", "reconfigure")
 
     def _munged(self) -> Sequence[str]:
         run, etc = self.root / "run", self.root / "etc"
@@ -284,9 +286,9 @@ def _clean() -> dict[str, str]:
 def _free_ports(count: int) -> list[int]:
     with contextlib.ExitStack() as held:
         sockets = [held.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [int(each.getsockname()[1]) for each in sockets]
+        for unbound in sockets:
+            unbound.bind(("127.0.0.1", 0))
+        return [int(bound.getsockname()[1]) for bound in sockets]
 
 
 def _listens(port: int) -> bool:

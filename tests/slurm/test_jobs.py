@@ -37,10 +37,10 @@ def send(
 ) -> tuple[str, Path]:
     """Submits a job; returns its id and folder."""
     folder = work / name
-    words = ["recipes.gpt", "--folder", str(folder), *options, "--", *tiny(work / "x", *recipe)]
-    assert submit.main(words) == 0
-    told: dict[str, Any] = json.loads((folder / "submitted").read_text())
-    return str(told["job"]), folder
+    argv = ["recipes.gpt", "--folder", str(folder), *options, "--", *tiny(work / "x", *recipe)]
+    assert submit.main(argv) == 0
+    submitted: dict[str, Any] = json.loads((folder / "submitted").read_text())
+    return str(submitted["job"]), folder
 
 
 def record_of(folder: Path) -> dict[str, Any]:
@@ -51,8 +51,8 @@ def record_of(folder: Path) -> dict[str, Any]:
 
 def wait_for_step(folder: Path, step: int, ending: str = "") -> None:
     def reached() -> bool:
-        found = re.findall(r"^step +(\d+)/", log_of(folder, ending), flags=re.MULTILINE)
-        return any(int(number) >= step for number in found)
+        steps = re.findall(r"^step +(\d+)/", log_of(folder, ending), flags=re.MULTILINE)
+        return any(int(number) >= step for number in steps)
 
     until(reached, f"step {step} is reached", 120)
 
@@ -68,7 +68,7 @@ def wait_for_checkpoint(folder: Path, step: int) -> None:
 
 def preempt(cluster: Cluster, *, nodes: int, seconds: int = 0) -> str:
     """Submits a job of the owner, which preempts the others."""
-    return cluster.say(
+    return cluster.run(
         "sbatch", "--parsable", "--partition=high", f"--nodes={nodes}", "--exclusive",
         "--output=/dev/null", f"--wrap=sleep {seconds}",
     ).strip()  # fmt: skip
@@ -82,21 +82,21 @@ def test_two_nodes_train_the_model_of_one_process_and_a_stop_changes_nothing(
 ) -> None:
     """Submits a job, stops it by the signal before its time limit, and lets it resume."""
     job, folder = send(work, *TWO_NODES, recipe=LONG)
-    said = capsys.readouterr().out
-    assert f"job     {job}" in said
-    assert f"tail -F {folder}/gpt-{job}.log" in said
+    printed = capsys.readouterr().out
+    assert f"job     {job}" in printed
+    assert f"tail -F {folder}/gpt-{job}.log" in printed
     wait_for_step(folder, 5)
     assert "running" in status.report(folder)
-    cluster.say("scancel", "--signal=USR1", job)  # to the steps, as --signal does
+    cluster.run("scancel", "--signal=USR1", job)  # to the steps, as --signal does
     wait_for_outcome(folder, "stopped")
     wait_for_status(folder, "queued .*BeginTime; before: stopped by SIGUSR1")
-    (kept,) = list_checkpoints(folder / "run-1/checkpoints")
+    (checkpoint,) = list_checkpoints(folder / "run-1/checkpoints")
     cluster.hurry(job)
     wait_for_outcome(folder, "done")
     record = record_of(folder)
     assert record["status"] == "ok"
     assert record["config"]["parallel"]["num_nodes"] == 2
-    assert record["launches"] == [0, int(kept.name.removeprefix("step-"))]
+    assert record["launches"] == [0, int(checkpoint.name.removeprefix("step-"))]
     assert record["loss"] == pytest.approx(uninterrupted["loss"], rel=1e-5)
     wait_for_status(folder, rf"gpt +done +{STEPS}/{STEPS}")
     assert (folder / f"attempt-{job}-1").exists()
@@ -109,7 +109,7 @@ def test_a_preempted_job_saves_within_its_grace_time_and_resumes_when_allowed(
     cluster: Cluster, work: Path
 ) -> None:
     """SIGTERM without warning, as SLURM preempts by default; the job of an owner takes over."""
-    loads = ("--num-workers", "1")  # each of which gets SIGTERM too
+    loads = ("--num-workers", "1")  # a process that gets SIGTERM too
     job, folder = send(work, *ONE_NODE, "--partition", "low", recipe=(*LONG, *loads))
     wait_for_step(folder, 5)
     owner = preempt(cluster, nodes=len(NODES), seconds=4)
@@ -163,7 +163,7 @@ def test_a_job_killed_after_too_short_a_grace_time_resumes_from_its_newest_check
     cluster.hurry(job)
     wait_for_outcome(folder, "done")
     killed, _ = list_attempts(folder)
-    assert (killed.outcome, killed.reason) == ("failed", "killed without a word")
+    assert (killed.outcome, killed.reason) == ("failed", "killed before it could report")
     assert killed.is_requeued
     record = record_of(folder)
     assert record["launches"] == [0, int(newest.name.removeprefix("step-"))]
@@ -218,11 +218,11 @@ def test_a_dead_node_ends_the_job_which_resumes_on_other_nodes(
     attempt = last_attempt(folder)
     assert attempt is not None
     assert attempt.is_requeued
-    assert attempt.reason == "rank 1 of 2: node2 does not answer any more"
+    assert attempt.reason == "rank 1 of 2: node2 stopped responding"
     until(lambda: cluster.state(job)["ExcNodeList"] == "node2", "the node is excluded", 120)
     assert record_of(folder)["error"]["type"] == "NodeFailure"
     if is_over:
-        cluster.say("scancel", job)
+        cluster.run("scancel", job)
         return
     cluster.declare_dead("node2")
     cluster.hurry(job)
@@ -242,7 +242,7 @@ def test_slurm_requeues_a_job_whose_batch_node_died(
     cluster.hurry(job)
     wait_for_outcome(folder, "done")
     died, _ = list_attempts(folder)
-    assert (died.outcome, died.reason) == ("failed", "node1 does not answer any more")
+    assert (died.outcome, died.reason) == ("failed", "node1 stopped responding")
     assert died.is_requeued
     assert died.is_node_failure
     record = record_of(folder)
@@ -253,24 +253,22 @@ def test_slurm_requeues_a_job_whose_batch_node_died(
 def test_a_cancelled_job_saves_and_is_not_requeued(cluster: Cluster, work: Path) -> None:
     job, folder = send(work, *ONE_NODE, recipe=LONG)
     wait_for_step(folder, 5)
-    cluster.say("scancel", job)
+    cluster.run("scancel", job)
     cluster.wait_for(job, "CANCELLED")
     wait_for_outcome(folder, "stopped")
-    until(lambda: not cluster.say("squeue", "--noheader"), "the queue is empty", 30)
+    until(lambda: not cluster.run("squeue", "--noheader"), "the queue is empty", 30)
     assert record_of(folder)["status"] == "preempted"
-    wait_for_status(
-        folder, "stopped .*cancelled, or queued again by SLURM itself; stopped by SIGTERM"
-    )
+    wait_for_status(folder, "stopped .*cancelled, or already requeued by SLURM; stopped by SIGTERM")
     assert list_checkpoints(folder / "run-1/checkpoints")
 
 
 def test_a_job_that_cannot_be_requeued_prints_how_to_resume(cluster: Cluster, work: Path) -> None:
     job, folder = send(work, *ONE_NODE, "--no-requeue", recipe=LONG)
     wait_for_step(folder, 5)
-    cluster.say("scancel", "--batch", "--signal=TERM", job)  # only to the batch process
+    cluster.run("scancel", "--batch", "--signal=TERM", job)  # only to the batch process
     cluster.wait_for(job, "FAILED")
     assert cluster.state(job)["ExitCode"] == "75:0"
-    assert f"go on with: sbatch {folder}/job.sbatch" in log_of(folder)
+    assert f"continue with: sbatch {folder}/job.sbatch" in log_of(folder)
     subprocess.run(["sbatch", folder / "job.sbatch"], check=True)
     wait_for_outcome(folder, "done")
     assert len(record_of(folder)["launches"]) == 2
@@ -282,7 +280,7 @@ def test_array_tasks_have_separate_folders_and_a_stopped_one_is_requeued(
     array, folder = send(work, *ONE_NODE, "--array", "3-4", recipe=("--seed", "%a", *LONG))
     # The last task has the id of the array; a signal to it reaches no other task.
     wait_for_step(folder, 5, "_4")
-    cluster.say("scancel", "--signal=USR1", f"{array}_4")
+    cluster.run("scancel", "--signal=USR1", f"{array}_4")
     wait_for_outcome(folder / "task-4", "stopped")
     cluster.hurry(f"{array}_4")
     for task in (3, 4):
@@ -303,7 +301,7 @@ def test_the_signal_before_the_time_limit_saves_and_requeues(cluster: Cluster, w
     job, folder = send(work, *options, recipe=(*LONG, "--max-steps", "100000"))
     wait_for_step(folder, 5)
     # The signal is due at once; SLURM looks every 30 s.
-    cluster.say("scontrol", "update", f"JobId={job}", "TimeLimit=5")
+    cluster.run("scontrol", "update", f"JobId={job}", "TimeLimit=5")
     wait_for_outcome(folder, "stopped")
     attempt = last_attempt(folder)
     assert attempt is not None
@@ -311,7 +309,7 @@ def test_the_signal_before_the_time_limit_saves_and_requeues(cluster: Cluster, w
     assert attempt.is_requeued
     wait_for_status(folder, "queued")
     assert cluster.state(job)["Restarts"] == "1"
-    cluster.say("scancel", job)
+    cluster.run("scancel", job)
     assert list((work / "disk").iterdir()) == []  # the checkpoint skipped it
 
 
@@ -322,14 +320,14 @@ def test_the_ready_script_trains_on_the_devices_of_its_job(
     monkeypatch.chdir(repository)
     monkeypatch.setenv("UNITRANSFORMER_JOB_FOLDER", str(work / "job"))
     shape = ("--nodes=2", "--ntasks-per-node=1", "--gpus-per-node=1", "--time=10")
-    cluster.say("sbatch", *shape, f"--output={work}/log", "slurm/gpt.sbatch", *tiny(work / "x"))
+    cluster.run("sbatch", *shape, f"--output={work}/log", "slurm/gpt.sbatch", *tiny(work / "x"))
     wait_for_outcome(work / "job", "done")
     parallel = record_of(work / "job")["config"]["parallel"]
     assert (parallel["num_nodes"], parallel["devices"]) == (2, 1)
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "expected"),
     [
         (("--partition", "nowhere"), "invalid partition specified: nowhere"),
         (("--gpu-type", "b200"), "Requested node configuration is not available"),
@@ -340,54 +338,58 @@ def test_the_ready_script_trains_on_the_devices_of_its_job(
 )
 def test_a_request_that_no_node_can_satisfy_is_refused_before_queueing(
     options: tuple[str, ...],
-    told: str,
+    expected: str,
     cluster: Cluster,
     work: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    words = ["recipes.gpt", "--folder", str(work / "job"), *options, "--", "--size", "124m"]
-    assert submit.main(words) == 2
+    argv = ["recipes.gpt", "--folder", str(work / "job"), *options, "--", "--size", "124m"]
+    assert submit.main(argv) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: SLURM refuses this job: ")
-    assert re.search(told, error), error
+    assert re.search(expected, error), error
     assert not (work / "job").exists()
-    assert cluster.say("squeue", "--noheader") == ""
+    assert cluster.run("squeue", "--noheader") == ""
 
 
 @pytest.mark.parametrize(
-    ("options", "wrap", "told"),
+    ("options", "wrap", "expected"),
     [
         (("--ntasks=3", "--nodes=2"), "recipes.gpt", "the nodes have 2, 1 tasks"),
         (
             ("--ntasks-per-node=2", "--nodes=2"),
             "recipes.gpt -- --devices 4 --accelerator cpu",
-            "--devices is 4 and the job has 2 tasks on a node",
+            "--devices is 4, but --ntasks-per-node of the job is 2",
         ),
         (
             ("--ntasks-per-node=2",),
             "recipes.gpt -- --num-nodes 2 --accelerator cpu",
-            "--num-nodes is 2 and the job has 1 nodes",
+            "--num-nodes is 2, but --nodes of the job is 1",
         ),
         (
             ("--ntasks-per-node=2", "--gpus-per-node=8"),
             "recipes.gpt",
-            "the job has 2 tasks and 8 GPUs on a node",
+            "the job has 2 tasks per node but 8 GPUs per node",
         ),
-        (("--nodes=2",), "sweep -- quick", "a sweep's cells run on one node and the job has 2"),
+        (
+            ("--nodes=2",),
+            "sweep -- quick",
+            "the job has 2 nodes, but each cell of a sweep runs on one",
+        ),
         (("--ntasks-per-node=2",), "srun recipes.gpt", "srun has started slurm.job 2 times"),
     ],
 )
 def test_a_shape_that_disagrees_is_refused_with_the_numbers(
-    options: tuple[str, ...], wrap: str, told: str, cluster: Cluster, work: Path
+    options: tuple[str, ...], wrap: str, expected: str, cluster: Cluster, work: Path
 ) -> None:
-    srun, words = ("srun ", wrap[5:]) if wrap.startswith("srun ") else ("", wrap)
-    command = f"{srun}{sys.executable} -m slurm.job {words}"
-    job = cluster.say(
+    srun, argv = ("srun ", wrap[5:]) if wrap.startswith("srun ") else ("", wrap)
+    command = f"{srun}{sys.executable} -m slurm.job {argv}"
+    job = cluster.run(
         "sbatch", "--parsable", *options, f"--output={work}/log", f"--wrap={command}"
     ).strip()
     cluster.wait_for(job, "FAILED")
     assert cluster.state(job)["ExitCode"] == "2:0"
-    assert told in (work / "log").read_text()
+    assert expected in (work / "log").read_text()
 
 
 def test_a_recipe_in_a_job_of_several_tasks_or_nodes_asks_for_srun(
@@ -395,7 +397,7 @@ def test_a_recipe_in_a_job_of_several_tasks_or_nodes_asks_for_srun(
 ) -> None:
     command = f"{sys.executable} -m recipes.gpt --accelerator cpu"
     jobs = [
-        cluster.say(
+        cluster.run(
             "sbatch", "--parsable", option, f"--output={work}/log{option}", f"--wrap={command}"
         ).strip()
         for option in ("--ntasks=2", "--nodes=2")

@@ -42,22 +42,22 @@ def test_a_job_of_sixty_four_nodes_with_eight_gpus_is_accepted(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setenv("SLURM_CONF", controller)
-    words = ["recipes.gpt", "--folder", str(tmp_path / "job"), *SHAPE, *options]
-    code = submit.main([*words, "--", "--size", "175b", "--strategy", "hsdp"])
-    said = capsys.readouterr()
+    argv = ["recipes.gpt", "--folder", str(tmp_path / "job"), *SHAPE, *options]
+    code = submit.main([*argv, "--", "--size", "175b", "--strategy", "hsdp"])
+    printed = capsys.readouterr()
     if expected is None:
-        assert (code, said.out) == (0, "SLURM would take this job\n")
+        assert (code, printed.out) == (0, "SLURM accepts this job; nothing was submitted\n")
     else:
         assert code == 2
-        assert re.search(f"^error: SLURM refuses this job: .*{expected}", said.err), said.err
+        assert re.search(f"^error: SLURM refuses this job: .*{expected}", printed.err), printed.err
 
 
 def test_a_sweep_over_an_array_is_accepted(
     controller: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SLURM_CONF", controller)
-    words = ["sweep", "node-8", "--folder", str(tmp_path / "job"), *SHAPE, "--devices", "8"]
-    assert submit.main(words) == 0
+    argv = ["sweep", "node-8", "--folder", str(tmp_path / "job"), *SHAPE, "--devices", "8"]
+    assert submit.main(argv) == 0
     assert not (tmp_path / "job").exists()
 
 

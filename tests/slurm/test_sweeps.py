@@ -16,13 +16,13 @@ from tests.slurm.waiting import STEPS, log_of, tiny, wait_for_outcome, wait_for_
 
 def axes_of(work: Path, **axes: str) -> list[str]:
     """Options of a sweep over tiny cells."""
-    words = tiny(work / "x")
-    found = dict(zip(words[::2], words[1::2], strict=True)) | {
+    arguments = tiny(work / "x")
+    options = dict(zip(arguments[::2], arguments[1::2], strict=True)) | {
         "--recipe": "gpt",
         "--out": str(work / "swept"),
         **{f"--{name.replace('_', '-')}": value for name, value in axes.items()},
     }
-    return [word for pair in found.items() for word in pair]
+    return [word for pair in options.items() for word in pair]
 
 
 def statuses_of(work: Path) -> list[str]:
@@ -33,16 +33,16 @@ def statuses_of(work: Path) -> list[str]:
 def test_a_sweep_is_shared_by_the_tasks_of_an_array(
     cluster: Cluster, work: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = axes_of(work, batch_size="2,4,8")
+    arguments = axes_of(work, batch_size="2,4,8")
     folder = work / "job"
     options = ["--time", "10", "--max-parallel", "2", "--folder", str(folder)]
-    assert submit.main(["sweep", *options, "--", *words]) == 0
+    assert submit.main(["sweep", *options, "--", *arguments]) == 0
     assert "tasks 0-2%2" in capsys.readouterr().out
     until((work / "swept/study.json").exists, "the sweep has begun", 120)
     array = json.loads((folder / "submitted").read_text())["job"]
     assert cluster.state(f"{array}_0")["NumCPUs"] == "16"  # all GPUs of the node
     watching = subprocess.run(
-        [sys.executable, "-m", "scaling", "sweep", *words, "--watch"],
+        [sys.executable, "-m", "scaling", "sweep", *arguments, "--watch"],
         capture_output=True,
         text=True,
         timeout=240,
@@ -55,7 +55,7 @@ def test_a_sweep_is_shared_by_the_tasks_of_an_array(
     # Once more: no cell runs again, and the report contains all of them.
     before = {path: path.stat().st_mtime_ns for path in (work / "swept/cells").rglob("*")}
     subprocess.run(["sbatch", "--array=1", folder / "job.sbatch"], check=True)
-    until(lambda: "nothing was left to run: 3 ok" in log_of(folder), "it says so", 120)
+    until(lambda: "no cells left to run: 3 ok" in log_of(folder), "it says so", 120)
     assert {path: path.stat().st_mtime_ns for path in (work / "swept/cells").rglob("*")} == before
     assert scaling.main(["report", str(work / "swept"), "--out", str(work / "RESULTS.md")]) == 0
     assert "3 cells" in (work / "RESULTS.md").read_text()
@@ -68,14 +68,14 @@ def test_a_cell_interrupted_by_a_signal_has_no_outcome_and_runs_again(
     monkeypatch.setenv("PYTHON", sys.executable)
     monkeypatch.setenv("UNITRANSFORMER_JOB_FOLDER", str(work / "job"))
     monkeypatch.chdir(repository)
-    words = axes_of(work, batch_size="2,4", max_steps=str(STEPS), validate_every=str(STEPS))
+    arguments = axes_of(work, batch_size="2,4", max_steps=str(STEPS), validate_every=str(STEPS))
     options = ("--array=0-1", "--time=10", f"--output={work}/log-%a", "slurm/sweep.sbatch")
-    array = cluster.say("sbatch", "--parsable", *options, *words).strip()
+    array = cluster.run("sbatch", "--parsable", *options, *arguments).strip()
     cells = work / "swept/cells"
     until(lambda: len(list(cells.glob("*/progress"))) == 2, "both cells run", 120)
     wait_for_status(work / "job", rf"{array}_0 .* running +\d+/{STEPS} ")
     for task, number in enumerate(("TERM", "USR1")):
-        cluster.say("scancel", f"--signal={number}", f"{array}_{task}")
+        cluster.run("scancel", f"--signal={number}", f"{array}_{task}")
     for task in range(2):
         wait_for_outcome(work / f"job/task-{task}", "stopped")
     assert statuses_of(work) == []

@@ -13,11 +13,11 @@ STEPS = 400  # of a job that is interrupted
 
 def tiny(folder: Path, *options: str) -> list[str]:
     """Options of a tiny recipe without paths."""
-    words = recipe_arguments("gpt", folder, "--batch-size", "4", *options)
+    arguments = recipe_arguments("gpt", folder, "--batch-size", "4", *options)
     for flag in ("--out", "--record"):
-        place = words.index(flag)
-        del words[place : place + 2]
-    return words
+        index = arguments.index(flag)
+        del arguments[index : index + 2]
+    return arguments
 
 
 def log_of(folder: Path, ending: str = "") -> str:

@@ -44,7 +44,7 @@ SCRIPTS = {
     "cloud": replace(GPT, partition="spot", cluster=load_cluster("cloud")),
     "cpu": replace(GPT, devices=2, on_gpus=False, arguments=["--accelerator", "cpu"]),
     "sweep": replace(
-        GPT, target="sweep", name="sweep-node-8", arguments=["node-8"], tasks=1, array="0-95%8"
+        GPT, target="sweep", name="sweep-node-8", arguments=["node-8"], array="0-95%8"
     ),
     "sweep-academic": replace(
         GPT,
@@ -52,7 +52,6 @@ SCRIPTS = {
         name="sweep-single-gpu",
         arguments=["single-gpu"],
         devices=4,
-        tasks=1,
         array="0-23%8",
         gpu_type="a100",
         cluster=load_cluster("academic"),
@@ -122,16 +121,16 @@ def run_by_bash(job: Job, folder: Path) -> tuple[list[str], str | None]:
     stub = folder / "python stub"
     stub.write_text(
         f"#!{sys.executable}\nimport json, os, sys\n"
-        "found = [sys.argv[1:], os.environ.get('NCCL_SOCKET_IFNAME')]\n"
-        f"open({str(actual)!r}, 'w').write(json.dumps(found))\n"
+        "result = [sys.argv[1:], os.environ.get('NCCL_SOCKET_IFNAME')]\n"
+        f"open({str(actual)!r}, 'w').write(json.dumps(result))\n"
     )
     stub.chmod(0o755)
     script = folder / "script"
     script.write_text(render(replace(job, python=str(stub))))
     subprocess.run(["bash", script], cwd=folder, check=True, capture_output=True)
     assert {path.name for path in folder.iterdir()} == {"arguments.json", "python stub", "script"}
-    words, variable = json.loads(actual.read_text())
-    return words, variable
+    arguments_read, variable = json.loads(actual.read_text())
+    return arguments_read, variable
 
 
 @settings(max_examples=60, deadline=None)
@@ -140,8 +139,16 @@ def test_every_option_value_is_quoted_literally(
     arguments: list[str], folder: str, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     place = tmp_path_factory.mktemp("script")
-    words, _ = run_by_bash(replace(GPT, arguments=arguments, folder=folder), place)
-    assert words == ["-m", "slurm.job", "--folder", folder, "recipes.gpt", "--", *arguments]
+    arguments_read, _ = run_by_bash(replace(GPT, arguments=arguments, folder=folder), place)
+    assert arguments_read == [
+        "-m",
+        "slurm.job",
+        "--folder",
+        folder,
+        "recipes.gpt",
+        "--",
+        *arguments,
+    ]
 
 
 @settings(max_examples=30, deadline=None)
@@ -150,8 +157,10 @@ def test_cluster_settings_are_quoted_literally(
     value: str, disk: str, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     cluster = Cluster(local_disk=disk, environment=(("NCCL_SOCKET_IFNAME", value),))
-    words, variable = run_by_bash(replace(GPT, cluster=cluster), tmp_path_factory.mktemp("script"))
-    assert words[words.index("--local-disk") + 1] == disk
+    arguments_read, variable = run_by_bash(
+        replace(GPT, cluster=cluster), tmp_path_factory.mktemp("script")
+    )
+    assert arguments_read[arguments_read.index("--local-disk") + 1] == disk
     assert variable == value
 
 
@@ -159,21 +168,21 @@ def test_cluster_settings_are_quoted_literally(
 @given(
     places=st.tuples(PATH, PATH, PATH),
     extra=PATH,
-    words=st.lists(ANYTHING | SMUGGLED, max_size=3),
+    arguments=st.lists(ANYTHING | SMUGGLED, max_size=3),
     variable=ANYTHING | SMUGGLED,
 )
 def test_no_value_adds_a_directive(
-    places: tuple[str, str, str], extra: str, words: list[str], variable: str
+    places: tuple[str, str, str], extra: str, arguments: list[str], variable: str
 ) -> None:
     folder, directory, disk = places
     odd = replace(
         GPT,
         folder=folder,
         directory=directory,
-        arguments=words,
+        arguments=arguments,
         cluster=Cluster(
             extra=(f"--x={extra}",),
-            modules=tuple(words),
+            modules=tuple(arguments),
             local_disk=disk,
             environment=(("NCCL_SOCKET_IFNAME", variable),),
         ),
@@ -199,18 +208,22 @@ def directives(script: str, *, whole: bool = False) -> list[str]:
     [
         ("nodes", 0, "nodes is 0; it must be at least 1"),
         ("devices", -8, "devices is -8; it must be at least 1"),
-        ("time", "2 hours", "time is '2 hours'; give a time as SLURM takes it"),
+        ("time", "2 hours", "time is '2 hours'; give 30 (minutes)"),
         ("time", "-1:00", "time is '-1:00'"),
         ("partition", "a b", "partition is 'a b'; give the name of a partition"),
         ("partition", "a,,b", "partition is 'a,,b'; give the name of a partition"),
-        ("folder", "a\\b", "which cannot stand in a batch script"),
+        ("folder", "a\\b", "which a batch script cannot hold"),
         ("partition", "gpu\n#SBATCH --qos=x", "partition is"),
         ("name", "a;b", "name is 'a;b'; give letters"),
         ("gpu_type", "h200:8", "gpu-type is 'h200:8'; give the type of a GPU"),
         ("exclude", "$(id)", "exclude is '$(id)'; give nodes"),
-        ("dependency", "afterok:x", "dependency is 'afterok:x'; give as afterok:1234"),
-        ("array", "5-", "array is '5-'; give as 0-9"),
-        ("folder", "a\nb", "folder is 'a\\nb', which cannot stand in a batch script"),
+        (
+            "dependency",
+            "afterok:x",
+            "dependency is 'afterok:x'; give one such as afterok:1234",
+        ),
+        ("array", "5-", "array is '5-'; give task numbers, such as 0-9"),
+        ("folder", "a\nb", "folder is 'a\\nb'; choose a path without"),
     ],
 )
 def test_invalid_values_are_refused_with_their_name(
@@ -223,8 +236,12 @@ def test_invalid_values_are_refused_with_their_name(
 @pytest.mark.parametrize(
     ("time", "seconds"),
     [
-        *(("30", 1800), ("90:30", 5430), ("2:00:00", 7200)),
-        *(("1-12", 129_600), ("1-12:30", 131_400), ("1-12:30:15", 131_415)),
+        ("30", 1800),
+        ("90:30", 5430),
+        ("2:00:00", 7200),
+        ("1-12", 129_600),
+        ("1-12:30", 131_400),
+        ("1-12:30:15", 131_415),
     ],
 )
 def test_time_limits_have_the_formats_of_slurm(time: str, seconds: int) -> None:
@@ -252,7 +269,7 @@ def test_example_clusters_are_valid(name: str) -> None:
         ("[a]\nmodules = 3", "a.modules is 3"),
         ("a = 3", "a is 3; it must be a table"),
         ("[a", "is not TOML"),
-        ("[b]", "cluster is a and"),
+        ("[b]", "cluster is a, and"),
     ],
 )
 def test_invalid_clusters_are_refused_with_their_key(

@@ -9,30 +9,32 @@ import pytest
 
 from slurm import status
 from slurm.job_files import errors_folder, last_attempt, write_attempt
-from slurm.scheduler import Queued
+from slurm.scheduler import QueueRow
 from tests.builders.slurm import ATTEMPT
 from unitransformer.launch.variables import PROGRESS_FILE
 
 
-def queued(state: str, *, number: str = "7", task: str = "N/A") -> Queued:
-    return Queued(job=number, array=number, task=task, state=state, why="Priority", left="1:00:00")
+def queued(state: str, *, number: str = "7", task: str = "N/A") -> QueueRow:
+    return QueueRow(
+        job=number, array=number, task=task, state=state, reason="Priority", left="1:00:00"
+    )
 
 
 @pytest.mark.parametrize(
     ("outcome", "row", "state", "expected"),
     [
-        ("running", queued("RUNNING"), "running", "1:00:00 until its time limit"),
+        ("running", queued("RUNNING"), "running", "1:00:00 until the time limit"),
         ("stopped", queued("PENDING"), "queued", "Priority; before: so it was"),
         ("stopped", None, "stopped", "so it was"),
         ("failed", None, "failed", "so it was"),
         ("done", None, "done", "so it was"),
-        ("running", None, "lost", "killed, or a node failed (node[1-2])"),
+        ("running", None, "lost", "killed, or a node died (node[1-2])"),
         ("running", queued("COMPLETING"), "ending", "so it was"),
     ],
 )
 def test_the_status_of_a_job_comes_from_the_queue_and_its_folder(
     outcome: str,
-    row: Queued | None,
+    row: QueueRow | None,
     state: str,
     expected: str,
     tmp_path: Path,
@@ -76,7 +78,7 @@ def test_the_status_of_an_array_shows_cells_done_running_and_pending(
     monkeypatch.setattr("slurm.scheduler.list_queue", lambda: rows)
     array, task = status.report(folder, now_s=101.0).splitlines()[2:]
     assert re.search(r"running +1/9 cells \(1 ok\) ", array)
-    assert array.endswith("tasks 0-8%2: 1 running; waits: Priority")
+    assert array.endswith("tasks 0-8%2: 1 running; waiting: Priority")
     assert re.search(r"5_0 +s +running +3/9 +5.0 ms/step +1:10 ", task)
 
 
@@ -88,19 +90,19 @@ def test_a_running_job_without_output_is_reported(
     progress = {"step": 3, "max_steps": 9, "pace": "", "left_s": 1, "at_s": 0.0}
     (tmp_path / "run-1" / PROGRESS_FILE).write_text(json.dumps(progress))
     monkeypatch.setattr("slurm.scheduler.list_queue", lambda: [queued("RUNNING")])
-    assert "nothing said for 1:00:00" in status.report(tmp_path, now_s=3600.0)
+    assert "no progress for 1:00:00" in status.report(tmp_path, now_s=3600.0)
 
 
 def test_without_a_queue_the_status_is_the_last_one_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def silent() -> list[Queued]:
+    def silent() -> list[QueueRow]:
         raise RuntimeError("squeue has not answered for 30 s")
 
     write_attempt(tmp_path, ATTEMPT)
     monkeypatch.setattr("slurm.scheduler.list_queue", silent)
     actual = status.report(tmp_path)
-    assert "the queue is not known (squeue has not answered for 30 s)" in actual
+    assert "the queue is unknown (squeue has not answered for 30 s)" in actual
     assert "running" in actual
 
 
@@ -110,11 +112,11 @@ def test_a_damaged_marker_is_ignored(tmp_path: Path) -> None:
     assert last_attempt(tmp_path) == ATTEMPT
 
 
-@pytest.mark.parametrize(("words", "expected"), [(["/nowhere"], "not a folder"), ([], "no folder")])
+@pytest.mark.parametrize(("argv", "expected"), [(["/nowhere"], "not a folder"), ([], "no folder")])
 def test_status_refuses_a_folder_that_is_not_a_job(
-    words: list[str], expected: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    argv: list[str], expected: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    assert status.main(words) == 2
+    assert status.main(argv) == 2
     assert expected in capsys.readouterr().err
     assert status.main([str(tmp_path)]) == 2
     assert "holds no jobs" in capsys.readouterr().err

@@ -1,16 +1,14 @@
 """Tests `slurm.submit` up to the call of SLURM: checks, refusals, rendered scripts."""
 
 import re
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from slurm import submit
 from slurm.job_files import write_attempt
-from slurm.runtime.allocation import read_allocation
-from slurm.runtime.srun import variables_of
-from tests.builders.slurm import ATTEMPT, VARIABLES, PutStub, words_of
+from slurm.runtime.srun import rank_variables
+from tests.builders.slurm import ATTEMPT, VARIABLES, PutStub, args_of
 
 
 @pytest.fixture
@@ -30,35 +28,45 @@ def place(tmp_path: Path, repository: Path, monkeypatch: pytest.MonkeyPatch) -> 
         ("recipes.gpt --nodes two", "nodes is 'two'"),
         ("recipes.gpt --nodes 0", "nodes is 0; it must be at least 1"),
         ("recipes.gpt --devices -8", "devices is -8; it must be at least 1"),
-        ("recipes.gpt --time yesterday", "time is 'yesterday'; give a time as SLURM takes it"),
-        ("recipes.gpt --cluster nowhere", "cluster is nowhere and"),
+        (
+            "recipes.gpt --time yesterday",
+            "time is 'yesterday'; give 30 (minutes)",
+        ),
+        ("recipes.gpt --cluster nowhere", "cluster is nowhere, and"),
         ("recipes.gpt --clusters /nowhere --cluster dgx", "clusters /nowhere cannot be read"),
-        ("recipes.gpt --time 2", "time is 2 and the signal to save comes 120 s ahead"),
-        ("recipes.gpt --clusters x.toml", "clusters is x.toml and no --cluster says which"),
-        ("recipes.gpt -- --repeats 3", "--repeats after --: a job is one launch"),
-        ("recipes.gpt --folder a\\b", "which cannot stand in a batch script"),
-        ("recipes.gpt quick", "quick comes before --; options of the recipe come after it"),
+        ("recipes.gpt --time 2", "time is 2, and the signal to save arrives 120 s before"),
+        (
+            "recipes.gpt --clusters x.toml",
+            "clusters is x.toml; choose a table of it",
+        ),
+        (
+            "recipes.gpt -- --repeats 3",
+            "--repeats after --: a job runs its recipe once",
+        ),
+        ("recipes.gpt --folder a\\b", "which a batch script cannot hold"),
+        ("recipes.gpt quick", "quick is before --; put options of the recipe after it"),
         ("recipes.gpt -- --devices 4", "--devices after --: give it before --"),
         ("recipes.gpt -- --size 124n", "recipe gpt: size"),
         ("recipes.gpt -- --max-stepz 4", "recipe gpt: --max-stepz is not an option"),
         ("recipes.gpt -- --strategy single", "recipe gpt: strategy"),
         ("recipes.gpt --folder /proc/x", "folder /proc/x: /proc cannot be written"),
         ("sweep qiuck", "qiuck"),
-        ("sweep quick --nodes 2", "nodes is 2; a sweep's cells run on one node each"),
-        ("sweep quick --array 0-3", "array is 0-3; a sweep has a task for every cell"),
+        ("sweep quick --nodes 2", "nodes is 2; each cell of a sweep runs on one node"),
+        ("sweep quick --array 0-3", "array is 0-3; leave it out: a sweep has one task per cell"),
         ("sweep quick --max-parallel 0", "max-parallel is 0; it must be at least 1"),
         ("sweep quick -- --batch-sizee 8,16", "batch-sizee"),
-        ("sweep quick --time 4", "time is 4, and 120 s for a task's start and 120 s for its end"),
-        ("sweep quick -- --watch", "--watch after --: it runs nothing, so type it here: python -m"),
-        ("sweep quick -- --dry-run", "type it here: python -m scaling sweep quick --dry-run"),
-        ("sweep -- --recipe gpt --list", "--list after --: it runs nothing"),
+        ("sweep quick --time 4", "time is 4; 120 s to start a task and 120 s to end it leave no"),
+        ("sweep quick -- --watch", "--watch after --: it needs no job; run it here: python -m"),
+        ("sweep quick -- --dry-run", "run it here: python -m scaling sweep quick --dry-run"),
+        ("sweep -- --recipe gpt --list", "--list after --: it needs no job"),
         (
             "sweep single-gpu -- --devices 2 --num-nodes 1,2 --strategy ddp",
-            "90 such cells, and a task of a sweep has one node; run them by slurm.submit recipes.",
+            "too few nodes for 90 cells of this sweep: a task has 1, and the first of these cells "
+            "needs 2: python -m recipes.",
         ),
         (
             "sweep node-8 --devices 4 -- --recipe gpt",
-            "and a task of a sweep has 4 devices; submit with --devices 8, or leave them out",
+            "a task has 4, and the first of these cells needs 8: python -m recipes.gpt",
         ),
     ],
 )
@@ -66,11 +74,11 @@ def test_bad_requests_are_one_line_and_submit_nothing(
     line: str, expected: str, place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert submit.main([*line.split()]) == 2
-    said = capsys.readouterr()
-    assert said.out == ""
-    assert said.err.startswith("error: ")
-    assert expected in said.err
-    assert said.err.count("\n") == 1
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith("error: ")
+    assert expected in printed.err
+    assert printed.err.count("\n") == 1
     assert list(place.iterdir()) == []
 
 
@@ -95,12 +103,11 @@ def test_a_dry_run_prints_a_script_without_slurm(
 
 
 def test_caches_are_on_the_node_local_disk_in_a_folder_per_job(tmp_path: Path) -> None:
-    given = read_allocation(VARIABLES)
-    words = words_of(f"--local-disk {tmp_path} recipes.gpt")
-    found = [variables_of(replace(given, job=number), words) for number in ("7", "8")]
-    caches = [each["TORCHINDUCTOR_CACHE_DIR"] for each in found]
+    line = f"--local-disk {tmp_path} recipes.gpt"
+    jobs = [args_of(line, {**VARIABLES, "SLURM_JOB_ID": number}) for number in ("7", "8")]
+    caches = [rank_variables(args)["TORCHINDUCTOR_CACHE_DIR"] for args in jobs]
     assert caches == [f"{tmp_path}/unitransformer-{number}/inductor" for number in (7, 8)]
-    assert "TORCHINDUCTOR_CACHE_DIR" not in variables_of(given, words_of("sweep"))
+    assert "TORCHINDUCTOR_CACHE_DIR" not in rank_variables(args_of("sweep"))
 
 
 @pytest.mark.parametrize(("seeds", "expected"), [(3, "0-2%8"), (1001, "0-999%8")])
@@ -111,9 +118,9 @@ def test_more_cells_than_array_tasks_are_several_per_task(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("slurm.preflight.run_module", lambda *arguments, **options: cells)
     monkeypatch.setattr("slurm.preflight._check_cells", lambda *arguments: None)
-    found = submit.read_request(["sweep", "quick"]).job
-    assert found.array == expected
-    assert found.arguments == ["quick", *(["--max-cells", "2"] if seeds > 1000 else [])]
+    job = submit.build_job(*submit.parse(["sweep", "quick"]))
+    assert job.array == expected
+    assert job.arguments == ["quick", *(["--max-cells", "2"] if seeds > 1000 else [])]
 
 
 @pytest.mark.parametrize(
@@ -133,26 +140,26 @@ def test_the_time_limit_of_a_cell_follows_from_that_of_its_job(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("slurm.preflight.run_module", lambda *arguments, **options: cells)
     monkeypatch.setattr("slurm.preflight._check_cells", lambda *arguments: None)
-    found = submit.read_request(["sweep", "quick", *options.split()]).job
-    assert found.arguments == ["quick", *expected]
+    job = submit.build_job(*submit.parse(["sweep", "quick", *options.split()]))
+    assert job.arguments == ["quick", *expected]
 
 
 def test_a_folder_belongs_to_one_job(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_attempt(tmp_path / "it's", ATTEMPT)
     assert submit.main(["recipes.gpt", "--folder", str(tmp_path / "it's")]) == 2
-    assert "is that of another job; go on with it by sbatch" in capsys.readouterr().err
-    assert submit._free_folder("gpt") != submit._free_folder("gpt")
+    assert "belongs to another job; continue that job with sbatch" in capsys.readouterr().err
+    assert submit._new_folder("gpt") != submit._new_folder("gpt")
 
 
 def test_variables_of_a_job_do_not_reach_a_job_that_it_submits(
     put_stub: PutStub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     put_stub("sbatch", "env\n")
-    kept = {"SLURM_CONF": "/etc/slurm/slurm.conf", "HOME": "/home/x"}
+    passed_on = {"SLURM_CONF": "/etc/slurm/slurm.conf", "HOME": "/home/x"}
     for name in ("SLURM_ARRAY_TASK_ID", "SLURM_STEP_ID", "RANK", "SBATCH_PARTITION"):
         monkeypatch.setenv(name, "3")
-    for name, value in kept.items():
+    for name, value in passed_on.items():
         monkeypatch.setenv(name, value)
-    seen = dict(line.split("=", 1) for line in submit._sbatch([], "").stdout.splitlines())
-    assert {name: seen.get(name) for name in kept} == kept
+    seen = dict(line.split("=", 1) for line in submit._run_sbatch([], "").splitlines())
+    assert {name: seen.get(name) for name in passed_on} == passed_on
     assert not {"SLURM_ARRAY_TASK_ID", "SLURM_STEP_ID", "RANK", "SBATCH_PARTITION"} & seen.keys()

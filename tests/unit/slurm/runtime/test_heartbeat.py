@@ -5,34 +5,34 @@ from pathlib import Path
 
 import pytest
 
-from slurm.runtime.heartbeat import EACH_S, LOOKS, SILENT_S, Heartbeats, beat
+from slurm.runtime.heartbeat import CHECKS, INTERVAL_S, SILENT_S, Heartbeats, beat
 from slurm.runtime.rank import sends_heartbeat
 
-SOON = max(LOOKS, int(SILENT_S / EACH_S)) + 1  # checks until a node is suspected
+SOON = max(CHECKS, int(SILENT_S / INTERVAL_S)) + 1  # checks until a node is suspected
 
 
-def look(folder: Path, *, alive: Mapping[str, range], looks: int) -> list[list[str]]:
+def check(folder: Path, *, alive: Mapping[str, range], checks: int) -> list[list[str]]:
     """The nodes suspected at each check; `alive` gives the checks at which a node is alive."""
     heartbeats = Heartbeats(folder=folder, nodes=list(alive))
-    found = []
-    for number in range(looks):
+    suspected = []
+    for number in range(checks):
         for name, lives in alive.items():
             if number in lives:
                 beat(folder, name, number)
-        found.append(heartbeats.suspects(number * EACH_S))
-    return found
+        suspected.append(heartbeats.suspects(number * INTERVAL_S))
+    return suspected
 
 
 def test_a_node_that_falls_silent_is_suspected_within_ten_seconds(tmp_path: Path) -> None:
-    found = look(tmp_path, alive={"node1": range(99), "node2": range(10)}, looks=20)
-    first = next(number for number, suspects in enumerate(found) if suspects)
-    assert found[first] == ["node2"]
-    assert SILENT_S <= (first - 9) * EACH_S <= 10.0
+    suspected = check(tmp_path, alive={"node1": range(99), "node2": range(10)}, checks=20)
+    first = next(number for number, suspects in enumerate(suspected) if suspects)
+    assert suspected[first] == ["node2"]
+    assert SILENT_S <= (first - 9) * INTERVAL_S <= 10.0
 
 
 def test_no_node_is_suspected_while_no_heartbeat_changes(tmp_path: Path) -> None:
-    found = look(tmp_path, alive={"node1": range(10), "node2": range(10)}, looks=40)
-    assert found == [[]] * 40
+    suspected = check(tmp_path, alive={"node1": range(10), "node2": range(10)}, checks=40)
+    assert suspected == [[]] * 40
 
 
 def test_a_file_system_outage_raises_no_suspicion_afterwards(tmp_path: Path) -> None:
@@ -48,21 +48,21 @@ def test_a_file_system_outage_raises_no_suspicion_afterwards(tmp_path: Path) -> 
 
 
 def test_a_node_without_a_first_heartbeat_is_not_suspected(tmp_path: Path) -> None:
-    found = look(tmp_path, alive={"node1": range(99), "node2": range(0)}, looks=20)
-    assert found == [[]] * 20
+    suspected = check(tmp_path, alive={"node1": range(99), "node2": range(0)}, checks=20)
+    assert suspected == [[]] * 20
 
 
 def test_a_node_that_answered_a_probe_is_suspected_no_sooner(tmp_path: Path) -> None:
     heartbeats = Heartbeats(folder=tmp_path, nodes=["node1", "node2"])
     beat(tmp_path, "node2", 0)
-    found = []
+    suspected = []
     for number in range(3 * SOON):
         beat(tmp_path, "node1", number)
-        if suspects := heartbeats.suspects(number * EACH_S):
+        if suspects := heartbeats.suspects(number * INTERVAL_S):
             assert suspects == ["node2"]
-            heartbeats.clear(suspects)
-            found.append(number)
-    assert found == [SOON - 1, 2 * SOON - 1, 3 * SOON - 1]
+            heartbeats.forget(suspects)
+            suspected.append(number)
+    assert suspected == [SOON - 1, 2 * SOON - 1, 3 * SOON - 1]
 
 
 @pytest.mark.parametrize(("nodes", "local", "sends"), [(1, 0, False), (2, 0, True), (2, 1, False)])
