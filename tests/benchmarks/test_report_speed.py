@@ -22,7 +22,7 @@ from unitransformer.config import RunConfig, from_dict
 from unitransformer.record.metrics import read_out, steady_of
 from unitransformer.record.schema import write_record
 from unitransformer.stats import intervals
-from unitransformer.stats.autocorrelation import centred_ranks
+from unitransformer.stats.autocorrelation import centered_ranks
 
 STEPS = 100
 RECORDS = 100
@@ -206,4 +206,4 @@ def test_ranks_of_200_series_are_the_middle_of_their_ties() -> None:
         series = np.asarray(make_series(number))
         _, which, counts = np.unique(series, return_inverse=True, return_counts=True)
         middle = (np.cumsum(counts) - (counts - 1) / 2)[which] - (len(series) + 1) / 2
-        assert centred_ranks(list(series)).tobytes() == middle.tobytes(), number
+        assert centered_ranks(list(series)).tobytes() == middle.tobytes(), number

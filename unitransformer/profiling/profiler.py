@@ -1,6 +1,6 @@
-"""`--trace DIR`: a few steps under torch's profiler, a file for Perfetto, and where time goes.
+"""Traces a few steps with torch's profiler (`--trace DIR`) and reports how they spend their time.
 
-A traced step is slower than others: it is reported, and belongs in no measurement.
+A traced step is slower than others, so no measurement includes it.
 """
 
 import contextlib
@@ -27,34 +27,30 @@ from unitransformer.profiling.trace_breakdown import (
 
 
 class TraceCallback(pl.Callback):
-    """Traces steps [first_step, first_step + num_steps); its place is beside the clock's stops.
+    """Traces steps [first_step, first_step + num_steps) of the first rank.
 
     Args:
-        folder: gets `trace-rank0.json.gz` and `shares-rank0.json`.
+        folder: gets `trace-rank0.json.gz`, which Perfetto opens, and `shares-rank0.json`.
         first_step: counted from 0 over all launches; late enough to be steady.
-        num_steps: a whole number of them, 3 by default: a trace of every operator is long.
-        every_rank: the others too, each with files of its own.
+        num_steps: few, since the trace of every operator is long.
 
     Raises:
-        ValueError: a negative first step, or no step at all.
+        ValueError: a negative first step, or no steps at all.
     """
 
-    def __init__(
-        self, folder: Path, *, first_step: int, num_steps: int = 3, every_rank: bool = False
-    ) -> None:
+    def __init__(self, folder: Path, *, first_step: int, num_steps: int = 3) -> None:
         if first_step < 0:
             raise ValueError(f"first_step is {first_step}; steps count from 0")
         if num_steps < 1:
             raise ValueError(f"num_steps is {num_steps}; trace at least 1")
         self.folder = folder
         self.first_step, self.num_steps = first_step, num_steps
-        self.every_rank = every_rank
         self.traced_steps: list[int] = []
         self._profile: Any = None
         self._is_done = False
-        self._ranges: list[Any] = []  # open ones, the outermost first
+        self._ranges: list[Any] = []  # open ones, outermost first
         self._undo: list[Callable[[], object]] = []
-        self._told: dict[str, Any] = {"rows": None, "reason": f"step {first_step} was not reached"}
+        self._result: dict[str, Any] = {"rows": None, "reason": f"step {first_step} not reached"}
 
     @property
     def pause_steps(self) -> tuple[int, int]:
@@ -62,30 +58,30 @@ class TraceCallback(pl.Callback):
         return self.first_step, self.first_step + self.num_steps
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain data; `rows` is None, with the `reason`, if there is no whole trace.
+        """Returns plain data; `rows` is None, with the `reason`, without a complete trace.
 
-        - `rows`: part, share of the traced steps (they add up to 1), seconds a step
-        - `steps`: the traced ones, also where there are no rows: nothing measured holds them
-        - `head_by`: how head and loss were told from the rest: "ranges", "shape", or None where
-          they could not be and count as matrix multiply and other
+        - `rows`: part, share of the traced steps (they add up to 1), seconds per step
+        - `steps`: the traced ones, even without rows, since no measurement includes them
+        - `head_by`: how head and loss were recognized: "ranges", "shape", or None if they could
+          not be, and count as matrix multiply and other
         """
-        return {**self._told, "steps": list(self.traced_steps)}
+        return {**self._result, "steps": list(self.traced_steps)}
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._turn(trainer, pl_module)
+        self._advance(trainer, pl_module)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any
     ) -> None:
-        self._turn(trainer, pl_module)
+        self._advance(trainer, pl_module)
 
     def on_before_backward(self, *args: Any) -> None:
         if self._profile is not None:
-            self._enter(BACKWARD)
+            self._open_range(BACKWARD)
 
     def on_after_backward(self, *args: Any) -> None:
         if self._profile is not None:
-            self._leave()
+            self._close_range()
 
     def on_validation_start(self, *args: Any) -> None:
         if self._profile is not None:
@@ -101,11 +97,11 @@ class TraceCallback(pl.Callback):
 
     def on_exception(self, trainer: pl.Trainer, pl_module: Any, exception: BaseException) -> None:
         if self._profile is not None:
-            self._stop(f"training broke off: {type(exception).__name__}")
+            self._stop(f"training failed: {type(exception).__name__}")
 
-    def _turn(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """A step may have ended; another one begins."""
-        if self._is_done or not (self.every_rank or trainer.global_rank == 0):
+    def _advance(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Starts, continues or ends tracing where a step may have ended."""
+        if self._is_done or trainer.global_rank != 0:
             return
         step = trainer.global_step
         if self._profile is None:
@@ -114,18 +110,20 @@ class TraceCallback(pl.Callback):
                 self._open_window(step)
         elif step >= self.first_step + self.num_steps:
             self._stop(None)
-            self._write(trainer.global_rank, pl_module)
+            self._write(pl_module)
         elif step > self.traced_steps[-1]:
-            self._leave()
+            self._close_range()
             self._begin_step(step)
 
     def _start(self, module: Any) -> None:
         self._on_gpu = module.device.type == "cuda"
         parallel = module.config.parallel
         self._is_one_graph = parallel.compile != "off" and not parallel.is_sharded
-        self._watch(module)
-        kinds = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * self._on_gpu
-        self._profile = profile(activities=kinds, record_shapes=True)
+        self._add_ranges(module)
+        activities = [ProfilerActivity.CPU]
+        if self._on_gpu:
+            activities.append(ProfilerActivity.CUDA)
+        self._profile = profile(activities=activities, record_shapes=True)
         self._profile.start()
 
     def _stop(self, reason: str | None) -> None:
@@ -135,84 +133,84 @@ class TraceCallback(pl.Callback):
             undo()
         self._undo.clear()
         self._is_done = True
-        self._told["reason"] = reason
+        self._result["reason"] = reason
         if reason is not None:
             self._profile = None
 
     def _open_window(self, step: int) -> None:
-        self._wait()
-        self._enter(WINDOW)
+        self._synchronize()
+        self._open_range(WINDOW)
         self._begin_step(step)
 
     def _close_window(self) -> None:
-        self._wait()
+        self._synchronize()
         while self._ranges:
-            self._leave()
+            self._close_range()
 
     def _begin_step(self, step: int) -> None:
-        self._enter(f"{STEP}{step}")
+        self._open_range(f"{STEP}{step}")
         if step not in self.traced_steps:
             self.traced_steps.append(step)
 
-    def _wait(self) -> None:
+    def _synchronize(self) -> None:
         if self._on_gpu:
-            with contextlib.suppress(RuntimeError):  # what broke the device is told by others
+            with contextlib.suppress(RuntimeError):  # a broken device is reported elsewhere
                 torch.cuda.synchronize()
 
-    def _enter(self, name: str) -> None:
+    def _open_range(self, name: str) -> None:
         opened = record_function(name)
         opened.__enter__()  # type: ignore[no-untyped-call]
         self._ranges.append(opened)
 
-    def _leave(self) -> None:
+    def _close_range(self) -> None:
         self._ranges.pop().__exit__(None, None, None)
 
-    def _watch(self, module: Any) -> None:
-        """Ranges around the network, and around what follows its last layer, from outside."""
+    def _add_ranges(self, module: Any) -> None:
+        """Puts ranges around the network, and around head and loss, by replacing methods."""
         training_step = module.training_step
 
         def step_in_range(*arguments: Any, **named: Any) -> Any:
-            self._enter(NETWORK)
+            self._open_range(NETWORK)
             depth = len(self._ranges)
             loss = training_step(*arguments, **named)
             while len(self._ranges) >= depth:
-                self._leave()
+                self._close_range()
             return loss
 
         module.training_step = step_in_range
         self._undo.append(lambda: delattr(module, "training_step"))
-        if self._is_one_graph:  # anything put on what is compiled would have it compiled again
+        if self._is_one_graph:  # a change inside the graph would recompile it
             return
         network = module.objective.network
         states = network.states
 
         def states_then_head(*arguments: Any, **named: Any) -> Any:
-            found = states(*arguments, **named)
-            if self._ranges:  # not in validation, which has no window
-                self._enter(HEAD)
-            return found
+            output = states(*arguments, **named)
+            if self._ranges:  # validation has none
+                self._open_range(HEAD)
+            return output
 
         network.states = states_then_head
         self._undo.append(lambda: delattr(network, "states"))
 
-    def _write(self, rank: int, module: Any) -> None:
+    def _write(self, module: Any) -> None:
         with tempfile.TemporaryDirectory() as folder:
             exported = Path(folder) / "trace.json.gz"
             self._profile.export_chrome_trace(str(exported))
             content = exported.read_bytes()
         self._profile = None
-        write_atomically(self.folder / f"trace-rank{rank}.json.gz", content)
-        self._told |= self._shares(json.loads(gzip.decompress(content)), module)
+        write_atomically(self.folder / "trace-rank0.json.gz", content)
+        self._result |= self._shares(json.loads(gzip.decompress(content)), module)
         table = json.dumps(self.as_dict(), indent=1).encode()
-        write_atomically(self.folder / f"shares-rank{rank}.json", table)
+        write_atomically(self.folder / "shares-rank0.json", table)
 
     def _shares(self, trace: dict[str, Any], module: Any) -> dict[str, Any]:
         model = module.config.model
         num_classes = model.num_classes if self._is_one_graph else None
-        sides = (model.width, 3 * model.width, model.feedforward_width, model.num_positions)
+        other_sides = (model.width, 3 * model.width, model.feedforward_width, model.num_positions)
         head_by: str | None = "ranges"
         if num_classes is not None:
-            head_by = None if num_classes in sides else "shape"
+            head_by = None if num_classes in other_sides else "shape"
         shares = time_shares(
             trace, on_gpu=self._on_gpu, num_classes=num_classes if head_by == "shape" else None
         )

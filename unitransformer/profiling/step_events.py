@@ -1,8 +1,8 @@
-"""One step under torch's profiler in; what it dispatched and allocated, in order and by place, out.
+"""Records the operators and memory blocks of one step under torch's profiler, with their location.
 
-The profiler sees what C++ does as well: DDP's reducer, autograd's nodes, compiled code. A place is
-the module whose forward pass was running, or whose forward pass made the node of the backward
-pass; or `optimizer`, `zero_grad`, `gradients` (they are added up), `step` (all the rest).
+The profiler sees C++ as well: DDP's reducer, autograd's nodes, compiled code. A location is the
+module whose forward pass was running, or whose forward pass created the node of the backward pass;
+or `optimizer`, `zero_grad`, `gradients` (their accumulation), `step` (everything else).
 """
 
 import contextlib
@@ -19,38 +19,38 @@ from torch.nn.modules.module import (
     register_module_forward_pre_hook,
 )
 
-MODULE = "module "  # what our own ranges begin with
+MODULE = "module "  # prefix of our ranges
 BEGIN = "measured from here"
 REST = "step"
-_FSDP = "FSDP::"  # what FSDP2 does between modules, and for which: "FSDP::all_gather (network)"
+_FSDP = "FSDP::"  # what FSDP2 does between modules: "FSDP::all_gather (network)"
 _NODE = "autograd::engine::evaluate_function: "
 
 
 @dataclass(frozen=True, kw_only=True)
 class StepEvent:
-    """An operator that was dispatched, or a block of memory that was taken or given back."""
+    """An operator that was dispatched, or a block of memory that was allocated or freed."""
 
     name: str
     location: str
     inputs: tuple[Any, ...] = ()  # of an operator: torch's metadata of tensors, or numbers
     address: int = 0  # of a block
-    num_bytes: int = 0  # of a block; negative: given back
-    at_ns: int = 0  # only for the order
+    num_bytes: int = 0  # of a block; negative: freed
+    at_ns: int = 0  # for sorting only
 
 
 class StepTrace:
-    """Records between `start` and `stop`; `events` are those of the thread that ran the step.
+    """Records between `start` and `stop`; `events` returns those of the thread that ran the step.
 
-    Of other threads only the blocks that they give back for this one are kept: gloo's copy what
-    they send through buffers of their own, when they get to it.
+    From other threads it returns only the blocks that they free for this one: gloo's threads copy
+    what they send through their own buffers, at arbitrary times.
 
     Args:
-        module: its modules' names become places. None: everything is in `step`. Not for compiled
-            modules, whose graphs the hooks that note the names would change.
+        module: its modules' names become locations; None: every location is `step`. Must be None
+            for compiled modules, whose graphs the hooks would change.
     """
 
     def __init__(self, module: nn.Module | None = None) -> None:
-        # Or kineto prints a line when it starts and one when it stops.
+        # Otherwise kineto prints a line when it starts and one when it stops.
         os.environ.setdefault("KINETO_LOG_LEVEL", "6")
         self._profile = torch.autograd.profiler.profile(record_shapes=True, profile_memory=True)
         self._names = {} if module is None else module_names(module)
@@ -70,24 +70,22 @@ class StepTrace:
         self._hooks.close()
 
     def mark(self) -> None:
-        """A place in the order of events, named `BEGIN`."""
+        """Adds an event named `BEGIN`."""
         with record_function(BEGIN):
             pass
 
     def events(self) -> list[StepEvent]:
-        """In order."""
+        """Returns the events in order of time."""
         results = self._profile.kineto_results
         assert results is not None
-        roots = results.experimental_event_tree()
-        thread = next(_find(roots, BEGIN)).start_tid
-        own = list(_read([root for root in roots if root.start_tid == thread]))
-        others = {root.start_tid for root in roots} - {thread}
-        given_back = [
-            event
-            for other in others
-            for event in _given_back(_read([root for root in roots if root.start_tid == other]))
-        ]
-        return sorted(own + given_back, key=lambda event: event.at_ns)  # stable
+        roots_by_thread: dict[int, list[Any]] = {}
+        for root in results.experimental_event_tree():
+            roots_by_thread.setdefault(root.start_tid, []).append(root)
+        thread = next(tid for tid, roots in roots_by_thread.items() if _has_mark(roots))
+        events = list(_read(roots_by_thread.pop(thread)))
+        for roots in roots_by_thread.values():
+            events += _freed_for_others(_read(roots))
+        return sorted(events, key=lambda event: event.at_ns)  # stable
 
     def _enter_module(self, module: nn.Module, _: Any) -> None:
         if id(module) in self._names:
@@ -100,64 +98,68 @@ class StepTrace:
             self._open.pop()[1].__exit__(None, None, None)
 
 
-def _given_back(events: Iterable[StepEvent]) -> Iterator[StepEvent]:
-    """Blocks that a thread gives back and did not take."""
-    taken = set()
+def _freed_for_others(events: Iterable[StepEvent]) -> Iterator[StepEvent]:
+    """Yields blocks that a thread frees and did not allocate."""
+    allocated = set()
     for event in events:
         if event.num_bytes > 0:
-            taken.add(event.address)
-        elif event.num_bytes < 0 and event.address in taken:
-            taken.discard(event.address)
+            allocated.add(event.address)
+        elif event.num_bytes < 0 and event.address in allocated:
+            allocated.discard(event.address)
         elif event.num_bytes < 0:
             yield event
 
 
 def module_names(module: nn.Module) -> dict[int, str]:
-    """Each module's name, by its identity, without what FSDP1 adds to it."""
+    """Returns each submodule's name by its identity, without FSDP1's additions to the name."""
     names = {}
-    for name, part in module.named_modules():
-        words = [word for word in name.split(".") if word != "_fsdp_wrapped_module"]
-        plain = ".".join(words)
+    for name, submodule in module.named_modules():
+        plain = ".".join(part for part in name.split(".") if part != "_fsdp_wrapped_module")
         if plain:
-            names[id(part)] = plain.removeprefix("objective.")
+            names[id(submodule)] = plain.removeprefix("objective.")
     return names
 
 
-def _find(events: Iterable[Any], name: str) -> Iterator[Any]:
-    for event in events:
-        if event.name == name:
-            yield event
-        yield from _find(event.children, name)
+def _has_mark(roots: Iterable[Any]) -> bool:
+    stack = list(roots)
+    while stack:
+        node = stack.pop()
+        if node.name == BEGIN:
+            return True
+        stack += node.children
+    return False
 
 
 def _read(roots: Iterable[Any]) -> Iterator[StepEvent]:
-    """Depth first, which is the order of time."""
-    forward: dict[int, str] = {}  # an autograd node's number -> where it was made
-    # No recursion: a deep network's tree is deep too.
-    left = [(root, REST) for root in reversed(list(roots))]
-    while left:
-        node, outer = left.pop()
-        number = getattr(node.extra_fields, "sequence_number", -1)
-        place = _place(node.name, number, outer, forward)
-        if hasattr(node.extra_fields, "alloc_size"):
-            fields = node.extra_fields
+    """Yields events depth first, which is the order of time."""
+    forward: dict[int, str] = {}  # an autograd node's number -> where it was created
+    # Not recursive: the tree of a deep network exceeds the recursion limit.
+    stack = [(root, REST) for root in reversed(list(roots))]
+    while stack:
+        node, outer = stack.pop()
+        fields = node.extra_fields
+        number = getattr(fields, "sequence_number", -1)
+        location = _locate(node.name, number, outer, forward)
+        if hasattr(fields, "alloc_size"):
             if fields.device.type == "cpu":
                 yield StepEvent(
                     name="memory",
-                    location=place,
+                    location=location,
                     address=fields.ptr,
                     num_bytes=fields.alloc_size,
                     at_ns=node.start_time_ns,
                 )
         elif node.name == BEGIN or "::" in node.name:
             if number >= 0 and not node.name.startswith(_NODE):
-                forward.setdefault(number, place)
-            inputs = tuple(getattr(node.extra_fields, "inputs", None) or ())
-            yield StepEvent(name=node.name, location=place, inputs=inputs, at_ns=node.start_time_ns)
-        left += [(child, place) for child in reversed(node.children)]
+                forward.setdefault(number, location)
+            inputs = tuple(getattr(fields, "inputs", None) or ())
+            yield StepEvent(
+                name=node.name, location=location, inputs=inputs, at_ns=node.start_time_ns
+            )
+        stack += [(child, location) for child in reversed(node.children)]
 
 
-def _place(name: str, number: int, outer: str, forward: dict[int, str]) -> str:
+def _locate(name: str, number: int, outer: str, forward: dict[int, str]) -> str:
     if name.startswith(MODULE):
         return name.removeprefix(MODULE)
     if name.startswith(_NODE):

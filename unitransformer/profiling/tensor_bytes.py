@@ -1,12 +1,11 @@
-"""Most bytes of tensors that were alive at once during one step on a CPU. Never the clock's doing.
+"""Counts the peak bytes of tensors during one step on a CPU, exactly and without timing.
 
-Counted: every block that torch's CPU allocator gives to the thread that runs the step, whoever
-asked for it (Python, C++, compiled code, buffers of DDP and DeepSpeed), as asked for, not as
-rounded up by the allocator; and what was alive before, as far as a Python object or a
-parameter's gradient leads to it.
+Counted: every block that torch's CPU allocator gives to the thread that runs the step, for Python,
+C++, compiled code, or buffers of DDP and DeepSpeed, as requested and not as rounded up; and blocks
+from before the step that a Python object or a parameter's gradient refers to.
 
-Not counted: memory from elsewhere (gloo's, the C++ library's, Python's own objects), buffers that
-gloo's threads make for what they send, and tensors from before that nothing in Python leads to.
+Not counted: memory from elsewhere (gloo, the C++ library, Python objects), buffers of gloo's
+threads for what they send, and earlier tensors that nothing in Python refers to.
 """
 
 import contextlib
@@ -25,11 +24,11 @@ from torch.distributed.tensor import DTensor
 from unitransformer.profiling.collective_waits import wait_for_release
 from unitransformer.profiling.step_events import BEGIN, StepEvent, StepTrace
 
-Live = dict[int, tuple[int, str]]  # address -> bytes, kind
+Blocks = dict[int, tuple[int, str]]  # address -> bytes, kind or location
 
 
 class PeakTensorBytes:
-    """Around a step and, better, the one before it, of which `begin` marks the end.
+    """Measures a step, and better also the one before it; `begin` separates them.
 
         with PeakTensorBytes(module=module, optimizers=[optimizer]) as peak:
             step()
@@ -37,18 +36,18 @@ class PeakTensorBytes:
             step()
         peak.bytes
 
-    The allocator tells that a block is given back only if it was taken in here. What the step
-    before has taken (gradients) is given back in the one that is measured, so without that one the
-    peak is an upper bound: at most `uncertain_bytes` too high, which is 0 where the peak is exact.
+    The allocator reports that a block is freed only if it was allocated inside. The measured step
+    frees what the step before it allocated (gradients), so without that one the peak is an upper
+    bound: at most `uncertain_bytes` too high, which is 0 where the peak is exact.
 
-    Cyclic garbage is collected before and left alone within, where the collector would come at
-    moments of its own choice. Two of these, or any other profiler of torch, cannot run at once.
+    Garbage is collected before the step and not during it, where the collector would run at
+    arbitrary moments. Only one profiler of torch can run at a time, including this one.
 
     Args:
-        module: what is trained; tells parameters and gradients from the rest.
-        optimizers: their states are told from the rest.
+        module: what is trained; identifies parameters and gradients.
+        optimizers: identify optimizer states.
         by_module: whether `by_location` names modules of `module`; not for compiled ones.
-        ignored: tensors from before that are none of this step's.
+        ignored: earlier tensors that do not belong to this step.
     """
 
     def __init__(
@@ -61,29 +60,27 @@ class PeakTensorBytes:
     ) -> None:
         self._module, self._optimizers, self._ignored = module, optimizers, ignored
         self._trace = StepTrace(module if by_module else None)
-        self._release_waits = wait_for_release()
-        self._quiet = _without_warnings()
+        self._stack = contextlib.ExitStack()
         self._has_begun = False
-        self._before: Live = {}
-        self._was_collecting = True
+        self._before: Blocks = {}
         self.bytes = 0
         self.by_kind: dict[str, int] = {}  # parameters, gradients, optimizer, other
-        self.by_location: dict[
-            str, int
-        ] = {}  # module that took them, or the kind of what was before
+        # By the module that allocated them; earlier ones by kind.
+        self.by_location: dict[str, int] = {}
         self.uncertain_bytes = 0
         self.events: list[StepEvent] = []  # of the measured step
 
     def __enter__(self) -> Self:
-        self._quiet.__enter__()
-        self._was_collecting = gc.isenabled()
+        self._stack.enter_context(_without_warnings())
+        if gc.isenabled():
+            self._stack.callback(gc.enable)
         gc.collect()
-        self._release_waits.__enter__()
+        self._stack.enter_context(wait_for_release())
         self._trace.start()
         return self
 
     def begin(self) -> None:
-        """The measured step starts here."""
+        """Begins the measured step."""
         if self._has_begun:
             raise ValueError("begin was called twice; one PeakTensorBytes measures one step")
         self._has_begun = True
@@ -99,33 +96,26 @@ class PeakTensorBytes:
         traceback: TracebackType | None,
     ) -> None:
         self._trace.stop()
-        self._release_waits.__exit__(kind, error, traceback)
-        self._quiet.__exit__(kind, error, traceback)
-        if self._was_collecting:
-            gc.enable()
+        self._stack.close()
         if kind is not None:
             return
         if not self._has_begun:
             raise ValueError("begin was never called; call it where the measured step starts")
         self._read(self._scan())
 
-    def _scan(self) -> Live:
-        found = find_live_storages(self._module, self._optimizers)
+    def _scan(self) -> Blocks:
+        blocks = find_live_storages(self._module, self._optimizers)
         for tensor in self._ignored:
-            found.pop(_address(tensor), None)
-        return found
+            blocks.pop(_address(tensor), None)
+        return blocks
 
-    def _read(self, after: Live) -> None:
-        events = _with_lost(self._trace.events(), after)
+    def _read(self, after: Blocks) -> None:
+        events = _add_hidden_frees(self._trace.events(), after)
         start = next(index for index, event in enumerate(events) if event.name == BEGIN)
         self.events = events[start + 1 :]
         live = _replay({}, events[:start])
         known = set(live)
-        live |= {
-            address: (size, kind)
-            for address, (size, kind) in self._before.items()
-            if address not in live
-        }
+        live = self._before | live
         at_peak = _peak(live, self.events)
         self.bytes = sum(size for size, _ in at_peak.values())
         self.by_location = _sums(at_peak.values())
@@ -143,7 +133,7 @@ class PeakTensorBytes:
 
 @contextlib.contextmanager
 def _without_warnings() -> Iterator[None]:
-    """The allocator warns that it does not know what was there before; the scan does."""
+    """Silences the allocator, which warns of blocks from before; `find_live_storages` has them."""
     try:
         level = ctypes.c_int.in_dll(ctypes.CDLL("libc10.so"), "FLAGS_caffe2_log_level")
     except (OSError, ValueError):  # another build of torch: the line is printed
@@ -156,48 +146,48 @@ def _without_warnings() -> Iterator[None]:
         level.value = before
 
 
-def find_live_storages(module: nn.Module | None = None, optimizers: Sequence[Any] = ()) -> Live:
-    """Memory of the CPU tensors that Python leads to: address -> bytes, kind.
+def find_live_storages(module: nn.Module | None = None, optimizers: Sequence[Any] = ()) -> Blocks:
+    """Returns the memory of CPU tensors that Python objects refer to.
 
     Kinds are `parameters` and `gradients` of `module`, states of the `optimizer`, and `other`.
     """
-    found: Live = {}
+    blocks: Blocks = {}
     parameters = [] if module is None else list(module.parameters())
     for parameter in parameters:
-        _add(found, parameter, "parameters")
+        _add(blocks, parameter, "parameters")
         if parameter.grad is not None:
-            _add(found, parameter.grad, "gradients")
+            _add(blocks, parameter.grad, "gradients")
     for optimizer in optimizers:
         for states in getattr(optimizer, "optimizer", optimizer).state.values():
             for state in states.values() if isinstance(states, dict) else ():
                 if isinstance(state, Tensor):
-                    _add(found, state, "optimizer")
+                    _add(blocks, state, "optimizer")
     for tensor in find_live_tensors():
-        _add(found, tensor, "other")
+        _add(blocks, tensor, "other")
         if tensor.is_leaf and tensor.grad is not None:
-            _add(found, tensor.grad, "other")
-    return found
+            _add(blocks, tensor.grad, "other")
+    return blocks
 
 
 def find_live_tensors() -> list[Tensor]:
-    """All there are in Python."""
+    """Returns all tensors in Python."""
     objects = gc.get_objects()
-    # Not isinstance, which asks proxies for what they stand for; and a class is asked only once.
+    # Not isinstance, which resolves proxies; and one check per class is faster.
     kinds = {kind for kind in set(map(type, objects)) if issubclass(kind, Tensor)}
-    return [each for each in objects if type(each) in kinds]
+    return [item for item in objects if type(item) in kinds]
 
 
-def _add(found: Live, tensor: Tensor, kind: str) -> None:
+def _add(blocks: Blocks, tensor: Tensor, kind: str) -> None:
     if isinstance(tensor, DTensor):
         tensor = tensor._local_tensor
     address = _address(tensor)
     if address:
-        found.setdefault(address, (tensor.untyped_storage().nbytes(), kind))
+        blocks.setdefault(address, (tensor.untyped_storage().nbytes(), kind))
 
 
 def _address(tensor: Tensor) -> int:
-    """Where its memory on the CPU begins; 0 if it has none."""
-    # The compiler's tensors have a shape and nothing else.
+    """Returns the address of a tensor's memory on the CPU; 0 if it has none."""
+    # The compiler's tensors have no storage.
     if isinstance(tensor, FakeTensor) or torch._is_functional_tensor(tensor):
         return 0
     if tensor.layout != torch.strided or tensor.device.type != "cpu":
@@ -206,39 +196,36 @@ def _address(tensor: Tensor) -> int:
     return storage.data_ptr() if storage.nbytes() else 0
 
 
-def _with_lost(events: list[StepEvent], after: Live) -> list[StepEvent]:
-    """`events`, and that blocks are given back which a thread of gloo's was the last to hold.
+def _add_hidden_frees(events: list[StepEvent], after: Blocks) -> list[StepEvent]:
+    """Adds that a gloo thread freed a block as its last owner, which the profiler does not see.
 
-    The profiler does not see that. They are those that a collective has had, that nothing in
-    Python leads to in the end, and that were never given back; DDP's own, which it waits for in
-    C++, where no waiting for gloo's threads can be put.
+    Such a block was an argument of a collective, was never freed, and nothing in Python refers to
+    it in the end. It belongs to DDP, which waits in C++, where `wait_for_release` has no hook.
     """
-    lost = _replay({}, events).keys() - after.keys()
-    last = {
+    unfreed = _replay({}, events).keys() - after.keys()
+    last_use = {
         address: index
         for index, event in enumerate(events)
         if event.name.startswith("c10d::")
-        for address in lost & _addresses(event.inputs)
+        for address in unfreed & _addresses(event.inputs)
     }
-    returned: dict[int, list[StepEvent]] = {}
-    for address, index in last.items():
-        given_back = StepEvent(
-            name="memory", location=events[index].location, address=address, num_bytes=-1
-        )
-        returned.setdefault(index, []).append(given_back)
-    return [
-        each for index, event in enumerate(events) for each in (event, *returned.get(index, ()))
-    ]
+    frees: dict[int, list[StepEvent]] = {}
+    for address, index in last_use.items():
+        location = events[index].location
+        freed = StepEvent(name="memory", location=location, address=address, num_bytes=-1)
+        frees.setdefault(index, []).append(freed)
+    return [item for index, event in enumerate(events) for item in (event, *frees.get(index, ()))]
 
 
 def _addresses(inputs: Any) -> set[int]:
     if isinstance(inputs, list | tuple):
-        return {address for each in inputs for address in _addresses(each)}
+        return {address for item in inputs for address in _addresses(item)}
     address = getattr(inputs, "storage_data_ptr", None)
     return set() if address is None else {address}
 
 
-def _replay(live: Live, events: Iterable[StepEvent]) -> Live:
+def _replay(live: Blocks, events: Iterable[StepEvent]) -> Blocks:
+    """Applies allocations and frees to `live` and returns it."""
     for event in events:
         if event.num_bytes > 0:
             live[event.address] = (event.num_bytes, event.location)
@@ -247,19 +234,19 @@ def _replay(live: Live, events: Iterable[StepEvent]) -> Live:
     return live
 
 
-def _peak(live: Live, events: Iterable[StepEvent]) -> Live:
-    """What is alive when the most bytes are, for the first time."""
-    blocks = [event for event in events if event.num_bytes]
+def _peak(live: Blocks, events: Iterable[StepEvent]) -> Blocks:
+    """Returns the blocks that are alive when the bytes first reach their maximum."""
+    changes = [event for event in events if event.num_bytes]
     replayed = dict(live)
     now = most = sum(size for size, _ in live.values())
     num_until_peak = 0
-    for number, event in enumerate(blocks, start=1):
+    for number, event in enumerate(changes, start=1):
         was, _ = replayed.get(event.address, (0, ""))
         _replay(replayed, [event])
         now += replayed.get(event.address, (0, ""))[0] - was
         if now > most:
             most, num_until_peak = now, number
-    return _replay(dict(live), blocks[:num_until_peak])
+    return _replay(dict(live), changes[:num_until_peak])
 
 
 def _sums(blocks: Iterable[tuple[int, str]]) -> dict[str, int]:

@@ -1,14 +1,14 @@
-"""A profiler's trace in, the share of the step that each part of the work takes out. Plain.
+"""Splits the time of traced steps by kind of work, given the trace of a profiler.
 
-The trace is the JSON that `torch.profiler` exports; its format is Chrome's
-(https://docs.google.com/document/d/1CvAClvFfyA5R-PhYUmn5OOQtYMH4h6I0nSsKchNAySU). All times in it
-are microseconds.
+The trace is the JSON that `torch.profiler` exports in Chrome's format
+(https://docs.google.com/document/d/1CvAClvFfyA5R-PhYUmn5OOQtYMH4h6I0nSsKchNAySU), with times in
+microseconds.
 
-- On a CPU an operator counts for itself, without those it calls. What the main thread does counts
-  first, then a backward thread of its own, then the threads of the communication; the rest of the
-  step, Python between the operators among it, is idle.
-- On a GPU kernels count, under the operator that launched them. Communication counts only where
-  nothing else runs: it is the exposed part.
+- On a CPU an operator counts without the operators it calls. The main thread has priority, then a
+  separate backward thread, then communication threads. The rest of the step, such as Python
+  between operators, is idle.
+- On a GPU kernels count under the operator that launched them. Communication counts only while
+  nothing else runs, that is, where it is exposed.
 """
 
 import itertools
@@ -29,7 +29,7 @@ WorkKind = Literal[
 ]
 WORK_KINDS: tuple[WorkKind, ...] = WorkKind.__args__  # type: ignore[attr-defined]
 
-# Ranges that `trace` puts around what is measured, and around what no operator's name tells.
+# Ranges that `TraceCallback` adds, for the window and for work that operator names do not reveal.
 WINDOW = "unitransformer: traced steps"
 NETWORK = "unitransformer: network"
 HEAD = "unitransformer: head and loss"
@@ -58,7 +58,7 @@ _OPERATORS: tuple[tuple[re.Pattern[str], WorkKind], ...] = (
         "matrix multiply",
     ),
 )
-# Names of kernels, where no operator tells: those of a compiled graph or of a CUDA graph.
+# Names of kernels without an operator: those of a compiled graph or of a CUDA graph.
 _KERNELS: tuple[tuple[re.Pattern[str], WorkKind], ...] = (
     (re.compile(r"nccl", re.I), "communication"),
     (re.compile(r"flash|fmha|attention|sdpa", re.I), "attention"),
@@ -73,50 +73,50 @@ Segment = tuple[float, float, WorkKind]
 
 
 @dataclass(kw_only=True)
-class _Open:
-    """An operator or a range under way."""
+class _OpenEvent:
+    """An operator or a range that has begun."""
 
     end: float
-    part: WorkKind | None  # None: nothing is said of what runs inside
-    counts: bool  # its own time is work
-    free_from: float  # where its time is its own again
+    kind: WorkKind | None  # None: does not classify what it calls
+    counts: bool  # whether its own time is work
+    own_from: float  # when its last callee ended
 
 
 @dataclass(kw_only=True)
 class _Thread:
-    stack: list[_Open] = field(default_factory=list)
+    stack: list[_OpenEvent] = field(default_factory=list)
     segments: list[Segment] = field(default_factory=list)
     runs_backward: bool = False
 
     def close(self, until: float) -> None:
-        """End all that ends before `until`."""
+        """Ends all events that end before `until`."""
         while self.stack and self.stack[-1].end <= until:
             ended = self.stack.pop()
-            self._own(ended, ended.end)
+            self._add_segment(ended, ended.end)
             if self.stack:
-                self.stack[-1].free_from = ended.end
+                self.stack[-1].own_from = ended.end
 
-    def open(self, entry: _Open, start: float) -> None:
+    def open(self, event: _OpenEvent, start: float) -> None:
         if self.stack:
-            self._own(self.stack[-1], start)
-            # Rounded times may let a called operator end after its caller.
-            entry.end = min(entry.end, self.stack[-1].end)
-        self.stack.append(entry)
+            self._add_segment(self.stack[-1], start)
+            # Due to rounding, a called operator may seem to end after its caller.
+            event.end = min(event.end, self.stack[-1].end)
+        self.stack.append(event)
 
-    def _own(self, entry: _Open, until: float) -> None:
-        if entry.counts and until > entry.free_from:
-            self.segments.append((entry.free_from, until, entry.part or "other"))
+    def _add_segment(self, event: _OpenEvent, until: float) -> None:
+        if event.counts and until > event.own_from:
+            self.segments.append((event.own_from, until, event.kind or "other"))
 
 
 def time_shares(
     trace: Mapping[str, Any], *, on_gpu: bool = False, num_classes: int | None = None
 ) -> dict[WorkKind, float]:
-    """Share of each part in the traced steps; they add up to 1.
+    """Returns the share of each kind of work in the traced steps; the shares add up to 1.
 
     Args:
         trace: the exported JSON, with the ranges named above.
-        num_classes: V, where no range could be put around the head (it is compiled into one graph
-            with the rest): a matrix multiply with a side of V is the head's.
+        num_classes: V, if head and network are one compiled graph, in which no range can separate
+            them: a matrix multiply with a side of V is the head's. None otherwise.
 
     Raises:
         ValueError: a trace without the range around the traced steps.
@@ -125,73 +125,73 @@ def time_shares(
     windows = [_interval(event) for event in events if _is_range(event, WINDOW)]
     if not windows:
         raise ValueError(f"the trace has no range {WINDOW!r}: it was not made by --trace")
-    threads, parts = _walk(trace["traceEvents"], num_classes)
+    threads, kinds = _classify(trace["traceEvents"], num_classes)
     if on_gpu:
-        lanes = _kernel_lanes(events, parts)
+        lanes = _kernel_lanes(events, kinds)
     else:
         main = next(_thread_of(event) for event in events if _is_range(event, WINDOW))
         lanes = _cpu_lanes(threads, main)
     seconds = _fill(windows, lanes)
     total = sum(end - start for start, end in windows)
-    return {part: seconds[part] / total for part in WORK_KINDS}
+    return {kind: seconds[kind] / total for kind in WORK_KINDS}
 
 
-def _walk(
+def _classify(
     events: Sequence[Mapping[str, Any]], num_classes: int | None
 ) -> tuple[dict[Any, _Thread], dict[int, WorkKind | None]]:
-    """Every thread's own times, and the part of every operator by its "External id"."""
+    """Returns the segments of every thread, and the kind of every operator by "External id"."""
     threads: dict[Any, _Thread] = {}
-    parts: dict[int, WorkKind | None] = {}
-    places: dict[tuple[Any, float], WorkKind | None] = {}  # (thread, start)
-    causes = _backward_causes(events)
+    kinds: dict[int, WorkKind | None] = {}
+    forward_kinds: dict[tuple[Any, float], WorkKind | None] = {}  # by thread and start
+    origins = _forward_origins(events)
     cpu = [e for e in events if e.get("cat") in ("cpu_op", "user_annotation")]
     for event in sorted(cpu, key=lambda event: (event["ts"], -event["dur"])):
-        place = (_thread_of(event), event["ts"])
-        thread = threads.setdefault(place[0], _Thread())
+        thread = threads.setdefault(_thread_of(event), _Thread())
         start, end = _interval(event)
         thread.close(start)
-        inherited = thread.stack[-1].part if thread.stack else None
         name = event["name"]
-        part: WorkKind | None
         thread.runs_backward |= name.startswith(NODE)
-        if (cause := causes.get(_node_of(event))) is not None:
-            # A multiply's backward holds more than multiplies: those inside say it themselves.
-            part = places.get(cause)
-            part = part if part in ("head and loss", "attention") else None
+        kind: WorkKind | None
+        if (origin := origins.get(_node_of(event))) is not None:
+            # The backward of a multiply is not all multiplies: operators inside classify it.
+            kind = forward_kinds.get(origin)
+            kind = kind if kind in ("head and loss", "attention") else None
         else:
-            part = _part_of(event, inherited, num_classes)
-        places[place] = part
-        parts[event["args"].get("External id", -1)] = part
+            inherited = thread.stack[-1].kind if thread.stack else None
+            kind = _kind_of(event, inherited, num_classes)
+        forward_kinds[_thread_of(event), start] = kind
+        kinds[event["args"].get("External id", -1)] = kind
         counts = _NEUTRAL.match(name) is None and name != HEAD
-        thread.open(_Open(end=end, part=part, counts=counts, free_from=start), start)
+        thread.open(_OpenEvent(end=end, kind=kind, counts=counts, own_from=start), start)
     for thread in threads.values():
         thread.close(float("inf"))
-    return threads, parts
+    return threads, kinds
 
 
-def _backward_causes(events: Sequence[Mapping[str, Any]]) -> dict[Any, tuple[Any, float]]:
-    """Node of a backward pass -> thread and time at which the forward operator of it began."""
-    places = {
+def _forward_origins(events: Sequence[Mapping[str, Any]]) -> dict[Any, tuple[Any, float]]:
+    """Returns, for each node of a backward pass, thread and start of its forward operator."""
+    arrows = {
         (event["id"], event["ph"]): (_thread_of(event), event["ts"])
         for event in events
         if event.get("cat") == "fwdbwd"
     }
-    asked = {
-        place: places[number, "s"]
-        for (number, kind), place in places.items()
-        if kind == "f" and (number, "s") in places
+    origins = {
+        end: arrows[number, "s"]
+        for (number, phase), end in arrows.items()
+        if phase == "f" and (number, "s") in arrows
     }
-    # The arrow points at the operator inside of the engine's; both are of one node.
-    backward = [event for event in events if event.get("cat") == "cpu_op"]
+    # The arrow ends at the operator that the engine's node calls; both have the same numbers.
     return {
-        _node_of(event): asked[place]
-        for event in backward
-        if (place := (_thread_of(event), event["ts"])) in asked and _node_of(event) is not None
+        node: origins[_thread_of(event), event["ts"]]
+        for event in events
+        if event.get("cat") == "cpu_op"
+        and (_thread_of(event), event["ts"]) in origins
+        and (node := _node_of(event)) is not None
     }
 
 
 def _node_of(event: Mapping[str, Any]) -> tuple[Any, int, int] | None:
-    """What tells nodes of the backward pass apart; None for all that is not in one."""
+    """Returns what identifies a node of the backward pass; None for events outside of any."""
     arguments = event["args"]
     forward_thread = arguments.get("Fwd thread id", 0)
     if not forward_thread or "Sequence number" not in arguments:
@@ -199,57 +199,56 @@ def _node_of(event: Mapping[str, Any]) -> tuple[Any, int, int] | None:
     return _thread_of(event), forward_thread, arguments["Sequence number"]
 
 
-def _part_of(
+def _kind_of(
     event: Mapping[str, Any], inherited: WorkKind | None, num_classes: int | None
 ) -> WorkKind | None:
     name = event["name"]
     if _NEUTRAL.match(name):
         return None
-    part = _first(_RANGES, name)
-    if part is not None:
-        return part
+    if (kind := _first(_RANGES, name)) is not None:
+        return kind
     if _COMMUNICATION.search(name):
         return "communication"
     if inherited is not None:
         return inherited
-    part = _first(_OPERATORS, name)
-    if part == "matrix multiply" and num_classes is not None:
+    kind = _first(_OPERATORS, name)
+    if kind == "matrix multiply" and num_classes is not None:
         sides = itertools.chain(*(d for d in event["args"].get("Input Dims", []) if d))
-        return "head and loss" if num_classes in sides else part
-    return part
+        return "head and loss" if num_classes in sides else kind
+    return kind
 
 
 def _kernel_lanes(
-    events: Iterable[Mapping[str, Any]], parts: Mapping[int, WorkKind | None]
+    events: Iterable[Mapping[str, Any]], kinds: Mapping[int, WorkKind | None]
 ) -> list[list[Segment]]:
     work: list[Segment] = []
     communication: list[Segment] = []
     for event in events:
         if event.get("cat") not in ("kernel", "gpu_memcpy", "gpu_memset"):
             continue
-        told = parts.get(event["args"].get("External id", -1))
-        part = told or _first(_KERNELS, event["name"]) or "other"
-        lane = communication if part == "communication" else work
-        lane.append((*_interval(event), part))
+        launched_by = kinds.get(event["args"].get("External id", -1))
+        kind = launched_by or _first(_KERNELS, event["name"]) or "other"
+        lane = communication if kind == "communication" else work
+        lane.append((*_interval(event), kind))
     return [work, communication]
 
 
 def _cpu_lanes(threads: Mapping[Any, _Thread], main: Any) -> list[list[Segment]]:
-    others = [thread for place, thread in threads.items() if place != main]
+    others = [thread for key, thread in threads.items() if key != main]
     backward = [thread.segments for thread in others if thread.runs_backward]
-    waited = [
+    communication = [
         segment
         for thread in others
         if not thread.runs_backward
         for segment in thread.segments
         if segment[2] == "communication"
     ]
-    return [threads[main].segments, *backward, waited]
+    return [threads[main].segments, *backward, communication]
 
 
 def _fill(windows: Sequence[Interval], lanes: Iterable[Sequence[Segment]]) -> dict[WorkKind, float]:
-    """Time of each part: a lane takes what the lanes before it have left free."""
-    taken = dict.fromkeys(WORK_KINDS, 0.0)
+    """Returns the time of each kind; a lane gets only what the lanes before it left free."""
+    times = dict.fromkeys(WORK_KINDS, 0.0)
     free = sorted(windows)
     for lane in lanes:
         left: list[Interval] = []
@@ -260,23 +259,23 @@ def _fill(windows: Sequence[Interval], lanes: Iterable[Sequence[Segment]]) -> di
                 first += 1
             number = first
             while number < len(segments) and segments[number][0] < end:
-                begins, ends, part = segments[number]
+                begins, ends, kind = segments[number]
                 number += 1
                 if min(ends, end) <= start:
                     continue
                 if begins > start:
                     left.append((start, begins))
-                taken[part] += min(ends, end) - max(begins, start)
+                times[kind] += min(ends, end) - max(begins, start)
                 start = min(ends, end)
             if start < end:
                 left.append((start, end))
         free = left
-    taken["idle"] = sum(end - start for start, end in free)
-    return taken
+    times["idle"] = sum(end - start for start, end in free)
+    return times
 
 
 def _first(rules: Iterable[tuple[re.Pattern[str], WorkKind]], name: str) -> WorkKind | None:
-    return next((part for pattern, part in rules if pattern.search(name)), None)
+    return next((kind for pattern, kind in rules if pattern.search(name)), None)
 
 
 def _interval(event: Mapping[str, Any]) -> Interval:

@@ -152,7 +152,7 @@ def test_tracing_changes_no_loss_and_leaves_no_hooks(traced: Runner) -> None:
     assert seen.record["loss"] == unseen.record["loss"]
     assert "states" not in vars(seen.network)
     assert (actual["rows"], actual["steps"]) == (None, [])
-    assert actual["reason"] == "step 100 was not reached"
+    assert actual["reason"] == "step 100 not reached"
 
 
 def test_training_that_ends_during_the_trace_has_no_shares(traced: Runner) -> None:
@@ -177,7 +177,7 @@ def test_training_that_fails_during_the_trace_has_no_shares(
     outcome, actual = traced(gpt.PRESET)
     assert outcome is None
     assert actual["rows"] is None
-    assert actual["reason"] == "training broke off: ArithmeticError"
+    assert actual["reason"] == "training failed: ArithmeticError"
 
 
 def test_a_head_inside_a_compiled_graph_is_recognised_by_its_shape(traced: Runner) -> None:

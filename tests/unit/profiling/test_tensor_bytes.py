@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from unitransformer.profiling.step_events import StepEvent
 from unitransformer.profiling.tensor_bytes import (
     PeakTensorBytes,
+    _add_hidden_frees,
     _peak,
-    _with_lost,
     find_live_tensors,
 )
 
@@ -140,7 +140,7 @@ def test_tensors_released_by_a_gloo_thread_end_with_their_collective() -> None:
         StepEvent(name="c10d::broadcast_", location="step", inputs=([sent],)),
         StepEvent(name="memory", location="step", address=2, num_bytes=50),
     ]
-    assert sum(size for size, _ in _peak({}, _with_lost(events, {})).values()) == 50
+    assert sum(size for size, _ in _peak({}, _add_hidden_frees(events, {})).values()) == 50
     # Tensors that Python still references were not freed.
-    kept = _with_lost(events, {1: (30, "other")})
+    kept = _add_hidden_frees(events, {1: (30, "other")})
     assert sum(size for size, _ in _peak({}, kept).values()) == 80
