@@ -1,4 +1,4 @@
-"""What a sweep will take, before it runs: seconds, bytes, device-hours, money."""
+"""Estimates the time, memory, device-hours and cost of a sweep before it runs."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -12,67 +12,67 @@ from unitransformer.machine.calibration import Calibration
 from unitransformer.machine.calibration_store import load_calibration
 from unitransformer.record.units import count, duration, gib
 
-# Of CPU runs, found in those of `scaling/results`: in the median of 168 cells all but the steps;
-# and what a step takes beside its matrix products at the ceiling, over the square root of those: 32
-# ms beside 4 ms, 0.5 s beside 1 s. Six of seven cells took between half and twice that, and so did
-# steps of every reference size, of which more would be too much for the cells and less too little.
+# Fitted to the CPU runs in `scaling/results`. CPU_START_S is the median over 168 cells of the time
+# outside their steps. A step takes CPU_OVERHEAD times the square root of its ideal time longer than
+# that ideal, the time of its matrix products at the ceiling: 32 ms more at 4 ms, 0.5 s more at 1 s.
+# Six of seven cells took between half and twice the estimate, as did steps of every reference size;
+# a larger factor overestimates the cells, a smaller one underestimates the reference steps.
 CPU_START_S = 3.6
-CPU_BESIDE = 0.5  # square roots of a second
+CPU_OVERHEAD = 0.5  # square roots of a second
 
 
 @dataclass(frozen=True, kw_only=True)
 class CellEstimate:
-    """Of one task."""
+    """The estimate of one task."""
 
-    seconds: float | None  # at least; None: no ceiling is known, `reason` says why
-    likely_s: float | None  # with its start-up; None: nothing is known of such runs
+    least_s: float | None  # lower bound; None: `reason` says why it is unknown
+    likely_s: float | None  # including start-up; None: unknown
     reason: str | None
-    memory_bytes: int | None  # of one rank: states and activations by formula; None: refused
+    memory_bytes: int | None  # of one rank, states and activations by formula; None: refused
     devices: int
 
 
 def estimate_cell(task: CellTask, calibrations: Mapping[str, Calibration | None]) -> CellEstimate:
-    """Matrix products over the rate that this machine has reached: no training is faster.
+    """Returns the time of the matrix products at the rate that this machine has reached at best.
 
     Args:
         calibrations: by kind of device, "cpu" or "cuda".
     """
     config = task.config
     if config is None:
-        return CellEstimate(seconds=0.0, likely_s=0.0, reason=None, memory_bytes=None, devices=0)
-    rate, reason = _rate(config, calibrations.get(config.parallel.accelerator))
-    seconds = None if rate is None else train_flops(config) / rate
+        return CellEstimate(least_s=0.0, likely_s=0.0, reason=None, memory_bytes=None, devices=0)
+    rate, reason = _flops_per_s(config, calibrations.get(config.parallel.accelerator))
+    least_s = None if rate is None else train_flops(config) / rate
+    likely_s = None
+    if least_s is not None and config.parallel.accelerator == "cpu":
+        step_s = least_s / config.max_steps
+        likely_s = CPU_START_S + config.max_steps * (step_s + CPU_OVERHEAD * math.sqrt(step_s))
     return CellEstimate(
-        seconds=seconds,
-        likely_s=None if seconds is None else _likely_s(config, seconds),
+        least_s=least_s,
+        likely_s=likely_s,
         reason=reason,
         memory_bytes=rank_bytes(config),
         devices=config.parallel.world_size,
     )
 
 
-def _likely_s(config: RunConfig, seconds: float) -> float | None:
-    if config.parallel.accelerator != "cpu":
-        return None
-    ideal_s = seconds / config.max_steps
-    return CPU_START_S + config.max_steps * (ideal_s + CPU_BESIDE * math.sqrt(ideal_s))
-
-
-def _rate(config: RunConfig, calibration: Calibration | None) -> tuple[float | None, str | None]:
-    """FLOP/s of all devices of a run together."""
+def _flops_per_s(
+    config: RunConfig, calibration: Calibration | None
+) -> tuple[float | None, str | None]:
+    """Returns the ceiling of all devices of a run together, or why it is unknown."""
     if calibration is None:
-        return None, "this machine has no calibration; run python -m scaling calibrate"
+        return None, ("this machine has no calibration (run `python -m scaling calibrate` first)")
     try:
         ceiling = calibration.matmul_flops_per_s(MATMUL_DTYPE[config.parallel.precision])
     except ValueError as error:
         return None, str(error)
-    if config.parallel.accelerator == "cpu":  # its ranks share the cores
+    if config.parallel.accelerator == "cpu":  # CPU ranks share the cores
         return ceiling * calibration.num_ranks, None
     return ceiling * config.parallel.world_size, None
 
 
 def load_calibrations(fingerprint: str) -> dict[str, Calibration | None]:
-    """The newest of a machine, by kind of device; raises ValueError if one is damaged."""
+    """Loads a machine's newest ones by kind of device; raises ValueError for a damaged file."""
     return {
         "cpu": load_calibration(fingerprint, device="cpu", num_ranks=1),
         "cuda": load_calibration(fingerprint, device="cuda"),
@@ -85,60 +85,52 @@ def render_plan(
     *,
     price_per_hour: float | None,
 ) -> str:
-    """Every task with its command, and what they come to.
+    """Returns a text with every task, its command and its estimate, and the totals.
 
     Args:
         calibrations: by kind of device, "cpu" or "cuda".
     """
     estimates = [estimate_cell(task, calibrations) for task in tasks]
     lines = []
-    for task, told in zip(tasks, estimates, strict=True):
-        lines += [f"{task.name}  {task.cell.command}", f"    {_in_words(task, told)}"]
-    return "\n".join([*lines, "", *_totals(tasks, estimates, price_per_hour)])
+    for task, estimate in zip(tasks, estimates, strict=True):
+        lines += [f"{task.name}  {task.cell.command}", f"    {_format(task, estimate)}"]
+    num_refused = sum(task.config is None for task in tasks)
+    refused = f", {num_refused} of them refused" if num_refused else ""
+    return "\n".join(
+        [*lines, "", f"{count(len(tasks), 'cell')}{refused}", *_totals(estimates, price_per_hour)]
+    )
 
 
-def _in_words(task: CellTask, told: CellEstimate) -> str:
-    if task.config is None:
+def _format(task: CellTask, estimate: CellEstimate) -> str:
+    if estimate.memory_bytes is None:
         return f"refused: {task.refusal}"
-    assert told.memory_bytes is not None
-    ranks = count(task.config.parallel.world_size, "rank")
-    return f"{_time(told)}, about {gib(told.memory_bytes)} a rank, {ranks}"
-
-
-def _time(told: CellEstimate) -> str:
-    if told.seconds is None:
-        return "time not told"
-    likely = "" if told.likely_s is None else f", about {duration(told.likely_s)}"
-    return f"at least {duration(told.seconds)}{likely}"
-
-
-def _totals(
-    tasks: Sequence[CellTask], estimates: Sequence[CellEstimate], price_per_hour: float | None
-) -> list[str]:
-    refused = sum(task.config is None for task in tasks)
-    also = f", {refused} of them refused" if refused else ""
-    lines = [f"{count(len(tasks), 'cell')}{also}"]
-    untold = {told.reason for told in estimates if told.reason}
-    if untold:
-        return [*lines, *(f"time not told: {reason}" for reason in sorted(untold))]
-    least_s = sum(told.seconds or 0.0 for told in estimates)
-    lines.append(f"at least {duration(least_s)}: the matrix products at this machine's ceiling")
-    if all(told.likely_s is not None for told in estimates):
-        likely_s = sum(told.likely_s or 0.0 for told in estimates)
-        lines.append(
-            f"about {duration(likely_s)}: {CPU_START_S} s to start each cell, and steps as much "
-            "above their ceiling as those of the CPU runs in scaling/results"
-        )
+    if estimate.least_s is None:
+        time = "no time estimate"
+    elif estimate.likely_s is None:
+        time = f"at least {duration(estimate.least_s)}"
     else:
-        lines.append("start-up of each cell not counted: nothing is known of it on GPUs")
-    return [*lines, _cost(estimates, price_per_hour)]
+        time = f"about {duration(estimate.likely_s)}, at least {duration(estimate.least_s)}"
+    ranks = count(estimate.devices, "rank")
+    return f"{time}; {ranks}, about {gib(estimate.memory_bytes)} per rank"
 
 
-def _cost(estimates: Sequence[CellEstimate], price_per_hour: float | None) -> str:
-    """By the likely time where it is known of every cell, else by the least."""
-    is_likely = all(told.likely_s is not None for told in estimates)
-    hours = 0.0
-    for told in estimates:
-        hours += ((told.likely_s if is_likely else told.seconds) or 0.0) * told.devices / 3600
-    money = "" if price_per_hour is None else f", {hours * price_per_hour:,.2f} of money"
-    return f"{'about' if is_likely else 'at least'} {hours:,.3g} device-hours{money}"
+def _totals(estimates: Sequence[CellEstimate], price_per_hour: float | None) -> list[str]:
+    reasons = {estimate.reason for estimate in estimates if estimate.reason}
+    if reasons:
+        return [f"no time estimate: {reason}" for reason in sorted(reasons)]
+    least_s = sum(estimate.least_s or 0.0 for estimate in estimates)
+    lower_bound = f"at least {duration(least_s)}: matrix products at this machine's ceiling"
+    if all(estimate.likely_s is not None for estimate in estimates):
+        likely_s = sum(estimate.likely_s or 0.0 for estimate in estimates)
+        lines = [
+            f"about {duration(likely_s)}: {CPU_START_S} s of start-up per cell, and an overhead of "
+            "each step as in the CPU runs of scaling/results",
+            lower_bound,
+        ]
+        kind, used_s = "about", [(e.likely_s or 0.0) * e.devices for e in estimates]
+    else:
+        lines = [f"{lower_bound}, without start-up and overhead, which are unknown on GPUs"]
+        kind, used_s = "at least", [(e.least_s or 0.0) * e.devices for e in estimates]
+    hours = sum(used_s) / 3600
+    cost = "" if price_per_hour is None else f", cost {hours * price_per_hour:,.2f}"
+    return [*lines, f"{kind} {hours:,.3g} device-hours{cost}"]

@@ -29,9 +29,7 @@ class JobReporter:
 
 def report_summary(summary: SweepSummary) -> None:
     """Writes the end of the sweep, without which the job counts as failed; raises OSError."""
-    _write(
-        {"statuses": summary.statuses, "own": summary.statuses_here, "left": summary.left}
-    )
+    _write({"statuses": summary.statuses, "own": summary.statuses_here, "left": summary.left})
 
 
 def _write(values: Mapping[str, Any]) -> None:

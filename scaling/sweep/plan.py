@@ -68,9 +68,7 @@ class RecipePlanner:
         if "misread" in answer:
             raise ValueError(f"recipe {cell.recipe}: {answer['misread']}")
         if "refused" in answer:
-            return CellTask(
-                cell=cell, repeat=repeat, config=None, refusal=str(answer["refused"])
-            )
+            return CellTask(cell=cell, repeat=repeat, config=None, refusal=str(answer["refused"]))
         return CellTask(cell=cell, repeat=repeat, config=from_dict(RunConfig, answer["config"]))
 
     def machine(self) -> tuple[str, dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""One cell of a sweep, run and judged: a task goes in, its outcome out."""
+"""Runs one cell of a sweep and decides its status."""
 
 import contextlib
 import datetime
@@ -28,32 +28,33 @@ LOG = "log.txt"
 
 LAST_LINES = 12
 
-STOP_S = 1.0  # that a signal sent to the cell may take to reach this process
+STOP_S = 1.0  # a signal sent to a cell reaches this process within this time
 
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What a cell may take."""
+    """Limits of each cell."""
 
     limit_s: float
-    memory_limit_bytes: int | None = None  # None: the machine's
-    recheck: float = 0.1  # share of the cells that another settles which run anyway, one at least
+    memory_limit_bytes: int | None = None  # None: the machine's memory
+    recheck: float = 0.1  # share of the inferred cells to run, at least one per cause; 0: none
 
 
 def run_cell(task: CellTask, runner: Runner, folder: Path, limits: Limits) -> Outcome:
-    """Run it in its own folder below the sweep's; what an earlier attempt has left there goes.
+    """Runs a cell in its own folder inside `folder`, which is emptied first.
 
     Raises:
-        OSError: the disk is full or was made read-only.
+        OSError: the disk is full or read-only.
     """
     place = (folder / CELLS / task.name).absolute()
     shutil.rmtree(place, ignore_errors=True)
     place.mkdir(parents=True)
     variables = {RUN_FOLDER: str(place)}
-    shares_code = compile_cache.VARIABLE not in os.environ  # else it is the user's own affair
+    shares_code = compile_cache.VARIABLE not in os.environ  # otherwise the user chose a cache
+    shared_code, code = folder / compile_cache.FOLDER, place / compile_cache.FOLDER
     if shares_code:
-        compile_cache.link_shared(folder / compile_cache.FOLDER, place / compile_cache.FOLDER)
-        variables[compile_cache.VARIABLE] = str(place / compile_cache.FOLDER)
+        compile_cache.link_shared(shared_code, code)
+        variables[compile_cache.VARIABLE] = str(code)
     started_at, start_s = now(), time.monotonic()
     killed_before = count_oom_kills()
     try:
@@ -65,21 +66,22 @@ def run_cell(task: CellTask, runner: Runner, folder: Path, limits: Limits) -> Ou
             memory_limit_bytes=limits.memory_limit_bytes,
             variables=variables,
         )
-    except RuntimeError as error:  # the worker itself has ended; the next cell starts another
+    except RuntimeError as error:  # the worker has ended; the next cell starts another
         ended = ProcessResult(exit_code=1, elapsed_s=time.monotonic() - start_s)
         (place / LOG).write_text(f"error: {error}\n")
     path, record = _read_record(place)
     if is_stopped(ended, record):
-        # By what a batch system sends to every process it is on its way to this one too, and then
-        # the cell is given back, without an outcome.
+        # A batch system signals every process of a job: when the signal reaches this one too, it
+        # raises here, and the cell is released without an outcome.
         time.sleep(STOP_S)
     status = decide_status(ended, record, killed_by_kernel=count_oom_kills() > killed_before)
+    lines: tuple[str, ...] = ()
     if status != "ok":
         check_disk(place, record)
+        lines = _last_lines(place / LOG, record, folder)
     elif shares_code:
-        compile_cache.publish(place / compile_cache.FOLDER, folder / compile_cache.FOLDER)
-    lines = () if status == "ok" else _last_lines(place / LOG, record, folder)
-    _tidy(place)
+        compile_cache.publish(code, shared_code)
+    _remove_scratch(place)
     return _outcome(
         task,
         status=status,
@@ -100,10 +102,10 @@ def run_cell(task: CellTask, runner: Runner, folder: Path, limits: Limits) -> Ou
 
 
 def outcome_without_run(task: CellTask, cause: str | None) -> Outcome:
-    """The outcome of a task that need not run.
+    """Returns the outcome of a task that need not run.
 
     Args:
-        cause: the cell whose lack of memory settles it; None: the recipe refuses it.
+        cause: the cell that implies that this one is out of memory; None: the recipe refuses it.
     """
     if cause is None:
         return _outcome(task, status="refused", reason=task.refusal)
@@ -115,7 +117,7 @@ def outcome_without_run(task: CellTask, cause: str | None) -> Outcome:
     )
 
 
-def _outcome(task: CellTask, *, status: Status, **facts: Any) -> Outcome:
+def _outcome(task: CellTask, *, status: Status, **fields: Any) -> Outcome:
     return Outcome(
         cell=task.cell.id,
         repeat=task.repeat,
@@ -124,33 +126,31 @@ def _outcome(task: CellTask, *, status: Status, **facts: Any) -> Outcome:
         command=task.cell.command,
         status=status,
         config=task.config,
-        **facts,
+        **fields,
     )
 
 
 def _last_lines(log: Path, record: Record | None, folder: Path) -> tuple[str, ...]:
-    """Of the rank that failed first, by its record; else of what the cell said. No place of this
-    machine is in them."""
-    said: Sequence[str] = []
+    """Returns the last lines of the rank that failed first, or of the log, without `folder`."""
+    lines: Sequence[str] = []
     if record is not None:
-        said = (record["error"] or {}).get("last_lines") or []
-    if not said:
+        lines = (record["error"] or {}).get("last_lines") or []
+    if not lines:
         with contextlib.suppress(OSError):
-            said = log.read_text(errors="replace").splitlines()
-    lines = [str(line).replace(f"{folder.absolute()}/", "").rstrip() for line in said]
-    return tuple(line for line in lines if line.strip())[-LAST_LINES:]
+            lines = log.read_text(errors="replace").splitlines()
+    relative = [str(line).replace(f"{folder.absolute()}/", "").rstrip() for line in lines]
+    return tuple(line for line in relative if line.strip())[-LAST_LINES:]
 
 
 def _read_record(place: Path) -> tuple[Path, Record] | tuple[None, None]:
-    """The record that a run has left in its folder."""
     for path in sorted(place.glob("*.json")):
         with contextlib.suppress(OSError, ValueError):
             return path, load_record(path)
     return None, None
 
 
-def _tidy(place: Path) -> None:
-    """Keep record and log; curves are in the record."""
+def _remove_scratch(place: Path) -> None:
+    """Keeps the record, which has the loss curves too, and the log."""
     for path in place.iterdir():
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)

@@ -11,7 +11,7 @@ from scaling.sweep.engine import Sweep, SweepSummary
 from scaling.sweep.plan import CellTask, sort_tasks
 from scaling.sweep.run_cell import Limits
 from scaling.sweep.study import Cell, Study, read_study
-from tests.builders.records import make_config, make_crashed, make_record
+from tests.builders.records import make_config, make_crashed, make_record, with_figures
 from unitransformer.config import ParallelConfig, RunConfig, to_dict
 from unitransformer.record.schema import Record, write_record
 
@@ -66,18 +66,19 @@ class FakeMachine:
 
 def make_record_of(config: RunConfig, record: Record | None = None) -> Record:
     """A record of a run of `config`."""
-    return (record or make_record()) | {
+    changed = (record or make_record()) | {
         "config": to_dict(config),
         "world_size": config.parallel.world_size,
         "global_batch_size": config.global_batch_size,
     }
+    return with_figures(changed) if changed["status"] == "ok" else changed
 
 
 class Silent:
     """Shows no progress."""
 
-    def begins(self, task: CellTask) -> None: ...
-    def ended(self, task: CellTask, outcome: Outcome) -> None: ...
+    def cell_started(self, task: CellTask) -> None: ...
+    def cell_finished(self, task: CellTask, outcome: Outcome) -> None: ...
 
 
 def make_study(**changes: Any) -> Study:

@@ -174,7 +174,7 @@ def share_added(out: Path, tasks: Sequence[CellTask]) -> float:
         limits = Limits(limit_s=300)
         sweep = Sweep(folder=out, agenda=lambda _: tasks, limits=limits, runner=lambda _: worker)
         holders = functools.partial(find_holders, out)
-        with Progress(sweep.look, holders, terminal, axes=["batch-size"]) as progress:
+        with Progress(sweep.scan, holders, terminal, axes=["batch-size"]) as progress:
             summary = sweep.work(progress)
     assert summary.statuses == {"ok": len(tasks)}
     assert "running" in terminal.getvalue()

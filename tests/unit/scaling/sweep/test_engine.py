@@ -23,7 +23,7 @@ from scaling.store.outcome import Outcome
 from scaling.store.reader import load_store
 from scaling.sweep import engine, run_cell
 from scaling.sweep.claims import CLAIMS
-from scaling.sweep.command import _stops_by_signals
+from scaling.sweep.command import _stop_signals_raise
 from scaling.sweep.engine import CELLS, open_folder
 from scaling.sweep.job_status import JobReporter, report_summary
 from scaling.sweep.plan import CellTask
@@ -62,7 +62,7 @@ def test_an_inferred_cell_names_its_cause_and_ran_nothing(tmp_path: Path) -> Non
     tasks = make_tasks(make_study())
     one, _ = make_sweep(tmp_path / "s", tasks)
     one.work(Silent())
-    _, done = one.look()
+    _, done = one.scan()
     inferred = [outcome for outcome in done.values() if outcome.status == "oom-inferred"]
     real = {outcome.cell for outcome in done.values() if outcome.status == "oom"}
     assert {outcome.inferred_from for outcome in inferred} <= real
@@ -119,7 +119,7 @@ def test_cells_of_a_retried_status_are_run(status: str, tmp_path: Path) -> None:
     work(
         folder, tasks, machine=FakeMachine({}, crashes=frozenset({broken}), late=frozenset({late}))
     )
-    _, done = make_sweep(folder, tasks)[0].look()
+    _, done = make_sweep(folder, tasks)[0].scan()
     before = {name for name, outcome in done.items() if outcome.status == status}
     assert before
     # Without --retry nothing runs; with it those cells do, and cells inferred from them.
@@ -201,7 +201,7 @@ def test_at_least_one_cell_inferred_from_a_cause_is_run_and_reported(tmp_path: P
     assert summary.statuses == {"ok": 1, "oom": 2, "oom-inferred": 4}
     assert len(machine.runs) == 3
     assert (summary.checked, summary.refuted) == (1, 0)
-    assert "; 1 inferred lack of memory checked by a run, 0 refuted" in summary.in_words()
+    assert "; ran 1 cell inferred to be out of memory, 0 fitted" in summary.format()
 
 
 def test_a_checked_inference_that_fits_is_reported_as_refuted(tmp_path: Path) -> None:
@@ -257,7 +257,7 @@ def test_a_cell_claimed_by_another_process_is_left_alone(tmp_path: Path) -> None
         summary, machine = work(tmp_path / "s", tasks)
     assert tasks[0].name not in machine.runs
     assert summary.left == 1
-    assert "1 left to other processes" in summary.in_words()
+    assert "1 left to other processes" in summary.format()
 
 
 def test_a_refused_cell_is_reported_and_not_run(tmp_path: Path) -> None:
@@ -265,7 +265,7 @@ def test_a_refused_cell_is_reported_and_not_run(tmp_path: Path) -> None:
     tasks[0] = replace(tasks[0], config=None, refusal="precision bf16-mixed: Tesla T4 has none")
     one, machine = make_sweep(tmp_path / "s", tasks)
     one.work(Silent())
-    outcome = one.look()[1][tasks[0].name]
+    outcome = one.scan()[1][tasks[0].name]
     assert (outcome.status, outcome.reason) == ("refused", tasks[0].refusal)
     assert tasks[0].name not in machine.runs
 
@@ -275,7 +275,7 @@ def test_a_crashed_cell_names_the_rank_and_no_absolute_path(tmp_path: Path) -> N
     machine = FakeMachine({}, crashes=frozenset({tasks[0].name}))
     one, _ = make_sweep(tmp_path / "s", tasks, machine=machine)
     one.work(Silent())
-    outcome = one.look()[1][tasks[0].name]
+    outcome = one.scan()[1][tasks[0].name]
     assert outcome.reason == "rank 0: RuntimeError: it broke"
     assert outcome.last_lines[-1] == f"error: broke in {CELLS}/{tasks[0].name}"
     assert str(tmp_path) not in str(outcome)
@@ -289,7 +289,7 @@ def test_a_sweep_reports_the_running_cell_and_its_summary_to_its_job(
     seen = []
 
     class Looking(Silent):
-        def begins(self, task: CellTask) -> None:
+        def cell_started(self, task: CellTask) -> None:
             seen.append(json.loads(file.read_text()))
 
     tasks = make_tasks(make_study())
@@ -349,7 +349,7 @@ def test_a_failure_on_a_full_disk_is_not_an_outcome(
     monkeypatch.setattr(run_cell, "check_disk", full)
     with pytest.raises(OSError, match="No space left"):
         work(tmp_path / "s", tasks, machine=machine)
-    assert make_sweep(tmp_path / "s", tasks)[0].look()[1] == {}
+    assert make_sweep(tmp_path / "s", tasks)[0].scan()[1] == {}
 
 
 @pytest.mark.parametrize("exit_code", [-signal.SIGTERM, STOPPED_EXIT_CODE, 1])
@@ -373,9 +373,9 @@ def test_a_cell_ended_by_a_signal_to_the_whole_job_is_released(
         return run
 
     one, _ = make_sweep(tmp_path / "s", tasks)
-    with _stops_by_signals(), pytest.raises(StopRequested):
+    with _stop_signals_raise(), pytest.raises(StopRequested):
         replace(one, runner=runner).work(Silent())
-    assert one.look()[1] == {}
+    assert one.scan()[1] == {}
 
 
 @pytest.mark.alone
@@ -385,12 +385,12 @@ def test_reading_outcomes_takes_time_proportional_to_their_number(tmp_path: Path
         tasks = make_tasks(make_study(axes={"precision": "32-true", "batch-size": sizes}))
         work(tmp_path / str(count), tasks)
         one, _ = make_sweep(tmp_path / str(count), tasks)
-        _, done = one.look()
+        _, done = one.scan()
         assert Counter(o.status for o in done.values())["oom-inferred"] == count - 18
         times_s = []
         for _ in range(9):
             before_s = time.process_time()
-            one.look()
+            one.scan()
             times_s.append(time.process_time() - before_s)
         return statistics.median(times_s)
 

@@ -64,21 +64,21 @@ def test_estimated_cpu_time_is_start_up_plus_steps_with_overhead(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(estimate, "CPU_START_S", 20.0)
-    monkeypatch.setattr(estimate, "CPU_BESIDE", 0.5)
+    monkeypatch.setattr(estimate, "CPU_OVERHEAD", 0.5)
     tasks, step_flops = make_two()
     # At this ceiling the products of a step take 4 s and 8 s; overhead adds 0.5 x 2 s.
     calibration = make_calibration("cpu", float32=step_flops // 4)
     lines = render_plan(tasks, {"cpu": calibration}, price_per_hour=3600.0).splitlines()
     assert lines[0] == f"{tasks[0].name}  {tasks[0].cell.command}"
-    assert lines[1] == "    at least 40 s, about 70 s, about 0.2 MiB a rank, 1 rank"
+    assert lines[1] == "    about 70 s, at least 40 s; 1 rank, about 0.2 MiB per rank"
     assert lines[2] == f"{tasks[1].name}  {tasks[1].cell.command}"
-    assert lines[3].startswith("    at least 80 s, about 2 min, ")  # 20 + 80 + 14 s
+    assert lines[3].startswith("    about 2 min, at least 80 s; ")  # 20 + 80 + 14 s
     assert lines[5:] == [
         "2 cells",
-        "at least 2 min: the matrix products at this machine's ceiling",
-        "about 3 min: 20.0 s to start each cell, and steps as much above their ceiling as those of "
-        "the CPU runs in scaling/results",
-        "about 0.0512 device-hours, 184.14 of money",  # 184.14 s at 1 a second
+        "about 3 min: 20.0 s of start-up per cell, and an overhead of each step as in the CPU runs "
+        "of scaling/results",
+        "at least 2 min: matrix products at this machine's ceiling",
+        "about 0.0512 device-hours, cost 184.14",  # 184.14 s at 1 a second
     ]
 
 
@@ -87,13 +87,13 @@ def test_an_estimate_for_gpus_is_a_lower_bound_and_prices_every_device() -> None
     # Two devices share twice as many FLOPs.
     calibration = make_calibration("cuda", float32=step_flops // 2 // 36)
     actual = render_plan(tasks, {"cuda": calibration}, price_per_hour=2.5).splitlines()
-    assert actual[1].startswith("    at least 6 min, about ")
-    assert actual[1].endswith(" a rank, 2 ranks")
+    assert actual[1].startswith("    at least 6 min; 2 ranks, about ")
+    assert actual[1].endswith(" per rank")
     assert actual[5:] == [
         "2 cells",
-        "at least 18 min: the matrix products at this machine's ceiling",
-        "start-up of each cell not counted: nothing is known of it on GPUs",
-        "at least 0.6 device-hours, 1.50 of money",  # 2 devices for 6 + 12 minutes
+        "at least 18 min: matrix products at this machine's ceiling, without start-up and "
+        "overhead, which are unknown on GPUs",
+        "at least 0.6 device-hours, cost 1.50",  # 2 devices for 6 + 12 minutes
     ]
 
 
@@ -101,11 +101,12 @@ def test_an_estimate_names_unknowns_and_refused_cells_cost_nothing() -> None:
     tasks, step_flops = make_two()
     refused = CellTask(cell=Cell(recipe="gpt", options={}), repeat=1, config=None, refusal="no GPU")
     actual = render_plan([*tasks, refused], {"cpu": None}, price_per_hour=None).splitlines()
-    assert actual[1].startswith("    time not told, about ")
+    assert actual[1].startswith("    no time estimate; 1 rank, about ")
     assert actual[5] == "    refused: no GPU"
     assert actual[7:] == [
         "3 cells, 1 of them refused",
-        "time not told: this machine has no calibration; run python -m scaling calibrate",
+        "no time estimate: this machine has no calibration "
+        "(run `python -m scaling calibrate` first)",
     ]
     calibration = make_calibration("cpu", float32=step_flops // 4)
     paid = render_plan([*tasks, refused], {"cpu": calibration}, price_per_hour=None)

@@ -1,7 +1,7 @@
 """Tests the search for the largest batch that fits, and its stored result."""
 
 from collections import Counter
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +12,7 @@ from scaling.sweep.engine import CELLS
 from scaling.sweep.plan import CellTask
 from scaling.sweep.study import Cell
 from tests.builders.sweeps import FakeMachine, Silent, make_study, make_sweep, make_task, make_tasks
+from unitransformer.record.seals import check_seals, read_json
 
 
 @pytest.mark.parametrize("capacity", [0, 1, 7, 8, 9, 24, 63, 64, 99, 100, 1000])
@@ -25,7 +26,7 @@ def test_the_search_for_the_largest_batch_runs_logarithmically_many_cells(
         tmp_path / "s", [], machine=FakeMachine({}, capacity=capacity), agenda=agenda
     )
     one.work(Silent())
-    _, done = one.look()
+    _, done = one.scan()
     (found,) = max_batch.search_results([task], 100, make_task, done, ["precision"])
     assert (found.fits or 0) == min(capacity, 100)
     assert found.too_large == (capacity + 1 if capacity < 100 else None)
@@ -40,10 +41,10 @@ def test_a_search_reports_a_failure_that_is_not_out_of_memory(tmp_path: Path) ->
     machine = FakeMachine({}, crashes=frozenset({broken}))
     one, _ = make_sweep(tmp_path / "s", [], machine=machine, agenda=agenda)
     one.work(Silent())
-    (found,) = max_batch.search_results([task], 100, make_task, one.look()[1], [])
+    (found,) = max_batch.search_results([task], 100, make_task, one.scan()[1], [])
     assert found.fits == 8
-    assert found.in_words(100) == (
-        "gpt: batch 8 fits; the search stopped: crashed: rank 0: RuntimeError: it broke"
+    assert found.format(100) == (
+        "gpt: batch size 8 fits; the search stopped: crashed: rank 0: RuntimeError: it broke"
     )
 
 
@@ -60,7 +61,7 @@ def test_a_search_plans_every_batch_size_separately(tmp_path: Path) -> None:
     (task,) = make_tasks(make_study(axes={"precision": "32-true"}))
     one, _ = make_sweep(tmp_path / "s", [], agenda=max_batch.search_agenda([task], 20, plan))
     one.work(Silent())
-    configs = [outcome.config for outcome in one.look()[1].values() if outcome.config]
+    configs = [outcome.config for outcome in one.scan()[1].values() if outcome.config]
     actual = {config.batch_size: config.parallel.strategy for config in configs}
     assert actual == {8: "ddp", 16: "fsdp", 20: "fsdp"}
 
@@ -70,12 +71,14 @@ def test_the_result_of_a_search_is_stored_in_its_folder(tmp_path: Path) -> None:
     agenda = max_batch.search_agenda([task], 100, make_task)
     one, _ = make_sweep(tmp_path / "s", [], agenda=agenda)
     one.work(Silent(), max_cells=1)
-    (begun,) = max_batch.search_results([task], 100, make_task, one.look()[1], [])
-    assert begun.in_words(100) == "gpt: batch 8 fits; the search is not finished"
+    (begun,) = max_batch.search_results([task], 100, make_task, one.scan()[1], [])
+    assert begun.format(100) == "gpt: batch size 8 fits; the search is not finished"
     one.work(Silent())
-    found = max_batch.search_results([task], 100, make_task, one.look()[1], [])
+    found = max_batch.search_results([task], 100, make_task, one.scan()[1], [])
     path = max_batch.write_search_results(found, 100, tmp_path / "s")
-    assert max_batch.load_search_results(path) == (100, found)
+    stored = read_json(path)
+    check_seals(stored, str(path))
+    assert (stored["limit"], stored["searches"]) == (100, [asdict(result) for result in found])
     (kept,) = found
     assert (kept.fits, kept.too_large, kept.options) == (24, 25, {"precision": "32-true"})
     statuses = {
@@ -85,7 +88,7 @@ def test_the_result_of_a_search_is_stored_in_its_folder(tmp_path: Path) -> None:
     assert statuses == {"ok", "oom"}
     path.write_text(path.read_text().replace('"fits": 24', '"fits": 25'))
     with pytest.raises(ValueError, match="searches was changed after it was written"):
-        max_batch.load_search_results(path)
+        check_seals(read_json(path), str(path))
 
 
 def test_a_search_on_a_cpu_needs_a_memory_limit() -> None:

@@ -9,10 +9,10 @@ from scaling.__main__ import main
 from scaling.sweep.options import SweepOptions, build_sweep_parser, read_sweep_options, split_axes
 
 
-def read(*words: str) -> SweepOptions:
+def read(*arguments: str) -> SweepOptions:
     parser = build_sweep_parser()
-    own, axes = split_axes(words, parser)
-    return read_sweep_options(parser.parse_args(own), axes)
+    known, axes = split_axes(arguments, parser)
+    return read_sweep_options(parser.parse_args(known), axes)
 
 
 def test_every_option_unknown_to_the_sweep_is_an_axis() -> None:
@@ -55,13 +55,16 @@ def test_memory_sizes_are_parsed_with_units() -> None:
         ([], "nothing to sweep: name a study (crossover,"),
         (["--recipe", "gtp"], "recipe gtp is not known; did you mean gpt?"),
         (["qick"], "did you mean quick?"),
-        (["quick", "--retry-before", "2026-01-31"], "nothing is tried again; give --retry"),
+        (["quick", "--retry-before", "2026-01-31"], "no status is retried; add --retry"),
         (
             ["quick", "--retry", "oom", "--retry-before", "noon"],
             "retry-before is noon; give a date",
         ),
         (["quick", "--recipe", "gpt", "--retry", "ooms"], "retry holds ooms; did you mean oom?"),
-        (["quick", "--memory-limit", "much"], "memory-limit is much; give a size above 0, as 4GiB"),
+        (
+            ["quick", "--memory-limit", "much"],
+            "memory-limit is much; give a size above 0, for example 4GiB",
+        ),
         (["quick", "--time-limit", "0"], "time-limit is 0.0; it must be above 0"),
         (["quick", "--recheck", "2"], "recheck is 2.0; it must be between 0 and 1"),
         (["quick", "--price-per-hour", "-1"], "price-per-hour is -1.0"),

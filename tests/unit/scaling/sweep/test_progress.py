@@ -69,8 +69,8 @@ def left_s(
         lambda: (tasks, done), lambda: holders, io.StringIO(), axes=AXES, clock=lambda: now[0]
     )
     now[0] += now_s
-    progress.looks_again()
-    return progress.left_s()
+    progress.refresh()
+    return progress.remaining_s()
 
 
 def test_remaining_time_of_one_process_is_the_mean_cell_time_times_cells() -> None:
@@ -157,10 +157,10 @@ def test_a_cell_being_watched_can_still_be_claimed(tmp_path: Path) -> None:
 def test_progress_without_a_terminal_is_one_line_per_cell(tmp_path: Path) -> None:
     actual: Any = io.StringIO()
     one, _ = make_sweep(tmp_path / "s", make_tasks(make_study()))
-    with Progress(one.look, nobody, actual, axes=AXES) as progress:
-        assert progress.left_s() is None
+    with Progress(one.scan, nobody, actual, axes=AXES) as progress:
+        assert progress.remaining_s() is None
         one.work(progress)
-        assert progress.left_s() == 0.0
+        assert progress.remaining_s() == 0.0
     lines = actual.getvalue().splitlines()
     assert len(lines) == 10
     assert lines[0] == "1/10 gpt, precision bf16-true, batch-size 8: ok in 1.0 s"
@@ -173,11 +173,11 @@ def test_the_terminal_table_shows_cells_running_here_and_elsewhere(tmp_path: Pat
     holders = {
         task.name: Holder(host="node3", process=1, since_s=START_S - 5) for task in tasks[:2]
     }
-    progress = Progress(one.look, lambda: holders, io.StringIO(), axes=AXES, clock=lambda: START_S)
+    progress = Progress(one.scan, lambda: holders, io.StringIO(), axes=AXES, clock=lambda: START_S)
     with progress:
-        progress.begins(tasks[0])
+        progress.cell_started(tasks[0])
         table = progress.table()
-    assert str(table.title) == "0 of 3 done (none), end not known yet"
+    assert str(table.title) == "0 of 3 cells finished, remaining time unknown"
     assert list(table.columns[1].cells) == ["running", "running"]
     assert list(table.columns[2].cells) == ["5 s", "5 s"]
     assert list(table.columns[3].cells) == ["here", "on node3"]
@@ -187,9 +187,9 @@ def test_watching_without_a_terminal_prints_running_cells_once() -> None:
     tasks, actual = make_even(2), io.StringIO()
     holders = {tasks[1].name: Holder(host="node3", process=1, since_s=START_S)}
     progress = Progress(lambda: (tasks, {}), lambda: holders, actual, axes=AXES)
-    assert progress.looks_again()
-    assert progress.looks_again()
-    assert actual.getvalue() == "gpt, precision 32-true: runs on node3\n"
+    assert progress.refresh()
+    assert progress.refresh()
+    assert actual.getvalue() == "gpt, precision 32-true: running on node3\n"
     holders[tasks[1].name] = replace(holders[tasks[1].name], since_s=START_S + 9)  # started again
-    progress.looks_again()
-    assert actual.getvalue().count("runs on node3") == 2
+    progress.refresh()
+    assert actual.getvalue().count("running on node3") == 2
