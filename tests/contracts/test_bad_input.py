@@ -39,7 +39,7 @@ SHAPE = (
     "--batch-size 2 --max-steps 2 --accelerator cpu --num-workers 0 --ceiling-s 0"
 )
 TEXT = f"{SHAPE} --model.num-classes 300 --model.num-positions 8 --data text.txt"
-IMAGES = f"{SHAPE} --model.image-size 16 --model.patch-size 8 --data pictures"
+IMAGES = f"{SHAPE} --model.image-size 16 --model.patch-size 8 --data images"
 CHECKPOINT = "step-00000002"
 
 Tree = dict[str, bytes | None]
@@ -87,7 +87,7 @@ def refuse(call: Call) -> Refuse:
         code, _, err = call(line, recipe)
         assert code == 2, err
         assert tree() == before
-        said = [actual for actual in err.splitlines() if not actual.startswith("tokenis")]
+        said = [actual for actual in err.splitlines() if not actual.startswith("tokeniz")]
         assert len(said) == 1, err
         assert said[0].startswith("error: ")
         return said[0].removeprefix("error: ")
@@ -251,10 +251,10 @@ def test_a_missing_file_of_options_is_named(refuse: Refuse) -> None:
     [
         ("nowhere", "data nowhere does not exist; give builtin, synthetic or a path"),
         ("''", "data is empty; give builtin, synthetic or a path"),
-        ("empty", "source empty holds no text; give text files that are not empty"),
-        ("empty.txt", "source empty.txt holds no text; give text files that are not empty"),
+        ("empty", "data empty holds no text; give text files that are not empty"),
+        ("empty.txt", "data empty.txt holds no text; give text files that are not empty"),
         ("blank.txt", "blank.txt holds only white space; give files with text"),
-        ("binary", "source binary holds no text; give text files that are not empty"),
+        ("binary", "data binary holds no text; give text files that are not empty"),
     ],
 )
 @pytest.mark.parametrize("recipe", ["gpt", "bert"])
@@ -296,13 +296,13 @@ def test_a_text_shorter_than_one_sequence_is_refused_with_two_fixes(
 ) -> None:
     Path("short.txt").write_text("a\nb")  # one line for training, one for validation
     assert refuse(f"{TEXT} --data short.txt") == (
-        "data short.txt has 2 training tokens, less than one sequence of 8; "
+        "data short.txt has 2 training tokens, fewer than one sequence of 8; "
         "give more text or a shorter data.sequence_length"
     )
 
 
 def test_a_vocabulary_below_the_alphabet_is_refused(refuse: Refuse) -> None:
-    assert "is below the 257 entries" in refuse(f"{TEXT} --model.num-classes 100")
+    assert "take 257 entries" in refuse(f"{TEXT} --model.num-classes 100")
 
 
 @pytest.mark.parametrize("place", ["/proc/cache", "text.txt"])
@@ -316,7 +316,7 @@ def test_a_cache_that_cannot_be_written_is_named_with_the_fix(
     assert said.endswith("set UNITRANSFORMER_CACHE to a writable folder with room")
 
 
-def _write_pictures(folder: str, classes: str, *, count: int = 4) -> None:
+def _write_images(folder: str, classes: str, *, count: int = 4) -> None:
     draw = np.random.default_rng(0)
     for name in classes:
         (Path(folder) / name).mkdir(parents=True)
@@ -326,42 +326,42 @@ def _write_pictures(folder: str, classes: str, *, count: int = 4) -> None:
 
 
 def test_an_image_folder_without_class_folders_is_refused(refuse: Refuse) -> None:
-    Path("pictures").mkdir()
-    Image.new("RGB", (9, 9)).save("pictures/0.png")
+    Path("images").mkdir()
+    Image.new("RGB", (9, 9)).save("images/0.png")
     said = refuse(IMAGES, "vit")
-    assert said.startswith("data pictures does not hold one folder of pictures a class")
+    assert said.startswith("data images must hold one folder of images per class")
 
 
 def test_more_classes_than_the_model_has_are_refused_with_the_fix(refuse: Refuse) -> None:
-    _write_pictures("pictures", "abcde", count=1)
+    _write_images("images", "abcde", count=1)
     said = refuse(IMAGES, "vit")
     assert said == (
-        "data pictures has 5 classes and model.num_classes is 3; set --model.num-classes 5"
+        "data images has 5 classes and model.num_classes is 3; set --model.num-classes 5"
     )
 
 
 def test_a_file_in_place_of_an_image_folder_is_refused(refuse: Refuse) -> None:
     said = refuse(f"{IMAGES} --data text.txt", "vit")
-    assert said == "data text.txt is not a folder of pictures; check the path"
+    assert said == "data text.txt is not a folder of images; check the path"
 
 
 def test_images_with_an_unsupported_channel_count_are_refused(refuse: Refuse) -> None:
-    _write_pictures("pictures", "ab")
+    _write_images("images", "ab")
     assert refuse(f"{IMAGES} --model.num-channels 2", "vit").startswith("model.num_channels is 2")
 
 
 def test_training_names_and_counts_a_broken_image_and_continues(call: Call) -> None:
-    _write_pictures("pictures", "ab", count=6)
-    Path("pictures/a/0.png").write_text("not a picture")
+    _write_images("images", "ab", count=6)
+    Path("images/a/0.png").write_text("not an image")
     line = f"{IMAGES} --model.num-classes 2"
-    with pytest.warns(UserWarning, match=r"1 broken pictures skipped: pictures/a/0\.png"):
+    with pytest.warns(UserWarning, match=r"1 broken images skipped: images/a/0\.png"):
         code, out, err = call(line, "vit")
     assert code == 0, err
-    assert "data    pictures, 11 pictures of 2 classes, 1 broken skipped" in out
+    assert "data    images, 11 images of 2 classes, 1 broken skipped" in out
 
 
 def test_a_model_may_have_more_classes_than_the_folder(call: Call) -> None:
-    _write_pictures("pictures", "ab")
+    _write_images("images", "ab")
     code, _, err = call(f"{IMAGES} --model.num-classes 50", "vit")
     assert code == 0, err
 

@@ -1,7 +1,7 @@
-"""Text files in, memory-mapped token files out: once, cached, safe when many processes start.
+"""Tokenizes text files once into memory-mapped token files, which are cached.
 
-A span is a stretch of one file in bytes; a document is a file. The cache holds a folder a corpus:
-tokenizer.json, train.bin, validation.bin (bare token ids) and meta.json, which is written last.
+Processes that start together build an entry of the cache once. An entry is a folder: train.bin and
+validation.bin (token ids), tokenizer.json, and meta.json, written last. Each file is a document.
 """
 
 import codecs
@@ -36,20 +36,17 @@ from unitransformer.data.tokenizer import (
     TokenArray,
     TokenizerKind,
     build_tokenizer,
-    special_tokens,
 )
 from unitransformer.files import CACHE_FOLDER, cache_folder
 
-__all__ = ["Corpus", "TokenizerKind", "builtin_files", "load_corpus", "special_tokens"]
-
-FORMAT_VERSION = 2  # of a cache entry; raise it when the same text would give other contents
+FORMAT_VERSION = 2  # of a cache entry; raise it when the same text gives different contents
 BLOCK_BYTES = 1 << 20
-LONGEST_LINE = 4 << 20  # characters; a longer line is cut
-# Training takes up to 100 bytes of memory a byte of text (where words hardly repeat). 16 MB of the
-# standard library instead of 8 would save 0.3 % of the tokens.
+MAX_LINE = 4 << 20  # characters; a longer line is cut
+# Training a tokenizer takes up to 100 bytes of memory per byte of text (if words rarely repeat).
+# With 16 MB of the standard library instead of 8, the text would have 0.3 % fewer tokens.
 TRAINING_BYTES = 8_000_000
-VALIDATION_EVERY = 20  # files: each 20th, or 1/20 of the bytes where there are fewer files
-NOT_LIBRARY = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
+VALIDATION_EVERY = 20  # every 20th file, or the last 1/20 of the bytes if there are fewer files
+EXCLUDED = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -57,15 +54,17 @@ class Corpus:
     """Tokens of a text, split for training and validation."""
 
     train: TokenArray  # memory-mapped, 1-D
-    validation: TokenArray  # the same; no stretch of the text is in both
+    validation: TokenArray  # the same; shares no text with `train`
     tokenizer: Tokenizer
-    sha256: str  # of the files' bytes, one after the other in sorted order
+    sha256: str  # of the bytes of all files, sorted by path
     description: str
     num_bytes: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Span:
+    """Bytes `start` to `stop` of a file."""
+
     path: Path
     start: int
     stop: int
@@ -73,7 +72,7 @@ class _Span:
 
 @dataclass(frozen=True, kw_only=True)
 class _Text:
-    """The files of a source, in order, and what a person calls them."""
+    """The text files of a source, sorted by path."""
 
     name: str
     files: tuple[_Span, ...]
@@ -99,58 +98,52 @@ def load_corpus(
     cache_dir: Path | None = None,
     show_progress: bool = False,
 ) -> Corpus:
-    """Tokenise `source`, or find it tokenised in the cache.
+    """Tokenizes `source`, or loads its tokens from the cache.
 
-    `source` is "builtin" (the Python standard library), a text file or a folder of text files.
-    The cache is `cache_dir`, else $UNITRANSFORMER_CACHE, else the user's cache folder.
+    Args:
+        source: "builtin" (the Python standard library), a text file or a folder of text files.
+        cache_dir: None: $UNITRANSFORMER_CACHE, or else the user's cache folder.
 
     Raises:
-        ValueError: no text at `source`, too little of it, or a vocabulary below its alphabet.
+        ValueError: there is no text, too little text, or the vocabulary is below its alphabet.
         OSError: the cache cannot be written.
     """
     text = _find_text(source)
     cache = cache_dir or cache_folder()
     entry = cache / _entry_name(text, kind, vocab_size)
-    with _naming_cache(cache):
+    with _name_cache_in_errors(cache):
         if not _is_complete(entry):
             cache.mkdir(parents=True, exist_ok=True)
             with FileLock(entry.with_suffix(".lock")):
                 if not _is_complete(entry):
-                    _write_entry(
-                        entry,
-                        text,
-                        kind=kind,
-                        vocab_size=vocab_size,
-                        show_progress=show_progress,
-                    )
+                    _write_entry(entry, text, kind, vocab_size, show_progress=show_progress)
         return _load_entry(entry, text)
 
 
-# ---- finding the text
+# ---- find the text
 
 
 def builtin_files() -> list[Path]:
-    """Every Python file of the standard library but its tests, sorted by relative path."""
+    """Returns the Python files of the standard library without its tests, sorted by path."""
     root = Path(sysconfig.get_paths()["stdlib"])
-    return [path for path in _walk(root, skip=NOT_LIBRARY) if path.suffix == ".py"]
+    return [path for path in _walk(root, skip=EXCLUDED) if path.suffix == ".py"]
 
 
 def _walk(root: Path, *, skip: set[str]) -> list[Path]:
-    """The files below `root`, sorted by relative path, without the hidden and the skipped."""
-    found: list[Path] = []
-    for folder, subfolders, names in os.walk(root, onerror=_refuse_folder):
+    """Returns the visible files below `root`, sorted by path."""
+
+    def refuse(error: OSError) -> None:
+        raise ValueError(f"{error.filename} cannot be listed ({error.strerror}); make it readable")
+
+    paths: list[Path] = []
+    for folder, subfolders, names in os.walk(root, onerror=refuse):
         subfolders[:] = [n for n in subfolders if n not in skip and not n.startswith(".")]
-        found += [Path(folder, name) for name in names if not name.startswith(".")]
-    files = [path for path in found if path.is_file()]
+        paths += [Path(folder, name) for name in names if not name.startswith(".")]
+    files = [path for path in paths if path.is_file()]
     return sorted(files, key=lambda path: path.relative_to(root).as_posix())
 
 
-def _refuse_folder(error: OSError) -> None:
-    raise ValueError(f"{error.filename} cannot be listed ({error.strerror}); make it readable")
-
-
 def _find_text(source: str) -> _Text:
-    """Raises ValueError when there is no text at `source`."""
     path = Path(source).expanduser()
     if source == "builtin":
         name = f"Python {platform.python_version()} standard library source"
@@ -159,12 +152,12 @@ def _find_text(source: str) -> _Text:
         name = path.resolve().name
         paths = _walk(path, skip=set()) if path.is_dir() else [path]
     else:
-        raise ValueError(f"source {source} does not exist; give a file, a folder or 'builtin'")
+        raise ValueError(f"data {source} does not exist; give a file, a folder or 'builtin'")
     spans = [_Span(path=path, start=0, stop=path.stat().st_size) for path in paths]
     files = tuple(span for span in spans if span.stop and not _is_binary(span))
     num_binary = sum(bool(span.stop) for span in spans) - len(files)
     if not files:
-        raise ValueError(f"source {source} holds no text; give text files that are not empty")
+        raise ValueError(f"data {source} holds no text; give text files that are not empty")
     return _Text(name=name, files=files, num_binary=num_binary, sha256=_hash(files))
 
 
@@ -174,9 +167,9 @@ def _is_binary(file: _Span) -> bool:
 
 
 def _split(files: Sequence[_Span]) -> tuple[list[_Span], list[_Span]]:
-    """Spans to train on and spans to validate on; together they are `files`."""
+    """Divides `files` into spans for training and spans for validation."""
     if len(files) >= VALIDATION_EVERY:
-        train = [file for place, file in enumerate(files, 1) if place % VALIDATION_EVERY]
+        train = [file for number, file in enumerate(files, 1) if number % VALIDATION_EVERY]
         return train, list(files[VALIDATION_EVERY - 1 :: VALIDATION_EVERY])
     offset = sum(file.stop for file in files) * (VALIDATION_EVERY - 1) // VALIDATION_EVERY
     index = 0
@@ -191,7 +184,7 @@ def _split(files: Sequence[_Span]) -> tuple[list[_Span], list[_Span]]:
 
 
 def _line_start(path: Path, offset: int) -> int:
-    """The last start of a line at or before `offset`; of a character where a line is long."""
+    """Returns the last start of a line at or before `offset`; of a character in a long line."""
     first = max(0, offset - BLOCK_BYTES)
     before = b"".join(_read_blocks(_Span(path=path, start=first, stop=offset)))
     if newline := before.rfind(b"\n") + 1:
@@ -202,7 +195,7 @@ def _line_start(path: Path, offset: int) -> int:
     return offset - len(unfinished)
 
 
-# ---- reading it
+# ---- read the text
 
 
 def _read_blocks(span: _Span) -> Iterator[bytes]:
@@ -212,20 +205,22 @@ def _read_blocks(span: _Span) -> Iterator[bytes]:
             for start in range(span.start, span.stop, BLOCK_BYTES):
                 block = file.read(min(BLOCK_BYTES, span.stop - start))
                 if len(block) < min(BLOCK_BYTES, span.stop - start):
-                    raise ValueError(f"{span.path} became shorter while it was read; start again")
+                    raise ValueError(f"{span.path} became shorter while it was read; try again")
                 yield block
     except OSError as error:
-        raise ValueError(f"{span.path} cannot be read ({error.strerror}); make it so") from error
+        raise ValueError(
+            f"{span.path} cannot be read ({error.strerror}); make it readable"
+        ) from error
 
 
 def _read_pieces(span: _Span, advance: Callable[[int], None]) -> Iterator[str]:
-    """The text of `span` in pieces that end where a line does; `advance` is told the bytes."""
+    """Yields the text of `span` in pieces of whole lines; calls `advance` with the bytes read."""
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     text = ""
     for block in _read_blocks(span):
         advance(len(block))
         text += decoder.decode(block)
-        if cut := text.rfind("\n") + 1 or len(text) // LONGEST_LINE * LONGEST_LINE:
+        if cut := text.rfind("\n") + 1 or len(text) // MAX_LINE * MAX_LINE:
             yield text[:cut]
             text = text[cut:]
     if text := text + decoder.decode(b"", final=True):
@@ -233,20 +228,20 @@ def _read_pieces(span: _Span, advance: Callable[[int], None]) -> Iterator[str]:
 
 
 def _read_sample(spans: Sequence[_Span]) -> list[str]:
-    """The start of the text, for training."""
+    """Returns the start of the text, to train a tokenizer on."""
     sample: list[str] = []
-    room = TRAINING_BYTES
+    num_left = TRAINING_BYTES
     for span in spans:
-        head = replace(span, stop=min(span.stop, span.start + room))
-        sample += _read_pieces(head, _ignore)
-        room -= head.stop - head.start
-        if not room:
+        head = replace(span, stop=min(span.stop, span.start + num_left))
+        sample += _read_pieces(head, lambda _: None)
+        num_left -= head.stop - head.start
+        if not num_left:
             break
     return sample
 
 
 def _hash(files: Sequence[_Span]) -> str:
-    """Raises ValueError when there is nothing but white space."""
+    """Returns the SHA-256 of the files; raises ValueError if they hold only white space."""
     digest = hashlib.sha256()
     is_blank = True
     for file in files:
@@ -262,14 +257,14 @@ def _hash(files: Sequence[_Span]) -> str:
 
 
 def _entry_name(text: _Text, kind: TokenizerKind, vocab_size: int) -> str:
-    # The sizes tell apart the same bytes cut into other files: those are other documents.
+    # With the sizes, because the same bytes in different files are different documents.
     sizes = [file.stop for file in text.files]
     key = [FORMAT_VERSION, tokenizers.__version__, kind, vocab_size, text.sha256, sizes]
     return hashlib.sha256(json.dumps(key).encode()).hexdigest()
 
 
 @contextmanager
-def _naming_cache(cache: Path) -> Iterator[None]:
+def _name_cache_in_errors(cache: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
@@ -289,20 +284,20 @@ def _is_complete(entry: Path) -> bool:
 
 @contextmanager
 def _new_folder(folder: Path) -> Iterator[Path]:
-    """A folder to fill, which becomes `folder` when all went well; the caller holds the lock."""
+    """Yields a temporary folder that becomes `folder` on success; the caller holds the lock."""
     partial = folder.with_suffix(".partial")
-    shutil.rmtree(partial, ignore_errors=True)  # left by a builder that was killed
+    shutil.rmtree(partial, ignore_errors=True)  # left by a process that was killed
     partial.mkdir()
     try:
         yield partial
-        shutil.rmtree(folder, ignore_errors=True)  # damaged, or it would not be built again
+        shutil.rmtree(folder, ignore_errors=True)  # it is damaged
         partial.rename(folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
 
 def _write_entry(
-    entry: Path, text: _Text, *, kind: TokenizerKind, vocab_size: int, show_progress: bool
+    entry: Path, text: _Text, kind: TokenizerKind, vocab_size: int, *, show_progress: bool
 ) -> None:
     parts = dict(zip(("train", "validation"), _split(text.files), strict=True))
     with _new_folder(entry) as folder, _progress(text.num_bytes, show=show_progress) as advance:
@@ -329,11 +324,11 @@ def _write_tokens(
 ) -> None:
     with path.open("wb") as file:
         for index, span in enumerate(spans):
-            # Not ndarray.tofile, which says nothing when the disk fills up.
+            # Not `ndarray.tofile`, which raises nothing on a full disk.
             file.write(encoder.separator if index else b"")
             file.writelines(map(encoder.encode, _read_pieces(span, advance)))
         if not file.tell():
-            raise ValueError(f"the text is too short for a {path.stem} part; give more of it")
+            raise ValueError(f"the text is too short for a {path.stem} part; give more text")
 
 
 def _load_entry(entry: Path, text: _Text) -> Corpus:
@@ -348,29 +343,25 @@ def _load_entry(entry: Path, text: _Text) -> Corpus:
     )
 
 
-# ---- what a person sees
+# ---- show progress
 
 
 @contextmanager
 def _progress(num_bytes: int, *, show: bool) -> Iterator[Callable[[int], None]]:
-    """Yield what is to be called with each number of bytes read; a bar where there is a screen."""
+    """Yields a function to call with each number of bytes read; shows a bar in a terminal."""
     size, started_at_s = _format_size(num_bytes), time.perf_counter()
     if show and sys.stderr.isatty():
         columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-        with Progress("tokenising", *columns, console=Console(stderr=True)) as bar:
-            task = bar.add_task("tokenising", total=num_bytes)
+        with Progress("tokenizing", *columns, console=Console(stderr=True)) as bar:
+            task = bar.add_task("tokenizing", total=num_bytes)
             yield lambda advance: bar.advance(task, advance)
         return
     if show:
-        print(f"tokenising {size} ...", file=sys.stderr, flush=True)
-    yield _ignore
+        print(f"tokenizing {size} ...", file=sys.stderr, flush=True)
+    yield lambda _: None
     if show:
         elapsed_s = time.perf_counter() - started_at_s
-        print(f"tokenised {size} in {elapsed_s:.1f} s", file=sys.stderr, flush=True)
-
-
-def _ignore(_: int) -> None:
-    pass
+        print(f"tokenized {size} in {elapsed_s:.1f} s", file=sys.stderr, flush=True)
 
 
 def _format_size(num_bytes: int) -> str:

@@ -18,16 +18,23 @@ from tokenizers import Tokenizer
 
 from unitransformer.data import corpus
 from unitransformer.data import tokenizer as tokenization
-from unitransformer.data.corpus import TokenizerKind, builtin_files, load_corpus, special_tokens
-from unitransformer.data.tokenizer import Encoder, TokenArray, build_tokenizer, token_dtype
+from unitransformer.data.corpus import builtin_files, load_corpus
+from unitransformer.data.tokenizer import (
+    Encoder,
+    TokenArray,
+    TokenizerKind,
+    build_tokenizer,
+    special_tokens,
+    token_dtype,
+)
 
 KINDS: tuple[TokenizerKind, ...] = ("bpe", "wordpiece")
 SENTENCES = Path(argparse.__file__).read_text(encoding="utf-8")  # 100 kB, 2,700 lines
 ODD_TEXT = "naïve café 北京 😀 it's\tfive  spaces\r\n\x0c\x01end\u3000of <|endoftext|> [SEP] line\n"
 
 # Whole words are tokens, so cutting or joining words changes the tokens.
-JOINED = "caf\u00e9 (\u00bf) 1\u00b2 e\u0301t a\x01b ..\x01.. 1\u0663 c\x1cd \u3000\x85 \n \n  x\n"
-APART = "it's they're I'm he'll I've she'd don't 's ''s 'st abc123... x1y2 __init__ --\n"
+UNICODE = "caf\u00e9 (\u00bf) 1\u00b2 e\u0301t a\x01b ..\x01.. 1\u0663 c\x1cd \u3000\x85 \n \n  x\n"
+CONTRACTIONS = "it's they're I'm he'll I've she'd don't 's ''s 'st abc123... x1y2 __init__ --\n"
 
 
 def _load(source: Path, cache: Path, kind: TokenizerKind = "bpe") -> corpus.Corpus:
@@ -41,7 +48,7 @@ def _write(path: Path, text: str) -> Path:
 
 
 def _decode(tokens: TokenArray, tokenizer: Tokenizer) -> list[str]:
-    """The documents, decoded one by one."""
+    """Returns the decoded documents."""
     separators = np.flatnonzero(tokens == 0)
     return [
         tokenizer.decode(document[document != 0].tolist())
@@ -50,11 +57,13 @@ def _decode(tokens: TokenArray, tokenizer: Tokenizer) -> list[str]:
 
 
 def _start(script: str, *arguments: Path | str) -> subprocess.Popen[str]:
-    """Runs `script` in a new process, with `load_corpus` and `corpus` imported."""
-    header = "import json, os, sys\nfrom pathlib import Path\nfrom unitransformer import corpus\n"
+    """Runs `script`, with `corpus` imported, in a new process."""
+    imports = (
+        "import json, os, sys; from pathlib import Path; from unitransformer.data import corpus"
+    )
     return subprocess.Popen(
-        [sys.executable, "-c", header + script, *map(str, arguments)],
-        env={**os.environ, "PYTHONPATH": str(Path(corpus.__file__).parents[1])},
+        [sys.executable, "-c", f"{imports}\n{script}", *map(str, arguments)],
+        env={**os.environ, "PYTHONPATH": str(Path(corpus.__file__).parents[2])},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -68,7 +77,7 @@ def _finish(process: subprocess.Popen[str]) -> tuple[str, str]:
 
 
 LOAD = """
-loaded = corpus.load_corpus(sys.argv[1], kind=sys.argv[3], vocabulary_size=600,
+loaded = corpus.load_corpus(sys.argv[1], kind=sys.argv[3], vocab_size=600,
                             cache_dir=Path(sys.argv[2]), show_progress=True)
 print(json.dumps([loaded.sha256, len(loaded.train), int(loaded.train.sum()),
                   loaded.tokenizer.to_str()]))
@@ -82,10 +91,10 @@ def kind(request: pytest.FixtureRequest) -> TokenizerKind:
 
 @pytest.fixture(scope="module")
 def tokenizer(kind: TokenizerKind) -> Tokenizer:
-    return build_tokenizer([SENTENCES, (JOINED + APART) * 500], kind=kind, vocab_size=600)
+    return build_tokenizer([SENTENCES, (UNICODE + CONTRACTIONS) * 500], kind=kind, vocab_size=600)
 
 
-# ---- tokenisers
+# ---- tokenizers
 
 
 def test_special_tokens_have_the_first_ids(tokenizer: Tokenizer, kind: TokenizerKind) -> None:
@@ -107,7 +116,7 @@ def test_wordpiece_keeps_the_case_of_letters() -> None:
 def test_a_vocabulary_below_special_tokens_and_alphabet_is_refused(kind: TokenizerKind) -> None:
     least = {"bpe": 1 + 256, "wordpiece": 5 + 3 + 3}[kind]  # a b c ##a ##b ##c
     for size in (least - 1, 0, -1):
-        with pytest.raises(ValueError, match=f"vocabulary_size {size} .* at least {least}"):
+        with pytest.raises(ValueError, match=f"model.num_classes {size} .* at least {least}"):
             build_tokenizer(["abc cab bca\n"], kind=kind, vocab_size=size)
     trained = build_tokenizer(["abc cab bca\n"], kind=kind, vocab_size=least)
     assert trained.get_vocab_size() == least
@@ -135,8 +144,8 @@ TEXTS = st.lists(
 
 @settings(max_examples=300, deadline=None, database=None)
 @given(text=TEXTS)
-@example(text=JOINED)
-@example(text=APART)
+@example(text=UNICODE)
+@example(text=CONTRACTIONS)
 def test_encoding_word_by_word_gives_the_ids_of_the_whole_text(
     tokenizer: Tokenizer, kind: TokenizerKind, text: str
 ) -> None:
@@ -228,7 +237,7 @@ def test_the_size_of_a_block_does_not_change_the_text(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
 ) -> None:
     monkeypatch.setattr(corpus, "BLOCK_BYTES", 100)
-    monkeypatch.setattr(corpus, "LONGEST_LINE", 333)
+    monkeypatch.setattr(corpus, "MAX_LINE", 333)
     loaded = _load(_write(tmp_path / "text.txt", text), tmp_path / "cache")
     parts = (
         *_decode(loaded.train, loaded.tokenizer),
@@ -283,7 +292,7 @@ def test_memory_does_not_grow_with_the_text(tmp_path: Path) -> None:
     # Not getrusage: the peak of a child starts at that of its parent.
     measure = """
 corpus.TRAINING_BYTES = 500_000
-corpus.load_corpus(sys.argv[1], kind="bpe", vocabulary_size=600, cache_dir=Path(sys.argv[2]))
+corpus.load_corpus(sys.argv[1], kind="bpe", vocab_size=600, cache_dir=Path(sys.argv[2]))
 (peak,) = (line for line in open("/proc/self/status") if line.startswith("VmHWM"))
 print(int(peak.split()[1]) // 1024)
 """
@@ -318,7 +327,7 @@ def test_an_environment_variable_sets_the_cache_folder(
     assert json.loads(meta.read_text())["num_bytes"] == len(SENTENCES.encode())
 
 
-def test_another_text_vocabulary_size_or_tokenizer_is_another_cache_entry(tmp_path: Path) -> None:
+def test_another_text_vocabulary_or_tokenizer_is_another_cache_entry(tmp_path: Path) -> None:
     source = _write(tmp_path / "text.txt", SENTENCES)
     for kind in KINDS:
         _load(source, tmp_path / "cache", kind)
@@ -341,14 +350,14 @@ def test_processes_that_start_together_build_the_cache_entry_once(tmp_path: Path
     runs = [_start(LOAD, source, tmp_path / "cache", "bpe") for _ in range(4)]
     results = [_finish(run) for run in runs]
     assert len({stdout for stdout, _ in results}) == 1
-    assert sorted(stderr.count("tokenising") for _, stderr in results) == [0, 0, 0, 1]
+    assert sorted(stderr.count("tokenizing") for _, stderr in results) == [0, 0, 0, 1]
 
 
 def test_a_killed_builder_does_not_block_the_next_one(tmp_path: Path) -> None:
     source = _write(tmp_path / "text.txt", SENTENCES)
     die = "corpus._read_pieces = lambda span, advance: os.kill(os.getpid(), 9)\n"
-    late = "corpus._read_sample = lambda spans: ['some text']\n"
-    killed = _start(late + die + LOAD, source, tmp_path / "cache", "bpe")
+    start = "corpus._read_sample = lambda spans: ['some text']\n"
+    killed = _start(start + die + LOAD, source, tmp_path / "cache", "bpe")
     killed.communicate(timeout=60)
     assert killed.returncode == -signal.SIGKILL
     assert [path.name for path in (tmp_path / "cache").glob("*.partial/*")] != []
@@ -382,7 +391,7 @@ def test_a_damaged_cache_entry_is_built_again(tmp_path: Path, name: str, damage:
         ("empty.txt", "", "holds no text; give text files"),
         ("binary.txt", "a\0b", "holds no text; give text files"),
         ("blank.txt", " \n\t\n", "holds only white space; give files with text"),
-        ("short.txt", "a", "too short for a train part; give more of it"),
+        ("short.txt", "a", "too short for a train part; give more text"),
     ],
 )
 def test_a_source_without_text_is_refused(
