@@ -40,11 +40,16 @@ test: setup ## all tests: three at a time, then those that want the machine for 
 	$(BIN)/python -m pytest -n 3 --dist worksteal -m 'not alone and not gpu'
 	$(BIN)/python -m pytest -m 'alone or gpu'
 
-check: setup ## style, types, who may import whom, and whether RESULTS.md holds
+# Code, documents, and what the commands print; CHANGELOG and EXPERIMENTS quote old names.
+SPELLED = unitransformer recipes scaling slurm tests README.md CONTRIBUTING.md RESULTS.md pyproject.toml Makefile
+
+check: setup ## style, types, spelling, who may import whom, and whether RESULTS.md holds
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/codespell $(SPELLED)
+	$(BIN)/codespell --dictionary tests/contracts/old_words.txt --regex [A-Za-z]+ $(SPELLED)
 	$(BIN)/python -m scaling lint RESULTS.md
 
 bench: setup ## counters against their baselines, and step times kept for this machine
