@@ -10,7 +10,7 @@ from typing import Any
 from scaling.analysis.efficiency import Curve, Point, find_curves
 from scaling.report.rows import Row
 from scaling.store.run import Run
-from unitransformer.costs.mfu import Row as PassportRow
+from unitransformer.costs.mfu import MfuRow
 
 TOLERANCE = 1e-6  # relative; the figures are quotients of one another
 LAST_DIGIT = 0.0005  # efficiencies are printed with one digit of a per cent
@@ -76,7 +76,7 @@ def _check_interval(
         yield f"{name} {middle} is not between {low} and {high}"
 
 
-def _check_passport(passport: PassportRow, row: Row, run: Run) -> Iterator[str]:
+def _check_passport(passport: MfuRow, row: Row, run: Run) -> Iterator[str]:
     """Its own quotients were checked when it was read."""
     where = f"passport.{passport.convention}"
     rate, devices = run.record.get(f"{run.unit}s_per_s"), run.config.parallel.world_size
