@@ -140,7 +140,7 @@ def test_a_slow_collective_counts_as_communication_only(
         "forward_backward_s": accumulate * FORWARD_S,
         "optimizer_s": OPTIMIZER_S,
         "communication_s": COLLECTIVE_S,
-        "least_communication_s": COLLECTIVE_S,
+        "min_communication_s": COLLECTIVE_S,
     }
     for part, seconds in injected.items():
         assert seconds <= least(record, part) < seconds + LEAST_S, part
@@ -166,7 +166,7 @@ def test_time_between_steps_is_recorded_without_validation(tmp_path: Path) -> No
 
     kept = ("--checkpoint-dir", str(tmp_path / "kept"), "--checkpoint-every", "100")
     record = run(tmp_path / "run", *kept, "--validate-every", "2", fault=slow)
-    between_s = record["samples"]["between_s"]
+    between_s = record["samples"]["between_steps_s"]
     assert between_s[0] is None, "there is no step before the first"
     assert LOADER_S <= min(between_s[1:])
     assert between_s[2] < 4 * LOADER_S, "it holds a validation"

@@ -35,14 +35,14 @@ PAUSE_S = 0.5
 
 
 def say_slowly_on_the_first_rank() -> None:
-    keep = LogLines._keep
+    keep = LogLines._log
 
     def keep_slowly(self: LogLines, line: str) -> None:
         if torch.distributed.get_rank() == 0:
             time.sleep(PAUSE_S)
         keep(self, line)
 
-    LogLines._keep = keep_slowly  # type: ignore[method-assign]
+    LogLines._log = keep_slowly  # type: ignore[method-assign]
 
 
 @pytest.mark.alone
@@ -109,7 +109,7 @@ def test_a_timed_step_that_recompiles_is_excluded_and_flagged(
     assert record["compile"][0]["graphs"] == 2
     assert record["steady_from"] <= 30
     assert "compiled again at step 31, in the timed window" in record["flags"]
-    assert {"step": 30, "reason": "compiled"} in record["unsteady"]
+    assert {"step": 30, "reason": "compiled"} in record["excluded_steps"]
 
 
 def test_ranks_stop_at_the_same_step_once_the_interval_is_narrow_enough(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from unitransformer.objectives import chunked_cross_entropy
 from unitransformer.training.module import TrainingModule
 
 # Operators that return a value, or a shape that depends on values, to Python.
-ASKING = ("_local_scalar_dense", "nonzero", "masked_select", "equal", "_unique2", "is_nonzero")
+SYNCS = ("_local_scalar_dense", "nonzero", "masked_select", "equal", "_unique2", "is_nonzero")
 STEPS, ACCUMULATE = 12, 2
 OPTIONS = (
     *("--max-steps", str(STEPS), "--validate-every", str(STEPS), "--log-every", str(STEPS)),
@@ -30,12 +30,12 @@ OPTIONS = (
 )
 
 
-class Asked(TorchDispatchMode):
+class SyncCounter(TorchDispatchMode):
     """Counts reads by Python and autograd, not those inside of a kernel."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.exchange: list[str] = []
+        self.syncs: list[str] = []
         # Operators on tensors of two devices, or that wait for a copy.
         self.crossing: list[str] = []
 
@@ -47,19 +47,19 @@ class Asked(TorchDispatchMode):
         devices = {leaf.device for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
         goes_to = kwargs.get("device")
         is_copy = bool(devices) and goes_to is not None and devices != {goes_to}
-        if name in ASKING:
-            self.exchange.append(name)
+        if name in SYNCS:
+            self.syncs.append(name)
         if len(devices) > 1 or (is_copy and not kwargs.get("non_blocking")):
             self.crossing.append(name)
         return func(*args, **kwargs)
 
 
-class CountsAsked(pl.Callback):
+class CountSyncs(pl.Callback):
     """Counts reads up to the start of the next step, on this rank. Must be the last callback."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.mode = folder, Asked()
-        self.ends = EndsAsked(self.mode)
+        self.folder, self.mode = folder, SyncCounter()
+        self.ends = CountSyncsToStepEnd(self.mode)
         self.until: list[int] = []
         self.is_done = False
 
@@ -69,7 +69,7 @@ class CountsAsked(pl.Callback):
     def on_train_batch_end(self, trainer: pl.Trainer, *args: Any) -> None:
         if self.is_done:
             return
-        self.until.append(len(self.mode.exchange))
+        self.until.append(len(self.mode.syncs))
         if trainer.global_step == STEPS - 1:
             self.is_done = True
             self.mode.__exit__(None, None, None)
@@ -77,18 +77,18 @@ class CountsAsked(pl.Callback):
             path.write_text(json.dumps([self.ends.until, self.until]))
 
 
-class EndsAsked(pl.Callback):
+class CountSyncsToStepEnd(pl.Callback):
     """Counts reads up to the end of a step. Must be the first callback."""
 
-    def __init__(self, mode: Asked) -> None:
+    def __init__(self, mode: SyncCounter) -> None:
         self.mode = mode
         self.until: list[int] = []
 
     def on_train_batch_end(self, *args: Any) -> None:
-        self.until.append(len(self.mode.exchange))
+        self.until.append(len(self.mode.syncs))
 
 
-def asked_for(
+def count_syncs(
     recipe: str, folder: Path, *, strategy: str = "single", injects: bool = False
 ) -> list[list[int]]:
     """Reads in each micro-batch of each rank, without the first and last step, which are logged.
@@ -100,7 +100,7 @@ def asked_for(
         build_trainer = unitransformer.run.build_trainer
 
         def build(*arguments: Any, callbacks: Sequence[pl.Callback], **options: Any) -> pl.Trainer:
-            counts = CountsAsked(folder)
+            counts = CountSyncs(folder)
             watched = [counts.ends, *callbacks, counts]
             return build_trainer(*arguments, callbacks=watched, **options)
 
@@ -139,19 +139,19 @@ NOTHING = [0] * ACCUMULATE * (STEPS - 2)
 
 @pytest.mark.parametrize("recipe", ["bert", "gpt", "vit"])
 def test_no_step_reads_a_value_from_the_device(recipe: str, tmp_path: Path) -> None:
-    assert asked_for(recipe, tmp_path) == [NOTHING]
+    assert count_syncs(recipe, tmp_path) == [NOTHING]
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_no_step_of_several_ranks_reads_a_value_from_the_device(
     strategy: str, tmp_path: Path
 ) -> None:
-    assert asked_for("gpt", tmp_path, strategy=strategy) == [NOTHING] * 2
+    assert count_syncs("gpt", tmp_path, strategy=strategy) == [NOTHING] * 2
 
 
 @pytest.mark.parametrize("strategy", ["single", "fsdp"])
 def test_one_item_call_per_step_is_detected(strategy: str, tmp_path: Path) -> None:
-    for asked in asked_for("gpt", tmp_path, strategy=strategy, injects=True):
+    for asked in count_syncs("gpt", tmp_path, strategy=strategy, injects=True):
         assert min(asked) >= 1
 
 
@@ -166,14 +166,14 @@ def test_synthetic_samples_reach_a_device_without_a_synchronization(preset: Any)
         recipe=preset.recipe, size="reference", model=preset.model_config("reference")
     )
     order = torch.arange(4)
-    with Asked() as asked:
+    with SyncCounter() as counter:
         Synthetic(config, 8).fill({"inputs": order, "targets": order}, DEVICE)
-    assert asked.exchange + asked.crossing == []
+    assert counter.syncs + counter.crossing == []
 
 
 def test_a_chunked_loss_copies_nothing_from_the_host() -> None:
     states, weight = (torch.empty(rows, 8, device=DEVICE, requires_grad=True) for rows in (32, 50))
     targets = torch.zeros(32, dtype=torch.long, device=DEVICE)
-    with Asked() as asked:
+    with SyncCounter() as counter:
         chunked_cross_entropy(states, weight, None, targets, chunk=8).backward()
-    assert asked.exchange + asked.crossing == []
+    assert counter.syncs + counter.crossing == []

@@ -50,18 +50,14 @@ def lock_folder(folder: Path) -> Iterator[None]:
         ValueError: another run is using it.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / "lock")
     try:
-        lock.acquire(blocking=False)
+        lock = FileLock(folder / "lock").acquire(blocking=False)
     except Timeout:
         raise ValueError(
-            f"checkpoint-dir {folder} is in use by another run; wait for its end, or choose "
-            "another folder"
+            f"checkpoint-dir {folder} is in use by another run; wait or choose another folder"
         ) from None
-    try:
+    with lock:
         yield
-    finally:
-        lock.release()
 
 
 class SaveCheckpoints(pl.Callback):
@@ -124,16 +120,13 @@ class SaveCheckpoints(pl.Callback):
             self._pending = None
             if trainer.is_global_zero:
                 remove_leftovers(self.folder)  # no rank is writing now, and the disk may be full
-            raise self._explain(step, error) from error
+            newest = newest_checkpoint(self.folder)
+            kept, option = (f"; {newest.name} is kept", " with --resume") if newest else ("", "")
+            raise CheckpointError(
+                f"checkpoint-dir {self.folder}: step {step} could not be saved "
+                f"({first_line(error)}){kept}; free space and run again{option}"
+            ) from error
         self._pending = None
-
-    def _explain(self, step: int, error: Exception) -> CheckpointError:
-        newest = newest_checkpoint(self.folder)
-        kept, option = (f"; {newest.name} is kept", " with --resume") if newest else ("", "")
-        return CheckpointError(
-            f"checkpoint-dir {self.folder}: step {step} could not be saved "
-            f"({first_line(error)}){kept}; free space and run again{option}"
-        )
 
     def on_exception(self, trainer: pl.Trainer, pl_module: Any, exception: BaseException) -> None:
         if self._pending is None:
@@ -173,9 +166,7 @@ class Resume(pl.Callback):
 
 
 def find_resume(config: RunConfig, folder: Path | None, *, resume: ResumeMode) -> Resume | None:
-    """Returns the callback that resumes from the newest checkpoint of `folder`, once verified.
-
-    Returns None for a run that starts from the first step.
+    """Verifies the newest checkpoint of `folder` and returns its callback; None starts a new run.
 
     Raises:
         ValueError: `resume` is True without a checkpoint; the checkpoint is damaged or of another
@@ -202,9 +193,10 @@ def find_resume(config: RunConfig, folder: Path | None, *, resume: ResumeMode) -
         )
     run_state = read_run_state(path)
     check_same_run(run_state, config, path)
-    if resume is True and len(run_state["loss"]) >= config.max_steps:
+    step = len(run_state["loss"])
+    if resume is True and step >= config.max_steps:
         raise ValueError(
-            f"checkpoint {path} is at step {len(run_state['loss'])} of max-steps {config.max_steps}: "
+            f"checkpoint {path} is at step {step} of max-steps {config.max_steps}: "
             "nothing is left to do; raise --max-steps"
         )
     check_files(path, part=rank, parts=config.parallel.world_size)
@@ -216,12 +208,8 @@ def _loops_after(trainer: pl.Trainer, step: int, accumulate: int) -> dict[str, A
     state = trainer.fit_loop.state_dict()
     done = step * accumulate
     for part in ("current", "total"):
-        state["epoch_loop.batch_progress"][part] = {
-            "ready": done,
-            "started": done,
-            "processed": done,
-            "completed": done - 1,
-        }
+        batches = {"ready": done, "started": done, "processed": done, "completed": done - 1}
+        state["epoch_loop.batch_progress"][part] = batches
         state["epoch_progress"][part] |= {"ready": 1, "started": 1}
         progress = state["epoch_loop.automatic_optimization.optim_progress"]["optimizer"]
         progress["step"][part] = {"ready": step, "completed": step}

@@ -59,17 +59,16 @@ def read_run_state(path: Path) -> RunState:
     run_state = None
     if any((path / name).is_file() for name in (RUN_FILE, CHECKSUMS_FILE)):
         try:
-            _compare(path, _read_sums(path), [RUN_FILE])
+            _compare(path, _read_checksums(path), [RUN_FILE])
             run_state = json.loads((path / RUN_FILE).read_bytes())
         except Exception as error:  # a damaged file can raise anything
             raise damaged_error(path, error) from error
-    if not isinstance(run_state, dict) or not all(
-        isinstance(run_state.get(key), kind) for key, kind in _REQUIRED_FIELDS.items()
-    ):
+    fields = run_state if isinstance(run_state, dict) else {}
+    if not all(isinstance(fields.get(key), kind) for key, kind in _REQUIRED_FIELDS.items()):
         raise ValueError(
             f"checkpoint {path} was not written by this program; choose another folder"
         )
-    return run_state
+    return fields
 
 
 def check_same_run(run_state: RunState, config: RunConfig, path: Path) -> None:
@@ -97,12 +96,13 @@ def check_files(path: Path, *, part: int = 0, parts: int = 1) -> None:
         ValueError: a file is missing, damaged or holds more than numbers.
     """
     try:
-        sums = _read_sums(path)
+        sums = _read_checksums(path)
         _compare(path, sums, [METADATA_FILE])
         names = sorted(sums)[part::parts]
         _compare(path, sums, names)
         reader = CheckpointReader(path)
-        if unknown := reader.files() - sums.keys():
+        stored = {part.relative_path for part in reader.metadata.storage_data.values()}
+        if unknown := stored - sums.keys():
             raise OSError(f"{min(unknown)} has no checksum")
         reader.check_tensors(names)
     except pickle.UnpicklingError as error:
@@ -122,11 +122,11 @@ def checksum(path: Path) -> int:
     return total
 
 
-def _read_sums(path: Path) -> dict[str, int]:
-    sums = json.loads((path / CHECKSUMS_FILE).read_bytes())
-    if not isinstance(sums, dict):
+def _read_checksums(path: Path) -> dict[str, int]:
+    checksums = json.loads((path / CHECKSUMS_FILE).read_bytes())
+    if not isinstance(checksums, dict):
         raise ValueError(f"{CHECKSUMS_FILE} lists no files")
-    return sums
+    return checksums
 
 
 def _compare(path: Path, sums: dict[str, int], names: Collection[str]) -> None:
@@ -158,10 +158,6 @@ class CheckpointReader(FileSystemReader):
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
         return self.metadata
 
-    def files(self) -> set[str]:
-        """Returns the names of the files that hold tensors."""
-        return {part.relative_path for part in self.metadata.storage_data.values()}
-
     def shapes(self) -> dict[str, torch.Size]:
         """Returns the shapes of all saved tensors by name."""
         return {name: kind.size for name, kind in self._tensors().items()}
@@ -170,10 +166,7 @@ class CheckpointReader(FileSystemReader):
         return cast(dict[str, TensorStorageMetadata], self.metadata.state_dict_metadata)
 
     def check_tensors(self, names: Collection[str]) -> None:
-        """Raises UnpicklingError unless the files `names` hold the listed tensors.
-
-        Reads only types and shapes.
-        """
+        """Raises UnpicklingError unless files `names` hold the listed tensors; reads no values."""
         sizes = {
             MetadataIndex(name, chunk.offsets): chunk.sizes
             for name, kind in self._tensors().items()
@@ -224,11 +217,7 @@ class _PlainUnpickler(pickle.Unpickler):
 
 
 def read_tensors(reader: CheckpointReader, state: State) -> None:
-    """Fills each tensor of `state`, full or sharded, with its saved values.
-
-    Raises:
-        ValueError: a tensor is missing or has another shape.
-    """
+    """Fills `state`, full or sharded; raises ValueError for a missing tensor or another shape."""
     ignore_undistributed_warning()
     try:
         load(state, storage_reader=reader, no_dist=True)

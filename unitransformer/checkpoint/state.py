@@ -1,8 +1,8 @@
 """The tensors of a checkpoint, with the same names and values under every strategy.
 
-They are `weight.NAME`, `exp_avg.NAME` and `exp_avg_sq.NAME` for every parameter NAME of the network.
-A rank holds its shards as DTensors. Where every rank has all values, the ranks divide the full
-tensors among them. Every strategy reads what any other has written.
+They are `weight.NAME`, `exp_avg.NAME` and `exp_avg_sq.NAME` for every parameter NAME of the
+network. A rank holds its shards as DTensors. Where every rank has all values, the ranks divide the
+full tensors among them. Every strategy reads what any other has written.
 """
 
 from collections.abc import Callable
@@ -110,13 +110,11 @@ def _restore_fsdp1(trainer: Trainer, read: FillState, step: int) -> None:
     model, optimizer = trainer.strategy.model, trainer.optimizers[0]
     assert model is not None
     weights = sharded_weights(model)
-    moments = {
-        name: {key: torch.zeros_like(values, dtype=torch.float32) for key in MOMENTS}
-        for name, values in weights.items()
-    }
     state: State = {f"weight.{name}": values for name, values in weights.items()}
-    for name, pair in moments.items():
-        state |= {f"{key}.{name}": values for key, values in pair.items()}
+    moments = {}
+    for name, values in weights.items():
+        moments[name] = {key: torch.zeros_like(values, dtype=torch.float32) for key in MOMENTS}
+        state |= {f"{key}.{name}": moment for key, moment in moments[name].items()}
     read(state)
     with ignore_future_warnings():
         set_model_state_dict(
@@ -146,10 +144,8 @@ def _capture_zero(module: TrainingModule) -> State:
 def _restore_zero(module: TrainingModule, trainer: Trainer, read: FillState, step: int) -> None:
     deepspeed.create_moments(trainer.optimizers[0], step)
     for name, parameter in module.network.named_parameters():
-        full = {
-            f"{key}.{name}": torch.empty(deepspeed.full_shape(parameter))
-            for key in ("weight", *MOMENTS)
-        }
+        shape, keys = deepspeed.full_shape(parameter), ("weight", *MOMENTS)
+        full = {f"{key}.{name}": torch.empty(shape) for key in keys}
         read(full)  # one parameter at a time, to save memory
-        for key in ("weight", *MOMENTS):
+        for key in keys:
             deepspeed.scatter_values(parameter, key, full[f"{key}.{name}"])

@@ -34,7 +34,7 @@ from unitransformer.checkpoint.reader import (
     root_cause,
 )
 from unitransformer.checkpoint.state import State
-from unitransformer.files import write_atomically
+from unitransformer.files import open_atomically, write_atomically
 from unitransformer.launch.variables import LOCAL_DISK
 
 STREAM_BYTES = 1 << 22
@@ -142,18 +142,15 @@ def start_saving(
 
 
 def _copy_to_shared(source: Path, target: Path) -> None:
-    with source.open("rb") as reader, target.open("wb") as writer:
+    with source.open("rb") as reader, open_atomically(target) as writer:
         shutil.copyfileobj(reader, writer, STREAM_BYTES)
-        writer.flush()
-        os.fsync(writer.fileno())
 
 
 def remove_leftovers(folder: Path) -> None:
     """Deletes partly written and partly deleted checkpoints; call it on rank 0 only."""
-    if folder.is_dir():
-        for path in folder.iterdir():
-            if _LEFTOVER.fullmatch(path.name):
-                shutil.rmtree(path, ignore_errors=True)
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if _LEFTOVER.fullmatch(path.name):
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _remove_checkpoint(checkpoint: Path) -> None:

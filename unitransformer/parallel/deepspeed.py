@@ -1,7 +1,6 @@
 """ZeRO stages 1 to 3 through Lightning's DeepSpeedStrategy, on CPUs too.
 
-This is the only file that uses DeepSpeed. Functions that say "collective" must be called by all
-ranks.
+Only this file uses DeepSpeed. All ranks must call the functions marked as collective.
 """
 
 import argparse
@@ -15,6 +14,8 @@ from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy
 from torch import Tensor, nn
 from torch.nn import functional
 
+from unitransformer.config import RunConfig
+from unitransformer.costs.flops import count_parameters
 from unitransformer.objectives import Objective
 from unitransformer.parallel.materialize import Materializer
 from unitransformer.transformer import InitialWeights, Transformer
@@ -25,10 +26,7 @@ MOMENTS = ("exp_avg", "exp_avg_sq")  # AdamW's moments of a parameter
 
 
 def prepare_deepspeed(device: str) -> None:
-    """On a CPU, imports DeepSpeed so that it neither searches nor builds its C++ extensions.
-
-    gloo and torch do not need them. Does nothing on a GPU.
-    """
+    """On a CPU, imports DeepSpeed without building its C++ extensions, which gloo does not need."""
     if device != "cpu":
         return
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
@@ -39,34 +37,20 @@ def prepare_deepspeed(device: str) -> None:
 
 
 class ZeroStrategy(DeepSpeedStrategy):
-    """Lightning's strategy, extended to CPUs.
+    """Lightning's strategy, extended to CPUs."""
 
-    Args:
-        stage: 1 shards optimizer states, 2 gradients as well, 3 weights as well.
-        device: "cpu" or "cuda".
-        batch_size: samples per device and micro-batch.
-        num_parameters: of the model; limits the buckets, which are allocated in full.
-        offload: keep optimizer states, and in stage 3 weights, in host memory.
-    """
-
-    def __init__(
-        self,
-        *,
-        stage: int,
-        device: str,
-        batch_size: int,
-        num_parameters: int,
-        offload: bool,
-        **options: Any,
-    ) -> None:
+    def __init__(self, config: RunConfig, device: str, **options: Any) -> None:
         prepare_deepspeed(device)
-        # DeepSpeed needs an even number and pads parameter groups a little.
-        bucket = min(MAX_BUCKET_SIZE, math.ceil(num_parameters / BUCKET_MULTIPLE) * BUCKET_MULTIPLE)
+        # Buckets are allocated in full, so they are not larger than the model. DeepSpeed needs an
+        # even number and pads parameter groups a little.
+        num_blocks = math.ceil(count_parameters(config.model) / BUCKET_MULTIPLE)
+        bucket = min(MAX_BUCKET_SIZE, num_blocks * BUCKET_MULTIPLE)
+        stage, offload = int(config.parallel.strategy[-1]), config.parallel.cpu_offload
         super().__init__(
             stage=stage,
             allgather_bucket_size=bucket,
             reduce_bucket_size=bucket,
-            logging_batch_size_per_gpu=batch_size,
+            logging_batch_size_per_gpu=config.batch_size,
             offload_optimizer=offload,
             offload_parameters=offload and stage == 3,
             **options,
@@ -145,13 +129,12 @@ def full_shape(parameter: Tensor) -> torch.Size:
 
 def gather_values(parameter: Tensor, key: str) -> Tensor:
     """Returns all float32 values of a weight (`key` "weight") or moment. Collective."""
-    from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
+    from deepspeed import utils
 
-    values: Tensor = (
-        safe_get_full_fp32_param(parameter)
-        if key == "weight"
-        else safe_get_full_optimizer_state(parameter, key)
-    )
+    if key == "weight":
+        values: Tensor = utils.safe_get_full_fp32_param(parameter)
+    else:
+        values = utils.safe_get_full_optimizer_state(parameter, key)
     return values.view(full_shape(parameter))
 
 
@@ -184,16 +167,12 @@ def scatter_values(parameter: Any, key: str, values: Tensor) -> None:
 
 def create_moments(optimizer: Any, step: int) -> None:
     """Gives an optimizer that has not stepped yet a step count and moments of zero."""
-    partitions = next(
-        getattr(optimizer, name)
-        for name in (
-            "single_partition_of_fp32_groups",  # stages 1 and 2
-            "fp32_partitioned_groups_flat",  # stage 3
-            "fp32_groups_flat_partition",  # stage 1 in bf16
-        )
-        if hasattr(optimizer, name)
+    names = (
+        "single_partition_of_fp32_groups",  # stages 1 and 2
+        "fp32_partitioned_groups_flat",  # stage 3
+        "fp32_groups_flat_partition",  # stage 1 in bf16
     )
-    for partition in partitions:
+    for partition in next(getattr(optimizer, name) for name in names if hasattr(optimizer, name)):
         optimizer.optimizer.state[partition] = {
             "step": torch.tensor(float(step), device=partition.device),
             **{key: torch.zeros_like(partition) for key in MOMENTS},

@@ -3,7 +3,7 @@
 import contextlib
 import warnings
 from collections.abc import Iterator
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import torch
 from lightning.pytorch.plugins.precision import FSDPPrecision
@@ -16,19 +16,11 @@ from torch.distributed.fsdp.sharded_grad_scaler import ShardedGradScaler
 from torch.distributed.fsdp.wrap import ModuleWrapPolicy
 from torch.distributed.tensor import DTensor
 
-from unitransformer.objectives import Objective
 from unitransformer.parallel.materialize import Materializer
-from unitransformer.transformer import InitialWeights, TransformerLayer
+from unitransformer.transformer import TransformerLayer
 
 NETWORK_PREFIX = "objective.network."  # of parameter names in the module that Lightning wraps
 WRAPPER_PREFIX = "_fsdp_wrapped_module."  # added by FSDP1 to parameter names
-
-
-class HasObjective(Protocol):
-    """The trained module: an objective on the meta device, and its initial weights."""
-
-    objective: Objective
-    initial_weights: InitialWeights
 
 
 class FSDP1Strategy(FSDPStrategy):
@@ -51,15 +43,15 @@ class FSDP1Strategy(FSDPStrategy):
     @property
     def mixed_precision_config(self) -> MixedPrecision | None:
         """Gathers weights in 16 bits and sums gradients in float32, as under FSDP2."""
-        low = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
-        precision = self.precision_plugin.precision
-        if precision not in low:
+        dtypes = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+        dtype = dtypes.get(self.precision_plugin.precision)
+        if dtype is None:
             return None
-        return MixedPrecision(param_dtype=low[precision], reduce_dtype=torch.float32)
+        return MixedPrecision(param_dtype=dtype, reduce_dtype=torch.float32)
 
-    def _setup_model(self, model: nn.Module) -> nn.Module:
-        module = cast(HasObjective, model)
-        network = module.objective.network
+    def _setup_model(self, model: Any) -> nn.Module:
+        """Shards a `TrainingModule` whose objective is on the meta device."""
+        network, weights = model.objective.network, model.initial_weights
         # Lightning passes the index of the device, which a CPU does not have.
         return FullyShardedDataParallel(
             model,
@@ -67,7 +59,7 @@ class FSDP1Strategy(FSDPStrategy):
             mixed_precision=self.mixed_precision_config,
             sharding_strategy=self.sharding_strategy,
             device_id=self.root_device,
-            param_init_fn=Materializer(network, module.initial_weights, self.root_device),
+            param_init_fn=Materializer(network, weights, self.root_device),
             **self.kwargs,
         )
 
@@ -75,7 +67,7 @@ class FSDP1Strategy(FSDPStrategy):
 def float16_precision(device: str, initial_scale: float) -> FSDPPrecision:
     """Returns Lightning's plugin with a loss scaler that also works without CUDA."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # Lightning's scaler is disabled without CUDA
+        warnings.simplefilter("ignore", UserWarning)  # the default scaler needs CUDA
         precision = FSDPPrecision("16-mixed")
     precision.scaler = ShardedGradScaler(device, init_scale=initial_scale)
     return precision

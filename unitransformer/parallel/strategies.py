@@ -1,7 +1,6 @@
 """Translates a strategy name into a Lightning strategy; shards the network and clips gradients."""
 
 import datetime
-from collections.abc import Iterator
 from typing import Any, assert_never
 
 import torch
@@ -24,7 +23,6 @@ from torch.distributed.fsdp import (
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from unitransformer.config import ParallelConfig, RunConfig
-from unitransformer.costs.flops import count_parameters
 from unitransformer.objectives import Objective
 from unitransformer.parallel import deepspeed
 from unitransformer.parallel.deepspeed import ZeroStrategy
@@ -63,15 +61,7 @@ def build_strategy(config: RunConfig, device: str) -> Strategy:
         case "fsdp1":
             return FSDP1Strategy(cpu_offload=parallel.cpu_offload, **common)
         case "zero1" | "zero2" | "zero3":
-            return ZeroStrategy(
-                stage=int(parallel.strategy[-1]),
-                device=device,
-                batch_size=config.batch_size,
-                num_parameters=count_parameters(config.model),
-                offload=parallel.cpu_offload,
-                initial_scale_power=INITIAL_SCALE_POWER,
-                **common,
-            )
+            return ZeroStrategy(config, device, initial_scale_power=INITIAL_SCALE_POWER, **common)
         case "auto":
             raise AssertionError("`choose_strategy` replaces auto")
         case unknown:
@@ -117,9 +107,8 @@ def shard(
 ) -> None:
     """Shards a network on the meta device over all ranks and initializes it.
 
-    Each layer is one unit, so that gathering layer i + 1 overlaps with computing layer i.
-    Embedding, last norm and head are the outermost unit. A rank holds at most its shards and one
-    layer.
+    Each layer is one unit, so that gathering layer i + 1 overlaps with computing layer i. A rank
+    holds at most its shards and one layer.
     """
     device = strategy.root_device
     match parallel.strategy:
@@ -139,19 +128,16 @@ def shard(
 
 
 def _fully_shard(objective: Objective, parallel: ParallelConfig, device: torch.device) -> None:
-    if parallel.strategy == "hsdp":
-        sizes, names = (parallel.num_nodes, parallel.devices), ("replicate", "shard")
-        mesh = init_device_mesh(device.type, sizes, mesh_dim_names=names)
-    else:
-        mesh = init_device_mesh(device.type, (parallel.world_size,), mesh_dim_names=("shard",))
+    is_hybrid = parallel.strategy == "hsdp"
+    sizes = (parallel.num_nodes, parallel.devices) if is_hybrid else (parallel.world_size,)
+    names = ("replicate", "shard") if is_hybrid else ("shard",)
+    mesh = init_device_mesh(device.type, sizes, mesh_dim_names=names)
     options: dict[str, Any] = {"mesh": mesh}
     if mesh.size(-1) == 1:
         options["reshard_after_forward"] = False  # one rank holds all weights: nothing to free
     if parallel.precision == "bf16-mixed":
         # Gathering bf16 weights takes half the bytes that autocast alone would need.
-        options["mp_policy"] = MixedPrecisionPolicy(
-            param_dtype=torch.bfloat16, reduce_dtype=torch.float32
-        )
+        options["mp_policy"] = MixedPrecisionPolicy(torch.bfloat16, reduce_dtype=torch.float32)
     if parallel.cpu_offload:
         options["offload_policy"] = CPUOffloadPolicy()
     for layer in objective.network.transformer_layers:
@@ -164,9 +150,8 @@ def _copy_shard(parameter: Tensor, values: Tensor) -> None:
     """Copies this rank's part of `values` into its shard of `parameter`."""
     if isinstance(parameter, DTensor):
         # All ranks have the same values, so nothing needs to be sent.
-        values = distribute_tensor(
-            values, parameter.device_mesh, parameter.placements, src_data_rank=None
-        )
+        mesh, placements = parameter.device_mesh, parameter.placements
+        values = distribute_tensor(values, mesh, placements, src_data_rank=None)
     parameter.copy_(values)
 
 
@@ -187,6 +172,7 @@ def clip_gradients(model: nn.Module, clip_norm: float) -> Tensor:
     return norm
 
 
+@torch.no_grad()
 def gather_network(model: nn.Module, network: Transformer, parallel: ParallelConfig) -> Transformer:
     """Returns a full copy of a sharded network on the CPU; all ranks have to call this.
 
@@ -198,25 +184,13 @@ def gather_network(model: nn.Module, network: Transformer, parallel: ParallelCon
     full.to_empty(device="cpu")
     full.pe.init_weights()
     targets = dict(full.named_parameters())
-    with torch.no_grad():
-        for name, values in full_weights(model, network, parallel):
-            if is_first:
-                targets[name].copy_(values)
-    return full
-
-
-def full_weights(
-    model: nn.Module, network: Transformer, parallel: ParallelConfig
-) -> Iterator[tuple[str, Tensor]]:
-    """Yields each parameter's plain name and all its values; all ranks have to exhaust this."""
-    if parallel.strategy == "fsdp1":
-        for name, values in sharded_weights(model).items():
-            yield name, values.full_tensor()
-        return
-    for name, parameter in network.named_parameters():
+    is_fsdp1 = parallel.strategy == "fsdp1"
+    shards = sharded_weights(model).items() if is_fsdp1 else network.named_parameters()
+    for name, values in shards:
         if parallel.uses_deepspeed:
-            yield name, deepspeed.gather_values(parameter, "weight")
-        elif isinstance(parameter, DTensor):
-            yield name, parameter.full_tensor()
+            full_values = deepspeed.gather_values(values, "weight")
         else:
-            yield name, parameter
+            full_values = values.full_tensor() if isinstance(values, DTensor) else values
+        if is_first:
+            targets[name].copy_(full_values)
+    return full

@@ -31,8 +31,8 @@ class History:
     optimizer_s: list[float] = field(default_factory=list)
     communication_s: list[float | None] = field(default_factory=list)  # None: not measured
     # The minimum over the ranks: on the others it includes waiting for slower ranks.
-    least_communication_s: list[float | None] = field(default_factory=list)
-    between_s: list[float | None] = field(default_factory=list)
+    min_communication_s: list[float | None] = field(default_factory=list)
+    between_steps_s: list[float | None] = field(default_factory=list)
     slowest_rank: list[int] = field(default_factory=list)
     segments: list[int] = field(default_factory=list)  # first step of each
     validation: list[dict[str, float]] = field(default_factory=list)
@@ -57,7 +57,7 @@ def read_history(run_state: Mapping[str, Any]) -> History:
 
 
 CLOCK_FIELDS = tuple(item.name for item in fields(StepTimes))
-PER_STEP_FIELDS = ("loss", "gradient_norm", *CLOCK_FIELDS, "least_communication_s", "slowest_rank")
+PER_STEP_FIELDS = ("loss", "gradient_norm", *CLOCK_FIELDS, "min_communication_s", "slowest_rank")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,7 +118,7 @@ def append_segment(
     return History(
         loss=before.loss + [math.fsum(r.loss[i] for r in ranks) / len(ranks) for i in steps],
         gradient_norm=before.gradient_norm + ranks[0].gradient_norm[: counts[0]],
-        least_communication_s=before.least_communication_s
+        min_communication_s=before.min_communication_s
         + [_minimum([rank.steps[i].communication_s for rank in ranks]) for i in steps],
         slowest_rank=before.slowest_rank + slowest,
         segments=[*before.segments, before.num_steps],
@@ -142,7 +142,7 @@ def find_fault(history: History) -> Exception | None:
             return FloatingPointError(
                 f"loss is {loss} at step {step + 1}; lower optimizer.learning_rate"
             )
-        for name in (*CLOCK_FIELDS, "least_communication_s"):
+        for name in (*CLOCK_FIELDS, "min_communication_s"):
             seconds = getattr(history, name)[step]
             if seconds is not None and not (0 <= seconds < math.inf and step_s > 0):
                 history.truncate(step)

@@ -1,4 +1,4 @@
-"""Unitransformer/training/optimizer.py."""
+"""Builds AdamW with weight decay on matrices only."""
 
 from collections.abc import Iterable
 
@@ -12,14 +12,14 @@ from unitransformer.transformer import Transformer
 def build_optimizer(
     named_parameters: Iterable[tuple[str, Tensor]], config: RunConfig, *, fused: bool = True
 ) -> torch.optim.AdamW:
-    """AdamW; weight decay on matrices, none on biases, norms and single vectors.
+    """Returns AdamW without weight decay on biases, norms and single vectors.
 
     Args:
-        named_parameters: by plain names; how they are divided does not matter.
+        named_parameters: by plain names; they may be sharded.
     """
     with torch.device("meta"):
-        whole = Transformer(config.model).named_parameters()
-    matrices = {name for name, parameter in whole if _is_matrix(parameter)}
+        full = Transformer(config.model).named_parameters()
+    matrices = {name for name, p in full if sum(size > 1 for size in p.shape) >= 2}
     optimizer = config.optimizer
     decayed: list[Tensor] = []
     others: list[Tensor] = []
@@ -35,7 +35,3 @@ def build_optimizer(
         eps=optimizer.epsilon,
         fused=fused,
     )
-
-
-def _is_matrix(parameter: Tensor) -> bool:
-    return sum(size > 1 for size in parameter.shape) >= 2

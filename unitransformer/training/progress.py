@@ -1,6 +1,4 @@
-"""How a training run talks: a line every few steps, a bar where somebody watches, and a small file
-for those who look from elsewhere.
-"""
+"""Reports the progress of a run: log lines, a progress bar, and a file for other processes."""
 
 import contextlib
 import json
@@ -22,25 +20,26 @@ from unitransformer.record.log_lines import is_due, ms_per_step, step_line, vali
 from unitransformer.record.units import UNIT, count, duration
 from unitransformer.training.module import TrainingModule
 
-TIMED_STEPS = 3  # behind the first, which is slower: enough for an estimate
-WORTH_SAYING_S = 10
+TIMED_STEPS = 3  # for an estimate, without the first step, which is slower
+MIN_ESTIMATE_S = 10  # shorter estimates are not printed
 
 
 class TimeLeft(pl.Callback):
     """Prints the plan before the first step, and an estimate of the time left after a few steps.
 
     Args:
-        matmul_flops_per_s: what this rank's matrix products reached just before training, if known.
+        matmul_flops_per_s: returns the speed that matrix products reached on this rank just before
+            training, if it was measured.
     """
 
     def __init__(
         self,
         config: RunConfig,
         clock: StepClock,
-        say: Callable[[str], None],
+        print_line: Callable[[str], None],
         matmul_flops_per_s: Callable[[], float | None],
     ) -> None:
-        self.config, self.clock, self.say = config, clock, say
+        self.config, self.clock, self.print_line = config, clock, print_line
         self.matmul_flops_per_s = matmul_flops_per_s
         self._is_estimated = False
 
@@ -50,72 +49,74 @@ class TimeLeft(pl.Callback):
         units = f"{samples * config.tokens_per_sample:,} {UNIT[config.recipe]}"
         num_steps = config.max_steps - first_step
         if config.until_interval is not None:
-            self.say(f"plan    up to {count(num_steps, 'step')} of {units}")
+            self.print_line(f"plan    up to {count(num_steps, 'step')} of {units}")
             return
-        plan = f"{count(num_steps, 'step')} of {units}, {self._validations(first_step + 1)}"
+        plan = f"{count(num_steps, 'step')} of {units}, {self._format_validations(first_step + 1)}"
         if rate := self.matmul_flops_per_s():
-            # A causal mask may halve attention. Validation has no backward pass.
+            # A lower bound: a causal mask may halve attention, and validation is left out.
             flops = flops_per_sample(config, causal=True) * samples / config.parallel.world_size
             if (least_s := num_steps * flops / rate) >= 1:
                 plan += f"; at least {duration(least_s)} at the matrix product speed just measured"
-        self.say(f"plan    {plan}")
+        self.print_line(f"plan    {plan}")
 
     def on_train_batch_end(self, trainer: pl.Trainer, *args: Any) -> None:
         config, step = self.config, trainer.global_step
-        # Where a line is due, the clock is read anyway: reading it waits for the device.
+        # Reading the clock waits for the device, which a line that is due does anyway.
         if self._is_estimated or config.until_interval is not None or not is_due(config, step):
             return
         step_s = self.clock.step_s()[1:]
         if len(step_s) < TIMED_STEPS:
             return
         self._is_estimated = True
-        each_s, num_steps = statistics.median(step_s), config.max_steps - step
-        # Forward is about a third of forward and backward.
-        batches_s = each_s / config.accumulate * config.validation_batches / 3
-        left_s = num_steps * each_s + self._num_validations(step) * batches_s
-        if left_s >= WORTH_SAYING_S:
-            rest = f"{count(num_steps, 'step')} of {each_s:.2g} s, {self._validations(step)}"
-            self.say(f"time    about {duration(left_s)} of training left: {rest}")
+        median_s, num_steps = statistics.median(step_s), config.max_steps - step
+        # The forward pass takes about a third of forward and backward.
+        validation_s = median_s / config.accumulate * config.validation_batches / 3
+        left_s = num_steps * median_s + self._count_validations(step) * validation_s
+        if left_s >= MIN_ESTIMATE_S:
+            rest = (
+                f"{count(num_steps, 'step')} of {median_s:.2g} s, {self._format_validations(step)}"
+            )
+            self.print_line(f"time    about {duration(left_s)} of training left: {rest}")
 
-    def _num_validations(self, step: int) -> int:
-        """Behind `step` and all steps after it; the last step always validates."""
+    def _count_validations(self, step: int) -> int:
+        """Returns how many follow `step` or a later one; the last step always validates."""
         every = self.config.validate_every
         return math.ceil(self.config.max_steps / every) - (step - 1) // every
 
-    def _validations(self, step: int) -> str:
-        return count(self._num_validations(step), "validation")
+    def _format_validations(self, step: int) -> str:
+        return count(self._count_validations(step), "validation")
 
 
 class LogLines(pl.Callback):
-    """Says and keeps one line every `log_every` optimizer steps, and one a validation: what this
-    rank sees. The record has the mean loss and the slowest rank's time of every step.
+    """Prints a line every `log_every` optimizer steps and after each validation.
+
+    The lines show this rank's loss and time. `lines` keeps them for the record.
 
     Args:
-        say: takes a finished line; the lines are kept in `lines` whoever listens.
-        file: gets step, speed and time left with every line; None on all ranks but the first.
-        record: where the run's record will be, which stands in `file` from the start.
+        file: receives step, speed and time left with every line; None on all ranks but rank 0.
+        record: future path of the run's record; `file` names it from the start.
     """
 
     def __init__(
         self,
         config: RunConfig,
         clock: StepClock,
-        say: Callable[[str], None],
+        print_line: Callable[[str], None],
         file: Path | None = None,
         record: Path | None = None,
     ) -> None:
-        self.config, self.clock, self.say, self.file = config, clock, say, file
+        self.config, self.clock, self.print_line, self.file = config, clock, print_line, file
         self.record = None if record is None else str(record.absolute())
         self.lines: list[str] = []
-        self.newest = ""  # loss and speed alone: what a bar has room for
+        self.newest = ""  # loss and speed, for the progress bar
         self._last_step = 0
 
     def on_train_start(self, trainer: pl.Trainer, *args: Any) -> None:
         self._last_step = trainer.global_step
-        self._tell(self._last_step, 0.0, None, "")
+        self._write_file(self._last_step, 0.0, None, "")
         if trainer.world_size > 1:
-            self.say(
-                "lines   of what rank 0 sees; the record has the mean loss and the slowest rank"
+            self.print_line(
+                "lines   show rank 0; the record has the mean loss and the slowest rank's times"
             )
 
     def on_train_batch_end(
@@ -128,29 +129,29 @@ class LogLines(pl.Callback):
         recent_s = self.clock.step_s()[self._last_step - step :]
         self._last_step = step
         loss = pl_module.last_loss()
-        figures = {
+        metrics = {
             "loss": loss,
             "learning_rate": self.config.optimizer.learning_rate_at(step - 1),
             "step_s": statistics.median(recent_s),
         }
         for logger in trainer.loggers:
-            logger.log_metrics(figures, step=step)
+            logger.log_metrics(metrics, step=step)
         pace = ms_per_step(recent_s).strip()
         self.newest = f"loss {loss:.4f}, {pace}"
-        self._tell(step, figures["step_s"], loss, pace)
-        self._keep(step_line(self.config, step, loss=loss, recent_s=recent_s))
+        self._write_file(step, metrics["step_s"], loss, pace)
+        self._log(step_line(self.config, step, loss=loss, recent_s=recent_s))
 
     def on_validation_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any
     ) -> None:
         assert isinstance(pl_module, TrainingModule)
         if pl_module.validation:
-            self._keep(validation_line(self.config, pl_module.validation[-1]))
+            self._log(validation_line(self.config, pl_module.validation[-1]))
 
-    def _tell(self, step: int, step_s: float, loss: float | None, pace: str) -> None:
+    def _write_file(self, step: int, step_s: float, loss: float | None, pace: str) -> None:
         if self.file is None:
             return
-        told = {
+        progress = {
             "record": self.record,
             "step": step,
             "max_steps": self.config.max_steps,
@@ -159,16 +160,16 @@ class LogLines(pl.Callback):
             "left_s": (self.config.max_steps - step) * step_s,
             "at_s": time.time(),
         }
-        with contextlib.suppress(OSError):  # a full disk is told where something is lost by it
-            write_atomically(self.file, json.dumps(told).encode())
+        with contextlib.suppress(OSError):  # a full disk is an error only where data is lost
+            write_atomically(self.file, json.dumps(progress).encode())
 
-    def _keep(self, line: str) -> None:
+    def _log(self, line: str) -> None:
         self.lines.append(line)
-        self.say(line)
+        self.print_line(line)
 
 
 class ProgressBar(pl.Callback):
-    """A rich progress bar with the newest loss and speed."""
+    """Shows a progress bar with the newest loss and speed."""
 
     def __init__(self, config: RunConfig, lines: LogLines) -> None:
         self.config, self.lines = config, lines

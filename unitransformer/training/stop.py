@@ -1,4 +1,4 @@
-"""The ranks of a run agree on the step after which they stop, and leave it together."""
+"""Stops all ranks at the same step: after a signal, or when the interval is narrow enough."""
 
 from collections.abc import Callable, Collection
 from typing import Any
@@ -14,11 +14,10 @@ from unitransformer.training.module import TrainingModule
 
 
 class AgreeToStop(pl.Callback):
-    """Decides at the end of a step, on every rank alike, whether any of them was asked to stop.
+    """Stops all ranks after the same step if any of them has received a signal.
 
-    The ranks ask each other at the end of one step and read the answer at the end of the next: it
-    travels while they compute, and nobody waits for it. `exchange` is the callback that asks;
-    `callbacks` says where both stand, and why.
+    The ranks start an all-reduce at the end of one step (callback `exchange`) and read its result
+    at the end of the next, so that nobody waits for it. `build_callbacks` explains their order.
     """
 
     def __init__(self, signals: StopSignalListener) -> None:
@@ -47,8 +46,8 @@ class AgreeToStop(pl.Callback):
     def on_train_end(self, *args: Any) -> None:
         self._read()
 
-    def ask(self) -> None:
-        """Begin to exchange what was caught so far, unless an answer is under way."""
+    def start_exchange(self) -> None:
+        """Starts to exchange the caught signals, unless an exchange is under way."""
         if self._group is None or self._answer is not None:
             return
         self._number.fill_(self.signals.caught)
@@ -65,27 +64,27 @@ class AgreeToStop(pl.Callback):
 
 
 class StartExchange(pl.Callback):
-    """Asks when the callbacks before it are done with the step."""
+    """Starts the exchange of `AgreeToStop` after the callbacks before it."""
 
-    def __init__(self, agreeing: AgreeToStop) -> None:
-        self.agreeing = agreeing
+    def __init__(self, agreement: AgreeToStop) -> None:
+        self.agreement = agreement
 
     def on_train_batch_end(self, *args: Any) -> None:
-        self.agreeing.ask()
+        self.agreement.start_exchange()
 
 
 class UntilInterval(pl.Callback):
-    """Ends training on all ranks at the same step.
+    """Stops training when the interval of the median step time is narrow enough.
 
     Args:
-        target: width of the interval of the median step, as a share of it.
-        unsteady: steps of the run that are known not to be steady.
+        target: width of the interval relative to the median.
+        unsteady: returns the steps of the run that are known not to be steady.
     """
 
     def __init__(
-        self, target: float, clock: StepClock, unsteady: Callable[[], Collection[int]]
+        self, target: float, clock: StepClock, excluded_steps: Callable[[], Collection[int]]
     ) -> None:
-        self.target, self.clock, self.unsteady = target, clock, unsteady
+        self.target, self.clock, self.excluded_steps = target, clock, excluded_steps
         self._first_step = self._last_step = 0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -99,12 +98,10 @@ class UntilInterval(pl.Callback):
         if step == self._last_step or not is_check_step(step - self._first_step):
             return
         self._last_step = step
-        # What every rank sees alike, they decide alike.
-        ranks = gather((self.clock.step_s(), sorted(self.unsteady())), pl_module)
-        slowest_s = [max(step_s) for step_s in zip(*(own for own, _ in ranks), strict=True)]
-        done = range(len(slowest_s))
-        unsteady = {step - self._first_step for _, own in ranks for step in own} & {*done}
-        if is_narrow(
-            slowest_s, self.target, unsteady=unsteady
-        ):  # else a signal may have stopped it
-            trainer.should_stop = True
+        # All ranks decide on the same data, and so reach the same decision.
+        ranks = gather((self.clock.step_s(), sorted(self.excluded_steps())), pl_module)
+        slowest_s = [max(times_s) for times_s in zip(*(step_s for step_s, _ in ranks), strict=True)]
+        unsteady = {step - self._first_step for _, steps in ranks for step in steps}
+        unsteady &= {*range(len(slowest_s))}
+        if is_narrow(slowest_s, self.target, excluded_steps=unsteady):
+            trainer.should_stop = True  # never set to False: a signal may have set it

@@ -1,4 +1,4 @@
-"""Build_trainer: the trainer, its loggers and quiet defaults."""
+"""Builds the Lightning Trainer with its loggers, without Lightning's own output."""
 
 import logging
 import os
@@ -19,26 +19,25 @@ from unitransformer.parallel.strategies import build_precision, build_strategy
 
 
 class InterruptSafeTensorBoardLogger(TensorBoardLogger):
-    """A queue to TensorBoard's thread that is left while something is put into it never ends, and
-    closing waits for that."""
+    """Delays Ctrl-C during a write: inside a queue's put it would hang TensorBoard's thread."""
 
-    def log_metrics(self, *arguments: Any, **options: Any) -> None:
+    def log_metrics(self, *args: Any, **kwargs: Any) -> None:
         with defer_interrupt():
-            super().log_metrics(*arguments, **options)
+            super().log_metrics(*args, **kwargs)
 
-    def log_hyperparams(self, *arguments: Any, **options: Any) -> None:
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
         with defer_interrupt():
-            super().log_hyperparams(*arguments, **options)
+            super().log_hyperparams(*args, **kwargs)
 
 
 def build_trainer(
-    config: RunConfig, *, device: str, run_dir: Path, callbacks: Sequence[pl.Callback], launch: int
+    config: RunConfig, *, device: str, run_dir: Path, callbacks: Sequence[pl.Callback], segment: int
 ) -> pl.Trainer:
-    """A Trainer that does what `config` says and nothing on its own account.
+    """Returns a Trainer without Lightning's own checkpoints, progress bar and signal handlers.
 
     Args:
-        device: "cpu" or "cuda", already found.
-        launch: how often this run was started before; its CSV log has that number.
+        device: "cpu" or "cuda".
+        segment: how often this run was resumed; the version of its logs.
     """
     quiet_lightning()
     parallel, optimizer = config.parallel, config.optimizer
@@ -56,20 +55,20 @@ def build_trainer(
         check_val_every_n_epoch=None,
         num_sanity_val_steps=0,
         logger=[
-            CSVLogger(run_dir, name="csv", version=launch),
-            InterruptSafeTensorBoardLogger(run_dir, name="tensorboard", version=launch),
+            CSVLogger(run_dir, name="csv", version=segment),
+            InterruptSafeTensorBoardLogger(run_dir, name="tensorboard", version=segment),
         ],
-        log_every_n_steps=1,  # Lightning logs nothing here: `progress` does
+        log_every_n_steps=1,  # Lightning logs nothing itself: `progress` does
         callbacks=list(callbacks),
         plugins=[_cluster(), *([] if precision is None else [precision])],
         enable_checkpointing=False,
         enable_model_summary=False,
         enable_progress_bar=False,
-        use_distributed_sampler=False,  # Lightning's shuffles the training data by itself
+        use_distributed_sampler=False,  # the data module shards the samples
         default_root_dir=run_dir,
     )
-    # Lightning's own asks all ranks in every micro-batch, and waits for the device each time; its
-    # handler talks to other ranks, which may be waiting for this one. `stopping` does neither.
+    # Lightning would exchange signals in every micro-batch, which waits for the device, and its
+    # handler communicates with ranks that may be waiting for this one. `stop` does neither.
     loop: Any = trainer.fit_loop.epoch_loop
     loop._broadcast_sigterm_tensor = lambda: None
     connector: Any = trainer._signal_connector
@@ -78,21 +77,21 @@ def build_trainer(
 
 
 def _cluster() -> ClusterEnvironment:
-    # Said, not found out: inside a batch job Lightning would take any process for a task of srun.
+    # Chosen here because inside a batch job Lightning would assume that srun started this process.
     return TorchElasticEnvironment() if "RANK" in os.environ else LightningEnvironment()
 
 
 def quiet_lightning() -> None:
-    """No banners: what a reader needs is printed by us."""
+    """Hides Lightning's banners, and warnings that do not apply here."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     for message in (
         ".*does not have many workers.*",
         ".*isinstance\\(treespec, LeafSpec\\).*",
-        ".*srun. command is available on your system but is not used.*",  # that is all right
+        ".*srun. command is available on your system but is not used.*",
         ".*CUDA is not available or torch_xla is imported. Disabling autocast.*",  # FSDP1 casts
-        ".*DeepSpeed handles gradient clipping.*",  # and ours leaves it to DeepSpeed
-        ".*torch.distributed.(all_gather_into|reduce_scatter)_tensor. is deprecated.*",  # as well
-        ".*your dataloader is not resumable.*",  # ours begins at the step it is told
+        ".*DeepSpeed handles gradient clipping.*",  # the training module leaves it to DeepSpeed
+        ".*torch.distributed.(all_gather_into|reduce_scatter)_tensor. is deprecated.*",  # DeepSpeed
+        ".*your dataloader is not resumable.*",  # the sampler starts at `start_step`
     ):
         warnings.filterwarnings("ignore", message)

@@ -30,12 +30,13 @@ from unitransformer.launch.variables import LOCAL_DISK
 State = dict[str, Tensor]
 
 
-def tell(step: int) -> RunState:
+def run_state_at(step: int) -> RunState:
     return {"config": {}, "loss": [1.0] * step, "num_updates": step, "loss_scaler": {}}
 
 
 def write(folder: Path, step: int, state: State) -> Path:
-    start_saving(state, CheckpointWriter(folder, step, tell(step)), None, wait=True).result()
+    target = CheckpointWriter(folder, step, run_state_at(step))
+    start_saving(state, target, None, wait=True).result()
     return folder / checkpoint_name(step)
 
 
@@ -46,7 +47,7 @@ def read(path: Path) -> State:
     return state
 
 
-# ---- found again
+# ---- listed
 
 
 def test_checkpoints_are_listed_by_step_without_leftovers(tmp_path: Path) -> None:
@@ -79,7 +80,7 @@ def test_a_written_checkpoint_is_read_unchanged_and_only_the_newest_is_kept(tmp_
     path = write(tmp_path, 2, state)
     assert {other.name for other in tmp_path.iterdir()} == {"step-00000000", path.name}
     check_files(path)
-    assert read_run_state(path) == tell(2)
+    assert read_run_state(path) == run_state_at(2)
     found = read(path)
     assert found.keys() == state.keys()
     assert all(torch.equal(found[name], state[name].float()) for name in state)
@@ -98,7 +99,8 @@ def test_a_checkpoint_taken_during_training_is_a_copy_of_the_changing_weights(
         lambda *arguments: [time.sleep(0.1), write_data(*arguments)][1],
     )
     values = torch.ones(1000)
-    done = start_saving({"a": values}, CheckpointWriter(tmp_path, 1, tell(1)), None, wait=False)
+    target = CheckpointWriter(tmp_path, 1, run_state_at(1))
+    done = start_saving({"a": values}, target, None, wait=False)
     values.zero_()
     assert not done.done()
     done.result()
@@ -111,13 +113,13 @@ def test_a_checkpoint_is_staged_on_the_node_local_disk_which_is_left_empty(
     disk, state = tmp_path / "disk", {"w": torch.arange(1000.0)}
     straight = write(tmp_path / "straight", 1, state)
     monkeypatch.setenv(LOCAL_DISK, str(disk))
-    handed_on: list[Path] = []
-    hand_on = writer._copy_to_shared
+    copied: list[Path] = []
+    original = writer._copy_to_shared
     monkeypatch.setattr(
-        writer, "_copy_to_shared", lambda *of: (handed_on.append(of[0]), hand_on(*of))
+        writer, "_copy_to_shared", lambda *paths: (copied.append(paths[0]), original(*paths))
     )
     staged = write(tmp_path / "staged", 1, state)
-    assert [file.parent.parent for file in handed_on] == [disk]
+    assert [file.parent.parent for file in copied] == [disk]
     assert list(disk.iterdir()) == []
     files = {path.name: path.read_bytes() for path in straight.glob("*.distcp")}
     assert files == {path.name: path.read_bytes() for path in staged.glob("*.distcp")}
@@ -136,7 +138,7 @@ def test_a_full_node_local_disk_is_skipped_with_a_warning(
 
 
 def test_an_overflowed_gradient_norm_is_recorded_as_none(tmp_path: Path) -> None:
-    actual = tell(2) | {"gradient_norm": [float("inf"), 0.5]}
+    actual = run_state_at(2) | {"gradient_norm": [float("inf"), 0.5]}
     start_saving(
         {"a": torch.ones(1)}, CheckpointWriter(tmp_path, 2, actual), None, wait=True
     ).result()
@@ -152,7 +154,7 @@ def test_an_interrupt_while_writing_is_raised_as_an_interrupt(
 
     monkeypatch.setattr(writer, "checksum", interrupt)
     done = start_saving(
-        {"a": torch.ones(1)}, CheckpointWriter(tmp_path, 1, tell(1)), None, wait=is_wait
+        {"a": torch.ones(1)}, CheckpointWriter(tmp_path, 1, run_state_at(1)), None, wait=is_wait
     )
     with pytest.raises(KeyboardInterrupt):
         done.result()
@@ -223,7 +225,7 @@ def trainer_at(step: int, max_steps: int = 99, *, num_updates: int | None = None
 
 @pytest.fixture
 def saver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Saver:
-    monkeypatch.setattr(callbacks, "take_state", lambda *arguments: {"a": torch.ones(3)})
+    monkeypatch.setattr(callbacks, "capture_state", lambda *arguments: {"a": torch.ones(3)})
     saver = Saver(tmp_path / "checkpoints", [])
     saver.on_train_start(trainer_at(0), None)  # type: ignore[arg-type]
     return saver

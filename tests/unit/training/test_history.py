@@ -43,15 +43,15 @@ def test_history_keeps_communication_of_the_slowest_rank_and_the_minimum_over_ra
         return RankSteps(loss=[1.0], steps=[step], gradient_norm=[])
 
     history = append_segment(History(), [share(0.5, 0.2), share(0.4, 0.1)], [])
-    assert (history.communication_s, history.least_communication_s) == ([0.2], [0.1])
+    assert (history.communication_s, history.min_communication_s) == ([0.2], [0.1])
     missing = append_segment(History(), [share(0.5, None), share(0.4, 0.1)], [])
-    assert (missing.communication_s, missing.least_communication_s) == ([None], [None])
+    assert (missing.communication_s, missing.min_communication_s) == ([None], [None])
 
 
 def test_an_older_checkpoint_resumes_with_missing_samples() -> None:
     actual = {"loss": [1.0, 1.0], "step_s": [0.1, 0.1], "num_updates": 2}
     history = read_history(actual)
-    assert history.between_s == history.communication_s == [None, None]
+    assert history.between_steps_s == history.communication_s == [None, None]
     assert read_history({}) == History()
 
 
@@ -90,7 +90,7 @@ def test_an_impossible_step_is_an_error_and_ends_the_samples(
     assert (history.step_s, history.slowest_rank) == ([0.1], [0])
 
 
-@pytest.mark.parametrize("name", [*CLOCK_FIELDS, "least_communication_s"])
+@pytest.mark.parametrize("name", [*CLOCK_FIELDS, "min_communication_s"])
 @pytest.mark.parametrize("seconds", [-1e-9, math.nan, math.inf])
 def test_no_part_of_a_step_is_negative(name: str, seconds: float) -> None:
     history = append_segment(History(), [share([3.0, 2.0], 0.1, 0.1)], [])

@@ -210,7 +210,7 @@ def test_a_record_says_what_ran_and_validates(text: Path, tmp_path: Path) -> Non
     assert record["validation"]["baseline"]["name"] == "unigram entropy"
     # A busy machine may slow the last of so few steps: then a reason replaces the rate.
     if record["steady_from"] is None:
-        assert "needs" in record["steady_reason"]
+        assert "needs" in record["no_steady_state_reason"]
     else:
         steady = recorded_steady(record).select(record["step_s"])
         assert record["tokens_per_s"] == 4 * 16 / statistics.median(steady)
@@ -234,7 +234,7 @@ def test_a_run_too_short_has_a_reason_in_place_of_a_rate(text: Path, tmp_path: P
     record = train(config_of(gpt.PRESET, text, max_steps=3), tmp_path).record
     assert record is not None
     assert record["steady_from"] is None
-    assert record["steady_reason"] == "3 steps, needs 8"
+    assert record["no_steady_state_reason"] == "3 steps, needs 8"
     assert record["tokens_per_s"] is None
 
 
