@@ -1,8 +1,8 @@
-"""The command line of the studies: `python -m scaling STUDY`; exit code out.
+"""`python -m scaling COMMAND`: sweeps, compares and reports runs of the recipes.
 
-0 done | 1 failed, a record that contradicts itself, strategies that differ, not reproduced | 2 bad
-usage | 3 a replay that shows neither | 75 a sweep that a signal stopped: the same command goes on.
-An error is one line.
+Exit codes: 0 done | 1 failed, a record contradicts itself, strategies differ, or a cell is not
+reproduced | 2 bad usage | 3 an inconclusive replay | 75 a signal stopped the sweep, and the same
+command continues it. An error is one line.
 """
 
 import re
@@ -31,28 +31,30 @@ from unitransformer.launch.signals import STOPPED_EXIT_CODE, StopRequested
 
 @dataclass(frozen=True, kw_only=True)
 class CommandLine:
-    """A command line: the study's own words, those after `--`, and all as they were typed."""
+    """The arguments of a subcommand, split at `--`."""
 
-    own: Sequence[str]
-    beyond: Sequence[str]
-    all: Sequence[str]
+    arguments: Sequence[str]  # without the subcommand
+    passed_on: Sequence[str]  # those after `--`
+    all: Sequence[str]  # as typed
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Parse, do, say what was done; returns the exit code."""
-    words = list(sys.argv[1:] if argv is None else argv)
-    end = words.index("--") if "--" in words else len(words)
-    own, beyond = words[:end], words[end + 1 :]
+    """Runs a subcommand; returns the exit code."""
+    typed = list(sys.argv[1:] if argv is None else argv)
+    end = typed.index("--") if "--" in typed else len(typed)
+    arguments, passed_on = typed[:end], typed[end + 1 :]
     try:
-        study = SUBCOMMANDS.get(own[0]) if own else None
-        if study is None:  # --help, or an error that names the studies
-            build_parser().parse_args(own)
+        subcommand = SUBCOMMANDS.get(arguments[0]) if arguments else None
+        if subcommand is None:  # --help, or an error that names the subcommands
+            build_parser().parse_args(arguments)
             return 0
-        if beyond and own[0] != "parity":
-            raise ValueError(f"{beyond[0]} comes after --, and {own[0]} hands nothing on")
-        return study.do(CommandLine(own=own[1:], beyond=beyond, all=words))
+        if passed_on and arguments[0] != "parity":
+            raise ValueError(
+                f"{passed_on[0]} comes after --, but {arguments[0]} passes nothing on to recipes"
+            )
+        return subcommand.run(CommandLine(arguments=arguments[1:], passed_on=passed_on, all=typed))
     except jsonargparse.ArgumentError as error:
-        return fail(_explain(str(error), own), 2)
+        return fail(_explain(str(error), arguments), 2)
     except (ValueError, PermissionError, NotADirectoryError) as error:
         return fail(str(error), 2)
     except (OSError, RuntimeError) as error:
@@ -60,130 +62,103 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as stop:
         code = STOPPED_EXIT_CODE if isinstance(stop, StopRequested) else 1
         by = f" by {stop}" if str(stop) else ""
-        return fail(f"stopped{by} before the end; what was under way is not written", code)
+        return fail(f"stopped{by} before the end; unfinished results are not written", code)
 
 
 def build_parser() -> jsonargparse.ArgumentParser:
-    """Every study as a subcommand with its own options."""
     parser = jsonargparse.ArgumentParser(
-        prog="python -m scaling", description="Studies over run records.", exit_on_error=False
+        prog="python -m scaling",
+        description="Sweep, compare and report runs of the recipes.",
+        exit_on_error=False,
     )
-    studies = parser.add_subcommands(dest="study", metavar="STUDY")
-    for name, study in SUBCOMMANDS.items():
-        studies.add_subcommand(name, study.build_parser(), help=study.help)
+    subcommands = parser.add_subcommands(dest="command", metavar="COMMAND")
+    for name, subcommand in SUBCOMMANDS.items():
+        subcommands.add_subcommand(name, subcommand.build_parser(), help=subcommand.help)
     return parser
 
 
-# ---------------------------------------------------------------------------------- studies
+def _parse(name: str, arguments: Sequence[str]) -> Any:
+    return build_parser().parse_args([name, *arguments])[name]
 
 
-def _report(words: CommandLine) -> int:
-    run_report(read_report_options(_parsed("report", words)))
-    return 0
+def _report(line: CommandLine) -> int:
+    contradictions = run_report(read_report_options(_parse("report", line.arguments)))
+    return fail(contradictions, 1) if contradictions else 0
 
 
-def _sweep(words: CommandLine) -> int:
-    own, axes = split_axes(words.own, build_sweep_parser())
-    return run_sweep(read_sweep_options(_parse("sweep", own), axes))
+def _sweep(line: CommandLine) -> int:
+    arguments, axes = split_axes(line.arguments, build_sweep_parser())
+    return run_sweep(read_sweep_options(_parse("sweep", arguments), axes))
 
 
-def _parity(words: CommandLine) -> int:
-    options = read_parity_options(_parsed("parity", words), words.beyond, words.all)
+def _parity(line: CommandLine) -> int:
+    options = read_parity_options(_parse("parity", line.arguments), line.passed_on, line.all)
     check_writable("out", options.out, is_folder=True)
-    bad = run_parity(options)
-    return fail(bad, 1) if bad else 0
+    differences = run_parity(options)
+    return fail(differences, 1) if differences else 0
 
 
-def _lint(words: CommandLine) -> int:
-    findings = lint(_parsed("lint", words).file)
+def _lint(line: CommandLine) -> int:
+    findings = lint(_parse("lint", line.arguments).file)
     print(render(findings))
     return findings.exit_code
 
 
-def _replay(words: CommandLine) -> int:
-    return run_replay(_parsed("replay", words))
+def _replay(line: CommandLine) -> int:
+    return run_replay(_parse("replay", line.arguments))
 
 
-def _calibrate(words: CommandLine) -> int:
-    options = read_calibrate_options(_parsed("calibrate", words))
+def _calibrate(line: CommandLine) -> int:
+    options = read_calibrate_options(_parse("calibrate", line.arguments))
     if options.out is not None:
         check_writable("out", options.out, is_folder=False)
     print(calibrate(options))
     return 0
 
 
-def _published(words: CommandLine) -> int:
-    print(render_replay(replay(load_rows(_parsed("published", words).rows))))
+def _published(line: CommandLine) -> int:
+    print(render_replay(replay(load_rows(_parse("published", line.arguments).rows))))
     return 0
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Subcommand:
-    """What a subcommand reads and does."""
-
     help: str
     build_parser: Callable[[], jsonargparse.ArgumentParser]
-    do: Callable[[CommandLine], int]
+    run: Callable[[CommandLine], int]
 
 
 SUBCOMMANDS = {
-    "report": Subcommand(
-        help="write RESULTS.md from records", build_parser=build_report_parser, do=_report
-    ),
-    "sweep": Subcommand(
-        help="run every combination of some options of the recipes",
-        build_parser=build_sweep_parser,
-        do=_sweep,
-    ),
+    "report": Subcommand("write RESULTS.md from run records", build_report_parser, _report),
+    "sweep": Subcommand("run every combination of some recipe options", build_sweep_parser, _sweep),
     "parity": Subcommand(
-        help="does every strategy train the same model?",
-        build_parser=build_parity_parser,
-        do=_parity,
+        "check that every strategy trains the same model", build_parity_parser, _parity
     ),
-    "lint": Subcommand(help="does a RESULTS.md still hold?", build_parser=_lint_parser, do=_lint),
-    "replay": Subcommand(
-        help="measure a cell again: is it the same?", build_parser=build_replay_parser, do=_replay
-    ),
+    "lint": Subcommand("check that a RESULTS.md still holds", _lint_parser, _lint),
+    "replay": Subcommand("measure a cell again and compare", build_replay_parser, _replay),
     "calibrate": Subcommand(
-        help="what can this machine do at best?",
-        build_parser=build_calibrate_parser,
-        do=_calibrate,
+        "measure what this machine reaches at best", build_calibrate_parser, _calibrate
     ),
     "published": Subcommand(
-        help="do published figures follow from their rows?",
-        build_parser=build_published_parser,
-        do=_published,
+        "recompute published numbers from their rows", build_published_parser, _published
     ),
 }
 
-
-def _parsed(study: str, words: CommandLine) -> Any:
-    return _parse(study, words.own)
-
-
-def _parse(study: str, own: Sequence[str]) -> Any:
-    return build_parser().parse_args([study, *own])[study]
+MISSING = {
+    "folders": "report needs a folder that holds run records: python -m scaling report DIR",
+    "file": "lint needs a report: python -m scaling lint RESULTS.md",
+    "cell": "replay needs a record or the folder of a cell: python -m scaling replay CELL",
+}
 
 
-# ---------------------------------------------------------------------------------- errors
-
-
-def _explain(message: str, words: Sequence[str]) -> str:
-    missing = re.search(r"required: (?:\w+\.)?(folders|file|cell)\b", message)
-    if missing:
-        what = {
-            "folders": "report needs a folder that holds run records: python -m scaling report DIR",
-            "file": "lint needs a report: python -m scaling lint RESULTS.md",
-            "cell": "replay needs a record or the folder of a cell: python -m scaling replay CELL",
-        }
-        return what[missing[1]]
-    missing = re.search(r'expected "study" to be one of \{([^}]+)\}', message)
-    if missing:
-        return f"no study given; choose one of: {missing[1]}"
-    study = words[0] if words and words[0] in SUBCOMMANDS else "report"
-    return explain_parse_error(
-        message, None, see_help=f"python -m scaling {study} --help lists them"
-    )
+def _explain(message: str, arguments: Sequence[str]) -> str:
+    if missing := re.search(r"required: (?:\w+\.)?(folders|file|cell)\b", message):
+        return MISSING[missing[1]]
+    if 'expected "command" to be one of' in message:
+        return f"no command given; choose one of: {', '.join(SUBCOMMANDS)}"
+    name = f"{arguments[0]} " if arguments and arguments[0] in SUBCOMMANDS else ""
+    see_help = f"python -m scaling {name}--help lists them"
+    return explain_parse_error(message, None, see_help=see_help)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""What became of a run: how its process ended and what its record says in, its status out.
+"""Decides the status of a run from how its process ended and what its record says.
 
-A sweep and a replay judge alike; neither searches what a run has said.
+The output of a run is never searched for its status. Sweeps and replays share these rules.
 """
 
 import contextlib
@@ -15,24 +15,19 @@ from unitransformer.costs.memory import format_gib
 from unitransformer.launch.signals import STOPPED_EXIT_CODE
 from unitransformer.record.schema import Record, Status
 
-STOPPED_CODES = (
-    STOPPED_EXIT_CODE,
-    128 + 2,
-    128 + 15,
-    -2,
-    -15,
-)  # by SIGINT or SIGTERM, or saved and left
+# Stopped by SIGINT or SIGTERM, with or without saving first.
+STOPPED_CODES = (STOPPED_EXIT_CODE, 128 + 2, 128 + 15, -2, -15)
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def decide_status(
     ended: ProcessResult, record: Record | None, *, killed_by_kernel: bool = False
 ) -> Status:
-    """The status of a cell by how its process ended and what its record says; never by its words.
+    """Returns the status of a cell.
 
     Args:
-        killed_by_kernel: whether the system killed some process for want of memory meanwhile,
-            which is this one's end only if it was killed.
+        killed_by_kernel: whether the kernel killed some process for lack of memory during the run;
+            it was this one only if SIGKILL ended this one.
     """
     if ended.ending != "ended":
         return ended.ending
@@ -57,11 +52,13 @@ def is_stopped(ended: ProcessResult, record: Record | None) -> bool:
     return code is not None and (code in STOPPED_CODES or code < 0 or is_rank)
 
 
-def count_oom_kills(place: Path = Path("/proc/vmstat")) -> int:
-    """Processes that the system has killed for want of memory since it started; 0 if it does not
-    tell."""
+def count_oom_kills(path: Path = Path("/proc/vmstat")) -> int:
+    """Returns how many processes the kernel has killed for lack of memory since it booted.
+
+    Returns 0 if the kernel does not count them.
+    """
     with contextlib.suppress(OSError, ValueError, KeyError):
-        return int(dict(line.split() for line in place.read_text().splitlines())["oom_kill"])
+        return int(dict(line.split() for line in path.read_text().splitlines())["oom_kill"])
     return 0
 
 
@@ -74,28 +71,28 @@ def explain_status(
     limit_s: float,
     memory_limit_bytes: int | None,
 ) -> str | None:
+    """Returns the reason of a status in one line, or None for "ok"."""
     if status == "ok":
         return None
     if ended.ending == "timeout":
         return f"did not end within {limit_s:g} s"
     if ended.ending == "oom":
         assert memory_limit_bytes is not None
-        return f"passed its memory limit of {format_gib(memory_limit_bytes)}"
+        return f"exceeded its memory limit of {format_gib(memory_limit_bytes)}"
     error = None if record is None else record["error"]
     if error is not None:
         return f"rank {error['rank']}: {error['type']}: {error['message']}".splitlines()[0]
     if ended.exit_code == 0:
-        return "it ended well and left no record that can be read"
+        return "exit code 0, but without a readable record"
     return find_error(lines, ended.exit_code)
 
 
-def check_disk(place: Path, record: Record | None) -> None:
-    """Raises OSError where a failure is the disk's: the run has met a full one, wherever that was,
-    or nothing can be written beside it."""
+def check_disk(folder: Path, record: Record | None) -> None:
+    """Raises OSError if the run met a full disk anywhere, or if `folder` cannot be written."""
     error = None if record is None else record["error"]
     if error is not None and error.get("errno") in DISK_FULL:
-        raise OSError(error["errno"], os.strerror(error["errno"]), str(place))
-    probe = place / ".probe"
+        raise OSError(error["errno"], os.strerror(error["errno"]), str(folder))
+    probe = folder / ".probe"
     try:
         probe.write_bytes(bytes(2**20))
     finally:

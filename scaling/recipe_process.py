@@ -1,7 +1,7 @@
-"""Recipes as processes: a command line goes in, the exit code comes out, what is said in a log.
+"""Runs a recipe command line as a process and returns how it ended; its output goes to a log.
 
-A fork of a worker that has imported everything starts at once, and is safe where no GPU is used;
-elsewhere every run is a process of its own.
+A fork of a worker that has imported everything starts at once, and is safe where no GPU is used.
+Otherwise every run is a new process.
 """
 
 import contextlib
@@ -24,22 +24,20 @@ from unitransformer.launch.process_tree import Ending, die_with_parent, end_proc
 class ProcessResult:
     """How a run ended."""
 
-    exit_code: int | None  # None: it passed a limit; negative: the signal that ended it
+    exit_code: int | None  # None: it exceeded a limit; negative: the signal that ended it
     elapsed_s: float
-    ending: Ending = "ended"  # or the limit that it passed
+    ending: Ending = "ended"  # or the limit that it exceeded
 
 
 class RunnerOptions(TypedDict, total=False):
-    """How a `Runner` runs a recipe."""
-
-    log: Required[Path]  # gets what the recipe prints
+    log: Required[Path]  # receives the output
     limit_s: Required[float]
-    memory_limit_bytes: int | None  # of all its processes together; None: the machine's
+    memory_limit_bytes: int | None  # of all its processes together; None: the machine's memory
     variables: dict[str, str]  # added to the environment
 
 
 class Runner(Protocol):
-    """Runs a recipe and waits for it; it and all it has started are ended at a limit."""
+    """Runs a recipe and waits for it; at a limit it ends the run and all its processes."""
 
     def __call__(
         self, recipe: Recipe, arguments: Sequence[str], **options: Unpack[RunnerOptions]
@@ -49,18 +47,18 @@ class Runner(Protocol):
 def run_alone(
     recipe: Recipe, arguments: Sequence[str], **options: Unpack[RunnerOptions]
 ) -> ProcessResult:
-    """A `Runner`: a process of its own."""
+    """A `Runner` that starts a new process."""
     return run_command([sys.executable, "-m", f"recipes.{recipe}", *arguments], **options)
 
 
 def run_command(command: Sequence[str], **options: Unpack[RunnerOptions]) -> ProcessResult:
-    """Run any command as a `Runner` runs a recipe."""
+    """Runs any command as a `Runner` runs a recipe."""
     started_s, parent = time.monotonic(), os.getpid()
-    with options["log"].open("w") as said:
+    with options["log"].open("w") as log:
         process = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
-            stdout=said,
+            stdout=log,
             stderr=subprocess.STDOUT,
             env={**os.environ, **options.get("variables", {})},
             preexec_fn=lambda: die_with_parent(parent),
@@ -89,12 +87,12 @@ def run_command(command: Sequence[str], **options: Unpack[RunnerOptions]) -> Pro
 
 
 def find_error(lines: Sequence[str], exit_code: int | None) -> str:
-    """Why a run failed, by what it said last: its own error, or else its last line."""
+    """Returns the last error that a run printed, or else its exit code and last line."""
     errors = [line for line in lines if line.startswith("error: ")]
     if errors:
-        # The record of a run that failed may go with its folder.
+        # The record of a failed run may be deleted with its folder.
         return re.sub(r" \(record: [^)]*\)$", "", errors[-1].removeprefix("error: "))
-    return f"exit code {exit_code}: {lines[-1] if lines else 'nothing was said'}"
+    return f"exit code {exit_code}: {lines[-1] if lines else 'no output'}"
 
 
 def can_fork(accelerator: str) -> bool:
@@ -104,10 +102,10 @@ def can_fork(accelerator: str) -> bool:
 
 @contextlib.contextmanager
 def start_worker(log: Path) -> Iterator[Runner]:
-    """A worker that runs recipes in forks of itself until the block ends.
+    """Yields a `Runner` whose runs are forks of one process.
 
     Args:
-        log: what the worker itself says.
+        log: receives the errors of that process.
     """
     worker = _Worker(log)
     try:
@@ -124,45 +122,40 @@ class _Worker:
     def __call__(
         self, recipe: Recipe, arguments: Sequence[str], **options: Unpack[RunnerOptions]
     ) -> ProcessResult:
-        request = {"recipe": recipe, "arguments": list(arguments), **options}
-        return ProcessResult(**self._ask(request | {"log": str(options["log"])}))
-
-    def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
         if self.process is None:
             self.process = self._start()
         assert self.process.stdin is not None
         assert self.process.stdout is not None
+        request: dict[str, Any] = {"recipe": recipe, "arguments": list(arguments), **options}
         try:
-            self.process.stdin.write(json.dumps(request) + "\n")
+            self.process.stdin.write(json.dumps(request | {"log": str(options["log"])}) + "\n")
             self.process.stdin.flush()
+            line = self.process.stdout.readline()
         except BrokenPipeError:
             line = ""
-        else:
-            line = self.process.stdout.readline()
         if not line:
-            told = self.log.read_text(errors="replace").strip().splitlines()
+            lines = self.log.read_text(errors="replace").strip().splitlines()
             self.end()
             raise RuntimeError(
-                f"recipes.service.worker ended: {told[-1] if told else 'without a word'}"
+                f"recipes.service.worker ended: {lines[-1] if lines else 'no output'}"
             )
-        answer: dict[str, Any] = json.loads(line)
-        return answer
+        return ProcessResult(**json.loads(line))
 
     def _start(self) -> "subprocess.Popen[str]":
         parent = os.getpid()
-        with self.log.open("w") as said:
+        with self.log.open("w") as log:
             return subprocess.Popen(
                 [sys.executable, "-m", "recipes.service.worker"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
-                stderr=said,
+                stderr=log,
                 text=True,
-                # It imports for seconds, with a request waiting that nobody may want any more.
+                # It imports for seconds, during which nobody else notices that the parent died.
                 preexec_fn=lambda: die_with_parent(parent),
             )
 
     def end(self) -> None:
-        """End the worker and the run it may be in the middle of."""
+        """Ends the worker and its current run."""
         if self.process is not None:
             end_process(self.process)
             self.process = None

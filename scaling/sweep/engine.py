@@ -24,7 +24,7 @@ from scaling.sweep.plan import CellTask
 from scaling.sweep.run_cell import Limits, now, outcome_without_run, run_cell
 from scaling.sweep.study import Study
 from unitransformer.files import write_atomically
-from unitransformer.record.seals import check_seals, read_json, seal
+from unitransformer.record.checksums import verify_checksums, read_json, add_checksums
 from unitransformer.record.units import count
 
 SCHEMA = 1
@@ -87,12 +87,12 @@ def open_folder(
             ours = (f"{STUDY}.lock", f".{STUDY}.")
             if not all(entry.name.startswith(ours) for entry in folder.iterdir()):
                 raise ValueError(f"out {folder} holds something else; choose an empty folder")
-            write_atomically(path, json.dumps(seal(content), indent=1).encode())
+            write_atomically(path, json.dumps(add_checksums(content), indent=1).encode())
             return
         stored = read_json(path)
         if not isinstance(stored, dict):
             raise ValueError(f"{path}: not the study of a sweep; choose another --out")
-        check_seals(stored, str(path))
+        verify_checksums(stored, str(path))
     for name in ("schema", "memory_limit_bytes", "find_max_batch", "study"):
         if stored.get(name) != content[name]:
             raise ValueError(

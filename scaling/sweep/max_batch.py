@@ -10,7 +10,7 @@ from scaling.store.outcome import AXIS, LACKS_MEMORY, Outcome
 from scaling.sweep.plan import CellTask
 from scaling.sweep.study import Cell, Study
 from unitransformer.files import write_atomically
-from unitransformer.record.seals import seal
+from unitransformer.record.checksums import add_checksums
 
 FILE, KIND, VERSION = "largest-batches.json", "largest-batches", 1
 
@@ -134,7 +134,7 @@ def write_search_results(results: Sequence[BatchSearchResult], limit: int, folde
     searches = [asdict(result) for result in results]
     content = {"kind": KIND, "version": VERSION, "limit": limit, "searches": searches}
     path = folder / FILE
-    write_atomically(path, json.dumps(seal(content), indent=1).encode())
+    write_atomically(path, json.dumps(add_checksums(content), indent=1).encode())
     return path
 
 

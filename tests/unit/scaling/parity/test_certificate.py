@@ -1,114 +1,31 @@
-"""The parity certificate: written from runs, read back, and doubted."""
+"""Tests the parity certificate: built from runs, written, read, and checked for contradictions."""
 
 import contextlib
-import copy
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
-from test_store import HOST, broken_variants, make_config, make_record
 
 from recipes import bert, gpt, vit
 from recipes.options import build_config, parse
 from scaling.__main__ import main
-from scaling.parity.cases import Case, Curves, Verdict
-from scaling.parity.certificate import (
-    describe_bounds,
-    describe_result,
-    find_contradictions,
-    find_other_bounds,
-)
+from scaling.parity.cases import Case
+from scaling.parity.certificate import find_contradictions, find_other_bounds
 from scaling.parity.certificate_file import read_certificate, write_certificate
-from scaling.recipe_process import Ended
+from scaling.recipe_process import ProcessResult
 from scaling.report.results_md import render_pages
 from scaling.store.reader import Store, load_store
-from unitransformer.config import ParallelConfig, Recipe, RunConfig, to_dict
+from tests.builders.certificates import PLAIN, RESULTS, STEPS, make_certificate
+from tests.builders.records import broken_variants, make_record
+from unitransformer.config import Recipe, RunConfig, to_dict
 from unitransformer.record.schema import write_record
-
-STEPS = 20
-PLAIN = Curves(loss=(2.0,) * STEPS, gradient_norm=(1.0,) * STEPS)
-
-
-def scaled(loss: float, gradient_norm: float = 1.0) -> Curves:
-    """The plain curves with their last step multiplied."""
-    return Curves(
-        loss=(*PLAIN.loss[:-1], 2.0 * loss),
-        gradient_norm=(*PLAIN.gradient_norm[:-1], gradient_norm),
-    )
-
-
-def result(
-    case: Case, curves: Curves | None = None, failure: tuple[Verdict, str] | None = None
-) -> dict[str, Any]:
-    return describe_result(
-        case,
-        reference=PLAIN,
-        curves=curves,
-        work=None,
-        idleness=None,
-        failure=failure,
-        elapsed_s=1.5,
-        command=f"python -m recipes.gpt --strategy {case.strategy}",
-    )
-
-
-DDP, FSDP = Case(strategy="ddp", devices=2), Case(strategy="fsdp", devices=2)
-RESULTS = [
-    result(Case(strategy="single"), PLAIN),
-    result(DDP, scaled(1 + 2**-20)),  # about a millionth more
-    result(replace(DDP, precision="bf16-mixed"), scaled(1 + 2**-10)),
-    result(FSDP, scaled(1.0, 2.0)),
-    result(replace(FSDP, precision="16-mixed"), failure=("refused", "no loss scaler sees it")),
-    result(replace(FSDP, compile="default"), failure=("failed", "timeout: more than 600 s")),
-]
-
-
-def make_certificate(
-    recipe: Recipe = "gpt", *, results: Sequence[Mapping[str, Any]] = RESULTS, **changes: Any
-) -> dict[str, Any]:
-    """A certificate that is valid and agrees with itself; `changes` replace top-level fields."""
-    parallel = ParallelConfig(strategy="single", accelerator="cpu")
-    config = replace(make_config(recipe, num_steps=STEPS), parallel=parallel)
-    return copy.deepcopy(
-        {
-            "schema": 1,
-            "kind": "parity",
-            "recipe": recipe,
-            "config_hash": config.hash(),
-            "identity_hash": config.identity_hash(),
-            "accelerator": "cpu",
-            "device_counts": [2],
-            "steps": STEPS,
-            "seed": 0,
-            "global_batch_size": 2,
-            "bounds": describe_bounds(),
-            "config": to_dict(config),
-            "versions": {"python": "3.11.7", "torch": "2.13.0"},
-            "code": {"commit": "0123456789abcdef", "is_dirty": False},
-            "hardware": [HOST],
-            "data": {"description": "a small text", "sha256": "ab" * 32},
-            "command": f"python -m scaling parity --recipe {recipe} --devices 2",
-            "started_at": "2026-01-01T00:00:00+00:00",
-            "elapsed_s": 9.0,
-            "reference": {
-                "command": f"python -m recipes.{recipe} --strategy single",
-                "elapsed_s": 1.0,
-                "loss": list(PLAIN.loss),
-                "gradient_norm": list(PLAIN.gradient_norm),
-            },
-            "cases": list(results),
-        }
-        | changes
-    )
-
 
 # ---------------------------------------------------------------------------------- files
 
 
-def test_a_certificate_is_written_beside_the_records_and_found_again(tmp_path: Path) -> None:
+def test_a_certificate_written_beside_records_is_loaded(tmp_path: Path) -> None:
     write_record(make_record(), tmp_path / "run.json")
     content = make_certificate()
     path = write_certificate(content, tmp_path)
@@ -127,8 +44,8 @@ def pages_on_parity(store: Store) -> list[str]:
     return [text for text in pages.values() if text.startswith("# Loss parity\n")]
 
 
-def test_nodes_are_told_and_an_older_certificate_had_one() -> None:
-    case = result(Case(strategy="hsdp", devices=4, num_nodes=2), PLAIN)
+def test_a_case_shows_its_nodes_and_an_older_certificate_had_one() -> None:
+    case = make_result(Case(strategy="hsdp", devices=4, num_nodes=2), PLAIN)
     older = {name: case[name] for name in case if name not in ("num_nodes", "work")}
     for results, spread in (([case], "4 (2 nodes x 2)"), ([older], "4")):
         certificate = read_certificate(make_certificate(results=results), "a.json")
@@ -147,7 +64,7 @@ def test_a_second_certificate_of_a_model_gets_another_number(tmp_path: Path) -> 
     assert [(file.kind, file.name) for file in store.left_out] == [("duplicate", names[1])]
 
 
-def test_nothing_is_written_of_a_certificate_that_is_none(tmp_path: Path) -> None:
+def test_an_invalid_certificate_is_not_written(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="certificate: cases is empty"):
         write_certificate(make_certificate(results=[]), tmp_path)
     assert list(tmp_path.iterdir()) == []
@@ -196,10 +113,10 @@ def test_an_edited_certificate_contradicts_itself(
     assert any(line.startswith(said) for line in found), found
 
 
-def test_a_verdict_follows_from_the_bounds_of_today() -> None:
+def test_a_verdict_follows_from_the_current_bounds() -> None:
     content = make_certificate()
     content["bounds"]["32-true"]["gradient_norm"] = 2.0
-    content["bounds"]["16-mixed"]["gradient_norm"] = 2.0  # nothing was held to it
+    content["bounds"]["16-mixed"]["gradient_norm"] = 2.0  # no case used it
     content["cases"][3]["verdict"] = "equal"
     certificate = read_certificate(content, "a.json")
     assert find_contradictions(certificate) == []
@@ -245,7 +162,7 @@ def test_a_damaged_certificate_is_left_out_with_its_reason(
     assert reason in file.reason
 
 
-def test_whatever_is_broken_in_a_certificate_it_is_left_out_or_reported(tmp_path: Path) -> None:
+def test_a_certificate_with_any_broken_value_is_rejected_or_reported(tmp_path: Path) -> None:
     for index, broken in enumerate(broken_variants(make_certificate())):
         (tmp_path / f"{index}.json").write_text(json.dumps(broken))
     store = load_store([tmp_path], relative_to=tmp_path)
@@ -274,7 +191,7 @@ Behave = Callable[[RunConfig, Path], int | None]
 
 @pytest.fixture
 def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, Any]]:
-    """Runs `scaling parity` with runs that only write a record, or what else a test tells."""
+    """Runs `scaling parity` with fake runs, which write a record or do what `behave` does."""
 
     def certify(behave: Behave, *options: str, code: int = 0) -> dict[str, Any]:
         def run(
@@ -283,8 +200,7 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict
             *,
             log: Path,
             limit_s: float,
-            variables: Mapping[str, str],
-        ) -> Ended:
+        ) -> ProcessResult:
             request = parse(PRESETS[recipe], arguments)
             config = build_config(request, defaults=PRESETS[recipe].cpu, devices=1)
             assert request.options.record is not None
@@ -294,7 +210,7 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict
             if not is_first:
                 exit_code = behave(config, log)
                 if exit_code != 0:
-                    return Ended(exit_code=exit_code, elapsed_s=0.5)
+                    return ProcessResult(exit_code=exit_code, elapsed_s=0.5)
             record = make_record(
                 step_s=[0.1] * STEPS,
                 recipe=config.recipe,
@@ -310,13 +226,13 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict
             if (log.parent / "changes").exists():
                 record |= json.loads((log.parent / "changes").read_text())
             write_record(record, request.options.record)
-            return Ended(exit_code=0, elapsed_s=0.5)
+            return ProcessResult(exit_code=0, elapsed_s=0.5)
 
         @contextlib.contextmanager
-        def start_worker(log: Path, *, at_once: bool) -> Iterator[Any]:
+        def start_worker(log: Path) -> Iterator[Any]:
             yield run
 
-        monkeypatch.setattr("scaling.parity.local_nodes.start_worker", start_worker)
+        monkeypatch.setattr("scaling.parity.study.start_worker", start_worker)
         out = tmp_path / "out"
         words = ["--recipe", "gpt", "--accelerator", "cpu", "--steps", "20", "--out", str(out)]
         assert main(["parity", "--quick", *words, *options]) == code
@@ -341,7 +257,7 @@ def test_equal_runs_are_certified(study: Callable[..., dict[str, Any]]) -> None:
     assert "--record" not in command
 
 
-def test_what_is_refused_is_a_row_with_its_reason(study: Callable[..., dict[str, Any]]) -> None:
+def test_a_refused_case_has_a_row_with_its_reason(study: Callable[..., dict[str, Any]]) -> None:
     def refuse(config: RunConfig, log: Path) -> int:
         if config.parallel.precision == "32-true":
             return 0
@@ -350,10 +266,10 @@ def test_what_is_refused_is_a_row_with_its_reason(study: Callable[..., dict[str,
 
     options = ("--strategies", "ddp,fsdp", "--precisions", "32-true,16-mixed")
     content = study(refuse, *options, "--compile", "off", "--activation-checkpointing", "off")
-    told = {(case["strategy"], case["verdict"]): case["reason"] for case in content["cases"]}
-    assert told["ddp", "refused"] == "precision bf16-mixed: Tesla T4 has none"
-    assert "whose gradients no loss scaler sees" in told["fsdp", "refused"]
-    assert {verdict for _, verdict in told} == {"equal", "refused"}
+    actual = {(case["strategy"], case["verdict"]): case["reason"] for case in content["cases"]}
+    assert actual["ddp", "refused"] == "precision bf16-mixed: Tesla T4 has none"
+    assert "whose gradients no loss scaler sees" in actual["fsdp", "refused"]
+    assert {verdict for _, verdict in actual} == {"equal", "refused"}
 
 
 @pytest.mark.parametrize(
@@ -361,11 +277,11 @@ def test_what_is_refused_is_a_row_with_its_reason(study: Callable[..., dict[str,
     [
         (None, "", "timeout: more than 600 s"),
         (1, "Traceback\nerror: rank 1 of 2: no (record: /tmp/x.json)\n", "rank 1 of 2: no"),
-        (-9, "", "exit code -9: nothing was said"),
+        (-9, "", "exit code -9: no output"),
         (3, "one\ntwo\n", "exit code 3: two"),
     ],
 )
-def test_a_run_that_ends_badly_has_failed(
+def test_a_run_that_exits_with_an_error_has_failed(
     study: Callable[..., dict[str, Any]], exit_code: int | None, said: str, reason: str
 ) -> None:
     def fail(config: RunConfig, log: Path) -> int | None:
@@ -409,7 +325,7 @@ def test_a_difference_fails_the_command(
     assert capsys.readouterr().err.endswith("-1.json: 1 different, 1 equal\n")
 
 
-def test_a_strategy_of_which_nothing_is_equal_fails_the_command(
+def test_a_strategy_without_an_equal_case_fails_the_command(
     study: Callable[..., dict[str, Any]], capsys: pytest.CaptureFixture[str]
 ) -> None:
     def refuse(config: RunConfig, log: Path) -> int:
@@ -440,7 +356,7 @@ def test_a_strategy_of_which_nothing_is_equal_fails_the_command(
         ({"recomputed_layers": [0, 1]}, "checkpointing off computed 0, 1 of 2 layers again"),
     ],
 )
-def test_equal_losses_prove_nothing_of_what_a_run_did_not_do(
+def test_equal_losses_prove_nothing_if_the_compiler_did_not_run(
     study: Callable[..., dict[str, Any]], changes: dict[str, Any], reason: str
 ) -> None:
     def change(config: RunConfig, log: Path) -> int:
@@ -462,7 +378,7 @@ def test_equal_losses_prove_nothing_of_what_a_run_did_not_do(
 
 
 @pytest.mark.parametrize("number", [0, None])
-def test_equal_losses_prove_nothing_of_checkpointing_that_computed_nothing_again(
+def test_equal_losses_prove_nothing_if_checkpointing_recomputed_nothing(
     study: Callable[..., dict[str, Any]], number: int | None
 ) -> None:
     def change(config: RunConfig, log: Path) -> int:
