@@ -1,4 +1,4 @@
-"""What the command lines share: errors in one line, and the option that was probably meant."""
+"""Shared by the command lines: one-line errors that suggest the option probably meant."""
 
 import argparse
 import difflib
@@ -10,7 +10,7 @@ SEE_HELP = "--help lists them all"
 
 
 def suggest(name: str, known: Iterable[str], *, otherwise: str = "") -> str:
-    """The name that was probably meant; if none is near, `otherwise` or all that are known."""
+    """Suggests the most similar known name; if none is similar, `otherwise` or all known names."""
     names = list(known)
     close = difflib.get_close_matches(name, names, n=1)
     if close:
@@ -19,12 +19,12 @@ def suggest(name: str, known: Iterable[str], *, otherwise: str = "") -> str:
 
 
 def fail(message: str, code: int) -> int:
-    """Print an error in one line; returns the exit code."""
-    sys.stderr.write(f"error: {one_line(message)}\n")
+    """Prints an error in one line and returns the exit code."""
+    sys.stderr.write(f"error: {_one_line(message)}\n")
     return code
 
 
-def one_line(text: str) -> str:
+def _one_line(text: str) -> str:
     return " ".join(text.split())
 
 
@@ -35,22 +35,22 @@ def explain_parse_error(
     see_help: str = SEE_HELP,
     expected: Callable[[str], str] | None = None,
 ) -> str:
-    """An error message of jsonargparse in one line that says how to mend the command line.
+    """Turns an error message of jsonargparse into one line that says how to fix the command line.
 
     Args:
-        parser: its options are proposed in place of an unknown one; None: `see_help` is.
-        expected: what the value of an option, given by its dotted name, must be.
+        parser: its options are suggested for an unknown one; None: `see_help` is printed instead.
+        expected: describes what the value of an option, named by its dotted name, must be.
     """
     actions = [] if parser is None else parser._actions
     if unknown := re.search(r"[Uu]nrecognized arguments: ([^\s=]+)", message):
         flags = [flag for action in actions for flag in action.option_strings]
-        cure = suggest(unknown[1], flags, otherwise=see_help)
-        return f"{unknown[1]} is not an option; {cure}"
+        return f"{unknown[1]} is not an option; {suggest(unknown[1], flags, otherwise=see_help)}"
     if unknown := re.search(r"Option '(\S+)' is not accepted", message):
-        cure = suggest(unknown[1], [action.dest for action in actions], otherwise=see_help)
-        return f"config.{unknown[1]} is not an option; {cure}"
+        names = [action.dest for action in actions]
+        hint = suggest(unknown[1], names, otherwise=see_help)
+        return f"config.{unknown[1]} is not an option; {hint}"
     key = re.search(r'[Pp]arser key "([^"]+)"', message)
     value = re.search(r"(?:Given value|Got value): (.*)", message)
     if expected is not None and key and value:
         return f"{key[1]} is {value[1].strip()!r}; {expected(key[1])}"
-    return re.sub('^Parser key "(.+?)":', r"\1:", one_line(message))
+    return re.sub('^Parser key "(.+?)":', r"\1:", _one_line(message))

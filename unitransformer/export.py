@@ -1,7 +1,7 @@
-"""Weights of a checkpoint as one plain file: `python -m unitransformer.export DIR OUT`.
+"""Exports the weights of a checkpoint to one file: `python -m unitransformer.export DIR OUT`.
 
-0 done | 1 it could not be written | 2 bad usage. Nothing heavy is imported until the options are
-sound, nothing of the checkpoint is executed, and no more than one tensor is held at a time.
+Exit codes: 0 done, 1 could not be written, 2 bad usage. torch is imported only when the options are
+valid, nothing in the checkpoint is executed, and one tensor is in memory at a time.
 """
 
 import os
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Parse, check, write, say what was written; returns the exit code."""
+    """Exports, prints what was written and returns the exit code."""
     parser = build_parser()
     try:
-        given = parser.parse_args(list(sys.argv[1:] if argv is None else argv))
-        folder, out = (Path(os.path.expanduser(path)) for path in (given.dir, given.out))
-        check_out(out, force=given.force)
+        options = parser.parse_args(list(sys.argv[1:] if argv is None else argv))
+        folder, out = (Path(os.path.expanduser(path)) for path in (options.dir, options.out))
+        check_out(out, force=options.force)
         print(export(folder, out))
     except jsonargparse.ArgumentError as error:
         return fail(f"{str(error).strip()}; --help shows what is needed", 2)
@@ -41,13 +41,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 def build_parser() -> jsonargparse.ArgumentParser:
     parser = jsonargparse.ArgumentParser(
         prog="python -m unitransformer.export",
-        description="Write the weights of a run's newest checkpoint as one float32 state dict, "
-        "which --init-from reads, and load_state_dict of the plain model.",
+        description="Write the weights of a run's newest checkpoint as one float32 state dict. "
+        "--init-from reads it, and load_state_dict of the plain model.",
         exit_on_error=False,
         allow_abbrev=False,
     )
     parser.add_argument(
-        "dir", type=Path, metavar="DIR", help="a run's folder, its checkpoints, or one of them"
+        "dir",
+        type=Path,
+        metavar="DIR",
+        help="a run's folder, its folder of checkpoints, or one checkpoint",
     )
     parser.add_argument("out", type=Path, metavar="OUT", help="a file that ends in .safetensors")
     parser.add_argument("--force", action="store_true", help="replace a file that exists")
@@ -55,23 +58,23 @@ def build_parser() -> jsonargparse.ArgumentParser:
 
 
 def check_out(out: Path, *, force: bool) -> None:
-    """Raises ValueError for a file that must not or cannot be written."""
+    """Raises ValueError if `out` must not or cannot be written."""
     if out.is_dir():
         raise ValueError(f"out {out} is a folder; name a file in it")
     if out.suffix != ".safetensors":
         raise ValueError(f"out {out} does not end in .safetensors; name such a file")
     if out.exists() and not force:
         raise ValueError(f"out {out} exists; name another file, or replace it with --force")
-    if closed := why_not_writable(out.parent):
-        there, why = closed
-        raise ValueError(f"out {out}: {there} cannot be written ({why}); name another file")
+    if problem := why_not_writable(out.parent):
+        parent, why = problem
+        raise ValueError(f"out {out}: {parent} cannot be written ({why}); name another file")
 
 
 def export(folder: Path, out: Path) -> str:
-    """Write the newest checkpoint of `folder`; returns what to say of it.
+    """Writes the newest checkpoint of `folder`; returns a line that describes it.
 
     Raises:
-        ValueError: no checkpoint, or one that is damaged or was not written by this program.
+        ValueError: there is no checkpoint, it is damaged, or another program wrote it.
         OSError: `out` could not be written.
     """
     while True:
@@ -81,28 +84,28 @@ def export(folder: Path, out: Path) -> str:
         except ValueError:
             if checkpoint.exists():
                 raise
-        # A run that goes on has replaced it meanwhile.
+        # Otherwise a run in progress has just replaced it with a newer one.
 
 
 def find_checkpoint(folder: Path) -> Path:
-    """The newest checkpoint of a run's folder or a folder of checkpoints; or it is one itself."""
+    """Returns `folder` if it is a checkpoint, or else the newest checkpoint in it."""
     from unitransformer.checkpoint.reader import RUN_FILE, newest_checkpoint
 
     if not folder.is_dir():
         raise ValueError(f"dir {folder} is not a folder; give a run's folder or a checkpoint")
     if is_checkpoint_name(folder.name) or (folder / RUN_FILE).is_file():
         return folder
-    found = newest_checkpoint(folder / "checkpoints") or newest_checkpoint(folder)
-    if found is None:
+    newest = newest_checkpoint(folder / "checkpoints") or newest_checkpoint(folder)
+    if newest is None:
         raise ValueError(
             f"dir {folder} holds no checkpoint; give a run's folder, its --checkpoint-dir or one "
             "checkpoint"
         )
-    return found
+    return newest
 
 
 def write(checkpoint: Path, out: Path) -> str:
-    """Write the weights of one checkpoint; returns what to say of it."""
+    """Writes the weights of one checkpoint; returns a line that describes it."""
     import torch
 
     from unitransformer.checkpoint.reader import (
@@ -114,32 +117,29 @@ def write(checkpoint: Path, out: Path) -> str:
     from unitransformer.transformer import PositionalEncoding, Transformer
     from unitransformer.weights import write_weights
 
-    told = read_run_state(checkpoint)
-    config = from_dict(RunConfig, told["config"], f"checkpoint {checkpoint}: config")
+    state = read_run_state(checkpoint)
+    config = from_dict(RunConfig, state["config"], f"checkpoint {checkpoint}: config")
     check_files(checkpoint)
     reader = CheckpointReader(checkpoint)
     with torch.device("meta"):
         network = Transformer(config.model)
     weights = network.state_dict(keep_vars=True)
+    # A tied head has two names, but the checkpoint holds it once.
     saved = {id(parameter): name for name, parameter in network.named_parameters()}
 
     def read(name: str) -> "Tensor":
-        if id(weights[name]) not in saved:
+        if id(weights[name]) not in saved:  # the table of positions is not in the checkpoint
             positions = PositionalEncoding(config.model.num_positions, config.model.width)
             positions.init_weights()
             return positions.pe
-        whole = torch.empty(weights[name].shape)
-        read_tensors(reader, {f"weight.{saved[id(weights[name])]}": whole})
-        return whole
+        tensor = torch.empty(weights[name].shape)
+        read_tensors(reader, {f"weight.{saved[id(weights[name])]}": tensor})
+        return tensor
 
-    about = {
-        "recipe": config.recipe,
-        "size": config.size,
-        "step": str(len(told["loss"])),
-        "config_hash": config.hash(),
-    }
-    write_weights(weights, read, out, about)
-    return f"{out}: {config.recipe} {config.size} after step {about['step']}, from {checkpoint}"
+    step = len(state["loss"])
+    metadata = {"recipe": config.recipe, "size": config.size, "step": str(step)}
+    write_weights(weights, read, out, metadata | {"config_hash": config.hash()})
+    return f"{out}: {config.recipe} {config.size} after step {step}, from {checkpoint}"
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Where things may be put. Whether a place can be written is asked before anything expensive."""
+"""Writes files atomically, checks paths before expensive work, and finds the cache folder."""
 
 import contextlib
 import os
@@ -14,47 +14,46 @@ CACHE_FOLDER = "UNITRANSFORMER_CACHE"  # environment variable
 
 
 def cache_folder() -> Path:
-    """Of what can be made again: $UNITRANSFORMER_CACHE, else the user's folder for caches."""
+    """Returns $UNITRANSFORMER_CACHE, or else the user's cache folder."""
     folder = os.environ.get(CACHE_FOLDER)
     return Path(folder).expanduser() if folder else platformdirs.user_cache_path("unitransformer")
 
 
 def why_not_writable(path: Path) -> tuple[Path, str] | None:
-    """The nearest folder at or above `path` that is there, and why nothing can be written in it;
-    None if it can."""
-    there = next(place for place in (path, *path.absolute().parents) if place.exists())
+    """Returns the existing path at or above `path` and why it is not writable; None if it is."""
+    existing = next(place for place in (path, *path.absolute().parents) if place.exists())
     try:
-        # Asking for permission is not enough: root may write everywhere, but not on /proc.
-        tempfile.TemporaryFile(dir=there).close()
+        # Checking permissions is not enough: root has all of them, even in /proc.
+        tempfile.TemporaryFile(dir=existing).close()
     except OSError as error:
-        return there, str(error.strerror)
+        return existing, str(error.strerror)
     return None
 
 
 def check_writable(option: str, path: Path, *, is_folder: bool) -> None:
-    """Raises ValueError for a path that is of the other kind or below something closed."""
+    """Raises ValueError if `path` is of the other kind or cannot be written."""
     if path.exists() and path.is_dir() != is_folder:
         kind = "file" if is_folder else "folder"
         raise ValueError(f"{option} {path} is a {kind}; choose another with --{option}")
     parent = next(p for p in (path.absolute(), *path.absolute().parents) if p.is_dir())
-    beyond = path.absolute().relative_to(parent).parts
-    if len(beyond) > 1 and (parent / beyond[0]).exists():
-        raise ValueError(f"{option} {path}: {parent / beyond[0]} is a file; choose another place")
-    if closed := why_not_writable(parent):
-        there, why = closed
+    below = path.absolute().relative_to(parent).parts
+    if len(below) > 1 and (parent / below[0]).exists():
+        raise ValueError(f"{option} {path}: {parent / below[0]} is a file; choose another path")
+    if problem := why_not_writable(parent):
+        folder, why = problem
         raise ValueError(
-            f"{option} {path}: {there} cannot be written ({why}); choose another place"
+            f"{option} {path}: {folder} cannot be written ({why}); choose another path"
         )
 
 
 @contextlib.contextmanager
 def open_atomically(path: Path) -> Iterator[BinaryIO]:
-    """A file that appears at `path` whole, when the block ends, or not at all.
+    """Opens a file that appears at `path`, complete, when the block ends; or not at all.
 
-    It is written beside `path`, flushed to disk and renamed; the folder is made if need be.
+    It is written next to `path`, flushed to disk and renamed. Missing folders are created.
 
     Raises:
-        OSError: the folder cannot be written or is full; what was at `path` stays.
+        OSError: the folder cannot be written or is full; the old file at `path` stays.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
@@ -70,6 +69,6 @@ def open_atomically(path: Path) -> Iterator[BinaryIO]:
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Put `content` at `path` whole or not at all; raises OSError as `open_atomically` does."""
+    """Writes `content` to `path` as `open_atomically` does."""
     with open_atomically(path) as file:
         file.write(content)

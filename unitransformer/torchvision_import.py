@@ -1,10 +1,9 @@
-"""Lets torchvision be imported next to a torch its compiled half was not built for.
+"""Lets torchvision be imported with a CPU build of torch.
 
-torchvision's wheels hold C++ operators linked to CUDA. Next to a CPU build of torch they do not
-load; the Python half then fails because it describes operators nobody declared ("operator
-torchvision::nms does not exist"), and torchmetrics and lightning, which import it, fail with it.
-The cure declares those two operators, only after the compiled half has failed to load. Calling
-them raises PyTorch's own "not implemented" error.
+torchvision's wheels hold C++ operators linked to CUDA, which do not load with a CPU build of torch.
+Importing torchvision then fails ("operator torchvision::nms does not exist"), and so does importing
+torchmetrics or lightning. This module declares the two missing operators if the compiled ones fail
+to load. Calling them raises PyTorch's "not implemented" error.
 """
 
 import importlib.abc
@@ -21,13 +20,13 @@ SCHEMAS = (
 
 
 def make_torchvision_importable() -> None:
-    """Arrange for the cure at torchvision's import; imports nothing and may be called again."""
+    """Installs an import hook for torchvision. It imports nothing and may be called again."""
     if not any(isinstance(finder, _ExtensionFinder) for finder in sys.meta_path):
         sys.meta_path.insert(0, _ExtensionFinder())
 
 
 class _ExtensionFinder(importlib.abc.MetaPathFinder):
-    """Finds `torchvision.extension` as usual and runs the cure after it."""
+    """Finds `torchvision.extension` as usual and declares missing operators after it."""
 
     def find_spec(
         self, name: str, path: Sequence[str] | None, target: types.ModuleType | None = None
@@ -57,4 +56,4 @@ def _declare_operators() -> None:
             _library.define(schema)  # type: ignore[no-untyped-call]
 
 
-_library: object = None  # the declarations live as long as this object
+_library: object = None  # the declarations end with this object

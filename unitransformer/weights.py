@@ -1,4 +1,4 @@
-"""Files of whole weights by plain parameter name: read to start from, written by `export`."""
+"""Reads and writes files of whole weights: safetensors, and state dicts of `torch.save`."""
 
 import json
 import pickle
@@ -15,53 +15,53 @@ from unitransformer.config import ModelConfig
 from unitransformer.files import open_atomically
 from unitransformer.transformer import InitialWeights, Transformer
 
-CURE = "give the size and the model options it was made with"
+FIX = "give the size and the model options that it was made with"
 
 
 def read_weights(path: Path, model: ModelConfig) -> InitialWeights:
-    """Weights of `path`, read one at a time, as first values of a network.
+    """Returns the weights in `path` as initial weights of a network, read one at a time.
 
     Args:
-        path: a state dict of the plain model or of this one, `.safetensors` or what `torch.save`
-            writes; nothing in it is executed.
+        path: a state dict of the plain model or of this one, as `.safetensors` or written by
+            `torch.save`; nothing in it is executed.
 
     Raises:
-        ValueError: not such a file, or one of another model: the first name that does not fit.
+        ValueError: the file is not a state dict, or not of this model; names the first mismatch.
     """
-    tensors = _open(path)
+    file = _open(path)
     with torch.device("meta"):
         network = Transformer(model)
-    shapes = {name: tuple(values.shape) for name, values in network.state_dict().items()}
-    found = {name: tensors.shape(name) for name in tensors.names}
+    wanted = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+    given = {name: file.shape(name) for name in file.names}
     optional = {"pe.pe"} | ({"lm_head.weight"} if model.tied_head else set())
-    for name in sorted(shapes.keys() | found.keys()):
-        if name not in found and name not in optional:
-            raise ValueError(f"init-from {path} has no {name}; the model has; {CURE}")
-        if name not in shapes:
-            raise ValueError(f"init-from {path} has {name}; the model has not; {CURE}")
-        if name in found and found[name] != shapes[name]:
+    for name in sorted(wanted.keys() | given.keys()):
+        if name not in given and name not in optional:
+            raise ValueError(f"init-from {path} lacks {name}, which the model has; {FIX}")
+        if name not in wanted:
+            raise ValueError(f"init-from {path} has {name}, which the model lacks; {FIX}")
+        if name in given and given[name] != wanted[name]:
             raise ValueError(
-                f"init-from {path}: {name} is {found[name]} there and {shapes[name]} in the "
-                f"model; {CURE}"
+                f"init-from {path}: {name} is {given[name]} there and {wanted[name]} in the "
+                f"model; {FIX}"
             )
-        if name in found and not tensors.is_float(name):
-            raise ValueError(f"init-from {path}: {name} holds no floating-point numbers; {CURE}")
-    if model.tied_head and "lm_head.weight" in found:
-        head, words = (tensors.read(name) for name in ("lm_head.weight", "embedding.lut.weight"))
-        if not torch.equal(head, words):
+        if name in given and not file.is_float(name):
+            raise ValueError(f"init-from {path}: {name} is not floating-point; {FIX}")
+    if model.tied_head and "lm_head.weight" in given:
+        head, embeddings = (file.read(n) for n in ("lm_head.weight", "embedding.lut.weight"))
+        if not torch.equal(head, embeddings):
             raise ValueError(
-                f"init-from {path} has a head of its own; model.tied_head is true: set it to false"
+                f"init-from {path} has a separate head; model.tied_head is true: set it to false"
             )
-    # A copy: the file may be replaced while its weights are trained.
-    return lambda name, _: tensors.read(name).to(torch.float32, copy=True)
+    # A copy, because the file may be replaced during training.
+    return lambda name, _: file.read(name).to(torch.float32, copy=True)
 
 
 class _SafeFile:
-    """Tensors of a safetensors file, read when asked for."""
+    """Reads single tensors of a safetensors file."""
 
     def __init__(self, path: Path) -> None:
-        opened: Any = safetensors.safe_open
-        self.file: Any = opened(path, framework="pt", device="cpu")
+        open_file: Any = safetensors.safe_open
+        self.file: Any = open_file(path, framework="pt", device="cpu")
         self.names: list[str] = list(self.file.keys())
 
     def shape(self, name: str) -> tuple[int, ...]:
@@ -71,22 +71,22 @@ class _SafeFile:
         return bool(self.file.get_slice(name).get_dtype() in ("F64", "F32", "F16", "BF16"))
 
     def read(self, name: str) -> Tensor:
-        values: Tensor = self.file.get_tensor(name)
-        return values
+        tensor: Tensor = self.file.get_tensor(name)
+        return tensor
 
 
 class _PickledFile:
-    """Tensors of a file that `torch.save` wrote, mapped into memory."""
+    """Reads single tensors of a file written by `torch.save`, mapped into memory."""
 
     def __init__(self, path: Path) -> None:
         try:
             loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         except pickle.UnpicklingError as error:
-            raise ValueError("it holds more than tensors; nothing in it is executed") from error
+            raise ValueError("it holds more than tensors, which are not executed") from error
         if not isinstance(loaded, Mapping) or not all(
-            isinstance(values, Tensor) for values in loaded.values()
+            isinstance(tensor, Tensor) for tensor in loaded.values()
         ):
-            raise ValueError("it holds no plain state dict")
+            raise ValueError("it is not a plain state dict")
         self.tensors = loaded
         self.names = list(loaded)
 
@@ -97,18 +97,18 @@ class _PickledFile:
         return bool(self.tensors[name].is_floating_point())
 
     def read(self, name: str) -> Tensor:
-        values: Tensor = self.tensors[name]
-        return values
+        tensor: Tensor = self.tensors[name]
+        return tensor
 
 
 def _open(path: Path) -> _SafeFile | _PickledFile:
     try:
         return _SafeFile(path) if path.suffix == ".safetensors" else _PickledFile(path)
-    except Exception as error:  # what the readers raise for a damaged file is anything
+    except Exception as error:  # for a damaged file the readers raise exceptions of any type
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise ValueError(
             f"init-from {path} cannot be read ({reason}); "
-            "give a .safetensors or a state dict that torch.save wrote"
+            "give a .safetensors file or a state dict written by torch.save"
         ) from error
 
 
@@ -116,27 +116,26 @@ def write_weights(
     weights: Mapping[str, Tensor],
     read: Callable[[str], Tensor],
     path: Path,
-    about: Mapping[str, str],
+    metadata: Mapping[str, str],
 ) -> None:
-    """Write a safetensors file of float32, whole or not at all, one tensor after the other.
+    """Writes a float32 safetensors file atomically, with one tensor in memory at a time.
 
-    The format: length of the header, 8 bytes; the header, JSON; the numbers, little-endian
+    The format: length of the header, 8 bytes; the header, JSON; the values, little-endian
     (https://huggingface.co/docs/safetensors).
 
     Args:
-        weights: in their order; of each only the shape counts.
-        read: the values of one of them.
-        about: its metadata.
+        weights: tensors of the right shapes, in the order of the file.
+        read: returns the values of a tensor by name.
     """
-    header: dict[str, Any] = {"__metadata__": {"format": "pt", **about}}
+    header: dict[str, Any] = {"__metadata__": {"format": "pt", **metadata}}
     end = 0
-    for name, values in weights.items():
-        begin, end = end, end + 4 * values.numel()
-        header[name] = {"dtype": "F32", "shape": list(values.shape), "data_offsets": [begin, end]}
+    for name, tensor in weights.items():
+        begin, end = end, end + 4 * tensor.numel()
+        header[name] = {"dtype": "F32", "shape": list(tensor.shape), "data_offsets": [begin, end]}
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
     with open_atomically(path) as file:
         file.write(struct.pack("<Q", len(text)) + text)
         for name in weights:
-            numbers = read(name).detach().to(torch.float32).contiguous().numpy()
-            file.write(numbers.astype("<f4", copy=False).data)
+            values = read(name).detach().to(torch.float32).contiguous().numpy()
+            file.write(values.astype("<f4", copy=False).data)

@@ -228,8 +228,8 @@ def test_float16_is_refused_on_a_cpu_with_deepspeed(
         ("resume: maybe", "resume is 'maybe'; it must be true or false"),
         ("model: 3", "config.model is 3; it must be a group of fields"),
         ("seed: -4", "run.seed is -4; it must be at least 0"),
-        ("- 1", "config holds no lines of the form `option: value`; --print_config shows some"),
-        ("", "config holds no lines of the form `option: value`; --print_config shows some"),
+        ("- 1", "config holds no lines of the form `option: value`; --print_config prints an example"),
+        ("", "config holds no lines of the form `option: value`; --print_config prints an example"),
         ("out: [1", "Problems parsing config: while parsing a flow sequence"),
     ],
 )
@@ -662,7 +662,7 @@ def _without(name: str) -> dict[str, torch.Tensor]:
     return {key: values for key, values in _weights().items() if key != name}
 
 
-CURE = "give the size and the model options it was made with"
+FIX = "give the size and the model options that it was made with"
 
 
 @pytest.mark.parametrize("devices", ["", "--devices 2 --strategy fsdp"])
@@ -670,11 +670,11 @@ CURE = "give the size and the model options it was made with"
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (lambda: _without("lm_head.bias"), f"has no lm_head.bias; the model has; {CURE}"),
-        (lambda: _weights() | {"x": torch.zeros(1)}, f"has x; the model has not; {CURE}"),
+        (lambda: _without("lm_head.bias"), f"lacks lm_head.bias, which the model has; {FIX}"),
+        (lambda: _weights() | {"x": torch.zeros(1)}, f"has x, which the model lacks; {FIX}"),
         (
             lambda: _weights() | {"lm_head.weight": torch.zeros(299, 16)},
-            f": lm_head.weight is (299, 16) there and (300, 16) in the model; {CURE}",
+            f": lm_head.weight is (299, 16) there and (300, 16) in the model; {FIX}",
         ),
     ],
     ids=["missing", "extra", "size"],
@@ -697,8 +697,8 @@ def test_a_damaged_file_of_weights_is_refused(
     (torch.save if kind == "pt" else save_file)(_weights(), path)
     path.write_bytes(damage(path.read_bytes()))
     assert re.fullmatch(
-        rf"init-from {path} cannot be read \(.+\); give a \.safetensors or a state dict that "
-        r"torch\.save wrote",
+        rf"init-from {path} cannot be read \(.+\); give a \.safetensors file or a state dict "
+        r"written by torch\.save",
         refuse(f"{TEXT} --init-from {path}"),
     )
 
@@ -721,7 +721,7 @@ def test_code_in_a_file_of_weights_is_refused_and_not_executed(
     [
         ("nowhere.pt", "init-from nowhere.pt does not exist; check the path"),
         ("~no_such_user/w.pt", "init-from ~no_such_user/w.pt does not exist; check the path"),
-        (".", "init-from . is a folder; name a file, as `python -m unitransformer.export` writes"),
+        (".", "init-from . is a folder; name a file, for example one that `python -m unitransformer.export` has written"),
         ("text.txt", "init-from text.txt cannot be read ("),
     ],
 )

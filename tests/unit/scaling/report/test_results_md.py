@@ -1,4 +1,4 @@
-"""The report: what RESULTS.md says of hand-made records, and the command that writes it."""
+"""Tests RESULTS.md for hand-made records, and the command that writes it."""
 
 import json
 import os
@@ -12,57 +12,27 @@ from typing import Any, get_args
 from urllib.parse import unquote
 
 import pytest
-from test_certificates import RESULTS, make_certificate
-from test_store import CEILING, HOST, STEP_S, make_config, make_crashed, make_record, make_run
 
 from scaling.__main__ import main
 from scaling.parity.certificate import describe_bounds
 from scaling.parity.certificate_file import read_certificate, write_certificate
 from scaling.report.exports import to_csv, to_json
 from scaling.report.html.page import render_html
-from scaling.report.results_md import draw_plots, render_pages
+from scaling.report.results_md import draw_plots
 from scaling.report.rows import rows
 from scaling.report.sections.architecture import draw_architecture
 from scaling.store.reader import LeftOut, Store, load_store
+from tests.builders.certificates import RESULTS, make_certificate
+from tests.builders.records import CEILING, HOST, STEP_S, make_config, make_crashed, make_record
+from tests.builders.reports import cells, make_store, pages_of, render, results, text_of
 from unitransformer.config import ParallelConfig, Precision, Recipe, to_dict
 from unitransformer.costs.flops import count_flops
 from unitransformer.measure.compile_ledger import CompileLedger
 from unitransformer.record.schema import Record, write_record
 
 
-def make_store(*records: Record) -> Store:
-    runs = tuple(make_run(record, f"runs/{i}.json") for i, record in enumerate(records))
-    return Store(runs=runs, left_out=())
-
-
-def pages_of(store: Store) -> dict[str, str]:
-    """Every page by its file name, in a folder of their own beside RESULTS.md."""
-    pages = render_pages(store, command="python -m scaling report .", plots="plots", pages="pages")
-    return {path.name: text for path, text in pages.items()}
-
-
-def text_of(store: Store) -> str:
-    """All pages, RESULTS.md first."""
-    return "\n".join(pages_of(store).values())
-
-
-def render(*records: Record) -> str:
-    return text_of(make_store(*records))
-
-
-def results(*records: Record) -> str:
-    """RESULTS.md alone."""
-    return pages_of(make_store(*records))["RESULTS.md"]
-
-
 def three() -> list[Record]:
     return [make_record(recipe) for recipe in ("vit", "gpt", "bert")]
-
-
-def cells(text: str, name: str) -> list[str]:
-    """The cells right of the first table row that begins with `name`."""
-    (row, *_) = [line for line in text.splitlines() if re.match(rf"\| {re.escape(name)} ", line)]
-    return [cell.strip() for cell in re.split(r"(?<!\\)\|", row)[2:-1]]
 
 
 # ---------------------------------------------------------------------------------- the whole
@@ -91,7 +61,7 @@ def test_only_recipes_that_ran_have_a_section() -> None:
     assert cells(text, "recipe") == ["ViT"]
 
 
-def test_the_first_paragraph_says_what_it_is_and_how_to_write_it_again() -> None:
+def test_the_first_paragraph_describes_the_report_and_how_to_regenerate_it() -> None:
     text = results(*three())
     opening, ending = text.split("\n## ")[0], text.split("\n## ")[-1]
     assert "3 runs, measured on Example 9000" in opening
@@ -100,7 +70,7 @@ def test_the_first_paragraph_says_what_it_is_and_how_to_write_it_again() -> None
     assert "```sh\npython -m scaling report .\n```" in ending
 
 
-def test_the_overview_tells_every_figure_with_its_unit() -> None:
+def test_the_overview_shows_every_value_with_its_unit() -> None:
     text = results(*three())
     assert cells(text, "recipe") == ["BERT", "GPT", "ViT"]
     few = "no interval: 10 samples, an interval needs 50"
@@ -129,7 +99,7 @@ def test_the_overview_tells_every_figure_with_its_unit() -> None:
     assert cells(text, "FLOPs")[2].endswith("FLOP per image (`matmul`)")
 
 
-def test_recipes_are_named_in_one_order_and_a_changed_shape_is_no_preset() -> None:
+def test_recipes_are_named_in_one_order_and_a_changed_shape_is_marked() -> None:
     older = {"versions": {"python": "3.10"}}
     records = [make_record("vit"), make_record("bert"), make_record("gpt", **older)]
     assert "\n- BERT, ViT: python" in render(*records).split("## Versions")[1]
@@ -138,7 +108,7 @@ def test_recipes_are_named_in_one_order_and_a_changed_shape_is_no_preset() -> No
     assert cells(render(make_record("gpt")), "size") == ["tiny"]
 
 
-def test_a_baseline_that_was_not_beaten_is_told() -> None:
+def test_a_baseline_that_was_not_beaten_is_reported() -> None:
     record = make_record()
     record["validation"]["baseline"]["loss"] = 1.25
     assert cells(render(record), "baseline beaten") == ["**no**, 0.75 nats short"]
@@ -155,7 +125,7 @@ def test_conditions_that_differ_name_their_recipes() -> None:
     assert "sha256 " + "ab" * 32 in render(*records)
 
 
-def test_a_missing_figure_says_why() -> None:
+def test_a_blank_value_has_its_reason() -> None:
     record = make_record(step_s=[0.1] * 5, data={"description": "synthetic", "sha256": None})
     record["validation"]["baseline"] = None
     text = render(record)
@@ -167,7 +137,7 @@ def test_a_missing_figure_says_why() -> None:
     assert "\n- synthetic; no files, so no sha256\n" in text
 
 
-def test_equal_records_give_equal_bytes_in_any_order() -> None:
+def test_equal_records_give_an_equal_report_in_any_order() -> None:
     runs = make_store(*three(), make_record("gpt", step_s=STEP_S * 2)).runs
     stores = [Store(runs=order, left_out=()) for order in (runs, runs[::-1])]
     first, second = map(pages_of, stores)
@@ -189,7 +159,7 @@ def test_plots_hold_no_date_and_no_version() -> None:
     assert b"Matplotlib v" not in content
 
 
-def test_hosts_and_absolute_paths_stay_at_home() -> None:
+def test_hosts_and_absolute_paths_are_not_in_the_report() -> None:
     error = {"type": "OSError", "message": "secret-node-7: /home/jane/data/a.txt is gone"}
     text = render(make_record("bert"), make_crashed(error=error))
     assert "OSError: (host): …/a.txt is gone" in text
@@ -200,7 +170,7 @@ def test_hosts_and_absolute_paths_stay_at_home() -> None:
 # ---------------------------------------------------------------------------------- one recipe
 
 
-def test_the_longest_run_has_the_section_and_the_others_a_row() -> None:
+def test_the_longest_run_has_a_section_and_the_others_have_a_row() -> None:
     long = make_record(step_s=STEP_S + [0.1] * 8, loss=[1.0] * 20, learning_rate=[1e-3] * 20)
     text = render(make_record(), long, make_record(started_at="2026-02-02"))
     assert cells(text, "steps") == ["20"]
@@ -211,7 +181,7 @@ def test_the_longest_run_has_the_section_and_the_others_a_row() -> None:
     assert "uncommitted changes (records 1, 2, 3)" in rows
 
 
-def test_repeats_of_a_launch_have_their_variance_apart() -> None:
+def test_variance_within_and_between_launches_is_reported_separately() -> None:
     noise = random.Random(0)
     step_s = [0.5, 0.3] + [0.1 + 0.01 * noise.random() for _ in range(90)]
     slower = [0.5, 0.3] + [0.12 + 0.01 * noise.random() for _ in range(90)]
@@ -221,8 +191,8 @@ def test_repeats_of_a_launch_have_their_variance_apart() -> None:
     assert "from launch to launch beyond that" in told
 
 
-def test_a_compiled_run_says_when_compiling_has_paid_for_itself() -> None:
-    # 1 s of compiling, 0.1 s saved a step.
+def test_a_compiled_run_reports_when_compiling_has_paid_off() -> None:
+    # 1 s of compiling, 0.1 s saved per step.
     eager = make_record(step_s=[0.5, 0.3] + [0.2] * 10)
     compiled = make_record()
     compiled["config"]["parallel"]["compile"] = "default"
@@ -233,7 +203,7 @@ def test_a_compiled_run_says_when_compiling_has_paid_for_itself() -> None:
     assert told in cell, "and in what the two differ"
 
 
-def test_figures_of_a_run_come_from_its_raw_steps() -> None:
+def test_metrics_of_a_run_come_from_its_raw_steps() -> None:
     text = render(make_record())
     assert cells(text, "steady state")[0].startswith("steps 3 to 12, 10 steps: after the last")
     assert cells(text, "median steady step")[0].startswith(
@@ -250,8 +220,8 @@ def test_figures_of_a_run_come_from_its_raw_steps() -> None:
     }
 
 
-def test_enough_steps_have_an_interval_and_a_flag_stands_beside_the_speed() -> None:
-    # 52 steady steps of 0.1 or 0.2 s in turns: every block holds as many of both.
+def test_the_speed_of_enough_steps_has_an_interval_and_its_flags() -> None:
+    # 52 steady steps alternate between 0.1 and 0.2 s: every block holds as many of both.
     record = make_record(step_s=[0.5, 0.3] + [0.1, 0.2] * 26, flags=["the GPU was shared"])
     text = render(record)
     assert cells(text, "speed") == ["107 tokens/s (107 to 107)"]
@@ -261,7 +231,7 @@ def test_enough_steps_have_an_interval_and_a_flag_stands_beside_the_speed() -> N
     assert re.search(r"% \([\d.]+% to [\d.]+%\)", text), "and the share of the ceiling"
 
 
-def test_a_run_on_a_gpu_stands_beside_the_data_sheet_and_its_own_ceiling() -> None:
+def test_a_gpu_run_is_compared_with_the_data_sheet_and_its_measured_ceiling() -> None:
     bf16 = CEILING | {"dtype": "bfloat16", "device": "NVIDIA H200"}
     host = HOST | {"device": "NVIDIA H200", "device_memory_bytes": 140 * 2**30}
     record = make_record(hardware=[host], ceiling=[bf16])
@@ -274,7 +244,7 @@ def test_a_run_on_a_gpu_stands_beside_the_data_sheet_and_its_own_ceiling() -> No
     assert "Data sheet: 990 TFLOP/s dense in bfloat16, https://" in text
 
 
-def test_a_compiled_run_says_what_the_compiler_did_and_where() -> None:
+def test_a_compiled_run_reports_what_the_compiler_did() -> None:
     ledger = CompileLedger("off").as_dict() | {
         "mode": "default",
         "start": "cold",
@@ -291,12 +261,12 @@ def test_a_compiled_run_says_what_the_compiler_did_and_where() -> None:
     )
 
 
-def test_a_resumed_run_says_which_launch_was_timed() -> None:
+def test_a_resumed_run_names_the_timed_launch() -> None:
     record = make_record(launches=[0, 2])
     assert "10 steps, in the last of 2 launches" in cells(render(record), "steady state")[0]
 
 
-def test_the_last_log_lines_the_command_and_the_summary_are_there() -> None:
+def test_the_report_contains_last_log_lines_command_and_summary() -> None:
     text = render(make_record("vit"))
     assert "```\nstep  1/12 | loss   3.0000 | lr 1.50e-05 |    500.0 ms/step\n" in text
     assert "step 12/12 | validation loss 2.0000 | top-1 50.00%\n```" in text
@@ -332,7 +302,7 @@ def test_a_run_that_crashed_has_a_row_with_its_error() -> None:
     assert "## BERT" not in text
 
 
-def test_failures_alone_are_a_report_too() -> None:
+def test_failed_runs_alone_give_a_report() -> None:
     text = render(make_crashed())
     assert "Nothing to compare: no run ended well." in text
     assert draw_plots(make_store(make_crashed())) == {}
@@ -388,13 +358,13 @@ def test_loss_parity_has_a_row_for_each_strategy_and_device_count() -> None:
     assert cells(fsdp, "fsdp") == row
 
 
-def test_bounds_are_told_with_their_reasons() -> None:
+def test_parity_bounds_are_printed_with_their_reasons() -> None:
     text = certified().split("# Loss parity")[1]
     assert cells(text, "32-true")[:2] == ["1e-05", "0.0001"]
     assert all(cells(text, precision)[2] for precision in get_args(Precision))
 
 
-def test_what_is_not_equal_is_listed_with_the_command_that_runs_it_alone() -> None:
+def test_cases_that_are_not_equal_are_listed_with_their_command() -> None:
     text = certified().split("Not equal:")[1]
     verdict, what = cells(text, "fsdp x 2, 32-true")
     assert verdict == "different"
@@ -416,7 +386,7 @@ def test_refusals_name_the_strategies_of_each_reason() -> None:
     assert "- 3 configurations (zero1, zero3): strategy … reads …/y: choose another" in text
 
 
-def test_every_speed_says_which_certificate_covers_it() -> None:
+def test_every_speed_names_the_certificate_that_covers_it() -> None:
     linked = "[certificate](runs/parity.json)"
     spread: dict[str, Any] = {"devices": 8, "accelerator": "cpu"}
     for record, cell in (
@@ -435,7 +405,7 @@ def test_every_speed_says_which_certificate_covers_it() -> None:
         assert found.startswith(cell)
 
 
-def test_the_newest_certificate_counts() -> None:
+def test_the_newest_certificate_is_used() -> None:
     old, new = make_certificate(), make_certificate(started_at="2026-02-02T00:00:00+00:00")
     new["cases"] = [RESULTS[3] | {"strategy": "ddp"}]
     certificates = (read_certificate(new, "a.json"), read_certificate(old, "b.json"))
@@ -446,14 +416,14 @@ def test_the_newest_certificate_counts() -> None:
         assert text.index("[certificate](../a.json)") < text.index("[certificate](../b.json)")
 
 
-def test_an_edited_certificate_is_not_believed() -> None:
+def test_an_edited_certificate_is_reported_and_proves_nothing() -> None:
     edited = [*RESULTS[:3], RESULTS[3] | {"verdict": "equal"}]
     text = certified(make_record(), results=edited)
     assert "4 configurations: 3 equal, 1 different" in text
     assert "> [!" not in certified(make_record())
 
 
-def test_bounds_of_another_version_are_a_note() -> None:
+def test_other_bounds_of_an_older_certificate_have_a_note() -> None:
     bounds = describe_bounds()
     bounds["bf16-mixed"]["loss"] = 0.5
     text = certified(bounds=bounds)
@@ -461,7 +431,7 @@ def test_bounds_of_another_version_are_a_note() -> None:
     assert "bf16-mixed was held to loss 0.5" in text
 
 
-def test_a_certificate_alone_is_a_report_too(runs: Path) -> None:
+def test_a_certificate_alone_gives_a_report(runs: Path) -> None:
     write_certificate(make_certificate(results=RESULTS[:1]), Path("proofs"))
     assert main(["report", "proofs"]) == 0
     assert "Nothing to compare" in Path("RESULTS.md").read_text()
@@ -475,7 +445,7 @@ def test_a_certificate_alone_is_a_report_too(runs: Path) -> None:
 # ---------------------------------------------------------------------------------- Markdown
 
 
-def test_pipes_and_lines_and_markup_stay_inside_their_cell() -> None:
+def test_pipes_newlines_and_markup_stay_inside_their_cell() -> None:
     record = make_record()
     record["validation"]["baseline"]["name"] = "word '|' *or* `<unk>`\nnext | line"
     text = render(record, make_crashed(error={"type": "E", "message": "a | b\n\nc"}))
@@ -486,7 +456,7 @@ def test_pipes_and_lines_and_markup_stay_inside_their_cell() -> None:
     _assert_tables_are_whole(text)
 
 
-def test_every_row_of_every_table_has_as_many_cells_as_its_head() -> None:
+def test_every_table_row_has_as_many_cells_as_its_header() -> None:
     _assert_tables_are_whole(render(*three(), *three(), make_crashed()))
 
 
@@ -518,20 +488,20 @@ def test_the_drawing_has_the_numbers_of_the_config(recipe: Recipe) -> None:
     assert ("causal" in drawn) == (recipe == "gpt")
 
 
-def test_the_drawing_says_what_the_loss_looks_at() -> None:
+def test_the_drawing_names_the_positions_that_count_for_the_loss() -> None:
     assert '"1 masked of 8 positions"' in draw_architecture(make_config("bert"))
     assert '"all 8 positions"' in draw_architecture(make_config("gpt"))
     assert '"the class token"' in draw_architecture(make_config("vit"))
 
 
-def test_pictures_are_drawn_as_patches_and_a_class_token() -> None:
+def test_images_are_drawn_as_patches_and_a_class_token() -> None:
     drawn = draw_architecture(make_config("vit"))
     assert "image, 3 x 8 x 8" in drawn
     assert "4 patches of 4 x 4 pixels<br/>linear 48 → 16" in drawn
     assert "class token in front: 5 positions" in drawn
 
 
-def test_a_final_norm_and_a_tied_head_are_drawn_where_there_are_some() -> None:
+def test_a_final_norm_and_a_tied_head_are_drawn_if_present() -> None:
     config = make_config("gpt")
     assert "final_norm" not in draw_architecture(config)
     model = replace(config.model, final_norm=True, tied_head=True, head_bias=False, dropout=0.1)
@@ -625,7 +595,7 @@ def test_the_command_in_the_report_writes_the_same_bytes(
     assert len(first) == 6
 
 
-def test_the_command_writes_a_page_and_rows_for_other_tools_where_asked(
+def test_the_command_writes_an_html_page_csv_and_json_on_request(
     runs: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     files = {name: runs.parent / "out" / f"all.{name}" for name in ("html", "csv", "json")}
@@ -653,7 +623,7 @@ def test_an_edited_record_is_left_out_with_its_field(
     assert reason in Path("RESULTS-pages/conditions.md").read_text()
 
 
-def test_a_record_at_odds_with_its_samples_is_believed_by_the_report_and_named_by_lint(
+def test_a_record_that_contradicts_its_samples_fails_the_command_and_is_named(
     runs: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_record(make_record(tokens_per_s=1.0), runs / "gpt-ok.json")
@@ -708,10 +678,10 @@ def test_a_folder_that_cannot_be_written_is_refused(
 ) -> None:
     line = error_of(capsys, ["report", str(runs), "--out", "/proc/new/RESULTS.md"])
     assert "/proc cannot be written (" in line
-    assert "choose another place" in line
+    assert "choose another path" in line
 
 
-def test_a_disk_that_fails_is_a_failure(
+def test_a_disk_error_is_a_failure(
     runs: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: Any) -> None:
