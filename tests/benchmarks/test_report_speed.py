@@ -50,7 +50,7 @@ def _vary(record: dict[str, Any], seed: int) -> dict[str, Any]:
     samples["slowest_rank"] = [0] * STEPS
     record["config"]["seed"] = seed
     config = from_dict(RunConfig, record["config"])
-    steady = steady_of(step_s, launches=[0], unsteady=[])
+    steady = steady_of(step_s, launches=[0], excluded_steps=[])
     readout = read_out(
         step_s, samples, steady, launches=[0], units_per_step=config.global_batch_size
     )
@@ -60,9 +60,9 @@ def _vary(record: dict[str, Any], seed: int) -> dict[str, Any]:
         "samples": samples,
         "loss": [1 + drawn.random() for _ in range(STEPS)],
         "learning_rate": [1e-3] * STEPS,
-        "unsteady": [],
+        "excluded_steps": [],
         "steady_from": steady.start,
-        "figures": readout.as_dict(),
+        "metrics": readout.as_dict(),
         "images_per_s": readout.units_per_s,
     }
 
@@ -72,7 +72,7 @@ def read_whole(folder: Path) -> Store:
     store = load_store([folder], relative_to=folder)
     for run in store.runs:
         assert run.readout is not None
-        assert run.passport
+        assert run.mfu
     return store
 
 
@@ -102,7 +102,7 @@ def test_a_report_finds_no_figure_again_in_the_samples(
     assert all(find_contradictions(run) == [] for run in store.runs)
     for name in (
         "unitransformer.record.metrics.describe",
-        "unitransformer.record.metrics.find_steady",
+        "unitransformer.record.metrics.find_steady_state",
     ):
         monkeypatch.setattr(name, lambda *_: pytest.fail("found again"))
     assert render(read_whole(folders[0])) == render(store)
@@ -124,7 +124,7 @@ def copies_of(store: Store, number: int) -> Store:
     """So many of each run, under names of their own and with the figures already found."""
     runs = []
     for run in store.runs:
-        _ = run.readout, run.launch, run.passport
+        _ = run.readout, run.launch, run.mfu
         runs += [_renamed(run, f"{run.name}-{place}-copy.json") for place in range(number)]
     return Store(runs=tuple(runs), left_out=())
 

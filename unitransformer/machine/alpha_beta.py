@@ -1,15 +1,15 @@
-"""Seconds of a collective by its size in, latency and bandwidth out. Plain arithmetic.
+"""Fits latency (alpha) and bandwidth (B) of a collective to its seconds by size.
 
 n ranks | S bytes of the whole array | alpha seconds of one step | B bytes/s of one rank's link
 
 A ring all-reduce takes 2 (n - 1) steps of S / n bytes, all-gather and reduce-scatter half as many:
 t = 2 (n - 1) (alpha + S / (n B)) and t = (n - 1) (alpha + S / (n B)). Steps: Thakur, Rabenseifner
-and Gropp, "Optimization of Collective Communication Operations in MPICH", 2005. What each rank
-sends: https://github.com/NVIDIA/nccl-tests/blob/master/doc/PERFORMANCE.md; a pipelined broadcast
-sends all of S through every link: t = (n - 1) alpha + S / B.
+and Gropp, "Optimization of Collective Communication Operations in MPICH", 2005. Bytes per rank:
+https://github.com/NVIDIA/nccl-tests/blob/master/doc/PERFORMANCE.md. A pipelined broadcast sends all
+of S through every link: t = (n - 1) alpha + S / B.
 
-A library is free to take a tree, or a switch that adds: alpha and B are then those of a ring that
-would take as long, and B can exceed a link's.
+If a library uses a tree, or a switch that adds, alpha and B are those of a ring that would take as
+long, and B can exceed the bandwidth of a link.
 """
 
 import statistics
@@ -18,32 +18,33 @@ from dataclasses import dataclass
 from typing import Literal, assert_never
 
 Collective = Literal["all_reduce", "all_gather", "reduce_scatter", "broadcast"]
-MIN_SIZES = 5  # three to fit, two to predict
+MIN_SIZES = 5  # three to fit, two held out
 
 
 @dataclass(frozen=True, kw_only=True)
 class CollectiveTiming:
-    """One size, measured again and again."""
+    """One size, measured several times."""
 
     size_bytes: int  # of the whole array, as nccl-tests counts it
-    calls: int  # one behind the other in each sample
-    seconds: tuple[float, ...]  # of each sample, on the rank that took longest
+    calls: int  # consecutive calls per sample
+    seconds: tuple[float, ...]  # per sample, on the slowest rank
 
     def __post_init__(self) -> None:
         if self.size_bytes < 1 or self.calls < 1:
-            raise ValueError(f"a point has {self.calls} calls of {self.size_bytes} bytes")
+            raise ValueError(
+                f"{self.calls} calls of {self.size_bytes} bytes; both must be at least 1"
+            )
         if not self.seconds or not all(0 < second < float("inf") for second in self.seconds):
             raise ValueError(f"seconds of {self.size_bytes} bytes are {self.seconds}, not above 0")
 
     @property
     def call_s(self) -> float:
-        """Median seconds of a call."""
         return statistics.median(self.seconds) / self.calls
 
 
 @dataclass(frozen=True, kw_only=True)
 class AlphaBeta:
-    """What any size takes."""
+    """Predicts the seconds of a collective for any size."""
 
     collective: Collective
     num_ranks: int
@@ -57,7 +58,7 @@ class AlphaBeta:
 
 @dataclass(frozen=True, kw_only=True)
 class AlphaBetaFit:
-    """A line through all sizes, and how well half of them predict the rest."""
+    """A model fitted to all sizes, and the errors of one fitted without the held-out sizes."""
 
     model: AlphaBeta
     held_out_error: dict[int, float]  # bytes -> predicted / measured - 1
@@ -72,7 +73,7 @@ class AlphaBetaFit:
 
 
 def ring(collective: Collective, num_ranks: int) -> tuple[int, float]:
-    """Steps of a ring, and what each rank sends as a share of the whole array."""
+    """Returns the steps of a ring, and the share of the whole array that each rank sends."""
     others = num_ranks - 1
     match collective:
         case "all_reduce":
@@ -86,31 +87,33 @@ def ring(collective: Collective, num_ranks: int) -> tuple[int, float]:
 
 
 def fit(collective: Collective, num_ranks: int, points: Sequence[CollectiveTiming]) -> AlphaBetaFit:
-    """The line through `points`; every second size but the last is predicted from the others.
+    """Fits a model to `points`; every second size between the ends is also held out.
 
     Raises:
         ValueError: too few sizes or ranks, or times that do not grow with the size.
     """
     points = sorted(points, key=lambda point: point.size_bytes)
     if len({point.size_bytes for point in points}) < max(MIN_SIZES, len(points)):
-        raise ValueError(f"{collective}: {len(points)} sizes; {MIN_SIZES} unlike ones are needed")
-    # Both ends are fitted: predicting beyond them is another question.
+        raise ValueError(
+            f"{collective}: {len(points)} sizes; at least {MIN_SIZES} different ones needed"
+        )
+    # Both ends are fitted: these errors are of interpolation, not of extrapolation.
     held_out = points[1:-1:2]
     fitted = [point for point in points if point not in held_out]
-    half = _fit_line(collective, num_ranks, fitted)
+    partial = _fit_model(collective, num_ranks, fitted)
     return AlphaBetaFit(
-        model=_fit_line(collective, num_ranks, points),
+        model=_fit_model(collective, num_ranks, points),
         held_out_error={
-            point.size_bytes: half.predict_s(point.size_bytes) / point.call_s - 1
+            point.size_bytes: partial.predict_s(point.size_bytes) / point.call_s - 1
             for point in held_out
         },
     )
 
 
-def _fit_line(
+def _fit_model(
     collective: Collective, num_ranks: int, points: Sequence[CollectiveTiming]
 ) -> AlphaBeta:
-    """Least squares of the relative error: small sizes know alpha, large ones B."""
+    """Least squares of the relative error: small sizes determine alpha, large ones B."""
     if num_ranks < 2:
         raise ValueError(f"{collective}: {num_ranks} rank sends nothing; use 2 or more")
     steps, sent = ring(collective, num_ranks)
@@ -120,10 +123,10 @@ def _fit_line(
     p, q = (sum(row[i] for row in rows) for i in (0, 1))
     determinant = pp * qq - pq * pq
     alpha_s, s_per_byte = (p * qq - q * pq) / determinant, (q * pp - p * pq) / determinant
-    if alpha_s < 0:  # nothing takes less than no time: the best line through the origin
+    if alpha_s < 0:  # impossible: fit a line through the origin
         alpha_s, s_per_byte = 0.0, q / qq
     if s_per_byte <= 0:
-        raise ValueError(f"{collective}: its time does not grow with the size; measure for longer")
+        raise ValueError(f"{collective}: its time does not grow with the size; measure longer")
     return AlphaBeta(
         collective=collective, num_ranks=num_ranks, alpha_s=alpha_s, bytes_per_s=1 / s_per_byte
     )

@@ -1,6 +1,4 @@
-"""A calibration: what a machine's ranks reached. Raw samples in, figures out; nothing but samples
-is kept, every figure is computed from them.
-"""
+"""Holds what the ranks of a machine reached in calibration: raw samples, and metrics from them."""
 
 import json
 import statistics
@@ -14,15 +12,14 @@ from unitransformer.machine.host import Machine
 
 @dataclass(frozen=True, kw_only=True)
 class WorkSamples:
-    """One kind of work, done again and again."""
+    """Seconds of the same work, measured several times."""
 
     name: str
-    work: int  # FLOP or bytes of a sample
+    work: int  # FLOPs or bytes of a sample
     seconds: tuple[float, ...]
 
     def __post_init__(self) -> None:
-        numbers = all(isinstance(second, int | float) for second in self.seconds)
-        if not numbers or not all(0 < second < float("inf") for second in self.seconds):
+        if not all(0 < second < float("inf") for second in self.seconds):
             raise ValueError(f"{self.name}: seconds are {self.seconds}, not numbers above 0")
         if self.work < 1 or not self.seconds:
             raise ValueError(f"{self.name}: {self.work} FLOP or bytes, {len(self.seconds)} samples")
@@ -42,10 +39,14 @@ class Ceiling:
 
     device: str  # as its driver names it
     dtype: str
-    threads: int | None  # None: not on a CPU
-    matmul: tuple[WorkSamples, ...]  # of FLOP, one for each product that was tried
-    copy: WorkSamples  # of bytes, read and written
+    threads: int | None  # None on a GPU
+    matmul: tuple[WorkSamples, ...]  # FLOPs, one entry per product that was tried
+    copy: WorkSamples  # bytes read and written
     elapsed_s: float
+
+    def __post_init__(self) -> None:
+        if not self.matmul:
+            raise ValueError("matmul is empty; a ceiling needs at least one product")
 
     @property
     def best_product(self) -> WorkSamples:
@@ -53,7 +54,7 @@ class Ceiling:
 
     @property
     def matmul_flops_per_s(self) -> float:
-        """The ceiling: the best sample, for training must never be above it."""
+        """The rate of the best sample, which training must never exceed."""
         return self.best_product.best_per_s
 
     @property
@@ -61,36 +62,33 @@ class Ceiling:
         return self.copy.best_per_s
 
     def merge(self, other: "Ceiling") -> "Ceiling":
-        """Samples of both, as of before and after a training.
+        """Returns a ceiling with the samples of both, such as before and after training.
 
         Raises:
-            ValueError: they are of unlike things.
+            ValueError: device, dtype or threads differ.
         """
         for name in ("device", "dtype", "threads"):
-            own, theirs = getattr(self, name), getattr(other, name)
-            if own != theirs:
-                raise ValueError(f"{name} is {own} and {theirs}; join ceilings of one alone")
+            mine, theirs = getattr(self, name), getattr(other, name)
+            if mine != theirs:
+                raise ValueError(f"{name} is {mine} and {theirs}; only equal ones can be merged")
+        if self.copy.work == other.copy.work:
+            copy = replace(self.copy, seconds=self.copy.seconds + other.copy.seconds)
+        else:  # one had less memory: take the faster one
+            copy = max(self.copy, other.copy, key=lambda samples: samples.best_per_s)
         return replace(
             self,
             matmul=self.matmul + other.matmul,
-            copy=_merge(self.copy, other.copy),
+            copy=copy,
             elapsed_s=self.elapsed_s + other.elapsed_s,
         )
 
     def as_dict(self) -> dict[str, Any]:
-        """Samples and the figures they come to, as plain JSON values for a record."""
-        told: dict[str, Any] = json.loads(json.dumps(asdict(self)))  # tuples become lists
-        return told | {
+        """Returns samples and rates as plain JSON values for a record."""
+        plain: dict[str, Any] = json.loads(json.dumps(asdict(self)))  # tuples become lists
+        return plain | {
             "matmul_flops_per_s": self.matmul_flops_per_s,
             "copy_bytes_per_s": self.copy_bytes_per_s,
         }
-
-
-def _merge(first: WorkSamples, second: WorkSamples) -> WorkSamples:
-    """Samples of the same work; where it was not, for memory was short, the faster one's."""
-    if first.work == second.work:
-        return replace(first, seconds=first.seconds + second.seconds)
-    return max(first, second, key=lambda samples: samples.best_per_s)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,8 +100,8 @@ class Calibration:
     command: str
     device: str  # "cpu" or "cuda"
     num_ranks: int
-    left_out: Mapping[str, str]  # dtypes that were not measured -> why
-    ranks: tuple[tuple[Ceiling, ...], ...]  # of each rank, one a dtype
+    left_out: Mapping[str, str]  # dtype -> why it was not measured
+    ranks: tuple[tuple[Ceiling, ...], ...]  # per rank, per dtype
     collectives: Mapping[Collective, tuple[CollectiveTiming, ...]]  # empty for one rank
     elapsed_s: float
 
@@ -113,17 +111,17 @@ class Calibration:
         if not self.dtypes or any(
             tuple(ceiling.dtype for ceiling in rank) != self.dtypes for rank in self.ranks
         ):
-            raise ValueError("ranks have not all measured the same dtypes, one at least")
+            raise ValueError("ranks must all measure the same dtypes, at least one")
 
     @property
     def dtypes(self) -> tuple[str, ...]:
         return tuple(ceiling.dtype for ceiling in self.ranks[0])
 
     def ceilings(self, dtype: str) -> tuple[Ceiling, ...]:
-        """Of every rank.
+        """Returns the ceiling of every rank.
 
         Raises:
-            ValueError: it was not measured, and why.
+            ValueError: it was not measured; says why.
         """
         if dtype not in self.dtypes:
             why = self.left_out.get(dtype, f"measured are {', '.join(self.dtypes)}")
@@ -131,28 +129,28 @@ class Calibration:
         return tuple(c for rank in self.ranks for c in rank if c.dtype == dtype)
 
     def matmul_flops_per_s(self, dtype: str) -> float:
-        """The best that any rank has reached: a ceiling of each, for their machines are alike."""
+        """Returns the best rate of any rank, which limits each rank, as their devices are equal."""
         return max(ceiling.matmul_flops_per_s for ceiling in self.ceilings(dtype))
 
     def copy_bytes_per_s(self) -> float:
-        """The best that any rank has reached; bytes read and written."""
+        """Returns the best rate of any rank; counts bytes read and written."""
         return max(ceiling.copy_bytes_per_s for rank in self.ranks for ceiling in rank)
 
     def fit(self, collective: Collective) -> AlphaBetaFit:
-        """Raises ValueError as `alpha_beta.fit` does, and for what was not measured."""
+        """Raises ValueError as `alpha_beta.fit` does, and for a collective without samples."""
         if collective not in self.collectives:
             raise ValueError(f"{collective} was not measured: {self.num_ranks} rank")
         return fit(collective, self.num_ranks, self.collectives[collective])
 
     def metrics(self) -> dict[str, Any]:
-        """All that is derived from samples; None, for a collective, with the reason beside it."""
+        """Returns everything derived from samples; None, with a reason, where a fit fails."""
         return {
             "matmul_flops_per_s": {dtype: self.matmul_flops_per_s(dtype) for dtype in self.dtypes},
             "copy_bytes_per_s": self.copy_bytes_per_s(),
-            "collectives": {name: self._figures_of(name) for name in self.collectives},
+            "collectives": {name: self._fit_metrics(name) for name in self.collectives},
         }
 
-    def _figures_of(self, collective: Collective) -> dict[str, Any]:
+    def _fit_metrics(self, collective: Collective) -> dict[str, Any]:
         try:
             fitted = self.fit(collective)
         except ValueError as error:

@@ -1,189 +1,147 @@
-"""Calibrations as files: one JSON each, written whole, kept by the machine's fingerprint.
+"""Stores calibrations as JSON files, in a folder per machine fingerprint.
 
-Figures are recomputed from the samples whenever a file is read, and each field is sealed: an edit
-is noticed, and where.
+Each field of a file has a checksum, and reading computes the metrics again from the samples, so an
+edit is noticed and its field named.
 """
 
 import datetime
 import json
 import os
-from collections.abc import Mapping
-from dataclasses import asdict
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal
 
 import platformdirs
 
 from unitransformer.files import write_atomically
 from unitransformer.launch.variables import DATA_FOLDER
-from unitransformer.machine.alpha_beta import Collective, CollectiveTiming
-from unitransformer.machine.calibration import Calibration, Ceiling, WorkSamples
-from unitransformer.machine.host import Machine
-from unitransformer.record.seals import SEALS, check_seals, read_json, seal
+from unitransformer.machine.calibration import Calibration, Ceiling
+from unitransformer.record.checksums import (
+    CHECKSUMS,
+    add_checksums,
+    read_json,
+    verify_checksums,
+)
 
 SCHEMA = 1
 SCHEMA_FIELD = "calibration_schema"
-
-Kinds = Mapping[str, type | tuple[type, ...]]
-NUMBER, LIST, NOTHING = (int, float), (list, tuple), type(None)
-HEAD: Kinds = {
-    "made_at": str,
-    "command": str,
-    "device": str,
-    "num_ranks": int,
-    "left_out": dict,
-    "elapsed_s": NUMBER,
-}
-PARTS: Kinds = {
-    "machine": dict,
-    "ranks": LIST,
-    "collectives": dict,
-    "fingerprint": str,
-    "figures": dict,
-}
-MACHINE: Kinds = {
-    "cpu": (str, NOTHING),
-    "cpu_cores": int,
-    "cpu_quota": (*NUMBER, NOTHING),
-    "memory_gib": (*NUMBER, NOTHING),
-    "system": str,
-    "architecture": str,
-    "gpus": LIST,
-    "software": dict,
-}
-SAMPLES: Kinds = {"name": str, "work": int, "seconds": LIST}
-POINT: Kinds = {"size_bytes": int, "calls": int, "seconds": LIST}
-CEILING: Kinds = {
-    "device": str,
-    "dtype": str,
-    "threads": (int, NOTHING),
-    "matmul": LIST,
-    "copy": dict,
-    "elapsed_s": NUMBER,
-}
-FIGURES: Kinds = {"matmul_flops_per_s": NUMBER, "copy_bytes_per_s": NUMBER}
+DERIVED = ("fingerprint", "figures")
+CEILING_DERIVED = ("matmul_flops_per_s", "copy_bytes_per_s")
 
 
 def to_json(calibration: Calibration) -> dict[str, Any]:
-    """Plain values, with figures, seals and the number of the schema."""
-    told = asdict(calibration) | {
+    """Returns plain values with metrics, checksums and the number of the schema."""
+    values = asdict(calibration) | {
         "fingerprint": calibration.machine.fingerprint,
         "figures": calibration.metrics(),
     }
-    plain: dict[str, Any] = json.loads(json.dumps({SCHEMA_FIELD: SCHEMA, **told}))
-    return seal(plain)
+    plain: dict[str, Any] = json.loads(json.dumps({SCHEMA_FIELD: SCHEMA, **values}))
+    return add_checksums(plain)
 
 
 def from_json(values: Any, where: str = "calibration") -> Calibration:
-    """What `to_json` gave.
+    """Returns the calibration that `to_json` stored.
 
     Raises:
-        ValueError: another schema, or the first field that is missing, was edited, or is not what
-            the samples come to.
+        ValueError: another schema, or the first field that is missing, was edited, or contradicts
+            the samples.
     """
     if not isinstance(values, dict) or SCHEMA_FIELD not in values:
-        raise ValueError(f"{where}: {SCHEMA_FIELD} is missing; this is no calibration")
-    if values[SCHEMA_FIELD] != SCHEMA:
-        found = values[SCHEMA_FIELD]
-        raise ValueError(f"{where}: {SCHEMA_FIELD} is {found!r}; this version reads {SCHEMA}")
-    check_seals(values, where)
-    told = {name: value for name, value in values.items() if name not in (SCHEMA_FIELD, SEALS)}
-    taken = _take(told, where, {**HEAD, **PARTS})
-    calibration = Calibration(
-        machine=Machine(**_take(taken["machine"], f"{where}: machine", MACHINE)),
-        ranks=tuple(_rank(rank, f"{where}: ranks.{i}") for i, rank in enumerate(taken["ranks"])),
-        collectives={
-            name: _points(name, points, f"{where}: collectives.{name}")
-            for name, points in taken["collectives"].items()
-        },
-        **{name: taken[name] for name in HEAD},
+        raise ValueError(f"{where}: {SCHEMA_FIELD} is missing; this is not a calibration")
+    schema = values[SCHEMA_FIELD]
+    if schema != SCHEMA:
+        raise ValueError(f"{where}: {SCHEMA_FIELD} is {schema!r}; this version reads {SCHEMA}")
+    verify_checksums(values, where)
+    calibration: Calibration = _build(
+        Calibration, _without(values, (SCHEMA_FIELD, CHECKSUMS, *DERIVED)), where
     )
     again = to_json(calibration)
-    for name in ("fingerprint", "figures"):
-        if told[name] != again[name]:
-            raise ValueError(f"{where}: {name} is {told[name]}; its samples say {again[name]}")
+    _check_derived(values, {name: again[name] for name in DERIVED}, where)
     return calibration
 
 
-def _rank(values: Any, where: str) -> tuple[Ceiling, ...]:
-    if not isinstance(values, list):
-        raise ValueError(f"{where} is {values!r}; it must be a list")
-    return tuple(_ceiling(one, f"{where}.{index}") for index, one in enumerate(values))
-
-
-def _points(name: str, values: Any, where: str) -> tuple[CollectiveTiming, ...]:
-    if name not in get_args(Collective) or not isinstance(values, list):
-        raise ValueError(f"{where} is no list of points of a collective")
-    return tuple(CollectiveTiming(**_take(p, f"{where}.{i}", POINT)) for i, p in enumerate(values))
-
-
 def read_ceiling(values: Mapping[str, Any], where: str = "ceiling") -> Ceiling:
-    """What `Ceiling.as_dict` gave.
+    """Returns the ceiling that `Ceiling.as_dict` stored.
 
     Raises:
-        ValueError: a field that is missing, of another type, or not what its samples come to.
+        ValueError: a field that is missing, of another type, or contradicts its samples.
     """
-    taken = _take(values, where, {**CEILING, **FIGURES})
-    ceiling = _ceiling({name: taken[name] for name in CEILING}, where)
-    for name in FIGURES:
-        if taken[name] != getattr(ceiling, name):
-            said = getattr(ceiling, name)
-            raise ValueError(f"{where}.{name} is {taken[name]}; its samples say {said}")
+    ceiling: Ceiling = _build(Ceiling, _without(values, CEILING_DERIVED), where)
+    _check_derived(values, {name: getattr(ceiling, name) for name in CEILING_DERIVED}, where)
     return ceiling
 
 
-def _ceiling(values: Any, where: str) -> Ceiling:
-    taken = _take(values, where, CEILING)
-    if not taken["matmul"]:
-        raise ValueError(f"{where}.matmul is empty")
-    products = enumerate(taken.pop("matmul"))
-    return Ceiling(
-        matmul=tuple(WorkSamples(**_take(p, f"{where}.matmul.{i}", SAMPLES)) for i, p in products),
-        copy=WorkSamples(**_take(taken.pop("copy"), f"{where}.copy", SAMPLES)),
-        **taken,
-    )
-
-
-def _take(values: Any, where: str, kinds: Kinds) -> dict[str, Any]:
-    """These fields and no other, lists as tuples; ValueError for the first that is not so."""
+def _without(values: Any, names: Sequence[str]) -> Any:
     if not isinstance(values, Mapping):
-        raise ValueError(f"{where} is {values!r}; it must be a group of fields")
-    for name in (*kinds, *values):
-        if name not in values or name not in kinds:
-            raise ValueError(f"{where}.{name} is {'missing' if name in kinds else 'not a field'}")
-        if not isinstance(values[name], kinds[name]) or isinstance(values[name], bool):
-            raise ValueError(f"{where}.{name} is {values[name]!r}")
-    return {n: tuple(v) if isinstance(v, list) else v for n, v in values.items()}
+        return values  # `_build` refuses it
+    return {name: value for name, value in values.items() if name not in names}
 
 
-# ------------------------------------------------------------------------------------ the store
+def _check_derived(values: Mapping[str, Any], derived: Mapping[str, Any], where: str) -> None:
+    for name, value in derived.items():
+        if values.get(name) != value:
+            raise ValueError(f"{where}.{name} is {values.get(name)}; its samples give {value}")
+
+
+def _build(hint: Any, value: Any, where: str) -> Any:
+    """Returns `value`, parsed from JSON, as type `hint`: a dataclass, container or plain type.
+
+    Raises:
+        ValueError: the first field that is missing, unknown or of another type.
+    """
+    origin, parts = typing.get_origin(hint), typing.get_args(hint)
+    if isinstance(hint, type) and is_dataclass(hint):
+        names = [field.name for field in fields(hint)]
+        if not isinstance(value, Mapping):
+            raise ValueError(f"{where} is {value!r}; it must be a group of fields")
+        for name in (*names, *value):
+            if name not in value or name not in names:
+                problem = "missing" if name in names else "not a field"
+                raise ValueError(f"{where}.{name} is {problem}")
+        hints = typing.get_type_hints(hint)
+        return hint(**{n: _build(hints[n], value[n], f"{where}.{n}") for n in names})
+    if origin in (tuple, Sequence) and isinstance(value, list):
+        return tuple(_build(parts[0], item, f"{where}.{i}") for i, item in enumerate(value))
+    if origin is Mapping and isinstance(value, dict):
+        return {
+            _build(parts[0], name, where): _build(parts[1], item, f"{where}.{name}")
+            for name, item in value.items()
+        }
+    kinds = parts or (hint,)
+    kinds = (*kinds, int) if float in kinds else kinds
+    fits = value in kinds if origin is Literal else type(value) in kinds
+    if not fits:
+        raise ValueError(f"{where} is {value!r}; it must be {hint}")
+    return value
 
 
 def data_folder() -> Path:
-    """Where calibrations are kept: $UNITRANSFORMER_DATA, or the user's folder for data."""
+    """Returns the folder of calibrations: $UNITRANSFORMER_DATA, or the user's data folder."""
     folder = os.environ.get(DATA_FOLDER)
     root = Path(folder).expanduser() if folder else platformdirs.user_data_path("unitransformer")
     return root / "calibrations"
 
 
 def default_path(calibration: Calibration) -> Path:
-    """A file of its own for machine, date, device and number of ranks."""
+    """Returns a path made of fingerprint, date, device and number of ranks."""
     date = datetime.datetime.fromisoformat(calibration.made_at).strftime("%Y%m%dT%H%M%SZ")
     name = f"{date}-{calibration.device}-{calibration.num_ranks}.json"
     return data_folder() / calibration.machine.fingerprint / name
 
 
 def write_calibration(calibration: Calibration, path: Path) -> None:
-    """Write it whole or not at all; raises OSError."""
+    """Writes a file atomically; raises OSError."""
     text = json.dumps(to_json(calibration), indent=1, allow_nan=False)
     write_atomically(path, text.encode())
 
 
 def read_calibration(path: Path) -> Calibration:
-    """Read and check.
+    """Reads and checks a file.
 
     Raises:
-        ValueError: not a calibration of this schema, with the path and the field.
+        ValueError: not a calibration of this schema; names path and field.
         OSError: it cannot be read.
     """
     try:
@@ -196,11 +154,11 @@ def read_calibration(path: Path) -> Calibration:
 def load_calibration(
     fingerprint: str, *, device: str | None = None, num_ranks: int | None = None
 ) -> Calibration | None:
-    """The newest that is kept of a machine, of these ranks alone if asked; None if there is none.
+    """Returns the newest stored calibration of a machine, device and number of ranks, or None.
 
     Raises:
         ValueError: the newest is damaged, or of a newer version.
     """
-    found = (data_folder() / fingerprint).glob(f"*-{device or '*'}-{num_ranks or '*'}.json")
-    newest = max(found, key=lambda path: path.name, default=None)
+    paths = (data_folder() / fingerprint).glob(f"*-{device or '*'}-{num_ranks or '*'}.json")
+    newest = max(paths, key=lambda path: path.name, default=None)
     return None if newest is None else read_calibration(newest)

@@ -89,7 +89,7 @@ class CompileLedger:
         self._handler.remove_end_callback(self._end)
 
     def as_dict(self) -> dict[str, Any]:
-        """Returns plain data. Unknown values are None, with a reason in `untold`.
+        """Returns plain data. Unknown values are None, with a reason in `missing`.
 
         - `start`: "cold" (nothing came from a cache), "warm" (everything did), "mixed"
         - `compile_s`: wall time of all compilations; `compiled_at`: [step, seconds] of each;
@@ -105,7 +105,7 @@ class CompileLedger:
             lists: dict[str, list[Any]] = {
                 name: [] for name in ("steps", "compiled_at", "graph_breaks", "recompiles")
             }
-            return {"mode": self.mode, **nothing, **lists, "untold": missing}
+            return {"mode": self.mode, **nothing, **lists, "missing": missing}
         records = [record for _, record in self._records]
         caches = {
             cache: {kind: _total(records, names, kind, missing) for kind in ("hit", "miss")}
@@ -127,7 +127,7 @@ class CompileLedger:
             "graph_breaks": [asdict(graph_break) for graph_break in self._breaks],
             "recompiles": [asdict(recompile) for recompile in self._recompiles()],
             "caches": caches,
-            "untold": missing,
+            "missing": missing,
         }
 
     def _register_callbacks(self) -> None:

@@ -24,7 +24,7 @@ class HostSample:
     """Counters of the machine and of this process at one moment; None where unknown."""
 
     at_s: float  # monotonic clock
-    own_cpu_s: float  # of this process and all that it has started
+    run_cpu_s: float  # of this process and all that it has started
     busy_cpu_s: float | None  # of the whole machine, without stolen time
     stolen_cpu_s: float | None  # the hypervisor ran other virtual machines
     throttled_s: float | None  # this control group had exhausted its quota
@@ -38,8 +38,8 @@ class HostLoad:
 
     elapsed_s: float
     num_cores: int
-    own_cpu_s: float
-    others_cpu_s: float | None
+    run_cpu_s: float
+    other_processes_cpu_s: float | None
     stolen_cpu_s: float | None
     throttled_s: float | None
     start: HostSample
@@ -49,8 +49,8 @@ class HostLoad:
         """Returns a sentence for each sign that the run did not have the machine to itself."""
         available_s = self.elapsed_s * self.num_cores
         flags = []
-        if self.others_cpu_s is not None and self.others_cpu_s > BUSY_CORES * available_s:
-            cores = self.others_cpu_s / self.elapsed_s
+        if self.other_processes_cpu_s is not None and self.other_processes_cpu_s > BUSY_CORES * available_s:
+            cores = self.other_processes_cpu_s / self.elapsed_s
             flags.append(f"other processes used {cores:.1f} of {self.num_cores} cores")
         if self.stolen_cpu_s is not None and self.stolen_cpu_s > STOLEN_SHARE * available_s:
             share = self.stolen_cpu_s / available_s
@@ -63,7 +63,7 @@ class HostLoad:
         """Returns plain data with both samples and the flags."""
         values = asdict(self)
         missing = {n: "not available on this system" for n, v in values.items() if v is None}
-        return {**values, "flags": self.flags(), "untold": missing}
+        return {**values, "flags": self.flags(), "missing": missing}
 
 
 def sample_host(
@@ -87,7 +87,7 @@ def sample_host(
     ]
     return HostSample(
         at_s=clock(),
-        own_cpu_s=own.user
+        run_cpu_s=own.user
         + own.system
         + own.children_user
         + own.children_system
@@ -115,7 +115,7 @@ def load_between(
     """
     if not starts:
         raise ValueError("starts is empty; give the sample of at least one rank")
-    own_s = sum(e.own_cpu_s - s.own_cpu_s for s, e in zip(starts, ends, strict=True))
+    own_s = sum(e.run_cpu_s - s.run_cpu_s for s, e in zip(starts, ends, strict=True))
     start, end = starts[0], ends[0]
     elapsed_s = end.at_s - start.at_s
     if elapsed_s <= 0:
@@ -124,9 +124,9 @@ def load_between(
     return HostLoad(
         elapsed_s=elapsed_s,
         num_cores=num_cores,
-        own_cpu_s=own_s,
+        run_cpu_s=own_s,
         # The machine counts in hundredths of a second, a process more finely.
-        others_cpu_s=None if busy_s is None else max(busy_s - own_s, 0.0),
+        other_processes_cpu_s=None if busy_s is None else max(busy_s - own_s, 0.0),
         stolen_cpu_s=_difference(start.stolen_cpu_s, end.stolen_cpu_s),
         throttled_s=_difference(start.throttled_s, end.throttled_s),
         start=start,

@@ -123,7 +123,7 @@ class Instruments(pl.Callback):
         return bool(every and step % every == 0)
 
     @property
-    def unsteady(self) -> dict[int, str]:
+    def excluded_steps(self) -> dict[int, str]:
         """Steps that measuring or compiling slowed down, with the reason."""
         reasons = dict.fromkeys(self.ledger.as_dict()["steps"], "compiled")
         if self.trace is not None:
@@ -154,7 +154,7 @@ class Instruments(pl.Callback):
             "recomputed_layers": self._recomputed,
             "trace": None if self.trace is None else self.trace.as_dict(),
             "tensor_bytes": tensors,
-            "unsteady": self.unsteady,
+            "excluded_steps": self.excluded_steps,
             "flags": [*self._flags, *self.telemetry.flags(self.first_step, self._step)],
             **peaks,
         }

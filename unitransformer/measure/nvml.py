@@ -54,7 +54,7 @@ class Energy:
 
     def as_dict(self) -> dict[str, Any]:
         """Returns the fields of a record."""
-        return {"joules": self.joules, "joules_of_steps": self.num_steps}
+        return {"joules": self.joules, "joules_num_steps": self.num_steps}
 
 
 def energy_between_samples(samples: Sequence[Mapping[str, Any]], steps: Collection[int]) -> Energy:
@@ -176,7 +176,7 @@ class Telemetry:
             "samples": [asdict(sample) for sample in self.samples],
             "other_processes": dict(self._other_processes),
             "flags": self.flags(start, stop),
-            "untold": dict(self.missing),
+            "missing": dict(self.missing),
         }
 
     def _find_gpu(self) -> Any:

@@ -220,11 +220,11 @@ def test_a_ceiling_survives_a_record_unchanged() -> None:
 @pytest.mark.parametrize(
     ("field", "value", "said"),
     [
-        ("matmul_flops_per_s", 3.1, "matmul_flops_per_s is 3.1; its samples say 3.0"),
+        ("matmul_flops_per_s", 3.1, "matmul_flops_per_s is 3.1; its samples give 3.0"),
         ("copy_bytes_per_s", 5.0, "copy_bytes_per_s is 5.0"),
         ("matmul", [], "matmul is empty"),
         ("matmul", [{"name": "a", "work": 6}], "matmul.0.seconds is missing"),
-        ("copy", {"name": "a", "work": 6, "seconds": ["1"]}, "not numbers above 0"),
+        ("copy", {"name": "a", "work": 6, "seconds": ["1"]}, "copy.seconds.0 is '1'"),
         ("threads", "many", "threads is 'many'"),
         ("extra", 1, "extra is not a field"),
     ],
@@ -240,7 +240,7 @@ def test_every_changed_digit_is_noticed_in_its_field(tmp_path: Path) -> None:
     path = tmp_path / "calibration.json"
     write_calibration(calibration(), path)
     text = path.read_text()
-    body = text[: text.index('"seals"')]
+    body = text[: text.index('"checksums"')]
     for place, letter in enumerate(body):
         if letter.isdigit():
             other = str((int(letter) + 1) % 10)
@@ -313,7 +313,7 @@ def test_the_command_measures_stores_and_prints(
         (["--accelerator", "tpu"], "accelerator"),
         (["--outt", "x"], "--outt is not an option; python -m scaling calibrate --help"),
         (["--out", "."], "is a folder"),
-        (["--", "--size"], "calibrate hands nothing on"),
+        (["--", "--size"], "calibrate passes nothing on"),
     ],
 )
 def test_bad_usage_is_one_line_and_code_2(

@@ -95,7 +95,7 @@ def test_time_between_steps_is_recorded_for_every_step_but_the_first() -> None:
     time.sleep(0.1)
     clock.start(again=True)  # a validation ran
     clock.stop()
-    first, second, third = (step.between_s for step in clock.steps())
+    first, second, third = (step.between_steps_s for step in clock.steps())
     assert first is None
     assert second is not None
     assert third is not None
@@ -153,7 +153,7 @@ def test_gpu_events_are_read_only_at_the_end(monkeypatch: pytest.MonkeyPatch) ->
     for step in clock.steps():
         assert (step.step_s, step.data_s) == (5.0, 1.0)
         assert (step.forward_backward_s, step.optimizer_s) == (3.0, 1.0)
-    assert [step.between_s for step in clock.steps()] == [None, 2.0, 2.0]
+    assert [step.between_steps_s for step in clock.steps()] == [None, 2.0, 2.0]
     assert FakeEvent.num_waits == 1
 
 

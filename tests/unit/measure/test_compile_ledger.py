@@ -142,7 +142,7 @@ def test_cache_state_is_missing_without_a_compile_cache() -> None:
     compiled = torch.compile(torch.nn.Linear(4, 4), backend="eager")
     ledger = follow(lambda step: compiled(torch.ones(2, 4)), 1)
     assert ledger["start"] is None
-    assert "caches are off" in ledger["untold"]["start"]
+    assert "caches are off" in ledger["missing"]["start"]
 
 
 def test_compile_seconds_are_missing_after_a_compiler_reset() -> None:
@@ -155,7 +155,7 @@ def test_compile_seconds_are_missing_after_a_compiler_reset() -> None:
 
     ledger = follow(step, 3)
     assert ledger["compile_s"] is None
-    assert "reset" in ledger["untold"]["compile_s"]
+    assert "reset" in ledger["missing"]["compile_s"]
     assert [step for step in ledger["steps"] if 1 <= step < 3] == [1]
 
 
@@ -176,7 +176,7 @@ def test_counters_that_this_torch_lacks_are_none_with_the_reason(
     actual = ledger.as_dict()
     assert actual["caches"]["inductor"]["hit"] is None
     assert actual["start"] is None
-    assert "inductor_fx_local_cache_hit_count" in actual["untold"]["start"]
+    assert "inductor_fx_local_cache_hit_count" in actual["missing"]["start"]
 
 
 def test_the_ledger_of_an_uncompiled_run_reads_nothing() -> None:
@@ -186,7 +186,7 @@ def test_the_ledger_of_an_uncompiled_run_reads_nothing() -> None:
     ledger.stop()
     actual = ledger.as_dict()
     assert actual["compile_s"] is actual["graphs"] is actual["start"] is None
-    assert actual["untold"] == {"all": "compile is off"}
+    assert actual["missing"] == {"all": "compile is off"}
 
 
 def test_a_second_process_with_the_same_cache_starts_warm(tmp_path: Path, repository: Path) -> None:

@@ -11,19 +11,19 @@ from unitransformer.measure.host_load import HostSample, load_between, sample_ho
 
 START = HostSample(
     at_s=0,
-    own_cpu_s=0,
+    run_cpu_s=0,
     busy_cpu_s=0,
     stolen_cpu_s=0,
     throttled_s=0,
     load_1min=0.5,
     clock_hz=2e9,
 )
-END = replace(START, at_s=10, own_cpu_s=10, busy_cpu_s=10)  # one core used by us, for ten seconds
+END = replace(START, at_s=10, run_cpu_s=10, busy_cpu_s=10)  # one core used by us, for ten seconds
 
 
 def test_processor_time_beyond_that_of_the_ranks_belongs_to_other_processes() -> None:
     load = load_between([START], [replace(END, busy_cpu_s=15)], num_cores=2)
-    assert load.others_cpu_s == 5
+    assert load.other_processes_cpu_s == 5
     assert load.flags() == ["other processes used 0.5 of 2 cores"]
 
 
@@ -33,8 +33,8 @@ def test_an_idle_machine_has_no_flags() -> None:
 
 def test_other_ranks_of_the_job_do_not_count_as_other_processes() -> None:
     load = load_between([START] * 2, [replace(END, busy_cpu_s=20)] * 2, num_cores=2)
-    assert load.own_cpu_s == 20
-    assert load.others_cpu_s == 0
+    assert load.run_cpu_s == 20
+    assert load.other_processes_cpu_s == 0
 
 
 def test_time_stolen_by_the_hypervisor_is_flagged() -> None:
@@ -69,9 +69,9 @@ def test_a_system_without_proc_files_reads_none_with_the_reason(tmp_path: Path) 
     start = sample_host(tmp_path, clock=lambda: 0.0)
     end = sample_host(tmp_path, clock=lambda: 1.0)
     actual = load_between([start], [end], num_cores=1).as_dict()
-    assert actual["others_cpu_s"] is actual["stolen_cpu_s"] is None
+    assert actual["other_processes_cpu_s"] is actual["stolen_cpu_s"] is None
     assert actual["flags"] == []
-    assert set(actual["untold"]) == {"others_cpu_s", "stolen_cpu_s", "throttled_s"}
+    assert set(actual["missing"]) == {"other_processes_cpu_s", "stolen_cpu_s", "throttled_s"}
 
 
 def test_processor_time_of_this_process_grows_as_it_computes() -> None:
@@ -80,7 +80,7 @@ def test_processor_time_of_this_process_grows_as_it_computes() -> None:
     while time.process_time() < until:
         pass
     load = load_between([start], [sample_host()], num_cores=os.cpu_count() or 1)
-    assert 0.18 <= load.own_cpu_s <= 0.3
+    assert 0.18 <= load.run_cpu_s <= 0.3
 
 
 def test_a_reading_that_ends_before_its_start_is_refused() -> None:

@@ -42,7 +42,7 @@ def test_another_gpu_is_not_read_in_place_of_this_one() -> None:
     nvml = FakeNvml(uuid="GPU-another")
     actual = follow(nvml).as_dict(0, 10)
     assert actual["samples"] == []
-    assert "does not find the GPU" in actual["untold"]["all"]
+    assert "does not find the GPU" in actual["missing"]["all"]
     assert not nvml.is_open
 
 
@@ -76,7 +76,7 @@ def test_energy_of_validation_and_unsteady_steps_is_excluded() -> None:
 )
 def test_missing_energy_has_a_reason(expected: list[dict[str, Any]], reason: str) -> None:
     energy = energy_between_samples(expected, range(3, 8))
-    assert energy.as_dict() == {"joules": None, "joules_of_steps": None}
+    assert energy.as_dict() == {"joules": None, "joules_num_steps": None}
     assert reason in (energy.reason or "")
 
 
@@ -91,7 +91,7 @@ def test_telemetry_reads_at_both_ends_of_a_validation() -> None:
 
 def test_an_old_gpu_without_an_energy_counter_has_no_energy_with_a_reason() -> None:
     actual = follow(FakeNvml(energy_mj=None)).as_dict(0, 10)
-    assert actual["untold"]["joules"].endswith("Not Supported")
+    assert actual["missing"]["joules"].endswith("Not Supported")
     assert actual["samples"][0]["power_w"] == 700
 
 
@@ -147,7 +147,7 @@ def test_one_unknown_process_id_in_a_container_is_this_process() -> None:
 def test_an_empty_process_list_does_not_prove_that_the_gpu_is_not_shared() -> None:
     actual = follow(FakeNvml(processes=[])).as_dict(0, 10)
     assert actual["other_processes"]["end"] is None
-    assert "not list even this process" in actual["untold"]["other_processes"]
+    assert "not list even this process" in actual["missing"]["other_processes"]
 
 
 def test_readings_are_at_least_the_given_interval_apart() -> None:
@@ -163,7 +163,7 @@ def test_readings_are_at_least_the_given_interval_apart() -> None:
 def test_telemetry_without_an_nvidia_gpu_is_none_with_the_reason() -> None:
     actual = follow(FakeNvml(), uuid=None).as_dict(0, 10)
     assert (actual["samples"], actual["flags"]) == ([], [])
-    assert actual["untold"]["all"] == "no NVIDIA GPU"
+    assert actual["missing"]["all"] == "no NVIDIA GPU"
 
 
 def test_telemetry_without_a_driver_has_that_reason() -> None:
