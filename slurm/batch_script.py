@@ -16,11 +16,15 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 NAMES = re.compile(rf"{NAME.pattern}(,{NAME.pattern})*")
 NODES = re.compile(r"[A-Za-z0-9][A-Za-z0-9._,\[\]-]*")
 DEPENDENCY = re.compile(r"singleton|[a-z]+:\d+[0-9:+_]*([,?][a-z]+:\d+[0-9:+_]*)*")
+PATH = re.compile(r"[^\n\r\0\\]+")  # sbatch removes backslashes
 ARRAY = re.compile(r"\d+(-\d+(:\d+)?)?(,\d+(-\d+(:\d+)?)?)*(%[1-9]\d*)?")
 
 # Field of a job -> its format, and the fix in the error message.
 FORMATS = {
     "name": (NAME, "letters, digits and . _ + -"),
+    "folder": (PATH, "a path without backslashes or line breaks"),
+    "directory": (PATH, "a path without backslashes or line breaks"),
+    "python": (PATH, "a path without backslashes or line breaks"),
     "time": (TIME, "30 (minutes), 2:00:00 or 1-12:00:00"),
     "partition": (NAMES, "the name of a partition, or several with commas"),
     "account": (NAME, "the name of an account"),
@@ -68,27 +72,15 @@ class Job:
             value = getattr(self, name)
             if value is not None and not pattern.fullmatch(value):
                 raise ValueError(f"{name.replace('_', '-')} is {value!r}; give {fix}")
-        for name in ("folder", "directory", "python"):
-            value = getattr(self, name)
-            # sbatch removes backslashes.
-            if not value or any(character in value for character in "\n\r\0\\"):
-                raise ValueError(
-                    f"{name} is {value!r}; choose a path without backslashes and line breaks, "
-                    "which a batch script cannot hold"
-                )
         if any("\0" in argument for argument in self.arguments):
             raise ValueError("arguments contain a zero byte, which no command line can hold")
 
 
 def render(job: Job) -> str:
     """Returns the script for `sbatch`. Every value is quoted, whatever it contains."""
-    parts = [
-        "#!/bin/bash\n" + "".join(f"#SBATCH {line}\n" for line in _directives(job)),
-        _comment(job),
-        "".join(f"{line}\n" for line in _settings(job.cluster)),
-        _command(job),
-    ]
-    return "\n".join(parts)
+    directives = "\n".join(f"#SBATCH {line}" for line in _directives(job))
+    settings = "\n".join(_settings(job.cluster))
+    return f"#!/bin/bash\n{directives}\n\n{_comment(job)}\n{settings}\n\n{_command(job)}"
 
 
 def _directives(job: Job) -> list[str]:
@@ -153,8 +145,8 @@ def _command(job: Job) -> str:
     if cluster.local_disk:
         options += ["--local-disk", cluster.local_disk]
     if cluster.container:
-        paths = [job.directory, job.folder, *([cluster.local_disk] if cluster.local_disk else [])]
-        mounts = [*cluster.container_mounts, *(f"{path}:{path}" for path in paths)]
+        paths = (job.directory, job.folder, cluster.local_disk)
+        mounts = [*cluster.container_mounts, *(f"{path}:{path}" for path in paths if path)]
         options += [
             f"--srun=--container-image={cluster.container}",
             f"--srun=--container-mounts={','.join(mounts)}",

@@ -99,7 +99,7 @@ def _run_ranks(
     started_at = first_started_at(args.folder if allocation.task is None else args.folder.parent)
     srun = subprocess.Popen(srun_command(args, started_at), env=variables)
     watched = watch(srun, allocation, args.errors, caught)
-    return find_end(allocation, args, watched, since_s=attempt.since_s, was_signaled=bool(caught))
+    return find_end(allocation, args, watched, since_s=attempt.since_s, signaled=bool(caught))
 
 
 if __name__ == "__main__":

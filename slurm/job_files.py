@@ -121,7 +121,8 @@ def read_sweep_end(errors: Path) -> SweepEnd | None:
     return SweepEnd(statuses=state["statuses"], own=state["own"], left=state["left"])
 
 
-def find_cell(errors: Path) -> Path | None:
-    """Returns the folder of the cell that runs, or that ran when the sweep was killed."""
+def find_cell(folder: Path, attempt: Attempt) -> Path | None:
+    """Returns the folder of the cell that a sweep runs, or ran when it was killed."""
+    errors = errors_folder(folder, attempt.job, attempt.restart)
     cell = (read_json(errors / SWEEP_STATE) or {}).get("cell")
     return None if cell is None else Path(cell)

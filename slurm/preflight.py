@@ -18,9 +18,7 @@ from unitransformer.launch.variables import CELL_LIMIT_S
 
 ANSWER_S, ANSWER_PER_COMMAND_S = 120.0, 1.0  # timeouts; login nodes are slow
 START_S = 120  # from the start of a task to that of its cell; SLURM may signal a minute early
-MAX_ARRAY = (
-    1000  # most clusters allow that many tasks per array; with more cells, each runs several
-)
+MAX_ARRAY = 1000  # tasks that most clusters allow per array; with more cells, each runs several
 
 RecipeCommand = tuple[str, Sequence[str]]  # name of the recipe, and its arguments
 
@@ -52,10 +50,9 @@ def to_sweep_array(job: Job, max_parallel: int) -> Job:
 
 
 def _cell_time_limit(job: Job) -> list[str]:
-    """Returns the option that limits a cell to the time of its job.
+    """Returns the option that ends a cell as a timeout before the time limit of its job.
 
-    Without it, every task would release a cell that takes longer, again and again. With it, the
-    cell ends as a timeout.
+    Without it, one task after the other would release a cell that takes longer.
     """
     if job.time is None:
         return []
@@ -106,8 +103,7 @@ def check_recipe(job: Job, recipe: str) -> None:
     if job.array:  # the first task stands for all
         first_task = re.split("[-,%]", job.array)[0]
         arguments = [argument.replace("%a", first_task) for argument in arguments]
-    shape = {"devices": job.devices, "num_nodes": job.nodes}
-    (answer,) = _ask([(recipe, arguments)], shape)
+    (answer,) = _ask([(recipe, arguments)], {"devices": job.devices, "num_nodes": job.nodes})
     if error := answer.get("misread") or answer.get("refused"):
         raise ValueError(f"recipe {recipe}: {error}")
 

@@ -9,9 +9,8 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import astuple, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jsonargparse
 from tabulate import tabulate
@@ -26,22 +25,20 @@ from unitransformer.launch.variables import PROGRESS_FILE
 DEPTH = 3  # levels of folders to search
 QUIET_S = 600.0  # without progress, after which a running job is reported
 
+Queue = Sequence[QueueRow] | None  # None: squeue failed
 
-@dataclass(frozen=True, kw_only=True)
-class StatusRow:
-    """A row of the table, in the order of its columns: a job, an array, or a task of an array."""
+
+class StatusRow(NamedTuple):
+    """A row of the table: a job, an array, or a task of an array."""
 
     job: str
     name: str
     state: str
-    step: str = ""
-    speed: str = ""
-    time_left: str = ""
-    starts: int = 0
-    reason: str = ""
-
-
-HEADERS = ("job", "name", "state", "step", "speed", "time left", "starts", "reason")
+    step: str
+    speed: str
+    time_left: str
+    starts: int
+    reason: str
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -76,8 +73,9 @@ def report(folder: Path, now_s: float | None = None) -> str:
     except (ValueError, RuntimeError) as error:
         note = f"\nthe queue is unknown ({error}); the table shows the last states written"
     now_s = time.time() if now_s is None else now_s
-    rows = [astuple(row) for job in jobs for row in describe(job, queue, now_s=now_s)]
-    return tabulate(rows, HEADERS, disable_numparse=True) + note
+    rows = [row for job in jobs for row in describe(job, queue, now_s=now_s)]
+    headers = [name.replace("_", " ") for name in StatusRow._fields]
+    return tabulate(rows, headers, disable_numparse=True) + note
 
 
 def find_jobs(folder: Path) -> list[Path]:
@@ -92,11 +90,8 @@ def find_jobs(folder: Path) -> list[Path]:
     return sorted(jobs)
 
 
-def describe(folder: Path, queue: Sequence[QueueRow] | None, *, now_s: float) -> list[StatusRow]:
-    """Returns a row for a job; for an array, its summary and a row per task that is not done.
-
-    `queue` is None if it is unknown.
-    """
+def describe(folder: Path, queue: Queue, *, now_s: float) -> list[StatusRow]:
+    """Returns a row for a job; for an array, its summary and a row per task that is not done."""
     submitted = read_json(folder / SUBMITTED) or {}
     name = str(submitted.get("name", folder.name))
     numbered = ((path.name.removeprefix("task-"), path) for path in folder.glob("task-*"))
@@ -118,27 +113,21 @@ def describe(folder: Path, queue: Sequence[QueueRow] | None, *, now_s: float) ->
         row = _describe_job(path, f"{array}_{number}", name, attempt, queued, now_s)
         if row.state != "done":
             rows.append(row)
-    return [_describe_array(submitted, array, name, started, queue or ()), *rows]
+    return [_describe_array(submitted, array, name, started, queue), *rows]
 
 
 def _describe_array(
-    submitted: Mapping[str, Any],
-    array: str,
-    name: str,
-    started: Sequence[Attempt],
-    queue: Sequence[QueueRow],
+    submitted: Mapping[str, Any], array: str, name: str, started: Sequence[Attempt], queue: Queue
 ) -> StatusRow:
-    queued = [row for row in queue if row.array == array]
+    queued = [row for row in queue or () if row.array == array]
     waiting = ", ".join(dict.fromkeys(row.reason for row in queued if row.state == "PENDING"))
     outcomes = format_counts(Counter[str](attempt.outcome for attempt in started))
     reason = f"tasks {submitted.get('array', '?')}: {outcomes or 'none has started'}"
-    return StatusRow(
-        job=array,
-        name=name,
-        state="ended" if not queued else "running" if started else "queued",
-        step=_count_cells(submitted) if submitted.get("target") == "sweep" else "",
-        reason=reason + (f"; waiting: {waiting}" if waiting else ""),
-    )
+    if waiting:
+        reason += f"; waiting: {waiting}"
+    state = "ended" if not queued else "running" if started else "queued"
+    cells = _count_cells(submitted) if submitted.get("target") == "sweep" else ""
+    return StatusRow(array, name, state, cells, "", "", 0, reason)
 
 
 def _count_cells(submitted: Mapping[str, Any]) -> str:
@@ -154,19 +143,11 @@ def _count_cells(submitted: Mapping[str, Any]) -> str:
 
 
 def _describe_job(
-    folder: Path,
-    job: str,
-    name: str,
-    attempt: Attempt | None,
-    queued: Sequence[QueueRow] | None,
-    now_s: float,
+    folder: Path, job: str, name: str, attempt: Attempt | None, queued: Queue, now_s: float
 ) -> StatusRow:
     """Returns the row of a job, or of a task of an array."""
     state, reason = _state(attempt, queued)
-    # A sweep has no run of its own, but that of its current cell.
-    cell = attempt and job_files.find_cell(
-        job_files.errors_folder(folder, attempt.job, attempt.restart)
-    )
+    cell = attempt and job_files.find_cell(folder, attempt)
     run = cell or folder / RUN
     progress = read_json(run / PROGRESS_FILE) or {}
     step = speed = time_left = ""
@@ -183,19 +164,11 @@ def _describe_job(
             reason = f"no progress for {_format_time(quiet_s)}"
         elif queued:
             reason = f"{queued[0].left} until the time limit"
-    return StatusRow(
-        job=job,
-        name=name,
-        state=state,
-        step=step,
-        speed=speed,
-        time_left=time_left,
-        starts=len(list(folder.glob("attempt-*"))),
-        reason=reason,
-    )
+    starts = len(list(folder.glob("attempt-*")))
+    return StatusRow(job, name, state, step, speed, time_left, starts, reason)
 
 
-def _state(attempt: Attempt | None, queued: Sequence[QueueRow] | None) -> tuple[str, str]:
+def _state(attempt: Attempt | None, queued: Queue) -> tuple[str, str]:
     """Returns the state of a job and the reason. The queue takes precedence over the folder."""
     if queued:
         row, before = queued[0], attempt.reason if attempt else ""
@@ -209,10 +182,7 @@ def _state(attempt: Attempt | None, queued: Sequence[QueueRow] | None) -> tuple[
     if attempt is None:
         return "gone", "not started" if queued is None else "left the queue before it started"
     if attempt.outcome == "running" and queued is not None:
-        return (
-            "lost",
-            f"left the queue without an outcome: killed, or a node died ({attempt.nodes})",
-        )
+        return "lost", f"left the queue; killed, or a node died ({attempt.nodes})"
     return attempt.outcome, attempt.reason
 
 

@@ -32,7 +32,6 @@ from unitransformer.launch.variables import without_launcher
 
 TARGETS = ("recipes.gpt", "recipes.bert", "recipes.vit", "sweep")
 DEVICES = 8
-MAX_PARALLEL = 8
 JOB_VARIABLES = ("SBATCH_", "SLURM_", "SRUN_", "UNITRANSFORMER_JOB", "UNITRANSFORMER_RUN")
 
 TEXT_OPTIONS = {
@@ -68,10 +67,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(script, end="")
             return 0
         _run_sbatch(["--test-only"], script)
-        if options.test_only:
-            print("SLURM accepts this job; nothing was submitted")
-            return 0
-        print(submit(job, script))
+        is_test = options.test_only
+        print("SLURM accepts this job; nothing was submitted" if is_test else submit(job, script))
         return 0
     except jsonargparse.ArgumentError as error:
         return fail(_explain(str(error)), 2)
@@ -95,8 +92,8 @@ def build_parser() -> jsonargparse.ArgumentParser:
     add("--devices", type=int | None, default=None, help=f"GPUs per node; {DEVICES} if not given")
     for flag, text in TEXT_OPTIONS.items():
         add(flag, type=str | None, default=None, help=text)
-    add("--max-parallel", type=int, default=MAX_PARALLEL, help="sweep tasks that run at once")
-    add("--folder", type=Path | None, default=None, help="default: runs/slurm/NAME-DATE-NUMBER")
+    add("--max-parallel", type=int, default=8, help="sweep tasks that run at once")
+    add("--folder", type=Path | None, default=None, help="new folder of the job; default: by name")
     add("--clusters", type=Path, default=CLUSTERS, help="TOML file with settings of clusters")
     add("--no-requeue", action="store_true", help="never requeue; print how to continue instead")
     add("--dry-run", action="store_true", help="print the batch script and exit")
@@ -125,8 +122,8 @@ def build_job(options: jsonargparse.Namespace, arguments: Sequence[str]) -> Job:
     is_sweep = options.target == "sweep"
     recipe = options.target.removeprefix("recipes.")
     study = [] if options.study is None else [options.study]
-    default_name = f"sweep-{Path(options.study or 'sweep').stem}" if is_sweep else recipe
-    name = options.name or default_name
+    study_name = Path(options.study or "sweep").stem
+    name = options.name or (f"sweep-{study_name}" if is_sweep else recipe)
     folder = (options.folder or _new_folder(name)).absolute()
     job = Job(
         target=options.target,
@@ -153,8 +150,7 @@ def build_job(options: jsonargparse.Namespace, arguments: Sequence[str]) -> Job:
     if job.time is not None and seconds_of(job.time) <= cluster.signal_ahead_s:
         raise ValueError(
             f"time is {job.time}, and the signal to save arrives {cluster.signal_ahead_s} s before "
-            "its end, so that nothing could run; give a longer --time, or a cluster with a smaller "
-            "signal_ahead_s"
+            "its end; give a longer --time, or a cluster with a smaller signal_ahead_s"
         )
     if is_sweep:
         return to_sweep_array(job, options.max_parallel)

@@ -97,11 +97,10 @@ def drop_inherited_array(allocation: Allocation) -> Allocation:
     if allocation.array is None:
         return allocation
     rows = scheduler.show_job(allocation.job)
-    is_task = any(
-        (row.get("JobId"), row.get("ArrayTaskId")) == (allocation.job, allocation.task)
-        for row in rows
-    )
-    return allocation if is_task or not rows else replace(allocation, array=None, task=None)
+    tasks = [(row.get("JobId"), row.get("ArrayTaskId")) for row in rows]
+    if not rows or (allocation.job, allocation.task) in tasks:
+        return allocation
+    return replace(allocation, array=None, task=None)
 
 
 def check_single_process(allocation: Allocation, variables: Mapping[str, str]) -> None:

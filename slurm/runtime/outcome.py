@@ -41,10 +41,7 @@ class JobEnd:
 
 
 def decide(attempt: Attempt, end: JobEnd, *, before: Sequence[Attempt] = ()) -> Attempt:
-    """Returns the attempt with its outcome, and whether to requeue the job.
-
-    The earlier attempts `before` (oldest first) limit how often that happens.
-    """
+    """Returns the attempt with its outcome; `before` (oldest first) limits how often to requeue."""
     decided = replace(attempt, outcome=end.outcome, reason=end.reason)
     if end.is_cancelled:
         return decided
@@ -63,28 +60,23 @@ def decide(attempt: Attempt, end: JobEnd, *, before: Sequence[Attempt] = ()) -> 
 
 
 def find_end(
-    allocation: Allocation,
-    args: JobArgs,
-    watched: WatchResult,
-    *,
-    since_s: float,
-    was_signaled: bool,
+    allocation: Allocation, args: JobArgs, watched: WatchResult, *, since_s: float, signaled: bool
 ) -> JobEnd:
-    """Returns how the ranks ended. Writes the failures of dead nodes, and the first into a record.
+    """Returns how the ranks ended. Writes the first failure into the record of the run.
 
     Args:
         since_s: clock time at which the ranks were started; older files are not theirs.
-        was_signaled: a signal has asked the job to stop.
+        signaled: a signal has asked the job to stop.
     """
     code, failures = watched.exit_code, read_failures(args.errors)
     if not failures and not watched.dead:
         has_stopped = any(args.errors.glob("*.stopped"))
         # A signal may reach srun too, which then kills ranks that are still saving.
-        if (code == 0 and has_stopped) or (code > 128 and was_signaled):
+        if (code == 0 and has_stopped) or (code > 128 and signaled):
             code = STOPPED_EXIT_CODE
     is_sweep = args.target == "sweep"
     if is_sweep and code in (0, 1) and (sweep := job_files.read_sweep_end(args.errors)):
-        if code == 1:
+        if code == 1 and not sweep.is_refused:
             return JobEnd(outcome="failed", reason=f"{sweep.format()}; see the report of the sweep")
         return JobEnd(outcome="refused" if sweep.is_refused else "done", reason=sweep.format())
     # The record of the run decides, not the exit code. A sweep has none.
@@ -152,10 +144,11 @@ def write_record(allocation: Allocation, args: JobArgs, since_s: float) -> None:
             command, env=variables, capture_output=True, text=True, timeout=WRITE_RECORD_S
         )
     except subprocess.TimeoutExpired:
-        _print(f"no record: writing it took more than {WRITE_RECORD_S:.0f} s")
+        print(f"no record: writing it took more than {WRITE_RECORD_S:.0f} s", flush=True)
         return
     if writer.returncode:
-        _print(f"no record: {(writer.stderr.strip() or 'unknown error').splitlines()[-1]}")
+        error = (writer.stderr.strip() or "unknown error").splitlines()[-1]
+        print(f"no record: {error}", flush=True)
 
 
 def requeue(
@@ -163,20 +156,21 @@ def requeue(
 ) -> None:
     """Requeues the job without the nodes `exclude`; prints how to continue if SLURM refuses."""
     # Printed first, since requeueing ends this process.
-    _print(f"requeueing this job{' without ' if exclude else ''}{', '.join(exclude)}")
+    print(f"requeueing this job{' without ' if exclude else ''}{', '.join(exclude)}", flush=True)
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)  # child processes inherit it
     try:
         scheduler.requeue(allocation.name, restart=allocation.restart)
     except (ValueError, RuntimeError) as error:
         job_files.write_attempt(args.folder, replace(attempt, is_requeued=False))
-        _print(f"not requeued ({error}); continue with: {_continue_command(allocation, args)}")
+        command = _continue_command(allocation, args)
+        print(f"not requeued ({error}); continue with: {command}", flush=True)
         return
     try:
         if exclude:
             scheduler.exclude_nodes(allocation.name, exclude)
     except (ValueError, RuntimeError) as error:
-        _print(f"requeued, but possibly on {', '.join(exclude)} again: {error}")
+        print(f"requeued, but possibly on {', '.join(exclude)} again: {error}", flush=True)
 
 
 def _continue_command(allocation: Allocation, args: JobArgs) -> str:
@@ -187,7 +181,3 @@ def _continue_command(allocation: Allocation, args: JobArgs) -> str:
         return shlex.join([*command, str(folder / SCRIPT)])
     variable = f"{JOB_FOLDER}={folder}"
     return f"{shlex.join(['env', variable, *command])} with the same script and options"
-
-
-def _print(line: str) -> None:
-    print(line, flush=True)

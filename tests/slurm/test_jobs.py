@@ -96,7 +96,7 @@ def test_two_nodes_train_the_model_of_one_process_and_a_stop_changes_nothing(
     record = record_of(folder)
     assert record["status"] == "ok"
     assert record["config"]["parallel"]["num_nodes"] == 2
-    assert record["launches"] == [0, int(checkpoint.name.removeprefix("step-"))]
+    assert record["segment_starts"] == [0, int(checkpoint.name.removeprefix("step-"))]
     assert record["loss"] == pytest.approx(uninterrupted["loss"], rel=1e-5)
     wait_for_status(folder, rf"gpt +done +{STEPS}/{STEPS}")
     assert (folder / f"attempt-{job}-1").exists()
@@ -122,7 +122,7 @@ def test_a_preempted_job_saves_within_its_grace_time_and_resumes_when_allowed(
     cluster.wait_for(owner, "COMPLETED")
     cluster.hurry(job)
     wait_for_outcome(folder, "done")
-    assert record_of(folder)["launches"][1] > 0
+    assert record_of(folder)["segment_starts"][1] > 0
 
 
 # A thread holds the interpreter: the step does not end, and no signal handler runs.
@@ -166,7 +166,7 @@ def test_a_job_killed_after_too_short_a_grace_time_resumes_from_its_newest_check
     assert (killed.outcome, killed.reason) == ("failed", "killed before it could report")
     assert killed.is_requeued
     record = record_of(folder)
-    assert record["launches"] == [0, int(newest.name.removeprefix("step-"))]
+    assert record["segment_starts"] == [0, int(newest.name.removeprefix("step-"))]
     assert record["loss"] == pytest.approx(uninterrupted["loss"], rel=1e-5)
 
 
@@ -229,7 +229,7 @@ def test_a_dead_node_ends_the_job_which_resumes_on_other_nodes(
     wait_for_outcome(folder, "done")
     assert cluster.state(job)["Restarts"] == "1"
     record = record_of(folder)
-    assert record["launches"][1] >= 20
+    assert record["segment_starts"][1] >= 20
     assert record["loss"] == pytest.approx(uninterrupted["loss"], rel=1e-5)
 
 
@@ -246,7 +246,7 @@ def test_slurm_requeues_a_job_whose_batch_node_died(
     assert died.is_requeued
     assert died.is_node_failure
     record = record_of(folder)
-    assert record["launches"][1] >= 20
+    assert record["segment_starts"][1] >= 20
     assert record["loss"] == pytest.approx(uninterrupted["loss"], rel=1e-5)
 
 
@@ -271,7 +271,7 @@ def test_a_job_that_cannot_be_requeued_prints_how_to_resume(cluster: Cluster, wo
     assert f"continue with: sbatch {folder}/job.sbatch" in log_of(folder)
     subprocess.run(["sbatch", folder / "job.sbatch"], check=True)
     wait_for_outcome(folder, "done")
-    assert len(record_of(folder)["launches"]) == 2
+    assert len(record_of(folder)["segment_starts"]) == 2
 
 
 def test_array_tasks_have_separate_folders_and_a_stopped_one_is_requeued(
@@ -286,7 +286,7 @@ def test_array_tasks_have_separate_folders_and_a_stopped_one_is_requeued(
     for task in (3, 4):
         wait_for_outcome(folder / f"task-{task}", "done")
         assert record_of(folder / f"task-{task}")["config"]["seed"] == task
-    launches = [len(record_of(folder / f"task-{task}")["launches"]) for task in (3, 4)]
+    launches = [len(record_of(folder / f"task-{task}")["segment_starts"]) for task in (3, 4)]
     assert launches == [1, 2]
     wait_for_status(folder, "2 done")
 

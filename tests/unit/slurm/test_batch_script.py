@@ -212,7 +212,7 @@ def directives(script: str, *, whole: bool = False) -> list[str]:
         ("time", "-1:00", "time is '-1:00'"),
         ("partition", "a b", "partition is 'a b'; give the name of a partition"),
         ("partition", "a,,b", "partition is 'a,,b'; give the name of a partition"),
-        ("folder", "a\\b", "which a batch script cannot hold"),
+        ("folder", "a\\b", "give a path without backslashes or line breaks"),
         ("partition", "gpu\n#SBATCH --qos=x", "partition is"),
         ("name", "a;b", "name is 'a;b'; give letters"),
         ("gpu_type", "h200:8", "gpu-type is 'h200:8'; give the type of a GPU"),
@@ -223,7 +223,7 @@ def directives(script: str, *, whole: bool = False) -> list[str]:
             "dependency is 'afterok:x'; give one such as afterok:1234",
         ),
         ("array", "5-", "array is '5-'; give task numbers, such as 0-9"),
-        ("folder", "a\nb", "folder is 'a\\nb'; choose a path without"),
+        ("folder", "a\nb", "folder is 'a\\nb'; give a path without"),
     ],
 )
 def test_invalid_values_are_refused_with_their_name(

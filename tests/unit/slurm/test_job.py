@@ -203,7 +203,7 @@ def test_the_record_of_a_run_decides_how_its_job_ended(
     for is_cancelled in (False, True):
         answers = {allocation.name: is_cancelled}
         monkeypatch.setattr("slurm.scheduler.is_cancelled_or_requeued", answers.__getitem__)
-        end = find_end(allocation, args, watched(code), since_s=ATTEMPT.since_s, was_signaled=False)
+        end = find_end(allocation, args, watched(code), since_s=ATTEMPT.since_s, signaled=False)
         if is_cancelled and code != 0 and result != "done":
             assert (end.outcome, end.is_cancelled) == ("stopped", True)
             assert end.reason == f"cancelled, or already requeued by SLURM; {reason}"
@@ -218,12 +218,12 @@ def test_failures_of_ranks_and_nodes_decide_how_a_job_ended(
     monkeypatch.setattr("slurm.scheduler.is_cancelled_or_requeued", lambda _: False)
     allocation, args = read_allocation(VARIABLES), args_of(f"--folder {tmp_path} recipes.gpt")
     died = watched(137, dead={"node2": [8]})
-    end = find_end(allocation, args, died, since_s=ATTEMPT.since_s, was_signaled=True)
+    end = find_end(allocation, args, died, since_s=ATTEMPT.since_s, signaled=True)
     assert (end.outcome, end.dead_nodes, end.has_record) == ("failed", ["node2"], False)
     assert end.reason == "rank 8 of 16: node2 stopped responding"
     refused = RankFailure(rank=3, type="X", message="no", lines=[], is_bad_usage=True, at_s=-1.0)
     write_failure(refused, args.errors / "3.failure")
-    end = find_end(allocation, args, watched(1), since_s=ATTEMPT.since_s, was_signaled=False)
+    end = find_end(allocation, args, watched(1), since_s=ATTEMPT.since_s, signaled=False)
     assert (end.outcome, end.reason) == ("refused", "no")
 
 
@@ -277,6 +277,12 @@ def test_the_end_of_an_attempt_decides_whether_it_is_requeued(
             "4 refused: the recipes refuse every cell of this sweep",
         ),
         (
+            {"statuses": {"refused": 4}, "own": {}, "left": 0},
+            1,
+            "refused",
+            "4 refused: the recipes refuse every cell of this sweep",
+        ),
+        (
             {"statuses": {"ok": 3, "crashed": 1}, "own": {"crashed": 1}, "left": 0},
             1,
             "failed",
@@ -292,7 +298,7 @@ def test_a_sweep_is_done_when_its_summary_says_so(
     args.errors.mkdir()
     if state is not None:
         Path(rank_variables(args)[SWEEP_FILE]).write_text(json.dumps(state))
-    end = find_end(read_allocation(one), args, watched(code), since_s=0.0, was_signaled=False)
+    end = find_end(read_allocation(one), args, watched(code), since_s=0.0, signaled=False)
     assert (end.outcome, end.reason) == (result, reason)
 
 
