@@ -1,1 +1,1 @@
-"""Raw samples in; medians, intervals, steady state and comparisons out. Plain arithmetic."""
+"""Computes medians, intervals, steady state and comparisons from raw samples."""

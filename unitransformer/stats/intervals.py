@@ -1,11 +1,12 @@
-"""Samples of one quantity in, in the order they were taken; what they say of its median out.
+"""Computes the median of a series of samples and its interval, by a block bootstrap.
 
-Step times follow one another: a slow step has slow neighbours. Every interval here is a block
-bootstrap's for that reason, and depends on nothing but the samples: the seed is a constant.
+Step times are autocorrelated: a slow step has slow neighbors, hence blocks. The interval depends on
+nothing but the samples: the seed is a constant.
 """
 
 import math
 import statistics
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
@@ -14,15 +15,15 @@ from typing import TYPE_CHECKING
 
 from unitransformer.stats.autocorrelation import block_length
 
-if TYPE_CHECKING:  # numpy is slow to import, and a login node may have none
+if TYPE_CHECKING:  # numpy is slow to import, and a login node may lack it
     import numpy as np
     from numpy.typing import NDArray
 
     Ints = NDArray[np.integer]
 
 CONFIDENCE = 0.95
-LEAST_SAMPLES = 50  # from here on the coverage test holds
-LEAST_BLOCKS = 5  # with fewer the resamples are all alike
+MIN_SAMPLES = 50  # the coverage test holds from here on
+MIN_BLOCKS = 5  # with fewer all resamples are alike
 RESAMPLES = 2000
 SEED = 20041
 
@@ -32,7 +33,7 @@ class MedianInterval:
     """Median, spread and interval of the median, in the unit of the samples.
 
     `low` and `high` are None together, and `reason` says why. `block_length` is None with them, and
-    where the figures were read back from a record, which does not hold it.
+    also where the interval was read from a record, which does not hold it.
     """
 
     median: float
@@ -46,35 +47,35 @@ class MedianInterval:
 
     @property
     def relative_width(self) -> float | None:
-        """The whole interval, from low to high, as a share of the median."""
+        """The width of the interval as a share of the median."""
         if self.low is None or self.high is None or not self.median:
             return None
         return (self.high - self.low) / abs(self.median)
 
 
 def describe(samples: Sequence[float], *, confidence: float = CONFIDENCE) -> MedianInterval:
-    """Median, median absolute deviation, count, and the bootstrap interval of the median.
+    """Returns median, median absolute deviation, count, and the interval of the median.
 
-    The interval is the percentile interval of a circular block bootstrap (Politis & Romano 1992),
-    with two corrections, because the plain one covers 83 to 92 % where 95 % is promised (AR(1) of
-    0.5, 50 to 400 samples). Blocks are twice as long as the rule of `block_length` says: that rule
-    is for the least error of a variance, an interval wants longer ones (Lazarus, Lewis, Stock &
-    Watson 2018, "HAR inference: recommendations for practice"). And the percentiles are moved
-    outwards for the number of blocks (Hesterberg 2015, "What teachers should know about the
-    bootstrap", expanded percentile interval).
+    The interval is the percentile interval of a circular block bootstrap (Politis & Romano 1992)
+    with two corrections, because the plain one covers 83 to 92 % instead of 95 % (AR(1) of 0.5, 50
+    to 400 samples). First, blocks are twice as long as `block_length` says: that rule minimizes the
+    error of a variance, and an interval needs longer blocks (Lazarus, Lewis, Stock & Watson 2018,
+    "HAR inference: recommendations for practice"). Second, the percentiles move outwards for the
+    number of blocks (Hesterberg 2015, "What teachers should know about the bootstrap", expanded
+    percentile interval).
 
-    Covers 93 to 97 % of lognormal AR(1) series of 0 to 0.5 with 5 % spikes from `LEAST_SAMPLES` on.
-    With a coefficient of 0.8 it does from 200 on; 100 cover 92 %, and 50 cover 84 %, where they are
-    not refused.
+    The interval covers the median of 93 to 97 % of lognormal AR(1) series with coefficients of 0 to
+    0.5 and 5 % spikes, from `MIN_SAMPLES` on. With 0.8 that takes 200 samples: 100 cover 92 %, and
+    50 cover 84 % where they are not refused.
 
     Raises:
-        ValueError: no samples, one that is no finite number, a confidence outside (0, 1).
+        ValueError: there are no samples, one is not finite, or the confidence is outside (0, 1).
     """
     if not samples:
-        raise ValueError("samples holds none; a median needs at least one")
+        raise ValueError("samples is empty; a median needs at least one")
     for index, sample in enumerate(samples):
         if not math.isfinite(sample):
-            raise ValueError(f"samples[{index}] is {sample}; leave nothing but finite numbers")
+            raise ValueError(f"samples[{index}] is {sample}; give finite numbers only")
     if not 0 < confidence < 1:
         raise ValueError(f"confidence is {confidence}; give a share between 0 and 1, such as 0.95")
     block, reason = find_block(samples)
@@ -92,117 +93,93 @@ def describe(samples: Sequence[float], *, confidence: float = CONFIDENCE) -> Med
     )
 
 
-def mean_rate(step_s: Sequence[float], per_step: float, *, between_s: float = 0.0) -> float:
-    """Units a second out of totals, stalls and all: the median rate does not see those.
+def mean_rate(step_s: Sequence[float], per_step: float, *, between_steps_s: float = 0.0) -> float:
+    """Returns units per second from totals, which include the stalls that a median hides.
 
     Args:
-        between_s: seconds that went by between the steps, all together.
+        between_s: total seconds between the steps.
     """
     if not step_s or min(step_s) <= 0:
         raise ValueError("step_s holds no steps, or one that took no time; measure again")
-    return per_step * len(step_s) / (math.fsum(step_s) + between_s)
+    return per_step * len(step_s) / (math.fsum(step_s) + between_steps_s)
 
 
 # ------------------------------------------------------------------------------ the bootstrap
 
 
 def find_block(samples: Sequence[float]) -> tuple[int | None, str | None]:
-    """Length of the blocks of the bootstrap, or why there is no interval."""
-    count = len(samples)
-    if count < LEAST_SAMPLES:
-        return None, f"{count} samples, an interval needs {LEAST_SAMPLES}"
+    """Returns the block length of the bootstrap, or why there is no interval."""
+    if len(samples) < MIN_SAMPLES:
+        return None, f"{len(samples)} samples, an interval needs {MIN_SAMPLES}"
     block = 2 * block_length(samples)
-    if count < LEAST_BLOCKS * block:
-        return None, (
-            f"{count} samples that hang together over {block} of them, an interval needs "
-            f"{LEAST_BLOCKS * block}"
-        )
+    if len(samples) < MIN_BLOCKS * block:
+        return None, f"autocorrelated over {block} steps; needs {MIN_BLOCKS * block} samples"
     return block, None
 
 
 def _percentiles(samples: Sequence[float], block: int, confidence: float) -> tuple[float, float]:
-    """Interval of the median; of a percentile, the middle of two neighbours in an even number."""
-    import numpy as np
+    """Returns both ends of the interval, without building or sorting a resample.
 
-    in_order = np.sort(np.asarray(samples, dtype=np.float64))
-    ranks = np.searchsorted(in_order, samples, "right")
-    ends = _places(ranks.tobytes(), block, confidence)
-    low, high = ((float(in_order[left]) + float(in_order[right])) / 2 for left, right in ends)
-    return low, high
-
-
-@lru_cache(maxsize=4)  # logarithms are in the order of their numbers
-def _places(
-    of_ranks: bytes, block: int, confidence: float
-) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Places in the order of the samples of both ends of the interval, out of ranks alone.
-
-    The median of a resample is at most t where at least half of its values are. So the percentile
-    of the medians is found by bisection over t, counting values up to t from running totals: no
-    resample is ever built or sorted, and 10,000 samples take a fraction of a second.
+    The median of a resample is at most t if at least half of its values are. Bisection over t finds
+    a percentile of the medians from such counts; the count of a block is a difference of running
+    totals. 10,000 samples take a fraction of a second.
     """
     import numpy as np
 
-    ranks = np.frombuffer(of_ranks, dtype=np.intp)
-    count = len(ranks)
-    whole, last = _drawn_blocks(count, block)
-    rest = count - block * len(whole)
-    in_order = np.sort(ranks)
-    around = np.concatenate([ranks, ranks])
-    totals = np.zeros(2 * count + 1, dtype=np.int32)
+    values = np.asarray(samples, dtype=np.float64)
+    in_order, twice = np.sort(values), np.concatenate([values, values])
+    count = len(values)
+    whole, last = _draw_blocks(count, block)
+    rest = count - block * len(whole)  # length of the last block
 
     @cache  # four bisections have most of their bounds in common
-    def counts(place: int) -> "Ints":
-        """Values of each resample that are at most the one at this place in their order."""
-        np.cumsum(around <= in_order[place], out=totals[1:])
-        of_whole = totals[block : block + count] - totals[:count]
-        of_last = totals[rest : rest + count] - totals[:count]
-        of_each = of_whole.take(whole, mode="clip")  # all are inside, and `clip` is not checked
-        counted: Ints = np.add.reduce(of_each, axis=0, dtype=np.int32) + of_last[last]
-        return counted
+    def count_upto(bound: float) -> "Ints":
+        """Returns, for each resample, how many of its values are at most `bound`."""
+        totals = np.concatenate([[0], np.cumsum(twice <= bound)]).astype(np.int32)
+        in_block = totals[block : block + count] - totals[:count]
+        in_last = totals[rest : rest + count] - totals[:count]
+        counts: Ints = in_block[whole].sum(axis=0, dtype=np.int32) + in_last[last]
+        return counts
 
-    def quantile(level: float, half: float) -> int:
-        low, high = 0, count - 1
-        while low < high:
-            middle = (low + high) // 2
-            if np.count_nonzero(counts(middle) > half) / RESAMPLES >= level:
-                high = middle
-            else:
-                low = middle + 1
-        return low
+    def percentile(level: float, index: int) -> float:
+        """Returns a percentile, over resamples, of the value at `index` of the sorted resample."""
+
+        def share(bound: float) -> float:
+            return np.count_nonzero(count_upto(bound) > index) / RESAMPLES
+
+        return float(in_order[bisect_left(in_order, level, hi=count - 1, key=share)])
 
     tail = _tail(count / block, confidence)
-    half = count / 2  # the median of an even number lies between two middle values
-    low, high = ((quantile(level, half - 0.5), quantile(level, half)) for level in (tail, 1 - tail))
+    middles = ((count - 1) // 2, count // 2)  # their mean is the median
+    low, high = (sum(percentile(p, index) for index in middles) / 2 for p in (tail, 1 - tail))
     return low, high
 
 
 @lru_cache(maxsize=16)
-def _drawn_blocks(count: int, block: int) -> tuple["Ints", "Ints"]:
-    """First place of every whole block, and of the last, shorter one; shapes (block, resample) and
-    (resample,). A resample has as many values as there are."""
+def _draw_blocks(count: int, block: int) -> tuple["Ints", "Ints"]:
+    """Returns where the blocks of `RESAMPLES` resamples of `count` values start.
+
+    Shapes: whole blocks (block, resample), and the last, shorter one (resample,).
+    """
     import numpy as np
 
-    drawn = np.random.default_rng(SEED)
-    starts = drawn.integers(0, count, (RESAMPLES, math.ceil(count / block)))
+    starts = np.random.default_rng(SEED).integers(0, count, (RESAMPLES, math.ceil(count / block)))
     return np.ascontiguousarray(starts[:, :-1].T), np.ascontiguousarray(starts[:, -1])
 
 
 @lru_cache(maxsize=256)
 def _tail(num_blocks: float, confidence: float) -> float:
-    """Share of the resamples beyond each end: Hesterberg's, for that many independent values."""
-    wide = math.sqrt(num_blocks / (num_blocks - 1)) * t_quantile(
-        (1 + confidence) / 2, num_blocks - 1
-    )
-    return NormalDist().cdf(-wide)
+    """Returns the share of resamples beyond each end: Hesterberg's, for independent blocks."""
+    scale = math.sqrt(num_blocks / (num_blocks - 1))
+    return NormalDist().cdf(-scale * t_quantile((1 + confidence) / 2, num_blocks - 1))
 
 
 @lru_cache(maxsize=256)
 def t_quantile(level: float, freedom: float) -> float:
-    """Student's t: the value that a share `level`, at least a half, stays below.
+    """Returns the quantile of Student's t at a level of at least a half.
 
-    With t = sqrt(freedom) tan(x) the density becomes a power of cos(x), which Simpson's rule adds
-    up to ten digits.
+    With t = sqrt(freedom) tan(x) the density becomes a power of cos(x), which Simpson's rule
+    integrates to ten digits.
     """
     log_scale = math.lgamma((freedom + 1) / 2) - math.lgamma(freedom / 2)
     scale = math.exp(log_scale) / math.sqrt(math.pi)

@@ -149,13 +149,13 @@ def test_too_few_steps_and_unsteady_steps_have_different_reasons() -> None:
 def test_known_unsteady_steps_are_excluded_and_named() -> None:
     steps = [1.0] * 30
     steps[0] = steps[12] = steps[20] = 9.0
-    steady = find_steady_state(steps, unsteady={20, 0, 12})
+    steady = find_steady_state(steps, excluded_steps={20, 0, 12})
     assert (steady.start, steady.left_out) == (1, (12, 20))
     assert steady.select(steps) == [1.0] * 27
 
 
 def test_excluded_steps_do_not_count_towards_the_minimum() -> None:
-    assert find_steady_state([1.0] * 10, unsteady={0, 1, 2}).reason == "7 steps, needs 8"
+    assert find_steady_state([1.0] * 10, excluded_steps={0, 1, 2}).reason == "7 steps, needs 8"
 
 
 def test_invalid_times_and_step_numbers_are_refused() -> None:
@@ -163,8 +163,8 @@ def test_invalid_times_and_step_numbers_are_refused() -> None:
         find_steady_state([1.0, -1.0])
     with pytest.raises(ValueError, match=r"step_s\[0\] is nan"):
         find_steady_state([math.nan])
-    with pytest.raises(ValueError, match="unsteady names step 9; there are 9"):
-        find_steady_state([1.0] * 9, unsteady=[9])
+    with pytest.raises(ValueError, match="excluded_steps names step 9; there are 9"):
+        find_steady_state([1.0] * 9, excluded_steps=[9])
 
 
 # ------------------------------------------------------------------------------ beside others

@@ -41,8 +41,8 @@ def test_the_median_of_too_few_or_unsteady_steps_is_never_known() -> None:
 
 def test_known_unsteady_steps_do_not_count() -> None:
     steps = [0.1] * 70
-    assert is_narrow(steps, 0.01, unsteady=range(20))
-    assert not is_narrow(steps, 0.01, unsteady=range(21))
+    assert is_narrow(steps, 0.01, excluded_steps=range(20))
+    assert not is_narrow(steps, 0.01, excluded_steps=range(21))
 
 
 def test_the_interval_after_stopping_early_covers_the_median_9_times_in_10() -> None:
