@@ -95,7 +95,7 @@ def test_a_run_resumes_under_other_strategies_and_device_counts(
         resume = ("--resume",) if number else ()
         run = (*leg(*options), *model, *places(tmp_path), *resume)
         record = train("gpt", tmp_path / str(number), *run)
-    assert record["launches"] == [0, *(last for _, _, last, _ in legs[:-1])]
+    assert record["segment_starts"] == [0, *(last for _, _, last, _ in legs[:-1])]
     assert_same(record, whole(*model))
 
 
@@ -154,7 +154,7 @@ def test_a_checkpoint_taken_during_training_equals_its_step_bit_for_bit(
     shutil.rmtree(kept / checkpoint_name(4))
     rest = train("gpt", tmp_path / "rest", *options, *places(tmp_path), "--resume")
     record = load(tmp_path / "whole")
-    assert rest["launches"] == [0, 2]
+    assert rest["segment_starts"] == [0, 2]
     assert rest["loss"] == record["loss"]
     assert rest["gradient_norm"] == record["gradient_norm"]
     assert rest["validation"]["loss"] == record["validation"]["loss"]

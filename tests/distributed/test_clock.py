@@ -105,7 +105,7 @@ def unwatched() -> None:
     def nothing(*arguments: Any) -> Iterator[None]:
         yield
 
-    unitransformer.run.clocked_waits = nothing
+    unitransformer.run.timed_waits = nothing
     TimeGradientReduction.on_before_backward = lambda *arguments: None  # type: ignore[assignment, method-assign]
 
 
@@ -179,7 +179,7 @@ def crash(folder: Path, *options: str, fault: Callable[[], None]) -> dict[str, A
     assert process.exitcode == 1
     record = load(folder)
     assert (record["status"], record["error"]["type"]) == ("crashed", "ClockError")
-    assert record["figures"] == record["validation"] == {}
+    assert record["metrics"] == record["validation"] == {}
     assert record["tokens_per_s"] is None
     return record
 

@@ -57,10 +57,10 @@ def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one(
     assert 5 <= done < STEPS
     assert record["error"]["message"] == f"stopped by SIGUSR1 after step {done}"
     assert [path.name for path in list_checkpoints(tmp_path / "kept")] == [f"step-{done:08d}"]
-    assert "go on with the same command and --resume" in (tmp_path / "run/output.log").read_text()
+    assert "to continue, add --resume to the command" in (tmp_path / "run/output.log").read_text()
     again = train("gpt", tmp_path / "run", *options, *places)
     assert again["status"] == "ok"
-    assert again["launches"] == [0, done]
+    assert again["segment_starts"] == [0, done]
     assert again["loss"] == whole["loss"]
 
 
@@ -95,7 +95,7 @@ def test_a_run_with_a_slow_rank_stops_after_each_of_fifty_signals_at_random_mome
         last = step
     record = load(tmp_path / f"run-{SENT - 1}")
     assert len(record["loss"]) == last
-    assert len(record["launches"]) == SENT
+    assert len(record["segment_starts"]) == SENT
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp", "fsdp1", "zero2"])

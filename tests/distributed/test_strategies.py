@@ -359,7 +359,7 @@ def test_a_large_sharded_network_is_not_gathered_for_the_showcase(tmp_path: Path
     process = begin("gpt", tmp_path / "two", *two("fsdp"), fault=make_large, is_whole=True)
     process.join(120)
     assert process.exitcode == 0
-    assert "predictions none: the network is divided" in (tmp_path / "two/output.log").read_text()
+    assert "predictions none: the sharded network is too large" in (tmp_path / "two/output.log").read_text()
 
 
 WIDE = ("--model.width", "64", "--model.feedforward-width", "256")

@@ -14,17 +14,8 @@ import torch
 import torch.distributed
 from filelock import FileLock, Timeout
 
-from unitransformer.checkpoint.reader import (
-    CheckpointReader,
-    RunState,
-    check_files,
-    check_same_run,
-    first_line,
-    list_checkpoints,
-    newest_checkpoint,
-    read_run_state,
-    read_tensors,
-)
+from unitransformer.checkpoint import reader
+from unitransformer.checkpoint.reader import RunState
 from unitransformer.checkpoint.state import capture_state, count_updates, restore_state
 from unitransformer.checkpoint.writer import CheckpointWriter, remove_leftovers, start_saving
 from unitransformer.config import RunConfig
@@ -101,7 +92,12 @@ class SaveCheckpoints(pl.Callback):
         self._finish(trainer)
         run_state = self.get_run_state()
         assert len(run_state["loss"]) == step
-        _check_losses(run_state["loss"])
+        for number, loss in enumerate(run_state["loss"], start=1):
+            if not math.isfinite(loss):
+                raise FloatingPointError(
+                    f"loss is {loss} at step {number}; the previous checkpoint is kept; "
+                    "lower optimizer.learning_rate"
+                )
         run_state |= {"num_updates": num_updates, "loss_scaler": _loss_scaler(trainer)}
         writer = CheckpointWriter(self.folder, step, run_state)
         state = capture_state(pl_module, trainer)
@@ -120,11 +116,11 @@ class SaveCheckpoints(pl.Callback):
             self._pending = None
             if trainer.is_global_zero:
                 remove_leftovers(self.folder)  # no rank is writing now, and the disk may be full
-            newest = newest_checkpoint(self.folder)
+            newest = reader.newest_checkpoint(self.folder)
             kept, option = (f"; {newest.name} is kept", " with --resume") if newest else ("", "")
             raise CheckpointError(
                 f"checkpoint-dir {self.folder}: step {step} could not be saved "
-                f"({first_line(error)}){kept}; free space and run again{option}"
+                f"({reader.first_line(error)}){kept}; free space and run again{option}"
             ) from error
         self._pending = None
 
@@ -140,15 +136,6 @@ class SaveCheckpoints(pl.Callback):
             remove_leftovers(self.folder)
 
 
-def _check_losses(losses: list[float]) -> None:
-    for step, loss in enumerate(losses, start=1):
-        if not math.isfinite(loss):
-            raise FloatingPointError(
-                f"loss is {loss} at step {step}; the previous checkpoint is kept; "
-                "lower optimizer.learning_rate"
-            )
-
-
 class Resume(pl.Callback):
     """Restores a run from a checkpoint, whichever strategy wrote it."""
 
@@ -158,7 +145,7 @@ class Resume(pl.Callback):
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, TrainingModule)
         step = len(self.run_state["loss"])
-        read = functools.partial(read_tensors, CheckpointReader(self.path))
+        read = functools.partial(reader.read_tensors, reader.CheckpointReader(self.path))
         with torch.no_grad():
             restore_state(pl_module, trainer, read, step=self.run_state["num_updates"])
         _set_loss_scaler(trainer, self.run_state["loss_scaler"])
@@ -178,28 +165,28 @@ def find_resume(config: RunConfig, folder: Path | None, *, resume: ResumeMode) -
         return None
     rank = process_rank()
     if not resume:
-        if list_checkpoints(folder) and rank == 0:
+        if reader.list_checkpoints(folder) and rank == 0:
             raise ValueError(
-                f"checkpoint-dir {folder} holds {newest_checkpoint(folder)}; "
+                f"checkpoint-dir {folder} holds {reader.newest_checkpoint(folder)}; "
                 "add --resume to continue from it, or choose another folder"
             )
         return None
-    path = newest_checkpoint(folder)
+    path = reader.newest_checkpoint(folder)
     if path is None:
         if resume == "auto":
             return None
         raise ValueError(
             f"checkpoint-dir {folder} holds no checkpoint to resume; run without --resume first"
         )
-    run_state = read_run_state(path)
-    check_same_run(run_state, config, path)
+    run_state = reader.read_run_state(path)
+    reader.check_same_run(run_state, config, path)
     step = len(run_state["loss"])
     if resume is True and step >= config.max_steps:
         raise ValueError(
             f"checkpoint {path} is at step {step} of max-steps {config.max_steps}: "
             "nothing is left to do; raise --max-steps"
         )
-    check_files(path, part=rank, parts=config.parallel.world_size)
+    reader.check_files(path, part=rank, parts=config.parallel.world_size)
     return Resume(path, run_state)
 
 

@@ -1,12 +1,10 @@
 """Finds, verifies and reads checkpoints without executing anything in them.
 
-    step-00000100/
-        __0_0.distcp ...   weights and moments, each rank's part (torch.distributed.checkpoint)
-        .metadata          which part is in which file
-        run.json           config, losses and times so far
-        sums.json          CRC-32 of each file; written last
-
-`writer` creates them.
+step-00000100/
+    __0_0.distcp ...   weights and moments, each rank's part (torch.distributed.checkpoint)
+    .metadata          which part is in which file
+    run.json           config, losses and times so far
+    sums.json          CRC-32 of each file; written last
 """
 
 import functools
@@ -16,7 +14,7 @@ import warnings
 import zlib
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -45,9 +43,6 @@ def list_checkpoints(folder: Path) -> list[Path]:
 
 def newest_checkpoint(folder: Path) -> Path | None:
     return next(reversed(list_checkpoints(folder)), None)
-
-
-# ---------------------------------------------------------------------------------- run state
 
 
 def read_run_state(path: Path) -> RunState:
@@ -81,9 +76,6 @@ def check_same_run(run_state: RunState, config: RunConfig, path: Path) -> None:
                 f"checkpoint {path} is of another run: {name} is {before.get(name)} there and "
                 f"{now.get(name)} here; give the same options, or start without --resume"
             )
-
-
-# -------------------------------------------------------------------------------------- files
 
 
 def check_files(path: Path, *, part: int = 0, parts: int = 1) -> None:
@@ -137,9 +129,6 @@ def _compare(path: Path, sums: dict[str, int], names: Collection[str]) -> None:
             raise OSError(f"{name} does not match its checksum")
 
 
-# ------------------------------------------------------------------------------------ tensors
-
-
 class CheckpointReader(FileSystemReader):
     """Torch's reader with a restricted unpickler for the metadata, so that no code is executed."""
 
@@ -160,16 +149,15 @@ class CheckpointReader(FileSystemReader):
 
     def shapes(self) -> dict[str, torch.Size]:
         """Returns the shapes of all saved tensors by name."""
-        return {name: kind.size for name, kind in self._tensors().items()}
-
-    def _tensors(self) -> dict[str, TensorStorageMetadata]:
-        return cast(dict[str, TensorStorageMetadata], self.metadata.state_dict_metadata)
+        kinds: dict[str, Any] = self.metadata.state_dict_metadata
+        return {name: kind.size for name, kind in kinds.items()}
 
     def check_tensors(self, names: Collection[str]) -> None:
         """Raises UnpicklingError unless files `names` hold the listed tensors; reads no values."""
+        kinds: dict[str, Any] = self.metadata.state_dict_metadata
         sizes = {
             MetadataIndex(name, chunk.offsets): chunk.sizes
-            for name, kind in self._tensors().items()
+            for name, kind in kinds.items()
             for chunk in kind.chunks
         }
         for index, part in self.metadata.storage_data.items():
@@ -228,9 +216,6 @@ def read_tensors(reader: CheckpointReader, state: State) -> None:
 def ignore_undistributed_warning() -> None:
     """Hides the warning that a process reads or writes alone, for good and for all threads."""
     warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or")
-
-
-# ------------------------------------------------------------------------------------- errors
 
 
 def damaged_error(path: Path, error: BaseException) -> ValueError:

@@ -5,6 +5,7 @@ network. A rank holds its shards as DTensors. Where every rank has all values, t
 full tensors among them. Every strategy reads what any other has written.
 """
 
+import warnings
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -12,16 +13,11 @@ import torch
 import torch.distributed
 from lightning.pytorch import Trainer
 from torch import Tensor
-from torch.distributed.checkpoint.state_dict import (
-    StateDictOptions,
-    get_optimizer_state_dict,
-    set_model_state_dict,
-    set_optimizer_state_dict,
-)
+from torch.distributed.checkpoint import state_dict
 
 from unitransformer.parallel import deepspeed
 from unitransformer.parallel.deepspeed import MOMENTS
-from unitransformer.parallel.fsdp1 import NETWORK_PREFIX, ignore_future_warnings, sharded_weights
+from unitransformer.parallel.fsdp1 import NETWORK_PREFIX, sharded_weights
 from unitransformer.training.module import TrainingModule
 
 State = dict[str, Tensor]
@@ -99,8 +95,8 @@ def _capture_fsdp1(trainer: Trainer) -> State:
     model = trainer.strategy.model
     assert model is not None
     state: State = {f"weight.{name}": values for name, values in sharded_weights(model).items()}
-    with ignore_future_warnings():
-        saved = get_optimizer_state_dict(model, trainer.optimizers[0])
+    with warnings.catch_warnings(action="ignore", category=FutureWarning):  # FSDP1 is deprecated
+        saved = state_dict.get_optimizer_state_dict(model, trainer.optimizers[0])
     for name, values in cast(dict[str, State], saved["state"]).items():
         state |= {f"{key}.{name.removeprefix(NETWORK_PREFIX)}": values[key] for key in MOMENTS}
     return state
@@ -116,18 +112,16 @@ def _restore_fsdp1(trainer: Trainer, read: FillState, step: int) -> None:
         moments[name] = {key: torch.zeros_like(values, dtype=torch.float32) for key in MOMENTS}
         state |= {f"{key}.{name}": moment for key, moment in moments[name].items()}
     read(state)
-    with ignore_future_warnings():
-        set_model_state_dict(
-            model,
-            {f"{NETWORK_PREFIX}{name}": values for name, values in weights.items()},
-            options=StateDictOptions(strict=False),  # the positional table is missing
-        )
-        saved = get_optimizer_state_dict(model, optimizer)
+    prefixed: dict[str, Any] = {NETWORK_PREFIX + name: weights[name] for name in weights}
+    is_partial = state_dict.StateDictOptions(strict=False)  # without the positional table
+    with warnings.catch_warnings(action="ignore", category=FutureWarning):  # FSDP1 is deprecated
+        state_dict.set_model_state_dict(model, prefixed, options=is_partial)
+        saved = state_dict.get_optimizer_state_dict(model, optimizer)
         saved["state"] = {
-            f"{NETWORK_PREFIX}{name}": {"step": torch.tensor(float(step)), **pair}
+            NETWORK_PREFIX + name: {"step": torch.tensor(float(step)), **pair}
             for name, pair in moments.items()
         }
-        set_optimizer_state_dict(model, optimizer, saved)
+        state_dict.set_optimizer_state_dict(model, optimizer, saved)
 
 
 def _capture_zero(module: TrainingModule) -> State:

@@ -16,8 +16,8 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
-import torch.distributed
 import torch.futures
+from torch.distributed import ProcessGroup
 from torch.distributed.checkpoint.filesystem import FileSystemWriter
 from torch.distributed.checkpoint.metadata import Metadata
 from torch.distributed.checkpoint.state_dict_saver import save
@@ -66,13 +66,10 @@ class CheckpointWriter(FileSystemWriter):
         """Writes into a temporary folder on `disk`, and copies the files from there."""
         shared = Path(self.path)
         disk.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix="checkpoint-", dir=disk))
-        try:
-            written = self._write_into(folder, plan, planner)
-            for file in folder.iterdir():
+        with tempfile.TemporaryDirectory(dir=disk, ignore_cleanup_errors=True) as folder:
+            written = self._write_into(Path(folder), plan, planner)
+            for file in Path(folder).iterdir():
                 _copy_to_shared(file, shared / file.name)
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
         return written
 
     def _write_into(self, folder: Path, plan: Any, planner: Any) -> Any:
@@ -109,11 +106,7 @@ class CheckpointWriter(FileSystemWriter):
 
 
 def start_saving(
-    state: State,
-    writer: CheckpointWriter,
-    group: torch.distributed.ProcessGroup | None,
-    *,
-    wait: bool,
+    state: State, writer: CheckpointWriter, group: ProcessGroup | None, *, wait: bool
 ) -> "Future[None]":
     """Starts to write `state`; every rank of `group` calls this.
 

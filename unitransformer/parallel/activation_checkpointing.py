@@ -4,11 +4,7 @@ import functools
 from typing import Any
 
 import torch
-from torch.utils.checkpoint import (
-    CheckpointPolicy,
-    checkpoint,
-    create_selective_checkpoint_contexts,
-)
+from torch.utils import checkpoint
 
 from unitransformer.config import ActivationCheckpointing
 from unitransformer.objectives import Objective
@@ -38,7 +34,8 @@ def checkpoint_activations(objective: Objective, mode: ActivationCheckpointing) 
         return
     options: dict[str, Any] = {"use_reentrant": False}
     if mode == "selective":
-        options["context_fn"] = functools.partial(create_selective_checkpoint_contexts, _policy_of)
+        contexts = checkpoint.create_selective_checkpoint_contexts
+        options["context_fn"] = functools.partial(contexts, _policy_of)
     for layer in objective.network.transformer_layers:
         _checkpoint_layer(layer, options)
 
@@ -52,7 +49,7 @@ def _checkpoint_layer(layer: Any, options: dict[str, Any]) -> None:
         return compute(*inputs)
 
     def forward(*inputs: Any) -> Any:  # a closure, because the compiler can trace it
-        return checkpoint(compute_and_note, *inputs, **options)
+        return checkpoint.checkpoint(compute_and_note, *inputs, **options)
 
     layer.forward = forward
     layer.is_recomputed = False
@@ -61,9 +58,8 @@ def _checkpoint_layer(layer: Any, options: dict[str, Any]) -> None:
 def count_recomputed(objective: Objective, *, is_compiled: bool) -> int:
     """Returns the number of layers that were recomputed in a backward pass.
 
-    Args:
-        is_compiled: recomputation inside a graph is invisible, so checkpointed layers are counted:
-            with `fullgraph`, the graph either contains them or was never built.
+    Recomputation inside a compiled graph is invisible. Checkpointed layers are counted there,
+    because with `fullgraph` the graph contains them or was never built.
     """
     layers = objective.network.transformer_layers
     if is_compiled:
@@ -71,6 +67,6 @@ def count_recomputed(objective: Objective, *, is_compiled: bool) -> int:
     return sum(bool(getattr(layer, "is_recomputed", False)) for layer in layers)
 
 
-def _policy_of(_: Any, operator: Any, *_args: Any, **_kwargs: Any) -> CheckpointPolicy:
-    is_expensive = operator in _EXPENSIVE
-    return CheckpointPolicy.MUST_SAVE if is_expensive else CheckpointPolicy.PREFER_RECOMPUTE
+def _policy_of(_: Any, operator: Any, *_args: Any, **_kwargs: Any) -> checkpoint.CheckpointPolicy:
+    policy = checkpoint.CheckpointPolicy
+    return policy.MUST_SAVE if operator in _EXPENSIVE else policy.PREFER_RECOMPUTE

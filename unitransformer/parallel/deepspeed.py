@@ -123,7 +123,6 @@ def set_weights(network: Transformer, weights: InitialWeights) -> None:
 
 
 def full_shape(parameter: Tensor) -> torch.Size:
-    """Returns the shape of a parameter before sharding."""
     return torch.Size(getattr(parameter, "ds_shape", parameter.shape))
 
 

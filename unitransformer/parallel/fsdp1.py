@@ -1,8 +1,6 @@
 """FSDP1 through Lightning's FSDPStrategy, on CPUs too."""
 
-import contextlib
 import warnings
-from collections.abc import Iterator
 from typing import Any, cast
 
 import torch
@@ -36,9 +34,8 @@ class FSDP1Strategy(FSDPStrategy):
 
     def setup_environment(self) -> None:
         super().setup_environment()
-        # With a mesh, state dicts hold DTensors.
         mesh = init_device_mesh(self.root_device.type, (self.world_size,))
-        self.kwargs["device_mesh"] = mesh
+        self.kwargs["device_mesh"] = mesh  # makes state dicts hold DTensors
 
     @property
     def mixed_precision_config(self) -> MixedPrecision | None:
@@ -66,8 +63,8 @@ class FSDP1Strategy(FSDPStrategy):
 
 def float16_precision(device: str, initial_scale: float) -> FSDPPrecision:
     """Returns Lightning's plugin with a loss scaler that also works without CUDA."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # the default scaler needs CUDA
+    # Lightning's scaler warns that it needs CUDA.
+    with warnings.catch_warnings(action="ignore", category=UserWarning):
         precision = FSDPPrecision("16-mixed")
     precision.scaler = ShardedGradScaler(device, init_scale=initial_scale)
     return precision
@@ -78,17 +75,9 @@ def plain_name(name: str) -> str:
     return name.replace(WRAPPER_PREFIX, "")
 
 
-@contextlib.contextmanager
-def ignore_future_warnings() -> Iterator[None]:
-    """Hides FSDP1's warnings that it is deprecated."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)
-        yield
-
-
 def sharded_weights(model: nn.Module) -> dict[str, DTensor]:
     """Returns each parameter by its plain name, sharded over the ranks."""
-    with ignore_future_warnings():
+    with warnings.catch_warnings(action="ignore", category=FutureWarning):  # FSDP1 is deprecated
         state = get_model_state_dict(model)
     # The state also has the positional table, and a second name for a shared matrix.
     names = {plain_name(name) for name, _ in model.named_parameters()}

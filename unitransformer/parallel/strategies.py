@@ -156,11 +156,7 @@ def _copy_shard(parameter: Tensor, values: Tensor) -> None:
 
 
 def clip_gradients(model: nn.Module, clip_norm: float) -> Tensor:
-    """Clips gradients by their norm over all parameters and ranks; returns the norm before.
-
-    Args:
-        model: as wrapped by the strategy, which must not be DeepSpeed: it clips inside its step.
-    """
+    """Clips the gradients of a wrapped model by their norm over all ranks; returns that norm."""
     if isinstance(model, FullyShardedDataParallel):
         norm: Tensor = model.clip_grad_norm_(clip_norm)  # combines the norms of all shards
         return norm
@@ -174,10 +170,7 @@ def clip_gradients(model: nn.Module, clip_norm: float) -> Tensor:
 
 @torch.no_grad()
 def gather_network(model: nn.Module, network: Transformer, parallel: ParallelConfig) -> Transformer:
-    """Returns a full copy of a sharded network on the CPU; all ranks have to call this.
-
-    Only rank 0's copy has the values.
-    """
+    """Returns a CPU copy of a sharded network, full on rank 0; all ranks have to call this."""
     is_first = torch.distributed.get_rank() == 0
     with torch.device("meta"):
         full = Transformer(network.config)

@@ -62,7 +62,7 @@ PER_STEP_FIELDS = ("loss", "gradient_norm", *CLOCK_FIELDS, "min_communication_s"
 
 @dataclass(frozen=True, kw_only=True)
 class RankSteps:
-    """What one rank measured in this segment."""
+    """The steps of one rank in this segment."""
 
     loss: list[float]
     steps: list[StepTimes]

@@ -67,8 +67,7 @@ class TrainingModule(pl.LightningModule):
     def configure_model(self) -> None:
         if not self._is_configured:
             self._is_configured = True
-            strategy = self.trainer.strategy
-            shard(self.objective, self.config.parallel, strategy, self.initial_weights)
+            shard(self.objective, self.config.parallel, self.trainer.strategy, self.initial_weights)
 
     def on_train_batch_end(self, *args: Any) -> None:
         if self.stop_signal:  # the callbacks, which come first, have saved a checkpoint
@@ -94,10 +93,7 @@ class TrainingModule(pl.LightningModule):
 
     @property
     def full_network(self) -> Transformer | None:
-        """The network with all its weights after training, valid on rank 0.
-
-        None if it is sharded and larger than `MAX_GATHERED_BYTES`.
-        """
+        """The network with all its weights on rank 0, or None if too large to be gathered."""
         if self.config.parallel.is_sharded:
             return self._gathered[0] if self._gathered else None
         return self.network
@@ -141,8 +137,7 @@ class TrainingModule(pl.LightningModule):
             self._gradient_norms[self._num_steps - 1] = engine.get_global_grad_norm()
 
     def gradient_norms(self) -> Tensor:
-        """Returns one norm before clipping per optimizer step of this segment; empty without
-        clipping."""
+        """Returns the norms before clipping of this segment's steps; empty without clipping."""
         return self._gradient_norms[: self._num_steps if self.config.optimizer.clip_norm else 0]
 
     def dropout_seed(self, micro_batch: int, *, rank: int) -> int:
@@ -186,10 +181,7 @@ class TrainingModule(pl.LightningModule):
         return build_optimizer(named, self.config, fused=is_fused)
 
     def configure_gradient_clipping(
-        self,
-        optimizer: torch.optim.Optimizer,
-        gradient_clip_val: float | None = None,
-        gradient_clip_algorithm: str | None = None,
+        self, optimizer: Any, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None
     ) -> None:
         # Lightning's clipping rejects FSDP1, and fused optimizers even in bf16-mixed, which has no
         # loss scale. DeepSpeed clips inside its step.
@@ -197,5 +189,4 @@ class TrainingModule(pl.LightningModule):
             return
         model = self.trainer.strategy.model
         assert model is not None
-        norm = clip_gradients(model, gradient_clip_val)
-        self._gradient_norms[self._num_steps - 1] = norm
+        self._gradient_norms[self._num_steps - 1] = clip_gradients(model, gradient_clip_val)

@@ -21,10 +21,9 @@ def build_optimizer(
         full = Transformer(config.model).named_parameters()
     matrices = {name for name, p in full if sum(size > 1 for size in p.shape) >= 2}
     optimizer = config.optimizer
-    decayed: list[Tensor] = []
-    others: list[Tensor] = []
-    for name, parameter in named_parameters:
-        (decayed if name in matrices else others).append(parameter)
+    named = list(named_parameters)
+    decayed = [parameter for name, parameter in named if name in matrices]
+    others = [parameter for name, parameter in named if name not in matrices]
     return torch.optim.AdamW(
         [
             {"params": decayed, "weight_decay": optimizer.weight_decay},

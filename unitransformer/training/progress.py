@@ -18,7 +18,6 @@ from unitransformer.files import write_atomically
 from unitransformer.measure.clock import StepClock
 from unitransformer.record.log_lines import is_due, ms_per_step, step_line, validation_line
 from unitransformer.record.units import UNIT, count, duration
-from unitransformer.training.module import TrainingModule
 
 TIMED_STEPS = 3  # for an estimate, without the first step, which is slower
 MIN_ESTIMATE_S = 10  # shorter estimates are not printed
@@ -28,8 +27,7 @@ class TimeLeft(pl.Callback):
     """Prints the plan before the first step, and an estimate of the time left after a few steps.
 
     Args:
-        matmul_flops_per_s: returns the speed that matrix products reached on this rank just before
-            training, if it was measured.
+        matmul_flops_per_s: returns this rank's speed in matrix products, if it was measured.
     """
 
     def __init__(
@@ -65,17 +63,16 @@ class TimeLeft(pl.Callback):
         if self._is_estimated or config.until_interval is not None or not is_due(config, step):
             return
         step_s = self.clock.step_s()[1:]
-        if len(step_s) < TIMED_STEPS:
+        self._is_estimated = len(step_s) >= TIMED_STEPS
+        if not self._is_estimated:
             return
-        self._is_estimated = True
         median_s, num_steps = statistics.median(step_s), config.max_steps - step
         # The forward pass takes about a third of forward and backward.
         validation_s = median_s / config.accumulate * config.validation_batches / 3
         left_s = num_steps * median_s + self._count_validations(step) * validation_s
         if left_s >= MIN_ESTIMATE_S:
-            rest = (
-                f"{count(num_steps, 'step')} of {median_s:.2g} s, {self._format_validations(step)}"
-            )
+            steps = f"{count(num_steps, 'step')} of {median_s:.2g} s"
+            rest = f"{steps}, {self._format_validations(step)}"
             self.print_line(f"time    about {duration(left_s)} of training left: {rest}")
 
     def _count_validations(self, step: int) -> int:
@@ -115,36 +112,25 @@ class LogLines(pl.Callback):
         self._last_step = trainer.global_step
         self._write_file(self._last_step, 0.0, None, "")
         if trainer.world_size > 1:
-            self.print_line(
-                "lines   show rank 0; the record has the mean loss and the slowest rank's times"
-            )
+            self.print_line("lines   of rank 0; the record has the mean loss and the slowest time")
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any
-    ) -> None:
-        assert isinstance(pl_module, TrainingModule)
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *args: Any) -> None:
         step = trainer.global_step
         if step == self._last_step or not (is_due(self.config, step) or trainer.should_stop):
             return
         recent_s = self.clock.step_s()[self._last_step - step :]
         self._last_step = step
-        loss = pl_module.last_loss()
-        metrics = {
-            "loss": loss,
-            "learning_rate": self.config.optimizer.learning_rate_at(step - 1),
-            "step_s": statistics.median(recent_s),
-        }
+        loss, step_s = pl_module.last_loss(), statistics.median(recent_s)
+        rate = self.config.optimizer.learning_rate_at(step - 1)
         for logger in trainer.loggers:
+            metrics = {"loss": loss, "learning_rate": rate, "step_s": step_s}
             logger.log_metrics(metrics, step=step)
         pace = ms_per_step(recent_s).strip()
         self.newest = f"loss {loss:.4f}, {pace}"
-        self._write_file(step, metrics["step_s"], loss, pace)
+        self._write_file(step, step_s, loss, pace)
         self._log(step_line(self.config, step, loss=loss, recent_s=recent_s))
 
-    def on_validation_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any
-    ) -> None:
-        assert isinstance(pl_module, TrainingModule)
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         if pl_module.validation:
             self._log(validation_line(self.config, pl_module.validation[-1]))
 
@@ -173,12 +159,8 @@ class ProgressBar(pl.Callback):
 
     def __init__(self, config: RunConfig, lines: LogLines) -> None:
         self.config, self.lines = config, lines
-        self._bar = Progress(
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.description}"),
-        )
+        columns = BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+        self._bar = Progress(*columns, TextColumn("{task.description}"))
         self._task = self._bar.add_task("", total=config.max_steps)
 
     def on_train_start(self, *args: Any) -> None:

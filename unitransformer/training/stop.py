@@ -10,7 +10,6 @@ from unitransformer.launch.signals import StopSignalListener
 from unitransformer.measure.clock import StepClock
 from unitransformer.stats.stopping_rule import is_check_step, is_narrow
 from unitransformer.training.history import gather
-from unitransformer.training.module import TrainingModule
 
 
 class AgreeToStop(pl.Callback):
@@ -78,7 +77,7 @@ class UntilInterval(pl.Callback):
 
     Args:
         target: width of the interval relative to the median.
-        unsteady: returns the steps of the run that are known not to be steady.
+        excluded_steps: returns the steps of the run that are known not to be steady.
     """
 
     def __init__(
@@ -90,10 +89,7 @@ class UntilInterval(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._first_step = self._last_step = trainer.global_step
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: object
-    ) -> None:
-        assert isinstance(pl_module, TrainingModule)
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *args: Any) -> None:
         step = trainer.global_step
         if step == self._last_step or not is_check_step(step - self._first_step):
             return
@@ -101,7 +97,7 @@ class UntilInterval(pl.Callback):
         # All ranks decide on the same data, and so reach the same decision.
         ranks = gather((self.clock.step_s(), sorted(self.excluded_steps())), pl_module)
         slowest_s = [max(times_s) for times_s in zip(*(step_s for step_s, _ in ranks), strict=True)]
-        unsteady = {step - self._first_step for _, steps in ranks for step in steps}
-        unsteady &= {*range(len(slowest_s))}
-        if is_narrow(slowest_s, self.target, excluded_steps=unsteady):
+        excluded = {step - self._first_step for _, steps in ranks for step in steps}
+        excluded &= {*range(len(slowest_s))}
+        if is_narrow(slowest_s, self.target, excluded_steps=excluded):
             trainer.should_stop = True  # never set to False: a signal may have set it

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
@@ -42,6 +41,8 @@ def build_trainer(
     quiet_lightning()
     parallel, optimizer = config.parallel, config.optimizer
     precision = build_precision(parallel, device)
+    # Chosen here because inside a batch job Lightning would assume that srun started this process.
+    cluster = TorchElasticEnvironment() if "RANK" in os.environ else LightningEnvironment()
     trainer = pl.Trainer(
         accelerator=device,
         devices=parallel.devices,
@@ -60,7 +61,7 @@ def build_trainer(
         ],
         log_every_n_steps=1,  # Lightning logs nothing itself: `progress` does
         callbacks=list(callbacks),
-        plugins=[_cluster(), *([] if precision is None else [precision])],
+        plugins=[cluster, *([] if precision is None else [precision])],
         enable_checkpointing=False,
         enable_model_summary=False,
         enable_progress_bar=False,
@@ -74,11 +75,6 @@ def build_trainer(
     connector: Any = trainer._signal_connector
     connector.register_signal_handlers = lambda: None
     return trainer
-
-
-def _cluster() -> ClusterEnvironment:
-    # Chosen here because inside a batch job Lightning would assume that srun started this process.
-    return TorchElasticEnvironment() if "RANK" in os.environ else LightningEnvironment()
 
 
 def quiet_lightning() -> None:

@@ -62,7 +62,7 @@ def train(config: RunConfig, folder: Path, **options: Any) -> RunOutcome:
     places = RunPaths(
         folder=folder, checkpoints=folder / "checkpoints", record=folder / f"{config.hash()}.json"
     )
-    return run(config, places, command="a test", say=lambda line: None, **options)
+    return run(config, places, command="a test", print_line=lambda line: None, **options)
 
 
 @pytest.mark.parametrize("preset", [bert.PRESET, gpt.PRESET, vit.PRESET], ids=lambda p: p.recipe)
@@ -79,7 +79,7 @@ def test_twenty_steps_equal_ten_resumed_for_ten_more(
     assert half["loss"] == whole["loss"][:10]
     assert rest["loss"] == whole["loss"]
     assert rest["gradient_norm"] == whole["gradient_norm"]
-    assert rest["launches"] == [0, 10]
+    assert rest["segment_starts"] == [0, 10]
     assert len(rest["step_s"]) == 20
     assert rest["validation"]["loss"] == whole["validation"]["loss"]
 
