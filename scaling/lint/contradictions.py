@@ -23,7 +23,7 @@ def find_contradictions(run: Run) -> list[str]:
         record["step_s"],
         record["samples"],
         recorded_steady(record),
-        launches=record["launches"],
+        launches=record["segment_starts"],
         units_per_step=run.units_per_step,
     )
     figures = {} if readout is None else readout.as_dict()
@@ -33,8 +33,8 @@ def find_contradictions(run: Run) -> list[str]:
             {
                 rate: (record.get(rate), figures.get("units_per_s")),
                 **{
-                    f"figures.{name}": (record["figures"].get(name), figures.get(name))
-                    for name in sorted(record["figures"].keys() | figures.keys())
+                    f"metrics.{name}": (record["metrics"].get(name), figures.get(name))
+                    for name in sorted(record["metrics"].keys() | figures.keys())
                 },
                 **dict(_joules(run)),
                 "num_parameters": (record["num_parameters"], count_parameters(run.config.model)),
@@ -63,7 +63,7 @@ def _metric(run: Run) -> float:
 
 def _joules(run: Run) -> Iterator[tuple[str, tuple[Any, Any]]]:
     """What the record says of the energy of each device, and what its looks say."""
-    record, first = run.record, run.record["launches"][-1]
+    record, first = run.record, run.record["segment_starts"][-1]
     steps = {first + s for s in recorded_steady(record).steps(len(record["step_s"][first:]))}
     for rank, gpu in enumerate(record["gpu"]):
         if gpu is not None:
@@ -75,10 +75,10 @@ def find_recounts(run: Run) -> list[str]:
     """FLOPs, the MFU report, and the begin of the steady state, that this version of the code finds
     otherwise than the one that wrote the record."""
     flops, record = f"flops_per_{run.unit}", run.record
-    steady = steady_of(record["step_s"], launches=record["launches"], unsteady=run.unsteady)
-    start = None if steady.start is None else record["launches"][-1] + steady.start
+    steady = steady_of(record["step_s"], launches=record["segment_starts"], excluded_steps=run.excluded_steps)
+    start = None if steady.start is None else record["segment_starts"][-1] + steady.start
     today = passport_of(run.config, run.units_per_s, record["hardware"], record["ceiling"])
-    stored = {row.convention: row for row in run.passport}
+    stored = {row.convention: row for row in run.mfu}
     return _differences(
         {
             "steady_from": (record["steady_from"], start),
@@ -87,7 +87,7 @@ def find_recounts(run: Run) -> list[str]:
                 for name, count in count_flops(run.config).items()
             },
             **{
-                f"passport.{row.convention}.{name}": (
+                f"mfu.{row.convention}.{name}": (
                     getattr(stored.get(row.convention), name, None),
                     getattr(row, name),
                 )

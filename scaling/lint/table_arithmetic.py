@@ -26,7 +26,7 @@ def check_rows(rows: Iterable[Row], runs: Sequence[Run]) -> Iterator[Finding]:
         yield from ((where, what) for what in _check_row(row))
         if row.record in passports:
             run = passports[row.record]
-            for passport in run.passport:
+            for passport in run.mfu:
                 yield from ((where, what) for what in _check_passport(passport, row, run))
 
 
@@ -76,25 +76,25 @@ def _check_interval(
         yield f"{name} {middle} is not between {low} and {high}"
 
 
-def _check_passport(passport: MfuRow, row: Row, run: Run) -> Iterator[str]:
+def _check_passport(mfu: MfuRow, row: Row, run: Run) -> Iterator[str]:
     """Its own quotients were checked when it was read."""
-    where = f"passport.{passport.convention}"
+    where = f"mfu.{mfu.convention}"
     rate, devices = run.record.get(f"{run.unit}s_per_s"), run.config.parallel.world_size
     yield from _compare(
         f"{where}.flops_per_s",
-        passport.flops_per_s,
-        _product((rate, passport.flops_per_unit, 1 / devices)),
-        f"{rate} {run.unit}s a second of {passport.flops_per_unit:.4g} FLOP on {devices} devices",
+        mfu.flops_per_s,
+        _product((rate, mfu.flops_per_unit, 1 / devices)),
+        f"{rate} {run.unit}s a second of {mfu.flops_per_unit:.4g} FLOP on {devices} devices",
     )
-    kind = passport.kind.lower()
+    kind = mfu.kind.lower()
     for name, share in (
-        (f"{kind}_{passport.convention}", passport.utilisation),
-        (f"share_of_ceiling_{passport.convention}", passport.share_of_ceiling),
+        (f"{kind}_{mfu.convention}", mfu.utilisation),
+        (f"share_of_ceiling_{mfu.convention}", mfu.share_of_ceiling),
     ):
         if getattr(row, name) != share:
             yield f"{name} is {getattr(row, name)}; {where} of the record says {share}"
-    if (passport.share_of_ceiling or 0) > 1 and not passport.flag:
-        share = passport.share_of_ceiling
+    if (mfu.share_of_ceiling or 0) > 1 and not mfu.flag:
+        share = mfu.share_of_ceiling
         yield f"{where}.share_of_ceiling is {share:.3f}, above 1 without a flag"
 
 

@@ -28,7 +28,7 @@ MOST_LINES = 6  # of a panel
 LEAST_LAUNCHES = 5
 # A search over mid tones gave these (Machado, Oliveira & Fernandes 2009, deuteranopia and
 # protanopia): they differ for colour-blind readers too, on white and on dark pages.
-COLOURS: Mapping[str, str] = {
+COLORS: Mapping[str, str] = {
     "auto": "#7b7b7b",
     "single": "#6e7781",
     "ddp": "#1490d8",
@@ -256,7 +256,7 @@ def _plot(
             PlotLine(
                 label=", ".join(filter(None, [strategy, product(group), variant])),
                 marks=tuple(mark for mark, _ in lines[key]),
-                color=COLOURS[strategy],
+                color=COLORS[strategy],
                 marker=markers[group],
                 style=STYLES[variants.index(variant) % len(STYLES)],
             )

@@ -255,10 +255,10 @@ def _measured(run: Run, store: Store) -> dict[str, Any]:
     peaks = [peak for peak in record["peak_bytes"] if peak is not None]
     residents = [peak for peak in record["peak_resident_bytes"] if peak is not None]
     return {
-        "reason": None if run.readout else f"no steady state: {record['steady_reason']}",
+        "reason": None if run.readout else f"no steady state: {record['no_steady_state_reason']}",
         **_rates(run),
-        **{f"{row.kind.lower()}_{row.convention}": row.utilisation for row in run.passport},
-        **{f"share_of_ceiling_{row.convention}": row.share_of_ceiling for row in run.passport},
+        **{f"{row.kind.lower()}_{row.convention}": row.utilisation for row in run.mfu},
+        **{f"share_of_ceiling_{row.convention}": row.share_of_ceiling for row in run.mfu},
         "flops_per_unit_matmul": _matmul_flops(run),
         "peak_bytes": max(peaks, default=None),
         "least_peak_bytes": min(peaks, default=None),
@@ -289,7 +289,7 @@ def _rates(run: Run) -> dict[str, float | None]:
 
 
 def _matmul_flops(run: Run) -> float:
-    return next(row.flops_per_unit for row in run.passport if row.convention == "matmul")
+    return next(row.flops_per_unit for row in run.mfu if row.convention == "matmul")
 
 
 def _parity(run: Run, store: Store) -> str:

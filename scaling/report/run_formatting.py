@@ -80,7 +80,7 @@ def speed(run: Run) -> str:
 
 
 def too_short(run: Run) -> str:
-    return f"no steady state: {escaped(str(run.record['steady_reason']))}"
+    return f"no steady state: {escaped(str(run.record['no_steady_state_reason']))}"
 
 
 def utilisation(run: Run) -> str:
@@ -101,7 +101,7 @@ def share_of_ceiling(run: Run) -> str:
 
 def passport_row(run: Run) -> MfuRow:
     """Of the convention of the overview."""
-    return next(row for row in run.passport if row.convention == MAIN_CONVENTION)
+    return next(row for row in run.mfu if row.convention == MAIN_CONVENTION)
 
 
 def size(run: Run) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 
 from scaling.parity.cases import Case, Curves, Verdict
 from scaling.parity.certificate import describe_bounds, describe_result
+from scaling.parity.certificate_file import read_certificate
 from tests.builders.records import HOST, make_config
 from unitransformer.config import ParallelConfig, Recipe, to_dict
 
@@ -90,3 +91,8 @@ def make_certificate(
         }
         | changes
     )
+
+
+ZERO1 = make_result(Case(strategy="zero1", devices=2), PLAIN)
+# ddp and zero1 are equal to the reference, fsdp is different, fsdp1 was not tried.
+CERTIFICATES = [read_certificate(make_certificate(results=[*RESULTS, ZERO1]), "runs/parity.json")]

@@ -10,7 +10,7 @@ from unitransformer.config import DataConfig, ModelConfig, Recipe, RunConfig, to
 from unitransformer.costs.flops import count_flops, count_parameters
 from unitransformer.machine.calibration import Ceiling, WorkSamples
 from unitransformer.measure.compile_ledger import CompileLedger
-from unitransformer.record.metrics import passport_of, read_out
+from unitransformer.record.metrics import passport_of, read_out, recorded_steady
 from unitransformer.record.schema import SCHEMA, Record, config_of
 from unitransformer.stats.steady_state import SteadyState
 
@@ -96,19 +96,19 @@ def make_record(
         "hardware": [HOST],  # one entry per rank
         "data": {"description": "a small text", "sha256": "ab" * 32},
         # Raw samples, one per step.
-        "launches": [0],  # the step at which each launch began
+        "segment_starts": [0],  # the step at which each launch began
         "loss": [3.0 - 0.1 * step for step in range(steps)],
         "learning_rate": [1e-3] * steps,
         "step_s": step_s,
         "samples": samples,
         # What follows from the raw samples.
-        "unsteady": [],
+        "excluded_steps": [],
         "steady_from": steady_from,
         "steady_method": steady.method,
-        "steady_reason": steady.reason,
-        "figures": {} if readout is None else readout.as_dict(),
+        "no_steady_state_reason": steady.reason,
+        "metrics": {} if readout is None else readout.as_dict(),
         f"{unit}s_per_s": rate,
-        "passport": [asdict(row) for row in passport_of(config, rate, [HOST], [CEILING])],
+        "mfu": [asdict(row) for row in passport_of(config, rate, [HOST], [CEILING])],
         "flags": [],
         "host_load": [],
         # Readings of the instruments, one per rank.
@@ -161,9 +161,32 @@ def make_crashed(recipe: Recipe = "gpt", **changes: Any) -> Record:
     return make_record(recipe, status="crashed") | {"validation": {}, "error": error} | changes
 
 
+def with_figures(record: Record) -> Record:
+    """The record with the metrics that follow from its samples, config and hardware."""
+    config = config_of(record)
+    readout = read_out(
+        record["step_s"],
+        record["samples"],
+        recorded_steady(record),
+        launches=record["segment_starts"],
+        units_per_step=config.global_batch_size * config.tokens_per_sample,
+    )
+    rate = None if readout is None else readout.units_per_s
+    rows = passport_of(config, rate, record["hardware"], record["ceiling"])
+    return record | {
+        "metrics": {} if readout is None else readout.as_dict(),
+        f"{'image' if config.recipe == 'vit' else 'token'}s_per_s": rate,
+        "mfu": [asdict(row) for row in rows],
+    }
+
+
 def make_run(record: Record | None = None, name: str = "runs/a.json") -> Run:
-    """A run as the store loads it from the file `name`."""
-    record = make_record() if record is None else record
+    """A run of the file `name` whose metrics follow from its samples."""
+    return as_recorded(with_figures(make_record() if record is None else record), name)
+
+
+def as_recorded(record: Record, name: str = "runs/a.json") -> Run:
+    """A run with the metrics that its record holds, whatever its samples say."""
     return Run(name=name, record=record, config=config_of(record))
 
 

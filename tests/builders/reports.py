@@ -2,7 +2,7 @@
 
 import re
 
-from scaling.report.results_md import render_report
+from scaling.report.results_md import render_pages
 from scaling.store.reader import Store
 from tests.builders.records import make_run
 from unitransformer.record.schema import Record
@@ -13,9 +13,25 @@ def make_store(*records: Record) -> Store:
     return Store(runs=runs, left_out=())
 
 
+def pages_of(store: Store) -> dict[str, str]:
+    """All pages by file name; those other than RESULTS.md are in the folder `pages`."""
+    pages = render_pages(store, command="python -m scaling report .", plots="plots", pages="pages")
+    return {path.name: text for path, text in pages.items()}
+
+
+def text_of(store: Store) -> str:
+    """The text of all pages, RESULTS.md first."""
+    return "\n".join(pages_of(store).values())
+
+
 def render(*records: Record) -> str:
-    """The report of these records."""
-    return render_report(make_store(*records), command="python -m scaling report .", plots="plots")
+    """The text of all pages of these records."""
+    return text_of(make_store(*records))
+
+
+def results(*records: Record) -> str:
+    """RESULTS.md of these records, without the other pages."""
+    return pages_of(make_store(*records))["RESULTS.md"]
 
 
 def cells(text: str, name: str) -> list[str]:

@@ -9,6 +9,7 @@ from scaling.store.run import Run
 from tests.builders.records import HOST, make_config, make_record, make_run
 from unitransformer.config import ParallelConfig, to_dict
 
+NOISE = 0.1
 CLEAN = {"commit": "0123456789abcdef", "is_dirty": False}
 
 
@@ -69,6 +70,21 @@ def strong(step_s: float, devices: int, name: str = "", **changes: Any) -> Run:
     return make_spread(step_s, name or f"runs/{devices}.json", devices=devices, **options | changes)
 
 
+def way(strategy: str, step_s: float, name: str = "", *, steps: int = 60, **changes: object) -> Run:
+    """A candidate on two devices whose steps vary by `NOISE`."""
+    name = name or f"runs/{strategy}.json"
+    options = {"strategy": strategy, "noise": NOISE, "steps": steps}
+    return strong(step_s, 2, name, **options | changes)
+
+
+def repeated(strategy: str, *steps_s: float, **changes: object) -> list[Run]:
+    """Launches of one candidate, each with steps of its own length."""
+    return [
+        way(strategy, step_s, f"runs/{strategy}-{number}-{changes}.json", **changes)
+        for number, step_s in enumerate(steps_s)
+    ]
+
+
 def weak(step_s: float, devices: int, **changes: Any) -> Run:
     """A DDP run with a batch of 2 per device, for weak scaling."""
     return make_spread(step_s, f"runs/{devices}.json", devices=devices, strategy="ddp", **changes)
@@ -83,4 +99,4 @@ def traced(communication: float, idle: float) -> dict[str, Any]:
 
 def clocked(communication: float, least: float) -> dict[str, list[float]]:
     """Communication seconds of 62 steps; they are part of forward and backward."""
-    return {"communication_s": [communication] * 62, "least_communication_s": [least] * 62}
+    return {"communication_s": [communication] * 62, "min_communication_s": [least] * 62}

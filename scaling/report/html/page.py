@@ -17,7 +17,7 @@ from typing import Any, get_args
 
 from scaling.analysis.efficiency import find_curves
 from scaling.report.environment import without_places
-from scaling.report.plots import COLOURS, batch_of, interval_of, product
+from scaling.report.plots import COLORS, batch_of, interval_of, product
 from scaling.report.rows import NAMES, Entry, Row, entries
 from scaling.report.run_formatting import TITLES
 from scaling.report.table_notes import field_in_words, telling
@@ -116,7 +116,7 @@ def _table(shown: Sequence[Entry]) -> dict[str, Any]:
             for entry, other in zip(shown, also, strict=True)
         ],
         "strategies": get_args(Strategy),
-        "colours": COLOURS,
+        "colours": COLORS,
         "units": _units(shown),
         "curves": _curves_of(shown),
     }

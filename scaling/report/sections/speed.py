@@ -56,9 +56,9 @@ def _steady(run: Run) -> str:
     if run.readout is None:
         return run_formatting.too_short(run)
     first = run.record["steady_from"] + 1
-    launches = len(run.record["launches"])
+    launches = len(run.record["segment_starts"])
     after = f", in the last of {launches} launches" if launches > 1 else ""
-    left_out = [item for item in run.record["unsteady"] if item["step"] >= first]
+    left_out = [item for item in run.record["excluded_steps"] if item["step"] >= first]
     but = "".join(f"; without step {item['step'] + 1}: {item['reason']}" for item in left_out)
     return (
         f"steps {first} to {run.num_steps}, {count(run.readout.step.count, 'step')}{after}: "
@@ -88,7 +88,7 @@ def _mean_speed(run: Run) -> str:
     if run.readout is None:
         return run_formatting.too_short(run)
     rate = rate_in_words(run.readout.mean_units_per_s, f"{run.unit}s")
-    between = run.readout.between_share
+    between = run.readout.between_steps_share
     told = f"{rate}: all {run.unit}s over all seconds of the steady steps, stalls included"
     if between is None:
         return f"{told}; seconds between them (log lines, saving, pauses) are not recorded"
@@ -101,7 +101,7 @@ def _shares(run: Run) -> str:
     told = parts_in_words(run.readout.as_dict())
     if run.config.parallel.world_size == 1 or "communication_s" in run.readout.shares:
         return told
-    reason = run.record.get("samples_untold", {}).get("communication_s")
+    reason = run.record.get("samples_missing", {}).get("communication_s")
     why = "`--trace` measures it" if reason is None else escaped(str(reason))
     return f"{told}; communication is contained in these, {why}"
 
@@ -167,12 +167,12 @@ def _energy(run: Run) -> str:
     told = [
         gpu
         for gpu in gpus
-        if gpu is not None and gpu["joules"] is not None and gpu["joules_of_steps"]
+        if gpu is not None and gpu["joules"] is not None and gpu["joules_num_steps"]
     ]
     if not told or len(told) < len(gpus):
         return f"blank: {escaped(_why_no_joules(run))}"
-    step_j = math.fsum(gpu["joules"] / gpu["joules_of_steps"] for gpu in told)
-    steps = min(gpu["joules_of_steps"] for gpu in told)
+    step_j = math.fsum(gpu["joules"] / gpu["joules_num_steps"] for gpu in told)
+    steps = min(gpu["joules_num_steps"] for gpu in told)
     return (
         f"{step_j / run.units_per_step:.3g} J per {run.unit}, of {count(len(told), 'device')}, "
         f"by {count(steps, 'steady step')}"
@@ -182,7 +182,7 @@ def _energy(run: Run) -> str:
 def _why_no_joules(run: Run) -> str:
     for gpu in run.record["gpu"]:
         if gpu is not None and gpu["joules"] is None:
-            reason = gpu["untold"].get("all") or gpu["untold"].get("joules")
+            reason = gpu["missing"].get("all") or gpu["missing"].get("joules")
             return str(reason or "not told by the record")
     return "not told by the record"
 
@@ -216,11 +216,11 @@ def passport_tables(run: Run) -> list[str]:
             "unknown" if row.flops_per_s is None else flops_rate_in_words(row.flops_per_s, figures),
             _utilisation(row, figures),
             _share_of_ceiling(row, figures),
-            escaped(row.counts),
+            escaped(row.definition),
         )
-        for row in run.passport
+        for row in run.mfu
     ]
-    first = run.passport[0]
+    first = run.mfu[0]
     source = ""
     if first.peak_flops_per_s is not None:
         remark = f"; {first.peak_remark}" if first.peak_remark else ""

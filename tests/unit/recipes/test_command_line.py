@@ -191,9 +191,9 @@ def test_a_dry_run_says_what_would_run_and_writes_nothing(say: Say) -> None:
     assert told["model"] == "gpt reference, 12,124 parameters"
     assert told["data"] == "text.txt"
     assert told["devices"] == "1 x 1 cpu, single, 32-true, compile off"
-    assert told["batch"] == "6 = 2 a device x 3 micro-batches x 1 devices"
+    assert told["batch"] == "6 = 2 per device x 3 micro-batches x 1 device"
     assert told["steps"] == "2"
-    assert "matmul_causal" in told["FLOPs a token"]
+    assert "matmul_causal" in told["FLOPs per token"]
     assert told["folder"].startswith("runs/gpt-reference-")
     assert told["checkpoint"] == told["folder"] + "/checkpoints"
     assert Path(told["record"]).parent == Path(told["folder"])
@@ -307,7 +307,10 @@ def test_an_interval_is_a_fraction_or_a_percentage(word: str, share: float) -> N
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ("--until-interval wide", "until_interval is 'wide'; it must be a share, as 1% or 0.01"),
+        (
+            "--until-interval wide",
+            "until_interval is 'wide'; it must be a fraction, for example 1% or 0.01",
+        ),
         ("--until-interval 200%", "until_interval is 2.0; it must be between 0 and 1"),
         ("--ceiling-s -1", "ceiling_s is -1.0; it must be at least 0"),
         ("--repeats 0", "repeats is 0; it must be at least 1"),
@@ -325,7 +328,7 @@ def test_training_continues_until_the_median_is_known(say: Say) -> None:
     steps = len(record["step_s"])
     assert record["status"] == "ok"
     assert 64 <= steps < 2000
-    figures = record["figures"]
+    figures = record["metrics"]
     assert figures["high_step_s"] - figures["low_step_s"] < 0.9 * figures["median_step_s"]
     assert record["validation"]["history"][-1]["step"] == steps, "the last step is validated"
     assert (path.parent / "checkpoints" / f"step-{steps:08}").is_dir(), "and saved"
@@ -338,11 +341,11 @@ def test_a_run_records_its_rate_and_the_measured_ceiling(say: Say) -> None:
     record = load_record(path)
     (ceiling,) = record["ceiling"]
     assert ceiling["matmul_flops_per_s"] > 0
-    row = next(row for row in record["passport"] if row["convention"] == "matmul")
+    row = next(row for row in record["mfu"] if row["convention"] == "matmul")
     if row["flops_per_s"] is not None:  # steady despite other load
         share = row["flops_per_s"] / ceiling["matmul_flops_per_s"]
         assert row["share_of_ceiling"] == pytest.approx(share)
-        assert f"{share:.1%} of what this machine reached in this job" in out
+        assert f"{share:.1%} of the ceiling measured in this run" in out
     assert row["utilisation"] is None
     is_steady = row["flops_per_s"] is not None
     assert ("no published peak" if is_steady else "no steady state") in row["reason"]
@@ -355,7 +358,7 @@ def test_a_trace_is_written_and_its_steps_are_excluded(say: Say) -> None:
         "shares-rank0.json",
         "trace-rank0.json.gz",
     }
-    unsteady = {item["step"]: item["reason"] for item in load_record(path)["unsteady"]}
+    unsteady = {item["step"]: item["reason"] for item in load_record(path)["excluded_steps"]}
     counted, traced = "tensor bytes counted", "traced"
     assert unsteady == {2: counted, 3: counted, 5: traced, 6: traced, 7: traced}
     assert "traced      matrix multiply" in out
@@ -394,7 +397,7 @@ def test_repeats_into_one_record_are_refused(
 ) -> None:
     assert run_recipe(gpt.PRESET, gpt.show, shlex.split(f"{TINY} --repeats 2 {option}")) == 2
     name = option.split()[0]
-    said = f"error: repeats is 2 and {name} names one place for all of them; leave {name} out\n"
+    said = f"error: repeats is 2 and {name} is one path for all launches; leave {name} out\n"
     assert capsys.readouterr().err == said
     assert not Path("runs").exists()
 

@@ -1,17 +1,17 @@
-"""The lines that a run ends with, out of its record."""
+"""Tests the lines that a run prints at its end."""
 
 import pytest
-from test_efficiency import clocked, strong
-from test_store import make_run
 
 from recipes.results import measured_lines
 from scaling.report.sections.speed import figures_table
-from unitransformer.measure.communication import UNTOLD
+from tests.builders.records import make_run
+from tests.builders.runs import clocked, strong
+from unitransformer.measure.communication import MISSING
 
 TRACE = {"rows": [{"part": "communication", "share": 0.25}], "step_s": 0.1, "steps": [40]}
 
 
-def test_where_the_time_went_is_told_by_the_clock_beside_what_was_traced() -> None:
+def test_the_time_breakdown_shows_clock_and_trace() -> None:
     two = strong(0.08, 2)
     two.record["trace"] = [TRACE, None]
     assert not any(line.startswith("time") for line in measured_lines(two.record))
@@ -19,17 +19,17 @@ def test_where_the_time_went_is_told_by_the_clock_beside_what_was_traced() -> No
     two = make_run(two.record | {"samples": samples}, two.name)
     lines = measured_lines(two.record)
     (time_line,) = (line for line in lines if line.startswith("time"))
-    told = "exposed communication 20.0%, 5.0% of the step waiting for the slowest rank"
-    assert time_line.endswith(told)
+    actual = "exposed communication 20.0%, 5.0% of the step waiting for the slowest rank"
+    assert time_line.endswith(actual)
     assert "traced      communication 25.0%" in lines
-    assert told in figures_table(two, [])
+    assert actual in figures_table(two, [])
 
 
-@pytest.mark.parametrize("reason", [None, UNTOLD.format(strategy="zero2")])
-def test_communication_that_is_not_told_says_what_tells_it(reason: str | None) -> None:
+@pytest.mark.parametrize("reason", [None, MISSING.format(strategy="zero2")])
+def test_missing_communication_time_names_the_option_that_measures_it(reason: str | None) -> None:
     two = strong(0.08, 2)
-    two.record["samples_untold"] = {} if reason is None else {"communication_s": reason}
+    two.record["samples_missing"] = {} if reason is None else {"communication_s": reason}
     (row,) = (line for line in figures_table(two, []).splitlines() if "time goes" in line)
     assert "communication is contained in these" in row
     assert "--trace" in row
-    assert (reason is None) != ("zero2 waits on streams" in row)
+    assert (reason is None) != ("zero2 waits on its own GPU streams" in row)

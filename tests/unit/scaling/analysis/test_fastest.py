@@ -1,4 +1,4 @@
-"""Which strategy is the fastest, and what the report says of it and of scaling."""
+"""Tests the ranking of the fastest configurations, and the scaling tables of the report."""
 
 import hashlib
 import math
@@ -8,15 +8,10 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from test_certificates import RESULTS, make_certificate
-from test_certificates import result as certify
-from test_efficiency import CLEAN, make_spread, strong, traced, weak
-from test_store import CEILING, HOST, make_run
 
 from scaling.analysis.efficiency import Estimate, find_curves, find_scatters, pool
 from scaling.analysis.fastest import Comparison, compare_strategies
 from scaling.analysis.proof import find_proof
-from scaling.parity.cases import Case, Curves
 from scaling.parity.certificate import Certificate
 from scaling.parity.certificate_file import read_certificate
 from scaling.report.sections.fastest import fastest_blocks
@@ -25,20 +20,16 @@ from scaling.report.table_notes import SAME, ratio_figure
 from scaling.store.outcome import Outcome
 from scaling.store.reader import Cell
 from scaling.store.run import Run
+from tests.builders.certificates import (
+    CERTIFICATES,
+    RESULTS,
+    ZERO1,
+    make_certificate,
+)
+from tests.builders.records import CEILING, HOST, make_run
+from tests.builders.runs import CLEAN, NOISE, make_spread, repeated, strong, traced, way, weak
 from unitransformer.config import RunConfig, to_dict
 from unitransformer.record.schema import Status
-
-PLAIN = Curves(loss=(2.0,) * 20, gradient_norm=(1.0,) * 20)
-ZERO1 = certify(Case(strategy="zero1", devices=2), PLAIN)
-# ddp and zero1 are equal to the reference, fsdp is different, fsdp1 was never tried.
-CERTIFICATES = [read_certificate(make_certificate(results=[*RESULTS, ZERO1]), "runs/parity.json")]
-NOISE = 0.1
-
-
-def way(strategy: str, step_s: float, name: str = "", *, steps: int = 60, **changes: object) -> Run:
-    name = name or f"runs/{strategy}.json"
-    own = {"strategy": strategy, "noise": NOISE, "steps": steps}
-    return strong(step_s, 2, name, **own | changes)
 
 
 def only(runs: Sequence[Run]) -> Comparison:
@@ -54,7 +45,7 @@ def names(comparison: Comparison) -> tuple[list[str], list[str]]:
     )
 
 
-def test_the_fastest_proven_strategy_comes_first_with_the_others_against_it() -> None:
+def test_the_fastest_proven_strategy_comes_first_with_ratios_to_the_others() -> None:
     comparison = only([way("zero1", 0.1), way("ddp", 0.05)])
     assert names(comparison) == (["ddp", "zero1"], [])
     first, second = comparison.ranked
@@ -64,20 +55,20 @@ def test_the_fastest_proven_strategy_comes_first_with_the_others_against_it() ->
     assert second.ties is False
 
 
-def test_a_ratio_that_may_be_one_is_a_tie() -> None:
-    # Some 1 % is within what 60 steps that differ by 10 % leave open.
+def test_a_ratio_whose_interval_contains_1_is_a_tie() -> None:
+    # A lead of 1 % is within the interval of 60 steps that vary by 10 %.
     assert [way.ties for way in only([way("ddp", 0.05), way("zero1", 0.0503)]).ranked] == [
         None,
         True,
     ]
 
 
-def test_without_an_interval_nobody_knows_of_a_tie() -> None:
+def test_a_tie_is_undecided_without_an_interval() -> None:
     comparison = only([way("ddp", 0.05), way("zero1", 0.1, steps=10)])
     assert [way.ties for way in comparison.ranked] == [None, None]
 
 
-def test_a_strategy_without_proof_is_kept_and_not_ranked_however_fast() -> None:
+def test_a_fast_strategy_without_proof_is_listed_but_not_ranked() -> None:
     comparison = only([way("ddp", 0.05), way("fsdp", 0.02), way("fsdp1", 0.01)])
     assert names(comparison) == (["ddp"], ["fsdp1", "fsdp"])
     untried, different = comparison.unranked
@@ -87,20 +78,20 @@ def test_a_strategy_without_proof_is_kept_and_not_ranked_however_fast() -> None:
     assert untried.against_fastest.value > 4
 
 
-def test_without_any_proof_none_is_the_fastest() -> None:
+def test_no_strategy_is_fastest_without_proof() -> None:
     (comparison,) = compare_strategies([way("ddp", 0.05), way("fsdp", 0.02)], [])
     assert names(comparison) == ([], ["fsdp", "ddp"])
     assert [way.against_fastest for way in comparison.ways] == [None, None]
 
 
-def test_the_reference_is_its_own_proof() -> None:
+def test_the_parity_reference_needs_no_other_proof() -> None:
     single = make_spread(0.1, strategy="single")
     proof = find_proof(single, [])
     assert proof is not None
     assert (proof.verdict, proof.certificate, proof.holds) == ("reference", None, True)
 
 
-def test_ways_to_compile_and_to_spread_a_batch_are_ways_of_one_comparison() -> None:
+def test_compile_modes_and_batch_splits_are_candidates_of_one_comparison() -> None:
     runs = [
         way("ddp", 0.05),
         way("zero1", 0.06),
@@ -112,14 +103,14 @@ def test_ways_to_compile_and_to_spread_a_batch_are_ways_of_one_comparison() -> N
 
 
 def on_machine(strategy: str, step_s: float, ceilings: Sequence[float], launch: int = 1) -> Run:
-    """Two ranks, each of which measured its own ceiling: 1 is that of the others."""
+    """Ceilings of two ranks; 1 is the ceiling of the other runs."""
     work = [CEILING | {"matmul_flops_per_s": 1e11 * ceiling} for ceiling in ceilings]
     return way(strategy, step_s, f"runs/{strategy}-{launch}.json", changes={"ceiling": work})
 
 
-def test_a_lead_of_one_launch_is_told_only_beyond_what_the_machine_differed_by() -> None:
+def test_a_lead_of_one_launch_counts_only_beyond_the_drift_of_the_machine() -> None:
     # Some 20 % ahead; the interval leaves 15 % at least.
-    for slower, told in (
+    for slower, actual in (
         ((0.9, 0.9), ["fastest", "slower"]),
         (
             (0.98, 0.8),
@@ -128,12 +119,12 @@ def test_a_lead_of_one_launch_is_told_only_beyond_what_the_machine_differed_by()
     ):
         runs = [on_machine("ddp", 0.05, (1, 1)), on_machine("zero1", 0.06, slower)]
         best, other = fastest(runs)
-        assert [best["standing"], other["standing"]] == told
+        assert [best["standing"], other["standing"]] == actual
         assert other["ratio"] == "0.840 (0.823 to 0.858)"
     assert best["configuration"] == "ddp", "a guess is not marked as the fastest"
 
 
-def test_launches_on_both_sides_decide_whatever_the_machine_did_between_them() -> None:
+def test_several_launches_on_both_sides_decide_despite_machine_drift() -> None:
     runs = [
         *(on_machine("ddp", 0.05, (1, 1), launch) for launch in (1, 2)),
         *(on_machine("zero1", 0.1, (0.4, 1), launch) for launch in (1, 2)),
@@ -144,13 +135,13 @@ def test_launches_on_both_sides_decide_whatever_the_machine_did_between_them() -
     assert other["standing"].startswith("undecided: one launch, and")
 
 
-def test_without_a_ceiling_one_launch_decides_nothing() -> None:
+def test_one_launch_without_a_ceiling_decides_nothing() -> None:
     untold = way("zero1", 0.1, changes={"ceiling": [None, CEILING]})
     _, other = fastest([way("ddp", 0.05), untold])
     assert other["standing"].endswith("and the drift of the machine is not known")
 
 
-def test_other_work_is_another_comparison_and_one_strategy_is_none() -> None:
+def test_different_work_is_another_comparison_and_one_strategy_is_no_comparison() -> None:
     ddp = way("ddp", 0.05)
     for other in (
         way("zero1", 0.05, batch_size=8),
@@ -166,7 +157,7 @@ def test_other_work_is_another_comparison_and_one_strategy_is_none() -> None:
 
 
 def read(block: str) -> list[dict[str, str]]:
-    """A table as rows of cells by their heads."""
+    """The rows of a table as dicts by column heading."""
     lines = [re.split(r"(?<!\\)\|", line)[1:-1] for line in block.splitlines()]
     heads, _, *body = [[cell.strip() for cell in line] for line in lines]
     return [dict(zip(heads, row, strict=True)) for row in body]
@@ -199,20 +190,20 @@ def text(runs: Sequence[Run]) -> str:
     return "\n".join(scaling_blocks(find_curves(runs)))
 
 
-def test_where_there_is_nothing_to_compare_nothing_is_said() -> None:
+def test_the_report_has_no_comparison_section_without_candidates() -> None:
     assert text([]) == ""
     again = [strong(0.1, 1), strong(0.1, 1, "runs/b.json")]
     assert text(again) == ""
     assert fastest_blocks(compare_strategies(again, CERTIFICATES)) == []
 
 
-def test_a_row_tells_a_count_against_its_baseline_and_where_the_rest_was_lost() -> None:
+def test_a_scaling_row_shows_efficiency_and_where_time_was_lost() -> None:
     hot = strong(0.03125, 4, slowest=(3, 3, 3, 0), changes={"flags": ["it was hot"]})
     ((two, four), laws) = tables(
         [strong(0.1, 1, changes={"flags": ["cold"]}), strong(0.05, 2), hot]
     )
     assert (two["devices"], two["efficiency"]) == ("2", "100.0% (100.0% to 100.0%)")
-    # 80 % is 20 % lost, of each part as much: 10, 30 and 60 % of the step.
+    # At 80 %, 20 % are lost, shared by parts of 10, 30 and 60 % of the step.
     assert four == {
         "FLOPs": "32.4 kFLOP per token",
         "row": "2",
@@ -240,7 +231,7 @@ def test_a_row_tells_a_count_against_its_baseline_and_where_the_rest_was_lost() 
 
 
 def pair(step_s: float, **changes: Any) -> list[Run]:
-    """A run of 0.1 s a step on one device, and one on two."""
+    """A run with steps of 0.1 s on one device, and one on two."""
     name = "-".join(map(str, changes.values()))
     return [
         strong(0.1, 1, f"runs/{name}-1.json", **changes),
@@ -248,11 +239,11 @@ def pair(step_s: float, **changes: Any) -> list[Run]:
     ]
 
 
-def test_curves_share_a_table_with_a_column_for_each_setting_they_differ_in() -> None:
+def test_curves_share_a_table_with_one_column_per_differing_setting() -> None:
     runs = [*pair(0.05), *pair(0.0625, precision="bf16-mixed"), *pair(0.1, seed=1)]
     (scaling,) = tables(runs)
-    told = [(row["precision"], row["seed"], row["speed-up"][:4]) for row in scaling]
-    assert told == [
+    actual = [(row["precision"], row["seed"], row["speed-up"][:4]) for row in scaling]
+    assert actual == [
         *(("32-true", "0", "2.00"), ("32-true", "1", "1.00"), ("bf16-mixed", "0", "1.60")),
     ]
     assert not {"size", "accelerator", "compile"} & scaling[0].keys()
@@ -265,7 +256,7 @@ def of_size(run: Run, size: str, width: int) -> Run:
     return make_run(run.record | {"size": size, "config": to_dict(config)}, f"runs/{size}.json")
 
 
-def test_what_follows_from_the_size_has_no_column_of_its_own() -> None:
+def test_settings_that_follow_from_the_size_have_no_column() -> None:
     large = [of_size(run, "large", 32) for run in pair(0.05, precision="bf16-mixed")]
     wide = [of_size(run, "tiny", 64) for run in pair(0.05)]
     (scaling,) = tables([*pair(0.05), *large])
@@ -281,16 +272,16 @@ def test_what_follows_from_the_size_has_no_column_of_its_own() -> None:
 
 
 def test_strong_and_weak_scaling_have_a_table_each_and_one_numbering() -> None:
-    # The run on four devices is on both curves: a global batch of 8 is 2 a device there.
+    # The run on four devices is on both curves: its global batch of 8 is 2 per device.
     strong_rows, weak_rows, _ = tables(
         [strong(0.1, 1), strong(0.05, 2), weak(0.1, 1), weak(0.1, 4)]
     )
-    told = [(row["row"], row["global batch"], row["devices"]) for row in strong_rows]
-    assert told == [("1", "8", "2"), ("2", "8", "4")]
+    actual = [(row["row"], row["global batch"], row["devices"]) for row in strong_rows]
+    assert actual == [("1", "8", "2"), ("2", "8", "4")]
     assert [(row["row"], row["batch per device"]) for row in weak_rows] == [("3", "2")]
 
 
-def test_what_rows_share_is_said_once_with_their_numbers() -> None:
+def test_shared_remarks_are_printed_once_with_their_row_numbers() -> None:
     runs = [*pair(0.05), *pair(0.05, seed=1), *pair(0.05, seed=2, steps=10)]
     notes = [line for line in text(runs).splitlines() if line.startswith("- ")]
     assert notes == [
@@ -303,13 +294,13 @@ def test_what_rows_share_is_said_once_with_their_numbers() -> None:
     ]
 
 
-def test_a_law_that_is_not_of_weak_scaling_says_so() -> None:
-    told = text([weak(0.1, 1), weak(0.1, 2), weak(0.1, 4)])
-    assert "- Amdahl's law is not fitted: it is a law of a fixed global batch (all rows)." in told
-    assert told.count("not fitted") == 1
+def test_amdahl_is_marked_as_not_applicable_to_weak_scaling() -> None:
+    actual = text([weak(0.1, 1), weak(0.1, 2), weak(0.1, 4)])
+    assert "- Amdahl's law is not fitted: it is a law of a fixed global batch (all rows)." in actual
+    assert actual.count("not fitted") == 1
 
 
-def test_a_trace_adds_its_columns_and_a_run_without_one_is_not_told() -> None:
+def test_a_trace_adds_columns_that_stay_blank_for_other_runs() -> None:
     one, two = strong(0.1, 1), strong(0.05, 2, changes=traced(0.25, 0.1))
     (row,) = tables([one, two])[0]
     assert row["exposed communication"] == "25.0%"
@@ -319,7 +310,7 @@ def test_a_trace_adds_its_columns_and_a_run_without_one_is_not_told() -> None:
     assert "idle is within the other parts (row 1).\n" in text([one, two, strong(0.05, 4)])
 
 
-def test_of_several_launches_the_record_that_the_lost_share_is_of_is_linked() -> None:
+def test_the_record_that_explains_the_lost_time_is_bold() -> None:
     again = [strong(s, 2, f"runs/2-{s}.json") for s in (0.05, 0.051, 0.052)]
     (row,) = tables([strong(0.1, 1), *again])[0]
     assert row["launches"] == "3"
@@ -330,14 +321,14 @@ def test_of_several_launches_the_record_that_the_lost_share_is_of_is_linked() ->
 
 
 def on_threads(threads: dict[int, int], **changes: Any) -> list[Run]:
-    """A run on each count of devices, with so many threads a rank."""
+    """A run for each device count, with the given threads per rank."""
     return [
         strong(0.1, n, changes={"hardware": [HOST | {"threads": each} | changes] * n})
         for n, each in threads.items()
     ]
 
 
-def test_conditions_that_differ_are_said_once_with_the_rows_they_are_of() -> None:
+def test_differing_conditions_are_printed_once_with_their_rows() -> None:
     other = {"versions": {"python": "3.11.7", "torch": "2.14.0"}}
     runs = [*pair(0.05), *pair(0.05, seed=1, changes=other)]
     assert "versions of torch" not in text(runs)
@@ -347,19 +338,21 @@ def test_conditions_that_differ_are_said_once_with_the_rows_they_are_of() -> Non
     )
     assert "commit" not in text(mixed)
     dirty = {"code": {"commit": "0123", "is_dirty": True}}
-    told = "> - row 1: code may not be its commit: uncommitted changes (all records)"
-    assert told in text(pair(0.05, changes=dirty))
+    actual = "> - row 1: code may not be its commit: uncommitted changes (all records)"
+    assert actual in text(pair(0.05, changes=dirty))
 
 
-def test_a_row_says_what_the_machine_differed_by_from_its_baseline() -> None:
+def test_a_row_shows_machine_drift_against_its_baseline() -> None:
     slow = CEILING | {"matmul_flops_per_s": 0.8e11}
     (row,) = tables([strong(0.1, 1), strong(0.05, 2, changes={"ceiling": [CEILING, slow]})])[0]
     assert row["machine drift"] == "25.0%"
 
 
-def test_fewer_threads_for_more_ranks_of_a_cpu_are_the_split_of_its_cores() -> None:
-    told = "processors and devices differ: threads per rank, 2 on 1 device, 1 on 2 devices,"
-    assert f"> - row 1: {told} because the ranks share the cores" in text(on_threads({1: 2, 2: 1}))
+def test_fewer_threads_per_rank_are_explained_by_the_split_of_the_cores() -> None:
+    actual = "processors and devices differ: threads per rank, 2 on 1 device, 1 on 2 devices,"
+    assert f"> - row 1: {actual} because the ranks share the cores" in text(
+        on_threads({1: 2, 2: 1})
+    )
     (row,) = tables(on_threads({1: 2, 2: 1}))[0]
     # Equal steps on half the cores each: half the ideal speed-up, and nothing is lost.
     assert row["efficiency"].startswith("50.0%")
@@ -393,7 +386,7 @@ def map_of(runs: Sequence[Run], certificates: Sequence[Certificate] = CERTIFICAT
     return "\n".join(fastest_blocks(compare_strategies(runs, certificates)))
 
 
-def test_every_configuration_that_does_the_same_work_has_a_row_the_fastest_first() -> None:
+def test_the_map_names_the_fastest_and_has_a_column_per_candidate() -> None:
     runs = [way("ddp", 0.05, noise=0), way("zero1", 0.1, noise=0)]
     slow = [way("zero1", 0.1, precision="bf16-mixed"), way("fsdp1", 0.01, precision="bf16-mixed")]
     first, second, *unproven = fastest([*runs, *slow])
@@ -419,10 +412,16 @@ def test_every_configuration_that_does_the_same_work_has_a_row_the_fastest_first
 
 
 def cell(config: RunConfig | None, status: Status, run: Run | None = None, **options: str) -> Cell:
-    told = {"batch-size": "4", "devices": "2"} | options
-    hashed = hashlib.sha256(repr((told, status)).encode()).hexdigest()[:12]
+    actual = {"batch-size": "4", "devices": "2"} | options
+    hashed = hashlib.sha256(repr((actual, status)).encode()).hexdigest()[:12]
     outcome = Outcome(
-        cell=hashed, repeat=1, recipe="gpt", options=told, command="", status=status, config=config
+        cell=hashed,
+        repeat=1,
+        recipe="gpt",
+        options=actual,
+        command="",
+        status=status,
+        config=config,
     )
     return Cell(name=f"s/cells/{outcome.name}/outcome.json", outcome=outcome, run=run)
 
@@ -431,12 +430,12 @@ def spread(strategy: str) -> RunConfig:
     return way(strategy, 0.1).config
 
 
-def test_what_became_of_a_way_without_a_steady_run_stands_in_its_place() -> None:
+def test_a_candidate_without_a_steady_run_shows_its_status() -> None:
     ran = way("ddp", 0.05)
     swept = [
         cell(ran.config, "ok", ran, strategy="ddp"),
         cell(spread("zero1"), "oom", strategy="zero1"),
-        # What a recipe refuses has no config: only its options tell where it belongs.
+        # A refused cell has no config; its options tell where it belongs.
         cell(None, "refused", strategy="zero2"),
         cell(None, "refused", strategy="zero2", **{"batch-size": "8"}),
     ]
@@ -449,7 +448,7 @@ def test_what_became_of_a_way_without_a_steady_run_stands_in_its_place() -> None
     }
 
 
-def test_a_row_stands_where_one_strategy_alone_fits_or_none_does() -> None:
+def test_the_map_has_a_row_where_one_strategy_or_none_fits() -> None:
     fits = way("zero1", 0.05)
     swept = [cell(spread("ddp"), "oom", strategy="ddp"), cell(fits.config, "ok", fits)]
     (comparison,) = compare_strategies([fits], CERTIFICATES, swept)
@@ -459,14 +458,14 @@ def test_a_row_stands_where_one_strategy_alone_fits_or_none_does() -> None:
     assert compare_strategies([], CERTIFICATES, swept[:1]) == []
 
 
-def test_an_interval_that_ends_beside_1_has_the_digits_that_tell_it_from_a_tie() -> None:
+def test_an_interval_ending_near_1_has_enough_digits_to_exclude_a_tie() -> None:
     near = Estimate(value=1.16, low=1.0004, high=1.33)
     assert ratio_figure(near, 2) == "1.1600 (1.0004 to 1.3300)"
     assert ratio_figure(replace(near, low=1.0), 2) == "1.16 (1.00 to 1.33)", "that is a tie"
     assert ratio_figure(replace(near, low=1.01), 2) == "1.16 (1.01 to 1.33)"
 
 
-def test_the_map_goes_through_the_devices_of_each_batch() -> None:
+def test_the_map_lists_device_counts_by_batch_size() -> None:
     def both(devices: int, batch_size: int) -> list[Run]:
         own = {"devices": devices, "batch_size": batch_size}
         return [make_spread(0.1, strategy=name, **own) for name in ("ddp", "zero1")]
@@ -476,7 +475,7 @@ def test_the_map_goes_through_the_devices_of_each_batch() -> None:
     assert list(found) == [("8", "4"), ("16", "2")]
 
 
-def test_a_tie_is_named_and_what_is_not_proven_is_not_ranked_with_its_reason_below() -> None:
+def test_a_tie_is_named_and_an_unproven_candidate_is_struck_out_with_its_reason() -> None:
     runs = [
         way("ddp", 0.05, changes={"flags": ["it was hot"]}),
         way("zero1", 0.0503),
@@ -492,43 +491,41 @@ def test_a_tie_is_named_and_what_is_not_proven_is_not_ranked_with_its_reason_bel
     rows = {row["configuration"]: row for row in fastest(runs)}
     assert rows["ddp"]["flags"] == "it was hot"
     assert re.match(r"[4-6]\.\d+ \(.*\)$", rows["fsdp1"]["ratio"])
-    told = map_of(runs)
-    assert "- Loss parity: equal on 2 devices, [certificate](runs/parity.json) (ddp" in told
+    actual = map_of(runs)
+    assert "- Loss parity: equal on 2 devices, [certificate](runs/parity.json) (ddp" in actual
     assert (
         "- Not ranked: **different** on 2 devices, [certificate](runs/parity.json) (fsdp in group "
         "1); no certificate of loss parity covers it (fsdp1 in group 1)."
-    ) in told
+    ) in actual
 
 
 def proven(**code: Any) -> list[Certificate]:
-    """As `CERTIFICATES`, of other code."""
+    """`CERTIFICATES` made by other code."""
     content = make_certificate(results=[*RESULTS, ZERO1], code=CLEAN | code)
     return [read_certificate(content, "runs/parity.json")]
 
 
 @pytest.mark.parametrize(
-    ("code", "told"),
+    ("code", "expected"),
     [
         ({"is_dirty": True}, "of a tree with changes that were not committed"),
         ({"is_dirty": None}, "of a tree perhaps with changes that were not committed"),
         ({"commit": "fedcba987654321"}, "of commit fedcba987654, measured at 0123456789ab"),
     ],
 )
-def test_a_proof_of_other_code_than_was_measured_has_a_remark(
-    code: dict[str, Any], told: str
-) -> None:
+def test_a_proof_by_other_code_has_a_remark(code: dict[str, Any], expected: str) -> None:
     runs = [way("ddp", 0.05), way("zero1", 0.1)]
     words = "- The proof may be of other code: its certificate is"
-    assert f"{words} {told} (ddp, zero1 in group 1)." in map_of(runs, proven(**code))
+    assert f"{words} {expected} (ddp, zero1 in group 1)." in map_of(runs, proven(**code))
     assert words not in map_of(runs, proven())
 
 
-def test_without_an_interval_a_tie_is_not_decided() -> None:
+def test_a_tie_is_undecided_in_the_map_without_an_interval() -> None:
     runs = [way("ddp", 0.05), way("zero1", 0.1, steps=10)]
     assert standings(runs) == {"ddp": "fastest, in a tie", "zero1": "undecided: no interval"}
 
 
-def test_equal_runs_give_equal_blocks_in_any_order_and_tables_are_whole() -> None:
+def test_equal_runs_give_equal_tables_in_any_order() -> None:
     runs = [strong(0.1, 1), way("ddp", 0.05), way("zero1", 0.06), way("fsdp", 0.04, steps=10)]
     assert map_of(runs) == map_of(runs[::-1])
     assert text(runs) == text(runs[::-1])
@@ -536,13 +533,6 @@ def test_equal_runs_give_equal_blocks_in_any_order_and_tables_are_whole() -> Non
 
 
 # ---------------------------------------------------------------------------------- pooled scatter
-
-
-def repeated(strategy: str, *steps_s: float, **changes: object) -> list[Run]:
-    return [
-        way(strategy, step_s, f"runs/{strategy}-{number}-{changes}.json", **changes)
-        for number, step_s in enumerate(steps_s)
-    ]
 
 
 def test_two_launches_have_the_interval_of_the_scatter_of_all_configurations() -> None:

@@ -1,4 +1,4 @@
-"""The linter: a report as it was written has no errors; one planted fault of each kind is named."""
+"""The linter accepts a report as it was written, and names one injected fault of each kind."""
 
 import re
 import subprocess
@@ -8,10 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_certificates import RESULTS, make_certificate
-from test_efficiency import strong
-from test_store import make_record
-from test_sweep import make_study, make_tasks, work
 
 from scaling.__main__ import main
 from scaling.lint.check import Findings, lint, render
@@ -21,6 +17,10 @@ from scaling.report.results_md import render_pages
 from scaling.report.rows import Row, rows
 from scaling.report.staleness import Today, look, read_state, state_comment
 from scaling.store.reader import Store, load_store
+from tests.builders.certificates import RESULTS, make_certificate
+from tests.builders.records import make_record
+from tests.builders.runs import strong
+from tests.builders.sweeps import make_study, make_tasks, work
 from unitransformer.record.schema import Record, write_record
 
 
@@ -79,7 +79,7 @@ def test_a_page_that_was_changed_or_is_gone_is_named(report: Path) -> None:
     assert any(re.fullmatch(r"RESULTS-pages/runs\.md:\d+", place) for place in places)
 
 
-def test_a_rate_that_was_changed_and_sealed_again_is_at_odds_with_its_samples(report: Path) -> None:
+def test_a_changed_rate_with_updated_checksum_contradicts_its_samples(report: Path) -> None:
     record = make_record("vit", images_per_s=21.0)
     write_record(record, report.parent / "runs" / "vit.json")
     errors = lint(report).errors
@@ -87,7 +87,7 @@ def test_a_rate_that_was_changed_and_sealed_again_is_at_odds_with_its_samples(re
         "runs/vit.json",
         "images_per_s is 21.0 in the record, 20.0 by its samples and config",
     ) in (errors)
-    assert any("passport.matmul.flops_per_s" in what and "21" in what for _, what in errors)
+    assert any("mfu.matmul.flops_per_s" in what and "21" in what for _, what in errors)
 
 
 def test_flops_of_an_older_count_are_a_warning(report: Path) -> None:
@@ -139,7 +139,7 @@ def test_damaged_files_are_warnings(report: Path) -> None:
     )
 
 
-def test_records_that_differ_are_one_table_only_with_a_note(report: Path) -> None:
+def test_records_under_different_conditions_share_a_table_only_with_a_note(report: Path) -> None:
     # Both records of GPT were made with uncommitted changes, and the text says so.
     page = report.parent / "RESULTS-pages" / "runs.md"
     assert "code may not be its commit" in page.read_text()
@@ -148,12 +148,12 @@ def test_records_that_differ_are_one_table_only_with_a_note(report: Path) -> Non
     assert what.startswith("GPT: 2 records in one table, and nothing says: code may not be its")
 
 
-def test_cells_that_differ_are_one_table_only_with_a_note_in_their_own_section(
+def test_cells_under_different_conditions_share_a_table_only_with_a_note_in_their_section(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     work(tmp_path / "night", make_tasks(make_study()))  # with uncommitted changes
-    main(["report", "night"])  # their figures are made up, which it says
+    main(["report", "night"])  # their values are invented, which the report says
     report, note = tmp_path / "RESULTS.md", "code may not be its commit"
     page = tmp_path / "RESULTS-pages" / "night.md"
 
@@ -184,11 +184,11 @@ def rows_of(report: Path) -> tuple[list[Row], Store]:
         ({"units_per_s_per_device": 1.0}, "1.0 on each of 1 devices"),
         ({"median_step_s": 9.0}, "the tokens of a step make"),
         ({"samples_per_s": 9e9}, "the samples of a step make"),
-        ({"mfu_matmul": 1.01}, "mfu_matmul is 1.01; passport.matmul of the record says None"),
-        ({"share_of_ceiling_6n": 1.2}, "share_of_ceiling_6n is 1.2; passport.6n of the record"),
+        ({"mfu_matmul": 1.01}, "mfu_matmul is 1.01; mfu.matmul of the record says None"),
+        ({"share_of_ceiling_6n": 1.2}, "share_of_ceiling_6n is 1.2; mfu.6n of the record"),
     ],
 )
-def test_a_row_whose_figures_contradict_each_other_is_named(
+def test_a_possible_printed_cell_is_accepted(
     report: Path, changes: dict[str, Any], words: str
 ) -> None:
     made, store = rows_of(report)
@@ -198,17 +198,17 @@ def test_a_row_whose_figures_contradict_each_other_is_named(
     assert any(words in what for what in found), found
 
 
-def test_flops_a_second_follow_from_the_recorded_rate(report: Path) -> None:
+def test_printed_flops_per_second_follow_from_the_printed_rate(report: Path) -> None:
     record = make_record("gpt")
-    row = record["passport"][2]
+    row = record["mfu"][2]
     row["flops_per_s"] *= 1.02
     row["units_per_s"] *= 1.02
     row["share_of_ceiling"] *= 1.02
     write_record(record, report.parent / "runs" / "gpt.json")
-    assert any("passport.matmul.flops_per_s is" in what for _, what in lint(report).errors)
+    assert any("mfu.matmul.flops_per_s is" in what for _, what in lint(report).errors)
 
 
-def test_an_efficiency_whose_whole_interval_is_above_1_is_named() -> None:
+def test_a_printed_sweep_row_is_consistent() -> None:
     once, *rest = (strong(step_s, devices) for step_s, devices in ((0.1, 1), (0.05, 2), (0.02, 4)))
     assert list(check_efficiencies([once, rest[0]])) == []
     ((where, what),) = check_efficiencies([once, rest[1]])
@@ -218,16 +218,16 @@ def test_an_efficiency_whose_whole_interval_is_above_1_is_named() -> None:
 
 def test_a_stored_share_of_the_ceiling_above_1_needs_its_flag(report: Path) -> None:
     record = make_record("bert")
-    row = record["passport"][0]
+    row = record["mfu"][0]
     row |= {"share_of_ceiling": 1.2, "flag": None}
     row["ceiling_flops_per_s"] = row["flops_per_s"] / 1.2
     write_record(record, report.parent / "runs" / "bert.json")
     assert main(["report", "runs"]) == 0
     findings = lint(report)
     assert findings.errors == (
-        ("runs/bert.json", "passport.6n.share_of_ceiling is 1.200, above 1 without a flag"),
+        ("runs/bert.json", "mfu.6n.share_of_ceiling is 1.200, above 1 without a flag"),
     )
-    assert any("passport.6n.share_of_ceiling is 1.2" in what for _, what in findings.warnings)
+    assert any("mfu.6n.share_of_ceiling is 1.2" in what for _, what in findings.warnings)
 
 
 # ------------------------------------------------------------------------------ staleness
@@ -241,7 +241,7 @@ def git(folder: Path, *words: str) -> str:
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
-    """A checkout with one commit of the code that decides what is measured."""
+    """A checkout with one commit of the code that determines measurements."""
     folder = tmp_path / "checkout"
     (folder / "recipes").mkdir(parents=True)
     (folder / "recipes" / "gpt.py").write_text("STEPS = 1\nprint(STEPS)\n")
@@ -253,7 +253,7 @@ def checkout(tmp_path: Path) -> Path:
 
 
 def stale(report: Path, checkout: Path, **changes: Any) -> list[str]:
-    """What is said of a record of BERT."""
+    """What lint says about a record of BERT."""
     record: Record = make_record("bert", **changes)
     write_record(record, report.parent / "runs" / "bert.json")
     findings = lint(report, code=checkout)
@@ -277,7 +277,9 @@ def test_a_record_is_stale_once_the_code_that_decides_has_changed(
     ]
 
 
-def test_another_torch_unknown_commits_and_dirt_are_told(report: Path, checkout: Path) -> None:
+def test_another_torch_unknown_commits_and_dirty_trees_are_reported(
+    report: Path, checkout: Path
+) -> None:
     found = stale(report, checkout, versions={"torch": "1.0"})
     assert [re.sub("; .*", "", what) for what in found] == [
         "stale: measured with torch 1.0",
@@ -288,7 +290,7 @@ def test_another_torch_unknown_commits_and_dirt_are_told(report: Path, checkout:
     assert "stale: its commit is not told" in stale(report, checkout, code=nothing)
 
 
-def test_outside_a_checkout_one_line_says_so(report: Path) -> None:
+def test_lint_outside_a_checkout_says_so_in_one_line(report: Path) -> None:
     findings = lint(report, code=report.parent)
     assert "code: not compared, for it is in no git checkout" in findings.checked
     assert not [what for _, what in findings.warnings if "checkout" in what]
@@ -298,7 +300,7 @@ def test_outside_a_checkout_one_line_says_so(report: Path) -> None:
 
 
 def held_against(report: Path, checkout: Path) -> str:
-    """The report as it is written beside a checkout."""
+    """The report written next to a checkout."""
     store = load_store([report.parent / "runs"], relative_to=report.parent)
     today = look(store, checkout)
     pages = render_pages(store, command="python -m scaling report runs", plots="plots", today=today)
@@ -307,7 +309,7 @@ def held_against(report: Path, checkout: Path) -> str:
     return "\n".join(pages.values())
 
 
-def test_the_report_marks_what_is_stale_and_lint_writes_it_again_whatever_comes_after(
+def test_lint_reproduces_the_stale_marks_of_a_report_after_later_commits(
     report: Path, checkout: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("importlib.metadata.version", lambda _: "2.13.0")
@@ -344,14 +346,14 @@ def test_the_report_marks_what_is_stale_and_lint_writes_it_again_whatever_comes_
         Today(torch=None, is_checkout=True, changed=frozenset({"0a"}), unknown=frozenset({"0c"})),
     ],
 )
-def test_what_a_report_was_held_against_can_be_read_in_it(today: Today) -> None:
+def test_the_staleness_comparison_is_read_back_from_a_report(today: Today) -> None:
     state = read_state(f"# Results\n\n{state_comment('python -m scaling report a-->b', today)}\n")
     assert state is not None
     assert state.today == today
     assert state.command == "python -m scaling report a-->b"
 
 
-def test_without_a_checkout_nothing_is_marked_and_this_is_said_once(
+def test_a_report_without_a_checkout_marks_nothing_and_says_so_once(
     report: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("importlib.metadata.version", lambda _: "2.13.0")

@@ -17,7 +17,7 @@ from scaling.parity.certificate_file import read_certificate, write_certificate
 from scaling.recipe_process import ProcessResult
 from scaling.report.results_md import render_pages
 from scaling.store.reader import Store, load_store
-from tests.builders.certificates import PLAIN, RESULTS, STEPS, make_certificate
+from tests.builders.certificates import PLAIN, RESULTS, STEPS, make_certificate, make_result
 from tests.builders.records import broken_variants, make_record
 from unitransformer.config import Recipe, RunConfig, to_dict
 from unitransformer.record.schema import write_record

@@ -26,7 +26,7 @@ def noisy(step_s: float, *, seed: int, scatter: float = 0.01, count: int = STEPS
     seconds = [step_s * drawn.lognormvariate(0, scatter) for _ in range(count)]
     config = make_config(num_steps=count)
     record = make_record(step_s=seconds, code={"commit": "a" * 40, "is_dirty": False})
-    steady = steady_of(seconds, launches=[0], unsteady=[])
+    steady = steady_of(seconds, launches=[0], excluded_steps=[])
     readout = read_out(
         seconds,
         record["samples"],
@@ -37,7 +37,7 @@ def noisy(step_s: float, *, seed: int, scatter: float = 0.01, count: int = STEPS
     assert readout is not None
     return record | {
         "steady_from": steady.start,
-        "figures": readout.as_dict(),
+        "metrics": readout.as_dict(),
         "tokens_per_s": readout.units_per_s,
     }
 

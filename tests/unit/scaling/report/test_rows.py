@@ -22,8 +22,8 @@ from tests.builders.records import (
 )
 from unitransformer.config import ParallelConfig, to_dict
 from unitransformer.costs.flops import count_flops
+from unitransformer.record.checksums import add_checksums
 from unitransformer.record.schema import Record, write_record
-from unitransformer.record.seals import seal
 
 
 def make_outcome(**changes: Any) -> Outcome:
@@ -45,7 +45,7 @@ def row_of(record: Record, name: str = "runs/a.json") -> Row:
 
 
 def test_exported_values_come_from_the_samples() -> None:
-    row = row_of(make_record(tokens_per_s=987.0, figures={"median_step_s": 7.0}, passport=[]))
+    row = row_of(make_record(tokens_per_s=987.0, figures={"median_step_s": 7.0}, mfu=[]))
     # 16 tokens in a tenth of a second.
     assert (row.median_step_s, row.units_per_s, row.unit) == (0.1, 160, "tokens")
     assert (row.num_steps, row.mean_units_per_s) == (12, pytest.approx(160))
@@ -148,7 +148,7 @@ def test_a_cell_with_a_damaged_record_has_a_reason(tmp_path: Path) -> None:
     store = load_store([tmp_path], relative_to=tmp_path)
     told = "no figures, the record s/cells/a-1/record.json is not used: "
     assert rows(store)[0].reason == f"{told}it is not there"
-    (folder / "record.json").write_text(json.dumps(seal(make_record() | {"schema": 99})))
+    (folder / "record.json").write_text(json.dumps(add_checksums(make_record() | {"schema": 99})))
     (row,) = rows(load_store([tmp_path], relative_to=tmp_path))
     assert (row.units_per_s, row.status) == (None, "ok")
     assert str(row.reason).startswith(f"{told}record: schema is 99")
@@ -173,6 +173,6 @@ def test_a_value_that_is_not_finite_is_refused() -> None:
 
 def test_a_crashed_record_with_any_broken_value_is_a_row_or_rejected(tmp_path: Path) -> None:
     for index, broken in enumerate(broken_variants(make_crashed())):
-        (tmp_path / f"{index}.json").write_text(json.dumps(seal(broken)))
+        (tmp_path / f"{index}.json").write_text(json.dumps(add_checksums(broken)))
     store = load_store([tmp_path], relative_to=tmp_path)
     assert len(rows(store)) == len(store.runs) > 100

@@ -1,43 +1,35 @@
-"""Cells of a sweep in the report: every one a row, plots where there is something to plot."""
+"""Tests sweep cells in the report: a row for each, and plots along axes with several values."""
 
 import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import pytest
-from test_efficiency import make_spread, strong
-from test_store import HOST, make_record
-from test_sweep import Straw, make_study, make_tasks, work
 
 from scaling.analysis.efficiency import pool
 from scaling.report.environment import apart
-from scaling.report.plots import Plot, not_drawn, plots_of
-from scaling.report.results_md import draw_plots, render_pages
+from scaling.report.plots import COLORS, Plot, not_drawn, plots_of
+from scaling.report.results_md import draw_plots
 from scaling.report.sections.sweep import sweep_blocks
 from scaling.store.conditions import conditions_of, processors_of, without_threads
 from scaling.store.outcome import Outcome
 from scaling.store.reader import Cell, Store, load_store
 from scaling.store.run import Run
-from unitransformer.config import DataConfig, ParallelConfig
+from tests.builders.records import HOST, make_record
+from tests.builders.reports import pages_of, text_of
+from tests.builders.runs import make_spread, strong
+from tests.builders.sweeps import FakeMachine, make_study, make_tasks, work
+from unitransformer.config import DataConfig, ParallelConfig, Strategy
 from unitransformer.record.schema import write_record
 
 
 def swept(folder: Path) -> Store:
-    """Ten cells, half of them out of memory, and a run beside them."""
+    """Ten cells, half of them out of memory, and a run outside of the sweep."""
     work(folder / "night", make_tasks(make_study()))
     write_record(make_record("gpt"), folder / "single" / "a-1.json")
     return load_store([folder], relative_to=folder)
-
-
-def render(store: Store) -> str:
-    """All pages, RESULTS.md first."""
-    return "\n".join(pages_of(store).values())
-
-
-def pages_of(store: Store) -> dict[str, str]:
-    pages = render_pages(store, command="python -m scaling report .", plots="plots", pages="pages")
-    return {path.name: text for path, text in pages.items()}
 
 
 def test_every_cell_is_a_row_with_its_status_and_command(tmp_path: Path) -> None:
@@ -74,7 +66,7 @@ def table_of(cells: Sequence[Cell]) -> tuple[list[str], list[list[str]]]:
     return heads, rows
 
 
-def test_the_table_leaves_out_what_is_empty_in_all_rows_and_says_what_all_cells_share() -> None:
+def test_the_table_omits_empty_columns_and_captions_shared_settings() -> None:
     cells = [
         replace(
             cell, outcome=replace(cell.outcome, options={**cell.outcome.options, "dropout": "0"})
@@ -90,7 +82,7 @@ def test_the_table_leaves_out_what_is_empty_in_all_rows_and_says_what_all_cells_
     assert "No MFU: a CPU has no published peak; its measured ceiling stands." in blocks
 
 
-def test_the_table_tells_the_efficiency_of_each_row_against_its_baseline() -> None:
+def test_the_table_shows_the_efficiency_of_each_row() -> None:
     heads, rows = table_of(cells_of([strong(0.1, 1), strong(0.0625, 2)]))
     assert [row[heads.index("strong efficiency")] for row in rows] == [
         "baseline",
@@ -105,7 +97,7 @@ def test_the_table_tells_the_efficiency_of_each_row_against_its_baseline() -> No
     )
 
 
-def test_where_memory_ran_out_the_largest_batch_that_ran_has_a_row(tmp_path: Path) -> None:
+def test_the_largest_batch_below_out_of_memory_has_a_row(tmp_path: Path) -> None:
     cells = swept(tmp_path).cells
     blocks = blocks_of(cells)
     (table,) = [block for block in blocks if re.match(r"\|.* does not fit", block)]
@@ -115,29 +107,29 @@ def test_where_memory_ran_out_the_largest_batch_that_ran_has_a_row(tmp_path: Pat
     assert not any("does not fit" in b for b in blocks_of(cells_of([strong(0.1, 1)])))
 
 
-def test_runs_of_a_sweep_are_not_told_a_second_time(tmp_path: Path) -> None:
+def test_runs_of_a_sweep_are_not_listed_twice(tmp_path: Path) -> None:
     store = swept(tmp_path)
     assert [run.name for run in store.single_runs] == ["single/a-1.json"]
-    text = render(store)
+    text = text_of(store)
     assert "### All runs" not in text
     assert "single/a-1.json" in text.split("# Single runs")[1].split("### Architecture")[0]
 
 
-def test_a_recipe_that_was_only_swept_has_its_section_too(tmp_path: Path) -> None:
+def test_a_recipe_with_only_sweep_runs_has_a_section(tmp_path: Path) -> None:
     work(tmp_path / "night", make_tasks(make_study()))
-    text = render(load_store([tmp_path], relative_to=tmp_path))
+    text = text_of(load_store([tmp_path], relative_to=tmp_path))
     assert "<summary>Parameters</summary>" in text
     assert "# Sweep night" in text
 
 
-def test_a_recipe_of_which_no_cell_ended_well_is_told(tmp_path: Path) -> None:
-    work(tmp_path / "night", make_tasks(make_study()), straw=Straw({}, capacity=1))
-    text = render(load_store([tmp_path], relative_to=tmp_path))
+def test_a_recipe_without_a_successful_cell_is_reported(tmp_path: Path) -> None:
+    work(tmp_path / "night", make_tasks(make_study()), machine=FakeMachine({}, capacity=1))
+    text = text_of(load_store([tmp_path], relative_to=tmp_path))
     assert "## GPT" in text
     assert "10 configurations, 10 launches: 1 oom, 9 oom-inferred." in text
 
 
-def test_two_sweeps_of_one_name_have_plots_of_their_own(tmp_path: Path) -> None:
+def test_two_sweeps_of_one_name_have_separate_plots(tmp_path: Path) -> None:
     for place, sizes in (("x", ["8", "16"]), ("y", ["9", "17"])):
         (tmp_path / place).mkdir()
         axes = {"precision": "32-true", "batch-size": sizes}
@@ -145,7 +137,7 @@ def test_two_sweeps_of_one_name_have_plots_of_their_own(tmp_path: Path) -> None:
     store = load_store([tmp_path], relative_to=tmp_path)
     drawn = draw_plots(store)
     assert {"gpt-night-1-speed-by-batch.svg", "gpt-night-2-speed-by-batch.svg"} <= set(drawn)
-    text = render(store)
+    text = text_of(store)
     assert "# Sweep night 1" in text
     assert "# Sweep night 2" in text
     assert {"night-1.md", "night-2.md"} <= set(pages_of(store))
@@ -160,12 +152,12 @@ def test_plots_are_drawn_along_axes_with_two_values_and_named_in_the_text(tmp_pa
         "gpt-night-memory-by-batch.svg",
     }
     assert drawn == draw_plots(store)
-    text = render(store)
+    text = text_of(store)
     assert set(re.findall(r"\((?:\.\./)?plots/([^)]+)\)", text)) == set(drawn)
-    assert text == render(store)
+    assert text == text_of(store)
 
 
-def test_efficiency_is_plotted_where_devices_differ(tmp_path: Path) -> None:
+def test_efficiency_is_plotted_if_device_counts_differ(tmp_path: Path) -> None:
     tasks = []
     for task in make_tasks(make_study(axes={"precision": "32-true", "devices": ["1", "2"]})):
         devices = int(task.cell.options["devices"])
@@ -178,14 +170,16 @@ def test_efficiency_is_plotted_where_devices_differ(tmp_path: Path) -> None:
     assert set(plots) == {
         *("gpt-s-speed-by-devices", "gpt-s-memory-by-devices", "gpt-s-efficiency-by-devices"),
     }
-    ((line, marks),) = plots["gpt-s-efficiency-by-devices"].panels.popitem()[1].items()
-    assert line == "ddp, batch 8 a device"
+    efficiency = plots["gpt-s-efficiency-by-devices"].panels
+    assert list(efficiency) == ["weak scaling, 32-true"]
+    line, ideal = efficiency["weak scaling, 32-true"]
+    assert (line.label, ideal.label) == ("ddp, 8", "ideal")
     # Equal steps of twice the batch on twice the devices: no time is lost.
-    assert [(x, round(told.value, 6)) for x, told in marks] == [(1, 1.0), (2, 1.0)]
+    assert [(mark.x, round(mark.value, 6)) for mark in line.marks] == [(1, 1.0), (2, 1.0)]
 
 
 def cells_of(runs: Sequence[Run]) -> list[Cell]:
-    """A cell of a sweep for each run."""
+    """One sweep cell per run."""
     return [
         Cell(
             name=f"s/cells/{number:012x}-1/outcome.json",
@@ -205,15 +199,17 @@ def cells_of(runs: Sequence[Run]) -> list[Cell]:
 
 
 def lines(plot: Plot) -> dict[tuple[str, str], list[float]]:
+    """Places of the marks, by panel and label."""
     return {
-        (panel, line): [x for x, _ in marks]
-        for panel, own in plot.panels.items()
-        for line, marks in own.items()
+        (panel, line.label): [mark.x for mark in line.marks]
+        for panel, panel_lines in plot.panels.items()
+        for line in panel_lines
+        if line.label != "ideal"
     }
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "expected"),
     [
         ({"data": DataConfig(sequence_length=4)}, "sequence length 4"),
         ({"accumulate": 2}, "accumulate 2"),
@@ -221,8 +217,8 @@ def lines(plot: Plot) -> dict[tuple[str, str], list[float]]:
         ({"seed": 1}, "seed 1"),
     ],
 )
-def test_runs_that_differ_in_anything_else_are_two_lines(
-    change: dict[str, object], told: str
+def test_runs_that_differ_in_another_setting_are_two_lines(
+    change: dict[str, object], expected: str
 ) -> None:
     plain = [make_spread(0.1, f"{size}.json", batch_size=size) for size in (2, 4)]
     other = [
@@ -230,12 +226,12 @@ def test_runs_that_differ_in_anything_else_are_two_lines(
         for run in plain
     ]
     (speed, _) = plots_of("s", cells_of([*plain, *other]))
-    found = lines(speed)
-    assert list(found.values()) == [[2, 4], [2, 4]]
-    assert any(line.endswith(told) for _, line in found)
+    assert list(lines(speed).values()) == [[2, 4], [2, 4]]
+    assert any(label.endswith(expected) for _, label in lines(speed))
+    assert len({line.style for line in speed.panels["32-true"]}) == 2
 
 
-def test_other_machines_and_offloaded_states_are_lines_of_their_own() -> None:
+def test_other_machines_and_cpu_offload_are_separate_lines() -> None:
     spread = {"strategy": "fsdp", "accelerator": "cuda"}
     runs = [
         make_spread(0.1, f"{n}-{off}.json", devices=n, cpu_offload=off, **spread)
@@ -244,56 +240,158 @@ def test_other_machines_and_offloaded_states_are_lines_of_their_own() -> None:
     ]
     by_devices = [plot for plot in plots_of("s", cells_of(runs)) if "speed" in plot.name]
     assert list(by_devices[0].panels) == [
-        "32-true, offloaded to the host no, 6.1 K parameters",
-        "32-true, offloaded to the host yes, 6.1 K parameters",
+        "weak scaling, 32-true, offloaded to the host no",
+        "weak scaling, 32-true, offloaded to the host yes",
     ]
     moved = [strong(0.1, n, f"b-{n}.json", changes={"hardware": [HOST | {"cpu": "B"}] * n})
              for n in (1, 2)]  # fmt: skip
     here = [strong(0.1, n, f"a-{n}.json") for n in (1, 2)]
     (plot,) = [p for p in plots_of("s", cells_of([*here, *moved])) if "speed" in p.name]
-    assert sorted(line for _, line in lines(plot)) == [
-        "ddp, batch 8 in all, machine 1",
-        "ddp, batch 8 in all, machine 2",
+    assert sorted(lines(plot)) == [
+        ("strong scaling, 32-true", "ddp, 8, machine 1"),
+        ("strong scaling, 32-true", "ddp, 8, machine 2"),
     ]
 
 
-def test_what_cannot_be_drawn_is_told_under_the_plots() -> None:
+def launches(number: int, devices: int, *, batch_size: int = 2) -> list[Run]:
+    """Launches of one config that differ by up to 10 %."""
+    return [
+        make_spread(
+            0.1 * (1 + 0.1 * index / number),
+            f"{devices}-{batch_size}-{index}.json",
+            noise=0.01,
+            devices=devices,
+            batch_size=batch_size,
+            strategy="ddp",
+        )
+        for index in range(number)
+    ]
+
+
+def test_an_interval_of_two_launches_is_not_drawn_but_the_launches_are() -> None:
+    two = pool(launches(2, 1))[0]
+    assert two.rate.high is not None
+    assert two.rate.high > 1.3 * max(run.units_per_s or 0.0 for run in two.runs)
+    plots = plots_of("s", cells_of([*launches(2, 1), *launches(2, 2)]))
+    marks = [m for plot in plots for panel in plot.panels.values() for m in panel[0].marks]
+    assert {(mark.low, mark.high, len(mark.launches)) for mark in marks} == {(None, None, 2)}
+    highest = max(mark.x * 8 * 2 / 0.1 for mark in marks)
+    assert all(value <= highest for mark in marks for value in mark.launches)
+
+
+def test_an_interval_of_five_launches_is_drawn_and_one_launch_has_neither() -> None:
+    speed, _, efficiency = plots_of("s", cells_of([*launches(5, 1), *launches(5, 2)]))
+    for mark in speed.panels["weak scaling, 32-true"][0].marks:
+        assert mark.low is not None
+        assert mark.high is not None
+        assert mark.low < mark.value < mark.high
+    assert efficiency.panels["weak scaling, 32-true"][0].marks[1].low is not None
+    speed, _, efficiency = plots_of("s", cells_of([*launches(5, 1), *launches(1, 2)]))
+    (five, one) = speed.panels["weak scaling, 32-true"][0].marks
+    assert (five.low is None, one.low, one.launches) == (False, None, ())
+    # The launch on two devices counts for the ratio as well.
+    assert efficiency.panels["weak scaling, 32-true"][0].marks[1].low is None
+
+
+def test_launches_of_an_efficiency_are_compared_with_the_baseline() -> None:
+    *_, efficiency = plots_of("s", cells_of([strong(0.1, 1), *(
+        strong(step_s, 2, f"{step_s}.json") for step_s in (0.0625, 0.05)
+    )]))  # fmt: skip
+    mark = efficiency.panels["strong scaling, 32-true"][0].marks[1]
+    assert sorted(round(launch, 6) for launch in mark.launches) == [0.8, 1.0]
+
+
+def test_a_panel_has_six_lines_at_most_and_the_caption_gives_the_rule() -> None:
+    sizes = (1, 2, 3, 4, 5, 6, 7)
+    runs = [run for n in (1, 2) for size in sizes for run in launches(1, n, batch_size=size)]
+    plots = {plot.name: plot for plot in plots_of("s", cells_of(runs))}
+    speed, memory = plots["s-speed-by-devices"], plots["s-memory-by-devices"]
+    weak = [label for panel, label in lines(speed) if panel.startswith("weak")]
+    assert weak == ["ddp, 7", "ddp, 6", "ddp, 5", "ddp, 4", "ddp, 3", "ddp, 2"]
+    assert "Only the 6 fastest at the right end, of up to 7 lines." in speed.caption
+    assert "Only the 6 smallest at the right end, of up to 7 lines." in memory.caption
+    assert len(lines(plots["s-speed-by-batch"])) == 2
+    assert "Only" not in plots["s-speed-by-batch"].caption
+
+
+def test_colours_give_strategies_markers_batch_sizes_and_panels_precisions() -> None:
+    runs = [
+        make_spread(0.1, f"{n}-{size}-{strategy}-{precision}.json", devices=n, batch_size=size,
+                    strategy=strategy, precision=precision)
+        for n in (1, 2)
+        for size in (2, 4)
+        for strategy in ("ddp", "fsdp")
+        for precision in ("32-true", "bf16-mixed")
+    ]  # fmt: skip
+    plots = {plot.name: plot for plot in plots_of("s", cells_of(runs))}
+    speed = plots["s-speed-by-devices"]
+    weak = {name: panel for name, panel in speed.panels.items() if name.startswith("weak")}
+    assert list(weak) == ["weak scaling, 32-true", "weak scaling, bf16-mixed"]
+    assert speed.markers["batch size: 2"] != speed.markers["batch size: 4"]
+    for panel in weak.values():
+        assert {
+            (line.label, line.color, line.marker) for line in panel if line.label != "ideal"
+        } == {
+            (f"{strategy}, {size}", COLORS[strategy], speed.markers[f"batch size: {size}"])
+            for strategy in ("ddp", "fsdp")
+            for size in (2, 4)
+        }
+    assert set(COLORS) == set(get_args(Strategy))
+    assert len(set(COLORS.values())) == len(COLORS)
+
+
+def test_the_ideal_speed_is_that_of_the_fastest_line() -> None:
+    (speed, *_) = plots_of("s", cells_of([strong(0.1, 1), strong(0.0625, 2)]))
+    line, ideal = speed.panels["strong scaling, 32-true"]
+    # 8 samples of 8 tokens in 0.1 s, then in 0.0625 s; the ideal is 0.05 s.
+    assert [round(mark.value) for mark in line.marks] == [640, 1024]
+    assert [round(mark.value) for mark in ideal.marks] == [640, 1280]
+    assert "Dashed: ideal scaling of the fastest line." in speed.caption
+
+
+def test_runs_that_cannot_be_drawn_are_listed_under_the_plots() -> None:
     runs = [*(strong(0.1, n) for n in (1, 2)), strong(0.1, 4, steps=3)]
     cells = cells_of(runs)
     lost = replace(cells[0], run=None, outcome=replace(cells[0].outcome, status="oom"))
     assert not_drawn(cells[:2]) == ""
     assert not_drawn([lost, *cells]) == (
-        "Not in the plots, of 4 cells: 1 oom, 1 without a steady state; the table tells why."
+        "Not in the plots, of 4 cells: 1 oom, 1 without a steady state; the table gives reasons."
     )
 
 
-def test_on_the_same_cores_the_line_of_no_loss_falls_with_the_threads_of_a_rank() -> None:
+def ideal(plot: Plot) -> list[tuple[float, float]]:
+    (panel,) = plot.panels.values()
+    return [(mark.x, mark.value) for line in panel if line.label == "ideal" for mark in line.marks]
+
+
+def test_the_ideal_line_on_the_same_cores_falls_with_threads_per_rank() -> None:
     def efficiency(threads: dict[int, int]) -> Plot:
         runs = [
-            strong(0.1, n, changes={"hardware": [HOST | {"threads": own}] * n})
-            for n, own in threads.items()
+            strong(0.1, n, changes={"hardware": [HOST | {"threads": count}] * n})
+            for n, count in threads.items()
         ]
         (found,) = [p for p in plots_of("s", cells_of(runs)) if "efficiency" in p.name]
         return found
 
     split, whole = efficiency({1: 4, 2: 2, 4: 1}), efficiency({1: 2, 2: 2})
-    assert split.ideals == [((1, 1.0), (2, 0.5), (4, 0.25))]
-    assert split.y == "same cores: 1/n loses nothing"
-    assert (whole.ideals, whole.y) == ([((1, 1.0), (2, 1.0))], "speed over the ideal one")
+    assert ideal(split) == [(1, 1.0), (2, 0.5), (4, 0.25)]
+    assert split.y == "efficiency (1 = linear speed-up)"
+    assert "Ranks share the cores of one machine" in split.caption
+    assert (ideal(whole), whole.y) == ([(1, 1.0), (2, 1.0)], "efficiency (1 = ideal)")
 
 
-def test_a_record_that_is_gone_or_damaged_leaves_its_row(tmp_path: Path) -> None:
+def test_a_missing_or_damaged_record_leaves_its_row(tmp_path: Path) -> None:
     store = swept(tmp_path)
     lost = next(cell for cell in store.cells if cell.outcome.status == "ok")
     (record,) = [
         p for p in (tmp_path / lost.name).parent.glob("*.json") if p.name != "outcome.json"
     ]
     record.unlink()
-    text = render(load_store([tmp_path], relative_to=tmp_path))
+    text = text_of(load_store([tmp_path], relative_to=tmp_path))
     assert text.count("its record is missing or damaged") == 2, "of a configuration, of a launch"
 
 
-def test_a_record_of_a_cell_that_is_under_way_is_no_run_of_its_own(tmp_path: Path) -> None:
+def test_a_record_of_an_unfinished_cell_is_not_a_separate_run(tmp_path: Path) -> None:
     store = swept(tmp_path)
     ended = next(cell for cell in store.cells if cell.run is not None and cell.run.is_ok)
     (tmp_path / ended.name).unlink()
@@ -302,10 +400,10 @@ def test_a_record_of_a_cell_that_is_under_way_is_no_run_of_its_own(tmp_path: Pat
     (left,) = [file for file in again.left_out if "under way" in file.reason]
     assert ended.run is not None
     assert left.name == ended.run.name
-    assert re.search(r"more files? ignored: not finished runs", render(again))
+    assert re.search(r"more files? ignored: not finished runs", text_of(again))
 
 
-def test_cells_of_two_kinds_of_machine_are_two_lines_and_said_to_differ(tmp_path: Path) -> None:
+def test_cells_of_two_machine_types_are_two_lines_with_a_note(tmp_path: Path) -> None:
     store = swept(tmp_path)
     first, *_ = [cell.run for cell in store.cells if cell.run is not None and cell.run.is_ok]
     assert first is not None

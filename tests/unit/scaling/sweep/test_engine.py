@@ -42,8 +42,8 @@ from tests.builders.sweeps import (
 from unitransformer.launch.failures import find_errno
 from unitransformer.launch.signals import STOPPED_EXIT_CODE, StopRequested
 from unitransformer.launch.variables import SWEEP_FILE
+from unitransformer.record.checksums import add_checksums
 from unitransformer.record.schema import Record, write_record
-from unitransformer.record.seals import seal
 
 # ---------------------------------------------------------------------------------- whole
 
@@ -182,8 +182,8 @@ def test_outcomes_without_a_recorded_machine_are_read_and_kept(tmp_path: Path) -
     work(tmp_path / "s", tasks)
     for path in (tmp_path / "s" / CELLS).glob("*/outcome.json"):
         actual = json.loads(path.read_text())
-        old = {name: actual[name] for name in actual if name not in ("host", "checks", "seals")}
-        path.write_text(json.dumps(seal(old), indent=1))
+        old = {name: actual[name] for name in actual if name not in ("host", "checks", "checksums")}
+        path.write_text(json.dumps(add_checksums(old), indent=1))
     summary, machine = work(tmp_path / "s", tasks, host=LARGE)
     assert machine.runs == []
     assert summary.statuses == {"ok": 5, "oom": 2, "oom-inferred": 3}

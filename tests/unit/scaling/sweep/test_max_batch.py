@@ -12,7 +12,7 @@ from scaling.sweep.engine import CELLS
 from scaling.sweep.plan import CellTask
 from scaling.sweep.study import Cell
 from tests.builders.sweeps import FakeMachine, Silent, make_study, make_sweep, make_task, make_tasks
-from unitransformer.record.seals import check_seals, read_json
+from unitransformer.record.checksums import read_json, verify_checksums
 
 
 @pytest.mark.parametrize("capacity", [0, 1, 7, 8, 9, 24, 63, 64, 99, 100, 1000])
@@ -77,7 +77,7 @@ def test_the_result_of_a_search_is_stored_in_its_folder(tmp_path: Path) -> None:
     found = max_batch.search_results([task], 100, make_task, one.scan()[1], [])
     path = max_batch.write_search_results(found, 100, tmp_path / "s")
     stored = read_json(path)
-    check_seals(stored, str(path))
+    verify_checksums(stored, str(path))
     assert (stored["limit"], stored["searches"]) == (100, [asdict(result) for result in found])
     (kept,) = found
     assert (kept.fits, kept.too_large, kept.options) == (24, 25, {"precision": "32-true"})
@@ -88,7 +88,7 @@ def test_the_result_of_a_search_is_stored_in_its_folder(tmp_path: Path) -> None:
     assert statuses == {"ok", "oom"}
     path.write_text(path.read_text().replace('"fits": 24', '"fits": 25'))
     with pytest.raises(ValueError, match="searches was changed after it was written"):
-        check_seals(read_json(path), str(path))
+        verify_checksums(read_json(path), str(path))
 
 
 def test_a_search_on_a_cpu_needs_a_memory_limit() -> None:

@@ -5,15 +5,15 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 import pytest
-from test_crossover import CERTIFICATES, repeated
-from test_efficiency import strong
-from test_report import make_store, pages_of
-from test_store import make_crashed, make_record
 
 from scaling.analysis.efficiency import find_curves
 from scaling.markdown import command_lines, table, wrapped
 from scaling.report.results_md import page_name, rebased
 from scaling.report.sections.answer import answer_blocks, find_answers
+from tests.builders.certificates import CERTIFICATES
+from tests.builders.records import make_crashed, make_record
+from tests.builders.reports import make_store, pages_of
+from tests.builders.runs import repeated, strong
 
 LONGEST_LINE = 400
 LARGEST_RESULTS = 40_000  # bytes

@@ -9,7 +9,7 @@ import pytest
 from scaling.report.code_digest import PROOFS, compare_commits
 
 GPT = """
-from unitransformer.training.module import Trainer
+from unitransformer.training import Trainer
 
 print(Trainer(3).train([1.0, 2.0]))
 """
@@ -47,7 +47,7 @@ def unused():
 """
 FILES = {
     "recipes/gpt.py": GPT,
-    "unitransformer/training/module.py": TRAINING,
+    "unitransformer/training.py": TRAINING,
     "unitransformer/loss.py": LOSS,
     "unitransformer/export.py": "def export():\n    return 1\n",
 }
@@ -98,15 +98,15 @@ def renamed() -> dict[str, str]:
         "train(": "teach(",
         "values": "samples",
         "total": "whole",
-        "unitransformer.loss": "unitransformer.training.module.error",
-        "unitransformer.training.module ": "unitransformer.training.module.teacher ",
+        "unitransformer.loss": "unitransformer.training.error",
+        "unitransformer.training ": "unitransformer.training.teacher ",
     }
     files = {}
     for path, text in FILES.items():
         for old, new in names.items():
             text = text.replace(old, new)
         files[path] = text
-    files["unitransformer/training/teacher.py"] = files.pop("unitransformer/training/module.py")
+    files["unitransformer/training/teacher.py"] = files.pop("unitransformer/training.py")
     files["unitransformer/training/error.py"] = files.pop("unitransformer/loss.py")
     return files
 
