@@ -1,9 +1,8 @@
-"""`python -m scaling calibrate`: options in; what this machine's ranks reach out, a table.
+"""`python -m scaling calibrate`: measures what this machine's ranks reach, and prints a table.
 
-The work is done by a process of its own, for it needs torch.
+A subprocess does the work, since it needs torch.
 """
 
-import math
 import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -20,14 +19,14 @@ from unitransformer.machine.calibration import Calibration, WorkSamples
 from unitransformer.machine.calibration_store import read_calibration
 from unitransformer.record.units import count
 
-LEAST_SECONDS, DEFAULT_SECONDS, MOST_SECONDS = 1.0, 5.0, 600.0
-PATIENCE_S = 300.0  # beyond the work itself: imports, and a machine busy with other things
-HEADER = ("figure", "best", "median", "unit", "samples", "spread", "remark")
+MIN_SECONDS, DEFAULT_SECONDS, MAX_SECONDS = 1.0, 5.0, 600.0
+START_UP_S = 300.0  # for imports, and for a busy machine
+HEADER = ("quantity", "best", "median", "unit", "samples", "range", "note")
 
 
 @dataclass(frozen=True, kw_only=True)
 class CalibrateOptions:
-    """What was asked for, checked."""
+    """Checked options of the command."""
 
     accelerator: Accelerator = "auto"
     devices: int | None = None  # None: all GPUs, or one CPU worker
@@ -37,79 +36,76 @@ class CalibrateOptions:
     def __post_init__(self) -> None:
         if self.devices is not None and self.devices < 1:
             raise ValueError(f"devices is {self.devices}; it must be at least 1")
-        if not LEAST_SECONDS <= self.seconds <= MOST_SECONDS:
+        if not MIN_SECONDS <= self.seconds <= MAX_SECONDS:
             raise ValueError(
-                f"seconds is {self.seconds:g}; it must be between {LEAST_SECONDS:g} and "
-                f"{MOST_SECONDS:g}"
+                f"seconds is {self.seconds:g}; it must be between {MIN_SECONDS:g} and "
+                f"{MAX_SECONDS:g}"
             )
 
-    def words(self) -> list[str]:
-        """For the process that does the work."""
-        words = ["--accelerator", self.accelerator, "--seconds", str(self.seconds)]
-        words += [] if self.devices is None else ["--devices", str(self.devices)]
-        return words + ([] if self.out is None else ["--out", str(self.out)])
+    def arguments(self) -> list[str]:
+        """Returns the arguments of the subprocess."""
+        arguments = ["--accelerator", self.accelerator, "--seconds", str(self.seconds)]
+        arguments += [] if self.devices is None else ["--devices", str(self.devices)]
+        return arguments + ([] if self.out is None else ["--out", str(self.out)])
 
 
 def build_calibrate_parser() -> jsonargparse.ArgumentParser:
     parser = jsonargparse.ArgumentParser(
-        description="Measure what the ranks of a job reach here at best: matrix products by dtype, "
-        "copying, and each collective. Kept by the machine's fingerprint, with all samples.",
+        description="Measure the best rates that the ranks of a job reach on this machine: matrix "
+        "products by dtype, copying, and each collective. Stores them with all samples.",
         exit_on_error=False,
     )
     parser.add_argument("--config", action="config", help="YAML file with any of these options")
     parser.add_argument(
-        "--accelerator", type=Accelerator, default="auto", help="auto takes GPUs if there are some"
+        "--accelerator", type=Accelerator, default="auto", help="auto uses GPUs if there are any"
     )
     parser.add_argument(
-        "--devices", type=int | None, default=None, help="ranks; by default all GPUs or one CPU"
+        "--devices", type=int | None, default=None, help="ranks; default: all GPUs, or one CPU"
     )
     parser.add_argument(
-        "--seconds", type=float, default=DEFAULT_SECONDS, help="what measuring may take, about"
+        "--seconds", type=float, default=DEFAULT_SECONDS, help="approximate time to measure"
     )
     parser.add_argument(
         "--out",
         type=Path | None,
         default=None,
         metavar="FILE",
-        help=f"by default below ${DATA_FOLDER} or the user's folder for data",
+        help=f"default: a file below ${DATA_FOLDER} or the user's data folder",
     )
     return parser
 
 
 def read_calibrate_options(given: Any) -> CalibrateOptions:
-    """What was asked for; raises ValueError for a number out of range."""
+    """Returns the options; raises ValueError for a number out of range."""
     return CalibrateOptions(
-        accelerator=given.accelerator,
-        devices=given.devices,
-        seconds=given.seconds if math.isfinite(given.seconds) else math.inf,
-        out=given.out,
+        accelerator=given.accelerator, devices=given.devices, seconds=given.seconds, out=given.out
     )
 
 
 def calibrate(options: CalibrateOptions) -> str:
-    """Measure, keep, and say what was found.
+    """Measures, stores a calibration, and returns its table and path.
 
     Raises:
-        ValueError: hardware that is not there.
+        ValueError: this machine lacks the requested hardware.
         RuntimeError: a rank failed.
     """
-    limit_s = PATIENCE_S + 20 * options.seconds
-    printed = run_module("unitransformer.calibrate", options.words(), limit_s=limit_s)
+    limit_s = START_UP_S + 20 * options.seconds
+    printed = run_module("unitransformer.calibrate", options.arguments(), limit_s=limit_s)
     path = Path(printed.strip().splitlines()[-1])
     return f"{render(read_calibration(path))}\n{path}"
 
 
 def render(calibration: Calibration) -> str:
-    """Every figure with its unit, the count of its samples and their spread."""
+    """Returns every rate with its unit, number of samples and range, as text."""
     machine = calibration.machine
-    where = [
-        *dict.fromkeys(c.device for rank in calibration.ranks for c in rank if c.threads is None)
-    ]
-    told = [
-        f"machine     {machine.fingerprint}: {machine.cpu or 'processor not told'}, "
-        f"{count(machine.cpu_cores, 'core')}{''.join(f', {name}' for name in where)}",
+    parts = [machine.cpu or "unknown processor", count(machine.cpu_cores, "core")]
+    parts += dict.fromkeys(c.device for r in calibration.ranks for c in r if c.threads is None)
+    threads = calibration.ranks[0][0].threads
+    per_rank = "" if threads is None else f"{count(threads, 'thread')} each, "
+    lines = [
+        f"machine     {machine.fingerprint}: {', '.join(parts)}",
         f"software    {', '.join(f'{name} {v}' for name, v in machine.software.items())}",
-        f"ranks       {calibration.num_ranks} at once, {_threads(calibration)}"
+        f"ranks       {calibration.num_ranks} at once, {per_rank}"
         f"{calibration.elapsed_s:.1f} s, {calibration.made_at}",
         "",
         tabulate(list(_rows(calibration)), headers=HEADER, disable_numparse=True),
@@ -117,40 +113,35 @@ def render(calibration: Calibration) -> str:
         *(f"not measured: {name}: {why}" for name, why in calibration.left_out.items()),
     ]
     if not calibration.collectives:
-        told.append("not measured: collectives: one rank sends nothing; ask for --devices 2")
-    return "\n".join(told)
-
-
-def _threads(calibration: Calibration) -> str:
-    threads = calibration.ranks[0][0].threads
-    return "" if threads is None else f"{count(threads, 'thread')} each, "
+        lines.append("not measured: collectives: one rank sends nothing; use --devices 2")
+    return "\n".join(lines)
 
 
 def _rows(calibration: Calibration) -> Iterator[tuple[str, ...]]:
     for dtype in calibration.dtypes:
         products = [ceiling.best_product for ceiling in calibration.ceilings(dtype)]
-        remark = f"each rank; {max(products, key=lambda p: p.best_per_s).name}"
-        yield (f"matmul {dtype}", *_cells(products, 1e9, "GFLOP/s"), remark)
+        note = f"per rank; {max(products, key=lambda p: p.best_per_s).name}"
+        yield (f"matmul {dtype}", *_cells(products, 1e9, "GFLOP/s"), note)
     copies = [max((c.copy for c in rank), key=lambda s: s.best_per_s) for rank in calibration.ranks]
-    yield ("copy", *_cells(copies, 1e9, "GB/s"), "each rank; bytes read and written")
-    for collective, points in calibration.collectives.items():
-        num_samples = sum(len(point.seconds) for point in points)
+    yield ("copy", *_cells(copies, 1e9, "GB/s"), "per rank; bytes read and written")
+    for collective, timings in calibration.collectives.items():
+        num_samples = str(sum(len(timing.seconds) for timing in timings))
         try:
             fitted = calibration.fit(collective)
         except ValueError as error:
-            yield (collective, "", "", "", str(num_samples), "", str(error))
+            yield (collective, "", "", "", num_samples, "", str(error))
             continue
-        within = f"median {fitted.median_error:.0%}, largest {fitted.largest_error:.0%}"
-        remark = f"error of the sizes held out: {within}"
+        errors = f"median {fitted.median_error:.0%}, largest {fitted.largest_error:.0%}"
+        note = f"error at held-out sizes: {errors}"
         alpha_us, gb_per_s = fitted.model.alpha_s * 1e6, fitted.model.bytes_per_s / 1e9
-        yield (f"{collective} alpha", "", f"{alpha_us:.3g}", "us", str(num_samples), "", remark)
-        yield (f"{collective} B", "", f"{gb_per_s:.3g}", "GB/s", str(num_samples), "", "")
+        yield (f"{collective} alpha", "", f"{alpha_us:.3g}", "us", num_samples, "", note)
+        yield (f"{collective} B", "", f"{gb_per_s:.3g}", "GB/s", num_samples, "", "")
 
 
 def _cells(ranks: Sequence[WorkSamples], scale: float, unit: str) -> tuple[str, ...]:
-    """Best of all ranks, mean of their medians; count and range of all samples."""
+    """Returns the best of all ranks, mean of their medians, unit, count and range of samples."""
     best = max(samples.best_per_s for samples in ranks) / scale
     median = statistics.fmean(samples.median_per_s for samples in ranks) / scale
     rates = [samples.work / second / scale for samples in ranks for second in samples.seconds]
-    spread = f"{min(rates):.3g} to {max(rates):.3g}"
-    return f"{best:.3g}", f"{median:.3g}", unit, str(len(rates)), spread
+    limits = f"{min(rates):.3g} to {max(rates):.3g}"
+    return f"{best:.3g}", f"{median:.3g}", unit, str(len(rates)), limits

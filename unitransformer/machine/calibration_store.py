@@ -20,6 +20,7 @@ from unitransformer.launch.variables import DATA_FOLDER
 from unitransformer.machine.calibration import Calibration, Ceiling
 from unitransformer.record.checksums import (
     CHECKSUMS,
+    OLD_CHECKSUMS,
     add_checksums,
     read_json,
     verify_checksums,
@@ -55,7 +56,7 @@ def from_json(values: Any, where: str = "calibration") -> Calibration:
         raise ValueError(f"{where}: {SCHEMA_FIELD} is {schema!r}; this version reads {SCHEMA}")
     verify_checksums(values, where)
     calibration: Calibration = _build(
-        Calibration, _without(values, (SCHEMA_FIELD, CHECKSUMS, *DERIVED)), where
+        Calibration, _without(values, (SCHEMA_FIELD, CHECKSUMS, OLD_CHECKSUMS, *DERIVED)), where
     )
     again = to_json(calibration)
     _check_derived(values, {name: again[name] for name in DERIVED}, where)

@@ -1,10 +1,10 @@
-"""What one rank can do at best: matrix products by dtype, and copying; a second or less.
+"""Measures what one rank reaches at best, in about a second: matrix products by dtype, and copying.
 
 M rows | K columns of the input | N columns of the output
 
-Every rank measures at the same time, with its job's threads, beside its neighbours. Products are
-the three of a linear layer, x W^T, g W and g^T x: a library can be ten times slower at one of them
-than at another. Values are drawn at random, as weights are: zeros would let a GPU clock higher.
+Every rank measures at the same time, with the threads of its job. The products are the three of a
+linear layer, x W^T, g W and g^T x: a library can be ten times slower at one of them than at
+another. Inputs are random, as weights are: zeros would let a GPU clock higher.
 """
 
 import math
@@ -27,25 +27,28 @@ Dtype = Literal["float32", "tf32", "float16", "bfloat16"]
 Layout = Literal["x W^T", "g W", "g^T x"]
 MatmulShape = tuple[int, int, int]  # M, K, N
 
-# Squares, and what transformers multiply, smallest first.
+# Squares, and shapes of transformers, smallest first.
 CPU_SHAPES: tuple[MatmulShape, ...] = (
     (256, 256, 256),
     (512, 512, 512),
-    (1024,) * 3,
+    (1024, 1024, 1024),
     (512, 768, 3072),
 )
 CUDA_SHAPES: tuple[MatmulShape, ...] = (
-    *((2048, 2048, 2048), (4096, 4096, 4096), (8192, 2048, 8192)),
-    *((8192, 8192, 8192), (8192, 4096, 16384)),
+    (2048, 2048, 2048),
+    (4096, 4096, 4096),
+    (8192, 2048, 8192),
+    (8192, 8192, 8192),
+    (8192, 4096, 16384),
 )
-FINALISTS = 3  # one sample does not tell which product is the best
-LARGEST_PART = 8  # one call may take an eighth of the budget
-DISTINCT_VALUES = 2**16  # then they repeat: drawing takes longer than multiplying
+NUM_FINALISTS = 3  # products measured again; one sample does not show which is the best
+MAX_CALL_SHARE = 1 / 8  # of the budget
+DISTINCT_VALUES = 2**16  # repeated, since generating takes longer than multiplying
 COPY_SHARE = 0.25  # of the budget
 
 
 def dtype_of(precision: Precision, device: torch.device) -> Dtype:
-    """What a run computes matrix products in: TF32 in place of float32 where torch allows it."""
+    """Returns the dtype of a run's matrix products: TF32 for float32 where torch allows it."""
     dtype = MATMUL_DTYPE[precision]
     allows_tf32 = device.type == "cuda" and torch.get_float32_matmul_precision() != "highest"
     return "tf32" if dtype == "float32" and allows_tf32 else dtype
@@ -58,17 +61,17 @@ def measure_ceiling(
     budget_s: float = 0.5,
     shapes: Sequence[MatmulShape] = (),
 ) -> Ceiling:
-    """What this rank can reach at `precision`, now. Where a process group is, all ranks call this.
+    """Measures what this rank reaches at `precision`; every rank of a process group must call it.
 
-    Random states are left alone, and no memory is kept. A first call on a GPU also loads kernels,
-    which takes longer than `budget_s` and is not counted.
+    Changes no random state and frees its memory. The first call on a GPU also loads kernels, which
+    takes longer than `budget_s` and is not counted.
 
     Args:
-        shapes: (M, K, N) of linear layers to try beside the usual ones.
+        shapes: further (M, K, N) of linear layers to try.
 
     Raises:
         ValueError: a budget that is not above 0.
-        RuntimeError: a clock that stands still, or a device too full for the smallest product.
+        RuntimeError: a clock that does not advance, or too little memory for the smallest product.
     """
     return measure_dtype(device, dtype_of(precision, device), budget_s=budget_s, shapes=shapes)
 
@@ -81,20 +84,20 @@ def measure_dtype(
     shapes: Sequence[MatmulShape] = (),
     clock: Clock | None = None,
 ) -> Ceiling:
-    """As `measure_ceiling`, for one of "float32", "tf32", "float16", "bfloat16"."""
+    """Does the same for a dtype."""
     if not 0 < budget_s < math.inf:
-        raise ValueError(f"budget_s is {budget_s}; it must be above 0, as 0.5")
+        raise ValueError(f"budget_s is {budget_s}; it must be above 0, such as 0.5")
     clock = clock or choose_clock(device)
     usual = CUDA_SHAPES if device.type == "cuda" else CPU_SHAPES
     ordered = sorted({*usual, *shapes}, key=math.prod)
     started_s = time.monotonic()
-    with _left_as_found(device, dtype):
-        # All at once: the job gets what its ranks reach together, not what one reaches alone.
+    with _matmul_settings(device, dtype):
+        # All ranks at once, because a job gets what its ranks reach together.
         wait_for_others(device)
         try:
             matmul = _measure_matmul(device, dtype, ordered, budget_s * (1 - COPY_SHARE), clock)
         finally:
-            wait_for_others(device)  # one that fails keeps nobody waiting
+            wait_for_others(device)  # also if this rank failed
         copy = _measure_copy(device, budget_s * COPY_SHARE, clock)
     return Ceiling(
         device=device_name(device),
@@ -107,28 +110,29 @@ def measure_dtype(
 
 
 def device_name(device: torch.device) -> str:
-    """As the driver prints it; "cpu" for a CPU."""
+    """Returns the driver's name of a GPU, or "cpu"."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
 
 
 def why_not_measured(device: torch.device) -> dict[Dtype, str | None]:
-    """Every dtype, and why it is not measured on `device`; None where it is."""
+    """Returns for every dtype why it is not measured on `device`; None if it is."""
     reasons: dict[Dtype, str | None] = dict.fromkeys(get_args(Dtype))
     if device.type == "cpu":
-        reasons["tf32"] = "a CPU has none"
-        reasons["float16"] = "no run trains in it on a CPU"
+        reasons["tf32"] = "not available on a CPU"
+        reasons["float16"] = "not used for training on a CPU"
         return reasons
     if not torch.cuda.is_bf16_supported(including_emulation=False):
         reasons["bfloat16"] = "the GPU emulates it"
     if torch.version.hip is not None:
-        reasons["tf32"] = "torch does not tell whether an AMD GPU uses it"
+        reasons["tf32"] = "torch does not report whether an AMD GPU uses it"
     elif torch.cuda.get_device_capability(device) < (8, 0):
-        reasons["tf32"] = "GPUs have it from compute capability 8.0 on"
+        reasons["tf32"] = "needs compute capability 8.0"
     return reasons
 
 
 @contextmanager
-def _left_as_found(device: torch.device, dtype: Dtype) -> Iterator[None]:
+def _matmul_settings(device: torch.device, dtype: Dtype) -> Iterator[None]:
+    """Applies the settings of a dtype; restores them and frees memory afterwards."""
     before = torch.get_float32_matmul_precision()
     if dtype in ("tf32", "float32") and device.type == "cuda":
         torch.set_float32_matmul_precision("high" if dtype == "tf32" else "highest")
@@ -144,24 +148,23 @@ def _left_as_found(device: torch.device, dtype: Dtype) -> Iterator[None]:
             torch.cuda.empty_cache()
 
 
-# ------------------------------------------------------------------------------ matrix products
-
-
 def _measure_matmul(
     device: torch.device, dtype: Dtype, shapes: Sequence[MatmulShape], budget_s: float, clock: Clock
 ) -> tuple[WorkSamples, ...]:
-    """A sample of every product that the budget allows, then of the best few alone."""
-    kind = torch.float32 if dtype == "tf32" else getattr(torch, dtype)
-    for work in _products(shapes[0], kind, device).values():
-        clock(work, 1)  # libraries start and kernels are loaded before the time begins
+    """Measures every product that the budget allows once, then the best few repeatedly."""
+    torch_dtype = torch.float32 if dtype == "tf32" else getattr(torch, dtype)
+    for work in _products(shapes[0], torch_dtype, device).values():
+        clock(work, 1)  # loads libraries and kernels before the budget starts
     deadline_s = time.monotonic() + budget_s
-    tried = _try_all(device, kind, shapes, budget_s, clock)
+    tried = _try_all(device, torch_dtype, shapes, budget_s, clock)
     if not tried:
-        raise RuntimeError(f"{device_name(device)} is too full for a product of {shapes[0]}")
-    best = sorted(tried, key=lambda product: product.rate, reverse=True)[:FINALISTS]
+        raise RuntimeError(
+            f"{device_name(device)} has too little memory for a product of {shapes[0]}"
+        )
+    best = sorted(tried, key=lambda product: product.rate, reverse=True)[:NUM_FINALISTS]
     for done, product in enumerate(best):
         until_s = time.monotonic() + (deadline_s - time.monotonic()) / (len(best) - done)
-        work = _products(product.shape, kind, device)[product.layout]
+        work = _products(product.shape, torch_dtype, device)[product.layout]
         product.seconds += repeat(work, product.calls, until_s, clock)
     return tuple(
         WorkSamples(
@@ -188,7 +191,7 @@ class _Product:
 
 def _try_all(
     device: torch.device,
-    kind: torch.dtype,
+    dtype: torch.dtype,
     shapes: Sequence[MatmulShape],
     budget_s: float,
     clock: Clock,
@@ -198,12 +201,12 @@ def _try_all(
     halfway_s = time.monotonic() + budget_s / 2
     for shape in shapes:
         m, k, n = shape
-        if not _fits(2 * (m * k + k * n + m * n) * kind.itemsize, device):
+        if not _fits(2 * (m * k + k * n + m * n) * dtype.itemsize, device):
             continue
-        for layout, work in _products(shape, kind, device).items():
-            # A smaller product tells how long this one takes: warming up, then a sample.
+        for layout, work in _products(shape, dtype, device).items():
+            # Predicted from a smaller product: one call to warm up, one to measure.
             expected_s = 2 * _flops(shape) / last[layout].rate if layout in last else 0.0
-            if expected_s > budget_s / LARGEST_PART or (tried and time.monotonic() > halfway_s):
+            if expected_s > budget_s * MAX_CALL_SHARE or (tried and time.monotonic() > halfway_s):
                 continue
             calls, sample_s = first_sample(work, clock)
             last[layout] = _Product(shape=shape, layout=layout, calls=calls, seconds=[sample_s])
@@ -216,11 +219,11 @@ def _flops(shape: MatmulShape) -> int:
 
 
 def _products(
-    shape: MatmulShape, kind: torch.dtype, device: torch.device
+    shape: MatmulShape, dtype: torch.dtype, device: torch.device
 ) -> dict[Layout, Callable[[], object]]:
-    """The three products of a linear layer, each into memory of its own."""
+    """Returns the three products of a linear layer, each with its own output."""
     m, k, n = shape
-    x_MK, g_MN, w_NK = (_draw(*size, kind, device) for size in ((m, k), (m, n), (n, k)))
+    x_MK, g_MN, w_NK = (_random(*size, dtype, device) for size in ((m, k), (m, n), (n, k)))
     y_MN, gx_MK, gw_NK = (torch.empty_like(like) for like in (g_MN, x_MK, w_NK))
     return {
         "x W^T": lambda: torch.mm(x_MK, w_NK.T, out=y_MN),
@@ -229,21 +232,18 @@ def _products(
     }
 
 
-def _draw(rows: int, columns: int, kind: torch.dtype, device: torch.device) -> Tensor:
-    """(rows, columns) normal values from a generator of their own."""
+def _random(rows: int, columns: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Returns (rows, columns) normal values; leaves the global generators alone."""
     generator = torch.Generator(device).manual_seed(0)
-    values = torch.randn(DISTINCT_VALUES, generator=generator, device=device).to(kind)
+    values = torch.randn(DISTINCT_VALUES, generator=generator, device=device).to(dtype)
     repeats = math.ceil(rows * columns / DISTINCT_VALUES)
     return values.repeat(repeats)[: rows * columns].view(rows, columns)
 
 
-# ------------------------------------------------------------------------------------- copying
-
-
 def _measure_copy(device: torch.device, budget_s: float, clock: Clock) -> WorkSamples:
-    """Bytes read and bytes written both count, as in STREAM (https://www.cs.virginia.edu/stream).
+    """Counts bytes read and bytes written, as STREAM does (https://www.cs.virginia.edu/stream).
 
-    A CPU may read what it is about to overwrite first: the bus can carry half as much again.
+    A CPU may also read what it overwrites, so its bus may carry half as much again.
     """
     deadline_s = time.monotonic() + budget_s
     size = _copy_bytes(device)
@@ -259,12 +259,12 @@ def _measure_copy(device: torch.device, budget_s: float, clock: Clock) -> WorkSa
 
 
 def _copy_bytes(device: torch.device) -> int:
-    """Well above the caches: twice all of them on a CPU, 1 GiB on a GPU; less if that is full."""
+    """Returns a size beyond the caches: twice their sum on a CPU, 1 GiB on a GPU, if it fits."""
     if device.type == "cuda":
         wanted, free = 2**30, _free_bytes(device)
     else:
         wanted = max(2**26, min(2**30, 2 * (last_level_cache_bytes() or 2**27)))
-        free = (memory_bytes() or 2**33) // 4  # other ranks take as much
+        free = (memory_bytes() or 2**33) // 4  # other ranks need as much
     return min(wanted, free // 8)
 
 
@@ -273,6 +273,6 @@ def _fits(size: int, device: torch.device) -> bool:
 
 
 def _free_bytes(device: torch.device) -> int:
-    """On the GPU, and in what torch has set aside there."""
-    idle = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return torch.cuda.mem_get_info(device)[0] + idle
+    """Returns free bytes of the GPU, including those that torch has reserved."""
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + unused

@@ -1,4 +1,4 @@
-"""What this machine is, in words that go into a record."""
+"""Describes this machine and its fingerprint: processor, cores, memory, system, GPUs."""
 
 import hashlib
 import json
@@ -16,32 +16,32 @@ from typing import Any
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
-    """What two measurements must share to be comparable; no hostname, no patch level."""
+    """What two measurements must share to be comparable, and the versions of software."""
 
     cpu: str | None
-    cpu_cores: int  # this process may use
-    cpu_quota: float | None  # cores' worth of time that a control group allows; None: all
-    memory_gib: float | None  # rounded up, to four steps an octave
+    cpu_cores: int  # that this process may use
+    cpu_quota: float | None  # in cores, set by a control group; None: no limit
+    memory_gib: float | None  # rounded up, see `nominal_gib`
     system: str
     architecture: str
     gpus: Sequence[str] = ()  # that this process may use, as the driver names them
-    software: Mapping[str, str] = field(default_factory=dict)  # told, but not what it is made of
+    software: Mapping[str, str] = field(default_factory=dict)  # not in the fingerprint
 
     @property
     def fingerprint(self) -> str:
-        """Twelve hexadecimal digits over everything but the software."""
-        told = asdict(self) | {"gpus": list(self.gpus)}
-        del told["software"]
-        return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:12]
+        """Twelve hexadecimal digits that identify everything except the software."""
+        values = asdict(self) | {"gpus": list(self.gpus)}
+        del values["software"]
+        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def describe_machine(
     gpus: Sequence[str] = (), software: Mapping[str, str] | None = None
 ) -> Machine:
-    """This machine; what only torch can tell is given by the caller.
+    """Describes this machine without importing torch.
 
     Args:
-        gpus: a name for each GPU.
+        gpus: the name of each GPU.
         software: versions of drivers and libraries.
     """
     host = describe_host()
@@ -58,9 +58,9 @@ def describe_machine(
 
 
 def nominal_gib(memory_bytes: int) -> float:
-    """Memory as it is sold: 15.6 GiB are 16.
+    """Returns the nominal size, such as 16 for 15.6: rounded up to one of 4 steps per power of 2.
 
-    A kernel keeps some for itself, and another some more: rounded up to four steps an octave.
+    The kernel reserves some memory, and how much differs between versions.
     """
     gib = memory_bytes / 2**30
     step = 2.0 ** (math.floor(math.log2(gib)) - 2)
@@ -68,13 +68,13 @@ def nominal_gib(memory_bytes: int) -> float:
 
 
 def cpu_quota(limit: Path = Path("/sys/fs/cgroup/cpu.max")) -> float | None:
-    """Cores' worth of time a control group allows; None without a limit."""
+    """Returns the limit of a control group in cores; None without a limit."""
     quota, *period = limit.read_text().split() if limit.exists() else ["max"]
     return None if quota == "max" else int(quota) / int(period[0])
 
 
 def last_level_cache_bytes(root: Path = Path("/sys/devices/system/cpu")) -> int | None:
-    """All last-level caches of the cores this process may use; None where the system is silent."""
+    """Returns the sum of all last-level caches; None if the system does not list them."""
     caches: dict[tuple[int, str], int] = {}
     for size in root.glob("cpu[0-9]*/cache/index*/size"):
         text = size.read_text().strip()
@@ -86,7 +86,7 @@ def last_level_cache_bytes(root: Path = Path("/sys/devices/system/cpu")) -> int 
 
 
 def driver_versions(root: Path = Path("/sys/module")) -> dict[str, str]:
-    """Of the drivers of GPUs that are loaded."""
+    """Returns the versions of the loaded GPU drivers."""
     versions = {name: root / name / "version" for name in ("nvidia", "amdgpu")}
     return {
         f"{name} driver": path.read_text().strip()
@@ -96,10 +96,7 @@ def driver_versions(root: Path = Path("/sys/module")) -> dict[str, str]:
 
 
 def describe_host() -> dict[str, Any]:
-    """Processor, cores this process may use, memory, system; nothing is guessed.
-
-    A fact the system does not tell is None.
-    """
+    """Returns processor, usable cores, memory and system; None for what the system hides."""
     return {
         "hostname": socket.gethostname(),
         "cpu": _first_value(Path("/proc/cpuinfo"), "model name") or platform.processor() or None,
@@ -111,7 +108,7 @@ def describe_host() -> dict[str, Any]:
 
 
 def available_cores() -> int:
-    """Cores this process may run on, not those the machine has."""
+    """Returns the number of cores that this process may run on."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
@@ -128,10 +125,9 @@ def _first_value(path: Path, key: str) -> str | None:
 
 
 def peak_resident_bytes() -> int:
-    """Most memory of this machine that the process held at once since its peak was last forgotten;
-    since it began where the system cannot forget.
+    """Returns the peak since the last reset, or since the process began if it cannot be reset.
 
-    The peak of `getrusage` holds that of whoever started the process, and nothing resets it.
+    `getrusage` is the fallback: its peak includes that of the parent process before the fork.
     """
     if peak := _first_value(Path("/proc/self/status"), "VmHWM"):
         return int(peak.split()[0]) * 1024
@@ -140,7 +136,7 @@ def peak_resident_bytes() -> int:
 
 
 def memory_bytes() -> int | None:
-    """Memory of this machine, or less where a control group limits this process."""
+    """Returns the memory of this machine, or the limit of this process's control group."""
     kib = _first_value(Path("/proc/meminfo"), "MemTotal")
     limit = Path("/sys/fs/cgroup/memory.max")
     allowed = limit.read_text().strip() if limit.exists() else "max"

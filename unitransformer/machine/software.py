@@ -1,4 +1,4 @@
-"""What ran: versions of packages, of what drives the devices, and of this code."""
+"""Reads the versions of packages, GPU software and this code."""
 
 import contextlib
 import importlib.metadata
@@ -12,25 +12,25 @@ from unitransformer.machine.host import driver_versions
 
 PACKAGES = ("torch", "lightning", "torchvision", "tokenizers", "numpy")
 OPTIONAL_PACKAGES = ("deepspeed",)
-CODE_FILES = ("*.py", "*.toml", "constraints.txt")  # what decides what a run does
+CODE_FILES = ("*.py", "*.toml", "constraints.txt")  # these affect runs
 
 
 def describe_versions(accelerator: str) -> dict[str, str]:
-    """Versions of what may have to do with a run on this kind of device."""
-    told = {"python": platform.python_version()}
-    told |= {name: importlib.metadata.version(name) for name in PACKAGES}
+    """Returns the versions that may affect a run on this kind of device."""
+    versions = {"python": platform.python_version()}
+    versions |= {name: importlib.metadata.version(name) for name in PACKAGES}
     for name in OPTIONAL_PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            told[name] = importlib.metadata.version(name)
+            versions[name] = importlib.metadata.version(name)
     if accelerator == "cuda":
-        told |= gpu_software() | driver_versions()
-    return told
+        versions |= gpu_software() | driver_versions()
+    return versions
 
 
 def describe_code() -> dict[str, Any]:
-    """Commit of the code that ran, and whether it was changed since; None outside a checkout.
+    """Returns the commit of this code and whether it was changed since; None outside a checkout.
 
-    What runs write beside the code, records above all, does not change it.
+    Files that runs write into the checkout, such as records, do not count as changes.
     """
     here = Path(__file__).parent
 
@@ -43,9 +43,9 @@ def describe_code() -> dict[str, Any]:
             return None
         return done.stdout.strip() if done.returncode == 0 else None
 
-    if git("ls-files", "--error-unmatch", __file__) is None:  # installed inside another project
+    if git("ls-files", "--error-unmatch", __file__) is None:  # installed in another checkout
         return {"commit": None, "is_dirty": None}
-    status = git("status", "--porcelain", "--", *(f":(top){each}" for each in CODE_FILES))
+    status = git("status", "--porcelain", "--", *(f":(top){pattern}" for pattern in CODE_FILES))
     return {
         "commit": git("rev-parse", "HEAD"),
         "is_dirty": None if status is None else bool(status),

@@ -1,4 +1,4 @@
-"""Work in, seconds out: by a device's own clock, warmed up, in samples long enough to be read."""
+"""Times work by the clock of its device, after warm-up, in samples that outlast clock ticks."""
 
 import math
 import time
@@ -10,17 +10,17 @@ import torch
 import torch.distributed as dist
 
 MIN_SAMPLES = 3
-SAMPLE_S = 0.005  # a sample holds as many calls: no clock is coarse beside it
+SAMPLE_S = 0.005  # least duration of a sample, much longer than the tick of any clock
 
 
 class Clock(Protocol):
-    """Seconds of some work on a device."""
+    """Returns the seconds that `calls` calls take on a device."""
 
     def __call__(self, work: Callable[[], object], calls: int) -> float: ...
 
 
 def wall_clock(work: Callable[[], object], calls: int) -> float:
-    """Seconds of `calls` calls on a CPU."""
+    """The clock of a CPU."""
     start_s = time.perf_counter()
     for _ in range(calls):
         work()
@@ -29,7 +29,7 @@ def wall_clock(work: Callable[[], object], calls: int) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class EventClock:
-    """Seconds between two events on a GPU's stream; waits for the second."""
+    """The clock of a GPU: two events on its stream; waits for the second."""
 
     cuda: Any = torch.cuda
 
@@ -48,25 +48,25 @@ def choose_clock(device: torch.device) -> Clock:
 
 
 def wait_for_others(device: torch.device) -> None:
-    """Every rank goes on when all have come here; alone, at once."""
+    """Waits until all ranks, if there are several, have called this."""
     if dist.is_available() and dist.is_initialized():
         arrived = torch.zeros(1, device=device)
-        dist.all_reduce(arrived)  # a barrier would have to be told which GPU is whose
+        dist.all_reduce(arrived)  # not a barrier, which needs to know the GPU of each rank
         arrived.item()
 
 
 def first_sample(work: Callable[[], object], clock: Clock) -> tuple[int, float]:
-    """Calls that a sample holds, and the seconds of the first; what warms up is not counted."""
+    """Warms up; returns the number of calls per sample, and the seconds of the first sample."""
     clock(work, 1)
     once_s = clock(work, 1)
     if not once_s > 0:
-        raise RuntimeError(f"the clock says that a call took {once_s} s")
+        raise RuntimeError(f"the clock does not advance: a call took {once_s} s")
     calls = max(1, math.ceil(SAMPLE_S / once_s))
     return (calls, clock(work, calls)) if calls > 1 else (1, once_s)
 
 
 def repeat(work: Callable[[], object], calls: int, until_s: float, clock: Clock) -> list[float]:
-    """Seconds of samples, some at least, until the monotonic clock says `until_s`."""
+    """Returns seconds of MIN_SAMPLES or more samples, until `until_s` of the monotonic clock."""
     clock(work, 1)
     seconds: list[float] = []
     while len(seconds) < MIN_SAMPLES or time.monotonic() < until_s:

@@ -30,7 +30,9 @@ class StepTimes:
     forward_backward_s: float  # includes communication that overlaps with it
     optimizer_s: float  # includes clipping
     communication_s: float | None = None  # exposed; None: not measured, within the other parts
-    between_steps_s: float | None = None  # since the previous step, without validation; None: first step
+    between_steps_s: float | None = (
+        None  # since the previous step, without validation; None: first step
+    )
 
 
 class StepClock:
@@ -98,7 +100,9 @@ class StepClock:
         """Returns the seconds of every step; waits for the device."""
         return [step.step_s for step in self.steps()]
 
-    def _measure(self, marks: Sequence[Mark], cpu_s: float, between_steps_s: float | None) -> StepTimes:
+    def _measure(
+        self, marks: Sequence[Mark], cpu_s: float, between_steps_s: float | None
+    ) -> StepTimes:
         parts_s: dict[StepPart, float] = dict.fromkeys(STEP_PARTS, 0.0)
         pending_s = 0.0  # belongs to the part that ends next
         for (_, start), (part, end) in itertools.pairwise(marks):

@@ -49,7 +49,10 @@ class HostLoad:
         """Returns a sentence for each sign that the run did not have the machine to itself."""
         available_s = self.elapsed_s * self.num_cores
         flags = []
-        if self.other_processes_cpu_s is not None and self.other_processes_cpu_s > BUSY_CORES * available_s:
+        if (
+            self.other_processes_cpu_s is not None
+            and self.other_processes_cpu_s > BUSY_CORES * available_s
+        ):
             cores = self.other_processes_cpu_s / self.elapsed_s
             flags.append(f"other processes used {cores:.1f} of {self.num_cores} cores")
         if self.stolen_cpu_s is not None and self.stolen_cpu_s > STOLEN_SHARE * available_s:

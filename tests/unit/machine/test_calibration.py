@@ -282,13 +282,13 @@ def test_the_table_shows_every_rate_with_unit_samples_and_spread() -> None:
     assert row[2:8] == ["6e-09", "2.7e-09", "GFLOP/s", "5", "1e-09", "to"]
     alpha = next(line for line in lines if line.startswith("broadcast alpha"))
     assert "1e+06     us" in alpha
-    assert "error of the sizes held out: median 0%, largest 0%" in alpha
+    assert "error at held-out sizes: median 0%, largest 0%" in alpha
     assert "not measured: tf32: a CPU has none" in lines
 
 
 def test_a_calibration_of_one_rank_explains_why_it_has_no_collectives() -> None:
     alone = calibration(num_ranks=1, ranks=((ceiling(1.0),),), collectives={})
-    assert "collectives: one rank sends nothing; ask for --devices 2" in render(alone)
+    assert "collectives: one rank sends nothing; use --devices 2" in render(alone)
 
 
 def test_the_command_measures_stores_and_prints(

@@ -104,7 +104,7 @@ def test_a_gpu_multiplies_in_the_given_dtype_and_its_settings_are_restored(
     clear = "_cuda_clearCublasWorkspaces"
     monkeypatch.setattr(torch._C, clear, lambda: said.append("cleared"), raising=False)
     monkeypatch.setattr(torch, "set_float32_matmul_precision", said.append)
-    with ceilings._left_as_found(torch.device("cuda", 0), "tf32"):
+    with ceilings._matmul_settings(torch.device("cuda", 0), "tf32"):
         monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: "high")
     assert said == ["high", "highest", "cleared", "emptied"]
 

@@ -75,7 +75,7 @@ def traced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Runner:
             folder=folder, checkpoints=folder / "checkpoints", record=folder / "record.json"
         )
         try:
-            outcome = run(config, places, command="a test", say=lambda line: None)
+            outcome = run(config, places, command="a test", print_line=lambda line: None)
         except RunFailed:
             outcome = None
         return outcome, trace.as_dict()
