@@ -1,1 +1,1 @@
-"""The three training setups: `python -m recipes.bert`, `recipes.gpt`, `recipes.vit`."""
+"""The three training commands: `python -m recipes.bert`, `recipes.gpt`, `recipes.vit`."""

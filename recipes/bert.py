@@ -1,4 +1,4 @@
-"""BERT: the masked words of a text. `python -m recipes.bert --devices 8`"""
+"""Trains BERT to predict masked tokens: `python -m recipes.bert --devices 8`."""
 
 import sys
 from pathlib import Path
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def _bert(num_layers: int, width: int, num_heads: int) -> ModelConfig:
-    """A BERT shape (Devlin et al. 2019, section 3), here pre-norm with a final norm."""
+    """Returns a BERT shape (Devlin et al. 2019, section 3), but pre-norm with a final norm."""
     return ModelConfig(
         width=width,
         num_layers=num_layers,
@@ -59,7 +59,7 @@ model_config = PRESET.model_config
 
 
 def show(outcome: "RunOutcome", folder: Path) -> list[str]:
-    """Fill the masked words of some validation sequences."""
+    """Fills the masked tokens of some validation sequences."""
     from recipes.showcase import fill_masks
     from unitransformer.data.datamodule import validation_batch
     from unitransformer.data.sampler import permutation
@@ -70,14 +70,14 @@ def show(outcome: "RunOutcome", folder: Path) -> list[str]:
     shown = permutation(len(source.validation), 0, 0)[:3].tolist()
     batch = validation_batch(source.validation, shown, network.pe.pe.device)
     filled = fill_masks(network, source.corpus.tokenizer, batch)
-    return ["", *(f"{w.context}\n    -> {w.answer!r} (was {w.truth!r})" for w in filled), ""]
-
-
-def main() -> None:
-    from recipes.command_line import run_recipe
-
-    sys.exit(run_recipe(PRESET, show))
+    return [
+        "",
+        *(f"{mask.context}\n    -> {mask.answer!r} (was {mask.truth!r})" for mask in filled),
+        "",
+    ]
 
 
 if __name__ == "__main__":
-    main()
+    from recipes.command_line import run_recipe
+
+    sys.exit(run_recipe(PRESET, show))

@@ -1,4 +1,4 @@
-"""GPT: the next word of a text. `python -m recipes.gpt --devices 8`"""
+"""Trains GPT to predict the next token: `python -m recipes.gpt --devices 8`."""
 
 import sys
 from pathlib import Path
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def _gpt(num_layers: int, width: int, num_heads: int, num_positions: int) -> ModelConfig:
-    """A GPT-2 shape: GELU, a final norm, a head that shares the word vectors."""
+    """Returns a GPT-2 shape: GELU, a final norm, and a head tied to the token embeddings."""
     return ModelConfig(
         width=width,
         num_layers=num_layers,
@@ -45,8 +45,8 @@ SIZES = {
     "350m": _gpt(24, 1024, 16, 1024),
     "774m": _gpt(36, 1280, 20, 1024),
     "1.5b": _gpt(48, 1600, 25, 1024),
-    # Brown et al. 2020, table 2.1, where it agrees with itself: it prints 24 heads of 128 beside
-    # a width of 2,048 for 1.3b, and a width of 5,140 beside 40 heads of 128 for 13b
+    # Brown et al. 2020, table 2.1, except where it contradicts itself: for 1.3b it prints 24 heads
+    # of 128 and a width of 2,048, for 13b 40 heads of 128 and a width of 5,140.
     "1.3b": _gpt(24, 2048, 16, 2048),
     "2.7b": _gpt(32, 2560, 32, 2048),
     "6.7b": _gpt(32, 4096, 32, 2048),
@@ -68,7 +68,7 @@ model_config = PRESET.model_config
 
 
 def show(outcome: "RunOutcome", folder: Path) -> list[str]:
-    """Continue the beginning of a validation text."""
+    """Continues the first half of a validation sample."""
     import torch
 
     from recipes.showcase import continue_text
@@ -80,17 +80,13 @@ def show(outcome: "RunOutcome", folder: Path) -> list[str]:
         return []
     samples = outcome.data.source.validation
     first = int(permutation(len(samples), 0, 0)[0])
-    words = validation_batch(samples, [first], torch.device("cpu"))["inputs"][0].tolist()
-    prompt = words[: len(words) // 2]
-    start, added = continue_text(outcome.network, corpus.tokenizer, prompt, num_words=48, seed=0)
+    tokens = validation_batch(samples, [first], torch.device("cpu"))["inputs"][0].tolist()
+    prompt = tokens[: len(tokens) // 2]
+    start, added = continue_text(outcome.network, corpus.tokenizer, prompt, num_tokens=48, seed=0)
     return ["", "prompt:", indent(start, "    "), "continued:", indent(added, "    "), ""]
 
 
-def main() -> None:
+if __name__ == "__main__":
     from recipes.command_line import run_recipe
 
     sys.exit(run_recipe(PRESET, show))
-
-
-if __name__ == "__main__":
-    main()

@@ -14,10 +14,10 @@ NAMES = ("bert", "gpt", "vit")
 def run_notebook(
     path: Path, *, options: Sequence[str] | None = None, folder: Path, timeout_s: int = 3600
 ) -> nbformat.NotebookNode:
-    """Execute a notebook in `folder` and return it with its outputs.
+    """Runs a notebook in `folder` and returns it with its outputs.
 
     Args:
-        options: replace those in the cell tagged `parameters`; None leaves the cell alone.
+        options: replaces the options in the cell tagged `parameters`; None keeps them.
 
     Raises:
         nbclient.exceptions.CellExecutionError: a cell failed.
@@ -35,12 +35,12 @@ def run_notebook(
     )
     client.execute()
     for cell in notebook.cells:
-        cell.metadata.pop("execution", None)  # wall-clock times: nothing to compare
+        cell.metadata.pop("execution", None)  # wall-clock times, which differ each time
     return notebook
 
 
 def main() -> None:
-    """Run the named notebooks, all by default, and store them where they are."""
+    """Runs the named notebooks, by default all, and stores them in place."""
     for name in sys.argv[1:] or NAMES:
         path = FOLDER / f"{name}.ipynb"
         notebook = run_notebook(path, folder=FOLDER.parent)

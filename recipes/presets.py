@@ -1,4 +1,4 @@
-"""What a recipe is made of: named sizes, and defaults for the machine it finds."""
+"""A recipe's named sizes, and its defaults on CPUs and on GPUs."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
@@ -10,9 +10,9 @@ from unitransformer.config import ModelConfig, Precision, Recipe
 
 @dataclass(frozen=True, kw_only=True)
 class Defaults:
-    """A run with no options on one kind of device."""
+    """The settings of a run without options on one kind of device."""
 
-    batch_size: int  # samples a device takes at once
+    batch_size: int  # samples per device
     max_steps: int
     warmup_steps: int
     learning_rate: float
@@ -21,17 +21,17 @@ class Defaults:
 
 @dataclass(frozen=True, kw_only=True)
 class Preset:
-    """A recipe: its name, its sizes, and what it does on a CPU and on GPUs."""
+    """A recipe with its sizes and defaults."""
 
     recipe: Recipe
     sizes: Mapping[str, ModelConfig] = field(hash=False)
-    cpu: Defaults  # a short real run: minutes on two cores
+    cpu: Defaults  # a short run: minutes on two cores
     cuda: Defaults
 
     def model_config(self, size: str = "reference", **overrides: Any) -> ModelConfig:
-        """The shape called `size`, with single fields changed.
+        """Returns the shape called `size` with some fields changed.
 
-        Pictures derive `num_positions` from the sizes of image and patch unless it is given.
+        For images `num_positions` follows from the image and patch size unless it is given.
 
         Raises:
             ValueError: an unknown size or field, or a shape that cannot be built.

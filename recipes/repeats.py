@@ -1,4 +1,4 @@
-"""The same run several times over: every launch a process of its own, with a record of its own."""
+"""Repeats a run: each launch is a new process with its own record."""
 
 import os
 import signal
@@ -18,29 +18,34 @@ from unitransformer.record.schema import Record, load_record
 from unitransformer.stats.comparisons import describe_launch, split_variance
 
 
-def run_repeats(asked: RunRequest, options: RecipeOptions) -> int:
-    """Launch `options.repeats` times; returns the exit code of the first that fails, or 0.
+def run_repeats(request: RunRequest, options: RecipeOptions) -> int:
+    """Launches `options.repeats` times; returns the exit code of the first failure, or 0.
 
     Raises:
-        ValueError: options that would put all launches into one place.
+        ValueError: an option that names one path for all launches, or that is for a single run.
     """
-    _check(options, asked.config.parallel.num_nodes)
-    command = [sys.executable, "-m", f"recipes.{asked.recipe}", *_once(asked.arguments)]
+    _check(options, request.config.parallel.num_nodes)
+    command = [
+        sys.executable,
+        "-m",
+        f"recipes.{request.recipe}",
+        *_single_launch(request.arguments),
+    ]
     records = []
     for number in range(1, options.repeats + 1):
-        places, _ = claim_folder(asked)
-        print(f"launch {number} of {options.repeats}: {places.folder}", flush=True)
-        code = _launch(command, places.folder)
+        paths, _ = claim_folder(request)
+        print(f"launch {number} of {options.repeats}: {paths.folder}", flush=True)
+        code = _launch(command, paths.folder)
         if code:
             return code if code > 0 else 128 - code
-        records.append(load_record(places.record))
+        records.append(load_record(paths.record))
         print(flush=True)
     print(f"launches    {format_launches(records)}")
     return 0
 
 
 def _launch(command: Sequence[str], folder: Path) -> int:
-    """One launch, to its end: a signal is handed on, and its record waited for."""
+    """Waits for a launch and returns its exit code; forwards signals, so that it can save."""
     parent = os.getpid()
     process = subprocess.Popen(
         command,
@@ -49,23 +54,23 @@ def _launch(command: Sequence[str], folder: Path) -> int:
     )
     received: list[int] = []
 
-    def hand_on(number: int, _: object) -> None:
+    def forward(number: int, _: object) -> None:
         received.append(number)
         process.send_signal(number)
 
-    with handle_signals((signal.SIGINT, *STOP_SIGNALS), hand_on):
+    with handle_signals((signal.SIGINT, *STOP_SIGNALS), forward):
         code = process.wait()
     return 128 + received[0] if received and code != STOPPED_EXIT_CODE else code
 
 
 def format_launches(records: Sequence[Record]) -> str:
-    """The median step over launches, and how much of its scatter is theirs."""
+    """Formats the median step, and its variance within and between launches."""
     launches = []
     for number, record in enumerate(records, start=1):
         steady = recorded_steady(record)
         if steady.start is None:
             return f"launch {number} has no steady state: {steady.reason}"
-        steps = steady.select(record["step_s"][record["launches"][-1] :])
+        steps = steady.select(record["step_s"][record["segment_starts"][-1] :])
         launches.append(describe_launch(steps))
     return launches_in_words(split_variance(launches))
 
@@ -75,29 +80,29 @@ def _check(options: RecipeOptions, num_nodes: int) -> None:
         if getattr(options, name) is not None:
             flag = f"--{name.replace('_', '-')}"
             raise ValueError(
-                f"repeats is {options.repeats} and {flag} names one place for all of them; leave "
+                f"repeats is {options.repeats} and {flag} is one path for all launches; leave "
                 f"{flag} out"
             )
     if options.resume:
         raise ValueError(
-            f"repeats is {options.repeats} and --resume goes on with one run; leave one of them out"
+            f"repeats is {options.repeats} and --resume continues a single run; leave one out"
         )
     if launched_shape() is not None or num_nodes > 1:
         raise ValueError(
             f"repeats is {options.repeats} and torchrun or srun launches once; leave --repeats out "
-            "and start that several times"
+            "and start it several times"
         )
 
 
-def _once(arguments: Sequence[str]) -> list[str]:
-    """The command line of a single launch."""
-    kept: list[str] = []
-    words = iter(arguments)
-    for word in words:
-        if word == "--repeats":
-            next(words)
-        elif not word.startswith("--repeats="):
-            kept.append(word)
-    if "--config" in kept or any(word.startswith("--config=") for word in kept):
-        kept += ["--repeats", "1"]  # a file may say otherwise
-    return kept
+def _single_launch(arguments: Sequence[str]) -> list[str]:
+    """Returns the arguments without --repeats."""
+    single: list[str] = []
+    rest = iter(arguments)
+    for argument in rest:
+        if argument == "--repeats":
+            next(rest)
+        elif not argument.startswith("--repeats="):
+            single.append(argument)
+    if any(argument.partition("=")[0] == "--config" for argument in single):
+        single += ["--repeats", "1"]  # overrides the file
+    return single

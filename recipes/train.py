@@ -1,6 +1,6 @@
-"""What a command line comes to: trained here, or in ranks that are started and watched.
+"""Runs a parsed command: trains in this process, or launches ranks and watches them.
 
-Returns exit codes; what people read goes to standard output, errors to the other.
+Functions return exit codes. Results go to standard output, errors to standard error.
 """
 
 import contextlib
@@ -10,10 +10,10 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 import torch.utils.tensorboard
@@ -41,20 +41,20 @@ from unitransformer.run import RunFailed, RunOutcome, RunPaths, run
 
 
 class Show(Protocol):
-    """What a recipe does with a trained network: figures into a folder, lines for people."""
+    """Shows what a recipe's trained network predicts: writes figures, returns lines to print."""
 
     def __call__(self, outcome: RunOutcome, folder: Path) -> list[str]: ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunRequest:
-    """What a command line comes to on this machine."""
+    """A run that a command line asks for, resolved on this machine."""
 
     recipe: str
     arguments: Sequence[str]
     show: Show
     resolved: ResolvedConfig
-    choose_places: Callable[[], RunPaths]  # the next that are free
+    choose_paths: Callable[[], RunPaths]  # each call looks for the next free folder
     resume: ResumeMode
 
     @property
@@ -63,184 +63,176 @@ class RunRequest:
 
     @property
     def command(self) -> str:
-        """What a person types to do it again."""
+        """The command that runs it again."""
         return f"python -m recipes.{self.recipe} {shlex.join(self.arguments)}".strip()
 
 
-def train(asked: RunRequest) -> int:
-    """Train alone, as the rank this is, or in ranks to be started; returns the exit code.
+def train(request: RunRequest) -> int:
+    """Trains alone, as a rank of a launcher, or in ranks that it launches; returns the exit code.
 
     Raises:
-        ValueError: hardware, data or checkpoint that do not fit, or several nodes without a
-            launcher; nothing has been written.
+        ValueError: unsuitable hardware, data or checkpoint, or several nodes without a launcher;
+            nothing has been written.
     """
-    parallel = asked.config.parallel
+    parallel = request.config.parallel
     if launched_shape() is not None:
         if RUN_FOLDER not in os.environ and parallel.world_size > 1:
-            folder = agree_on_folder(lambda: str(claim_folder(asked)[0].folder))
-            os.environ[RUN_FOLDER] = folder
-        return _train_here(asked, asked.choose_places())
-    check_nodes(parallel, f"recipes.{asked.recipe}", asked.arguments)
-    places, made = claim_folder(asked)
+            os.environ[RUN_FOLDER] = agree_on_folder(lambda: str(claim_folder(request)[0].folder))
+        return _train_here(request, request.choose_paths())
+    check_nodes(parallel, f"recipes.{request.recipe}", request.arguments)
+    paths, made = claim_folder(request)
     try:
         if parallel.world_size == 1:
-            return _train_here(asked, places)
-        return _train_in_ranks(asked, places)
+            return _train_here(request, paths)
+        return _train_in_ranks(request, paths)
     except (ValueError, OSError):
-        _unmake(made)
+        # A refused run leaves nothing, unless another run has begun to use a folder.
+        with contextlib.suppress(OSError):
+            for folder in made:
+                folder.rmdir()
         raise
 
 
-def claim_folder(asked: RunRequest) -> tuple[RunPaths, list[Path]]:
-    """Places of this run alone, however many start at once; and the folders made for it."""
-    if RUN_FOLDER in os.environ:  # claimed by whoever repeats this run
-        return asked.choose_places(), []
+def claim_folder(request: RunRequest) -> tuple[RunPaths, list[Path]]:
+    """Creates the folder of this run, which no concurrent run gets.
+
+    Returns the paths of the run and the folders that were created, inner ones first.
+    """
+    if RUN_FOLDER in os.environ:  # created by the process that repeats this run
+        return request.choose_paths(), []
     while True:
-        places = asked.choose_places()
-        folder = places.folder.absolute()
+        paths = request.choose_paths()
+        folder = paths.folder.absolute()
         missing = [path for path in (folder, *folder.parents) if not path.exists()]
         try:
             folder.mkdir(parents=True)
         except FileExistsError:
-            if asked.resume:
-                return places, []
+            if request.resume:
+                return paths, []
         else:
-            return places, missing
+            return paths, missing
 
 
-def _unmake(folders: list[Path]) -> None:
-    """Remove folders again, inner ones first; a run that was refused leaves nothing."""
-    with contextlib.suppress(OSError):  # another run has begun to use one
-        for folder in folders:
-            folder.rmdir()
-
-
-def _train_here(asked: RunRequest, places: RunPaths) -> int:
+def _train_here(request: RunRequest, paths: RunPaths) -> int:
     try:
         outcome = run(
-            asked.resolved,
-            places,
-            command=asked.command,
-            resume=asked.resume,
+            request.resolved,
+            paths,
+            command=request.command,
+            resume=request.resume,
             show_bar=sys.stdout.isatty(),
         )
-    except (MemoryError, torch.OutOfMemoryError) as error:  # no room for the weights
+    except (MemoryError, torch.OutOfMemoryError) as error:  # while the weights are allocated
         if not report_failure(error):
             lines = traceback.format_exception(error)
             failure = RankFailure(
                 rank=0, type=type(error).__name__, message=str(error), lines=lines
             )
             record_failure(
-                asked.config, failure, places.record, command=asked.command, since_s=time.time()
+                request.config, failure, paths.record, command=request.command, since_s=time.time()
             )
-            print(f"error: {error} (record: {places.record})", file=sys.stderr)
+            print(f"error: {error} (record: {paths.record})", file=sys.stderr)
         return 1
     except RunFailed as failure:
         cause = failure.__cause__ or failure
         if isinstance(cause, Stopped):
+            advice = f"to continue, add --resume to the command (saved in {paths.checkpoints})"
+            if paths.checkpoints is None:
+                advice = f"--no-checkpoint: no checkpoint is saved (record: {paths.record})"
             if process_rank() == 0:
-                print(_stopped(cause, places), file=sys.stderr, flush=True)
+                print(f"{cause}; {advice}", file=sys.stderr, flush=True)
             return STOPPED_EXIT_CODE
         report_failure(cause)
         if not is_launched_rank():
             if not isinstance(cause, OSError):
                 traceback.print_exception(cause)
-            print(f"error: {failure} (record: {places.record})", file=sys.stderr)
+            print(f"error: {failure} (record: {paths.record})", file=sys.stderr)
         return 1
     if outcome.record is None:
         return 0
     try:
-        print("\n".join(_results(outcome, places, asked.show)), flush=True)
-    except OSError as error:  # the training itself is done and recorded
-        print(f"error: figures: {error} (record: {places.record})", file=sys.stderr)
+        print("\n".join(_results(outcome, paths, request.show)), flush=True)
+    except OSError as error:  # training is done and recorded
+        print(f"error: figures: {error} (record: {paths.record})", file=sys.stderr)
         return 1
     return 0
 
 
-def _stopped(cause: Stopped, places: RunPaths) -> str:
-    if places.checkpoints is None:
-        return f"{cause}; nothing is saved, as --no-checkpoint asks (record: {places.record})"
-    return f"{cause}; go on with the same command and --resume (saved in {places.checkpoints})"
-
-
-def _train_in_ranks(asked: RunRequest, places: RunPaths) -> int:
-    parallel = asked.config.parallel
-    fork = parallel.accelerator == "cpu"  # where that is safe: ranks need not import again
+def _train_in_ranks(request: RunRequest, paths: RunPaths) -> int:
+    parallel = request.config.parallel
+    fork = parallel.accelerator == "cpu"  # ranks need not import again; unsafe with GPUs
     if fork and parallel.uses_deepspeed:
         prepare_deepspeed("cpu")
-    os.environ[RUN_FOLDER] = str(places.folder)
-    started_at_s = time.time() - 1  # file systems round
+    os.environ[RUN_FOLDER] = str(paths.folder)
+    started_at_s = time.time() - 1  # file systems round times
     try:
         ended = launch(
             parallel.devices,
-            lambda: _be_rank(asked, places),
-            command=[sys.executable, "-m", f"recipes.{asked.recipe}", *asked.arguments],
+            lambda: _train_as_rank(request, paths),
+            command=[sys.executable, "-m", f"recipes.{request.recipe}", *request.arguments],
             fork=fork,
         )
     finally:
         del os.environ[RUN_FOLDER]
     if isinstance(ended, RankFailure):
-        return _tell(ended, asked, places, since_s=started_at_s)
+        return _report(ended, request, paths, since_s=started_at_s)
     if ended > 128:
         name = signal.Signals(ended - 128).name
-        print(f"error: stopped by {name} (folder: {places.folder})", file=sys.stderr)
+        print(f"error: stopped by {name} (folder: {paths.folder})", file=sys.stderr)
     return ended
 
 
-def _be_rank(asked: RunRequest, places: RunPaths) -> int:
+def _train_as_rank(request: RunRequest, paths: RunPaths) -> int:
     try:
-        return _train_here(asked, places)
+        return _train_here(request, paths)
     except (ValueError, OSError) as error:
         report_failure(error, is_bad_usage=True)
         return 2
 
 
-def _tell(failure: RankFailure, asked: RunRequest, places: RunPaths, *, since_s: float) -> int:
-    """Say and record which rank failed first, and why; returns the exit code."""
+def _report(failure: RankFailure, request: RunRequest, paths: RunPaths, *, since_s: float) -> int:
+    """Prints and records which rank failed first; returns the exit code."""
     if failure.is_bad_usage:
         raise ValueError(failure.message)
-    record_failure(asked.config, failure, places.record, command=asked.command, since_s=since_s)
+    record_failure(request.config, failure, paths.record, command=request.command, since_s=since_s)
     if failure.type != "CheckpointError":
         print("\n".join(failure.lines), file=sys.stderr)
-    where = f"rank {failure.rank} of {asked.config.parallel.world_size}"
-    print(f"error: {where}: {failure.message} (record: {places.record})", file=sys.stderr)
+    where = f"rank {failure.rank} of {request.config.parallel.world_size}"
+    print(f"error: {where}: {failure.message} (record: {paths.record})", file=sys.stderr)
     return 1
 
 
-def _results(outcome: RunOutcome, places: RunPaths, show: Show) -> list[str]:
-    """The block a run ends with."""
+def _results(outcome: RunOutcome, paths: RunPaths, show: Show) -> list[str]:
+    """Writes the loss figure; returns the lines that a run ends with."""
     record = outcome.record
     assert record is not None
     validation = record["validation"]
     metric, baseline = validation["metric"], validation["baseline"]
     to_beat = (baseline["name"], baseline["loss"]) if baseline and baseline["loss"] else None
+    baseline_text = ""
+    if baseline and baseline["loss"] is not None:
+        baseline_text = f" (to beat: {baseline['name']}, loss {baseline['loss']:.4f})"
+    elif baseline:
+        baseline_text = f" (to beat: {baseline['name']}, {baseline['accuracy']:.2%})"
     title = f"{record['recipe']} {record['size']}"
     loss_png = write_figure(
         loss_figure(record["loss"], validation["history"], title=title, baseline=to_beat),
-        places.folder / "figures" / "loss.png",
+        paths.folder / "figures" / "loss.png",
     )
-    shown = (
-        ["predictions none: the network is divided, and too large to be whole on one rank"]
-        if outcome.network is None
-        else show(outcome, places.folder / "figures")
-    )
+    if outcome.network is None:
+        predictions = ["predictions none: the sharded network is too large for one rank"]
+    else:
+        predictions = show(outcome, paths.folder / "figures")
+    last_lines = ["", "last lines:", *record["log"][-5:]] if sys.stdout.isatty() else []
     return [
-        *(["", "last lines:", *record["log"][-5:]] if sys.stdout.isatty() else []),
+        *last_lines,
         "",
         f"validation  loss {validation['loss']:.4f}, {metric} "
-        f"{metric_in_words(metric, validation['value'])}{_against(baseline)}",
+        f"{metric_in_words(metric, validation['value'])}{baseline_text}",
         *measured_lines(record),
-        *shown,
-        f"checkpoint  {places.checkpoints or 'none'}",
-        f"record      {places.record}",
-        f"logs        {places.folder / 'csv'}, {places.folder / 'tensorboard'}",
+        *predictions,
+        f"checkpoint  {paths.checkpoints or 'none'}",
+        f"record      {paths.record}",
+        f"logs        {paths.folder / 'csv'}, {paths.folder / 'tensorboard'}",
         f"figures     {loss_png.parent}",
     ]
-
-
-def _against(baseline: Mapping[str, Any] | None) -> str:
-    if baseline is None:
-        return ""
-    if baseline["loss"] is not None:
-        return f" (to beat: {baseline['name']}, loss {baseline['loss']:.4f})"
-    return f" (to beat: {baseline['name']}, {baseline['accuracy']:.2%})"

@@ -1,4 +1,4 @@
-"""ViT: the label of a picture. `python -m recipes.vit --devices 8`"""
+"""Trains ViT to label images: `python -m recipes.vit --devices 8`."""
 
 import sys
 from pathlib import Path
@@ -12,29 +12,24 @@ if TYPE_CHECKING:
 
 
 def _vit(
-    num_layers: int, width: int, num_heads: int, feedforward_width: int, patch_size: int
-) -> ModelConfig:
-    """A ViT shape for pictures of 224 pixels and 1,000 labels."""
-    return ModelConfig(
-        width=width,
-        num_layers=num_layers,
-        num_heads=num_heads,
-        feedforward_width=feedforward_width,
-        num_classes=1000,
-        num_positions=(224 // patch_size) ** 2 + 1,
-        activation="gelu",
-        final_norm=True,
-        image_size=224,
-        patch_size=patch_size,
-    )
-
-
-def _family(
-    letter: str, layers: int, width: int, heads: int, hidden: int, *, patch_size: int
+    letter: str, layers: int, width: int, heads: int, feedforward: int, *, patch_size: int
 ) -> dict[str, ModelConfig]:
-    """One shape with patches of `patch_size` by its letter alone, and with those of 16 and 14."""
-    patches = {letter: patch_size, f"{letter}16": 16, f"{letter}14": 14}
-    return {name: _vit(layers, width, heads, hidden, size) for name, size in patches.items()}
+    """Returns `letter` with its own patch size, and with 16 and 14, for images of 224 pixels."""
+    return {
+        name: ModelConfig(
+            width=width,
+            num_layers=layers,
+            num_heads=heads,
+            feedforward_width=feedforward,
+            num_classes=1000,
+            num_positions=(224 // size) ** 2 + 1,
+            activation="gelu",
+            final_norm=True,
+            image_size=224,
+            patch_size=size,
+        )
+        for name, size in ((letter, patch_size), (f"{letter}16", 16), (f"{letter}14", 14))
+    }
 
 
 SIZES = {
@@ -49,12 +44,12 @@ SIZES = {
         patch_size=16,
     ),
     # s: Touvron et al. 2021, table 1; b, l, h: Dosovitskiy et al. 2021, table 1;
-    # g: Zhai et al. 2022, table 2. A letter alone has the patch size of its paper.
-    **_family("s", 12, 384, 6, 1536, patch_size=16),
-    **_family("b", 12, 768, 12, 3072, patch_size=16),
-    **_family("l", 24, 1024, 16, 4096, patch_size=16),
-    **_family("h", 32, 1280, 16, 5120, patch_size=14),
-    **_family("g", 40, 1408, 16, 6144, patch_size=14),
+    # g: Zhai et al. 2022, table 2. A name without a number has the patch size of its paper.
+    **_vit("s", 12, 384, 6, 1536, patch_size=16),
+    **_vit("b", 12, 768, 12, 3072, patch_size=16),
+    **_vit("l", 24, 1024, 16, 4096, patch_size=16),
+    **_vit("h", 32, 1280, 16, 5120, patch_size=14),
+    **_vit("g", 40, 1408, 16, 6144, patch_size=14),
 }
 
 PRESET = Preset(
@@ -71,9 +66,10 @@ model_config = PRESET.model_config
 
 
 def show(outcome: "RunOutcome", folder: Path) -> list[str]:
-    """Figures: sample pictures, one picture in patches, and what the network takes them for."""
-    from recipes.showcase import image_grid, label_images, patch_figure, write_figure
+    """Writes figures of samples, of an image cut into patches, and of predicted labels."""
+    from recipes.showcase import image_grid, label_images, patch_figure
     from unitransformer.data.datamodule import validation_batch
+    from unitransformer.plots import write_figure
 
     source, network = outcome.data.source, outcome.network
     if not source.class_names or network is None:
@@ -84,29 +80,25 @@ def show(outcome: "RunOutcome", folder: Path) -> list[str]:
     names = [source.class_names[label] for label in samples["targets"].tolist()]
     write_figure(image_grid(samples["inputs"], names), folder / "samples.png")
     write_figure(patch_figure(samples["inputs"][0], outcome.config.model), folder / "patches.png")
-    asked = validation_batch(
+    batch = validation_batch(
         source.validation, range(min(12, len(source.validation))), network.pe.pe.device
     )
-    labels, chances = label_images(network, asked["inputs"])
-    truth = asked["targets"].tolist()
-    # A model may know more labels than the data has names for.
-    num_unnamed = outcome.config.model.num_classes - len(source.class_names)
-    known = [*source.class_names, *("(no such class)" for _ in range(num_unnamed))]
+    labels, probabilities = label_images(network, batch["inputs"])
+    truth = batch["targets"].tolist()
+    # A model may have more labels than the data has classes.
+    known = dict(enumerate(source.class_names))
     titles = [
-        f"{known[label]} ({chance:.0%})" for label, chance in zip(labels, chances, strict=True)
+        f"{known.get(label, '(no such class)')} ({probability:.0%})"
+        for label, probability in zip(labels, probabilities, strict=True)
     ]
     colors = ["#2e8b57" if a == b else "#c0392b" for a, b in zip(labels, truth, strict=True)]
     path = write_figure(
-        image_grid(asked["inputs"], titles, colors=colors), folder / "predictions.png"
+        image_grid(batch["inputs"], titles, colors=colors), folder / "predictions.png"
     )
-    return [f"labelled    {path}"]
-
-
-def main() -> None:
-    from recipes.command_line import run_recipe
-
-    sys.exit(run_recipe(PRESET, show))
+    return [f"predictions {path}"]
 
 
 if __name__ == "__main__":
-    main()
+    from recipes.command_line import run_recipe
+
+    sys.exit(run_recipe(PRESET, show))

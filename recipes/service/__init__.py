@@ -1,1 +1,1 @@
-"""Processes that answer other programs about recipes."""
+"""Processes that plan and run recipes for other programs."""

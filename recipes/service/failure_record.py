@@ -1,9 +1,9 @@
-"""The record of a run whose ranks could not write it: `python -m recipes.service.failure_record`.
+"""Writes the record of a run whose ranks could not: `python -m recipes.service.failure_record`.
 
     python -m recipes.service.failure_record gpt ERRORS SINCE -- options of the recipe
 
-ERRORS is a folder with a file of each rank that failed, as `unitransformer.launch.launcher` reads
-them, and SINCE the clock time at which the ranks were started. Prints which failure came first.
+ERRORS is the folder in which each failed rank has left a file, as `unitransformer.launch.launcher`
+reads them. SINCE is the clock time at which the ranks were started. Prints the first failure.
 """
 
 import json
@@ -16,7 +16,7 @@ from recipes.service.plan import PRESETS
 
 
 def main(argv: Sequence[str]) -> int:
-    """Write the record; returns the exit code."""
+    """Writes the record; returns the exit code."""
     from unitransformer.launch.failures import first_failure, read_failures
     from unitransformer.recording import record_failure
 
@@ -25,9 +25,9 @@ def main(argv: Sequence[str]) -> int:
     if not failures:
         return 0
     failure = first_failure(failures)
-    config, places = configure(PRESETS[recipe], arguments)
+    config, paths = configure(PRESETS[recipe], arguments)
     command = f"python -m recipes.{recipe} {' '.join(arguments)}".strip()
-    record_failure(config, failure, places.record, command=command, since_s=float(since_s))
+    record_failure(config, failure, paths.record, command=command, since_s=float(since_s))
     print(json.dumps({"rank": failure.rank, "message": failure.message}))
     return 0
 

@@ -1,12 +1,14 @@
-"""What command lines would run, without running them: `python -m recipes.service.plan`.
+"""Resolves command lines of recipes without running them: `python -m recipes.service.plan`.
 
-A line of JSON on standard input asks: {"recipe": "gpt", "arguments": ["--devices", "2"]}. A line on
-standard output answers: {"config": {...}} with every field of the run on this machine, or why there
-would be none: {"refused": "..."} by what the options ask for, {"misread": "..."} by how they are
-written. With "check": {"devices": 8, "num_nodes": 2} the machine is not looked at, and nothing
-heavy imported: the config is what it would be on GPUs, so many where the options leave it open.
-{"machine": true} is answered by {"fingerprint": "...", "host": {...}}: under which calibrations are
-kept, and whose memory it is.
+Each line of standard input is a question in JSON, each line of standard output its answer.
+
+{"recipe": "gpt", "arguments": ["--devices", "2"]} is answered by {"config": {...}}, the complete
+config on this machine, by {"misread": "..."} for invalid arguments, or by {"refused": "..."} for
+valid ones that cannot run. With "check": {"devices": 8, "num_nodes": 2} the answer is the config on
+GPUs of another machine, on so many unless the arguments say otherwise; this does not import torch.
+
+{"machine": true} is answered by {"fingerprint": "...", "host": {...}}: the fingerprint under which
+calibrations are stored, and the processor, memory and GPUs of this machine.
 """
 
 import json
@@ -23,11 +25,11 @@ PRESETS = {"bert": bert.PRESET, "gpt": gpt.PRESET, "vit": vit.PRESET}
 
 
 def main() -> int:
-    """Answer until nothing more is asked; returns the exit code."""
+    """Answers until standard input ends; returns the exit code."""
     for line in sys.stdin:
         question = json.loads(line)
-        told = _machine() if "machine" in question else _answer(**question)
-        print(json.dumps(told), flush=True)
+        answer = _machine() if "machine" in question else _answer(**question)
+        print(json.dumps(answer), flush=True)
     return 0
 
 
@@ -53,13 +55,13 @@ def _answer(
     recipe: str, arguments: Sequence[str], check: Mapping[str, int] | None = None
 ) -> dict[str, Any]:
     try:
-        request = parse(PRESETS[recipe], arguments)
+        command = parse(PRESETS[recipe], arguments)
     except ValueError as error:
         return {"misread": str(error)}
     try:
         if check is not None:
             config = build_config(
-                request,
+                command,
                 defaults=PRESETS[recipe].cuda,
                 devices=check.get("devices", 1),
                 num_nodes=check.get("num_nodes", 1),
@@ -67,7 +69,7 @@ def _answer(
             return {"config": to_dict(config)}
         from unitransformer.launch.environment import check_nodes
 
-        config = resolve(request).config
+        config = resolve(command).config
         check_nodes(config.parallel, f"recipes.{recipe}", arguments)
         return {"config": to_dict(config)}
     except ValueError as error:

@@ -1,11 +1,10 @@
-"""Many short runs from one process that imported everything: `python -m recipes.service.worker`.
+"""Runs many short trainings in forks of one process: `python -m recipes.service.worker`.
 
-A line of JSON on standard input asks for a run: {"recipe": "gpt", "arguments": ["--max-steps",
-"20"], "log": "run.log", "limit_s": 600, "memory_limit_bytes": null, "variables": {}}. The run
-happens in a fork, on CPUs, with these environment variables, and what it prints goes into the log.
-A line of JSON on standard output answers: {"ending": "ended", "exit_code": 0, "elapsed_s": 2.5};
-the exit code is null for a run that passed a limit, which the ending names, and negative for a
-signal.
+The process imports everything once. Each line of standard input asks for a run on CPUs: {"recipe":
+"gpt", "arguments": ["--max-steps", "20"], "log": "run.log", "limit_s": 600, "memory_limit_bytes":
+null, "variables": {}}. The run gets these environment variables, and its output goes to the log.
+A line of standard output answers: {"ending": "ended", "exit_code": 0, "elapsed_s": 2.5}. The exit
+code is null for a run that exceeded the limit that "ending" names, and negative for a signal.
 """
 
 import contextlib
@@ -17,9 +16,8 @@ import signal
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from recipes.command_line import run_recipe
 from recipes.service.plan import PRESETS
@@ -27,34 +25,26 @@ from unitransformer.launch.gc_pause import heavy_import
 from unitransformer.launch.process_tree import die_with_parent, wait_within
 from unitransformer.launch.signals import STOP_SIGNALS
 
-if TYPE_CHECKING:
-    pass
-
-# What a run imports, some of it late.
-HEAVY = (
-    "recipes.train",
-    "tensorboard.summary",
-    "torch._dynamo",
-    "torch._inductor.compile_fx",
-)
+# Modules that a run imports, some of them late.
+HEAVY = ("recipes.train", "tensorboard.summary", "torch._dynamo", "torch._inductor.compile_fx")
 
 
 def main() -> int:
-    """Answer until nothing more is asked; returns the exit code."""
-    # A batch system sends them to every process. It is for the sweep to stop, and then this ends.
+    """Answers until standard input ends; returns the exit code."""
+    # A batch system signals every process. The sweep reacts to that and then ends this process.
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
-    # What a library prints is no answer.
+    # Standard output carries answers alone: what libraries print goes to standard error.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    # A pool of compiling processes for every fork costs more than it gains.
+    # A pool of compile processes per fork costs more time than it saves.
     os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
     with heavy_import("recipes.train"):
         from unitransformer.parallel.deepspeed import prepare_deepspeed
 
         for name in HEAVY:
             importlib.import_module(name)
-        with contextlib.suppress(ImportError):  # the recipe says that it is not there
+        with contextlib.suppress(ImportError):  # the recipe reports that it is missing
             prepare_deepspeed("cpu")
     for line in sys.stdin:
         print(json.dumps(_answer(**json.loads(line))), file=answers, flush=True)
@@ -92,20 +82,15 @@ def _answer(
 def _run(
     recipe: str, arguments: Sequence[str], log: str, variables: Mapping[str, str], parent: int
 ) -> None:
-    """What a fork does."""
+    """Runs a recipe in a fork."""
     die_with_parent(parent)
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_DFL)
     os.environ |= variables
-    said = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    os.dup2(said, 1)
-    os.dup2(said, 2)
-    sys.exit(run_recipe(PRESETS[recipe], _show_nothing, arguments))
-
-
-def _show_nothing(outcome: "Outcome", folder: Path) -> list[str]:
-    """No figures: whoever asks for many runs reads records."""
-    return []
+    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    sys.exit(run_recipe(PRESETS[recipe], lambda *_: [], arguments))
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 from scaling.recipe_process import Runner, can_fork, run_alone, start_worker
 from scaling.store.outcome import AXIS, STUDY
@@ -74,7 +73,13 @@ def _run(options: SweepOptions, planner: RecipePlanner) -> int:
             print("this lists only the first cell of each search: the others depend on its result")
         return 0
     open_folder(options.out, options.study, options.limits, find_max_batch=limit)
-    with _stop_signals_raise(), _runners(options) as runner:
+    log = options.out / f"worker-{os.getpid()}.log"
+    with _stop_signals_raise(), start_worker(log) as worker:
+
+        def runner(task: CellTask) -> Runner:
+            assert task.config is not None
+            return worker if can_fork(task.config.parallel.accelerator) else run_alone
+
         sweep = Sweep(
             folder=options.out,
             agenda=_agenda(options, tasks, plan),
@@ -136,18 +141,6 @@ def _agenda(options: SweepOptions, tasks: Sequence[CellTask], plan: max_batch.Pl
     if options.find_max_batch is not None:
         return max_batch.search_agenda(tasks, options.find_max_batch, plan)
     return lambda _: tasks
-
-
-@contextlib.contextmanager
-def _runners(options: SweepOptions) -> Iterator[Any]:
-    """Yields a function that returns the runner of a task, a worker where forks are safe."""
-    with start_worker(options.out / f"worker-{os.getpid()}.log") as worker:
-
-        def runner(task: CellTask) -> Runner:
-            assert task.config is not None
-            return worker if can_fork(task.config.parallel.accelerator) else run_alone
-
-        yield runner
 
 
 @contextlib.contextmanager

@@ -24,7 +24,7 @@ from scaling.sweep.plan import CellTask
 from scaling.sweep.run_cell import Limits, now, outcome_without_run, run_cell
 from scaling.sweep.study import Study
 from unitransformer.files import write_atomically
-from unitransformer.record.checksums import verify_checksums, read_json, add_checksums
+from unitransformer.record.checksums import add_checksums, read_json, verify_checksums
 from unitransformer.record.units import count
 
 SCHEMA = 1

@@ -33,7 +33,7 @@ IGNORED: dict[str, Any] = {
 }
 
 # Fields that `_demands` compares, or that it makes redundant.
-COMPARED = (
+COMPARED = [
     "size",
     "batch_size",
     "accumulate",
@@ -48,7 +48,7 @@ COMPARED = (
     "data.sequence_length",
     "parallel.precision",
     "parallel.activation_checkpointing",
-)
+]
 
 
 def needs_at_least(config: RunConfig, other: RunConfig) -> bool:

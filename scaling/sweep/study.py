@@ -22,7 +22,7 @@ from unitransformer.record.units import count
 
 RECIPES: tuple[Recipe, ...] = get_args(Recipe)
 # Options that the sweep sets for each cell, or that do not train.
-RESERVED_OPTIONS = (
+RESERVED_OPTIONS = [
     "out",
     "record",
     "checkpoint-dir",
@@ -36,7 +36,7 @@ RESERVED_OPTIONS = (
     "config",
     "print_config",
     "help",
-)
+]
 FIELDS = ("recipe", "axes", "zip", "exclude", "options", "repeats")
 AxisValues = tuple[str, ...]
 

@@ -12,7 +12,7 @@ import yaml
 from recipes import bert, gpt, vit
 from recipes.command_line import run_recipe
 from recipes.options import build_config, build_parser, parse
-from recipes.presets import Preset, nearest
+from recipes.presets import Preset, suggest
 from unitransformer.checkpoint.callbacks import lock_folder
 from unitransformer.config import ModelConfig, OptimizerConfig, ParallelConfig, RunConfig
 from unitransformer.costs.flops import count_parameters
@@ -137,9 +137,9 @@ def test_validation_runs_four_times_by_default() -> None:
     ],
 )
 def test_a_near_name_is_suggested_and_otherwise_all(name: str, known: list[str], said: str) -> None:
-    assert nearest(name, known) == said
+    assert suggest(name, known) == said
     alternative = said if said.startswith("did you mean") else "no idea"
-    assert nearest(name, known, otherwise="no idea") == alternative
+    assert suggest(name, known, otherwise="no idea") == alternative
 
 
 # ---- a file of options
@@ -202,9 +202,9 @@ def test_a_dry_run_says_what_would_run_and_writes_nothing(say: Say) -> None:
 @pytest.mark.parametrize(
     ("options", "memory", "strategy", "why"),
     [
-        ("--accelerator cpu", 2**36, "ddp", "fit in the 64 GiB of a device, a tenth"),
-        ("--accelerator cpu", 2**16, "fsdp", "divided over 4 devices they may not either"),
-        ("", 2**16, "fsdp1", "by fsdp1, as fsdp and hsdp scale no losses for 16-mixed"),
+        ("--accelerator cpu", 2**36, "ddp", "fit in the 64 GiB per device, with a tenth"),
+        ("--accelerator cpu", 2**16, "fsdp", "sharded over 4 devices they may not either"),
+        ("", 2**16, "fsdp1", "fsdp1, as fsdp and hsdp do not scale losses for 16-mixed"),
         ("--cpu-offload", 2**36, "fsdp1", "waits in host memory, as cpu-offload asks"),
         (
             "--cpu-offload --precision 32-true",

@@ -6,8 +6,10 @@ from recipes.results import measured_lines
 from scaling.report.sections.speed import figures_table
 from tests.builders.records import make_run
 from tests.builders.runs import clocked, strong
-from unitransformer.measure.communication import MISSING
+from unitransformer.config import ParallelConfig
+from unitransformer.measure.communication import why_communication_missing
 
+ZERO2 = ParallelConfig(accelerator="cuda", strategy="zero2", devices=2)
 TRACE = {"rows": [{"part": "communication", "share": 0.25}], "step_s": 0.1, "steps": [40]}
 
 
@@ -25,7 +27,7 @@ def test_the_time_breakdown_shows_clock_and_trace() -> None:
     assert actual in figures_table(two, [])
 
 
-@pytest.mark.parametrize("reason", [None, MISSING.format(strategy="zero2")])
+@pytest.mark.parametrize("reason", [None, why_communication_missing(ZERO2, "cuda")])
 def test_missing_communication_time_names_the_option_that_measures_it(reason: str | None) -> None:
     two = strong(0.08, 2)
     two.record["samples_missing"] = {} if reason is None else {"communication_s": reason}

@@ -15,12 +15,10 @@ from typing import Any
 
 import pytest
 from filelock import FileLock
-from scaling.store.metrics_cache import open_kept
 
 from scaling.exit_status import decide_status
 from scaling.recipe_process import ProcessResult
 from scaling.store.outcome import Outcome
-from scaling.store.reader import load_store
 from scaling.sweep import engine, run_cell
 from scaling.sweep.claims import CLAIMS
 from scaling.sweep.command import _stop_signals_raise
@@ -227,17 +225,6 @@ def test_array_tasks_retry_each_cell_once(tmp_path: Path) -> None:
         one.work(Silent(), max_cells=1)
         tried += machine.runs
     assert sorted(tried) == sorted(task.name for task in tasks)
-
-
-def test_metrics_of_a_cell_are_cached_when_it_ends(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("UNITRANSFORMER_CACHE", str(tmp_path / "cache"))
-    work(tmp_path / "s", make_tasks(make_study()))
-    monkeypatch.setattr("scaling.store.reader.find", lambda run: pytest.fail(f"{run.name} again"))
-    store = load_store([tmp_path / "s"], relative_to=tmp_path, kept=open_kept())
-    assert store.runs
-    assert all(run.readout == replace(run, found=None).readout for run in store.runs)
 
 
 def test_a_damaged_outcome_is_measured_again(tmp_path: Path) -> None:
