@@ -1,7 +1,6 @@
-"""The callbacks of a run, in the one order in which they work.
+"""Builds the list of callbacks of a run, in the order in which Lightning calls them at every hook.
 
-Lightning calls them in the order of the list at every hook. `MUST_PRECEDE` holds the reasons for
-that order, and `build_callbacks` checks its list against them.
+`MUST_PRECEDE` gives the reasons for the order, and `build_callbacks` checks its list against them.
 """
 
 from collections.abc import Sequence
@@ -22,51 +21,46 @@ from unitransformer.training.stop import AgreeToStop, StartExchange, UntilInterv
 
 
 class Precedence(NamedTuple):
-    """Every callback of type `first` comes before every other one of type `then`."""
+    """Callbacks of the types `first` come before all others of the types `then`."""
 
-    first: type[pl.Callback]
-    then: type[pl.Callback]
+    first: tuple[type[pl.Callback], ...]
+    then: tuple[type[pl.Callback], ...]
     reason: str
 
 
 MUST_PRECEDE = (
+    Precedence((StopClock,), (pl.Callback,), "a step ends on the clock before other callbacks run"),
     Precedence(
-        StopClock, pl.Callback, "a step ends on the clock before any other callback takes time"
+        (pl.Callback,), (StartClock,), "a step begins on the clock after other callbacks ran"
     ),
     Precedence(
-        pl.Callback, StartClock, "the next step begins on the clock when all others are done"
+        (TimeGradientReduction,),
+        (TraceCallback,),
+        "the work of a trace after the backward pass is not communication",
     ),
     Precedence(
-        TimeGradientReduction,
-        TraceCallback,
-        "what a trace does after the backward pass is not communication",
+        (AgreeToStop,),
+        (TraceCallback, Instruments),
+        "they start and stop profilers, which corrupts the memory of an unfinished collective",
     ),
     Precedence(
-        AgreeToStop,
-        TraceCallback,
-        "starting or stopping a profiler corrupts a collective under way",
-    ),
-    Precedence(AgreeToStop, Instruments, "they start and stop a profiler, which counts tensors"),
-    Precedence(
-        TraceCallback,
-        StartExchange,
-        "its collective begins once no profiler starts or stops any more",
+        (TraceCallback, Instruments),
+        (StartExchange,),
+        "it starts a collective, which must not be in progress when a profiler starts or stops",
     ),
     Precedence(
-        Instruments, StartExchange, "its collective begins once no profiler starts or stops"
+        (TraceCallback,), (Instruments,), "a trace must not record the ceilings measured at the end"
+    ),
+    Precedence((Instruments,), (UntilInterval,), "the interval excludes unsteady steps"),
+    Precedence(
+        (AgreeToStop, UntilInterval),
+        (LogLines, SaveCheckpoints),
+        "they decide whether this step is the last, which is logged and saved",
     ),
     Precedence(
-        TraceCallback, Instruments, "a trace that training ends must not hold the ceiling's work"
+        (LogLines,), (SaveCheckpoints,), "a step is logged even if saving it is slow or fails"
     ),
-    Precedence(Instruments, UntilInterval, "the interval leaves out steps known to be unsteady"),
-    Precedence(AgreeToStop, LogLines, "the last step, which gets a line, is decided before"),
-    Precedence(UntilInterval, LogLines, "the last step, which gets a line, is decided before"),
-    Precedence(AgreeToStop, SaveCheckpoints, "the last step, which is saved, is decided before"),
-    Precedence(UntilInterval, SaveCheckpoints, "the last step, which is saved, is decided before"),
-    Precedence(
-        LogLines, SaveCheckpoints, "a step has its line even if saving it takes long or fails"
-    ),
-    Precedence(LogLines, ProgressBar, "the bar shows the newest line's loss and speed"),
+    Precedence((LogLines,), (ProgressBar,), "the bar shows the loss and speed of the newest line"),
 )
 
 
@@ -82,22 +76,26 @@ def build_callbacks(
     time_left: TimeLeft | None = None,
     has_bar: bool,
 ) -> list[pl.Callback]:
-    """All callbacks of a run; the order obeys `MUST_PRECEDE`."""
-    target = config.until_interval
+    """Returns the callbacks of a run, in an order that obeys `MUST_PRECEDE`."""
+    until_interval = (
+        None
+        if config.until_interval is None
+        else UntilInterval(config.until_interval, clock, lambda: instruments.excluded_steps)
+    )
     slots = (
         StopClock(clock),
         TimeGradientReduction(clock) if config.parallel.strategy == "ddp" else None,
         agreement,
         instruments.trace,
         instruments,
-        None if target is None else UntilInterval(target, clock, lambda: instruments.unsteady),
+        until_interval,
         lines,
         saver,
         time_left,
         ProgressBar(config, lines) if has_bar else None,
-        resume,  # acts before training, where no order matters
+        resume,  # acts only before training
         agreement.exchange,
-        StartClock(clock, lambda step: _is_pause(config, instruments, step)),
+        StartClock(clock, lambda step: _needs_barrier(config, instruments, step)),
     )
     callbacks: list[pl.Callback] = [callback for callback in slots if callback is not None]
     check_order(callbacks)
@@ -105,7 +103,7 @@ def build_callbacks(
 
 
 def check_order(callbacks: Sequence[pl.Callback]) -> None:
-    """Raises AssertionError for two callbacks in the wrong order, with the reason."""
+    """Raises AssertionError with the reason if two callbacks are in the wrong order."""
     for position, later in enumerate(callbacks):
         for earlier in callbacks[:position]:
             for first, then, reason in MUST_PRECEDE:
@@ -114,7 +112,9 @@ def check_order(callbacks: Sequence[pl.Callback]) -> None:
                 assert not is_wrong, f"{names}: {reason}"
 
 
-def _is_pause(config: RunConfig, instruments: Instruments, step: int) -> bool:
-    """Whether some rank does more than train after `step` steps of the run."""
-    looks = config.until_interval is not None and is_check_step(step - instruments.first_step)
-    return looks or is_due(config, step) or instruments.needs_barrier(step)
+def _needs_barrier(config: RunConfig, instruments: Instruments, step: int) -> bool:
+    """Whether a rank does something other than training after `step` steps of the run."""
+    checks_interval = config.until_interval is not None and is_check_step(
+        step - instruments.first_step
+    )
+    return checks_interval or is_due(config, step) or instruments.needs_barrier(step)

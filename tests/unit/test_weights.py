@@ -46,7 +46,7 @@ def train(config: RunConfig, folder: Path, **options: Any) -> RunOutcome:
     places = RunPaths(
         folder=folder, checkpoints=folder / "checkpoints", record=folder / "record.json"
     )
-    return run(config, places, command="a test", say=lambda line: None, **options)
+    return run(config, places, command="a test", print_line=lambda line: None, **options)
 
 
 def losses(outcome: RunOutcome) -> list[float]:
