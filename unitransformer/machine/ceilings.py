@@ -7,6 +7,7 @@ linear layer, x W^T, g W and g^T x: a library can be ten times slower at one of 
 another. Inputs are random, as weights are: zeros would let a GPU clock higher.
 """
 
+import functools
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -84,7 +85,7 @@ def measure_dtype(
     shapes: Sequence[MatmulShape] = (),
     clock: Clock | None = None,
 ) -> Ceiling:
-    """Does the same for a dtype."""
+    """Measures as `measure_ceiling` does, at one dtype."""
     if not 0 < budget_s < math.inf:
         raise ValueError(f"budget_s is {budget_s}; it must be above 0, such as 0.5")
     clock = clock or choose_clock(device)
@@ -158,9 +159,7 @@ def _measure_matmul(
     deadline_s = time.monotonic() + budget_s
     tried = _try_all(device, torch_dtype, shapes, budget_s, clock)
     if not tried:
-        raise RuntimeError(
-            f"{device_name(device)} has too little memory for a product of {shapes[0]}"
-        )
+        raise RuntimeError(f"{device_name(device)} lacks memory for a product of {shapes[0]}")
     best = sorted(tried, key=lambda product: product.rate, reverse=True)[:NUM_FINALISTS]
     for done, product in enumerate(best):
         until_s = time.monotonic() + (deadline_s - time.monotonic()) / (len(best) - done)
@@ -201,7 +200,8 @@ def _try_all(
     halfway_s = time.monotonic() + budget_s / 2
     for shape in shapes:
         m, k, n = shape
-        if not _fits(2 * (m * k + k * n + m * n) * dtype.itemsize, device):
+        size = 2 * (m * k + k * n + m * n) * dtype.itemsize
+        if device.type == "cuda" and 2 * size >= _free_bytes(device):
             continue
         for layout, work in _products(shape, dtype, device).items():
             # Predicted from a smaller product: one call to warm up, one to measure.
@@ -249,10 +249,7 @@ def _measure_copy(device: torch.device, budget_s: float, clock: Clock) -> WorkSa
     size = _copy_bytes(device)
     source = torch.full((size,), 1, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
-
-    def work() -> object:
-        return target.copy_(source)
-
+    work = functools.partial(target.copy_, source)
     calls, sample_s = first_sample(work, clock)
     seconds = (sample_s, *repeat(work, calls, deadline_s, clock))
     return WorkSamples(name=f"copy of {size} bytes", work=2 * size * calls, seconds=seconds)
@@ -266,10 +263,6 @@ def _copy_bytes(device: torch.device) -> int:
         wanted = max(2**26, min(2**30, 2 * (last_level_cache_bytes() or 2**27)))
         free = (memory_bytes() or 2**33) // 4  # other ranks need as much
     return min(wanted, free // 8)
-
-
-def _fits(size: int, device: torch.device) -> bool:
-    return device.type != "cuda" or 2 * size < _free_bytes(device)
 
 
 def _free_bytes(device: torch.device) -> int:

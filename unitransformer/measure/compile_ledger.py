@@ -9,7 +9,6 @@ import re
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,24 +23,6 @@ CACHES = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
-class GraphBreak:
-    """A place in Python at which a graph had to end."""
-
-    step: int | None  # None: outside of every step
-    where: str  # file:line, relative to the folder that Python imports from
-    reason: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Recompile:
-    """A function that was compiled before and had to be compiled again."""
-
-    step: int | None
-    function: str  # name (file:line)
-    reason: str | None  # the guard that failed; None: this torch version does not record it
-
-
 class CompileLedger:
     """Follows one run: `start`, `at_step` at the beginning of every step, `stop`, `as_dict`.
 
@@ -52,7 +33,7 @@ class CompileLedger:
         self.mode = mode
         self.step: int | None = None
         self._records: list[tuple[int | None, Any]] = []  # (step, CompilationMetrics)
-        self._breaks: list[GraphBreak] = []
+        self._breaks: list[dict[str, Any]] = []
         self._spans: list[tuple[int | None, float]] = []  # (step, seconds)
         self._num_read = self._num_breaks_read = 0
         self._began_s: float | None = None
@@ -95,40 +76,37 @@ class CompileLedger:
         - `compile_s`: wall time of all compilations; `compiled_at`: [step, seconds] of each;
           `steps`: those in which anything was compiled
         - `graphs`: compiled graphs with at least one operation, including recompiled ones
-        - `graph_breaks`, `recompiles`: see `GraphBreak` and `Recompile`
+        - `graph_breaks`: places in Python at which a graph had to end: step (None outside of
+          steps), where (file:line, relative to the folder of imports), reason
+        - `recompiles`: functions that were compiled before: step, function (name and place),
+          reason (the guard that failed; None if this torch version does not record it)
         - `caches`: hits and misses of Inductor's and of AOTAutograd's cache
         """
         missing = dict(self._missing)
-        if self.mode == "off":
-            nothing: dict[str, Any] = dict.fromkeys(("start", "compile_s", "graphs", "caches"))
-            missing["all"] = "compile is off"
-            lists: dict[str, list[Any]] = {
-                name: [] for name in ("steps", "compiled_at", "graph_breaks", "recompiles")
-            }
-            return {"mode": self.mode, **nothing, **lists, "missing": missing}
         records = [record for _, record in self._records]
         caches = {
             cache: {kind: _total(records, names, kind, missing) for kind in ("hit", "miss")}
             for cache, names in CACHES.items()
         }
-        is_complete = "compile_s" not in missing
         # Either list may miss one: a reset drops the callbacks, a CUDA graph leaves no record.
         compiled = {step for step, _ in [*self._spans, *self._records]}
-        return {
+        seconds = None if "compile_s" in missing else sum(seconds for _, seconds in self._spans)
+        ledger = {
             "mode": self.mode,
             "start": _cache_state(caches["inductor"], missing),
-            "compile_s": sum(seconds for _, seconds in self._spans) if is_complete else None,
+            "compile_s": seconds,
             "steps": sorted(step for step in compiled if step is not None),
             "compiled_at": [list(span) for span in self._spans],
-            "graphs": sum(
-                _is_forward(record) and bool(record.graph_op_count) and record.fail_type is None
-                for record in records
-            ),
-            "graph_breaks": [asdict(graph_break) for graph_break in self._breaks],
-            "recompiles": [asdict(recompile) for recompile in self._recompiles()],
+            "graphs": sum(map(_is_graph, records)),
+            "graph_breaks": list(self._breaks),
+            "recompiles": self._recompiles(),
             "caches": caches,
             "missing": missing,
         }
+        if self.mode == "off":
+            ledger |= dict.fromkeys(("start", "compile_s", "graphs", "caches"))
+            ledger["missing"] = {"all": "compile is off"}
+        return ledger
 
     def _register_callbacks(self) -> None:
         self._handler.register_start_callback(self._begin)
@@ -144,8 +122,9 @@ class CompileLedger:
 
     def _read(self) -> None:
         if self._begin not in self._handler.start_callbacks:
-            reason = "torch._dynamo.reset() was called: some seconds are missing"
-            self._missing["compile_s"] = reason
+            self._missing["compile_s"] = (
+                "torch._dynamo.reset() was called: some seconds are missing"
+            )
             self._register_callbacks()
         records = self._dynamo_utils.get_compilation_metrics()
         # A list shorter than before was cleared meanwhile: all of it is new.
@@ -172,21 +151,17 @@ class CompileLedger:
     def _add_break(self, where: str, reason: object) -> None:
         # The first line; hints and a link follow.
         first_line = str(reason).strip().partition("\n")[0]
-        self._breaks.append(GraphBreak(step=self.step, where=where, reason=first_line))
+        self._breaks.append({"step": self.step, "where": where, "reason": first_line})
 
-    def _recompiles(self) -> list[Recompile]:
+    def _recompiles(self) -> list[dict[str, Any]]:
         recompiles = []
         for step, record in self._records:
             if _is_recompile(record):
                 where = f"{short_path(record.co_filename)}:{record.co_firstlineno}"
                 reason = getattr(record, "recompile_reason", None)
-                recompiles.append(
-                    Recompile(
-                        step=step,
-                        function=f"{record.co_name} ({where})",
-                        reason=None if reason is None else str(reason),
-                    )
-                )
+                reason = None if reason is None else str(reason)
+                function = f"{record.co_name} ({where})"
+                recompiles.append({"step": step, "function": function, "reason": reason})
         return recompiles
 
 
@@ -202,6 +177,10 @@ def short_path(file: str | None) -> str:
 
 def _is_forward(record: Any) -> bool:
     return bool(record.is_forward) and not record.is_runtime
+
+
+def _is_graph(record: Any) -> bool:
+    return _is_forward(record) and bool(record.graph_op_count) and record.fail_type is None
 
 
 def _is_recompile(record: Any) -> bool:

@@ -48,15 +48,13 @@ class HostLoad:
     def flags(self) -> list[str]:
         """Returns a sentence for each sign that the run did not have the machine to itself."""
         available_s = self.elapsed_s * self.num_cores
+        others_s, stolen_s = self.other_processes_cpu_s or 0.0, self.stolen_cpu_s or 0.0
         flags = []
-        if (
-            self.other_processes_cpu_s is not None
-            and self.other_processes_cpu_s > BUSY_CORES * available_s
-        ):
-            cores = self.other_processes_cpu_s / self.elapsed_s
+        if others_s > BUSY_CORES * available_s:
+            cores = others_s / self.elapsed_s
             flags.append(f"other processes used {cores:.1f} of {self.num_cores} cores")
-        if self.stolen_cpu_s is not None and self.stolen_cpu_s > STOLEN_SHARE * available_s:
-            share = self.stolen_cpu_s / available_s
+        if stolen_s > STOLEN_SHARE * available_s:
+            share = stolen_s / available_s
             flags.append(f"the hypervisor took {share:.0%} of the processors' time")
         if self.throttled_s:
             flags.append(f"the control group was throttled for {self.throttled_s:.2f} s")

@@ -86,10 +86,10 @@ class Instruments(pl.Callback):
         self.ledger.at_step(None)
         if pl_module.device.type == "cuda":
             torch.cuda.synchronize(pl_module.device)  # the energy of queued steps is theirs
-        self.telemetry.at_validation(self._step)
+        self.telemetry.take_sample(self._step)
 
     def on_validation_end(self, *args: Any) -> None:
-        self.telemetry.at_validation(self._step)
+        self.telemetry.take_sample(self._step)
         self.ledger.at_step(self._step)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:

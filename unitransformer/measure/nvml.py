@@ -126,28 +126,47 @@ class Telemetry:
         self._other_processes: dict[str, int | None] = {}
 
     def start(self, step: int = 0, *, holds_context: bool = False) -> None:
-        """Takes the first sample.
-
-        Args:
-            holds_context: whether this process has used the GPU already
-                (`torch.cuda.is_initialized()`).
-        """
+        """Takes the first sample; `holds_context`: whether this process has used the GPU."""
         self._gpu = self._find_gpu()
         self._count_other_processes("start", holds_context=holds_context)
-        self._take_sample(step)
+        self.take_sample(step)
 
     def at_step(self, step: int) -> None:
         """Begins a step; takes a sample if the last one is `every_s` old."""
         if self._gpu is not None and self._clock() - self.samples[-1].at_s >= self.every_s:
-            self._take_sample(step)
+            self.take_sample(step)
 
-    def at_validation(self, step: int) -> None:
-        """Takes a sample where a validation after `step` steps begins or ends, to exclude it."""
-        self._take_sample(step)
+    def take_sample(self, step: int) -> None:
+        """Reads the GPU now; also called at both ends of a validation, to exclude its energy."""
+        if self._gpu is None:
+            return
+        nvml = self._nvml
+        sm_clock_mhz = self._query("sm_clock_hz", "nvmlDeviceGetClockInfo", nvml.NVML_CLOCK_SM)
+        memory_mhz = self._query("memory_clock_hz", "nvmlDeviceGetClockInfo", nvml.NVML_CLOCK_MEM)
+        sensor = nvml.NVML_TEMPERATURE_GPU
+        # NVML 12.2 renamed the function.
+        reasons = "nvmlDeviceGetCurrentClocksEventReasons"
+        if not hasattr(nvml, reasons):
+            reasons = "nvmlDeviceGetCurrentClocksThrottleReasons"
+        bits = self._query("clock_reasons", reasons)
+        power_mw = self._query("power_w", "nvmlDeviceGetPowerUsage")
+        energy_mj = self._query("joules", "nvmlDeviceGetTotalEnergyConsumption")
+        self.samples.append(
+            GpuSample(
+                step=step,
+                at_s=self._clock(),
+                sm_clock_hz=None if sm_clock_mhz is None else sm_clock_mhz * 1e6,
+                memory_clock_hz=None if memory_mhz is None else memory_mhz * 1e6,
+                power_w=None if power_mw is None else power_mw / 1000,
+                temperature_c=self._query("temperature_c", "nvmlDeviceGetTemperature", sensor),
+                energy_j=None if energy_mj is None else energy_mj / 1000,
+                clock_reasons=None if bits is None else decode_clock_reasons(bits),
+            )
+        )
 
     def stop(self, step: int) -> None:
         """Takes the last sample, after `step` steps, when the device has just become idle."""
-        self._take_sample(step)
+        self.take_sample(step)
         self._count_other_processes("end", holds_context=True)
         if self._gpu is not None:
             self._nvml.nvmlShutdown()
@@ -194,8 +213,16 @@ class Telemetry:
         except self._nvml.NVMLError as error:
             self.missing["all"] = f"NVML does not start: {error}"
             return None
+        by_uuid = self._nvml.nvmlDeviceGetHandleByUUID
+        identifiers: list[tuple[str, Callable[[bytes], Any]]] = []
+        if self._uuid is not None:
+            # A MIG partition has another prefix.
+            bare = self._uuid.removeprefix("GPU-").removeprefix("MIG-")
+            identifiers = [(f"GPU-{bare}", by_uuid), (f"MIG-{bare}", by_uuid)]
+        if self._pci_bus_id is not None:
+            identifiers.append((self._pci_bus_id, self._nvml.nvmlDeviceGetHandleByPciBusId))
         reasons = []
-        for identifier, find in self._candidates():
+        for identifier, find in identifiers:
             try:
                 return find(identifier.encode())
             except self._nvml.NVMLError as error:
@@ -204,18 +231,6 @@ class Telemetry:
         self._nvml.nvmlShutdown()
         return None
 
-    def _candidates(self) -> Sequence[tuple[str, Callable[[bytes], Any]]]:
-        """Returns the identifiers that this GPU may have, each with the function to find it."""
-        by_uuid = self._nvml.nvmlDeviceGetHandleByUUID
-        candidates = []
-        if self._uuid is not None:
-            # A MIG partition has another prefix.
-            bare = self._uuid.removeprefix("GPU-").removeprefix("MIG-")
-            candidates = [(f"GPU-{bare}", by_uuid), (f"MIG-{bare}", by_uuid)]
-        if self._pci_bus_id is not None:
-            candidates.append((self._pci_bus_id, self._nvml.nvmlDeviceGetHandleByPciBusId))
-        return candidates
-
     def _query(self, value: str, function: str, *arguments: object) -> Any:
         """Calls NVML; returns None, and notes the reason, if GPU or driver do not support it."""
         try:
@@ -223,33 +238,6 @@ class Telemetry:
         except self._nvml.NVMLError as error:
             self.missing[value] = f"{function}: {error}"
             return None
-
-    def _take_sample(self, step: int) -> None:
-        if self._gpu is None:
-            return
-        nvml = self._nvml
-        sm_clock_mhz = self._query("sm_clock_hz", "nvmlDeviceGetClockInfo", nvml.NVML_CLOCK_SM)
-        memory_mhz = self._query("memory_clock_hz", "nvmlDeviceGetClockInfo", nvml.NVML_CLOCK_MEM)
-        sensor = nvml.NVML_TEMPERATURE_GPU
-        # NVML 12.2 renamed the function.
-        reasons = "nvmlDeviceGetCurrentClocksEventReasons"
-        if not hasattr(nvml, reasons):
-            reasons = "nvmlDeviceGetCurrentClocksThrottleReasons"
-        bits = self._query("clock_reasons", reasons)
-        power_mw = self._query("power_w", "nvmlDeviceGetPowerUsage")
-        energy_mj = self._query("joules", "nvmlDeviceGetTotalEnergyConsumption")
-        self.samples.append(
-            GpuSample(
-                step=step,
-                at_s=self._clock(),
-                sm_clock_hz=None if sm_clock_mhz is None else sm_clock_mhz * 1e6,
-                memory_clock_hz=None if memory_mhz is None else memory_mhz * 1e6,
-                power_w=None if power_mw is None else power_mw / 1000,
-                temperature_c=self._query("temperature_c", "nvmlDeviceGetTemperature", sensor),
-                energy_j=None if energy_mj is None else energy_mj / 1000,
-                clock_reasons=None if bits is None else decode_clock_reasons(bits),
-            )
-        )
 
     def _count_other_processes(self, when: str, *, holds_context: bool) -> None:
         if self._gpu is None:

@@ -122,15 +122,15 @@ def time_shares(
         ValueError: a trace without the range around the traced steps.
     """
     events = [event for event in trace["traceEvents"] if event.get("ph") == "X"]
-    windows = [_interval(event) for event in events if _is_range(event, WINDOW)]
-    if not windows:
+    ranges = [e for e in events if e["name"] == WINDOW and e.get("cat") == "user_annotation"]
+    if not ranges:
         raise ValueError(f"the trace has no range {WINDOW!r}: it was not made by --trace")
     threads, kinds = _classify(trace["traceEvents"], num_classes)
     if on_gpu:
         lanes = _kernel_lanes(events, kinds)
     else:
-        main = next(_thread_of(event) for event in events if _is_range(event, WINDOW))
-        lanes = _cpu_lanes(threads, main)
+        lanes = _cpu_lanes(threads, _thread_of(ranges[0]))
+    windows = [_interval(event) for event in ranges]
     seconds = _fill(windows, lanes)
     total = sum(end - start for start, end in windows)
     return {kind: seconds[kind] / total for kind in WORK_KINDS}
@@ -284,7 +284,3 @@ def _interval(event: Mapping[str, Any]) -> Interval:
 
 def _thread_of(event: Mapping[str, Any]) -> tuple[Any, Any]:
     return event["pid"], event["tid"]
-
-
-def _is_range(event: Mapping[str, Any], name: str) -> bool:
-    return bool(event["name"] == name and event.get("cat") == "user_annotation")

@@ -83,8 +83,8 @@ def test_missing_energy_has_a_reason(expected: list[dict[str, Any]], reason: str
 def test_telemetry_reads_at_both_ends_of_a_validation() -> None:
     telemetry = Telemetry(uuid=UUID, nvml=FakeNvml(), every_s=1000)
     telemetry.start()
-    telemetry.at_validation(3)
-    telemetry.at_validation(3)
+    telemetry.take_sample(3)
+    telemetry.take_sample(3)
     telemetry.stop(5)
     assert [look.step for look in telemetry.samples] == [0, 3, 3, 5]
 
