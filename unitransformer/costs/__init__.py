@@ -1,1 +1,1 @@
-"""FLOPs, memory and peak rates by formula."""
+"""Computes FLOPs, memory and peak rates by formula."""

@@ -1,32 +1,32 @@
-"""Parameters and floating-point operations of a config, by arithmetic alone.
+"""Counts parameters and FLOPs of a config by formula.
 
-A multiply-add is two operations; the backward pass costs twice the forward, once where the input
-is data and needs no gradient. Only matrix multiplications count: norms, activations, softmax,
-dropout and the optimizer do not. Conventions differ in what they count beyond that, so a count is
-never given without the name of its convention; `CONVENTIONS` says what each one counts.
+A multiply-add is two operations. The backward pass costs twice the forward pass, but the same where
+the input is data and needs no gradient. Only matrix multiplications count: norms, activations,
+softmax, dropout and the optimizer do not. Conventions differ in what else they count, so a count
+always comes with the name of its convention.
 
-A token's count does not depend on the batch, on accumulation, on how many devices there are, or
-on `loss_chunk`: a chunk's gradient is made from the logits while they exist, none is made twice.
+The FLOPs of a token do not depend on the batch, on accumulation, on the number of devices, or on
+`loss_chunk`: no logits are computed twice.
 """
 
 from unitransformer.config import ModelConfig, RunConfig
 
 CONVENTIONS = {
-    "6n": "6 x all parameters, word vectors too; attention left out (after Kaplan et al. 2020, "
-    "section 2.1)",
-    "palm": "6 x all parameters + 12 x layers x width x positions: attention in full (Chowdhery et "
+    "6n": "6 x all parameters, including token embeddings; without attention (after Kaplan et al. "
+    "2020, section 2.1)",
+    "palm": "6 x all parameters + 12 x layers x width x positions: full attention (Chowdhery et "
     "al. 2022, appendix B)",
-    "matmul": "the matrix products a step does: attention in full, word vectors looked up and not "
-    "counted, the head and the last layer where the loss looks",
+    "matmul": "the matrix products of a step: full attention, without the lookup of token "
+    "embeddings, the head and the last layer only at predicted positions",
     "matmul_causal": "as `matmul`, with the half of attention that a causal mask leaves",
-    "hardware": "as `matmul`, and what activation checkpointing does a second time (Korthikanti "
-    "et al. 2022, appendix A)",
+    "hardware": "as `matmul`, and what activation checkpointing recomputes (Korthikanti et al. "
+    "2022, appendix A)",
 }
-MAIN_CONVENTION = "matmul"  # the one shown where there is room for one
+MAIN_CONVENTION = "matmul"  # shown where there is room for one only
 
 
 def count_parameters(model: ModelConfig) -> int:
-    """Numbers that are trained; equal to the network's own count."""
+    """Returns the number of trained parameters; equals the network's count."""
     width, hidden = model.width, model.feedforward_width
     attention = 4 * width * width + 4 * width
     feedforward = 2 * width * hidden + hidden + width
@@ -34,17 +34,14 @@ def count_parameters(model: ModelConfig) -> int:
     norm = 2 * width if model.final_norm else 0
     head = 0 if model.tied_head else width * model.num_classes
     bias = model.num_classes if model.head_bias else 0
-    return layers + norm + head + bias + _embedding_parameters(model)
-
-
-def _embedding_parameters(model: ModelConfig) -> int:
-    if model.patch_size is None:
-        return model.num_classes * model.width
-    return model.num_channels * model.patch_size**2 * model.width + 2 * model.width
+    embedding = model.num_classes * width
+    if model.patch_size is not None:
+        embedding = model.num_channels * model.patch_size**2 * width + 2 * width
+    return layers + norm + head + bias + embedding
 
 
 def count_predicted_positions(config: RunConfig) -> int:
-    """Positions of one sample whose answer the loss asks for."""
+    """Returns the number of positions of a sample that enter the loss."""
     if config.recipe == "vit":
         return 1
     if config.recipe == "bert":
@@ -53,74 +50,68 @@ def count_predicted_positions(config: RunConfig) -> int:
 
 
 def flops_per_sample(config: RunConfig, *, causal: bool) -> float:
-    """Matrix multiplications of one sample, forward and backward.
+    """Returns the FLOPs of the matrix multiplications of a sample, forward and backward.
 
     Args:
-        causal: count only the pairs a causal mask keeps, (T + 1) / 2 a position on average, if
-            the model has one.
+        causal: if the model has a causal mask, count only the pairs that it keeps, on average
+            (T + 1) / 2 per position.
     """
-    model, asked = config.model, count_predicted_positions(config)
-    layers = sum(_layer_flops(config, at, causal=causal) for at in _answered(config))
-    head = 2.0 * asked * model.width * model.num_classes
-    return 3 * (layers + head) + 2 * _embedding_flops(model, config.sequence_length)
+    model = config.model
+    layers = sum(_layer_flops(config, n, causal=causal) for n in _positions_by_layer(config))
+    head = 2.0 * count_predicted_positions(config) * model.width * model.num_classes
+    embedding = 0.0  # of patches, without the class token; token embeddings are looked up
+    if model.patch_size is not None:
+        patch = model.num_channels * model.patch_size**2
+        embedding = 2.0 * (config.sequence_length - 1) * patch * model.width
+    return 3 * (layers + head) + 2 * embedding
 
 
 def recomputed_flops_per_sample(config: RunConfig) -> float:
-    """Matrix multiplications of one sample that activation checkpointing does a second time.
+    """Returns the FLOPs of the matrix multiplications that activation checkpointing recomputes.
 
-    `selective` keeps their results and repeats none. `full` repeats a layer up to the input of
-    its last matrix, whose product no gradient needs: there torch's checkpoint stops. A compiler
-    that has layers and head in one graph does not keep what the last layer gives to the head, and
-    makes that again as well.
+    `selective` keeps their results and recomputes none. `full` recomputes a layer up to the input
+    of its last matrix, whose product no gradient needs: torch's checkpoint stops there. A compiler
+    that has layers and head in one graph also recomputes the output of the last layer.
     """
     if config.parallel.activation_checkpointing != "full":
         return 0.0
-    layers = [_layer_flops(config, at, causal=False) for at in _answered(config)]
-    last_products = [_last_product_flops(config.model, at) for at in _answered(config)]
+    positions = _positions_by_layer(config)
+    last_product = 2.0 * config.model.feedforward_width * config.model.width  # per position
+    layers = [_layer_flops(config, count, causal=False) for count in positions]
     is_one_graph = config.parallel.compile != "off" and not config.parallel.is_sharded
-    return sum(layers) - sum(last_products[:-1] if is_one_graph else last_products)
+    saved = positions[:-1] if is_one_graph else positions
+    return sum(layers) - sum(count * last_product for count in saved)
 
 
-def _last_product_flops(model: ModelConfig, asked: int) -> float:
-    return 2.0 * asked * model.feedforward_width * model.width
-
-
-def _answered(config: RunConfig) -> list[int]:
-    """Positions each layer answers at: all, and in the last layer where the loss looks."""
+def _positions_by_layer(config: RunConfig) -> list[int]:
+    """Returns the output positions of each layer: in the last layer those that enter the loss."""
     before = [config.sequence_length] * (config.model.num_layers - 1)
     return [*before, count_predicted_positions(config)]
 
 
-def _layer_flops(config: RunConfig, asked: int, *, causal: bool) -> float:
-    """One layer forward, which reads all positions and answers at `asked` of them."""
+def _layer_flops(config: RunConfig, num_outputs: int, *, causal: bool) -> float:
+    """Returns the forward FLOPs of a layer that computes `num_outputs` of all positions."""
     model, positions = config.model, config.sequence_length
     width, hidden = model.width, model.feedforward_width
     keys_and_values = 2.0 * positions * width * 2 * width
-    query_and_out = 2.0 * asked * width * 2 * width
-    seen = (positions + 1) / 2 if causal and model.causal else positions
-    attention = 2.0 * asked * seen * 2 * width
-    feedforward = 2.0 * asked * 2 * width * hidden
+    query_and_out = 2.0 * num_outputs * width * 2 * width
+    visible = (positions + 1) / 2 if causal and model.causal else positions
+    attention = 2.0 * num_outputs * visible * 2 * width
+    feedforward = 2.0 * num_outputs * 2 * width * hidden
     return keys_and_values + query_and_out + attention + feedforward
 
 
-def _embedding_flops(model: ModelConfig, positions: int) -> float:
-    """Patches to vectors, forward, the class token left out; words are looked up."""
-    if model.patch_size is None:
-        return 0.0
-    return 2.0 * (positions - 1) * model.num_channels * model.patch_size**2 * model.width
-
-
 def count_flops(config: RunConfig) -> dict[str, float]:
-    """Training FLOPs per token (BERT, GPT) or per picture (ViT), by convention."""
+    """Returns training FLOPs per token (BERT, GPT) or per image (ViT), by convention."""
     model, positions = config.model, config.sequence_length
     units = config.tokens_per_sample
-    per_token_to_unit = positions / units  # a picture is all its positions
+    positions_per_unit = positions / units
     six_n = 6.0 * count_parameters(model)
     attention = 12.0 * model.num_layers * model.width * positions
     matmul = flops_per_sample(config, causal=False)
     return {
-        "6n": six_n * per_token_to_unit,
-        "palm": (six_n + attention) * per_token_to_unit,
+        "6n": six_n * positions_per_unit,
+        "palm": (six_n + attention) * positions_per_unit,
         "matmul": matmul / units,
         "matmul_causal": flops_per_sample(config, causal=True) / units,
         "hardware": (matmul + recomputed_flops_per_sample(config)) / units,

@@ -1,13 +1,12 @@
-"""What a GPU's maker says it can do: dense peaks by number format, memory and link bandwidth.
+"""Lists the peaks of GPUs from data sheets: FLOP/s by number format, memory and link bandwidth.
 
-In: the name a driver prints. Out: that GPU's figures with their data sheet, or nothing: no GPU
-stands in for another. All peaks are dense; where a data sheet prints figures with 2:4 sparsity
-alone, the table halves them where they can be seen (`1979 / 2`).
+A GPU is found by the name its driver prints; no GPU stands in for another. All peaks are dense:
+where a data sheet gives only peaks with 2:4 sparsity, the table halves them (`1979 / 2`).
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 Dtype = Literal["float32", "tf32", "float16", "bfloat16", "fp8"]
 
@@ -82,31 +81,20 @@ _TABLE: dict[str, tuple[float, float | None, float, float | None, float | None,
 }
 # fmt: on
 
-# Whole names, as drivers print them, without the "NVIDIA " that older ones leave out.
+# Names that drivers print, without "NVIDIA ", where they are not the name in the table.
 _DRIVER_NAMES = {
     "V100 SXM2": ("Tesla V100-SXM2-16GB", "Tesla V100-SXM2-32GB"),
     "V100 PCIe": ("Tesla V100-PCIE-16GB", "Tesla V100-PCIE-32GB"),
     "V100S PCIe": ("Tesla V100S-PCIE-32GB",),
     "T4": ("Tesla T4", "T4"),
-    "A10": ("A10",),
     "A100 40GB SXM": ("A100-SXM4-40GB",),
     "A100 80GB SXM": ("A100-SXM4-80GB",),
     "A100 40GB PCIe": ("A100-PCIE-40GB",),
-    "A100 80GB PCIe": ("A100 80GB PCIe",),
     "A6000": ("RTX A6000",),
-    "L4": ("L4",),
-    "L40S": ("L40S",),
     "H100 SXM": ("H100 80GB HBM3",),
-    "H100 PCIe": ("H100 PCIe",),
-    "H100 NVL": ("H100 NVL",),
-    "H200": ("H200",),
-    "H200 NVL": ("H200 NVL",),
-    "GH200 96GB": ("GH200 480GB", "GH200 120GB"),  # of the processor's memory
+    "GH200 96GB": ("GH200 480GB", "GH200 120GB"),  # sizes of the CPU's memory
     "GH200 144GB": ("GH200 144G HBM3e",),
-    "B200": ("B200",),
-    "GB200": ("GB200",),
     "B300": ("B300 SXM6 AC",),
-    "GB300": ("GB300",),
     "RTX 3090": ("GeForce RTX 3090",),
     "RTX 4090": ("GeForce RTX 4090",),
     "RTX 5090": ("GeForce RTX 5090",),
@@ -116,11 +104,13 @@ _DRIVER_NAMES = {
     "MI355X": ("AMD Instinct MI355X", "AMD Instinct MI355X OAM"),
 }
 
-_GEFORCE_RATE = "GeForce adds float16 products in float32, torch's way, at half the advertised rate"
-_HGX = "an eighth of the board's figure"
-_NVL72 = "a 72nd of the rack's figure"
+_GEFORCE_RATE = (
+    "GeForce halves the advertised rate when it adds float16 products in float32, as torch"
+)
+_HGX = "an eighth of the board's value"
+_NVL72 = "a 72nd of the rack's value"
 _BRIDGE = "a bridge joins two of them by NVLink at {} GB/s"
-_TO_PROCESSOR = "the link is that to its processor; between GPUs it depends on the system"
+_TO_CPU = "the link leads to its CPU; the link between GPUs depends on the system"
 _REMARKS = {
     "T4": "the data sheet rounds memory to 300 GB/s; 5001 MHz x 2 x 32 bytes are 320",
     "A100 40GB PCIe": _BRIDGE.format(600) + "; 250 W hold its clock below the SXM's",
@@ -131,20 +121,20 @@ _REMARKS = {
     "H100 PCIe": _BRIDGE.format(600) + "; fewer units and a lower clock than the SXM",
     "H100 NVL": "one card; early sheets print the pair. NVLink joins two",
     "H200 NVL": "NVLink joins two or four by a bridge",
-    "GH200 96GB": _TO_PROCESSOR,
-    "GH200 144GB": _TO_PROCESSOR,
+    "GH200 96GB": _TO_CPU,
+    "GH200 144GB": _TO_CPU,
     "B200": _HGX,
     "GB200": _NVL72,
-    "B300": _HGX + "; new in it is FP4, not these formats",
+    "B300": _HGX + "; its novelty is FP4, not these formats",
     "GB300": _NVL72,
     "RTX 3090": _GEFORCE_RATE + "; " + _BRIDGE.format(112.5),
     "RTX 4090": _GEFORCE_RATE,
     "RTX 5090": _GEFORCE_RATE + "; it may clock above the 2407 MHz its peaks are given for",
-    "MI250X": "torch sees each of its two dies as a device: all figures are half the card's; "
+    "MI250X": "torch sees each of its two dies as a device: all values are half the card's; "
     "float32 is that of matrix units",
     "MI300X": "of the whole card, not of a partition (CPX, DPX)",
     "MI325X": "of the whole card, not of a partition (CPX, DPX)",
-    "MI355X": "of the whole card, not of a partition; TF32 is emulated, not computed in",
+    "MI355X": "of the whole card, not of a partition; TF32 is emulated",
 }
 
 
@@ -154,12 +144,12 @@ class Gpu:
 
     name: str
     driver_names: tuple[str, ...]  # without a leading "NVIDIA "
-    dense_flops_per_s: Mapping[Dtype, float]  # formats it does not have are left out
+    dense_flops_per_s: Mapping[Dtype, float]  # only formats that it has
     memory_bytes_per_s: float
     link: str
     link_bytes_per_s: float  # both directions together, as data sheets count; a ring has half
     source: str
-    remark: str  # the trap in these figures, or nothing
+    remark: str  # caveat of these values
 
     @property
     def is_amd(self) -> bool:
@@ -168,12 +158,11 @@ class Gpu:
 
 def _build(name: str) -> Gpu:
     float32, tf32, float16, bfloat16, fp8, memory, link, link_speed, sheet = _TABLE[name]
-    peaks: dict[Dtype, float | None] = {"float32": float32, "tf32": tf32, "float16": float16}
-    peaks |= {"bfloat16": bfloat16, "fp8": fp8}
+    peaks = zip(get_args(Dtype), (float32, tf32, float16, bfloat16, fp8), strict=True)
     return Gpu(
         name=name,
-        driver_names=_DRIVER_NAMES[name],
-        dense_flops_per_s={dtype: peak * 1e12 for dtype, peak in peaks.items() if peak},
+        driver_names=_DRIVER_NAMES.get(name, (name,)),
+        dense_flops_per_s={dtype: peak * 1e12 for dtype, peak in peaks if peak},
         memory_bytes_per_s=memory * 1e9,
         link=link,
         link_bytes_per_s=link_speed * 1e9,
@@ -187,14 +176,14 @@ _BY_DRIVER_NAME = {driver_name: gpu for gpu in GPUS for driver_name in gpu.drive
 
 
 def find_gpu(device_name: str) -> Gpu | None:
-    """The GPU whose driver prints exactly `device_name`; None if the table has none."""
+    """Returns the GPU whose driver prints exactly `device_name`; None if it is not in the table."""
     return _BY_DRIVER_NAME.get(device_name.removeprefix("NVIDIA "))
 
 
 def why_unknown(device_name: str) -> str:
-    """Why `find_gpu` has nothing for a name."""
+    """Returns why `find_gpu` finds no GPU."""
     if " MIG " in device_name:
-        return f"{device_name} is a slice of a GPU, and its share of the peak is not published"
+        return f"{device_name} is a slice of a GPU, whose share of the peak is not published"
     if device_name == "AMD Instinct MI250X / MI250":
         return f"{device_name} is one name of two GPUs with different peaks"
     return f"{device_name} is not in the table of dense peaks, and no other GPU stands in for it"

@@ -1,7 +1,7 @@
-"""Bytes a rank needs to train a config, by formula: what `--strategy auto` decides by.
+"""Computes the memory that a rank needs to train a config, and chooses a strategy by it.
 
-Weights, gradients and AdamW's two moments are exact; activations are those that the backward pass
-keeps, counted from the layers as they are written; temporary buffers are left to the headroom.
+Weights, gradients and AdamW's two moments are exact. Activations are those that the layers save for
+the backward pass. Temporary buffers belong to the headroom.
 """
 
 from dataclasses import replace
@@ -9,42 +9,43 @@ from dataclasses import replace
 from unitransformer.config import RunConfig, Strategy
 from unitransformer.costs.flops import count_parameters, count_predicted_positions
 
-HEADROOM = 0.1  # share of a device's memory left to buffers, fragments and the runtime
+HEADROOM = 0.1  # share of a device's memory for buffers, fragmentation and the runtime
 
 
 def state_bytes(config: RunConfig) -> int:
-    """Weights, gradients and moments of the whole model: 16 bytes a parameter, 8 in bf16-true."""
+    """Returns the bytes of weights, gradients and moments: 16 per parameter, 8 in bf16-true."""
     size = 2 if config.parallel.precision == "bf16-true" else 4
     return 4 * size * count_parameters(config.model)
 
 
 def activation_bytes(config: RunConfig) -> int:
-    """What the backward pass of one micro-batch finds kept, and the logits and their gradient."""
-    size = _activation_size(config)
-    # As they are, as probabilities in float32, and the gradient of these.
-    logits = _logit_rows(config) * config.model.num_classes * (size + 8)
-    return layer_activation_bytes(config) + logits
+    """Returns what a micro-batch saves for the backward pass, with logits and their gradient."""
+    rows = config.batch_size * count_predicted_positions(config)
+    rows = min(rows, config.loss_chunk) if config.loss_chunk else rows
+    # The logits, their probabilities in float32, and the gradient of these.
+    size = _activation_size(config) + 8
+    return layer_activation_bytes(config) + rows * config.model.num_classes * size
 
 
 def layer_activation_bytes(config: RunConfig) -> int:
-    """What the layers keep, and the pictures that were cut into patches."""
+    """Returns what the layers save for the backward pass, and the patches of images."""
     model = config.model
-    width, wide = model.width, model.feedforward_width
-    hidden = wide if model.activation == "relu" else 2 * wide  # GELU keeps what came in as well
-    hidden += wide if model.dropout else 0
-    # Of every position, and of those that the last layer answers for.
-    of_all, of_some = {
+    width, feedforward = model.width, model.feedforward_width
+    hidden = feedforward if model.activation == "relu" else 2 * feedforward  # GELU saves its input
+    hidden += feedforward if model.dropout else 0
+    # Numbers per position of the input, and per position that the layer computes.
+    per_input, per_output = {
         # norm 1, its result, keys and values | queries, attention, norm 2, its result, hidden
         "off": (4 * width, 4 * width + hidden),
         # the input and the results of matrix products
-        "selective": (3 * width, 4 * width + wide),
+        "selective": (3 * width, 4 * width + feedforward),
         "full": (width, 0),
     }[config.parallel.activation_checkpointing]
     patch = model.num_channels * model.patch_size**2 if model.patch_size else 0
     rows = config.batch_size * config.sequence_length
     last = config.batch_size * count_predicted_positions(config)
-    numbers = rows * (of_all * model.num_layers + patch)
-    numbers += (rows * (model.num_layers - 1) + last) * of_some
+    numbers = rows * (per_input * model.num_layers + patch)
+    numbers += (rows * (model.num_layers - 1) + last) * per_output
     return numbers * _activation_size(config)
 
 
@@ -52,71 +53,68 @@ def _activation_size(config: RunConfig) -> int:
     return 4 if config.parallel.precision == "32-true" else 2
 
 
-def _logit_rows(config: RunConfig) -> int:
-    """Rows of logits that exist at once."""
-    rows = config.batch_size * count_predicted_positions(config)
-    return min(rows, config.loss_chunk) if config.loss_chunk else rows
-
-
 def rank_bytes(config: RunConfig) -> int:
-    """What one rank needs: its share of the state, and the activations of a micro-batch."""
+    """Returns what one rank needs: its share of the state, and its activations."""
     parallel = config.parallel
-    shares = {"hsdp": parallel.devices, "fsdp": parallel.world_size}
-    shares |= {"fsdp1": parallel.world_size, "zero3": parallel.world_size}
-    weight = state_bytes(config) // 4
-    divided = {"zero1": 2, "zero2": 3}.get(parallel.strategy, 0)  # moments; gradients as well
-    if divided:
-        state = (4 - divided) * weight + divided * weight // parallel.world_size
-    else:
-        state = state_bytes(config) // shares.get(parallel.strategy, 1)
+    state = state_bytes(config)
+    quarter = state // 4  # weights, gradients and two moments are of one size
+    match parallel.strategy:
+        case "hsdp":
+            state //= parallel.devices
+        case "fsdp" | "fsdp1" | "zero3":
+            state //= parallel.world_size
+        case "zero2":
+            state = quarter + 3 * quarter // parallel.world_size
+        case "zero1":
+            state = 2 * quarter + 2 * quarter // parallel.world_size
     return state + activation_bytes(config)
 
 
 def choose_strategy(config: RunConfig, memory_bytes: int | None) -> tuple[RunConfig, str]:
-    """`config` with a strategy in place of `auto`, and why it is that one.
+    """Returns `config` with a strategy in place of `auto`, and the reason.
 
-    `ddp`, which sends least, if all of the model's state fits beside the activations on every
-    device; else `hsdp` if a node's share does; else `fsdp`. Where these refuse what else is asked
-    for, `fsdp1` takes the place of the last two (16-mixed), and nothing whole that of the first
-    (cpu_offload).
+    The choice is `ddp`, which communicates least, if the whole state and the activations fit on
+    every device; else `hsdp` if a node's share fits; else `fsdp`. `fsdp1` replaces the last two for
+    16-mixed. cpu_offload needs a sharded strategy.
 
     Args:
-        memory_bytes: of one device; None if the system does not tell.
+        memory_bytes: of one device; None if unknown.
     """
     if config.parallel.strategy != "auto":
-        return config, "as asked"
-    strategy, why = _choose(config, memory_bytes)
+        return config, "as configured"
+    strategy, reason = _choose(config, memory_bytes)
     if strategy == "fsdp" and config.parallel.precision == "16-mixed":
-        strategy, why = "fsdp1", f"{why}; by fsdp1, as fsdp and hsdp scale no losses for 16-mixed"
-    return replace(config, parallel=replace(config.parallel, strategy=strategy)), why
+        strategy = "fsdp1"
+        reason += "; fsdp1, as fsdp and hsdp do not scale losses for 16-mixed"
+    return replace(config, parallel=replace(config.parallel, strategy=strategy)), reason
 
 
 def _choose(config: RunConfig, memory_bytes: int | None) -> tuple[Strategy, str]:
-    """By memory; `fsdp` may mean `fsdp1`."""
+    """Returns the strategy and the reason; `fsdp` may mean `fsdp1`."""
     parallel = config.parallel
     state, activations = state_bytes(config), activation_bytes(config)
     if parallel.cpu_offload:
-        where = f"state {format_gib(state)} waits in host memory, as cpu-offload asks"
-        return "fsdp", f"{where}; single and ddp keep it on the device"
+        reason = f"cpu-offload keeps the state of {format_gib(state)} in host memory"
+        return "fsdp", f"{reason}; single and ddp keep it on the device"
     if parallel.world_size == 1:
         return "single", "one device"
     needs = f"state {format_gib(state)} + activations about {format_gib(activations)}"
     if memory_bytes is None:
-        return "ddp", f"{needs}; how much a device has is not known"
-    has = f"the {format_gib(memory_bytes)} of a device, a tenth left free"
+        return "ddp", f"{needs}; the memory of a device is unknown"
+    has = f"the {format_gib(memory_bytes)} per device, with a tenth left free"
     usable = (1 - HEADROOM) * memory_bytes - activations
     if state <= usable:
         return "ddp", f"{needs} fit in {has}"
-    # No hsdp in 16-mixed: all devices divide it, so a node's share says nothing.
+    # fsdp1 shards 16-mixed over all devices, so a node's share does not matter.
     has_hsdp = parallel.num_nodes > 1 and parallel.precision != "16-mixed"
     if has_hsdp and state / parallel.devices <= usable:
-        divided = f"divided over a node's {parallel.devices} devices they do"
-        return "hsdp", f"{needs} do not fit in {has}; {divided}"
-    verdict = "they do" if state / parallel.world_size <= usable else "they may not either"
-    divided = f"divided over {parallel.world_size} devices {verdict}"
-    return "fsdp", f"{needs} do not fit in {has}; {divided}"
+        sharded = f"sharded over the {parallel.devices} devices of a node they do"
+        return "hsdp", f"{needs} do not fit in {has}; {sharded}"
+    fits = "they do" if state / parallel.world_size <= usable else "they may not either"
+    sharded = f"sharded over {parallel.world_size} devices {fits}"
+    return "fsdp", f"{needs} do not fit in {has}; {sharded}"
 
 
 def format_gib(size: float) -> str:
-    """As a person reads it: 1.25 GiB."""
+    """Returns a size as people read it: 1.25 GiB."""
     return f"{size / 2**30:.3g} GiB"

@@ -1,8 +1,6 @@
-"""The peak a run is measured against: which number format it computes in, and what the GPU has.
+"""Finds which dense peak applies to a GPU and a precision.
 
-In: the name the driver prints, the run's precision, whether TF32 may replace float32. Out: a dense
-peak with its source, or none with the reason in words. Nothing is guessed: an unknown GPU, a CPU, a
-mix with fp8 and an unclear format have no peak.
+Nothing is guessed: an unknown GPU, a CPU, a mix with fp8 and an ambiguous format have no peak.
 """
 
 from dataclasses import dataclass
@@ -10,9 +8,9 @@ from typing import Literal
 
 from unitransformer.costs.gpus import Dtype, Gpu, find_gpu, why_unknown
 
-CPU = "cpu"  # what a record calls the device of a run without a GPU
+CPU = "cpu"  # the device name in the record of a run without a GPU
 
-# What a run of each precision computes matrix products in, where TF32 does not replace float32.
+# The format of matrix products by precision, where TF32 does not replace float32.
 MATMUL_DTYPE: dict[str, Literal["float32", "float16", "bfloat16"]] = {
     "32-true": "float32",
     "bf16-mixed": "bfloat16",
@@ -24,53 +22,47 @@ MATMUL_DTYPE: dict[str, Literal["float32", "float16", "bfloat16"]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Peak:
-    """A dense peak of one device, or the reason why there is none."""
+    """The dense peak of one device, or the reason why there is none."""
 
-    dtype: Dtype | None  # matrix products are computed in it; None: not clear
-    flops_per_s: float | None
-    source: str | None  # data sheet
-    remark: str  # the trap in the figure, or nothing
-    reason: str | None  # why there is no figure
+    dtype: Dtype | None  # format of matrix products; None: ambiguous
+    flops_per_s: float | None = None
+    source: str | None = None  # data sheet
+    remark: str = ""  # caveat of the value
+    reason: str | None = None  # why there is no value
 
 
 def find_peak(device_name: str, precision: str, *, allows_tf32: bool | None = None) -> Peak:
-    """The dense peak of one device for the matrix products of a run.
+    """Returns the dense peak of one device for the matrix products of a run.
 
     Args:
         device_name: as the driver prints it, or "cpu".
-        precision: in Lightning's words, as "bf16-mixed".
+        precision: Lightning's name, such as "bf16-mixed".
         allows_tf32: whether torch may compute float32 products in TF32: its
-            `get_float32_matmul_precision()` is not "highest". None: not known.
+            `get_float32_matmul_precision()` is not "highest". None: unknown.
     """
     gpu = None if device_name == CPU else find_gpu(device_name)
-    dtype, unclear = _find_dtype(device_name, gpu, precision, allows_tf32)
+    dtype, ambiguity = _find_dtype(device_name, gpu, precision, allows_tf32)
     if device_name == CPU:
-        return _no_peak(
-            dtype, unclear or "a CPU has no published peak; its measured ceiling stands"
-        )
+        no_peak = "a CPU has no published peak; compare with its measured ceiling"
+        return Peak(dtype=dtype, reason=ambiguity or no_peak)
     if gpu is None:
-        return _no_peak(dtype, why_unknown(device_name))
+        return Peak(dtype=dtype, reason=why_unknown(device_name))
     if dtype is None:
-        return _no_peak(dtype, unclear)
+        return Peak(dtype=dtype, reason=ambiguity)
     if dtype not in gpu.dense_flops_per_s:
-        return _no_peak(dtype, f"{gpu.name} has no published dense peak in {dtype}")
+        return Peak(dtype=dtype, reason=f"{gpu.name} has no published dense peak in {dtype}")
     return Peak(
         dtype=dtype,
         flops_per_s=gpu.dense_flops_per_s[dtype],
         source=gpu.source,
         remark=gpu.remark,
-        reason=None,
     )
-
-
-def _no_peak(dtype: Dtype | None, reason: str) -> Peak:
-    return Peak(dtype=dtype, flops_per_s=None, source=None, remark="", reason=reason)
 
 
 def _find_dtype(
     device_name: str, gpu: Gpu | None, precision: str, allows_tf32: bool | None
 ) -> tuple[Dtype | None, str]:
-    """What matrix products are computed in, or why that is not clear."""
+    """Returns the format of matrix products, or why it is ambiguous."""
     if precision.startswith("transformer-engine") or "fp8" in precision:
         return None, f"precision {precision} mixes fp8 with wider formats, which have other peaks"
     if precision not in MATMUL_DTYPE:
@@ -79,7 +71,7 @@ def _find_dtype(
     if dtype != "float32" or device_name == CPU or allows_tf32 is False:
         return dtype, ""
     if gpu is not None and not gpu.is_amd and "tf32" not in gpu.dense_flops_per_s:
-        return "float32", ""  # older than TF32: the switch does nothing
+        return "float32", ""  # older than TF32: the switch has no effect
     if allows_tf32 is None:
         return None, "precision 32-true, and it is not known whether TF32 replaced float32"
     if gpu is not None and gpu.is_amd:

@@ -33,7 +33,7 @@ class SteadyState:
     """The steady steps of one launch; `start` is None where there is no steady state."""
 
     start: int | None  # step of the launch, from 0
-    left_out: tuple[int, ...] = ()  # later steps that are known not to be steady
+    left_out: tuple[int, ...] = ()  # later steps that were excluded
     method: str = METHOD
     reason: str | None = None  # why there is no start
 
@@ -62,7 +62,7 @@ def find_steady_state(step_s: Sequence[float], excluded_steps: Collection[int] =
         excluded_steps: steps known not to be steady (compiled, recompiled, profiled), anywhere.
 
     Raises:
-        ValueError: a step took no time or infinite time, or an unsteady step does not exist.
+        ValueError: a step took no time or infinite time, or an excluded step does not exist.
     """
     import numpy as np
 
@@ -71,9 +71,9 @@ def find_steady_state(step_s: Sequence[float], excluded_steps: Collection[int] =
             raise ValueError(f"step_s[{step}] is {seconds}; a step takes a finite time above 0")
     for step in excluded_steps:
         if not 0 <= step < len(step_s):
-            raise ValueError(f"excluded_steps names step {step}; there are {len(step_s)}, counted from 0")
-    known = set(excluded_steps)
-    steps = [step for step in range(len(step_s)) if step not in known]
+            raise ValueError(f"excluded_steps names step {step}; there are {len(step_s)} from 0 on")
+    excluded = set(excluded_steps)
+    steps = [step for step in range(len(step_s)) if step not in excluded]
     if len(steps) < MIN_STEPS:
         return SteadyState(start=None, reason=f"{len(steps)} steps, needs {MIN_STEPS}")
     times = np.asarray([step_s[step] for step in steps])
@@ -84,7 +84,7 @@ def find_steady_state(step_s: Sequence[float], excluded_steps: Collection[int] =
         where = f"the level still changes {left} steps before the end of {len(step_s)}"
         return SteadyState(start=None, reason=f"{where}, needs {needed} steps of one level")
     start = steps[begin]
-    return SteadyState(start=start, left_out=tuple(sorted(step for step in known if step > start)))
+    return SteadyState(start=start, left_out=tuple(sorted(s for s in excluded if s > start)))
 
 
 def _last_change(seconds: "Floats") -> int:

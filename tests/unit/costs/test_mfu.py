@@ -42,7 +42,7 @@ def test_a_row_names_its_peak_dtype_source_and_convention() -> None:
     assert row.peak_flops_per_s == 989.5e12
     assert row.dtype == "bfloat16"
     assert row.peak_source == "https://www.nvidia.com/en-us/data-center/h200/"
-    assert row.counts == CONVENTIONS["matmul"]
+    assert row.definition == CONVENTIONS["matmul"]
 
 
 def test_mfu_halves_when_as_many_tokens_take_twice_the_devices() -> None:
@@ -77,7 +77,7 @@ def test_a_rate_at_the_peak_is_printed_and_above_it_refused() -> None:
     assert row.utilisation is None
     assert row.share_of_ceiling is None
     assert row.reason is not None
-    assert row.reason.startswith("above the peak (1.000 of it): this way of counting claims")
+    assert row.reason.startswith("above the peak (1.000 of it): this convention counts")
 
 
 def test_one_convention_can_be_refused_alone() -> None:
@@ -117,7 +117,6 @@ REFUSALS: dict[str, dict[str, Any]] = {
     "TF32 or not": {"precision": "32-true", "allows_tf32": None},
     "unclear format": {"precision": "64-true"},
     "format without a dense peak": {"device_name": "Tesla T4"},
-    "padded tokens": {"padded_share": 0.1},
     "no steady state": {"units_per_s": None},
     "above the peak": {"units_per_s": 2e6},
 }
@@ -135,7 +134,7 @@ def test_an_mfu_that_would_be_a_guess_is_refused_with_a_reason(changes: dict[str
 def test_a_row_survives_json_unchanged(changes: dict[str, Any]) -> None:
     row = only_row(**changes)
     stored = json.loads(json.dumps(to_dict(row), allow_nan=False))
-    assert from_dict(MfuRow, stored, "passport") == row
+    assert from_dict(MfuRow, stored, "mfu") == row
 
 
 @pytest.mark.parametrize(
@@ -143,7 +142,7 @@ def test_a_row_survives_json_unchanged(changes: dict[str, Any]) -> None:
 )
 def test_a_changed_digit_is_noticed(field: str) -> None:
     stored = to_dict(only_row(ceiling=CEILING))
-    with pytest.raises(ValueError, match="by the other figures of its row"):
+    with pytest.raises(ValueError, match="by the other values of its row"):
         from_dict(MfuRow, stored | {field: stored[field] * 1.001})
 
 
@@ -169,12 +168,11 @@ def test_a_stored_row_that_contradicts_itself_is_refused(
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"flops_per_unit": {"chinchilla": 1.0}}, "chinchilla is no convention"),
+        ({"flops_per_unit": {"chinchilla": 1.0}}, "chinchilla is not a FLOP convention"),
         ({"flops_per_unit": {"matmul": float("nan")}}, "flops_per_unit.matmul is nan"),
         ({"units_per_s": 0.0}, "units_per_s is 0.0"),
         ({"units_per_s": float("inf")}, "units_per_s is inf"),
         ({"num_devices": 0}, "num_devices is 0"),
-        ({"padded_share": 1.0}, "padded_share is 1.0"),
     ],
 )
 def test_impossible_values_are_an_error(changes: dict[str, Any], said: str) -> None:
