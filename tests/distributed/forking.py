@@ -85,11 +85,11 @@ def fork_ranks(
 def _be_rank(
     rank: int, be_rank: Callable[..., None], launcher: Mapping[str, str], *arguments: Any
 ) -> None:
-    own = {}
+    variables = {}
     if launcher:
         node, local = divmod(rank, int(launcher["LOCAL_WORLD_SIZE"]))
-        own = {"RANK": str(rank), "LOCAL_RANK": str(local), "GROUP_RANK": str(node)}
-    be_rank({**launcher, **own}, *arguments)
+        variables = {"RANK": str(rank), "LOCAL_RANK": str(local), "GROUP_RANK": str(node)}
+    be_rank({**launcher, **variables}, *arguments)
 
 
 def say_into(log: Path) -> None:
@@ -142,7 +142,7 @@ class ForkedWorker:
         self._process.join()
 
 
-def _be_worker(log: Path, own: tuple[int, int], others: tuple[int, int], parent: int) -> None:
+def _be_worker(log: Path, ends: tuple[int, int], others: tuple[int, int], parent: int) -> None:
     die_with_parent(parent)
     begin_fork({})
     for number in STOP_SIGNALS:  # the handlers of a new interpreter, not those of the sweep
@@ -150,7 +150,7 @@ def _be_worker(log: Path, own: tuple[int, int], others: tuple[int, int], parent:
     say_into(log)
     for end in others:
         os.close(end)
-    for stream, end in enumerate(own):
+    for stream, end in enumerate(ends):
         os.dup2(end, stream)
     sys.stdin = os.fdopen(0)
     sys.exit(worker.main())

@@ -99,7 +99,7 @@ def test_a_run_resumes_under_other_strategies_and_device_counts(
     assert_same(record, whole(*model))
 
 
-# ---- what is written while training goes on
+# ---- checkpoints written during training
 
 
 def keep_aside(folder: Path, *, delay_s: float = 0.0) -> Callable[[], None]:

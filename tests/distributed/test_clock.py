@@ -146,7 +146,7 @@ def test_a_slow_collective_counts_as_communication_only(
         assert seconds <= least(record, part) < seconds + LEAST_S, part
     samples = record["samples"]
     parts = [samples[part] for part in [*injected][:4]]
-    assert [sum(each) for each in zip(*parts, strict=True)] == pytest.approx(record["step_s"])
+    assert [sum(step) for step in zip(*parts, strict=True)] == pytest.approx(record["step_s"])
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])

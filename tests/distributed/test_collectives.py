@@ -19,7 +19,7 @@ from unitransformer.machine import ceilings, collectives
 from unitransformer.machine.alpha_beta import Collective
 from unitransformer.machine.calibration_store import read_calibration
 
-WORDS = ["--accelerator", "cpu", "--devices", "2", "--seconds", "1"]
+ARGUMENTS = ["--accelerator", "cpu", "--devices", "2", "--seconds", "1"]
 
 
 @pytest.fixture(autouse=True)
@@ -34,7 +34,7 @@ def test_two_ranks_measure_together_and_write_one_file(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "calibration.json"
-    assert main([*WORDS, "--out", str(path)]) == 0
+    assert main([*ARGUMENTS, "--out", str(path)]) == 0
     assert capfd.readouterr().out.split() == [str(path)]
     found = read_calibration(path)
     assert (found.num_ranks, len(found.ranks), found.dtypes) == (2, 2, ("float32", "bfloat16"))
@@ -59,7 +59,7 @@ def test_a_failing_rank_ends_the_others_with_one_error_line(
         time.sleep(60)
 
     monkeypatch.setattr(ceilings, "measure_dtype", fail)
-    assert main([*WORDS, "--out", str(tmp_path / "calibration.json")]) == 1
+    assert main([*ARGUMENTS, "--out", str(tmp_path / "calibration.json")]) == 1
     actual = capfd.readouterr().err.splitlines()
     # Gloo may print another line, if the other rank was still connecting.
     assert [line for line in actual if not line.startswith("[E")] == [
@@ -72,9 +72,9 @@ def test_an_interrupt_ends_all_ranks_with_one_line_and_no_file(
     tmp_path: Path, repository: Path
 ) -> None:
     path = tmp_path / "calibration.json"
-    words = ["--accelerator", "cpu", "--devices", "2", "--seconds", "600", "--out", str(path)]
+    arguments = ["--accelerator", "cpu", "--devices", "2", "--seconds", "600", "--out", str(path)]
     process = subprocess.Popen(
-        [sys.executable, "-m", "scaling", "calibrate", *words],
+        [sys.executable, "-m", "scaling", "calibrate", *arguments],
         cwd=repository,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -91,7 +91,7 @@ def test_an_interrupt_ends_all_ranks_with_one_line_and_no_file(
     process.send_signal(signal.SIGINT)
     printed, errors = process.communicate(timeout=120)
     assert (process.returncode, printed) == (1, "")
-    assert errors.startswith("error: stopped before the end")
+    assert errors.startswith("error: interrupted; nothing was written")
     assert errors.count("\n") == 1
     wait_until_ended(started)
     assert not path.exists()

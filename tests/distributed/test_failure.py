@@ -73,9 +73,9 @@ def test_a_failing_rank_ends_all_ranks_and_is_named(
     assert record["status"] == status
     assert (record["error"]["type"], record["error"]["rank"]) == (kind, 1)
     assert said in record["error"]["message"]
-    told = (tmp_path / "run" / "output.log").read_text()
-    assert f"error: rank 1 of 2: {record['error']['message']}" in told.splitlines()[-1]
-    assert "Connection closed" not in told  # the error of the other rank is a consequence
+    log = (tmp_path / "run" / "output.log").read_text()
+    assert f"error: rank 1 of 2: {record['error']['message']}" in log.splitlines()[-1]
+    assert "Connection closed" not in log  # the error of the other rank is a consequence
 
 
 def seconds_since_the_fault(folder: Path) -> float:
@@ -208,8 +208,8 @@ def test_a_port_in_use_is_avoided_and_none_stays_open(tmp_path: Path) -> None:
 
 def listening() -> set[int]:
     """Ports on which a process listens."""
-    found = psutil.net_connections("tcp")
-    return {each.laddr.port for each in found if each.status == psutil.CONN_LISTEN}
+    sockets = psutil.net_connections("tcp")
+    return {socket.laddr.port for socket in sockets if socket.status == psutil.CONN_LISTEN}
 
 
 # torchrun starts this as a command: for functions it asks only which rank ended first.
@@ -265,8 +265,8 @@ def test_failures_in_the_same_second_get_increasing_times_for_torchrun(
         path.parent.mkdir()
         monkeypatch.setenv(ERROR_FILE, str(path))
         report_failure(RuntimeError("injected"))
-    told = [ProcessFailure(rank, 7, 1, str(path)).timestamp for rank, path in enumerate(files)]
-    assert told == [1001, 1000, 1002]
+    failures = [ProcessFailure(rank, 7, 1, str(path)) for rank, path in enumerate(files)]
+    assert [failure.timestamp for failure in failures] == [1001, 1000, 1002]
 
 
 @pytest.mark.parametrize(

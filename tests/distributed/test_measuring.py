@@ -108,7 +108,7 @@ def test_a_timed_step_that_recompiles_is_excluded_and_flagged(
     record = load(tmp_path / "run")
     assert record["compile"][0]["graphs"] == 2
     assert record["steady_from"] <= 30
-    assert "compiled again at step 31, in the timed window" in record["flags"]
+    assert "recompiled at step 31, one of the timed steps" in record["flags"]
     assert {"step": 30, "reason": "compiled"} in record["excluded_steps"]
 
 
@@ -123,7 +123,7 @@ def test_ranks_stop_at_the_same_step_once_the_interval_is_narrow_enough(tmp_path
 def test_a_run_whose_interval_stays_too_wide_is_flagged(tmp_path: Path) -> None:
     options = ("--max-steps", "20", "--validate-every", "20", "--until-interval", "0.1%")
     flags = train("gpt", tmp_path / "run", *options)["flags"]
-    assert "the interval was to be 0.1% wide, and there is none" in flags
+    assert "the width of the interval is unknown; until_interval is 0.1%" in flags
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -143,11 +143,11 @@ def test_a_signal_to_a_repeated_run_reaches_the_launch_and_its_record(
         variables=environment(tmp_path),
     )
     wait_for_text(tmp_path / "output.log", "\nstep ")
-    (launch,) = psutil.Process(process.pid).children()
+    (run,) = psutil.Process(process.pid).children()
     os.kill(process.pid or 0, number)
     process.join(60)
     assert process.exitcode == {signal.SIGINT: 130, signal.SIGTERM: 75}[number]
-    wait_until_ended([launch])
+    wait_until_ended([run])
     (path,) = folder.glob("*/*.json")
     assert load_record(path)["status"] == "preempted"
 

@@ -126,10 +126,10 @@ def leave_rank_1_with_its_own_gradients() -> None:
             return wrapped
 
     def hear_nothing(_: object, bucket: GradBucket) -> torch.futures.Future[Tensor]:
-        own = bucket.buffer().clone()
+        local = bucket.buffer().clone()
         is_deaf = torch.distributed.get_rank() == 1
         reduced = allreduce_hook(None, bucket)  # type: ignore[arg-type]
-        return reduced.then(lambda done: own if is_deaf else done.value())
+        return reduced.then(lambda done: local if is_deaf else done.value())
 
     strategies.DDPStrategy = Deaf  # type: ignore[attr-defined]
 

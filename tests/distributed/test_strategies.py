@@ -312,8 +312,8 @@ def weigh() -> None:
         states = getattr(optimizer, "optimizer", optimizer).state.values()
         parameters = [getattr(p, "ds_tensor", p) for p in self.network.parameters()]
         held = {
-            "weights": sum(own(p).numel() for p in parameters),
-            "moments": sum(own(state["exp_avg"]).numel() for state in states),
+            "weights": sum(local_shard(p).numel() for p in parameters),
+            "moments": sum(local_shard(state["exp_avg"]).numel() for state in states),
         }
         path = Path(os.environ["UNITRANSFORMER_CACHE"]).parent / f"held-{self.global_rank}.json"
         path.write_text(json.dumps(held))
@@ -322,7 +322,7 @@ def weigh() -> None:
     TrainingModule.on_train_end = weighed  # type: ignore[method-assign]
 
 
-def own(tensor: torch.Tensor) -> torch.Tensor:
+def local_shard(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
@@ -359,7 +359,10 @@ def test_a_large_sharded_network_is_not_gathered_for_the_showcase(tmp_path: Path
     process = begin("gpt", tmp_path / "two", *two("fsdp"), fault=make_large, is_whole=True)
     process.join(120)
     assert process.exitcode == 0
-    assert "predictions none: the sharded network is too large" in (tmp_path / "two/output.log").read_text()
+    assert (
+        "predictions none: the sharded network is too large"
+        in (tmp_path / "two/output.log").read_text()
+    )
 
 
 WIDE = ("--model.width", "64", "--model.feedforward-width", "256")

@@ -34,10 +34,10 @@ from tests.processes import wait_until_ended
 from unitransformer.training.module import TrainingModule
 
 
-def sweep_command(out: Path, *words: str) -> list[str]:
+def sweep_command(out: Path, *flags: str) -> list[str]:
     steps = TINY.index("--max-steps")
     tiny = [*TINY[:steps], *TINY[steps + 2 :]]
-    return [sys.executable, "-m", "scaling", "sweep", "--out", str(out), *tiny, *words]
+    return [sys.executable, "-m", "scaling", "sweep", "--out", str(out), *tiny, *flags]
 
 
 def outcomes(folder: Path) -> list[Any]:
@@ -58,11 +58,11 @@ def test_every_kind_of_exit_has_its_status_and_the_sweep_continues(
 ) -> None:
     out = tmp_path / "sweep"
     # With this vocabulary the logits of 4,096 samples take 5 GiB.
-    words = ["--recipe", "gpt", *TEXT[2:], "--model.num-classes", "20000", "--max-steps", "6"]
-    words += ["--data", "synthetic", "--batch-size", "2,4096,8192", "--devices", "1,2"]
-    words += ["--strategy", "single,fsdp", "--memory-limit", "2GiB", "--recheck", "0"]
+    flags = ["--recipe", "gpt", *TEXT[2:], "--model.num-classes", "20000", "--max-steps", "6"]
+    flags += ["--data", "synthetic", "--batch-size", "2,4096,8192", "--devices", "1,2"]
+    flags += ["--strategy", "single,fsdp", "--memory-limit", "2GiB", "--recheck", "0"]
     done = subprocess.run(
-        sweep_command(out, *words),
+        sweep_command(out, *flags),
         cwd=repository, env=environment(tmp_path), capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
@@ -87,9 +87,9 @@ def test_every_kind_of_exit_has_its_status_and_the_sweep_continues(
     assert not leftovers(tmp_path)
 
 
-def begin_sweep(out: Path, *words: str) -> BaseProcess:
+def begin_sweep(out: Path, *flags: str) -> BaseProcess:
     """Runs a sweep in a fork, whose cells sleep in every step and use no processor."""
-    arguments = sweep_command(out, *words)[3:]
+    arguments = sweep_command(out, *flags)[3:]
 
     def sweep() -> int:
         score = TrainingModule.training_step
@@ -142,7 +142,9 @@ def test_a_stopped_sweep_leaves_no_process_and_no_partial_cell(
         family = psutil.Process(sweep.pid).children(recursive=True)
         assert len(family) >= 4
         if number == signal.SIGTERM:  # a batch system signals every process
-            (worker,) = (each for each in family if each.ppid() == sweep.pid and each.children())
+            (worker,) = (
+                child for child in family if child.ppid() == sweep.pid and child.children()
+            )
             for process in family:
                 process.send_signal(number)
             time.sleep(0.3)
@@ -187,8 +189,8 @@ def test_a_sweep_adds_at_most_two_percent_to_its_cells(
 ) -> None:
     monkeypatch.setattr(_Worker, "_start", start_forked)
     monkeypatch.setenv("UNITRANSFORMER_CACHE", str(tmp_path / "cache"))
-    words = [*TINY, *TEXT, "--data", "synthetic", "--max-steps", "600"]
-    options = dict(zip((word.removeprefix("--") for word in words[::2]), words[1::2], strict=True))
+    flags = [*TINY, *TEXT, "--data", "synthetic", "--max-steps", "600"]
+    options = dict(zip((word.removeprefix("--") for word in flags[::2]), flags[1::2], strict=True))
     with open_planner() as recipes:
         cells = [Cell(recipe="gpt", options={**options, "batch-size": n}) for n in "12"]
         tasks = [recipes.task(cell, 1) for cell in cells]

@@ -2,12 +2,10 @@
 
 import re
 
-_NAME = re.compile(r"step-(\d{8,})")
-
 
 def checkpoint_name(step: int) -> str:
     return f"step-{step:08d}"
 
 
 def is_checkpoint_name(name: str) -> bool:
-    return _NAME.fullmatch(name) is not None
+    return re.fullmatch(r"step-\d{8,}", name) is not None

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import torch
 
 from unitransformer.measure.clock import StepClock, StepTimes
+from unitransformer.record.migration import NAMES
 from unitransformer.record.schema import OPTIONAL_SAMPLES
 from unitransformer.training.module import TrainingModule
 
@@ -34,7 +35,7 @@ class History:
     min_communication_s: list[float | None] = field(default_factory=list)
     between_steps_s: list[float | None] = field(default_factory=list)
     slowest_rank: list[int] = field(default_factory=list)
-    segments: list[int] = field(default_factory=list)  # first step of each
+    segment_starts: list[int] = field(default_factory=list)  # first step of each segment
     validation: list[dict[str, float]] = field(default_factory=list)
     sha256: str | None = None  # of the data
 
@@ -50,10 +51,11 @@ class History:
 def read_history(run_state: Mapping[str, Any]) -> History:
     """Returns the history in the run state of a checkpoint, which has other fields too."""
     names = {item.name for item in fields(History)}
-    # Checkpoints of older versions lack some samples and call the segments launches.
-    older = {name: [None] * len(run_state.get("step_s", ())) for name in OPTIONAL_SAMPLES}
-    segments = {"segments": run_state.get("launches", [])}
-    return History(**older | segments | {k: v for k, v in run_state.items() if k in names})
+    # Checkpoints of older versions lack some samples and have older names.
+    num_steps = len(run_state.get("step_s", ()))
+    values: dict[str, Any] = {name: [None] * num_steps for name in OPTIONAL_SAMPLES}
+    values |= {NAMES.get(name, name): value for name, value in run_state.items()}
+    return History(**{name: value for name, value in values.items() if name in names})
 
 
 CLOCK_FIELDS = tuple(item.name for item in fields(StepTimes))
@@ -121,7 +123,7 @@ def append_segment(
         min_communication_s=before.min_communication_s
         + [_minimum([rank.steps[i].communication_s for rank in ranks]) for i in steps],
         slowest_rank=before.slowest_rank + slowest,
-        segments=[*before.segments, before.num_steps],
+        segment_starts=[*before.segment_starts, before.num_steps],
         validation=validation,
         sha256=before.sha256,
         **{name: getattr(before, name) + [step[name] for step in samples] for name in CLOCK_FIELDS},

@@ -1,4 +1,4 @@
-"""Training repeats and resumes bit for bit, and follows common practice."""
+"""Training repeats and resumes bit for bit; decay, rates and precision follow common practice."""
 
 import json
 import math
@@ -143,11 +143,11 @@ def test_a_finished_run_may_be_extended_beyond_its_schedule(text: Path, tmp_path
 
 
 def test_a_run_does_not_resume_on_other_data(text: Path, tmp_path: Path) -> None:
-    own = tmp_path / "own.txt"
-    own.write_text(text.read_text())
-    config = config_of(gpt.PRESET, own, max_steps=4)
+    data = tmp_path / "data.txt"
+    data.write_text(text.read_text())
+    config = config_of(gpt.PRESET, data, max_steps=4)
     train(config, tmp_path / "run")
-    own.write_text(text.read_text().replace("makes", "gives"))
+    data.write_text(text.read_text().replace("makes", "gives"))
     with pytest.raises(ValueError, match="is not what"):
         train(replace(config, max_steps=8), tmp_path / "run", resume=True)
 

@@ -1,4 +1,4 @@
-"""What a training run says about its time: the plan before the first step, then what is left."""
+"""Tests the printed plan before the first step and the estimate of the time left."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -10,7 +10,7 @@ from unitransformer.config import RunConfig
 from unitransformer.costs.flops import flops_per_sample
 from unitransformer.training.progress import TimeLeft
 
-# 20 steps of 16 tokens; validation behind the steps 8, 16 and 20.
+# 20 steps of 16 tokens; validation after steps 8, 16 and 20.
 CONFIG = replace(
     make_config(num_steps=20), log_every=5, validate_every=8, validation_batches=12, batch_size=2
 )
@@ -23,18 +23,18 @@ def lines_of(
     matmul_flops_per_s: float | None = None,
     first_step: int = 0,
 ) -> list[str]:
-    """What is printed while the steps take `step_s`."""
+    """Returns the lines printed while the steps take `step_s`."""
     done: list[float] = []
     clock: Any = SimpleNamespace(step_s=lambda: list(done))
     trainer: Any = SimpleNamespace(global_step=first_step)
-    said: list[str] = []
-    time_left = TimeLeft(config, clock, said.append, lambda: matmul_flops_per_s)
+    printed: list[str] = []
+    time_left = TimeLeft(config, clock, printed.append, lambda: matmul_flops_per_s)
     time_left.on_train_start(trainer)
     for seconds in step_s:
         done.append(seconds)
         trainer.global_step += 1
         time_left.on_train_batch_end(trainer)
-    return said
+    return printed
 
 
 def test_plan_counts_steps_tokens_and_validations() -> None:
@@ -61,7 +61,7 @@ def test_time_left_is_estimated_once_and_not_by_the_first_step() -> None:
 def test_a_validation_that_follows_the_estimate_at_once_counts() -> None:
     config = replace(CONFIG, validate_every=5)
     _, line = lines_of(config, [1.5] * 5)
-    # Behind the steps 5, 10, 15 and 20: 15 steps of 1.5 s, 48 batches of 0.5 s.
+    # After steps 5, 10, 15 and 20: 15 steps of 1.5 s, 48 batches of 0.5 s.
     assert line == "time    about 46 s of training left: 15 steps of 1.5 s, 4 validations"
 
 
