@@ -1,9 +1,8 @@
-"""Measures what this machine's ranks reach; a file out.
+"""Measures the matmul, copy and collective speeds that this machine's ranks reach.
 
-`python -m unitransformer.calibrate`:
-
-0 done | 1 a rank failed | 2 bad usage. The path of the file is the last line it prints; an error is
-one line. Under `torchrun` or `srun` it is one of their ranks.
+`python -m unitransformer.calibrate` writes a calibration file and prints its path as the last line.
+Under `torchrun` or `srun`, the process is one of their ranks. Exit codes: 0 done, 1 a rank failed,
+2 bad usage.
 """
 
 import argparse
@@ -24,8 +23,7 @@ import torch.distributed as dist
 
 from unitransformer.cli import fail
 from unitransformer.config import Accelerator, ParallelConfig
-from unitransformer.launch import devices as process
-from unitransformer.launch import environment
+from unitransformer.launch import devices, environment
 from unitransformer.launch.failures import RankFailure, report_failure
 from unitransformer.launch.launcher import is_launched_rank, launch
 from unitransformer.machine import ceilings
@@ -35,18 +33,18 @@ from unitransformer.machine.collectives import measure_collectives
 from unitransformer.machine.host import Machine, describe_machine
 
 DEFAULT_SECONDS = 5.0
-COLLECTIVES_SHARE = 0.5  # of the time, where there are several ranks
+COLLECTIVES_SHARE = 0.5  # of the time, with several ranks
 TIMEOUT = datetime.timedelta(minutes=5)
 
 
 @dataclass(frozen=True, kw_only=True)
 class CalibrationOptions:
-    """What was asked for."""
+    """The options of the command line."""
 
     accelerator: Accelerator = "auto"
-    devices: int | None = None  # None: all GPUs, one CPU worker, or what a launcher has started
+    devices: int | None = None  # None: all GPUs, one CPU rank, or the launcher's ranks
     seconds: float = DEFAULT_SECONDS
-    out: Path | None = None  # None: the store
+    out: Path | None = None  # None: in the folder of calibrations
 
     def __post_init__(self) -> None:
         if not 1 <= self.seconds < math.inf:
@@ -56,10 +54,10 @@ class CalibrationOptions:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Parse, measure, write, say where; returns the exit code."""
-    words = list(sys.argv[1:] if argv is None else argv)
+    """Measures, writes the file, prints its path and returns the exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
     try:
-        return calibrate(_parse(words), words)
+        return calibrate(_parse(arguments), arguments)
     except ValueError as error:
         report_failure(error, is_bad_usage=True)
         return _fail(str(error), 2)
@@ -67,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         report_failure(error)
         return _fail(f"{type(error).__name__}: {error}", 1)
     except KeyboardInterrupt:
-        return _fail("stopped before the end; nothing is written", 1)
+        return _fail("interrupted; nothing was written", 1)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -75,58 +73,59 @@ class _Parser(argparse.ArgumentParser):
         raise ValueError(message)
 
 
-def _parse(words: Sequence[str]) -> CalibrationOptions:
+def _parse(arguments: Sequence[str]) -> CalibrationOptions:
     parser = _Parser(prog="python -m unitransformer.calibrate", allow_abbrev=False)
     parser.add_argument("--accelerator", choices=get_args(Accelerator), default="auto")
     parser.add_argument("--devices", type=int)
     parser.add_argument("--seconds", type=float, default=DEFAULT_SECONDS)
     parser.add_argument("--out", type=Path)
-    return CalibrationOptions(**vars(parser.parse_args(words)))
+    return CalibrationOptions(**vars(parser.parse_args(arguments)))
 
 
-def calibrate(options: CalibrationOptions, words: Sequence[str]) -> int:
-    """Measure here, or in ranks to be started; returns the exit code.
+def calibrate(options: CalibrationOptions, arguments: Sequence[str]) -> int:
+    """Measures in this process or in ranks that it starts; returns the exit code.
 
     Raises:
-        ValueError: hardware that is not there.
+        ValueError: the requested hardware is missing.
         RuntimeError: a rank failed.
     """
     environment.adopt_launcher()
-    parallel, device = _resolve(options)
-    if parallel.world_size == 1 or environment.launched_shape() is not None:
-        return _measure_and_write(options, parallel, device, words)
-    ended = launch(
-        parallel.devices,
-        lambda: _be_rank(options, parallel, device, words),
-        command=[sys.executable, "-m", "unitransformer.calibrate", *words],
-        fork=device == "cpu",
-    )
-    if isinstance(ended, RankFailure):
-        if ended.is_bad_usage:
-            raise ValueError(ended.message)
-        told = f"rank {ended.rank} of {parallel.world_size}: {ended.type}: {ended.message}"
-        return _fail(told, 1)
-    if ended:
-        return _fail(f"stopped by {signal.Signals(ended).name}; nothing is written", 128 + ended)
-    return 0
-
-
-def _resolve(options: CalibrationOptions) -> tuple[ParallelConfig, str]:
-    num_gpus = process.count_gpus() if options.accelerator != "cpu" else 0
-    devices, num_nodes = environment.launched_shape() or (max(1, num_gpus), 1)
+    num_gpus = devices.count_gpus() if options.accelerator != "cpu" else 0
+    num_devices, num_nodes = environment.launched_shape() or (max(1, num_gpus), 1)
     parallel = ParallelConfig(
         accelerator=options.accelerator,
-        devices=options.devices or devices,
+        devices=options.devices or num_devices,
         num_nodes=num_nodes,
     )
-    device = process.choose_device(parallel)
-    return replace(parallel, accelerator=device), device
+    parallel = replace(parallel, accelerator=devices.choose_device(parallel))
+    command = f"python -m scaling calibrate {shlex.join(arguments)}".strip()
+    if parallel.world_size == 1 or environment.launched_shape() is not None:
+        return _measure_and_write(options, parallel, command)
+
+    def measure_as_rank() -> int:
+        try:
+            return _measure_and_write(options, parallel, command)
+        except KeyboardInterrupt:  # the process that started the ranks prints the error
+            return 1
+
+    result = launch(
+        parallel.devices,
+        measure_as_rank,
+        command=[sys.executable, "-m", "unitransformer.calibrate", *arguments],
+        fork=parallel.accelerator == "cpu",
+    )
+    if isinstance(result, RankFailure):
+        if result.is_bad_usage:
+            raise ValueError(result.message)
+        rank = f"rank {result.rank} of {parallel.world_size}"
+        return _fail(f"{rank}: {result.type}: {result.message}", 1)
+    if result > 128:
+        return _fail(f"stopped by {signal.Signals(result - 128).name}; nothing was written", result)
+    return result
 
 
-def _measure_and_write(
-    options: CalibrationOptions, parallel: ParallelConfig, device: str, words: Sequence[str]
-) -> int:
-    calibration = measure(parallel, device, options.seconds, command=_command(words))
+def _measure_and_write(options: CalibrationOptions, parallel: ParallelConfig, command: str) -> int:
+    calibration = measure(parallel, options.seconds, command=command)
     if calibration is not None:
         path = options.out or default_path(calibration)
         write_calibration(calibration, path)
@@ -134,103 +133,72 @@ def _measure_and_write(
     return 0
 
 
-def _be_rank(
-    options: CalibrationOptions, parallel: ParallelConfig, device: str, words: Sequence[str]
-) -> int:
-    try:
-        return _measure_and_write(options, parallel, device, words)
-    except KeyboardInterrupt:  # whoever started the ranks says so, once
-        return 1
-
-
-def _command(words: Sequence[str]) -> str:
-    return f"python -m scaling calibrate {shlex.join(words)}".strip()
-
-
-def measure(
-    parallel: ParallelConfig, device: str, seconds: float, *, command: str
-) -> Calibration | None:
-    """What all ranks reach, on the first; None on the others. All of them call this.
+def measure(parallel: ParallelConfig, seconds: float, *, command: str) -> Calibration | None:
+    """Returns the calibration on rank 0 and None on the others; all ranks call this.
 
     Raises:
-        RuntimeError: ranks stand on unlike machines, which no fingerprint covers.
+        RuntimeError: the ranks run on different machines, which one fingerprint cannot describe.
     """
-    process.set_up_process(parallel, device)
-    place = _place(device)
-    started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    started_s = time.monotonic()
-    if parallel.world_size > 1:
-        _join_others(place)
-    share = 1 - COLLECTIVES_SHARE * (parallel.world_size > 1)
-    left_out = {str(name): why for name, why in ceilings.why_not_measured(place).items() if why}
-    own = _measure_all(place, seconds * share)
-    collectives = (
-        measure_collectives(place, budget_s=seconds * COLLECTIVES_SHARE)
-        if parallel.world_size > 1
-        else {}
+    devices.set_up_process(parallel, parallel.accelerator)
+    on_gpu = parallel.accelerator == "cuda"
+    device = (
+        torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+        if on_gpu
+        else torch.device("cpu")
     )
-    ranks = _gather((describe_this_machine(), own))
-    if parallel.world_size > 1:
+    started_at = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    started_s = time.monotonic()
+    collectives: dict[Any, Any] = {}
+    reasons = ceilings.why_not_measured(device)
+    if parallel.world_size == 1:
+        ranks = [(describe_this_machine(), _measure_ceilings(device, seconds))]
+    else:
+        if on_gpu:
+            torch.cuda.set_device(device)
+        dist.init_process_group("nccl" if on_gpu else "gloo", timeout=TIMEOUT)
+        ceilings_here = _measure_ceilings(device, seconds * (1 - COLLECTIVES_SHARE))
+        collectives = measure_collectives(device, budget_s=seconds * COLLECTIVES_SHARE)
+        ranks = [None] * parallel.world_size  # type: ignore[list-item]
+        dist.all_gather_object(ranks, (describe_this_machine(), ceilings_here))
         dist.destroy_process_group()
     if environment.process_rank() != 0:
         return None
-    _check_alike([machine for machine, _ in ranks])
+    check_same_machine([machine for machine, _ in ranks])
     return Calibration(
         machine=ranks[0][0],
-        made_at=started,
+        made_at=started_at,
         command=command,
-        device=device,
+        device=parallel.accelerator,
         num_ranks=parallel.world_size,
-        left_out=left_out,
-        ranks=tuple(ceilings for _, ceilings in ranks),
+        left_out={str(name): why for name, why in reasons.items() if why},
+        ranks=tuple(reached for _, reached in ranks),
         collectives=collectives,
         elapsed_s=time.monotonic() - started_s,
     )
 
 
-def _place(device: str) -> torch.device:
-    if device == "cpu":
-        return torch.device("cpu")
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
-
-
-def _join_others(place: torch.device) -> None:
-    if place.type == "cuda":
-        torch.cuda.set_device(place)
-    backend = "nccl" if place.type == "cuda" else "gloo"
-    dist.init_process_group(backend, timeout=TIMEOUT)
-
-
-def _measure_all(place: torch.device, budget_s: float) -> tuple[Ceiling, ...]:
-    dtypes = [dtype for dtype, why in ceilings.why_not_measured(place).items() if why is None]
+def _measure_ceilings(device: torch.device, budget_s: float) -> tuple[Ceiling, ...]:
+    dtypes = [dtype for dtype, why in ceilings.why_not_measured(device).items() if why is None]
     share_s = budget_s / len(dtypes)
-    return tuple(ceilings.measure_dtype(place, dtype, budget_s=share_s) for dtype in dtypes)
+    return tuple(ceilings.measure_dtype(device, dtype, budget_s=share_s) for dtype in dtypes)
 
 
-def _gather(own: Any) -> list[Any]:
-    if not dist.is_initialized():
-        return [own]
-    everyone: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(everyone, own)
-    return everyone
-
-
-def _check_alike(machines: Sequence[Machine]) -> None:
-    unlike = {machine.fingerprint: machine for machine in machines}
-    if len(unlike) > 1:
-        told = " and ".join(map(str, unlike.values()))
-        raise RuntimeError(f"ranks stand on unlike machines, {told}; calibrate each alone")
+def check_same_machine(machines: Sequence[Machine]) -> None:
+    different = {machine.fingerprint: machine for machine in machines}
+    if len(different) > 1:
+        names = " and ".join(map(str, different.values()))
+        raise RuntimeError(f"ranks run on different machines, {names}; calibrate each separately")
 
 
 def describe_this_machine() -> Machine:
-    """This machine with the GPUs torch sees, and versions of what runs and connects them."""
+    """Returns this machine, its GPUs, and the versions of torch, gloo and the GPU software."""
     software = {"torch": torch.__version__, "gloo": f"of torch {torch.__version__}"}
-    gpus = [torch.cuda.get_device_name(index) for index in range(process.count_gpus())]
-    return describe_machine(gpus, software | process.gpu_software())
+    gpus = [torch.cuda.get_device_name(index) for index in range(devices.count_gpus())]
+    return describe_machine(gpus, software | devices.gpu_software())
 
 
 def _fail(message: str, code: int) -> int:
-    """Print the error unless whoever started this rank reports it; returns the exit code."""
+    """Prints the error unless the launcher of this rank reports it; returns the exit code."""
     if not is_launched_rank():
         fail(message, code)
     return code

@@ -1,7 +1,7 @@
-"""Draws loss curves and panels of lines; equal input gives equal bytes. Needs no torch.
+"""Draws loss curves and panels of lines, without torch; equal input gives equal files.
 
-Figures have no background, and every colour has a contrast of at least 3 to 1 on white and on
-GitHub's dark page. Lines are labelled at their right end, so no legend has to be matched to them.
+Figures are transparent, and every color has a contrast of at least 3 to 1 on white and on GitHub's
+dark page. Each line has its label at its right end.
 """
 
 import io
@@ -15,7 +15,7 @@ from typing import Literal
 
 import matplotlib
 
-matplotlib.use("Agg", force=False)  # a figure must not need a screen
+matplotlib.use("Agg", force=False)  # needs no screen
 
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
@@ -24,19 +24,19 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 TRAIN, VALIDATION, INK = "#1490d8", "#c0622b", "#7b7b7b"
-WIDTH = 7.0  # inches; GitHub shows them as about 670 pixels
+WIDTH = 7.0  # inches; about 670 pixels on GitHub
 TITLE, FONT, SMALL = 11.0, 9.5, 8.5  # points
 CAPTION_WIDTH = 115  # letters
-MOST_COLUMNS = 4  # of the meaning of markers
-FEW_STEPS = 40  # up to here each step gets a mark
+MAX_LEGEND_COLUMNS = 4
+MAX_MARKED_STEPS = 40  # with more steps, the training loss is a line without markers
 DASHED = (0, (5, 3))
-END = 1.03  # where labels of line ends begin, in widths of the panel
-LEAST_TICK_GAP = 0.09  # between labelled ticks, in widths of the panel
+LABEL_X = 1.03  # left end of the line labels, in panel widths
+MIN_TICK_GAP = 0.09  # between labeled ticks, in panel widths
 
 
 @dataclass(frozen=True, kw_only=True)
 class PlotPoint:
-    """One place of a line; `low` and `high` are the ends of an interval, or None together."""
+    """A point of a line, optionally with the interval from `low` to `high`."""
 
     x: float
     value: float
@@ -71,7 +71,7 @@ def loss_figure(
             label="training",
             marks=tuple(PlotPoint(x=step, value=loss) for step, loss in enumerate(losses, 1)),
             color=TRAIN,
-            marker="." if len(losses) <= FEW_STEPS else "",
+            marker="." if len(losses) <= MAX_MARKED_STEPS else "",
             thickness=1.1,
         )
     ]
@@ -104,12 +104,12 @@ def line_panels(
     y: str,
     markers: Mapping[str, str],
 ) -> Figure:
-    """Draws panels of lines, two beside each other, with one scale of each axis for all.
+    """Draws panels of lines, two per row, all with the same axes.
 
     Args:
-        panels: lines by the title of their panel.
-        caption: stands below the panels.
-        markers: what each marker means.
+        panels: lines by panel title.
+        caption: text below the panels.
+        markers: marker by its meaning, for the legend.
     """
     columns = min(2, len(panels))
     rows = math.ceil(len(panels) / columns)
@@ -118,18 +118,18 @@ def line_panels(
         layout="constrained",
     )  # fmt: skip
     drawn = dict(zip(grid.flat, panels.values(), strict=False))
-    places = sorted({mark.x for lines in panels.values() for line in lines for mark in line.marks})
+    xs = sorted({mark.x for lines in panels.values() for line in lines for mark in line.marks})
     for axes, (panel, lines) in zip(drawn, panels.items(), strict=True):
         for line in lines:
             _draw_line(axes, line)
         axes.set_title(_literal(panel), fontsize=FONT, color=INK)
         axes.set_xscale("log", base=2)
-        axes.set_xlim(places[0] / 1.1, places[-1] * 1.1)
-        axes.set_xticks(places, _tick_labels(places))
+        axes.set_xlim(xs[0] / 1.1, xs[-1] * 1.1)
+        axes.set_xticks(xs, _tick_labels(xs))
         axes.minorticks_off()
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
         _style(axes)
-    grid[0][0].set_ylim(bottom=0)  # after the last line is drawn: this ends the search for limits
+    grid[0][0].set_ylim(bottom=0)  # last, because it ends automatic scaling
     for axes in [*drawn][-columns:]:
         axes.set_xlabel(_literal(x), color=INK)
     for axes in grid.flat[len(panels) :]:
@@ -142,7 +142,7 @@ def line_panels(
         [_literal(name) for name in markers],
         title=_literal(title),
         loc="outside upper left",
-        ncols=min(len(markers), MOST_COLUMNS),
+        ncols=min(len(markers), MAX_LEGEND_COLUMNS),
         alignment="left",
         frameon=False,
         labelcolor=INK,
@@ -155,8 +155,7 @@ def line_panels(
 
 
 def figure_bytes(figure: Figure, kind: Literal["png", "svg"]) -> bytes:
-    """Renders `figure` and closes it. The file holds no date, version or random name, so that
-    equal figures are equal files."""
+    """Renders and closes `figure`, without dates, versions or random names in the file."""
     content = io.BytesIO()
     metadata = {"Software": None} if kind == "png" else {"Date": None, "Creator": None}
     with matplotlib.rc_context({"svg.hashsalt": "unitransformer"}):
@@ -166,17 +165,17 @@ def figure_bytes(figure: Figure, kind: Literal["png", "svg"]) -> bytes:
 
 
 def write_figure(figure: Figure, path: Path) -> Path:
-    """Saves as PNG."""
+    """Writes `figure` as PNG and returns `path`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(figure_bytes(figure, "png"))
     return path
 
 
 def spread_labels(heights: Sequence[float], gap: float) -> list[float]:
-    """Moves heights, from the lowest to the highest, as little as leaves `gap` between neighbours.
+    """Moves ascending heights as little as possible so that neighbors are `gap` apart.
 
-    Least squares: neighbours that are too close move apart around their common mean. Results are
-    from 0 to 1 if there is room.
+    Least squares: neighbors that are too close move apart around their mean. The results lie
+    between 0 and 1 if there is room.
     """
     blocks: list[list[float]] = []
     for index, height in enumerate(heights):
@@ -208,16 +207,16 @@ def _draw_line(axes: Axes, line: PlotLine) -> None:
 
 
 def _label_ends(figure: Figure, panels: Mapping[Axes, Sequence[PlotLine]]) -> None:
-    """Writes the label of each line beside its panel, at the height where the line ends.
+    """Writes the label of each line to the right of its panel, connected to the end of the line.
 
-    Labels that would overlap are moved apart; a thin line leads from each to its own line.
+    Labels that would overlap are moved apart.
     """
     notes = {
         axes: [
             axes.annotate(
                 _literal(line.label),
                 xy=(line.marks[-1].x, line.marks[-1].value),
-                xytext=(END, 0.5),
+                xytext=(LABEL_X, 0.5),
                 textcoords="axes fraction",
                 arrowprops={
                     "arrowstyle": "-",
@@ -234,28 +233,28 @@ def _label_ends(figure: Figure, panels: Mapping[Axes, Sequence[PlotLine]]) -> No
         ]
         for axes, lines in panels.items()
     }
-    figure.draw_without_rendering()  # settles how high the panels are
+    figure.draw_without_rendering()  # computes the heights of the panels
     for axes, labels in notes.items():
         to_panel = axes.transData + axes.transAxes.inverted()
         gap = SMALL * 1.2 / 72 * figure.dpi / axes.get_window_extent().height
         heights = spread_labels([float(to_panel.transform(label.xy)[1]) for label in labels], gap)
         for label, height in zip(labels, heights, strict=True):
-            label.set_position((END, height))
+            label.set_position((LABEL_X, height))
 
 
-def _tick_labels(places: Sequence[float]) -> list[str]:
-    """Labels ticks of a logarithmic axis, but those too close to the one before."""
+def _tick_labels(xs: Sequence[float]) -> list[str]:
+    """Returns labels of a logarithmic axis; empty for ticks too close to the label before."""
     labels, last = [], -math.inf
-    width = math.log(places[-1] / places[0]) or 1.0
-    for place in places:
-        is_far = math.log(place) - last >= LEAST_TICK_GAP * width
-        last = math.log(place) if is_far else last
-        labels.append(f"{place:g}" if is_far else "")
+    width = math.log(xs[-1] / xs[0]) or 1.0
+    for x in xs:
+        is_far = math.log(x) - last >= MIN_TICK_GAP * width
+        last = math.log(x) if is_far else last
+        labels.append(f"{x:g}" if is_far else "")
     return labels
 
 
 def _literal(text: str) -> str:
-    """Escapes dollars, as a pair of them would start a formula."""
+    """Escapes dollar signs, which would start a formula."""
     return text.replace("$", r"\$")
 
 

@@ -1,4 +1,4 @@
-"""A run that ended, well or not, in; its record out."""
+"""Builds the run record from the history and the instrument readings."""
 
 import math
 import os
@@ -36,11 +36,19 @@ from unitransformer.record.units import METRIC, UNIT, metric_value
 from unitransformer.training.history import History
 from unitransformer.transformer import Transformer
 
-KEPT_LINES = 40  # log lines in a record
-# Of every rank, as its instruments tell them.
+MAX_LOG_LINES = 40
+# Fields of the record that hold one instrument reading per rank.
 READINGS = (
-    *("hardware", "gpu", "ceiling", "compile", "recomputed_layers", "trace"),
-    *("peak_bytes", "peak_reserved_bytes", "peak_resident_bytes", "tensor_bytes"),
+    "hardware",
+    "gpu",
+    "ceiling",
+    "compile",
+    "recomputed_layers",
+    "trace",
+    "peak_bytes",
+    "peak_reserved_bytes",
+    "peak_resident_bytes",
+    "tensor_bytes",
 )
 PEAK_KIND = {"cuda": "allocated", "cpu": "tensors"}
 
@@ -53,72 +61,78 @@ def build_record(
     lines: list[str],
     error: BaseException | None,
 ) -> Record:
-    """The record.
+    """Returns the record of a run that ended or failed.
 
     Args:
-        readings: of the instruments of each rank, or of this one if an error stopped the run.
+        readings: `Instruments.reading` of each rank, or of this rank alone after a failure.
     """
     samples = {name: getattr(history, name) for name in (*SAMPLES, *OPTIONAL_SAMPLES)}
-    untold = why_communication_missing(config.parallel, config.parallel.accelerator)
-    unsteady = _unsteady(readings, history)
+    communication_missing = why_communication_missing(config.parallel, config.parallel.accelerator)
+    excluded = _excluded_steps(readings, history)
     steady = steady_of(
-        history.step_s, launches=history.segments, unsteady=[item["step"] for item in unsteady]
+        history.step_s,
+        launches=history.segment_starts,
+        excluded_steps=[item["step"] for item in excluded],
     )
     readout = read_out(
         history.step_s,
         samples,
         steady,
-        launches=history.segments,
+        launches=history.segment_starts,
         units_per_step=config.global_batch_size * config.tokens_per_sample,
     )
     units_per_s = None if readout is None else readout.units_per_s
-    told = {name: [reading[name] for reading in readings] for name in READINGS}
-    first = history.segments[-1]
-    steps = [first + step for step in steady.steps(len(history.step_s[first:]))]
-    told["gpu"] = [_with_energy(gpu, steps) for gpu in told["gpu"]]
-    loads = _loads(readings)
-    passport = passport_of(config, units_per_s, told["hardware"], told["ceiling"])
-    steady_from = None if steady.start is None else history.segments[-1] + steady.start
+    by_rank = {name: [reading[name] for reading in readings] for name in READINGS}
+    first = history.segment_starts[-1]
+    steady_steps = [first + step for step in steady.steps(len(history.step_s[first:]))]
+    by_rank["gpu"] = [_with_energy(gpu, steady_steps) for gpu in by_rank["gpu"]]
+    loads = _host_loads(readings)
+    mfu = passport_of(config, units_per_s, by_rank["hardware"], by_rank["ceiling"])
+    steady_from = None if steady.start is None else first + steady.start
     return {
         **_describe(config),
         "status": _status(error),
         "data": {"description": data.source.description, "sha256": data.source.sha256},
-        "launches": history.segments,
+        "segment_starts": history.segment_starts,
         "loss": history.loss,
         "learning_rate": [
             config.optimizer.learning_rate_at(step) for step in range(history.num_steps)
         ],
-        # None: it overflowed in float16, and the step was skipped.
+        # None: the gradients overflowed in float16, and the step was skipped.
         "gradient_norm": [n if math.isfinite(n) else None for n in history.gradient_norm],
         "step_s": history.step_s,
         "samples": samples,
-        "samples_untold": {} if untold is None else {"communication_s": untold},
-        "unsteady": unsteady,
+        "samples_missing": (
+            {} if communication_missing is None else {"communication_s": communication_missing}
+        ),
+        "excluded_steps": excluded,
         "steady_from": steady_from,
         "steady_method": steady.method,
-        "steady_reason": steady.reason,
-        "figures": {} if readout is None else readout.as_dict(),
+        "no_steady_state_reason": steady.reason,
+        "metrics": {} if readout is None else readout.as_dict(),
         f"{UNIT[config.recipe]}_per_s": units_per_s,
-        "passport": [asdict(row) for row in passport],
+        "mfu": [asdict(row) for row in mfu],
         "flags": [
-            *_flags(readings, loads, passport),
-            *_compiled_late(told["compile"], steady_from),
-            *_too_wide(config, readout),
+            *_flags(readings, loads, mfu),
+            *_recompilations(by_rank["compile"], steady_from),
+            *_wide_interval(config, readout),
         ],
         "host_load": [load.as_dict() for load in loads],
-        **told,
+        **by_rank,
         "peak_bytes_kind": PEAK_KIND[config.parallel.accelerator],
         "validation": _validation(config, data, history) if error is None else {},
-        "log": lines[-KEPT_LINES:],
+        "log": lines[-MAX_LOG_LINES:],
         "error": None if error is None else _describe_error(error),
     }
 
 
-def _unsteady(readings: Sequence[Mapping[str, Any]], history: History) -> list[dict[str, Any]]:
-    """Steps that some rank measured otherwise than the rest, or compiled: why, in words."""
+def _excluded_steps(
+    readings: Sequence[Mapping[str, Any]], history: History
+) -> list[dict[str, Any]]:
+    """Returns the steps in which a rank compiled or measured something else, with the reason."""
     reasons: dict[int, str] = {}
     for reading in readings:
-        reasons |= {int(step): words for step, words in reading["unsteady"].items()}
+        reasons |= {int(step): reason for step, reason in reading["excluded_steps"].items()}
     return [
         {"step": step, "reason": reasons[step]}
         for step in sorted(reasons)
@@ -127,14 +141,14 @@ def _unsteady(readings: Sequence[Mapping[str, Any]], history: History) -> list[d
 
 
 def _with_energy(gpu: Mapping[str, Any], steps: Collection[int]) -> dict[str, Any]:
-    """What a GPU told of itself, and its joules in the steady steps."""
+    """Adds the energy of the steady steps to the readings of a GPU."""
     energy = energy_between_samples(gpu["samples"], set(steps))
     reason = {} if energy.reason is None else {"joules": energy.reason}
-    return {**gpu, **energy.as_dict(), "untold": reason | gpu["untold"]}
+    return {**gpu, **energy.as_dict(), "missing": reason | gpu["missing"]}
 
 
-def _loads(readings: Sequence[Mapping[str, Any]]) -> list[HostLoad]:
-    """What else each machine did while its ranks trained; nothing of those that did not end."""
+def _host_loads(readings: Sequence[Mapping[str, Any]]) -> list[HostLoad]:
+    """Returns the load of each machine by other processes, if its ranks finished training."""
     machines: dict[str, list[Mapping[str, Any]]] = {}
     for reading in readings:
         if reading["host"] is not None:
@@ -146,46 +160,47 @@ def _loads(readings: Sequence[Mapping[str, Any]]) -> list[HostLoad]:
     ]
 
 
-def _compiled_late(ledgers: Sequence[Mapping[str, Any]], steady_from: int | None) -> list[str]:
-    """Steps of the timed window that were held up by the compiler."""
+def _recompilations(ledgers: Sequence[Mapping[str, Any]], steady_from: int | None) -> list[str]:
+    """Returns a flag for each timed step in which a rank compiled."""
     if steady_from is None:
         return []
     steps = {step for ledger in ledgers for step in ledger["steps"] if step >= steady_from}
-    return [f"compiled again at step {step + 1}, in the timed window" for step in sorted(steps)]
+    return [f"recompiled at step {step + 1}, one of the timed steps" for step in sorted(steps)]
 
 
-def _too_wide(config: RunConfig, readout: Readout | None) -> list[str]:
-    """An interval that was to become narrow and has not."""
-    if config.until_interval is None:
-        return []
+def _wide_interval(config: RunConfig, readout: Readout | None) -> list[str]:
+    """Returns a flag if the interval is wider than `until_interval`."""
+    target = config.until_interval
     width = None if readout is None else readout.step.relative_width
-    if width is not None and width <= config.until_interval:
+    if target is None or (width is not None and width <= target):
         return []
-    reached = "there is none" if width is None else f"it is {width:.1%} wide"
-    return [f"the interval was to be {config.until_interval:.1%} wide, and {reached}"]
+    width_text = "unknown" if width is None else f"{width:.1%}"
+    return [f"the width of the interval is {width_text}; until_interval is {target:.1%}"]
 
 
 def _flags(
     readings: Sequence[Mapping[str, Any]],
     loads: Sequence[HostLoad],
-    passport: Sequence[MfuRow],
+    mfu: Sequence[MfuRow],
 ) -> list[str]:
-    """What makes the figures doubtful, in words; each once, with the ranks that saw it."""
+    """Returns what makes the measurements doubtful, each reason once with the ranks that saw it."""
     ranks: dict[str, list[int]] = {}
     for rank, reading in enumerate(readings):
         for flag in reading["flags"]:
             ranks.setdefault(flag, []).append(rank)
-    told = [
+    flags = [
         flag if len(readings) == 1 else f"{flag} (rank {', '.join(map(str, seen))})"
         for flag, seen in ranks.items()
     ]
-    told += [flag for load in loads for flag in load.flags()]
-    return told + [f"{row.convention}: {row.flag}" for row in passport if row.flag]
+    flags += [flag for load in loads for flag in load.flags()]
+    return flags + [f"{row.convention}: {row.flag}" for row in mfu if row.flag]
 
 
 def _describe(config: RunConfig) -> Record:
-    """What is known of a run before it begins."""
+    """Returns the fields that are known before a run starts."""
     per_unit = "flops_per_image" if config.recipe == "vit" else "flops_per_token"
+    with torch.device("meta"):
+        network = Transformer(config.model)
     return {
         "schema": SCHEMA,
         "recipe": config.recipe,
@@ -196,53 +211,39 @@ def _describe(config: RunConfig) -> Record:
         "num_parameters": count_parameters(config.model),
         "versions": describe_versions(config.parallel.accelerator),
         per_unit: count_flops(config),
-        "summary": render_summary(summarise(_on_meta(config))),
+        "summary": render_summary(summarise(network)),
     }
 
 
 def record_failure(
     config: RunConfig, failure: RankFailure, path: Path, *, command: str, since_s: float
 ) -> None:
-    """Write whose failure ended a run: into the first rank's record, or one of its own.
+    """Writes the failure that ended a run into the record of rank 0, or into a new record.
 
     Args:
-        since_s: clock time at which the ranks were started; an older record is another's.
+        since_s: clock time at which the ranks were started; an older record is of another run.
     """
     if not amend_record(path, failure, since_s=since_s):
         write_record(_empty_record(config, command) | describe_failure(failure), path)
 
 
 def _empty_record(config: RunConfig, command: str) -> Record:
-    """Of a run that could tell nothing itself."""
-    nothing: Record = {key: [] for key in ("launches", "loss", "learning_rate", "gradient_norm")}
+    """Returns the record of a run whose ranks wrote none."""
+    series = ("loss", "learning_rate", "gradient_norm", "step_s", "segment_starts")
+    lists = (*series, "excluded_steps", "flags", "peak_bytes", "log")
+    groups = ("data", "samples_missing", "metrics", "validation")
+    absent = ("started_at", "steady_method", "no_steady_state_reason", "steady_from", "error")
     return {
-        **nothing,
         **_describe(config),
         "status": "crashed",
         "command": command,
-        "started_at": None,
         "code": describe_code(),
         "hardware": [describe_host()],
-        "data": {},
-        "step_s": [],
         "samples": {name: [] for name in (*SAMPLES, *OPTIONAL_SAMPLES)},
-        "samples_untold": {},
-        "unsteady": [],
-        "figures": {},
-        "flags": [],
-        "steady_method": None,
-        "steady_reason": None,
-        "steady_from": None,
-        "peak_bytes": [],
-        "validation": {},
-        "log": [],
-        "error": None,
+        **{key: [] for key in lists},
+        **{key: {} for key in groups},
+        **dict.fromkeys(absent),
     }
-
-
-def _on_meta(config: RunConfig) -> Transformer:
-    with torch.device("meta"):
-        return Transformer(config.model)
 
 
 def _validation(config: RunConfig, data: DataModule, history: History) -> dict[str, Any]:

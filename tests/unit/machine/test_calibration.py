@@ -10,7 +10,7 @@ import pytest
 from scaling.__main__ import main
 from scaling.calibrate import render
 from tests.builders.machines import MACHINE
-from unitransformer.calibrate import _check_alike
+from unitransformer.calibrate import check_same_machine
 from unitransformer.machine.alpha_beta import CollectiveTiming
 from unitransformer.machine.calibration import Calibration, Ceiling, WorkSamples
 from unitransformer.machine.calibration_store import (
@@ -101,9 +101,9 @@ def test_one_more_gpu_changes_the_fingerprint() -> None:
 
 
 def test_ranks_on_different_machines_cannot_calibrate_together() -> None:
-    _check_alike([MACHINE, replace(MACHINE, software={})])
-    with pytest.raises(RuntimeError, match="unlike machines"):
-        _check_alike([MACHINE, replace(MACHINE, cpu_cores=4)])
+    check_same_machine([MACHINE, replace(MACHINE, software={})])
+    with pytest.raises(RuntimeError, match="different machines"):
+        check_same_machine([MACHINE, replace(MACHINE, cpu_cores=4)])
 
 
 def test_a_fingerprint_stays_the_same_between_versions_of_this_suite() -> None:
@@ -218,7 +218,7 @@ def test_a_ceiling_survives_a_record_unchanged() -> None:
 
 
 @pytest.mark.parametrize(
-    ("field", "value", "said"),
+    ("field", "value", "message"),
     [
         ("matmul_flops_per_s", 3.1, "matmul_flops_per_s is 3.1; its samples give 3.0"),
         ("copy_bytes_per_s", 5.0, "copy_bytes_per_s is 5.0"),
@@ -230,9 +230,9 @@ def test_a_ceiling_survives_a_record_unchanged() -> None:
     ],
 )
 def test_a_ceiling_that_contradicts_its_samples_is_refused_with_the_field(
-    field: str, value: Any, said: str
+    field: str, value: Any, message: str
 ) -> None:
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         read_ceiling(ceiling(3.0, 2.0).as_dict() | {field: value})
 
 
@@ -296,15 +296,15 @@ def test_the_command_measures_stores_and_prints(
 ) -> None:
     assert main(["calibrate", "--accelerator", "cpu", "--seconds", "1"]) == 0
     printed = capsys.readouterr().out.splitlines()
-    kept = load_calibration(printed[0].split()[1].rstrip(":"))
-    assert kept is not None
-    assert kept.dtypes == ("float32", "bfloat16")
-    assert str(default_path(kept)) == printed[-1]
-    assert kept.command == "python -m scaling calibrate --accelerator cpu --seconds 1.0"
+    stored = load_calibration(printed[0].split()[1].rstrip(":"))
+    assert stored is not None
+    assert stored.dtypes == ("float32", "bfloat16")
+    assert str(default_path(stored)) == printed[-1]
+    assert stored.command == "python -m scaling calibrate --accelerator cpu --seconds 1.0"
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("arguments", "message"),
     [
         (["--seconds", "0.5"], "seconds is 0.5; it must be between 1 and 600"),
         (["--seconds", "nan"], "seconds"),
@@ -317,11 +317,11 @@ def test_the_command_measures_stores_and_prints(
     ],
 )
 def test_bad_usage_is_one_line_and_code_2(
-    words: list[str], said: str, capsys: pytest.CaptureFixture[str]
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["calibrate", *words]) == 2
+    assert main(["calibrate", *arguments]) == 2
     error = capsys.readouterr().err
-    assert said in error
+    assert message in error
     assert (error.count("\n"), error[:7]) == (1, "error: ")
 
 
