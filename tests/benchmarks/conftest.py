@@ -11,7 +11,7 @@ import torch
 from tests.benchmarks.clock import PACKAGES, machine
 
 UPDATE, PROVE = "--update-baseline", "--whole-proof"
-SAID = pytest.StashKey[str]()  # why times are not compared
+NOT_COMPARED = pytest.StashKey[str]()  # why times are not compared
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -35,7 +35,9 @@ def pytest_configure(config: pytest.Config) -> None:
         # pytest-benchmark raises if there is nothing to compare with.
         if config.option.benchmark_compare and not any(folder_of_times().glob("*/*.json")):
             config.option.benchmark_compare_fail = []
-            config.stash[SAID] = f"{folder_of_times()}: no times of this machine to compare with"
+            config.stash[NOT_COMPARED] = (
+                f"{folder_of_times()}: no times of this machine to compare with"
+            )
 
 
 def pytest_benchmark_update_machine_info(config: Any, machine_info: dict[str, Any]) -> None:
@@ -62,14 +64,16 @@ def pytest_benchmark_compare_machine_info(
     )
     if ours != theirs:
         benchmarksession.compare_fail = []
-        config.stash[SAID] = f"Times of another machine ({theirs[0]}): no test fails on them"
+        config.stash[NOT_COMPARED] = (
+            f"Times of another machine ({theirs[0]}): no test fails on them"
+        )
 
 
 def pytest_terminal_summary(
     terminalreporter: pytest.TerminalReporter, config: pytest.Config
 ) -> None:
-    if SAID in config.stash:
-        terminalreporter.write_line(config.stash[SAID])
+    if NOT_COMPARED in config.stash:
+        terminalreporter.write_line(config.stash[NOT_COMPARED])
 
 
 @pytest.fixture

@@ -48,8 +48,8 @@ class Arm:
 class InterleavesSteps(pl.Callback):
     """Runs one step, then lets the next arm run. Must be the last callback, to time whole steps."""
 
-    def __init__(self, turns: Sequence[Any], index: int, path: Path, wait_s: float) -> None:
-        self.turns, self.index, self.path, self.wait_s = turns, index, path, wait_s
+    def __init__(self, semaphores: Sequence[Any], index: int, path: Path, wait_s: float) -> None:
+        self.semaphores, self.index, self.path, self.wait_s = semaphores, index, path, wait_s
         self.taken_s: dict[Clock, list[float]] = {"processor": [], "wall": []}
         self._start_s = dict[Clock, float]()
 
@@ -60,14 +60,14 @@ class InterleavesSteps(pl.Callback):
         time.sleep(self.wait_s)
         for clock, now_s in _now().items():
             self.taken_s[clock].append(now_s - self._start_s[clock])
-        self.turns[(self.index + 1) % len(self.turns)].release()
+        self.semaphores[(self.index + 1) % len(self.semaphores)].release()
         if trainer.global_step < trainer.max_steps:
             self._wait()
         else:
             self.path.write_text(json.dumps(self.taken_s))
 
     def _wait(self) -> None:
-        assert self.turns[self.index].acquire(timeout=LIMIT_S)
+        assert self.semaphores[self.index].acquire(timeout=LIMIT_S)
         self._start_s = _now()
 
 
@@ -82,19 +82,19 @@ def run_interleaved(folder: Path, arms: Mapping[str, Arm], options: Sequence[str
     """
     folder.mkdir()
     context = multiprocessing.get_context("fork")
-    turns = [context.Semaphore(0) for _ in arms]
+    semaphores = [context.Semaphore(0) for _ in arms]
     processes = [
         begin(
             *("gpt", folder / name, *options, *arm.options),
             fault=_interleave(
-                arm.fault, InterleavesSteps(turns, index, folder / f"{name}.json", arm.wait_s)
+                arm.fault, InterleavesSteps(semaphores, index, folder / f"{name}.json", arm.wait_s)
             ),
             is_whole=True,
         )
         for index, (name, arm) in enumerate(arms.items())
     ]
     try:
-        turns[0].release()
+        semaphores[0].release()
         for process in processes:
             process.join(LIMIT_S)
     finally:
@@ -158,8 +158,8 @@ def check(
     for question in questions:
         refuted = "within" if arms[question.arm].waits else "above"
         assert question.verdict != refuted, question.summary()
-    if said := [question.summary() for question in questions if question.verdict == "open"]:
-        pytest.skip(f"inconclusive, neither shown nor refuted: {'; '.join(said)}")
+    if undecided := [question.summary() for question in questions if question.verdict == "open"]:
+        pytest.skip(f"inconclusive, neither shown nor refuted: {'; '.join(undecided)}")
 
 
 @dataclass(kw_only=True)

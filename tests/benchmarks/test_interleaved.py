@@ -15,8 +15,8 @@ STEP_S, MOST_S = 1.0, 0.005
 
 def draw(added_s: float, spread_s: float, *, seed: int = 0, count: int = 200) -> list[float]:
     """Seconds that an arm adds to each step."""
-    drawn = Random(seed)
-    return [drawn.gauss(added_s, spread_s) for _ in range(count)]
+    rng = Random(seed)
+    return [rng.gauss(added_s, spread_s) for _ in range(count)]
 
 
 @pytest.mark.parametrize(

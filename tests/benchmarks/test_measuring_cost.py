@@ -29,8 +29,8 @@ def watch_nothing() -> None:
     watchers = (StopClock, StartClock, instruments.Instruments)
 
     def build(*arguments: Any, callbacks: list[pl.Callback], **options: Any) -> Trainer:
-        kept = [callback for callback in callbacks if not isinstance(callback, watchers)]
-        return build_trainer(*arguments, callbacks=kept, **options)
+        unwatched = [callback for callback in callbacks if not isinstance(callback, watchers)]
+        return build_trainer(*arguments, callbacks=unwatched, **options)
 
     unitransformer.run.build_trainer = build
     # Values that record and log read from the clock, which never ran.

@@ -1,4 +1,4 @@
-"""The benchmarks recognise an unknown machine, and stored times of another machine."""
+"""The benchmarks recognize an unknown machine, and stored times of another machine."""
 
 import json
 import os
@@ -63,11 +63,11 @@ def test_times_are_stored_per_machine_with_its_description(
     first: tuple[Path, subprocess.CompletedProcess[str]],
 ) -> None:
     folder, _ = first
-    (kept,) = (folder / ".benchmarks").glob("*/*/*.json")
-    place = kept.relative_to(folder / ".benchmarks").parts[0]
-    assert place == folder_of_times().name
-    assert place.startswith(machine().fingerprint)
-    actual = json.loads(kept.read_text())["machine_info"]["unitransformer"]
+    (stored_path,) = (folder / ".benchmarks").glob("*/*/*.json")
+    folder_name = stored_path.relative_to(folder / ".benchmarks").parts[0]
+    assert folder_name == folder_of_times().name
+    assert folder_name.startswith(machine().fingerprint)
+    actual = json.loads(stored_path.read_text())["machine_info"]["unitransformer"]
     assert actual["cpu"] == machine().cpu
     assert actual["versions"]["torch"] == torch.__version__
 
@@ -76,34 +76,35 @@ def test_another_processor_is_compared_on_portable_counters_only(
     first: tuple[Path, subprocess.CompletedProcess[str]],
 ) -> None:
     _, done = first
-    (said,) = re.findall(r"SKIPPED \[1\] .*", done.stdout)
-    assert "parameters, flops, collective_calls, collective_bytes" in said
+    (printed,) = re.findall(r"SKIPPED \[1\] .*", done.stdout)
+    assert "parameters, flops, collective_calls, collective_bytes" in printed
     assert (
-        f"the rest has none in torch-{'.'.join(torch.__version__.split('.')[:2])}-default" in said
+        f"the rest has none in torch-{'.'.join(torch.__version__.split('.')[:2])}-default"
+        in printed
     )
 
 
-def test_runs_of_another_machine_are_recognised_and_fail_nothing(
+def test_runs_of_another_machine_are_recognized_and_fail_nothing(
     first: tuple[Path, subprocess.CompletedProcess[str]], repository: Path, tmp_path: Path
 ) -> None:
     """Stored times of another machine, a millionth of ours, in its folder and in this one's."""
     folder, _ = first
-    (kept,) = (folder / ".benchmarks").glob("*/*/*.json")
-    stored = json.loads(kept.read_text())
+    (stored_path,) = (folder / ".benchmarks").glob("*/*/*.json")
+    stored = json.loads(stored_path.read_text())
     stored["machine_info"]["unitransformer"]["fingerprint"] = ELSEWHERE
     (timed,) = stored["benchmarks"]
     timed["stats"] |= {
         name: value / 1e6 for name, value in timed["stats"].items() if isinstance(value, float)
     }
     text = json.dumps(stored)
-    inside = kept.relative_to(folder / ".benchmarks").parts[1:]
-    for place in (f"{ELSEWHERE}-1-threads", folder_of_times().name):
-        path = tmp_path.joinpath(".benchmarks", place, *inside)
+    inside = stored_path.relative_to(folder / ".benchmarks").parts[1:]
+    for folder_name in (f"{ELSEWHERE}-1-threads", folder_of_times().name):
+        path = tmp_path.joinpath(".benchmarks", folder_name, *inside)
         path.parent.mkdir(parents=True)
         path.write_text(text)
     done = bench(
         repository, tmp_path, (TIMED,), "--benchmark-compare", "--benchmark-compare-fail=median:5%"
     )
-    said = done.stdout + done.stderr
-    assert done.returncode == 0, said[-3000:]
-    assert f"Times of another machine ({ELSEWHERE}): no test fails on them" in said
+    printed = done.stdout + done.stderr
+    assert done.returncode == 0, printed[-3000:]
+    assert f"Times of another machine ({ELSEWHERE}): no test fails on them" in printed

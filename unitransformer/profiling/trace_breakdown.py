@@ -126,10 +126,8 @@ def time_shares(
     if not ranges:
         raise ValueError(f"the trace has no range {WINDOW!r}: it was not made by --trace")
     threads, kinds = _classify(trace["traceEvents"], num_classes)
-    if on_gpu:
-        lanes = _kernel_lanes(events, kinds)
-    else:
-        lanes = _cpu_lanes(threads, _thread_of(ranges[0]))
+    main = _thread_of(ranges[0])
+    lanes = _kernel_lanes(events, kinds) if on_gpu else _cpu_lanes(threads, main)
     windows = [_interval(event) for event in ranges]
     seconds = _fill(windows, lanes)
     total = sum(end - start for start, end in windows)

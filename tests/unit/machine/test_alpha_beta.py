@@ -32,10 +32,12 @@ def test_a_ring_all_reduce_of_four_ranks_sends_three_quarters_twice() -> None:
 def test_the_fit_recovers_the_latency_and_bandwidth_of_exact_points(
     collective: Collective, num_ranks: int
 ) -> None:
-    found = fit(collective, num_ranks, points(collective, num_ranks, alpha_s=1e-5, bytes_per_s=4e9))
-    assert found.model.alpha_s == pytest.approx(1e-5)
-    assert found.model.bytes_per_s == pytest.approx(4e9)
-    assert found.largest_error < 1e-9
+    fitted = fit(
+        collective, num_ranks, points(collective, num_ranks, alpha_s=1e-5, bytes_per_s=4e9)
+    )
+    assert fitted.model.alpha_s == pytest.approx(1e-5)
+    assert fitted.model.bytes_per_s == pytest.approx(4e9)
+    assert fitted.largest_error < 1e-9
 
 
 def test_a_predicted_call_takes_alpha_plus_size_over_bandwidth() -> None:
@@ -45,28 +47,28 @@ def test_a_predicted_call_takes_alpha_plus_size_over_bandwidth() -> None:
 
 
 def test_every_second_size_is_held_out_except_both_ends() -> None:
-    found = fit("all_reduce", 2, points("all_reduce", 2, alpha_s=1e-5, bytes_per_s=4e9))
-    assert list(found.held_out_error) == SIZES[1:-1:2]
+    fitted = fit("all_reduce", 2, points("all_reduce", 2, alpha_s=1e-5, bytes_per_s=4e9))
+    assert list(fitted.held_out_error) == SIZES[1:-1:2]
     even = fit("all_reduce", 2, points("all_reduce", 2, alpha_s=1e-5, bytes_per_s=4e9)[:-1])
     assert list(even.held_out_error) == SIZES[1:-2:2]
 
 
-@pytest.mark.parametrize("place", [1, 3, 5])
-def test_a_held_out_size_that_takes_twice_as_long_has_an_error_of_a_half(place: int) -> None:
+@pytest.mark.parametrize("index", [1, 3, 5])
+def test_a_held_out_size_that_takes_twice_as_long_has_an_error_of_a_half(index: int) -> None:
     injected = points("all_reduce", 2, alpha_s=1e-5, bytes_per_s=4e9)
-    injected[place] = CollectiveTiming(
-        size_bytes=SIZES[place], calls=1, seconds=(injected[place].call_s * 2,) * 3
+    injected[index] = CollectiveTiming(
+        size_bytes=SIZES[index], calls=1, seconds=(injected[index].call_s * 2,) * 3
     )
-    found = fit("all_reduce", 2, injected)
-    assert found.held_out_error[SIZES[place]] == pytest.approx(-0.5)
-    assert found.largest_error == pytest.approx(0.5)
+    fitted = fit("all_reduce", 2, injected)
+    assert fitted.held_out_error[SIZES[index]] == pytest.approx(-0.5)
+    assert fitted.largest_error == pytest.approx(0.5)
 
 
-@pytest.mark.parametrize("place", [0, 2, 4, 6])
-def test_a_fitted_size_that_takes_four_times_as_long_raises_the_error(place: int) -> None:
+@pytest.mark.parametrize("index", [0, 2, 4, 6])
+def test_a_fitted_size_that_takes_four_times_as_long_raises_the_error(index: int) -> None:
     injected = points("all_reduce", 2, alpha_s=1e-5, bytes_per_s=4e9)
-    injected[place] = CollectiveTiming(
-        size_bytes=SIZES[place], calls=1, seconds=(injected[place].call_s * 4,) * 3
+    injected[index] = CollectiveTiming(
+        size_bytes=SIZES[index], calls=1, seconds=(injected[index].call_s * 4,) * 3
     )
     assert fit("all_reduce", 2, injected).largest_error > 0.1
 
@@ -79,9 +81,9 @@ def test_fitted_latency_is_never_negative() -> None:
     quick_first = [
         CollectiveTiming(size_bytes=size, calls=1, seconds=(size**1.2 / 1e9,)) for size in SIZES
     ]
-    found = fit("broadcast", 2, quick_first)
-    assert found.model.alpha_s == 0.0
-    assert found.model.bytes_per_s > 0
+    fitted = fit("broadcast", 2, quick_first)
+    assert fitted.model.alpha_s == 0.0
+    assert fitted.model.bytes_per_s > 0
 
 
 def test_points_that_cannot_be_fitted_are_refused() -> None:

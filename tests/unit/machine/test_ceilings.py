@@ -37,11 +37,11 @@ def millisecond(work: Callable[[], object], calls: int) -> float:
 
 
 def test_a_product_of_8_by_16_by_32_in_a_millisecond_is_8_million_flops_per_second() -> None:
-    found = measure_dtype(CPU, "float32", budget_s=0.4, clock=millisecond)
-    assert found.best_product.name.startswith("8 x 16 x 32, ")
-    assert found.matmul_flops_per_s == pytest.approx(2 * 8 * 16 * 32 * 1000)
-    assert len(found.matmul) == 2 * 3  # two shapes, the three products of a linear layer
-    assert found.copy_bytes_per_s == pytest.approx(2 * 1000 * 1000)  # read and written
+    ceiling = measure_dtype(CPU, "float32", budget_s=0.4, clock=millisecond)
+    assert ceiling.best_product.name.startswith("8 x 16 x 32, ")
+    assert ceiling.matmul_flops_per_s == pytest.approx(2 * 8 * 16 * 32 * 1000)
+    assert len(ceiling.matmul) == 2 * 3  # two shapes, the three products of a linear layer
+    assert ceiling.copy_bytes_per_s == pytest.approx(2 * 1000 * 1000)  # read and written
 
 
 def test_the_ceiling_is_the_best_sample_and_the_median_is_kept_too() -> None:
@@ -51,10 +51,10 @@ def test_the_ceiling_is_the_best_sample_and_the_median_is_kept_too() -> None:
         work()
         return calls * next(ticks)
 
-    found = measure_dtype(CPU, "float32", budget_s=0.05, clock=uneven)
-    fastest = max(p.work / second for p in found.matmul for second in p.seconds)
-    assert found.matmul_flops_per_s == fastest
-    assert found.best_product.median_per_s <= fastest
+    ceiling = measure_dtype(CPU, "float32", budget_s=0.05, clock=uneven)
+    fastest = max(p.work / second for p in ceiling.matmul for second in p.seconds)
+    assert ceiling.matmul_flops_per_s == fastest
+    assert ceiling.best_product.median_per_s <= fastest
 
 
 def test_a_product_predicted_to_take_too_long_is_not_tried() -> None:
@@ -62,8 +62,8 @@ def test_a_product_predicted_to_take_too_long_is_not_tried() -> None:
         work()
         return calls * 1.0
 
-    found = measure_dtype(CPU, "float32", budget_s=0.1, shapes=[(64, 64, 64)], clock=never)
-    assert {product.name.split(",")[0] for product in found.matmul} == {"8 x 8 x 8"}
+    ceiling = measure_dtype(CPU, "float32", budget_s=0.1, shapes=[(64, 64, 64)], clock=never)
+    assert {product.name.split(",")[0] for product in ceiling.matmul} == {"8 x 8 x 8"}
 
 
 def test_a_clock_that_stands_still_is_an_error() -> None:
@@ -83,11 +83,11 @@ def test_measuring_restores_random_states_and_settings_and_frees_its_tensors(
 ) -> None:
     torch.manual_seed(3)
     before = torch.get_rng_state(), torch.get_float32_matmul_precision(), _tensors()
-    found = measure_ceiling(CPU, precision, budget_s=0.05)
+    ceiling = measure_ceiling(CPU, precision, budget_s=0.05)
     assert torch.equal(torch.get_rng_state(), before[0])
     assert (torch.get_float32_matmul_precision(), _tensors()) == before[1:]
-    assert found.dtype == ("float32" if precision == "32-true" else "bfloat16")
-    assert found.threads == torch.get_num_threads()
+    assert ceiling.dtype == ("float32" if precision == "32-true" else "bfloat16")
+    assert ceiling.threads == torch.get_num_threads()
 
 
 def _tensors() -> int:
@@ -98,15 +98,15 @@ def _tensors() -> int:
 def test_a_gpu_multiplies_in_the_given_dtype_and_its_settings_are_restored(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    said: list[str] = []
+    calls_made: list[str] = []
     monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
-    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: said.append("emptied"))
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: calls_made.append("emptied"))
     clear = "_cuda_clearCublasWorkspaces"
-    monkeypatch.setattr(torch._C, clear, lambda: said.append("cleared"), raising=False)
-    monkeypatch.setattr(torch, "set_float32_matmul_precision", said.append)
+    monkeypatch.setattr(torch._C, clear, lambda: calls_made.append("cleared"), raising=False)
+    monkeypatch.setattr(torch, "set_float32_matmul_precision", calls_made.append)
     with ceilings._matmul_settings(torch.device("cuda", 0), "tf32"):
         monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: "high")
-    assert said == ["high", "highest", "cleared", "emptied"]
+    assert calls_made == ["high", "highest", "cleared", "emptied"]
 
 
 def test_memory_is_returned_to_the_system(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -122,10 +122,10 @@ def _resident_bytes() -> int:
 
 
 def test_a_real_product_has_a_plausible_rate() -> None:
-    found = measure_ceiling(CPU, "32-true", budget_s=0.05)
-    assert found.matmul_flops_per_s > 0
-    assert len(found.best_product.seconds) >= 3
-    assert found.elapsed_s > 0
+    ceiling = measure_ceiling(CPU, "32-true", budget_s=0.05)
+    assert ceiling.matmul_flops_per_s > 0
+    assert len(ceiling.best_product.seconds) >= 3
+    assert ceiling.elapsed_s > 0
 
 
 def test_a_sample_holds_as_many_calls_as_a_coarse_clock_needs() -> None:
@@ -142,24 +142,24 @@ def test_a_sample_holds_as_many_calls_as_a_coarse_clock_needs() -> None:
 
 
 def test_gpu_events_are_read_in_seconds_after_the_work_has_ended() -> None:
-    said: list[str] = []
+    calls_made: list[str] = []
 
     class Event:
         def __init__(self, *, enable_timing: bool) -> None:
             assert enable_timing
 
         def record(self) -> None:
-            said.append("record")
+            calls_made.append("record")
 
         def synchronize(self) -> None:
-            said.append("wait")
+            calls_made.append("wait")
 
         def elapsed_time(self, end: "Event") -> float:
             return 250.0  # milliseconds
 
     clock = EventClock(cuda=SimpleNamespace(Event=Event))
-    assert clock(lambda: said.append("work"), 2) == 0.25
-    assert said == ["record", "work", "work", "record", "wait"]
+    assert clock(lambda: calls_made.append("work"), 2) == 0.25
+    assert calls_made == ["record", "work", "work", "record", "wait"]
 
 
 def test_float32_on_a_gpu_is_tf32_where_torch_allows_it(monkeypatch: pytest.MonkeyPatch) -> None:

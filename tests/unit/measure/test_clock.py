@@ -170,11 +170,11 @@ class FakeStream:
 def test_only_the_compute_stream_of_a_gpu_is_measured_as_waiting(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    computes, sends = FakeStream("computes"), FakeStream("sends")
+    compute, sends = FakeStream("compute"), FakeStream("sends")
     monkeypatch.setattr(torch.cuda, "Event", FakeEvent)
     monkeypatch.setattr(torch.cuda, "Stream", FakeStream)
-    monkeypatch.setattr(torch.cuda, "default_stream", lambda: computes)
-    current = [computes]
+    monkeypatch.setattr(torch.cuda, "default_stream", lambda: compute)
+    current = [compute]
     monkeypatch.setattr(torch.cuda, "current_stream", lambda: current[0])
     FakeEvent.now_s = 0.0
     clock = StepClock(on_gpu=True)
@@ -183,11 +183,11 @@ def test_only_the_compute_stream_of_a_gpu_is_measured_as_waiting(
         sends.wait_event(None)
         current[0] = sends
         sends.wait_event(None)
-        current[0] = computes
-        computes.wait_event(None)
+        current[0] = compute
+        compute.wait_event(None)
         clock.mark("forward_backward")
         clock.stop()
-    computes.wait_event(None)
+    compute.wait_event(None)
     (step,) = clock.steps()
     assert (step.communication_s, step.forward_backward_s, step.step_s) == (1.0, 2.0, 3.0)
 
@@ -199,10 +199,10 @@ def test_a_wait_in_another_thread_does_not_count_for_the_step(
     clock = StepClock()
     with timed_waits(clock, ParallelConfig(devices=2, strategy="ddp"), "cpu"):
         clock.start()
-        beside = threading.Thread(target=lambda: functional_collectives.wait_tensor(0.1))
-        beside.start()
+        checkpointing = threading.Thread(target=lambda: functional_collectives.wait_tensor(0.1))
+        checkpointing.start()
         functional_collectives.wait_tensor(0.02)
-        beside.join()
+        checkpointing.join()
         clock.stop()
     (step,) = clock.steps()
     assert step.communication_s is not None
@@ -210,7 +210,7 @@ def test_a_wait_in_another_thread_does_not_count_for_the_step(
 
 
 @pytest.mark.parametrize(
-    ("strategy", "device", "is_told"),
+    ("strategy", "device", "is_measured"),
     [
         *(("ddp", "cuda", True), ("fsdp", "cuda", True), ("hsdp", "cuda", True)),
         *(("fsdp1", "cpu", True), ("zero3", "cpu", True), ("single", "cuda", True)),
@@ -218,11 +218,11 @@ def test_a_wait_in_another_thread_does_not_count_for_the_step(
     ],
 )
 def test_a_backend_without_measured_waits_names_the_alternative(
-    strategy: Any, device: str, is_told: bool
+    strategy: Any, device: str, is_measured: bool
 ) -> None:
     devices = 1 if strategy == "single" else 2
     reason = why_communication_missing(ParallelConfig(devices=devices, strategy=strategy), device)
-    assert (reason is None) == is_told
+    assert (reason is None) == is_measured
     if reason is not None:
         assert "--trace" in reason
 

@@ -84,10 +84,10 @@ def test_a_graph_break_is_named_with_its_line() -> None:
 
     compiled = torch.compile(double, backend="eager")
     ledger = follow(lambda step: compiled(torch.ones(3)), 3)
-    (found,) = ledger["graph_breaks"]
-    assert found["step"] == 0
-    assert found["where"].endswith(f"{HERE}:{line_of('# injected')}")
-    assert "graph_break()" in found["reason"]
+    (event,) = ledger["graph_breaks"]
+    assert event["step"] == 0
+    assert event["where"].endswith(f"{HERE}:{line_of('# injected')}")
+    assert "graph_break()" in event["reason"]
 
 
 def test_a_function_that_the_compiler_skips_is_a_graph_break() -> None:
@@ -99,8 +99,8 @@ def test_a_function_that_the_compiler_skips_is_a_graph_break() -> None:
 
     compiled = torch.compile(twice, backend="eager")
     ledger = follow(lambda step: compiled(torch.ones(3)), 2)
-    (found,) = ledger["graph_breaks"]
-    assert found["where"].endswith(f"{HERE}:{line_of('# injected in a loop')}")
+    (event,) = ledger["graph_breaks"]
+    assert event["where"].endswith(f"{HERE}:{line_of('# injected in a loop')}")
 
 
 def test_a_recompile_is_recorded_at_its_step_with_function_and_reason() -> None:
@@ -109,11 +109,11 @@ def test_a_recompile_is_recorded_at_its_step_with_function_and_reason() -> None:
 
     compiled = torch.compile(double, backend="eager")
     ledger = follow(lambda step: compiled(torch.ones(3 if step < 4 else 5)), 8)
-    (found,) = ledger["recompiles"]
-    assert found["step"] == 4
-    assert found["function"].startswith("double (")
-    assert f"{HERE}:{line_of('# double begins here')}" in found["function"]
-    assert "expected 3, actual 5" in found["reason"]
+    (event,) = ledger["recompiles"]
+    assert event["step"] == 4
+    assert event["function"].startswith("double (")
+    assert f"{HERE}:{line_of('# double begins here')}" in event["function"]
+    assert "expected 3, actual 5" in event["reason"]
     assert [step for step, _ in ledger["compiled_at"]] == [0, 4]
     assert ledger["graphs"] == 2
     assert ledger["steps"] == [0, 4]

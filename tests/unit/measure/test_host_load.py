@@ -56,13 +56,13 @@ def test_counters_are_read_in_seconds(tmp_path: Path) -> None:
     (tmp_path / "proc/loadavg").write_text("1.25 0.50 0.25 1/100 4242\n")
     (tmp_path / "proc/cpuinfo").write_text("cpu MHz\t\t: 2000.0\ncpu MHz\t\t: 3000.0\n")
     (tmp_path / "sys/fs/cgroup/cpu.stat").write_text("nr_throttled 2\nthrottled_usec 1500000\n")
-    found = sample_host(tmp_path)
+    sample = sample_host(tmp_path)
     # user, nice, system, irq, softirq; guest time is part of user and nice
-    assert found.busy_cpu_s == 1 + 2 + 3 + 4 + 5
-    assert found.stolen_cpu_s == 7
-    assert found.throttled_s == 1.5
-    assert found.load_1min == 1.25
-    assert found.clock_hz == 2.5e9
+    assert sample.busy_cpu_s == 1 + 2 + 3 + 4 + 5
+    assert sample.stolen_cpu_s == 7
+    assert sample.throttled_s == 1.5
+    assert sample.load_1min == 1.25
+    assert sample.clock_hz == 2.5e9
 
 
 def test_a_system_without_proc_files_reads_none_with_the_reason(tmp_path: Path) -> None:

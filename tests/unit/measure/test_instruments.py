@@ -19,7 +19,7 @@ CPU = torch.device("cpu")
 
 
 def test_the_gpu_clock_is_the_median_of_busy_readings() -> None:
-    def look(step: int, mhz: float | None) -> GpuSample:
+    def sample(step: int, mhz: float | None) -> GpuSample:
         clock = None if mhz is None else mhz * 1e6
         return GpuSample(
             **{"step": step, "at_s": float(step), "power_w": None, "temperature_c": None},
@@ -28,13 +28,13 @@ def test_the_gpu_clock_is_the_median_of_busy_readings() -> None:
             memory_clock_hz=None,
         )
 
-    watching = Instruments(make_config(), first_step=0)
-    assert watching._median_clocks() == {}
-    watching.telemetry.samples = [look(0, 345), look(1, 1980), look(2, 1965), look(3, 1980)]
-    watching.telemetry.samples.append(look(4, 345))
-    assert watching._median_clocks() == {"sm_clock_hz": 1980e6, "memory_clock_hz": None}
-    watching.telemetry.samples = [look(0, 345)]
-    assert watching._median_clocks()["sm_clock_hz"] == 345e6
+    reader = Instruments(make_config(), first_step=0)
+    assert reader._median_clocks() == {}
+    reader.telemetry.samples = [sample(0, 345), sample(1, 1980), sample(2, 1965), sample(3, 1980)]
+    reader.telemetry.samples.append(sample(4, 345))
+    assert reader._median_clocks() == {"sm_clock_hz": 1980e6, "memory_clock_hz": None}
+    reader.telemetry.samples = [sample(0, 345)]
+    assert reader._median_clocks()["sm_clock_hz"] == 345e6
 
 
 @pytest.mark.parametrize(
@@ -68,18 +68,18 @@ def test_a_device_too_full_to_measure_a_ceiling_still_finishes_the_run(
         raise torch.OutOfMemoryError("injected: no memory left")
 
     monkeypatch.setattr(instruments, "measure_ceiling", fill)
-    watching = Instruments(make_config(), first_step=0)
-    watching._measure_ceiling(CPU)
-    reading = watching.reading(CPU)
+    reader = Instruments(make_config(), first_step=0)
+    reader._measure_ceiling(CPU)
+    reading = reader.reading(CPU)
     assert reading["ceiling"] is None
     assert reading["flags"] == ["a ceiling could not be measured: injected: no memory left"]
 
 
 def test_a_ceiling_merges_measurements_before_and_after_training() -> None:
-    watching = Instruments(replace(make_config(), ceiling_s=0.02), first_step=0)
+    reader = Instruments(replace(make_config(), ceiling_s=0.02), first_step=0)
     for _ in range(2):
-        watching._measure_ceiling(CPU)
-    ceiling = watching.reading(CPU)["ceiling"]
+        reader._measure_ceiling(CPU)
+    ceiling = reader.reading(CPU)["ceiling"]
     assert ceiling["dtype"] == "float32"
     assert ceiling["elapsed_s"] > 0
     best = max(p["work"] / min(p["seconds"]) for p in ceiling["matmul"])
@@ -112,23 +112,23 @@ def test_gpu_telemetry_and_peak_memory_begin_with_training(
     monkeypatch.setattr(torch.cuda, "synchronize", lambda of: asked.append("synchronize"))
     monkeypatch.setitem(sys.modules, "pynvml", FakeNvml(energy_mj=[0, 1000, 5000, 6000]))
 
-    watching = Instruments(replace(make_config(), ceiling_s=0.0), first_step=0)
+    reader = Instruments(replace(make_config(), ceiling_s=0.0), first_step=0)
     trainer: Any = SimpleNamespace(global_step=0)
     objective = SimpleNamespace(network=SimpleNamespace(transformer_layers=[]))
     module: Any = SimpleNamespace(device=device, objective=objective)
-    watching.on_train_start(trainer, module)
+    reader.on_train_start(trainer, module)
     trainer.global_step = 1
-    watching.on_train_batch_end(trainer, module)
+    reader.on_train_batch_end(trainer, module)
     assert asked == [], "a step waits for nothing"
-    watching.on_validation_start(trainer, module)
-    watching.on_validation_end()
-    watching.on_train_end(trainer, module)
+    reader.on_validation_start(trainer, module)
+    reader.on_validation_end()
+    reader.on_train_end(trainer, module)
     used.update(allocated=800, reserved=800)  # readings after training do not count
-    reading = watching.reading(device)
+    reading = reader.reading(device)
     assert reading["hardware"]["device"] == "NVIDIA H200"
     assert reading["hardware"]["device_memory_bytes"] == 2**37
     assert reading["hardware"]["sm_clock_hz"] == 1.98e9
     assert (reading["peak_bytes"], reading["peak_reserved_bytes"]) == (100, 200)
     assert reading["tensor_bytes"] is None
-    looks = [(look["step"], look["energy_j"]) for look in reading["gpu"]["samples"]]
-    assert looks == [(0, 0.0), (1, 1.0), (1, 5.0), (1, 6.0)]
+    samples_taken = [(sample["step"], sample["energy_j"]) for sample in reading["gpu"]["samples"]]
+    assert samples_taken == [(0, 0.0), (1, 1.0), (1, 5.0), (1, 6.0)]

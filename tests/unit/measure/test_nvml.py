@@ -19,9 +19,9 @@ POWER_CAP, IDLE = 0x4, 0x1
 
 
 def test_a_reading_is_in_base_units() -> None:
-    look = follow(FakeNvml()).samples[0]
-    assert (look.sm_clock_hz, look.memory_clock_hz) == (1.98e9, 3.201e9)
-    assert (look.power_w, look.temperature_c) == (700, 61)
+    sample = follow(FakeNvml()).samples[0]
+    assert (sample.sm_clock_hz, sample.memory_clock_hz) == (1.98e9, 3.201e9)
+    assert (sample.power_w, sample.temperature_c) == (700, 61)
 
 
 @pytest.mark.parametrize("prefix", ["GPU-", "MIG-"])
@@ -46,22 +46,22 @@ def test_another_gpu_is_not_read_in_place_of_this_one() -> None:
     assert not nvml.is_open
 
 
-def looks(*actual: tuple[int, float | None]) -> list[dict[str, Any]]:
+def samples(*actual: tuple[int, float | None]) -> list[dict[str, Any]]:
     return [{"step": step, "energy_j": joules} for step, joules in actual]
 
 
 def test_energy_is_the_difference_between_readings_at_the_given_steps() -> None:
     # Readings at steps 0, 4, 8 and 12; steady from step 4: 8 steps, 2,000 J.
-    four = looks((0, 0.0), (4, 500.0), (8, 1000.0), (12, 2500.0))
+    four = samples((0, 0.0), (4, 500.0), (8, 1000.0), (12, 2500.0))
     assert energy_between_samples(four, range(4, 12)) == Energy(joules=2000, num_steps=8)
     assert energy_between_samples(four, range(2, 11)) == Energy(joules=500, num_steps=4), (
-        "no look at the ends"
+        "no sample at the ends"
     )
 
 
 def test_energy_of_validation_and_unsteady_steps_is_excluded() -> None:
     # A validation after step 4 takes 300 J; step 9 compiled.
-    six = looks((0, 0.0), (4, 40.0), (4, 340.0), (8, 380.0), (10, 999.0), (12, 1019.0))
+    six = samples((0, 0.0), (4, 40.0), (4, 340.0), (8, 380.0), (10, 999.0), (12, 1019.0))
     steady = [step for step in range(12) if step != 9]
     assert energy_between_samples(six, steady) == Energy(joules=100, num_steps=10)
 
@@ -69,9 +69,9 @@ def test_energy_of_validation_and_unsteady_steps_is_excluded() -> None:
 @pytest.mark.parametrize(
     ("expected", "reason"),
     [
-        (looks((0, 0.0), (4, 1.0), (12, 2.0)), "fewer than two energy samples"),
-        (looks((4, None), (6, None)), "fewer than two energy samples"),
-        (looks((4, 4_294_967.0), (6, 1.0)), "fell from 4294967.0 to 1.0 J"),
+        (samples((0, 0.0), (4, 1.0), (12, 2.0)), "fewer than two energy samples"),
+        (samples((4, None), (6, None)), "fewer than two energy samples"),
+        (samples((4, 4_294_967.0), (6, 1.0)), "fell from 4294967.0 to 1.0 J"),
     ],
 )
 def test_missing_energy_has_a_reason(expected: list[dict[str, Any]], reason: str) -> None:
@@ -86,7 +86,7 @@ def test_telemetry_reads_at_both_ends_of_a_validation() -> None:
     telemetry.take_sample(3)
     telemetry.take_sample(3)
     telemetry.stop(5)
-    assert [look.step for look in telemetry.samples] == [0, 3, 3, 5]
+    assert [sample.step for sample in telemetry.samples] == [0, 3, 3, 5]
 
 
 def test_an_old_gpu_without_an_energy_counter_has_no_energy_with_a_reason() -> None:
@@ -157,7 +157,7 @@ def test_readings_are_at_least_the_given_interval_apart() -> None:
     telemetry.at_step(1)
     telemetry.at_step(2)
     telemetry.stop(3)
-    assert [look.step for look in telemetry.samples] == [0, 2, 3]
+    assert [sample.step for sample in telemetry.samples] == [0, 2, 3]
 
 
 def test_telemetry_without_an_nvidia_gpu_is_none_with_the_reason() -> None:

@@ -180,7 +180,7 @@ def test_training_that_fails_during_the_trace_has_no_shares(
     assert actual["reason"] == "training failed: ArithmeticError"
 
 
-def test_a_head_inside_a_compiled_graph_is_recognised_by_its_shape(traced: Runner) -> None:
+def test_a_head_inside_a_compiled_graph_is_recognized_by_its_shape(traced: Runner) -> None:
     _, actual = traced(
         gpt.PRESET, compile_mode="default", model={"num_layers": 1, "num_positions": 16}
     )

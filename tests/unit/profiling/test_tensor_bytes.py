@@ -44,20 +44,20 @@ def test_bytes_of_tensors_alive_together_add_up() -> None:
 
 def test_tensors_allocated_before_the_step_count() -> None:
     with PeakTensorBytes(ignored=find_live_tensors()) as peak:
-        kept = take(30)
+        held = take(30)
         peak.begin()
         take(5)
     assert peak.bytes == 35 * KB
-    assert kept.numel() == 30 * KB
+    assert held.numel() == 30 * KB
 
 
 def test_tensors_of_the_previous_step_count_until_the_step_frees_them() -> None:
-    kept: list[Tensor] = []
+    held: list[Tensor] = []
 
     def step() -> None:
-        kept.clear()
+        held.clear()
         take(60)
-        kept.append(take(40))
+        held.append(take(40))
 
     # The 40 of the previous step and the 60 never exist together.
     peak = measure(step)
@@ -66,10 +66,10 @@ def test_tensors_of_the_previous_step_count_until_the_step_frees_them() -> None:
 
 def test_the_peak_without_a_previous_step_is_marked_as_an_upper_bound() -> None:
     ignored = find_live_tensors()
-    kept = [take(40)]
+    held = [take(40)]
     with PeakTensorBytes(ignored=ignored) as peak:
         peak.begin()
-        kept.clear()
+        held.clear()
         both = take(30), take(30)
         del both
     # Really 60; the 40 may count too, if their address was not reused.
@@ -142,5 +142,5 @@ def test_tensors_released_by_a_gloo_thread_end_with_their_collective() -> None:
     ]
     assert sum(size for size, _ in _peak({}, _add_hidden_frees(events, {})).values()) == 50
     # Tensors that Python still references were not freed.
-    kept = _add_hidden_frees(events, {1: (30, "other")})
-    assert sum(size for size, _ in _peak({}, kept).values()) == 80
+    held = _add_hidden_frees(events, {1: (30, "other")})
+    assert sum(size for size, _ in _peak({}, held).values()) == 80

@@ -54,32 +54,32 @@ def test_an_empty_step_is_idle() -> None:
 
 
 def test_an_operator_counts_without_the_operators_that_it_calls() -> None:
-    found = percent(event("aten::linear", 0, 50), event("aten::addmm", 10, 40))
-    assert found == {"matrix multiply": 30, "other": 20, "idle": 50}
+    shares = percent(event("aten::linear", 0, 50), event("aten::addmm", 10, 40))
+    assert shares == {"matrix multiply": 30, "other": 20, "idle": 50}
 
 
 def test_operators_called_by_a_matmul_or_attention_count_for_it() -> None:
-    found = percent(
+    shares = percent(
         event("aten::addmm", 0, 20),
         event("aten::copy_", 5, 10),
         event("aten::scaled_dot_product_attention", 20, 60),
         event("aten::bmm", 30, 50),
     )
-    assert found == {"matrix multiply": 20, "attention": 40, "idle": 40}
+    assert shares == {"matrix multiply": 20, "attention": 40, "idle": 40}
 
 
 def test_a_matmul_in_the_head_counts_for_the_head() -> None:
-    found = percent(
+    shares = percent(
         mark(NETWORK, 0, 60),
         event("aten::mm", 0, 20),
         mark(HEAD, 25, 60),
         event("aten::mm", 30, 50),
     )
-    assert found == {"matrix multiply": 20, "head and loss": 20, "idle": 60}
+    assert shares == {"matrix multiply": 20, "head and loss": 20, "idle": 60}
 
 
 def test_the_backward_of_each_part_counts_to_that_part() -> None:
-    found = percent(
+    shares = percent(
         mark(NETWORK, 0, 30),
         event("aten::mm", 0, 10),
         mark(HEAD, 10, 30),
@@ -93,23 +93,23 @@ def test_the_backward_of_each_part_counts_to_that_part() -> None:
         event("aten::mm", 65, 75),
     )
     # 10 forward and 20 backward for the head; 10 and 10 for the multiply, whose node is 10 more.
-    assert found == {"head and loss": 30, "matrix multiply": 20, "other": 10, "idle": 40}
+    assert shares == {"head and loss": 30, "matrix multiply": 20, "other": 10, "idle": 40}
 
 
 def test_the_optimizer_ends_where_the_network_begins_again() -> None:
-    found = percent(
+    shares = percent(
         mark("Optimizer.step#AdamW.step", 0, 100),
         mark(NETWORK, 10, 60),
         event("aten::mm", 20, 50),
         event("aten::_fused_adamw_", 70, 90),
     )
     # Lightning's closure runs inside of the optimizer step.
-    assert found == {"matrix multiply": 30, "optimizer": 50, "idle": 20}
+    assert shares == {"matrix multiply": 30, "optimizer": 50, "idle": 20}
 
 
 def test_python_time_in_the_data_loader_counts_as_data() -> None:
-    found = percent(mark("enumerate(DataLoader)#_Single.__next__", 0, 30))
-    assert found == {"data": 30, "idle": 70}
+    shares = percent(mark("enumerate(DataLoader)#_Single.__next__", 0, 30))
+    assert shares == {"data": 30, "idle": 70}
 
 
 def test_only_events_in_the_window_count() -> None:
@@ -120,42 +120,42 @@ def test_only_events_in_the_window_count() -> None:
 
 
 def test_communication_in_another_thread_counts_while_the_main_thread_waits() -> None:
-    found = percent(
+    shares = percent(
         event("aten::mm", 0, 40),
         event("gloo:all_reduce", 20, 60, tid=GLOO),
         event("aten::add", 0, 100, tid=GLOO),
     )
-    assert found == {"matrix multiply": 40, "communication": 20, "idle": 40}
+    assert shares == {"matrix multiply": 40, "communication": 20, "idle": 40}
 
 
 def test_waiting_for_gathered_weights_is_communication() -> None:
     gathering = mark("FSDP::all_gather (network.transformer_layers.1)", 10, 50)
-    found = percent(mark(HEAD, 0, 90), gathering, event("fsdp::all_gather_copy_in", 20, 30))
-    assert found == {"communication": 40, "idle": 60}
+    shares = percent(mark(HEAD, 0, 90), gathering, event("fsdp::all_gather_copy_in", 20, 30))
+    assert shares == {"communication": 40, "idle": 60}
 
 
 def test_a_separate_backward_thread_counts_while_the_main_thread_waits() -> None:
-    found = percent(
+    shares = percent(
         event("aten::mm", 0, 40),
         *node("MulBackward", 30, 80, number=1, tid=BACK),
     )
-    assert found == {"matrix multiply": 40, "other": 40, "idle": 20}
+    assert shares == {"matrix multiply": 40, "other": 40, "idle": 20}
 
 
-def test_a_head_inside_a_compiled_graph_is_recognised_by_its_shape() -> None:
+def test_a_head_inside_a_compiled_graph_is_recognized_by_its_shape() -> None:
     multiplies = [
         event("aten::mm", 0, 40, **{"Input Dims": [[8, 16], [16, 999]]}),
         event("aten::mm", 40, 60, **{"Input Dims": [[8, 16], [16, 16], []]}),
     ]
-    found = percent(*multiplies, num_classes=999)
-    assert found == {"head and loss": 40, "matrix multiply": 20, "idle": 40}
+    shares = percent(*multiplies, num_classes=999)
+    assert shares == {"head and loss": 40, "matrix multiply": 20, "idle": 40}
 
 
 def test_kernels_count_under_the_operator_that_launched_them() -> None:
     def kernel(name: str, start: float, end: float, launched_by: int) -> Event:
         return event(name, start, end, cat="kernel", tid=7, **{"External id": launched_by})
 
-    found = percent(
+    shares = percent(
         event("aten::mm", 0, 1, **{"External id": 1}),
         mark(HEAD, 2, 9),
         event("aten::mm", 3, 4, **{"External id": 2}),
@@ -166,7 +166,7 @@ def test_kernels_count_under_the_operator_that_launched_them() -> None:
         kernel("triton_poi_fused_add_0", 75, 80, 99),
         on_gpu=True,
     )
-    assert found == {
+    assert shares == {
         "matrix multiply": 30,
         "attention": 10,
         "head and loss": 25,
@@ -176,12 +176,12 @@ def test_kernels_count_under_the_operator_that_launched_them() -> None:
 
 
 def test_only_exposed_communication_counts_on_a_gpu() -> None:
-    found = percent(
+    shares = percent(
         event("sm90_xmma_gemm", 0, 50, cat="kernel", tid=7),
         event("ncclDevKernel_AllReduce", 20, 80, cat="kernel", tid=8),
         on_gpu=True,
     )
-    assert found == {"matrix multiply": 50, "communication": 30, "idle": 20}
+    assert shares == {"matrix multiply": 50, "communication": 30, "idle": 20}
 
 
 def test_a_step_cut_by_validation_has_two_windows() -> None:
