@@ -1,6 +1,10 @@
-"""A config in, the counters of one of its optimizer steps on a CPU out, for the rank that asks."""
+"""Counts one optimizer step on a CPU: parameters, FLOPs, operators, collectives, graphs, bytes.
+
+The counts are exact and do not depend on timing, so tests compare them with stored baselines.
+"""
 
 import json
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
@@ -19,10 +23,25 @@ from unitransformer.profiling.tensor_bytes import PeakTensorBytes, find_live_ten
 from unitransformer.training.module import TrainingModule
 from unitransformer.training.trainer import build_trainer
 
-# DDP has found its buckets by then, and DeepSpeed the order of its modules.
-MEASURED = 3  # counted from 0
+Counters = Mapping[str, Mapping[str, int]]  # counter -> location -> count
 
-_KINDS = {
+NAMES = (
+    "parameters",
+    "flops",
+    "operators",  # by module
+    "operator_names",  # the same operators by name
+    "collective_calls",
+    "collective_bytes",
+    "graphs",
+    "graph_breaks",
+    "recompiles",
+    "peak_bytes",  # at the peak, by the module that allocated them
+)
+# By then, DDP has built its buckets and DeepSpeed knows the order of the modules.
+COUNTED_STEP = 3  # from 0
+MAX_LOCATIONS = 4  # of a difference, in a message
+
+_COLLECTIVES = {
     "c10d::allreduce_": "all_reduce",
     "c10d::allreduce_coalesced_": "all_reduce",
     "c10d::_allgather_base_": "all_gather",
@@ -38,18 +57,14 @@ _KINDS = {
     "c10d::barrier": "barrier",
 }
 
-_ITEM_BYTES = {torch.float64: 8, torch.int64: 8, torch.float32: 4, torch.int32: 4}
-
-_ITEM_BYTES |= {torch.bfloat16: 2, torch.float16: 2, torch.uint8: 1, torch.int8: 1, torch.bool: 1}
-
 
 class CountStep(pl.Callback):
-    """Counts optimizer step `MEASURED` of a run, and watches the one before it."""
+    """Counts optimizer step `COUNTED_STEP` of a run; the profiler starts one step earlier."""
 
     def __init__(self, config: RunConfig) -> None:
         self.config = config
-        self._first = MEASURED * config.accumulate  # micro-batch
-        self._ignored = find_live_tensors()  # of whatever this process did before
+        self._first = COUNTED_STEP * config.accumulate  # micro-batch
+        self._ignored = find_live_tensors()  # from earlier work of this process
         self._peak: PeakTensorBytes | None = None
         self.counters: dict[str, dict[str, int]] = {}
 
@@ -85,45 +100,46 @@ class CountStep(pl.Callback):
 
 
 def count_run(config: RunConfig, *, run_dir: Path) -> dict[str, dict[str, int]]:
-    """Train a few steps of `config` on synthetic data and count one; every rank has to call this.
+    """Trains a few steps of `config` on synthetic data; all ranks call this.
 
-    The counters of this rank, named as in `counters.NAMES`.
+    Returns:
+        The counters of this rank, by the names in `NAMES`.
     """
-    steps = MEASURED + 1
+    steps = COUNTED_STEP + 1
     config = replace(
         config,
         max_steps=steps,
         data=replace(config.data, source="synthetic"),
         optimizer=replace(config.optimizer, schedule_steps=steps),
     )
-    count = CountStep(config)
+    counting = CountStep(config)
     module = TrainingModule(config)
     parameters = count_parameters(module)
-    trainer = build_trainer(config, device="cpu", run_dir=run_dir, callbacks=[count], launch=0)
+    trainer = build_trainer(config, device="cpu", run_dir=run_dir, callbacks=[counting], segment=0)
     trainer.limit_val_batches = 0
     trainer.fit(module, datamodule=DataModule(config, load_source(config)))
-    return {"parameters": parameters, **count_graphs(), **count.counters}
+    return {"parameters": parameters, **count_graphs(), **counting.counters}
 
 
 def count_parameters(module: TrainingModule) -> dict[str, int]:
-    """Numbers that are trained, by the module that holds them; before they are divided."""
+    """Returns the number of parameters of each module, before they are sharded."""
     names = module_names(module)
     return _without_zeros(
         {
-            names[id(part)]: sum(p.numel() for p in part.parameters(recurse=False))
-            for part in module.modules()
-            if id(part) in names
+            names[id(child)]: sum(p.numel() for p in child.parameters(recurse=False))
+            for child in module.modules()
+            if id(child) in names
         }
     )
 
 
 def count_events(events: Iterable[StepEvent], world_size: int) -> dict[str, dict[str, int]]:
-    """Operators, FLOPs and collectives of a step.
+    """Returns the operators, FLOPs and collectives of a step.
 
-    An operator is what torch's dispatcher was asked for, those that another one asks for too. A
-    collective's bytes are those of the whole: what is reduced, what has been gathered, what will be
-    scattered. Over n ranks a ring sends 2(n-1)/n of an all-reduce's from each rank, and (n-1)/n of
-    a gather's or scatter's (nccl-tests, doc/PERFORMANCE.md).
+    Operators are all calls of torch's dispatcher, including nested ones. The bytes of a collective
+    are those of its full tensor: reduced, gathered, or to be scattered. With n ranks, each rank of
+    a ring sends 2(n-1)/n of an all-reduce's bytes, and (n-1)/n of a gather's or scatter's
+    (nccl-tests, doc/PERFORMANCE.md).
     """
     flops, operators, names = Counter[str](), Counter[str](), Counter[str]()
     calls, sizes = Counter[str](), Counter[str]()
@@ -133,7 +149,7 @@ def count_events(events: Iterable[StepEvent], world_size: int) -> dict[str, dict
             names[event.name] += 1
             flops[event.location] += matmul_flops(event)
         elif event.name.startswith("c10d::"):
-            kind = _KINDS.get(event.name, event.name)
+            kind = _COLLECTIVES.get(event.name, event.name)
             calls[f"{kind} in {event.location}"] += 1
             sizes[f"{kind} in {event.location}"] += _collective_bytes(event, world_size)
     return {
@@ -146,10 +162,10 @@ def count_events(events: Iterable[StepEvent], world_size: int) -> dict[str, dict
 
 
 def matmul_flops(event: StepEvent) -> int:
-    """FLOPs of a matrix multiplication or of attention, 0 of anything else.
+    """Returns the FLOPs of a matrix product or of attention; 0 for other operators.
 
-    A multiply-add is two. Attention's backward pass counts twice its forward, without what a fused
-    one computes again; a causal mask halves nothing.
+    A multiply-add counts as two. The backward pass of attention counts twice its forward pass,
+    without recomputation. A causal mask does not reduce the count.
     """
     match event.name:
         case "aten::mm" | "aten::bmm":
@@ -167,8 +183,8 @@ def matmul_flops(event: StepEvent) -> int:
 
 
 def _attention_flops(query: Any, key: Any) -> int:
-    batch, heads, asked, width = _sizes(query)
-    return int(4 * batch * heads * asked * _sizes(key)[2] * width)
+    batch, heads, queries, width = _sizes(query)
+    return int(4 * batch * heads * queries * _sizes(key)[2] * width)
 
 
 def _sizes(tensor: Any) -> list[int]:
@@ -176,9 +192,9 @@ def _sizes(tensor: Any) -> list[int]:
 
 
 def _collective_bytes(event: StepEvent, world_size: int) -> int:
-    if event.name == "c10d::allgather_":  # the profiler does not look into its list of lists
+    if event.name == "c10d::allgather_":  # the profiler does not record its list of lists
         return world_size * _num_bytes(event.inputs[1])
-    # Outputs come first; of a scatter the inputs are the whole.
+    # Outputs come first; the input of a scatter is the full tensor.
     is_scatter = event.name in ("c10d::_reduce_scatter_base_", "c10d::reduce_scatter_tensor_")
     return _num_bytes(event.inputs[1 if is_scatter else 0])
 
@@ -186,22 +202,19 @@ def _collective_bytes(event: StepEvent, world_size: int) -> int:
 def _num_bytes(tensors: Any) -> int:
     if isinstance(tensors, list | tuple):
         return sum(_num_bytes(tensor) for tensor in tensors)
-    count = 1
-    for size in tensors.sizes:
-        count *= size
-    return int(count * _ITEM_BYTES[tensors.dtype])
+    return int(math.prod(tensors.sizes) * tensors.dtype.itemsize)
 
 
 def count_graphs() -> dict[str, dict[str, int]]:
-    """What torch.compile has made in this process so far, by the code it has read."""
+    """Returns what torch.compile did in this process so far, by source line of the functions."""
     graphs, breaks, recompiles = Counter[str](), Counter[str](), Counter[str]()
     for metrics in get_compilation_metrics():
         if metrics.co_filename is None:
-            continue  # the backward pass of a graph that is counted already
+            continue  # the backward pass of a counted graph
         code = f"{Path(metrics.co_filename).name}:{metrics.co_firstlineno}"
-        place = f"{code} {metrics.co_name}"
-        graphs[place] += 1
-        recompiles[place] += bool(metrics.recompile_reason)
+        location = f"{code} {metrics.co_name}"
+        graphs[location] += 1
+        recompiles[location] += bool(metrics.recompile_reason)
     for reason, number in torch._dynamo.utils.counters["graph_break"].items():
         breaks[reason.splitlines()[0]] += number
     return {
@@ -215,26 +228,8 @@ def _without_zeros(counts: dict[str, int]) -> dict[str, int]:
     return {name: count for name, count in counts.items() if count}
 
 
-Counters = Mapping[str, Mapping[str, int]]  # counter -> place -> count
-
-PLACES_SHOWN = 4  # of those that changed, in a message
-
-NAMES = (
-    "parameters",
-    "flops",
-    "operators",  # by module
-    "operator_names",  # the same ones by name
-    "collective_calls",
-    "collective_bytes",
-    "graphs",
-    "graph_breaks",
-    "recompiles",
-    "peak_bytes",  # at the instant of the peak, by the module that allocated them
-)
-
-
 def differences(before: Counters, now: Counters) -> list[str]:
-    """A line for each counter that changed: how much, by how many percent, and where most."""
+    """Returns a line for each changed counter: by how much, by how many percent, and where most."""
     return [
         _difference(name, before.get(name, {}), now.get(name, {}))
         for name in sorted({*before, *now})
@@ -242,36 +237,35 @@ def differences(before: Counters, now: Counters) -> list[str]:
     ]
 
 
-def _difference(name: str, before: Mapping[str, int], now: Mapping[str, int]) -> str:
+def _difference(counter: str, before: Mapping[str, int], now: Mapping[str, int]) -> str:
     old, new = sum(before.values()), sum(now.values())
-    changes = {place: now.get(place, 0) - before.get(place, 0) for place in {*before, *now}}
-    changed = sorted(place for place in changes if changes[place])
-    largest = sorted(changed, key=lambda place: -abs(changes[place]))
-    where = ", ".join(f"{place} {changes[place]:+,}" for place in largest[:PLACES_SHOWN])
-    more = len(largest) - PLACES_SHOWN
+    changes = {name: now.get(name, 0) - before.get(name, 0) for name in {*before, *now}}
+    largest = sorted(filter(changes.get, changes), key=lambda name: (-abs(changes[name]), name))
+    where = ", ".join(f"{name} {changes[name]:+,}" for name in largest[:MAX_LOCATIONS])
+    more = len(largest) - MAX_LOCATIONS
     rest = f" and {more} more places" if more > 0 else ""
     share = f", {(new - old) / old:+.2%}" if old else ""
-    verdict = "grew" if new > old else "shrank" if new < old else "moved"
-    return f"{name} {verdict}: {old:,} -> {new:,} ({new - old:+,}{share}) at {where}{rest}"
+    verb = "grew" if new > old else "shrank" if new < old else "moved"
+    return f"{counter} {verb}: {old:,} -> {new:,} ({new - old:+,}{share}) at {where}{rest}"
 
 
 def write_counters(counters: Counters, path: Path) -> None:
-    """Sorted, a number a line: a change of one count is a diff of one line."""
+    """Writes sorted JSON with one count per line, so that a changed count is a changed line."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(counters, indent=1, sort_keys=True) + "\n")
 
 
 def load_counters(path: Path) -> dict[str, dict[str, int]]:
-    """What `write_counters` wrote.
+    """Returns what `write_counters` wrote.
 
     Raises:
-        ValueError: a file that is no such thing, or has another counter than these.
+        ValueError: the file holds something else, or other counters.
     """
-    found = json.loads(path.read_text())
-    if not isinstance(found, dict) or set(found) - set(NAMES):
-        raise ValueError(f"{path} holds other counters than {', '.join(NAMES)}; write it anew")
-    for name, places in found.items():
-        for place, count in places.items():
+    counters = json.loads(path.read_text())
+    if not isinstance(counters, dict) or set(counters) - set(NAMES):
+        raise ValueError(f"{path} has other counters than {', '.join(NAMES)}; write it again")
+    for name, counts in counters.items():
+        for location, count in counts.items():
             if type(count) is not int:
-                raise ValueError(f"{path}: {name} at {place} is {count!r}, no whole number")
-    return found
+                raise ValueError(f"{path}: {name} at {location} is {count!r}, not an integer")
+    return counters

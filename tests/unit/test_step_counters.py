@@ -61,6 +61,6 @@ def test_graphs_breaks_and_recompiles_are_reported_with_their_code() -> None:
     broken(torch.ones(2), "bb")
     actual = "\n".join(differences(before, once))
     assert "graph_breaks grew" in actual
-    assert "test_counters.py" in actual
+    assert "test_step_counters.py" in actual
     again = "\n".join(differences(once, count_graphs()))
     assert "recompiles grew" in again
