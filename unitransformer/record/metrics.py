@@ -15,7 +15,7 @@ from unitransformer.stats.intervals import MedianInterval, describe, mean_rate
 from unitransformer.stats.steady_state import SteadyState, find_steady_state
 
 PARTS = ("data_s", "forward_backward_s", "optimizer_s")
-COMMUNICATION = ("communication_s", "least_communication_s")
+COMMUNICATION = ("communication_s", "min_communication_s")
 ALL_PARTS = (*PARTS, COMMUNICATION[0])
 NO_INTERVAL = "no interval: "
 PLAIN_FIGURES = (
@@ -46,7 +46,7 @@ class Readout:
     mean_units_per_s: float  # from totals: stalls are in it, and what lies between the steps
     shares: Mapping[str, float]  # of the time of the steady steps, by part; communication if told
     waiting_share: float | None  # of communication: waiting for the slowest rank; None: not told
-    between_share: float | None  # of the time from step to step: between them; None: not told
+    between_steps_share: float | None  # of the time from step to step: between them; None: not told
 
     def as_dict(self) -> dict[str, Any]:
         """Plain figures, by names with units, as they stand in the record."""
@@ -64,7 +64,12 @@ class Readout:
             "mean_units_per_s": self.mean_units_per_s,
             **{f"{part.removesuffix('_s')}_share": share for part, share in self.shares.items()},
             # Absent where they are not told: so they are in older records.
-            **_told({"waiting_share": self.waiting_share, "between_share": self.between_share}),
+            **_told(
+                {
+                    "waiting_share": self.waiting_share,
+                    "between_steps_share": self.between_steps_share,
+                }
+            ),
         }
 
 
@@ -92,7 +97,7 @@ def from_figures(figures: Mapping[str, Any]) -> Readout | None:
         step=step,
         shares=_told(shares),
         waiting_share=figures.get("waiting_share"),
-        between_share=figures.get("between_share"),
+        between_steps_share=figures.get("between_steps_share"),
         **{name: figures[name] for name in PLAIN_FIGURES},
     )
 
@@ -143,27 +148,27 @@ def interval_in_words(figures: MedianInterval) -> str:
 
 
 def steady_of(
-    step_s: Sequence[float], *, launches: Sequence[int], unsteady: Collection[int]
+    step_s: Sequence[float], *, launches: Sequence[int], excluded_steps: Collection[int]
 ) -> SteadyState:
     """Where the last launch is steady; steps are counted from its first.
 
     Args:
         step_s: seconds of every optimizer step of every launch.
         launches: first step of each launch.
-        unsteady: steps of the run that are known not to be steady.
+        excluded_steps: steps of the run that are known not to be steady.
     """
     first = launches[-1]
-    last = [step - first for step in unsteady if first <= step < len(step_s)]
+    last = [step - first for step in excluded_steps if first <= step < len(step_s)]
     return find_steady_state(step_s[first:], last)
 
 
 def recorded_steady(record: Mapping[str, Any]) -> SteadyState:
     """The steady state as a record tells it; steps are counted from the last launch's first."""
     if record["steady_from"] is None:
-        return SteadyState(start=None, reason=record["steady_reason"])
-    first = record["launches"][-1]
+        return SteadyState(start=None, reason=record["no_steady_state_reason"])
+    first = record["segment_starts"][-1]
     start = record["steady_from"] - first
-    left_out = (item["step"] - first for item in record["unsteady"])
+    left_out = (item["step"] - first for item in record["excluded_steps"])
     return SteadyState(start=start, left_out=tuple(step for step in left_out if step > start))
 
 
@@ -193,11 +198,11 @@ def read_out(
     shares = {name: math.fsum(own_s) / total_s for name, own_s in told.items() if own_s is not None}
     waiting_share = None
     if shares.keys() >= {*COMMUNICATION}:
-        waiting_share = shares["communication_s"] - shares["least_communication_s"]
+        waiting_share = shares["communication_s"] - shares["min_communication_s"]
     # What lies between a steady step and another one that is none is of that one's making.
     is_kept = set(kept)
     behind = [step for step in kept if step - 1 in is_kept]
-    gaps_s = _all_told(last.get("between_s"), behind)
+    gaps_s = _all_told(last.get("between_steps_s"), behind)
     between_s = math.fsum(gaps_s or [])
     step = describe(kept_s)
     return Readout(
@@ -207,10 +212,10 @@ def read_out(
         units_per_s=units_per_step / step.median,
         low_units_per_s=None if step.high is None else units_per_step / step.high,
         high_units_per_s=None if step.low is None else units_per_step / step.low,
-        mean_units_per_s=mean_rate(kept_s, units_per_step, between_s=between_s),
+        mean_units_per_s=mean_rate(kept_s, units_per_step, between_steps_s=between_s),
         shares={part: shares[part] for part in ALL_PARTS if part in shares},
         waiting_share=waiting_share,
-        between_share=None if gaps_s is None else between_s / (total_s + between_s),
+        between_steps_share=None if gaps_s is None else between_s / (total_s + between_s),
     )
 
 

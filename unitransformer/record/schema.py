@@ -1,20 +1,27 @@
-"""The run record: one JSON file a run, written whole or not at all.
+"""Defines the run record, one JSON file per run, and reads and writes it.
 
-Plain in, plain out: a dict that `validate` accepts. The folder is the store; a file is named by
-the hash of its configuration and a repeat number. Every field carries a seal: what is changed
-after it was written is noticed, to the digit.
+A record is a dict that `validate` accepts; its file is named by the hash of its configuration and a
+repeat number. Every field has a checksum.
 """
 
 import math
 from collections.abc import Mapping
 from pathlib import Path
+from types import NoneType
 from typing import Any, Literal
 
 from unitransformer.config import RunConfig, from_dict
 from unitransformer.files import write_atomically
-from unitransformer.record.seals import check_seals, read_sealed, seal, to_text
+from unitransformer.record.checksums import (
+    CHECKSUMS,
+    add_checksums,
+    parse_json,
+    to_text,
+    verify_checksums,
+)
+from unitransformer.record.migration import OLD_SCHEMA, migrate
 
-SCHEMA = 2
+SCHEMA = 3
 
 Status = Literal["ok", "oom", "oom-inferred", "timeout", "crashed", "preempted", "refused"]
 
@@ -22,7 +29,7 @@ STATUSES: tuple[str, ...] = Status.__args__  # type: ignore[attr-defined]
 
 Record = dict[str, Any]
 
-# Top-level keys that people and tools rely on, and their types.
+# Top-level fields that every record has, and their types.
 KEYS: dict[str, type | tuple[type, ...]] = {
     "schema": int,
     "status": str,
@@ -40,47 +47,60 @@ KEYS: dict[str, type | tuple[type, ...]] = {
     "learning_rate": list,
     "step_s": list,
     "samples": dict,
-    "unsteady": list,
-    "steady_from": (int, type(None)),
-    "figures": dict,
+    "excluded_steps": list,
+    "steady_from": (int, NoneType),
+    "metrics": dict,
     "flags": list,
     "peak_bytes": list,
     "validation": dict,
     "summary": str,
     "log": list,
-    "error": (dict, type(None)),
+    "error": (dict, NoneType),
+    CHECKSUMS: dict,
 }
 
-# Raw seconds beside `step_s`, one a step.
+# In `samples`, one value per step, as in `step_s`.
 SAMPLES = ("cpu_s", "data_s", "forward_backward_s", "optimizer_s", "slowest_rank")
 
-# The same where they are told: null is a step of which they are not. Older records lack them.
-OPTIONAL_SAMPLES = ("communication_s", "least_communication_s", "between_s")
+# The same, with null for a step at which it was not measured. Older records lack them.
+OPTIONAL_SAMPLES = ("communication_s", "min_communication_s", "between_steps_s")
 
 
-def validate(
-    record: Mapping[str, Any], where: str = "record", *, seals_hold: bool = False
-) -> RunConfig:
-    """Check that `record` has this schema and agrees with itself; returns its configuration.
+def read_record(
+    values: Mapping[str, Any], where: str = "record", *, checksums_hold: bool = False
+) -> tuple[Record, RunConfig]:
+    """Returns the record in parsed JSON, with the names of today's schema, and its configuration.
 
     Args:
-        seals_hold: `read_sealed` has found so.
+        checksums_hold: `parse_json` has verified the checksums.
+
+    Raises:
+        ValueError: another schema, a changed field, or anything that `validate` refuses.
+    """
+    if (schema := values.get("schema")) not in (OLD_SCHEMA, SCHEMA):
+        raise ValueError(
+            f"{where}: schema is {schema!r}; this version reads {OLD_SCHEMA} and {SCHEMA}: "
+            "measure again, or read it with the version that wrote it"
+        )
+    if not checksums_hold:
+        verify_checksums(values, where)
+    record = migrate(values, SCHEMA) if schema == OLD_SCHEMA else dict(values)
+    return record, validate(record, where)
+
+
+def validate(record: Mapping[str, Any], where: str = "record") -> RunConfig:
+    """Checks the types of all fields and that they agree; returns the configuration.
 
     Raises:
         ValueError: the first field that is missing, of another type or contradicts another.
     """
-    if record.get("schema") != SCHEMA:
-        raise ValueError(
-            f"{where}: schema is {record.get('schema')!r}; this version reads {SCHEMA}: "
-            "measure again, or read it with the version that wrote it"
-        )
-    if not seals_hold:
-        check_seals(record, where)
     for key, kind in KEYS.items():
         if key not in record:
             raise ValueError(f"{where}: {key} is missing")
         if not isinstance(record[key], kind) or isinstance(record[key], bool):
             raise ValueError(f"{where}: {key} is {type(record[key]).__name__}")
+    if record["schema"] != SCHEMA:
+        raise ValueError(f"{where}: schema is {record['schema']}; this version writes {SCHEMA}")
     if record["status"] not in STATUSES:
         raise ValueError(f"{where}: status is {record['status']!r}; known: {', '.join(STATUSES)}")
     config = from_dict(RunConfig, record["config"], f"{where}: config")
@@ -93,16 +113,16 @@ def validate(
     for key, value in derived.items():
         if record[key] != value:
             raise ValueError(f"{where}: {key} is {record[key]!r}; its config says {value!r}")
-    if not isinstance(record.get("samples_untold", {}), dict):
-        raise ValueError(f"{where}: samples_untold is {type(record['samples_untold']).__name__}")
+    if not isinstance(record.get("samples_missing", {}), dict):
+        raise ValueError(f"{where}: samples_missing is {type(record['samples_missing']).__name__}")
     for key in ("loss", "step_s", "learning_rate"):
         _check_numbers(record[key], f"{where}: {key}")
     samples = record["samples"]
     for key in (*SAMPLES, *(name for name in OPTIONAL_SAMPLES if name in samples)):
         if not isinstance(samples.get(key), list):
             raise ValueError(f"{where}: samples.{key} is missing")
-        told = samples[key] if key in SAMPLES else [s for s in samples[key] if s is not None]
-        _check_numbers(told, f"{where}: samples.{key}")
+        measured = samples[key] if key in SAMPLES else [s for s in samples[key] if s is not None]
+        _check_numbers(measured, f"{where}: samples.{key}")
         if len(samples[key]) != len(record["step_s"]):
             raise ValueError(f"{where}: samples.{key} and step_s differ in their number of steps")
     if record["status"] == "ok" and not len(record["loss"]) == len(record["step_s"]) > 0:
@@ -112,41 +132,40 @@ def validate(
 
 def _check_numbers(values: list[Any], where: str) -> None:
     is_number = set(map(type, values)) <= {float, int, bool}
-    # A sum is finite if all are, and found sooner; it may overflow where none is infinite.
+    # The sum is finite if all values are, and is faster; finite values may overflow it.
     if not (is_number and (math.isfinite(sum(values)) or all(map(math.isfinite, values)))):
         raise ValueError(f"{where} holds something that is not a finite number")
 
 
 def config_of(record: Mapping[str, Any]) -> RunConfig:
-    """The configuration a record was made with."""
+    """Returns the configuration with which a record was made."""
     return from_dict(RunConfig, record["config"])
 
 
 def write_record(record: Record, path: Path) -> Record:
-    """Seal, validate and write; returns it as it is written.
+    """Writes a record atomically; returns it with checksums.
 
     Raises:
         ValueError: the record is not valid.
         OSError: it cannot be written.
     """
-    sealed = seal(record)
-    validate(sealed)
-    write_atomically(path, to_text(sealed, sort_keys=True).encode())
-    return sealed
+    record = add_checksums(record)
+    validate(record)
+    write_atomically(path, to_text(record, sort_keys=True).encode())
+    return record
 
 
 def load_record(path: Path) -> Record:
-    """Read and validate.
+    """Returns the record in a file.
 
     Raises:
-        ValueError: not a record of this schema, with the path and the field.
+        ValueError: not a record that this version reads, with the path and the field.
         OSError: it cannot be read.
     """
     try:
-        record, seals_hold = read_sealed(path)
+        values, checksums_hold = parse_json(path.read_bytes())
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-    if not isinstance(record, dict):
+    if not isinstance(values, dict):
         raise ValueError(f"{path}: not a record")
-    validate(record, str(path), seals_hold=seals_hold)
-    return record
+    return read_record(values, str(path), checksums_hold=checksums_hold)[0]

@@ -28,22 +28,25 @@ def read(steady: SteadyState = STEADY, **optional: Sequence[float | None]) -> Re
 
 def test_gaps_between_steps_lower_the_mean_rate_and_not_the_median() -> None:
     # Ten steady steps of 100 ms with nine gaps of 50 ms.
-    stopped = read(between_s=[None, *[0.05] * (STEPS - 1)])
+    stopped = read(between_steps_s=[None, *[0.05] * (STEPS - 1)])
     assert stopped.units_per_s == read().units_per_s == 100
     assert read().mean_units_per_s == pytest.approx(100)
     assert stopped.mean_units_per_s == pytest.approx(100 / 1.45)
-    assert stopped.between_share == pytest.approx(0.45 / 1.45)
+    assert stopped.between_steps_share == pytest.approx(0.45 / 1.45)
 
 
 def test_gaps_next_to_unsteady_steps_are_excluded() -> None:
     between_s = [None, *[0.0] * (STEPS - 1)]
     between_s[5] = between_s[6] = 3.0  # a profiler starts before step 5 and writes after it
-    assert read(SteadyState(start=2, left_out=(5,)), between_s=between_s).between_share == 0
-    assert read(between_s=between_s).mean_units_per_s == pytest.approx(100 / 7)
+    assert (
+        read(SteadyState(start=2, left_out=(5,)), between_steps_s=between_s).between_steps_share
+        == 0
+    )
+    assert read(between_steps_s=between_s).mean_units_per_s == pytest.approx(100 / 7)
 
 
 def test_waiting_is_a_part_of_communication() -> None:
-    actual = read(communication_s=[0.02] * STEPS, least_communication_s=[0.005] * STEPS)
+    actual = read(communication_s=[0.02] * STEPS, min_communication_s=[0.005] * STEPS)
     assert sum(actual.shares.values()) == pytest.approx(1)
     assert actual.shares["communication_s"] == pytest.approx(0.2)
     assert actual.waiting_share == pytest.approx(0.15)
@@ -55,7 +58,7 @@ def test_waiting_is_a_part_of_communication() -> None:
 
 def test_one_missing_steady_sample_makes_the_share_missing() -> None:
     gap = [0.02] * (STEPS - 1) + [None]
-    actual = read(communication_s=gap, least_communication_s=gap, between_s=gap)
+    actual = read(communication_s=gap, min_communication_s=gap, between_steps_s=gap)
     assert actual == read()
     assert actual.as_dict().keys() == read().as_dict().keys()
     assert "communication_share" not in actual.as_dict()

@@ -1,0 +1,150 @@
+"""Adds a checksum of every top-level field to JSON, and verifies them when it is read.
+
+A checksum is not a signature: an edit that also updates it goes unnoticed. It shows which field an
+editor, a merge or a broken disk has changed, down to the last digit.
+"""
+
+import functools
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+CHECKSUMS = "checksums"
+OLD_CHECKSUMS = "seals"  # in files that were written before records had schema 3
+
+
+def add_checksums(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns `content` with 16 hexadecimal digits of the SHA-256 of each field's JSON."""
+    fields = without_checksums(content)
+    return {**fields, CHECKSUMS: {name: _checksum(value) for name, value in fields.items()}}
+
+
+def without_checksums(content: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: v for name, v in content.items() if name not in (CHECKSUMS, OLD_CHECKSUMS)}
+
+
+def to_text(content: Mapping[str, Any], *, sort_keys: bool = False) -> str:
+    """Returns JSON with one line per top-level field.
+
+    Args:
+        sort_keys: sort the names within each field. Its checksum is then the digest of its text,
+            which makes reading faster.
+
+    Raises:
+        ValueError: a number is infinite or not a number, for which JSON has no literal.
+    """
+    fields = (
+        f" {json.dumps(name)}: {json.dumps(value, allow_nan=False, sort_keys=sort_keys)}"
+        for name, value in content.items()
+    )
+    return "{\n" + ",\n".join(fields) + "\n}\n"
+
+
+def verify_checksums(content: Mapping[str, Any], where: str) -> None:
+    """Raises ValueError for the first field that differs from what was written."""
+    own_name = _name_in(content)
+    checksums = content.get(own_name)
+    if not isinstance(checksums, Mapping):
+        raise ValueError(f"{where}: {own_name} is missing; measure again")
+    for name in sorted({*content, *checksums} - {own_name}):
+        if name not in content:
+            raise ValueError(f"{where}: {name} is missing; measure again")
+        if checksums.get(name) != _checksum(content[name]):
+            raise ValueError(f"{where}: {name} was changed after it was written; measure again")
+
+
+def _name_in(content: Mapping[str, Any]) -> str:
+    return OLD_CHECKSUMS if OLD_CHECKSUMS in content else CHECKSUMS
+
+
+def _checksum(value: Any) -> str:
+    return _digest(json.dumps(value, sort_keys=True).encode())
+
+
+def _digest(text: bytes) -> str:
+    return hashlib.sha256(text).hexdigest()[:16]
+
+
+def read_json(path: Path) -> Any:
+    """Returns the values in a file, as `parse_json`; raises OSError if it cannot be read."""
+    return parse_json(path.read_bytes())[0]
+
+
+def parse_json(content: bytes) -> tuple[Any, bool]:
+    """Returns the values in JSON, and whether its text already proves that all checksums hold.
+
+    Otherwise `verify_checksums` has to decide.
+
+    Raises:
+        ValueError: it is not JSON, or a number is not spelled as Python spells it.
+    """
+    try:
+        values = orjson.loads(content)
+    except orjson.JSONDecodeError:
+        pass  # not JSON, or a number that only Python reads: decided below
+    else:
+        if isinstance(values, dict) and _holds(values, content):
+            return values, True
+    try:
+        text = content.decode()
+        values = json.loads(text)
+        # No string of JSON contains a line break, so this undoes `json.dumps(..., indent=1)`.
+        if json.dumps(values, separators=(",", ": ")) == re.sub(r"\n *", "", text):
+            return values, False
+        return json.loads(text, parse_float=_exact_float), False
+    except RecursionError as error:
+        raise ValueError("not JSON: it is nested too deeply") from error
+    except ValueError as error:
+        raise ValueError(f"not JSON as it was written: {error}") from error
+
+
+def _holds(values: Mapping[str, Any], content: bytes) -> bool:
+    """Returns whether all lines of a text of `to_text` have their checksum.
+
+    False proves nothing: the text may have another layout.
+    """
+    own_name = _name_in(values)
+    checksums = values.get(own_name)
+    first, *lines, last, end = content.split(b"\n") if content.count(b"\n") > 1 else (b"",) * 3
+    if (first, last, end) != (b"{", b"}", b"") or not isinstance(checksums, dict):
+        return False
+    fields = [line.removesuffix(b",").partition(b'": ') for line in lines]
+    texts = {name.removeprefix(b' "').decode(): text for name, _, text in fields}
+    if list(texts) != list(values) or {*texts} != {*checksums, own_name}:
+        return False
+    del texts[own_name]
+    return all(_has_checksum(text, checksums[name]) for name, text in texts.items())
+
+
+def _has_checksum(text: bytes, checksum: object) -> bool:
+    if _digest(text) == checksum:
+        return True
+    if not text.startswith((b"{", b"[{")):
+        return False
+    # Records of schema 2 do not sort the names within a field, as its checksum does.
+    lists = text[1:-2].split(b"], ")
+    is_flat = text.startswith(b"{") and text.endswith(b"]}")
+    if is_flat and text.count(b'"') == 2 * len(lists) == 2 * text.count(b'": ['):
+        # Lists of numbers, such as the samples: sorting their text is faster.
+        return _digest(b"{" + b"], ".join(sorted(lists)) + b"]}") == checksum
+    return _sorted_checksum(text) == checksum
+
+
+@functools.lru_cache(maxsize=1024)  # records of one machine share fields
+def _sorted_checksum(text: bytes) -> str | None:
+    """Returns None if Python would write the text differently."""
+    value = orjson.loads(text)
+    return _checksum(value) if json.dumps(value).encode() == text else None
+
+
+def _exact_float(text: str) -> float:
+    # A changed last digit may stand for the same number, which has the same checksum.
+    number = float(text)
+    if repr(number) != text:
+        raise ValueError(f"{text} was written as {number!r}")
+    return number
