@@ -347,7 +347,7 @@ def from_dict(kind: type[C], values: Mapping[str, Any], where: str = "config") -
     Raises:
         ValueError: a field is unknown, missing or of the wrong type; names it from `where` on.
     """
-    hints, required = _hints(kind), _required(kind)  # type: ignore[arg-type]  # classes are keys
+    hints, required = _fields(kind)  # type: ignore[arg-type]  # classes are hashable
     for name in values:
         if name not in hints:
             raise ValueError(f"{where}.{name} is not a field; known: {', '.join(sorted(hints))}")
@@ -361,18 +361,12 @@ def from_dict(kind: type[C], values: Mapping[str, Any], where: str = "config") -
 
 
 @functools.cache
-def _hints(kind: type) -> dict[str, Any]:
+def _fields(kind: type) -> tuple[dict[str, Any], list[str]]:
+    """Returns the types of all fields, and the names of those without a default."""
     assert is_dataclass(kind)
-    hints = typing.get_type_hints(kind)
-    return {f.name: hints[f.name] for f in fields(kind)}
-
-
-@functools.cache
-def _required(kind: type) -> tuple[str, ...]:
-    assert is_dataclass(kind)
-    return tuple(
-        f.name for f in fields(kind) if f.default is MISSING and f.default_factory is MISSING
-    )
+    hints, items = typing.get_type_hints(kind), fields(kind)
+    required = [f.name for f in items if f.default is MISSING and f.default_factory is MISSING]
+    return {f.name: hints[f.name] for f in items}, required
 
 
 @functools.cache

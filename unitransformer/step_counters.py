@@ -84,12 +84,7 @@ class CountStep(pl.Callback):
             self._peak.begin()
 
     def on_train_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
+        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         if batch_idx != self._first + self.config.accumulate - 1:
             return
@@ -169,9 +164,9 @@ def matmul_flops(event: StepEvent) -> int:
     """
     match event.name:
         case "aten::mm" | "aten::bmm":
-            left, right = _sizes(event.inputs[0]), _sizes(event.inputs[1])
+            left, right = event.inputs[0].sizes, event.inputs[1].sizes
         case "aten::addmm" | "aten::baddbmm":
-            left, right = _sizes(event.inputs[1]), _sizes(event.inputs[2])
+            left, right = event.inputs[1].sizes, event.inputs[2].sizes
         case "aten::_scaled_dot_product_flash_attention_for_cpu":
             return _attention_flops(event.inputs[0], event.inputs[1])
         case "aten::_scaled_dot_product_flash_attention_for_cpu_backward":
@@ -183,12 +178,8 @@ def matmul_flops(event: StepEvent) -> int:
 
 
 def _attention_flops(query: Any, key: Any) -> int:
-    batch, heads, queries, width = _sizes(query)
-    return int(4 * batch * heads * queries * _sizes(key)[2] * width)
-
-
-def _sizes(tensor: Any) -> list[int]:
-    return list(tensor.sizes)
+    batch, heads, queries, width = query.sizes
+    return int(4 * batch * heads * queries * key.sizes[2] * width)
 
 
 def _collective_bytes(event: StepEvent, world_size: int) -> int:
@@ -231,13 +222,13 @@ def _without_zeros(counts: dict[str, int]) -> dict[str, int]:
 def differences(before: Counters, now: Counters) -> list[str]:
     """Returns a line for each changed counter: by how much, by how many percent, and where most."""
     return [
-        _difference(name, before.get(name, {}), now.get(name, {}))
+        _describe_difference(name, before.get(name, {}), now.get(name, {}))
         for name in sorted({*before, *now})
         if before.get(name, {}) != now.get(name, {})
     ]
 
 
-def _difference(counter: str, before: Mapping[str, int], now: Mapping[str, int]) -> str:
+def _describe_difference(counter: str, before: Mapping[str, int], now: Mapping[str, int]) -> str:
     old, new = sum(before.values()), sum(now.values())
     changes = {name: now.get(name, 0) - before.get(name, 0) for name in {*before, *now}}
     largest = sorted(filter(changes.get, changes), key=lambda name: (-abs(changes[name]), name))

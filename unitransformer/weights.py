@@ -15,6 +15,8 @@ from unitransformer.config import ModelConfig
 from unitransformer.files import open_atomically
 from unitransformer.transformer import InitialWeights, Transformer
 
+# Shape and whether it is floating-point, by tensor name; and a function that reads a tensor.
+_OpenFile = tuple[dict[str, tuple[tuple[int, ...], bool]], Callable[[str], Tensor]]
 FIX = "give the size and the model options that it was made with"
 
 
@@ -28,88 +30,64 @@ def read_weights(path: Path, model: ModelConfig) -> InitialWeights:
     Raises:
         ValueError: the file is not a state dict, or not of this model; names the first mismatch.
     """
-    file = _open(path)
+    given, read = _open(path)
     with torch.device("meta"):
         network = Transformer(model)
     wanted = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
-    given = {name: file.shape(name) for name in file.names}
     optional = {"pe.pe"} | ({"lm_head.weight"} if model.tied_head else set())
     for name in sorted(wanted.keys() | given.keys()):
         if name not in given and name not in optional:
             raise ValueError(f"init-from {path} lacks {name}, which the model has; {FIX}")
         if name not in wanted:
             raise ValueError(f"init-from {path} has {name}, which the model lacks; {FIX}")
-        if name in given and given[name] != wanted[name]:
+        if name not in given:
+            continue
+        shape, is_float = given[name]
+        if shape != wanted[name]:
             raise ValueError(
-                f"init-from {path}: {name} is {given[name]} there and {wanted[name]} in the "
-                f"model; {FIX}"
+                f"init-from {path}: {name} is {shape} there and {wanted[name]} in the model; {FIX}"
             )
-        if name in given and not file.is_float(name):
+        if not is_float:
             raise ValueError(f"init-from {path}: {name} is not floating-point; {FIX}")
     if model.tied_head and "lm_head.weight" in given:
-        head, embeddings = (file.read(n) for n in ("lm_head.weight", "embedding.lut.weight"))
+        head, embeddings = (read(n) for n in ("lm_head.weight", "embedding.lut.weight"))
         if not torch.equal(head, embeddings):
             raise ValueError(
                 f"init-from {path} has a separate head; model.tied_head is true: set it to false"
             )
     # A copy, because the file may be replaced during training.
-    return lambda name, _: file.read(name).to(torch.float32, copy=True)
+    return lambda name, _: read(name).to(torch.float32, copy=True)
 
 
-class _SafeFile:
-    """Reads single tensors of a safetensors file."""
-
-    def __init__(self, path: Path) -> None:
-        open_file: Any = safetensors.safe_open
-        self.file: Any = open_file(path, framework="pt", device="cpu")
-        self.names: list[str] = list(self.file.keys())
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        return tuple(self.file.get_slice(name).get_shape())
-
-    def is_float(self, name: str) -> bool:
-        return bool(self.file.get_slice(name).get_dtype() in ("F64", "F32", "F16", "BF16"))
-
-    def read(self, name: str) -> Tensor:
-        tensor: Tensor = self.file.get_tensor(name)
-        return tensor
-
-
-class _PickledFile:
-    """Reads single tensors of a file written by `torch.save`, mapped into memory."""
-
-    def __init__(self, path: Path) -> None:
-        try:
-            loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        except pickle.UnpicklingError as error:
-            raise ValueError("it holds more than tensors, which are not executed") from error
-        if not isinstance(loaded, Mapping) or not all(
-            isinstance(tensor, Tensor) for tensor in loaded.values()
-        ):
-            raise ValueError("it is not a plain state dict")
-        self.tensors = loaded
-        self.names = list(loaded)
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        return tuple(self.tensors[name].shape)
-
-    def is_float(self, name: str) -> bool:
-        return bool(self.tensors[name].is_floating_point())
-
-    def read(self, name: str) -> Tensor:
-        tensor: Tensor = self.tensors[name]
-        return tensor
-
-
-def _open(path: Path) -> _SafeFile | _PickledFile:
+def _open(path: Path) -> _OpenFile:
     try:
-        return _SafeFile(path) if path.suffix == ".safetensors" else _PickledFile(path)
+        return _open_safetensors(path) if path.suffix == ".safetensors" else _open_pickle(path)
     except Exception as error:  # for a damaged file the readers raise exceptions of any type
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise ValueError(
             f"init-from {path} cannot be read ({reason}); "
             "give a .safetensors file or a state dict written by torch.save"
         ) from error
+
+
+def _open_safetensors(path: Path) -> _OpenFile:
+    open_file: Any = safetensors.safe_open
+    file = open_file(path, framework="pt", device="cpu")
+    slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+    floats = ("F64", "F32", "F16", "BF16")
+    given = {n: (tuple(s.get_shape()), s.get_dtype() in floats) for n, s in slices.items()}
+    return given, file.get_tensor
+
+
+def _open_pickle(path: Path) -> _OpenFile:
+    try:
+        tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except pickle.UnpicklingError as error:
+        raise ValueError("it holds more than tensors, which are not executed") from error
+    if not isinstance(tensors, Mapping) or not all(isinstance(t, Tensor) for t in tensors.values()):
+        raise ValueError("it is not a plain state dict")
+    given = {name: (tuple(t.shape), t.is_floating_point()) for name, t in tensors.items()}
+    return given, tensors.__getitem__
 
 
 def write_weights(

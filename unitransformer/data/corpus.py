@@ -15,8 +15,9 @@ import sysconfig
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import tokenizers
@@ -38,6 +39,7 @@ from unitransformer.data.tokenizer import (
     build_tokenizer,
 )
 from unitransformer.files import CACHE_FOLDER, cache_folder
+from unitransformer.record.units import count
 
 FORMAT_VERSION = 2  # of a cache entry; raise it when the same text gives different contents
 BLOCK_BYTES = 1 << 20
@@ -61,8 +63,7 @@ class Corpus:
     num_bytes: int
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Span:
+class _Span(NamedTuple):
     """Bytes `start` to `stop` of a file."""
 
     path: Path
@@ -85,9 +86,9 @@ class _Text:
 
     @property
     def description(self) -> str:
-        skipped = f", {_plural(self.num_binary, 'binary file')} skipped" if self.num_binary else ""
+        skipped = f", {count(self.num_binary, 'binary file')} skipped" if self.num_binary else ""
         size = _format_size(self.num_bytes)
-        return f"{self.name}, {_plural(len(self.files), 'file')}, {size}{skipped}"
+        return f"{self.name}, {count(len(self.files), 'file')}, {size}{skipped}"
 
 
 def load_corpus(
@@ -153,7 +154,7 @@ def _find_text(source: str) -> _Text:
         paths = _walk(path, skip=set()) if path.is_dir() else [path]
     else:
         raise ValueError(f"data {source} does not exist; give a file, a folder or 'builtin'")
-    spans = [_Span(path=path, start=0, stop=path.stat().st_size) for path in paths]
+    spans = [_Span(path, 0, path.stat().st_size) for path in paths]
     files = tuple(span for span in spans if span.stop and not _is_binary(span))
     num_binary = sum(bool(span.stop) for span in spans) - len(files)
     if not files:
@@ -162,8 +163,7 @@ def _find_text(source: str) -> _Text:
 
 
 def _is_binary(file: _Span) -> bool:
-    head = _Span(path=file.path, start=0, stop=min(file.stop, 8192))
-    return any(b"\0" in block for block in _read_blocks(head))
+    return any(b"\0" in block for block in _read_blocks(file._replace(stop=min(file.stop, 8192))))
 
 
 def _split(files: Sequence[_Span]) -> tuple[list[_Span], list[_Span]]:
@@ -176,17 +176,17 @@ def _split(files: Sequence[_Span]) -> tuple[list[_Span], list[_Span]]:
     while offset >= files[index].stop:
         offset -= files[index].stop
         index += 1
-    path, stop = files[index].path, files[index].stop
+    path, _, stop = files[index]
     cut = _line_start(path, offset)
-    before = [*files[:index], _Span(path=path, start=0, stop=cut)]
-    after = [_Span(path=path, start=cut, stop=stop), *files[index + 1 :]]
+    before = [*files[:index], _Span(path, 0, cut)]
+    after = [_Span(path, cut, stop), *files[index + 1 :]]
     return [span for span in before if span.stop > span.start], after
 
 
 def _line_start(path: Path, offset: int) -> int:
     """Returns the last start of a line at or before `offset`; of a character in a long line."""
     first = max(0, offset - BLOCK_BYTES)
-    before = b"".join(_read_blocks(_Span(path=path, start=first, stop=offset)))
+    before = b"".join(_read_blocks(_Span(path, first, offset)))
     if newline := before.rfind(b"\n") + 1:
         return first + newline
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
@@ -203,8 +203,9 @@ def _read_blocks(span: _Span) -> Iterator[bytes]:
         with span.path.open("rb") as file:
             file.seek(span.start)
             for start in range(span.start, span.stop, BLOCK_BYTES):
-                block = file.read(min(BLOCK_BYTES, span.stop - start))
-                if len(block) < min(BLOCK_BYTES, span.stop - start):
+                size = min(BLOCK_BYTES, span.stop - start)
+                block = file.read(size)
+                if len(block) < size:
                     raise ValueError(f"{span.path} became shorter while it was read; try again")
                 yield block
     except OSError as error:
@@ -232,7 +233,7 @@ def _read_sample(spans: Sequence[_Span]) -> list[str]:
     sample: list[str] = []
     num_left = TRAINING_BYTES
     for span in spans:
-        head = replace(span, stop=min(span.stop, span.start + num_left))
+        head = span._replace(stop=min(span.stop, span.start + num_left))
         sample += _read_pieces(head, lambda _: None)
         num_left -= head.stop - head.start
         if not num_left:
@@ -368,8 +369,4 @@ def _format_size(num_bytes: int) -> str:
     for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if num_bytes >= size:
             return f"{num_bytes / size:.1f} {unit}"
-    return _plural(num_bytes, "byte")
-
-
-def _plural(count: int, noun: str) -> str:
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+    return count(num_bytes, "byte")

@@ -15,6 +15,7 @@ from unitransformer.data.images import DigitImages, FolderImages, split_readable
 from unitransformer.data.sampler import BatchIndices, permutation
 from unitransformer.data.synthetic import Synthetic
 from unitransformer.data.text import MaskedTokens, NextTokens
+from unitransformer.data.tokenizer import TokenArray
 from unitransformer.objectives import Batch
 
 # The 1,797 images of scikit-learn's digits: the test set of E. Alpaydin and C. Kaynak, Optical
@@ -60,30 +61,30 @@ def load_source(config: RunConfig, *, show_progress: bool = False) -> DataSource
 
 
 def _text_source(config: RunConfig, show_progress: bool) -> DataSource:
-    kind = "bpe" if config.recipe == "gpt" else "wordpiece"
     corpus = load_corpus(
         config.data.source,
-        kind=kind,  # type: ignore[arg-type]
+        kind="bpe" if config.recipe == "gpt" else "wordpiece",
         vocab_size=config.model.num_classes,
         show_progress=show_progress,
     )
-    splits: list[BatchDataset] = []
-    for name, tokens in (("training", corpus.train), ("validation", corpus.validation)):
-        samples: BatchDataset
+
+    def build(tokens: TokenArray, name: str) -> BatchDataset:
+        dataset: BatchDataset
         if config.recipe == "gpt":
-            samples = NextTokens(tokens, config.sequence_length)
+            dataset = NextTokens(tokens, config.sequence_length)
         else:
-            samples = MaskedTokens(config, tokens, corpus.tokenizer.get_vocab_size())
-        if not len(samples):
+            dataset = MaskedTokens(config, tokens, corpus.tokenizer.get_vocab_size())
+        if not len(dataset):
             raise ValueError(
                 f"data {config.data.source} has {len(tokens)} {name} tokens, fewer than one "
                 f"sequence of {config.sequence_length}; give more text or a shorter "
                 "data.sequence_length"
             )
-        splits.append(samples)
+        return dataset
+
     return DataSource(
-        train=splits[0],
-        validation=splits[1],
+        train=build(corpus.train, "training"),
+        validation=build(corpus.validation, "validation"),
         description=corpus.description,
         sha256=corpus.sha256,
         corpus=corpus,
@@ -125,13 +126,14 @@ def _folder_source(config: RunConfig) -> DataSource:
             f"model.num_channels is {config.model.num_channels}; images are read as gray (1) or "
             "RGB (3)"
         )
+    model = config.model
+    assert model.image_size is not None
     try:
         folder = ImageFolder(str(root))
     except FileNotFoundError as error:
         raise ValueError(
             f"data {root} must hold one folder of images per class: {error}"
         ) from error
-    model = config.model
     if len(folder.classes) > model.num_classes:
         raise ValueError(
             f"data {root} has {len(folder.classes)} classes and model.num_classes is "
@@ -145,7 +147,6 @@ def _folder_source(config: RunConfig) -> DataSource:
         raise ValueError(f"data {root} has {len(files)} readable images; at least 2 are needed")
     order = permutation(len(files), 0, 0)
     cut = max(1, len(files) // 10)
-    assert model.image_size is not None
     train, validation = (
         FolderImages([files[i] for i in part], model.image_size, model.num_channels)
         for part in (order[cut:], order[:cut])
