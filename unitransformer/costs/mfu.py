@@ -127,12 +127,8 @@ def build_mfu_report(
 
     Args:
         flops_per_unit: training FLOPs per token or image, by convention.
-        units_per_s: tokens or images per second of all devices together, in steady state; None
-            without a steady state.
-        num_devices: over all nodes, all of the type `device_name`.
-        device_name: as the driver prints it, or "cpu".
-        precision: Lightning's name, such as "bf16-mixed".
-        allows_tf32: whether TF32 may replace float32 (see `peaks.find_peak`); None: unknown.
+        units_per_s: of all devices together; None without a steady state.
+        device_name: as for `peaks.find_peak`; so are `precision` and `allows_tf32`.
         ceiling: measured on this machine in this job.
 
     Raises:

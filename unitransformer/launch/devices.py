@@ -33,15 +33,6 @@ def resolve(config: RunConfig) -> ResolvedConfig:
     return ResolvedConfig(config=config, strategy_reason=reason)
 
 
-def check_deepspeed(parallel: ParallelConfig) -> None:
-    """Raises ValueError if the strategy needs DeepSpeed and it is not installed."""
-    if parallel.uses_deepspeed and importlib.util.find_spec("deepspeed") is None:
-        raise ValueError(
-            f"strategy {parallel.strategy} needs DeepSpeed, which is not installed: "
-            "pip install 'deepspeed>=0.19', or choose fsdp"
-        )
-
-
 def count_gpus() -> int:
     """Returns the number of GPUs this process can use."""
     return torch.cuda.device_count() if torch.cuda.is_available() else 0
@@ -75,7 +66,11 @@ def choose_device(parallel: ParallelConfig) -> Literal["cpu", "cuda"]:
     check_precision(parallel, device)
     if parallel.cpu_offload and device == "cpu":
         raise ValueError("cpu_offload is for GPUs: on a CPU everything is in host memory already")
-    check_deepspeed(parallel)
+    if parallel.uses_deepspeed and importlib.util.find_spec("deepspeed") is None:
+        raise ValueError(
+            f"strategy {parallel.strategy} needs DeepSpeed, which is not installed: "
+            "pip install 'deepspeed>=0.19', or choose fsdp"
+        )
     return device
 
 

@@ -18,7 +18,6 @@ STEP_STRIDE = 128  # up to 128 consecutive jobs of 138 steps each use different 
 TORCHRUN_PORT = 29_500  # torch's default
 
 FOLDER_WAIT = datetime.timedelta(minutes=10)  # until the ranks of other nodes have started
-FOLDER_KEY = "unitransformer/folder"
 
 _open_stores: list[TCPStore] = []  # the other ranks need them until this process ends
 
@@ -151,7 +150,7 @@ def agree_on_folder(choose: Callable[[], str]) -> str:
     )
     _open_stores.append(store)
     os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "True"
-    key = f"{FOLDER_KEY}/{os.environ.setdefault('TORCHELASTIC_RESTART_COUNT', '0')}"
+    key = f"unitransformer/folder/{os.environ.setdefault('TORCHELASTIC_RESTART_COUNT', '0')}"
     if is_first:
         store.set(key, choose())
     return store.get(key).decode()

@@ -34,28 +34,24 @@ def tree_memory_bytes(process: int) -> int:
 
     A page that two of them share counts half for each.
     """
-    return 1024 * sum(
-        _kib(member, "smaps_rollup", ("Pss_Anon", "Pss_Shmem"))
-        for member in (process, *descendants(process))
-    )
+    return _tree_bytes(process, "smaps_rollup", ("Pss_Anon", "Pss_Shmem"))
 
 
 def _exceeds(process: int, limit_bytes: int) -> bool:
-    """Whether `tree_memory_bytes` is above a limit."""
     # Quick to read, and an upper bound: shared pages count once for each process.
-    at_most = 1024 * sum(
-        _kib(member, "status", ("RssAnon", "RssShmem"))
-        for member in (process, *descendants(process))
-    )
+    at_most = _tree_bytes(process, "status", ("RssAnon", "RssShmem"))
     return at_most > limit_bytes and tree_memory_bytes(process) > limit_bytes
 
 
-def _kib(process: int, file: str, names: tuple[str, ...]) -> int:
-    with contextlib.suppress(OSError, KeyError):
-        lines = Path(f"/proc/{process}/{file}").read_text().splitlines()
-        fields = dict(line.split(":", 1) for line in lines if ":" in line)
-        return sum(int(fields[name].split()[0]) for name in names)
-    return 0
+def _tree_bytes(process: int, file: str, names: tuple[str, ...]) -> int:
+    """Sums fields of a file in /proc over a process and its descendants."""
+    total = 0
+    for member in (process, *descendants(process)):
+        with contextlib.suppress(OSError, KeyError):  # it has ended
+            lines = Path(f"/proc/{member}/{file}").read_text().splitlines()
+            fields = dict(line.split(":", 1) for line in lines if ":" in line)
+            total += sum(1024 * int(fields[name].split()[0]) for name in names)
+    return total
 
 
 def can_measure_memory() -> bool:

@@ -1,4 +1,4 @@
-"""Runs modules of this suite in a subprocess, where they may import torch, and reads their output."""
+"""Runs modules of this suite in subprocesses, which may import torch, and reads their output."""
 
 import contextlib
 import os

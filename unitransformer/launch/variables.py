@@ -12,18 +12,9 @@ JOB_FOLDER = "UNITRANSFORMER_JOB_FOLDER"  # of a SLURM job whose script does not
 SWEEP_FILE = "UNITRANSFORMER_JOB_SWEEP"  # file in which a sweep reports progress to its job
 ERRORS_FOLDER = "UNITRANSFORMER_ERRORS"  # folder in which ranks report their failures
 
-LAUNCHER_VARIABLES = {
-    "RANK",
-    "LOCAL_RANK",
-    "GROUP_RANK",
-    "WORLD_SIZE",
-    "LOCAL_WORLD_SIZE",
-    "MASTER_ADDR",
-    "MASTER_PORT",
-    "SLURM_PROCID",
-    "SLURM_LOCALID",
-    "SLURM_NODEID",
-}
+TORCHRUN_VARIABLES = ("RANK", "LOCAL_RANK", "GROUP_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
+SRUN_VARIABLES = ("SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID")
+MASTER_VARIABLES = ("MASTER_ADDR", "MASTER_PORT")
 LAUNCHER_PREFIXES = ("TORCHELASTIC_", "SLURM_STEP")
 
 PROGRESS_FILE = "progress"  # JSON in the folder of a run that is under way
@@ -32,8 +23,9 @@ CELL_LIMIT_S = 3600.0  # default time limit of a cell of a sweep
 
 def without_launcher(variables: Mapping[str, str]) -> dict[str, str]:
     """Returns the variables for a process that is not a rank, and may launch ranks itself."""
+    of_launcher = {*TORCHRUN_VARIABLES, *SRUN_VARIABLES, *MASTER_VARIABLES}
     return {
         name: value
         for name, value in variables.items()
-        if name not in LAUNCHER_VARIABLES and not name.startswith(LAUNCHER_PREFIXES)
+        if name not in of_launcher and not name.startswith(LAUNCHER_PREFIXES)
     }

@@ -1,14 +1,15 @@
-"""Estimates how strongly neighboring samples of a series depend on each other, and how far."""
+"""Estimates how strongly neighboring samples of a series depend on each other, and how far.
+
+Import it within functions: numpy is slow to import, and a login node may lack it.
+"""
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:  # numpy is slow to import, and a login node may lack it
-    import numpy as np
-    from numpy.typing import NDArray
+import numpy as np
+from numpy.typing import NDArray
 
-    Floats = NDArray[np.float64]
+Floats = NDArray[np.float64]
 
 
 def block_length(samples: Sequence[float]) -> int:
@@ -18,8 +19,6 @@ def block_length(samples: Sequence[float]) -> int:
     Econometric Reviews 23, with the correction of Patton, Politis & White 2009. Applied to ranks,
     because a few spikes would hide the autocorrelation of the values.
     """
-    import numpy as np
-
     count = len(samples)
     covariance = autocovariance(centered_ranks(samples))
     least = math.ceil(math.cbrt(count))
@@ -34,10 +33,8 @@ def block_length(samples: Sequence[float]) -> int:
     return math.ceil(max(least, min(best, most)))
 
 
-def centered_ranks(samples: "Sequence[float] | Floats") -> "Floats":
+def centered_ranks(samples: Sequence[float] | Floats) -> Floats:
     """Returns the rank of each sample less the mean rank; ties share their middle rank."""
-    import numpy as np
-
     values = np.asarray(samples)
     in_order = np.sort(values)
     below, upto = (np.searchsorted(in_order, values, side) for side in ("left", "right"))
@@ -45,17 +42,15 @@ def centered_ranks(samples: "Sequence[float] | Floats") -> "Floats":
     return ranks
 
 
-def autocovariance(centered: "Floats") -> "Floats":
+def autocovariance(centered: Floats) -> Floats:
     """Returns the autocovariance at every lag, by a Fourier transform in n log n."""
-    import numpy as np
-
     count = len(centered)
     power = np.abs(np.fft.rfft(centered, 2 * count)) ** 2
     covariance: Floats = np.fft.irfft(power, 2 * count)[:count] / count
     return covariance
 
 
-def long_run_variance(centered: "Floats") -> float:
+def long_run_variance(centered: Floats) -> float:
     """Returns the variance of the mean of a long series, times its length.
 
     It is never below that of independent samples.
@@ -66,25 +61,21 @@ def long_run_variance(centered: "Floats") -> float:
     return _spectrum_at_zero(covariance)
 
 
-def _spectrum_at_zero(covariance: "Floats") -> float:
+def _spectrum_at_zero(covariance: Floats) -> float:
     """Returns the flat-top estimate of Politis & White 2004, at least the variance."""
-    import numpy as np
-
     lags, weights = _flat_top(covariance)
     estimate = float(covariance[0] + 2 * np.sum(weights * covariance[lags]))
     return max(estimate, float(covariance[0]))
 
 
-def _flat_top(covariance: "Floats") -> tuple["NDArray[np.int64]", "Floats"]:
+def _flat_top(covariance: Floats) -> tuple[NDArray[np.int64], Floats]:
     """Returns lags and weights: 1 up to the last significant lag, falling to 0 at twice it."""
-    import numpy as np
-
     last = _last_lag(covariance)
     lags = np.arange(1, min(2 * last, len(covariance) - 1) + 1)
     return lags, np.minimum(1, 2 * (1 - lags / (2 * last)))
 
 
-def _last_lag(covariance: "Floats") -> int:
+def _last_lag(covariance: Floats) -> int:
     """Returns the last lag before a run of insignificant autocorrelations, at least 1."""
     count = len(covariance)
     run = max(5, math.ceil(math.log10(count)))

@@ -1,58 +1,13 @@
-"""Compares two series of samples, or several launches of the same run."""
+"""Compares the medians of several launches of a run, and a compiled run with an eager one."""
 
 import math
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from statistics import NormalDist
+from dataclasses import dataclass
 
 from unitransformer.stats.intervals import CONFIDENCE, MedianInterval, describe, t_quantile
 
 MIN_LAUNCHES = 2
-
-
-def paired_ratio(a: Sequence[float], b: Sequence[float]) -> MedianInterval:
-    """Returns median, spread and interval of b / a over pairs; above 1, b is larger.
-
-    The samples of a pair are taken one right after the other, so that what slows both cancels.
-    Median and interval are exponentials of those of the logarithms, so the ratio of a to b is the
-    inverse. `mad` is a factor less 1 (0.02: half of the pairs are within 2 % of the median ratio).
-
-    Raises:
-        ValueError: the series differ in length, or a sample is not above 0.
-    """
-    if len(a) != len(b):
-        raise ValueError(f"a has {len(a)} samples and b {len(b)}; a pair needs one of each")
-    for name, samples in (("a", a), ("b", b)):
-        for index, sample in enumerate(samples):
-            if not 0 < sample < math.inf:
-                raise ValueError(
-                    f"{name}[{index}] is {sample}; a ratio needs finite values above 0"
-                )
-    logs = describe([math.log(after / before) for before, after in zip(a, b, strict=True)])
-    return replace(
-        logs,
-        median=math.exp(logs.median),
-        mad=math.expm1(logs.mad),
-        low=None if logs.low is None else math.exp(logs.low),
-        high=None if logs.high is None else math.exp(logs.high),
-    )
-
-
-def minimum_detectable_effect(ratio: MedianInterval, *, power: float = 0.95) -> float | None:
-    """Returns the smallest slowdown (0.02: 2 %) that such pairs would detect with that power.
-
-    Detected means that the whole interval of the ratio lies above 1. The two normal quantiles add
-    up (Cohen 1988, "Statistical power analysis", chapter 2); half of the interval, in logarithms,
-    is the first of them. None without an interval.
-    """
-    if not 0.5 <= power < 1:
-        raise ValueError(f"power is {power}; give a share from 0.5 to below 1, such as 0.95")
-    if ratio.low is None or ratio.high is None:
-        return None
-    half = math.log(ratio.high / ratio.low) / 2
-    normal = NormalDist()
-    return math.expm1(half * (1 + normal.inv_cdf(power) / normal.inv_cdf((1 + CONFIDENCE) / 2)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,11 +19,11 @@ class LaunchVariance:
     """
 
     medians: tuple[float, ...]  # of each launch, in the unit of the samples
-    within: float | None  # deviation of a launch's median, because its steps differ
-    between: float | None  # deviation of the launches beyond that
-    median: float | None  # over the launches
-    low: float | None
-    high: float | None
+    within: float | None = None  # deviation of a launch's median, because its steps differ
+    between: float | None = None  # deviation of the launches beyond that
+    median: float | None = None  # over the launches
+    low: float | None = None
+    high: float | None = None
     reason: str | None = None
 
 
@@ -123,16 +78,13 @@ def split_variance(launches: Sequence[LaunchMedian]) -> LaunchVariance:
     medians = tuple(launch.median for launch in launches)
     for number, launch in enumerate(launches, start=1):
         if launch.reason is not None:
-            return _no_split(medians, f"launch {number}: {launch.reason}")
+            reason = f"launch {number}: {launch.reason}"
+            return LaunchVariance(medians=medians, reason=reason)
     variances = [_variance(launch) for launch in launches]
     if not all(variances):
-        return _no_split(medians, "the steps of a launch all take the same time")
+        reason = "the steps of a launch all take the same time"
+        return LaunchVariance(medians=medians, reason=reason)
     return _split(medians, variances)
-
-
-def _no_split(medians: tuple[float, ...], reason: str) -> LaunchVariance:
-    nothing = dict.fromkeys(("within", "between", "median", "low", "high"))
-    return LaunchVariance(medians=medians, **nothing, reason=reason)
 
 
 def _variance(launch: LaunchMedian) -> float:

@@ -13,8 +13,6 @@ from functools import cache, lru_cache
 from statistics import NormalDist
 from typing import TYPE_CHECKING
 
-from unitransformer.stats.autocorrelation import block_length
-
 if TYPE_CHECKING:  # numpy is slow to import, and a login node may lack it
     import numpy as np
     from numpy.typing import NDArray
@@ -111,6 +109,8 @@ def find_block(samples: Sequence[float]) -> tuple[int | None, str | None]:
     """Returns the block length of the bootstrap, or why there is no interval."""
     if len(samples) < MIN_SAMPLES:
         return None, f"{len(samples)} samples, an interval needs {MIN_SAMPLES}"
+    from unitransformer.stats.autocorrelation import block_length
+
     block = 2 * block_length(samples)
     if len(samples) < MIN_BLOCKS * block:
         return None, f"autocorrelated over {block} steps; needs {MIN_BLOCKS * block} samples"

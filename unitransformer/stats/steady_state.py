@@ -9,13 +9,11 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from unitransformer.stats.autocorrelation import centered_ranks, long_run_variance
-
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # numpy is slow to import, and a login node may lack it
     import numpy as np
     from numpy.typing import NDArray
 
-    Floats = NDArray[np.float64]
+    from unitransformer.stats.autocorrelation import Floats
 
 MIN_STEPS = 8  # fewer cannot show that their level holds
 MIN_SHARE = 0.25  # of the steps: any ramp looks level at its end
@@ -81,8 +79,8 @@ def find_steady_state(step_s: Sequence[float], excluded_steps: Collection[int] =
     begin = change + _outlying_first(times[change:])
     left, needed = len(steps) - begin, max(MIN_STEPS, math.ceil(MIN_SHARE * len(steps)))
     if left < needed:
-        where = f"the level still changes {left} steps before the end of {len(step_s)}"
-        return SteadyState(start=None, reason=f"{where}, needs {needed} steps of one level")
+        reason = f"the level still changes {left} steps before the end of {len(step_s)}, needs "
+        return SteadyState(start=None, reason=f"{reason}{needed} steps of one level")
     start = steps[begin]
     return SteadyState(start=start, left_out=tuple(sorted(s for s in excluded if s > start)))
 
@@ -118,6 +116,8 @@ def _change(seconds: "Floats", *, is_whole: bool) -> int | None:
     """Returns where the level changes most; None if it does not change."""
     import numpy as np
 
+    from unitransformer.stats.autocorrelation import centered_ranks, long_run_variance
+
     count = len(seconds)
     least = MIN_STEPS // 2  # on either side: fewer are outliers, not a level
     if count < 2 * least:
@@ -133,23 +133,17 @@ def _change(seconds: "Floats", *, is_whole: bool) -> int | None:
     threshold = 4.2 + 12 / count if is_whole else 5.2 + 30 / count
     if abs(float(excess[best])) <= threshold * deviation:
         return None
-    before, after = _median(seconds[:split]), _median(seconds[split:])
+    before, after = float(np.median(seconds[:split])), float(np.median(seconds[split:]))
     return split if abs(before - after) > TOLERANCE * after else None
-
-
-def _median(values: "Floats") -> float:
-    """Returns what `np.median` does, whose checks take longer than these few values."""
-    import numpy as np
-
-    in_order, count = np.sort(values), len(values)
-    return float((in_order[(count - 1) // 2] + in_order[count // 2]) / 2)
 
 
 def _outlying(seconds: "Floats") -> "NDArray[np.bool_]":
     """Marks the steps far from the median of all."""
-    median = _median(seconds)
+    import numpy as np
+
+    median = float(np.median(seconds))
     distance = abs(seconds - median)
-    bound = OUTLYING * 1.4826 * _median(distance)  # 1.4826: a normal's deviation
+    bound = OUTLYING * 1.4826 * float(np.median(distance))  # 1.4826: a normal's deviation
     return distance > max(bound, TOLERANCE * median)
 
 
@@ -164,7 +158,7 @@ def _outlying_first(seconds: "Floats") -> int:
 
 def _outlying_last(seconds: "Floats") -> int:
     """Counts the consecutive outlying steps at the end; 0 if they are too few to be a level."""
-    number = 0
-    while number < len(seconds) and _outlying(seconds)[-1 - number]:
+    outlying, number = _outlying(seconds), 0
+    while number < len(seconds) and outlying[-1 - number]:
         number += 1
     return number if number >= MIN_STEPS // 2 else 0

@@ -1,22 +1,11 @@
-"""Tests ratios of paired runs, and the split of variance within and between launches."""
+"""Tests the split of variance within and between launches."""
 
 import math
 import random
 
 import pytest
 
-from unitransformer.stats.comparisons import (
-    LaunchVariance,
-    describe_launch,
-    minimum_detectable_effect,
-    paired_ratio,
-    split_variance,
-)
-from unitransformer.stats.intervals import MedianInterval
-
-
-def make_figures(low: float | None, high: float | None) -> MedianInterval:
-    return MedianInterval(median=1.0, mad=0.0, count=50, low=low, high=high, block_length=4)
+from unitransformer.stats.comparisons import LaunchVariance, describe_launch, split_variance
 
 
 def make_launches(
@@ -33,81 +22,6 @@ def make_launches(
 
 def split_steps(launches: list[list[float]]) -> LaunchVariance:
     return split_variance([describe_launch(steps) for steps in launches])
-
-
-def test_a_slowdown_of_both_runs_of_a_pair_cancels() -> None:
-    drawn = random.Random(0)
-    a = [drawn.uniform(1, 5) for _ in range(80)]
-    ratio = paired_ratio(a, [1.05 * seconds for seconds in a])
-    assert ratio.median == pytest.approx(1.05)
-    assert (ratio.low, ratio.high) == (pytest.approx(1.05), pytest.approx(1.05))
-    assert ratio.mad == pytest.approx(0, abs=1e-12)
-
-
-def test_the_ratio_the_other_way_round_is_the_inverse() -> None:
-    drawn = random.Random(1)
-    a, b = ([drawn.lognormvariate(0, 0.1) for _ in range(81)] for _ in range(2))
-    there, back = paired_ratio(a, b), paired_ratio(b, a)
-    assert there.median == pytest.approx(1 / back.median)
-    assert there.low is not None
-    assert back.high is not None
-    assert there.low == pytest.approx(1 / back.high, rel=0.01)
-
-
-def test_the_interval_of_equal_pairs_contains_1_in_19_of_20_series() -> None:
-    drawn = random.Random(2)
-    inside = actual = 0
-    for _ in range(200):
-        a, b = ([drawn.lognormvariate(0, 0.1) for _ in range(60)] for _ in range(2))
-        ratio = paired_ratio(a, b)
-        if ratio.low is None or ratio.high is None:
-            continue  # by chance they look autocorrelated
-        actual += 1
-        inside += ratio.low <= 1 <= ratio.high
-    assert actual >= 190
-    assert inside / actual >= 0.92
-
-
-def test_too_few_pairs_have_no_interval_and_no_detectable_effect() -> None:
-    ratio = paired_ratio([1.0] * 10, [2.0] * 10)
-    assert (ratio.median, ratio.low) == (pytest.approx(2), None)
-    assert minimum_detectable_effect(ratio) is None
-
-
-def test_invalid_pairs_are_refused() -> None:
-    with pytest.raises(ValueError, match="a has 2 samples and b 1"):
-        paired_ratio([1.0, 1.0], [1.0])
-    with pytest.raises(ValueError, match=r"b\[0\] is 0\.0"):
-        paired_ratio([1.0], [0.0])
-
-
-def test_the_detectable_effect_is_nearly_twice_the_half_interval() -> None:
-    # 1 + 1.645 / 1.960 = 1.839 half-widths of 1 % each.
-    effect = minimum_detectable_effect(make_figures(math.exp(-0.01), math.exp(0.01)))
-    assert effect == pytest.approx(math.expm1(0.01839), rel=1e-3)
-
-
-def test_detection_with_an_even_chance_needs_half_the_interval() -> None:
-    figures = make_figures(math.exp(-0.01), math.exp(0.01))
-    assert minimum_detectable_effect(figures, power=0.5) == pytest.approx(math.expm1(0.01))
-    with pytest.raises(ValueError, match="power is 1"):
-        minimum_detectable_effect(figures, power=1)
-
-
-def test_a_slowdown_of_the_detectable_effect_is_detected_19_times_in_20() -> None:
-    drawn = random.Random(3)
-    base = [drawn.lognormvariate(0, 0.1) for _ in range(100)]
-    effect = minimum_detectable_effect(paired_ratio([1.0] * 100, base))
-    assert effect is not None
-    found = 0
-    for _ in range(200):
-        slower = [drawn.lognormvariate(math.log1p(effect), 0.1) for _ in range(100)]
-        ratio = paired_ratio([1.0] * 100, slower)
-        found += ratio.low is not None and ratio.low > 1
-    assert found >= 170  # the effect is estimated from a single sample
-
-
-# ------------------------------------------------------------------------------ launches
 
 
 def test_launches_with_different_medians_have_variance_between_them() -> None:

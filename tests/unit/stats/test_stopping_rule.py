@@ -73,7 +73,6 @@ def test_a_wide_interval_does_not_undo_the_stop_that_a_signal_asked_for(
     clock = SimpleNamespace(step_s=lambda: [1.0, 2.0] * 32)
     callback = stop.UntilInterval(0.001, clock, dict)  # type: ignore[arg-type]
     monkeypatch.setattr(stop, "gather", lambda value, module: [value])
-    module = stop.TrainingModule.__new__(stop.TrainingModule)
     trainer = SimpleNamespace(global_step=64, should_stop=True)
-    callback.on_train_batch_end(trainer, module)  # type: ignore[arg-type]
+    callback.on_train_batch_end(trainer, None)  # type: ignore[arg-type]
     assert trainer.should_stop
