@@ -18,13 +18,13 @@ from scaling.lint.check import lint, render
 from scaling.lint.command import _lint_parser
 from scaling.parity.command import run_parity
 from scaling.parity.options import build_parity_parser, read_parity_options
-from scaling.published import build_published_parser, load_rows, render_replay, replay
+from scaling.published import build_published_parser, load_rows, recompute_rows, render_rows
 from scaling.replay.command import build_replay_parser, run_replay
 from scaling.report.command import run_report
 from scaling.report.options import build_report_parser, read_report_options
 from scaling.sweep.command import run_sweep
 from scaling.sweep.options import build_sweep_parser, read_sweep_options, split_axes
-from unitransformer.cli import explain_parse_error, fail
+from unitransformer.cli import explain_parse_error, fail, suggest
 from unitransformer.files import check_writable
 from unitransformer.launch.signals import STOPPED_EXIT_CODE, StopRequested
 
@@ -45,8 +45,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments, passed_on = typed[:end], typed[end + 1 :]
     try:
         subcommand = SUBCOMMANDS.get(arguments[0]) if arguments else None
-        if subcommand is None:  # --help, or an error that names the subcommands
-            build_parser().parse_args(arguments)
+        if subcommand is None:
+            if arguments and not arguments[0].startswith("-"):
+                raise ValueError(
+                    f"{arguments[0]} is not a command; {suggest(arguments[0], SUBCOMMANDS)}"
+                )
+            build_parser().parse_args(arguments)  # --help, or an error that names the commands
             return 0
         if passed_on and arguments[0] != "parity":
             raise ValueError(
@@ -117,7 +121,7 @@ def _calibrate(line: CommandLine) -> int:
 
 
 def _published(line: CommandLine) -> int:
-    print(render_replay(replay(load_rows(_parse("published", line.arguments).rows))))
+    print(render_rows(recompute_rows(load_rows(_parse("published", line.arguments).rows))))
     return 0
 
 

@@ -1,7 +1,7 @@
-"""Runs that others published, and what they say when their own arithmetic is done again.
+"""Published training runs, recomputed from their own figures.
 
-`runs.csv` holds one published run a line: figures as printed, and the page they are printed on.
-What is derived or assumed in a line stands in brackets after the name of its source.
+Each line of `runs.csv` is a published run: the figures as printed, and the page that prints them.
+Brackets after the name of the source say which figures are derived or assumed.
 
 | source | what it is |
 |---|---|
@@ -11,26 +11,26 @@ What is derived or assumed in a line stands in brackets after the name of its so
 | torchao | Llama 3.1 8B in bfloat16 and float8, on NVIDIA and AMD |
 | Megatron-Core | NVIDIA's weak scaling of GPT models, bfloat16 on H100 |
 | NeMo 24.07 | NVIDIA's pre-training table, float8 |
-| Megatron-Bridge | what NVIDIA's table became; it counts half of the attention since |
-| Korthikanti et al. 2022 | table 5 of the paper on activation recomputation, by way of Calculon |
-| SimuMax | the measured side of a simulator's comparison, eight B200 |
-| vTrain | the measured side of a simulator's comparison, A100 |
-| lightning-thunder | one pull request's Llama 2 7B on H100 |
+| Megatron-Bridge | the successor of that table; it counts half of the attention |
+| Korthikanti et al. 2022 | table 5 of the paper on activation recomputation, copied by Calculon |
+| SimuMax | measurements that a simulator is compared with, eight B200 |
+| vTrain | measurements that a simulator is compared with, A100 |
+| lightning-thunder | Llama 2 7B on H100 from one pull request |
 
-`load_rows` reads them, `replay` recomputes and compares, `render_replay` makes the table of
+`load_rows` reads them, `recompute_rows` recomputes and compares, `render_rows` makes the table of
 `python -m scaling published`.
 """
 
 from scaling.published.csv_rows import PublishedRow, load_rows
-from scaling.published.recompute import Check, Replayed, replay
-from scaling.published.table import build_published_parser, render_replay
+from scaling.published.recompute import Check, RecomputedRow, recompute_rows
+from scaling.published.table import build_published_parser, render_rows
 
 __all__ = [
     "Check",
     "PublishedRow",
-    "Replayed",
+    "RecomputedRow",
     "build_published_parser",
     "load_rows",
-    "render_replay",
-    "replay",
+    "recompute_rows",
+    "render_rows",
 ]

@@ -1,4 +1,4 @@
-"""Published runs: a CSV file in, frozen rows out, `None` where the source does not tell."""
+"""Reads published runs from a CSV file; a figure that the source does not state is None."""
 
 import csv
 import math
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-CARRIED = Path(__file__).with_name("runs.csv")
+BUILTIN_ROWS = Path(__file__).with_name("runs.csv")
 # fmt: off
 COLUMNS = (
     "source", "model", "params", "layers", "d_model", "heads", "vocab", "seq_len",
@@ -16,17 +16,17 @@ COLUMNS = (
     "tokens_per_s_per_gpu", "mfu", "tflops_per_gpu", "peak_mem_gib", "url",
 )
 # fmt: on
-UNTOLD = ("", "not stated")
+MISSING = ("", "not stated")
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
 class PublishedRow:
-    """One run as its source tells it. Rates are those of one GPU."""
+    """One run as its source prints it. Rates are per GPU."""
 
     source: str
-    note: str  # how the figures came about, what is derived or assumed
+    note: str  # which figures are derived or assumed
     url: str
     model: str
     parameters: int | None
@@ -34,31 +34,31 @@ class PublishedRow:
     num_layers: int | None
     width: int | None  # channels of the residual stream
     num_heads: int | None
-    num_kv_heads: int | None  # heads of keys and values, where told apart from num_heads
+    num_kv_heads: int | None  # heads of keys and values, if the row states them
     vocabulary: int | None
     sequence_length: int | None  # tokens
     num_gpus: int
     gpu: str
     strategy: str
     precision: str | None
-    micro_batch: int | None  # samples a GPU takes at once
-    global_batch: int | None  # samples of a step over all GPUs
+    micro_batch: int | None  # samples per GPU and forward pass
+    global_batch: int | None  # samples per optimizer step, all GPUs together
     activation_checkpointing: str | None
     is_compiled: bool | None
     tokens_per_s: float | None
-    mfu: float | None  # as printed, under the convention of the source; a share, not per cent
+    mfu: float | None  # as printed, under the convention of the source; 0.5 means 50 %
     flops_per_s: float | None  # as printed, likewise
     peak_bytes: int | None
 
 
 def load_rows(path: Path | None = None) -> tuple[PublishedRow, ...]:
-    """The rows this project carries, or those of another file with the same columns.
+    """Returns the built-in rows, or those of another file with the same columns.
 
     Raises:
         ValueError: a missing column or a cell that cannot be read; names file, line and field.
         OSError: the file cannot be opened.
     """
-    path = CARRIED if path is None else path
+    path = BUILTIN_ROWS if path is None else path
     with path.open(encoding="utf-8", newline="") as file:
         reader = csv.DictReader(file, strict=True)
         try:
@@ -82,46 +82,46 @@ def _check_header(names: Sequence[str]) -> None:
 
 def _row_at(line: int, cells: Mapping[str | None, str | None]) -> PublishedRow:
     try:
-        told = {column: (cells[column] or "").strip() for column in COLUMNS}
+        cells = {column: (cells[column] or "").strip() for column in COLUMNS}
         if None in cells:
             raise ValueError("more cells than columns; quote cells that hold commas")
-        return _row(told)
+        return _row(cells)
     except ValueError as error:
         raise ValueError(f"line {line}: {error}") from error
 
 
-def _row(told: Mapping[str, str]) -> PublishedRow:
-    source, _, note = _required(told, "source").partition(" (")
-    _required(told, "gpus")
-    num_gpus = _read(told, "gpus", _count)
+def _row(cells: Mapping[str, str]) -> PublishedRow:
+    source, _, note = _required(cells, "source").partition(" (")
+    _required(cells, "gpus")
+    num_gpus = _read(cells, "gpus", _count)
     assert num_gpus is not None
-    heads = _read(told, "heads", _heads)
-    parameters = _read(told, "params", _parameters)
-    flops_per_s = _read(told, "tflops_per_gpu", _positive)
-    peak_gib = _read(told, "peak_mem_gib", _positive)
+    heads = _read(cells, "heads", _heads)
+    parameters = _read(cells, "params", _parameters)
+    flops_per_s = _read(cells, "tflops_per_gpu", _positive)
+    peak_gib = _read(cells, "peak_mem_gib", _positive)
     return PublishedRow(
         source=source,
         note=note.removesuffix(")"),
-        url=_required(told, "url"),
-        model=_required(told, "model"),
+        url=_required(cells, "url"),
+        model=_required(cells, "model"),
         parameters=parameters,
-        is_rounded=parameters is not None and not told["params"].isdigit(),
-        num_layers=_read(told, "layers", _count),
-        width=_read(told, "d_model", _count),
+        is_rounded=parameters is not None and not cells["params"].isdigit(),
+        num_layers=_read(cells, "layers", _count),
+        width=_read(cells, "d_model", _count),
         num_heads=heads[0] if heads else None,
         num_kv_heads=heads[1] if heads else None,
-        vocabulary=_read(told, "vocab", _count),
-        sequence_length=_read(told, "seq_len", _count),
+        vocabulary=_read(cells, "vocab", _count),
+        sequence_length=_read(cells, "seq_len", _count),
         num_gpus=num_gpus,
-        gpu=_required(told, "gpu_type"),
-        strategy=told["strategy"],
-        precision=_read(told, "precision", str),
-        micro_batch=_read(told, "micro_batch", _count),
-        global_batch=_read(told, "global_batch", _count),
-        activation_checkpointing=_read(told, "ac", str),
-        is_compiled=_read(told, "compile", _yes_or_no),
-        tokens_per_s=_read(told, "tokens_per_s_per_gpu", _positive),
-        mfu=_read(told, "mfu", _share),
+        gpu=_required(cells, "gpu_type"),
+        strategy=cells["strategy"],
+        precision=_read(cells, "precision", str),
+        micro_batch=_read(cells, "micro_batch", _count),
+        global_batch=_read(cells, "global_batch", _count),
+        activation_checkpointing=_read(cells, "ac", str),
+        is_compiled=_read(cells, "compile", _yes_or_no),
+        tokens_per_s=_read(cells, "tokens_per_s_per_gpu", _positive),
+        mfu=_read(cells, "mfu", _share),
         flops_per_s=None if flops_per_s is None else flops_per_s * 1e12,
         peak_bytes=None if peak_gib is None else round(peak_gib * 2**30),
     )
@@ -130,9 +130,9 @@ def _row(told: Mapping[str, str]) -> PublishedRow:
 # ----------------------------------------------------------------------------------- cells
 
 
-def _read(told: Mapping[str, str], column: str, reader: Callable[[str], T]) -> T | None:
-    text = told[column]
-    if text in UNTOLD:
+def _read(cells: Mapping[str, str], column: str, reader: Callable[[str], T]) -> T | None:
+    text = cells[column]
+    if text in MISSING:
         return None
     try:
         return reader(text)
@@ -140,10 +140,10 @@ def _read(told: Mapping[str, str], column: str, reader: Callable[[str], T]) -> T
         raise ValueError(f"{column} is {text!r}; {error}") from error
 
 
-def _required(told: Mapping[str, str], column: str) -> str:
-    if told[column] in UNTOLD:
-        raise ValueError(f"{column} is {told[column]!r}; every row has to tell it")
-    return told[column]
+def _required(cells: Mapping[str, str], column: str) -> str:
+    if cells[column] in MISSING:
+        raise ValueError(f"{column} is {cells[column]!r}; every row needs it")
+    return cells[column]
 
 
 def _count(text: str) -> int:
@@ -167,7 +167,7 @@ def _share(text: str) -> float:
 
 
 def _parameters(text: str) -> int:
-    """A count, or one rounded to a name like 1.7B or 350M."""
+    """Reads a count, or one rounded to a name such as 1.7B or 350M."""
     named = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)([BM])", text)
     if not named:
         return _count(text)
@@ -175,7 +175,7 @@ def _parameters(text: str) -> int:
 
 
 def _heads(text: str) -> tuple[int, int | None]:
-    """32, or 32 (8 kv) where fewer heads hold keys and values."""
+    """Reads 32, or 32 (8 kv) if fewer heads hold keys and values."""
     found = re.fullmatch(r"([0-9]+)(?: \(([0-9]+) kv\))?", text)
     if not found:
         raise ValueError("write it as 32, or as 32 (8 kv)")

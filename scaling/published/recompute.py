@@ -1,6 +1,6 @@
-"""Published rows in, the same figures recomputed out, and what contradicts itself.
+"""Recomputes the figures of published runs and names those that contradict each other.
 
-Rules look at the shape of a model and at the convention of a source, never at a single row.
+Rules depend on the shape of a model and the convention of a source, never on a single row.
 """
 
 from collections import defaultdict
@@ -12,10 +12,10 @@ from scaling.published.csv_rows import PublishedRow
 from scaling.published.shapes import flops_per_token, shape_of
 from scaling.published.sources import Source, peak_of, source_of
 
-# Tokens/s are printed cut or rounded too: 865 of them are worth 0.12 %.
+# Tokens/s are printed cut or rounded too: one token/s of 865 is 0.12 %.
 TOLERANCE = 0.003
-# A GPU with the same work does not become faster by company. Rows of the same set-up that agree
-# otherwise lie within 1 % of that; ten leave room for an unlucky launch.
+# With the same work per GPU, more GPUs do not make a GPU faster. Consistent rows of one set-up lie
+# within 1 % of that; 10 % leaves room for an unlucky launch.
 SCALING_TOLERANCE = 0.10
 
 Figure = Literal["MFU", "TFLOP/s", "parameters"]
@@ -23,22 +23,22 @@ Figure = Literal["MFU", "TFLOP/s", "parameters"]
 
 @dataclass(frozen=True, kw_only=True)
 class Check:
-    """One printed figure beside the same figure recomputed from the rest of the row."""
+    """A printed figure and the same figure recomputed from the rest of the row."""
 
     figure: Figure
     printed: float
     recomputed: float
-    lowest: float  # least and largest value that would be printed like this
+    lowest: float  # the range of values that print like this
     highest: float
 
     @property
     def difference(self) -> float:
-        """Printed against recomputed, as a share of the recomputed one."""
+        """The relative difference of the printed from the recomputed figure."""
         return self.printed / self.recomputed - 1
 
     @property
     def excess(self) -> float:
-        """The part of the difference, without sign, that printed digits do not explain."""
+        """The relative difference, without sign, that rounding does not explain."""
         beyond = max(self.lowest - self.recomputed, self.recomputed - self.highest, 0.0)
         return beyond / self.recomputed
 
@@ -48,29 +48,29 @@ class Check:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Replayed:
-    """A row, what could be recomputed of it, and its contradictions."""
+class RecomputedRow:
+    """A row, its recomputed figures, and its contradictions."""
 
     row: PublishedRow
     source: Source | None
     checks: tuple[Check, ...]
-    num_larger: int  # rows with more GPUs and the same work for each that it was held against
-    flags: tuple[str, ...]  # empty: consistent, as far as it was compared
-    left_out: str  # why a figure of it is not compared; empty if all are
+    num_larger: int  # rows with more GPUs and the same work per GPU that it was compared with
+    flags: tuple[str, ...]  # empty: nothing that was compared contradicts it
+    left_out: str  # why a figure is not compared; empty if all are
 
 
-def replay(rows: Sequence[PublishedRow]) -> tuple[Replayed, ...]:
-    """Every row recomputed by itself and held against the others of its set-up."""
+def recompute_rows(rows: Sequence[PublishedRow]) -> tuple[RecomputedRow, ...]:
+    """Recomputes each row and compares it with the others of its set-up."""
     larger = _same_work_on_more_gpus(rows)
-    return tuple(_replay_row(row, larger.get(i, [])) for i, row in enumerate(rows))
+    return tuple(_recompute_row(row, larger.get(i, [])) for i, row in enumerate(rows))
 
 
-def _replay_row(row: PublishedRow, larger: Sequence[PublishedRow]) -> Replayed:
+def _recompute_row(row: PublishedRow, larger: Sequence[PublishedRow]) -> RecomputedRow:
     source = source_of(row)
     checks = [*_check_parameters(row), *(_check_rates(row, source) if source else ())]
     flags = [_describe(check) for check in checks if not check.is_consistent]
     flags += _slower_than(row, larger)
-    return Replayed(
+    return RecomputedRow(
         row=row,
         source=source,
         checks=tuple(checks),
@@ -133,11 +133,11 @@ def _why_left_out(row: PublishedRow, source: Source | None, done: set[Figure]) -
         return ""
     what = " and ".join(left)
     if source is None:
-        return f"{what}: nobody has said what {row.source} counts"
+        return f"{what}: no convention is known for {row.source}"
     if source.convention is None:
         return f"{what}: the convention of {row.source} is not known"
     if row.tokens_per_s is None:
-        return f"{what}: it stands without tokens/s"
+        return f"{what}: the row has no tokens/s"
     if flops_per_token(row, source.convention) is None:
         return f"{what}: the shape of {row.model} is not known"
     return f"{what}: {row.source} names no peak for {row.gpu} in {row.precision}"
@@ -158,7 +158,7 @@ def _describe(check: Check) -> str:
 
 
 def _same_work_on_more_gpus(rows: Sequence[PublishedRow]) -> dict[int, list[PublishedRow]]:
-    """By place of a row: those that give each of more GPUs the same work."""
+    """Returns, by index of a row, the rows with more GPUs and the same work per GPU."""
     groups: dict[tuple[object, ...], list[int]] = defaultdict(list)
     for i, row in enumerate(rows):
         if row.tokens_per_s and row.micro_batch and row.global_batch:
@@ -171,9 +171,9 @@ def _same_work_on_more_gpus(rows: Sequence[PublishedRow]) -> dict[int, list[Publ
 
 
 def _set_up(row: PublishedRow) -> tuple[object, ...]:
-    """What has to be equal for the work of one GPU to be equal."""
+    """Returns what must be equal for the work per GPU to be equal."""
     assert row.global_batch is not None
-    # Degrees of data parallelism are the number of GPUs by another name.
+    # Degrees of data parallelism say the number of GPUs again.
     spread = " ".join(word for word in row.strategy.split() if not _is_data_parallel(word))
     model = (row.source, row.model, row.num_layers, row.width, row.sequence_length)
     work = (row.micro_batch, row.global_batch / row.num_gpus, row.activation_checkpointing)
@@ -192,5 +192,5 @@ def _slower_than(row: PublishedRow, larger: Sequence[PublishedRow]) -> Iterable[
     if below > SCALING_TOLERANCE:
         yield (
             f"{row.tokens_per_s:,.0f} tokens/s on {row.num_gpus} GPUs are {below:.0%} below the "
-            f"{best.tokens_per_s:,.0f} of {best.num_gpus} GPUs with the same work for each"
+            f"{best.tokens_per_s:,.0f} of {best.num_gpus} GPUs with the same work per GPU"
         )

@@ -1,9 +1,9 @@
-"""What a token of a published run costs under a convention, from the shape of its model.
+"""Counts the FLOPs per token of a published run from the shape of its model.
 
-d width | L layers | T positions | N parameters | E those of the word vectors
+d width | L layers | T positions | N parameters | E embedding parameters
 
-A row gives layers, width, heads and words. What it leaves out, the feed-forward width and the heads
-of keys and values, is that of the public model it names: a general rule for GPT and MPT, the
+A row states layers, width, heads and vocabulary size. The feed-forward width and the heads of keys
+and values are those of the public model that the row names: a general rule for GPT and MPT, the
 published configs for Llama.
 """
 
@@ -19,7 +19,7 @@ Size = tuple[int, int, int, int]  # layers, width, words, positions
 
 @dataclass(frozen=True, kw_only=True)
 class Llama:
-    """What the rows do not tell of a Llama: a gated feed-forward, no biases, an untied head."""
+    """What the rows leave out of a Llama: gated feed-forward, no biases, untied head."""
 
     feedforward_width: int
     num_kv_heads: int
@@ -43,14 +43,14 @@ LLAMAS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Shape:
-    """What the conventions count of a decoder."""
+    """The parameters of a decoder that the conventions count."""
 
-    matmul_parameters: int  # those every token is multiplied by: all matrices, the head, not E
-    parameters: int | None  # N by arithmetic; None where the row's family has no single form
+    matmul_parameters: int  # all matrices and the head, without E
+    parameters: int | None  # N from the shape; None if models of this family differ
 
 
 def shape_of(row: PublishedRow) -> Shape | None:
-    """The shape of a row's model; None if neither the row nor the public model tells all of it."""
+    """Returns the shape of a row's model; None if the row and the public model leave it open."""
     size = _size(row)
     if size is None:
         return None
@@ -65,17 +65,16 @@ def shape_of(row: PublishedRow) -> Shape | None:
 
 
 def llama_of(model: str) -> Llama | None:
-    """The public Llama that a name such as Llama-3.1-8B or "Llama-3-70B, 12 layers" means."""
+    """Returns the public Llama of a name such as Llama-3.1-8B or "Llama-3-70B, 12 layers"."""
     named = re.match(r"llama[- ]?([0-9])(?:\.[0-9])?[- ]([0-9]+)b\b", model, re.IGNORECASE)
     return LLAMAS.get((int(named[1]), int(named[2]))) if named else None
 
 
 def _gpt_shape(size: Size, *, has_single_form: bool) -> Shape:
-    """Four widths of feed-forward, biases everywhere, learned positions, a tied head.
+    """A feed-forward of four widths, biases everywhere, learned positions, a tied head: MPT.
 
-    MPT is that and nothing else:
     https://github.com/mosaicml/llm-foundry/blob/34c28fc9199278b10193e69fb52979043b7dc1bd/llmfoundry/models/mpt/modeling_mpt.py
-    Others called GPT differ in positions and head, which their rows do not tell.
+    Other models called GPT differ in positions and head, which their rows do not state.
     """
     layers, width, vocabulary, positions = size
     matrices = 12 * width * width
@@ -109,10 +108,10 @@ def _size(row: PublishedRow) -> Size | None:
 
 
 def flops_per_token(row: PublishedRow, convention: Convention) -> float | None:
-    """Training FLOPs of a token; None where the row tells too little.
+    """Returns the training FLOPs per token; None if the row states too little.
 
     `palm` is 6N + 12LdT with every parameter in N; `matmul` replaces N by what is multiplied;
-    `matmul_causal` counts half of the attention, T/2 positions a token as NVIDIA writes it, where
+    `matmul_causal` counts half of the attention, T/2 positions per token as NVIDIA does;
     `unitransformer.costs.flops` counts the (T + 1)/2 that a mask leaves. Recomputation is not
     counted.
     """
@@ -132,7 +131,7 @@ def flops_per_token(row: PublishedRow, convention: Convention) -> float | None:
 
 
 def _counted(row: PublishedRow, shape: Shape | None, convention: Convention) -> int | None:
-    """The parameters a convention multiplies by six; those the row counted go before arithmetic."""
+    """Returns the parameters that a convention multiplies by six, preferably as the row counts."""
     if convention == "palm" and not row.is_rounded and row.parameters is not None:
         return row.parameters
     if shape is None:

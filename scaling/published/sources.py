@@ -1,4 +1,4 @@
-"""What each source counts, how many digits it prints, and the peak it divides by."""
+"""The FLOP convention, printed digits and peak rates of each source of published runs."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -9,19 +9,19 @@ from scaling.published.shapes import Convention
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """The arithmetic behind the printed figures of every row whose source starts with `name`."""
+    """How the figures were computed in the rows whose source starts with `name`."""
 
     name: str
-    convention: Convention | None  # None: it prints no rate of FLOPs, so there is none to choose
-    evidence: str  # where the convention is written down, or the rows that only it reproduces
+    convention: Convention | None  # None: it prints no FLOP/s
+    evidence: str  # where the convention is written down
     mfu_digits: int = 3  # decimals of the share
     flops_digits: int = 0  # decimals of the TFLOP/s
     cuts_flops: bool = False  # TFLOP/s are cut to whole ones, not rounded
-    # Dense FLOP/s by what the GPU is called; "fp8" keys are for rows in eight bits.
+    # Dense FLOP/s by GPU name; keys with "fp8" are for rows in eight bits.
     peaks: Mapping[str, float] = field(default_factory=dict)
 
 
-# The first whose name begins a row's source counts: special ones stand before general ones.
+# The first match counts, so special names come before general ones.
 SOURCES = (
     Source(
         name="llm-foundry",
@@ -32,7 +32,7 @@ SOURCES = (
         # Composer's GPU_AVAILABLE_FLOPS, which that script divides by.
         peaks={"h100": 989.4e12, "h100 fp8": 1978.9e12, "a100": 312e12},
     ),
-    # The formula of the code leaves E out since April 2024; these rows reproduce only with E in.
+    # The code leaves E out since April 2024, but these rows reproduce only with E.
     Source(
         name="torchtitan 2024-08",
         convention="palm",
@@ -52,7 +52,7 @@ SOURCES = (
         mfu_digits=2,
         peaks={"a100": 312e12, "h100": 989e12},
     ),
-    # Logits counted, core attention in full: 24.07 is older than the halving.
+    # Logits counted, attention in full: 24.07 is older than the halving.
     Source(
         name="NeMo 24.07",
         convention="matmul",
@@ -88,12 +88,12 @@ SOURCES = (
 
 
 def source_of(row: PublishedRow) -> Source | None:
-    """Who printed the row, or None for a source nobody has described here."""
+    """Returns the source of a row; None if it is not in `SOURCES`."""
     return next((source for source in SOURCES if row.source.startswith(source.name)), None)
 
 
 def peak_of(row: PublishedRow, source: Source) -> float | None:
-    """Dense peak the source divides by, FLOP/s of one GPU; None if it names none for this one."""
+    """Returns the dense peak that the source divides by, FLOP/s per GPU; None if it names none."""
     is_eight_bits = "fp8" in (row.precision or "") or "float8" in (row.precision or "")
     for name, peak in source.peaks.items():
         gpu, _, bits = name.partition(" ")

@@ -1,4 +1,4 @@
-"""Replayed rows in, what a person reads out."""
+"""Prints recomputed rows as a table."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ from pathlib import Path
 import jsonargparse
 
 from scaling.markdown import table
-from scaling.published.recompute import Check, Replayed
+from scaling.published.recompute import Check, RecomputedRow
 from unitransformer.record.units import count
 
 HEADERS = (
@@ -20,9 +20,9 @@ HEADERS = (
     "flagged",
 )
 MEANINGS = (
-    "palm: 6N + 12LdT, N with word vectors and learned positions | matmul: 6 per parameter that is "
-    "multiplied, attention in full | matmul_causal: the same, attention halved | -: the source "
-    "prints no rate of FLOPs"
+    "palm: 6N + 12LdT, N with embeddings and learned positions | matmul: 6 per parameter of a "
+    "matrix product, attention in full | matmul_causal: the same, attention halved | -: the source "
+    "prints no FLOP/s"
 )
 
 
@@ -43,27 +43,27 @@ def build_published_parser() -> jsonargparse.ArgumentParser:
     return parser
 
 
-def render_replay(replayed: Sequence[Replayed]) -> str:
-    """A line for each source, then each flagged row with its reasons, then what is left out."""
-    names = list(dict.fromkeys(one.row.source for one in replayed))
-    lines = [_line([one for one in replayed if one.row.source == name]) for name in names]
-    flagged = [one for one in replayed if one.flags]
-    total = f"{count(len(replayed), 'row')}, {len(flagged)} flagged"
+def render_rows(rows: Sequence[RecomputedRow]) -> str:
+    """Returns a line per source, each flagged row with its reasons, and what is not compared."""
+    names = list(dict.fromkeys(row.row.source for row in rows))
+    lines = [_line([row for row in rows if row.row.source == name]) for name in names]
+    flagged = [row for row in rows if row.flags]
+    total = f"{count(len(rows), 'row')}, {len(flagged)} flagged"
     parts = [table(HEADERS, lines), MEANINGS, "\n".join([total, *map(_flagged, flagged)])]
-    left_out = Counter(f"{one.row.source}, {one.left_out}" for one in replayed if one.left_out)
+    left_out = Counter(f"{row.row.source}, {row.left_out}" for row in rows if row.left_out)
     if left_out:
         reasons = [f"- {reason} ({count(n, 'row')})" for reason, n in left_out.items()]
         parts.append("\n".join(["not compared", *reasons]))
     return "\n\n".join(parts)
 
 
-def _line(group: Sequence[Replayed]) -> tuple[str, ...]:
+def _line(group: Sequence[RecomputedRow]) -> tuple[str, ...]:
     source = group[0].source
     convention = (source.convention or "-") if source else "unknown"
-    checks = [check for one in group for check in one.checks]
+    checks = [check for row in group for check in row.checks]
     figures = Counter(check.figure for check in checks)
     compared = [f"{n} {figure}" for figure, n in figures.items()]
-    held = sum(one.num_larger > 0 for one in group)
+    held = sum(row.num_larger > 0 for row in group)
     compared += [f"{held} with more GPUs"] if held else []
     rates = [check for check in checks if check.figure != "parameters"]
     return (
@@ -73,19 +73,19 @@ def _line(group: Sequence[Replayed]) -> tuple[str, ...]:
         ", ".join(compared) or "nothing",
         _largest(rates),
         f"{max(check.excess for check in rates):.2%}" if rates else "",
-        str(sum(bool(one.flags) for one in group)),
+        str(sum(bool(row.flags) for row in group)),
     )
 
 
 def _largest(rates: Sequence[Check]) -> str:
-    """Of each figure, since TFLOP/s that are cut to whole ones differ more than MFU does."""
+    """Per figure, since TFLOP/s cut to whole numbers differ more than MFU does."""
     largest: dict[str, float] = {}
     for check in rates:
         largest[check.figure] = max(largest.get(check.figure, 0.0), abs(check.difference))
     return ", ".join(f"{figure} {share:.2%}" for figure, share in sorted(largest.items()))
 
 
-def _flagged(one: Replayed) -> str:
-    row = one.row
+def _flagged(recomputed: RecomputedRow) -> str:
+    row = recomputed.row
     what = f"{row.source}, {row.model}, {row.num_gpus} x {row.gpu}"
-    return f"- {what}: {'; '.join(one.flags)}\n  {row.url}"
+    return f"- {what}: {'; '.join(recomputed.flags)}\n  {row.url}"

@@ -6,7 +6,7 @@ import pytest
 
 from scaling.__main__ import main
 from scaling.published import load_rows
-from scaling.published.csv_rows import CARRIED, COLUMNS
+from scaling.published.csv_rows import BUILTIN_ROWS, COLUMNS
 from scaling.published.sources import SOURCES, source_of
 
 ROWS = load_rows()
@@ -40,7 +40,7 @@ def test_memory_is_stored_in_bytes() -> None:
     [
         ("mfu", "41.3", "line 2: mfu is '41.3'; it is a share of the peak"),
         ("gpus", "many", "line 2: gpus is 'many'; it must be a whole number"),
-        ("gpus", "", "line 2: gpus is ''; every row has to tell it"),
+        ("gpus", "", "line 2: gpus is ''; every row needs it"),
         ("tokens_per_s_per_gpu", "nan", "line 2: tokens_per_s_per_gpu is 'nan'; it must be a"),
         ("tokens_per_s_per_gpu", "1.2.3", "line 2: tokens_per_s_per_gpu is '1.2.3'"),
         ("heads", "32/8", "line 2: heads is '32/8'; write it as 32, or as 32 (8 kv)"),
@@ -70,7 +70,7 @@ def test_a_file_without_a_column_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "rows.csv"
-    path.write_text(CARRIED.read_text().replace(",url\n", ",page\n", 1))
+    path.write_text(BUILTIN_ROWS.read_text().replace(",url\n", ",page\n", 1))
     assert main(["published", "--rows", str(path)]) == 2
     assert (
         "column url is missing; the first line has to be source,model," in capsys.readouterr().err

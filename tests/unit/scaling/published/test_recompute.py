@@ -6,15 +6,15 @@ from dataclasses import replace
 import pytest
 
 from scaling.__main__ import main
-from scaling.published import PublishedRow, Replayed, load_rows, replay
+from scaling.published import PublishedRow, RecomputedRow, load_rows, recompute_rows
 from scaling.published.shapes import flops_per_token, llama_of, shape_of
 
 ROWS = load_rows()
-REPLAYED = replay(ROWS)
+REPLAYED = recompute_rows(ROWS)
 WITHIN = 0.003
 
 
-def of(name: str) -> list[Replayed]:
+def of(name: str) -> list[RecomputedRow]:
     found = [one for one in REPLAYED if one.row.source.startswith(name)]
     assert found
     return found
@@ -42,7 +42,7 @@ def make_row(**fields: object) -> PublishedRow:
 
 
 def flags_of(*rows: PublishedRow) -> list[tuple[str, ...]]:
-    return [one.flags for one in replay(rows)]
+    return [one.flags for one in recompute_rows(rows)]
 
 
 # --------------------------------------------------------------------------------- arithmetic
@@ -227,9 +227,9 @@ def test_a_slowdown_on_more_gpus_is_accepted_as_scaling_cost() -> None:
 @pytest.mark.parametrize(
     ("fields", "reason"),
     [
-        ({"source": "a blog"}, "MFU: nobody has said what a blog counts"),
+        ({"source": "a blog"}, "MFU: no convention is known for a blog"),
         ({"source": "vTrain"}, "MFU: the convention of vTrain is not known"),
-        ({"source": "NeMo 24.07", "tokens_per_s": None}, "MFU: it stands without tokens/s"),
+        ({"source": "NeMo 24.07", "tokens_per_s": None}, "MFU: the row has no tokens/s"),
         (
             {"source": "torchtitan 2025", "model": "Mixtral"},
             "MFU: the shape of Mixtral is not known",
@@ -248,7 +248,7 @@ def test_a_slowdown_on_more_gpus_is_accepted_as_scaling_cost() -> None:
 def test_an_mfu_that_cannot_be_recomputed_is_left_out_with_the_reason(
     fields: dict[str, object], reason: str
 ) -> None:
-    (one,) = replay([make_row(mfu=0.5, **fields)])
+    (one,) = recompute_rows([make_row(mfu=0.5, **fields)])
     assert (one.checks, one.flags, one.left_out) == ((), (), reason)
 
 
@@ -263,4 +263,4 @@ def test_the_command_prints_a_line_for_each_source_and_the_flagged_row(
     assert re.search(r"\| llm-foundry +\| 145 +\| palm +\|", out)
     assert re.search(r"\| NeMo 24.07 FP8 +\| 3 +\| matmul +\|", out)
     assert "388 rows, 1 flagged\n- llm-foundry, MPT-1b, 32 x a100_40gb: 15,555 tokens/s" in out
-    assert "Megatron-Core r0.8.0 weak scaling, TFLOP/s: it stands without tokens/s (5 rows)" in out
+    assert "Megatron-Core r0.8.0 weak scaling, TFLOP/s: the row has no tokens/s (5 rows)" in out
