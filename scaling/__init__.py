@@ -1,1 +1,1 @@
-"""Studies over run records: what was measured, what follows from it, and how it reads."""
+"""Sweeps of recipes, and reports and checks of their run records."""

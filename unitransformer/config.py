@@ -309,7 +309,7 @@ class RunConfig:
 
     def identity_hash(self) -> str:
         """Returns 8 hexadecimal digits over `identity`: the name of the run's folder."""
-        return _digest(self.identity())[:8]
+        return hash_values(self.identity())[:8]
 
     def hash(self) -> str:
         """Returns 12 hexadecimal digits over every field: the name of the record."""
@@ -318,11 +318,7 @@ class RunConfig:
 
 def hash_values(values: Mapping[str, Any]) -> str:
     """Returns `RunConfig.hash` of a config in a file, which may lack fields added since."""
-    return _digest(values)[:12]
-
-
-def _digest(values: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def to_dict(config: Any) -> dict[str, Any]:

@@ -23,11 +23,20 @@ if TYPE_CHECKING:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exports, prints what was written and returns the exit code."""
-    parser = build_parser()
+    parser = jsonargparse.ArgumentParser(
+        prog="python -m unitransformer.export",
+        description="Write the weights of a run's newest checkpoint as one float32 state dict. "
+        "--init-from reads it, and load_state_dict of the plain model.",
+        exit_on_error=False,
+        allow_abbrev=False,
+    )
+    parser.add_argument("dir", type=Path, metavar="DIR", help="a run's folder, or a checkpoint")
+    parser.add_argument("out", type=Path, metavar="OUT", help="a file that ends in .safetensors")
+    parser.add_argument("--force", action="store_true", help="replace a file that exists")
     try:
         options = parser.parse_args(list(sys.argv[1:] if argv is None else argv))
         folder, out = (Path(os.path.expanduser(path)) for path in (options.dir, options.out))
-        check_out(out, force=options.force)
+        _check_out(out, force=options.force)
         print(export(folder, out))
     except jsonargparse.ArgumentError as error:
         return fail(f"{str(error).strip()}; --help shows what is needed", 2)
@@ -38,26 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def build_parser() -> jsonargparse.ArgumentParser:
-    parser = jsonargparse.ArgumentParser(
-        prog="python -m unitransformer.export",
-        description="Write the weights of a run's newest checkpoint as one float32 state dict. "
-        "--init-from reads it, and load_state_dict of the plain model.",
-        exit_on_error=False,
-        allow_abbrev=False,
-    )
-    parser.add_argument(
-        "dir",
-        type=Path,
-        metavar="DIR",
-        help="a run's folder, its folder of checkpoints, or one checkpoint",
-    )
-    parser.add_argument("out", type=Path, metavar="OUT", help="a file that ends in .safetensors")
-    parser.add_argument("--force", action="store_true", help="replace a file that exists")
-    return parser
-
-
-def check_out(out: Path, *, force: bool) -> None:
+def _check_out(out: Path, *, force: bool) -> None:
     """Raises ValueError if `out` must not or cannot be written."""
     if out.is_dir():
         raise ValueError(f"out {out} is a folder; name a file in it")
@@ -80,7 +70,7 @@ def export(folder: Path, out: Path) -> str:
     while True:
         checkpoint = find_checkpoint(folder)
         try:
-            return write(checkpoint, out)
+            return _write(checkpoint, out)
         except ValueError:
             if checkpoint.exists():
                 raise
@@ -104,7 +94,7 @@ def find_checkpoint(folder: Path) -> Path:
     return newest
 
 
-def write(checkpoint: Path, out: Path) -> str:
+def _write(checkpoint: Path, out: Path) -> str:
     """Writes the weights of one checkpoint; returns a line that describes it."""
     import torch
 

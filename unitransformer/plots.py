@@ -211,6 +211,7 @@ def _label_ends(figure: Figure, panels: Mapping[Axes, Sequence[PlotLine]]) -> No
 
     Labels that would overlap are moved apart.
     """
+    leader = {"arrowstyle": "-", "lw": 0.6, "relpos": (0, 0.5), "shrinkA": 1}
     notes = {
         axes: [
             axes.annotate(
@@ -218,13 +219,7 @@ def _label_ends(figure: Figure, panels: Mapping[Axes, Sequence[PlotLine]]) -> No
                 xy=(line.marks[-1].x, line.marks[-1].value),
                 xytext=(LABEL_X, 0.5),
                 textcoords="axes fraction",
-                arrowprops={
-                    "arrowstyle": "-",
-                    "color": line.color,
-                    "lw": 0.6,
-                    "relpos": (0, 0.5),
-                    "shrinkA": 1,
-                },
+                arrowprops=leader | {"color": line.color},
                 verticalalignment="center",
                 color=line.color,
                 fontsize=SMALL,

@@ -123,11 +123,8 @@ def _excluded_steps(
     reasons: dict[int, str] = {}
     for reading in readings:
         reasons |= {int(step): reason for step, reason in reading["excluded_steps"].items()}
-    return [
-        {"step": step, "reason": reasons[step]}
-        for step in sorted(reasons)
-        if step < history.num_steps
-    ]
+    steps = sorted(step for step in reasons if step < history.num_steps)
+    return [{"step": step, "reason": reasons[step]} for step in steps]
 
 
 def _with_energy(gpu: Mapping[str, Any], steps: Collection[int]) -> dict[str, Any]:
@@ -152,9 +149,8 @@ def _host_loads(readings: Sequence[Mapping[str, Any]]) -> list[HostLoad]:
 
 def _recompilations(ledgers: Sequence[Mapping[str, Any]], steady_from: int | None) -> list[str]:
     """Returns a flag for each timed step in which a rank compiled."""
-    if steady_from is None:
-        return []
-    steps = {step for ledger in ledgers for step in ledger["steps"] if step >= steady_from}
+    first = math.inf if steady_from is None else steady_from
+    steps = {step for ledger in ledgers for step in ledger["steps"] if step >= first}
     return [f"recompiled at step {step + 1}, one of the timed steps" for step in sorted(steps)]
 
 
@@ -169,9 +165,7 @@ def _wide_interval(config: RunConfig, readout: Readout | None) -> list[str]:
 
 
 def _flags(
-    readings: Sequence[Mapping[str, Any]],
-    loads: Sequence[HostLoad],
-    mfu: Sequence[MfuRow],
+    readings: Sequence[Mapping[str, Any]], loads: Sequence[HostLoad], mfu: Sequence[MfuRow]
 ) -> list[str]:
     """Returns what makes the measurements doubtful, each reason once with the ranks that saw it."""
     ranks: dict[str, list[int]] = {}

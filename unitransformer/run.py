@@ -113,12 +113,9 @@ def run(
         error = this_run.train()
         record = this_run.record(start, error)
     network = this_run.module.full_network
-    return RunOutcome(
-        record=record,
-        network=None if network is None else network.eval(),
-        config=this_run.config,
-        data=this_run.data,
-    )
+    if network is not None:
+        network.eval()
+    return RunOutcome(record=record, network=network, config=this_run.config, data=this_run.data)
 
 
 class _Run:
@@ -179,7 +176,7 @@ class _Run:
             device=device,
             run_dir=paths.folder,
             callbacks=callbacks,
-            segment=len(self.earlier.segments),
+            segment=len(self.earlier.segment_starts),
         )
 
     def print_introduction(self, print_line: Callable[[str], None]) -> None:

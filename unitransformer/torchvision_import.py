@@ -26,8 +26,6 @@ def make_torchvision_importable() -> None:
 
 
 class _ExtensionFinder(importlib.abc.MetaPathFinder):
-    """Finds `torchvision.extension` as usual and declares missing operators after it."""
-
     def find_spec(
         self, name: str, path: Sequence[str] | None, target: types.ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
@@ -40,20 +38,18 @@ class _ExtensionFinder(importlib.abc.MetaPathFinder):
 
 
 class _ExtensionLoader(importlib.machinery.SourceFileLoader):
+    """Loads `torchvision.extension` and then declares the operators that are missing."""
+
+    library: object = None  # the declarations end with this object
+
     def exec_module(self, module: types.ModuleType) -> None:
         super().exec_module(module)
-        if not module._has_ops():
-            _declare_operators()
+        if module._has_ops():
+            return
+        import torch
 
-
-def _declare_operators() -> None:
-    import torch
-
-    global _library
-    _library = torch.library.Library("torchvision", "FRAGMENT")  # type: ignore[no-untyped-call]
-    for schema in SCHEMAS:
-        if not hasattr(torch.ops.torchvision, schema.split("(")[0]):
-            _library.define(schema)  # type: ignore[no-untyped-call]
-
-
-_library: object = None  # the declarations end with this object
+        library = torch.library.Library("torchvision", "FRAGMENT")  # type: ignore[no-untyped-call]
+        _ExtensionLoader.library = library
+        for schema in SCHEMAS:
+            if not hasattr(torch.ops.torchvision, schema.split("(")[0]):
+                library.define(schema)  # type: ignore[no-untyped-call]

@@ -186,7 +186,7 @@ def _slowest(run: Run) -> Slowest | None:
     world_size = run.config.parallel.world_size
     if world_size == 1:
         return None
-    first = run.record["launches"][-1]
+    first = run.record["segment_starts"][-1]
     ranks = recorded_steady(run.record).select(run.record["samples"]["slowest_rank"][first:])
     worst = max(sorted(set(ranks)), key=ranks.count)
     return Slowest(rank=int(worst), share=ranks.count(worst) / len(ranks), chance=1 / world_size)

@@ -152,7 +152,7 @@ def compare_steps(then: Record, records: Sequence[Record], *, tolerance: float) 
     untold = next((run for run in runs if run.readout is None), None)
     if untold is not None:
         when = "then" if untold is runs[0] else "now"
-        return "inconclusive", f"step: no steady state {when}: {untold.record['steady_reason']}"
+        return "inconclusive", f"step: no steady state {when}: {untold.record['no_steady_state_reason']}"
     before, now = pooled_rate(runs[:1]), pooled_rate(runs[1:])
     found = ratio(before, now)  # of rates; the steps' is its inverse
     per_step = runs[0].units_per_step

@@ -19,7 +19,7 @@ from scaling.store.outcome import FILE, Outcome, is_outcome, read_outcome
 from unitransformer.config import Recipe
 from unitransformer.launch.variables import RUN_FOLDER
 from unitransformer.record.schema import load_record
-from unitransformer.record.seals import read_json
+from unitransformer.record.checksums import read_json
 from unitransformer.record.units import count
 
 Say = Callable[[str], None]

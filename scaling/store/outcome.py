@@ -14,7 +14,12 @@ from unitransformer.config import Recipe, RunConfig, from_dict
 from unitransformer.files import write_atomically
 from unitransformer.record.fields import NUMBER, Kinds, check_fields
 from unitransformer.record.schema import STATUSES, Status
-from unitransformer.record.seals import check_seals, read_sealed, seal, to_text
+from unitransformer.record.checksums import (
+    add_checksums,
+    parse_json,
+    to_text,
+    verify_checksums,
+)
 
 SCHEMA = 1
 
@@ -82,16 +87,16 @@ def write_outcome(outcome: Outcome, folder: Path) -> Path:
     """Put it into its cell's folder, whole or not at all; raises OSError."""
     content = {"schema": SCHEMA, "kind": KIND, **asdict(outcome)}
     path = folder / FILE
-    write_atomically(path, to_text(seal(content)).encode())
+    write_atomically(path, to_text(add_checksums(content)).encode())
     return path
 
 
 def load_outcome(path: Path) -> Outcome:
     """Raises ValueError for anything that is not an outcome as it was written; OSError."""
-    values, seals_hold = read_sealed(path)
+    values, checksums_hold = parse_json(path.read_bytes())
     if not is_outcome(values):
         raise ValueError("not the outcome of a cell")
-    return read_outcome(values, seals_hold=seals_hold)
+    return read_outcome(values, checksums_hold=checksums_hold)
 
 
 def is_outcome(values: Any) -> bool:
@@ -99,20 +104,20 @@ def is_outcome(values: Any) -> bool:
 
 
 def read_outcome(
-    values: Mapping[str, Any], where: str = "outcome", *, seals_hold: bool = False
+    values: Mapping[str, Any], where: str = "outcome", *, checksums_hold: bool = False
 ) -> Outcome:
     """Raises ValueError for the first field that is missing, changed or of another kind.
 
     Args:
-        seals_hold: `read_sealed` has found so.
+        checksums_hold: `parse_json` has verified the checksums.
     """
     if values.get("schema") != SCHEMA:
         raise ValueError(
             f"{where}: schema is {values.get('schema')!r}; this version reads {SCHEMA}: run the "
             "sweep again, or read it with the version that wrote it"
         )
-    if not seals_hold:
-        check_seals(values, where)
+    if not checksums_hold:
+        verify_checksums(values, where)
     values = {**LATER, **values}
     check_fields(values, FIELDS, where)
     if values["status"] not in STATUSES:

@@ -20,8 +20,8 @@ from scaling.store.required_fields import check_facts
 from scaling.store.run import Run
 from unitransformer.checkpoint.names import is_checkpoint_name
 from unitransformer.launch.gc_pause import pause_gc
-from unitransformer.record.schema import validate
-from unitransformer.record.seals import SEALS, parse_sealed
+from unitransformer.record.schema import read_record
+from unitransformer.record.checksums import CHECKSUMS, parse_json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,7 +184,7 @@ def _read(path: Path, name: str) -> _Read:
 
 def _parse(content: bytes, name: str) -> _Read:
     try:
-        record, seals_hold = parse_sealed(content)
+        record, checksums_hold = parse_json(content)
     except ValueError as error:
         return LeftOut(name=name, kind="damaged", reason=str(error))
     is_ours = isinstance(record, dict) and record.keys() & {"schema", "step_s"}
@@ -192,15 +192,15 @@ def _parse(content: bytes, name: str) -> _Read:
         return LeftOut(name=name, kind="foreign", reason="not a run record")
     try:
         if is_outcome(record):
-            return read_outcome(record, seals_hold=seals_hold)
+            return read_outcome(record, checksums_hold=checksums_hold)
         if is_certificate(record):
             return read_certificate(record, name)
-        config = validate(record, seals_hold=seals_hold)
+        record, config = read_record(record, checksums_hold=checksums_hold)
         if record["status"] == "ok":
             check_facts(record)
         run = Run(name=name, record=record, config=config)
         if run.is_ok:
-            _ = run.passport  # its rows contradict nothing
+            _ = run.mfu  # its rows contradict nothing
     except (ValueError, OverflowError) as error:
         return LeftOut(name=name, kind="damaged", reason=str(error))
     return run
@@ -209,5 +209,5 @@ def _parse(content: bytes, name: str) -> _Read:
 def _identity(read: Run | Certificate) -> Hashable:
     """Equal for equal contents. The checksums of a record stand for all of it: they hold."""
     if isinstance(read, Run):
-        return frozenset(read.record[SEALS].items())
+        return frozenset(read.record[CHECKSUMS].items())
     return hashlib.sha256(json.dumps(read.content, sort_keys=True).encode()).hexdigest()

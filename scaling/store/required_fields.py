@@ -15,13 +15,13 @@ FACTS: dict[str, Kinds] = {
     "data.description": str,
     "data.sha256": (str, NoneType),
     "steady_method": str,
-    "steady_reason": (str, NoneType),
+    "no_steady_state_reason": (str, NoneType),
     "peak_bytes_kind": str,
     "validation.loss": NUMBER,
     "validation.metric": str,
     "validation.value": NUMBER,
     "validation.baseline": (dict, NoneType),
-    "passport": list,
+    "mfu": list,
 }
 FIGURES: dict[str, Kinds] = {
     "num_steady_steps": int,
@@ -39,14 +39,14 @@ FIGURES: dict[str, Kinds] = {
 }
 # Absent where nothing was measured.
 OPTIONAL_FIGURES: dict[str, Kinds] = dict.fromkeys(
-    ("communication_share", "waiting_share", "between_share"), (*NUMBER, NoneType)
+    ("communication_share", "waiting_share", "between_steps_share"), (*NUMBER, NoneType)
 )
 LISTS: dict[str, Kinds] = {
     "hardware": dict,
-    "launches": int,
+    "segment_starts": int,
     "log": str,
     "flags": str,
-    "unsteady": dict,
+    "excluded_steps": dict,
     "ceiling": (dict, NoneType),
     "compile": dict,
     "gpu": (dict, NoneType),
@@ -70,8 +70,8 @@ LEDGER: dict[str, Kinds] = {
 }
 GPU: dict[str, Kinds] = {
     "joules": (*NUMBER, NoneType),
-    "joules_of_steps": (int, NoneType),
-    "untold": dict,
+    "joules_num_steps": (int, NoneType),
+    "missing": dict,
 }
 LOOK: dict[str, Kinds] = {
     "step": int,
@@ -101,11 +101,11 @@ def check_facts(record: Record) -> None:
     """Raises ValueError for the first fact that a report needs and this record does not have."""
     check_fields(record, FACTS, "record")
     check_lists(record, LISTS, "record")
-    for field in (*OF_EVERY_RANK, "launches"):
+    for field in (*OF_EVERY_RANK, "segment_starts"):
         if not record[field]:
             raise ValueError(f"record: {field} is empty")
-    for index, item in enumerate(record["unsteady"]):
-        check_fields(item, UNSTEADY, f"record: unsteady.{index}")
+    for index, item in enumerate(record["excluded_steps"]):
+        check_fields(item, UNSTEADY, f"record: excluded_steps.{index}")
     for rank, ceiling in enumerate(record["ceiling"]):
         if ceiling is not None:
             check_fields(ceiling, CEILING, f"record: ceiling.{rank}")
@@ -130,18 +130,18 @@ def check_facts(record: Record) -> None:
 
 
 def _check_figures(record: Record) -> None:
-    figures = record["figures"]
+    figures = record["metrics"]
     if bool(figures) != (record["steady_from"] is not None):
         raise ValueError(
-            f"record: figures holds {len(figures)} fields, and steady_from is "
+            f"record: metrics holds {len(figures)} fields, and steady_from is "
             f"{record['steady_from']}: there are figures where there is a steady state"
         )
     if figures:
-        check_fields(figures, FIGURES, "record: figures")
-        check_fields(figures, OPTIONAL_FIGURES, "record: figures", missing=None)
+        check_fields(figures, FIGURES, "record: metrics")
+        check_fields(figures, OPTIONAL_FIGURES, "record: metrics", missing=None)
         for name in ("median_step_s", "units_per_s", "mean_units_per_s"):
             if figures[name] <= 0:
-                raise ValueError(f"record: figures.{name} is {figures[name]}; it must be above 0")
+                raise ValueError(f"record: metrics.{name} is {figures[name]}; it must be above 0")
 
 
 def _check_items(
@@ -155,5 +155,5 @@ def _check_times(record: Record) -> None:
     steps, start = len(record["step_s"]), record["steady_from"]
     if min(record["step_s"]) <= 0:
         raise ValueError("record: step_s holds a step that took no time")
-    if start is not None and not record["launches"][-1] <= start < steps:
+    if start is not None and not record["segment_starts"][-1] <= start < steps:
         raise ValueError(f"record: steady_from is {start}, outside the last launch's steps")

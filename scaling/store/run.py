@@ -41,9 +41,9 @@ class Run:
         return self.config.global_batch_size * self.config.tokens_per_sample
 
     @property
-    def unsteady(self) -> list[int]:
+    def excluded_steps(self) -> list[int]:
         """Steps that were measured otherwise than the rest, or compiled."""
-        return [item["step"] for item in self.record["unsteady"]]
+        return [item["step"] for item in self.record["excluded_steps"]]
 
     @functools.cached_property
     def processors(self) -> str:
@@ -58,14 +58,14 @@ class Run:
             self.config,
             loss=record["loss"],
             step_s=record["step_s"],
-            launches=record["launches"],
+            launches=record["segment_starts"],
             validation=record["validation"]["history"] if self.is_ok else [],
         )
 
     @functools.cached_property
     def readout(self) -> Readout | None:
         """The recorded figures of the steady steps; None without a steady state."""
-        return from_figures(self.record["figures"])
+        return from_figures(self.record["metrics"])
 
     @functools.cached_property
     def launch(self) -> LaunchMedian:
@@ -85,16 +85,16 @@ class Run:
     def steady_s(self) -> list[float]:
         """Seconds of each steady step."""
         record = self.record
-        return recorded_steady(record).select(record["step_s"][record["launches"][-1] :])
+        return recorded_steady(record).select(record["step_s"][record["segment_starts"][-1] :])
 
     @property
     def units_per_s(self) -> float | None:
         return None if self.readout is None else self.readout.units_per_s
 
     @functools.cached_property
-    def passport(self) -> tuple[MfuRow, ...]:
+    def mfu(self) -> tuple[MfuRow, ...]:
         """The recorded MFU report: a row for each way of counting FLOPs."""
-        return read_rows(self.record["passport"], "record: passport")
+        return read_rows(self.record["mfu"], "record: mfu")
 
     @property
     def metric_value(self) -> float:

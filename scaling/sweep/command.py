@@ -123,6 +123,7 @@ def _watch(options: SweepOptions) -> int:
         with _progress(sweep, options) as progress:
             while progress.refresh():
                 time.sleep(WATCH_INTERVAL_S)
+        print(progress.headline())
     return 0
 
 

@@ -131,16 +131,20 @@ class Progress:
         spent_s += sum(min(seconds, watched_s) for seconds in running_s.values())
         return needed_s * watched_s / spent_s
 
+    def headline(self) -> str:
+        """Returns the number of finished cells by status: "2 of 3 cells finished (2 ok)"."""
+        statuses = sorted(Counter(outcome.status for outcome in self._done.values()).items())
+        numbers = ", ".join(f"{number} {status}" for status, number in statuses) or "none"
+        return f"{len(self._done)} of {len(self._tasks)} cells finished ({numbers})"
+
     def table(self) -> Table:
         """Returns the table of the newest finished cells and of all running cells."""
-        title = f"{len(self._done)} of {len(self._tasks)} cells finished"
-        statuses = Counter(outcome.status for outcome in self._done.values())
-        if statuses:
-            numbers = ", ".join(f"{number} {name}" for name, number in sorted(statuses.items()))
-            title += f" ({numbers})"
-        left_s = self.remaining_s()
-        left = "remaining time unknown" if left_s is None else f"about {duration(left_s)} left"
-        table = Table(title=f"{title}, {left}", title_justify="left")
+        title, left_s = self.headline(), self.remaining_s()
+        if left_s != 0:
+            title += (
+                ", remaining time unknown" if left_s is None else f", about {duration(left_s)} left"
+            )
+        table = Table(title=title, title_justify="left")
         for name in ("cell", "status", "time", "detail"):
             table.add_column(name, overflow="fold")
         for task, outcome in self._finished[-SHOWN:]:

@@ -36,8 +36,8 @@ def test_a_recipe_trains_on_a_gpu_by_default_in_bf16(
     assert set(kept["samples"]["communication_s"]) == {0.0}
     assert kept["peak_reserved_bytes"][0] >= kept["peak_bytes"][0] > 0
     assert kept["versions"]["CUDA"] == torch.version.cuda
-    assert kept["gpu"][0]["samples"], kept["gpu"][0]["untold"]
-    for row in kept["passport"]:
+    assert kept["gpu"][0]["samples"], kept["gpu"][0]["missing"]
+    for row in kept["mfu"]:
         assert row["peak_flops_per_s"] is not None, row["reason"]
         assert (row["share_of_ceiling"] or 0.0) <= 1
 

@@ -1,4 +1,4 @@
-"""Figures: labels that do not overlap, ticks that stay readable, files that are reproducible."""
+"""Tests figures: labels do not overlap, ticks stay readable, files are reproducible."""
 
 import re
 from itertools import pairwise

@@ -1,4 +1,4 @@
-"""Tests counters of a step and the description of their differences."""
+"""Tests the counters of a step and the description of their differences."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""torchvision and lightning import beside any torch, in this process and in workers."""
+"""Tests that torchvision and lightning import with any torch, in this process and in workers."""
 
 import subprocess
 import sys
@@ -52,7 +52,7 @@ def test_missing_operators_raise_when_called() -> None:
     from torchvision import extension, ops
 
     if extension._has_ops():
-        pytest.skip("torchvision's compiled operators load beside this torch")
+        pytest.skip("torchvision's compiled operators load with this torch")
     with pytest.raises(RuntimeError, match="Couldn't load custom C"):
         ops.nms(torch.rand(3, 4), torch.rand(3), 0.5)
 

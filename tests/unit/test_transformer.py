@@ -1,4 +1,4 @@
-"""The backbone equals the plain PyTorch model and starts at a uniform guess."""
+"""Tests that the network equals the plain PyTorch model and starts at a uniform guess."""
 
 import math
 import time

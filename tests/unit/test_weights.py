@@ -1,4 +1,4 @@
-"""Weights are exported from a checkpoint to one file, and a run starts from such a file."""
+"""Tests exporting weights from a checkpoint to a file, and starting a run from such a file."""
 
 import struct
 from dataclasses import replace
@@ -43,16 +43,16 @@ def config_of(preset: Preset = gpt.PRESET, *, max_steps: int = 2, **shape: Any) 
 
 
 def train(config: RunConfig, folder: Path, **options: Any) -> RunOutcome:
-    places = RunPaths(
+    paths = RunPaths(
         folder=folder, checkpoints=folder / "checkpoints", record=folder / "record.json"
     )
-    return run(config, places, command="a test", print_line=lambda line: None, **options)
+    return run(config, paths, command="a test", print_line=lambda line: None, **options)
 
 
 def losses(outcome: RunOutcome) -> list[float]:
     assert outcome.record is not None
-    found: list[float] = outcome.record["loss"]
-    return found
+    values: list[float] = outcome.record["loss"]
+    return values
 
 
 def export_to(folder: Path, out: Path) -> dict[str, Tensor]:
@@ -81,8 +81,8 @@ def test_an_exported_file_loads_into_the_plain_model_with_equal_outputs(tmp_path
     network = train(config, tmp_path / "run").network
     plain = PlainTransformer(config.model)
     plain.load_state_dict(export_to(tmp_path / "run", tmp_path / "out.safetensors"), strict=True)
-    words = torch.arange(32).view(2, 16)
-    torch.testing.assert_close(plain.eval()(words), network(words), rtol=1e-4, atol=1e-5)
+    tokens = torch.arange(32).view(2, 16)
+    torch.testing.assert_close(plain.eval()(tokens), network(tokens), rtol=1e-4, atol=1e-5)
 
 
 def test_a_tied_head_is_exported(tmp_path: Path) -> None:
@@ -103,12 +103,14 @@ def test_weights_in_bf16_are_exported_in_float32(tmp_path: Path) -> None:
     assert torch.equal(weights["lm_head.weight"], weights["lm_head.weight"].bfloat16().float())
 
 
-@pytest.mark.parametrize("place", ["", "checkpoints", "checkpoints/step-00000002"])
-def test_export_accepts_a_run_its_checkpoints_or_one_checkpoint(place: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("subfolder", ["", "checkpoints", "checkpoints/step-00000002"])
+def test_export_accepts_a_run_its_checkpoints_or_one_checkpoint(
+    subfolder: str, tmp_path: Path
+) -> None:
     config = config_of()
     train(config, tmp_path / "run")
     out = tmp_path / "new folder" / "out.safetensors"
-    export_to(tmp_path / "run" / place, out)
+    export_to(tmp_path / "run" / subfolder, out)
     with safetensors.safe_open(out, framework="pt") as file:
         assert file.metadata() == {
             "format": "pt",
@@ -126,8 +128,8 @@ def test_export_takes_the_newer_checkpoint_if_a_run_replaces_the_older(
     first = export.find_checkpoint(tmp_path / "run")
     train(config_of(max_steps=2), tmp_path / "run", resume=True)
     second = export.find_checkpoint(tmp_path / "run")
-    found = iter([first, second])
-    monkeypatch.setattr(export, "find_checkpoint", lambda folder: next(found))
+    checkpoints = iter([first, second])
+    monkeypatch.setattr(export, "find_checkpoint", lambda folder: next(checkpoints))
     assert str(second) in export.export(tmp_path / "run", tmp_path / "out.safetensors")
 
 
@@ -138,15 +140,15 @@ def test_an_existing_file_is_replaced_only_by_force(
     out = tmp_path / "out.safetensors"
     out.write_text("mine")
     assert export.main([str(tmp_path / "run"), str(out)]) == 2
-    said = f"error: out {out} exists; name another file, or replace it with --force\n"
-    assert capsys.readouterr().err == said
+    message = f"error: out {out} exists; name another file, or replace it with --force\n"
+    assert capsys.readouterr().err == message
     assert out.read_text() == "mine"
     assert export.main([str(tmp_path / "run"), str(out), "--force"]) == 0
     assert "pe.pe" in load_file(out)
 
 
 @pytest.mark.parametrize(
-    ("line", "said"),
+    ("line", "message"),
     [
         ("nowhere out.safetensors", "dir nowhere is not a folder; give a run's folder or a"),
         ("empty out.safetensors", "dir empty holds no checkpoint; give a run's folder, its"),
@@ -160,7 +162,7 @@ def test_an_existing_file_is_replaced_only_by_force(
 )
 def test_an_unexportable_path_is_refused_in_one_line(
     line: str,
-    said: str,
+    message: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -171,7 +173,7 @@ def test_an_unexportable_path_is_refused_in_one_line(
     Path("text").touch()
     assert export.main(line.split()) == 2
     (actual,) = capsys.readouterr().err.splitlines()
-    assert actual.startswith(f"error: {said}")
+    assert actual.startswith(f"error: {message}")
     assert sorted(path.name for path in Path().iterdir()) == ["empty", "run", "text"]
 
 
@@ -208,9 +210,9 @@ def test_exported_weights_are_read_by_the_safetensors_library(tmp_path: Path) ->
     write_weights(values, values.__getitem__, path, {"step": "3"})
     (header,) = struct.unpack("<Q", path.read_bytes()[:8])
     assert header % 8 == 0  # tensors are aligned
-    found = load_file(path)
-    assert found.keys() == values.keys()
-    assert all(torch.equal(found[name], values[name]) for name in values)
+    loaded = load_file(path)
+    assert loaded.keys() == values.keys()
+    assert all(torch.equal(loaded[name], values[name]) for name in values)
 
 
 # ---- in
@@ -254,8 +256,8 @@ def test_a_tied_head_may_be_missing_from_the_file(is_tied: bool, tmp_path: Path)
     model = config_of(tied_head=is_tied).model
     if is_tied:
         values = read_weights(tmp_path / "weights.safetensors", model)
-        words = weights["embedding.lut.weight"]
-        assert torch.equal(values("embedding.lut.weight", words), words)
+        embeddings = weights["embedding.lut.weight"]
+        assert torch.equal(values("embedding.lut.weight", embeddings), embeddings)
     else:
         with pytest.raises(ValueError, match=r"lacks lm_head\.weight, which the model has; give"):
             read_weights(tmp_path / "weights.safetensors", model)

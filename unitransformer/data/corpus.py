@@ -22,22 +22,11 @@ from typing import NamedTuple
 import numpy as np
 import tokenizers
 from filelock import FileLock
+from rich import progress
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    Progress,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
-)
 from tokenizers import Tokenizer
 
-from unitransformer.data.tokenizer import (
-    Encoder,
-    TokenArray,
-    TokenizerKind,
-    build_tokenizer,
-)
+from unitransformer.data.tokenizer import Encoder, TokenArray, TokenizerKind, build_tokenizer
 from unitransformer.files import CACHE_FOLDER, cache_folder
 from unitransformer.record.units import count
 
@@ -112,13 +101,26 @@ def load_corpus(
     text = _find_text(source)
     cache = cache_dir or cache_folder()
     entry = cache / _entry_name(text, kind, vocab_size)
-    with _name_cache_in_errors(cache):
+    try:
         if not _is_complete(entry):
             cache.mkdir(parents=True, exist_ok=True)
             with FileLock(entry.with_suffix(".lock")):
                 if not _is_complete(entry):
                     _write_entry(entry, text, kind, vocab_size, show_progress=show_progress)
-        return _load_entry(entry, text)
+        dtype = json.loads((entry / "meta.json").read_bytes())["dtype"]
+        return Corpus(
+            train=np.memmap(entry / "train.bin", dtype=dtype, mode="r"),
+            validation=np.memmap(entry / "validation.bin", dtype=dtype, mode="r"),
+            tokenizer=Tokenizer.from_file(str(entry / "tokenizer.json")),
+            sha256=text.sha256,
+            description=text.description,
+            num_bytes=text.num_bytes,
+        )
+    except OSError as error:
+        raise OSError(
+            f"the corpus cache {cache} cannot be used ({error}); "
+            f"set {CACHE_FOLDER} to a writable folder with room"
+        ) from error
 
 
 # ---- find the text
@@ -264,17 +266,6 @@ def _entry_name(text: _Text, kind: TokenizerKind, vocab_size: int) -> str:
     return hashlib.sha256(json.dumps(key).encode()).hexdigest()
 
 
-@contextmanager
-def _name_cache_in_errors(cache: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise OSError(
-            f"the corpus cache {cache} cannot be used ({error}); "
-            f"set {CACHE_FOLDER} to a writable folder with room"
-        ) from error
-
-
 def _is_complete(entry: Path) -> bool:
     try:
         file_bytes: dict[str, int] = json.loads((entry / "meta.json").read_bytes())["file_bytes"]
@@ -332,18 +323,6 @@ def _write_tokens(
             raise ValueError(f"the text is too short for a {path.stem} part; give more text")
 
 
-def _load_entry(entry: Path, text: _Text) -> Corpus:
-    dtype = json.loads((entry / "meta.json").read_bytes())["dtype"]
-    return Corpus(
-        train=np.memmap(entry / "train.bin", dtype=dtype, mode="r"),
-        validation=np.memmap(entry / "validation.bin", dtype=dtype, mode="r"),
-        tokenizer=Tokenizer.from_file(str(entry / "tokenizer.json")),
-        sha256=text.sha256,
-        description=text.description,
-        num_bytes=text.num_bytes,
-    )
-
-
 # ---- show progress
 
 
@@ -352,8 +331,10 @@ def _progress(num_bytes: int, *, show: bool) -> Iterator[Callable[[int], None]]:
     """Yields a function to call with each number of bytes read; shows a bar in a terminal."""
     size, started_at_s = _format_size(num_bytes), time.perf_counter()
     if show and sys.stderr.isatty():
-        columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-        with Progress("tokenizing", *columns, console=Console(stderr=True)) as bar:
+        columns = (progress.BarColumn(), progress.DownloadColumn(), progress.TransferSpeedColumn())
+        with progress.Progress(
+            "tokenizing", *columns, progress.TimeRemainingColumn(), console=Console(stderr=True)
+        ) as bar:
             task = bar.add_task("tokenizing", total=num_bytes)
             yield lambda advance: bar.advance(task, advance)
         return

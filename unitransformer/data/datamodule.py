@@ -25,7 +25,7 @@ from unitransformer.data.sampler import (
 )
 from unitransformer.data.sources import BatchDataset, DataSource
 from unitransformer.data.synthetic import Synthetic
-from unitransformer.data.tokenizer import special_tokens
+from unitransformer.data.tokenizer import SPECIAL_TOKENS
 from unitransformer.launch.signals import STOP_SIGNALS
 from unitransformer.objectives import Batch
 
@@ -65,7 +65,7 @@ class DataModule(pl.LightningDataModule):
             return unigram_baseline(source.corpus.train, targets, config.model.num_classes)
         if source.corpus is not None:
             counts = count_tokens(source.corpus.train, config.model.num_classes)
-            counts[: len(special_tokens("wordpiece"))] = 0
+            counts[: len(SPECIAL_TOKENS["wordpiece"])] = 0
             token_id = int(counts.argmax())
             token = source.corpus.tokenizer.id_to_token(token_id)
             return most_frequent_baseline(f"most frequent token {token!r}", targets, token_id)

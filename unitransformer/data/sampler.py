@@ -12,9 +12,8 @@ from torch.utils.data import Sampler
 
 from unitransformer.config import RunConfig
 
-BatchIndices = tuple[
-    NDArray[np.int64], NDArray[np.int64]
-]  # epoch and index of each sample of a batch
+# The epoch and the index of each sample of a batch.
+BatchIndices = tuple[NDArray[np.int64], NDArray[np.int64]]
 VALIDATION_EPOCH = -1  # the masks of validation samples never change
 
 

@@ -16,7 +16,7 @@ from unitransformer.config import RunConfig
 from unitransformer.costs.flops import count_predicted_positions
 from unitransformer.data.counter_rng import uniform
 from unitransformer.data.sampler import BatchIndices
-from unitransformer.data.tokenizer import special_tokens
+from unitransformer.data.tokenizer import SPECIAL_TOKENS
 from unitransformer.objectives import IGNORED, Batch
 
 
@@ -47,7 +47,7 @@ class MaskedTokens:
         self.length = config.sequence_length
         self.num_masked = count_predicted_positions(config)
         self.seed = config.seed
-        names = special_tokens("wordpiece")
+        names = SPECIAL_TOKENS["wordpiece"]
         self.num_special = len(names)
         self.cls, self.sep, self.mask = (names.index(n) for n in ("[CLS]", "[SEP]", "[MASK]"))
 

@@ -6,9 +6,9 @@ span of text that the tokenizer splits off first, so encoding word by word gives
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import chain
-from typing import Literal, assert_never
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +18,11 @@ TokenizerKind = Literal["bpe", "wordpiece"]
 TokenType = np.dtype[np.uint16] | np.dtype[np.uint32]
 TokenArray = npt.NDArray[np.uint16] | npt.NDArray[np.uint32]
 
+# The tokens that represent no text; their ids are 0, 1, 2 ... in this order.
+SPECIAL_TOKENS: Mapping[TokenizerKind, tuple[str, ...]] = {
+    "bpe": ("<|endoftext|>",),
+    "wordpiece": ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"),
+}
 NUM_CHARACTERS = 1_000  # WordPiece's alphabet, as in BERT; a word with a rarer one becomes [UNK]
 WORD_CACHE_BYTES = 64_000_000
 MAX_TRAINING_WORD = 100  # characters; training time is quadratic in the longest word
@@ -35,17 +40,6 @@ _BPE_WORD = re.compile(
     rf"| ?[^{_SPACE}]++|[{_SPACE}]+(?![^{_SPACE}])|[{_SPACE}]+"
 )
 _WORDPIECE_WORD = re.compile(rf"[A-Za-z0-9]++{_ALONE}|[{_PUNCTUATION}]|[^ \t\n\r]+")
-
-
-def special_tokens(kind: TokenizerKind) -> tuple[str, ...]:
-    """Returns the tokens that represent no text; their ids are 0, 1, 2 ... in this order."""
-    match kind:
-        case "bpe":
-            return ("<|endoftext|>",)
-        case "wordpiece":
-            return ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
-        case unknown:
-            assert_never(unknown)
 
 
 def token_dtype(vocab_size: int) -> TokenType:
@@ -78,7 +72,7 @@ def _build_bpe(texts: Sequence[str], vocab_size: int) -> Tokenizer:
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
-        special_tokens=list(special_tokens("bpe")),
+        special_tokens=list(SPECIAL_TOKENS["bpe"]),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,  # prints to stdout otherwise
     )
@@ -94,7 +88,7 @@ def _build_wordpiece(texts: Sequence[str], vocab_size: int) -> Tokenizer:
     alphabet = [*characters, *(f"##{c}" for c in characters if _continues_word(c))]
     trainer = trainers.WordPieceTrainer(
         vocab_size=vocab_size,
-        special_tokens=[*special_tokens("wordpiece"), *alphabet],
+        special_tokens=[*SPECIAL_TOKENS["wordpiece"], *alphabet],
         initial_alphabet=characters,
         limit_alphabet=len(characters),
         show_progress=False,  # prints to stdout otherwise
@@ -103,7 +97,7 @@ def _build_wordpiece(texts: Sequence[str], vocab_size: int) -> Tokenizer:
     _train(trained, texts, trainer)
     # A new tokenizer, as the trained one treats every letter of the alphabet as a special token.
     tokenizer = _wordpiece_tokenizer(trained.get_vocab())
-    tokenizer.add_special_tokens(list(special_tokens("wordpiece")))
+    tokenizer.add_special_tokens(list(SPECIAL_TOKENS["wordpiece"]))
     return tokenizer
 
 
@@ -148,7 +142,7 @@ class Encoder:
     def __init__(self, tokenizer: Tokenizer, *, kind: TokenizerKind) -> None:
         self.dtype = token_dtype(tokenizer.get_vocab_size())
         separator = "<|endoftext|>" if kind == "bpe" else "[SEP]"  # between two documents
-        self.separator = self._to_bytes([special_tokens(kind).index(separator)])
+        self.separator = self._to_bytes([SPECIAL_TOKENS[kind].index(separator)])
         self._tokenizer = Tokenizer.from_str(tokenizer.to_str())
         self._tokenizer.encode_special_tokens = True
         self._find_words = (_BPE_WORD if kind == "bpe" else _WORDPIECE_WORD).findall

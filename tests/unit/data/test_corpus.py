@@ -20,11 +20,11 @@ from unitransformer.data import corpus
 from unitransformer.data import tokenizer as tokenization
 from unitransformer.data.corpus import builtin_files, load_corpus
 from unitransformer.data.tokenizer import (
+    SPECIAL_TOKENS,
     Encoder,
     TokenArray,
     TokenizerKind,
     build_tokenizer,
-    special_tokens,
     token_dtype,
 )
 
@@ -98,10 +98,10 @@ def tokenizer(kind: TokenizerKind) -> Tokenizer:
 
 
 def test_special_tokens_have_the_first_ids(tokenizer: Tokenizer, kind: TokenizerKind) -> None:
-    names = special_tokens(kind)
+    names = SPECIAL_TOKENS[kind]
     assert [tokenizer.token_to_id(name) for name in names] == list(range(len(names)))
-    assert special_tokens("bpe") == ("<|endoftext|>",)
-    assert special_tokens("wordpiece") == ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+    assert SPECIAL_TOKENS["bpe"] == ("<|endoftext|>",)
+    assert SPECIAL_TOKENS["wordpiece"] == ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
 def test_the_vocabulary_has_the_requested_size_without_gaps(tokenizer: Tokenizer) -> None:
@@ -138,7 +138,7 @@ CHARACTERS = st.one_of(
     st.characters(exclude_categories=["Cs"]),
 )
 TEXTS = st.lists(
-    st.one_of(CHARACTERS, st.sampled_from([*special_tokens("bpe"), "[SEP]", "'re", "  the"]))
+    st.one_of(CHARACTERS, st.sampled_from([*SPECIAL_TOKENS["bpe"], "[SEP]", "'re", "  the"]))
 ).map("".join)
 
 

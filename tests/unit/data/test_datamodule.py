@@ -21,7 +21,7 @@ from unitransformer.data.sampler import BatchIndices, TrainSampler, ValidationSa
 from unitransformer.data.sources import load_source
 from unitransformer.data.synthetic import Synthetic
 from unitransformer.data.text import MaskedTokens, NextTokens
-from unitransformer.data.tokenizer import special_tokens
+from unitransformer.data.tokenizer import SPECIAL_TOKENS
 from unitransformer.objectives import IGNORED
 
 TINY = {"width": 16, "num_layers": 1, "num_heads": 2, "feedforward_width": 32}
@@ -129,7 +129,7 @@ def test_masks_cover_15_percent_of_which_80_10_10_are_mask_random_and_kept() -> 
     samples = masked()
     batch = samples[batch_of(*range(9000))]
     shown = batch["inputs"].gather(1, batch["positions"])
-    mask = special_tokens("wordpiece").index("[MASK]")
+    mask = SPECIAL_TOKENS["wordpiece"].index("[MASK]")
     assert batch["positions"].shape == (9000, 3)  # 15 % of 20
     assert (shown == mask).float().mean().item() == pytest.approx(0.8, abs=0.01)
     assert (shown == batch["targets"]).float().mean().item() == pytest.approx(0.1, abs=0.01)

@@ -205,7 +205,7 @@ def test_a_dry_run_says_what_would_run_and_writes_nothing(say: Say) -> None:
         ("--accelerator cpu", 2**36, "ddp", "fit in the 64 GiB per device, with a tenth"),
         ("--accelerator cpu", 2**16, "fsdp", "sharded over 4 devices they may not either"),
         ("", 2**16, "fsdp1", "fsdp1, as fsdp and hsdp do not scale losses for 16-mixed"),
-        ("--cpu-offload", 2**36, "fsdp1", "waits in host memory, as cpu-offload asks"),
+        ("--cpu-offload", 2**36, "fsdp1", "in host memory; single and ddp keep it on the device; fsdp1, as fsdp"),
         (
             "--cpu-offload --precision 32-true",
             2**36,

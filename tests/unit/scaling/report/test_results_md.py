@@ -90,7 +90,7 @@ def test_the_overview_shows_every_value_with_its_unit() -> None:
     ]
     (alike,) = re.findall(r"Same for all: (.*?)\n\n", text, flags=re.DOTALL)
     for told in (
-        "MFU none: a CPU has no published peak; its measured ceiling stands",
+        "MFU none: a CPU has no published peak; compare with its measured ceiling",
         "precision 32-true",
         "devices 1 x auto, strategy auto",
         "flags none",
@@ -646,7 +646,7 @@ def test_damaged_records_do_not_stop_the_command(
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ([], "no study given; choose one of: report"),
+        ([], "no command given; choose one of: report"),
         (["repot"], "repot"),
         (["report"], "report needs a folder that holds run records"),
         (["report", "nowhere"], "nowhere does not exist; give a folder"),

@@ -79,7 +79,7 @@ def test_the_table_omits_empty_columns_and_captions_shared_settings() -> None:
     blocks = blocks_of(cells)
     about = "a model of 6.1 K parameters (2 layers of width 16), dropout 0"
     assert f"All cells: {about}." in blocks
-    assert "No MFU: a CPU has no published peak; its measured ceiling stands." in blocks
+    assert "No MFU: a CPU has no published peak; compare with its measured ceiling." in blocks
 
 
 def test_the_table_shows_the_efficiency_of_each_row() -> None:

@@ -177,7 +177,7 @@ def test_the_terminal_table_shows_cells_running_here_and_elsewhere(tmp_path: Pat
     with progress:
         progress.cell_started(tasks[0])
         table = progress.table()
-    assert str(table.title) == "0 of 3 cells finished, remaining time unknown"
+    assert str(table.title) == "0 of 3 cells finished (none), remaining time unknown"
     assert list(table.columns[1].cells) == ["running", "running"]
     assert list(table.columns[2].cells) == ["5 s", "5 s"]
     assert list(table.columns[3].cells) == ["here", "on node3"]
