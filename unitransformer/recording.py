@@ -22,7 +22,7 @@ from unitransformer.machine.software import describe_code, describe_versions
 from unitransformer.measure.communication import why_communication_missing
 from unitransformer.measure.host_load import HostLoad, load_between
 from unitransformer.measure.nvml import energy_between_samples
-from unitransformer.record.metrics import Readout, passport_of, read_out, steady_of
+from unitransformer.record.metrics import StepMetrics, passport_of, read_out, steady_of
 from unitransformer.record.parameter_summary import render_summary, summarise
 from unitransformer.record.schema import (
     OPTIONAL_SAMPLES,
@@ -154,7 +154,7 @@ def _recompilations(ledgers: Sequence[Mapping[str, Any]], steady_from: int | Non
     return [f"recompiled at step {step + 1}, one of the timed steps" for step in sorted(steps)]
 
 
-def _wide_interval(config: RunConfig, readout: Readout | None) -> list[str]:
+def _wide_interval(config: RunConfig, readout: StepMetrics | None) -> list[str]:
     """Returns a flag if the interval is wider than `until_interval`."""
     target = config.until_interval
     width = None if readout is None else readout.step.relative_width
