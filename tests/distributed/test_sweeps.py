@@ -160,7 +160,7 @@ def test_a_stopped_sweep_leaves_no_process_and_no_partial_cell(
     if number != signal.SIGKILL:
         assert sweep.exitcode == (75 if number == signal.SIGTERM else 1)
         said = (tmp_path / "output.log").read_text()
-        assert "before the end; what was under way is not written" in said
+        assert "before the end; unfinished results are not written" in said
 
 
 class Terminal(io.StringIO):
