@@ -56,7 +56,8 @@ class CheckpointWriter(FileSystemWriter):
         try:
             written = None if local is None else self._write_staged(Path(local), plan, planner)
         except OSError as error:
-            warnings.warn(f"checkpoints go straight to {shared.parent}: {error}", stacklevel=1)
+            reason = f"cannot stage checkpoints on {local} ({error})"
+            warnings.warn(f"{reason}; writing to {shared.parent} directly", stacklevel=1)
             written = None
         done: torch.futures.Future[Any] = torch.futures.Future()
         done.set_result(written or self._write_into(shared, plan, planner))

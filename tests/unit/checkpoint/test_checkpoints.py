@@ -132,7 +132,7 @@ def test_a_full_node_local_disk_is_skipped_with_a_warning(
 ) -> None:
     (tmp_path / "disk").write_text("no folder")
     monkeypatch.setenv(LOCAL_DISK, str(tmp_path / "disk"))
-    with pytest.warns(UserWarning, match=r"checkpoints go straight to .*: .*File exists"):
+    with pytest.warns(UserWarning, match=r"cannot stage checkpoints on .*File exists.*directly"):
         path = write(tmp_path / "checkpoints", 1, {"w": torch.ones(3)})
     assert torch.equal(read(path)["w"], torch.ones(3))
 
