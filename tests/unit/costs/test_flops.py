@@ -69,11 +69,11 @@ def make_batch(config: RunConfig, batch_size: int) -> Batch:
     if model.image_size is not None:
         shape = (batch_size, model.num_channels, model.image_size, model.image_size)
         return Batch(inputs=torch.randn(shape), targets=torch.zeros(batch_size, dtype=torch.long))
-    words = torch.zeros(batch_size, config.sequence_length, dtype=torch.long)
+    tokens = torch.zeros(batch_size, config.sequence_length, dtype=torch.long)
     if config.recipe == "gpt":
-        return Batch(inputs=words, targets=words)
-    asked = words[:, : count_predicted_positions(config)]
-    return Batch(inputs=words, targets=asked, positions=asked)
+        return Batch(inputs=tokens, targets=tokens)
+    targets = tokens[:, : count_predicted_positions(config)]
+    return Batch(inputs=tokens, targets=targets, positions=targets)
 
 
 def counted_by_torch(config: RunConfig, batch_size: int, *, device: str = "meta") -> int:

@@ -107,8 +107,8 @@ def test_a_similar_name_does_not_get_the_peak_of_another_gpu(device_name: str) -
 
 
 def test_every_gpu_of_the_table_is_matched_by_a_driver_name() -> None:
-    found = {gpu.name for name in PRINTED if (gpu := find_gpu(name))}
-    assert found == {gpu.name for gpu in GPUS}
+    matched = {gpu.name for name in PRINTED if (gpu := find_gpu(name))}
+    assert matched == {gpu.name for gpu in GPUS}
     names = [name for gpu in GPUS for name in gpu.driver_names]
     assert len(set(names)) == len(names), "one name, one GPU"
 

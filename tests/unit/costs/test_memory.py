@@ -68,39 +68,39 @@ def test_predicted_activations_equal_the_tensors_saved_for_backward(
     mode: str, preset: Preset
 ) -> None:
     config = make_config(preset, activation_checkpointing=mode)
-    kept = measure_kept(config)
-    assert sum(kept) == pytest.approx(layer_activation_bytes(config), rel=0.25)
+    saved = measure_saved(config)
+    assert sum(saved) == pytest.approx(layer_activation_bytes(config), rel=0.25)
 
 
-def measure_kept(config: RunConfig) -> list[int]:
+def measure_saved(config: RunConfig) -> list[int]:
     """Bytes of each tensor that autograd saves, except weights and logits."""
     objective = Objective(Transformer(config.model))
     checkpoint_activations(objective, config.parallel.activation_checkpointing)
     order = torch.arange(config.batch_size)
     batch = Synthetic(config, 8).fill({"inputs": order, "targets": order}, torch.device("cpu"))
     weights = {p.untyped_storage().data_ptr() for p in objective.parameters()}
-    kept: dict[int, int] = {}
+    saved: dict[int, int] = {}
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
         is_logits = tensor.shape[-1:] == (config.model.num_classes,)
         if storage.data_ptr() not in weights and not is_logits:
-            kept[storage.data_ptr()] = storage.nbytes()
+            saved[storage.data_ptr()] = storage.nbytes()
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         loss = objective(batch)
     assert torch.isfinite(loss)
-    return list(kept.values())
+    return list(saved.values())
 
 
 def test_selective_checkpointing_keeps_more_than_full_and_less_than_none() -> None:
     # Autograd's hooks do not see the tensors that selective checkpointing keeps.
-    kept = [
+    saved = [
         layer_activation_bytes(make_config(activation_checkpointing=mode))
         for mode in ("full", "selective", "off")
     ]
-    assert kept == sorted(kept)
+    assert saved == sorted(saved)
 
 
 def test_a_chunked_loss_never_holds_all_logits() -> None:

@@ -147,7 +147,7 @@ def test_a_changed_digit_is_noticed(field: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"utilisation": None}, "utilisation is None and its reason is None"),
         ({"reason": "too slow"}, "give one of them"),
@@ -158,15 +158,15 @@ def test_a_changed_digit_is_noticed(field: str) -> None:
     ],
 )
 def test_a_stored_row_that_contradicts_itself_is_refused(
-    changes: dict[str, Any], said: str
+    changes: dict[str, Any], message: str
 ) -> None:
     stored = to_dict(only_row(ceiling=CEILING))
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         from_dict(MfuRow, stored | changes)
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"flops_per_unit": {"chinchilla": 1.0}}, "chinchilla is not a FLOP convention"),
         ({"flops_per_unit": {"matmul": float("nan")}}, "flops_per_unit.matmul is nan"),
@@ -175,8 +175,8 @@ def test_a_stored_row_that_contradicts_itself_is_refused(
         ({"num_devices": 0}, "num_devices is 0"),
     ],
 )
-def test_impossible_values_are_an_error(changes: dict[str, Any], said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+def test_impossible_values_are_an_error(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         build_mfu_report(**(RUN | changes))
 
 

@@ -34,7 +34,7 @@ def test_a_gpu_older_than_tf32_computes_float32_whatever_the_switch(
 
 
 @pytest.mark.parametrize(
-    ("device_name", "precision", "allows_tf32", "said"),
+    ("device_name", "precision", "allows_tf32", "message"),
     [
         ("NVIDIA H20", "bf16-mixed", False, "NVIDIA H20 is not in the table"),
         (A100 + " MIG 1g.10gb", "bf16-mixed", False, "slice of a GPU"),
@@ -49,13 +49,13 @@ def test_a_gpu_older_than_tf32_computes_float32_whatever_the_switch(
     ],
 )
 def test_an_ambiguous_peak_is_missing_with_a_reason(
-    device_name: str, precision: str, allows_tf32: bool | None, said: str
+    device_name: str, precision: str, allows_tf32: bool | None, message: str
 ) -> None:
     peak = find_peak(device_name, precision, allows_tf32=allows_tf32)
     assert peak.flops_per_s is None
     assert peak.source is None
     assert peak.reason is not None
-    assert said in peak.reason
+    assert message in peak.reason
 
 
 def test_an_unknown_gpu_still_has_the_dtype_of_its_products() -> None:

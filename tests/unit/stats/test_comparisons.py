@@ -12,11 +12,11 @@ def make_launches(
     number: int, *, between: float, within: float, num_steps: int = 100, seed: int = 0
 ) -> list[list[float]]:
     """Steps around 1 s; `between` and `within` are standard deviations of logarithms."""
-    drawn = random.Random(seed)
+    rng = random.Random(seed)
     launches = []
     for _ in range(number):
-        level = drawn.gauss(0, between)
-        launches.append([math.exp(level + drawn.gauss(0, within)) for _ in range(num_steps)])
+        level = rng.gauss(0, between)
+        launches.append([math.exp(level + rng.gauss(0, within)) for _ in range(num_steps)])
     return launches
 
 

@@ -20,11 +20,11 @@ def make_series(num_series: int, count: int, *, rho: float, seed: int) -> np.nda
 
     Shape: (num_series, count).
     """
-    drawn = np.random.default_rng(seed)
-    noise = drawn.standard_normal((num_series, count))
+    rng = np.random.default_rng(seed)
+    noise = rng.standard_normal((num_series, count))
     for step in range(1, count):
         noise[:, step] = rho * noise[:, step - 1] + math.sqrt(1 - rho**2) * noise[:, step]
-    return np.exp(SCATTER * noise) * np.where(drawn.random(noise.shape) < SPIKE_SHARE, SPIKE, 1)
+    return np.exp(SCATTER * noise) * np.where(rng.random(noise.shape) < SPIKE_SHARE, SPIKE, 1)
 
 
 def true_median() -> float:
@@ -52,22 +52,22 @@ def test_the_interval_covers_the_median_of_93_to_97_in_100_series(count: int, rh
 
 
 def test_median_deviation_and_count_include_outliers() -> None:
-    figures = describe([3.0, 1.0, 2.0, 100.0, 2.0])
-    assert (figures.median, figures.mad, figures.count) == (2.0, 1.0, 5)
+    interval = describe([3.0, 1.0, 2.0, 100.0, 2.0])
+    assert (interval.median, interval.mad, interval.count) == (2.0, 1.0, 5)
 
 
 def test_too_few_samples_have_no_interval_but_a_reason() -> None:
-    figures = describe([1.0] * 49)
-    assert (figures.low, figures.high, figures.block_length) == (None, None, None)
-    assert figures.relative_width is None
-    assert figures.reason == "49 samples, an interval needs 50"
+    interval = describe([1.0] * 49)
+    assert (interval.low, interval.high, interval.block_length) == (None, None, None)
+    assert interval.relative_width is None
+    assert interval.reason == "49 samples, an interval needs 50"
 
 
 def test_strongly_autocorrelated_samples_have_no_interval() -> None:
-    figures = describe([1.0 + 0.01 * step for step in range(60)])
-    assert figures.low is None
-    assert figures.reason is not None
-    assert re.fullmatch(r"autocorrelated over \d+ steps; needs \d+ samples", figures.reason)
+    interval = describe([1.0 + 0.01 * step for step in range(60)])
+    assert interval.low is None
+    assert interval.reason is not None
+    assert re.fullmatch(r"autocorrelated over \d+ steps; needs \d+ samples", interval.reason)
 
 
 def test_the_same_samples_always_have_the_same_interval() -> None:
@@ -100,7 +100,7 @@ def test_a_higher_confidence_gives_a_wider_interval() -> None:
 def test_four_times_the_samples_halve_the_interval() -> None:
     def mean_width(count: int) -> float:
         many = [describe(list(one)) for one in make_series(50, count, rho=0.5, seed=4)]
-        return sum(figures.relative_width or 0 for figures in many) / 50
+        return sum(interval.relative_width or 0 for interval in many) / 50
 
     assert mean_width(1600) / mean_width(400) == pytest.approx(0.5, rel=0.1)
 

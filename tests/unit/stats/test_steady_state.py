@@ -20,11 +20,11 @@ def make_steps(
     seed: int, shape: Shape = lambda step: 1.0, num_steps: int = NUM_STEPS
 ) -> list[float]:
     """`shape` times lognormal AR(1) noise of 3 % and 0.5; one step in twenty is tripled."""
-    drawn = random.Random(seed)
-    noise, steps = drawn.gauss(0, 1), []
+    rng = random.Random(seed)
+    noise, steps = rng.gauss(0, 1), []
     for step in range(num_steps):
-        noise = 0.5 * noise + math.sqrt(0.75) * drawn.gauss(0, 1)
-        spike = 3 if drawn.random() < 0.05 else 1
+        noise = 0.5 * noise + math.sqrt(0.75) * rng.gauss(0, 1)
+        spike = 3 if rng.random() < 0.05 else 1
         steps.append(shape(step) * spike * math.exp(0.03 * noise))
     return steps
 
@@ -35,8 +35,8 @@ def starts(shape: Shape, num_steps: int = NUM_STEPS) -> list[int | None]:
     ]
 
 
-def num_within(found: Sequence[int | None], first: int, last: int) -> int:
-    return sum(start is not None and first <= start <= last for start in found)
+def num_within(detected: Sequence[int | None], first: int, last: int) -> int:
+    return sum(start is not None and first <= start <= last for start in detected)
 
 
 def mser(step_s: Sequence[float], batch: int = 1) -> int:
@@ -119,22 +119,22 @@ def test_steady_state_begins_after_a_shift_in_the_middle() -> None:
 
 
 def test_a_shift_near_the_end_leaves_no_steady_state() -> None:
-    found = [
+    detected = [
         find_steady_state(make_steps(s, lambda step: 1.0 if step < 180 else 1.2)) for s in range(50)
     ]
-    assert sum(steady.start is None for steady in found) >= 45
-    reason = next(steady.reason for steady in found if steady.reason)
+    assert sum(steady.start is None for steady in detected) >= 45
+    reason = next(steady.reason for steady in detected if steady.reason)
     assert reason.endswith("steps before the end of 200, needs 50 steps of one level")
 
 
 def test_a_ramp_over_the_whole_run_is_rarely_taken_for_steady() -> None:
-    found = starts(lambda step: 2.0 - step / NUM_STEPS)
-    assert sum(start is None for start in found) >= 90
+    detected = starts(lambda step: 2.0 - step / NUM_STEPS)
+    assert sum(start is None for start in detected) >= 90
 
 
 def test_a_disturbance_that_ends_is_part_of_the_warm_up() -> None:
-    found = starts(lambda step: 2.0 if 60 <= step < 120 else 1.0)
-    assert num_within(found, 118, 130) >= 85
+    detected = starts(lambda step: 2.0 if 60 <= step < 120 else 1.0)
+    assert num_within(detected, 118, 130) >= 85
 
 
 def test_too_few_steps_and_unsteady_steps_have_different_reasons() -> None:
@@ -167,7 +167,7 @@ def test_invalid_times_and_step_numbers_are_refused() -> None:
         find_steady_state([1.0] * 9, excluded_steps=[9])
 
 
-# ------------------------------------------------------------------------------ beside others
+# ------------------------------------------------------------------------------ other methods
 
 
 def test_steady_state_detection_errs_less_than_mser_and_mser_5() -> None:
@@ -182,12 +182,12 @@ def test_steady_state_detection_errs_less_than_mser_and_mser_5() -> None:
     for true, shape in shapes.items():
         for seed in range(50):
             steps = make_steps(seed, shape)
-            found = {
+            detected = {
                 "ours": find_steady_state(steps).start,
                 "mser": mser(steps),
                 "mser-5": mser(steps, 5),
             }
-            for name, start in found.items():
+            for name, start in detected.items():
                 right[name] += start is not None and true <= start + 1 and start <= true + 10
     assert right["ours"] >= 165  # of 200
     assert right["ours"] > right["mser-5"] + 20

@@ -13,19 +13,19 @@ from unitransformer.training import stop
 
 def make_steps(seed: int, num_steps: int = 1200) -> list[float]:
     """Lognormal AR(1) of 0.5 around 1 s: its true median."""
-    drawn = random.Random(seed)
-    noise, steps = drawn.gauss(0, 1), []
+    rng = random.Random(seed)
+    noise, steps = rng.gauss(0, 1), []
     for _ in range(num_steps):
-        noise = 0.5 * noise + math.sqrt(0.75) * drawn.gauss(0, 1)
+        noise = 0.5 * noise + math.sqrt(0.75) * rng.gauss(0, 1)
         steps.append(math.exp(0.1 * noise))
     return steps
 
 
-LOOKS = [count for count in range(1201) if is_check_step(count)]
+CHECKS = [count for count in range(1201) if is_check_step(count)]
 
 
 def test_checks_are_spaced_a_quarter_further_apart_each_time() -> None:
-    assert LOOKS[:5] == [64, 80, 100, 125, 156]
+    assert CHECKS[:5] == [64, 80, 100, 125, 156]
     assert sum(is_check_step(count) for count in range(10_001)) == 23  # 64 * 1.25**22 = 8,674
 
 
@@ -50,14 +50,14 @@ def test_the_interval_after_stopping_early_covers_the_median_9_times_in_10() -> 
     covered, ended = 0, 0
     for seed in range(100):
         steps = make_steps(seed)
-        end = next((count for count in LOOKS if is_narrow(steps[:count], 0.06)), None)
+        end = next((count for count in CHECKS if is_narrow(steps[:count], 0.06)), None)
         if end is None:
             continue
-        figures = describe(steps[:end])
-        assert figures.low is not None
-        assert figures.high is not None
+        interval = describe(steps[:end])
+        assert interval.low is not None
+        assert interval.high is not None
         ended += 1
-        covered += figures.low <= 1 <= figures.high
+        covered += interval.low <= 1 <= interval.high
     assert ended >= 95
     assert covered / ended >= 0.9
 
