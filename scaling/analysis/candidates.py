@@ -15,7 +15,7 @@ Key = tuple[RunConfig, int]  # what all ways of a comparison share; the number i
 
 
 @dataclass(frozen=True, kw_only=True)
-class Missing:
+class MissingCandidate:
     """A way that was tried and has no steady run."""
 
     name: str
@@ -24,7 +24,7 @@ class Missing:
 
 
 @dataclass(kw_only=True)
-class Tried:
+class TriedCandidates:
     """Everything that was tried of one comparison."""
 
     config: RunConfig  # of the first that was tried
@@ -32,10 +32,10 @@ class Tried:
     ended: dict[str, tuple[str, dict[str, None]]] = field(default_factory=dict)
 
     @property
-    def missing(self) -> tuple[Missing, ...]:
+    def missing(self) -> tuple[MissingCandidate, ...]:
         ran = {name_of(run.config) for run in self.steady}
         return tuple(
-            Missing(name=name, strategy=strategy, why=", ".join(statuses))
+            MissingCandidate(name=name, strategy=strategy, why=", ".join(statuses))
             for name, (strategy, statuses) in sorted(self.ended.items())
             if name not in ran
         )
@@ -73,15 +73,15 @@ def _name(options: Mapping[str, str], accumulate: int) -> str:
     return " + ".join(told)
 
 
-def find_tried(runs: Iterable[Run], cells: Sequence[Cell]) -> dict[Key, Tried]:
+def find_tried(runs: Iterable[Run], cells: Sequence[Cell]) -> dict[Key, TriedCandidates]:
     """By what the ways of a comparison share."""
-    found: dict[Key, Tried] = {}
+    found: dict[Key, TriedCandidates] = {}
 
-    def of(config: RunConfig) -> Tried:
-        return found.setdefault(_way_aside(config), Tried(config=config))
+    def of(config: RunConfig) -> TriedCandidates:
+        return found.setdefault(_way_aside(config), TriedCandidates(config=config))
 
     for run in sorted(runs, key=lambda run: run.name):
-        if run.is_ok and run.readout is not None:
+        if run.is_ok and run.metrics is not None:
             of(run.config).steady.append(run)
         else:
             status = "not steady" if run.is_ok else str(run.record["status"])
@@ -91,7 +91,7 @@ def find_tried(runs: Iterable[Run], cells: Sequence[Cell]) -> dict[Key, Tried]:
     return found
 
 
-def _add(tried: Tried, name: str, strategy: str, status: str) -> None:
+def _add(tried: TriedCandidates, name: str, strategy: str, status: str) -> None:
     _, statuses = tried.ended.setdefault(name, (strategy, {}))
     statuses[status] = None
 

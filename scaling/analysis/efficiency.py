@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args
 from scaling.store.conditions import differences
 from scaling.store.run import Run
 from unitransformer.config import ModelConfig, RunConfig
-from unitransformer.record.metrics import Readout
+from unitransformer.record.metrics import StepMetrics
 from unitransformer.stats.comparisons import split_variance
 from unitransformer.stats.intervals import CONFIDENCE, t_quantile
 
@@ -22,7 +22,7 @@ LEAST_COUNTS = 2
 ENOUGH_LAUNCHES = 5  # of one config, whose interval needs no other config
 LEAST_FREEDOM = ENOUGH_LAUNCHES - 1  # degrees of freedom of a pooled scatter
 # In these the runs of a curve may differ.
-OF_A_CURVE = {
+VARYING_ON_A_CURVE = {
     *("batch_size", "accumulate"),
     *("parallel.devices", "parallel.num_nodes", "parallel.strategy"),
 }
@@ -79,7 +79,7 @@ def pooled_rate(runs: Sequence[Run]) -> Estimate:
     configs = {run.config for run in runs}
     if len(configs) != 1:
         raise ValueError(f"runs have {len(configs)} configs; give the launches of one")
-    readouts = [readout_of(run) for run in runs]
+    readouts = [steady_metrics(run) for run in runs]
     if len(runs) == 1:
         (only,) = readouts
         low, high = only.low_units_per_s, only.high_units_per_s
@@ -111,16 +111,16 @@ class Scatter:
         return Estimate(value=value, low=value / factor, high=value * factor)
 
 
-Kind = tuple[ModelConfig, str]  # a model, and the processors it ran on
+ModelOnMachine = tuple[ModelConfig, str]  # a model, and the processors it ran on
 
 
-def find_scatters(runs: Iterable[Run]) -> dict[Kind, Scatter]:
+def find_scatters(runs: Iterable[Run]) -> dict[ModelOnMachine, Scatter]:
     """For each model and kind of processors with enough repeated launches."""
-    medians: dict[Kind, dict[RunConfig, list[float]]] = {}
+    medians: dict[ModelOnMachine, dict[RunConfig, list[float]]] = {}
     for run in runs:
-        if run.is_ok and run.readout is not None:
+        if run.is_ok and run.metrics is not None:
             configs = medians.setdefault((run.config.model, run.processors), {})
-            configs.setdefault(run.config, []).append(math.log(run.readout.step.median))
+            configs.setdefault(run.config, []).append(math.log(run.metrics.step.median))
     scatters = {}
     for kind, configs in medians.items():
         freedom = sum(len(logs) - 1 for logs in configs.values())
@@ -130,17 +130,17 @@ def find_scatters(runs: Iterable[Run]) -> dict[Kind, Scatter]:
     return scatters
 
 
-def readout_of(run: Run) -> Readout:
-    if not run.is_ok or run.readout is None:
+def steady_metrics(run: Run) -> StepMetrics:
+    if not run.is_ok or run.metrics is None:
         raise ValueError(f"run {run.name} has no steady state; measure it for longer")
-    return run.readout
+    return run.metrics
 
 
 # ---------------------------------------------------------------------------------- curves
 
 
 @dataclass(frozen=True, kw_only=True)
-class Point:
+class MeasuredPoint:
     """The launches of one config, and their rate together."""
 
     runs: tuple[Run, ...]
@@ -162,7 +162,7 @@ class Point:
         return in_order[(len(in_order) - 1) // 2]
 
 
-def drift(points: Iterable[Point]) -> float | None:
+def drift(points: Iterable[MeasuredPoint]) -> float | None:
     """By how much the machine itself differed between the jobs of these points: the highest ceiling
     that any rank measured over the lowest, less 1. None: not every rank measured one."""
     ceilings = [c for point in points for run in point.runs for c in run.record["ceiling"]]
@@ -178,22 +178,24 @@ class Curve:
 
     scaling: Scaling  # strong: the same global batch; weak: the same batch a device
     strategy: str
-    points: tuple[Point, ...]
+    points: tuple[MeasuredPoint, ...]
     remarks: tuple[str, ...]  # how it was put together
-    apart: tuple[str, ...]  # conditions in which its records differ, numbered along the points
+    differing_conditions: tuple[
+        str, ...
+    ]  # conditions in which its records differ, numbered along the points
 
     @property
-    def baseline(self) -> Point:
+    def baseline(self) -> MeasuredPoint:
         """The smallest count there is, which need not be 1."""
         return self.points[0]
 
-    def speedup(self, point: Point) -> Estimate:
+    def speedup(self, point: MeasuredPoint) -> Estimate:
         """Rate over that of the baseline."""
         if point is self.baseline:
             return Estimate(value=1.0, reason="the baseline itself")
         return ratio(point.rate, self.baseline.rate)
 
-    def efficiency(self, point: Point) -> Estimate:
+    def efficiency(self, point: MeasuredPoint) -> Estimate:
         """Rate a device over that of the baseline: (rate_n / rate_0) (p_0 / p_n), strong or weak.
 
         Of a weak curve it is the baseline's step time over that of the point.
@@ -214,12 +216,12 @@ class Curve:
         is_split = len(set(told)) > 1 and told == sorted(told, reverse=True)
         return tuple(told) if is_split else None
 
-    def drift(self, point: Point) -> float | None:
+    def drift(self, point: MeasuredPoint) -> float | None:
         """Of the machine, between the jobs of the point and of the baseline; None also where their
         ranks have other numbers of threads, with other ceilings."""
         return None if self.threads is not None else drift([self.baseline, point])
 
-    def ideal(self, point: Point) -> float:
+    def ideal(self, point: MeasuredPoint) -> float:
         """The efficiency that loses nothing: 1, or the share that is left of a rank's cores."""
         if self.threads is None:
             return 1.0
@@ -235,7 +237,7 @@ def batch_of(curve: Curve) -> str:
     return f"{config.batch_size} a device{micro_batches}"
 
 
-def find_curves(runs: Iterable[Run], scatters: Mapping[Kind, Scatter] | None = None) -> list[Curve]:
+def find_curves(runs: Iterable[Run], scatters: Mapping[ModelOnMachine, Scatter] | None = None) -> list[Curve]:
     """Every strong and weak curve of at least two device counts.
 
     On a curve everything is equal but `devices` and `num_nodes`, and on a strong one how the global
@@ -244,7 +246,7 @@ def find_curves(runs: Iterable[Run], scatters: Mapping[Kind, Scatter] | None = N
     that did not end well or have no steady state are on none.
     """
     usable = sorted(
-        (run for run in runs if run.is_ok and run.readout is not None), key=lambda run: run.name
+        (run for run in runs if run.is_ok and run.metrics is not None), key=lambda run: run.name
     )
     scatters = find_scatters(usable) if scatters is None else scatters
     processors = [run.processors for run in usable]
@@ -274,7 +276,9 @@ def _spread_aside(config: RunConfig, scaling: Scaling) -> tuple[Any, ...]:
     return (*(shared | {"batch_size": 1, "accumulate": 1}).values(), config.global_batch_size)
 
 
-def pool(runs: Iterable[Run], scatters: Mapping[Kind, Scatter] | None = None) -> list[Point]:
+def pool(
+    runs: Iterable[Run], scatters: Mapping[ModelOnMachine, Scatter] | None = None
+) -> list[MeasuredPoint]:
     """A point for each config on each kind of processors.
 
     Args:
@@ -292,16 +296,16 @@ def pool(runs: Iterable[Run], scatters: Mapping[Kind, Scatter] | None = None) ->
     ]
 
 
-def _point(launches: Sequence[Run], scatter: Scatter | None) -> Point:
+def _point(launches: Sequence[Run], scatter: Scatter | None) -> MeasuredPoint:
     rate = pooled_rate(launches)
     if scatter is None or len(launches) >= ENOUGH_LAUNCHES:
-        return Point(runs=tuple(launches), rate=rate)
+        return MeasuredPoint(runs=tuple(launches), rate=rate)
     pooled = scatter.around(rate.value, len(launches))
-    return Point(runs=tuple(launches), rate=pooled, is_pooled=True)
+    return MeasuredPoint(runs=tuple(launches), rate=pooled, is_pooled=True)
 
 
 def _curve(
-    scaling: Scaling, strategy: str, group: Sequence[Run], scatters: Mapping[Kind, Scatter]
+    scaling: Scaling, strategy: str, group: Sequence[Run], scatters: Mapping[ModelOnMachine, Scatter]
 ) -> Curve:
     own = [run for run in group if run.config.parallel.strategy == strategy]
     alone = [run for run in group if run.config.parallel.strategy == "single"]
@@ -309,7 +313,7 @@ def _curve(
     if alone and all(run.config.parallel.world_size > 1 for run in own):
         own += alone
         remarks.append(f"1 device is strategy single: {strategy} was not measured on one")
-    counts: dict[int, list[Point]] = {}
+    counts: dict[int, list[MeasuredPoint]] = {}
     for point in pool(own, scatters):
         counts.setdefault(point.devices, []).append(point)
     points = []
@@ -327,7 +331,7 @@ def _curve(
         strategy=strategy,
         points=tuple(points),
         remarks=tuple(remarks),
-        apart=tuple(differences(records)),
+        differing_conditions=tuple(differences(records)),
     )
 
 

@@ -3,11 +3,11 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from scaling.analysis.candidates import Key, Missing, Tried, find_tried, name_of
+from scaling.analysis.candidates import Key, MissingCandidate, TriedCandidates, find_tried, name_of
 from scaling.analysis.efficiency import (
     Estimate,
-    Kind,
-    Point,
+    ModelOnMachine,
+    MeasuredPoint,
     Scatter,
     drift,
     find_scatters,
@@ -27,10 +27,10 @@ LEAST_LAUNCHES = 2  # of either side, from which an interval holds for another l
 
 
 @dataclass(frozen=True, kw_only=True)
-class Way:
+class Candidate:
     """One way to train among others that do the same work."""
 
-    point: Point
+    point: MeasuredPoint
     proof: Proof | None
     against_fastest: Estimate | None  # its rate over that of the fastest; None: nothing is ranked
 
@@ -43,14 +43,14 @@ class Way:
         return name_of(self.point.config)
 
     @property
-    def unranked(self) -> str | None:
+    def why_unranked(self) -> str | None:
         """Why it is not ranked: fast and another model is not fast."""
         if self.proof is None:
             return UNPROVEN
         return None if self.proof.holds else f"its certificate of loss parity: {self.proof.verdict}"
 
     @property
-    def ties(self) -> bool | None:
+    def is_tie(self) -> bool | None:
         """Whether the interval of its ratio to the fastest holds 1; None without an interval."""
         told = self.against_fastest
         if told is None or told.low is None or told.high is None:
@@ -65,39 +65,41 @@ class Way:
         beyond what the machine itself differed by.
         """
         told = self.against_fastest
-        if self.ties is not False or told is None or told.high is None:
+        if self.is_tie is not False or told is None or told.high is None:
             return False
         return self.has_launches or (self.drift is not None and 1 / told.high - 1 > self.drift)
 
     @property
     def is_undecided(self) -> bool:
         """Whether it may be as fast for all that its interval says."""
-        return self.ties is False and not self.is_slower
+        return self.is_tie is False and not self.is_slower
 
 
 @dataclass(frozen=True, kw_only=True)
-class Comparison:
+class StrategyComparison:
     """Ways to do the same work on the same number of devices, the fastest first."""
 
     config: RunConfig  # of one of them
-    ranked: tuple[Way, ...]  # the first one is the fastest
-    unranked: tuple[Way, ...]
-    missing: tuple[Missing, ...]  # tried, and without a steady run
-    apart: tuple[str, ...]  # conditions in which the records differ, numbered along `ways`
+    ranked: tuple[Candidate, ...]  # the first one is the fastest
+    unranked: tuple[Candidate, ...]
+    missing: tuple[MissingCandidate, ...]  # tried, and without a steady run
+    differing_conditions: tuple[
+        str, ...
+    ]  # conditions in which the records differ, numbered along `candidates`
 
     @property
-    def ways(self) -> tuple[Way, ...]:
+    def candidates(self) -> tuple[Candidate, ...]:
         return self.ranked + self.unranked
 
     @property
     def names(self) -> tuple[str, ...]:
         """Of all ways that were tried."""
-        return (*(way.name for way in self.ways), *(missing.name for missing in self.missing))
+        return (*(way.name for way in self.candidates), *(missing.name for missing in self.missing))
 
 
 def compare_strategies(
     runs: Iterable[Run], certificates: Sequence[Certificate], cells: Sequence[Cell] = ()
-) -> list[Comparison]:
+) -> list[StrategyComparison]:
     """One comparison for each size, device count, precision and global batch of a recipe.
 
     Everything else is equal too, but the strategy, `compile`, `activation_checkpointing`,
@@ -126,36 +128,36 @@ def _reading_order(key: Key) -> tuple[int, str, int, int, str]:
 
 
 def rank(
-    points: Iterable[Point], certificates: Sequence[Certificate]
-) -> tuple[tuple[Way, ...], tuple[Way, ...]]:
+    points: Iterable[MeasuredPoint], certificates: Sequence[Certificate]
+) -> tuple[tuple[Candidate, ...], tuple[Candidate, ...]]:
     """Those with proven loss parity, the fastest first, each against it; then the others."""
     fastest_first = sorted(points, key=lambda point: -point.rate.value)
     proofs = [find_proof(point.runs[0], certificates) for point in fastest_first]
     told = list(zip(fastest_first, proofs, strict=True))
     best = next((point for point, proof in told if proof is not None and proof.holds), None)
     ways = [_way(point, proof, best) for point, proof in told]
-    ranked = tuple(way for way in ways if way.unranked is None)
-    return ranked, tuple(way for way in ways if way.unranked is not None)
+    ranked = tuple(way for way in ways if way.why_unranked is None)
+    return ranked, tuple(way for way in ways if way.why_unranked is not None)
 
 
 def _compare(
-    tried: Tried, certificates: Sequence[Certificate], scatters: Mapping[Kind, Scatter]
-) -> Comparison:
+    tried: TriedCandidates, certificates: Sequence[Certificate], scatters: Mapping[ModelOnMachine, Scatter]
+) -> StrategyComparison:
     ranked, unranked = rank(pool(tried.steady, scatters), certificates)
     ways = ranked + unranked
     records = [run.record for way in (*ranked, *unranked) for run in way.point.runs]
-    return Comparison(
+    return StrategyComparison(
         config=ways[0].point.config if ways else tried.config,
         ranked=ranked,
         unranked=unranked,
         missing=tried.missing,
-        apart=tuple(differences(records)),
+        differing_conditions=tuple(differences(records)),
     )
 
 
-def _way(point: Point, proof: Proof | None, best: Point | None) -> Way:
+def _way(point: MeasuredPoint, proof: Proof | None, best: MeasuredPoint | None) -> Candidate:
     sides = [point] if best is None else [best, point]
-    return Way(
+    return Candidate(
         point=point,
         proof=proof,
         against_fastest=_against(point, best),
@@ -164,7 +166,7 @@ def _way(point: Point, proof: Proof | None, best: Point | None) -> Way:
     )
 
 
-def _against(point: Point, best: Point | None) -> Estimate | None:
+def _against(point: MeasuredPoint, best: MeasuredPoint | None) -> Estimate | None:
     if best is None:
         return None
     if point is best:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from scaling.parity.cases import REFERENCE, Case, Verdict
+from scaling.parity.cases import REFERENCE, Case, ParityVerdict
 from scaling.parity.certificate import Certificate, newest_first
 from scaling.store.run import Run
 
@@ -15,7 +15,7 @@ from scaling.store.run import Run
 class Proof:
     """What the newest certificate that covers a way to train says of it."""
 
-    verdict: Verdict | Literal["reference"]  # of several results the worst
+    verdict: ParityVerdict | Literal["reference"]  # of several results the worst
     devices: tuple[int, ...]  # counts it was tried on
     certificate: str | None  # name of its file; None: the reference needs none
     code: Mapping[str, Any] = field(default_factory=dict)  # that was proven: commit, whether dirty
@@ -67,9 +67,9 @@ def find_proof(run: Run, certificates: Sequence[Certificate]) -> Proof | None:
     return None
 
 
-def _coverage(certificate: Certificate, covering: Sequence[tuple[Case, Verdict]]) -> Proof:
+def _coverage(certificate: Certificate, covering: Sequence[tuple[Case, ParityVerdict]]) -> Proof:
     verdicts = {verdict for _, verdict in covering}
-    worst: Sequence[Verdict] = ("different", "failed", "refused", "equal")
+    worst: Sequence[ParityVerdict] = ("different", "failed", "refused", "equal")
     return Proof(
         verdict=next(verdict for verdict in worst if verdict in verdicts),
         devices=tuple(sorted({case.devices for case, _ in covering})),

@@ -23,8 +23,8 @@ if TYPE_CHECKING:  # numpy is slow to import, and a login node may have none
 
     Floats = NDArray[np.float64]
 
-Name = Literal["Amdahl", "USL"]
-PARAMETERS: dict[Name, tuple[str, ...]] = {"Amdahl": ("s",), "USL": ("a", "b")}
+LawName = Literal["Amdahl", "USL"]
+PARAMETERS: dict[LawName, tuple[str, ...]] = {"Amdahl": ("s",), "USL": ("a", "b")}
 LEAST_COUNTS = 3
 RESAMPLES = 2000
 SEED = 20041
@@ -34,7 +34,7 @@ NORMAL = 1.959964  # deviations in half a 95 % interval
 
 
 @dataclass(frozen=True, kw_only=True)
-class Measured:
+class LawPoint:
     """One device count."""
 
     devices: int
@@ -51,20 +51,20 @@ class Measured:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Law:
+class LawFit:
     """A law fitted to a curve, or the reason why not; then there are no parameters."""
 
-    name: Name
+    name: LawName
     parameters: dict[str, Estimate] = field(default_factory=dict)
     largest_error: float = 0.0  # relative, of the law at any point
     remarks: tuple[str, ...] = ()
     reason: str | None = None
 
 
-def fit_laws(curve: Curve) -> tuple[Law, Law]:
+def fit_laws(curve: Curve) -> tuple[LawFit, LawFit]:
     """Amdahl's law and the universal scalability law; Amdahl's only of a strong curve."""
     points = [
-        Measured(
+        LawPoint(
             devices=point.devices,
             speedup=curve.speedup(point).value,
             deviation=None if (half := point.rate.log_half_width) is None else half / NORMAL,
@@ -73,11 +73,11 @@ def fit_laws(curve: Curve) -> tuple[Law, Law]:
     ]
     usl = fit_law("USL", points)
     if curve.scaling == "weak":
-        return Law(name="Amdahl", reason="it is a law of a fixed global batch"), usl
+        return LawFit(name="Amdahl", reason="it is a law of a fixed global batch"), usl
     return fit_law("Amdahl", points), usl
 
 
-def fit_law(name: Name, points: Sequence[Measured]) -> Law:
+def fit_law(name: LawName, points: Sequence[LawPoint]) -> LawFit:
     """Least squares of the relative error; no parameter is below 0, s and a are at most 1.
 
     Intervals are those of a parametric bootstrap (Efron & Tibshirani 1993, chapter 21) with a
@@ -93,11 +93,11 @@ def fit_law(name: Name, points: Sequence[Measured]) -> Law:
     if len(set(counts)) != len(counts):
         raise ValueError(f"devices are {counts}; pool the points of one count first")
     if len(counts) < LEAST_COUNTS:
-        return Law(name=name, reason=f"{len(counts)} device counts, a fit needs {LEAST_COUNTS}")
+        return LawFit(name=name, reason=f"{len(counts)} device counts, a fit needs {LEAST_COUNTS}")
     return _fit(name, sorted(points, key=lambda point: point.devices))
 
 
-def _fit(name: Name, points: Sequence[Measured]) -> Law:
+def _fit(name: LawName, points: Sequence[LawPoint]) -> LawFit:
     import numpy as np
 
     columns = _columns(name, [point.devices for point in points])
@@ -113,7 +113,7 @@ def _fit(name: Name, points: Sequence[Measured]) -> Law:
     if noise is not None:
         resampled = _parameters(_solve(columns, fitted * np.exp(noise), deviations))
         ends = np.quantile(resampled, (TAIL, 1 - TAIL), axis=0)
-    return Law(
+    return LawFit(
         name=name,
         parameters={
             parameter: Estimate(
@@ -129,7 +129,7 @@ def _fit(name: Name, points: Sequence[Measured]) -> Law:
     )
 
 
-def _columns(name: Name, counts: Sequence[int]) -> "Floats":
+def _columns(name: LawName, counts: Sequence[int]) -> "Floats":
     """What c (1 - a), c a and c b are multiplied with; shape (points, 2 or 3)."""
     import numpy as np
 
@@ -137,12 +137,12 @@ def _columns(name: Name, counts: Sequence[int]) -> "Floats":
     return np.stack([1 / p, np.ones_like(p), p - 1][: 1 + len(PARAMETERS[name])], axis=1)
 
 
-def _has_deviations(points: Sequence[Measured]) -> bool:
+def _has_deviations(points: Sequence[LawPoint]) -> bool:
     """Whether every point knows its own; one of 0 would have all the weight."""
     return all(point.deviation for point in points)
 
 
-def _deviations(points: Sequence[Measured]) -> "Floats":
+def _deviations(points: Sequence[LawPoint]) -> "Floats":
     import numpy as np
 
     has_own = _has_deviations(points)
@@ -208,7 +208,7 @@ def _parameters(coefficients: "Floats") -> "Floats":
     return found
 
 
-def _remarks(name: Name, points: Sequence[Measured], values: Sequence[float]) -> list[str]:
+def _remarks(name: LawName, points: Sequence[LawPoint], values: Sequence[float]) -> list[str]:
     remarks = []
     first, last = points[0], points[-1]
     if last.speedup / first.speedup > last.devices / first.devices:

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from scaling.analysis.efficiency import readout_of
+from scaling.analysis.efficiency import steady_metrics
 from scaling.store.run import Run
 from unitransformer.record.metrics import recorded_steady
 
@@ -58,7 +58,7 @@ class Slowest:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Loss:
+class TimeLost:
     """What one run lost against another, as shares of its step; a negative part was gained.
 
     The parts add up to `share`. Communication that cannot be told apart is in forward and backward,
@@ -72,7 +72,7 @@ class Loss:
     slowest: Slowest | None  # None: there is one rank
 
 
-def explain(baseline: Run, run: Run) -> Loss:
+def explain(baseline: Run, run: Run) -> TimeLost:
     """Which parts of a step take longer than those of the baseline, divided over the devices.
 
     The ideal step takes T_0 (p_0 / p_n) (units_n / units_0) seconds: as long as the baseline's on a
@@ -92,7 +92,7 @@ def explain(baseline: Run, run: Run) -> Loss:
     ideal = devices * run.units_per_step / baseline.units_per_step
     step_s = math.fsum(after.values())
     parts = {part: (after[part] - ideal * before[part]) / step_s for part in after}
-    return Loss(
+    return TimeLost(
         share=1 - ideal * math.fsum(before.values()) / step_s,
         parts=parts,
         caveats=tuple(_caveats(run, told_by)),
@@ -103,7 +103,7 @@ def explain(baseline: Run, run: Run) -> Loss:
 
 def _parts_s(run: Run, communication: Shares) -> dict[LossPart, float]:
     """Seconds of the median steady step, divided as all steady steps together are."""
-    readout = readout_of(run)
+    readout = steady_metrics(run)
     step_s, shares = readout.step.median, readout.shares
     parts: dict[LossPart, float] = {"input": shares["data_s"] * step_s}
     parts |= {part: share * step_s for part, share in communication.items()}
@@ -133,7 +133,7 @@ def _by_the_clock(run: Run) -> Shares:
     """Of all steady steps; empty where the record does not tell."""
     if run.config.parallel.world_size == 1:
         return {"exposed communication": 0.0, "waiting for the slowest rank": 0.0}
-    readout = readout_of(run)
+    readout = steady_metrics(run)
     if readout.waiting_share is None:
         return {}
     waiting = readout.waiting_share
@@ -175,7 +175,7 @@ def _traced(baseline: Run, run: Run) -> Traced | None:
     if trace is None:
         return None
     return Traced(
-        slowdown=trace["step_s"] / readout_of(run).step.median,
+        slowdown=trace["step_s"] / steady_metrics(run).step.median,
         idle=_share_of(trace, "idle"),
         baseline_idle=None if before is None else _share_of(before, "idle"),
     )

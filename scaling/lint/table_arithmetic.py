@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from scaling.analysis.efficiency import Curve, Point, find_curves
+from scaling.analysis.efficiency import Curve, MeasuredPoint, find_curves
 from scaling.report.rows import Row
 from scaling.store.run import Run
 from unitransformer.costs.mfu import MfuRow
@@ -98,7 +98,7 @@ def _check_passport(mfu: MfuRow, row: Row, run: Run) -> Iterator[str]:
         yield f"{where}.share_of_ceiling is {share:.3f}, above 1 without a flag"
 
 
-def _check_efficiency(curve: Curve, point: Point) -> Iterator[str]:
+def _check_efficiency(curve: Curve, point: MeasuredPoint) -> Iterator[str]:
     efficiency = curve.efficiency(point)
     least = efficiency.value if efficiency.low is None else efficiency.low
     if least > 1 + LAST_DIGIT:
@@ -110,7 +110,7 @@ def _check_efficiency(curve: Curve, point: Point) -> Iterator[str]:
     )
 
 
-def _name(curve: Curve, point: Point) -> str:
+def _name(curve: Curve, point: MeasuredPoint) -> str:
     records = ", ".join(run.name for run in point.runs)
     return f"{curve.scaling} scaling of {curve.strategy} on {point.devices} devices ({records})"
 

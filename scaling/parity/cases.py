@@ -18,7 +18,7 @@ from unitransformer.config import (
     Strategy,
 )
 
-Verdict = Literal["equal", "different", "refused", "failed"]
+ParityVerdict = Literal["equal", "different", "refused", "failed"]
 STRATEGIES: tuple[Strategy, ...] = (
     *("single", "ddp", "fsdp", "fsdp1", "hsdp"),
     *("zero1", "zero2", "zero3"),
@@ -84,7 +84,7 @@ class Difference:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Comparison:
+class CurveComparison:
     """How far a way to train is from the reference."""
 
     loss: Difference
@@ -98,13 +98,13 @@ class Comparison:
         return "equal" if is_equal else "different"
 
 
-def compare(reference: Curves, own: Curves) -> Comparison:
+def compare(reference: Curves, own: Curves) -> CurveComparison:
     """The largest relative differences of `own` from `reference`.
 
     Raises:
         ValueError: curves that are empty or not of the same length.
     """
-    return Comparison(
+    return CurveComparison(
         loss=_largest_difference(reference.loss, own.loss),
         gradient_norm=_largest_difference(reference.gradient_norm, own.gradient_norm),
         first_loss=relative_difference(reference.loss[0], own.loss[0]),

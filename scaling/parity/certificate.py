@@ -11,15 +11,23 @@ from dataclasses import asdict, dataclass
 from types import NoneType
 from typing import Any
 
-from scaling.parity.cases import BOUNDS, Bound, Case, Comparison, Curves, Verdict, compare
-from scaling.parity.evidence import Work, find_idleness
+from scaling.parity.cases import (
+    BOUNDS,
+    Bound,
+    Case,
+    CurveComparison,
+    Curves,
+    ParityVerdict,
+    compare,
+)
+from scaling.parity.evidence import Work, find_inactive_feature
 from unitransformer.config import Precision, Recipe, RunConfig
 from unitransformer.record.fields import NUMBER, RELATIVE_ERROR, Kinds, fits
 
 SCHEMA = 1
 KIND = "parity"
 
-OF_A_CASE: dict[str, Kinds] = {
+CASE_FIELDS: dict[str, Kinds] = {
     "verdict": str,
     "reason": (str, NoneType),
     "command": str,
@@ -33,17 +41,17 @@ OF_A_CASE: dict[str, Kinds] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Result:
+class CaseResult:
     """What came of a case: its curves, or why there are none."""
 
     case: Case
-    told: Verdict  # as stored; `Certificate.verdict` is what follows from the curves
+    told: ParityVerdict  # as stored; `Certificate.verdict` is what follows from the curves
     reason: str | None
     curves: Curves | None
     work: Work | None  # None: an older certificate, which did not ask
     elapsed_s: float
     command: str
-    figures: Mapping[str, Any]  # as stored
+    stored: Mapping[str, Any]  # as stored
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,44 +63,46 @@ class Certificate:
     config: RunConfig  # of the reference
     reference: Curves
     bounds: Mapping[Precision, Bound]
-    results: tuple[Result, ...]
+    results: tuple[CaseResult, ...]
 
     @property
     def recipe(self) -> Recipe:
         return self.config.recipe
 
     @functools.cached_property
-    def verdicts_of_kinds(self) -> Mapping[tuple[str, ...], Sequence[tuple[Case, Verdict]]]:
+    def verdicts_of_kinds(self) -> Mapping[tuple[str, ...], Sequence[tuple[Case, ParityVerdict]]]:
         """Every case with its verdict, by its kind: thousands of runs ask for the same few."""
-        kinds: dict[tuple[str, ...], list[tuple[Case, Verdict]]] = {}
+        kinds: dict[tuple[str, ...], list[tuple[Case, ParityVerdict]]] = {}
         for result in self.results:
             kinds.setdefault(result.case.kind, []).append((result.case, self.verdict(result)))
         return kinds
 
-    def comparison(self, result: Result) -> Comparison | None:
+    def comparison(self, result: CaseResult) -> CurveComparison | None:
         return None if result.curves is None else compare(self.reference, result.curves)
 
-    def verdict(self, result: Result) -> Verdict:
+    def verdict(self, result: CaseResult) -> ParityVerdict:
         """What follows from the samples, by the bounds of this version of the code."""
         return self._verdict(result, BOUNDS)
 
-    def verdict_then(self, result: Result) -> Verdict:
+    def verdict_then(self, result: CaseResult) -> ParityVerdict:
         """The same by the bounds that the certificate states."""
         return self._verdict(result, self.bounds)
 
-    def _verdict(self, result: Result, bounds: Mapping[Precision, Bound]) -> Verdict:
+    def _verdict(self, result: CaseResult, bounds: Mapping[Precision, Bound]) -> ParityVerdict:
         comparison = self.comparison(result)
         if comparison is None:
             return result.told
-        if self.idleness(result) is not None:
+        if self.inactive_feature(result) is not None:
             return "different"
         return comparison.verdict(bounds[result.case.precision])
 
-    def idleness(self, result: Result) -> str | None:
+    def inactive_feature(self, result: CaseResult) -> str | None:
         """Why its losses prove nothing of it, if it did not do what it was to."""
         if result.work is None:
             return None
-        return find_idleness(result.case, result.work, num_layers=self.config.model.num_layers)
+        return find_inactive_feature(
+            result.case, result.work, num_layers=self.config.model.num_layers
+        )
 
 
 # ---------------------------------------------------------------------------------- out
@@ -104,8 +114,8 @@ def describe_result(
     reference: Curves,
     curves: Curves | None,
     work: Work | None,
-    idleness: str | None,
-    failure: tuple[Verdict, str] | None,
+    inactive_feature: str | None,
+    failure: tuple[ParityVerdict, str] | None,
     elapsed_s: float,
     command: str,
 ) -> dict[str, Any]:
@@ -117,8 +127,10 @@ def describe_result(
     """
     comparison = None if curves is None else compare(reference, curves)
     if comparison is not None:
-        verdict: Verdict = "different" if idleness else comparison.verdict(BOUNDS[case.precision])
-        reason = idleness
+        verdict: ParityVerdict = (
+            "different" if inactive_feature else comparison.verdict(BOUNDS[case.precision])
+        )
+        reason = inactive_feature
     else:
         assert failure is not None
         verdict, reason = failure
@@ -135,9 +147,9 @@ def describe_result(
     }
 
 
-def _figures(comparison: Comparison | None) -> dict[str, Any]:
+def _figures(comparison: CurveComparison | None) -> dict[str, Any]:
     if comparison is None:
-        return dict.fromkeys(name for name in OF_A_CASE if name.endswith(("_difference", "_step")))
+        return dict.fromkeys(name for name in CASE_FIELDS if name.endswith(("_difference", "_step")))
     return {
         "loss_difference": comparison.loss.relative,
         "loss_step": comparison.loss.step,
@@ -163,12 +175,12 @@ def find_contradictions(certificate: Certificate) -> list[str]:
         derived: dict[str, Any] = _figures(comparison)
         if comparison is not None:
             derived["verdict"] = certificate.verdict_then(result)
-            derived["reason"] = certificate.idleness(result)
+            derived["reason"] = certificate.inactive_feature(result)
         found += [
-            f"{field} of {result.case.label} is {_said(result.figures[field])} in the "
+            f"{field} of {result.case.label} is {_said(result.stored[field])} in the "
             f"certificate, {_said(value)} by its samples"
             for field, value in derived.items()
-            if not _agree(result.figures[field], value)
+            if not _agree(result.stored[field], value)
         ]
     return found
 

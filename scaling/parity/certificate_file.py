@@ -7,14 +7,14 @@ from pathlib import Path
 from types import NoneType
 from typing import Any, get_args
 
-from scaling.parity.cases import Bound, Case, Curves, Verdict
-from scaling.parity.certificate import KIND, OF_A_CASE, SCHEMA, Certificate, Result
+from scaling.parity.cases import Bound, Case, Curves, ParityVerdict
+from scaling.parity.certificate import KIND, CASE_FIELDS, SCHEMA, Certificate, CaseResult
 from scaling.parity.evidence import Work
 from unitransformer.config import Precision, RunConfig, from_dict, hash_values
 from unitransformer.files import write_atomically
 from unitransformer.record.fields import HOST, NUMBER, Kinds, check_fields, check_lists
 
-FACTS: dict[str, Kinds] = {
+REQUIRED_FIELDS: dict[str, Kinds] = {
     "config": dict,
     "bounds": dict,
     "versions": dict,
@@ -74,7 +74,7 @@ def read_certificate(content: Mapping[str, Any], name: str) -> Certificate:
         raise ValueError(
             f"certificate: schema is {content.get('schema')!r}; this version reads {SCHEMA}"
         )
-    check_fields(content, FACTS, "certificate")
+    check_fields(content, REQUIRED_FIELDS, "certificate")
     check_lists(content, LISTS, "certificate")
     config = from_dict(RunConfig, content["config"], "certificate: config")
     _check_told(content, config)
@@ -136,8 +136,8 @@ def _bounds(told: Mapping[str, Any]) -> dict[Precision, Bound]:
 
 def _result(
     told: Mapping[str, Any], steps: int, bounds: Mapping[Precision, Bound], where: str
-) -> Result:
-    check_fields(told, OF_A_CASE, f"certificate: {where}")
+) -> CaseResult:
+    check_fields(told, CASE_FIELDS, f"certificate: {where}")
     names = [field.name for field in fields(Case)]
     case = from_dict(
         Case, {name: told[name] for name in names if name in told}, f"certificate: {where}"
@@ -149,13 +149,13 @@ def _result(
             f"certificate: {where}: devices, num_nodes and accumulate must be at least 1, and the "
             "first a multiple of the second"
         )
-    if told["verdict"] not in get_args(Verdict):
+    if told["verdict"] not in get_args(ParityVerdict):
         raise ValueError(f"certificate: {where}: verdict is {told['verdict']!r}")
     curves = _curves(told, steps, where)
     if (curves is None) != (told["verdict"] in ("refused", "failed")):
         count = "no samples" if curves is None else "samples"
         raise ValueError(f"certificate: {where}: verdict is {told['verdict']} with {count}")
-    return Result(
+    return CaseResult(
         case=case,
         told=told["verdict"],
         reason=told["reason"],
@@ -163,7 +163,7 @@ def _result(
         work=_work(told.get("work"), where),
         elapsed_s=told["elapsed_s"],
         command=told["command"],
-        figures=told,
+        stored=told,
     )
 
 

@@ -37,7 +37,7 @@ def _late(recompiles: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     return [found for found in recompiles if found["step"]]
 
 
-def find_idleness(case: Case, work: Work, *, num_layers: int) -> str | None:
+def find_inactive_feature(case: Case, work: Work, *, num_layers: int) -> str | None:
     """Why a run was not `case`, whatever its losses are; None if it was."""
     if case.compile != "off":
         if not all(work.graphs):

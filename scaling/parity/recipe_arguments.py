@@ -14,7 +14,7 @@ SMALL = (
     *("--model.feedforward-width", "128", "--model.activation", "gelu"),
 )
 SMALL_TEXT = (*SMALL, "--model.num-positions", "32", "--model.num-classes", "1000")
-SMALL_PICTURES = (
+SMALL_IMAGES = (
     *SMALL,
     *("--model.image-size", "32", "--model.patch-size", "8", "--model.num-classes", "3"),
 )
@@ -23,7 +23,7 @@ SMALL_PICTURES = (
 OPTIMIZER = ("--optimizer.learning-rate", "1e-3", "--optimizer.warmup-steps", "4")
 
 # What a case, and what comparing, decides; none of it can be said to the recipe.
-OURS = (
+DECIDED_OPTIONS = (
     *("--strategy", "--devices", "--num-nodes", "--precision", "--compile", "--accelerator"),
     *("--activation-checkpointing", "--cpu-offload", "--batch-size", "--accumulate"),
     *("--max-steps", "--dropout", "--model.dropout", "--out", "--record", "--checkpoint-dir"),
@@ -32,7 +32,7 @@ OURS = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Task:
+class ParityTask:
     """What all cases of a recipe train alike."""
 
     recipe: Recipe
@@ -43,7 +43,7 @@ class Task:
 
     def arguments(self, case: Case) -> list[str]:
         """The options of the recipe that train `case`; the last of a name wins."""
-        small = SMALL_PICTURES if self.recipe == "vit" else SMALL_TEXT
+        small = SMALL_IMAGES if self.recipe == "vit" else SMALL_TEXT
         has_size = "--size" in map(flag_of, self.options)
         batch_size = self.global_batch_size // (case.devices * case.accumulate)
         return [
@@ -70,7 +70,7 @@ def flag_of(word: str) -> str:
 
 def check_options(options: Sequence[str]) -> None:
     """Raises ValueError for an option of a recipe that the comparison itself decides."""
-    taken = [word for word in options if flag_of(word) in OURS]
+    taken = [word for word in options if flag_of(word) in DECIDED_OPTIONS]
     if taken:
         raise ValueError(f"{flag_of(taken[0])} is decided by the comparison; leave it out")
 

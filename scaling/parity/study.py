@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from scaling.parity import certificate
-from scaling.parity.cases import REFERENCE, Axes, Case, Curves, Verdict, list_cases, refusal
+from scaling.parity.cases import REFERENCE, Axes, Case, Curves, ParityVerdict, list_cases, refusal
 from scaling.parity.certificate import Certificate
 from scaling.parity.certificate_file import read_certificate, write_certificate
-from scaling.parity.evidence import Work, find_idleness, work_of
+from scaling.parity.evidence import Work, find_inactive_feature, work_of
 from scaling.parity.local_nodes import PORT, run_on_nodes, torchrun_options
-from scaling.parity.recipe_arguments import Task
+from scaling.parity.recipe_arguments import ParityTask
 from scaling.recipe_process import (
     ProcessResult,
     Runner,
@@ -33,7 +33,7 @@ from unitransformer.config import Recipe, RunConfig
 from unitransformer.record.schema import Record, config_of, load_record
 
 Say = Callable[[str], None]
-Failure = tuple[Verdict, str]
+Failure = tuple[ParityVerdict, str]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +56,7 @@ class ParityOptions:
 class _Reference:
     """The plain run, and what follows from it."""
 
-    task: Task
+    task: ParityTask
     record: Record
     curves: Curves
     command: str
@@ -91,7 +91,7 @@ def certify(options: ParityOptions, say: Say) -> list[tuple[Path, Certificate]]:
 def _refer(
     options: ParityOptions, recipe: Recipe, run: Runner, folder: Path, say: Say
 ) -> _Reference:
-    task = Task(
+    task = ParityTask(
         recipe=recipe,
         accelerator=options.accelerator,
         steps=options.steps,
@@ -124,7 +124,7 @@ def _curves(record: Record) -> Curves:
     )
 
 
-def _command(task: Task, case: Case) -> str:
+def _command(task: ParityTask, case: Case) -> str:
     recipe = f"-m recipes.{task.recipe} {shlex.join(task.arguments(case))}"
     if case.num_nodes == 1:
         return f"python {recipe}"
@@ -181,7 +181,9 @@ def _try(
         reference=reference.curves,
         curves=curves,
         work=work,
-        idleness=None if work is None else find_idleness(case, work, num_layers=num_layers),
+        inactive_feature=None
+        if work is None
+        else find_inactive_feature(case, work, num_layers=num_layers),
         failure=failure,
         elapsed_s=ended.elapsed_s,
         command=_command(reference.task, case),
@@ -189,7 +191,7 @@ def _try(
 
 
 def _run(
-    task: Task, case: Case, run: Runner, folder: Path, limit_s: float
+    task: ParityTask, case: Case, run: Runner, folder: Path, limit_s: float
 ) -> tuple[ProcessResult, Record | None, str]:
     """How it ended, its record if it ended well, and otherwise the error in one line."""
     place = folder / "run"

@@ -149,10 +149,13 @@ def _other_length(then: Record, records: Sequence[Record]) -> int | None:
 def compare_steps(then: Record, records: Sequence[Record], *, tolerance: float) -> tuple[Word, str]:
     """The median steady step now over then, with its interval."""
     runs = [Run(name="", record=record, config=config_of(record)) for record in (then, *records)]
-    untold = next((run for run in runs if run.readout is None), None)
+    untold = next((run for run in runs if run.metrics is None), None)
     if untold is not None:
         when = "then" if untold is runs[0] else "now"
-        return "inconclusive", f"step: no steady state {when}: {untold.record['no_steady_state_reason']}"
+        return (
+            "inconclusive",
+            f"step: no steady state {when}: {untold.record['no_steady_state_reason']}",
+        )
     before, now = pooled_rate(runs[:1]), pooled_rate(runs[1:])
     found = ratio(before, now)  # of rates; the steps' is its inverse
     per_step = runs[0].units_per_step

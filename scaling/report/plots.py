@@ -8,7 +8,14 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from scaling.analysis.efficiency import OF_A_CURVE, Curve, Estimate, Point, find_curves, pool
+from scaling.analysis.efficiency import (
+    VARYING_ON_A_CURVE,
+    Curve,
+    Estimate,
+    MeasuredPoint,
+    find_curves,
+    pool,
+)
 from scaling.report import run_formatting
 from scaling.report.table_notes import PLAIN, SETTINGS, field_in_words, settings_of, telling
 from scaling.store.conditions import processors_of
@@ -48,7 +55,9 @@ MARKED = {"batch size": "devices", "devices": "batch size"}  # by marker, for ea
 
 Group = tuple[int, int]  # nodes and devices of each, or micro-batches and their size
 Key = tuple[str, str, Group, str]  # of a line: panel, strategy, group, any other setting
-Drawn = tuple[Estimate, Sequence[float], Sequence[Point]]  # its launches; what it follows from
+Drawn = tuple[
+    Estimate, Sequence[float], Sequence[MeasuredPoint]
+]  # its launches; what it follows from
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +79,7 @@ def plots_of(slug: str, swept: Sequence[Cell]) -> list[Plot]:
     Args:
         slug: begins the names of the files.
     """
-    runs = [cell.run for cell in swept if cell.run is not None and cell.run.readout is not None]
+    runs = [cell.run for cell in swept if cell.run is not None and cell.run.metrics is not None]
     if not runs:
         return []
     points, curves, peaks = pool(runs), find_curves(runs), _Peaks(runs)
@@ -105,7 +114,7 @@ def not_drawn(swept: Sequence[Cell]) -> str:
         if cell.run is None or not cell.run.is_ok:
             is_lost = cell.outcome.status == "ok"
             missing["without its record" if is_lost else cell.outcome.status] += 1
-        elif cell.run.readout is None:
+        elif cell.run.metrics is None:
             missing["without a steady state"] += 1
     if not missing:
         return ""
@@ -125,7 +134,7 @@ def draw(plot: Plot) -> bytes:
 
 
 def interval_of(
-    estimate: Estimate, points: Iterable[Point]
+    estimate: Estimate, points: Iterable[MeasuredPoint]
 ) -> tuple[float, float] | tuple[None, None]:
     """Returns the interval of a figure of these points, if each has enough launches for a plot."""
     if estimate.low is None or estimate.high is None:
@@ -137,17 +146,17 @@ def interval_of(
 # ---------------------------------------------------------------------------------- marks
 
 
-def _speed(point: Point) -> Drawn:
+def _speed(point: MeasuredPoint) -> Drawn:
     return point.rate, [run.units_per_s or 0.0 for run in point.runs], [point]
 
 
-def _efficiency(curve: Curve, point: Point) -> Drawn:
+def _efficiency(curve: Curve, point: MeasuredPoint) -> Drawn:
     per_rate = curve.baseline.devices / (point.devices * curve.baseline.rate.value)
     launches = [(run.units_per_s or 0.0) * per_rate for run in point.runs]
     return curve.efficiency(point), launches, [point, curve.baseline]
 
 
-def _ideal_speed(curve: Curve, point: Point) -> float:
+def _ideal_speed(curve: Curve, point: MeasuredPoint) -> float:
     return curve.baseline.rate.value * curve.ideal(point) * point.devices / curve.baseline.devices
 
 
@@ -158,7 +167,7 @@ class _Peaks:
         largest = max((peak for run in runs for peak in _peaks(run)), default=0)
         self.unit, self._bytes = ("MiB", 2**20) if is_small(largest) else ("GiB", 2**30)
 
-    def of(self, point: Point) -> Drawn | None:
+    def of(self, point: MeasuredPoint) -> Drawn | None:
         """The largest peak of all ranks and launches; None where no step could be watched."""
         peaks = [max(_peaks(run)) / self._bytes for run in point.runs if _peaks(run)]
         return (Estimate(value=max(peaks), reason="counted"), peaks, [point]) if peaks else None
@@ -177,7 +186,9 @@ def _mark(x: int, drawn: Drawn) -> "PlotPoint":
     return PlotPoint(x=x, value=estimate.value, samples=dots, low=low, high=high)
 
 
-def _by_batch(points: Sequence[Point], quantity: Callable[[Point], Drawn | None]) -> "Lines":
+def _by_batch(
+    points: Sequence[MeasuredPoint], quantity: Callable[[MeasuredPoint], Drawn | None]
+) -> "Lines":
     fixed = {"batch_size", "parallel.strategy", "parallel.devices", "parallel.num_nodes"}
     return _lines(
         (
@@ -193,10 +204,10 @@ def _by_batch(points: Sequence[Point], quantity: Callable[[Point], Drawn | None]
 
 def _by_devices(
     curves: Sequence[Curve],
-    quantity: Callable[[Curve, Point], Drawn | None],
-    ideal: Callable[[Curve, Point], float | None] = lambda *_: None,
+    quantity: Callable[[Curve, MeasuredPoint], Drawn | None],
+    ideal: Callable[[Curve, MeasuredPoint], float | None] = lambda *_: None,
 ) -> "Lines":
-    places = _places([curve.baseline for curve in curves], OF_A_CURVE)
+    places = _places([curve.baseline for curve in curves], VARYING_ON_A_CURVE)
     return _lines(
         (
             (f"{curve.scaling} scaling, {panel}", curve.strategy, batch_of(curve), variant),
@@ -296,7 +307,7 @@ def product(group: Group) -> str:
     return " x ".join(map(str, group if group[0] > 1 else group[1:]))
 
 
-def _places(points: Sequence[Point], fixed: Collection[str]) -> Iterator[tuple[str, str]]:
+def _places(points: Sequence[MeasuredPoint], fixed: Collection[str]) -> Iterator[tuple[str, str]]:
     """Yields the panel and the variant of each point: together they give every setting in which
     points differ, except `fixed` ones, which the axis, the colour and the marker show."""
     if not points:

@@ -13,7 +13,7 @@ from pathlib import PurePosixPath
 from typing import get_args
 from urllib.parse import quote, unquote
 
-from scaling.analysis.efficiency import Curve, Kind, Scatter, find_curves, find_scatters
+from scaling.analysis.efficiency import Curve, ModelOnMachine, Scatter, find_curves, find_scatters
 from scaling.analysis.fastest import compare_strategies
 from scaling.markdown import code_block, command_lines, details, escaped, link, page_of, table
 from scaling.report import run_formatting
@@ -224,7 +224,7 @@ def _about_pages(links: Mapping[str, str]) -> dict[str, str]:
 
 
 def _answers(
-    store: Store, curves: Mapping[Recipe, Sequence[Curve]], scatters: Mapping[Kind, Scatter]
+    store: Store, curves: Mapping[Recipe, Sequence[Curve]], scatters: Mapping[ModelOnMachine, Scatter]
 ) -> list[str]:
     blocks, every = list[str](), list[Answer]()
     for recipe in get_args(Recipe):
@@ -241,7 +241,7 @@ def _answers(
     return ["## Fastest configuration", FASTEST, *blocks, "\n".join(["How to read it:", "", *how])]
 
 
-def _about_intervals(scatters: Mapping[Kind, Scatter]) -> list[str]:
+def _about_intervals(scatters: Mapping[ModelOnMachine, Scatter]) -> list[str]:
     """The rule of the intervals, once."""
     if not scatters:
         return []
@@ -365,7 +365,7 @@ def _scaling_page(store: Store, curves: Mapping[Recipe, Sequence[Curve]]) -> lis
 
 
 def _sweep_pages(
-    store: Store, plots: str, scatters: Mapping[Kind, Scatter]
+    store: Store, plots: str, scatters: Mapping[ModelOnMachine, Scatter]
 ) -> dict[str, tuple[str, list[str]]]:
     """Title and blocks of each sweep's page, with a section for each recipe."""
     names = sweep_names(store)

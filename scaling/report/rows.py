@@ -255,7 +255,7 @@ def _measured(run: Run, store: Store) -> dict[str, Any]:
     peaks = [peak for peak in record["peak_bytes"] if peak is not None]
     residents = [peak for peak in record["peak_resident_bytes"] if peak is not None]
     return {
-        "reason": None if run.readout else f"no steady state: {record['no_steady_state_reason']}",
+        "reason": None if run.metrics else f"no steady state: {record['no_steady_state_reason']}",
         **_rates(run),
         **{f"{row.kind.lower()}_{row.convention}": row.utilisation for row in run.mfu},
         **{f"share_of_ceiling_{row.convention}": row.share_of_ceiling for row in run.mfu},
@@ -272,7 +272,7 @@ def _measured(run: Run, store: Store) -> dict[str, Any]:
 
 
 def _rates(run: Run) -> dict[str, float | None]:
-    readout = run.readout
+    readout = run.metrics
     if readout is None:
         return {}
     return {

@@ -69,7 +69,7 @@ def verdict(run: Run) -> str:
 
 def speed(run: Run) -> str:
     """At the median steady step, with its interval."""
-    readout = run.readout
+    readout = run.metrics
     if readout is None:
         return too_short(run)
     told = rate_in_words(readout.units_per_s, f"{run.unit}s")
@@ -96,7 +96,7 @@ def share_of_ceiling(run: Run) -> str:
     row = passport_row(run)
     if row.share_of_ceiling is not None:
         return f"{row.share_of_ceiling:.1%}"
-    return too_short(run) if run.readout is None else "no ceiling was measured in its dtype"
+    return too_short(run) if run.metrics is None else "no ceiling was measured in its dtype"
 
 
 def passport_row(run: Run) -> MfuRow:

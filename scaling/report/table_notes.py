@@ -7,7 +7,7 @@ import functools
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
-from scaling.analysis.efficiency import Estimate, Point
+from scaling.analysis.efficiency import Estimate, MeasuredPoint
 from scaling.markdown import escaped, shortened, table
 from scaling.report.environment import without_places
 from scaling.store.run import Run
@@ -93,7 +93,7 @@ def shared(configs: Sequence[RunConfig], aside: Collection[str]) -> str:
     return f"All rows: {', '.join(told)}." if told else ""
 
 
-def speed(point: Point) -> str:
+def speed(point: MeasuredPoint) -> str:
     """Of all launches together."""
     rate, unit = point.rate, f"{point.runs[0].unit}s"
     told = rate_in_words(rate.value, unit)
@@ -181,13 +181,15 @@ def if_told(head: str, told: list[str]) -> Columns:
     return {head: told} if any(told) else {}
 
 
-def flags_of(point: Point) -> str:
+def flags_of(point: MeasuredPoint) -> str:
     """Of every launch, each once."""
     flags = dict.fromkeys(flag for run in point.runs for flag in run.record["flags"])
     return shortened("; ".join(map(escaped, flags)), LONGEST_FLAGS)
 
 
-def unlike(apart: Iterable[Remark], num_rows: int, how: str, thing: str = "row") -> list[str]:
+def unlike(
+    differing_conditions: Iterable[Remark], num_rows: int, how: str, thing: str = "row"
+) -> list[str]:
     """A box with the conditions that differ; nothing if none does.
 
     Args:
@@ -195,7 +197,7 @@ def unlike(apart: Iterable[Remark], num_rows: int, how: str, thing: str = "row")
     """
     lines = [
         f"> - {rows_in_words(own, num_rows, thing)}: {text}"
-        for text, own in _grouped(apart).items()
+        for text, own in _grouped(differing_conditions).items()
     ]
     words = f"> Measured under different conditions; records are counted {how}."
     return ["\n".join(["> [!NOTE]", words, ">", *lines])] if lines else []

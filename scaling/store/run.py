@@ -8,7 +8,7 @@ from scaling.store.conditions import processors_of
 from unitransformer.config import RunConfig
 from unitransformer.costs.mfu import MfuRow, read_rows
 from unitransformer.record.log_lines import log_lines
-from unitransformer.record.metrics import Readout, from_figures, recorded_steady
+from unitransformer.record.metrics import StepMetrics, from_figures, recorded_steady
 from unitransformer.record.schema import Record
 from unitransformer.stats.comparisons import LaunchMedian, launch_of
 from unitransformer.stats.intervals import find_block
@@ -58,12 +58,12 @@ class Run:
             self.config,
             loss=record["loss"],
             step_s=record["step_s"],
-            launches=record["segment_starts"],
+            segment_starts=record["segment_starts"],
             validation=record["validation"]["history"] if self.is_ok else [],
         )
 
     @functools.cached_property
-    def readout(self) -> Readout | None:
+    def metrics(self) -> StepMetrics | None:
         """The recorded figures of the steady steps; None without a steady state."""
         return from_figures(self.record["metrics"])
 
@@ -75,11 +75,11 @@ class Run:
         Raises:
             ValueError: there is no steady state.
         """
-        if self.readout is None:
+        if self.metrics is None:
             raise ValueError(f"{self.name} has no steady state; measure it for longer")
-        has_interval = self.readout.step.reason is None
+        has_interval = self.metrics.step.reason is None
         block, _ = find_block(self.steady_s) if has_interval else (None, None)
-        return launch_of(self.readout.step, block)
+        return launch_of(self.metrics.step, block)
 
     @property
     def steady_s(self) -> list[float]:
@@ -89,7 +89,7 @@ class Run:
 
     @property
     def units_per_s(self) -> float | None:
-        return None if self.readout is None else self.readout.units_per_s
+        return None if self.metrics is None else self.metrics.units_per_s
 
     @functools.cached_property
     def mfu(self) -> tuple[MfuRow, ...]:

@@ -50,9 +50,9 @@ def _vary(record: dict[str, Any], seed: int) -> dict[str, Any]:
     samples["slowest_rank"] = [0] * STEPS
     record["config"]["seed"] = seed
     config = from_dict(RunConfig, record["config"])
-    steady = steady_of(step_s, launches=[0], excluded_steps=[])
+    steady = steady_of(step_s, segment_starts=[0], excluded_steps=[])
     readout = read_out(
-        step_s, samples, steady, launches=[0], units_per_step=config.global_batch_size
+        step_s, samples, steady, segment_starts=[0], units_per_step=config.global_batch_size
     )
     assert readout is not None
     return record | {
@@ -71,7 +71,7 @@ def read_whole(folder: Path) -> Store:
     """What a report asks of every record."""
     store = load_store([folder], relative_to=folder)
     for run in store.runs:
-        assert run.readout is not None
+        assert run.metrics is not None
         assert run.mfu
     return store
 
@@ -124,7 +124,7 @@ def copies_of(store: Store, number: int) -> Store:
     """So many of each run, under names of their own and with the figures already found."""
     runs = []
     for run in store.runs:
-        _ = run.readout, run.launch, run.mfu
+        _ = run.metrics, run.launch, run.mfu
         runs += [_renamed(run, f"{run.name}-{place}-copy.json") for place in range(number)]
     return Store(runs=tuple(runs), left_out=())
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from scaling.parity.cases import Case, Curves, Verdict
+from scaling.parity.cases import Case, Curves, ParityVerdict
 from scaling.parity.certificate import describe_bounds, describe_result
 from scaling.parity.certificate_file import read_certificate
 from tests.builders.records import HOST, make_config
@@ -26,7 +26,7 @@ def scaled(loss: float, gradient_norm: float = 1.0) -> Curves:
 
 
 def make_result(
-    case: Case, curves: Curves | None = None, failure: tuple[Verdict, str] | None = None
+    case: Case, curves: Curves | None = None, failure: tuple[ParityVerdict, str] | None = None
 ) -> dict[str, Any]:
     """One case of a certificate: measured against the reference `PLAIN`, or failed."""
     return describe_result(
@@ -34,7 +34,7 @@ def make_result(
         reference=PLAIN,
         curves=curves,
         work=None,
-        idleness=None,
+        inactive_feature=None,
         failure=failure,
         elapsed_s=1.5,
         command=f"python -m recipes.gpt --strategy {case.strategy}",

@@ -432,7 +432,7 @@ def test_ten_thousand_rows_open(browser: Browser, tmp_path: Path) -> None:
     first = make_run(record)
     runs = tuple(replace(first, name=f"runs/{number}.json") for number in range(10_000))
     for run in runs:  # computed once: the samples are equal
-        vars(run).update(readout=first.readout, mfu=first.mfu)
+        vars(run).update(metrics=first.metrics, mfu=first.mfu)
     path = tmp_path / "page.html"
     path.write_text(render_html(Store(runs=runs, left_out=()), title="Many"), encoding="utf-8")
     browser.open(path, "row=9999")

@@ -31,7 +31,7 @@ WORDS = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Readout:
+class StepMetrics:
     """What the steady steps of the last launch say.
 
     Rates are tokens or pictures a second, of all ranks together.
@@ -73,7 +73,7 @@ class Readout:
         }
 
 
-def from_figures(figures: Mapping[str, Any]) -> Readout | None:
+def from_figures(figures: Mapping[str, Any]) -> StepMetrics | None:
     """The readout whose `as_dict` a record holds; None where it holds none, without a steady state.
 
     The block length of the interval is not among the figures, so it is None.
@@ -93,7 +93,7 @@ def from_figures(figures: Mapping[str, Any]) -> Readout | None:
         reason=reason,
     )
     shares = {part: figures.get(f"{part.removesuffix('_s')}_share") for part in ALL_PARTS}
-    return Readout(
+    return StepMetrics(
         step=step,
         shares=_told(shares),
         waiting_share=figures.get("waiting_share"),
@@ -107,7 +107,7 @@ def _told(figures: Mapping[str, float | None]) -> dict[str, float]:
 
 
 def flops_rate_in_words(flops_per_s: float, figures: Mapping[str, Any]) -> str:
-    """With the interval of the rate it was counted from, whose figures `Readout.as_dict` has."""
+    """With the interval of the rate it was counted from, whose figures `StepMetrics.as_dict` has."""
     ends = _ends(flops_per_s, figures)
     if ends is None:
         return f"{si(flops_per_s)}FLOP/s"
@@ -129,7 +129,7 @@ def _ends(figure: float, figures: Mapping[str, Any]) -> tuple[float, float] | No
 
 
 def parts_in_words(figures: Mapping[str, Any]) -> str:
-    """Where the time of a steady step goes, by figures as `Readout.as_dict` has them."""
+    """Where the time of a steady step goes, by figures as `StepMetrics.as_dict` has them."""
     shares = {words: figures.get(f"{part}_share") for part, words in WORDS.items()}
     told = ", ".join(f"{words} {share:.1%}" for words, share in shares.items() if share is not None)
     if not figures.get("waiting_share"):
@@ -148,7 +148,7 @@ def interval_in_words(figures: MedianInterval) -> str:
 
 
 def steady_of(
-    step_s: Sequence[float], *, launches: Sequence[int], excluded_steps: Collection[int]
+    step_s: Sequence[float], *, segment_starts: Sequence[int], excluded_steps: Collection[int]
 ) -> SteadyState:
     """Where the last launch is steady; steps are counted from its first.
 
@@ -157,7 +157,7 @@ def steady_of(
         launches: first step of each launch.
         excluded_steps: steps of the run that are known not to be steady.
     """
-    first = launches[-1]
+    first = segment_starts[-1]
     last = [step - first for step in excluded_steps if first <= step < len(step_s)]
     return find_steady_state(step_s[first:], last)
 
@@ -177,9 +177,9 @@ def read_out(
     samples: Mapping[str, Sequence[float | None]],
     steady: SteadyState,
     *,
-    launches: Sequence[int],
+    segment_starts: Sequence[int],
     units_per_step: float,
-) -> Readout | None:
+) -> StepMetrics | None:
     """Figures of the steady steps; None where there are none.
 
     Args:
@@ -187,11 +187,11 @@ def read_out(
         samples: the other samples of the same steps, by name; some records lack the optional ones.
         units_per_step: tokens or pictures of an optimizer step over all ranks.
     """
-    own_s = step_s[launches[-1] :]
+    own_s = step_s[segment_starts[-1] :]
     kept = steady.steps(len(own_s))
     if not kept:
         return None
-    last = {name: series[launches[-1] :] for name, series in samples.items()}
+    last = {name: series[segment_starts[-1] :] for name, series in samples.items()}
     kept_s = [own_s[step] for step in kept]
     total_s = math.fsum(kept_s)
     told = {name: _all_told(last.get(name), kept) for name in ("cpu_s", *PARTS, *COMMUNICATION)}
@@ -205,7 +205,7 @@ def read_out(
     gaps_s = _all_told(last.get("between_steps_s"), behind)
     between_s = math.fsum(gaps_s or [])
     step = describe(kept_s)
-    return Readout(
+    return StepMetrics(
         step=step,
         interval=interval_in_words(step),
         median_cpu_s=statistics.median(told["cpu_s"] or ()),

@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from statistics import median
 
 from scaling.analysis.candidates import name_of
-from scaling.analysis.efficiency import Curve, Point, find_scatters, pool
-from scaling.analysis.fastest import Way, rank
+from scaling.analysis.efficiency import Curve, MeasuredPoint, find_scatters, pool
+from scaling.analysis.fastest import Candidate, rank
 from scaling.parity.certificate import Certificate
 from scaling.report import run_formatting
 from scaling.report.table_notes import (
@@ -38,12 +38,12 @@ class Answer:
 
     work: Work
     devices: int
-    ranked: tuple[Way, ...]  # with proven loss parity, the fastest first
-    unranked: tuple[Way, ...]
+    ranked: tuple[Candidate, ...]  # with proven loss parity, the fastest first
+    unranked: tuple[Candidate, ...]
     curves: Sequence[Curve]
 
     @property
-    def points(self) -> list[Point]:
+    def points(self) -> list[MeasuredPoint]:
         return [way.point for way in (*self.ranked, *self.unranked)]
 
 
@@ -55,9 +55,9 @@ def find_answers(
     Args:
         curves: as `find_curves` finds them in these runs.
     """
-    steady = [run for run in runs if run.is_ok and run.readout is not None]
+    steady = [run for run in runs if run.is_ok and run.metrics is not None]
     scatters = find_scatters(steady)
-    points: dict[Work, dict[int, list[Point]]] = {}
+    points: dict[Work, dict[int, list[MeasuredPoint]]] = {}
     for point in pool(sorted(steady, key=lambda run: run.name), scatters):
         places = points.setdefault(_work(point), {})
         places.setdefault(point.devices, []).append(point)
@@ -78,7 +78,7 @@ def find_answers(
     return answers
 
 
-def _work(point: Point) -> Work:
+def _work(point: MeasuredPoint) -> Work:
     """Runs that train the same model on the same kind of machine, in whatever way."""
     config = replace(
         point.config,
@@ -137,7 +137,7 @@ def configuration(config: RunConfig) -> str:
     return f"{name_of(config)}, {parallel.precision}, {config.batch_size:,} per device{nodes}"
 
 
-def launches(point: Point) -> str:
+def launches(point: MeasuredPoint) -> str:
     """The number of launches, and of several the range of their speeds."""
     rates = sorted(run.units_per_s or 0.0 for run in point.runs)
     if len(rates) == 1:
@@ -146,7 +146,7 @@ def launches(point: Point) -> str:
     return f"{len(rates)}: {low} to {high}"
 
 
-def utilisation(point: Point) -> str:
+def utilisation(point: MeasuredPoint) -> str:
     """MFU where a data sheet tells the peak, else the share of the measured ceiling; the median of
     the launches."""
     rows = [run_formatting.passport_row(run) for run in point.runs]
@@ -192,14 +192,14 @@ def _lead(answer: Answer) -> str:
     told = ratio_figure(second.against_fastest.inverse(), 2)
     if second.is_slower:
         return told
-    return f"{'tie' if second.ties else 'undecided'}: {told}"
+    return f"{'tie' if second.is_tie else 'undecided'}: {told}"
 
 
 def _tried(answer: Answer) -> str:
     """Configurations, how many of them tie with the fastest, and how many have no proof."""
     others = answer.ranked[1:]
-    tied = sum(bool(way.ties) for way in others)
-    undecided = sum(not way.ties and not way.is_slower for way in others)
+    tied = sum(bool(way.is_tie) for way in others)
+    undecided = sum(not way.is_tie and not way.is_slower for way in others)
     about = [f"{tied} tie"] if tied else []
     about += [f"{undecided} undecided"] if undecided else []
     about += [f"{len(answer.unranked)} without proven parity"] if answer.unranked else []

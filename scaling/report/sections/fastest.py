@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from scaling.analysis.fastest import UNPROVEN, Comparison, Way
+from scaling.analysis.fastest import UNPROVEN, StrategyComparison, Candidate
 from scaling.analysis.proof import doubts
 from scaling.markdown import escaped
 from scaling.report import run_formatting
@@ -36,7 +36,7 @@ OF_A_WAY = {
 }
 
 
-def fastest_blocks(comparisons: Sequence[Comparison]) -> list[str]:
+def fastest_blocks(comparisons: Sequence[StrategyComparison]) -> list[str]:
     """Blocks of Markdown; none where there is nothing to compare."""
     if not comparisons:
         return []
@@ -63,9 +63,9 @@ def fastest_blocks(comparisons: Sequence[Comparison]) -> list[str]:
     ]
 
 
-def _rows(comparison: Comparison) -> Iterator[dict[str, str]]:
+def _rows(comparison: StrategyComparison) -> Iterator[dict[str, str]]:
     """One for each configuration that was tried, the fastest first."""
-    for way in comparison.ways:
+    for way in comparison.candidates:
         point = way.point
         against = way.against_fastest
         is_best = way in comparison.ranked[:1]
@@ -85,13 +85,13 @@ def _rows(comparison: Comparison) -> Iterator[dict[str, str]]:
         }
 
 
-def _is_alone(comparison: Comparison) -> bool:
+def _is_alone(comparison: StrategyComparison) -> bool:
     """Whether all others are known to be slower."""
     return all(way.is_slower for way in comparison.ranked[1:])
 
 
-def _standing(way: Way, comparison: Comparison) -> str:
-    if way.unranked is not None:
+def _standing(way: Candidate, comparison: StrategyComparison) -> str:
+    if way.why_unranked is not None:
         return "not ranked"
     if way is comparison.ranked[0]:
         if any(way.is_undecided for way in comparison.ranked):
@@ -101,27 +101,27 @@ def _standing(way: Way, comparison: Comparison) -> str:
         return "slower"
     if way.is_undecided:
         return _undecided(way)
-    return "tie" if way.ties else "undecided: no interval"
+    return "tie" if way.is_tie else "undecided: no interval"
 
 
-def _undecided(way: Way) -> str:
+def _undecided(way: Candidate) -> str:
     """One launch is not enough, and the machine may have differed by as much."""
     if way.drift is None:
         return "undecided: one launch, and the drift of the machine is not known"
     return f"undecided: one launch, and the machine drifted by {way.drift:.1%}"
 
 
-def _notes_on_ways(comparisons: Sequence[Comparison]) -> list[str]:
+def _notes_on_ways(comparisons: Sequence[StrategyComparison]) -> list[str]:
     """Loss parity of each way, and why it has no interval, with its rows."""
     told: dict[str, dict[str, list[int]]] = {}
     for number, comparison in enumerate(comparisons, 1):
-        for way in sorted(comparison.ways, key=lambda way: way.name):
+        for way in sorted(comparison.candidates, key=lambda way: way.name):
             for text in _about(way):
                 told.setdefault(text, {}).setdefault(way.name, []).append(number)
     return lines_of({text: _places(of, len(comparisons)) for text, of in told.items()})
 
 
-def _about(way: Way) -> Iterable[str]:
+def _about(way: Candidate) -> Iterable[str]:
     if way.proof is None:
         yield f"not ranked: {UNPROVEN}"
     else:
@@ -141,5 +141,8 @@ def _places(of: Mapping[str, Sequence[int]], num_rows: int) -> str:
     return "; ".join(f"{', '.join(own)} in {rows}" for rows, own in names.items())
 
 
-def _marked(comparison: Comparison) -> list[str]:
-    return in_words(comparison.apart, [run for way in comparison.ways for run in way.point.runs])
+def _marked(comparison: StrategyComparison) -> list[str]:
+    return in_words(
+        comparison.differing_conditions,
+        [run for way in comparison.candidates for run in way.point.runs],
+    )

@@ -6,8 +6,8 @@ from typing import get_args
 
 from scaling.analysis.proof import Proof, find_proof
 from scaling.markdown import code_block, command_lines, details, escaped, link, shortened, table
-from scaling.parity.cases import BOUNDS, Verdict
-from scaling.parity.certificate import Certificate, Result, newest_first
+from scaling.parity.cases import BOUNDS, ParityVerdict
+from scaling.parity.certificate import Certificate, CaseResult, newest_first
 from scaling.report import run_formatting
 from scaling.report.environment import (
     describe_commit,
@@ -82,7 +82,7 @@ def _of(certificate: Certificate) -> list[str]:
 
 def _tally(certificate: Certificate) -> str:
     verdicts = Counter(map(certificate.verdict, certificate.results))
-    told = ", ".join(f"{verdicts[v]} {v}" for v in get_args(Verdict) if verdicts[v])
+    told = ", ".join(f"{verdicts[v]} {v}" for v in get_args(ParityVerdict) if verdicts[v])
     return f"{count(len(certificate.results), 'configuration')}: {told}"
 
 
@@ -94,7 +94,7 @@ def _figures(certificate: Certificate) -> list[str]:
     heads = [
         *("strategy", "devices"),
         *(f"{precision}: loss, norm" for precision in precisions),
-        *get_args(Verdict),
+        *get_args(ParityVerdict),
     ]
     rows = []
     for place in places:
@@ -104,14 +104,14 @@ def _figures(certificate: Certificate) -> list[str]:
             [
                 *place,
                 *(_largest(certificate, own, precision) for precision in precisions),
-                *(str(verdicts[verdict]) for verdict in get_args(Verdict)),
+                *(str(verdicts[verdict]) for verdict in get_args(ParityVerdict)),
             ]
         )
     columns = {head: [row[index] for row in rows] for index, head in enumerate(heads)}
     return draw(columns, ("strategy", "devices"))
 
 
-def _largest(certificate: Certificate, results: Sequence[Result], precision: Precision) -> str:
+def _largest(certificate: Certificate, results: Sequence[CaseResult], precision: Precision) -> str:
     """The largest differences of some cases in one precision, or what became of them."""
     own = [result for result in results if result.case.precision == precision]
     found = [c for c in map(certificate.comparison, own) if c is not None]
@@ -135,7 +135,7 @@ def _bad(certificate: Certificate) -> list[str]:
     ]
 
 
-def _told(certificate: Certificate, result: Result) -> str:
+def _told(certificate: Certificate, result: CaseResult) -> str:
     comparison = certificate.comparison(result)
     if comparison is None:
         told = without_places(
@@ -143,7 +143,7 @@ def _told(certificate: Certificate, result: Result) -> str:
         )
         return escaped(shortened(told, LONGEST_REASON))
     loss, norm = comparison.loss, comparison.gradient_norm
-    idleness = certificate.idleness(result)
+    idleness = certificate.inactive_feature(result)
     return (
         f"{'' if idleness is None else f'{escaped(idleness)}; '}"
         f"loss {loss.relative:.1e} at step {loss.step}, gradient norm {norm.relative:.1e} at step "

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import get_args
 
-from scaling.analysis.efficiency import OF_A_CURVE, Curve, Point, Scaling
-from scaling.analysis.scaling_laws import Law, fit_laws
-from scaling.analysis.time_lost import Loss, LossPart, Slowest, Traced, explain
+from scaling.analysis.efficiency import VARYING_ON_A_CURVE, Curve, MeasuredPoint, Scaling
+from scaling.analysis.scaling_laws import LawFit, fit_laws
+from scaling.analysis.time_lost import TimeLost, LossPart, Slowest, Traced, explain
 from scaling.markdown import escaped, table
 from scaling.report import run_formatting
 from scaling.report.sections.scaling_laws import TITLES, law_cells, why_not_fitted
@@ -70,9 +70,9 @@ class _Row:
 
     number: int  # from 1, on through both tables
     curve: Curve
-    point: Point
-    loss: Loss
-    laws: tuple[Law, Law]
+    point: MeasuredPoint
+    loss: TimeLost
+    laws: tuple[LawFit, LawFit]
 
 
 def _rows_of(curves: Sequence[Curve]) -> list[_Row]:
@@ -91,7 +91,7 @@ def _curves(rows: Sequence[_Row]) -> list[str]:
     for (scaling, is_split), own in _tables(rows).items():
         configs, place = [row.curve.baseline.config for row in own], _place(own)
         heading = f"**{scaling.title()} scaling{' on the same cores' * is_split}.**"
-        about = filter(None, [heading, SAME_CORES * is_split, shared(configs, OF_A_CURVE)])
+        about = filter(None, [heading, SAME_CORES * is_split, shared(configs, VARYING_ON_A_CURVE)])
         blocks += [
             " ".join(about),
             *draw({"row": [str(row.number) for row in own], **place, **_figures(own)}, KEPT),
@@ -118,7 +118,7 @@ def _tables(rows: Sequence[_Row]) -> dict[tuple[Scaling, bool], list[_Row]]:
 def _place(rows: Sequence[_Row]) -> Columns:
     """What tells one curve of a table from another."""
     return {
-        **differing([row.curve.baseline.config for row in rows], OF_A_CURVE),
+        **differing([row.curve.baseline.config for row in rows], VARYING_ON_A_CURVE),
         "strategy": [row.curve.strategy for row in rows],
         BATCHES[rows[0].curve.scaling]: [_batch(row) for row in rows],
     }
@@ -127,7 +127,7 @@ def _place(rows: Sequence[_Row]) -> Columns:
 def _reading_order(curve: Curve) -> tuple[str, bool, int, list[str], str, int]:
     config = curve.baseline.config
     told = settings_of(config)
-    settings = [told[field] for field in SETTINGS if field not in OF_A_CURVE]
+    settings = [told[field] for field in SETTINGS if field not in VARYING_ON_A_CURVE]
     batch, size = _batch_size(config, curve.scaling), count_parameters(config.model)
     return curve.scaling, curve.threads is not None, size, settings, curve.strategy, batch
 
@@ -184,7 +184,7 @@ def _efficiency(rows: Sequence[_Row]) -> Columns:
     }
 
 
-def _baseline(point: Point) -> str:
+def _baseline(point: MeasuredPoint) -> str:
     launches = f", {len(point.runs)} launches" if len(point.runs) > 1 else ""
     about = f"{count(point.devices, 'device')}{_micro_batches(point.config)}{launches}"
     return f"{about}: {speed(point)}"
@@ -195,7 +195,7 @@ def _drift(row: _Row) -> str:
     return "" if differed is None else f"{differed:.1%}"
 
 
-def _part(loss: Loss, part: LossPart) -> str:
+def _part(loss: TimeLost, part: LossPart) -> str:
     return f"{loss.parts[part]:z.1%}" if part in loss.parts else "not measured"
 
 
@@ -253,7 +253,7 @@ def _laws(rows: Sequence[_Row], place: Columns) -> Iterable[tuple[str, ...]]:
 def _apart(curve: Curve) -> list[str]:
     """Fewer threads where more ranks share the cores are told as the split that they are."""
     runs = [run for point in curve.points for run in point.runs]
-    lines, split = curve.apart, _split_of_cores(curve)
+    lines, split = curve.differing_conditions, _split_of_cores(curve)
     alike = [without_threads(run.record) for run in runs]
     if split is not None and not any(map(_is_of_processors, differences(alike))):
         lines = tuple(split if _is_of_processors(line) else line for line in lines)

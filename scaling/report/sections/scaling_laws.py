@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from scaling.analysis.scaling_laws import Law
+from scaling.analysis.scaling_laws import LawFit
 from scaling.markdown import escaped
 from scaling.report.table_notes import figure
 
@@ -10,7 +10,7 @@ TITLES = {"Amdahl": "Amdahl's law", "USL": "Universal scalability law"}
 PARAMETERS = {"s": "serial share s", "a": "contention a", "b": "coherency b"}
 
 
-def law_cells(law: Law, *, is_split: bool) -> tuple[str, str]:
+def law_cells(law: LawFit, *, is_split: bool) -> tuple[str, str]:
     """Parameters and remark.
 
     Args:
@@ -26,7 +26,7 @@ def law_cells(law: Law, *, is_split: bool) -> tuple[str, str]:
     return ", ".join(parameters), "; ".join([within, *law.remarks, *split])
 
 
-def why_not_fitted(laws: Sequence[Law]) -> list[str]:
+def why_not_fitted(laws: Sequence[LawFit]) -> list[str]:
     if all(law.reason for law in laws):
         return [f"no law of scaling is fitted: {laws[-1].reason}"]
     return [f"{TITLES[law.name]} is not fitted: {law.reason}" for law in laws if law.reason]

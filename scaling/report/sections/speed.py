@@ -53,7 +53,7 @@ def figures_table(run: Run, others: Sequence[Run]) -> str:
 
 
 def _steady(run: Run) -> str:
-    if run.readout is None:
+    if run.metrics is None:
         return run_formatting.too_short(run)
     first = run.record["steady_from"] + 1
     launches = len(run.record["segment_starts"])
@@ -61,34 +61,34 @@ def _steady(run: Run) -> str:
     left_out = [item for item in run.record["excluded_steps"] if item["step"] >= first]
     but = "".join(f"; without step {item['step'] + 1}: {item['reason']}" for item in left_out)
     return (
-        f"steps {first} to {run.num_steps}, {count(run.readout.step.count, 'step')}{after}: "
+        f"steps {first} to {run.num_steps}, {count(run.metrics.step.count, 'step')}{after}: "
         f"{escaped(run.record['steady_method'] + but)}"
     )
 
 
 def _median_step(run: Run) -> str:
-    if run.readout is None:
+    if run.metrics is None:
         return run_formatting.too_short(run)
-    step, cpu_s = run.readout.step, run.readout.median_cpu_s
+    step, cpu_s = run.metrics.step, run.metrics.median_cpu_s
     told = f"{ms(step.median)}, median absolute deviation {ms(step.mad)}"
     if step.low is not None and step.high is not None:
         told += f"; {ms(step.low)} to {ms(step.high)}"
     busy = f"; processor time {ms(cpu_s)}" if run.config.parallel.accelerator == "cpu" else ""
-    return f"{told}{busy}; {escaped(run.readout.interval)}"
+    return f"{told}{busy}; {escaped(run.metrics.interval)}"
 
 
 def _explained_speed(run: Run) -> str:
-    if run.readout is None:
+    if run.metrics is None:
         return run_formatting.too_short(run)
     units = count(run.units_per_step, run.unit)
     return f"{run_formatting.speed(run)}: {units} per step, over that median"
 
 
 def _mean_speed(run: Run) -> str:
-    if run.readout is None:
+    if run.metrics is None:
         return run_formatting.too_short(run)
-    rate = rate_in_words(run.readout.mean_units_per_s, f"{run.unit}s")
-    between = run.readout.between_steps_share
+    rate = rate_in_words(run.metrics.mean_units_per_s, f"{run.unit}s")
+    between = run.metrics.between_steps_share
     told = f"{rate}: all {run.unit}s over all seconds of the steady steps, stalls included"
     if between is None:
         return f"{told}; seconds between them (log lines, saving, pauses) are not recorded"
@@ -96,10 +96,10 @@ def _mean_speed(run: Run) -> str:
 
 
 def _shares(run: Run) -> str:
-    if run.readout is None:
+    if run.metrics is None:
         return run_formatting.too_short(run)
-    told = parts_in_words(run.readout.as_dict())
-    if run.config.parallel.world_size == 1 or "communication_s" in run.readout.shares:
+    told = parts_in_words(run.metrics.as_dict())
+    if run.config.parallel.world_size == 1 or "communication_s" in run.metrics.shares:
         return told
     reason = run.record.get("samples_missing", {}).get("communication_s")
     why = "`--trace` measures it" if reason is None else escaped(str(reason))
@@ -140,12 +140,12 @@ def _compile(run: Run, others: Sequence[Run]) -> str:
 
 def _payoff(run: Run, others: Sequence[Run]) -> str:
     """When compiling has caught up with the same run that was not compiled."""
-    eager = [other for other in others if other.readout and _compiled(other, run) == run.config]
+    eager = [other for other in others if other.metrics and _compiled(other, run) == run.config]
     seconds = run.record["compile"][0]["compile_s"]
-    if not eager or run.readout is None or seconds is None:
+    if not eager or run.metrics is None or seconds is None:
         return "when it pays off is unknown: there is no run like this without compiling"
-    assert eager[0].readout is not None
-    slow_s, fast_s = eager[0].readout.step.median, run.readout.step.median
+    assert eager[0].metrics is not None
+    slow_s, fast_s = eager[0].metrics.step.median, run.metrics.step.median
     step = pays_off_at(seconds, slow_s, fast_s)
     when = "never pays off" if step is None else f"pays off at step {step:,}"
     told = f"{when}: a step takes {ms(fast_s)}, not compiled {ms(slow_s)}"
@@ -189,7 +189,7 @@ def _why_no_joules(run: Run) -> str:
 
 def _launches(run: Run, again: Sequence[Run]) -> str:
     """Repeats of the whole launch: how much of the scatter is theirs."""
-    runs = [each for each in (run, *again) if each.readout is not None]
+    runs = [each for each in (run, *again) if each.metrics is not None]
     if len(runs) < MIN_LAUNCHES:
         return "1: its interval says nothing about another launch; use `--repeats`"
     told = f"{len(runs)}: {launches_in_words(split_variance([each.launch for each in runs]))}"
@@ -199,7 +199,7 @@ def _launches(run: Run, again: Sequence[Run]) -> str:
 
 def passport_tables(run: Run) -> list[str]:
     """What each way of counting says, beside the peak and the ceiling, with the rate's interval."""
-    figures = {} if run.readout is None else run.readout.as_dict()
+    figures = {} if run.metrics is None else run.metrics.as_dict()
     headers = (
         *(
             "convention",

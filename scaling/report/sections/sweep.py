@@ -8,7 +8,15 @@ from dataclasses import dataclass
 from statistics import median
 from typing import get_args
 
-from scaling.analysis.efficiency import Curve, Kind, Point, Scaling, Scatter, find_curves, pool
+from scaling.analysis.efficiency import (
+    Curve,
+    ModelOnMachine,
+    MeasuredPoint,
+    Scaling,
+    Scatter,
+    find_curves,
+    pool,
+)
 from scaling.analysis.proof import find_proof
 from scaling.markdown import code_block, command_lines, details, escaped, shortened
 from scaling.parity.certificate import Certificate
@@ -53,7 +61,7 @@ class Configuration:
 
     number: int  # from 1
     cells: tuple[Cell, ...]
-    points: tuple[Point, ...]  # one for each kind of machine; none without a steady launch
+    points: tuple[MeasuredPoint, ...]  # one for each kind of machine; none without a steady launch
 
     @property
     def runs(self) -> list[Run]:
@@ -64,7 +72,7 @@ def sweep_blocks(
     swept: Sequence[Cell],
     certificates: Sequence[Certificate],
     plots: Sequence[tuple[str, str]],
-    scatters: Mapping[Kind, Scatter],
+    scatters: Mapping[ModelOnMachine, Scatter],
 ) -> list[str]:
     """Blocks on the cells that one recipe has in one sweep.
 
@@ -97,7 +105,7 @@ def sweep_blocks(
 
 
 def _configurations(
-    ordered: Sequence[Cell], scatters: Mapping[Kind, Scatter]
+    ordered: Sequence[Cell], scatters: Mapping[ModelOnMachine, Scatter]
 ) -> list[Configuration]:
     """In the order of the cells."""
     grouped: dict[str, list[Cell]] = {}
@@ -107,7 +115,7 @@ def _configurations(
         Configuration(
             number=number,
             cells=tuple(own),
-            points=tuple(pool([run for run in _ok(own) if run.readout is not None], scatters)),
+            points=tuple(pool([run for run in _ok(own) if run.metrics is not None], scatters)),
         )
         for number, own in enumerate(grouped.values(), 1)
     ]
@@ -185,7 +193,7 @@ def _pooled(own: Configuration, certificates: Sequence[Certificate]) -> dict[str
         run = own.runs[0]
         config, proof = run.config, find_proof(run, certificates)
         remarks += [flag for run in own.runs for flag in run.record["flags"]]
-        remarks += [run_formatting.too_short(run) for run in own.runs if run.readout is None]
+        remarks += [run_formatting.too_short(run) for run in own.runs if run.metrics is None]
         told |= {
             "FLOPs": run_formatting.flops(config),
             "peak memory": run_formatting.peak(own.runs),
@@ -197,7 +205,7 @@ def _pooled(own: Configuration, certificates: Sequence[Certificate]) -> dict[str
     return told | _joined([_steady_point(point) for point in own.points])
 
 
-def _steady_point(point: Point) -> dict[str, str]:
+def _steady_point(point: MeasuredPoint) -> dict[str, str]:
     rows = [run_formatting.passport_row(run) for run in point.runs]
     mfu = [row.utilisation for row in rows if row.utilisation is not None]
     shares = [row.share_of_ceiling for row in rows if row.share_of_ceiling is not None]
@@ -237,7 +245,7 @@ def _ok(own: Sequence[Cell]) -> list[Run]:
 
 def _without_mfu(runs: Sequence[Run]) -> str:
     """Why the column is missing, each reason once."""
-    rows = [run_formatting.passport_row(run) for run in runs if run.readout is not None]
+    rows = [run_formatting.passport_row(run) for run in runs if run.metrics is not None]
     reasons = dict.fromkeys(str(row.reason) for row in rows if row.utilisation is None)
     return f"No MFU: {escaped('; '.join(reasons))}." if reasons else ""
 
@@ -327,14 +335,14 @@ def _launch(cell: Cell) -> dict[str, str]:
 
 def _steady(run: Run) -> dict[str, str]:
     """What only a run with a steady state can tell."""
-    if run.readout is None or run.units_per_s is None:
+    if run.metrics is None or run.units_per_s is None:
         return {}
-    row, unit, step_s = run_formatting.passport_row(run), f"{run.unit}s", run.readout.step.median
+    row, unit, step_s = run_formatting.passport_row(run), f"{run.unit}s", run.metrics.step.median
     samples = rate_in_words(
         run.config.global_batch_size / step_s, "samples" if run.unit == "token" else "images"
     )
     return {
-        "mean speed": rate_in_words(run.readout.mean_units_per_s, unit),
+        "mean speed": rate_in_words(run.metrics.mean_units_per_s, unit),
         "samples": samples,
         "per device": rate_in_words(run.units_per_s / run.config.parallel.world_size, unit),
         "median step": ms(step_s),

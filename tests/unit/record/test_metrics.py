@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import pytest
 
 from unitransformer.record.metrics import (
-    Readout,
+    StepMetrics,
     flops_rate_in_words,
     parts_in_words,
     read_out,
@@ -18,10 +18,10 @@ STEADY = SteadyState(start=2)
 PARTS = {"cpu_s": 0.1, "data_s": 0.01, "forward_backward_s": 0.05, "optimizer_s": 0.02}
 
 
-def read(steady: SteadyState = STEADY, **optional: Sequence[float | None]) -> Readout:
+def read(steady: SteadyState = STEADY, **optional: Sequence[float | None]) -> StepMetrics:
     """Metrics of steps of 100 ms with 10 units each, and 20 ms in each optional part."""
     samples = {name: [seconds] * STEPS for name, seconds in PARTS.items()} | optional
-    found = read_out([0.1] * STEPS, samples, steady, launches=[0], units_per_step=10)
+    found = read_out([0.1] * STEPS, samples, steady, segment_starts=[0], units_per_step=10)
     assert found is not None
     return found
 

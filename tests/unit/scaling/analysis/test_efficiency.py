@@ -100,9 +100,9 @@ def test_the_fastest_batch_split_represents_its_device_count_with_a_remark() -> 
 
 
 def test_a_curve_lists_differing_conditions() -> None:
-    assert only([strong(0.1, 1), strong(0.05, 2)]).apart == ()
+    assert only([strong(0.1, 1), strong(0.05, 2)]).differing_conditions == ()
     other = strong(0.05, 2, changes={"code": CLEAN | {"commit": "fedcba"}})
-    (line,) = only([strong(0.1, 1), other]).apart
+    (line,) = only([strong(0.1, 1), other]).differing_conditions
     assert line == "commit differ: 0123456789abcdef (record 1); fedcba (record 2)"
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from scaling.analysis.efficiency import Estimate, find_curves, find_scatters, pool
-from scaling.analysis.fastest import Comparison, compare_strategies
+from scaling.analysis.fastest import StrategyComparison, compare_strategies
 from scaling.analysis.proof import find_proof
 from scaling.parity.certificate import Certificate
 from scaling.parity.certificate_file import read_certificate
@@ -32,12 +32,12 @@ from unitransformer.config import RunConfig, to_dict
 from unitransformer.record.schema import Status
 
 
-def only(runs: Sequence[Run]) -> Comparison:
+def only(runs: Sequence[Run]) -> StrategyComparison:
     (comparison,) = compare_strategies(runs, CERTIFICATES)
     return comparison
 
 
-def names(comparison: Comparison) -> tuple[list[str], list[str]]:
+def names(comparison: StrategyComparison) -> tuple[list[str], list[str]]:
     ranked, unranked = comparison.ranked, comparison.unranked
     return (
         [way.point.config.parallel.strategy for way in ranked],
@@ -49,15 +49,15 @@ def test_the_fastest_proven_strategy_comes_first_with_ratios_to_the_others() -> 
     comparison = only([way("zero1", 0.1), way("ddp", 0.05)])
     assert names(comparison) == (["ddp", "zero1"], [])
     first, second = comparison.ranked
-    assert (first.against_fastest is not None, first.ties) == (True, None)
+    assert (first.against_fastest is not None, first.is_tie) == (True, None)
     assert second.against_fastest is not None
     assert second.against_fastest.value == pytest.approx(0.5, rel=NOISE)
-    assert second.ties is False
+    assert second.is_tie is False
 
 
 def test_a_ratio_whose_interval_contains_1_is_a_tie() -> None:
     # A lead of 1 % is within the interval of 60 steps that vary by 10 %.
-    assert [way.ties for way in only([way("ddp", 0.05), way("zero1", 0.0503)]).ranked] == [
+    assert [way.is_tie for way in only([way("ddp", 0.05), way("zero1", 0.0503)]).ranked] == [
         None,
         True,
     ]
@@ -65,15 +65,15 @@ def test_a_ratio_whose_interval_contains_1_is_a_tie() -> None:
 
 def test_a_tie_is_undecided_without_an_interval() -> None:
     comparison = only([way("ddp", 0.05), way("zero1", 0.1, steps=10)])
-    assert [way.ties for way in comparison.ranked] == [None, None]
+    assert [way.is_tie for way in comparison.ranked] == [None, None]
 
 
 def test_a_fast_strategy_without_proof_is_listed_but_not_ranked() -> None:
     comparison = only([way("ddp", 0.05), way("fsdp", 0.02), way("fsdp1", 0.01)])
     assert names(comparison) == (["ddp"], ["fsdp1", "fsdp"])
     untried, different = comparison.unranked
-    assert untried.unranked == "no certificate of loss parity covers it"
-    assert different.unranked == "its certificate of loss parity: different"
+    assert untried.why_unranked == "no certificate of loss parity covers it"
+    assert different.why_unranked == "its certificate of loss parity: different"
     assert untried.against_fastest is not None
     assert untried.against_fastest.value > 4
 
@@ -81,7 +81,7 @@ def test_a_fast_strategy_without_proof_is_listed_but_not_ranked() -> None:
 def test_no_strategy_is_fastest_without_proof() -> None:
     (comparison,) = compare_strategies([way("ddp", 0.05), way("fsdp", 0.02)], [])
     assert names(comparison) == ([], ["fsdp", "ddp"])
-    assert [way.against_fastest for way in comparison.ways] == [None, None]
+    assert [way.against_fastest for way in comparison.candidates] == [None, None]
 
 
 def test_the_parity_reference_needs_no_other_proof() -> None:
@@ -98,7 +98,7 @@ def test_compile_modes_and_batch_splits_are_candidates_of_one_comparison() -> No
         way("ddp", 0.04, batch_size=2, accumulate=2),
         way("fsdp", 0.07, compile="default"),
     ]
-    ways = [way.name for way in only(runs).ways]
+    ways = [way.name for way in only(runs).candidates]
     assert ways == ["ddp + 2 micro-batches", "ddp", "zero1", "fsdp + compile default"]
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from scaling.analysis.efficiency import find_curves
-from scaling.analysis.scaling_laws import Law, Measured, Name, fit_law, fit_laws
+from scaling.analysis.scaling_laws import LawFit, LawPoint, LawName, fit_law, fit_laws
 from tests.builders.runs import strong, weak
 
 COUNTS = (1, 2, 4, 8, 16, 32)
@@ -20,19 +20,19 @@ def capacity(p: int, a: float, b: float = 0.0) -> float:
 
 def follow(
     a: float, b: float = 0.0, counts: tuple[int, ...] = COUNTS, deviation: float | None = None
-) -> list[Measured]:
+) -> list[LawPoint]:
     """Points on a law, relative to the smallest count."""
     first = capacity(counts[0], a, b)
     return [
-        Measured(devices=p, speedup=capacity(p, a, b) / first, deviation=deviation) for p in counts
+        LawPoint(devices=p, speedup=capacity(p, a, b) / first, deviation=deviation) for p in counts
     ]
 
 
-def values(law: Law) -> dict[str, float]:
+def values(law: LawFit) -> dict[str, float]:
     return {name: estimate.value for name, estimate in law.parameters.items()}
 
 
-def covered(law: Law, name: str, true: float) -> bool:
+def covered(law: LawFit, name: str, true: float) -> bool:
     estimate = law.parameters[name]
     assert estimate.low is not None
     assert estimate.high is not None
@@ -56,7 +56,7 @@ def test_noise_free_points_recover_the_parameters_for_any_baseline(
     ("name", "true"), [("Amdahl", {"s": 0.03}), ("USL", {"a": 0.03, "b": 0.001})]
 )
 def test_intervals_cover_the_true_parameters_with_two_percent_noise(
-    name: Name, true: dict[str, float], has_deviations: bool
+    name: LawName, true: dict[str, float], has_deviations: bool
 ) -> None:
     drawn = np.random.default_rng(1)
     exact = follow(*true.values(), deviation=0.02 if has_deviations else None)
@@ -64,7 +64,7 @@ def test_intervals_cover_the_true_parameters_with_two_percent_noise(
     for _ in range(CASES):
         noise = np.exp(0.02 * drawn.standard_normal(len(exact)))
         points = [
-            Measured(devices=p.devices, speedup=p.speedup * float(n), deviation=p.deviation)
+            LawPoint(devices=p.devices, speedup=p.speedup * float(n), deviation=p.deviation)
             for p, n in zip(exact, noise, strict=True)
         ]
         law = fit_law(name, points)
@@ -75,7 +75,7 @@ def test_intervals_cover_the_true_parameters_with_two_percent_noise(
 
 
 def test_superlinear_scaling_is_fitted_at_the_bound_with_a_remark() -> None:
-    points = [Measured(devices=p, speedup=p**1.1, deviation=0.01) for p in (1, 2, 4, 8)]
+    points = [LawPoint(devices=p, speedup=p**1.1, deviation=0.01) for p in (1, 2, 4, 8)]
     for name in ("Amdahl", "USL"):
         law = fit_law(name, points)
         assert set(values(law).values()) == {0.0}
@@ -84,7 +84,7 @@ def test_superlinear_scaling_is_fitted_at_the_bound_with_a_remark() -> None:
 
 
 def test_slowdown_with_more_devices_is_fitted_at_the_other_bound_of_amdahl() -> None:
-    points = [Measured(devices=p, speedup=8 / p, deviation=0.01) for p in (8, 16, 32)]
+    points = [LawPoint(devices=p, speedup=8 / p, deviation=0.01) for p in (8, 16, 32)]
     law = fit_law("Amdahl", points)
     assert values(law) == {"s": 1.0}
     assert any(remark.startswith("no faster with more devices") for remark in law.remarks)
@@ -117,10 +117,10 @@ def test_three_device_counts_without_intervals_give_no_interval() -> None:
 
 def test_a_point_with_a_narrow_interval_counts_more() -> None:
     bent = [
-        Measured(devices=p, speedup=capacity(p, 0.05) * (1.1 if p == 8 else 1), deviation=sd)
+        LawPoint(devices=p, speedup=capacity(p, 0.05) * (1.1 if p == 8 else 1), deviation=sd)
         for p, sd in zip((1, 2, 4, 8), (0.001, 0.001, 0.001, 0.1), strict=True)
     ]
-    alike = [Measured(devices=p.devices, speedup=p.speedup) for p in bent]
+    alike = [LawPoint(devices=p.devices, speedup=p.speedup) for p in bent]
     actual = "a point has no interval of any width: all count alike"
     weighted, plain = fit_law("Amdahl", bent), fit_law("Amdahl", alike)
     assert abs(values(weighted)["s"] - 0.05) < 0.001 < abs(values(plain)["s"] - 0.05)
@@ -130,7 +130,7 @@ def test_a_point_with_a_narrow_interval_counts_more() -> None:
 def test_points_far_from_the_fitted_law_widen_the_interval() -> None:
     near, far = (
         [
-            Measured(devices=p, speedup=capacity(p, 0.05) * (1 + sign * off), deviation=0.001)
+            LawPoint(devices=p, speedup=capacity(p, 0.05) * (1 + sign * off), deviation=0.001)
             for p, sign in zip((1, 2, 4, 8), (1, -1, 1, -1), strict=True)
         ]
         for off in (0.0, 0.05)
@@ -141,7 +141,7 @@ def test_points_far_from_the_fitted_law_widen_the_interval() -> None:
 
 
 def test_three_scattered_points_have_an_uninformative_interval() -> None:
-    points = [Measured(devices=p, speedup=s) for p, s in ((1, 1.0), (2, 2.4), (4, 2.6))]
+    points = [LawPoint(devices=p, speedup=s) for p, s in ((1, 1.0), (2, 2.4), (4, 2.6))]
     s = fit_law("Amdahl", points).parameters["s"]
     assert s.low == 0.0
     assert s.high is not None
@@ -152,7 +152,7 @@ def test_three_scattered_points_have_an_uninformative_interval() -> None:
 def test_fewer_than_three_device_counts_are_not_fitted_and_have_a_reason(
     counts: tuple[int, ...],
 ) -> None:
-    law = fit_law("Amdahl", [Measured(devices=p, speedup=p) for p in counts])
+    law = fit_law("Amdahl", [LawPoint(devices=p, speedup=p) for p in counts])
     assert law.parameters == {}
     assert law.reason == f"{len(counts)} device counts, a fit needs 3"
 
@@ -183,9 +183,9 @@ def test_a_measured_curve_is_fitted_and_amdahl_only_if_it_is_strong_scaling() ->
 )
 def test_an_impossible_point_is_refused(point: dict[str, float], words: str) -> None:
     with pytest.raises(ValueError, match=words):
-        Measured(**point)  # type: ignore[arg-type]
+        LawPoint(**point)  # type: ignore[arg-type]
 
 
 def test_two_points_of_one_count_are_refused() -> None:
     with pytest.raises(ValueError, match=r"devices are \[2, 2, 4\]; pool the points of one count"):
-        fit_law("USL", [Measured(devices=p, speedup=1.0) for p in (2, 2, 4)])
+        fit_law("USL", [LawPoint(devices=p, speedup=1.0) for p in (2, 2, 4)])

@@ -20,7 +20,7 @@ from scaling.parity.cases import (
     list_cases,
     refusal,
 )
-from scaling.parity.recipe_arguments import Task, check_options
+from scaling.parity.recipe_arguments import ParityTask, check_options
 from unitransformer.config import ActivationCheckpointing, Precision, Recipe, RunConfig
 
 HALF = Bound(loss=0.5, gradient_norm=0.25, why="powers of two are exact")
@@ -135,14 +135,14 @@ def test_combinations_that_the_config_refuses_are_known_without_a_run() -> None:
 # ---------------------------------------------------------------------------------- options
 
 
-def configure(task: Task, case: Case) -> RunConfig:
+def configure(task: ParityTask, case: Case) -> RunConfig:
     preset = PRESETS[task.recipe]
     request = parse(preset, task.arguments(case))
     return build_config(request, defaults=preset.cuda, devices=1)
 
 
-def make_task(recipe: Recipe, *options: str) -> Task:
-    return Task(
+def make_task(recipe: Recipe, *options: str) -> ParityTask:
+    return ParityTask(
         recipe=recipe, accelerator="cpu", steps=24, global_batch_size=8, options=tuple(options)
     )
 

@@ -115,7 +115,10 @@ PASSPORT = make_record()["mfu"][0]
         ({"mfu": [PASSPORT | {"definition": None}]}, "mfu.0.definition is None"),
         ({"samples": {}}, "samples.cpu_s is missing"),
         ({"samples": with_samples(communication_s=[0.1])}, "samples.communication_s and step_s"),
-        ({"samples": with_samples(between_steps_s=[None, "1"] * 6)}, "samples.between_steps_s holds"),
+        (
+            {"samples": with_samples(between_steps_s=[None, "1"] * 6)},
+            "samples.between_steps_s holds",
+        ),
         ({"samples_missing": []}, "samples_missing is list"),
         ({"excluded_steps": [{"step": 3}]}, "excluded_steps.0: reason is missing"),
         ({"num_parameters": 10**400}, "num_parameters"),
@@ -174,8 +177,8 @@ def test_a_record_with_any_broken_value_is_rejected_or_reported(tmp_path: Path) 
 
 def test_the_rate_follows_from_the_median_steady_step() -> None:
     run = make_run()
-    assert run.readout is not None
-    assert run.readout.step.count == 10
+    assert run.metrics is not None
+    assert run.metrics.step.count == 10
     assert run.units_per_s == 16 / 0.1
 
 
@@ -184,9 +187,9 @@ def test_an_unsteady_step_is_excluded() -> None:
     step_s = [*STEP_S, 0.9, 0.1]
     unsteady = [{"step": 12, "reason": "compiled"}]
     run = make_run(make_record(step_s=step_s) | {"excluded_steps": unsteady})
-    assert run.readout is not None
-    assert run.readout.step.count == 11
-    assert run.readout.mean_units_per_s == pytest.approx(160)
+    assert run.metrics is not None
+    assert run.metrics.step.count == 11
+    assert run.metrics.mean_units_per_s == pytest.approx(160)
 
 
 def test_an_older_record_lacks_communication_and_time_between_steps() -> None:
@@ -196,7 +199,7 @@ def test_an_older_record_lacks_communication_and_time_between_steps() -> None:
     for record in (old, new):
         validate(add_checksums(record))
     assert find_contradictions(make_run(old)) == []
-    told = make_run(new).readout
+    told = make_run(new).metrics
     assert told is not None
     assert (told.between_steps_share, told.waiting_share) == (0.0, 0.0)
 
@@ -207,7 +210,7 @@ def test_an_image_counts_as_one_unit() -> None:
 
 def test_a_run_too_short_to_be_steady_has_no_rate() -> None:
     run = make_run(make_record(step_s=[0.1] * 5))
-    assert run.readout is None
+    assert run.metrics is None
     assert run.units_per_s is None
     assert find_contradictions(run) == []
 
