@@ -46,12 +46,12 @@ def run_cell(task: CellTask, runner: Runner, folder: Path, limits: Limits) -> Ou
     Raises:
         OSError: the disk is full or read-only.
     """
-    place = (folder / CELLS / task.name).absolute()
-    shutil.rmtree(place, ignore_errors=True)
-    place.mkdir(parents=True)
-    variables = {RUN_FOLDER: str(place)}
+    cell_folder = (folder / CELLS / task.name).absolute()
+    shutil.rmtree(cell_folder, ignore_errors=True)
+    cell_folder.mkdir(parents=True)
+    variables = {RUN_FOLDER: str(cell_folder)}
     shares_code = compile_cache.VARIABLE not in os.environ  # otherwise the user chose a cache
-    shared_code, code = folder / compile_cache.FOLDER, place / compile_cache.FOLDER
+    shared_code, code = folder / compile_cache.FOLDER, cell_folder / compile_cache.FOLDER
     if shares_code:
         compile_cache.link_shared(shared_code, code)
         variables[compile_cache.VARIABLE] = str(code)
@@ -61,15 +61,15 @@ def run_cell(task: CellTask, runner: Runner, folder: Path, limits: Limits) -> Ou
         ended = runner(
             task.cell.recipe,
             task.cell.arguments,
-            log=place / LOG,
+            log=cell_folder / LOG,
             limit_s=limits.limit_s,
             memory_limit_bytes=limits.memory_limit_bytes,
             variables=variables,
         )
     except RuntimeError as error:  # the worker has ended; the next cell starts another
         ended = ProcessResult(exit_code=1, elapsed_s=time.monotonic() - start_s)
-        (place / LOG).write_text(f"error: {error}\n")
-    path, record = _read_record(place)
+        (cell_folder / LOG).write_text(f"error: {error}\n")
+    path, record = _read_record(cell_folder)
     if is_stopped(ended, record):
         # A batch system signals every process of a job: when the signal reaches this one too, it
         # raises here, and the cell is released without an outcome.
@@ -77,11 +77,11 @@ def run_cell(task: CellTask, runner: Runner, folder: Path, limits: Limits) -> Ou
     status = decide_status(ended, record, killed_by_kernel=count_oom_kills() > killed_before)
     lines: tuple[str, ...] = ()
     if status != "ok":
-        check_disk(place, record)
-        lines = _last_lines(place / LOG, record, folder)
+        check_disk(cell_folder, record)
+        lines = _last_lines(cell_folder / LOG, record, folder)
     elif shares_code:
         compile_cache.publish(code, shared_code)
-    _remove_scratch(place)
+    _remove_scratch(cell_folder)
     return _outcome(
         task,
         status=status,
@@ -142,19 +142,19 @@ def _last_lines(log: Path, record: Record | None, folder: Path) -> tuple[str, ..
     return tuple(line for line in relative if line.strip())[-LAST_LINES:]
 
 
-def _read_record(place: Path) -> tuple[Path, Record] | tuple[None, None]:
-    for path in sorted(place.glob("*.json")):
+def _read_record(cell_folder: Path) -> tuple[Path, Record] | tuple[None, None]:
+    for path in sorted(cell_folder.glob("*.json")):
         with contextlib.suppress(OSError, ValueError):
             return path, load_record(path)
     return None, None
 
 
-def _remove_scratch(place: Path) -> None:
+def _remove_scratch(cell_folder: Path) -> None:
     """Keeps the record, which has the loss curves too, and the log."""
-    for path in place.iterdir():
+    for path in cell_folder.iterdir():
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
-    (place / PROGRESS_FILE).unlink(missing_ok=True)
+    (cell_folder / PROGRESS_FILE).unlink(missing_ok=True)
 
 
 def now() -> str:

@@ -38,7 +38,7 @@ def config_for(line: str, preset: Preset = gpt.PRESET) -> RunConfig:
     return build_config(parse(preset, shlex.split(line)), defaults=preset.cpu, devices=1)
 
 
-Say = Callable[[str], str]
+Call = Callable[[str], str]
 
 
 @pytest.fixture
@@ -53,7 +53,7 @@ def folder(
 
 
 @pytest.fixture
-def say(folder: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Say:
+def call(folder: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
     """Runs a line with GPT in a folder that holds only text.txt; returns its output."""
 
     def run(line: str) -> str:
@@ -130,15 +130,17 @@ def test_validation_runs_four_times_by_default() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "known", "said"),
+    ("name", "known", "message"),
     [
         ("refrence", ["base", "reference"], "did you mean reference?"),
         ("xyz", ["base", "large"], "known: base, large"),
     ],
 )
-def test_a_near_name_is_suggested_and_otherwise_all(name: str, known: list[str], said: str) -> None:
-    assert suggest(name, known) == said
-    alternative = said if said.startswith("did you mean") else "no idea"
+def test_a_near_name_is_suggested_and_otherwise_all(
+    name: str, known: list[str], message: str
+) -> None:
+    assert suggest(name, known) == message
+    alternative = message if message.startswith("did you mean") else "no idea"
     assert suggest(name, known, otherwise="no idea") == alternative
 
 
@@ -183,20 +185,20 @@ def test_a_printed_config_fed_back_is_the_same_run(
 # ---- asking without training
 
 
-def test_a_dry_run_says_what_would_run_and_writes_nothing(say: Say) -> None:
+def test_a_dry_run_says_what_would_run_and_writes_nothing(call: Call) -> None:
     before = files()
-    plan = say(f"{TINY} --dry-run --accumulate 3 --seed 5")
+    plan = call(f"{TINY} --dry-run --accumulate 3 --seed 5")
     assert files() == before
-    told = {line[:15].strip(): line[16:] for line in plan.splitlines()}
-    assert told["model"] == "gpt reference, 12,124 parameters"
-    assert told["data"] == "text.txt"
-    assert told["devices"] == "1 x 1 cpu, single, 32-true, compile off"
-    assert told["batch"] == "6 = 2 per device x 3 micro-batches x 1 device"
-    assert told["steps"] == "2"
-    assert "matmul_causal" in told["FLOPs per token"]
-    assert told["folder"].startswith("runs/gpt-reference-")
-    assert told["checkpoint"] == told["folder"] + "/checkpoints"
-    assert Path(told["record"]).parent == Path(told["folder"])
+    fields = {line[:15].strip(): line[16:] for line in plan.splitlines()}
+    assert fields["model"] == "gpt reference, 12,124 parameters"
+    assert fields["data"] == "text.txt"
+    assert fields["devices"] == "1 x 1 cpu, single, 32-true, compile off"
+    assert fields["batch"] == "6 = 2 per device x 3 micro-batches x 1 device"
+    assert fields["steps"] == "2"
+    assert "matmul_causal" in fields["FLOPs per token"]
+    assert fields["folder"].startswith("runs/gpt-reference-")
+    assert fields["checkpoint"] == fields["folder"] + "/checkpoints"
+    assert Path(fields["record"]).parent == Path(fields["folder"])
 
 
 @pytest.mark.parametrize(
@@ -205,7 +207,12 @@ def test_a_dry_run_says_what_would_run_and_writes_nothing(say: Say) -> None:
         ("--accelerator cpu", 2**36, "ddp", "fit in the 64 GiB per device, with a tenth"),
         ("--accelerator cpu", 2**16, "fsdp", "sharded over 4 devices they may not either"),
         ("", 2**16, "fsdp1", "fsdp1, as fsdp and hsdp do not scale losses for 16-mixed"),
-        ("--cpu-offload", 2**36, "fsdp1", "in host memory; single and ddp keep it on the device; fsdp1, as fsdp"),
+        (
+            "--cpu-offload",
+            2**36,
+            "fsdp1",
+            "in host memory; single and ddp keep it on the device; fsdp1, as fsdp",
+        ),
         (
             "--cpu-offload --precision 32-true",
             2**36,
@@ -215,20 +222,20 @@ def test_a_dry_run_says_what_would_run_and_writes_nothing(say: Say) -> None:
     ],
 )
 def test_auto_explains_its_choice_for_several_ranks(
-    options: str, memory: int, strategy: str, why: str, say: Say, monkeypatch: pytest.MonkeyPatch
+    options: str, memory: int, strategy: str, why: str, call: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(devices, "count_gpus", lambda: 4)  # that computes in float16, not in bf16
     monkeypatch.setattr(devices, "has_bf16", lambda: False)
     monkeypatch.setattr(devices, "device_memory_bytes", lambda *_: memory)
-    told = say(f"{TINY} --dry-run --devices 4 --accelerator auto {options}")
-    line = told.splitlines()[0]
+    output = call(f"{TINY} --dry-run --devices 4 --accelerator auto {options}")
+    line = output.splitlines()[0]
     assert line.startswith(f"strategy {strategy}: ")
     assert why in line
-    assert f"\nstrategy        {line.removeprefix('strategy ')}\n" in told
-    assert f", {strategy}, " in told  # device and precision
+    assert f"\nstrategy        {line.removeprefix('strategy ')}\n" in output
+    assert f", {strategy}, " in output  # device and precision
 
 
-def test_device_and_strategy_are_decided_once(say: Say, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_device_and_strategy_are_decided_once(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     decided = []
     find_device = devices.choose_device
 
@@ -237,20 +244,20 @@ def test_device_and_strategy_are_decided_once(say: Say, monkeypatch: pytest.Monk
         return find_device(parallel)
 
     monkeypatch.setattr(devices, "choose_device", find_and_count)
-    say(TINY)
+    call(TINY)
     assert len(decided) == 1
 
 
-def test_a_dry_run_names_the_given_paths(say: Say) -> None:
-    plan = say(f"{TINY} --dry-run --out elsewhere --checkpoint-dir kept --record told/it.json")
+def test_a_dry_run_names_the_given_paths(call: Call) -> None:
+    plan = call(f"{TINY} --dry-run --out elsewhere --checkpoint-dir kept --record record/it.json")
     assert "folder          elsewhere/gpt-reference-" in plan
     assert "checkpoint      kept\n" in plan
-    assert "record          told/it.json" in plan
+    assert "record          record/it.json" in plan
 
 
-def test_the_summary_of_a_size_writes_nothing(say: Say) -> None:
+def test_the_summary_of_a_size_writes_nothing(call: Call) -> None:
     before = files()
-    table = say("--summary --size 124m --model.num-layers 2")
+    table = call("--summary --size 124m --model.num-layers 2")
     model = gpt.model_config("124m", num_layers=2)
     assert files() == before
     assert "transformer_layers.1.feedforward" in table
@@ -261,8 +268,8 @@ def test_the_summary_of_a_size_writes_nothing(say: Say) -> None:
 # ---- what a run leaves
 
 
-def test_a_run_writes_record_checkpoint_logs_and_figure_where_it_prints(say: Say) -> None:
-    out = say(f"{TINY} --record not/there/yet.json")
+def test_a_run_writes_record_checkpoint_logs_and_figure_where_it_prints(call: Call) -> None:
+    out = call(f"{TINY} --record not/there/yet.json")
     (folder,) = Path("runs").iterdir()
     record = load_record(Path("not/there/yet.json"))
     assert record["status"] == "ok"
@@ -275,12 +282,12 @@ def test_a_run_writes_record_checkpoint_logs_and_figure_where_it_prints(say: Say
     assert {path.parts[0] for path in Path().rglob("*")} == {"text.txt", "runs", "not"}
 
 
-def test_a_second_run_gets_a_new_folder_and_a_resumed_run_continues_in_its_own(say: Say) -> None:
+def test_a_second_run_gets_a_new_folder_and_a_resumed_run_continues_in_its_own(call: Call) -> None:
     for _ in range(2):
-        say(TINY)
+        call(TINY)
     first, second = sorted(Path("runs").iterdir())
     assert [first.name[-2:], second.name[-2:]] == ["-1", "-2"]
-    out = say(f"{TINY} --max-steps 3 --resume")
+    out = call(f"{TINY} --max-steps 3 --resume")
     assert f"resume  {second / 'checkpoints' / 'step-00000002'}, after step 2" in out
     assert [path.name for path in (second / "checkpoints").glob("step-*")] == ["step-00000003"]
     records = [json.loads(path.read_text()) for path in second.glob("*.json")]
@@ -288,12 +295,12 @@ def test_a_second_run_gets_a_new_folder_and_a_resumed_run_continues_in_its_own(s
 
 
 @pytest.mark.parametrize("seed", [20_240_101, 2**32 - 1])
-def test_a_large_seed_trains_with_dropout(say: Say, seed: int) -> None:
-    assert "validation  loss" in say(f"{TINY} --dropout 0.1 --seed {seed}")
+def test_a_large_seed_trains_with_dropout(call: Call, seed: int) -> None:
+    assert "validation  loss" in call(f"{TINY} --dropout 0.1 --seed {seed}")
 
 
-def test_bf16_mixed_clips_gradients_on_a_cpu(say: Say) -> None:
-    assert "validation  loss" in say(f"{TINY} --precision bf16-mixed")
+def test_bf16_mixed_clips_gradients_on_a_cpu(call: Call) -> None:
+    assert "validation  loss" in call(f"{TINY} --precision bf16-mixed")
 
 
 # ---- measuring
@@ -305,7 +312,7 @@ def test_an_interval_is_a_fraction_or_a_percentage(word: str, share: float) -> N
 
 
 @pytest.mark.parametrize(
-    ("line", "said"),
+    ("line", "message"),
     [
         (
             "--until-interval wide",
@@ -316,13 +323,13 @@ def test_an_interval_is_a_fraction_or_a_percentage(word: str, share: float) -> N
         ("--repeats 0", "repeats is 0; it must be at least 1"),
     ],
 )
-def test_an_impossible_interval_target_is_refused(line: str, said: str) -> None:
-    with pytest.raises(ValueError, match=re.escape(said)):
+def test_an_impossible_interval_target_is_refused(line: str, message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
         config_for(line)
 
 
-def test_training_continues_until_the_median_is_known(say: Say) -> None:
-    out = say(f"{TINY} --max-steps 2000 --until-interval 90% --validate-every 2000")
+def test_training_continues_until_the_median_is_known(call: Call) -> None:
+    out = call(f"{TINY} --max-steps 2000 --until-interval 90% --validate-every 2000")
     (path,) = Path("runs").glob("*/*.json")
     record = load_record(path)
     steps = len(record["step_s"])
@@ -335,8 +342,8 @@ def test_training_continues_until_the_median_is_known(say: Say) -> None:
     assert f"step {steps:>4}/2000" in out
 
 
-def test_a_run_records_its_rate_and_the_measured_ceiling(say: Say) -> None:
-    out = say(f"{TINY} --max-steps 14 --validate-every 14 --ceiling-s 0.05")
+def test_a_run_records_its_rate_and_the_measured_ceiling(call: Call) -> None:
+    out = call(f"{TINY} --max-steps 14 --validate-every 14 --ceiling-s 0.05")
     (path,) = Path("runs").glob("*/*.json")
     record = load_record(path)
     (ceiling,) = record["ceiling"]
@@ -351,8 +358,8 @@ def test_a_run_records_its_rate_and_the_measured_ceiling(say: Say) -> None:
     assert ("no published peak" if is_steady else "no steady state") in row["reason"]
 
 
-def test_a_trace_is_written_and_its_steps_are_excluded(say: Say) -> None:
-    out = say(f"{TINY} --max-steps 9 --validate-every 9 --trace there/trace")
+def test_a_trace_is_written_and_its_steps_are_excluded(call: Call) -> None:
+    out = call(f"{TINY} --max-steps 9 --validate-every 9 --trace there/trace")
     (path,) = Path("runs").glob("*/*.json")
     assert {item.name for item in Path("there/trace").iterdir()} == {
         "shares-rank0.json",
@@ -364,9 +371,9 @@ def test_a_trace_is_written_and_its_steps_are_excluded(say: Say) -> None:
     assert "traced      matrix multiply" in out
 
 
-def test_peak_tensor_bytes_repeat_exactly(say: Say) -> None:
+def test_peak_tensor_bytes_repeat_exactly(call: Call) -> None:
     for _ in range(2):
-        say(f"{TINY} --max-steps 4 --validate-every 4")
+        call(f"{TINY} --max-steps 4 --validate-every 4")
     first, second = (load_record(path) for path in sorted(Path("runs").glob("*/*.json")))
     assert first["peak_bytes"] == second["peak_bytes"]
     assert first["peak_bytes"][0] > 4 * 4 * first["num_parameters"], "weights, gradients, moments"
@@ -393,20 +400,20 @@ def test_every_repeat_is_a_launch_with_a_record(
 
 @pytest.mark.parametrize("option", ["--record x.json", "--checkpoint-dir x", "--trace x"])
 def test_repeats_into_one_record_are_refused(
-    option: str, say: Say, capsys: pytest.CaptureFixture[str]
+    option: str, call: Call, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run_recipe(gpt.PRESET, gpt.show, shlex.split(f"{TINY} --repeats 2 {option}")) == 2
     name = option.split()[0]
-    said = f"error: repeats is 2 and {name} is one path for all launches; leave {name} out\n"
-    assert capsys.readouterr().err == said
+    message = f"error: repeats is 2 and {name} is one path for all launches; leave {name} out\n"
+    assert capsys.readouterr().err == message
     assert not Path("runs").exists()
 
 
 def test_a_second_run_on_the_same_checkpoints_is_refused(
-    say: Say, capsys: pytest.CaptureFixture[str]
+    call: Call, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with lock_folder(Path("kept")):
         line = f"{TINY} --checkpoint-dir kept"
         assert run_recipe(gpt.PRESET, gpt.show, shlex.split(line)) == 2
     assert "error: checkpoint-dir kept is in use by another run" in capsys.readouterr().err
-    say(f"{TINY} --checkpoint-dir kept")
+    call(f"{TINY} --checkpoint-dir kept")

@@ -54,8 +54,8 @@ def make_two(**parallel: object) -> tuple[list[CellTask], int]:
     changed = []
     for task in tasks:
         assert task.config is not None
-        own = ParallelConfig(**{"accelerator": "cpu", "strategy": "single"} | parallel)
-        changed.append(replace(task, config=replace(task.config, max_steps=10, parallel=own)))
+        chosen = ParallelConfig(**{"accelerator": "cpu", "strategy": "single"} | parallel)
+        changed.append(replace(task, config=replace(task.config, max_steps=10, parallel=chosen)))
     assert changed[0].config is not None
     return changed, round(train_flops(changed[0].config) / 10)
 
@@ -136,7 +136,7 @@ def test_the_estimate_of_the_laptop_study_is_near_its_measured_time() -> None:
     assert len(took_s) == 168
     assert statistics.median(start_s) == pytest.approx(CPU_START_S, abs=0.1)
     assert sum(took_s) / 2 < sum(likely_s) < sum(took_s) * 2
-    near = sum(own / 2 < actual < own * 2 for own, actual in zip(took_s, likely_s, strict=True))
+    near = sum(took / 2 < likely < took * 2 for took, likely in zip(took_s, likely_s, strict=True))
     assert near > 0.85 * 168
 
 

@@ -97,16 +97,16 @@ def test_a_sweep_killed_at_fifty_random_moments_loses_only_unfinished_cells(
 ) -> None:
     fork = multiprocessing.get_context("fork")
     chance = random.Random(0)
-    kept: set[str] = set()
+    finished: set[str] = set()
     kills = 0
     while kills < KILLS:
-        if len(kept) == len(
+        if len(finished) == len(
             fake_sweep["tasks"]
         ):  # all cells are done: start again, keeping the leftovers of kills
             for path in fake_sweep["folder"].glob(f"{CELLS}/*/*"):
                 path.unlink()
             fake_sweep["begun"].write_text("")
-            kept = set()
+            finished = set()
         process = fork.Process(target=_sweep, kwargs={**fake_sweep, "seed": kills})
         process.start()
         time.sleep(chance.uniform(0, 0.4))
@@ -116,8 +116,8 @@ def test_a_sweep_killed_at_fifty_random_moments_loses_only_unfinished_cells(
         kills += 1
         wait_until_ended(family)
         done = {outcome.name for outcome in outcomes(fake_sweep["folder"])}  # each is complete
-        assert done >= kept
-        kept = done
+        assert done >= finished
+        finished = done
         begun = fake_sweep["begun"].read_text().split()
         assert len(begun) <= len(done) + kills  # at most one cell per kill
     _sweep(**fake_sweep, seed=0)

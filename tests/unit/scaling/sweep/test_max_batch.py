@@ -79,11 +79,11 @@ def test_the_result_of_a_search_is_stored_in_its_folder(tmp_path: Path) -> None:
     stored = read_json(path)
     verify_checksums(stored, str(path))
     assert (stored["limit"], stored["searches"]) == (100, [asdict(result) for result in found])
-    (kept,) = found
-    assert (kept.fits, kept.too_large, kept.options) == (24, 25, {"precision": "32-true"})
+    (result,) = found
+    assert (result.fits, result.too_large, result.options) == (24, 25, {"precision": "32-true"})
     statuses = {
         load_outcome(tmp_path / "s" / CELLS / str(cell) / "outcome.json").status
-        for cell in (kept.fits_cell, kept.too_large_cell)
+        for cell in (result.fits_cell, result.too_large_cell)
     }
     assert statuses == {"ok", "oom"}
     path.write_text(path.read_text().replace('"fits": 24', '"fits": 25'))

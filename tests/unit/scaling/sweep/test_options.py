@@ -39,8 +39,8 @@ def test_the_command_line_changes_a_named_study() -> None:
     assert list(changed.study.recipes) == ["gpt"]
     assert {cell.options["batch-size"] for cell in changed.study.cells()} == {"2"}
     assert len(changed.study.cells()) == len(plain.study.cells()) // 6
-    own = read("single-gpu", "--recipe", "gpt", "--batch-size", "1,2").study.cells()
-    assert {cell.options["batch-size"] for cell in own} == {"1", "2"}
+    cells = read("single-gpu", "--recipe", "gpt", "--batch-size", "1,2").study.cells()
+    assert {cell.options["batch-size"] for cell in cells} == {"1", "2"}
 
 
 def test_memory_sizes_are_parsed_with_units() -> None:
@@ -50,7 +50,7 @@ def test_memory_sizes_are_parsed_with_units() -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "expected"),
+    ("arguments", "expected"),
     [
         ([], "nothing to sweep: name a study (crossover,"),
         (["--recipe", "gtp"], "recipe gtp is not known; did you mean gpt?"),
@@ -79,9 +79,9 @@ def test_memory_sizes_are_parsed_with_units() -> None:
     ],
 )
 def test_bad_usage_is_one_line_that_names_the_fix(
-    words: list[str], expected: str, capsys: pytest.CaptureFixture[str]
+    arguments: list[str], expected: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["sweep", *words]) == 2
+    assert main(["sweep", *arguments]) == 2
     output = capsys.readouterr()
     assert expected in output.err
     assert output.err.count("\n") == 1
@@ -92,9 +92,9 @@ def test_a_study_with_an_unwritable_folder_is_refused_before_anything_runs(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "file").write_text("")
-    words = ["--recipe", "gpt", "--devices", "1", "--out", str(tmp_path / "file" / "sweep")]
-    assert main(["sweep", *words]) == 2
+    arguments = ["--recipe", "gpt", "--devices", "1", "--out", str(tmp_path / "file" / "sweep")]
+    assert main(["sweep", *arguments]) == 2
     assert "is a file" in capsys.readouterr().err
     assert os.listdir(tmp_path) == ["file"]
-    assert main(["sweep", *words[:-1], "/proc/nowhere"]) == 2
+    assert main(["sweep", *arguments[:-1], "/proc/nowhere"]) == 2
     assert "cannot be written" in capsys.readouterr().err

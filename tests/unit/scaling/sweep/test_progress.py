@@ -91,11 +91,11 @@ def test_cells_finished_before_the_start_do_not_count_for_the_pace() -> None:
     tasks = make_even(8)
     before = [end(task, elapsed_s=10, at_s=-10) for task in tasks[:4]]
     assert left_s(tasks, before, now_s=10) is None
-    own = [end(tasks[4], elapsed_s=10, at_s=10)]
-    assert left_s(tasks, [*before, *own], now_s=10) == 30
+    here = [end(tasks[4], elapsed_s=10, at_s=10)]
+    assert left_s(tasks, [*before, *here], now_s=10) == 30
     # For a cell begun long before, only its time since the start counts.
     others = [end(tasks[5], elapsed_s=1000, at_s=5)]
-    assert left_s([*tasks[4:6]], [*own, *others], now_s=10) == 0
+    assert left_s([*tasks[4:6]], [*here, *others], now_s=10) == 0
 
 
 def test_cells_running_elsewhere_count_as_partly_done() -> None:
