@@ -58,7 +58,8 @@ def test_a_sweep_is_shared_by_the_tasks_of_an_array(
     until(lambda: "no cells left to run: 3 ok" in log_of(folder), "it says so", 120)
     assert {path: path.stat().st_mtime_ns for path in (work / "swept/cells").rglob("*")} == before
     assert scaling.main(["report", str(work / "swept"), "--out", str(work / "RESULTS.md")]) == 0
-    assert "3 cells" in (work / "RESULTS.md").read_text()
+    assert "\n3 runs, measured on " in (work / "RESULTS.md").read_text()
+    assert "3 records used (3 ok), 3 cells of sweeps" in capsys.readouterr().out
 
 
 def test_a_cell_interrupted_by_a_signal_has_no_outcome_and_runs_again(
