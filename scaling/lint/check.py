@@ -28,10 +28,10 @@ from scaling.report.rows import rows
 from scaling.report.run_formatting import TITLES
 from scaling.report.staleness import (
     NO_CHECKOUT,
-    State,
-    Today,
-    contents,
-    look,
+    ReportState,
+    CurrentCode,
+    measured_files,
+    compare_with_today,
     read_state,
     stale_reasons,
 )
@@ -88,7 +88,7 @@ def lint(path: Path, *, code: Path | None = None) -> Findings:
         store = load_store(options.folders, relative_to=path.parent)
     except ValueError as error:
         return Findings(errors=((path.name, str(error)),), warnings=(), checked=())
-    today = look(store, code or Path(__file__).parents[2])
+    today = compare_with_today(store, code or Path(__file__).parents[2])
     made = rows(store)
     pages = _pages(options, store, state.today)
     return Findings(
@@ -132,7 +132,7 @@ def _records_looked_at(store: Store) -> str:
 # ------------------------------------------------------------------------------ the same bytes
 
 
-def _options_in(state: State | None, path: Path) -> ReportOptions | str:
+def _options_in(state: ReportState | None, path: Path) -> ReportOptions | str:
     """Paths of the command that wrote the report, or what is wrong with it."""
     how = f"it does not end with its `{shlex.join(COMMAND)} DIR`; write it again with that"
     if state is None:
@@ -154,7 +154,7 @@ def _options_in(state: State | None, path: Path) -> ReportOptions | str:
     )
 
 
-def _pages(options: ReportOptions, store: Store, today: Today) -> dict[PurePosixPath, str]:
+def _pages(options: ReportOptions, store: Store, today: CurrentCode) -> dict[PurePosixPath, str]:
     """Every generated page as its records give it, by its path from the folder of the report.
 
     It is held against what it was held against then: code that has changed since is another
@@ -259,19 +259,19 @@ def _left_out(store: Store) -> Iterator[Finding]:
 # ------------------------------------------------------------------------------ staleness
 
 
-def _stale(store: Store, today: Today) -> Iterator[Finding]:
+def _stale(store: Store, today: CurrentCode) -> Iterator[Finding]:
     """Why records tell nothing of today's code."""
-    for name, content in contents(store):
+    for name, content in measured_files(store):
         yield from ((name, f"stale: {reason}") for reason in stale_reasons(content, today))
 
 
-def _marks(state: State, path: Path, today: Today) -> Iterator[Finding]:
+def _marks(state: ReportState, path: Path, today: CurrentCode) -> Iterator[Finding]:
     """Whether the marks of the report are those of today."""
     if today.is_checkout and state.today != today:
         yield path.name, "its marks of what is stale are not today's; write it again"
 
 
-def _about_code(today: Today) -> str:
+def _about_code(today: CurrentCode) -> str:
     if not today.is_checkout:
         return f"code: {NO_CHECKOUT}"
     return "code that a recipe reaches compared with HEAD"

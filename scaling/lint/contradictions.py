@@ -23,7 +23,7 @@ def find_contradictions(run: Run) -> list[str]:
         record["step_s"],
         record["samples"],
         recorded_steady(record),
-        launches=record["segment_starts"],
+        segment_starts=record["segment_starts"],
         units_per_step=run.units_per_step,
     )
     figures = {} if readout is None else readout.as_dict()
@@ -75,7 +75,9 @@ def find_recounts(run: Run) -> list[str]:
     """FLOPs, the MFU report, and the begin of the steady state, that this version of the code finds
     otherwise than the one that wrote the record."""
     flops, record = f"flops_per_{run.unit}", run.record
-    steady = steady_of(record["step_s"], launches=record["segment_starts"], excluded_steps=run.excluded_steps)
+    steady = steady_of(
+        record["step_s"], segment_starts=record["segment_starts"], excluded_steps=run.excluded_steps
+    )
     start = None if steady.start is None else record["segment_starts"][-1] + steady.start
     today = passport_of(run.config, run.units_per_s, record["hardware"], record["ceiling"])
     stored = {row.convention: row for row in run.mfu}

@@ -24,7 +24,7 @@ DAY_S = 24 * 60 * 60.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Verdict:
+class ReplayVerdict:
     """Whether it came out the same, and why, in lines for people."""
 
     word: Word
@@ -36,7 +36,7 @@ class Verdict:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Original:
+class OriginalRun:
     """What is to be reproduced."""
 
     command: str
@@ -48,7 +48,7 @@ class Original:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Launch:
+class ReplayLaunch:
     """How a launch ended."""
 
     status: str
@@ -57,7 +57,7 @@ class Launch:
     exit_code: int | None = None
 
 
-def compare(original: Original, launches: Sequence[Launch], *, tolerance: float) -> Verdict:
+def compare(original: OriginalRun, launches: Sequence[ReplayLaunch], *, tolerance: float) -> ReplayVerdict:
     """Compare what is there: no run is started.
 
     Raises:
@@ -74,21 +74,21 @@ def compare(original: Original, launches: Sequence[Launch], *, tolerance: float)
     step_word, step = compare_steps(original.record, records, tolerance=tolerance)
     apart = [f"conditions: {line}" for line in _conditions(original.record, records)]
     word = loss_word if loss_word == "not reproduced" else step_word
-    return Verdict(word=word, lines=(loss, step, *apart))
+    return ReplayVerdict(word=word, lines=(loss, step, *apart))
 
 
-def _judge_failure(original: Original, last: Launch) -> Verdict:
+def _judge_failure(original: OriginalRun, last: ReplayLaunch) -> ReplayVerdict:
     then, now = _end(original), _end(last)
     told = f"status: {then} then, {now} now: {last.last_words}"
     if last.status == "preempted":
-        return Verdict(word="inconclusive", lines=(told, "it was stopped from outside; try again"))
+        return ReplayVerdict(word="inconclusive", lines=(told, "it was stopped from outside; try again"))
     is_same = original.status.removesuffix("-inferred") == last.status
     if is_same and last.status == "crashed":
         is_same = then == now
-    return Verdict(word="reproduced" if is_same else "not reproduced", lines=(told,))
+    return ReplayVerdict(word="reproduced" if is_same else "not reproduced", lines=(told,))
 
 
-def _end(run: Original | Launch) -> str:
+def _end(run: OriginalRun | ReplayLaunch) -> str:
     """The status, and of a crash what it was: the exception, or else the exit code."""
     if run.status != "crashed":
         return run.status

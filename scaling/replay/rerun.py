@@ -14,8 +14,8 @@ from typing import get_args
 
 from scaling.exit_status import count_oom_kills, decide_status
 from scaling.recipe_process import Runner
-from scaling.replay.compare import DAY_S, Launch, Original, Verdict, compare
-from scaling.store.outcome import FILE, Outcome, is_outcome, read_outcome
+from scaling.replay.compare import DAY_S, ReplayLaunch, OriginalRun, ReplayVerdict, compare
+from scaling.store.outcome import FILE, CellOutcome, is_outcome, read_outcome
 from unitransformer.config import Recipe
 from unitransformer.launch.variables import RUN_FOLDER
 from unitransformer.record.schema import load_record
@@ -36,7 +36,7 @@ def replay(
     repeats: int = 1,
     tolerance: float = 0.05,
     out: Path | None = None,
-) -> Verdict:
+) -> ReplayVerdict:
     """Run it again and compare: status, loss curve, median steady step.
 
     Reproduced: the losses are equal up to the parity bound of the precision, and the whole 95 %
@@ -65,7 +65,7 @@ def replay(
         raise ValueError(f"tolerance is {tolerance}; give a share between 0 and 1, such as 0.05")
     original = load_original(path)
     recipe, arguments = read_command(original.command)
-    launches: list[Launch] = []
+    launches: list[ReplayLaunch] = []
     with _folder(out) as folder:
         for number in range(1, repeats + 1):
             say(f"launch {number} of {repeats}: {original.command}")
@@ -91,7 +91,7 @@ def _folder(out: Path | None) -> Iterator[Path]:
 # ------------------------------------------------------------------------------ the original
 
 
-def load_original(path: Path) -> Original:
+def load_original(path: Path) -> OriginalRun:
     """Read what is to be reproduced.
 
     Raises:
@@ -108,7 +108,7 @@ def load_original(path: Path) -> Original:
         return _of_outcome(outcome, file)
     record = load_record(file)
     return _checked(
-        Original(command=record["command"], status=record["status"], record=record), file
+        OriginalRun(command=record["command"], status=record["status"], record=record), file
     )
 
 
@@ -125,10 +125,10 @@ def _file_of(path: Path) -> Path:
     return found[0]
 
 
-def _of_outcome(outcome: Outcome, file: Path) -> Original:
+def _of_outcome(outcome: CellOutcome, file: Path) -> OriginalRun:
     record = None if outcome.record is None else load_record(file.parent / outcome.record)
     return _checked(
-        Original(
+        OriginalRun(
             command=outcome.command,
             status=outcome.status,
             record=record,
@@ -141,7 +141,7 @@ def _of_outcome(outcome: Outcome, file: Path) -> Original:
     )
 
 
-def _checked(original: Original, file: Path) -> Original:
+def _checked(original: OriginalRun, file: Path) -> OriginalRun:
     if original.status == "preempted":
         raise ValueError(f"{file}: it was stopped from outside; replay a run that ended by itself")
     if original.status == "ok" and original.record is None:
@@ -174,8 +174,8 @@ def read_command(command: str) -> tuple[Recipe, list[str]]:
 
 
 def _launch(
-    recipe: Recipe, arguments: Sequence[str], folder: Path, original: Original, runner: Runner
-) -> Launch:
+    recipe: Recipe, arguments: Sequence[str], folder: Path, original: OriginalRun, runner: Runner
+) -> ReplayLaunch:
     folder.mkdir(parents=True)
     record_path, log = folder / "record.json", folder / "log"
     # A file given with --config may name places as well: the last word wins.
@@ -192,7 +192,7 @@ def _launch(
     record = load_record(record_path) if record_path.exists() else None
     if ended.exit_code == 0 and record is None:
         raise RuntimeError(f"{recipe} ended well and left no record in {folder}")
-    return Launch(
+    return ReplayLaunch(
         status=decide_status(ended, record, killed_by_kernel=count_oom_kills() > killed_before),
         record=record,
         last_words=_last_words(log, folder),

@@ -28,7 +28,7 @@ LINK = re.compile(r"\]\(([^()\s]+\.json)\)")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Today:
+class CurrentCode:
     """What records are held against: the code of a checkout, and the torch that is installed."""
 
     torch: str | None  # None: not installed
@@ -48,14 +48,14 @@ class Today:
 
 
 @dataclass(frozen=True, kw_only=True)
-class State:
+class ReportState:
     """What a report says of how it was written."""
 
     command: str
-    today: Today  # what its records were held against
+    today: CurrentCode  # what its records were held against
 
 
-NOT_COMPARED = Today(torch=None, is_checkout=False)
+NOT_COMPARED = CurrentCode(torch=None, is_checkout=False)
 
 
 def short_commit(content: Mapping[str, Any]) -> str | None:
@@ -64,21 +64,21 @@ def short_commit(content: Mapping[str, Any]) -> str | None:
     return commit[:SHORT] if re.fullmatch("[0-9a-f]+", commit) else None
 
 
-def contents(store: Store) -> list[tuple[str, Mapping[str, Any]]]:
+def measured_files(store: Store) -> list[tuple[str, Mapping[str, Any]]]:
     """Everything that was measured, by the name of its file."""
     measured: list[tuple[str, Mapping[str, Any]]] = [(r.name, r.record) for r in store.runs]
     return measured + [(c.name, c.content) for c in store.certificates]
 
 
-def look(store: Store, code: Path) -> Today:
+def compare_with_today(store: Store, code: Path) -> CurrentCode:
     """Args: code: folder with the packages in it; its HEAD is compared with the records' commits by
     the rule of `code_digest`."""
     torch = _installed_torch()
-    commits = {short_commit(content) for _, content in contents(store)} - {None}
+    commits = {short_commit(content) for _, content in measured_files(store)} - {None}
     compared = compare_commits(code, [str(commit) for commit in commits])
     if compared is None:
-        return Today(torch=torch, is_checkout=False)
-    return Today(
+        return CurrentCode(torch=torch, is_checkout=False)
+    return CurrentCode(
         torch=torch,
         is_checkout=True,
         changed=frozenset(commit for commit, is_same in compared.items() if is_same is False),
@@ -96,7 +96,7 @@ def _installed_torch() -> str | None:
 # ---------------------------------------------------------------------------------- the text
 
 
-def explain(today: Today) -> str:
+def explain(today: CurrentCode) -> str:
     """What the mark means, and against what the records were held."""
     torch = f"`{escaped(today.torch)}`" if today.torch is not None else "not installed"
     return (
@@ -106,7 +106,7 @@ def explain(today: Today) -> str:
     )
 
 
-def _code(today: Today) -> str:
+def _code(today: CurrentCode) -> str:
     if not today.is_checkout:
         return NO_CHECKOUT
     told = [
@@ -117,7 +117,7 @@ def _code(today: Today) -> str:
     return "; ".join(told) or "that of every commit"
 
 
-def state_comment(command: str, today: Today) -> str:
+def state_comment(command: str, today: CurrentCode) -> str:
     """One HTML comment of JSON for the end of a report, from which `read_state` reads all that it
     takes to write the report again. The folders are arguments of the command."""
     state = {
@@ -131,7 +131,7 @@ def state_comment(command: str, today: Today) -> str:
     return f"{BEGIN}{text}{END}"
 
 
-def read_state(text: str) -> State | None:
+def read_state(text: str) -> ReportState | None:
     """None where the text does not end with a comment of `state_comment`."""
     line = text.rstrip("\n").rpartition("\n")[2]
     if not (line.startswith(BEGIN) and line.endswith(END)):
@@ -142,22 +142,22 @@ def read_state(text: str) -> State | None:
         check_lists(told, {"changed": str, "unknown": str}, "state")
     except (ValueError, RecursionError):
         return None
-    today = Today(
+    today = CurrentCode(
         torch=told["torch"],
         is_checkout=told["is_checkout"],
         changed=frozenset(told["changed"]),
         unknown=frozenset(told["unknown"]),
     )
-    return State(command=told["command"], today=today)
+    return ReportState(command=told["command"], today=today)
 
 
-def marked(text: str, store: Store, today: Today) -> str:
+def marked(text: str, store: Store, today: CurrentCode) -> str:
     """The text with the mark after every link to a stale record or certificate."""
-    stale = {quote(name) for name, content in contents(store) if today.is_stale(content)}
+    stale = {quote(name) for name, content in measured_files(store) if today.is_stale(content)}
     return LINK.sub(lambda link: link[0] + MARK * (link[1] in stale), text) if stale else text
 
 
-def stale_reasons(content: Mapping[str, Any], today: Today) -> Iterable[str]:
+def stale_reasons(content: Mapping[str, Any], today: CurrentCode) -> Iterable[str]:
     """Why a record or certificate tells nothing of today's code, in words."""
     code, commit = content["code"], short_commit(content)
     if today.has_other_torch(content):

@@ -1,7 +1,7 @@
-"""What became of a cell of a sweep: one sealed file a cell and repeat, written when it has ended.
+"""The outcome of a sweep cell: one file with checksums per cell and repeat, written at its end.
 
-A cell that ran has a run record beside its outcome; one that was refused, killed or settled by
-another cell has only this.
+A cell that ran also has a run record in the same folder. A cell that was refused, killed, or
+inferred from another cell has only its outcome.
 """
 
 from collections.abc import Mapping
@@ -12,20 +12,17 @@ from typing import Any
 
 from unitransformer.config import Recipe, RunConfig, from_dict
 from unitransformer.files import write_atomically
+from unitransformer.record.checksums import add_checksums, parse_json, to_text, verify_checksums
 from unitransformer.record.fields import NUMBER, Kinds, check_fields
 from unitransformer.record.schema import STATUSES, Status
-from unitransformer.record.checksums import (
-    add_checksums,
-    parse_json,
-    to_text,
-    verify_checksums,
-)
 
 SCHEMA = 1
-
 KIND = "cell"
-
 FILE = "outcome.json"
+CELLS = "cells"  # folder of a sweep
+STUDY = "study.json"
+AXIS = "batch-size"
+OUT_OF_MEMORY = ("oom", "oom-inferred")
 
 FIELDS: dict[str, Kinds] = {
     "schema": int,
@@ -50,49 +47,49 @@ FIELDS: dict[str, Kinds] = {
     "checks": (str, NoneType),
 }
 
-LATER = {"host": None, "checks": None}  # fields that older outcomes do not have
+ADDED_FIELDS = {"host": None, "checks": None}  # older outcomes lack them
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outcome:
-    """How one cell ended, once."""
+class CellOutcome:
+    """How one repeat of a cell ended."""
 
     cell: str  # 12 hexadecimal digits over recipe and options
     repeat: int  # from 1
     recipe: Recipe
-    options: Mapping[str, Any]  # of the recipe, by name without dashes: what the axes say
-    command: str  # what a person types to run it again
+    options: Mapping[str, Any]  # of the recipe that the axes set, by name without dashes
+    command: str  # that runs the cell again
     status: Status
-    reason: str | None = None  # in one line; None: ok
-    exit_code: int | None = None  # None: killed for its time or memory, or never started
+    reason: str | None = None  # one line; None: ok
+    exit_code: int | None = None  # None: killed at a limit, or never started
     elapsed_s: float = 0.0
     started_at: str | None = None  # None: never started
     finished_at: str | None = None
-    last_lines: tuple[str, ...] = ()  # of its log, if it did not end well
-    record: str | None = None  # name of the run record beside this file
-    inferred_from: str | None = None  # the cell whose lack of memory settles this one
+    last_lines: tuple[str, ...] = ()  # of the log, unless the status is ok
+    record: str | None = None  # name of the run record in the same folder
+    inferred_from: str | None = None  # the cell that ran out of memory, so that this one would too
     memory_limit_bytes: int | None = None  # of the whole cell; None: the machine's
     config: RunConfig | None = None  # None: the recipe refused the options
-    # Kind and memory of the machine and its GPUs, which a lack of memory is a lack of.
-    host: Mapping[str, Any] | None = None  # None: not told
-    checks: str | None = None  # the cell whose lack of memory settles this one, which ran to see
+    # Kind and memory of the machine and its GPUs, for which an out-of-memory status holds.
+    host: Mapping[str, Any] | None = None  # None: not recorded
+    checks: str | None = None  # the out-of-memory cell whose inference this cell ran to check
 
     @property
     def name(self) -> str:
-        """Of its folder."""
+        """The name of its folder."""
         return f"{self.cell}-{self.repeat}"
 
 
-def write_outcome(outcome: Outcome, folder: Path) -> Path:
-    """Put it into its cell's folder, whole or not at all; raises OSError."""
-    content = {"schema": SCHEMA, "kind": KIND, **asdict(outcome)}
+def write_outcome(outcome: CellOutcome, folder: Path) -> Path:
+    """Writes it atomically into the folder of its cell; raises OSError."""
     path = folder / FILE
+    content = {"schema": SCHEMA, "kind": KIND, **asdict(outcome)}
     write_atomically(path, to_text(add_checksums(content)).encode())
     return path
 
 
-def load_outcome(path: Path) -> Outcome:
-    """Raises ValueError for anything that is not an outcome as it was written; OSError."""
+def load_outcome(path: Path) -> CellOutcome:
+    """Raises ValueError for a file that is not an unchanged outcome, OSError if unreadable."""
     values, checksums_hold = parse_json(path.read_bytes())
     if not is_outcome(values):
         raise ValueError("not the outcome of a cell")
@@ -105,11 +102,11 @@ def is_outcome(values: Any) -> bool:
 
 def read_outcome(
     values: Mapping[str, Any], where: str = "outcome", *, checksums_hold: bool = False
-) -> Outcome:
-    """Raises ValueError for the first field that is missing, changed or of another kind.
+) -> CellOutcome:
+    """Returns the outcome; `checksums_hold`: `parse_json` has verified the checksums.
 
-    Args:
-        checksums_hold: `parse_json` has verified the checksums.
+    Raises:
+        ValueError: names the first field that is missing, changed or of another type.
     """
     if values.get("schema") != SCHEMA:
         raise ValueError(
@@ -118,24 +115,15 @@ def read_outcome(
         )
     if not checksums_hold:
         verify_checksums(values, where)
-    values = {**LATER, **values}
+    values = {**ADDED_FIELDS, **values}
     check_fields(values, FIELDS, where)
     if values["status"] not in STATUSES:
         raise ValueError(f"{where}: status is {values['status']!r}; known: {', '.join(STATUSES)}")
     config = values["config"]
-    return Outcome(
+    return CellOutcome(
         **{name: values[name] for name in FIELDS if name not in ("schema", "kind", "config")}
         | {
             "last_lines": tuple(map(str, values["last_lines"])),
             "config": None if config is None else from_dict(RunConfig, config, f"{where}: config"),
         }
     )
-
-
-CELLS = "cells"
-
-AXIS = "batch-size"
-
-LACKS_MEMORY = ("oom", "oom-inferred")
-
-STUDY = "study.json"

@@ -1,46 +1,46 @@
-"""The store: folders go in; run records and certificates come out, and the files that are neither.
+"""Loads run records, cell outcomes and certificates from folders.
 
-A record that cannot be relied on is left out with its reason and never stops the others. Names of
-files are relative to a folder the caller gives, so that what is made of them can be moved.
+A damaged file is left out with its reason and never stops the others. File names are relative to a
+folder that the caller gives, so that a report can be moved together with its records.
 """
 
 import functools
 import hashlib
 import json
 import os
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from scaling.parity.certificate import Certificate
 from scaling.parity.certificate_file import is_certificate, read_certificate
-from scaling.store.outcome import Outcome, is_outcome, read_outcome
-from scaling.store.required_fields import check_facts
+from scaling.store.outcome import CELLS, CellOutcome, is_outcome, read_outcome
+from scaling.store.required_fields import check_required_fields
 from scaling.store.run import Run
 from unitransformer.checkpoint.names import is_checkpoint_name
 from unitransformer.launch.gc_pause import pause_gc
-from unitransformer.record.schema import read_record
 from unitransformer.record.checksums import CHECKSUMS, parse_json
+from unitransformer.record.schema import read_record
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """A cell of a sweep, once: what became of it, and its run if it left a record."""
+    """One repeat of a sweep cell: its outcome, and its run if it left a record."""
 
-    name: str  # of the file of the outcome
-    outcome: Outcome
+    name: str  # of the outcome file
+    outcome: CellOutcome
     run: Run | None
 
     @functools.cached_property
     def sweep(self) -> str:
-        """Folder of the sweep it belongs to."""
+        """The folder of its sweep."""
         return str(PurePosixPath(self.name).parent.parent.parent)
 
 
 @dataclass(frozen=True, kw_only=True)
-class LeftOut:
-    """A file that is not used. Damaged: meant to be a record. Foreign: something else."""
+class UnusedFile:
+    """A file that is left out. Damaged: meant to be a record. Foreign: something else."""
 
     name: str
     kind: Literal["damaged", "foreign", "duplicate"]
@@ -49,165 +49,154 @@ class LeftOut:
 
 @dataclass(frozen=True, kw_only=True)
 class Store:
-    """What was found, in the order of the names."""
+    """The content of the folders, sorted by file name."""
 
     runs: tuple[Run, ...]
-    left_out: tuple[LeftOut, ...]
+    left_out: tuple[UnusedFile, ...]
     certificates: tuple[Certificate, ...] = ()
     cells: tuple[Cell, ...] = ()
 
     @functools.cached_property
     def single_runs(self) -> tuple[Run, ...]:
-        """Runs that are no cell of a sweep."""
+        """Runs that are not a cell of a sweep."""
         of_cells = {cell.run.name for cell in self.cells if cell.run is not None}
         return tuple(run for run in self.runs if run.name not in of_cells)
 
 
-_Read = Run | Certificate | Outcome | LeftOut
+_Loaded = Run | Certificate | CellOutcome | UnusedFile
 
 
 def load_store(folders: Sequence[Path], *, relative_to: Path) -> Store:
-    """Read every `*.json` below `folders`, what is hidden and checkpoints aside.
+    """Reads every `*.json` below `folders` except hidden files and checkpoints.
 
     Args:
-        relative_to: folder from which the names lead to the files.
+        relative_to: folder that the file names are relative to.
 
     Raises:
         ValueError: a folder that does not exist or is a file.
     """
-    closed: list[OSError] = []
-    found = dict(_find_files(folders, relative_to, closed))
-    names: dict[Hashable, str] = {}  # of the first file with a content
+    unreadable: list[OSError] = []
+    paths = dict(_find_files(folders, relative_to, unreadable))
+    first_names: dict[Hashable, str] = {}  # of the first file with a content
     runs: list[Run] = []
     certificates: list[Certificate] = []
-    outcomes: dict[str, Outcome] = {}
-    left_out = [_closed_folder(error, relative_to) for error in closed]
+    outcomes: dict[str, CellOutcome] = {}
+    left_out = [
+        _damaged(relative_name(Path(error.filename), relative_to), error) for error in unreadable
+    ]
     with pause_gc():
-        contents = [(name, _read(found[name], name)) for name in sorted(found)]
-    for name, read in contents:
-        if isinstance(read, LeftOut):
-            left_out.append(read)
-            continue
-        if isinstance(read, Outcome):
-            first = names.setdefault(repr(read), name)
-            if first == name:
-                outcomes[name] = read
-            else:
-                left_out.append(LeftOut(name=name, kind="duplicate", reason=f"the same as {first}"))
-            continue
-        first = names.setdefault(_identity(read), name)
-        if first == name:
-            certificates.append(read) if isinstance(read, Certificate) else runs.append(read)
+        files = [(name, _load(paths[name], name)) for name in sorted(paths)]
+    for name, content in files:
+        if isinstance(content, UnusedFile):
+            left_out.append(content)
+        elif (first := first_names.setdefault(_identity(content), name)) != name:
+            left_out.append(UnusedFile(name=name, kind="duplicate", reason=f"the same as {first}"))
+        elif isinstance(content, CellOutcome):
+            outcomes[name] = content
+        elif isinstance(content, Certificate):
+            certificates.append(content)
         else:
-            left_out.append(LeftOut(name=name, kind="duplicate", reason=f"the same as {first}"))
-    runs, under_way = _without_outcome(runs, outcomes)
-    left_out += under_way
-    left_out.sort(key=lambda file: file.name)
+            runs.append(content)
+    runs, unfinished = _split_unfinished(runs, outcomes)
     return Store(
         runs=tuple(runs),
-        left_out=tuple(left_out),
+        left_out=tuple(sorted([*left_out, *unfinished], key=lambda file: file.name)),
         certificates=tuple(certificates),
         cells=tuple(_cells(outcomes, runs)),
     )
 
 
-def _cells(outcomes: Mapping[str, Outcome], runs: Sequence[Run]) -> Iterator[Cell]:
+def _cells(outcomes: Mapping[str, CellOutcome], runs: Sequence[Run]) -> Iterator[Cell]:
     by_name = {run.name: run for run in runs}
     for name, outcome in outcomes.items():
-        record = None
+        run = None
         if outcome.record is not None:
-            record = by_name.get(PurePosixPath(name).with_name(outcome.record).as_posix())
-        yield Cell(name=name, outcome=outcome, run=record)
+            run = by_name.get(PurePosixPath(name).with_name(outcome.record).as_posix())
+        yield Cell(name=name, outcome=outcome, run=run)
 
 
-def _without_outcome(
-    runs: Sequence[Run], outcomes: Mapping[str, Outcome]
-) -> tuple[list[Run], list[LeftOut]]:
-    """Records of cells that are under way, or were when their sweep was killed, are left out: they
-    are no runs of their own."""
-    sweeps = {str(PurePosixPath(name).parent.parent) for name in outcomes}
-    cells = {str(PurePosixPath(name).parent) for name in outcomes}
-    kept, left = [], []
+def _split_unfinished(
+    runs: Sequence[Run], outcomes: Iterable[str]
+) -> tuple[list[Run], list[UnusedFile]]:
+    """Leaves out records of cells without an outcome: they are running, or their sweep was killed.
+
+    Such a record is not a single run either.
+    """
+    cells = {PurePosixPath(name).parent for name in outcomes}
+    sweeps = {cell.parent for cell in cells}
+    finished, unfinished = [], []
     for run in runs:
-        place = PurePosixPath(run.name).parent
-        if place.parent.name == "cells" and str(place.parent) in sweeps and str(place) not in cells:
+        folder = PurePosixPath(run.name).parent
+        if folder.parent.name == CELLS and folder.parent in sweeps and folder not in cells:
             reason = "of a cell without an outcome: it is under way, or its sweep was stopped"
-            left.append(LeftOut(name=run.name, kind="foreign", reason=reason))
+            unfinished.append(UnusedFile(name=run.name, kind="foreign", reason=reason))
         else:
-            kept.append(run)
-    return kept, left
+            finished.append(run)
+    return finished, unfinished
 
 
 def relative_name(path: Path, folder: Path) -> str:
-    """How to reach `path` from `folder`, links resolved, with slashes on every system."""
+    """Returns the path from `folder` to `path`, links resolved, with slashes on every system."""
     return Path(os.path.relpath(path.resolve(), folder.resolve())).as_posix()
 
 
-# ---------------------------------------------------------------------------------- files
-
-
 def _find_files(
-    folders: Sequence[Path], relative_to: Path, closed: list[OSError]
+    folders: Sequence[Path], relative_to: Path, unreadable: list[OSError]
 ) -> Iterator[tuple[str, Path]]:
-    """Every candidate by its name; folders that cannot be listed are added to `closed`."""
+    """Yields the name and path of each candidate; appends errors of folders to `unreadable`."""
     for folder in folders:
         if not folder.exists():
             raise ValueError(f"{folder} does not exist; give a folder that holds run records")
         if not folder.is_dir():
             raise ValueError(f"{folder} is a file; give the folder it is in")
-        for place, inner, files in os.walk(folder, onerror=closed.append):
+        for place, inner, files in os.walk(folder, onerror=unreadable.append):
             inner[:] = [n for n in inner if not (n.startswith(".") or is_checkpoint_name(n))]
-            found = [name for name in files if name.endswith(".json") and not name.startswith(".")]
-            if not found:
+            files = [name for name in files if name.endswith(".json") and not name.startswith(".")]
+            if not files:
                 continue
-            way = relative_name(Path(place), relative_to)  # once, not for each of thousands
-            for name in found:
+            prefix = relative_name(Path(place), relative_to)  # once, not for each of thousands
+            for name in files:
                 path = Path(place, name)
                 if path.is_symlink():
                     yield relative_name(path, relative_to), path
                 else:
-                    yield name if way == "." else f"{way}/{name}", path
+                    yield name if prefix == "." else f"{prefix}/{name}", path
 
 
-def _closed_folder(error: OSError, relative_to: Path) -> LeftOut:
-    name = relative_name(Path(error.filename), relative_to)
-    return LeftOut(name=name, kind="damaged", reason=f"cannot be read: {error.strerror}")
+def _damaged(name: str, error: Exception) -> UnusedFile:
+    reason = f"cannot be read: {error.strerror}" if isinstance(error, OSError) else str(error)
+    return UnusedFile(name=name, kind="damaged", reason=reason)
 
 
-def _read(path: Path, name: str) -> _Read:
+def _load(path: Path, name: str) -> _Loaded:
     try:
-        content = path.read_bytes()
-    except OSError as error:
-        return LeftOut(name=name, kind="damaged", reason=f"cannot be read: {error.strerror}")
-    return _parse(content, name)
+        return _parse(path.read_bytes(), name)
+    except (OSError, ValueError, OverflowError) as error:
+        return _damaged(name, error)
 
 
-def _parse(content: bytes, name: str) -> _Read:
-    try:
-        record, checksums_hold = parse_json(content)
-    except ValueError as error:
-        return LeftOut(name=name, kind="damaged", reason=str(error))
+def _parse(content: bytes, name: str) -> _Loaded:
+    record, checksums_hold = parse_json(content)
     is_ours = isinstance(record, dict) and record.keys() & {"schema", "step_s"}
     if not is_ours or record.get("kind") == "study":
-        return LeftOut(name=name, kind="foreign", reason="not a run record")
-    try:
-        if is_outcome(record):
-            return read_outcome(record, checksums_hold=checksums_hold)
-        if is_certificate(record):
-            return read_certificate(record, name)
-        record, config = read_record(record, checksums_hold=checksums_hold)
-        if record["status"] == "ok":
-            check_facts(record)
-        run = Run(name=name, record=record, config=config)
-        if run.is_ok:
-            _ = run.mfu  # its rows contradict nothing
-    except (ValueError, OverflowError) as error:
-        return LeftOut(name=name, kind="damaged", reason=str(error))
+        return UnusedFile(name=name, kind="foreign", reason="not a run record")
+    if is_outcome(record):
+        return read_outcome(record, checksums_hold=checksums_hold)
+    if is_certificate(record):
+        return read_certificate(record, name)
+    record, config = read_record(record, checksums_hold=checksums_hold)
+    if record["status"] == "ok":
+        check_required_fields(record)
+    run = Run(name=name, record=record, config=config)
+    if run.is_ok:
+        _ = run.mfu  # raises if its rows contradict each other
     return run
 
 
-def _identity(read: Run | Certificate) -> Hashable:
-    """Equal for equal contents. The checksums of a record stand for all of it: they hold."""
-    if isinstance(read, Run):
-        return frozenset(read.record[CHECKSUMS].items())
-    return hashlib.sha256(json.dumps(read.content, sort_keys=True).encode()).hexdigest()
+def _identity(content: Run | Certificate | CellOutcome) -> Hashable:
+    """Equal for equal contents; a record's verified checksums stand for all of it."""
+    if isinstance(content, Run):
+        return frozenset(content.record[CHECKSUMS].items())
+    if isinstance(content, CellOutcome):
+        return repr(content)
+    return hashlib.sha256(json.dumps(content.content, sort_keys=True).encode()).hexdigest()

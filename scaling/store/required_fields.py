@@ -1,6 +1,6 @@
-"""What a report needs of a run that ended well, beyond what `records.validate` looks at."""
+"""What a report needs of the record of an `ok` run, beyond what `record.schema` validates."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import NoneType
 from typing import Any
 
@@ -8,38 +8,43 @@ from unitransformer.record.fields import HOST, NUMBER, Kinds, check_fields, chec
 from unitransformer.record.metrics import PARTS
 from unitransformer.record.schema import Record
 
-FACTS: dict[str, Kinds] = {
+OPTIONAL_NUMBER: Kinds = (*NUMBER, NoneType)
+OPTIONAL_INT: Kinds = (int, NoneType)
+OPTIONAL_STR: Kinds = (str, NoneType)
+OPTIONAL_DICT: Kinds = (dict, NoneType)
+
+FIELDS: dict[str, Kinds] = {
     "num_parameters": int,
-    "code.commit": (str, NoneType),
+    "code.commit": OPTIONAL_STR,
     "code.is_dirty": (bool, NoneType),
     "data.description": str,
-    "data.sha256": (str, NoneType),
+    "data.sha256": OPTIONAL_STR,
     "steady_method": str,
-    "no_steady_state_reason": (str, NoneType),
+    "no_steady_state_reason": OPTIONAL_STR,
     "peak_bytes_kind": str,
     "validation.loss": NUMBER,
     "validation.metric": str,
     "validation.value": NUMBER,
-    "validation.baseline": (dict, NoneType),
+    "validation.baseline": OPTIONAL_DICT,
     "mfu": list,
 }
-FIGURES: dict[str, Kinds] = {
+METRICS: dict[str, Kinds] = {
     "num_steady_steps": int,
     "median_step_s": NUMBER,
     "mad_step_s": NUMBER,
-    "low_step_s": (*NUMBER, NoneType),
-    "high_step_s": (*NUMBER, NoneType),
+    "low_step_s": OPTIONAL_NUMBER,
+    "high_step_s": OPTIONAL_NUMBER,
     "interval": str,
     "median_cpu_s": NUMBER,
     "units_per_s": NUMBER,
-    "low_units_per_s": (*NUMBER, NoneType),
-    "high_units_per_s": (*NUMBER, NoneType),
+    "low_units_per_s": OPTIONAL_NUMBER,
+    "high_units_per_s": OPTIONAL_NUMBER,
     "mean_units_per_s": NUMBER,
     **{f"{part.removesuffix('_s')}_share": NUMBER for part in PARTS},
 }
-# Absent where nothing was measured.
-OPTIONAL_FIGURES: dict[str, Kinds] = dict.fromkeys(
-    ("communication_share", "waiting_share", "between_steps_share"), (*NUMBER, NoneType)
+# Older records and runs without these measurements lack them.
+OPTIONAL_METRICS: dict[str, Kinds] = dict.fromkeys(
+    ("communication_share", "waiting_share", "between_steps_share"), OPTIONAL_NUMBER
 )
 LISTS: dict[str, Kinds] = {
     "hardware": dict,
@@ -47,113 +52,99 @@ LISTS: dict[str, Kinds] = {
     "log": str,
     "flags": str,
     "excluded_steps": dict,
-    "ceiling": (dict, NoneType),
+    "ceiling": OPTIONAL_DICT,
     "compile": dict,
-    "gpu": (dict, NoneType),
-    "peak_bytes": (int, NoneType),
-    "peak_reserved_bytes": (int, NoneType),
-    "peak_resident_bytes": (int, NoneType),
+    "gpu": OPTIONAL_DICT,
+    "peak_bytes": OPTIONAL_INT,
+    "peak_reserved_bytes": OPTIONAL_INT,
+    "peak_resident_bytes": OPTIONAL_INT,
     "validation.history": dict,
 }
-OF_EVERY_RANK = ("hardware", "ceiling", "compile", "peak_bytes")
 CEILING: dict[str, Kinds] = {
     "dtype": str,
-    "matmul_flops_per_s": NUMBER,
-    "copy_bytes_per_s": NUMBER,
+    **dict.fromkeys(("matmul_flops_per_s", "copy_bytes_per_s"), NUMBER),
 }
-UNSTEADY: dict[str, Kinds] = {"step": int, "reason": str}
-LEDGER: dict[str, Kinds] = {
+EXCLUDED_STEP: dict[str, Kinds] = {"step": int, "reason": str}
+COMPILE: dict[str, Kinds] = {
     "mode": str,
-    "start": (str, NoneType),
-    "compile_s": (*NUMBER, NoneType),
-    "graphs": (int, NoneType),
+    "start": OPTIONAL_STR,
+    "compile_s": OPTIONAL_NUMBER,
+    "graphs": OPTIONAL_INT,
 }
 GPU: dict[str, Kinds] = {
-    "joules": (*NUMBER, NoneType),
-    "joules_num_steps": (int, NoneType),
+    "joules": OPTIONAL_NUMBER,
+    "joules_num_steps": OPTIONAL_INT,
     "missing": dict,
 }
-LOOK: dict[str, Kinds] = {
+GPU_SAMPLE: dict[str, Kinds] = {
     "step": int,
-    "energy_j": (*NUMBER, NoneType),
-    "sm_clock_hz": (*NUMBER, NoneType),
-    "memory_clock_hz": (*NUMBER, NoneType),
-    "power_w": (*NUMBER, NoneType),
-    "temperature_c": (*NUMBER, NoneType),
+    **dict.fromkeys(
+        ("energy_j", "sm_clock_hz", "memory_clock_hz", "power_w", "temperature_c"), OPTIONAL_NUMBER
+    ),
     "clock_reasons": (list, NoneType),
 }
-LEDGER_LISTS: dict[str, Kinds] = {"graph_breaks": dict, "recompiles": dict}
-BREAK: dict[str, Kinds] = {"where": str, "reason": str}
-RECOMPILE: dict[str, Kinds] = {
-    "step": (int, NoneType),
-    "function": str,
-    "reason": (str, NoneType),
-}
-BASELINE: dict[str, Kinds] = {
-    "name": str,
-    "loss": (*NUMBER, NoneType),
-    "accuracy": (*NUMBER, NoneType),
-}
-POINT: dict[str, Kinds] = {"step": int, "val_loss": NUMBER, "val_accuracy": NUMBER}
+GRAPH_BREAK: dict[str, Kinds] = {"where": str, "reason": str}
+RECOMPILE: dict[str, Kinds] = {"step": OPTIONAL_INT, "function": str, "reason": OPTIONAL_STR}
+BASELINE: dict[str, Kinds] = {"name": str, "loss": OPTIONAL_NUMBER, "accuracy": OPTIONAL_NUMBER}
+VALIDATION: dict[str, Kinds] = {"step": int, "val_loss": NUMBER, "val_accuracy": NUMBER}
 
 
-def check_facts(record: Record) -> None:
-    """Raises ValueError for the first fact that a report needs and this record does not have."""
-    check_fields(record, FACTS, "record")
+def check_required_fields(record: Record) -> None:
+    """Raises ValueError for the first field that is missing, malformed or inconsistent."""
+    check_fields(record, FIELDS, "record")
     check_lists(record, LISTS, "record")
-    for field in (*OF_EVERY_RANK, "segment_starts"):
+    for field in ("hardware", "ceiling", "compile", "peak_bytes", "segment_starts"):
         if not record[field]:
             raise ValueError(f"record: {field} is empty")
-    for index, item in enumerate(record["excluded_steps"]):
-        check_fields(item, UNSTEADY, f"record: excluded_steps.{index}")
-    for rank, ceiling in enumerate(record["ceiling"]):
-        if ceiling is not None:
-            check_fields(ceiling, CEILING, f"record: ceiling.{rank}")
+    _check_items(record["excluded_steps"], EXCLUDED_STEP, "record: excluded_steps")
+    _check_items(record["ceiling"], CEILING, "record: ceiling")
+    _check_items(record["gpu"], GPU, "record: gpu")
     for rank, gpu in enumerate(record["gpu"]):
         if gpu is not None:
-            check_fields(gpu, GPU, f"record: gpu.{rank}")
             check_lists(gpu, {"samples": dict}, f"record: gpu.{rank}")
-            _check_items(gpu, "samples", LOOK, f"record: gpu.{rank}")
-    for rank, ledger in enumerate(record["compile"]):
+            _check_items(gpu["samples"], GPU_SAMPLE, f"record: gpu.{rank}.samples")
+    _check_items(record["compile"], COMPILE, "record: compile")
+    for rank, compiled in enumerate(record["compile"]):
         where = f"record: compile.{rank}"
-        check_fields(ledger, LEDGER, where)
-        check_lists(ledger, LEDGER_LISTS, where)
-        _check_items(ledger, "graph_breaks", BREAK, where)
-        _check_items(ledger, "recompiles", RECOMPILE, where)
+        check_lists(compiled, {"graph_breaks": dict, "recompiles": dict}, where)
+        _check_items(compiled["graph_breaks"], GRAPH_BREAK, f"{where}.graph_breaks")
+        _check_items(compiled["recompiles"], RECOMPILE, f"{where}.recompiles")
     for rank, host in enumerate(record["hardware"]):
         check_fields(host, HOST, f"record: hardware.{rank}", missing=None)
-    _check_items(record["validation"], "history", POINT, "record: validation")
-    if record["validation"]["baseline"] is not None:
-        check_fields(record["validation"]["baseline"], BASELINE, "record: validation.baseline")
-    _check_times(record)
-    _check_figures(record)
-
-
-def _check_figures(record: Record) -> None:
-    figures = record["metrics"]
-    if bool(figures) != (record["steady_from"] is not None):
-        raise ValueError(
-            f"record: metrics holds {len(figures)} fields, and steady_from is "
-            f"{record['steady_from']}: there are figures where there is a steady state"
-        )
-    if figures:
-        check_fields(figures, FIGURES, "record: metrics")
-        check_fields(figures, OPTIONAL_FIGURES, "record: metrics", missing=None)
-        for name in ("median_step_s", "units_per_s", "mean_units_per_s"):
-            if figures[name] <= 0:
-                raise ValueError(f"record: metrics.{name} is {figures[name]}; it must be above 0")
+    validation = record["validation"]
+    _check_items(validation["history"], VALIDATION, "record: validation.history")
+    if validation["baseline"] is not None:
+        check_fields(validation["baseline"], BASELINE, "record: validation.baseline")
+    _check_steps(record)
+    _check_metrics(record)
 
 
 def _check_items(
-    values: Mapping[str, Any], field: str, kinds: Mapping[str, Kinds], where: str
+    items: Sequence[Mapping[str, Any] | None], kinds: Mapping[str, Kinds], where: str
 ) -> None:
-    for index, item in enumerate(values[field]):
-        check_fields(item, kinds, f"{where}.{field}.{index}")
+    for index, item in enumerate(items):
+        if item is not None:  # a rank without the measurement
+            check_fields(item, kinds, f"{where}.{index}")
 
 
-def _check_times(record: Record) -> None:
-    steps, start = len(record["step_s"]), record["steady_from"]
+def _check_metrics(record: Record) -> None:
+    metrics = record["metrics"]
+    if bool(metrics) != (record["steady_from"] is not None):
+        raise ValueError(
+            f"record: metrics holds {len(metrics)} fields, and steady_from is "
+            f"{record['steady_from']}: there are metrics if and only if there is a steady state"
+        )
+    if metrics:
+        check_fields(metrics, METRICS, "record: metrics")
+        check_fields(metrics, OPTIONAL_METRICS, "record: metrics", missing=None)
+        for name in ("median_step_s", "units_per_s", "mean_units_per_s"):
+            if metrics[name] <= 0:
+                raise ValueError(f"record: metrics.{name} is {metrics[name]}; it must be above 0")
+
+
+def _check_steps(record: Record) -> None:
+    num_steps, start = len(record["step_s"]), record["steady_from"]
     if min(record["step_s"]) <= 0:
         raise ValueError("record: step_s holds a step that took no time")
-    if start is not None and not record["segment_starts"][-1] <= start < steps:
+    if start is not None and not record["segment_starts"][-1] <= start < num_steps:
         raise ValueError(f"record: steady_from is {start}, outside the last launch's steps")

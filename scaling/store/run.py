@@ -1,4 +1,4 @@
-"""A run: its record, and its recorded figures as typed values."""
+"""A run: its record, and its recorded metrics as typed values."""
 
 import functools
 from dataclasses import dataclass
@@ -16,8 +16,10 @@ from unitransformer.stats.intervals import find_block
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """A record that was checked when it was read. Its checksummed figures are believed: only lint
-    computes them again from the raw samples."""
+    """A record that was checked when it was read.
+
+    Its metrics are trusted, since their checksums hold: only lint recomputes them from the samples.
+    """
 
     name: str  # of its file
     record: Record
@@ -29,7 +31,7 @@ class Run:
 
     @property
     def num_steps(self) -> int:
-        """Optimizer steps that were done."""
+        """Optimizer steps that ran."""
         return len(self.record["loss"])
 
     @property
@@ -42,17 +44,16 @@ class Run:
 
     @property
     def excluded_steps(self) -> list[int]:
-        """Steps that were measured otherwise than the rest, or compiled."""
+        """Steps that are not comparable to the rest, such as those that compiled."""
         return [item["step"] for item in self.record["excluded_steps"]]
 
     @functools.cached_property
     def processors(self) -> str:
-        """The kinds of processors and devices it ran on."""
         return processors_of(self.record)
 
     @functools.cached_property
     def log(self) -> list[str]:
-        """Its lines over all ranks, out of the samples."""
+        """Its log lines over all ranks, from the samples."""
         record = self.record
         return log_lines(
             self.config,
@@ -64,16 +65,14 @@ class Run:
 
     @functools.cached_property
     def metrics(self) -> StepMetrics | None:
-        """The recorded figures of the steady steps; None without a steady state."""
+        """The recorded metrics of the steady steps; None without a steady state."""
         return from_figures(self.record["metrics"])
 
     @functools.cached_property
     def launch(self) -> LaunchMedian:
-        """The interval of its median beside those of other launches. The record does not hold how
-        many blocks the bootstrap had, so only a run that is pooled finds it in its samples.
+        """Its median step for pooling with other launches; raises ValueError if never steady.
 
-        Raises:
-            ValueError: there is no steady state.
+        The record lacks the bootstrap's block length, so it is found in the samples on demand.
         """
         if self.metrics is None:
             raise ValueError(f"{self.name} has no steady state; measure it for longer")
@@ -83,7 +82,6 @@ class Run:
 
     @property
     def steady_s(self) -> list[float]:
-        """Seconds of each steady step."""
         record = self.record
         return recorded_steady(record).select(record["step_s"][record["segment_starts"][-1] :])
 
@@ -93,10 +91,9 @@ class Run:
 
     @functools.cached_property
     def mfu(self) -> tuple[MfuRow, ...]:
-        """The recorded MFU report: a row for each way of counting FLOPs."""
+        """The recorded MFU report: a row per FLOP convention."""
         return read_rows(self.record["mfu"], "record: mfu")
 
     @property
     def metric_value(self) -> float:
-        """Of the task's metric on the validation data."""
         return float(self.record["validation"]["value"])

@@ -15,7 +15,7 @@ from scaling.lint.table_arithmetic import check_efficiencies, check_rows
 from scaling.parity.certificate_file import write_certificate
 from scaling.report.results_md import render_pages
 from scaling.report.rows import Row, rows
-from scaling.report.staleness import Today, look, read_state, state_comment
+from scaling.report.staleness import CurrentCode, compare_with_today, read_state, state_comment
 from scaling.store.reader import Store, load_store
 from tests.builders.certificates import RESULTS, make_certificate
 from tests.builders.records import make_record
@@ -302,7 +302,7 @@ def test_lint_outside_a_checkout_says_so_in_one_line(report: Path) -> None:
 def held_against(report: Path, checkout: Path) -> str:
     """The report written next to a checkout."""
     store = load_store([report.parent / "runs"], relative_to=report.parent)
-    today = look(store, checkout)
+    today = compare_with_today(store, checkout)
     pages = render_pages(store, command="python -m scaling report runs", plots="plots", today=today)
     for path, page in pages.items():
         (report.parent / path).write_text(page)
@@ -340,13 +340,13 @@ def test_lint_reproduces_the_stale_marks_of_a_report_after_later_commits(
 @pytest.mark.parametrize(
     "today",
     [
-        Today(torch=None, is_checkout=False),
-        Today(torch="2.13.0+cpu", is_checkout=True),
-        Today(torch="2.13", is_checkout=True, changed=frozenset({"0a", "0b"})),
-        Today(torch=None, is_checkout=True, changed=frozenset({"0a"}), unknown=frozenset({"0c"})),
+        CurrentCode(torch=None, is_checkout=False),
+        CurrentCode(torch="2.13.0+cpu", is_checkout=True),
+        CurrentCode(torch="2.13", is_checkout=True, changed=frozenset({"0a", "0b"})),
+        CurrentCode(torch=None, is_checkout=True, changed=frozenset({"0a"}), unknown=frozenset({"0c"})),
     ],
 )
-def test_the_staleness_comparison_is_read_back_from_a_report(today: Today) -> None:
+def test_the_staleness_comparison_is_read_back_from_a_report(today: CurrentCode) -> None:
     state = read_state(f"# Results\n\n{state_comment('python -m scaling report a-->b', today)}\n")
     assert state is not None
     assert state.today == today

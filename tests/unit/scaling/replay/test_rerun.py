@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from scaling.recipe_process import ProcessResult, run_alone
-from scaling.replay.compare import Verdict
+from scaling.replay.compare import ReplayVerdict
 from scaling.replay.rerun import read_command, replay
-from scaling.store.outcome import Outcome, write_outcome
+from scaling.store.outcome import CellOutcome, write_outcome
 from tests.builders.records import make_config, make_crashed, make_record
 from unitransformer.config import Recipe
 from unitransformer.record.metrics import read_out, steady_of
@@ -26,12 +26,12 @@ def noisy(step_s: float, *, seed: int, scatter: float = 0.01, count: int = STEPS
     seconds = [step_s * drawn.lognormvariate(0, scatter) for _ in range(count)]
     config = make_config(num_steps=count)
     record = make_record(step_s=seconds, code={"commit": "a" * 40, "is_dirty": False})
-    steady = steady_of(seconds, launches=[0], excluded_steps=[])
+    steady = steady_of(seconds, segment_starts=[0], excluded_steps=[])
     readout = read_out(
         seconds,
         record["samples"],
         steady,
-        launches=[0],
+        segment_starts=[0],
         units_per_step=config.global_batch_size * config.tokens_per_sample,
     )
     assert readout is not None
@@ -61,7 +61,7 @@ class Fake:
         return self.ended
 
 
-def play(original: Record, tmp_path: Path, *again: Record, **options: Any) -> Verdict:
+def play(original: Record, tmp_path: Path, *again: Record, **options: Any) -> ReplayVerdict:
     write_record(original, tmp_path / "record.json")
     runner = Fake(*again)
     return replay(tmp_path / "record.json", runner=runner, say=lambda line: None, **options)
@@ -138,8 +138,8 @@ def test_another_config_is_an_error_that_names_the_field(tmp_path: Path) -> None
 # ------------------------------------------------------------------------------ failures
 
 
-def fail(tmp_path: Path, runner: Fake, **changes: Any) -> Verdict:
-    outcome = Outcome(
+def fail(tmp_path: Path, runner: Fake, **changes: Any) -> ReplayVerdict:
+    outcome = CellOutcome(
         **{"cell": "0" * 12, "repeat": 1, "recipe": "gpt", "options": {}, "status": "oom"}
         | {"command": "python -m recipes.gpt --seed 1", "memory_limit_bytes": 10**9}
         | changes

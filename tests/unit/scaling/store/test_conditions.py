@@ -51,7 +51,7 @@ def test_more_ranks_of_the_same_kind_on_another_host_are_the_same_hardware() -> 
         ),
         (
             {"versions": {"python": "3.11.7", "torch": "2.13.0", "deepspeed": "0.19"}},
-            "versions of deepspeed differ: not told (record 1); 0.19 (record 2)",
+            "versions of deepspeed differ: not recorded (record 1); 0.19 (record 2)",
         ),
         (
             {"code": {"commit": "4567def", "is_dirty": False}},
@@ -63,7 +63,7 @@ def test_more_ranks_of_the_same_kind_on_another_host_are_the_same_hardware() -> 
         ),
         (
             {"hardware": [HOST | {"sm_clock_hz": 1.98e9}]},
-            "sm_clock_hz differ: not told (record 1); 1980 MHz (record 2)",
+            "sm_clock_hz differ: not recorded (record 1); 1980 MHz (record 2)",
         ),
     ],
 )

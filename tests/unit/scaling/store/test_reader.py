@@ -88,8 +88,8 @@ def test_json_that_is_not_a_record_is_foreign(tmp_path: Path) -> None:
     assert len(store.left_out) == 2
 
 
-FIGURES = make_record()["metrics"]
-PASSPORT = make_record()["mfu"][0]
+METRICS = make_record()["metrics"]
+MFU_ROW = make_record()["mfu"][0]
 
 
 @pytest.mark.parametrize(
@@ -107,12 +107,12 @@ PASSPORT = make_record()["mfu"][0]
         ({"peak_bytes": ["much"]}, "peak_bytes is not a list of int or null"),
         ({"ceiling": [CEILING | {"dtype": None}]}, "ceiling.0: dtype is None"),
         ({"metrics": {}}, "metrics holds 0 fields, and steady_from is 2"),
-        ({"metrics": FIGURES | {"units_per_s": "1"}}, "metrics: units_per_s is '1'"),
-        ({"metrics": FIGURES | {"median_step_s": 0.0}}, "metrics.median_step_s is 0.0"),
+        ({"metrics": METRICS | {"units_per_s": "1"}}, "metrics: units_per_s is '1'"),
+        ({"metrics": METRICS | {"median_step_s": 0.0}}, "metrics.median_step_s is 0.0"),
         ({"mfu": []}, "mfu is empty"),
         ({"mfu": [{}]}, "mfu.0 must have exactly the fields convention, "),
-        ({"mfu": [PASSPORT | {"flops_per_s": 1.0}]}, "mfu.6n.flops_per_s is 1.0; by"),
-        ({"mfu": [PASSPORT | {"definition": None}]}, "mfu.0.definition is None"),
+        ({"mfu": [MFU_ROW | {"flops_per_s": 1.0}]}, "mfu.6n.flops_per_s is 1.0; by"),
+        ({"mfu": [MFU_ROW | {"definition": None}]}, "mfu.0.definition is None"),
         ({"samples": {}}, "samples.cpu_s is missing"),
         ({"samples": with_samples(communication_s=[0.1])}, "samples.communication_s and step_s"),
         (
@@ -132,9 +132,9 @@ def test_a_damaged_record_is_rejected_with_its_reason(
     (tmp_path / "bad.json").write_text(json.dumps(add_checksums(make_record() | changes)))
     store = load_store([tmp_path], relative_to=tmp_path)
     assert [run.name for run in store.runs] == ["good.json"]
-    kind, told = reasons(store)["bad.json"]
+    kind, actual = reasons(store)["bad.json"]
     assert kind == "damaged"
-    assert reason in told
+    assert reason in actual
 
 
 def test_files_that_cannot_be_read_as_json_are_damaged(tmp_path: Path) -> None:
@@ -172,7 +172,7 @@ def test_a_record_with_any_broken_value_is_rejected_or_reported(tmp_path: Path) 
     assert all(render_pages(many, command="", plots="plots").values())
 
 
-# ---------------------------------------------------------------------------------- figures
+# ------------------------------------------------------------------------------ metrics
 
 
 def test_the_rate_follows_from_the_median_steady_step() -> None:
@@ -199,9 +199,9 @@ def test_an_older_record_lacks_communication_and_time_between_steps() -> None:
     for record in (old, new):
         validate(add_checksums(record))
     assert find_contradictions(make_run(old)) == []
-    told = make_run(new).metrics
-    assert told is not None
-    assert (told.between_steps_share, told.waiting_share) == (0.0, 0.0)
+    metrics = make_run(new).metrics
+    assert metrics is not None
+    assert (metrics.between_steps_share, metrics.waiting_share) == (0.0, 0.0)
 
 
 def test_an_image_counts_as_one_unit() -> None:
@@ -229,7 +229,7 @@ def test_a_run_too_short_to_be_steady_has_no_rate() -> None:
 )
 def test_an_edited_field_contradicts_the_samples(changes: dict[str, Any], field: str) -> None:
     found = find_contradictions(as_recorded(make_record() | changes))
-    assert any(told.startswith(field) for told in found)
+    assert any(line.startswith(field) for line in found)
 
 
 def test_a_rate_that_differs_by_rounding_is_accepted() -> None:
