@@ -1,4 +1,4 @@
-"""Two runs of a curve in; where the step lost time against the ideal one out."""
+"""Explains in which parts of a step a run lost time against the ideal speed-up."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -16,78 +16,76 @@ LossPart = Literal[
     "optimizer",
     "forward and backward",
 ]
-ToldBy = Literal["clock", "trace", "nothing"]
+Source = Literal["clock", "trace", "nothing"]  # of the communication time
 Shares = Mapping[LossPart, float]  # of a step
 
-
-UNTOLD = (
-    "forward and backward holds smaller kernels, the host and communication together; `--trace` on "
-    "both runs tells communication apart"
+NOT_SEPARATED = (
+    "forward and backward includes smaller kernels, host time and communication; `--trace` on both "
+    "runs separates communication"
 )
 FROM_THE_CLOCK = (
-    "communication is that of the rank which stood still least at each step; what others stood "
-    "still beyond it is waiting for that rank"
+    "communication is the minimum over ranks at each step; the rest of the time in collectives is "
+    "waiting for the slowest rank"
 )
 FROM_A_TRACE = (
-    "communication is the share that one rank's trace tells, and it is taken out of forward and "
-    "backward; idle is within the other parts"
+    "communication is its share in the trace of one rank, subtracted from forward and backward; "
+    "the other parts include idle time"
 )
-OF_DEEPSPEED = "some of the communication may be the optimizer's, which the trace does not tell"
+OF_DEEPSPEED = "some of the communication may belong to the optimizer; the trace does not show it"
 WAITING = (
-    "what waiting for the slowest rank cost is not told: the record holds the slowest rank's times "
-    "alone"
+    "waiting for the slowest rank was not measured: the record holds only the times of that rank"
 )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Traced:
-    """What the trace that tells communication says of itself."""
+    """How far the trace that gave the communication time is from an untraced step."""
 
-    slowdown: float  # a traced step over a steady one
+    slowdown: float  # of a traced step over a steady one
     idle: float  # share of the traced steps
     baseline_idle: float | None  # None: the baseline was not traced
 
 
 @dataclass(frozen=True, kw_only=True)
 class Slowest:
-    """The rank that was the slowest most often."""
+    """The rank that was most often the slowest."""
 
     rank: int
     share: float  # of the steady steps
-    chance: float  # that share if all ranks were alike
+    chance: float  # the share if all ranks were equal
 
 
 @dataclass(frozen=True, kw_only=True)
 class TimeLost:
-    """What one run lost against another, as shares of its step; a negative part was gained.
+    """The time that a run lost against its baseline, as shares of its step.
 
-    The parts add up to `share`. Communication that cannot be told apart is in forward and backward,
-    and neither `exposed communication` nor waiting is among the parts.
+    The parts add up to `share`; a negative part is a gain. If communication was not measured,
+    forward and backward includes it, and the parts hold neither communication nor waiting.
     """
 
     share: float  # 1 - efficiency of these two runs
     parts: Mapping[LossPart, float]
-    caveats: tuple[str, ...]  # what the records cannot tell, the same for all runs of a kind
-    traced: Traced | None  # None: communication is not told by a trace
+    caveats: tuple[str, ...]
+    traced: Traced | None  # None: communication does not come from a trace
     slowest: Slowest | None  # None: there is one rank
 
 
 def explain(baseline: Run, run: Run) -> TimeLost:
-    """Which parts of a step take longer than those of the baseline, divided over the devices.
+    """Compares each part of a step with the ideal one.
 
-    The ideal step takes T_0 (p_0 / p_n) (units_n / units_0) seconds: as long as the baseline's on a
-    weak curve, p_0 / p_n of it on a strong one. Each part of the step is held to the same.
+    The ideal step takes T_0 (p_0 / p_n) (units_n / units_0) seconds for p devices, where 0 is the
+    baseline. The same ratio is the ideal for each part.
 
     Raises:
-        ValueError: a run without a steady state, runs of different recipes.
+        ValueError: a run has no steady state, or the recipes differ.
     """
     if run.config.recipe != baseline.config.recipe:
         raise ValueError(
             f"run is of recipe {run.config.recipe} and baseline of {baseline.config.recipe}; "
             "compare runs of one recipe"
         )
-    told_by, *told = _communication(baseline, run)
-    before, after = (_parts_s(each, s) for each, s in zip((baseline, run), told, strict=True))
+    source, shares_before, shares_after = _communication(baseline, run)
+    before, after = _parts_s(baseline, shares_before), _parts_s(run, shares_after)
     devices = baseline.config.parallel.world_size / run.config.parallel.world_size
     ideal = devices * run.units_per_step / baseline.units_per_step
     step_s = math.fsum(after.values())
@@ -95,16 +93,16 @@ def explain(baseline: Run, run: Run) -> TimeLost:
     return TimeLost(
         share=1 - ideal * math.fsum(before.values()) / step_s,
         parts=parts,
-        caveats=tuple(_caveats(run, told_by)),
-        traced=_traced(baseline, run) if told_by == "trace" else None,
+        caveats=tuple(_caveats(run, source)),
+        traced=_traced(baseline, run) if source == "trace" else None,
         slowest=_slowest(run),
     )
 
 
 def _parts_s(run: Run, communication: Shares) -> dict[LossPart, float]:
-    """Seconds of the median steady step, divided as all steady steps together are."""
-    readout = steady_metrics(run)
-    step_s, shares = readout.step.median, readout.shares
+    """Returns seconds of the median steady step, with the shares of all steady steps."""
+    metrics = steady_metrics(run)
+    step_s, shares = metrics.step.median, metrics.shares
     parts: dict[LossPart, float] = {"input": shares["data_s"] * step_s}
     parts |= {part: share * step_s for part, share in communication.items()}
     parts["optimizer"] = shares["optimizer_s"] * step_s
@@ -113,38 +111,38 @@ def _parts_s(run: Run, communication: Shares) -> dict[LossPart, float]:
 
 
 def _trace(run: Run) -> Mapping[str, Any] | None:
-    """Of the first rank that was traced as a whole."""
+    """Returns the trace of the first rank with a complete one."""
     traces = run.record.get("trace") or []
     return next((trace for trace in traces if trace and trace["rows"]), None)
 
 
-def _communication(baseline: Run, run: Run) -> tuple[ToldBy, Shares, Shares]:
-    """What tells the communication of both runs, and their shares: empty where nothing does."""
-    clocked = [_by_the_clock(each) for each in (baseline, run)]
-    if all(clocked):
-        return "clock", clocked[0], clocked[1]
-    traced = [_by_a_trace(each) for each in (baseline, run)]
-    if all(traced):
-        return "trace", traced[0], traced[1]
+def _communication(baseline: Run, run: Run) -> tuple[Source, Shares, Shares]:
+    """Returns the best source that both runs have, and their shares by it."""
+    before, after = _clock_shares(baseline), _clock_shares(run)
+    if before and after:
+        return "clock", before, after
+    before, after = _trace_shares(baseline), _trace_shares(run)
+    if before and after:
+        return "trace", before, after
     return "nothing", {}, {}
 
 
-def _by_the_clock(run: Run) -> Shares:
-    """Of all steady steps; empty where the record does not tell."""
+def _clock_shares(run: Run) -> Shares:
+    """Returns the shares of all steady steps; empty if they were not recorded."""
     if run.config.parallel.world_size == 1:
         return {"exposed communication": 0.0, "waiting for the slowest rank": 0.0}
-    readout = steady_metrics(run)
-    if readout.waiting_share is None:
+    metrics = steady_metrics(run)
+    waiting = metrics.waiting_share
+    if waiting is None:
         return {}
-    waiting = readout.waiting_share
     return {
-        "exposed communication": readout.shares["communication_s"] - waiting,
+        "exposed communication": metrics.shares["communication_s"] - waiting,
         "waiting for the slowest rank": waiting,
     }
 
 
-def _by_a_trace(run: Run) -> Shares:
-    """Share of a traced step in which nothing but communication ran; empty where not told."""
+def _trace_shares(run: Run) -> Shares:
+    """Returns the share of a traced step in which only communication ran; empty if not traced."""
     if run.config.parallel.world_size == 1:
         return {"exposed communication": 0.0}
     trace = _trace(run)
@@ -155,12 +153,12 @@ def _share_of(trace: Mapping[str, Any], part: str) -> float:
     return math.fsum(row["share"] for row in trace["rows"] if row["part"] == part)
 
 
-def _caveats(run: Run, told_by: ToldBy) -> Iterable[str]:
-    if run.config.parallel.world_size > 1 and told_by == "clock":
+def _caveats(run: Run, source: Source) -> Iterable[str]:
+    if run.config.parallel.world_size > 1 and source == "clock":
         yield FROM_THE_CLOCK
         return
-    if told_by == "nothing":
-        yield UNTOLD
+    if source == "nothing":
+        yield NOT_SEPARATED
     elif _trace(run) is not None:
         yield FROM_A_TRACE
         if run.config.parallel.uses_deepspeed:
@@ -170,7 +168,6 @@ def _caveats(run: Run, told_by: ToldBy) -> Iterable[str]:
 
 
 def _traced(baseline: Run, run: Run) -> Traced | None:
-    """Waiting is within input or forward and backward, so it is no part of its own."""
     trace, before = _trace(run), _trace(baseline)
     if trace is None:
         return None
@@ -182,7 +179,6 @@ def _traced(baseline: Run, run: Run) -> Traced | None:
 
 
 def _slowest(run: Run) -> Slowest | None:
-    """By how much it was slower is not in the record."""
     world_size = run.config.parallel.world_size
     if world_size == 1:
         return None

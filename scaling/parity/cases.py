@@ -1,49 +1,46 @@
-"""Loss parity: which ways to train are compared, and when two are equal.
+"""Lists the cases of a parity study, and compares loss curves with bounds for each precision.
 
-The loss and the gradient norm of every step go in; how far they are from those of one plain
-float32 process comes out. The strategies promise the same model: the same seed, data and global
-batch have to give the same curves, up to what each precision rounds away.
+Every strategy must train the same model: the same seed, data and global batch must give the curves
+of one plain float32 process, up to the rounding of each precision.
 """
 
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, get_args
 
 from unitransformer.config import (
     ActivationCheckpointing,
     Compile,
     ParallelConfig,
     Precision,
+    RunConfig,
     Strategy,
 )
 
 ParityVerdict = Literal["equal", "different", "refused", "failed"]
-STRATEGIES: tuple[Strategy, ...] = (
-    *("single", "ddp", "fsdp", "fsdp1", "hsdp"),
-    *("zero1", "zero2", "zero3"),
-)
-LEAST_STEPS = 20  # an error that grows needs time to show
+STRATEGIES: tuple[Strategy, ...] = tuple(name for name in get_args(Strategy) if name != "auto")
+LEAST_STEPS = 20  # a growing error needs steps to show
 
 # ---------------------------------------------------------------------------------- comparing
 
 
 @dataclass(frozen=True, kw_only=True)
 class Bound:
-    """Largest relative differences of two curves that count as equal, and why these."""
+    """The largest relative differences that count as equal, and why."""
 
     loss: float
     gradient_norm: float
     why: str
 
 
-# Measured on CPUs: 24 steps of the small model, all three recipes; every combination over 2
-# devices, and those in float32 that are not compiled over 4.
+# Measured on CPUs with 24 steps of the small models of all three recipes: every combination on 2
+# devices; on 4 devices float32 that is not compiled.
 BOUNDS: dict[Precision, Bound] = {
     "32-true": Bound(
         loss=1e-5,
         gradient_norm=1e-4,
-        why="sums in another order; measured 1.8e-7 and 5.9e-6, so 16 times and more are left for "
+        why="sums in another order; measured 1.8e-7 and 5.9e-6, which leaves a factor of 16 for "
         "other machines and larger models",
     ),
     "bf16-mixed": Bound(
@@ -55,13 +52,13 @@ BOUNDS: dict[Precision, Bound] = {
     "bf16-true": Bound(
         loss=6e-3,
         gradient_norm=1e-1,
-        why="weights of 8 bits, which small steps leave where they are, and a norm of 8 bits; "
-        "measured 1.7e-3 and 3.3e-2, times 3; a small fault can hide here",
+        why="weights of 8 bits, which small steps do not change, and a norm of 8 bits; measured "
+        "1.7e-3 and 3.3e-2, times 3; a small fault can hide here",
     ),
     "16-mixed": Bound(
         loss=6e-4,
         gradient_norm=1.2e-2,
-        why="11 bits in every product, and pictures whose loss falls fast; measured 1.1e-4 and "
+        why="11 bits in every product, and images whose loss falls fast; measured 1.1e-4 and "
         "8.6e-4, times 5 and more",
     ),
 }
@@ -69,7 +66,7 @@ BOUNDS: dict[Precision, Bound] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Curves:
-    """One number an optimizer step: the loss, and the gradient norm before clipping."""
+    """Loss, and gradient norm before clipping, of each optimizer step."""
 
     loss: tuple[float, ...]
     gradient_norm: tuple[float, ...]
@@ -77,7 +74,7 @@ class Curves:
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """Of two curves, where it is largest."""
+    """The largest difference of two curves."""
 
     relative: float
     step: int  # counted from 1
@@ -85,7 +82,7 @@ class Difference:
 
 @dataclass(frozen=True, kw_only=True)
 class CurveComparison:
-    """How far a way to train is from the reference."""
+    """How far the curves of a case are from the reference."""
 
     loss: Difference
     gradient_norm: Difference
@@ -98,29 +95,29 @@ class CurveComparison:
         return "equal" if is_equal else "different"
 
 
-def compare(reference: Curves, own: Curves) -> CurveComparison:
-    """The largest relative differences of `own` from `reference`.
+def compare(reference: Curves, curves: Curves) -> CurveComparison:
+    """Returns the largest relative differences from the reference.
 
     Raises:
         ValueError: curves that are empty or not of the same length.
     """
     return CurveComparison(
-        loss=_largest_difference(reference.loss, own.loss),
-        gradient_norm=_largest_difference(reference.gradient_norm, own.gradient_norm),
-        first_loss=relative_difference(reference.loss[0], own.loss[0]),
+        loss=_largest_difference(reference.loss, curves.loss),
+        gradient_norm=_largest_difference(reference.gradient_norm, curves.gradient_norm),
+        first_loss=relative_difference(reference.loss[0], curves.loss[0]),
     )
 
 
-def _largest_difference(reference: Sequence[float], own: Sequence[float]) -> Difference:
-    if not 0 < len(reference) == len(own):
-        raise ValueError(f"{len(own)} steps cannot be compared with {len(reference)}")
-    relative = list(map(relative_difference, reference, own))
+def _largest_difference(reference: Sequence[float], values: Sequence[float]) -> Difference:
+    if not 0 < len(reference) == len(values):
+        raise ValueError(f"{len(values)} steps cannot be compared with {len(reference)}")
+    relative = list(map(relative_difference, reference, values))
     largest = max(relative)
     return Difference(relative=largest, step=relative.index(largest) + 1)
 
 
-def relative_difference(reference: float, own: float) -> float:
-    return 0.0 if own == reference else abs(own - reference) / max(abs(reference), 1e-300)
+def relative_difference(reference: float, value: float) -> float:
+    return 0.0 if value == reference else abs(value - reference) / max(abs(reference), 1e-300)
 
 
 # ---------------------------------------------------------------------------------- cases
@@ -128,19 +125,19 @@ def relative_difference(reference: float, own: float) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """One way to train a model."""
+    """One configuration of a parity study."""
 
     strategy: Strategy
-    devices: int = 1  # of all nodes
+    devices: int = 1  # over all nodes
     num_nodes: int = 1
     precision: Precision = "32-true"
     compile: Compile = "off"
     activation_checkpointing: ActivationCheckpointing = "off"
-    accumulate: int = 1  # micro-batches of a step; the global batch stays the same
+    accumulate: int = 1  # micro-batches per step, which divide the same global batch
 
     @property
     def kind(self) -> tuple[str, ...]:
-        """What a certificate proves for any number of devices."""
+        """The settings that a certificate proves for any number of devices."""
         return (self.strategy, self.precision, self.compile, self.activation_checkpointing)
 
     @property
@@ -156,7 +153,7 @@ class Case:
 
     @property
     def spread(self) -> str:
-        """Over how many devices, and how these are dealt out to nodes."""
+        """The number of devices, and how the nodes share them."""
         if self.num_nodes == 1:
             return str(self.devices)
         return f"{self.devices} ({self.num_nodes} nodes x {self.devices_per_node})"
@@ -169,9 +166,23 @@ class Case:
 REFERENCE = Case(strategy="single")  # one plain float32 process
 
 
+def case_of(config: RunConfig) -> Case:
+    """Returns the case that a run with this config trained."""
+    parallel = config.parallel
+    return Case(
+        strategy=parallel.strategy,
+        devices=parallel.world_size,
+        num_nodes=parallel.num_nodes,
+        precision=parallel.precision,
+        compile=parallel.compile,
+        activation_checkpointing=parallel.activation_checkpointing,
+        accumulate=config.accumulate,
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class Axes:
-    """What is varied, in the order in which it is tried."""
+    """The settings that a study varies, in order."""
 
     strategies: Sequence[Strategy]
     devices: Sequence[int]
@@ -181,23 +192,24 @@ class Axes:
 
 
 def list_cases(axes: Axes, *, is_quick: bool) -> list[Case]:
-    """Every combination, and each strategy once with its global batch in two micro-batches.
+    """Returns every combination, and each strategy once with two micro-batches.
 
-    `single` is one process whatever the device counts are.
+    `single` always has one device. `hsdp` replicates between nodes, so it has two nodes if each
+    node then has several devices.
 
     Args:
-        is_quick: of the combinations only those that differ in one axis at most from
-            float32, not compiled, nothing checkpointed.
+        is_quick: combinations differ from float32, not compiled, not checkpointed in one axis at
+            most.
     """
     cases: list[Case] = []
     for strategy in axes.strategies:
         for devices in (1,) if strategy == "single" else axes.devices:
-            place = Case(
-                strategy=strategy, devices=devices, num_nodes=_count_nodes(strategy, devices)
-            )
+            has_nodes = strategy == "hsdp" and devices > 2 and devices % 2 == 0
             product = [
-                replace(
-                    place,
+                Case(
+                    strategy=strategy,
+                    devices=devices,
+                    num_nodes=2 if has_nodes else 1,
                     precision=precision,
                     compile=compile_,
                     activation_checkpointing=checkpointing,
@@ -206,25 +218,12 @@ def list_cases(axes: Axes, *, is_quick: bool) -> list[Case]:
                     axes.precisions, axes.compile, axes.activation_checkpointing
                 )
             ]
-            kept = [case for case in product if not is_quick or num_changes(case) <= 1]
-            in_parts = replace(
-                place,
-                precision=axes.precisions[0],
-                compile=axes.compile[0],
-                activation_checkpointing=axes.activation_checkpointing[0],
-                accumulate=2,
-            )
-            cases += [*kept, in_parts]
+            cases += [case for case in product if not is_quick or _num_changes(case) <= 1]
+            cases.append(replace(product[0], accumulate=2))
     return cases
 
 
-def _count_nodes(strategy: Strategy, devices: int) -> int:
-    """Two for what replicates between nodes, if then each still divides something."""
-    return 2 if strategy == "hsdp" and devices > 2 and devices % 2 == 0 else 1
-
-
-def num_changes(case: Case) -> int:
-    """Axes beside strategy, devices and micro-batches in which a case differs from the plain."""
+def _num_changes(case: Case) -> int:
     return sum(
         getattr(case, name) != getattr(REFERENCE, name)
         for name in ("precision", "compile", "activation_checkpointing")
@@ -232,7 +231,7 @@ def num_changes(case: Case) -> int:
 
 
 def refusal(case: Case) -> str | None:
-    """Why the config alone refuses a case; None if it does not, but perhaps the machine will."""
+    """Returns why the config refuses a case; None if only the machine can refuse it."""
     try:
         ParallelConfig(
             strategy=case.strategy,

@@ -149,7 +149,9 @@ def describe_result(
 
 def _figures(comparison: CurveComparison | None) -> dict[str, Any]:
     if comparison is None:
-        return dict.fromkeys(name for name in CASE_FIELDS if name.endswith(("_difference", "_step")))
+        return dict.fromkeys(
+            name for name in CASE_FIELDS if name.endswith(("_difference", "_step"))
+        )
     return {
         "loss_difference": comparison.loss.relative,
         "loss_step": comparison.loss.step,

@@ -8,7 +8,7 @@ from types import NoneType
 from typing import Any, get_args
 
 from scaling.parity.cases import Bound, Case, Curves, ParityVerdict
-from scaling.parity.certificate import KIND, CASE_FIELDS, SCHEMA, Certificate, CaseResult
+from scaling.parity.certificate import CASE_FIELDS, KIND, SCHEMA, CaseResult, Certificate
 from scaling.parity.evidence import Work
 from unitransformer.config import Precision, RunConfig, from_dict, hash_values
 from unitransformer.files import write_atomically

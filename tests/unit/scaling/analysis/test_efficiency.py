@@ -94,8 +94,8 @@ def test_the_fastest_batch_split_represents_its_device_count_with_a_remark() -> 
     curve = only([strong(0.1, 1), strong(0.05, 2), in_parts])
     assert [run.name for run in curve.points[1].runs] == ["runs/2.json"]
     assert curve.remarks == (
-        "on 2 devices the fastest of 2 ways to spread the batch stands: "
-        "4 a device x 1 micro-batches x 2 devices",
+        "2 devices: the fastest of 2 batch splits is shown, "
+        "4 per device x 1 micro-batches x 2 devices",
     )
 
 

@@ -17,7 +17,7 @@ from scaling.parity.certificate_file import read_certificate
 from scaling.report.sections.fastest import fastest_blocks
 from scaling.report.sections.scaling import scaling_blocks
 from scaling.report.table_notes import SAME, ratio_figure
-from scaling.store.outcome import Outcome
+from scaling.store.outcome import CellOutcome
 from scaling.store.reader import Cell
 from scaling.store.run import Run
 from tests.builders.certificates import (
@@ -227,7 +227,7 @@ def test_a_scaling_row_shows_efficiency_and_where_time_was_lost() -> None:
     assert [law["law"] for law in laws] == ["Amdahl's law", "Universal scalability law"]
     assert {law["curve"] for law in laws} == {"strong, strategy ddp, global batch 8 (rows 1, 2)"}
     assert laws[0]["parameters"].startswith("serial share s = ")
-    assert "b is hardly told by three device counts" in laws[1]["remark"]
+    assert "three device counts hardly determine b" in laws[1]["remark"]
 
 
 def pair(step_s: float, **changes: Any) -> list[Run]:
@@ -285,12 +285,12 @@ def test_shared_remarks_are_printed_once_with_their_row_numbers() -> None:
     runs = [*pair(0.05), *pair(0.05, seed=1), *pair(0.05, seed=2, steps=10)]
     notes = [line for line in text(runs).splitlines() if line.startswith("- ")]
     assert notes == [
-        "- Forward and backward holds smaller kernels, the host and communication together; "
-        "`--trace` on both runs tells communication apart (all rows).",
+        "- Forward and backward includes smaller kernels, host time and communication; "
+        "`--trace` on both runs separates communication (all rows).",
         "- No interval: 10 samples, an interval needs 50 (row 3).",
         "- No law of scaling is fitted: 2 device counts, a fit needs 3 (all rows).",
-        "- What waiting for the slowest rank cost is not told: the record holds the slowest rank's "
-        "times alone (all rows).",
+        "- Waiting for the slowest rank was not measured: the record holds only the times of that "
+        "rank (all rows).",
     ]
 
 
@@ -307,7 +307,7 @@ def test_a_trace_adds_columns_that_stay_blank_for_other_runs() -> None:
     assert row["trace"] == "traced steps take 1.60 x as long, idle 10.0% (baseline not traced)"
     (_, untold), *_ = tables([one, two, strong(0.05, 4)])
     assert (untold["exposed communication"], untold["trace"]) == ("not measured", "")
-    assert "idle is within the other parts (row 1).\n" in text([one, two, strong(0.05, 4)])
+    assert "the other parts include idle time (row 1).\n" in text([one, two, strong(0.05, 4)])
 
 
 def test_the_record_that_explains_the_lost_time_is_bold() -> None:
@@ -414,7 +414,7 @@ def test_the_map_names_the_fastest_and_has_a_column_per_candidate() -> None:
 def cell(config: RunConfig | None, status: Status, run: Run | None = None, **options: str) -> Cell:
     actual = {"batch-size": "4", "devices": "2"} | options
     hashed = hashlib.sha256(repr((actual, status)).encode()).hexdigest()[:12]
-    outcome = Outcome(
+    outcome = CellOutcome(
         cell=hashed,
         repeat=1,
         recipe="gpt",
