@@ -14,8 +14,7 @@ from typing import Any
 import jsonargparse
 
 from scaling.calibrate import build_calibrate_parser, calibrate, read_calibrate_options
-from scaling.lint.check import lint, render
-from scaling.lint.command import _lint_parser
+from scaling.lint.check import build_lint_parser, lint, render
 from scaling.parity.command import run_parity
 from scaling.parity.options import build_parity_parser, read_parity_options
 from scaling.published import build_published_parser, load_rows, recompute_rows, render_rows
@@ -138,7 +137,7 @@ SUBCOMMANDS = {
     "parity": Subcommand(
         "check that every strategy trains the same model", build_parity_parser, _parity
     ),
-    "lint": Subcommand("check that a RESULTS.md still holds", _lint_parser, _lint),
+    "lint": Subcommand("check that a RESULTS.md still holds", build_lint_parser, _lint),
     "replay": Subcommand("measure a cell again and compare", build_replay_parser, _replay),
     "calibrate": Subcommand(
         "measure what this machine reaches at best", build_calibrate_parser, _calibrate

@@ -1,10 +1,11 @@
-"""RESULTS.md goes in; what is wrong with it comes out. `python -m scaling lint RESULTS.md`.
+"""Checks that a RESULTS.md agrees with its records: `python -m scaling lint RESULTS.md`.
 
-Three questions. Does its own command write it again, byte by byte? Does the arithmetic of its
-rows and of the raw samples hold? Are the records older than the code? The first two give
-errors (exit code 1), the last one warnings (exit code 0).
+Its command must write the same bytes again, and the numbers of its rows and records must follow
+from the raw samples: otherwise these are errors (exit code 1). Records that are stale or left out
+are warnings (exit code 0).
 """
 
+import difflib
 import re
 import shlex
 from collections.abc import Iterator, Mapping
@@ -14,8 +15,7 @@ from pathlib import Path, PurePosixPath
 import jsonargparse
 
 from scaling.lint.contradictions import find_contradictions, find_recounts
-from scaling.lint.table_arithmetic import check_efficiencies, check_rows
-from scaling.lint.text_diff import first_difference
+from scaling.lint.table_arithmetic import Finding, check_efficiencies, check_rows
 from scaling.parity import certificate as certificates
 from scaling.report.options import (
     ReportOptions,
@@ -28,10 +28,10 @@ from scaling.report.rows import rows
 from scaling.report.run_formatting import TITLES
 from scaling.report.staleness import (
     NO_CHECKOUT,
-    ReportState,
     CurrentCode,
-    measured_files,
+    ReportState,
     compare_with_today,
+    measured_files,
     read_state,
     stale_reasons,
 )
@@ -43,12 +43,13 @@ from unitransformer.config import Recipe
 from unitransformer.record.units import count
 
 COMMAND = ("python", "-m", "scaling", "report")
-Finding = tuple[str, str]  # where, what
+LONGEST_DIFF = 3  # lines of either side
+DIFF_WIDTH = 100  # characters of a line around the first that differs
 
 
 @dataclass(frozen=True, kw_only=True)
 class Findings:
-    """What is wrong, what is old, what was looked at."""
+    """Errors and warnings, each with its place, and what was checked."""
 
     errors: tuple[Finding, ...]
     warnings: tuple[Finding, ...]
@@ -59,23 +60,33 @@ class Findings:
         return 1 if self.errors else 0
 
 
+def build_lint_parser() -> jsonargparse.ArgumentParser:
+    parser = jsonargparse.ArgumentParser(
+        description="Check that a RESULTS.md follows from its records, that its numbers agree, and "
+        "whether code, torch or schema have changed since.",
+        exit_on_error=False,
+    )
+    parser.add_argument("file", type=Path, metavar="FILE", help="a RESULTS.md of `report`")
+    return parser
+
+
 def render(findings: Findings) -> str:
-    """A line for each finding, then what was checked."""
+    """Returns a line for each finding, then what was checked."""
     kinds = (("error", findings.errors), ("warning", findings.warnings))
-    lines = [f"{kind}: {where}: {told}" for kind, found in kinds for where, told in found]
-    counts = ", ".join(count(len(found), kind) for kind, found in kinds)
+    lines = [f"{kind}: {where}: {what}" for kind, group in kinds for where, what in group]
+    counts = ", ".join(count(len(group), kind) for kind, group in kinds)
     return "\n".join([*lines, *findings.checked, counts])
 
 
 def lint(path: Path, *, code: Path | None = None) -> Findings:
-    """Check a report against its records, its own figures and today's code.
+    """Checks a report against its records and the current code.
 
     Args:
         path: of the report; its command is read as if typed in its folder.
-        code: checkout whose HEAD the records are compared with; by default that of this code.
+        code: checkout whose HEAD the records are compared with; default: that of this code.
 
     Raises:
-        ValueError: no such file, or no text.
+        ValueError: not a file, or not text.
         OSError: it cannot be read.
     """
     text = _read(path)
@@ -89,57 +100,52 @@ def lint(path: Path, *, code: Path | None = None) -> Findings:
     except ValueError as error:
         return Findings(errors=((path.name, str(error)),), warnings=(), checked=())
     today = compare_with_today(store, code or Path(__file__).parents[2])
-    made = rows(store)
+    proofs = count(len(store.certificates), "certificate")
+    report_rows = rows(store)
     pages = _pages(options, store, state.today)
     return Findings(
         errors=(
             *_compare(pages, options),
             *_compare_plots(options, store),
-            *check_rows(made, store.runs),
+            *check_rows(report_rows, store.runs),
             *check_efficiencies(store.runs),
             *_contradictions(store),
-            *_curves(path, options, store),
+            *_missing_notes(path, options, store),
         ),
         warnings=(
             *_left_out(store),
             *_recounts(store),
-            *_stale(store, today),
-            *_marks(state, path, today),
+            *_stale_records(store, today),
+            *_outdated_marks(state, path, today),
         ),
         checked=(
-            f"arithmetic of {count(len(made), 'row')}",
+            f"arithmetic of {count(len(report_rows), 'row')}",
             f"bytes of {count(len(pages), 'page')}",
-            _records_looked_at(store),
-            _about_code(today),
+            f"samples of {count(len(store.runs), 'record')} and {proofs}",
+            "code that a recipe reaches compared with HEAD"
+            if today.is_checkout
+            else f"code: {NO_CHECKOUT}",
         ),
     )
 
 
 def _read(path: Path) -> str:
     if not path.is_file():
-        raise ValueError(f"{path} is no file; give a report that `scaling report` wrote")
+        raise ValueError(f"{path} is not a file; give a report that `scaling report` wrote")
     try:
         return path.read_bytes().decode()
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is no text ({error.reason}); give a report") from error
-
-
-def _records_looked_at(store: Store) -> str:
-    proofs = count(len(store.certificates), "certificate")
-    return f"samples of {count(len(store.runs), 'record')} and {proofs}"
-
-
-# ------------------------------------------------------------------------------ the same bytes
+        raise ValueError(f"{path} is not text ({error.reason}); give a report") from error
 
 
 def _options_in(state: ReportState | None, path: Path) -> ReportOptions | str:
-    """Paths of the command that wrote the report, or what is wrong with it."""
-    how = f"it does not end with its `{shlex.join(COMMAND)} DIR`; write it again with that"
+    """The options of the command that wrote the report, with paths from here, or an error text."""
+    missing = f"it does not end with its `{shlex.join(COMMAND)} DIR`; write it again with that"
     if state is None:
-        return how
+        return missing
     arguments = shlex.split(state.command)
     if tuple(arguments[: len(COMMAND)]) != COMMAND:
-        return how
+        return missing
     try:
         given = read_report_options(build_report_parser().parse_args(arguments[len(COMMAND) :]))
     except (jsonargparse.ArgumentError, ValueError) as error:
@@ -155,10 +161,10 @@ def _options_in(state: ReportState | None, path: Path) -> ReportOptions | str:
 
 
 def _pages(options: ReportOptions, store: Store, today: CurrentCode) -> dict[PurePosixPath, str]:
-    """Every generated page as its records give it, by its path from the folder of the report.
+    """Every generated page as its records give it, by its path from the report's folder.
 
-    It is held against what it was held against then: code that has changed since is another
-    finding.
+    Args:
+        today: the code that the report was compared with; a later change is a warning of its own.
     """
     return render_pages(
         store,
@@ -171,14 +177,31 @@ def _pages(options: ReportOptions, store: Store, today: CurrentCode) -> dict[Pur
 
 
 def _compare(pages: Mapping[PurePosixPath, str], options: ReportOptions) -> Iterator[Finding]:
-    """Where a page is not what the records give today."""
-    for name, again in pages.items():
+    for name, expected in pages.items():
         file = options.out.parent / name
         if not file.is_file():
             yield str(name), "is missing; write the report again"
-        elif (text := _read(file)) != again:
-            line, difference = first_difference(text, again)
+        elif (text := _read(file)) != expected:
+            line, difference = _first_difference(text, expected)
             yield f"{name}:{line}", difference
+
+
+def _first_difference(text: str, expected: str) -> tuple[int, str]:
+    """Returns the number of the first line that differs, from 1, and a short diff."""
+    actual, wanted = text.split("\n"), expected.split("\n")
+    changes = difflib.SequenceMatcher(None, actual, wanted, autojunk=False).get_opcodes()
+    _, start, end, wanted_start, wanted_end = next(c for c in changes if c[0] != "equal")
+    removed, added = actual[start:end], wanted[wanted_start:wanted_end]
+    letters = zip("".join(removed[:1]), "".join(added[:1]), strict=False)
+    column = next((index for index, (old, new) in enumerate(letters) if old != new), 0)
+    left = max(0, column - DIFF_WIDTH // 2)
+    right = left + DIFF_WIDTH
+    lines = ["the text is not what its records give (-: the file, +: the records)"]
+    for sign, side in (("-", removed), ("+", added)):
+        for line in side[:LONGEST_DIFF]:
+            before, after = "…" if left > 0 else "", "…" if right < len(line) else ""
+            lines.append(f"  {sign} {before}{line[left:right]}{after}")
+    return start + 1, "\n".join(lines)
 
 
 def _compare_plots(options: ReportOptions, store: Store) -> Iterator[Finding]:
@@ -191,87 +214,71 @@ def _compare_plots(options: ReportOptions, store: Store) -> Iterator[Finding]:
             yield where, "is not the plot that the records give; write the report again"
 
 
-# ------------------------------------------------------------------------------ the records
-
-
 def _contradictions(store: Store) -> Iterator[Finding]:
-    """Fields of records that do not follow from their samples or from one another."""
+    """Fields of records and certificates that do not follow from their samples."""
     for run in store.runs:
         if run.is_ok:
-            yield from ((run.name, told) for told in find_contradictions(run))
+            yield from ((run.name, what) for what in find_contradictions(run))
     for certificate in store.certificates:
-        for told in certificates.find_contradictions(certificate):
-            yield certificate.name, told
+        for what in certificates.find_contradictions(certificate):
+            yield certificate.name, what
 
 
 def _recounts(store: Store) -> Iterator[Finding]:
-    """What today's code counts otherwise than the code that wrote a record."""
+    """Values that the current code counts differently from the code that wrote the record."""
     for run in store.runs:
         if run.is_ok:
             yield from ((run.name, what) for what in find_recounts(run))
 
 
-def _curves(path: Path, options: ReportOptions, store: Store) -> Iterator[Finding]:
-    """Rows that were measured under different conditions, and a page that does not say so."""
+def _missing_notes(path: Path, options: ReportOptions, store: Store) -> Iterator[Finding]:
+    """Tables that join runs under different conditions without a note that says so."""
     names = sweep_names(store)
-    for (sweep, recipe), runs in _joined(store).items():
+    for (sweep, recipe), runs in _runs_by_table(store).items():
         page = options.pages / (page_name(names[sweep]) if sweep else "runs.md")
         text = page.read_text() if page.is_file() else ""
         section = _section(text, f"## {TITLES[recipe]}")
         records = [run.record for run in runs]
-        if sweep:
-            # Ranks that share cores have fewer threads: the page on scaling says so.
+        if sweep:  # the page of a sweep states that ranks that share cores have fewer threads
             records = [without_threads(record) for record in records]
         else:
             section = _section(section, "### All runs")
+        section = " ".join(section.replace("\n>", " ").split())
         for line in differences(records):
-            field = re.split(r"(?<= differ)|:", line)[0]
-            if field not in " ".join(section.replace("\n>", " ").split()):
-                whose = f"{sweep and sweep + ', '}{TITLES[recipe]}"
-                told = f"{whose}: {len(runs)} records in one table, and nothing says: {line}"
-                yield path.name, told
+            if re.split(r"(?<= differ)|:", line)[0] not in section:
+                table = f"{sweep}, {TITLES[recipe]}" if sweep else TITLES[recipe]
+                what = f"{len(runs)} records in one table, and nothing says: {line}"
+                yield path.name, f"{table}: {what}"
 
 
 def _section(text: str, heading: str) -> str:
-    """From a heading to the next one of its level or above."""
+    """The text from a heading to the next one of its level or above."""
     _, _, after = text.partition(f"\n{heading}\n")
     level = heading.partition(" ")[0]
     return re.split(rf"\n#{{2,{len(level)}}} ", after, maxsplit=1)[0]
 
 
-def _joined(store: Store) -> dict[tuple[str, Recipe], list[Run]]:
-    """Runs that stand in one table or curve, by sweep, if any, and recipe."""
+def _runs_by_table(store: Store) -> dict[tuple[str, Recipe], list[Run]]:
+    """Runs that share a table or curve, by sweep ("" for none) and recipe."""
     groups: dict[tuple[str, Recipe], list[Run]] = {}
-    sweeps = [(cell.sweep, cell.run) for cell in store.cells if cell.run is not None]
-    for place, run in [*(("", run) for run in store.single_runs), *sweeps]:
+    cells = [(cell.sweep, cell.run) for cell in store.cells if cell.run is not None]
+    for sweep, run in [*(("", run) for run in store.single_runs), *cells]:
         if run.is_ok:
-            groups.setdefault((place, run.config.recipe), []).append(run)
+            groups.setdefault((sweep, run.config.recipe), []).append(run)
     return groups
 
 
 def _left_out(store: Store) -> Iterator[Finding]:
-    """Files that are meant to be records and are not used."""
     for file in store.left_out:
         if file.kind != "foreign":
             yield file.name, f"left out, {file.kind}: {file.reason}"
 
 
-# ------------------------------------------------------------------------------ staleness
-
-
-def _stale(store: Store, today: CurrentCode) -> Iterator[Finding]:
-    """Why records tell nothing of today's code."""
+def _stale_records(store: Store, today: CurrentCode) -> Iterator[Finding]:
     for name, content in measured_files(store):
         yield from ((name, f"stale: {reason}") for reason in stale_reasons(content, today))
 
 
-def _marks(state: ReportState, path: Path, today: CurrentCode) -> Iterator[Finding]:
-    """Whether the marks of the report are those of today."""
+def _outdated_marks(state: ReportState, path: Path, today: CurrentCode) -> Iterator[Finding]:
     if today.is_checkout and state.today != today:
-        yield path.name, "its marks of what is stale are not today's; write it again"
-
-
-def _about_code(today: CurrentCode) -> str:
-    if not today.is_checkout:
-        return f"code: {NO_CHECKOUT}"
-    return "code that a recipe reaches compared with HEAD"
+        yield path.name, "its marks of stale records are outdated; write the report again"

@@ -1,4 +1,4 @@
-"""What lint computes again from the raw samples of a run, and where its record says otherwise."""
+"""Recomputes the numbers of a record from its raw samples and reports where they differ."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -13,28 +13,28 @@ from unitransformer.record.metrics import passport_of, read_out, recorded_steady
 from unitransformer.record.schema import Record
 from unitransformer.record.units import perplexity
 
-PASSPORT = ("flops_per_unit", "flops_per_s", "utilisation", "share_of_ceiling")  # of a row
+MFU_FIELDS = ("flops_per_unit", "flops_per_s", "utilisation", "share_of_ceiling")
 
 
 def find_contradictions(run: Run) -> list[str]:
-    """Derived fields of a run that ended well that its own samples and config contradict."""
+    """Returns the derived fields of an `ok` run that its samples and config contradict."""
     rate, record = f"{run.unit}s_per_s", run.record
-    readout = read_out(
+    metrics = read_out(
         record["step_s"],
         record["samples"],
         recorded_steady(record),
         segment_starts=record["segment_starts"],
         units_per_step=run.units_per_step,
     )
-    figures = {} if readout is None else readout.as_dict()
+    derived = {} if metrics is None else metrics.as_dict()
     return [
         *_ceilings(record),
         *_differences(
             {
-                rate: (record.get(rate), figures.get("units_per_s")),
+                rate: (record.get(rate), derived.get("units_per_s")),
                 **{
-                    f"metrics.{name}": (record["metrics"].get(name), figures.get(name))
-                    for name in sorted(record["metrics"].keys() | figures.keys())
+                    f"metrics.{name}": (record["metrics"].get(name), derived.get(name))
+                    for name in sorted(record["metrics"].keys() | derived.keys())
                 },
                 **dict(_joules(run)),
                 "num_parameters": (record["num_parameters"], count_parameters(run.config.model)),
@@ -54,7 +54,7 @@ def _ceilings(record: Record) -> Iterator[str]:
 
 
 def _metric(run: Run) -> float:
-    """Perplexity out of the validation loss; an accuracy is itself a raw count."""
+    """Perplexity from the validation loss; an accuracy cannot be recomputed."""
     validation = run.record["validation"]
     if validation["metric"] == "perplexity":
         return perplexity(validation["loss"])
@@ -62,18 +62,18 @@ def _metric(run: Run) -> float:
 
 
 def _joules(run: Run) -> Iterator[tuple[str, tuple[Any, Any]]]:
-    """What the record says of the energy of each device, and what its looks say."""
+    """The recorded energy of each GPU, and that by its samples."""
     record, first = run.record, run.record["segment_starts"][-1]
     steps = {first + s for s in recorded_steady(record).steps(len(record["step_s"][first:]))}
     for rank, gpu in enumerate(record["gpu"]):
         if gpu is not None:
-            for name, figure in energy_between_samples(gpu["samples"], steps).as_dict().items():
-                yield f"gpu.{rank}.{name}", (gpu.get(name), figure)
+            for name, derived in energy_between_samples(gpu["samples"], steps).as_dict().items():
+                yield f"gpu.{rank}.{name}", (gpu.get(name), derived)
 
 
 def find_recounts(run: Run) -> list[str]:
-    """FLOPs, the MFU report, and the begin of the steady state, that this version of the code finds
-    otherwise than the one that wrote the record."""
+    """Returns where the current code counts FLOPs, MFU or the start of the steady state differently
+    from the version that wrote the record."""
     flops, record = f"flops_per_{run.unit}", run.record
     steady = steady_of(
         record["step_s"], segment_starts=record["segment_starts"], excluded_steps=run.excluded_steps
@@ -94,7 +94,7 @@ def find_recounts(run: Run) -> list[str]:
                     getattr(row, name),
                 )
                 for row in today
-                for name in PASSPORT
+                for name in MFU_FIELDS
             },
         }
     )
@@ -102,7 +102,7 @@ def find_recounts(run: Run) -> list[str]:
 
 def _differences(fields: Mapping[str, tuple[Any, Any]]) -> list[str]:
     return [
-        f"{field} is {_said(stored)} in the record, {_said(derived)} by its samples and config"
+        f"{field} is {_text(stored)} in the record, {_text(derived)} by its samples and config"
         for field, (stored, derived) in fields.items()
         if not _agree(stored, derived)
     ]
@@ -114,5 +114,5 @@ def _agree(stored: Any, derived: Any) -> bool:
     return fits(stored, NUMBER) and math.isclose(stored, derived, rel_tol=RELATIVE_ERROR)
 
 
-def _said(value: Any) -> str:
+def _text(value: Any) -> str:
     return "nothing" if value is None else repr(value)

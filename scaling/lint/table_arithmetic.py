@@ -1,6 +1,6 @@
-"""The arithmetic that must hold among the figures of a report, checked on its rows as data.
+"""Checks that the numbers of a report's rows agree with each other and with their records.
 
-Nothing is parsed out of the pages: they are compared byte for byte with what these rows give.
+It checks the rows as data: `lint` compares the pages byte for byte with what these rows give.
 """
 
 import math
@@ -12,30 +12,32 @@ from scaling.report.rows import Row
 from scaling.store.run import Run
 from unitransformer.costs.mfu import MfuRow
 
-TOLERANCE = 1e-6  # relative; the figures are quotients of one another
-LAST_DIGIT = 0.0005  # efficiencies are printed with one digit of a per cent
+TOLERANCE = 1e-6  # relative; the numbers are quotients of one another
+LAST_DIGIT = 0.0005  # efficiencies are printed as percentages with one decimal
 
 Finding = tuple[str, str]  # where, what
 
 
 def check_rows(rows: Iterable[Row], runs: Sequence[Run]) -> Iterator[Finding]:
-    """What contradicts itself in a row, or between a row and the MFU report of its record."""
-    passports = {run.name: run for run in runs if run.is_ok}
+    """Yields contradictions within a row, and between a row and the MFU report of its record."""
+    ok_runs = {run.name: run for run in runs if run.is_ok}
     for row in rows:
         where = row.record or row.command
         yield from ((where, what) for what in _check_row(row))
-        if row.record in passports:
-            run = passports[row.record]
-            for passport in run.mfu:
-                yield from ((where, what) for what in _check_passport(passport, row, run))
+        if row.record in ok_runs:
+            run = ok_runs[row.record]
+            for mfu in run.mfu:
+                yield from ((where, what) for what in _check_mfu(mfu, row, run))
 
 
 def check_efficiencies(runs: Iterable[Run]) -> Iterator[Finding]:
-    """An efficiency above 1 is noise, and its interval reaches down to 1, or it is wrong; and it is
-    the ratio of the rates per device."""
+    """Yields efficiencies above 1 whose interval excludes 1, and wrong ratios of rates."""
     for curve in find_curves(runs):
         for point in curve.points:
-            yield from ((_name(curve, point), what) for what in _check_efficiency(curve, point))
+            records = ", ".join(run.name for run in point.runs)
+            devices = f"{point.devices} devices ({records})"
+            where = f"{curve.scaling} scaling of {curve.strategy} on {devices}"
+            yield from ((where, what) for what in _check_efficiency(curve, point))
 
 
 def _check_row(row: Row) -> Iterator[str]:
@@ -76,8 +78,7 @@ def _check_interval(
         yield f"{name} {middle} is not between {low} and {high}"
 
 
-def _check_passport(mfu: MfuRow, row: Row, run: Run) -> Iterator[str]:
-    """Its own quotients were checked when it was read."""
+def _check_mfu(mfu: MfuRow, row: Row, run: Run) -> Iterator[str]:
     where = f"mfu.{mfu.convention}"
     rate, devices = run.record.get(f"{run.unit}s_per_s"), run.config.parallel.world_size
     yield from _compare(
@@ -93,9 +94,8 @@ def _check_passport(mfu: MfuRow, row: Row, run: Run) -> Iterator[str]:
     ):
         if getattr(row, name) != share:
             yield f"{name} is {getattr(row, name)}; {where} of the record says {share}"
-    if (mfu.share_of_ceiling or 0) > 1 and not mfu.flag:
-        share = mfu.share_of_ceiling
-        yield f"{where}.share_of_ceiling is {share:.3f}, above 1 without a flag"
+    if mfu.share_of_ceiling is not None and mfu.share_of_ceiling > 1 and not mfu.flag:
+        yield f"{where}.share_of_ceiling is {mfu.share_of_ceiling:.3f}, above 1 without a flag"
 
 
 def _check_efficiency(curve: Curve, point: MeasuredPoint) -> Iterator[str]:
@@ -110,16 +110,10 @@ def _check_efficiency(curve: Curve, point: MeasuredPoint) -> Iterator[str]:
     )
 
 
-def _name(curve: Curve, point: MeasuredPoint) -> str:
-    records = ", ".join(run.name for run in point.runs)
-    return f"{curve.scaling} scaling of {curve.strategy} on {point.devices} devices ({records})"
-
-
-def _compare(name: str, given: Any, expected: Any, words: str) -> Iterator[str]:
-    """Nothing where a figure is missing."""
+def _compare(name: str, given: Any, expected: Any, source: str) -> Iterator[str]:
     if given is None or expected is None or math.isclose(given, expected, rel_tol=TOLERANCE):
         return
-    yield f"{name} is {given:.7g}; {words} make {expected:.7g}"
+    yield f"{name} is {given:.7g}; {source} make {expected:.7g}"
 
 
 def _product(parts: Sequence[float | None]) -> float | None:

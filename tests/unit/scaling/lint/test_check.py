@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from scaling.__main__ import main
-from scaling.lint.check import Findings, lint, render
+from scaling.lint.check import lint, render
 from scaling.lint.table_arithmetic import check_efficiencies, check_rows
 from scaling.parity.certificate_file import write_certificate
 from scaling.report.results_md import render_pages
@@ -36,10 +36,6 @@ def report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "RESULTS.md"
 
 
-def told(findings: Findings) -> str:
-    return render(findings)
-
-
 def edit(path: Path, change: Callable[[str], str]) -> None:
     before = path.read_text()
     after = change(before)
@@ -51,7 +47,7 @@ def test_a_report_as_it_was_written_has_no_errors(report: Path) -> None:
     findings = lint(report)
     assert findings.errors == ()
     assert findings.exit_code == 0
-    assert "samples of 4 records and 1 certificate" in told(findings)
+    assert "samples of 4 records and 1 certificate" in render(findings)
 
 
 def test_one_changed_digit_is_shown_with_its_line(report: Path) -> None:
@@ -124,7 +120,7 @@ def test_a_report_without_its_command_or_its_records_is_an_error(report: Path) -
     edit(report, lambda text: text.replace("<!-- scaling report", "<!-- "))
     ((_, what),) = lint(report).errors
     assert "does not end with its `python -m scaling report DIR`" in what
-    with pytest.raises(ValueError, match="is no file; give a report"):
+    with pytest.raises(ValueError, match="is not a file; give a report"):
         lint(report.parent / "nothing.md")
 
 
@@ -287,7 +283,7 @@ def test_another_torch_unknown_commits_and_dirty_trees_are_reported(
         "stale: its commit 0123456789ab is not in this checkout",
     ]
     nothing = {"commit": None, "is_dirty": None}
-    assert "stale: its commit is not told" in stale(report, checkout, code=nothing)
+    assert "stale: its commit is not recorded" in stale(report, checkout, code=nothing)
 
 
 def test_lint_outside_a_checkout_says_so_in_one_line(report: Path) -> None:
@@ -299,7 +295,7 @@ def test_lint_outside_a_checkout_says_so_in_one_line(report: Path) -> None:
 # ------------------------------------------------------------------------------ marks in the report
 
 
-def held_against(report: Path, checkout: Path) -> str:
+def write_compared(report: Path, checkout: Path) -> str:
     """The report written next to a checkout."""
     store = load_store([report.parent / "runs"], relative_to=report.parent)
     today = compare_with_today(store, checkout)
@@ -318,21 +314,22 @@ def test_lint_reproduces_the_stale_marks_of_a_report_after_later_commits(
     write_record(make_record("bert", code=code), Path("runs/bert.json"))
     write_record(make_record("vit", code=code, versions={"torch": "1.0"}), Path("runs/vit.json"))
     assert main(["report", "runs"]) == 0  # its plots
-    fresh = held_against(report, checkout)
+    fresh = write_compared(report, checkout)
     assert "[record](runs/bert.json) " in fresh
     assert "[record](runs/vit.json)†" in fresh, "another torch"
     assert "[record](../runs/vit.json)†" in fresh, "on every page"
-    assert fresh.count("† after a record: it tells") == 1
+    assert fresh.count("† after a record: it is stale") == 1
     (checkout / "recipes" / "gpt.py").write_text("STEPS = 2\nprint(STEPS)\n")
     git(checkout, "commit", "-qam", "code")
     assert lint(report, code=checkout).errors == (), "the text is right about what it was beside"
-    assert ("RESULTS.md", "its marks of what is stale are not today's; write it again") in lint(
-        report, code=checkout
-    ).warnings
-    stale_ = held_against(report, checkout)
-    assert "[record](runs/bert.json)†" in stale_
-    assert stale_ == held_against(report, checkout)
-    assert f"Code: changed since {first[:12]}; not known at 0123456789ab. " in stale_
+    assert (
+        "RESULTS.md",
+        "its marks of stale records are outdated; write the report again",
+    ) in lint(report, code=checkout).warnings
+    marked = write_compared(report, checkout)
+    assert "[record](runs/bert.json)†" in marked
+    assert marked == write_compared(report, checkout)
+    assert f"Code: changed since {first[:12]}; not known at 0123456789ab. " in marked
     assert lint(report, code=checkout).errors == ()
     assert not [what for _, what in lint(report, code=checkout).warnings if "marks" in what]
 
@@ -343,7 +340,9 @@ def test_lint_reproduces_the_stale_marks_of_a_report_after_later_commits(
         CurrentCode(torch=None, is_checkout=False),
         CurrentCode(torch="2.13.0+cpu", is_checkout=True),
         CurrentCode(torch="2.13", is_checkout=True, changed=frozenset({"0a", "0b"})),
-        CurrentCode(torch=None, is_checkout=True, changed=frozenset({"0a"}), unknown=frozenset({"0c"})),
+        CurrentCode(
+            torch=None, is_checkout=True, changed=frozenset({"0a"}), unknown=frozenset({"0c"})
+        ),
     ],
 )
 def test_the_staleness_comparison_is_read_back_from_a_report(today: CurrentCode) -> None:
@@ -357,7 +356,7 @@ def test_a_report_without_a_checkout_marks_nothing_and_says_so_once(
     report: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("importlib.metadata.version", lambda _: "2.13.0")
-    outside = held_against(report, report.parent)
+    outside = write_compared(report, report.parent)
     assert outside.count("not compared, for it is in no git checkout") == 1
     assert "json)†" not in outside
     assert lint(report).errors == ()
