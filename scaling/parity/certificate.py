@@ -1,7 +1,7 @@
-"""The parity certificate: one JSON file a study of a recipe, with all raw samples.
+"""A parity certificate: the raw samples of a study of one recipe, and the verdicts they imply.
 
-Differences and verdicts are stored for other people's tools, and computed again from the samples
-whenever a certificate is read: what was edited contradicts itself.
+Differences and verdicts are stored for other tools, and derived again from the samples whenever a
+certificate is read. An edit therefore shows as a contradiction.
 """
 
 import functools
@@ -27,36 +27,39 @@ from unitransformer.record.fields import NUMBER, RELATIVE_ERROR, Kinds, fits
 SCHEMA = 1
 KIND = "parity"
 
-CASE_FIELDS: dict[str, Kinds] = {
-    "verdict": str,
-    "reason": (str, NoneType),
-    "command": str,
-    "elapsed_s": NUMBER,
+DIFFERENCE_FIELDS: dict[str, Kinds] = {
     "loss_difference": (*NUMBER, NoneType),
     "loss_step": (int, NoneType),
     "gradient_norm_difference": (*NUMBER, NoneType),
     "gradient_norm_step": (int, NoneType),
     "first_loss_difference": (*NUMBER, NoneType),
 }
+CASE_FIELDS: dict[str, Kinds] = {
+    "verdict": str,
+    "reason": (str, NoneType),
+    "command": str,
+    "elapsed_s": NUMBER,
+    **DIFFERENCE_FIELDS,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
 class CaseResult:
-    """What came of a case: its curves, or why there are none."""
+    """A case with its curves, or the reason why there are none."""
 
     case: Case
-    told: ParityVerdict  # as stored; `Certificate.verdict` is what follows from the curves
+    stored_verdict: ParityVerdict  # `Certificate.verdict` derives it from the curves
     reason: str | None
     curves: Curves | None
-    work: Work | None  # None: an older certificate, which did not ask
+    work: Work | None  # None: an older certificate without it
     elapsed_s: float
     command: str
-    stored: Mapping[str, Any]  # as stored
+    stored: Mapping[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Certificate:
-    """A certificate, and what its raw samples say."""
+    """A certificate whose fields were checked; verdicts are derived from its samples."""
 
     name: str  # of its file
     content: Mapping[str, Any]
@@ -71,7 +74,7 @@ class Certificate:
 
     @functools.cached_property
     def verdicts_of_kinds(self) -> Mapping[tuple[str, ...], Sequence[tuple[Case, ParityVerdict]]]:
-        """Every case with its verdict, by its kind: thousands of runs ask for the same few."""
+        """Every case with its verdict, by kind; cached, since thousands of runs ask for a few."""
         kinds: dict[tuple[str, ...], list[tuple[Case, ParityVerdict]]] = {}
         for result in self.results:
             kinds.setdefault(result.case.kind, []).append((result.case, self.verdict(result)))
@@ -80,32 +83,23 @@ class Certificate:
     def comparison(self, result: CaseResult) -> CurveComparison | None:
         return None if result.curves is None else compare(self.reference, result.curves)
 
-    def verdict(self, result: CaseResult) -> ParityVerdict:
-        """What follows from the samples, by the bounds of this version of the code."""
-        return self._verdict(result, BOUNDS)
-
-    def verdict_then(self, result: CaseResult) -> ParityVerdict:
-        """The same by the bounds that the certificate states."""
-        return self._verdict(result, self.bounds)
-
-    def _verdict(self, result: CaseResult, bounds: Mapping[Precision, Bound]) -> ParityVerdict:
+    def verdict(
+        self, result: CaseResult, bounds: Mapping[Precision, Bound] = BOUNDS
+    ) -> ParityVerdict:
+        """Returns the verdict that the samples imply, by default with this version's bounds."""
         comparison = self.comparison(result)
         if comparison is None:
-            return result.told
+            return result.stored_verdict
         if self.inactive_feature(result) is not None:
             return "different"
         return comparison.verdict(bounds[result.case.precision])
 
     def inactive_feature(self, result: CaseResult) -> str | None:
-        """Why its losses prove nothing of it, if it did not do what it was to."""
+        """Returns why the run did not do what its case asks for; None if it did."""
         if result.work is None:
             return None
-        return find_inactive_feature(
-            result.case, result.work, num_layers=self.config.model.num_layers
-        )
-
-
-# ---------------------------------------------------------------------------------- out
+        num_layers = self.config.model.num_layers
+        return find_inactive_feature(result.case, result.work, num_layers=num_layers)
 
 
 def describe_result(
@@ -119,17 +113,17 @@ def describe_result(
     elapsed_s: float,
     command: str,
 ) -> dict[str, Any]:
-    """A case as it is stored.
+    """Returns a case as a certificate stores it.
 
     Args:
-        idleness: why it was not this case, whatever its curves are.
-        failure: where there are no curves, whether it was refused or failed, and why.
+        inactive_feature: why the run was not this case, whatever its curves are.
+        failure: without curves, whether it was refused or failed, and why.
     """
     comparison = None if curves is None else compare(reference, curves)
     if comparison is not None:
-        verdict: ParityVerdict = (
-            "different" if inactive_feature else comparison.verdict(BOUNDS[case.precision])
-        )
+        verdict: ParityVerdict = comparison.verdict(BOUNDS[case.precision])
+        if inactive_feature:
+            verdict = "different"
         reason = inactive_feature
     else:
         assert failure is not None
@@ -138,7 +132,7 @@ def describe_result(
         **asdict(case),
         "verdict": verdict,
         "reason": reason,
-        **_figures(comparison),
+        **_describe_comparison(comparison),
         "work": None if work is None else {k: list(v) for k, v in asdict(work).items()},
         "elapsed_s": elapsed_s,
         "command": command,
@@ -147,11 +141,9 @@ def describe_result(
     }
 
 
-def _figures(comparison: CurveComparison | None) -> dict[str, Any]:
+def _describe_comparison(comparison: CurveComparison | None) -> dict[str, Any]:
     if comparison is None:
-        return dict.fromkeys(
-            name for name in CASE_FIELDS if name.endswith(("_difference", "_step"))
-        )
+        return dict.fromkeys(DIFFERENCE_FIELDS)
     return {
         "loss_difference": comparison.loss.relative,
         "loss_step": comparison.loss.step,
@@ -162,58 +154,57 @@ def _figures(comparison: CurveComparison | None) -> dict[str, Any]:
 
 
 def describe_bounds() -> dict[str, Any]:
-    """The bounds of this version of the code, as they are stored."""
+    """Returns this version's bounds as a certificate stores them."""
     return {precision: asdict(bound) for precision, bound in BOUNDS.items()}
 
 
-# ---------------------------------------------------------------------------------- doubt
-
-
 def find_contradictions(certificate: Certificate) -> list[str]:
-    """Stored verdicts and differences that do not follow from samples and stored bounds."""
-    found = []
+    """Returns stored verdicts and differences that the samples and stored bounds contradict."""
+    contradictions = []
     for result in certificate.results:
         comparison = certificate.comparison(result)
-        derived: dict[str, Any] = _figures(comparison)
+        derived: dict[str, Any] = _describe_comparison(comparison)
         if comparison is not None:
-            derived["verdict"] = certificate.verdict_then(result)
+            derived["verdict"] = certificate.verdict(result, certificate.bounds)
             derived["reason"] = certificate.inactive_feature(result)
-        found += [
-            f"{field} of {result.case.label} is {_said(result.stored[field])} in the "
-            f"certificate, {_said(value)} by its samples"
-            for field, value in derived.items()
-            if not _agree(result.stored[field], value)
-        ]
-    return found
+        for field, value in derived.items():
+            stored = result.stored[field]
+            if fits(stored, NUMBER) and fits(value, NUMBER):
+                agrees = math.isclose(stored, value, rel_tol=RELATIVE_ERROR)
+            else:
+                agrees = stored == value
+            if not agrees:
+                contradictions.append(
+                    f"{field} of {result.case.label} is {_format(stored)} in the certificate, "
+                    f"{_format(value)} by its samples"
+                )
+    return contradictions
 
 
-def find_other_bounds(certificate: Certificate) -> list[str]:
-    """Bounds it was judged by that are not those of this version of the code."""
-    judged = {result.case.precision for result in certificate.results if result.curves}
-    return [
-        f"{precision} was held to {_pair(bound)}, now to {_pair(BOUNDS[precision])}"
-        for precision, bound in certificate.bounds.items()
-        if precision in judged
-        and (bound.loss, bound.gradient_norm)
-        != (BOUNDS[precision].loss, BOUNDS[precision].gradient_norm)
-    ]
-
-
-def _pair(bound: Bound) -> str:
-    return f"loss {bound.loss:g} and gradient norm {bound.gradient_norm:g}"
-
-
-def _agree(stored: Any, derived: Any) -> bool:
-    if fits(stored, NUMBER) and fits(derived, NUMBER):
-        return math.isclose(stored, derived, rel_tol=RELATIVE_ERROR)
-    return bool(stored == derived)
-
-
-def _said(value: Any) -> str:
+def _format(value: Any) -> str:
     return "nothing" if value is None else str(value)
 
 
+def find_other_bounds(certificate: Certificate) -> list[str]:
+    """Returns the stored bounds that decided a verdict and differ from this version's."""
+    decisive = {result.case.precision for result in certificate.results if result.curves}
+    lines = []
+    for precision, bound in certificate.bounds.items():
+        stored, current = _format_bound(bound), _format_bound(BOUNDS[precision])
+        if precision in decisive and _limits(bound) != _limits(BOUNDS[precision]):
+            lines.append(f"{precision} was held to {stored}, now to {current}")
+    return lines
+
+
+def _limits(bound: Bound) -> tuple[float, float]:
+    return bound.loss, bound.gradient_norm
+
+
+def _format_bound(bound: Bound) -> str:
+    return f"loss {bound.loss:g} and gradient norm {bound.gradient_norm:g}"
+
+
 def newest_first(certificates: Sequence[Certificate]) -> list[Certificate]:
-    """By when they were started; equally new ones by name."""
+    """Sorts by start time, newest first, then by name."""
     by_name = sorted(certificates, key=lambda certificate: certificate.name)
     return sorted(by_name, key=lambda c: str(c.content["started_at"]), reverse=True)

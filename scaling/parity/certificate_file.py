@@ -1,4 +1,4 @@
-"""Certificates as files: plain JSON in, checked, and out."""
+"""Reads and writes parity certificates as JSON files, with every field checked."""
 
 import json
 from collections.abc import Mapping
@@ -35,7 +35,7 @@ LISTS: dict[str, Kinds] = {
     "reference.loss": NUMBER,
     "reference.gradient_norm": NUMBER,
 }
-OF_WORK: dict[str, Kinds] = {
+WORK_FIELDS: dict[str, Kinds] = {
     "graphs": (int, NoneType),
     "graph_breaks": int,
     "late_recompiles": int,
@@ -44,11 +44,11 @@ OF_WORK: dict[str, Kinds] = {
 
 
 def write_certificate(content: Mapping[str, Any], folder: Path) -> Path:
-    """Validate and write beside the records, under the hash of the reference and a new number.
+    """Validates a certificate, and writes it under the hash of the reference and a new number.
 
     Raises:
         ValueError: the certificate is not valid.
-        OSError: it cannot be written.
+        OSError: the file cannot be written.
     """
     certificate = read_certificate(content, "certificate")
     stem = f"{KIND}-{certificate.recipe}-{certificate.config.hash()}"
@@ -60,15 +60,15 @@ def write_certificate(content: Mapping[str, Any], folder: Path) -> Path:
 
 
 def is_certificate(content: Any) -> bool:
-    """Whether JSON is meant to be one, valid or not."""
+    """Whether JSON claims to be a certificate, valid or not."""
     return isinstance(content, Mapping) and content.get("kind") == KIND
 
 
 def read_certificate(content: Mapping[str, Any], name: str) -> Certificate:
-    """Check that `content` has this schema and can be judged.
+    """Checks every field that a verdict needs.
 
     Raises:
-        ValueError: the first field that is missing, of another kind or contradicts another.
+        ValueError: a field is missing, has another type or contradicts another field.
     """
     if not is_certificate(content) or content.get("schema") != SCHEMA:
         raise ValueError(
@@ -77,7 +77,15 @@ def read_certificate(content: Mapping[str, Any], name: str) -> Certificate:
     check_fields(content, REQUIRED_FIELDS, "certificate")
     check_lists(content, LISTS, "certificate")
     config = from_dict(RunConfig, content["config"], "certificate: config")
-    _check_told(content, config)
+    _check_derived(content, config)
+    for name, version in content["versions"].items():
+        if not isinstance(version, str):
+            raise ValueError(f"certificate: versions.{name} is {version!r}; it must be str")
+    for key in ("hardware", "cases"):
+        if not content[key]:
+            raise ValueError(f"certificate: {key} is empty")
+    for rank, host in enumerate(content["hardware"]):
+        check_fields(host, HOST, f"certificate: hardware.{rank}", missing=None)
     reference = _curves(content["reference"], config.max_steps, "reference")
     if reference is None:
         raise ValueError("certificate: reference holds no loss")
@@ -96,8 +104,8 @@ def read_certificate(content: Mapping[str, Any], name: str) -> Certificate:
     )
 
 
-def _check_told(content: Mapping[str, Any], config: RunConfig) -> None:
-    """Fields that repeat what the config says, and facts that a report needs."""
+def _check_derived(content: Mapping[str, Any], config: RunConfig) -> None:
+    """Checks the fields that repeat the config."""
     derived = {
         "recipe": config.recipe,
         "accelerator": config.parallel.accelerator,
@@ -112,36 +120,32 @@ def _check_told(content: Mapping[str, Any], config: RunConfig) -> None:
             raise ValueError(
                 f"certificate: {key} is {content.get(key)!r}; its config says {value!r}"
             )
-    for name, version in content["versions"].items():
-        if not isinstance(version, str):
-            raise ValueError(f"certificate: versions.{name} is {version!r}; it must be str")
-    for key in ("hardware", "cases"):
-        if not content[key]:
-            raise ValueError(f"certificate: {key} is empty")
-    for rank, host in enumerate(content["hardware"]):
-        check_fields(host, HOST, f"certificate: hardware.{rank}", missing=None)
 
 
-def _bounds(told: Mapping[str, Any]) -> dict[Precision, Bound]:
+def _bounds(stored: Mapping[str, Any]) -> dict[Precision, Bound]:
     bounds: dict[Precision, Bound] = {}
     for precision in get_args(Precision):
-        if precision in told:
+        if precision in stored:
             where = f"certificate: bounds.{precision}"
-            if not isinstance(told[precision], Mapping):
-                raise ValueError(f"{where} is {told[precision]!r}; it must be a group of fields")
-            check_fields(told[precision], {"loss": NUMBER, "gradient_norm": NUMBER}, where)
-            bounds[precision] = from_dict(Bound, told[precision], where)
+            values = _group(stored[precision], where)
+            check_fields(values, {"loss": NUMBER, "gradient_norm": NUMBER}, where)
+            bounds[precision] = from_dict(Bound, values, where)
     return bounds
 
 
+def _group(value: Any, where: str) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise ValueError(f"{where} is {value!r}; it must be a group of fields")
+    return value
+
+
 def _result(
-    told: Mapping[str, Any], steps: int, bounds: Mapping[Precision, Bound], where: str
+    stored: Mapping[str, Any], steps: int, bounds: Mapping[Precision, Bound], where: str
 ) -> CaseResult:
-    check_fields(told, CASE_FIELDS, f"certificate: {where}")
-    names = [field.name for field in fields(Case)]
-    case = from_dict(
-        Case, {name: told[name] for name in names if name in told}, f"certificate: {where}"
-    )
+    check_fields(stored, CASE_FIELDS, f"certificate: {where}")
+    # An older certificate lacks fields that have a default.
+    values = {field.name: stored[field.name] for field in fields(Case) if field.name in stored}
+    case = from_dict(Case, values, f"certificate: {where}")
     if case.precision not in bounds:
         raise ValueError(f"certificate: {where}: no bounds for precision {case.precision}")
     if min(case.devices, case.num_nodes, case.accumulate) < 1 or case.devices % case.num_nodes:
@@ -149,39 +153,37 @@ def _result(
             f"certificate: {where}: devices, num_nodes and accumulate must be at least 1, and the "
             "first a multiple of the second"
         )
-    if told["verdict"] not in get_args(ParityVerdict):
-        raise ValueError(f"certificate: {where}: verdict is {told['verdict']!r}")
-    curves = _curves(told, steps, where)
-    if (curves is None) != (told["verdict"] in ("refused", "failed")):
+    verdict = stored["verdict"]
+    if verdict not in get_args(ParityVerdict):
+        raise ValueError(f"certificate: {where}: verdict is {verdict!r}")
+    curves = _curves(stored, steps, where)
+    if (curves is None) != (verdict in ("refused", "failed")):
         count = "no samples" if curves is None else "samples"
-        raise ValueError(f"certificate: {where}: verdict is {told['verdict']} with {count}")
+        raise ValueError(f"certificate: {where}: verdict is {verdict} with {count}")
     return CaseResult(
         case=case,
-        told=told["verdict"],
-        reason=told["reason"],
+        stored_verdict=verdict,
+        reason=stored["reason"],
         curves=curves,
-        work=_work(told.get("work"), where),
-        elapsed_s=told["elapsed_s"],
-        command=told["command"],
-        stored=told,
+        work=_work(stored.get("work"), f"certificate: {where}.work"),
+        elapsed_s=stored["elapsed_s"],
+        command=stored["command"],
+        stored=stored,
     )
 
 
-def _work(told: Any, where: str) -> Work | None:
-    if told is None:
+def _work(stored: Any, where: str) -> Work | None:
+    if stored is None:
         return None
-    where = f"certificate: {where}.work"
-    if not isinstance(told, Mapping):
-        raise ValueError(f"{where} is {told!r}; it must be a group of fields")
-    check_lists(told, OF_WORK, where)
-    return Work(**{name: tuple(told[name]) for name in OF_WORK})
+    check_lists(_group(stored, where), WORK_FIELDS, where)
+    return Work(**{name: tuple(stored[name]) for name in WORK_FIELDS})
 
 
-def _curves(told: Mapping[str, Any], steps: int, where: str) -> Curves | None:
-    """Loss and gradient norm of every step; None if there are neither."""
+def _curves(stored: Mapping[str, Any], steps: int, where: str) -> Curves | None:
+    """Returns loss and gradient norm of every step; None if there are neither."""
     where = f"certificate: {where}"
-    check_lists(told, {"loss": NUMBER, "gradient_norm": NUMBER}, where)
-    loss, norm = told["loss"], told["gradient_norm"]
+    check_lists(stored, {"loss": NUMBER, "gradient_norm": NUMBER}, where)
+    loss, norm = stored["loss"], stored["gradient_norm"]
     if not loss and not norm:
         return None
     if not len(loss) == len(norm) == steps:

@@ -1,10 +1,10 @@
-"""What a way to train has to have done beside reaching the same numbers: a record goes in.
+"""Checks that a run really compiled and recomputed as its case asks.
 
-A compiler that made no graph, and checkpointing that computed nothing again, train the plain model
-in the plain way; equal losses then prove nothing of them.
+A compiler that made no graph and checkpointing that recomputed nothing train the plain model; then
+equal losses prove nothing about these features.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,32 +13,27 @@ from scaling.parity.cases import Case
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
-    """Of every rank; None: it told nothing."""
+    """What the compiler and checkpointing did on each rank; None: not recorded."""
 
-    graphs: tuple[int | None, ...]  # that the compiler made
+    graphs: tuple[int | None, ...]
     graph_breaks: tuple[int, ...]
-    late_recompiles: tuple[int, ...]  # after the first step, which has made one a layer
+    late_recompiles: tuple[int, ...]  # after the first step, which compiles each layer once
     recomputed_layers: tuple[int | None, ...]
 
 
 def work_of(record: Mapping[str, Any]) -> Work:
-    """What the ranks of a run tell of it."""
-    ledgers: Sequence[Mapping[str, Any]] = record["compile"]
+    ranks = record["compile"]
     return Work(
-        graphs=tuple(ledger["graphs"] for ledger in ledgers),
-        graph_breaks=tuple(len(ledger["graph_breaks"]) for ledger in ledgers),
-        late_recompiles=tuple(len(_late(ledger["recompiles"])) for ledger in ledgers),
+        graphs=tuple(rank["graphs"] for rank in ranks),
+        graph_breaks=tuple(len(rank["graph_breaks"]) for rank in ranks),
+        # A recompile without a step belongs to validation, which uses layers in another mode.
+        late_recompiles=tuple(sum(bool(r["step"]) for r in rank["recompiles"]) for rank in ranks),
         recomputed_layers=tuple(record["recomputed_layers"]),
     )
 
 
-def _late(recompiles: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    # Without a step: in validation, which differs in what it asks of a layer.
-    return [found for found in recompiles if found["step"]]
-
-
 def find_inactive_feature(case: Case, work: Work, *, num_layers: int) -> str | None:
-    """Why a run was not `case`, whatever its losses are; None if it was."""
+    """Returns why a run was not `case`, whatever its losses are; None if it was."""
     if case.compile != "off":
         if not all(work.graphs):
             return f"compile {case.compile} made no graph"
@@ -47,11 +42,9 @@ def find_inactive_feature(case: Case, work: Work, *, num_layers: int) -> str | N
         if any(work.late_recompiles):
             times = max(work.late_recompiles)
             return f"compile {case.compile} compiled again {times} times after the first step"
-    expected = 0 if case.activation_checkpointing == "off" else num_layers
+    checkpointing = case.activation_checkpointing
+    expected = 0 if checkpointing == "off" else num_layers
     if any(number != expected for number in work.recomputed_layers):
-        told = ", ".join(map(str, sorted(set(map(str, work.recomputed_layers)))))
-        return (
-            f"checkpointing {case.activation_checkpointing} computed {told} of {num_layers} "
-            "layers again"
-        )
+        layers = ", ".join(sorted(set(map(str, work.recomputed_layers))))
+        return f"checkpointing {checkpointing} computed {layers} of {num_layers} layers again"
     return None

@@ -1,4 +1,4 @@
-"""Runs a recipe on several nodes, each simulated on this machine by a torchrun of its own."""
+"""Runs a recipe on several nodes that are simulated on this machine, with a torchrun for each."""
 
 import os
 import socket
@@ -13,16 +13,14 @@ from unitransformer.config import Recipe
 from unitransformer.launch.failures import BAD_USAGE, ERROR_FILE, first_failure, read_failure
 
 ADDRESS = "127.0.0.1"
-PORT = 29500  # in commands for people, torch's default; a run here takes one that is free
+PORT = 29500  # torch's default, for printed commands; a run here takes a free port
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 
 def torchrun_options(num_nodes: int, node: int | str, devices: int, port: int) -> list[str]:
-    """Options of torchrun for one of several nodes that are all on this machine."""
-    return [
-        *("--nnodes", str(num_nodes), "--node-rank", str(node), "--nproc-per-node", str(devices)),
-        *("--master-addr", ADDRESS, "--master-port", str(port)),
-    ]
+    """Returns the options of torchrun for one of several nodes on this machine."""
+    options = f"--nnodes {num_nodes} --node-rank {node} --nproc-per-node {devices}"
+    return f"{options} --master-addr {ADDRESS} --master-port {port}".split()
 
 
 def run_on_nodes(
@@ -35,11 +33,11 @@ def run_on_nodes(
     log: Path,
     limit_s: float,
 ) -> ProcessResult:
-    """Run a recipe and wait; returns how the first node that did not end well has ended.
+    """Runs a recipe to its end; returns the result of the first node that failed, or of node 0.
 
     Args:
-        devices: of each node.
-        log: gets the output of all nodes, and the first failure as its last line.
+        devices: per node.
+        log: file for the output of all nodes, with the first failure as its last line.
     """
     port = _free_port()
     logs = [log.with_name(f"{log.name}-{node}") for node in range(num_nodes)]
@@ -51,7 +49,7 @@ def run_on_nodes(
             [sys.executable, "-m", *torchrun, "-m", f"recipes.{recipe}", *arguments],
             log=logs[node],
             limit_s=limit_s,
-            # torchrun copies the failure of the rank that failed first into this file.
+            # torchrun copies the failure of the first failed rank into this file.
             variables={ERROR_FILE: str(failures[node]), **_devices_of(node, devices, accelerator)},
         )
 
@@ -60,18 +58,18 @@ def run_on_nodes(
         ends = [run(0), *(other.result() for other in others)]
     output = "".join(path.read_text(errors="replace") for path in logs)
     ended = next((ended for ended in ends if ended.exit_code != 0), ends[0])
-    told = [failure for path in failures if (failure := read_failure(path, 0)) is not None]
-    if told and ended.exit_code is not None:
-        failure = first_failure(told)
+    recorded = [failure for path in failures if (failure := read_failure(path, 0)) is not None]
+    if recorded and ended.exit_code is not None:
+        failure = first_failure(recorded)
         output += f"error: {failure.message}\n"
-        # torchrun itself exits with 1, whatever its ranks have exited with.
+        # torchrun exits with 1, whatever the exit code of its ranks.
         ended = replace(ended, exit_code=BAD_USAGE if failure.is_bad_usage else 1)
     log.write_text(output)
     return replace(ended, elapsed_s=max(each.elapsed_s for each in ends))
 
 
 def _devices_of(node: int, devices: int, accelerator: str) -> dict[str, str]:
-    """The variable that gives a node its own share of this machine's GPUs."""
+    """Returns the variable that gives a node its share of this machine's GPUs."""
     if accelerator == "cpu":
         return {}
     visible = os.environ.get(VISIBLE)

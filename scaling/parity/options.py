@@ -1,4 +1,4 @@
-"""Options of `python -m scaling parity`: a command line in, what is compared and how out."""
+"""Parses and checks the options of `python -m scaling parity`."""
 
 import shlex
 from collections.abc import Sequence
@@ -18,10 +18,10 @@ DEFAULT_OUT = Path("scaling/results/records")
 def build_parity_parser() -> jsonargparse.ArgumentParser:
     parser = jsonargparse.ArgumentParser(
         usage="python -m scaling parity [options] [-- options of the recipe]",
-        description="Train the same model in every way and compare the loss and the gradient norm "
-        "of each step with those of one plain float32 process. Writes a certificate. Exit code 0: "
-        "all equal, 1: something differs or failed, or of a strategy all is refused. What follows "
-        "-- goes to the recipe.",
+        description="Train the same model with every strategy and setting, compare loss and "
+        "gradient norm of each step with one plain float32 process, and write a certificate. Exit "
+        "code 0: all cases are equal or refused; 1: a case differs or failed, or no case of a "
+        "strategy is equal. Options after -- go to the recipe.",
         exit_on_error=False,
     )
     everything = {
@@ -32,51 +32,48 @@ def build_parity_parser() -> jsonargparse.ArgumentParser:
     }
     parser.add_argument("--config", action="config", help="YAML file with any of these options")
     parser.add_argument(
-        "--recipe", type=Literal[*get_args(Recipe), "all"], default="all", help="what is trained"
+        "--recipe", type=Literal[*get_args(Recipe), "all"], default="all", help="models to train"
     )
-    parser.add_argument("--devices", type=str, default="2", help="device counts, as 2,4")
+    parser.add_argument("--devices", type=str, default="2", help="device counts, such as 2,4")
     for name, default in everything.items():
-        parser.add_argument(f"--{name}", type=str, default=default, help="some of these")
+        parser.add_argument(f"--{name}", type=str, default=default, help="comma-separated values")
     parser.add_argument(
-        "--quick", action="store_true", help="one axis at a time in place of every combination"
+        "--quick", action="store_true", help="vary one axis at a time, not all combinations"
     )
     parser.add_argument("--steps", type=int, default=24, help=f"at least {LEAST_STEPS}")
     parser.add_argument(
-        "--global-batch-size", type=int, default=8, help="samples of a step over all devices"
+        "--global-batch-size", type=int, default=8, help="samples per step over all devices"
     )
     parser.add_argument(
-        "--accelerator", type=Accelerator, default="auto", help="auto takes GPUs if there are some"
+        "--accelerator", type=Accelerator, default="auto", help="auto uses GPUs if there are any"
     )
     parser.add_argument(
-        "--case-timeout", type=float, default=600.0, help="seconds until a run has failed"
+        "--case-timeout", type=float, default=600.0, help="seconds after which a run fails"
     )
-    parser.add_argument("--out", type=Path, default=DEFAULT_OUT, help="folder of the certificates")
+    parser.add_argument("--out", type=Path, default=DEFAULT_OUT, help="folder for certificates")
     return parser
 
 
 def read_parity_options(
-    given: Any, recipe_options: Sequence[str], words: Sequence[str]
+    given: Any, recipe_options: Sequence[str], arguments: Sequence[str]
 ) -> ParityOptions:
-    """What was asked for, checked.
+    """Checks the options.
 
     Args:
-        given: as the parser read it.
-        recipe_options: what followed `--`.
-        words: the whole command line.
+        given: the result of the parser.
+        recipe_options: the options after `--`.
+        arguments: the whole command line.
 
     Raises:
-        ValueError: naming option, value and fix.
+        ValueError: the message names option, value and fix.
     """
+    checkpointing = given.activation_checkpointing, get_args(ActivationCheckpointing)
     axes = Axes(
         strategies=_chosen("strategies", given.strategies, STRATEGIES),
         devices=_counts("devices", given.devices),
         precisions=_chosen("precisions", given.precisions, get_args(Precision)),
         compile=_chosen("compile", given.compile, get_args(Compile)),
-        activation_checkpointing=_chosen(
-            "activation-checkpointing",
-            given.activation_checkpointing,
-            get_args(ActivationCheckpointing),
-        ),
+        activation_checkpointing=_chosen("activation-checkpointing", *checkpointing),
     )
     for name, value, least in (
         ("steps", given.steps, LEAST_STEPS),
@@ -97,21 +94,24 @@ def read_parity_options(
         limit_s=given.case_timeout,
         out=given.out,
         recipe_options=tuple(recipe_options),
-        command=f"python -m scaling {shlex.join(words)}",
+        command=f"python -m scaling {shlex.join(arguments)}",
     )
 
 
 def _chosen(option: str, text: str, known: Sequence[Any]) -> tuple[Any, ...]:
-    """Some of `known`, in a list with commas."""
-    names = tuple(dict.fromkeys(name.strip() for name in text.split(",")))
+    names = _split(text)
     for name in names:
         if name not in known:
             raise ValueError(f"{option} holds {name!r}; known: {', '.join(known)}")
     return names
 
 
+def _split(text: str) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(name.strip() for name in text.split(",")))
+
+
 def _counts(option: str, text: str) -> tuple[int, ...]:
-    names = tuple(dict.fromkeys(name.strip() for name in text.split(",")))
+    names = _split(text)
     for name in names:
         if not (name.isdecimal() and int(name) > 0):
             raise ValueError(f"{option} holds {name!r}; give counts of at least 1, as 2,4")

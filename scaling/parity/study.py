@@ -1,6 +1,6 @@
-"""The parity study: a recipe goes in, its certificate comes out. Every run is a command line.
+"""Runs the cases of a parity study as recipe processes, and writes a certificate for each recipe.
 
-One plain float32 process is the reference; its record says what all others have to have trained.
+The reference is one plain float32 process. Every case must train what its record says.
 """
 
 import contextlib
@@ -9,13 +9,22 @@ import shlex
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from scaling.parity import certificate
-from scaling.parity.cases import REFERENCE, Axes, Case, Curves, ParityVerdict, list_cases, refusal
+from scaling.parity.cases import (
+    REFERENCE,
+    Axes,
+    Case,
+    Curves,
+    ParityVerdict,
+    case_of,
+    list_cases,
+    refusal,
+)
 from scaling.parity.certificate import Certificate
 from scaling.parity.certificate_file import read_certificate, write_certificate
 from scaling.parity.evidence import Work, find_inactive_feature, work_of
@@ -32,13 +41,12 @@ from scaling.recipe_process import (
 from unitransformer.config import Recipe, RunConfig
 from unitransformer.record.schema import Record, config_of, load_record
 
-Say = Callable[[str], None]
-Failure = tuple[ParityVerdict, str]
+PrintLine = Callable[[str], None]
 
 
 @dataclass(frozen=True, kw_only=True)
 class ParityOptions:
-    """What is compared, and how."""
+    """The checked options of `python -m scaling parity`."""
 
     recipes: tuple[Recipe, ...]
     axes: Axes
@@ -46,15 +54,15 @@ class ParityOptions:
     steps: int
     global_batch_size: int
     accelerator: str
-    limit_s: float  # of a case
+    limit_s: float  # per case
     out: Path
-    recipe_options: tuple[str, ...]  # what follows `--`, for the recipe
-    command: str  # what a person typed
+    recipe_options: tuple[str, ...]  # those after `--`
+    command: str  # as typed
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Reference:
-    """The plain run, and what follows from it."""
+    """The finished reference run of a recipe."""
 
     task: ParityTask
     record: Record
@@ -67,29 +75,32 @@ class _Reference:
         return config_of(self.record)
 
 
-def certify(options: ParityOptions, say: Say) -> list[tuple[Path, Certificate]]:
-    """Write a certificate for each recipe. All references come first: bad usage shows at once.
+def certify(options: ParityOptions, print_line: PrintLine) -> list[tuple[Path, Certificate]]:
+    """Writes a certificate for each recipe.
+
+    All references run first, so that bad usage shows at once.
 
     Raises:
-        ValueError: options that the recipe refuses.
-        RuntimeError: the reference failed, so there is nothing to compare with.
-        OSError: a certificate could not be written.
+        ValueError: the recipe refuses the options.
+        RuntimeError: a reference failed.
+        OSError: a certificate cannot be written.
     """
-    cases = list_cases(options.axes, is_quick=options.is_quick)
-    with tempfile.TemporaryDirectory(prefix="parity-") as temporary, contextlib.ExitStack() as held:
+    with (
+        tempfile.TemporaryDirectory(prefix="parity-") as temporary,
+        contextlib.ExitStack() as stack,
+    ):
         folder = Path(temporary)
         run: Runner = run_alone
         if can_fork(options.accelerator):
-            run = held.enter_context(start_worker(folder / "worker.log"))
-        references = [_refer(options, recipe, run, folder, say) for recipe in options.recipes]
-        return [_certify(options, each, cases, run, folder, say) for each in references]
+            run = stack.enter_context(start_worker(folder / "worker.log"))
+        references = [
+            _run_reference(options, recipe, run, folder, print_line) for recipe in options.recipes
+        ]
+        return [_certify(options, each, run, folder, print_line) for each in references]
 
 
-# ---------------------------------------------------------------------------------- reference
-
-
-def _refer(
-    options: ParityOptions, recipe: Recipe, run: Runner, folder: Path, say: Say
+def _run_reference(
+    options: ParityOptions, recipe: Recipe, run: Runner, folder: Path, print_line: PrintLine
 ) -> _Reference:
     task = ParityTask(
         recipe=recipe,
@@ -98,29 +109,28 @@ def _refer(
         global_batch_size=options.global_batch_size,
         options=options.recipe_options,
     )
-    ended, record, error = _run(task, REFERENCE, run, folder, options.limit_s)
+    result, record, error = _run(task, REFERENCE, run, folder, options.limit_s)
     if record is None:
-        if ended.exit_code == 2:
+        if result.exit_code == 2:
             raise ValueError(error)
         raise RuntimeError(f"the reference of {recipe} failed: {error}")
     curves = _curves(record)
     if not 0 < len(curves.loss) == len(curves.gradient_norm):
-        raise ValueError(f"{recipe} told no gradient norms; give optimizer.clip-norm above 0")
-    say(f"{recipe}: reference, loss {curves.loss[0]:.4f} to {curves.loss[-1]:.4f}")
+        raise ValueError(f"{recipe} recorded no gradient norms; give optimizer.clip-norm above 0")
+    print_line(f"{recipe}: reference, loss {curves.loss[0]:.4f} to {curves.loss[-1]:.4f}")
     return _Reference(
         task=replace(task, accelerator=config_of(record).parallel.accelerator),
         record=record,
         curves=curves,
         command=_command(task, REFERENCE),
-        elapsed_s=ended.elapsed_s,
+        elapsed_s=result.elapsed_s,
     )
 
 
 def _curves(record: Record) -> Curves:
     norms = record.get("gradient_norm")
     return Curves(
-        loss=tuple(record["loss"]),
-        gradient_norm=tuple(norms if isinstance(norms, list) else ()),
+        loss=tuple(record["loss"]), gradient_norm=tuple(norms) if isinstance(norms, list) else ()
     )
 
 
@@ -133,59 +143,53 @@ def _command(task: ParityTask, case: Case) -> str:
     return f"for node in {nodes}; do torchrun {torchrun} {recipe} & done; wait"
 
 
-# ---------------------------------------------------------------------------------- cases
-
-
 def _certify(
-    options: ParityOptions,
-    reference: _Reference,
-    cases: Sequence[Case],
-    run: Runner,
-    folder: Path,
-    say: Say,
+    options: ParityOptions, reference: _Reference, run: Runner, folder: Path, print_line: PrintLine
 ) -> tuple[Path, Certificate]:
     started, started_s = datetime.datetime.now(datetime.UTC), time.monotonic()
-    told: list[dict[str, Any]] = []
+    cases = list_cases(options.axes, is_quick=options.is_quick)
+    results = []
     for number, case in enumerate(cases, 1):
-        told.append(_try(case, reference, run, folder, options.limit_s))
-        say(f"{reference.task.recipe} {number}/{len(cases)} {case.label}: {_outcome(told[-1])}")
+        result = _run_case(case, reference, run, folder, options.limit_s)
+        results.append(result)
+        progress = f"{reference.task.recipe} {number}/{len(cases)} {case.label}"
+        print_line(f"{progress}: {_format_result(result)}")
     content = {
         **_describe(reference),
         "device_counts": list(options.axes.devices),
         "command": options.command,
         "started_at": started.isoformat(timespec="seconds"),
         "elapsed_s": time.monotonic() - started_s,
-        "cases": told,
+        "cases": results,
     }
     path = write_certificate(content, options.out)
     return path, read_certificate(content, str(path))
 
 
-def _try(
+def _run_case(
     case: Case, reference: _Reference, run: Runner, folder: Path, limit_s: float
 ) -> dict[str, Any]:
     curves: Curves | None = None
     work: Work | None = None
-    ended = ProcessResult(exit_code=2, elapsed_s=0.0)
-    failure: Failure = ("refused", refusal(case) or "")
-    if not failure[1]:
-        ended, record, error = _run(reference.task, case, run, folder, limit_s)
-        failure = ("refused" if ended.exit_code == 2 else "failed", error)
+    inactive_feature: str | None = None
+    result = ProcessResult(exit_code=2, elapsed_s=0.0)
+    error = refusal(case)
+    if error is None:
+        result, record, error = _run(reference.task, case, run, folder, limit_s)
         if record is not None:
             curves, error = _check(record, case, reference)
-            failure = ("failed", error)
-            work = None if curves is None else work_of(record)
-    num_layers = reference.config.model.num_layers
+        if record is not None and curves is not None:
+            work, num_layers = work_of(record), reference.config.model.num_layers
+            inactive_feature = find_inactive_feature(case, work, num_layers=num_layers)
+    verdict: ParityVerdict = "refused" if result.exit_code == 2 else "failed"
     return certificate.describe_result(
         case,
         reference=reference.curves,
         curves=curves,
         work=work,
-        inactive_feature=None
-        if work is None
-        else find_inactive_feature(case, work, num_layers=num_layers),
-        failure=failure,
-        elapsed_s=ended.elapsed_s,
+        inactive_feature=inactive_feature,
+        failure=(verdict, error),
+        elapsed_s=result.elapsed_s,
         command=_command(reference.task, case),
     )
 
@@ -193,50 +197,44 @@ def _try(
 def _run(
     task: ParityTask, case: Case, run: Runner, folder: Path, limit_s: float
 ) -> tuple[ProcessResult, Record | None, str]:
-    """How it ended, its record if it ended well, and otherwise the error in one line."""
-    place = folder / "run"
-    shutil.rmtree(place, ignore_errors=True)
-    place.mkdir()
-    arguments = [*task.arguments(case), "--out", str(place), "--record", str(place / "record.json")]
+    """Returns the result, the record of a run that succeeded, and the error in one line."""
+    run_folder = folder / "run"
+    shutil.rmtree(run_folder, ignore_errors=True)
+    run_folder.mkdir()
+    log, record = run_folder / "log", run_folder / "record.json"
+    arguments = [*task.arguments(case), "--out", str(run_folder), "--record", str(record)]
     started_s = time.monotonic()
     try:
         if case.num_nodes == 1:
-            ended = run(task.recipe, arguments, log=place / "log", limit_s=limit_s)
+            result = run(task.recipe, arguments, log=log, limit_s=limit_s)
         else:
-            ended = run_on_nodes(
-                *(task.recipe, arguments),
+            result = run_on_nodes(
+                task.recipe,
+                arguments,
                 accelerator=task.accelerator,
                 devices=case.devices_per_node,
                 num_nodes=case.num_nodes,
-                log=place / "log",
+                log=log,
                 limit_s=limit_s,
             )
-    except RuntimeError as error:  # the worker itself has ended; the next case starts another
+    except RuntimeError as error:  # the worker itself exited; the next case starts another
         elapsed_s = time.monotonic() - started_s
         return ProcessResult(exit_code=1, elapsed_s=elapsed_s), None, str(error)
-    if ended.exit_code is None:
-        return ended, None, f"timeout: more than {limit_s:g} s"
-    if ended.exit_code:
-        said = (place / "log").read_text(errors="replace").replace(str(place), "…")
-        lines = [line.strip() for line in said.splitlines() if line.strip()]
-        return ended, None, find_error(lines, ended.exit_code)
-    return ended, load_record(place / "record.json"), ""
+    if result.exit_code is None:
+        return result, None, f"timeout: more than {limit_s:g} s"
+    if result.exit_code:
+        output = log.read_text(errors="replace").replace(str(run_folder), "…")
+        lines = [line.strip() for line in output.splitlines() if line.strip()]
+        return result, None, find_error(lines, result.exit_code)
+    return result, load_record(record), ""
 
 
 def _check(record: Record, case: Case, reference: _Reference) -> tuple[Curves | None, str]:
-    """The curves of a run that trained what was asked for, or what else it did."""
+    """Returns the curves of a run that trained its case, or how it differs from the case."""
     config, curves = config_of(record), _curves(record)
-    own = Case(
-        strategy=config.parallel.strategy,
-        devices=config.parallel.world_size,
-        num_nodes=config.parallel.num_nodes,
-        precision=config.parallel.precision,
-        compile=config.parallel.compile,
-        activation_checkpointing=config.parallel.activation_checkpointing,
-        accumulate=config.accumulate,
-    )
-    if own != case:
-        return None, f"it trained {own.label}"
+    trained = case_of(config)
+    if trained != case:
+        return None, f"it trained {trained.label}"
     if config.identity() != reference.config.identity():
         return None, "model, optimizer, seed or global batch are not the reference's"
     if record["data"].get("sha256") != reference.record["data"].get("sha256"):
@@ -251,21 +249,18 @@ def _check(record: Record, case: Case, reference: _Reference) -> tuple[Curves | 
     return curves, ""
 
 
-def _outcome(told: dict[str, Any]) -> str:
-    if told["reason"] is not None:
-        return f"{told['verdict']}: {told['reason']}"
+def _format_result(result: dict[str, Any]) -> str:
+    if result["reason"] is not None:
+        return f"{result['verdict']}: {result['reason']}"
     return (
-        f"{told['verdict']}, loss {told['loss_difference']:.1e} at step {told['loss_step']}, "
-        f"gradient norm {told['gradient_norm_difference']:.1e} at step "
-        f"{told['gradient_norm_step']} ({told['elapsed_s']:.1f} s)"
+        f"{result['verdict']}, loss {result['loss_difference']:.1e} at step {result['loss_step']}, "
+        f"gradient norm {result['gradient_norm_difference']:.1e} at step "
+        f"{result['gradient_norm_step']} ({result['elapsed_s']:.1f} s)"
     )
 
 
-# ---------------------------------------------------------------------------------- facts
-
-
 def _describe(reference: _Reference) -> dict[str, Any]:
-    """The part of the certificate that does not depend on the cases."""
+    """Returns the part of the certificate that does not depend on the cases."""
     record, config = reference.record, reference.config
     return {
         "schema": certificate.SCHEMA,

@@ -136,8 +136,8 @@ def test_several_launches_on_both_sides_decide_despite_machine_drift() -> None:
 
 
 def test_one_launch_without_a_ceiling_decides_nothing() -> None:
-    untold = way("zero1", 0.1, changes={"ceiling": [None, CEILING]})
-    _, other = fastest([way("ddp", 0.05), untold])
+    unmeasured = way("zero1", 0.1, changes={"ceiling": [None, CEILING]})
+    _, other = fastest([way("ddp", 0.05), unmeasured])
     assert other["standing"].endswith("and the drift of the machine is not known")
 
 
@@ -173,8 +173,8 @@ def read_all(blocks: Sequence[str]) -> list[list[dict[str, str]]]:
     for before, block in zip(["", *blocks], blocks, strict=False):
         if block.startswith("|"):
             alike = before.removeprefix(SAME).removesuffix(".") if before.startswith(SAME) else ""
-            told = dict(map(head_and_value, alike.split("; "))) if alike else {}
-            found.append([told | row for row in read(block)])
+            shared = dict(map(head_and_value, alike.split("; "))) if alike else {}
+            found.append([shared | row for row in read(block)])
     return found
 
 
@@ -305,8 +305,8 @@ def test_a_trace_adds_columns_that_stay_blank_for_other_runs() -> None:
     (row,) = tables([one, two])[0]
     assert row["exposed communication"] == "25.0%"
     assert row["trace"] == "traced steps take 1.60 x as long, idle 10.0% (baseline not traced)"
-    (_, untold), *_ = tables([one, two, strong(0.05, 4)])
-    assert (untold["exposed communication"], untold["trace"]) == ("not measured", "")
+    (_, other), *_ = tables([one, two, strong(0.05, 4)])
+    assert (other["exposed communication"], other["trace"]) == ("not measured", "")
     assert "the other parts include idle time (row 1).\n" in text([one, two, strong(0.05, 4)])
 
 
@@ -435,7 +435,7 @@ def test_a_candidate_without_a_steady_run_shows_its_status() -> None:
     swept = [
         cell(ran.config, "ok", ran, strategy="ddp"),
         cell(spread("zero1"), "oom", strategy="zero1"),
-        # A refused cell has no config; its options tell where it belongs.
+        # A refused cell has no config; its options show where it belongs.
         cell(None, "refused", strategy="zero2"),
         cell(None, "refused", strategy="zero2", **{"batch-size": "8"}),
     ]

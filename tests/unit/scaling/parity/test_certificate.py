@@ -336,7 +336,7 @@ def test_a_strategy_without_an_equal_case_fails_the_command(
     content = study(refuse, *strategies, code=1)
     assert [case["verdict"] for case in content["cases"]] == ["equal"] * 2 + ["refused"] * 4
     said = capsys.readouterr().err
-    assert said.endswith("4 refused; no way to train with zero1, zero2 is equal\n")
+    assert said.endswith("4 refused; not one case of zero1, zero2 is equal\n")
 
 
 @pytest.mark.parametrize(
