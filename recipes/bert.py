@@ -69,12 +69,7 @@ def show(outcome: "RunOutcome", folder: Path) -> list[str]:
         return []
     shown = permutation(len(source.validation), 0, 0)[:3].tolist()
     batch = validation_batch(source.validation, shown, network.pe.pe.device)
-    filled = fill_masks(network, source.corpus.tokenizer, batch)
-    return [
-        "",
-        *(f"{mask.context}\n    -> {mask.answer!r} (was {mask.truth!r})" for mask in filled),
-        "",
-    ]
+    return ["", *fill_masks(network, source.corpus.tokenizer, batch), ""]
 
 
 if __name__ == "__main__":

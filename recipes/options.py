@@ -189,7 +189,7 @@ def build_config(
         ValueError: an invalid config, naming field, value and fix.
     """
     preset, options = command.preset, command.options
-    max_steps = _given(options.max_steps, defaults.max_steps)
+    max_steps = defaults.max_steps if options.max_steps is None else options.max_steps
     optimizer = {
         "learning_rate": defaults.learning_rate,
         "warmup_steps": defaults.warmup_steps,
@@ -197,43 +197,32 @@ def build_config(
         "schedule_steps": max(defaults.max_steps, max_steps),
         **command.optimizer,
     }
-    return RunConfig(
-        recipe=preset.recipe,
-        size=options.size,
-        model=preset.model_config(options.size, **command.model),
-        data=DataConfig(
-            source=options.data,
-            sequence_length=options.sequence_length,
-            num_workers=options.num_workers,
-        ),
-        optimizer=OptimizerConfig(**optimizer),
-        parallel=ParallelConfig(
-            accelerator=options.accelerator,
-            devices=_given(options.devices, devices),
-            num_nodes=_given(options.num_nodes, num_nodes),
-            strategy=options.strategy,
-            precision=options.precision or defaults.precision,
-            compile=options.compile,
-            activation_checkpointing=options.activation_checkpointing,
-            cpu_offload=options.cpu_offload,
-        ),
-        batch_size=_given(options.batch_size, defaults.batch_size),
-        accumulate=options.accumulate,
-        max_steps=max_steps,
-        until_interval=_fraction("until_interval", options.until_interval),
-        ceiling_s=options.ceiling_s,
-        validate_every=_given(options.validate_every, max(1, max_steps // 4)),
-        validation_batches=options.validation_batches,
-        checkpoint_every=options.checkpoint_every,
-        log_every=_given(options.log_every, max(1, max_steps // 20)),
-        loss_chunk=options.loss_chunk,
-        seed=options.seed,
-        init_from=None if options.init_from is None else str(options.init_from),
-    )
+    parallel: dict[str, Any] = {
+        "devices": devices,
+        "num_nodes": num_nodes,
+        "precision": defaults.precision,
+    }
+    run: dict[str, Any] = {
+        "batch_size": defaults.batch_size,
+        "max_steps": max_steps,
+        "validate_every": max(1, max_steps // 4),
+        "log_every": max(1, max_steps // 20),
+        **_given(options, RunConfig),
+        "recipe": preset.recipe,
+        "model": preset.model_config(options.size, **command.model),
+        "data": DataConfig(source=options.data, **_given(options, DataConfig)),
+        "optimizer": OptimizerConfig(**optimizer),
+        "parallel": ParallelConfig(**parallel | _given(options, ParallelConfig)),
+        "until_interval": _fraction("until_interval", options.until_interval),
+        "init_from": None if options.init_from is None else str(options.init_from),
+    }
+    return RunConfig(**run)
 
 
-def _given(value: int | None, otherwise: int) -> int:
-    return otherwise if value is None else value
+def _given(options: RecipeOptions, kind: type) -> dict[str, Any]:
+    """Returns the options that have a value and the name of a field of `kind`."""
+    values = {item.name: getattr(options, item.name, None) for item in fields(kind)}
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def _fraction(name: str, value: str | float | None) -> float | None:
@@ -251,10 +240,8 @@ def _fraction(name: str, value: str | float | None) -> float | None:
 
 def check_paths(options: RecipeOptions) -> None:
     """Raises ValueError for data that does not exist, and for paths that cannot be written."""
-    if (
-        options.data not in ("builtin", "synthetic")
-        and not Path(options.data).expanduser().exists()
-    ):
+    is_folder = options.data not in ("builtin", "synthetic")
+    if is_folder and not Path(options.data).expanduser().exists():
         raise ValueError(f"data {options.data} does not exist; give builtin, synthetic or a path")
     if options.init_from is not None and options.resume is not True:
         if options.init_from.is_dir():

@@ -25,12 +25,8 @@ def run_repeats(request: RunRequest, options: RecipeOptions) -> int:
         ValueError: an option that names one path for all launches, or that is for a single run.
     """
     _check(options, request.config.parallel.num_nodes)
-    command = [
-        sys.executable,
-        "-m",
-        f"recipes.{request.recipe}",
-        *_single_launch(request.arguments),
-    ]
+    command = [sys.executable, "-m", f"recipes.{request.recipe}"]
+    command += _single_launch(request.arguments)
     records = []
     for number in range(1, options.repeats + 1):
         paths, _ = claim_folder(request)

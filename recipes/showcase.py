@@ -1,7 +1,6 @@
 """Shows what a network predicts: continued text, filled masks, and figures of labelled images."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -57,15 +56,6 @@ def _pixels(image: Tensor, low: float | None = None, high: float | None = None) 
     return (rows if rows.shape[-1] == 3 else rows[..., :1].expand(-1, -1, 3)).numpy()
 
 
-@dataclass(frozen=True, kw_only=True)
-class FilledMask:
-    """One masked position: its context, the prediction and the true token."""
-
-    context: str
-    answer: str
-    truth: str
-
-
 @torch.no_grad()
 def continue_text(
     network: Transformer,
@@ -94,8 +84,8 @@ def continue_text(
 
 
 @torch.no_grad()
-def fill_masks(network: Transformer, tokenizer: Tokenizer, batch: Batch) -> list[FilledMask]:
-    """Returns the most likely token at every masked position of `batch`."""
+def fill_masks(network: Transformer, tokenizer: Tokenizer, batch: Batch) -> list[str]:
+    """Returns the context, the most likely and the true token of every masked position."""
     positions_BK = batch["positions"]
     answers_BK = network(batch["inputs"], positions_BK).argmax(-1)
     filled = []
@@ -109,13 +99,9 @@ def fill_masks(network: Transformer, tokenizer: Tokenizer, batch: Batch) -> list
                 continue
             tokens = [tokenizer.id_to_token(token) or "?" for token in inputs.tolist()]
             tokens[position] = "____"
-            filled.append(
-                FilledMask(
-                    context=" ".join(tokens[1:-1]),
-                    answer=tokenizer.id_to_token(answer) or "?",
-                    truth=tokenizer.id_to_token(target) or "?",
-                )
-            )
+            prediction, truth = (tokenizer.id_to_token(i) or "?" for i in (answer, target))
+            context = " ".join(tokens[1:-1])
+            filled.append(f"{context}\n    -> {prediction!r} (was {truth!r})")
     return filled
 
 

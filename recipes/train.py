@@ -124,10 +124,8 @@ def _train_here(request: RunRequest, paths: RunPaths) -> int:
         )
     except (MemoryError, torch.OutOfMemoryError) as error:  # while the weights are allocated
         if not report_failure(error):
-            lines = traceback.format_exception(error)
-            failure = RankFailure(
-                rank=0, type=type(error).__name__, message=str(error), lines=lines
-            )
+            lines, kind = traceback.format_exception(error), type(error).__name__
+            failure = RankFailure(rank=0, type=kind, message=str(error), lines=lines)
             record_failure(
                 request.config, failure, paths.record, command=request.command, since_s=time.time()
             )
@@ -165,10 +163,18 @@ def _train_in_ranks(request: RunRequest, paths: RunPaths) -> int:
         prepare_deepspeed("cpu")
     os.environ[RUN_FOLDER] = str(paths.folder)
     started_at_s = time.time() - 1  # file systems round times
+
+    def train_as_rank() -> int:
+        try:
+            return _train_here(request, paths)
+        except (ValueError, OSError) as error:
+            report_failure(error, is_bad_usage=True)
+            return 2
+
     try:
         ended = launch(
             parallel.devices,
-            lambda: _train_as_rank(request, paths),
+            train_as_rank,
             command=[sys.executable, "-m", f"recipes.{request.recipe}", *request.arguments],
             fork=fork,
         )
@@ -180,14 +186,6 @@ def _train_in_ranks(request: RunRequest, paths: RunPaths) -> int:
         name = signal.Signals(ended - 128).name
         print(f"error: stopped by {name} (folder: {paths.folder})", file=sys.stderr)
     return ended
-
-
-def _train_as_rank(request: RunRequest, paths: RunPaths) -> int:
-    try:
-        return _train_here(request, paths)
-    except (ValueError, OSError) as error:
-        report_failure(error, is_bad_usage=True)
-        return 2
 
 
 def _report(failure: RankFailure, request: RunRequest, paths: RunPaths, *, since_s: float) -> int:

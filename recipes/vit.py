@@ -74,15 +74,13 @@ def show(outcome: "RunOutcome", folder: Path) -> list[str]:
     source, network = outcome.data.source, outcome.network
     if not source.class_names or network is None:
         return []
-    samples = validation_batch(
-        source.train, range(min(12, len(source.train))), network.pe.pe.device
+    samples, batch = (
+        validation_batch(dataset, range(min(12, len(dataset))), network.pe.pe.device)
+        for dataset in (source.train, source.validation)
     )
     names = [source.class_names[label] for label in samples["targets"].tolist()]
     write_figure(image_grid(samples["inputs"], names), folder / "samples.png")
     write_figure(patch_figure(samples["inputs"][0], outcome.config.model), folder / "patches.png")
-    batch = validation_batch(
-        source.validation, range(min(12, len(source.validation))), network.pe.pe.device
-    )
     labels, probabilities = label_images(network, batch["inputs"])
     truth = batch["targets"].tolist()
     # A model may have more labels than the data has classes.

@@ -60,17 +60,13 @@ def _answer(
         return {"misread": str(error)}
     try:
         if check is not None:
-            config = build_config(
-                command,
-                defaults=PRESETS[recipe].cuda,
-                devices=check.get("devices", 1),
-                num_nodes=check.get("num_nodes", 1),
-            )
-            return {"config": to_dict(config)}
-        from unitransformer.launch.environment import check_nodes
+            counts = {"devices": 1, **check}
+            config = build_config(command, defaults=command.preset.cuda, **counts)
+        else:
+            from unitransformer.launch.environment import check_nodes
 
-        config = resolve(command).config
-        check_nodes(config.parallel, f"recipes.{recipe}", arguments)
+            config = resolve(command).config
+            check_nodes(config.parallel, f"recipes.{recipe}", arguments)
         return {"config": to_dict(config)}
     except ValueError as error:
         return {"refused": str(error)}

@@ -82,7 +82,6 @@ def _answer(
 def _run(
     recipe: str, arguments: Sequence[str], log: str, variables: Mapping[str, str], parent: int
 ) -> None:
-    """Runs a recipe in a fork."""
     die_with_parent(parent)
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_DFL)

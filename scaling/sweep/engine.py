@@ -5,6 +5,7 @@ stopped sweep, and several processes can share one. A cell is claimed by a lock,
 process that holds it, and it is finished by one file, which is written atomically.
 """
 
+import contextlib
 import json
 import shutil
 import time
@@ -17,7 +18,7 @@ from typing import Any, Protocol
 from filelock import FileLock
 
 from scaling.recipe_process import ProcessResult, Runner
-from scaling.store.outcome import CELLS, FILE, STUDY, Outcome, load_outcome, write_outcome
+from scaling.store.outcome import CELLS, FILE, STUDY, CellOutcome, load_outcome, write_outcome
 from scaling.sweep.claims import Claim, claim
 from scaling.sweep.memory_inference import OomCauses, find_cause, is_recheck, root_cause
 from scaling.sweep.plan import CellTask
@@ -30,14 +31,14 @@ from unitransformer.record.units import count
 SCHEMA = 1
 
 # Returns the tasks of a sweep in order, given the outcomes so far; a search adds tasks as it goes.
-Agenda = Callable[[Mapping[str, Outcome]], Sequence[CellTask]]
+Agenda = Callable[[Mapping[str, CellOutcome]], Sequence[CellTask]]
 
 
 class SweepObserver(Protocol):
     """Is notified of the cells that this process runs."""
 
     def cell_started(self, task: CellTask) -> None: ...
-    def cell_finished(self, task: CellTask, outcome: Outcome) -> None: ...
+    def cell_finished(self, task: CellTask, outcome: CellOutcome) -> None: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,12 +73,11 @@ def open_folder(
         ValueError: it holds another sweep, or other files.
         OSError: it cannot be written.
     """
-    content = {
+    compared = {
         "schema": SCHEMA,
-        "kind": "study",
-        "study": study.as_dict(),
         "memory_limit_bytes": limits.memory_limit_bytes,
         "find_max_batch": find_max_batch,
+        "study": study.as_dict(),
     }
     path = folder / STUDY
     folder.mkdir(parents=True, exist_ok=True)
@@ -87,18 +87,19 @@ def open_folder(
             ours = (f"{STUDY}.lock", f".{STUDY}.")
             if not all(entry.name.startswith(ours) for entry in folder.iterdir()):
                 raise ValueError(f"out {folder} holds something else; choose an empty folder")
-            write_atomically(path, json.dumps(add_checksums(content), indent=1).encode())
+            content = add_checksums({"kind": "study", **compared})
+            write_atomically(path, json.dumps(content, indent=1).encode())
             return
         stored = read_json(path)
         if not isinstance(stored, dict):
             raise ValueError(f"{path}: not the study of a sweep; choose another --out")
         verify_checksums(stored, str(path))
-    for name in ("schema", "memory_limit_bytes", "find_max_batch", "study"):
-        if stored.get(name) != content[name]:
+    for name, given in compared.items():
+        if stored.get(name) != given:
+            difference = _first_difference(stored.get(name), given, name)
             raise ValueError(
-                f"out {folder} holds another sweep: "
-                f"{_first_difference(stored.get(name), content[name], name)}; "
-                "give the same options, or another --out"
+                f"out {folder} holds another sweep: {difference}; give the same options, or "
+                "another --out"
             )
 
 
@@ -163,9 +164,9 @@ class Sweep:
             in_cells_s=self._in_cells_s,
         )
 
-    def scan(self) -> tuple[Sequence[CellTask], dict[str, Outcome]]:
+    def scan(self) -> tuple[Sequence[CellTask], dict[str, CellOutcome]]:
         """Returns all tasks known so far, and the outcomes of the finished ones by name."""
-        done: dict[str, Outcome] = {}
+        done: dict[str, CellOutcome] = {}
         while True:
             tasks = self.agenda(done)
             found = self._done(tasks)
@@ -173,7 +174,7 @@ class Sweep:
                 return tasks, found
             done = found
 
-    def _done(self, tasks: Sequence[CellTask]) -> dict[str, Outcome]:
+    def _done(self, tasks: Sequence[CellTask]) -> dict[str, CellOutcome]:
         """Returns valid outcomes: an inferred one counts only while its cause does."""
         outcomes = self._not_retried(tasks)
         causes = OomCauses(outcomes.values())
@@ -185,7 +186,7 @@ class Sweep:
             or find_cause(outcome.config, causes.on(outcome.host)) is not None
         }
 
-    def _not_retried(self, tasks: Sequence[CellTask]) -> dict[str, Outcome]:
+    def _not_retried(self, tasks: Sequence[CellTask]) -> dict[str, CellOutcome]:
         """Returns outcomes except those to be retried, which must not imply others."""
         return {
             name: outcome
@@ -193,7 +194,7 @@ class Sweep:
             if not self._is_retried(outcome)
         }
 
-    def _is_retried(self, outcome: Outcome) -> bool:
+    def _is_retried(self, outcome: CellOutcome) -> bool:
         return outcome.status in self.retry and (outcome.finished_at or "") < self._retry_before
 
     def _claim(self) -> tuple[CellTask, Claim] | None:
@@ -207,7 +208,7 @@ class Sweep:
             claimed.release()
         return None
 
-    def _finish(self, task: CellTask) -> Outcome:
+    def _finish(self, task: CellTask) -> CellOutcome:
         folder = self.folder / CELLS / task.name
         cause, is_run = self._cause(task)
         if is_run:
@@ -255,20 +256,17 @@ class OutcomeCache:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder / CELLS
-        self._loaded: dict[str, tuple[tuple[int, int], Outcome]] = {}
+        self._loaded: dict[str, tuple[tuple[int, int], CellOutcome]] = {}
 
-    def load(self, tasks: Sequence[CellTask]) -> dict[str, Outcome]:
+    def load(self, tasks: Sequence[CellTask]) -> dict[str, CellOutcome]:
         """Returns outcomes by task name; a missing or damaged file counts as unfinished."""
-        loaded = ((task.name, self._load(task.name)) for task in tasks)
-        return {name: outcome for name, outcome in loaded if outcome is not None}
-
-    def _load(self, name: str) -> Outcome | None:
-        path = self.folder / name / FILE
-        try:
-            stat = path.stat()
-            version = (stat.st_mtime_ns, stat.st_ino)
-            if name not in self._loaded or self._loaded[name][0] != version:
-                self._loaded[name] = (version, load_outcome(path))
-        except (OSError, ValueError):
-            return None
-        return self._loaded[name][1]
+        outcomes = {}
+        for name in (task.name for task in tasks):
+            path = self.folder / name / FILE
+            with contextlib.suppress(OSError, ValueError):
+                stat = path.stat()
+                version = (stat.st_mtime_ns, stat.st_ino)
+                if name not in self._loaded or self._loaded[name][0] != version:
+                    self._loaded[name] = (version, load_outcome(path))
+                outcomes[name] = self._loaded[name][1]
+        return outcomes

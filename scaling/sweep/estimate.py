@@ -61,14 +61,13 @@ def _flops_per_s(
 ) -> tuple[float | None, str | None]:
     """Returns the ceiling of all devices of a run together, or why it is unknown."""
     if calibration is None:
-        return None, ("this machine has no calibration (run `python -m scaling calibrate` first)")
+        return None, "this machine has no calibration (run `python -m scaling calibrate` first)"
     try:
         ceiling = calibration.matmul_flops_per_s(MATMUL_DTYPE[config.parallel.precision])
     except ValueError as error:
         return None, str(error)
-    if config.parallel.accelerator == "cpu":  # CPU ranks share the cores
-        return ceiling * calibration.num_ranks, None
-    return ceiling * config.parallel.world_size, None
+    is_shared = config.parallel.accelerator == "cpu"  # CPU ranks share the cores
+    return ceiling * (calibration.num_ranks if is_shared else config.parallel.world_size), None
 
 
 def load_calibrations(fingerprint: str) -> dict[str, Calibration | None]:
@@ -85,20 +84,15 @@ def render_plan(
     *,
     price_per_hour: float | None,
 ) -> str:
-    """Returns a text with every task, its command and its estimate, and the totals.
-
-    Args:
-        calibrations: by kind of device, "cpu" or "cuda".
-    """
+    """Returns a text with every task, its command and its estimate, and the totals."""
     estimates = [estimate_cell(task, calibrations) for task in tasks]
     lines = []
     for task, estimate in zip(tasks, estimates, strict=True):
         lines += [f"{task.name}  {task.cell.command}", f"    {_format(task, estimate)}"]
     num_refused = sum(task.config is None for task in tasks)
     refused = f", {num_refused} of them refused" if num_refused else ""
-    return "\n".join(
-        [*lines, "", f"{count(len(tasks), 'cell')}{refused}", *_totals(estimates, price_per_hour)]
-    )
+    lines += ["", f"{count(len(tasks), 'cell')}{refused}"]
+    return "\n".join(lines + _totals(estimates, price_per_hour))
 
 
 def _format(task: CellTask, estimate: CellEstimate) -> str:

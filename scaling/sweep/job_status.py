@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from scaling.store.outcome import CELLS, Outcome
+from scaling.store.outcome import CELLS, CellOutcome
 from scaling.sweep.engine import SweepObserver, SweepSummary
 from scaling.sweep.plan import CellTask
 from unitransformer.files import write_atomically
@@ -23,7 +23,7 @@ class JobReporter:
         _write({"cell": str(self._cells / task.name)})
         self._observer.cell_started(task)
 
-    def cell_finished(self, task: CellTask, outcome: Outcome) -> None:
+    def cell_finished(self, task: CellTask, outcome: CellOutcome) -> None:
         self._observer.cell_finished(task, outcome)
 
 

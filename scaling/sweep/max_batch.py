@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from scaling.store.outcome import AXIS, LACKS_MEMORY, Outcome
+from scaling.store.outcome import AXIS, OUT_OF_MEMORY, CellOutcome
 from scaling.sweep.plan import CellTask
 from scaling.sweep.study import Cell, Study
 from unitransformer.files import write_atomically
@@ -20,7 +20,7 @@ PlanTask = Callable[[Cell, int], CellTask]
 
 def search_agenda(
     tasks: Sequence[CellTask], limit: int, plan: PlanTask
-) -> Callable[[Mapping[str, Outcome]], list[CellTask]]:
+) -> Callable[[Mapping[str, CellOutcome]], list[CellTask]]:
     """Returns the agenda of a sweep that searches from each task's batch size.
 
     A search doubles the batch size until it does not fit, then halves the gap. It ends at a cell
@@ -30,14 +30,14 @@ def search_agenda(
         limit: the largest batch size to try.
     """
 
-    def agenda(done: Mapping[str, Outcome]) -> list[CellTask]:
+    def agenda(done: Mapping[str, CellOutcome]) -> list[CellTask]:
         return [probe for task in tasks for _, probe in _probes(task, limit, plan, done)]
 
     return agenda
 
 
 def _probes(
-    task: CellTask, limit: int, plan: PlanTask, done: Mapping[str, Outcome]
+    task: CellTask, limit: int, plan: PlanTask, done: Mapping[str, CellOutcome]
 ) -> Iterator[tuple[int, CellTask]]:
     """Yields the batch size and task of every probe so far, and of the next one if any."""
     if task.config is None:
@@ -49,18 +49,15 @@ def _probes(
         probe = plan(with_batch(task.cell, size), task.repeat)
         yield size, probe
         outcome = done.get(probe.name)
-        if outcome is None:
+        if outcome is None or outcome.status not in ("ok", *OUT_OF_MEMORY):
             return
         if outcome.status == "ok":
             fits = size
-        elif outcome.status in LACKS_MEMORY:
-            too_large = size
         else:
-            return
+            too_large = size
         if too_large - fits <= 1:
             return
-        is_unbounded = too_large > limit
-        size = min(2 * fits, limit) if is_unbounded else (fits + too_large) // 2
+        size = min(2 * fits, limit) if too_large > limit else (fits + too_large) // 2
 
 
 def with_batch(cell: Cell, size: int) -> Cell:
@@ -100,7 +97,7 @@ def search_results(
     tasks: Sequence[CellTask],
     limit: int,
     plan: PlanTask,
-    done: Mapping[str, Outcome],
+    done: Mapping[str, CellOutcome],
     axes: Collection[str],
 ) -> list[BatchSearchResult]:
     """Returns the state of each search; `axes` are those that its label shows."""
@@ -108,13 +105,17 @@ def search_results(
 
 
 def _search_result(
-    task: CellTask, limit: int, plan: PlanTask, done: Mapping[str, Outcome], axes: Collection[str]
+    task: CellTask,
+    limit: int,
+    plan: PlanTask,
+    done: Mapping[str, CellOutcome],
+    axes: Collection[str],
 ) -> BatchSearchResult:
     probes = [(size, probe.name) for size, probe in _probes(task, limit, plan, done)]
     ended = {size: (name, done[name]) for size, name in probes if name in done}
     fits = max((n for n, (_, o) in ended.items() if o.status == "ok"), default=None)
-    too_large = min((n for n, (_, o) in ended.items() if o.status in LACKS_MEMORY), default=None)
-    failed = [o for _, o in ended.values() if o.status not in ("ok", *LACKS_MEMORY)]
+    too_large = min((n for n, (_, o) in ended.items() if o.status in OUT_OF_MEMORY), default=None)
+    failed = [o for _, o in ended.values() if o.status not in ("ok", *OUT_OF_MEMORY)]
     return BatchSearchResult(
         label=task.cell.label(axes),
         recipe=task.cell.recipe,

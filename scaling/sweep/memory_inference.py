@@ -12,13 +12,12 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from scaling.store.outcome import Outcome
+from scaling.store.outcome import CellOutcome
 from scaling.sweep.plan import CellTask
 from unitransformer.config import Precision, RunConfig, to_dict
 
 # A larger number needs more memory. Both mixed modes keep float32 weights and 16-bit activations.
 PRECISION: dict[Precision, int] = {"bf16-true": 0, "16-mixed": 1, "bf16-mixed": 1, "32-true": 2}
-
 CHECKPOINTING = {"full": 0, "selective": 1, "off": 2}
 
 # Fields that do not change the peak memory, and the value that stands for all others.
@@ -32,6 +31,8 @@ IGNORED: dict[str, Any] = {
     "seed": 0,
 }
 
+SIZES = ("width", "num_layers", "num_heads", "feedforward_width", "num_classes", "num_positions")
+
 # Fields that `_demands` compares, or that it makes redundant.
 COMPARED = [
     "size",
@@ -39,12 +40,7 @@ COMPARED = [
     "accumulate",
     "loss_chunk",
     "optimizer",
-    "model.width",
-    "model.num_layers",
-    "model.num_heads",
-    "model.feedforward_width",
-    "model.num_classes",
-    "model.num_positions",
+    *(f"model.{name}" for name in SIZES),
     "data.sequence_length",
     "parallel.precision",
     "parallel.activation_checkpointing",
@@ -60,7 +56,7 @@ def needs_at_least(config: RunConfig, other: RunConfig) -> bool:
 @functools.lru_cache(maxsize=65536)
 def _demands(config: RunConfig) -> tuple[float, ...]:
     """Returns numbers with each of which the memory per device grows."""
-    parallel, model = config.parallel, config.model
+    parallel = config.parallel
     # Without sharding every device holds all weights, and buckets of their gradients.
     is_divided = parallel.is_sharded or parallel.uses_deepspeed
     shards = parallel.devices if parallel.strategy == "hsdp" else parallel.world_size
@@ -71,12 +67,7 @@ def _demands(config: RunConfig) -> tuple[float, ...]:
         PRECISION[parallel.precision],
         CHECKPOINTING[parallel.activation_checkpointing],
         math.inf if config.loss_chunk == 0 else config.loss_chunk,
-        model.width,
-        model.num_layers,
-        model.num_heads,
-        model.feedforward_width,
-        model.num_classes,
-        model.num_positions,
+        *(getattr(config.model, name) for name in SIZES),
         config.accumulate > 1,
     )
 
@@ -138,7 +129,7 @@ class OomCauses:
     that exceeded the memory limit of the sweep does.
     """
 
-    def __init__(self, outcomes: Collection[Outcome]) -> None:
+    def __init__(self, outcomes: Collection[CellOutcome]) -> None:
         self._outcomes = outcomes
         self._by_host: dict[str, Mapping[str, RunConfig]] = {}
 
@@ -153,11 +144,11 @@ class OomCauses:
         return self._by_host[key]
 
 
-def _exceeded_limit(outcome: Outcome) -> bool:
+def _exceeded_limit(outcome: CellOutcome) -> bool:
     return outcome.status == "oom" and outcome.exit_code is None
 
 
-def _unrefuted(pairs: Sequence[tuple[Outcome, RunConfig]]) -> dict[str, RunConfig]:
+def _unrefuted(pairs: Sequence[tuple[CellOutcome, RunConfig]]) -> dict[str, RunConfig]:
     too_large = {outcome.cell: config for outcome, config in pairs if outcome.status == "oom"}
     return unrefuted(too_large, [config for outcome, config in pairs if outcome.status == "ok"])
 
@@ -175,7 +166,7 @@ def is_recheck(
     task: CellTask,
     cause: tuple[str, RunConfig],
     tasks: Sequence[CellTask],
-    done: Mapping[str, Outcome],
+    done: Mapping[str, CellOutcome],
     share: float,
 ) -> bool:
     """Whether to run a task although `cause` implies that it is out of memory.

@@ -134,14 +134,15 @@ def split_axes(
 def read_sweep_options(given: Any, axes: dict[str, AxisValues]) -> SweepOptions:
     """Checks the parsed options; raises ValueError naming option, value and fix."""
     limits = Limits(
-        limit_s=_positive("time-limit", given.time_limit),
+        limit_s=given.time_limit,
         memory_limit_bytes=_bytes(given.memory_limit),
         recheck=given.recheck,
     )
+    for name, value in (("time-limit", given.time_limit), ("price-per-hour", given.price_per_hour)):
+        if value is not None and not 0 < value < math.inf:
+            raise ValueError(f"{name} is {value}; it must be above 0")
     if not 0 <= given.recheck <= 1:
         raise ValueError(f"recheck is {given.recheck}; it must be between 0 and 1")
-    if given.price_per_hour is not None:
-        _positive("price-per-hour", given.price_per_hour)
     retry = frozenset(status.strip() for status in given.retry.split(",") if status.strip())
     for status in retry:
         if status not in STATUSES:
@@ -163,7 +164,7 @@ def read_sweep_options(given: Any, axes: dict[str, AxisValues]) -> SweepOptions:
         out=given.out or DEFAULT_OUT / (Path(given.study).stem if given.study else "sweep"),
         limits=limits,
         retry=retry,
-        retry_before=_utc("retry-before", given.retry_before),
+        retry_before=_utc(given.retry_before),
         find_max_batch=given.find_max_batch,
         is_dry=given.dry_run,
         is_list=given.list,
@@ -191,12 +192,11 @@ def _read_study(given: Any, axes: dict[str, AxisValues]) -> Study:
             for recipe, options in study.recipes.items()
         }
         if given.recipe:
-            chosen = _recipes(given.recipe)
+            chosen, known = _recipes(given.recipe), ", ".join(recipes)
             for name in chosen:
                 if name not in recipes:
                     raise ValueError(
-                        f"recipe {name} is not in study {given.study}, which has "
-                        f"{', '.join(recipes)}"
+                        f"recipe {name} is not in study {given.study}, which has {known}"
                     )
             recipes = {name: recipes[name] for name in recipes if name in chosen}
         study = replace(study, recipes=recipes, axes={**study.axes, **axes})
@@ -211,13 +211,7 @@ def _recipes(text: str) -> list[str]:
     return list(RECIPES) if text == "all" else [name.strip() for name in text.split(",")]
 
 
-def _positive(name: str, value: float) -> float:
-    if not 0 < value < math.inf:
-        raise ValueError(f"{name} is {value}; it must be above 0")
-    return value
-
-
-def _utc(name: str, text: str | None) -> str | None:
+def _utc(text: str | None) -> str | None:
     """Returns the time in UTC with a fixed number of digits, so that texts compare as times do."""
     if text is None:
         return None
@@ -225,7 +219,7 @@ def _utc(name: str, text: str | None) -> str | None:
         time = datetime.datetime.fromisoformat(text)
     except ValueError:
         raise ValueError(
-            f"{name} is {text}; give a date and time, for example 2026-01-31T12:00:00+00:00"
+            f"retry-before is {text}; give a date and time, for example 2026-01-31T12:00:00+00:00"
         ) from None
     return time.astimezone(datetime.UTC).isoformat(timespec="microseconds")
 

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from scaling.store.outcome import Outcome
+from scaling.store.outcome import CellOutcome
 from scaling.sweep.claims import Holder
 from scaling.sweep.plan import CellTask, train_flops
 from unitransformer.record.units import duration
@@ -30,7 +30,7 @@ class Progress:
 
     def __init__(
         self,
-        scan: Callable[[], tuple[Sequence[CellTask], dict[str, Outcome]]],
+        scan: Callable[[], tuple[Sequence[CellTask], dict[str, CellOutcome]]],
         holders: Callable[[], Mapping[str, Holder]],
         stream: TextIO,
         *,
@@ -41,10 +41,10 @@ class Progress:
         self._stream, self._axes = stream, axes
         self._since_s = clock()
         self._running_here: str | None = None
-        self._finished: list[tuple[CellTask, Outcome]] = []
+        self._finished: list[tuple[CellTask, CellOutcome]] = []
         self._announced: set[tuple[str, float]] = set()  # running cells that were printed
         self._tasks: Sequence[CellTask] = ()
-        self._done: dict[str, Outcome] = {}
+        self._done: dict[str, CellOutcome] = {}
         self._live: Live | None = None
 
     def __enter__(self) -> "Progress":
@@ -62,7 +62,7 @@ class Progress:
     def cell_started(self, task: CellTask) -> None:
         self._running_here = task.name
 
-    def cell_finished(self, task: CellTask, outcome: Outcome) -> None:
+    def cell_finished(self, task: CellTask, outcome: CellOutcome) -> None:
         self._running_here = None
         self._tasks, self._done = self._scan()
         self._add_finished(task, outcome)
@@ -81,7 +81,7 @@ class Progress:
                     self._print(f"{task.cell.label(self._axes)}: running on {holder.host}")
         return len(self._done) < len(self._tasks)
 
-    def _add_finished(self, task: CellTask, outcome: Outcome) -> None:
+    def _add_finished(self, task: CellTask, outcome: CellOutcome) -> None:
         self._finished.append((task, outcome))
         if self._live is None:
             detail = f": {outcome.reason}" if outcome.reason else f" in {outcome.elapsed_s:.1f} s"
@@ -157,7 +157,7 @@ class Progress:
         return table
 
 
-def _finished_s(outcome: Outcome) -> float:
+def _finished_s(outcome: CellOutcome) -> float:
     """Clock time in seconds."""
     assert outcome.finished_at is not None
     return datetime.datetime.fromisoformat(outcome.finished_at).timestamp()

@@ -18,16 +18,14 @@ from scaling.exit_status import (
     is_stopped,
 )
 from scaling.recipe_process import ProcessResult, Runner
-from scaling.store.outcome import CELLS, Outcome
+from scaling.store.outcome import CELLS, CellOutcome
 from scaling.sweep import compile_cache
 from scaling.sweep.plan import CellTask
 from unitransformer.launch.variables import PROGRESS_FILE, RUN_FOLDER
 from unitransformer.record.schema import Record, Status, load_record
 
 LOG = "log.txt"
-
 LAST_LINES = 12
-
 STOP_S = 1.0  # a signal sent to a cell reaches this process within this time
 
 
@@ -40,7 +38,7 @@ class Limits:
     recheck: float = 0.1  # share of the inferred cells to run, at least one per cause; 0: none
 
 
-def run_cell(task: CellTask, runner: Runner, folder: Path, limits: Limits) -> Outcome:
+def run_cell(task: CellTask, runner: Runner, folder: Path, limits: Limits) -> CellOutcome:
     """Runs a cell in its own folder inside `folder`, which is emptied first.
 
     Raises:
@@ -101,7 +99,7 @@ def run_cell(task: CellTask, runner: Runner, folder: Path, limits: Limits) -> Ou
     )
 
 
-def outcome_without_run(task: CellTask, cause: str | None) -> Outcome:
+def outcome_without_run(task: CellTask, cause: str | None) -> CellOutcome:
     """Returns the outcome of a task that need not run.
 
     Args:
@@ -117,8 +115,8 @@ def outcome_without_run(task: CellTask, cause: str | None) -> Outcome:
     )
 
 
-def _outcome(task: CellTask, *, status: Status, **fields: Any) -> Outcome:
-    return Outcome(
+def _outcome(task: CellTask, *, status: Status, **fields: Any) -> CellOutcome:
+    return CellOutcome(
         cell=task.cell.id,
         repeat=task.repeat,
         recipe=task.cell.recipe,

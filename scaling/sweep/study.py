@@ -10,7 +10,6 @@ import json
 import shlex
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib import resources
 from pathlib import Path
 from typing import Any, get_args
 
@@ -37,6 +36,7 @@ RESERVED_OPTIONS = [
     "print_config",
     "help",
 ]
+STUDIES = Path(__file__).parents[1] / "studies"  # built-in ones
 FIELDS = ("recipe", "axes", "zip", "exclude", "options", "repeats")
 AxisValues = tuple[str, ...]
 
@@ -179,13 +179,9 @@ def _lists(axes: Mapping[str, AxisValues]) -> dict[str, list[str]]:
     return {name: list(values) for name, values in axes.items()}
 
 
-# ---------------------------------------------------------------------------------- files
-
-
 def list_studies() -> list[str]:
     """Returns the names of the built-in studies."""
-    files = resources.files("scaling").joinpath("studies").iterdir()
-    return sorted(Path(file.name).stem for file in files if file.name.endswith(".yaml"))
+    return sorted(path.stem for path in STUDIES.glob("*.yaml"))
 
 
 def load_study(name: str) -> Study:
@@ -194,21 +190,18 @@ def load_study(name: str) -> Study:
     Raises:
         ValueError: an unknown study, a missing file, or an invalid field.
     """
-    if name in list_studies():
-        text = resources.files("scaling").joinpath("studies", f"{name}.yaml").read_text()
-    elif Path(name).is_file():
-        text = Path(name).read_text(encoding="utf-8")
-    else:
+    built_in = list_studies()
+    path = STUDIES / f"{name}.yaml" if name in built_in else Path(name)
+    if not path.is_file():
         raise ValueError(
-            f"study {name} is neither a file nor a built-in study; {suggest(name, list_studies())}"
+            f"study {name} is neither a file nor a built-in study; {suggest(name, built_in)}"
         )
+    text = path.read_text(encoding="utf-8")
     try:
         # Every scalar stays text: otherwise YAML reads `off` as false and `1_000` as a number.
-        values = yaml.load(text, Loader=yaml.BaseLoader)
+        return read_study(yaml.load(text, Loader=yaml.BaseLoader))
     except yaml.YAMLError as error:
         raise ValueError(f"study {name} is not YAML: {' '.join(str(error).split())}") from error
-    try:
-        return read_study(values)
     except ValueError as error:
         raise ValueError(f"study {name}: {error}") from error
 
@@ -239,12 +232,17 @@ def read_study(values: Any) -> Study:
     for name, given in (("exclude", excluded), ("zip", zipped)):
         if not isinstance(given, Sequence) or isinstance(given, str):
             raise ValueError(f"{name} is {given!r}; it must be a list")
+    repeats = values.get("repeats", "1")
+    try:
+        repeats = int(repeats)
+    except (TypeError, ValueError):
+        raise ValueError(f"repeats is {repeats!r}; it must be an integer") from None
     study = Study(
         recipes={name: _axes(axes or {}, f"recipe.{name}") for name, axes in recipes.items()},
         axes={**_axes(values.get("axes", {}), "axes"), **options},
         zipped=tuple(_texts(group, "zip") for group in zipped),
         excluded=tuple(_axes(pattern, "exclude") for pattern in excluded),
-        repeats=_integer(values.get("repeats", "1")),
+        repeats=repeats,
     )
     # Not checked in `Study`: a command line may narrow an axis, which leaves exclusions unmatched.
     for pattern in study.excluded:
@@ -273,10 +271,3 @@ def _texts(values: Any, where: str) -> AxisValues:
     ):
         raise ValueError(f"{where} is {values!r}; it must be a value or a list of values")
     return tuple(map(str, values))
-
-
-def _integer(value: Any) -> int:
-    try:
-        return int(value)
-    except (TypeError, ValueError):
-        raise ValueError(f"repeats is {value!r}; it must be an integer") from None
