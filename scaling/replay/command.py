@@ -1,4 +1,4 @@
-"""A replay as it was asked for: the same cell again, and whether it came out the same."""
+"""The command line of `python -m scaling replay`."""
 
 import tempfile
 from pathlib import Path
@@ -14,7 +14,7 @@ from unitransformer.files import check_writable
 def build_replay_parser() -> jsonargparse.ArgumentParser:
     parser = jsonargparse.ArgumentParser(
         description="Measure the same cell again. Exit code 0: reproduced, 1: not reproduced, "
-        "3: the intervals are too wide to tell.",
+        "3: inconclusive, such as too wide an interval.",
         exit_on_error=False,
     )
     parser.add_argument(
@@ -29,7 +29,7 @@ def build_replay_parser() -> jsonargparse.ArgumentParser:
 
 
 def run_replay(given: Any) -> int:
-    """Run it again, say what came of it; raises as `replay` does."""
+    """Replays the cell, prints the verdict and returns the exit code; raises as `replay` does."""
     if given.out is not None:
         check_writable("out", given.out, is_folder=True)
     record = load_original(given.cell).record
@@ -41,7 +41,7 @@ def run_replay(given: Any) -> int:
         verdict = replay(
             given.cell,
             runner=worker if can_fork(accelerator) else run_alone,
-            say=lambda line: print(line, flush=True),
+            print_line=lambda line: print(line, flush=True),
             repeats=given.repeats,
             tolerance=given.tolerance,
             out=given.out,

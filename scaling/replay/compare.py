@@ -1,11 +1,7 @@
-"""What was recorded and what came of running it again in; whether it was reproduced out.
+"""Compares a recorded run with its replays: status, loss curve and median steady step."""
 
-Three things are compared: how it ended, the loss curve, and the median steady step.
-"""
-
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Literal
 
 from scaling.analysis.efficiency import Estimate, pooled_rate, ratio
@@ -17,15 +13,13 @@ from unitransformer.record.schema import Record, config_of
 from unitransformer.record.units import count, ms
 
 Word = Literal["reproduced", "not reproduced", "inconclusive"]
-EXIT_CODES: Mapping[Word, int] = MappingProxyType(
-    {"reproduced": 0, "not reproduced": 1, "inconclusive": 3}
-)
+EXIT_CODES: dict[Word, int] = {"reproduced": 0, "not reproduced": 1, "inconclusive": 3}
 DAY_S = 24 * 60 * 60.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReplayVerdict:
-    """Whether it came out the same, and why, in lines for people."""
+    """Whether the run was reproduced, and lines that explain why."""
 
     word: Word
     lines: tuple[str, ...]
@@ -37,59 +31,61 @@ class ReplayVerdict:
 
 @dataclass(frozen=True, kw_only=True)
 class OriginalRun:
-    """What is to be reproduced."""
+    """The recorded run that a replay has to reproduce."""
 
     command: str
     status: str
-    record: Record | None  # of a run that left one
-    exit_code: int | None = None  # None: not told, or it passed a limit
+    record: Record | None  # None: it left none
+    exit_code: int | None = None  # None: not recorded, or killed at a limit
     limit_s: float = DAY_S
     memory_limit_bytes: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReplayLaunch:
-    """How a launch ended."""
+    """How one launch of the replay ended."""
 
     status: str
     record: Record | None
-    last_words: str
+    last_line: str
     exit_code: int | None = None
 
 
-def compare(original: OriginalRun, launches: Sequence[ReplayLaunch], *, tolerance: float) -> ReplayVerdict:
-    """Compare what is there: no run is started.
-
-    Raises:
-        ValueError: a launch that is another run.
-    """
+def compare(
+    original: OriginalRun, launches: Sequence[ReplayLaunch], *, tolerance: float
+) -> ReplayVerdict:
+    """Returns the verdict; raises ValueError if a launch has another config."""
     last = launches[-1]
     if not original.status == last.status == "ok":
         return _judge_failure(original, last)
     assert original.record is not None
     records = [launch.record for launch in launches if launch.record is not None]
     for record in records:
-        _check_same(original.record, record)
+        _check_config(original.record, record)
     loss_word, loss = compare_losses(original.record, records)
     step_word, step = compare_steps(original.record, records, tolerance=tolerance)
-    apart = [f"conditions: {line}" for line in _conditions(original.record, records)]
+    conditions = differences([original.record, *records])  # record 1 is the original
+    if len({record["data"].get("sha256") for record in (original.record, *records)}) > 1:
+        conditions.append("data differ: their sha256 is not the same")
     word = loss_word if loss_word == "not reproduced" else step_word
-    return ReplayVerdict(word=word, lines=(loss, step, *apart))
+    lines = (loss, step, *(f"conditions: {line}" for line in conditions))
+    return ReplayVerdict(word=word, lines=lines)
 
 
 def _judge_failure(original: OriginalRun, last: ReplayLaunch) -> ReplayVerdict:
     then, now = _end(original), _end(last)
-    told = f"status: {then} then, {now} now: {last.last_words}"
+    line = f"status: {then} then, {now} now: {last.last_line}"
     if last.status == "preempted":
-        return ReplayVerdict(word="inconclusive", lines=(told, "it was stopped from outside; try again"))
+        reason = "the launch was stopped by a signal; try again"
+        return ReplayVerdict(word="inconclusive", lines=(line, reason))
     is_same = original.status.removesuffix("-inferred") == last.status
-    if is_same and last.status == "crashed":
+    if last.status == "crashed":
         is_same = then == now
-    return ReplayVerdict(word="reproduced" if is_same else "not reproduced", lines=(told,))
+    return ReplayVerdict(word="reproduced" if is_same else "not reproduced", lines=(line,))
 
 
 def _end(run: OriginalRun | ReplayLaunch) -> str:
-    """The status, and of a crash what it was: the exception, or else the exit code."""
+    """The status, and for a crash its exception, or else its exit code."""
     if run.status != "crashed":
         return run.status
     error = None if run.record is None else run.record["error"]
@@ -98,85 +94,70 @@ def _end(run: OriginalRun | ReplayLaunch) -> str:
     return "crashed" if run.exit_code is None else f"crashed with exit code {run.exit_code}"
 
 
-def _check_same(then: Record, now: Record) -> None:
-    own, others = config_of(then), config_of(now)
-    if own == others:
-        return
-    before, after = flat_dict(own), flat_dict(others)
-    told = [f"{n} is {after[n]!r}, was {before[n]!r}" for n in before if before[n] != after[n]]
-    raise ValueError(
-        f"config: {'; '.join(told)}; the command comes to another run on this machine, replay it "
-        "where it was measured or name these options"
-    )
-
-
-def _conditions(then: Record, records: Sequence[Record]) -> list[str]:
-    """Record 1 is the original."""
-    found = differences([then, *records])
-    data = {record["data"].get("sha256") for record in (then, *records)}
-    return [*found, "data differ: their sha256 is not the same"] if len(data) > 1 else found
+def _check_config(then: Record, now: Record) -> None:
+    before, after = flat_dict(config_of(then)), flat_dict(config_of(now))
+    changes = [f"{n} is {after[n]!r}, was {before[n]!r}" for n in before if before[n] != after[n]]
+    if changes:
+        raise ValueError(
+            f"config: {'; '.join(changes)}; the command resolves to another config on this machine:"
+            " replay it where it was measured, or set these options"
+        )
 
 
 def compare_losses(then: Record, records: Sequence[Record]) -> tuple[Word, str]:
-    """The curves of the launches against the original's, at the steps that all have: a run that
-    stops by its interval stops where it likes."""
-    bound = BOUNDS[config_of(then).parallel.precision].loss
-    steps = min(len(record["loss"]) for record in (then, *records))
-    other = None if config_of(then).until_interval else _other_length(then, records)
-    if other is not None:
-        return "not reproduced", f"loss: {other} steps now, {len(then['loss'])} then"
+    """Compares the loss curves at the steps that all runs have.
+
+    Only runs that stop at an interval may differ in their number of steps.
+    """
+    config, recorded = config_of(then), then["loss"]
+    curves = [record["loss"] for record in records]
+    other = next((len(curve) for curve in curves if len(curve) != len(recorded)), None)
+    if other is not None and not config.until_interval:
+        return "not reproduced", f"loss: {other} steps now, {len(recorded)} then"
+    steps = min(len(curve) for curve in (recorded, *curves))
     largest, step = max(
         (relative_difference(before, after), number)
-        for record in records
+        for curve in curves
         for number, (before, after) in enumerate(
-            zip(then["loss"][:steps], record["loss"][:steps], strict=True), 1
+            zip(recorded[:steps], curve[:steps], strict=True), 1
         )
     )
-    told = f"over {count(steps, 'step')}"
     if largest == 0:
-        return "reproduced", f"loss: equal to the last digit {told}"
-    apart = f"{largest:.1e} apart at step {step}"
+        return "reproduced", f"loss: equal to the last digit over {count(steps, 'step')}"
+    bound = BOUNDS[config.parallel.precision].loss
+    difference = f"relative difference {largest:.1e} at step {step}"
     if largest <= bound:
-        return "reproduced", f"loss: within the parity bound of {bound:g} {told}, {apart}"
-    return "not reproduced", f"loss: different, {apart}; the parity bound is {bound:g}"
-
-
-def _other_length(then: Record, records: Sequence[Record]) -> int | None:
-    lengths = (len(record["loss"]) for record in records)
-    return next((length for length in lengths if length != len(then["loss"])), None)
+        within = f"within the parity bound of {bound:g} over {count(steps, 'step')}"
+        return "reproduced", f"loss: {within}, {difference}"
+    return "not reproduced", f"loss: different, {difference}; the parity bound is {bound:g}"
 
 
 def compare_steps(then: Record, records: Sequence[Record], *, tolerance: float) -> tuple[Word, str]:
-    """The median steady step now over then, with its interval."""
+    """Compares the median steady step, now over then, with its interval."""
     runs = [Run(name="", record=record, config=config_of(record)) for record in (then, *records)]
-    untold = next((run for run in runs if run.metrics is None), None)
-    if untold is not None:
-        when = "then" if untold is runs[0] else "now"
-        return (
-            "inconclusive",
-            f"step: no steady state {when}: {untold.record['no_steady_state_reason']}",
-        )
+    for run in runs:
+        if run.metrics is None:
+            when, reason = "then" if run is runs[0] else "now", run.record["no_steady_state_reason"]
+            return "inconclusive", f"step: no steady state {when}: {reason}"
     before, now = pooled_rate(runs[:1]), pooled_rate(runs[1:])
-    found = ratio(before, now)  # of rates; the steps' is its inverse
+    steps = ratio(before, now)  # of rates, thus the inverse of that of step times
     per_step = runs[0].units_per_step
-    told = (
+    line = (
         f"step: {_step(now, per_step)} now over {count(len(records), 'launch', 'launches')}, "
-        f"{_step(before, per_step)} then; ratio {found.value:.3f}"
+        f"{_step(before, per_step)} then; ratio {steps.value:.3f}"
     )
-    if found.low is None or found.high is None:
-        return "inconclusive", f"{told}, no interval: {found.reason}"
-    told += f" ({found.low:.3f} to {found.high:.3f}); asked: within {tolerance:.0%} of 1"
-    return _place(found.low, found.high, tolerance), told
-
-
-def _place(low: float, high: float, tolerance: float) -> Word:
+    low, high = steps.low, steps.high
+    if low is None or high is None:
+        return "inconclusive", f"{line}, no interval: {steps.reason}"
+    line += f" ({low:.3f} to {high:.3f}); asked: within {tolerance:.0%} of 1"
     if 1 - tolerance <= low and high <= 1 + tolerance:
-        return "reproduced"
-    return "not reproduced" if high < 1 - tolerance or low > 1 + tolerance else "inconclusive"
+        return "reproduced", line
+    is_outside = high < 1 - tolerance or low > 1 + tolerance
+    return "not reproduced" if is_outside else "inconclusive", line
 
 
 def _step(rate: Estimate, units_per_step: int) -> str:
-    """Seconds of a step with their interval, from a rate."""
+    """The time of a step and its interval, from a rate."""
     middle = ms(units_per_step / rate.value)
     if rate.low is None or rate.high is None:
         return f"{middle} (no interval: {rate.reason})"

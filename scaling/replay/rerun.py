@@ -1,4 +1,4 @@
-"""A run that was recorded goes in, is run again by its own command; whether it comes out the same.
+"""Runs a recorded run again by its command and compares the two.
 
 `python -m scaling replay CELL`, where CELL is a record, an outcome.json or the folder of either.
 Exit codes: 0 reproduced | 1 not reproduced | 3 inconclusive (2 is bad usage, as everywhere).
@@ -8,56 +8,53 @@ import contextlib
 import shlex
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import get_args
 
 from scaling.exit_status import count_oom_kills, decide_status
 from scaling.recipe_process import Runner
-from scaling.replay.compare import DAY_S, ReplayLaunch, OriginalRun, ReplayVerdict, compare
-from scaling.store.outcome import FILE, CellOutcome, is_outcome, read_outcome
+from scaling.replay.compare import DAY_S, OriginalRun, ReplayLaunch, ReplayVerdict, compare
+from scaling.store.outcome import FILE, is_outcome, read_outcome
 from unitransformer.config import Recipe
 from unitransformer.launch.variables import RUN_FOLDER
-from unitransformer.record.schema import load_record
 from unitransformer.record.checksums import read_json
+from unitransformer.record.schema import load_record
 from unitransformer.record.units import count
 
-Say = Callable[[str], None]
-
-# Options of a recipe that say where things go or how often; each takes a value.
-PLACES = ("--out", "--record", "--checkpoint-dir", "--trace", "--repeats")
+# Options of a recipe, each with a value, that set output paths or the number of launches.
+OUTPUT_OPTIONS = ("--out", "--record", "--checkpoint-dir", "--trace", "--repeats")
 
 
 def replay(
     path: Path,
     *,
     runner: Runner,
-    say: Say,
+    print_line: Callable[[str], None],
     repeats: int = 1,
     tolerance: float = 0.05,
     out: Path | None = None,
 ) -> ReplayVerdict:
-    """Run it again and compare: status, loss curve, median steady step.
+    """Runs the cell again and compares status, loss curve and median steady step.
 
     Reproduced: the losses are equal up to the parity bound of the precision, and the whole 95 %
     interval of the ratio of the median steps (now over then) is within `tolerance` of 1. Not
-    reproduced: other losses, another status, or the whole interval is beyond. A cell that failed
-    is reproduced by failing with the same status, a crash by the same exception or exit code.
-    Inconclusive too: a launch that was stopped from outside.
+    reproduced: other losses, another status, or the whole interval is outside. A failure is
+    reproduced by the same status, a crash by the same exception or exit code. Otherwise, and if a
+    signal stopped a launch: inconclusive.
 
     Args:
         path: a record, an outcome.json, or the folder of either.
-        runner: `processes.run_alone`, or a worker.
-        say: told each line of progress.
-        repeats: launches; from two on their own variance is in the interval.
-        tolerance: share of a step.
-        out: folder that keeps the new runs; None: nothing is kept.
+        runner: runs the recipe, such as `recipe_process.run_alone`.
+        print_line: called with each line of progress.
+        repeats: launches; from two on, the interval includes the variance between launches.
+        tolerance: relative, of the step time.
+        out: folder that keeps the new runs; None: they are deleted.
 
     Raises:
-        ValueError: no cell there, a command that is no recipe's, a launch that resolves to another
-            config on this machine, arguments out of range.
-        RuntimeError: a launch ended well and left no record.
-        OSError: files that cannot be read or written.
+        ValueError: no cell there, not a recipe's command, a launch that resolves to another config
+            on this machine, or arguments out of range.
+        RuntimeError: a launch exited with 0 and left no record.
+        OSError: files cannot be read or written.
     """
     if repeats < 1:
         raise ValueError(f"repeats is {repeats}; it must be at least 1")
@@ -66,18 +63,18 @@ def replay(
     original = load_original(path)
     recipe, arguments = read_command(original.command)
     launches: list[ReplayLaunch] = []
-    with _folder(out) as folder:
+    with _open_folder(out) as folder:
         for number in range(1, repeats + 1):
-            say(f"launch {number} of {repeats}: {original.command}")
-            place = folder / f"launch-{number}"
-            launches.append(_launch(recipe, arguments, place, original, runner))
+            print_line(f"launch {number} of {repeats}: {original.command}")
+            launch_folder = folder / f"launch-{number}"
+            launches.append(_launch(recipe, arguments, launch_folder, original, runner))
             if launches[-1].status != "ok":
                 break
     return compare(original, launches, tolerance=tolerance)
 
 
 @contextlib.contextmanager
-def _folder(out: Path | None) -> Iterator[Path]:
+def _open_folder(out: Path | None) -> Iterator[Path]:
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
         if any(out.glob("launch-*")):
@@ -88,14 +85,11 @@ def _folder(out: Path | None) -> Iterator[Path]:
         yield Path(temporary)
 
 
-# ------------------------------------------------------------------------------ the original
-
-
 def load_original(path: Path) -> OriginalRun:
-    """Read what is to be reproduced.
+    """Returns the run to reproduce.
 
     Raises:
-        ValueError: nothing of the kind there, or it was stopped from outside.
+        ValueError: not a record or an outcome, or nothing that a replay can be compared with.
         OSError: it cannot be read.
     """
     file = _file_of(path)
@@ -105,11 +99,23 @@ def load_original(path: Path) -> OriginalRun:
         raise ValueError(f"{file}: {error}") from error
     if is_outcome(values):
         outcome = read_outcome(values, str(file))
-        return _of_outcome(outcome, file)
-    record = load_record(file)
-    return _checked(
-        OriginalRun(command=record["command"], status=record["status"], record=record), file
-    )
+        original = OriginalRun(
+            command=outcome.command,
+            status=outcome.status,
+            record=load_record(file.parent / outcome.record) if outcome.record else None,
+            exit_code=outcome.exit_code,
+            # A cell that timed out gets the same time again.
+            limit_s=outcome.elapsed_s if outcome.status == "timeout" else DAY_S,
+            memory_limit_bytes=outcome.memory_limit_bytes,
+        )
+    else:
+        record = load_record(file)
+        original = OriginalRun(command=record["command"], status=record["status"], record=record)
+    if original.status == "preempted":
+        raise ValueError(f"{file}: a signal stopped this run; replay a run that ended by itself")
+    if original.status == "ok" and original.record is None:
+        raise ValueError(f"{file}: its status is ok but it names no record to compare with")
+    return original
 
 
 def _file_of(path: Path) -> Path:
@@ -119,58 +125,34 @@ def _file_of(path: Path) -> Path:
         return path
     if (path / FILE).exists():
         return path / FILE
-    found = sorted(path.glob("*.json"))
-    if len(found) != 1:
-        raise ValueError(f"{path} holds {count(len(found), 'JSON file')}; name the record itself")
-    return found[0]
-
-
-def _of_outcome(outcome: CellOutcome, file: Path) -> OriginalRun:
-    record = None if outcome.record is None else load_record(file.parent / outcome.record)
-    return _checked(
-        OriginalRun(
-            command=outcome.command,
-            status=outcome.status,
-            record=record,
-            exit_code=outcome.exit_code,
-            # What took too long is given as long again.
-            limit_s=outcome.elapsed_s if outcome.status == "timeout" else DAY_S,
-            memory_limit_bytes=outcome.memory_limit_bytes,
-        ),
-        file,
-    )
-
-
-def _checked(original: OriginalRun, file: Path) -> OriginalRun:
-    if original.status == "preempted":
-        raise ValueError(f"{file}: it was stopped from outside; replay a run that ended by itself")
-    if original.status == "ok" and original.record is None:
-        raise ValueError(f"{file}: it ended well and names no record; there is nothing to compare")
-    return original
+    files = sorted(path.glob("*.json"))
+    if len(files) != 1:
+        raise ValueError(f"{path} holds {count(len(files), 'JSON file')}; name the record itself")
+    return files[0]
 
 
 def read_command(command: str) -> tuple[Recipe, list[str]]:
-    """Recipe and options of `python -m recipes.X options`, without those that name places.
+    """Returns recipe and options of `python -m recipes.X options`, without `OUTPUT_OPTIONS`.
 
     Raises:
-        ValueError: another command, or one that goes on with an earlier run.
+        ValueError: another command, or one that resumes an earlier run.
     """
-    words = shlex.split(command)
-    recipe = next((name for name in get_args(Recipe) if words[2:3] == [f"recipes.{name}"]), None)
-    if recipe is None or words[1:2] != ["-m"]:
+    arguments = shlex.split(command)
+    recipe = next(
+        (name for name in get_args(Recipe) if arguments[2:3] == [f"recipes.{name}"]), None
+    )
+    if recipe is None or arguments[1:2] != ["-m"]:
         raise ValueError(f"command is {command!r}; it must be `python -m recipes.X options`")
-    options = words[3:]
-    if any(word.partition("=")[0] == "--resume" for word in options):
-        raise ValueError(f"command is {command!r}: it goes on with another run; replay that one")
+    options = arguments[3:]
+    names = [option.partition("=")[0] for option in options]
+    if "--resume" in names:
+        raise ValueError(f"command is {command!r}: it resumes another run; replay that one")
     kept = [
-        word
-        for before, word in pairwise(["", *options])
-        if before not in PLACES and word.partition("=")[0] not in PLACES
+        option
+        for before, name, option in zip(["", *options], names, options, strict=False)
+        if before not in OUTPUT_OPTIONS and name not in OUTPUT_OPTIONS
     ]
     return recipe, kept
-
-
-# ------------------------------------------------------------------------------ running again
 
 
 def _launch(
@@ -178,28 +160,28 @@ def _launch(
 ) -> ReplayLaunch:
     folder.mkdir(parents=True)
     record_path, log = folder / "record.json", folder / "log"
-    # A file given with --config may name places as well: the last word wins.
-    places = ["--record", str(record_path), "--repeats", "1"]
+    # A file given with --config may set paths as well: the last option wins.
+    outputs = ["--record", str(record_path), "--repeats", "1"]
     killed_before = count_oom_kills()
-    ended = runner(
+    result = runner(
         recipe,
-        [*arguments, *places],
+        [*arguments, *outputs],
         log=log,
         limit_s=original.limit_s,
         memory_limit_bytes=original.memory_limit_bytes,
         variables={RUN_FOLDER: str(folder)},
     )
     record = load_record(record_path) if record_path.exists() else None
-    if ended.exit_code == 0 and record is None:
-        raise RuntimeError(f"{recipe} ended well and left no record in {folder}")
+    if result.exit_code == 0 and record is None:
+        raise RuntimeError(f"{recipe} exited with 0 and left no record in {folder}")
     return ReplayLaunch(
-        status=decide_status(ended, record, killed_by_kernel=count_oom_kills() > killed_before),
+        status=decide_status(result, record, killed_by_kernel=count_oom_kills() > killed_before),
         record=record,
-        last_words=_last_words(log, folder),
-        exit_code=ended.exit_code,
+        last_line=_last_line(log, folder),
+        exit_code=result.exit_code,
     )
 
 
-def _last_words(log: Path, folder: Path) -> str:
+def _last_line(log: Path, folder: Path) -> str:
     lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
-    return lines[-1].replace(str(folder), "…") if lines else "nothing was said"
+    return lines[-1].replace(str(folder), "…") if lines else "its log is empty"

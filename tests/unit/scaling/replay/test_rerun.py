@@ -27,44 +27,44 @@ def noisy(step_s: float, *, seed: int, scatter: float = 0.01, count: int = STEPS
     config = make_config(num_steps=count)
     record = make_record(step_s=seconds, code={"commit": "a" * 40, "is_dirty": False})
     steady = steady_of(seconds, segment_starts=[0], excluded_steps=[])
-    readout = read_out(
+    metrics = read_out(
         seconds,
         record["samples"],
         steady,
         segment_starts=[0],
         units_per_step=config.global_batch_size * config.tokens_per_sample,
     )
-    assert readout is not None
+    assert metrics is not None
     return record | {
         "steady_from": steady.start,
-        "metrics": readout.as_dict(),
-        "tokens_per_s": readout.units_per_s,
+        "metrics": metrics.as_dict(),
+        "tokens_per_s": metrics.units_per_s,
     }
 
 
 class Fake:
     """A fake runner that writes the given records in turn, and remembers its requests."""
 
-    def __init__(self, *records: Record, exit_code: int | None = 0, **ended: Any) -> None:
+    def __init__(self, *records: Record, exit_code: int | None = 0, **result: Any) -> None:
         self.records = list(records)
-        self.ended = ProcessResult(exit_code=exit_code, elapsed_s=1.0, **ended)
-        self.asked: list[tuple[Recipe, Sequence[str], Mapping[str, Any]]] = []
+        self.result = ProcessResult(exit_code=exit_code, elapsed_s=1.0, **result)
+        self.calls: list[tuple[Recipe, Sequence[str], Mapping[str, Any]]] = []
 
     def __call__(
         self, recipe: Recipe, arguments: Sequence[str], *, log: Path, **given: Any
     ) -> ProcessResult:
-        self.asked.append((recipe, arguments, given))
+        self.calls.append((recipe, arguments, given))
         log.write_text("error: no memory left\n")
         if self.records:
             place = Path(arguments[list(arguments).index("--record") + 1])
             write_record(self.records.pop(0), place)
-        return self.ended
+        return self.result
 
 
 def play(original: Record, tmp_path: Path, *again: Record, **options: Any) -> ReplayVerdict:
     write_record(original, tmp_path / "record.json")
     runner = Fake(*again)
-    return replay(tmp_path / "record.json", runner=runner, say=lambda line: None, **options)
+    return replay(tmp_path / "record.json", runner=runner, print_line=lambda line: None, **options)
 
 
 # ------------------------------------------------------------------------------ the verdict
@@ -98,7 +98,7 @@ def test_a_replay_whose_interval_crosses_the_tolerance_is_inconclusive(tmp_path:
 def test_launches_that_scatter_widen_the_interval(tmp_path: Path) -> None:
     again = [noisy(step_s, seed=seed) for seed, step_s in enumerate((0.097, 0.103), 2)]
     verdict = play(noisy(0.1, seed=1), tmp_path, *again, repeats=2)
-    assert verdict.word == "inconclusive", "two launches tell little"
+    assert verdict.word == "inconclusive", "two launches are too few"
     assert "now over 2 launches" in verdict.lines[1]
 
 
@@ -108,13 +108,13 @@ def test_another_loss_curve_is_not_reproduced_at_any_speed(tmp_path: Path) -> No
     within = play(noisy(0.1, seed=1), tmp_path / "within", again)
     assert within.word == "reproduced"
     assert (
-        "within the parity bound of 1e-05 over 100 steps, 1.0e-06 apart at step 100"
+        "within the parity bound of 1e-05 over 100 steps, relative difference 1.0e-06 at step 100"
         in (within.lines[0])
     )
     again["loss"] = [*again["loss"][:-1], again["loss"][-1] * 1.01]
     different = play(noisy(0.1, seed=1), tmp_path / "different", again)
     assert different.word == "not reproduced"
-    assert different.lines[0].startswith("loss: different, 1.0e-02 apart at step 100")
+    assert different.lines[0].startswith("loss: different, relative difference 1.0e-02 at step 100")
 
 
 def test_differing_conditions_are_reported(tmp_path: Path) -> None:
@@ -131,7 +131,9 @@ def test_differing_conditions_are_reported(tmp_path: Path) -> None:
 def test_another_config_is_an_error_that_names_the_field(tmp_path: Path) -> None:
     again = noisy(0.1, seed=2)
     again["config"]["seed"] = 7
-    with pytest.raises(ValueError, match=r"config: seed is 7, was 0; the command comes to another"):
+    with pytest.raises(
+        ValueError, match=r"config: seed is 7, was 0; the command resolves to another"
+    ):
         play(noisy(0.1, seed=1), tmp_path, again)
 
 
@@ -145,13 +147,13 @@ def fail(tmp_path: Path, runner: Fake, **changes: Any) -> ReplayVerdict:
         | changes
     )
     write_outcome(outcome, tmp_path)
-    return replay(tmp_path, runner=runner, say=lambda line: None)
+    return replay(tmp_path, runner=runner, print_line=lambda line: None)
 
 
 def test_a_failed_cell_is_reproduced_by_the_same_failure(tmp_path: Path) -> None:
     runner = Fake(exit_code=None, ending="oom")
     assert fail(tmp_path, runner).lines == ("status: oom then, oom now: error: no memory left",)
-    assert runner.asked[0][2]["memory_limit_bytes"] == 10**9
+    assert runner.calls[0][2]["memory_limit_bytes"] == 10**9
     assert fail(tmp_path, runner, status="oom-inferred").word == "reproduced"
     assert fail(tmp_path, Fake(exit_code=2)).word == "not reproduced"
     assert fail(tmp_path, Fake(exit_code=2), status="refused").word == "reproduced"
@@ -176,7 +178,7 @@ def test_a_launch_that_the_system_kills_for_its_memory_is_out_of_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kills = iter([7, 8, 8, 8])
-    monkeypatch.setattr("scaling.replay.rerun.kernel_kills", lambda: next(kills))
+    monkeypatch.setattr("scaling.replay.rerun.count_oom_kills", lambda: next(kills))
     assert fail(tmp_path / "oom", Fake(exit_code=-9)).word == "reproduced"
     assert fail(tmp_path / "killed", Fake(exit_code=-9)).word == "not reproduced"
 
@@ -185,13 +187,13 @@ def test_a_launch_that_the_system_kills_for_its_memory_is_out_of_memory(
 def test_a_replay_stopped_by_a_signal_is_inconclusive(tmp_path: Path, exit_code: int) -> None:
     stopped = fail(tmp_path, Fake(exit_code=exit_code), status="crashed", exit_code=1)
     assert (stopped.word, stopped.exit_code) == ("inconclusive", 3)
-    assert "it was stopped from outside" in stopped.lines[1]
+    assert "the launch was stopped by a signal" in stopped.lines[1]
 
 
 def test_a_cell_that_timed_out_is_replayed_with_the_same_limit(tmp_path: Path) -> None:
     runner = Fake(exit_code=None, ending="timeout")
     assert fail(tmp_path, runner, status="timeout", elapsed_s=3.5).word == "reproduced"
-    assert runner.asked[0][2]["limit_s"] == 3.5
+    assert runner.calls[0][2]["limit_s"] == 3.5
 
 
 def test_a_run_that_fails_now_ends_the_launches(tmp_path: Path) -> None:
@@ -210,27 +212,27 @@ def test_options_that_name_paths_are_left_out_of_the_replay() -> None:
 
 
 @pytest.mark.parametrize(
-    ("command", "words"),
+    ("command", "message"),
     [
         ("make all", "must be `python -m recipes.X options`"),
         ("python -m recipes.t5", "must be `python -m recipes.X options`"),
-        ("python -m recipes.gpt --resume", "goes on with another run"),
+        ("python -m recipes.gpt --resume", "resumes another run"),
     ],
 )
-def test_a_command_that_cannot_be_run_again_is_refused(command: str, words: str) -> None:
-    with pytest.raises(ValueError, match=words):
+def test_a_command_that_cannot_be_run_again_is_refused(command: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         read_command(command)
 
 
 def test_a_path_that_is_not_a_cell_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="nowhere does not exist; give a record"):
-        replay(tmp_path / "nowhere", runner=Fake(), say=print)
+        replay(tmp_path / "nowhere", runner=Fake(), print_line=print)
     with pytest.raises(ValueError, match="holds 0 JSON files; name the record itself"):
-        replay(tmp_path, runner=Fake(), say=print)
-    with pytest.raises(ValueError, match="it was stopped from outside"):
+        replay(tmp_path, runner=Fake(), print_line=print)
+    with pytest.raises(ValueError, match="a signal stopped this run"):
         fail(tmp_path, Fake(), status="preempted")
     with pytest.raises(ValueError, match="tolerance is 5; give a share"):
-        replay(tmp_path, runner=Fake(), say=print, tolerance=5)
+        replay(tmp_path, runner=Fake(), print_line=print, tolerance=5)
 
 
 # ------------------------------------------------------------------------------ a real run
@@ -250,11 +252,11 @@ def test_a_replayed_recipe_has_the_same_loss_to_the_last_digit(
     ended = run_alone("gpt", shlex.split(command), log=tmp_path / "log", limit_s=300)
     assert ended.exit_code == 0, (tmp_path / "log").read_text()
     actual: list[str] = []
-    verdict = replay(record, runner=run_alone, say=actual.append, out=tmp_path / "again")
+    verdict = replay(record, runner=run_alone, print_line=actual.append, out=tmp_path / "again")
     assert verdict.lines[0] == "loss: equal to the last digit over 12 steps"
     assert verdict.lines[1].startswith("step: ")
     assert verdict.word == "inconclusive", "12 steps are too few for an interval"
     assert actual == [f"launch 1 of 1: {load_record(record)['command']}"]
     assert (tmp_path / "again" / "launch-1" / "record.json").is_file()
     with pytest.raises(ValueError, match="holds launches of a replay; choose another"):
-        replay(record, runner=run_alone, say=actual.append, out=tmp_path / "again")
+        replay(record, runner=run_alone, print_line=actual.append, out=tmp_path / "again")
