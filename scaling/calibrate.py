@@ -42,12 +42,6 @@ class CalibrateOptions:
                 f"{MAX_SECONDS:g}"
             )
 
-    def arguments(self) -> list[str]:
-        """Returns the arguments of the subprocess."""
-        arguments = ["--accelerator", self.accelerator, "--seconds", str(self.seconds)]
-        arguments += [] if self.devices is None else ["--devices", str(self.devices)]
-        return arguments + ([] if self.out is None else ["--out", str(self.out)])
-
 
 def build_calibrate_parser() -> jsonargparse.ArgumentParser:
     parser = jsonargparse.ArgumentParser(
@@ -89,8 +83,11 @@ def calibrate(options: CalibrateOptions) -> str:
         ValueError: this machine lacks the requested hardware.
         RuntimeError: a rank failed.
     """
+    arguments = ["--accelerator", options.accelerator, "--seconds", str(options.seconds)]
+    arguments += [] if options.devices is None else ["--devices", str(options.devices)]
+    arguments += [] if options.out is None else ["--out", str(options.out)]
     limit_s = START_UP_S + 20 * options.seconds
-    printed = run_module("unitransformer.calibrate", options.arguments(), limit_s=limit_s)
+    printed = run_module("unitransformer.calibrate", arguments, limit_s=limit_s)
     path = Path(printed.strip().splitlines()[-1])
     return f"{render(read_calibration(path))}\n{path}"
 

@@ -21,16 +21,8 @@ Brackets after the name of the source say which figures are derived or assumed.
 `python -m scaling published`.
 """
 
-from scaling.published.csv_rows import PublishedRow, load_rows
-from scaling.published.recompute import Check, RecomputedRow, recompute_rows
+from scaling.published.csv_rows import load_rows
+from scaling.published.recompute import recompute_rows
 from scaling.published.table import build_published_parser, render_rows
 
-__all__ = [
-    "Check",
-    "PublishedRow",
-    "RecomputedRow",
-    "build_published_parser",
-    "load_rows",
-    "recompute_rows",
-    "render_rows",
-]
+__all__ = ["build_published_parser", "load_rows", "recompute_rows", "render_rows"]

@@ -82,10 +82,9 @@ def _check_header(names: Sequence[str]) -> None:
 
 def _row_at(line: int, cells: Mapping[str | None, str | None]) -> PublishedRow:
     try:
-        cells = {column: (cells[column] or "").strip() for column in COLUMNS}
         if None in cells:
             raise ValueError("more cells than columns; quote cells that hold commas")
-        return _row(cells)
+        return _row({column: (cells[column] or "").strip() for column in COLUMNS})
     except ValueError as error:
         raise ValueError(f"line {line}: {error}") from error
 

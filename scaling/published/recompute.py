@@ -3,6 +3,7 @@
 Rules depend on the shape of a model and the convention of a source, never on a single row.
 """
 
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -84,13 +85,9 @@ def _check_parameters(row: PublishedRow) -> Iterable[Check]:
     shape = shape_of(row)
     if row.parameters is None or row.is_rounded or shape is None or shape.parameters is None:
         return
-    printed = float(row.parameters)
+    printed, recomputed = float(row.parameters), float(shape.parameters)
     yield Check(
-        figure="parameters",
-        printed=printed,
-        recomputed=float(shape.parameters),
-        lowest=printed,
-        highest=printed,
+        figure="parameters", printed=printed, recomputed=recomputed, lowest=printed, highest=printed
     )
 
 
@@ -174,14 +171,11 @@ def _set_up(row: PublishedRow) -> tuple[object, ...]:
     """Returns what must be equal for the work per GPU to be equal."""
     assert row.global_batch is not None
     # Degrees of data parallelism say the number of GPUs again.
-    spread = " ".join(word for word in row.strategy.split() if not _is_data_parallel(word))
+    words = row.strategy.split()
+    spread = " ".join(word for word in words if not re.fullmatch("DP[0-9]+", word))
     model = (row.source, row.model, row.num_layers, row.width, row.sequence_length)
     work = (row.micro_batch, row.global_batch / row.num_gpus, row.activation_checkpointing)
     return (*model, *work, row.gpu, spread, row.precision, row.is_compiled)
-
-
-def _is_data_parallel(word: str) -> bool:
-    return word.startswith("DP") and word[2:].isdigit()
 
 
 def _slower_than(row: PublishedRow, larger: Sequence[PublishedRow]) -> Iterable[str]:

@@ -78,10 +78,8 @@ def _gpt_shape(size: Size, *, has_single_form: bool) -> Shape:
     """
     layers, width, vocabulary, positions = size
     matrices = 12 * width * width
-    biases_and_norms = 13 * width
-    parameters = (
-        layers * (matrices + biases_and_norms) + (vocabulary + positions) * width + 2 * width
-    )
+    per_layer = matrices + 13 * width  # biases and norms
+    parameters = layers * per_layer + (vocabulary + positions) * width + 2 * width
     return Shape(
         matmul_parameters=layers * matrices + vocabulary * width,
         parameters=parameters if has_single_form else None,
@@ -93,10 +91,7 @@ def _llama_shape(size: Size, llama: Llama, kv_share: float) -> Shape:
     kv_width = round(width * kv_share)
     matrices = 2 * width * width + 2 * width * kv_width + 3 * width * llama.feedforward_width
     parameters = layers * (matrices + 2 * width) + 2 * vocabulary * width + width
-    return Shape(
-        matmul_parameters=layers * matrices + vocabulary * width,
-        parameters=parameters,
-    )
+    return Shape(matmul_parameters=layers * matrices + vocabulary * width, parameters=parameters)
 
 
 def _size(row: PublishedRow) -> Size | None:

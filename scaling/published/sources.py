@@ -71,11 +71,7 @@ SOURCES = (
         flops_digits=1,
         peaks={"h100": 989e12},
     ),
-    Source(
-        name="torchao",
-        convention=None,
-        evidence="tokens/s and memory only",
-    ),
+    Source(name="torchao", convention=None, evidence="tokens/s and memory only"),
     Source(
         name="Korthikanti et al. 2022",
         convention=None,

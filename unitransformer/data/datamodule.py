@@ -9,13 +9,7 @@ import torch
 from torch.utils.data import DataLoader, Sampler
 
 from unitransformer.config import RunConfig
-from unitransformer.data.baselines import (
-    Baseline,
-    count_tokens,
-    most_frequent_baseline,
-    unigram_baseline,
-    validation_targets,
-)
+from unitransformer.data import baselines
 from unitransformer.data.images import DigitImages, FolderImages
 from unitransformer.data.sampler import (
     VALIDATION_EPOCH,
@@ -55,23 +49,25 @@ class DataModule(pl.LightningDataModule):
         sampler = ValidationSampler(self.config, len(self.source.validation), rank=self._rank())
         return self._loader(self.source.validation, sampler)
 
-    def baseline(self) -> Baseline | None:
+    def baseline(self) -> baselines.Baseline | None:
         """Returns the trivial baseline of the validation samples; None for synthetic data."""
         source, config = self.source, self.config
         if isinstance(source.train, Synthetic):
             return None
-        targets = validation_targets(config, source.validation)
+        targets = baselines.validation_targets(config, source.validation)
         if source.corpus is not None and config.recipe == "gpt":
-            return unigram_baseline(source.corpus.train, targets, config.model.num_classes)
+            train = source.corpus.train
+            return baselines.unigram_baseline(train, targets, config.model.num_classes)
         if source.corpus is not None:
-            counts = count_tokens(source.corpus.train, config.model.num_classes)
+            counts = baselines.count_tokens(source.corpus.train, config.model.num_classes)
             counts[: len(SPECIAL_TOKENS["wordpiece"])] = 0
             token_id = int(counts.argmax())
-            token = source.corpus.tokenizer.id_to_token(token_id)
-            return most_frequent_baseline(f"most frequent token {token!r}", targets, token_id)
+            name = f"most frequent token {source.corpus.tokenizer.id_to_token(token_id)!r}"
+            return baselines.most_frequent_baseline(name, targets, token_id)
         assert isinstance(source.train, DigitImages | FolderImages)
         label = int(source.train.labels.bincount().argmax())
-        return most_frequent_baseline(f"majority class {source.class_names[label]}", targets, label)
+        name = f"majority class {source.class_names[label]}"
+        return baselines.most_frequent_baseline(name, targets, label)
 
     def transfer_batch_to_device(
         self, batch: Batch, device: torch.device, dataloader_idx: int

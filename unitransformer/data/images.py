@@ -86,10 +86,7 @@ def split_readable(samples: list[tuple[str, int]]) -> tuple[list[tuple[str, int]
     def is_readable(sample: tuple[str, int]) -> bool:
         try:
             with Image.open(sample[0]) as image:
-                if decodes_all:
-                    image.load()
-                else:
-                    image.verify()
+                (image.load if decodes_all else image.verify)()
         except UNREADABLE:
             return False
         return True

@@ -32,10 +32,8 @@ class TrainSampler(Sampler[BatchIndices]):
     def __init__(
         self, config: RunConfig, num_samples: int, *, rank: int, start_step: int = 0
     ) -> None:
-        self.config = config
-        self.num_samples = num_samples
-        self.rank = rank
-        self.start_step = start_step
+        self.config, self.num_samples = config, num_samples
+        self.rank, self.start_step = rank, start_step
 
     def __len__(self) -> int:
         """Micro-batches of the whole run, also of a resumed one, as Lightning expects."""

@@ -119,14 +119,13 @@ def _folder_source(config: RunConfig) -> DataSource:
     from torchvision.datasets import ImageFolder
 
     root = Path(config.data.source).expanduser()
+    model = config.model
     if not root.is_dir():
         raise ValueError(f"data {root} is not a folder of images; check the path")
-    if config.model.num_channels not in (1, 3):
+    if model.num_channels not in (1, 3):
         raise ValueError(
-            f"model.num_channels is {config.model.num_channels}; images are read as gray (1) or "
-            "RGB (3)"
+            f"model.num_channels is {model.num_channels}; images are read as gray (1) or RGB (3)"
         )
-    model = config.model
     assert model.image_size is not None
     try:
         folder = ImageFolder(str(root))

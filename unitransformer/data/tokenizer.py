@@ -152,10 +152,6 @@ class Encoder:
     def encode(self, text: str) -> bytes:
         """Returns the ids of `text`, of type `self.dtype`, without a separator."""
         words = self._find_words(text)
-        self._cache(words)
-        return b"".join(map(self._ids.__getitem__, words))
-
-    def _cache(self, words: Sequence[str]) -> None:
         if self._num_bytes > WORD_CACHE_BYTES:
             self._ids, self._num_bytes = {}, 0
         new = list(set(words).difference(self._ids))
@@ -163,6 +159,7 @@ class Encoder:
         for word, encoding in zip(new, encodings, strict=True):
             self._ids[word] = self._to_bytes(encoding.ids)
         self._num_bytes += sum(map(len, new)) + WORD_OVERHEAD_BYTES * len(new)
+        return b"".join(map(self._ids.__getitem__, words))
 
     def _to_bytes(self, ids: Sequence[int]) -> bytes:
         return np.array(ids, dtype=self.dtype).tobytes()

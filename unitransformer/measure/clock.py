@@ -30,9 +30,7 @@ class StepTimes:
     forward_backward_s: float  # includes communication that overlaps with it
     optimizer_s: float  # includes clipping
     communication_s: float | None = None  # exposed; None: not measured, within the other parts
-    between_steps_s: float | None = (
-        None  # since the previous step, without validation; None: first step
-    )
+    between_steps_s: float | None = None  # since the last step, no validation; None: first step
 
 
 class StepClock:

@@ -46,7 +46,12 @@ def timed_waits(clock: StepClock, parallel: ParallelConfig, device: str) -> Iter
         # the backward pass of a GPU in its own threads.
         if threading.get_ident() != training_thread and torch._C._current_graph_task_id() == -1:
             return False
-        return device == "cpu" or _is_compute_stream(*arguments)
+        if device == "cpu":
+            return True
+        # The default stream must wait: as the stream of `wait_event`, or as the current one.
+        waiting = [argument for argument in arguments if isinstance(argument, torch.cuda.Stream)]
+        current = torch.cuda.current_stream()
+        return all(stream == current for stream in (torch.cuda.default_stream(), *waiting))
 
     def timed(wait: Wait) -> Wait:
         def timed_wait(*arguments: Any, **options: Any) -> Any:
@@ -68,13 +73,6 @@ def timed_waits(clock: StepClock, parallel: ParallelConfig, device: str) -> Iter
             # FSDP2 communicates on other streams, for which the compute stream waits.
             stack.enter_context(replace_method(torch.cuda.Stream, "wait_event", timed))
         yield
-
-
-def _is_compute_stream(*arguments: Any) -> bool:
-    """Returns whether the default stream waits, given the arguments of `Stream.wait_event`."""
-    waiting = [argument for argument in arguments if isinstance(argument, torch.cuda.Stream)]
-    current = torch.cuda.current_stream()
-    return all(stream == current for stream in (torch.cuda.default_stream(), *waiting))
 
 
 class TimeGradientReduction(pl.Callback):

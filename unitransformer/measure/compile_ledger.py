@@ -97,7 +97,10 @@ class CompileLedger:
             "compile_s": seconds,
             "steps": sorted(step for step in compiled if step is not None),
             "compiled_at": [list(span) for span in self._spans],
-            "graphs": sum(map(_is_graph, records)),
+            "graphs": sum(
+                _is_forward(record) and bool(record.graph_op_count) and record.fail_type is None
+                for record in records
+            ),
             "graph_breaks": list(self._breaks),
             "recompiles": self._recompiles(),
             "caches": caches,
@@ -122,17 +125,15 @@ class CompileLedger:
 
     def _read(self) -> None:
         if self._begin not in self._handler.start_callbacks:
-            self._missing["compile_s"] = (
-                "torch._dynamo.reset() was called: some seconds are missing"
-            )
+            reason = "torch._dynamo.reset() was called: some seconds are missing"
+            self._missing["compile_s"] = reason
             self._register_callbacks()
         records = self._dynamo_utils.get_compilation_metrics()
         # A list shorter than before was cleared meanwhile: all of it is new.
         new = records[self._num_read if len(records) >= self._num_read else 0 :]
         self._num_read = len(records)
         if len(records) >= MAX_RECORDS:
-            reason = f"more than {MAX_RECORDS} compilations: the rest are missing"
-            self._missing["graphs"] = reason
+            self._missing["graphs"] = f"more than {MAX_RECORDS} compilations: the rest are missing"
         self._records += [(self.step, record) for record in new]
         reasons = self._dynamo_utils.graph_break_reasons
         is_longer = len(reasons) >= self._num_breaks_read
@@ -177,10 +178,6 @@ def short_path(file: str | None) -> str:
 
 def _is_forward(record: Any) -> bool:
     return bool(record.is_forward) and not record.is_runtime
-
-
-def _is_graph(record: Any) -> bool:
-    return _is_forward(record) and bool(record.graph_op_count) and record.fail_type is None
 
 
 def _is_recompile(record: Any) -> bool:

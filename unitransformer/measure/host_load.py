@@ -75,7 +75,6 @@ def sample_host(
     Args:
         root: the folder that holds /proc and /sys; another one in tests.
     """
-    own = os.times()
     children = [root / f"proc/{child}/stat" for child in descendants(os.getpid(), root)]
     cpu = _machine_seconds(root)
     loads = _read(root / "proc/loadavg").split()
@@ -88,11 +87,7 @@ def sample_host(
     ]
     return HostSample(
         at_s=clock(),
-        run_cpu_s=own.user
-        + own.system
-        + own.children_user
-        + own.children_system
-        + sum(map(_process_seconds, children)),
+        run_cpu_s=sum(os.times()[:4]) + sum(map(_process_seconds, children)),
         busy_cpu_s=sum(s for name, s in cpu.items() if name not in NOT_BUSY) if cpu else None,
         stolen_cpu_s=cpu.get("steal"),
         throttled_s=None if throttled is None else int(throttled) / 1e6,

@@ -233,13 +233,8 @@ def read_peaks(device: torch.device) -> dict[str, int | None]:
 
 
 def _describe_device(device: torch.device) -> dict[str, Any]:
-    precision = torch.get_float32_matmul_precision()
+    precision = {"float32_matmul_precision": torch.get_float32_matmul_precision()}
     if device.type != "cuda":
-        threads = torch.get_num_threads()
-        return {"device": "cpu", "threads": threads, "float32_matmul_precision": precision}
-    properties = torch.cuda.get_device_properties(device)
-    return {
-        "device": properties.name,
-        "device_memory_bytes": properties.total_memory,
-        "float32_matmul_precision": precision,
-    }
+        return {"device": "cpu", "threads": torch.get_num_threads(), **precision}
+    gpu = torch.cuda.get_device_properties(device)
+    return {"device": gpu.name, "device_memory_bytes": gpu.total_memory, **precision}

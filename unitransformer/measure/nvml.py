@@ -120,8 +120,7 @@ class Telemetry:
         self.samples: list[GpuSample] = []
         self.missing: dict[str, str] = {}  # value -> why it is None
         self._uuid, self._pci_bus_id = uuid, pci_bus_id
-        self._nvml = nvml
-        self._clock = clock
+        self._nvml, self._clock = nvml, clock
         self._gpu: Any = None
         self._other_processes: dict[str, int | None] = {}
 

@@ -206,14 +206,12 @@ class TraceCallback(pl.Callback):
 
     def _shares(self, trace: dict[str, Any], module: Any) -> dict[str, Any]:
         model = module.config.model
-        num_classes = model.num_classes if self._is_one_graph else None
         other_sides = (model.width, 3 * model.width, model.feedforward_width, model.num_positions)
         head_by: str | None = "ranges"
-        if num_classes is not None:
-            head_by = None if num_classes in other_sides else "shape"
-        shares = time_shares(
-            trace, on_gpu=self._on_gpu, num_classes=num_classes if head_by == "shape" else None
-        )
+        if self._is_one_graph:
+            head_by = None if model.num_classes in other_sides else "shape"
+        num_classes = model.num_classes if head_by == "shape" else None
+        shares = time_shares(trace, on_gpu=self._on_gpu, num_classes=num_classes)
         spans = [e["dur"] for e in trace["traceEvents"] if e.get("name") == WINDOW and "dur" in e]
         step_s = sum(spans) / 1e6 / self.num_steps
         rows = [

@@ -14,10 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.autograd.profiler import record_function
-from torch.nn.modules.module import (
-    register_module_forward_hook,
-    register_module_forward_pre_hook,
-)
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
 MODULE = "module "  # prefix of our ranges
 BEGIN = "measured from here"
@@ -81,11 +78,15 @@ class StepTrace:
         roots_by_thread: dict[int, list[Any]] = {}
         for root in results.experimental_event_tree():
             roots_by_thread.setdefault(root.start_tid, []).append(root)
-        thread = next(tid for tid, roots in roots_by_thread.items() if _has_mark(roots))
-        events = list(_read(roots_by_thread.pop(thread)))
+        events: list[StepEvent] = []
+        of_others: list[StepEvent] = []
         for roots in roots_by_thread.values():
-            events += _freed_for_others(_read(roots))
-        return sorted(events, key=lambda event: event.at_ns)  # stable
+            read = list(_read(roots))
+            if any(event.name == BEGIN for event in read):
+                events += read
+            else:
+                of_others += _freed_for_others(read)
+        return sorted([*events, *of_others], key=lambda event: event.at_ns)  # stable
 
     def _enter_module(self, module: nn.Module, _: Any) -> None:
         if id(module) in self._names:
@@ -118,16 +119,6 @@ def module_names(module: nn.Module) -> dict[int, str]:
         if plain:
             names[id(submodule)] = plain.removeprefix("objective.")
     return names
-
-
-def _has_mark(roots: Iterable[Any]) -> bool:
-    stack = list(roots)
-    while stack:
-        node = stack.pop()
-        if node.name == BEGIN:
-            return True
-        stack += node.children
-    return False
 
 
 def _read(roots: Iterable[Any]) -> Iterator[StepEvent]:

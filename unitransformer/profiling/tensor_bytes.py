@@ -13,7 +13,6 @@ import ctypes
 import gc
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from types import TracebackType
 from typing import Any, Self
 
 import torch
@@ -89,12 +88,7 @@ class PeakTensorBytes:
         self._before = self._scan()
         self._trace.mark()
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._trace.stop()
         self._stack.close()
         if kind is not None:

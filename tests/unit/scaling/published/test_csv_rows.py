@@ -46,6 +46,7 @@ def test_memory_is_stored_in_bytes() -> None:
         ("heads", "32/8", "line 2: heads is '32/8'; write it as 32, or as 32 (8 kv)"),
         ("params", "7 billion", "line 2: params is '7 billion'; it must be a whole number"),
         ("compile", "perhaps", "line 2: compile is 'perhaps'; it must be yes or no"),
+        ("url", "https://example.org/a,b", "line 2: more cells than columns; quote cells"),
     ],
 )
 def test_a_cell_that_cannot_be_read_is_refused_with_its_line_and_name(

@@ -6,7 +6,8 @@ from dataclasses import replace
 import pytest
 
 from scaling.__main__ import main
-from scaling.published import PublishedRow, RecomputedRow, load_rows, recompute_rows
+from scaling.published.csv_rows import PublishedRow, load_rows
+from scaling.published.recompute import RecomputedRow, recompute_rows
 from scaling.published.shapes import flops_per_token, llama_of, shape_of
 
 ROWS = load_rows()
@@ -133,8 +134,7 @@ def test_the_only_stored_row_that_contradicts_the_others_is_flagged() -> None:
     row = one.row
     assert (row.model, row.gpu, row.num_gpus) == ("MPT-1b", "a100_40gb", 32)
     assert one.flags == (
-        "15,555 tokens/s on 32 GPUs are 18% below the 19,001 of 64 GPUs with the same work for "
-        "each",
+        "15,555 tokens/s on 32 GPUs are 18% below the 19,001 of 64 GPUs with the same work per GPU",
     )
 
 
