@@ -14,8 +14,9 @@ from typing import Any
 
 import orjson
 
+from unitransformer.record.migration import OLD_CHECKSUMS
+
 CHECKSUMS = "checksums"
-OLD_CHECKSUMS = "seals"  # in files that were written before records had schema 3
 
 
 def add_checksums(content: Mapping[str, Any]) -> dict[str, Any]:

@@ -46,7 +46,7 @@ def log_lines(
     *,
     loss: Sequence[float],
     step_s: Sequence[float],
-    launches: Sequence[int],
+    segment_starts: Sequence[int],
     validation: Sequence[Mapping[str, float]],
 ) -> list[str]:
     """All lines of a run, of all ranks together.
@@ -58,7 +58,7 @@ def log_lines(
         validation: one point each.
     """
     points = {int(point["step"]): point for point in validation}
-    ends, last = {*launches, len(loss)}, 0
+    ends, last = {*segment_starts, len(loss)}, 0
     lines = []
     for step in range(1, len(loss) + 1):
         if is_due(config, step) or step in ends:

@@ -2,10 +2,10 @@
 
 import functools
 import re
-from collections.abc import Mapping
 from typing import Any
 
 OLD_SCHEMA = 2
+OLD_CHECKSUMS = "seals"  # the same field in other files of that time
 
 # Name in schema 2 -> name today, of top-level fields and of fields within `CHANGED`.
 NAMES = {
@@ -15,7 +15,7 @@ NAMES = {
     "steady_reason": "no_steady_state_reason",
     "figures": "metrics",
     "passport": "mfu",
-    "seals": "checksums",
+    OLD_CHECKSUMS: "checksums",
     "least_communication_s": "min_communication_s",
     "between_s": "between_steps_s",
     "between_share": "between_steps_share",
@@ -25,22 +25,20 @@ NAMES = {
     "joules_of_steps": "joules_num_steps",
     "untold": "missing",
 }
-# Top-level fields, by today's names, with names or texts that changed.
-CHANGED = (
-    "samples",
+RENAMED = {"samples", "mfu"}  # top-level fields in which names changed, but no text
+CHANGED = RENAMED | {
     "samples_missing",
     "excluded_steps",
     "steady_method",
     "no_steady_state_reason",
     "metrics",
-    "mfu",
     "host_load",
     "gpu",
     "compile",
     "trace",
     "flags",
     "data",
-)
+}
 # Phrases of stored texts that reports print, as regular expressions, and what is written today.
 PHRASES = {
     r"\d+ samples that hang together over (\d+) of them, an interval needs (\d+)": (
@@ -65,29 +63,44 @@ PHRASES = {
 }
 
 
-def migrate(record: Mapping[str, Any], schema: int) -> dict[str, Any]:
+def migrate(record: dict[str, Any], schema: int) -> dict[str, Any]:
     """Returns a record of schema 2 with the names and phrases of `schema`.
 
     Its checksums stay those of the file, whose fields have the old names.
     """
-    migrated = {NAMES.get(name, name): value for name, value in record.items()}
-    for field in CHANGED:
-        if field in migrated:
-            value = migrated[field]
-            is_list = isinstance(value, list)
-            migrated[field] = [_migrate(item) for item in value] if is_list else _migrate(value)
-    return migrated | {"schema": schema}
+    migrated = _rename(record) | {"schema": schema}
+    for field in migrated.keys() & CHANGED:
+        value, change = migrated[field], _rename if field in RENAMED else _reword
+        is_list = isinstance(value, list)
+        migrated[field] = [change(item) for item in value] if is_list else change(value)
+    return migrated
 
 
-def _migrate(value: Any) -> Any:
-    """Returns a field, or an item of a field, renamed at all depths but for lists within it."""
-    if isinstance(value, dict):
-        return {NAMES.get(name, name): _migrate(item) for name, item in value.items()}
-    return _reword(value) if isinstance(value, str) else value
+def _rename(values: Any) -> Any:
+    """Returns a dict with today's names, and other values as they are."""
+    if not isinstance(values, dict):
+        return values
+    return {NAMES.get(name, name): value for name, value in values.items()}
+
+
+def _reword(value: Any) -> Any:
+    """Returns a text with today's phrases, or a dict with such texts and today's names."""
+    if isinstance(value, str):
+        return _reword_text(value)
+    if not isinstance(value, dict):
+        return value
+    reworded = {}
+    for name, item in value.items():
+        if type(item) is str:
+            item = _reword_text(item)
+        elif type(item) is dict:
+            item = _reword(item)
+        reworded[NAMES.get(name, name)] = item
+    return reworded
 
 
 @functools.lru_cache(maxsize=4096)  # thousands of records hold the same texts
-def _reword(text: str) -> str:
+def _reword_text(text: str) -> str:
     for phrase, replacement in PHRASES.items():
         text = re.sub(phrase, replacement, text)
     return text

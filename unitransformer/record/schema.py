@@ -67,7 +67,7 @@ OPTIONAL_SAMPLES = ("communication_s", "min_communication_s", "between_steps_s")
 
 
 def read_record(
-    values: Mapping[str, Any], where: str = "record", *, checksums_hold: bool = False
+    values: Record, where: str = "record", *, checksums_hold: bool = False
 ) -> tuple[Record, RunConfig]:
     """Returns the record in parsed JSON, with the names of today's schema, and its configuration.
 
@@ -84,7 +84,7 @@ def read_record(
         )
     if not checksums_hold:
         verify_checksums(values, where)
-    record = migrate(values, SCHEMA) if schema == OLD_SCHEMA else dict(values)
+    record = migrate(values, SCHEMA) if schema == OLD_SCHEMA else values
     return record, validate(record, where)
 
 

@@ -12,7 +12,7 @@ def test_a_log_line_is_the_median_since_the_previous_line_of_its_launch() -> Non
         config,
         loss=[4.0, 3.9, 3.8, 3.7, 3.6, 3.5, 3.4, 3.3],
         step_s=[9.0, 0.1, 0.3, 0.5, 7.0, 0.2, 0.3, 0.4],
-        launches=[0, 4],
+        segment_starts=[0, 4],
         validation=[{"step": 6, "val_loss": 2.0, "val_accuracy": 0.5}],
     )
     actual = [tuple(part.strip() for part in line.split(" | ")) for line in lines]

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from scaling.store.reader import load_store
-from unitransformer.record.checksums import OLD_CHECKSUMS, add_checksums
-from unitransformer.record.migration import CHANGED, NAMES, OLD_SCHEMA, migrate
+from unitransformer.record.checksums import add_checksums
+from unitransformer.record.migration import CHANGED, NAMES, OLD_CHECKSUMS, OLD_SCHEMA, migrate
 from unitransformer.record.schema import SCHEMA, Record, load_record, write_record
 
 Pairs = list[tuple[dict[str, Any], Record]]
