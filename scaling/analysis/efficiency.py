@@ -26,8 +26,6 @@ VARYING_ON_A_CURVE = {  # settings in which the runs of a curve may differ
     "parallel.strategy",
 }
 
-# ---------------------------------------------------------------------------------- estimates
-
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
@@ -133,9 +131,6 @@ def steady_metrics(run: Run) -> StepMetrics:
     if not run.is_ok or run.metrics is None:
         raise ValueError(f"run {run.name} has no steady state; measure it for longer")
     return run.metrics
-
-
-# ---------------------------------------------------------------------------------- curves
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -279,21 +274,17 @@ def pool(
     """
     runs = list(runs)
     scatters = find_scatters(runs) if scatters is None else scatters
-    cells: dict[tuple[RunConfig, str], list[Run]] = {}
+    groups: dict[tuple[RunConfig, str], list[Run]] = {}
     for run in runs:
-        cells.setdefault((run.config, run.processors), []).append(run)
-    return [
-        _point(launches, scatters.get((config.model, kind)))
-        for (config, kind), launches in cells.items()
-    ]
-
-
-def _point(launches: Sequence[Run], scatter: Scatter | None) -> MeasuredPoint:
-    rate = pooled_rate(launches)
-    if scatter is None or len(launches) >= ENOUGH_LAUNCHES:
-        return MeasuredPoint(runs=tuple(launches), rate=rate)
-    pooled = scatter.around(rate.value, len(launches))
-    return MeasuredPoint(runs=tuple(launches), rate=pooled, is_pooled=True)
+        groups.setdefault((run.config, run.processors), []).append(run)
+    points = []
+    for (config, processors), launches in groups.items():
+        rate, scatter = pooled_rate(launches), scatters.get((config.model, processors))
+        is_pooled = scatter is not None and len(launches) < ENOUGH_LAUNCHES
+        if scatter is not None and is_pooled:
+            rate = scatter.around(rate.value, len(launches))
+        points.append(MeasuredPoint(runs=tuple(launches), rate=rate, is_pooled=is_pooled))
+    return points
 
 
 def _curve(

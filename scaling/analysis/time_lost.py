@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from scaling.analysis.efficiency import steady_metrics
 from scaling.store.run import Run
-from unitransformer.record.metrics import recorded_steady
+from unitransformer.record.metrics import recorded_steady_state
 
 LossPart = Literal[
     "input",
@@ -183,6 +183,6 @@ def _slowest(run: Run) -> Slowest | None:
     if world_size == 1:
         return None
     first = run.record["segment_starts"][-1]
-    ranks = recorded_steady(run.record).select(run.record["samples"]["slowest_rank"][first:])
+    ranks = recorded_steady_state(run.record).select(run.record["samples"]["slowest_rank"][first:])
     worst = max(sorted(set(ranks)), key=ranks.count)
     return Slowest(rank=int(worst), share=ranks.count(worst) / len(ranks), chance=1 / world_size)

@@ -22,8 +22,6 @@ ParityVerdict = Literal["equal", "different", "refused", "failed"]
 STRATEGIES: tuple[Strategy, ...] = tuple(name for name in get_args(Strategy) if name != "auto")
 LEAST_STEPS = 20  # a growing error needs steps to show
 
-# ---------------------------------------------------------------------------------- comparing
-
 
 @dataclass(frozen=True, kw_only=True)
 class Bound:
@@ -118,9 +116,6 @@ def _largest_difference(reference: Sequence[float], values: Sequence[float]) -> 
 
 def relative_difference(reference: float, value: float) -> float:
     return 0.0 if value == reference else abs(value - reference) / max(abs(reference), 1e-300)
-
-
-# ---------------------------------------------------------------------------------- cases
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ from scaling.parity.certificate import CASE_FIELDS, KIND, SCHEMA, CaseResult, Ce
 from scaling.parity.evidence import Work
 from unitransformer.config import Precision, RunConfig, from_dict, hash_values
 from unitransformer.files import write_atomically
-from unitransformer.record.fields import HOST, NUMBER, Kinds, check_fields, check_lists
+from unitransformer.record.fields import HOST_FIELDS, NUMBER, Kinds, check_fields, check_lists
 
 REQUIRED_FIELDS: dict[str, Kinds] = {
     "config": dict,
@@ -78,29 +78,28 @@ def read_certificate(content: Mapping[str, Any], name: str) -> Certificate:
     check_lists(content, LISTS, "certificate")
     config = from_dict(RunConfig, content["config"], "certificate: config")
     _check_derived(content, config)
-    for name, version in content["versions"].items():
+    for package, version in content["versions"].items():
         if not isinstance(version, str):
-            raise ValueError(f"certificate: versions.{name} is {version!r}; it must be str")
+            raise ValueError(f"certificate: versions.{package} is {version!r}; it must be str")
     for key in ("hardware", "cases"):
         if not content[key]:
             raise ValueError(f"certificate: {key} is empty")
     for rank, host in enumerate(content["hardware"]):
-        check_fields(host, HOST, f"certificate: hardware.{rank}", missing=None)
+        check_fields(host, HOST_FIELDS, f"certificate: hardware.{rank}", missing=None)
     reference = _curves(content["reference"], config.max_steps, "reference")
     if reference is None:
         raise ValueError("certificate: reference holds no loss")
     bounds = _bounds(content["bounds"])
-    results = tuple(
-        _result(case, config.max_steps, bounds, f"cases.{index}")
-        for index, case in enumerate(content["cases"])
-    )
     return Certificate(
         name=name,
         content=content,
         config=config,
         reference=reference,
         bounds=bounds,
-        results=results,
+        results=tuple(
+            _result(case, config.max_steps, bounds, f"cases.{index}")
+            for index, case in enumerate(content["cases"])
+        ),
     )
 
 
