@@ -19,7 +19,7 @@ from unitransformer.launch.failures import report_failure
 from unitransformer.launch.gc_pause import heavy_import
 from unitransformer.launch.variables import RUN_FOLDER
 from unitransformer.record.schema import config_of, load_record
-from unitransformer.record.units import UNIT, count
+from unitransformer.record.units import UNIT, format_count
 
 if TYPE_CHECKING:
     from recipes.train import Show
@@ -131,7 +131,7 @@ def _print_choices(options: RecipeOptions, resolved: "ResolvedConfig") -> None:
         return
     if options.accelerator == "auto" and parallel.accelerator == "cpu":
         gloo = ", which communicate over gloo" if parallel.devices > 1 else ""
-        processes = count(parallel.devices, "CPU process", "CPU processes")
+        processes = format_count(parallel.devices, "CPU process", "CPU processes")
         print(f"no GPU found: using {processes}{gloo}", flush=True)
     if options.strategy == "auto" and parallel.strategy != "single":
         print(f"strategy {parallel.strategy}: {resolved.strategy_reason}", flush=True)
@@ -189,11 +189,11 @@ def _is_done(config: RunConfig, path: Path) -> bool:
 def _summary(model: ModelConfig) -> str:
     import torch
 
-    from unitransformer.record.parameter_summary import render_summary, summarise
+    from unitransformer.record.parameter_summary import render_summary, summarize
     from unitransformer.transformer import Transformer
 
     with torch.device("meta"):
-        return render_summary(summarise(Transformer(model)))
+        return render_summary(summarize(Transformer(model)))
 
 
 def _plan(resolved: "ResolvedConfig", paths: "RunPaths") -> str:
@@ -216,8 +216,8 @@ def _plan(resolved: "ResolvedConfig", paths: "RunPaths") -> str:
         "memory": f"about {format_gib(rank_bytes(config))} per rank for weights, gradients, "
         "optimizer state and activations",
         "batch": f"{config.global_batch_size} = {config.batch_size} per device x "
-        f"{count(config.accumulate, 'micro-batch', 'micro-batches')} x "
-        f"{count(parallel.world_size, 'device')}",
+        f"{format_count(config.accumulate, 'micro-batch', 'micro-batches')} x "
+        f"{format_count(parallel.world_size, 'device')}",
         "steps": str(config.max_steps),
         f"FLOPs per {UNIT[config.recipe].rstrip('s')}": flops,
         "folder": str(paths.folder),

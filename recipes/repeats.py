@@ -13,7 +13,7 @@ from unitransformer.launch.environment import launched_shape
 from unitransformer.launch.process_tree import die_with_parent
 from unitransformer.launch.signals import STOP_SIGNALS, STOPPED_EXIT_CODE, handle_signals
 from unitransformer.launch.variables import RUN_FOLDER
-from unitransformer.record.metrics import launches_in_words, recorded_steady
+from unitransformer.record.metrics import format_launch_variance, recorded_steady_state
 from unitransformer.record.schema import Record, load_record
 from unitransformer.stats.comparisons import describe_launch, split_variance
 
@@ -63,12 +63,12 @@ def format_launches(records: Sequence[Record]) -> str:
     """Formats the median step, and its variance within and between launches."""
     launches = []
     for number, record in enumerate(records, start=1):
-        steady = recorded_steady(record)
+        steady = recorded_steady_state(record)
         if steady.start is None:
             return f"launch {number} has no steady state: {steady.reason}"
         steps = steady.select(record["step_s"][record["segment_starts"][-1] :])
         launches.append(describe_launch(steps))
-    return launches_in_words(split_variance(launches))
+    return format_launch_variance(split_variance(launches))
 
 
 def _check(options: RecipeOptions, num_nodes: int) -> None:

@@ -5,17 +5,20 @@ from typing import Any
 
 from unitransformer.costs.flops import MAIN_CONVENTION
 from unitransformer.costs.memory import format_gib
-from unitransformer.record.metrics import flops_rate_in_words, parts_in_words, share_in_words
-from unitransformer.record.units import UNIT, rate_in_words, si
+from unitransformer.record.metrics import format_flops_rate, format_share, format_time_shares
+from unitransformer.record.units import UNIT, format_rate, format_si
 
 
 def measured_lines(record: Mapping[str, Any]) -> list[str]:
     """Returns a line per quantity, with its interval or the reason why there is none."""
     lines = {"speed": _speed(record), "work": _work(record), "memory": _memory(record)}
     if record["world_size"] > 1 and "communication_share" in record["metrics"]:
-        lines["time"] = parts_in_words(record["metrics"])
-    if record["trace"][0] is not None:
-        lines["traced"] = _traced(record["trace"][0])
+        lines["time"] = format_time_shares(record["metrics"])
+    trace = record["trace"][0]
+    if trace is not None and trace["rows"] is None:
+        lines["traced"] = f"not traced: {trace['reason']}"
+    elif trace is not None:
+        lines["traced"] = ", ".join(f"{row['part']} {row['share']:.1%}" for row in trace["rows"])
     if record["flags"]:
         lines["caution"] = "; ".join(record["flags"])
     return [f"{name:<11} {line}" for name, line in lines.items()]
@@ -26,14 +29,14 @@ def _speed(record: Mapping[str, Any]) -> str:
     if not figures:
         return f"unknown, no steady state: {record['no_steady_state_reason']}"
     unit = UNIT[record["recipe"]]
-    rate = rate_in_words(figures["units_per_s"], unit)
+    rate = format_rate(figures["units_per_s"], unit)
     steps = (
         f"median of {figures['num_steady_steps']} steady steps; "
-        f"{rate_in_words(figures['mean_units_per_s'], unit)} on average, with pauses between them"
+        f"{format_rate(figures['mean_units_per_s'], unit)} on average, with pauses between them"
     )
     if figures["low_units_per_s"] is None:
         return f"{rate} ({steps}; {figures['interval']})"
-    ends = [rate_in_words(figures[f"{end}_units_per_s"], "") for end in ("low", "high")]
+    ends = [format_rate(figures[f"{end}_units_per_s"], "") for end in ("low", "high")]
     low, high = (end.removesuffix(" /s") for end in ends)
     return f"{rate} ({low} to {high}, {steps})"
 
@@ -41,17 +44,17 @@ def _speed(record: Mapping[str, Any]) -> str:
 def _work(record: Mapping[str, Any]) -> str:
     row = next(row for row in record["mfu"] if row["convention"] == MAIN_CONVENTION)
     unit = UNIT[record["recipe"]].rstrip("s")
-    text = f"{si(row['flops_per_unit'])}FLOP per {unit} (`{MAIN_CONVENTION}`)"
+    text = f"{format_si(row['flops_per_unit'])}FLOP per {unit} (`{MAIN_CONVENTION}`)"
     if row["flops_per_s"] is None:
         return text
     figures = record["metrics"]
-    text += f", {flops_rate_in_words(row['flops_per_s'], figures)} per device"
+    text += f", {format_flops_rate(row['flops_per_s'], figures)} per device"
     if row["share_of_ceiling"] is not None:
-        share = share_in_words(row["share_of_ceiling"], figures)
+        share = format_share(row["share_of_ceiling"], figures)
         text += f", {share} of the ceiling measured in this run"
     if row["utilisation"] is None:
         return f"{text}; no MFU: {row['reason']}"
-    return f"{text}, MFU {share_in_words(row['utilisation'], figures)}"
+    return f"{text}, MFU {format_share(row['utilisation'], figures)}"
 
 
 def _memory(record: Mapping[str, Any]) -> str:
@@ -64,9 +67,3 @@ def _memory(record: Mapping[str, Any]) -> str:
         sizes = [size for size in record[kind] if size is not None]
         peaks += [f"{format_gib(max(sizes))} {name}"] if sizes else []
     return f"peak {', '.join(peaks)} (largest of all ranks)"
-
-
-def _traced(trace: Mapping[str, Any]) -> str:
-    if trace["rows"] is None:
-        return f"not traced: {trace['reason']}"
-    return ", ".join(f"{row['part']} {row['share']:.1%}" for row in trace["rows"])

@@ -35,7 +35,7 @@ from unitransformer.launch.signals import STOPPED_EXIT_CODE, Stopped
 from unitransformer.launch.variables import RUN_FOLDER
 from unitransformer.parallel.deepspeed import prepare_deepspeed
 from unitransformer.plots import loss_figure, write_figure
-from unitransformer.record.units import metric_in_words
+from unitransformer.record.units import format_metric
 from unitransformer.recording import record_failure
 from unitransformer.run import RunFailed, RunOutcome, RunPaths, run
 
@@ -226,7 +226,7 @@ def _results(outcome: RunOutcome, paths: RunPaths, show: Show) -> list[str]:
         *last_lines,
         "",
         f"validation  loss {validation['loss']:.4f}, {metric} "
-        f"{metric_in_words(metric, validation['value'])}{baseline_text}",
+        f"{format_metric(metric, validation['value'])}{baseline_text}",
         *measured_lines(record),
         *predictions,
         f"checkpoint  {paths.checkpoints or 'none'}",

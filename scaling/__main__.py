@@ -8,12 +8,12 @@ command continues it. An error is one line.
 import re
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import jsonargparse
 
-from scaling.calibrate import build_calibrate_parser, calibrate, read_calibrate_options
+from scaling.calibrate import CalibrateOptions, build_calibrate_parser, calibrate
 from scaling.lint.check import build_lint_parser, lint, render
 from scaling.parity.command import run_parity
 from scaling.parity.options import build_parity_parser, read_parity_options
@@ -112,7 +112,8 @@ def _replay(line: CommandLine) -> int:
 
 
 def _calibrate(line: CommandLine) -> int:
-    options = read_calibrate_options(_parse("calibrate", line.arguments))
+    given = _parse("calibrate", line.arguments)
+    options = CalibrateOptions(**{item.name: given[item.name] for item in fields(CalibrateOptions)})
     if options.out is not None:
         check_writable("out", options.out, is_folder=False)
     print(calibrate(options))

@@ -7,7 +7,6 @@ import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import jsonargparse
 from tabulate import tabulate
@@ -17,7 +16,7 @@ from unitransformer.launch.subprocess_module import run_module
 from unitransformer.launch.variables import DATA_FOLDER
 from unitransformer.machine.calibration import Calibration, WorkSamples
 from unitransformer.machine.calibration_store import read_calibration
-from unitransformer.record.units import count
+from unitransformer.record.units import format_count
 
 MIN_SECONDS, DEFAULT_SECONDS, MAX_SECONDS = 1.0, 5.0, 600.0
 START_UP_S = 300.0  # for imports, and for a busy machine
@@ -26,7 +25,7 @@ HEADER = ("quantity", "best", "median", "unit", "samples", "range", "note")
 
 @dataclass(frozen=True, kw_only=True)
 class CalibrateOptions:
-    """Checked options of the command."""
+    """Options of the command; raises ValueError for a number out of range."""
 
     accelerator: Accelerator = "auto"
     devices: int | None = None  # None: all GPUs, or one CPU worker
@@ -69,13 +68,6 @@ def build_calibrate_parser() -> jsonargparse.ArgumentParser:
     return parser
 
 
-def read_calibrate_options(given: Any) -> CalibrateOptions:
-    """Returns the options; raises ValueError for a number out of range."""
-    return CalibrateOptions(
-        accelerator=given.accelerator, devices=given.devices, seconds=given.seconds, out=given.out
-    )
-
-
 def calibrate(options: CalibrateOptions) -> str:
     """Measures, stores a calibration, and returns its table and path.
 
@@ -95,10 +87,10 @@ def calibrate(options: CalibrateOptions) -> str:
 def render(calibration: Calibration) -> str:
     """Returns every rate with its unit, number of samples and range, as text."""
     machine = calibration.machine
-    parts = [machine.cpu or "unknown processor", count(machine.cpu_cores, "core")]
+    parts = [machine.cpu or "unknown processor", format_count(machine.cpu_cores, "core")]
     parts += dict.fromkeys(c.device for r in calibration.ranks for c in r if c.threads is None)
     threads = calibration.ranks[0][0].threads
-    per_rank = "" if threads is None else f"{count(threads, 'thread')} each, "
+    per_rank = "" if threads is None else f"{format_count(threads, 'thread')} each, "
     lines = [
         f"machine     {machine.fingerprint}: {', '.join(parts)}",
         f"software    {', '.join(f'{name} {v}' for name, v in machine.software.items())}",

@@ -11,7 +11,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, Required, TypedDict, Unpack
@@ -100,18 +100,9 @@ def can_fork(accelerator: str) -> bool:
     return accelerator == "cpu" and sys.platform == "linux"
 
 
-@contextlib.contextmanager
-def start_worker(log: Path) -> Iterator[Runner]:
-    """Yields a `Runner` whose runs are forks of one process.
-
-    Args:
-        log: receives the errors of that process.
-    """
-    worker = _Worker(log)
-    try:
-        yield worker
-    finally:
-        worker.end()
+def start_worker(log: Path) -> contextlib.AbstractContextManager[Runner]:
+    """Yields a `Runner` whose runs are forks of one process, whose errors go to `log`."""
+    return contextlib.closing(_Worker(log))
 
 
 class _Worker:
@@ -134,11 +125,9 @@ class _Worker:
         except BrokenPipeError:
             line = ""
         if not line:
-            lines = self.log.read_text(errors="replace").strip().splitlines()
-            self.end()
-            raise RuntimeError(
-                f"recipes.service.worker ended: {lines[-1] if lines else 'no output'}"
-            )
+            lines = self.log.read_text(errors="replace").strip().splitlines() or ["no output"]
+            self.close()
+            raise RuntimeError(f"recipes.service.worker ended: {lines[-1]}")
         return ProcessResult(**json.loads(line))
 
     def _start(self) -> "subprocess.Popen[str]":
@@ -154,7 +143,7 @@ class _Worker:
                 preexec_fn=lambda: die_with_parent(parent),
             )
 
-    def end(self) -> None:
+    def close(self) -> None:
         """Ends the worker and its current run."""
         if self.process is not None:
             end_process(self.process)

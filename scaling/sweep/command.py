@@ -55,12 +55,12 @@ def run_sweep(options: SweepOptions) -> int:
 def _run(options: SweepOptions, planner: RecipePlanner) -> int:
     tasks = sort_tasks(plan_tasks(options.study, planner))
     fingerprint, host = planner.machine()
-    planner.stop()
+    planner.close()
 
     def plan(cell: Cell, repeat: int) -> CellTask:
         task = planner.task(cell, repeat)
         if host["gpus"]:  # the planner's process may hold GPU memory that cells need
-            planner.stop()
+            planner.close()
         return task
 
     limit = options.find_max_batch
@@ -113,7 +113,7 @@ def _watch(options: SweepOptions) -> int:
         # The course of a search may depend on the machine.
         is_here = options.find_max_batch is not None
         tasks = sort_tasks(plan_tasks(options.study, planner, is_here=is_here))
-        planner.stop()
+        planner.close()
         sweep = Sweep(
             folder=options.out,
             agenda=_agenda(options, tasks, planner.task),

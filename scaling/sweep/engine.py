@@ -26,7 +26,7 @@ from scaling.sweep.run_cell import Limits, now, outcome_without_run, run_cell
 from scaling.sweep.study import Study
 from unitransformer.files import write_atomically
 from unitransformer.record.checksums import add_checksums, read_json, verify_checksums
-from unitransformer.record.units import count
+from unitransformer.record.units import format_count
 
 SCHEMA = 1
 
@@ -55,11 +55,11 @@ class SweepSummary:
 
     def format(self) -> str:
         statuses = ", ".join(f"{number} {status}" for status, number in self.statuses.items())
-        text = f"{count(sum(self.statuses.values()), 'cell')} finished ({statuses})"
+        text = f"{format_count(sum(self.statuses.values()), 'cell')} finished ({statuses})"
         if self.left:
             text += f", {self.left} left to other processes"
         if self.checked:
-            cells = count(self.checked, "cell")
+            cells = format_count(self.checked, "cell")
             text += f"; ran {cells} inferred to be out of memory, {self.refuted} fitted"
         return text
 

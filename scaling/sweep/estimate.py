@@ -10,7 +10,7 @@ from unitransformer.costs.memory import rank_bytes
 from unitransformer.costs.peaks import MATMUL_DTYPE
 from unitransformer.machine.calibration import Calibration
 from unitransformer.machine.calibration_store import load_calibration
-from unitransformer.record.units import count, duration, gib
+from unitransformer.record.units import format_bytes, format_count, format_duration
 
 # Fitted to the CPU runs in `scaling/results`. CPU_START_S is the median over 168 cells of the time
 # outside their steps. A step takes CPU_OVERHEAD times the square root of its ideal time longer than
@@ -91,7 +91,7 @@ def render_plan(
         lines += [f"{task.name}  {task.cell.command}", f"    {_format(task, estimate)}"]
     num_refused = sum(task.config is None for task in tasks)
     refused = f", {num_refused} of them refused" if num_refused else ""
-    lines += ["", f"{count(len(tasks), 'cell')}{refused}"]
+    lines += ["", f"{format_count(len(tasks), 'cell')}{refused}"]
     return "\n".join(lines + _totals(estimates, price_per_hour))
 
 
@@ -100,12 +100,12 @@ def _format(task: CellTask, estimate: CellEstimate) -> str:
         return f"refused: {task.refusal}"
     if estimate.least_s is None:
         time = "no time estimate"
-    elif estimate.likely_s is None:
-        time = f"at least {duration(estimate.least_s)}"
     else:
-        time = f"about {duration(estimate.likely_s)}, at least {duration(estimate.least_s)}"
-    ranks = count(estimate.devices, "rank")
-    return f"{time}; {ranks}, about {gib(estimate.memory_bytes)} per rank"
+        time = f"at least {format_duration(estimate.least_s)}"
+        if estimate.likely_s is not None:
+            time = f"about {format_duration(estimate.likely_s)}, {time}"
+    ranks = format_count(estimate.devices, "rank")
+    return f"{time}; {ranks}, about {format_bytes(estimate.memory_bytes)} per rank"
 
 
 def _totals(estimates: Sequence[CellEstimate], price_per_hour: float | None) -> list[str]:
@@ -113,12 +113,12 @@ def _totals(estimates: Sequence[CellEstimate], price_per_hour: float | None) -> 
     if reasons:
         return [f"no time estimate: {reason}" for reason in sorted(reasons)]
     least_s = sum(estimate.least_s or 0.0 for estimate in estimates)
-    lower_bound = f"at least {duration(least_s)}: matrix products at this machine's ceiling"
+    lower_bound = f"at least {format_duration(least_s)}: matrix products at this machine's ceiling"
     if all(estimate.likely_s is not None for estimate in estimates):
         likely_s = sum(estimate.likely_s or 0.0 for estimate in estimates)
         lines = [
-            f"about {duration(likely_s)}: {CPU_START_S} s of start-up per cell, and an overhead of "
-            "each step as in the CPU runs of scaling/results",
+            f"about {format_duration(likely_s)}: {CPU_START_S} s of start-up per cell, and an "
+            "overhead of each step as in the CPU runs of scaling/results",
             lower_bound,
         ]
         kind, used_s = "about", [(e.likely_s or 0.0) * e.devices for e in estimates]

@@ -87,9 +87,8 @@ class BatchSearchResult:
             return f"{self.label}: {fits}the search is not finished"
         if self.fits is None:
             return f"{self.label}: not even batch size {self.too_large} fits"
-        beyond = (
-            f"{self.too_large} does not fit" if self.too_large else f"{limit} is the search limit"
-        )
+        is_limit = self.too_large is None
+        beyond = f"{limit} is the search limit" if is_limit else f"{self.too_large} does not fit"
         return f"{self.label}: largest batch size {self.fits}; {beyond}"
 
 

@@ -48,7 +48,7 @@ class RecipePlanner:
             self._answers[line] = json.loads(self._ask(line))
         return self._answers[line]
 
-    def stop(self) -> None:
+    def close(self) -> None:
         """Ends the process; the next new question starts another."""
         self._ask = None
         self._process.close()
@@ -77,13 +77,8 @@ class RecipePlanner:
         return str(answer["fingerprint"]), dict(answer["host"])
 
 
-@contextlib.contextmanager
-def open_planner() -> Iterator[RecipePlanner]:
-    planner = RecipePlanner()
-    try:
-        yield planner
-    finally:
-        planner.stop()
+def open_planner() -> contextlib.closing[RecipePlanner]:
+    return contextlib.closing(RecipePlanner())
 
 
 def plan_tasks(study: Study, planner: RecipePlanner, *, is_here: bool = True) -> list[CellTask]:

@@ -13,7 +13,7 @@ from rich.table import Table
 from scaling.store.outcome import CellOutcome
 from scaling.sweep.claims import Holder
 from scaling.sweep.plan import CellTask, train_flops
-from unitransformer.record.units import duration
+from unitransformer.record.units import format_duration
 
 SHOWN = 8  # newest finished cells in the table
 
@@ -140,10 +140,10 @@ class Progress:
     def table(self) -> Table:
         """Returns the table of the newest finished cells and of all running cells."""
         title, left_s = self.headline(), self.remaining_s()
-        if left_s != 0:
-            title += (
-                ", remaining time unknown" if left_s is None else f", about {duration(left_s)} left"
-            )
+        if left_s is None:
+            title += ", remaining time unknown"
+        elif left_s > 0:
+            title += f", about {format_duration(left_s)} left"
         table = Table(title=title, title_justify="left")
         for name in ("cell", "status", "time", "detail"):
             table.add_column(name, overflow="fold")

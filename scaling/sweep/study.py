@@ -17,7 +17,7 @@ import yaml
 
 from unitransformer.cli import suggest
 from unitransformer.config import Recipe
-from unitransformer.record.units import count
+from unitransformer.record.units import format_count
 
 RECIPES: tuple[Recipe, ...] = get_args(Recipe)
 # Options that the sweep sets for each cell, or that do not train.
@@ -117,7 +117,9 @@ class Study:
                 seen.add(name)
             lengths = {name: len(axes[name]) for name in group}
             if len(set(lengths.values())) > 1:
-                found = ", ".join(f"{name} has {count(n, 'value')}" for name, n in lengths.items())
+                found = ", ".join(
+                    f"{name} has {format_count(n, 'value')}" for name, n in lengths.items()
+                )
                 raise ValueError(f"zip: {found}; zipped axes need equally many")
         known = ("recipe", *axes)
         for pattern in self.excluded:
