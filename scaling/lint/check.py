@@ -23,24 +23,23 @@ from scaling.report.options import (
     read_report_options,
     report_command,
 )
-from scaling.report.results_md import draw_plots, page_name, render_pages
+from scaling.report.results_md import draw_plots, render_pages
 from scaling.report.rows import rows
 from scaling.report.run_formatting import TITLES
 from scaling.report.staleness import (
     NO_CHECKOUT,
-    CurrentCode,
-    ReportState,
+    NOT_COMPARED,
     compare_with_today,
     measured_files,
     read_state,
     stale_reasons,
 )
-from scaling.report.sweep_names import sweep_names
+from scaling.report.store_analysis import StoreAnalysis, page_name, sweep_names
 from scaling.store.conditions import differences, without_threads
 from scaling.store.reader import Store, load_store, relative_name
 from scaling.store.run import Run
 from unitransformer.config import Recipe
-from unitransformer.record.units import count
+from unitransformer.record.units import format_count
 
 COMMAND = ("python", "-m", "scaling", "report")
 LONGEST_DIFF = 3  # lines of either side
@@ -74,7 +73,7 @@ def render(findings: Findings) -> str:
     """Returns a line for each finding, then what was checked."""
     kinds = (("error", findings.errors), ("warning", findings.warnings))
     lines = [f"{kind}: {where}: {what}" for kind, group in kinds for where, what in group]
-    counts = ", ".join(count(len(group), kind) for kind, group in kinds)
+    counts = ", ".join(format_count(len(group), kind) for kind, group in kinds)
     return "\n".join([*lines, *findings.checked, counts])
 
 
@@ -89,39 +88,64 @@ def lint(path: Path, *, code: Path | None = None) -> Findings:
         ValueError: not a file, or not text.
         OSError: it cannot be read.
     """
-    text = _read(path)
-    state = read_state(text)
-    options = _options_in(state, path)
+    command, previous = read_state(_read(path)) or (None, NOT_COMPARED)
+    options = _options_in(command, path)
     if isinstance(options, str):
         return Findings(errors=((path.name, options),), warnings=(), checked=())
-    assert state is not None, "without it there are no options"
     try:
         store = load_store(options.folders, relative_to=path.parent)
     except ValueError as error:
         return Findings(errors=((path.name, str(error)),), warnings=(), checked=())
     today = compare_with_today(store, code or Path(__file__).parents[2])
-    proofs = count(len(store.certificates), "certificate")
-    report_rows = rows(store)
-    pages = _pages(options, store, state.today)
+    proofs = format_count(len(store.certificates), "certificate")
+    report_rows, ok_runs = rows(store), [run for run in store.runs if run.is_ok]
+    # Compared with the code of then, as the report was; a later change is a warning of its own.
+    analysis = StoreAnalysis(store)
+    pages = render_pages(
+        analysis,
+        command=report_command(options),
+        plots=relative_name(options.plots, path.parent),
+        pages=relative_name(options.pages, path.parent),
+        name=path.name,
+        today=previous,
+    )
+    outdated_marks: list[Finding] = []
+    if today.is_checkout and previous != today:
+        what = "its marks of stale records are outdated; write the report again"
+        outdated_marks = [(path.name, what)]
     return Findings(
         errors=(
             *_compare(pages, options),
-            *_compare_plots(options, store),
+            *_compare_plots(options, analysis),
             *check_rows(report_rows, store.runs),
             *check_efficiencies(store.runs),
-            *_contradictions(store),
+            *((run.name, what) for run in ok_runs for what in find_contradictions(run)),
+            *(
+                (certificate.name, what)
+                for certificate in store.certificates
+                for what in certificates.find_contradictions(certificate)
+            ),
             *_missing_notes(path, options, store),
         ),
         warnings=(
-            *_left_out(store),
-            *_recounts(store),
-            *_stale_records(store, today),
-            *_outdated_marks(state, path, today),
+            *(
+                (file.name, f"left out, {file.kind}: {file.reason}")
+                for file in store.left_out
+                if file.kind != "foreign"
+            ),
+            # Values that the current code counts differently from the code that wrote the record.
+            *((run.name, what) for run in ok_runs for what in find_recounts(run)),
+            *(
+                (name, f"stale: {reason}")
+                for name, content in measured_files(store)
+                for reason in stale_reasons(content, today)
+            ),
+            *outdated_marks,
         ),
         checked=(
-            f"arithmetic of {count(len(report_rows), 'row')}",
-            f"bytes of {count(len(pages), 'page')}",
-            f"samples of {count(len(store.runs), 'record')} and {proofs}",
+            f"arithmetic of {format_count(len(report_rows), 'row')}",
+            f"bytes of {format_count(len(pages), 'page')}",
+            f"samples of {format_count(len(store.runs), 'record')} and {proofs}",
             "code that a recipe reaches compared with HEAD"
             if today.is_checkout
             else f"code: {NO_CHECKOUT}",
@@ -138,12 +162,10 @@ def _read(path: Path) -> str:
         raise ValueError(f"{path} is not text ({error.reason}); give a report") from error
 
 
-def _options_in(state: ReportState | None, path: Path) -> ReportOptions | str:
+def _options_in(command: str | None, path: Path) -> ReportOptions | str:
     """The options of the command that wrote the report, with paths from here, or an error text."""
     missing = f"it does not end with its `{shlex.join(COMMAND)} DIR`; write it again with that"
-    if state is None:
-        return missing
-    arguments = shlex.split(state.command)
+    arguments = shlex.split(command or "")
     if tuple(arguments[: len(COMMAND)]) != COMMAND:
         return missing
     try:
@@ -157,22 +179,6 @@ def _options_in(state: ReportState | None, path: Path) -> ReportOptions | str:
         out=path.parent / given.out,
         plots=path.parent / given.plots,
         pages=path.parent / given.pages,
-    )
-
-
-def _pages(options: ReportOptions, store: Store, today: CurrentCode) -> dict[PurePosixPath, str]:
-    """Every generated page as its records give it, by its path from the report's folder.
-
-    Args:
-        today: the code that the report was compared with; a later change is a warning of its own.
-    """
-    return render_pages(
-        store,
-        command=report_command(options),
-        plots=relative_name(options.plots, options.out.parent),
-        pages=relative_name(options.pages, options.out.parent),
-        name=options.out.name,
-        today=today,
     )
 
 
@@ -204,31 +210,14 @@ def _first_difference(text: str, expected: str) -> tuple[int, str]:
     return start + 1, "\n".join(lines)
 
 
-def _compare_plots(options: ReportOptions, store: Store) -> Iterator[Finding]:
+def _compare_plots(options: ReportOptions, analysis: StoreAnalysis) -> Iterator[Finding]:
     plots = relative_name(options.plots, options.out.parent)
-    for name, drawn in draw_plots(store).items():
+    for name, drawn in draw_plots(analysis).items():
         file, where = options.plots / name, f"{plots}/{name}"
         if not file.is_file():
             yield where, "is missing; write the report again"
         elif file.read_bytes() != drawn:
             yield where, "is not the plot that the records give; write the report again"
-
-
-def _contradictions(store: Store) -> Iterator[Finding]:
-    """Fields of records and certificates that do not follow from their samples."""
-    for run in store.runs:
-        if run.is_ok:
-            yield from ((run.name, what) for what in find_contradictions(run))
-    for certificate in store.certificates:
-        for what in certificates.find_contradictions(certificate):
-            yield certificate.name, what
-
-
-def _recounts(store: Store) -> Iterator[Finding]:
-    """Values that the current code counts differently from the code that wrote the record."""
-    for run in store.runs:
-        if run.is_ok:
-            yield from ((run.name, what) for what in find_recounts(run))
 
 
 def _missing_notes(path: Path, options: ReportOptions, store: Store) -> Iterator[Finding]:
@@ -266,19 +255,3 @@ def _runs_by_table(store: Store) -> dict[tuple[str, Recipe], list[Run]]:
         if run.is_ok:
             groups.setdefault((sweep, run.config.recipe), []).append(run)
     return groups
-
-
-def _left_out(store: Store) -> Iterator[Finding]:
-    for file in store.left_out:
-        if file.kind != "foreign":
-            yield file.name, f"left out, {file.kind}: {file.reason}"
-
-
-def _stale_records(store: Store, today: CurrentCode) -> Iterator[Finding]:
-    for name, content in measured_files(store):
-        yield from ((name, f"stale: {reason}") for reason in stale_reasons(content, today))
-
-
-def _outdated_marks(state: ReportState, path: Path, today: CurrentCode) -> Iterator[Finding]:
-    if today.is_checkout and state.today != today:
-        yield path.name, "its marks of stale records are outdated; write the report again"

@@ -9,7 +9,12 @@ from unitransformer.costs.flops import count_flops, count_parameters
 from unitransformer.machine.calibration_store import read_ceiling
 from unitransformer.measure.nvml import energy_between_samples
 from unitransformer.record.fields import NUMBER, RELATIVE_ERROR, fits, look_up
-from unitransformer.record.metrics import passport_of, read_out, recorded_steady, steady_of
+from unitransformer.record.metrics import (
+    compute_metrics,
+    compute_mfu,
+    find_last_steady_state,
+    recorded_steady_state,
+)
 from unitransformer.record.schema import Record
 from unitransformer.record.units import perplexity
 
@@ -19,29 +24,30 @@ MFU_FIELDS = ("flops_per_unit", "flops_per_s", "utilisation", "share_of_ceiling"
 def find_contradictions(run: Run) -> list[str]:
     """Returns the derived fields of an `ok` run that its samples and config contradict."""
     rate, record = f"{run.unit}s_per_s", run.record
-    metrics = read_out(
+    steady = recorded_steady_state(record)
+    metrics = compute_metrics(
         record["step_s"],
         record["samples"],
-        recorded_steady(record),
+        steady,
         segment_starts=record["segment_starts"],
         units_per_step=run.units_per_step,
     )
     derived = {} if metrics is None else metrics.as_dict()
-    return [
-        *_ceilings(record),
-        *_differences(
-            {
-                rate: (record.get(rate), derived.get("units_per_s")),
-                **{
-                    f"metrics.{name}": (record["metrics"].get(name), derived.get(name))
-                    for name in sorted(record["metrics"].keys() | derived.keys())
-                },
-                **dict(_joules(run)),
-                "num_parameters": (record["num_parameters"], count_parameters(run.config.model)),
-                "validation.value": (record["validation"]["value"], _metric(run)),
-            }
-        ),
-    ]
+    validation = record["validation"]
+    fields: dict[str, tuple[Any, Any]] = {}
+    fields[rate] = (record.get(rate), derived.get("units_per_s"))
+    for name in sorted(record["metrics"].keys() | derived.keys()):
+        fields[f"metrics.{name}"] = (record["metrics"].get(name), derived.get(name))
+    first = record["segment_starts"][-1]
+    steps = {first + step for step in steady.steps(len(record["step_s"]) - first)}
+    for rank, gpu in enumerate(record["gpu"]):
+        if gpu is not None:
+            for name, energy in energy_between_samples(gpu["samples"], steps).as_dict().items():
+                fields[f"gpu.{rank}.{name}"] = (gpu.get(name), energy)
+    fields["num_parameters"] = (record["num_parameters"], count_parameters(run.config.model))
+    if validation["metric"] == "perplexity":  # an accuracy cannot be recomputed
+        fields["validation.value"] = (validation["value"], perplexity(validation["loss"]))
+    return [*_ceilings(record), *_differences(fields)]
 
 
 def _ceilings(record: Record) -> Iterator[str]:
@@ -53,33 +59,15 @@ def _ceilings(record: Record) -> Iterator[str]:
                 yield str(error)
 
 
-def _metric(run: Run) -> float:
-    """Perplexity from the validation loss; an accuracy cannot be recomputed."""
-    validation = run.record["validation"]
-    if validation["metric"] == "perplexity":
-        return perplexity(validation["loss"])
-    return float(validation["value"])
-
-
-def _joules(run: Run) -> Iterator[tuple[str, tuple[Any, Any]]]:
-    """The recorded energy of each GPU, and that by its samples."""
-    record, first = run.record, run.record["segment_starts"][-1]
-    steps = {first + s for s in recorded_steady(record).steps(len(record["step_s"][first:]))}
-    for rank, gpu in enumerate(record["gpu"]):
-        if gpu is not None:
-            for name, derived in energy_between_samples(gpu["samples"], steps).as_dict().items():
-                yield f"gpu.{rank}.{name}", (gpu.get(name), derived)
-
-
 def find_recounts(run: Run) -> list[str]:
     """Returns where the current code counts FLOPs, MFU or the start of the steady state differently
     from the version that wrote the record."""
     flops, record = f"flops_per_{run.unit}", run.record
-    steady = steady_of(
+    steady = find_last_steady_state(
         record["step_s"], segment_starts=record["segment_starts"], excluded_steps=run.excluded_steps
     )
     start = None if steady.start is None else record["segment_starts"][-1] + steady.start
-    today = passport_of(run.config, run.units_per_s, record["hardware"], record["ceiling"])
+    today = compute_mfu(run.config, run.units_per_s, record["hardware"], record["ceiling"])
     stored = {row.convention: row for row in run.mfu}
     return _differences(
         {

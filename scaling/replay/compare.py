@@ -10,7 +10,7 @@ from scaling.store.conditions import differences
 from scaling.store.run import Run
 from unitransformer.config import flat_dict
 from unitransformer.record.schema import Record, config_of
-from unitransformer.record.units import count, ms
+from unitransformer.record.units import format_count, format_ms
 
 Word = Literal["reproduced", "not reproduced", "inconclusive"]
 EXIT_CODES: dict[Word, int] = {"reproduced": 0, "not reproduced": 1, "inconclusive": 3}
@@ -123,11 +123,11 @@ def compare_losses(then: Record, records: Sequence[Record]) -> tuple[Word, str]:
         )
     )
     if largest == 0:
-        return "reproduced", f"loss: equal to the last digit over {count(steps, 'step')}"
+        return "reproduced", f"loss: equal to the last digit over {format_count(steps, 'step')}"
     bound = BOUNDS[config.parallel.precision].loss
     difference = f"relative difference {largest:.1e} at step {step}"
     if largest <= bound:
-        within = f"within the parity bound of {bound:g} over {count(steps, 'step')}"
+        within = f"within the parity bound of {bound:g} over {format_count(steps, 'step')}"
         return "reproduced", f"loss: {within}, {difference}"
     return "not reproduced", f"loss: different, {difference}; the parity bound is {bound:g}"
 
@@ -143,7 +143,8 @@ def compare_steps(then: Record, records: Sequence[Record], *, tolerance: float) 
     steps = ratio(before, now)  # of rates, thus the inverse of that of step times
     per_step = runs[0].units_per_step
     line = (
-        f"step: {_step(now, per_step)} now over {count(len(records), 'launch', 'launches')}, "
+        f"step: {_step(now, per_step)} now over "
+        f"{format_count(len(records), 'launch', 'launches')}, "
         f"{_step(before, per_step)} then; ratio {steps.value:.3f}"
     )
     low, high = steps.low, steps.high
@@ -158,7 +159,8 @@ def compare_steps(then: Record, records: Sequence[Record], *, tolerance: float) 
 
 def _step(rate: Estimate, units_per_step: int) -> str:
     """The time of a step and its interval, from a rate."""
-    middle = ms(units_per_step / rate.value)
+    middle = format_ms(units_per_step / rate.value)
     if rate.low is None or rate.high is None:
         return f"{middle} (no interval: {rate.reason})"
-    return f"{middle} ({ms(units_per_step / rate.high)} to {ms(units_per_step / rate.low)})"
+    low, high = units_per_step / rate.high, units_per_step / rate.low
+    return f"{middle} ({format_ms(low)} to {format_ms(high)})"

@@ -19,7 +19,7 @@ from unitransformer.config import Recipe
 from unitransformer.launch.variables import RUN_FOLDER
 from unitransformer.record.checksums import read_json
 from unitransformer.record.schema import load_record
-from unitransformer.record.units import count
+from unitransformer.record.units import format_count
 
 # Options of a recipe, each with a value, that set output paths or the number of launches.
 OUTPUT_OPTIONS = ("--out", "--record", "--checkpoint-dir", "--trace", "--repeats")
@@ -127,7 +127,9 @@ def _file_of(path: Path) -> Path:
         return path / FILE
     files = sorted(path.glob("*.json"))
     if len(files) != 1:
-        raise ValueError(f"{path} holds {count(len(files), 'JSON file')}; name the record itself")
+        raise ValueError(
+            f"{path} holds {format_count(len(files), 'JSON file')}; name the record itself"
+        )
     return files[0]
 
 

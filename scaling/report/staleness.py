@@ -46,14 +46,6 @@ class CurrentCode:
         return short_commit(content) in self.changed
 
 
-@dataclass(frozen=True, kw_only=True)
-class ReportState:
-    """The command that wrote a report, and what its records were compared with."""
-
-    command: str
-    today: CurrentCode
-
-
 NOT_COMPARED = CurrentCode(torch=None, is_checkout=False)
 
 
@@ -78,12 +70,9 @@ def compare_with_today(store: Store, code: Path) -> CurrentCode:
     compared = compare_commits(code, [str(commit) for commit in commits])
     if compared is None:
         return CurrentCode(torch=torch, is_checkout=False)
-    return CurrentCode(
-        torch=torch,
-        is_checkout=True,
-        changed=frozenset(commit for commit, is_same in compared.items() if is_same is False),
-        unknown=frozenset(commit for commit, is_same in compared.items() if is_same is None),
-    )
+    changed = frozenset(commit for commit, is_same in compared.items() if is_same is False)
+    unknown = frozenset(commit for commit, is_same in compared.items() if is_same is None)
+    return CurrentCode(torch=torch, is_checkout=True, changed=changed, unknown=unknown)
 
 
 def explain(today: CurrentCode) -> str:
@@ -114,8 +103,8 @@ def state_comment(command: str, today: CurrentCode) -> str:
     return f"{STATE_BEGIN}{text}{STATE_END}"
 
 
-def read_state(text: str) -> ReportState | None:
-    """Returns None if the text does not end with a `state_comment`."""
+def read_state(text: str) -> tuple[str, CurrentCode] | None:
+    """Returns command and code of the `state_comment` that ends the text; None: there is none."""
     line = text.rstrip("\n").rpartition("\n")[2]
     if not (line.startswith(STATE_BEGIN) and line.endswith(STATE_END)):
         return None
@@ -131,7 +120,7 @@ def read_state(text: str) -> ReportState | None:
         changed=frozenset(state["changed"]),
         unknown=frozenset(state["unknown"]),
     )
-    return ReportState(command=state["command"], today=today)
+    return state["command"], today
 
 
 def marked(text: str, store: Store, today: CurrentCode) -> str:

@@ -9,13 +9,7 @@ from unitransformer.record.schema import Record
 
 CLOCK_TOLERANCE = 0.02  # of the highest: clocks at one setting vary by less
 HOST = (
-    "cpu",
-    "cpu_cores",
-    "system",
-    "machine",
-    "device",
-    "device_memory_bytes",
-    "threads",
+    *("cpu", "cpu_cores", "system", "machine", "device", "device_memory_bytes", "threads"),
     "float32_matmul_precision",  # "high" lets a float32 product run in TF32
 )
 CLOCKS = ("sm_clock_hz", "memory_clock_hz")
@@ -54,10 +48,7 @@ def processors_of(record: Record) -> str:
 
 def without_threads(record: Record) -> Record:
     """Ranks that share the cores of a machine have fewer threads each the more there are."""
-    ranks = [
-        {name: value for name, value in host.items() if name != "threads"}
-        for host in record["hardware"]
-    ]
+    ranks = [{n: host[n] for n in host if n != "threads"} for host in record["hardware"]]
     return record | {"hardware": ranks}
 
 

@@ -24,29 +24,17 @@ STUDY = "study.json"
 AXIS = "batch-size"
 OUT_OF_MEMORY = ("oom", "oom-inferred")
 
+OPTIONAL_STRINGS = ("reason", "started_at", "finished_at", "record", "inferred_from", "checks")
 FIELDS: dict[str, Kinds] = {
-    "schema": int,
-    "kind": str,
-    "cell": str,
-    "repeat": int,
-    "recipe": str,
+    **dict.fromkeys(("kind", "cell", "recipe", "command", "status"), str),
+    **dict.fromkeys(OPTIONAL_STRINGS, (str, NoneType)),
+    **dict.fromkeys(("schema", "repeat"), int),
+    **dict.fromkeys(("exit_code", "memory_limit_bytes"), (int, NoneType)),
+    **dict.fromkeys(("config", "host"), (dict, NoneType)),
     "options": dict,
-    "command": str,
-    "status": str,
-    "reason": (str, NoneType),
-    "exit_code": (int, NoneType),
     "elapsed_s": NUMBER,
-    "started_at": (str, NoneType),
-    "finished_at": (str, NoneType),
     "last_lines": list,
-    "record": (str, NoneType),
-    "inferred_from": (str, NoneType),
-    "memory_limit_bytes": (int, NoneType),
-    "config": (dict, NoneType),
-    "host": (dict, NoneType),
-    "checks": (str, NoneType),
 }
-
 ADDED_FIELDS = {"host": None, "checks": None}  # older outcomes lack them
 
 

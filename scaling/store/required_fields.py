@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from types import NoneType
 from typing import Any
 
-from unitransformer.record.fields import HOST, NUMBER, Kinds, check_fields, check_lists
+from unitransformer.record.fields import HOST_FIELDS, NUMBER, Kinds, check_fields, check_lists
 from unitransformer.record.metrics import PARTS
 from unitransformer.record.schema import Record
 
@@ -14,55 +14,39 @@ OPTIONAL_STR: Kinds = (str, NoneType)
 OPTIONAL_DICT: Kinds = (dict, NoneType)
 
 FIELDS: dict[str, Kinds] = {
+    **dict.fromkeys(("data.description", "steady_method", "peak_bytes_kind"), str),
+    **dict.fromkeys(("code.commit", "data.sha256", "no_steady_state_reason"), OPTIONAL_STR),
     "num_parameters": int,
-    "code.commit": OPTIONAL_STR,
     "code.is_dirty": (bool, NoneType),
-    "data.description": str,
-    "data.sha256": OPTIONAL_STR,
-    "steady_method": str,
-    "no_steady_state_reason": OPTIONAL_STR,
-    "peak_bytes_kind": str,
-    "validation.loss": NUMBER,
+    **dict.fromkeys(("validation.loss", "validation.value"), NUMBER),
     "validation.metric": str,
-    "validation.value": NUMBER,
     "validation.baseline": OPTIONAL_DICT,
     "mfu": list,
 }
 METRICS: dict[str, Kinds] = {
     "num_steady_steps": int,
-    "median_step_s": NUMBER,
-    "mad_step_s": NUMBER,
-    "low_step_s": OPTIONAL_NUMBER,
-    "high_step_s": OPTIONAL_NUMBER,
     "interval": str,
-    "median_cpu_s": NUMBER,
-    "units_per_s": NUMBER,
-    "low_units_per_s": OPTIONAL_NUMBER,
-    "high_units_per_s": OPTIONAL_NUMBER,
-    "mean_units_per_s": NUMBER,
-    **{f"{part.removesuffix('_s')}_share": NUMBER for part in PARTS},
+    **dict.fromkeys(("median_step_s", "mad_step_s", "median_cpu_s"), NUMBER),
+    **dict.fromkeys(("units_per_s", "mean_units_per_s"), NUMBER),
+    **dict.fromkeys(("low_step_s", "high_step_s"), OPTIONAL_NUMBER),
+    **dict.fromkeys(("low_units_per_s", "high_units_per_s"), OPTIONAL_NUMBER),
+    **dict.fromkeys((f"{part.removesuffix('_s')}_share" for part in PARTS), NUMBER),
 }
 # Older records and runs without these measurements lack them.
 OPTIONAL_METRICS: dict[str, Kinds] = dict.fromkeys(
     ("communication_share", "waiting_share", "between_steps_share"), OPTIONAL_NUMBER
 )
 LISTS: dict[str, Kinds] = {
-    "hardware": dict,
+    **dict.fromkeys(("hardware", "excluded_steps", "compile", "validation.history"), dict),
+    **dict.fromkeys(("ceiling", "gpu"), OPTIONAL_DICT),
+    **dict.fromkeys(("peak_bytes", "peak_reserved_bytes", "peak_resident_bytes"), OPTIONAL_INT),
+    **dict.fromkeys(("log", "flags"), str),
     "segment_starts": int,
-    "log": str,
-    "flags": str,
-    "excluded_steps": dict,
-    "ceiling": OPTIONAL_DICT,
-    "compile": dict,
-    "gpu": OPTIONAL_DICT,
-    "peak_bytes": OPTIONAL_INT,
-    "peak_reserved_bytes": OPTIONAL_INT,
-    "peak_resident_bytes": OPTIONAL_INT,
-    "validation.history": dict,
 }
 CEILING: dict[str, Kinds] = {
     "dtype": str,
-    **dict.fromkeys(("matmul_flops_per_s", "copy_bytes_per_s"), NUMBER),
+    "matmul_flops_per_s": NUMBER,
+    "copy_bytes_per_s": NUMBER,
 }
 EXCLUDED_STEP: dict[str, Kinds] = {"step": int, "reason": str}
 COMPILE: dict[str, Kinds] = {
@@ -110,24 +94,16 @@ def check_required_fields(record: Record) -> None:
         _check_items(compiled["graph_breaks"], GRAPH_BREAK, f"{where}.graph_breaks")
         _check_items(compiled["recompiles"], RECOMPILE, f"{where}.recompiles")
     for rank, host in enumerate(record["hardware"]):
-        check_fields(host, HOST, f"record: hardware.{rank}", missing=None)
+        check_fields(host, HOST_FIELDS, f"record: hardware.{rank}", missing=None)
     validation = record["validation"]
     _check_items(validation["history"], VALIDATION, "record: validation.history")
     if validation["baseline"] is not None:
         check_fields(validation["baseline"], BASELINE, "record: validation.baseline")
-    _check_steps(record)
-    _check_metrics(record)
-
-
-def _check_items(
-    items: Sequence[Mapping[str, Any] | None], kinds: Mapping[str, Kinds], where: str
-) -> None:
-    for index, item in enumerate(items):
-        if item is not None:  # a rank without the measurement
-            check_fields(item, kinds, f"{where}.{index}")
-
-
-def _check_metrics(record: Record) -> None:
+    num_steps, start = len(record["step_s"]), record["steady_from"]
+    if min(record["step_s"]) <= 0:
+        raise ValueError("record: step_s holds a step that took no time")
+    if start is not None and not record["segment_starts"][-1] <= start < num_steps:
+        raise ValueError(f"record: steady_from is {start}, outside the last launch's steps")
     metrics = record["metrics"]
     if bool(metrics) != (record["steady_from"] is not None):
         raise ValueError(
@@ -142,9 +118,9 @@ def _check_metrics(record: Record) -> None:
                 raise ValueError(f"record: metrics.{name} is {metrics[name]}; it must be above 0")
 
 
-def _check_steps(record: Record) -> None:
-    num_steps, start = len(record["step_s"]), record["steady_from"]
-    if min(record["step_s"]) <= 0:
-        raise ValueError("record: step_s holds a step that took no time")
-    if start is not None and not record["segment_starts"][-1] <= start < num_steps:
-        raise ValueError(f"record: steady_from is {start}, outside the last launch's steps")
+def _check_items(
+    items: Sequence[Mapping[str, Any] | None], kinds: Mapping[str, Kinds], where: str
+) -> None:
+    for index, item in enumerate(items):
+        if item is not None:  # a rank without the measurement
+            check_fields(item, kinds, f"{where}.{index}")

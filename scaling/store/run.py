@@ -8,7 +8,7 @@ from scaling.store.conditions import processors_of
 from unitransformer.config import RunConfig
 from unitransformer.costs.mfu import MfuRow, read_rows
 from unitransformer.record.log_lines import log_lines
-from unitransformer.record.metrics import StepMetrics, from_figures, recorded_steady
+from unitransformer.record.metrics import StepMetrics, read_metrics, recorded_steady_state
 from unitransformer.record.schema import Record
 from unitransformer.stats.comparisons import LaunchMedian, launch_of
 from unitransformer.stats.intervals import find_block
@@ -66,7 +66,7 @@ class Run:
     @functools.cached_property
     def metrics(self) -> StepMetrics | None:
         """The recorded metrics of the steady steps; None without a steady state."""
-        return from_figures(self.record["metrics"])
+        return read_metrics(self.record["metrics"])
 
     @functools.cached_property
     def launch(self) -> LaunchMedian:
@@ -83,7 +83,9 @@ class Run:
     @property
     def steady_s(self) -> list[float]:
         record = self.record
-        return recorded_steady(record).select(record["step_s"][record["segment_starts"][-1] :])
+        return recorded_steady_state(record).select(
+            record["step_s"][record["segment_starts"][-1] :]
+        )
 
     @property
     def units_per_s(self) -> float | None:

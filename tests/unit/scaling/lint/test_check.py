@@ -347,9 +347,7 @@ def test_lint_reproduces_the_stale_marks_of_a_report_after_later_commits(
 )
 def test_the_staleness_comparison_is_read_back_from_a_report(today: CurrentCode) -> None:
     state = read_state(f"# Results\n\n{state_comment('python -m scaling report a-->b', today)}\n")
-    assert state is not None
-    assert state.today == today
-    assert state.command == "python -m scaling report a-->b"
+    assert state == ("python -m scaling report a-->b", today)
 
 
 def test_a_report_without_a_checkout_marks_nothing_and_says_so_once(

@@ -14,7 +14,7 @@ from scaling.replay.rerun import read_command, replay
 from scaling.store.outcome import CellOutcome, write_outcome
 from tests.builders.records import make_config, make_crashed, make_record
 from unitransformer.config import Recipe
-from unitransformer.record.metrics import read_out, steady_of
+from unitransformer.record.metrics import compute_metrics, find_last_steady_state
 from unitransformer.record.schema import Record, load_record, write_record
 
 STEPS = 100
@@ -26,8 +26,8 @@ def noisy(step_s: float, *, seed: int, scatter: float = 0.01, count: int = STEPS
     seconds = [step_s * drawn.lognormvariate(0, scatter) for _ in range(count)]
     config = make_config(num_steps=count)
     record = make_record(step_s=seconds, code={"commit": "a" * 40, "is_dirty": False})
-    steady = steady_of(seconds, segment_starts=[0], excluded_steps=[])
-    metrics = read_out(
+    steady = find_last_steady_state(seconds, segment_starts=[0], excluded_steps=[])
+    metrics = compute_metrics(
         seconds,
         record["samples"],
         steady,
