@@ -22,7 +22,7 @@ from scaling.parity.cases import (
 )
 from scaling.parity.evidence import Work, find_inactive_feature
 from unitransformer.config import Precision, Recipe, RunConfig
-from unitransformer.record.fields import NUMBER, RELATIVE_ERROR, Kinds, fits
+from unitransformer.record.fields import NUMBER, RELATIVE_ERROR, Kinds, is_of_kind
 
 SCHEMA = 1
 KIND = "parity"
@@ -169,7 +169,7 @@ def find_contradictions(certificate: Certificate) -> list[str]:
             derived["reason"] = certificate.inactive_feature(result)
         for field, value in derived.items():
             stored = result.stored[field]
-            if fits(stored, NUMBER) and fits(value, NUMBER):
+            if is_of_kind(stored, NUMBER) and is_of_kind(value, NUMBER):
                 agrees = math.isclose(stored, value, rel_tol=RELATIVE_ERROR)
             else:
                 agrees = stored == value

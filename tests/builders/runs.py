@@ -78,7 +78,7 @@ def way(strategy: str, step_s: float, name: str = "", *, steps: int = 60, **chan
 
 
 def repeated(strategy: str, *steps_s: float, **changes: object) -> list[Run]:
-    """Launches of one candidate, each with steps of its own length."""
+    """Launches of one candidate, each with another step time."""
     return [
         way(strategy, step_s, f"runs/{strategy}-{number}-{changes}.json", **changes)
         for number, step_s in enumerate(steps_s)

@@ -54,16 +54,16 @@ def test_a_point_counts_the_devices_of_all_its_nodes() -> None:
 
 def test_variances_of_logarithms_add_up() -> None:
     three, four = (Estimate(value=1, low=math.exp(-h), high=math.exp(h)) for h in (0.3, 0.4))
-    found = ratio(three.times(6), four.times(2))
-    assert found.value == 3
-    assert (found.low, found.high) == pytest.approx((3 * math.exp(-0.5), 3 * math.exp(0.5)))
+    result = ratio(three.times(6), four.times(2))
+    assert result.value == 3
+    assert (result.low, result.high) == pytest.approx((3 * math.exp(-0.5), 3 * math.exp(0.5)))
 
 
 def test_a_missing_interval_leaves_its_reason() -> None:
     curve = only([strong(0.1, 1, steps=10), strong(0.05, 2, noise=0.1)])
-    found = curve.efficiency(curve.points[1])
-    assert (found.low, found.high) == (None, None)
-    assert found.reason == "10 samples, an interval needs 50"
+    result = curve.efficiency(curve.points[1])
+    assert (result.low, result.high) == (None, None)
+    assert result.reason == "10 samples, an interval needs 50"
 
 
 def test_repeats_are_one_point_with_the_interval_over_launches() -> None:
@@ -84,9 +84,9 @@ def test_strategy_single_is_the_baseline_of_a_strategy_without_its_own_with_a_re
     curve = only([single, strong(0.05, 2)])
     assert (curve.strategy, curve.baseline.runs) == ("ddp", (single,))
     assert curve.remarks == ("1 device is strategy single: ddp was not measured on one",)
-    own = strong(0.11, 1)
-    curve = only([single, own, strong(0.05, 2)])
-    assert (curve.baseline.runs, curve.remarks) == ((own,), ())
+    ddp = strong(0.11, 1)
+    curve = only([single, ddp, strong(0.05, 2)])
+    assert (curve.baseline.runs, curve.remarks) == ((ddp,), ())
 
 
 def test_the_fastest_batch_split_represents_its_device_count_with_a_remark() -> None:

@@ -173,7 +173,7 @@ def test_a_measured_curve_is_fitted_and_amdahl_only_if_it_is_strong_scaling() ->
 
 
 @pytest.mark.parametrize(
-    ("point", "words"),
+    ("point", "message"),
     [
         ({"devices": 0, "speedup": 1.0}, "devices is 0; give 1 or more"),
         ({"devices": 1, "speedup": 0.0}, "speedup is 0.0; give a finite number above 0"),
@@ -181,8 +181,8 @@ def test_a_measured_curve_is_fitted_and_amdahl_only_if_it_is_strong_scaling() ->
         ({"devices": 1, "speedup": 1.0, "deviation": -1.0}, "deviation is -1.0; give 0 or more"),
     ],
 )
-def test_an_impossible_point_is_refused(point: dict[str, float], words: str) -> None:
-    with pytest.raises(ValueError, match=words):
+def test_an_impossible_point_is_refused(point: dict[str, float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         LawPoint(**point)  # type: ignore[arg-type]
 
 

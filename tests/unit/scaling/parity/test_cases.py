@@ -42,16 +42,22 @@ def curves(loss: tuple[float, ...], gradient_norm: tuple[float, ...] | None = No
 
 
 def test_the_largest_difference_is_relative_and_names_its_step() -> None:
-    found = compare(curves((4.0, 2.0, 2.0), (1.0, 1.0, 1.0)), curves((5.0, 3.0, 1.5), (1, 1, 3)))
-    assert (found.loss.relative, found.loss.step) == (0.5, 2)
-    assert (found.gradient_norm.relative, found.gradient_norm.step) == (2.0, 3)
-    assert found.first_loss == 0.25
+    comparison = compare(
+        curves((4.0, 2.0, 2.0), (1.0, 1.0, 1.0)), curves((5.0, 3.0, 1.5), (1, 1, 3))
+    )
+    assert (comparison.loss.relative, comparison.loss.step) == (0.5, 2)
+    assert (comparison.gradient_norm.relative, comparison.gradient_norm.step) == (2.0, 3)
+    assert comparison.first_loss == 0.25
 
 
 def test_equal_curves_have_zero_difference() -> None:
-    found = compare(curves((3.0, 2.0)), curves((3.0, 2.0)))
-    assert (found.loss.relative, found.gradient_norm.relative, found.first_loss) == (0, 0, 0)
-    assert found.verdict(Bound(loss=1e-9, gradient_norm=1e-9, why="")) == "equal"
+    comparison = compare(curves((3.0, 2.0)), curves((3.0, 2.0)))
+    assert (comparison.loss.relative, comparison.gradient_norm.relative, comparison.first_loss) == (
+        0,
+        0,
+        0,
+    )
+    assert comparison.verdict(Bound(loss=1e-9, gradient_norm=1e-9, why="")) == "equal"
 
 
 @pytest.mark.parametrize(
@@ -68,14 +74,14 @@ def test_equal_curves_have_zero_difference() -> None:
 def test_loss_and_gradient_norm_must_both_be_within_their_bounds(
     loss: float, gradient_norm: float, verdict: str
 ) -> None:
-    found = compare(curves((2.0,), (2.0,)), curves((loss,), (gradient_norm,)))
-    assert found.verdict(HALF) == verdict
+    comparison = compare(curves((2.0,), (2.0,)), curves((loss,), (gradient_norm,)))
+    assert comparison.verdict(HALF) == verdict
 
 
-@pytest.mark.parametrize("own", [(), (3.0,), (3.0, 2.0, 1.0)])
-def test_curves_of_different_lengths_are_refused(own: tuple[float, ...]) -> None:
-    with pytest.raises(ValueError, match=f"{len(own)} steps cannot be compared with 2"):
-        compare(curves((3.0, 2.0)), curves(own))
+@pytest.mark.parametrize("other", [(), (3.0,), (3.0, 2.0, 1.0)])
+def test_curves_of_different_lengths_are_refused(other: tuple[float, ...]) -> None:
+    with pytest.raises(ValueError, match=f"{len(other)} steps cannot be compared with 2"):
+        compare(curves((3.0, 2.0)), curves(other))
 
 
 def test_every_precision_has_bounds_and_says_why() -> None:
@@ -126,7 +132,7 @@ def test_hsdp_cases_have_two_nodes_with_at_least_two_devices() -> None:
 
 
 def test_combinations_that_the_config_refuses_are_known_without_a_run() -> None:
-    assert "no loss scaler" in str(refusal(Case(strategy="fsdp", precision="16-mixed")))
+    assert "does not scale the loss" in str(refusal(Case(strategy="fsdp", precision="16-mixed")))
     assert "DeepSpeed keeps float32" in str(refusal(Case(strategy="zero2", precision="bf16-true")))
     assert "choose ddp" in str(refusal(Case(strategy="single", devices=2)))
     assert refusal(Case(strategy="ddp", devices=2, precision="16-mixed")) is None
@@ -191,7 +197,7 @@ def test_options_that_the_study_varies_are_refused_for_the_recipe(word: str) -> 
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("arguments", "message"),
     [
         (["--steps", "19"], "steps is 19; it must be at least 20"),
         (["--devices", "2,0"], "devices holds '0'; give counts of at least 1, as 2,4"),
@@ -211,7 +217,7 @@ def test_options_that_the_study_varies_are_refused_for_the_recipe(word: str) -> 
 )
 def test_bad_usage_is_one_line_and_starts_nothing(
     arguments: list[str],
-    words: str,
+    message: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -222,5 +228,5 @@ def test_bad_usage_is_one_line_and_starts_nothing(
     assert main(["parity", *arguments]) == 2
     line, end = capsys.readouterr().err.split("\n")
     assert line.startswith("error: ")
-    assert words in line
+    assert message in line
     assert end == ""
