@@ -211,12 +211,12 @@ def _first_difference(text: str, expected: str) -> tuple[int, str]:
 
 
 def _compare_plots(options: ReportOptions, analysis: StoreAnalysis) -> Iterator[Finding]:
-    plots = relative_name(options.plots, options.out.parent)
-    for name, drawn in draw_plots(analysis).items():
-        file, where = options.plots / name, f"{plots}/{name}"
+    for name, expected in draw_plots(analysis).items():
+        file = options.plots / name
+        where = f"{relative_name(options.plots, options.out.parent)}/{name}"
         if not file.is_file():
             yield where, "is missing; write the report again"
-        elif file.read_bytes() != drawn:
+        elif file.read_bytes() != expected:
             yield where, "is not the plot that the records give; write the report again"
 
 

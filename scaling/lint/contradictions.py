@@ -8,7 +8,7 @@ from scaling.store.run import Run
 from unitransformer.costs.flops import count_flops, count_parameters
 from unitransformer.machine.calibration_store import read_ceiling
 from unitransformer.measure.nvml import energy_between_samples
-from unitransformer.record.fields import NUMBER, RELATIVE_ERROR, fits, look_up
+from unitransformer.record.fields import NUMBER, RELATIVE_ERROR, is_of_kind, look_up
 from unitransformer.record.metrics import (
     compute_metrics,
     compute_mfu,
@@ -99,7 +99,7 @@ def _differences(fields: Mapping[str, tuple[Any, Any]]) -> list[str]:
 def _agree(stored: Any, derived: Any) -> bool:
     if derived is None or isinstance(derived, str):
         return bool(stored == derived)
-    return fits(stored, NUMBER) and math.isclose(stored, derived, rel_tol=RELATIVE_ERROR)
+    return is_of_kind(stored, NUMBER) and math.isclose(stored, derived, rel_tol=RELATIVE_ERROR)
 
 
 def _text(value: Any) -> str:

@@ -46,35 +46,19 @@ def _check_row(row: Row) -> Iterator[str]:
         "units_per_s", row.units_per_s, row.low_units_per_s, row.high_units_per_s
     )
     parts = (row.batch_size, row.accumulate, row.devices, row.num_nodes)
+    samples, per_device = row.global_batch_size, row.units_per_s_per_device
+    yield from _compare("global_batch_size", samples, _product(parts), "x".join(map(str, parts)))
     devices = _product((row.devices, row.num_nodes))
-    positions = 1 if row.unit == "images" else row.sequence_length
-    samples, step_s, per_device = (
-        row.global_batch_size,
-        row.median_step_s,
-        row.units_per_s_per_device,
+    source = f"{per_device} on each of {devices} devices"
+    yield from _compare("units_per_s", row.units_per_s, _product((per_device, devices)), source)
+    name, per_step = (
+        "samples_per_s x median_step_s",
+        _product((row.samples_per_s, row.median_step_s)),
     )
-    for name, value, expected, source in (
-        ("global_batch_size", samples, _product(parts), "x".join(map(str, parts))),
-        (
-            "units_per_s",
-            row.units_per_s,
-            _product((per_device, devices)),
-            f"{per_device} on each of {devices} devices",
-        ),
-        (
-            "samples_per_s x median_step_s",
-            _product((row.samples_per_s, step_s)),
-            samples,
-            "the samples of a step",
-        ),
-        (
-            "units_per_s x median_step_s",
-            _product((row.units_per_s, step_s)),
-            _product((samples, positions)),
-            f"the {row.unit} of a step",
-        ),
-    ):
-        yield from _compare(name, value, expected, source)
+    yield from _compare(name, per_step, samples, "the samples of a step")
+    positions = 1 if row.unit == "images" else row.sequence_length
+    name, per_step = "units_per_s x median_step_s", _product((row.units_per_s, row.median_step_s))
+    yield from _compare(name, per_step, _product((samples, positions)), f"the {row.unit} of a step")
 
 
 def _check_interval(

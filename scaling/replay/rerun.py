@@ -4,10 +4,9 @@
 Exit codes: 0 reproduced | 1 not reproduced | 3 inconclusive (2 is bad usage, as everywhere).
 """
 
-import contextlib
 import shlex
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import get_args
 
@@ -63,7 +62,10 @@ def replay(
     original = load_original(path)
     recipe, arguments = read_command(original.command)
     launches: list[ReplayLaunch] = []
-    with _open_folder(out) as folder:
+    if out is not None and any(out.glob("launch-*")):
+        raise ValueError(f"out {out} holds launches of a replay; choose another with --out")
+    with tempfile.TemporaryDirectory(prefix="replay-") as temporary:
+        folder = Path(temporary) if out is None else out
         for number in range(1, repeats + 1):
             print_line(f"launch {number} of {repeats}: {original.command}")
             launch_folder = folder / f"launch-{number}"
@@ -71,18 +73,6 @@ def replay(
             if launches[-1].status != "ok":
                 break
     return compare(original, launches, tolerance=tolerance)
-
-
-@contextlib.contextmanager
-def _open_folder(out: Path | None) -> Iterator[Path]:
-    if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
-        if any(out.glob("launch-*")):
-            raise ValueError(f"out {out} holds launches of a replay; choose another with --out")
-        yield out
-        return
-    with tempfile.TemporaryDirectory(prefix="replay-") as temporary:
-        yield Path(temporary)
 
 
 def load_original(path: Path) -> OriginalRun:
@@ -174,16 +164,12 @@ def _launch(
         variables={RUN_FOLDER: str(folder)},
     )
     record = load_record(record_path) if record_path.exists() else None
+    lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
     if result.exit_code == 0 and record is None:
         raise RuntimeError(f"{recipe} exited with 0 and left no record in {folder}")
     return ReplayLaunch(
         status=decide_status(result, record, killed_by_kernel=count_oom_kills() > killed_before),
         record=record,
-        last_line=_last_line(log, folder),
+        last_line=lines[-1].replace(str(folder), "…") if lines else "its log is empty",
         exit_code=result.exit_code,
     )
-
-
-def _last_line(log: Path, folder: Path) -> str:
-    lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
-    return lines[-1].replace(str(folder), "…") if lines else "its log is empty"

@@ -122,5 +122,5 @@ def _clock_range(clocks: Sequence[float | None]) -> str:
 def _uncommitted_changes(records: Sequence[Record]) -> str | None:
     states = {True: "uncommitted changes", False: "clean", None: "not recorded whether clean"}
     values = [states[record["code"].get("is_dirty")] for record in records]
-    is_clean = set(values) == {states[False]}
+    is_clean = set(values) == {"clean"}
     return None if is_clean else f"code may not be its commit: {_by_record(values)}"

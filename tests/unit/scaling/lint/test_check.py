@@ -16,6 +16,7 @@ from scaling.parity.certificate_file import write_certificate
 from scaling.report.results_md import render_pages
 from scaling.report.rows import Row, rows
 from scaling.report.staleness import CurrentCode, compare_with_today, read_state, state_comment
+from scaling.report.store_analysis import StoreAnalysis
 from scaling.store.reader import Store, load_store
 from tests.builders.certificates import RESULTS, make_certificate
 from tests.builders.records import make_record
@@ -299,7 +300,9 @@ def write_compared(report: Path, checkout: Path) -> str:
     """The report written next to a checkout."""
     store = load_store([report.parent / "runs"], relative_to=report.parent)
     today = compare_with_today(store, checkout)
-    pages = render_pages(store, command="python -m scaling report runs", plots="plots", today=today)
+    pages = render_pages(
+        StoreAnalysis(store), command="python -m scaling report runs", plots="plots", today=today
+    )
     for path, page in pages.items():
         (report.parent / path).write_text(page)
     return "\n".join(pages.values())

@@ -9,6 +9,7 @@ import pytest
 
 from scaling.lint.contradictions import find_contradictions, find_recounts
 from scaling.report.results_md import render_pages
+from scaling.report.store_analysis import StoreAnalysis
 from scaling.store.reader import Store, load_store
 from tests.builders.records import (
     CEILING,
@@ -167,9 +168,9 @@ def test_a_record_with_any_broken_value_is_rejected_or_reported(tmp_path: Path) 
     assert len(store.runs) > 100
     for run in store.runs:
         alone = Store(runs=(run,), left_out=())
-        assert all(render_pages(alone, command="", plots="plots").values())
+        assert all(render_pages(StoreAnalysis(alone), command="", plots="plots").values())
     many = Store(runs=store.runs, left_out=store.left_out)
-    assert all(render_pages(many, command="", plots="plots").values())
+    assert all(render_pages(StoreAnalysis(many), command="", plots="plots").values())
 
 
 # ------------------------------------------------------------------------------ metrics
