@@ -76,11 +76,7 @@ def run_recipe(preset: Preset, show: "Show", argv: Sequence[str] | None = None) 
 
 
 def configure(preset: Preset, arguments: Sequence[str]) -> tuple[RunConfig, "RunPaths"]:
-    """Returns the config of a command line on this machine, and the paths of its results.
-
-    Raises:
-        ValueError: an invalid command line, naming field, value and fix.
-    """
+    """Returns the config of a command line, and the paths of its results; raises as `resolve`."""
     command = _parse_and_check(preset, arguments)
     config = resolve(command).config
     return config, _choose_paths(config, command.options)
@@ -94,11 +90,7 @@ def _parse_and_check(preset: Preset, arguments: Sequence[str]) -> ParsedCommand:
 
 
 def resolve(command: ParsedCommand) -> "ResolvedConfig":
-    """Returns the config of a command line on this machine.
-
-    Raises:
-        ValueError: an invalid command line, naming field, value and fix.
-    """
+    """Returns the config on this machine; raises ValueError naming field, value and fix."""
     from unitransformer.launch import devices as hardware
     from unitransformer.launch import environment
 

@@ -128,11 +128,7 @@ def _add_fields(
 
 
 def parse(preset: Preset, arguments: Sequence[str]) -> ParsedCommand:
-    """Parses a command line.
-
-    Raises:
-        ValueError: an unknown option, or a value of another type, in one line.
-    """
+    """Parses a command line; raises ValueError, in one line, for an unknown option or value."""
     parser = build_parser(preset)
     try:
         given = parser.parse_args(list(arguments)).as_dict()

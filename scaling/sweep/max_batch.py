@@ -23,11 +23,8 @@ def search_agenda(
 ) -> Callable[[Mapping[str, CellOutcome]], list[CellTask]]:
     """Returns the agenda of a sweep that searches from each task's batch size.
 
-    A search doubles the batch size until it does not fit, then halves the gap. It ends at a cell
-    that fails for another reason.
-
-    Args:
-        limit: the largest batch size to try.
+    A search doubles the batch size until it does not fit or reaches `limit`, then halves the gap.
+    It ends at a cell that fails for another reason.
     """
 
     def agenda(done: Mapping[str, CellOutcome]) -> list[CellTask]:

@@ -89,12 +89,9 @@ def _rest(config: RunConfig) -> str:
 def unrefuted(
     too_large: Mapping[str, RunConfig], fitting: Collection[RunConfig]
 ) -> dict[str, RunConfig]:
-    """Returns the configs that ran out of memory and that no other cell refutes.
+    """Returns the configs of `too_large`, by cell, that no config that ran refutes.
 
-    Args:
-        too_large: configs that ran out of memory, by cell.
-        fitting: configs that ran. One that needs at least as much as a cell in `too_large` refutes
-            it: that cell implies nothing any more.
+    One of `fitting` that needs at least as much as a cell refutes it: it implies nothing any more.
     """
     return {
         cell: config
@@ -113,9 +110,7 @@ def root_cause(config: RunConfig, causes: Mapping[str, RunConfig]) -> str | None
     cause = find_cause(config, causes)
     while cause is not None:
         current = causes[cause]
-        causes = {
-            cell: other for cell, other in causes.items() if not needs_at_least(other, current)
-        }
+        causes = {c: other for c, other in causes.items() if not needs_at_least(other, current)}
         if (smaller := find_cause(current, causes)) is None:
             return cause
         cause = smaller

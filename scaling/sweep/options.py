@@ -102,11 +102,7 @@ def build_sweep_parser() -> jsonargparse.ArgumentParser:
 def split_axes(
     arguments: Sequence[str], parser: jsonargparse.ArgumentParser
 ) -> tuple[list[str], dict[str, AxisValues]]:
-    """Returns the arguments that `parser` knows, and the axes.
-
-    Raises:
-        ValueError: an axis without a value, or given twice.
-    """
+    """Returns what `parser` knows, and the axes; raises ValueError for one without a value."""
     known_flags = {flag for action in parser._actions for flag in action.option_strings}
     with_value = known_flags - {"--dry-run", "--list", "--watch", "--help", "-h"}
     known: list[str] = []

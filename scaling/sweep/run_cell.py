@@ -39,11 +39,7 @@ class Limits:
 
 
 def run_cell(task: CellTask, runner: Runner, folder: Path, limits: Limits) -> CellOutcome:
-    """Runs a cell in its own folder inside `folder`, which is emptied first.
-
-    Raises:
-        OSError: the disk is full or read-only.
-    """
+    """Runs a cell in its own folder, emptied first; raises OSError for a full or read-only disk."""
     cell_folder = (folder / CELLS / task.name).absolute()
     shutil.rmtree(cell_folder, ignore_errors=True)
     cell_folder.mkdir(parents=True)

@@ -187,11 +187,7 @@ def list_studies() -> list[str]:
 
 
 def load_study(name: str) -> Study:
-    """Loads a built-in study by its name, or a study from a YAML file.
-
-    Raises:
-        ValueError: an unknown study, a missing file, or an invalid field.
-    """
+    """Loads a built-in study by its name, or one from a YAML file; raises as `read_study`."""
     built_in = list_studies()
     path = STUDIES / f"{name}.yaml" if name in built_in else Path(name)
     if not path.is_file():
@@ -209,11 +205,7 @@ def load_study(name: str) -> Study:
 
 
 def read_study(values: Any) -> Study:
-    """Builds a study from the `FIELDS` of a YAML file.
-
-    Raises:
-        ValueError: as `Study`, and for a field of another form.
-    """
+    """Builds a study from the `FIELDS` of a YAML file; raises ValueError for an invalid field."""
     if not isinstance(values, Mapping):
         raise ValueError("it holds no fields of the form `axes: ...`")
     for name in values:
