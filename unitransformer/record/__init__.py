@@ -1,1 +1,1 @@
-"""The run record: its fields, checksums and derived figures."""
+"""The run record: its schema, checksums, metrics and units."""

@@ -1,4 +1,4 @@
-"""What JSON must hold: fields by dotted name, each of some kinds. The first wrong one is told."""
+"""Checks the types of JSON fields by their dotted names, and reports the first that is wrong."""
 
 import sys
 from collections.abc import Mapping
@@ -8,23 +8,17 @@ from typing import Any
 Kinds = type | tuple[type, ...]
 NUMBER = (int, float)
 MISSING = object()
-EXACT = frozenset({str, bool, NoneType, list, dict})  # of these every value is as good as another
-RELATIVE_ERROR = 1e-9  # two ways to one number differ by rounding, not by more
+UNBOUNDED = frozenset({str, bool, NoneType, list, dict})  # all values of these types are valid
+RELATIVE_ERROR = 1e-9  # rounding differs by no more between two computations of one number
 
-# One rank's machine, as records tell it; what is not told counts as null.
-HOST: dict[str, Kinds] = {
-    "hostname": (str, NoneType),
-    "cpu": (str, NoneType),
-    "cpu_cores": (int, NoneType),
-    "memory_bytes": (int, NoneType),
-    "system": (str, NoneType),
-    "machine": (str, NoneType),
+# The machine of one rank in a record; an absent field counts as null.
+HOST_FIELDS: dict[str, Kinds] = {
     "device": str,
-    "threads": (int, NoneType),
+    **dict.fromkeys(("hostname", "cpu", "system", "machine"), (str, NoneType)),
+    **dict.fromkeys(("cpu_cores", "memory_bytes", "threads"), (int, NoneType)),
     "device_memory_bytes": (int, NoneType),
     "float32_matmul_precision": (str, NoneType),
-    "sm_clock_hz": (*NUMBER, NoneType),
-    "memory_clock_hz": (*NUMBER, NoneType),
+    **dict.fromkeys(("sm_clock_hz", "memory_clock_hz"), (*NUMBER, NoneType)),
 }
 
 
@@ -34,53 +28,48 @@ def check_fields(
     """Raises ValueError for the first field that is missing or of another kind.
 
     Args:
-        missing: what a field counts as that is not there.
+        missing: the value of an absent field, if that is allowed.
     """
     for field, kind in kinds.items():
         value = look_up(values, field, missing)
-        if (found := type(value)) in EXACT and (found is kind or found in _each(kind)):
-            continue
         if value is MISSING:
             raise ValueError(f"{where}: {field} is missing")
-        if not fits(value, kind):
-            raise ValueError(f"{where}: {field} is {value!r}; it must be {spelled(kind)}")
+        if not is_of_kind(value, kind):
+            raise ValueError(f"{where}: {field} is {value!r}; it must be {_format_kinds(kind)}")
 
 
 def check_lists(values: Mapping[str, Any], kinds: Mapping[str, Kinds], where: str) -> None:
-    """Raises ValueError for the first field that is no list of its kinds."""
+    """Raises ValueError for the first field that is not a list of its kinds."""
     for field, kind in kinds.items():
         items = look_up(values, field)
-        if not isinstance(items, list):
-            raise ValueError(f"{where}: {field} is not a list of {spelled(kind)}")
-        if set(map(type, items)) <= EXACT.intersection(_each(kind)):
-            continue
-        if not all(fits(item, kind) for item in items):
-            raise ValueError(f"{where}: {field} is not a list of {spelled(kind)}")
+        if not isinstance(items, list) or not all(is_of_kind(item, kind) for item in items):
+            raise ValueError(f"{where}: {field} is not a list of {_format_kinds(kind)}")
 
 
 def look_up(values: Any, field: str, missing: Any = None) -> Any:
-    """The value under a dotted name, or `missing`."""
-    if type(values) is dict and "." not in field:  # thousands of records ask for a million fields
+    """Returns the value under a dotted name, or `missing`."""
+    if type(values) is dict and "." not in field:  # faster, for thousands of records
         return values.get(field, missing)
     for name in field.split("."):
         values = values.get(name, missing) if isinstance(values, Mapping) else missing
     return values
 
 
-def fits(value: Any, kinds: Kinds) -> bool:
-    """Whether a value is of one of the kinds; a number also has to be finite."""
-    kinds = _each(kinds)
-    if type(value) in EXACT:
+def is_of_kind(value: Any, kinds: Kinds) -> bool:
+    """Returns whether a value is of one of the kinds; a number also has to be finite."""
+    kinds = _as_tuple(kinds)
+    if type(value) in UNBOUNDED:  # a bool is not an int here
         return type(value) in kinds
-    # JSON has integers that no float can hold; Python reads NaN and Infinity too.
+    # JSON has integers that no float can hold; Python also reads NaN and Infinity.
     if isinstance(value, int | float) and not abs(value) <= sys.float_info.max:
         return False
     return isinstance(value, kinds)
 
 
-def spelled(kinds: Kinds) -> str:
-    return " or ".join("null" if kind is NoneType else kind.__name__ for kind in _each(kinds))
+def _format_kinds(kinds: Kinds) -> str:
+    names = ("null" if kind is NoneType else kind.__name__ for kind in _as_tuple(kinds))
+    return " or ".join(names)
 
 
-def _each(kinds: Kinds) -> tuple[type, ...]:
+def _as_tuple(kinds: Kinds) -> tuple[type, ...]:
     return kinds if isinstance(kinds, tuple) else (kinds,)

@@ -1,26 +1,27 @@
-"""The lines a run says: out of its samples, the same while it trains and in a report."""
+"""Formats the log lines of a run from its samples, while it trains and again in a report."""
 
 import statistics
 from collections.abc import Mapping, Sequence
 
 from unitransformer.config import RunConfig
-from unitransformer.record.units import METRIC, metric_in_words, metric_value
+from unitransformer.record.units import METRIC, format_metric, metric_value
 
 
 def is_due(config: RunConfig, step: int) -> bool:
-    """Whether a line is said after `step` steps."""
+    """Returns whether a line is logged after `step` steps."""
     return step in (1, config.max_steps) or step % config.log_every == 0
 
 
 def step_line(config: RunConfig, step: int, *, loss: float, recent_s: Sequence[float]) -> str:
-    """Of an optimizer step.
+    """Formats the line of an optimizer step.
+
+    It has no rate, since the first steps of a run are not a steady state.
 
     Args:
-        recent_s: seconds of the steps since the line before; their median is told, and no rate:
-            the first of them are no steady state.
+        recent_s: seconds of the steps since the previous line, of which it gives the median.
     """
     return (
-        f"{_place(config, step)}"
+        f"{_format_step(config, step)}"
         f" | loss {loss:8.4f}"
         f" | lr {config.optimizer.learning_rate_at(step - 1):.2e}"
         f" | {ms_per_step(recent_s)}"
@@ -32,12 +33,12 @@ def ms_per_step(recent_s: Sequence[float]) -> str:
 
 
 def validation_line(config: RunConfig, point: Mapping[str, float]) -> str:
-    """Loss and the task's metric of one validation."""
+    """Formats the loss and the task's metric of one validation."""
     metric = METRIC[config.recipe]
     value = metric_value(config.recipe, loss=point["val_loss"], accuracy=point["val_accuracy"])
     return (
-        f"{_place(config, int(point['step']))}"
-        f" | validation loss {point['val_loss']:.4f} | {metric} {metric_in_words(metric, value)}"
+        f"{_format_step(config, int(point['step']))}"
+        f" | validation loss {point['val_loss']:.4f} | {metric} {format_metric(metric, value)}"
     )
 
 
@@ -49,19 +50,19 @@ def log_lines(
     segment_starts: Sequence[int],
     validation: Sequence[Mapping[str, float]],
 ) -> list[str]:
-    """All lines of a run, of all ranks together.
+    """Returns the lines of a whole run, over all ranks.
 
     Args:
-        loss: mean over the ranks, of every step.
-        step_s: seconds of the slowest rank, of every step.
-        launches: first step of each launch, with which the lines begin anew.
-        validation: one point each.
+        loss: of every step, the mean over the ranks.
+        step_s: seconds of every step, of the slowest rank.
+        segment_starts: first step of each segment; no line spans two segments.
+        validation: one point for each validation.
     """
     points = {int(point["step"]): point for point in validation}
-    ends, last = {*segment_starts, len(loss)}, 0
+    segment_ends, last = {*segment_starts, len(loss)}, 0
     lines = []
     for step in range(1, len(loss) + 1):
-        if is_due(config, step) or step in ends:
+        if is_due(config, step) or step in segment_ends:
             lines.append(step_line(config, step, loss=loss[step - 1], recent_s=step_s[last:step]))
             last = step
         if step in points:
@@ -69,5 +70,5 @@ def log_lines(
     return lines
 
 
-def _place(config: RunConfig, step: int) -> str:
+def _format_step(config: RunConfig, step: int) -> str:
     return f"step {step:>{len(str(config.max_steps))}}/{config.max_steps}"

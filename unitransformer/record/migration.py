@@ -68,7 +68,7 @@ def migrate(record: dict[str, Any], schema: int) -> dict[str, Any]:
 
     Its checksums stay those of the file, whose fields have the old names.
     """
-    migrated = _rename(record) | {"schema": schema}
+    migrated: dict[str, Any] = _rename(record) | {"schema": schema}
     for field in migrated.keys() & CHANGED:
         value, change = migrated[field], _rename if field in RENAMED else _reword
         is_list = isinstance(value, list)

@@ -19,6 +19,7 @@ from unitransformer.record.checksums import (
     to_text,
     verify_checksums,
 )
+from unitransformer.record.fields import Kinds, check_fields
 from unitransformer.record.migration import OLD_SCHEMA, migrate
 
 SCHEMA = 3
@@ -30,33 +31,15 @@ STATUSES: tuple[str, ...] = Status.__args__  # type: ignore[attr-defined]
 Record = dict[str, Any]
 
 # Top-level fields that every record has, and their types.
-KEYS: dict[str, type | tuple[type, ...]] = {
-    "schema": int,
-    "status": str,
-    "recipe": str,
-    "size": str,
-    "config": dict,
-    "world_size": int,
-    "global_batch_size": int,
-    "command": str,
-    "code": dict,
-    "versions": dict,
-    "hardware": list,
-    "data": dict,
-    "loss": list,
-    "learning_rate": list,
-    "step_s": list,
-    "samples": dict,
-    "excluded_steps": list,
+KEYS: dict[str, Kinds] = {
+    **dict.fromkeys(("schema", "world_size", "global_batch_size"), int),
+    **dict.fromkeys(("status", "recipe", "size", "command", "summary"), str),
+    **dict.fromkeys(("config", "code", "versions", "data", "validation"), dict),
+    **dict.fromkeys(("samples", "metrics", CHECKSUMS), dict),
+    **dict.fromkeys(("loss", "learning_rate", "step_s", "peak_bytes"), list),
+    **dict.fromkeys(("hardware", "excluded_steps", "flags", "log"), list),
     "steady_from": (int, NoneType),
-    "metrics": dict,
-    "flags": list,
-    "peak_bytes": list,
-    "validation": dict,
-    "summary": str,
-    "log": list,
     "error": (dict, NoneType),
-    CHECKSUMS: dict,
 }
 
 # In `samples`, one value per step, as in `step_s`.
@@ -94,11 +77,8 @@ def validate(record: Mapping[str, Any], where: str = "record") -> RunConfig:
     Raises:
         ValueError: the first field that is missing, of another type or contradicts another.
     """
-    for key, kind in KEYS.items():
-        if key not in record:
-            raise ValueError(f"{where}: {key} is missing")
-        if not isinstance(record[key], kind) or isinstance(record[key], bool):
-            raise ValueError(f"{where}: {key} is {type(record[key]).__name__}")
+    check_fields(record, KEYS, where)
+    check_fields(record, {"samples_missing": dict}, where, missing={})
     if record["schema"] != SCHEMA:
         raise ValueError(f"{where}: schema is {record['schema']}; this version writes {SCHEMA}")
     if record["status"] not in STATUSES:
@@ -113,8 +93,6 @@ def validate(record: Mapping[str, Any], where: str = "record") -> RunConfig:
     for key, value in derived.items():
         if record[key] != value:
             raise ValueError(f"{where}: {key} is {record[key]!r}; its config says {value!r}")
-    if not isinstance(record.get("samples_missing", {}), dict):
-        raise ValueError(f"{where}: samples_missing is {type(record['samples_missing']).__name__}")
     for key in ("loss", "step_s", "learning_rate"):
         _check_numbers(record[key], f"{where}: {key}")
     samples = record["samples"]

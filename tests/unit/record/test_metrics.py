@@ -6,10 +6,10 @@ import pytest
 
 from unitransformer.record.metrics import (
     StepMetrics,
-    flops_rate_in_words,
-    parts_in_words,
-    read_out,
-    share_in_words,
+    compute_metrics,
+    format_flops_rate,
+    format_share,
+    format_time_shares,
 )
 from unitransformer.stats.steady_state import SteadyState
 
@@ -21,7 +21,7 @@ PARTS = {"cpu_s": 0.1, "data_s": 0.01, "forward_backward_s": 0.05, "optimizer_s"
 def read(steady: SteadyState = STEADY, **optional: Sequence[float | None]) -> StepMetrics:
     """Metrics of steps of 100 ms with 10 units each, and 20 ms in each optional part."""
     samples = {name: [seconds] * STEPS for name, seconds in PARTS.items()} | optional
-    found = read_out([0.1] * STEPS, samples, steady, segment_starts=[0], units_per_step=10)
+    found = compute_metrics([0.1] * STEPS, samples, steady, segment_starts=[0], units_per_step=10)
     assert found is not None
     return found
 
@@ -50,7 +50,7 @@ def test_waiting_is_a_part_of_communication() -> None:
     assert sum(actual.shares.values()) == pytest.approx(1)
     assert actual.shares["communication_s"] == pytest.approx(0.2)
     assert actual.waiting_share == pytest.approx(0.15)
-    assert parts_in_words(actual.as_dict()) == (
+    assert format_time_shares(actual.as_dict()) == (
         "waiting for data 10.0%, forward and backward 50.0%, optimizer 20.0%, "
         "exposed communication 20.0%, 15.0% of the step waiting for the slowest rank"
     )
@@ -72,8 +72,8 @@ def test_samples_before_the_steady_state_may_be_missing() -> None:
 def test_values_derived_from_the_rate_have_its_relative_interval() -> None:
     # 100 units per second, 90 to 110.
     figures = {"units_per_s": 100.0, "low_units_per_s": 90.0, "high_units_per_s": 110.0}
-    assert flops_rate_in_words(2e12, figures) == "2.00 TFLOP/s (1.80 to 2.20)"
-    assert flops_rate_in_words(995e9, figures) == "995 GFLOP/s (896 to 1094)"
-    assert share_in_words(0.5, figures) == "50.0% (45.0% to 55.0%)"
+    assert format_flops_rate(2e12, figures) == "2.00 TFLOP/s (1.80 to 2.20)"
+    assert format_flops_rate(995e9, figures) == "995 GFLOP/s (896 to 1094)"
+    assert format_share(0.5, figures) == "50.0% (45.0% to 55.0%)"
     none = figures | {"low_units_per_s": None, "high_units_per_s": None}
-    assert (flops_rate_in_words(2e12, none), share_in_words(0.5, none)) == ("2 TFLOP/s", "50.0%")
+    assert (format_flops_rate(2e12, none), format_share(0.5, none)) == ("2 TFLOP/s", "50.0%")
