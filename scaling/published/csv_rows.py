@@ -126,9 +126,6 @@ def _row(cells: Mapping[str, str]) -> PublishedRow:
     )
 
 
-# ----------------------------------------------------------------------------------- cells
-
-
 def _read(cells: Mapping[str, str], column: str, reader: Callable[[str], T]) -> T | None:
     text = cells[column]
     if text in MISSING:

@@ -151,9 +151,6 @@ def _describe(check: Check) -> str:
     )
 
 
-# ------------------------------------------------------------------------ rows against rows
-
-
 def _same_work_on_more_gpus(rows: Sequence[PublishedRow]) -> dict[int, list[PublishedRow]]:
     """Returns, by index of a row, the rows with more GPUs and the same work per GPU."""
     groups: dict[tuple[object, ...], list[int]] = defaultdict(list)

@@ -8,7 +8,7 @@ import jsonargparse
 
 from scaling.markdown import table
 from scaling.published.recompute import Check, RecomputedRow
-from unitransformer.record.units import count
+from unitransformer.record.units import format_count
 
 HEADERS = (
     "source",
@@ -48,11 +48,11 @@ def render_rows(rows: Sequence[RecomputedRow]) -> str:
     names = list(dict.fromkeys(row.row.source for row in rows))
     lines = [_line([row for row in rows if row.row.source == name]) for name in names]
     flagged = [row for row in rows if row.flags]
-    total = f"{count(len(rows), 'row')}, {len(flagged)} flagged"
+    total = f"{format_count(len(rows), 'row')}, {len(flagged)} flagged"
     parts = [table(HEADERS, lines), MEANINGS, "\n".join([total, *map(_flagged, flagged)])]
     left_out = Counter(f"{row.row.source}, {row.left_out}" for row in rows if row.left_out)
     if left_out:
-        reasons = [f"- {reason} ({count(n, 'row')})" for reason, n in left_out.items()]
+        reasons = [f"- {reason} ({format_count(n, 'row')})" for reason, n in left_out.items()]
         parts.append("\n".join(["not compared", *reasons]))
     return "\n\n".join(parts)
 

@@ -28,7 +28,7 @@ from tokenizers import Tokenizer
 
 from unitransformer.data.tokenizer import Encoder, TokenArray, TokenizerKind, build_tokenizer
 from unitransformer.files import CACHE_FOLDER, cache_folder
-from unitransformer.record.units import count
+from unitransformer.record.units import format_count
 
 FORMAT_VERSION = 2  # of a cache entry; raise it when the same text gives different contents
 BLOCK_BYTES = 1 << 20
@@ -75,9 +75,11 @@ class _Text:
 
     @property
     def description(self) -> str:
-        skipped = f", {count(self.num_binary, 'binary file')} skipped" if self.num_binary else ""
+        skipped = (
+            f", {format_count(self.num_binary, 'binary file')} skipped" if self.num_binary else ""
+        )
         size = _format_size(self.num_bytes)
-        return f"{self.name}, {count(len(self.files), 'file')}, {size}{skipped}"
+        return f"{self.name}, {format_count(len(self.files), 'file')}, {size}{skipped}"
 
 
 def load_corpus(
@@ -121,9 +123,6 @@ def load_corpus(
             f"the corpus cache {cache} cannot be used ({error}); "
             f"set {CACHE_FOLDER} to a writable folder with room"
         ) from error
-
-
-# ---- find the text
 
 
 def builtin_files() -> list[Path]:
@@ -197,9 +196,6 @@ def _line_start(path: Path, offset: int) -> int:
     return offset - len(unfinished)
 
 
-# ---- read the text
-
-
 def _read_blocks(span: _Span) -> Iterator[bytes]:
     try:
         with span.path.open("rb") as file:
@@ -254,9 +250,6 @@ def _hash(files: Sequence[_Span]) -> str:
     if is_blank:
         raise ValueError(f"{files[0].path} holds only white space; give files with text")
     return digest.hexdigest()
-
-
-# ---- the cache
 
 
 def _entry_name(text: _Text, kind: TokenizerKind, vocab_size: int) -> str:
@@ -323,9 +316,6 @@ def _write_tokens(
             raise ValueError(f"the text is too short for a {path.stem} part; give more text")
 
 
-# ---- show progress
-
-
 @contextmanager
 def _progress(num_bytes: int, *, show: bool) -> Iterator[Callable[[int], None]]:
     """Yields a function to call with each number of bytes read; shows a bar in a terminal."""
@@ -350,4 +340,4 @@ def _format_size(num_bytes: int) -> str:
     for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if num_bytes >= size:
             return f"{num_bytes / size:.1f} {unit}"
-    return count(num_bytes, "byte")
+    return format_count(num_bytes, "byte")

@@ -6,17 +6,12 @@ from collections.abc import Sequence
 import lightning.pytorch as pl
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader
 
 from unitransformer.config import RunConfig
 from unitransformer.data import baselines
 from unitransformer.data.images import DigitImages, FolderImages
-from unitransformer.data.sampler import (
-    VALIDATION_EPOCH,
-    BatchIndices,
-    TrainSampler,
-    ValidationSampler,
-)
+from unitransformer.data.sampler import VALIDATION_EPOCH, TrainSampler, ValidationSampler
 from unitransformer.data.sources import BatchDataset, DataSource
 from unitransformer.data.synthetic import Synthetic
 from unitransformer.data.tokenizer import SPECIAL_TOKENS
@@ -80,7 +75,9 @@ class DataModule(pl.LightningDataModule):
     def _rank(self) -> int:
         return self.trainer.global_rank if self.trainer is not None else 0
 
-    def _loader(self, dataset: BatchDataset, sampler: Sampler[BatchIndices]) -> DataLoader[Batch]:
+    def _loader(
+        self, dataset: BatchDataset, sampler: TrainSampler | ValidationSampler
+    ) -> DataLoader[Batch]:
         num_workers = self.config.data.num_workers
         if num_workers is None:
             num_workers = 2 if isinstance(dataset, FolderImages) else 0

@@ -60,8 +60,7 @@ class FolderImages:
         return len(self.files)
 
     def __getitem__(self, batch: BatchIndices) -> Batch:
-        _, indices = batch
-        samples = [self._load(int(index)) for index in indices]
+        samples = [self._load(int(index)) for index in batch[1]]
         inputs = torch.stack([image for image, _ in samples])
         return {"inputs": inputs, "targets": torch.tensor([label for _, label in samples])}
 
@@ -74,8 +73,7 @@ class FolderImages:
             except UNREADABLE as error:
                 warnings.warn(f"broken image {path} skipped: {error}", stacklevel=2)
                 continue
-            image: Tensor = self.prepare(pixels)
-            return image, label
+            return self.prepare(pixels), label
         raise ValueError(f"none of {len(self.files)} images can be read, {path} among them")
 
 

@@ -30,8 +30,7 @@ class NextTokens:
         return (len(self.tokens) - 1) // self.length
 
     def __getitem__(self, batch: BatchIndices) -> Batch:
-        _, indices = batch
-        rows = _spans(self.tokens, indices * self.length, self.length + 1)
+        rows = _spans(self.tokens, batch[1] * self.length, self.length + 1)
         return {"inputs": rows[:, :-1], "targets": rows[:, 1:]}
 
 

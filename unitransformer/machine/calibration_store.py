@@ -18,13 +18,8 @@ import platformdirs
 from unitransformer.files import write_atomically
 from unitransformer.launch.variables import DATA_FOLDER
 from unitransformer.machine.calibration import Calibration, Ceiling
-from unitransformer.record.checksums import (
-    CHECKSUMS,
-    OLD_CHECKSUMS,
-    add_checksums,
-    read_json,
-    verify_checksums,
-)
+from unitransformer.record.checksums import CHECKSUMS, add_checksums, read_json, verify_checksums
+from unitransformer.record.migration import OLD_CHECKSUMS
 
 SCHEMA = 1
 SCHEMA_FIELD = "calibration_schema"

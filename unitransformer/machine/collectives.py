@@ -43,10 +43,10 @@ def measure_collectives(
 
 
 def measure_collective(
-    collective: Collective, device: torch.device, *, budget_s: float, clock: Clock | None = None
+    collective: Collective, device: torch.device, *, budget_s: float
 ) -> tuple[CollectiveTiming, ...]:
     """Measures one collective, doubling the size up to what the budget allows."""
-    clock = clock or choose_clock(device)
+    clock = choose_clock(device)
     started_s = time.monotonic()
     works: dict[int, Callable[[], object]] = {}
     calls: dict[int, int] = {}

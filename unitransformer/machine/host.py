@@ -115,13 +115,9 @@ def available_cores() -> int:
 
 
 def _first_value(path: Path, key: str) -> str | None:
-    if not path.exists():
-        return None
-    for line in path.read_text().splitlines():
-        name, _, value = line.partition(":")
-        if name.strip() == key:
-            return value.strip()
-    return None
+    lines = path.read_text().splitlines() if path.exists() else []
+    pairs = (line.partition(":") for line in lines)
+    return next((value.strip() for name, _, value in pairs if name.strip() == key), None)
 
 
 def peak_resident_bytes() -> int:

@@ -157,7 +157,9 @@ class CompileLedger:
     def _recompiles(self) -> list[dict[str, Any]]:
         recompiles = []
         for step, record in self._records:
-            if _is_recompile(record):
+            # "frame/earlier compilations"; a restart of the same compilation adds "_attempt".
+            numbers = re.search(r"(\d+)/(\d+)", str(record.compile_id))
+            if numbers is not None and int(numbers[2]) > 0 and _is_forward(record):
                 where = f"{short_path(record.co_filename)}:{record.co_firstlineno}"
                 reason = getattr(record, "recompile_reason", None)
                 reason = None if reason is None else str(reason)
@@ -178,12 +180,6 @@ def short_path(file: str | None) -> str:
 
 def _is_forward(record: Any) -> bool:
     return bool(record.is_forward) and not record.is_runtime
-
-
-def _is_recompile(record: Any) -> bool:
-    # "frame/number of earlier compilations"; a restart of the same compilation adds "_attempt".
-    numbers = re.search(r"(\d+)/(\d+)", str(record.compile_id))
-    return numbers is not None and int(numbers[2]) > 0 and _is_forward(record)
 
 
 def _total(

@@ -7,7 +7,6 @@ import contextlib
 import gzip
 import json
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +48,7 @@ class TraceCallback(pl.Callback):
         self._profile: Any = None
         self._is_done = False
         self._ranges: list[Any] = []  # open ones, outermost first
-        self._undo: list[Callable[[], object]] = []
+        self._undo = contextlib.ExitStack()
         self._result: dict[str, Any] = {"rows": None, "reason": f"step {first_step} not reached"}
 
     @property
@@ -129,9 +128,7 @@ class TraceCallback(pl.Callback):
     def _stop(self, reason: str | None) -> None:
         self._close_window()
         self._profile.stop()
-        for undo in self._undo:
-            undo()
-        self._undo.clear()
+        self._undo.close()
         self._is_done = True
         self._result["reason"] = reason
         if reason is not None:
@@ -178,7 +175,7 @@ class TraceCallback(pl.Callback):
             return loss
 
         module.training_step = step_in_range
-        self._undo.append(lambda: delattr(module, "training_step"))
+        self._undo.callback(delattr, module, "training_step")
         if self._is_one_graph:  # a change inside the graph would recompile it
             return
         network = module.objective.network
@@ -191,7 +188,7 @@ class TraceCallback(pl.Callback):
             return output
 
         network.states = states_then_head
-        self._undo.append(lambda: delattr(network, "states"))
+        self._undo.callback(delattr, network, "states")
 
     def _write(self, module: Any) -> None:
         with tempfile.TemporaryDirectory() as folder:

@@ -210,10 +210,8 @@ def _kind_of(
     if inherited is not None:
         return inherited
     kind = _first(_OPERATORS, name)
-    if kind == "matrix multiply" and num_classes is not None:
-        sides = itertools.chain(*(d for d in event["args"].get("Input Dims", []) if d))
-        return "head and loss" if num_classes in sides else kind
-    return kind
+    sides = itertools.chain(*(d for d in event["args"].get("Input Dims", []) if d))
+    return "head and loss" if kind == "matrix multiply" and num_classes in sides else kind
 
 
 def _kernel_lanes(
