@@ -22,8 +22,8 @@ from unitransformer.machine.software import describe_code, describe_versions
 from unitransformer.measure.communication import why_communication_missing
 from unitransformer.measure.host_load import HostLoad, load_between
 from unitransformer.measure.nvml import energy_between_samples
-from unitransformer.record.metrics import StepMetrics, passport_of, read_out, steady_of
-from unitransformer.record.parameter_summary import render_summary, summarise
+from unitransformer.record.metrics import StepMetrics, compute_mfu, compute_metrics, find_last_steady_state
+from unitransformer.record.parameter_summary import render_summary, summarize
 from unitransformer.record.schema import (
     OPTIONAL_SAMPLES,
     SAMPLES,
@@ -59,16 +59,16 @@ def build_record(
     samples = {name: getattr(history, name) for name in (*SAMPLES, *OPTIONAL_SAMPLES)}
     communication_missing = why_communication_missing(config.parallel, config.parallel.accelerator)
     excluded = _excluded_steps(readings, history)
-    steady = steady_of(
+    steady = find_last_steady_state(
         history.step_s,
-        launches=history.segment_starts,
+        segment_starts=history.segment_starts,
         excluded_steps=[item["step"] for item in excluded],
     )
-    readout = read_out(
+    readout = compute_metrics(
         history.step_s,
         samples,
         steady,
-        launches=history.segment_starts,
+        segment_starts=history.segment_starts,
         units_per_step=config.global_batch_size * config.tokens_per_sample,
     )
     units_per_s = None if readout is None else readout.units_per_s
@@ -77,7 +77,7 @@ def build_record(
     steady_steps = [first + step for step in steady.steps(len(history.step_s[first:]))]
     by_rank["gpu"] = [_with_energy(gpu, steady_steps) for gpu in by_rank["gpu"]]
     loads = _host_loads(readings)
-    mfu = passport_of(config, units_per_s, by_rank["hardware"], by_rank["ceiling"])
+    mfu = compute_mfu(config, units_per_s, by_rank["hardware"], by_rank["ceiling"])
     steady_from = None if steady.start is None else first + steady.start
     return {
         **_describe(config),
@@ -195,7 +195,7 @@ def _describe(config: RunConfig) -> Record:
         "num_parameters": count_parameters(config.model),
         "versions": describe_versions(config.parallel.accelerator),
         per_unit: count_flops(config),
-        "summary": render_summary(summarise(network)),
+        "summary": render_summary(summarize(network)),
     }
 
 

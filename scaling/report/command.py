@@ -1,34 +1,32 @@
-"""A report as it was asked for: files written, what they stand on told."""
+"""Runs `python -m scaling report`: loads a store and writes pages, plots and exports."""
 
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 
 from scaling.report.exports import to_csv, to_json
 from scaling.report.options import ReportOptions, report_command
 from scaling.report.results_md import draw_plots, render_pages
 from scaling.report.rows import rows
-from scaling.report.staleness import look
+from scaling.report.staleness import compare_with_today
+from scaling.report.store_analysis import StoreAnalysis
 from scaling.store.reader import Store, load_store, relative_name
 from unitransformer.files import check_writable, write_atomically
 from unitransformer.launch.gc_pause import pause_gc
-from unitransformer.record.units import count
-
-EXPORTS = ("html", "csv", "json")
-TITLE = "Results"
+from unitransformer.record.units import format_count
 
 
 def run_report(options: ReportOptions) -> None:
-    """Write what was asked for and say how many records it stands on.
+    """Writes all files and prints how many records they come from.
 
     Raises:
         ValueError: folders without records, or places that cannot be written.
-        OSError: a file could not be written after all.
+        OSError: a file could not be written.
     """
-    out, plots = options.out, options.plots
-    check_writable("out", out, is_folder=False)
-    check_writable("plots", plots, is_folder=True)
+    check_writable("out", options.out, is_folder=False)
+    check_writable("plots", options.plots, is_folder=True)
     check_writable("pages", options.pages, is_folder=True)
-    for name in EXPORTS:
+    for name in ("html", "csv", "json"):
         if getattr(options, name) is not None:
             check_writable(name, getattr(options, name), is_folder=False)
     with pause_gc():
@@ -36,32 +34,21 @@ def run_report(options: ReportOptions) -> None:
 
 
 def _write(options: ReportOptions) -> None:
-    out, plots = options.out, options.plots
-    store = load_store(options.folders, relative_to=out.parent)
+    out, folder = options.out, options.out.parent
+    store = load_store(options.folders, relative_to=folder)
     if not (store.runs or store.certificates or store.cells):
         folders = " and ".join(map(str, options.folders))
         raise ValueError(f"{folders}: no run record below; {_left_out(store)}")
-    drawn = draw_plots(store)
+    analysis = StoreAnalysis(store)
+    files = {options.plots / name: content for name, content in draw_plots(analysis).items()}
     pages = render_pages(
-        store,
+        analysis,
         command=report_command(options),
-        plots=relative_name(plots, out.parent),
-        pages=relative_name(options.pages, out.parent),
+        plots=relative_name(options.plots, folder),
+        pages=relative_name(options.pages, folder),
         name=out.name,
-        today=look(store, Path(__file__).parents[2]),
+        today=compare_with_today(store, Path(__file__).parents[2]),
     )
-    # RESULTS.md comes last: it never names a plot or a page that is not there.
-    files = {plots / name: content for name, content in drawn.items()} | _exports(options, store)
-    files |= {out.parent / name: text.encode() for name, text in reversed(pages.items())}
-    for path, content in files.items():
-        write_atomically(path, content)
-        print(path)
-    print(f"{_used(store)}; {_left_out(store)}")
-
-
-def _exports(options: ReportOptions, store: Store) -> dict[Path, bytes]:
-    """The same rows for other tools, where they were asked for."""
-    files: dict[Path, bytes] = {}
     if options.csv is not None:
         files[options.csv] = to_csv(rows(store)).encode()
     if options.json is not None:
@@ -69,28 +56,36 @@ def _exports(options: ReportOptions, store: Store) -> dict[Path, bytes]:
     if options.html is not None:
         from scaling.report.html.page import render_html
 
-        files[options.html] = render_html(store, title=TITLE).encode()
-    return files
+        files[options.html] = render_html(analysis, title="Results").encode()
+    # RESULTS.md comes last: the plots and pages that it links exist by then.
+    files |= {folder / name: text.encode() for name, text in reversed(pages.items())}
+    for path, content in files.items():
+        write_atomically(path, content)
+        print(path)
+    print(f"{_used(store)}; {_left_out(store)}")
 
 
 def _used(store: Store) -> str:
-    statuses = Counter(str(run.record["status"]) for run in store.runs)
-    counts = ", ".join(f"{number} {status}" for status, number in sorted(statuses.items()))
-    told = [f"{count(len(store.runs), 'record')} used ({counts or 'none'})"]
+    counts = _counts(str(run.record["status"]) for run in store.runs)
+    parts = [f"{format_count(len(store.runs), 'record')} used ({counts or 'none'})"]
     if store.cells:
-        told.append(f"{count(len(store.cells), 'cell')} of sweeps")
+        parts.append(f"{format_count(len(store.cells), 'cell')} of sweeps")
     if store.certificates:
-        told.append(count(len(store.certificates), "certificate"))
-    return ", ".join(told)
+        parts.append(format_count(len(store.certificates), "certificate"))
+    return ", ".join(parts)
 
 
 def _left_out(store: Store) -> str:
-    """How many files were left out and why; the reason itself where it is a single one."""
-    kinds = Counter(file.kind for file in store.left_out)
-    if not kinds:
+    """Returns how many files were left out and why, with the reason of the first damaged one."""
+    if not store.left_out:
         return "no file left out"
-    total = len(store.left_out)
-    counts = ", ".join(f"{number} {kind}" for kind, number in sorted(kinds.items()))
-    damaged = [f"{file.name}: {file.reason}" for file in store.left_out if file.kind == "damaged"]
-    first = " ".join(damaged[0].split()) if damaged else ""
-    return f"{count(total, 'file')} left out ({counts}{first and '; ' + first})"
+    about = [_counts(file.kind for file in store.left_out)]
+    for file in store.left_out:
+        if file.kind == "damaged":
+            about.append(" ".join(f"{file.name}: {file.reason}".split()))
+            break
+    return f"{format_count(len(store.left_out), 'file')} left out ({'; '.join(about)})"
+
+
+def _counts(names: Iterable[str]) -> str:
+    return ", ".join(f"{number} {name}" for name, number in sorted(Counter(names).items()))

@@ -1,4 +1,4 @@
-"""Rows go in; the text of a CSV or JSON file comes out, the same for equal rows."""
+"""Writes the rows of a report as CSV or JSON text, the same for equal rows."""
 
 import csv
 import io
@@ -8,12 +8,12 @@ from typing import Any
 
 from scaling.report.rows import NAMES, Row
 
-# A spreadsheet runs a text that begins so (OWASP, "CSV injection").
-RUNS = ("=", "+", "-", "@", "\t", "\r", "\n")
+# A spreadsheet runs text that begins with one of these (OWASP, "CSV injection").
+FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n")
 
 
 def to_csv(rows: Sequence[Row]) -> str:
-    """A header and a line for each row (RFC 4180), what is not told blank.
+    """Returns a header and a line for each row (RFC 4180); missing values are blank.
 
     Text that a spreadsheet would run as a formula begins with an apostrophe.
     """
@@ -29,12 +29,12 @@ def _cell(value: Any) -> str:
         return ""
     if isinstance(value, bool):
         return str(value).lower()
-    if isinstance(value, str) and value.startswith(RUNS):
+    if isinstance(value, str) and value.startswith(FORMULA_STARTS):
         return f"'{value}"
     return str(value)
 
 
 def to_json(rows: Sequence[Row]) -> str:
-    """A list of objects in the order of the rows, names sorted, what is not told null."""
+    """Returns a list of objects in the order of the rows, names sorted, missing values null."""
     values = [vars(row) for row in rows]
     return json.dumps(values, sort_keys=True, indent=1, allow_nan=False) + "\n"

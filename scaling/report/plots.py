@@ -1,6 +1,6 @@
 """Builds the plots of a sweep: speed, efficiency and memory by batch size and number of devices.
 
-Colours tell strategies apart, panels precisions, and markers the other of batch size and devices.
+Colors show the strategy, panels the precision, markers the batch size or the number of devices.
 """
 
 from collections import Counter
@@ -9,32 +9,29 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from scaling.analysis.efficiency import (
+    ENOUGH_LAUNCHES,
     VARYING_ON_A_CURVE,
     Curve,
     Estimate,
     MeasuredPoint,
-    find_curves,
-    pool,
 )
 from scaling.report import run_formatting
-from scaling.report.table_notes import PLAIN, SETTINGS, field_in_words, settings_of, telling
-from scaling.store.conditions import processors_of
-from scaling.store.reader import Cell
+from scaling.report.store_analysis import SweepOfRecipe, successful_run
+from scaling.report.table_notes import PLAIN, SETTINGS, distinguishing, setting_name, settings_of
 from scaling.store.run import Run
 from unitransformer.config import RunConfig
-from unitransformer.record.units import count, is_small
+from unitransformer.record.units import format_count, is_shown_in_mib
 
 if TYPE_CHECKING:  # importing it loads matplotlib, which only a report needs
     from unitransformer.plots import PlotLine, PlotPoint
 
-    Lines = dict["Key", list[tuple[PlotPoint, float | None]]]  # each mark with its ideal
+    Mark = tuple[PlotPoint, float | None]  # with its ideal
+    Lines = dict["Key", list[Mark]]
 
 MOST_LINES = 6  # of a panel
-# An interval of fewer launches is drawn nowhere: that of two (Student's t of one degree of
-# freedom) reaches 6 times as far as the launches do, and would set the axis.
-LEAST_LAUNCHES = 5
+MOST_PANELS = 6  # of a plot, which is drawn in a second then
 # A search over mid tones gave these (Machado, Oliveira & Fernandes 2009, deuteranopia and
-# protanopia): they differ for colour-blind readers too, on white and on dark pages.
+# protanopia): they differ for color-blind readers too, on white and on dark pages.
 COLORS: Mapping[str, str] = {
     "auto": "#7b7b7b",
     "single": "#6e7781",
@@ -52,12 +49,10 @@ OFTEN_PLAIN = ("parallel.compile", "parallel.activation_checkpointing", "paralle
 BEST = {"speed": "fastest", "memory": "smallest", "efficiency": "most efficient"}
 X = {"batch size": "batch size per device", "devices": "devices"}
 MARKED = {"batch size": "devices", "devices": "batch size"}  # by marker, for each x axis
+ON_BATCH_AXIS = {"batch_size", "parallel.strategy", "parallel.devices", "parallel.num_nodes"}
 
-Group = tuple[int, int]  # nodes and devices of each, or micro-batches and their size
+Group = tuple[int, int]  # nodes and devices per node, or micro-batches and their size
 Key = tuple[str, str, Group, str]  # of a line: panel, strategy, group, any other setting
-Drawn = tuple[
-    Estimate, Sequence[float], Sequence[MeasuredPoint]
-]  # its launches; what it follows from
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,53 +68,61 @@ class Plot:
     markers: Mapping[str, str]  # by what they mean
 
 
-def plots_of(slug: str, swept: Sequence[Cell]) -> list[Plot]:
-    """Builds the plots of the cells of one recipe in one sweep; an axis with one value gives none.
-
-    Args:
-        slug: begins the names of the files.
-    """
-    runs = [cell.run for cell in swept if cell.run is not None and cell.run.metrics is not None]
-    if not runs:
+def plots_of(sweep: SweepOfRecipe) -> list[Plot]:
+    """Builds the plots of a sweep; an axis with one value gives none."""
+    points, curves = sweep.points, sweep.curves
+    if not points:
         return []
-    points, curves, peaks = pool(runs), find_curves(runs), _Peaks(runs)
-    sizes = {settings_of(run.config)["size"].partition(" (")[0] for run in runs}
-    model = run_formatting.TITLES[runs[0].config.recipe] + (
-        f" ({min(sizes)})" if len(sizes) == 1 else ""
-    )
+    runs = [run for point in points for run in point.runs]
+    unit, size = "GiB", 2**30
+    if is_shown_in_mib(max((peak for run in runs for peak in _peaks(run)), default=0)):
+        unit, size = "MiB", 2**20
+
+    def memory(x: int, point: MeasuredPoint) -> "PlotPoint | None":
+        """The largest peak of all ranks and launches; None if no step was watched."""
+        peaks = [max(_peaks(run)) / size for run in point.runs if _peaks(run)]
+        return _mark(x, Estimate(value=max(peaks)), peaks, [point]) if peaks else None
+
+    def speed_of(_: Curve, point: MeasuredPoint) -> "PlotPoint":
+        return _speed(point.devices, point)
+
+    def memory_of(_: Curve, point: MeasuredPoint) -> "PlotPoint | None":
+        return memory(point.devices, point)
+
     shares_cores = any(curve.threads is not None for curve in curves)
     y = {
         "speed": f"{runs[0].unit}s per second",
-        "memory": f"peak memory per rank ({peaks.unit})",
+        "memory": f"peak memory per rank ({unit})",
         "efficiency": f"efficiency (1 = {'linear speed-up' if shares_cores else 'ideal'})",
     }
-    plots = [
-        ("speed", "batch size", _by_batch(points, _speed)),
-        ("memory", "batch size", _by_batch(points, peaks.of)),
-        ("speed", "devices", _by_devices(curves, lambda _, point: _speed(point), _ideal_speed)),
-        ("memory", "devices", _by_devices(curves, lambda _, point: peaks.of(point))),
-        ("efficiency", "devices", _by_devices(curves, _efficiency, Curve.ideal)),
-    ]
+    plots = {
+        ("speed", "batch size"): _by_batch(points, _speed),
+        ("memory", "batch size"): _by_batch(points, memory),
+        ("speed", "devices"): _by_devices(curves, speed_of, _ideal_speed),
+        ("memory", "devices"): _by_devices(curves, memory_of),
+        ("efficiency", "devices"): _by_devices(curves, _efficiency, Curve.ideal),
+    }
     return [
-        _plot(lines, quantity, axis, slug, model, y[quantity], shares_cores=shares_cores)
-        for quantity, axis, lines in plots
+        _plot(lines, quantity, axis, sweep, y[quantity], shares_cores=shares_cores)
+        for (quantity, axis), lines in plots.items()
         if lines
     ]
 
 
-def not_drawn(swept: Sequence[Cell]) -> str:
+def not_drawn(sweep: SweepOfRecipe) -> str:
     """Returns a sentence on the cells that no plot can show, if there are any."""
     missing: Counter[str] = Counter()
-    for cell in swept:
-        if cell.run is None or not cell.run.is_ok:
-            is_lost = cell.outcome.status == "ok"
-            missing["without its record" if is_lost else cell.outcome.status] += 1
-        elif cell.run.metrics is None:
+    for cell in sweep.cells:
+        run, status = successful_run(cell), cell.outcome.status
+        if run is None:
+            missing["without its record" if status == "ok" else status] += 1
+        elif run.metrics is None:
             missing["without a steady state"] += 1
     if not missing:
         return ""
     counts = ", ".join(f"{number} {what}" for what, number in sorted(missing.items()))
-    return f"Not in the plots, of {count(len(swept), 'cell')}: {counts}; the table gives reasons."
+    cells = format_count(len(sweep.cells), "cell")
+    return f"Not in the plots, of {cells}: {counts}; the table gives reasons."
 
 
 def draw(plot: Plot) -> bytes:
@@ -136,113 +139,88 @@ def draw(plot: Plot) -> bytes:
 def interval_of(
     estimate: Estimate, points: Iterable[MeasuredPoint]
 ) -> tuple[float, float] | tuple[None, None]:
-    """Returns the interval of a figure of these points, if each has enough launches for a plot."""
+    """Returns the interval of an estimate from these points, if a plot may show it.
+
+    An interval from two launches alone (Student's t with one degree of freedom) reaches 6 times as
+    far as the launches do and would set the axis.
+    """
     if estimate.low is None or estimate.high is None:
         return None, None
-    is_known = all(len(point.runs) >= LEAST_LAUNCHES for point in points)
+    is_known = all(point.is_pooled or len(point.runs) >= ENOUGH_LAUNCHES for point in points)
     return (estimate.low, estimate.high) if is_known else (None, None)
 
 
 # ---------------------------------------------------------------------------------- marks
 
 
-def _speed(point: MeasuredPoint) -> Drawn:
-    return point.rate, [run.units_per_s or 0.0 for run in point.runs], [point]
+def _mark(
+    x: int, estimate: Estimate, launches: Sequence[float], points: Iterable[MeasuredPoint]
+) -> "PlotPoint":
+    from unitransformer.plots import PlotPoint
+
+    low, high = interval_of(estimate, points)
+    samples = tuple(launches) if len(launches) > 1 else ()
+    return PlotPoint(x=x, value=estimate.value, samples=samples, low=low, high=high)
 
 
-def _efficiency(curve: Curve, point: MeasuredPoint) -> Drawn:
-    per_rate = curve.baseline.devices / (point.devices * curve.baseline.rate.value)
-    launches = [(run.units_per_s or 0.0) * per_rate for run in point.runs]
-    return curve.efficiency(point), launches, [point, curve.baseline]
+def _speed(x: int, point: MeasuredPoint) -> "PlotPoint":
+    return _mark(x, point.rate, [run.units_per_s or 0.0 for run in point.runs], [point])
 
 
 def _ideal_speed(curve: Curve, point: MeasuredPoint) -> float:
     return curve.baseline.rate.value * curve.ideal(point) * point.devices / curve.baseline.devices
 
 
-class _Peaks:
-    """Peak memory in the unit that suits the largest of all."""
-
-    def __init__(self, runs: Iterable[Run]) -> None:
-        largest = max((peak for run in runs for peak in _peaks(run)), default=0)
-        self.unit, self._bytes = ("MiB", 2**20) if is_small(largest) else ("GiB", 2**30)
-
-    def of(self, point: MeasuredPoint) -> Drawn | None:
-        """The largest peak of all ranks and launches; None where no step could be watched."""
-        peaks = [max(_peaks(run)) / self._bytes for run in point.runs if _peaks(run)]
-        return (Estimate(value=max(peaks), reason="counted"), peaks, [point]) if peaks else None
+def _efficiency(curve: Curve, point: MeasuredPoint) -> "PlotPoint":
+    per_rate = curve.baseline.devices / (point.devices * curve.baseline.rate.value)
+    launches = [(run.units_per_s or 0.0) * per_rate for run in point.runs]
+    return _mark(point.devices, curve.efficiency(point), launches, [point, curve.baseline])
 
 
 def _peaks(run: Run) -> list[int]:
     return [peak for peak in run.record["peak_bytes"] if peak is not None]
 
 
-def _mark(x: int, drawn: Drawn) -> "PlotPoint":
-    from unitransformer.plots import PlotPoint
-
-    estimate, launches, points = drawn
-    low, high = interval_of(estimate, points)
-    dots = tuple(launches) if len(launches) > 1 else ()
-    return PlotPoint(x=x, value=estimate.value, samples=dots, low=low, high=high)
-
-
 def _by_batch(
-    points: Sequence[MeasuredPoint], quantity: Callable[[MeasuredPoint], Drawn | None]
+    points: Sequence[MeasuredPoint], quantity: Callable[[int, MeasuredPoint], "PlotPoint | None"]
 ) -> "Lines":
-    fixed = {"batch_size", "parallel.strategy", "parallel.devices", "parallel.num_nodes"}
-    return _lines(
-        (
-            (panel, parallel.strategy, (parallel.num_nodes, parallel.devices), variant),
-            point.config.batch_size,
-            quantity(point),
-            None,
-        )
-        for point, (panel, variant) in zip(points, _places(points, fixed), strict=True)
-        for parallel in [point.config.parallel]
-    )
+    lines: Lines = {}
+    for point, (panel, variant) in zip(points, _places(points, ON_BATCH_AXIS), strict=True):
+        parallel = point.config.parallel
+        key = (panel, parallel.strategy, (parallel.num_nodes, parallel.devices), variant)
+        if (mark := quantity(point.config.batch_size, point)) is not None:
+            lines.setdefault(key, []).append((mark, None))
+    return _from_left_to_right(lines)
 
 
 def _by_devices(
     curves: Sequence[Curve],
-    quantity: Callable[[Curve, MeasuredPoint], Drawn | None],
+    quantity: Callable[[Curve, MeasuredPoint], "PlotPoint | None"],
     ideal: Callable[[Curve, MeasuredPoint], float | None] = lambda *_: None,
 ) -> "Lines":
+    lines: Lines = {}
     places = _places([curve.baseline for curve in curves], VARYING_ON_A_CURVE)
-    return _lines(
-        (
-            (f"{curve.scaling} scaling, {panel}", curve.strategy, batch_of(curve), variant),
-            point.devices,
-            quantity(curve, point),
-            ideal(curve, point),
-        )
-        for curve, (panel, variant) in zip(curves, places, strict=True)
-        for point in curve.points
-    )
+    for curve, (panel, variant) in zip(curves, places, strict=True):
+        key = (f"{curve.scaling} scaling, {panel}", curve.strategy, batch_of(curve), variant)
+        for point in curve.points:
+            if (mark := quantity(curve, point)) is not None:
+                lines.setdefault(key, []).append((mark, ideal(curve, point)))
+    return _from_left_to_right(lines)
 
 
 def batch_of(curve: Curve) -> Group:
-    """Returns micro-batches and their size; a strong curve keeps the whole batch, as one."""
+    """Returns micro-batches and their size; of a strong curve 1 and the global batch."""
     config = curve.baseline.config
     if curve.scaling == "strong":
         return 1, config.global_batch_size
     return config.accumulate, config.batch_size
 
 
-def _lines(marks: Iterable[tuple[Key, int, Drawn | None, float | None]]) -> "Lines":
-    """Marks and their ideals by line, from left to right; empty if no line has two places."""
-    from unitransformer.plots import PlotPoint
-
-    lines: Lines = {}
-    for key, x, drawn, ideal in marks:
-        if drawn is not None:
-            estimate, launches, points = drawn
-            low, high = interval_of(estimate, points)
-            dots = tuple(launches) if len(launches) > 1 else ()
-            mark = PlotPoint(x=x, value=estimate.value, samples=dots, low=low, high=high)
-            lines.setdefault(key, []).append((mark, ideal))
-    for line in lines.values():
-        line.sort(key=lambda item: (item[0].x, item[0].value))
-    has_line = any(line[0][0].x < line[-1][0].x for line in lines.values())
+def _from_left_to_right(lines: "Lines") -> "Lines":
+    """Sorts the marks of each line; returns nothing if no line has two places."""
+    for marks in lines.values():
+        marks.sort(key=lambda item: (item[0].x, item[0].value))
+    has_line = any(marks[0][0].x < marks[-1][0].x for marks in lines.values())
     return lines if has_line else {}
 
 
@@ -250,16 +228,19 @@ def _lines(marks: Iterable[tuple[Key, int, Drawn | None, float | None]]) -> "Lin
 
 
 def _plot(
-    lines: "Lines", quantity: str, axis: str, slug: str, model: str, y: str, *, shares_cores: bool
+    lines: "Lines", quantity: str, axis: str, sweep: SweepOfRecipe, y: str, *, shares_cores: bool
 ) -> Plot:
-    """Takes the best lines of each panel: those that reach farthest to the right, and of them the
-    best there. The first one adds its ideal."""
+    """Draws the best lines of the best panels: those that reach farthest to the right, and of them
+    the best there. The first line of a panel adds its ideal."""
     from unitransformer.plots import DASHED, PlotLine, PlotPoint
 
     sign = 1 if quantity == "memory" else -1
     ranked = sorted(lines, key=lambda key: (-lines[key][-1][0].x, sign * lines[key][-1][0].value))
-    panels = {panel: [key for key in ranked if key[0] == panel] for panel, *_ in sorted(lines)}
-    groups = sorted({key[2] for keys in panels.values() for key in keys[:MOST_LINES]})
+    best: dict[str, list[Key]] = {}
+    for key in ranked:
+        best.setdefault(key[0], []).append(key)
+    panels = {panel: best[panel][:MOST_LINES] for panel in sorted([*best][:MOST_PANELS])}
+    groups = sorted({group for keys in panels.values() for *_, group, _ in keys})
     markers = {group: MARKERS[index % len(MARKERS)] for index, group in enumerate(groups)}
     variants = sorted({variant for *_, variant in lines})
     drawn = {
@@ -271,30 +252,36 @@ def _plot(
                 marker=markers[group],
                 style=STYLES[variants.index(variant) % len(STYLES)],
             )
-            for key in keys[:MOST_LINES]
+            for key in keys
             for _, strategy, group, variant in [key]
         ]
         for panel, keys in panels.items()
     }
     has_ideal = axis == "devices" and quantity != "memory"
-    for panel, [first, *_] in panels.items() if has_ideal else ():
-        ideal = tuple(PlotPoint(x=mark.x, value=ideal or 0.0) for mark, ideal in lines[first])
+    for panel, keys in panels.items() if has_ideal else ():
+        ideal = tuple(PlotPoint(x=mark.x, value=ideal or 0.0) for mark, ideal in lines[keys[0]])
         drawn[panel].append(PlotLine(label="ideal", marks=ideal, style=DASHED, thickness=1.0))
-    of_strong = " (in total if strong, per device if weak)" if axis == "devices" else ""
-    most = max(map(len, panels.values()))
-    caption = {
-        f"At line ends: strategy, {MARKED[axis]}{of_strong}.": True,
-        "Small dots: single launches.": any(m.samples for line in lines.values() for m, _ in line),
+    marks = [mark for lines in drawn.values() for line in lines for mark in line.marks]
+    of_curve = " (in total if strong, per device if weak)" if axis == "devices" else ""
+    most = max(map(len, best.values()))
+    sentences = {
+        f"At line ends: strategy, {MARKED[axis]}{of_curve}.": True,
+        "Small dots: single launches.": any(mark.samples for mark in marks),
+        "Bars: 95 % intervals.": any(mark.low is not None for mark in marks),
         f"Only the {MOST_LINES} {BEST[quantity]} at the right end, of up to {most} lines.": (
             most > MOST_LINES
         ),
+        f"Only the {MOST_PANELS} {BEST[quantity]} of {len(best)} panels.": len(best) > MOST_PANELS,
         f"Dashed: ideal scaling{' of the fastest line' if quantity == 'speed' else ''}.": has_ideal,
         "Ranks share the cores of one machine: more add none.": has_ideal and shares_cores,
     }
+    sizes = {settings_of(point.config)["size"].partition(" (")[0] for point in sweep.points}
+    model = f" ({min(sizes)})" if len(sizes) == 1 else ""
+    of_axis = f"number of {axis}" if axis == "devices" else axis
     return Plot(
-        name=f"{slug}-{quantity}-by-{axis.partition(' ')[0]}",
-        title=f"{model}: {quantity} by {'number of ' if axis == 'devices' else ''}{axis}",
-        caption=" ".join(sentence for sentence, applies in caption.items() if applies),
+        name=f"{sweep.slug}-{quantity}-by-{axis.partition(' ')[0]}",
+        title=f"{run_formatting.TITLES[sweep.recipe]}{model}: {quantity} by {of_axis}",
+        caption=" ".join(sentence for sentence, applies in sentences.items() if applies),
         x=X[axis],
         y=y,
         panels=drawn,
@@ -307,17 +294,17 @@ def product(group: Group) -> str:
     return " x ".join(map(str, group if group[0] > 1 else group[1:]))
 
 
-def _places(points: Sequence[MeasuredPoint], fixed: Collection[str]) -> Iterator[tuple[str, str]]:
+def _places(points: Sequence[MeasuredPoint], on_axis: Collection[str]) -> Iterator[tuple[str, str]]:
     """Yields the panel and the variant of each point: together they give every setting in which
-    points differ, except `fixed` ones, which the axis, the colour and the marker show."""
+    points differ, except those that the axis, the color and the marker show."""
     if not points:
         return
-    columns = telling([point.config for point in points], fixed)
-    machines = [processors_of(point.runs[0].record) for point in points]
+    columns = distinguishing([point.config for point in points], on_axis)
+    machines = [point.runs[0].processors for point in points]
     kinds = list(dict.fromkeys(machines))
     for index, point in enumerate(points):
         variant = [
-            f"{field_in_words(field)} {values[index]}"
+            f"{setting_name(field)} {values[index]}"
             for field, values in columns.items()
             if field not in SETTINGS
         ]
@@ -327,7 +314,7 @@ def _places(points: Sequence[MeasuredPoint], fixed: Collection[str]) -> Iterator
 
 
 def _panel(config: RunConfig, differing: Collection[str]) -> str:
-    """Gives the precision always, other settings where they differ or are unusual."""
+    """Returns the precision always, other settings where they differ or are unusual."""
     settings = settings_of(config)
     shown = [
         f"{name} {settings[field]}"

@@ -1,8 +1,7 @@
-"""The report: a store of runs goes in; RESULTS.md, its pages and their plots come out.
+"""Renders RESULTS.md, its pages and its plots from a store.
 
-RESULTS.md gives the answer; everything else stands on generated pages, one click away. Pure: equal
-records give equal bytes. What is not known is blank with the reason in words, and every figure
-names the record it comes from, whose checksummed figures are believed.
+RESULTS.md gives the answer; everything else is on generated pages, one click away. Equal records
+give equal bytes. A figure that is missing has its reason, and every figure links its record.
 """
 
 import posixpath
@@ -13,34 +12,44 @@ from pathlib import PurePosixPath
 from typing import get_args
 from urllib.parse import quote, unquote
 
-from scaling.analysis.efficiency import Curve, ModelOnMachine, Scatter, find_curves, find_scatters
-from scaling.analysis.fastest import compare_strategies
 from scaling.markdown import code_block, command_lines, details, escaped, link, page_of, table
 from scaling.report import run_formatting
 from scaling.report.plots import draw, plots_of
-from scaling.report.sections.answer import Answer, answer_blocks, find_answers
+from scaling.report.run_formatting import TITLES
+from scaling.report.sections.answer import answer_blocks, find_answers
 from scaling.report.sections.conditions import conditions_page, measured_on
 from scaling.report.sections.fastest import fastest_blocks
 from scaling.report.sections.parity import parity_cell, parity_section
 from scaling.report.sections.runs import runs_blocks
 from scaling.report.sections.scaling import scaling_blocks
 from scaling.report.sections.sweep import sweep_blocks
-from scaling.report.staleness import MARK, NOT_COMPARED, Today, explain, marked, state_comment
-from scaling.report.sweep_names import slug_of, sweep_names, sweeps_of
+from scaling.report.staleness import (
+    MARK,
+    NOT_COMPARED,
+    CurrentCode,
+    explain,
+    marked,
+    state_comment,
+)
+from scaling.report.store_analysis import StoreAnalysis
 from scaling.store.reader import Store
 from scaling.store.run import Run
 from unitransformer.config import Recipe
-from unitransformer.costs.flops import count_parameters
+from unitransformer.costs.flops import MAIN_CONVENTION, count_parameters
 from unitransformer.record.parameter_summary import human_count
-from unitransformer.record.units import count
+from unitransformer.record.units import format_count, format_si
 
 LOG_LINES = 12
+LONGEST_SUMMARY = 80  # lines of a parameter summary that RESULTS.md holds
 SHOWN_PLOTS = ("speed-by-devices", "speed-by-batch")  # in RESULTS.md; the pages have all
 # Rows of the overview that become a sentence above it where all recipes agree.
 MAY_BE_SHARED = ("size", "devices", "precision", "batch", "MFU", "flags", "loss parity")
-Pages = dict[PurePosixPath, str]
-Describe = Mapping[str, Callable[[Run], str]]
-
+PAGES = {
+    "conditions.md": "Hardware, versions, commits, data; failed runs; contradictions",
+    "parity.md": "Loss parity of every strategy, precision and device count",
+    "runs.md": "Single runs: architecture, speed, memory, FLOPs by convention",
+    "scaling.md": "Speed-up, efficiency, time lost, scaling laws, fastest strategy",
+}
 FASTEST = (
     "The fastest configuration with proven loss parity, over all strategies, precisions and batch "
     "sizes that were tried, and its lead over the runner-up."
@@ -52,50 +61,67 @@ HOW_TO_READ = (
     "ceiling, the matrix-multiply rate that the same machine reached in the same job.",
     "- Weak efficiency is speed per device over that of the same configuration on the fewest "
     "devices, at the same batch per device.",
-    "- The lead is a ratio of speeds. Where its interval holds 1 it is a tie.",
+    "- The lead is a ratio of speeds. Where its interval contains 1 it is a tie.",
 )
 SAME_CORES = (
     "- The ranks of a CPU share its cores: more devices are no more hardware, and an efficiency of "
     "1/n on n devices is ideal."
 )
-MOST_SUMMARY = 80  # lines of a parameter summary that RESULTS.md holds
+
+Describe = Mapping[str, Callable[[Run], str]]
 
 
 def render_pages(
-    store: Store,
+    analysis: StoreAnalysis,
     *,
     command: str,
     plots: str,
     pages: str = "RESULTS-pages",
     name: str = "RESULTS.md",
-    today: Today = NOT_COMPARED,
-) -> Pages:
-    """Every generated Markdown page by its path from the folder of RESULTS.md, itself included.
+    today: CurrentCode = NOT_COMPARED,
+) -> dict[PurePosixPath, str]:
+    """Returns every generated Markdown page by its path from the folder of RESULTS.md.
 
     Args:
         command: what writes these pages again, typed in the folder of RESULTS.md.
         plots: path from RESULTS.md to the folder with the files of `draw_plots`.
         pages: path from RESULTS.md to the folder of the other pages.
         name: file name of RESULTS.md.
-        today: what the records are compared with; what is stale is marked.
+        today: what the records are compared with; stale ones are marked.
     """
-    folder = PurePosixPath(pages)
-    scatters = find_scatters(store.runs)
-    curves = {
-        recipe: find_curves((run for run in store.runs if run.config.recipe == recipe), scatters)
-        for recipe in get_args(Recipe)
-    }
+    store, folder = analysis.store, PurePosixPath(pages)
+    images = _images(analysis, plots)
+    described = _described(store)
     contents = {
         "conditions.md": ("Conditions", conditions_page(store)),
         "parity.md": ("Loss parity", parity_section(store.certificates)),
-        "runs.md": ("Single runs", _runs_page(store)),
-        "scaling.md": ("Scaling and fastest strategy", _scaling_page(store, curves)),
-        **_sweep_pages(store, plots, scatters),
+        "runs.md": ("Single runs", _runs_page(analysis, described)),
+        "scaling.md": ("Scaling and fastest strategy", _scaling_page(analysis)),
+        **_sweep_pages(analysis, images),
     }
     contents = {file: (title, blocks) for file, (title, blocks) in contents.items() if blocks}
     links = {file: link(str(folder / file), file) for file in contents}
+    mains = {recipe: runs[0] for recipe, runs in analysis.longest_runs.items()}
+    more = [
+        f"- {PAGES.get(file, 'Every configuration and launch of the sweep')}: {page}"
+        for file, page in links.items()
+    ]
     main = [
-        *_results(store, command, plots, _answers(store, curves, scatters), links),
+        "# Results",
+        _opening(store, links),
+        *_answers(analysis),
+        "## Longest training run of each recipe",
+        *_overview(mains, described),
+        *(
+            block
+            for recipe in get_args(Recipe)
+            for block in _recipe(recipe, analysis, plots, images, links)
+        ),
+        "## More",
+        "\n".join(more),
+        "## How to write this file again",
+        "It is generated and never edited. In its own folder:",
+        code_block(command, "sh"),
         explain(today),
         state_comment(command, today),
     ]
@@ -109,11 +135,32 @@ def render_pages(
     return written
 
 
-def rebased(text: str, folder: PurePosixPath) -> str:
-    """A page whose links lead from its own folder; they were written from that of RESULTS.md."""
+def draw_plots(analysis: StoreAnalysis) -> dict[str, bytes]:
+    """Returns SVG files by name: the loss of each recipe's longest run, the plots of each sweep."""
+    from unitransformer.plots import figure_bytes, loss_figure
 
-    def rebase(found: re.Match[str]) -> str:
-        return f"{found[1]}({_relative(found[2], str(folder))})"
+    drawn = {}
+    for run, *_ in analysis.longest_runs.values():
+        validation = run.record["validation"]
+        baseline = validation["baseline"]
+        has_loss = baseline is not None and baseline["loss"] is not None
+        figure = loss_figure(
+            run.record["loss"],
+            validation["history"],
+            title=run_formatting.label(run),
+            baseline=(baseline["name"], baseline["loss"]) if has_loss else None,
+        )
+        drawn[run_formatting.plot_name(run)] = figure_bytes(figure, "svg")
+    for sweep in analysis.sweeps:
+        drawn |= {f"{plot.name}.svg": draw(plot) for plot in plots_of(sweep)}
+    return drawn
+
+
+def rebased(text: str, folder: PurePosixPath) -> str:
+    """Rewrites links that lead from the folder of RESULTS.md for the folder of a page."""
+
+    def rebase(match: re.Match[str]) -> str:
+        return f"{match[1]}({_relative(match[2], str(folder))})"
 
     parts = re.split(r"^(`{3,}.*?^`{3,})$", text, flags=re.MULTILINE | re.DOTALL)
     return "".join(
@@ -128,147 +175,74 @@ def _relative(target: str, folder: str) -> str:
     return target if is_elsewhere else quote(posixpath.relpath(unquote(target), folder))
 
 
-def draw_plots(store: Store) -> dict[str, bytes]:
-    """SVG files by name: the loss curve of each recipe's longest run, the plots of each sweep."""
-    from unitransformer.plots import figure_bytes, loss_figure
-
-    drawn = {}
-    for runs in _runs_of_recipes(store).values():
-        run = runs[0]
-        validation = run.record["validation"]
-        baseline = validation["baseline"]
-        to_beat = None
-        if baseline is not None and baseline["loss"] is not None:
-            to_beat = (baseline["name"], baseline["loss"])
-        figure = loss_figure(
-            run.record["loss"],
-            validation["history"],
-            title=run_formatting.label(run),
-            baseline=to_beat,
-        )
-        drawn[run_formatting.plot_name(run)] = figure_bytes(figure, "svg")
-    names = sweep_names(store)
-    for (recipe, sweep), swept in sweeps_of(store).items():
-        slug = slug_of(recipe, names[sweep])
-        drawn |= {f"{plot.name}.svg": draw(plot) for plot in plots_of(slug, swept)}
-    return drawn
-
-
-def _runs_of_recipes(store: Store) -> dict[Recipe, list[Run]]:
-    """Runs that ended well and are no cell of a sweep, or where a recipe has none of these its
-    cells: recipes in their order, in each the run with most steps first, of equally long ones the
-    newest."""
-    grouped = {
-        recipe: _longest_first(store.single_runs, recipe) or _longest_first(store.runs, recipe)
-        for recipe in get_args(Recipe)
+def _images(analysis: StoreAnalysis, plots: str) -> dict[str, list[str]]:
+    """Returns the Markdown images of the plots of each sweep, by its slug."""
+    return {
+        sweep.slug: [
+            f"![{plot.title}]({_plot_link(plots, f'{plot.name}.svg')})" for plot in plots_of(sweep)
+        ]
+        for sweep in analysis.sweeps
     }
-    return {recipe: runs for recipe, runs in grouped.items() if runs}
 
 
-def _longest_first(runs: Sequence[Run], recipe: Recipe) -> list[Run]:
-    own = [run for run in runs if run.is_ok and run.config.recipe == recipe]
-    by_name = sorted(own, key=lambda run: run.name)
-    newest = sorted(by_name, key=lambda run: str(run.record.get("started_at")), reverse=True)
-    return sorted(newest, key=lambda run: -run.num_steps)
+def _plot_link(plots: str, name: str) -> str:
+    return quote(str(PurePosixPath(plots, name)))
 
 
 # ---------------------------------------------------------------------------------- RESULTS.md
 
 
-def _results(
-    store: Store,
-    command: str,
-    plots: str,
-    answers: Sequence[str],
-    links: Mapping[str, str],
-) -> list[str]:
-    recipes = _runs_of_recipes(store)
-    mains = {recipe: runs[0] for recipe, runs in recipes.items()}
-    return [
-        "# Results",
-        _opening(store, links),
-        *answers,
-        "## Longest training run of each recipe",
-        *_overview(mains, _described(store)),
-        *(
-            block
-            for recipe in get_args(Recipe)
-            for block in _recipe_section(recipe, recipes.get(recipe, []), store, plots, links)
-        ),
-        "## More",
-        "\n".join(f"- {about[file]}: {link_}" for file, link_ in links.items())
-        if (about := _about_pages(links))
-        else "",
-        "## How to write this file again",
-        "It is generated and never edited. In its own folder:",
-        code_block(command, "sh"),
-    ]
-
-
 def _opening(store: Store, links: Mapping[str, str]) -> str:
     runs = [run for run in store.runs if run.is_ok]
-    proofs = f" and {count(len(store.certificates), 'certificate')} of loss parity"
-    told = f"{count(len(store.runs), 'run')}{proofs if store.certificates else ''}"
+    parts = [format_count(len(store.runs), "run")]
+    if store.certificates:
+        parts.append(f"{format_count(len(store.certificates), 'certificate')} of loss parity")
     where = f", measured on {measured_on(runs)}" if runs else ""
-    return f"{told}{where}. Details: {', '.join(links.values())}."
+    return f"{' and '.join(parts)}{where}. Details: {', '.join(links.values())}."
 
 
-def _about_pages(links: Mapping[str, str]) -> dict[str, str]:
-    told = {
-        "conditions.md": "Hardware, versions, commits, data; failed runs; contradictions",
-        "parity.md": "Loss parity of every strategy, precision and device count",
-        "runs.md": "Single runs: architecture, speed, memory, FLOPs by convention",
-        "scaling.md": "Speed-up, efficiency, time lost, scaling laws, fastest strategy",
-    }
-    return {file: told.get(file, "Every configuration and launch of the sweep") for file in links}
-
-
-def _answers(
-    store: Store, curves: Mapping[Recipe, Sequence[Curve]], scatters: Mapping[ModelOnMachine, Scatter]
-) -> list[str]:
-    blocks, every = list[str](), list[Answer]()
-    for recipe in get_args(Recipe):
-        runs = [run for run in store.runs if run.config.recipe == recipe]
-        answers = find_answers(runs, curves[recipe], store.certificates)
-        every += answers
+def _answers(analysis: StoreAnalysis) -> list[str]:
+    blocks, shares_cores = list[str](), False
+    for recipe, points in analysis.points.items():
+        answers = find_answers(points, analysis.store.certificates)
         if answers:
-            blocks += [f"### {run_formatting.TITLES[recipe]}", *answer_blocks(answers)]
+            curves = analysis.curves[recipe]
+            blocks += [f"### {TITLES[recipe]}", *answer_blocks(answers, curves)]
+            shares_cores |= any(curve.threads for curve in curves if curve.scaling == "weak")
     if not blocks:
         return []
-    how = [*HOW_TO_READ, *_about_intervals(scatters)]
-    if any(curve.threads for answer in every for curve in answer.curves):
+    how = ["How to read it:", "", *HOW_TO_READ, *_about_intervals(analysis)]
+    if shares_cores:
         how.append(SAME_CORES)
-    return ["## Fastest configuration", FASTEST, *blocks, "\n".join(["How to read it:", "", *how])]
+    return ["## Fastest configuration", FASTEST, *blocks, "\n".join(how)]
 
 
-def _about_intervals(scatters: Mapping[ModelOnMachine, Scatter]) -> list[str]:
-    """The rule of the intervals, once."""
-    if not scatters:
+def _about_intervals(analysis: StoreAnalysis) -> list[str]:
+    deviations = sorted(scatter.deviation for scatter in analysis.scatters.values())
+    if not deviations:
         return []
-    least = min(scatter.deviation for scatter in scatters.values())
-    most = max(scatter.deviation for scatter in scatters.values())
-    spread = f"{least:.1%}" if f"{least:.1%}" == f"{most:.1%}" else f"{least:.1%} to {most:.1%}"
+    ends = dict.fromkeys(f"{deviations[place]:.1%}" for place in (0, -1))
     return [
         "- Two launches alone say too little about a third. The interval of up to four launches "
         "uses the scatter between launches, pooled over all configurations of a model (a standard "
-        f"deviation of {spread}); five or more have an interval of their own."
+        f"deviation of {' to '.join(ends)}); five or more have an interval of their own."
     ]
 
 
 def _overview(mains: Mapping[Recipe, Run], described: Describe) -> list[str]:
-    """Recipes side by side: one column each."""
+    """Shows the recipes in one column each."""
     if not mains:
         return ["Nothing to compare: no run ended well."]
     rows = {name: [describe(run) for run in mains.values()] for name, describe in described.items()}
-    alike = {name for name in MAY_BE_SHARED if len(rows[name]) > 1 and len(set(rows[name])) == 1}
-    told = "; ".join(f"{name} {rows[name][0]}" for name in rows if name in alike)
-    columns = [run_formatting.TITLES[recipe] for recipe in mains]
-    body = [(name, *own) for name, own in rows.items() if name not in alike]
-    return [f"Same for all: {told}." if told else "", table(("recipe", *columns), body)]
+    same = {name for name in MAY_BE_SHARED if len(rows[name]) > 1 and len(set(rows[name])) == 1}
+    shared = "; ".join(f"{name} {cells[0]}" for name, cells in rows.items() if name in same)
+    body = [(name, *cells) for name, cells in rows.items() if name not in same]
+    columns = [TITLES[recipe] for recipe in mains]
+    return [f"Same for all: {shared}." if shared else "", table(("recipe", *columns), body)]
 
 
 def _described(store: Store) -> Describe:
-    """What is said about every run that ended well, as cells."""
+    """Returns functions that describe a run that ended well, as cells by heading."""
     return {
         "size": run_formatting.size,
         "parameters": lambda run: human_count(count_parameters(run.config.model)),
@@ -279,104 +253,84 @@ def _described(store: Store) -> Describe:
         "validation loss": lambda run: f"{run.record['validation']['loss']:.4f} nats",
         "metric": run_formatting.metric,
         "trivial baseline": run_formatting.baseline,
-        "baseline beaten": run_formatting.verdict,
+        "baseline beaten": run_formatting.baseline_beaten,
         "speed": run_formatting.speed,
-        "MFU": run_formatting.utilisation,
+        "MFU": run_formatting.mfu,
         "of the measured ceiling": run_formatting.share_of_ceiling,
-        "flags": run_formatting.flags,
+        "flags": lambda run: run_formatting.flags([run]) or "none",
         "loss parity": lambda run: parity_cell(run, store.certificates),
-        "FLOPs": run_formatting.overview_flops,
+        "FLOPs": _recorded_flops,
         "peak memory": run_formatting.memory,
         "record": run_formatting.record,
     }
 
 
-def _recipe_section(
-    recipe: Recipe, runs: Sequence[Run], store: Store, plots: str, links: Mapping[str, str]
+def _recorded_flops(run: Run) -> str:
+    flops = run_formatting.mfu_row(run).flops_per_unit
+    return f"{format_si(flops)}FLOP per {run.unit} (`{MAIN_CONVENTION}`)"
+
+
+def _recipe(
+    recipe: Recipe,
+    analysis: StoreAnalysis,
+    plots: str,
+    images: Mapping[str, Sequence[str]],
+    links: Mapping[str, str],
 ) -> list[str]:
-    swept = {sweep: own for (of, sweep), own in sweeps_of(store).items() if of == recipe}
-    if not runs and not swept:
-        return []
-    blocks, title = [f"## {run_formatting.TITLES[recipe]}"], run_formatting.TITLES[recipe]
+    runs = analysis.longest_runs.get(recipe)
+    sweeps = [sweep for sweep in analysis.sweeps if sweep.recipe == recipe]
+    blocks = [f"## {TITLES[recipe]}"] if runs or sweeps else []
     if runs:
         run = runs[0]
+        summary, lines = run.record["summary"], len(run.record["summary"].splitlines())
         blocks += [
-            f"{escaped(run_formatting.label(run))}, {count(run.num_steps, 'step')} "
+            f"{escaped(run_formatting.label(run))}, {format_count(run.num_steps, 'step')} "
             f"({run_formatting.record(run)}):",
             code_block(command_lines(run.record["command"]), "sh"),
-            f"![Loss of {title} over the optimizer steps]"
-            f"({_plot(plots, run_formatting.plot_name(run))})",
+            f"![Loss of {TITLES[recipe]} over the optimizer steps]"
+            f"({_plot_link(plots, run_formatting.plot_name(run))})",
             code_block("\n".join(run.log[-LOG_LINES:])),
-            _summary(run, links["runs.md"]),
+            details("Parameters", code_block(summary))
+            if lines <= LONGEST_SUMMARY
+            else f"The parameter summary has {lines} lines: {links['runs.md']}.",
         ]
-    if swept:
-        largest = max(swept, key=lambda sweep: len(swept[sweep]))
-        drawn = plots_of(slug_of(recipe, sweep_names(store)[largest]), swept[largest])
-        shown = [plot for plot in drawn if plot.name.endswith(SHOWN_PLOTS)]
-        blocks += [f"![{plot.title}]({_plot(plots, f'{plot.name}.svg')})" for plot in shown]
-        files = [page_name(sweep_names(store)[sweep]) for sweep in swept]
-        blocks.append(f"All configurations: {', '.join(links[file] for file in files)}.")
+    if sweeps:
+        largest = max(sweeps, key=lambda sweep: len(sweep.cells))
+        shown = [i for i in images[largest.slug] if any(f"{plot}.svg" in i for plot in SHOWN_PLOTS)]
+        pages = ", ".join(links[sweep.page] for sweep in sweeps)
+        blocks += [*shown, f"All configurations: {pages}."]
     return blocks
-
-
-def _summary(run: Run, page: str) -> str:
-    summary = run.record["summary"]
-    lines = len(summary.splitlines())
-    if lines > MOST_SUMMARY:
-        return f"The parameter summary has {lines} lines: {page}."
-    return details("Parameters", code_block(summary))
-
-
-def _plot(plots: str, name: str) -> str:
-    return quote(str(PurePosixPath(plots, name)))
 
 
 # ---------------------------------------------------------------------------------- pages
 
 
-def page_name(sweep: str) -> str:
-    """The file of a sweep's page, by the name of the sweep."""
-    name = sweep.replace(" ", "-")
-    fixed = ("conditions", "parity", "runs", "scaling")
-    return f"sweep-{name}.md" if name in fixed else f"{name}.md"
-
-
-def _runs_page(store: Store) -> list[str]:
-    single, described = {run.name for run in store.single_runs}, _described(store)
+def _runs_page(analysis: StoreAnalysis, described: Describe) -> list[str]:
+    single = {run.name for run in analysis.store.single_runs}
     return [
         block
-        for runs in _runs_of_recipes(store).values()
-        for block in runs_blocks(runs, [run for run in runs if run.name in single], described)
+        for runs in analysis.longest_runs.values()
+        for block in runs_blocks(runs, single, described)
     ]
 
 
-def _scaling_page(store: Store, curves: Mapping[Recipe, Sequence[Curve]]) -> list[str]:
+def _scaling_page(analysis: StoreAnalysis) -> list[str]:
     blocks = []
     for recipe in get_args(Recipe):
-        runs = [run for run in store.runs if run.config.recipe == recipe]
-        swept = [cell for cell in store.cells if cell.outcome.recipe == recipe]
-        scaling = scaling_blocks(curves[recipe])
-        fastest = fastest_blocks(compare_strategies(runs, store.certificates, swept))
-        if scaling:
-            blocks += [f"## Scaling of {run_formatting.TITLES[recipe]}", *scaling]
-        if fastest:
-            blocks += [f"## Fastest strategy of {run_formatting.TITLES[recipe]}", *fastest]
+        scaling = scaling_blocks(analysis.curves[recipe])
+        fastest = fastest_blocks(analysis.comparisons[recipe])
+        blocks += [f"## Scaling of {TITLES[recipe]}", *scaling] if scaling else []
+        blocks += [f"## Fastest strategy of {TITLES[recipe]}", *fastest] if fastest else []
     return blocks
 
 
 def _sweep_pages(
-    store: Store, plots: str, scatters: Mapping[ModelOnMachine, Scatter]
+    analysis: StoreAnalysis, images: Mapping[str, Sequence[str]]
 ) -> dict[str, tuple[str, list[str]]]:
-    """Title and blocks of each sweep's page, with a section for each recipe."""
-    names = sweep_names(store)
+    """Returns title and blocks of each sweep's page, with a section for each recipe."""
     pages: dict[str, tuple[str, list[str]]] = {}
-    for (recipe, sweep), swept in sweeps_of(store).items():
-        file = page_name(names[sweep])
-        _, blocks = pages.setdefault(file, (f"Sweep {escaped(names[sweep])}", []))
-        drawn = [
-            (plot.title, _plot(plots, f"{plot.name}.svg"))
-            for plot in plots_of(slug_of(recipe, names[sweep]), swept)
-        ]
-        blocks += [f"## {run_formatting.TITLES[recipe]}"]
-        blocks += sweep_blocks(swept, store.certificates, drawn, scatters)
+    for sweep in analysis.sweeps:
+        _, blocks = pages.setdefault(sweep.page, (f"Sweep {escaped(sweep.name)}", []))
+        blocks.append(f"## {TITLES[sweep.recipe]}")
+        blocks += sweep_blocks(sweep, analysis.store.certificates, images[sweep.slug])
     return pages

@@ -1,39 +1,38 @@
-"""A store goes in; one flat row for each single run and each cell of each sweep comes out.
+"""Builds one flat row for each single run and each cell of each sweep, for other people's tools.
 
-For other people's tools: plain values with units in their names. Figures are computed again from
-raw samples. What ended badly has a row too, with its status and its reason and no figures.
+Values are plain, with units in their names. What ended badly has a row too, with status and reason.
 """
 
 import math
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import PurePosixPath
 from typing import Any, get_args
 
 from scaling.analysis.proof import find_proof
-from scaling.report.environment import describe_hardware, without_places
+from scaling.report.environment import describe_hardware, without_paths
+from scaling.report.run_formatting import mfu_row
 from scaling.store.conditions import conditions_of
-from scaling.store.outcome import Outcome
+from scaling.store.outcome import CellOutcome
 from scaling.store.reader import Cell, Store
 from scaling.store.run import Run
 from unitransformer.config import Recipe, RunConfig
-from unitransformer.record.fields import HOST, check_fields, fits, look_up
+from unitransformer.record.fields import HOST_FIELDS, check_fields, is_of_kind, look_up
 from unitransformer.record.schema import Status
 from unitransformer.record.units import UNIT
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One run. None is what is not told: `reason` says why there are no figures.
+    """One run. What is missing is None; `reason` says why there are no figures.
 
     Rates are of all devices together; low and high are the ends of the 95 % interval of the median
-    steady step, in the rates of what follows from it. MFU and HFU are shares of the dense peak of
-    the data sheet, shares of the ceiling those of what this machine reached in this job; both by
-    convention of counting FLOPs (`unitransformer.costs.flops.CONVENTIONS`).
+    steady step, as rates. MFU and HFU are shares of the dense peak of the data sheet, shares of the
+    ceiling those of what this machine reached in this job; both by the convention of counting FLOPs
+    (`unitransformer.costs.flops.CONVENTIONS`).
 
     Raises:
-        ValueError: a figure that is no finite number.
+        ValueError: a figure is not finite.
     """
 
     recipe: Recipe
@@ -44,7 +43,7 @@ class Row:
     activation_checkpointing: str | None = None
     devices: int | None = None  # on each node
     num_nodes: int | None = None
-    batch_size: int | None = None  # samples a device takes at once
+    batch_size: int | None = None  # samples per device and micro-batch
     accumulate: int | None = None  # micro-batches
     global_batch_size: int | None = None  # samples of a step
     sequence_length: int | None = None  # positions of a sample
@@ -78,14 +77,14 @@ class Row:
     least_peak_bytes: int | None = None  # of the rank with the lowest peak
     peak_bytes_kind: str | None = None  # what the two count
     peak_resident_bytes: int | None = None  # of the rank with the highest peak
-    parity: str | None = None  # what a certificate says of this way to train
+    parity: str | None = None  # verdict of the certificate that covers it
     flags: str | None = None  # what makes the figures doubtful; empty: nothing
     validation_loss: float | None = None  # nats
     commit: str | None = None
     is_dirty: bool | None = None
     torch: str | None = None  # version
     hardware: str | None = None
-    conditions: str | None = None  # equal where rows may stand on one curve without a word
+    conditions: str | None = None  # equal if rows were measured alike
     samples_per_s: float | None = None  # sequences or images, of all devices together
     started_at: str | None = None
     command: str
@@ -103,23 +102,41 @@ class Entry:
 
     row: Row
     run: Run | None
-    outcome: Outcome | None  # None: a single run
+    outcome: CellOutcome | None  # None: a single run
 
 
 NAMES = tuple(field.name for field in fields(Row))
-# Rows are read in this order, and sorted by it.
-ORDER = (
-    *("recipe", "sweep", "size", "strategy", "precision", "compile", "activation_checkpointing"),
-    *("num_nodes", "devices", "batch_size", "accumulate", "sequence_length", "seed", "repeat"),
-    *("started_at", "record", "command"),
+ORDER = (  # by which rows are sorted, behind the recipe
+    "sweep",
+    "size",
+    "strategy",
+    "precision",
+    "compile",
+    "activation_checkpointing",
+    "num_nodes",
+    "devices",
+    "batch_size",
+    "accumulate",
+    "sequence_length",
+    "seed",
+    "repeat",
+    "started_at",
+    "record",
+    "command",
 )
-# What the options of a recipe say by the same names, with dashes between words.
-WORDS = ("size", "strategy", "precision", "compile", "activation_checkpointing")
+# Options of a recipe with the same names, but for dashes.
+TEXTS = ("size", "strategy", "precision", "compile", "activation_checkpointing")
 COUNTS = ("devices", "num_nodes", "batch_size", "accumulate", "seed")
+RECORDED = {  # by row name; a record of a run that ended badly may hold anything there
+    "commit": ("code.commit", str),
+    "is_dirty": ("code.is_dirty", bool),
+    "torch": ("versions.torch", str),
+    "started_at": ("started_at", str),
+}
 
 
 def rows(store: Store) -> list[Row]:
-    """Every single run and every cell, in an order that depends on nothing but their values."""
+    """Returns every single run and every cell, sorted by their values."""
     return [entry.row for entry in entries(store)]
 
 
@@ -133,45 +150,41 @@ def entries(store: Store) -> list[Entry]:
 
 
 def _place(row: Row) -> tuple[Any, ...]:
-    values = [getattr(row, name) for name in ORDER if name != "recipe"]
+    values = [getattr(row, name) for name in ORDER]
     return (get_args(Recipe).index(row.recipe), *((value is not None, value) for value in values))
 
 
 def _of_run(run: Run, store: Store) -> Row:
+    # The number at the end of a record's name; other files may have any name.
+    number = re.search(r"-(\d+)$", PurePosixPath(run.name).stem)
     return Row(
         recipe=run.config.recipe,
         unit=UNIT[run.config.recipe],
         status=run.record["status"],
         command=run.record["command"],
-        repeat=_repeat(run.name),
-        **_spread(run.config),
+        repeat=None if number is None else int(number[1]),
+        **_configured(run.config),
         **_recorded(run),
         **(_measured(run, store) if run.is_ok else {"reason": _error(run)}),
     )
 
 
-def _repeat(name: str) -> int | None:
-    """The number at the end of a record's name; None for a file that was named otherwise."""
-    found = re.search(r"-(\d+)$", PurePosixPath(name).stem)
-    return None if found is None else int(found[1])
-
-
 def _of_cell(cell: Cell, store: Store) -> Row:
-    """The outcome says how it ended, the record what was measured."""
+    """Takes the end from the outcome, and what was measured from the record."""
     outcome, run = cell.outcome, cell.run
     config = outcome.config if run is None else run.config
-    found: dict[str, Any] = _of_options(outcome) if config is None else _spread(config)
-    found |= {"started_at": outcome.started_at, "reason": outcome.reason}
+    values: dict[str, Any] = _options(outcome) if config is None else _configured(config)
+    values |= {"started_at": outcome.started_at, "reason": outcome.reason}
     if run is not None:
-        found |= _recorded(run)
+        values |= _recorded(run)
     elif outcome.record is not None:
-        found["reason"] = outcome.reason or _why_no_record(cell, store)
+        values["reason"] = outcome.reason or _why_no_record(cell, store)
     if run is not None and run.is_ok:
         measured = _measured(run, store)
-        found |= measured | {"reason": outcome.reason or measured["reason"]}
-    if found["reason"] is not None:
+        values |= measured | {"reason": outcome.reason or measured["reason"]}
+    if values["reason"] is not None:
         hosts = [] if run is None else run.record["hardware"]
-        found["reason"] = without_places(found["reason"], hosts)
+        values["reason"] = without_paths(values["reason"], hosts)
     return Row(
         recipe=outcome.recipe,
         unit=UNIT[outcome.recipe],
@@ -179,7 +192,7 @@ def _of_cell(cell: Cell, store: Store) -> Row:
         command=outcome.command,
         repeat=outcome.repeat,
         sweep=cell.sweep,
-        **found,
+        **values,
     )
 
 
@@ -189,14 +202,15 @@ def _why_no_record(cell: Cell, store: Store) -> str:
     return f"no figures, the record {name} is not used: {why}"
 
 
-def _of_options(outcome: Outcome) -> dict[str, Any]:
-    """What was asked for, where the recipe refused it: there is no config."""
-    said = {name.replace("-", "_"): str(value) for name, value in outcome.options.items()}
-    words = {name: said[name] for name in WORDS if name in said}
-    return words | {name: int(said[name]) for name in COUNTS if said.get(name, "").isdecimal()}
+def _options(outcome: CellOutcome) -> dict[str, Any]:
+    """Returns the options of a cell that the recipe refused, so that there is no config."""
+    options = {name.replace("-", "_"): str(value) for name, value in outcome.options.items()}
+    texts = {name: options[name] for name in TEXTS if name in options}
+    counts = {name for name in COUNTS if options.get(name, "").isdecimal()}
+    return texts | {name: int(options[name]) for name in counts}
 
 
-def _spread(config: RunConfig) -> dict[str, Any]:
+def _configured(config: RunConfig) -> dict[str, Any]:
     parallel = config.parallel
     return {
         "size": config.size,
@@ -215,19 +229,11 @@ def _spread(config: RunConfig) -> dict[str, Any]:
 
 
 def _recorded(run: Run) -> dict[str, Any]:
-    """Where it ran; a record of a run that ended badly may hold anything there."""
-    record = run.record
-    kinds = {
-        "commit": ("code.commit", str),
-        "is_dirty": ("code.is_dirty", bool),
-        "torch": ("versions.torch", str),
-        "started_at": ("started_at", str),
-    }
-    told = {name: look_up(record, field) for name, (field, _) in kinds.items()}
+    values = {name: look_up(run.record, field) for name, (field, _) in RECORDED.items()}
     return {
-        **{name: value for name, value in told.items() if fits(value, kinds[name][1])},
+        **{name: value for name, value in values.items() if is_of_kind(value, RECORDED[name][1])},
         "num_steps": run.num_steps,
-        "hardware": _hardware(record["hardware"]),
+        "hardware": _hardware(run.record["hardware"]),
         "record": run.name,
     }
 
@@ -235,31 +241,32 @@ def _recorded(run: Run) -> dict[str, Any]:
 def _hardware(ranks: list[Any]) -> str | None:
     try:
         for rank, host in enumerate(ranks):
-            check_fields(host, HOST, f"hardware.{rank}", missing=None)
+            check_fields(host, HOST_FIELDS, f"hardware.{rank}", missing=None)
     except ValueError:
         return None
     return describe_hardware(ranks) if ranks else None
 
 
 def _error(run: Run) -> str:
-    error: Mapping[str, Any] | None = run.record["error"]
+    error = run.record["error"]
     if error is None:
-        return "not told: the record holds no error"
-    told = f"{error.get('type') or 'error of a type not told'}: {error.get('message') or ''}"
-    return without_places(told.removesuffix(": "), run.record["hardware"])
+        return "the record holds no error"
+    text = f"{error.get('type') or 'error of unknown type'}: {error.get('message') or ''}"
+    return without_paths(text.removesuffix(": "), run.record["hardware"])
 
 
 def _measured(run: Run, store: Store) -> dict[str, Any]:
-    """Of a run that ended well."""
+    """Returns the figures of a run that ended well."""
     record = run.record
     peaks = [peak for peak in record["peak_bytes"] if peak is not None]
     residents = [peak for peak in record["peak_resident_bytes"] if peak is not None]
+    no_steady_state = f"no steady state: {record['no_steady_state_reason']}"
     return {
-        "reason": None if run.metrics else f"no steady state: {record['no_steady_state_reason']}",
+        "reason": None if run.metrics else no_steady_state,
         **_rates(run),
         **{f"{row.kind.lower()}_{row.convention}": row.utilisation for row in run.mfu},
         **{f"share_of_ceiling_{row.convention}": row.share_of_ceiling for row in run.mfu},
-        "flops_per_unit_matmul": _matmul_flops(run),
+        "flops_per_unit_matmul": mfu_row(run).flops_per_unit,
         "peak_bytes": max(peaks, default=None),
         "least_peak_bytes": min(peaks, default=None),
         "peak_bytes_kind": record["peak_bytes_kind"],
@@ -272,24 +279,20 @@ def _measured(run: Run, store: Store) -> dict[str, Any]:
 
 
 def _rates(run: Run) -> dict[str, float | None]:
-    readout = run.metrics
-    if readout is None:
+    metrics = run.metrics
+    if metrics is None:
         return {}
     return {
-        "median_step_s": readout.step.median,
-        "low_step_s": readout.step.low,
-        "high_step_s": readout.step.high,
-        "units_per_s": readout.units_per_s,
-        "samples_per_s": run.config.global_batch_size / readout.step.median,
-        "low_units_per_s": readout.low_units_per_s,
-        "high_units_per_s": readout.high_units_per_s,
-        "units_per_s_per_device": readout.units_per_s / run.config.parallel.world_size,
-        "mean_units_per_s": readout.mean_units_per_s,
+        "median_step_s": metrics.step.median,
+        "low_step_s": metrics.step.low,
+        "high_step_s": metrics.step.high,
+        "units_per_s": metrics.units_per_s,
+        "samples_per_s": run.config.global_batch_size / metrics.step.median,
+        "low_units_per_s": metrics.low_units_per_s,
+        "high_units_per_s": metrics.high_units_per_s,
+        "units_per_s_per_device": metrics.units_per_s / run.config.parallel.world_size,
+        "mean_units_per_s": metrics.mean_units_per_s,
     }
-
-
-def _matmul_flops(run: Run) -> float:
-    return next(row.flops_per_unit for row in run.mfu if row.convention == "matmul")
 
 
 def _parity(run: Run, store: Store) -> str:

@@ -1,16 +1,32 @@
-"""Cells of the report: a run in, a few words or figures out; a blank says why."""
+"""Formats the figures of one run, or of the pooled launches of one configuration, as table cells.
+
+A figure that is missing has its reason instead.
+"""
 
 from collections.abc import Iterable
+from statistics import median
 
+from scaling.analysis.efficiency import Estimate, MeasuredPoint
 from scaling.markdown import escaped, link, shortened
 from scaling.store.run import Run
-from unitransformer.config import Recipe, RunConfig
-from unitransformer.costs.flops import MAIN_CONVENTION, count_flops
+from unitransformer.config import ModelConfig, Recipe, RunConfig
+from unitransformer.costs.flops import MAIN_CONVENTION, count_flops, count_parameters
 from unitransformer.costs.mfu import MfuRow
-from unitransformer.record.units import UNIT, gib, metric_in_words, rate_in_words, si
+from unitransformer.record.parameter_summary import human_count
+from unitransformer.record.units import (
+    UNIT,
+    format_bytes,
+    format_count,
+    format_metric,
+    format_rate,
+    format_si,
+)
 
 TITLES: dict[Recipe, str] = {"bert": "BERT", "gpt": "GPT", "vit": "ViT"}
-LONGEST_REMARK = 160  # letters in a table; the record has all of them
+LONGEST_REMARK = 160  # characters in a table; the record has all of them
+MOST_DIGITS = 6  # of a ratio
+
+# ---------------------------------------------------------------------------------- one run
 
 
 def label(run: Run) -> str:
@@ -34,14 +50,12 @@ def batch(run: Run) -> str:
         parts += f" x {config.accumulate} micro-batches"
     if config.parallel.world_size > 1:
         parts += f" x {config.parallel.world_size} devices"
-    whole = f"{config.global_batch_size:,} = " if " x " in parts else ""
-    return f"{whole}{parts}"
+    return f"{config.global_batch_size:,} = {parts}" if " x " in parts else parts
 
 
 def metric(run: Run) -> str:
-    metric, value = run.record["validation"]["metric"], run.metric_value
-    shown = metric_in_words(metric, value)
-    return f"{escaped(metric)} {shown}"
+    name = run.record["validation"]["metric"]
+    return f"{escaped(name)} {format_metric(name, run.metric_value)}"
 
 
 def baseline(run: Run) -> str:
@@ -55,7 +69,7 @@ def baseline(run: Run) -> str:
     return f"{escaped(baseline['name'])}, whose value is not recorded"
 
 
-def verdict(run: Run) -> str:
+def baseline_beaten(run: Run) -> str:
     validation = run.record["validation"]
     baseline = validation["baseline"] or {"loss": None, "accuracy": None}
     if baseline["loss"] is not None:
@@ -68,83 +82,139 @@ def verdict(run: Run) -> str:
 
 
 def speed(run: Run) -> str:
-    """At the median steady step, with its interval."""
-    readout = run.metrics
-    if readout is None:
-        return too_short(run)
-    told = rate_in_words(readout.units_per_s, f"{run.unit}s")
-    if readout.low_units_per_s is None or readout.high_units_per_s is None:
-        return f"{told}; no interval: {escaped(str(readout.step.reason))}"
-    ends = (rate_in_words(rate, "") for rate in (readout.low_units_per_s, readout.high_units_per_s))
-    return f"{told} ({' to '.join(end.removesuffix(' /s') for end in ends)})"
+    """The rate at the median steady step, with its interval."""
+    metrics = run.metrics
+    if metrics is None:
+        return no_steady_state(run)
+    low, high = metrics.low_units_per_s, metrics.high_units_per_s
+    rate = _rate_with_ends(metrics.units_per_s, f"{run.unit}s", low, high)
+    return rate if low is not None else f"{rate}; no interval: {escaped(str(metrics.step.reason))}"
 
 
-def too_short(run: Run) -> str:
+def _rate_with_ends(rate: float, unit: str, low: float | None, high: float | None) -> str:
+    if low is None or high is None:
+        return format_rate(rate, unit)
+    return f"{format_rate(rate, unit)} ({_plain_rate(low)} to {_plain_rate(high)})"
+
+
+def _plain_rate(rate: float) -> str:
+    return format_rate(rate, "").removesuffix(" /s")
+
+
+def no_steady_state(run: Run) -> str:
     return f"no steady state: {escaped(str(run.record['no_steady_state_reason']))}"
 
 
-def utilisation(run: Run) -> str:
-    """MFU of the convention of the overview."""
-    row = passport_row(run)
-    if row.utilisation is None:
-        return f"none: {escaped(str(row.reason))}"
-    return f"{row.utilisation:.1%}"
-
-
-def share_of_ceiling(run: Run) -> str:
-    """What this machine itself reached in this job is its denominator."""
-    row = passport_row(run)
-    if row.share_of_ceiling is not None:
-        return f"{row.share_of_ceiling:.1%}"
-    return too_short(run) if run.metrics is None else "no ceiling was measured in its dtype"
-
-
-def passport_row(run: Run) -> MfuRow:
-    """Of the convention of the overview."""
+def mfu_row(run: Run) -> MfuRow:
+    """The row of the convention that the overview shows."""
     return next(row for row in run.mfu if row.convention == MAIN_CONVENTION)
 
 
+def mfu(run: Run) -> str:
+    row = mfu_row(run)
+    return (
+        f"none: {escaped(str(row.reason))}" if row.utilisation is None else _share(row.utilisation)
+    )
+
+
+def share_of_ceiling(run: Run) -> str:
+    """FLOP/s over the matrix-product rate that the same machine reached in the same job."""
+    share = mfu_row(run).share_of_ceiling
+    if share is not None:
+        return _share(share)
+    return no_steady_state(run) if run.metrics is None else "no ceiling was measured in its dtype"
+
+
+def _share(share: float) -> str:
+    return f"{share:.1%}"
+
+
 def size(run: Run) -> str:
-    """Its name, and whether single fields of the shape were changed."""
-    words = str(run.record["command"]).split()
-    changed = [word for word in words if word.startswith("--model.")]
-    return f"{escaped(run.config.size)}{', its shape changed' * bool(changed)}"
+    arguments = str(run.record["command"]).split()
+    is_changed = any(argument.startswith("--model.") for argument in arguments)
+    return f"{escaped(run.config.size)}{', its shape changed' if is_changed else ''}"
 
 
-def flags(run: Run) -> str:
-    """What makes the figures doubtful, in words."""
-    return shortened("; ".join(map(escaped, run.record["flags"])), LONGEST_REMARK) or "none"
+def shape(model: ModelConfig) -> str:
+    layers = f"{format_count(model.num_layers, 'layer')} of width {model.width:,}"
+    return f"{human_count(count_parameters(model))} parameters ({layers})"
+
+
+def flags(runs: Iterable[Run]) -> str:
+    """What makes the figures of these runs doubtful, each reason once; empty if nothing does."""
+    flags = dict.fromkeys(flag for run in runs for flag in run.record["flags"])
+    return shortened("; ".join(map(escaped, flags)), LONGEST_REMARK)
 
 
 def flops(config: RunConfig) -> str:
     unit = UNIT[config.recipe].removesuffix("s")
-    return f"{si(count_flops(config)[MAIN_CONVENTION])}FLOP per {unit}"
-
-
-def overview_flops(run: Run) -> str:
-    return f"{si(passport_row(run).flops_per_unit)}FLOP per {run.unit} (`{MAIN_CONVENTION}`)"
+    return f"{format_si(count_flops(config)[MAIN_CONVENTION])}FLOP per {unit}"
 
 
 def memory(run: Run) -> str:
-    """The largest peak of any rank: of tensors, and what was taken from the system for them."""
+    """The largest peak of any rank: of tensors, and what the system provided for them."""
     record = run.record
     peaks = [peak for peak in record["peak_bytes"] if peak is not None]
-    told = "not measured"
+    parts = ["not measured"]
     if peaks:
-        told = f"{gib(max(peaks))} ({escaped(record['peak_bytes_kind'])})"
-    for words in ("reserved", "resident"):
-        beside = [peak for peak in record[f"peak_{words}_bytes"] if peak is not None]
-        told += f", {gib(max(beside))} {words}" if beside else ""
+        parts = [f"{format_bytes(max(peaks))} ({escaped(record['peak_bytes_kind'])})"]
+    for kind in ("reserved", "resident"):
+        peaks = [peak for peak in record[f"peak_{kind}_bytes"] if peak is not None]
+        parts += [f"{format_bytes(max(peaks))} {kind}"] if peaks else []
     ranks = len(record["peak_bytes"])
-    return told if ranks == 1 else f"{told}; largest of {ranks} ranks"
+    return ", ".join(parts) + (f"; largest of {ranks} ranks" if ranks > 1 else "")
 
 
 def peak(runs: Iterable[Run]) -> str:
-    """The largest of all ranks and launches."""
+    """The largest peak of all ranks and launches."""
     peaks = [peak for run in runs for peak in run.record["peak_bytes"] if peak is not None]
-    return gib(max(peaks)) if peaks else "not measured"
+    return format_bytes(max(peaks)) if peaks else "not measured"
 
 
 def record(run: Run) -> str:
-    """A link with a short text: names of records are long and tell a reader nothing."""
+    """A link with a short text, as names of records are long and tell a reader nothing."""
     return link(run.name, "record")
+
+
+# ---------------------------------------------------------------------------------- launches
+
+
+def pooled_speed(point: MeasuredPoint) -> str:
+    rate = point.rate
+    return _rate_with_ends(rate.value, f"{point.runs[0].unit}s", rate.low, rate.high)
+
+
+def launches(point: MeasuredPoint) -> str:
+    """The number of launches, and of several the range of their speeds."""
+    rates = sorted(run.units_per_s or 0.0 for run in point.runs)
+    if len(rates) == 1:
+        return "1"
+    return f"{len(rates)}: {_plain_rate(rates[0])} to {_plain_rate(rates[-1])}"
+
+
+def pooled_shares(point: MeasuredPoint) -> tuple[str, str]:
+    """MFU and share of the ceiling, medians of the launches; empty unless all have it."""
+    rows = [mfu_row(run) for run in point.runs]
+    shares = [[row.utilisation for row in rows], [row.share_of_ceiling for row in rows]]
+    mfu, of_ceiling = ([share for share in of if share is not None] for of in shares)
+    return (
+        _share(median(mfu)) if len(mfu) == len(rows) else "",
+        _share(median(of_ceiling)) if len(of_ceiling) == len(rows) else "",
+    )
+
+
+def estimate(estimate: Estimate, form: str) -> str:
+    """An estimate with its interval if it has one; the reason for none stands under the table."""
+    value = form.format(estimate.value)
+    if estimate.low is None or estimate.high is None:
+        return value
+    return f"{value} ({form.format(estimate.low)} to {form.format(estimate.high)})"
+
+
+def ratio(ratio: Estimate, digits: int) -> str:
+    """A ratio with its interval, whose ends get as many digits as tell them from 1: on which side
+    of 1 they are decides whether it is a tie."""
+    ends = [end for end in (ratio.low, ratio.high) if end is not None and end != 1]
+    while digits < MOST_DIGITS and any(round(end, digits) == 1 for end in ends):
+        digits += 1
+    return estimate(ratio, f"{{:.{digits}f}}")

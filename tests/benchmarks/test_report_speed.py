@@ -16,10 +16,11 @@ import pytest
 
 from scaling.lint.contradictions import find_contradictions
 from scaling.report.results_md import render_pages
+from scaling.report.store_analysis import StoreAnalysis
 from scaling.store.reader import Store, load_store
 from scaling.store.run import Run
 from unitransformer.config import RunConfig, from_dict
-from unitransformer.record.metrics import read_out, steady_of
+from unitransformer.record.metrics import compute_metrics, find_last_steady_state
 from unitransformer.record.schema import write_record
 from unitransformer.stats import intervals
 from unitransformer.stats.autocorrelation import centered_ranks
@@ -50,8 +51,8 @@ def _vary(record: dict[str, Any], seed: int) -> dict[str, Any]:
     samples["slowest_rank"] = [0] * STEPS
     record["config"]["seed"] = seed
     config = from_dict(RunConfig, record["config"])
-    steady = steady_of(step_s, segment_starts=[0], excluded_steps=[])
-    readout = read_out(
+    steady = find_last_steady_state(step_s, segment_starts=[0], excluded_steps=[])
+    readout = compute_metrics(
         step_s, samples, steady, segment_starts=[0], units_per_step=config.global_batch_size
     )
     assert readout is not None
@@ -136,7 +137,9 @@ def _renamed(run: Run, name: str) -> Run:
 
 
 def render(store: Store) -> str:
-    pages = render_pages(store, command="python -m scaling report records", plots="plots")
+    pages = render_pages(
+        StoreAnalysis(store), command="python -m scaling report records", plots="plots"
+    )
     return "\n".join(pages.values())
 
 

@@ -10,7 +10,7 @@ from unitransformer.config import DataConfig, ModelConfig, Recipe, RunConfig, to
 from unitransformer.costs.flops import count_flops, count_parameters
 from unitransformer.machine.calibration import Ceiling, WorkSamples
 from unitransformer.measure.compile_ledger import CompileLedger
-from unitransformer.record.metrics import passport_of, read_out, recorded_steady
+from unitransformer.record.metrics import compute_metrics, compute_mfu, recorded_steady_state
 from unitransformer.record.schema import SCHEMA, Record, config_of
 from unitransformer.stats.steady_state import SteadyState
 
@@ -78,7 +78,9 @@ def make_record(
     )
     samples = _make_samples(step_s)
     units_per_step = config.global_batch_size * config.tokens_per_sample
-    readout = read_out(step_s, samples, steady, launches=[0], units_per_step=units_per_step)
+    readout = compute_metrics(
+        step_s, samples, steady, segment_starts=[0], units_per_step=units_per_step
+    )
     rate = None if readout is None else readout.units_per_s
     return {
         # What ran.
@@ -108,7 +110,7 @@ def make_record(
         "no_steady_state_reason": steady.reason,
         "metrics": {} if readout is None else readout.as_dict(),
         f"{unit}s_per_s": rate,
-        "mfu": [asdict(row) for row in passport_of(config, rate, [HOST], [CEILING])],
+        "mfu": [asdict(row) for row in compute_mfu(config, rate, [HOST], [CEILING])],
         "flags": [],
         "host_load": [],
         # Readings of the instruments, one per rank.
@@ -164,15 +166,15 @@ def make_crashed(recipe: Recipe = "gpt", **changes: Any) -> Record:
 def with_figures(record: Record) -> Record:
     """The record with the metrics that follow from its samples, config and hardware."""
     config = config_of(record)
-    readout = read_out(
+    readout = compute_metrics(
         record["step_s"],
         record["samples"],
-        recorded_steady(record),
-        launches=record["segment_starts"],
+        recorded_steady_state(record),
+        segment_starts=record["segment_starts"],
         units_per_step=config.global_batch_size * config.tokens_per_sample,
     )
     rate = None if readout is None else readout.units_per_s
-    rows = passport_of(config, rate, record["hardware"], record["ceiling"])
+    rows = compute_mfu(config, rate, record["hardware"], record["ceiling"])
     return record | {
         "metrics": {} if readout is None else readout.as_dict(),
         f"{'image' if config.recipe == 'vit' else 'token'}s_per_s": rate,

@@ -1,9 +1,12 @@
 """Renders reports from records and reads cells back from their tables."""
 
 import re
+from collections.abc import Sequence
 
+from scaling.analysis.efficiency import find_scatters
 from scaling.report.results_md import render_pages
-from scaling.store.reader import Store
+from scaling.report.store_analysis import StoreAnalysis, SweepOfRecipe, sorted_cells
+from scaling.store.reader import Cell, Store
 from tests.builders.records import make_run
 from unitransformer.record.schema import Record
 
@@ -15,7 +18,9 @@ def make_store(*records: Record) -> Store:
 
 def pages_of(store: Store) -> dict[str, str]:
     """All pages by file name; those other than RESULTS.md are in the folder `pages`."""
-    pages = render_pages(store, command="python -m scaling report .", plots="plots", pages="pages")
+    pages = render_pages(
+        StoreAnalysis(store), command="python -m scaling report .", plots="plots", pages="pages"
+    )
     return {path.name: text for path, text in pages.items()}
 
 
@@ -32,6 +37,12 @@ def render(*records: Record) -> str:
 def results(*records: Record) -> str:
     """RESULTS.md of these records, without the other pages."""
     return pages_of(make_store(*records))["RESULTS.md"]
+
+
+def sweep_of(cells: Sequence[Cell]) -> SweepOfRecipe:
+    """A sweep named s of these cells of GPT alone."""
+    scatters = find_scatters(cell.run for cell in cells if cell.run is not None)
+    return SweepOfRecipe(recipe="gpt", name="s", cells=sorted_cells(cells), scatters=scatters)
 
 
 def cells(text: str, name: str) -> list[str]:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from scaling.recipe_process import ProcessResult
-from scaling.store.outcome import Outcome
+from scaling.store.outcome import CellOutcome
 from scaling.sweep.engine import Sweep, SweepSummary
 from scaling.sweep.plan import CellTask, sort_tasks
 from scaling.sweep.run_cell import Limits
@@ -78,7 +78,7 @@ class Silent:
     """Shows no progress."""
 
     def cell_started(self, task: CellTask) -> None: ...
-    def cell_finished(self, task: CellTask, outcome: Outcome) -> None: ...
+    def cell_finished(self, task: CellTask, outcome: CellOutcome) -> None: ...
 
 
 def make_study(**changes: Any) -> Study:

@@ -157,7 +157,10 @@ def refuse(call: Call) -> Refuse:
             "--strategy zero2 --devices 2 --precision bf16-true",
             "precision bf16-true does not work with strategy zero2: DeepSpeed keeps float32",
         ),
-        ("--strategy ddp --cpu-offload", "cpu_offload does not work with strategy ddp, which keeps"),
+        (
+            "--strategy ddp --cpu-offload",
+            "cpu_offload does not work with strategy ddp, which keeps",
+        ),
         (
             "--strategy fsdp --cpu-offload",
             "cpu_offload is for GPUs: on a CPU everything is in host",
@@ -228,7 +231,10 @@ def test_float16_is_refused_on_a_cpu_with_deepspeed(
         ("resume: maybe", "resume is 'maybe'; it must be true or false"),
         ("model: 3", "config.model is 3; it must be a group of fields"),
         ("seed: -4", "run.seed is -4; it must be at least 0"),
-        ("- 1", "config holds no lines of the form `option: value`; --print_config prints an example"),
+        (
+            "- 1",
+            "config holds no lines of the form `option: value`; --print_config prints an example",
+        ),
         ("", "config holds no lines of the form `option: value`; --print_config prints an example"),
         ("out: [1", "Problems parsing config: while parsing a flow sequence"),
     ],
@@ -721,7 +727,10 @@ def test_code_in_a_file_of_weights_is_refused_and_not_executed(
     [
         ("nowhere.pt", "init-from nowhere.pt does not exist; check the path"),
         ("~no_such_user/w.pt", "init-from ~no_such_user/w.pt does not exist; check the path"),
-        (".", "init-from . is a folder; name a file, for example one that `python -m unitransformer.export` has written"),
+        (
+            ".",
+            "init-from . is a folder; name a file, for example one that `python -m unitransformer.export` has written",
+        ),
         ("text.txt", "init-from text.txt cannot be read ("),
     ],
 )

@@ -16,8 +16,9 @@ from typing import Any
 import pytest
 
 from scaling.report.html.page import MOST_POINTS, render_html
-from scaling.store.outcome import Outcome
-from scaling.store.reader import Cell, LeftOut, Store
+from scaling.report.store_analysis import StoreAnalysis
+from scaling.store.outcome import CellOutcome
+from scaling.store.reader import Cell, Store, UnusedFile
 from scaling.store.run import Run
 from tests.builders.records import make_config, make_record, make_run
 from unitransformer.config import DataConfig, ParallelConfig, RunConfig, Strategy, to_dict
@@ -30,7 +31,7 @@ def make_cell(number: int, strategy: Strategy, devices: int, batch_size: int) ->
     """Cell n of a sweep: more devices are faster, a batch of 100 is out of memory."""
     parallel = ParallelConfig(strategy=strategy, devices=devices)
     config = replace(make_config(), parallel=parallel, batch_size=batch_size)
-    outcome = Outcome(
+    outcome = CellOutcome(
         cell=f"{number:012x}",
         repeat=1,
         recipe="gpt",
@@ -66,7 +67,7 @@ def make_store() -> Store:
     return Store(
         runs=(single, *(cell.run for cell in cells if cell.run is not None)),
         cells=cells,
-        left_out=(LeftOut(name="runs/cut.json", kind="damaged", reason=f"not JSON {EVIL}"),),
+        left_out=(UnusedFile(name="runs/cut.json", kind="damaged", reason=f"not JSON {EVIL}"),),
     )
 
 
@@ -84,8 +85,8 @@ class Tags(HTMLParser):
 
 
 def test_equal_stores_give_equal_bytes_and_every_text_is_escaped() -> None:
-    page = render_html(make_store(), title=f"Runs {EVIL}")
-    assert page == render_html(make_store(), title=f"Runs {EVIL}")
+    page = render_html(StoreAnalysis(make_store()), title=f"Runs {EVIL}")
+    assert page == render_html(StoreAnalysis(make_store()), title=f"Runs {EVIL}")
     tags = Tags(page).found
     assert [tag for tag, _ in tags].count("script") == 4, "two of JSON, plotly, the page's own"
     assert not any({"src", "href"} & attributes.keys() for _, attributes in tags)
@@ -95,7 +96,7 @@ def test_equal_stores_give_equal_bytes_and_every_text_is_escaped() -> None:
 
 
 def test_a_page_without_rows_is_valid() -> None:
-    assert "No runs." in render_html(Store(runs=(), left_out=()), title="Nothing")
+    assert "No runs." in render_html(StoreAnalysis(Store(runs=(), left_out=())), title="Nothing")
 
 
 # ---------------------------------------------------------------------------------- the browser
@@ -211,7 +212,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("page") / "page.html"
-    path.write_text(render_html(make_store(), title="Runs"), encoding="utf-8")
+    path.write_text(render_html(StoreAnalysis(make_store()), title="Runs"), encoding="utf-8")
     return path
 
 
@@ -262,7 +263,9 @@ def test_each_precision_has_a_panel_and_launches_share_a_line(
     again = [with_repeat(cell) for cell in (*store.cells, *halves)]
     path = tmp_path / "page.html"
     cells = (*store.cells, *halves, *again)
-    path.write_text(render_html(replace(store, cells=cells, runs=()), title="Runs"), "utf-8")
+    path.write_text(
+        render_html(StoreAnalysis(replace(store, cells=cells, runs=())), title="Runs"), "utf-8"
+    )
     browser.open(path)
     browser.until("document.querySelectorAll('#rate-by-devices svg .point').length === 48")
     assert browser.texts("#rate-by-devices .annotation-text") == ["32-true", "bf16-mixed"]
@@ -297,7 +300,9 @@ def test_a_panel_has_the_six_best_of_its_lines(browser: Browser, tmp_path: Path)
     grid = itertools.product((1, 2), sizes)
     cells = tuple(make_cell(n, "ddp", devices, size) for n, (devices, size) in enumerate(grid))
     path = tmp_path / "page.html"
-    path.write_text(render_html(Store(runs=(), cells=cells, left_out=()), title="Runs"), "utf-8")
+    path.write_text(
+        render_html(StoreAnalysis(Store(runs=(), cells=cells, left_out=())), title="Runs"), "utf-8"
+    )
     browser.open(path)
     browser.until("document.querySelectorAll('#rate-by-devices svg .point').length === 12")
     # From the slowest to the fastest.
@@ -311,7 +316,7 @@ def test_lines_join_runs_that_differ_only_in_the_axis_and_efficiency_has_its_own
     other = [with_length(cell) for cell in store.cells]
     both = replace(store, cells=(*store.cells, *other), runs=())
     path = tmp_path / "page.html"
-    path.write_text(render_html(both, title="Runs"), encoding="utf-8")
+    path.write_text(render_html(StoreAnalysis(both), title="Runs"), encoding="utf-8")
     browser.open(path, "model=GPT+tiny+%286.1+K%29")
     browser.until("document.querySelectorAll('#rate-by-devices svg .point').length === 18")
     assert len(curves_of(browser, "rate-by-devices")) == 8 - 2, "the six fastest"
@@ -434,7 +439,9 @@ def test_ten_thousand_rows_open(browser: Browser, tmp_path: Path) -> None:
     for run in runs:  # computed once: the samples are equal
         vars(run).update(metrics=first.metrics, mfu=first.mfu)
     path = tmp_path / "page.html"
-    path.write_text(render_html(Store(runs=runs, left_out=()), title="Many"), encoding="utf-8")
+    path.write_text(
+        render_html(StoreAnalysis(Store(runs=runs, left_out=())), title="Many"), encoding="utf-8"
+    )
     browser.open(path, "row=9999")
     (shown,) = browser.texts("#shown")
     assert shown == "10,000 of 10,000 rows; the first 500 of them are in the table"

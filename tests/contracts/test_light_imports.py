@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from scaling.store.outcome import Outcome, write_outcome
+from scaling.store.outcome import CellOutcome, write_outcome
 from scaling.sweep.engine import CELLS, Limits, open_folder
 from scaling.sweep.study import read_study
 
@@ -116,7 +116,7 @@ def test_sweep_list_and_watch_import_neither_torch_nor_lightning(
     out = tmp_path / "sweep"
     open_folder(out, study, Limits(limit_s=60))
     for cell in study.cells():
-        ended = Outcome(
+        ended = CellOutcome(
             cell=cell.id, repeat=1, recipe="gpt", options=cell.options, command=cell.command,
             status="timeout", reason="so it was",
         )  # fmt: skip

@@ -12,7 +12,7 @@ from tests.builders.plain_model import PlainTransformer
 from unitransformer.config import ModelConfig, RunConfig
 from unitransformer.costs.flops import count_flops, count_parameters
 from unitransformer.objectives import Batch, Objective
-from unitransformer.record.parameter_summary import render_summary, summarise
+from unitransformer.record.parameter_summary import render_summary, summarize
 from unitransformer.transformer import PatchEncoding, Transformer
 
 PRESETS = (bert.PRESET, gpt.PRESET, vit.PRESET)
@@ -142,7 +142,7 @@ def test_a_model_of_175_billion_parameters_is_described_quickly_without_memory()
     config = gpt.model_config("175b")
     start = time.process_time()
     with torch.device("meta"):
-        text = render_summary(summarise(Transformer(config)))
+        text = render_summary(summarize(Transformer(config)))
     run = RunConfig(recipe="gpt", size="175b", model=config)
     assert "174 B" in text
     assert count_flops(run)["6n"] == 6 * count_parameters(config)

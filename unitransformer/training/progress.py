@@ -17,7 +17,7 @@ from unitransformer.costs.flops import flops_per_sample
 from unitransformer.files import write_atomically
 from unitransformer.measure.clock import StepClock
 from unitransformer.record.log_lines import is_due, ms_per_step, step_line, validation_line
-from unitransformer.record.units import UNIT, count, duration
+from unitransformer.record.units import UNIT, format_count, format_duration
 
 TIMED_STEPS = 3  # for an estimate, without the first step, which is slower
 MIN_ESTIMATE_S = 10  # shorter estimates are not printed
@@ -47,14 +47,14 @@ class TimeLeft(pl.Callback):
         units = f"{samples * config.tokens_per_sample:,} {UNIT[config.recipe]}"
         num_steps = config.max_steps - first_step
         if config.until_interval is not None:
-            self.print_line(f"plan    up to {count(num_steps, 'step')} of {units}")
+            self.print_line(f"plan    up to {format_count(num_steps, 'step')} of {units}")
             return
-        plan = f"{count(num_steps, 'step')} of {units}, {self._format_validations(first_step + 1)}"
+        plan = f"{format_count(num_steps, 'step')} of {units}, {self._format_validations(first_step + 1)}"
         if rate := self.matmul_flops_per_s():
             # A lower bound: a causal mask may halve attention, and validation is left out.
             flops = flops_per_sample(config, causal=True) * samples / config.parallel.world_size
             if (least_s := num_steps * flops / rate) >= 1:
-                plan += f"; at least {duration(least_s)} at the matrix product speed just measured"
+                plan += f"; at least {format_duration(least_s)} at the matrix product speed just measured"
         self.print_line(f"plan    {plan}")
 
     def on_train_batch_end(self, trainer: pl.Trainer, *args: Any) -> None:
@@ -71,9 +71,9 @@ class TimeLeft(pl.Callback):
         validation_s = median_s / config.accumulate * config.validation_batches / 3
         left_s = num_steps * median_s + self._count_validations(step) * validation_s
         if left_s >= MIN_ESTIMATE_S:
-            steps = f"{count(num_steps, 'step')} of {median_s:.2g} s"
+            steps = f"{format_count(num_steps, 'step')} of {median_s:.2g} s"
             rest = f"{steps}, {self._format_validations(step)}"
-            self.print_line(f"time    about {duration(left_s)} of training left: {rest}")
+            self.print_line(f"time    about {format_duration(left_s)} of training left: {rest}")
 
     def _count_validations(self, step: int) -> int:
         """Returns how many follow `step` or a later one; the last step always validates."""
@@ -81,7 +81,7 @@ class TimeLeft(pl.Callback):
         return math.ceil(self.config.max_steps / every) - (step - 1) // every
 
     def _format_validations(self, step: int) -> str:
-        return count(self._count_validations(step), "validation")
+        return format_count(self._count_validations(step), "validation")
 
 
 class LogLines(pl.Callback):

@@ -22,24 +22,24 @@ function drawLoss(row, detail) {
   const last = row.get("num_steps");
   const steps = loss.map((value, index) => [last - every * (loss.length - 1 - index), value]);
   const curves = [
-    { label: "training", colour: "#1490d8", points: steps, hasMarks: loss.length <= 40 },
-    { label: "validation", colour: "#c0622b", points: validation, hasMarks: true },
+    { label: "training", color: "#1490d8", points: steps, hasMarks: loss.length <= 40 },
+    { label: "validation", color: "#c0622b", points: validation, hasMarks: true },
   ].filter(({ points }) => points.length);
   const values = curves.flatMap(({ points }) => points.map(([, value]) => value));
-  const ends = curves.map(({ label, colour, points }) => {
+  const ends = curves.map(({ label, color, points }) => {
     const [x, y] = points.at(-1);
-    return { label, colour, x, y };
+    return { label, color, x, y };
   });
   draw(
     "loss",
     [
-      ...curves.map(({ label, colour, points, hasMarks }) => ({
+      ...curves.map(({ label, color, points, hasMarks }) => ({
         type: "scatter",
         name: label,
         mode: hasMarks ? "lines+markers" : "lines",
         x: points.map(([step]) => step),
         y: points.map(([, value]) => value),
-        line: { color: colour, width: 1.5 },
+        line: { color: color, width: 1.5 },
       })),
       endLabels(ends, Math.max(...values) - Math.min(...values)),
     ],

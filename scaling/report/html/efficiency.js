@@ -6,7 +6,7 @@ function efficiencyLine({ panel, strategy, batch, points }, batches) {
   return {
     panel,
     label,
-    colour: colour(strategy),
+    color: color(strategy),
     symbol: SYMBOLS[batches.indexOf(batch) % SYMBOLS.length],
     middle: { x: at(1), y: at(2) },
     ideal: { x: at(1), y: at(5) },

@@ -15,46 +15,50 @@ from collections.abc import Mapping, Sequence
 from importlib import resources
 from typing import Any, get_args
 
-from scaling.analysis.efficiency import find_curves
-from scaling.report.environment import without_places
+from scaling.report.environment import without_paths
 from scaling.report.plots import COLORS, batch_of, interval_of, product
 from scaling.report.rows import NAMES, Entry, Row, entries
 from scaling.report.run_formatting import TITLES
-from scaling.report.table_notes import field_in_words, telling
+from scaling.report.store_analysis import StoreAnalysis
+from scaling.report.table_notes import distinguishing, setting_name
 from scaling.store.reader import Store
 from scaling.store.run import Run
-from unitransformer.config import Recipe, RunConfig, Strategy, flat_dict
+from unitransformer.config import RunConfig, Strategy, flat_dict
 from unitransformer.costs.flops import count_parameters
 from unitransformer.record.parameter_summary import human_count
-from unitransformer.record.units import count
+from unitransformer.record.units import format_count
 
 MOST_POINTS = 200  # of a loss curve, so that a page of ten thousand rows opens
 DIGITS = 5  # of a loss
 LOG_LINES = 12
 LONGEST_LINE = 300  # letters of a log line; the record has all of them
-SCRIPTS = (  # in this order, as one
-    *("rows.js", "table.js", "plots.js", "efficiency.js", "detail.js", "page.js"),
-)
+SCRIPTS = ("rows.js", "table.js", "plots.js", "efficiency.js", "detail.js", "page.js")  # in order
 IN_COLUMNS = (  # settings that columns of a row show
-    *("size", "batch_size", "parallel.strategy", "parallel.precision", "parallel.compile"),
-    *("parallel.devices", "parallel.num_nodes", "parallel.accelerator"),
+    "size",
+    "batch_size",
+    "parallel.strategy",
+    "parallel.precision",
+    "parallel.compile",
+    "parallel.devices",
+    "parallel.num_nodes",
+    "parallel.accelerator",
 )
 OF_AN_AXIS = ("batch_size", "parallel.devices")  # what the x axes of plots show
 
 
-def render_html(store: Store, *, title: str) -> str:
+def render_html(analysis: StoreAnalysis, *, title: str) -> str:
     """Renders the page; equal stores give equal bytes."""
     from plotly.offline import get_plotlyjs  # slow to import, and only a page needs it
 
-    shown = entries(store)
+    shown = entries(analysis.store)
     plotly, script = get_plotlyjs(), _script()
     parts = {
         "title": html.escape(title),
         "policy": html.escape(_policy([plotly, script])),
         "style": _part("page.css"),
         "opening": html.escape(_opening([entry.row for entry in shown])),
-        "left_out": _left_out(store),
-        "rows": _json(_table(shown)),
+        "left_out": _left_out(analysis.store),
+        "rows": _json(_table(shown, analysis)),
         "details": _json(_details(shown)),
         "plotly": plotly,
         "script": script,
@@ -91,7 +95,7 @@ def _json(values: Any) -> str:
 def _opening(rows: Sequence[Row]) -> str:
     statuses = Counter(row.status for row in rows)
     counts = ", ".join(f"{number:,} {status}" for status, number in sorted(statuses.items()))
-    return f"{count(len(rows), 'run')}: {counts}." if rows else "No runs."
+    return f"{format_count(len(rows), 'run')}: {counts}." if rows else "No runs."
 
 
 def _left_out(store: Store) -> str:
@@ -102,24 +106,32 @@ def _left_out(store: Store) -> str:
     lines = "".join(
         f"<li>{html.escape(f'{file.name}: {file.kind}, {file.reason}')}</li>" for file in files
     )
-    head = f"{count(len(files), 'file')} left out"
+    head = f"{format_count(len(files), 'file')} left out"
     return f"<details><summary>{head}</summary><ul>{lines}</ul></details>"
 
 
-def _table(shown: Sequence[Entry]) -> dict[str, Any]:
-    """The values of each row; their names are given once."""
-    also = _also(shown)
+def _table(shown: Sequence[Entry], analysis: StoreAnalysis) -> dict[str, Any]:
+    """Returns the values of each row, and their names once."""
+    models = [_model(entry) for entry in shown]
+    also = _also(shown, models)
     return {
         "names": ["model", "rest", "also", *NAMES],
         "rows": [
-            [_model(entry), _rest(entry), other, *(getattr(entry.row, name) for name in NAMES)]
-            for entry, other in zip(shown, also, strict=True)
+            [model, _rest(entry), other, *(getattr(entry.row, name) for name in NAMES)]
+            for entry, model, other in zip(shown, models, also, strict=True)
         ],
         "strategies": get_args(Strategy),
-        "colours": COLORS,
-        "units": _units(shown),
-        "curves": _curves_of(shown),
+        "colors": COLORS,
+        "units": {model: entry.row.unit for model, entry in zip(models, shown, strict=True)},
+        "curves": _curves(shown, analysis),
     }
+
+
+def _model(entry: Entry) -> str:
+    """Recipe, size and parameter count, which reveals a size that was changed field by field."""
+    row, config = entry.row, _config_of(entry)
+    size = [] if config is None else [f"({human_count(count_parameters(config.model))})"]
+    return " ".join(filter(None, (TITLES[row.recipe], row.size, *size)))
 
 
 def _rest(entry: Entry) -> str | None:
@@ -129,28 +141,24 @@ def _rest(entry: Entry) -> str | None:
     return hashlib.sha256(repr(rest).encode()).hexdigest()[:8] if rest else None
 
 
-def _also(shown: Sequence[Entry]) -> list[str | None]:
+def _also(shown: Sequence[Entry], models: Sequence[str]) -> list[str | None]:
     """The settings, beyond the columns, in which a row differs from others of its model."""
-    places: dict[str, list[int]] = {}
-    for place, entry in enumerate(shown):
-        if _config_of(entry) is not None:
-            places.setdefault(_model(entry), []).append(place)
+    groups: dict[str, dict[int, RunConfig]] = {}
+    for index, (entry, model) in enumerate(zip(shown, models, strict=True)):
+        if (config := _config_of(entry)) is not None:
+            groups.setdefault(model, {})[index] = config
     also: list[str | None] = [None] * len(shown)
-    for same_model in places.values():
-        configs = [config for place in same_model if (config := _config_of(shown[place]))]
-        columns = telling(configs, IN_COLUMNS)
-        for index, place in enumerate(same_model):
-            parts = [
-                f"{field_in_words(field)} {values[index]}" for field, values in columns.items()
-            ]
-            also[place] = ", ".join(parts) or None
+    for configs in groups.values():
+        columns = distinguishing(list(configs.values()), IN_COLUMNS)
+        for number, index in enumerate(configs):
+            parts = [f"{setting_name(field)} {cells[number]}" for field, cells in columns.items()]
+            also[index] = ", ".join(parts) or None
     return also
 
 
-def _curves_of(shown: Sequence[Entry]) -> list[dict[str, Any]]:
+def _curves(shown: Sequence[Entry], analysis: StoreAnalysis) -> list[dict[str, Any]]:
     """Efficiency over devices; a point is its row, devices, value, interval and ideal."""
     rows = {entry.run.name: row for row, entry in enumerate(shown) if entry.run is not None}
-    runs = [entry.run for entry in shown if entry.run is not None]
     return [
         {
             "panel": f"{curve.scaling} scaling, {curve.baseline.config.parallel.precision}",
@@ -166,20 +174,9 @@ def _curves_of(shown: Sequence[Entry]) -> list[dict[str, Any]]:
                 for efficiency in [curve.efficiency(point)]
             ],
         }
-        for recipe in get_args(Recipe)
-        for curve in find_curves(run for run in runs if run.config.recipe == recipe)
+        for curves in analysis.curves.values()
+        for curve in curves
     ]
-
-
-def _model(entry: Entry) -> str:
-    """Recipe, size and parameter count, which reveals a size that was changed field by field."""
-    row, config = entry.row, _config_of(entry)
-    size = [] if config is None else [f"({human_count(count_parameters(config.model))})"]
-    return " ".join(filter(None, (TITLES[row.recipe], row.size, *size)))
-
-
-def _units(shown: Sequence[Entry]) -> dict[str, str]:
-    return {_model(entry): entry.row.unit for entry in shown}
 
 
 # ---------------------------------------------------------------------------------- details
@@ -200,7 +197,7 @@ def _details(shown: Sequence[Entry]) -> dict[str, Any]:
             {
                 "config": None if not config else _without(config, shared),
                 "log": _log(entry),
-                **({} if entry.run is None else _curves(entry.run)),
+                **({} if entry.run is None else _losses(entry.run)),
             }
             for entry, config in zip(shown, configs, strict=True)
         ],
@@ -227,10 +224,10 @@ def _log(entry: Entry) -> list[str]:
     hosts: Sequence[Any] = ()
     if entry.run is not None:
         lines, hosts = lines or entry.run.log, entry.run.record["hardware"]
-    return [without_places(str(line), hosts)[:LONGEST_LINE] for line in lines[-LOG_LINES:]]
+    return [without_paths(str(line), hosts)[:LONGEST_LINE] for line in lines[-LOG_LINES:]]
 
 
-def _curves(run: Run) -> dict[str, Any]:
+def _losses(run: Run) -> dict[str, Any]:
     """Training loss of one step in `every`, the last included; [[step, validation loss]]."""
     losses = run.record["loss"]
     every = max(1, math.ceil(len(losses) / MOST_POINTS))

@@ -13,7 +13,7 @@ const AXES = ["devices", "batch_size"];
 
 // Plotly reads tags in its texts.
 const plain = (text) => String(text).replaceAll("&", "&amp;").replaceAll("<", "&lt;");
-const colour = (strategy) => colours[strategy] ?? token("--quiet");
+const color = (strategy) => colors[strategy] ?? token("--quiet");
 const token = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 const also = (row) => (row.get("also") === null ? "" : `, ${row.get("also")}`);
 const isAlone = (row) => row.get("sweep") === null;
@@ -68,7 +68,7 @@ function spread(heights, gap) {
   return blocks.flatMap((block) => block.map(() => mean(block))).map((at, i) => at + i * gap);
 }
 
-// The labels of lines, each beside the end of its own: {x, y, label, colour}.
+// The labels of lines, each beside the end of its own: {x, y, label, color}.
 function endLabels(ends, highest) {
   const sorted = ends.toSorted((one, other) => one.y - other.y);
   return {
@@ -82,7 +82,7 @@ function endLabels(ends, highest) {
     ),
     text: sorted.map(({ label }) => `  ${plain(label)}`),
     textposition: "middle right",
-    textfont: { size: 11, color: sorted.map((end) => end.colour) },
+    textfont: { size: 11, color: sorted.map((end) => end.color) },
     hoverinfo: "skip",
   };
 }
@@ -101,7 +101,7 @@ function lineTraces(line) {
     },
   };
   return [
-    ...(line.middle ? [{ ...thin, ...line.middle, line: { width: 1.4, color: line.colour } }] : []),
+    ...(line.middle ? [{ ...thin, ...line.middle, line: { width: 1.4, color: line.color } }] : []),
     {
       type: "scatter",
       mode: "markers",
@@ -109,7 +109,7 @@ function lineTraces(line) {
       y: at("y"),
       customdata: at("row"),
       ...intervals,
-      marker: { size: 7, color: line.colour, symbol: line.symbol },
+      marker: { size: 7, color: line.color, symbol: line.symbol },
       hovertext: at("hover").map(plain),
       hovertemplate: "%{hovertext}<extra></extra>",
     },
@@ -132,10 +132,10 @@ function bestLines(lines, isLessBetter) {
 function panelTraces(lines, highest) {
   const labelled = lines.filter((line) => line.middle);
   const ideal = labelled.find((line) => line.ideal)?.ideal;
-  const lost = { label: "ideal", colour: token("--quiet"), middle: ideal };
-  const ends = [...labelled, ...(ideal ? [lost] : [])].map(({ label, colour, middle }) => ({
+  const lost = { label: "ideal", color: token("--quiet"), middle: ideal };
+  const ends = [...labelled, ...(ideal ? [lost] : [])].map(({ label, color, middle }) => ({
     label,
-    colour,
+    color,
     x: middle.x.at(-1),
     y: middle.y.at(-1),
   }));
@@ -204,7 +204,7 @@ function linesOf(found, x, other, y) {
     return {
       panel: first.get("precision"),
       label: `${first.get("strategy")}, ${first.get(other)}${also(first)}`,
-      colour: colour(first.get("strategy")),
+      color: color(first.get("strategy")),
       symbol: SYMBOLS[others.indexOf(first.get(other)) % SYMBOLS.length],
       middle: isAlone(first) ? null : middle,
       marks: group.map((row) => ({
@@ -233,7 +233,7 @@ function drawLegend(found) {
   byId("legend").replaceChildren(
     ...used.map((strategy) => {
       const item = element("li", strategy);
-      item.style.setProperty("--dot", colour(strategy));
+      item.style.setProperty("--dot", color(strategy));
       return item;
     }),
   );

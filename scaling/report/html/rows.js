@@ -4,7 +4,7 @@ const PAGE = 500; // rows put into the table at once
 
 const byId = (id) => document.getElementById(id);
 const read = (id) => JSON.parse(byId(id).textContent);
-const { names, rows: values, strategies, colours, units, curves } = read("rows");
+const { names, rows: values, strategies, colors, units, curves } = read("rows");
 const place = Object.fromEntries(names.map((name, index) => [name, index]));
 const rows = values.map((row, index) => ({ index, get: (name) => row[place[name]], row }));
 

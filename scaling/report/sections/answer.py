@@ -1,33 +1,31 @@
-"""The answer of the report: on how many devices which configuration is the fastest, and how sure.
-
-Builds one table per recipe out of its runs and the certificates of loss parity.
-"""
+"""Answers which configuration is the fastest on how many devices, in one table per recipe."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from statistics import median
 
 from scaling.analysis.candidates import name_of
-from scaling.analysis.efficiency import Curve, MeasuredPoint, find_scatters, pool
+from scaling.analysis.efficiency import Curve, MeasuredPoint
 from scaling.analysis.fastest import Candidate, rank
+from scaling.markdown import note
 from scaling.parity.certificate import Certificate
 from scaling.report import run_formatting
-from scaling.report.table_notes import (
-    Columns,
-    draw,
-    figure,
-    in_words,
-    ratio_figure,
-    shape_in_words,
-    speed,
-)
+from scaling.report.table_notes import condition_lines, draw
 from scaling.store.conditions import differences
-from scaling.store.run import Run
 from unitransformer.config import ParallelConfig, RunConfig
 from unitransformer.costs.flops import count_parameters
-from unitransformer.record.units import count, rate_in_words
+from unitransformer.record.units import format_count
 
 MOST_ROWS = 12  # of a table; the pages have the others
+FASTEST = (  # headings
+    "fastest configuration",
+    "speed",
+    "launches",
+    "peak memory",
+    "utilisation",
+    "weak efficiency",
+    "runner-up",
+    "lead",
+)
 
 Work = tuple[RunConfig, str]  # what is trained, and on which kind of processors
 
@@ -38,183 +36,128 @@ class Answer:
 
     work: Work
     devices: int
-    ranked: tuple[Candidate, ...]  # with proven loss parity, the fastest first
+    ranked: tuple[Candidate, ...]  # with proven loss parity, fastest first
     unranked: tuple[Candidate, ...]
-    curves: Sequence[Curve]
 
     @property
     def points(self) -> list[MeasuredPoint]:
-        return [way.point for way in (*self.ranked, *self.unranked)]
+        return [candidate.point for candidate in (*self.ranked, *self.unranked)]
 
 
 def find_answers(
-    runs: Iterable[Run], curves: Sequence[Curve], certificates: Sequence[Certificate]
+    points: Iterable[MeasuredPoint], certificates: Sequence[Certificate]
 ) -> list[Answer]:
-    """For every model of which several configurations were measured: the largest model first.
-
-    Args:
-        curves: as `find_curves` finds them in these runs.
-    """
-    steady = [run for run in runs if run.is_ok and run.metrics is not None]
-    scatters = find_scatters(steady)
-    points: dict[Work, dict[int, list[MeasuredPoint]]] = {}
-    for point in pool(sorted(steady, key=lambda run: run.name), scatters):
-        places = points.setdefault(_work(point), {})
-        places.setdefault(point.devices, []).append(point)
+    """Ranks the points of every model with several configurations; the largest model first."""
+    works: dict[Work, dict[int, list[MeasuredPoint]]] = {}
+    for point in points:
+        counts = works.setdefault(_work(point), {})
+        counts.setdefault(point.devices, []).append(point)
     answers = []
-    for work in sorted(points, key=_reading_order):
-        if sum(map(len, points[work].values())) > 1:
-            for devices, own in sorted(points[work].items()):
-                ranked, unranked = rank(own, certificates)
-                answers.append(
-                    Answer(
-                        work=work,
-                        devices=devices,
-                        ranked=ranked,
-                        unranked=unranked,
-                        curves=[curve for curve in curves if curve.scaling == "weak"],
-                    )
-                )
+    for work in sorted(works, key=lambda work: (-count_parameters(work[0].model), repr(work))):
+        if sum(map(len, works[work].values())) > 1:
+            for devices, candidates in sorted(works[work].items()):
+                ranked, unranked = rank(candidates, certificates)
+                answers.append(Answer(work=work, devices=devices, ranked=ranked, unranked=unranked))
     return answers
 
 
 def _work(point: MeasuredPoint) -> Work:
-    """Runs that train the same model on the same kind of machine, in whatever way."""
+    """Returns what is equal for all ways to train the same model on the same kind of machine."""
+    parallel = ParallelConfig(accelerator=point.config.parallel.accelerator)
     config = replace(
-        point.config,
-        parallel=ParallelConfig(accelerator=point.config.parallel.accelerator),
-        batch_size=1,
-        accumulate=1,
-        max_steps=1,
-        seed=0,
+        point.config, parallel=parallel, batch_size=1, accumulate=1, max_steps=1, seed=0
     )
     return config, point.runs[0].processors
 
 
-def _reading_order(work: Work) -> tuple[int, str]:
-    return -count_parameters(work[0].model), repr(work)
-
-
-def answer_blocks(answers: Sequence[Answer]) -> list[str]:
-    """The table of one recipe, and what its rows share."""
+def answer_blocks(answers: Sequence[Answer], curves: Sequence[Curve]) -> list[str]:
+    """Returns the table of one recipe, and what its rows share."""
     shown = answers[:MOST_ROWS]
     if not shown:
         return ["No model was measured in more than one configuration."]
+    works = list(dict.fromkeys(answer.work for answer in answers))
+    is_ambiguous = len(works) > len({config.model for config, _ in works})
+    rows = [
+        {
+            "model": run_formatting.shape(answer.work[0].model),
+            "work": str(works.index(answer.work) + 1) if is_ambiguous else "",
+            "devices": str(answer.devices),
+            **_fastest(answer, answers, curves),
+            "tried": _tried(answer),
+        }
+        for answer in shown
+    ]
     more = len(answers) - len(shown)
     return [
-        *draw(_columns(shown), aside=("devices", "speed")),
-        *_apart(shown),
-        *([f"{count(more, 'row')} more: see the pages of the sweeps."] if more else []),
+        *draw(rows, always=("devices", "speed")),
+        *_different_conditions(shown),
+        f"{format_count(more, 'row')} more: see the pages of the sweeps." if more else "",
     ]
 
 
-def _columns(answers: Sequence[Answer]) -> Columns:
-    works = list(dict.fromkeys(answer.work for answer in answers))
-    models = list(dict.fromkeys(config.model for config, _ in works))
-    several = len(works) > len(models)
-    return {
-        "model": [shape_in_words(answer.work[0].model) for answer in answers],
-        **({"work": [str(works.index(a.work) + 1) for a in answers]} if several else {}),
-        "devices": [str(answer.devices) for answer in answers],
-        "fastest configuration": [_best(answer) for answer in answers],
-        "speed": [speed(a.ranked[0].point) if a.ranked else "" for a in answers],
-        "launches": [launches(a.ranked[0].point) if a.ranked else "" for a in answers],
-        "peak memory": [
-            run_formatting.peak(a.ranked[0].point.runs) if a.ranked else "" for a in answers
-        ],
-        "utilisation": [utilisation(a.ranked[0].point) if a.ranked else "" for a in answers],
-        "weak efficiency": [_efficiency(a, answers) if a.ranked else "" for a in answers],
-        "runner-up": [_runner_up(answer) for answer in answers],
-        "lead": [_lead(answer) for answer in answers],
-        "tried": [_tried(answer) for answer in answers],
+def _fastest(answer: Answer, answers: Sequence[Answer], curves: Sequence[Curve]) -> dict[str, str]:
+    cells = dict.fromkeys(FASTEST, "") | {FASTEST[0]: "none has proven loss parity"}
+    if not answer.ranked:
+        return cells
+    point = answer.ranked[0].point
+    mfu, share = run_formatting.pooled_shares(point)
+    cells |= {
+        FASTEST[0]: configuration(point.config),
+        "speed": run_formatting.pooled_speed(point),
+        "launches": run_formatting.launches(point),
+        "peak memory": run_formatting.peak(point.runs),
+        "utilisation": f"MFU {mfu}" if mfu else f"{share} of ceiling" if share else "",
+        "weak efficiency": _efficiency(answer, answers, curves),
+        "runner-up": "none",
     }
+    if len(answer.ranked) > 1:
+        second = answer.ranked[1]
+        assert second.against_fastest is not None
+        lead = run_formatting.ratio(second.against_fastest.inverse(), 2)
+        standing = "" if second.is_slower else "tie: " if second.is_tie else "undecided: "
+        cells["runner-up"] = configuration(second.point.config)
+        cells["lead"] = f"{standing}{lead}"
+    return cells
 
 
 def configuration(config: RunConfig) -> str:
-    """Everything that tells one way to train a model from another."""
+    """Returns everything that distinguishes one way to train a model from another."""
     parallel = config.parallel
     nodes = f", {parallel.num_nodes} nodes" if parallel.num_nodes > 1 else ""
     return f"{name_of(config)}, {parallel.precision}, {config.batch_size:,} per device{nodes}"
 
 
-def launches(point: MeasuredPoint) -> str:
-    """The number of launches, and of several the range of their speeds."""
-    rates = sorted(run.units_per_s or 0.0 for run in point.runs)
-    if len(rates) == 1:
-        return "1"
-    low, high = (rate_in_words(rate, "").removesuffix(" /s") for rate in (rates[0], rates[-1]))
-    return f"{len(rates)}: {low} to {high}"
-
-
-def utilisation(point: MeasuredPoint) -> str:
-    """MFU where a data sheet tells the peak, else the share of the measured ceiling; the median of
-    the launches."""
-    rows = [run_formatting.passport_row(run) for run in point.runs]
-    mfu = [row.utilisation for row in rows if row.utilisation is not None]
-    shares = [row.share_of_ceiling for row in rows if row.share_of_ceiling is not None]
-    if len(mfu) == len(rows):
-        return f"MFU {median(mfu):.1%}"
-    return f"{median(shares):.1%} of ceiling" if len(shares) == len(rows) else ""
-
-
-def _best(answer: Answer) -> str:
-    if not answer.ranked:
-        return "none has proven loss parity"
-    return configuration(answer.ranked[0].point.config)
-
-
-def _efficiency(answer: Answer, answers: Sequence[Answer]) -> str:
-    """Of the fastest configuration, against itself on the fewest devices."""
+def _efficiency(answer: Answer, answers: Sequence[Answer], curves: Sequence[Curve]) -> str:
+    """The fastest configuration against itself on the fewest devices."""
     if answer.devices == min(other.devices for other in answers if other.work == answer.work):
         return "baseline"
-    config = answer.ranked[0].point.config
-    for curve in answer.curves:
-        for point in curve.points[1:]:
-            if point.config == config and point.runs[0] in answer.ranked[0].point.runs:
+    fastest = answer.ranked[0].point
+    for curve in curves:
+        for point in curve.points[1:] if curve.scaling == "weak" else ():
+            if point.config == fastest.config and point.runs[0] in fastest.runs:
+                efficiency = run_formatting.estimate(curve.efficiency(point), "{:.1%}")
                 ideal = curve.ideal(point)
-                told = figure(curve.efficiency(point), "{:.1%}")
-                return told if ideal == 1 else f"{told}; ideal {ideal:.0%}"
+                return efficiency if ideal == 1 else f"{efficiency}; ideal {ideal:.0%}"
     return "not measured on fewer devices"
-
-
-def _runner_up(answer: Answer) -> str:
-    if len(answer.ranked) < 2:
-        return "none"
-    return configuration(answer.ranked[1].point.config)
-
-
-def _lead(answer: Answer) -> str:
-    """By how much the fastest is ahead of the runner-up, or that this is not decided."""
-    if len(answer.ranked) < 2:
-        return ""
-    second = answer.ranked[1]
-    assert second.against_fastest is not None
-    told = ratio_figure(second.against_fastest.inverse(), 2)
-    if second.is_slower:
-        return told
-    return f"{'tie' if second.is_tie else 'undecided'}: {told}"
 
 
 def _tried(answer: Answer) -> str:
     """Configurations, how many of them tie with the fastest, and how many have no proof."""
     others = answer.ranked[1:]
-    tied = sum(bool(way.is_tie) for way in others)
-    undecided = sum(not way.is_tie and not way.is_slower for way in others)
-    about = [f"{tied} tie"] if tied else []
-    about += [f"{undecided} undecided"] if undecided else []
-    about += [f"{len(answer.unranked)} without proven parity"] if answer.unranked else []
-    return f"{len(answer.points)} ({', '.join(about)})" if about else f"{len(answer.points)}"
+    counts = {
+        "tie": sum(bool(candidate.is_tie) for candidate in others),
+        "undecided": sum(not other.is_tie and not other.is_slower for other in others),
+        "without proven parity": len(answer.unranked),
+    }
+    about = ", ".join(f"{number} {what}" for what, number in counts.items() if number)
+    return f"{len(answer.points)} ({about})" if about else f"{len(answer.points)}"
 
 
-def _apart(answers: Sequence[Answer]) -> list[str]:
-    """A box if the configurations of a row were not measured under the same conditions."""
+def _different_conditions(answers: Sequence[Answer]) -> list[str]:
     lines = []
     for answer in answers:
         runs = [run for point in answer.points for run in point.runs]
-        for line in in_words(differences([run.record for run in runs]), runs):
-            field = line.partition(":")[0]
-            lines.append(f"> - {count(answer.devices, 'device')}: {field}")
-    if not lines:
-        return []
-    head = "> The configurations of these rows were measured under different conditions."
-    return ["\n".join(["> [!NOTE]", head, ">", *dict.fromkeys(lines)])]
+        for line in condition_lines(differences([run.record for run in runs]), runs):
+            lines.append(f"{format_count(answer.devices, 'device')}: {line.partition(':')[0]}")
+    head = "The configurations of these rows were measured under different conditions."
+    return note(head, list(dict.fromkeys(lines)))

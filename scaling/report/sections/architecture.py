@@ -1,31 +1,30 @@
-"""A config as a Mermaid flowchart: what is built, and what the loss looks at."""
+"""Draws a config as a Mermaid flowchart: what is built, and which positions the loss uses."""
 
 from unitransformer.config import ModelConfig, RunConfig
 from unitransformer.costs.flops import count_predicted_positions
-from unitransformer.record.units import count
+from unitransformer.record.units import format_count
 
 
 def draw_architecture(config: RunConfig) -> str:
-    """A Mermaid flowchart of what `config` builds and what its loss looks at.
-
-    No label begins with + or -: Mermaid would take it for a list and refuse.
-    """
-    model, asked = config.model, count_predicted_positions(config)
-    length = count(config.sequence_length, "position")
-    layers = f"{count(model.num_layers, 'layer')}{', one after the other' * (model.num_layers > 1)}"
+    """No label begins with + or -, as Mermaid would take it for a list and refuse."""
+    model, predicted = config.model, count_predicted_positions(config)
+    length = format_count(config.sequence_length, "position")
+    layers = format_count(model.num_layers, "layer")
+    in_turn = ", one after the other" if model.num_layers > 1 else ""
     norm = f'final_norm["LayerNorm {model.width:,}"] --> ' if model.final_norm else ""
+    used, loss = _loss(config, predicted)
     return "\n".join(
         [
             "flowchart TB",
             *_input_nodes(config),
             f'    positions["sinusoidal encoding of {length} added{_dropout(model)}"]',
             "    embedding --> positions",
-            f'    subgraph layers["{layers}"]',
+            f'    subgraph layers["{layers}{in_turn}"]',
             *(f"        {line}" for line in _layer_nodes(model)),
             "    end",
             "    positions --> norm1 & add1",
-            f'    add2 -- "{_looked_at(config, asked)}" --> {norm}head',
-            f'    head["{_head(model)}"] --> loss(["{_loss(config, asked)}"])',
+            f'    add2 -- "{used}" --> {norm}head',
+            f'    head["{_head(model)}"] --> loss(["{loss}"])',
         ]
     )
 
@@ -33,26 +32,25 @@ def draw_architecture(config: RunConfig) -> str:
 def _input_nodes(config: RunConfig) -> list[str]:
     model, length = config.model, config.sequence_length
     if model.image_size is None or model.patch_size is None:
-        words = f"{model.num_classes:,} tokens"
-        hidden = f", {config.data.mask_fraction:.0%} masked"
-        chosen = hidden if config.recipe == "bert" else ""
+        masked = f", {config.data.mask_fraction:.0%} masked" if config.recipe == "bert" else ""
         return [
-            f'    input(["{count(length, "token")}{chosen}"]) --> embedding',
-            f'    embedding["embedding: {words} x {model.width:,}<br/>times √{model.width:,}"]',
+            f'    input(["{format_count(length, "token")}{masked}"]) --> embedding',
+            f'    embedding["embedding: {model.num_classes:,} tokens x {model.width:,}<br/>'
+            f'times √{model.width:,}"]',
         ]
     size, patch = model.image_size, model.patch_size
-    pixels = model.num_channels * patch**2
+    pixels, patches = model.num_channels * patch**2, format_count(length - 1, "patch", "patches")
     return [
         f'    input(["image, {model.num_channels} x {size} x {size}"]) --> patches',
-        f'    patches["{count(length - 1, "patch", "patches")} of {patch} x {patch} pixels<br/>'
+        f'    patches["{patches} of {patch} x {patch} pixels<br/>'
         f'linear {pixels:,} → {model.width:,}"] --> embedding',
-        f'    embedding["class token in front: {count(length, "position")} x {model.width:,}"]',
+        f'    embedding["class token in front: {length:,} positions x {model.width:,}"]',
     ]
 
 
 def _layer_nodes(model: ModelConfig) -> list[str]:
     sees = "causal: sees itself and what came before" if model.causal else "sees all positions"
-    heads = f"{count(model.num_heads, 'head')} x {model.head_width:,}"
+    heads = f"{format_count(model.num_heads, 'head')} x {model.head_width:,}"
     hidden = f"{model.width:,} → {model.feedforward_width:,} → {model.width:,}"
     return [
         f'norm1["LayerNorm {model.width:,}"] --> attention',
@@ -74,21 +72,16 @@ def _head(model: ModelConfig) -> str:
     return f"head: linear {model.width:,} → {model.num_classes:,}<br/>{bias}{tied}"
 
 
-def _looked_at(config: RunConfig, asked: int) -> str:
+def _loss(config: RunConfig, predicted: int) -> tuple[str, str]:
+    """Returns the positions that the loss uses, and what it is."""
     match config.recipe:
         case "bert":
-            return f"{asked} masked of {config.sequence_length} positions"
+            masked = format_count(predicted, "masked token")
+            used = f"{predicted} masked of {config.sequence_length} positions"
+            return used, f"cross entropy of {masked}"
         case "gpt":
-            return f"all {count(asked, 'position')}"
+            used = f"all {format_count(predicted, 'position')}"
+            return used, f"cross entropy of the next token, {predicted} per sample"
         case "vit":
-            return "the class token"
-
-
-def _loss(config: RunConfig, asked: int) -> str:
-    match config.recipe:
-        case "bert":
-            return f"cross entropy of {count(asked, 'masked token')}"
-        case "gpt":
-            return f"cross entropy of the next token, {asked} per sample"
-        case "vit":
-            return f"cross entropy of the label, one of {config.model.num_classes:,}"
+            labels = f"{config.model.num_classes:,}"
+            return "the class token", f"cross entropy of the label, one of {labels}"

@@ -1,38 +1,52 @@
-"""The page of conditions: hardware, versions, commits, data, failed runs, files left out."""
+"""The page of conditions: hardware, versions, commits, data, failed runs and files left out."""
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import PurePosixPath
 from typing import get_args
 
-from scaling.markdown import escaped, link
+from scaling.markdown import details, escaped, folded_commands, link, note, shortened, table
 from scaling.parity.certificate import find_other_bounds
 from scaling.report import run_formatting
 from scaling.report.environment import (
     describe_commit,
     describe_hardware,
     describe_versions,
-    without_places,
+    without_paths,
 )
-from scaling.report.sections.failures import failures, left_out
+from scaling.report.table_notes import draw
+from scaling.store.outcome import STUDY
 from scaling.store.reader import Store
 from scaling.store.run import Run
 from unitransformer.config import Recipe
-from unitransformer.record.units import gib
+from unitransformer.record.units import format_bytes, format_count
 
-SHORT = 12  # letters of a commit
+SHORT = 12  # characters of a commit
 MOST_NAMED = 3
+LONGEST_MESSAGE = 160  # characters of an error in a table; the record has all of them
+OF_A_SWEEP = (STUDY, "largest-batches.json")  # files that a sweep writes beside its cells
+OTHER_BOUNDS = (
+    "The bounds of loss parity have changed since these certificates were written. The tables use "
+    "those of today."
+)
 
 
 def conditions_page(store: Store) -> list[str]:
+    runs = [run for run in store.runs if run.is_ok]
+    certificates = [
+        f"{link(certificate.name)}: {escaped('; '.join(bounds))}"
+        for certificate in store.certificates
+        if (bounds := find_other_bounds(certificate))
+    ]
     return [
-        *_conditions([run for run in store.runs if run.is_ok]),
-        *_other_bounds(store),
-        *failures(store),
-        *left_out(store),
+        *(_conditions(runs) if runs else ["No run ended well."]),
+        *note(OTHER_BOUNDS, certificates),
+        *_failed_runs([run for run in store.single_runs if not run.is_ok]),
+        *_left_out(store),
     ]
 
 
 def measured_on(runs: Sequence[Run]) -> str:
-    """Processors, devices, torch versions, commits and days, each once."""
+    """Returns processors, devices, torch versions, commits and days, each once."""
     kinds = dict.fromkeys(
         (host["device"], host.get("cpu"), host.get("cpu_cores"), host.get("memory_bytes"))
         for run in runs
@@ -40,10 +54,11 @@ def measured_on(runs: Sequence[Run]) -> str:
     )
     machines = []
     for device, cpu, cores, memory in kinds:
-        size = [f"{cores} cores"] if cores else []
-        size += [f"{gib(memory)} memory"] if memory else []
         parts = [] if device == "cpu" else [device]
-        machines.append(", ".join([*parts, str(cpu or "processor unknown"), *size]))
+        parts.append(str(cpu or "processor unknown"))
+        parts += [f"{cores} cores"] if cores else []
+        parts += [f"{format_bytes(memory)} memory"] if memory else []
+        machines.append(", ".join(parts))
     torch = _few(str(run.record["versions"].get("torch")) for run in runs)
     commits = _few(str(run.record["code"]["commit"])[:SHORT] for run in runs)
     days = sorted({str(run.record.get("started_at"))[:10] for run in runs})
@@ -53,14 +68,12 @@ def measured_on(runs: Sequence[Run]) -> str:
 
 
 def _few(values: Iterable[str]) -> str:
-    """Each once; of many only the number."""
+    """Returns different values, or their number if there are many."""
     different = list(dict.fromkeys(values))
     return " and ".join(different) if len(different) <= MOST_NAMED else f"{len(different)} of them"
 
 
 def _conditions(runs: Sequence[Run]) -> list[str]:
-    if not runs:
-        return ["No run ended well."]
     rows: dict[str, Callable[[Run], str]] = {
         "Hardware": lambda run: describe_hardware(run.record["hardware"]),
         "Versions": lambda run: describe_versions(run.record["versions"]),
@@ -71,35 +84,69 @@ def _conditions(runs: Sequence[Run]) -> list[str]:
 
 
 def _distinct(runs: Sequence[Run], describe: Callable[[Run], str]) -> str:
-    """A list of what is told, with the recipes it is of unless all runs share it."""
+    """Lists different descriptions, with their recipes unless all runs share one."""
     recipes: dict[str, set[Recipe]] = {}
     for run in runs:
-        recipes.setdefault(escaped(describe(run)), set()).add(run.config.recipe)
+        recipes.setdefault(describe(run), set()).add(run.config.recipe)
     if len(recipes) == 1:
-        return f"- {next(iter(recipes))}"
-    return "\n".join(f"- {_in_order(own)}: {value}" for value, own in recipes.items())
-
-
-def _in_order(recipes: Collection[Recipe]) -> str:
-    return ", ".join(
-        run_formatting.TITLES[recipe] for recipe in get_args(Recipe) if recipe in recipes
-    )
+        return f"- {escaped(*recipes)}"
+    titles = {
+        text: ", ".join(run_formatting.TITLES[name] for name in get_args(Recipe) if name in names)
+        for text, names in recipes.items()
+    }
+    return "\n".join(f"- {names}: {escaped(text)}" for text, names in titles.items())
 
 
 def _data(run: Run) -> str:
     data = run.record["data"]
-    proof = f"sha256 {data['sha256']}" if data["sha256"] else "no files, so no sha256"
-    return f"{without_places(data['description'], run.record['hardware'])}; {proof}"
+    digest = f"sha256 {data['sha256']}" if data["sha256"] else "no files, so no sha256"
+    return f"{without_paths(data['description'], run.record['hardware'])}; {digest}"
 
 
-def _other_bounds(store: Store) -> list[str]:
-    """A box with the certificates that were judged by other bounds; nothing if none was."""
-    found = [
-        (certificate.name, find_other_bounds(certificate)) for certificate in store.certificates
+def _failed_runs(failed: Sequence[Run]) -> list[str]:
+    if not failed:
+        return []
+    rows = [
+        {
+            "#": str(number),
+            "recipe": escaped(run_formatting.label(run)),
+            "devices": run_formatting.devices(run),
+            "precision": run.config.parallel.precision,
+            "batch": run_formatting.batch(run),
+            "steps": f"{run.num_steps:,} of {run.config.max_steps:,}",
+            "status": str(run.record["status"]),
+            "error": _error(run),
+            "record": run_formatting.record(run),
+        }
+        for number, run in enumerate(failed, 1)
     ]
-    lines = [f"> - {link(name)}: {escaped('; '.join(bounds))}" for name, bounds in found if bounds]
-    words = (
-        "> The code holds loss parity to other bounds than when these certificates were written. "
-        "The tables judge by today's."
-    )
-    return ["\n".join(["> [!NOTE]", words, ">", *lines])] if lines else []
+    commands = [(str(number), str(run.record["command"])) for number, run in enumerate(failed, 1)]
+    return [
+        "## Runs that failed",
+        *draw(rows, always=("#", "status", "error")),
+        folded_commands("Commands of the runs that failed", commands),
+    ]
+
+
+def _error(run: Run) -> str:
+    error = run.record["error"]
+    if error is None:
+        return "no error recorded"
+    message = without_paths(str(error.get("message") or "no message"), run.record["hardware"])
+    text = f"{error.get('type') or 'error of unknown type'}: {message}"
+    return escaped(shortened(text, LONGEST_MESSAGE))
+
+
+def _left_out(store: Store) -> list[str]:
+    """Shows damaged and duplicate records; files that are something else are folded."""
+    rows, foreign = [], []
+    for file in store.left_out:
+        if file.kind != "foreign":
+            rows.append((escaped(file.name), file.kind, escaped(file.reason)))
+        elif PurePosixPath(file.name).name not in OF_A_SWEEP:
+            foreign.append(f"- {escaped(file.name)}: {escaped(file.reason)}")
+    blocks = [table(("file", "kind", "reason"), rows)] if rows else []
+    if foreign:
+        head = f"{format_count(len(foreign), 'more file')} ignored: not finished runs"
+        blocks.append(details(head, "\n".join(foreign)))
+    return ["## Files left out", *blocks] if blocks else []

@@ -1,148 +1,135 @@
-"""The fastest strategy in the report: comparisons in, Markdown out."""
+"""Shows how the configurations compare that do the same work on the same devices."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from scaling.analysis.fastest import UNPROVEN, StrategyComparison, Candidate
+from scaling.analysis.fastest import UNPROVEN, Candidate, StrategyComparison
 from scaling.analysis.proof import doubts
 from scaling.markdown import escaped
 from scaling.report import run_formatting
 from scaling.report.sections.parity import describe_proof
 from scaling.report.table_notes import (
+    condition_lines,
+    different_conditions,
     differing,
     draw,
-    flags_of,
-    in_words,
-    lines_of,
-    ratio_figure,
-    rows_in_words,
+    list_of,
+    rows_of,
     shared,
-    speed,
-    unlike,
 )
 
 FASTEST = (
     "Configurations that do the same work on the same devices: same model, precision and global "
-    "batch. "
-    "Only those with proven loss parity are ranked. "
-    "The ratio is speed over that of the fastest; where its 95 % interval holds 1 it is a tie. "
-    "The interval of one launch alone says nothing about another launch: then a lead counts only "
-    "where both sides have two launches, or where the ceilings that their jobs measured differ by "
-    "less than the lead."
+    "batch. Only those with proven loss parity are ranked. The ratio is speed over that of the "
+    "fastest; where its 95 % interval contains 1 it is a tie. The interval of one launch alone "
+    "says nothing about another launch: then a lead counts only where both sides have two "
+    "launches, or where the ceilings that their jobs measured differ by less than the lead."
 )
-KEPT = ("group", "configuration")  # columns of the table whatever they hold
-OF_A_WAY = {
-    *("batch_size", "accumulate", "parallel.devices", "parallel.strategy", "parallel.compile"),
-    *("parallel.activation_checkpointing", "parallel.cpu_offload"),
+VARYING = {  # settings in which the candidates of a comparison may differ
+    "batch_size",
+    "accumulate",
+    "parallel.devices",
+    "parallel.strategy",
+    "parallel.compile",
+    "parallel.activation_checkpointing",
+    "parallel.cpu_offload",
 }
 
 
 def fastest_blocks(comparisons: Sequence[StrategyComparison]) -> list[str]:
-    """Blocks of Markdown; none where there is nothing to compare."""
+    """Returns a table with a group of rows per comparison; nothing without comparisons."""
     if not comparisons:
         return []
     configs = [comparison.config for comparison in comparisons]
-    settings = differing(configs, OF_A_WAY)
-    rows = [
-        {"group": str(number), **{head: told[number - 1] for head, told in settings.items()}}
-        | {
-            "global batch": f"{comparison.config.global_batch_size:,}",
-            "devices": str(comparison.config.parallel.world_size),
-            "FLOPs": run_formatting.flops(comparison.config),
+    settings = differing(configs, VARYING)
+    rows = []
+    for index, (comparison, config) in enumerate(zip(comparisons, configs, strict=True)):
+        group = {
+            "group": str(index + 1),
+            **{heading: cells[index] for heading, cells in settings.items()},
+            "global batch": f"{config.global_batch_size:,}",
+            "devices": str(config.parallel.world_size),
+            "FLOPs": run_formatting.flops(config),
         }
-        | row
+        rows += [group | row for row in _rows(comparison)]
+    conditions = [
+        (line, number)
         for number, comparison in enumerate(comparisons, 1)
-        for row in _rows(comparison)
+        for line in condition_lines(
+            comparison.differing_conditions,
+            [run for candidate in comparison.candidates for run in candidate.point.runs],
+        )
     ]
-    apart = [(line, n) for n, own in enumerate(comparisons, 1) for line in _marked(own)]
+    order = "from the fastest on, ranked ones first"
     return [
         FASTEST,
-        shared(configs, OF_A_WAY),
-        *draw({head: [row[head] for row in rows] for head in rows[0]}, KEPT),
-        "\n".join(_notes_on_ways(comparisons)),
-        *unlike(apart, len(comparisons), "from the fastest on, ranked ones first", "group"),
+        shared(configs, VARYING),
+        *draw(rows, always=("group", "configuration")),
+        _notes(comparisons),
+        *different_conditions(conditions, len(comparisons), order, "group"),
     ]
 
 
 def _rows(comparison: StrategyComparison) -> Iterator[dict[str, str]]:
-    """One for each configuration that was tried, the fastest first."""
-    for way in comparison.candidates:
-        point = way.point
-        against = way.against_fastest
-        is_best = way in comparison.ranked[:1]
+    """Yields a row for each configuration that was tried, the fastest first."""
+    is_decided = all(candidate.is_slower for candidate in comparison.ranked[1:])
+    for candidate in comparison.candidates:
+        point, against = candidate.point, candidate.against_fastest
+        is_best = candidate in comparison.ranked[:1]
         yield {
-            "configuration": f"**{way.name}**" if is_best and _is_alone(comparison) else way.name,
-            "speed": speed(point),
-            "ratio": "" if is_best or against is None else ratio_figure(against, 3),
-            "standing": _standing(way, comparison),
+            "configuration": f"**{candidate.name}**" if is_best and is_decided else candidate.name,
+            "speed": run_formatting.pooled_speed(point),
+            "ratio": "" if is_best or against is None else run_formatting.ratio(against, 3),
+            "standing": _standing(candidate, comparison.ranked, is_decided=is_decided),
             "launches": str(len(point.runs)),
-            "flags": flags_of(point) or "none",
+            "flags": run_formatting.flags(point.runs) or "none",
             "record": run_formatting.record(point.middle),
         }
     for missing in comparison.missing:
-        yield dict.fromkeys(("speed", "ratio", "launches", "flags", "record"), "") | {
-            "configuration": missing.name,
-            "standing": missing.why,
-        }
+        yield {"configuration": missing.name, "speed": "", "ratio": "", "standing": missing.why}
 
 
-def _is_alone(comparison: StrategyComparison) -> bool:
-    """Whether all others are known to be slower."""
-    return all(way.is_slower for way in comparison.ranked[1:])
-
-
-def _standing(way: Candidate, comparison: StrategyComparison) -> str:
-    if way.why_unranked is not None:
+def _standing(candidate: Candidate, ranked: Sequence[Candidate], *, is_decided: bool) -> str:
+    if candidate.why_unranked is not None:
         return "not ranked"
-    if way is comparison.ranked[0]:
-        if any(way.is_undecided for way in comparison.ranked):
+    if candidate is ranked[0]:
+        if any(other.is_undecided for other in ranked):
             return "best guess"
-        return "fastest" if _is_alone(comparison) else "fastest, in a tie"
-    if way.is_slower:
+        return "fastest" if is_decided else "fastest, in a tie"
+    if candidate.is_slower:
         return "slower"
-    if way.is_undecided:
-        return _undecided(way)
-    return "tie" if way.is_tie else "undecided: no interval"
-
-
-def _undecided(way: Candidate) -> str:
-    """One launch is not enough, and the machine may have differed by as much."""
-    if way.drift is None:
+    if not candidate.is_undecided:
+        return "tie" if candidate.is_tie else "undecided: no interval"
+    if candidate.drift is None:
         return "undecided: one launch, and the drift of the machine is not known"
-    return f"undecided: one launch, and the machine drifted by {way.drift:.1%}"
+    return f"undecided: one launch, and the machine drifted by {candidate.drift:.1%}"
 
 
-def _notes_on_ways(comparisons: Sequence[StrategyComparison]) -> list[str]:
-    """Loss parity of each way, and why it has no interval, with its rows."""
-    told: dict[str, dict[str, list[int]]] = {}
+def _notes(comparisons: Sequence[StrategyComparison]) -> str:
+    """Lists the loss parity of each candidate, and why it has no interval, with its groups."""
+    groups: dict[str, dict[str, list[int]]] = {}
     for number, comparison in enumerate(comparisons, 1):
-        for way in sorted(comparison.candidates, key=lambda way: way.name):
-            for text in _about(way):
-                told.setdefault(text, {}).setdefault(way.name, []).append(number)
-    return lines_of({text: _places(of, len(comparisons)) for text, of in told.items()})
+        for candidate in sorted(comparison.candidates, key=lambda candidate: candidate.name):
+            for text in _about(candidate):
+                groups.setdefault(text, {}).setdefault(candidate.name, []).append(number)
+    return list_of({text: _places(names, len(comparisons)) for text, names in groups.items()})
 
 
-def _about(way: Candidate) -> Iterable[str]:
-    if way.proof is None:
+def _about(candidate: Candidate) -> Iterable[str]:
+    proof = candidate.proof
+    if proof is None:
         yield f"not ranked: {UNPROVEN}"
     else:
-        yield f"{'loss parity' if way.proof.holds else 'not ranked'}: {describe_proof(way.proof)}"
-        found = [doubts(way.proof, run.record["code"]) for run in way.point.runs]
-        for doubt in dict.fromkeys(filter(None, found)):
-            yield f"the proof may be of other code: its certificate is {escaped(doubt)}"
-    if way.point.rate.reason is not None:
-        yield f"no interval: {escaped(way.point.rate.reason)}"
+        yield f"{'loss parity' if proof.holds else 'not ranked'}: {describe_proof(proof)}"
+        reasons = [doubts(proof, run.record["code"]) for run in candidate.point.runs]
+        for reason in dict.fromkeys(filter(None, reasons)):
+            yield f"the proof may be of other code: its certificate is {escaped(reason)}"
+    if candidate.point.rate.reason is not None:
+        yield f"no interval: {escaped(candidate.point.rate.reason)}"
 
 
-def _places(of: Mapping[str, Sequence[int]], num_rows: int) -> str:
-    """Ways with their rows; those of the same rows together."""
+def _places(groups: Mapping[str, Sequence[int]], num_groups: int) -> str:
+    """Lists candidates with their groups; those of the same groups together."""
     names: dict[str, list[str]] = {}
-    for name, numbers in of.items():
-        names.setdefault(rows_in_words(numbers, num_rows, "group"), []).append(name)
-    return "; ".join(f"{', '.join(own)} in {rows}" for rows, own in names.items())
-
-
-def _marked(comparison: StrategyComparison) -> list[str]:
-    return in_words(
-        comparison.differing_conditions,
-        [run for way in comparison.candidates for run in way.point.runs],
-    )
+    for name, numbers in groups.items():
+        names.setdefault(rows_of(numbers, num_groups, "group"), []).append(name)
+    return "; ".join(f"{', '.join(same)} in {places}" for places, same in names.items())

@@ -1,27 +1,37 @@
-"""Loss parity in the report: certificates go in, Markdown comes out. Verdicts are derived again."""
+"""The page of loss parity: bounds, and a table of differences and verdicts per certificate.
+
+Verdicts follow from the stored loss curves, not from the stored verdicts.
+"""
 
 from collections import Counter
 from collections.abc import Sequence
 from typing import get_args
 
 from scaling.analysis.proof import Proof, find_proof
-from scaling.markdown import code_block, command_lines, details, escaped, link, shortened, table
+from scaling.markdown import (
+    code_block,
+    command_lines,
+    escaped,
+    folded_commands,
+    link,
+    shortened,
+    table,
+)
 from scaling.parity.cases import BOUNDS, ParityVerdict
-from scaling.parity.certificate import Certificate, CaseResult, newest_first
+from scaling.parity.certificate import CaseResult, Certificate, newest_first
 from scaling.report import run_formatting
 from scaling.report.environment import (
     describe_commit,
     describe_hardware,
     describe_versions,
-    without_places,
+    without_paths,
 )
 from scaling.report.table_notes import draw
 from scaling.store.run import Run
 from unitransformer.config import Precision, Recipe
-from unitransformer.record.units import count
+from unitransformer.record.units import format_count
 
-LONGEST_REASON = 240  # letters in a table; the certificate has all of them
-
+LONGEST_REASON = 240  # characters in a table; the certificate has all of them
 INTRODUCTION = (
     "Does every strategy train the same model? Each configuration is compared with one plain "
     "process: float32, not compiled, no activation checkpointing, with the same seed, data and "
@@ -33,151 +43,134 @@ INTRODUCTION = (
 
 
 def parity_section(certificates: Sequence[Certificate]) -> list[str]:
-    """Bounds, then a table for each certificate; nothing if there are none."""
+    """Returns bounds, then a table for each certificate; nothing without certificates."""
     if not certificates:
         return []
-    ordered = [
-        certificate
-        for recipe in get_args(Recipe)
-        for certificate in newest_first(certificates)
-        if certificate.recipe == recipe
-    ]
-    return [
-        INTRODUCTION,
-        _bounds(),
-        *(block for certificate in ordered for block in _of(certificate)),
-    ]
-
-
-def _bounds() -> str:
-    rows = [
+    bounds = [
         (precision, f"{bound.loss:g}", f"{bound.gradient_norm:g}", escaped(bound.why))
         for precision, bound in BOUNDS.items()
     ]
-    return table(("precision", "loss within", "gradient norm within", "why"), rows)
+    blocks = [
+        block
+        for recipe in get_args(Recipe)
+        for certificate in newest_first(certificates)
+        if certificate.recipe == recipe
+        for block in _blocks(certificate)
+    ]
+    headings = ("precision", "loss within", "gradient norm within", "why")
+    return [INTRODUCTION, table(headings, bounds), *blocks]
 
 
-def _of(certificate: Certificate) -> list[str]:
+def _blocks(certificate: Certificate) -> list[str]:
     content, config = certificate.content, certificate.config
     counts = ", ".join(map(str, content["device_counts"]))
-    facts = (
+    environment = (
         describe_commit(content["code"]),
         describe_hardware(content["hardware"]),
         describe_versions(content["versions"]),
     )
+    results = format_count(len(certificate.results), "configuration")
+    tally = Counter(map(certificate.verdict, certificate.results))
+    verdicts = ", ".join(f"{tally[v]} {v}" for v in get_args(ParityVerdict) if tally[v])
     shape = f"{config.model.num_layers} layers, width {config.model.width:,}"
+    title = run_formatting.TITLES[certificate.recipe]
     return [
-        f"## {run_formatting.TITLES[certificate.recipe]} on {content['accelerator']}, "
-        f"devices {counts}",
-        f"{_tally(certificate)} over {count(config.max_steps, 'step')} of a global batch of "
+        f"## {title} on {content['accelerator']}, devices {counts}",
+        f"{results}: {verdicts} over {format_count(config.max_steps, 'step')} of a global batch of "
         f"{config.global_batch_size:,}, {shape}, seed {config.seed}; "
         f"{link(certificate.name, 'certificate')}, made by",
         code_block(command_lines(content["command"]), "sh"),
-        f"Commit {escaped('; '.join(facts))}.",
-        *_figures(certificate),
-        *_bad(certificate),
-        *_refusals(certificate),
+        f"Commit {escaped('; '.join(environment))}.",
+        *_differences(certificate),
+        *_not_equal(certificate),
+        *_refused(certificate),
     ]
 
 
-def _tally(certificate: Certificate) -> str:
-    verdicts = Counter(map(certificate.verdict, certificate.results))
-    told = ", ".join(f"{verdicts[v]} {v}" for v in get_args(ParityVerdict) if verdicts[v])
-    return f"{count(len(certificate.results), 'configuration')}: {told}"
-
-
-def _figures(certificate: Certificate) -> list[str]:
-    """A row for each strategy and device count, a column for each precision."""
+def _differences(certificate: Certificate) -> list[str]:
+    """Returns a row for each strategy and device count, with a column for each precision."""
     tried = {result.case.precision for result in certificate.results}
-    precisions = [precision for precision in get_args(Precision) if precision in tried]
-    places = dict.fromkeys((r.case.strategy, r.case.spread) for r in certificate.results)
-    heads = [
-        *("strategy", "devices"),
-        *(f"{precision}: loss, norm" for precision in precisions),
-        *get_args(ParityVerdict),
-    ]
+    groups: dict[tuple[str, str], list[CaseResult]] = {}
+    for result in certificate.results:
+        groups.setdefault((result.case.strategy, result.case.spread), []).append(result)
     rows = []
-    for place in places:
-        own = [r for r in certificate.results if (r.case.strategy, r.case.spread) == place]
-        verdicts = Counter(map(certificate.verdict, own))
-        rows.append(
-            [
-                *place,
-                *(_largest(certificate, own, precision) for precision in precisions),
-                *(str(verdicts[verdict]) for verdict in get_args(ParityVerdict)),
-            ]
-        )
-    columns = {head: [row[index] for row in rows] for index, head in enumerate(heads)}
-    return draw(columns, ("strategy", "devices"))
+    for (strategy, devices), results in groups.items():
+        verdicts = Counter(map(certificate.verdict, results))
+        row = {"strategy": strategy, "devices": devices}
+        for precision in get_args(Precision):
+            if precision in tried:
+                row[f"{precision}: loss, norm"] = _largest(certificate, results, precision)
+        rows.append(row | {verdict: str(verdicts[verdict]) for verdict in get_args(ParityVerdict)})
+    return draw(rows, always=("strategy", "devices"))
 
 
 def _largest(certificate: Certificate, results: Sequence[CaseResult], precision: Precision) -> str:
-    """The largest differences of some cases in one precision, or what became of them."""
-    own = [result for result in results if result.case.precision == precision]
-    found = [c for c in map(certificate.comparison, own) if c is not None]
-    if not found:
-        return ", ".join(sorted({certificate.verdict(result) for result in own})) or "not tried"
-    loss = max(comparison.loss.relative for comparison in found)
-    norm = max(comparison.gradient_norm.relative for comparison in found)
+    """Returns the largest differences in one precision, or verdicts if there are none."""
+    results = [result for result in results if result.case.precision == precision]
+    comparisons = [c for c in map(certificate.comparison, results) if c is not None]
+    if not comparisons:
+        verdicts = {certificate.verdict(result) for result in results}
+        return ", ".join(sorted(verdicts)) or "not tried"
+    loss = max(comparison.loss.relative for comparison in comparisons)
+    norm = max(comparison.gradient_norm.relative for comparison in comparisons)
     return f"{loss:.1e}, {norm:.1e}"
 
 
-def _bad(certificate: Certificate) -> list[str]:
-    bad = [r for r in certificate.results if certificate.verdict(r) in ("different", "failed")]
+def _not_equal(certificate: Certificate) -> list[str]:
+    verdicts = [(result, certificate.verdict(result)) for result in certificate.results]
+    bad = [(result, verdict) for result, verdict in verdicts if verdict in ("different", "failed")]
     if not bad:
         return []
-    rows = [(r.case.label, certificate.verdict(r), _told(certificate, r)) for r in bad]
-    commands = [f"# {r.case.label}\n{command_lines(r.command)}" for r in bad]
+    rows = [(result.case.label, verdict, _about(certificate, result)) for result, verdict in bad]
+    commands = [(result.case.label, result.command) for result, _ in bad]
     return [
         "Not equal:",
         table(("configuration", "verdict", "difference"), rows),
-        details("Commands of those that are not equal", code_block("\n".join(commands), "sh")),
+        folded_commands("Commands of those that are not equal", commands),
     ]
 
 
-def _told(certificate: Certificate, result: CaseResult) -> str:
+def _about(certificate: Certificate, result: CaseResult) -> str:
     comparison = certificate.comparison(result)
     if comparison is None:
-        told = without_places(
-            result.reason or "no reason recorded", certificate.content["hardware"]
-        )
-        return escaped(shortened(told, LONGEST_REASON))
+        reason = result.reason or "no reason recorded"
+        reason = without_paths(reason, certificate.content["hardware"])
+        return escaped(shortened(reason, LONGEST_REASON))
     loss, norm = comparison.loss, comparison.gradient_norm
-    idleness = certificate.inactive_feature(result)
+    inactive = certificate.inactive_feature(result)
     return (
-        f"{'' if idleness is None else f'{escaped(idleness)}; '}"
+        f"{'' if inactive is None else f'{escaped(inactive)}; '}"
         f"loss {loss.relative:.1e} at step {loss.step}, gradient norm {norm.relative:.1e} at step "
         f"{norm.step}; first loss {comparison.first_loss:.1e}"
     )
 
 
-def _refusals(certificate: Certificate) -> list[str]:
-    """Each reason once, with the strategies it is told of."""
-    told: dict[str, list[str]] = {}
+def _refused(certificate: Certificate) -> list[str]:
+    """Lists each reason once, with its strategies."""
+    reasons: dict[str, list[str]] = {}
     for result in certificate.results:
         if certificate.verdict(result) == "refused":
             strategy = result.case.strategy
-            reason = _told(certificate, result).replace(f"strategy {strategy}", "strategy …")
-            told.setdefault(reason, []).append(strategy)
-    if not told:
-        return []
+            reason = _about(certificate, result).replace(f"strategy {strategy}", "strategy …")
+            reasons.setdefault(reason, []).append(strategy)
     lines = [
-        f"- {count(len(names), 'configuration')} ({', '.join(dict.fromkeys(names))}): {reason}"
-        for reason, names in told.items()
+        f"- {format_count(len(same), 'configuration')} ({', '.join(dict.fromkeys(same))}): {reason}"
+        for reason, same in reasons.items()
     ]
-    return ["\n".join(["Refused:", "", *lines])]
+    return ["\n".join(["Refused:", "", *lines])] if lines else []
 
 
 def parity_cell(run: Run, certificates: Sequence[Certificate]) -> str:
-    """The certificate that says whether this way to train is the plain one, and what it says."""
+    """Returns the verdict and the certificate that covers the configuration of this run."""
     proof = find_proof(run, certificates)
     return "none" if proof is None else describe_proof(proof)
 
 
 def describe_proof(proof: Proof) -> str:
-    """A cell."""
     if proof.certificate is None:
         return proof.verdict
-    word = proof.verdict if proof.holds else f"**{proof.verdict}**"
-    spread = f"{' and '.join(map(str, proof.devices))} device{'s' * (proof.devices != (1,))}"
-    return f"{word} on {spread}, {link(proof.certificate, 'certificate')}"
+    verdict = proof.verdict if proof.holds else f"**{proof.verdict}**"
+    devices = (
+        f"{' and '.join(map(str, proof.devices))} device{'' if proof.devices == (1,) else 's'}"
+    )
+    return f"{verdict} on {devices}, {link(proof.certificate, 'certificate')}"

@@ -1,31 +1,30 @@
 """The page of single runs: what each recipe's longest run built, its speed, memory and FLOPs."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
-from scaling.markdown import code_block, command_lines, details, escaped
+from scaling.markdown import code_block, command_lines, details, escaped, folded_commands
 from scaling.report import run_formatting
-from scaling.report.environment import apart
 from scaling.report.sections.architecture import draw_architecture
-from scaling.report.sections.speed import figures_table, passport_tables
-from scaling.report.table_notes import draw
+from scaling.report.sections.speed import figures_table, mfu_tables
+from scaling.report.table_notes import conditions_of_rows, draw
 from scaling.store.run import Run
-from unitransformer.record.units import count
+from unitransformer.record.units import format_count
 
 
 def runs_blocks(
-    runs: Sequence[Run], single: Sequence[Run], described: Mapping[str, Callable[[Run], str]]
+    runs: Sequence[Run], single: Collection[str], described: Mapping[str, Callable[[Run], str]]
 ) -> list[str]:
-    """Blocks on the runs of one recipe.
+    """Returns the blocks on the runs of one recipe.
 
     Args:
         runs: the longest first; the others are compared with it.
-        single: those that are not cells of a sweep.
-        described: cells by head, for the table of all single runs.
+        single: names of runs that are not cells of a sweep.
+        described: functions that write the cells of the table of all single runs, by heading.
     """
-    run, title = runs[0], run_formatting.TITLES[runs[0].config.recipe]
+    run = runs[0]
     return [
-        f"## {title}",
-        f"{escaped(run_formatting.label(run))}, {count(run.num_steps, 'step')}, "
+        f"## {run_formatting.TITLES[run.config.recipe]}",
+        f"{escaped(run_formatting.label(run))}, {format_count(run.num_steps, 'step')}, "
         f"{run_formatting.record(run)}:",
         code_block(command_lines(run.record["command"]), "sh"),
         "### Architecture",
@@ -35,22 +34,22 @@ def runs_blocks(
         "### Speed and memory",
         figures_table(run, runs[1:]),
         "### FLOPs and MFU",
-        *passport_tables(run),
-        *_all_runs(single, described),
+        *mfu_tables(run),
+        *_all_runs([run for run in runs if run.name in single], described),
     ]
 
 
 def _all_runs(runs: Sequence[Run], described: Mapping[str, Callable[[Run], str]]) -> list[str]:
     if len(runs) < 2:
         return []
-    columns = {"#": [str(number) for number in range(1, len(runs) + 1)]}
-    columns |= {head: [describe(run) for run in runs] for head, describe in described.items()}
-    commands = [
-        f"# {number}\n{command_lines(run.record['command'])}" for number, run in enumerate(runs, 1)
+    rows = [
+        {"#": str(number)} | {heading: describe(run) for heading, describe in described.items()}
+        for number, run in enumerate(runs, 1)
     ]
+    commands = [(str(number), run.record["command"]) for number, run in enumerate(runs, 1)]
     return [
         "### All runs",
-        apart([run.record for run in runs]),
-        *draw(columns, ("#", "speed", "record")),
-        details("Commands of all runs", code_block("\n".join(commands), "sh")),
+        *conditions_of_rows([run.record for run in runs]),
+        *draw(rows, always=("#", "speed", "record")),
+        folded_commands("Commands of all runs", commands),
     ]

@@ -1,6 +1,6 @@
-"""Speed-up and efficiency over device counts in the report, and where the time was lost.
+"""Shows speed-up and efficiency over device counts, where time was lost, and fitted scaling laws.
 
-A row for each device count of a curve; what several rows share stands once, with their numbers.
+A table has a row for each device count of a curve but its baseline.
 """
 
 from collections.abc import Iterable, Sequence
@@ -8,33 +8,26 @@ from dataclasses import dataclass
 from typing import get_args
 
 from scaling.analysis.efficiency import VARYING_ON_A_CURVE, Curve, MeasuredPoint, Scaling
-from scaling.analysis.scaling_laws import LawFit, fit_laws
-from scaling.analysis.time_lost import TimeLost, LossPart, Slowest, Traced, explain
+from scaling.analysis.scaling_laws import LawFit, LawName, fit_laws
+from scaling.analysis.time_lost import LossPart, TimeLost, explain
 from scaling.markdown import escaped, table
 from scaling.report import run_formatting
-from scaling.report.sections.scaling_laws import TITLES, law_cells, why_not_fitted
 from scaling.report.table_notes import (
     SETTINGS,
     Columns,
-    Remark,
+    condition_lines,
+    different_conditions,
     differing,
     draw,
-    figure,
-    flags_of,
-    if_told,
-    in_words,
     notes,
-    numbers_in_words,
-    ratio_figure,
+    rows_of,
     settings_of,
     shared,
-    speed,
-    unlike,
 )
 from scaling.store.conditions import differences, without_threads
 from unitransformer.config import RunConfig
 from unitransformer.costs.flops import count_parameters
-from unitransformer.record.units import count
+from unitransformer.record.units import format_count
 
 EFFICIENCY = (
     "Speed-up is speed over that of the baseline, the fewest devices of the curve. "
@@ -50,96 +43,79 @@ SAME_CORES = (
     "More devices are no more hardware here: the ranks share the cores, so each has fewer threads. "
     "An efficiency of 1/n on n times the devices loses nothing; what is below it is lost."
 )
-KEPT = ("row", "devices")  # columns of a table whatever they hold
 BATCHES: dict[Scaling, str] = {"strong": "global batch", "weak": "batch per device"}
-PROCESSORS = "processors and devices differ"  # as `joining` begins that line
-
-
-def scaling_blocks(curves: Sequence[Curve]) -> list[str]:
-    """Blocks of Markdown on the curves over device counts of one recipe; none without a curve."""
-    rows = _rows_of(curves)
-    return [EFFICIENCY, *_curves(rows)] if rows else []
-
-
-# ---------------------------------------------------------------------------------- curves
+PROCESSORS = "processors and devices differ"  # as `conditions.differences` begins that line
+LAWS: dict[LawName, str] = {"Amdahl": "Amdahl's law", "USL": "Universal scalability law"}
+PARAMETERS = {"s": "serial share s", "a": "contention a", "b": "coherency b"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Row:
+class CurveRow:
     """A point that is not the baseline."""
 
-    number: int  # from 1, on through both tables
+    number: int  # from 1, through all tables
     curve: Curve
     point: MeasuredPoint
-    loss: TimeLost
+    lost: TimeLost
     laws: tuple[LawFit, LawFit]
 
 
-def _rows_of(curves: Sequence[Curve]) -> list[_Row]:
-    rows: list[_Row] = []
+def scaling_blocks(curves: Sequence[Curve]) -> list[str]:
+    """Returns tables of strong and weak scaling and of laws, with notes; nothing without curves."""
+    rows: list[CurveRow] = []
+    tables: dict[tuple[Scaling, bool], list[CurveRow]] = {}
     for curve in sorted(curves, key=_reading_order):
         laws = fit_laws(curve)
         for point in curve.points[1:]:
-            loss, number = explain(curve.baseline.middle, point.middle), len(rows) + 1
-            rows.append(_Row(number=number, curve=curve, point=point, loss=loss, laws=laws))
-    return rows
-
-
-def _curves(rows: Sequence[_Row]) -> list[str]:
-    """A table of strong scaling, one of weak, one of laws, and the notes on all of them."""
-    blocks, fitted = [], list[Sequence[str]]()
-    for (scaling, is_split), own in _tables(rows).items():
-        configs, place = [row.curve.baseline.config for row in own], _place(own)
-        heading = f"**{scaling.title()} scaling{' on the same cores' * is_split}.**"
-        about = filter(None, [heading, SAME_CORES * is_split, shared(configs, VARYING_ON_A_CURVE)])
-        blocks += [
-            " ".join(about),
-            *draw({"row": [str(row.number) for row in own], **place, **_figures(own)}, KEPT),
+            lost, number = explain(curve.baseline.middle, point.middle), len(rows) + 1
+            rows.append(CurveRow(number=number, curve=curve, point=point, lost=lost, laws=laws))
+            tables.setdefault((curve.scaling, curve.threads is not None), []).append(rows[-1])
+    if not rows:
+        return []
+    blocks, fitted = [EFFICIENCY], list[Sequence[str]]()
+    for (scaling, is_split), same in tables.items():
+        configs = [row.curve.baseline.config for row in same]
+        places = {
+            **differing(configs, VARYING_ON_A_CURVE),
+            "strategy": [row.curve.strategy for row in same],
+            BATCHES[scaling]: [_batch(row) for row in same],
+        }
+        heading = f"**{scaling.title()} scaling{' on the same cores' if is_split else ''}.**"
+        about = [heading, SAME_CORES if is_split else "", shared(configs, VARYING_ON_A_CURVE)]
+        measured = [p for p in get_args(LossPart) if any(p in row.lost.parts for row in same)]
+        cells = [
+            {"row": str(row.number), **{head: values[i] for head, values in places.items()}}
+            | _cells(row, measured)
+            for i, row in enumerate(same)
         ]
-        fitted += _laws(own, place)
+        blocks += [" ".join(filter(None, about)), *draw(cells, always=("row", "devices"))]
+        fitted += _laws(same, places)
     if fitted:
         blocks.append(table(("law", "curve", "parameters", "remark"), fitted))
-    apart = [(line, row.number) for row in rows for line in _apart(row.curve)]
+    conditions = [(line, row.number) for row in rows for line in _conditions(row.curve)]
+    order = "along a curve, those of the baseline first"
     return [
         *blocks,
-        "\n".join(notes(_remarks(rows), len(rows))),
-        *unlike(apart, len(rows), "along a curve, those of the baseline first"),
+        notes(((text, row.number) for row in rows for text in _remarks(row)), len(rows)),
+        *different_conditions(conditions, len(rows), order),
     ]
 
 
-def _tables(rows: Sequence[_Row]) -> dict[tuple[Scaling, bool], list[_Row]]:
-    """Rows by kind of scaling, those whose devices share their cores apart."""
-    tables: dict[tuple[Scaling, bool], list[_Row]] = {}
-    for row in rows:
-        tables.setdefault((row.curve.scaling, row.curve.threads is not None), []).append(row)
-    return tables
-
-
-def _place(rows: Sequence[_Row]) -> Columns:
-    """What tells one curve of a table from another."""
-    return {
-        **differing([row.curve.baseline.config for row in rows], VARYING_ON_A_CURVE),
-        "strategy": [row.curve.strategy for row in rows],
-        BATCHES[rows[0].curve.scaling]: [_batch(row) for row in rows],
-    }
-
-
 def _reading_order(curve: Curve) -> tuple[str, bool, int, list[str], str, int]:
-    config = curve.baseline.config
-    told = settings_of(config)
-    settings = [told[field] for field in SETTINGS if field not in VARYING_ON_A_CURVE]
+    config, settings = curve.baseline.config, settings_of(curve.baseline.config)
+    fixed = [settings[field] for field in SETTINGS if field not in VARYING_ON_A_CURVE]
     batch, size = _batch_size(config, curve.scaling), count_parameters(config.model)
-    return curve.scaling, curve.threads is not None, size, settings, curve.strategy, batch
+    return curve.scaling, curve.threads is not None, size, fixed, curve.strategy, batch
 
 
 def _batch_size(config: RunConfig, scaling: Scaling) -> int:
-    """Of all devices on a strong curve, of one on a weak one."""
+    """Samples of all devices on a strong curve, of one device on a weak one."""
     if scaling == "strong":
         return config.global_batch_size
     return config.batch_size * config.accumulate
 
 
-def _batch(row: _Row) -> str:
+def _batch(row: CurveRow) -> str:
     config = row.point.config
     return f"{_batch_size(config, row.curve.scaling):,}{_micro_batches(config)}"
 
@@ -148,128 +124,107 @@ def _micro_batches(config: RunConfig) -> str:
     return f", {config.accumulate} micro-batches" if config.accumulate > 1 else ""
 
 
-def _figures(rows: Sequence[_Row]) -> Columns:
-    losses = [row.loss for row in rows]
-    told = [part for part in get_args(LossPart) if any(part in loss.parts for loss in losses)]
+def _cells(row: CurveRow, measured: Sequence[LossPart]) -> dict[str, str]:
+    curve, point, lost = row.curve, row.point, row.lost
+    drift, slowest = curve.drift(point), lost.slowest
+    flags, before = run_formatting.flags(point.runs), run_formatting.flags(curve.baseline.runs)
+    parts: dict[str, str] = {
+        part: f"{lost.parts[part]:z.1%}" if part in lost.parts else "not measured"
+        for part in measured
+    }
+    if slowest is not None:
+        rank = f"rank {slowest.rank} in {slowest.share:.0%}, {slowest.chance:.0%} by chance"
     return {
-        "devices": [str(row.point.devices) for row in rows],
-        "speed": [speed(row.point) for row in rows],
-        "baseline": [_baseline(row.curve.baseline) for row in rows],
-        "FLOPs": [run_formatting.flops(row.point.config) for row in rows],
-        "speed-up": [ratio_figure(row.curve.speedup(row.point), 2) for row in rows],
-        **_efficiency(rows),
-        **{part: [_part(loss, part) for loss in losses] for part in told},
-        **if_told("trace", [_trace(loss.traced) for loss in losses]),
-        **if_told("slowest rank", [_slowest(loss.slowest) for loss in losses]),
-        "launches": [str(len(row.point.runs)) for row in rows],
-        **if_told("machine drift", [_drift(row) for row in rows]),
-        "flags": [_flags(row) for row in rows],
-        "record": [run_formatting.record(row.point.middle) for row in rows],
+        "devices": str(point.devices),
+        "speed": run_formatting.pooled_speed(point),
+        "baseline": _baseline(curve.baseline),
+        "FLOPs": run_formatting.flops(point.config),
+        "speed-up": run_formatting.ratio(curve.speedup(point), 2),
+        **_efficiency(row),
+        **parts,
+        "trace": _trace(lost),
+        "slowest rank": "" if slowest is None else rank,
+        "launches": str(len(point.runs)),
+        "machine drift": "" if drift is None else f"{drift:.1%}",
+        "flags": "; ".join(filter(None, [flags, before and f"baseline: {before}"])) or "none",
+        "record": run_formatting.record(point.middle),
     }
 
 
-def _efficiency(rows: Sequence[_Row]) -> Columns:
-    """Beside what was lost; where devices share cores, most of that is no loss."""
-    told = [figure(row.curve.efficiency(row.point), "{:.1%}") for row in rows]
-    missing = [f"{row.loss.share:z.1%}" for row in rows]
-    if rows[0].curve.threads is None:
-        return {"efficiency": told, "lost share": missing}
-    ideal = [row.curve.ideal(row.point) for row in rows]
-    lost = [row.loss.share - (1 - share) for row, share in zip(rows, ideal, strict=True)]
-    return {
-        "efficiency": told,
-        "1/n": [f"{share:.1%}" for share in ideal],
-        "lost beyond 1/n": [f"{share:z.1%}" for share in lost],
-        "lost share": missing,
-    }
+def _efficiency(row: CurveRow) -> dict[str, str]:
+    """With the lost share, which is mostly no loss where devices share cores."""
+    efficiency = run_formatting.estimate(row.curve.efficiency(row.point), "{:.1%}")
+    cells = {"efficiency": efficiency}
+    if row.curve.threads is not None:
+        ideal = row.curve.ideal(row.point)
+        beyond = row.lost.share - (1 - ideal)
+        cells |= {"1/n": f"{ideal:.1%}", "lost beyond 1/n": f"{beyond:z.1%}"}
+    return cells | {"lost share": f"{row.lost.share:z.1%}"}
 
 
 def _baseline(point: MeasuredPoint) -> str:
     launches = f", {len(point.runs)} launches" if len(point.runs) > 1 else ""
-    about = f"{count(point.devices, 'device')}{_micro_batches(point.config)}{launches}"
-    return f"{about}: {speed(point)}"
+    about = f"{format_count(point.devices, 'device')}{_micro_batches(point.config)}{launches}"
+    return f"{about}: {run_formatting.pooled_speed(point)}"
 
 
-def _drift(row: _Row) -> str:
-    differed = row.curve.drift(row.point)
-    return "" if differed is None else f"{differed:.1%}"
-
-
-def _part(loss: TimeLost, part: LossPart) -> str:
-    return f"{loss.parts[part]:z.1%}" if part in loss.parts else "not measured"
-
-
-def _trace(traced: Traced | None) -> str:
+def _trace(lost: TimeLost) -> str:
+    traced = lost.traced
     if traced is None:
         return ""
     before = "not traced" if traced.baseline_idle is None else f"{traced.baseline_idle:.1%}"
-    took = f"traced steps take {traced.slowdown:.2f} x as long"
-    return f"{took}, idle {traced.idle:.1%} (baseline {before})"
+    slowdown = f"traced steps take {traced.slowdown:.2f} x as long"
+    return f"{slowdown}, idle {traced.idle:.1%} (baseline {before})"
 
 
-def _slowest(slowest: Slowest | None) -> str:
-    if slowest is None:
-        return ""
-    return f"rank {slowest.rank} in {slowest.share:.0%}, {slowest.chance:.0%} by chance"
+def _remarks(row: CurveRow) -> Iterable[str]:
+    yield from (*row.curve.remarks, *row.lost.caveats)
+    if all(law.reason for law in row.laws):
+        yield f"no law of scaling is fitted: {row.laws[-1].reason}"
+    else:
+        yield from (
+            f"{LAWS[law.name]} is not fitted: {law.reason}" for law in row.laws if law.reason
+        )
+    both = (row.curve.baseline, row.point)
+    if any(len(point.runs) > 1 for point in both):
+        yield "the parts of the lost share are those of the middle launch, whose record is linked"
+    yield from (f"no interval: {escaped(p.rate.reason)}" for p in both if p.rate.reason)
 
 
-def _flags(row: _Row) -> str:
-    """Of the point, then of the baseline."""
-    own, before = flags_of(row.point), flags_of(row.curve.baseline)
-    return "; ".join(filter(None, [own, before and f"baseline: {before}"])) or "none"
-
-
-def _remarks(rows: Sequence[_Row]) -> Iterable[Remark]:
-    for row in rows:
-        both = (row.curve.baseline, row.point)
-        told = [*row.curve.remarks, *row.loss.caveats, *why_not_fitted(row.laws)]
-        if any(len(point.runs) > 1 for point in both):
-            told.append(
-                "the parts of the lost share are those of the middle launch, whose record is linked"
-            )
-        told += [f"no interval: {escaped(p.rate.reason)}" for p in both if p.rate.reason]
-        yield from ((remark, row.number) for remark in told)
-
-
-# ---------------------------------------------------------------------------------- laws
-
-
-def _laws(rows: Sequence[_Row], place: Columns) -> Iterable[tuple[str, ...]]:
-    """A row for each law that could be fitted."""
+def _laws(rows: Sequence[CurveRow], places: Columns) -> Iterable[tuple[str, ...]]:
+    """Yields a row for each law that was fitted."""
     for index, row in enumerate(rows):
-        if row.point is row.curve.points[-1]:
-            own = [other.number for other in rows if other.curve is row.curve]
-            about = [f"{head} {values[index]}" for head, values in place.items()]
-            curve = ", ".join([row.curve.scaling, *about])
-            for law in row.laws:
-                if law.reason is None:
-                    told = law_cells(law, is_split=row.curve.threads is not None)
-                    yield TITLES[law.name], f"{curve} ({numbers_in_words(own)})", *told
+        if row.point is not row.curve.points[-1]:
+            continue
+        numbers = [other.number for other in rows if other.curve is row.curve]
+        about = [f"{heading} {cells[index]}" for heading, cells in places.items()]
+        curve = f"{', '.join([row.curve.scaling, *about])} ({rows_of(numbers, 0)})"
+        for law in row.laws:
+            if law.reason is None:
+                parameters = [
+                    f"{PARAMETERS[name]} = {run_formatting.estimate(value, '{:.3g}')}"
+                    + (f"; no interval: {escaped(value.reason)}" if value.reason else "")
+                    for name, value in law.parameters.items()
+                ]
+                remarks = [f"within {law.largest_error:.1%} of every point", *law.remarks]
+                if row.curve.threads is not None:
+                    remarks.append("the same cores: most of it is their split")
+                yield LAWS[law.name], curve, ", ".join(parameters), "; ".join(remarks)
 
 
-# ---------------------------------------------------------------------------------- conditions
-
-
-def _apart(curve: Curve) -> list[str]:
-    """Fewer threads where more ranks share the cores are told as the split that they are."""
+def _conditions(curve: Curve) -> list[str]:
+    """Returns the conditions that differ; fewer threads where ranks share cores are explained."""
     runs = [run for point in curve.points for run in point.runs]
-    lines, split = curve.differing_conditions, _split_of_cores(curve)
-    alike = [without_threads(run.record) for run in runs]
-    if split is not None and not any(map(_is_of_processors, differences(alike))):
-        lines = tuple(split if _is_of_processors(line) else line for line in lines)
-    return in_words(lines, runs)
-
-
-def _is_of_processors(line: str) -> bool:
-    return line.startswith(PROCESSORS)
-
-
-def _split_of_cores(curve: Curve) -> str | None:
-    """In words: threads of a rank by the count of devices; None where no cores are shared."""
-    if curve.threads is None:
-        return None
-    counts = [
-        f"{threads} on {count(point.devices, 'device')}"
-        for threads, point in zip(curve.threads, curve.points, strict=True)
-    ]
-    return f"{PROCESSORS}: threads per rank, {', '.join(counts)}, because the ranks share the cores"
+    lines = list(curve.differing_conditions)
+    if curve.threads is not None:
+        counts = [
+            f"{threads} on {format_count(point.devices, 'device')}"
+            for threads, point in zip(curve.threads, curve.points, strict=True)
+        ]
+        split = f"threads per rank, {', '.join(counts)}, because the ranks share the cores"
+        others = differences([without_threads(run.record) for run in runs])
+        if not any(line.startswith(PROCESSORS) for line in others):
+            lines = [
+                f"{PROCESSORS}: {split}" if line.startswith(PROCESSORS) else line for line in lines
+            ]
+    return condition_lines(lines, runs)

@@ -15,7 +15,7 @@ from recipes.presets import Preset
 from unitransformer.checkpoint.reader import check_files, newest_checkpoint, read_run_state
 from unitransformer.config import DataConfig, OptimizerConfig, ParallelConfig, RunConfig
 from unitransformer.parallel.strategies import INITIAL_SCALE_POWER, build_precision
-from unitransformer.record.metrics import recorded_steady
+from unitransformer.record.metrics import recorded_steady_state
 from unitransformer.record.schema import load_record
 from unitransformer.run import RunFailed, RunOutcome, RunPaths, run
 from unitransformer.training import module
@@ -212,7 +212,7 @@ def test_a_record_says_what_ran_and_validates(text: Path, tmp_path: Path) -> Non
     if record["steady_from"] is None:
         assert "needs" in record["no_steady_state_reason"]
     else:
-        steady = recorded_steady(record).select(record["step_s"])
+        steady = recorded_steady_state(record).select(record["step_s"])
         assert record["tokens_per_s"] == 4 * 16 / statistics.median(steady)
     assert {"csv", "tensorboard", "checkpoints"} <= {path.name for path in tmp_path.iterdir()}
 

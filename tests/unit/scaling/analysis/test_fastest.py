@@ -14,9 +14,10 @@ from scaling.analysis.fastest import StrategyComparison, compare_strategies
 from scaling.analysis.proof import find_proof
 from scaling.parity.certificate import Certificate
 from scaling.parity.certificate_file import read_certificate
+from scaling.report import run_formatting
 from scaling.report.sections.fastest import fastest_blocks
 from scaling.report.sections.scaling import scaling_blocks
-from scaling.report.table_notes import SAME, ratio_figure
+from scaling.report.table_notes import SAME
 from scaling.store.outcome import CellOutcome
 from scaling.store.reader import Cell
 from scaling.store.run import Run
@@ -460,9 +461,9 @@ def test_the_map_has_a_row_where_one_strategy_or_none_fits() -> None:
 
 def test_an_interval_ending_near_1_has_enough_digits_to_exclude_a_tie() -> None:
     near = Estimate(value=1.16, low=1.0004, high=1.33)
-    assert ratio_figure(near, 2) == "1.1600 (1.0004 to 1.3300)"
-    assert ratio_figure(replace(near, low=1.0), 2) == "1.16 (1.00 to 1.33)", "that is a tie"
-    assert ratio_figure(replace(near, low=1.01), 2) == "1.16 (1.01 to 1.33)"
+    assert run_formatting.ratio(near, 2) == "1.1600 (1.0004 to 1.3300)"
+    assert run_formatting.ratio(replace(near, low=1.0), 2) == "1.16 (1.00 to 1.33)", "that is a tie"
+    assert run_formatting.ratio(replace(near, low=1.01), 2) == "1.16 (1.01 to 1.33)"
 
 
 def test_the_map_lists_device_counts_by_batch_size() -> None:

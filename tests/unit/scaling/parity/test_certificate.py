@@ -16,6 +16,7 @@ from scaling.parity.certificate import find_contradictions, find_other_bounds
 from scaling.parity.certificate_file import read_certificate, write_certificate
 from scaling.recipe_process import ProcessResult
 from scaling.report.results_md import render_pages
+from scaling.report.store_analysis import StoreAnalysis
 from scaling.store.reader import Store, load_store
 from tests.builders.certificates import PLAIN, RESULTS, STEPS, make_certificate, make_result
 from tests.builders.records import broken_variants, make_record
@@ -40,7 +41,7 @@ def test_a_certificate_written_beside_records_is_loaded(tmp_path: Path) -> None:
 
 
 def pages_on_parity(store: Store) -> list[str]:
-    pages = render_pages(store, command="", plots="plots")
+    pages = render_pages(StoreAnalysis(store), command="", plots="plots")
     return [text for text in pages.values() if text.startswith("# Loss parity\n")]
 
 

@@ -50,7 +50,7 @@ def row_of(*readings: dict[str, Any]) -> dict[str, str]:
 def test_a_row_has_joules_clocks_power_and_temperature_at_start_and_end() -> None:
     # 1,600 J in 5 steady steps of 2 x 8 tokens; the warm-up used much more.
     row = row_of(reading(Warming(energy_mj=[0, 9_600_000, 11_200_000])))
-    assert row["energy"] == "20 J per token, of 1 device, by 5 steady steps"
+    assert row["energy"] == "20 J per token, of 1 device, over 5 steady steps"
     assert "SM clock 1980 to 1780 MHz" in row["GPU"]
     assert "memory clock 3201 to 3001 MHz" in row["GPU"]
     assert "power 700 to 700 W" in row["GPU"]

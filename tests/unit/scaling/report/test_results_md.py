@@ -21,7 +21,8 @@ from scaling.report.html.page import render_html
 from scaling.report.results_md import draw_plots
 from scaling.report.rows import rows
 from scaling.report.sections.architecture import draw_architecture
-from scaling.store.reader import LeftOut, Store, load_store
+from scaling.report.store_analysis import StoreAnalysis
+from scaling.store.reader import Store, UnusedFile, load_store
 from tests.builders.certificates import RESULTS, make_certificate
 from tests.builders.records import CEILING, HOST, STEP_S, make_config, make_crashed, make_record
 from tests.builders.reports import cells, make_store, pages_of, render, results, text_of
@@ -147,12 +148,12 @@ def test_equal_records_give_an_equal_report_in_any_order() -> None:
 def test_equal_records_give_equal_plots() -> None:
     longer = make_record(step_s=STEP_S * 2)
     orders = [make_store(longer, make_record()), make_store(make_record(), longer)]
-    first, second = map(draw_plots, orders)
+    first, second = (draw_plots(StoreAnalysis(order)) for order in orders)
     assert first == second
 
 
 def test_plots_hold_no_date_and_no_version() -> None:
-    (name, content), *others = draw_plots(make_store(make_record())).items()
+    (name, content), *others = draw_plots(StoreAnalysis(make_store(make_record()))).items()
     assert (name, others) == ("gpt-loss.svg", [])
     assert content.startswith(b"<?xml")
     assert b"<dc:date>" not in content
@@ -261,9 +262,9 @@ def test_a_compiled_run_reports_what_the_compiler_did() -> None:
     )
 
 
-def test_a_resumed_run_names_the_timed_launch() -> None:
-    record = make_record(launches=[0, 2])
-    assert "10 steps, in the last of 2 launches" in cells(render(record), "steady state")[0]
+def test_a_resumed_run_names_the_timed_segment() -> None:
+    record = make_record(segment_starts=[0, 2])
+    assert "10 steps, in the last of 2 segments" in cells(render(record), "steady state")[0]
 
 
 def test_the_report_contains_last_log_lines_command_and_summary() -> None:
@@ -305,14 +306,14 @@ def test_a_run_that_crashed_has_a_row_with_its_error() -> None:
 def test_failed_runs_alone_give_a_report() -> None:
     text = render(make_crashed())
     assert "Nothing to compare: no run ended well." in text
-    assert draw_plots(make_store(make_crashed())) == {}
+    assert draw_plots(StoreAnalysis(make_store(make_crashed()))) == {}
 
 
 def test_damaged_records_are_listed_and_foreign_files_are_folded() -> None:
     files = (
-        LeftOut(name="runs/cut.json", kind="damaged", reason="not JSON: line 1"),
-        LeftOut(name="runs/copy.json", kind="duplicate", reason="the same as runs/0.json"),
-        LeftOut(name="runs/package.json", kind="foreign", reason="not a run record"),
+        UnusedFile(name="runs/cut.json", kind="damaged", reason="not JSON: line 1"),
+        UnusedFile(name="runs/copy.json", kind="duplicate", reason="the same as runs/0.json"),
+        UnusedFile(name="runs/package.json", kind="foreign", reason="not a run record"),
     )
     store = Store(runs=make_store(make_record()).runs, left_out=files)
     text = text_of(store)
@@ -605,7 +606,7 @@ def test_the_command_writes_an_html_page_csv_and_json_on_request(
     store = load_store([runs], relative_to=runs.parent)
     assert files["csv"].read_bytes().decode() == to_csv(rows(store))
     assert files["json"].read_text() == to_json(rows(store))
-    assert files["html"].read_text() == render_html(store, title="Results")
+    assert files["html"].read_text() == render_html(StoreAnalysis(store), title="Results")
     text = Path("RESULTS.md").read_text()
     assert f"\npython -m scaling report '{runs.name}'\n" in text, "it writes the text alone"
     told = error_of(capsys, ["report", str(runs), "--csv", str(runs)])

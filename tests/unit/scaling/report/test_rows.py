@@ -9,7 +9,7 @@ import pytest
 
 from scaling.parity.certificate_file import read_certificate
 from scaling.report.rows import Row, rows
-from scaling.store.outcome import Outcome, write_outcome
+from scaling.store.outcome import CellOutcome, write_outcome
 from scaling.store.reader import Store, load_store
 from tests.builders.certificates import make_certificate
 from tests.builders.records import (
@@ -26,7 +26,7 @@ from unitransformer.record.checksums import add_checksums
 from unitransformer.record.schema import Record, write_record
 
 
-def make_outcome(**changes: Any) -> Outcome:
+def make_outcome(**changes: Any) -> CellOutcome:
     told: dict[str, Any] = {
         "cell": "0123456789ab",
         "repeat": 2,
@@ -36,7 +36,7 @@ def make_outcome(**changes: Any) -> Outcome:
         "status": "ok",
         "config": make_config(),
     }
-    return Outcome(**(told | changes))
+    return CellOutcome(**(told | changes))
 
 
 def row_of(record: Record, name: str = "runs/a.json") -> Row:
@@ -45,7 +45,7 @@ def row_of(record: Record, name: str = "runs/a.json") -> Row:
 
 
 def test_exported_values_come_from_the_samples() -> None:
-    row = row_of(make_record(tokens_per_s=987.0, figures={"median_step_s": 7.0}, mfu=[]))
+    row = row_of(make_record(tokens_per_s=987.0, metrics={"median_step_s": 7.0}, mfu=[]))
     # 16 tokens in a tenth of a second.
     assert (row.median_step_s, row.units_per_s, row.unit) == (0.1, 160, "tokens")
     assert (row.num_steps, row.mean_units_per_s) == (12, pytest.approx(160))

@@ -9,16 +9,17 @@ from typing import get_args
 import pytest
 
 from scaling.analysis.efficiency import pool
-from scaling.report.environment import apart
 from scaling.report.plots import COLORS, Plot, not_drawn, plots_of
 from scaling.report.results_md import draw_plots
 from scaling.report.sections.sweep import sweep_blocks
+from scaling.report.store_analysis import StoreAnalysis
+from scaling.report.table_notes import conditions_of_rows
 from scaling.store.conditions import conditions_of, processors_of, without_threads
-from scaling.store.outcome import Outcome
+from scaling.store.outcome import CellOutcome
 from scaling.store.reader import Cell, Store, load_store
 from scaling.store.run import Run
 from tests.builders.records import HOST, make_record
-from tests.builders.reports import pages_of, text_of
+from tests.builders.reports import pages_of, sweep_of, text_of
 from tests.builders.runs import make_spread, strong
 from tests.builders.sweeps import FakeMachine, make_study, make_tasks, work
 from unitransformer.config import DataConfig, ParallelConfig, Strategy
@@ -54,7 +55,7 @@ def test_every_cell_is_a_row_with_its_status_and_command(tmp_path: Path) -> None
 
 
 def blocks_of(cells: Sequence[Cell]) -> list[str]:
-    return sweep_blocks(cells, [], [], {})
+    return sweep_blocks(sweep_of(cells), [], [])
 
 
 def table_of(cells: Sequence[Cell]) -> tuple[list[str], list[list[str]]]:
@@ -135,7 +136,7 @@ def test_two_sweeps_of_one_name_have_separate_plots(tmp_path: Path) -> None:
         axes = {"precision": "32-true", "batch-size": sizes}
         work(tmp_path / place / "night", make_tasks(make_study(axes=axes)))
     store = load_store([tmp_path], relative_to=tmp_path)
-    drawn = draw_plots(store)
+    drawn = draw_plots(StoreAnalysis(store))
     assert {"gpt-night-1-speed-by-batch.svg", "gpt-night-2-speed-by-batch.svg"} <= set(drawn)
     text = text_of(store)
     assert "# Sweep night 1" in text
@@ -145,13 +146,13 @@ def test_two_sweeps_of_one_name_have_separate_plots(tmp_path: Path) -> None:
 
 def test_plots_are_drawn_along_axes_with_two_values_and_named_in_the_text(tmp_path: Path) -> None:
     store = swept(tmp_path)
-    drawn = draw_plots(store)
+    drawn = draw_plots(StoreAnalysis(store))
     assert set(drawn) == {
         "gpt-loss.svg",
         "gpt-night-speed-by-batch.svg",
         "gpt-night-memory-by-batch.svg",
     }
-    assert drawn == draw_plots(store)
+    assert drawn == draw_plots(StoreAnalysis(store))
     text = text_of(store)
     assert set(re.findall(r"\((?:\.\./)?plots/([^)]+)\)", text)) == set(drawn)
     assert text == text_of(store)
@@ -166,7 +167,7 @@ def test_efficiency_is_plotted_if_device_counts_differ(tmp_path: Path) -> None:
         tasks.append(replace(task, config=replace(task.config, parallel=parallel)))
     work(tmp_path / "s", tasks)
     cells = load_store([tmp_path], relative_to=tmp_path).cells
-    plots = {plot.name: plot for plot in plots_of("gpt-s", cells)}
+    plots = {plot.name: plot for plot in plots_of(sweep_of(cells))}
     assert set(plots) == {
         *("gpt-s-speed-by-devices", "gpt-s-memory-by-devices", "gpt-s-efficiency-by-devices"),
     }
@@ -183,7 +184,7 @@ def cells_of(runs: Sequence[Run]) -> list[Cell]:
     return [
         Cell(
             name=f"s/cells/{number:012x}-1/outcome.json",
-            outcome=Outcome(
+            outcome=CellOutcome(
                 cell=f"{number:012x}",
                 repeat=1,
                 recipe="gpt",
@@ -225,7 +226,7 @@ def test_runs_that_differ_in_another_setting_are_two_lines(
         replace(run, config=replace(run.config, **change), name=f"other-{run.name}")
         for run in plain
     ]
-    (speed, _) = plots_of("s", cells_of([*plain, *other]))
+    (speed, _) = plots_of(sweep_of(cells_of([*plain, *other])))
     assert list(lines(speed).values()) == [[2, 4], [2, 4]]
     assert any(label.endswith(expected) for _, label in lines(speed))
     assert len({line.style for line in speed.panels["32-true"]}) == 2
@@ -238,7 +239,7 @@ def test_other_machines_and_cpu_offload_are_separate_lines() -> None:
         for n in (1, 2)
         for off in (False, True)
     ]
-    by_devices = [plot for plot in plots_of("s", cells_of(runs)) if "speed" in plot.name]
+    by_devices = [plot for plot in plots_of(sweep_of(cells_of(runs))) if "speed" in plot.name]
     assert list(by_devices[0].panels) == [
         "weak scaling, 32-true, offloaded to the host no",
         "weak scaling, 32-true, offloaded to the host yes",
@@ -246,7 +247,7 @@ def test_other_machines_and_cpu_offload_are_separate_lines() -> None:
     moved = [strong(0.1, n, f"b-{n}.json", changes={"hardware": [HOST | {"cpu": "B"}] * n})
              for n in (1, 2)]  # fmt: skip
     here = [strong(0.1, n, f"a-{n}.json") for n in (1, 2)]
-    (plot,) = [p for p in plots_of("s", cells_of([*here, *moved])) if "speed" in p.name]
+    (plot,) = [p for p in plots_of(sweep_of(cells_of([*here, *moved]))) if "speed" in p.name]
     assert sorted(lines(plot)) == [
         ("strong scaling, 32-true", "ddp, 8, machine 1"),
         ("strong scaling, 32-true", "ddp, 8, machine 2"),
@@ -272,46 +273,54 @@ def test_an_interval_of_two_launches_is_not_drawn_but_the_launches_are() -> None
     two = pool(launches(2, 1))[0]
     assert two.rate.high is not None
     assert two.rate.high > 1.3 * max(run.units_per_s or 0.0 for run in two.runs)
-    plots = plots_of("s", cells_of([*launches(2, 1), *launches(2, 2)]))
+    plots = plots_of(sweep_of(cells_of([*launches(2, 1), *launches(2, 2)])))
     marks = [m for plot in plots for panel in plot.panels.values() for m in panel[0].marks]
-    assert {(mark.low, mark.high, len(mark.launches)) for mark in marks} == {(None, None, 2)}
+    assert {(mark.low, mark.high, len(mark.samples)) for mark in marks} == {(None, None, 2)}
     highest = max(mark.x * 8 * 2 / 0.1 for mark in marks)
-    assert all(value <= highest for mark in marks for value in mark.launches)
+    assert all(value <= highest for mark in marks for value in mark.samples)
 
 
-def test_an_interval_of_five_launches_is_drawn_and_one_launch_has_neither() -> None:
-    speed, _, efficiency = plots_of("s", cells_of([*launches(5, 1), *launches(5, 2)]))
+def test_an_interval_of_five_launches_is_drawn() -> None:
+    speed, _, efficiency = plots_of(sweep_of(cells_of([*launches(5, 1), *launches(5, 2)])))
     for mark in speed.panels["weak scaling, 32-true"][0].marks:
         assert mark.low is not None
         assert mark.high is not None
         assert mark.low < mark.value < mark.high
     assert efficiency.panels["weak scaling, 32-true"][0].marks[1].low is not None
-    speed, _, efficiency = plots_of("s", cells_of([*launches(5, 1), *launches(1, 2)]))
+    assert "Bars: 95 % intervals." in speed.caption
+
+
+def test_an_interval_pooled_over_configurations_is_drawn_and_one_launch_has_no_dots() -> None:
+    # Five launches of one configuration have four degrees of freedom, which one launch may use.
+    speed, _, efficiency = plots_of(sweep_of(cells_of([*launches(5, 1), *launches(1, 2)])))
     (five, one) = speed.panels["weak scaling, 32-true"][0].marks
-    assert (five.low is None, one.low, one.launches) == (False, None, ())
-    # The launch on two devices counts for the ratio as well.
+    assert (five.low is None, one.low is None, one.samples) == (False, False, ())
+    assert efficiency.panels["weak scaling, 32-true"][0].marks[1].low is not None
+    few, _, efficiency = plots_of(sweep_of(cells_of([*launches(4, 1), *launches(1, 2)])))
+    assert [mark.low for mark in few.panels["weak scaling, 32-true"][0].marks] == [None, None]
     assert efficiency.panels["weak scaling, 32-true"][0].marks[1].low is None
+    assert "Bars" not in few.caption
 
 
 def test_launches_of_an_efficiency_are_compared_with_the_baseline() -> None:
-    *_, efficiency = plots_of("s", cells_of([strong(0.1, 1), *(
+    *_, efficiency = plots_of(sweep_of(cells_of([strong(0.1, 1), *(
         strong(step_s, 2, f"{step_s}.json") for step_s in (0.0625, 0.05)
-    )]))  # fmt: skip
+    )])))  # fmt: skip
     mark = efficiency.panels["strong scaling, 32-true"][0].marks[1]
-    assert sorted(round(launch, 6) for launch in mark.launches) == [0.8, 1.0]
+    assert sorted(round(launch, 6) for launch in mark.samples) == [0.8, 1.0]
 
 
 def test_a_panel_has_six_lines_at_most_and_the_caption_gives_the_rule() -> None:
     sizes = (1, 2, 3, 4, 5, 6, 7)
     runs = [run for n in (1, 2) for size in sizes for run in launches(1, n, batch_size=size)]
-    plots = {plot.name: plot for plot in plots_of("s", cells_of(runs))}
-    speed, memory = plots["s-speed-by-devices"], plots["s-memory-by-devices"]
+    plots = {plot.name: plot for plot in plots_of(sweep_of(cells_of(runs)))}
+    speed, memory = plots["gpt-s-speed-by-devices"], plots["gpt-s-memory-by-devices"]
     weak = [label for panel, label in lines(speed) if panel.startswith("weak")]
     assert weak == ["ddp, 7", "ddp, 6", "ddp, 5", "ddp, 4", "ddp, 3", "ddp, 2"]
     assert "Only the 6 fastest at the right end, of up to 7 lines." in speed.caption
     assert "Only the 6 smallest at the right end, of up to 7 lines." in memory.caption
-    assert len(lines(plots["s-speed-by-batch"])) == 2
-    assert "Only" not in plots["s-speed-by-batch"].caption
+    assert len(lines(plots["gpt-s-speed-by-batch"])) == 2
+    assert "Only" not in plots["gpt-s-speed-by-batch"].caption
 
 
 def test_colours_give_strategies_markers_batch_sizes_and_panels_precisions() -> None:
@@ -323,8 +332,8 @@ def test_colours_give_strategies_markers_batch_sizes_and_panels_precisions() -> 
         for strategy in ("ddp", "fsdp")
         for precision in ("32-true", "bf16-mixed")
     ]  # fmt: skip
-    plots = {plot.name: plot for plot in plots_of("s", cells_of(runs))}
-    speed = plots["s-speed-by-devices"]
+    plots = {plot.name: plot for plot in plots_of(sweep_of(cells_of(runs)))}
+    speed = plots["gpt-s-speed-by-devices"]
     weak = {name: panel for name, panel in speed.panels.items() if name.startswith("weak")}
     assert list(weak) == ["weak scaling, 32-true", "weak scaling, bf16-mixed"]
     assert speed.markers["batch size: 2"] != speed.markers["batch size: 4"]
@@ -341,7 +350,7 @@ def test_colours_give_strategies_markers_batch_sizes_and_panels_precisions() -> 
 
 
 def test_the_ideal_speed_is_that_of_the_fastest_line() -> None:
-    (speed, *_) = plots_of("s", cells_of([strong(0.1, 1), strong(0.0625, 2)]))
+    (speed, *_) = plots_of(sweep_of(cells_of([strong(0.1, 1), strong(0.0625, 2)])))
     line, ideal = speed.panels["strong scaling, 32-true"]
     # 8 samples of 8 tokens in 0.1 s, then in 0.0625 s; the ideal is 0.05 s.
     assert [round(mark.value) for mark in line.marks] == [640, 1024]
@@ -353,8 +362,8 @@ def test_runs_that_cannot_be_drawn_are_listed_under_the_plots() -> None:
     runs = [*(strong(0.1, n) for n in (1, 2)), strong(0.1, 4, steps=3)]
     cells = cells_of(runs)
     lost = replace(cells[0], run=None, outcome=replace(cells[0].outcome, status="oom"))
-    assert not_drawn(cells[:2]) == ""
-    assert not_drawn([lost, *cells]) == (
+    assert not_drawn(sweep_of(cells[:2])) == ""
+    assert not_drawn(sweep_of([lost, *cells])) == (
         "Not in the plots, of 4 cells: 1 oom, 1 without a steady state; the table gives reasons."
     )
 
@@ -370,7 +379,7 @@ def test_the_ideal_line_on_the_same_cores_falls_with_threads_per_rank() -> None:
             strong(0.1, n, changes={"hardware": [HOST | {"threads": count}] * n})
             for n, count in threads.items()
         ]
-        (found,) = [p for p in plots_of("s", cells_of(runs)) if "efficiency" in p.name]
+        (found,) = [p for p in plots_of(sweep_of(cells_of(runs))) if "efficiency" in p.name]
         return found
 
     split, whole = efficiency({1: 4, 2: 2, 4: 1}), efficiency({1: 2, 2: 2})
@@ -415,4 +424,4 @@ def test_cells_of_two_machine_types_are_two_lines_with_a_note(tmp_path: Path) ->
     assert processors_of(without_threads(first.record)) == processors_of(first.record)
     other = replace(first, record=moved)
     assert len(pool([first, other])) == 2
-    assert "processors and devices differ" in apart([first.record, moved])
+    assert "processors and devices differ" in conditions_of_rows([first.record, moved])[0]

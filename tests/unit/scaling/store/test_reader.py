@@ -120,7 +120,7 @@ MFU_ROW = make_record()["mfu"][0]
             {"samples": with_samples(between_steps_s=[None, "1"] * 6)},
             "samples.between_steps_s holds",
         ),
-        ({"samples_missing": []}, "samples_missing is list"),
+        ({"samples_missing": []}, "samples_missing is []"),
         ({"excluded_steps": [{"step": 3}]}, "excluded_steps.0: reason is missing"),
         ({"num_parameters": 10**400}, "num_parameters"),
         ({"world_size": 2}, "world_size is 2; its config says 1"),

@@ -18,7 +18,7 @@ from filelock import FileLock
 
 from scaling.exit_status import decide_status
 from scaling.recipe_process import ProcessResult
-from scaling.store.outcome import Outcome
+from scaling.store.outcome import CellOutcome
 from scaling.sweep import engine, run_cell
 from scaling.sweep.claims import CLAIMS
 from scaling.sweep.command import _stop_signals_raise
@@ -293,7 +293,7 @@ def test_a_full_disk_stops_the_sweep_and_keeps_what_it_has(
     tasks = make_tasks(make_study())
     real, written = engine.write_outcome, []
 
-    def write(outcome: Outcome, folder: Path) -> Path:
+    def write(outcome: CellOutcome, folder: Path) -> Path:
         if len(written) == 2:
             raise OSError(errno.ENOSPC, "No space left on device")
         written.append(outcome)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from scaling.store.outcome import Outcome, load_outcome
+from scaling.store.outcome import CellOutcome, load_outcome
 from scaling.sweep import estimate
 from scaling.sweep.estimate import CPU_START_S, render_plan
 from scaling.sweep.plan import CellTask, train_flops
@@ -117,7 +117,7 @@ def test_an_estimate_names_unknowns_and_refused_cells_cost_nothing() -> None:
 # ---------------------------------------------------------------------------------- as measured
 
 
-def landed() -> Iterator[tuple[Outcome, Record]]:
+def landed() -> Iterator[tuple[CellOutcome, Record]]:
     for path in sorted(LANDED.glob("*/outcome.json")):
         outcome = load_outcome(path)
         yield outcome, load_record(path.parent / str(outcome.record))

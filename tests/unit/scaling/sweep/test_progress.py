@@ -14,7 +14,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from scaling.store.outcome import Outcome
+from scaling.store.outcome import CellOutcome
 from scaling.sweep.claims import CLAIMS, Holder, claim, find_holders
 from scaling.sweep.plan import CellTask
 from scaling.sweep.progress import Progress
@@ -35,10 +35,10 @@ def make_even(count: int) -> list[CellTask]:
     return tasks
 
 
-def end(task: CellTask, *, elapsed_s: float, at_s: float) -> Outcome:
+def end(task: CellTask, *, elapsed_s: float, at_s: float) -> CellOutcome:
     """The outcome of a task that ended `at_s` after the start."""
     at = datetime.datetime.fromtimestamp(START_S + at_s, datetime.UTC).isoformat()
-    return Outcome(
+    return CellOutcome(
         cell=task.cell.id,
         repeat=task.repeat,
         recipe="gpt",
@@ -53,7 +53,7 @@ def end(task: CellTask, *, elapsed_s: float, at_s: float) -> Outcome:
 
 def left_s(
     tasks: Sequence[CellTask],
-    outcomes: Sequence[Outcome],
+    outcomes: Sequence[CellOutcome],
     *,
     now_s: float,
     running_s: Mapping[str, float] | None = None,
