@@ -7,7 +7,7 @@ import select
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -255,6 +255,12 @@ def labels_of(browser: Browser, plot: str) -> list[str]:
     return texts
 
 
+def store_of(cells: Sequence[Cell]) -> Store:
+    """A store of these cells and their runs."""
+    runs = tuple(cell.run for cell in cells if cell.run is not None)
+    return Store(runs=runs, cells=tuple(cells), left_out=())
+
+
 def test_each_precision_has_a_panel_and_launches_share_a_line(
     browser: Browser, tmp_path: Path
 ) -> None:
@@ -263,9 +269,7 @@ def test_each_precision_has_a_panel_and_launches_share_a_line(
     again = [with_repeat(cell) for cell in (*store.cells, *halves)]
     path = tmp_path / "page.html"
     cells = (*store.cells, *halves, *again)
-    path.write_text(
-        render_html(StoreAnalysis(replace(store, cells=cells, runs=())), title="Runs"), "utf-8"
-    )
+    path.write_text(render_html(StoreAnalysis(store_of(cells)), title="Runs"), "utf-8")
     browser.open(path)
     browser.until("document.querySelectorAll('#rate-by-devices svg .point').length === 48")
     assert browser.texts("#rate-by-devices .annotation-text") == ["32-true", "bf16-mixed"]
@@ -300,9 +304,7 @@ def test_a_panel_has_the_six_best_of_its_lines(browser: Browser, tmp_path: Path)
     grid = itertools.product((1, 2), sizes)
     cells = tuple(make_cell(n, "ddp", devices, size) for n, (devices, size) in enumerate(grid))
     path = tmp_path / "page.html"
-    path.write_text(
-        render_html(StoreAnalysis(Store(runs=(), cells=cells, left_out=())), title="Runs"), "utf-8"
-    )
+    path.write_text(render_html(StoreAnalysis(store_of(cells)), title="Runs"), "utf-8")
     browser.open(path)
     browser.until("document.querySelectorAll('#rate-by-devices svg .point').length === 12")
     # From the slowest to the fastest.
@@ -314,7 +316,7 @@ def test_lines_join_runs_that_differ_only_in_the_axis_and_efficiency_has_its_own
 ) -> None:
     store = make_store()
     other = [with_length(cell) for cell in store.cells]
-    both = replace(store, cells=(*store.cells, *other), runs=())
+    both = store_of((*store.cells, *other))
     path = tmp_path / "page.html"
     path.write_text(render_html(StoreAnalysis(both), title="Runs"), encoding="utf-8")
     browser.open(path, "model=GPT+tiny+%286.1+K%29")
