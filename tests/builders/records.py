@@ -76,13 +76,7 @@ def make_record(
     steady = SteadyState(
         start=steady_from, reason=None if steady_from else f"{steps} steps, needs 8"
     )
-    samples = _make_samples(step_s)
-    units_per_step = config.global_batch_size * config.tokens_per_sample
-    readout = compute_metrics(
-        step_s, samples, steady, segment_starts=[0], units_per_step=units_per_step
-    )
-    rate = None if readout is None else readout.units_per_s
-    return {
+    record = {
         # What ran.
         "schema": SCHEMA,
         "status": status,
@@ -102,15 +96,12 @@ def make_record(
         "loss": [3.0 - 0.1 * step for step in range(steps)],
         "learning_rate": [1e-3] * steps,
         "step_s": step_s,
-        "samples": samples,
+        "samples": _make_samples(step_s),
         # What follows from the raw samples.
         "excluded_steps": [],
         "steady_from": steady_from,
         "steady_method": steady.method,
         "no_steady_state_reason": steady.reason,
-        "metrics": {} if readout is None else readout.as_dict(),
-        f"{unit}s_per_s": rate,
-        "mfu": [asdict(row) for row in compute_mfu(config, rate, [HOST], [CEILING])],
         "flags": [],
         "host_load": [],
         # Readings of the instruments, one per rank.
@@ -130,7 +121,8 @@ def make_record(
         "log": [f"step {step}/{steps} | loss 2.0" for step in range(1, steps + 1)],
         "error": None,
         "started_at": "2026-01-01T00:00:00+00:00",
-    } | changes
+    }
+    return with_metrics(record) | changes
 
 
 def _make_samples(step_s: list[float]) -> dict[str, Any]:
@@ -163,20 +155,20 @@ def make_crashed(recipe: Recipe = "gpt", **changes: Any) -> Record:
     return make_record(recipe, status="crashed") | {"validation": {}, "error": error} | changes
 
 
-def with_figures(record: Record) -> Record:
+def with_metrics(record: Record) -> Record:
     """The record with the metrics that follow from its samples, config and hardware."""
     config = config_of(record)
-    readout = compute_metrics(
+    metrics = compute_metrics(
         record["step_s"],
         record["samples"],
         recorded_steady_state(record),
         segment_starts=record["segment_starts"],
         units_per_step=config.global_batch_size * config.tokens_per_sample,
     )
-    rate = None if readout is None else readout.units_per_s
+    rate = None if metrics is None else metrics.units_per_s
     rows = compute_mfu(config, rate, record["hardware"], record["ceiling"])
     return record | {
-        "metrics": {} if readout is None else readout.as_dict(),
+        "metrics": {} if metrics is None else metrics.as_dict(),
         f"{'image' if config.recipe == 'vit' else 'token'}s_per_s": rate,
         "mfu": [asdict(row) for row in rows],
     }
@@ -184,7 +176,7 @@ def with_figures(record: Record) -> Record:
 
 def make_run(record: Record | None = None, name: str = "runs/a.json") -> Run:
     """A run of the file `name` whose metrics follow from its samples."""
-    return as_recorded(with_figures(make_record() if record is None else record), name)
+    return as_recorded(with_metrics(make_record() if record is None else record), name)
 
 
 def as_recorded(record: Record, name: str = "runs/a.json") -> Run:

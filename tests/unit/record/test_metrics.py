@@ -19,11 +19,11 @@ PARTS = {"cpu_s": 0.1, "data_s": 0.01, "forward_backward_s": 0.05, "optimizer_s"
 
 
 def read(steady: SteadyState = STEADY, **optional: Sequence[float | None]) -> StepMetrics:
-    """Metrics of steps of 100 ms with 10 units each, and 20 ms in each optional part."""
+    """Returns metrics of steps of 100 ms with 10 units each, and 20 ms in each optional part."""
     samples = {name: [seconds] * STEPS for name, seconds in PARTS.items()} | optional
-    found = compute_metrics([0.1] * STEPS, samples, steady, segment_starts=[0], units_per_step=10)
-    assert found is not None
-    return found
+    metrics = compute_metrics([0.1] * STEPS, samples, steady, segment_starts=[0], units_per_step=10)
+    assert metrics is not None
+    return metrics
 
 
 def test_gaps_between_steps_lower_the_mean_rate_and_not_the_median() -> None:
@@ -38,10 +38,8 @@ def test_gaps_between_steps_lower_the_mean_rate_and_not_the_median() -> None:
 def test_gaps_next_to_unsteady_steps_are_excluded() -> None:
     between_s = [None, *[0.0] * (STEPS - 1)]
     between_s[5] = between_s[6] = 3.0  # a profiler starts before step 5 and writes after it
-    assert (
-        read(SteadyState(start=2, left_out=(5,)), between_steps_s=between_s).between_steps_share
-        == 0
-    )
+    traced = read(SteadyState(start=2, left_out=(5,)), between_steps_s=between_s)
+    assert traced.between_steps_share == 0
     assert read(between_steps_s=between_s).mean_units_per_s == pytest.approx(100 / 7)
 
 
@@ -71,9 +69,9 @@ def test_samples_before_the_steady_state_may_be_missing() -> None:
 
 def test_values_derived_from_the_rate_have_its_relative_interval() -> None:
     # 100 units per second, 90 to 110.
-    figures = {"units_per_s": 100.0, "low_units_per_s": 90.0, "high_units_per_s": 110.0}
-    assert format_flops_rate(2e12, figures) == "2.00 TFLOP/s (1.80 to 2.20)"
-    assert format_flops_rate(995e9, figures) == "995 GFLOP/s (896 to 1094)"
-    assert format_share(0.5, figures) == "50.0% (45.0% to 55.0%)"
-    none = figures | {"low_units_per_s": None, "high_units_per_s": None}
+    metrics = {"units_per_s": 100.0, "low_units_per_s": 90.0, "high_units_per_s": 110.0}
+    assert format_flops_rate(2e12, metrics) == "2.00 TFLOP/s (1.80 to 2.20)"
+    assert format_flops_rate(995e9, metrics) == "995 GFLOP/s (896 to 1094)"
+    assert format_share(0.5, metrics) == "50.0% (45.0% to 55.0%)"
+    none = metrics | {"low_units_per_s": None, "high_units_per_s": None}
     assert (format_flops_rate(2e12, none), format_share(0.5, none)) == ("2 TFLOP/s", "50.0%")

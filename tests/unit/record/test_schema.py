@@ -78,12 +78,12 @@ def test_a_record_of_another_schema_is_refused(schema: int | None, tmp_path: Pat
 
 
 def test_an_added_or_removed_field_is_noticed() -> None:
-    sealed = add_checksums({"a": 1, "b": [2.0]})
-    verify_checksums(sealed, "record")
+    checked = add_checksums({"a": 1, "b": [2.0]})
+    verify_checksums(checked, "record")
     with pytest.raises(ValueError, match="record: c was changed"):
-        verify_checksums(sealed | {"c": 3}, "record")
+        verify_checksums(checked | {"c": 3}, "record")
     with pytest.raises(ValueError, match="record: b is missing"):
-        verify_checksums({name: value for name, value in sealed.items() if name != "b"}, "record")
+        verify_checksums({name: value for name, value in checked.items() if name != "b"}, "record")
     with pytest.raises(ValueError, match="record: checksums is missing"):
         verify_checksums({"a": 1}, "record")
 
