@@ -158,7 +158,8 @@ def _payoff(run: Run, others: Sequence[Run]) -> str:
 def _energy(run: Run) -> str:
     """Joules per token or image of all devices, from their energy counters."""
     gpus = [gpu or {} for gpu in run.record["gpu"]]
-    if not all(gpu.get("joules") is not None and gpu["joules_num_steps"] for gpu in gpus):
+    counted = [gpu for gpu in gpus if gpu.get("joules") is not None and gpu["joules_num_steps"]]
+    if not counted or len(counted) < len(gpus):
         missing = [gpu["missing"] for gpu in gpus if gpu and gpu["joules"] is None]
         reasons = [names.get("all") or names.get("joules") for names in missing[:1]]
         return f"not measured: {escaped(str(reasons[0]))}" if any(reasons) else "not recorded"
