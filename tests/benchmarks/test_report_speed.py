@@ -2,7 +2,6 @@
 last bit."""
 
 import copy
-import json
 import math
 import random
 import statistics
@@ -21,7 +20,7 @@ from scaling.store.reader import Store, load_store
 from scaling.store.run import Run
 from unitransformer.config import RunConfig, from_dict
 from unitransformer.record.metrics import compute_metrics, find_last_steady_state
-from unitransformer.record.schema import write_record
+from unitransformer.record.schema import load_record, write_record
 from unitransformer.stats import intervals
 from unitransformer.stats.autocorrelation import centered_ranks
 
@@ -33,12 +32,12 @@ RECORDS = 100
 def folders(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """Some records, and twice as many; no two alike."""
     (like,) = (repository / "scaling/results/records").glob("256344bab5e8-1.json")
-    text = like.read_text()
+    record = load_record(like)
     made = []
     for number in (RECORDS, 2 * RECORDS):
         folder = tmp_path_factory.mktemp(f"records-{number}")
         for seed in range(number):
-            write_record(_vary(json.loads(text), seed), folder / f"{seed}.json")
+            write_record(_vary(copy.deepcopy(record), seed), folder / f"{seed}.json")
         made.append(folder)
     return made[0], made[1]
 
