@@ -68,13 +68,13 @@ def compare_commits(checkout: Path, commits: Iterable[str]) -> dict[str, bool | 
     proofs = _proofs(checkout / PROOFS)
     trees = {c: _tree(checkout, c) for c in {*commits, *(c for proof in proofs for c in proof)}}
     blobs = {blob for tree in (head, *trees.values()) for _, blob in tree}
-    modules = _parse_blobs(checkout, blobs)
+    sources = _read_blobs(checkout, blobs)
 
     @functools.cache
     def is_same(before: Tree, after: Tree) -> bool:
         if before == after or not (before and after):
             return before == after
-        return _is_same(_reached(before, modules), _reached(after, modules))
+        return _is_same(_reached(before, sources), _reached(after, sources))
 
     equal = [head]  # trees that compute what HEAD does, the newest first
     for before, after in reversed(proofs):
@@ -103,19 +103,19 @@ def _tree(checkout: Path, commit: str) -> Tree:
     return frozenset((path, about.split()[2]) for about, _, path in lines if path.endswith(".py"))
 
 
-def _parse_blobs(checkout: Path, blobs: Iterable[str]) -> dict[str, Module]:
+def _read_blobs(checkout: Path, blobs: Iterable[str]) -> dict[str, bytes]:
     command = ["git", "-C", str(checkout), "cat-file", "--batch"]
     requests = "".join(f"{blob}\n" for blob in blobs).encode()
     rest = subprocess.run(command, capture_output=True, input=requests, check=True).stdout
-    modules = {}
+    sources = {}
     while rest:
         header, _, rest = rest.partition(b"\n")
         blob, _, size = header.decode().split()
-        modules[blob], rest = _parse(rest[: int(size)]), rest[int(size) + 1 :]
-    return modules
+        sources[blob], rest = rest[: int(size)], rest[int(size) + 1 :]
+    return sources
 
 
-def _reached(tree: Tree, modules: Mapping[str, Module]) -> list[Module]:
+def _reached(tree: Tree, sources: Mapping[str, bytes]) -> list[Module]:
     """Returns the modules that the recipes import, directly or through others."""
     blobs = {p.removesuffix(".py").removesuffix("/__init__").replace("/", "."): b for p, b in tree}
     reached: dict[str, Module] = {}
@@ -123,7 +123,7 @@ def _reached(tree: Tree, modules: Mapping[str, Module]) -> list[Module]:
     while waiting:
         name = waiting.pop()
         if name in blobs and name not in reached:
-            reached[name] = modules[blobs[name]]
+            reached[name] = _parse(sources[blobs[name]])
             # An imported name may be a module or something in one; packages come before both.
             for origin in reached[name].imports:
                 parts = origin.split(".")
