@@ -30,6 +30,7 @@ CAPTION_WIDTH = 115  # letters
 MAX_LEGEND_COLUMNS = 4
 MAX_MARKED_STEPS = 40  # with more steps, the training loss is a line without markers
 DASHED = (0, (5, 3))
+LEADER_END = 1.025
 LABEL_X = 1.03  # left end of the line labels, in panel widths
 MIN_TICK_GAP = 0.09  # between labeled ticks, in panel widths
 
@@ -211,30 +212,45 @@ def _label_ends(figure: Figure, panels: Mapping[Axes, Sequence[PlotLine]]) -> No
 
     Labels that would overlap are moved apart.
     """
-    leader = {"arrowstyle": "-", "lw": 0.6, "relpos": (0, 0.5), "shrinkA": 1}
-    notes = {
+    labels = {
         axes: [
-            axes.annotate(
-                _literal(line.label),
-                xy=(line.marks[-1].x, line.marks[-1].value),
-                xytext=(LABEL_X, 0.5),
-                textcoords="axes fraction",
-                arrowprops=leader | {"color": line.color},
-                verticalalignment="center",
-                color=line.color,
-                fontsize=SMALL,
+            (
+                line,
+                axes.text(
+                    LABEL_X,
+                    0.5,
+                    _literal(line.label),
+                    transform=axes.transAxes,
+                    verticalalignment="center",
+                    color=line.color,
+                    fontsize=SMALL,
+                ),
             )
             for line in sorted(lines, key=lambda line: line.marks[-1].value)
         ]
         for axes, lines in panels.items()
     }
     figure.draw_without_rendering()  # computes the heights of the panels
-    for axes, labels in notes.items():
+    figure.set_layout_engine("none")  # computing it again would take a third of the time
+    for axes, written in labels.items():
         to_panel = axes.transData + axes.transAxes.inverted()
+        last = [line.marks[-1] for line, _ in written]
+        ends = [to_panel.transform((mark.x, mark.value)) for mark in last]
         gap = SMALL * 1.2 / 72 * figure.dpi / axes.get_window_extent().height
-        heights = spread_labels([float(to_panel.transform(label.xy)[1]) for label in labels], gap)
-        for label, height in zip(labels, heights, strict=True):
-            label.set_position((LABEL_X, height))
+        heights = spread_labels([float(end[1]) for end in ends], gap)
+        for (line, label), end, height in zip(written, ends, heights, strict=True):
+            label.set_y(height)
+            # A plain line: matplotlib takes a second to clip the arrows of a large plot.
+            leader = Line2D(
+                [end[0], LEADER_END],
+                [end[1], height],
+                transform=axes.transAxes,
+                color=line.color,
+                linewidth=0.6,
+                clip_on=False,
+            )
+            leader.set_in_layout(False)
+            axes.add_artist(leader)
 
 
 def _tick_labels(xs: Sequence[float]) -> list[str]:

@@ -177,12 +177,16 @@ class Curve:
     strategy: str
     points: tuple[MeasuredPoint, ...]  # by device count
     remarks: tuple[str, ...]  # how the points were chosen
-    differing_conditions: tuple[str, ...]  # record numbers follow the points
 
     @property
     def baseline(self) -> MeasuredPoint:
         """The smallest device count, which need not be 1."""
         return self.points[0]
+
+    @functools.cached_property
+    def differing_conditions(self) -> tuple[str, ...]:
+        """The conditions in which the records differ; record numbers follow the points."""
+        return tuple(differences([run.record for point in self.points for run in point.runs]))
 
     def speedup(self, point: MeasuredPoint) -> Estimate:
         if point is self.baseline:
@@ -314,11 +318,6 @@ def _curve(
                 f"{config.batch_size} per device x {config.accumulate} micro-batches x "
                 f"{nodes}{parallel.devices} devices"
             )
-    records = [run.record for point in points for run in point.runs]
     return Curve(
-        scaling=scaling,
-        strategy=strategy,
-        points=tuple(points),
-        remarks=tuple(remarks),
-        differing_conditions=tuple(differences(records)),
+        scaling=scaling, strategy=strategy, points=tuple(points), remarks=tuple(remarks)
     )

@@ -1,7 +1,8 @@
 """Describes the conditions in which records differ, so that a table or curve can state them."""
 
+import functools
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from unitransformer.machine.host import nominal_gib
@@ -25,14 +26,15 @@ def differences(records: Sequence[Record]) -> list[str]:
     """
     if len(records) < 2:
         return []
-    names = dict.fromkeys(name for record in records for name in record["versions"])
+    versions = [record["versions"] for record in records]
+    names: dict[str, None] = {}
+    if any(other != versions[0] for other in versions):
+        names = dict.fromkeys(name for installed in versions for name in installed)
     lines = [
         _difference("processors and devices", [_hosts(record) for record in records]),
         *(_clock_difference(name, records) for name in CLOCKS),
         *(
-            _difference(
-                f"versions of {name}", [_text(record["versions"].get(name)) for record in records]
-            )
+            _difference(f"versions of {name}", [_text(other.get(name)) for other in versions])
             for name in names
         ),
         _difference("commit", [_text(record["code"].get("commit")) for record in records]),
@@ -84,10 +86,13 @@ def _text(value: Any) -> str:
 
 def _hosts(record: Record) -> str:
     """The kinds of ranks, not their number, in which a curve over devices differs on purpose."""
-    return " and ".join(sorted({_host(host) for host in record["hardware"]})) or MISSING
+    hosts = {tuple(host.items()) for host in record["hardware"]}
+    return " and ".join(sorted({_host(host) for host in hosts})) or MISSING
 
 
-def _host(host: Mapping[str, Any]) -> str:
+@functools.lru_cache(maxsize=1024)  # thousands of records come from a few hosts
+def _host(items: tuple[tuple[str, Any], ...]) -> str:
+    host = dict(items)
     parts = [f"{name} {_text(host[name])}" for name in HOST if name in host]
     memory = host.get("memory_bytes")
     if memory is not None and memory > 0:  # equal nodes differ by what their kernels reserve

@@ -11,7 +11,7 @@ from scaling.sweep.engine import Sweep, SweepSummary
 from scaling.sweep.plan import CellTask, sort_tasks
 from scaling.sweep.run_cell import Limits
 from scaling.sweep.study import Cell, Study, read_study
-from tests.builders.records import make_config, make_crashed, make_record, with_figures
+from tests.builders.records import make_config, make_crashed, make_record, with_metrics
 from unitransformer.config import ParallelConfig, RunConfig, to_dict
 from unitransformer.record.schema import Record, write_record
 
@@ -71,7 +71,7 @@ def make_record_of(config: RunConfig, record: Record | None = None) -> Record:
         "world_size": config.parallel.world_size,
         "global_batch_size": config.global_batch_size,
     }
-    return with_figures(changed) if changed["status"] == "ok" else changed
+    return with_metrics(changed) if changed["status"] == "ok" else changed
 
 
 class Silent:

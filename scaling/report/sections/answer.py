@@ -1,7 +1,8 @@
 """Answers which configuration is the fastest on how many devices, in one table per recipe."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import Any
 
 from scaling.analysis.candidates import name_of
 from scaling.analysis.efficiency import Curve, MeasuredPoint
@@ -11,10 +12,11 @@ from scaling.parity.certificate import Certificate
 from scaling.report import run_formatting
 from scaling.report.table_notes import condition_lines, draw
 from scaling.store.conditions import differences
-from unitransformer.config import ParallelConfig, RunConfig
+from unitransformer.config import ModelConfig, RunConfig
 from unitransformer.costs.flops import count_parameters
 from unitransformer.record.units import format_count
 
+VARYING = ("model", "parallel", "batch_size", "accumulate", "max_steps", "seed")
 MOST_ROWS = 12  # of a table; the pages have the others
 FASTEST = (  # headings
     "fastest configuration",
@@ -27,7 +29,8 @@ FASTEST = (  # headings
     "lead",
 )
 
-Work = tuple[RunConfig, str]  # what is trained, and on which kind of processors
+# What is equal for all ways to train the same model on the same kind of machine: model first.
+Work = tuple[ModelConfig, *tuple[Any, ...]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +56,7 @@ def find_answers(
         counts = works.setdefault(_work(point), {})
         counts.setdefault(point.devices, []).append(point)
     answers = []
-    for work in sorted(works, key=lambda work: (-count_parameters(work[0].model), repr(work))):
+    for work in sorted(works, key=lambda work: (-count_parameters(work[0]), repr(work))):
         if sum(map(len, works[work].values())) > 1:
             for devices, candidates in sorted(works[work].items()):
                 ranked, unranked = rank(candidates, certificates)
@@ -62,12 +65,10 @@ def find_answers(
 
 
 def _work(point: MeasuredPoint) -> Work:
-    """Returns what is equal for all ways to train the same model on the same kind of machine."""
-    parallel = ParallelConfig(accelerator=point.config.parallel.accelerator)
-    config = replace(
-        point.config, parallel=parallel, batch_size=1, accumulate=1, max_steps=1, seed=0
-    )
-    return config, point.runs[0].processors
+    config = point.config
+    fixed = (value for name, value in vars(config).items() if name not in VARYING)
+    accelerator, processors = config.parallel.accelerator, point.runs[0].processors
+    return config.model, *fixed, accelerator, processors
 
 
 def answer_blocks(answers: Sequence[Answer], curves: Sequence[Curve]) -> list[str]:
@@ -76,10 +77,10 @@ def answer_blocks(answers: Sequence[Answer], curves: Sequence[Curve]) -> list[st
     if not shown:
         return ["No model was measured in more than one configuration."]
     works = list(dict.fromkeys(answer.work for answer in answers))
-    is_ambiguous = len(works) > len({config.model for config, _ in works})
+    is_ambiguous = len(works) > len({model for model, *_ in works})
     rows = [
         {
-            "model": run_formatting.shape(answer.work[0].model),
+            "model": run_formatting.shape(answer.work[0]),
             "work": str(works.index(answer.work) + 1) if is_ambiguous else "",
             "devices": str(answer.devices),
             **_fastest(answer, answers, curves),
