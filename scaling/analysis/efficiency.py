@@ -318,6 +318,4 @@ def _curve(
                 f"{config.batch_size} per device x {config.accumulate} micro-batches x "
                 f"{nodes}{parallel.devices} devices"
             )
-    return Curve(
-        scaling=scaling, strategy=strategy, points=tuple(points), remarks=tuple(remarks)
-    )
+    return Curve(scaling=scaling, strategy=strategy, points=tuple(points), remarks=tuple(remarks))

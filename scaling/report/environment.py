@@ -1,34 +1,54 @@
 """Describes machines, versions and commits, and removes host names and paths from texts."""
 
+import functools
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from unitransformer.record.units import format_bytes, format_count
 
+DESCRIBED = (  # fields of a host
+    "device",
+    "cpu",
+    "cpu_cores",
+    "memory_bytes",
+    "system",
+    "machine",
+    "device_memory_bytes",
+    "threads",
+)
+
 
 def describe_hardware(ranks: Sequence[Mapping[str, Any]]) -> str:
     """Returns the machines of all ranks, equal ones once."""
     hosts = len({host.get("hostname") for host in ranks})
-    machines = "; ".join(dict.fromkeys(map(_describe_host, ranks)))
-    return f"{format_count(len(ranks), 'rank')} on {format_count(hosts, 'machine')}: {machines}"
+    machines = dict.fromkeys(_describe_host(*map(host.get, DESCRIBED)) for host in ranks)
+    number = format_count(hosts, "machine")
+    return f"{format_count(len(ranks), 'rank')} on {number}: {'; '.join(machines)}"
 
 
-def _describe_host(host: Mapping[str, Any]) -> str:
-    cores, memory = host.get("cpu_cores"), host.get("memory_bytes")
+@functools.lru_cache(maxsize=1024)  # thousands of records come from a few hosts
+def _describe_host(
+    device: str,
+    cpu: str | None,
+    cores: int | None,
+    memory: int | None,
+    system: str | None,
+    machine: str | None,
+    device_memory: int | None,
+    threads: int | None,
+) -> str:
     parts = [
-        host.get("cpu") or "processor unknown",
+        cpu or "processor unknown",
         f"{cores} cores" if cores else "number of cores unknown",
         f"{format_bytes(memory)} memory" if memory else "memory unknown",
-        " ".join(filter(None, (host.get("system"), host.get("machine")))) or "system unknown",
+        " ".join(filter(None, (system, machine))) or "system unknown",
     ]
-    if host["device"] != "cpu":
-        on_device = host.get("device_memory_bytes")
-        parts.insert(
-            0, f"{host['device']}, {format_bytes(on_device) if on_device else 'memory unknown'}"
-        )
-    elif host.get("threads"):
-        parts.append(f"{format_count(host['threads'], 'thread')} per rank")
+    if device != "cpu":
+        size = format_bytes(device_memory) if device_memory else "memory unknown"
+        parts.insert(0, f"{device}, {size}")
+    elif threads:
+        parts.append(f"{format_count(threads, 'thread')} per rank")
     return ", ".join(parts)
 
 
@@ -47,9 +67,10 @@ def describe_versions(versions: Mapping[str, Any]) -> str:
 
 def without_paths(text: str, ranks: Sequence[Any]) -> str:
     """Removes the host names of these ranks, and of absolute paths all but the last part."""
-    for host in ranks:
-        if isinstance(host, Mapping) and host.get("hostname"):
-            text = re.sub(rf"\b{re.escape(str(host['hostname']))}\b", "(host)", text)
+    hosts = {str(host.get("hostname") or "") for host in ranks if isinstance(host, Mapping)}
+    for name in sorted(hosts):
+        if name and name in text:
+            text = re.sub(rf"\b{re.escape(name)}\b", "(host)", text)
     if "/" not in text:
         return text
     return re.sub(r"(?<![\w.:/~])/(?:[^\s/:'\"]+/)+", "…/", text)

@@ -16,7 +16,7 @@ from scaling.analysis.efficiency import (
     MeasuredPoint,
 )
 from scaling.report import run_formatting
-from scaling.report.store_analysis import SweepOfRecipe, successful_run
+from scaling.report.sweeps import SweepOfRecipe, successful_run
 from scaling.report.table_notes import PLAIN, SETTINGS, distinguishing, setting_name, settings_of
 from scaling.store.run import Run
 from unitransformer.config import RunConfig

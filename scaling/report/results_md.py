@@ -14,7 +14,7 @@ from urllib.parse import quote, unquote
 
 from scaling.markdown import code_block, command_lines, details, escaped, link, page_of, table
 from scaling.report import run_formatting
-from scaling.report.plots import draw, plots_of
+from scaling.report.plots import draw
 from scaling.report.run_formatting import TITLES
 from scaling.report.sections.answer import answer_blocks, find_answers
 from scaling.report.sections.conditions import conditions_page, measured_on
@@ -90,7 +90,10 @@ def render_pages(
         today: what the records are compared with; stale ones are marked.
     """
     store, folder = analysis.store, PurePosixPath(pages)
-    images = _images(analysis, plots)
+    images = {
+        slug: [f"![{plot.title}]({_plot_link(plots, f'{plot.name}.svg')})" for plot in of_sweep]
+        for slug, of_sweep in analysis.plots.items()
+    }
     described = _described(store)
     contents = {
         "conditions.md": ("Conditions", conditions_page(store)),
@@ -151,9 +154,8 @@ def draw_plots(analysis: StoreAnalysis) -> dict[str, bytes]:
             baseline=(baseline["name"], baseline["loss"]) if has_loss else None,
         )
         drawn[run_formatting.plot_name(run)] = figure_bytes(figure, "svg")
-    for sweep in analysis.sweeps:
-        drawn |= {f"{plot.name}.svg": draw(plot) for plot in plots_of(sweep)}
-    return drawn
+    plots = [plot for plots in analysis.plots.values() for plot in plots]
+    return drawn | {f"{plot.name}.svg": draw(plot) for plot in plots}
 
 
 def rebased(text: str, folder: PurePosixPath) -> str:
@@ -173,16 +175,6 @@ def rebased(text: str, folder: PurePosixPath) -> str:
 def _relative(target: str, folder: str) -> str:
     is_elsewhere = target.startswith(("#", "/")) or "://" in target
     return target if is_elsewhere else quote(posixpath.relpath(unquote(target), folder))
-
-
-def _images(analysis: StoreAnalysis, plots: str) -> dict[str, list[str]]:
-    """Returns the Markdown images of the plots of each sweep, by its slug."""
-    return {
-        sweep.slug: [
-            f"![{plot.title}]({_plot_link(plots, f'{plot.name}.svg')})" for plot in plots_of(sweep)
-        ]
-        for sweep in analysis.sweeps
-    }
 
 
 def _plot_link(plots: str, name: str) -> str:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from scaling.markdown import escaped
 from scaling.report import run_formatting
-from scaling.report.store_analysis import SweepOfRecipe, successful_run
+from scaling.report.sweeps import SweepOfRecipe, successful_run
 from scaling.report.table_notes import draw
 from scaling.store.outcome import AXIS, OUT_OF_MEMORY
 from scaling.store.reader import Cell

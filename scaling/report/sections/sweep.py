@@ -17,7 +17,7 @@ from scaling.report.plots import not_drawn
 from scaling.report.run_formatting import LONGEST_REMARK
 from scaling.report.sections.max_batch import limit_blocks
 from scaling.report.sections.parity import describe_proof
-from scaling.report.store_analysis import SweepOfRecipe, successful_run
+from scaling.report.sweeps import SweepOfRecipe, successful_run
 from scaling.report.table_notes import conditions_of_rows, draw
 from scaling.store.conditions import without_threads
 from scaling.store.reader import Cell

@@ -20,8 +20,8 @@ POWER_CAP = 0x4
 class Warming(FakeNvml):
     """Readings of a GPU that gets warmer and slower."""
 
-    def __init__(self, **told: Any) -> None:
-        super().__init__(**told)
+    def __init__(self, **actual: Any) -> None:
+        super().__init__(**actual)
         self.looks = 0
 
     def nvmlDeviceGetTemperature(self, handle: str, kind: int) -> int:
@@ -74,10 +74,10 @@ def test_several_gpus_have_their_range() -> None:
 
 
 def test_values_missing_from_the_driver_are_not_shown_as_numbers() -> None:
-    told = reading(FakeNvml())
-    for look in told["gpu"]["samples"]:
+    actual = reading(FakeNvml())
+    for look in actual["gpu"]["samples"]:
         look |= {"power_w": None, "clock_reasons": None}
-    row = row_of(told)
+    row = row_of(actual)
     assert "power ? to ? W" in row["GPU"]
     assert "throttle reasons not available from the driver" in row["GPU"]
 
@@ -90,8 +90,8 @@ def test_a_run_without_a_gpu_has_no_such_row() -> None:
 def test_an_invalid_reading_is_refused_with_its_position(
     field: str, value: object, tmp_path: Path
 ) -> None:
-    told = reading(FakeNvml())
-    told["gpu"]["samples"][1][field] = value
-    write_record(make_record(gpu=[told["gpu"]]), tmp_path / "a.json")
+    actual = reading(FakeNvml())
+    actual["gpu"]["samples"][1][field] = value
+    write_record(make_record(gpu=[actual["gpu"]]), tmp_path / "a.json")
     (left_out,) = load_store([tmp_path], relative_to=tmp_path).left_out
     assert f"gpu.0.samples.1: {field} is" in left_out.reason

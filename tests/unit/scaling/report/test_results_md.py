@@ -90,13 +90,13 @@ def test_the_overview_shows_every_value_with_its_unit() -> None:
         "yes, by 0.50 nats",
     ]
     (alike,) = re.findall(r"Same for all: (.*?)\n\n", text, flags=re.DOTALL)
-    for told in (
+    for actual in (
         "MFU none: a CPU has no published peak; compare with its measured ceiling",
         "precision 32-true",
         "devices 1 x auto, strategy auto",
         "flags none",
     ):
-        assert told in " ".join(alike.split())
+        assert actual in " ".join(alike.split())
     assert cells(text, "FLOPs")[2].endswith("FLOP per image (`matmul`)")
 
 
@@ -187,9 +187,9 @@ def test_variance_within_and_between_launches_is_reported_separately() -> None:
     step_s = [0.5, 0.3] + [0.1 + 0.01 * noise.random() for _ in range(90)]
     slower = [0.5, 0.3] + [0.12 + 0.01 * noise.random() for _ in range(90)]
     text = render(make_record(step_s=step_s), make_record(step_s=slower))
-    (told,) = cells(text, "launches")
-    assert told.startswith("2: median steps ")
-    assert "from launch to launch beyond that" in told
+    (actual,) = cells(text, "launches")
+    assert actual.startswith("2: median steps ")
+    assert "from launch to launch beyond that" in actual
 
 
 def test_a_compiled_run_reports_when_compiling_has_paid_off() -> None:
@@ -197,11 +197,11 @@ def test_a_compiled_run_reports_when_compiling_has_paid_off() -> None:
     eager = make_record(step_s=[0.5, 0.3] + [0.2] * 10)
     compiled = make_record()
     compiled["config"]["parallel"]["compile"] = "default"
-    told = CompileLedger("off").as_dict() | {"mode": "default", "compile_s": 1.0, "graphs": 1}
-    compiled |= {"compile": [told], "started_at": "2026-02-02"}
+    actual = CompileLedger("off").as_dict() | {"mode": "default", "compile_s": 1.0, "graphs": 1}
+    compiled |= {"compile": [actual], "started_at": "2026-02-02"}
     (cell,) = cells(render(eager, compiled), "compile")
-    told = "pays off at step 10: a step takes 100.0 ms, not compiled 200.0 ms; code may not be"
-    assert told in cell, "and in what the two differ"
+    actual = "pays off at step 10: a step takes 100.0 ms, not compiled 200.0 ms; code may not be"
+    assert actual in cell, "and in what the two differ"
 
 
 def test_metrics_of_a_run_come_from_its_raw_steps() -> None:
@@ -254,8 +254,8 @@ def test_a_compiled_run_reports_what_the_compiler_did() -> None:
         "graph_breaks": [{"step": 0, "where": "a/b.py:7", "reason": "print"}],
         "recompiles": [{"step": 5, "function": "f (a/b.py:1)", "reason": "size changed"}],
     }
-    (told,) = cells(render(make_record(compile=[ledger])), "compile")
-    assert told == (
+    (actual,) = cells(render(make_record(compile=[ledger])), "compile")
+    assert actual == (
         "default, cold, 12.5 s of compiling, 2 graphs, 1 graph break, 1 recompile; break at "
         "a/b.py:7: print; step 5: f (a/b.py:1): size changed; when it pays off is unknown: there "
         "is no run like this without compiling"
@@ -609,8 +609,8 @@ def test_the_command_writes_an_html_page_csv_and_json_on_request(
     assert files["html"].read_text() == render_html(StoreAnalysis(store), title="Results")
     text = Path("RESULTS.md").read_text()
     assert f"\npython -m scaling report '{runs.name}'\n" in text, "it writes the text alone"
-    told = error_of(capsys, ["report", str(runs), "--csv", str(runs)])
-    assert "csv" in told
+    actual = error_of(capsys, ["report", str(runs), "--csv", str(runs)])
+    assert "csv" in actual
 
 
 def test_an_edited_record_is_left_out_with_its_field(
@@ -696,6 +696,6 @@ def test_help_answers_without_drawing(capsys: pytest.CaptureFixture[str]) -> Non
     with pytest.raises(SystemExit) as stop:
         main(["report", "--help"])
     assert stop.value.code == 0
-    told = capsys.readouterr().out
+    actual = capsys.readouterr().out
     for option in ("DIR", "--out", "--plots", "--pages", "--config", "--print_config"):
-        assert option in told
+        assert option in actual

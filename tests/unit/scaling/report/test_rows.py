@@ -27,7 +27,7 @@ from unitransformer.record.schema import Record, write_record
 
 
 def make_outcome(**changes: Any) -> CellOutcome:
-    told: dict[str, Any] = {
+    actual: dict[str, Any] = {
         "cell": "0123456789ab",
         "repeat": 2,
         "recipe": "gpt",
@@ -36,7 +36,7 @@ def make_outcome(**changes: Any) -> CellOutcome:
         "status": "ok",
         "config": make_config(),
     }
-    return CellOutcome(**(told | changes))
+    return CellOutcome(**(actual | changes))
 
 
 def row_of(record: Record, name: str = "runs/a.json") -> Row:
@@ -146,12 +146,12 @@ def test_a_cell_with_a_damaged_record_has_a_reason(tmp_path: Path) -> None:
     folder = tmp_path / "s" / "cells" / "a-1"
     write_outcome(make_outcome(record="record.json"), folder)
     store = load_store([tmp_path], relative_to=tmp_path)
-    told = "no figures, the record s/cells/a-1/record.json is not used: "
-    assert rows(store)[0].reason == f"{told}it is not there"
+    actual = "no figures, the record s/cells/a-1/record.json is not used: "
+    assert rows(store)[0].reason == f"{actual}it is not there"
     (folder / "record.json").write_text(json.dumps(add_checksums(make_record() | {"schema": 99})))
     (row,) = rows(load_store([tmp_path], relative_to=tmp_path))
     assert (row.units_per_s, row.status) == (None, "ok")
-    assert str(row.reason).startswith(f"{told}record: schema is 99")
+    assert str(row.reason).startswith(f"{actual}record: schema is 99")
 
 
 # ---------------------------------------------------------------------------------- all of them

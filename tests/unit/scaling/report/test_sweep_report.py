@@ -103,8 +103,8 @@ def test_the_largest_batch_below_out_of_memory_has_a_row(tmp_path: Path) -> None
     blocks = blocks_of(cells)
     (table,) = [block for block in blocks if re.match(r"\|.* does not fit", block)]
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()[2:]]
-    told = [(precision, fits.split(",")[0], not_) for precision, fits, not_ in rows]
-    assert told == [("32-true", "16", "32, oom"), ("bf16-true", "32", "64, oom")]
+    actual = [(precision, fits.split(",")[0], not_) for precision, fits, not_ in rows]
+    assert actual == [("32-true", "16", "32, oom"), ("bf16-true", "32", "64, oom")]
     assert not any("does not fit" in b for b in blocks_of(cells_of([strong(0.1, 1)])))
 
 
