@@ -7,7 +7,6 @@ give equal bytes. A figure that is missing has its reason, and every figure link
 import posixpath
 import re
 from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache
 from pathlib import PurePosixPath
 from typing import get_args
 from urllib.parse import quote, unquote
@@ -171,10 +170,13 @@ def rebased(text: str, folder: PurePosixPath) -> str:
     )
 
 
-@lru_cache(maxsize=4096)
 def _relative(target: str, folder: str) -> str:
-    is_elsewhere = target.startswith(("#", "/")) or "://" in target
-    return target if is_elsewhere else quote(posixpath.relpath(unquote(target), folder))
+    if target.startswith(("#", "/")) or "://" in target:
+        return target
+    parts = folder.split("/")
+    if "." not in folder and not target.startswith((parts[0], ".")):  # as of most records
+        return f"{'../' * len(parts)}{target}"
+    return quote(posixpath.relpath(unquote(target), folder))
 
 
 def _plot_link(plots: str, name: str) -> str:
