@@ -22,7 +22,12 @@ from unitransformer.machine.software import describe_code, describe_versions
 from unitransformer.measure.communication import why_communication_missing
 from unitransformer.measure.host_load import HostLoad, load_between
 from unitransformer.measure.nvml import energy_between_samples
-from unitransformer.record.metrics import StepMetrics, compute_mfu, compute_metrics, find_last_steady_state
+from unitransformer.record.metrics import (
+    StepMetrics,
+    compute_metrics,
+    compute_mfu,
+    find_last_steady_state,
+)
 from unitransformer.record.parameter_summary import render_summary, summarize
 from unitransformer.record.schema import (
     OPTIONAL_SAMPLES,
@@ -64,14 +69,14 @@ def build_record(
         segment_starts=history.segment_starts,
         excluded_steps=[item["step"] for item in excluded],
     )
-    readout = compute_metrics(
+    metrics = compute_metrics(
         history.step_s,
         samples,
         steady,
         segment_starts=history.segment_starts,
         units_per_step=config.global_batch_size * config.tokens_per_sample,
     )
-    units_per_s = None if readout is None else readout.units_per_s
+    units_per_s = None if metrics is None else metrics.units_per_s
     by_rank = {name: [reading[name] for reading in readings] for name in READINGS}
     first = history.segment_starts[-1]
     steady_steps = [first + step for step in steady.steps(len(history.step_s[first:]))]
@@ -99,13 +104,13 @@ def build_record(
         "steady_from": steady_from,
         "steady_method": steady.method,
         "no_steady_state_reason": steady.reason,
-        "metrics": {} if readout is None else readout.as_dict(),
+        "metrics": {} if metrics is None else metrics.as_dict(),
         f"{UNIT[config.recipe]}_per_s": units_per_s,
         "mfu": [asdict(row) for row in mfu],
         "flags": [
             *_flags(readings, loads, mfu),
             *_recompilations(by_rank["compile"], steady_from),
-            *_wide_interval(config, readout),
+            *_wide_interval(config, metrics),
         ],
         "host_load": [load.as_dict() for load in loads],
         **by_rank,
@@ -154,10 +159,10 @@ def _recompilations(ledgers: Sequence[Mapping[str, Any]], steady_from: int | Non
     return [f"recompiled at step {step + 1}, one of the timed steps" for step in sorted(steps)]
 
 
-def _wide_interval(config: RunConfig, readout: StepMetrics | None) -> list[str]:
+def _wide_interval(config: RunConfig, metrics: StepMetrics | None) -> list[str]:
     """Returns a flag if the interval is wider than `until_interval`."""
     target = config.until_interval
-    width = None if readout is None else readout.step.relative_width
+    width = None if metrics is None else metrics.step.relative_width
     if target is None or (width is not None and width <= target):
         return []
     width_text = "unknown" if width is None else f"{width:.1%}"

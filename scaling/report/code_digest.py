@@ -1,4 +1,4 @@
-"""Compares what the code of two commits computes, to tell whether a record is stale.
+"""Compares what the code of two commits computes, to decide whether a record is stale.
 
 The code of a commit is every top-level function, class and statement of the modules that a recipe
 imports, directly or through others. Two commits compute the same if these definitions are equal in

@@ -106,27 +106,16 @@ class Entry:
 
 
 NAMES = tuple(field.name for field in fields(Row))
-ORDER = (  # by which rows are sorted, behind the recipe
-    "sweep",
-    "size",
-    "strategy",
-    "precision",
-    "compile",
-    "activation_checkpointing",
-    "num_nodes",
-    "devices",
-    "batch_size",
-    "accumulate",
-    "sequence_length",
-    "seed",
-    "repeat",
-    "started_at",
-    "record",
-    "command",
-)
+ORDER = [  # by which rows are sorted, behind the recipe
+    "sweep", "size", "strategy", "precision", "compile", "activation_checkpointing", "num_nodes",
+    "devices", "batch_size", "accumulate", "sequence_length", "seed", "repeat", "started_at",
+    "record", "command",
+]  # fmt: skip
+PARALLEL = ["strategy", "precision", "compile", "activation_checkpointing", "devices", "num_nodes"]
+TRAINING = ["size", "batch_size", "accumulate", "global_batch_size", "sequence_length", "seed"]
 # Options of a recipe with the same names, but for dashes.
-TEXTS = ("size", "strategy", "precision", "compile", "activation_checkpointing")
-COUNTS = ("devices", "num_nodes", "batch_size", "accumulate", "seed")
+TEXTS = ["size", "strategy", "precision", "compile", "activation_checkpointing"]
+COUNTS = ["devices", "num_nodes", "batch_size", "accumulate", "seed"]
 RECORDED = {  # by row name; a record of a run that ended badly may hold anything there
     "commit": ("code.commit", str),
     "is_dirty": ("code.is_dirty", bool),
@@ -211,21 +200,8 @@ def _options(outcome: CellOutcome) -> dict[str, Any]:
 
 
 def _configured(config: RunConfig) -> dict[str, Any]:
-    parallel = config.parallel
-    return {
-        "size": config.size,
-        "strategy": parallel.strategy,
-        "precision": parallel.precision,
-        "compile": parallel.compile,
-        "activation_checkpointing": parallel.activation_checkpointing,
-        "devices": parallel.devices,
-        "num_nodes": parallel.num_nodes,
-        "batch_size": config.batch_size,
-        "accumulate": config.accumulate,
-        "global_batch_size": config.global_batch_size,
-        "sequence_length": config.sequence_length,
-        "seed": config.seed,
-    }
+    parallel = {name: getattr(config.parallel, name) for name in PARALLEL}
+    return parallel | {name: getattr(config, name) for name in TRAINING}
 
 
 def _recorded(run: Run) -> dict[str, Any]:
@@ -260,10 +236,21 @@ def _measured(run: Run, store: Store) -> dict[str, Any]:
     record = run.record
     peaks = [peak for peak in record["peak_bytes"] if peak is not None]
     residents = [peak for peak in record["peak_resident_bytes"] if peak is not None]
-    no_steady_state = f"no steady state: {record['no_steady_state_reason']}"
-    return {
-        "reason": None if run.metrics else no_steady_state,
-        **_rates(run),
+    values: dict[str, Any] = {"reason": f"no steady state: {record['no_steady_state_reason']}"}
+    if (metrics := run.metrics) is not None:
+        values = {
+            "reason": None,
+            "median_step_s": metrics.step.median,
+            "low_step_s": metrics.step.low,
+            "high_step_s": metrics.step.high,
+            "units_per_s": metrics.units_per_s,
+            "samples_per_s": run.config.global_batch_size / metrics.step.median,
+            "low_units_per_s": metrics.low_units_per_s,
+            "high_units_per_s": metrics.high_units_per_s,
+            "units_per_s_per_device": metrics.units_per_s / run.config.parallel.world_size,
+            "mean_units_per_s": metrics.mean_units_per_s,
+        }
+    return values | {
         **{f"{row.kind.lower()}_{row.convention}": row.utilisation for row in run.mfu},
         **{f"share_of_ceiling_{row.convention}": row.share_of_ceiling for row in run.mfu},
         "flops_per_unit_matmul": mfu_row(run).flops_per_unit,
@@ -275,23 +262,6 @@ def _measured(run: Run, store: Store) -> dict[str, Any]:
         "parity": _parity(run, store),
         "flags": "; ".join(record["flags"]),
         "validation_loss": record["validation"]["loss"],
-    }
-
-
-def _rates(run: Run) -> dict[str, float | None]:
-    metrics = run.metrics
-    if metrics is None:
-        return {}
-    return {
-        "median_step_s": metrics.step.median,
-        "low_step_s": metrics.step.low,
-        "high_step_s": metrics.step.high,
-        "units_per_s": metrics.units_per_s,
-        "samples_per_s": run.config.global_batch_size / metrics.step.median,
-        "low_units_per_s": metrics.low_units_per_s,
-        "high_units_per_s": metrics.high_units_per_s,
-        "units_per_s_per_device": metrics.units_per_s / run.config.parallel.world_size,
-        "mean_units_per_s": metrics.mean_units_per_s,
     }
 
 

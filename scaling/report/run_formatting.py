@@ -172,7 +172,7 @@ def peak(runs: Iterable[Run]) -> str:
 
 
 def record(run: Run) -> str:
-    """A link with a short text, as names of records are long and tell a reader nothing."""
+    """A link with a short text, as names of records are long and mean nothing to a reader."""
     return link(run.name, "record")
 
 
@@ -212,8 +212,8 @@ def estimate(estimate: Estimate, form: str) -> str:
 
 
 def ratio(ratio: Estimate, digits: int) -> str:
-    """A ratio with its interval, whose ends get as many digits as tell them from 1: on which side
-    of 1 they are decides whether it is a tie."""
+    """A ratio with its interval, whose ends get the digits that distinguish them from 1: an
+    interval that contains 1 is a tie."""
     ends = [end for end in (ratio.low, ratio.high) if end is not None and end != 1]
     while digits < MOST_DIGITS and any(round(end, digits) == 1 for end in ends):
         digits += 1

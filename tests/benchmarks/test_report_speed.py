@@ -51,10 +51,10 @@ def _vary(record: dict[str, Any], seed: int) -> dict[str, Any]:
     record["config"]["seed"] = seed
     config = from_dict(RunConfig, record["config"])
     steady = find_last_steady_state(step_s, segment_starts=[0], excluded_steps=[])
-    readout = compute_metrics(
+    metrics = compute_metrics(
         step_s, samples, steady, segment_starts=[0], units_per_step=config.global_batch_size
     )
-    assert readout is not None
+    assert metrics is not None
     return record | {
         "step_s": step_s,
         "samples": samples,
@@ -62,8 +62,8 @@ def _vary(record: dict[str, Any], seed: int) -> dict[str, Any]:
         "learning_rate": [1e-3] * STEPS,
         "excluded_steps": [],
         "steady_from": steady.start,
-        "metrics": readout.as_dict(),
-        "images_per_s": readout.units_per_s,
+        "metrics": metrics.as_dict(),
+        "images_per_s": metrics.units_per_s,
     }
 
 
@@ -91,7 +91,9 @@ def test_twice_the_records_take_no_more_than_three_times_as_long(
     store = benchmark.pedantic(read_whole, args=(some,), rounds=1, warmup_rounds=1)
     assert len(store.runs) == RECORDS
     pairs = [(seconds_of(some), seconds_of(twice)) for _ in range(3)]
-    _tell("read and checked", statistics.median((b - a) / RECORDS for a, b in pairs), benchmark)
+    _print_time(
+        "read and checked", statistics.median((b - a) / RECORDS for a, b in pairs), benchmark
+    )
     assert statistics.median(b / a for a, b in pairs) < 3
 
 
@@ -116,7 +118,7 @@ def test_eight_times_the_rows_take_no_more_than_sixteen_times_as_long(
     text = benchmark.pedantic(render, args=(few,), rounds=1, warmup_rounds=1)
     assert text.count("-copy.json)") > len(few.runs)
     (few_s, many_s) = (min(seconds_to_render(store) for _ in range(3)) for store in (few, many))
-    _tell("written", (many_s - few_s) / (35 * RECORDS), benchmark)
+    _print_time("written", (many_s - few_s) / (35 * RECORDS), benchmark)
     assert many_s / few_s < 16
 
 
@@ -149,7 +151,7 @@ def seconds_to_render(store: Store) -> float:
     return time.process_time() - started_s
 
 
-def _tell(what: str, record_s: float, benchmark: Any) -> None:
+def _print_time(what: str, record_s: float, benchmark: Any) -> None:
     """Seconds of one core for 10,000 records of 100 steps: for people, no test fails on them."""
     benchmark.extra_info[f"10,000 records {what}, s"] = round(10_000 * record_s, 1)
     print(f"10,000 records {what} in {10_000 * record_s:.1f} s of one core")
@@ -192,15 +194,15 @@ def resampled_interval(samples: Sequence[float], block: int) -> tuple[float, flo
 
 
 def test_intervals_of_200_series_are_those_of_their_resamples() -> None:
-    told = 0
+    actual = 0
     for number in range(200):
         series = make_series(number)
         figures = intervals.describe(series)
         if figures.block_length is not None:
-            told += 1
+            actual += 1
             expected = resampled_interval(series, figures.block_length)
             assert (figures.low, figures.high) == expected, number
-    assert told > 100
+    assert actual > 100
 
 
 def test_ranks_of_200_series_are_the_middle_of_their_ties() -> None:

@@ -729,7 +729,8 @@ def test_code_in_a_file_of_weights_is_refused_and_not_executed(
         ("~no_such_user/w.pt", "init-from ~no_such_user/w.pt does not exist; check the path"),
         (
             ".",
-            "init-from . is a folder; name a file, for example one that `python -m unitransformer.export` has written",
+            "init-from . is a folder; name a file, for example one that "
+            "`python -m unitransformer.export` has written",
         ),
         ("text.txt", "init-from text.txt cannot be read ("),
     ],

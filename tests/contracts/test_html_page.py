@@ -161,9 +161,9 @@ class Browser:
 
     def ask(self, expression: str) -> Any:
         """The value of a JavaScript expression in the page."""
-        told = self.call("Runtime.evaluate", expression=expression, returnByValue=True)
-        assert "exceptionDetails" not in told, told
-        return told["result"].get("value")
+        actual = self.call("Runtime.evaluate", expression=expression, returnByValue=True)
+        assert "exceptionDetails" not in actual, actual
+        return actual["result"].get("value")
 
     def until(self, expression: str) -> None:
         end = time.monotonic() + PATIENCE_S
@@ -173,10 +173,10 @@ class Browser:
 
     def press(self, key: str) -> None:
         code = {"Enter": 13, "Escape": 27}[key]
-        told = {"key": key, "code": key, "windowsVirtualKeyCode": code}
+        actual = {"key": key, "code": key, "windowsVirtualKeyCode": code}
         text = {"text": "\r"} if key == "Enter" else {}
-        self.call("Input.dispatchKeyEvent", type="keyDown", **told, **text)
-        self.call("Input.dispatchKeyEvent", type="keyUp", **told)
+        self.call("Input.dispatchKeyEvent", type="keyDown", **actual, **text)
+        self.call("Input.dispatchKeyEvent", type="keyUp", **actual)
 
     def texts(self, selector: str) -> list[str]:
         found: list[str] = self.ask(

@@ -91,7 +91,7 @@ def test_an_interrupt_ends_all_ranks_with_one_line_and_no_file(
     process.send_signal(signal.SIGINT)
     printed, errors = process.communicate(timeout=120)
     assert (process.returncode, printed) == (1, "")
-    assert errors.startswith("error: interrupted; nothing was written")
+    assert errors.startswith("error: stopped before the end; unfinished results")
     assert errors.count("\n") == 1
     wait_until_ended(started)
     assert not path.exists()

@@ -71,7 +71,7 @@ def test_log_lines_show_the_samples_and_name_the_slowest_of_two_ranks(
     (run,) = load_store([tmp_path / "one"], relative_to=tmp_path).runs
     assert run.log == one["log"]
     train("gpt", tmp_path / "two", *TWO, *options, "--strategy", "ddp")
-    assert "what rank 0 sees" in (tmp_path / "two/rank-0.log").read_text()
+    assert "of rank 0; the record has the mean loss" in (tmp_path / "two/rank-0.log").read_text()
 
 
 def test_a_trace_of_two_ranks_separates_communication(tmp_path: Path) -> None:

@@ -49,12 +49,14 @@ class TimeLeft(pl.Callback):
         if config.until_interval is not None:
             self.print_line(f"plan    up to {format_count(num_steps, 'step')} of {units}")
             return
-        plan = f"{format_count(num_steps, 'step')} of {units}, {self._format_validations(first_step + 1)}"
+        validations = self._format_validations(first_step + 1)
+        plan = f"{format_count(num_steps, 'step')} of {units}, {validations}"
         if rate := self.matmul_flops_per_s():
             # A lower bound: a causal mask may halve attention, and validation is left out.
             flops = flops_per_sample(config, causal=True) * samples / config.parallel.world_size
             if (least_s := num_steps * flops / rate) >= 1:
-                plan += f"; at least {format_duration(least_s)} at the matrix product speed just measured"
+                least = format_duration(least_s)
+                plan += f"; at least {least} at the matrix product speed just measured"
         self.print_line(f"plan    {plan}")
 
     def on_train_batch_end(self, trainer: pl.Trainer, *args: Any) -> None:

@@ -3,11 +3,10 @@
 A configuration has one number in all tables of the page.
 """
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from typing import get_args
 
-from scaling.analysis.efficiency import MeasuredPoint, Scaling, pool
+from scaling.analysis.efficiency import Scaling, pool
 from scaling.analysis.proof import find_proof
 from scaling.markdown import escaped, folded_commands, shortened
 from scaling.parity.certificate import Certificate
@@ -50,45 +49,8 @@ SAME_CORES = (
     "More devices are no more hardware here: the ranks share the cores of one machine, so that on "
     "n devices an efficiency of 1/n loses nothing."
 )
-AFTER_AXES = (  # headings of the table of configurations, behind those of the axes
-    "status",
-    "speed",
-    "launches",
-    "median step",
-    "FLOPs",
-    "MFU",
-    "share of ceiling",
-    "peak memory",
-    "memory by formula",
-    *(f"{scaling} efficiency" for scaling in get_args(Scaling)),
-    "loss parity",
-    "remarks",
-)
-OF_A_LAUNCH = (
-    "status",
-    "speed",
-    "mean speed",
-    "samples",
-    "per device",
-    "median step",
-    "FLOPs",
-    "FLOP/s per device",
-    "MFU",
-    "share of ceiling",
-    "peak memory",
-    "remarks",
-    "record",
-)
 
-
-@dataclass(frozen=True, kw_only=True)
-class Configuration:
-    """The launches of one configuration."""
-
-    number: int  # from 1
-    cells: Sequence[Cell]
-    runs: Sequence[Run]  # of the cells that ended well
-    points: Sequence[MeasuredPoint]  # one for each kind of machine; none without a steady launch
+EFFICIENCIES = [f"{scaling} efficiency" for scaling in get_args(Scaling)]
 
 
 def sweep_blocks(
@@ -99,28 +61,29 @@ def sweep_blocks(
     Args:
         plots: Markdown images.
     """
-    configurations = _configurations(sweep)
+    groups: dict[str, list[Cell]] = {}
+    for cell in sweep.cells:
+        groups.setdefault(cell.outcome.cell, []).append(cell)
+    numbered = [(str(number), cells) for number, cells in enumerate(groups.values(), 1)]
     efficiencies = _efficiencies(sweep)
     rows = [
-        {"#": str(configuration.number)}
-        | {axis: _option(configuration.cells[0], axis) for axis in sweep.axes}
-        | dict.fromkeys(AFTER_AXES, "")
-        | _pooled(configuration, certificates)
-        | _joined(efficiencies.get(point.runs[0].name, {}) for point in configuration.points)
-        for configuration in configurations
+        {"#": number}
+        | {axis: _option(cells[0], axis) for axis in sweep.axes}
+        | _pooled(cells, sweep, certificates, efficiencies)
+        for number, cells in numbered
     ]
     launches = [
-        {"#": str(configuration.number), "launch": str(cell.outcome.repeat)} | _launch(cell)
-        for configuration in configurations
-        for cell in configuration.cells
+        {"#": number, "launch": str(cell.outcome.repeat)} | _launch(cell)
+        for number, cells in numbered
+        for cell in cells
     ]
     commands = dict.fromkeys(
-        (str(own.number), cell.outcome.command) for own in configurations for cell in own.cells
+        (number, cell.outcome.command) for number, cells in numbered for cell in cells
     )
-    cells = format_count(len(sweep.cells), "launch", "launches")
-    number = format_count(len(configurations), "configuration")
+    configurations = format_count(len(groups), "configuration")
+    num_launches = format_count(len(sweep.cells), "launch", "launches")
     return [
-        f"{number}, {cells}: {_statuses(sweep.cells)}.",
+        f"{configurations}, {num_launches}: {_statuses(sweep.cells)}.",
         _shared(sweep),
         *conditions_of_rows([without_threads(run.record) for run in sweep.runs]),
         "### Configurations",
@@ -133,20 +96,8 @@ def sweep_blocks(
         "### Launches",
         LAUNCHES,
         *draw(launches, always=("#", "speed")),
-        folded_commands(f"Commands of the {number}", commands),
+        folded_commands(f"Commands of the {configurations}", commands),
     ]
-
-
-def _configurations(sweep: SweepOfRecipe) -> list[Configuration]:
-    groups: dict[str, list[Cell]] = {}
-    for cell in sweep.cells:
-        groups.setdefault(cell.outcome.cell, []).append(cell)
-    configurations = []
-    for number, cells in enumerate(groups.values(), 1):
-        runs = [run for cell in cells if (run := successful_run(cell)) is not None]
-        points = pool([run for run in runs if run.metrics is not None], sweep.scatters)
-        configurations.append(Configuration(number=number, cells=cells, runs=runs, points=points))
-    return configurations
 
 
 def _shared(sweep: SweepOfRecipe) -> str:
@@ -181,37 +132,42 @@ def _why_no_mfu(runs: Sequence[Run]) -> str:
 # ---------------------------------------------------------------------------- configurations
 
 
-def _pooled(configuration: Configuration, certificates: Sequence[Certificate]) -> dict[str, str]:
-    """Cells by heading; what is not known is left out."""
-    cells, runs = configuration.cells, configuration.runs
+def _pooled(
+    cells: Sequence[Cell],
+    sweep: SweepOfRecipe,
+    certificates: Sequence[Certificate],
+    efficiencies: Mapping[str, Mapping[str, str]],
+) -> dict[str, str]:
+    """Returns the row of a configuration; kinds of machines share its cells."""
+    runs = [run for cell in cells if (run := successful_run(cell)) is not None]
+    points = pool([run for run in runs if run.metrics is not None], sweep.scatters)
     statuses = {cell.outcome.status for cell in cells}
-    row = {"status": statuses.pop() if len(statuses) == 1 else _statuses(cells)}
-    remarks = [_reason(cell) for cell in cells if successful_run(cell) is None]
     config = next((cell.outcome.config for cell in cells if cell.outcome.config), None)
-    if runs:
-        config, proof = runs[0].config, find_proof(runs[0], certificates)
-        remarks += [flag for run in runs for flag in run.record["flags"]]
-        remarks += [run_formatting.no_steady_state(run) for run in runs if run.metrics is None]
-        row |= {
-            "FLOPs": run_formatting.flops(config),
-            "peak memory": run_formatting.peak(runs),
-            "loss parity": "not proven" if proof is None else describe_proof(proof),
-        }
-    if config is not None:
-        row["memory by formula"] = format_bytes(rank_bytes(config))
-    row["remarks"] = shortened("; ".join(dict.fromkeys(map(escaped, remarks))), LONGEST_REMARK)
-    return row | _joined(map(_steady_point, configuration.points))
-
-
-def _steady_point(point: MeasuredPoint) -> dict[str, str]:
-    mfu, share = run_formatting.pooled_shares(point)
+    proof = find_proof(runs[0], certificates) if runs else None
+    remarks = [_reason(cell) for cell in cells if successful_run(cell) is None]
+    remarks += [flag for run in runs for flag in run.record["flags"]]
+    remarks += [run_formatting.no_steady_state(run) for run in runs if run.metrics is None]
+    shares = [run_formatting.pooled_shares(point) for point in points]
+    of_points = [efficiencies.get(point.runs[0].name, {}) for point in points]
+    step_s = [point.runs[0].units_per_step / point.rate.value for point in points]
     return {
-        "speed": run_formatting.pooled_speed(point),
-        "launches": run_formatting.launches(point),
-        "median step": format_ms(point.runs[0].units_per_step / point.rate.value),
-        "MFU": mfu,
-        "share of ceiling": share,
+        "status": statuses.pop() if len(statuses) == 1 else _statuses(cells),
+        "speed": _joined(map(run_formatting.pooled_speed, points)),
+        "launches": _joined(map(run_formatting.launches, points)),
+        "median step": _joined(map(format_ms, step_s)),
+        "FLOPs": run_formatting.flops(runs[0].config) if runs else "",
+        "MFU": _joined(mfu for mfu, _ in shares),
+        "share of ceiling": _joined(share for _, share in shares),
+        "peak memory": run_formatting.peak(runs) if runs else "",
+        "memory by formula": "" if config is None else format_bytes(rank_bytes(config)),
+        **{name: _joined(cells.get(name, "") for cells in of_points) for name in EFFICIENCIES},
+        "loss parity": describe_proof(proof) if proof else "not proven" if runs else "",
+        "remarks": shortened("; ".join(dict.fromkeys(map(escaped, remarks))), LONGEST_REMARK),
     }
+
+
+def _joined(of_points: Iterable[str]) -> str:
+    return "; ".join(filter(None, of_points))
 
 
 def _efficiencies(sweep: SweepOfRecipe) -> dict[str, dict[str, str]]:
@@ -227,46 +183,37 @@ def _efficiencies(sweep: SweepOfRecipe) -> dict[str, dict[str, str]]:
     return cells
 
 
-def _joined(points: Iterable[dict[str, str]]) -> dict[str, str]:
-    """Joins the cells of the points of one configuration."""
-    joined: dict[str, list[str]] = {}
-    for point in points:
-        for heading, cell in point.items():
-            joined.setdefault(heading, []).append(cell)
-    return {heading: "; ".join(cells) for heading, cells in joined.items()}
-
-
 # ---------------------------------------------------------------------------- launches
 
 
 def _launch(cell: Cell) -> dict[str, str]:
-    row = dict.fromkeys(OF_A_LAUNCH, "") | {"status": str(cell.outcome.status)}
     run = successful_run(cell)
     if run is None:
         record = "none" if cell.run is None else run_formatting.record(cell.run)
-        return row | {"remarks": escaped(_reason(cell)), "record": record}
-    row |= {
+        cells = {"status": str(cell.outcome.status), "remarks": escaped(_reason(cell))}
+        return cells | {"record": record}
+    mfu, metrics, unit = run_formatting.mfu_row(run), run.metrics, f"{run.unit}s"
+    flops = "" if mfu.flops_per_s is None else f"{format_si(mfu.flops_per_s)}FLOP/s"
+    mean = samples = per_device = ""
+    if metrics is not None:
+        samples_per_s = run.config.global_batch_size / metrics.step.median
+        samples = format_rate(samples_per_s, "samples" if run.unit == "token" else "images")
+        mean = format_rate(metrics.mean_units_per_s, unit)
+        per_device = format_rate(metrics.units_per_s / run.config.parallel.world_size, unit)
+    return {
+        "status": str(cell.outcome.status),
         "speed": run_formatting.speed(run),
+        "mean speed": mean,
+        "samples": samples,
+        "per device": per_device,
+        "median step": "" if metrics is None else format_ms(metrics.step.median),
         "FLOPs": run_formatting.flops(run.config),
+        "FLOP/s per device": flops,
+        "MFU": "" if mfu.utilisation is None else f"{mfu.utilisation:.1%}",
+        "share of ceiling": "" if mfu.share_of_ceiling is None else f"{mfu.share_of_ceiling:.1%}",
         "peak memory": run_formatting.peak([run]),
         "remarks": run_formatting.flags([run]),
         "record": run_formatting.record(run),
-    }
-    if run.metrics is None:
-        return row
-    mfu, unit, step_s = run_formatting.mfu_row(run), f"{run.unit}s", run.metrics.step.median
-    samples = "samples" if run.unit == "token" else "images"
-    per_device = run.metrics.units_per_s / run.config.parallel.world_size
-    return row | {
-        "mean speed": format_rate(run.metrics.mean_units_per_s, unit),
-        "samples": format_rate(run.config.global_batch_size / step_s, samples),
-        "per device": format_rate(per_device, unit),
-        "median step": format_ms(step_s),
-        "FLOP/s per device": ""
-        if mfu.flops_per_s is None
-        else f"{format_si(mfu.flops_per_s)}FLOP/s",
-        "MFU": "" if mfu.utilisation is None else f"{mfu.utilisation:.1%}",
-        "share of ceiling": "" if mfu.share_of_ceiling is None else f"{mfu.share_of_ceiling:.1%}",
     }
 
 

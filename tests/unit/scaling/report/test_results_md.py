@@ -77,7 +77,7 @@ def test_the_overview_shows_every_value_with_its_unit() -> None:
     few = "no interval: 10 samples, an interval needs 50"
     rates = ["160 tokens/s", "160 tokens/s", "20.00 images/s"]
     assert cells(text, "speed") == [f"{rate}; {few}" for rate in rates]
-    # 20 pictures a second, against 1 GFLOP in 10 ms.
+    # 20 images per second, against 1 GFLOP in 10 ms.
     share = 20 * count_flops(make_config("vit"))["matmul"] / 1e11
     assert cells(text, "of the measured ceiling")[2] == f"{share:.1%}"
     assert cells(text, "validation loss") == ["2.0000 nats"] * 3

@@ -287,7 +287,7 @@ def test_an_interval_of_five_launches_is_drawn() -> None:
         assert mark.high is not None
         assert mark.low < mark.value < mark.high
     assert efficiency.panels["weak scaling, 32-true"][0].marks[1].low is not None
-    assert "Bars: 95 % intervals." in speed.caption
+    assert "Bars: 95\u00a0% intervals." in speed.caption
 
 
 def test_an_interval_pooled_over_configurations_is_drawn_and_one_launch_has_no_dots() -> None:

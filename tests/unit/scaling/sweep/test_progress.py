@@ -115,9 +115,9 @@ def hold(folder: Path, name: str, expected: Connection) -> None:
 
 
 def test_watching_shows_running_cells_and_claims_none(tmp_path: Path) -> None:
-    actual, tells = multiprocessing.Pipe()
+    actual, sender = multiprocessing.Pipe()
     context = multiprocessing.get_context("fork")
-    other = context.Process(target=hold, args=(tmp_path, "a-1", tells))
+    other = context.Process(target=hold, args=(tmp_path, "a-1", sender))
     other.start()
     try:
         assert actual.recv()
