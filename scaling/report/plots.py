@@ -4,7 +4,7 @@ Colors show the strategy, panels the precision, markers the batch size or the nu
 """
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -19,14 +19,12 @@ from scaling.report import run_formatting
 from scaling.report.sweeps import SweepOfRecipe, successful_run
 from scaling.report.table_notes import PLAIN, SETTINGS, distinguishing, setting_name, settings_of
 from scaling.store.run import Run
-from unitransformer.config import RunConfig
 from unitransformer.record.units import format_count, is_shown_in_mib
 
 if TYPE_CHECKING:  # importing it loads matplotlib, which only a report needs
     from unitransformer.plots import PlotLine, PlotPoint
 
-    Mark = tuple[PlotPoint, float | None]  # with its ideal
-    Lines = dict["Key", list[Mark]]
+    Lines = dict["Key", list[tuple[PlotPoint, float | None]]]  # each mark with its ideal
 
 MOST_LINES = 6  # of a panel
 MOST_PANELS = 6  # of a plot, which is drawn in a second then
@@ -74,20 +72,13 @@ def plots_of(sweep: SweepOfRecipe) -> list[Plot]:
     if not points:
         return []
     runs = [run for point in points for run in point.runs]
-    unit, size = "GiB", 2**30
-    if is_shown_in_mib(max((peak for run in runs for peak in _peaks(run)), default=0)):
-        unit, size = "MiB", 2**20
+    largest = max((peak for run in runs for peak in _peaks(run)), default=0)
+    unit, size = ("MiB", 2**20) if is_shown_in_mib(largest) else ("GiB", 2**30)
 
     def memory(x: int, point: MeasuredPoint) -> "PlotPoint | None":
         """The largest peak of all ranks and launches; None if no step was watched."""
         peaks = [max(_peaks(run)) / size for run in point.runs if _peaks(run)]
         return _mark(x, Estimate(value=max(peaks)), peaks, [point]) if peaks else None
-
-    def speed_of(_: Curve, point: MeasuredPoint) -> "PlotPoint":
-        return _speed(point.devices, point)
-
-    def memory_of(_: Curve, point: MeasuredPoint) -> "PlotPoint | None":
-        return memory(point.devices, point)
 
     shares_cores = any(curve.threads is not None for curve in curves)
     y = {
@@ -98,8 +89,8 @@ def plots_of(sweep: SweepOfRecipe) -> list[Plot]:
     plots = {
         ("speed", "batch size"): _by_batch(points, _speed),
         ("memory", "batch size"): _by_batch(points, memory),
-        ("speed", "devices"): _by_devices(curves, speed_of, _ideal_speed),
-        ("memory", "devices"): _by_devices(curves, memory_of),
+        ("speed", "devices"): _by_devices(curves, lambda _, p: _speed(p.devices, p), _ideal_speed),
+        ("memory", "devices"): _by_devices(curves, lambda _, p: memory(p.devices, p)),
         ("efficiency", "devices"): _by_devices(curves, _efficiency, Curve.ideal),
     }
     return [
@@ -267,7 +258,7 @@ def _plot(
     sentences = {
         f"At line ends: strategy, {MARKED[axis]}{of_curve}.": True,
         "Small dots: single launches.": any(mark.samples for mark in marks),
-        "Bars: 95 % intervals.": any(mark.low is not None for mark in marks),
+        "Bars: 95\u00a0% intervals.": any(mark.low is not None for mark in marks),
         f"Only the {MOST_LINES} {BEST[quantity]} at the right end, of up to {most} lines.": (
             most > MOST_LINES
         ),
@@ -294,33 +285,29 @@ def product(group: Group) -> str:
     return " x ".join(map(str, group if group[0] > 1 else group[1:]))
 
 
-def _places(points: Sequence[MeasuredPoint], on_axis: Collection[str]) -> Iterator[tuple[str, str]]:
-    """Yields the panel and the variant of each point: together they give every setting in which
+def _places(points: Sequence[MeasuredPoint], on_axis: Collection[str]) -> list[tuple[str, str]]:
+    """Returns the panel and the variant of each point: together they give every setting in which
     points differ, except those that the axis, the color and the marker show."""
     if not points:
-        return
+        return []
     columns = distinguishing([point.config for point in points], on_axis)
-    machines = [point.runs[0].processors for point in points]
-    kinds = list(dict.fromkeys(machines))
+    kinds = list(dict.fromkeys(point.runs[0].processors for point in points))
+    places = []
     for index, point in enumerate(points):
+        settings = settings_of(point.config)
+        panel = [settings["parallel.precision"]] + [
+            f"{name} {settings[field]}"
+            for field, name in SETTINGS.items()
+            if field not in ("size", "parallel.precision", "parallel.num_nodes")
+            and (field in columns or (field in OFTEN_PLAIN and settings[field] not in PLAIN))
+        ]
+        panel += [settings["size"]] if "size" in columns else []
         variant = [
             f"{setting_name(field)} {values[index]}"
             for field, values in columns.items()
             if field not in SETTINGS
         ]
         if len(kinds) > 1:
-            variant.append(f"machine {kinds.index(machines[index]) + 1}")
-        yield _panel(point.config, columns.keys()), ", ".join(variant)
-
-
-def _panel(config: RunConfig, differing: Collection[str]) -> str:
-    """Returns the precision always, other settings where they differ or are unusual."""
-    settings = settings_of(config)
-    shown = [
-        f"{name} {settings[field]}"
-        for field, name in SETTINGS.items()
-        if field not in ("size", "parallel.precision", "parallel.num_nodes")
-        and (field in differing or (field in OFTEN_PLAIN and settings[field] not in PLAIN))
-    ]
-    size = [settings["size"]] if "size" in differing else []
-    return ", ".join([settings["parallel.precision"], *shown, *size])
+            variant.append(f"machine {kinds.index(point.runs[0].processors) + 1}")
+        places.append((", ".join(panel), ", ".join(variant)))
+    return places

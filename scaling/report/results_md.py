@@ -6,7 +6,7 @@ give equal bytes. A figure that is missing has its reason, and every figure link
 
 import posixpath
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import get_args
 from urllib.parse import quote, unquote
@@ -32,11 +32,8 @@ from scaling.report.staleness import (
 )
 from scaling.report.store_analysis import StoreAnalysis
 from scaling.store.reader import Store
-from scaling.store.run import Run
 from unitransformer.config import Recipe
-from unitransformer.costs.flops import MAIN_CONVENTION, count_parameters
-from unitransformer.record.parameter_summary import human_count
-from unitransformer.record.units import format_count, format_si
+from unitransformer.record.units import format_count
 
 LOG_LINES = 12
 LONGEST_SUMMARY = 80  # lines of a parameter summary that RESULTS.md holds
@@ -67,8 +64,6 @@ SAME_CORES = (
     "1/n on n devices is ideal."
 )
 
-Describe = Mapping[str, Callable[[Run], str]]
-
 
 def render_pages(
     analysis: StoreAnalysis,
@@ -93,17 +88,15 @@ def render_pages(
         slug: [f"![{plot.title}]({_plot_link(plots, f'{plot.name}.svg')})" for plot in of_sweep]
         for slug, of_sweep in analysis.plots.items()
     }
-    described = _described(store)
     contents = {
         "conditions.md": ("Conditions", conditions_page(store)),
         "parity.md": ("Loss parity", parity_section(store.certificates)),
-        "runs.md": ("Single runs", _runs_page(analysis, described)),
+        "runs.md": ("Single runs", _runs_page(analysis)),
         "scaling.md": ("Scaling and fastest strategy", _scaling_page(analysis)),
         **_sweep_pages(analysis, images),
     }
     contents = {file: (title, blocks) for file, (title, blocks) in contents.items() if blocks}
     links = {file: link(str(folder / file), file) for file in contents}
-    mains = {recipe: runs[0] for recipe, runs in analysis.longest_runs.items()}
     more = [
         f"- {PAGES.get(file, 'Every configuration and launch of the sweep')}: {page}"
         for file, page in links.items()
@@ -113,7 +106,7 @@ def render_pages(
         _opening(store, links),
         *_answers(analysis),
         "## Longest training run of each recipe",
-        *_overview(mains, described),
+        *_overview(analysis),
         *(
             block
             for recipe in get_args(Recipe)
@@ -223,45 +216,24 @@ def _about_intervals(analysis: StoreAnalysis) -> list[str]:
     ]
 
 
-def _overview(mains: Mapping[Recipe, Run], described: Describe) -> list[str]:
-    """Shows the recipes in one column each."""
-    if not mains:
-        return ["Nothing to compare: no run ended well."]
-    rows = {name: [describe(run) for run in mains.values()] for name, describe in described.items()}
-    same = {name for name in MAY_BE_SHARED if len(rows[name]) > 1 and len(set(rows[name])) == 1}
-    shared = "; ".join(f"{name} {cells[0]}" for name, cells in rows.items() if name in same)
-    body = [(name, *cells) for name, cells in rows.items() if name not in same]
-    columns = [TITLES[recipe] for recipe in mains]
-    return [f"Same for all: {shared}." if shared else "", table(("recipe", *columns), body)]
-
-
-def _described(store: Store) -> Describe:
-    """Returns functions that describe a run that ended well, as cells by heading."""
-    return {
-        "size": run_formatting.size,
-        "parameters": lambda run: human_count(count_parameters(run.config.model)),
-        "devices": run_formatting.devices,
-        "precision": lambda run: run.config.parallel.precision,
-        "batch": run_formatting.batch,
-        "steps": lambda run: f"{run.num_steps:,}",
-        "validation loss": lambda run: f"{run.record['validation']['loss']:.4f} nats",
-        "metric": run_formatting.metric,
-        "trivial baseline": run_formatting.baseline,
-        "baseline beaten": run_formatting.baseline_beaten,
-        "speed": run_formatting.speed,
-        "MFU": run_formatting.mfu,
-        "of the measured ceiling": run_formatting.share_of_ceiling,
-        "flags": lambda run: run_formatting.flags([run]) or "none",
-        "loss parity": lambda run: parity_cell(run, store.certificates),
-        "FLOPs": _recorded_flops,
-        "peak memory": run_formatting.memory,
-        "record": run_formatting.record,
+def _overview(analysis: StoreAnalysis) -> list[str]:
+    """Shows the longest run of each recipe in a column."""
+    certificates = analysis.store.certificates
+    columns = {
+        TITLES[recipe]: run_formatting.overview(runs[0], parity_cell(runs[0], certificates))
+        for recipe, runs in analysis.longest_runs.items()
     }
-
-
-def _recorded_flops(run: Run) -> str:
-    flops = run_formatting.mfu_row(run).flops_per_unit
-    return f"{format_si(flops)}FLOP per {run.unit} (`{MAIN_CONVENTION}`)"
+    if not columns:
+        return ["Nothing to compare: no run ended well."]
+    rows, shared = [], []
+    for name in next(iter(columns.values())):
+        cells = [cells[name] for cells in columns.values()]
+        if name in MAY_BE_SHARED and len(cells) > 1 and len(set(cells)) == 1:
+            shared.append(f"{name} {cells[0]}")
+        else:
+            rows.append((name, *cells))
+    about = f"Same for all: {'; '.join(shared)}." if shared else ""
+    return [about, table(("recipe", *columns), rows)]
 
 
 def _recipe(
@@ -299,12 +271,13 @@ def _recipe(
 # ---------------------------------------------------------------------------------- pages
 
 
-def _runs_page(analysis: StoreAnalysis, described: Describe) -> list[str]:
-    single = {run.name for run in analysis.store.single_runs}
+def _runs_page(analysis: StoreAnalysis) -> list[str]:
+    store = analysis.store
+    single = {run.name for run in store.single_runs}
     return [
         block
         for runs in analysis.longest_runs.values()
-        for block in runs_blocks(runs, single, described)
+        for block in runs_blocks(runs, single, store.certificates)
     ]
 
 

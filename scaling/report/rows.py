@@ -104,6 +104,11 @@ class Entry:
     run: Run | None
     outcome: CellOutcome | None  # None: a single run
 
+    @property
+    def config(self) -> RunConfig | None:
+        """None if the recipe refused the options."""
+        return self.run.config if self.run else self.outcome.config if self.outcome else None
+
 
 NAMES = tuple(field.name for field in fields(Row))
 ORDER = [  # by which rows are sorted, behind the recipe

@@ -176,6 +176,31 @@ def record(run: Run) -> str:
     return link(run.name, "record")
 
 
+def overview(run: Run, parity: str) -> dict[str, str]:
+    """Every figure of a run that ended well, by name; `parity` is the cell on its loss parity."""
+    row = mfu_row(run)
+    return {
+        "size": size(run),
+        "parameters": human_count(count_parameters(run.config.model)),
+        "devices": devices(run),
+        "precision": run.config.parallel.precision,
+        "batch": batch(run),
+        "steps": f"{run.num_steps:,}",
+        "validation loss": f"{run.record['validation']['loss']:.4f} nats",
+        "metric": metric(run),
+        "trivial baseline": baseline(run),
+        "baseline beaten": baseline_beaten(run),
+        "speed": speed(run),
+        "MFU": mfu(run),
+        "of the measured ceiling": share_of_ceiling(run),
+        "flags": flags([run]) or "none",
+        "loss parity": parity,
+        "FLOPs": f"{format_si(row.flops_per_unit)}FLOP per {run.unit} (`{MAIN_CONVENTION}`)",
+        "peak memory": memory(run),
+        "record": record(run),
+    }
+
+
 # ---------------------------------------------------------------------------------- launches
 
 

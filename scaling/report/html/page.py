@@ -17,7 +17,7 @@ from typing import Any, get_args
 
 from scaling.report.environment import without_paths
 from scaling.report.plots import COLORS, batch_of, interval_of, product
-from scaling.report.rows import NAMES, Entry, Row, entries
+from scaling.report.rows import NAMES, Entry, entries
 from scaling.report.run_formatting import TITLES
 from scaling.report.store_analysis import StoreAnalysis
 from scaling.report.table_notes import distinguishing, setting_name
@@ -31,7 +31,7 @@ from unitransformer.record.units import format_count
 MOST_POINTS = 200  # of a loss curve, so that a page of ten thousand rows opens
 DIGITS = 5  # of a loss
 LOG_LINES = 12
-LONGEST_LINE = 300  # letters of a log line; the record has all of them
+LONGEST_LINE = 300  # characters of a log line; the record has all of them
 SCRIPTS = ("rows.js", "table.js", "plots.js", "efficiency.js", "detail.js", "page.js")  # in order
 IN_COLUMNS = (  # settings that columns of a row show
     "size",
@@ -51,15 +51,20 @@ def render_html(analysis: StoreAnalysis, *, title: str) -> str:
     from plotly.offline import get_plotlyjs  # slow to import, and only a page needs it
 
     shown = entries(analysis.store)
-    plotly, script = get_plotlyjs(), _script()
+    settings = [flat_dict(entry.config) if entry.config else {} for entry in shown]
+    statuses = Counter(entry.row.status for entry in shown)
+    counts = ", ".join(f"{number:,} {status}" for status, number in sorted(statuses.items()))
+    plotly = get_plotlyjs()
+    # A block keeps the names of this script apart from those of plotly.
+    script = '"use strict";\n{\n' + "\n".join(map(_part, SCRIPTS)) + "}\n"
     parts = {
         "title": html.escape(title),
         "policy": html.escape(_policy([plotly, script])),
         "style": _part("page.css"),
-        "opening": html.escape(_opening([entry.row for entry in shown])),
+        "opening": f"{format_count(len(shown), 'run')}: {counts}." if shown else "No runs.",
         "left_out": _left_out(analysis.store),
-        "rows": _json(_table(shown, analysis)),
-        "details": _json(_details(shown)),
+        "rows": _json(_table(shown, settings, analysis)),
+        "details": _json(_details(shown, settings)),
         "plotly": plotly,
         "script": script,
     }
@@ -69,11 +74,6 @@ def render_html(analysis: StoreAnalysis, *, title: str) -> str:
 
 def _part(name: str) -> str:
     return (resources.files("scaling.report.html") / name).read_text(encoding="utf-8")
-
-
-def _script() -> str:
-    # A block keeps the names of this script apart from those of plotly.
-    return '"use strict";\n{\n' + "\n".join(map(_part, SCRIPTS)) + "}\n"
 
 
 def _policy(scripts: Sequence[str]) -> str:
@@ -92,12 +92,6 @@ def _json(values: Any) -> str:
     return text.replace("<", "\\u003c")
 
 
-def _opening(rows: Sequence[Row]) -> str:
-    statuses = Counter(row.status for row in rows)
-    counts = ", ".join(f"{number:,} {status}" for status, number in sorted(statuses.items()))
-    return f"{format_count(len(rows), 'run')}: {counts}." if rows else "No runs."
-
-
 def _left_out(store: Store) -> str:
     """Lists damaged and duplicate records; files that are no records are not worth a line."""
     files = [file for file in store.left_out if file.kind != "foreign"]
@@ -110,15 +104,17 @@ def _left_out(store: Store) -> str:
     return f"<details><summary>{head}</summary><ul>{lines}</ul></details>"
 
 
-def _table(shown: Sequence[Entry], analysis: StoreAnalysis) -> dict[str, Any]:
+def _table(
+    shown: Sequence[Entry], settings: Sequence[Mapping[str, Any]], analysis: StoreAnalysis
+) -> dict[str, Any]:
     """Returns the values of each row, and their names once."""
     models = [_model(entry) for entry in shown]
     also = _also(shown, models)
     return {
         "names": ["model", "rest", "also", *NAMES],
         "rows": [
-            [model, _rest(entry), other, *(getattr(entry.row, name) for name in NAMES)]
-            for entry, model, other in zip(shown, models, also, strict=True)
+            [models[i], _rest(settings[i]), also[i], *(getattr(entry.row, name) for name in NAMES)]
+            for i, entry in enumerate(shown)
         ],
         "strategies": get_args(Strategy),
         "colors": COLORS,
@@ -129,15 +125,14 @@ def _table(shown: Sequence[Entry], analysis: StoreAnalysis) -> dict[str, Any]:
 
 def _model(entry: Entry) -> str:
     """Recipe, size and parameter count, which reveals a size that was changed field by field."""
-    row, config = entry.row, _config_of(entry)
+    row, config = entry.row, entry.config
     size = [] if config is None else [f"({human_count(count_parameters(config.model))})"]
     return " ".join(filter(None, (TITLES[row.recipe], row.size, *size)))
 
 
-def _rest(entry: Entry) -> str | None:
+def _rest(settings: Mapping[str, Any]) -> str | None:
     """A digest of every setting that no x axis shows: a line joins rows that share it."""
-    config = _config(entry)
-    rest = sorted((name, repr(value)) for name, value in config.items() if name not in OF_AN_AXIS)
+    rest = sorted((name, repr(value)) for name, value in settings.items() if name not in OF_AN_AXIS)
     return hashlib.sha256(repr(rest).encode()).hexdigest()[:8] if rest else None
 
 
@@ -145,8 +140,8 @@ def _also(shown: Sequence[Entry], models: Sequence[str]) -> list[str | None]:
     """The settings, beyond the columns, in which a row differs from others of its model."""
     groups: dict[str, dict[int, RunConfig]] = {}
     for index, (entry, model) in enumerate(zip(shown, models, strict=True)):
-        if (config := _config_of(entry)) is not None:
-            groups.setdefault(model, {})[index] = config
+        if entry.config is not None:
+            groups.setdefault(model, {})[index] = entry.config
     also: list[str | None] = [None] * len(shown)
     for configs in groups.values():
         columns = distinguishing(list(configs.values()), IN_COLUMNS)
@@ -179,43 +174,18 @@ def _curves(shown: Sequence[Entry], analysis: StoreAnalysis) -> list[dict[str, A
     ]
 
 
-# ---------------------------------------------------------------------------------- details
-
-
-def _details(shown: Sequence[Entry]) -> dict[str, Any]:
+def _details(shown: Sequence[Entry], settings: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """What the record of each row holds beyond the row; settings that all share are given once."""
-    configs = [_config(entry) for entry in shown]
-    known = [config for config in configs if config]
-    shared = {
-        name: value
-        for name, value in (known[0] if known else {}).items()
-        if all(name in config and config[name] == value for config in known)
-    }
-    return {
-        "shared": shared,
-        "rows": [
-            {
-                "config": None if not config else _without(config, shared),
-                "log": _log(entry),
-                **({} if entry.run is None else _losses(entry.run)),
-            }
-            for entry, config in zip(shown, configs, strict=True)
-        ],
-    }
-
-
-def _config(entry: Entry) -> dict[str, Any]:
-    """Every setting by its dotted name; empty if the recipe refused the options."""
-    config = _config_of(entry)
-    return {} if config is None else flat_dict(config)
-
-
-def _config_of(entry: Entry) -> RunConfig | None:
-    return entry.run.config if entry.run else entry.outcome.config if entry.outcome else None
-
-
-def _without(config: Mapping[str, Any], shared: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in config.items() if name not in shared}
+    known = [values.items() for values in settings if values]
+    shared = (
+        dict(item for item in known[0] if all(item in other for other in known)) if known else {}
+    )
+    rows = []
+    for entry, values in zip(shown, settings, strict=True):
+        rest = {name: value for name, value in values.items() if name not in shared}
+        losses = {} if entry.run is None else _losses(entry.run)
+        rows.append({"config": rest if values else None, "log": _log(entry), **losses})
+    return {"shared": shared, "rows": rows}
 
 
 def _log(entry: Entry) -> list[str]:

@@ -5,17 +5,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from scaling.analysis.fastest import UNPROVEN, Candidate, StrategyComparison
 from scaling.analysis.proof import doubts
 from scaling.markdown import escaped
-from scaling.report import run_formatting
+from scaling.report import run_formatting, table_notes
 from scaling.report.sections.parity import describe_proof
-from scaling.report.table_notes import (
-    condition_lines,
-    different_conditions,
-    differing,
-    draw,
-    list_of,
-    rows_of,
-    shared,
-)
 
 FASTEST = (
     "Configurations that do the same work on the same devices: same model, precision and global "
@@ -40,7 +31,7 @@ def fastest_blocks(comparisons: Sequence[StrategyComparison]) -> list[str]:
     if not comparisons:
         return []
     configs = [comparison.config for comparison in comparisons]
-    settings = differing(configs, VARYING)
+    settings = table_notes.differing(configs, VARYING)
     rows = []
     for index, (comparison, config) in enumerate(zip(comparisons, configs, strict=True)):
         group = {
@@ -54,7 +45,7 @@ def fastest_blocks(comparisons: Sequence[StrategyComparison]) -> list[str]:
     conditions = [
         (line, number)
         for number, comparison in enumerate(comparisons, 1)
-        for line in condition_lines(
+        for line in table_notes.condition_lines(
             comparison.differing_conditions,
             [run for candidate in comparison.candidates for run in candidate.point.runs],
         )
@@ -62,10 +53,10 @@ def fastest_blocks(comparisons: Sequence[StrategyComparison]) -> list[str]:
     order = "from the fastest on, ranked ones first"
     return [
         FASTEST,
-        shared(configs, VARYING),
-        *draw(rows, always=("group", "configuration")),
+        table_notes.shared(configs, VARYING),
+        *table_notes.draw(rows, always=("group", "configuration")),
         _notes(comparisons),
-        *different_conditions(conditions, len(comparisons), order, "group"),
+        *table_notes.different_conditions(conditions, len(comparisons), order, "group"),
     ]
 
 
@@ -111,7 +102,9 @@ def _notes(comparisons: Sequence[StrategyComparison]) -> str:
         for candidate in sorted(comparison.candidates, key=lambda candidate: candidate.name):
             for text in _about(candidate):
                 groups.setdefault(text, {}).setdefault(candidate.name, []).append(number)
-    return list_of({text: _places(names, len(comparisons)) for text, names in groups.items()})
+    return table_notes.list_of(
+        {text: _places(names, len(comparisons)) for text, names in groups.items()}
+    )
 
 
 def _about(candidate: Candidate) -> Iterable[str]:
@@ -131,5 +124,5 @@ def _places(groups: Mapping[str, Sequence[int]], num_groups: int) -> str:
     """Lists candidates with their groups; those of the same groups together."""
     names: dict[str, list[str]] = {}
     for name, numbers in groups.items():
-        names.setdefault(rows_of(numbers, num_groups, "group"), []).append(name)
+        names.setdefault(table_notes.rows_of(numbers, num_groups, "group"), []).append(name)
     return "; ".join(f"{', '.join(same)} in {places}" for places, same in names.items())

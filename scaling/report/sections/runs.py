@@ -1,10 +1,12 @@
 """The page of single runs: what each recipe's longest run built, its speed, memory and FLOPs."""
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 
 from scaling.markdown import code_block, command_lines, details, escaped, folded_commands
+from scaling.parity.certificate import Certificate
 from scaling.report import run_formatting
 from scaling.report.sections.architecture import draw_architecture
+from scaling.report.sections.parity import parity_cell
 from scaling.report.sections.speed import figures_table, mfu_tables
 from scaling.report.table_notes import conditions_of_rows, draw
 from scaling.store.run import Run
@@ -12,14 +14,13 @@ from unitransformer.record.units import format_count
 
 
 def runs_blocks(
-    runs: Sequence[Run], single: Collection[str], described: Mapping[str, Callable[[Run], str]]
+    runs: Sequence[Run], single: Collection[str], certificates: Sequence[Certificate]
 ) -> list[str]:
     """Returns the blocks on the runs of one recipe.
 
     Args:
         runs: the longest first; the others are compared with it.
         single: names of runs that are not cells of a sweep.
-        described: functions that write the cells of the table of all single runs, by heading.
     """
     run = runs[0]
     return [
@@ -35,15 +36,15 @@ def runs_blocks(
         figures_table(run, runs[1:]),
         "### FLOPs and MFU",
         *mfu_tables(run),
-        *_all_runs([run for run in runs if run.name in single], described),
+        *_all_runs([run for run in runs if run.name in single], certificates),
     ]
 
 
-def _all_runs(runs: Sequence[Run], described: Mapping[str, Callable[[Run], str]]) -> list[str]:
+def _all_runs(runs: Sequence[Run], certificates: Sequence[Certificate]) -> list[str]:
     if len(runs) < 2:
         return []
     rows = [
-        {"#": str(number)} | {heading: describe(run) for heading, describe in described.items()}
+        {"#": str(number)} | run_formatting.overview(run, parity_cell(run, certificates))
         for number, run in enumerate(runs, 1)
     ]
     commands = [(str(number), run.record["command"]) for number, run in enumerate(runs, 1)]

@@ -11,19 +11,7 @@ from scaling.analysis.efficiency import VARYING_ON_A_CURVE, Curve, MeasuredPoint
 from scaling.analysis.scaling_laws import LawFit, LawName, fit_laws
 from scaling.analysis.time_lost import LossPart, TimeLost, explain
 from scaling.markdown import escaped, table
-from scaling.report import run_formatting
-from scaling.report.table_notes import (
-    SETTINGS,
-    Columns,
-    condition_lines,
-    different_conditions,
-    differing,
-    draw,
-    notes,
-    rows_of,
-    settings_of,
-    shared,
-)
+from scaling.report import run_formatting, table_notes
 from scaling.store.conditions import differences, without_threads
 from unitransformer.config import RunConfig
 from unitransformer.costs.flops import count_parameters
@@ -76,19 +64,26 @@ def scaling_blocks(curves: Sequence[Curve]) -> list[str]:
     for (scaling, is_split), same in tables.items():
         configs = [row.curve.baseline.config for row in same]
         places = {
-            **differing(configs, VARYING_ON_A_CURVE),
+            **table_notes.differing(configs, VARYING_ON_A_CURVE),
             "strategy": [row.curve.strategy for row in same],
             BATCHES[scaling]: [_batch(row) for row in same],
         }
         heading = f"**{scaling.title()} scaling{' on the same cores' if is_split else ''}.**"
-        about = [heading, SAME_CORES if is_split else "", shared(configs, VARYING_ON_A_CURVE)]
+        about = [
+            heading,
+            SAME_CORES if is_split else "",
+            table_notes.shared(configs, VARYING_ON_A_CURVE),
+        ]
         measured = [p for p in get_args(LossPart) if any(p in row.lost.parts for row in same)]
         cells = [
             {"row": str(row.number), **{head: values[i] for head, values in places.items()}}
             | _cells(row, measured)
             for i, row in enumerate(same)
         ]
-        blocks += [" ".join(filter(None, about)), *draw(cells, always=("row", "devices"))]
+        blocks += [
+            " ".join(filter(None, about)),
+            *table_notes.draw(cells, always=("row", "devices")),
+        ]
         fitted += _laws(same, places)
     if fitted:
         blocks.append(table(("law", "curve", "parameters", "remark"), fitted))
@@ -96,14 +91,16 @@ def scaling_blocks(curves: Sequence[Curve]) -> list[str]:
     order = "along a curve, those of the baseline first"
     return [
         *blocks,
-        notes(((text, row.number) for row in rows for text in _remarks(row)), len(rows)),
-        *different_conditions(conditions, len(rows), order),
+        table_notes.notes(
+            ((text, row.number) for row in rows for text in _remarks(row)), len(rows)
+        ),
+        *table_notes.different_conditions(conditions, len(rows), order),
     ]
 
 
 def _reading_order(curve: Curve) -> tuple[str, bool, int, list[str], str, int]:
-    config, settings = curve.baseline.config, settings_of(curve.baseline.config)
-    fixed = [settings[field] for field in SETTINGS if field not in VARYING_ON_A_CURVE]
+    config, settings = curve.baseline.config, table_notes.settings_of(curve.baseline.config)
+    fixed = [settings[field] for field in table_notes.SETTINGS if field not in VARYING_ON_A_CURVE]
     batch, size = _batch_size(config, curve.scaling), count_parameters(config.model)
     return curve.scaling, curve.threads is not None, size, fixed, curve.strategy, batch
 
@@ -191,14 +188,14 @@ def _remarks(row: CurveRow) -> Iterable[str]:
     yield from (f"no interval: {escaped(p.rate.reason)}" for p in both if p.rate.reason)
 
 
-def _laws(rows: Sequence[CurveRow], places: Columns) -> Iterable[tuple[str, ...]]:
+def _laws(rows: Sequence[CurveRow], places: table_notes.Columns) -> Iterable[tuple[str, ...]]:
     """Yields a row for each law that was fitted."""
     for index, row in enumerate(rows):
         if row.point is not row.curve.points[-1]:
             continue
         numbers = [other.number for other in rows if other.curve is row.curve]
         about = [f"{heading} {cells[index]}" for heading, cells in places.items()]
-        curve = f"{', '.join([row.curve.scaling, *about])} ({rows_of(numbers, 0)})"
+        curve = f"{', '.join([row.curve.scaling, *about])} ({table_notes.rows_of(numbers, 0)})"
         for law in row.laws:
             if law.reason is None:
                 parameters = [
@@ -227,4 +224,4 @@ def _conditions(curve: Curve) -> list[str]:
             lines = [
                 f"{PROCESSORS}: {split}" if line.startswith(PROCESSORS) else line for line in lines
             ]
-    return condition_lines(lines, runs)
+    return table_notes.condition_lines(lines, runs)
