@@ -34,8 +34,7 @@ from scaling.report.staleness import (
     read_state,
     stale_reasons,
 )
-from scaling.report.store_analysis import StoreAnalysis
-from scaling.report.sweeps import page_name, sweep_names
+from scaling.report.store_analysis import StoreAnalysis, page_name, sweep_names
 from scaling.store.conditions import differences, without_threads
 from scaling.store.reader import Store, load_store, relative_name
 from scaling.store.run import Run

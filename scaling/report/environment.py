@@ -8,15 +8,9 @@ from typing import Any
 from unitransformer.record.units import format_bytes, format_count
 
 DESCRIBED = (  # fields of a host
-    "device",
-    "cpu",
-    "cpu_cores",
-    "memory_bytes",
-    "system",
-    "machine",
-    "device_memory_bytes",
+    "device", "cpu", "cpu_cores", "memory_bytes", "system", "machine", "device_memory_bytes",
     "threads",
-)
+)  # fmt: skip
 
 
 def describe_hardware(ranks: Sequence[Mapping[str, Any]]) -> str:

@@ -3,7 +3,6 @@
 Colors show the strategy, panels the precision, markers the batch size or the number of devices.
 """
 
-from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -16,10 +15,9 @@ from scaling.analysis.efficiency import (
     MeasuredPoint,
 )
 from scaling.report import run_formatting
-from scaling.report.sweeps import SweepOfRecipe, successful_run
 from scaling.report.table_notes import PLAIN, SETTINGS, distinguishing, setting_name, settings_of
 from scaling.store.run import Run
-from unitransformer.record.units import format_count, is_shown_in_mib
+from unitransformer.record.units import is_shown_in_mib
 
 if TYPE_CHECKING:  # importing it loads matplotlib, which only a report needs
     from unitransformer.plots import PlotLine, PlotPoint
@@ -66,9 +64,12 @@ class Plot:
     markers: Mapping[str, str]  # by what they mean
 
 
-def plots_of(sweep: SweepOfRecipe) -> list[Plot]:
-    """Builds the plots of a sweep; an axis with one value gives none."""
-    points, curves = sweep.points, sweep.curves
+def plots_of(slug: str, points: Sequence[MeasuredPoint], curves: Sequence[Curve]) -> list[Plot]:
+    """Builds the plots of a sweep of one recipe; an axis with one value gives none.
+
+    Args:
+        slug: begins the names of the files.
+    """
     if not points:
         return []
     runs = [run for point in points for run in point.runs]
@@ -93,27 +94,14 @@ def plots_of(sweep: SweepOfRecipe) -> list[Plot]:
         ("memory", "devices"): _by_devices(curves, lambda _, p: memory(p.devices, p)),
         ("efficiency", "devices"): _by_devices(curves, _efficiency, Curve.ideal),
     }
+    sizes = {settings_of(run.config)["size"].partition(" (")[0] for run in runs}
+    size_of_all = f" ({min(sizes)})" if len(sizes) == 1 else ""
+    model = f"{run_formatting.TITLES[runs[0].config.recipe]}{size_of_all}"
     return [
-        _plot(lines, quantity, axis, sweep, y[quantity], shares_cores=shares_cores)
+        _plot(lines, quantity, axis, slug, model, y[quantity], shares_cores=shares_cores)
         for (quantity, axis), lines in plots.items()
         if lines
     ]
-
-
-def not_drawn(sweep: SweepOfRecipe) -> str:
-    """Returns a sentence on the cells that no plot can show, if there are any."""
-    missing: Counter[str] = Counter()
-    for cell in sweep.cells:
-        run, status = successful_run(cell), cell.outcome.status
-        if run is None:
-            missing["without its record" if status == "ok" else status] += 1
-        elif run.metrics is None:
-            missing["without a steady state"] += 1
-    if not missing:
-        return ""
-    counts = ", ".join(f"{number} {what}" for what, number in sorted(missing.items()))
-    cells = format_count(len(sweep.cells), "cell")
-    return f"Not in the plots, of {cells}: {counts}; the table gives reasons."
 
 
 def draw(plot: Plot) -> bytes:
@@ -219,7 +207,7 @@ def _from_left_to_right(lines: "Lines") -> "Lines":
 
 
 def _plot(
-    lines: "Lines", quantity: str, axis: str, sweep: SweepOfRecipe, y: str, *, shares_cores: bool
+    lines: "Lines", quantity: str, axis: str, slug: str, model: str, y: str, *, shares_cores: bool
 ) -> Plot:
     """Draws the best lines of the best panels: those that reach farthest to the right, and of them
     the best there. The first line of a panel adds its ideal."""
@@ -266,12 +254,10 @@ def _plot(
         f"Dashed: ideal scaling{' of the fastest line' if quantity == 'speed' else ''}.": has_ideal,
         "Ranks share the cores of one machine: more add none.": has_ideal and shares_cores,
     }
-    sizes = {settings_of(point.config)["size"].partition(" (")[0] for point in sweep.points}
-    model = f" ({min(sizes)})" if len(sizes) == 1 else ""
     of_axis = f"number of {axis}" if axis == "devices" else axis
     return Plot(
-        name=f"{sweep.slug}-{quantity}-by-{axis.partition(' ')[0]}",
-        title=f"{run_formatting.TITLES[sweep.recipe]}{model}: {quantity} by {of_axis}",
+        name=f"{slug}-{quantity}-by-{axis.partition(' ')[0]}",
+        title=f"{model}: {quantity} by {of_axis}",
         caption=" ".join(sentence for sentence, applies in sentences.items() if applies),
         x=X[axis],
         y=y,

@@ -85,8 +85,10 @@ def render_pages(
     """
     store, folder = analysis.store, PurePosixPath(pages)
     images = {
-        slug: [f"![{plot.title}]({_plot_link(plots, f'{plot.name}.svg')})" for plot in of_sweep]
-        for slug, of_sweep in analysis.plots.items()
+        sweep.slug: [
+            f"![{plot.title}]({_plot_link(plots, f'{plot.name}.svg')})" for plot in sweep.plots
+        ]
+        for sweep in analysis.sweeps
     }
     contents = {
         "conditions.md": ("Conditions", conditions_page(store)),
@@ -146,7 +148,7 @@ def draw_plots(analysis: StoreAnalysis) -> dict[str, bytes]:
             baseline=(baseline["name"], baseline["loss"]) if has_loss else None,
         )
         drawn[run_formatting.plot_name(run)] = figure_bytes(figure, "svg")
-    plots = [plot for plots in analysis.plots.values() for plot in plots]
+    plots = [plot for sweep in analysis.sweeps for plot in sweep.plots]
     return drawn | {f"{plot.name}.svg": draw(plot) for plot in plots}
 
 

@@ -1,6 +1,10 @@
-"""Computes once per store what several pages and plots show: curves, pooled launches and plots."""
+"""Computes once per store what several pages and plots show: sweeps, curves and pooled launches."""
 
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
+from pathlib import PurePosixPath
 from typing import get_args
 
 from scaling.analysis.efficiency import (
@@ -14,10 +18,50 @@ from scaling.analysis.efficiency import (
 )
 from scaling.analysis.fastest import StrategyComparison, compare_strategies
 from scaling.report.plots import Plot, plots_of
-from scaling.report.sweeps import SweepOfRecipe, sorted_cells, sweep_names
 from scaling.store.reader import Cell, Store
 from scaling.store.run import Run
 from unitransformer.config import Recipe
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepOfRecipe:
+    """The cells that one recipe has in one sweep."""
+
+    recipe: Recipe
+    name: str  # unlike that of any other sweep of the store
+    cells: Sequence[Cell]  # by the values of the axes, then by repeat
+    scatters: dict[ModelOnMachine, Scatter]
+
+    @property
+    def slug(self) -> str:
+        """Begins the names of its plots."""
+        return f"{self.recipe}-{self.name.replace(' ', '-')}"
+
+    @property
+    def page(self) -> str:
+        """The file name of its page."""
+        return page_name(self.name)
+
+    @cached_property
+    def axes(self) -> list[str]:
+        return find_axes(self.cells)
+
+    @cached_property
+    def runs(self) -> list[Run]:
+        """The runs of the cells that ended well."""
+        return [run for cell in self.cells if (run := successful_run(cell)) is not None]
+
+    @cached_property
+    def points(self) -> list[MeasuredPoint]:
+        return pool([run for run in self.runs if run.metrics is not None], self.scatters)
+
+    @cached_property
+    def curves(self) -> list[Curve]:
+        return find_curves(self.runs, self.scatters)
+
+    @cached_property
+    def plots(self) -> list[Plot]:
+        return plots_of(self.slug, self.points, self.curves)
 
 
 class StoreAnalysis:
@@ -95,7 +139,53 @@ class StoreAnalysis:
             if cells
         ]
 
-    @cached_property
-    def plots(self) -> dict[str, list[Plot]]:
-        """The plots of each sweep by its slug."""
-        return {sweep.slug: plots_of(sweep) for sweep in self.sweeps}
+
+def sweep_names(store: Store) -> dict[str, str]:
+    """Returns the name of each sweep by its folder: the last part, numbered if several share it."""
+    sweeps = sorted({cell.sweep for cell in store.cells})
+    last = {
+        sweep: re.sub(r"[^A-Za-z0-9]+", "-", PurePosixPath(sweep).name).strip("-") or "sweep"
+        for sweep in sweeps
+    }
+    names = list(last.values())
+    return {
+        sweep: f"{name} {number}" if names.count(name) > 1 else name
+        for number, (sweep, name) in enumerate(last.items(), 1)
+    }
+
+
+def page_name(sweep: str) -> str:
+    """Returns the file name of the page of a sweep with this name."""
+    name = sweep.replace(" ", "-")
+    is_taken = name in ("conditions", "parity", "runs", "scaling")
+    return f"sweep-{name}.md" if is_taken else f"{name}.md"
+
+
+def successful_run(cell: Cell) -> Run | None:
+    is_ok = cell.outcome.status == "ok" and cell.run is not None and cell.run.is_ok
+    return cell.run if is_ok else None
+
+
+def find_axes(cells: Sequence[Cell]) -> list[str]:
+    """Returns the options in which cells differ, in the order in which they were given."""
+    names = dict.fromkeys(name for cell in cells for name in cell.outcome.options)
+    return [name for name in names if len({cell.outcome.options.get(name) for cell in cells}) > 1]
+
+
+def sorted_cells(cells: Sequence[Cell]) -> list[Cell]:
+    """Sorts by the values of the axes, numbers as numbers, then by repeat."""
+    axes = find_axes(cells)
+
+    def place(cell: Cell) -> tuple[list[tuple[float, str]], int, str]:
+        options = cell.outcome.options
+        values = [_sortable(options.get(axis, "")) for axis in axes]
+        return values, cell.outcome.repeat, cell.name
+
+    return sorted(cells, key=place)
+
+
+def _sortable(value: str) -> tuple[float, str]:
+    try:
+        return float(value), ""
+    except ValueError:
+        return float("inf"), value

@@ -5,8 +5,7 @@ from collections.abc import Sequence
 
 from scaling.analysis.efficiency import find_scatters
 from scaling.report.results_md import render_pages
-from scaling.report.store_analysis import StoreAnalysis
-from scaling.report.sweeps import SweepOfRecipe, sorted_cells
+from scaling.report.store_analysis import StoreAnalysis, SweepOfRecipe, sorted_cells
 from scaling.store.reader import Cell, Store
 from tests.builders.records import make_run
 from unitransformer.record.schema import Record

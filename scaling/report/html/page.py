@@ -34,15 +34,9 @@ LOG_LINES = 12
 LONGEST_LINE = 300  # characters of a log line; the record has all of them
 SCRIPTS = ("rows.js", "table.js", "plots.js", "efficiency.js", "detail.js", "page.js")  # in order
 IN_COLUMNS = (  # settings that columns of a row show
-    "size",
-    "batch_size",
-    "parallel.strategy",
-    "parallel.precision",
-    "parallel.compile",
-    "parallel.devices",
-    "parallel.num_nodes",
-    "parallel.accelerator",
-)
+    "size", "batch_size", "parallel.strategy", "parallel.precision", "parallel.compile",
+    "parallel.devices", "parallel.num_nodes", "parallel.accelerator",
+)  # fmt: skip
 OF_AN_AXIS = ("batch_size", "parallel.devices")  # what the x axes of plots show
 
 

@@ -18,16 +18,6 @@ from unitransformer.record.units import format_count
 
 VARYING = ("model", "parallel", "batch_size", "accumulate", "max_steps", "seed")
 MOST_ROWS = 12  # of a table; the pages have the others
-FASTEST = (  # headings
-    "fastest configuration",
-    "speed",
-    "launches",
-    "peak memory",
-    "utilisation",
-    "weak efficiency",
-    "runner-up",
-    "lead",
-)
 
 # What is equal for all ways to train the same model on the same kind of machine: model first.
 Work = tuple[ModelConfig, *tuple[Any, ...]]
@@ -97,13 +87,12 @@ def answer_blocks(answers: Sequence[Answer], curves: Sequence[Curve]) -> list[st
 
 
 def _fastest(answer: Answer, answers: Sequence[Answer], curves: Sequence[Curve]) -> dict[str, str]:
-    cells = dict.fromkeys(FASTEST, "") | {FASTEST[0]: "none has proven loss parity"}
     if not answer.ranked:
-        return cells
+        return {"fastest configuration": "none has proven loss parity"}
     point = answer.ranked[0].point
     mfu, share = run_formatting.pooled_shares(point)
-    cells |= {
-        FASTEST[0]: configuration(point.config),
+    cells = {
+        "fastest configuration": configuration(point.config),
         "speed": run_formatting.pooled_speed(point),
         "launches": run_formatting.launches(point),
         "peak memory": run_formatting.peak(point.runs),

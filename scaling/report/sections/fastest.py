@@ -16,14 +16,9 @@ FASTEST = (
     "launches, or where the ceilings that their jobs measured differ by less than the lead."
 )
 VARYING = {  # settings in which the candidates of a comparison may differ
-    "batch_size",
-    "accumulate",
-    "parallel.devices",
-    "parallel.strategy",
-    "parallel.compile",
-    "parallel.activation_checkpointing",
-    "parallel.cpu_offload",
-}
+    "batch_size", "accumulate", "parallel.devices", "parallel.strategy", "parallel.compile",
+    "parallel.activation_checkpointing", "parallel.cpu_offload",
+}  # fmt: skip
 
 
 def fastest_blocks(comparisons: Sequence[StrategyComparison]) -> list[str]:

@@ -3,6 +3,7 @@
 A configuration has one number in all tables of the page.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import get_args
 
@@ -12,13 +13,12 @@ from scaling.markdown import escaped, folded_commands, shortened
 from scaling.parity.certificate import Certificate
 from scaling.report import run_formatting
 from scaling.report.environment import without_paths
-from scaling.report.plots import not_drawn
 from scaling.report.run_formatting import LONGEST_REMARK
-from scaling.report.sections.max_batch import limit_blocks
 from scaling.report.sections.parity import describe_proof
-from scaling.report.sweeps import SweepOfRecipe, successful_run
+from scaling.report.store_analysis import SweepOfRecipe, successful_run
 from scaling.report.table_notes import conditions_of_rows, draw
 from scaling.store.conditions import without_threads
+from scaling.store.outcome import AXIS, OUT_OF_MEMORY
 from scaling.store.reader import Cell
 from scaling.store.run import Run
 from unitransformer.costs.memory import rank_bytes
@@ -45,11 +45,16 @@ LAUNCHES = (
     "Every launch. The interval of its speed comes from its steps alone and says nothing about "
     "another launch. The mean speed counts stalls too. The record holds the raw samples."
 )
+LARGEST_BATCH = (
+    "**Largest batch per device** that ran, and the smallest that did not fit, for configurations "
+    "that ran out of memory; sizes between the two were not tried."
+)
 SAME_CORES = (
     "More devices are no more hardware here: the ranks share the cores of one machine, so that on "
     "n devices an efficiency of 1/n loses nothing."
 )
 
+Sizes = Mapping[int, Sequence[Cell]]  # launches by batch size
 EFFICIENCIES = [f"{scaling} efficiency" for scaling in get_args(Scaling)]
 
 
@@ -91,13 +96,29 @@ def sweep_blocks(
         SAME_CORES if any(curve.threads for curve in sweep.curves) else "",
         *draw(rows, always=("#", "speed")),
         _why_no_mfu(sweep.runs),
-        *limit_blocks(sweep),
+        *_limits(sweep),
         *(["### Plots", *plots, not_drawn(sweep)] if plots else []),
         "### Launches",
         LAUNCHES,
         *draw(launches, always=("#", "speed")),
         folded_commands(f"Commands of the {configurations}", commands),
     ]
+
+
+def not_drawn(sweep: SweepOfRecipe) -> str:
+    """Returns a sentence on the cells that no plot can show, if there are any."""
+    missing: Counter[str] = Counter()
+    for cell in sweep.cells:
+        run, status = successful_run(cell), cell.outcome.status
+        if run is None:
+            missing["without its record" if status == "ok" else status] += 1
+        elif run.metrics is None:
+            missing["without a steady state"] += 1
+    if not missing:
+        return ""
+    counts = ", ".join(f"{number} {what}" for what, number in sorted(missing.items()))
+    cells = format_count(len(sweep.cells), "cell")
+    return f"Not in the plots, of {cells}: {counts}; the table gives reasons."
 
 
 def _shared(sweep: SweepOfRecipe) -> str:
@@ -222,3 +243,46 @@ def _reason(cell: Cell) -> str:
         return "its record is missing or damaged"
     reason = without_paths(cell.outcome.reason or "no reason recorded", [])
     return shortened(reason, LONGEST_REMARK)
+
+
+# ---------------------------------------------------------------------------- largest batch
+
+
+def _limits(sweep: SweepOfRecipe) -> list[str]:
+    """Returns the largest batch that fits memory for configurations that ran out of it."""
+    axes = [axis for axis in sweep.axes if axis != AXIS]
+    groups: dict[tuple[str, ...], dict[int, list[Cell]]] = {}
+    for cell in sweep.cells:
+        size = str(cell.outcome.options.get(AXIS, ""))
+        if size.isdecimal():
+            place = tuple(str(cell.outcome.options.get(axis, "default")) for axis in axes)
+            groups.setdefault(place, {}).setdefault(int(size), []).append(cell)
+    rows = [
+        {axis: escaped(value) for axis, value in zip(axes, place, strict=True)}
+        | {"fits": _largest_batch(sizes), "does not fit": _smallest_failure(sizes)}
+        for place, sizes in groups.items()
+        if any(map(_is_out_of_memory, sizes.values()))
+    ]
+    return [LARGEST_BATCH, *draw(rows, always=("fits", "does not fit"))] if rows else []
+
+
+def _is_out_of_memory(launches: Sequence[Cell]) -> bool:
+    return any(cell.outcome.status in OUT_OF_MEMORY for cell in launches)
+
+
+def _largest_batch(sizes: Sizes) -> str:
+    fits = {
+        size: run
+        for size, launches in sizes.items()
+        for cell in launches
+        if (run := successful_run(cell)) is not None
+    }
+    if not fits:
+        return "none of those tried"
+    return f"{max(fits):,}, {run_formatting.record(fits[max(fits)])}"
+
+
+def _smallest_failure(sizes: Sizes) -> str:
+    size = min(size for size, launches in sizes.items() if _is_out_of_memory(launches))
+    statuses = dict.fromkeys(cell.outcome.status for cell in sizes[size])
+    return f"{size:,}, {' and '.join(statuses)}"

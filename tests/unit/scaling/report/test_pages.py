@@ -10,7 +10,7 @@ from scaling.analysis.efficiency import find_curves, pool
 from scaling.markdown import command_lines, table, wrapped
 from scaling.report.results_md import rebased
 from scaling.report.sections.answer import answer_blocks, find_answers
-from scaling.report.sweeps import page_name
+from scaling.report.store_analysis import page_name
 from tests.builders.certificates import CERTIFICATES
 from tests.builders.records import make_crashed, make_record
 from tests.builders.reports import make_store, pages_of

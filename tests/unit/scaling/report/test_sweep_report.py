@@ -9,9 +9,9 @@ from typing import get_args
 import pytest
 
 from scaling.analysis.efficiency import pool
-from scaling.report.plots import COLORS, Plot, not_drawn, plots_of
+from scaling.report.plots import COLORS, Plot
 from scaling.report.results_md import draw_plots
-from scaling.report.sections.sweep import sweep_blocks
+from scaling.report.sections.sweep import not_drawn, sweep_blocks
 from scaling.report.store_analysis import StoreAnalysis
 from scaling.report.table_notes import conditions_of_rows
 from scaling.store.conditions import conditions_of, processors_of, without_threads
@@ -167,7 +167,7 @@ def test_efficiency_is_plotted_if_device_counts_differ(tmp_path: Path) -> None:
         tasks.append(replace(task, config=replace(task.config, parallel=parallel)))
     work(tmp_path / "s", tasks)
     cells = load_store([tmp_path], relative_to=tmp_path).cells
-    plots = {plot.name: plot for plot in plots_of(sweep_of(cells))}
+    plots = {plot.name: plot for plot in sweep_of(cells).plots}
     assert set(plots) == {
         *("gpt-s-speed-by-devices", "gpt-s-memory-by-devices", "gpt-s-efficiency-by-devices"),
     }
@@ -226,7 +226,7 @@ def test_runs_that_differ_in_another_setting_are_two_lines(
         replace(run, config=replace(run.config, **change), name=f"other-{run.name}")
         for run in plain
     ]
-    (speed, _) = plots_of(sweep_of(cells_of([*plain, *other])))
+    (speed, _) = sweep_of(cells_of([*plain, *other])).plots
     assert list(lines(speed).values()) == [[2, 4], [2, 4]]
     assert any(label.endswith(expected) for _, label in lines(speed))
     assert len({line.style for line in speed.panels["32-true"]}) == 2
@@ -239,7 +239,7 @@ def test_other_machines_and_cpu_offload_are_separate_lines() -> None:
         for n in (1, 2)
         for off in (False, True)
     ]
-    by_devices = [plot for plot in plots_of(sweep_of(cells_of(runs))) if "speed" in plot.name]
+    by_devices = [plot for plot in sweep_of(cells_of(runs)).plots if "speed" in plot.name]
     assert list(by_devices[0].panels) == [
         "weak scaling, 32-true, offloaded to the host no",
         "weak scaling, 32-true, offloaded to the host yes",
@@ -247,7 +247,7 @@ def test_other_machines_and_cpu_offload_are_separate_lines() -> None:
     moved = [strong(0.1, n, f"b-{n}.json", changes={"hardware": [HOST | {"cpu": "B"}] * n})
              for n in (1, 2)]  # fmt: skip
     here = [strong(0.1, n, f"a-{n}.json") for n in (1, 2)]
-    (plot,) = [p for p in plots_of(sweep_of(cells_of([*here, *moved]))) if "speed" in p.name]
+    (plot,) = [p for p in sweep_of(cells_of([*here, *moved])).plots if "speed" in p.name]
     assert sorted(lines(plot)) == [
         ("strong scaling, 32-true", "ddp, 8, machine 1"),
         ("strong scaling, 32-true", "ddp, 8, machine 2"),
@@ -269,11 +269,11 @@ def launches(number: int, devices: int, *, batch_size: int = 2) -> list[Run]:
     ]
 
 
-def test_an_interval_of_two_launches_is_not_drawn_but_the_launches_are() -> None:
+def test_an_interval_of_two_launches_isnot_drawn_but_the_launches_are() -> None:
     two = pool(launches(2, 1))[0]
     assert two.rate.high is not None
     assert two.rate.high > 1.3 * max(run.units_per_s or 0.0 for run in two.runs)
-    plots = plots_of(sweep_of(cells_of([*launches(2, 1), *launches(2, 2)])))
+    plots = sweep_of(cells_of([*launches(2, 1), *launches(2, 2)])).plots
     marks = [m for plot in plots for panel in plot.panels.values() for m in panel[0].marks]
     assert {(mark.low, mark.high, len(mark.samples)) for mark in marks} == {(None, None, 2)}
     highest = max(mark.x * 8 * 2 / 0.1 for mark in marks)
@@ -281,7 +281,7 @@ def test_an_interval_of_two_launches_is_not_drawn_but_the_launches_are() -> None
 
 
 def test_an_interval_of_five_launches_is_drawn() -> None:
-    speed, _, efficiency = plots_of(sweep_of(cells_of([*launches(5, 1), *launches(5, 2)])))
+    speed, _, efficiency = sweep_of(cells_of([*launches(5, 1), *launches(5, 2)])).plots
     for mark in speed.panels["weak scaling, 32-true"][0].marks:
         assert mark.low is not None
         assert mark.high is not None
@@ -292,20 +292,20 @@ def test_an_interval_of_five_launches_is_drawn() -> None:
 
 def test_an_interval_pooled_over_configurations_is_drawn_and_one_launch_has_no_dots() -> None:
     # Five launches of one configuration have four degrees of freedom, which one launch may use.
-    speed, _, efficiency = plots_of(sweep_of(cells_of([*launches(5, 1), *launches(1, 2)])))
+    speed, _, efficiency = sweep_of(cells_of([*launches(5, 1), *launches(1, 2)])).plots
     (five, one) = speed.panels["weak scaling, 32-true"][0].marks
     assert (five.low is None, one.low is None, one.samples) == (False, False, ())
     assert efficiency.panels["weak scaling, 32-true"][0].marks[1].low is not None
-    few, _, efficiency = plots_of(sweep_of(cells_of([*launches(4, 1), *launches(1, 2)])))
+    few, _, efficiency = sweep_of(cells_of([*launches(4, 1), *launches(1, 2)])).plots
     assert [mark.low for mark in few.panels["weak scaling, 32-true"][0].marks] == [None, None]
     assert efficiency.panels["weak scaling, 32-true"][0].marks[1].low is None
     assert "Bars" not in few.caption
 
 
 def test_launches_of_an_efficiency_are_compared_with_the_baseline() -> None:
-    *_, efficiency = plots_of(sweep_of(cells_of([strong(0.1, 1), *(
+    *_, efficiency = sweep_of(cells_of([strong(0.1, 1), *(
         strong(step_s, 2, f"{step_s}.json") for step_s in (0.0625, 0.05)
-    )])))  # fmt: skip
+    )])).plots  # fmt: skip
     mark = efficiency.panels["strong scaling, 32-true"][0].marks[1]
     assert sorted(round(launch, 6) for launch in mark.samples) == [0.8, 1.0]
 
@@ -313,7 +313,7 @@ def test_launches_of_an_efficiency_are_compared_with_the_baseline() -> None:
 def test_a_panel_has_six_lines_at_most_and_the_caption_gives_the_rule() -> None:
     sizes = (1, 2, 3, 4, 5, 6, 7)
     runs = [run for n in (1, 2) for size in sizes for run in launches(1, n, batch_size=size)]
-    plots = {plot.name: plot for plot in plots_of(sweep_of(cells_of(runs)))}
+    plots = {plot.name: plot for plot in sweep_of(cells_of(runs)).plots}
     speed, memory = plots["gpt-s-speed-by-devices"], plots["gpt-s-memory-by-devices"]
     weak = [label for panel, label in lines(speed) if panel.startswith("weak")]
     assert weak == ["ddp, 7", "ddp, 6", "ddp, 5", "ddp, 4", "ddp, 3", "ddp, 2"]
@@ -332,7 +332,7 @@ def test_colours_give_strategies_markers_batch_sizes_and_panels_precisions() -> 
         for strategy in ("ddp", "fsdp")
         for precision in ("32-true", "bf16-mixed")
     ]  # fmt: skip
-    plots = {plot.name: plot for plot in plots_of(sweep_of(cells_of(runs)))}
+    plots = {plot.name: plot for plot in sweep_of(cells_of(runs)).plots}
     speed = plots["gpt-s-speed-by-devices"]
     weak = {name: panel for name, panel in speed.panels.items() if name.startswith("weak")}
     assert list(weak) == ["weak scaling, 32-true", "weak scaling, bf16-mixed"]
@@ -350,7 +350,7 @@ def test_colours_give_strategies_markers_batch_sizes_and_panels_precisions() -> 
 
 
 def test_the_ideal_speed_is_that_of_the_fastest_line() -> None:
-    (speed, *_) = plots_of(sweep_of(cells_of([strong(0.1, 1), strong(0.0625, 2)])))
+    (speed, *_) = sweep_of(cells_of([strong(0.1, 1), strong(0.0625, 2)])).plots
     line, ideal = speed.panels["strong scaling, 32-true"]
     # 8 samples of 8 tokens in 0.1 s, then in 0.0625 s; the ideal is 0.05 s.
     assert [round(mark.value) for mark in line.marks] == [640, 1024]
@@ -379,7 +379,7 @@ def test_the_ideal_line_on_the_same_cores_falls_with_threads_per_rank() -> None:
             strong(0.1, n, changes={"hardware": [HOST | {"threads": count}] * n})
             for n, count in threads.items()
         ]
-        (found,) = [p for p in plots_of(sweep_of(cells_of(runs))) if "efficiency" in p.name]
+        (found,) = [p for p in sweep_of(cells_of(runs)).plots if "efficiency" in p.name]
         return found
 
     split, whole = efficiency({1: 4, 2: 2, 4: 1}), efficiency({1: 2, 2: 2})
