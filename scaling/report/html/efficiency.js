@@ -1,4 +1,4 @@
-// Draws the efficiency of curves over devices beside the ideal one.
+// Draws the efficiency of curves over devices with the ideal one.
 
 function efficiencyLine({ panel, strategy, batch, points }, batches) {
   const at = (place) => points.map((point) => point[place]);

@@ -68,7 +68,7 @@ function spread(heights, gap) {
   return blocks.flatMap((block) => block.map(() => mean(block))).map((at, i) => at + i * gap);
 }
 
-// The labels of lines, each beside the end of its own: {x, y, label, color}.
+// The labels of lines, each next to the end of its line: {x, y, label, color}.
 function endLabels(ends, highest) {
   const sorted = ends.toSorted((one, other) => one.y - other.y);
   return {
@@ -152,8 +152,8 @@ function panelTraces(lines, highest) {
 function drawPanels(id, lines, xTitle, yTitle, isLessBetter = false) {
   const panels = [...groupBy(lines, ({ panel }) => panel)]
     .sort(([one], [other]) => compare(one, other))
-    .map(([title, own]) => [title, bestLines(own, isLessBetter)]);
-  const marks = panels.flatMap(([, own]) => own.flatMap((line) => line.marks));
+    .map(([title, lines]) => [title, bestLines(lines, isLessBetter)]);
+  const marks = panels.flatMap(([, lines]) => lines.flatMap((line) => line.marks));
   const highest = 1.08 * Math.max(...marks.map(({ y, high }) => Math.max(y, high ?? y)));
   const ticks = ascending(marks.map(({ x }) => x));
   const few = ticks.length <= MOST_TICKS ? { tickvals: ticks, ticktext: ticks.map(whole) } : {};
@@ -167,7 +167,7 @@ function drawPanels(id, lines, xTitle, yTitle, isLessBetter = false) {
     grid: { rows: height, columns, pattern: "independent", xgap: 0.14, ygap: 0.3 },
     annotations: [],
   };
-  const traces = panels.flatMap(([title, own], index) => {
+  const traces = panels.flatMap(([title, lines], index) => {
     const number = index === 0 ? "" : String(index + 1);
     const isFirst = index % columns === 0;
     more[`xaxis${number}`] = axis(xTitle, { type: "log", range, ...few });
@@ -182,7 +182,7 @@ function drawPanels(id, lines, xTitle, yTitle, isLessBetter = false) {
       showarrow: false,
     });
     const axes = { xaxis: `x${number}`, yaxis: `y${number}` };
-    return panelTraces(own, highest).map((trace) => ({ ...trace, ...axes }));
+    return panelTraces(lines, highest).map((trace) => ({ ...trace, ...axes }));
   });
   draw(id, traces, more);
   opensRows(id);
@@ -214,7 +214,7 @@ function linesOf(found, x, other, y) {
         hover:
           `row ${row.index + 1}: ${row.get("strategy")}, ${row.get("precision")}, compile ${row.get("compile")}, ` +
           `${row.get("devices")} x ${row.get("num_nodes")} devices, batch size ${row.get("batch_size")}${also(row)}: ` +
-          `${y.words(row.get(y.name), row)}`,
+          `${y.format(row.get(y.name), row)}`,
       })),
     };
   });
@@ -279,14 +279,14 @@ function drawPlots(found) {
     name: "units_per_s",
     title: `${units[model]} per second`,
     scale: (value) => value,
-    words: rate,
+    format: rate,
   };
   const highest = Math.max(...drawn.map((row) => row.get("peak_bytes")));
   const peak = {
     name: "peak_bytes",
     title: `peak memory per rank (${isSmall(highest) ? "MiB" : "GiB"})`,
     scale: (value) => value / 2 ** (isSmall(highest) ? 20 : 30),
-    words: bytes,
+    format: bytes,
   };
   for (const [id, x, y] of [
     ["rate-by-batch", "batch_size", speed],

@@ -19,16 +19,16 @@ const bytes = (value) =>
 const ms = (value) => `${(value < 0.1 ? hundredths : tenths)(value * 1000)} ms`;
 const plainRate = (value) => (value >= 100 ? whole : hundredths)(value);
 const rate = (value, row) => `${plainRate(value)} ${row.get("unit")}/s`;
-const words = (value) => String(value);
+const asText = (value) => String(value);
 
 const COLUMNS = [
-  ["model", "model", words],
-  ["strategy", "strategy", words],
+  ["model", "model", asText],
+  ["strategy", "strategy", asText],
   ["devices", "devices", whole],
   ["batch_size", "batch", whole],
-  ["precision", "precision", words],
-  ["compile", "compile", words],
-  ["status", "status", words],
+  ["precision", "precision", asText],
+  ["compile", "compile", asText],
+  ["status", "status", asText],
   ["units_per_s", "speed", rate],
   ["low_units_per_s", "from", plainRate],
   ["high_units_per_s", "to", plainRate],
@@ -39,20 +39,20 @@ const COLUMNS = [
   ["units_per_s_per_device", "per device", rate],
   ["peak_resident_bytes", "resident", bytes],
   ["validation_loss", "validation", number(4)],
-  ["parity", "loss parity", words],
-  ["activation_checkpointing", "checkpointing", words],
+  ["parity", "loss parity", asText],
+  ["activation_checkpointing", "checkpointing", asText],
   ["num_nodes", "nodes", whole],
   ["global_batch_size", "global batch", whole],
   ["repeat", "repeat", whole],
-  ["sweep", "sweep", words],
-  ["flags", "flags", words],
-  ["reason", "reason", words],
+  ["sweep", "sweep", asText],
+  ["flags", "flags", asText],
+  ["reason", "reason", asText],
 ].filter(([name]) => rows.some((row) => row.get(name) !== null && row.get(name) !== ""));
 const NUMBERS = new Set(
   names.filter((name) => rows.some((row) => typeof row.get(name) === "number")),
 );
 
-// All of it is in the address, which can be kept and sent.
+// All of it is in the address, which can be stored and sent.
 const START = { text: "", status: "", model: "", sort: "", down: "", row: "" };
 let state = START;
 
@@ -84,11 +84,11 @@ function matches(row, wanted) {
       if (held === null) return value === "";
       return NUMBERS.has(name) ? String(held) === value : String(held).toLowerCase().includes(value);
     }
-    row.words ??= row.row
+    row.searched ??= row.row
       .filter((held) => held !== null)
       .join("\n")
       .toLowerCase();
-    return row.words.includes(word);
+    return row.searched.includes(word);
   });
 }
 

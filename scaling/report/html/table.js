@@ -57,7 +57,7 @@ function drawRow(row) {
     if (NUMBERS.has(name)) cell.className = "number";
     else if (name === "status" && value !== "ok") cell.className = "bad";
     else if (cell.textContent.length > 30)
-      Object.assign(cell, { className: "words", title: value });
+      Object.assign(cell, { className: "long", title: value });
     line.append(cell);
   }
   line.addEventListener("click", () => change({ row: String(row.index) }));
