@@ -105,7 +105,7 @@ def refuse(call: Call) -> Refuse:
         ("--model.width 15", "model.width 15 does not divide into model.num_heads 2; choose a"),
         ("--sequence-length 9", "data.sequence_length 9 is longer than model.num_positions 8"),
         ("--dropout 1.0", "model.dropout is 1.0; it must be in [0, 1)"),
-        ("--model.causal false", "model.causal is false; the next word"),
+        ("--model.causal false", "model.causal is false; the next token"),
         # names
         ("--size refrence", "size 'refrence' is not known; did you mean reference?"),
         ("--size tiny", "size 'tiny' is not known; known: reference, 124m, 350m"),
