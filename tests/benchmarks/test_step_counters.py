@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from unitransformer.step_counters import count_graphs, differences, load_counters, write_counters
+from tests.benchmarks.step_counters import count_graphs, differences, load_counters, write_counters
 
 
 def test_equal_counters_have_no_difference() -> None:
