@@ -4,7 +4,6 @@ Every strategy must train the same model: the same seed, data and global batch m
 of one plain float32 process, up to the rounding of each precision.
 """
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
@@ -71,26 +70,19 @@ class Curves:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Difference:
-    """The largest difference of two curves."""
-
-    relative: float
-    step: int  # counted from 1
-
-
-@dataclass(frozen=True, kw_only=True)
 class CurveComparison:
-    """How far the curves of a case are from the reference."""
+    """The largest relative differences from the reference; steps are counted from 1."""
 
-    loss: Difference
-    gradient_norm: Difference
-    first_loss: float  # relative; before any optimizer step
+    loss_difference: float
+    loss_step: int
+    gradient_norm_difference: float
+    gradient_norm_step: int
+    first_loss_difference: float  # before any optimizer step
 
     def verdict(self, bound: Bound) -> Literal["equal", "different"]:
-        is_equal = (
-            self.loss.relative <= bound.loss and self.gradient_norm.relative <= bound.gradient_norm
-        )
-        return "equal" if is_equal else "different"
+        is_loss_equal = self.loss_difference <= bound.loss
+        is_norm_equal = self.gradient_norm_difference <= bound.gradient_norm
+        return "equal" if is_loss_equal and is_norm_equal else "different"
 
 
 def compare(reference: Curves, curves: Curves) -> CurveComparison:
@@ -99,19 +91,22 @@ def compare(reference: Curves, curves: Curves) -> CurveComparison:
     Raises:
         ValueError: curves that are empty or not of the same length.
     """
+    loss, loss_step = _largest_difference(reference.loss, curves.loss)
+    norm, norm_step = _largest_difference(reference.gradient_norm, curves.gradient_norm)
     return CurveComparison(
-        loss=_largest_difference(reference.loss, curves.loss),
-        gradient_norm=_largest_difference(reference.gradient_norm, curves.gradient_norm),
-        first_loss=relative_difference(reference.loss[0], curves.loss[0]),
+        loss_difference=loss,
+        loss_step=loss_step,
+        gradient_norm_difference=norm,
+        gradient_norm_step=norm_step,
+        first_loss_difference=relative_difference(reference.loss[0], curves.loss[0]),
     )
 
 
-def _largest_difference(reference: Sequence[float], values: Sequence[float]) -> Difference:
+def _largest_difference(reference: Sequence[float], values: Sequence[float]) -> tuple[float, int]:
     if not 0 < len(reference) == len(values):
         raise ValueError(f"{len(values)} steps cannot be compared with {len(reference)}")
     relative = list(map(relative_difference, reference, values))
-    largest = max(relative)
-    return Difference(relative=largest, step=relative.index(largest) + 1)
+    return max(relative), relative.index(max(relative)) + 1
 
 
 def relative_difference(reference: float, value: float) -> float:
@@ -159,20 +154,15 @@ class Case:
 
 
 REFERENCE = Case(strategy="single")  # one plain float32 process
+# The fields that a case and a parallel config share.
+PARALLEL_SETTINGS = ("strategy", "num_nodes", "precision", "compile", "activation_checkpointing")
 
 
 def case_of(config: RunConfig) -> Case:
     """Returns the case that a run with this config trained."""
     parallel = config.parallel
-    return Case(
-        strategy=parallel.strategy,
-        devices=parallel.world_size,
-        num_nodes=parallel.num_nodes,
-        precision=parallel.precision,
-        compile=parallel.compile,
-        activation_checkpointing=parallel.activation_checkpointing,
-        accumulate=config.accumulate,
-    )
+    settings = {name: getattr(parallel, name) for name in PARALLEL_SETTINGS}
+    return Case(devices=parallel.world_size, accumulate=config.accumulate, **settings)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,18 +190,12 @@ def list_cases(axes: Axes, *, is_quick: bool) -> list[Case]:
     for strategy in axes.strategies:
         for devices in (1,) if strategy == "single" else axes.devices:
             has_nodes = strategy == "hsdp" and devices > 2 and devices % 2 == 0
+            spread = Case(strategy=strategy, devices=devices, num_nodes=2 if has_nodes else 1)
             product = [
-                Case(
-                    strategy=strategy,
-                    devices=devices,
-                    num_nodes=2 if has_nodes else 1,
-                    precision=precision,
-                    compile=compile_,
-                    activation_checkpointing=checkpointing,
-                )
-                for precision, compile_, checkpointing in itertools.product(
-                    axes.precisions, axes.compile, axes.activation_checkpointing
-                )
+                replace(spread, precision=p, compile=c, activation_checkpointing=checkpointing)
+                for p in axes.precisions
+                for c in axes.compile
+                for checkpointing in axes.activation_checkpointing
             ]
             cases += [case for case in product if not is_quick or _num_changes(case) <= 1]
             cases.append(replace(product[0], accumulate=2))
@@ -219,23 +203,15 @@ def list_cases(axes: Axes, *, is_quick: bool) -> list[Case]:
 
 
 def _num_changes(case: Case) -> int:
-    return sum(
-        getattr(case, name) != getattr(REFERENCE, name)
-        for name in ("precision", "compile", "activation_checkpointing")
-    )
+    pairs = zip(case.kind[1:], REFERENCE.kind[1:], strict=True)  # without the strategy
+    return sum(setting != plain for setting, plain in pairs)
 
 
 def refusal(case: Case) -> str | None:
     """Returns why the config refuses a case; None if only the machine can refuse it."""
     try:
-        ParallelConfig(
-            strategy=case.strategy,
-            devices=case.devices_per_node,
-            num_nodes=case.num_nodes,
-            precision=case.precision,
-            compile=case.compile,
-            activation_checkpointing=case.activation_checkpointing,
-        )
+        settings = {name: getattr(case, name) for name in PARALLEL_SETTINGS}
+        ParallelConfig(devices=case.devices_per_node, **settings)
     except ValueError as error:
         return str(error)
     return None

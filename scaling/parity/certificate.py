@@ -7,7 +7,7 @@ certificate is read. An edit therefore shows as a contradiction.
 import functools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, replace
 from types import NoneType
 from typing import Any
 
@@ -27,19 +27,16 @@ from unitransformer.record.fields import NUMBER, RELATIVE_ERROR, Kinds, is_of_ki
 SCHEMA = 1
 KIND = "parity"
 
-DIFFERENCE_FIELDS: dict[str, Kinds] = {
-    "loss_difference": (*NUMBER, NoneType),
-    "loss_step": (int, NoneType),
-    "gradient_norm_difference": (*NUMBER, NoneType),
-    "gradient_norm_step": (int, NoneType),
-    "first_loss_difference": (*NUMBER, NoneType),
-}
 CASE_FIELDS: dict[str, Kinds] = {
     "verdict": str,
     "reason": (str, NoneType),
     "command": str,
     "elapsed_s": NUMBER,
-    **DIFFERENCE_FIELDS,
+    "loss_difference": (*NUMBER, NoneType),
+    "loss_step": (int, NoneType),
+    "gradient_norm_difference": (*NUMBER, NoneType),
+    "gradient_norm_step": (int, NoneType),
+    "first_loss_difference": (*NUMBER, NoneType),
 }
 
 
@@ -52,7 +49,6 @@ class CaseResult:
     reason: str | None
     curves: Curves | None
     work: Work | None  # None: an older certificate without it
-    elapsed_s: float
     command: str
     stored: Mapping[str, Any]
 
@@ -108,7 +104,7 @@ def describe_result(
     reference: Curves,
     curves: Curves | None,
     work: Work | None,
-    inactive_feature: str | None,
+    num_layers: int,
     failure: tuple[ParityVerdict, str] | None,
     elapsed_s: float,
     command: str,
@@ -116,15 +112,15 @@ def describe_result(
     """Returns a case as a certificate stores it.
 
     Args:
-        inactive_feature: why the run was not this case, whatever its curves are.
+        num_layers: of the model.
         failure: without curves, whether it was refused or failed, and why.
     """
     comparison = None if curves is None else compare(reference, curves)
     if comparison is not None:
-        verdict: ParityVerdict = comparison.verdict(BOUNDS[case.precision])
-        if inactive_feature:
-            verdict = "different"
-        reason = inactive_feature
+        reason = work and find_inactive_feature(case, work, num_layers=num_layers)
+        verdict: ParityVerdict = "different"
+        if reason is None:
+            verdict = comparison.verdict(BOUNDS[case.precision])
     else:
         assert failure is not None
         verdict, reason = failure
@@ -143,19 +139,26 @@ def describe_result(
 
 def _describe_comparison(comparison: CurveComparison | None) -> dict[str, Any]:
     if comparison is None:
-        return dict.fromkeys(DIFFERENCE_FIELDS)
-    return {
-        "loss_difference": comparison.loss.relative,
-        "loss_step": comparison.loss.step,
-        "gradient_norm_difference": comparison.gradient_norm.relative,
-        "gradient_norm_step": comparison.gradient_norm.step,
-        "first_loss_difference": comparison.first_loss,
-    }
+        return {field.name: None for field in fields(CurveComparison)}
+    return asdict(comparison)
 
 
 def describe_bounds() -> dict[str, Any]:
     """Returns this version's bounds as a certificate stores them."""
     return {precision: asdict(bound) for precision, bound in BOUNDS.items()}
+
+
+def describe_config(config: RunConfig) -> dict[str, Any]:
+    """Returns the fields of a certificate that repeat the config of its reference."""
+    return {
+        "recipe": config.recipe,
+        "config_hash": config.hash(),
+        "identity_hash": config.identity_hash(),
+        "accelerator": config.parallel.accelerator,
+        "steps": config.max_steps,
+        "seed": config.seed,
+        "global_batch_size": config.global_batch_size,
+    }
 
 
 def find_contradictions(certificate: Certificate) -> list[str]:
@@ -188,16 +191,11 @@ def _format(value: Any) -> str:
 def find_other_bounds(certificate: Certificate) -> list[str]:
     """Returns the stored bounds that decided a verdict and differ from this version's."""
     decisive = {result.case.precision for result in certificate.results if result.curves}
-    lines = []
-    for precision, bound in certificate.bounds.items():
-        stored, current = _format_bound(bound), _format_bound(BOUNDS[precision])
-        if precision in decisive and _limits(bound) != _limits(BOUNDS[precision]):
-            lines.append(f"{precision} was held to {stored}, now to {current}")
-    return lines
-
-
-def _limits(bound: Bound) -> tuple[float, float]:
-    return bound.loss, bound.gradient_norm
+    return [
+        f"{precision} was held to {_format_bound(bound)}, now to {_format_bound(BOUNDS[precision])}"
+        for precision, bound in certificate.bounds.items()
+        if precision in decisive and replace(bound, why="") != replace(BOUNDS[precision], why="")
+    ]
 
 
 def _format_bound(bound: Bound) -> str:

@@ -8,7 +8,14 @@ from types import NoneType
 from typing import Any, get_args
 
 from scaling.parity.cases import Bound, Case, Curves, ParityVerdict
-from scaling.parity.certificate import CASE_FIELDS, KIND, SCHEMA, CaseResult, Certificate
+from scaling.parity.certificate import (
+    CASE_FIELDS,
+    KIND,
+    SCHEMA,
+    CaseResult,
+    Certificate,
+    describe_config,
+)
 from scaling.parity.evidence import Work
 from unitransformer.config import Precision, RunConfig, from_dict, hash_values
 from unitransformer.files import write_atomically
@@ -104,20 +111,11 @@ def read_certificate(content: Mapping[str, Any], name: str) -> Certificate:
 
 
 def _check_derived(content: Mapping[str, Any], config: RunConfig) -> None:
-    """Checks the fields that repeat the config."""
-    derived = {
-        "recipe": config.recipe,
-        "accelerator": config.parallel.accelerator,
-        "steps": config.max_steps,
-        "seed": config.seed,
-        "global_batch_size": config.global_batch_size,
-        "config_hash": hash_values(content["config"]),
-        "identity_hash": config.identity_hash(),
-    }
-    for key, value in derived.items():
-        if content.get(key) != value:
+    derived = describe_config(config) | {"config_hash": hash_values(content["config"])}
+    for key in sorted(derived, key=lambda key: key.endswith("_hash")):  # a value says more
+        if content.get(key) != derived[key]:
             raise ValueError(
-                f"certificate: {key} is {content.get(key)!r}; its config says {value!r}"
+                f"certificate: {key} is {content.get(key)!r}; its config says {derived[key]!r}"
             )
 
 
@@ -165,7 +163,6 @@ def _result(
         reason=stored["reason"],
         curves=curves,
         work=_work(stored.get("work"), f"certificate: {where}.work"),
-        elapsed_s=stored["elapsed_s"],
         command=stored["command"],
         stored=stored,
     )

@@ -2,6 +2,7 @@
 
 import shlex
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -9,10 +10,25 @@ import jsonargparse
 
 from scaling.parity.cases import LEAST_STEPS, STRATEGIES, Axes, list_cases
 from scaling.parity.recipe_arguments import check_batch, check_options
-from scaling.parity.study import ParityOptions
 from unitransformer.config import Accelerator, ActivationCheckpointing, Compile, Precision, Recipe
 
 DEFAULT_OUT = Path("scaling/results/records")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParityOptions:
+    """The checked options of `python -m scaling parity`."""
+
+    recipes: tuple[Recipe, ...]
+    axes: Axes
+    is_quick: bool
+    steps: int
+    global_batch_size: int
+    accelerator: str
+    limit_s: float  # per case
+    out: Path
+    recipe_options: tuple[str, ...]  # those after `--`
+    command: str  # as typed
 
 
 def build_parity_parser() -> jsonargparse.ArgumentParser:

@@ -34,7 +34,7 @@ def make_result(
         reference=PLAIN,
         curves=curves,
         work=None,
-        inactive_feature=None,
+        num_layers=2,
         failure=failure,
         elapsed_s=1.5,
         command=f"python -m recipes.gpt --strategy {case.strategy}",

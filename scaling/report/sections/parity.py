@@ -111,8 +111,8 @@ def _largest(certificate: Certificate, results: Sequence[CaseResult], precision:
     if not comparisons:
         verdicts = {certificate.verdict(result) for result in results}
         return ", ".join(sorted(verdicts)) or "not tried"
-    loss = max(comparison.loss.relative for comparison in comparisons)
-    norm = max(comparison.gradient_norm.relative for comparison in comparisons)
+    loss = max(comparison.loss_difference for comparison in comparisons)
+    norm = max(comparison.gradient_norm_difference for comparison in comparisons)
     return f"{loss:.1e}, {norm:.1e}"
 
 
@@ -136,12 +136,12 @@ def _about(certificate: Certificate, result: CaseResult) -> str:
         reason = result.reason or "no reason recorded"
         reason = without_paths(reason, certificate.content["hardware"])
         return escaped(shortened(reason, LONGEST_REASON))
-    loss, norm = comparison.loss, comparison.gradient_norm
     inactive = certificate.inactive_feature(result)
     return (
         f"{'' if inactive is None else f'{escaped(inactive)}; '}"
-        f"loss {loss.relative:.1e} at step {loss.step}, gradient norm {norm.relative:.1e} at step "
-        f"{norm.step}; first loss {comparison.first_loss:.1e}"
+        f"loss {comparison.loss_difference:.1e} at step {comparison.loss_step}, "
+        f"gradient norm {comparison.gradient_norm_difference:.1e} at step "
+        f"{comparison.gradient_norm_step}; first loss {comparison.first_loss_difference:.1e}"
     )
 
 

@@ -45,18 +45,15 @@ def test_the_largest_difference_is_relative_and_names_its_step() -> None:
     comparison = compare(
         curves((4.0, 2.0, 2.0), (1.0, 1.0, 1.0)), curves((5.0, 3.0, 1.5), (1, 1, 3))
     )
-    assert (comparison.loss.relative, comparison.loss.step) == (0.5, 2)
-    assert (comparison.gradient_norm.relative, comparison.gradient_norm.step) == (2.0, 3)
-    assert comparison.first_loss == 0.25
+    assert (comparison.loss_difference, comparison.loss_step) == (0.5, 2)
+    assert (comparison.gradient_norm_difference, comparison.gradient_norm_step) == (2.0, 3)
+    assert comparison.first_loss_difference == 0.25
 
 
 def test_equal_curves_have_zero_difference() -> None:
     comparison = compare(curves((3.0, 2.0)), curves((3.0, 2.0)))
-    assert (comparison.loss.relative, comparison.gradient_norm.relative, comparison.first_loss) == (
-        0,
-        0,
-        0,
-    )
+    assert comparison.loss_difference == comparison.gradient_norm_difference == 0
+    assert comparison.first_loss_difference == 0
     assert comparison.verdict(Bound(loss=1e-9, gradient_norm=1e-9, why="")) == "equal"
 
 

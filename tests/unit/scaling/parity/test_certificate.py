@@ -233,7 +233,7 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict
         def start_worker(log: Path) -> Iterator[Any]:
             yield run
 
-        monkeypatch.setattr("scaling.parity.study.start_worker", start_worker)
+        monkeypatch.setattr("scaling.parity.command.start_worker", start_worker)
         out = tmp_path / "out"
         words = ["--recipe", "gpt", "--accelerator", "cpu", "--steps", "20", "--out", str(out)]
         assert main(["parity", "--quick", *words, *options]) == code
