@@ -44,9 +44,7 @@ SIZES = {
 PRESET = Preset(
     recipe="bert",
     sizes=SIZES,
-    cpu=Defaults(
-        batch_size=64, max_steps=600, warmup_steps=50, learning_rate=2e-3, precision="32-true"
-    ),
+    cpu=Defaults(batch_size=64, max_steps=600, warmup_steps=50, learning_rate=2e-3),
     cuda=Defaults(
         batch_size=256,
         max_steps=10_000,

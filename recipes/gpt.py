@@ -57,9 +57,7 @@ SIZES = {
 PRESET = Preset(
     recipe="gpt",
     sizes=SIZES,
-    cpu=Defaults(
-        batch_size=8, max_steps=100, warmup_steps=10, learning_rate=1e-3, precision="32-true"
-    ),
+    cpu=Defaults(batch_size=8, max_steps=100, warmup_steps=10, learning_rate=1e-3),
     cuda=Defaults(
         batch_size=64, max_steps=5000, warmup_steps=200, learning_rate=1e-3, precision="bf16-mixed"
     ),

@@ -16,7 +16,7 @@ class Defaults:
     max_steps: int
     warmup_steps: int
     learning_rate: float
-    precision: Precision
+    precision: Precision = "32-true"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,6 @@ import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import torch
 import torch.utils.tensorboard
@@ -39,11 +38,8 @@ from unitransformer.record.units import format_metric
 from unitransformer.recording import record_failure
 from unitransformer.run import RunFailed, RunOutcome, RunPaths, run
 
-
-class Show(Protocol):
-    """Shows what a recipe's trained network predicts: writes figures, returns lines to print."""
-
-    def __call__(self, outcome: RunOutcome, folder: Path) -> list[str]: ...
+# Shows what a trained network predicts: writes figures into a folder, returns lines to print.
+Show = Callable[[RunOutcome, Path], list[str]]
 
 
 @dataclass(frozen=True, kw_only=True)

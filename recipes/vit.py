@@ -55,9 +55,7 @@ SIZES = {
 PRESET = Preset(
     recipe="vit",
     sizes=SIZES,
-    cpu=Defaults(
-        batch_size=8, max_steps=60, warmup_steps=10, learning_rate=3e-4, precision="32-true"
-    ),
+    cpu=Defaults(batch_size=8, max_steps=60, warmup_steps=10, learning_rate=3e-4),
     cuda=Defaults(
         batch_size=64, max_steps=2000, warmup_steps=100, learning_rate=3e-4, precision="bf16-mixed"
     ),

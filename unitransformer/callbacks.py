@@ -4,7 +4,6 @@
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import lightning.pytorch as pl
 
@@ -19,48 +18,35 @@ from unitransformer.stats.stopping_rule import is_check_step
 from unitransformer.training.progress import LogLines, ProgressBar, TimeLeft
 from unitransformer.training.stop import AgreeToStop, StartExchange, UntilInterval
 
-
-class Precedence(NamedTuple):
-    """Callbacks of the types `first` come before all others of the types `then`."""
-
-    first: tuple[type[pl.Callback], ...]
-    then: tuple[type[pl.Callback], ...]
-    reason: str
-
-
-MUST_PRECEDE = (
-    Precedence((StopClock,), (pl.Callback,), "a step ends on the clock before other callbacks run"),
-    Precedence(
-        (pl.Callback,), (StartClock,), "a step begins on the clock after other callbacks ran"
-    ),
-    Precedence(
+Kinds = tuple[type[pl.Callback], ...]
+# Callbacks of the first types come before all others of the second types, for this reason.
+MUST_PRECEDE: tuple[tuple[Kinds, Kinds, str], ...] = (
+    ((StopClock,), (pl.Callback,), "a step ends on the clock before other callbacks run"),
+    ((pl.Callback,), (StartClock,), "a step begins on the clock after other callbacks ran"),
+    (
         (TimeGradientReduction,),
         (TraceCallback,),
         "the work of a trace after the backward pass is not communication",
     ),
-    Precedence(
+    (
         (AgreeToStop,),
         (TraceCallback, Instruments),
         "they start and stop profilers, which corrupts the memory of an unfinished collective",
     ),
-    Precedence(
+    (
         (TraceCallback, Instruments),
         (StartExchange,),
         "it starts a collective, which must not be in progress when a profiler starts or stops",
     ),
-    Precedence(
-        (TraceCallback,), (Instruments,), "a trace must not record the ceilings measured at the end"
-    ),
-    Precedence((Instruments,), (UntilInterval,), "the interval excludes unsteady steps"),
-    Precedence(
+    ((TraceCallback,), (Instruments,), "a trace must not record the ceilings measured at the end"),
+    ((Instruments,), (UntilInterval,), "the interval excludes unsteady steps"),
+    (
         (AgreeToStop, UntilInterval),
         (LogLines, SaveCheckpoints),
         "they decide whether this step is the last, which is logged and saved",
     ),
-    Precedence(
-        (LogLines,), (SaveCheckpoints,), "a step is logged even if saving it is slow or fails"
-    ),
-    Precedence((LogLines,), (ProgressBar,), "the bar shows the loss and speed of the newest line"),
+    ((LogLines,), (SaveCheckpoints,), "a step is logged even if saving it is slow or fails"),
+    ((LogLines,), (ProgressBar,), "the bar shows the loss and speed of the newest line"),
 )
 
 

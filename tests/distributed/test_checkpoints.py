@@ -188,8 +188,8 @@ def assert_shared(folder: Path, *, ranks: int, num_parameters: int) -> None:
     assert len(sizes) == ranks
     assert num_bytes < sum(sizes) < 1.4 * num_bytes  # each tensor has a header
     assert min(sizes) > 0.8 * max(sizes)
-    shapes = CheckpointReader(checkpoint).shapes()
-    assert sum(shape.numel() for shape in shapes.values()) == 3 * num_parameters
+    tensors = CheckpointReader(checkpoint).metadata.state_dict_metadata.values()
+    assert sum(tensor.size.numel() for tensor in tensors) == 3 * num_parameters
 
 
 # ---- weights from a file

@@ -49,7 +49,7 @@ def test_the_full_list_holds_every_callback_that_a_constraint_names(
     tmp_path: Path,
 ) -> None:
     kinds = {type(callback) for callback in build(tmp_path)}
-    named = {kind for rule in MUST_PRECEDE for kind in (*rule.first, *rule.then)} - {pl.Callback}
+    named = {kind for first, then, _ in MUST_PRECEDE for kind in first + then} - {pl.Callback}
     assert named <= kinds
 
 
@@ -60,7 +60,7 @@ def test_a_run_without_options_has_the_six_callbacks_that_every_run_needs() -> N
 
 @pytest.mark.parametrize(
     ("first", "then", "reason"),
-    [(a, b, rule.reason) for rule in MUST_PRECEDE for a in rule.first for b in rule.then],
+    [(a, b, reason) for first, then, reason in MUST_PRECEDE for a in first for b in then],
 )
 def test_a_list_that_breaks_a_constraint_is_refused_with_its_reason(
     first: type[pl.Callback], then: type[pl.Callback], reason: str, tmp_path: Path

@@ -147,11 +147,6 @@ class CheckpointReader(FileSystemReader):
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
         return self.metadata
 
-    def shapes(self) -> dict[str, torch.Size]:
-        """Returns the shapes of all saved tensors by name."""
-        kinds: dict[str, Any] = self.metadata.state_dict_metadata
-        return {name: kind.size for name, kind in kinds.items()}
-
     def check_tensors(self, names: Collection[str]) -> None:
         """Raises UnpicklingError unless files `names` hold the listed tensors; reads no values."""
         kinds: dict[str, Any] = self.metadata.state_dict_metadata

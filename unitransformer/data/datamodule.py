@@ -1,22 +1,70 @@
-"""Builds the data loaders of a rank from any data source, as a LightningDataModule."""
+"""Builds a rank's data loaders from any source, and the trivial baseline of its validation.
+
+The baselines are the unigram entropy, the most frequent token and the majority class.
+"""
 
 import signal
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import lightning.pytorch as pl
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from unitransformer.config import RunConfig
-from unitransformer.data import baselines
 from unitransformer.data.images import DigitImages, FolderImages
 from unitransformer.data.sampler import VALIDATION_EPOCH, TrainSampler, ValidationSampler
 from unitransformer.data.sources import BatchDataset, DataSource
 from unitransformer.data.synthetic import Synthetic
 from unitransformer.data.tokenizer import SPECIAL_TOKENS
 from unitransformer.launch.signals import STOP_SIGNALS
-from unitransformer.objectives import Batch
+from unitransformer.objectives import IGNORED, Batch
+
+CHUNK_TOKENS = 1 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Baseline:
+    """What a guess by frequency in the training data reaches on the validation samples."""
+
+    name: str
+    loss: float | None = None  # nats
+    accuracy: float | None = None
+
+
+def count_tokens(tokens: NDArray[Any], vocab_size: int) -> NDArray[np.int64]:
+    """Returns how often each token occurs; reads in chunks, as the text may not fit in memory."""
+    counts = np.zeros(vocab_size, dtype=np.int64)
+    for start in range(0, len(tokens), CHUNK_TOKENS):
+        counts += np.bincount(tokens[start : start + CHUNK_TOKENS], minlength=vocab_size)
+    return counts
+
+
+def unigram_baseline(counts: NDArray[np.int64], validation: Tensor) -> Baseline:
+    """Returns the cross entropy of the training frequencies (add-one) on validation tokens."""
+    smoothed = counts + 1.0
+    nats = -np.log(smoothed / smoothed.sum())
+    return Baseline(name="unigram entropy", loss=float(nats[validation.numpy()].mean()))
+
+
+def most_frequent_baseline(name: str, validation: Tensor, prediction: int) -> Baseline:
+    """Returns the accuracy of one constant prediction on the validation targets."""
+    return Baseline(name=name, accuracy=float((validation == prediction).float().mean()))
+
+
+def validation_targets(config: RunConfig, dataset: BatchDataset) -> Tensor:
+    """Returns the targets of the validation batches of all ranks together, without ignored ones."""
+    samplers = [
+        ValidationSampler(config, len(dataset), rank=rank)
+        for rank in range(config.parallel.world_size)
+    ]
+    batches = [dataset[indices] for sampler in samplers for indices in sampler]
+    targets = torch.cat([batch["targets"].reshape(-1) for batch in batches])
+    return targets[targets != IGNORED]
 
 
 def validation_batch(dataset: BatchDataset, indices: Sequence[int], device: torch.device) -> Batch:
@@ -44,25 +92,24 @@ class DataModule(pl.LightningDataModule):
         sampler = ValidationSampler(self.config, len(self.source.validation), rank=self._rank())
         return self._loader(self.source.validation, sampler)
 
-    def baseline(self) -> baselines.Baseline | None:
+    def baseline(self) -> Baseline | None:
         """Returns the trivial baseline of the validation samples; None for synthetic data."""
         source, config = self.source, self.config
         if isinstance(source.train, Synthetic):
             return None
-        targets = baselines.validation_targets(config, source.validation)
-        if source.corpus is not None and config.recipe == "gpt":
-            train = source.corpus.train
-            return baselines.unigram_baseline(train, targets, config.model.num_classes)
+        targets = validation_targets(config, source.validation)
         if source.corpus is not None:
-            counts = baselines.count_tokens(source.corpus.train, config.model.num_classes)
+            counts = count_tokens(source.corpus.train, config.model.num_classes)
+            if config.recipe == "gpt":
+                return unigram_baseline(counts, targets)
             counts[: len(SPECIAL_TOKENS["wordpiece"])] = 0
             token_id = int(counts.argmax())
             name = f"most frequent token {source.corpus.tokenizer.id_to_token(token_id)!r}"
-            return baselines.most_frequent_baseline(name, targets, token_id)
+            return most_frequent_baseline(name, targets, token_id)
         assert isinstance(source.train, DigitImages | FolderImages)
         label = int(source.train.labels.bincount().argmax())
         name = f"majority class {source.class_names[label]}"
-        return baselines.most_frequent_baseline(name, targets, label)
+        return most_frequent_baseline(name, targets, label)
 
     def transfer_batch_to_device(
         self, batch: Batch, device: torch.device, dataloader_idx: int

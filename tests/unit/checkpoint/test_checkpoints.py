@@ -42,7 +42,8 @@ def write(folder: Path, step: int, state: State) -> Path:
 
 def read(path: Path) -> State:
     reader = CheckpointReader(path)
-    state = {name: torch.zeros(shape) for name, shape in reader.shapes().items()}
+    tensors = reader.metadata.state_dict_metadata
+    state = {name: torch.zeros(tensor.size) for name, tensor in tensors.items()}
     read_tensors(reader, state)
     return state
 

@@ -9,14 +9,15 @@ import torch
 
 from recipes import bert, gpt, vit
 from unitransformer.config import DataConfig, ParallelConfig, RunConfig
-from unitransformer.data import baselines
-from unitransformer.data.baselines import (
+from unitransformer.data import datamodule
+from unitransformer.data.counter_rng import uniform
+from unitransformer.data.datamodule import (
+    DataModule,
+    count_tokens,
     most_frequent_baseline,
     unigram_baseline,
     validation_targets,
 )
-from unitransformer.data.counter_rng import uniform
-from unitransformer.data.datamodule import DataModule
 from unitransformer.data.sampler import BatchIndices, TrainSampler, ValidationSampler, permutation
 from unitransformer.data.sources import load_source
 from unitransformer.data.synthetic import Synthetic
@@ -177,7 +178,7 @@ def test_uniform_numbers_look_uniform() -> None:
 
 def test_the_unigram_baseline_is_the_entropy_of_a_known_source() -> None:
     tokens = np.array([0, 1] * 5000, dtype=np.uint16)
-    baseline = unigram_baseline(tokens, torch.tensor([0, 1, 1]), 2)
+    baseline = unigram_baseline(count_tokens(tokens, 2), torch.tensor([0, 1, 1]))
     assert baseline.loss == pytest.approx(np.log(2), rel=1e-4)
 
 
@@ -204,8 +205,8 @@ def test_a_batch_of_images_can_be_pinned() -> None:
 
 def test_tokens_are_counted_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     tokens = np.random.default_rng(0).integers(0, 9, 1000).astype(np.uint16)
-    monkeypatch.setattr(baselines, "CHUNK_TOKENS", 64)
-    assert baselines.count_tokens(tokens, 12).tolist() == np.bincount(tokens, minlength=12).tolist()
+    monkeypatch.setattr(datamodule, "CHUNK_TOKENS", 64)
+    assert count_tokens(tokens, 12).tolist() == np.bincount(tokens, minlength=12).tolist()
 
 
 def test_the_majority_baseline_counts_its_class() -> None:
