@@ -14,15 +14,15 @@ from pathlib import Path, PurePosixPath
 
 import jsonargparse
 
-from scaling.lint.contradictions import find_contradictions, find_recounts
-from scaling.lint.table_arithmetic import Finding, check_efficiencies, check_rows
-from scaling.parity import certificate as certificates
-from scaling.report.options import (
-    ReportOptions,
-    build_report_parser,
-    read_report_options,
-    report_command,
+from scaling.lint.contradictions import (
+    Finding,
+    check_efficiencies,
+    check_rows,
+    find_contradictions,
+    find_recounts,
 )
+from scaling.parity import certificate as certificates
+from scaling.report.options import ReportOptions, build_report_parser, read_report_options
 from scaling.report.results_md import draw_plots, render_pages
 from scaling.report.rows import rows
 from scaling.report.run_formatting import TITLES
@@ -36,7 +36,7 @@ from scaling.report.staleness import (
 )
 from scaling.report.store_analysis import StoreAnalysis, page_name, sweep_names
 from scaling.store.conditions import differences, without_threads
-from scaling.store.reader import Store, load_store, relative_name
+from scaling.store.reader import Store, load_store
 from scaling.store.run import Run
 from unitransformer.config import Recipe
 from unitransformer.record.units import format_count
@@ -101,18 +101,8 @@ def lint(path: Path, *, code: Path | None = None) -> Findings:
     report_rows, ok_runs = rows(store), [run for run in store.runs if run.is_ok]
     # Compared with the code of then, as the report was; a later change is a warning of its own.
     analysis = StoreAnalysis(store)
-    pages = render_pages(
-        analysis,
-        command=report_command(options),
-        plots=relative_name(options.plots, path.parent),
-        pages=relative_name(options.pages, path.parent),
-        name=path.name,
-        today=previous,
-    )
-    outdated_marks: list[Finding] = []
-    if today.is_checkout and previous != today:
-        what = "its marks of stale records are outdated; write the report again"
-        outdated_marks = [(path.name, what)]
+    pages = render_pages(analysis, options, previous)
+    outdated = (path.name, "its marks of stale records are outdated; write the report again")
     return Findings(
         errors=(
             *_compare(pages, options),
@@ -140,7 +130,7 @@ def lint(path: Path, *, code: Path | None = None) -> Findings:
                 for name, content in measured_files(store)
                 for reason in stale_reasons(content, today)
             ),
-            *outdated_marks,
+            *([outdated] if today.is_checkout and previous != today else []),
         ),
         checked=(
             f"arithmetic of {format_count(len(report_rows), 'row')}",
@@ -169,17 +159,12 @@ def _options_in(command: str | None, path: Path) -> ReportOptions | str:
     if tuple(arguments[: len(COMMAND)]) != COMMAND:
         return missing
     try:
-        given = read_report_options(build_report_parser().parse_args(arguments[len(COMMAND) :]))
+        given = build_report_parser().parse_args(arguments[len(COMMAND) :])
     except (jsonargparse.ArgumentError, ValueError) as error:
         return f"its command cannot be read: {' '.join(str(error).split())}"
     if given.out.name != path.name:
         return f"its command writes {given.out}; name the file so, or write it again as {path.name}"
-    return ReportOptions(
-        folders=tuple(path.parent / folder for folder in given.folders),
-        out=path.parent / given.out,
-        plots=path.parent / given.plots,
-        pages=path.parent / given.pages,
-    )
+    return read_report_options(given, path.parent)
 
 
 def _compare(pages: Mapping[PurePosixPath, str], options: ReportOptions) -> Iterator[Finding]:
@@ -213,7 +198,7 @@ def _first_difference(text: str, expected: str) -> tuple[int, str]:
 def _compare_plots(options: ReportOptions, analysis: StoreAnalysis) -> Iterator[Finding]:
     for name, expected in draw_plots(analysis).items():
         file = options.plots / name
-        where = f"{relative_name(options.plots, options.out.parent)}/{name}"
+        where = f"{options.relative(options.plots)}/{name}"
         if not file.is_file():
             yield where, "is missing; write the report again"
         elif file.read_bytes() != expected:
@@ -222,8 +207,14 @@ def _compare_plots(options: ReportOptions, analysis: StoreAnalysis) -> Iterator[
 
 def _missing_notes(path: Path, options: ReportOptions, store: Store) -> Iterator[Finding]:
     """Tables that join runs under different conditions without a note that says so."""
+    # Runs that share a table or curve, by sweep ("" for none) and recipe.
+    groups: dict[tuple[str, Recipe], list[Run]] = {}
+    cells = [(cell.sweep, cell.run) for cell in store.cells if cell.run is not None]
+    for sweep, run in [*(("", run) for run in store.single_runs), *cells]:
+        if run.is_ok:
+            groups.setdefault((sweep, run.config.recipe), []).append(run)
     names = sweep_names(store)
-    for (sweep, recipe), runs in _runs_by_table(store).items():
+    for (sweep, recipe), runs in groups.items():
         page = options.pages / (page_name(names[sweep]) if sweep else "runs.md")
         text = page.read_text() if page.is_file() else ""
         section = _section(text, f"## {TITLES[recipe]}")
@@ -245,13 +236,3 @@ def _section(text: str, heading: str) -> str:
     _, _, after = text.partition(f"\n{heading}\n")
     level = heading.partition(" ")[0]
     return re.split(rf"\n#{{2,{len(level)}}} ", after, maxsplit=1)[0]
-
-
-def _runs_by_table(store: Store) -> dict[tuple[str, Recipe], list[Run]]:
-    """Runs that share a table or curve, by sweep ("" for none) and recipe."""
-    groups: dict[tuple[str, Recipe], list[Run]] = {}
-    cells = [(cell.sweep, cell.run) for cell in store.cells if cell.run is not None]
-    for sweep, run in [*(("", run) for run in store.single_runs), *cells]:
-        if run.is_ok:
-            groups.setdefault((sweep, run.config.recipe), []).append(run)
-    return groups

@@ -1,11 +1,17 @@
-"""Recomputes the numbers of a record from its raw samples and reports where they differ."""
+"""Recomputes the numbers of rows and records, and reports which contradict each other.
+
+Rows are checked as data: `lint` compares the pages byte for byte with what these rows give.
+"""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from scaling.analysis.efficiency import Curve, MeasuredPoint, find_curves
+from scaling.report.rows import Row
 from scaling.store.run import Run
 from unitransformer.costs.flops import count_flops, count_parameters
+from unitransformer.costs.mfu import MfuRow
 from unitransformer.machine.calibration_store import read_ceiling
 from unitransformer.measure.nvml import energy_between_samples
 from unitransformer.record.fields import NUMBER, RELATIVE_ERROR, is_of_kind, look_up
@@ -15,10 +21,96 @@ from unitransformer.record.metrics import (
     find_last_steady_state,
     recorded_steady_state,
 )
-from unitransformer.record.schema import Record
 from unitransformer.record.units import perplexity
 
 MFU_FIELDS = ("flops_per_unit", "flops_per_s", "utilisation", "share_of_ceiling")
+TOLERANCE = 1e-6  # relative; the numbers are quotients of one another
+LAST_DIGIT = 0.0005  # efficiencies are printed as percentages with one decimal
+
+Finding = tuple[str, str]  # where, what
+
+
+def check_rows(rows: Iterable[Row], runs: Sequence[Run]) -> Iterator[Finding]:
+    """Yields contradictions within a row, and between a row and the MFU report of its record."""
+    ok_runs = {run.name: run for run in runs if run.is_ok}
+    for row in rows:
+        where = row.record or row.command
+        yield from ((where, what) for what in _check_row(row))
+        if row.record in ok_runs:
+            run = ok_runs[row.record]
+            yield from ((where, what) for mfu in run.mfu for what in _check_mfu(mfu, row, run))
+
+
+def check_efficiencies(runs: Iterable[Run]) -> Iterator[Finding]:
+    """Yields efficiencies above 1 whose interval excludes 1, and wrong ratios of rates."""
+    for curve in find_curves(runs):
+        for point in curve.points:
+            devices = f"{point.devices} devices ({', '.join(run.name for run in point.runs)})"
+            where = f"{curve.scaling} scaling of {curve.strategy} on {devices}"
+            yield from ((where, what) for what in _check_efficiency(curve, point))
+
+
+def _check_row(row: Row) -> Iterator[str]:
+    for name, low, middle, high in (
+        ("step_s", row.low_step_s, row.median_step_s, row.high_step_s),
+        ("units_per_s", row.low_units_per_s, row.units_per_s, row.high_units_per_s),
+    ):
+        known = [value for value in (low, middle, high) if value is not None]
+        if len(known) == 3 and known != sorted(known):
+            yield f"{name} {middle} is not between {low} and {high}"
+    parts = (row.batch_size, row.accumulate, row.devices, row.num_nodes)
+    samples, per_device = row.global_batch_size, row.units_per_s_per_device
+    yield from _compare("global_batch_size", samples, _product(parts), "x".join(map(str, parts)))
+    devices = _product((row.devices, row.num_nodes))
+    source = f"{per_device} on each of {devices} devices"
+    yield from _compare("units_per_s", row.units_per_s, _product((per_device, devices)), source)
+    positions = 1 if row.unit == "images" else row.sequence_length
+    for name, rate, per_step, thing in (
+        ("samples_per_s", row.samples_per_s, samples, "samples"),
+        ("units_per_s", row.units_per_s, _product((samples, positions)), row.unit),
+    ):
+        given = _product((rate, row.median_step_s))
+        yield from _compare(f"{name} x median_step_s", given, per_step, f"the {thing} of a step")
+
+
+def _check_mfu(mfu: MfuRow, row: Row, run: Run) -> Iterator[str]:
+    where = f"mfu.{mfu.convention}"
+    rate, devices = run.record.get(f"{run.unit}s_per_s"), run.config.parallel.world_size
+    yield from _compare(
+        f"{where}.flops_per_s",
+        mfu.flops_per_s,
+        _product((rate, mfu.flops_per_unit, 1 / devices)),
+        f"{rate} {run.unit}s a second of {mfu.flops_per_unit:.4g} FLOP on {devices} devices",
+    )
+    shares = {mfu.kind.lower(): mfu.utilisation, "share_of_ceiling": mfu.share_of_ceiling}
+    for kind, share in shares.items():
+        if getattr(row, name := f"{kind}_{mfu.convention}") != share:
+            yield f"{name} is {getattr(row, name)}; {where} of the record says {share}"
+    if mfu.share_of_ceiling is not None and mfu.share_of_ceiling > 1 and not mfu.flag:
+        yield f"{where}.share_of_ceiling is {mfu.share_of_ceiling:.3f}, above 1 without a flag"
+
+
+def _check_efficiency(curve: Curve, point: MeasuredPoint) -> Iterator[str]:
+    efficiency = curve.efficiency(point)
+    least = efficiency.value if efficiency.low is None else efficiency.low
+    if least > 1 + LAST_DIGIT:
+        ends = "it has no interval" if efficiency.low is None else f"its interval begins at {least}"
+        yield f"efficiency is {efficiency.value:.4f}: {ends}, above 1"
+    per_device, baseline = (p.rate.value / p.devices for p in (point, curve.baseline))
+    yield from _compare(
+        "efficiency", efficiency.value, per_device / baseline, "the ratio of the rates per device"
+    )
+
+
+def _compare(name: str, given: Any, expected: Any, source: str) -> Iterator[str]:
+    if given is None or expected is None or math.isclose(given, expected, rel_tol=TOLERANCE):
+        return
+    yield f"{name} is {given:.7g}; {source} make {expected:.7g}"
+
+
+def _product(parts: Sequence[float | None]) -> float | None:
+    known = [part for part in parts if part is not None]
+    return None if len(known) < len(parts) else math.prod(known)
 
 
 def find_contradictions(run: Run) -> list[str]:
@@ -47,16 +139,14 @@ def find_contradictions(run: Run) -> list[str]:
     fields["num_parameters"] = (record["num_parameters"], count_parameters(run.config.model))
     if validation["metric"] == "perplexity":  # an accuracy cannot be recomputed
         fields["validation.value"] = (validation["value"], perplexity(validation["loss"]))
-    return [*_ceilings(record), *_differences(fields)]
-
-
-def _ceilings(record: Record) -> Iterator[str]:
+    wrong_ceilings = []
     for rank, ceiling in enumerate(record["ceiling"]):
-        if ceiling is not None:
-            try:
+        try:
+            if ceiling is not None:
                 read_ceiling(ceiling, f"ceiling.{rank}")
-            except ValueError as error:
-                yield str(error)
+        except ValueError as error:
+            wrong_ceilings.append(str(error))
+    return [*wrong_ceilings, *_differences(fields)]
 
 
 def find_recounts(run: Run) -> list[str]:

@@ -4,51 +4,41 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
-from scaling.report.exports import to_csv, to_json
-from scaling.report.options import ReportOptions, report_command
+from scaling.report.options import ReportOptions
 from scaling.report.results_md import draw_plots, render_pages
-from scaling.report.rows import rows
+from scaling.report.rows import rows, to_csv, to_json
 from scaling.report.staleness import compare_with_today
 from scaling.report.store_analysis import StoreAnalysis
-from scaling.store.reader import Store, load_store, relative_name
+from scaling.store.reader import Store, load_store
 from unitransformer.files import check_writable, write_atomically
 from unitransformer.launch.gc_pause import pause_gc
 from unitransformer.record.units import format_count
 
 
-def run_report(options: ReportOptions) -> None:
-    """Writes all files and prints how many records they come from.
+def run_report(options: ReportOptions) -> int:
+    """Writes all files, prints how many records they come from, and returns exit code 0.
 
     Raises:
         ValueError: folders without records, or places that cannot be written.
         OSError: a file could not be written.
     """
-    check_writable("out", options.out, is_folder=False)
-    check_writable("plots", options.plots, is_folder=True)
-    check_writable("pages", options.pages, is_folder=True)
-    for name in ("html", "csv", "json"):
-        if getattr(options, name) is not None:
-            check_writable(name, getattr(options, name), is_folder=False)
+    for name in ("out", "plots", "pages", "html", "csv", "json"):
+        if (path := getattr(options, name)) is not None:
+            check_writable(name, path, is_folder=name in ("plots", "pages"))
     with pause_gc():
         _write(options)
+    return 0
 
 
 def _write(options: ReportOptions) -> None:
-    out, folder = options.out, options.out.parent
+    folder = options.out.parent
     store = load_store(options.folders, relative_to=folder)
     if not (store.runs or store.certificates or store.cells):
         folders = " and ".join(map(str, options.folders))
         raise ValueError(f"{folders}: no run record below; {_left_out(store)}")
     analysis = StoreAnalysis(store)
     files = {options.plots / name: content for name, content in draw_plots(analysis).items()}
-    pages = render_pages(
-        analysis,
-        command=report_command(options),
-        plots=relative_name(options.plots, folder),
-        pages=relative_name(options.pages, folder),
-        name=out.name,
-        today=compare_with_today(store, Path(__file__).parents[2]),
-    )
+    pages = render_pages(analysis, options, compare_with_today(store, Path(__file__).parents[2]))
     if options.csv is not None:
         files[options.csv] = to_csv(rows(store)).encode()
     if options.json is not None:
@@ -79,12 +69,10 @@ def _left_out(store: Store) -> str:
     """Returns how many files were left out and why, with the reason of the first damaged one."""
     if not store.left_out:
         return "no file left out"
-    about = [_counts(file.kind for file in store.left_out)]
-    for file in store.left_out:
-        if file.kind == "damaged":
-            about.append(" ".join(f"{file.name}: {file.reason}".split()))
-            break
-    return f"{format_count(len(store.left_out), 'file')} left out ({'; '.join(about)})"
+    counts = _counts(file.kind for file in store.left_out)
+    damaged = [f"{file.name}: {file.reason}" for file in store.left_out if file.kind == "damaged"]
+    about = "; ".join([counts, *(" ".join(reason.split()) for reason in damaged[:1])])
+    return f"{format_count(len(store.left_out), 'file')} left out ({about})"
 
 
 def _counts(names: Iterable[str]) -> str:

@@ -26,6 +26,22 @@ class ReportOptions:
     csv: Path | None = None
     json: Path | None = None
 
+    def relative(self, path: Path) -> str:
+        """Returns a path from the folder of RESULTS.md."""
+        return relative_name(path, self.out.parent)
+
+    @property
+    def command(self) -> str:
+        """The command that writes the same file again, typed in the folder of the file."""
+        arguments = ["report", *map(self.relative, self.folders)]
+        for name, path, default in (
+            ("out", self.out.name, DEFAULT_OUT),
+            ("plots", self.relative(self.plots), DEFAULT_PLOTS),
+            ("pages", self.relative(self.pages), DEFAULT_PAGES.format(self.out.stem)),
+        ):
+            arguments += [f"--{name}", path] if path != default else []
+        return f"python -m scaling {shlex.join(arguments)}"
+
 
 def build_report_parser() -> jsonargparse.ArgumentParser:
     parser = jsonargparse.ArgumentParser(
@@ -48,32 +64,13 @@ def build_report_parser() -> jsonargparse.ArgumentParser:
     return parser
 
 
-def read_report_options(given: Any) -> ReportOptions:
-    folder = given.out.parent
+def read_report_options(given: Any, folder: Path = Path()) -> ReportOptions:
+    """Returns the parsed options; `folder` is where the command is typed."""
+    paths = {name: given[name] for name in ("plots", "pages", "html", "csv", "json")}
+    paths["plots"] = paths["plots"] or given.out.parent / DEFAULT_PLOTS
+    paths["pages"] = paths["pages"] or given.out.parent / DEFAULT_PAGES.format(given.out.stem)
     return ReportOptions(
-        folders=tuple(given.folders),
-        out=given.out,
-        plots=folder / DEFAULT_PLOTS if given.plots is None else given.plots,
-        pages=folder / _default_pages(given.out) if given.pages is None else given.pages,
-        html=given.html,
-        csv=given.csv,
-        json=given.json,
+        folders=tuple(folder / path for path in given.folders),
+        out=folder / given.out,
+        **{name: path and folder / path for name, path in paths.items()},
     )
-
-
-def _default_pages(out: Path) -> str:
-    return DEFAULT_PAGES.format(out.stem)
-
-
-def report_command(options: ReportOptions) -> str:
-    """Returns the command that writes the same file again, typed in the folder of the file."""
-    out = options.out
-    plots, pages = (relative_name(path, out.parent) for path in (options.plots, options.pages))
-    arguments = ["report", *(relative_name(folder, out.parent) for folder in options.folders)]
-    if out.name != DEFAULT_OUT:
-        arguments += ["--out", out.name]
-    if plots != DEFAULT_PLOTS:
-        arguments += ["--plots", plots]
-    if pages != _default_pages(out):
-        arguments += ["--pages", pages]
-    return f"python -m scaling {shlex.join(arguments)}"

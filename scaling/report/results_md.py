@@ -13,6 +13,7 @@ from urllib.parse import quote, unquote
 
 from scaling.markdown import code_block, command_lines, details, escaped, link, page_of, table
 from scaling.report import run_formatting
+from scaling.report.options import ReportOptions
 from scaling.report.plots import draw
 from scaling.report.run_formatting import TITLES
 from scaling.report.sections.answer import answer_blocks, find_answers
@@ -66,28 +67,17 @@ SAME_CORES = (
 
 
 def render_pages(
-    analysis: StoreAnalysis,
-    *,
-    command: str,
-    plots: str,
-    pages: str = "RESULTS-pages",
-    name: str = "RESULTS.md",
-    today: CurrentCode = NOT_COMPARED,
+    analysis: StoreAnalysis, options: ReportOptions, today: CurrentCode = NOT_COMPARED
 ) -> dict[PurePosixPath, str]:
     """Returns every generated Markdown page by its path from the folder of RESULTS.md.
 
     Args:
-        command: what writes these pages again, typed in the folder of RESULTS.md.
-        plots: path from RESULTS.md to the folder with the files of `draw_plots`.
-        pages: path from RESULTS.md to the folder of the other pages.
-        name: file name of RESULTS.md.
         today: what the records are compared with; stale ones are marked.
     """
-    store, folder = analysis.store, PurePosixPath(pages)
+    store, name, plots = analysis.store, options.out.name, options.relative(options.plots)
+    folder = PurePosixPath(options.relative(options.pages))
     images = {
-        sweep.slug: [
-            f"![{plot.title}]({_plot_link(plots, f'{plot.name}.svg')})" for plot in sweep.plots
-        ]
+        sweep.slug: [_image(plot.title, plots, f"{plot.name}.svg") for plot in sweep.plots]
         for sweep in analysis.sweeps
     }
     contents = {
@@ -109,18 +99,14 @@ def render_pages(
         *_answers(analysis),
         "## Longest training run of each recipe",
         *_overview(analysis),
-        *(
-            block
-            for recipe in get_args(Recipe)
-            for block in _recipe(recipe, analysis, plots, images, links)
-        ),
+        *(b for recipe in TITLES for b in _recipe(recipe, analysis, plots, images, links)),
         "## More",
         "\n".join(more),
         "## How to write this file again",
         "It is generated and never edited. In its own folder:",
-        code_block(command, "sh"),
+        code_block(options.command, "sh"),
         explain(today),
-        state_comment(command, today),
+        state_comment(options.command, today),
     ]
     written = {PurePosixPath(name): marked(page_of(main), store, today)}
     for file, (title, blocks) in contents.items():
@@ -174,8 +160,8 @@ def _relative(target: str, folder: str) -> str:
     return quote(posixpath.relpath(unquote(target), folder))
 
 
-def _plot_link(plots: str, name: str) -> str:
-    return quote(str(PurePosixPath(plots, name)))
+def _image(title: str, plots: str, name: str) -> str:
+    return f"![{title}]({quote(str(PurePosixPath(plots, name)))})"
 
 
 # ---------------------------------------------------------------------------------- RESULTS.md
@@ -255,8 +241,11 @@ def _recipe(
             f"{escaped(run_formatting.label(run))}, {format_count(run.num_steps, 'step')} "
             f"({run_formatting.record(run)}):",
             code_block(command_lines(run.record["command"]), "sh"),
-            f"![Loss of {TITLES[recipe]} over the optimizer steps]"
-            f"({_plot_link(plots, run_formatting.plot_name(run))})",
+            _image(
+                f"Loss of {TITLES[recipe]} over the optimizer steps",
+                plots,
+                run_formatting.plot_name(run),
+            ),
             code_block("\n".join(run.log[-LOG_LINES:])),
             details("Parameters", code_block(summary))
             if lines <= LONGEST_SUMMARY

@@ -1,17 +1,21 @@
-"""Builds one flat row for each single run and each cell of each sweep, for other people's tools.
+"""Builds one flat row for each single run and each cell of each sweep, and exports them as text.
 
 Values are plain, with units in their names. What ended badly has a row too, with status and reason.
 """
 
+import csv
+import io
+import json
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import PurePosixPath
 from typing import Any, get_args
 
 from scaling.analysis.proof import find_proof
 from scaling.report.environment import describe_hardware, without_paths
-from scaling.report.run_formatting import mfu_row
+from scaling.report.run_formatting import mfu_row, peaks
 from scaling.store.conditions import conditions_of
 from scaling.store.outcome import CellOutcome
 from scaling.store.reader import Cell, Store
@@ -111,16 +115,11 @@ class Entry:
 
 
 NAMES = tuple(field.name for field in fields(Row))
-ORDER = [  # by which rows are sorted, behind the recipe
-    "sweep", "size", "strategy", "precision", "compile", "activation_checkpointing", "num_nodes",
-    "devices", "batch_size", "accumulate", "sequence_length", "seed", "repeat", "started_at",
-    "record", "command",
-]  # fmt: skip
-PARALLEL = ["strategy", "precision", "compile", "activation_checkpointing", "devices", "num_nodes"]
-TRAINING = ["size", "batch_size", "accumulate", "global_batch_size", "sequence_length", "seed"]
-# Options of a recipe with the same names, but for dashes.
-TEXTS = ["size", "strategy", "precision", "compile", "activation_checkpointing"]
-COUNTS = ["devices", "num_nodes", "batch_size", "accumulate", "seed"]
+# Options of a recipe with the same names, but for dashes; rows are sorted by them.
+TEXTS = ("size", "strategy", "precision", "compile", "activation_checkpointing")
+COUNTS = ("num_nodes", "devices", "batch_size", "accumulate", "sequence_length", "seed")
+# A spreadsheet runs text that begins with one of these (OWASP, "CSV injection").
+FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n")
 RECORDED = {  # by row name; a record of a run that ended badly may hold anything there
     "commit": ("code.commit", str),
     "is_dirty": ("code.is_dirty", bool),
@@ -144,7 +143,8 @@ def entries(store: Store) -> list[Entry]:
 
 
 def _place(row: Row) -> tuple[Any, ...]:
-    values = [getattr(row, name) for name in ORDER]
+    names = ("sweep", *TEXTS, *COUNTS, "repeat", "started_at", "record", "command")
+    values = [getattr(row, name) for name in names]
     return (get_args(Recipe).index(row.recipe), *((value is not None, value) for value in values))
 
 
@@ -199,20 +199,22 @@ def _why_no_record(cell: Cell, store: Store) -> str:
 def _options(outcome: CellOutcome) -> dict[str, Any]:
     """Returns the options of a cell that the recipe refused, so that there is no config."""
     options = {name.replace("-", "_"): str(value) for name, value in outcome.options.items()}
-    texts = {name: options[name] for name in TEXTS if name in options}
-    counts = {name for name in COUNTS if options.get(name, "").isdecimal()}
-    return texts | {name: int(options[name]) for name in counts}
+    counts = {name: int(options[name]) for name in COUNTS if options.get(name, "").isdecimal()}
+    return {name: options[name] for name in TEXTS if name in options} | counts
 
 
 def _configured(config: RunConfig) -> dict[str, Any]:
-    parallel = {name: getattr(config.parallel, name) for name in PARALLEL}
-    return parallel | {name: getattr(config, name) for name in TRAINING}
+    names, parallel = (*TEXTS, *COUNTS, "global_batch_size"), vars(config.parallel)
+    return {name: parallel[name] if name in parallel else getattr(config, name) for name in names}
 
 
 def _recorded(run: Run) -> dict[str, Any]:
-    values = {name: look_up(run.record, field) for name, (field, _) in RECORDED.items()}
     return {
-        **{name: value for name, value in values.items() if is_of_kind(value, RECORDED[name][1])},
+        **{
+            name: value
+            for name, (field, kind) in RECORDED.items()
+            if is_of_kind(value := look_up(run.record, field), kind)
+        },
         "num_steps": run.num_steps,
         "hardware": _hardware(run.record["hardware"]),
         "record": run.name,
@@ -239,8 +241,6 @@ def _error(run: Run) -> str:
 def _measured(run: Run, store: Store) -> dict[str, Any]:
     """Returns the figures of a run that ended well."""
     record = run.record
-    peaks = [peak for peak in record["peak_bytes"] if peak is not None]
-    residents = [peak for peak in record["peak_resident_bytes"] if peak is not None]
     values: dict[str, Any] = {"reason": f"no steady state: {record['no_steady_state_reason']}"}
     if (metrics := run.metrics) is not None:
         values = {
@@ -259,10 +259,10 @@ def _measured(run: Run, store: Store) -> dict[str, Any]:
         **{f"{row.kind.lower()}_{row.convention}": row.utilisation for row in run.mfu},
         **{f"share_of_ceiling_{row.convention}": row.share_of_ceiling for row in run.mfu},
         "flops_per_unit_matmul": mfu_row(run).flops_per_unit,
-        "peak_bytes": max(peaks, default=None),
-        "least_peak_bytes": min(peaks, default=None),
+        "peak_bytes": max(peaks(run), default=None),
+        "least_peak_bytes": min(peaks(run), default=None),
         "peak_bytes_kind": record["peak_bytes_kind"],
-        "peak_resident_bytes": max(residents, default=None),
+        "peak_resident_bytes": max(peaks(run, "peak_resident_bytes"), default=None),
         "conditions": conditions_of(record),
         "parity": _parity(run, store),
         "flags": "; ".join(record["flags"]),
@@ -278,3 +278,31 @@ def _parity(run: Run, store: Store) -> str:
         return proof.verdict
     devices = " and ".join(map(str, proof.devices))
     return f"{proof.verdict} on devices {devices}, {proof.certificate}"
+
+
+def to_csv(rows: Sequence[Row]) -> str:
+    """Returns a header and a line for each row (RFC 4180); missing values are blank.
+
+    Text that a spreadsheet would run as a formula begins with an apostrophe.
+    """
+    file = io.StringIO(newline="")
+    writer = csv.writer(file)
+    writer.writerow(NAMES)
+    writer.writerows([_cell(getattr(row, name)) for name in NAMES] for row in rows)
+    return file.getvalue()
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, str) and value.startswith(FORMULA_STARTS):
+        return f"'{value}"
+    return str(value)
+
+
+def to_json(rows: Sequence[Row]) -> str:
+    """Returns a list of objects in the order of the rows, names sorted, missing values null."""
+    values = [vars(row) for row in rows]
+    return json.dumps(values, sort_keys=True, indent=1, allow_nan=False) + "\n"

@@ -113,7 +113,7 @@ def mfu_row(run: Run) -> MfuRow:
 def mfu(run: Run) -> str:
     row = mfu_row(run)
     return (
-        f"none: {escaped(str(row.reason))}" if row.utilisation is None else _share(row.utilisation)
+        f"none: {escaped(str(row.reason))}" if row.utilisation is None else f"{row.utilisation:.1%}"
     )
 
 
@@ -121,12 +121,8 @@ def share_of_ceiling(run: Run) -> str:
     """FLOP/s over the matrix-product rate that the same machine reached in the same job."""
     share = mfu_row(run).share_of_ceiling
     if share is not None:
-        return _share(share)
+        return f"{share:.1%}"
     return no_steady_state(run) if run.metrics is None else "no ceiling was measured in its dtype"
-
-
-def _share(share: float) -> str:
-    return f"{share:.1%}"
 
 
 def size(run: Run) -> str:
@@ -153,22 +149,25 @@ def flops(config: RunConfig) -> str:
 
 def memory(run: Run) -> str:
     """The largest peak of any rank: of tensors, and what the system provided for them."""
-    record = run.record
-    peaks = [peak for peak in record["peak_bytes"] if peak is not None]
     parts = ["not measured"]
-    if peaks:
-        parts = [f"{format_bytes(max(peaks))} ({escaped(record['peak_bytes_kind'])})"]
+    if peaks(run):
+        parts = [f"{peak([run])} ({escaped(run.record['peak_bytes_kind'])})"]
     for kind in ("reserved", "resident"):
-        peaks = [peak for peak in record[f"peak_{kind}_bytes"] if peak is not None]
-        parts += [f"{format_bytes(max(peaks))} {kind}"] if peaks else []
-    ranks = len(record["peak_bytes"])
+        if of_kind := peaks(run, f"peak_{kind}_bytes"):
+            parts.append(f"{format_bytes(max(of_kind))} {kind}")
+    ranks = len(run.record["peak_bytes"])
     return ", ".join(parts) + (f"; largest of {ranks} ranks" if ranks > 1 else "")
 
 
 def peak(runs: Iterable[Run]) -> str:
     """The largest peak of all ranks and launches."""
-    peaks = [peak for run in runs for peak in run.record["peak_bytes"] if peak is not None]
-    return format_bytes(max(peaks)) if peaks else "not measured"
+    largest = max((peak for run in runs for peak in peaks(run)), default=None)
+    return "not measured" if largest is None else format_bytes(largest)
+
+
+def peaks(run: Run, field: str = "peak_bytes") -> list[int]:
+    """The peaks of the ranks that measured them."""
+    return [peak for peak in run.record[field] if peak is not None]
 
 
 def record(run: Run) -> str:
@@ -220,11 +219,11 @@ def launches(point: MeasuredPoint) -> str:
 def pooled_shares(point: MeasuredPoint) -> tuple[str, str]:
     """MFU and share of the ceiling, medians of the launches; empty unless all have it."""
     rows = [mfu_row(run) for run in point.runs]
-    shares = [[row.utilisation for row in rows], [row.share_of_ceiling for row in rows]]
-    mfu, of_ceiling = ([share for share in of if share is not None] for of in shares)
+    mfu = [row.utilisation for row in rows if row.utilisation is not None]
+    of_ceiling = [row.share_of_ceiling for row in rows if row.share_of_ceiling is not None]
     return (
-        _share(median(mfu)) if len(mfu) == len(rows) else "",
-        _share(median(of_ceiling)) if len(of_ceiling) == len(rows) else "",
+        f"{median(mfu):.1%}" if len(mfu) == len(rows) else "",
+        f"{median(of_ceiling):.1%}" if len(of_ceiling) == len(rows) else "",
     )
 
 

@@ -18,6 +18,7 @@ from scaling.report.results_md import render_pages
 from scaling.report.store_analysis import StoreAnalysis
 from scaling.store.reader import Store, load_store
 from scaling.store.run import Run
+from tests.builders.reports import OPTIONS
 from unitransformer.config import RunConfig, from_dict
 from unitransformer.record.metrics import compute_metrics, find_last_steady_state
 from unitransformer.record.schema import load_record, write_record
@@ -138,9 +139,7 @@ def _renamed(run: Run, name: str) -> Run:
 
 
 def render(store: Store) -> str:
-    pages = render_pages(
-        StoreAnalysis(store), command="python -m scaling report records", plots="plots"
-    )
+    pages = render_pages(StoreAnalysis(store), OPTIONS)
     return "\n".join(pages.values())
 
 

@@ -2,13 +2,19 @@
 
 import re
 from collections.abc import Sequence
+from pathlib import Path
 
 from scaling.analysis.efficiency import find_scatters
+from scaling.report.options import ReportOptions
 from scaling.report.results_md import render_pages
 from scaling.report.store_analysis import StoreAnalysis, SweepOfRecipe, sorted_cells
 from scaling.store.reader import Cell, Store
 from tests.builders.records import make_run
 from unitransformer.record.schema import Record
+
+OPTIONS = ReportOptions(
+    folders=(Path(),), out=Path("RESULTS.md"), plots=Path("plots"), pages=Path("pages")
+)
 
 
 def make_store(*records: Record) -> Store:
@@ -18,9 +24,7 @@ def make_store(*records: Record) -> Store:
 
 def pages_of(store: Store) -> dict[str, str]:
     """All pages by file name; those other than RESULTS.md are in the folder `pages`."""
-    pages = render_pages(
-        StoreAnalysis(store), command="python -m scaling report .", plots="plots", pages="pages"
-    )
+    pages = render_pages(StoreAnalysis(store), OPTIONS)
     return {path.name: text for path, text in pages.items()}
 
 

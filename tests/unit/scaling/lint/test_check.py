@@ -11,8 +11,9 @@ import pytest
 
 from scaling.__main__ import main
 from scaling.lint.check import lint, render
-from scaling.lint.table_arithmetic import check_efficiencies, check_rows
+from scaling.lint.contradictions import check_efficiencies, check_rows
 from scaling.parity.certificate_file import write_certificate
+from scaling.report.options import ReportOptions
 from scaling.report.results_md import render_pages
 from scaling.report.rows import Row, rows
 from scaling.report.staleness import CurrentCode, compare_with_today, read_state, state_comment
@@ -300,9 +301,13 @@ def write_compared(report: Path, checkout: Path) -> str:
     """The report written next to a checkout."""
     store = load_store([report.parent / "runs"], relative_to=report.parent)
     today = compare_with_today(store, checkout)
-    pages = render_pages(
-        StoreAnalysis(store), command="python -m scaling report runs", plots="plots", today=today
+    options = ReportOptions(
+        folders=(report.parent / "runs",),
+        out=report,
+        plots=report.parent / "plots",
+        pages=report.parent / "RESULTS-pages",
     )
+    pages = render_pages(StoreAnalysis(store), options, today)
     for path, page in pages.items():
         (report.parent / path).write_text(page)
     return "\n".join(pages.values())

@@ -20,6 +20,7 @@ from scaling.report.store_analysis import StoreAnalysis
 from scaling.store.reader import Store, load_store
 from tests.builders.certificates import PLAIN, RESULTS, STEPS, make_certificate, make_result
 from tests.builders.records import broken_variants, make_record
+from tests.builders.reports import OPTIONS
 from unitransformer.config import Recipe, RunConfig, to_dict
 from unitransformer.record.schema import write_record
 
@@ -41,7 +42,7 @@ def test_a_certificate_written_beside_records_is_loaded(tmp_path: Path) -> None:
 
 
 def pages_on_parity(store: Store) -> list[str]:
-    pages = render_pages(StoreAnalysis(store), command="", plots="plots")
+    pages = render_pages(StoreAnalysis(store), OPTIONS)
     return [text for text in pages.values() if text.startswith("# Loss parity\n")]
 
 

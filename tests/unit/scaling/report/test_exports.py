@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 
-from scaling.report.exports import to_csv, to_json
-from scaling.report.rows import NAMES, Row
+from scaling.report.rows import NAMES, Row, to_csv, to_json
 
 
 def make_row(**changes: Any) -> Row:

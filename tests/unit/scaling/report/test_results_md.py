@@ -16,10 +16,9 @@ import pytest
 from scaling.__main__ import main
 from scaling.parity.certificate import describe_bounds
 from scaling.parity.certificate_file import read_certificate, write_certificate
-from scaling.report.exports import to_csv, to_json
 from scaling.report.html.page import render_html
 from scaling.report.results_md import draw_plots
-from scaling.report.rows import rows
+from scaling.report.rows import rows, to_csv, to_json
 from scaling.report.sections.architecture import draw_architecture
 from scaling.report.store_analysis import StoreAnalysis
 from scaling.store.reader import Store, UnusedFile, load_store
@@ -68,7 +67,7 @@ def test_the_first_paragraph_describes_the_report_and_how_to_regenerate_it() -> 
     assert "3 runs, measured on Example 9000" in opening
     assert "torch 2.13.0" in opening
     assert "generated and never edited" in ending
-    assert "```sh\npython -m scaling report .\n```" in ending
+    assert "```sh\npython -m scaling report . --pages pages\n```" in ending
 
 
 def test_the_overview_shows_every_value_with_its_unit() -> None:

@@ -20,6 +20,7 @@ from tests.builders.records import (
     make_record,
     make_run,
 )
+from tests.builders.reports import OPTIONS
 from unitransformer.record.checksums import add_checksums
 from unitransformer.record.schema import validate, write_record
 
@@ -168,9 +169,9 @@ def test_a_record_with_any_broken_value_is_rejected_or_reported(tmp_path: Path) 
     assert len(store.runs) > 100
     for run in store.runs:
         alone = Store(runs=(run,), left_out=())
-        assert all(render_pages(StoreAnalysis(alone), command="", plots="plots").values())
+        assert all(render_pages(StoreAnalysis(alone), OPTIONS).values())
     many = Store(runs=store.runs, left_out=store.left_out)
-    assert all(render_pages(StoreAnalysis(many), command="", plots="plots").values())
+    assert all(render_pages(StoreAnalysis(many), OPTIONS).values())
 
 
 # ------------------------------------------------------------------------------ metrics
