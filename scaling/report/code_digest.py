@@ -43,17 +43,31 @@ class Name(str):
     """An identifier in a normal form."""
 
 
-@dataclass
+@dataclass(eq=False)
 class Module:
-    """The normal forms of a module's definitions, and the identifiers in it."""
+    """The identifiers in a module, and the normal forms of its definitions."""
 
-    functions: list[tuple[str, ...]] = field(default_factory=list)
-    others: list[list[tuple[str, ...]]] = field(default_factory=list)  # a class: with its methods
+    tree: ast.Module
     imports: set[str] = field(default_factory=set)  # dotted names
     names: set[str] = field(default_factory=set)
     defined: set[str] = field(default_factory=set)
     methods: set[str] = field(default_factory=set)
     attributes: set[str] = field(default_factory=set)  # that are read
+
+    @functools.cached_property
+    def forms(self) -> tuple[list[tuple[str, ...]], list[list[tuple[str, ...]]]]:
+        """Of its functions, and of all else; a class comes with its methods."""
+        functions, others = [], []
+        for statement in self.tree.body:
+            if isinstance(statement, ast.ClassDef):
+                methods = [s for s in statement.body if isinstance(s, ast.FunctionDef)]
+                statement.body = [s for s in statement.body if s not in methods]
+                others.append([_form(part) for part in (statement, *methods)])
+            elif isinstance(statement, ast.FunctionDef):
+                functions.append(_form(statement))
+            elif form := _form(statement):
+                others.append([form])
+        return functions, others
 
 
 def compare_commits(checkout: Path, commits: Iterable[str]) -> dict[str, bool | None] | None:
@@ -70,20 +84,20 @@ def compare_commits(checkout: Path, commits: Iterable[str]) -> dict[str, bool | 
     blobs = {blob for tree in (head, *trees.values()) for _, blob in tree}
     sources = _read_blobs(checkout, blobs)
 
+    equal = [head]  # trees that compute what HEAD does, the newest first
+
     @functools.cache
     def is_same(before: Tree, after: Tree) -> bool:
-        if before == after or not (before and after):
-            return before == after
         return _is_same(_reached(before, sources), _reached(after, sources))
 
-    equal = [head]  # trees that compute what HEAD does, the newest first
+    def is_equal(tree: Tree) -> bool:
+        # Comparing paths and blobs takes no time; parsing takes a second.
+        return tree in equal or (bool(tree) and any(is_same(tree, other) for other in equal))
+
     for before, after in reversed(proofs):
-        if any(is_same(trees[after], tree) for tree in equal):
+        if is_equal(trees[after]):
             equal.append(trees[before])
-    return {
-        commit: any(is_same(trees[commit], tree) for tree in equal) if trees[commit] else None
-        for commit in commits
-    }
+    return {commit: is_equal(trees[commit]) if trees[commit] else None for commit in commits}
 
 
 def _proofs(path: Path) -> list[tuple[str, str]]:
@@ -154,8 +168,9 @@ def _digests(side: list[Module], other: list[Module]) -> tuple[set[str], set[str
             for token in tokens
         )
 
-    functions = {_digest(text(tokens)) for module in side for tokens in module.functions}
-    others = {_digest("\1".join(sorted(map(text, o)))) for module in side for o in module.others}
+    forms = [module.forms for module in side if module not in other]  # one in both is the same
+    functions = {_digest(text(tokens)) for parts, _ in forms for tokens in parts}
+    others = {_digest("\1".join(sorted(map(text, part)))) for _, parts in forms for part in parts}
     return functions, others
 
 
@@ -168,19 +183,9 @@ def _digest(text: str) -> str:
 
 @functools.cache
 def _parse(source: bytes) -> Module:
-    module, tree = Module(), ast.parse(source)
-    for node in ast.walk(tree):
+    module = Module(ast.parse(source))
+    for node in ast.walk(module.tree):
         _note_names(node, module)
-    for statement in tree.body:
-        if isinstance(statement, ast.ClassDef):
-            methods = [s for s in statement.body if isinstance(s, ast.FunctionDef)]
-            module.methods |= {method.name for method in methods}
-            statement.body = [s for s in statement.body if s not in methods]
-            module.others.append([_form(part) for part in (statement, *methods)])
-        elif isinstance(statement, ast.FunctionDef):
-            module.functions.append(_form(statement))
-        elif form := _form(statement):
-            module.others.append([form])
     return module
 
 
@@ -216,6 +221,10 @@ def _note_names(node: ast.AST, module: Module) -> None:
             module.defined |= {key for key in keyed if isinstance(key, str)}
         case ast.Module(body=body):
             module.defined |= {s.name for s in body if isinstance(s, ast.FunctionDef)}
+            classes = [s for s in body if isinstance(s, ast.ClassDef)]
+            module.methods |= {
+                s.name for c in classes for s in c.body if isinstance(s, ast.FunctionDef)
+            }
 
 
 def _form(statement: ast.AST) -> tuple[str, ...]:

@@ -104,8 +104,7 @@ def read_rows(values: Sequence[Any], where: str = "mfu") -> tuple[MfuRow, ...]:
             raise ValueError(f"{where}.{index} must have exactly the fields {', '.join(_FIELDS)}")
         for name, types in _FIELDS.items():
             value = row[name]
-            is_number = isinstance(value, int | float)
-            is_infinite = is_number and not abs(value) <= sys.float_info.max
+            is_infinite = type(value) in (int, float) and not abs(value) <= sys.float_info.max
             if type(value) not in types or is_infinite:
                 raise ValueError(f"{where}.{index}.{name} is {value!r}")
     if not values:
