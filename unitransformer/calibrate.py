@@ -14,7 +14,7 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn, get_args
 
@@ -37,22 +37,6 @@ COLLECTIVES_SHARE = 0.5  # of the time, with several ranks
 TIMEOUT = datetime.timedelta(minutes=5)
 
 
-@dataclass(frozen=True, kw_only=True)
-class CalibrationOptions:
-    """The options of the command line."""
-
-    accelerator: Accelerator = "auto"
-    devices: int | None = None  # None: all GPUs, one CPU rank, or the launcher's ranks
-    seconds: float = DEFAULT_SECONDS
-    out: Path | None = None  # None: in the folder of calibrations
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.seconds < math.inf:
-            raise ValueError(f"seconds is {self.seconds}; it must be at least 1")
-        if self.devices is not None and self.devices < 1:
-            raise ValueError(f"devices is {self.devices}; it must be at least 1")
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Measures, writes the file, prints its path and returns the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
@@ -73,16 +57,22 @@ class _Parser(argparse.ArgumentParser):
         raise ValueError(message)
 
 
-def _parse(arguments: Sequence[str]) -> CalibrationOptions:
+def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = _Parser(prog="python -m unitransformer.calibrate", allow_abbrev=False)
     parser.add_argument("--accelerator", choices=get_args(Accelerator), default="auto")
+    # Without --devices: all GPUs, one CPU rank, or the launcher's ranks.
     parser.add_argument("--devices", type=int)
     parser.add_argument("--seconds", type=float, default=DEFAULT_SECONDS)
-    parser.add_argument("--out", type=Path)
-    return CalibrationOptions(**vars(parser.parse_args(arguments)))
+    parser.add_argument("--out", type=Path)  # by default in the folder of calibrations
+    options = parser.parse_args(arguments)
+    if not 1 <= options.seconds < math.inf:
+        raise ValueError(f"seconds is {options.seconds}; it must be at least 1")
+    if options.devices is not None and options.devices < 1:
+        raise ValueError(f"devices is {options.devices}; it must be at least 1")
+    return options
 
 
-def calibrate(options: CalibrationOptions, arguments: Sequence[str]) -> int:
+def calibrate(options: argparse.Namespace, arguments: Sequence[str]) -> int:
     """Measures in this process or in ranks that it starts; returns the exit code.
 
     Raises:
@@ -124,7 +114,7 @@ def calibrate(options: CalibrationOptions, arguments: Sequence[str]) -> int:
     return result
 
 
-def _measure_and_write(options: CalibrationOptions, parallel: ParallelConfig, command: str) -> int:
+def _measure_and_write(options: argparse.Namespace, parallel: ParallelConfig, command: str) -> int:
     calibration = measure(parallel, options.seconds, command=command)
     if calibration is not None:
         path = options.out or default_path(calibration)
@@ -180,7 +170,7 @@ def measure(parallel: ParallelConfig, seconds: float, *, command: str) -> Calibr
 def _measure_ceilings(device: torch.device, budget_s: float) -> tuple[Ceiling, ...]:
     dtypes = [dtype for dtype, why in ceilings.why_not_measured(device).items() if why is None]
     share_s = budget_s / len(dtypes)
-    return tuple(ceilings.measure_dtype(device, dtype, budget_s=share_s) for dtype in dtypes)
+    return tuple(ceilings.measure_ceiling(device, dtype, budget_s=share_s) for dtype in dtypes)
 
 
 def check_same_machine(machines: Sequence[Machine]) -> None:

@@ -72,3 +72,11 @@ def write_atomically(path: Path, content: bytes) -> None:
     """Writes `content` to `path` as `open_atomically` does."""
     with open_atomically(path) as file:
         file.write(content)
+
+
+def read_if_there(path: Path) -> str:
+    """Returns the text of a file; empty if it does not exist or cannot be read."""
+    try:
+        return path.read_text()
+    except OSError:
+        return ""

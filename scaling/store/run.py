@@ -1,7 +1,7 @@
 """A run: its record, and its recorded metrics as typed values."""
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from scaling.store.conditions import processors_of
@@ -10,8 +10,7 @@ from unitransformer.costs.mfu import MfuRow, read_rows
 from unitransformer.record.log_lines import log_lines
 from unitransformer.record.metrics import StepMetrics, read_metrics, recorded_steady_state
 from unitransformer.record.schema import Record
-from unitransformer.stats.comparisons import LaunchMedian, launch_of
-from unitransformer.stats.intervals import find_block
+from unitransformer.stats.intervals import MedianInterval, find_block
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +68,7 @@ class Run:
         return read_metrics(self.record["metrics"])
 
     @functools.cached_property
-    def launch(self) -> LaunchMedian:
+    def launch(self) -> MedianInterval:
         """Its median step for pooling with other launches; raises ValueError if never steady.
 
         The record lacks the bootstrap's block length, so it is found in the samples on demand.
@@ -78,7 +77,7 @@ class Run:
             raise ValueError(f"{self.name} has no steady state; measure it for longer")
         has_interval = self.metrics.step.reason is None
         block, _ = find_block(self.steady_s) if has_interval else (None, None)
-        return launch_of(self.metrics.step, block)
+        return replace(self.metrics.step, block_length=block)
 
     @property
     def steady_s(self) -> list[float]:

@@ -3,6 +3,7 @@
 The counts are exact and do not depend on timing, so tests compare them with stored baselines.
 """
 
+import contextlib
 import json
 import math
 from collections import Counter
@@ -13,12 +14,15 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from torch import nn
 from torch._dynamo.utils import get_compilation_metrics
+from torch.autograd.profiler import record_function
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
 from unitransformer.config import RunConfig
 from unitransformer.data.datamodule import DataModule
 from unitransformer.data.sources import load_source
-from unitransformer.profiling.step_events import StepEvent, module_names
+from unitransformer.profiling.step_events import StepEvent, StepTrace
 from unitransformer.profiling.tensor_bytes import PeakTensorBytes, find_live_tensors
 from unitransformer.training.module import TrainingModule
 from unitransformer.training.trainer import build_trainer
@@ -57,6 +61,80 @@ _COLLECTIVES = {
     "c10d::barrier": "barrier",
 }
 
+_MODULE = "module "  # prefix of the ranges of `ModuleTrace`
+_FSDP = "FSDP::"  # what FSDP2 does between modules: "FSDP::all_gather (network)"
+_NODE = "autograd::engine::evaluate_function: "
+
+
+class ModuleTrace(StepTrace):
+    """Locates each event of a step.
+
+    A location is the module whose forward pass was running, or whose forward pass created the node
+    of the backward pass; or `optimizer`, `zero_grad`, `gradients` (their accumulation), `step`
+    (everything else).
+
+    Args:
+        module: its modules' names become locations; None: no module does. Must be None for compiled
+            modules, whose graphs the hooks would change.
+    """
+
+    def __init__(self, module: nn.Module | None = None) -> None:
+        super().__init__()
+        self._names = {} if module is None else module_names(module)
+        self._open: list[tuple[nn.Module, record_function]] = []
+        self._hooks = contextlib.ExitStack()
+        # An autograd node's thread and number -> where it was created.
+        self._forward: dict[tuple[int, int], str] = {}
+
+    def start(self) -> None:
+        if self._names:
+            before = register_module_forward_pre_hook(self._enter_module)
+            after = register_module_forward_hook(self._exit_module, always_call=True)
+            self._hooks.callback(before.remove)
+            self._hooks.callback(after.remove)
+        super().start()
+
+    def stop(self) -> None:
+        super().stop()
+        self._hooks.close()
+
+    def locate(self, node: Any, outer: str) -> str:
+        name = node.name
+        key = node.start_tid, getattr(node.extra_fields, "sequence_number", -1)
+        if name.startswith(_NODE):
+            return "gradients" if "AccumulateGrad" in name else self._forward.get(key, outer)
+        if name.startswith(_MODULE):
+            location = name.removeprefix(_MODULE)
+        elif name.startswith(_FSDP):
+            location = name.partition("(")[2].rstrip(")").removeprefix("objective.") or "objective"
+        elif name.startswith("Optimizer.zero_grad"):
+            location = "zero_grad"
+        else:
+            location = "optimizer" if name.startswith("Optimizer.step") else outer
+        if "::" in name and key[1] >= 0:
+            self._forward.setdefault(key, location)
+        return location
+
+    def _enter_module(self, module: nn.Module, _: Any) -> None:
+        if id(module) in self._names:
+            range_ = record_function(_MODULE + self._names[id(module)])
+            range_.__enter__()  # type: ignore[no-untyped-call]
+            self._open.append((module, range_))
+
+    def _exit_module(self, module: nn.Module, *_: Any) -> None:
+        if self._open and self._open[-1][0] is module:
+            self._open.pop()[1].__exit__(None, None, None)
+
+
+def module_names(module: nn.Module) -> dict[int, str]:
+    """Returns each submodule's name by its identity, without FSDP1's additions to the name."""
+    names = {}
+    for name, submodule in module.named_modules():
+        plain = ".".join(part for part in name.split(".") if part != "_fsdp_wrapped_module")
+        if plain:
+            names[id(submodule)] = plain.removeprefix("objective.")
+    return names
+
 
 class CountStep(pl.Callback):
     """Counts optimizer step `COUNTED_STEP` of a run; the profiler starts one step earlier."""
@@ -75,7 +153,7 @@ class CountStep(pl.Callback):
             self._peak = PeakTensorBytes(
                 module=pl_module,
                 optimizers=trainer.optimizers,
-                by_module=self.config.parallel.compile == "off",
+                trace=ModuleTrace(pl_module if self.config.parallel.compile == "off" else None),
                 ignored=self._ignored,
             )
             self._peak.__enter__()

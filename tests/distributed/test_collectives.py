@@ -58,7 +58,7 @@ def test_a_failing_rank_ends_the_others_with_one_error_line(
             raise torch.OutOfMemoryError("injected")
         time.sleep(60)
 
-    monkeypatch.setattr(ceilings, "measure_dtype", fail)
+    monkeypatch.setattr(ceilings, "measure_ceiling", fail)
     assert main([*ARGUMENTS, "--out", str(tmp_path / "calibration.json")]) == 1
     actual = capfd.readouterr().err.splitlines()
     # Gloo may print another line, if the other rank was still connecting.

@@ -1,6 +1,7 @@
 """Tests the measured ceilings of one real GPU."""
 
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -8,8 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from unitransformer.machine import ceilings
 from unitransformer.machine.calibration_store import read_calibration
-from unitransformer.machine.ceilings import measure_ceiling, measure_dtype, why_not_measured
+from unitransformer.machine.ceilings import dtype_of, measure_ceiling, why_not_measured
 
 pytestmark = [
     pytest.mark.gpu,
@@ -20,7 +22,7 @@ GPU = torch.device("cuda", 0)
 
 def test_every_dtype_is_measured_and_a_smaller_one_is_not_slower() -> None:
     dtypes = [dtype for dtype, why in why_not_measured(GPU).items() if why is None]
-    rates = {d: measure_dtype(GPU, d, budget_s=1.0).matmul_flops_per_s for d in dtypes}
+    rates = {d: measure_ceiling(GPU, d, budget_s=1.0).matmul_flops_per_s for d in dtypes}
     assert rates["float16"] > rates["float32"]
     assert all(rate > 1e11 for rate in rates.values())
 
@@ -30,15 +32,20 @@ def test_measuring_restores_memory_random_states_and_settings() -> None:
     torch.cuda.manual_seed(3)
     before = torch.cuda.get_rng_state(GPU), torch.cuda.memory_allocated(GPU)
     setting = torch.get_float32_matmul_precision()
-    measure_ceiling(GPU, "32-true", budget_s=0.5)
+    measure_ceiling(GPU, dtype_of("32-true", GPU), budget_s=0.5)
     assert torch.equal(torch.cuda.get_rng_state(GPU), before[0])
     assert torch.cuda.memory_allocated(GPU) == before[1]
     assert torch.get_float32_matmul_precision() == setting
 
 
-def test_an_unusual_product_is_hardly_faster_than_the_ceiling() -> None:
-    ceiling = measure_ceiling(GPU, "32-true", budget_s=1.0)
-    other = measure_ceiling(GPU, "32-true", budget_s=1.0, shapes=[(6144, 3072, 12288)])
+def test_an_unusual_product_is_hardly_faster_than_the_ceiling(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    dtype = dtype_of("32-true", GPU)
+    ceiling = measure_ceiling(GPU, dtype, budget_s=1.0)
+    more = sorted((*ceilings.CUDA_SHAPES, (6144, 3072, 12288)), key=math.prod)
+    monkeypatch.setattr(ceilings, "CUDA_SHAPES", tuple(more))
+    other = measure_ceiling(GPU, dtype, budget_s=1.0)
     assert other.matmul_flops_per_s < 1.1 * ceiling.matmul_flops_per_s
 
 

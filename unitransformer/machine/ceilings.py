@@ -10,7 +10,7 @@ another. Inputs are random, as weights are: zeros would let a GPU clock higher.
 import functools
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -56,47 +56,29 @@ def dtype_of(precision: Precision, device: torch.device) -> Dtype:
 
 
 def measure_ceiling(
-    device: torch.device,
-    precision: Precision,
-    *,
-    budget_s: float = 0.5,
-    shapes: Sequence[MatmulShape] = (),
+    device: torch.device, dtype: Dtype, *, budget_s: float, clock: Clock | None = None
 ) -> Ceiling:
-    """Measures what this rank reaches at `precision`; every rank of a process group must call it.
+    """Measures what this rank reaches at `dtype`; every rank of a process group must call it.
 
     Changes no random state and frees its memory. The first call on a GPU also loads kernels, which
     takes longer than `budget_s` and is not counted.
 
     Args:
-        shapes: further (M, K, N) of linear layers to try.
+        clock: that of the device, unless a test gives another.
 
     Raises:
         ValueError: a budget that is not above 0.
         RuntimeError: a clock that does not advance, or too little memory for the smallest product.
     """
-    return measure_dtype(device, dtype_of(precision, device), budget_s=budget_s, shapes=shapes)
-
-
-def measure_dtype(
-    device: torch.device,
-    dtype: Dtype,
-    *,
-    budget_s: float,
-    shapes: Sequence[MatmulShape] = (),
-    clock: Clock | None = None,
-) -> Ceiling:
-    """Measures as `measure_ceiling` does, at one dtype."""
     if not 0 < budget_s < math.inf:
         raise ValueError(f"budget_s is {budget_s}; it must be above 0, such as 0.5")
     clock = clock or choose_clock(device)
-    usual = CUDA_SHAPES if device.type == "cuda" else CPU_SHAPES
-    ordered = sorted({*usual, *shapes}, key=math.prod)
     started_s = time.monotonic()
     with _matmul_settings(device, dtype):
         # All ranks at once, because a job gets what its ranks reach together.
         wait_for_others(device)
         try:
-            matmul = _measure_matmul(device, dtype, ordered, budget_s * (1 - COPY_SHARE), clock)
+            matmul = _measure_matmul(device, dtype, budget_s * (1 - COPY_SHARE), clock)
         finally:
             wait_for_others(device)  # also if this rank failed
         copy = _measure_copy(device, budget_s * COPY_SHARE, clock)
@@ -150,9 +132,10 @@ def _matmul_settings(device: torch.device, dtype: Dtype) -> Iterator[None]:
 
 
 def _measure_matmul(
-    device: torch.device, dtype: Dtype, shapes: Sequence[MatmulShape], budget_s: float, clock: Clock
+    device: torch.device, dtype: Dtype, budget_s: float, clock: Clock
 ) -> tuple[WorkSamples, ...]:
     """Measures every product that the budget allows once, then the best few repeatedly."""
+    shapes = CUDA_SHAPES if device.type == "cuda" else CPU_SHAPES
     torch_dtype = torch.float32 if dtype == "tf32" else getattr(torch, dtype)
     for work in _products(shapes[0], torch_dtype, device).values():
         clock(work, 1)  # loads libraries and kernels before the budget starts
@@ -191,7 +174,7 @@ class _Product:
 def _try_all(
     device: torch.device,
     dtype: torch.dtype,
-    shapes: Sequence[MatmulShape],
+    shapes: tuple[MatmulShape, ...],
     budget_s: float,
     clock: Clock,
 ) -> list[_Product]:

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from unitransformer.files import read_if_there
 from unitransformer.launch.process_tree import descendants
 
 BUSY_CORES = 0.1  # flagged: cores used by other processes, per core of this machine
@@ -77,12 +78,13 @@ def sample_host(
     """
     children = [root / f"proc/{child}/stat" for child in descendants(os.getpid(), root)]
     cpu = _machine_seconds(root)
-    loads = _read(root / "proc/loadavg").split()
-    cpu_stat = _read(root / "sys/fs/cgroup/cpu.stat").split()  # a name and a number per line
+    loads = read_if_there(root / "proc/loadavg").split()
+    # A name and a number per line.
+    cpu_stat = read_if_there(root / "sys/fs/cgroup/cpu.stat").split()
     throttled = dict(zip(cpu_stat[::2], cpu_stat[1::2], strict=False)).get("throttled_usec")
     clocks = [
         float(line.partition(":")[2]) * 1e6
-        for line in _read(root / "proc/cpuinfo").splitlines()
+        for line in read_if_there(root / "proc/cpuinfo").splitlines()
         if line.startswith("cpu MHz")
     ]
     return HostSample(
@@ -136,7 +138,7 @@ def _difference(before: float | None, after: float | None) -> float | None:
 
 def _machine_seconds(root: Path) -> dict[str, float]:
     """Returns seconds of all cores together by use; empty without /proc/stat."""
-    name, *ticks = _read(root / "proc/stat").split()[: 1 + len(CPU_COUNTERS)] or [""]
+    name, *ticks = read_if_there(root / "proc/stat").split()[: 1 + len(CPU_COUNTERS)] or [""]
     if name != "cpu":
         return {}
     per_second = os.sysconf("SC_CLK_TCK")
@@ -146,13 +148,5 @@ def _machine_seconds(root: Path) -> dict[str, float]:
 def _process_seconds(stat: Path) -> float:
     """Returns the processor time of a process and its ended children; 0 if it has ended."""
     # "pid (name) state ...": a name may hold blanks. utime, stime, cutime, cstime: 14 to 17.
-    ticks = _read(stat).rpartition(")")[2].split()[11:15]
+    ticks = read_if_there(stat).rpartition(")")[2].split()[11:15]
     return sum(map(int, ticks)) / os.sysconf("SC_CLK_TCK")
-
-
-def _read(path: Path) -> str:
-    """Returns the text of a file; empty on systems without it."""
-    try:
-        return path.read_text()
-    except OSError:
-        return ""

@@ -14,7 +14,7 @@ import torch
 
 from unitransformer.config import RunConfig
 from unitransformer.machine.calibration import Ceiling
-from unitransformer.machine.ceilings import measure_ceiling
+from unitransformer.machine.ceilings import dtype_of, measure_ceiling
 from unitransformer.machine.host import describe_host, peak_resident_bytes
 from unitransformer.measure.compile_ledger import CompileLedger
 from unitransformer.measure.host_load import HostSample, sample_host
@@ -176,9 +176,8 @@ class Instruments(pl.Callback):
         if self.config.ceiling_s == 0:
             return
         try:
-            ceiling = measure_ceiling(
-                device, self.config.parallel.precision, budget_s=self.config.ceiling_s / 2
-            )
+            dtype = dtype_of(self.config.parallel.precision, device)
+            ceiling = measure_ceiling(device, dtype, budget_s=self.config.ceiling_s / 2)
         except RuntimeError as error:  # training is worth more than its ceiling
             self._flags.append(f"a ceiling could not be measured: {str(error).splitlines()[0]}")
             return

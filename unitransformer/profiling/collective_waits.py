@@ -13,6 +13,8 @@ from typing import Any
 import torch.distributed._functional_collectives as functional_collectives
 from torch.distributed import Work
 
+from unitransformer.files import read_if_there
+
 Wait = Callable[..., Any]
 
 THREAD = "pt_gloo_runloop"  # torch's name for gloo threads
@@ -58,7 +60,8 @@ def wait_for_release() -> Iterator[None]:
 
 
 def _wait_for_idle_threads() -> None:
-    threads = [path.parent for path in Path("/proc/self/task").glob("*/comm") if _is_gloo(path)]
+    names = Path("/proc/self/task").glob("*/comm")
+    threads = [name.parent for name in names if read_if_there(name).strip() == THREAD]
     end_s = time.monotonic() + TIMEOUT_S
     times_idle = 0
     while threads and times_idle < 2 and time.monotonic() < end_s:
@@ -66,16 +69,7 @@ def _wait_for_idle_threads() -> None:
         times_idle = times_idle + 1 if all(map(_is_idle, threads)) else 0
 
 
-def _is_gloo(comm: Path) -> bool:
-    try:
-        return comm.read_text().strip() == THREAD
-    except OSError:  # the thread has ended
-        return False
-
-
 def _is_idle(thread: Path) -> bool:
-    try:
-        # "pid (name) state ..."; a name may hold brackets.
-        return (thread / "stat").read_text().rpartition(")")[2].split()[0] == "S"
-    except OSError:
-        return True
+    # "pid (name) state ..."; a name may hold brackets. Empty if the thread has ended.
+    state = read_if_there(thread / "stat").rpartition(")")[2].split()[:1]
+    return state in ([], ["S"])

@@ -37,7 +37,7 @@ class PeakTensorBytes:
 
     The allocator reports that a block is freed only if it was allocated inside. The measured step
     frees what the step before it allocated (gradients), so without that one the peak is an upper
-    bound: at most `uncertain_bytes` too high, which is 0 where the peak is exact.
+    bound.
 
     Garbage is collected before the step and not during it, where the collector would run at
     arbitrary moments. Only one profiler of torch can run at a time, including this one.
@@ -45,7 +45,7 @@ class PeakTensorBytes:
     Args:
         module: what is trained; identifies parameters and gradients.
         optimizers: identify optimizer states.
-        by_module: whether `by_location` names modules of `module`; not for compiled ones.
+        trace: records the step; a subclass of `StepTrace` gives `by_location` its locations.
         ignored: earlier tensors that do not belong to this step.
     """
 
@@ -54,19 +54,16 @@ class PeakTensorBytes:
         *,
         module: nn.Module | None = None,
         optimizers: Sequence[Any] = (),
-        by_module: bool = False,
+        trace: StepTrace | None = None,
         ignored: Sequence[Tensor] = (),
     ) -> None:
         self._module, self._optimizers, self._ignored = module, optimizers, ignored
-        self._trace = StepTrace(module if by_module else None)
+        self._trace = trace or StepTrace()
         self._stack = contextlib.ExitStack()
-        self._has_begun = False
-        self._before: Blocks = {}
+        self._before: Blocks | None = None  # live when the measured step begins
         self.bytes = 0
         self.by_kind: dict[str, int] = {}  # parameters, gradients, optimizer, other
-        # By the module that allocated them; earlier ones by kind.
-        self.by_location: dict[str, int] = {}
-        self.uncertain_bytes = 0
+        self.by_location: dict[str, int] = {}  # earlier blocks by kind
         self.events: list[StepEvent] = []  # of the measured step
 
     def __enter__(self) -> Self:
@@ -80,9 +77,8 @@ class PeakTensorBytes:
 
     def begin(self) -> None:
         """Begins the measured step."""
-        if self._has_begun:
+        if self._before is not None:
             raise ValueError("begin was called twice; one PeakTensorBytes measures one step")
-        self._has_begun = True
         gc.collect()
         gc.disable()
         self._before = self._scan()
@@ -93,41 +89,44 @@ class PeakTensorBytes:
         self._stack.close()
         if kind is not None:
             return
-        if not self._has_begun:
+        if self._before is None:
             raise ValueError("begin was never called; call it where the measured step starts")
-        self._read(self._scan())
-
-    def _scan(self) -> Blocks:
-        blocks = find_live_storages(self._module, self._optimizers)
-        for tensor in self._ignored:
-            blocks.pop(_address(tensor), None)
-        return blocks
-
-    def _read(self, after: Blocks) -> None:
+        after = self._scan()
         events = _add_hidden_frees(self._trace.events(), after)
         start = next(index for index, event in enumerate(events) if event.name == BEGIN)
         self.events = events[start + 1 :]
-        live = _replay({}, events[:start])
-        known = set(live)
-        live = self._before | live
-        at_peak = _peak(live, self.events)
+        at_peak = _peak(self._before | _replay({}, events[:start]), self.events)
         self.bytes = sum(size for size, _ in at_peak.values())
         self.by_location = _sums(at_peak.values())
         kinds = {address: kind for address, (_, kind) in (self._before | after).items()}
         self.by_kind = _sums(
             (size, kinds.get(address, "other")) for address, (size, _) in at_peak.items()
         )
-        reused = {event.address for event in self.events if event.num_bytes > 0}
-        self.uncertain_bytes = sum(
-            size
-            for address, (size, _) in self._before.items()
-            if address not in known and (address not in after or address in reused)
-        )
+
+    def _scan(self) -> Blocks:
+        """Returns the memory of CPU tensors that Python objects refer to, with its kind."""
+        blocks: Blocks = {}
+        for parameter in () if self._module is None else self._module.parameters():
+            _add(blocks, parameter, "parameters")
+            if parameter.grad is not None:
+                _add(blocks, parameter.grad, "gradients")
+        for optimizer in self._optimizers:
+            for states in getattr(optimizer, "optimizer", optimizer).state.values():
+                for state in states.values() if isinstance(states, dict) else ():
+                    if isinstance(state, Tensor):
+                        _add(blocks, state, "optimizer")
+        for tensor in find_live_tensors():
+            _add(blocks, tensor, "other")
+            if tensor.is_leaf and tensor.grad is not None:
+                _add(blocks, tensor.grad, "other")
+        for tensor in self._ignored:
+            blocks.pop(_address(tensor), None)
+        return blocks
 
 
 @contextlib.contextmanager
 def _without_warnings() -> Iterator[None]:
-    """Silences the allocator, which warns of blocks from before; `find_live_storages` has them."""
+    """Silences the allocator, which warns of blocks from before; `_scan` finds them."""
     try:
         level = ctypes.c_int.in_dll(ctypes.CDLL("libc10.so"), "FLAGS_caffe2_log_level")
     except (OSError, ValueError):  # another build of torch: the line is printed
@@ -138,29 +137,6 @@ def _without_warnings() -> Iterator[None]:
         yield
     finally:
         level.value = before
-
-
-def find_live_storages(module: nn.Module | None = None, optimizers: Sequence[Any] = ()) -> Blocks:
-    """Returns the memory of CPU tensors that Python objects refer to.
-
-    Kinds are `parameters` and `gradients` of `module`, states of the `optimizer`, and `other`.
-    """
-    blocks: Blocks = {}
-    parameters = [] if module is None else list(module.parameters())
-    for parameter in parameters:
-        _add(blocks, parameter, "parameters")
-        if parameter.grad is not None:
-            _add(blocks, parameter.grad, "gradients")
-    for optimizer in optimizers:
-        for states in getattr(optimizer, "optimizer", optimizer).state.values():
-            for state in states.values() if isinstance(states, dict) else ():
-                if isinstance(state, Tensor):
-                    _add(blocks, state, "optimizer")
-    for tensor in find_live_tensors():
-        _add(blocks, tensor, "other")
-        if tensor.is_leaf and tensor.grad is not None:
-            _add(blocks, tensor.grad, "other")
-    return blocks
 
 
 def find_live_tensors() -> list[Tensor]:
@@ -244,7 +220,7 @@ def _peak(live: Blocks, events: Iterable[StepEvent]) -> Blocks:
 
 
 def _sums(blocks: Iterable[tuple[int, str]]) -> dict[str, int]:
-    sums: Counter[str] = Counter()
+    sums = Counter[str]()
     for size, name in blocks:
         sums[name] += size
     return dict(sorted(sums.items()))

@@ -27,40 +27,14 @@ class LaunchVariance:
     reason: str | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
-class LaunchMedian:
-    """The median of the steady steps of one launch and its interval, in seconds.
-
-    `low`, `high` and `num_blocks` are None together, and `reason` says why.
-    """
-
-    median: float
-    low: float | None
-    high: float | None
-    num_blocks: float | None  # in a resample of the bootstrap
-    reason: str | None = None
-
-
-def describe_launch(steps: Sequence[float]) -> LaunchMedian:
-    """Raises ValueError if there are no steps, or one took no time."""
+def describe_launch(steps: Sequence[float]) -> MedianInterval:
+    """Describes the steady steps of a launch; raises ValueError for none, or one without time."""
     if not steps or min(steps) <= 0:
         raise ValueError("a launch holds no steps or one that took no time")
-    interval = describe(steps)
-    return launch_of(interval, interval.block_length)
+    return describe(steps)
 
 
-def launch_of(interval: MedianInterval, block_length: int | None) -> LaunchMedian:
-    """Args: interval: of the seconds of the steady steps."""
-    return LaunchMedian(
-        median=interval.median,
-        low=interval.low,
-        high=interval.high,
-        num_blocks=None if block_length is None else interval.count / block_length,
-        reason=interval.reason,
-    )
-
-
-def split_variance(launches: Sequence[LaunchMedian]) -> LaunchVariance:
+def split_variance(launches: Sequence[MedianInterval]) -> LaunchVariance:
     """Splits the variance within and between launches; returns the interval over launches.
 
     The model is one-way random effects on the logarithm of each launch's median. The variance
@@ -69,6 +43,9 @@ def split_variance(launches: Sequence[LaunchMedian]) -> LaunchVariance:
     explain the scatter. The interval is that of Hartung & Knapp 2001 and Sidik & Jonkman 2002, from
     Student's t with one degree of freedom less than launches, never narrower than the variance
     within implies (Roever, Knapp & Friede 2015). With two launches it is wide.
+
+    Args:
+        launches: of the seconds of the steady steps of each launch.
 
     Raises:
         ValueError: there are fewer than two launches.
@@ -84,22 +61,6 @@ def split_variance(launches: Sequence[LaunchMedian]) -> LaunchVariance:
     if not all(variances):
         reason = "the steps of a launch all take the same time"
         return LaunchVariance(medians=medians, reason=reason)
-    return _split(medians, variances)
-
-
-def _variance(launch: LaunchMedian) -> float:
-    """Returns the variance of the logarithm of a median, from the width of its interval.
-
-    The interval is as wide as that of Student's t for as many samples as blocks (see `describe`).
-    """
-    assert launch.low is not None
-    assert launch.high is not None
-    assert launch.num_blocks is not None
-    half = math.log(launch.high / launch.low) / 2
-    return (half / t_quantile((1 + CONFIDENCE) / 2, launch.num_blocks - 1)) ** 2
-
-
-def _split(medians: tuple[float, ...], variances: Sequence[float]) -> LaunchVariance:
     logs = [math.log(median) for median in medians]
     freedom = len(logs) - 1
     # DerSimonian & Laird 1986, equation 8.
@@ -120,6 +81,19 @@ def _split(medians: tuple[float, ...], variances: Sequence[float]) -> LaunchVari
         low=math.exp(center - half),
         high=math.exp(center + half),
     )
+
+
+def _variance(launch: MedianInterval) -> float:
+    """Returns the variance of the logarithm of a median, from the width of its interval.
+
+    The interval is as wide as that of Student's t for as many samples as blocks (see `describe`).
+    """
+    assert launch.low is not None
+    assert launch.high is not None
+    assert launch.block_length is not None
+    half = math.log(launch.high / launch.low) / 2
+    freedom = launch.count / launch.block_length - 1
+    return (half / t_quantile((1 + CONFIDENCE) / 2, freedom)) ** 2
 
 
 def _weighted_scatter(values: Sequence[float], weights: Sequence[float]) -> tuple[float, float]:

@@ -14,10 +14,7 @@ from statistics import NormalDist
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # numpy is slow to import, and a login node may lack it
-    import numpy as np
-    from numpy.typing import NDArray
-
-    Ints = NDArray[np.integer]
+    from unitransformer.stats.autocorrelation import Ints
 
 CONFIDENCE = 0.95
 MIN_SAMPLES = 50  # the coverage test holds from here on
@@ -95,7 +92,7 @@ def mean_rate(step_s: Sequence[float], per_step: float, *, between_steps_s: floa
     """Returns units per second from totals, which include the stalls that a median hides.
 
     Args:
-        between_s: total seconds between the steps.
+        between_steps_s: total seconds between the steps.
     """
     if not step_s or min(step_s) <= 0:
         raise ValueError("step_s holds no steps, or one that took no time; measure again")

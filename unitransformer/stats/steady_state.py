@@ -10,10 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # numpy is slow to import, and a login node may lack it
-    import numpy as np
-    from numpy.typing import NDArray
-
-    from unitransformer.stats.autocorrelation import Floats
+    from unitransformer.stats.autocorrelation import Bools, Floats
 
 MIN_STEPS = 8  # fewer cannot show that their level holds
 MIN_SHARE = 0.25  # of the steps: any ramp looks level at its end
@@ -137,7 +134,7 @@ def _change(seconds: "Floats", *, is_whole: bool) -> int | None:
     return split if abs(before - after) > TOLERANCE * after else None
 
 
-def _outlying(seconds: "Floats") -> "NDArray[np.bool_]":
+def _outlying(seconds: "Floats") -> "Bools":
     """Marks the steps far from the median of all."""
     import numpy as np
 
@@ -149,8 +146,7 @@ def _outlying(seconds: "Floats") -> "NDArray[np.bool_]":
 
 def _outlying_first(seconds: "Floats") -> int:
     """Counts the outlying steps at the start; a single other step among them does not end them."""
-    outlying = _outlying(seconds)
-    begin = 0
+    outlying, begin = _outlying(seconds), 0
     while outlying[begin : begin + 2].any():
         begin += 1
     return begin

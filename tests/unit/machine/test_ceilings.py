@@ -6,7 +6,6 @@ import itertools
 import resource
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,10 +15,9 @@ from unitransformer.machine import ceilings
 from unitransformer.machine.ceilings import (
     dtype_of,
     measure_ceiling,
-    measure_dtype,
     why_not_measured,
 )
-from unitransformer.machine.timing import EventClock, first_sample, repeat
+from unitransformer.machine.timing import event_clock, first_sample, repeat
 
 CPU = torch.device("cpu")
 TINY = ((8, 8, 8), (8, 16, 32))
@@ -37,7 +35,7 @@ def millisecond(work: Callable[[], object], calls: int) -> float:
 
 
 def test_a_product_of_8_by_16_by_32_in_a_millisecond_is_8_million_flops_per_second() -> None:
-    ceiling = measure_dtype(CPU, "float32", budget_s=0.4, clock=millisecond)
+    ceiling = measure_ceiling(CPU, "float32", budget_s=0.4, clock=millisecond)
     assert ceiling.best_product.name.startswith("8 x 16 x 32, ")
     assert ceiling.matmul_flops_per_s == pytest.approx(2 * 8 * 16 * 32 * 1000)
     assert len(ceiling.matmul) == 2 * 3  # two shapes, the three products of a linear layer
@@ -51,30 +49,34 @@ def test_the_ceiling_is_the_best_sample_and_the_median_is_kept_too() -> None:
         work()
         return calls * next(ticks)
 
-    ceiling = measure_dtype(CPU, "float32", budget_s=0.05, clock=uneven)
+    ceiling = measure_ceiling(CPU, "float32", budget_s=0.05, clock=uneven)
     fastest = max(p.work / second for p in ceiling.matmul for second in p.seconds)
     assert ceiling.matmul_flops_per_s == fastest
     assert ceiling.best_product.median_per_s <= fastest
 
 
-def test_a_product_predicted_to_take_too_long_is_not_tried() -> None:
+def test_a_product_predicted_to_take_too_long_is_not_tried(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(ceilings, "CPU_SHAPES", (*TINY, (64, 64, 64)))
+
     def never(work: Callable[[], object], calls: int) -> float:
         work()
         return calls * 1.0
 
-    ceiling = measure_dtype(CPU, "float32", budget_s=0.1, shapes=[(64, 64, 64)], clock=never)
+    ceiling = measure_ceiling(CPU, "float32", budget_s=0.1, clock=never)
     assert {product.name.split(",")[0] for product in ceiling.matmul} == {"8 x 8 x 8"}
 
 
 def test_a_clock_that_stands_still_is_an_error() -> None:
     with pytest.raises(RuntimeError, match=r"a call took 0\.0 s"):
-        measure_dtype(CPU, "float32", budget_s=0.1, clock=lambda work, calls: 0.0)
+        measure_ceiling(CPU, "float32", budget_s=0.1, clock=lambda work, calls: 0.0)
 
 
 @pytest.mark.parametrize("budget_s", [0.0, -1.0, float("nan"), float("inf")])
 def test_an_invalid_time_budget_is_refused(budget_s: float) -> None:
     with pytest.raises(ValueError, match="budget_s is"):
-        measure_ceiling(CPU, "32-true", budget_s=budget_s)
+        measure_ceiling(CPU, "float32", budget_s=budget_s)
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
@@ -83,7 +85,7 @@ def test_measuring_restores_random_states_and_settings_and_frees_its_tensors(
 ) -> None:
     torch.manual_seed(3)
     before = torch.get_rng_state(), torch.get_float32_matmul_precision(), _tensors()
-    ceiling = measure_ceiling(CPU, precision, budget_s=0.05)
+    ceiling = measure_ceiling(CPU, dtype_of(precision, CPU), budget_s=0.05)
     assert torch.equal(torch.get_rng_state(), before[0])
     assert (torch.get_float32_matmul_precision(), _tensors()) == before[1:]
     assert ceiling.dtype == ("float32" if precision == "32-true" else "bfloat16")
@@ -113,7 +115,7 @@ def test_memory_is_returned_to_the_system(monkeypatch: pytest.MonkeyPatch) -> No
     size = 2**28
     monkeypatch.setattr(ceilings, "_copy_bytes", lambda device: size)
     before = _resident_bytes()
-    measure_ceiling(CPU, "32-true", budget_s=0.05)
+    measure_ceiling(CPU, "float32", budget_s=0.05)
     assert _resident_bytes() - before < size / 4
 
 
@@ -122,7 +124,7 @@ def _resident_bytes() -> int:
 
 
 def test_a_real_product_has_a_plausible_rate() -> None:
-    ceiling = measure_ceiling(CPU, "32-true", budget_s=0.05)
+    ceiling = measure_ceiling(CPU, "float32", budget_s=0.05)
     assert ceiling.matmul_flops_per_s > 0
     assert len(ceiling.best_product.seconds) >= 3
     assert ceiling.elapsed_s > 0
@@ -141,7 +143,9 @@ def test_a_sample_holds_as_many_calls_as_a_coarse_clock_needs() -> None:
     assert len(repeat(lambda: None, 5, 0.0, counted)) == 3
 
 
-def test_gpu_events_are_read_in_seconds_after_the_work_has_ended() -> None:
+def test_gpu_events_are_read_in_seconds_after_the_work_has_ended(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     calls_made: list[str] = []
 
     class Event:
@@ -157,8 +161,8 @@ def test_gpu_events_are_read_in_seconds_after_the_work_has_ended() -> None:
         def elapsed_time(self, end: "Event") -> float:
             return 250.0  # milliseconds
 
-    clock = EventClock(cuda=SimpleNamespace(Event=Event))
-    assert clock(lambda: calls_made.append("work"), 2) == 0.25
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    assert event_clock(lambda: calls_made.append("work"), 2) == 0.25
     assert calls_made == ["record", "work", "work", "record", "wait"]
 
 
