@@ -49,7 +49,7 @@ def check_lists(values: Mapping[str, Any], kinds: Mapping[str, Kinds], where: st
 def look_up(values: Any, field: str, missing: Any = None) -> Any:
     """Returns the value under a dotted name, or `missing`."""
     for name in field.split("."):
-        values = values.get(name, missing) if isinstance(values, Mapping) else missing
+        values = values.get(name, missing) if isinstance(values, dict) else missing
     return values
 
 
@@ -59,7 +59,7 @@ def is_of_kind(value: Any, kinds: Kinds) -> bool:
     if own in UNBOUNDED:  # a bool is not an int here
         return own is kinds or (type(kinds) is tuple and own in kinds)
     # JSON has integers that no float can hold; Python also reads NaN and Infinity.
-    if isinstance(value, int | float) and not abs(value) <= sys.float_info.max:
+    if own in NUMBER and not abs(value) <= sys.float_info.max:
         return False
     return isinstance(value, kinds)
 
