@@ -17,7 +17,9 @@ from scaling.calibrate import CalibrateOptions, build_calibrate_parser, calibrat
 from scaling.lint.check import build_lint_parser, lint, render
 from scaling.parity.command import run_parity
 from scaling.parity.options import build_parity_parser, read_parity_options
-from scaling.published import build_published_parser, load_rows, recompute_rows, render_rows
+from scaling.published.csv_rows import load_rows
+from scaling.published.recompute import recompute_rows
+from scaling.published.table import build_published_parser, render_rows
 from scaling.replay.command import build_replay_parser, run_replay
 from scaling.report.command import run_report
 from scaling.report.options import build_report_parser, read_report_options

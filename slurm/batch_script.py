@@ -22,9 +22,9 @@ ARRAY = re.compile(r"\d+(-\d+(:\d+)?)?(,\d+(-\d+(:\d+)?)?)*(%[1-9]\d*)?")
 # Field of a job -> its format, and the fix in the error message.
 FORMATS = {
     "name": (NAME, "letters, digits and . _ + -"),
-    "folder": (PATH, "a path without backslashes or line breaks"),
-    "directory": (PATH, "a path without backslashes or line breaks"),
-    "python": (PATH, "a path without backslashes or line breaks"),
+    **dict.fromkeys(
+        ("folder", "directory", "python"), (PATH, "a path without backslashes or line breaks")
+    ),
     "time": (TIME, "30 (minutes), 2:00:00 or 1-12:00:00"),
     "partition": (NAMES, "the name of a partition, or several with commas"),
     "account": (NAME, "the name of an account"),
@@ -34,6 +34,8 @@ FORMATS = {
     "dependency": (DEPENDENCY, "one such as afterok:1234 or singleton"),
     "array": (ARRAY, "task numbers, such as 0-9 or 0-99%4"),
 }
+# Fields that are options of sbatch under the same name.
+PASSED_ON = ("time", "partition", "account", "qos", "exclude", "dependency", "array")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,13 +99,7 @@ def _directives(job: Job) -> list[str]:
         "ntasks-per-node": 1 if is_sweep else job.devices,
         "gpus-per-node": gpus if job.on_gpus else None,
         "cpus-per-task": cpus,
-        "time": job.time,
-        "partition": job.partition,
-        "account": job.account,
-        "qos": job.qos,
-        "exclude": job.exclude,
-        "dependency": job.dependency,
-        "array": job.array,
+        **{name: getattr(job, name) for name in PASSED_ON},
         "signal": f"{cluster.signal}@{cluster.signal_ahead_s}",
         "open-mode": "append",
         "output": f"{log_folder}/{'%x-%j' if job.array is None else '%x-%A_%a'}.log",

@@ -6,15 +6,15 @@ import re
 import subprocess
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 TIMEOUT_S = 30.0
 TRIES, PAUSE_S = 4, 3.0
 BUSY = re.compile(r"Socket timed out|Unable to contact|Resource temporarily", re.IGNORECASE)
-FIELDS = {"job": "%A", "array": "%F", "task": "%K", "state": "%T", "reason": "%r", "left": "%L"}
+ROW_FORMAT = "%A|%F|%K|%T|%r|%L"  # of `QueueRow`
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class QueueRow:
     """A job, or a task of an array, in the queue."""
 
@@ -56,14 +56,11 @@ def error_of(ended: "subprocess.CompletedProcess[str]") -> str:
 
 def list_queue() -> list[QueueRow]:
     """Returns this user's jobs in the queue. Raises as `call`; RuntimeError if squeue fails."""
-    form = "|".join(FIELDS.values())
-    ended = call("squeue", "--noheader", f"--user={getpass.getuser()}", f"--format={form}")
+    ended = call("squeue", "--noheader", f"--user={getpass.getuser()}", f"--format={ROW_FORMAT}")
     if ended.returncode:
         raise RuntimeError(f"squeue: {error_of(ended)}")
     rows = [line.strip().split("|") for line in ended.stdout.splitlines()]
-    return [
-        QueueRow(**dict(zip(FIELDS, row, strict=True))) for row in rows if len(row) == len(FIELDS)
-    ]
+    return [QueueRow(*row) for row in rows if len(row) == len(fields(QueueRow))]
 
 
 def show_job(job: str) -> list[dict[str, str]]:

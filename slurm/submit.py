@@ -48,6 +48,8 @@ TEXT_OPTIONS = {
     "--cluster": "name of a table in --clusters",
 }
 
+# Options whose default a cluster may set.
+OF_CLUSTERS = ("time", "partition", "account", "qos", "gpu_type")
 # Options of a recipe that a job sets itself -> what to do instead.
 SET_BY_JOB = {
     "--devices": "give it before --, as it sets the shape of the job",
@@ -135,11 +137,7 @@ def build_job(options: jsonargparse.Namespace, arguments: Sequence[str]) -> Job:
         nodes=options.nodes,
         devices=_first_given(options.devices, cluster.devices, DEVICES),
         on_gpus=option_of(arguments, "--accelerator") != "cpu",
-        time=_first_given(options.time, cluster.time),
-        partition=_first_given(options.partition, cluster.partition),
-        account=_first_given(options.account, cluster.account),
-        qos=_first_given(options.qos, cluster.qos),
-        gpu_type=_first_given(options.gpu_type, cluster.gpu_type),
+        **{name: _first_given(options[name], getattr(cluster, name)) for name in OF_CLUSTERS},
         exclude=options.exclude,
         dependency=options.dependency,
         array=options.array,

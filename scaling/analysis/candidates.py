@@ -12,6 +12,7 @@ from unitransformer.config import RunConfig
 DEFAULTS = {"compile": "off", "activation-checkpointing": "off", "cpu-offload": "no"}
 
 Key = tuple[RunConfig, int]  # what all candidates of a comparison share, and their global batch
+PLUS = " + "  # between the strategy and other settings in the name of a candidate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,7 +20,6 @@ class MissingCandidate:
     """A candidate that was tried and has no steady run."""
 
     name: str
-    strategy: str
     why: str  # every status that its runs ended with
 
 
@@ -29,25 +29,25 @@ class TriedCandidates:
 
     config: RunConfig  # of the first candidate
     steady: list[Run] = field(default_factory=list)
-    # By candidate name: the strategy, and the statuses in their order.
-    ended: dict[str, tuple[str, dict[str, None]]] = field(default_factory=dict)
+    # Statuses in their order, by the name of a candidate.
+    ended: dict[str, dict[str, None]] = field(default_factory=dict)
 
-    def add_status(self, name: str, strategy: str, status: str) -> None:
-        self.ended.setdefault(name, (strategy, {}))[1][status] = None
+    def add_status(self, name: str, status: str) -> None:
+        self.ended.setdefault(name, {})[status] = None
 
     @property
     def missing(self) -> tuple[MissingCandidate, ...]:
         steady = {name_of(run.config) for run in self.steady}
         return tuple(
-            MissingCandidate(name=name, strategy=strategy, why=", ".join(statuses))
-            for name, (strategy, statuses) in sorted(self.ended.items())
+            MissingCandidate(name=name, why=", ".join(statuses))
+            for name, statuses in sorted(self.ended.items())
             if name not in steady
         )
 
     @property
     def strategies(self) -> set[str]:
         steady = {run.config.parallel.strategy for run in self.steady}
-        return steady | {missing.strategy for missing in self.missing}
+        return steady | {name.partition(PLUS)[0] for name in self.ended}
 
 
 def name_of(config: RunConfig) -> str:
@@ -72,7 +72,7 @@ def _name(options: Mapping[str, str], accumulate: int) -> str:
         parts.append(f"checkpointing {options['activation-checkpointing']}")
     if options["cpu-offload"] not in ("no", "false", "False"):
         parts.append("offloaded to the host")
-    return " + ".join(parts)
+    return PLUS.join(parts)
 
 
 def find_tried(runs: Iterable[Run], cells: Sequence[Cell]) -> dict[Key, TriedCandidates]:
@@ -88,9 +88,9 @@ def find_tried(runs: Iterable[Run], cells: Sequence[Cell]) -> dict[Key, TriedCan
             group.steady.append(run)
         else:
             status = "not steady" if run.is_ok else str(run.record["status"])
-            group.add_status(name_of(run.config), run.config.parallel.strategy, status)
-    for config, name, strategy, status in _without_record(cells):
-        group_of(config).add_status(name, strategy, status)
+            group.add_status(name_of(run.config), status)
+    for config, name, status in _without_record(cells):
+        group_of(config).add_status(name, status)
     return groups
 
 
@@ -105,8 +105,8 @@ def _shared(config: RunConfig) -> Key:
     return replace(config, parallel=parallel, batch_size=1, accumulate=1), config.global_batch_size
 
 
-def _without_record(cells: Sequence[Cell]) -> Iterator[tuple[RunConfig, str, str, str]]:
-    """Yields a config of the same comparison, name, strategy and status of each cell without one.
+def _without_record(cells: Sequence[Cell]) -> Iterator[tuple[RunConfig, str, str]]:
+    """Yields a config of the same comparison, the name and the status of each cell without one.
 
     A cell whose options the recipe refused has no config. Another cell that differs only in
     candidate options lends it one.
@@ -121,12 +121,11 @@ def _without_record(cells: Sequence[Cell]) -> Iterator[tuple[RunConfig, str, str
         outcome = cell.outcome
         status = "without its record" if outcome.status == "ok" else outcome.status
         if outcome.config is not None:
-            strategy = outcome.config.parallel.strategy
-            yield outcome.config, name_of(outcome.config), strategy, status
+            yield outcome.config, name_of(outcome.config), status
         elif (neighbor := configs.get(_place(cell))) is not None:
             plain = {"strategy": neighbor.parallel.strategy, **DEFAULTS}
             options = {name: str(outcome.options.get(name, plain[name])) for name in plain}
-            yield neighbor, _name(options, neighbor.accumulate), options["strategy"], status
+            yield neighbor, _name(options, neighbor.accumulate), status
 
 
 def _place(cell: Cell) -> tuple[Any, ...]:

@@ -44,12 +44,12 @@ class Estimate:
         return math.log(self.high / self.low) / 2
 
     def times(self, factor: float) -> "Estimate":
-        ends = [None if end is None else end * factor for end in (self.low, self.high)]
-        return replace(self, value=self.value * factor, low=ends[0], high=ends[1])
+        low, high = (end and end * factor for end in (self.low, self.high))
+        return replace(self, value=self.value * factor, low=low, high=high)
 
     def inverse(self) -> "Estimate":
-        ends = [None if end is None else 1 / end for end in (self.high, self.low)]
-        return replace(self, value=1 / self.value, low=ends[0], high=ends[1])
+        low, high = (end and 1 / end for end in (self.high, self.low))
+        return replace(self, value=1 / self.value, low=low, high=high)
 
 
 def ratio(over: Estimate, under: Estimate) -> Estimate:
@@ -58,7 +58,11 @@ def ratio(over: Estimate, under: Estimate) -> Estimate:
     half, other_half = over.log_half_width, under.log_half_width
     if half is None or other_half is None:
         return Estimate(value=value, reason=over.reason or under.reason)
-    factor = math.exp(math.hypot(half, other_half))
+    return _around(value, math.hypot(half, other_half))
+
+
+def _around(value: float, log_half_width: float) -> Estimate:
+    factor = math.exp(log_half_width)
     return Estimate(value=value, low=value / factor, high=value * factor)
 
 
@@ -68,8 +72,7 @@ def pooled_rate(runs: Sequence[Run]) -> Estimate:
     The interval of one launch covers its steps only, not other launches. Several launches have the
     interval of `split_variance`.
 
-    Raises:
-        ValueError: runs of several configs, a run without a steady state.
+    Raises ValueError for runs of several configs, and a run without a steady state.
     """
     configs = {run.config for run in runs}
     if len(configs) != 1:
@@ -104,8 +107,7 @@ class Scatter:
 
     def around(self, value: float, launches: int) -> Estimate:
         error = self.deviation / math.sqrt(launches)
-        factor = math.exp(t_quantile((1 + CONFIDENCE) / 2, self.freedom) * error)
-        return Estimate(value=value, low=value / factor, high=value * factor)
+        return _around(value, t_quantile((1 + CONFIDENCE) / 2, self.freedom) * error)
 
 
 ModelOnMachine = tuple[ModelConfig, str]  # the model, and the processors it ran on

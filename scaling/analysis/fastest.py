@@ -88,11 +88,6 @@ class StrategyComparison:
     def candidates(self) -> tuple[Candidate, ...]:
         return self.ranked + self.unranked
 
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The names of all candidates that were tried."""
-        return (*(each.name for each in self.candidates), *(each.name for each in self.missing))
-
 
 def compare_strategies(
     runs: Iterable[Run], certificates: Sequence[Certificate], cells: Sequence[Cell] = ()

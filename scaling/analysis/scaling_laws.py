@@ -9,7 +9,6 @@ start. The time c of one device is fitted too, since the baseline is as noisy as
 may have several devices.
 """
 
-import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -86,20 +85,16 @@ def fit_law(name: LawName, points: Sequence[LawPoint]) -> LawFit:
     deviation, or 0, all points have equal weight, and the noise is estimated from their scatter,
     with the uncertainty of that estimate (Student's t).
 
-    Raises:
-        ValueError: two points have the same device count.
+    Raises ValueError if two points have the same device count.
     """
     counts = [point.devices for point in points]
     if len(set(counts)) != len(counts):
         raise ValueError(f"devices are {counts}; pool the points of one count first")
     if len(counts) < LEAST_COUNTS:
         return LawFit(name=name, reason=f"{len(counts)} device counts, a fit needs {LEAST_COUNTS}")
-    return _fit(name, sorted(points, key=lambda point: point.devices))
-
-
-def _fit(name: LawName, points: Sequence[LawPoint]) -> LawFit:
     import numpy as np
 
+    points = sorted(points, key=lambda point: point.devices)
     p = np.asarray([point.devices for point in points], dtype=np.float64)
     # The coefficients are c (1 - a), c a and, for the universal scalability law, c b.
     columns = np.stack([1 / p, np.ones_like(p), p - 1][: 1 + len(PARAMETERS[name])], axis=1)
@@ -160,17 +155,16 @@ def _solve(columns: "Floats", times: "Floats", deviations: "Floats") -> "Floats"
     gram, target = transposed @ design, transposed @ (1 / deviations)
     best = np.zeros_like(target)
     most_explained = np.full(len(times), -np.inf)
-    for size in range(1, columns.shape[1] + 1):
-        for nonzero in map(list, itertools.combinations(range(columns.shape[1]), size)):
-            if nonzero[0] == 2:
-                continue  # c would be 0
-            inner = gram[:, nonzero][:, :, nonzero]
-            solution = np.linalg.solve(inner, target[:, nonzero, None])[:, :, 0]
-            explained = np.sum(solution * target[:, nonzero], axis=1)
-            is_better = (solution >= 0).all(axis=1) & (explained > most_explained)
-            most_explained[is_better] = explained[is_better]
-            best[is_better] = 0.0
-            best[np.ix_(is_better, nonzero)] = solution[is_better]
+    for nonzero in ([0], [1], [0, 1], [0, 2], [1, 2], [0, 1, 2]):  # with 2 alone, c would be 0
+        if nonzero[-1] == columns.shape[1]:
+            continue
+        inner = gram[:, nonzero][:, :, nonzero]
+        solution = np.linalg.solve(inner, target[:, nonzero, None])[:, :, 0]
+        explained = np.sum(solution * target[:, nonzero], axis=1)
+        is_better = (solution >= 0).all(axis=1) & (explained > most_explained)
+        most_explained[is_better] = explained[is_better]
+        best[is_better] = 0.0
+        best[np.ix_(is_better, nonzero)] = solution[is_better]
     coefficients: Floats = best / scale[:, 0]
     return coefficients
 

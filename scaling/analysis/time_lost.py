@@ -76,8 +76,7 @@ def explain(baseline: Run, run: Run) -> TimeLost:
     The ideal step takes T_0 (p_0 / p_n) (units_n / units_0) seconds for p devices, where 0 is the
     baseline. The same ratio is the ideal for each part.
 
-    Raises:
-        ValueError: a run has no steady state, or the recipes differ.
+    Raises ValueError if a run has no steady state, or the recipes differ.
     """
     if run.config.recipe != baseline.config.recipe:
         raise ValueError(
@@ -118,11 +117,9 @@ def _trace(run: Run) -> Mapping[str, Any] | None:
 
 def _communication(baseline: Run, run: Run) -> tuple[Source, Shares, Shares]:
     """Returns the best source that both runs have, and their shares by it."""
-    before, after = _clock_shares(baseline), _clock_shares(run)
-    if before and after:
+    if (before := _clock_shares(baseline)) and (after := _clock_shares(run)):
         return "clock", before, after
-    before, after = _trace_shares(baseline), _trace_shares(run)
-    if before and after:
+    if (before := _trace_shares(baseline)) and (after := _trace_shares(run)):
         return "trace", before, after
     return "nothing", {}, {}
 

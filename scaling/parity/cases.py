@@ -86,11 +86,7 @@ class CurveComparison:
 
 
 def compare(reference: Curves, curves: Curves) -> CurveComparison:
-    """Returns the largest relative differences from the reference.
-
-    Raises:
-        ValueError: curves that are empty or not of the same length.
-    """
+    """Raises ValueError for curves that are empty or not of the same length."""
     loss, loss_step = _largest_difference(reference.loss, curves.loss)
     norm, norm_step = _largest_difference(reference.gradient_norm, curves.gradient_norm)
     return CurveComparison(
@@ -180,11 +176,8 @@ def list_cases(axes: Axes, *, is_quick: bool) -> list[Case]:
     """Returns every combination, and each strategy once with two micro-batches.
 
     `single` always has one device. `hsdp` replicates between nodes, so it has two nodes if each
-    node then has several devices.
-
-    Args:
-        is_quick: combinations differ from float32, not compiled, not checkpointed in one axis at
-            most.
+    node then has several devices. In a quick study, combinations differ from float32, not compiled,
+    not checkpointed in one axis at most.
     """
     cases: list[Case] = []
     for strategy in axes.strategies:

@@ -20,7 +20,6 @@ from scaling.parity.cases import (
     ParityVerdict,
     compare,
 )
-from scaling.parity.evidence import Work, find_inactive_feature
 from unitransformer.config import Precision, Recipe, RunConfig
 from unitransformer.record.fields import NUMBER, RELATIVE_ERROR, Kinds, is_of_kind
 
@@ -38,6 +37,51 @@ CASE_FIELDS: dict[str, Kinds] = {
     "gradient_norm_step": (int, NoneType),
     "first_loss_difference": (*NUMBER, NoneType),
 }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """What the compiler and checkpointing did on each rank; None: not recorded."""
+
+    graphs: tuple[int | None, ...]
+    graph_breaks: tuple[int, ...]
+    late_recompiles: tuple[int, ...]  # after the first step, which compiles each layer once
+    recomputed_layers: tuple[int | None, ...]
+
+
+def work_of(record: Mapping[str, Any]) -> Work:
+    ranks = record["compile"]
+    return Work(
+        graphs=tuple(rank["graphs"] for rank in ranks),
+        graph_breaks=tuple(len(rank["graph_breaks"]) for rank in ranks),
+        # A recompile without a step belongs to validation, which uses layers in another mode.
+        late_recompiles=tuple(sum(bool(r["step"]) for r in rank["recompiles"]) for rank in ranks),
+        recomputed_layers=tuple(record["recomputed_layers"]),
+    )
+
+
+def find_inactive_feature(case: Case, work: Work | None, num_layers: int) -> str | None:
+    """Returns why a run was not `case`, whatever its losses are; None: it was, or is not known.
+
+    A compiler that made no graph and checkpointing that recomputed nothing train the plain model;
+    then equal losses prove nothing about these features.
+    """
+    if work is None:
+        return None
+    if case.compile != "off":
+        if not all(work.graphs):
+            return f"compile {case.compile} made no graph"
+        if any(work.graph_breaks):
+            return f"compile {case.compile} broke graphs {max(work.graph_breaks)} times"
+        if any(work.late_recompiles):
+            times = max(work.late_recompiles)
+            return f"compile {case.compile} compiled again {times} times after the first step"
+    checkpointing = case.activation_checkpointing
+    expected = 0 if checkpointing == "off" else num_layers
+    if any(number != expected for number in work.recomputed_layers):
+        layers = ", ".join(sorted(set(map(str, work.recomputed_layers))))
+        return f"checkpointing {checkpointing} computed {layers} of {num_layers} layers again"
+    return None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,10 +136,7 @@ class Certificate:
 
     def inactive_feature(self, result: CaseResult) -> str | None:
         """Returns why the run did not do what its case asks for; None if it did."""
-        if result.work is None:
-            return None
-        num_layers = self.config.model.num_layers
-        return find_inactive_feature(result.case, result.work, num_layers=num_layers)
+        return find_inactive_feature(result.case, result.work, self.config.model.num_layers)
 
 
 def describe_result(
@@ -109,15 +150,10 @@ def describe_result(
     elapsed_s: float,
     command: str,
 ) -> dict[str, Any]:
-    """Returns a case as a certificate stores it.
-
-    Args:
-        num_layers: of the model.
-        failure: without curves, whether it was refused or failed, and why.
-    """
+    """Returns a case as a certificate stores it; without curves, `failure` says why."""
     comparison = None if curves is None else compare(reference, curves)
     if comparison is not None:
-        reason = work and find_inactive_feature(case, work, num_layers=num_layers)
+        reason = find_inactive_feature(case, work, num_layers)
         verdict: ParityVerdict = "different"
         if reason is None:
             verdict = comparison.verdict(BOUNDS[case.precision])

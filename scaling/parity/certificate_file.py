@@ -14,9 +14,9 @@ from scaling.parity.certificate import (
     SCHEMA,
     CaseResult,
     Certificate,
+    Work,
     describe_config,
 )
-from scaling.parity.evidence import Work
 from unitransformer.config import Precision, RunConfig, from_dict, hash_values
 from unitransformer.files import write_atomically
 from unitransformer.record.fields import HOST_FIELDS, NUMBER, Kinds, check_fields, check_lists
@@ -51,11 +51,9 @@ WORK_FIELDS: dict[str, Kinds] = {
 
 
 def write_certificate(content: Mapping[str, Any], folder: Path) -> Path:
-    """Validates a certificate, and writes it under the hash of the reference and a new number.
+    """Writes a certificate under the hash of the reference and a new number.
 
-    Raises:
-        ValueError: the certificate is not valid.
-        OSError: the file cannot be written.
+    Raises ValueError for a certificate that is not valid, and OSError.
     """
     certificate = read_certificate(content, "certificate")
     stem = f"{KIND}-{certificate.recipe}-{certificate.config.hash()}"
@@ -72,11 +70,7 @@ def is_certificate(content: Any) -> bool:
 
 
 def read_certificate(content: Mapping[str, Any], name: str) -> Certificate:
-    """Checks every field that a verdict needs.
-
-    Raises:
-        ValueError: a field is missing, has another type or contradicts another field.
-    """
+    """Raises ValueError for a field that is missing, has another type or contradicts another."""
     if not is_certificate(content) or content.get("schema") != SCHEMA:
         raise ValueError(
             f"certificate: schema is {content.get('schema')!r}; this version reads {SCHEMA}"

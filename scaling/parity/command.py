@@ -26,9 +26,8 @@ from scaling.parity.cases import (
     list_cases,
     refusal,
 )
-from scaling.parity.certificate import Certificate
+from scaling.parity.certificate import Certificate, Work, work_of
 from scaling.parity.certificate_file import read_certificate, write_certificate
-from scaling.parity.evidence import Work, work_of
 from scaling.parity.local_nodes import PORT, run_on_nodes, torchrun_options
 from scaling.parity.options import ParityOptions
 from scaling.parity.recipe_arguments import ParityTask
@@ -42,6 +41,9 @@ from scaling.recipe_process import (
 )
 from unitransformer.config import Recipe, RunConfig
 from unitransformer.record.schema import Record, config_of, load_record
+
+# What a certificate copies from the record of the reference.
+FIELDS_OF_RECORD = ("config", "versions", "code", "hardware", "data")
 
 # Returns the result, the record of a run that succeeded, and the error in one line.
 RunCase = Callable[[ParityTask, Case], tuple[ProcessResult, Record | None, str]]
@@ -151,7 +153,17 @@ def _certify(
         progress = f"{reference.task.recipe} {number}/{len(cases)} {case.label}"
         _print(f"{progress}: {_format_result(results[-1])}")
     content = {
-        **_describe(reference),
+        "schema": certificate.SCHEMA,
+        "kind": certificate.KIND,
+        **certificate.describe_config(reference.config),
+        "bounds": certificate.describe_bounds(),
+        **{name: reference.record[name] for name in FIELDS_OF_RECORD},
+        "reference": {
+            "command": reference.command,
+            "elapsed_s": reference.elapsed_s,
+            "loss": list(reference.curves.loss),
+            "gradient_norm": list(reference.curves.gradient_norm),
+        },
         "device_counts": list(options.axes.devices),
         "command": options.command,
         "started_at": started.isoformat(timespec="seconds"),
@@ -251,21 +263,3 @@ def _format_result(result: dict[str, Any]) -> str:
         f"gradient norm {result['gradient_norm_difference']:.1e} at step "
         f"{result['gradient_norm_step']} ({result['elapsed_s']:.1f} s)"
     )
-
-
-def _describe(reference: _Reference) -> dict[str, Any]:
-    """Returns the part of the certificate that does not depend on the cases."""
-    record = reference.record
-    return {
-        "schema": certificate.SCHEMA,
-        "kind": certificate.KIND,
-        **certificate.describe_config(reference.config),
-        "bounds": certificate.describe_bounds(),
-        **{name: record[name] for name in ("config", "versions", "code", "hardware", "data")},
-        "reference": {
-            "command": reference.command,
-            "elapsed_s": reference.elapsed_s,
-            "loss": list(reference.curves.loss),
-            "gradient_norm": list(reference.curves.gradient_norm),
-        },
-    }

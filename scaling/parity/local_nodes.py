@@ -39,7 +39,8 @@ def run_on_nodes(
         devices: per node.
         log: file for the output of all nodes, with the first failure as its last line.
     """
-    port = _free_port()
+    with socket.create_server((ADDRESS, 0)) as probe:
+        port = int(probe.getsockname()[1])  # free
     logs = [log.with_name(f"{log.name}-{node}") for node in range(num_nodes)]
     failures = [log.with_name(f"{node}.failure") for node in range(num_nodes)]
 
@@ -76,8 +77,3 @@ def _devices_of(node: int, devices: int, accelerator: str) -> dict[str, str]:
     first, end = node * devices, (node + 1) * devices
     gpus = range(first, end) if visible is None else visible.split(",")[first:end]
     return {VISIBLE: ",".join(map(str, gpus))}
-
-
-def _free_port() -> int:
-    with socket.create_server((ADDRESS, 0)) as probe:
-        return int(probe.getsockname()[1])

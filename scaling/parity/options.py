@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 import jsonargparse
 
 from scaling.parity.cases import LEAST_STEPS, STRATEGIES, Axes, list_cases
-from scaling.parity.recipe_arguments import check_batch, check_options
+from scaling.parity.recipe_arguments import check_options
 from unitransformer.config import Accelerator, ActivationCheckpointing, Compile, Precision, Recipe
 
 DEFAULT_OUT = Path("scaling/results/records")
@@ -46,42 +46,34 @@ def build_parity_parser() -> jsonargparse.ArgumentParser:
         "compile": "off,default",
         "activation-checkpointing": ",".join(get_args(ActivationCheckpointing)),
     }
+
+    def add(flag: str, kind: Any, default: Any, help_text: str) -> None:
+        parser.add_argument(flag, type=kind, default=default, help=help_text)
+
     parser.add_argument("--config", action="config", help="YAML file with any of these options")
-    parser.add_argument(
-        "--recipe", type=Literal[*get_args(Recipe), "all"], default="all", help="models to train"
-    )
-    parser.add_argument("--devices", type=str, default="2", help="device counts, such as 2,4")
+    add("--recipe", Literal[*get_args(Recipe), "all"], "all", "models to train")
+    add("--devices", str, "2", "device counts, such as 2,4")
     for name, default in everything.items():
-        parser.add_argument(f"--{name}", type=str, default=default, help="comma-separated values")
+        add(f"--{name}", str, default, "comma-separated values")
     parser.add_argument(
         "--quick", action="store_true", help="vary one axis at a time, not all combinations"
     )
-    parser.add_argument("--steps", type=int, default=24, help=f"at least {LEAST_STEPS}")
-    parser.add_argument(
-        "--global-batch-size", type=int, default=8, help="samples per step over all devices"
-    )
-    parser.add_argument(
-        "--accelerator", type=Accelerator, default="auto", help="auto uses GPUs if there are any"
-    )
-    parser.add_argument(
-        "--case-timeout", type=float, default=600.0, help="seconds after which a run fails"
-    )
-    parser.add_argument("--out", type=Path, default=DEFAULT_OUT, help="folder for certificates")
+    add("--steps", int, 24, f"at least {LEAST_STEPS}")
+    add("--global-batch-size", int, 8, "samples per step over all devices")
+    add("--accelerator", Accelerator, "auto", "auto uses GPUs if there are any")
+    add("--case-timeout", float, 600.0, "seconds after which a run fails")
+    add("--out", Path, DEFAULT_OUT, "folder for certificates")
     return parser
 
 
 def read_parity_options(
     given: Any, recipe_options: Sequence[str], arguments: Sequence[str]
 ) -> ParityOptions:
-    """Checks the options.
+    """Checks the parsed options; raises ValueError naming option, value and fix.
 
     Args:
-        given: the result of the parser.
         recipe_options: the options after `--`.
         arguments: the whole command line.
-
-    Raises:
-        ValueError: the message names option, value and fix.
     """
     checkpointing = given.activation_checkpointing, get_args(ActivationCheckpointing)
     axes = Axes(
@@ -99,7 +91,13 @@ def read_parity_options(
         if not value >= least:
             raise ValueError(f"{name} is {value}; it must be at least {least}")
     check_options(recipe_options)
-    check_batch(given.global_batch_size, list_cases(axes, is_quick=given.quick))
+    for case in list_cases(axes, is_quick=given.quick):
+        parts = case.devices * case.accumulate
+        if given.global_batch_size % parts:
+            raise ValueError(
+                f"global-batch-size {given.global_batch_size} does not divide into {parts} parts "
+                f"for {case.label}; choose a multiple of {parts}"
+            )
     return ParityOptions(
         recipes=get_args(Recipe) if given.recipe == "all" else (given.recipe,),
         axes=axes,

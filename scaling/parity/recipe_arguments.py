@@ -1,7 +1,7 @@
 """Builds the recipe's command line for a parity case."""
 
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from scaling.parity.cases import Case
@@ -69,14 +69,3 @@ def check_options(options: Sequence[str]) -> None:
     for name in map(_name_of, options):
         if name in DECIDED_OPTIONS:
             raise ValueError(f"{name} is decided by the comparison; leave it out")
-
-
-def check_batch(global_batch_size: int, cases: Iterable[Case]) -> None:
-    """Raises ValueError for a global batch that does not divide equally."""
-    for case in cases:
-        parts = case.devices * case.accumulate
-        if global_batch_size % parts:
-            raise ValueError(
-                f"global-batch-size {global_batch_size} does not divide into {parts} parts for "
-                f"{case.label}; choose a multiple of {parts}"
-            )

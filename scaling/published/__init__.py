@@ -16,13 +16,4 @@ Brackets after the name of the source say which figures are derived or assumed.
 | SimuMax | measurements that a simulator is compared with, eight B200 |
 | vTrain | measurements that a simulator is compared with, A100 |
 | lightning-thunder | Llama 2 7B on H100 from one pull request |
-
-`load_rows` reads them, `recompute_rows` recomputes and compares, `render_rows` makes the table of
-`python -m scaling published`.
 """
-
-from scaling.published.csv_rows import load_rows
-from scaling.published.recompute import recompute_rows
-from scaling.published.table import build_published_parser, render_rows
-
-__all__ = ["build_published_parser", "load_rows", "recompute_rows", "render_rows"]

@@ -3,7 +3,7 @@
 import csv
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -54,15 +54,19 @@ class PublishedRow:
 def load_rows(path: Path | None = None) -> tuple[PublishedRow, ...]:
     """Returns the built-in rows, or those of another file with the same columns.
 
-    Raises:
-        ValueError: a missing column or a cell that cannot be read; names file, line and field.
-        OSError: the file cannot be opened.
+    Raises ValueError for a missing column or a cell that cannot be read, with file, line and field.
     """
     path = BUILTIN_ROWS if path is None else path
     with path.open(encoding="utf-8", newline="") as file:
         reader = csv.DictReader(file, strict=True)
         try:
-            _check_header(reader.fieldnames or ())
+            missing = [column for column in COLUMNS if column not in (reader.fieldnames or ())]
+            if missing:
+                more = f", and {len(missing) - 1} more" if len(missing) > 1 else ""
+                raise ValueError(
+                    f"column {missing[0]} is missing{more}; the first line has to be "
+                    f"{','.join(COLUMNS)}"
+                )
             # A quoted cell may span lines: line_num is the line a row ends on.
             rows = tuple(_row_at(reader.line_num, cells) for cells in reader)
         except (csv.Error, ValueError) as error:
@@ -70,14 +74,6 @@ def load_rows(path: Path | None = None) -> tuple[PublishedRow, ...]:
     if not rows:
         raise ValueError(f"{path}: no row below the header; give a file with published runs")
     return rows
-
-
-def _check_header(names: Sequence[str]) -> None:
-    missing = [column for column in COLUMNS if column not in names]
-    if missing:
-        first = f"column {missing[0]} is missing"
-        more = f", and {len(missing) - 1} more" if len(missing) > 1 else ""
-        raise ValueError(f"{first}{more}; the first line has to be {','.join(COLUMNS)}")
 
 
 def _row_at(line: int, cells: Mapping[str | None, str | None]) -> PublishedRow:

@@ -10,15 +10,6 @@ from scaling.markdown import table
 from scaling.published.recompute import Check, RecomputedRow
 from unitransformer.record.units import format_count
 
-HEADERS = (
-    "source",
-    "rows",
-    "convention",
-    "compared",
-    "largest difference",
-    "beyond printed digits",
-    "flagged",
-)
 MEANINGS = (
     "palm: 6N + 12LdT, N with embeddings and learned positions | matmul: 6 per parameter of a "
     "matrix product, attention in full | matmul_causal: the same, attention halved | -: the source "
@@ -49,7 +40,11 @@ def render_rows(rows: Sequence[RecomputedRow]) -> str:
     lines = [_line([row for row in rows if row.row.source == name]) for name in names]
     flagged = [row for row in rows if row.flags]
     total = f"{format_count(len(rows), 'row')}, {len(flagged)} flagged"
-    parts = [table(HEADERS, lines), MEANINGS, "\n".join([total, *map(_flagged, flagged)])]
+    parts = [
+        table(list(lines[0]), [list(line.values()) for line in lines]),
+        MEANINGS,
+        "\n".join([total, *map(_flagged, flagged)]),
+    ]
     left_out = Counter(f"{row.row.source}, {row.left_out}" for row in rows if row.left_out)
     if left_out:
         reasons = [f"- {reason} ({format_count(n, 'row')})" for reason, n in left_out.items()]
@@ -57,7 +52,7 @@ def render_rows(rows: Sequence[RecomputedRow]) -> str:
     return "\n\n".join(parts)
 
 
-def _line(group: Sequence[RecomputedRow]) -> tuple[str, ...]:
+def _line(group: Sequence[RecomputedRow]) -> dict[str, str]:
     source = group[0].source
     convention = (source.convention or "-") if source else "unknown"
     checks = [check for row in group for check in row.checks]
@@ -66,15 +61,15 @@ def _line(group: Sequence[RecomputedRow]) -> tuple[str, ...]:
     held = sum(row.num_larger > 0 for row in group)
     compared += [f"{held} with more GPUs"] if held else []
     rates = [check for check in checks if check.figure != "parameters"]
-    return (
-        group[0].row.source,
-        str(len(group)),
-        convention,
-        ", ".join(compared) or "nothing",
-        _largest(rates),
-        f"{max(check.excess for check in rates):.2%}" if rates else "",
-        str(sum(bool(row.flags) for row in group)),
-    )
+    return {
+        "source": group[0].row.source,
+        "rows": str(len(group)),
+        "convention": convention,
+        "compared": ", ".join(compared) or "nothing",
+        "largest difference": _largest(rates),
+        "beyond printed digits": f"{max(c.excess for c in rates):.2%}" if rates else "",
+        "flagged": str(sum(bool(row.flags) for row in group)),
+    }
 
 
 def _largest(rates: Sequence[Check]) -> str:

@@ -9,7 +9,7 @@ import json
 import os
 import socket
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -27,34 +27,22 @@ class Holder:
     since_s: float  # clock time
 
 
-class Claim:
-    """Keeps other processes from claiming a cell until it is released or this process ends."""
-
-    def __init__(self, lock: FileLock, note: Path) -> None:
-        self._lock, self._note = lock, note
-        self._file = note.open("a+")
-        fcntl.flock(self._file, fcntl.LOCK_EX)  # waits for readers
-        holder = {"host": socket.gethostname(), "process": os.getpid(), "since_s": time.time()}
-        self._file.truncate(0)
-        self._file.write(json.dumps(holder))
-        self._file.flush()
-
-    def release(self) -> None:
-        self._note.unlink(missing_ok=True)
-        self._file.close()
-        self._lock.release()
-
-
-def claim(folder: Path, name: str) -> Claim | None:
-    """Claims a cell in the folder of a sweep; returns None if another process has claimed it."""
+def claim(folder: Path, name: str) -> contextlib.ExitStack | None:
+    """Claims a cell until the result is closed or this process ends; None: another process has."""
     claims = folder / CLAIMS
     claims.mkdir(exist_ok=True)
-    lock = FileLock(claims / f"{name}{LOCK}")
+    claimed, path = contextlib.ExitStack(), claims / f"{name}{NOTE}"
     try:
-        lock.acquire(blocking=False)
+        claimed.enter_context(FileLock(claims / f"{name}{LOCK}").acquire(blocking=False))
     except Timeout:
         return None
-    return Claim(lock, claims / f"{name}{NOTE}")
+    note = claimed.enter_context(path.open("w"))
+    claimed.callback(path.unlink, missing_ok=True)
+    fcntl.flock(note, fcntl.LOCK_EX)  # waits for readers
+    holder = Holder(host=socket.gethostname(), process=os.getpid(), since_s=time.time())
+    note.write(json.dumps(asdict(holder)))
+    note.flush()
+    return claimed
 
 
 def find_holders(folder: Path) -> dict[str, Holder]:

@@ -14,10 +14,10 @@ from scaling.sweep import max_batch
 from scaling.sweep.claims import find_holders
 from scaling.sweep.engine import Agenda, Sweep, open_folder
 from scaling.sweep.estimate import load_calibrations, render_plan
-from scaling.sweep.job_status import JobReporter, report_summary
 from scaling.sweep.options import SweepOptions
 from scaling.sweep.plan import CellTask, RecipePlanner, open_planner, plan_tasks, sort_tasks
 from scaling.sweep.progress import Progress
+from scaling.sweep.run_cell import now
 from scaling.sweep.study import Cell
 from unitransformer.files import check_writable
 from unitransformer.launch.process_tree import can_measure_memory
@@ -31,11 +31,7 @@ FAILED = ("crashed", "timeout", "preempted")
 def run_sweep(options: SweepOptions) -> int:
     """Runs the unfinished cells; returns 1 if some cell failed, otherwise 0.
 
-    Raises:
-        ValueError: an axis or value that a recipe does not know, or a folder of something else.
-        OSError: the folder cannot be written; finished cells stay.
-        RuntimeError: the process that plans the cells failed.
-        KeyboardInterrupt: a signal stopped the sweep; finished cells stay.
+    Raises as `open_folder`, `plan_tasks` and `Sweep.work`.
     """
     if options.limits.memory_limit_bytes is not None and not can_measure_memory():
         raise ValueError("memory-limit needs /proc, which this system does not have; leave it out")
@@ -87,12 +83,10 @@ def _run(options: SweepOptions, planner: RecipePlanner) -> int:
             runner=runner,
             host=host,
             retry=options.retry,
-            retry_before=options.retry_before,
+            retry_before=options.retry_before or now(),
         )
         with _progress(sweep, options) as progress:
-            observer = JobReporter(progress, options.out)
-            summary = sweep.work(observer, max_cells=options.max_cells)
-    report_summary(summary)
+            summary = sweep.work(progress, max_cells=options.max_cells)
     print(summary.format())
     if limit is not None:
         _, done = sweep.scan()

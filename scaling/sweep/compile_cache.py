@@ -8,7 +8,6 @@ starts with links to all shared files. A cell that ends well shares the files th
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
@@ -16,26 +15,15 @@ FOLDER = "compile-cache"
 TEMPORARY = (".lock", ".tmp")
 
 
-def link_shared(shared: Path, folder: Path) -> None:
-    """Creates the folder of a cell with all shared files."""
-    folder.mkdir(parents=True)
-    for source in _files(shared):
-        _link(source, folder / source.relative_to(shared))
-
-
-def publish(folder: Path, shared: Path) -> None:
-    """Shares the files that a cell has compiled."""
-    for source in _files(folder):
-        target = shared / source.relative_to(folder)
-        if not target.exists():
-            _link(source, target)
-
-
-def _files(folder: Path) -> Iterator[Path]:
+def share(folder: Path, other: Path) -> None:
+    """Links the compiled files of a folder into another one, which may have some of them."""
+    other.mkdir(parents=True, exist_ok=True)
     for parent, _, names in os.walk(folder):
         for name in names:
-            if not name.startswith(".") and not name.endswith(TEMPORARY):
-                yield Path(parent, name)
+            target = other / Path(parent, name).relative_to(folder)
+            is_temporary = name.startswith(".") or name.endswith(TEMPORARY)
+            if not is_temporary and not target.exists():
+                _link(Path(parent, name), target)
 
 
 def _link(source: Path, target: Path) -> None:

@@ -6,25 +6,27 @@ process that holds it, and it is finished by one file, which is written atomical
 """
 
 import contextlib
+import functools
 import json
+import os
 import shutil
-import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 from filelock import FileLock
 
-from scaling.recipe_process import ProcessResult, Runner
+from scaling.recipe_process import Runner
 from scaling.store.outcome import CELLS, FILE, STUDY, CellOutcome, load_outcome, write_outcome
-from scaling.sweep.claims import Claim, claim
+from scaling.sweep.claims import claim
 from scaling.sweep.memory_inference import OomCauses, find_cause, is_recheck, root_cause
 from scaling.sweep.plan import CellTask
 from scaling.sweep.run_cell import Limits, now, outcome_without_run, run_cell
 from scaling.sweep.study import Study
 from unitransformer.files import write_atomically
+from unitransformer.launch.variables import SWEEP_FILE
 from unitransformer.record.checksums import add_checksums, read_json, verify_checksums
 from unitransformer.record.units import format_count
 
@@ -43,15 +45,13 @@ class SweepObserver(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class SweepSummary:
-    """The statuses of all cells, and the time that this process has spent."""
+    """The statuses of all cells."""
 
     statuses: Mapping[str, int]
     statuses_here: Mapping[str, int]  # of the cells that this process has run
     left: int  # claimed by other processes, or waiting for them
     checked: int  # cells that were inferred to be out of memory and run all the same
     refuted: int  # of those, the ones that fitted
-    elapsed_s: float
-    in_cells_s: float  # part of `elapsed_s` in which a cell ran
 
     def format(self) -> str:
         statuses = ", ".join(f"{number} {status}" for status, number in self.statuses.items())
@@ -67,12 +67,7 @@ class SweepSummary:
 def open_folder(
     folder: Path, study: Study, limits: Limits, *, find_max_batch: int | None = None
 ) -> None:
-    """Creates the folder of a sweep, or checks that it holds the same sweep.
-
-    Raises:
-        ValueError: it holds another sweep, or other files.
-        OSError: it cannot be written.
-    """
+    """Creates the folder of a sweep; raises ValueError if it holds other files or another sweep."""
     compared = {
         "schema": SCHEMA,
         "memory_limit_bytes": limits.memory_limit_bytes,
@@ -121,48 +116,38 @@ class Sweep:
     runner: Callable[[CellTask], Runner]
     host: Mapping[str, Any] | None = None  # processor, memory and GPUs of this machine
     retry: frozenset[str] = frozenset()  # statuses to run again
-    retry_before: str | None = None  # only if they finished before; None: before this process began
-    clock: Callable[[], float] = time.monotonic
-
-    def __post_init__(self) -> None:
-        self._outcomes = OutcomeCache(self.folder)
-        self._retry_before = self.retry_before or now()
-        self._in_cells_s = 0.0
+    # Only if they finished before; by default before this process began.
+    retry_before: str = field(default_factory=now)
 
     def work(self, observer: SweepObserver, *, max_cells: int | None = None) -> SweepSummary:
-        """Finishes all tasks that no other process has claimed.
+        """Finishes all tasks that no other process has claimed; runs `max_cells` at most.
 
-        Args:
-            max_cells: run at most so many cells.
-
-        Raises:
-            OSError: the disk is full or read-only; finished cells stay.
-            KeyboardInterrupt: a signal ended the running cell, which stays unfinished.
+        Raises OSError for a full or read-only disk, KeyboardInterrupt for a signal that ends the
+        running cell, which stays unfinished. Finished cells stay.
         """
-        start_s = self.clock()
         statuses_here: list[str] = []
         while (max_cells is None or len(statuses_here) < max_cells) and (next_ := self._claim()):
-            task, held = next_
-            try:
+            task, claimed = next_
+            with claimed:
+                _report({"cell": str(self.folder.absolute() / CELLS / task.name)})
                 observer.cell_started(task)
                 outcome = self._finish(task)
                 observer.cell_finished(task, outcome)
-            finally:
-                held.release()
             if outcome.started_at is not None:
                 statuses_here.append(outcome.status)
         tasks, done = self.scan()
         statuses = Counter(outcome.status for outcome in done.values())
         checks = [outcome for outcome in done.values() if outcome.checks is not None]
-        return SweepSummary(
+        summary = SweepSummary(
             statuses=dict(sorted(statuses.items(), key=lambda item: (item[0] != "ok", item[0]))),
             left=len(tasks) - len(done),
             checked=len(checks),
             refuted=sum(outcome.status == "ok" for outcome in checks),
             statuses_here=Counter(statuses_here),
-            elapsed_s=self.clock() - start_s,
-            in_cells_s=self._in_cells_s,
         )
+        # Without it, the job counts as failed.
+        _report({"statuses": summary.statuses, "own": summary.statuses_here, "left": summary.left})
+        return summary
 
     def scan(self) -> tuple[Sequence[CellTask], dict[str, CellOutcome]]:
         """Returns all tasks known so far, and the outcomes of the finished ones by name."""
@@ -176,7 +161,7 @@ class Sweep:
 
     def _done(self, tasks: Sequence[CellTask]) -> dict[str, CellOutcome]:
         """Returns valid outcomes: an inferred one counts only while its cause does."""
-        outcomes = self._not_retried(tasks)
+        outcomes = self._load(tasks)
         causes = OomCauses(outcomes.values())
         return {
             name: outcome
@@ -186,18 +171,25 @@ class Sweep:
             or find_cause(outcome.config, causes.on(outcome.host)) is not None
         }
 
-    def _not_retried(self, tasks: Sequence[CellTask]) -> dict[str, CellOutcome]:
-        """Returns outcomes except those to be retried, which must not imply others."""
-        return {
-            name: outcome
-            for name, outcome in self._outcomes.load(tasks).items()
-            if not self._is_retried(outcome)
-        }
+    def _load(
+        self, tasks: Sequence[CellTask], *, are_retried: bool = False
+    ) -> dict[str, CellOutcome]:
+        """Returns the outcomes that are to be retried, or the others, which alone imply others.
 
-    def _is_retried(self, outcome: CellOutcome) -> bool:
-        return outcome.status in self.retry and (outcome.finished_at or "") < self._retry_before
+        A missing or damaged file counts as unfinished.
+        """
+        outcomes = {}
+        for task in tasks:
+            path = self.folder / CELLS / task.name / FILE
+            with contextlib.suppress(OSError, ValueError):
+                stat = path.stat()
+                outcome = _load_version(path, (stat.st_mtime_ns, stat.st_ino))
+                is_late = (outcome.finished_at or "") >= self.retry_before
+                if are_retried == (outcome.status in self.retry and not is_late):
+                    outcomes[task.name] = outcome
+        return outcomes
 
-    def _claim(self) -> tuple[CellTask, Claim] | None:
+    def _claim(self) -> tuple[CellTask, contextlib.ExitStack] | None:
         """Claims the next task that is neither finished nor claimed."""
         tasks, done = self.scan()
         for task in tasks:
@@ -205,15 +197,15 @@ class Sweep:
                 continue
             if task.name not in self._done([task]):  # another process may have just finished it
                 return task, claimed
-            claimed.release()
+            claimed.close()
         return None
 
     def _finish(self, task: CellTask) -> CellOutcome:
         folder = self.folder / CELLS / task.name
         cause, is_run = self._cause(task)
         if is_run:
-            runner = self._timed(self.runner(task))
-            outcome = replace(run_cell(task, runner, self.folder, self.limits), checks=cause)
+            outcome = run_cell(task, self.runner(task), self.folder, self.limits)
+            outcome = replace(outcome, checks=cause)
         else:
             outcome = outcome_without_run(task, cause)
             shutil.rmtree(folder, ignore_errors=True)  # files of an earlier attempt
@@ -231,42 +223,22 @@ class Sweep:
         if task.config is None:
             return None, False
         tasks, _ = self.scan()
-        done = self._not_retried(tasks)
+        done = self._load(tasks)
         causes = OomCauses(done.values()).on(self.host)
         cause = root_cause(task.config, causes)
-        before = self._outcomes.load([task]).get(task.name)
-        if cause is None or (before is not None and self._is_retried(before)):
+        if cause is None or self._load([task], are_retried=True):
             return cause, True
         share = self.limits.recheck
         return cause, is_recheck(task, (cause, causes[cause]), tasks, done, share)
 
-    def _timed(self, runner: Runner) -> Runner:
-        def run(*arguments: Any, **options: Any) -> ProcessResult:
-            start_s = self.clock()
-            try:
-                return runner(*arguments, **options)
-            finally:
-                self._in_cells_s += self.clock() - start_s
 
-        return run
+@functools.lru_cache(maxsize=65536)
+def _load_version(path: Path, _version: tuple[int, int]) -> CellOutcome:
+    """Reads a file again only when it has changed."""
+    return load_outcome(path)
 
 
-class OutcomeCache:
-    """Loads outcomes from the folder of a sweep; a file is read again only when it has changed."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder / CELLS
-        self._loaded: dict[str, tuple[tuple[int, int], CellOutcome]] = {}
-
-    def load(self, tasks: Sequence[CellTask]) -> dict[str, CellOutcome]:
-        """Returns outcomes by task name; a missing or damaged file counts as unfinished."""
-        outcomes = {}
-        for name in (task.name for task in tasks):
-            path = self.folder / name / FILE
-            with contextlib.suppress(OSError, ValueError):
-                stat = path.stat()
-                version = (stat.st_mtime_ns, stat.st_ino)
-                if name not in self._loaded or self._loaded[name][0] != version:
-                    self._loaded[name] = (version, load_outcome(path))
-                outcomes[name] = self._loaded[name][1]
-        return outcomes
+def _report(progress: Mapping[str, Any]) -> None:
+    """Reports to the SLURM job that started the sweep, if it named a file; raises OSError."""
+    if path := os.environ.get(SWEEP_FILE):
+        write_atomically(Path(path), json.dumps(progress).encode())

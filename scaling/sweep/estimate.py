@@ -26,21 +26,17 @@ class CellEstimate:
     """The estimate of one task."""
 
     least_s: float | None  # lower bound; None: `reason` says why it is unknown
-    likely_s: float | None  # including start-up; None: unknown
-    reason: str | None
-    memory_bytes: int | None  # of one rank, states and activations by formula; None: refused
-    devices: int
+    likely_s: float | None = None  # including start-up; None: unknown
+    reason: str | None = None
+    memory_bytes: int | None = None  # of one rank, by formula; None: refused
+    devices: int = 0
 
 
 def estimate_cell(task: CellTask, calibrations: Mapping[str, Calibration | None]) -> CellEstimate:
-    """Returns the time of the matrix products at the rate that this machine has reached at best.
-
-    Args:
-        calibrations: by kind of device, "cpu" or "cuda".
-    """
+    """Returns the time of the matrix products at the best rate of this machine, by its devices."""
     config = task.config
     if config is None:
-        return CellEstimate(least_s=0.0, likely_s=0.0, reason=None, memory_bytes=None, devices=0)
+        return CellEstimate(least_s=0.0, likely_s=0.0)
     rate, reason = _flops_per_s(config, calibrations.get(config.parallel.accelerator))
     least_s = None if rate is None else train_flops(config) / rate
     likely_s = None

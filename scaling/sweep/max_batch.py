@@ -97,33 +97,27 @@ def search_results(
     axes: Collection[str],
 ) -> list[BatchSearchResult]:
     """Returns the state of each search; `axes` are those that its label shows."""
-    return [_search_result(task, limit, plan, done, set(axes) - {AXIS}) for task in tasks]
-
-
-def _search_result(
-    task: CellTask,
-    limit: int,
-    plan: PlanTask,
-    done: Mapping[str, CellOutcome],
-    axes: Collection[str],
-) -> BatchSearchResult:
-    probes = [(size, probe.name) for size, probe in _probes(task, limit, plan, done)]
-    ended = {size: (name, done[name]) for size, name in probes if name in done}
-    fits = max((n for n, (_, o) in ended.items() if o.status == "ok"), default=None)
-    too_large = min((n for n, (_, o) in ended.items() if o.status in OUT_OF_MEMORY), default=None)
-    failed = [o for _, o in ended.values() if o.status not in ("ok", *OUT_OF_MEMORY)]
-    return BatchSearchResult(
-        label=task.cell.label(axes),
-        recipe=task.cell.recipe,
-        options={name: value for name, value in task.cell.options.items() if name != AXIS},
-        repeat=task.repeat,
-        fits=fits,
-        fits_cell=None if fits is None else ended[fits][0],
-        too_large=too_large,
-        too_large_cell=None if too_large is None else ended[too_large][0],
-        is_finished=len(ended) == len(probes),
-        stopped=f"{failed[0].status}: {failed[0].reason}" if failed else None,
-    )
+    results = []
+    for task in tasks:
+        names = {size: probe.name for size, probe in _probes(task, limit, plan, done)}
+        ended = {size: done[name] for size, name in names.items() if name in done}
+        fits = max((n for n, o in ended.items() if o.status == "ok"), default=None)
+        too_large = min((n for n, o in ended.items() if o.status in OUT_OF_MEMORY), default=None)
+        failed = [o for o in ended.values() if o.status not in ("ok", *OUT_OF_MEMORY)]
+        result = BatchSearchResult(
+            label=task.cell.label(set(axes) - {AXIS}),
+            recipe=task.cell.recipe,
+            options={name: value for name, value in task.cell.options.items() if name != AXIS},
+            repeat=task.repeat,
+            fits=fits,
+            fits_cell=None if fits is None else names[fits],
+            too_large=too_large,
+            too_large_cell=None if too_large is None else names[too_large],
+            is_finished=len(ended) == len(names),
+            stopped=f"{failed[0].status}: {failed[0].reason}" if failed else None,
+        )
+        results.append(result)
+    return results
 
 
 def write_search_results(results: Sequence[BatchSearchResult], limit: int, folder: Path) -> Path:

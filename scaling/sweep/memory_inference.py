@@ -89,10 +89,7 @@ def _rest(config: RunConfig) -> str:
 def unrefuted(
     too_large: Mapping[str, RunConfig], fitting: Collection[RunConfig]
 ) -> dict[str, RunConfig]:
-    """Returns the configs of `too_large`, by cell, that no config that ran refutes.
-
-    One of `fitting` that needs at least as much as a cell refutes it: it implies nothing any more.
-    """
+    """Returns the configs of `too_large`, by cell, without those that need no more than a fit."""
     return {
         cell: config
         for cell, config in too_large.items()
@@ -108,13 +105,11 @@ def find_cause(config: RunConfig, causes: Mapping[str, RunConfig]) -> str | None
 def root_cause(config: RunConfig, causes: Mapping[str, RunConfig]) -> str | None:
     """Returns a cell as `find_cause` does, but one that no smaller cell implies."""
     cause = find_cause(config, causes)
-    while cause is not None:
-        current = causes[cause]
-        causes = {c: other for c, other in causes.items() if not needs_at_least(other, current)}
-        if (smaller := find_cause(current, causes)) is None:
-            return cause
-        cause = smaller
-    return None
+    if cause is None:
+        return None
+    found = causes[cause]
+    smaller = {cell: other for cell, other in causes.items() if not needs_at_least(other, found)}
+    return root_cause(found, smaller) or cause
 
 
 class OomCauses:
@@ -171,14 +166,11 @@ def is_recheck(
     if share == 0 or is_selected(task.cell.id, share):
         return share > 0
     cell, config = cause
-    inferred = [
-        other
+    inferred = {
+        other.name: other.cell.id
         for other in tasks
-        if other.config is not None
-        and other.cell.id != cell
-        and needs_at_least(other.config, config)
-    ]
-    outcomes = (done.get(other.name) for other in inferred)
-    if not inferred or any(o is not None and o.status in ("ok", "oom") for o in outcomes):
+        if other.config and other.cell.id != cell and needs_at_least(other.config, config)
+    }
+    if any(done[name].status in ("ok", "oom") for name in inferred.keys() & done.keys()):
         return False
-    return task.cell.id == min((other.cell.id for other in inferred), key=_hash)
+    return task.cell.id == min(inferred.values(), key=_hash, default=None)

@@ -123,8 +123,12 @@ def split_axes(
         name = flag.removeprefix("--").replace("_", "-")
         if name in axes:
             raise ValueError(f"{flag} is given twice; give all its values in one list")
-        axes[name] = tuple(part.strip() for part in value.split(",") if part.strip())
+        axes[name] = _split(value)
     return known, axes
+
+
+def _split(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
 def read_sweep_options(given: Any, axes: dict[str, AxisValues]) -> SweepOptions:
@@ -139,7 +143,7 @@ def read_sweep_options(given: Any, axes: dict[str, AxisValues]) -> SweepOptions:
             raise ValueError(f"{name} is {value}; it must be above 0")
     if not 0 <= given.recheck <= 1:
         raise ValueError(f"recheck is {given.recheck}; it must be between 0 and 1")
-    retry = frozenset(status.strip() for status in given.retry.split(",") if status.strip())
+    retry = frozenset(_split(given.retry))
     for status in retry:
         if status not in STATUSES:
             raise ValueError(f"retry holds {status}; {suggest(status, STATUSES)}")
@@ -175,36 +179,31 @@ def _read_study(given: Any, axes: dict[str, AxisValues]) -> Study:
     for name in axes:
         if name in RESERVED_OPTIONS:
             raise ValueError(f"--{name} is decided by the sweep for each cell; leave it out")
-    if given.study is None:
-        if not given.recipe:
-            raise ValueError(
-                f"nothing to sweep: name a study ({', '.join(list_studies())}) or give --recipe"
-            )
-        study = read_study({"recipe": _recipes(given.recipe), "axes": axes})
-    else:
+    recipe = given.recipe or ""
+    chosen = RECIPES if recipe == "all" else [name.strip() for name in recipe.split(",")]
+    if given.study is not None:
         study = load_study(given.study)
+        for name in chosen if recipe else ():
+            if name not in study.recipes:
+                known = ", ".join(study.recipes)
+                raise ValueError(f"recipe {name} is not in study {given.study}, which has {known}")
         recipes = {
             recipe: {name: values for name, values in options.items() if name not in axes}
             for recipe, options in study.recipes.items()
+            if recipe in chosen or not given.recipe
         }
-        if given.recipe:
-            chosen, known = _recipes(given.recipe), ", ".join(recipes)
-            for name in chosen:
-                if name not in recipes:
-                    raise ValueError(
-                        f"recipe {name} is not in study {given.study}, which has {known}"
-                    )
-            recipes = {name: recipes[name] for name in recipes if name in chosen}
         study = replace(study, recipes=recipes, axes={**study.axes, **axes})
+    elif recipe:
+        study = read_study({"recipe": chosen, "axes": axes})
+    else:
+        raise ValueError(
+            f"nothing to sweep: name a study ({', '.join(list_studies())}) or give --recipe"
+        )
     if given.zip:
         study = replace(study, zipped=(*study.zipped, tuple(given.zip.split(","))))
     if given.repeats is not None:
         study = replace(study, repeats=given.repeats)
     return study
-
-
-def _recipes(text: str) -> list[str]:
-    return list(RECIPES) if text == "all" else [name.strip() for name in text.split(",")]
 
 
 def _utc(text: str | None) -> str | None:

@@ -54,14 +54,11 @@ class RecipePlanner:
         self._process.close()
 
     def task(self, cell: Cell, repeat: int, *, is_here: bool = True) -> CellTask:
-        """Resolves the config of a cell.
+        """Resolves the config of a cell; raises ValueError for an unknown option or value.
 
         Args:
             is_here: whether this machine runs the cell. Otherwise only its options are checked,
                 and what depends on the machine stays open: that needs no import of torch.
-
-        Raises:
-            ValueError: an unknown option or value.
         """
         question = {"recipe": cell.recipe, "arguments": cell.arguments}
         answer = self.ask(question if is_here else {**question, "check": {}})
@@ -84,12 +81,7 @@ def open_planner() -> contextlib.closing[RecipePlanner]:
 def plan_tasks(study: Study, planner: RecipePlanner, *, is_here: bool = True) -> list[CellTask]:
     """Returns a task for every cell and repeat.
 
-    Args:
-        is_here: see `RecipePlanner.task`.
-
-    Raises:
-        ValueError: a cell that occurs twice, or an axis or value that its recipe does not know.
-        RuntimeError: the planner's process failed.
+    Raises ValueError for a cell that occurs twice, and as `RecipePlanner.task` and its `ask`.
     """
     cells = study.cells()
     seen: set[str] = set()

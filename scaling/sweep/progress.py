@@ -4,6 +4,7 @@ import datetime
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass
 from typing import Any, TextIO
 
 from rich.console import Console
@@ -18,28 +19,20 @@ from unitransformer.record.units import format_duration
 SHOWN = 8  # newest finished cells in the table
 
 
+@dataclass
 class Progress:
-    """Shows finished and running cells of all processes, and estimates the remaining time.
+    """Shows finished and running cells of all processes, and estimates the remaining time."""
 
-    Args:
-        scan: returns all tasks, and the outcomes of the finished ones.
-        holders: returns which process has claimed which cell.
-        axes: options that the label of a cell shows.
-        clock: returns clock time in seconds.
-    """
+    # Returns all tasks, and the outcomes of the finished ones.
+    scan: Callable[[], tuple[Sequence[CellTask], dict[str, CellOutcome]]]
+    holders: Callable[[], Mapping[str, Holder]]  # returns which process has claimed which cell
+    stream: TextIO
+    _: KW_ONLY
+    axes: Collection[str]  # options that the label of a cell shows
+    clock: Callable[[], float] = time.time
 
-    def __init__(
-        self,
-        scan: Callable[[], tuple[Sequence[CellTask], dict[str, CellOutcome]]],
-        holders: Callable[[], Mapping[str, Holder]],
-        stream: TextIO,
-        *,
-        axes: Collection[str],
-        clock: Callable[[], float] = time.time,
-    ) -> None:
-        self._scan, self._holders, self._clock = scan, holders, clock
-        self._stream, self._axes = stream, axes
-        self._since_s = clock()
+    def __post_init__(self) -> None:
+        self._since_s = self.clock()
         self._running_here: str | None = None
         self._finished: list[tuple[CellTask, CellOutcome]] = []
         self._announced: set[tuple[str, float]] = set()  # running cells that were printed
@@ -48,9 +41,9 @@ class Progress:
         self._live: Live | None = None
 
     def __enter__(self) -> "Progress":
-        self._tasks, self._done = self._scan()
-        if self._stream.isatty():
-            console = Console(file=self._stream)
+        self._tasks, self._done = self.scan()
+        if self.stream.isatty():
+            console = Console(file=self.stream)
             self._live = Live(console=console, get_renderable=self.table, refresh_per_second=2)
             self._live.start()
         return self
@@ -64,13 +57,13 @@ class Progress:
 
     def cell_finished(self, task: CellTask, outcome: CellOutcome) -> None:
         self._running_here = None
-        self._tasks, self._done = self._scan()
+        self._tasks, self._done = self.scan()
         self._add_finished(task, outcome)
 
     def refresh(self) -> bool:
         """Shows what other processes have finished or begun; returns whether any cell is left."""
         before = set(self._done)
-        self._tasks, self._done = self._scan()
+        self._tasks, self._done = self.scan()
         for task in self._tasks:
             if task.name in self._done and task.name not in before:
                 self._add_finished(task, self._done[task.name])
@@ -78,7 +71,7 @@ class Progress:
             for task, holder in self._running():
                 if (task.name, holder.since_s) not in self._announced:
                     self._announced.add((task.name, holder.since_s))
-                    self._print(f"{task.cell.label(self._axes)}: running on {holder.host}")
+                    self._print(f"{task.cell.label(self.axes)}: running on {holder.host}")
         return len(self._done) < len(self._tasks)
 
     def _add_finished(self, task: CellTask, outcome: CellOutcome) -> None:
@@ -86,13 +79,13 @@ class Progress:
         if self._live is None:
             detail = f": {outcome.reason}" if outcome.reason else f" in {outcome.elapsed_s:.1f} s"
             number = f"{len(self._done)}/{len(self._tasks)}"
-            self._print(f"{number} {task.cell.label(self._axes)}: {outcome.status}{detail}")
+            self._print(f"{number} {task.cell.label(self.axes)}: {outcome.status}{detail}")
 
     def _print(self, line: str) -> None:
-        print(line, file=self._stream, flush=True)
+        print(line, file=self.stream, flush=True)
 
     def _running(self) -> list[tuple[CellTask, Holder]]:
-        holders = self._holders()
+        holders = self.holders()
         return [(task, holders[task.name]) for task in self._tasks if task.name in holders]
 
     def remaining_s(self) -> float | None:
@@ -105,20 +98,20 @@ class Progress:
         if not left:
             return 0.0
         ran = [
-            (task, outcome)
+            (task.config, outcome)
             for task in self._tasks
             if task.config is not None
             and (outcome := self._done.get(task.name)) is not None
             and outcome.started_at is not None
             and _finished_s(outcome) > self._since_s
         ]
-        now_s = self._clock()
+        now_s = self.clock()
         watched_s = now_s - self._since_s
         if not ran or watched_s <= 0:
             return None
         start_s = min(outcome.elapsed_s for _, outcome in ran)
         beyond_s = sum(outcome.elapsed_s - start_s for _, outcome in ran)
-        per_flop_s = beyond_s / sum(train_flops(task.config) for task, _ in ran if task.config)
+        per_flop_s = beyond_s / sum(train_flops(config) for config, _ in ran)
         running_s = {task.name: now_s - holder.since_s for task, holder in self._running()}
         needed_s = sum(
             max(0.0, start_s + per_flop_s * train_flops(t.config) - running_s.get(t.name, 0.0))
@@ -148,10 +141,10 @@ class Progress:
         for name in ("cell", "status", "time", "detail"):
             table.add_column(name, overflow="fold")
         for task, outcome in self._finished[-SHOWN:]:
-            label, elapsed = task.cell.label(self._axes), f"{outcome.elapsed_s:.1f} s"
+            label, elapsed = task.cell.label(self.axes), f"{outcome.elapsed_s:.1f} s"
             table.add_row(label, outcome.status, elapsed, outcome.reason or "")
         for task, holder in self._running():
-            label, elapsed = task.cell.label(self._axes), f"{self._clock() - holder.since_s:.0f} s"
+            label, elapsed = task.cell.label(self.axes), f"{self.clock() - holder.since_s:.0f} s"
             where = "here" if task.name == self._running_here else f"on {holder.host}"
             table.add_row(label, "running", elapsed, where)
         return table

@@ -47,7 +47,7 @@ def run_cell(task: CellTask, runner: Runner, folder: Path, limits: Limits) -> Ce
     shares_code = compile_cache.VARIABLE not in os.environ  # otherwise the user chose a cache
     shared_code, code = folder / compile_cache.FOLDER, cell_folder / compile_cache.FOLDER
     if shares_code:
-        compile_cache.link_shared(shared_code, code)
+        compile_cache.share(shared_code, code)
         variables[compile_cache.VARIABLE] = str(code)
     started_at, start_s = now(), time.monotonic()
     killed_before = count_oom_kills()
@@ -74,8 +74,12 @@ def run_cell(task: CellTask, runner: Runner, folder: Path, limits: Limits) -> Ce
         check_disk(cell_folder, record)
         lines = _last_lines(cell_folder / LOG, record, folder)
     elif shares_code:
-        compile_cache.publish(code, shared_code)
-    _remove_scratch(cell_folder)
+        compile_cache.share(code, shared_code)
+    # The record and the log stay; the record has the loss curves too.
+    for path in cell_folder.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+    (cell_folder / PROGRESS_FILE).unlink(missing_ok=True)
     return _outcome(
         task,
         status=status,
@@ -96,11 +100,7 @@ def run_cell(task: CellTask, runner: Runner, folder: Path, limits: Limits) -> Ce
 
 
 def outcome_without_run(task: CellTask, cause: str | None) -> CellOutcome:
-    """Returns the outcome of a task that need not run.
-
-    Args:
-        cause: the cell that implies that this one is out of memory; None: the recipe refuses it.
-    """
+    """Returns the outcome of a task that `cause` implies is out of memory, or that is refused."""
     if cause is None:
         return _outcome(task, status="refused", reason=task.refusal)
     return _outcome(
@@ -141,14 +141,6 @@ def _read_record(cell_folder: Path) -> tuple[Path, Record] | tuple[None, None]:
         with contextlib.suppress(OSError, ValueError):
             return path, load_record(path)
     return None, None
-
-
-def _remove_scratch(cell_folder: Path) -> None:
-    """Keeps the record, which has the loss curves too, and the log."""
-    for path in cell_folder.iterdir():
-        if path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
-    (cell_folder / PROGRESS_FILE).unlink(missing_ok=True)
 
 
 def now() -> str:

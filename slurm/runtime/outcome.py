@@ -13,7 +13,7 @@ from typing import Any
 from slurm import job_files, scheduler
 from slurm.job_files import RUN, SCRIPT, Attempt, JobOutcome
 from slurm.runtime.allocation import Allocation, JobArgs
-from slurm.runtime.node_probes import find_dead_nodes, write_node_failures
+from slurm.runtime.node_health import find_dead_nodes, write_node_failures
 from slurm.runtime.srun import WatchResult
 from unitransformer.launch.failures import BAD_USAGE, amend_record, first_failure, read_failures
 from unitransformer.launch.signals import STOP_SIGNALS, STOPPED_EXIT_CODE

@@ -15,7 +15,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from slurm.runtime.heartbeat import INTERVAL_S, beat
+from slurm.runtime.node_health import INTERVAL_S, beat
 from unitransformer.launch.failures import ERROR_FILE, unreported_failure, write_failure
 from unitransformer.launch.signals import STOP_SIGNALS, STOPPED_EXIT_CODE
 from unitransformer.launch.variables import ERRORS_FOLDER

@@ -12,8 +12,7 @@ from pathlib import Path
 from slurm import scheduler
 from slurm.job_files import RUN, SWEEP_STATE
 from slurm.runtime.allocation import Allocation, JobArgs, flags_of
-from slurm.runtime.heartbeat import Heartbeats
-from slurm.runtime.node_probes import Probes, find_dead_nodes
+from slurm.runtime.node_health import Heartbeats, Probes, find_dead_nodes
 from unitransformer.launch.variables import ERRORS_FOLDER, LOCAL_DISK, RUN_FOLDER, SWEEP_FILE
 
 POLL_S = 0.5

@@ -26,7 +26,7 @@ import recipes.train
 from recipes import gpt
 from recipes.command_line import run_recipe
 from scaling.parity.cases import Case
-from scaling.parity.evidence import find_inactive_feature, work_of
+from scaling.parity.certificate import find_inactive_feature, work_of
 from tests.distributed.launching import (
     begin,
     environment,
@@ -133,7 +133,7 @@ def test_compiling_changes_no_loss(strategy: str, alone: Any, tmp_path: Path) ->
     shape = ("--model.num-layers", str(num_layers))
     record = train("gpt", tmp_path / "two", *two(strategy), *shape, "--compile", "default")
     case = Case(strategy="ddp", compile="default")
-    assert find_inactive_feature(case, work_of(record), num_layers=num_layers) is None
+    assert find_inactive_feature(case, work_of(record), num_layers) is None
     assert_same(record, alone("gpt", *shape))
 
 

@@ -21,7 +21,7 @@ from slurm.runtime.allocation import (
     read_allocation,
     read_args,
 )
-from slurm.runtime.node_probes import Probes, find_dead_nodes
+from slurm.runtime.node_health import Probes, find_dead_nodes
 from slurm.runtime.outcome import CELL_RELEASED, EXIT_CODES, NOT_STARTED, JobEnd, decide, find_end
 from slurm.runtime.srun import WatchResult, rank_variables, srun_command
 from tests.builders.slurm import ATTEMPT, VARIABLES, PutStub, args_of

@@ -88,8 +88,8 @@ def test_compiled_code_is_copied_on_a_disk_without_hard_links(
     monkeypatch.setattr("os.link", refuse)
     (tmp_path / "cell" / "ab").mkdir(parents=True)
     (tmp_path / "cell" / CODE).write_text("whole")
-    compile_cache.publish(tmp_path / "cell", tmp_path / "shared")
-    compile_cache.link_shared(tmp_path / "shared", tmp_path / "next")
+    compile_cache.share(tmp_path / "cell", tmp_path / "shared")
+    compile_cache.share(tmp_path / "shared", tmp_path / "next")
     assert (tmp_path / "next" / CODE).read_text() == "whole"
     assert [path.name for path in (tmp_path / "shared" / "ab").iterdir()] == ["kernel.so"]
 

@@ -23,7 +23,6 @@ from scaling.sweep import engine, run_cell
 from scaling.sweep.claims import CLAIMS
 from scaling.sweep.command import _stop_signals_raise
 from scaling.sweep.engine import CELLS, open_folder
-from scaling.sweep.job_status import JobReporter, report_summary
 from scaling.sweep.plan import CellTask
 from scaling.sweep.run_cell import Limits
 from tests.builders.records import make_crashed
@@ -37,7 +36,7 @@ from tests.builders.sweeps import (
     make_tasks,
     work,
 )
-from unitransformer.launch.failures import find_errno
+from unitransformer.launch.failures import failure_of
 from unitransformer.launch.signals import STOPPED_EXIT_CODE, StopRequested
 from unitransformer.launch.variables import SWEEP_FILE
 from unitransformer.record.checksums import add_checksums
@@ -281,7 +280,7 @@ def test_a_sweep_reports_the_running_cell_and_its_summary_to_its_job(
 
     tasks = make_tasks(make_study())
     one, _ = make_sweep(tmp_path / "s", tasks)
-    report_summary(one.work(JobReporter(Looking(), tmp_path / "s"), max_cells=1))
+    one.work(Looking(), max_cells=1)
     assert seen == [{"cell": str(tmp_path / "s" / CELLS / tasks[0].name)}]
     actual = json.loads(file.read_text())
     assert (actual["statuses"], actual["own"], actual["left"]) == ({"ok": 1}, {"ok": 1}, 9)
@@ -320,8 +319,8 @@ def test_a_run_that_failed_on_a_full_disk_is_recognised_by_its_errno(tmp_path: P
 def test_an_error_caused_by_a_full_disk_carries_its_errno() -> None:
     follows, full = RuntimeError("the checkpoint is not whole"), OSError(errno.ENOSPC, "No space")
     follows.__cause__ = full
-    assert find_errno(follows) == find_errno(full) == errno.ENOSPC
-    assert find_errno(KeyError("no number")) is None
+    assert failure_of(follows).errno == failure_of(full).errno == errno.ENOSPC
+    assert failure_of(KeyError("no number")).errno is None
 
 
 def test_a_failure_on_a_full_disk_is_not_an_outcome(

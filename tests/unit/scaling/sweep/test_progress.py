@@ -134,7 +134,7 @@ def test_watching_shows_running_cells_and_claims_none(tmp_path: Path) -> None:
     assert find_holders(tmp_path) == {}
     held = claim(tmp_path, "a-1")
     assert held is not None
-    held.release()
+    held.close()
     assert not list((tmp_path / CLAIMS).glob("*.runs"))
 
 
@@ -148,7 +148,7 @@ def test_a_cell_being_watched_can_still_be_claimed(tmp_path: Path) -> None:
         held = claim(tmp_path, "a-1")
     assert held is not None
     assert find_holders(tmp_path).keys() == {"a-1"}
-    held.release()
+    held.close()
 
 
 # ---------------------------------------------------------------------------------- shown

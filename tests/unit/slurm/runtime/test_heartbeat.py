@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from slurm.runtime.heartbeat import CHECKS, INTERVAL_S, SILENT_S, Heartbeats, beat
+from slurm.runtime.node_health import CHECKS, INTERVAL_S, SILENT_S, Heartbeats, beat
 from slurm.runtime.rank import sends_heartbeat
 
 SOON = max(CHECKS, int(SILENT_S / INTERVAL_S)) + 1  # checks until a node is suspected
