@@ -193,11 +193,7 @@ def build_config(
         "schedule_steps": max(defaults.max_steps, max_steps),
         **command.optimizer,
     }
-    parallel: dict[str, Any] = {
-        "devices": devices,
-        "num_nodes": num_nodes,
-        "precision": defaults.precision,
-    }
+    parallel = {"devices": devices, "num_nodes": num_nodes, "precision": defaults.precision}
     run: dict[str, Any] = {
         "batch_size": defaults.batch_size,
         "max_steps": max_steps,

@@ -78,7 +78,7 @@ def show(outcome: "RunOutcome", folder: Path) -> list[str]:
     )
     names = [source.class_names[label] for label in samples["targets"].tolist()]
     write_figure(image_grid(samples["inputs"], names), folder / "samples.png")
-    write_figure(patch_figure(samples["inputs"][0], outcome.config.model), folder / "patches.png")
+    write_figure(patch_figure(samples["inputs"][0], network.config), folder / "patches.png")
     labels, probabilities = label_images(network, batch["inputs"])
     truth = batch["targets"].tolist()
     # A model may have more labels than the data has classes.

@@ -365,13 +365,8 @@ def _fields(kind: type) -> tuple[dict[str, Any], list[str]]:
     return {f.name: hints[f.name] for f in items}, required
 
 
-@functools.cache
-def _is_group(hint: Any) -> bool:
-    return isinstance(hint, type) and is_dataclass(hint)
-
-
 def _from_json(hint: Any, value: Any, where: str) -> Any:
-    if _is_group(hint):
+    if isinstance(hint, type) and is_dataclass(hint):
         if not isinstance(value, Mapping):
             raise ValueError(f"{where} is {value!r}; it must be a group of fields")
         try:

@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import jsonargparse
 
@@ -16,9 +16,6 @@ from unitransformer.checkpoint.names import is_checkpoint_name
 from unitransformer.cli import fail
 from unitransformer.config import RunConfig, from_dict
 from unitransformer.files import why_not_writable
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -117,7 +114,7 @@ def _write(checkpoint: Path, out: Path) -> str:
     # A tied head has two names, but the checkpoint holds it once.
     saved = {id(parameter): name for name, parameter in network.named_parameters()}
 
-    def read(name: str) -> "Tensor":
+    def read(name: str) -> Any:  # a tensor
         if id(weights[name]) not in saved:  # the table of positions is not in the checkpoint
             positions = PositionalEncoding(config.model.num_positions, config.model.width)
             positions.init_weights()

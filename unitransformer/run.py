@@ -5,6 +5,7 @@
 
 import contextlib
 import datetime
+import functools
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -63,8 +64,7 @@ class RunOutcome:
 
     record: Record | None
     network: Transformer | None  # None also if it is sharded and too large for one rank
-    config: RunConfig
-    data: DataModule
+    data: DataModule  # its `config` is the resolved one
 
 
 class RunFailed(Exception):
@@ -104,7 +104,10 @@ def run(
         resolved = resolve(config) if isinstance(config, RunConfig) else config
         parallel = resolved.config.parallel
         set_up_process(parallel, parallel.accelerator)
-        print_line = (print_line or _print_now) if process_rank() == 0 else _print_nothing
+        # Flushed, so that a pipe or a batch log shows each line at once.
+        print_line = print_line or functools.partial(print, flush=True)
+        if process_rank() != 0:
+            print_line = _print_nothing
         checkpoint = find_resume(resolved.config, paths.checkpoints, resume=resume)
         this_run = _Run(
             resolved.config, paths, checkpoint, signals, print_line=print_line, show_bar=show_bar
@@ -115,7 +118,7 @@ def run(
     network = this_run.module.full_network
     if network is not None:
         network.eval()
-    return RunOutcome(record=record, network=network, config=this_run.config, data=this_run.data)
+    return RunOutcome(record=record, network=network, data=this_run.data)
 
 
 class _Run:
@@ -277,11 +280,6 @@ def _write(record: Record, path: Path, error: BaseException | None) -> Record:
         cause = f"{error}; " if error else ""
         message = f"{cause}the record could not be written: {disk_error}"
         raise RunFailed(message) from (error or disk_error)
-
-
-def _print_now(line: str) -> None:
-    """Prints without buffering, so that a pipe or a batch log shows the run's progress."""
-    print(line, flush=True)
 
 
 def _print_nothing(_: str) -> None:

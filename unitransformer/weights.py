@@ -15,8 +15,6 @@ from unitransformer.config import ModelConfig
 from unitransformer.files import open_atomically
 from unitransformer.transformer import InitialWeights, Transformer
 
-# Shape and whether it is floating-point, by tensor name; and a function that reads a tensor.
-_OpenFile = tuple[dict[str, tuple[tuple[int, ...], bool]], Callable[[str], Tensor]]
 FIX = "give the size and the model options that it was made with"
 
 
@@ -30,64 +28,52 @@ def read_weights(path: Path, model: ModelConfig) -> InitialWeights:
     Raises:
         ValueError: the file is not a state dict, or not of this model; names the first mismatch.
     """
-    given, read = _open(path)
+    tensors = _open(path)
     with torch.device("meta"):
         network = Transformer(model)
     wanted = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
     optional = {"pe.pe"} | ({"lm_head.weight"} if model.tied_head else set())
-    for name in sorted(wanted.keys() | given.keys()):
-        if name not in given and name not in optional:
-            raise ValueError(f"init-from {path} lacks {name}, which the model has; {FIX}")
+    for name in sorted(wanted.keys() | tensors.keys()):
         if name not in wanted:
             raise ValueError(f"init-from {path} has {name}, which the model lacks; {FIX}")
-        if name not in given:
-            continue
-        shape, is_float = given[name]
+        if name not in tensors:
+            if name in optional:
+                continue
+            raise ValueError(f"init-from {path} lacks {name}, which the model has; {FIX}")
+        shape = tuple(tensors[name].shape)
         if shape != wanted[name]:
             raise ValueError(
                 f"init-from {path}: {name} is {shape} there and {wanted[name]} in the model; {FIX}"
             )
-        if not is_float:
+        if not tensors[name].is_floating_point():
             raise ValueError(f"init-from {path}: {name} is not floating-point; {FIX}")
-    if model.tied_head and "lm_head.weight" in given:
-        head, embeddings = (read(n) for n in ("lm_head.weight", "embedding.lut.weight"))
-        if not torch.equal(head, embeddings):
-            raise ValueError(
-                f"init-from {path} has a separate head; model.tied_head is true: set it to false"
-            )
+    head = tensors.get("lm_head.weight") if model.tied_head else None
+    if head is not None and not torch.equal(head, tensors["embedding.lut.weight"]):
+        raise ValueError(
+            f"init-from {path} has a separate head; model.tied_head is true: set it to false"
+        )
     # A copy, because the file may be replaced during training.
-    return lambda name, _: read(name).to(torch.float32, copy=True)
+    return lambda name, _: tensors[name].to(torch.float32, copy=True)
 
 
-def _open(path: Path) -> _OpenFile:
+def _open(path: Path) -> Mapping[str, Tensor]:
+    """Returns memory-mapped tensors, which are read when they are used."""
     try:
-        return _open_safetensors(path) if path.suffix == ".safetensors" else _open_pickle(path)
+        if path.suffix == ".safetensors":
+            file: Any = safetensors.safe_open(path, framework="pt", device="cpu")
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        if isinstance(tensors, Mapping) and all(isinstance(t, Tensor) for t in tensors.values()):
+            return tensors
+        raise ValueError("it is not a plain state dict")
     except Exception as error:  # for a damaged file the readers raise exceptions of any type
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        if isinstance(error, pickle.UnpicklingError):
+            reason = "it holds more than tensors, which are not executed"
         raise ValueError(
             f"init-from {path} cannot be read ({reason}); "
             "give a .safetensors file or a state dict written by torch.save"
         ) from error
-
-
-def _open_safetensors(path: Path) -> _OpenFile:
-    open_file: Any = safetensors.safe_open
-    file = open_file(path, framework="pt", device="cpu")
-    slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
-    floats = ("F64", "F32", "F16", "BF16")
-    given = {n: (tuple(s.get_shape()), s.get_dtype() in floats) for n, s in slices.items()}
-    return given, file.get_tensor
-
-
-def _open_pickle(path: Path) -> _OpenFile:
-    try:
-        tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except pickle.UnpicklingError as error:
-        raise ValueError("it holds more than tensors, which are not executed") from error
-    if not isinstance(tensors, Mapping) or not all(isinstance(t, Tensor) for t in tensors.values()):
-        raise ValueError("it is not a plain state dict")
-    given = {name: (tuple(t.shape), t.is_floating_point()) for name, t in tensors.items()}
-    return given, tensors.__getitem__
 
 
 def write_weights(

@@ -64,22 +64,10 @@ class _Span(NamedTuple):
 class _Text:
     """The text files of a source, sorted by path."""
 
-    name: str
     files: tuple[_Span, ...]
-    num_binary: int  # files skipped
+    num_bytes: int
     sha256: str
-
-    @property
-    def num_bytes(self) -> int:
-        return sum(file.stop for file in self.files)
-
-    @property
-    def description(self) -> str:
-        skipped = (
-            f", {format_count(self.num_binary, 'binary file')} skipped" if self.num_binary else ""
-        )
-        size = _format_size(self.num_bytes)
-        return f"{self.name}, {format_count(len(self.files), 'file')}, {size}{skipped}"
+    description: str
 
 
 def load_corpus(
@@ -157,10 +145,13 @@ def _find_text(source: str) -> _Text:
         raise ValueError(f"data {source} does not exist; give a file, a folder or 'builtin'")
     spans = [_Span(path, 0, path.stat().st_size) for path in paths]
     files = tuple(span for span in spans if span.stop and not _is_binary(span))
-    num_binary = sum(bool(span.stop) for span in spans) - len(files)
     if not files:
         raise ValueError(f"data {source} holds no text; give text files that are not empty")
-    return _Text(name=name, files=files, num_binary=num_binary, sha256=_hash(files))
+    num_bytes = sum(file.stop for file in files)
+    description = f"{name}, {format_count(len(files), 'file')}, {_format_size(num_bytes)}"
+    if num_binary := sum(bool(span.stop) for span in spans) - len(files):
+        description += f", {format_count(num_binary, 'binary file')} skipped"
+    return _Text(files=files, num_bytes=num_bytes, sha256=_hash(files), description=description)
 
 
 def _is_binary(file: _Span) -> bool:

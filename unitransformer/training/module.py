@@ -44,7 +44,6 @@ class TrainingModule(pl.LightningModule):
         # Checkpoint, compile, shard: graphs must contain the recomputation and see full weights.
         checkpoint_activations(self.objective, parallel.activation_checkpointing)
         compile_objective(self.objective, parallel.compile, by_layer=parallel.is_sharded)
-        self._is_configured = not parallel.is_sharded
         self.initial_weights = (
             network.initial_weights(config.seed)
             if config.init_from is None
@@ -69,8 +68,7 @@ class TrainingModule(pl.LightningModule):
         return self.objective.network
 
     def configure_model(self) -> None:
-        if not self._is_configured:
-            self._is_configured = True
+        if self.config.parallel.is_sharded:
             shard(self.objective, self.config.parallel, self.trainer.strategy, self.initial_weights)
 
     def on_train_batch_end(self, *args: Any) -> None:
