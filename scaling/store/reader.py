@@ -4,14 +4,17 @@ A damaged file is left out with its reason and never stops the others. File name
 folder that the caller gives, so that a report can be moved together with its records.
 """
 
+import contextlib
 import functools
 import hashlib
 import json
 import os
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Literal
+from typing import Any, Literal
+
+import orjson
 
 from scaling.parity.certificate import Certificate
 from scaling.parity.certificate_file import is_certificate, read_certificate
@@ -19,9 +22,10 @@ from scaling.store.outcome import CELLS, CellOutcome, is_outcome, read_outcome
 from scaling.store.required_fields import check_required_fields
 from scaling.store.run import Run
 from unitransformer.checkpoint.names import is_checkpoint_name
+from unitransformer.launch.background import start_in_background
 from unitransformer.launch.gc_pause import pause_gc
 from unitransformer.record.checksums import CHECKSUMS, parse_json
-from unitransformer.record.schema import read_record
+from unitransformer.record.schema import config_of, read_record, upgrade
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +68,11 @@ class Store:
 
 
 _Loaded = Run | Certificate | CellOutcome | UnusedFile
+_UNREADABLE = (OSError, ValueError, OverflowError)
+
+# Of many files, this process checks the first part and another one the rest meanwhile.
+MANY = 500
+OWN_SHARE = 0.4
 
 
 def load_store(folders: Sequence[Path], *, relative_to: Path) -> Store:
@@ -84,9 +93,7 @@ def load_store(folders: Sequence[Path], *, relative_to: Path) -> Store:
     left_out = [
         _damaged(relative_name(Path(error.filename), relative_to), error) for error in unreadable
     ]
-    with pause_gc():
-        files = [(name, _load(paths[name], name)) for name in sorted(paths)]
-    for name, content in files:
+    for name, content in _load_all(sorted(paths.items())):
         if isinstance(content, UnusedFile):
             left_out.append(content)
         elif (first := first_names.setdefault(_identity(content), name)) != name:
@@ -168,15 +175,50 @@ def _damaged(name: str, error: Exception) -> UnusedFile:
     return UnusedFile(name=name, kind="damaged", reason=reason)
 
 
-def _load(path: Path, name: str) -> _Loaded:
+def _load_all(files: Sequence[tuple[str, Path]]) -> list[tuple[str, _Loaded]]:
+    """Returns name and content of each file; of many, a second process checks some meanwhile."""
+    own, find_sound = len(files), None
+    if len(files) >= MANY:
+        own = int(len(files) * OWN_SHARE)
+        find_sound = start_in_background(functools.partial(_find_sound, files[own:]))
+    with pause_gc():
+        loaded = [(name, _load(path, name)) for name, path in files[:own]]
+        sound = find_sound() if find_sound is not None else frozenset()
+        loaded += [(name, _load(path, name, sound)) for name, path in files[own:]]
+    return loaded
+
+
+def _find_sound(files: Sequence[tuple[str, Path]]) -> frozenset[bytes]:
+    """Returns digests of the files that hold a sound record; leaves the others to the caller."""
+    sound = set()
+    with pause_gc():
+        for name, path in files:
+            with contextlib.suppress(*_UNREADABLE):
+                content = path.read_bytes()
+                values, checksums_hold = parse_json(content)
+                if checksums_hold and isinstance(_interpret(values, name, checksums_hold), Run):
+                    sound.add(_digest(content))
+    return frozenset(sound)
+
+
+def _digest(content: bytes) -> bytes:
+    return hashlib.sha256(content).digest()
+
+
+def _load(path: Path, name: str, sound: Collection[bytes] = ()) -> _Loaded:
+    """Reads a file; a content with one of the digests in `sound` needs no check."""
     try:
-        return _parse(path.read_bytes(), name)
-    except (OSError, ValueError, OverflowError) as error:
+        content = path.read_bytes()
+        if sound and _digest(content) in sound:
+            record = upgrade(orjson.loads(content))
+            return Run(name=name, record=record, config=config_of(record))
+        values, checksums_hold = parse_json(content)
+        return _interpret(values, name, checksums_hold)
+    except _UNREADABLE as error:
         return _damaged(name, error)
 
 
-def _parse(content: bytes, name: str) -> _Loaded:
-    record, checksums_hold = parse_json(content)
+def _interpret(record: Any, name: str, checksums_hold: bool) -> _Loaded:
     is_ours = isinstance(record, dict) and record.keys() & {"schema", "step_s"}
     if not is_ours or record.get("kind") == "study":
         return UnusedFile(name=name, kind="foreign", reason="not a run record")

@@ -60,15 +60,20 @@ def read_record(
     Raises:
         ValueError: another schema, a changed field, or anything that `validate` refuses.
     """
-    if (schema := values.get("schema")) not in (OLD_SCHEMA, SCHEMA):
+    if values.get("schema") not in (OLD_SCHEMA, SCHEMA):
         raise ValueError(
-            f"{where}: schema is {schema!r}; this version reads {OLD_SCHEMA} and {SCHEMA}: "
-            "measure again, or read it with the version that wrote it"
+            f"{where}: schema is {values.get('schema')!r}; this version reads {OLD_SCHEMA} and "
+            f"{SCHEMA}: measure again, or read it with the version that wrote it"
         )
     if not checksums_hold:
         verify_checksums(values, where)
-    record = migrate(values, SCHEMA) if schema == OLD_SCHEMA else values
+    record = upgrade(values)
     return record, validate(record, where)
+
+
+def upgrade(values: Record) -> Record:
+    """Returns the values of a sound record with the names of today's schema."""
+    return migrate(values, SCHEMA) if values["schema"] == OLD_SCHEMA else values
 
 
 def validate(record: Mapping[str, Any], where: str = "record") -> RunConfig:
