@@ -8,12 +8,12 @@ command continues it. An error is one line.
 import re
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import jsonargparse
 
-from scaling.calibrate import CalibrateOptions, build_calibrate_parser, calibrate
+from scaling.calibrate import build_calibrate_parser, calibrate
 from scaling.lint.check import build_lint_parser, lint, render
 from scaling.parity.command import run_parity
 from scaling.parity.options import build_parity_parser, read_parity_options
@@ -28,15 +28,6 @@ from scaling.sweep.options import build_sweep_parser, read_sweep_options, split_
 from unitransformer.cli import explain_parse_error, fail, suggest
 from unitransformer.files import check_writable
 from unitransformer.launch.signals import STOPPED_EXIT_CODE, StopRequested
-
-
-@dataclass(frozen=True, kw_only=True)
-class CommandLine:
-    """The arguments of a subcommand, split at `--`."""
-
-    arguments: Sequence[str]  # without the subcommand
-    passed_on: Sequence[str]  # those after `--`
-    all: Sequence[str]  # as typed
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -57,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise ValueError(
                 f"{passed_on[0]} comes after --, but {arguments[0]} passes nothing on to recipes"
             )
-        return subcommand.run(CommandLine(arguments=arguments[1:], passed_on=passed_on, all=typed))
+        return subcommand.run(arguments, typed)
     except jsonargparse.ArgumentError as error:
         return fail(_explain(str(error), arguments), 2)
     except (ValueError, PermissionError, NotADirectoryError) as error:
@@ -82,48 +73,35 @@ def build_parser() -> jsonargparse.ArgumentParser:
     return parser
 
 
-def _parse(name: str, arguments: Sequence[str]) -> Any:
-    return build_parser().parse_args([name, *arguments])[name]
+def _parse(arguments: Sequence[str]) -> Any:
+    return build_parser().parse_args(arguments)[arguments[0]]
 
 
-def _report(line: CommandLine) -> int:
-    run_report(read_report_options(_parse("report", line.arguments)))
-    return 0
+def _sweep(arguments: Sequence[str], _: Sequence[str]) -> int:
+    rest, axes = split_axes(arguments[1:], build_sweep_parser())
+    return run_sweep(read_sweep_options(_parse(["sweep", *rest]), axes))
 
 
-def _sweep(line: CommandLine) -> int:
-    arguments, axes = split_axes(line.arguments, build_sweep_parser())
-    return run_sweep(read_sweep_options(_parse("sweep", arguments), axes))
-
-
-def _parity(line: CommandLine) -> int:
-    options = read_parity_options(_parse("parity", line.arguments), line.passed_on, line.all)
+def _parity(arguments: Sequence[str], typed: Sequence[str]) -> int:
+    options = read_parity_options(_parse(arguments), typed[len(arguments) + 1 :], typed)
     check_writable("out", options.out, is_folder=True)
     differences = run_parity(options)
     return fail(differences, 1) if differences else 0
 
 
-def _lint(line: CommandLine) -> int:
-    findings = lint(_parse("lint", line.arguments).file)
+def _lint(arguments: Sequence[str], _: Sequence[str]) -> int:
+    findings = lint(_parse(arguments).file)
     print(render(findings))
     return findings.exit_code
 
 
-def _replay(line: CommandLine) -> int:
-    return run_replay(_parse("replay", line.arguments))
-
-
-def _calibrate(line: CommandLine) -> int:
-    given = _parse("calibrate", line.arguments)
-    options = CalibrateOptions(**{item.name: given[item.name] for item in fields(CalibrateOptions)})
-    if options.out is not None:
-        check_writable("out", options.out, is_folder=False)
-    print(calibrate(options))
+def _calibrate(arguments: Sequence[str], _: Sequence[str]) -> int:
+    print(calibrate(_parse(arguments)))
     return 0
 
 
-def _published(line: CommandLine) -> int:
-    print(render_rows(recompute_rows(load_rows(_parse("published", line.arguments).rows))))
+def _published(arguments: Sequence[str], _: Sequence[str]) -> int:
+    print(render_rows(recompute_rows(load_rows(_parse(arguments).rows))))
     return 0
 
 
@@ -131,17 +109,25 @@ def _published(line: CommandLine) -> int:
 class Subcommand:
     help: str
     build_parser: Callable[[], jsonargparse.ArgumentParser]
-    run: Callable[[CommandLine], int]
+    run: Callable[[Sequence[str], Sequence[str]], int]  # of the arguments before `--`, and of all
 
 
 SUBCOMMANDS = {
-    "report": Subcommand("write RESULTS.md from run records", build_report_parser, _report),
+    "report": Subcommand(
+        "write RESULTS.md from run records",
+        build_report_parser,
+        lambda arguments, _: run_report(read_report_options(_parse(arguments))),
+    ),
     "sweep": Subcommand("run every combination of some recipe options", build_sweep_parser, _sweep),
     "parity": Subcommand(
         "check that every strategy trains the same model", build_parity_parser, _parity
     ),
     "lint": Subcommand("check that a RESULTS.md still holds", build_lint_parser, _lint),
-    "replay": Subcommand("measure a cell again and compare", build_replay_parser, _replay),
+    "replay": Subcommand(
+        "measure a cell again and compare",
+        build_replay_parser,
+        lambda arguments, _: run_replay(_parse(arguments)),
+    ),
     "calibrate": Subcommand(
         "measure what this machine reaches at best", build_calibrate_parser, _calibrate
     ),

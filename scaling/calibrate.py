@@ -5,13 +5,14 @@ A subprocess does the work, since it needs torch.
 
 import statistics
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import jsonargparse
 from tabulate import tabulate
 
 from unitransformer.config import Accelerator
+from unitransformer.files import check_writable
 from unitransformer.launch.subprocess_module import run_module
 from unitransformer.launch.variables import DATA_FOLDER
 from unitransformer.machine.calibration import Calibration, WorkSamples
@@ -21,25 +22,6 @@ from unitransformer.record.units import format_count
 MIN_SECONDS, DEFAULT_SECONDS, MAX_SECONDS = 1.0, 5.0, 600.0
 START_UP_S = 300.0  # for imports, and for a busy machine
 HEADER = ("quantity", "best", "median", "unit", "samples", "range", "note")
-
-
-@dataclass(frozen=True, kw_only=True)
-class CalibrateOptions:
-    """Options of the command; raises ValueError for a number out of range."""
-
-    accelerator: Accelerator = "auto"
-    devices: int | None = None  # None: all GPUs, or one CPU worker
-    seconds: float = DEFAULT_SECONDS
-    out: Path | None = None  # None: the store
-
-    def __post_init__(self) -> None:
-        if self.devices is not None and self.devices < 1:
-            raise ValueError(f"devices is {self.devices}; it must be at least 1")
-        if not MIN_SECONDS <= self.seconds <= MAX_SECONDS:
-            raise ValueError(
-                f"seconds is {self.seconds:g}; it must be between {MIN_SECONDS:g} and "
-                f"{MAX_SECONDS:g}"
-            )
 
 
 def build_calibrate_parser() -> jsonargparse.ArgumentParser:
@@ -68,17 +50,27 @@ def build_calibrate_parser() -> jsonargparse.ArgumentParser:
     return parser
 
 
-def calibrate(options: CalibrateOptions) -> str:
+def calibrate(given: Any) -> str:
     """Measures, stores a calibration, and returns its table and path.
 
+    Args:
+        given: the result of the parser.
+
     Raises:
-        ValueError: this machine lacks the requested hardware.
+        ValueError: a number out of range, a path that cannot be written, or missing hardware.
         RuntimeError: a rank failed.
     """
-    arguments = ["--accelerator", options.accelerator, "--seconds", str(options.seconds)]
-    arguments += [] if options.devices is None else ["--devices", str(options.devices)]
-    arguments += [] if options.out is None else ["--out", str(options.out)]
-    limit_s = START_UP_S + 20 * options.seconds
+    if given.devices is not None and given.devices < 1:
+        raise ValueError(f"devices is {given.devices}; it must be at least 1")
+    if not MIN_SECONDS <= given.seconds <= MAX_SECONDS:
+        limits = f"between {MIN_SECONDS:g} and {MAX_SECONDS:g}"
+        raise ValueError(f"seconds is {given.seconds:g}; it must be {limits}")
+    arguments = ["--accelerator", given.accelerator, "--seconds", str(given.seconds)]
+    arguments += [] if given.devices is None else ["--devices", str(given.devices)]
+    if given.out is not None:
+        check_writable("out", given.out, is_folder=False)
+        arguments += ["--out", str(given.out)]
+    limit_s = START_UP_S + 20 * given.seconds
     printed = run_module("unitransformer.calibrate", arguments, limit_s=limit_s)
     path = Path(printed.strip().splitlines()[-1])
     return f"{render(read_calibration(path))}\n{path}"

@@ -16,7 +16,6 @@ from scaling.analysis.efficiency import (
 )
 from scaling.report import run_formatting
 from scaling.report.table_notes import PLAIN, SETTINGS, distinguishing, setting_name, settings_of
-from scaling.store.run import Run
 from unitransformer.record.units import is_shown_in_mib
 
 if TYPE_CHECKING:  # importing it loads matplotlib, which only a report needs
@@ -73,12 +72,13 @@ def plots_of(slug: str, points: Sequence[MeasuredPoint], curves: Sequence[Curve]
     if not points:
         return []
     runs = [run for point in points for run in point.runs]
-    largest = max((peak for run in runs for peak in _peaks(run)), default=0)
+    largest = max((peak for run in runs for peak in run_formatting.peaks(run)), default=0)
     unit, size = ("MiB", 2**20) if is_shown_in_mib(largest) else ("GiB", 2**30)
 
     def memory(x: int, point: MeasuredPoint) -> "PlotPoint | None":
         """The largest peak of all ranks and launches; None if no step was watched."""
-        peaks = [max(_peaks(run)) / size for run in point.runs if _peaks(run)]
+        of_runs = filter(None, map(run_formatting.peaks, point.runs))
+        peaks = [max(of_run) / size for of_run in of_runs]
         return _mark(x, Estimate(value=max(peaks)), peaks, [point]) if peaks else None
 
     shares_cores = any(curve.threads is not None for curve in curves)
@@ -108,11 +108,8 @@ def draw(plot: Plot) -> bytes:
     """Renders the SVG file of a plot."""
     from unitransformer.plots import figure_bytes, line_panels
 
-    figure = line_panels(
-        plot.panels, title=plot.title, caption=plot.caption, x=plot.x, y=plot.y,
-        markers=plot.markers,
-    )  # fmt: skip
-    return figure_bytes(figure, "svg")
+    labels = {name: getattr(plot, name) for name in ("title", "caption", "x", "y", "markers")}
+    return figure_bytes(line_panels(plot.panels, **labels), "svg")
 
 
 def interval_of(
@@ -127,9 +124,6 @@ def interval_of(
         return None, None
     is_known = all(point.is_pooled or len(point.runs) >= ENOUGH_LAUNCHES for point in points)
     return (estimate.low, estimate.high) if is_known else (None, None)
-
-
-# ---------------------------------------------------------------------------------- marks
 
 
 def _mark(
@@ -156,20 +150,15 @@ def _efficiency(curve: Curve, point: MeasuredPoint) -> "PlotPoint":
     return _mark(point.devices, curve.efficiency(point), launches, [point, curve.baseline])
 
 
-def _peaks(run: Run) -> list[int]:
-    return [peak for peak in run.record["peak_bytes"] if peak is not None]
-
-
 def _by_batch(
     points: Sequence[MeasuredPoint], quantity: Callable[[int, MeasuredPoint], "PlotPoint | None"]
 ) -> "Lines":
-    lines: Lines = {}
+    marks = []
     for point, (panel, variant) in zip(points, _places(points, ON_BATCH_AXIS), strict=True):
         parallel = point.config.parallel
         key = (panel, parallel.strategy, (parallel.num_nodes, parallel.devices), variant)
-        if (mark := quantity(point.config.batch_size, point)) is not None:
-            lines.setdefault(key, []).append((mark, None))
-    return _from_left_to_right(lines)
+        marks.append((key, quantity(point.config.batch_size, point), None))
+    return _lines(marks)
 
 
 def _by_devices(
@@ -177,14 +166,12 @@ def _by_devices(
     quantity: Callable[[Curve, MeasuredPoint], "PlotPoint | None"],
     ideal: Callable[[Curve, MeasuredPoint], float | None] = lambda *_: None,
 ) -> "Lines":
-    lines: Lines = {}
+    marks = []
     places = _places([curve.baseline for curve in curves], VARYING_ON_A_CURVE)
     for curve, (panel, variant) in zip(curves, places, strict=True):
         key = (f"{curve.scaling} scaling, {panel}", curve.strategy, batch_of(curve), variant)
-        for point in curve.points:
-            if (mark := quantity(curve, point)) is not None:
-                lines.setdefault(key, []).append((mark, ideal(curve, point)))
-    return _from_left_to_right(lines)
+        marks += [(key, quantity(curve, point), ideal(curve, point)) for point in curve.points]
+    return _lines(marks)
 
 
 def batch_of(curve: Curve) -> Group:
@@ -195,15 +182,15 @@ def batch_of(curve: Curve) -> Group:
     return config.accumulate, config.batch_size
 
 
-def _from_left_to_right(lines: "Lines") -> "Lines":
-    """Sorts the marks of each line; returns nothing if no line has two places."""
-    for marks in lines.values():
-        marks.sort(key=lambda item: (item[0].x, item[0].value))
-    has_line = any(marks[0][0].x < marks[-1][0].x for marks in lines.values())
-    return lines if has_line else {}
-
-
-# ---------------------------------------------------------------------------------- panels
+def _lines(marks: Iterable[tuple[Key, "PlotPoint | None", float | None]]) -> "Lines":
+    """Returns lines from left to right; nothing if no line has two places."""
+    lines: Lines = {}
+    for key, mark, ideal in marks:
+        if mark is not None:
+            lines.setdefault(key, []).append((mark, ideal))
+    for line in lines.values():
+        line.sort(key=lambda item: (item[0].x, item[0].value))
+    return lines if any(line[0][0].x < line[-1][0].x for line in lines.values()) else {}
 
 
 def _plot(
@@ -222,20 +209,16 @@ def _plot(
     groups = sorted({group for keys in panels.values() for *_, group, _ in keys})
     markers = {group: MARKERS[index % len(MARKERS)] for index, group in enumerate(groups)}
     variants = sorted({variant for *_, variant in lines})
-    drawn = {
-        panel: [
-            PlotLine(
-                label=", ".join(filter(None, [strategy, product(group), variant])),
-                marks=tuple(mark for mark, _ in lines[key]),
-                color=COLORS[strategy],
-                marker=markers[group],
-                style=STYLES[variants.index(variant) % len(STYLES)],
-            )
-            for key in keys
-            for _, strategy, group, variant in [key]
-        ]
-        for panel, keys in panels.items()
-    }
+    drawn: dict[str, list[PlotLine]] = {panel: [] for panel in panels}
+    for panel, strategy, group, variant in (key for keys in panels.values() for key in keys):
+        line = PlotLine(
+            label=", ".join(filter(None, [strategy, product(group), variant])),
+            marks=tuple(mark for mark, _ in lines[panel, strategy, group, variant]),
+            color=COLORS[strategy],
+            marker=markers[group],
+            style=STYLES[variants.index(variant) % len(STYLES)],
+        )
+        drawn[panel].append(line)
     has_ideal = axis == "devices" and quantity != "memory"
     for panel, keys in panels.items() if has_ideal else ():
         ideal = tuple(PlotPoint(x=mark.x, value=ideal or 0.0) for mark, ideal in lines[keys[0]])
@@ -281,18 +264,14 @@ def _places(points: Sequence[MeasuredPoint], on_axis: Collection[str]) -> list[t
     places = []
     for index, point in enumerate(points):
         settings = settings_of(point.config)
-        panel = [settings["parallel.precision"]] + [
-            f"{name} {settings[field]}"
-            for field, name in SETTINGS.items()
-            if field not in ("size", "parallel.precision", "parallel.num_nodes")
-            and (field in columns or (field in OFTEN_PLAIN and settings[field] not in PLAIN))
-        ]
+        panel = [settings["parallel.precision"]]
+        for field, name in SETTINGS.items():
+            is_shown = field in columns or (field in OFTEN_PLAIN and settings[field] not in PLAIN)
+            if is_shown and field not in ("size", "parallel.precision", "parallel.num_nodes"):
+                panel.append(f"{name} {settings[field]}")
         panel += [settings["size"]] if "size" in columns else []
-        variant = [
-            f"{setting_name(field)} {values[index]}"
-            for field, values in columns.items()
-            if field not in SETTINGS
-        ]
+        others = [field for field in columns if field not in SETTINGS]
+        variant = [f"{setting_name(field)} {columns[field][index]}" for field in others]
         if len(kinds) > 1:
             variant.append(f"machine {kinds.index(point.runs[0].processors) + 1}")
         places.append((", ".join(panel), ", ".join(variant)))

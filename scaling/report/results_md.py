@@ -31,7 +31,7 @@ from scaling.report.staleness import (
     marked,
     state_comment,
 )
-from scaling.report.store_analysis import StoreAnalysis
+from scaling.report.store_analysis import StoreAnalysis, page_name
 from scaling.store.reader import Store
 from unitransformer.config import Recipe
 from unitransformer.record.units import format_count
@@ -164,9 +164,6 @@ def _image(title: str, plots: str, name: str) -> str:
     return f"![{title}]({quote(str(PurePosixPath(plots, name)))})"
 
 
-# ---------------------------------------------------------------------------------- RESULTS.md
-
-
 def _opening(store: Store, links: Mapping[str, str]) -> str:
     runs = [run for run in store.runs if run.is_ok]
     parts = [format_count(len(store.runs), "run")]
@@ -254,22 +251,16 @@ def _recipe(
     if sweeps:
         largest = max(sweeps, key=lambda sweep: len(sweep.cells))
         shown = [i for i in images[largest.slug] if any(f"{plot}.svg" in i for plot in SHOWN_PLOTS)]
-        pages = ", ".join(links[sweep.page] for sweep in sweeps)
+        pages = ", ".join(links[page_name(sweep.name)] for sweep in sweeps)
         blocks += [*shown, f"All configurations: {pages}."]
     return blocks
-
-
-# ---------------------------------------------------------------------------------- pages
 
 
 def _runs_page(analysis: StoreAnalysis) -> list[str]:
     store = analysis.store
     single = {run.name for run in store.single_runs}
-    return [
-        block
-        for runs in analysis.longest_runs.values()
-        for block in runs_blocks(runs, single, store.certificates)
-    ]
+    longest = analysis.longest_runs.values()
+    return [block for runs in longest for block in runs_blocks(runs, single, store.certificates)]
 
 
 def _scaling_page(analysis: StoreAnalysis) -> list[str]:
@@ -288,7 +279,7 @@ def _sweep_pages(
     """Returns title and blocks of each sweep's page, with a section for each recipe."""
     pages: dict[str, tuple[str, list[str]]] = {}
     for sweep in analysis.sweeps:
-        _, blocks = pages.setdefault(sweep.page, (f"Sweep {escaped(sweep.name)}", []))
+        _, blocks = pages.setdefault(page_name(sweep.name), (f"Sweep {escaped(sweep.name)}", []))
         blocks.append(f"## {TITLES[sweep.recipe]}")
         blocks += sweep_blocks(sweep, analysis.store.certificates, images[sweep.slug])
     return pages

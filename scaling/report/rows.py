@@ -14,8 +14,7 @@ from pathlib import PurePosixPath
 from typing import Any, get_args
 
 from scaling.analysis.proof import find_proof
-from scaling.report.environment import describe_hardware, without_paths
-from scaling.report.run_formatting import mfu_row, peaks
+from scaling.report.run_formatting import describe_hardware, mfu_row, peaks, without_paths
 from scaling.store.conditions import conditions_of
 from scaling.store.outcome import CellOutcome
 from scaling.store.reader import Cell, Store
@@ -222,12 +221,14 @@ def _recorded(run: Run) -> dict[str, Any]:
 
 
 def _hardware(ranks: list[Any]) -> str | None:
+    if not ranks or not all(isinstance(host, dict) for host in ranks):
+        return None
     try:
         for rank, host in enumerate(ranks):
             check_fields(host, HOST_FIELDS, f"hardware.{rank}", missing=None)
     except ValueError:
         return None
-    return describe_hardware(ranks) if ranks else None
+    return describe_hardware(ranks)
 
 
 def _error(run: Run) -> str:

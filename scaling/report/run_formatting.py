@@ -1,10 +1,13 @@
-"""Formats the figures of one run, or of the pooled launches of one configuration, as table cells.
+"""Formats figures and machines of one run, or of the pooled launches of one configuration.
 
 A figure that is missing has its reason instead.
 """
 
-from collections.abc import Iterable
+import functools
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from statistics import median
+from typing import Any
 
 from scaling.analysis.efficiency import Estimate, MeasuredPoint
 from scaling.markdown import escaped, link, shortened
@@ -25,8 +28,10 @@ from unitransformer.record.units import (
 TITLES: dict[Recipe, str] = {"bert": "BERT", "gpt": "GPT", "vit": "ViT"}
 LONGEST_REMARK = 160  # characters in a table; the record has all of them
 MOST_DIGITS = 6  # of a ratio
-
-# ---------------------------------------------------------------------------------- one run
+DESCRIBED = (  # fields of a host
+    "device", "cpu", "cpu_cores", "memory_bytes", "system", "machine", "device_memory_bytes",
+    "threads",
+)  # fmt: skip
 
 
 def label(run: Run) -> str:
@@ -200,9 +205,6 @@ def overview(run: Run, parity: str) -> dict[str, str]:
     }
 
 
-# ---------------------------------------------------------------------------------- launches
-
-
 def pooled_speed(point: MeasuredPoint) -> str:
     rate = point.rate
     return _rate_with_ends(rate.value, f"{point.runs[0].unit}s", rate.low, rate.high)
@@ -242,3 +244,52 @@ def ratio(ratio: Estimate, digits: int) -> str:
     while digits < MOST_DIGITS and any(round(end, digits) == 1 for end in ends):
         digits += 1
     return estimate(ratio, f"{{:.{digits}f}}")
+
+
+def describe_hardware(ranks: Sequence[Mapping[str, Any]]) -> str:
+    """Returns the machines of all ranks, equal ones once."""
+    hosts = len({host.get("hostname") for host in ranks})
+    machines = dict.fromkeys(_describe_host(*map(host.get, DESCRIBED)) for host in ranks)
+    number = format_count(hosts, "machine")
+    return f"{format_count(len(ranks), 'rank')} on {number}: {'; '.join(machines)}"
+
+
+@functools.lru_cache(maxsize=1024)  # thousands of records come from a few hosts
+def _describe_host(*described: Any) -> str:
+    device, cpu, cores, memory, system, machine, device_memory, threads = described
+    parts = [
+        cpu or "processor unknown",
+        f"{cores} cores" if cores else "number of cores unknown",
+        f"{format_bytes(memory)} memory" if memory else "memory unknown",
+        " ".join(filter(None, (system, machine))) or "system unknown",
+    ]
+    if device != "cpu":
+        size = format_bytes(device_memory) if device_memory else "memory unknown"
+        parts.insert(0, f"{device}, {size}")
+    elif threads:
+        parts.append(f"{format_count(threads, 'thread')} per rank")
+    return ", ".join(parts)
+
+
+def describe_commit(code: Mapping[str, Any]) -> str:
+    """Returns the commit that ran, and whether it was changed."""
+    commit, is_dirty = code["commit"], code["is_dirty"]
+    if commit is None:
+        return "unknown: the code ran outside a git checkout"
+    state = {True: "with uncommitted changes", False: "clean", None: "whether changed is unknown"}
+    return f"{commit[:12]}, {state[is_dirty]}"
+
+
+def describe_versions(versions: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {version}" for name, version in versions.items())
+
+
+def without_paths(text: str, ranks: Sequence[Any]) -> str:
+    """Removes the host names of these ranks, and of absolute paths all but the last part."""
+    hosts = {str(host.get("hostname") or "") for host in ranks if isinstance(host, Mapping)}
+    for name in sorted(hosts):
+        if name and name in text:
+            text = re.sub(rf"\b{re.escape(name)}\b", "(host)", text)
+    if "/" not in text:
+        return text
+    return re.sub(r"(?<![\w.:/~])/(?:[^\s/:'\"]+/)+", "…/", text)

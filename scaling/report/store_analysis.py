@@ -37,11 +37,6 @@ class SweepOfRecipe:
         """Begins the names of its plots."""
         return f"{self.recipe}-{self.name.replace(' ', '-')}"
 
-    @property
-    def page(self) -> str:
-        """The file name of its page."""
-        return page_name(self.name)
-
     @cached_property
     def axes(self) -> list[str]:
         return find_axes(self.cells)
@@ -72,8 +67,10 @@ class StoreAnalysis:
 
     @cached_property
     def runs(self) -> dict[Recipe, list[Run]]:
+        """Sorted by name."""
+        runs = sorted(self.store.runs, key=lambda run: run.name)
         return {
-            recipe: [run for run in self.store.runs if run.config.recipe == recipe]
+            recipe: [run for run in runs if run.config.recipe == recipe]
             for recipe in get_args(Recipe)
         }
 
@@ -84,11 +81,13 @@ class StoreAnalysis:
         single = {run.name for run in self.store.single_runs}
         longest = {}
         for recipe, runs in self.runs.items():
-            ended_well = sorted((run for run in runs if run.is_ok), key=lambda run: run.name)
-            chosen = [run for run in ended_well if run.name in single] or ended_well
-            chosen.sort(key=lambda run: str(run.record.get("started_at")), reverse=True)
-            longest[recipe] = sorted(chosen, key=lambda run: -run.num_steps)
-        return {recipe: runs for recipe, runs in longest.items() if runs}
+            ended_well = [run for run in runs if run.is_ok]
+            if chosen := [run for run in ended_well if run.name in single] or ended_well:
+                chosen.sort(
+                    key=lambda r: (r.num_steps, str(r.record.get("started_at"))), reverse=True
+                )
+                longest[recipe] = chosen
+        return longest
 
     @cached_property
     def scatters(self) -> dict[ModelOnMachine, Scatter]:
@@ -96,14 +95,10 @@ class StoreAnalysis:
 
     @cached_property
     def points(self) -> dict[Recipe, list[MeasuredPoint]]:
-        steady = {
-            recipe: sorted(
-                (run for run in runs if run.is_ok and run.metrics is not None),
-                key=lambda run: run.name,
-            )
+        return {
+            recipe: pool([run for run in runs if run.is_ok and run.metrics], self.scatters)
             for recipe, runs in self.runs.items()
         }
-        return {recipe: pool(runs, self.scatters) for recipe, runs in steady.items()}
 
     @cached_property
     def curves(self) -> dict[Recipe, list[Curve]]:
@@ -111,24 +106,19 @@ class StoreAnalysis:
 
     @cached_property
     def comparisons(self) -> dict[Recipe, list[StrategyComparison]]:
-        store = self.store
-        return {
-            recipe: compare_strategies(
-                runs,
-                store.certificates,
-                [cell for cell in store.cells if cell.outcome.recipe == recipe],
-            )
-            for recipe, runs in self.runs.items()
-        }
+        comparisons = {}
+        for recipe, runs in self.runs.items():
+            cells = [cell for cell in self.store.cells if cell.outcome.recipe == recipe]
+            comparisons[recipe] = compare_strategies(runs, self.store.certificates, cells)
+        return comparisons
 
     @cached_property
     def sweeps(self) -> list[SweepOfRecipe]:
         """By recipe, then by folder."""
         names = sweep_names(self.store)
-        groups: dict[tuple[Recipe, str], list[Cell]] = {}
-        for recipe in get_args(Recipe):
-            for sweep in names:
-                groups[recipe, sweep] = []
+        groups: dict[tuple[Recipe, str], list[Cell]] = {
+            (recipe, sweep): [] for recipe in get_args(Recipe) for sweep in names
+        }
         for cell in self.store.cells:
             groups[cell.outcome.recipe, cell.sweep].append(cell)
         return [

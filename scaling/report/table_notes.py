@@ -4,8 +4,7 @@ import functools
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from scaling.markdown import escaped, note, table
-from scaling.report.environment import without_paths
-from scaling.report.run_formatting import shape
+from scaling.report.run_formatting import shape, without_paths
 from scaling.store.conditions import differences
 from scaling.store.run import Run
 from unitransformer.config import RunConfig, flat_dict
@@ -91,27 +90,21 @@ def draw(rows: Sequence[Mapping[str, str]], always: Collection[str] = ()) -> lis
         rows: cells by heading; empty columns are left out.
         always: columns that stay in the table if they are the same.
     """
-    columns: Columns = {}
+    drawn: Columns = {}
+    same = []
     for heading in dict.fromkeys(heading for row in rows for heading in row):
         cells = [row.get(heading, "") for row in rows]
-        if any(cells):
-            columns[heading] = cells
-    same = {
-        heading: cells[0]
-        for heading, cells in columns.items()
-        if len(rows) > 1 and heading not in always and len(set(cells)) == 1
-    }
-    drawn = {heading: cells for heading, cells in columns.items() if heading not in same}
-    sentence = "; ".join(f"{heading} {cell}" for heading, cell in same.items())
-    blocks = [f"{SAME}{sentence}."] if same else []
+        if len(rows) > 1 and heading not in always and len(set(cells)) == 1 and cells[0]:
+            same.append(f"{heading} {cells[0]}")
+        elif any(cells):
+            drawn[heading] = cells
+    blocks = [f"{SAME}{'; '.join(same)}."] if same else []
     return [*blocks, table(tuple(drawn), zip(*drawn.values(), strict=True))]
 
 
 def notes(remarks: Iterable[Remark], num_rows: int) -> str:
     """Returns a list of the remarks, each once with the rows it belongs to."""
-    return list_of(
-        {text: rows_of(numbers, num_rows) for text, numbers in _grouped(remarks).items()}
-    )
+    return list_of({text: rows_of(rows, num_rows) for text, rows in _grouped(remarks).items()})
 
 
 def list_of(places: Mapping[str, str]) -> str:
@@ -140,9 +133,7 @@ def rows_of(numbers: Sequence[int], num_rows: int, thing: str = "row") -> str:
             spans[-1].append(number)
         else:
             spans.append([number])
-    parts = [
-        f"{span[0]} to {span[-1]}" if len(span) > 2 else ", ".join(map(str, span)) for span in spans
-    ]
+    parts = [f"{s[0]} to {s[-1]}" if len(s) > 2 else ", ".join(map(str, s)) for s in spans]
     return f"{thing}{'s' if len(numbers) > 1 else ''} {', '.join(parts)}"
 
 
@@ -167,8 +158,8 @@ def condition_lines(lines: Iterable[str], runs: Sequence[Run]) -> list[str]:
 
 def conditions_of_rows(records: Sequence[Record]) -> list[str]:
     """Returns a box with the conditions in which the rows of a table differ, if any do."""
-    lines = [without_paths(line, []) for line in differences(records)]
-    shown = [
-        f"{line[:LONGEST_DIFFERENCE]}{'…' if line[LONGEST_DIFFERENCE:] else ''}" for line in lines
-    ]
-    return note("These rows were measured under different conditions.", [*map(escaped, shown)])
+    shown = []
+    for line in (without_paths(line, []) for line in differences(records)):
+        end = "…" if line[LONGEST_DIFFERENCE:] else ""
+        shown.append(escaped(f"{line[:LONGEST_DIFFERENCE]}{end}"))
+    return note("These rows were measured under different conditions.", shown)

@@ -15,10 +15,9 @@ from collections.abc import Mapping, Sequence
 from importlib import resources
 from typing import Any, get_args
 
-from scaling.report.environment import without_paths
 from scaling.report.plots import COLORS, batch_of, interval_of, product
 from scaling.report.rows import NAMES, Entry, entries
-from scaling.report.run_formatting import TITLES
+from scaling.report.run_formatting import TITLES, without_paths
 from scaling.report.store_analysis import StoreAnalysis
 from scaling.report.table_notes import distinguishing, setting_name
 from scaling.store.reader import Store
@@ -88,21 +87,25 @@ def _json(values: Any) -> str:
 
 def _left_out(store: Store) -> str:
     """Lists damaged and duplicate records; files that are no records are not worth a line."""
-    files = [file for file in store.left_out if file.kind != "foreign"]
-    if not files:
-        return ""
-    lines = "".join(
-        f"<li>{html.escape(f'{file.name}: {file.kind}, {file.reason}')}</li>" for file in files
-    )
-    head = f"{format_count(len(files), 'file')} left out"
-    return f"<details><summary>{head}</summary><ul>{lines}</ul></details>"
+    lines = [
+        f"<li>{html.escape(f'{file.name}: {file.kind}, {file.reason}')}</li>"
+        for file in store.left_out
+        if file.kind != "foreign"
+    ]
+    head = f"{format_count(len(lines), 'file')} left out"
+    return f"<details><summary>{head}</summary><ul>{''.join(lines)}</ul></details>" if lines else ""
 
 
 def _table(
     shown: Sequence[Entry], settings: Sequence[Mapping[str, Any]], analysis: StoreAnalysis
 ) -> dict[str, Any]:
     """Returns the values of each row, and their names once."""
-    models = [_model(entry) for entry in shown]
+    models = []
+    for entry in shown:  # the parameter count reveals a size that was changed field by field
+        parts = [TITLES[entry.row.recipe], entry.row.size or ""]
+        if entry.config is not None:
+            parts.append(f"({human_count(count_parameters(entry.config.model))})")
+        models.append(" ".join(filter(None, parts)))
     also = _also(shown, models)
     return {
         "names": ["model", "rest", "also", *NAMES],
@@ -115,13 +118,6 @@ def _table(
         "units": {model: entry.row.unit for model, entry in zip(models, shown, strict=True)},
         "curves": _curves(shown, analysis),
     }
-
-
-def _model(entry: Entry) -> str:
-    """Recipe, size and parameter count, which reveals a size that was changed field by field."""
-    row, config = entry.row, entry.config
-    size = [] if config is None else [f"({human_count(count_parameters(config.model))})"]
-    return " ".join(filter(None, (TITLES[row.recipe], row.size, *size)))
 
 
 def _rest(settings: Mapping[str, Any]) -> str | None:
@@ -171,9 +167,8 @@ def _curves(shown: Sequence[Entry], analysis: StoreAnalysis) -> list[dict[str, A
 def _details(shown: Sequence[Entry], settings: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """What the record of each row holds beyond the row; settings that all share are given once."""
     known = [values.items() for values in settings if values]
-    shared = (
-        dict(item for item in known[0] if all(item in other for other in known)) if known else {}
-    )
+    first = known[0] if known else ()
+    shared = dict(item for item in first if all(item in other for other in known))
     rows = []
     for entry, values in zip(shown, settings, strict=True):
         rest = {name: value for name, value in values.items() if name not in shared}

@@ -4,9 +4,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from scaling.analysis.candidates import name_of
 from scaling.analysis.efficiency import Curve, MeasuredPoint
-from scaling.analysis.fastest import Candidate, rank
+from scaling.analysis.fastest import Candidate, name_of, rank
 from scaling.markdown import note
 from scaling.parity.certificate import Certificate
 from scaling.report import run_formatting
@@ -135,7 +134,7 @@ def _tried(answer: Answer) -> str:
     """Configurations, how many of them tie with the fastest, and how many have no proof."""
     others = answer.ranked[1:]
     counts = {
-        "tie": sum(bool(candidate.is_tie) for candidate in others),
+        "tie": sum(bool(other.is_tie) for other in others),
         "undecided": sum(not other.is_tie and not other.is_slower for other in others),
         "without proven parity": len(answer.unranked),
     }

@@ -2,17 +2,11 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import PurePosixPath
-from typing import get_args
 
 from scaling.markdown import details, escaped, folded_commands, link, note, shortened, table
 from scaling.parity.certificate import find_other_bounds
 from scaling.report import run_formatting
-from scaling.report.environment import (
-    describe_commit,
-    describe_hardware,
-    describe_versions,
-    without_paths,
-)
+from scaling.report.run_formatting import without_paths
 from scaling.report.table_notes import draw
 from scaling.store.outcome import STUDY
 from scaling.store.reader import Store
@@ -75,9 +69,9 @@ def _few(values: Iterable[str]) -> str:
 
 def _conditions(runs: Sequence[Run]) -> list[str]:
     rows: dict[str, Callable[[Run], str]] = {
-        "Hardware": lambda run: describe_hardware(run.record["hardware"]),
-        "Versions": lambda run: describe_versions(run.record["versions"]),
-        "Commit": lambda run: describe_commit(run.record["code"]),
+        "Hardware": lambda run: run_formatting.describe_hardware(run.record["hardware"]),
+        "Versions": lambda run: run_formatting.describe_versions(run.record["versions"]),
+        "Commit": lambda run: run_formatting.describe_commit(run.record["code"]),
         "Data": _data,
     }
     return [block for name in rows for block in (f"## {name}", _distinct(runs, rows[name]))]
@@ -90,11 +84,11 @@ def _distinct(runs: Sequence[Run], describe: Callable[[Run], str]) -> str:
         recipes.setdefault(describe(run), set()).add(run.config.recipe)
     if len(recipes) == 1:
         return f"- {escaped(*recipes)}"
-    titles = {
-        text: ", ".join(run_formatting.TITLES[name] for name in get_args(Recipe) if name in names)
-        for text, names in recipes.items()
-    }
-    return "\n".join(f"- {names}: {escaped(text)}" for text, names in titles.items())
+    lines = []
+    for text, names in recipes.items():
+        titles = [title for name, title in run_formatting.TITLES.items() if name in names]
+        lines.append(f"- {', '.join(titles)}: {escaped(text)}")
+    return "\n".join(lines)
 
 
 def _data(run: Run) -> str:
@@ -106,8 +100,9 @@ def _data(run: Run) -> str:
 def _failed_runs(failed: Sequence[Run]) -> list[str]:
     if not failed:
         return []
-    rows = [
-        {
+    rows, commands = [], []
+    for number, run in enumerate(failed, 1):
+        row = {
             "#": str(number),
             "recipe": escaped(run_formatting.label(run)),
             "devices": run_formatting.devices(run),
@@ -118,9 +113,8 @@ def _failed_runs(failed: Sequence[Run]) -> list[str]:
             "error": _error(run),
             "record": run_formatting.record(run),
         }
-        for number, run in enumerate(failed, 1)
-    ]
-    commands = [(str(number), str(run.record["command"])) for number, run in enumerate(failed, 1)]
+        rows.append(row)
+        commands.append((str(number), run.record["command"]))
     return [
         "## Runs that failed",
         *draw(rows, always=("#", "status", "error")),

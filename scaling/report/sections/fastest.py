@@ -27,24 +27,19 @@ def fastest_blocks(comparisons: Sequence[StrategyComparison]) -> list[str]:
         return []
     configs = [comparison.config for comparison in comparisons]
     settings = table_notes.differing(configs, VARYING)
-    rows = []
-    for index, (comparison, config) in enumerate(zip(comparisons, configs, strict=True)):
+    rows, conditions = [], []
+    for number, comparison in enumerate(comparisons, 1):
         group = {
-            "group": str(index + 1),
-            **{heading: cells[index] for heading, cells in settings.items()},
-            "global batch": f"{config.global_batch_size:,}",
-            "devices": str(config.parallel.world_size),
-            "FLOPs": run_formatting.flops(config),
+            "group": str(number),
+            **{heading: cells[number - 1] for heading, cells in settings.items()},
+            "global batch": f"{comparison.config.global_batch_size:,}",
+            "devices": str(comparison.config.parallel.world_size),
+            "FLOPs": run_formatting.flops(comparison.config),
         }
         rows += [group | row for row in _rows(comparison)]
-    conditions = [
-        (line, number)
-        for number, comparison in enumerate(comparisons, 1)
-        for line in table_notes.condition_lines(
-            comparison.differing_conditions,
-            [run for candidate in comparison.candidates for run in candidate.point.runs],
-        )
-    ]
+        runs = [run for candidate in comparison.candidates for run in candidate.point.runs]
+        lines = table_notes.condition_lines(comparison.differing_conditions, runs)
+        conditions += [(line, number) for line in lines]
     order = "from the fastest on, ranked ones first"
     return [
         FASTEST,
@@ -70,8 +65,8 @@ def _rows(comparison: StrategyComparison) -> Iterator[dict[str, str]]:
             "flags": run_formatting.flags(point.runs) or "none",
             "record": run_formatting.record(point.middle),
         }
-    for missing in comparison.missing:
-        yield {"configuration": missing.name, "speed": "", "ratio": "", "standing": missing.why}
+    for name, why in comparison.missing.items():
+        yield {"configuration": name, "speed": "", "ratio": "", "standing": why}
 
 
 def _standing(candidate: Candidate, ranked: Sequence[Candidate], *, is_decided: bool) -> str:
@@ -97,9 +92,8 @@ def _notes(comparisons: Sequence[StrategyComparison]) -> str:
         for candidate in sorted(comparison.candidates, key=lambda candidate: candidate.name):
             for text in _about(candidate):
                 groups.setdefault(text, {}).setdefault(candidate.name, []).append(number)
-    return table_notes.list_of(
-        {text: _places(names, len(comparisons)) for text, names in groups.items()}
-    )
+    num_groups = len(comparisons)
+    return table_notes.list_of({text: _places(groups[text], num_groups) for text in groups})
 
 
 def _about(candidate: Candidate) -> Iterable[str]:

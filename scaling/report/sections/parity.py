@@ -20,12 +20,6 @@ from scaling.markdown import (
 from scaling.parity.cases import BOUNDS, ParityVerdict
 from scaling.parity.certificate import CaseResult, Certificate, newest_first
 from scaling.report import run_formatting
-from scaling.report.environment import (
-    describe_commit,
-    describe_hardware,
-    describe_versions,
-    without_paths,
-)
 from scaling.report.table_notes import draw
 from scaling.store.run import Run
 from unitransformer.config import Precision, Recipe
@@ -50,13 +44,9 @@ def parity_section(certificates: Sequence[Certificate]) -> list[str]:
         (precision, f"{bound.loss:g}", f"{bound.gradient_norm:g}", escaped(bound.why))
         for precision, bound in BOUNDS.items()
     ]
-    blocks = [
-        block
-        for recipe in get_args(Recipe)
-        for certificate in newest_first(certificates)
-        if certificate.recipe == recipe
-        for block in _blocks(certificate)
-    ]
+    order = get_args(Recipe)
+    by_recipe = sorted(newest_first(certificates), key=lambda proof: order.index(proof.recipe))
+    blocks = [block for certificate in by_recipe for block in _blocks(certificate)]
     headings = ("precision", "loss within", "gradient norm within", "why")
     return [INTRODUCTION, table(headings, bounds), *blocks]
 
@@ -65,9 +55,9 @@ def _blocks(certificate: Certificate) -> list[str]:
     content, config = certificate.content, certificate.config
     counts = ", ".join(map(str, content["device_counts"]))
     environment = (
-        describe_commit(content["code"]),
-        describe_hardware(content["hardware"]),
-        describe_versions(content["versions"]),
+        run_formatting.describe_commit(content["code"]),
+        run_formatting.describe_hardware(content["hardware"]),
+        run_formatting.describe_versions(content["versions"]),
     )
     results = format_count(len(certificate.results), "configuration")
     tally = Counter(map(certificate.verdict, certificate.results))
@@ -117,12 +107,13 @@ def _largest(certificate: Certificate, results: Sequence[CaseResult], precision:
 
 
 def _not_equal(certificate: Certificate) -> list[str]:
-    verdicts = [(result, certificate.verdict(result)) for result in certificate.results]
-    bad = [(result, verdict) for result, verdict in verdicts if verdict in ("different", "failed")]
-    if not bad:
+    rows, commands = [], []
+    for result in certificate.results:
+        if (verdict := certificate.verdict(result)) in ("different", "failed"):
+            rows.append((result.case.label, verdict, _about(certificate, result)))
+            commands.append((result.case.label, result.command))
+    if not rows:
         return []
-    rows = [(result.case.label, verdict, _about(certificate, result)) for result, verdict in bad]
-    commands = [(result.case.label, result.command) for result, _ in bad]
     return [
         "Not equal:",
         table(("configuration", "verdict", "difference"), rows),
@@ -133,9 +124,8 @@ def _not_equal(certificate: Certificate) -> list[str]:
 def _about(certificate: Certificate, result: CaseResult) -> str:
     comparison = certificate.comparison(result)
     if comparison is None:
-        reason = result.reason or "no reason recorded"
-        reason = without_paths(reason, certificate.content["hardware"])
-        return escaped(shortened(reason, LONGEST_REASON))
+        reason, hosts = result.reason or "no reason recorded", certificate.content["hardware"]
+        return escaped(shortened(run_formatting.without_paths(reason, hosts), LONGEST_REASON))
     inactive = certificate.inactive_feature(result)
     return (
         f"{'' if inactive is None else f'{escaped(inactive)}; '}"
@@ -171,6 +161,6 @@ def describe_proof(proof: Proof) -> str:
         return proof.verdict
     verdict = proof.verdict if proof.holds else f"**{proof.verdict}**"
     devices = (
-        f"{' and '.join(map(str, proof.devices))} device{'' if proof.devices == (1,) else 's'}"
+        "1 device" if proof.devices == (1,) else f"{' and '.join(map(str, proof.devices))} devices"
     )
     return f"{verdict} on {devices}, {link(proof.certificate, 'certificate')}"

@@ -66,34 +66,31 @@ def scaling_blocks(curves: Sequence[Curve]) -> list[str]:
         places = {
             **table_notes.differing(configs, VARYING_ON_A_CURVE),
             "strategy": [row.curve.strategy for row in same],
-            BATCHES[scaling]: [_batch(row) for row in same],
+            BATCHES[scaling]: [
+                f"{_batch_size(row.point.config, scaling):,}{_micro_batches(row.point.config)}"
+                for row in same
+            ],
         }
-        heading = f"**{scaling.title()} scaling{' on the same cores' if is_split else ''}.**"
-        about = [
-            heading,
-            SAME_CORES if is_split else "",
-            table_notes.shared(configs, VARYING_ON_A_CURVE),
-        ]
+        about = [f"**{scaling.title()} scaling{' on the same cores' if is_split else ''}.**"]
+        about += [SAME_CORES] if is_split else []
+        about += [table_notes.shared(configs, VARYING_ON_A_CURVE)]
         measured = [p for p in get_args(LossPart) if any(p in row.lost.parts for row in same)]
         cells = [
             {"row": str(row.number), **{head: values[i] for head, values in places.items()}}
             | _cells(row, measured)
             for i, row in enumerate(same)
         ]
-        blocks += [
-            " ".join(filter(None, about)),
-            *table_notes.draw(cells, always=("row", "devices")),
-        ]
+        blocks.append(" ".join(filter(None, about)))
+        blocks += table_notes.draw(cells, always=("row", "devices"))
         fitted += _laws(same, places)
     if fitted:
         blocks.append(table(("law", "curve", "parameters", "remark"), fitted))
+    remarks = [(text, row.number) for row in rows for text in _remarks(row)]
     conditions = [(line, row.number) for row in rows for line in _conditions(row.curve)]
     order = "along a curve, those of the baseline first"
     return [
         *blocks,
-        table_notes.notes(
-            ((text, row.number) for row in rows for text in _remarks(row)), len(rows)
-        ),
+        table_notes.notes(remarks, len(rows)),
         *table_notes.different_conditions(conditions, len(rows), order),
     ]
 
@@ -112,18 +109,13 @@ def _batch_size(config: RunConfig, scaling: Scaling) -> int:
     return config.batch_size * config.accumulate
 
 
-def _batch(row: CurveRow) -> str:
-    config = row.point.config
-    return f"{_batch_size(config, row.curve.scaling):,}{_micro_batches(config)}"
-
-
 def _micro_batches(config: RunConfig) -> str:
     return f", {config.accumulate} micro-batches" if config.accumulate > 1 else ""
 
 
 def _cells(row: CurveRow, measured: Sequence[LossPart]) -> dict[str, str]:
     curve, point, lost = row.curve, row.point, row.lost
-    drift, slowest = curve.drift(point), lost.slowest
+    drift, slowest, rank = curve.drift(point), lost.slowest, ""
     flags, before = run_formatting.flags(point.runs), run_formatting.flags(curve.baseline.runs)
     parts: dict[str, str] = {
         part: f"{lost.parts[part]:z.1%}" if part in lost.parts else "not measured"
@@ -140,7 +132,7 @@ def _cells(row: CurveRow, measured: Sequence[LossPart]) -> dict[str, str]:
         **_efficiency(row),
         **parts,
         "trace": _trace(lost),
-        "slowest rank": "" if slowest is None else rank,
+        "slowest rank": rank,
         "launches": str(len(point.runs)),
         "machine drift": "" if drift is None else f"{drift:.1%}",
         "flags": "; ".join(filter(None, [flags, before and f"baseline: {before}"])) or "none",
@@ -176,12 +168,11 @@ def _trace(lost: TimeLost) -> str:
 
 def _remarks(row: CurveRow) -> Iterable[str]:
     yield from (*row.curve.remarks, *row.lost.caveats)
-    if all(law.reason for law in row.laws):
+    unfitted = [law for law in row.laws if law.reason]
+    if len(unfitted) == len(row.laws):
         yield f"no law of scaling is fitted: {row.laws[-1].reason}"
     else:
-        yield from (
-            f"{LAWS[law.name]} is not fitted: {law.reason}" for law in row.laws if law.reason
-        )
+        yield from (f"{LAWS[law.name]} is not fitted: {law.reason}" for law in unfitted)
     both = (row.curve.baseline, row.point)
     if any(len(point.runs) > 1 for point in both):
         yield "the parts of the lost share are those of the middle launch, whose record is linked"

@@ -11,7 +11,6 @@ from scaling.report import run_formatting
 from scaling.report.table_notes import draw
 from scaling.store.conditions import differences
 from scaling.store.run import Run
-from unitransformer.costs.mfu import MfuRow
 from unitransformer.measure.nvml import HARMLESS
 from unitransformer.record.metrics import (
     format_flops_rate,
@@ -74,12 +73,17 @@ def _speed(run: Run) -> dict[str, str]:
         mean += "; seconds between them (log lines, saving, pauses) are not recorded"
     else:
         mean += f", and of those between them (log lines, saving, pauses), {between:.1%} of all"
+    shares = format_time_shares(run.metrics.as_dict())
+    if run.config.parallel.world_size > 1 and "communication_s" not in run.metrics.shares:
+        reason = run.record.get("samples_missing", {}).get("communication_s")
+        why = "`--trace` measures it" if reason is None else escaped(str(reason))
+        shares += f"; communication is contained in these, {why}"
     values = (
         _steady(run, step.count),
         f"{median}; {escaped(run.metrics.interval)}",
         f"{run_formatting.speed(run)}: {units} per step, over that median",
         mean,
-        _time_shares(run, format_time_shares(run.metrics.as_dict())),
+        shares,
     )
     return dict(zip(names, values, strict=True))
 
@@ -94,15 +98,6 @@ def _steady(run: Run, num_steps: int) -> str:
         f"steps {first} to {run.num_steps}, {format_count(num_steps, 'step')}{after}: "
         f"{escaped(run.record['steady_method'] + but)}"
     )
-
-
-def _time_shares(run: Run, shares: str) -> str:
-    assert run.metrics is not None
-    if run.config.parallel.world_size == 1 or "communication_s" in run.metrics.shares:
-        return shares
-    reason = run.record.get("samples_missing", {}).get("communication_s")
-    why = "`--trace` measures it" if reason is None else escaped(str(reason))
-    return f"{shares}; communication is contained in these, {why}"
 
 
 def _ceiling(run: Run) -> str:
@@ -121,13 +116,11 @@ def _compile(run: Run, others: Sequence[Run]) -> str:
     ledger = run.record["compile"][0]
     if ledger["mode"] == "off":
         return "off"
-    seconds = ledger["compile_s"]
+    seconds, graphs = ledger["compile_s"], ledger["graphs"]
     parts = [
         f"{ledger['mode']}, {ledger['start'] or 'start not recorded'}",
         "seconds not recorded" if seconds is None else f"{seconds:.1f} s of compiling",
-        "graphs not recorded"
-        if ledger["graphs"] is None
-        else format_count(ledger["graphs"], "graph"),
+        "graphs not recorded" if graphs is None else format_count(graphs, "graph"),
         format_count(len(ledger["graph_breaks"]), "graph break"),
         format_count(len(ledger["recompiles"]), "recompile"),
     ]
@@ -141,18 +134,16 @@ def _compile(run: Run, others: Sequence[Run]) -> str:
 
 def _payoff(run: Run, others: Sequence[Run]) -> str:
     """When compiling has made up for its time, against the same run without compiling."""
-    parallel = replace(run.config.parallel, compile="off")
-    config = replace(run.config, parallel=parallel)
-    eager = [other for other in others if other.metrics and other.config == config]
+    config = replace(run.config, parallel=replace(run.config.parallel, compile="off"))
+    eager = next((other for other in others if other.metrics and other.config == config), None)
     seconds = run.record["compile"][0]["compile_s"]
-    if not eager or run.metrics is None or seconds is None:
+    if eager is None or eager.metrics is None or run.metrics is None or seconds is None:
         return "when it pays off is unknown: there is no run like this without compiling"
-    assert eager[0].metrics is not None
-    slow_s, fast_s = eager[0].metrics.step.median, run.metrics.step.median
+    slow_s, fast_s = eager.metrics.step.median, run.metrics.step.median
     step = pays_off_at(seconds, slow_s, fast_s)
     when = "never pays off" if step is None else f"pays off at step {step:,}"
     steps = f"{when}: a step takes {format_ms(fast_s)}, not compiled {format_ms(slow_s)}"
-    return "; ".join([steps, *differences([run.record, eager[0].record])])
+    return "; ".join([steps, *differences([run.record, eager.record])])
 
 
 def _energy(run: Run) -> str:
@@ -182,25 +173,26 @@ def _launches(run: Run, repeats: Sequence[Run]) -> str:
 def mfu_tables(run: Run) -> list[str]:
     """Returns a row per FLOP convention, with the peak, the ceiling and the rate's interval."""
     figures = {} if run.metrics is None else run.metrics.as_dict()
-    rows = [
-        {
+    rows = []
+    for row in run.mfu:
+        rate, of_peak, of_ceiling = "unknown", f"none: {escaped(str(row.reason))}", "unknown"
+        if row.flops_per_s is not None:
+            rate = format_flops_rate(row.flops_per_s, figures)
+        if row.utilisation is not None:
+            of_peak = f"{row.kind} {format_share(row.utilisation, figures)}"
+        if row.share_of_ceiling is not None:
+            of_ceiling = format_share(row.share_of_ceiling, figures)
+        cells = {
             "convention": f"`{row.convention}`",
             f"FLOPs per {run.unit}": f"{row.flops_per_unit:,.0f}",
-            "FLOP/s per device": (
-                "unknown"
-                if row.flops_per_s is None
-                else format_flops_rate(row.flops_per_s, figures)
-            ),
-            "share of the data sheet's peak": (
-                f"none: {escaped(str(row.reason))}"
-                if row.utilisation is None
-                else f"{row.kind} {format_share(row.utilisation, figures)}"
-            ),
-            "share of the ceiling": _share_of_ceiling(row, figures),
+            "FLOP/s per device": rate,
+            "share of the data sheet's peak": of_peak,
+            "share of the ceiling": f"{of_ceiling}; {escaped(row.flag)}"
+            if row.flag
+            else of_ceiling,
             "what it counts": escaped(row.definition),
         }
-        for row in run.mfu
-    ]
+        rows.append(cells)
     first, source = run.mfu[0], ""
     if first.peak_flops_per_s is not None:
         remark = f"; {first.peak_remark}" if first.peak_remark else ""
@@ -209,12 +201,6 @@ def mfu_tables(run: Run) -> list[str]:
             f"{first.peak_source}{remark}."
         )
     return [*draw(rows, always=("convention",)), escaped(source)]
-
-
-def _share_of_ceiling(row: MfuRow, figures: Mapping[str, Any]) -> str:
-    share = row.share_of_ceiling
-    text = "unknown" if share is None else format_share(share, figures)
-    return f"{text}; {escaped(row.flag)}" if row.flag else text
 
 
 def gpu_state(record: Record) -> str:
@@ -228,8 +214,8 @@ def gpu_state(record: Record) -> str:
         for name, field, scale, unit in GPU_FIGURES
     ]
     of_devices = "" if len(devices) == 1 else f", of {len(devices)} devices"
-    samples = f"first and last sample{of_devices}: {', '.join(figures)}"
-    return f"{samples}; {_throttled([sample for device in devices for sample in device])}"
+    samples = [sample for device in devices for sample in device]
+    return f"first and last sample{of_devices}: {', '.join(figures)}; {_throttled(samples)}"
 
 
 def _range(samples: Sequence[Sample], field: str, scale: float) -> str:

@@ -12,8 +12,7 @@ from scaling.analysis.proof import find_proof
 from scaling.markdown import escaped, folded_commands, shortened
 from scaling.parity.certificate import Certificate
 from scaling.report import run_formatting
-from scaling.report.environment import without_paths
-from scaling.report.run_formatting import LONGEST_REMARK
+from scaling.report.run_formatting import LONGEST_REMARK, without_paths
 from scaling.report.sections.parity import describe_proof
 from scaling.report.store_analysis import SweepOfRecipe, successful_run
 from scaling.report.table_notes import conditions_of_rows, draw
@@ -54,7 +53,6 @@ SAME_CORES = (
     "n devices an efficiency of 1/n loses nothing."
 )
 
-Sizes = Mapping[int, Sequence[Cell]]  # launches by batch size
 EFFICIENCIES = [f"{scaling} efficiency" for scaling in get_args(Scaling)]
 
 
@@ -69,22 +67,15 @@ def sweep_blocks(
     groups: dict[str, list[Cell]] = {}
     for cell in sweep.cells:
         groups.setdefault(cell.outcome.cell, []).append(cell)
-    numbered = [(str(number), cells) for number, cells in enumerate(groups.values(), 1)]
     efficiencies = _efficiencies(sweep)
-    rows = [
-        {"#": number}
-        | {axis: _option(cells[0], axis) for axis in sweep.axes}
-        | _pooled(cells, sweep, certificates, efficiencies)
-        for number, cells in numbered
-    ]
-    launches = [
-        {"#": number, "launch": str(cell.outcome.repeat)} | _launch(cell)
-        for number, cells in numbered
-        for cell in cells
-    ]
-    commands = dict.fromkeys(
-        (number, cell.outcome.command) for number, cells in numbered for cell in cells
-    )
+    rows, launches, commands = [], [], dict[tuple[str, str], None]()
+    for number, cells in enumerate(groups.values(), 1):
+        row = {"#": str(number)} | {axis: _option(cells[0], axis) for axis in sweep.axes}
+        rows.append(row | _pooled(cells, sweep, certificates, efficiencies))
+        for cell in cells:
+            launch = {"#": str(number), "launch": str(cell.outcome.repeat)}
+            launches.append(launch | _launch(cell))
+            commands[str(number), cell.outcome.command] = None
     configurations = format_count(len(groups), "configuration")
     num_launches = format_count(len(sweep.cells), "launch", "launches")
     return [
@@ -123,14 +114,14 @@ def not_drawn(sweep: SweepOfRecipe) -> str:
 
 def _shared(sweep: SweepOfRecipe) -> str:
     """Returns a sentence on the model and the options that all cells share."""
-    shapes = sorted({run_formatting.shape(run.config.model) for run in sweep.runs})
-    model = [f"a model of {shapes[0]}"] if len(shapes) == 1 else []
-    options = [
+    shapes = {run_formatting.shape(run.config.model) for run in sweep.runs}
+    parts = [f"a model of {shape}" for shape in shapes if len(shapes) == 1]
+    parts += [
         f"{name} {value}"
         for name, value in sweep.cells[0].outcome.options.items()
         if name not in sweep.axes and len(str(value)) <= LONGEST_SHARED
     ]
-    text = ", ".join([*model, *options])
+    text = ", ".join(parts)
     return f"All cells: {escaped(without_paths(text, []))}." if text else ""
 
 
@@ -148,9 +139,6 @@ def _why_no_mfu(runs: Sequence[Run]) -> str:
     rows = [run_formatting.mfu_row(run) for run in runs if run.metrics is not None]
     reasons = dict.fromkeys(str(row.reason) for row in rows if row.utilisation is None)
     return f"No MFU: {escaped('; '.join(reasons))}." if reasons else ""
-
-
-# ---------------------------------------------------------------------------- configurations
 
 
 def _pooled(
@@ -196,15 +184,11 @@ def _efficiencies(sweep: SweepOfRecipe) -> dict[str, dict[str, str]]:
     cells: dict[str, dict[str, str]] = {}
     for curve in sweep.curves:
         for point in curve.points:
-            text = "baseline"
-            if point is not curve.baseline:
-                text = run_formatting.estimate(curve.efficiency(point), "{:.1%}")
+            text = run_formatting.estimate(curve.efficiency(point), "{:.1%}")
+            text = "baseline" if point is curve.baseline else text
             for run in point.runs:
                 cells.setdefault(run.name, {})[f"{curve.scaling} efficiency"] = text
     return cells
-
-
-# ---------------------------------------------------------------------------- launches
 
 
 def _launch(cell: Cell) -> dict[str, str]:
@@ -215,19 +199,20 @@ def _launch(cell: Cell) -> dict[str, str]:
         return cells | {"record": record}
     mfu, metrics, unit = run_formatting.mfu_row(run), run.metrics, f"{run.unit}s"
     flops = "" if mfu.flops_per_s is None else f"{format_si(mfu.flops_per_s)}FLOP/s"
-    mean = samples = per_device = ""
+    steady = dict.fromkeys(("mean speed", "samples", "per device", "median step"), "")
     if metrics is not None:
         samples_per_s = run.config.global_batch_size / metrics.step.median
-        samples = format_rate(samples_per_s, "samples" if run.unit == "token" else "images")
-        mean = format_rate(metrics.mean_units_per_s, unit)
-        per_device = format_rate(metrics.units_per_s / run.config.parallel.world_size, unit)
+        per_device = metrics.units_per_s / run.config.parallel.world_size
+        steady = {
+            "mean speed": format_rate(metrics.mean_units_per_s, unit),
+            "samples": format_rate(samples_per_s, "samples" if unit == "tokens" else "images"),
+            "per device": format_rate(per_device, unit),
+            "median step": format_ms(metrics.step.median),
+        }
     return {
         "status": str(cell.outcome.status),
         "speed": run_formatting.speed(run),
-        "mean speed": mean,
-        "samples": samples,
-        "per device": per_device,
-        "median step": "" if metrics is None else format_ms(metrics.step.median),
+        **steady,
         "FLOPs": run_formatting.flops(run.config),
         "FLOP/s per device": flops,
         "MFU": "" if mfu.utilisation is None else f"{mfu.utilisation:.1%}",
@@ -245,44 +230,24 @@ def _reason(cell: Cell) -> str:
     return shortened(reason, LONGEST_REMARK)
 
 
-# ---------------------------------------------------------------------------- largest batch
-
-
 def _limits(sweep: SweepOfRecipe) -> list[str]:
     """Returns the largest batch that fits memory for configurations that ran out of it."""
+    groups: dict[tuple[str, ...], list[tuple[int, Cell]]] = {}
     axes = [axis for axis in sweep.axes if axis != AXIS]
-    groups: dict[tuple[str, ...], dict[int, list[Cell]]] = {}
     for cell in sweep.cells:
         size = str(cell.outcome.options.get(AXIS, ""))
         if size.isdecimal():
-            place = tuple(str(cell.outcome.options.get(axis, "default")) for axis in axes)
-            groups.setdefault(place, {}).setdefault(int(size), []).append(cell)
-    rows = [
-        {axis: escaped(value) for axis, value in zip(axes, place, strict=True)}
-        | {"fits": _largest_batch(sizes), "does not fit": _smallest_failure(sizes)}
-        for place, sizes in groups.items()
-        if any(map(_is_out_of_memory, sizes.values()))
-    ]
+            place = tuple(_option(cell, axis) for axis in axes)
+            groups.setdefault(place, []).append((int(size), cell))
+    rows = []
+    for place, cells in groups.items():
+        too_large = [size for size, cell in cells if cell.outcome.status in OUT_OF_MEMORY]
+        if not too_large:
+            continue
+        least, fits = min(too_large), "none of those tried"
+        if runs := {size: run for size, cell in cells if (run := successful_run(cell)) is not None}:
+            fits = f"{max(runs):,}, {run_formatting.record(runs[max(runs)])}"
+        statuses = dict.fromkeys(cell.outcome.status for size, cell in cells if size == least)
+        failure = {"fits": fits, "does not fit": f"{least:,}, {' and '.join(statuses)}"}
+        rows.append(dict(zip(axes, place, strict=True)) | failure)
     return [LARGEST_BATCH, *draw(rows, always=("fits", "does not fit"))] if rows else []
-
-
-def _is_out_of_memory(launches: Sequence[Cell]) -> bool:
-    return any(cell.outcome.status in OUT_OF_MEMORY for cell in launches)
-
-
-def _largest_batch(sizes: Sizes) -> str:
-    fits = {
-        size: run
-        for size, launches in sizes.items()
-        for cell in launches
-        if (run := successful_run(cell)) is not None
-    }
-    if not fits:
-        return "none of those tried"
-    return f"{max(fits):,}, {run_formatting.record(fits[max(fits)])}"
-
-
-def _smallest_failure(sizes: Sizes) -> str:
-    size = min(size for size, launches in sizes.items() if _is_out_of_memory(launches))
-    statuses = dict.fromkeys(cell.outcome.status for cell in sizes[size])
-    return f"{size:,}, {' and '.join(statuses)}"

@@ -19,7 +19,7 @@ from scaling.parity.certificate_file import read_certificate, write_certificate
 from scaling.report.html.page import render_html
 from scaling.report.results_md import draw_plots
 from scaling.report.rows import rows, to_csv, to_json
-from scaling.report.sections.architecture import draw_architecture
+from scaling.report.sections.runs import draw_architecture
 from scaling.report.store_analysis import StoreAnalysis
 from scaling.store.reader import Store, UnusedFile, load_store
 from tests.builders.certificates import RESULTS, make_certificate

@@ -10,7 +10,7 @@ import pytest
 
 from scaling.recipe_process import ProcessResult, run_alone
 from scaling.replay.compare import ReplayVerdict
-from scaling.replay.rerun import read_command, replay
+from scaling.replay.command import read_command, replay
 from scaling.store.outcome import CellOutcome, write_outcome
 from tests.builders.records import make_config, make_crashed, make_record
 from unitransformer.config import Recipe
@@ -178,7 +178,7 @@ def test_a_launch_that_the_system_kills_for_its_memory_is_out_of_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kills = iter([7, 8, 8, 8])
-    monkeypatch.setattr("scaling.replay.rerun.count_oom_kills", lambda: next(kills))
+    monkeypatch.setattr("scaling.replay.command.count_oom_kills", lambda: next(kills))
     assert fail(tmp_path / "oom", Fake(exit_code=-9)).word == "reproduced"
     assert fail(tmp_path / "killed", Fake(exit_code=-9)).word == "not reproduced"
 
