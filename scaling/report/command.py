@@ -1,5 +1,6 @@
 """Runs `python -m scaling report`: loads a store and writes pages, plots and exports."""
 
+import functools
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -11,6 +12,7 @@ from scaling.report.staleness import compare_with_today
 from scaling.report.store_analysis import StoreAnalysis
 from scaling.store.reader import Store, load_store
 from unitransformer.files import check_writable, write_atomically
+from unitransformer.launch.background import start_in_background
 from unitransformer.launch.gc_pause import pause_gc
 from unitransformer.record.units import format_count
 
@@ -37,8 +39,10 @@ def _write(options: ReportOptions) -> None:
         folders = " and ".join(map(str, options.folders))
         raise ValueError(f"{folders}: no run record below; {_left_out(store)}")
     analysis = StoreAnalysis(store)
-    files = {options.plots / name: content for name, content in draw_plots(analysis).items()}
+    draw = functools.partial(draw_plots, analysis)
+    wait_for_plots = start_in_background(draw) or draw
     pages = render_pages(analysis, options, compare_with_today(store, Path(__file__).parents[2]))
+    files = {options.plots / name: content for name, content in wait_for_plots().items()}
     if options.csv is not None:
         files[options.csv] = to_csv(rows(store)).encode()
     if options.json is not None:
