@@ -2,7 +2,6 @@
 
 import math
 import os
-import traceback
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -15,7 +14,7 @@ from unitransformer.costs.flops import count_flops, count_parameters
 from unitransformer.costs.mfu import MfuRow
 from unitransformer.data.datamodule import DataModule
 from unitransformer.launch.environment import process_rank
-from unitransformer.launch.failures import RankFailure, amend_record, describe_failure, find_errno
+from unitransformer.launch.failures import RankFailure, amend_record, describe_failure, failure_of
 from unitransformer.launch.signals import Stopped
 from unitransformer.machine.host import describe_host
 from unitransformer.machine.software import describe_code, describe_versions
@@ -84,6 +83,9 @@ def build_record(
     loads = _host_loads(readings)
     mfu = compute_mfu(config, units_per_s, by_rank["hardware"], by_rank["ceiling"])
     steady_from = None if steady.start is None else first + steady.start
+    failure = {"error": None}
+    if error is not None:
+        failure = describe_failure(failure_of(error, rank=process_rank()))
     return {
         **_describe(config),
         "status": _status(error),
@@ -117,7 +119,7 @@ def build_record(
         "peak_bytes_kind": PEAK_KIND[config.parallel.accelerator],
         "validation": _validation(config, data, history) if error is None else {},
         "log": lines[-MAX_LOG_LINES:],
-        "error": None if error is None else _describe_error(error),
+        "error": failure["error"],
     }
 
 
@@ -257,13 +259,3 @@ def _status(error: BaseException | None) -> Status:
             return "preempted"
         case _:
             return "crashed"
-
-
-def _describe_error(error: BaseException) -> dict[str, Any]:
-    return {
-        "type": type(error).__name__,
-        "message": str(error)[:2000],
-        "rank": process_rank(),
-        "last_lines": "".join(traceback.format_exception(error)).splitlines()[-20:],
-        "errno": find_errno(error),
-    }

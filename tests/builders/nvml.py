@@ -46,11 +46,6 @@ class FakeNvml:
             raise NVMLError("Not Found")
         return "handle"
 
-    def nvmlDeviceGetHandleByPciBusId(self, place: bytes) -> str:
-        if place != b"00000000:3b:00.0":
-            raise NVMLError("Not Found")
-        return "handle"
-
     def nvmlDeviceGetClockInfo(self, handle: str, kind: int) -> int:
         return {self.NVML_CLOCK_SM: 1980, self.NVML_CLOCK_MEM: 3201}[kind]
 

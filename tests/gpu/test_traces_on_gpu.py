@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from unitransformer.measure.nvml import Telemetry, energy_between_samples, gpu_identifiers
+from unitransformer.measure.nvml import Telemetry, energy_between_samples
 from unitransformer.profiling.trace_breakdown import HEAD, WINDOW, time_shares
 
 pytestmark = [
@@ -37,7 +37,7 @@ def test_kernels_of_a_real_trace_are_attributed_to_the_operators_that_launched_t
 
 
 def test_telemetry_reads_the_energy_of_a_real_gpu() -> None:
-    telemetry = Telemetry(**gpu_identifiers(torch.cuda.get_device_properties(0)))
+    telemetry = Telemetry(uuid=str(torch.cuda.get_device_properties(0).uuid))
     telemetry.start(0, holds_context=True)
     side = torch.randn(4096, 4096, device="cuda")
     for _ in range(2000):

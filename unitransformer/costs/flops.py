@@ -52,9 +52,7 @@ def count_predicted_positions(config: RunConfig) -> int:
 def flops_per_sample(config: RunConfig, *, causal: bool) -> float:
     """Returns the FLOPs of the matrix multiplications of a sample, forward and backward.
 
-    Args:
-        causal: if the model has a causal mask, count only the pairs that it keeps, on average
-            (T + 1) / 2 per position.
+    With `causal`, a causal mask counts only pairs that it keeps, on average (T + 1) / 2 a position.
     """
     model = config.model
     layers = sum(_layer_flops(config, n, causal=causal) for n in _positions_by_layer(config))

@@ -75,10 +75,7 @@ def choose_strategy(config: RunConfig, memory_bytes: int | None) -> tuple[RunCon
 
     The choice is `ddp`, which communicates least, if the whole state and the activations fit on
     every device; else `hsdp` if a node's share fits; else `fsdp`. `fsdp1` replaces the last two for
-    16-mixed. cpu_offload needs a sharded strategy.
-
-    Args:
-        memory_bytes: of one device; None if unknown.
+    16-mixed. cpu_offload needs a sharded strategy. `memory_bytes` is that of one device.
     """
     if config.parallel.strategy != "auto":
         return config, "as configured"

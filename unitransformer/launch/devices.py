@@ -22,11 +22,7 @@ class ResolvedConfig:
 
 
 def resolve(config: RunConfig) -> ResolvedConfig:
-    """Decides the device and the strategy that `config` leaves open.
-
-    Raises:
-        ValueError: this machine lacks what `config` asks for.
-    """
+    """Decides device and strategy; raises ValueError for what this machine lacks."""
     device = choose_device(config.parallel)
     config = replace(config, parallel=replace(config.parallel, accelerator=device))
     config, reason = choose_strategy(config, device_memory_bytes(config.parallel, device))
@@ -49,10 +45,9 @@ def gpu_software() -> dict[str, str]:
 
 
 def choose_device(parallel: ParallelConfig) -> Literal["cpu", "cuda"]:
-    """Returns the device type of `parallel`, checked against this machine.
+    """Returns the device type of `parallel`.
 
-    Raises:
-        ValueError: there are too few GPUs, the device lacks the precision, or DeepSpeed is missing.
+    Raises ValueError for too few GPUs, a precision that the device lacks, or missing DeepSpeed.
     """
     num_gpus = count_gpus()
     is_cuda = parallel.accelerator == "cuda" or (parallel.accelerator == "auto" and num_gpus > 0)

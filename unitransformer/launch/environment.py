@@ -25,9 +25,8 @@ _open_stores: list[TCPStore] = []  # the other ranks need them until this proces
 def adopt_launcher() -> None:
     """Sets the variables of `torchrun` in a task of `srun`.
 
-    Raises:
-        ValueError: a batch script with several tasks or nodes started this without `srun`, or
-            the nodes have unequal numbers of tasks.
+    Raises ValueError without `srun` in a batch script with several tasks or nodes, and for nodes
+    with unequal numbers of tasks.
     """
     if "RANK" in os.environ:
         return
@@ -113,8 +112,7 @@ def process_rank() -> int:
 def check_nodes(parallel: ParallelConfig, module: str, arguments: Sequence[str]) -> None:
     """Raises ValueError, with the `torchrun` command, for several nodes without a launcher.
 
-    Args:
-        module: what was started with `python -m`, with `arguments`.
+    `python -m` has started `module` with `arguments`.
     """
     if parallel.num_nodes == 1 or launched_shape() is not None:
         return
@@ -134,10 +132,7 @@ def agree_on_folder(choose: Callable[[], str]) -> str:
     """Returns, on every rank of `torchrun` or `srun`, the folder that the first rank chooses.
 
     torchrun runs a store at MASTER_ADDR and MASTER_PORT. srun does not: the first rank opens one
-    there, which the process group uses as well.
-
-    Raises:
-        RuntimeError: the first rank does not answer.
+    there, which the process group uses as well. Raises RuntimeError if it does not answer.
     """
     is_first = process_rank() == 0
     has_store = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"

@@ -14,6 +14,7 @@ from unitransformer.files import write_atomically
 from unitransformer.record.schema import Record, Status, load_record, write_record
 
 ERROR_FILE = "TORCHELASTIC_ERROR_FILE"  # names the file in which a rank reports its failure
+RUN_ID = "unitransformer"  # value of `TORCHELASTIC_RUN_ID` in the ranks that `launch` starts
 BAD_USAGE = 2  # exit code of every command here
 
 
@@ -30,26 +31,24 @@ class RankFailure:
     errno: int | None = None  # of the OSError that it is or follows from
 
 
+def is_launched_rank() -> bool:
+    """Whether `launch` has started this process."""
+    return os.environ.get("TORCHELASTIC_RUN_ID") == RUN_ID
+
+
 def report_failure(error: BaseException, *, is_bad_usage: bool = False) -> bool:
     """Writes why this rank ends into the launcher's error file; False without a launcher."""
     if ERROR_FILE not in os.environ:
         return False
     path = Path(os.environ[ERROR_FILE])
-    lines = "".join(traceback.format_exception(error)).splitlines()
+    failure = failure_of(error, is_bad_usage=is_bad_usage)
     timestamp = str(_torchrun_timestamp(path))
     content = {
         "message": {  # torchrun's format
-            "message": f"{type(error).__name__}: {error}",
-            "extraInfo": {"py_callstack": "\n".join(lines), "timestamp": timestamp},
+            "message": f"{failure.type}: {error}",
+            "extraInfo": {"py_callstack": "\n".join(failure.lines), "timestamp": timestamp},
         },
-        "failure": {
-            "type": type(error).__name__,
-            "message": str(error),
-            "lines": lines,
-            "is_bad_usage": is_bad_usage,
-            "at_s": time.time(),
-            "errno": find_errno(error),
-        },
+        "failure": asdict(failure),
     }
     with contextlib.suppress(OSError):  # the failure itself matters more
         if not path.exists():
@@ -73,39 +72,40 @@ def _torchrun_timestamp(path: Path) -> int:
     return timestamp
 
 
-def find_errno(error: BaseException | None) -> int | None:
-    """Returns the number of the OSError that `error` is or follows from, as that of a full disk."""
-    while error is not None:
-        if isinstance(error, OSError):
-            return error.errno
-        error = error.__cause__ or error.__context__
-    return None
+def failure_of(error: BaseException, *, rank: int = 0, is_bad_usage: bool = False) -> RankFailure:
+    """Returns why a rank ended that ends by this exception, now."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, OSError):
+        cause = cause.__cause__ or cause.__context__
+    return RankFailure(
+        rank=rank,
+        type=type(error).__name__,
+        message=str(error),
+        lines="".join(traceback.format_exception(error)).splitlines(),
+        is_bad_usage=is_bad_usage,
+        at_s=time.time(),
+        errno=None if cause is None else cause.errno,
+    )
 
 
 def unreported_failure(rank: int, code: int, *, node: str | None = None) -> RankFailure:
-    """Describes a rank that failed without a report.
-
-    Args:
-        code: its exit code; negative: the signal that ended it.
-    """
-    name = f"rank {rank}" + (f" on {node}" if node else "")
+    """Describes a rank without a report, by its exit code; negative: the signal that ended it."""
+    kind = "ExitCode" if code >= 0 else signal.Signals(-code).name
+    message = f"rank {rank}" + (f" on {node}" if node else "")
     if code >= 0:
-        message = f"{name} ended with exit code {code} and no error message"
-        return RankFailure(
-            rank=rank, type="ExitCode", message=message, lines=[], is_bad_usage=code == BAD_USAGE
-        )
-    number = signal.Signals(-code)
-    message = f"{name} was killed by {number.name}"
-    if number == signal.SIGKILL:
+        message += f" ended with exit code {code} and no error message"
+    else:
+        message += f" was killed by {kind}"
+    if code == -signal.SIGKILL:
         message += ", as the system does when memory runs out"
-    return RankFailure(rank=rank, type=number.name, message=message, lines=[])
+    return RankFailure(
+        rank=rank, type=kind, message=message, lines=[], is_bad_usage=code == BAD_USAGE
+    )
 
 
 def write_failure(failure: RankFailure, path: Path) -> None:
     """Writes a failure atomically for `read_failure`."""
-    content = asdict(failure)
-    del content["rank"]
-    write_atomically(path, json.dumps({"failure": content}).encode())
+    write_atomically(path, json.dumps({"failure": asdict(failure)}).encode())
 
 
 def read_failures(folder: Path) -> list[RankFailure]:
@@ -118,7 +118,7 @@ def read_failures(folder: Path) -> list[RankFailure]:
 def read_failure(path: Path, rank: int) -> RankFailure | None:
     """Returns the failure in the file of a rank; None if it is missing or damaged."""
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        return RankFailure(rank=rank, **json.loads(path.read_text())["failure"])
+        return RankFailure(**json.loads(path.read_text())["failure"] | {"rank": rank})
     return None
 
 
@@ -134,10 +134,8 @@ def first_failure(failures: Sequence[RankFailure]) -> RankFailure:
 def amend_record(path: Path, failure: RankFailure, *, since_s: float) -> bool:
     """Writes the failure that ended the run into the record; False if there is no record.
 
-    The first rank has recorded what it saw, which is often only that a connection broke.
-
-    Args:
-        since_s: clock time at which the ranks started; an older record is of another run.
+    The first rank has recorded what it saw, which is often only that a connection broke. A record
+    from before `since_s`, the clock time at which the ranks started, is of another run.
     """
     try:
         if path.stat().st_mtime < since_s:

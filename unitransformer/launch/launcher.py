@@ -24,6 +24,7 @@ from torch._C._distributed_c10d import TCPStore
 
 from unitransformer.launch.failures import (
     ERROR_FILE,
+    RUN_ID,
     RankFailure,
     first_failure,
     read_failure,
@@ -34,7 +35,6 @@ from unitransformer.launch.process_tree import die_with_parent
 from unitransformer.launch.signals import STOP_SIGNALS, STOPPED_EXIT_CODE, handle_signals
 
 ADDRESS = "127.0.0.1"  # of the store
-RUN_ID = "unitransformer"  # value of `TORCHELASTIC_RUN_ID` in the ranks started here
 BACKLOG = 4096  # ranks that connect at once
 GRACE_S = 4.0  # from the first failure until the other ranks are killed
 PATIENCE_S = 15.0  # from Ctrl-C, or a second signal, until ranks that do not end are killed
@@ -66,11 +66,6 @@ class _Rank:
         return failure
 
 
-def is_launched_rank() -> bool:
-    """Whether `launch` has started this process."""
-    return os.environ.get("TORCHELASTIC_RUN_ID") == RUN_ID
-
-
 def launch(
     num_ranks: int, main: Callable[[], int], *, command: Sequence[str], fork: bool
 ) -> RankFailure | int:
@@ -95,7 +90,19 @@ def launch(
         ranks = []
         for rank in range(num_ranks):
             error_file = Path(folder) / f"{rank}.failure"
-            variables = _variables(num_ranks, rank, port) | {ERROR_FILE: str(error_file)}
+            variables = {
+                "RANK": str(rank),
+                "LOCAL_RANK": str(rank),
+                "GROUP_RANK": "0",
+                "WORLD_SIZE": str(num_ranks),
+                "LOCAL_WORLD_SIZE": str(num_ranks),
+                "MASTER_ADDR": ADDRESS,
+                "MASTER_PORT": str(port),
+                "TORCHELASTIC_RUN_ID": RUN_ID,
+                "TORCHELASTIC_USE_AGENT_STORE": "True",
+                "TORCHELASTIC_RESTART_COUNT": "0",
+                ERROR_FILE: str(error_file),
+            }
             process, sentinel = _fork(variables, main) if fork else _start(variables, command)
             ranks.append(_Rank(rank, process, sentinel, error_file))
         # After the forks, which must not inherit its threads; it lives as long as this function.
@@ -111,22 +118,6 @@ def launch(
         finally:
             _kill(ranks)
             del store
-
-
-def _variables(world_size: int, rank: int, port: int) -> dict[str, str]:
-    """Returns the environment variables of a rank, as torchrun sets them."""
-    return {
-        "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
-        "GROUP_RANK": "0",
-        "WORLD_SIZE": str(world_size),
-        "LOCAL_WORLD_SIZE": str(world_size),
-        "MASTER_ADDR": ADDRESS,
-        "MASTER_PORT": str(port),
-        "TORCHELASTIC_RUN_ID": RUN_ID,
-        "TORCHELASTIC_USE_AGENT_STORE": "True",
-        "TORCHELASTIC_RESTART_COUNT": "0",
-    }
 
 
 def _fork(variables: Mapping[str, str], main: Callable[[], int]) -> tuple[Any, int]:
@@ -167,8 +158,7 @@ def _start(variables: Mapping[str, str], command: Sequence[str]) -> tuple[Any, i
 def _watch(ranks: Sequence[_Rank], caught: Sequence[int]) -> RankFailure | int:
     """Waits until all ranks have ended, or for `GRACE_S` after the first failure.
 
-    Args:
-        caught: signals that this process receives meanwhile; they are forwarded to the ranks.
+    Forwards signals that this process receives meanwhile, and that `caught` then holds.
     """
     deadline = math.inf
     num_forwarded = 0

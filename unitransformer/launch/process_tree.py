@@ -17,11 +17,7 @@ Ending = Literal["ended", "timeout", "oom"]
 
 
 def descendants(process: int, root: Path = Path("/")) -> Iterator[int]:
-    """Yields running children, their children and so on; nothing where there is no /proc.
-
-    Args:
-        root: folder that contains /proc; another one in tests.
-    """
+    """Yields running children, their children and so on; nothing where `root` has no /proc."""
     for children in (root / f"proc/{process}/task").glob("*/children"):
         with contextlib.suppress(OSError):  # it has ended
             for child in map(int, children.read_text().split()):
@@ -70,8 +66,7 @@ def wait_within(
 
     Args:
         wait: waits for the process for at most that many seconds; returns whether it has ended.
-        memory_limit_bytes: of the process and its descendants together, checked 20 times a
-            second.
+        memory_limit_bytes: of the process and its descendants, checked 20 times a second.
     """
     deadline = time.monotonic() + limit_s
     while True:

@@ -6,6 +6,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
+from typing import Self
 
 STOP_SIGNALS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM)
 STOPPED_EXIT_CODE = os.EX_TEMPFAIL  # 75: a signal stopped the run; the same command resumes it
@@ -35,34 +36,32 @@ def handle_signals(
             signal.signal(number, handler)
 
 
-class StopSignalListener:
+class StopSignalListener(contextlib.ExitStack):
     """Notes the first of `STOP_SIGNALS` within a block; a handler does nothing else.
 
     Saving from within a handler would wait for ranks that wait for this one.
     """
 
-    def __init__(self) -> None:
-        self.caught = 0  # number of the signal; 0: none yet
-        self._handlers = contextlib.ExitStack()
+    caught = 0  # number of the signal; 0: none yet
 
-    def __enter__(self) -> "StopSignalListener":
-        if threading.current_thread() is threading.main_thread():  # others cannot set handlers
-            self._handlers.enter_context(handle_signals(STOP_SIGNALS, self._note))
+    def __enter__(self) -> Self:
+        if _is_main_thread():  # others cannot set handlers
+            self.enter_context(handle_signals(STOP_SIGNALS, self._note))
         return self
-
-    def __exit__(self, *_: object) -> None:
-        self._handlers.close()
 
     def _note(self, number: int, _: FrameType | None) -> None:
         self.caught = self.caught or number
 
 
+def _is_main_thread() -> bool:
+    return threading.current_thread() is threading.main_thread()
+
+
 @contextlib.contextmanager
 def defer_interrupt() -> Iterator[None]:
     """Delays Ctrl-C until the end of a block that must not be left halfway."""
-    is_main = threading.current_thread() is threading.main_thread()
     # None: the handler was not set by Python, which could not restore it.
-    if signal.getsignal(signal.SIGINT) is None or not is_main:
+    if signal.getsignal(signal.SIGINT) is None or not _is_main_thread():
         yield
         return
     caught: list[int] = []

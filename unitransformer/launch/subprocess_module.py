@@ -18,9 +18,8 @@ def run_module(
 ) -> str:
     """Returns what a module prints. Ends it and its descendants after `limit_s`.
 
-    Raises:
-        ValueError: the module refuses its input (exit code 2); with the module's message.
-        RuntimeError: the module fails, with its message, or takes too long.
+    Raises ValueError with the module's message if it refuses its input (exit code 2), and
+    RuntimeError if it fails otherwise or takes too long.
     """
     process = _start(module, arguments, subprocess.PIPE)
     try:
@@ -40,17 +39,35 @@ def run_module(
 def open_module(module: str, *, limit_s: float) -> Iterator[Callable[[str], str]]:
     """Runs a module that answers each line by a line, until the block ends.
 
-    Args:
-        limit_s: time limit of one answer.
-
-    Yields:
-        A function that sends a line and returns the answer. It raises RuntimeError if the module
-        fails, with the module's message, or takes too long.
+    Yields a function that sends a line and returns the answer. It raises RuntimeError if the module
+    fails, with the module's message, or takes longer than `limit_s` for one answer.
     """
     with tempfile.TemporaryFile("w+") as errors:
         process = _start(module, [], errors)
+        assert process.stdin is not None
+        assert process.stdout is not None
+        stdin, stdout = process.stdin, process.stdout
+
+        def ask(line: str) -> str:
+            late = threading.Timer(limit_s, process.kill)
+            late.start()
+            try:
+                stdin.write(f"{line}\n")
+                stdin.flush()
+                answer = stdout.readline()
+            except BrokenPipeError:
+                answer = ""
+            finally:
+                late.cancel()
+            if answer:
+                return answer
+            if process.wait() == -signal.SIGKILL:
+                raise RuntimeError(f"{module} has not answered within {limit_s:.0f} s")
+            errors.seek(0)
+            raise RuntimeError(_message(errors.read(), f"{module} ended without an error message"))
+
         try:
-            yield lambda line: _ask(process, line, module, limit_s, errors)
+            yield ask
         finally:
             end_process(process)
 
@@ -67,29 +84,6 @@ def _start(
         text=True,
         preexec_fn=lambda: die_with_parent(parent),
     )
-
-
-def _ask(
-    process: "subprocess.Popen[str]", line: str, module: str, limit_s: float, errors: TextIO
-) -> str:
-    assert process.stdin is not None
-    assert process.stdout is not None
-    late = threading.Timer(limit_s, process.kill)
-    late.start()
-    try:
-        process.stdin.write(f"{line}\n")
-        process.stdin.flush()
-        answer = process.stdout.readline()
-    except BrokenPipeError:
-        answer = ""
-    finally:
-        late.cancel()
-    if answer:
-        return answer
-    if process.wait() == -signal.SIGKILL:
-        raise RuntimeError(f"{module} has not answered within {limit_s:.0f} s")
-    errors.seek(0)
-    raise RuntimeError(_message(errors.read(), f"{module} ended without an error message"))
 
 
 def _message(errors: str, otherwise: str) -> str:

@@ -89,8 +89,7 @@ def ring(collective: Collective, num_ranks: int) -> tuple[int, float]:
 def fit(collective: Collective, num_ranks: int, points: Sequence[CollectiveTiming]) -> AlphaBetaFit:
     """Fits a model to `points`; every second size between the ends is also held out.
 
-    Raises:
-        ValueError: too few sizes or ranks, or times that do not grow with the size.
+    Raises ValueError for too few sizes or ranks, or times that do not grow with the size.
     """
     points = sorted(points, key=lambda point: point.size_bytes)
     if len({point.size_bytes for point in points}) < max(MIN_SIZES, len(points)):

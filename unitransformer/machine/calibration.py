@@ -64,8 +64,7 @@ class Ceiling:
     def merge(self, other: "Ceiling") -> "Ceiling":
         """Returns a ceiling with the samples of both, such as before and after training.
 
-        Raises:
-            ValueError: device, dtype or threads differ.
+        Raises ValueError if device, dtype or threads differ.
         """
         for name in ("device", "dtype", "threads"):
             mine, theirs = getattr(self, name), getattr(other, name)
@@ -118,11 +117,7 @@ class Calibration:
         return tuple(ceiling.dtype for ceiling in self.ranks[0])
 
     def ceilings(self, dtype: str) -> tuple[Ceiling, ...]:
-        """Returns the ceiling of every rank.
-
-        Raises:
-            ValueError: it was not measured; says why.
-        """
+        """Returns the ceiling of every rank; raises ValueError if it was not measured, and why."""
         if dtype not in self.dtypes:
             why = self.left_out.get(dtype, f"measured are {', '.join(self.dtypes)}")
             raise ValueError(f"dtype {dtype} was not measured: {why}")

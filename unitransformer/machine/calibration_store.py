@@ -40,9 +40,8 @@ def to_json(calibration: Calibration) -> dict[str, Any]:
 def from_json(values: Any, where: str = "calibration") -> Calibration:
     """Returns the calibration that `to_json` stored.
 
-    Raises:
-        ValueError: another schema, or the first field that is missing, was edited, or contradicts
-            the samples.
+    Raises ValueError for another schema, and for the first field that is missing, was edited, or
+    contradicts the samples.
     """
     if not isinstance(values, dict) or SCHEMA_FIELD not in values:
         raise ValueError(f"{where}: {SCHEMA_FIELD} is missing; this is not a calibration")
@@ -61,8 +60,7 @@ def from_json(values: Any, where: str = "calibration") -> Calibration:
 def read_ceiling(values: Mapping[str, Any], where: str = "ceiling") -> Ceiling:
     """Returns the ceiling that `Ceiling.as_dict` stored.
 
-    Raises:
-        ValueError: a field that is missing, of another type, or contradicts its samples.
+    Raises ValueError for a field that is missing, of another type, or contradicts its samples.
     """
     ceiling: Ceiling = _build(Ceiling, _without(values, CEILING_DERIVED), where)
     _check_derived(values, {name: getattr(ceiling, name) for name in CEILING_DERIVED}, where)
@@ -84,8 +82,7 @@ def _check_derived(values: Mapping[str, Any], derived: Mapping[str, Any], where:
 def _build(hint: Any, value: Any, where: str) -> Any:
     """Returns `value`, parsed from JSON, as type `hint`: a dataclass, container or plain type.
 
-    Raises:
-        ValueError: the first field that is missing, unknown or of another type.
+    Raises ValueError for the first field that is missing, unknown or of another type.
     """
     origin, parts = typing.get_origin(hint), typing.get_args(hint)
     if isinstance(hint, type) and is_dataclass(hint):
@@ -134,12 +131,7 @@ def write_calibration(calibration: Calibration, path: Path) -> None:
 
 
 def read_calibration(path: Path) -> Calibration:
-    """Reads and checks a file.
-
-    Raises:
-        ValueError: not a calibration of this schema; names path and field.
-        OSError: it cannot be read.
-    """
+    """Reads a file; raises OSError, and ValueError with path and field as `from_json` does."""
     try:
         values = read_json(path)
     except ValueError as error:
@@ -152,8 +144,7 @@ def load_calibration(
 ) -> Calibration | None:
     """Returns the newest stored calibration of a machine, device and number of ranks, or None.
 
-    Raises:
-        ValueError: the newest is damaged, or of a newer version.
+    Raises ValueError if the newest is damaged, or of a newer version.
     """
     paths = (data_folder() / fingerprint).glob(f"*-{device or '*'}-{num_ranks or '*'}.json")
     newest = max(paths, key=lambda path: path.name, default=None)

@@ -61,10 +61,7 @@ def measure_ceiling(
     """Measures what this rank reaches at `dtype`; every rank of a process group must call it.
 
     Changes no random state and frees its memory. The first call on a GPU also loads kernels, which
-    takes longer than `budget_s` and is not counted.
-
-    Args:
-        clock: that of the device, unless a test gives another.
+    takes longer than `budget_s` and is not counted. Tests give another `clock` than the device's.
 
     Raises:
         ValueError: a budget that is not above 0.

@@ -31,9 +31,8 @@ def measure_collectives(
 ) -> dict[Collective, tuple[CollectiveTiming, ...]]:
     """Measures the default process group; all ranks must call this and get the same result.
 
-    Args:
-        budget_s: seconds for all collectives; a slow network takes longer, because each is
-            measured for at least MIN_SIZES sizes, MIN_SAMPLES times.
+    A slow network takes longer than `budget_s`, because each collective is measured for at least
+    MIN_SIZES sizes, MIN_SAMPLES times.
     """
     collectives = get_args(Collective)
     return {

@@ -13,6 +13,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from unitransformer.files import read_if_there
+
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
@@ -38,12 +40,7 @@ class Machine:
 def describe_machine(
     gpus: Sequence[str] = (), software: Mapping[str, str] | None = None
 ) -> Machine:
-    """Describes this machine without importing torch.
-
-    Args:
-        gpus: the name of each GPU.
-        software: versions of drivers and libraries.
-    """
+    """Describes this machine, given the name of each GPU and the versions of libraries."""
     host = describe_host()
     return Machine(
         cpu=host["cpu"],
@@ -87,12 +84,8 @@ def last_level_cache_bytes(root: Path = Path("/sys/devices/system/cpu")) -> int 
 
 def driver_versions(root: Path = Path("/sys/module")) -> dict[str, str]:
     """Returns the versions of the loaded GPU drivers."""
-    versions = {name: root / name / "version" for name in ("nvidia", "amdgpu")}
-    return {
-        f"{name} driver": path.read_text().strip()
-        for name, path in versions.items()
-        if path.exists()
-    }
+    versions = {n: read_if_there(root / n / "version").strip() for n in ("nvidia", "amdgpu")}
+    return {f"{name} driver": version for name, version in versions.items() if version}
 
 
 def describe_host() -> dict[str, Any]:
@@ -115,8 +108,7 @@ def available_cores() -> int:
 
 
 def _first_value(path: Path, key: str) -> str | None:
-    lines = path.read_text().splitlines() if path.exists() else []
-    pairs = (line.partition(":") for line in lines)
+    pairs = (line.partition(":") for line in read_if_there(path).splitlines())
     return next((value.strip() for name, _, value in pairs if name.strip() == key), None)
 
 
@@ -134,8 +126,7 @@ def peak_resident_bytes() -> int:
 def memory_bytes() -> int | None:
     """Returns the memory of this machine, or the limit of this process's control group."""
     kib = _first_value(Path("/proc/meminfo"), "MemTotal")
-    limit = Path("/sys/fs/cgroup/memory.max")
-    allowed = limit.read_text().strip() if limit.exists() else "max"
+    allowed = read_if_there(Path("/sys/fs/cgroup/memory.max")).strip()
     known = [int(kib.split()[0]) * 1024] if kib else []
     known += [int(allowed)] if allowed.isdigit() else []
     return min(known, default=None)

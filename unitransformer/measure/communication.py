@@ -22,11 +22,7 @@ from unitransformer.profiling.collective_waits import Wait, replace_method, wrap
 
 
 def why_communication_missing(parallel: ParallelConfig, device: str) -> str | None:
-    """Returns why exposed communication is not measured in every step; None if it is.
-
-    Args:
-        device: "cpu" or "cuda".
-    """
+    """Returns why exposed communication is not measured in every step on "cpu" or "cuda", if so."""
     # How FSDP1 and DeepSpeed wait for their streams was never checked on a GPU.
     if device == "cuda" and (parallel.uses_deepspeed or parallel.strategy == "fsdp1"):
         return f"{parallel.strategy} waits on its own GPU streams; use --trace instead"

@@ -71,11 +71,7 @@ class HostLoad:
 def sample_host(
     root: Path = Path("/"), *, clock: Callable[[], float] = time.monotonic
 ) -> HostSample:
-    """Returns the current counters.
-
-    Args:
-        root: the folder that holds /proc and /sys; another one in tests.
-    """
+    """Returns the current counters below `root`, the folder that holds /proc and /sys."""
     children = [root / f"proc/{child}/stat" for child in descendants(os.getpid(), root)]
     cpu = _machine_seconds(root)
     loads = read_if_there(root / "proc/loadavg").split()
@@ -103,10 +99,8 @@ def load_between(
 ) -> HostLoad:
     """Returns the use of a machine while its ranks ran; time that is not theirs is others'.
 
-    Args:
-        starts, ends: one sample from every rank of this job on this machine, in the same order,
-            taken at about the same time.
-        num_cores: of the machine, as /proc/stat counts them (`os.cpu_count()`).
+    `starts` and `ends` hold one sample from every rank of this job on this machine, in the same
+    order, taken at about the same time. /proc/stat counts `num_cores` (`os.cpu_count()`).
 
     Raises:
         ValueError: no ranks, a different number of starts and ends, or an end before its start.

@@ -18,7 +18,7 @@ from unitransformer.machine.ceilings import dtype_of, measure_ceiling
 from unitransformer.machine.host import describe_host, peak_resident_bytes
 from unitransformer.measure.compile_ledger import CompileLedger
 from unitransformer.measure.host_load import HostSample, sample_host
-from unitransformer.measure.nvml import Telemetry, gpu_identifiers
+from unitransformer.measure.nvml import Telemetry
 from unitransformer.parallel.activation_checkpointing import count_recomputed
 from unitransformer.profiling.profiler import TraceCallback
 from unitransformer.profiling.tensor_bytes import PeakTensorBytes
@@ -64,10 +64,7 @@ class Instruments(pl.Callback):
         self._measure_ceiling(device)
         reset_peaks(device)
         if device.type == "cuda":
-            identifiers = gpu_identifiers(torch.cuda.get_device_properties(device))
-            self.telemetry = Telemetry(
-                uuid=identifiers["uuid"], pci_bus_id=identifiers["pci_bus_id"]
-            )
+            self.telemetry = Telemetry(uuid=str(torch.cuda.get_device_properties(device).uuid))
         self.telemetry.start(self._step, holds_context=device.type == "cuda")
         self._host = [sample_host()]
         self.ledger.start()

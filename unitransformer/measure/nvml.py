@@ -1,7 +1,7 @@
 """Reads clocks, power, temperature, energy and processes of an NVIDIA GPU during a run, from NVML.
 
-Uses `pynvml` (package nvidia-ml-py) if it can be imported. A GPU is found by its UUID or its
-address on the PCI bus, never by its index, which CUDA_VISIBLE_DEVICES changes.
+Uses `pynvml` (package nvidia-ml-py) if it can be imported. A GPU is found by its UUID, never by its
+index, which CUDA_VISIBLE_DEVICES changes.
 
 Functions, units and bits: https://docs.nvidia.com/deploy/nvml-api
 """
@@ -86,22 +86,11 @@ def decode_clock_reasons(bits: int) -> tuple[str, ...]:
     return tuple(CLOCK_REASONS.get(one, f"unknown reason {one:#x}") for one in ones)
 
 
-def gpu_identifiers(properties: Any) -> dict[str, str | None]:
-    """Returns `uuid` and `pci_bus_id`, given `torch.cuda.get_device_properties`."""
-    uuid = getattr(properties, "uuid", None)
-    parts = ("domain", "bus", "device")
-    pci: list[Any] = [getattr(properties, f"pci_{part}_id", None) for part in parts]
-    return {
-        "uuid": None if uuid is None else str(uuid),
-        "pci_bus_id": None if None in pci else "{:08x}:{:02x}:{:02x}.0".format(*pci),
-    }
-
-
 class Telemetry:
     """Follows one GPU: `start`, `at_step` at the beginning of every step, `stop`, `as_dict`.
 
     Args:
-        uuid, pci_bus_id: from `gpu_identifiers`; both None without an NVIDIA GPU.
+        uuid: that of `torch.cuda.get_device_properties`; None without a GPU.
         every_s: least seconds between two samples, which take a few hundred microseconds.
         nvml: a module with the functions of pynvml, which is the default.
         clock: seconds, for `every_s`.
@@ -111,7 +100,6 @@ class Telemetry:
         self,
         *,
         uuid: str | None,
-        pci_bus_id: str | None = None,
         every_s: float = 1.0,
         nvml: Any = None,
         clock: Callable[[], float] = time.monotonic,
@@ -119,8 +107,7 @@ class Telemetry:
         self.every_s = every_s
         self.samples: list[GpuSample] = []
         self.missing: dict[str, str] = {}  # value -> why it is None
-        self._uuid, self._pci_bus_id = uuid, pci_bus_id
-        self._nvml, self._clock = nvml, clock
+        self._uuid, self._nvml, self._clock = uuid, nvml, clock
         self._gpu: Any = None
         self._other_processes: dict[str, int | None] = {}
 
@@ -198,7 +185,7 @@ class Telemetry:
         }
 
     def _find_gpu(self) -> Any:
-        if self._uuid is None and self._pci_bus_id is None:
+        if self._uuid is None:
             self.missing["all"] = "no NVIDIA GPU"
             return None
         if self._nvml is None:
@@ -212,20 +199,13 @@ class Telemetry:
         except self._nvml.NVMLError as error:
             self.missing["all"] = f"NVML does not start: {error}"
             return None
-        by_uuid = self._nvml.nvmlDeviceGetHandleByUUID
-        identifiers: list[tuple[str, Callable[[bytes], Any]]] = []
-        if self._uuid is not None:
-            # A MIG partition has another prefix.
-            bare = self._uuid.removeprefix("GPU-").removeprefix("MIG-")
-            identifiers = [(f"GPU-{bare}", by_uuid), (f"MIG-{bare}", by_uuid)]
-        if self._pci_bus_id is not None:
-            identifiers.append((self._pci_bus_id, self._nvml.nvmlDeviceGetHandleByPciBusId))
         reasons = []
-        for identifier, find in identifiers:
+        for prefix in ("GPU-", "MIG-"):  # that of a GPU, or of a partition
+            uuid = prefix + self._uuid.removeprefix("GPU-").removeprefix("MIG-")
             try:
-                return find(identifier.encode())
+                return self._nvml.nvmlDeviceGetHandleByUUID(uuid.encode())
             except self._nvml.NVMLError as error:
-                reasons.append(f"{identifier}: {error}")
+                reasons.append(f"{uuid}: {error}")
         self.missing["all"] = f"NVML does not find the GPU: {'; '.join(reasons)}"
         self._nvml.nvmlShutdown()
         return None

@@ -113,13 +113,9 @@ def time_shares(
 ) -> dict[WorkKind, float]:
     """Returns the share of each kind of work in the traced steps; the shares add up to 1.
 
-    Args:
-        trace: the exported JSON, with the ranges named above.
-        num_classes: V, if head and network are one compiled graph, in which no range can separate
-            them: a matrix multiply with a side of V is the head's. None otherwise.
-
-    Raises:
-        ValueError: a trace without the range around the traced steps.
+    `num_classes` is V if head and network are one compiled graph, in which no range can separate
+    them: a matrix multiply with a side of V is the head's. It is None otherwise. Raises ValueError
+    for a trace without the range around the traced steps.
     """
     events = [event for event in trace["traceEvents"] if event.get("ph") == "X"]
     ranges = [e for e in events if e["name"] == WINDOW and e.get("cat") == "user_annotation"]

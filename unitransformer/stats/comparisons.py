@@ -42,13 +42,8 @@ def split_variance(launches: Sequence[MedianInterval]) -> LaunchVariance:
     variance between is the moment estimate of DerSimonian & Laird 1986: 0 where the steps alone
     explain the scatter. The interval is that of Hartung & Knapp 2001 and Sidik & Jonkman 2002, from
     Student's t with one degree of freedom less than launches, never narrower than the variance
-    within implies (Roever, Knapp & Friede 2015). With two launches it is wide.
-
-    Args:
-        launches: of the seconds of the steady steps of each launch.
-
-    Raises:
-        ValueError: there are fewer than two launches.
+    within implies (Roever, Knapp & Friede 2015). With two launches it is wide; fewer raise
+    ValueError.
     """
     if len(launches) < MIN_LAUNCHES:
         raise ValueError(f"launches holds {len(launches)}; repeat the launch at least once")
@@ -106,10 +101,8 @@ def _weighted_scatter(values: Sequence[float], weights: Sequence[float]) -> tupl
 def pays_off_at(compile_s: float, eager_step_s: float, compiled_step_s: float) -> int | None:
     """Returns the steps after which a compiled run has caught up with an eager one; None if never.
 
-    It is the smallest n with compile_s + n * compiled_step_s <= n * eager_step_s.
-
-    Raises:
-        ValueError: a time is negative or not finite.
+    It is the smallest n with compile_s + n * compiled_step_s <= n * eager_step_s. Raises ValueError
+    for a time that is negative or not finite.
     """
     times = {"compile_s": compile_s, "eager_step_s": eager_step_s}
     for name, seconds in {**times, "compiled_step_s": compiled_step_s}.items():

@@ -61,10 +61,8 @@ def describe(samples: Sequence[float], *, confidence: float = CONFIDENCE) -> Med
 
     The interval covers the median of 93 to 97 % of lognormal AR(1) series with coefficients of 0 to
     0.5 and 5 % spikes, from `MIN_SAMPLES` on. With 0.8 that takes 200 samples: 100 cover 92 %, and
-    50 cover 84 % where they are not refused.
-
-    Raises:
-        ValueError: there are no samples, one is not finite, or the confidence is outside (0, 1).
+    50 cover 84 % where they are not refused. Raises ValueError without samples, for one that is not
+    finite, and for a confidence outside (0, 1).
     """
     if not samples:
         raise ValueError("samples is empty; a median needs at least one")
@@ -89,11 +87,7 @@ def describe(samples: Sequence[float], *, confidence: float = CONFIDENCE) -> Med
 
 
 def mean_rate(step_s: Sequence[float], per_step: float, *, between_steps_s: float = 0.0) -> float:
-    """Returns units per second from totals, which include the stalls that a median hides.
-
-    Args:
-        between_steps_s: total seconds between the steps.
-    """
+    """Returns units per second from totals, which include the stalls that a median hides."""
     if not step_s or min(step_s) <= 0:
         raise ValueError("step_s holds no steps, or one that took no time; measure again")
     return per_step * len(step_s) / (math.fsum(step_s) + between_steps_s)

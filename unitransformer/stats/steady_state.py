@@ -51,10 +51,8 @@ def find_steady_state(step_s: Sequence[float], excluded_steps: Collection[int] =
     2013, "Non-parametric change-point tests for long-range dependent data", weighted as by
     Csorgo & Horvath 1997), and repeats after it until there is none. This leaves out a warm-up, a
     ramp and a shift in the middle of a run. Then it leaves out outlying steps right at the start,
-    which are too few to be a level.
-
-    Args:
-        excluded_steps: steps known not to be steady (compiled, recompiled, profiled), anywhere.
+    which are too few to be a level. `excluded_steps` are known not to be steady (compiled,
+    recompiled, profiled), anywhere.
 
     Raises:
         ValueError: a step took no time or infinite time, or an excluded step does not exist.

@@ -1,7 +1,6 @@
 """Tests GPU telemetry with a fake NVML."""
 
 import os
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,7 +11,6 @@ from unitransformer.measure.nvml import (
     Telemetry,
     decode_clock_reasons,
     energy_between_samples,
-    gpu_identifiers,
 )
 
 POWER_CAP, IDLE = 0x4, 0x1
@@ -29,13 +27,6 @@ def test_a_reading_is_in_base_units() -> None:
 def test_a_gpu_is_found_by_its_uuid_with_any_prefix(prefix: str, given: str) -> None:
     telemetry = follow(FakeNvml(uuid=prefix + UUID), uuid=given + UUID)
     assert len(telemetry.samples) == 2
-
-
-def test_a_gpu_without_a_known_uuid_is_found_by_its_pci_bus_id() -> None:
-    properties = SimpleNamespace(pci_domain_id=0, pci_bus_id=0x3B, pci_device_id=0)
-    names = gpu_identifiers(properties)
-    assert names == {"uuid": None, "pci_bus_id": "00000000:3b:00.0"}
-    assert len(follow(FakeNvml(), **names).samples) == 2
 
 
 def test_another_gpu_is_not_read_in_place_of_this_one() -> None:
