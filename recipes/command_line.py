@@ -15,7 +15,7 @@ from recipes.options import ParsedCommand, RecipeOptions, build_config, check_pa
 from recipes.presets import Preset
 from unitransformer.config import ModelConfig, RunConfig
 from unitransformer.costs.memory import format_gib, rank_bytes
-from unitransformer.launch.failures import report_failure
+from unitransformer.launch.failures import is_launched_rank, report_failure
 from unitransformer.launch.gc_pause import heavy_import
 from unitransformer.launch.variables import RUN_FOLDER
 from unitransformer.record.schema import config_of, load_record
@@ -66,12 +66,8 @@ def run_recipe(preset: Preset, show: "Show", argv: Sequence[str] | None = None) 
         return run_repeats(request, options) if options.repeats > 1 else train(request)
     except (ValueError, OSError) as error:
         report_failure(error, is_bad_usage=True)
-        if "LOCAL_RANK" in os.environ:
-            from unitransformer.launch.launcher import is_launched_rank
-
-            if is_launched_rank():  # the launcher prints the error once for all ranks
-                return 2
-        print(f"error: {error}", file=sys.stderr)
+        if not is_launched_rank():  # the launcher prints the error once for all ranks
+            print(f"error: {error}", file=sys.stderr)
         return 2
 
 
@@ -116,7 +112,6 @@ def resolve(command: ParsedCommand) -> "ResolvedConfig":
 def _print_choices(options: RecipeOptions, resolved: "ResolvedConfig") -> None:
     """Prints what `auto` has chosen."""
     from unitransformer.launch.environment import process_rank
-    from unitransformer.launch.launcher import is_launched_rank
 
     parallel = resolved.config.parallel
     if is_launched_rank() or process_rank() != 0:

@@ -80,7 +80,7 @@ def show(outcome: "RunOutcome", folder: Path) -> list[str]:
     first = int(permutation(len(samples), 0, 0)[0])
     tokens = validation_batch(samples, [first], torch.device("cpu"))["inputs"][0].tolist()
     prompt = tokens[: len(tokens) // 2]
-    start, added = continue_text(outcome.network, corpus.tokenizer, prompt, num_tokens=48, seed=0)
+    start, added = continue_text(outcome.network, corpus.tokenizer, prompt, num_tokens=48)
     return ["", "prompt:", indent(start, "    "), "continued:", indent(added, "    "), ""]
 
 

@@ -14,14 +14,15 @@ from unitransformer.objectives import IGNORED, Batch
 from unitransformer.plots import INK
 from unitransformer.transformer import PatchEncoding, Transformer
 
+COLUMNS = 6  # of images
+TEMPERATURE = 0.8  # of sampled text
 
-def image_grid(
-    images: Tensor, titles: Sequence[str], *, columns: int = 6, colors: Sequence[str] = ()
-) -> Figure:
+
+def image_grid(images: Tensor, titles: Sequence[str], *, colors: Sequence[str] = ()) -> Figure:
     """Draws (B, C, S, S) images in rows, each with a title."""
-    rows = -(-len(images) // columns)
+    rows = -(-len(images) // COLUMNS)
     figure, grid = plt.subplots(
-        rows, columns, figsize=(1.6 * columns, 1.9 * rows), layout="constrained", squeeze=False
+        rows, COLUMNS, figsize=(1.6 * COLUMNS, 1.9 * rows), layout="constrained", squeeze=False
     )
     for axes in grid.flat:
         axes.axis("off")
@@ -58,26 +59,20 @@ def _pixels(image: Tensor, low: float | None = None, high: float | None = None) 
 
 @torch.no_grad()
 def continue_text(
-    network: Transformer,
-    tokenizer: Tokenizer,
-    prompt: Sequence[int],
-    *,
-    num_tokens: int,
-    temperature: float = 0.8,
-    seed: int = 0,
+    network: Transformer, tokenizer: Tokenizer, prompt: Sequence[int], *, num_tokens: int
 ) -> tuple[str, str]:
     """Returns the prompt and its continuation as text, sampled token by token.
 
     The network sees only the last tokens that fit its positions.
     """
     device = next(network.parameters()).device
-    generator = torch.Generator("cpu").manual_seed(seed)
+    generator = torch.Generator("cpu").manual_seed(0)
     tokens = list(prompt)
     for _ in range(num_tokens):
         context = torch.tensor([tokens[-network.config.num_positions :]], device=device)
         last = torch.tensor([[context.shape[1] - 1]], device=device)
         logits = network(context, last)[0, 0].float().cpu()
-        probabilities = network.softmax(logits / temperature)
+        probabilities = network.softmax(logits / TEMPERATURE)
         tokens.append(int(torch.multinomial(probabilities, 1, generator=generator)))
     start = tokenizer.decode(list(prompt))
     return start, tokenizer.decode(tokens)[len(start) :]

@@ -28,8 +28,8 @@ from unitransformer.launch.environment import (
     launched_shape,
     process_rank,
 )
-from unitransformer.launch.failures import RankFailure, report_failure
-from unitransformer.launch.launcher import is_launched_rank, launch
+from unitransformer.launch.failures import RankFailure, failure_of, is_launched_rank, report_failure
+from unitransformer.launch.launcher import launch
 from unitransformer.launch.signals import STOPPED_EXIT_CODE, Stopped
 from unitransformer.launch.variables import RUN_FOLDER
 from unitransformer.parallel.deepspeed import prepare_deepspeed
@@ -120,10 +120,9 @@ def _train_here(request: RunRequest, paths: RunPaths) -> int:
         )
     except (MemoryError, torch.OutOfMemoryError) as error:  # while the weights are allocated
         if not report_failure(error):
-            lines, kind = traceback.format_exception(error), type(error).__name__
-            failure = RankFailure(rank=0, type=kind, message=str(error), lines=lines)
+            failure, now_s = failure_of(error), time.time()
             record_failure(
-                request.config, failure, paths.record, command=request.command, since_s=time.time()
+                request.config, failure, paths.record, command=request.command, since_s=now_s
             )
             print(f"error: {error} (record: {paths.record})", file=sys.stderr)
         return 1

@@ -24,8 +24,8 @@ import torch.distributed as dist
 from unitransformer.cli import fail
 from unitransformer.config import Accelerator, ParallelConfig
 from unitransformer.launch import devices, environment
-from unitransformer.launch.failures import RankFailure, report_failure
-from unitransformer.launch.launcher import is_launched_rank, launch
+from unitransformer.launch.failures import RankFailure, is_launched_rank, report_failure
+from unitransformer.launch.launcher import launch
 from unitransformer.machine import ceilings
 from unitransformer.machine.calibration import Calibration, Ceiling
 from unitransformer.machine.calibration_store import default_path, write_calibration

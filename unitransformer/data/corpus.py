@@ -49,7 +49,6 @@ class Corpus:
     tokenizer: Tokenizer
     sha256: str  # of the bytes of all files, sorted by path
     description: str
-    num_bytes: int
 
 
 class _Span(NamedTuple):
@@ -104,7 +103,6 @@ def load_corpus(
             tokenizer=Tokenizer.from_file(str(entry / "tokenizer.json")),
             sha256=text.sha256,
             description=text.description,
-            num_bytes=text.num_bytes,
         )
     except OSError as error:
         raise OSError(

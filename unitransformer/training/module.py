@@ -106,7 +106,6 @@ class TrainingModule(pl.LightningModule):
         steps = self.config.max_steps - self.first_step
         self._losses = torch.zeros(steps * self.config.accumulate, device=self.device)
         self._gradient_norms = torch.zeros(steps, device=self.device)
-        self._num_micro_batches = 0
         parallel = self.config.parallel
         is_rounded = parallel.uses_deepspeed and parallel.precision != "32-true"
         if is_rounded and self.first_step == 0:  # a checkpoint restores float32 weights
