@@ -14,9 +14,8 @@ from unitransformer.measure.communication import TimeGradientReduction
 from unitransformer.measure.instruments import Instruments
 from unitransformer.profiling.profiler import TraceCallback
 from unitransformer.record.log_lines import is_due
-from unitransformer.stats.stopping_rule import is_check_step
 from unitransformer.training.progress import LogLines, ProgressBar, TimeLeft
-from unitransformer.training.stop import AgreeToStop, StartExchange, UntilInterval
+from unitransformer.training.stop import AgreeToStop, StartExchange, UntilInterval, is_check_step
 
 Kinds = tuple[type[pl.Callback], ...]
 # Callbacks of the first types come before all others of the second types, for this reason.

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from scaling.sweep.plan import CellTask, train_flops
 from unitransformer.config import RunConfig
+from unitransformer.costs.gpus import MATMUL_DTYPE
 from unitransformer.costs.memory import rank_bytes
-from unitransformer.costs.peaks import MATMUL_DTYPE
 from unitransformer.machine.calibration import Calibration
 from unitransformer.machine.calibration_store import load_calibration
 from unitransformer.record.units import format_bytes, format_count, format_duration
@@ -33,7 +33,7 @@ class CellEstimate:
 
 
 def estimate_cell(task: CellTask, calibrations: Mapping[str, Calibration | None]) -> CellEstimate:
-    """Returns the time of the matrix products at the best rate of this machine, by its devices."""
+    """Estimates a task; `calibrations` are by kind of device, "cpu" or "cuda"."""
     config = task.config
     if config is None:
         return CellEstimate(least_s=0.0, likely_s=0.0)

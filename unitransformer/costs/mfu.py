@@ -12,7 +12,7 @@ from types import NoneType
 from typing import Any, Literal
 
 from unitransformer.costs.flops import CONVENTIONS
-from unitransformer.costs.peaks import Peak, find_peak
+from unitransformer.costs.gpus import Peak, find_peak
 
 _TOLERANCE = 1e-9  # relative; the values of a row are quotients of one another
 
@@ -127,7 +127,7 @@ def build_mfu_report(
     Args:
         flops_per_unit: training FLOPs per token or image, by convention.
         units_per_s: of all devices together; None without a steady state.
-        device_name: as for `peaks.find_peak`; so are `precision` and `allows_tf32`.
+        device_name: as for `gpus.find_peak`; so are `precision` and `allows_tf32`.
         ceiling: measured on this machine in this job.
 
     Raises:

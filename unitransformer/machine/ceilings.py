@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from unitransformer.config import Precision
-from unitransformer.costs.peaks import MATMUL_DTYPE
+from unitransformer.costs.gpus import MATMUL_DTYPE
 from unitransformer.machine.calibration import Ceiling, WorkSamples
 from unitransformer.machine.host import last_level_cache_bytes, memory_bytes
 from unitransformer.machine.timing import Clock, choose_clock, first_sample, repeat, wait_for_others

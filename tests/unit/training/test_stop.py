@@ -7,8 +7,8 @@ from types import SimpleNamespace
 import pytest
 
 from unitransformer.stats.intervals import describe
-from unitransformer.stats.stopping_rule import is_check_step, is_narrow
 from unitransformer.training import stop
+from unitransformer.training.stop import is_check_step, is_narrow
 
 
 def make_steps(seed: int, num_steps: int = 1200) -> list[float]:
