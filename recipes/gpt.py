@@ -67,20 +67,18 @@ model_config = PRESET.model_config
 
 def show(outcome: "RunOutcome", folder: Path) -> list[str]:
     """Continues the first half of a validation sample."""
-    import torch
-
     from recipes.showcase import continue_text
     from unitransformer.data.datamodule import validation_batch
     from unitransformer.data.sampler import permutation
 
-    corpus = outcome.data.source.corpus
-    if corpus is None or outcome.network is None:
+    source, network = outcome.data.source, outcome.network
+    if source.corpus is None or network is None:
         return []
-    samples = outcome.data.source.validation
-    first = int(permutation(len(samples), 0, 0)[0])
-    tokens = validation_batch(samples, [first], torch.device("cpu"))["inputs"][0].tolist()
+    first = int(permutation(len(source.validation), 0, 0)[0])
+    batch = validation_batch(source.validation, [first], network.pe.pe.device)
+    tokens = batch["inputs"][0].tolist()
     prompt = tokens[: len(tokens) // 2]
-    start, added = continue_text(outcome.network, corpus.tokenizer, prompt, num_tokens=48)
+    start, added = continue_text(network, source.corpus.tokenizer, prompt, num_tokens=48)
     return ["", "prompt:", indent(start, "    "), "continued:", indent(added, "    "), ""]
 
 

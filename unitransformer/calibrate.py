@@ -131,11 +131,7 @@ def measure(parallel: ParallelConfig, seconds: float, *, command: str) -> Calibr
     """
     devices.set_up_process(parallel, parallel.accelerator)
     on_gpu = parallel.accelerator == "cuda"
-    device = (
-        torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
-        if on_gpu
-        else torch.device("cpu")
-    )
+    device = torch.device(f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if on_gpu else "cpu")
     started_at = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     started_s = time.monotonic()
     collectives: dict[Any, Any] = {}

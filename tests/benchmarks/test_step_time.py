@@ -13,7 +13,7 @@ from recipes import bert, gpt, vit
 from recipes.presets import Preset
 from tests.benchmarks.clock import now_s
 from unitransformer.config import DataConfig, RunConfig
-from unitransformer.data.synthetic import Synthetic
+from unitransformer.data.sources import Synthetic
 from unitransformer.objectives import Objective
 from unitransformer.training.module import build_optimizer
 from unitransformer.transformer import Transformer

@@ -17,7 +17,7 @@ import unitransformer.run
 from recipes import bert, gpt, vit
 from tests.distributed.launching import begin
 from unitransformer.config import RunConfig
-from unitransformer.data.synthetic import Synthetic
+from unitransformer.data.sources import Synthetic
 from unitransformer.objectives import chunked_cross_entropy
 from unitransformer.training.module import TrainingModule
 

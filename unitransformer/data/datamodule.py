@@ -18,8 +18,7 @@ from torch.utils.data import DataLoader
 from unitransformer.config import RunConfig
 from unitransformer.data.images import DigitImages, FolderImages
 from unitransformer.data.sampler import VALIDATION_EPOCH, TrainSampler, ValidationSampler
-from unitransformer.data.sources import BatchDataset, DataSource
-from unitransformer.data.synthetic import Synthetic
+from unitransformer.data.sources import BatchDataset, DataSource, Synthetic
 from unitransformer.data.tokenizer import SPECIAL_TOKENS
 from unitransformer.launch.signals import STOP_SIGNALS
 from unitransformer.objectives import IGNORED, Batch

@@ -16,7 +16,7 @@ from unitransformer.costs.memory import (
     rank_bytes,
     state_bytes,
 )
-from unitransformer.data.synthetic import Synthetic
+from unitransformer.data.sources import Synthetic
 from unitransformer.objectives import Objective
 from unitransformer.parallel.activation_checkpointing import checkpoint_activations
 from unitransformer.transformer import Transformer

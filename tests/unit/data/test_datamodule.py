@@ -10,7 +10,6 @@ import torch
 from recipes import bert, gpt, vit
 from unitransformer.config import DataConfig, ParallelConfig, RunConfig
 from unitransformer.data import datamodule
-from unitransformer.data.counter_rng import uniform
 from unitransformer.data.datamodule import (
     DataModule,
     count_tokens,
@@ -18,9 +17,14 @@ from unitransformer.data.datamodule import (
     unigram_baseline,
     validation_targets,
 )
-from unitransformer.data.sampler import BatchIndices, TrainSampler, ValidationSampler, permutation
-from unitransformer.data.sources import load_source
-from unitransformer.data.synthetic import Synthetic
+from unitransformer.data.sampler import (
+    BatchIndices,
+    TrainSampler,
+    ValidationSampler,
+    permutation,
+    uniform,
+)
+from unitransformer.data.sources import Synthetic, load_source
 from unitransformer.data.text import MaskedTokens, NextTokens
 from unitransformer.data.tokenizer import SPECIAL_TOKENS
 from unitransformer.objectives import IGNORED
