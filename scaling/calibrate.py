@@ -31,22 +31,14 @@ def build_calibrate_parser() -> jsonargparse.ArgumentParser:
         exit_on_error=False,
     )
     parser.add_argument("--config", action="config", help="YAML file with any of these options")
-    parser.add_argument(
-        "--accelerator", type=Accelerator, default="auto", help="auto uses GPUs if there are any"
-    )
-    parser.add_argument(
-        "--devices", type=int | None, default=None, help="ranks; default: all GPUs, or one CPU"
-    )
-    parser.add_argument(
-        "--seconds", type=float, default=DEFAULT_SECONDS, help="approximate time to measure"
-    )
-    parser.add_argument(
-        "--out",
-        type=Path | None,
-        default=None,
-        metavar="FILE",
-        help=f"default: a file below ${DATA_FOLDER} or the user's data folder",
-    )
+    for name, kind, default, text in (
+        ("accelerator", Accelerator, "auto", "auto uses GPUs if there are any"),
+        ("devices", int | None, None, "ranks; default: all GPUs, or one CPU"),
+        ("seconds", float, DEFAULT_SECONDS, "approximate time to measure"),
+    ):
+        parser.add_argument(f"--{name}", type=kind, default=default, help=text)
+    place = f"default: a file below ${DATA_FOLDER} or the user's data folder"
+    parser.add_argument("--out", type=Path | None, default=None, metavar="FILE", help=place)
     return parser
 
 
@@ -114,7 +106,7 @@ def _rows(calibration: Calibration) -> Iterator[tuple[str, ...]]:
             continue
         errors = f"median {fitted.median_error:.0%}, largest {fitted.largest_error:.0%}"
         note = f"error at held-out sizes: {errors}"
-        alpha_us, gb_per_s = fitted.model.alpha_s * 1e6, fitted.model.bytes_per_s / 1e9
+        alpha_us, gb_per_s = fitted.alpha_s * 1e6, fitted.bytes_per_s / 1e9
         yield (f"{collective} alpha", "", f"{alpha_us:.3g}", "us", num_samples, "", note)
         yield (f"{collective} B", "", f"{gb_per_s:.3g}", "GB/s", num_samples, "", "")
 

@@ -13,8 +13,8 @@ long, and B can exceed the bandwidth of a link.
 """
 
 import statistics
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Literal, assert_never
 
 Collective = Literal["all_reduce", "all_gather", "reduce_scatter", "broadcast"]
@@ -50,18 +50,12 @@ class AlphaBeta:
     num_ranks: int
     alpha_s: float  # of one step
     bytes_per_s: float  # of one rank's link
+    # Of a model fitted without the held-out sizes: bytes -> predicted / measured - 1.
+    held_out_error: Mapping[int, float] = field(default_factory=dict)
 
     def predict_s(self, size_bytes: float) -> float:
         steps, sent = ring(self.collective, self.num_ranks)
         return steps * self.alpha_s + sent * size_bytes / self.bytes_per_s
-
-
-@dataclass(frozen=True, kw_only=True)
-class AlphaBetaFit:
-    """A model fitted to all sizes, and the errors of one fitted without the held-out sizes."""
-
-    model: AlphaBeta
-    held_out_error: dict[int, float]  # bytes -> predicted / measured - 1
 
     @property
     def median_error(self) -> float:
@@ -86,7 +80,7 @@ def ring(collective: Collective, num_ranks: int) -> tuple[int, float]:
             assert_never(unknown)
 
 
-def fit(collective: Collective, num_ranks: int, points: Sequence[CollectiveTiming]) -> AlphaBetaFit:
+def fit(collective: Collective, num_ranks: int, points: Sequence[CollectiveTiming]) -> AlphaBeta:
     """Fits a model to `points`; every second size between the ends is also held out.
 
     Raises ValueError for too few sizes or ranks, or times that do not grow with the size.
@@ -100,13 +94,8 @@ def fit(collective: Collective, num_ranks: int, points: Sequence[CollectiveTimin
     held_out = points[1:-1:2]
     fitted = [point for point in points if point not in held_out]
     partial = _fit_model(collective, num_ranks, fitted)
-    return AlphaBetaFit(
-        model=_fit_model(collective, num_ranks, points),
-        held_out_error={
-            point.size_bytes: partial.predict_s(point.size_bytes) / point.call_s - 1
-            for point in held_out
-        },
-    )
+    errors = {p.size_bytes: partial.predict_s(p.size_bytes) / p.call_s - 1 for p in held_out}
+    return replace(_fit_model(collective, num_ranks, points), held_out_error=errors)
 
 
 def _fit_model(

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from unitransformer.machine.alpha_beta import AlphaBetaFit, Collective, CollectiveTiming, fit
+from unitransformer.machine.alpha_beta import AlphaBeta, Collective, CollectiveTiming, fit
 from unitransformer.machine.host import Machine
 
 
@@ -131,7 +131,7 @@ class Calibration:
         """Returns the best rate of any rank; counts bytes read and written."""
         return max(ceiling.copy_bytes_per_s for rank in self.ranks for ceiling in rank)
 
-    def fit(self, collective: Collective) -> AlphaBetaFit:
+    def fit(self, collective: Collective) -> AlphaBeta:
         """Raises ValueError as `alpha_beta.fit` does, and for a collective without samples."""
         if collective not in self.collectives:
             raise ValueError(f"{collective} was not measured: {self.num_ranks} rank")
@@ -151,7 +151,7 @@ class Calibration:
         except ValueError as error:
             return {"alpha_s": None, "bytes_per_s": None, "reason": str(error)}
         return {
-            "alpha_s": fitted.model.alpha_s,
-            "bytes_per_s": fitted.model.bytes_per_s,
+            "alpha_s": fitted.alpha_s,
+            "bytes_per_s": fitted.bytes_per_s,
             "held_out_error": {str(size): e for size, e in fitted.held_out_error.items()},
         }

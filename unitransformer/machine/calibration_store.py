@@ -49,9 +49,8 @@ def from_json(values: Any, where: str = "calibration") -> Calibration:
     if schema != SCHEMA:
         raise ValueError(f"{where}: {SCHEMA_FIELD} is {schema!r}; this version reads {SCHEMA}")
     verify_checksums(values, where)
-    calibration: Calibration = _build(
-        Calibration, _without(values, (SCHEMA_FIELD, CHECKSUMS, OLD_CHECKSUMS, *DERIVED)), where
-    )
+    others = (SCHEMA_FIELD, CHECKSUMS, OLD_CHECKSUMS, *DERIVED)
+    calibration: Calibration = _build(Calibration, values, where, without=others)
     again = to_json(calibration)
     _check_derived(values, {name: again[name] for name in DERIVED}, where)
     return calibration
@@ -62,15 +61,9 @@ def read_ceiling(values: Mapping[str, Any], where: str = "ceiling") -> Ceiling:
 
     Raises ValueError for a field that is missing, of another type, or contradicts its samples.
     """
-    ceiling: Ceiling = _build(Ceiling, _without(values, CEILING_DERIVED), where)
+    ceiling: Ceiling = _build(Ceiling, values, where, without=CEILING_DERIVED)
     _check_derived(values, {name: getattr(ceiling, name) for name in CEILING_DERIVED}, where)
     return ceiling
-
-
-def _without(values: Any, names: Sequence[str]) -> Any:
-    if not isinstance(values, Mapping):
-        return values  # `_build` refuses it
-    return {name: value for name, value in values.items() if name not in names}
 
 
 def _check_derived(values: Mapping[str, Any], derived: Mapping[str, Any], where: str) -> None:
@@ -79,16 +72,18 @@ def _check_derived(values: Mapping[str, Any], derived: Mapping[str, Any], where:
             raise ValueError(f"{where}.{name} is {values.get(name)}; its samples give {value}")
 
 
-def _build(hint: Any, value: Any, where: str) -> Any:
+def _build(hint: Any, value: Any, where: str, *, without: Sequence[str] = ()) -> Any:
     """Returns `value`, parsed from JSON, as type `hint`: a dataclass, container or plain type.
 
-    Raises ValueError for the first field that is missing, unknown or of another type.
+    Leaves out the fields `without`. Raises ValueError for the first other field that is missing,
+    unknown or of another type.
     """
     origin, parts = typing.get_origin(hint), typing.get_args(hint)
     if isinstance(hint, type) and is_dataclass(hint):
         names = [field.name for field in fields(hint)]
         if not isinstance(value, Mapping):
             raise ValueError(f"{where} is {value!r}; it must be a group of fields")
+        value = {name: item for name, item in value.items() if name not in without}
         for name in (*names, *value):
             if name not in value or name not in names:
                 problem = "missing" if name in names else "not a field"

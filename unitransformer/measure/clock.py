@@ -34,15 +34,11 @@ class StepTimes:
 
 
 class StepClock:
-    """Times every optimizer step of this rank, from `start` to `stop`.
-
-    Args:
-        measures_communication: whether `begin_wait` and `end_wait` are called.
-    """
+    """Times every optimizer step of this rank, from `start` to `stop`."""
 
     def __init__(self, *, on_gpu: bool = False, measures_communication: bool = True) -> None:
         self._on_gpu = on_gpu
-        self._measures_communication = measures_communication
+        self._measures_communication = measures_communication  # `begin_wait` is called
         self._unread: list[tuple[list[Mark], float, Any]] = []
         self._steps: list[StepTimes] = []
         self._marks: list[Mark] = []  # of the current step
@@ -163,9 +159,7 @@ class StopClock(pl.Callback):
 class StartClock(pl.Callback):
     """Starts a step on the clock. The last callback, so that the others' time does not count.
 
-    Args:
-        needs_barrier: whether some rank does more than the others after this many steps of the
-            run. The others then wait for it before the clock starts.
+    If a rank does more than the others after a step (`needs_barrier`), these wait for it before.
     """
 
     def __init__(self, clock: StepClock, needs_barrier: Callable[[int], bool]) -> None:

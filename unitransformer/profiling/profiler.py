@@ -31,10 +31,7 @@ class TraceCallback(pl.Callback):
     Args:
         folder: gets `trace-rank0.json.gz`, which Perfetto opens, and `shares-rank0.json`.
         first_step: counted from 0 over all launches; late enough to be steady.
-        num_steps: few, since the trace of every operator is long.
-
-    Raises:
-        ValueError: a negative first step, or no steps at all.
+        num_steps: at least 1, and few, since the trace of every operator is long.
     """
 
     def __init__(self, folder: Path, *, first_step: int, num_steps: int = 3) -> None:
@@ -44,17 +41,13 @@ class TraceCallback(pl.Callback):
             raise ValueError(f"num_steps is {num_steps}; trace at least 1")
         self.folder = folder
         self.first_step, self.num_steps = first_step, num_steps
+        self.pause_steps = first_step, first_step + num_steps  # tracing begins and ends after them
         self.traced_steps: list[int] = []
         self._profile: Any = None
         self._is_done = False
         self._ranges: list[Any] = []  # open ones, outermost first
         self._undo = contextlib.ExitStack()
         self._result: dict[str, Any] = {"rows": None, "reason": f"step {first_step} not reached"}
-
-    @property
-    def pause_steps(self) -> tuple[int, int]:
-        """Steps of the run after which tracing begins and ends."""
-        return self.first_step, self.first_step + self.num_steps
 
     def as_dict(self) -> dict[str, Any]:
         """Returns plain data; `rows` is None, with the `reason`, without a complete trace.
@@ -107,7 +100,7 @@ class TraceCallback(pl.Callback):
             if step == self.first_step:
                 self._start(pl_module)
                 self._open_window(step)
-        elif step >= self.first_step + self.num_steps:
+        elif step >= self.pause_steps[1]:
             self._stop(None)
             self._write(pl_module)
         elif step > self.traced_steps[-1]:
@@ -197,12 +190,7 @@ class TraceCallback(pl.Callback):
             content = exported.read_bytes()
         self._profile = None
         write_atomically(self.folder / "trace-rank0.json.gz", content)
-        self._result |= self._shares(json.loads(gzip.decompress(content)), module)
-        table = json.dumps(self.as_dict(), indent=1).encode()
-        write_atomically(self.folder / "shares-rank0.json", table)
-
-    def _shares(self, trace: dict[str, Any], module: Any) -> dict[str, Any]:
-        model = module.config.model
+        trace, model = json.loads(gzip.decompress(content)), module.config.model
         other_sides = (model.width, 3 * model.width, model.feedforward_width, model.num_positions)
         head_by: str | None = "ranges"
         if self._is_one_graph:
@@ -215,4 +203,6 @@ class TraceCallback(pl.Callback):
             {"part": part, "share": share, "s_per_step": share * step_s}
             for part, share in shares.items()
         ]
-        return {"rows": rows, "head_by": head_by, "step_s": step_s}
+        self._result |= {"rows": rows, "head_by": head_by, "step_s": step_s}
+        table = json.dumps(self.as_dict(), indent=1).encode()
+        write_atomically(self.folder / "shares-rank0.json", table)

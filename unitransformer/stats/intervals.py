@@ -93,9 +93,6 @@ def mean_rate(step_s: Sequence[float], per_step: float, *, between_steps_s: floa
     return per_step * len(step_s) / (math.fsum(step_s) + between_steps_s)
 
 
-# ------------------------------------------------------------------------------ the bootstrap
-
-
 def find_block(samples: Sequence[float]) -> tuple[int | None, str | None]:
     """Returns the block length of the bootstrap, or why there is no interval."""
     if len(samples) < MIN_SAMPLES:

@@ -35,14 +35,14 @@ def test_the_fit_recovers_the_latency_and_bandwidth_of_exact_points(
     fitted = fit(
         collective, num_ranks, points(collective, num_ranks, alpha_s=1e-5, bytes_per_s=4e9)
     )
-    assert fitted.model.alpha_s == pytest.approx(1e-5)
-    assert fitted.model.bytes_per_s == pytest.approx(4e9)
+    assert fitted.alpha_s == pytest.approx(1e-5)
+    assert fitted.bytes_per_s == pytest.approx(4e9)
     assert fitted.largest_error < 1e-9
 
 
 def test_a_predicted_call_takes_alpha_plus_size_over_bandwidth() -> None:
     # Two ranks: one step, half of 100 MB at 100 MB/s, plus half a second of latency.
-    line = fit("all_gather", 2, points("all_gather", 2, alpha_s=0.5, bytes_per_s=1e8)).model
+    line = fit("all_gather", 2, points("all_gather", 2, alpha_s=0.5, bytes_per_s=1e8))
     assert line.predict_s(1e8) == pytest.approx(1.0)
 
 
@@ -82,8 +82,8 @@ def test_fitted_latency_is_never_negative() -> None:
         CollectiveTiming(size_bytes=size, calls=1, seconds=(size**1.2 / 1e9,)) for size in SIZES
     ]
     fitted = fit("broadcast", 2, quick_first)
-    assert fitted.model.alpha_s == 0.0
-    assert fitted.model.bytes_per_s > 0
+    assert fitted.alpha_s == 0.0
+    assert fitted.bytes_per_s > 0
 
 
 def test_points_that_cannot_be_fitted_are_refused() -> None:
