@@ -14,9 +14,7 @@ from unitransformer.config import ParallelConfig
 FIRST_PORT = 15_000
 NUM_PORTS = 17_729  # prime; all stay below 32768, where Linux's ephemeral ports begin
 STEP_STRIDE = 128  # up to 128 consecutive jobs of 138 steps each use different ports
-
 TORCHRUN_PORT = 29_500  # torch's default
-
 FOLDER_WAIT = datetime.timedelta(minutes=10)  # until the ranks of other nodes have started
 
 _open_stores: list[TCPStore] = []  # the other ranks need them until this process ends

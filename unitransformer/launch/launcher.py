@@ -145,7 +145,6 @@ def _be_rank(variables: Mapping[str, str], main: Callable[[], int], parent: int)
 
 
 def _start(variables: Mapping[str, str], command: Sequence[str]) -> tuple[Any, int]:
-    """Starts a rank as a command; returns what `_fork` returns."""
     parent = os.getpid()
     process = subprocess.Popen(
         command,

@@ -40,7 +40,6 @@ def _exceeds(process: int, limit_bytes: int) -> bool:
 
 
 def _tree_bytes(process: int, file: str, names: tuple[str, ...]) -> int:
-    """Sums fields of a file in /proc over a process and its descendants."""
     total = 0
     for member in (process, *descendants(process)):
         with contextlib.suppress(OSError, KeyError):  # it has ended
@@ -51,7 +50,6 @@ def _tree_bytes(process: int, file: str, names: tuple[str, ...]) -> int:
 
 
 def can_measure_memory() -> bool:
-    """Whether `tree_memory_bytes` works on this system."""
     return tree_memory_bytes(os.getpid()) > 0
 
 

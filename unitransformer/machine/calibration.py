@@ -127,10 +127,6 @@ class Calibration:
         """Returns the best rate of any rank, which limits each rank, as their devices are equal."""
         return max(ceiling.matmul_flops_per_s for ceiling in self.ceilings(dtype))
 
-    def copy_bytes_per_s(self) -> float:
-        """Returns the best rate of any rank; counts bytes read and written."""
-        return max(ceiling.copy_bytes_per_s for rank in self.ranks for ceiling in rank)
-
     def fit(self, collective: Collective) -> AlphaBeta:
         """Raises ValueError as `alpha_beta.fit` does, and for a collective without samples."""
         if collective not in self.collectives:
@@ -141,7 +137,7 @@ class Calibration:
         """Returns everything derived from samples; None, with a reason, where a fit fails."""
         return {
             "matmul_flops_per_s": {dtype: self.matmul_flops_per_s(dtype) for dtype in self.dtypes},
-            "copy_bytes_per_s": self.copy_bytes_per_s(),
+            "copy_bytes_per_s": max(c.copy_bytes_per_s for rank in self.ranks for c in rank),
             "collectives": {name: self._fit_metrics(name) for name in self.collectives},
         }
 

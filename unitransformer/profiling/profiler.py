@@ -44,7 +44,6 @@ class TraceCallback(pl.Callback):
         self.pause_steps = first_step, first_step + num_steps  # tracing begins and ends after them
         self.traced_steps: list[int] = []
         self._profile: Any = None
-        self._is_done = False
         self._ranges: list[Any] = []  # open ones, outermost first
         self._undo = contextlib.ExitStack()
         self._result: dict[str, Any] = {"rows": None, "reason": f"step {first_step} not reached"}
@@ -93,11 +92,9 @@ class TraceCallback(pl.Callback):
 
     def _advance(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Starts, continues or ends tracing where a step may have ended."""
-        if self._is_done or trainer.global_rank != 0:
-            return
         step = trainer.global_step
         if self._profile is None:
-            if step == self.first_step:
+            if step == self.first_step and trainer.global_rank == 0:
                 self._start(pl_module)
                 self._open_window(step)
         elif step >= self.pause_steps[1]:
@@ -122,7 +119,6 @@ class TraceCallback(pl.Callback):
         self._close_window()
         self._profile.stop()
         self._undo.close()
-        self._is_done = True
         self._result["reason"] = reason
         if reason is not None:
             self._profile = None

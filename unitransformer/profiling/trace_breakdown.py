@@ -73,9 +73,7 @@ Segment = tuple[float, float, WorkKind]
 
 
 @dataclass(kw_only=True)
-class _OpenEvent:
-    """An operator or a range that has begun."""
-
+class _OpenEvent:  # an operator or a range that has begun
     end: float
     kind: WorkKind | None  # None: does not classify what it calls
     counts: bool  # whether its own time is work
@@ -228,13 +226,8 @@ def _kernel_lanes(
 def _cpu_lanes(threads: Mapping[Any, _Thread], main: Any) -> list[list[Segment]]:
     others = [thread for key, thread in threads.items() if key != main]
     backward = [thread.segments for thread in others if thread.runs_backward]
-    communication = [
-        segment
-        for thread in others
-        if not thread.runs_backward
-        for segment in thread.segments
-        if segment[2] == "communication"
-    ]
+    rest = [segment for thread in others if not thread.runs_backward for segment in thread.segments]
+    communication = [segment for segment in rest if segment[2] == "communication"]
     return [threads[main].segments, *backward, communication]
 
 

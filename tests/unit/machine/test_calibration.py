@@ -146,7 +146,7 @@ def test_last_level_caches_add_up_without_smaller_caches(tmp_path: Path) -> None
 def test_the_ceiling_of_two_ranks_is_their_best_rate() -> None:
     made = calibration()
     assert made.matmul_flops_per_s("float32") == 6.0
-    assert made.copy_bytes_per_s() == 4.0
+    assert made.metrics()["copy_bytes_per_s"] == 4.0
     assert made.ranks[1][0].best_product.median_per_s == 3.0
 
 
