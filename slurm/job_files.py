@@ -57,7 +57,7 @@ def write_attempt(folder: Path, attempt: Attempt) -> None:
 
 def list_attempts(folder: Path) -> list[Attempt]:
     """Returns the readable attempts, oldest first."""
-    found = [read_json(path) or {} for path in folder.glob("attempt-*")]
+    found = [read_json(path) for path in folder.glob("attempt-*")]
     names = {field.name for field in fields(Attempt)}
     attempts = [Attempt(**values) for values in found if values.keys() == names]
     return sorted(attempts, key=lambda attempt: attempt.started_at)
@@ -78,13 +78,13 @@ def find_record(run: Path) -> Path | None:
     return max(run.glob("*-1.json"), key=lambda path: path.stat().st_mtime, default=None)
 
 
-def read_json(path: Path) -> dict[str, Any] | None:
-    """Returns None if the file is missing, damaged, or not an object."""
+def read_json(path: Path) -> dict[str, Any]:
+    """Returns an empty dict if the file is missing, damaged, or not an object."""
     try:
         value = json.loads(path.read_bytes())
     except (OSError, ValueError):
-        return None
-    return value if isinstance(value, dict) else None
+        return {}
+    return value if isinstance(value, dict) else {}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,7 +115,7 @@ def format_counts(counts: Mapping[str, int]) -> str:
 
 def read_sweep_end(errors: Path) -> SweepEnd | None:
     """Returns None if the sweep has not ended by itself."""
-    state = read_json(errors / SWEEP_STATE) or {}
+    state = read_json(errors / SWEEP_STATE)
     if not {"statuses", "own", "left"} <= state.keys():
         return None
     return SweepEnd(statuses=state["statuses"], own=state["own"], left=state["left"])
@@ -124,5 +124,5 @@ def read_sweep_end(errors: Path) -> SweepEnd | None:
 def find_cell(folder: Path, attempt: Attempt) -> Path | None:
     """Returns the folder of the cell that a sweep runs, or ran when it was killed."""
     errors = errors_folder(folder, attempt.job, attempt.restart)
-    cell = (read_json(errors / SWEEP_STATE) or {}).get("cell")
+    cell = read_json(errors / SWEEP_STATE).get("cell")
     return None if cell is None else Path(cell)

@@ -81,18 +81,14 @@ def report(folder: Path, now_s: float | None = None) -> str:
 def find_jobs(folder: Path) -> list[Path]:
     """Returns the folders of jobs, sorted by name. Tasks belong to the folder of their array."""
     paths = {folder}.union(*(folder.glob("*/" * depth) for depth in range(1, DEPTH + 1)))
-    jobs = []
-    for path in paths:
-        is_task = path != folder and path.name.startswith("task-")
-        files = (SUBMITTED, "attempt-*", "task-*/attempt-*")
-        if not is_task and any(any(path.glob(pattern)) for pattern in files):
-            jobs.append(path)
-    return sorted(jobs)
+    jobs = [path for path in paths if path == folder or not path.name.startswith("task-")]
+    files = (SUBMITTED, "attempt-*", "task-*/attempt-*")
+    return sorted(job for job in jobs if any(any(job.glob(pattern)) for pattern in files))
 
 
 def describe(folder: Path, queue: Queue, *, now_s: float) -> list[StatusRow]:
     """Returns a row for a job; for an array, its summary and a row per task that is not done."""
-    submitted = read_json(folder / SUBMITTED) or {}
+    submitted = read_json(folder / SUBMITTED)
     name = str(submitted.get("name", folder.name))
     numbered = ((path.name.removeprefix("task-"), path) for path in folder.glob("task-*"))
     tasks = sorted((int(number), path) for number, path in numbered if number.isdigit())
@@ -113,12 +109,6 @@ def describe(folder: Path, queue: Queue, *, now_s: float) -> list[StatusRow]:
         row = _describe_job(path, f"{array}_{number}", name, attempt, queued, now_s)
         if row.state != "done":
             rows.append(row)
-    return [_describe_array(submitted, array, name, started, queue), *rows]
-
-
-def _describe_array(
-    submitted: Mapping[str, Any], array: str, name: str, started: Sequence[Attempt], queue: Queue
-) -> StatusRow:
     queued = [row for row in queue or () if row.array == array]
     waiting = ", ".join(dict.fromkeys(row.reason for row in queued if row.state == "PENDING"))
     outcomes = format_counts(Counter[str](attempt.outcome for attempt in started))
@@ -127,7 +117,7 @@ def _describe_array(
         reason += f"; waiting: {waiting}"
     state = "ended" if not queued else "running" if started else "queued"
     cells = _count_cells(submitted) if submitted.get("target") == "sweep" else ""
-    return StatusRow(array, name, state, cells, "", "", 0, reason)
+    return [StatusRow(array, name, state, cells, "", "", 0, reason), *rows]
 
 
 def _count_cells(submitted: Mapping[str, Any]) -> str:
@@ -136,7 +126,7 @@ def _count_cells(submitted: Mapping[str, Any]) -> str:
     study = arguments[0] if arguments and not arguments[0].startswith("--") else "sweep"
     out = option_of(arguments, "--out") or f"sweeps/{Path(study).stem}"
     cells = Path(str(submitted.get("directory", "."))) / out / "cells"
-    outcomes = [read_json(path) or {} for path in cells.glob("*/outcome.json")]
+    outcomes = [read_json(path) for path in cells.glob("*/outcome.json")]
     statuses = Counter(str(outcome.get("status", "damaged")) for outcome in outcomes)
     total = f"{len(outcomes)}/{submitted.get('cells', '?')} cells"
     return f"{total} ({format_counts(statuses)})" if statuses else total
@@ -149,7 +139,7 @@ def _describe_job(
     state, reason = _state(attempt, queued)
     cell = attempt and job_files.find_cell(folder, attempt)
     run = cell or folder / RUN
-    progress = read_json(run / PROGRESS_FILE) or {}
+    progress = read_json(run / PROGRESS_FILE)
     step = speed = time_left = ""
     if {"step", "max_steps", "pace", "left_s"} <= progress.keys():
         record = job_files.find_record(run)

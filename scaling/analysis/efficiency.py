@@ -249,14 +249,10 @@ def find_curves(
         for run in usable:
             key = (*_shared(run.config, scaling), run.processors)
             groups.setdefault(key, []).append(run)
-        several = {
-            key: group
-            for key, group in groups.items()
-            if len({run.config.parallel.world_size for run in group}) >= LEAST_COUNTS
-        }
-        for key in sorted(several, key=repr):
-            names = {run.config.parallel.strategy for run in several[key]} - {"single"}
-            curves += [_curve(scaling, name, several[key], scatters) for name in sorted(names)]
+        counts = {key: {r.config.parallel.world_size for r in groups[key]} for key in groups}
+        for key in sorted((key for key in groups if len(counts[key]) >= LEAST_COUNTS), key=repr):
+            names = {run.config.parallel.strategy for run in groups[key]} - {"single"}
+            curves += [_curve(scaling, name, groups[key], scatters) for name in sorted(names)]
     return [curve for curve in curves if len(curve.points) >= LEAST_COUNTS]
 
 
@@ -274,9 +270,8 @@ def pool(
 ) -> list[MeasuredPoint]:
     """Returns a point for each config on each kind of processors.
 
-    Args:
-        scatters: the result of `find_scatters`, by default of these runs. With fewer than
-            `ENOUGH_LAUNCHES`, the interval comes from the scatter of the model, if there is one.
+    With fewer than `ENOUGH_LAUNCHES`, the interval comes from the scatter of the model, if any;
+    `scatters` are by default those of these runs.
     """
     runs = list(runs)
     scatters = find_scatters(runs) if scatters is None else scatters

@@ -1,19 +1,13 @@
-"""Ranks the candidates of each comparison by speed; only those with proven loss parity count."""
+"""Ranks the configurations that were tried for the same work by speed.
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+Only those with proven loss parity are ranked; those without a steady run have a reason.
+"""
 
-from scaling.analysis.candidates import MissingCandidate, TriedCandidates, find_tried, name_of
-from scaling.analysis.efficiency import (
-    Estimate,
-    MeasuredPoint,
-    ModelOnMachine,
-    Scatter,
-    drift,
-    find_scatters,
-    pool,
-    ratio,
-)
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from scaling.analysis.efficiency import Estimate, MeasuredPoint, drift, find_scatters, pool, ratio
 from scaling.analysis.proof import Proof, find_proof
 from scaling.parity.certificate import Certificate
 from scaling.store.conditions import differences
@@ -24,6 +18,125 @@ from unitransformer.costs.flops import count_parameters
 
 UNPROVEN = "no certificate of loss parity covers it"
 LEAST_LAUNCHES = 2  # of either side, from which an interval holds for another launch
+
+# The options in which candidates differ, with their defaults; `strategy` has none.
+DEFAULTS = {"compile": "off", "activation-checkpointing": "off", "cpu-offload": "no"}
+
+Key = tuple[RunConfig, int]  # what all candidates of a comparison share, and their global batch
+PLUS = " + "  # between the strategy and other settings in the name of a candidate
+
+
+@dataclass(kw_only=True)
+class TriedCandidates:
+    """All candidates that were tried for one comparison."""
+
+    config: RunConfig  # of the first candidate
+    steady: list[Run] = field(default_factory=list)
+    # Statuses in their order, by the name of a candidate.
+    ended: dict[str, dict[str, None]] = field(default_factory=dict)
+
+    def add_status(self, name: str, status: str) -> None:
+        self.ended.setdefault(name, {})[status] = None
+
+    @property
+    def missing(self) -> dict[str, str]:
+        """The names of candidates without a steady run, with every status of their runs."""
+        steady = {name_of(run.config) for run in self.steady}
+        ended = sorted(self.ended.items())
+        return {name: ", ".join(statuses) for name, statuses in ended if name not in steady}
+
+    @property
+    def strategies(self) -> set[str]:
+        steady = {run.config.parallel.strategy for run in self.steady}
+        return steady | {name.partition(PLUS)[0] for name in self.ended}
+
+
+def name_of(config: RunConfig) -> str:
+    """Returns the strategy and every setting that is not the default."""
+    parallel = config.parallel
+    options = {
+        "strategy": parallel.strategy,
+        "compile": parallel.compile,
+        "activation-checkpointing": parallel.activation_checkpointing,
+        "cpu-offload": "yes" if parallel.cpu_offload else "no",
+    }
+    return _name(options, config.accumulate)
+
+
+def _name(options: Mapping[str, str], accumulate: int) -> str:
+    parts = [options["strategy"]]
+    if accumulate > 1:
+        parts.append(f"{accumulate} micro-batches")
+    if options["compile"] != "off":
+        parts.append(f"compile {options['compile']}")
+    if options["activation-checkpointing"] != "off":
+        parts.append(f"checkpointing {options['activation-checkpointing']}")
+    if options["cpu-offload"] not in ("no", "false", "False"):
+        parts.append("offloaded to the host")
+    return PLUS.join(parts)
+
+
+def find_tried(runs: Iterable[Run], cells: Sequence[Cell]) -> dict[Key, TriedCandidates]:
+    """Groups runs, and cells without a record, by what the candidates of a comparison share."""
+    groups: dict[Key, TriedCandidates] = {}
+
+    def group_of(config: RunConfig) -> TriedCandidates:
+        return groups.setdefault(_shared(config), TriedCandidates(config=config))
+
+    for run in sorted(runs, key=lambda run: run.name):
+        group = group_of(run.config)
+        if run.is_ok and run.metrics is not None:
+            group.steady.append(run)
+        else:
+            status = "not steady" if run.is_ok else str(run.record["status"])
+            group.add_status(name_of(run.config), status)
+    for config, name, status in _without_record(cells):
+        group_of(config).add_status(name, status)
+    return groups
+
+
+def _shared(config: RunConfig) -> Key:
+    parallel = replace(
+        config.parallel,
+        strategy="auto",
+        compile="off",
+        activation_checkpointing="off",
+        cpu_offload=False,
+    )
+    return replace(config, parallel=parallel, batch_size=1, accumulate=1), config.global_batch_size
+
+
+def _without_record(cells: Sequence[Cell]) -> Iterator[tuple[RunConfig, str, str]]:
+    """Yields a config of the same comparison, the name and the status of each cell without one.
+
+    A cell whose options the recipe refused has no config. Another cell that differs only in
+    candidate options lends it one.
+    """
+    configs: dict[tuple[Any, ...], RunConfig] = {}
+    for cell in cells:
+        if cell.outcome.config is not None:
+            configs.setdefault(_place(cell), cell.outcome.config)
+    for cell in sorted(cells, key=lambda cell: cell.name):
+        if cell.run is not None:
+            continue
+        outcome = cell.outcome
+        status = "without its record" if outcome.status == "ok" else outcome.status
+        if outcome.config is not None:
+            yield outcome.config, name_of(outcome.config), status
+        elif (neighbor := configs.get(_place(cell))) is not None:
+            plain = {"strategy": neighbor.parallel.strategy, **DEFAULTS}
+            options = {name: str(outcome.options.get(name, plain[name])) for name in plain}
+            yield neighbor, _name(options, neighbor.accumulate), status
+
+
+def _place(cell: Cell) -> tuple[Any, ...]:
+    """Returns everything about a cell except its candidate options."""
+    options = {
+        name: str(value)
+        for name, value in cell.outcome.options.items()
+        if name != "strategy" and name not in DEFAULTS
+    }
+    return cell.sweep, cell.outcome.recipe, *sorted(options.items())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +194,7 @@ class StrategyComparison:
     config: RunConfig  # of one of them
     ranked: tuple[Candidate, ...]  # fastest first
     unranked: tuple[Candidate, ...]
-    missing: tuple[MissingCandidate, ...]
+    missing: Mapping[str, str]  # why candidates have no steady run, by their name
     differing_conditions: tuple[str, ...]  # record numbers follow `candidates`
 
     @property
@@ -102,7 +215,20 @@ def compare_strategies(
     groups, scatters = find_tried(runs, cells).items(), find_scatters(runs)
     several = [(key, tried) for key, tried in groups if len(tried.strategies) > 1]
     several.sort(key=lambda item: _reading_order(*item[0]))
-    return [_compare(tried, certificates, scatters) for _, tried in several]
+    comparisons = []
+    for _, tried in several:
+        ranked, unranked = rank(pool(tried.steady, scatters), certificates)
+        candidates = ranked + unranked
+        records = [run.record for candidate in candidates for run in candidate.point.runs]
+        comparison = StrategyComparison(
+            config=candidates[0].point.config if candidates else tried.config,
+            ranked=ranked,
+            unranked=unranked,
+            missing=tried.missing,
+            differing_conditions=tuple(differences(records)),
+        )
+        comparisons.append(comparison)
+    return comparisons
 
 
 def _reading_order(config: RunConfig, batch: int) -> tuple[int, str, int, int, str]:
@@ -118,37 +244,19 @@ def rank(
     proofs = [find_proof(point.runs[0], certificates) for point in fastest_first]
     proven = list(zip(fastest_first, proofs, strict=True))
     best = next((point for point, proof in proven if proof is not None and proof.holds), None)
-    candidates = [_candidate(point, proof, best) for point, proof in proven]
+    candidates = []
+    for point, proof in proven:
+        sides = [point] if best is None else [best, point]
+        against = None if best is None else ratio(point.rate, best.rate)
+        if point is best:
+            against = Estimate(value=1.0, reason="the fastest itself")
+        candidate = Candidate(
+            point=point,
+            proof=proof,
+            against_fastest=against,
+            drift=drift(sides),
+            has_launches=all(side.is_pooled or len(side.runs) >= LEAST_LAUNCHES for side in sides),
+        )
+        candidates.append(candidate)
     ranked = tuple(each for each in candidates if each.why_unranked is None)
     return ranked, tuple(each for each in candidates if each.why_unranked is not None)
-
-
-def _compare(
-    tried: TriedCandidates,
-    certificates: Sequence[Certificate],
-    scatters: Mapping[ModelOnMachine, Scatter],
-) -> StrategyComparison:
-    ranked, unranked = rank(pool(tried.steady, scatters), certificates)
-    candidates = ranked + unranked
-    records = [run.record for candidate in candidates for run in candidate.point.runs]
-    return StrategyComparison(
-        config=candidates[0].point.config if candidates else tried.config,
-        ranked=ranked,
-        unranked=unranked,
-        missing=tried.missing,
-        differing_conditions=tuple(differences(records)),
-    )
-
-
-def _candidate(point: MeasuredPoint, proof: Proof | None, best: MeasuredPoint | None) -> Candidate:
-    sides = [point] if best is None else [best, point]
-    against = None if best is None else ratio(point.rate, best.rate)
-    if point is best:
-        against = Estimate(value=1.0, reason="the fastest itself")
-    return Candidate(
-        point=point,
-        proof=proof,
-        against_fastest=against,
-        drift=drift(sides),
-        has_launches=all(side.is_pooled or len(side.runs) >= LEAST_LAUNCHES for side in sides),
-    )

@@ -126,16 +126,12 @@ def _communication(baseline: Run, run: Run) -> tuple[Source, Shares, Shares]:
 
 def _clock_shares(run: Run) -> Shares:
     """Returns the shares of all steady steps; empty if they were not recorded."""
-    if run.config.parallel.world_size == 1:
-        return {"exposed communication": 0.0, "waiting for the slowest rank": 0.0}
-    metrics = steady_metrics(run)
-    waiting = metrics.waiting_share
+    metrics, is_alone = steady_metrics(run), run.config.parallel.world_size == 1
+    waiting = 0.0 if is_alone else metrics.waiting_share
     if waiting is None:
         return {}
-    return {
-        "exposed communication": metrics.shares["communication_s"] - waiting,
-        "waiting for the slowest rank": waiting,
-    }
+    communication = 0.0 if is_alone else metrics.shares["communication_s"] - waiting
+    return {"exposed communication": communication, "waiting for the slowest rank": waiting}
 
 
 def _trace_shares(run: Run) -> Shares:

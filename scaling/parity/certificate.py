@@ -5,7 +5,6 @@ certificate is read. An edit therefore shows as a contradiction.
 """
 
 import functools
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from types import NoneType
@@ -21,7 +20,7 @@ from scaling.parity.cases import (
     compare,
 )
 from unitransformer.config import Precision, Recipe, RunConfig
-from unitransformer.record.fields import NUMBER, RELATIVE_ERROR, Kinds, is_of_kind
+from unitransformer.record.fields import NUMBER, Kinds, agree
 
 SCHEMA = 1
 KIND = "parity"
@@ -208,11 +207,7 @@ def find_contradictions(certificate: Certificate) -> list[str]:
             derived["reason"] = certificate.inactive_feature(result)
         for field, value in derived.items():
             stored = result.stored[field]
-            if is_of_kind(stored, NUMBER) and is_of_kind(value, NUMBER):
-                agrees = math.isclose(stored, value, rel_tol=RELATIVE_ERROR)
-            else:
-                agrees = stored == value
-            if not agrees:
+            if not agree(stored, value):
                 contradictions.append(
                     f"{field} of {result.case.label} is {_format(stored)} in the certificate, "
                     f"{_format(value)} by its samples"

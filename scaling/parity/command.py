@@ -11,26 +11,17 @@ import shutil
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from scaling.parity import certificate
-from scaling.parity.cases import (
-    REFERENCE,
-    Case,
-    Curves,
-    ParityVerdict,
-    case_of,
-    list_cases,
-    refusal,
-)
+from scaling.parity.cases import REFERENCE, Case, Curves, case_of, list_cases, refusal
 from scaling.parity.certificate import Certificate, Work, work_of
 from scaling.parity.certificate_file import read_certificate, write_certificate
-from scaling.parity.local_nodes import PORT, run_on_nodes, torchrun_options
 from scaling.parity.options import ParityOptions
-from scaling.parity.recipe_arguments import ParityTask
+from scaling.parity.recipe_runs import PORT, ParityTask, run_on_nodes, torchrun_options
 from scaling.recipe_process import (
     ProcessResult,
     Runner,
@@ -56,8 +47,7 @@ class _Reference:
     task: ParityTask
     record: Record
     curves: Curves
-    command: str
-    elapsed_s: float
+    described: Mapping[str, Any]  # as the certificate stores it
 
     @property
     def config(self) -> RunConfig:
@@ -67,10 +57,7 @@ class _Reference:
 def run_parity(options: ParityOptions) -> str | None:
     """Runs the studies, and returns what is not equal; None if everything is.
 
-    Raises:
-        ValueError: the recipe refuses the options.
-        RuntimeError: a reference failed.
-        OSError: a certificate cannot be written.
+    Raises ValueError if the recipe refuses the options, RuntimeError if a reference failed.
     """
     bad = []
     for path, found in certify(options):
@@ -116,21 +103,22 @@ def _run_reference(options: ParityOptions, recipe: Recipe, run: RunCase) -> _Ref
     curves = _curves(record)
     if not 0 < len(curves.loss) == len(curves.gradient_norm):
         raise ValueError(f"{recipe} recorded no gradient norms; give optimizer.clip-norm above 0")
-    _print(f"{recipe}: reference, loss {curves.loss[0]:.4f} to {curves.loss[-1]:.4f}")
+    print(f"{recipe}: reference, loss {curves.loss[0]:.4f} to {curves.loss[-1]:.4f}", flush=True)
     return _Reference(
         task=replace(task, accelerator=config_of(record).parallel.accelerator),
         record=record,
         curves=curves,
-        command=_command(task, REFERENCE),
-        elapsed_s=result.elapsed_s,
+        described={
+            "command": _command(task, REFERENCE),
+            "elapsed_s": result.elapsed_s,
+            **{name: list(values) for name, values in asdict(curves).items()},
+        },
     )
 
 
 def _curves(record: Record) -> Curves:
-    norms = record.get("gradient_norm")
-    return Curves(
-        loss=tuple(record["loss"]), gradient_norm=tuple(norms) if isinstance(norms, list) else ()
-    )
+    norms = record.get("gradient_norm") or ()
+    return Curves(loss=tuple(record["loss"]), gradient_norm=tuple(norms))
 
 
 def _command(task: ParityTask, case: Case) -> str:
@@ -151,19 +139,14 @@ def _certify(
     for number, case in enumerate(cases, 1):
         results.append(_run_case(case, reference, run))
         progress = f"{reference.task.recipe} {number}/{len(cases)} {case.label}"
-        _print(f"{progress}: {_format_result(results[-1])}")
+        print(f"{progress}: {_format_result(results[-1])}", flush=True)
     content = {
         "schema": certificate.SCHEMA,
         "kind": certificate.KIND,
         **certificate.describe_config(reference.config),
         "bounds": certificate.describe_bounds(),
         **{name: reference.record[name] for name in FIELDS_OF_RECORD},
-        "reference": {
-            "command": reference.command,
-            "elapsed_s": reference.elapsed_s,
-            "loss": list(reference.curves.loss),
-            "gradient_norm": list(reference.curves.gradient_norm),
-        },
+        "reference": reference.described,
         "device_counts": list(options.axes.devices),
         "command": options.command,
         "started_at": started.isoformat(timespec="seconds"),
@@ -172,10 +155,6 @@ def _certify(
     }
     path = write_certificate(content, options.out)
     return path, read_certificate(content, str(path))
-
-
-def _print(line: str) -> None:
-    print(line, flush=True)
 
 
 def _run_case(case: Case, reference: _Reference, run: RunCase) -> dict[str, Any]:
@@ -188,14 +167,13 @@ def _run_case(case: Case, reference: _Reference, run: RunCase) -> dict[str, Any]
         if record is not None:
             curves, error = _check(record, case, reference)
             work = None if curves is None else work_of(record)
-    verdict: ParityVerdict = "refused" if result.exit_code == 2 else "failed"
     return certificate.describe_result(
         case,
         reference=reference.curves,
         curves=curves,
         work=work,
         num_layers=reference.config.model.num_layers,
-        failure=(verdict, error),
+        failure=("refused" if result.exit_code == 2 else "failed", error),
         elapsed_s=result.elapsed_s,
         command=_command(reference.task, case),
     )

@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 import jsonargparse
 
 from scaling.parity.cases import LEAST_STEPS, STRATEGIES, Axes, list_cases
-from scaling.parity.recipe_arguments import check_options
+from scaling.parity.recipe_runs import check_options
 from unitransformer.config import Accelerator, ActivationCheckpointing, Compile, Precision, Recipe
 
 DEFAULT_OUT = Path("scaling/results/records")
@@ -40,12 +40,6 @@ def build_parity_parser() -> jsonargparse.ArgumentParser:
         "strategy is equal. Options after -- go to the recipe.",
         exit_on_error=False,
     )
-    everything = {
-        "strategies": ",".join(STRATEGIES),
-        "precisions": ",".join(get_args(Precision)),
-        "compile": "off,default",
-        "activation-checkpointing": ",".join(get_args(ActivationCheckpointing)),
-    }
 
     def add(flag: str, kind: Any, default: Any, help_text: str) -> None:
         parser.add_argument(flag, type=kind, default=default, help=help_text)
@@ -53,8 +47,11 @@ def build_parity_parser() -> jsonargparse.ArgumentParser:
     parser.add_argument("--config", action="config", help="YAML file with any of these options")
     add("--recipe", Literal[*get_args(Recipe), "all"], "all", "models to train")
     add("--devices", str, "2", "device counts, such as 2,4")
-    for name, default in everything.items():
-        add(f"--{name}", str, default, "comma-separated values")
+    values = "comma-separated values"
+    add("--strategies", str, ",".join(STRATEGIES), values)
+    add("--precisions", str, ",".join(get_args(Precision)), values)
+    add("--compile", str, "off,default", values)
+    add("--activation-checkpointing", str, ",".join(get_args(ActivationCheckpointing)), values)
     parser.add_argument(
         "--quick", action="store_true", help="vary one axis at a time, not all combinations"
     )
@@ -69,11 +66,9 @@ def build_parity_parser() -> jsonargparse.ArgumentParser:
 def read_parity_options(
     given: Any, recipe_options: Sequence[str], arguments: Sequence[str]
 ) -> ParityOptions:
-    """Checks the parsed options; raises ValueError naming option, value and fix.
+    """Checks the options; raises ValueError naming option, value and fix.
 
-    Args:
-        recipe_options: the options after `--`.
-        arguments: the whole command line.
+    `recipe_options` stand after `--`; `arguments` are the whole command line.
     """
     checkpointing = given.activation_checkpointing, get_args(ActivationCheckpointing)
     axes = Axes(

@@ -3,19 +3,17 @@
 import csv
 import math
 import re
+import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
 BUILTIN_ROWS = Path(__file__).with_name("runs.csv")
-# fmt: off
-COLUMNS = (
-    "source", "model", "params", "layers", "d_model", "heads", "vocab", "seq_len",
-    "gpus", "gpu_type", "strategy", "precision", "micro_batch", "global_batch", "ac", "compile",
-    "tokens_per_s_per_gpu", "mfu", "tflops_per_gpu", "peak_mem_gib", "url",
+COLUMNS = shlex.split(
+    "source model params layers d_model heads vocab seq_len gpus gpu_type strategy precision "
+    "micro_batch global_batch ac compile tokens_per_s_per_gpu mfu tflops_per_gpu peak_mem_gib url"
 )
-# fmt: on
 MISSING = ("", "not stated")
 
 T = TypeVar("T")
@@ -90,10 +88,8 @@ def _row(cells: Mapping[str, str]) -> PublishedRow:
     _required(cells, "gpus")
     num_gpus = _read(cells, "gpus", _count)
     assert num_gpus is not None
-    heads = _read(cells, "heads", _heads)
+    heads, kv_heads = _read(cells, "heads", _heads) or (None, None)
     parameters = _read(cells, "params", _parameters)
-    flops_per_s = _read(cells, "tflops_per_gpu", _positive)
-    peak_gib = _read(cells, "peak_mem_gib", _positive)
     return PublishedRow(
         source=source,
         note=note.removesuffix(")"),
@@ -103,8 +99,8 @@ def _row(cells: Mapping[str, str]) -> PublishedRow:
         is_rounded=parameters is not None and not cells["params"].isdigit(),
         num_layers=_read(cells, "layers", _count),
         width=_read(cells, "d_model", _count),
-        num_heads=heads[0] if heads else None,
-        num_kv_heads=heads[1] if heads else None,
+        num_heads=heads,
+        num_kv_heads=kv_heads,
         vocabulary=_read(cells, "vocab", _count),
         sequence_length=_read(cells, "seq_len", _count),
         num_gpus=num_gpus,
@@ -117,8 +113,8 @@ def _row(cells: Mapping[str, str]) -> PublishedRow:
         is_compiled=_read(cells, "compile", _yes_or_no),
         tokens_per_s=_read(cells, "tokens_per_s_per_gpu", _positive),
         mfu=_read(cells, "mfu", _share),
-        flops_per_s=None if flops_per_s is None else flops_per_s * 1e12,
-        peak_bytes=None if peak_gib is None else round(peak_gib * 2**30),
+        flops_per_s=_read(cells, "tflops_per_gpu", lambda text: _positive(text) * 1e12),
+        peak_bytes=_read(cells, "peak_mem_gib", lambda text: round(_positive(text) * 2**30)),
     )
 
 

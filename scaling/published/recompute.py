@@ -9,9 +9,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from scaling.published.conventions import Source, flops_per_token, peak_of, shape_of, source_of
 from scaling.published.csv_rows import PublishedRow
-from scaling.published.shapes import flops_per_token, shape_of
-from scaling.published.sources import Source, peak_of, source_of
 
 # Tokens/s are printed cut or rounded too: one token/s of 865 is 0.12 %.
 TOLERANCE = 0.003
@@ -62,37 +61,32 @@ class RecomputedRow:
 
 def recompute_rows(rows: Sequence[PublishedRow]) -> tuple[RecomputedRow, ...]:
     """Recomputes each row and compares it with the others of its set-up."""
-    larger = _same_work_on_more_gpus(rows)
-    return tuple(_recompute_row(row, larger.get(i, [])) for i, row in enumerate(rows))
+    larger, recomputed = _same_work_on_more_gpus(rows), []
+    for i, row in enumerate(rows):
+        source, others = source_of(row), larger.get(i, [])
+        checks = tuple(_checks(row, source))
+        flags = [_describe(check) for check in checks if not check.is_consistent]
+        result = RecomputedRow(
+            row=row,
+            source=source,
+            checks=checks,
+            num_larger=len(others),
+            flags=(*flags, *_slower_than(row, others)),
+            left_out=_why_left_out(row, source, {check.figure for check in checks}),
+        )
+        recomputed.append(result)
+    return tuple(recomputed)
 
 
-def _recompute_row(row: PublishedRow, larger: Sequence[PublishedRow]) -> RecomputedRow:
-    source = source_of(row)
-    checks = [*_check_parameters(row), *(_check_rates(row, source) if source else ())]
-    flags = [_describe(check) for check in checks if not check.is_consistent]
-    flags += _slower_than(row, larger)
-    return RecomputedRow(
-        row=row,
-        source=source,
-        checks=tuple(checks),
-        num_larger=len(larger),
-        flags=tuple(flags),
-        left_out=_why_left_out(row, source, {check.figure for check in checks}),
-    )
-
-
-def _check_parameters(row: PublishedRow) -> Iterable[Check]:
+def _checks(row: PublishedRow, source: Source | None) -> Iterable[Check]:
+    """Parameters, TFLOP/s from tokens/s, and MFU from tokens/s or, without those, from TFLOP/s."""
     shape = shape_of(row)
-    if row.parameters is None or row.is_rounded or shape is None or shape.parameters is None:
+    if row.parameters and not row.is_rounded and shape and shape.parameters:
+        printed, recomputed = float(row.parameters), float(shape.parameters)
+        limits = {"lowest": printed, "highest": printed}
+        yield Check(figure="parameters", printed=printed, recomputed=recomputed, **limits)
+    if source is None:
         return
-    printed, recomputed = float(row.parameters), float(shape.parameters)
-    yield Check(
-        figure="parameters", printed=printed, recomputed=recomputed, lowest=printed, highest=printed
-    )
-
-
-def _check_rates(row: PublishedRow, source: Source) -> Iterable[Check]:
-    """TFLOP/s from tokens/s, and MFU from tokens/s or, without those, from TFLOP/s."""
     rate = _flops_per_s(row, source)
     if row.flops_per_s and rate:
         step = 1e12 * 10.0**-source.flops_digits

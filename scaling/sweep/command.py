@@ -127,7 +127,6 @@ def _progress(sweep: Sweep, options: SweepOptions) -> Progress:
 
 
 def _axes(options: SweepOptions) -> list[str]:
-    """Returns the options that distinguish cells."""
     searched = [] if options.find_max_batch is None else [AXIS]
     return [*options.study.varied_axes(), *searched]
 

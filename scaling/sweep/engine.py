@@ -171,9 +171,7 @@ class Sweep:
             or find_cause(outcome.config, causes.on(outcome.host)) is not None
         }
 
-    def _load(
-        self, tasks: Sequence[CellTask], *, are_retried: bool = False
-    ) -> dict[str, CellOutcome]:
+    def _load(self, tasks: Sequence[CellTask], are_retried: bool = False) -> dict[str, CellOutcome]:
         """Returns the outcomes that are to be retried, or the others, which alone imply others.
 
         A missing or damaged file counts as unfinished.
@@ -209,12 +207,8 @@ class Sweep:
         else:
             outcome = outcome_without_run(task, cause)
             shutil.rmtree(folder, ignore_errors=True)  # files of an earlier attempt
-        outcome = replace(
-            outcome,
-            host=self.host,
-            memory_limit_bytes=self.limits.memory_limit_bytes,
-            finished_at=now(),
-        )
+        limit = self.limits.memory_limit_bytes
+        outcome = replace(outcome, host=self.host, memory_limit_bytes=limit, finished_at=now())
         write_outcome(outcome, folder)
         return outcome
 

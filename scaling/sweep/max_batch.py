@@ -26,11 +26,7 @@ def search_agenda(
     A search doubles the batch size until it does not fit or reaches `limit`, then halves the gap.
     It ends at a cell that fails for another reason.
     """
-
-    def agenda(done: Mapping[str, CellOutcome]) -> list[CellTask]:
-        return [probe for task in tasks for _, probe in _probes(task, limit, plan, done)]
-
-    return agenda
+    return lambda done: [probe for task in tasks for _, probe in _probes(task, limit, plan, done)]
 
 
 def _probes(

@@ -153,10 +153,9 @@ def read_sweep_options(given: Any, axes: dict[str, AxisValues]) -> SweepOptions:
             "example --retry oom, or leave retry-before out"
         )
     study = _read_study(given, axes)
-    for name in ("find_max_batch", "max_cells"):
-        value = getattr(given, name)
+    for name, value in (("find-max-batch", given.find_max_batch), ("max-cells", given.max_cells)):
         if value is not None and value < 1:
-            raise ValueError(f"{name.replace('_', '-')} is {value}; it must be at least 1")
+            raise ValueError(f"{name} is {value}; it must be at least 1")
     if given.find_max_batch is not None:
         check_start(study)
     return SweepOptions(

@@ -56,9 +56,8 @@ class RecipePlanner:
     def task(self, cell: Cell, repeat: int, *, is_here: bool = True) -> CellTask:
         """Resolves the config of a cell; raises ValueError for an unknown option or value.
 
-        Args:
-            is_here: whether this machine runs the cell. Otherwise only its options are checked,
-                and what depends on the machine stays open: that needs no import of torch.
+        Unless this machine runs the cell (`is_here`), only its options are checked, and what
+        depends on the machine stays open: that needs no import of torch.
         """
         question = {"recipe": cell.recipe, "arguments": cell.arguments}
         answer = self.ask(question if is_here else {**question, "check": {}})
@@ -112,7 +111,8 @@ def _sorted(tasks: Sequence[CellTask]) -> Iterator[CellTask]:
     yield from (task for task in tasks if task.config is None)
     seen: set[tuple[str, str, str]] = set()
     later = []
-    for task in sorted((task for task in tasks if task.config is not None), key=_cost):
+    costs = [(train_flops(task.config), task.name, task) for task in tasks if task.config]
+    for _, _, task in sorted(costs):
         values = {(task.cell.recipe, name, value) for name, value in task.cell.options.items()}
         if values <= seen:
             later.append(task)
@@ -120,11 +120,6 @@ def _sorted(tasks: Sequence[CellTask]) -> Iterator[CellTask]:
             seen |= values
             yield task
     yield from later
-
-
-def _cost(task: CellTask) -> tuple[float, str]:
-    assert task.config is not None
-    return train_flops(task.config), task.name
 
 
 def train_flops(config: RunConfig) -> float:

@@ -151,6 +151,5 @@ class Progress:
 
 
 def _finished_s(outcome: CellOutcome) -> float:
-    """Clock time in seconds."""
     assert outcome.finished_at is not None
     return datetime.datetime.fromisoformat(outcome.finished_at).timestamp()

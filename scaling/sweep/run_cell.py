@@ -3,6 +3,7 @@
 import contextlib
 import datetime
 import os
+import secrets
 import shutil
 import time
 from collections.abc import Sequence
@@ -10,16 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from scaling.exit_status import (
-    check_disk,
-    count_oom_kills,
-    decide_status,
-    explain_status,
-    is_stopped,
-)
+from scaling import exit_status
 from scaling.recipe_process import ProcessResult, Runner
 from scaling.store.outcome import CELLS, CellOutcome
-from scaling.sweep import compile_cache
 from scaling.sweep.plan import CellTask
 from unitransformer.launch.variables import PROGRESS_FILE, RUN_FOLDER
 from unitransformer.record.schema import Record, Status, load_record
@@ -27,6 +21,14 @@ from unitransformer.record.schema import Record, Status, load_record
 LOG = "log.txt"
 LAST_LINES = 12
 STOP_S = 1.0  # a signal sent to a cell reaches this process within this time
+
+# Cells share compiled code. A compiler writes its result in place, so that one that is killed
+# leaves a truncated file under the name that the next compiler would load. Each cell therefore
+# compiles into its own folder, which starts with links to all shared files. A cell that ends well
+# shares the files that it has added.
+CACHE_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
+CACHE = "compile-cache"
+TEMPORARY = (".lock", ".tmp")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,13 +46,13 @@ def run_cell(task: CellTask, runner: Runner, folder: Path, limits: Limits) -> Ce
     shutil.rmtree(cell_folder, ignore_errors=True)
     cell_folder.mkdir(parents=True)
     variables = {RUN_FOLDER: str(cell_folder)}
-    shares_code = compile_cache.VARIABLE not in os.environ  # otherwise the user chose a cache
-    shared_code, code = folder / compile_cache.FOLDER, cell_folder / compile_cache.FOLDER
+    shares_code = CACHE_VARIABLE not in os.environ  # otherwise the user chose a cache
+    shared_code, code = folder / CACHE, cell_folder / CACHE
     if shares_code:
-        compile_cache.share(shared_code, code)
-        variables[compile_cache.VARIABLE] = str(code)
+        share_code(shared_code, code)
+        variables[CACHE_VARIABLE] = str(code)
     started_at, start_s = now(), time.monotonic()
-    killed_before = count_oom_kills()
+    killed_before = exit_status.count_oom_kills()
     try:
         ended = runner(
             task.cell.recipe,
@@ -64,17 +66,19 @@ def run_cell(task: CellTask, runner: Runner, folder: Path, limits: Limits) -> Ce
         ended = ProcessResult(exit_code=1, elapsed_s=time.monotonic() - start_s)
         (cell_folder / LOG).write_text(f"error: {error}\n")
     path, record = _read_record(cell_folder)
-    if is_stopped(ended, record):
+    if exit_status.is_stopped(ended, record):
         # A batch system signals every process of a job: when the signal reaches this one too, it
         # raises here, and the cell is released without an outcome.
         time.sleep(STOP_S)
-    status = decide_status(ended, record, killed_by_kernel=count_oom_kills() > killed_before)
+    status = exit_status.decide_status(
+        ended, record, killed_by_kernel=exit_status.count_oom_kills() > killed_before
+    )
     lines: tuple[str, ...] = ()
     if status != "ok":
-        check_disk(cell_folder, record)
+        exit_status.check_disk(cell_folder, record)
         lines = _last_lines(cell_folder / LOG, record, folder)
     elif shares_code:
-        compile_cache.share(code, shared_code)
+        share_code(code, shared_code)
     # The record and the log stay; the record has the loss curves too.
     for path in cell_folder.iterdir():
         if path.is_dir():
@@ -83,7 +87,7 @@ def run_cell(task: CellTask, runner: Runner, folder: Path, limits: Limits) -> Ce
     return _outcome(
         task,
         status=status,
-        reason=explain_status(
+        reason=exit_status.explain_status(
             status,
             ended,
             record,
@@ -103,12 +107,8 @@ def outcome_without_run(task: CellTask, cause: str | None) -> CellOutcome:
     """Returns the outcome of a task that `cause` implies is out of memory, or that is refused."""
     if cause is None:
         return _outcome(task, status="refused", reason=task.refusal)
-    return _outcome(
-        task,
-        status="oom-inferred",
-        reason=f"needs at least as much memory as {cause}, which ran out of it",
-        inferred_from=cause,
-    )
+    reason = f"needs at least as much memory as {cause}, which ran out of it"
+    return _outcome(task, status="oom-inferred", reason=reason, inferred_from=cause)
 
 
 def _outcome(task: CellTask, *, status: Status, **fields: Any) -> CellOutcome:
@@ -141,6 +141,30 @@ def _read_record(cell_folder: Path) -> tuple[Path, Record] | tuple[None, None]:
         with contextlib.suppress(OSError, ValueError):
             return path, load_record(path)
     return None, None
+
+
+def share_code(folder: Path, other: Path) -> None:
+    """Links the compiled files of a folder into another one, which may have some of them."""
+    other.mkdir(parents=True, exist_ok=True)
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            target = other / Path(parent, name).relative_to(folder)
+            is_temporary = name.startswith(".") or name.endswith(TEMPORARY)
+            if not is_temporary and not target.exists():
+                _link(Path(parent, name), target)
+
+
+def _link(source: Path, target: Path) -> None:
+    """Links or copies a file atomically; an existing target stays."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(source, target)
+    except FileExistsError:
+        return
+    except OSError:  # a file system without hard links
+        copy = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
+        shutil.copy2(source, copy)
+        copy.replace(target)
 
 
 def now() -> str:

@@ -65,10 +65,8 @@ class Study:
     """The recipes and axes of a sweep.
 
     Every combination of the values of all axes is a cell of each recipe. Zipped axes change
-    together, and combinations that match an exclusion are left out.
-
-    Raises:
-        ValueError: an empty grid, or inconsistent fields, naming field, value and fix.
+    together, and combinations that match an exclusion are left out. Raises ValueError for an empty
+    grid, or inconsistent fields, naming field, value and fix.
     """
 
     recipes: Mapping[Recipe, Mapping[str, AxisValues]]  # with axes of this recipe alone
@@ -104,12 +102,9 @@ class Study:
                 if name in seen:
                     raise ValueError(f"zip names {name} twice; name each axis once")
                 seen.add(name)
-            lengths = {name: len(axes[name]) for name in group}
-            if len(set(lengths.values())) > 1:
-                found = ", ".join(
-                    f"{name} has {format_count(n, 'value')}" for name, n in lengths.items()
-                )
-                raise ValueError(f"zip: {found}; zipped axes need equally many")
+            if len({len(axes[name]) for name in group}) > 1:
+                found = [f"{name} has {format_count(len(axes[name]), 'value')}" for name in group]
+                raise ValueError(f"zip: {', '.join(found)}; zipped axes need equally many")
         known = ("recipe", *axes)
         for pattern in self.excluded:
             for name in pattern:
@@ -130,9 +125,8 @@ class Study:
         )
         choices = [list(zip(*(axes[name] for name in group), strict=True)) for group in groups]
         for values in itertools.product(*choices):
-            chosen: dict[str, str] = {}
-            for names, parts in zip(groups, values, strict=True):
-                chosen |= zip(names, parts, strict=True)
+            chain = itertools.chain.from_iterable
+            chosen = dict(zip(chain(groups), chain(values), strict=True))
             options = {name: chosen[name] for name in axes}
             matched = {"recipe": recipe, **options}
             if not any(
@@ -157,17 +151,9 @@ class Study:
 
     def as_dict(self) -> dict[str, Any]:
         """Returns the study as plain values for JSON."""
-        return {
-            "recipe": {recipe: _lists(axes) for recipe, axes in self.recipes.items()},
-            "axes": _lists(self.axes),
-            "zip": [list(group) for group in self.zipped],
-            "exclude": [_lists(pattern) for pattern in self.excluded],
-            "repeats": self.repeats,
-        }
-
-
-def _lists(axes: Mapping[str, AxisValues]) -> dict[str, list[str]]:
-    return {name: list(values) for name, values in axes.items()}
+        values = {"recipe": self.recipes, "axes": self.axes, "zip": self.zipped}
+        values |= {"exclude": self.excluded, "repeats": self.repeats}
+        return dict(json.loads(json.dumps(values)))
 
 
 def list_studies() -> list[str]:

@@ -51,9 +51,7 @@ class Heartbeats:
             return []
         self._next_s = now_s + INTERVAL_S
         for node in self.nodes:
-            with contextlib.suppress(
-                OSError
-            ):  # not written yet, or the file system does not answer
+            with contextlib.suppress(OSError):  # not written yet, or no answer of the file system
                 text = _path(self.folder, node).read_text()
                 if node in self._seen and self._seen[node].text == text:
                     self._seen[node].checks += 1
@@ -100,7 +98,6 @@ class Probes:
         self.until_s = time.monotonic() + PROBE_S + PROBE_PER_NODE_S * len(self.asked)
 
     def are_over(self) -> bool:
-        """Returns whether `silent` would return at once."""
         return time.monotonic() > self.until_s or all(
             probe.poll() is not None for probe in self.asked.values()
         )

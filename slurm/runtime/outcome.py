@@ -8,10 +8,9 @@ import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from slurm import job_files, scheduler
-from slurm.job_files import RUN, SCRIPT, Attempt, JobOutcome
+from slurm.job_files import RUN, SCRIPT, Attempt, JobOutcome, read_json
 from slurm.runtime.allocation import Allocation, JobArgs
 from slurm.runtime.node_health import find_dead_nodes, write_node_failures
 from slurm.runtime.srun import WatchResult
@@ -64,9 +63,8 @@ def find_end(
 ) -> JobEnd:
     """Returns how the ranks ended. Writes the first failure into the record of the run.
 
-    Args:
-        since_s: clock time at which the ranks were started; older files are not theirs.
-        signaled: a signal has asked the job to stop.
+    Files older than `since_s`, the clock time at which the ranks were started, are not theirs.
+    `signaled` says whether a signal has asked the job to stop.
     """
     code, failures = watched.exit_code, read_failures(args.errors)
     if not failures and not watched.dead:
@@ -82,7 +80,7 @@ def find_end(
     # The record of the run decides, not the exit code. A sweep has none.
     path = None if is_sweep else _record_path(args.folder / RUN)
     is_new = path is not None and path.stat().st_mtime >= since_s
-    record = _read(path)
+    record = {} if path is None else read_json(path)
     if record.get("status") == "ok" and (code == 0 or is_new):
         return JobEnd(outcome="done")
     if code == 0:
@@ -116,12 +114,8 @@ def find_end(
 
 def _record_path(run: Path) -> Path | None:
     """Returns the path that the run's progress file names, or else the newest record."""
-    path = _read(run / PROGRESS_FILE).get("record")
+    path = read_json(run / PROGRESS_FILE).get("record")
     return Path(path) if path and Path(path).exists() else job_files.find_record(run)
-
-
-def _read(path: Path | None) -> dict[str, Any]:
-    return (path and job_files.read_json(path)) or {}
 
 
 def write_record(allocation: Allocation, args: JobArgs, since_s: float) -> None:

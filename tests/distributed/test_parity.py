@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from scaling.__main__ import main
 from scaling.parity.cases import BOUNDS, STRATEGIES, Curves, compare
-from scaling.parity.local_nodes import run_on_nodes
+from scaling.parity.recipe_runs import run_on_nodes
 from scaling.recipe_process import _Worker, start_worker
 from scaling.store.reader import load_store
 from tests.distributed.forking import start_forked

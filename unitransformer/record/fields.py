@@ -1,5 +1,6 @@
 """Checks the types of JSON fields by their dotted names, and reports the first that is wrong."""
 
+import math
 import sys
 from collections.abc import Mapping
 from types import NoneType
@@ -44,6 +45,13 @@ def check_lists(values: Mapping[str, Any], kinds: Mapping[str, Kinds], where: st
         items = look_up(values, field)
         if not isinstance(items, list) or not all(is_of_kind(item, kind) for item in items):
             raise ValueError(f"{where}: {field} is not a list of {_format_kinds(kind)}")
+
+
+def agree(stored: Any, derived: Any) -> bool:
+    """Returns whether two numbers differ by rounding at most; other values have to be equal."""
+    if is_of_kind(stored, NUMBER) and is_of_kind(derived, NUMBER):
+        return math.isclose(stored, derived, rel_tol=RELATIVE_ERROR)
+    return bool(stored == derived)
 
 
 def look_up(values: Any, field: str, missing: Any = None) -> Any:

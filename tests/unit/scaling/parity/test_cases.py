@@ -20,7 +20,7 @@ from scaling.parity.cases import (
     list_cases,
     refusal,
 )
-from scaling.parity.recipe_arguments import ParityTask, check_options
+from scaling.parity.recipe_runs import ParityTask, check_options
 from unitransformer.config import ActivationCheckpointing, Precision, Recipe, RunConfig
 
 HALF = Bound(loss=0.5, gradient_norm=0.25, why="powers of two are exact")

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from scaling.__main__ import main
+from scaling.published.conventions import SOURCES, source_of
 from scaling.published.csv_rows import BUILTIN_ROWS, COLUMNS, load_rows
-from scaling.published.sources import SOURCES, source_of
 
 ROWS = load_rows()
 

@@ -6,9 +6,9 @@ from dataclasses import replace
 import pytest
 
 from scaling.__main__ import main
+from scaling.published.conventions import flops_per_token, llama_of, shape_of
 from scaling.published.csv_rows import PublishedRow, load_rows
 from scaling.published.recompute import RecomputedRow, recompute_rows
-from scaling.published.shapes import flops_per_token, llama_of, shape_of
 
 ROWS = load_rows()
 REPLAYED = recompute_rows(ROWS)

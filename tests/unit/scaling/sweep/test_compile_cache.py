@@ -8,10 +8,8 @@ from typing import Any
 import pytest
 
 from scaling.recipe_process import ProcessResult
-from scaling.sweep import compile_cache
-from scaling.sweep.compile_cache import FOLDER, VARIABLE
 from scaling.sweep.plan import CellTask
-from scaling.sweep.run_cell import run_cell
+from scaling.sweep.run_cell import CACHE, CACHE_VARIABLE, run_cell, share_code
 from tests.builders.sweeps import LIMITS, make_record_of, make_study, make_tasks
 from unitransformer.record.schema import write_record
 
@@ -25,7 +23,7 @@ def compile_in(
     found: list[str] = []
 
     def run(*_: Any, log: Path, variables: Mapping[str, str], **limits: Any) -> ProcessResult:
-        cache = Path(variables[VARIABLE])
+        cache = Path(variables[CACHE_VARIABLE])
         found.append((cache / CODE).read_text() if (cache / CODE).exists() else "")
         (cache / CODE).parent.mkdir(exist_ok=True)
         work(cache)
@@ -43,7 +41,7 @@ def compile_in(
 
 @pytest.fixture(autouse=True)
 def _no_cache_of_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(VARIABLE, raising=False)
+    monkeypatch.delenv(CACHE_VARIABLE, raising=False)
 
 
 def test_a_killed_compile_leaves_nothing_in_the_shared_cache(
@@ -64,9 +62,9 @@ def test_a_killed_compile_leaves_nothing_in_the_shared_cache(
 
     assert compile_in(killed, tmp_path, write_half, is_killed=True) == ""
     assert compile_in(third, tmp_path, lambda cache: None, is_killed=False) == "whole"
-    shared = [path for path in (tmp_path / FOLDER).rglob("*") if path.is_file()]
-    assert [path.relative_to(tmp_path / FOLDER) for path in shared] == [Path(CODE)]
-    assert not list(tmp_path.glob(f"cells/*/{FOLDER}"))
+    shared = [path for path in (tmp_path / CACHE).rglob("*") if path.is_file()]
+    assert [path.relative_to(tmp_path / CACHE) for path in shared] == [Path(CODE)]
+    assert not list(tmp_path.glob(f"cells/*/{CACHE}"))
 
 
 def test_a_killed_compiler_leaves_nothing_in_the_cache(tmp_path: Path) -> None:
@@ -88,8 +86,8 @@ def test_compiled_code_is_copied_on_a_disk_without_hard_links(
     monkeypatch.setattr("os.link", refuse)
     (tmp_path / "cell" / "ab").mkdir(parents=True)
     (tmp_path / "cell" / CODE).write_text("whole")
-    compile_cache.share(tmp_path / "cell", tmp_path / "shared")
-    compile_cache.share(tmp_path / "shared", tmp_path / "next")
+    share_code(tmp_path / "cell", tmp_path / "shared")
+    share_code(tmp_path / "shared", tmp_path / "next")
     assert (tmp_path / "next" / CODE).read_text() == "whole"
     assert [path.name for path in (tmp_path / "shared" / "ab").iterdir()] == ["kernel.so"]
 
@@ -97,7 +95,7 @@ def test_compiled_code_is_copied_on_a_disk_without_hard_links(
 def test_a_cache_that_the_user_has_set_is_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(VARIABLE, "/mine")
+    monkeypatch.setenv(CACHE_VARIABLE, "/mine")
     seen: list[Mapping[str, str]] = []
 
     def run(*_: Any, log: Path, variables: Mapping[str, str], **limits: Any) -> ProcessResult:
@@ -106,5 +104,5 @@ def test_a_cache_that_the_user_has_set_is_kept(
         return ProcessResult(exit_code=1, elapsed_s=1.0)
 
     run_cell(make_tasks(make_study())[0], run, tmp_path, replace(LIMITS, limit_s=5))
-    assert VARIABLE not in seen[0]
-    assert not (tmp_path / FOLDER).exists()
+    assert CACHE_VARIABLE not in seen[0]
+    assert not (tmp_path / CACHE).exists()

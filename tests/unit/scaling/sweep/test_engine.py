@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from filelock import FileLock
 
+from scaling import exit_status
 from scaling.exit_status import decide_status
 from scaling.recipe_process import ProcessResult
 from scaling.store.outcome import CellOutcome
@@ -310,9 +311,9 @@ def test_a_full_disk_stops_the_sweep_and_keeps_what_it_has(
 def test_a_run_that_failed_on_a_full_disk_is_recognised_by_its_errno(tmp_path: Path) -> None:
     crashed = make_crashed()
     full = crashed | {"error": {**crashed["error"], "type": "OSError", "errno": errno.ENOSPC}}
-    run_cell.check_disk(tmp_path, crashed)
+    exit_status.check_disk(tmp_path, crashed)
     with pytest.raises(OSError, match="No space left on device") as raised:
-        run_cell.check_disk(tmp_path, full)
+        exit_status.check_disk(tmp_path, full)
     assert raised.value.errno == errno.ENOSPC
 
 
@@ -332,7 +333,7 @@ def test_a_failure_on_a_full_disk_is_not_an_outcome(
     def full(place: Path, record: Record | None) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(run_cell, "check_disk", full)
+    monkeypatch.setattr(exit_status, "check_disk", full)
     with pytest.raises(OSError, match="No space left"):
         work(tmp_path / "s", tasks, machine=machine)
     assert make_sweep(tmp_path / "s", tasks)[0].scan()[1] == {}
