@@ -176,7 +176,6 @@ class _Run:
         )
         self.trainer = build_trainer(
             config,
-            device=device,
             run_dir=paths.folder,
             callbacks=callbacks,
             segment=len(self.earlier.segment_starts),

@@ -188,7 +188,7 @@ def count_run(config: RunConfig, *, run_dir: Path) -> dict[str, dict[str, int]]:
     counting = CountStep(config)
     module = TrainingModule(config)
     parameters = count_parameters(module)
-    trainer = build_trainer(config, device="cpu", run_dir=run_dir, callbacks=[counting], segment=0)
+    trainer = build_trainer(config, run_dir=run_dir, callbacks=[counting], segment=0)
     trainer.limit_val_batches = 0
     trainer.fit(module, datamodule=DataModule(config, load_source(config)))
     return {"parameters": parameters, **count_graphs(), **counting.counters}

@@ -4,13 +4,11 @@ import warnings
 from typing import Any, cast
 
 import torch
-from lightning.pytorch.plugins.precision import FSDPPrecision
 from lightning.pytorch.strategies import FSDPStrategy
 from torch import nn
 from torch.distributed.checkpoint.state_dict import get_model_state_dict
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel, MixedPrecision
-from torch.distributed.fsdp.sharded_grad_scaler import ShardedGradScaler
 from torch.distributed.fsdp.wrap import ModuleWrapPolicy
 from torch.distributed.tensor import DTensor
 
@@ -59,15 +57,6 @@ class FSDP1Strategy(FSDPStrategy):
             param_init_fn=Materializer(network, weights, self.root_device),
             **self.kwargs,
         )
-
-
-def float16_precision(device: str, initial_scale: float) -> FSDPPrecision:
-    """Returns Lightning's plugin with a loss scaler that also works without CUDA."""
-    # Lightning's scaler warns that it needs CUDA.
-    with warnings.catch_warnings(action="ignore", category=UserWarning):
-        precision = FSDPPrecision("16-mixed")
-    precision.scaler = ShardedGradScaler(device, init_scale=initial_scale)
-    return precision
 
 
 def plain_name(name: str) -> str:

@@ -1,10 +1,11 @@
 """Translates a strategy name into a Lightning strategy; compiles and shards; clips gradients."""
 
 import datetime
+import warnings
 from typing import Any, assert_never
 
 import torch
-from lightning.pytorch.plugins.precision import MixedPrecision, Precision
+from lightning.pytorch.plugins.precision import FSDPPrecision, MixedPrecision, Precision
 from lightning.pytorch.strategies import (
     DDPStrategy,
     ModelParallelStrategy,
@@ -20,13 +21,14 @@ from torch.distributed.fsdp import (
     fully_shard,
     register_fsdp_forward_method,
 )
+from torch.distributed.fsdp.sharded_grad_scaler import ShardedGradScaler
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from unitransformer.config import Compile, ParallelConfig, RunConfig
 from unitransformer.objectives import Objective
 from unitransformer.parallel import deepspeed
 from unitransformer.parallel.deepspeed import ZeroStrategy
-from unitransformer.parallel.fsdp1 import FSDP1Strategy, float16_precision, sharded_weights
+from unitransformer.parallel.fsdp1 import FSDP1Strategy, sharded_weights
 from unitransformer.transformer import InitialWeights, Transformer
 
 INITIAL_SCALE_POWER = 12  # of the float16 loss; at torch's 16, BERT overflows and skips a step
@@ -75,12 +77,17 @@ def build_precision(parallel: ParallelConfig, device: str) -> Precision | None:
     """
     if parallel.precision != "16-mixed":
         return None
+    initial_scale = 2.0**INITIAL_SCALE_POWER
     match parallel.strategy:
         case "single" | "ddp":
-            scaler = torch.amp.GradScaler(device, init_scale=2.0**INITIAL_SCALE_POWER)
+            scaler = torch.amp.GradScaler(device, init_scale=initial_scale)
             return MixedPrecision("16-mixed", device, scaler)
         case "fsdp1":
-            return float16_precision(device, 2.0**INITIAL_SCALE_POWER)
+            # Lightning's own scaler warns that it needs CUDA; this one does not.
+            with warnings.catch_warnings(action="ignore", category=UserWarning):
+                precision = FSDPPrecision("16-mixed")
+            precision.scaler = ShardedGradScaler(device, init_scale=initial_scale)
+            return precision
         case "zero1" | "zero2" | "zero3":
             return None  # DeepSpeed scales the loss, starting at `initial_scale_power`
         case other:

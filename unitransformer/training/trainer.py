@@ -30,16 +30,16 @@ class InterruptSafeTensorBoardLogger(TensorBoardLogger):
 
 
 def build_trainer(
-    config: RunConfig, *, device: str, run_dir: Path, callbacks: Sequence[pl.Callback], segment: int
+    config: RunConfig, *, run_dir: Path, callbacks: Sequence[pl.Callback], segment: int
 ) -> pl.Trainer:
     """Returns a Trainer without Lightning's own checkpoints, progress bar and signal handlers.
 
     Args:
-        device: "cpu" or "cuda".
+        config: resolved, so that its accelerator is "cpu" or "cuda".
         segment: how often this run was resumed; the version of its logs.
     """
     quiet_lightning()
-    parallel, optimizer = config.parallel, config.optimizer
+    parallel, device = config.parallel, config.parallel.accelerator
     precision = build_precision(parallel, device)
     # Chosen here because inside a batch job Lightning would assume that srun started this process.
     cluster = TorchElasticEnvironment() if "RANK" in os.environ else LightningEnvironment()
@@ -51,7 +51,7 @@ def build_trainer(
         precision=parallel.precision if precision is None else None,
         max_steps=config.max_steps,
         accumulate_grad_batches=config.accumulate,
-        gradient_clip_val=optimizer.clip_norm or None,
+        gradient_clip_val=config.optimizer.clip_norm or None,
         val_check_interval=config.validate_every * config.accumulate,
         check_val_every_n_epoch=None,
         num_sanity_val_steps=0,
