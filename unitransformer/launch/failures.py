@@ -42,14 +42,10 @@ def report_failure(error: BaseException, *, is_bad_usage: bool = False) -> bool:
         return False
     path = Path(os.environ[ERROR_FILE])
     failure = failure_of(error, is_bad_usage=is_bad_usage)
-    timestamp = str(_torchrun_timestamp(path))
-    content = {
-        "message": {  # torchrun's format
-            "message": f"{failure.type}: {error}",
-            "extraInfo": {"py_callstack": "\n".join(failure.lines), "timestamp": timestamp},
-        },
-        "failure": asdict(failure),
-    }
+    details = {"py_callstack": "\n".join(failure.lines)}
+    details["timestamp"] = str(_torchrun_timestamp(path))
+    message = {"message": f"{failure.type}: {error}", "extraInfo": details}  # torchrun's format
+    content = {"message": message, "failure": asdict(failure)}
     with contextlib.suppress(OSError):  # the failure itself matters more
         if not path.exists():
             path.write_text(json.dumps(content))

@@ -137,11 +137,10 @@ def _be_rank(variables: Mapping[str, str], main: Callable[[], int], parent: int)
     die_with_parent(parent)
     os.environ |= variables
     try:
-        code = main()
+        sys.exit(main())
     except Exception as error:
         report_failure(error)
-        code = 1
-    sys.exit(code)
+        sys.exit(1)
 
 
 def _start(variables: Mapping[str, str], command: Sequence[str]) -> tuple[Any, int]:

@@ -121,8 +121,7 @@ def default_path(calibration: Calibration) -> Path:
 
 def write_calibration(calibration: Calibration, path: Path) -> None:
     """Writes a file atomically; raises OSError."""
-    text = json.dumps(to_json(calibration), indent=1, allow_nan=False)
-    write_atomically(path, text.encode())
+    write_atomically(path, json.dumps(to_json(calibration), indent=1, allow_nan=False).encode())
 
 
 def read_calibration(path: Path) -> Calibration:

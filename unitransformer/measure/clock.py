@@ -9,13 +9,12 @@ import itertools
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import lightning.pytorch as pl
 import torch
 
 StepPart = Literal["data", "forward_backward", "optimizer", "communication"]
-STEP_PARTS: tuple[StepPart, ...] = StepPart.__args__  # type: ignore[attr-defined]
 # The part that ends at this time; None: the time up to here belongs to the part that ends next.
 Mark = tuple[StepPart | None, Any]
 
@@ -97,7 +96,7 @@ class StepClock:
     def _measure(
         self, marks: Sequence[Mark], cpu_s: float, between_steps_s: float | None
     ) -> StepTimes:
-        parts_s: dict[StepPart, float] = dict.fromkeys(STEP_PARTS, 0.0)
+        parts_s: dict[StepPart, float] = dict.fromkeys(get_args(StepPart), 0.0)
         pending_s = 0.0  # belongs to the part that ends next
         for (_, start), (part, end) in itertools.pairwise(marks):
             seconds = self._seconds(start, end)

@@ -43,8 +43,7 @@ class PeakTensorBytes:
     arbitrary moments. Only one profiler of torch can run at a time, including this one.
 
     Args:
-        module: what is trained; identifies parameters and gradients.
-        optimizers: identify optimizer states.
+        module, optimizers: identify parameters, gradients and optimizer states.
         trace: records the step; a subclass of `StepTrace` gives `by_location` its locations.
         ignored: earlier tensors that do not belong to this step.
     """

@@ -50,8 +50,7 @@ def split_variance(launches: Sequence[MedianInterval]) -> LaunchVariance:
     medians = tuple(launch.median for launch in launches)
     for number, launch in enumerate(launches, start=1):
         if launch.reason is not None:
-            reason = f"launch {number}: {launch.reason}"
-            return LaunchVariance(medians=medians, reason=reason)
+            return LaunchVariance(medians=medians, reason=f"launch {number}: {launch.reason}")
     variances = [_variance(launch) for launch in launches]
     if not all(variances):
         reason = "the steps of a launch all take the same time"
