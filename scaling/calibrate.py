@@ -45,9 +45,6 @@ def build_calibrate_parser() -> jsonargparse.ArgumentParser:
 def calibrate(given: Any) -> str:
     """Measures, stores a calibration, and returns its table and path.
 
-    Args:
-        given: the result of the parser.
-
     Raises:
         ValueError: a number out of range, a path that cannot be written, or missing hardware.
         RuntimeError: a rank failed.

@@ -91,6 +91,10 @@ def command_lines(command: str) -> str:
     return " \\\n".join(lines)
 
 
+def command_block(command: str) -> str:
+    return code_block(command_lines(command), "sh")
+
+
 def folded_commands(title: str, commands: Iterable[tuple[str, str]]) -> str:
     """Returns folded shell commands, each below a comment."""
     lines = [f"# {comment}\n{command_lines(command)}" for comment, command in commands]

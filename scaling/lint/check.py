@@ -8,32 +8,20 @@ are warnings (exit code 0).
 import difflib
 import re
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 import jsonargparse
 
-from scaling.lint.contradictions import (
-    Finding,
-    check_efficiencies,
-    check_rows,
-    find_contradictions,
-    find_recounts,
-)
+from scaling.lint import contradictions
+from scaling.lint.contradictions import Finding
 from scaling.parity import certificate as certificates
+from scaling.report import staleness
 from scaling.report.options import ReportOptions, build_report_parser, read_report_options
 from scaling.report.results_md import draw_plots, render_pages
 from scaling.report.rows import rows
 from scaling.report.run_formatting import TITLES
-from scaling.report.staleness import (
-    NO_CHECKOUT,
-    NOT_COMPARED,
-    compare_with_today,
-    measured_files,
-    read_state,
-    stale_reasons,
-)
 from scaling.report.store_analysis import StoreAnalysis, page_name, sweep_names
 from scaling.store.conditions import differences, without_threads
 from scaling.store.reader import Store, load_store
@@ -88,57 +76,50 @@ def lint(path: Path, *, code: Path | None = None) -> Findings:
         ValueError: not a file, or not text.
         OSError: it cannot be read.
     """
-    command, previous = read_state(_read(path)) or (None, NOT_COMPARED)
-    options = _options_in(command, path)
-    if isinstance(options, str):
-        return Findings(errors=((path.name, options),), warnings=(), checked=())
+    command, previous = staleness.read_state(_read(path)) or (None, staleness.NOT_COMPARED)
+    typed = shlex.split(command or "")
     try:
+        options = _options_in(typed, path)
         store = load_store(options.folders, relative_to=path.parent)
     except ValueError as error:
         return Findings(errors=((path.name, str(error)),), warnings=(), checked=())
-    today = compare_with_today(store, code or Path(__file__).parents[2])
+    today = staleness.compare_with_today(store, code or Path(__file__).parents[2])
     proofs = format_count(len(store.certificates), "certificate")
     report_rows, ok_runs = rows(store), [run for run in store.runs if run.is_ok]
     # Compared with the code of then, as the report was; a later change is a warning of its own.
     analysis = StoreAnalysis(store)
     pages = render_pages(analysis, options, previous)
-    outdated = (path.name, "its marks of stale records are outdated; write the report again")
+    errors = [
+        *_compare(pages, analysis, options),
+        *contradictions.check_rows(report_rows, store.runs),
+        *contradictions.check_efficiencies(store.runs),
+    ]
+    warnings = [
+        (file.name, f"left out, {file.kind}: {file.reason}")
+        for file in store.left_out
+        if file.kind != "foreign"
+    ]
+    for run in ok_runs:
+        errors += [(run.name, what) for what in contradictions.find_contradictions(run)]
+        # Values that the current code counts differently from the code that wrote the record.
+        warnings += [(run.name, what) for what in contradictions.find_recounts(run)]
+    for proof in store.certificates:
+        errors += [(proof.name, what) for what in certificates.find_contradictions(proof)]
+    errors += _missing_notes(path, options, store)
+    for name, content in staleness.measured_files(store):
+        warnings += [(name, f"stale: {why}") for why in staleness.stale_reasons(content, today)]
+    if today.is_checkout and previous != today:
+        what = "its marks of stale records are outdated; write the report again"
+        warnings.append((path.name, what))
+    code_checked = "code that a recipe reaches compared with HEAD"
     return Findings(
-        errors=(
-            *_compare(pages, options),
-            *_compare_plots(options, analysis),
-            *check_rows(report_rows, store.runs),
-            *check_efficiencies(store.runs),
-            *((run.name, what) for run in ok_runs for what in find_contradictions(run)),
-            *(
-                (certificate.name, what)
-                for certificate in store.certificates
-                for what in certificates.find_contradictions(certificate)
-            ),
-            *_missing_notes(path, options, store),
-        ),
-        warnings=(
-            *(
-                (file.name, f"left out, {file.kind}: {file.reason}")
-                for file in store.left_out
-                if file.kind != "foreign"
-            ),
-            # Values that the current code counts differently from the code that wrote the record.
-            *((run.name, what) for run in ok_runs for what in find_recounts(run)),
-            *(
-                (name, f"stale: {reason}")
-                for name, content in measured_files(store)
-                for reason in stale_reasons(content, today)
-            ),
-            *([outdated] if today.is_checkout and previous != today else []),
-        ),
+        errors=tuple(errors),
+        warnings=tuple(warnings),
         checked=(
             f"arithmetic of {format_count(len(report_rows), 'row')}",
             f"bytes of {format_count(len(pages), 'page')}",
             f"samples of {format_count(len(store.runs), 'record')} and {proofs}",
-            "code that a recipe reaches compared with HEAD"
-            if today.is_checkout
-            else f"code: {NO_CHECKOUT}",
+            code_checked if today.is_checkout else f"code: {staleness.NO_CHECKOUT}",
         ),
     )
 
@@ -152,22 +133,26 @@ def _read(path: Path) -> str:
         raise ValueError(f"{path} is not text ({error.reason}); give a report") from error
 
 
-def _options_in(command: str | None, path: Path) -> ReportOptions | str:
-    """The options of the command that wrote the report, with paths from here, or an error text."""
-    missing = f"it does not end with its `{shlex.join(COMMAND)} DIR`; write it again with that"
-    arguments = shlex.split(command or "")
-    if tuple(arguments[: len(COMMAND)]) != COMMAND:
-        return missing
+def _options_in(typed: Sequence[str], path: Path) -> ReportOptions:
+    """Returns the options of the command that wrote the report, with paths from here."""
+    if tuple(typed[: len(COMMAND)]) != COMMAND:
+        raise ValueError(
+            f"it does not end with its `{shlex.join(COMMAND)} DIR`; write it again with that"
+        )
     try:
-        given = build_report_parser().parse_args(arguments[len(COMMAND) :])
+        given = build_report_parser().parse_args(typed[len(COMMAND) :])
     except (jsonargparse.ArgumentError, ValueError) as error:
-        return f"its command cannot be read: {' '.join(str(error).split())}"
+        raise ValueError(f"its command cannot be read: {' '.join(str(error).split())}") from error
     if given.out.name != path.name:
-        return f"its command writes {given.out}; name the file so, or write it again as {path.name}"
+        raise ValueError(
+            f"its command writes {given.out}; name the file so, or write it again as {path.name}"
+        )
     return read_report_options(given, path.parent)
 
 
-def _compare(pages: Mapping[PurePosixPath, str], options: ReportOptions) -> Iterator[Finding]:
+def _compare(
+    pages: Mapping[PurePosixPath, str], analysis: StoreAnalysis, options: ReportOptions
+) -> Iterator[Finding]:
     for name, expected in pages.items():
         file = options.out.parent / name
         if not file.is_file():
@@ -175,6 +160,12 @@ def _compare(pages: Mapping[PurePosixPath, str], options: ReportOptions) -> Iter
         elif (text := _read(file)) != expected:
             line, difference = _first_difference(text, expected)
             yield f"{name}:{line}", difference
+    for plot, content in draw_plots(analysis).items():
+        where = f"{options.relative(options.plots)}/{plot}"
+        if not (options.plots / plot).is_file():
+            yield where, "is missing; write the report again"
+        elif (options.plots / plot).read_bytes() != content:
+            yield where, "is not the plot that the records give; write the report again"
 
 
 def _first_difference(text: str, expected: str) -> tuple[int, str]:
@@ -193,16 +184,6 @@ def _first_difference(text: str, expected: str) -> tuple[int, str]:
             before, after = "…" if left > 0 else "", "…" if right < len(line) else ""
             lines.append(f"  {sign} {before}{line[left:right]}{after}")
     return start + 1, "\n".join(lines)
-
-
-def _compare_plots(options: ReportOptions, analysis: StoreAnalysis) -> Iterator[Finding]:
-    for name, expected in draw_plots(analysis).items():
-        file = options.plots / name
-        where = f"{options.relative(options.plots)}/{name}"
-        if not file.is_file():
-            yield where, "is missing; write the report again"
-        elif file.read_bytes() != expected:
-            yield where, "is not the plot that the records give; write the report again"
 
 
 def _missing_notes(path: Path, options: ReportOptions, store: Store) -> Iterator[Finding]:

@@ -14,13 +14,8 @@ from unitransformer.costs.flops import count_flops, count_parameters
 from unitransformer.costs.mfu import MfuRow
 from unitransformer.machine.calibration_store import read_ceiling
 from unitransformer.measure.nvml import energy_between_samples
-from unitransformer.record.fields import NUMBER, RELATIVE_ERROR, is_of_kind, look_up
-from unitransformer.record.metrics import (
-    compute_metrics,
-    compute_mfu,
-    find_last_steady_state,
-    recorded_steady_state,
-)
+from unitransformer.record import metrics
+from unitransformer.record.fields import agree, look_up
 from unitransformer.record.units import perplexity
 
 MFU_FIELDS = ("flops_per_unit", "flops_per_s", "utilisation", "share_of_ceiling")
@@ -103,9 +98,9 @@ def _check_efficiency(curve: Curve, point: MeasuredPoint) -> Iterator[str]:
 
 
 def _compare(name: str, given: Any, expected: Any, source: str) -> Iterator[str]:
-    if given is None or expected is None or math.isclose(given, expected, rel_tol=TOLERANCE):
-        return
-    yield f"{name} is {given:.7g}; {source} make {expected:.7g}"
+    is_known = given is not None and expected is not None
+    if is_known and not math.isclose(given, expected, rel_tol=TOLERANCE):
+        yield f"{name} is {given:.7g}; {source} make {expected:.7g}"
 
 
 def _product(parts: Sequence[float | None]) -> float | None:
@@ -116,18 +111,17 @@ def _product(parts: Sequence[float | None]) -> float | None:
 def find_contradictions(run: Run) -> list[str]:
     """Returns the derived fields of an `ok` run that its samples and config contradict."""
     rate, record = f"{run.unit}s_per_s", run.record
-    steady = recorded_steady_state(record)
-    metrics = compute_metrics(
+    steady = metrics.recorded_steady_state(record)
+    recomputed = metrics.compute_metrics(
         record["step_s"],
         record["samples"],
         steady,
         segment_starts=record["segment_starts"],
         units_per_step=run.units_per_step,
     )
-    derived = {} if metrics is None else metrics.as_dict()
+    derived = {} if recomputed is None else recomputed.as_dict()
     validation = record["validation"]
-    fields: dict[str, tuple[Any, Any]] = {}
-    fields[rate] = (record.get(rate), derived.get("units_per_s"))
+    fields: dict[str, tuple[Any, Any]] = {rate: (record.get(rate), derived.get("units_per_s"))}
     for name in sorted(record["metrics"].keys() | derived.keys()):
         fields[f"metrics.{name}"] = (record["metrics"].get(name), derived.get(name))
     first = record["segment_starts"][-1]
@@ -152,44 +146,30 @@ def find_contradictions(run: Run) -> list[str]:
 def find_recounts(run: Run) -> list[str]:
     """Returns where the current code counts FLOPs, MFU or the start of the steady state differently
     from the version that wrote the record."""
-    flops, record = f"flops_per_{run.unit}", run.record
-    steady = find_last_steady_state(
+    record = run.record
+    steady = metrics.find_last_steady_state(
         record["step_s"], segment_starts=record["segment_starts"], excluded_steps=run.excluded_steps
     )
     start = None if steady.start is None else record["segment_starts"][-1] + steady.start
-    today = compute_mfu(run.config, run.units_per_s, record["hardware"], record["ceiling"])
+    fields: dict[str, tuple[Any, Any]] = {"steady_from": (record["steady_from"], start)}
+    for name, count in count_flops(run.config).items():
+        field = f"flops_per_{run.unit}.{name}"
+        fields[field] = (look_up(record, field), count)
     stored = {row.convention: row for row in run.mfu}
-    return _differences(
-        {
-            "steady_from": (record["steady_from"], start),
-            **{
-                f"{flops}.{name}": (look_up(record, f"{flops}.{name}"), count)
-                for name, count in count_flops(run.config).items()
-            },
-            **{
-                f"mfu.{row.convention}.{name}": (
-                    getattr(stored.get(row.convention), name, None),
-                    getattr(row, name),
-                )
-                for row in today
-                for name in MFU_FIELDS
-            },
-        }
-    )
+    hosts, ceilings = record["hardware"], record["ceiling"]
+    for row in metrics.compute_mfu(run.config, run.units_per_s, hosts, ceilings):
+        for name in MFU_FIELDS:
+            before = getattr(stored.get(row.convention), name, None)
+            fields[f"mfu.{row.convention}.{name}"] = (before, getattr(row, name))
+    return _differences(fields)
 
 
 def _differences(fields: Mapping[str, tuple[Any, Any]]) -> list[str]:
     return [
         f"{field} is {_text(stored)} in the record, {_text(derived)} by its samples and config"
         for field, (stored, derived) in fields.items()
-        if not _agree(stored, derived)
+        if not agree(stored, derived)
     ]
-
-
-def _agree(stored: Any, derived: Any) -> bool:
-    if derived is None or isinstance(derived, str):
-        return bool(stored == derived)
-    return is_of_kind(stored, NUMBER) and math.isclose(stored, derived, rel_tol=RELATIVE_ERROR)
 
 
 def _text(value: Any) -> str:

@@ -158,7 +158,6 @@ def compare_steps(then: Record, records: Sequence[Record], *, tolerance: float) 
 
 
 def _step(rate: Estimate, units_per_step: int) -> str:
-    """The time of a step and its interval, from a rate."""
     middle = format_ms(units_per_step / rate.value)
     if rate.low is None or rate.high is None:
         return f"{middle} (no interval: {rate.reason})"

@@ -104,14 +104,6 @@ def plots_of(slug: str, points: Sequence[MeasuredPoint], curves: Sequence[Curve]
     ]
 
 
-def draw(plot: Plot) -> bytes:
-    """Renders the SVG file of a plot."""
-    from unitransformer.plots import figure_bytes, line_panels
-
-    labels = {name: getattr(plot, name) for name in ("title", "caption", "x", "y", "markers")}
-    return figure_bytes(line_panels(plot.panels, **labels), "svg")
-
-
 def interval_of(
     estimate: Estimate, points: Iterable[MeasuredPoint]
 ) -> tuple[float, float] | tuple[None, None]:
@@ -237,10 +229,9 @@ def _plot(
         f"Dashed: ideal scaling{' of the fastest line' if quantity == 'speed' else ''}.": has_ideal,
         "Ranks share the cores of one machine: more add none.": has_ideal and shares_cores,
     }
-    of_axis = f"number of {axis}" if axis == "devices" else axis
     return Plot(
         name=f"{slug}-{quantity}-by-{axis.partition(' ')[0]}",
-        title=f"{model}: {quantity} by {of_axis}",
+        title=f"{model}: {quantity} by {'number of ' if axis == 'devices' else ''}{axis}",
         caption=" ".join(sentence for sentence, applies in sentences.items() if applies),
         x=X[axis],
         y=y,

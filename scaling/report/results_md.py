@@ -6,31 +6,22 @@ give equal bytes. A figure that is missing has its reason, and every figure link
 
 import posixpath
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import PurePosixPath
 from typing import get_args
 from urllib.parse import quote, unquote
 
-from scaling.markdown import code_block, command_lines, details, escaped, link, page_of, table
-from scaling.report import run_formatting
+from scaling.markdown import code_block, command_block, details, escaped, link, page_of, table
+from scaling.report import run_formatting, staleness
 from scaling.report.options import ReportOptions
-from scaling.report.plots import draw
 from scaling.report.run_formatting import TITLES
 from scaling.report.sections.answer import answer_blocks, find_answers
 from scaling.report.sections.conditions import conditions_page, measured_on
 from scaling.report.sections.fastest import fastest_blocks
 from scaling.report.sections.parity import parity_cell, parity_section
-from scaling.report.sections.runs import runs_blocks
+from scaling.report.sections.runs import runs_page
 from scaling.report.sections.scaling import scaling_blocks
 from scaling.report.sections.sweep import sweep_blocks
-from scaling.report.staleness import (
-    MARK,
-    NOT_COMPARED,
-    CurrentCode,
-    explain,
-    marked,
-    state_comment,
-)
 from scaling.report.store_analysis import StoreAnalysis, page_name
 from scaling.store.reader import Store
 from unitransformer.config import Recipe
@@ -67,7 +58,9 @@ SAME_CORES = (
 
 
 def render_pages(
-    analysis: StoreAnalysis, options: ReportOptions, today: CurrentCode = NOT_COMPARED
+    analysis: StoreAnalysis,
+    options: ReportOptions,
+    today: staleness.CurrentCode = staleness.NOT_COMPARED,
 ) -> dict[PurePosixPath, str]:
     """Returns every generated Markdown page by its path from the folder of RESULTS.md.
 
@@ -76,16 +69,12 @@ def render_pages(
     """
     store, name, plots = analysis.store, options.out.name, options.relative(options.plots)
     folder = PurePosixPath(options.relative(options.pages))
-    images = {
-        sweep.slug: [_image(plot.title, plots, f"{plot.name}.svg") for plot in sweep.plots]
-        for sweep in analysis.sweeps
-    }
     contents = {
         "conditions.md": ("Conditions", conditions_page(store)),
         "parity.md": ("Loss parity", parity_section(store.certificates)),
-        "runs.md": ("Single runs", _runs_page(analysis)),
+        "runs.md": ("Single runs", runs_page(analysis)),
         "scaling.md": ("Scaling and fastest strategy", _scaling_page(analysis)),
-        **_sweep_pages(analysis, images),
+        **_sweep_pages(analysis, plots),
     }
     contents = {file: (title, blocks) for file, (title, blocks) in contents.items() if blocks}
     links = {file: link(str(folder / file), file) for file in contents}
@@ -99,28 +88,28 @@ def render_pages(
         *_answers(analysis),
         "## Longest training run of each recipe",
         *_overview(analysis),
-        *(b for recipe in TITLES for b in _recipe(recipe, analysis, plots, images, links)),
+        *(block for recipe in TITLES for block in _recipe(recipe, analysis, plots, links)),
         "## More",
         "\n".join(more),
         "## How to write this file again",
         "It is generated and never edited. In its own folder:",
         code_block(options.command, "sh"),
-        explain(today),
-        state_comment(options.command, today),
+        staleness.explain(today),
+        staleness.state_comment(options.command, today),
     ]
-    written = {PurePosixPath(name): marked(page_of(main), store, today)}
+    written = {PurePosixPath(name): staleness.marked(page_of(main), store, today)}
     for file, (title, blocks) in contents.items():
         back = f"Generated, never edited. Back to {link(name)}."
-        text = marked(page_of([f"# {title}", back, *blocks]), store, today)
-        if MARK in text:
-            text += f"\n{MARK} after a record: {link(name)} says why it is stale.\n"
+        text = staleness.marked(page_of([f"# {title}", back, *blocks]), store, today)
+        if staleness.MARK in text:
+            text += f"\n{staleness.MARK} after a record: {link(name)} says why it is stale.\n"
         written[folder / file] = rebased(text, folder)
     return written
 
 
 def draw_plots(analysis: StoreAnalysis) -> dict[str, bytes]:
     """Returns SVG files by name: the loss of each recipe's longest run, the plots of each sweep."""
-    from unitransformer.plots import figure_bytes, loss_figure
+    from unitransformer.plots import figure_bytes, line_panels, loss_figure
 
     drawn = {}
     for run, *_ in analysis.longest_runs.values():
@@ -134,8 +123,10 @@ def draw_plots(analysis: StoreAnalysis) -> dict[str, bytes]:
             baseline=(baseline["name"], baseline["loss"]) if has_loss else None,
         )
         drawn[run_formatting.plot_name(run)] = figure_bytes(figure, "svg")
-    plots = [plot for sweep in analysis.sweeps for plot in sweep.plots]
-    return drawn | {f"{plot.name}.svg": draw(plot) for plot in plots}
+    for plot in (plot for sweep in analysis.sweeps for plot in sweep.plots):
+        labels = {name: getattr(plot, name) for name in ("title", "caption", "x", "y", "markers")}
+        drawn[f"{plot.name}.svg"] = figure_bytes(line_panels(plot.panels, **labels), "svg")
+    return drawn
 
 
 def rebased(text: str, folder: PurePosixPath) -> str:
@@ -176,8 +167,7 @@ def _opening(store: Store, links: Mapping[str, str]) -> str:
 def _answers(analysis: StoreAnalysis) -> list[str]:
     blocks, shares_cores = list[str](), False
     for recipe, points in analysis.points.items():
-        answers = find_answers(points, analysis.store.certificates)
-        if answers:
+        if answers := find_answers(points, analysis.store.certificates):
             curves = analysis.curves[recipe]
             blocks += [f"### {TITLES[recipe]}", *answer_blocks(answers, curves)]
             shares_cores |= any(curve.threads for curve in curves if curve.scaling == "weak")
@@ -202,7 +192,6 @@ def _about_intervals(analysis: StoreAnalysis) -> list[str]:
 
 
 def _overview(analysis: StoreAnalysis) -> list[str]:
-    """Shows the longest run of each recipe in a column."""
     certificates = analysis.store.certificates
     columns = {
         TITLES[recipe]: run_formatting.overview(runs[0], parity_cell(runs[0], certificates))
@@ -222,11 +211,7 @@ def _overview(analysis: StoreAnalysis) -> list[str]:
 
 
 def _recipe(
-    recipe: Recipe,
-    analysis: StoreAnalysis,
-    plots: str,
-    images: Mapping[str, Sequence[str]],
-    links: Mapping[str, str],
+    recipe: Recipe, analysis: StoreAnalysis, plots: str, links: Mapping[str, str]
 ) -> list[str]:
     runs = analysis.longest_runs.get(recipe)
     sweeps = [sweep for sweep in analysis.sweeps if sweep.recipe == recipe]
@@ -234,15 +219,12 @@ def _recipe(
     if runs:
         run = runs[0]
         summary, lines = run.record["summary"], len(run.record["summary"].splitlines())
+        title = f"Loss of {TITLES[recipe]} over the optimizer steps"
         blocks += [
             f"{escaped(run_formatting.label(run))}, {format_count(run.num_steps, 'step')} "
             f"({run_formatting.record(run)}):",
-            code_block(command_lines(run.record["command"]), "sh"),
-            _image(
-                f"Loss of {TITLES[recipe]} over the optimizer steps",
-                plots,
-                run_formatting.plot_name(run),
-            ),
+            command_block(run.record["command"]),
+            _image(title, plots, run_formatting.plot_name(run)),
             code_block("\n".join(run.log[-LOG_LINES:])),
             details("Parameters", code_block(summary))
             if lines <= LONGEST_SUMMARY
@@ -250,17 +232,11 @@ def _recipe(
         ]
     if sweeps:
         largest = max(sweeps, key=lambda sweep: len(sweep.cells))
-        shown = [i for i in images[largest.slug] if any(f"{plot}.svg" in i for plot in SHOWN_PLOTS)]
+        shown = [plot for plot in largest.plots if plot.name.endswith(SHOWN_PLOTS)]
         pages = ", ".join(links[page_name(sweep.name)] for sweep in sweeps)
-        blocks += [*shown, f"All configurations: {pages}."]
+        images = [_image(plot.title, plots, f"{plot.name}.svg") for plot in shown]
+        blocks += [*images, f"All configurations: {pages}."]
     return blocks
-
-
-def _runs_page(analysis: StoreAnalysis) -> list[str]:
-    store = analysis.store
-    single = {run.name for run in store.single_runs}
-    longest = analysis.longest_runs.values()
-    return [block for runs in longest for block in runs_blocks(runs, single, store.certificates)]
 
 
 def _scaling_page(analysis: StoreAnalysis) -> list[str]:
@@ -273,13 +249,11 @@ def _scaling_page(analysis: StoreAnalysis) -> list[str]:
     return blocks
 
 
-def _sweep_pages(
-    analysis: StoreAnalysis, images: Mapping[str, Sequence[str]]
-) -> dict[str, tuple[str, list[str]]]:
-    """Returns title and blocks of each sweep's page, with a section for each recipe."""
+def _sweep_pages(analysis: StoreAnalysis, plots: str) -> dict[str, tuple[str, list[str]]]:
     pages: dict[str, tuple[str, list[str]]] = {}
     for sweep in analysis.sweeps:
         _, blocks = pages.setdefault(page_name(sweep.name), (f"Sweep {escaped(sweep.name)}", []))
+        images = [_image(plot.title, plots, f"{plot.name}.svg") for plot in sweep.plots]
         blocks.append(f"## {TITLES[sweep.recipe]}")
-        blocks += sweep_blocks(sweep, analysis.store.certificates, images[sweep.slug])
+        blocks += sweep_blocks(sweep, analysis.store.certificates, images)
     return pages

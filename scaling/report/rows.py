@@ -167,17 +167,15 @@ def _of_cell(cell: Cell, store: Store) -> Row:
     outcome, run = cell.outcome, cell.run
     config = outcome.config if run is None else run.config
     values: dict[str, Any] = _options(outcome) if config is None else _configured(config)
-    values |= {"started_at": outcome.started_at, "reason": outcome.reason}
+    values["started_at"] = outcome.started_at
     if run is not None:
-        values |= _recorded(run)
+        values |= _recorded(run) | (_measured(run, store) if run.is_ok else {})
     elif outcome.record is not None:
-        values["reason"] = outcome.reason or _why_no_record(cell, store)
-    if run is not None and run.is_ok:
-        measured = _measured(run, store)
-        values |= measured | {"reason": outcome.reason or measured["reason"]}
-    if values["reason"] is not None:
-        hosts = [] if run is None else run.record["hardware"]
-        values["reason"] = without_paths(values["reason"], hosts)
+        name = PurePosixPath(cell.name).with_name(outcome.record).as_posix()
+        why = next((file.reason for file in store.left_out if file.name == name), "it is not there")
+        values["reason"] = f"no figures, the record {name} is not used: {why}"
+    if reason := outcome.reason or values.get("reason"):
+        values["reason"] = without_paths(reason, run.record["hardware"] if run else [])
     return Row(
         recipe=outcome.recipe,
         unit=UNIT[outcome.recipe],
@@ -187,12 +185,6 @@ def _of_cell(cell: Cell, store: Store) -> Row:
         sweep=cell.sweep,
         **values,
     )
-
-
-def _why_no_record(cell: Cell, store: Store) -> str:
-    name = PurePosixPath(cell.name).with_name(str(cell.outcome.record)).as_posix()
-    why = next((file.reason for file in store.left_out if file.name == name), "it is not there")
-    return f"no figures, the record {name} is not used: {why}"
 
 
 def _options(outcome: CellOutcome) -> dict[str, Any]:
@@ -240,7 +232,6 @@ def _error(run: Run) -> str:
 
 
 def _measured(run: Run, store: Store) -> dict[str, Any]:
-    """Returns the figures of a run that ended well."""
     record = run.record
     values: dict[str, Any] = {"reason": f"no steady state: {record['no_steady_state_reason']}"}
     if (metrics := run.metrics) is not None:
@@ -305,5 +296,4 @@ def _cell(value: Any) -> str:
 
 def to_json(rows: Sequence[Row]) -> str:
     """Returns a list of objects in the order of the rows, names sorted, missing values null."""
-    values = [vars(row) for row in rows]
-    return json.dumps(values, sort_keys=True, indent=1, allow_nan=False) + "\n"
+    return json.dumps([vars(row) for row in rows], sort_keys=True, indent=1, allow_nan=False) + "\n"

@@ -58,32 +58,22 @@ def batch(run: Run) -> str:
     return f"{config.global_batch_size:,} = {parts}" if " x " in parts else parts
 
 
-def metric(run: Run) -> str:
-    name = run.record["validation"]["metric"]
-    return f"{escaped(name)} {format_metric(name, run.metric_value)}"
-
-
-def baseline(run: Run) -> str:
-    baseline = run.record["validation"]["baseline"]
-    if baseline is None:
-        return "none recorded, as for synthetic data"
-    if baseline["loss"] is not None:
-        return f"{escaped(baseline['name'])}, {baseline['loss']:.4f} nats"
-    if baseline["accuracy"] is not None:
-        return f"{escaped(baseline['name'])}, {baseline['accuracy']:.2%}"
-    return f"{escaped(baseline['name'])}, whose value is not recorded"
-
-
-def baseline_beaten(run: Run) -> str:
-    validation = run.record["validation"]
-    baseline = validation["baseline"] or {"loss": None, "accuracy": None}
+def baseline(run: Run) -> tuple[str, str]:
+    """The trivial baseline, and whether the run beat it."""
+    validation, unknown = run.record["validation"], "no baseline to compare with"
+    if (baseline := validation["baseline"]) is None:
+        return "none recorded, as for synthetic data", unknown
+    name = escaped(baseline["name"])
     if baseline["loss"] is not None:
         ahead, unit = baseline["loss"] - validation["loss"], "nats"
+        value = f"{name}, {baseline['loss']:.4f} nats"
     elif baseline["accuracy"] is not None:
         ahead, unit = 100 * (validation["value"] - baseline["accuracy"]), "percentage points"
+        value = f"{name}, {baseline['accuracy']:.2%}"
     else:
-        return "no baseline to compare with"
-    return f"yes, by {ahead:.2f} {unit}" if ahead > 0 else f"**no**, {-ahead:.2f} {unit} short"
+        return f"{name}, whose value is not recorded", unknown
+    is_beaten = f"yes, by {ahead:.2f} {unit}" if ahead > 0 else f"**no**, {-ahead:.2f} {unit} short"
+    return value, is_beaten
 
 
 def speed(run: Run) -> str:
@@ -113,13 +103,6 @@ def no_steady_state(run: Run) -> str:
 def mfu_row(run: Run) -> MfuRow:
     """The row of the convention that the overview shows."""
     return next(row for row in run.mfu if row.convention == MAIN_CONVENTION)
-
-
-def mfu(run: Run) -> str:
-    row = mfu_row(run)
-    return (
-        f"none: {escaped(str(row.reason))}" if row.utilisation is None else f"{row.utilisation:.1%}"
-    )
 
 
 def share_of_ceiling(run: Run) -> str:
@@ -182,7 +165,8 @@ def record(run: Run) -> str:
 
 def overview(run: Run, parity: str) -> dict[str, str]:
     """Every figure of a run that ended well, by name; `parity` is the cell on its loss parity."""
-    row = mfu_row(run)
+    row, (baseline_value, is_beaten) = mfu_row(run), baseline(run)
+    metric, no_mfu = run.record["validation"]["metric"], f"none: {escaped(str(row.reason))}"
     return {
         "size": size(run),
         "parameters": human_count(count_parameters(run.config.model)),
@@ -191,11 +175,11 @@ def overview(run: Run, parity: str) -> dict[str, str]:
         "batch": batch(run),
         "steps": f"{run.num_steps:,}",
         "validation loss": f"{run.record['validation']['loss']:.4f} nats",
-        "metric": metric(run),
-        "trivial baseline": baseline(run),
-        "baseline beaten": baseline_beaten(run),
+        "metric": f"{escaped(metric)} {format_metric(metric, run.metric_value)}",
+        "trivial baseline": baseline_value,
+        "baseline beaten": is_beaten,
         "speed": speed(run),
-        "MFU": mfu(run),
+        "MFU": no_mfu if row.utilisation is None else f"{row.utilisation:.1%}",
         "of the measured ceiling": share_of_ceiling(run),
         "flags": flags([run]) or "none",
         "loss parity": parity,

@@ -84,7 +84,7 @@ class StoreAnalysis:
             ended_well = [run for run in runs if run.is_ok]
             if chosen := [run for run in ended_well if run.name in single] or ended_well:
                 chosen.sort(
-                    key=lambda r: (r.num_steps, str(r.record.get("started_at"))), reverse=True
+                    key=lambda run: (run.num_steps, str(run.record.get("started_at"))), reverse=True
                 )
                 longest[recipe] = chosen
         return longest

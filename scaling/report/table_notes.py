@@ -31,15 +31,13 @@ Remark = tuple[str, int]  # a text, and the number of the row it belongs to
 @functools.cache
 def settings_of(config: RunConfig) -> Mapping[str, str]:
     """Returns every setting as text, by its dotted name."""
-    settings = {name: _setting(value) for name, value in flat_dict(config).items()}
+    words = {True: "yes", False: "no", None: "none"}
+    settings = {
+        name: words[value] if value is None or isinstance(value, bool) else str(value)
+        for name, value in flat_dict(config).items()
+    }
     # A size may have been changed field by field: its name would be wrong, its shape is not.
     return settings | {"size": shape(config.model)}
-
-
-def _setting(value: object) -> str:
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return "none" if value is None else str(value)
 
 
 def distinguishing(configs: Sequence[RunConfig], ignored: Collection[str]) -> Columns:
@@ -133,7 +131,9 @@ def rows_of(numbers: Sequence[int], num_rows: int, thing: str = "row") -> str:
             spans[-1].append(number)
         else:
             spans.append([number])
-    parts = [f"{s[0]} to {s[-1]}" if len(s) > 2 else ", ".join(map(str, s)) for s in spans]
+    parts = [
+        f"{span[0]} to {span[-1]}" if len(span) > 2 else ", ".join(map(str, span)) for span in spans
+    ]
     return f"{thing}{'s' if len(numbers) > 1 else ''} {', '.join(parts)}"
 
 

@@ -99,7 +99,6 @@ def _left_out(store: Store) -> str:
 def _table(
     shown: Sequence[Entry], settings: Sequence[Mapping[str, Any]], analysis: StoreAnalysis
 ) -> dict[str, Any]:
-    """Returns the values of each row, and their names once."""
     models = []
     for entry in shown:  # the parameter count reveals a size that was changed field by field
         parts = [TITLES[entry.row.recipe], entry.row.size or ""]

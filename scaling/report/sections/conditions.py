@@ -41,23 +41,18 @@ def conditions_page(store: Store) -> list[str]:
 
 def measured_on(runs: Sequence[Run]) -> str:
     """Returns processors, devices, torch versions, commits and days, each once."""
-    kinds = dict.fromkeys(
-        (host["device"], host.get("cpu"), host.get("cpu_cores"), host.get("memory_bytes"))
-        for run in runs
-        for host in run.record["hardware"]
-    )
-    machines = []
-    for device, cpu, cores, memory in kinds:
-        parts = [] if device == "cpu" else [device]
-        parts.append(str(cpu or "processor unknown"))
-        parts += [f"{cores} cores"] if cores else []
-        parts += [f"{format_bytes(memory)} memory"] if memory else []
-        machines.append(", ".join(parts))
+    machines: dict[str, None] = {}
+    for host in (host for run in runs for host in run.record["hardware"]):
+        parts = [] if host["device"] == "cpu" else [host["device"]]
+        parts.append(str(host.get("cpu") or "processor unknown"))
+        parts += [f"{cores} cores"] if (cores := host.get("cpu_cores")) else []
+        parts += [f"{format_bytes(size)} memory"] if (size := host.get("memory_bytes")) else []
+        machines[", ".join(parts)] = None
     torch = _few(str(run.record["versions"].get("torch")) for run in runs)
     commits = _few(str(run.record["code"]["commit"])[:SHORT] for run in runs)
     days = sorted({str(run.record.get("started_at"))[:10] for run in runs})
     when = days[0] if len(days) == 1 else f"{days[0]} to {days[-1]}"
-    about = f"{'; '.join(dict.fromkeys(machines))}; torch {torch}; commit {commits}; {when}"
+    about = f"{'; '.join(machines)}; torch {torch}; commit {commits}; {when}"
     return escaped(about)
 
 

@@ -51,7 +51,6 @@ def fastest_blocks(comparisons: Sequence[StrategyComparison]) -> list[str]:
 
 
 def _rows(comparison: StrategyComparison) -> Iterator[dict[str, str]]:
-    """Yields a row for each configuration that was tried, the fastest first."""
     is_decided = all(candidate.is_slower for candidate in comparison.ranked[1:])
     for candidate in comparison.candidates:
         point, against = candidate.point, candidate.against_fastest

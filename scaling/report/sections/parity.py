@@ -8,15 +8,7 @@ from collections.abc import Sequence
 from typing import get_args
 
 from scaling.analysis.proof import Proof, find_proof
-from scaling.markdown import (
-    code_block,
-    command_lines,
-    escaped,
-    folded_commands,
-    link,
-    shortened,
-    table,
-)
+from scaling.markdown import command_block, escaped, folded_commands, link, shortened, table
 from scaling.parity.cases import BOUNDS, ParityVerdict
 from scaling.parity.certificate import CaseResult, Certificate, newest_first
 from scaling.report import run_formatting
@@ -69,7 +61,7 @@ def _blocks(certificate: Certificate) -> list[str]:
         f"{results}: {verdicts} over {format_count(config.max_steps, 'step')} of a global batch of "
         f"{config.global_batch_size:,}, {shape}, seed {config.seed}; "
         f"{link(certificate.name, 'certificate')}, made by",
-        code_block(command_lines(content["command"]), "sh"),
+        command_block(content["command"]),
         f"Commit {escaped('; '.join(environment))}.",
         *_differences(certificate),
         *_not_equal(certificate),
@@ -95,7 +87,6 @@ def _differences(certificate: Certificate) -> list[str]:
 
 
 def _largest(certificate: Certificate, results: Sequence[CaseResult], precision: Precision) -> str:
-    """Returns the largest differences in one precision, or verdicts if there are none."""
     results = [result for result in results if result.case.precision == precision]
     comparisons = [c for c in map(certificate.comparison, results) if c is not None]
     if not comparisons:
@@ -160,7 +151,5 @@ def describe_proof(proof: Proof) -> str:
     if proof.certificate is None:
         return proof.verdict
     verdict = proof.verdict if proof.holds else f"**{proof.verdict}**"
-    devices = (
-        "1 device" if proof.devices == (1,) else f"{' and '.join(map(str, proof.devices))} devices"
-    )
-    return f"{verdict} on {devices}, {link(proof.certificate, 'certificate')}"
+    counts, plural = " and ".join(map(str, proof.devices)), "" if proof.devices == (1,) else "s"
+    return f"{verdict} on {counts} device{plural}, {link(proof.certificate, 'certificate')}"

@@ -1,12 +1,13 @@
 """The page of single runs: what each recipe's longest run built, its speed, memory and FLOPs."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 
-from scaling.markdown import code_block, command_lines, details, escaped, folded_commands
+from scaling.markdown import code_block, command_block, details, escaped, folded_commands
 from scaling.parity.certificate import Certificate
 from scaling.report import run_formatting
 from scaling.report.sections.parity import parity_cell
 from scaling.report.sections.speed import figures_table, mfu_tables
+from scaling.report.store_analysis import StoreAnalysis
 from scaling.report.table_notes import conditions_of_rows, draw
 from scaling.store.run import Run
 from unitransformer.config import ModelConfig, RunConfig
@@ -14,41 +15,37 @@ from unitransformer.costs.flops import count_predicted_positions
 from unitransformer.record.units import format_count
 
 
-def runs_blocks(
-    runs: Sequence[Run], single: Collection[str], certificates: Sequence[Certificate]
-) -> list[str]:
-    """Returns the blocks on the runs of one recipe.
-
-    Args:
-        runs: the longest first; the others are compared with it.
-        single: names of runs that are not cells of a sweep.
-    """
-    run = runs[0]
-    return [
-        f"## {run_formatting.TITLES[run.config.recipe]}",
-        f"{escaped(run_formatting.label(run))}, {format_count(run.num_steps, 'step')}, "
-        f"{run_formatting.record(run)}:",
-        code_block(command_lines(run.record["command"]), "sh"),
-        "### Architecture",
-        code_block(draw_architecture(run.config), "mermaid"),
-        "### Parameters",
-        details("Parameters", code_block(run.record["summary"])),
-        "### Speed and memory",
-        figures_table(run, runs[1:]),
-        "### FLOPs and MFU",
-        *mfu_tables(run),
-        *_all_runs([run for run in runs if run.name in single], certificates),
-    ]
+def runs_page(analysis: StoreAnalysis) -> list[str]:
+    """Returns the blocks on each recipe's runs; the longest one is compared with the others."""
+    blocks, single = list[str](), {run.name for run in analysis.store.single_runs}
+    for recipe, (run, *others) in analysis.longest_runs.items():
+        blocks += [
+            f"## {run_formatting.TITLES[recipe]}",
+            f"{escaped(run_formatting.label(run))}, {format_count(run.num_steps, 'step')}, "
+            f"{run_formatting.record(run)}:",
+            command_block(run.record["command"]),
+            "### Architecture",
+            code_block(draw_architecture(run.config), "mermaid"),
+            "### Parameters",
+            details("Parameters", code_block(run.record["summary"])),
+            "### Speed and memory",
+            figures_table(run, others),
+            "### FLOPs and MFU",
+            *mfu_tables(run),
+        ]
+        singles = [run for run in (run, *others) if run.name in single]
+        blocks += _all_runs(singles, analysis.store.certificates)
+    return blocks
 
 
 def _all_runs(runs: Sequence[Run], certificates: Sequence[Certificate]) -> list[str]:
     if len(runs) < 2:
         return []
-    rows = [
-        {"#": str(number)} | run_formatting.overview(run, parity_cell(run, certificates))
-        for number, run in enumerate(runs, 1)
-    ]
-    commands = [(str(number), run.record["command"]) for number, run in enumerate(runs, 1)]
+    rows, commands = [], []
+    for number, run in enumerate(runs, 1):
+        overview = run_formatting.overview(run, parity_cell(run, certificates))
+        rows.append({"#": str(number)} | overview)
+        commands.append((str(number), run.record["command"]))
     return [
         "### All runs",
         *conditions_of_rows([run.record for run in runs]),
@@ -62,12 +59,15 @@ def draw_architecture(config: RunConfig) -> str:
 
     No label begins with + or -, as Mermaid would take it for a list and refuse.
     """
-    model, predicted = config.model, count_predicted_positions(config)
+    model = config.model
     length = format_count(config.sequence_length, "position")
     layers = format_count(model.num_layers, "layer")
     in_turn = ", one after the other" if model.num_layers > 1 else ""
     norm = f'final_norm["LayerNorm {model.width:,}"] --> ' if model.final_norm else ""
-    used, loss = _loss(config, predicted)
+    used, loss = _loss(config)
+    bias = "with bias" if model.head_bias else "no bias"
+    tied = ", tied to the embedding" if model.tied_head else ""
+    head = f"head: linear {model.width:,} → {model.num_classes:,}<br/>{bias}{tied}"
     return "\n".join(
         [
             "flowchart TB",
@@ -79,7 +79,7 @@ def draw_architecture(config: RunConfig) -> str:
             "    end",
             "    positions --> norm1 & add1",
             f'    add2 -- "{used}" --> {norm}head',
-            f'    head["{_head(model)}"] --> loss(["{loss}"])',
+            f'    head["{head}"] --> loss(["{loss}"])',
         ]
     )
 
@@ -121,14 +121,9 @@ def _dropout(model: ModelConfig) -> str:
     return f", dropout {model.dropout:g}" if model.dropout else ""
 
 
-def _head(model: ModelConfig) -> str:
-    bias = "with bias" if model.head_bias else "no bias"
-    tied = ", tied to the embedding" if model.tied_head else ""
-    return f"head: linear {model.width:,} → {model.num_classes:,}<br/>{bias}{tied}"
-
-
-def _loss(config: RunConfig, predicted: int) -> tuple[str, str]:
+def _loss(config: RunConfig) -> tuple[str, str]:
     """Returns the positions that the loss uses, and what it is."""
+    predicted = count_predicted_positions(config)
     match config.recipe:
         case "bert":
             masked = format_count(predicted, "masked token")

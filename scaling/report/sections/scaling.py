@@ -3,6 +3,7 @@
 A table has a row for each device count of a curve but its baseline.
 """
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import get_args
@@ -12,6 +13,7 @@ from scaling.analysis.scaling_laws import LawFit, LawName, fit_laws
 from scaling.analysis.time_lost import LossPart, TimeLost, explain
 from scaling.markdown import escaped, table
 from scaling.report import run_formatting, table_notes
+from scaling.report.plots import batch_of
 from scaling.store.conditions import differences, without_threads
 from unitransformer.config import RunConfig
 from unitransformer.costs.flops import count_parameters
@@ -67,7 +69,7 @@ def scaling_blocks(curves: Sequence[Curve]) -> list[str]:
             **table_notes.differing(configs, VARYING_ON_A_CURVE),
             "strategy": [row.curve.strategy for row in same],
             BATCHES[scaling]: [
-                f"{_batch_size(row.point.config, scaling):,}{_micro_batches(row.point.config)}"
+                f"{math.prod(batch_of(row.curve)):,}{_micro_batches(row.point.config)}"
                 for row in same
             ],
         }
@@ -98,15 +100,8 @@ def scaling_blocks(curves: Sequence[Curve]) -> list[str]:
 def _reading_order(curve: Curve) -> tuple[str, bool, int, list[str], str, int]:
     config, settings = curve.baseline.config, table_notes.settings_of(curve.baseline.config)
     fixed = [settings[field] for field in table_notes.SETTINGS if field not in VARYING_ON_A_CURVE]
-    batch, size = _batch_size(config, curve.scaling), count_parameters(config.model)
+    batch, size = math.prod(batch_of(curve)), count_parameters(config.model)
     return curve.scaling, curve.threads is not None, size, fixed, curve.strategy, batch
-
-
-def _batch_size(config: RunConfig, scaling: Scaling) -> int:
-    """Samples of all devices on a strong curve, of one device on a weak one."""
-    if scaling == "strong":
-        return config.global_batch_size
-    return config.batch_size * config.accumulate
 
 
 def _micro_batches(config: RunConfig) -> str:
@@ -114,9 +109,11 @@ def _micro_batches(config: RunConfig) -> str:
 
 
 def _cells(row: CurveRow, measured: Sequence[LossPart]) -> dict[str, str]:
-    curve, point, lost = row.curve, row.point, row.lost
+    curve, baseline, point, lost = row.curve, row.curve.baseline, row.point, row.lost
     drift, slowest, rank = curve.drift(point), lost.slowest, ""
-    flags, before = run_formatting.flags(point.runs), run_formatting.flags(curve.baseline.runs)
+    flags, before = run_formatting.flags(point.runs), run_formatting.flags(baseline.runs)
+    launches = f", {len(baseline.runs)} launches" if len(baseline.runs) > 1 else ""
+    about = f"{format_count(baseline.devices, 'device')}{_micro_batches(baseline.config)}{launches}"
     parts: dict[str, str] = {
         part: f"{lost.parts[part]:z.1%}" if part in lost.parts else "not measured"
         for part in measured
@@ -126,7 +123,7 @@ def _cells(row: CurveRow, measured: Sequence[LossPart]) -> dict[str, str]:
     return {
         "devices": str(point.devices),
         "speed": run_formatting.pooled_speed(point),
-        "baseline": _baseline(curve.baseline),
+        "baseline": f"{about}: {run_formatting.pooled_speed(baseline)}",
         "FLOPs": run_formatting.flops(point.config),
         "speed-up": run_formatting.ratio(curve.speedup(point), 2),
         **_efficiency(row),
@@ -149,12 +146,6 @@ def _efficiency(row: CurveRow) -> dict[str, str]:
         beyond = row.lost.share - (1 - ideal)
         cells |= {"1/n": f"{ideal:.1%}", "lost beyond 1/n": f"{beyond:z.1%}"}
     return cells | {"lost share": f"{row.lost.share:z.1%}"}
-
-
-def _baseline(point: MeasuredPoint) -> str:
-    launches = f", {len(point.runs)} launches" if len(point.runs) > 1 else ""
-    about = f"{format_count(point.devices, 'device')}{_micro_batches(point.config)}{launches}"
-    return f"{about}: {run_formatting.pooled_speed(point)}"
 
 
 def _trace(lost: TimeLost) -> str:
@@ -180,7 +171,6 @@ def _remarks(row: CurveRow) -> Iterable[str]:
 
 
 def _laws(rows: Sequence[CurveRow], places: table_notes.Columns) -> Iterable[tuple[str, ...]]:
-    """Yields a row for each law that was fitted."""
     for index, row in enumerate(rows):
         if row.point is not row.curve.points[-1]:
             continue

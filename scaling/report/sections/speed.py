@@ -36,7 +36,6 @@ GPU_FIGURES = (
 
 def figures_table(run: Run, others: Sequence[Run]) -> str:
     """Returns a row per figure; `others` are runs of the same recipe to compare with."""
-    repeats = [other for other in others if other.config == run.config]
     rows = {
         **_speed(run),
         "ceiling of this machine, in this job": _ceiling(run),
@@ -44,7 +43,7 @@ def figures_table(run: Run, others: Sequence[Run]) -> str:
         "energy": _energy(run),
         "GPU": escaped(gpu_state(run.record)),
         "compile": _compile(run, others),
-        "launches": _launches(run, repeats),
+        "launches": _launches(run, others),
         "flags": run_formatting.flags([run]) or "none",
         "devices": run_formatting.devices(run),
         "batch": run_formatting.batch(run),
@@ -160,9 +159,9 @@ def _energy(run: Run) -> str:
     return f"{step_j / run.units_per_step:.3g} J per {run.unit}, of {devices}, over {steps}"
 
 
-def _launches(run: Run, repeats: Sequence[Run]) -> str:
+def _launches(run: Run, others: Sequence[Run]) -> str:
     """How much of the scatter of repeated launches is between launches."""
-    runs = [launch for launch in (run, *repeats) if launch.metrics is not None]
+    runs = [launch for launch in (run, *others) if launch.config == run.config and launch.metrics]
     if len(runs) < MIN_LAUNCHES:
         return "1: its interval says nothing about another launch; use `--repeats`"
     variance = format_launch_variance(split_variance([launch.launch for launch in runs]))
@@ -219,11 +218,10 @@ def gpu_state(record: Record) -> str:
 
 
 def _range(samples: Sequence[Sample], field: str, scale: float) -> str:
-    """The values of a field over devices."""
     values = sorted({round(s[field] / scale) for s in samples if s[field] is not None})
-    if not values:
-        return "?"
-    return str(values[0]) if len(values) == 1 else f"({values[0]} … {values[-1]})"
+    if len(values) > 1:
+        return f"({values[0]} … {values[-1]})"
+    return str(values[0]) if values else "?"
 
 
 def _throttled(samples: Sequence[Sample]) -> str:

@@ -113,7 +113,6 @@ def not_drawn(sweep: SweepOfRecipe) -> str:
 
 
 def _shared(sweep: SweepOfRecipe) -> str:
-    """Returns a sentence on the model and the options that all cells share."""
     shapes = {run_formatting.shape(run.config.model) for run in sweep.runs}
     parts = [f"a model of {shape}" for shape in shapes if len(shapes) == 1]
     parts += [
@@ -231,7 +230,6 @@ def _reason(cell: Cell) -> str:
 
 
 def _limits(sweep: SweepOfRecipe) -> list[str]:
-    """Returns the largest batch that fits memory for configurations that ran out of it."""
     groups: dict[tuple[str, ...], list[tuple[int, Cell]]] = {}
     axes = [axis for axis in sweep.axes if axis != AXIS]
     for cell in sweep.cells:
