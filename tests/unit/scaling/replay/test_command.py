@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from scaling.recipe_process import ProcessResult, run_alone
-from scaling.replay.compare import ReplayVerdict
 from scaling.replay.command import read_command, replay
+from scaling.replay.compare import ReplayVerdict
 from scaling.store.outcome import CellOutcome, write_outcome
 from tests.builders.records import make_config, make_crashed, make_record
 from unitransformer.config import Recipe
