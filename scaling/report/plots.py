@@ -227,7 +227,7 @@ def _plot(
         ),
         f"Only the {MOST_PANELS} {BEST[quantity]} of {len(best)} panels.": len(best) > MOST_PANELS,
         f"Dashed: ideal scaling{' of the fastest line' if quantity == 'speed' else ''}.": has_ideal,
-        "Ranks share the cores of one machine: more add none.": has_ideal and shares_cores,
+        "All ranks share the cores of one machine.": has_ideal and shares_cores,
     }
     return Plot(
         name=f"{slug}-{quantity}-by-{axis.partition(' ')[0]}",

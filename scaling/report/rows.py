@@ -213,14 +213,12 @@ def _recorded(run: Run) -> dict[str, Any]:
 
 
 def _hardware(ranks: list[Any]) -> str | None:
-    if not ranks or not all(isinstance(host, dict) for host in ranks):
-        return None
     try:
         for rank, host in enumerate(ranks):
             check_fields(host, HOST_FIELDS, f"hardware.{rank}", missing=None)
     except ValueError:
         return None
-    return describe_hardware(ranks)
+    return describe_hardware(ranks) if ranks else None
 
 
 def _error(run: Run) -> str:

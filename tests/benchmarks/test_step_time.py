@@ -15,7 +15,7 @@ from tests.benchmarks.clock import now_s
 from unitransformer.config import DataConfig, RunConfig
 from unitransformer.data.sources import Synthetic
 from unitransformer.objectives import Objective
-from unitransformer.training.module import build_optimizer
+from unitransformer.training.optimizer import build_optimizer
 from unitransformer.transformer import Transformer
 
 SMALL = {"width": 128, "num_layers": 2, "num_heads": 4, "feedforward_width": 512}

@@ -1,16 +1,13 @@
 """Chooses the samples of each batch: the same global batches on any number of devices.
 
 The samples of optimizer step `s` are a pure function of the seed and `s`; ranks only divide them.
-The random numbers of a sample are functions of seed, epoch and its index, on any rank and device.
 """
 
 import functools
 from collections.abc import Iterator
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 from torch.utils.data import Sampler
 
 from unitransformer.config import RunConfig
@@ -18,9 +15,6 @@ from unitransformer.config import RunConfig
 # The epoch and the index of each sample of a batch.
 BatchIndices = tuple[NDArray[np.int64], NDArray[np.int64]]
 VALIDATION_EPOCH = -1  # the masks of validation samples never change
-# SplitMix64's constants as signed integers: torch has no arithmetic on unsigned ones.
-GAMMA = 0x9E3779B97F4A7C15 - (1 << 64)
-FIRST, SECOND = 0xBF58476D1CE4E5B9 - (1 << 64), 0x94D049BB133111EB - (1 << 64)
 
 
 def permutation(num_samples: int, seed: int, epoch: int) -> NDArray[np.int64]:
@@ -85,28 +79,3 @@ class ValidationSampler(Sampler[BatchIndices]):
             first = (batch * self.world + self.rank) * self.size
             indices = self.order[first : first + self.size]
             yield np.full_like(indices, VALIDATION_EPOCH), indices
-
-
-def uniform(seed: int, epochs: Tensor | int, indices: Tensor, count: int) -> Tensor:
-    """Returns numbers in [0, 1), float64 (B, count), for the samples `indices` (B,).
-
-    Each is a counter hashed by the SplitMix64 finalizer (Steele, Lea & Flood 2014, "Fast splittable
-    pseudorandom number generators"), with 64-bit integers, whose products wrap around.
-    """
-    state = _mix(torch.full_like(indices, seed))
-    state = _mix(state ^ epochs)
-    state = _mix(state ^ indices)
-    lanes = torch.arange(1, count + 1, device=indices.device) * GAMMA
-    return _shift_right(_mix(state[:, None] + lanes), 11).double() * 2.0**-53
-
-
-def _mix(x: Tensor) -> Tensor:
-    x = x + GAMMA
-    x = (x ^ _shift_right(x, 30)) * FIRST
-    x = (x ^ _shift_right(x, 27)) * SECOND
-    return x ^ _shift_right(x, 31)
-
-
-def _shift_right(x: Tensor, bits: int) -> Tensor:
-    """Shifts in zeros from the left even if `x` is negative."""
-    return (x >> bits) & ((1 << (64 - bits)) - 1)

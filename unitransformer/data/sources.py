@@ -13,8 +13,9 @@ import torch
 from unitransformer.config import RunConfig
 from unitransformer.costs.flops import count_predicted_positions
 from unitransformer.data.corpus import Corpus, load_corpus
+from unitransformer.data.counter_rng import uniform
 from unitransformer.data.images import DigitImages, FolderImages, split_readable
-from unitransformer.data.sampler import BatchIndices, permutation, uniform
+from unitransformer.data.sampler import BatchIndices, permutation
 from unitransformer.data.text import MaskedTokens, NextTokens
 from unitransformer.data.tokenizer import TokenArray
 from unitransformer.objectives import Batch

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from unitransformer.config import RunConfig
 from unitransformer.costs.flops import count_predicted_positions
-from unitransformer.data.sampler import BatchIndices, uniform
+from unitransformer.data.counter_rng import uniform
+from unitransformer.data.sampler import BatchIndices
 from unitransformer.data.tokenizer import SPECIAL_TOKENS
 from unitransformer.objectives import IGNORED, Batch
 

@@ -1,4 +1,4 @@
-"""Translates a strategy name into a Lightning strategy; compiles and shards; clips gradients."""
+"""Translates a strategy name into a Lightning strategy; shards; clips gradients."""
 
 import datetime
 import warnings
@@ -24,7 +24,7 @@ from torch.distributed.fsdp import (
 from torch.distributed.fsdp.sharded_grad_scaler import ShardedGradScaler
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from unitransformer.config import Compile, ParallelConfig, RunConfig
+from unitransformer.config import ParallelConfig, RunConfig
 from unitransformer.objectives import Objective
 from unitransformer.parallel import deepspeed
 from unitransformer.parallel.deepspeed import ZeroStrategy
@@ -107,24 +107,6 @@ class FSDP2Strategy(ModelParallelStrategy):
     def model_to_device(self) -> None:
         if not self.is_offloaded:
             super().model_to_device()
-
-
-def compile_objective(objective: Objective, mode: Compile, *, by_layer: bool) -> None:
-    """Compiles in place, unless `mode` is "off".
-
-    Args:
-        by_layer: compile each layer on its own, so that a strategy can gather its weights before
-            it and free them after it; otherwise network and loss become one graph.
-    """
-    if mode == "off":
-        return
-    options: dict[str, Any] = {"mode": None if mode == "default" else mode, "fullgraph": True}
-    if not by_layer:
-        objective.compile(**options)
-        return
-    for layer in objective.network.transformer_layers:
-        # Not `layer.compile()`, which would compile the hooks that gather the weights as well.
-        layer.forward = torch.compile(layer.forward, **options)
 
 
 def shard(

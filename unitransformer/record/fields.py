@@ -32,7 +32,10 @@ def check_fields(
         missing: the value of an absent field, if that is allowed.
     """
     for field, kind in kinds.items():
-        value = look_up(values, field, missing) if "." in field else values.get(field, missing)
+        if type(values) is dict and "." not in field:  # faster, for thousands of records
+            value = values.get(field, missing)
+        else:
+            value = look_up(values, field, missing)
         if value is MISSING:
             raise ValueError(f"{where}: {field} is missing")
         if not is_of_kind(value, kind):

@@ -1,9 +1,8 @@
-"""The LightningModule: loss, validation and AdamW around one `Objective`.
+"""The LightningModule: loss and validation around one `Objective`.
 
 It also decides the order in which the network is wrapped: checkpointing, compilation, sharding.
 """
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +17,13 @@ from unitransformer.launch.signals import Stopped
 from unitransformer.objectives import Batch, Objective, Score
 from unitransformer.parallel import deepspeed
 from unitransformer.parallel.activation_checkpointing import checkpoint_activations
-from unitransformer.parallel.fsdp1 import plain_name
+from unitransformer.parallel.compile import compile_objective
 from unitransformer.parallel.strategies import (
     clip_gradients,
-    compile_objective,
     gather_network,
     shard,
 )
+from unitransformer.training.optimizer import build_optimizer
 from unitransformer.transformer import Transformer
 from unitransformer.weights import read_weights
 
@@ -190,27 +189,3 @@ class TrainingModule(pl.LightningModule):
         model = self.trainer.strategy.model
         assert model is not None
         self._gradient_norms[self._num_steps - 1] = clip_gradients(model, gradient_clip_val)
-
-
-def build_optimizer(
-    named_parameters: Iterable[tuple[str, Tensor]], config: RunConfig, *, fused: bool = True
-) -> torch.optim.AdamW:
-    """Returns AdamW without weight decay on biases, norms and single vectors."""
-    with torch.device("meta"):
-        full = Transformer(config.model).named_parameters()
-    matrices = {name for name, p in full if sum(size > 1 for size in p.shape) >= 2}
-    optimizer = config.optimizer
-    decayed: list[Tensor] = []
-    others: list[Tensor] = []
-    for name, parameter in named_parameters:  # they may be sharded
-        (decayed if plain_name(name) in matrices else others).append(parameter)
-    return torch.optim.AdamW(
-        [
-            {"params": decayed, "weight_decay": optimizer.weight_decay},
-            {"params": others, "weight_decay": 0.0},
-        ],
-        lr=optimizer.learning_rate,
-        betas=(optimizer.beta1, optimizer.beta2),
-        eps=optimizer.epsilon,
-        fused=fused,
-    )

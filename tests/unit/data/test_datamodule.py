@@ -9,21 +9,16 @@ import torch
 
 from recipes import bert, gpt, vit
 from unitransformer.config import DataConfig, ParallelConfig, RunConfig
-from unitransformer.data import datamodule
-from unitransformer.data.datamodule import (
-    DataModule,
+from unitransformer.data import baselines
+from unitransformer.data.baselines import (
     count_tokens,
     most_frequent_baseline,
     unigram_baseline,
     validation_targets,
 )
-from unitransformer.data.sampler import (
-    BatchIndices,
-    TrainSampler,
-    ValidationSampler,
-    permutation,
-    uniform,
-)
+from unitransformer.data.counter_rng import uniform
+from unitransformer.data.datamodule import DataModule
+from unitransformer.data.sampler import BatchIndices, TrainSampler, ValidationSampler, permutation
 from unitransformer.data.sources import Synthetic, load_source
 from unitransformer.data.text import MaskedTokens, NextTokens
 from unitransformer.data.tokenizer import SPECIAL_TOKENS
@@ -209,7 +204,7 @@ def test_a_batch_of_images_can_be_pinned() -> None:
 
 def test_tokens_are_counted_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     tokens = np.random.default_rng(0).integers(0, 9, 1000).astype(np.uint16)
-    monkeypatch.setattr(datamodule, "CHUNK_TOKENS", 64)
+    monkeypatch.setattr(baselines, "CHUNK_TOKENS", 64)
     assert count_tokens(tokens, 12).tolist() == np.bincount(tokens, minlength=12).tolist()
 
 

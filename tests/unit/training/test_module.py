@@ -19,7 +19,7 @@ from unitransformer.record.metrics import recorded_steady_state
 from unitransformer.record.schema import load_record
 from unitransformer.run import RunFailed, RunOutcome, RunPaths, run
 from unitransformer.training import module
-from unitransformer.training.module import build_optimizer
+from unitransformer.training.optimizer import build_optimizer
 from unitransformer.transformer import Transformer
 
 TINY = {"width": 16, "num_layers": 2, "num_heads": 2, "feedforward_width": 32, "dropout": 0.1}
