@@ -4,17 +4,14 @@ A damaged file is left out with its reason and never stops the others. File name
 folder that the caller gives, so that a report can be moved together with its records.
 """
 
-import contextlib
 import functools
 import hashlib
 import json
 import os
-from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
-
-import orjson
 
 from scaling.parity.certificate import Certificate
 from scaling.parity.certificate_file import is_certificate, read_certificate
@@ -22,10 +19,9 @@ from scaling.store.outcome import CELLS, CellOutcome, is_outcome, read_outcome
 from scaling.store.required_fields import check_required_fields
 from scaling.store.run import Run
 from unitransformer.checkpoint.names import is_checkpoint_name
-from unitransformer.launch.background import start_in_background
 from unitransformer.launch.gc_pause import pause_gc
-from unitransformer.record.checksums import CHECKSUMS, parse_json
-from unitransformer.record.schema import config_of, read_record, upgrade
+from unitransformer.record.checksums import CHECKSUMS, Field, parse_json
+from unitransformer.record.schema import read_record
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,11 +64,6 @@ class Store:
 
 
 _Loaded = Run | Certificate | CellOutcome | UnusedFile
-_UNREADABLE = (OSError, ValueError, OverflowError)
-
-# Of many files, this process checks the first part and another one the rest meanwhile.
-MANY = 500
-OWN_SHARE = 0.4
 
 
 def load_store(folders: Sequence[Path], *, relative_to: Path) -> Store:
@@ -93,17 +84,21 @@ def load_store(folders: Sequence[Path], *, relative_to: Path) -> Store:
     left_out = [
         _damaged(relative_name(Path(error.filename), relative_to), error) for error in unreadable
     ]
-    for name, content in _load_all(sorted(paths.items())):
-        if isinstance(content, UnusedFile):
-            left_out.append(content)
-        elif (first := first_names.setdefault(_identity(content), name)) != name:
-            left_out.append(UnusedFile(name=name, kind="duplicate", reason=f"the same as {first}"))
-        elif isinstance(content, CellOutcome):
-            outcomes[name] = content
-        elif isinstance(content, Certificate):
-            certificates.append(content)
-        else:
-            runs.append(content)
+    known = dict[bytes, Field]()  # records of one machine share fields
+    with pause_gc():
+        for name, path in sorted(paths.items()):
+            content = _load(path, name, known)
+            if isinstance(content, UnusedFile):
+                left_out.append(content)
+            elif (first := first_names.setdefault(_identity(content), name)) != name:
+                reason = f"the same as {first}"
+                left_out.append(UnusedFile(name=name, kind="duplicate", reason=reason))
+            elif isinstance(content, CellOutcome):
+                outcomes[name] = content
+            elif isinstance(content, Certificate):
+                certificates.append(content)
+            else:
+                runs.append(content)
     runs, unfinished = _split_unfinished(runs, outcomes)
     return Store(
         runs=tuple(runs),
@@ -175,50 +170,14 @@ def _damaged(name: str, error: Exception) -> UnusedFile:
     return UnusedFile(name=name, kind="damaged", reason=reason)
 
 
-def _load_all(files: Sequence[tuple[str, Path]]) -> list[tuple[str, _Loaded]]:
-    """Returns name and content of each file; of many, a second process checks some meanwhile."""
-    own, find_sound = len(files), None
-    if len(files) >= MANY:
-        own = int(len(files) * OWN_SHARE)
-        find_sound = start_in_background(functools.partial(_find_sound, files[own:]))
-    with pause_gc():
-        loaded = [(name, _load(path, name)) for name, path in files[:own]]
-        sound = find_sound() if find_sound is not None else frozenset()
-        loaded += [(name, _load(path, name, sound)) for name, path in files[own:]]
-    return loaded
-
-
-def _find_sound(files: Sequence[tuple[str, Path]]) -> frozenset[bytes]:
-    """Returns digests of the files that hold a sound record; leaves the others to the caller."""
-    sound = set()
-    with pause_gc():
-        for name, path in files:
-            with contextlib.suppress(*_UNREADABLE):
-                content = path.read_bytes()
-                values, checksums_hold = parse_json(content)
-                if checksums_hold and isinstance(_interpret(values, name, checksums_hold), Run):
-                    sound.add(_digest(content))
-    return frozenset(sound)
-
-
-def _digest(content: bytes) -> bytes:
-    return hashlib.sha256(content).digest()
-
-
-def _load(path: Path, name: str, sound: Collection[bytes] = ()) -> _Loaded:
-    """Reads a file; a content with one of the digests in `sound` needs no check."""
+def _load(path: Path, name: str, known: dict[bytes, Field]) -> _Loaded:
     try:
-        content = path.read_bytes()
-        if sound and _digest(content) in sound:
-            record = upgrade(orjson.loads(content))
-            return Run(name=name, record=record, config=config_of(record))
-        values, checksums_hold = parse_json(content)
-        return _interpret(values, name, checksums_hold)
-    except _UNREADABLE as error:
+        return _interpret(*parse_json(path.read_bytes(), known), name)
+    except (OSError, ValueError, OverflowError) as error:
         return _damaged(name, error)
 
 
-def _interpret(record: Any, name: str, checksums_hold: bool) -> _Loaded:
+def _interpret(record: Any, checksums_hold: bool, name: str) -> _Loaded:
     is_ours = isinstance(record, dict) and record.keys() & {"schema", "step_s"}
     if not is_ours or record.get("kind") == "study":
         return UnusedFile(name=name, kind="foreign", reason="not a run record")

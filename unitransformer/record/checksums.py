@@ -75,21 +75,25 @@ def read_json(path: Path) -> Any:
     return parse_json(path.read_bytes())[0]
 
 
-def parse_json(content: bytes) -> tuple[Any, bool]:
+# A field as a line of `to_text`: its text, name, value and the digest of its text.
+Field = tuple[bytes, str, Any, str]
+
+
+def parse_json(content: bytes, known: dict[bytes, Field] | None = None) -> tuple[Any, bool]:
     """Returns the values in JSON, and whether its text already proves that all checksums hold.
 
     Otherwise `verify_checksums` has to decide.
 
+    Args:
+        known: fields of the content that was parsed before. Values whose text is the same are not
+            parsed again, so that contents share them.
+
     Raises:
         ValueError: it is not JSON, or a number is not spelled as Python spells it.
     """
-    try:
-        values = orjson.loads(content)
-    except orjson.JSONDecodeError:
-        pass  # not JSON, or a number that only Python reads: decided below
-    else:
-        if isinstance(values, dict) and _holds(values, content):
-            return values, True
+    values = _parse_lines(content, {} if known is None else known)
+    if values is not None:
+        return values, True
     try:
         return json.loads(content.decode(), parse_float=_exact_float), False
     except RecursionError as error:
@@ -98,39 +102,44 @@ def parse_json(content: bytes) -> tuple[Any, bool]:
         raise ValueError(f"not JSON as it was written: {error}") from error
 
 
-def _holds(values: Mapping[str, Any], content: bytes) -> bool:
-    """Returns whether all lines of a text of `to_text` have their checksum.
+def _parse_lines(content: bytes, known: dict[bytes, Field]) -> dict[str, Any] | None:
+    """Returns the values in a text of `to_text` if all lines have their checksum.
 
-    False proves nothing: the text may have another layout.
+    None proves nothing: the text may have another layout.
     """
+    first, *lines, end = content.split(b"\n") if content.count(b"\n") > 2 else (b"", b"")
+    if first != b"{" or end != b"" or lines.pop() != b"}":
+        return None
+    lines[-1] += b","  # as the others have
+    fields = []
+    for line in lines:
+        start, _, text = line.partition(b'": ')
+        field = known.get(start)
+        if field is None or field[0] != text:
+            if not (start.startswith(b' "') and text.endswith(b",")):
+                return None
+            try:
+                name, value = orjson.loads(start + b'"'), orjson.loads(text[:-1])
+            except orjson.JSONDecodeError:  # not JSON, or a number that only Python reads
+                return None
+            field = known[start] = (text, name, value, _digest(text[:-1]))
+        fields.append(field)
+    values = {name: value for _, name, value, _ in fields}
     own_name = _name_in(values)
     checksums = values.get(own_name)
-    first, *lines, last, end = content.split(b"\n") if content.count(b"\n") > 1 else (b"",) * 3
-    if (first, last, end) != (b"{", b"}", b"") or not isinstance(checksums, dict):
-        return False
-    if len(lines) != len(values) or values.keys() != {*checksums, own_name}:
-        return False
-    for name, line in zip(values, lines, strict=True):
-        start = _line_start(name)
-        text = line[len(start) :].removesuffix(b",")
-        if not line.startswith(start):
-            return False
-        if name != own_name and not _has_checksum(text, checksums[name]):
-            return False
-    return True
-
-
-@functools.lru_cache(maxsize=1024)  # records share the names of their fields
-def _line_start(name: str) -> bytes:
-    return f" {json.dumps(name)}: ".encode()
+    if not isinstance(checksums, dict) or {*checksums, own_name} != values.keys():
+        return None
+    holds = all(
+        name == own_name or checksums[name] == digest or _has_checksum(text[:-1], checksums[name])
+        for text, name, _, digest in fields
+    )
+    return values if holds and len(values) == len(fields) else None
 
 
 def _has_checksum(text: bytes, checksum: object) -> bool:
-    if _digest(text) == checksum:
-        return True
+    """Records of schema 2 do not sort the names within a field, as its checksum does."""
     if not text.startswith((b"{", b"[{")):
         return False
-    # Records of schema 2 do not sort the names within a field, as its checksum does.
     lists = text[1:-2].split(b"], ")
     is_flat = text.startswith(b"{") and text.endswith(b"]}")
     if is_flat and text.count(b'"') == 2 * len(lists) == 2 * text.count(b'": ['):

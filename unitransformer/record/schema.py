@@ -67,13 +67,8 @@ def read_record(
         )
     if not checksums_hold:
         verify_checksums(values, where)
-    record = upgrade(values)
+    record = migrate(values, SCHEMA) if values["schema"] == OLD_SCHEMA else values
     return record, validate(record, where)
-
-
-def upgrade(values: Record) -> Record:
-    """Returns the values of a sound record with the names of today's schema."""
-    return migrate(values, SCHEMA) if values["schema"] == OLD_SCHEMA else values
 
 
 def validate(record: Mapping[str, Any], where: str = "record") -> RunConfig:

@@ -385,7 +385,7 @@ def test_the_ideal_line_on_the_same_cores_falls_with_threads_per_rank() -> None:
     split, whole = efficiency({1: 4, 2: 2, 4: 1}), efficiency({1: 2, 2: 2})
     assert ideal(split) == [(1, 1.0), (2, 0.5), (4, 0.25)]
     assert split.y == "efficiency (1 = linear speed-up)"
-    assert "Ranks share the cores of one machine" in split.caption
+    assert "All ranks share the cores of one machine" in split.caption
     assert (ideal(whole), whole.y) == ([(1, 1.0), (2, 1.0)], "efficiency (1 = ideal)")
 
 
