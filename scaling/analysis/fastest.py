@@ -3,6 +3,7 @@
 Only those with proven loss parity are ranked; those without a steady run have a reason.
 """
 
+import functools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -13,7 +14,7 @@ from scaling.parity.certificate import Certificate
 from scaling.store.conditions import differences
 from scaling.store.reader import Cell
 from scaling.store.run import Run
-from unitransformer.config import RunConfig
+from unitransformer.config import ParallelConfig, RunConfig
 from unitransformer.costs.flops import count_parameters
 
 UNPROVEN = "no certificate of loss parity covers it"
@@ -96,14 +97,14 @@ def find_tried(runs: Iterable[Run], cells: Sequence[Cell]) -> dict[Key, TriedCan
 
 
 def _shared(config: RunConfig) -> Key:
-    parallel = replace(
-        config.parallel,
-        strategy="auto",
-        compile="off",
-        activation_checkpointing="off",
-        cpu_offload=False,
-    )
+    parallel = _without_candidate(config.parallel)
     return replace(config, parallel=parallel, batch_size=1, accumulate=1), config.global_batch_size
+
+
+@functools.lru_cache  # thousands of runs share few
+def _without_candidate(parallel: ParallelConfig) -> ParallelConfig:
+    plain = replace(parallel, strategy="auto", compile="off", cpu_offload=False)
+    return replace(plain, activation_checkpointing="off")
 
 
 def _without_record(cells: Sequence[Cell]) -> Iterator[tuple[RunConfig, str, str]]:

@@ -146,7 +146,7 @@ def _relative(target: str, folder: str) -> str:
     if target.startswith(("#", "/")) or "://" in target:
         return target
     parts = folder.split("/")
-    if "." not in folder and not target.startswith((parts[0], ".")):  # as of most records
+    if "." not in folder and not target.startswith((parts[0], "./")):  # as of most records
         return f"{'../' * len(parts)}{target}"
     return quote(posixpath.relpath(unquote(target), folder))
 
