@@ -21,7 +21,7 @@ from scaling.store.run import Run
 from unitransformer.checkpoint.names import is_checkpoint_name
 from unitransformer.launch.gc_pause import pause_gc
 from unitransformer.record.checksums import CHECKSUMS, Field, parse_json
-from unitransformer.record.schema import read_record
+from unitransformer.record.schema import Record, read_record
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,10 +84,11 @@ def load_store(folders: Sequence[Path], *, relative_to: Path) -> Store:
     left_out = [
         _damaged(relative_name(Path(error.filename), relative_to), error) for error in unreadable
     ]
-    known = dict[bytes, Field]()  # records of one machine share fields
+    # Records of one machine share fields, which are parsed and checked once.
+    known, like = dict[bytes, Field](), None
     with pause_gc():
         for name, path in sorted(paths.items()):
-            content = _load(path, name, known)
+            content = _load(path, name, known, like)
             if isinstance(content, UnusedFile):
                 left_out.append(content)
             elif (first := first_names.setdefault(_identity(content), name)) != name:
@@ -99,6 +100,7 @@ def load_store(folders: Sequence[Path], *, relative_to: Path) -> Store:
                 certificates.append(content)
             else:
                 runs.append(content)
+                like = content.record if content.is_ok else like
     runs, unfinished = _split_unfinished(runs, outcomes)
     return Store(
         runs=tuple(runs),
@@ -170,14 +172,14 @@ def _damaged(name: str, error: Exception) -> UnusedFile:
     return UnusedFile(name=name, kind="damaged", reason=reason)
 
 
-def _load(path: Path, name: str, known: dict[bytes, Field]) -> _Loaded:
+def _load(path: Path, name: str, known: dict[bytes, Field], like: Record | None) -> _Loaded:
     try:
-        return _interpret(*parse_json(path.read_bytes(), known), name)
+        return _interpret(*parse_json(path.read_bytes(), known), name, like)
     except (OSError, ValueError, OverflowError) as error:
         return _damaged(name, error)
 
 
-def _interpret(record: Any, checksums_hold: bool, name: str) -> _Loaded:
+def _interpret(record: Any, checksums_hold: bool, name: str, like: Record | None) -> _Loaded:
     is_ours = isinstance(record, dict) and record.keys() & {"schema", "step_s"}
     if not is_ours or record.get("kind") == "study":
         return UnusedFile(name=name, kind="foreign", reason="not a run record")
@@ -187,7 +189,7 @@ def _interpret(record: Any, checksums_hold: bool, name: str) -> _Loaded:
         return read_certificate(record, name)
     record, config = read_record(record, checksums_hold=checksums_hold)
     if record["status"] == "ok":
-        check_required_fields(record)
+        check_required_fields(record, like)
     run = Run(name=name, record=record, config=config)
     if run.is_ok:
         _ = run.mfu  # raises if its rows contradict each other

@@ -1,6 +1,6 @@
 """What a report needs of the record of an `ok` run, beyond what `record.schema` validates."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import NoneType
 from typing import Any
 
@@ -73,32 +73,39 @@ BASELINE: dict[str, Kinds] = {"name": str, "loss": OPTIONAL_NUMBER, "accuracy": 
 VALIDATION: dict[str, Kinds] = {"step": int, "val_loss": NUMBER, "val_accuracy": NUMBER}
 
 
-def check_required_fields(record: Record) -> None:
-    """Raises ValueError for the first field that is missing, malformed or inconsistent."""
-    check_fields(record, FIELDS, "record")
-    check_lists(record, LISTS, "record")
-    for field in ("hardware", "ceiling", "compile", "peak_bytes", "segment_starts"):
-        if not record[field]:
-            raise ValueError(f"record: {field} is empty")
-    _check_items(record["excluded_steps"], EXCLUDED_STEP, "record: excluded_steps")
-    _check_items(record["ceiling"], CEILING, "record: ceiling")
-    _check_items(record["gpu"], GPU, "record: gpu")
-    for rank, gpu in enumerate(record["gpu"]):
-        if gpu is not None:
-            check_lists(gpu, {"samples": dict}, f"record: gpu.{rank}")
-            _check_items(gpu["samples"], GPU_SAMPLE, f"record: gpu.{rank}.samples")
-    _check_items(record["compile"], COMPILE, "record: compile")
-    for rank, compiled in enumerate(record["compile"]):
-        where = f"record: compile.{rank}"
-        check_lists(compiled, {"graph_breaks": dict, "recompiles": dict}, where)
-        _check_items(compiled["graph_breaks"], GRAPH_BREAK, f"{where}.graph_breaks")
-        _check_items(compiled["recompiles"], RECOMPILE, f"{where}.recompiles")
-    for rank, host in enumerate(record["hardware"]):
-        check_fields(host, HOST_FIELDS, f"record: hardware.{rank}", missing=None)
-    validation = record["validation"]
-    _check_items(validation["history"], VALIDATION, "record: validation.history")
-    if validation["baseline"] is not None:
-        check_fields(validation["baseline"], BASELINE, "record: validation.baseline")
+NOT_EMPTY = ("hardware", "ceiling", "compile", "peak_bytes", "segment_starts")
+
+
+def _by_field(kinds: Mapping[str, Kinds]) -> dict[str, dict[str, Kinds]]:
+    """Groups dotted names by the top-level field of the record that they are in."""
+    grouped: dict[str, dict[str, Kinds]] = {}
+    for name, kind in kinds.items():
+        grouped.setdefault(name.partition(".")[0], {})[name] = kind
+    return grouped
+
+
+_FIELDS, _LISTS = _by_field(FIELDS), _by_field(LISTS)
+
+
+def check_required_fields(record: Record, like: Mapping[str, Any] | None = None) -> None:
+    """Raises ValueError for the first field that is missing, malformed or inconsistent.
+
+    Args:
+        like: a record that was checked before. Values that the two share are not checked again.
+    """
+
+    def is_new(name: str) -> bool:
+        return like is None or name not in record or like[name] is not record[name]
+
+    for name in filter(is_new, _FIELDS):
+        check_fields(record, _FIELDS[name], "record")
+    for name in filter(is_new, _LISTS):
+        check_lists(record, _LISTS[name], "record")
+    for name in NOT_EMPTY:
+        if not record[name]:
+            raise ValueError(f"record: {name} is empty")
+    for name in filter(is_new, _CHECKS):
+        _CHECKS[name](record[name], f"record: {name}")
     num_steps, start = len(record["step_s"]), record["steady_from"]
     if min(record["step_s"]) <= 0:
         raise ValueError("record: step_s holds a step that took no time")
@@ -124,3 +131,40 @@ def _check_items(
     for index, item in enumerate(items):
         if item is not None:  # a rank without the measurement
             check_fields(item, kinds, f"{where}.{index}")
+
+
+def _check_gpu(ranks: Sequence[Mapping[str, Any] | None], where: str) -> None:
+    _check_items(ranks, GPU, where)
+    for rank, gpu in enumerate(ranks):
+        if gpu is not None:
+            check_lists(gpu, {"samples": dict}, f"{where}.{rank}")
+            _check_items(gpu["samples"], GPU_SAMPLE, f"{where}.{rank}.samples")
+
+
+def _check_compile(ranks: Sequence[Mapping[str, Any]], where: str) -> None:
+    _check_items(ranks, COMPILE, where)
+    for rank, compiled in enumerate(ranks):
+        check_lists(compiled, {"graph_breaks": dict, "recompiles": dict}, f"{where}.{rank}")
+        _check_items(compiled["graph_breaks"], GRAPH_BREAK, f"{where}.{rank}.graph_breaks")
+        _check_items(compiled["recompiles"], RECOMPILE, f"{where}.{rank}.recompiles")
+
+
+def _check_hardware(hosts: Sequence[Mapping[str, Any]], where: str) -> None:
+    for rank, host in enumerate(hosts):
+        check_fields(host, HOST_FIELDS, f"{where}.{rank}", missing=None)
+
+
+def _check_validation(validation: Mapping[str, Any], where: str) -> None:
+    _check_items(validation["history"], VALIDATION, f"{where}.history")
+    if validation["baseline"] is not None:
+        check_fields(validation["baseline"], BASELINE, f"{where}.baseline")
+
+
+_CHECKS: dict[str, Callable[[Any, str], None]] = {
+    "excluded_steps": lambda items, where: _check_items(items, EXCLUDED_STEP, where),
+    "ceiling": lambda ranks, where: _check_items(ranks, CEILING, where),
+    "gpu": _check_gpu,
+    "compile": _check_compile,
+    "hardware": _check_hardware,
+    "validation": _check_validation,
+}

@@ -100,6 +100,23 @@ def test_records_share_the_values_of_fields_with_the_same_text(tmp_path: Path) -
     )
 
 
+def test_a_field_that_the_record_before_has_is_still_required(tmp_path: Path) -> None:
+    record = make_record()
+    assert record["no_steady_state_reason"] is None
+    write_record(record, tmp_path / "a.json")
+    for name in ("no_steady_state_reason", "ceiling", "gpu", "compile", "mfu"):
+        lacking = {field: value for field, value in record.items() if field != name}
+        write_record(lacking, tmp_path / f"b-{name}.json")
+        broken = record | {name: "text", "loss": [1.0] * len(STEP_S)}
+        write_record(broken, tmp_path / f"c-{name}.json")
+    write_record(record | {"seed": 1}, tmp_path / "d.json")
+    store = load_store([tmp_path], relative_to=tmp_path)
+    assert [run.name for run in store.runs] == ["a.json", "c-no_steady_state_reason.json", "d.json"]
+    for name, (kind, reason) in reasons(store).items():
+        assert kind == "damaged"
+        assert name.split("-")[1].removesuffix(".json") in reason
+
+
 def test_json_that_is_not_a_record_is_foreign(tmp_path: Path) -> None:
     (tmp_path / "list.json").write_text("[1, 2]")
     (tmp_path / "tokenizer.json").write_text('{"version": "1.0", "model": {}}')
