@@ -222,7 +222,7 @@ def _plot(
         f"At line ends: strategy, {MARKED[axis]}{of_curve}.": True,
         "Small dots: single launches.": any(mark.samples for mark in marks),
         "Bars: 95\u00a0% intervals.": any(mark.low is not None for mark in marks),
-        f"Only the {MOST_LINES} {BEST[quantity]} at the right end, of up to {most} lines.": (
+        f"Of up to {most} lines, the {MOST_LINES} {BEST[quantity]} at the right end are shown.": (
             most > MOST_LINES
         ),
         f"Only the {MOST_PANELS} {BEST[quantity]} of {len(best)} panels.": len(best) > MOST_PANELS,

@@ -91,7 +91,7 @@ def check_required_fields(record: Record, like: Mapping[str, Any] | None = None)
     """Raises ValueError for the first field that is missing, malformed or inconsistent.
 
     Args:
-        like: a record that was checked before. Values that the two share are not checked again.
+        like: a record that passed this check. Objects that it shares are not checked again.
     """
 
     def is_new(name: str) -> bool:

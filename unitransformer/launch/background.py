@@ -1,4 +1,4 @@
-"""Computes something in a second process meanwhile."""
+"""Runs a function in a second process while this one goes on."""
 
 import contextlib
 import multiprocessing
@@ -38,5 +38,7 @@ def start_in_background(function: Callable[[], T]) -> Callable[[], T] | None:
 
 
 def _send(function: Callable[[], object], sender: Connection) -> None:
-    with contextlib.suppress(Exception, KeyboardInterrupt):  # the caller meets it again
+    with contextlib.suppress(
+        Exception, KeyboardInterrupt
+    ):  # `wait` calls it again, which raises it
         sender.send(function())

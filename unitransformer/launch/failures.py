@@ -69,7 +69,7 @@ def _torchrun_timestamp(path: Path) -> int:
 
 
 def failure_of(error: BaseException, *, rank: int = 0, is_bad_usage: bool = False) -> RankFailure:
-    """Returns why a rank ended that ends by this exception, now."""
+    """Describes the failure of a rank that an exception has just ended."""
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, OSError):
         cause = cause.__cause__ or cause.__context__

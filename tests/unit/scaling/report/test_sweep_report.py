@@ -317,8 +317,8 @@ def test_a_panel_has_six_lines_at_most_and_the_caption_gives_the_rule() -> None:
     speed, memory = plots["gpt-s-speed-by-devices"], plots["gpt-s-memory-by-devices"]
     weak = [label for panel, label in lines(speed) if panel.startswith("weak")]
     assert weak == ["ddp, 7", "ddp, 6", "ddp, 5", "ddp, 4", "ddp, 3", "ddp, 2"]
-    assert "Only the 6 fastest at the right end, of up to 7 lines." in speed.caption
-    assert "Only the 6 smallest at the right end, of up to 7 lines." in memory.caption
+    assert "Of up to 7 lines, the 6 fastest at the right end are shown." in speed.caption
+    assert "Of up to 7 lines, the 6 smallest at the right end are shown." in memory.caption
     assert len(lines(plots["gpt-s-speed-by-batch"])) == 2
     assert "Only" not in plots["gpt-s-speed-by-batch"].caption
 
