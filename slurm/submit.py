@@ -225,7 +225,10 @@ def _run_sbatch(options: Sequence[str], script: str) -> str:
             "sbatch is not installed here; submit on a node that has SLURM, or add --dry-run"
         ) from None
     if sbatch.returncode:
-        raise ValueError(f"SLURM refuses this job: {scheduler.error_of(sbatch)}")
+        error = scheduler.error_of(sbatch)
+        if "array" in error:
+            error += f"; here an array may have {scheduler.max_array_tasks()} tasks, from 0 on"
+        raise ValueError(f"SLURM refuses this job: {error}")
     return sbatch.stdout
 
 

@@ -341,7 +341,7 @@ SuspendProgram=/bin/true
 ResumeProgram=/bin/true
 SuspendTime=600
 EnforcePartLimits=ALL
-MaxArraySize=51
+MaxArraySize=100
 PartitionName=gpu Nodes=ALL Default=YES MaxTime=2-0 State=UP
 """
 
