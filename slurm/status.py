@@ -5,6 +5,7 @@ Exit code: 0 whatever the states; 2 bad usage.
 """
 
 import math
+import re
 import sys
 import time
 from collections import Counter
@@ -23,11 +24,7 @@ from unitransformer.cli import fail
 from unitransformer.launch.variables import PROGRESS_FILE
 
 DEPTH = 3  # levels of folders to search
-# State of a job that waits for a person -> the command of scontrol that lets it go on.
-CONTINUE = {
-    **dict.fromkeys(("held", "requeue-hold", "special-exit"), "release"),
-    "suspended": "resume",
-}
+HELD = re.compile(r"JobHeld|JobHold|\bheld\b")  # reasons of pending jobs that nobody has released
 QUIET_S = 600.0  # without progress, after which a running job is reported
 
 Queue = Sequence[QueueRow] | None  # None: squeue failed
@@ -176,11 +173,13 @@ def _state(attempt: Attempt | None, queued: Queue) -> tuple[str, str]:
         if state == "running":
             return state, ""
         reasons = [row.reason] if row.reason != "None" else []
-        if row.reason == "JobHeldAdmin":
+        if state == "suspended":
+            reasons.append("SLURM or an administrator resumes it")
+        elif row.reason == "JobHeldAdmin":
             reasons.append("an administrator has to release it")
-        elif state in CONTINUE:
+        elif state in ("held", "requeue-hold", "special-exit"):
             job = row.job if row.task == "N/A" else f"{row.array}_{row.task}"
-            reasons.append(f"to continue: scontrol {CONTINUE[state]} {job}")
+            reasons.append(f"to continue: scontrol release {job}")
         if attempt and attempt.reason:
             reasons.append(f"before: {attempt.reason}")
         return state, "; ".join(reasons)
@@ -194,7 +193,8 @@ def _state(attempt: Attempt | None, queued: Queue) -> tuple[str, str]:
 def _queue_state(row: QueueRow) -> str:
     """Returns queued, held, or what SLURM says: running, suspended, special-exit ..."""
     if row.state in ("PENDING", "REQUEUED"):
-        return "held" if row.reason.startswith("JobHeld") else "queued"
+        is_held = HELD.search(row.reason)
+        return "queued" if not is_held else "requeue-hold" if "requeued" in row.reason else "held"
     return row.state.lower().replace("_", "-")
 
 

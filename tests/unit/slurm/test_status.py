@@ -69,7 +69,31 @@ def queued(
             "requeue-hold",
             "JobHeldUser; to continue: scontrol release 7_2; before",
         ),
-        ("running", queued("SUSPENDED", "None"), "suspended", "to continue: scontrol resume 7"),
+        (
+            "failed",  # as squeue shows it
+            queued("PENDING", "job requeued in held state"),
+            "requeue-hold",
+            "job requeued in held state; to continue: scontrol release 7; before: so it was",
+        ),
+        (
+            "failed",
+            queued("PENDING", "launch failed requeued held"),
+            "requeue-hold",
+            "launch failed",
+        ),
+        (
+            "failed",
+            queued("PENDING", "JobHoldMaxRequeue"),
+            "held",
+            "JobHoldMaxRequeue; to continue",
+        ),
+        ("running", queued("PENDING", "QOSUsageThreshold"), "queued", "QOSUsageThreshold; before"),
+        (
+            "running",
+            queued("SUSPENDED", "None"),
+            "suspended",
+            "SLURM or an administrator resumes it",
+        ),
     ],
 )
 def test_the_status_of_a_job_comes_from_the_queue_and_its_folder(
