@@ -28,8 +28,7 @@ ARRAY = re.compile(r"\d+(-\d+(:\d+)?)?(,\d+(-\d+(:\d+)?)?)*(%[1-9]\d*)?")
 FORMATS = {
     "name": (NAME, "at most 100 letters, digits and . _ + -"),
     **dict.fromkeys(
-        ("folder", "directory", "python"),
-        (PATH, "a path in UTF-8, without backslashes or line breaks"),
+        ("folder", "directory", "python"), (PATH, "a UTF-8 path without backslashes or line breaks")
     ),
     "time": (TIME, "30 (minutes), 2:00:00, 1-12:00:00 or UNLIMITED"),
     "partition": (TEXT, "the name of a partition, or several with commas"),
@@ -89,18 +88,18 @@ class Job:
             self._check_gpus()
 
     @property
-    def has_no_time_limit(self) -> bool:
+    def is_unlimited(self) -> bool:
         return self.time is not None and seconds_of(self.time) is None
 
     def _check_gpus(self) -> None:
         """Raises ValueError if the cluster's own request for GPUs disagrees with this job."""
-        cluster, number = self.cluster, self.cluster.extra_gpus
-        if number is not None and number != self.devices:
+        number = self.cluster.extra_gpus
+        if number not in (None, self.devices):
             raise ValueError(
                 f"devices is {self.devices}, but extra of the cluster requests {number} GPUs per "
                 f'node; give --devices {number}, or gpu_request = "gres" instead of this extra'
             )
-        if self.gpu_type is not None and (number is not None or cluster.gpu_request == "none"):
+        if self.gpu_type and (number is not None or self.cluster.gpu_request == "none"):
             raise ValueError(
                 f"gpu-type is {self.gpu_type}, but the cluster leaves the request for GPUs to its "
                 "extra; leave gpu-type out and write the type there"
@@ -133,7 +132,7 @@ def _directives(job: Job) -> list[str]:
         "gpus-per-node": gpus if request == "gpus-per-node" else None,
         "gres": _quote(",".join(gres)) if gres else None,
         "cpus-per-task": cpus,
-        "time": "UNLIMITED" if job.has_no_time_limit else job.time,
+        "time": "UNLIMITED" if job.is_unlimited else job.time,
         **{name: _quote(value) for name in PASSED_ON if (value := getattr(job, name)) is not None},
         "signal": f"{cluster.signal}@{cluster.signal_ahead_s}",
         "open-mode": "append",
@@ -159,7 +158,7 @@ def _quote(value: str) -> str:
 
 def _comment(job: Job) -> str:
     signal = f"{job.cluster.signal} arrives {job.cluster.signal_ahead_s} s before the time limit:"
-    if job.has_no_time_limit:
+    if job.is_unlimited:
         signal = "There is no time limit. If a signal arrives, as in a preemption,"
     if job.target == "sweep":
         return (
@@ -232,9 +231,9 @@ def _one_option_per_line(arguments: Sequence[str]) -> list[str]:
     return [shlex.join(line) for line in lines]
 
 
-def seconds_of(time: str) -> int | None:
-    """Converts a time in one of SLURM's formats (`TIME`); None if it means no limit."""
-    if not time[0].isdigit():
+def seconds_of(time: str | None) -> int | None:
+    """Converts a time in one of SLURM's formats (`TIME`); None if it is no limit or not given."""
+    if time is None or not time[0].isdigit():
         return None
     days, dash, rest = time.rpartition("-")
     parts = [int(part) for part in rest.split(":")]

@@ -25,7 +25,7 @@ VARIABLE = re.compile(
 # One value for all nodes cannot contain these; the home of another user may be anywhere.
 NOT_EXPANDED = re.compile(
     r"(?:^|(?<=:))~\w[^/:]*"
-    r"|\$\{?(HOSTNAME|SLURMD_NODENAME|SLURM_(NODE|PROC|LOCAL)ID|(LOCAL_)?RANK)\b"
+    r"|(?<!\\)\$\{?(HOSTNAME|SLURMD_NODENAME|SLURM_(NODE|PROC|LOCAL)ID|(LOCAL_)?RANK)\b"
 )
 
 
@@ -60,10 +60,8 @@ class Cluster:
             raise ValueError(
                 f"signal_ahead_s is {self.signal_ahead_s}; give seconds, from 1 to 65535"
             )
-        if self.max_array_tasks is not None and self.max_array_tasks < 0:
-            raise ValueError(
-                f"max_array_tasks is {self.max_array_tasks}; give a number, or 0 for no arrays"
-            )
+        if (tasks := self.max_array_tasks) is not None and tasks < 0:
+            raise ValueError(f"max_array_tasks is {tasks}; give a number, or 0 for no arrays")
         for option in self.extra:
             if not re.fullmatch(rf"--[a-z][a-z-]*(=[^{CONTROL}]*)?", option):
                 raise ValueError(f"extra holds {option!r}; give options of sbatch: --switches=1")
@@ -81,15 +79,15 @@ class Cluster:
     @property
     def extra_gpus(self) -> int | None:
         """The number of GPUs per node that `extra` requests; None if it does not."""
-        counts = []
+        items = []  # 4, h200:4, gpu, gpu:4, gpu:h200:4
         for option in self.extra:
             name, _, value = option.partition("=")
-            for item in value.split(","):  # h200:4, gpu, gpu:4, gpu:h200:4
+            for item in value.split(","):
                 is_gpu = re.match(r"(gres[:/])?gpu(:|$)", item)
                 if name == "--gpus-per-node" or (name == "--gres" and is_gpu):
-                    last = item.rpartition(":")[2]
-                    counts.append(int(last) if last.isdecimal() else 1)
-        return sum(counts) if counts else None
+                    items.append(item)
+        numbers = [item.rpartition(":")[2] for item in items]
+        return sum(int(n) if n.isdecimal() else 1 for n in numbers) if items else None
 
 
 def _refuse(pattern: re.Pattern[str], texts: Sequence[tuple[str, str]], fix: str) -> None:

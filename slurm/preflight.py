@@ -58,7 +58,7 @@ def _cell_time_limit(job: Job) -> list[str]:
 
     Without it, one task after the other would release a cell that takes longer.
     """
-    time_s = seconds_of(job.time) if job.time else None
+    time_s = seconds_of(job.time)
     if time_s is None:
         return []
     left_s = time_s - job.cluster.signal_ahead_s - START_S

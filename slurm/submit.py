@@ -153,7 +153,7 @@ def build_job(options: jsonargparse.Namespace, arguments: Sequence[str]) -> Job:
         cluster=cluster,
     )
     _check_folder(folder)
-    time_s = seconds_of(job.time) if job.time else None
+    time_s = seconds_of(job.time)
     if time_s is not None and time_s <= cluster.signal_ahead_s:
         raise ValueError(
             f"time is {job.time}, and the signal to save arrives {cluster.signal_ahead_s} s before "

@@ -42,6 +42,7 @@ def test_example_clusters_are_valid(name: str) -> None:
         ('[a]\nextra = ["--a=b\\u0000"]', "extra holds '--a=b\\x00'; give options of sbatch"),
         ("[a]\nlocal_disk = '~anna/x'", "local_disk is '~anna/x', which holds ~anna; write a path"),
         ("[a]\nlocal_disk = '/x/${HOSTNAME}'", "which holds ${HOSTNAME; write a path that all"),
+        ("[a]\nlocal_disk = 'x:~anna'", "which holds ~anna; write a path that all nodes share"),
         ("[a]\nenvironment = { A = '$SLURM_NODEID' }", "A is '$SLURM_NODEID', which holds"),
         ("[b]", "cluster is a, and"),
     ],
@@ -82,3 +83,10 @@ def test_whole_numbers_are_text_where_text_belongs(tmp_path: Path) -> None:
     cluster = load_cluster("a", path)
     assert (cluster.account, cluster.devices) == ("4711", 4)
     assert cluster.environment == (("OMP_NUM_THREADS", "8"),)
+
+
+def test_an_escaped_name_of_a_variable_is_text(tmp_path: Path) -> None:
+    path = tmp_path / "clusters.toml"
+    path.write_text(r"""[a]
+local_disk = '/x/\$HOSTNAME/\~anna'""")
+    assert load_cluster("a", path).local_disk == r"/x/\$HOSTNAME/\~anna"

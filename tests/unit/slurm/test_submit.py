@@ -43,7 +43,7 @@ def place(tmp_path: Path, repository: Path, monkeypatch: pytest.MonkeyPatch) -> 
             "recipes.gpt -- --repeats 3",
             "--repeats after --: a job runs its recipe once",
         ),
-        ("recipes.gpt --folder a\\b", "give a path in UTF-8, without backslashes"),
+        ("recipes.gpt --folder a\\b", "give a UTF-8 path without backslashes"),
         ("recipes.gpt quick", "quick is before --; put options of the recipe after it"),
         ("recipes.gpt -- --devices 4", "--devices after --: give it before --"),
         ("recipes.gpt -- --size 124n", "recipe gpt: size"),
