@@ -194,8 +194,7 @@ def check_shape(allocation: Allocation, args: JobArgs) -> None:
     if gpus is not None and gpus != tasks and not may_use_cpu:
         raise ValueError(
             f"the job has {tasks} tasks per node but {gpus} GPUs per node, and each task uses one "
-            f"GPU; submit with --ntasks-per-node={gpus} --gpus-per-node={gpus}, or other equal "
-            "numbers"
+            f"GPU; submit with --ntasks-per-node={gpus}, or request {tasks} GPUs per node"
         )
 
 
