@@ -25,7 +25,7 @@ from unitransformer.data.datamodule import DataModule
 from unitransformer.data.sources import load_source
 from unitransformer.launch.devices import ResolvedConfig, resolve, set_up_process
 from unitransformer.launch.environment import process_rank
-from unitransformer.launch.signals import Stopped, StopSignalListener
+from unitransformer.launch.signals import StopSignalListener
 from unitransformer.launch.variables import PROGRESS_FILE
 from unitransformer.machine.software import describe_code
 from unitransformer.measure.clock import StepClock
@@ -211,7 +211,8 @@ class _Run:
         Raises:
             RunFailed: `error` stopped training, the history is faulty, or the disk is full.
         """
-        all_ranks = error is None or isinstance(error, Stopped)  # ranks can still communicate
+        # All ranks have left training at the same step, and can still communicate.
+        all_ranks = error is None or error is self.module.stop_error
         record: Record | None = None
         if self.is_first or all_ranks:
             reading = self.instruments.reading(self.trainer.strategy.root_device)
