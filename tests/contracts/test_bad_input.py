@@ -457,7 +457,7 @@ def test_the_checkpoint_of_another_run_is_refused_with_both_values(
 def test_resuming_from_a_checkpoint_that_does_not_exist_is_refused(refuse: Refuse) -> None:
     path = Path("nowhere", CHECKPOINT)
     said = refuse(f"{TEXT} --checkpoint-dir kept --resume {path}")
-    assert said == f"resume {path.absolute()} is not a folder; give the path of a checkpoint"
+    assert said == f"resume {path.absolute()} does not exist; give the path of a checkpoint"
 
 
 @pytest.mark.parametrize("path", ["kept", "text.txt", "kept/lock", "step-2"])

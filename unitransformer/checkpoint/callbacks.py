@@ -198,8 +198,8 @@ def find_resume(config: RunConfig, folder: Path | None, *, resume: ResumeMode) -
         raise ValueError(
             f"checkpoint-dir {folder} holds no checkpoint to resume; run without --resume first"
         )
-    if not path.is_dir():
-        raise ValueError(f"resume {path} is not a folder; give the path of a checkpoint")
+    if not path.exists():
+        raise ValueError(f"resume {path} does not exist; give the path of a checkpoint")
     run_state = reader.read_run_state(path)
     reader.check_same_run(run_state, config, path)
     step = len(run_state["loss"])
