@@ -11,6 +11,7 @@ from typing import Any, Literal
 import jsonargparse
 
 from recipes.presets import Defaults, Preset
+from unitransformer.checkpoint.names import NUM_KEPT, is_checkpoint_name
 from unitransformer.cli import explain_parse_error
 from unitransformer.config import (
     Accelerator,
@@ -75,11 +76,14 @@ class RecipeOptions:
     out: Path = _option(Path("runs"), "folder in which each run gets a folder")
     checkpoint_dir: Path | None = _option(None, "by default a folder inside the run's folder")
     checkpoint_every: int = _option(0, "optimizer steps between checkpoints; 0: only at the end")
+    keep_checkpoints: int = _option(NUM_KEPT, "how many of the newest checkpoints to keep")
     no_checkpoint: bool = _option(False, "save no checkpoint, for runs that only measure")
     record: Path | None = _option(None, "file of the record; by default inside the run's folder")
     trace: Path | None = _option(None, "folder for a profiler trace of a few steps (Perfetto)")
-    resume: bool | Literal["auto"] = _option(
-        False, "continue from the newest checkpoint; auto: if there is one and the run is not done"
+    resume: bool | Literal["auto"] | Path = _option(
+        False,
+        "continue from the newest checkpoint, or from the one at a path; auto: from the newest if "
+        "there is one and the run is not done",
     )
     summary: bool = _option(False, "print the parameter summary and exit")
     dry_run: bool = _option(False, "print what would run and exit")
@@ -138,12 +142,21 @@ def parse(preset: Preset, arguments: Sequence[str]) -> ParsedCommand:
     given.pop("config", None)
     for name in ("out", "checkpoint_dir", "record", "trace", "init_from"):
         given[name] = None if given[name] is None else Path(os.path.expanduser(given[name]))
+    if isinstance(resume := given["resume"], str | Path) and resume != "auto":
+        given["resume"] = Path(resume).expanduser().resolve()
+        if not is_checkpoint_name(given["resume"].name):
+            raise ValueError(
+                f"resume is {str(resume)!r}; it must be true or false, auto, or the path of a "
+                "checkpoint, which is a folder such as step-00000100"
+            )
     # The parser accepts null, and text for a switch, in a file; `from_dict` does not.
     options = from_dict(RecipeOptions, given)
-    if options.repeats < 1:
-        raise ValueError(f"repeats is {options.repeats}; it must be at least 1")
-    for name in ("resume", "checkpoint_every", "checkpoint_dir"):
-        if options.no_checkpoint and getattr(options, name):
+    for name in ("repeats", "keep_checkpoints"):
+        if getattr(options, name) < 1:
+            flag = name.replace("_", "-")
+            raise ValueError(f"{flag} is {getattr(options, name)}; it must be at least 1")
+    for name in ("resume", "checkpoint_every", "checkpoint_dir", "keep_checkpoints"):
+        if options.no_checkpoint and getattr(options, name) != getattr(RecipeOptions(), name):
             flag = f"--{name.replace('_', '-')}"
             raise ValueError(
                 f"no-checkpoint saves nothing but {flag} needs checkpoints; leave one out"
@@ -235,7 +248,7 @@ def check_paths(options: RecipeOptions) -> None:
     is_folder = options.data not in ("builtin", "synthetic")
     if is_folder and not Path(options.data).expanduser().exists():
         raise ValueError(f"data {options.data} does not exist; give builtin, synthetic or a path")
-    if options.init_from is not None and options.resume is not True:
+    if options.init_from is not None and options.resume in (False, "auto"):
         if options.init_from.is_dir():
             raise ValueError(
                 f"init-from {options.init_from} is a folder; name a file, for example one that "

@@ -25,7 +25,7 @@ from unitransformer.launch.signals import STOP_SIGNALS, StopRequested, handle_si
 from unitransformer.launch.variables import without_launcher
 
 WATCH_INTERVAL_S = 2.0
-FAILED = ("crashed", "timeout", "preempted")
+FAILED = ("diverged", "crashed", "timeout", "preempted")
 
 
 def run_sweep(options: SweepOptions) -> int:

@@ -22,8 +22,8 @@ from unitransformer.record.units import format_count
 RECIPES: tuple[Recipe, ...] = get_args(Recipe)
 # Options that the sweep sets for each cell, or that do not train.
 RESERVED_OPTIONS = shlex.split(
-    "out record checkpoint-dir checkpoint-every no-checkpoint resume repeats trace summary dry-run "
-    "config print_config help"
+    "out record checkpoint-dir checkpoint-every keep-checkpoints no-checkpoint resume repeats "
+    "trace summary dry-run config print_config help"
 )
 STUDIES = Path(__file__).parents[1] / "studies"  # built-in ones
 FIELDS = ("recipe", "axes", "zip", "exclude", "options", "repeats")

@@ -454,6 +454,53 @@ def test_the_checkpoint_of_another_run_is_refused_with_both_values(
     )
 
 
+def test_resuming_from_a_checkpoint_that_does_not_exist_is_refused(refuse: Refuse) -> None:
+    path = Path("nowhere", CHECKPOINT)
+    said = refuse(f"{TEXT} --checkpoint-dir kept --resume {path}")
+    assert said == f"resume {path.absolute()} does not exist; give the path of a checkpoint"
+
+
+@pytest.mark.parametrize("path", ["kept", "text.txt", "kept/lock", "step-2"])
+def test_resuming_from_what_is_no_checkpoint_is_refused(
+    refuse: Refuse, kept: Path, path: str
+) -> None:
+    assert refuse(f"{TEXT} --resume {path}") == (
+        f"resume is '{path}'; it must be true or false, auto, or the path of a checkpoint, which "
+        "is a folder such as step-00000100"
+    )
+
+
+def test_a_checkpoint_elsewhere_is_not_resumed_into_a_folder_that_holds_others(
+    refuse: Refuse, kept: Path
+) -> None:
+    other = Path("other", "step-00000001")
+    shutil.copytree(kept, other)
+    said = refuse(f"{TEXT} --checkpoint-dir kept --max-steps 4 --resume {other}")
+    assert said.startswith(f"checkpoint-dir kept holds {kept}; add --resume to continue from it")
+
+
+@pytest.mark.parametrize("resume", ["--resume", "--resume auto"])
+def test_a_damaged_checkpoint_is_refused_with_the_command_for_the_one_before(
+    call: Call, refuse: Refuse, kept: Path, resume: str
+) -> None:
+    code, _, err = call(f"{RESUME} --max-steps 3")
+    assert code == 0, err
+    newest = Path("kept", "step-00000003")
+    part = next(newest.glob("*.distcp"))
+    part.write_bytes(_flip_one_bit(part.read_bytes()))
+    line = f"{TEXT} --checkpoint-dir kept --max-steps 4"
+    assert refuse(f"{line} {resume}") == (
+        f"checkpoint {newest} is damaged ({part.name} does not match its checksum); "
+        f"{kept} is sound: give that one, for example with --resume {kept}"
+    )
+    code, out, err = call(f"{line} --resume {kept}")
+    assert code == 0, err
+    assert f"resume  moves {newest.name} to kept/set-aside" in out
+    names = sorted(path.name for path in Path("kept").glob("step-*"))
+    assert names == [CHECKPOINT, "step-00000004"]
+    assert Path("kept", "set-aside", newest.name).is_dir()
+
+
 def _cut(whole: bytes) -> bytes:
     return whole[: len(whole) // 2]
 
@@ -813,4 +860,5 @@ def test_a_nan_loss_ends_the_run_and_its_record_names_the_step(call: Call) -> No
     assert code == 1
     assert "error: loss is nan at step 2; lower optimizer.learning_rate" in err
     record = load_record(Path("record.json"))
-    assert (record["status"], len(record["loss"])) == ("crashed", 1)
+    assert (record["status"], len(record["loss"])) == ("diverged", 1)
+    assert "Traceback" not in err
