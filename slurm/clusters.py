@@ -2,11 +2,12 @@
 
 import re
 import tomllib
+import typing
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from unitransformer.cli import suggest
+from unitransformer.cli import read_integer, suggest
 from unitransformer.config import from_dict
 
 CLUSTERS = Path(__file__).with_name("clusters.toml")
@@ -58,10 +59,10 @@ def load_cluster(name: str, path: Path = CLUSTERS) -> Cluster:
     Raises ValueError if the file or the table is missing, or a key or value is invalid.
     """
     try:
-        tables = tomllib.loads(path.read_text())
+        tables = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise ValueError(f"clusters {path} cannot be read ({error.strerror})") from error
-    except tomllib.TOMLDecodeError as error:
+    except ValueError as error:
         raise ValueError(f"clusters {path} is not TOML: {error}") from error
     if name not in tables:
         hint = suggest(name, list(tables))
@@ -73,7 +74,10 @@ def load_cluster(name: str, path: Path = CLUSTERS) -> Cluster:
     for key in table:
         if key not in known:
             raise ValueError(f"{path}: {name}.{key} is unknown; {suggest(key, known)}")
-    values = {key: _to_tuples(value, f"{path}: {name}.{key}") for key, value in table.items()}
+    hints = typing.get_type_hints(Cluster)
+    values = {
+        key: _read(hints[key], value, f"{path}: {name}.{key}") for key, value in table.items()
+    }
     try:
         return from_dict(Cluster, values, f"{path}: {name}")
     except ValueError as error:
@@ -81,11 +85,17 @@ def load_cluster(name: str, path: Path = CLUSTERS) -> Cluster:
         raise ValueError(f"{where}{error}") from error
 
 
-def _to_tuples(value: Any, where: str) -> Any:
-    """Converts TOML's lists and tables to the tuples of a frozen dataclass."""
+def _read(kind: Any, value: Any, where: str) -> Any:
+    """Reads a value of TOML as an option is read; lists and tables become tuples of text."""
+    if kind in (int, int | None):
+        try:
+            return read_integer(value)
+        except ValueError as error:
+            raise ValueError(f"{where} is {error}") from None
+    if kind in (str, str | None):
+        if type(value) not in (str, int):  # TOML does not keep how a name such as 1e3 was written
+            raise ValueError(f"{where} is {value}; it must be text: write it in quotes")
+        return str(value)
     if isinstance(value, dict):
-        for key, item in value.items():
-            if isinstance(item, dict | list):
-                raise ValueError(f"{where}.{key} is {item!r}; it must be text or a number")
-        return tuple((key, str(item)) for key, item in value.items())
-    return tuple(map(str, value)) if isinstance(value, list) else value
+        return tuple((name, _read(str, item, f"{where}.{name}")) for name, item in value.items())
+    return tuple(_read(str, item, where) for item in value) if isinstance(value, list) else value

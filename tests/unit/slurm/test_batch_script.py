@@ -257,6 +257,14 @@ def test_example_clusters_are_valid(name: str) -> None:
     assert load_cluster(name).local_disk is not None
 
 
+def test_a_number_of_a_cluster_is_read_as_an_option_is(tmp_path: Path) -> None:
+    path = tmp_path / "clusters.toml"
+    path.write_text("[a]\ndevices = '8'\nsignal_ahead_s = 1e2\naccount = 12\nenvironment = {N = 4}")
+    cluster = load_cluster("a", path)
+    assert (cluster.devices, cluster.signal_ahead_s, cluster.account) == (8, 100, "12")
+    assert cluster.environment == (("N", "4"),)
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
@@ -267,6 +275,11 @@ def test_example_clusters_are_valid(name: str) -> None:
         ("[a]\nextra = ['rm -rf']", "extra holds 'rm -rf'; give options of sbatch"),
         ("[a]\nenvironment = { 'A B' = 1 }", "environment holds 'A B'; give names of variables"),
         ("[a]\nmodules = 3", "a.modules is 3"),
+        ("[a]\ndevices = 1.5", "a.devices is 1.5; it must be an integer"),
+        ("[a]\naccount = 62117e96", "it must be text: write it in quotes"),
+        ("[a]\naccount = 2024-01-01", "a.account is 2024-01-01; it must be text: write it in"),
+        ("[a]\nenvironment = { A = true }", "a.environment.A is True; it must be text: write it"),
+        ("[a]\nextra = [1.5]", "a.extra is 1.5; it must be text: write it in quotes"),
         ("a = 3", "a is 3; it must be a table"),
         ("[a", "is not TOML"),
         ("[b]", "cluster is a, and"),
