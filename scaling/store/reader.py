@@ -67,7 +67,8 @@ class Store:
         return tuple(run for run in self.runs if run.name not in of_cells)
 
 
-_Loaded = Run | Certificate | CellOutcome | UnusedFile
+_Loaded = Run | Certificate | CellOutcome | UnusedFile | None  # None: rows of a report
+ROW_FIELDS = {"recipe", "status", "units_per_s", "command"}  # that every `report --json` has
 _UNREADABLE = (OSError, ValueError, OverflowError)
 
 # Of many files, this process checks the first part and another one the rest meanwhile.
@@ -94,6 +95,8 @@ def load_store(folders: Sequence[Path], *, relative_to: Path) -> Store:
         _damaged(relative_name(Path(error.filename), relative_to), error) for error in unreadable
     ]
     for name, content in _load_all(sorted(paths.items())):
+        if content is None:
+            continue
         if isinstance(content, UnusedFile):
             left_out.append(content)
         elif (first := first_names.setdefault(_identity(content), name)) != name:
@@ -219,6 +222,9 @@ def _load(path: Path, name: str, sound: Collection[bytes] = ()) -> _Loaded:
 
 
 def _interpret(record: Any, name: str, checksums_hold: bool) -> _Loaded:
+    items = record if isinstance(record, list) else []
+    if items and all(isinstance(item, dict) and item.keys() >= ROW_FIELDS for item in items):
+        return None
     is_ours = isinstance(record, dict) and record.keys() & {"schema", "step_s"}
     if not is_ours or record.get("kind") == "study":
         return UnusedFile(name=name, kind="foreign", reason="not a run record")
