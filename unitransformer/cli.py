@@ -65,8 +65,11 @@ def explain_parse_error(
         hint = suggest(unknown[1], names, otherwise=see_help)
         return f"config.{unknown[1]} is not an option; {hint}"
     key = re.search(r'[Pp]arser key "([^"]+)"', message)
-    if key and (reason := re.search(r"Not of type (?:Integer|LocalPath): (.*)", message)):
+    if key and (reason := re.search(r"Not of type Integer: (.*)", message)):
         return f"{key[1]} is {reason[1]}"
+    if key and (reason := re.search(r"Not of type LocalPath: (.*)", message)):
+        # Without quotes jsonargparse would leave out a path that the message repeats.
+        return f"{key[1]} ".replace("_", "-") + reason[1].replace("'", "")
     value = re.search(r"(?:Given value|Got value): (.*)", message)
     if expected is not None and key and value:
         return f"{key[1]} is {value[1].strip()!r}; {expected(key[1])}"
@@ -128,10 +131,11 @@ def read_integer(value: Any) -> int:
 def read_path(value: Any) -> Path:
     """Reads a path, with `~` and `~user` expanded; raises ValueError for an unknown user."""
     if not isinstance(value, str):
-        raise ValueError(f"{value!r}; it must be a path")
+        raise ValueError(f"is {value!r}; it must be a path")
     expanded = os.path.expanduser(value)
     if expanded.startswith("~"):
-        raise ValueError(f"{value!r}; there is no such user; a name with ~ needs ./ in front")
+        hint = "there is no such user, and a name that begins with ~ needs ./ in front"
+        raise ValueError(f"'{value}' does not exist; check the path: {hint}")
     return Path(expanded)
 
 

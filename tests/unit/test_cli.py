@@ -62,7 +62,10 @@ def test_the_home_of_a_user_is_found_and_of_nobody_refused(monkeypatch: pytest.M
     assert read_path("~/runs") == Path("/somewhere/runs")
     assert read_path("runs/~") == Path("runs/~")
     assert read_path("./~name") == Path("~name")
-    with pytest.raises(ValueError, match="'~no-such-user/runs'; there is no such user"):
+    with pytest.raises(
+        ValueError,
+        match="does not exist; check the path: there is no such user",
+    ):
         read_path("~no-such-user/runs")
 
 
@@ -109,7 +112,7 @@ def test_a_value_that_looks_like_a_file_of_options_stays_text() -> None:
         ("--maybe-count=1.5", "maybe_count is '1.5'; it must be an integer"),
         (
             "--maybe-path=~nobody-here/a",
-            "maybe_path is '~nobody-here/a'; there is no such user",
+            "maybe-path ~nobody-here/a does not exist; check the path: there is no such user",
         ),
     ],
 )

@@ -35,7 +35,7 @@ def place(tmp_path: Path, repository: Path, monkeypatch: pytest.MonkeyPatch) -> 
         ("recipes.gpt --cluster nowhere", "cluster is nowhere, and"),
         (
             "recipes.gpt --folder ~nobody-here/a",
-            "folder is '~nobody-here/a'; there is no such user",
+            "folder ~nobody-here/a does not exist; check the path: there is no such user",
         ),
         ("recipes.gpt --devices 1.5", "devices is '1.5'; it must be an integer"),
         ("recipes.gpt --clusters /nowhere --cluster dgx", "clusters /nowhere cannot be read"),

@@ -55,7 +55,7 @@ def test_the_command_line_changes_a_named_study() -> None:
 def test_the_home_of_nobody_is_refused(line: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(line.split()) == 2
     error = capsys.readouterr().err
-    assert "is '~nobody-here" in error
+    assert " ~nobody-here" in error
     assert "there is no such user" in error
     assert error.count("\n") == 1
 
