@@ -239,6 +239,13 @@ def check_paths(options: RecipeOptions) -> None:
             )
         if not options.init_from.exists():
             raise ValueError(f"init-from {options.init_from} does not exist; check the path")
+    try:
+        str(options.out).encode()
+    except UnicodeEncodeError:
+        raise ValueError(
+            f"out {options.out} is not UTF-8, which TensorBoard needs; choose another with --out, "
+            "or set LC_ALL=C.UTF-8"
+        ) from None
     for name in ("out", "checkpoint_dir", "record", "trace"):
         path = getattr(options, name)
         if path is None:

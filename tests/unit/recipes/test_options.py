@@ -15,7 +15,14 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from recipes import bert, gpt, vit
-from recipes.options import ParsedCommand, RecipeOptions, build_config, build_parser, parse
+from recipes.options import (
+    ParsedCommand,
+    RecipeOptions,
+    build_config,
+    build_parser,
+    check_paths,
+    parse,
+)
 from recipes.presets import Preset
 from unitransformer.config import ModelConfig, OptimizerConfig, RunConfig
 
@@ -123,3 +130,9 @@ def test_a_home_of_nobody_is_refused(option: str) -> None:
         ValueError, match=f"^{option} ~nobody-here/a does not exist; check the path"
     ):
         parse(gpt.PRESET, [f"--{option}=~nobody-here/a"])
+
+
+def test_an_output_folder_whose_name_is_not_utf_8_is_refused() -> None:
+    options = parse(gpt.PRESET, ["--out=runs-\udce9"]).options
+    with pytest.raises(ValueError, match="is not UTF-8, which TensorBoard needs; choose another"):
+        check_paths(options)
