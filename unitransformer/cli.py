@@ -188,6 +188,7 @@ class _Output(io.FileIO):
 
     is_read = True
     is_lost = False  # though somebody may have read it
+    replaced: Any = None  # the stream that it replaces, which may close the file when it is deleted
 
     def write(self, data: Any) -> int:
         try:
@@ -210,8 +211,8 @@ def run_main(main: Callable[[], int]) -> int:
     show are replaced. Output that a full disk has lost is an error.
     """
     codecs.register_error(MODE, _replace)
-    output = _open_output("stdout", 1)
-    _open_output("stderr", 2)
+    output = _open_output("stdout")
+    _open_output("stderr")
     try:
         code = main()
     except SystemExit as stop:  # after --help
@@ -226,13 +227,17 @@ def is_output_read() -> bool:
     return not isinstance(raw, _Output) or raw.is_read
 
 
-def _open_output(name: str, number: int) -> _Output | None:
+def _open_output(name: str) -> _Output | None:
     stream = getattr(sys, name)
     if stream is None:  # closed by who started this command
         setattr(sys, name, open(os.devnull, "w", errors="replace"))  # noqa: SIM115
         return None
+    try:
+        output = _Output(stream.fileno(), "wb", closefd=False)
+    except OSError:  # no file, as in a notebook
+        return None
     stream.flush()
-    output = _Output(number, "wb", closefd=False)
+    output.replaced = stream
     wrapper = io.TextIOWrapper(
         io.BufferedWriter(output),
         encoding=stream.encoding,

@@ -24,8 +24,6 @@ def exit_code(folder: Path, prepare: Callable[[], None], *options: str) -> int |
 
     def command() -> int:
         prepare()
-        # As in a new interpreter, which keeps the first streams, and so their files open.
-        sys.__stdout__, sys.__stderr__ = sys.stdout, sys.stderr  # type: ignore[misc]
         return run_main(lambda: run_recipe(gpt.PRESET, gpt.show, arguments))
 
     variables = environment(folder.parent)
