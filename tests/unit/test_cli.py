@@ -127,13 +127,13 @@ def test_a_value_that_cannot_be_read_is_named_with_the_fix(argument: str, messag
 
 PROGRAM = """
 import sys
-from unitransformer.cli import run_main
+from unitransformer.cli import is_output_read, run_main
 
 def main():
     print("caf\\u00e9", "\\u65e5", "\\udcff", flush=True)
     for number in range(20_000):
         print(number)
-    print("done", file=sys.stderr)
+    print("done", is_output_read(), file=sys.stderr)
     return {code}
 
 sys.exit(run_main(main))
@@ -157,9 +157,9 @@ def test_a_command_ends_as_its_work_does_when_nobody_reads_its_output(code: int)
     os.close(reader)
     done = run_program(code, stdout=writer)
     os.close(writer)
-    assert (done.returncode, done.stderr) == (code, b"done\n")
+    assert (done.returncode, done.stderr) == (code, b"done False\n")
     closed = run_program(code, stdout=None, preexec_fn=lambda: os.close(1))
-    assert (closed.returncode, closed.stderr) == (code, b"done\n")
+    assert (closed.returncode, closed.stderr) == (code, b"done True\n")
 
 
 def test_errors_that_nobody_reads_change_no_exit_code() -> None:
@@ -179,7 +179,7 @@ def test_output_that_a_full_disk_loses_is_one_line_and_the_work_goes_on(
     with open("/dev/full", "wb") as full:
         done = run_program(code, stdout=full)
     assert done.returncode == expected
-    assert done.stderr == b"error: standard output is lost: No space left on device\ndone\n"
+    assert done.stderr == b"error: standard output is lost: No space left on device\ndone False\n"
 
 
 @pytest.mark.parametrize(
@@ -196,6 +196,6 @@ def test_a_letter_that_the_terminal_cannot_show_is_replaced(
     variables: dict[str, str], line: bytes
 ) -> None:
     done = run_program(env=variables)
-    assert (done.returncode, done.stderr) == (0, b"done\n")
+    assert (done.returncode, done.stderr) == (0, b"done True\n")
     assert done.stdout.splitlines()[0] == line
     assert done.stdout.endswith(b"\n19999\n")
