@@ -170,7 +170,17 @@ class Parser(jsonargparse.ArgumentParser):
     def add_argument(self, *args: Any, **settings: Any) -> Any:
         if "type" in settings:
             settings["type"] = _reader(settings["type"])
-        return super().add_argument(*args, **settings)
+        action = super().add_argument(*args, **settings)
+        if settings.get("action") == "store_true":
+            action.type = _read_switch  # of a file; on a command line it takes no value
+        return action
+
+
+def _read_switch(value: Any) -> bool:
+    text = str(value).lower()
+    if text not in ("true", "yes", "on", "false", "no", "off"):
+        raise ValueError(f"it is {value!r}; it must be true or false")
+    return text in ("true", "yes", "on")
 
 
 def _reader(kind: Any) -> Any:

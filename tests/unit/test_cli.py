@@ -77,6 +77,7 @@ def build_parser() -> Parser:
     parser.add_argument("--maybe-path", type=Path | None, default=None)
     parser.add_argument("--count", type=int, default=0)
     parser.add_argument("--maybe-count", type=int | None, default=None)
+    parser.add_argument("--switch", action="store_true")
     return parser
 
 
@@ -99,6 +100,18 @@ def test_a_printed_config_means_the_same_as_the_command_line(
     assert actual.pop("config")
     assert actual.as_dict() | {"config": None} == expected.as_dict()
     assert actual.text == name
+
+
+def test_a_switch_in_a_file_is_true_or_false(tmp_path: Path) -> None:
+    parser, file = build_parser(), tmp_path / "config.yaml"
+    for text, value in (("true", True), ("false", False), ("off", False), ("'yes'", True)):
+        file.write_text(f"switch: {text}")
+        assert parser.parse_args([f"--config={file}"]).switch is value
+    file.write_text("switch: maybe")
+    with pytest.raises(jsonargparse.ArgumentError, match="'maybe'; it must be true or false"):
+        parser.parse_args([f"--config={file}"])
+    assert parser.parse_args(["--switch"]).switch is True
+    assert parser.parse_args([]).switch is False
 
 
 def test_a_value_that_looks_like_a_file_of_options_stays_text() -> None:
