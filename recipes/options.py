@@ -12,7 +12,7 @@ import jsonargparse
 
 from recipes.presets import Defaults, Preset
 from unitransformer.checkpoint.names import NUM_KEPT, is_checkpoint_name
-from unitransformer.cli import explain_parse_error
+from unitransformer.cli import Parser, explain_parse_error
 from unitransformer.config import (
     Accelerator,
     ActivationCheckpointing,
@@ -100,13 +100,11 @@ class ParsedCommand:
 
 
 @functools.cache
-def build_parser(preset: Preset) -> jsonargparse.ArgumentParser:
+def build_parser(preset: Preset) -> Parser:
     """Returns a parser of `RecipeOptions` and of all fields of the model and the optimizer."""
-    parser = jsonargparse.ArgumentParser(
+    parser = Parser(
         prog=f"python -m recipes.{preset.recipe}",
         description=f"Train {preset.recipe.upper()}. Sizes: {', '.join(preset.sizes)}.",
-        exit_on_error=False,
-        allow_abbrev=False,  # an abbreviation may become ambiguous when an option is added
     )
     parser.add_argument("--config", action="config", help="YAML file with any of these options")
     _add_fields(parser, RecipeOptions, "")
@@ -115,9 +113,7 @@ def build_parser(preset: Preset) -> jsonargparse.ArgumentParser:
     return parser
 
 
-def _add_fields(
-    parser: jsonargparse.ArgumentParser, kind: type, prefix: str, *, optional: bool = False
-) -> None:
+def _add_fields(parser: Parser, kind: type, prefix: str, *, optional: bool = False) -> None:
     hints = typing.get_type_hints(kind)
     for item in fields(kind):
         is_switch = item.default is False and not optional
@@ -140,8 +136,8 @@ def parse(preset: Preset, arguments: Sequence[str]) -> ParsedCommand:
         raise ValueError(_explain(parser, str(error))) from error
     model, optimizer = (_group(name, given.pop(name, None)) for name in ("model", "optimizer"))
     given.pop("config", None)
-    for name in ("out", "checkpoint_dir", "record", "trace", "init_from"):
-        given[name] = None if given[name] is None else Path(os.path.expanduser(given[name]))
+    if isinstance(given["data"], str):
+        given["data"] = os.path.expanduser(given["data"])
     if isinstance(resume := given["resume"], str | Path) and resume != "auto":
         given["resume"] = Path(resume).expanduser().resolve()
         if not is_checkpoint_name(given["resume"].name):
@@ -172,7 +168,7 @@ def _group(name: str, values: Any) -> dict[str, Any]:
     return {key: value for key, value in values.items() if value is not None}
 
 
-def _explain(parser: jsonargparse.ArgumentParser, message: str) -> str:
+def _explain(parser: Parser, message: str) -> str:
     if message.startswith("Unexpected config"):
         return "config holds no lines of the form `option: value`; --print_config prints an example"
     return explain_parse_error(message, parser, expected=_expected)
@@ -246,7 +242,7 @@ def _fraction(name: str, value: str | float | None) -> float | None:
 def check_paths(options: RecipeOptions) -> None:
     """Raises ValueError for data that does not exist, and for paths that cannot be written."""
     is_folder = options.data not in ("builtin", "synthetic")
-    if is_folder and not Path(options.data).expanduser().exists():
+    if is_folder and not Path(options.data).exists():
         raise ValueError(f"data {options.data} does not exist; give builtin, synthetic or a path")
     if options.init_from is not None and options.resume in (False, "auto"):
         if options.init_from.is_dir():
@@ -256,6 +252,13 @@ def check_paths(options: RecipeOptions) -> None:
             )
         if not options.init_from.exists():
             raise ValueError(f"init-from {options.init_from} does not exist; check the path")
+    try:
+        str(options.out).encode()
+    except UnicodeEncodeError:
+        raise ValueError(
+            f"out {options.out} is not UTF-8, which TensorBoard needs; choose another with --out, "
+            "or set LC_ALL=C.UTF-8"
+        ) from None
     for name in ("out", "checkpoint_dir", "record", "trace"):
         path = getattr(options, name)
         if path is None:

@@ -3,12 +3,13 @@
 import datetime
 import re
 import tomllib
+import typing
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from unitransformer.cli import suggest
+from unitransformer.cli import read_integer, suggest
 from unitransformer.config import from_dict
 
 CLUSTERS = Path(__file__).with_name("clusters.toml")
@@ -121,10 +122,9 @@ def load_cluster(name: str, path: Path = CLUSTERS) -> Cluster:
     for key in table:
         if key not in known:
             raise ValueError(f"{path}: {name}.{key} is unknown; {suggest(key, known)}")
-    texts = {field.name for field in fields(Cluster) if field.type in (str, str | None)}
+    hints = typing.get_type_hints(Cluster)
     values = {
-        key: _to_field(value, f"{path}: {name}.{key}", is_text=key in texts)
-        for key, value in table.items()
+        key: _read(hints[key], value, f"{path}: {name}.{key}") for key, value in table.items()
     }
     try:
         return from_dict(Cluster, values, f"{path}: {name}")
@@ -133,19 +133,19 @@ def load_cluster(name: str, path: Path = CLUSTERS) -> Cluster:
         raise ValueError(f"{where}{error}") from error
 
 
-def _to_field(value: Any, where: str, *, is_text: bool) -> Any:
-    """Converts TOML's lists and tables to tuples of text, and a value to text if it `is_text`."""
-    if isinstance(value, dict):
-        return tuple((key, _to_text(item, f"{where}.{key}")) for key, item in value.items())
-    if isinstance(value, list):
-        return tuple(_to_text(item, where) for item in value)
-    return _to_text(value, where) if is_text else value
-
-
-def _to_text(value: Any, where: str) -> str:
-    """Returns the text of a number or a time of day that was written without quotes."""
-    if isinstance(value, str) or type(value) is int:
+def _read(kind: Any, value: Any, where: str) -> Any:
+    """Reads a value of TOML as an option is read; lists and tables become tuples of text."""
+    if kind in (int, int | None):
+        try:
+            return read_integer(value)
+        except ValueError as error:
+            raise ValueError(f"{where} is {error}") from None
+    if kind in (str, str | None):
+        if isinstance(value, datetime.time) and not value.microsecond:  # such as 02:00:00
+            return value.isoformat()
+        if type(value) not in (str, int):  # TOML does not keep how a name such as 1e3 was written
+            raise ValueError(f"{where} is {value}; it must be text: write it in quotes")
         return str(value)
-    if isinstance(value, datetime.time) and not value.microsecond:
-        return value.isoformat()
-    raise ValueError(f"{where} is {value}; write it in quotes")
+    if isinstance(value, dict):
+        return tuple((name, _read(str, item, f"{where}.{name}")) for name, item in value.items())
+    return tuple(_read(str, item, where) for item in value) if isinstance(value, list) else value

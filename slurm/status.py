@@ -20,7 +20,7 @@ from slurm import job_files, scheduler
 from slurm.job_files import RUN, SUBMITTED, Attempt, format_counts, last_attempt, read_json
 from slurm.runtime.allocation import option_of
 from slurm.scheduler import QueueRow
-from unitransformer.cli import fail
+from unitransformer.cli import Parser, explain_parse_error, fail, run_main
 from unitransformer.launch.variables import PROGRESS_FILE
 
 DEPTH = 3  # levels of folders to search
@@ -45,10 +45,9 @@ class StatusRow(NamedTuple):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Prints the table; returns the exit code."""
-    parser = jsonargparse.ArgumentParser(
+    parser = Parser(
         prog="python -m slurm.status",
         description="Lists the jobs in a folder: queued, running, done or failed, and why.",
-        exit_on_error=False,
     )
     parser.add_argument("folder", type=Path, metavar="DIR", help="of one job or of several")
     try:
@@ -56,8 +55,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     except jsonargparse.ArgumentError as error:
         is_missing = "required" in str(error)
-        message = "no folder given: python -m slurm.status runs/slurm" if is_missing else str(error)
-        return fail(message, 2)
+        message = "no folder given: python -m slurm.status runs/slurm"
+        return fail(message if is_missing else explain_parse_error(str(error), parser), 2)
     except ValueError as error:
         return fail(str(error), 2)
 
@@ -206,4 +205,4 @@ def _format_time(seconds: float) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_main(main))

@@ -27,7 +27,7 @@ from slurm.clusters import CLUSTERS, NO_CLUSTER, load_cluster
 from slurm.job_files import SCRIPT, SUBMITTED, list_attempts
 from slurm.preflight import check_recipe, to_sweep_array
 from slurm.runtime.allocation import flags_of, option_of
-from unitransformer.cli import explain_parse_error, fail, suggest
+from unitransformer.cli import Parser, explain_parse_error, fail, run_main, suggest
 from unitransformer.files import why_not_writable, write_atomically
 from unitransformer.launch.variables import without_launcher
 
@@ -84,22 +84,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         return fail(str(error), 2)
 
 
-def build_parser() -> jsonargparse.ArgumentParser:
-    parser = jsonargparse.ArgumentParser(
+def build_parser() -> Parser:
+    parser = Parser(
         prog="python -m slurm.submit",
         usage="python -m slurm.submit TARGET [STUDY] [options] -- [options of the recipe or sweep]",
         description="Submits a batch job, after checking its options here and with SLURM. Options "
         "that are not given have the value in --cluster, or SLURM's default.",
-        exit_on_error=False,
-        allow_abbrev=False,
     )
     add = parser.add_argument
     add("target", type=str, metavar="TARGET", help=f"one of {', '.join(TARGETS)}")
-    add("study", nargs="?", type=str | None, default=None, help="name or YAML file of a sweep")
+    add("study", nargs="?", type=str, default=None, help="name or YAML file of a sweep")
     add("--nodes", type=int, default=1, help="number of nodes")
     add("--devices", type=int | None, default=None, help=f"GPUs per node; {DEVICES} if not given")
     for flag, text in TEXT_OPTIONS.items():
-        add(flag, type=str | None, default=None, help=text)
+        add(flag, type=str, default=None, help=text)
     add("--max-parallel", type=int, default=8, help="sweep tasks that run at once")
     add("--folder", type=Path | None, default=None, help="new folder of the job; default: by name")
     add("--clusters", type=Path, default=CLUSTERS, help="TOML file with settings of clusters")
@@ -275,4 +273,4 @@ def _explain(message: str) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_main(main))

@@ -119,7 +119,7 @@ def refuse(call: Call) -> Refuse:
         ("--max-steps many", "max_steps is 'many'; it must be an integer"),
         ("--max-steps 1.5", "max_steps is '1.5'; it must be an integer"),
         ("--max-steps", "argument --max-steps: expected one argument"),
-        ("--seed true", "seed is 'True'; it must be an integer"),
+        ("--seed true", "seed is 'true'; it must be an integer"),
         ("--dropout low", "dropout is 'low'; it must be a number"),
         ("--model.causal maybe", "model.causal is 'maybe'; it must be true or false"),
         ("--strategy dpp", "strategy is 'dpp'; it must be one of auto, single, ddp"),
@@ -229,7 +229,7 @@ def test_float16_is_refused_on_a_cpu_with_deepspeed(
         ("optimizer:\n  learning_rate: fast", "optimizer.learning_rate is 'fast'; it must be a"),
         ("seed: null", "config.seed is None; it must be an integer"),
         ("resume: maybe", "resume is 'maybe'; it must be true or false"),
-        ("model: 3", "config.model is 3; it must be a group of fields"),
+        ("model: 3", "config.model is '3'; it must be a group of fields"),
         ("seed: -4", "run.seed is -4; it must be at least 0"),
         (
             "- 1",

@@ -95,7 +95,7 @@ def check_options(arguments: Sequence[str]) -> None:
             for cell in cells if len(cells) <= MAX_CELLS else (cells[0], cells[-1]):
                 check_options(shlex.split(cell))
         case ["python", "-m", "scaling", *options]:
-            build_parser().parse_args(options)
+            build_parser(options[0]).parse_args(options)
         case ["python", "-m", "slurm.submit", *options]:
             asked = [option for option in options if option != "--test-only"]
             call("slurm.submit", ["--dry-run", *asked])

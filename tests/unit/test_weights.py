@@ -161,7 +161,7 @@ def test_an_existing_file_is_replaced_only_by_force(
         ("run text/out.safetensors", "out text/out.safetensors: text cannot be written (Not a"),
         ("run /proc/x/out.safetensors", "out /proc/x/out.safetensors: /proc cannot be written ("),
         ("run", "the following arguments are required: out; --help shows"),
-        ("run out.safetensors --forse", "unrecognized arguments: --forse; --help shows"),
+        ("run out.safetensors --forse", "--forse is not an option; did you mean --force?"),
     ],
 )
 def test_an_unexportable_path_is_refused_in_one_line(

@@ -27,11 +27,14 @@ def test_example_clusters_are_valid(name: str) -> None:
         ("[a", "is not TOML"),
         ("[a]\ntime = 2:00:00", 'write UTF-8, and text in quotes: time = "1-12:00:00"'),
         ("[a]\naccount = 'caf\udce9'", "is not TOML: 'utf-8' codec can't decode byte 0xe9"),
-        ("[a]\ntime = 1.5", "a.time is 1.5; write it in quotes"),
-        ("[a]\ntime = 2026-01-01", "a.time is 2026-01-01; write it in quotes"),
-        ("[a]\naccount = true", "a.account is True; write it in quotes"),
+        ("[a]\ntime = 1.5", "a.time is 1.5; it must be text: write it in quotes"),
+        ("[a]\ntime = 2026-01-01", "a.time is 2026-01-01; it must be text: write it in quotes"),
+        ("[a]\naccount = true", "a.account is True; it must be text: write it in quotes"),
         ("[a]\nmodules = [['x']]", "a.modules"),
-        ("[a]\nenvironment = { A = false }", "a.environment.A is False; write it in quotes"),
+        (
+            "[a]\nenvironment = { A = false }",
+            "a.environment.A is False; it must be text: write it in quotes",
+        ),
         ("[a]\nmax_array_tasks = -1", "max_array_tasks is -1; give a number, or 0"),
         ("[a]\ngpu_request = 'gpus'", "a.gpu_request is 'gpus'; it must be"),
         (
@@ -44,6 +47,9 @@ def test_example_clusters_are_valid(name: str) -> None:
         ("[a]\nlocal_disk = '/x/${HOSTNAME}'", "which holds ${HOSTNAME; write a path that all"),
         ("[a]\nlocal_disk = 'x:~anna'", "which holds ~anna; write a path that all nodes share"),
         ("[a]\nenvironment = { A = '$SLURM_NODEID' }", "A is '$SLURM_NODEID', which holds"),
+        ("[a]\ndevices = 1.5", "a.devices is 1.5; it must be an integer"),
+        ("[a]\naccount = 62117e96", "it must be text: write it in quotes"),
+        ("[a]\nextra = [1.5]", "a.extra is 1.5; it must be text: write it in quotes"),
         ("[b]", "cluster is a, and"),
     ],
 )
@@ -90,3 +96,11 @@ def test_an_escaped_name_of_a_variable_is_text(tmp_path: Path) -> None:
     path.write_text(r"""[a]
 local_disk = '/x/\$HOSTNAME/\~anna'""")
     assert load_cluster("a", path).local_disk == r"/x/\$HOSTNAME/\~anna"
+
+
+def test_a_number_of_a_cluster_is_read_as_an_option_is(tmp_path: Path) -> None:
+    path = tmp_path / "clusters.toml"
+    path.write_text("[a]\ndevices = '8'\nsignal_ahead_s = 1e2\naccount = 12\nenvironment = {N = 4}")
+    cluster = load_cluster("a", path)
+    assert (cluster.devices, cluster.signal_ahead_s, cluster.account) == (8, 100, "12")
+    assert cluster.environment == (("N", "4"),)

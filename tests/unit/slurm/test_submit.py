@@ -33,6 +33,11 @@ def place(tmp_path: Path, repository: Path, monkeypatch: pytest.MonkeyPatch) -> 
             "time is 'yesterday'; give 30 (minutes)",
         ),
         ("recipes.gpt --cluster nowhere", "cluster is nowhere, and"),
+        (
+            "recipes.gpt --folder ~nobody-here/a",
+            "folder ~nobody-here/a does not exist; check the path: there is no such user",
+        ),
+        ("recipes.gpt --devices 1.5", "devices is '1.5'; it must be an integer"),
         ("recipes.gpt --clusters /nowhere --cluster dgx", "clusters /nowhere cannot be read"),
         ("recipes.gpt --time 2", "time is 2, and the signal to save arrives 120 s before"),
         (
@@ -224,6 +229,15 @@ def test_the_time_limit_of_a_cell_follows_from_that_of_its_job(
     monkeypatch.setattr("slurm.preflight._check_cells", lambda *arguments: None)
     job = submit.build_job(*submit.parse(["sweep", "quick", *options.split()]))
     assert job.arguments == ["quick", *expected]
+
+
+def test_paths_may_begin_with_the_home_of_a_user(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    line = "recipes.gpt --folder ~/job --clusters ~/mine.toml"
+    options, _ = submit.parse(line.split())
+    assert (options.folder, options.clusters) == (tmp_path / "job", tmp_path / "mine.toml")
 
 
 def test_a_folder_belongs_to_one_job(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
