@@ -24,10 +24,10 @@ _COMPRESSED = re.compile(
     rb"\x1f[\x8b\x9d]|\x28\xb5\x2f\xfd|\xfd7zXZ\0|BZh[1-9][1\x17]|7z\xbc\xaf|\x04\x22\x4d\x18"
     rb"|Rar!\x1a\x07|PK[\x03\x05]"
 )
-# Formats that may look like text: Parquet, Arrow, PDF, SQLite, NumPy, pickle, PNG, JPEG and GIF.
+# Formats that may look like text: Parquet, Arrow, PDF, SQLite, NumPy, pickle, PNG and JPEG.
 _BINARY = re.compile(
-    rb"PAR1[\0-\x1f]|ARROW1\0|%PDF-|SQLite format 3\0|\x93NUMPY|\x80[\x02-\x05]|\x89PNG|\xff\xd8\xff"
-    rb"|GIF8[79]a"
+    rb"PAR1[\0-\x1f]|ARROW1\0|%PDF-|SQLite format 3\0|\x93NUMPY|\x80[\x02-\x05]|\x89PNG"
+    rb"|\xff\xd8\xff"
 )
 _CONTROL_BYTES = re.compile(rb"[\0-\x08\x0e-\x19\x1c-\x1f]")
 # Characters that no text has: NUL, half a surrogate pair, a byte order mark or a line feed read in
