@@ -39,6 +39,10 @@ class RecipeOptions:
 
     size: str = _option("reference", "named model size")
     data: str = _option("builtin", "builtin, synthetic, or a path of text files or image folders")
+    data_encoding: str = _option(
+        "utf-8", "encoding of the text files, such as utf-16, cp1252 or shift_jis"
+    )
+    data_field: str | None = _option(None, "field to read of each line of JSON Lines files")
     accelerator: Accelerator = _option("auto", "auto: GPUs if there are any, otherwise the CPU")
     devices: int | None = _option(None, "ranks per node; by default all GPUs, or one CPU process")
     num_nodes: int | None = _option(None, "number of nodes, started by torchrun or srun")
@@ -202,7 +206,12 @@ def build_config(
         **_given(options, RunConfig),
         "recipe": preset.recipe,
         "model": preset.model_config(options.size, **command.model),
-        "data": DataConfig(source=options.data, **_given(options, DataConfig)),
+        "data": DataConfig(
+            source=options.data,
+            encoding=options.data_encoding,
+            field=options.data_field,
+            **_given(options, DataConfig),
+        ),
         "optimizer": OptimizerConfig(**optimizer),
         "parallel": ParallelConfig(**parallel | _given(options, ParallelConfig)),
         "until_interval": _fraction("until_interval", options.until_interval),

@@ -147,6 +147,18 @@ def refuse(call: Call) -> Refuse:
         ("--optimizer.learning-rate nan", "optimizer.learning_rate is 'nan'; it must be a number"),
         ("--optimizer.learning-rate -1", "optimizer.learning_rate is -1.0; it must be at least 0"),
         ("--optimizer.beta2 1", "optimizer.beta2 is 1.0; it must be in [0, 1)"),
+        # data
+        ("--data-encoding utf-9", "data.encoding is 'utf-9'; it must be an encoding that Python"),
+        ("--data-encoding zip", "data.encoding is 'zip'; it must be an encoding that Python knows"),
+        (
+            "--data builtin --data-encoding cp1252",
+            "data.encoding is cp1252, but recipe gpt with data builtin reads no text files; leave",
+        ),
+        (
+            "--data synthetic --data-field text",
+            "data.field is text, but recipe gpt with data synthetic reads no text files; leave out",
+        ),
+        ("--data-field text", "data.field is text, but data text.txt holds no JSON Lines file"),
         # devices
         ("--strategy single --devices 2", "strategy is single with 2 devices; choose ddp, or one"),
         (
@@ -260,7 +272,7 @@ def test_a_missing_file_of_options_is_named(refuse: Refuse) -> None:
         ("empty", "data empty holds no text; give text files that are not empty"),
         ("empty.txt", "data empty.txt holds no text; give text files that are not empty"),
         ("blank.txt", "blank.txt holds only white space; give files with text"),
-        ("binary", "data binary holds no text; give text files that are not empty"),
+        ("binary", "data binary holds no text: 1 binary (binary); unpack them, or convert them"),
     ],
 )
 @pytest.mark.parametrize("recipe", ["gpt", "bert"])
@@ -442,6 +454,7 @@ def test_resuming_a_finished_run_says_that_it_is_finished(refuse: Refuse, kept: 
         ("--model.width 32", "model.width", 16, 32),
         ("--batch-size 3", "global_batch_size", 2, 3),
         ("--data synthetic", "data.source", "text.txt", "synthetic"),
+        ("--data-encoding cp1252", "data.encoding", "utf-8", "cp1252"),
         ("--optimizer.learning-rate 0.5", "optimizer.learning_rate", 0.001, 0.5),
     ],
 )

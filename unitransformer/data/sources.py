@@ -103,6 +103,8 @@ def _text_source(config: RunConfig, show_progress: bool) -> DataSource:
         config.data.source,
         kind="bpe" if config.recipe == "gpt" else "wordpiece",
         vocab_size=config.model.num_classes,
+        encoding=config.data.encoding,
+        field=config.data.field,
         show_progress=show_progress,
     )
 
