@@ -54,6 +54,8 @@ def list_images(root: Path) -> ImageFiles:
             f"data {root} has images of {_name_some(names)} in only one of {parts[0].path.name}/ "
             f"and {parts[1].path.name}/; give both the same class folders"
         )
+    if len(classes[0]) == 1:
+        raise ValueError(f"data {root} has one class, {_name_some([*classes[0]])}; give at least 2")
     notes = [f"split by {' and '.join(f'{part.path.name}/' for part in parts)}"] if splits else []
     if test := splits.get("test"):
         notes.append(f"{test.path.name}/ ignored")
@@ -113,7 +115,7 @@ def _find_splits(top: _Folder) -> dict[str, _Folder]:
     if found and beside:
         raise ValueError(
             f"data {top.path} holds {names} beside {_name_some(beside)}, so its classes are not "
-            "clear; move all images into train/CLASS/ and val/CLASS/, or rename a class folder"
+            f"clear; move all images into train/CLASS/ and val/CLASS/, or rename {names} if a class"
         )
     if len(splits) < len(found):
         raise ValueError(f"data {top.path} holds {names}; keep one folder per split")
@@ -139,8 +141,6 @@ def _list_classes(parent: _Folder) -> dict[str, list[str]]:
                 f"{folder.path.name}/{folder.folders[0].path.name}/, so its classes are not clear; "
                 f"{fix} the images of a class into one folder; name folders of a split train/, val/"
             )
-    if len(names) == 1:
-        raise ValueError(f"data {parent.path} has one class, {names[0]}; give at least two")
     return {folder.path.name: folder.images for folder in parent.folders}
 
 

@@ -140,7 +140,7 @@ BOTH = ("cat", "dog")
     [
         # splits beside something else
         ({"train": BOTH, "": BOTH}, [], "train/ beside cat, dog", "move all images into train/"),
-        ({"": (*BOTH, "test")}, [], "test/ beside cat, dog", "rename a class folder"),
+        ({"": (*BOTH, "test")}, [], "test/ beside cat, dog", "rename test/ if a class"),
         ({"train": BOTH, "val": BOTH}, ["1.png"], "train/ and val/ beside 1.png", "move all"),
         ({"": ("train", "val")}, [], "photos/train must hold one folder of images", "put each"),
         ({"train": BOTH, "": ("val",)}, [], "photos/val must hold one folder", "put each image"),
@@ -148,7 +148,7 @@ BOTH = ("cat", "dog")
         ({"val": BOTH, "test": BOTH}, [], "test/ and val/ without train/", "add train/CLASS/"),
         # classes that do not fit together
         ({"train": BOTH, "val": ("cat", "fox")}, [], "dog, fox in only one of train/ and", "both"),
-        ({"train": BOTH, "val": ("cat",)}, [], "photos/val has one class, cat", "at least two"),
+        ({"train": BOTH, "val": ("cat",)}, [], "dog in only one of train/ and val/", "both"),
         ({"train": (*BOTH, "owl"), "val": BOTH}, [], "owl in only one of", "same class folders"),
         # images where no class is
         ({"": BOTH}, ["1.png"], "must hold one folder of images per class, and it holds 1", "put"),
@@ -156,7 +156,7 @@ BOTH = ("cat", "dog")
         ({}, ["1.txt"], "and it holds 1.txt", "put each image into the folder"),
         ({"train": BOTH}, ["train/1.png"], "photos/train must hold one folder", "put each image"),
         ({}, [], "and it holds nothing", "put each image into the folder"),
-        ({"": ("cat",)}, [], "photos has one class, cat", "give at least two"),
+        ({"": ("cat",)}, [], "photos has one class, cat", "give at least 2"),
         # classes in classes
         ({"pets": BOTH, "wild": ("fox", "owl")}, [], "as in pets/cat/", "; move the images"),
         ({"download": BOTH}, [], "as in download/cat/", "give --data .*photos/download, or move"),
