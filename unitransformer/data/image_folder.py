@@ -36,7 +36,6 @@ class _Folder(NamedTuple):
     path: Path
     images: list[str]  # paths
     folders: list["_Folder"]  # with images at some depth
-    others: list[str]  # paths of files that are not images, and of folders without images
 
 
 def list_images(root: Path) -> ImageFiles:
@@ -45,7 +44,8 @@ def list_images(root: Path) -> ImageFiles:
     Raises:
         ValueError: a folder cannot be listed, or the layout has no meaning or several.
     """
-    top = _scan(root, ())
+    others: list[str] = []
+    top = _scan(root, (), others)
     splits = _find_splits(top)
     parts = [splits[name] for name in ("train", "val") if name in splits] or [top]
     classes = [_list_classes(part) for part in parts]
@@ -59,8 +59,9 @@ def list_images(root: Path) -> ImageFiles:
     notes = [f"split by {' and '.join(f'{part.path.name}/' for part in parts)}"] if splits else []
     if test := splits.get("test"):
         notes.append(f"{test.path.name}/ ignored")
-    if others := [os.path.relpath(path, root) for path in _find_others(top, test)]:
-        notes.append(f"{len(others):,} passed over ({_name_some(others)})")
+    if others:
+        paths = [os.path.relpath(path, root) for path in others[:4]]
+        notes.append(f"{len(others):,} passed over ({_name_some(paths)})")
     train, validation = (
         [(path, label) for label, paths in enumerate(part.values()) for path in paths]
         for part in (classes[0], classes[1] if len(classes) > 1 else {})
@@ -73,9 +74,14 @@ def printable(name: str) -> str:
     return os.fsencode(name).decode(errors="replace")
 
 
-def _scan(path: Path, above: tuple[tuple[int, int], ...]) -> _Folder:
-    """Reads all below `path`; `above` identifies the folders around it, to which links may lead."""
-    found = _Folder(path, [], [], [])
+def _scan(path: Path, above: tuple[tuple[int, int], ...], others: list[str]) -> _Folder:
+    """Reads all below `path`.
+
+    Args:
+        above: identifies the folders around `path`, to which links may lead.
+        others: receives the paths of files that are not images and of folders without images.
+    """
+    found = _Folder(path, [], [])
     try:
         status = path.stat()
         identity = (status.st_dev, status.st_ino)
@@ -84,13 +90,17 @@ def _scan(path: Path, above: tuple[tuple[int, int], ...]) -> _Folder:
         for entry in entries:
             if entry.name.startswith(".") or entry.name.lower() in SYSTEM_NAMES:
                 continue
-            folder = _scan(Path(entry.path), (*above, identity)) if entry.is_dir() else None
-            if folder and (folder.images or folder.folders):
-                found.folders.append(folder)
+            num_others = len(others)
+            if entry.is_dir():
+                folder = _scan(Path(entry.path), (*above, identity), others)
+                if folder.images or folder.folders:
+                    found.folders.append(folder)
+                else:
+                    others[num_others:] = [entry.path]
             elif IMAGE_NAME.fullmatch(entry.name) and entry.is_file():
                 found.images.append(entry.path)
             else:
-                found.others.append(entry.path)
+                others.append(entry.path)
     except OSError as error:
         raise ValueError(
             f"data {error.filename} cannot be listed ({error.strerror}); make it readable"
@@ -117,10 +127,8 @@ def _find_splits(top: _Folder) -> dict[str, _Folder]:
             f"data {top.path} holds {names} beside {_name_some(beside)}, so its classes are not "
             f"clear; move all images into train/CLASS/ and val/CLASS/, or rename {names} if a class"
         )
-    if len(splits) < len(found):
-        raise ValueError(f"data {top.path} holds {names}; keep one folder per split")
-    if splits and "train" not in splits:
-        raise ValueError(f"data {top.path} holds {names} without train/; add train/CLASS/")
+    if len(splits) < len(found) or (found and "train" not in splits):
+        raise ValueError(f"data {top.path} holds {names}; give one train/ and at most one val/")
     return splits
 
 
@@ -128,10 +136,10 @@ def _list_classes(parent: _Folder) -> dict[str, list[str]]:
     """Returns the images of the class folders of `parent`; refuses images anywhere else."""
     names = [folder.path.name for folder in parent.folders]
     if parent.images or not names:
-        found = _name_some(list(map(os.path.basename, parent.images or parent.others)))
+        found = _name_some([os.path.basename(path) for path in parent.images]) or "no images"
         raise ValueError(
-            f"data {parent.path} must hold one folder of images per class, and it holds "
-            f"{found or 'nothing'}; put each image into the folder of its class"
+            f"data {parent.path} must hold one folder of images per class, and it holds {found}; "
+            "put each image into the folder of its class"
         )
     for folder in parent.folders:
         if folder.folders:
@@ -142,12 +150,6 @@ def _list_classes(parent: _Folder) -> dict[str, list[str]]:
                 f"{fix} the images of a class into one folder; name folders of a split train/, val/"
             )
     return {folder.path.name: folder.images for folder in parent.folders}
-
-
-def _find_others(folder: _Folder, ignored: _Folder | None) -> list[str]:
-    """Returns the paths without images below `folder`, outside of `ignored`."""
-    inner = (_find_others(f, ignored) for f in folder.folders if f is not ignored)
-    return [*folder.others, *(path for paths in inner for path in paths)]
 
 
 def _name_some(names: Sequence[str]) -> str:

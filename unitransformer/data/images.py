@@ -1,5 +1,6 @@
 """Image samples: handwritten digits, or a folder with one subfolder per class."""
 
+import contextlib
 import hashlib
 import os
 import warnings
@@ -18,8 +19,6 @@ from unitransformer.data.sampler import BatchIndices
 from unitransformer.objectives import Batch
 
 MAX_DECODED_AT_START = 10_000  # images; decoding more would take minutes
-# What PIL raises for a damaged file.
-UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 TIFF_BITS, TIFF_PHOTOMETRIC, WHITE_IS_ZERO = 258, 262, 0
 
 
@@ -79,11 +78,13 @@ class FolderImages:
         for offset in range(len(self.files)):
             path, label = self.files[(index + offset) % len(self.files)]
             try:
-                return self.prepare(read_image(path, self.channels)), label
-            except UnsupportedImageError:
+                pixels = read_image(path, self.channels)
+            except (MemoryError, UnsupportedImageError):
                 raise
-            except UNREADABLE as error:
+            except Exception as error:  # PIL raises many types for damaged files
                 warnings.warn(f"broken image {path} skipped: {error}", stacklevel=2)
+                continue
+            return self.prepare(pixels), label
         raise ValueError(f"none of {len(self.files)} images can be read, {path} among them")
 
 
@@ -96,7 +97,7 @@ def read_image(path: str, channels: int) -> Image.Image:
 
     Raises:
         UnsupportedImageError: other integers or numbers, or a mode that PIL does not convert.
-        UNREADABLE: the file is damaged, cut off, or has more than PIL's limit of 179M pixels.
+        Exception: the file is damaged, cut off, or has more than PIL's limit of 179M pixels.
     """
     with Image.open(path) as image:
         color = image.info.get("transparency")
@@ -107,7 +108,9 @@ def read_image(path: str, channels: int) -> Image.Image:
                     image.info["transparency"] = color * 255 // (2 ** int(bits[-1]) - 1)
                 case "RGB;16B":
                     image.info["transparency"] = tuple(value >> 8 for value in color)
-        ImageOps.exif_transpose(image, in_place=True)  # loads the pixels
+        image.load()
+        with contextlib.suppress(Exception):  # damaged EXIF data: the pixels are whole
+            ImageOps.exif_transpose(image, in_place=True)
         pixels = _scale_to_8_bits(image, path) if image.mode[0] in "IF" else image
         if image.format == "JPEG" and image.mode == "CMYK" and "adobe" not in image.info:
             pixels = ImageChops.invert(image)  # PIL inverts every file, as those of Adobe need
@@ -135,12 +138,12 @@ def _scale_to_8_bits(image: Image.Image, path: str) -> Image.Image:
             )
     elif image.mode == "I" and image.format == "TIFF":
         raise UnsupportedImageError(
-            f"image {path} has mode I, integers with a sign or of 32 bits, and does not say which "
-            "is white; save it with 8 bits, or 16 bits without a sign"
+            f"image {path} has mode I, integers of 32 bits or with a sign, whose white is not "
+            "known; save it with 8 bits, or 16 bits without a sign"
         )
     else:
         white = 2 ** tags.get(TIFF_BITS, (16,))[0] - 1
-        levels = (values.astype(np.int64) * 255 + white // 2) // white
+        levels = (values.astype(np.uint32) * 255 + white // 2) // white
         levels[values == image.info.get("transparency", -1)] = 255
     if tags.get(TIFF_PHOTOMETRIC) == WHITE_IS_ZERO:
         levels = 255 - levels
@@ -168,9 +171,9 @@ def digest_readable(files: Sequence[ImageFile], channels: int) -> dict[str, str]
                 read_image(path, channels)
             content = Path(path).read_bytes() if decodes_all else b"%d" % os.path.getsize(path)
             return hashlib.sha256(content).hexdigest()
-        except UnsupportedImageError:
+        except (MemoryError, UnsupportedImageError):
             raise
-        except UNREADABLE as error:
+        except Exception as error:  # PIL raises many types for damaged files
             broken.append(f"{path} ({error})")
             return None
 

@@ -107,7 +107,7 @@ def test_hidden_and_empty_folders_are_no_classes(tmp_path: Path) -> None:
     assert source.class_names == ("cat", "dog")
     assert source.description == (
         "photos, 8 images of 2 classes, 1 held out for validation, "
-        "4 passed over (README.txt, labels, cat/1.heic, ...)"
+        "4 passed over (README.txt, cat/1.heic, dog/masks, ...)"
     )
 
 
@@ -144,8 +144,8 @@ BOTH = ("cat", "dog")
         ({"train": BOTH, "val": BOTH}, ["1.png"], "train/ and val/ beside 1.png", "move all"),
         ({"": ("train", "val")}, [], "photos/train must hold one folder of images", "put each"),
         ({"train": BOTH, "": ("val",)}, [], "photos/val must hold one folder", "put each image"),
-        ({"train": BOTH, "Training": BOTH}, [], "Training/ and train/", "keep one folder"),
-        ({"val": BOTH, "test": BOTH}, [], "test/ and val/ without train/", "add train/CLASS/"),
+        ({"train": BOTH, "Training": BOTH}, [], "Training/ and train/", "give one train/"),
+        ({"val": BOTH, "test": BOTH}, [], "test/ and val/", "give one train/"),
         # classes that do not fit together
         ({"train": BOTH, "val": ("cat", "fox")}, [], "dog, fox in only one of train/ and", "both"),
         ({"train": BOTH, "val": ("cat",)}, [], "dog in only one of train/ and val/", "both"),
@@ -153,9 +153,9 @@ BOTH = ("cat", "dog")
         # images where no class is
         ({"": BOTH}, ["1.png"], "must hold one folder of images per class, and it holds 1", "put"),
         ({}, ["1.png", "2.png"], "and it holds 1.png, 2.png", "put each image into the folder"),
-        ({}, ["1.txt"], "and it holds 1.txt", "put each image into the folder"),
+        ({}, ["1.txt"], "and it holds no images", "put each image into the folder"),
         ({"train": BOTH}, ["train/1.png"], "photos/train must hold one folder", "put each image"),
-        ({}, [], "and it holds nothing", "put each image into the folder"),
+        ({}, [], "and it holds no images", "put each image into the folder"),
         ({"": ("cat",)}, [], "photos has one class, cat", "give at least 2"),
         # classes in classes
         ({"pets": BOTH, "wild": ("fox", "owl")}, [], "as in pets/cat/", "; move the images"),

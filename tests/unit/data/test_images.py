@@ -191,6 +191,15 @@ def test_an_image_is_turned_as_its_orientation_says(
     assert np.abs(read(content, tmp_path, 1) - upright).max() <= 3
 
 
+def test_an_image_with_damaged_exif_data_stays_as_it_is_stored(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[274] = 6
+    content = saved(Image.fromarray(RGB), "WEBP", lossless=True, exif=exif)
+    damaged = content.replace(b"MM\0*", b"MM\0\0")
+    assert damaged != content
+    assert np.array_equal(read(damaged, tmp_path), RGB)
+
+
 @pytest.mark.parametrize("kind", ["GIF", "PNG", "TIFF", "WEBP"])
 def test_the_first_frame_of_a_file_is_used(kind: str, tmp_path: Path) -> None:
     first, second = (Image.new("RGB", (8, 8), color) for color in ("red", "blue"))
