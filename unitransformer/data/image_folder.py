@@ -7,6 +7,7 @@ because they have several meanings.
 
 import os
 import re
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -19,6 +20,7 @@ SPLIT_NAME = re.compile(r"(train)(?:ing)?|(val)(?:id(?:ation)?)?|(test)(?:ing)?"
 SYSTEM_NAMES = {"__macosx", "@eadir", "thumbs.db", "desktop.ini", "$recycle.bin", "lost+found"}
 
 ImageFile = tuple[str, int]  # path and label
+Parts = tuple[str, ...]  # names from the root to a folder
 
 
 class ImageFiles(NamedTuple):
@@ -30,43 +32,31 @@ class ImageFiles(NamedTuple):
     notes: list[str]  # how the layout was read, and what was not used
 
 
-class _Folder(NamedTuple):
-    """The contents of a folder that are not hidden, sorted by name."""
-
-    path: Path
-    images: list[str]  # paths
-    folders: list["_Folder"]  # with images at some depth
-
-
 def list_images(root: Path) -> ImageFiles:
     """Lists the images of `root`.
 
     Raises:
         ValueError: a folder cannot be listed, or the layout has no meaning or several.
     """
-    others: list[str] = []
-    top = _scan(root, (), others)
-    splits = _find_splits(top)
-    parts = [splits[name] for name in ("train", "val") if name in splits] or [top]
-    classes = [_list_classes(part) for part in parts]
-    if names := sorted(classes[0].keys() ^ classes[-1].keys()):
+    found, others = _scan(root)
+    splits = _find_splits(root, list(found))
+    classes: dict[str, dict[str, list[str]]] = {}
+    for folder, images in found.items():
+        classes.setdefault(splits.get(folder[0], "train"), {})[folder[-1]] = images
+    train, validation = classes["train"], classes.get("val", {})
+    names = [f"{name}/" for name, split in splits.items() if split != "test"]
+    if different := sorted(train.keys() ^ validation.keys() if validation else ()):
         raise ValueError(
-            f"data {root} has images of {_name_some(names)} in only one of {parts[0].path.name}/ "
-            f"and {parts[1].path.name}/; give both the same class folders"
+            f"data {root} has images of {_name_some(different)} in only one of "
+            f"{' and '.join(names)}; give both the same class folders"
         )
-    if len(classes[0]) == 1:
-        raise ValueError(f"data {root} has one class, {_name_some([*classes[0]])}; give at least 2")
-    notes = [f"split by {' and '.join(f'{part.path.name}/' for part in parts)}"] if splits else []
-    if test := splits.get("test"):
-        notes.append(f"{test.path.name}/ ignored")
+    if len(train) == 1:
+        raise ValueError(f"data {root} has one class, {_name_some([*train])}; give at least 2")
+    notes = [f"split by {' and '.join(names)}"] if names else []
+    notes += [f"{name}/ ignored" for name, split in splits.items() if split == "test"]
     if others:
-        paths = [os.path.relpath(path, root) for path in others[:4]]
-        notes.append(f"{len(others):,} passed over ({_name_some(paths)})")
-    train, validation = (
-        [(path, label) for label, paths in enumerate(part.values()) for path in paths]
-        for part in (classes[0], classes[1] if len(classes) > 1 else {})
-    )
-    return ImageFiles(tuple(map(printable, classes[0])), train, validation, notes)
+        notes.append(f"{len(others):,} passed over ({_name_some(others)})")
+    return ImageFiles(tuple(map(printable, train)), _label(train), _label(validation), notes)
 
 
 def printable(name: str) -> str:
@@ -74,82 +64,73 @@ def printable(name: str) -> str:
     return os.fsencode(name).decode(errors="replace")
 
 
-def _scan(path: Path, above: tuple[tuple[int, int], ...], others: list[str]) -> _Folder:
-    """Reads all below `path`.
+def _scan(root: Path) -> tuple[dict[Parts, list[str]], list[str]]:
+    """Returns the images below `root` by folder, and other files and folders without images."""
 
-    Args:
-        above: identifies the folders around `path`, to which links may lead.
-        others: receives the paths of files that are not images and of folders without images.
-    """
-    found = _Folder(path, [], [])
-    try:
-        status = path.stat()
-        identity = (status.st_dev, status.st_ino)
-        with os.scandir(path) as scan:
-            entries = [] if identity in above else sorted(scan, key=lambda entry: entry.name)
-        for entry in entries:
-            if entry.name.startswith(".") or entry.name.lower() in SYSTEM_NAMES:
-                continue
-            num_others = len(others)
-            if entry.is_dir():
-                folder = _scan(Path(entry.path), (*above, identity), others)
-                if folder.images or folder.folders:
-                    found.folders.append(folder)
-                else:
-                    others[num_others:] = [entry.path]
-            elif IMAGE_NAME.fullmatch(entry.name) and entry.is_file():
-                found.images.append(entry.path)
-            else:
-                others.append(entry.path)
-    except OSError as error:
+    def refuse(error: OSError) -> None:
         raise ValueError(
             f"data {error.filename} cannot be listed ({error.strerror}); make it readable"
         ) from error
-    return found
+
+    def is_visible(name: str) -> bool:
+        return not name.startswith(".") and name.lower() not in SYSTEM_NAMES
+
+    found: dict[Parts, list[str]] = {}
+    others: dict[Parts, list[str]] = {}
+    for path, subfolders, names in os.walk(root, onerror=refuse, followlinks=True):
+        parts = Path(path).relative_to(root).parts
+        others[parts] = []
+        if os.path.realpath(path) in map(os.path.realpath, Path(path).parents):
+            subfolders.clear()  # a link to a folder above
+            continue
+        subfolders[:] = sorted(filter(is_visible, subfolders))
+        for name in sorted(filter(is_visible, names)):
+            if IMAGE_NAME.fullmatch(name):
+                found.setdefault(parts, []).append(os.path.join(path, name))
+            else:
+                others[parts].append("/".join((*parts, name)))
+    used = {parts[:depth] for parts in found for depth in range(len(parts) + 1)}
+    files = [name for parts, names in others.items() if parts in used for name in names]
+    unused = (parts for parts in others if parts not in used and parts[:-1] in used)
+    return found, files + ["/".join(parts) for parts in unused]
 
 
-def _find_splits(top: _Folder) -> dict[str, _Folder]:
-    """Returns the folders train, val and test; none if the folders of `top` are classes.
+def _find_splits(root: Path, folders: Sequence[Parts]) -> dict[str, str]:
+    """Returns the split (train, val or test) of each split folder; none if folders are classes.
+
+    Args:
+        folders: those that hold images.
 
     Raises:
-        ValueError: they lie beside class folders or images, or there are too few or too many.
+        ValueError: images lie elsewhere than in class folders, or the splits are unclear.
     """
-    matches = [(SPLIT_NAME.fullmatch(folder.path.name), folder) for folder in top.folders]
-    found = [(str(match[match.lastindex or 0]).lower(), f) for match, f in matches if match]
-    classes = [folder for match, folder in matches if not match]
-    if [split for split, _ in found] == ["train"] and classes and not found[0][1].folders:
-        return {}  # trains, beside cars
-    splits = dict(found)
-    names = " and ".join(f"{folder.path.name}/" for _, folder in found)
-    beside = [folder.path.name for folder in classes] or list(map(os.path.basename, top.images))
-    if found and beside:
+    tops = sorted({folder[0] for folder in folders if folder})
+    matches = {name: match for name in tops if (match := SPLIT_NAME.fullmatch(name))}
+    splits = {name: str(match[match.lastindex or 0]).lower() for name, match in matches.items()}
+    if list(splits.values()) == ["train"] and len(tops) > 1 and max(map(len, folders)) == 1:
+        splits = {}  # a class of trains, beside others
+    right, wrong = [], []
+    for folder in folders:
+        is_ignored = splits.get(folder[0]) == "test" if folder else False
+        is_class = len(folder) == (2 if splits else 1) and (folder[0] in splits or not splits)
+        (right if is_ignored or is_class else wrong).append("/".join((*folder, "")) or "./")
+    if wrong or not folders:
+        images = f"images in {_name_some(wrong)}" if wrong else "no images"
+        beside = f" beside {_name_some(right)}" if right else ""
+        fix = f"give --data {root / tops[0]}, or move" if len(tops) == 1 and not splits else "move"
         raise ValueError(
-            f"data {top.path} holds {names} beside {_name_some(beside)}, so its classes are not "
-            f"clear; move all images into train/CLASS/ and val/CLASS/, or rename {names} if a class"
+            f"data {root} must hold one folder of images per class, or such folders in train/ and "
+            f"val/, and it holds {images}{beside}; {fix} or rename what does not fit"
         )
-    if len(splits) < len(found) or (found and "train" not in splits):
-        raise ValueError(f"data {top.path} holds {names}; give one train/ and at most one val/")
+    counts = Counter(splits.values())
+    if splits and (counts["train"] != 1 or max(counts.values()) > 1):
+        names = " and ".join(f"{name}/" for name in splits)
+        raise ValueError(f"data {root} holds {names}; give one train/ and at most one val/")
     return splits
 
 
-def _list_classes(parent: _Folder) -> dict[str, list[str]]:
-    """Returns the images of the class folders of `parent`; refuses images anywhere else."""
-    names = [folder.path.name for folder in parent.folders]
-    if parent.images or not names:
-        found = _name_some([os.path.basename(path) for path in parent.images]) or "no images"
-        raise ValueError(
-            f"data {parent.path} must hold one folder of images per class, and it holds {found}; "
-            "put each image into the folder of its class"
-        )
-    for folder in parent.folders:
-        if folder.folders:
-            fix = f"give --data {folder.path}, or move" if len(names) == 1 else "move"
-            raise ValueError(
-                f"data {parent.path} has images in folders of class folders, as in "
-                f"{folder.path.name}/{folder.folders[0].path.name}/, so its classes are not clear; "
-                f"{fix} the images of a class into one folder; name folders of a split train/, val/"
-            )
-    return {folder.path.name: folder.images for folder in parent.folders}
+def _label(classes: dict[str, list[str]]) -> list[ImageFile]:
+    return [(path, label) for label, paths in enumerate(classes.values()) for path in paths]
 
 
 def _name_some(names: Sequence[str]) -> str:
