@@ -100,6 +100,8 @@ def read_image(path: str, channels: int) -> Image.Image:
         Exception: the file is damaged, cut off, or has more than PIL's limit of 179M pixels.
     """
     with Image.open(path) as image:
+        # Pillow 11.3 to 13.0 map a named, uncompressed TIFF into memory as if it was stored turned.
+        image.filename = ""
         color = image.info.get("transparency")
         if image.format == "PNG" and color is not None:
             # PIL scales the pixels to 8 bits, but not the color that stands for transparent.
