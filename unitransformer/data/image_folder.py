@@ -80,8 +80,9 @@ def _scan(root: Path) -> tuple[dict[Parts, list[str]], list[str]]:
     for path, subfolders, names in os.walk(root, onerror=refuse, followlinks=True):
         parts = Path(path).relative_to(root).parts
         others[parts] = []
-        if os.path.realpath(path) in map(os.path.realpath, Path(path).parents):
-            subfolders.clear()  # a link to a folder above
+        above = Path(path).parents[: len(parts)]
+        if os.path.realpath(path) in map(os.path.realpath, above):
+            subfolders.clear()  # a link that leads in a circle
             continue
         subfolders[:] = sorted(filter(is_visible, subfolders))
         for name in sorted(filter(is_visible, names)):

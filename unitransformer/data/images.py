@@ -155,7 +155,7 @@ def _scale_to_8_bits(image: Image.Image, path: str) -> Image.Image:
 def digest_readable(files: Sequence[ImageFile], channels: int) -> dict[str, str]:
     """Returns the SHA-256 of each file that can be read, by path; a warning names the others.
 
-    Of more than MAX_DECODED_AT_START files, it reads only the headers and returns the sizes.
+    Of more than MAX_DECODED_AT_START files, it reads only the headers and hashes the sizes.
 
     Raises:
         UnsupportedImageError: as `read_image`.

@@ -174,7 +174,7 @@ def _folder_source(config: RunConfig) -> DataSource:
     train, validation = (
         [file for file in part if file[0] in digests] for part in (folder.train, folder.validation)
     )
-    for part in (train, validation) if validation or folder.validation else (train,):
+    for part in (train, validation) if folder.validation else (train,):
         if unread := set(range(len(folder.class_names))) - {label for _, label in part}:
             raise ValueError(
                 f"data {root} has no {'training' if part is train else 'validation'} image of "

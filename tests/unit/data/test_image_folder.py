@@ -119,6 +119,8 @@ def test_links_to_folders_are_followed_but_not_in_circles(tmp_path: Path) -> Non
     assert files.class_names == ("cat", "dog")
     assert len(files.train) == 8
     assert files.notes == ["1 passed over (cat/up)"]
+    (root / "latest").symlink_to(".")
+    assert list_images(root / "latest").class_names == ("cat", "dog")
 
 
 def test_train_is_a_class_among_others_if_it_holds_images(tmp_path: Path) -> None:
