@@ -110,7 +110,8 @@ def _find_splits(root: Path, folders: Sequence[Parts]) -> dict[str, str]:
     splits = {name: str(match[match.lastindex or 0]).lower() for name, match in matches.items()}
     if list(splits.values()) == ["train"] and len(tops) > 1 and max(map(len, folders)) == 1:
         splits = {}  # a class of trains, beside others
-    right, wrong = [], []
+    right: list[str] = []
+    wrong: list[str] = []
     for folder in folders:
         is_ignored = splits.get(folder[0]) == "test" if folder else False
         is_class = len(folder) == (2 if splits else 1) and (folder[0] in splits or not splits)
