@@ -116,13 +116,14 @@ def _find_splits(root: Path, folders: Sequence[Parts]) -> dict[str, str]:
         is_ignored = splits.get(folder[0]) == "test" if folder else False
         is_class = len(folder) == (2 if splits else 1) and (folder[0] in splits or not splits)
         (right if is_ignored or is_class else wrong).append("/".join((*folder, "")) or "./")
-    if wrong or not folders:
-        images = f"images in {_name_some(wrong)}" if wrong else "no images"
-        beside = f" beside {_name_some(right)}" if right else ""
+    if not folders:
+        raise ValueError(f"data {root} holds no images; give a folder of images per class")
+    if wrong:
+        images = _name_some(wrong) + (f" beside {_name_some(right)}" if right else "")
         fix = f"give --data {root / tops[0]}, or move" if len(tops) == 1 and not splits else "move"
         raise ValueError(
             f"data {root} must hold one folder of images per class, or such folders in train/ and "
-            f"val/, and it holds {images}{beside}; {fix} or rename what does not fit"
+            f"val/, and it holds images in {images}; {fix} or rename what does not fit"
         )
     counts = Counter(splits.values())
     if splits and (counts["train"] != 1 or max(counts.values()) > 1):

@@ -155,8 +155,8 @@ FIX = "move or rename what does not fit"
         # images where no class is
         ({"": BOTH}, ["1.png"], r"images in \./ beside cat/, dog/", ""),
         ({}, ["1.png", "2.png"], r"it holds images in \./", ""),
-        ({}, ["1.txt"], "it holds no images", ""),
-        ({}, [], "it holds no images", ""),
+        ({}, ["1.txt"], "holds no images", "give a folder of images per class"),
+        ({}, [], "holds no images", "give a folder of images per class"),
         ({"train": BOTH}, ["train/1.png"], "images in train/ beside train/cat/", ""),
         ({"": ("cat",)}, [], "photos has one class, cat", "give at least 2"),
         # classes in classes
