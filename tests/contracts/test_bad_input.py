@@ -350,6 +350,24 @@ def test_an_image_folder_without_class_folders_is_refused(refuse: Refuse) -> Non
     assert said.startswith("data images must hold one folder of images per class")
 
 
+def test_an_image_whose_white_is_not_known_is_refused_with_its_mode(refuse: Refuse) -> None:
+    _write_images("images", "ab")
+    Image.new("F", (9, 9), 255).save("images/b/deep.tif")
+    assert refuse(IMAGES, "vit") == (
+        "image images/b/deep.tif has mode F with values from 255 to 255; scale them to 0 to 1, or "
+        "save it with 8 or 16 bits"
+    )
+
+
+def test_class_folders_beside_a_split_are_refused_with_the_fix(refuse: Refuse) -> None:
+    _write_images("images", "ab")
+    _write_images("images/train", "ab")
+    said = refuse(IMAGES, "vit")
+    assert said.endswith(
+        "images in a/, b/ beside train/a/, train/b/; move or rename what does not fit"
+    )
+
+
 def test_more_classes_than_the_model_has_are_refused_with_the_fix(refuse: Refuse) -> None:
     _write_images("images", "abcde", count=1)
     said = refuse(IMAGES, "vit")
