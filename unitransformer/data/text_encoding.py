@@ -36,8 +36,14 @@ _NEVER_TEXT = re.compile("[\0\ud800-\udfff\ufffe\u0a00]")
 _ISO_2022 = re.compile("\x1b\\$[()@AB]")
 # Any bytes can be decoded in a code page, but a wrong one often gives control characters.
 _NEVER_IN_CODE_PAGES = re.compile("[\0-\x08\x0e-\x19\x1b-\x1f\x7f-\x9f\ud800-\udfff\ufffe]")
-# Guesses, likely ones first, and how odd their text may be: left alone, the detector prefers rare
-# code pages.
+# Bytes that are hardly right in UTF-8 by chance: characters of several bytes, in all of a block or
+# one after the other; and words of 8-bit text.
+_WIDE_UTF8 = rb"(?:[\xc2-\xdf][\x80-\xbf]|[\xe0-\xef][\x80-\xbf]{2}|[\xf0-\xf4][\x80-\xbf]{3})"
+_UTF8 = re.compile(
+    rb"\A(?:[\0-\x7f]*+%b){6,}+[\0-\x7f]*+\Z|(?:%b[\0-\x7f]*+){16}" % (_WIDE_UTF8, _WIDE_UTF8)
+)
+_8_BIT_WORDS = re.compile(rb"(?:[^\0 ]{1,15} ){12}")
+# Guesses, likely ones first: left alone, the detector prefers rare code pages.
 _COMMON = "cp1252 latin_1 cp1251 cp932 shift_jis gb18030 big5 euc_kr euc_jp cp1253 iso8859_7 koi8_r"
 _RARE = "cp1250 iso8859_2 cp1254 cp1255 cp1256 cp949 cp866 mac_roman cp850"
 _GUESSES = ((_COMMON, 0.2), (_RARE, 0.2), (_COMMON, 0.4), ("", 0.2))
@@ -77,6 +83,7 @@ def find_fault(
     `blocks` begin at byte `start`, behind the byte order mark. If they are not the whole file, they
     may end within a character. `encoding` is what `resolve_encoding` returns.
     """
+    is_wide = encoding.startswith(("utf-16", "utf-32"))
     pattern = _NEVER_TEXT if encoding.startswith("utf-") else _NEVER_IN_CODE_PAGES
     decoder = codecs.getincrementaldecoder(encoding)()
     position = start
@@ -95,6 +102,10 @@ def find_fault(
         if found := pattern.search(text) or _ISO_2022.search(text):
             offset = first + len(text[: found.start()].encode(encoding, "replace"))
             return offset, f"character U+{ord(found[0][0]):04X}"
+        if encoding != "utf-8" and (known := _UTF8.search(block)):
+            return position - len(block) + known.start(), "utf-8 text"
+        if is_wide and (known := _8_BIT_WORDS.search(block)):
+            return position - len(block) + known.start(), "8-bit text"
     return None
 
 

@@ -4,7 +4,6 @@ Links to folders are followed; a file or folder that is reached in two ways coun
 and binary files and links that lead nowhere are passed over, by name.
 """
 
-import codecs
 import collections
 import hashlib
 import json
@@ -22,7 +21,6 @@ from unitransformer.data.documents import (
     describe_fields,
     read_blocks,
     read_documents,
-    read_pieces,
 )
 from unitransformer.data.text_encoding import (
     HEAD_BYTES,
@@ -34,7 +32,6 @@ from unitransformer.data.text_encoding import (
 from unitransformer.record.units import format_count
 
 SAMPLE_BYTES = 1 << 16  # from which an encoding is guessed
-UTF8_EVIDENCE = 8  # bytes of multi-byte characters that are hardly valid by chance
 EXCLUDED = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
 STANDARD_LIBRARY = Path(sysconfig.get_paths()["stdlib"])
 JSON_LINES = {".jsonl", ".ndjson"}  # and .json, if its first line is an object before others
@@ -186,14 +183,14 @@ def _hash(files: Sequence[TextFile]) -> str:
 
 def check_text(text: TextSource) -> None:
     """Reads all files; raises ValueError for a wrong encoding, a broken line, or only blanks."""
-    if faults := [(file, *fault) for file in text.files if (fault := _find_fault(file))]:
+    if faults := [(file, *fault) for file in text.files if (fault := _read_as(file, text.encoding))]:
         file, offset, reason = faults[0]
         start, stop = max(0, offset - SAMPLE_BYTES), min(file.stop, offset + SAMPLE_BYTES)
         sample = b"".join(read_blocks(file._replace(start=start, stop=stop)))
         sample = sample[sample.find(b"\n") + 1 :] if start else sample
         cure = f"repair it or convert it to {text.encoding}"
-        guesses, given = likely_encodings(sample, text.encoding), codecs.lookup(text.encoding)
-        if likely := [name for name in guesses if codecs.lookup(name).name != given.name]:
+        guesses = likely_encodings(sample, text.encoding)
+        if likely := [name for name in guesses if not _read_as(file, name)]:
             cure = f"give --data-encoding {likely[0]}"
             if len(faults) < len(text.files):
                 cure = f"convert it to {text.encoding}, or {cure} if all files are"
@@ -211,18 +208,8 @@ def check_text(text: TextSource) -> None:
         raise ValueError(f"{text.files[0].path} holds only white space; give files with text")
 
 
-def _find_fault(file: TextFile) -> tuple[int, str] | None:
-    """Returns the first byte at which a file is not text in its encoding, and why."""
-    fault = find_fault(read_blocks(file), file.encoding, file.start)
-    if fault or file.encoding == "utf-8":
-        return fault
-    size, as_utf8 = file.stop - file.start, file._replace(encoding="utf-8", field=None)
-    is_wide = file.encoding.startswith(("utf-16", "utf-32"))
-    if is_wide and any(b"\0" in block for block in read_blocks(file)):
-        return None  # as in all Latin letters, spaces and line feeds
-    if is_wide and 50 * sum(block.count(b" ") for block in read_blocks(file)) > size:
-        return file.start, "8-bit text"
-    if find_fault(read_blocks(as_utf8), "utf-8", file.start):
-        return None
-    num_extra = size - sum(map(len, read_pieces(as_utf8)))  # bytes beyond one per character
-    return (file.start, "utf-8 text") if num_extra >= UTF8_EVIDENCE else None
+def _read_as(file: TextFile, encoding: str) -> tuple[int, str] | None:
+    """Returns the first byte at which a file is not text in `encoding`, and why."""
+    head = b"".join(read_blocks(file._replace(start=0, stop=min(file.stop, HEAD_BYTES))))
+    name, start = resolve_encoding(encoding, head)
+    return find_fault(read_blocks(file._replace(start=start)), name, start)
