@@ -2,6 +2,7 @@
 
 import functools
 import os
+import re
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -134,6 +135,10 @@ def _add_fields(
 def parse(preset: Preset, arguments: Sequence[str]) -> ParsedCommand:
     """Parses a command line; raises ValueError, in one line, for an unknown option or value."""
     parser = build_parser(preset)
+    for name in (argument.partition("=")[0] for argument in arguments):
+        # The parser would take `--data.x` for a part of the value of --data.
+        if re.fullmatch(r"--[\w-]+\.\S+", name) and name not in parser._option_string_actions:
+            raise ValueError(_explain(parser, f"Unrecognized arguments: {name}"))
     try:
         given = parser.parse_args(list(arguments)).as_dict()
     except jsonargparse.ArgumentError as error:

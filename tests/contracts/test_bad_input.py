@@ -112,6 +112,7 @@ def refuse(call: Call) -> Refuse:
         ("--batchsize 3", "--batchsize is not an option; did you mean --batch-size?"),
         ("--learning-rate=3", "--learning-rate is not an option; did you mean --optimizer.learn"),
         ("--max-step 3", "--max-step is not an option; did you mean --max-steps?"),
+        ("--data.sequence-length 3", "--data.sequence-length is not an option; did you mean --seq"),
         ("--model.widht 3", "--model.widht is not an option; did you mean --model.width?"),
         ("--zzz", "--zzz is not an option; --help lists them all"),
         ("bert", "bert is not an option; --help lists them all"),

@@ -146,6 +146,11 @@ def _write_entry(
         encoder = Encoder(tokenizer, kind=kind)
         for name, files in parts.items():
             _write_tokens(folder / f"{name}.bin", files, encoder, advance)
+            if not (folder / f"{name}.bin").stat().st_size:
+                raise ValueError(
+                    f"data {text.description}: divided for training and validation, it leaves "
+                    f"nothing for {name}; give more text or more lines"
+                )
         file_bytes = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
         meta = {
             "dtype": encoder.dtype.name,
@@ -167,8 +172,6 @@ def _write_tokens(
             # Not `ndarray.tofile`, which raises nothing on a full disk.
             file.write(encoder.separator if index else b"")
             file.writelines(map(encoder.encode, document))
-        if not file.tell():
-            raise ValueError(f"the text is too short for a {path.stem} part; give more text")
 
 
 @contextmanager

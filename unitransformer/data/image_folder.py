@@ -12,12 +12,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from unitransformer.files import printable
+
 IMAGE_NAME = re.compile(
     r".*\.(jpe?g|jfif|a?png|gif|webp|avif|bmp|tiff?|jp2|p[bgnp]m)", re.IGNORECASE | re.DOTALL
 )
 SPLIT_NAME = re.compile(r"(train)(?:ing)?|(val)(?:id(?:ation)?)?|(test)(?:ing)?", re.IGNORECASE)
 # What operating systems and file servers leave behind, in lower case.
-SYSTEM_NAMES = {"__macosx", "@eadir", "thumbs.db", "desktop.ini", "$recycle.bin", "lost+found"}
+SYSTEM_NAMES = {
+    *("__macosx", "@eadir", "thumbs.db", "desktop.ini", "lost+found"),
+    *("$recycle.bin", "#recycle", "system volume information"),
+}
 
 ImageFile = tuple[str, int]  # path and label
 Parts = tuple[str, ...]  # names from the root to a folder
@@ -39,6 +44,10 @@ def list_images(root: Path) -> ImageFiles:
         ValueError: a folder cannot be listed, or the layout has no meaning or several.
     """
     found, others = _scan(root)
+    passed_over = f"{len(others):,} passed over ({_name_some(others)})" if others else ""
+    if not found:
+        what = f": {passed_over}" if others else ""
+        raise ValueError(f"data {root} holds no images{what}; give a folder of images per class")
     splits = _find_splits(root, list(found))
     classes: dict[str, dict[str, list[str]]] = {}
     for folder, images in found.items():
@@ -54,14 +63,8 @@ def list_images(root: Path) -> ImageFiles:
         raise ValueError(f"data {root} has one class, {_name_some([*train])}; give at least 2")
     notes = [f"split by {' and '.join(names)}"] if names else []
     notes += [f"{name}/ ignored" for name, split in splits.items() if split == "test"]
-    if others:
-        notes.append(f"{len(others):,} passed over ({_name_some(others)})")
+    notes += [passed_over] if others else []
     return ImageFiles(tuple(map(printable, train)), _label(train), _label(validation), notes)
-
-
-def printable(name: str) -> str:
-    """Returns a file name, which may hold any bytes, as text that can be encoded."""
-    return os.fsencode(name).decode(errors="replace")
 
 
 def _scan(root: Path) -> tuple[dict[Parts, list[str]], list[str]]:
@@ -90,7 +93,7 @@ def _scan(root: Path) -> tuple[dict[Parts, list[str]], list[str]]:
                 found.setdefault(parts, []).append(os.path.join(path, name))
             else:
                 others[parts].append("/".join((*parts, name)))
-    used = {parts[:depth] for parts in found for depth in range(len(parts) + 1)}
+    used = {(), *(parts[:depth] for parts in found for depth in range(len(parts) + 1))}
     files = [name for parts, names in others.items() if parts in used for name in names]
     unused = (parts for parts in others if parts not in used and parts[:-1] in used)
     return found, files + ["/".join(parts) for parts in unused]
@@ -116,8 +119,6 @@ def _find_splits(root: Path, folders: Sequence[Parts]) -> dict[str, str]:
         is_ignored = splits.get(folder[0]) == "test" if folder else False
         is_class = len(folder) == (2 if splits else 1) and (folder[0] in splits or not splits)
         (right if is_ignored or is_class else wrong).append("/".join((*folder, "")) or "./")
-    if not folders:
-        raise ValueError(f"data {root} holds no images; give a folder of images per class")
     if wrong:
         images = _name_some(wrong) + (f" beside {_name_some(right)}" if right else "")
         fix = f"give --data {root / tops[0]}, or move" if len(tops) == 1 and not splits else "move"

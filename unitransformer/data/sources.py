@@ -13,11 +13,12 @@ from unitransformer.config import RunConfig
 from unitransformer.costs.flops import count_predicted_positions
 from unitransformer.data.corpus import Corpus, load_corpus
 from unitransformer.data.counter_rng import uniform
-from unitransformer.data.image_folder import list_images, printable
+from unitransformer.data.image_folder import list_images
 from unitransformer.data.images import DigitImages, FolderImages, digest_readable
 from unitransformer.data.sampler import BatchIndices, permutation
 from unitransformer.data.text import MaskedTokens, NextTokens
 from unitransformer.data.tokenizer import TokenArray
+from unitransformer.files import printable
 from unitransformer.objectives import Batch
 
 # The 1,797 images of scikit-learn's digits: the test set of E. Alpaydin and C. Kaynak, Optical
@@ -176,17 +177,18 @@ def _folder_source(config: RunConfig) -> DataSource:
     train, validation = (
         [file for file in part if file[0] in digests] for part in (folder.train, folder.validation)
     )
-    for part in (train, validation) if folder.validation else (train,):
-        if unread := set(range(len(folder.class_names))) - {label for _, label in part}:
-            raise ValueError(
-                f"data {root} has no {'training' if part is train else 'validation'} image of "
-                f"class {folder.class_names[min(unread)]} that can be read; repair them or save "
-                "them as 8-bit PNG"
-            )
     if not folder.validation:
         order = permutation(len(train), 0, 0)
         cut = max(1, len(train) // 10)
         train, validation = ([train[i] for i in part] for part in (order[cut:], order[:cut]))
+    parts = {"training": train, **({"validation": validation} if folder.validation else {})}
+    for name, part in parts.items():
+        if missing := set(range(len(folder.class_names))) - {label for _, label in part}:
+            held_out = "" if folder.validation else " and is not held out for validation"
+            raise ValueError(
+                f"data {root} has no {name} image of class {folder.class_names[min(missing)]} that "
+                f"can be read{held_out}; add images, or repair them and save them as 8-bit PNG"
+            )
     digest = hashlib.sha256()
     for name, part in (("train", train), ("validation", validation)):
         for path, label in part:

@@ -29,12 +29,13 @@ from unitransformer.data.text_encoding import (
     passed_over_kind,
     resolve_encoding,
 )
+from unitransformer.files import printable
 from unitransformer.record.units import format_count
 
 SAMPLE_BYTES = 1 << 16  # from which an encoding is guessed
 EXCLUDED = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
 STANDARD_LIBRARY = Path(sysconfig.get_paths()["stdlib"])
-JSON_LINES = {".jsonl", ".ndjson"}  # and .json, if its first line is an object before others
+JSON_LINES = {".jsonl", ".ndjson"}  # and any file that begins with two lines that are objects
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +56,7 @@ def find_text(source: str, *, encoding: str, field: str | None) -> TextSource:
         name = f"Python {platform.python_version()} standard library source"
         path, paths = STANDARD_LIBRARY, builtin_files()
     elif path.exists():
-        name = path.resolve().name
+        name = printable(path.resolve().name)
         paths = _walk(path) if path.is_dir() else [path]
     else:
         raise ValueError(f"data {source} does not exist; give a file, a folder or 'builtin'")
@@ -64,8 +65,8 @@ def find_text(source: str, *, encoding: str, field: str | None) -> TextSource:
     others = [(item, why) for item, why in found if isinstance(why, str)]
     passed_over = _format_others(path if path.is_dir() else path.parent, others)
     if not files:
-        why = f": {passed_over}; unpack them, or convert them to" if others else "; give"
-        raise ValueError(f"data {source} holds no text{why} text files that are not empty")
+        why = f", but {passed_over}; unpack or convert them, or" if others else ";"
+        raise ValueError(f"data {source} holds no text{why} give text files that are not empty")
     num_bytes, num_json = sum(f.stop for f in files), sum(f.field is not None for f in files)
     parts = [name, format_count(len(files), "file"), format_size(num_bytes)]
     if encoding != "utf-8":
@@ -75,7 +76,7 @@ def find_text(source: str, *, encoding: str, field: str | None) -> TextSource:
         if not num_json:
             raise ValueError(
                 f"data.field is {field}, but data {source} holds no JSON Lines file (.jsonl, "
-                ".ndjson, or .json with one object per line); leave out --data-field"
+                ".ndjson, or one object per line); convert it, or leave out --data-field"
             )
     if others:
         parts[-1] += f"; {format_count(len(others), 'file')} passed over: {passed_over}"
@@ -134,8 +135,11 @@ def _inspect(path: Path, encoding: str, field: str | None) -> TextFile | str | N
         return kind
     name, start = resolve_encoding(encoding, head)
     file = TextFile(path, start, size, name)
-    first, has_more = _first_line(file) if suffix in (*JSON_LINES, ".json") else (None, False)
-    if suffix not in JSON_LINES and (first is None or not has_more):
+    is_named_so = suffix in JSON_LINES
+    first = None
+    if is_named_so or head[start:].decode(name, "replace").lstrip().startswith("{"):
+        first, is_followed = _first_line(file)
+    if not is_named_so and (first is None or not is_followed):
         return file
     if field is None and size:
         known = "" if first is None else f"; {describe_fields(first)}"
@@ -144,14 +148,14 @@ def _inspect(path: Path, encoding: str, field: str | None) -> TextFile | str | N
 
 
 def _first_line(file: TextFile) -> tuple[Mapping[str, Any] | None, bool]:
-    """Returns the first line of a file as a JSON object, and whether other lines follow."""
+    """Returns the first line as a JSON object, and whether the next begins like another."""
     text = next(read_blocks(file), b"").decode(file.encoding, "replace").strip()
     line, _, more = text.partition("\n")
     try:
         item = json.loads(line)
     except (ValueError, RecursionError):
         item = None
-    return item if isinstance(item, dict) else None, bool(more)
+    return item if isinstance(item, dict) else None, more.lstrip().startswith("{")
 
 
 def _format_others(root: Path, others: Sequence[tuple[Path, str]]) -> str:
@@ -160,9 +164,8 @@ def _format_others(root: Path, others: Sequence[tuple[Path, str]]) -> str:
     for kind in sorted({kind for _, kind in others}, reverse=True):
         names = [path.relative_to(root).as_posix() for path, why in others if why == kind]
         shown = ", ".join([*names[:3], "..."] if len(names) > 3 else names)
-        printable = "".join(c if c.isprintable() else "?" for c in shown)
         kind = format_count(len(names), kind) if "link" in kind else f"{len(names)} {kind}"
-        parts.append(f"{kind} ({printable})")
+        parts.append(f"{kind} ({printable(shown)})")
     return ", ".join(parts)
 
 
@@ -183,7 +186,9 @@ def _hash(files: Sequence[TextFile]) -> str:
 
 def check_text(text: TextSource) -> None:
     """Reads all files; raises ValueError for a wrong encoding, a broken line, or only blanks."""
-    if faults := [(file, *fault) for file in text.files if (fault := _read_as(file, text.encoding))]:
+    if faults := [
+        (file, *fault) for file in text.files if (fault := _read_as(file, text.encoding))
+    ]:
         file, offset, reason = faults[0]
         start, stop = max(0, offset - SAMPLE_BYTES), min(file.stop, offset + SAMPLE_BYTES)
         sample = b"".join(read_blocks(file._replace(start=start, stop=stop)))

@@ -384,9 +384,9 @@ def test_a_damaged_cache_entry_is_built_again(tmp_path: Path, name: str, damage:
         ("missing", None, "does not exist; give a file, a folder or 'builtin'"),
         ("folder/", None, "holds no text; give text files"),
         ("empty.txt", "", "holds no text; give text files"),
-        ("binary.txt", "a\0b", "holds no text: 1 binary (binary.txt); unpack them, or convert"),
+        ("binary.txt", "a\0b", "holds no text, but 1 binary (binary.txt); unpack or convert"),
         ("blank.txt", " \n\t\n", "holds only white space; give files with text"),
-        ("short.txt", "a", "too short for a train part; give more text"),
+        ("short.txt", "a", "nothing for train; give more text"),
     ],
 )
 def test_a_source_without_text_is_refused(

@@ -130,7 +130,7 @@ def test_train_is_a_class_among_others_if_it_holds_images(tmp_path: Path) -> Non
 
 def test_a_class_name_of_any_bytes_can_be_printed(tmp_path: Path) -> None:
     root = write_class_folders(tmp_path / "photos", "caf\udce9", "dog")
-    assert list_images(root).class_names == ("caf\ufffd", "dog")
+    assert list_images(root).class_names == ("caf?", "dog")
 
 
 BOTH = ("cat", "dog")
@@ -155,7 +155,12 @@ FIX = "move or rename what does not fit"
         # images where no class is
         ({"": BOTH}, ["1.png"], r"images in \./ beside cat/, dog/", ""),
         ({}, ["1.png", "2.png"], r"it holds images in \./", ""),
-        ({}, ["1.txt"], "holds no images", "give a folder of images per class"),
+        (
+            {},
+            ["1.heic"],
+            r"holds no images: 1 passed over \(1.heic\)",
+            "give a folder of images per class",
+        ),
         ({}, [], "holds no images", "give a folder of images per class"),
         ({"train": BOTH}, ["train/1.png"], "images in train/ beside train/cat/", ""),
         ({"": ("cat",)}, [], "photos has one class, cat", "give at least 2"),
@@ -199,6 +204,12 @@ def test_a_class_whose_images_are_all_broken_is_refused(tmp_path: Path) -> None:
         pytest.warns(UserWarning, match="2 broken images skipped"),
         pytest.raises(ValueError, match="has no training image of class dog that can be read"),
     ):
+        load(root)
+
+
+def test_a_class_of_which_no_image_is_left_for_training_is_refused(tmp_path: Path) -> None:
+    root = write_class_folders(tmp_path / "photos", "cat", "dog", count=1)
+    with pytest.raises(ValueError, match=r"no training image of class .* is not held out.*; add"):
         load(root)
 
 

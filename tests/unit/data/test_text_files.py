@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from unitransformer.data import documents
@@ -173,6 +174,42 @@ def test_a_wrong_byte_far_from_the_start_is_found_and_judged_by_its_surroundings
     assert "at offset 2200002; it may be cp1252: " in message
 
 
+@pytest.mark.parametrize(
+    ("first", "second", "reason"),
+    [
+        ("cp1252", "utf-8", "utf-8 text"),
+        ("utf-8", "cp1252", "utf-8 text"),
+        ("utf-16-le", "cp1252", "8-bit text"),
+        ("utf-16-le", "utf-8", "utf-8 text"),
+    ],
+)
+def test_a_file_that_changes_its_encoding_is_refused(
+    tmp_path: Path, first: str, second: str, reason: str
+) -> None:
+    encoding = "cp1252" if first == "utf-8" else first
+    source = tmp_path / "text.txt"
+    text = "le garçon naïf a été là où brûle la forêt, déjà\n" * 200
+    source.write_bytes(text.encode(first) + text.encode(second))
+    message = refusal(source, encoding)
+    assert message.startswith(f"data text.txt is not {encoding} text: {reason} at offset ")
+    assert message.endswith(f"; repair it or convert it to {encoding}")
+
+
+@pytest.mark.parametrize("encoding", ["gb18030", "cp866", "cp874", "shift-jis", "utf-16-le"])
+def test_long_text_is_not_taken_for_utf8_by_chance(tmp_path: Path, encoding: str) -> None:
+    letters = {
+        "gb18030": (0x4E00, 0x9FA0),
+        "cp866": (0x430, 0x450),
+        "cp874": (0xE01, 0xE2F),
+        "shift-jis": (0xFF66, 0xFF9E),
+        "utf-16-le": (0x4E00, 0x9FA0),
+    }
+    first, stop = letters[encoding]
+    points = np.random.default_rng(0).integers(first, stop, 500_000)
+    source = write(tmp_path / "text.txt", "".join(map(chr, points)), encoding)
+    assert len(find(source, encoding).files) == 1
+
+
 def test_ascii_text_is_the_same_in_any_code_page(tmp_path: Path) -> None:
     source = write(tmp_path / "text.txt", "plain text\n" * 50)
     for encoding in ("ascii", "cp1251", "shift-jis", "gb18030", "utf-8"):
@@ -203,12 +240,14 @@ def test_a_folder_without_text_is_refused_with_what_it_holds(tmp_path: Path) -> 
     for number in range(5):
         write(tmp_path / "texts" / f"{number}.gz", "").write_bytes(gzip.compress(b"line\n"))
     assert refusal(tmp_path / "texts") == (
-        f"data {tmp_path.name}/texts holds no text: 5 compressed (0.gz, 1.gz, 2.gz, ...); "
-        "unpack them, or convert them to text files that are not empty"
+        f"data {tmp_path.name}/texts holds no text, but 5 compressed (0.gz, 1.gz, 2.gz, ...); "
+        "unpack or convert them, or give text files that are not empty"
     ).replace(f"{tmp_path.name}/", "")
 
 
 def test_a_name_that_cannot_be_printed_is_described(tmp_path: Path) -> None:
+    source = write(tmp_path / "a\n\udcff.txt", "line\n")
+    assert find(source).description == "a??.txt, 1 file, 5 bytes"
     write(tmp_path / "texts" / "a.txt", "line\n")
     (tmp_path / "texts" / os.fsdecode(b"b\xff\n.gz")).write_bytes(gzip.compress(b"line\n"))
     assert find(tmp_path / "texts").description.endswith("1 compressed (b??.gz)")
@@ -272,7 +311,7 @@ def write_pages(path: Path, extra: str = "", encoding: str = "utf-8") -> Path:
     return write(path, "\n".join(lines) + "\n" + extra, encoding)
 
 
-@pytest.mark.parametrize("name", ["a.jsonl", "a.ndjson", "a.JSONL", "a.json"])
+@pytest.mark.parametrize("name", ["a.jsonl", "a.ndjson", "a.JSONL", "a.json", "a.txt", "a"])
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "gb18030"])
 def test_each_line_of_json_lines_is_a_document(tmp_path: Path, name: str, encoding: str) -> None:
     source = find(write_pages(tmp_path / name, encoding=encoding), encoding, "text")
@@ -352,5 +391,7 @@ def test_a_field_without_json_lines_is_refused(tmp_path: Path) -> None:
 
 
 def test_json_that_is_not_lines_is_plain_text(tmp_path: Path) -> None:
+    log = '{"level": "info"}\nthe run starts\n'
+    assert read(find(write(tmp_path / "log.txt", log)).files) == [log]
     text = json.dumps(PAGES, indent=1)
     assert read(find(write(tmp_path / "a.json", text)).files) == [text]
