@@ -43,8 +43,12 @@ _UTF8 = re.compile(
     rb"\A(?:[\0-\x7f]*+%b){6,}+[\0-\x7f]*+\Z|(?:%b[\0-\x7f]*+){16}" % (_WIDE_UTF8, _WIDE_UTF8)
 )
 _8_BIT_WORDS = re.compile(rb"(?:[^\0 ]{1,15} ){12}")
-# Guesses, likely ones first: left alone, the detector prefers rare code pages.
-_COMMON = "cp1252 latin_1 cp1251 cp932 shift_jis gb18030 big5 euc_kr euc_jp cp1253 iso8859_7 koi8_r"
+# Guesses. Left alone, the detector prefers rare code pages.
+_COMMON = (
+    *("cp1252", "latin_1", "cp1251", "cp932", "shift_jis", "gb18030", "big5", "euc_kr", "euc_jp"),
+    *("cp1253", "iso8859_7", "koi8_r"),
+)
+_RARE = ("cp1250", "iso8859_2", "cp1254", "cp1255", "cp1256", "cp866", "mac_roman")
 _SEPARATORS = " \n\u3000\u3001\u3002\uff0c"  # spaces, and the common East Asian punctuation
 
 
@@ -121,18 +125,13 @@ def likely_encodings(sample: bytes, encoding: str) -> tuple[str, ...]:
     import charset_normalizer
 
     telling = b"\n".join(line for line in sample.split(b"\n") if not line.isascii())
-    for names, threshold in ((_COMMON.split(), 0.4), ([], 0.2)):
-        ranks = []
-        for match in charset_normalizer.from_bytes(
-            telling, cp_isolation=names, threshold=threshold
-        ):
-            same = {match.encoding, *match.could_be_from_charset}
-            known = [name for name in names or [match.encoding] if name in same]
-            oddness = (round(match.chaos, 1), -round(match.coherence, 1))
-            ranks.append((*oddness, names.index(known[0]) if names else 0, known[:2]))
-        if ranks:
-            return tuple(name.replace("_", "-") for name in min(ranks)[-1])
-    return ()
+    guesses, ranks = [*_COMMON, *_RARE], []
+    for match in charset_normalizer.from_bytes(telling, cp_isolation=guesses, threshold=0.4):
+        same = {match.encoding, *match.could_be_from_charset}
+        names = [n for n in _COMMON if n in same] or [n for n in _RARE if n in same]
+        oddness = round(match.chaos - match.coherence + 0.1 * (names[0] in _RARE), 1)
+        ranks.append((oddness, guesses.index(names[0]), names[:2]))
+    return tuple(name.replace("_", "-") for name in min(ranks)[-1]) if ranks else ()
 
 
 def _marked(head: bytes) -> str | None:

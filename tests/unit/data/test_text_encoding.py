@@ -12,6 +12,9 @@ from unitransformer.data.text_encoding import find_fault, likely_encodings, pass
 
 FRENCH = "le garçon naïf déjà là où l'été brûle la forêt\n" * 40
 GERMAN = "über die Straße gehen viele Mädchen; das Gespräch war schön\n" * 40
+POLISH = "zażółć gęślą jaźń, chrząszcz brzmi w trzcinie i Szczebrzeszyn z tego słynie\n" * 40
+HEBREW = "שלום לכולם היום אנחנו לומדים איך מחשבים קוראים טקסט בעברית\n" * 40
+ARABIC = "مرحبا بكم في هذا النص العربي الذي يستخدم لتدريب النموذج على الحاسوب\n" * 40
 RUSSIAN = "сколько времени занимает один шаг обучения модели\n" * 40
 JAPANESE = "吾輩は猫である。名前はまだ無い。どこで生れたかとんと見当がつかぬ\n" * 40
 CHINESE = "今天天气很好。我们在这台机器上训练一个模型\n" * 40
@@ -34,6 +37,9 @@ KOREAN = "이 기계에서 모델을 훈련하는 데 얼마나 많은 시간이
         (CHINESE, "gb18030"),
         (TAIWANESE, "big5"),
         (KOREAN, "euc-kr"),
+        (POLISH, "cp1250"),
+        (HEBREW, "cp1255"),
+        (ARABIC, "cp1256"),
         (FRENCH, "utf-16-le"),
         (RUSSIAN, "utf-16-be"),
         (CHINESE, "utf-16-le"),
