@@ -273,7 +273,7 @@ def test_a_missing_file_of_options_is_named(refuse: Refuse) -> None:
         ("empty", "data empty holds no text; give text files that are not empty"),
         ("empty.txt", "data empty.txt holds no text; give text files that are not empty"),
         ("blank.txt", "blank.txt holds only white space; give files with text"),
-        ("binary", "data binary holds no text: 1 binary (binary); unpack them, or convert them"),
+        ("binary", "data binary holds no text, but 1 binary (binary); unpack or convert them"),
     ],
 )
 @pytest.mark.parametrize("recipe", ["gpt", "bert"])
