@@ -2,6 +2,7 @@
 
 import functools
 import os
+import re
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -40,6 +41,10 @@ class RecipeOptions:
 
     size: str = _option("reference", "named model size")
     data: str = _option("builtin", "builtin, synthetic, or a path of text files or image folders")
+    data_encoding: str = _option(
+        "utf-8", "encoding of the text files, such as utf-16, cp1252 or shift_jis"
+    )
+    data_field: str | None = _option(None, "field to read of each line of JSON Lines files")
     accelerator: Accelerator = _option("auto", "auto: GPUs if there are any, otherwise the CPU")
     devices: int | None = _option(None, "ranks per node; by default all GPUs, or one CPU process")
     num_nodes: int | None = _option(None, "number of nodes, started by torchrun or srun")
@@ -130,6 +135,10 @@ def _add_fields(parser: Parser, kind: type, prefix: str, *, optional: bool = Fal
 def parse(preset: Preset, arguments: Sequence[str]) -> ParsedCommand:
     """Parses a command line; raises ValueError, in one line, for an unknown option or value."""
     parser = build_parser(preset)
+    for name in (argument.partition("=")[0] for argument in arguments):
+        # The parser would take `--data.x` for a part of the value of --data.
+        if re.fullmatch(r"--[\w-]+\.\S+", name) and name not in parser._option_string_actions:
+            raise ValueError(_explain(parser, f"Unrecognized arguments: {name}"))
     try:
         given = parser.parse_args(list(arguments)).as_dict()
     except jsonargparse.ArgumentError as error:
@@ -211,7 +220,12 @@ def build_config(
         **_given(options, RunConfig),
         "recipe": preset.recipe,
         "model": preset.model_config(options.size, **command.model),
-        "data": DataConfig(source=options.data, **_given(options, DataConfig)),
+        "data": DataConfig(
+            source=options.data,
+            encoding=options.data_encoding,
+            field=options.data_field,
+            **_given(options, DataConfig),
+        ),
         "optimizer": OptimizerConfig(**optimizer),
         "parallel": ParallelConfig(**parallel | _given(options, ParallelConfig)),
         "until_interval": _fraction("until_interval", options.until_interval),

@@ -112,6 +112,7 @@ def refuse(call: Call) -> Refuse:
         ("--batchsize 3", "--batchsize is not an option; did you mean --batch-size?"),
         ("--learning-rate=3", "--learning-rate is not an option; did you mean --optimizer.learn"),
         ("--max-step 3", "--max-step is not an option; did you mean --max-steps?"),
+        ("--data.sequence-length 3", "--data.sequence-length is not an option; did you mean --seq"),
         ("--model.widht 3", "--model.widht is not an option; did you mean --model.width?"),
         ("--zzz", "--zzz is not an option; --help lists them all"),
         ("bert", "bert is not an option; --help lists them all"),
@@ -147,6 +148,18 @@ def refuse(call: Call) -> Refuse:
         ("--optimizer.learning-rate nan", "optimizer.learning_rate is 'nan'; it must be a number"),
         ("--optimizer.learning-rate -1", "optimizer.learning_rate is -1.0; it must be at least 0"),
         ("--optimizer.beta2 1", "optimizer.beta2 is 1.0; it must be in [0, 1)"),
+        # data
+        ("--data-encoding utf-9", "data.encoding is 'utf-9'; it must be an encoding that Python"),
+        ("--data-encoding zip", "data.encoding is 'zip'; it must be an encoding that Python knows"),
+        (
+            "--data builtin --data-encoding cp1252",
+            "data.encoding is cp1252, but recipe gpt with data builtin reads no text files; leave",
+        ),
+        (
+            "--data synthetic --data-field text",
+            "data.field is text, but recipe gpt with data synthetic reads no text files; leave out",
+        ),
+        ("--data-field text", "data.field is text, but data text.txt holds no JSON Lines file"),
         # devices
         ("--strategy single --devices 2", "strategy is single with 2 devices; choose ddp, or one"),
         (
@@ -260,7 +273,7 @@ def test_a_missing_file_of_options_is_named(refuse: Refuse) -> None:
         ("empty", "data empty holds no text; give text files that are not empty"),
         ("empty.txt", "data empty.txt holds no text; give text files that are not empty"),
         ("blank.txt", "blank.txt holds only white space; give files with text"),
-        ("binary", "data binary holds no text; give text files that are not empty"),
+        ("binary", "data binary holds no text, but 1 binary (binary); unpack or convert them"),
     ],
 )
 @pytest.mark.parametrize("recipe", ["gpt", "bert"])
@@ -336,6 +349,24 @@ def test_an_image_folder_without_class_folders_is_refused(refuse: Refuse) -> Non
     Image.new("RGB", (9, 9)).save("images/0.png")
     said = refuse(IMAGES, "vit")
     assert said.startswith("data images must hold one folder of images per class")
+
+
+def test_an_image_whose_white_is_not_known_is_refused_with_its_mode(refuse: Refuse) -> None:
+    _write_images("images", "ab")
+    Image.new("F", (9, 9), 255).save("images/b/deep.tif")
+    assert refuse(IMAGES, "vit") == (
+        "image images/b/deep.tif has mode F with values from 255 to 255; scale them to 0 to 1, or "
+        "save it with 8 or 16 bits"
+    )
+
+
+def test_class_folders_beside_a_split_are_refused_with_the_fix(refuse: Refuse) -> None:
+    _write_images("images", "ab")
+    _write_images("images/train", "ab")
+    said = refuse(IMAGES, "vit")
+    assert said.endswith(
+        "images in a/, b/ beside train/a/, train/b/; move or rename what does not fit"
+    )
 
 
 def test_more_classes_than_the_model_has_are_refused_with_the_fix(refuse: Refuse) -> None:
@@ -442,6 +473,7 @@ def test_resuming_a_finished_run_says_that_it_is_finished(refuse: Refuse, kept: 
         ("--model.width 32", "model.width", 16, 32),
         ("--batch-size 3", "global_batch_size", 2, 3),
         ("--data synthetic", "data.source", "text.txt", "synthetic"),
+        ("--data-encoding cp1252", "data.encoding", "utf-8", "cp1252"),
         ("--optimizer.learning-rate 0.5", "optimizer.learning_rate", 0.001, 0.5),
     ],
 )

@@ -183,6 +183,18 @@ def test_a_printed_config_fed_back_is_the_same_run(
     assert config_for(f"--config {file}", preset).hash() == config_for(line, preset).hash()
 
 
+def test_a_record_holds_the_encoding_and_the_field_of_its_text(call: Call) -> None:
+    lines = (json.dumps({"body": f"déjà {n} élèves"}, ensure_ascii=False) for n in range(500))
+    Path("pages.jsonl").write_text("\n".join(lines), encoding="latin-1")
+    call(f"{TINY} --data pages.jsonl --data-encoding latin1 --data-field body --record run.json")
+    record = load_record(Path("run.json"))
+    data = config_of(record).data
+    assert (data.source, data.encoding, data.field) == ("pages.jsonl", "iso8859-1", "body")
+    description = "pages.jsonl, 1 file, 13.9 kB, iso8859-1, field body of 1 JSON Lines file"
+    assert record["data"]["description"] == description
+    assert "--data-encoding latin1 --data-field body" in record["command"]
+
+
 # ---- asking without training
 
 
