@@ -14,6 +14,7 @@ from typing import Any
 import jsonargparse
 
 from scaling.calibrate import build_calibrate_parser, calibrate
+from scaling.flop_counters import build_counters_parser, count_flops
 from scaling.lint.check import build_lint_parser, lint, render
 from scaling.parity.command import run_parity
 from scaling.parity.options import build_parity_parser, read_parity_options
@@ -100,6 +101,11 @@ def _calibrate(arguments: Sequence[str], _: Sequence[str]) -> int:
     return 0
 
 
+def _counters(arguments: Sequence[str], _: Sequence[str]) -> int:
+    print(count_flops(_parse(arguments)))
+    return 0
+
+
 def _published(arguments: Sequence[str], _: Sequence[str]) -> int:
     print(render_rows(recompute_rows(load_rows(_parse(arguments).rows))))
     return 0
@@ -130,6 +136,11 @@ SUBCOMMANDS = {
     ),
     "calibrate": Subcommand(
         "measure what this machine reaches at best", build_calibrate_parser, _calibrate
+    ),
+    "counters": Subcommand(
+        "show what FLOP counters of other packages print",
+        build_counters_parser,
+        _counters,
     ),
     "published": Subcommand(
         "recompute published numbers from their rows", build_published_parser, _published
