@@ -3,6 +3,9 @@
 # nodes. A model sharded with fully_shard over the mesh "data_parallel" is then sharded over one
 # device: each of two devices holds all weights, without a message.
 # Expected: sharding over all devices, or an error.
+# Seen:
+#   2 devices, default: a device holds 4096 of 4096 weights
+#   2 devices, data_parallel_size=2: a device holds 2048 of 4096 weights
 . "$(dirname "$0")/common.sh"
 install torch==2.13.0 lightning==2.6.6 numpy==2.4.6 'setuptools<81'
 cat > check.py <<'PY'

@@ -3,6 +3,9 @@
 # DistributedSampler that shuffles, although the loader was made with shuffle=False. On one device
 # the order is kept.
 # Expected: shuffle=False keeps the order on any number of devices.
+# Seen:
+#   1 devices, order of the samples: [0, 1, 2, 3, 4, 5, 6, 7]
+#   2 devices, order of the samples: [4, 0, 7, 3, 2, 5, 1, 6]
 . "$(dirname "$0")/common.sh"
 install torch==2.13.0 lightning==2.6.6 numpy==2.4.6 'setuptools<81'
 cat > check.py <<'PY'

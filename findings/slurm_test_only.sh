@@ -2,6 +2,12 @@
 # SLURM 22.05.8 (Debian 12): `sbatch --test-only` exits with 0 and prints a start time for a job in a
 # partition that is down, where no job starts. It refuses an unknown partition with 1.
 # Expected: a refusal, or a line that says that the partition is down.
+# Seen:
+#   slurm-wlm 22.05.8
+#   partition up: exit code 0: sbatch: Job 1 to start at TIME using 1 processors on nodes node1 in partition batch
+#   State=DOWN
+#   partition down: exit code 0: sbatch: Job 2 to start at TIME using 1 processors on nodes node1 in partition batch
+#   partition unknown: exit code 1: allocation failure: Invalid partition name specified
 . "$(dirname "$0")/common.sh"
 for command in slurmctld sbatch scontrol; do
   command -v "$command" >/dev/null || { echo "$command is not installed (apt-get install slurmctld slurm-client)"; exit 1; }

@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
-# torch 2.13.0: after a worker died, the second attempt of torchrun starts, and never gets its gloo
-# process group, because it finds the addresses of the first attempt in the store.
-# With a prefix of the store for each attempt, it gets its group.
+# torch 2.13.0: after a worker died, the second attempt of torchrun starts, and does not get its gloo
+# process group if one worker is a moment later than the other: the earlier one finds the addresses of
+# the first attempt in the store, and waits for a process that is gone until the timeout.
+# With a prefix of the store for each attempt, both get their group.
 # Expected: the second attempt trains.
 . "$(dirname "$0")/common.sh"
 install torch==2.13.0 numpy==2.4.6
 cat > worker.py <<'PY'
-import datetime, os, sys
+import datetime, os, sys, time
 import torch, torch.distributed as dist
 
 attempt, rank = os.environ["TORCHELASTIC_RESTART_COUNT"], int(os.environ["RANK"])
@@ -14,6 +15,7 @@ options = {"timeout": datetime.timedelta(seconds=10)}
 if sys.argv[1] == "prefix":
     store, rank, world_size = next(dist.rendezvous("env://", **options))
     options |= {"store": dist.PrefixStore(attempt, store), "rank": rank, "world_size": world_size}
+time.sleep(2 * rank)  # workers never start at exactly the same time
 try:
     dist.init_process_group("gloo", **options)
 except RuntimeError as error:
