@@ -3,7 +3,16 @@ set -euo pipefail
 unset PYTHONPATH
 export TOKENIZERS_PARALLELISM=false PYTHONWARNINGS=ignore OMP_NUM_THREADS=2
 folder=$(mktemp -d)
-trap 'cd / && rm -rf "$folder"' EXIT
+controller=
+finish() {
+  code=$?
+  [ -z "$controller" ] || { kill "$controller"; wait "$controller" || true; }
+  cd / && rm -rf "$folder"
+  [ "$code" = 0 ] && return
+  echo "not as stated: the behaviour has changed, or something is not installed" >&2
+  exit 1
+}
+trap finish EXIT
 cd "$folder"
 python=$folder/venv/bin/python
 

@@ -3,6 +3,10 @@
 # peaks with sparsity for the H100 NVL, twice the dense ones, so that MFU is halved there; the name
 # that an H200 reports ("NVIDIA H200") is not found (https://github.com/Lightning-AI/pytorch-lightning/issues/21677).
 # Expected: dense peaks for all, and the H200 known.
+# Seen:
+#   NVIDIA H100 80GB HBM3: 989400000000000
+#   NVIDIA H100 NVL: 1978800000000000
+#   NVIDIA H200: None
 . "$(dirname "$0")/common.sh"
 install torch==2.13.0 lightning==2.6.6 numpy==2.4.6 'setuptools<81'
 cat > check.py <<'PY'

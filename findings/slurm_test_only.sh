@@ -40,7 +40,6 @@ CONF
 export SLURM_CONF=$folder/slurm.conf
 slurmctld -D -f "$SLURM_CONF" >controller.out 2>&1 &
 controller=$!
-trap 'kill $controller; wait $controller || true; cd / && rm -rf "$folder"' EXIT
 for _ in $(seq 100); do
   scontrol ping 2>/dev/null | grep -q UP && break
   sleep 0.1
