@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # torch 2.13.0: gloo adds bfloat16 numbers in bfloat16, so the sum over ranks depends on which rank holds
-# the large value: 256 + 1 + 1 + 1 is 256, and 1 + 1 + 1 + 256 is 260.
-# Expected: partial sums in float32, rounded once, as NCCL's reductions of bfloat16 do within a step.
+# the large value: 256 + 1 + 1 + 1 over four ranks is 256 or 260.
+# Expected: the same sum for any order of the ranks, for example from partial sums in float32.
 # Seen:
 #   sum of 256, 1, 1, 1 by the rank that holds 256: [260.0, 260.0, 256.0, 256.0]
 . "$(dirname "$0")/common.sh"
