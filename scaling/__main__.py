@@ -142,6 +142,11 @@ SUBCOMMANDS = {
         "scaling.calibrate:build_calibrate_parser",
         "scaling.calibrate:run_calibrate",
     ),
+    "counters": Subcommand(
+        "show what FLOP counters of other packages print",
+        "scaling.flop_counters:build_counters_parser",
+        "scaling.flop_counters:run_counters",
+    ),
     "published": Subcommand(
         "recompute published numbers from their rows",
         "scaling.published.table:build_published_parser",
