@@ -141,7 +141,8 @@ def with_torchprofile(network: nn.Module, inputs: Tensor) -> float:
 def with_torchinfo(network: nn.Module, inputs: Tensor) -> float:
     from torchinfo import summary
 
-    return float(summary(network, input_data=[inputs], verbose=0).total_mult_adds)
+    macs: Any = summary(network, input_data=[inputs], verbose=0).total_mult_adds
+    return float(macs)
 
 
 class Counter(NamedTuple):
