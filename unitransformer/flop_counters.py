@@ -13,7 +13,7 @@ import json
 import sys
 import warnings
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -141,8 +141,7 @@ def with_torchprofile(network: nn.Module, inputs: Tensor) -> float:
 def with_torchinfo(network: nn.Module, inputs: Tensor) -> float:
     from torchinfo import summary
 
-    macs: Any = summary(network, input_data=[inputs], verbose=0).total_mult_adds
-    return float(macs)
+    return cast(float, summary(network, input_data=[inputs], verbose=0).total_mult_adds)
 
 
 class Counter(NamedTuple):
