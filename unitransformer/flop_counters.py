@@ -135,13 +135,13 @@ def with_calflops(network: nn.Module, inputs: Tensor) -> float:
 def with_torchprofile(network: nn.Module, inputs: Tensor) -> float:
     from torchprofile import profile_macs
 
-    return float(profile_macs(network, inputs))
+    return cast(float, profile_macs(network, inputs))
 
 
 def with_torchinfo(network: nn.Module, inputs: Tensor) -> float:
     from torchinfo import summary
 
-    return cast(float, summary(network, input_data=[inputs], verbose=0).total_mult_adds)
+    return float(summary(network, input_data=[inputs], verbose=0).total_mult_adds)
 
 
 class Counter(NamedTuple):
