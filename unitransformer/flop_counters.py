@@ -13,7 +13,7 @@ import json
 import sys
 import warnings
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -135,8 +135,7 @@ def with_calflops(network: nn.Module, inputs: Tensor) -> float:
 def with_torchprofile(network: nn.Module, inputs: Tensor) -> float:
     from torchprofile import profile_macs
 
-    macs: Any = profile_macs(network, inputs)
-    return float(macs)
+    return cast(float, profile_macs(network, inputs))
 
 
 def with_torchinfo(network: nn.Module, inputs: Tensor) -> float:
