@@ -41,7 +41,7 @@ test: setup ## all tests: three at a time, then those that want the machine for 
 	$(BIN)/python -m pytest -m 'alone or gpu'
 
 # Code, documents, and what the commands print; CHANGELOG and EXPERIMENTS quote old names.
-SPELLED = unitransformer recipes scaling slurm tests README.md CONTRIBUTING.md RESULTS.md pyproject.toml Makefile
+SPELLED = unitransformer recipes scaling slurm tests findings README.md CONTRIBUTING.md RESULTS.md pyproject.toml Makefile
 
 check: setup ## style, types, spelling, who may import whom, and whether RESULTS.md holds
 	$(BIN)/ruff format --check .

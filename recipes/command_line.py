@@ -102,7 +102,7 @@ def resolve(command: ParsedCommand) -> "ResolvedConfig":
     devices, num_nodes = environment.launched_shape() or (all_gpus, 1)
     config = build_config(command, defaults=defaults, devices=devices, num_nodes=num_nodes)
     resolved = hardware.resolve(config)
-    if config.init_from is not None and options.resume is not True:
+    if config.init_from is not None and options.resume in (False, "auto"):
         from unitransformer.weights import read_weights
 
         read_weights(Path(config.init_from), config.model)  # refuses a bad file before launching
@@ -129,9 +129,12 @@ def _choose_paths(config: RunConfig, options: RecipeOptions) -> "RunPaths":
 
     folder = _run_folder(config, options)
     checkpoints = options.checkpoint_dir or folder / "checkpoints"
+    if options.checkpoint_dir is None and isinstance(options.resume, Path):
+        checkpoints = options.resume.parent
     return RunPaths(
         folder=folder,
         checkpoints=None if options.no_checkpoint else checkpoints,
+        keep_checkpoints=options.keep_checkpoints,
         record=options.record or folder / f"{config.hash()}-{_repeat_of(folder)}.json",
         trace=options.trace,
     )
@@ -152,6 +155,10 @@ def _run_folder(config: RunConfig, options: RecipeOptions) -> Path:
     )
     if options.resume == "auto" and existing:
         return existing[-1]
+    if isinstance(options.resume, Path) and options.checkpoint_dir is None:
+        for path in existing:
+            if path.resolve() / "checkpoints" == options.resume.parent:
+                return path
     if options.resume is True and options.checkpoint_dir is None:
         with_checkpoint = [p for p in existing if any((p / "checkpoints").glob("step-*"))]
         if not with_checkpoint:

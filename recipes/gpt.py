@@ -84,5 +84,6 @@ def show(outcome: "RunOutcome", folder: Path) -> list[str]:
 
 if __name__ == "__main__":
     from recipes.command_line import run_recipe
+    from unitransformer.cli import run_main
 
-    sys.exit(run_recipe(PRESET, show))
+    sys.exit(run_main(lambda: run_recipe(PRESET, show)))

@@ -2,6 +2,7 @@
 
 import functools
 import os
+import re
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -11,7 +12,8 @@ from typing import Any, Literal
 import jsonargparse
 
 from recipes.presets import Defaults, Preset
-from unitransformer.cli import explain_parse_error
+from unitransformer.checkpoint.names import NUM_KEPT, is_checkpoint_name
+from unitransformer.cli import Parser, explain_parse_error
 from unitransformer.config import (
     Accelerator,
     ActivationCheckpointing,
@@ -39,6 +41,10 @@ class RecipeOptions:
 
     size: str = _option("reference", "named model size")
     data: str = _option("builtin", "builtin, synthetic, or a path of text files or image folders")
+    data_encoding: str = _option(
+        "utf-8", "encoding of the text files, such as utf-16, cp1252 or shift_jis"
+    )
+    data_field: str | None = _option(None, "field to read of each line of JSON Lines files")
     accelerator: Accelerator = _option("auto", "auto: GPUs if there are any, otherwise the CPU")
     devices: int | None = _option(None, "ranks per node; by default all GPUs, or one CPU process")
     num_nodes: int | None = _option(None, "number of nodes, started by torchrun or srun")
@@ -75,11 +81,14 @@ class RecipeOptions:
     out: Path = _option(Path("runs"), "folder in which each run gets a folder")
     checkpoint_dir: Path | None = _option(None, "by default a folder inside the run's folder")
     checkpoint_every: int = _option(0, "optimizer steps between checkpoints; 0: only at the end")
+    keep_checkpoints: int = _option(NUM_KEPT, "how many of the newest checkpoints to keep")
     no_checkpoint: bool = _option(False, "save no checkpoint, for runs that only measure")
     record: Path | None = _option(None, "file of the record; by default inside the run's folder")
     trace: Path | None = _option(None, "folder for a profiler trace of a few steps (Perfetto)")
-    resume: bool | Literal["auto"] = _option(
-        False, "continue from the newest checkpoint; auto: if there is one and the run is not done"
+    resume: bool | Literal["auto"] | Path = _option(
+        False,
+        "continue from the newest checkpoint, or from the one at a path; auto: from the newest if "
+        "there is one and the run is not done",
     )
     summary: bool = _option(False, "print the parameter summary and exit")
     dry_run: bool = _option(False, "print what would run and exit")
@@ -96,13 +105,11 @@ class ParsedCommand:
 
 
 @functools.cache
-def build_parser(preset: Preset) -> jsonargparse.ArgumentParser:
+def build_parser(preset: Preset) -> Parser:
     """Returns a parser of `RecipeOptions` and of all fields of the model and the optimizer."""
-    parser = jsonargparse.ArgumentParser(
+    parser = Parser(
         prog=f"python -m recipes.{preset.recipe}",
         description=f"Train {preset.recipe.upper()}. Sizes: {', '.join(preset.sizes)}.",
-        exit_on_error=False,
-        allow_abbrev=False,  # an abbreviation may become ambiguous when an option is added
     )
     parser.add_argument("--config", action="config", help="YAML file with any of these options")
     _add_fields(parser, RecipeOptions, "")
@@ -111,9 +118,7 @@ def build_parser(preset: Preset) -> jsonargparse.ArgumentParser:
     return parser
 
 
-def _add_fields(
-    parser: jsonargparse.ArgumentParser, kind: type, prefix: str, *, optional: bool = False
-) -> None:
+def _add_fields(parser: Parser, kind: type, prefix: str, *, optional: bool = False) -> None:
     hints = typing.get_type_hints(kind)
     for item in fields(kind):
         is_switch = item.default is False and not optional
@@ -130,20 +135,33 @@ def _add_fields(
 def parse(preset: Preset, arguments: Sequence[str]) -> ParsedCommand:
     """Parses a command line; raises ValueError, in one line, for an unknown option or value."""
     parser = build_parser(preset)
+    for name in (argument.partition("=")[0] for argument in arguments):
+        # The parser would take `--data.x` for a part of the value of --data.
+        if re.fullmatch(r"--[\w-]+\.\S+", name) and name not in parser._option_string_actions:
+            raise ValueError(_explain(parser, f"Unrecognized arguments: {name}"))
     try:
         given = parser.parse_args(list(arguments)).as_dict()
     except jsonargparse.ArgumentError as error:
         raise ValueError(_explain(parser, str(error))) from error
     model, optimizer = (_group(name, given.pop(name, None)) for name in ("model", "optimizer"))
     given.pop("config", None)
-    for name in ("out", "checkpoint_dir", "record", "trace", "init_from"):
-        given[name] = None if given[name] is None else Path(os.path.expanduser(given[name]))
+    if isinstance(given["data"], str):
+        given["data"] = os.path.expanduser(given["data"])
+    if isinstance(resume := given["resume"], str | Path) and resume != "auto":
+        given["resume"] = Path(resume).expanduser().resolve()
+        if not is_checkpoint_name(given["resume"].name):
+            raise ValueError(
+                f"resume is {str(resume)!r}; it must be true or false, auto, or the path of a "
+                "checkpoint, which is a folder such as step-00000100"
+            )
     # The parser accepts null, and text for a switch, in a file; `from_dict` does not.
     options = from_dict(RecipeOptions, given)
-    if options.repeats < 1:
-        raise ValueError(f"repeats is {options.repeats}; it must be at least 1")
-    for name in ("resume", "checkpoint_every", "checkpoint_dir"):
-        if options.no_checkpoint and getattr(options, name):
+    for name in ("repeats", "keep_checkpoints"):
+        if getattr(options, name) < 1:
+            flag = name.replace("_", "-")
+            raise ValueError(f"{flag} is {getattr(options, name)}; it must be at least 1")
+    for name in ("resume", "checkpoint_every", "checkpoint_dir", "keep_checkpoints"):
+        if options.no_checkpoint and getattr(options, name) != getattr(RecipeOptions(), name):
             flag = f"--{name.replace('_', '-')}"
             raise ValueError(
                 f"no-checkpoint saves nothing but {flag} needs checkpoints; leave one out"
@@ -159,7 +177,7 @@ def _group(name: str, values: Any) -> dict[str, Any]:
     return {key: value for key, value in values.items() if value is not None}
 
 
-def _explain(parser: jsonargparse.ArgumentParser, message: str) -> str:
+def _explain(parser: Parser, message: str) -> str:
     if message.startswith("Unexpected config"):
         return "config holds no lines of the form `option: value`; --print_config prints an example"
     return explain_parse_error(message, parser, expected=_expected)
@@ -202,7 +220,12 @@ def build_config(
         **_given(options, RunConfig),
         "recipe": preset.recipe,
         "model": preset.model_config(options.size, **command.model),
-        "data": DataConfig(source=options.data, **_given(options, DataConfig)),
+        "data": DataConfig(
+            source=options.data,
+            encoding=options.data_encoding,
+            field=options.data_field,
+            **_given(options, DataConfig),
+        ),
         "optimizer": OptimizerConfig(**optimizer),
         "parallel": ParallelConfig(**parallel | _given(options, ParallelConfig)),
         "until_interval": _fraction("until_interval", options.until_interval),
@@ -233,9 +256,9 @@ def _fraction(name: str, value: str | float | None) -> float | None:
 def check_paths(options: RecipeOptions) -> None:
     """Raises ValueError for data that does not exist, and for paths that cannot be written."""
     is_folder = options.data not in ("builtin", "synthetic")
-    if is_folder and not Path(options.data).expanduser().exists():
+    if is_folder and not Path(options.data).exists():
         raise ValueError(f"data {options.data} does not exist; give builtin, synthetic or a path")
-    if options.init_from is not None and options.resume is not True:
+    if options.init_from is not None and options.resume in (False, "auto"):
         if options.init_from.is_dir():
             raise ValueError(
                 f"init-from {options.init_from} is a folder; name a file, for example one that "
@@ -243,6 +266,13 @@ def check_paths(options: RecipeOptions) -> None:
             )
         if not options.init_from.exists():
             raise ValueError(f"init-from {options.init_from} does not exist; check the path")
+    try:
+        str(options.out).encode()
+    except UnicodeEncodeError:
+        raise ValueError(
+            f"out {options.out} is not UTF-8, which TensorBoard needs; choose another with --out, "
+            "or set LC_ALL=C.UTF-8"
+        ) from None
     for name in ("out", "checkpoint_dir", "record", "trace"):
         path = getattr(options, name)
         if path is None:

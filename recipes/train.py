@@ -23,6 +23,7 @@ from unitransformer.checkpoint.callbacks import ResumeMode
 from unitransformer.config import RunConfig
 from unitransformer.launch.devices import ResolvedConfig
 from unitransformer.launch.environment import (
+    TORCHRUN_MARK,
     agree_on_folder,
     check_nodes,
     launched_shape,
@@ -72,7 +73,8 @@ def train(request: RunRequest) -> int:
     """
     parallel = request.config.parallel
     if launched_shape() is not None:
-        if RUN_FOLDER not in os.environ and parallel.world_size > 1:
+        may_restart = TORCHRUN_MARK in os.environ  # and then finds its folder again
+        if RUN_FOLDER not in os.environ and (parallel.world_size > 1 or may_restart):
             os.environ[RUN_FOLDER] = agree_on_folder(lambda: str(claim_folder(request)[0].folder))
         return _train_here(request, request.choose_paths())
     check_nodes(parallel, f"recipes.{request.recipe}", request.arguments)
@@ -137,7 +139,7 @@ def _train_here(request: RunRequest, paths: RunPaths) -> int:
             return STOPPED_EXIT_CODE
         report_failure(cause)
         if not is_launched_rank():
-            if not isinstance(cause, OSError):
+            if not isinstance(cause, OSError | FloatingPointError):
                 traceback.print_exception(cause)
             print(f"error: {failure} (record: {paths.record})", file=sys.stderr)
         return 1
@@ -188,7 +190,7 @@ def _report(failure: RankFailure, request: RunRequest, paths: RunPaths, *, since
     if failure.is_bad_usage:
         raise ValueError(failure.message)
     record_failure(request.config, failure, paths.record, command=request.command, since_s=since_s)
-    if failure.type != "CheckpointError":
+    if failure.type not in ("CheckpointError", "FloatingPointError"):  # their messages say all
         print("\n".join(failure.lines), file=sys.stderr)
     where = f"rank {failure.rank} of {request.config.parallel.world_size}"
     print(f"error: {where}: {failure.message} (record: {paths.record})", file=sys.stderr)

@@ -5,6 +5,7 @@ reproduced | 2 bad usage | 3 an inconclusive replay | 75 a signal stopped the sw
 command continues it. An error is one line.
 """
 
+import importlib
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -13,19 +14,7 @@ from typing import Any
 
 import jsonargparse
 
-from scaling.calibrate import build_calibrate_parser, calibrate
-from scaling.lint.check import build_lint_parser, lint, render
-from scaling.parity.command import run_parity
-from scaling.parity.options import build_parity_parser, read_parity_options
-from scaling.published.csv_rows import load_rows
-from scaling.published.recompute import recompute_rows
-from scaling.published.table import build_published_parser, render_rows
-from scaling.replay.command import build_replay_parser, run_replay
-from scaling.report.command import run_report
-from scaling.report.options import build_report_parser, read_report_options
-from scaling.sweep.command import run_sweep
-from scaling.sweep.options import build_sweep_parser, read_sweep_options, split_axes
-from unitransformer.cli import explain_parse_error, fail, suggest
+from unitransformer.cli import Parser, explain_parse_error, fail, run_main, suggest
 from unitransformer.files import check_writable
 from unitransformer.launch.signals import STOPPED_EXIT_CODE, StopRequested
 
@@ -48,6 +37,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise ValueError(
                 f"{passed_on[0]} comes after --, but {arguments[0]} passes nothing on to recipes"
             )
+        if isinstance(subcommand.run, str):
+            given = _parse(arguments)  # first, as the import takes longer
+            return int(_load(subcommand.run)(given))
         return subcommand.run(arguments, typed)
     except jsonargparse.ArgumentError as error:
         return fail(_explain(str(error), arguments), 2)
@@ -61,78 +53,104 @@ def main(argv: Sequence[str] | None = None) -> int:
         return fail(f"stopped{by} before the end; unfinished results are not written", code)
 
 
-def build_parser() -> jsonargparse.ArgumentParser:
-    parser = jsonargparse.ArgumentParser(
-        prog="python -m scaling",
-        description="Sweep, compare and report runs of the recipes.",
-        exit_on_error=False,
+def build_parser(chosen: str | None = None) -> Parser:
+    """Returns the parser of all subcommands, with the options of the chosen one alone.
+
+    The options of all would take as long to import as all that the subcommands do.
+    """
+    parser = Parser(
+        prog="python -m scaling", description="Sweep, compare and report runs of the recipes."
     )
     subcommands = parser.add_subcommands(dest="command", metavar="COMMAND")
     for name, subcommand in SUBCOMMANDS.items():
-        subcommands.add_subcommand(name, subcommand.build_parser(), help=subcommand.help)
+        options = _load(subcommand.parser)() if name == chosen else Parser()
+        subcommands.add_subcommand(name, options, help=subcommand.help)
     return parser
 
 
+def _load(name: str) -> Any:
+    """Imports a function, such as `scaling.calibrate:calibrate`."""
+    module, _, function = name.partition(":")
+    return getattr(importlib.import_module(module), function)
+
+
 def _parse(arguments: Sequence[str]) -> Any:
-    return build_parser().parse_args(arguments)[arguments[0]]
+    return build_parser(arguments[0]).parse_args(arguments)[arguments[0]]
 
 
 def _sweep(arguments: Sequence[str], _: Sequence[str]) -> int:
+    from scaling.sweep.options import build_sweep_parser, read_sweep_options, split_axes
+
     rest, axes = split_axes(arguments[1:], build_sweep_parser())
-    return run_sweep(read_sweep_options(_parse(["sweep", *rest]), axes))
+    options = read_sweep_options(_parse(["sweep", *rest]), axes)
+    from scaling.sweep.command import run_sweep
+
+    return run_sweep(options)
 
 
 def _parity(arguments: Sequence[str], typed: Sequence[str]) -> int:
+    from scaling.parity.options import read_parity_options
+
     options = read_parity_options(_parse(arguments), typed[len(arguments) + 1 :], typed)
     check_writable("out", options.out, is_folder=True)
+    from scaling.parity.command import run_parity
+
     differences = run_parity(options)
     return fail(differences, 1) if differences else 0
 
 
-def _lint(arguments: Sequence[str], _: Sequence[str]) -> int:
-    findings = lint(_parse(arguments).file)
-    print(render(findings))
-    return findings.exit_code
-
-
-def _calibrate(arguments: Sequence[str], _: Sequence[str]) -> int:
-    print(calibrate(_parse(arguments)))
-    return 0
-
-
-def _published(arguments: Sequence[str], _: Sequence[str]) -> int:
-    print(render_rows(recompute_rows(load_rows(_parse(arguments).rows))))
-    return 0
+Run = Callable[[Sequence[str], Sequence[str]], int]  # of the arguments before `--`, and of all
 
 
 @dataclass(frozen=True)
 class Subcommand:
+    """A subcommand; functions are named by module, which is imported only when it is needed."""
+
     help: str
-    build_parser: Callable[[], jsonargparse.ArgumentParser]
-    run: Callable[[Sequence[str], Sequence[str]], int]  # of the arguments before `--`, and of all
+    parser: str  # builds the parser
+    run: str | Run  # the name of a function of the parsed options, or what reads them itself
 
 
 SUBCOMMANDS = {
     "report": Subcommand(
         "write RESULTS.md from run records",
-        build_report_parser,
-        lambda arguments, _: run_report(read_report_options(_parse(arguments))),
+        "scaling.report.options:build_report_parser",
+        "scaling.report.command:run_report",
     ),
-    "sweep": Subcommand("run every combination of some recipe options", build_sweep_parser, _sweep),
+    "sweep": Subcommand(
+        "run every combination of some recipe options",
+        "scaling.sweep.options:build_sweep_parser",
+        _sweep,
+    ),
     "parity": Subcommand(
-        "check that every strategy trains the same model", build_parity_parser, _parity
+        "check that every strategy trains the same model",
+        "scaling.parity.options:build_parity_parser",
+        _parity,
     ),
-    "lint": Subcommand("check that a RESULTS.md still holds", build_lint_parser, _lint),
+    "lint": Subcommand(
+        "check that a RESULTS.md still holds",
+        "scaling.lint.options:build_lint_parser",
+        "scaling.lint.check:run_lint",
+    ),
     "replay": Subcommand(
         "measure a cell again and compare",
-        build_replay_parser,
-        lambda arguments, _: run_replay(_parse(arguments)),
+        "scaling.replay.options:build_replay_parser",
+        "scaling.replay.command:run_replay",
     ),
     "calibrate": Subcommand(
-        "measure what this machine reaches at best", build_calibrate_parser, _calibrate
+        "measure what this machine reaches at best",
+        "scaling.calibrate:build_calibrate_parser",
+        "scaling.calibrate:run_calibrate",
+    ),
+    "counters": Subcommand(
+        "show what FLOP counters of other packages print",
+        "scaling.flop_counters:build_counters_parser",
+        "scaling.flop_counters:run_counters",
     ),
     "published": Subcommand(
-        "recompute published numbers from their rows", build_published_parser, _published
+        "recompute published numbers from their rows",
+        "scaling.published.table:build_published_parser",
+        "scaling.published.table:run_published",
     ),
 }
 
@@ -154,4 +172,4 @@ def _explain(message: str, arguments: Sequence[str]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_main(main))

@@ -8,9 +8,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import jsonargparse
 from tabulate import tabulate
 
+from unitransformer.cli import Parser
 from unitransformer.config import Accelerator
 from unitransformer.files import check_writable
 from unitransformer.launch.subprocess_module import run_module
@@ -24,11 +24,10 @@ START_UP_S = 300.0  # for imports, and for a busy machine
 HEADER = ("quantity", "best", "median", "unit", "samples", "range", "note")
 
 
-def build_calibrate_parser() -> jsonargparse.ArgumentParser:
-    parser = jsonargparse.ArgumentParser(
+def build_calibrate_parser() -> Parser:
+    parser = Parser(
         description="Measure the best rates that the ranks of a job reach on this machine: matrix "
         "products by dtype, copying, and each collective. Stores them with all samples.",
-        exit_on_error=False,
     )
     parser.add_argument("--config", action="config", help="YAML file with any of these options")
     for name, kind, default, text in (
@@ -42,8 +41,8 @@ def build_calibrate_parser() -> jsonargparse.ArgumentParser:
     return parser
 
 
-def calibrate(given: Any) -> str:
-    """Measures, stores a calibration, and returns its table and path.
+def run_calibrate(given: Any) -> int:
+    """Measures, stores a calibration, prints its table and path, and returns the exit code.
 
     Raises:
         ValueError: a number out of range, a path that cannot be written, or missing hardware.
@@ -62,7 +61,8 @@ def calibrate(given: Any) -> str:
     limit_s = START_UP_S + 20 * given.seconds
     printed = run_module("unitransformer.calibrate", arguments, limit_s=limit_s)
     path = Path(printed.strip().splitlines()[-1])
-    return f"{render(read_calibration(path))}\n{path}"
+    print(f"{render(read_calibration(path))}\n{path}")
+    return 0
 
 
 def render(calibration: Calibration) -> str:

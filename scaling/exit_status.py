@@ -34,7 +34,7 @@ def decide_status(
     status: Status | None = None if record is None else record["status"]
     if ended.exit_code == 0 and status == "ok":
         return "ok"
-    if status in ("oom", "preempted"):
+    if status in ("oom", "diverged", "preempted"):
         return status
     error = None if record is None else record["error"]
     was_killed = ended.exit_code == -signal.SIGKILL or (error and error["type"] == "SIGKILL")

@@ -8,34 +8,40 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from slurm.clusters import NO_CLUSTER, Cluster
+from slurm.clusters import CONTROL, NO_CLUSTER, NOT_UTF_8, VARIABLE, Cluster
 
-# SLURM's formats: minutes, minutes:seconds, hours:minutes:seconds, days-hours[:minutes[:seconds]].
-TIME = re.compile(r"\d+(:[0-5]?\d(:[0-5]?\d)?)?|\d+-\d{1,2}(:[0-5]?\d(:[0-5]?\d)?)?")
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
-NAMES = re.compile(rf"{NAME.pattern}(,{NAME.pattern})*")
+# SLURM's formats: minutes, minutes:seconds, hours:minutes:seconds, days-hours[:minutes[:seconds]],
+# where a number may exceed 59. These words mean no limit, and so does zero.
+TIME = re.compile("-1|infinite|unlimited|([0-9]+-)?[0-9]+(:[0-9]+){0,2}", re.IGNORECASE)
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,99}")
+# Sites differ in what they allow. Only what could change the script or be an option is refused.
+TEXT = re.compile(rf"(?!-)[^{CONTROL}]+")
+GPU_TYPE = re.compile(rf"(?!-)[^{CONTROL}\s:,=()]+")
 NODES = re.compile(r"[A-Za-z0-9][A-Za-z0-9._,\[\]-]*")
-DEPENDENCY = re.compile(r"singleton|[a-z]+:\d+[0-9:+_]*([,?][a-z]+:\d+[0-9:+_]*)*")
-PATH = re.compile(r"[^\n\r\0\\]+")  # sbatch removes backslashes
+DEPENDENCY = re.compile(r"(singleton|[a-z]+:\d+[0-9:+_]*)([,?](singleton|[a-z]+:\d+[0-9:+_]*))*")
+PATH = re.compile(rf"[^\n\r\0\\{NOT_UTF_8}]+")  # sbatch removes backslashes
+IN_QUOTES = re.compile(rf'{VARIABLE.pattern}|[\\"$`]', re.ASCII)
+GRES = "--gres="
 ARRAY = re.compile(r"\d+(-\d+(:\d+)?)?(,\d+(-\d+(:\d+)?)?)*(%[1-9]\d*)?")
 
 # Field of a job -> its format, and the fix in the error message.
 FORMATS = {
-    "name": (NAME, "letters, digits and . _ + -"),
+    "name": (NAME, "at most 100 letters, digits and . _ + -"),
     **dict.fromkeys(
-        ("folder", "directory", "python"), (PATH, "a path without backslashes or line breaks")
+        ("folder", "directory", "python"), (PATH, "a UTF-8 path without backslashes or line breaks")
     ),
-    "time": (TIME, "30 (minutes), 2:00:00 or 1-12:00:00"),
-    "partition": (NAMES, "the name of a partition, or several with commas"),
-    "account": (NAME, "the name of an account"),
-    "qos": (NAME, "the name of a quality of service"),
-    "gpu_type": (NAME, "the type of a GPU, such as h200"),
+    "time": (TIME, "30 (minutes), 2:00:00, 1-12:00:00 or UNLIMITED"),
+    "partition": (TEXT, "the name of a partition, or several with commas"),
+    "account": (TEXT, "the name of an account"),
+    "qos": (TEXT, "the name of a quality of service"),
+    "constraint": (TEXT, "features of nodes, such as h200 or [rack1|rack2]"),
+    "gpu_type": (GPU_TYPE, "the type of a GPU, such as h200"),
     "exclude": (NODES, "nodes, such as node3 or node[3-5]"),
     "dependency": (DEPENDENCY, "one such as afterok:1234 or singleton"),
     "array": (ARRAY, "task numbers, such as 0-9 or 0-99%4"),
 }
 # Fields that are options of sbatch under the same name.
-PASSED_ON = ("time", "partition", "account", "qos", "exclude", "dependency", "array")
+PASSED_ON = ("partition", "account", "qos", "constraint", "exclude", "dependency", "array")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +64,7 @@ class Job:
     partition: str | None = None
     account: str | None = None
     qos: str | None = None
+    constraint: str | None = None
     gpu_type: str | None = None
     exclude: str | None = None
     dependency: str | None = None
@@ -74,8 +81,29 @@ class Job:
             value = getattr(self, name)
             if value is not None and not pattern.fullmatch(value):
                 raise ValueError(f"{name.replace('_', '-')} is {value!r}; give {fix}")
-        if any("\0" in argument for argument in self.arguments):
-            raise ValueError("arguments contain a zero byte, which no command line can hold")
+        for argument in self.arguments:
+            if re.search(rf"[\0{NOT_UTF_8}]", argument):
+                raise ValueError(f"{argument!r} holds a zero byte, or is not UTF-8; leave it out")
+        if self.on_gpus:
+            self._check_gpus()
+
+    @property
+    def is_unlimited(self) -> bool:
+        return self.time is not None and seconds_of(self.time) is None
+
+    def _check_gpus(self) -> None:
+        """Raises ValueError if the cluster's own request for GPUs disagrees with this job."""
+        number = self.cluster.extra_gpus
+        if number not in (None, self.devices):
+            raise ValueError(
+                f"devices is {self.devices}, but extra of the cluster requests {number} GPUs per "
+                f'node; give --devices {number}, or gpu_request = "gres" instead of this extra'
+            )
+        if self.gpu_type and (number is not None or self.cluster.gpu_request == "none"):
+            raise ValueError(
+                f"gpu-type is {self.gpu_type}, but the cluster leaves the request for GPUs to its "
+                "extra; leave gpu-type out and write the type there"
+            )
 
 
 def render(job: Job) -> str:
@@ -91,19 +119,25 @@ def _directives(job: Job) -> list[str]:
     cpus = cluster.cpus_per_task
     if cpus is not None and is_sweep:
         cpus *= job.devices  # the one task starts all ranks of a cell
-    # sbatch interprets % in file names, and quotes as a shell does.
-    log_folder = shlex.quote(job.folder.replace("%", "%%"))
+    request = cluster.gpu_request if job.on_gpus and cluster.extra_gpus is None else "none"
+    # Of two --gres, sbatch reads only the last.
+    gres = [f"gpu:{gpus}"] if request == "gres" else []
+    gres += [option[len(GRES) :] for option in cluster.extra if option.startswith(GRES)]
+    # sbatch interprets % in file names.
+    log_folder = _quote(job.folder.replace("%", "%%"))
     values = {
         "job-name": job.name,
         "nodes": job.nodes,
         "ntasks-per-node": 1 if is_sweep else job.devices,
-        "gpus-per-node": gpus if job.on_gpus else None,
+        "gpus-per-node": gpus if request == "gpus-per-node" else None,
+        "gres": _quote(",".join(gres)) if gres else None,
         "cpus-per-task": cpus,
-        **{name: getattr(job, name) for name in PASSED_ON},
+        "time": "UNLIMITED" if job.is_unlimited else job.time,
+        **{name: _quote(value) for name in PASSED_ON if (value := getattr(job, name)) is not None},
         "signal": f"{cluster.signal}@{cluster.signal_ahead_s}",
         "open-mode": "append",
         "output": f"{log_folder}/{'%x-%j' if job.array is None else '%x-%A_%a'}.log",
-        "chdir": shlex.quote(job.directory),
+        "chdir": _quote(job.directory),
     }
     lines = [f"--{name}={value}" for name, value in values.items() if value is not None]
     lines.append("--requeue" if job.requeue else "--no-requeue")
@@ -111,12 +145,21 @@ def _directives(job: Job) -> list[str]:
         lines.append("--exclusive")  # otherwise all ranks of a cell share the core of its one task
     for option in cluster.extra:
         name, _, value = option.partition("=")
-        lines.append(f"{name}={shlex.quote(value)}" if value else name)
+        if name != GRES[:-1]:
+            lines.append(f"{name}={_quote(value)}" if value else name)
     return lines
+
+
+def _quote(value: str) -> str:
+    """Returns a value of a directive. sbatch reads quotes as a shell does, but removes
+    backslashes between them too."""
+    return shlex.quote(value.replace("\\", "\\\\"))
 
 
 def _comment(job: Job) -> str:
     signal = f"{job.cluster.signal} arrives {job.cluster.signal_ahead_s} s before the time limit:"
+    if job.is_unlimited:
+        signal = "There is no time limit. If a signal arrives, as in a preemption,"
     if job.target == "sweep":
         return (
             "# Each task runs the next unfinished cell of the sweep.\n"
@@ -127,32 +170,50 @@ def _comment(job: Job) -> str:
 
 
 def _settings(cluster: Cluster) -> list[str]:
-    exports = [f"export {name}={shlex.quote(value)}" for name, value in cluster.environment]
+    exports = [f"export {name}={_expand(value)}" for name, value in cluster.environment]
     if not cluster.modules:
         return ["set -euo pipefail", *exports]
-    modules = [f"module load {shlex.quote(module)}" for module in cluster.modules]
+    modules = [f"module load {_expand(module)}" for module in cluster.modules]
     # Modules may read unset variables.
     return ["set -eo pipefail", *modules, "set -u", *exports]
 
 
+def _expand(text: str) -> str:
+    """Returns a word of bash for text of a cluster's table, whose variables the node expands.
+
+    All other text stays literal. A variable that the node lacks ends the job with its name.
+    """
+    if not VARIABLE.search(text):
+        return shlex.quote(text)
+    return f'"{IN_QUOTES.sub(_expand_match, text)}"'
+
+
+def _expand_match(match: re.Match[str]) -> str:
+    if name := match["name"] or (match["home"] and "HOME"):
+        return f"${{{name}:?not set}}"
+    return "~" if match[0] == "\\~" else f"\\{match[0][-1]}"
+
+
 def _command(job: Job) -> str:
-    cluster = job.cluster
-    options = ["--folder", job.folder]
-    if cluster.local_disk:
-        options += ["--local-disk", cluster.local_disk]
+    cluster, local_disk = job.cluster, job.cluster.local_disk
+    options = [f"--folder {shlex.quote(job.folder)}"]
+    if local_disk:
+        options.append(f"--local-disk {_expand(local_disk)}")
     if cluster.container:
-        paths = (job.directory, job.folder, cluster.local_disk)
-        mounts = [*cluster.container_mounts, *(f"{path}:{path}" for path in paths if path)]
+        mounts = [_expand(mount) for mount in cluster.container_mounts]
+        mounts += [shlex.quote(f"{path}:{path}") for path in (job.directory, job.folder)]
+        mounts += [f"{_expand(local_disk)}:{_expand(local_disk)}"] if local_disk else []
         options += [
-            f"--srun=--container-image={cluster.container}",
+            f"--srun=--container-image={_expand(cluster.container)}",
             f"--srun=--container-mounts={','.join(mounts)}",
-            f"--srun=--container-workdir={job.directory}",
+            f"--srun=--container-workdir={shlex.quote(job.directory)}",
         ]
         if cluster.python:
-            options += ["--python", cluster.python]  # of the ranks, inside the container
+            options.append(f"--python {_expand(cluster.python)}")  # of the ranks, in the container
+    python = _expand(job.python) if job.python == cluster.python else shlex.quote(job.python)
     lines = [
-        shlex.join([job.python, "-m", "slurm.job"]),
-        *_one_option_per_line(options),
+        f"{python} -m slurm.job",
+        *options,
         shlex.join([job.target, "--"]),
         *_one_option_per_line(job.arguments),
     ]
@@ -170,11 +231,13 @@ def _one_option_per_line(arguments: Sequence[str]) -> list[str]:
     return [shlex.join(line) for line in lines]
 
 
-def seconds_of(time: str) -> int:
-    """Converts a time in one of SLURM's formats (`TIME`)."""
+def seconds_of(time: str | None) -> int | None:
+    """Converts a time in one of SLURM's formats (`TIME`); None if it is no limit or not given."""
+    if time is None or not time[0].isdigit():
+        return None
     days, dash, rest = time.rpartition("-")
     parts = [int(part) for part in rest.split(":")]
     if not dash and len(parts) < 3:  # minutes[:seconds]
         parts = [0, *parts]
     hours, minutes, seconds = [*parts, 0, 0][:3]
-    return ((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + seconds
+    return ((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + seconds or None

@@ -1,16 +1,33 @@
 """Reads the settings of a cluster from a TOML file."""
 
+import datetime
 import re
 import tomllib
+import typing
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from unitransformer.cli import suggest
+from unitransformer.cli import read_integer, suggest
 from unitransformer.config import from_dict
 
 CLUSTERS = Path(__file__).with_name("clusters.toml")
 SIGNALS = ("USR1", "USR2", "TERM")
+DIRECTIVES = ("partition", "account", "qos", "constraint", "gpu_type")  # options of sbatch
+# Characters for sets of a pattern. Python reads bytes that are not UTF-8 as surrogates.
+NOT_UTF_8 = r"\ud800-\udfff"
+CONTROL = rf"\0-\x1f\x7f-\x9f{NOT_UTF_8}"
+# The batch script expands $NAME, ${NAME} and a ~ that begins a path, without a backslash before it.
+VARIABLE = re.compile(
+    r"\\[$~]|\$(?P<brace>\{)?(?P<name>[A-Za-z_]\w*)(?(brace)\})|(?:^|(?<=:))(?P<home>~)(?=[/:]|\Z)",
+    re.ASCII,
+)
+# One value for all nodes cannot contain these; the home of another user may be anywhere.
+NOT_EXPANDED = re.compile(
+    r"(?:^|(?<=:))~\w[^/:]*"
+    r"|(?<!\\)\$\{?(HOSTNAME|SLURMD_NODENAME|SLURM_(NODE|PROC|LOCAL)ID|(LOCAL_)?RANK)\b"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,10 +37,13 @@ class Cluster:
     partition: str | None = None
     account: str | None = None
     qos: str | None = None
+    constraint: str | None = None
+    gpu_request: Literal["gpus-per-node", "gres", "none"] = "gpus-per-node"
     gpu_type: str | None = None
     devices: int | None = None  # GPUs per node, and ranks per node
     cpus_per_task: int | None = None
     time: str | None = None
+    max_array_tasks: int | None = None  # of a sweep; default: the controller's limit
     modules: tuple[str, ...] = ()  # loaded first
     container: str | None = None  # image for Pyxis
     container_mounts: tuple[str, ...] = ()
@@ -41,12 +61,40 @@ class Cluster:
             raise ValueError(
                 f"signal_ahead_s is {self.signal_ahead_s}; give seconds, from 1 to 65535"
             )
+        if (tasks := self.max_array_tasks) is not None and tasks < 0:
+            raise ValueError(f"max_array_tasks is {tasks}; give a number, or 0 for no arrays")
         for option in self.extra:
-            if not re.fullmatch(r"--[a-z][a-z-]*(=[^\n\r]*)?", option):
+            if not re.fullmatch(rf"--[a-z][a-z-]*(=[^{CONTROL}]*)?", option):
                 raise ValueError(f"extra holds {option!r}; give options of sbatch: --switches=1")
         for name, _ in self.environment:
             if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
                 raise ValueError(f"environment holds {name!r}; give names of variables")
+        directives = [(name, getattr(self, name) or "") for name in DIRECTIVES]
+        directives += [("extra", option.partition("=")[2]) for option in self.extra]
+        _refuse(VARIABLE, directives, "sbatch expands nothing here; write the value")
+        names = ("python", "local_disk", "container")
+        expanded = [(name, getattr(self, name) or "") for name in names]
+        expanded += [("container_mounts", mount) for mount in self.container_mounts]
+        _refuse(NOT_EXPANDED, [*expanded, *self.environment], "write a path that all nodes share")
+
+    @property
+    def extra_gpus(self) -> int | None:
+        """The number of GPUs per node that `extra` requests; None if it does not."""
+        items = []  # 4, h200:4, gpu, gpu:4, gpu:h200:4
+        for option in self.extra:
+            name, _, value = option.partition("=")
+            for item in value.split(","):
+                is_gpu = re.match(r"(gres[:/])?gpu(:|$)", item)
+                if name == "--gpus-per-node" or (name == "--gres" and is_gpu):
+                    items.append(item)
+        numbers = [item.rpartition(":")[2] for item in items]
+        return sum(int(n) if n.isdecimal() else 1 for n in numbers) if items else None
+
+
+def _refuse(pattern: re.Pattern[str], texts: Sequence[tuple[str, str]], fix: str) -> None:
+    for name, text in texts:
+        if match := pattern.search(text):
+            raise ValueError(f"{name} is {text!r}, which holds {match[0]}; {fix}")
 
 
 NO_CLUSTER = Cluster()
@@ -58,11 +106,12 @@ def load_cluster(name: str, path: Path = CLUSTERS) -> Cluster:
     Raises ValueError if the file or the table is missing, or a key or value is invalid.
     """
     try:
-        tables = tomllib.loads(path.read_text())
+        tables = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise ValueError(f"clusters {path} cannot be read ({error.strerror})") from error
-    except tomllib.TOMLDecodeError as error:
-        raise ValueError(f"clusters {path} is not TOML: {error}") from error
+    except ValueError as error:  # not TOML, or not UTF-8
+        fix = 'write UTF-8, and text in quotes: time = "1-12:00:00"'
+        raise ValueError(f"clusters {path} is not TOML: {error}; {fix}") from error
     if name not in tables:
         hint = suggest(name, list(tables))
         raise ValueError(f"cluster is {name}, and {path} has no table of that name; {hint}")
@@ -73,7 +122,10 @@ def load_cluster(name: str, path: Path = CLUSTERS) -> Cluster:
     for key in table:
         if key not in known:
             raise ValueError(f"{path}: {name}.{key} is unknown; {suggest(key, known)}")
-    values = {key: _to_tuples(value, f"{path}: {name}.{key}") for key, value in table.items()}
+    hints = typing.get_type_hints(Cluster)
+    values = {
+        key: _read(hints[key], value, f"{path}: {name}.{key}") for key, value in table.items()
+    }
     try:
         return from_dict(Cluster, values, f"{path}: {name}")
     except ValueError as error:
@@ -81,11 +133,19 @@ def load_cluster(name: str, path: Path = CLUSTERS) -> Cluster:
         raise ValueError(f"{where}{error}") from error
 
 
-def _to_tuples(value: Any, where: str) -> Any:
-    """Converts TOML's lists and tables to the tuples of a frozen dataclass."""
+def _read(kind: Any, value: Any, where: str) -> Any:
+    """Reads a value of TOML as an option is read; lists and tables become tuples of text."""
+    if kind in (int, int | None):
+        try:
+            return read_integer(value)
+        except ValueError as error:
+            raise ValueError(f"{where} is {error}") from None
+    if kind in (str, str | None):
+        if isinstance(value, datetime.time) and not value.microsecond:  # such as 02:00:00
+            return value.isoformat()
+        if type(value) not in (str, int):  # TOML does not keep how a name such as 1e3 was written
+            raise ValueError(f"{where} is {value}; it must be text: write it in quotes")
+        return str(value)
     if isinstance(value, dict):
-        for key, item in value.items():
-            if isinstance(item, dict | list):
-                raise ValueError(f"{where}.{key} is {item!r}; it must be text or a number")
-        return tuple((key, str(item)) for key, item in value.items())
-    return tuple(map(str, value)) if isinstance(value, list) else value
+        return tuple((name, _read(str, item, f"{where}.{name}")) for name, item in value.items())
+    return tuple(_read(str, item, where) for item in value) if isinstance(value, list) else value

@@ -28,6 +28,7 @@ from slurm.runtime.allocation import (
 )
 from slurm.runtime.outcome import EXIT_CODES, JobEnd, decide, find_end, requeue, write_record
 from slurm.runtime.srun import rank_variables, srun_command, watch
+from unitransformer.cli import run_main
 from unitransformer.launch.signals import STOP_SIGNALS
 from unitransformer.launch.variables import without_launcher
 
@@ -103,4 +104,4 @@ def _run_ranks(
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_main(main))

@@ -11,20 +11,22 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from slurm import scheduler
 from slurm.batch_script import Job, seconds_of
-from slurm.runtime.allocation import option_of
+from slurm.runtime.allocation import flags_of, option_of
 from unitransformer.launch.subprocess_module import run_module
 from unitransformer.launch.variables import CELL_LIMIT_S
 
 ANSWER_S, ANSWER_PER_COMMAND_S = 120.0, 1.0  # timeouts; login nodes are slow
 START_S = 120  # from the start of a task to that of its cell; SLURM may signal a minute early
-MAX_ARRAY = 1000  # tasks that most clusters allow per array; with more cells, each runs several
 
 RecipeCommand = tuple[str, Sequence[str]]  # name of the recipe, and its arguments
 
 
 def to_sweep_array(job: Job, max_parallel: int) -> Job:
     """Returns the job of a sweep with one task per cell, of which `max_parallel` run at once.
+
+    If there are more cells than an array may have tasks, each task runs several.
 
     Raises ValueError if an option does not apply to sweeps, or the job cannot run some cells.
     """
@@ -40,12 +42,14 @@ def to_sweep_array(job: Job, max_parallel: int) -> Job:
         _, _, module, *arguments = shlex.split(line)
         cells.append((module.removeprefix("recipes."), arguments))
     _check_cells(cells, job)
-    tasks = min(len(cells), MAX_ARRAY)
+    limit = job.cluster.max_array_tasks
+    limit = scheduler.max_array_tasks() if limit is None else limit
+    tasks = max(1, min(len(cells), limit))
     arguments = [*job.arguments]
-    if len(cells) > tasks:
+    if len(cells) > tasks and "--find-max-batch" not in flags_of(arguments):
         arguments += ["--max-cells", str(math.ceil(len(cells) / tasks))]
     arguments += _cell_time_limit(job)
-    array = f"0-{tasks - 1}%{max_parallel}"
+    array = f"0-{tasks - 1}%{max_parallel}" if limit else None  # None: a single job
     return replace(job, array=array, cells=len(cells), arguments=arguments)
 
 
@@ -54,9 +58,10 @@ def _cell_time_limit(job: Job) -> list[str]:
 
     Without it, one task after the other would release a cell that takes longer.
     """
-    if job.time is None:
+    time_s = seconds_of(job.time)
+    if time_s is None:
         return []
-    left_s = seconds_of(job.time) - job.cluster.signal_ahead_s - START_S
+    left_s = time_s - job.cluster.signal_ahead_s - START_S
     if left_s <= 0:
         raise ValueError(
             f"time is {job.time}; {START_S} s to start a task and {job.cluster.signal_ahead_s} s "

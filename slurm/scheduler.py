@@ -11,6 +11,9 @@ from dataclasses import dataclass, fields
 TIMEOUT_S = 30.0
 TRIES, PAUSE_S = 4, 3.0
 BUSY = re.compile(r"Socket timed out|Unable to contact|Resource temporarily", re.IGNORECASE)
+DEFAULT_ARRAY_TASKS = 1001  # MaxArraySize, unless a site sets another
+# States of a job that a user cancelled or SLURM requeued, while its batch script still runs.
+ENDED_BY_OTHERS = re.compile("CANCELLED|COMPLETING|PENDING|REQUEUED|REQUEUE_HOLD|SPECIAL_EXIT")
 ROW_FORMAT = "%A|%F|%K|%T|%r|%L"  # of `QueueRow`
 
 
@@ -85,8 +88,35 @@ def is_cancelled_or_requeued(job: str) -> bool:
         (values,) = show_job(job)
     except (ValueError, RuntimeError):
         return False
-    is_ended = values.get("JobState") in ("CANCELLED", "COMPLETING", "PENDING")
-    return is_ended and values.get("Reason") != "TimeLimit"
+    is_ended = ENDED_BY_OTHERS.fullmatch(values.get("JobState", ""))
+    return is_ended is not None and values.get("Reason") != "TimeLimit"
+
+
+def max_array_tasks() -> int:
+    """Returns how many tasks an array may have; SLURM's default if the controller is silent."""
+    config = ""
+    with contextlib.suppress(ValueError, RuntimeError):
+        config = call_patiently("scontrol", "show", "config").stdout
+    limits = re.findall(r"(?:^MaxArraySize\s*=\s*|\bmax_array_tasks=)(\d+)", config, re.MULTILINE)
+    return min(map(int, limits), default=DEFAULT_ARRAY_TASKS)
+
+
+def closed_partitions(names: str | None) -> str | None:
+    """Returns the states of a job's partitions if none of them starts jobs now.
+
+    `names` are separated by commas; None is the default partition, which sinfo marks with *.
+    """
+    with contextlib.suppress(ValueError, RuntimeError):
+        lines = call("sinfo", "--noheader", "--all", "--format=%R %P %a").stdout.splitlines()
+        rows = {tuple(line.split()) for line in lines}
+        states = {
+            (name, state)
+            for name, marked, state in rows
+            if (name in names.split(",") if names else marked.endswith("*"))
+        }
+        if states and all(state != "up" for _, state in states):
+            return ", ".join(f"partition {name} is {state}" for name, state in sorted(states))
+    return None
 
 
 def expand_nodes(node_list: str) -> list[str]:

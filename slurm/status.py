@@ -5,6 +5,7 @@ Exit code: 0 whatever the states; 2 bad usage.
 """
 
 import math
+import re
 import sys
 import time
 from collections import Counter
@@ -19,10 +20,11 @@ from slurm import job_files, scheduler
 from slurm.job_files import RUN, SUBMITTED, Attempt, format_counts, last_attempt, read_json
 from slurm.runtime.allocation import option_of
 from slurm.scheduler import QueueRow
-from unitransformer.cli import fail
+from unitransformer.cli import Parser, explain_parse_error, fail, run_main
 from unitransformer.launch.variables import PROGRESS_FILE
 
 DEPTH = 3  # levels of folders to search
+HELD = re.compile(r"JobHeld|JobHold|\bheld\b")  # reasons of pending jobs that nobody has released
 QUIET_S = 600.0  # without progress, after which a running job is reported
 
 Queue = Sequence[QueueRow] | None  # None: squeue failed
@@ -43,10 +45,9 @@ class StatusRow(NamedTuple):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Prints the table; returns the exit code."""
-    parser = jsonargparse.ArgumentParser(
+    parser = Parser(
         prog="python -m slurm.status",
         description="Lists the jobs in a folder: queued, running, done or failed, and why.",
-        exit_on_error=False,
     )
     parser.add_argument("folder", type=Path, metavar="DIR", help="of one job or of several")
     try:
@@ -54,8 +55,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     except jsonargparse.ArgumentError as error:
         is_missing = "required" in str(error)
-        message = "no folder given: python -m slurm.status runs/slurm" if is_missing else str(error)
-        return fail(message, 2)
+        message = "no folder given: python -m slurm.status runs/slurm"
+        return fail(message if is_missing else explain_parse_error(str(error), parser), 2)
     except ValueError as error:
         return fail(str(error), 2)
 
@@ -110,12 +111,16 @@ def describe(folder: Path, queue: Queue, *, now_s: float) -> list[StatusRow]:
         if row.state != "done":
             rows.append(row)
     queued = [row for row in queue or () if row.array == array]
-    waiting = ", ".join(dict.fromkeys(row.reason for row in queued if row.state == "PENDING"))
+    states = {_queue_state(row) for row in queued}
+    reasons = [row.reason for row in queued if row.state not in ("RUNNING", "COMPLETING")]
+    waiting = ", ".join(dict.fromkeys(reason for reason in reasons if reason != "None"))
     outcomes = format_counts(Counter[str](attempt.outcome for attempt in started))
     reason = f"tasks {submitted.get('array', '?')}: {outcomes or 'none has started'}"
     if waiting:
         reason += f"; waiting: {waiting}"
     state = "ended" if not queued else "running" if started else "queued"
+    if len(states) == 1 and states != {"queued"}:
+        (state,) = states
     cells = _count_cells(submitted) if submitted.get("target") == "sweep" else ""
     return [StatusRow(array, name, state, cells, "", "", 0, reason), *rows]
 
@@ -153,27 +158,43 @@ def _describe_job(
         if quiet_s > QUIET_S:
             reason = f"no progress for {_format_time(quiet_s)}"
         elif queued:
-            reason = f"{queued[0].left} until the time limit"
+            left = queued[0].left
+            reason = "no time limit" if left == "UNLIMITED" else f"{left} until the time limit"
     starts = len(list(folder.glob("attempt-*")))
     return StatusRow(job, name, state, step, speed, time_left, starts, reason)
 
 
 def _state(attempt: Attempt | None, queued: Queue) -> tuple[str, str]:
     """Returns the state of a job and the reason. The queue takes precedence over the folder."""
-    if queued:
-        row, before = queued[0], attempt.reason if attempt else ""
-        match row.state:
-            case "PENDING" | "REQUEUED" | "REQUEUE_HOLD":
-                return "queued", f"{row.reason}; before: {before}" if before else row.reason
-            case "RUNNING" | "SUSPENDED" | "CONFIGURING":
-                return "running", ""
-            case "COMPLETING" if attempt is None or attempt.outcome == "running":
-                return "ending", before
+    is_over = attempt is not None and attempt.outcome != "running"
+    if queued and not (is_over and queued[0].state == "COMPLETING"):
+        row, state = queued[0], _queue_state(queued[0])
+        if state == "running":
+            return state, ""
+        reasons = [row.reason] if row.reason != "None" else []
+        if state == "suspended":
+            reasons.append("SLURM or an administrator resumes it")
+        elif row.reason == "JobHeldAdmin":
+            reasons.append("an administrator has to release it")
+        elif state in ("held", "requeue-hold", "special-exit"):
+            job = row.job if row.task == "N/A" else f"{row.array}_{row.task}"
+            reasons.append(f"to continue: scontrol release {job}")
+        if attempt and attempt.reason:
+            reasons.append(f"before: {attempt.reason}")
+        return state, "; ".join(reasons)
     if attempt is None:
         return "gone", "not started" if queued is None else "left the queue before it started"
     if attempt.outcome == "running" and queued is not None:
         return "lost", f"left the queue; killed, or a node died ({attempt.nodes})"
     return attempt.outcome, attempt.reason
+
+
+def _queue_state(row: QueueRow) -> str:
+    """Returns queued, held, or what SLURM says: running, suspended, special-exit ..."""
+    if row.state in ("PENDING", "REQUEUED"):
+        is_held = HELD.search(row.reason)
+        return "queued" if not is_held else "requeue-hold" if "requeued" in row.reason else "held"
+    return row.state.lower().replace("_", "-")
 
 
 def _format_time(seconds: float) -> str:
@@ -184,4 +205,4 @@ def _format_time(seconds: float) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_main(main))

@@ -9,6 +9,7 @@ Exit code: 0 submitted; 2 refused by this command or by SLURM, with nothing queu
 import datetime
 import json
 import os
+import re
 import secrets
 import shlex
 import subprocess
@@ -26,7 +27,7 @@ from slurm.clusters import CLUSTERS, NO_CLUSTER, load_cluster
 from slurm.job_files import SCRIPT, SUBMITTED, list_attempts
 from slurm.preflight import check_recipe, to_sweep_array
 from slurm.runtime.allocation import flags_of, option_of
-from unitransformer.cli import explain_parse_error, fail, suggest
+from unitransformer.cli import Parser, explain_parse_error, fail, run_main, suggest
 from unitransformer.files import why_not_writable, write_atomically
 from unitransformer.launch.variables import without_launcher
 
@@ -35,10 +36,11 @@ DEVICES = 8
 JOB_VARIABLES = ("SBATCH_", "SLURM_", "SRUN_", "UNITRANSFORMER_JOB", "UNITRANSFORMER_RUN")
 
 TEXT_OPTIONS = {
-    "--time": "time limit, e.g. 2:00:00 or 1-12:00:00",
+    "--time": "time limit, e.g. 2:00:00, 1-12:00:00, or UNLIMITED",
     "--partition": "one name, or several with commas",
     "--account": "account to charge",
     "--qos": "quality of service",
+    "--constraint": "features of nodes, e.g. h200 or [rack1|rack2]",
     "--gpu-type": "e.g. h200",
     "--exclude": "nodes to avoid, e.g. node3 or node[3-5]",
     "--dependency": "e.g. afterok:1234 or singleton",
@@ -49,7 +51,7 @@ TEXT_OPTIONS = {
 }
 
 # Options whose default a cluster may set.
-OF_CLUSTERS = ("time", "partition", "account", "qos", "gpu_type")
+OF_CLUSTERS = ("time", "partition", "account", "qos", "constraint", "gpu_type")
 # Options of a recipe that a job sets itself -> what to do instead.
 SET_BY_JOB = {
     "--devices": "give it before --, as it sets the shape of the job",
@@ -69,8 +71,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(script, end="")
             return 0
         _run_sbatch(["--test-only"], script)
-        is_test = options.test_only
-        print("SLURM accepts this job; nothing was submitted" if is_test else submit(job, script))
+        closed = scheduler.closed_partitions(job.partition)  # sbatch does not mention them
+        if options.test_only:
+            but = f", but it would wait: {closed}" if closed else ""
+            print(f"SLURM accepts this job{but}; nothing was submitted")
+        else:
+            print(submit(job, script) + (f"\nnote    the job waits: {closed}" if closed else ""))
         return 0
     except jsonargparse.ArgumentError as error:
         return fail(_explain(str(error)), 2)
@@ -78,22 +84,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         return fail(str(error), 2)
 
 
-def build_parser() -> jsonargparse.ArgumentParser:
-    parser = jsonargparse.ArgumentParser(
+def build_parser() -> Parser:
+    parser = Parser(
         prog="python -m slurm.submit",
         usage="python -m slurm.submit TARGET [STUDY] [options] -- [options of the recipe or sweep]",
         description="Submits a batch job, after checking its options here and with SLURM. Options "
         "that are not given have the value in --cluster, or SLURM's default.",
-        exit_on_error=False,
-        allow_abbrev=False,
     )
     add = parser.add_argument
     add("target", type=str, metavar="TARGET", help=f"one of {', '.join(TARGETS)}")
-    add("study", nargs="?", type=str | None, default=None, help="name or YAML file of a sweep")
+    add("study", nargs="?", type=str, default=None, help="name or YAML file of a sweep")
     add("--nodes", type=int, default=1, help="number of nodes")
     add("--devices", type=int | None, default=None, help=f"GPUs per node; {DEVICES} if not given")
     for flag, text in TEXT_OPTIONS.items():
-        add(flag, type=str | None, default=None, help=text)
+        add(flag, type=str, default=None, help=text)
     add("--max-parallel", type=int, default=8, help="sweep tasks that run at once")
     add("--folder", type=Path | None, default=None, help="new folder of the job; default: by name")
     add("--clusters", type=Path, default=CLUSTERS, help="TOML file with settings of clusters")
@@ -124,7 +128,9 @@ def build_job(options: jsonargparse.Namespace, arguments: Sequence[str]) -> Job:
     is_sweep = options.target == "sweep"
     recipe = options.target.removeprefix("recipes.")
     study = [] if options.study is None else [options.study]
-    study_name = Path(options.study or "sweep").stem
+    # A study may have any name. The name of a job is also part of paths.
+    study_name = re.sub(r"[^\w.+]+", "-", Path(options.study or "").stem, flags=re.ASCII)
+    study_name = study_name[:60].strip("-") or "sweep"
     name = options.name or (f"sweep-{study_name}" if is_sweep else recipe)
     folder = (options.folder or _new_folder(name)).absolute()
     job = Job(
@@ -145,7 +151,8 @@ def build_job(options: jsonargparse.Namespace, arguments: Sequence[str]) -> Job:
         cluster=cluster,
     )
     _check_folder(folder)
-    if job.time is not None and seconds_of(job.time) <= cluster.signal_ahead_s:
+    time_s = seconds_of(job.time)
+    if time_s is not None and time_s <= cluster.signal_ahead_s:
         raise ValueError(
             f"time is {job.time}, and the signal to save arrives {cluster.signal_ahead_s} s before "
             "its end; give a longer --time, or a cluster with a smaller signal_ahead_s"
@@ -216,7 +223,10 @@ def _run_sbatch(options: Sequence[str], script: str) -> str:
             "sbatch is not installed here; submit on a node that has SLURM, or add --dry-run"
         ) from None
     if sbatch.returncode:
-        raise ValueError(f"SLURM refuses this job: {scheduler.error_of(sbatch)}")
+        error = scheduler.error_of(sbatch)
+        if "array" in error:
+            error += f"; here an array may have {scheduler.max_array_tasks()} tasks, from 0 on"
+        raise ValueError(f"SLURM refuses this job: {error}")
     return sbatch.stdout
 
 
@@ -263,4 +273,4 @@ def _explain(message: str) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_main(main))

@@ -5,7 +5,6 @@ Under `torchrun` or `srun`, the process is one of their ranks. Exit codes: 0 don
 2 bad usage.
 """
 
-import argparse
 import datetime
 import math
 import os
@@ -16,12 +15,13 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NoReturn, get_args
+from typing import Any
 
+import jsonargparse
 import torch
 import torch.distributed as dist
 
-from unitransformer.cli import fail
+from unitransformer.cli import Parser, explain_parse_error, fail, run_main
 from unitransformer.config import Accelerator, ParallelConfig
 from unitransformer.launch import devices, environment
 from unitransformer.launch.failures import RankFailure, is_launched_rank, report_failure
@@ -52,19 +52,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail("interrupted; nothing was written", 1)
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise ValueError(message)
-
-
-def _parse(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = _Parser(prog="python -m unitransformer.calibrate", allow_abbrev=False)
-    parser.add_argument("--accelerator", choices=get_args(Accelerator), default="auto")
+def _parse(arguments: Sequence[str]) -> jsonargparse.Namespace:
+    parser = Parser(prog="python -m unitransformer.calibrate")
+    parser.add_argument("--accelerator", type=Accelerator, default="auto")
     # Without --devices: all GPUs, one CPU rank, or the launcher's ranks.
-    parser.add_argument("--devices", type=int)
+    parser.add_argument("--devices", type=int | None, default=None)
     parser.add_argument("--seconds", type=float, default=DEFAULT_SECONDS)
-    parser.add_argument("--out", type=Path)  # by default in the folder of calibrations
-    options = parser.parse_args(arguments)
+    parser.add_argument("--out", type=Path | None, default=None)  # or the folder of calibrations
+    try:
+        options = parser.parse_args(list(arguments))
+    except jsonargparse.ArgumentError as error:
+        raise ValueError(explain_parse_error(str(error), parser)) from error
     if not 1 <= options.seconds < math.inf:
         raise ValueError(f"seconds is {options.seconds}; it must be at least 1")
     if options.devices is not None and options.devices < 1:
@@ -72,7 +70,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     return options
 
 
-def calibrate(options: argparse.Namespace, arguments: Sequence[str]) -> int:
+def calibrate(options: jsonargparse.Namespace, arguments: Sequence[str]) -> int:
     """Measures in this process or in ranks that it starts; returns the exit code.
 
     Raises:
@@ -114,7 +112,9 @@ def calibrate(options: argparse.Namespace, arguments: Sequence[str]) -> int:
     return result
 
 
-def _measure_and_write(options: argparse.Namespace, parallel: ParallelConfig, command: str) -> int:
+def _measure_and_write(
+    options: jsonargparse.Namespace, parallel: ParallelConfig, command: str
+) -> int:
     calibration = measure(parallel, options.seconds, command=command)
     if calibration is not None:
         path = options.out or default_path(calibration)
@@ -191,4 +191,4 @@ def _fail(message: str, code: int) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_main(main))

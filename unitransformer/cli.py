@@ -1,12 +1,27 @@
-"""Shared by the command lines: one-line errors that suggest the option probably meant."""
+"""Shared by all commands: how they read options, print errors and write their output."""
 
 import argparse
+import codecs
 import difflib
+import errno
+import io
+import os
 import re
 import sys
+import typing
 from collections.abc import Callable, Iterable
+from contextlib import suppress
+from pathlib import Path
+from types import UnionType
+from typing import Any
+
+import jsonargparse
+import yaml
+from jsonargparse.typing import register_type
 
 SEE_HELP = "--help lists them all"
+MODE = "unitransformer"  # by this name jsonargparse knows how files are read and written
+EXACT = 2**53  # up to here a float holds every integer
 
 
 def suggest(name: str, known: Iterable[str], *, otherwise: str = "") -> str:
@@ -50,7 +65,203 @@ def explain_parse_error(
         hint = suggest(unknown[1], names, otherwise=see_help)
         return f"config.{unknown[1]} is not an option; {hint}"
     key = re.search(r'[Pp]arser key "([^"]+)"', message)
+    if key and (reason := re.search(r"Not of type Integer: (.*)", message)):
+        return f"{key[1]} is {reason[1]}"
+    if key and (reason := re.search(r"Not of type LocalPath: (.*)", message)):
+        # Without quotes jsonargparse would leave out a path that the message repeats.
+        return f"{key[1]} ".replace("_", "-") + reason[1].replace("'", "")
     value = re.search(r"(?:Given value|Got value): (.*)", message)
     if expected is not None and key and value:
         return f"{key[1]} is {value[1].strip()!r}; {expected(key[1])}"
     return re.sub('^Parser key "(.+?)":', r"\1:", _one_line(message))
+
+
+def read_yaml(text: str) -> Any:
+    """Reads YAML in which every value is text, as on a command line: the option decides its type.
+
+    By YAML's own rules 62117e96 is a number and `off` is false. Here only `null`, `~` and nothing
+    are not text, and leave an option out; in quotes they are text too.
+
+    Raises ValueError, in one line, for text that is not YAML, or a name that is given twice.
+    """
+    try:
+        return yaml.load(text, Loader=_TextLoader)
+    except yaml.YAMLError as error:
+        raise ValueError(_one_line(str(error))) from error
+
+
+class _TextLoader(yaml.SafeLoader):
+    yaml_implicit_resolvers = {  # noqa: RUF012
+        letter: [(tag, form) for tag, form in forms if tag.endswith((":null", ":merge"))]
+        for letter, forms in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> Any:
+        names = set()
+        for key, _ in node.value:
+            if (name := str(key.value)) in names:
+                line = key.start_mark.line + 1
+                raise ValueError(f"line {line} gives {name} again; give it once")
+            names.add(name)
+        return super().construct_mapping(node, deep)
+
+
+def _read_options(text: str) -> Any:
+    """Reads a file of options; a value on a command line stays as it was typed."""
+    values = read_yaml(text)
+    return values if isinstance(values, dict) else text
+
+
+def _write_options(values: Any) -> str:
+    # Escapes other letters than ASCII, so that no encoding of a terminal or a file changes a name.
+    return str(yaml.safe_dump(values, sort_keys=False))
+
+
+def read_integer(value: Any) -> int:
+    """Reads an integer such as 1000, 1_000 or 1e3; raises ValueError for anything else."""
+    if not isinstance(value, bool):
+        with suppress(ValueError, TypeError):
+            return int(value, 0)
+        with suppress(ValueError, TypeError, OverflowError):
+            if abs(number := float(value)) <= EXACT and number.is_integer():
+                return int(number)
+    raise ValueError(f"{value!r}; it must be an integer")
+
+
+def read_path(value: Any) -> Path:
+    """Reads a path, with `~` and `~user` expanded; raises ValueError for an unknown user."""
+    if not isinstance(value, str):
+        raise ValueError(f"is {value!r}; it must be a path")
+    expanded = os.path.expanduser(value)
+    if expanded.startswith("~"):
+        hint = "there is no such user, and a name that begins with ~ needs ./ in front"
+        raise ValueError(f"'{value}' does not exist; check the path: {hint}")
+    return Path(expanded)
+
+
+def _write_path(path: Path) -> str:
+    # Without ./ these would mean no path, and a home.
+    return f"./{path}" if str(path) == "null" or str(path).startswith("~") else str(path)
+
+
+class Integer(int):
+    """Makes jsonargparse call `read_integer`."""
+
+
+class LocalPath(str):
+    """Makes jsonargparse call `read_path`."""
+
+
+register_type(Integer, int, read_integer, type_check=lambda value, _: type(value) is int)
+register_type(
+    LocalPath, _write_path, read_path, type_check=lambda value, _: isinstance(value, Path)
+)
+jsonargparse.set_loader(MODE, _read_options, (ValueError,))
+jsonargparse.set_dumper(MODE, _write_options)
+
+
+class Parser(jsonargparse.ArgumentParser):
+    """The parser of every command: integers, paths and files of options mean the same in each."""
+
+    def __init__(self, **settings: Any) -> None:
+        # No abbreviations: one may become ambiguous when an option is added.
+        super().__init__(exit_on_error=False, allow_abbrev=False, parser_mode=MODE, **settings)
+
+    def add_argument(self, *args: Any, **settings: Any) -> Any:
+        if "type" in settings:
+            settings["type"] = _reader(settings["type"])
+        action = super().add_argument(*args, **settings)
+        if settings.get("action") == "store_true":
+            action.type = _read_switch  # of a file; on a command line it takes no value
+        return action
+
+
+def _read_switch(value: Any) -> bool:
+    text = str(value).lower()
+    if text not in ("true", "yes", "on", "false", "no", "off"):
+        raise ValueError(f"it is {value!r}; it must be true or false")
+    return text in ("true", "yes", "on")
+
+
+def _reader(kind: Any) -> Any:
+    """Returns a type, or a union of types, with the two above instead of `int` and `Path`."""
+    if typing.get_origin(kind) in (typing.Union, UnionType):
+        return typing.Union[tuple(map(_reader, typing.get_args(kind)))]  # noqa: UP007
+    return {int: Integer, Path: LocalPath}.get(kind, kind)
+
+
+class _Output(io.FileIO):
+    """Standard output or standard error, of which the reader may leave at any time.
+
+    What is written afterwards is dropped, so that the work goes on and its exit code holds.
+    """
+
+    is_read = True
+    is_lost = False  # though somebody may have read it
+    replaced: Any = None  # the stream that it replaces, which may close the file when it is deleted
+
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data)
+        except OSError as error:
+            with open(os.devnull, "wb") as nowhere:
+                os.dup2(nowhere.fileno(), self.fileno())
+            self.is_read = False
+            # The reader has gone, or the terminal was closed.
+            self.is_lost = not isinstance(error, ConnectionError) and error.errno != errno.EIO
+            if self.is_lost and self.fileno() == 1:
+                fail(f"standard output is lost: {error.strerror}", 1)
+            return len(data)
+
+
+def run_main(main: Callable[[], int]) -> int:
+    """Runs a command in a process of its own; returns the exit code of its work.
+
+    It ends as well as its work does when nobody reads its output. Letters that the terminal cannot
+    show are replaced. Output that a full disk has lost is an error.
+    """
+    codecs.register_error(MODE, _replace)
+    output = _open_output("stdout")
+    _open_output("stderr")
+    try:
+        code = main()
+    except SystemExit as stop:  # after --help
+        code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    sys.stdout.flush()
+    return code or int(output is not None and output.is_lost)
+
+
+def is_output_read() -> bool:
+    """Returns False once the reader of standard output has gone: a command may only print."""
+    raw = getattr(getattr(sys.stdout, "buffer", None), "raw", None)
+    return not isinstance(raw, _Output) or raw.is_read
+
+
+def _open_output(name: str) -> _Output | None:
+    stream = getattr(sys, name)
+    if stream is None:  # closed by who started this command
+        setattr(sys, name, open(os.devnull, "w", errors="replace"))  # noqa: SIM115
+        return None
+    try:
+        output = _Output(stream.fileno(), "wb", closefd=False)
+    except OSError:  # no file, as in a notebook
+        return None
+    stream.flush()
+    output.replaced = stream
+    wrapper = io.TextIOWrapper(
+        io.BufferedWriter(output),
+        encoding=stream.encoding,
+        errors=MODE,
+        line_buffering=stream.line_buffering,
+        write_through=stream.write_through,
+    )
+    setattr(sys, name, wrapper)
+    return output
+
+
+def _replace(error: UnicodeError) -> tuple[str | bytes, int]:
+    """Writes the bytes of a file's name as they are, and ? for a letter without an encoding."""
+    try:
+        return codecs.lookup_error("surrogateescape")(error)
+    except UnicodeError:
+        return codecs.lookup_error("replace")(error)

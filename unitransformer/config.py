@@ -5,6 +5,7 @@ module does not import torch, so a login node can read, check, hash and write a 
 names the field, its value and the fix.
 """
 
+import codecs
 import functools
 import hashlib
 import json
@@ -24,6 +25,9 @@ DEEPSPEED: tuple[Strategy, ...] = ("zero1", "zero2", "zero3")
 Precision = Literal["32-true", "bf16-mixed", "bf16-true", "16-mixed"]
 Compile = Literal["off", "default", "reduce-overhead", "max-autotune"]
 ActivationCheckpointing = Literal["off", "selective", "full"]
+
+# Fields that were added to `DataConfig` after runs were made; at these values a run is the same.
+ADDED_DATA_FIELDS = {"encoding": "utf-8", "field": None}
 
 C = TypeVar("C")
 
@@ -104,6 +108,23 @@ class ModelConfig:
         return self.width // self.num_heads
 
 
+def _codec_name(encoding: str) -> str:
+    """Returns the name of a text encoding in Python; raises ValueError if there is none."""
+    # The first are no encodings of files; the last change their meaning with escape sequences.
+    refused = ("undefined", "idna", "punycode", "unicode", "raw-unicode", "iso2022", "hz", "utf-7")
+    try:
+        "".encode(encoding)  # raises LookupError for codecs that encode no text, such as zip
+        name = codecs.lookup(encoding).name.replace("_", "-")
+    except (LookupError, ValueError):
+        name = "undefined"
+    if name.startswith(refused):
+        raise ValueError(
+            f"data.encoding is {encoding!r}; it must be an encoding that Python knows, without "
+            "escape sequences, such as utf-8, utf-16, cp1252 or shift_jis"
+        )
+    return name
+
+
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
     """Where samples come from, and how long they are."""
@@ -112,6 +133,8 @@ class DataConfig:
     sequence_length: int | None = None  # tokens of one sample; None: all the model's positions
     mask_fraction: float = 0.15  # BERT: share of the positions to predict
     num_workers: int | None = None  # loader processes per rank; None: 2 for image folders, else 0
+    encoding: str = "utf-8"  # of text files, by the name that Python's codecs give it
+    field: str | None = None  # to read of each line of JSON Lines files
 
     def __post_init__(self) -> None:
         if not self.source:
@@ -120,6 +143,7 @@ class DataConfig:
         _check_minimum(self, "data", 0, "num_workers")
         if not 0 < self.mask_fraction < 1:
             raise ValueError(f"data.mask_fraction is {self.mask_fraction}; it must be in (0, 1)")
+        object.__setattr__(self, "encoding", _codec_name(self.encoding))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -265,6 +289,13 @@ class RunConfig:
                 f"data.sequence_length is {self.data.sequence_length}; the length of an image is "
                 "its number of patches: leave it out"
             )
+        reads_files = self.recipe != "vit" and self.data.source not in ("builtin", "synthetic")
+        for name, default in ADDED_DATA_FIELDS.items():
+            if (value := getattr(self.data, name)) != default and not reads_files:
+                raise ValueError(
+                    f"data.{name} is {value}, but recipe {self.recipe} with data "
+                    f"{self.data.source} reads no text files; leave out --data-{name}"
+                )
         if self.recipe == "bert" and self.model.causal:
             raise ValueError("model.causal is true; a masked token is predicted from both sides")
         if self.recipe == "gpt" and not self.model.causal:
@@ -309,7 +340,9 @@ class RunConfig:
 
     def identity_hash(self) -> str:
         """Returns 8 hexadecimal digits over `identity`: the name of the run's folder."""
-        return hash_values(self.identity())[:8]
+        added = {(f"data.{name}", value) for name, value in ADDED_DATA_FIELDS.items()}
+        identity = self.identity()
+        return hash_values({k: v for k, v in identity.items() if (k, v) not in added})[:8]
 
     def hash(self) -> str:
         """Returns 12 hexadecimal digits over every field: the name of the record."""

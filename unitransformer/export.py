@@ -4,7 +4,6 @@ Exit codes: 0 done, 1 could not be written, 2 bad usage. torch is imported only 
 valid, nothing in the checkpoint is executed, and one tensor is in memory at a time.
 """
 
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,30 +12,30 @@ from typing import Any
 import jsonargparse
 
 from unitransformer.checkpoint.names import is_checkpoint_name
-from unitransformer.cli import fail
+from unitransformer.cli import Parser, explain_parse_error, fail, run_main
 from unitransformer.config import RunConfig, from_dict
 from unitransformer.files import why_not_writable
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exports, prints what was written and returns the exit code."""
-    parser = jsonargparse.ArgumentParser(
+    parser = Parser(
         prog="python -m unitransformer.export",
         description="Write the weights of a run's newest checkpoint as one float32 state dict. "
         "--init-from reads it, and load_state_dict of the plain model.",
-        exit_on_error=False,
-        allow_abbrev=False,
     )
     parser.add_argument("dir", type=Path, metavar="DIR", help="a run's folder, or a checkpoint")
     parser.add_argument("out", type=Path, metavar="OUT", help="a file that ends in .safetensors")
     parser.add_argument("--force", action="store_true", help="replace a file that exists")
     try:
         options = parser.parse_args(list(sys.argv[1:] if argv is None else argv))
-        folder, out = (Path(os.path.expanduser(path)) for path in (options.dir, options.out))
+        out = options.out
         _check_out(out, force=options.force)
-        print(export(folder, out))
+        print(export(options.dir, out))
     except jsonargparse.ArgumentError as error:
-        return fail(f"{str(error).strip()}; --help shows what is needed", 2)
+        explained = explain_parse_error(str(error), parser)
+        hint = "; --help shows what is needed" if "required" in explained else ""
+        return fail(explained + hint, 2)
     except ValueError as error:
         return fail(str(error), 2)
     except OSError as error:
@@ -130,4 +129,4 @@ def _write(checkpoint: Path, out: Path) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_main(main))

@@ -80,3 +80,8 @@ def read_if_there(path: Path) -> str:
         return path.read_text()
     except OSError:
         return ""
+
+
+def printable(name: str) -> str:
+    """Returns a file name, which may hold any bytes, as text for one line."""
+    return "".join(c if c.isprintable() else "?" for c in name)

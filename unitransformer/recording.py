@@ -15,7 +15,6 @@ from unitransformer.costs.mfu import MfuRow
 from unitransformer.data.datamodule import DataModule
 from unitransformer.launch.environment import process_rank
 from unitransformer.launch.failures import RankFailure, amend_record, describe_failure, failure_of
-from unitransformer.launch.signals import Stopped
 from unitransformer.machine.host import describe_host
 from unitransformer.machine.software import describe_code, describe_versions
 from unitransformer.measure.communication import why_communication_missing
@@ -33,7 +32,6 @@ from unitransformer.record.schema import (
     SAMPLES,
     SCHEMA,
     Record,
-    Status,
     write_record,
 )
 from unitransformer.record.units import METRIC, UNIT, metric_value
@@ -83,12 +81,11 @@ def build_record(
     loads = _host_loads(readings)
     mfu = compute_mfu(config, units_per_s, by_rank["hardware"], by_rank["ceiling"])
     steady_from = None if steady.start is None else first + steady.start
-    failure = {"error": None}
+    failure: Record = {"status": "ok", "error": None}
     if error is not None:
         failure = describe_failure(failure_of(error, rank=process_rank()))
     return {
         **_describe(config),
-        "status": _status(error),
         "data": {"description": data.source.description, "sha256": data.source.sha256},
         "segment_starts": history.segment_starts,
         "loss": history.loss,
@@ -119,7 +116,7 @@ def build_record(
         "peak_bytes_kind": PEAK_KIND[config.parallel.accelerator],
         "validation": _validation(config, data, history) if error is None else {},
         "log": lines[-MAX_LOG_LINES:],
-        "error": failure["error"],
+        **failure,
     }
 
 
@@ -247,15 +244,3 @@ def _validation(config: RunConfig, data: DataModule, history: History) -> dict[s
         "value": metric_value(config.recipe, loss=last["val_loss"], accuracy=last["val_accuracy"]),
         "baseline": None if baseline is None else asdict(baseline),
     }
-
-
-def _status(error: BaseException | None) -> Status:
-    match error:
-        case None:
-            return "ok"
-        case torch.OutOfMemoryError() | MemoryError():
-            return "oom"
-        case Stopped() | KeyboardInterrupt() | SystemExit():
-            return "preempted"
-        case _:
-            return "crashed"

@@ -18,14 +18,16 @@ from unitransformer.checkpoint.callbacks import (
     find_resume,
     lock_folder,
 )
-from unitransformer.checkpoint.reader import RunState
+from unitransformer.checkpoint.names import NUM_KEPT, step_of
+from unitransformer.checkpoint.reader import RunState, list_checkpoints
+from unitransformer.checkpoint.writer import SET_ASIDE
 from unitransformer.config import RunConfig, to_dict
 from unitransformer.costs.flops import count_parameters
 from unitransformer.data.datamodule import DataModule
 from unitransformer.data.sources import load_source
 from unitransformer.launch.devices import ResolvedConfig, resolve, set_up_process
-from unitransformer.launch.environment import process_rank
-from unitransformer.launch.signals import Stopped, StopSignalListener
+from unitransformer.launch.environment import join_attempt, note_begin, process_rank
+from unitransformer.launch.signals import StopSignalListener
 from unitransformer.launch.variables import PROGRESS_FILE
 from unitransformer.machine.software import describe_code
 from unitransformer.measure.clock import StepClock
@@ -54,6 +56,7 @@ class RunPaths:
 
     folder: Path  # logs and figures
     checkpoints: Path | None  # None: nothing is saved
+    keep_checkpoints: int = NUM_KEPT
     record: Path
     trace: Path | None = None  # folder of the profiler's trace
 
@@ -85,7 +88,8 @@ def run(
     Args:
         config: a plain config is first resolved for this machine.
         command: the command line that repeats this run; goes into the record.
-        resume: continue from the newest checkpoint of `paths`; "auto": if there is one.
+        resume: continue from the newest checkpoint of `paths`, or from the one at a path; "auto":
+            from the newest if there is one, as ranks do that torchrun has restarted.
         print_line: prints a line on rank 0; default: to standard output.
         show_bar: show a progress bar instead of lines during training.
 
@@ -108,11 +112,14 @@ def run(
         print_line = print_line or functools.partial(print, flush=True)
         if process_rank() != 0:
             print_line = _print_nothing
+        if join_attempt():
+            resume = "auto"
         checkpoint = find_resume(resolved.config, paths.checkpoints, resume=resume)
         this_run = _Run(
             resolved.config, paths, checkpoint, signals, print_line=print_line, show_bar=show_bar
         )
         this_run.print_introduction(print_line)
+        note_begin()
         error = this_run.train()
         record = this_run.record(start, error)
     network = this_run.module.full_network
@@ -157,7 +164,10 @@ class _Run:
         saver = time_left = None
         if paths.checkpoints is not None:
             saver = SaveCheckpoints(
-                paths.checkpoints, every=config.checkpoint_every, get_run_state=self._run_state
+                paths.checkpoints,
+                every=config.checkpoint_every,
+                keep=paths.keep_checkpoints,
+                get_run_state=self._run_state,
             )
         if self.is_first:
             time_left = TimeLeft(
@@ -191,6 +201,10 @@ class _Run:
                 f"resume  {self.resume.path}, after step {step}; "
                 f"the learning rate decays until step {last_step}"
             )
+            folder = self.paths.checkpoints or self.resume.path.parent
+            names = [path.name for path in list_checkpoints(folder)]
+            if newer := [name for name in names if step_of(name) > step]:
+                print_line(f"resume  moves {', '.join(newer)} to {folder / SET_ASIDE}")
 
     def train(self) -> BaseException | None:
         """Trains; returns the exception that stopped training, if any."""
@@ -211,7 +225,8 @@ class _Run:
         Raises:
             RunFailed: `error` stopped training, the history is faulty, or the disk is full.
         """
-        all_ranks = error is None or isinstance(error, Stopped)  # ranks can still communicate
+        # All ranks have left training at the same step, and can still communicate.
+        all_ranks = error is None or error is self.module.stop_error
         record: Record | None = None
         if self.is_first or all_ranks:
             reading = self.instruments.reading(self.trainer.strategy.root_device)

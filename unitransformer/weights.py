@@ -16,6 +16,12 @@ from unitransformer.files import open_atomically
 from unitransformer.transformer import InitialWeights, Transformer
 
 FIX = "give the size and the model options that it was made with"
+# Parts that wrappers add to names: torch.compile, DDP, DeepSpeed, Lightning, FSDP1, activation
+# checkpointing, and modules that hold the network. The backbone has no such part.
+WRAPPERS = {"_orig_mod", "module", "_forward_module", "model", "_fsdp_wrapped_module"}
+WRAPPERS |= {"_checkpoint_wrapped_module", "objective", "network"}
+# Where training checkpoints hold the state dict.
+NESTED_IN = ("state_dict", "model_state_dict", "model", "module")
 
 
 def read_weights(path: Path, model: ModelConfig) -> InitialWeights:
@@ -23,19 +29,20 @@ def read_weights(path: Path, model: ModelConfig) -> InitialWeights:
 
     Args:
         path: a state dict of the plain model or of this one, as `.safetensors` or written by
-            `torch.save`; nothing in it is executed.
+            `torch.save`; nothing in it is executed. Its names may have prefixes of wrappers, and it
+            may be part of a checkpoint of Lightning.
 
     Raises:
         ValueError: the file is not a state dict, or not of this model; names the first mismatch.
     """
-    tensors = _open(path)
+    tensors, names = _unwrap(_open(path), path)
     with torch.device("meta"):
         network = Transformer(model)
     wanted = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
     optional = {"pe.pe"} | ({"lm_head.weight"} if model.tied_head else set())
     for name in sorted(wanted.keys() | tensors.keys()):
         if name not in wanted:
-            raise ValueError(f"init-from {path} has {name}, which the model lacks; {FIX}")
+            raise ValueError(f"init-from {path} has {names[name]}, which the model lacks; {FIX}")
         if name not in tensors:
             if name in optional:
                 continue
@@ -56,6 +63,20 @@ def read_weights(path: Path, model: ModelConfig) -> InitialWeights:
     return lambda name, _: tensors[name].to(torch.float32, copy=True)
 
 
+def _unwrap(tensors: Mapping[str, Tensor], path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Returns the tensors and their names in the file, by names without the parts of wrappers."""
+    names: dict[str, str] = {}
+    for name in tensors:
+        plain = ".".join(part for part in name.split(".") if part not in WRAPPERS)
+        if plain in names:
+            raise ValueError(
+                f"init-from {path} has {names[plain]} and {name}, which are both {plain} without "
+                "their prefixes; leave one of them out"
+            )
+        names[plain] = name
+    return {plain: tensors[name] for plain, name in names.items()}, names
+
+
 def _open(path: Path) -> Mapping[str, Tensor]:
     """Returns memory-mapped tensors, which are read when they are used."""
     try:
@@ -63,7 +84,14 @@ def _open(path: Path) -> Mapping[str, Tensor]:
             file: Any = safetensors.safe_open(path, framework="pt", device="cpu")
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        if isinstance(tensors, Mapping) and all(isinstance(t, Tensor) for t in tensors.values()):
+        while isinstance(tensors, Mapping):
+            inner = (tensors[name] for name in NESTED_IN if isinstance(tensors.get(name), Mapping))
+            if (nested := next(inner, None)) is None:
+                break
+            tensors = nested
+        if isinstance(tensors, Mapping) and all(
+            isinstance(name, str) and isinstance(values, Tensor) for name, values in tensors.items()
+        ):
             return tensors
         raise ValueError("it is not a plain state dict")
     except Exception as error:  # for a damaged file the readers raise exceptions of any type

@@ -21,6 +21,7 @@ from typing import Any
 
 from recipes.command_line import run_recipe
 from recipes.service.plan import PRESETS
+from unitransformer.cli import run_main
 from unitransformer.launch.gc_pause import heavy_import
 from unitransformer.launch.process_tree import die_with_parent, wait_within
 from unitransformer.launch.signals import STOP_SIGNALS
@@ -89,7 +90,7 @@ def _run(
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(output, 1)
     os.dup2(output, 2)
-    sys.exit(run_recipe(PRESETS[recipe], lambda *_: [], arguments))
+    sys.exit(run_main(lambda: run_recipe(PRESETS[recipe], lambda *_: [], arguments)))
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import jsonargparse
 
@@ -47,14 +48,11 @@ class Findings:
         return 1 if self.errors else 0
 
 
-def build_lint_parser() -> jsonargparse.ArgumentParser:
-    parser = jsonargparse.ArgumentParser(
-        description="Check that a RESULTS.md follows from its records, that its numbers agree, and "
-        "whether code, torch or schema have changed since.",
-        exit_on_error=False,
-    )
-    parser.add_argument("file", type=Path, metavar="FILE", help="a RESULTS.md of `report`")
-    return parser
+def run_lint(given: Any) -> int:
+    """Prints the findings in the report that the options name, and returns the exit code."""
+    findings = lint(given.file)
+    print(render(findings))
+    return findings.exit_code
 
 
 def render(findings: Findings) -> str:
@@ -197,7 +195,7 @@ def _missing_notes(path: Path, options: ReportOptions, store: Store) -> Iterator
     names = sweep_names(store)
     for (sweep, recipe), runs in groups.items():
         page = options.pages / (page_name(names[sweep]) if sweep else "runs.md")
-        text = page.read_text() if page.is_file() else ""
+        text = page.read_text(encoding="utf-8") if page.is_file() else ""
         section = _section(text, f"## {TITLES[recipe]}")
         records = [run.record for run in runs]
         if sweep:  # the page of a sweep states that ranks that share cores have fewer threads

@@ -6,10 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-import jsonargparse
-
 from scaling.parity.cases import LEAST_STEPS, STRATEGIES, Axes, list_cases
 from scaling.parity.recipe_runs import check_options
+from unitransformer.cli import Parser
 from unitransformer.config import Accelerator, ActivationCheckpointing, Compile, Precision, Recipe
 
 DEFAULT_OUT = Path("scaling/results/records")
@@ -31,14 +30,13 @@ class ParityOptions:
     command: str  # as typed
 
 
-def build_parity_parser() -> jsonargparse.ArgumentParser:
-    parser = jsonargparse.ArgumentParser(
+def build_parity_parser() -> Parser:
+    parser = Parser(
         usage="python -m scaling parity [options] [-- options of the recipe]",
         description="Train the same model with every strategy and setting, compare loss and "
         "gradient norm of each step with one plain float32 process, and write a certificate. Exit "
         "code 0: all cases are equal or refused; 1: a case differs or failed, or no case of a "
         "strategy is equal. Options after -- go to the recipe.",
-        exit_on_error=False,
     )
 
     def add(flag: str, kind: Any, default: Any, help_text: str) -> None:

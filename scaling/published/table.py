@@ -3,11 +3,12 @@
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-
-import jsonargparse
+from typing import Any
 
 from scaling.markdown import table
-from scaling.published.recompute import Check, RecomputedRow
+from scaling.published.csv_rows import load_rows
+from scaling.published.recompute import Check, RecomputedRow, recompute_rows
+from unitransformer.cli import Parser
 from unitransformer.record.units import format_count
 
 MEANINGS = (
@@ -17,11 +18,10 @@ MEANINGS = (
 )
 
 
-def build_published_parser() -> jsonargparse.ArgumentParser:
-    parser = jsonargparse.ArgumentParser(
+def build_published_parser() -> Parser:
+    parser = Parser(
         description="Recompute MFU and TFLOP/s of published runs from their tokens/s and shapes, "
         "each under the convention of its source, and say which rows contradict themselves.",
-        exit_on_error=False,
     )
     parser.add_argument("--config", action="config", help="YAML file with any of these options")
     parser.add_argument(
@@ -32,6 +32,12 @@ def build_published_parser() -> jsonargparse.ArgumentParser:
         help="CSV file with the columns of scaling/published/runs.csv; by default that file",
     )
     return parser
+
+
+def run_published(given: Any) -> int:
+    """Prints the recomputed rows, and returns the exit code."""
+    print(render_rows(recompute_rows(load_rows(given.rows))))
+    return 0
 
 
 def render_rows(rows: Sequence[RecomputedRow]) -> str:

@@ -10,8 +10,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
-import jsonargparse
-
 from scaling.exit_status import count_oom_kills, decide_status
 from scaling.recipe_process import Runner, can_fork, run_alone, start_worker
 from scaling.replay.compare import DAY_S, OriginalRun, ReplayLaunch, ReplayVerdict, compare
@@ -25,23 +23,6 @@ from unitransformer.record.units import format_count
 
 # Options of a recipe, each with a value, that set output paths or the number of launches.
 OUTPUT_OPTIONS = ("--out", "--record", "--checkpoint-dir", "--trace", "--repeats")
-
-
-def build_replay_parser() -> jsonargparse.ArgumentParser:
-    parser = jsonargparse.ArgumentParser(
-        description="Measure the same cell again. Exit code 0: reproduced, 1: not reproduced, "
-        "3: inconclusive, such as too wide an interval.",
-        exit_on_error=False,
-    )
-    parser.add_argument(
-        "cell", type=Path, metavar="CELL", help="a record, an outcome.json, or a cell's folder"
-    )
-    parser.add_argument("--repeats", type=int, default=1, help="launches")
-    parser.add_argument(
-        "--tolerance", type=float, default=0.05, help="share of a step that counts as the same"
-    )
-    parser.add_argument("--out", type=Path | None, default=None, help="folder that keeps the runs")
-    return parser
 
 
 def run_replay(given: Any) -> int:

@@ -4,26 +4,28 @@ import functools
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
-from scaling.report.options import ReportOptions
+from scaling.report.options import ReportOptions, read_report_options
 from scaling.report.results_md import draw_plots, render_pages
 from scaling.report.rows import rows, to_csv, to_json
 from scaling.report.staleness import compare_with_today
 from scaling.report.store_analysis import StoreAnalysis
-from scaling.store.reader import Store, load_store
+from scaling.store.reader import Store, load_store, relative_name
 from unitransformer.files import check_writable, write_atomically
 from unitransformer.launch.background import start_in_background
 from unitransformer.launch.gc_pause import pause_gc
 from unitransformer.record.units import format_count
 
 
-def run_report(options: ReportOptions) -> int:
+def run_report(given: Any) -> int:
     """Writes all files, prints how many records they come from, and returns exit code 0.
 
     Raises:
         ValueError: folders without records, or places that cannot be written.
         OSError: a file could not be written.
     """
+    options = read_report_options(given)
     for name in ("out", "plots", "pages", "html", "csv", "json"):
         if (path := getattr(options, name)) is not None:
             check_writable(name, path, is_folder=name in ("plots", "pages"))
@@ -38,6 +40,12 @@ def _write(options: ReportOptions) -> None:
     if not (store.runs or store.certificates or store.cells):
         folders = " and ".join(map(str, options.folders))
         raise ValueError(f"{folders}: no run record below; {_left_out(store)}")
+    read: list[Any] = [*store.runs, *store.certificates, *store.cells, *store.left_out]
+    names = {file.name for file in read}
+    for option in ("html", "csv", "json"):
+        path = getattr(options, option)
+        if path is not None and relative_name(path, folder) in names:
+            raise ValueError(f"{option} {path} is there and no export; choose another --{option}")
     analysis = StoreAnalysis(store)
     draw = functools.partial(draw_plots, analysis)
     wait_for_plots = start_in_background(draw) or draw

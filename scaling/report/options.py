@@ -5,9 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jsonargparse
-
-from scaling.store.reader import relative_name
+from unitransformer.cli import Parser
 
 DEFAULT_OUT = "RESULTS.md"
 DEFAULT_PLOTS = "plots"
@@ -28,7 +26,10 @@ class ReportOptions:
 
     def relative(self, path: Path) -> str:
         """Returns a path from the folder of RESULTS.md."""
-        return relative_name(path, self.out.parent)
+        from scaling.store.reader import relative_name
+
+        name = relative_name(path, self.out.parent)
+        return f"./{name}" if name.startswith("~") else name  # no user's home
 
     @property
     def command(self) -> str:
@@ -43,10 +44,9 @@ class ReportOptions:
         return f"python -m scaling {shlex.join(arguments)}"
 
 
-def build_report_parser() -> jsonargparse.ArgumentParser:
-    parser = jsonargparse.ArgumentParser(
+def build_report_parser() -> Parser:
+    parser = Parser(
         description="Write RESULTS.md, its pages and plots from the run records below folders.",
-        exit_on_error=False,
     )
     parser.add_argument("--config", action="config", help="YAML file with any of these options")
     parser.add_argument(

@@ -63,7 +63,8 @@ class Store:
         return tuple(run for run in self.runs if run.name not in of_cells)
 
 
-_Loaded = Run | Certificate | CellOutcome | UnusedFile
+_Loaded = Run | Certificate | CellOutcome | UnusedFile | None  # None: rows of a report
+ROW_FIELDS = {"recipe", "status", "units_per_s", "command"}  # that every `report --json` has
 
 
 def load_store(folders: Sequence[Path], *, relative_to: Path) -> Store:
@@ -89,6 +90,8 @@ def load_store(folders: Sequence[Path], *, relative_to: Path) -> Store:
     with pause_gc():
         for name, path in sorted(paths.items()):
             content = _load(path, name, known, like)
+            if content is None:
+                continue
             if isinstance(content, UnusedFile):
                 left_out.append(content)
             elif (first := first_names.setdefault(_identity(content), name)) != name:
@@ -180,6 +183,9 @@ def _load(path: Path, name: str, known: dict[bytes, Field], like: Record | None)
 
 
 def _interpret(record: Any, checksums_hold: bool, name: str, like: Record | None) -> _Loaded:
+    items = record if isinstance(record, list) else []
+    if items and all(isinstance(item, dict) and item.keys() >= ROW_FIELDS for item in items):
+        return None
     is_ours = isinstance(record, dict) and record.keys() & {"schema", "step_s"}
     if not is_ours or record.get("kind") == "study":
         return UnusedFile(name=name, kind="foreign", reason="not a run record")

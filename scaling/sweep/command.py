@@ -19,13 +19,14 @@ from scaling.sweep.plan import CellTask, RecipePlanner, open_planner, plan_tasks
 from scaling.sweep.progress import Progress
 from scaling.sweep.run_cell import now
 from scaling.sweep.study import Cell
+from unitransformer.cli import is_output_read
 from unitransformer.files import check_writable
 from unitransformer.launch.process_tree import can_measure_memory
 from unitransformer.launch.signals import STOP_SIGNALS, StopRequested, handle_signals
 from unitransformer.launch.variables import without_launcher
 
 WATCH_INTERVAL_S = 2.0
-FAILED = ("crashed", "timeout", "preempted")
+FAILED = ("diverged", "crashed", "timeout", "preempted")
 
 
 def run_sweep(options: SweepOptions) -> int:
@@ -115,7 +116,7 @@ def _watch(options: SweepOptions) -> int:
             runner=lambda _: run_alone,
         )
         with _progress(sweep, options) as progress:
-            while progress.refresh():
+            while progress.refresh() and is_output_read():
                 time.sleep(WATCH_INTERVAL_S)
         print(progress.headline())
     return 0

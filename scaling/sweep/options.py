@@ -11,8 +11,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import jsonargparse
-
 from scaling.sweep.max_batch import check_start
 from scaling.sweep.run_cell import Limits
 from scaling.sweep.study import (
@@ -24,7 +22,7 @@ from scaling.sweep.study import (
     load_study,
     read_study,
 )
-from unitransformer.cli import suggest
+from unitransformer.cli import Parser, suggest
 from unitransformer.launch.variables import CELL_LIMIT_S
 from unitransformer.record.schema import STATUSES
 
@@ -49,37 +47,35 @@ class SweepOptions:
     price_per_hour: float | None
 
 
-def build_sweep_parser() -> jsonargparse.ArgumentParser:
-    parser = jsonargparse.ArgumentParser(
+def build_sweep_parser() -> Parser:
+    parser = Parser(
         usage="python -m scaling sweep [STUDY] [options] [--any-option-of-a-recipe VALUE,VALUE]",
         description="Run every combination of the values of some recipe options, each in a process "
         "of its own. Run the same command again to continue after a stop. Built-in studies: "
         f"{', '.join(list_studies())}. Every option that is not listed below is an axis: "
         "--precision 32-true,bf16-mixed --batch-size 8,16.",
-        exit_on_error=False,
-        allow_abbrev=False,
     )
 
     def add(flag: str, kind: Any, help_text: str, default: Any = None) -> None:
         parser.add_argument(flag, type=kind, default=default, help=help_text)
 
     parser.add_argument(
-        "study", nargs="?", type=str | None, default=None, help="name of a study, or a YAML file"
+        "study", nargs="?", type=str, default=None, help="name of a study, or a YAML file"
     )
-    add("--recipe", str | None, "comma-separated list of bert, gpt, vit; or all")
+    add("--recipe", str, "comma-separated list of bert, gpt, vit; or all")
     add("--out", Path | None, "folder of the sweep; by default sweeps/STUDY")
-    add("--zip", str | None, "axes that change together, for example devices,batch-size")
+    add("--zip", str, "axes that change together, for example devices,batch-size")
     add("--repeats", int | None, "number of times that every cell is run")
     add("--retry", str, "statuses of finished cells to run again, for example oom,crashed", "")
     add(
         "--retry-before",
-        str | None,
+        str,
         "with --retry, run only cells again that finished before this time, for example "
         "2026-01-31T12:00:00+00:00; give the same time to all processes that share a sweep; by "
         "default the start of each process",
     )
     add("--time-limit", float, "time limit of a cell in seconds", CELL_LIMIT_S)
-    add("--memory-limit", str | None, "memory limit of a cell, for example 4GiB (Linux)")
+    add("--memory-limit", str, "memory limit of a cell, for example 4GiB (Linux)")
     add(
         "--recheck",
         float,
@@ -99,9 +95,7 @@ def build_sweep_parser() -> jsonargparse.ArgumentParser:
     return parser
 
 
-def split_axes(
-    arguments: Sequence[str], parser: jsonargparse.ArgumentParser
-) -> tuple[list[str], dict[str, AxisValues]]:
+def split_axes(arguments: Sequence[str], parser: Parser) -> tuple[list[str], dict[str, AxisValues]]:
     """Returns what `parser` knows, and the axes; raises ValueError for one without a value."""
     known_flags = {flag for action in parser._actions for flag in action.option_strings}
     with_value = known_flags - {"--dry-run", "--list", "--watch", "--help", "-h"}

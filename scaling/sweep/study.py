@@ -7,23 +7,23 @@ import functools
 import hashlib
 import itertools
 import json
+import os
 import shlex
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import NoneType
 from typing import Any, get_args
 
-import yaml
-
-from unitransformer.cli import suggest
+from unitransformer.cli import read_integer, read_yaml, suggest
 from unitransformer.config import Recipe
 from unitransformer.record.units import format_count
 
 RECIPES: tuple[Recipe, ...] = get_args(Recipe)
 # Options that the sweep sets for each cell, or that do not train.
 RESERVED_OPTIONS = shlex.split(
-    "out record checkpoint-dir checkpoint-every no-checkpoint resume repeats trace summary dry-run "
-    "config print_config help"
+    "out record checkpoint-dir checkpoint-every keep-checkpoints no-checkpoint resume repeats "
+    "trace summary dry-run config print_config help"
 )
 STUDIES = Path(__file__).parents[1] / "studies"  # built-in ones
 FIELDS = ("recipe", "axes", "zip", "exclude", "options", "repeats")
@@ -164,17 +164,17 @@ def list_studies() -> list[str]:
 def load_study(name: str) -> Study:
     """Loads a built-in study by its name, or one from a YAML file; raises as `read_study`."""
     built_in = list_studies()
-    path = STUDIES / f"{name}.yaml" if name in built_in else Path(name)
+    path = STUDIES / f"{name}.yaml" if name in built_in else Path(os.path.expanduser(name))
     if not path.is_file():
         raise ValueError(
             f"study {name} is neither a file nor a built-in study; {suggest(name, built_in)}"
         )
-    text = path.read_text(encoding="utf-8")
     try:
-        # Every scalar stays text: otherwise YAML reads `off` as false and `1_000` as a number.
-        return read_study(yaml.load(text, Loader=yaml.BaseLoader))
-    except yaml.YAMLError as error:
-        raise ValueError(f"study {name} is not YAML: {' '.join(str(error).split())}") from error
+        values = read_yaml(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"study {name} is not YAML: {error}") from error
+    try:
+        return read_study(values)
     except ValueError as error:
         raise ValueError(f"study {name}: {error}") from error
 
@@ -201,11 +201,10 @@ def read_study(values: Any) -> Study:
     for name, given in (("exclude", excluded), ("zip", zipped)):
         if not isinstance(given, Sequence) or isinstance(given, str):
             raise ValueError(f"{name} is {given!r}; it must be a list")
-    repeats = values.get("repeats", "1")
     try:
-        repeats = int(repeats)
-    except (TypeError, ValueError):
-        raise ValueError(f"repeats is {repeats!r}; it must be an integer") from None
+        repeats = read_integer(values.get("repeats", 1))
+    except ValueError as error:
+        raise ValueError(f"repeats is {error}") from None
     study = Study(
         recipes={name: _axes(axes or {}, f"recipe.{name}") for name, axes in recipes.items()},
         axes={**_axes(values.get("axes", {}), "axes"), **options},
@@ -233,10 +232,8 @@ def _axes(values: Any, where: str) -> dict[str, AxisValues]:
 
 
 def _texts(values: Any, where: str) -> AxisValues:
-    if isinstance(values, str | int | float):
-        return (str(values),)
-    if not isinstance(values, Sequence) or not all(
-        isinstance(value, str | int | float) for value in values
-    ):
+    items = values if isinstance(values, list | tuple) else [values]
+    if not all(isinstance(item, str | int | float | NoneType) for item in items):
         raise ValueError(f"{where} is {values!r}; it must be a value or a list of values")
-    return tuple(map(str, values))
+    # As on a command line, null leaves an option out.
+    return tuple("null" if item is None else str(item) for item in items)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from slurm import scheduler
 from slurm.job_files import errors_folder
+from unitransformer.cli import read_path
 from unitransformer.launch.variables import JOB_FOLDER
 
 DELETE_S = 20.0  # timeout
@@ -121,7 +122,7 @@ def read_args(argv: Sequence[str], allocation: Allocation) -> JobArgs:
         prog="python -m slurm.job", description="Runs a recipe or a sweep inside a batch job."
     )
     parser.add_argument("target", choices=["recipes.gpt", "recipes.bert", "recipes.vit", "sweep"])
-    parser.add_argument("--folder", type=Path, help="folder for results")
+    parser.add_argument("--folder", type=read_path, help="folder for results")
     parser.add_argument("--python", default=sys.executable, help="interpreter of the ranks")
     parser.add_argument("--srun", action="append", default=[], help="a further option of srun")
     parser.add_argument("--local-disk", type=Path, help="folder on a disk of each node")
@@ -194,8 +195,7 @@ def check_shape(allocation: Allocation, args: JobArgs) -> None:
     if gpus is not None and gpus != tasks and not may_use_cpu:
         raise ValueError(
             f"the job has {tasks} tasks per node but {gpus} GPUs per node, and each task uses one "
-            f"GPU; submit with --ntasks-per-node={gpus} --gpus-per-node={gpus}, or other equal "
-            "numbers"
+            f"GPU; submit with --ntasks-per-node={gpus}, or request {tasks} GPUs per node"
         )
 
 

@@ -112,6 +112,7 @@ def refuse(call: Call) -> Refuse:
         ("--batchsize 3", "--batchsize is not an option; did you mean --batch-size?"),
         ("--learning-rate=3", "--learning-rate is not an option; did you mean --optimizer.learn"),
         ("--max-step 3", "--max-step is not an option; did you mean --max-steps?"),
+        ("--data.sequence-length 3", "--data.sequence-length is not an option; did you mean --seq"),
         ("--model.widht 3", "--model.widht is not an option; did you mean --model.width?"),
         ("--zzz", "--zzz is not an option; --help lists them all"),
         ("bert", "bert is not an option; --help lists them all"),
@@ -119,7 +120,7 @@ def refuse(call: Call) -> Refuse:
         ("--max-steps many", "max_steps is 'many'; it must be an integer"),
         ("--max-steps 1.5", "max_steps is '1.5'; it must be an integer"),
         ("--max-steps", "argument --max-steps: expected one argument"),
-        ("--seed true", "seed is 'True'; it must be an integer"),
+        ("--seed true", "seed is 'true'; it must be an integer"),
         ("--dropout low", "dropout is 'low'; it must be a number"),
         ("--model.causal maybe", "model.causal is 'maybe'; it must be true or false"),
         ("--strategy dpp", "strategy is 'dpp'; it must be one of auto, single, ddp"),
@@ -147,6 +148,18 @@ def refuse(call: Call) -> Refuse:
         ("--optimizer.learning-rate nan", "optimizer.learning_rate is 'nan'; it must be a number"),
         ("--optimizer.learning-rate -1", "optimizer.learning_rate is -1.0; it must be at least 0"),
         ("--optimizer.beta2 1", "optimizer.beta2 is 1.0; it must be in [0, 1)"),
+        # data
+        ("--data-encoding utf-9", "data.encoding is 'utf-9'; it must be an encoding that Python"),
+        ("--data-encoding zip", "data.encoding is 'zip'; it must be an encoding that Python knows"),
+        (
+            "--data builtin --data-encoding cp1252",
+            "data.encoding is cp1252, but recipe gpt with data builtin reads no text files; leave",
+        ),
+        (
+            "--data synthetic --data-field text",
+            "data.field is text, but recipe gpt with data synthetic reads no text files; leave out",
+        ),
+        ("--data-field text", "data.field is text, but data text.txt holds no JSON Lines file"),
         # devices
         ("--strategy single --devices 2", "strategy is single with 2 devices; choose ddp, or one"),
         (
@@ -229,7 +242,7 @@ def test_float16_is_refused_on_a_cpu_with_deepspeed(
         ("optimizer:\n  learning_rate: fast", "optimizer.learning_rate is 'fast'; it must be a"),
         ("seed: null", "config.seed is None; it must be an integer"),
         ("resume: maybe", "resume is 'maybe'; it must be true or false"),
-        ("model: 3", "config.model is 3; it must be a group of fields"),
+        ("model: 3", "config.model is '3'; it must be a group of fields"),
         ("seed: -4", "run.seed is -4; it must be at least 0"),
         (
             "- 1",
@@ -260,7 +273,7 @@ def test_a_missing_file_of_options_is_named(refuse: Refuse) -> None:
         ("empty", "data empty holds no text; give text files that are not empty"),
         ("empty.txt", "data empty.txt holds no text; give text files that are not empty"),
         ("blank.txt", "blank.txt holds only white space; give files with text"),
-        ("binary", "data binary holds no text; give text files that are not empty"),
+        ("binary", "data binary holds no text, but 1 binary (binary); unpack or convert them"),
     ],
 )
 @pytest.mark.parametrize("recipe", ["gpt", "bert"])
@@ -336,6 +349,24 @@ def test_an_image_folder_without_class_folders_is_refused(refuse: Refuse) -> Non
     Image.new("RGB", (9, 9)).save("images/0.png")
     said = refuse(IMAGES, "vit")
     assert said.startswith("data images must hold one folder of images per class")
+
+
+def test_an_image_whose_white_is_not_known_is_refused_with_its_mode(refuse: Refuse) -> None:
+    _write_images("images", "ab")
+    Image.new("F", (9, 9), 255).save("images/b/deep.tif")
+    assert refuse(IMAGES, "vit") == (
+        "image images/b/deep.tif has mode F with values from 255 to 255; scale them to 0 to 1, or "
+        "save it with 8 or 16 bits"
+    )
+
+
+def test_class_folders_beside_a_split_are_refused_with_the_fix(refuse: Refuse) -> None:
+    _write_images("images", "ab")
+    _write_images("images/train", "ab")
+    said = refuse(IMAGES, "vit")
+    assert said.endswith(
+        "images in a/, b/ beside train/a/, train/b/; move or rename what does not fit"
+    )
 
 
 def test_more_classes_than_the_model_has_are_refused_with_the_fix(refuse: Refuse) -> None:
@@ -442,6 +473,7 @@ def test_resuming_a_finished_run_says_that_it_is_finished(refuse: Refuse, kept: 
         ("--model.width 32", "model.width", 16, 32),
         ("--batch-size 3", "global_batch_size", 2, 3),
         ("--data synthetic", "data.source", "text.txt", "synthetic"),
+        ("--data-encoding cp1252", "data.encoding", "utf-8", "cp1252"),
         ("--optimizer.learning-rate 0.5", "optimizer.learning_rate", 0.001, 0.5),
     ],
 )
@@ -452,6 +484,53 @@ def test_the_checkpoint_of_another_run_is_refused_with_both_values(
     assert said.startswith(
         f"checkpoint {kept} is of another run: {field} is {there} there and {here} here; "
     )
+
+
+def test_resuming_from_a_checkpoint_that_does_not_exist_is_refused(refuse: Refuse) -> None:
+    path = Path("nowhere", CHECKPOINT)
+    said = refuse(f"{TEXT} --checkpoint-dir kept --resume {path}")
+    assert said == f"resume {path.absolute()} does not exist; give the path of a checkpoint"
+
+
+@pytest.mark.parametrize("path", ["kept", "text.txt", "kept/lock", "step-2"])
+def test_resuming_from_what_is_no_checkpoint_is_refused(
+    refuse: Refuse, kept: Path, path: str
+) -> None:
+    assert refuse(f"{TEXT} --resume {path}") == (
+        f"resume is '{path}'; it must be true or false, auto, or the path of a checkpoint, which "
+        "is a folder such as step-00000100"
+    )
+
+
+def test_a_checkpoint_elsewhere_is_not_resumed_into_a_folder_that_holds_others(
+    refuse: Refuse, kept: Path
+) -> None:
+    other = Path("other", "step-00000001")
+    shutil.copytree(kept, other)
+    said = refuse(f"{TEXT} --checkpoint-dir kept --max-steps 4 --resume {other}")
+    assert said.startswith(f"checkpoint-dir kept holds {kept}; add --resume to continue from it")
+
+
+@pytest.mark.parametrize("resume", ["--resume", "--resume auto"])
+def test_a_damaged_checkpoint_is_refused_with_the_command_for_the_one_before(
+    call: Call, refuse: Refuse, kept: Path, resume: str
+) -> None:
+    code, _, err = call(f"{RESUME} --max-steps 3")
+    assert code == 0, err
+    newest = Path("kept", "step-00000003")
+    part = next(newest.glob("*.distcp"))
+    part.write_bytes(_flip_one_bit(part.read_bytes()))
+    line = f"{TEXT} --checkpoint-dir kept --max-steps 4"
+    assert refuse(f"{line} {resume}") == (
+        f"checkpoint {newest} is damaged ({part.name} does not match its checksum); "
+        f"{kept} is sound: give that one, for example with --resume {kept}"
+    )
+    code, out, err = call(f"{line} --resume {kept}")
+    assert code == 0, err
+    assert f"resume  moves {newest.name} to kept/set-aside" in out
+    names = sorted(path.name for path in Path("kept").glob("step-*"))
+    assert names == [CHECKPOINT, "step-00000004"]
+    assert Path("kept", "set-aside", newest.name).is_dir()
 
 
 def _cut(whole: bytes) -> bytes:
@@ -813,4 +892,5 @@ def test_a_nan_loss_ends_the_run_and_its_record_names_the_step(call: Call) -> No
     assert code == 1
     assert "error: loss is nan at step 2; lower optimizer.learning_rate" in err
     record = load_record(Path("record.json"))
-    assert (record["status"], len(record["loss"])) == ("crashed", 1)
+    assert (record["status"], len(record["loss"])) == ("diverged", 1)
+    assert "Traceback" not in err

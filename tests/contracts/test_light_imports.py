@@ -132,15 +132,37 @@ def test_sweep_list_and_watch_import_neither_torch_nor_lightning(
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_help_takes_half_a_second_of_cpu_time(recipe: str, repository: Path) -> None:
     # The bound is twice that, for the best of five: the machine may be busy.
-    assert any(_help_cpu_s(recipe, repository) < 1.0 for _ in range(5))
+    assert any(_cpu_s(f"recipes.{recipe}", repository) < 1.0 for _ in range(5))
 
 
-def _help_cpu_s(recipe: str, repository: Path) -> float:
+def _cpu_s(module: str, repository: Path) -> float:
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    done = run_python("-m", f"recipes.{recipe}", "--help", repository=repository)
+    done = run_python("-m", module, "--help", repository=repository)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert done.returncode == 0
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def test_help_of_scaling_takes_no_longer_than_that_of_a_recipe(repository: Path) -> None:
+    pairs = [(_cpu_s("scaling", repository), _cpu_s("recipes.gpt", repository)) for _ in range(5)]
+    scaling, recipe = (min(times) for times in zip(*pairs, strict=True))
+    assert scaling < 1.1 * recipe
+
+
+@pytest.mark.parametrize("subcommand", ["report", "sweep", "parity", "lint", "replay", "published"])
+def test_help_of_a_subcommand_imports_no_other_one(subcommand: str, repository: Path) -> None:
+    script = f"""
+import sys
+from scaling.__main__ import main
+try:
+    main(["{subcommand}", "--help"])
+except SystemExit:
+    print(*sorted({{name.split(".")[1] for name in sys.modules if name.startswith("scaling.")}}))
+"""
+    done = run_python("-c", script, repository=repository)
+    assert done.returncode == 0, done.stderr
+    commands = {"report", "sweep", "lint", "replay", "published", "calibrate"}
+    assert commands & set(done.stdout.splitlines()[-1].split()) == {subcommand} & commands
 
 
 def test_sizes_are_known_and_counted_without_torch(repository: Path) -> None:

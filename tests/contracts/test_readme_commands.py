@@ -7,6 +7,7 @@ comment of a line says that it `needs` or `takes` something, only its options ar
 
 import contextlib
 import io
+import json
 import os
 import re
 import runpy
@@ -36,7 +37,7 @@ SHELL = ("git", "cd", ".")
 MAX_CELLS = 16  # of a sweep whose commands are all checked; of a larger one the first and the last
 LIMIT_S = 240  # of a line, on a busy machine
 ERRORS = (AssertionError, ValueError, SystemExit, ArgumentError)
-TEXT = "--data books/ --model.num-classes 300 --model.num-positions 8 --sequence-length 8"
+TEXT = "--model.num-classes 300 --model.num-positions 8 --sequence-length 8"
 IMAGES = "--model.image-size 16 --model.patch-size 8"
 
 
@@ -95,7 +96,7 @@ def check_options(arguments: Sequence[str]) -> None:
             for cell in cells if len(cells) <= MAX_CELLS else (cells[0], cells[-1]):
                 check_options(shlex.split(cell))
         case ["python", "-m", "scaling", *options]:
-            build_parser().parse_args(options)
+            build_parser(options[0]).parse_args(options)
         case ["python", "-m", "slurm.submit", *options]:
             asked = [option for option in options if option != "--test-only"]
             call("slurm.submit", ["--dry-run", *asked])
@@ -191,14 +192,20 @@ def tiny(recipe: str, arguments: Sequence[str]) -> list[str]:
     if recipe == "vit":
         return [*options, *shlex.split(IMAGES)]
     devices = int(arguments[arguments.index("--devices") + 1]) if "--devices" in arguments else 1
-    return [*options, *shlex.split(TEXT), "--devices", str(max(1, devices // 4))]
+    data = [] if "--data" in arguments else ["--data", "books/"]
+    return [*options, *data, *shlex.split(TEXT), "--devices", str(max(1, devices // 4))]
 
 
 def make_data(folder: Path) -> None:
     """The text and the images that READMEs speak of."""
     folder.joinpath("books").mkdir(parents=True)
     lines = (f"{a} times {b} makes {a * b}\n" for a in range(60) for b in range(20))
-    folder.joinpath("books", "tables.txt").write_text("".join(lines))
+    text = "".join(lines)
+    folder.joinpath("books", "tables.txt").write_text(text)
+    folder.joinpath("letters").mkdir()
+    folder.joinpath("letters", "prices.txt").write_text(text.replace("makes", "€"), "cp1252")
+    pages = (json.dumps({"text": line}) + "\n" for line in text.splitlines())
+    folder.joinpath("pages.jsonl").write_text("".join(pages))
     for number in range(5):
         flowers = folder / "flowers" / f"flower-{number}"
         flowers.mkdir(parents=True)

@@ -1,5 +1,10 @@
-"""A signal stops all ranks after the same step with a checkpoint, and the run resumes exactly."""
+"""A signal stops all ranks after the same step with a checkpoint, and the run resumes exactly.
 
+A loss that is not finite stops them too.
+"""
+
+import itertools
+import math
 import os
 import random
 import signal
@@ -10,10 +15,12 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
+from torch import Tensor
 
 from tests.distributed.launching import begin, load, train, wait_for_ranks, wait_for_text
 from unitransformer.checkpoint.reader import list_checkpoints
 from unitransformer.launch.signals import STOP_SIGNALS, STOPPED_EXIT_CODE
+from unitransformer.objectives import Batch, Objective
 from unitransformer.training.module import TrainingModule
 
 STEPS = 40
@@ -89,7 +96,7 @@ def test_a_run_with_a_slow_rank_stops_after_each_of_fifty_signals_at_random_mome
         assert process.exitcode == STOPPED_EXIT_CODE, (
             f"{number}: {(folder / 'output.log').read_text()}"
         )
-        (newest,) = list_checkpoints(kept)
+        newest = list_checkpoints(kept)[-1]
         step = int(newest.name.removeprefix("step-"))
         assert step > last
         last = step
@@ -126,3 +133,33 @@ def test_a_run_never_resumes_from_the_checkpoint_of_another_run(tmp_path: Path) 
     said = (tmp_path / "other/output.log").read_text()
     assert "is of another run: seed is 0 there and 1 here" in said
     assert [path.name for path in list_checkpoints(tmp_path / "kept")] == kept
+
+
+def lose_on_rank_1() -> None:
+    """A fault: the loss of rank 1 is NaN in step 4, and with it that of all ranks in step 5."""
+    forward, calls = Objective.forward, itertools.count(1)
+
+    def compute(self: Objective, batch: Batch) -> Tensor:
+        loss = forward(self, batch)
+        is_lost = next(calls) == 4 and os.environ["RANK"] == "1"
+        return loss * math.nan if is_lost else loss
+
+    Objective.forward = compute  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_all_ranks_stop_within_one_log_interval_of_a_nan_loss_on_one(
+    strategy: str, tmp_path: Path
+) -> None:
+    options = ("--devices", "2", "--batch-size", "4", "--strategy", strategy, "--no-checkpoint")
+    options += ("--max-steps", "100000", "--validate-every", "100000", "--log-every", "5")
+    process = begin("gpt", tmp_path / "run", *options, fault=lose_on_rank_1)
+    process.join(60)
+    assert process.exitcode == 1
+    record = load(tmp_path / "run")
+    assert (record["status"], len(record["loss"])) == ("diverged", 3)
+    assert len(record["hardware"]) == 2, "the record has the readings of both ranks"
+    *said, error = (tmp_path / "run/output.log").read_text().splitlines()
+    assert "loss is nan at step 4; lower optimizer.learning_rate (record: " in error
+    last = [line for line in said if line.startswith("step")][-1]
+    assert last.startswith("step      5/100000 | loss      nan")

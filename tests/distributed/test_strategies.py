@@ -1,5 +1,6 @@
 """Every strategy trains the same model as one plain process, however it was started."""
 
+import contextlib
 import ctypes
 import importlib.metadata
 import json
@@ -18,6 +19,7 @@ import pytest
 import torch
 import torch.distributed
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
 from torch.testing._internal.distributed.fake_pg import FakeStore
@@ -40,7 +42,7 @@ from unitransformer.config import ParallelConfig, RunConfig, Strategy
 from unitransformer.export import export
 from unitransformer.launch.devices import has_float16
 from unitransformer.machine.host import peak_resident_bytes
-from unitransformer.parallel.strategies import build_strategy, shard
+from unitransformer.parallel.strategies import build_strategy, count_unbucketed_steps, shard
 from unitransformer.training import module as training
 from unitransformer.training.module import TrainingModule
 
@@ -423,3 +425,46 @@ def test_while_sharding_a_rank_holds_its_shard_and_one_module_at_most(
     assert matrix > whole / 4, "more than a layer"
     assert peak < whole / shares + matrices * matrix + 32 * 2**20
     assert peak < whole
+
+
+def count_buckets(accumulate: int, queue: "SimpleQueue[tuple[int, list[int]]]") -> None:
+    """Counts the buckets of gradients that DDP reduces in each step."""
+    store = torch.distributed.HashStore()
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    parallel = ParallelConfig(devices=2, strategy="ddp", accelerator="cpu")
+    model = gpt.model_config()
+    config = RunConfig(
+        recipe="gpt", size="reference", model=model, parallel=parallel, accumulate=accumulate
+    )
+    options = build_strategy(config, "cpu")._ddp_kwargs  # type: ignore[attr-defined]
+    network = torch.nn.Sequential(*(torch.nn.Linear(512, 512) for _ in range(4)))  # 4 MiB
+    ddp = torch.nn.parallel.DistributedDataParallel(network, **options)
+    counts: list[int] = []
+
+    def count(
+        state: None, bucket: torch.distributed.GradBucket
+    ) -> torch.futures.Future[torch.Tensor]:
+        counts[-1] += 1
+        return allreduce_hook(None, bucket)  # type: ignore[arg-type]
+
+    ddp.register_comm_hook(None, count)
+    for _ in range(5):
+        counts.append(0)
+        for batch in range(accumulate):
+            with ddp.no_sync() if batch < accumulate - 1 else contextlib.nullcontext():
+                ddp(torch.ones(1, 512)).sum().backward()
+    queue.put((count_unbucketed_steps(config), counts))
+
+
+@pytest.mark.parametrize(("accumulate", "steps"), [(1, 2), (3, 1)])
+def test_ddp_reduces_one_bucket_in_the_steps_that_are_excluded(accumulate: int, steps: int) -> None:
+    context = multiprocessing.get_context("fork")
+    queue: SimpleQueue[tuple[int, list[int]]] = context.SimpleQueue()
+    process = context.Process(target=count_buckets, args=(accumulate, queue))
+    process.start()
+    process.join(120)
+    assert process.exitcode == 0
+    excluded, counts = queue.get()
+    assert excluded == steps
+    assert counts[:steps] == [1] * steps
+    assert min(counts[steps:]) > 1

@@ -64,11 +64,12 @@ PartitionName=test Default=YES PriorityTier=5 PreemptMode=OFF
 PartitionName=low PriorityTier=1 GraceTime={grace} PreemptMode=REQUEUE
 PartitionName=brief PriorityTier=1 GraceTime=1 PreemptMode=REQUEUE
 PartitionName=high PriorityTier=9 PreemptMode=OFF
+PartitionName=endless PriorityTier=5 PreemptMode=OFF MaxTime=INFINITE
 """
 NODE = (
     "NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs=16 Boards=1 "
     "SocketsPerBoard=1 CoresPerSocket=16 ThreadsPerCore=1 RealMemory=4000 Gres=gpu:h200:8 "
-    "Weight={weight} State=UNKNOWN"  # jobs get nodes in this order
+    "Features=rack{weight},h200 Weight={weight} State=UNKNOWN"  # jobs get nodes in this order
 )
 
 
@@ -340,6 +341,7 @@ SuspendProgram=/bin/true
 ResumeProgram=/bin/true
 SuspendTime=600
 EnforcePartLimits=ALL
+MaxArraySize=100
 PartitionName=gpu Nodes=ALL Default=YES MaxTime=2-0 State=UP
 """
 

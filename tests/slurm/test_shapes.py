@@ -52,13 +52,23 @@ def test_a_job_of_sixty_four_nodes_with_eight_gpus_is_accepted(
         assert re.search(f"^error: SLURM refuses this job: .*{expected}", printed.err), printed.err
 
 
-def test_a_sweep_over_an_array_is_accepted(
-    controller: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_the_array_of_a_sweep_fits_the_limit_of_the_controller(
+    controller: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    """The controller allows 100 tasks, and the sweep has more cells."""
     monkeypatch.setenv("SLURM_CONF", controller)
-    argv = ["sweep", "node-8", "--folder", str(tmp_path / "job"), *SHAPE, "--devices", "8"]
-    assert submit.main(argv) == 0
+    options = ["--folder", str(tmp_path / "job"), *SHAPE, "--devices", "8", "--dry-run"]
+    assert submit.main(["sweep", "quick", *options]) == 0
     assert not (tmp_path / "job").exists()
+    script = capsys.readouterr().out
+    assert "#SBATCH --array=0-99%8\n" in script
+    assert re.search(r"^  --max-cells [2-9]", script, re.MULTILINE)
+    assert submit._run_sbatch(["--test-only"], script) == ""
+    with pytest.raises(ValueError, match="here an array may have 100 tasks, from 0 on"):
+        submit._run_sbatch(["--test-only"], script.replace("0-99%8", "0-100%8"))
 
 
 def test_ready_scripts_are_accepted(controller: str, repository: Path) -> None:

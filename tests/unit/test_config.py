@@ -20,6 +20,7 @@ from unitransformer.config import (
     ParallelConfig,
     RunConfig,
     from_dict,
+    hash_values,
     to_dict,
 )
 from unitransformer.costs.flops import count_parameters
@@ -230,6 +231,31 @@ def test_settings_that_change_the_training_change_the_identity_of_a_run(
 def test_loader_processes_do_not_change_the_identity_of_a_run() -> None:
     with_workers = run_config(data=DataConfig(num_workers=3))
     assert with_workers.identity_hash() == run_config().identity_hash()
+
+
+def test_options_added_for_text_files_change_the_identity_of_a_run_only_if_they_are_given() -> None:
+    plain = run_config()
+    without = {
+        k: v for k, v in plain.identity().items() if k not in ("data.encoding", "data.field")
+    }
+    assert plain.identity_hash() == hash_values(without)[:8]
+    text = DataConfig(source="text")
+    others = [replace(text, encoding="cp1252"), replace(text, field="body")]
+    assert len({run_config(data=data).identity_hash() for data in (text, *others)}) == 3
+
+
+def test_an_encoding_has_one_name() -> None:
+    names = ("latin-1", "ISO-8859-1", "iso8859_1", "l1")
+    assert {DataConfig(source="text", encoding=name).encoding for name in names} == {"iso8859-1"}
+
+
+@pytest.mark.parametrize(
+    "name", ["", "utf-9", "hex", "rot13", "idna", "unicode_escape", "utf-7", "iso2022_jp", "a\0"]
+)
+def test_an_encoding_that_no_text_file_can_have_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match="it must be an encoding that Python knows") as caught:
+        DataConfig(source="text", encoding=name)
+    assert str(caught.value).startswith(f"data.encoding is {name!r}; ")
 
 
 def test_a_global_batch_counts_every_device_of_every_node() -> None:

@@ -1,6 +1,8 @@
 """Tests exporting weights from a checkpoint to a file, and starting a run from such a file."""
 
+import shutil
 import struct
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,8 +19,9 @@ from tests.builders.plain_model import PlainTransformer
 from unitransformer import export
 from unitransformer.config import DataConfig, OptimizerConfig, ParallelConfig, RunConfig
 from unitransformer.run import RunOutcome, RunPaths, run
+from unitransformer.training.module import TrainingModule
 from unitransformer.transformer import Transformer
-from unitransformer.weights import read_weights, write_weights
+from unitransformer.weights import WRAPPERS, read_weights, write_weights
 
 TINY = {"width": 16, "num_layers": 2, "num_heads": 2, "feedforward_width": 32, "dropout": 0.0}
 TEXT = {**TINY, "num_classes": 300, "num_positions": 16}
@@ -128,6 +131,7 @@ def test_export_takes_the_newer_checkpoint_if_a_run_replaces_the_older(
     first = export.find_checkpoint(tmp_path / "run")
     train(config_of(max_steps=2), tmp_path / "run", resume=True)
     second = export.find_checkpoint(tmp_path / "run")
+    shutil.rmtree(first)
     checkpoints = iter([first, second])
     monkeypatch.setattr(export, "find_checkpoint", lambda folder: next(checkpoints))
     assert str(second) in export.export(tmp_path / "run", tmp_path / "out.safetensors")
@@ -157,7 +161,7 @@ def test_an_existing_file_is_replaced_only_by_force(
         ("run text/out.safetensors", "out text/out.safetensors: text cannot be written (Not a"),
         ("run /proc/x/out.safetensors", "out /proc/x/out.safetensors: /proc cannot be written ("),
         ("run", "the following arguments are required: out; --help shows"),
-        ("run out.safetensors --forse", "unrecognized arguments: --forse; --help shows"),
+        ("run out.safetensors --forse", "--forse is not an option; did you mean --force?"),
     ],
 )
 def test_an_unexportable_path_is_refused_in_one_line(
@@ -246,6 +250,100 @@ def test_a_resumed_run_keeps_the_weights_of_its_checkpoint(tmp_path: Path) -> No
 
 def plain_weights() -> dict[str, Tensor]:
     return dict(Transformer(config_of().model).state_dict())
+
+
+def wrap_parts(name: str) -> str:
+    """The name under torch.compile and activation checkpointing of single layers."""
+    return name.replace("transformer_layers.0.", "transformer_layers.0._orig_mod.").replace(
+        "mha.", "_checkpoint_wrapped_module.mha."
+    )
+
+
+@pytest.mark.parametrize("kind", [".safetensors", ".pt"])
+@pytest.mark.parametrize(
+    "rename",
+    [
+        "_orig_mod.{}",
+        "module.{}",
+        "model.{}",
+        "_forward_module.{}",
+        "module._orig_mod.{}",
+        "_orig_mod.module.model.{}",
+        "_forward_module.module._orig_mod.objective.network.{}",
+        wrap_parts,
+    ],
+)
+def test_the_prefixes_of_wrappers_are_no_part_of_a_name(
+    kind: str, rename: str | Callable[[str], str], tmp_path: Path
+) -> None:
+    rename = rename.format if isinstance(rename, str) else rename
+    weights = plain_weights()
+    path = tmp_path / f"weights{kind}"
+    write = torch.save if kind == ".pt" else save_file
+    write({rename(name): values for name, values in weights.items()}, path)
+    read = read_weights(path, config_of().model)
+    assert all(torch.equal(read(name, values), values) for name, values in weights.items())
+
+
+@pytest.mark.parametrize(
+    "nest",
+    [
+        lambda weights: {"state_dict": weights, "epoch": 3, "pytorch-lightning_version": "2.6.0"},
+        lambda weights: {"model_state_dict": weights, "loss": 1.5},
+        lambda weights: {"module": weights, "optimizer": {"state": {}}},
+        lambda weights: {"model": {"state_dict": weights}, "step": 7},
+    ],
+)
+def test_a_state_dict_inside_a_checkpoint_is_read(nest: Any, tmp_path: Path) -> None:
+    weights = plain_weights()
+    named = {f"model._orig_mod.{name}": values for name, values in weights.items()}
+    torch.save(nest(named), tmp_path / "last.ckpt")
+    read = read_weights(tmp_path / "last.ckpt", config_of().model)
+    assert all(torch.equal(read(name, values), values) for name, values in weights.items())
+
+
+def test_the_state_dict_of_a_wrapped_training_module_is_read(tmp_path: Path) -> None:
+    module = TrainingModule(config_of())
+    wrapped = torch.nn.ModuleDict({"module": torch.compile(module)})
+    torch.save({"state_dict": wrapped.state_dict()}, tmp_path / "weights.pt")
+    read = read_weights(tmp_path / "weights.pt", config_of().model)
+    for name, values in module.network.state_dict().items():
+        assert torch.equal(read(name, values), values)
+
+
+@pytest.mark.parametrize(
+    ("added", "removed", "message"),
+    [
+        (
+            "module.extra.weight",
+            None,
+            r"has module\.extra\.weight, which the model lacks; give the",
+        ),
+        (None, "module.lm_head.bias", r"lacks lm_head\.bias, which the model has; give the size"),
+        (
+            "lm_head.bias",
+            None,
+            r"has module\.lm_head\.bias and lm_head\.bias, which are both lm_head",
+        ),
+    ],
+)
+def test_a_wrapped_file_that_does_not_fit_is_refused_by_its_own_names(
+    added: str | None, removed: str | None, message: str, tmp_path: Path
+) -> None:
+    weights = {f"module.{name}": values for name, values in plain_weights().items()}
+    if added is not None:
+        weights[added] = torch.zeros(300)
+    if removed is not None:
+        del weights[removed]
+    torch.save(weights, tmp_path / "weights.pt")
+    with pytest.raises(ValueError, match=message):
+        read_weights(tmp_path / "weights.pt", config_of().model)
+
+
+@pytest.mark.parametrize("preset", [bert.PRESET, gpt.PRESET, vit.PRESET], ids=lambda p: p.recipe)
+def test_no_part_of_a_weights_name_is_that_of_a_wrapper(preset: Preset) -> None:
+    names = Transformer(config_of(preset, final_norm=True).model).state_dict()
+    assert not WRAPPERS & {part for name in names for part in name.split(".")}
 
 
 @pytest.mark.parametrize("is_tied", [True, False])

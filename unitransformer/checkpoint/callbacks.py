@@ -15,9 +15,15 @@ import torch.distributed
 from filelock import FileLock, Timeout
 
 from unitransformer.checkpoint import reader
+from unitransformer.checkpoint.names import NUM_KEPT
 from unitransformer.checkpoint.reader import RunState
 from unitransformer.checkpoint.state import capture_state, count_updates, restore_state
-from unitransformer.checkpoint.writer import CheckpointWriter, remove_leftovers, start_saving
+from unitransformer.checkpoint.writer import (
+    CheckpointWriter,
+    remove_leftovers,
+    set_newer_aside,
+    start_saving,
+)
 from unitransformer.config import RunConfig
 from unitransformer.launch.environment import process_rank
 from unitransformer.launch.failures import report_failure
@@ -25,7 +31,7 @@ from unitransformer.launch.signals import Stopped
 from unitransformer.training.module import TrainingModule
 
 DEEPSPEED_SCALER_FIELDS = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
-ResumeMode = bool | Literal["auto"]  # "auto": if there is a checkpoint
+ResumeMode = bool | Literal["auto"] | Path  # "auto": if there is a checkpoint; or one of them
 MAX_WAIT_S = 4.0  # for other ranks to write their parts, after a failure
 
 
@@ -52,7 +58,7 @@ def lock_folder(folder: Path) -> Iterator[None]:
 
 
 class SaveCheckpoints(pl.Callback):
-    """Saves every `every` optimizer steps (0: never) and after the last; keeps the newest.
+    """Saves every `every` optimizer steps (0: never) and after the last; keeps the newest `keep`.
 
     The state is copied and written while training continues; after the last step training waits.
 
@@ -60,12 +66,20 @@ class SaveCheckpoints(pl.Callback):
         get_run_state: returns the content of `run.json`; called on every rank.
 
     Raises:
-        CheckpointError: a write failed; the previous checkpoint is kept. If training continued
+        CheckpointError: a write failed; the previous checkpoints are kept. If training continued
             meanwhile, every rank raises it at the next checkpoint.
     """
 
-    def __init__(self, folder: Path, *, every: int, get_run_state: Callable[[], RunState]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        every: int,
+        keep: int = NUM_KEPT,
+        get_run_state: Callable[[], RunState],
+    ) -> None:
         self.folder, self.every, self.get_run_state = folder, every, get_run_state
+        self.keep = keep
         self._saved_step = 0
         self._pending: tuple[int, Future[None]] | None = None
         self._group: torch.distributed.ProcessGroup | None = None
@@ -74,6 +88,7 @@ class SaveCheckpoints(pl.Callback):
         self._saved_step = trainer.global_step
         if trainer.is_global_zero:
             remove_leftovers(self.folder)
+            set_newer_aside(self.folder, trainer.global_step)
         if torch.distributed.is_initialized():
             # A separate group, because a thread uses it during training. Creating it is also a
             # barrier: no rank saves before the leftovers are deleted.
@@ -99,7 +114,7 @@ class SaveCheckpoints(pl.Callback):
                     "lower optimizer.learning_rate"
                 )
         run_state |= {"num_updates": num_updates, "loss_scaler": _loss_scaler(trainer)}
-        writer = CheckpointWriter(self.folder, step, run_state)
+        writer = CheckpointWriter(self.folder, step, run_state, keep=self.keep)
         state = capture_state(pl_module, trainer)
         self._pending = (step, start_saving(state, writer, self._group, wait=is_last))
         if is_last:
@@ -153,35 +168,42 @@ class Resume(pl.Callback):
 
 
 def find_resume(config: RunConfig, folder: Path | None, *, resume: ResumeMode) -> Resume | None:
-    """Verifies the newest checkpoint of `folder` and returns its callback; None starts a new run.
+    """Verifies the newest checkpoint of `folder`, or the given one, and returns its callback.
+
+    Returns None for a new run.
 
     Raises:
         ValueError: `resume` is True without a checkpoint; the checkpoint is damaged or of another
-            run; or a new run would overwrite it.
+            run; or a run that does not continue the checkpoints of `folder` would overwrite them.
     """
+    is_required = resume not in (False, "auto")
     if folder is None:
-        if resume is True:
+        if is_required:
             raise ValueError("resume needs a checkpoint folder; give --checkpoint-dir")
         return None
     rank = process_rank()
-    if not resume:
+    is_elsewhere = isinstance(resume, Path) and resume.parent.resolve() != folder.resolve()
+    if not resume or is_elsewhere:
         if reader.list_checkpoints(folder) and rank == 0:
             raise ValueError(
                 f"checkpoint-dir {folder} holds {reader.newest_checkpoint(folder)}; "
                 "add --resume to continue from it, or choose another folder"
             )
-        return None
-    path = reader.newest_checkpoint(folder)
+        if not resume:
+            return None
+    path = resume if isinstance(resume, Path) else reader.newest_checkpoint(folder)
     if path is None:
         if resume == "auto":
             return None
         raise ValueError(
             f"checkpoint-dir {folder} holds no checkpoint to resume; run without --resume first"
         )
+    if not path.exists():
+        raise ValueError(f"resume {path} does not exist; give the path of a checkpoint")
     run_state = reader.read_run_state(path)
     reader.check_same_run(run_state, config, path)
     step = len(run_state["loss"])
-    if resume is True and step >= config.max_steps:
+    if is_required and step >= config.max_steps:
         raise ValueError(
             f"checkpoint {path} is at step {step} of max-steps {config.max_steps}: "
             "nothing is left to do; raise --max-steps"

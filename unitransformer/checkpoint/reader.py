@@ -7,6 +7,7 @@ step-00000100/
     sums.json          CRC-32 of each file; written last
 """
 
+import contextlib
 import functools
 import json
 import pickle
@@ -23,7 +24,7 @@ from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex, TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load
 
-from unitransformer.checkpoint.names import is_checkpoint_name
+from unitransformer.checkpoint.names import is_checkpoint_name, step_of
 from unitransformer.checkpoint.state import State
 from unitransformer.config import RunConfig, from_dict
 
@@ -38,7 +39,7 @@ def list_checkpoints(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
     paths = [path for path in folder.iterdir() if is_checkpoint_name(path.name)]
-    return sorted(paths, key=lambda path: int(path.name.removeprefix("step-")))
+    return sorted(paths, key=lambda path: step_of(path.name))
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
@@ -88,15 +89,7 @@ def check_files(path: Path, *, part: int = 0, parts: int = 1) -> None:
         ValueError: a file is missing, damaged or holds more than numbers.
     """
     try:
-        sums = _read_checksums(path)
-        _compare(path, sums, [METADATA_FILE])
-        names = sorted(sums)[part::parts]
-        _compare(path, sums, names)
-        reader = CheckpointReader(path)
-        stored = {part.relative_path for part in reader.metadata.storage_data.values()}
-        if unknown := stored - sums.keys():
-            raise OSError(f"{min(unknown)} has no checksum")
-        reader.check_tensors(names)
+        _check_part(path, part, parts)
     except pickle.UnpicklingError as error:
         raise ValueError(
             f"checkpoint {path} holds more than tensors and plain values ({first_line(error)}); "
@@ -104,6 +97,18 @@ def check_files(path: Path, *, part: int = 0, parts: int = 1) -> None:
         ) from error
     except Exception as error:  # a damaged file can raise anything
         raise damaged_error(path, error) from error
+
+
+def _check_part(path: Path, part: int, parts: int) -> None:
+    sums = _read_checksums(path)
+    _compare(path, sums, [METADATA_FILE])
+    names = sorted(sums)[part::parts]
+    _compare(path, sums, names)
+    reader = CheckpointReader(path)
+    stored = {part.relative_path for part in reader.metadata.storage_data.values()}
+    if unknown := stored - sums.keys():
+        raise OSError(f"{min(unknown)} has no checksum")
+    reader.check_tensors(names)
 
 
 def checksum(path: Path) -> int:
@@ -214,10 +219,23 @@ def ignore_undistributed_warning() -> None:
 
 
 def damaged_error(path: Path, error: BaseException) -> ValueError:
-    return ValueError(
-        f"checkpoint {path} is damaged ({first_line(error)}); "
-        "delete it and start again without --resume"
-    )
+    """Returns an error that offers the newest older checkpoint that is sound, if there is one."""
+    older = _find_sound_before(path)
+    fix = "delete it and start again without --resume"
+    if older is not None:
+        fix = f"{older} is sound: give that one, for example with --resume {older}"
+    return ValueError(f"checkpoint {path} is damaged ({first_line(error)}); {fix}")
+
+
+def _find_sound_before(path: Path) -> Path | None:
+    if not is_checkpoint_name(path.name):
+        return None
+    for other in reversed(list_checkpoints(path.parent)):
+        if step_of(other.name) < step_of(path.name):
+            with contextlib.suppress(Exception):  # a damaged file can raise anything
+                _check_part(other, 0, 1)
+                return other
+    return None
 
 
 def root_cause(error: BaseException) -> BaseException:

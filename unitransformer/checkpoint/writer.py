@@ -1,8 +1,8 @@
 """Writes a checkpoint atomically.
 
 The ranks write into `.step-00000100.partial`. Rank 0 renames it when all are done, and then deletes
-older checkpoints. Where the environment names a node-local disk, a rank writes its part there first
-and copies it to the shared folder in one stream.
+the oldest checkpoints. Where the environment names a node-local disk, a rank writes its part there
+first and copies it to the shared folder in one stream.
 """
 
 import json
@@ -22,7 +22,7 @@ from torch.distributed.checkpoint.filesystem import FileSystemWriter
 from torch.distributed.checkpoint.metadata import Metadata
 from torch.distributed.checkpoint.state_dict_saver import save
 
-from unitransformer.checkpoint.names import checkpoint_name
+from unitransformer.checkpoint.names import checkpoint_name, step_of
 from unitransformer.checkpoint.reader import (
     CHECKSUMS_FILE,
     METADATA_FILE,
@@ -37,16 +37,21 @@ from unitransformer.checkpoint.state import State
 from unitransformer.files import open_atomically, write_atomically
 from unitransformer.launch.variables import LOCAL_DISK
 
+SET_ASIDE = "set-aside"
 STREAM_BYTES = 1 << 22
 _LEFTOVER = re.compile(r"\.step-\d{8,}\.(partial|old)")
 
 
 class CheckpointWriter(FileSystemWriter):
-    """Torch's writer into a partial folder, with checksums; rank 0's `finish` renames it."""
+    """Torch's writer into a partial folder, with checksums; rank 0's `finish` renames it.
 
-    def __init__(self, folder: Path, step: int, run_state: RunState) -> None:
+    Args:
+        keep: how many checkpoints `finish` leaves, with the new one.
+    """
+
+    def __init__(self, folder: Path, step: int, run_state: RunState, *, keep: int = 1) -> None:
         self.final = folder / checkpoint_name(step)
-        self.run_state = run_state
+        self.run_state, self.keep = run_state, keep
         super().__init__(folder / f".{self.final.name}.partial", overwrite=False)
 
     def write_data(self, plan: Any, planner: Any) -> Any:
@@ -101,9 +106,10 @@ class CheckpointWriter(FileSystemWriter):
         _fsync_folder(partial)
         partial.rename(self.final)
         _fsync_folder(self.final.parent)
-        for other in list_checkpoints(self.final.parent):
-            if other != self.final and other.is_dir():
-                _remove_checkpoint(other)
+        others = [path for path in list_checkpoints(self.final.parent) if path.is_dir()]
+        others.remove(self.final)
+        for other in others[: max(0, len(others) + 1 - self.keep)]:
+            _remove_checkpoint(other)
 
 
 def start_saving(
@@ -145,6 +151,16 @@ def remove_leftovers(folder: Path) -> None:
     for path in folder.iterdir() if folder.is_dir() else ():
         if _LEFTOVER.fullmatch(path.name):
             shutil.rmtree(path, ignore_errors=True)
+
+
+def set_newer_aside(folder: Path, step: int) -> None:
+    """Moves checkpoints after `step`, to which a run has gone back, into another folder."""
+    for path in list_checkpoints(folder):
+        if path.is_dir() and step_of(path.name) > step:
+            target = folder / SET_ASIDE / path.name
+            shutil.rmtree(target, ignore_errors=True)
+            target.parent.mkdir(exist_ok=True)
+            path.rename(target)
 
 
 def _remove_checkpoint(checkpoint: Path) -> None:

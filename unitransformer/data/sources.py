@@ -2,7 +2,6 @@
 
 import hashlib
 import math
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -14,10 +13,12 @@ from unitransformer.config import RunConfig
 from unitransformer.costs.flops import count_predicted_positions
 from unitransformer.data.corpus import Corpus, load_corpus
 from unitransformer.data.counter_rng import uniform
-from unitransformer.data.images import DigitImages, FolderImages, split_readable
+from unitransformer.data.image_folder import list_images
+from unitransformer.data.images import DigitImages, FolderImages, digest_readable
 from unitransformer.data.sampler import BatchIndices, permutation
 from unitransformer.data.text import MaskedTokens, NextTokens
 from unitransformer.data.tokenizer import TokenArray
+from unitransformer.files import printable
 from unitransformer.objectives import Batch
 
 # The 1,797 images of scikit-learn's digits: the test set of E. Alpaydin and C. Kaynak, Optical
@@ -103,6 +104,8 @@ def _text_source(config: RunConfig, show_progress: bool) -> DataSource:
         config.data.source,
         kind="bpe" if config.recipe == "gpt" else "wordpiece",
         vocab_size=config.model.num_classes,
+        encoding=config.data.encoding,
+        field=config.data.field,
         show_progress=show_progress,
     )
 
@@ -154,8 +157,6 @@ def _digits_source(config: RunConfig) -> DataSource:
 
 
 def _folder_source(config: RunConfig) -> DataSource:
-    from torchvision.datasets import ImageFolder
-
     root = Path(config.data.source).expanduser()
     model = config.model
     if not root.is_dir():
@@ -165,33 +166,45 @@ def _folder_source(config: RunConfig) -> DataSource:
             f"model.num_channels is {model.num_channels}; images are read as gray (1) or RGB (3)"
         )
     assert model.image_size is not None
-    try:
-        folder = ImageFolder(str(root))
-    except FileNotFoundError as error:
+    folder = list_images(root)
+    if len(folder.class_names) > model.num_classes:
         raise ValueError(
-            f"data {root} must hold one folder of images per class: {error}"
-        ) from error
-    if len(folder.classes) > model.num_classes:
-        raise ValueError(
-            f"data {root} has {len(folder.classes)} classes and model.num_classes is "
-            f"{model.num_classes}; set --model.num-classes {len(folder.classes)}"
+            f"data {root} has {len(folder.class_names)} classes and model.num_classes is "
+            f"{model.num_classes}; set --model.num-classes {len(folder.class_names)}"
         )
-    files, broken = split_readable(folder.samples)
-    if broken:
-        names = ", ".join(broken[:3]) + (", ..." if len(broken) > 3 else "")
-        warnings.warn(f"{len(broken)} broken images skipped: {names}", stacklevel=2)
-    if len(files) < 2:
-        raise ValueError(f"data {root} has {len(files)} readable images; at least 2 are needed")
-    order = permutation(len(files), 0, 0)
-    cut = max(1, len(files) // 10)
+    files = [*folder.train, *folder.validation]
+    digests = digest_readable(files, model.num_channels)
     train, validation = (
-        FolderImages([files[i] for i in part], model.image_size, model.num_channels)
-        for part in (order[cut:], order[:cut])
+        [file for file in part if file[0] in digests] for part in (folder.train, folder.validation)
     )
-    skipped = f", {len(broken)} broken skipped" if broken else ""
+    if not folder.validation:
+        order = permutation(len(train), 0, 0)
+        cut = max(1, len(train) // 10)
+        train, validation = ([train[i] for i in part] for part in (order[cut:], order[:cut]))
+    parts = {"training": train, **({"validation": validation} if folder.validation else {})}
+    for name, part in parts.items():
+        if missing := set(range(len(folder.class_names))) - {label for _, label in part}:
+            held_out = "" if folder.validation else " and is not held out for validation"
+            raise ValueError(
+                f"data {root} has no {name} image of class {folder.class_names[min(missing)]} that "
+                f"can be read{held_out}; add images, or repair them and save them as 8-bit PNG"
+            )
+    digest = hashlib.sha256()
+    for name, part in (("train", train), ("validation", validation)):
+        for path, label in part:
+            digest.update(f"{name} {folder.class_names[label]} {digests[path]}\n".encode())
+    num_broken = len(files) - len(digests)
+    facts = [
+        printable(root.resolve().name),
+        f"{len(digests):,} images of {len(folder.class_names):,} classes",
+        *([f"{num_broken:,} broken skipped"] if num_broken else []),
+        f"{len(validation):,} {'' if folder.validation else 'held out '}for validation",
+        *folder.notes,
+    ]
     return DataSource(
-        train=train,
-        validation=validation,
-        description=f"{root.name}, {len(files)} images of {len(folder.classes)} classes{skipped}",
-        class_names=tuple(folder.classes),
+        train=FolderImages(train, model.image_size, model.num_channels),
+        validation=FolderImages(validation, model.image_size, model.num_channels),
+        description=", ".join(facts),
+        sha256=digest.hexdigest(),
+        class_names=folder.class_names,
     )

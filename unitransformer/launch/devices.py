@@ -1,8 +1,12 @@
 """Chooses the device and strategy of a run, and checks them against this machine."""
 
+import contextlib
+import ctypes
 import importlib.util
 import os
+import warnings
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -103,9 +107,34 @@ def check_precision(parallel: ParallelConfig, device: str) -> None:
 def set_up_process(parallel: ParallelConfig, device: str) -> None:
     """Sets torch's global switches; each rank calls this before it creates a tensor."""
     # Saturated softmaxes fill gradients with denormal floats, which a CPU multiplies slowly.
-    torch.set_flush_denormal(True)
-    if device == "cpu":
-        share = max(1, available_cores() // parallel.devices)
-        torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", share)))
-    else:
+    can_flush = torch.set_flush_denormal(True)
+    if device != "cpu":
         torch.set_float32_matmul_precision("highest")  # 32-true means float32, not TF32
+        return
+    share = max(1, available_cores() // parallel.devices)
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", share)))
+    if can_flush and keeps_denormals():
+        _flush_denormals_in_pool()
+        if keeps_denormals():
+            warnings.warn(
+                "threads that were started before this run keep denormal floats: steps may take "
+                "several times longer, and losses differ; run in a new process or a new kernel",
+                stacklevel=2,
+            )
+
+
+def keeps_denormals() -> bool:
+    """Whether some thread of torch's pool does not flush denormal floats to zero."""
+    share = 2**16  # floats for each thread; torch divides no fewer than 2**15
+    bits = torch.ones(share * torch.get_num_threads(), dtype=torch.int32)
+    return bool((bits.view(torch.float32) * 1.0).view(torch.int32).any())
+
+
+def _flush_denormals_in_pool() -> None:
+    """Sets the switch in pool threads that exist already: only new ones inherit it."""
+    set_switch = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(lambda _: torch.set_flush_denormal(True))
+    with contextlib.suppress(OSError, AttributeError):  # a system without /proc, another pool
+        mapped = {line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines()}
+        for library in (path for path in mapped if "omp" in Path(path).name):
+            # Calls a function in every thread of an OpenMP pool, as compiled code does.
+            ctypes.CDLL(library).GOMP_parallel(set_switch, None, torch.get_num_threads(), 0)

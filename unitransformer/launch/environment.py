@@ -1,13 +1,16 @@
 """Reads rank and world size from torchrun or srun, and refuses what needs another launcher."""
 
 import datetime
+import functools
 import os
+import secrets
 import shlex
 import socket
+import time
 from collections.abc import Callable, Sequence
 
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
-from torch._C._distributed_c10d import TCPStore
+from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
 
 from unitransformer.config import ParallelConfig
 
@@ -15,7 +18,9 @@ FIRST_PORT = 15_000
 NUM_PORTS = 17_729  # prime; all stay below 32768, where Linux's ephemeral ports begin
 STEP_STRIDE = 128  # up to 128 consecutive jobs of 138 steps each use different ports
 TORCHRUN_PORT = 29_500  # torch's default
-FOLDER_WAIT = datetime.timedelta(minutes=10)  # until the ranks of other nodes have started
+START_WAIT = datetime.timedelta(minutes=10)  # until the ranks of other nodes have started
+TORCHRUN_MARK = "TORCHELASTIC_MAX_RESTARTS"  # torchrun alone sets this variable
+POLL_S = 0.01
 
 _open_stores: list[TCPStore] = []  # the other ranks need them until this process ends
 
@@ -129,21 +134,82 @@ def check_nodes(parallel: ParallelConfig, module: str, arguments: Sequence[str])
 def agree_on_folder(choose: Callable[[], str]) -> str:
     """Returns, on every rank of `torchrun` or `srun`, the folder that the first rank chooses.
 
-    torchrun runs a store at MASTER_ADDR and MASTER_PORT. srun does not: the first rank opens one
-    there, which the process group uses as well. Raises RuntimeError if it does not answer.
+    Ranks that torchrun has restarted get the folder of the ranks before them.
     """
-    is_first = process_rank() == 0
+    store = _launcher_store()
+    if process_rank() == 0 and not store.check(["folder"]):
+        store.set("folder", choose())
+    return store.get("folder").decode()
+
+
+@functools.cache
+def join_attempt() -> bool:
+    """Gives ranks that torchrun has restarted a new store; every rank has to call this.
+
+    torchrun keeps its store when it restarts the ranks, and a process group would connect to the
+    addresses of dead ranks in it (torch 2.13). Nodes count restarts differently, so that the count
+    cannot tell attempts apart. Instead rank 0 announces the port to all ranks of this attempt.
+
+    Returns:
+        Whether an earlier attempt has begun to train.
+    """
+    if TORCHRUN_MARK not in os.environ:
+        return False
+    store, rank, name = _launcher_store(), process_rank(), secrets.token_hex(8)
+    if rank == 0:
+        port = _open_store(port=0, is_server=True).port if store.check(["joined"]) else 0
+        store.set("joined", "")
+        answer = f"{name} {port} {store.check(['begun'])}"
+        _answer_ranks(store, answer)
+    else:
+        store.set(f"rank/{rank}", name)
+        answer = store.get(name).decode()
+    attempt, new_port, has_begun = answer.split()
+    store.set(f"{attempt}/{rank}", "")
+    if new_port != "0":
+        os.environ["MASTER_PORT"] = new_port
+    return has_begun == "True"
+
+
+def _answer_ranks(store: Store, answer: str) -> None:
+    """Answers the other ranks until each has the answer; a dead rank may have asked as well."""
+    attempt = answer.split()[0]
+    missing = list(range(1, int(os.environ["WORLD_SIZE"])))
+    while missing:
+        for rank in missing:
+            if store.check([f"rank/{rank}"]):
+                store.set(store.get(f"rank/{rank}").decode(), answer)
+        time.sleep(POLL_S)
+        missing = [rank for rank in missing if not store.check([f"{attempt}/{rank}"])]
+
+
+def note_begin() -> None:
+    """Notes for a later attempt that this one begins to train."""
+    if TORCHRUN_MARK in os.environ and process_rank() == 0:
+        _launcher_store().set("begun", "")
+
+
+@functools.cache
+def _launcher_store() -> Store:
+    """Returns the store at the first MASTER_ADDR and MASTER_PORT; raises RuntimeError without one.
+
+    torchrun runs it. srun does not: the first rank opens it, and the process group uses it as well.
+    """
     has_store = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    is_server = process_rank() == 0 and not has_store
+    store = _open_store(port=int(os.environ["MASTER_PORT"]), is_server=is_server)
+    os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "True"
+    os.environ.setdefault("TORCHELASTIC_RESTART_COUNT", "0")  # some versions of torch read it then
+    return PrefixStore("unitransformer", store)
+
+
+def _open_store(*, port: int, is_server: bool) -> TCPStore:
     store = TCPStore(
         os.environ["MASTER_ADDR"],
-        int(os.environ["MASTER_PORT"]),
-        is_master=is_first and not has_store,
+        port,
+        is_master=is_server,
         wait_for_workers=False,
-        timeout=FOLDER_WAIT,
+        timeout=START_WAIT,
     )
     _open_stores.append(store)
-    os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "True"
-    key = f"unitransformer/folder/{os.environ.setdefault('TORCHELASTIC_RESTART_COUNT', '0')}"
-    if is_first:
-        store.set(key, choose())
-    return store.get(key).decode()
+    return store

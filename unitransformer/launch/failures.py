@@ -16,6 +16,14 @@ from unitransformer.record.schema import Record, Status, load_record, write_reco
 ERROR_FILE = "TORCHELASTIC_ERROR_FILE"  # names the file in which a rank reports its failure
 RUN_ID = "unitransformer"  # value of `TORCHELASTIC_RUN_ID` in the ranks that `launch` starts
 BAD_USAGE = 2  # exit code of every command here
+STATUS_OF_ERROR: dict[str, Status] = {  # by name of the type; of all others it is "crashed"
+    "OutOfMemoryError": "oom",
+    "MemoryError": "oom",
+    "Stopped": "preempted",
+    "KeyboardInterrupt": "preempted",
+    "SystemExit": "preempted",
+    "FloatingPointError": "diverged",  # the loss is not finite
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,9 +81,10 @@ def failure_of(error: BaseException, *, rank: int = 0, is_bad_usage: bool = Fals
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, OSError):
         cause = cause.__cause__ or cause.__context__
+    names = [kind.__name__ for kind in type(error).__mro__]
     return RankFailure(
         rank=rank,
-        type=type(error).__name__,
+        type=next((name for name in names if name in STATUS_OF_ERROR), names[0]),
         message=str(error),
         lines="".join(traceback.format_exception(error)).splitlines(),
         is_bad_usage=is_bad_usage,
@@ -146,8 +155,7 @@ def amend_record(path: Path, failure: RankFailure, *, since_s: float) -> bool:
 
 def describe_failure(failure: RankFailure) -> Record:
     """Returns the fields `status` and `error` of a record."""
-    is_oom = failure.type in ("OutOfMemoryError", "MemoryError")
-    status: Status = "oom" if is_oom else "crashed"
+    status = STATUS_OF_ERROR.get(failure.type, "crashed")
     error = {
         "type": failure.type,
         "message": failure.message[:2000],

@@ -42,7 +42,7 @@ def open_module(module: str, *, limit_s: float) -> Iterator[Callable[[str], str]
     Yields a function that sends a line and returns the answer. It raises RuntimeError if the module
     fails, with the module's message, or takes longer than `limit_s` for one answer.
     """
-    with tempfile.TemporaryFile("w+") as errors:
+    with tempfile.TemporaryFile("w+", encoding="utf-8") as errors:
         process = _start(module, [], errors)
         assert process.stdin is not None
         assert process.stdout is not None
@@ -81,7 +81,9 @@ def _start(
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=errors,
-        text=True,
+        encoding="utf-8",
+        errors="surrogateescape",  # names of files may be any bytes
+        env={**os.environ, "PYTHONIOENCODING": "utf-8:surrogateescape"},
         preexec_fn=lambda: die_with_parent(parent),
     )
 

@@ -20,6 +20,7 @@ from unitransformer.measure.compile_ledger import CompileLedger
 from unitransformer.measure.host_load import HostSample, sample_host
 from unitransformer.measure.nvml import Telemetry
 from unitransformer.parallel.activation_checkpointing import count_recomputed
+from unitransformer.parallel.strategies import count_unbucketed_steps
 from unitransformer.profiling.profiler import TraceCallback
 from unitransformer.profiling.tensor_bytes import PeakTensorBytes
 
@@ -121,8 +122,10 @@ class Instruments(pl.Callback):
 
     @property
     def excluded_steps(self) -> dict[int, str]:
-        """Steps that measuring or compiling slowed down, with the reason."""
-        reasons = dict.fromkeys(self.ledger.as_dict()["steps"], "compiled")
+        """Steps that are unlike the later ones, with the reason."""
+        unbucketed = range(self.first_step, self.first_step + count_unbucketed_steps(self.config))
+        reasons = dict.fromkeys(unbucketed, "gradients reduced in one bucket")
+        reasons |= dict.fromkeys(self.ledger.as_dict()["steps"], "compiled")
         if self.trace is not None:
             reasons |= dict.fromkeys(self.trace.traced_steps, "traced")
         if self._counted is not None and self._counted_step is not None:

@@ -70,6 +70,18 @@ def build_strategy(config: RunConfig, device: str) -> Strategy:
             assert_never(unknown)
 
 
+def count_unbucketed_steps(config: RunConfig) -> int:
+    """Returns how many first steps of a launch reduce all gradients at once, at their end.
+
+    DDP divides gradients into buckets, whose reduction overlaps with the backward pass, once it has
+    seen their order: after the first step, with a static graph after the second (torch 2.13).
+    """
+    parallel = config.parallel
+    if parallel.strategy != "ddp" or parallel.world_size == 1:
+        return 0
+    return 2 if config.accumulate == 1 else 1
+
+
 def build_precision(parallel: ParallelConfig, device: str) -> Precision | None:
     """Returns the precision plugin for float16, or None to let Lightning choose one by name.
 

@@ -24,8 +24,9 @@ from unitransformer.record.migration import OLD_SCHEMA, migrate
 
 SCHEMA = 3
 
-Status = Literal["ok", "oom", "oom-inferred", "timeout", "crashed", "preempted", "refused"]
-
+Status = Literal[
+    "ok", "oom", "oom-inferred", "timeout", "diverged", "crashed", "preempted", "refused"
+]
 STATUSES: tuple[str, ...] = Status.__args__  # type: ignore[attr-defined]
 
 Record = dict[str, Any]

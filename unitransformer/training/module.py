@@ -13,7 +13,6 @@ from torch.distributed.fsdp import FSDPModule
 
 from unitransformer.config import RunConfig
 from unitransformer.costs.flops import count_parameters
-from unitransformer.launch.signals import Stopped
 from unitransformer.objectives import Batch, Objective, Score
 from unitransformer.parallel import deepspeed
 from unitransformer.parallel.activation_checkpointing import checkpoint_activations
@@ -56,7 +55,8 @@ class TrainingModule(pl.LightningModule):
         self._num_micro_batches = 0
         self.first_step = 0  # optimizer steps done by earlier segments
         self.validation: list[dict[str, float]] = []  # of all segments
-        self.stop_signal = 0  # number of the signal that stops all ranks at the end of this step
+        self.has_diverged = False  # this rank has read a loss that is not finite
+        self.stop_error: Exception | None = None  # all ranks raise it at the end of this step
         self._has_ended = False
         self._score: Score | None = None
         # The full network after training. In a list, so that it does not become a submodule.
@@ -71,8 +71,8 @@ class TrainingModule(pl.LightningModule):
             shard(self.objective, self.config.parallel, self.trainer.strategy, self.initial_weights)
 
     def on_train_batch_end(self, *args: Any) -> None:
-        if self.stop_signal:  # the callbacks, which come first, have saved a checkpoint
-            raise Stopped(self.stop_signal, step=self.trainer.global_step)
+        if self.stop_error is not None:  # after a signal, the callbacks have saved a checkpoint
+            raise self.stop_error
 
     def on_fit_end(self) -> None:
         if not self._has_ended:  # Lightning skips `on_train_end` when no step is left

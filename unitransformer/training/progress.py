@@ -89,7 +89,8 @@ class TimeLeft(pl.Callback):
 class LogLines(pl.Callback):
     """Prints a line every `log_every` optimizer steps and after each validation.
 
-    The lines show this rank's loss and time. `lines` keeps them for the record.
+    The lines show this rank's loss and time. `lines` keeps them for the record. A loss that is not
+    finite sets `has_diverged` of the module, with which `AgreeToStop` ends the run.
 
     Args:
         file: receives step, speed and time left with every line; None on all ranks but rank 0.
@@ -123,18 +124,22 @@ class LogLines(pl.Callback):
         recent_s = self.clock.step_s()[self._last_step - step :]
         self._last_step = step
         loss, step_s = pl_module.last_loss(), statistics.median(recent_s)
+        is_finite = math.isfinite(loss)
+        pl_module.has_diverged |= not is_finite
         rate = self.config.optimizer.learning_rate_at(step - 1)
         for logger in trainer.loggers:
             metrics = {"loss": loss, "learning_rate": rate, "step_s": step_s}
             logger.log_metrics(metrics, step=step)
         pace = ms_per_step(recent_s).strip()
         self.newest = f"loss {loss:.4f}, {pace}"
-        self._write_file(step, step_s, loss, pace)
+        self._write_file(step, step_s, loss if is_finite else None, pace)  # JSON has no NaN
         self._log(step_line(self.config, step, loss=loss, recent_s=recent_s))
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         if pl_module.validation:
-            self._log(validation_line(self.config, pl_module.validation[-1]))
+            newest = pl_module.validation[-1]
+            pl_module.has_diverged |= not math.isfinite(newest["val_loss"])
+            self._log(validation_line(self.config, newest))
 
     def _write_file(self, step: int, step_s: float, loss: float | None, pace: str) -> None:
         if self.file is None:

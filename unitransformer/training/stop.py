@@ -1,4 +1,4 @@
-"""Stops all ranks at the same step: after a signal, or when the interval is narrow enough."""
+"""Stops all ranks at the same step: after a signal, a NaN loss, or at a narrow interval."""
 
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
@@ -6,19 +6,20 @@ from typing import Any
 import lightning.pytorch as pl
 import torch.distributed
 
-from unitransformer.launch.signals import StopSignalListener
+from unitransformer.launch.signals import Stopped, StopSignalListener
 from unitransformer.measure.clock import StepClock
 from unitransformer.stats.intervals import describe
 from unitransformer.stats.steady_state import find_steady_state
 from unitransformer.training.history import gather
 
+DIVERGED = 1000  # exchanged in place of the number of a signal, all of which are lower
 FIRST_CHECK = 64  # steps
 GROWTH = 1.25  # of the number of steps, from one check to the next
 CONFIDENCE = 0.99  # of the interval that is checked; the published one has 0.95
 
 
 class AgreeToStop(pl.Callback):
-    """Stops all ranks after the same step if any of them has received a signal.
+    """Stops all ranks after the same step if one has received a signal or its loss is not finite.
 
     The ranks start an all-reduce at the end of one step (callback `exchange`) and read its result
     at the end of the next, so that nobody waits for it. `build_callbacks` explains their order.
@@ -42,22 +43,29 @@ class AgreeToStop(pl.Callback):
         if step == self._last_step:
             return
         self._last_step = step
-        number = self.signals.caught if self._group is None else self._read()
-        if number and step < trainer.max_steps:
-            pl_module.stop_signal = number
-            trainer.should_stop = True
+        number = self._number_here(pl_module) if self._group is None else self._read()
+        if not number or step == trainer.max_steps:
+            return
+        if number == DIVERGED:  # the record names the first such step
+            pl_module.stop_error = FloatingPointError("the loss is not finite")
+            return
+        pl_module.stop_error = Stopped(number, step=step)
+        trainer.should_stop = True
 
     def on_train_end(self, *args: Any) -> None:
         self._read()
 
-    def start_exchange(self) -> None:
-        """Starts to exchange the caught signals, unless an exchange is under way."""
+    def start_exchange(self, pl_module: Any) -> None:
+        """Starts to exchange the reasons to stop, unless an exchange is under way."""
         if self._group is None or self._answer is not None:
             return
-        self._number.fill_(self.signals.caught)
+        self._number.fill_(self._number_here(pl_module))
         self._answer = torch.distributed.all_reduce(
             self._number, torch.distributed.ReduceOp.MAX, group=self._group, async_op=True
         )
+
+    def _number_here(self, pl_module: Any) -> int:
+        return DIVERGED if pl_module.has_diverged else self.signals.caught
 
     def _read(self) -> int:
         if self._answer is None:
@@ -73,8 +81,8 @@ class StartExchange(pl.Callback):
     def __init__(self, agreement: AgreeToStop) -> None:
         self.agreement = agreement
 
-    def on_train_batch_end(self, *args: Any) -> None:
-        self.agreement.start_exchange()
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *args: Any) -> None:
+        self.agreement.start_exchange(pl_module)
 
 
 class UntilInterval(pl.Callback):

@@ -24,7 +24,12 @@ from unitransformer.checkpoint.reader import (
     read_run_state,
     read_tensors,
 )
-from unitransformer.checkpoint.writer import CheckpointWriter, remove_leftovers, start_saving
+from unitransformer.checkpoint.writer import (
+    CheckpointWriter,
+    remove_leftovers,
+    set_newer_aside,
+    start_saving,
+)
 from unitransformer.launch.variables import LOCAL_DISK
 
 State = dict[str, Tensor]
@@ -34,8 +39,8 @@ def run_state_at(step: int) -> RunState:
     return {"config": {}, "loss": [1.0] * step, "num_updates": step, "loss_scaler": {}}
 
 
-def write(folder: Path, step: int, state: State) -> Path:
-    target = CheckpointWriter(folder, step, run_state_at(step))
+def write(folder: Path, step: int, state: State, *, keep: int = 1) -> Path:
+    target = CheckpointWriter(folder, step, run_state_at(step), keep=keep)
     start_saving(state, target, None, wait=True).result()
     return folder / checkpoint_name(step)
 
@@ -88,6 +93,55 @@ def test_a_written_checkpoint_is_read_unchanged_and_only_the_newest_is_kept(tmp_
     assert sorted(json.loads((path / "sums.json").read_text())) == sorted(
         other.name for other in path.iterdir() if other.name != "sums.json"
     )
+
+
+@pytest.mark.parametrize(
+    ("keep", "kept"), [(1, [4]), (2, [3, 4]), (3, [2, 3, 4]), (9, [1, 2, 3, 4])]
+)
+def test_the_newest_checkpoints_are_kept(keep: int, kept: list[int], tmp_path: Path) -> None:
+    (tmp_path / "step-00000000").write_text("not ours")
+    for step in (1, 2, 3, 4):
+        write(tmp_path, step, {"a": torch.zeros(1)}, keep=keep)
+    found = [path.name for path in list_checkpoints(tmp_path)]
+    assert found == ["step-00000000", *map(checkpoint_name, kept)]
+
+
+def test_checkpoints_after_the_step_to_which_a_run_goes_back_are_set_aside(tmp_path: Path) -> None:
+    write(tmp_path, 1, {"a": torch.zeros(1)}, keep=3)
+    for _ in range(2):  # the second time, others of the same names are there
+        for step in (2, 3):
+            write(tmp_path, step, {"a": torch.zeros(1)}, keep=3)
+        set_newer_aside(tmp_path, 1)
+        assert [path.name for path in list_checkpoints(tmp_path)] == [checkpoint_name(1)]
+        aside = list_checkpoints(tmp_path / "set-aside")
+        assert [path.name for path in aside] == [checkpoint_name(2), checkpoint_name(3)]
+        for path in aside:
+            check_files(path)
+
+
+@pytest.mark.parametrize("name", ["run.json", "sums.json", ".metadata", "__0_0.distcp"])
+def test_a_damaged_checkpoint_offers_the_newest_sound_one_before_it(
+    name: str, tmp_path: Path
+) -> None:
+    for step in (1, 2, 3, 4):
+        write(tmp_path, step, {"a": torch.randn(3)}, keep=4)
+    for step in (4, 3):
+        damaged = tmp_path / checkpoint_name(step) / name
+        damaged.write_bytes(damaged.read_bytes()[:-3])
+    sound = tmp_path / checkpoint_name(2)
+    said = f"is damaged .*; {sound} is sound: give that one, for example with --resume {sound}$"
+    with pytest.raises(ValueError, match=said):
+        check_whole(tmp_path / checkpoint_name(4))
+    for step in (1, 2):
+        damaged = tmp_path / checkpoint_name(step) / name
+        damaged.write_bytes(damaged.read_bytes()[:-3])
+    with pytest.raises(ValueError, match=r"; delete it and start again without --resume$"):
+        check_whole(tmp_path / checkpoint_name(4))
+
+
+def check_whole(path: Path) -> None:
+    read_run_state(path)
+    check_files(path)
 
 
 def test_a_checkpoint_taken_during_training_is_a_copy_of_the_changing_weights(

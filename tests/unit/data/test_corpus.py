@@ -16,9 +16,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from unitransformer.data import corpus
+from unitransformer.data import corpus, documents
 from unitransformer.data import tokenizer as tokenization
-from unitransformer.data.corpus import builtin_files, load_corpus
+from unitransformer.data.corpus import load_corpus
+from unitransformer.data.text_files import builtin_files
 from unitransformer.data.tokenizer import (
     SPECIAL_TOKENS,
     Encoder,
@@ -81,6 +82,7 @@ loaded = corpus.load_corpus(sys.argv[1], kind=sys.argv[3], vocab_size=600,
                             cache_dir=Path(sys.argv[2]), show_progress=True)
 print(json.dumps([loaded.sha256, len(loaded.train), int(loaded.train.sum()),
                   loaded.tokenizer.to_str()]))
+assert "charset_normalizer" not in sys.modules  # it guesses the encoding of refused text only
 """
 
 
@@ -236,8 +238,8 @@ def test_wordpiece_puts_sep_between_files(tmp_path: Path) -> None:
 def test_the_size_of_a_block_does_not_change_the_text(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
 ) -> None:
-    monkeypatch.setattr(corpus, "BLOCK_BYTES", 100)
-    monkeypatch.setattr(corpus, "MAX_LINE", 333)
+    monkeypatch.setattr(documents, "BLOCK_BYTES", 100)
+    monkeypatch.setattr(documents, "MAX_LINE", 333)
     loaded = _load(_write(tmp_path / "text.txt", text), tmp_path / "cache")
     parts = (
         *_decode(loaded.train, loaded.tokenizer),
@@ -251,30 +253,9 @@ def test_reading_in_blocks_hardly_changes_the_tokens(
 ) -> None:
     source = _write(tmp_path / "text.txt", SENTENCES)
     whole = _load(source, tmp_path / "cache1")
-    monkeypatch.setattr(corpus, "BLOCK_BYTES", 10_000)
+    monkeypatch.setattr(documents, "BLOCK_BYTES", 10_000)
     blocks = _load(source, tmp_path / "cache2")
     assert abs(len(whole.train) - len(blocks.train)) <= 2 * len(SENTENCES) / 10_000
-
-
-def test_bytes_that_are_not_utf8_become_replacement_characters(tmp_path: Path) -> None:
-    source = tmp_path / "latin.txt"
-    source.write_bytes("é la carte\n".encode("latin-1") * 100 + b"the end\xc3")
-    loaded = _load(source, tmp_path / "cache")
-    (train,), (validation,) = (
-        _decode(part, loaded.tokenizer) for part in (loaded.train, loaded.validation)
-    )
-    assert train + validation == "\ufffd la carte\n" * 100 + "the end\ufffd"
-
-
-def test_binary_hidden_and_empty_files_are_left_out(tmp_path: Path) -> None:
-    folder = tmp_path / "texts"
-    _write(folder / "a.txt", "line\n" * 100)
-    _write(folder / "b.bin", "line\0\n" * 100)
-    _write(folder / "c.txt", "")
-    _write(folder / ".hidden", "secret\n")
-    _write(folder / ".git" / "config", "secret\n")
-    loaded = _load(folder, tmp_path / "cache")
-    assert loaded.description == "texts, 1 file, 500 bytes, 1 binary file skipped"
 
 
 def test_the_builtin_corpus_is_the_standard_library_without_tests_and_packages() -> None:
@@ -344,6 +325,21 @@ def test_the_same_bytes_in_other_files_are_another_cache_entry(tmp_path: Path) -
     assert len(two.train) == len(one.train) + 1  # the separator
 
 
+def test_another_encoding_or_field_is_another_cache_entry(tmp_path: Path) -> None:
+    source = tmp_path / "text.jsonl"
+    source.write_text('{"a": "déjà vu", "b": "ça va"}\n' * 50, encoding="cp1252")
+    for encoding, field in (("cp1252", "a"), ("cp1252", "b"), ("iso8859-1", "a"), ("cp1252", "a")):
+        load_corpus(
+            str(source),
+            kind="bpe",
+            vocab_size=300,
+            encoding=encoding,
+            field=field,
+            cache_dir=tmp_path / "cache",
+        )
+    assert len(list((tmp_path / "cache").glob("*/meta.json"))) == 3
+
+
 def test_processes_that_start_together_build_the_cache_entry_once(tmp_path: Path) -> None:
     source = _write(tmp_path / "text.txt", SENTENCES)
     runs = [_start(LOAD, source, tmp_path / "cache", "bpe") for _ in range(4)]
@@ -354,8 +350,8 @@ def test_processes_that_start_together_build_the_cache_entry_once(tmp_path: Path
 
 def test_a_killed_builder_does_not_block_the_next_one(tmp_path: Path) -> None:
     source = _write(tmp_path / "text.txt", SENTENCES)
-    die = "corpus._read_pieces = lambda span, advance: os.kill(os.getpid(), 9)\n"
-    start = "corpus._read_sample = lambda spans: ['some text']\n"
+    die = "corpus.read_documents = lambda file, advance: os.kill(os.getpid(), 9)\n"
+    start = "corpus._read_sample = lambda files: ['some text']\n"
     killed = _start(start + die + LOAD, source, tmp_path / "cache", "bpe")
     killed.communicate(timeout=60)
     assert killed.returncode == -signal.SIGKILL
@@ -388,9 +384,9 @@ def test_a_damaged_cache_entry_is_built_again(tmp_path: Path, name: str, damage:
         ("missing", None, "does not exist; give a file, a folder or 'builtin'"),
         ("folder/", None, "holds no text; give text files"),
         ("empty.txt", "", "holds no text; give text files"),
-        ("binary.txt", "a\0b", "holds no text; give text files"),
+        ("binary.txt", "a\0b", "holds no text, but 1 binary (binary.txt); unpack or convert"),
         ("blank.txt", " \n\t\n", "holds only white space; give files with text"),
-        ("short.txt", "a", "too short for a train part; give more text"),
+        ("short.txt", "a", "nothing for train; give more text"),
     ],
 )
 def test_a_source_without_text_is_refused(

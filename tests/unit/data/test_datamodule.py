@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from recipes import bert, gpt, vit
+from tests.builders.images import write_class_folders
 from unitransformer.config import DataConfig, ParallelConfig, RunConfig
 from unitransformer.data import baselines
 from unitransformer.data.baselines import (
@@ -246,59 +247,11 @@ def test_a_synthetic_sample_does_not_depend_on_its_batch(module: object) -> None
         assert len({tuple(row.flatten().tolist()) for row in together["inputs"]}) == 4
 
 
-def image_folder(root: Path, classes: int = 2, count: int = 6) -> Path:
-    from PIL import Image
-
-    for label in range(classes):
-        folder = root / f"class{label}"
-        folder.mkdir(parents=True)
-        for number in range(count):
-            pixels = np.full((20 + number, 30, 3), 40 * label + number, dtype=np.uint8)
-            Image.fromarray(pixels).save(folder / f"{number}.png")
-    return root
-
-
-def test_an_image_folder_has_one_class_per_subfolder(tmp_path: Path) -> None:
-    root = image_folder(tmp_path / "images")
-    source = load_source(config_of(vit, data=DataConfig(source=str(root))))
-    assert source.class_names == ("class0", "class1")
-    assert len(source.train) + len(source.validation) == 12
-    assert source.train[batch_of(0)]["inputs"].shape == (1, 3, 224, 224)
-
-
-def test_a_broken_image_is_named_and_skipped_with_a_count(tmp_path: Path) -> None:
-    root = image_folder(tmp_path / "images")
-    (root / "class0" / "3.png").write_bytes(b"not an image")
-    with pytest.warns(UserWarning, match=r"1 broken images skipped: .*class0/3\.png"):
-        source = load_source(config_of(vit, data=DataConfig(source=str(root))))
-    assert "1 broken skipped" in source.description
-    assert len(source.train) + len(source.validation) == 11
-
-
-def test_an_image_that_opens_but_does_not_decode_is_counted(tmp_path: Path) -> None:
-    from PIL import Image
-
-    root = image_folder(tmp_path / "images")
-    noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3)).astype(np.uint8)
-    whole = root / "class0" / "cut.jpg"
-    Image.fromarray(noise).save(whole)
-    whole.write_bytes(whole.read_bytes()[:1500])
-    with pytest.warns(UserWarning, match=r"1 broken images skipped: .*cut\.jpg"):
-        source = load_source(config_of(vit, data=DataConfig(source=str(root))))
-    assert "1 broken skipped" in source.description
-
-
 def test_an_image_that_breaks_during_training_is_replaced_and_named(tmp_path: Path) -> None:
-    root = image_folder(tmp_path / "images")
+    root = write_class_folders(tmp_path / "images", "cat", "dog")
     source = load_source(config_of(vit, data=DataConfig(source=str(root))))
     path, _ = source.train.files[0]  # type: ignore[attr-defined]
     Path(path).write_bytes(b"damaged")
     with pytest.warns(UserWarning, match="broken image .* skipped"):
         batch = source.train[batch_of(0, 1)]
     assert torch.equal(batch["inputs"][0], batch["inputs"][1])
-
-
-def test_more_classes_than_the_model_has_are_refused_with_the_fix(tmp_path: Path) -> None:
-    root = image_folder(tmp_path / "images", classes=5, count=1)
-    with pytest.raises(ValueError, match=r"--model\.num-classes 5"):
-        load_source(config_of(vit, data=DataConfig(source=str(root))))

@@ -11,6 +11,7 @@ import torch
 from tests.builders.nvml import UUID, FakeNvml
 from tests.builders.records import make_config
 from unitransformer import run as running
+from unitransformer.config import ParallelConfig, Strategy
 from unitransformer.measure import instruments
 from unitransformer.measure.instruments import Instruments, find_quiet_step
 from unitransformer.measure.nvml import GpuSample
@@ -59,6 +60,19 @@ def test_tensor_bytes_are_counted_in_a_step_that_only_trains(
 
 def test_a_run_that_ends_before_its_buffers_settle_has_no_quiet_step() -> None:
     assert find_quiet_step(make_config(num_steps=3), 0) is None
+
+
+@pytest.mark.parametrize(
+    ("strategy", "devices", "accumulate", "steps"),
+    [("ddp", 2, 1, [7, 8]), ("ddp", 2, 4, [7]), ("ddp", 1, 1, []), ("fsdp", 2, 1, [])],
+)
+def test_steps_before_ddp_divides_gradients_into_buckets_are_excluded(
+    strategy: Strategy, devices: int, accumulate: int, steps: list[int]
+) -> None:
+    parallel = ParallelConfig(strategy=strategy, devices=devices)
+    config = replace(make_config(), parallel=parallel, accumulate=accumulate)
+    reasons = Instruments(config, first_step=7).excluded_steps
+    assert reasons == dict.fromkeys(steps, "gradients reduced in one bucket")
 
 
 def test_a_device_too_full_to_measure_a_ceiling_still_finishes_the_run(

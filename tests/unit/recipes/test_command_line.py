@@ -5,6 +5,7 @@ import re
 import shlex
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -182,6 +183,18 @@ def test_a_printed_config_fed_back_is_the_same_run(
     assert config_for(f"--config {file}", preset).hash() == config_for(line, preset).hash()
 
 
+def test_a_record_holds_the_encoding_and_the_field_of_its_text(call: Call) -> None:
+    lines = (json.dumps({"body": f"déjà {n} élèves"}, ensure_ascii=False) for n in range(500))
+    Path("pages.jsonl").write_text("\n".join(lines), encoding="latin-1")
+    call(f"{TINY} --data pages.jsonl --data-encoding latin1 --data-field body --record run.json")
+    record = load_record(Path("run.json"))
+    data = config_of(record).data
+    assert (data.source, data.encoding, data.field) == ("pages.jsonl", "iso8859-1", "body")
+    description = "pages.jsonl, 1 file, 13.9 kB, iso8859-1, field body of 1 JSON Lines file"
+    assert record["data"]["description"] == description
+    assert "--data-encoding latin1 --data-field body" in record["command"]
+
+
 # ---- asking without training
 
 
@@ -289,9 +302,51 @@ def test_a_second_run_gets_a_new_folder_and_a_resumed_run_continues_in_its_own(c
     assert [first.name[-2:], second.name[-2:]] == ["-1", "-2"]
     out = call(f"{TINY} --max-steps 3 --resume")
     assert f"resume  {second / 'checkpoints' / 'step-00000002'}, after step 2" in out
-    assert [path.name for path in (second / "checkpoints").glob("step-*")] == ["step-00000003"]
+    kept = sorted(path.name for path in (second / "checkpoints").glob("step-*"))
+    assert kept == ["step-00000002", "step-00000003"]
     records = [json.loads(path.read_text()) for path in second.glob("*.json")]
     assert sorted(len(record["loss"]) for record in records) == [2, 3]
+
+
+def test_a_run_resumed_from_the_path_of_a_checkpoint_continues_in_its_folder(call: Call) -> None:
+    for _ in range(2):
+        call(f"{TINY} --max-steps 4 --checkpoint-every 2")
+    first, second = sorted(Path("runs").iterdir())
+    whole = json.loads(next(first.glob("*.json")).read_text())
+    out = call(f"{TINY} --max-steps 4 --resume {first}/checkpoints/step-00000002")
+    assert "checkpoints/step-00000002, after step 2" in out
+    assert f"resume  moves step-00000004 to {(first / 'checkpoints/set-aside').absolute()}" in out
+    assert sorted(Path("runs").iterdir()) == [first, second]
+    record = max((json.loads(p.read_text()) for p in first.glob("*.json")), key=_segments)
+    assert record["segment_starts"] == [0, 2]
+    assert record["loss"] == whole["loss"]
+
+
+def _segments(record: dict[str, Any]) -> int:
+    return len(record["segment_starts"])
+
+
+def test_a_run_resumed_from_a_checkpoint_elsewhere_writes_into_its_own_folder(call: Call) -> None:
+    call(f"{TINY} --max-steps 4 --checkpoint-every 2 --checkpoint-dir one")
+    call(f"{TINY} --max-steps 4 --checkpoint-dir two --resume one/step-00000002")
+    assert [path.name for path in Path("two").glob("step-*")] == ["step-00000004"]
+    assert len(list(Path("one").glob("step-*"))) == 2
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("--keep-checkpoints 0", "keep-checkpoints is 0; it must be at least 1"),
+        ("--keep-checkpoints -1", "keep-checkpoints is -1; it must be at least 1"),
+        (
+            "--no-checkpoint --keep-checkpoints 3",
+            "no-checkpoint saves nothing but --keep-checkpoints needs checkpoints; leave one out",
+        ),
+    ],
+)
+def test_an_impossible_number_of_checkpoints_is_refused(line: str, message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        config_for(line)
 
 
 @pytest.mark.parametrize("seed", [20_240_101, 2**32 - 1])

@@ -2,12 +2,14 @@
 
 import itertools
 import json
+import os
 import re
 import shutil
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -34,10 +36,26 @@ SCRIPTS = {
         account="ml",
         qos="high",
         gpu_type="h200",
+        constraint="[rack1*2&rack2*4]",
         exclude="node[3-5]",
         dependency="afterok:1234",
         array="0-4%2",
         requeue=False,
+    ),
+    "expanded": replace(
+        GPT,
+        time="0",
+        account="abc@v100",
+        gpu_type="h200",
+        python="~/venv/bin/python",
+        cluster=Cluster(
+            gpu_request="gres",
+            extra=("--gres=nvme:1",),
+            modules=("$MODULES/cuda",),
+            python="~/venv/bin/python",
+            local_disk="/scratch/$USER",
+            environment=(("LIBRARY_PATH", "~/lib:${PROJECT}/lib"), ("PRICE", r"\$PRICE $(id) $5")),
+        ),
     ),
     "dgx": replace(GPT, nodes=64, gpu_type="h200", cluster=load_cluster("dgx")),
     "academic": replace(GPT, devices=4, gpu_type="a100", cluster=load_cluster("academic")),
@@ -107,11 +125,14 @@ def test_a_sweep_task_requests_cores_for_all_ranks_of_a_cell() -> None:
 
 # ------------------------------------------------------------------------------- what it means
 
+VARIABLES = {"HOME": "/home/$(touch x)", "PLACE": "a 'b' \"c\" `touch x`;\n# z", "EMPTY": ""}
 ANYTHING = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=30)
 PATH = st.text(st.characters(exclude_characters="\0\n\r\\", exclude_categories=["Cs"]), min_size=1)
+LITERAL = ANYTHING.map(lambda text: re.sub("[$~]", "", text))  # in the table of a cluster
+ONE_LINE = st.text(st.characters(exclude_characters="$~", exclude_categories=["Cc", "Cs"]))
 
 # Text that would be a directive at the beginning of a line.
-SMUGGLED = ANYTHING.map(lambda text: f"{text}\n#SBATCH --partition=nowhere\n")
+SMUGGLED = LITERAL.map(lambda text: f"{text}\n#SBATCH --partition=nowhere\n")
 
 
 def run_by_bash(job: Job, folder: Path) -> tuple[list[str], str | None]:
@@ -127,7 +148,9 @@ def run_by_bash(job: Job, folder: Path) -> tuple[list[str], str | None]:
     stub.chmod(0o755)
     script = folder / "script"
     script.write_text(render(replace(job, python=str(stub))))
-    subprocess.run(["bash", script], cwd=folder, check=True, capture_output=True)
+    subprocess.run(
+        ["bash", script], cwd=folder, check=True, capture_output=True, env=os.environ | VARIABLES
+    )
     assert {path.name for path in folder.iterdir()} == {"arguments.json", "python stub", "script"}
     arguments_read, variable = json.loads(actual.read_text())
     return arguments_read, variable
@@ -151,25 +174,74 @@ def test_every_option_value_is_quoted_literally(
     ]
 
 
-@settings(max_examples=30, deadline=None)
-@given(value=ANYTHING, disk=PATH)
-def test_cluster_settings_are_quoted_literally(
-    value: str, disk: str, tmp_path_factory: pytest.TempPathFactory
+# Text of a cluster's table -> what the node makes of it.
+PIECES = st.lists(
+    LITERAL.map(lambda text: (text, text))
+    | st.sampled_from(
+        [
+            ("$PLACE/", VARIABLES["PLACE"] + "/"),
+            ("${PLACE}x", VARIABLES["PLACE"] + "x"),
+            (":~/", f":{VARIABLES['HOME']}/"),
+            *((r"\$HOME", "$HOME"), (r"\~", "~")),
+            *((text, text) for text in ("/~", "$(touch x)", "`touch x`", "$5$$", "${HOME:-x}")),
+        ]
+    ),
+    max_size=5,
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(pieces=PIECES, begins_at_home=st.booleans())
+def test_cluster_settings_are_literal_except_for_variables_and_home(
+    pieces: list[tuple[str, str]], begins_at_home: bool, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    cluster = Cluster(local_disk=disk, environment=(("NCCL_SOCKET_IFNAME", value),))
+    if begins_at_home:
+        pieces = [("~/", f"{VARIABLES['HOME']}/"), *pieces]
+    # The dot keeps a piece from changing the next one.
+    text, expected = (".".join(piece[side] for piece in pieces) for side in (0, 1))
+    cluster = Cluster(local_disk=text or "x", environment=(("NCCL_SOCKET_IFNAME", text),))
     arguments_read, variable = run_by_bash(
         replace(GPT, cluster=cluster), tmp_path_factory.mktemp("script")
     )
-    assert arguments_read[arguments_read.index("--local-disk") + 1] == disk
-    assert variable == value
+    assert arguments_read[arguments_read.index("--local-disk") + 1] == (expected or "x")
+    assert variable == expected
+
+
+@pytest.mark.parametrize("name", ["EMPTY", "ABSENT_ON_THE_NODE"])
+def test_a_variable_that_the_node_lacks_ends_the_job_with_its_name(
+    name: str, tmp_path: Path
+) -> None:
+    cluster = Cluster(local_disk=f"/scratch/${name}")
+    with pytest.raises(subprocess.CalledProcessError) as caught:
+        run_by_bash(replace(GPT, cluster=cluster), tmp_path)
+    assert re.search(rf"line \d+: {name}: not set$", caught.value.stderr.decode().strip())
+
+
+def test_paths_inside_a_container_are_expanded_on_the_node(tmp_path: Path) -> None:
+    cluster = Cluster(
+        container="$PLACE.sqsh",
+        container_mounts=("~/data:/data", "${PLACE}:/x y"),
+        python="~/python",
+        local_disk="/scratch/$PLACE",
+    )
+    home, place = VARIABLES["HOME"], VARIABLES["PLACE"]
+    arguments, _ = run_by_bash(replace(GPT, cluster=cluster), tmp_path)
+    disk = f"/scratch/{place}"
+    mounts = f"{home}/data:/data,{place}:/x y,{GPT.directory}:{GPT.directory}"
+    assert arguments[arguments.index("--local-disk") + 1] == disk
+    assert arguments[arguments.index("--python") + 1] == f"{home}/python"
+    assert f"--srun=--container-image={place}.sqsh" in arguments
+    assert (
+        f"--srun=--container-mounts={mounts},{GPT.folder}:{GPT.folder},{disk}:{disk}" in arguments
+    )
 
 
 @settings(max_examples=200, deadline=None)
 @given(
-    places=st.tuples(PATH, PATH, PATH),
-    extra=PATH,
-    arguments=st.lists(ANYTHING | SMUGGLED, max_size=3),
-    variable=ANYTHING | SMUGGLED,
+    places=st.tuples(PATH, PATH, LITERAL),
+    extra=ONE_LINE,
+    arguments=st.lists(LITERAL | SMUGGLED, max_size=3),
+    variable=LITERAL | SMUGGLED,
 )
 def test_no_value_adds_a_directive(
     places: tuple[str, str, str], extra: str, arguments: list[str], variable: str
@@ -210,11 +282,22 @@ def directives(script: str, *, whole: bool = False) -> list[str]:
         ("devices", -8, "devices is -8; it must be at least 1"),
         ("time", "2 hours", "time is '2 hours'; give 30 (minutes)"),
         ("time", "-1:00", "time is '-1:00'"),
-        ("partition", "a b", "partition is 'a b'; give the name of a partition"),
-        ("partition", "a,,b", "partition is 'a,,b'; give the name of a partition"),
-        ("folder", "a\\b", "give a path without backslashes or line breaks"),
+        ("time", "-2", "time is '-2'; give 30 (minutes), 2:00:00, 1-12:00:00 or UNLIMITED"),
+        ("time", "1:2:3:4", "time is '1:2:3:4'; give 30"),
+        ("time", "\u0663", "time is '\u0663'; give 30"),
+        ("time", "", "time is ''; give 30"),
+        ("partition", "", "partition is ''; give the name of a partition"),
+        ("account", "-x", "account is '-x'; give the name of an account"),
+        ("account", "a\0", "account is 'a\\x00'; give the name of an account"),
+        ("qos", "a\x1b[0m", "qos is 'a\\x1b[0m'; give the name of a quality"),
+        ("constraint", "a\r\nb", "constraint is 'a\\r\\nb'; give features of nodes"),
+        ("constraint", "a\udce9", "constraint is 'a\\udce9'; give features of nodes"),
+        ("folder", "a\\b", "give a UTF-8 path without backslashes or line breaks"),
+        ("directory", "caf\udce9", "directory is 'caf\\udce9'; give a UTF-8 path"),
+        ("arguments", ["a\udce9"], "'a\\udce9' holds a zero byte, or is not UTF-8"),
+        ("name", "a" * 101, "give at most 100 letters"),
         ("partition", "gpu\n#SBATCH --qos=x", "partition is"),
-        ("name", "a;b", "name is 'a;b'; give letters"),
+        ("name", "a;b", "name is 'a;b'; give at most 100 letters"),
         ("gpu_type", "h200:8", "gpu-type is 'h200:8'; give the type of a GPU"),
         ("exclude", "$(id)", "exclude is '$(id)'; give nodes"),
         (
@@ -223,7 +306,12 @@ def directives(script: str, *, whole: bool = False) -> list[str]:
             "dependency is 'afterok:x'; give one such as afterok:1234",
         ),
         ("array", "5-", "array is '5-'; give task numbers, such as 0-9"),
-        ("folder", "a\nb", "folder is 'a\\nb'; give a path without"),
+        ("folder", "a\nb", "folder is 'a\\nb'; give a UTF-8 path without"),
+        (
+            "cluster",
+            Cluster(extra=("--gres=gpu:4",)),
+            "devices is 8, but extra of the cluster requ",
+        ),
     ],
 )
 def test_invalid_values_are_refused_with_their_name(
@@ -237,46 +325,55 @@ def test_invalid_values_are_refused_with_their_name(
     ("time", "seconds"),
     [
         ("30", 1800),
+        ("90", 5400),
         ("90:30", 5430),
+        ("2:90", 210),
         ("2:00:00", 7200),
+        ("1-0", 86_400),
         ("1-12", 129_600),
         ("1-12:30", 131_400),
         ("1-12:30:15", 131_415),
+        *((text, None) for text in ("0", "0:00", "0-0", "-1", "INFINITE", "unlimited")),
     ],
 )
-def test_time_limits_have_the_formats_of_slurm(time: str, seconds: int) -> None:
-    assert f"#SBATCH --time={time}\n" in render(replace(GPT, time=time))
+def test_time_limits_have_the_formats_of_slurm(time: str, seconds: int | None) -> None:
+    script = render(replace(GPT, time=time))
+    assert f"#SBATCH --time={'UNLIMITED' if seconds is None else time}\n" in script
     assert seconds_of(time) == seconds
+    assert ("# There is no time limit." in script) == (seconds is None)
 
 
-# ------------------------------------------------------------------------------------ clusters
-
-
-@pytest.mark.parametrize("name", ["dgx", "academic", "cloud"])
-def test_example_clusters_are_valid(name: str) -> None:
-    assert load_cluster(name).local_disk is not None
+# --------------------------------------------------------------------------------------- GPUs
 
 
 @pytest.mark.parametrize(
-    ("text", "expected"),
+    ("options", "extra", "expected"),
     [
-        ("[a]\npartitoin = 'x'", "a.partitoin is unknown; did you mean partition?"),
-        ("[a]\ndevices = 'eight'", "a.devices is 'eight'; it must be an integer"),
-        ("[a]\nsignal = 'USR3'", "signal is USR3; did you mean USR"),
-        ("[a]\nsignal_ahead_s = 0", "signal_ahead_s is 0; give seconds"),
-        ("[a]\nextra = ['rm -rf']", "extra holds 'rm -rf'; give options of sbatch"),
-        ("[a]\nenvironment = { 'A B' = 1 }", "environment holds 'A B'; give names of variables"),
-        ("[a]\nmodules = 3", "a.modules is 3"),
-        ("a = 3", "a is 3; it must be a table"),
-        ("[a", "is not TOML"),
-        ("[b]", "cluster is a, and"),
+        ({}, (), ["--gpus-per-node=4"]),
+        ({"gpu_request": "gres"}, (), ["--gres=gpu:4"]),
+        ({"gpu_request": "gres"}, ("--gres=nvme:1",), ["--gres=gpu:4,nvme:1"]),
+        ({"gpu_request": "none"}, (), []),
+        ({"gpu_request": "none"}, ("--gpus=4",), ["--gpus=4"]),
+        ({}, ("--gres=nvme:1",), ["--gpus-per-node=4", "--gres=nvme:1"]),
+        ({}, ("--gres=gpu:h200:4",), ["--gres=gpu:h200:4"]),
+        ({"gpu_request": "gres"}, ("--gres=gpu:h200:4",), ["--gres=gpu:h200:4"]),
+        ({}, ("--gres=nvme:1,gpu:h200:3,gpu",), ["--gres=nvme:1,gpu:h200:3,gpu"]),
+        ({}, ("--gpus-per-node=h200:4",), ["--gpus-per-node=h200:4"]),
     ],
 )
-def test_invalid_clusters_are_refused_with_their_key(
-    text: str, expected: str, tmp_path: Path
+def test_gpus_are_requested_once_in_the_way_of_the_cluster(
+    options: dict[str, Any], extra: tuple[str, ...], expected: list[str]
 ) -> None:
-    path = tmp_path / "clusters.toml"
-    path.write_text(text)
-    with pytest.raises(ValueError, match=re.escape(expected)) as caught:
-        load_cluster("a", path)
-    assert "\n" not in str(caught.value)
+    job = replace(GPT, devices=4, cluster=Cluster(extra=extra, **options))
+    lines = re.findall(r"^#SBATCH (--g(?:pus|res).*)$", render(job), re.MULTILINE)
+    assert lines == expected
+
+
+def test_the_type_of_gpus_follows_the_request() -> None:
+    job = replace(GPT, gpu_type="h200", cluster=Cluster(gpu_request="gres"))
+    assert "#SBATCH --gres=gpu:h200:8\n" in render(job)
+    on_cpus = replace(job, on_gpus=False, gpu_type=None)
+    assert "gpu" not in render(on_cpus).partition("\n\n")[0].replace("gpt", "")
+    for free in (Cluster(gpu_request="none"), Cluster(extra=("--gres=gpu:8",))):
+        with pytest.raises(ValueError, match="gpu-type is h200, but the cluster leaves"):
+            replace(job, cluster=free)

@@ -54,7 +54,12 @@ def test_tasks_are_read_node_by_node(text: str, counts: tuple[int, ...]) -> None
         ({}, "recipes.gpt -- --num-nodes=4", "--num-nodes is 4, but --nodes of the job is 2"),
         ({"SLURM_TASKS_PER_NODE": "8,4"}, "recipes.gpt", "the nodes have 8, 4 tasks"),
         ({"SLURM_GPUS_ON_NODE": "8"}, "recipes.gpt", None),
-        ({"SLURM_GPUS_ON_NODE": "4"}, "recipes.gpt", "has 8 tasks per node but 4 GPUs per node"),
+        (
+            {"SLURM_GPUS_ON_NODE": "4"},
+            "recipes.gpt",
+            "has 8 tasks per node but 4 GPUs per node, and each task uses one GPU; submit with "
+            "--ntasks-per-node=4, or request 8 GPUs per node",
+        ),
         ({"SLURM_GPUS_ON_NODE": "4"}, "recipes.gpt -- --accelerator cpu", None),
         ({}, "sweep -- quick", "the job has 2 nodes, but each cell of a sweep runs on one"),
     ],

@@ -14,10 +14,15 @@ from tests.builders.slurm import ATTEMPT
 from unitransformer.launch.variables import PROGRESS_FILE
 
 
-def queued(state: str, *, number: str = "7", task: str = "N/A") -> QueueRow:
-    return QueueRow(
-        job=number, array=number, task=task, state=state, reason="Priority", left="1:00:00"
-    )
+def queued(
+    state: str,
+    reason: str = "Priority",
+    *,
+    number: str = "7",
+    task: str = "N/A",
+    left: str = "1:00:00",
+) -> QueueRow:
+    return QueueRow(job=number, array=number, task=task, state=state, reason=reason, left=left)
 
 
 @pytest.mark.parametrize(
@@ -29,7 +34,66 @@ def queued(state: str, *, number: str = "7", task: str = "N/A") -> QueueRow:
         ("failed", None, "failed", "so it was"),
         ("done", None, "done", "so it was"),
         ("running", None, "lost", "killed, or a node died (node[1-2])"),
-        ("running", queued("COMPLETING"), "ending", "so it was"),
+        (
+            "running",
+            queued("COMPLETING", "NonZeroExitCode"),
+            "completing",
+            "NonZeroExitCode; before",
+        ),
+        ("done", queued("COMPLETING"), "done", "so it was"),
+        ("running", queued("RUNNING", left="UNLIMITED"), "running", "no time limit"),
+        ("running", queued("CONFIGURING"), "configuring", "Priority; before: so it was"),
+        ("running", queued("RESV_DEL_HOLD"), "resv-del-hold", "Priority"),
+        ("stopped", queued("REQUEUED", "None"), "queued", "before: so it was"),
+        (
+            "stopped",
+            queued("PENDING", "JobHeldUser"),
+            "held",
+            "JobHeldUser; to continue: scontrol release 7; before: so it was",
+        ),
+        (
+            "stopped",
+            queued("PENDING", "JobHeldAdmin"),
+            "held",
+            "JobHeldAdmin; an administrator has to release it; before: so it was",
+        ),
+        (
+            "failed",
+            queued("SPECIAL_EXIT", "job requeued in special state"),
+            "special-exit",
+            "job requeued in special state; to continue: scontrol release 7; before: so it was",
+        ),
+        (
+            "failed",
+            queued("REQUEUE_HOLD", "JobHeldUser", task="2"),
+            "requeue-hold",
+            "JobHeldUser; to continue: scontrol release 7_2; before",
+        ),
+        (
+            "failed",  # as squeue shows it
+            queued("PENDING", "job requeued in held state"),
+            "requeue-hold",
+            "job requeued in held state; to continue: scontrol release 7; before: so it was",
+        ),
+        (
+            "failed",
+            queued("PENDING", "launch failed requeued held"),
+            "requeue-hold",
+            "launch failed",
+        ),
+        (
+            "failed",
+            queued("PENDING", "JobHoldMaxRequeue"),
+            "held",
+            "JobHoldMaxRequeue; to continue",
+        ),
+        ("running", queued("PENDING", "QOSUsageThreshold"), "queued", "QOSUsageThreshold; before"),
+        (
+            "running",
+            queued("SUSPENDED", "None"),
+            "suspended",
+            "SLURM or an administrator resumes it",
+        ),
     ],
 )
 def test_the_status_of_a_job_comes_from_the_queue_and_its_folder(
@@ -80,6 +144,37 @@ def test_the_status_of_an_array_shows_cells_done_running_and_pending(
     assert re.search(r"running +1/9 cells \(1 ok\) ", array)
     assert array.endswith("tasks 0-8%2: 1 running; waiting: Priority")
     assert re.search(r"5_0 +s +running +3/9 +5.0 ms/step +1:10 ", task)
+
+
+@pytest.mark.parametrize(
+    ("states", "state", "waiting"),
+    [
+        ([("PENDING", "Priority")], "queued", "; waiting: Priority"),
+        ([("PENDING", "JobHeldUser")], "held", "; waiting: JobHeldUser"),
+        (
+            [("PENDING", "Resources"), ("PENDING", "JobHeldUser")],
+            "queued",
+            "; waiting: Resources, JobHeldUser",
+        ),
+        ([("SUSPENDED", "None")], "suspended", ""),
+        ([("COMPLETING", "None")], "completing", ""),
+        ([("SPECIAL_EXIT", "JobHeldUser")], "special-exit", "; waiting: JobHeldUser"),
+        ([], "ended", ""),
+    ],
+)
+def test_an_array_has_the_state_that_all_its_tasks_share(
+    states: list[tuple[str, str]],
+    state: str,
+    waiting: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (tmp_path / "submitted").write_text(json.dumps({"job": "5", "name": "s", "array": "0-8"}))
+    rows = [queued(*both, number="5", task=str(task)) for task, both in enumerate(states)]
+    monkeypatch.setattr("slurm.scheduler.list_queue", lambda: rows)
+    (line,) = status.report(tmp_path, now_s=0.0).splitlines()[2:]
+    assert re.search(rf"\b5 +s +{state} ", line), line
+    assert line.endswith(f"tasks 0-8: none has started{waiting}")
 
 
 def test_a_running_job_without_output_is_reported(

@@ -33,6 +33,11 @@ def place(tmp_path: Path, repository: Path, monkeypatch: pytest.MonkeyPatch) -> 
             "time is 'yesterday'; give 30 (minutes)",
         ),
         ("recipes.gpt --cluster nowhere", "cluster is nowhere, and"),
+        (
+            "recipes.gpt --folder ~nobody-here/a",
+            "folder ~nobody-here/a does not exist; check the path: there is no such user",
+        ),
+        ("recipes.gpt --devices 1.5", "devices is '1.5'; it must be an integer"),
         ("recipes.gpt --clusters /nowhere --cluster dgx", "clusters /nowhere cannot be read"),
         ("recipes.gpt --time 2", "time is 2, and the signal to save arrives 120 s before"),
         (
@@ -43,7 +48,7 @@ def place(tmp_path: Path, repository: Path, monkeypatch: pytest.MonkeyPatch) -> 
             "recipes.gpt -- --repeats 3",
             "--repeats after --: a job runs its recipe once",
         ),
-        ("recipes.gpt --folder a\\b", "give a path without backslashes or line breaks"),
+        ("recipes.gpt --folder a\\b", "give a UTF-8 path without backslashes"),
         ("recipes.gpt quick", "quick is before --; put options of the recipe after it"),
         ("recipes.gpt -- --devices 4", "--devices after --: give it before --"),
         ("recipes.gpt -- --size 124n", "recipe gpt: size"),
@@ -110,17 +115,97 @@ def test_caches_are_on_the_node_local_disk_in_a_folder_per_job(tmp_path: Path) -
     assert "TORCHINDUCTOR_CACHE_DIR" not in rank_variables(args_of("sweep"))
 
 
-@pytest.mark.parametrize(("seeds", "expected"), [(3, "0-2%8"), (1001, "0-999%8")])
+CONFIG = "Configuration data\nMaxArraySize            = 1001\nMaxJobCount             = 10000\n"
+
+
+@pytest.mark.parametrize(
+    ("cells", "config", "key", "array", "max_cells"),
+    [
+        (3, CONFIG, None, "0-2%8", None),
+        (1001, CONFIG, None, "0-1000%8", None),
+        (1002, CONFIG, None, "0-1000%8", "2"),
+        (1002, "", None, "0-1000%8", "2"),  # no controller: SLURM's default
+        (3003, CONFIG.replace("1001", "4000001"), None, "0-3002%8", None),
+        (100, f"{CONFIG}SchedulerParameters     = defer,max_array_tasks=25\n", None, "0-24%8", "4"),
+        (100, CONFIG, "max_array_tasks = 30", "0-29%8", "4"),
+        (100, CONFIG, "max_array_tasks = 0", None, "100"),
+        (100, CONFIG.replace("1001", "0"), None, None, "100"),
+        (1, CONFIG.replace("1001", "0"), None, None, None),
+    ],
+)
 def test_more_cells_than_array_tasks_are_several_per_task(
-    seeds: int, expected: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    cells: int,
+    config: str,
+    key: str | None,
+    array: str | None,
+    max_cells: str | None,
+    put_stub: PutStub,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
-    cells = "\n".join(["python -m recipes.gpt"] * seeds)
+    put_stub("scontrol", f"cat <<'END'\n{config}END\n" if config else "exit 1\n")
+    listing = "\n".join(["python -m recipes.gpt"] * cells)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("slurm.preflight.run_module", lambda *arguments, **options: cells)
+    monkeypatch.setattr("slurm.preflight.run_module", lambda *arguments, **options: listing)
     monkeypatch.setattr("slurm.preflight._check_cells", lambda *arguments: None)
-    job = submit.build_job(*submit.parse(["sweep", "quick"]))
-    assert job.array == expected
-    assert job.arguments == ["quick", *(["--max-cells", "2"] if seeds > 1000 else [])]
+    (tmp_path / "c.toml").write_text(f"[c]\n{key or ''}\n")
+    options = ["--clusters", "c.toml", "--cluster", "c"]
+    job = submit.build_job(*submit.parse(["sweep", "quick", *options]))
+    assert job.array == array
+    assert job.arguments == ["quick", *(["--max-cells", max_cells] if max_cells else [])]
+    search = submit.build_job(*submit.parse(["sweep", *options, "--", "--find-max-batch", "8"]))
+    assert search.arguments == ["--find-max-batch", "8"]  # a search may need many cells
+
+
+@pytest.mark.parametrize(
+    ("study", "name"),
+    [
+        ("my study.yaml", "sweep-my-study"),
+        ("a/b;c $(id).yaml", "sweep-b-c-id"),
+        ("n\n.yaml", "sweep-n"),
+        ("\u7814\u7a76.yaml", "sweep-sweep"),
+        (f"{'x' * 200}.yaml", f"sweep-{'x' * 60}"),
+        ("node-8", "sweep-node-8"),
+    ],
+)
+def test_the_name_of_a_job_is_valid_whatever_the_file_of_its_study_is_called(
+    study: str, name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("slurm.submit.to_sweep_array", lambda job, max_parallel: job)
+    job = submit.build_job(*submit.parse(["sweep", study]))
+    assert (job.name, job.arguments) == (name, [study])
+    assert Path(job.folder).name.startswith(f"{name}-")
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ("", None),
+        ("--partition night", "partition night is down"),
+        ("--partition night,gone", "partition gone is inact, partition night is down"),
+        ("--partition night,day", None),
+        ("--partition unknown", None),
+    ],
+)
+def test_a_job_for_a_partition_that_is_down_is_accepted_and_says_so(
+    options: str,
+    expected: str | None,
+    put_stub: PutStub,
+    place: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    put_stub("sbatch", "echo 7\n")
+    put_stub("sinfo", "echo 'day day* up'; echo 'night night down'; echo 'gone gone inact'\n")
+    argv = ["recipes.gpt", "--folder", "job", *options.split()]
+    assert submit.main([*argv, "--test-only"]) == 0
+    but = f", but it would wait: {expected}" if expected else ""
+    assert capsys.readouterr().out == f"SLURM accepts this job{but}; nothing was submitted\n"
+    assert submit.main(argv) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith("job     7\n")
+    assert ("note" in printed) == (expected is not None)
+    assert printed.endswith(f"\nnote    the job waits: {expected}\n") or expected is None
 
 
 @pytest.mark.parametrize(
@@ -128,6 +213,8 @@ def test_more_cells_than_array_tasks_are_several_per_task(
     [
         ("", []),
         ("--time 2:00:00", []),
+        ("--time 0", []),
+        ("--time -1", []),
         ("--time 1:00:00", ["--time-limit", "3360"]),
         ("--time 2:00:00 -- --time-limit 7000", ["--time-limit", "7000", "--time-limit", "6960"]),
         ("--time 1:00:00 -- --time-limit=60", ["--time-limit=60"]),
@@ -142,6 +229,15 @@ def test_the_time_limit_of_a_cell_follows_from_that_of_its_job(
     monkeypatch.setattr("slurm.preflight._check_cells", lambda *arguments: None)
     job = submit.build_job(*submit.parse(["sweep", "quick", *options.split()]))
     assert job.arguments == ["quick", *expected]
+
+
+def test_paths_may_begin_with_the_home_of_a_user(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    line = "recipes.gpt --folder ~/job --clusters ~/mine.toml"
+    options, _ = submit.parse(line.split())
+    assert (options.folder, options.clusters) == (tmp_path / "job", tmp_path / "mine.toml")
 
 
 def test_a_folder_belongs_to_one_job(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,8 +12,10 @@ import torch
 
 from recipes import bert, gpt, vit
 from recipes.presets import Preset
+from unitransformer.checkpoint.names import checkpoint_name
 from unitransformer.checkpoint.reader import check_files, newest_checkpoint, read_run_state
 from unitransformer.config import DataConfig, OptimizerConfig, ParallelConfig, RunConfig
+from unitransformer.objectives import Batch, Objective
 from unitransformer.parallel.strategies import INITIAL_SCALE_POWER, build_precision
 from unitransformer.record.metrics import recorded_steady_state
 from unitransformer.record.schema import load_record
@@ -59,8 +61,11 @@ def config_of(preset: Preset, text: Path, **fields: Any) -> RunConfig:
 
 
 def train(config: RunConfig, folder: Path, **options: Any) -> RunOutcome:
+    changes = {"checkpoints", "keep_checkpoints"} & options.keys()
     places = RunPaths(
-        folder=folder, checkpoints=folder / "checkpoints", record=folder / f"{config.hash()}.json"
+        folder=folder,
+        record=folder / f"{config.hash()}.json",
+        **{"checkpoints": folder / "checkpoints"} | {name: options.pop(name) for name in changes},
     )
     return run(config, places, command="a test", print_line=lambda line: None, **options)
 
@@ -238,10 +243,13 @@ def test_a_run_too_short_has_a_reason_in_place_of_a_rate(text: Path, tmp_path: P
     assert record["tokens_per_s"] is None
 
 
-def test_only_the_newest_checkpoint_is_kept(text: Path, tmp_path: Path) -> None:
-    train(config_of(gpt.PRESET, text, checkpoint_every=6), tmp_path)
-    names = [path.name for path in (tmp_path / "checkpoints").glob("step-*")]
-    assert names == ["step-00000020"]
+@pytest.mark.parametrize(("keep", "steps"), [(1, [20]), (2, [18, 20]), (9, [6, 12, 18, 20])])
+def test_the_newest_checkpoints_are_kept(
+    keep: int, steps: list[int], text: Path, tmp_path: Path
+) -> None:
+    train(config_of(gpt.PRESET, text, checkpoint_every=6), tmp_path, keep_checkpoints=keep)
+    names = sorted(path.name for path in (tmp_path / "checkpoints").glob("step-*"))
+    assert names == [checkpoint_name(step) for step in steps]
     newest = newest_checkpoint(tmp_path / "checkpoints")
     assert newest is not None
     check_files(newest)
@@ -268,6 +276,47 @@ def test_a_failing_run_leaves_a_record(
     assert record["status"] == "crashed"
     assert record["error"]["type"] == "ArithmeticError"
     assert len(record["loss"]) == 2
+
+
+def lose(monkeypatch: pytest.MonkeyPatch, name: str, number: int) -> list[int]:
+    """Lets `Objective` return NaN from call `number` of a method on; returns the list of calls."""
+    original, calls = getattr(Objective, name), list[int]()
+
+    def compute(self: Objective, batch: Batch) -> Any:
+        calls.append(len(calls) + 1)
+        value = original(self, batch)
+        is_lost = len(calls) >= number
+        if name == "forward":
+            return value * math.nan if is_lost else value
+        return value._replace(loss=value.loss * math.nan) if is_lost else value
+
+    monkeypatch.setattr(Objective, name, compute)
+    return calls
+
+
+def test_a_run_without_checkpoints_stops_within_one_log_interval_of_a_nan_loss(
+    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = lose(monkeypatch, "forward", 7)
+    config = config_of(gpt.PRESET, text, max_steps=1000, validate_every=1000, log_every=5)
+    with pytest.raises(RunFailed, match=r"loss is nan at step 7; lower optimizer\.learn"):
+        train(config, tmp_path, checkpoints=None)
+    assert len(calls) == 11  # the line of step 10 shows it, and the next step is the last
+    record = load_record(tmp_path / f"{config.hash()}.json")
+    assert (record["status"], record["error"]["type"]) == ("diverged", "FloatingPointError")
+    assert len(record["loss"]) == 6
+    assert "nan" in record["log"][-1]
+
+
+def test_a_run_stops_after_a_nan_validation(
+    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lose(monkeypatch, "score", 1)
+    config = config_of(gpt.PRESET, text, max_steps=1000)
+    with pytest.raises(RunFailed, match="validation loss is nan after step 7; lower optimizer"):
+        train(config, tmp_path, checkpoints=None)
+    record = load_record(tmp_path / f"{config.hash()}.json")
+    assert (record["status"], len(record["loss"])) == ("diverged", 8)
 
 
 def test_weight_decay_is_for_matrices_only(text: Path) -> None:

@@ -52,6 +52,25 @@ def test_a_report_as_it_was_written_has_no_errors(report: Path) -> None:
     assert "samples of 4 records and 1 certificate" in render(findings)
 
 
+def test_exports_beside_the_records_change_neither_the_report_nor_its_check(report: Path) -> None:
+    before = report.read_bytes()
+    exports = ["--json", "runs/rows.json", "--csv", "runs/rows.csv", "--html", "runs/page.html"]
+    for _ in range(2):
+        assert main(["report", "runs", *exports]) == 0
+        assert report.read_bytes() == before
+        assert lint(report).errors == ()
+
+
+def test_an_export_replaces_no_record(report: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = Path("runs/gpt.json").read_bytes()
+    Path("runs/mine.json").write_text("{}")
+    for path in ("runs/gpt.json", "runs/mine.json"):
+        assert main(["report", "runs", "--json", path]) == 2
+        message = f"error: json {path} is there and no export; choose another --json\n"
+        assert capsys.readouterr().err == message
+    assert Path("runs/gpt.json").read_bytes() == before
+
+
 def test_one_changed_digit_is_shown_with_its_line(report: Path) -> None:
     edit(report, lambda text: text.replace("2.0000 nats", "2.0001 nats", 1))
     findings = lint(report)

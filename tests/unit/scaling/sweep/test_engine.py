@@ -439,6 +439,7 @@ def test_the_first_cells_cover_every_value_of_every_axis_and_are_cheap() -> None
         (ProcessResult(exit_code=2, elapsed_s=1), None, True, "refused"),
         (ProcessResult(exit_code=-15, elapsed_s=1), None, True, "preempted"),
         (ProcessResult(exit_code=1, elapsed_s=1), "oom", False, "oom"),
+        (ProcessResult(exit_code=1, elapsed_s=1), "diverged", False, "diverged"),
         (ProcessResult(exit_code=-9, elapsed_s=1), None, True, "oom"),
         (ProcessResult(exit_code=-9, elapsed_s=1), None, False, "crashed"),
         (ProcessResult(exit_code=2, elapsed_s=1), None, False, "refused"),

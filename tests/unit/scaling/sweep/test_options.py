@@ -43,6 +43,23 @@ def test_the_command_line_changes_a_named_study() -> None:
     assert {cell.options["batch-size"] for cell in cells} == {"1", "2"}
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        "report ~nobody-here",
+        "lint ~nobody-here/a",
+        "replay ~nobody-here",
+        "report . --out ~nobody-here/a",
+    ],
+)
+def test_the_home_of_nobody_is_refused(line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(line.split()) == 2
+    error = capsys.readouterr().err
+    assert " ~nobody-here" in error
+    assert "there is no such user" in error
+    assert error.count("\n") == 1
+
+
 def test_memory_sizes_are_parsed_with_units() -> None:
     assert read("quick", "--memory-limit", "1.5GiB").limits.memory_limit_bytes == 3 * 2**29
     assert read("quick", "--memory-limit", "500 MB").limits.memory_limit_bytes == 500_000_000

@@ -113,6 +113,32 @@ def test_a_study_file_reads_off_as_text_and_not_as_false(tmp_path: Path) -> None
     )
 
 
+def test_a_study_file_keeps_names_that_look_like_other_values(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    names = "62117e96, 0012, 1_000, 2024-01-01, .inf"
+    path.write_text(f"recipe: gpt\naxes: {{data: [{names}, null]}}\nrepeats: 2e0\n")
+    study = load_study(str(path))
+    assert study.axes["data"] == (*names.split(", "), "null")
+    assert study.repeats == 2
+
+
+def test_a_study_may_lie_below_the_home_of_a_user(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "mine.yaml").write_text("recipe: gpt\naxes: {seed: [1, 2]}\n")
+    assert len(load_study("~/mine.yaml").cells()) == 2
+    with pytest.raises(ValueError, match="is neither a file nor a built-in"):
+        load_study("~nobody-here/mine.yaml")
+
+
+def test_an_axis_that_is_given_twice_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("recipe: gpt\naxes:\n  seed: 1\n  seed: 2\n")
+    with pytest.raises(ValueError, match="is not YAML: line 4 gives seed again"):
+        load_study(str(path))
+
+
 def test_a_missing_study_is_reported_with_the_nearest_name(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="did you mean quick"):
         load_study("qick")
