@@ -125,11 +125,13 @@ def test_a_preempted_job_saves_within_its_grace_time_and_resumes_when_allowed(
     assert record_of(folder)["segment_starts"][1] > 0
 
 
-# A thread holds the interpreter: the step does not end, and no signal handler runs.
+# A thread holds the interpreter: the step does not end, and no signal handler runs. It blocks
+# signals, one of which would end its sleep.
 STALL = """
-import ctypes, os, sys, threading, time
+import ctypes, os, signal, sys, threading, time
 
 def stall():
+    signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     while not os.path.exists("stall"):
         time.sleep(0.05)
     open("stalled", "w").close()
