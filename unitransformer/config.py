@@ -23,7 +23,12 @@ Strategy = Literal["auto", "single", "ddp", "fsdp", "fsdp1", "hsdp", "zero1", "z
 SHARDED: tuple[Strategy, ...] = ("fsdp", "fsdp1", "hsdp", "zero3")  # no device holds all weights
 DEEPSPEED: tuple[Strategy, ...] = ("zero1", "zero2", "zero3")
 Precision = Literal["32-true", "bf16-mixed", "bf16-true", "16-mixed"]
-Compile = Literal["off", "default", "reduce-overhead", "max-autotune"]
+Compile = Literal["off", "default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]
+# Modes that replay CUDA graphs on a GPU, and the same optimization without them.
+CUDA_GRAPH_MODES: dict[Compile, Compile] = {
+    "reduce-overhead": "default",
+    "max-autotune": "max-autotune-no-cudagraphs",
+}
 ActivationCheckpointing = Literal["off", "selective", "full"]
 
 # Fields that were added to `DataConfig` after runs were made; at these values a run is the same.
@@ -274,7 +279,29 @@ class RunConfig:
                 f"data.sequence_length {self.sequence_length} is longer than model.num_positions "
                 f"{self.model.num_positions}; shorten the sequence or raise model.num_positions"
             )
+        self._check_cuda_graphs()
         self._check_task()
+
+    def _check_cuda_graphs(self) -> None:
+        """Raises ValueError where CUDA graphs would reuse memory that is still needed.
+
+        A replayed graph frees what the one before it has returned: the gradients of the last
+        micro-batch, or what the last layer of a validation passes on. Sources: pytorch issues
+        169545, 170604.
+        """
+        parallel = self.parallel
+        if parallel.compile not in CUDA_GRAPH_MODES or parallel.accelerator == "cpu":
+            return
+        if parallel.is_sharded:
+            why = f"strategy {parallel.strategy}, whose layers are compiled one by one"
+        elif self.accumulate > 1:
+            why = f"accumulate {self.accumulate}: each micro-batch frees the gradients before it"
+        else:
+            return
+        raise ValueError(
+            f"compile {parallel.compile} replays CUDA graphs, which do not work with {why}; "
+            f"choose compile {CUDA_GRAPH_MODES[parallel.compile]}"
+        )
 
     def _check_task(self) -> None:
         """Raises ValueError if the model or the sequence length does not suit the recipe."""

@@ -4,7 +4,7 @@ import json
 import math
 import re
 from dataclasses import FrozenInstanceError, replace
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -14,11 +14,16 @@ from hypothesis import strategies as st
 from recipes import bert, gpt, vit
 from recipes.presets import Preset
 from unitransformer.config import (
+    CUDA_GRAPH_MODES,
+    SHARDED,
+    Accelerator,
+    Compile,
     DataConfig,
     ModelConfig,
     OptimizerConfig,
     ParallelConfig,
     RunConfig,
+    Strategy,
     from_dict,
     hash_values,
     to_dict,
@@ -42,6 +47,40 @@ def run_config(**changes: Any) -> RunConfig:
 
 def image_config(**changes: Any) -> ModelConfig:
     return model_config(**{"image_size": 16, "patch_size": 8, "num_positions": 5, **changes})
+
+
+# ---- CUDA graphs
+
+
+@pytest.mark.parametrize("mode", ["reduce-overhead", "max-autotune"])
+@pytest.mark.parametrize("accelerator", ["auto", "cuda", "cpu"])
+@pytest.mark.parametrize("strategy", get_args(Strategy))
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_cuda_graphs_are_refused_with_micro_batches_and_layers_compiled_one_by_one(
+    mode: Compile, accelerator: Accelerator, strategy: Strategy, accumulate: int
+) -> None:
+    def build(mode: Compile) -> RunConfig:
+        parallel = ParallelConfig(strategy=strategy, accelerator=accelerator, compile=mode)
+        return run_config(parallel=parallel, accumulate=accumulate)
+
+    without = {"reduce-overhead": "default", "max-autotune": "max-autotune-no-cudagraphs"}[mode]
+    build(without)
+    is_sharded = strategy in SHARDED
+    if accelerator == "cpu" or not (is_sharded or accumulate == 2):
+        build(mode)
+        return
+    cause = f"strategy {strategy}" if is_sharded else "accumulate 2"
+    with pytest.raises(ValueError, match=f"^compile {mode} .* {cause}.*choose compile {without}$"):
+        build(mode)
+
+
+@pytest.mark.parametrize("mode", get_args(Compile))
+def test_every_compile_mode_is_one_of_torch_and_only_those_with_cuda_graphs_are_listed(
+    mode: Compile,
+) -> None:
+    options = torch._inductor.list_mode_options().get(mode, {})
+    assert mode in ("off", *torch._inductor.list_mode_options())
+    assert options.get("triton.cudagraphs", False) == (mode in CUDA_GRAPH_MODES)
 
 
 # ---- to plain values and back

@@ -83,6 +83,7 @@ def quiet_lightning() -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
     for message in (
         ".*does not have many workers.*",
+        ".*GPU available but not used.*",  # the config decides
         ".*isinstance\\(treespec, LeafSpec\\).*",
         ".*srun. command is available on your system but is not used.*",
         ".*CUDA is not available or torch_xla is imported. Disabling autocast.*",  # FSDP1 casts
