@@ -17,6 +17,8 @@ pytestmark = [
 @pytest.mark.parametrize("is_causal", [False, True])
 def test_flash_attention_is_counted_as_three_and_a_half_forward_passes(is_causal: bool) -> None:
     """The backward pass has five products, with recomputed scores; the mask halves nothing."""
+    if torch.cuda.get_device_capability() < (8, 0):
+        pytest.skip("torch has no flash attention for GPUs older than the A100")
     q, k, v = (
         torch.randn(1, 4, 128, 64, device="cuda", dtype=torch.float16, requires_grad=True)
         for _ in range(3)
