@@ -14,8 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-import torch.utils.tensorboard
+import torch.utils.tensorboard  # noqa: F401
 
 import recipes.showcase  # noqa: F401
 from recipes.results import measured_lines
@@ -29,7 +28,13 @@ from unitransformer.launch.environment import (
     launched_shape,
     process_rank,
 )
-from unitransformer.launch.failures import RankFailure, failure_of, is_launched_rank, report_failure
+from unitransformer.launch.failures import (
+    RankFailure,
+    failure_of,
+    is_launched_rank,
+    is_out_of_memory,
+    report_failure,
+)
 from unitransformer.launch.launcher import launch
 from unitransformer.launch.signals import STOPPED_EXIT_CODE, Stopped
 from unitransformer.launch.variables import RUN_FOLDER
@@ -120,14 +125,6 @@ def _train_here(request: RunRequest, paths: RunPaths) -> int:
             resume=request.resume,
             show_bar=sys.stdout.isatty(),
         )
-    except (MemoryError, torch.OutOfMemoryError) as error:  # while the weights are allocated
-        if not report_failure(error):
-            failure, now_s = failure_of(error), time.time()
-            record_failure(
-                request.config, failure, paths.record, command=request.command, since_s=now_s
-            )
-            print(f"error: {error} (record: {paths.record})", file=sys.stderr)
-        return 1
     except RunFailed as failure:
         cause = failure.__cause__ or failure
         if isinstance(cause, Stopped):
@@ -142,6 +139,17 @@ def _train_here(request: RunRequest, paths: RunPaths) -> int:
             if not isinstance(cause, OSError | FloatingPointError):
                 traceback.print_exception(cause)
             print(f"error: {failure} (record: {paths.record})", file=sys.stderr)
+        return 1
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        if not report_failure(error):  # while the weights are allocated
+            memory_failure, now_s = failure_of(error), time.time()
+            record_failure(
+                request.config, memory_failure, paths.record, command=request.command, since_s=now_s
+            )
+            what = (str(error) or "out of memory").splitlines()[0]
+            print(f"error: {what} (record: {paths.record})", file=sys.stderr)
         return 1
     if outcome.record is None:
         return 0

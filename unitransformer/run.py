@@ -95,7 +95,7 @@ def run(
 
     Raises:
         ValueError: the hardware, the data or the checkpoint does not fit; nothing was written.
-        MemoryError, torch.OutOfMemoryError: the weights do not fit; nothing was written.
+        RuntimeError, MemoryError: the weights do not fit; nothing was written.
         RunFailed: training failed, after its record was written. Its cause is `Stopped` if a
             signal stopped all ranks at the end of a step, after they saved a checkpoint.
     """
@@ -216,7 +216,7 @@ class _Run:
             try:
                 self.trainer.fit(self.module, datamodule=self.data)
             except BaseException as error:
-                return _as_memory_error(error)
+                return error
         return None
 
     def record(self, start: Record, error: BaseException | None) -> Record | None:
@@ -271,20 +271,10 @@ def _load_data(
 
 def _build_module(config: RunConfig, resume: Resume | None, earlier: History) -> TrainingModule:
     # A checkpoint holds the weights: the file of the initial weights may no longer exist.
-    try:
-        module = TrainingModule(config if resume is None else replace(config, init_from=None))
-    except RuntimeError as error:
-        raise _as_memory_error(error) from error
+    module = TrainingModule(config if resume is None else replace(config, init_from=None))
     module.first_step = len(earlier.loss)
     module.validation = list(earlier.validation)
     return module
-
-
-def _as_memory_error(error: BaseException) -> BaseException:
-    """Converts the RuntimeError that torch's CPU allocator raises when out of memory."""
-    if type(error) is RuntimeError and "DefaultCPUAllocator: can't allocate" in str(error):
-        return MemoryError(str(error).splitlines()[0])
-    return error
 
 
 def _write(record: Record, path: Path, error: BaseException | None) -> Record:

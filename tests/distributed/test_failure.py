@@ -39,7 +39,7 @@ pytestmark = pytest.mark.usefixtures("_no_orphans")
 
 
 def run_out_of_memory() -> None:
-    raise torch.OutOfMemoryError("injected: no memory left in rank 1")
+    raise torch.distributed.DistBackendError("injected\nCuda failure 2 'out of memory'")
 
 
 def kill_itself() -> None:
@@ -57,7 +57,7 @@ RAISES = (raise_error, "ArithmeticError", "crashed", "injected in rank 1")
     ("strategy", "what", "kind", "status", "said"),
     [
         *((strategy, *RAISES) for strategy in ("ddp", "fsdp", "fsdp1", "zero2", "zero3")),
-        ("ddp", run_out_of_memory, "OutOfMemoryError", "oom", "injected: no memory left"),
+        ("ddp", run_out_of_memory, "OutOfMemoryError", "oom", "Cuda failure 2 'out of memory'"),
         ("fsdp", kill_itself, "SIGKILL", "crashed", "rank 1 was killed by SIGKILL"),
         ("ddp", leave, "ExitCode", "crashed", "rank 1 ended with exit code 3 and no error message"),
     ],
@@ -74,7 +74,7 @@ def test_a_failing_rank_ends_all_ranks_and_is_named(
     assert (record["error"]["type"], record["error"]["rank"]) == (kind, 1)
     assert said in record["error"]["message"]
     log = (tmp_path / "run" / "output.log").read_text()
-    assert f"error: rank 1 of 2: {record['error']['message']}" in log.splitlines()[-1]
+    assert f"error: rank 1 of 2: {record['error']['message']} (record: " in log
     assert "Connection closed" not in log  # the error of the other rank is a consequence
 
 

@@ -1,12 +1,14 @@
 """Reports why a rank failed, finds the first failure, and writes it into the record."""
 
 import contextlib
+import errno
 import json
 import os
+import re
 import signal
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -24,6 +26,13 @@ STATUS_OF_ERROR: dict[str, Status] = {  # by name of the type; of all others it 
     "SystemExit": "preempted",
     "FloatingPointError": "diverged",  # the loss is not finite
 }
+# Messages of errors that have no type of their own: PyTorch raises RuntimeError or a subclass.
+_OUT_OF_MEMORY = re.compile(
+    "out of memory"  # CUDA, its driver, HIP, Triton, and NCCL's Cuda failure 2
+    "|[A-Z]_ALLOC_FAILED"  # cuBLAS, cuDNN, cuSOLVER, hipBLAS
+    "|Failed to CUDA .*alloc"  # NCCL's last error, when that of CUDA came before
+    "|DefaultCPUAllocator: can't allocate|Cannot allocate memory|std::bad_alloc"  # host
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,12 +85,35 @@ def _torchrun_timestamp(path: Path) -> int:
     return timestamp
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory of a device or of the host ran out, or an error follows from that."""
+    return any(map(_says_out_of_memory, _causes(error)))
+
+
+def _says_out_of_memory(error: BaseException) -> bool:
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    if isinstance(error, RuntimeError) and _OUT_OF_MEMORY.search(str(error)):
+        return True
+    return any(STATUS_OF_ERROR.get(kind.__name__) == "oom" for kind in type(error).__mro__)
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """Yields an error and those that it follows from."""
+    cause: BaseException | None = error
+    seen: set[int] = set()
+    while cause is not None and id(cause) not in seen:
+        yield cause
+        seen.add(id(cause))
+        # PyTorch's compiler raises its errors `from None`, and keeps the cause in a field.
+        cause = cause.__cause__ or getattr(cause, "inner_exception", None) or cause.__context__
+
+
 def failure_of(error: BaseException, *, rank: int = 0, is_bad_usage: bool = False) -> RankFailure:
     """Describes the failure of a rank that an exception has just ended."""
-    cause: BaseException | None = error
-    while cause is not None and not isinstance(cause, OSError):
-        cause = cause.__cause__ or cause.__context__
     names = [kind.__name__ for kind in type(error).__mro__]
+    if is_out_of_memory(error):
+        names.append("OutOfMemoryError")
     return RankFailure(
         rank=rank,
         type=next((name for name in names if name in STATUS_OF_ERROR), names[0]),
@@ -89,7 +121,7 @@ def failure_of(error: BaseException, *, rank: int = 0, is_bad_usage: bool = Fals
         lines="".join(traceback.format_exception(error)).splitlines(),
         is_bad_usage=is_bad_usage,
         at_s=time.time(),
-        errno=None if cause is None else cause.errno,
+        errno=next((cause.errno for cause in _causes(error) if isinstance(cause, OSError)), None),
     )
 
 
