@@ -216,8 +216,19 @@ def test_more_gpus_than_the_machine_has_are_refused_with_both_counts(
     refuse: Refuse, monkeypatch: pytest.MonkeyPatch, found: int, cure: str
 ) -> None:
     monkeypatch.setattr(process, "count_gpus", lambda: found)
+    monkeypatch.setattr(process, "driver_versions", dict)
     said = refuse(f"{TEXT} --devices 8 --accelerator cuda --precision 32-true")
     assert said == f"devices is 8 and this machine has {found} GPUs; {cure}"
+
+
+def test_a_driver_beside_a_torch_that_finds_no_gpu_is_refused(
+    refuse: Refuse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(process, "count_gpus", lambda: 0)
+    monkeypatch.setattr(process, "driver_versions", lambda: {"nvidia driver": "535.104.05"})
+    said = refuse(f"{TEXT} --accelerator auto")
+    assert said.startswith("this machine has NVIDIA driver 535.104.05, but torch ")
+    assert said.endswith(", or use --accelerator cpu")
 
 
 def test_float16_is_refused_on_a_cpu_with_deepspeed(

@@ -13,8 +13,13 @@ import torch
 
 from unitransformer.config import ParallelConfig, RunConfig
 from unitransformer.costs.memory import choose_strategy
-from unitransformer.launch.environment import check_launched
-from unitransformer.machine.host import available_cores, memory_bytes
+from unitransformer.launch.environment import check_launched, launched_shape
+from unitransformer.machine.host import available_cores, driver_versions, memory_bytes
+
+# Oldest NVIDIA driver of a CUDA version, and a wheel of torch that is built for it. Source:
+# https://docs.nvidia.com/deploy/cuda-compatibility/minor-version-compatibility.html
+DRIVERS = {13: (580, "cu130"), 12: (525, "cu126")}
+WHEELS = "https://download.pytorch.org/whl"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,17 +56,31 @@ def gpu_software() -> dict[str, str]:
 def choose_device(parallel: ParallelConfig) -> Literal["cpu", "cuda"]:
     """Returns the device type of `parallel`.
 
-    Raises ValueError for too few GPUs, a precision that the device lacks, or missing DeepSpeed.
+    Raises ValueError for too few GPUs or GPUs that torch cannot use, a precision that the device
+    lacks, or missing DeepSpeed.
     """
     num_gpus = count_gpus()
+    if num_gpus == 0 and parallel.accelerator != "cpu":
+        check_driver()
+    check_launched(parallel)
     is_cuda = parallel.accelerator == "cuda" or (parallel.accelerator == "auto" and num_gpus > 0)
     device: Literal["cpu", "cuda"] = "cuda" if is_cuda else "cpu"
     if is_cuda and parallel.devices > num_gpus:
         fix = f"use --devices {num_gpus}" if num_gpus else "use --accelerator cpu"
+        if num_gpus and launched_shape() is not None:
+            fix = (
+                f"let each rank see all GPUs of its node (srun --gpus-per-node={parallel.devices} "
+                f"--gpu-bind=none), or start {num_gpus} per node"
+            )
+            raise ValueError(
+                f"the launcher has started {parallel.devices} ranks on this node, and this rank "
+                f"sees {num_gpus} of its GPUs; {fix}"
+            )
         raise ValueError(
             f"devices is {parallel.devices} and this machine has {num_gpus} GPUs; {fix}"
         )
-    check_launched(parallel)
+    if is_cuda:
+        check_kernels(parallel.devices)
     check_precision(parallel, device)
     if parallel.cpu_offload and device == "cpu":
         raise ValueError("cpu_offload is for GPUs: on a CPU everything is in host memory already")
@@ -71,6 +90,58 @@ def choose_device(parallel: ParallelConfig) -> Literal["cpu", "cuda"]:
             "pip install 'deepspeed>=0.19', or choose fsdp"
         )
     return device
+
+
+def check_driver() -> None:
+    """Raises ValueError, where torch finds no GPU, if this machine has an NVIDIA driver."""
+    driver = driver_versions().get("nvidia driver")
+    if driver is None:
+        return
+    visible, cuda = os.environ.get("CUDA_VISIBLE_DEVICES"), torch.version.cuda
+    installed = int(driver.split(".")[0])
+    needed, _ = DRIVERS.get(int((cuda or "0").split(".")[0]), (0, ""))
+    wheel = next((name for least, name in DRIVERS.values() if installed >= least), None)
+    fix = f"pip install --force-reinstall torch torchvision --index-url {WHEELS}/{wheel}"
+    if wheel is None:
+        fix = f"update the driver to {min(least for least, _ in DRIVERS.values())} or newer"
+    if cuda is None:
+        why = "for ROCm" if torch.version.hip else "without CUDA"
+        why = f"is built {why}; {fix}"
+    elif installed < needed:
+        why = f"is built for CUDA {cuda}, which needs driver {needed} or newer; {fix}"
+    elif visible is not None:
+        why = f"finds no GPU, and CUDA_VISIBLE_DEVICES is {visible!r}; unset it"
+    else:
+        why = "finds no GPU; see what nvidia-smi says, and give a container its GPUs"
+    raise ValueError(
+        f"this machine has NVIDIA driver {driver}, but torch {torch.__version__} {why}, or use "
+        "--accelerator cpu"
+    )
+
+
+def check_kernels(num_gpus: int) -> None:
+    """Raises ValueError for the first GPU for which this build of torch has no kernels.
+
+    Kernels run on later GPUs of the same major version, and PTX (`compute_`) on all later ones.
+    Source: https://docs.nvidia.com/cuda/blackwell-compatibility-guide
+    """
+    built = torch.cuda.get_arch_list()
+    if torch.version.hip is not None or not built:
+        return
+    for index in range(num_gpus):
+        capability = torch.cuda.get_device_capability(index)
+        for architecture in built:
+            kind, _, number = architecture.partition("_")
+            code = divmod(int(number.rstrip("af")), 10)
+            if code <= capability and (kind == "compute" or code[0] == capability[0]):
+                break
+        else:
+            name, number = torch.cuda.get_device_name(index), "".join(map(str, capability))
+            raise ValueError(
+                f"{name} is of architecture sm_{number}, and torch {torch.__version__} has kernels "
+                f"for {' '.join(built)} only; install torch for another CUDA version "
+                f"(sm_70: from {WHEELS}/cu126), or use --accelerator cpu"
+            )
 
 
 def device_memory_bytes(parallel: ParallelConfig, device: str) -> int | None:

@@ -65,7 +65,9 @@ class Instruments(pl.Callback):
         self._measure_ceiling(device)
         reset_peaks(device)
         if device.type == "cuda":
-            self.telemetry = Telemetry(uuid=str(torch.cuda.get_device_properties(device).uuid))
+            uuid = str(torch.cuda.get_device_properties(device).uuid)
+            # AMD's GPUs have an identifier too, which NVML does not know.
+            self.telemetry = Telemetry(uuid=None if torch.version.hip else uuid)
         self.telemetry.start(self._step, holds_context=device.type == "cuda")
         self._host = [sample_host()]
         self.ledger.start()

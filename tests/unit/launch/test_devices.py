@@ -1,15 +1,166 @@
-"""A run flushes denormal floats in all threads that compute, also in those that exist already."""
+"""Tests which device a run uses, what it refuses, and that all threads flush denormal floats."""
 
 import multiprocessing
+import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 import torch
 
-from unitransformer.config import ParallelConfig
+from unitransformer.config import Accelerator, ParallelConfig
 from unitransformer.launch import devices
-from unitransformer.launch.devices import keeps_denormals, set_up_process
+from unitransformer.launch.devices import choose_device, keeps_denormals, set_up_process
+
+CUDA_13 = ["sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120", "compute_120"]
+CUDA_12_6 = ["sm_50", "sm_60", "sm_70", "sm_75", "sm_80", "sm_86", "sm_90"]
+
+
+def pretend(
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    gpus: int = 0,
+    driver: str | None = None,
+    cuda: str | None = None,
+    hip: str | None = None,
+    architectures: Sequence[str] = (),
+    capability: tuple[int, int] = (9, 0),
+) -> None:
+    """Replaces what torch and the driver say about this machine."""
+    versions = {} if driver is None else {"nvidia driver": driver}
+    monkeypatch.setattr(devices, "count_gpus", lambda: gpus)
+    monkeypatch.setattr(devices, "driver_versions", lambda: versions)
+    monkeypatch.setattr(torch.version, "cuda", cuda)
+    monkeypatch.setattr(torch.version, "hip", hip)
+    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: list(architectures))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: capability)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "NVIDIA GPU")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+
+
+# ---- a driver, and no GPU that torch can use
+
+
+@pytest.mark.parametrize(
+    ("driver", "cuda", "hip", "reason"),
+    [
+        (
+            "535.104.05",
+            "13.0",
+            None,
+            "is built for CUDA 13.0, which needs driver 580 or newer; pip "
+            "install --force-reinstall torch torchvision --index-url https://download.pytorch.org/whl/"
+            "cu126, or use --accelerator cpu",
+        ),
+        (
+            "470.82.01",
+            "13.2",
+            None,
+            "is built for CUDA 13.2, which needs driver 580 or newer; "
+            "update the driver to 525 or newer, or use --accelerator cpu",
+        ),
+        ("470.82.01", "12.6", None, "is built for CUDA 12.6, which needs driver 525 or newer; "),
+        (
+            "580.65.06",
+            None,
+            None,
+            "is built without CUDA; pip install --force-reinstall torch "
+            "torchvision --index-url https://download.pytorch.org/whl/cu130, or use",
+        ),
+        ("580.65.06", None, "7.1", "is built for ROCm; pip install --force-reinstall torch "),
+        ("580.65.06", "13.0", None, "finds no GPU; see what nvidia-smi says, and give a container"),
+        ("550.54.15", "12.6", None, "finds no GPU; see what nvidia-smi says, and give a container"),
+    ],
+)
+@pytest.mark.parametrize("accelerator", ["auto", "cuda"])
+def test_a_driver_without_a_usable_gpu_is_refused_and_the_fitting_wheel_named(
+    driver: str,
+    cuda: str | None,
+    hip: str | None,
+    reason: str,
+    accelerator: Accelerator,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pretend(monkeypatch, driver=driver, cuda=cuda, hip=hip)
+    start = f"this machine has NVIDIA driver {driver}, but torch {torch.__version__} {reason}"
+    with pytest.raises(ValueError, match=f"^{re.escape(start)}"):
+        choose_device(ParallelConfig(accelerator=accelerator))
+    assert choose_device(ParallelConfig(accelerator="cpu")) == "cpu"
+
+
+@pytest.mark.parametrize("visible", ["", "-1", "NoDevFiles"])
+def test_hidden_gpus_are_named_as_hidden(visible: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend(monkeypatch, driver="580.65.06", cuda="13.0")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    with pytest.raises(ValueError, match=f"CUDA_VISIBLE_DEVICES is '{visible}'; unset it, or use"):
+        choose_device(ParallelConfig())
+
+
+def test_a_machine_without_a_driver_uses_its_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend(monkeypatch, cuda="13.0")
+    assert choose_device(ParallelConfig()) == "cpu"
+
+
+# ---- a GPU that torch has no kernels for
+
+
+@pytest.mark.parametrize(
+    ("capability", "architectures", "hip", "is_refused"),
+    [
+        ((7, 0), CUDA_13, None, True),  # V100
+        ((7, 0), CUDA_12_6, None, False),
+        ((7, 5), CUDA_13, None, False),
+        ((8, 9), CUDA_13, None, False),  # runs the kernels of 8.6
+        ((8, 0), ["sm_86"], None, True),
+        ((9, 0), ["sm_90a"], None, False),
+        ((10, 3), CUDA_13, None, False),
+        ((10, 0), CUDA_12_6, None, True),  # B200
+        ((12, 1), CUDA_13, None, False),
+        ((13, 0), CUDA_13, None, False),  # compiles its PTX
+        ((13, 0), CUDA_13[:-1], None, True),
+        ((9, 4), ["gfx90a", "gfx942"], "7.1", False),
+        ((9, 0), [], None, False),
+    ],
+)
+def test_a_gpu_is_refused_if_torch_has_no_kernels_for_it(
+    capability: tuple[int, int],
+    architectures: list[str],
+    hip: str | None,
+    is_refused: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pretend(monkeypatch, gpus=2, hip=hip, architectures=architectures, capability=capability)
+    config = ParallelConfig(devices=2, strategy="ddp")
+    if not is_refused:
+        assert choose_device(config) == "cuda"
+        return
+    name = f"sm_{capability[0]}{capability[1]}"
+    with pytest.raises(
+        ValueError, match=f"^NVIDIA GPU is of architecture {name}, and torch .* has"
+    ):
+        choose_device(config)
+    assert choose_device(ParallelConfig(accelerator="cpu")) == "cpu"
+
+
+# ---- ranks that do not see every GPU
+
+
+@pytest.mark.parametrize("visible", [1, 4])
+def test_ranks_that_see_too_few_gpus_are_told_to_see_all_of_their_node(
+    visible: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pretend(monkeypatch, gpus=visible)
+    for name, value in {"RANK": "3", "WORLD_SIZE": "16", "LOCAL_WORLD_SIZE": "8"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match=r"^the launcher has started 8 ranks on this node") as error:
+        choose_device(ParallelConfig(devices=8, num_nodes=2, strategy="ddp"))
+    assert f"sees {visible} of its GPUs" in str(error.value)
+    assert "srun --gpus-per-node=8 --gpu-bind=none" in str(error.value)
+    with pytest.raises(ValueError, match="the launcher has started 8 ranks on each of 2 nodes"):
+        choose_device(ParallelConfig(devices=1, num_nodes=2, strategy="ddp"))
+
+
+# ---- denormal floats
 
 
 def compute_with_two_threads() -> None:

@@ -99,6 +99,18 @@ def test_a_ceiling_merges_measurements_before_and_after_training() -> None:
     assert ceiling["matmul_flops_per_s"] == best
 
 
+def test_nvml_is_not_asked_about_a_gpu_of_amd(monkeypatch: pytest.MonkeyPatch) -> None:
+    properties = SimpleNamespace(name="AMD Instinct MI300X", uuid=UUID)
+    monkeypatch.setattr(torch.version, "hip", "7.1")
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda of: properties)
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda of: None)
+    monkeypatch.setitem(sys.modules, "pynvml", FakeNvml(has_driver=False))
+    reader = Instruments(replace(make_config(), ceiling_s=0.0), first_step=0)
+    module: Any = SimpleNamespace(device=torch.device("cuda", 0))
+    reader.on_train_start(SimpleNamespace(global_step=0), module)  # type: ignore[arg-type]
+    assert reader.telemetry.missing == {"all": "no NVIDIA GPU"}
+
+
 def test_gpu_telemetry_and_peak_memory_begin_with_training(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
