@@ -31,10 +31,18 @@ _SHEETS = {
     "volta-v100-datasheet-update-us-1165301-r5.pdf",
     "t4": _NVIDIA_FILES + "tesla-t4/t4-tensor-core-datasheet-951643.pdf",
     "a10": _NVIDIA_FILES + "a10/pdf/a10-datasheet.pdf",
+    "a10g": "https://d1.awsstatic.com/product-marketing/ec2/"
+    "NVIDIA_AWS_A10G_DataSheet_FINAL_02_17_2022.pdf",
+    "a30": "https://www.nvidia.com/content/dam/en-zz/Solutions/data-center/products/a30-gpu/pdf/"
+    "a30-datasheet.pdf",
+    "a40": "https://images.nvidia.com/content/Solutions/data-center/a40/nvidia-a40-datasheet.pdf",
+    "a5000": "https://www.nvidia.com/content/dam/en-zz/Solutions/products/workstations/"
+    "nvidia-rtx-a5000-datasheet.pdf",
     "a100": _NVIDIA_FILES + "a100/pdf/nvidia-a100-datasheet-us-nvidia-1758950-r4-web.pdf",
     "ampere": "https://www.nvidia.com/content/PDF/"
     "nvidia-ampere-ga-102-gpu-architecture-whitepaper-v2.1.pdf",
     "l4": _NVIDIA + "l4/",
+    "l40": _NVIDIA + "l40/",
     "l40s": _NVIDIA + "l40s/",
     "h100": _NVIDIA + "h100/",
     "hopper": "https://resources.nvidia.com/en-us-tensor-core/gtc22-whitepaper-hopper",
@@ -45,7 +53,13 @@ _SHEETS = {
     "gb300": _NVIDIA + "gb300-nvl72/",
     "ada": _GEFORCE + "ada/nvidia-ada-gpu-architecture.pdf",
     "rtx50": _GEFORCE + "blackwell/nvidia-rtx-blackwell-gpu-architecture.pdf",
+    "ada6k": "https://www.nvidia.com/en-us/products/workstations/rtx-6000/",
+    "pro6k": "https://www.nvidia.com/content/dam/en-zz/Solutions/design-visualization/"
+    "quadro-product-literature/NVIDIA-RTX-Blackwell-PRO-GPU-Architecture-v1.0.pdf",
+    "mi210": "https://www.amd.com/content/dam/amd/en/documents/instinct-business-docs/"
+    "product-briefs/instinct-mi210-brochure.pdf",
     "mi200": _AMD + "instinct-mi200-datasheet.pdf",
+    "mi300a": _AMD + "data-sheets/amd-instinct-mi300a-data-sheet.pdf",
     "mi300x": _AMD + "data-sheets/amd-instinct-mi300x-data-sheet.pdf",
     "mi325x": "https://www.amd.com/en/products/accelerators/instinct/mi300/mi325x.html",
     "mi355x": _AMD + "product-briefs/amd-instinct-mi355x-gpu-brochure.pdf",
@@ -63,12 +77,18 @@ _TABLE: dict[str, tuple[float, float | None, float, float | None, float | None,
     "V100S PCIe":    (16.4,     _NO,      130,      _NO,      _NO,      1134, _PCI, 32,   "volta"),
     "T4":            (8.1,      _NO,      65,       _NO,      _NO,      320,  _PCI, 32,   "t4"),
     "A10":           (31.2,     62.5,     125,      125,      _NO,      600,  _PCI, 64,   "a10"),
+    "A10G":          (35,       35,       70,       70,       _NO,      600,  _PCI, 64,   "a10g"),
+    "A30":           (10.3,     82,       165,      165,      _NO,      933,  _PCI, 64,   "a30"),
+    "A40":           (37.4,     74.8,     149.7,    149.7,    _NO,      696,  _PCI, 64,   "a40"),
     "A100 40GB SXM": (19.5,     156,      312,      312,      _NO,      1555, _NVL, 600,  "a100"),
     "A100 80GB SXM": (19.5,     156,      312,      312,      _NO,      2039, _NVL, 600,  "a100"),
     "A100 40GB PCIe":(19.5,     156,      312,      312,      _NO,      1555, _PCI, 64,   "a100"),
     "A100 80GB PCIe":(19.5,     156,      312,      312,      _NO,      1935, _PCI, 64,   "a100"),
+    "A5000":         (27.8,     222.2 / 4, 222.2 / 2, 222.2 / 2, _NO,   768,  _PCI, 64,   "a5000"),
     "A6000":         (38.7,     77.4,     154.8,    154.8,    _NO,      768,  _PCI, 64,   "ampere"),
     "L4":            (30.3,     120 / 2,  242 / 2,  242 / 2,  485 / 2,  300,  _PCI, 64,   "l4"),
+    "L40":           (90.5,     90.5,     181.05,   181.05,   362,      864,  _PCI, 64,   "l40"),
+    "RTX 6000 Ada":  (91.1,     1457 / 8, 1457 / 4, 1457 / 4, 1457 / 2, 960,  _PCI, 64,   "ada6k"),
     "L40S":          (91.6,     183,      362.05,   362.05,   733,      864,  _PCI, 64,   "l40s"),
     "H100 SXM":      (67,       989 / 2,  1979 / 2, 1979 / 2, 3958 / 2, 3350, _NVL, 900,  "h100"),
     "H100 PCIe":     (51.2,     378,      756,      756,      1513,     2000, _PCI, 128,  "hopper"),
@@ -83,8 +103,14 @@ _TABLE: dict[str, tuple[float, float | None, float, float | None, float | None,
     "GB300":         (80,       2500 / 2, 5000 / 2, 5000 / 2, 10e3 / 2, 8000, _NVL, 1800, "gb300"),
     "RTX 3090":      (35.6,     35.6,     71,       71,       _NO,      936,  _PCI, 64,   "ampere"),
     "RTX 4090":      (82.6,     82.6,     165.2,    165.2,    330.3,    1008, _PCI, 64,   "ada"),
+    "RTX PRO 6000":  (125,      251.9,    503.8,    503.8,    1007.6,   1792, _PCI, 128,  "pro6k"),
+    "RTX PRO 6000 Max-Q":
+                     (110,      3511 / 16, 3511 / 8, 3511 / 8, 3511 / 4, 1792, _PCI, 128, "pro6k"),
+    "RTX 5080":      (56.3,     56.3,     112.6,    112.6,    225.1,    960,  _PCI, 128,  "rtx50"),
     "RTX 5090":      (104.8,    104.8,    209.5,    209.5,    419,      1792, _PCI, 128,  "rtx50"),
+    "MI210":         (45.3,     _NO,      181,      181,      _NO,      1600, _PCI, 64,   "mi210"),
     "MI250X":        (95.7 / 2, _NO,      383 / 2,  383 / 2,  _NO,      1600, _INF, 400,  "mi200"),
+    "MI300A":        (122.6,    490.3,    980.6,    980.6,    1961.2,   5300, _INF, 1024, "mi300a"),
     "MI300X":        (163.4,    653.7,    1307.4,   1307.4,   2614.9,   5300, _INF, 896,  "mi300x"),
     "MI325X":        (163.4,    653.7,    1307.4,   1307.4,   2614.9,   6000, _INF, 896,  "mi325x"),
     "MI355X":        (157.3,    _NO,      2516.6,   2516.6,   5033.2,   8000, _INF, 1075, "mi355x"),
@@ -100,15 +126,22 @@ _DRIVER_NAMES = {
     "A100 40GB SXM": ("A100-SXM4-40GB",),
     "A100 80GB SXM": ("A100-SXM4-80GB",),
     "A100 40GB PCIe": ("A100-PCIE-40GB",),
+    "A5000": ("RTX A5000",),
     "A6000": ("RTX A6000",),
+    "RTX 6000 Ada": ("RTX 6000 Ada Generation",),
+    "RTX PRO 6000": ("RTX PRO 6000 Blackwell Workstation Edition",),
+    "RTX PRO 6000 Max-Q": ("RTX PRO 6000 Blackwell Max-Q Workstation Edition",),
     "H100 SXM": ("H100 80GB HBM3",),
     "GH200 96GB": ("GH200 480GB", "GH200 120GB"),  # sizes of the CPU's memory
     "GH200 144GB": ("GH200 144G HBM3e",),
     "B300": ("B300 SXM6 AC",),
     "RTX 3090": ("GeForce RTX 3090",),
     "RTX 4090": ("GeForce RTX 4090",),
+    "RTX 5080": ("GeForce RTX 5080",),
     "RTX 5090": ("GeForce RTX 5090",),
+    "MI210": ("AMD Instinct MI210",),
     "MI250X": ("AMD Instinct MI250X",),
+    "MI300A": ("AMD Instinct MI300A",),
     "MI300X": ("AMD Instinct MI300X", "AMD Instinct MI300X OAM"),
     "MI325X": ("AMD Instinct MI325X", "AMD Instinct MI325X OAM"),
     "MI355X": ("AMD Instinct MI355X", "AMD Instinct MI355X OAM"),
@@ -123,9 +156,14 @@ _BRIDGE = "a bridge joins two of them by NVLink at {} GB/s"
 _TO_CPU = "the link leads to its CPU; the link between GPUs depends on the system"
 _REMARKS = {
     "T4": "the data sheet rounds memory to 300 GB/s; 5001 MHz x 2 x 32 bytes are 320",
+    "A10G": "made for one cloud; its matrix units are slower than those of the A10",
+    "A30": _BRIDGE.format(200),
+    "A40": _BRIDGE.format(112.5),
     "A100 40GB PCIe": _BRIDGE.format(600) + "; 250 W hold its clock below the SXM's",
     "A100 80GB PCIe": _BRIDGE.format(600) + "; 300 W hold its clock below the SXM's",
+    "A5000": "the data sheet prints 222.2 in float16 with sparsity; " + _BRIDGE.format(112.5),
     "A6000": "the data sheet prints 309.7 with sparsity; " + _BRIDGE.format(112.5),
+    "RTX 6000 Ada": "the data sheet prints 1457.0 in fp8 with sparsity",
     "L40S": "the data sheet prints 733 with sparsity, which is not quite twice this; its 142 units "
     "at 2520 MHz do 366.4",
     "H100 PCIe": _BRIDGE.format(600) + "; fewer units and a lower clock than the SXM",
@@ -139,12 +177,34 @@ _REMARKS = {
     "GB300": _NVL72,
     "RTX 3090": _GEFORCE_RATE + "; " + _BRIDGE.format(112.5),
     "RTX 4090": _GEFORCE_RATE,
+    "RTX PRO 6000": "the data sheet rounds to 4000 in fp4 with sparsity, eight times float16",
+    "RTX PRO 6000 Max-Q": "the data sheet prints 3511 in fp4 with sparsity, eight times float16",
+    "RTX 5080": _GEFORCE_RATE,
     "RTX 5090": _GEFORCE_RATE + "; it may clock above the 2407 MHz its peaks are given for",
+    "MI210": "float32 is that of matrix units; bridges join two or four at up to 300 GB/s",
     "MI250X": "torch sees each of its two dies as a device: all values are half the card's; "
     "float32 is that of matrix units",
+    "MI300A": "of the whole chip, which has CPU cores too; eight links of 128 GB/s, some for PCIe",
     "MI300X": "of the whole card, not of a partition (CPX, DPX)",
     "MI325X": "of the whole card, not of a partition (CPX, DPX)",
     "MI355X": "of the whole card, not of a partition; TF32 is emulated",
+}
+
+# Left out on purpose, by the name that the driver prints without "NVIDIA ".
+_NO_SHEET = "its maker publishes no data sheet outside of one country or customer"
+_SPARSE = "its data sheet gives tensor peaks only with sparsity, in a narrower format"
+_TWO_GPUS = "it is one name of two GPUs with different peaks"
+REFUSED = {
+    **dict.fromkeys(("H20", "H20-3e", "H800", "H800 PCIe", "H800 NVL"), _NO_SHEET),
+    **dict.fromkeys(("A800-SXM4-80GB", "A800 80GB PCIe", "A100-SXM-64GB"), _NO_SHEET),
+    "GeForce RTX 4090 D": _NO_SHEET,
+    "Tesla V100-SXM3-32GB": "its maker publishes only the sum over the 16 GPUs of a DGX-2",
+    "GeForce RTX 3080": _TWO_GPUS,  # with 10 and with 12 GB
+    "AMD Instinct MI250X / MI250": _TWO_GPUS,
+    "GeForce RTX 4080 SUPER": _SPARSE,
+    "RTX PRO 6000 Blackwell Server Edition": "its data sheet gives tensor peaks only with sparsity, "
+    "rounded to whole PFLOP/s",
+    "GB10": _SPARSE,
 }
 
 
@@ -194,9 +254,8 @@ def why_unknown(device_name: str) -> str:
     """Returns why `find_gpu` finds no GPU."""
     if " MIG " in device_name:
         return f"{device_name} is a slice of a GPU, whose share of the peak is not published"
-    if device_name == "AMD Instinct MI250X / MI250":
-        return f"{device_name} is one name of two GPUs with different peaks"
-    return f"{device_name} is not in the table of dense peaks, and no other GPU stands in for it"
+    why = REFUSED.get(device_name.removeprefix("NVIDIA "), "no other GPU stands in for it")
+    return f"{device_name} is not in the table of dense peaks: {why}"
 
 
 @dataclass(frozen=True, kw_only=True)
