@@ -192,7 +192,7 @@ _REMARKS = {
 
 # Left out on purpose, by the name that the driver prints without "NVIDIA ".
 _NO_SHEET = "its maker publishes no data sheet outside of one country or customer"
-_SPARSE = "its data sheet gives tensor peaks only with sparsity, in a narrower format"
+_SPARSE = "its data sheet gives tensor peaks only with sparsity"
 _TWO_GPUS = "it is one name of two GPUs with different peaks"
 REFUSED = {
     **dict.fromkeys(("H20", "H20-3e", "H800", "H800 PCIe", "H800 NVL"), _NO_SHEET),
@@ -202,8 +202,7 @@ REFUSED = {
     "GeForce RTX 3080": _TWO_GPUS,  # with 10 and with 12 GB
     "AMD Instinct MI250X / MI250": _TWO_GPUS,
     "GeForce RTX 4080 SUPER": _SPARSE,
-    "RTX PRO 6000 Blackwell Server Edition": "its data sheet gives tensor peaks only with sparsity, "
-    "rounded to whole PFLOP/s",
+    "RTX PRO 6000 Blackwell Server Edition": _SPARSE + ", rounded to whole PFLOP/s",
     "GB10": _SPARSE,
 }
 

@@ -146,7 +146,7 @@ def test_a_gpu_is_refused_if_torch_has_no_kernels_for_it(
 
 
 @pytest.mark.parametrize("visible", [1, 4])
-def test_ranks_that_see_too_few_gpus_are_told_to_see_all_of_their_node(
+def test_ranks_that_see_too_few_gpus_are_refused_with_the_option_of_srun(
     visible: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pretend(monkeypatch, gpus=visible)
