@@ -93,8 +93,8 @@ def resolve(command: ParsedCommand) -> "ResolvedConfig":
     options = command.options
     check_paths(options)
     environment.adopt_launcher()
-    num_gpus = hardware.count_gpus()
-    on_gpu = options.accelerator != "cpu" and num_gpus > 0
+    num_gpus = 0 if options.accelerator == "cpu" else hardware.count_gpus()
+    on_gpu = num_gpus > 0
     defaults = command.preset.cuda if on_gpu else command.preset.cpu
     if on_gpu and not hardware.has_bf16():
         defaults = replace(defaults, precision="16-mixed")

@@ -8,6 +8,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Compiler processes forked from a process with threads can deadlock.
 os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"
 
+# Asks NVML whether there is a GPU: asking CUDA would break it in the ranks that tests fork.
+os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
+
 from collections.abc import Iterator
 from pathlib import Path
 

@@ -39,7 +39,10 @@ def resolve(config: RunConfig) -> ResolvedConfig:
 
 
 def count_gpus() -> int:
-    """Returns the number of GPUs this process can use."""
+    """Returns the number of GPUs this process can use.
+
+    Initializes the driver, after which a forked process cannot use it: not for runs on a CPU.
+    """
     return torch.cuda.device_count() if torch.cuda.is_available() else 0
 
 
@@ -59,11 +62,13 @@ def choose_device(parallel: ParallelConfig) -> Literal["cpu", "cuda"]:
     Raises ValueError for too few GPUs or GPUs that torch cannot use, a precision that the device
     lacks, or missing DeepSpeed.
     """
-    num_gpus = count_gpus()
-    if num_gpus == 0 and parallel.accelerator != "cpu":
-        check_driver()
+    is_cuda, num_gpus = False, 0
+    if parallel.accelerator != "cpu":
+        num_gpus = count_gpus()
+        if num_gpus == 0:
+            check_driver()
+        is_cuda = parallel.accelerator == "cuda" or num_gpus > 0
     check_launched(parallel)
-    is_cuda = parallel.accelerator == "cuda" or (parallel.accelerator == "auto" and num_gpus > 0)
     device: Literal["cpu", "cuda"] = "cuda" if is_cuda else "cpu"
     if is_cuda and parallel.devices > num_gpus:
         fix = f"use --devices {num_gpus}" if num_gpus else "use --accelerator cpu"

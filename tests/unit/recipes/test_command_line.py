@@ -248,6 +248,16 @@ def test_auto_explains_its_choice_for_several_ranks(
     assert f", {strategy}, " in output  # device and precision
 
 
+def test_a_run_on_the_cpu_does_not_initialize_the_driver_of_a_gpu(
+    call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail() -> int:
+        raise AssertionError("ranks are forked, and could not use the driver any more")
+
+    monkeypatch.setattr(devices, "count_gpus", fail)
+    assert " 1 x 2 cpu, " in call(f"{TINY} --dry-run --devices 2 --accelerator cpu")
+
+
 def test_device_and_strategy_are_decided_once(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     decided = []
     find_device = devices.choose_device
