@@ -59,3 +59,15 @@ def test_a_gpu_and_a_cpu_train_the_same_model_in_float32(tmp_path: Path) -> None
         assert run_recipe(gpt.PRESET, gpt.show, [*TINY, *options, *places]) == 0
         losses.append(load_record(record)["loss"])
     assert losses[1] == pytest.approx(losses[0], rel=1e-3)
+
+
+def test_a_run_that_exceeds_the_memory_of_a_gpu_has_the_status_oom(tmp_path: Path) -> None:
+    record = tmp_path / "record.json"
+    arguments = [*TINY, "--ceiling-s", "0", "--out", str(tmp_path), "--record", str(record)]
+    torch.cuda.empty_cache()
+    torch.cuda.set_per_process_memory_fraction(1e-4)  # 14 MB of an H200, less than the weights
+    try:
+        assert run_recipe(gpt.PRESET, gpt.show, arguments) == 1
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert load_record(record)["status"] == "oom"

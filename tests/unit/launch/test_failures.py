@@ -85,6 +85,9 @@ OTHERS = {
     "no kernels": torch.AcceleratorError("CUDA error: no kernel image is available for execution"),
     "NCCL, another rank": torch.distributed.DistBackendError(LOST + "NET/Socket: recv failed"),
     "cuBLAS": RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasSgemm`"),
+    "cuBLAS, of several causes": RuntimeError(
+        "CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`"
+    ),
     "compiler": InductorError(RuntimeError("out of resource: shared memory"), None),
     "not an error of torch": ValueError("out of memory"),
     "another file error": OSError(errno.ENOSPC, "No space left on device"),
