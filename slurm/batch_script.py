@@ -22,7 +22,7 @@ DEPENDENCY = re.compile(r"(singleton|[a-z]+:\d+[0-9:+_]*)([,?](singleton|[a-z]+:
 PATH = re.compile(rf"[^\n\r\0\\{NOT_UTF_8}]+")  # sbatch removes backslashes
 IN_QUOTES = re.compile(rf'{VARIABLE.pattern}|[\\"$`]', re.ASCII)
 GRES = "--gres="
-LONGEST_S = 24_855 * 86_400  # SLURM counts seconds in 32 bits, and calls no error what is longer
+LONGEST_S = 24_855 * 86_400  # SLURM's 32 bits wrap around beyond, without an error
 ARRAY = re.compile(r"\d+(-\d+(:\d+)?)?(,\d+(-\d+(:\d+)?)?)*(%[1-9]\d*)?")
 
 # Field of a job -> its format, and the fix in the error message.
