@@ -19,6 +19,7 @@ python=$folder/venv/bin/python
 # install NAME==VERSION...: installs packages into a new virtual environment.
 install() {
   "${PYTHON:-python3}" -m venv "$folder/venv"
-  "$python" -m pip install --quiet --quiet --disable-pip-version-check \
-    --no-compile --extra-index-url https://download.pytorch.org/whl/cpu "$@"
+  # The other index has builds of torch without CUDA.
+  case "$*" in *torch==*) set -- --extra-index-url https://download.pytorch.org/whl/cpu "$@" ;; esac
+  "$python" -m pip install --quiet --quiet --disable-pip-version-check --no-compile --retries 1 "$@"
 }
