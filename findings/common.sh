@@ -3,6 +3,7 @@ set -euo pipefail
 unset PYTHONPATH
 export TOKENIZERS_PARALLELISM=false PYTHONWARNINGS=ignore OMP_NUM_THREADS=2
 folder=$(mktemp -d)
+export TMPDIR=$folder  # for what packages leave in a temporary folder
 controller=
 finish() {
   code=$?
