@@ -49,5 +49,5 @@ trainer.callbacks.append(Report())
 loader = DataLoader(torch.arange(8.0).reshape(8, 1), batch_size=8 // devices // 4 or 1, shuffle=False)
 trainer.fit(Module(), loader)
 PY
-"$python" check.py 1 2>/dev/null
-"$python" check.py 2 2>/dev/null
+timeout 120 "$python" check.py 1 2>/dev/null
+timeout 120 "$python" check.py 2 2>/dev/null
