@@ -164,7 +164,7 @@ def _describe_job(
             reason = f"no progress for {_format_time(quiet_s)}"
         elif queued:
             left = queued[0].left
-            no_limit = "no time limit" if left == "UNLIMITED" else ""  # or INVALID: it is over
+            no_limit = "no time limit" if left == "UNLIMITED" else ""  # or INVALID, beyond a year
             reason = f"{left} until the time limit" if left[0].isdigit() else no_limit
     starts = len(list(folder.glob("attempt-*")))
     return StatusRow(job, name, state, step, speed, time_left, starts, reason)
