@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # SLURM 22.05.8 (Debian 12): sbatch makes another limit of a time of more than 2^31 seconds (24855 days),
-# without an error or a warning. Whoever means "no limit" by a large number may get one minute.
+# without an error or a warning. A large number that stands for "no limit" may become one minute.
 # Expected: a refusal, or the longest limit that SLURM can hold.
 # Seen:
 #   slurm-wlm 22.05.8

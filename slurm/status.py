@@ -6,6 +6,7 @@ Exit code: 0 whatever the states; 2 bad usage.
 
 import contextlib
 import math
+import os
 import re
 import sys
 import time
@@ -133,7 +134,7 @@ def _count_cells(submitted: Mapping[str, Any]) -> str:
     arguments = [str(argument) for argument in submitted.get("arguments", [])]
     study = arguments[0] if arguments and not arguments[0].startswith("--") else "sweep"
     out = option_of(arguments, "--out") or f"sweeps/{Path(study).stem}"
-    cells = Path(str(submitted.get("directory", "."))) / out / "cells"
+    cells = Path(str(submitted.get("directory", ".")), os.path.expanduser(out), "cells")
     outcomes = [read_json(path) for path in cells.glob("*/outcome.json")]
     statuses = Counter(str(outcome.get("status", "damaged")) for outcome in outcomes)
     total = f"{len(outcomes)}/{submitted.get('cells', '?')} cells"

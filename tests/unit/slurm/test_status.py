@@ -118,11 +118,13 @@ def test_the_status_of_a_job_comes_from_the_queue_and_its_folder(
     assert ("1:01:40" in line) == (state == "running")
 
 
+@pytest.mark.parametrize("out", ["out", "~/out"])
 def test_the_status_of_an_array_shows_cells_done_running_and_pending(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    out: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
     actual = {
-        "job": "5", "name": "s", "target": "sweep", "arguments": ["quick", "--out", "out"],
+        "job": "5", "name": "s", "target": "sweep", "arguments": ["quick", "--out", out],
         "array": "0-8%2", "cells": 9, "directory": str(tmp_path),
     }  # fmt: skip
     folder = tmp_path / "job"
