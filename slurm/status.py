@@ -195,6 +195,8 @@ def _fix(row: QueueRow, job: str) -> str:
     state = _queue_state(row)
     if state == "suspended":
         return "SLURM or an administrator resumes it"
+    if state == "stopped":
+        return f"by a signal; to continue: scancel --signal=CONT {job}"
     if row.reason == "JobHeldAdmin":
         return "an administrator has to release it"
     is_held = state in ("held", "requeue-hold", "special-exit")

@@ -43,6 +43,12 @@ def queued(
         ("done", queued("COMPLETING"), "done", "so it was"),
         ("running", queued("RUNNING", left="UNLIMITED"), "running", "no time limit"),
         ("running", queued("RUNNING", left="INVALID"), "running", "1:01:40      1"),
+        (
+            "running",
+            queued("STOPPED", "None"),
+            "stopped",
+            "continue: scancel --signal=CONT 7; before",
+        ),
         ("running", queued("CONFIGURING"), "configuring", "Priority; before: so it was"),
         ("running", queued("RESV_DEL_HOLD"), "resv-del-hold", "Priority"),
         ("stopped", queued("REQUEUED", "None"), "queued", "before: so it was"),
