@@ -72,7 +72,8 @@ def report(folder: Path, now_s: float | None = None) -> str:
         raise ValueError(f"{folder} holds no jobs; slurm.submit prints the folder of each job")
     queue, note = None, ""
     try:
-        queue = scheduler.list_queue({job.stat().st_uid for job in jobs})
+        # A file system may give all files to one owner.
+        queue = scheduler.list_queue({os.getuid(), *(job.stat().st_uid for job in jobs)})
     except (ValueError, RuntimeError) as error:
         note = f"\nthe queue is unknown ({error}); the table shows the last states written"
     now_s = time.time() if now_s is None else now_s
