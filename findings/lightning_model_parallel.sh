@@ -7,7 +7,7 @@
 #   2 devices, default: a device holds 4096 of 4096 weights
 #   2 devices, data_parallel_size=2: a device holds 2048 of 4096 weights
 . "$(dirname "$0")/common.sh"
-install torch==2.13.0 lightning==2.6.6 numpy==2.4.6 'setuptools<81'
+install torch==2.13.0 lightning==2.6.6 numpy==2.4.6 setuptools==80.9.0
 cat > check.py <<'PY'
 import torch
 import lightning.pytorch as pl

@@ -8,7 +8,7 @@
 #   NVIDIA H100 NVL: 1978800000000000
 #   NVIDIA H200: None
 . "$(dirname "$0")/common.sh"
-install torch==2.13.0 lightning==2.6.6 numpy==2.4.6 'setuptools<81'
+install torch==2.13.0 lightning==2.6.6 numpy==2.4.6 setuptools==80.9.0
 cat > check.py <<'PY'
 from unittest import mock
 import torch

@@ -7,7 +7,7 @@
 #   1 devices, order of the samples: [0, 1, 2, 3, 4, 5, 6, 7]
 #   2 devices, order of the samples: [4, 0, 7, 3, 2, 5, 1, 6]
 . "$(dirname "$0")/common.sh"
-install torch==2.13.0 lightning==2.6.6 numpy==2.4.6 'setuptools<81'
+install torch==2.13.0 lightning==2.6.6 numpy==2.4.6 setuptools==80.9.0
 cat > check.py <<'PY'
 import sys
 import torch
@@ -49,5 +49,5 @@ trainer.callbacks.append(Report())
 loader = DataLoader(torch.arange(8.0).reshape(8, 1), batch_size=8 // devices // 4 or 1, shuffle=False)
 trainer.fit(Module(), loader)
 PY
-"$python" check.py 1 2>/dev/null
-"$python" check.py 2 2>/dev/null
+timeout 120 "$python" check.py 1 2>/dev/null
+timeout 120 "$python" check.py 2 2>/dev/null

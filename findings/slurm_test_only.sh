@@ -9,41 +9,7 @@
 #   partition down: exit code 0: sbatch: Job 2 to start at TIME using 1 processors on nodes node1 in partition batch
 #   partition unknown: exit code 1: allocation failure: Invalid partition name specified
 . "$(dirname "$0")/common.sh"
-for command in slurmctld sbatch scontrol; do
-  command -v "$command" >/dev/null || { echo "$command is not installed (apt-get install slurmctld slurm-client)"; exit 1; }
-done
-port=$(python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
-mkdir state
-touch plugstack.conf
-cat > slurm.conf <<CONF
-ClusterName=finding
-SlurmctldHost=$(hostname -s)(127.0.0.1)
-SlurmctldPort=$port
-SlurmUser=$(id -un)
-AuthType=auth/none
-CredType=cred/none
-StateSaveLocation=$folder/state
-SlurmctldLogFile=$folder/controller.log
-SlurmctldPidFile=$folder/controller.pid
-PlugStackConfig=$folder/plugstack.conf
-ProctrackType=proctrack/linuxproc
-TaskPlugin=task/none
-SelectType=select/cons_tres
-SelectTypeParameters=CR_Core
-NodeName=node[1-2] NodeAddr=127.0.0.1 CPUs=8 Boards=1 SocketsPerBoard=1 CoresPerSocket=8 ThreadsPerCore=1 RealMemory=4000 State=CLOUD
-SuspendProgram=/bin/true
-ResumeProgram=/bin/true
-SuspendTime=600
-EnforcePartLimits=ALL
-PartitionName=batch Nodes=ALL Default=YES MaxTime=INFINITE State=UP
-CONF
-export SLURM_CONF=$folder/slurm.conf
-slurmctld -D -f "$SLURM_CONF" >controller.out 2>&1 &
-controller=$!
-for _ in $(seq 100); do
-  scontrol ping 2>/dev/null | grep -q UP && break
-  sleep 0.1
-done
+start_slurm
 
 ask() { # prints and sets the exit code of a test of a job in a partition
   code=0

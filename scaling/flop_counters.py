@@ -70,8 +70,10 @@ def render(model: str, counts: Mapping[str, Any]) -> str:
         tabulate(table, headers=HEADER, disable_numparse=True),
     ]
     if missing:
-        either = "; of thop and ultralytics-thop, only one" if "thop" in " ".join(missing) else ""
-        lines += ["", f"not installed: {', '.join(missing)} (pip install NAME{either})"]
+        names = [name for name in missing if "thop" not in name]
+        fixes = [f"pip install {' '.join(names)}"] if names else []
+        fixes += ["thop or ultralytics-thop, not both"] if len(names) < len(missing) else []
+        lines += ["", f"not installed: {', '.join(missing)} ({'; '.join(fixes)})"]
     return "\n".join(lines)
 
 

@@ -22,6 +22,7 @@ DEPENDENCY = re.compile(r"(singleton|[a-z]+:\d+[0-9:+_]*)([,?](singleton|[a-z]+:
 PATH = re.compile(rf"[^\n\r\0\\{NOT_UTF_8}]+")  # sbatch removes backslashes
 IN_QUOTES = re.compile(rf'{VARIABLE.pattern}|[\\"$`]', re.ASCII)
 GRES = "--gres="
+LONGEST_S = 24_855 * 86_400  # SLURM's 32 bits wrap around beyond, without an error
 ARRAY = re.compile(r"\d+(-\d+(:\d+)?)?(,\d+(-\d+(:\d+)?)?)*(%[1-9]\d*)?")
 
 # Field of a job -> its format, and the fix in the error message.
@@ -84,6 +85,11 @@ class Job:
         for argument in self.arguments:
             if re.search(rf"[\0{NOT_UTF_8}]", argument):
                 raise ValueError(f"{argument!r} holds a zero byte, or is not UTF-8; leave it out")
+        if (seconds_of(self.time) or 0) > LONGEST_S:
+            raise ValueError(
+                f"time is {self.time}, more than the 24855 days that SLURM can count; give less, "
+                "or UNLIMITED"
+            )
         if self.on_gpus:
             self._check_gpus()
 
@@ -129,7 +135,7 @@ def _directives(job: Job) -> list[str]:
         "job-name": job.name,
         "nodes": job.nodes,
         "ntasks-per-node": 1 if is_sweep else job.devices,
-        "gpus-per-node": gpus if request == "gpus-per-node" else None,
+        "gpus-per-node": _quote(gpus) if request == "gpus-per-node" else None,
         "gres": _quote(",".join(gres)) if gres else None,
         "cpus-per-task": cpus,
         "time": "UNLIMITED" if job.is_unlimited else job.time,

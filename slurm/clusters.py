@@ -20,9 +20,11 @@ NOT_UTF_8 = r"\ud800-\udfff"
 CONTROL = rf"\0-\x1f\x7f-\x9f{NOT_UTF_8}"
 # The batch script expands $NAME, ${NAME} and a ~ that begins a path, without a backslash before it.
 VARIABLE = re.compile(
-    r"\\[$~]|\$(?P<brace>\{)?(?P<name>[A-Za-z_]\w*)(?(brace)\})|(?:^|(?<=:))(?P<home>~)(?=[/:]|\Z)",
+    r"\\[$~`]|\$(?P<brace>\{)?(?P<name>[A-Za-z_]\w*)(?(brace)\})|(?:^|(?<=:))(?P<home>~)(?=[/:]|\Z)",
     re.ASCII,
 )
+# Bash would expand these too, but the script does not.
+UNREADABLE = re.compile(r"(?<!\\)(\$(?![A-Za-z_]|\{[A-Za-z_]\w*\})[({]?|`)", re.ASCII)
 # One value for all nodes cannot contain these; the home of another user may be anywhere.
 NOT_EXPANDED = re.compile(
     r"(?:^|(?<=:))~\w[^/:]*"
@@ -75,7 +77,10 @@ class Cluster:
         names = ("python", "local_disk", "container")
         expanded = [(name, getattr(self, name) or "") for name in names]
         expanded += [("container_mounts", mount) for mount in self.container_mounts]
-        _refuse(NOT_EXPANDED, [*expanded, *self.environment], "write a path that all nodes share")
+        expanded += [(f"environment.{name}", text) for name, text in self.environment]
+        _refuse(NOT_EXPANDED, expanded, "write a path that all nodes share")
+        expanded += [("modules", module) for module in self.modules]
+        _refuse(UNREADABLE, expanded, r"only $NAME and ${NAME} are read; a literal one is \$ or \`")
 
     @property
     def extra_gpus(self) -> int | None:
@@ -106,7 +111,8 @@ def load_cluster(name: str, path: Path = CLUSTERS) -> Cluster:
     Raises ValueError if the file or the table is missing, or a key or value is invalid.
     """
     try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8-sig"))
+        text = path.read_text(encoding="utf-8-sig")
+        tables = tomllib.loads(text)
     except OSError as error:
         raise ValueError(f"clusters {path} cannot be read ({error.strerror})") from error
     except ValueError as error:  # not TOML, or not UTF-8
@@ -124,7 +130,7 @@ def load_cluster(name: str, path: Path = CLUSTERS) -> Cluster:
             raise ValueError(f"{path}: {name}.{key} is unknown; {suggest(key, known)}")
     hints = typing.get_type_hints(Cluster)
     values = {
-        key: _read(hints[key], value, f"{path}: {name}.{key}") for key, value in table.items()
+        key: _read(hints[key], value, f"{path}: {name}.{key}", text) for key, value in table.items()
     }
     try:
         return from_dict(Cluster, values, f"{path}: {name}")
@@ -133,8 +139,11 @@ def load_cluster(name: str, path: Path = CLUSTERS) -> Cluster:
         raise ValueError(f"{where}{error}") from error
 
 
-def _read(kind: Any, value: Any, where: str) -> Any:
-    """Reads a value of TOML as an option is read; lists and tables become tuples of text."""
+def _read(kind: Any, value: Any, where: str, source: str) -> Any:
+    """Reads a value of TOML as an option is read; lists and tables become tuples of text.
+
+    `source` is the whole file: a number counts as text if it is written like this in there.
+    """
     if kind in (int, int | None):
         try:
             return read_integer(value)
@@ -143,9 +152,19 @@ def _read(kind: Any, value: Any, where: str) -> Any:
     if kind in (str, str | None):
         if isinstance(value, datetime.time) and not value.microsecond:  # such as 02:00:00
             return value.isoformat()
-        if type(value) not in (str, int):  # TOML does not keep how a name such as 1e3 was written
+        # TOML does not keep how a name such as 1e3 or 0x1f was written.
+        is_written = type(value) is int and re.search(rf"(?<![\w.+-]){value}(?![\w.])", source)
+        if type(value) is not str and not is_written:
             raise ValueError(f"{where} is {value}; it must be text: write it in quotes")
+        if "\0" in str(value):
+            raise ValueError(f"{where} is {value!r}, with a zero byte; leave it out")
         return str(value)
-    if isinstance(value, dict):
-        return tuple((name, _read(str, item, f"{where}.{name}")) for name, item in value.items())
-    return tuple(_read(str, item, where) for item in value) if isinstance(value, list) else value
+    is_table = kind == tuple[tuple[str, str], ...]
+    if is_table and isinstance(value, dict):
+        pairs = value.items()
+        return tuple((name, _read(str, item, f"{where}.{name}", source)) for name, item in pairs)
+    if is_table:
+        raise ValueError(f'{where} is {value!r}; it must be a table: {{ NAME = "value" }}')
+    if isinstance(value, list):
+        return tuple(_read(str, item, where, source) for item in value)
+    return value

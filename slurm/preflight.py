@@ -46,7 +46,7 @@ def to_sweep_array(job: Job, max_parallel: int) -> Job:
     limit = scheduler.max_array_tasks() if limit is None else limit
     tasks = max(1, min(len(cells), limit))
     arguments = [*job.arguments]
-    if len(cells) > tasks and "--find-max-batch" not in flags_of(arguments):
+    if len(cells) > tasks and not flags_of(arguments) & {"--max-cells", "--find-max-batch"}:
         arguments += ["--max-cells", str(math.ceil(len(cells) / tasks))]
     arguments += _cell_time_limit(job)
     array = f"0-{tasks - 1}%{max_parallel}" if limit else None  # None: a single job

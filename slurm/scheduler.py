@@ -1,11 +1,11 @@
 """Calls SLURM's commands: squeue, scontrol and sinfo. Does not need sacct."""
 
 import contextlib
-import getpass
+import os
 import re
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 
 TIMEOUT_S = 30.0
@@ -14,6 +14,7 @@ BUSY = re.compile(r"Socket timed out|Unable to contact|Resource temporarily", re
 DEFAULT_ARRAY_TASKS = 1001  # MaxArraySize, unless a site sets another
 # States of a job that a user cancelled or SLURM requeued, while its batch script still runs.
 ENDED_BY_OTHERS = re.compile("CANCELLED|COMPLETING|PENDING|REQUEUED|REQUEUE_HOLD|SPECIAL_EXIT")
+USER_DEFAULTS = ("SQUEUE_", "SINFO_", "SCONTROL_")  # variables that filter and format
 ROW_FORMAT = "%A|%F|%K|%T|%r|%L"  # of `QueueRow`
 
 
@@ -31,8 +32,9 @@ class QueueRow:
 
 def call(*command: str) -> "subprocess.CompletedProcess[str]":
     """Runs a command. Raises ValueError if it is not installed, RuntimeError if it hangs."""
+    env = {name: value for name, value in os.environ.items() if not name.startswith(USER_DEFAULTS)}
     try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S)
+        return subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, env=env)
     except FileNotFoundError:
         raise ValueError(f"{command[0]} is not installed here; use a node that has SLURM") from None
     except subprocess.TimeoutExpired:
@@ -57,9 +59,10 @@ def error_of(ended: "subprocess.CompletedProcess[str]") -> str:
     return (errors or lines or [f"exit code {ended.returncode}"])[0]
 
 
-def list_queue() -> list[QueueRow]:
-    """Returns this user's jobs in the queue. Raises as `call`; RuntimeError if squeue fails."""
-    ended = call("squeue", "--noheader", f"--user={getpass.getuser()}", f"--format={ROW_FORMAT}")
+def list_queue(users: Iterable[int]) -> list[QueueRow]:
+    """Returns the jobs of `users` in the queue. Raises as `call`; RuntimeError if squeue fails."""
+    names = ",".join(map(str, users))
+    ended = call("squeue", "--noheader", f"--user={names}", f"--format={ROW_FORMAT}")
     if ended.returncode:
         raise RuntimeError(f"squeue: {error_of(ended)}")
     rows = [line.strip().split("|") for line in ended.stdout.splitlines()]

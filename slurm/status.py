@@ -4,7 +4,9 @@ The states of jobs that left the queue come from their folders, not from sacct.
 Exit code: 0 whatever the states; 2 bad usage.
 """
 
+import contextlib
 import math
+import os
 import re
 import sys
 import time
@@ -70,7 +72,8 @@ def report(folder: Path, now_s: float | None = None) -> str:
         raise ValueError(f"{folder} holds no jobs; slurm.submit prints the folder of each job")
     queue, note = None, ""
     try:
-        queue = scheduler.list_queue()
+        # A file system may give all files to one owner.
+        queue = scheduler.list_queue({os.getuid(), *(job.stat().st_uid for job in jobs)})
     except (ValueError, RuntimeError) as error:
         note = f"\nthe queue is unknown ({error}); the table shows the last states written"
     now_s = time.time() if now_s is None else now_s
@@ -115,9 +118,11 @@ def describe(folder: Path, queue: Queue, *, now_s: float) -> list[StatusRow]:
     reasons = [row.reason for row in queued if row.state not in ("RUNNING", "COMPLETING")]
     waiting = ", ".join(dict.fromkeys(reason for reason in reasons if reason != "None"))
     outcomes = format_counts(Counter[str](attempt.outcome for attempt in started))
-    reason = f"tasks {submitted.get('array', '?')}: {outcomes or 'none has started'}"
+    outcomes = outcomes or (not queued and _end_of_log(folder)) or "none has started"
+    reason = f"tasks {submitted.get('array', '?')}: {outcomes}"
     if waiting:
         reason += f"; waiting: {waiting}"
+    reason += "".join(dict.fromkeys(f"; {fix}" for row in queued if (fix := _fix(row, array))))
     state = "ended" if not queued else "running" if started else "queued"
     if len(states) == 1 and states != {"queued"}:
         (state,) = states
@@ -130,7 +135,7 @@ def _count_cells(submitted: Mapping[str, Any]) -> str:
     arguments = [str(argument) for argument in submitted.get("arguments", [])]
     study = arguments[0] if arguments and not arguments[0].startswith("--") else "sweep"
     out = option_of(arguments, "--out") or f"sweeps/{Path(study).stem}"
-    cells = Path(str(submitted.get("directory", "."))) / out / "cells"
+    cells = Path(str(submitted.get("directory", ".")), os.path.expanduser(out), "cells")
     outcomes = [read_json(path) for path in cells.glob("*/outcome.json")]
     statuses = Counter(str(outcome.get("status", "damaged")) for outcome in outcomes)
     total = f"{len(outcomes)}/{submitted.get('cells', '?')} cells"
@@ -142,6 +147,8 @@ def _describe_job(
 ) -> StatusRow:
     """Returns the row of a job, or of a task of an array."""
     state, reason = _state(attempt, queued)
+    if state == "gone" and queued is not None:
+        reason = _end_of_log(folder) or "left the queue before it started"
     cell = attempt and job_files.find_cell(folder, attempt)
     run = cell or folder / RUN
     progress = read_json(run / PROGRESS_FILE)
@@ -159,7 +166,8 @@ def _describe_job(
             reason = f"no progress for {_format_time(quiet_s)}"
         elif queued:
             left = queued[0].left
-            reason = "no time limit" if left == "UNLIMITED" else f"{left} until the time limit"
+            no_limit = "no time limit" if left == "UNLIMITED" else ""  # or INVALID, beyond a year
+            reason = f"{left} until the time limit" if left[0].isdigit() else no_limit
     starts = len(list(folder.glob("attempt-*")))
     return StatusRow(job, name, state, step, speed, time_left, starts, reason)
 
@@ -171,22 +179,38 @@ def _state(attempt: Attempt | None, queued: Queue) -> tuple[str, str]:
         row, state = queued[0], _queue_state(queued[0])
         if state == "running":
             return state, ""
-        reasons = [row.reason] if row.reason != "None" else []
-        if state == "suspended":
-            reasons.append("SLURM or an administrator resumes it")
-        elif row.reason == "JobHeldAdmin":
-            reasons.append("an administrator has to release it")
-        elif state in ("held", "requeue-hold", "special-exit"):
-            job = row.job if row.task == "N/A" else f"{row.array}_{row.task}"
-            reasons.append(f"to continue: scontrol release {job}")
+        job = row.job if row.task == "N/A" else f"{row.array}_{row.task}"
+        reasons = [text for text in (row.reason, _fix(row, job)) if text not in ("None", "")]
         if attempt and attempt.reason:
             reasons.append(f"before: {attempt.reason}")
         return state, "; ".join(reasons)
     if attempt is None:
-        return "gone", "not started" if queued is None else "left the queue before it started"
+        return "gone", "not started"
     if attempt.outcome == "running" and queued is not None:
         return "lost", f"left the queue; killed, or a node died ({attempt.nodes})"
     return attempt.outcome, attempt.reason
+
+
+def _fix(row: QueueRow, job: str) -> str:
+    """Returns what lets a job go on that waits for a person."""
+    state = _queue_state(row)
+    if state == "suspended":
+        return "SLURM or an administrator resumes it"
+    if state == "stopped":
+        return f"by a signal; to continue: scancel --signal=CONT {job}"
+    if row.reason == "JobHeldAdmin":
+        return "an administrator has to release it"
+    is_held = state in ("held", "requeue-hold", "special-exit")
+    return f"to continue: scontrol release {job}" if is_held else ""
+
+
+def _end_of_log(folder: Path) -> str:
+    """Returns the end of the log of a batch script that has ended before `slurm.job` began."""
+    for log in sorted(folder.glob("*.log")):
+        with contextlib.suppress(OSError):
+            if text := log.read_text(errors="replace").strip():
+                return f"{log.name} ends with: {' '.join(text.splitlines()[-1].split())}"
+    return ""
 
 
 def _queue_state(row: QueueRow) -> str:

@@ -13,6 +13,7 @@ import json
 import sys
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal, NamedTuple, cast
 
 import torch
@@ -107,20 +108,12 @@ def with_ptflops(network: nn.Module, inputs: Tensor, backend: str = "pytorch") -
     return float(get_model_complexity_info(network, (1,), **build, **options)[0])
 
 
-def with_ptflops_aten(network: nn.Module, inputs: Tensor) -> float:
-    return with_ptflops(network, inputs, "aten")
-
-
 def with_thop(network: nn.Module, inputs: Tensor, other: str = "ultralytics-thop") -> float:
     if installed_version(other) is not None:
         raise RuntimeError(f"{other} is installed too, and both are imported as thop")
     from thop import profile
 
     return float(profile(network, inputs=(inputs,), verbose=False)[0])
-
-
-def with_ultralytics_thop(network: nn.Module, inputs: Tensor) -> float:
-    return with_thop(network, inputs, "thop")
 
 
 def with_calflops(network: nn.Module, inputs: Tensor) -> float:
@@ -166,11 +159,11 @@ COUNTERS = (
             "adds norms and activations"),
     Counter("torchprofile.profile_macs", "torchprofile", "MAC", with_torchprofile, "meta",
             "adds norms"),
-    Counter("thop.profile", "ultralytics-thop", "MAC", with_ultralytics_thop, "meta",
+    Counter("thop.profile", "ultralytics-thop", "MAC", partial(with_thop, other="thop"), "meta",
             "adds norms"),
     Counter("ptflops, pytorch backend", "ptflops", "MAC", with_ptflops, "cpu",
             "rules by exact type, none for a subclass of nn.Linear; adds norms and activations"),
-    Counter("ptflops, aten backend", "ptflops", "MAC", with_ptflops_aten, "cpu",
+    Counter("ptflops, aten backend", "ptflops", "MAC", partial(with_ptflops, backend="aten"), "cpu",
             "no rule for the attention kernel of CPUs; adds norms and activations"),
     Counter("fvcore.nn.FlopCountAnalysis", "fvcore", "MAC", with_fvcore, "meta",
             "no rule for scaled_dot_product_attention; adds norms"),

@@ -7,6 +7,7 @@ reads them. SINCE is the clock time at which the ranks were started. Prints the 
 """
 
 import json
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,7 +27,7 @@ def main(argv: Sequence[str]) -> int:
         return 0
     failure = first_failure(failures)
     config, paths = configure(PRESETS[recipe], arguments)
-    command = f"python -m recipes.{recipe} {' '.join(arguments)}".strip()
+    command = f"python -m recipes.{recipe} {shlex.join(arguments)}".strip()
     record_failure(config, failure, paths.record, command=command, since_s=float(since_s))
     print(json.dumps({"rank": failure.rank, "message": failure.message}))
     return 0

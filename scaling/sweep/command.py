@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import os
+import shlex
 import signal
 import sys
 import time
@@ -94,7 +95,7 @@ def _run(options: SweepOptions, planner: RecipePlanner) -> int:
         results = max_batch.search_results(tasks, limit, plan, done, _axes(options))
         max_batch.write_search_results(results, limit, options.out)
         print("\n".join(result.format(limit) for result in results))
-    print(f"to write tables and plots: python -m scaling report {options.out}")
+    print(f"to write tables and plots: python -m scaling report {shlex.quote(str(options.out))}")
     statuses = summary.statuses if options.max_cells is None else summary.statuses_here
     return 1 if any(statuses.get(status) for status in FAILED) else 0
 

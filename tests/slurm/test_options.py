@@ -82,7 +82,9 @@ def test_a_job_has_its_gpus_and_variables_of_the_node(
         "os.rename('result.part', 'result')\n"
     )
     stub.chmod(0o755)
-    table = ClusterTable(gpu_request=gpu_request, local_disk="/scratch/$SLURM_JOB_ID/$PLACE $(id)")
+    table = ClusterTable(
+        gpu_request=gpu_request, local_disk=r"/scratch/$SLURM_JOB_ID/$PLACE \$(id)"
+    )
     table = replace(table, environment=(("PLACE", "~/x"),))
     job = replace(
         JOB, directory=str(work), folder=str(work), python=str(stub), devices=2, on_gpus=True,

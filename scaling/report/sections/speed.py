@@ -91,8 +91,13 @@ def _steady(run: Run, num_steps: int) -> str:
     first = run.record["steady_from"] + 1
     segments = len(run.record["segment_starts"])
     after = f", in the last of {segments} segments" if segments > 1 else ""
-    excluded = [item for item in run.record["excluded_steps"] if item["step"] >= first]
-    but = "".join(f"; without step {item['step'] + 1}: {item['reason']}" for item in excluded)
+    excluded: dict[str, list[str]] = {}
+    for item in run.record["excluded_steps"]:
+        excluded.setdefault(item["reason"], []).append(str(item["step"] + 1))
+    but = "".join(
+        f"; without step{'s' * (len(steps) > 1)} {', '.join(steps)}: {reason}"
+        for reason, steps in excluded.items()
+    )
     return (
         f"steps {first} to {run.num_steps}, {format_count(num_steps, 'step')}{after}: "
         f"{escaped(run.record['steady_method'] + but)}"

@@ -13,6 +13,7 @@ COUNTS = {
             **{"counted": {"suite": 0.5e9, "plain": 1e9}, "reason": "no attention"},
         },
         {"name": "count", "package": "two", "version": None, "unit": "FLOP", "reason": ""},
+        {"name": "profile", "package": "thop", "version": None, "unit": "MAC", "reason": ""},
         {
             **{"name": "measure", "package": "three", "version": "3", "unit": "FLOP"},
             **{"error": "TypeError: no", "reason": "all"},
@@ -29,7 +30,10 @@ def test_multiply_adds_count_twice_and_missing_packages_are_one_line() -> None:
     assert all(text in one for text in ("one 1.2", "500 MMAC", "50.0%", "no attention"))
     (three,) = [line for line in lines if line.startswith("measure")]
     assert three.endswith("failed: TypeError: no")
-    assert lines[-1] == "not installed: two (pip install NAME)"
+    assert (
+        lines[-1]
+        == "not installed: two, thop (pip install two; thop or ultralytics-thop, not both)"
+    )
 
 
 @pytest.mark.parametrize(

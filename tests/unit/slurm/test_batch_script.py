@@ -54,7 +54,10 @@ SCRIPTS = {
             modules=("$MODULES/cuda",),
             python="~/venv/bin/python",
             local_disk="/scratch/$USER",
-            environment=(("LIBRARY_PATH", "~/lib:${PROJECT}/lib"), ("PRICE", r"\$PRICE $(id) $5")),
+            environment=(
+                ("LIBRARY_PATH", "~/lib:${PROJECT}/lib"),
+                ("PRICE", r"\$PRICE \$(id) \$5"),
+            ),
         ),
     ),
     "dgx": replace(GPT, nodes=64, gpu_type="h200", cluster=load_cluster("dgx")),
@@ -128,8 +131,8 @@ def test_a_sweep_task_requests_cores_for_all_ranks_of_a_cell() -> None:
 VARIABLES = {"HOME": "/home/$(touch x)", "PLACE": "a 'b' \"c\" `touch x`;\n# z", "EMPTY": ""}
 ANYTHING = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=30)
 PATH = st.text(st.characters(exclude_characters="\0\n\r\\", exclude_categories=["Cs"]), min_size=1)
-LITERAL = ANYTHING.map(lambda text: re.sub("[$~]", "", text))  # in the table of a cluster
-ONE_LINE = st.text(st.characters(exclude_characters="$~", exclude_categories=["Cc", "Cs"]))
+LITERAL = ANYTHING.map(lambda text: re.sub("[$~`]", "", text))  # in the table of a cluster
+ONE_LINE = st.text(st.characters(exclude_characters="$~`", exclude_categories=["Cc", "Cs"]))
 
 # Text that would be a directive at the beginning of a line.
 SMUGGLED = LITERAL.map(lambda text: f"{text}\n#SBATCH --partition=nowhere\n")
@@ -182,8 +185,9 @@ PIECES = st.lists(
             ("$PLACE/", VARIABLES["PLACE"] + "/"),
             ("${PLACE}x", VARIABLES["PLACE"] + "x"),
             (":~/", f":{VARIABLES['HOME']}/"),
-            *((r"\$HOME", "$HOME"), (r"\~", "~")),
-            *((text, text) for text in ("/~", "$(touch x)", "`touch x`", "$5$$", "${HOME:-x}")),
+            ("/~", "/~"),
+            *((rf"\{text}", text) for text in ("$HOME", "~", "$(touch x)", "${HOME:-x}", "$5")),
+            (r"\`touch x\`", "`touch x`"),
         ]
     ),
     max_size=5,
@@ -284,6 +288,7 @@ def directives(script: str, *, whole: bool = False) -> list[str]:
         ("time", "-1:00", "time is '-1:00'"),
         ("time", "-2", "time is '-2'; give 30 (minutes), 2:00:00, 1-12:00:00 or UNLIMITED"),
         ("time", "1:2:3:4", "time is '1:2:3:4'; give 30"),
+        ("time", "99999-0", "time is 99999-0, more than the 24855 days that SLURM can count; give"),
         ("time", "\u0663", "time is '\u0663'; give 30"),
         ("time", "", "time is ''; give 30"),
         ("partition", "", "partition is ''; give the name of a partition"),
@@ -372,6 +377,7 @@ def test_gpus_are_requested_once_in_the_way_of_the_cluster(
 def test_the_type_of_gpus_follows_the_request() -> None:
     job = replace(GPT, gpu_type="h200", cluster=Cluster(gpu_request="gres"))
     assert "#SBATCH --gres=gpu:h200:8\n" in render(job)
+    assert "#SBATCH --gpus-per-node='a#b:8'\n" in render(replace(GPT, gpu_type="a#b"))
     on_cpus = replace(job, on_gpus=False, gpu_type=None)
     assert "gpu" not in render(on_cpus).partition("\n\n")[0].replace("gpt", "")
     for free in (Cluster(gpu_request="none"), Cluster(extra=("--gres=gpu:8",))):

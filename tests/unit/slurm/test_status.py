@@ -10,7 +10,7 @@ import pytest
 from slurm import status
 from slurm.job_files import errors_folder, last_attempt, write_attempt
 from slurm.scheduler import QueueRow
-from tests.builders.slurm import ATTEMPT
+from tests.builders.slurm import ATTEMPT, PutStub
 from unitransformer.launch.variables import PROGRESS_FILE
 
 
@@ -42,6 +42,13 @@ def queued(
         ),
         ("done", queued("COMPLETING"), "done", "so it was"),
         ("running", queued("RUNNING", left="UNLIMITED"), "running", "no time limit"),
+        ("running", queued("RUNNING", left="INVALID"), "running", "1:01:40      1"),
+        (
+            "running",
+            queued("STOPPED", "None"),
+            "stopped",
+            "continue: scancel --signal=CONT 7; before",
+        ),
         ("running", queued("CONFIGURING"), "configuring", "Priority; before: so it was"),
         ("running", queued("RESV_DEL_HOLD"), "resv-del-hold", "Priority"),
         ("stopped", queued("REQUEUED", "None"), "queued", "before: so it was"),
@@ -109,7 +116,7 @@ def test_the_status_of_a_job_comes_from_the_queue_and_its_folder(
     (folder / "run-1").mkdir()
     progress = {"step": 3, "max_steps": 9, "pace": "5.0 ms/step", "left_s": 3700, "at_s": 100.0}
     (folder / "run-1" / PROGRESS_FILE).write_text(json.dumps(progress))
-    monkeypatch.setattr("slurm.scheduler.list_queue", lambda: [] if row is None else [row])
+    monkeypatch.setattr("slurm.scheduler.list_queue", lambda _: [] if row is None else [row])
     line = status.report(tmp_path, now_s=101.0).splitlines()[-1]
     assert re.search(rf"\b7 +gpt +{state} ", line), line
     assert expected in line
@@ -117,11 +124,13 @@ def test_the_status_of_a_job_comes_from_the_queue_and_its_folder(
     assert ("1:01:40" in line) == (state == "running")
 
 
+@pytest.mark.parametrize("out", ["out", "~/out"])
 def test_the_status_of_an_array_shows_cells_done_running_and_pending(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    out: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
     actual = {
-        "job": "5", "name": "s", "target": "sweep", "arguments": ["quick", "--out", "out"],
+        "job": "5", "name": "s", "target": "sweep", "arguments": ["quick", "--out", out],
         "array": "0-8%2", "cells": 9, "directory": str(tmp_path),
     }  # fmt: skip
     folder = tmp_path / "job"
@@ -139,7 +148,7 @@ def test_the_status_of_an_array_shows_cells_done_running_and_pending(
     (errors / "sweep").write_text(json.dumps({"cell": str(cells / "runs")}))
     rows = [queued("RUNNING", task="0"), queued("PENDING", number="5", task="1-8")]
     rows = [replace(row, array="5") for row in rows]
-    monkeypatch.setattr("slurm.scheduler.list_queue", lambda: rows)
+    monkeypatch.setattr("slurm.scheduler.list_queue", lambda _: rows)
     array, task = status.report(folder, now_s=101.0).splitlines()[2:]
     assert re.search(r"running +1/9 cells \(1 ok\) ", array)
     assert array.endswith("tasks 0-8%2: 1 running; waiting: Priority")
@@ -150,15 +159,23 @@ def test_the_status_of_an_array_shows_cells_done_running_and_pending(
     ("states", "state", "waiting"),
     [
         ([("PENDING", "Priority")], "queued", "; waiting: Priority"),
-        ([("PENDING", "JobHeldUser")], "held", "; waiting: JobHeldUser"),
+        (
+            [("PENDING", "JobHeldUser"), ("PENDING", "JobHeldUser")],
+            "held",
+            "; waiting: JobHeldUser; to continue: scontrol release 5",
+        ),
         (
             [("PENDING", "Resources"), ("PENDING", "JobHeldUser")],
             "queued",
-            "; waiting: Resources, JobHeldUser",
+            "; waiting: Resources, JobHeldUser; to continue: scontrol release 5",
         ),
-        ([("SUSPENDED", "None")], "suspended", ""),
+        ([("SUSPENDED", "None")], "suspended", "; SLURM or an administrator resumes it"),
         ([("COMPLETING", "None")], "completing", ""),
-        ([("SPECIAL_EXIT", "JobHeldUser")], "special-exit", "; waiting: JobHeldUser"),
+        (
+            [("SPECIAL_EXIT", "JobHeldUser")],
+            "special-exit",
+            "; waiting: JobHeldUser; to continue: scontrol release 5",
+        ),
         ([], "ended", ""),
     ],
 )
@@ -171,10 +188,36 @@ def test_an_array_has_the_state_that_all_its_tasks_share(
 ) -> None:
     (tmp_path / "submitted").write_text(json.dumps({"job": "5", "name": "s", "array": "0-8"}))
     rows = [queued(*both, number="5", task=str(task)) for task, both in enumerate(states)]
-    monkeypatch.setattr("slurm.scheduler.list_queue", lambda: rows)
+    monkeypatch.setattr("slurm.scheduler.list_queue", lambda _: rows)
     (line,) = status.report(tmp_path, now_s=0.0).splitlines()[2:]
     assert re.search(rf"\b5 +s +{state} ", line), line
     assert line.endswith(f"tasks 0-8: none has started{waiting}")
+
+
+@pytest.mark.parametrize("array", [None, "0-3"])
+def test_a_script_that_ends_before_its_ranks_is_shown_with_the_end_of_its_log(
+    array: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    submitted = {"job": "5", "name": "s", "array": array}
+    (tmp_path / "submitted").write_text(json.dumps(submitted))
+    monkeypatch.setattr("slurm.scheduler.list_queue", lambda _: [])
+    assert ("left the queue before it started" in status.report(tmp_path)) == (array is None)
+    (tmp_path / "gpt-5.log").write_text("loaded\njob.sbatch: line 17: SCRATCH: not set\n")
+    ends = "gpt-5.log ends with: job.sbatch: line 17: SCRATCH: not set"
+    assert status.report(tmp_path).endswith(ends)
+
+
+def test_the_queue_of_the_jobs_owners_is_asked_without_the_users_defaults(
+    tmp_path: Path, put_stub: PutStub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_attempt(tmp_path, ATTEMPT)
+    put_stub("squeue", 'echo "$SQUEUE_STATES $*" > asked; echo "7|7|N/A|RUNNING|None|1:00:00"')
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SQUEUE_STATES", "PENDING")
+    monkeypatch.setenv("LOGNAME", "nobody")
+    assert re.search(r"\b7 .* running ", status.report(tmp_path))
+    asked = (tmp_path / "asked").read_text()
+    assert asked.startswith(f" --noheader --user={tmp_path.stat().st_uid} ")
 
 
 def test_a_running_job_without_output_is_reported(
@@ -184,14 +227,14 @@ def test_a_running_job_without_output_is_reported(
     (tmp_path / "run-1").mkdir()
     progress = {"step": 3, "max_steps": 9, "pace": "", "left_s": 1, "at_s": 0.0}
     (tmp_path / "run-1" / PROGRESS_FILE).write_text(json.dumps(progress))
-    monkeypatch.setattr("slurm.scheduler.list_queue", lambda: [queued("RUNNING")])
+    monkeypatch.setattr("slurm.scheduler.list_queue", lambda _: [queued("RUNNING")])
     assert "no progress for 1:00:00" in status.report(tmp_path, now_s=3600.0)
 
 
 def test_without_a_queue_the_status_is_the_last_one_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def silent() -> list[QueueRow]:
+    def silent(_: object) -> list[QueueRow]:
         raise RuntimeError("squeue has not answered for 30 s")
 
     write_attempt(tmp_path, ATTEMPT)

@@ -155,6 +155,8 @@ def test_more_cells_than_array_tasks_are_several_per_task(
     assert job.arguments == ["quick", *(["--max-cells", max_cells] if max_cells else [])]
     search = submit.build_job(*submit.parse(["sweep", *options, "--", "--find-max-batch", "8"]))
     assert search.arguments == ["--find-max-batch", "8"]  # a search may need many cells
+    given = submit.build_job(*submit.parse(["sweep", *options, "--", "--max-cells", "1"]))
+    assert given.arguments == ["--max-cells", "1"]  # not replaced
 
 
 @pytest.mark.parametrize(

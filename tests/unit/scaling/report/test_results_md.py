@@ -261,6 +261,16 @@ def test_a_compiled_run_reports_what_the_compiler_did() -> None:
     )
 
 
+def test_every_step_that_is_never_steady_is_named_with_the_reason() -> None:
+    reasons = {0: "gradients reduced in one bucket", 1: "gradients reduced in one bucket"}
+    reasons[6] = "traced"
+    excluded = [{"step": step, "reason": reason} for step, reason in reasons.items()]
+    (steady,) = cells(render(make_record(excluded_steps=excluded)), "steady state")
+    assert steady.endswith(
+        "; without steps 1, 2: gradients reduced in one bucket; without step 7: traced"
+    )
+
+
 def test_a_resumed_run_names_the_timed_segment() -> None:
     record = make_record(segment_starts=[0, 2])
     assert "10 steps, in the last of 2 segments" in cells(render(record), "steady state")[0]
