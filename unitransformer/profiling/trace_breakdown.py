@@ -138,7 +138,7 @@ def time_shares(
 
 def window_seconds(trace: Mapping[str, Any]) -> float:
     """Returns the length of all traced steps."""
-    return sum(event["dur"] for event in _window_ranges(trace["traceEvents"])) / 1e6
+    return float(sum(event["dur"] for event in _window_ranges(trace["traceEvents"]))) / 1e6
 
 
 def _window_ranges(events: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
