@@ -3,15 +3,19 @@
 import json
 import math
 import statistics
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from recipes import bert, gpt, vit
 from recipes.presets import Preset
+from tests.builders.operators import OperatorCounter
 from unitransformer.checkpoint.names import checkpoint_name
 from unitransformer.checkpoint.reader import check_files, newest_checkpoint, read_run_state
 from unitransformer.config import DataConfig, OptimizerConfig, ParallelConfig, RunConfig
@@ -21,6 +25,7 @@ from unitransformer.record.metrics import recorded_steady_state
 from unitransformer.record.schema import load_record
 from unitransformer.run import RunFailed, RunOutcome, RunPaths, run
 from unitransformer.training import module
+from unitransformer.training.module import TrainingModule
 from unitransformer.training.optimizer import build_optimizer
 from unitransformer.transformer import Transformer
 
@@ -332,6 +337,34 @@ def test_weight_decay_is_for_matrices_only(text: Path) -> None:
     assert "class_embedding" in undecayed
     assert "transformer_layers.0.ln1.weight" in undecayed
     assert len(decayed["params"]) + len(free["params"]) == len(names)
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "16-mixed"])
+def test_adamw_needs_few_operators_on_a_gpu_in_every_precision(
+    precision: str, text: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A loop over the parameters, as on a CPU, would be more than all the rest of a step."""
+    # torch uses foreach only for types in this list, and a fake tensor has its own.
+    optimizers = sys.modules[torch.optim.Optimizer.__module__]
+    monkeypatch.setattr(optimizers, "_foreach_supported_types", [Tensor, FakeTensor])
+    config = config_of(gpt.PRESET, text, parallel=ParallelConfig(precision=precision))  # type: ignore[arg-type]
+    training = TrainingModule(config)
+    with FakeTensorMode():
+        weights = {
+            name: torch.nn.Parameter(torch.empty(weight.shape, device="cuda"))
+            for name, weight in training.network.named_parameters()
+        }
+        monkeypatch.setattr(training.network, "named_parameters", weights.items)
+        optimizer = training.configure_optimizers()
+        for weight in weights.values():
+            weight.grad = torch.empty_like(weight)
+        optimizer.step()  # creates the moments
+        with OperatorCounter() as counter:
+            optimizer.step()
+    # Two groups: those with weight decay, and the others.
+    limit = 2 * (2 if precision == "bf16-mixed" else 20)
+    assert len(weights) > 20
+    assert 0 < len(counter.names) <= limit, counter.names
 
 
 def test_the_learning_rate_warms_up_and_follows_a_cosine_to_its_floor() -> None:
