@@ -13,7 +13,7 @@ import torch
 
 from unitransformer.config import ParallelConfig, RunConfig
 from unitransformer.costs.memory import choose_strategy
-from unitransformer.launch.environment import check_launched
+from unitransformer.launch.environment import TORCHRUN_MARK, check_launched
 from unitransformer.machine.host import available_cores, memory_bytes
 
 
@@ -108,11 +108,10 @@ def set_up_process(parallel: ParallelConfig, device: str) -> None:
     """Sets torch's global switches; each rank calls this before it creates a tensor."""
     # Saturated softmaxes fill gradients with denormal floats, which a CPU multiplies slowly.
     can_flush = torch.set_flush_denormal(True)
+    torch.set_num_threads(choose_num_threads(parallel, device))
     if device != "cpu":
         torch.set_float32_matmul_precision("highest")  # 32-true means float32, not TF32
         return
-    share = max(1, available_cores() // parallel.devices)
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", share)))
     if can_flush and keeps_denormals():
         _flush_denormals_in_pool()
         if keeps_denormals():
@@ -121,6 +120,19 @@ def set_up_process(parallel: ParallelConfig, device: str) -> None:
                 "several times longer, and losses differ; run in a new process or a new kernel",
                 stacklevel=2,
             )
+
+
+def choose_num_threads(parallel: ParallelConfig, device: str) -> int:
+    """Returns OMP_NUM_THREADS, or this rank's share of the cores.
+
+    On GPUs the optimizer of `cpu_offload` uses the threads. There a 1 that torchrun has set, which
+    it does where the user has set nothing, does not count: every launcher gives the same number.
+    """
+    share = max(1, available_cores() // parallel.devices)
+    chosen = os.environ.get("OMP_NUM_THREADS")
+    if device == "cuda" and chosen == "1" and TORCHRUN_MARK in os.environ:
+        chosen = None
+    return int(chosen or share)
 
 
 def keeps_denormals() -> bool:

@@ -1,4 +1,4 @@
-"""A run flushes denormal floats in all threads that compute, also in those that exist already."""
+"""Tests threads: their number, and that all of them flush denormal floats."""
 
 import multiprocessing
 import warnings
@@ -10,6 +10,7 @@ import torch
 from unitransformer.config import ParallelConfig
 from unitransformer.launch import devices
 from unitransformer.launch.devices import keeps_denormals, set_up_process
+from unitransformer.launch.environment import TORCHRUN_MARK
 
 
 def compute_with_two_threads() -> None:
@@ -46,3 +47,30 @@ def test_denormals_are_flushed_in_threads_of_earlier_work_or_a_warning_says_so(
     process.start()
     process.join(60)
     assert process.exitcode == 0
+
+
+@pytest.mark.parametrize(
+    ("device", "environment", "expected"),
+    [
+        *(("cpu", {}, 4), ("cuda", {}, 4)),
+        *(("cpu", {"OMP_NUM_THREADS": "3"}, 3), ("cuda", {"OMP_NUM_THREADS": "3"}, 3)),
+        ("cuda", {"OMP_NUM_THREADS": "1"}, 1),
+        # torchrun sets 1 for more than one rank, if nobody has set it.
+        ("cuda", {"OMP_NUM_THREADS": "1", TORCHRUN_MARK: "0"}, 4),
+        ("cpu", {"OMP_NUM_THREADS": "1", TORCHRUN_MARK: "0"}, 1),
+    ],
+)
+def test_each_of_four_ranks_uses_a_quarter_of_sixteen_cores_also_beside_a_gpu(
+    device: str, environment: dict[str, str], expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", used.append)
+    monkeypatch.setattr(torch, "set_float32_matmul_precision", lambda precision: None)
+    monkeypatch.setattr(devices, "available_cores", lambda: 16)
+    monkeypatch.setattr(devices, "keeps_denormals", lambda: False)
+    for name in ("OMP_NUM_THREADS", TORCHRUN_MARK):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    set_up_process(ParallelConfig(devices=4, strategy="ddp"), device)
+    assert used == [expected]
