@@ -2,7 +2,8 @@
 
 Validation is excluded; other time between two steps is recorded apart from them. On a CPU the clock
 reads monotonic time and the processor time of all threads. On a GPU it records CUDA events and
-reads them later, so that no step is ever synchronized.
+reads them later, so that it synchronizes no step. In 16-mixed the loss scaler does, which reads
+whether a gradient overflowed, and with DeepSpeed its step, which reads the gradient norm.
 """
 
 import itertools
