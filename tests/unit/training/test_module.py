@@ -15,10 +15,12 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from recipes import bert, gpt, vit
 from recipes.presets import Preset
+from recipes.results import measured_lines
 from tests.builders.operators import OperatorCounter
 from unitransformer.checkpoint.names import checkpoint_name
 from unitransformer.checkpoint.reader import check_files, newest_checkpoint, read_run_state
 from unitransformer.config import DataConfig, OptimizerConfig, ParallelConfig, RunConfig
+from unitransformer.measure.clock import HOST_BOUND, StepClock
 from unitransformer.objectives import Batch, Objective
 from unitransformer.parallel.strategies import INITIAL_SCALE_POWER, build_precision
 from unitransformer.record.metrics import recorded_steady_state
@@ -322,6 +324,32 @@ def test_a_run_stops_after_a_nan_validation(
         train(config, tmp_path, checkpoints=None)
     record = load_record(tmp_path / f"{config.hash()}.json")
     assert (record["status"], len(record["loss"])) == ("diverged", 8)
+
+
+def test_a_host_bound_run_says_so_in_its_record(
+    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(StepClock, "flags", lambda clock: [HOST_BOUND])
+    record = train(config_of(gpt.PRESET, text, max_steps=4), tmp_path, checkpoints=None).record
+    assert record is not None
+    assert HOST_BOUND in record["flags"]
+    assert any("host-bound: the processor" in line for line in measured_lines(record))
+
+
+@pytest.mark.parametrize(
+    ("parallel", "waits"),
+    [
+        (ParallelConfig(precision="bf16-mixed"), False),
+        (ParallelConfig(devices=2, strategy="fsdp"), False),
+        (ParallelConfig(precision="16-mixed"), True),  # for the overflow
+        (ParallelConfig(devices=2, strategy="zero2"), True),  # for the norm
+        (ParallelConfig(devices=2, strategy="fsdp", cpu_offload=True), True),
+    ],
+)
+def test_host_bound_is_not_judged_where_every_step_waits_for_the_gpu(
+    parallel: ParallelConfig, waits: bool
+) -> None:
+    assert parallel.waits_for_gpu == waits
 
 
 def test_weight_decay_is_for_matrices_only(text: Path) -> None:
