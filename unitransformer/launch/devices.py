@@ -125,13 +125,16 @@ def set_up_process(parallel: ParallelConfig, device: str) -> None:
 def choose_num_threads(parallel: ParallelConfig, device: str) -> int:
     """Returns OMP_NUM_THREADS, or this rank's share of the cores.
 
-    On GPUs the optimizer of `cpu_offload` uses the threads. There a 1 that torchrun has set, which
-    it does where the user has set nothing, does not count: every launcher gives the same number.
+    On GPUs the optimizer of `cpu_offload` uses the threads, and every launcher gives the same
+    number: torchrun sets 1 where the user has set nothing, and srun may bind each rank to its
+    cores. On a CPU the number stays as it is, since losses depend on it.
     """
-    share = max(1, available_cores() // parallel.devices)
-    chosen = os.environ.get("OMP_NUM_THREADS")
-    if device == "cuda" and chosen == "1" and TORCHRUN_MARK in os.environ:
-        chosen = None
+    cores, chosen = available_cores(), os.environ.get("OMP_NUM_THREADS")
+    share = max(1, cores // parallel.devices)
+    if device == "cuda" and TORCHRUN_MARK in os.environ:
+        chosen = None if chosen == "1" else chosen
+    elif device == "cuda" and int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
+        share = min(cores, int(os.environ.get("SLURM_CPUS_PER_TASK", share)))
     return int(chosen or share)
 
 

@@ -177,12 +177,16 @@ class Telemetry:
         for sample in samples:
             for reason in sample.clock_reasons or ():
                 limited.setdefault(reason, []).append(sample)
-        flags = [
-            f"GPU clock limited by {reason} in {len(seen)} of {len(samples)} samples, first at "
-            f"step {seen[0].step}{self._format_share_of_maximum(seen)}"
-            for reason, seen in limited.items()
-            if reason not in HARMLESS and not (reason == POWER_CAP and self._is_usual(seen))
-        ]
+        flags = []
+        for reason, seen in limited.items():
+            share = self._share_of_maximum(seen)
+            is_usual = reason == POWER_CAP and share is not None and share >= USUAL_CLOCK
+            if reason not in HARMLESS and not is_usual:
+                at = "" if share is None else f", at {share:.0%} of its maximum"
+                flags.append(
+                    f"GPU clock limited by {reason} in {len(seen)} of {len(samples)} samples, "
+                    f"first at step {seen[0].step}{at}"
+                )
         for when, others in self._other_processes.items():
             if others:
                 flags.append(f"GPU shared with {others} other process(es) at the {when}")
@@ -193,14 +197,6 @@ class Telemetry:
         if not clocks_hz or not self._max_sm_clock_hz:
             return None
         return statistics.median(clocks_hz) / self._max_sm_clock_hz
-
-    def _is_usual(self, samples: Sequence[GpuSample]) -> bool:
-        share = self._share_of_maximum(samples)
-        return share is not None and share >= USUAL_CLOCK
-
-    def _format_share_of_maximum(self, samples: Sequence[GpuSample]) -> str:
-        share = self._share_of_maximum(samples)
-        return "" if share is None else f", at {share:.0%} of its maximum"
 
     def as_dict(self, start: int, stop: int) -> dict[str, Any]:
         """Returns all samples, and the flags of steps [start, stop); readers compute the energy."""

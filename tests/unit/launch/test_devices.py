@@ -58,6 +58,12 @@ def test_denormals_are_flushed_in_threads_of_earlier_work_or_a_warning_says_so(
         # torchrun sets 1 for more than one rank, if nobody has set it.
         ("cuda", {"OMP_NUM_THREADS": "1", TORCHRUN_MARK: "0"}, 4),
         ("cpu", {"OMP_NUM_THREADS": "1", TORCHRUN_MARK: "0"}, 1),
+        ("cuda", {"SLURM_STEP_NUM_TASKS": "4", "SLURM_CPUS_PER_TASK": "5"}, 5),
+        ("cuda", {"SLURM_STEP_NUM_TASKS": "4", "SLURM_CPUS_PER_TASK": "32"}, 16),
+        ("cuda", {"SLURM_STEP_NUM_TASKS": "4"}, 4),
+        ("cuda", {"SLURM_STEP_NUM_TASKS": "1", "SLURM_CPUS_PER_TASK": "16"}, 4),
+        # Two nodes, on each of which torchrun starts four ranks.
+        ("cuda", {"SLURM_STEP_NUM_TASKS": "2", "SLURM_CPUS_PER_TASK": "16", TORCHRUN_MARK: "0"}, 4),
     ],
 )
 def test_each_of_four_ranks_uses_a_quarter_of_sixteen_cores_also_beside_a_gpu(
@@ -68,7 +74,7 @@ def test_each_of_four_ranks_uses_a_quarter_of_sixteen_cores_also_beside_a_gpu(
     monkeypatch.setattr(torch, "set_float32_matmul_precision", lambda precision: None)
     monkeypatch.setattr(devices, "available_cores", lambda: 16)
     monkeypatch.setattr(devices, "keeps_denormals", lambda: False)
-    for name in ("OMP_NUM_THREADS", TORCHRUN_MARK):
+    for name in ("OMP_NUM_THREADS", TORCHRUN_MARK, "SLURM_STEP_NUM_TASKS", "SLURM_CPUS_PER_TASK"):
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
