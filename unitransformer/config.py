@@ -238,6 +238,11 @@ class ParallelConfig:
     def uses_deepspeed(self) -> bool:
         return self.strategy in DEEPSPEED
 
+    @property
+    def waits_for_gpu(self) -> bool:
+        """Whether every step waits for the GPU: for the overflow, the norm or the gradients."""
+        return self.precision == "16-mixed" or self.uses_deepspeed or self.cpu_offload
+
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:

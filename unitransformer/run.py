@@ -150,6 +150,7 @@ class _Run:
         self.clock = StepClock(
             on_gpu=device == "cuda",
             measures_communication=why_communication_missing(parallel, device) is None,
+            host_runs_ahead=not parallel.waits_for_gpu,
         )
         self.instruments = Instruments(
             config, first_step=self.module.first_step, trace_folder=paths.trace
@@ -230,6 +231,8 @@ class _Run:
         record: Record | None = None
         if self.is_first or all_ranks:
             reading = self.instruments.reading(self.trainer.strategy.root_device)
+            if all_ranks:
+                reading["flags"] += self.clock.flags()
             readings = gather(reading, self.module) if all_ranks else [reading]
             try:
                 history = self._history(all_ranks=all_ranks)

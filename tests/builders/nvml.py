@@ -27,7 +27,9 @@ class FakeNvml:
         reasons: Sequence[int] = (0,),
         processes: Sequence[int] = (),
         has_driver: bool = True,
+        sm_clock_mhz: int = 1980,
     ) -> None:
+        self.sm_clock_mhz = sm_clock_mhz
         self.uuid, self.processes, self.has_driver = uuid, processes, has_driver
         self.energy_mj = None if energy_mj is None else list(energy_mj)
         self.reasons = list(reasons)
@@ -47,7 +49,10 @@ class FakeNvml:
         return "handle"
 
     def nvmlDeviceGetClockInfo(self, handle: str, kind: int) -> int:
-        return {self.NVML_CLOCK_SM: 1980, self.NVML_CLOCK_MEM: 3201}[kind]
+        return {self.NVML_CLOCK_SM: self.sm_clock_mhz, self.NVML_CLOCK_MEM: 3201}[kind]
+
+    def nvmlDeviceGetMaxClockInfo(self, handle: str, kind: int) -> int:
+        return {self.NVML_CLOCK_SM: 2000}[kind]
 
     def nvmlDeviceGetPowerUsage(self, handle: str) -> int:
         return 700_000

@@ -25,10 +25,13 @@ FillState = Callable[[State], None]  # fills the tensors of a state with their s
 
 
 def count_updates(trainer: Trainer) -> int:
-    """Returns AdamW's count of optimizer steps, without those skipped after an overflow."""
+    """Returns AdamW's count of optimizer steps, without those skipped after an overflow.
+
+    All parameters share it, so that one value is read from the device.
+    """
     optimizer: Any = trainer.optimizers[0]
     states = getattr(optimizer, "optimizer", optimizer).state.values()
-    return max((int(state["step"]) for state in states if "step" in state), default=0)
+    return next((int(state["step"]) for state in states if "step" in state), 0)
 
 
 def capture_state(module: TrainingModule, trainer: Trainer) -> State:

@@ -16,6 +16,7 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.futures
 from torch.distributed import ProcessGroup
 from torch.distributed.checkpoint.filesystem import FileSystemWriter
@@ -124,9 +125,13 @@ def start_saving(
     ignore_undistributed_warning()
     done: Future[None] = Future()
     snapshot = state if wait else writer.stage(state)
+    is_on_gpu = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    gpu = torch.cuda.current_device() if is_on_gpu else None
 
     def write() -> None:
         try:
+            if gpu is not None:  # a new thread is on GPU 0, and `save` uses the current one
+                torch.cuda.set_device(gpu)
             save(snapshot, storage_writer=writer, process_group=group, no_dist=group is None)
         except BaseException as error:
             done.set_exception(root_cause(error))

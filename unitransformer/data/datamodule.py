@@ -40,6 +40,8 @@ class DataModule(pl.LightningDataModule):
         self.start_step = 0
 
     def train_dataloader(self) -> DataLoader[Batch]:
+        if isinstance(self.source.train, Synthetic) and self.trainer is not None:
+            self.source.train.draw(self.trainer.strategy.root_device)  # before the first step
         sampler = TrainSampler(
             self.config, len(self.source.train), rank=self._rank(), start_step=self.start_step
         )

@@ -4,10 +4,11 @@ import hashlib
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from unitransformer.config import RunConfig
 from unitransformer.costs.flops import count_predicted_positions
@@ -25,6 +26,8 @@ from unitransformer.objectives import Batch
 # Recognition of Handwritten Digits, 1998, UCI Machine Learning Repository,
 # https://doi.org/10.24432/C50P49, CC BY 4.0. `images`: 8 x 8 pixels from 0 to 16; `labels`: 0 to 9.
 DIGITS = Path(__file__).with_name("digits.npz")
+
+NUM_SYNTHETIC = 1 << 18  # samples; each needs one number, or one token and one position
 
 
 class BatchDataset(Protocol):
@@ -48,16 +51,22 @@ class DataSource:
 
 
 class Synthetic:
-    """Random samples. Returns only indices, from which `fill` generates samples on the device.
+    """Random samples. Returns only indices, from which `fill` makes samples on the device.
 
-    Loading data therefore does not limit the speed.
+    Loading data therefore does not limit the speed. `draw` draws one long row of random numbers
+    before training. Sample i is a window of it that begins at number i, so that a step only copies.
+    All samples differ, but they overlap: a model can learn them, and its loss means nothing.
     """
 
     def __init__(self, config: RunConfig, num_samples: int) -> None:
         self.config, self.num_samples = config, num_samples
+        self._windows: dict[torch.device, list[Tensor]] = {}
 
     def __len__(self) -> int:
         return self.num_samples
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_windows": {}}  # workers of a loader need indices alone
 
     def __getitem__(self, batch: BatchIndices) -> Batch:
         indices = torch.from_numpy(batch[1])
@@ -65,22 +74,41 @@ class Synthetic:
 
     def fill(self, batch: Batch, device: torch.device) -> Batch:
         """Returns random samples on `device`, each a function of the run's seed and its index."""
-        config, indices = self.config, batch["inputs"].to(device, non_blocking=True)
-        model, length = config.model, config.sequence_length
+        indices = batch["inputs"].to(device, non_blocking=True)
+        parts = [windows[indices] for windows in self.draw(device)]
+        if self.config.recipe != "bert":
+            return {"inputs": parts[0], "targets": parts[1]}
+        inputs, positions = parts
+        return {"inputs": inputs, "targets": inputs.gather(1, positions), "positions": positions}
+
+    def draw(self, device: torch.device) -> list[Tensor]:
+        """Returns two parts of all samples, as views of the numbers that it draws only once.
+
+        They are images and labels, tokens and the next tokens, or tokens and masked positions.
+        """
+        if device not in self._windows:
+            self._windows[device] = self._draw(device)
+        return self._windows[device]
+
+    def _draw(self, device: torch.device) -> list[Tensor]:
+        config, model, length = self.config, self.config.model, self.config.sequence_length
+        shape: tuple[int, ...] = (length + 1,)
         if model.image_size is not None:
             shape = (model.num_channels, model.image_size, model.image_size)
-            size = math.prod(shape)
-            random = uniform(config.seed, 0, indices, size + 1)
-            images = (random[:, :size] - 0.5) * math.sqrt(12)  # mean 0, variance 1
-            labels = (random[:, size] * model.num_classes).long()
-            return {"inputs": images.float().reshape(-1, *shape), "targets": labels}
-        random = uniform(config.seed, 0, indices, 2 * length + 1)
-        tokens = (random[:, : length + 1] * model.num_classes).long()
+        row, size = torch.zeros(1, dtype=torch.long, device=device), math.prod(shape)
+        random = uniform(config.seed, 0, row, self.num_samples - 1 + size)[0]
+        if model.image_size is not None:
+            images = ((random - 0.5) * math.sqrt(12)).float()  # mean 0, variance 1
+            labels = (uniform(config.seed, 1, row, self.num_samples)[0] * model.num_classes).long()
+            return [images.unfold(0, size, 1).view(-1, *shape), labels]
+        tokens = (random * model.num_classes).long()
+        inputs = tokens[:-1].unfold(0, length, 1)
         if config.recipe == "gpt":
-            return {"inputs": tokens[:, :-1], "targets": tokens[:, 1:]}
-        positions = random[:, length + 1 :].argsort(dim=1)[:, : count_predicted_positions(config)]
-        inputs = tokens[:, :-1]
-        return {"inputs": inputs, "targets": inputs.gather(1, positions), "positions": positions}
+            return [inputs, tokens[1:].unfold(0, length, 1)]
+        # The same order of all positions again and again: those of a window differ.
+        order = uniform(config.seed, 1, row, length)[0].argsort()
+        positions = order.repeat(len(tokens) // length + 1)
+        return [inputs, positions.unfold(0, count_predicted_positions(config), 1)]
 
 
 def load_source(config: RunConfig, *, show_progress: bool = False) -> DataSource:
@@ -90,7 +118,7 @@ def load_source(config: RunConfig, *, show_progress: bool = False) -> DataSource
         ValueError: the data is missing, empty, too short or does not fit the model.
     """
     if config.data.source == "synthetic":
-        samples = Synthetic(config, 1 << 20)
+        samples = Synthetic(config, NUM_SYNTHETIC)
         return DataSource(train=samples, validation=samples, description="synthetic, on the device")
     if not config.model.reads_images:
         return _text_source(config, show_progress)

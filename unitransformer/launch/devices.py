@@ -13,7 +13,7 @@ import torch
 
 from unitransformer.config import ParallelConfig, RunConfig
 from unitransformer.costs.memory import choose_strategy
-from unitransformer.launch.environment import check_launched, launched_shape
+from unitransformer.launch.environment import TORCHRUN_MARK, check_launched, launched_shape
 from unitransformer.machine.host import available_cores, driver_versions, memory_bytes
 
 # Oldest NVIDIA driver of a CUDA version, and a wheel of torch that is built for it. Source:
@@ -184,11 +184,10 @@ def set_up_process(parallel: ParallelConfig, device: str) -> None:
     """Sets torch's global switches; each rank calls this before it creates a tensor."""
     # Saturated softmaxes fill gradients with denormal floats, which a CPU multiplies slowly.
     can_flush = torch.set_flush_denormal(True)
+    torch.set_num_threads(choose_num_threads(parallel, device))
     if device != "cpu":
         torch.set_float32_matmul_precision("highest")  # 32-true means float32, not TF32
         return
-    share = max(1, available_cores() // parallel.devices)
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", share)))
     if can_flush and keeps_denormals():
         _flush_denormals_in_pool()
         if keeps_denormals():
@@ -197,6 +196,22 @@ def set_up_process(parallel: ParallelConfig, device: str) -> None:
                 "several times longer, and losses differ; run in a new process or a new kernel",
                 stacklevel=2,
             )
+
+
+def choose_num_threads(parallel: ParallelConfig, device: str) -> int:
+    """Returns OMP_NUM_THREADS, or this rank's share of the cores.
+
+    On GPUs the optimizer of `cpu_offload` uses the threads, and every launcher gives the same
+    number: torchrun sets 1 where the user has set nothing, and srun may bind each rank to its
+    cores. On a CPU the number stays as it is, since losses depend on it.
+    """
+    cores, chosen = available_cores(), os.environ.get("OMP_NUM_THREADS")
+    share = max(1, cores // parallel.devices)
+    if device == "cuda" and TORCHRUN_MARK in os.environ:
+        chosen = None if chosen == "1" else chosen
+    elif device == "cuda" and int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
+        share = min(cores, int(os.environ.get("SLURM_CPUS_PER_TASK", share)))
+    return int(chosen or share)
 
 
 def keeps_denormals() -> bool:

@@ -2,10 +2,12 @@
 
 Validation is excluded; other time between two steps is recorded apart from them. On a CPU the clock
 reads monotonic time and the processor time of all threads. On a GPU it records CUDA events and
-reads them later, so that no step is ever synchronized.
+reads them later, so that it synchronizes no step. In 16-mixed the loss scaler does, which reads
+whether a gradient overflowed, and with DeepSpeed its step, which reads the gradient norm.
 """
 
 import itertools
+import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,6 +17,15 @@ import lightning.pytorch as pl
 import torch
 
 StepPart = Literal["data", "forward_backward", "optimizer", "communication"]
+# Host-bound: the processor works for this share of a median step or more, and in most steps the GPU
+# is not behind. Neither is enough: a processor also works, at 100 %, while it waits for room in the
+# GPU's queue of some 1,000 kernels, and a GPU that waits for data is not behind either.
+HOST_BOUND_SHARE = 0.9
+MIN_STEPS = 10  # for a verdict
+HOST_BOUND = (
+    "host-bound: the processor takes as long to launch a step as the step takes, and the GPU waits "
+    "for it; use a larger batch or model, or --compile, before you compare GPUs"
+)
 # The part that ends at this time; None: the time up to here belongs to the part that ends next.
 Mark = tuple[StepPart | None, Any]
 
@@ -35,8 +46,16 @@ class StepTimes:
 class StepClock:
     """Times every optimizer step of this rank, from `start` to `stop`."""
 
-    def __init__(self, *, on_gpu: bool = False, measures_communication: bool = True) -> None:
+    def __init__(
+        self,
+        *,
+        on_gpu: bool = False,
+        measures_communication: bool = True,
+        host_runs_ahead: bool = True,
+    ) -> None:
         self._on_gpu = on_gpu
+        self._host_runs_ahead = on_gpu and host_runs_ahead  # no step waits for the GPU
+        self._up_to_date: list[bool] = []  # per step: whether the GPU was not behind
         self._measures_communication = measures_communication  # `begin_wait` is called
         self._unread: list[tuple[list[Mark], float, Any]] = []
         self._steps: list[StepTimes] = []
@@ -76,6 +95,9 @@ class StepClock:
         """Ends the step, whose last part is the optimizer."""
         self.mark("optimizer")
         self._unread.append((self._marks, time.process_time() - self._cpu_start_s, self._between))
+        if self._host_runs_ahead:
+            ends = [event for part, event in self._marks if part == "forward_backward"]
+            self._up_to_date += [event.query() for event in ends[-1:]]
         self._last_end = self._marks[-1][1]
         self._marks, self._between = [], None
 
@@ -88,6 +110,17 @@ class StepClock:
             self._steps.append(self._measure(marks, cpu_s, between_s))
         self._unread.clear()
         return list(self._steps)
+
+    def flags(self) -> list[str]:
+        """Returns that the steps are host-bound, if they are; waits for the device.
+
+        The GPU is not behind if it has done the backward pass when the optimizer has been launched.
+        """
+        num_steps, num_up_to_date = len(self._up_to_date), sum(self._up_to_date)
+        if num_steps < MIN_STEPS or 2 * num_up_to_date <= num_steps:
+            return []
+        share = statistics.median(step.cpu_s / step.step_s for step in self.steps())
+        return [HOST_BOUND] if share >= HOST_BOUND_SHARE else []
 
     def step_s(self) -> list[float]:
         """Returns the seconds of every step; waits for the device."""

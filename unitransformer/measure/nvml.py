@@ -9,6 +9,7 @@ Functions, units and bits: https://docs.nvidia.com/deploy/nvml-api
 import importlib
 import itertools
 import os
+import statistics
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -28,6 +29,9 @@ CLOCK_REASONS = {  # group__nvmlClocksEventReasons
     0x400: "reliability limit",
 }
 HARMLESS = ("idle", "application clocks setting")
+# Large matrix products hold every GPU at its power limit. The clock then stays at about 70 to 95 %
+# of its maximum; below that, the limit was lowered or the GPU is not cooled well.
+POWER_CAP, USUAL_CLOCK = "software power cap", 0.7
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,10 +114,15 @@ class Telemetry:
         self._uuid, self._nvml, self._clock = uuid, nvml, clock
         self._gpu: Any = None
         self._other_processes: dict[str, int | None] = {}
+        self._max_sm_clock_hz: float | None = None
 
     def start(self, step: int = 0, *, holds_context: bool = False) -> None:
         """Takes the first sample; `holds_context`: whether this process has used the GPU."""
         self._gpu = self._find_gpu()
+        if self._gpu is not None:
+            kind = self._nvml.NVML_CLOCK_SM
+            mhz = self._query("max_sm_clock_hz", "nvmlDeviceGetMaxClockInfo", kind)
+            self._max_sm_clock_hz = None if mhz is None else mhz * 1e6
         self._count_other_processes("start", holds_context=holds_context)
         self.take_sample(step)
 
@@ -159,26 +168,41 @@ class Telemetry:
             self._gpu = None
 
     def flags(self, start: int, stop: int) -> list[str]:
-        """Returns a sentence for each thing that disturbed the GPU in steps [start, stop)."""
-        limited: dict[str, list[int]] = {}
-        for sample in self.samples:
-            if start <= sample.step <= stop:
-                for reason in sample.clock_reasons or ():
-                    limited.setdefault(reason, []).append(sample.step)
-        flags = [
-            f"GPU clock limited by {reason} in {len(steps)} samples, first at step {steps[0]}"
-            for reason, steps in limited.items()
-            if reason not in HARMLESS
-        ]
+        """Returns a sentence for each thing that disturbed the GPU in steps [start, stop).
+
+        The power cap is such a thing only if it holds the clock unusually low.
+        """
+        samples = [sample for sample in self.samples if start <= sample.step <= stop]
+        limited: dict[str, list[GpuSample]] = {}
+        for sample in samples:
+            for reason in sample.clock_reasons or ():
+                limited.setdefault(reason, []).append(sample)
+        flags = []
+        for reason, seen in limited.items():
+            share = self._share_of_maximum(seen)
+            is_usual = reason == POWER_CAP and share is not None and share >= USUAL_CLOCK
+            if reason not in HARMLESS and not is_usual:
+                at = "" if share is None else f", at {share:.0%} of its maximum"
+                flags.append(
+                    f"GPU clock limited by {reason} in {len(seen)} of {len(samples)} samples, "
+                    f"first at step {seen[0].step}{at}"
+                )
         for when, others in self._other_processes.items():
             if others:
                 flags.append(f"GPU shared with {others} other process(es) at the {when}")
         return flags
 
+    def _share_of_maximum(self, samples: Sequence[GpuSample]) -> float | None:
+        clocks_hz = [sample.sm_clock_hz for sample in samples if sample.sm_clock_hz is not None]
+        if not clocks_hz or not self._max_sm_clock_hz:
+            return None
+        return statistics.median(clocks_hz) / self._max_sm_clock_hz
+
     def as_dict(self, start: int, stop: int) -> dict[str, Any]:
         """Returns all samples, and the flags of steps [start, stop); readers compute the energy."""
         return {
             "samples": [asdict(sample) for sample in self.samples],
+            "max_sm_clock_hz": self._max_sm_clock_hz,
             "other_processes": dict(self._other_processes),
             "flags": self.flags(start, stop),
             "missing": dict(self.missing),

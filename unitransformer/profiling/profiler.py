@@ -22,6 +22,7 @@ from unitransformer.profiling.trace_breakdown import (
     STEP,
     WINDOW,
     time_shares,
+    window_seconds,
 )
 
 
@@ -190,13 +191,17 @@ class TraceCallback(pl.Callback):
         if self._is_one_graph:
             head_by = None if model.num_classes in other_sides else "shape"
         num_classes = model.num_classes if head_by == "shape" else None
-        shares = time_shares(trace, on_gpu=self._on_gpu, num_classes=num_classes)
-        spans = [e["dur"] for e in trace["traceEvents"] if e.get("name") == WINDOW and "dur" in e]
-        step_s = sum(spans) / 1e6 / self.num_steps
-        rows = [
-            {"part": part, "share": share, "s_per_step": share * step_s}
-            for part, share in shares.items()
-        ]
+        step_s = window_seconds(trace) / self.num_steps
+        rows = None
+        try:
+            shares = time_shares(trace, on_gpu=self._on_gpu, num_classes=num_classes)
+        except ValueError as error:  # training is worth more than its trace
+            self._result["reason"] = str(error)
+        else:
+            rows = [
+                {"part": part, "share": share, "s_per_step": share * step_s}
+                for part, share in shares.items()
+            ]
         self._result |= {"rows": rows, "head_by": head_by, "step_s": step_s}
         table = json.dumps(self.as_dict(), indent=1).encode()
         write_atomically(self.folder / "shares-rank0.json", table)

@@ -112,11 +112,13 @@ def time_shares(
     """Returns the share of each kind of work in the traced steps; the shares add up to 1.
 
     `num_classes` is V if head and network are one compiled graph, in which no range can separate
-    them: a matrix multiply with a side of V is the head's. It is None otherwise. Raises ValueError
-    for a trace without the range around the traced steps.
+    them: a matrix multiply with a side of V is the head's. It is None otherwise.
+
+    Raises:
+        ValueError: the trace has no range around the traced steps, or no GPU work in it `on_gpu`.
     """
     events = [event for event in trace["traceEvents"] if event.get("ph") == "X"]
-    ranges = [e for e in events if e["name"] == WINDOW and e.get("cat") == "user_annotation"]
+    ranges = _window_ranges(events)
     if not ranges:
         raise ValueError(f"the trace has no range {WINDOW!r}: it was not made by --trace")
     threads, kinds = _classify(trace["traceEvents"], num_classes)
@@ -125,7 +127,23 @@ def time_shares(
     windows = [_interval(event) for event in ranges]
     seconds = _fill(windows, lanes)
     total = sum(end - start for start, end in windows)
+    if on_gpu and seconds["idle"] == total:
+        raise ValueError(
+            "the trace has no GPU kernel in the traced steps: CUPTI, which records kernels, is "
+            "used by another profiler (nsys, ncu, dcgm) or not allowed here; stop that profiler, "
+            "or ask the administrator"
+        )
     return {kind: seconds[kind] / total for kind in WORK_KINDS}
+
+
+def window_seconds(trace: Mapping[str, Any]) -> float:
+    """Returns the length of all traced steps."""
+    return float(sum(event["dur"] for event in _window_ranges(trace["traceEvents"]))) / 1e6
+
+
+def _window_ranges(events: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    # On a GPU kineto repeats each range for each stream, in the category gpu_user_annotation.
+    return [e for e in events if e.get("name") == WINDOW and e.get("cat") == "user_annotation"]
 
 
 def _classify(

@@ -13,7 +13,12 @@ from unitransformer.transformer import Transformer
 def build_optimizer(
     named_parameters: Iterable[tuple[str, Tensor]], config: RunConfig, *, fused: bool = True
 ) -> torch.optim.AdamW:
-    """Returns AdamW without weight decay on biases, norms and single vectors."""
+    """Returns AdamW without weight decay on biases, norms and single vectors.
+
+    Args:
+        fused: one kernel for many parameters. Otherwise a few kernels for many (foreach) on a GPU,
+            and a loop over the parameters on a CPU.
+    """
     with torch.device("meta"):
         full = Transformer(config.model).named_parameters()
     matrices = {name for name, p in full if sum(size > 1 for size in p.shape) >= 2}
@@ -30,5 +35,5 @@ def build_optimizer(
         lr=optimizer.learning_rate,
         betas=(optimizer.beta1, optimizer.beta2),
         eps=optimizer.epsilon,
-        fused=fused,
+        fused=fused or None,  # False would also rule out foreach, and leave the loop on a GPU
     )

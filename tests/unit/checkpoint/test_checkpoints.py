@@ -2,6 +2,7 @@
 
 import json
 import os
+import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,6 +25,7 @@ from unitransformer.checkpoint.reader import (
     read_run_state,
     read_tensors,
 )
+from unitransformer.checkpoint.state import count_updates
 from unitransformer.checkpoint.writer import (
     CheckpointWriter,
     remove_leftovers,
@@ -160,6 +162,43 @@ def test_a_checkpoint_taken_during_training_is_a_copy_of_the_changing_weights(
     assert not done.done()
     done.result()
     assert torch.equal(read(tmp_path / checkpoint_name(1))["a"], torch.ones(1000))
+
+
+@pytest.mark.parametrize("is_initialized", [True, False])
+def test_the_thread_that_saves_uses_the_gpu_of_its_rank(
+    is_initialized: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """CUDA's current device belongs to a thread; of a new one it is GPU 0 on every rank."""
+    here, calls = threading.local(), []
+    here.gpu = 3
+
+    def set_device(gpu: int) -> None:
+        here.gpu = gpu
+
+    def save(*arguments: Any, **options: Any) -> None:
+        calls.append((threading.current_thread().name, getattr(here, "gpu", 0)))
+
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: is_initialized)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: here.gpu)
+    monkeypatch.setattr(torch.cuda, "set_device", set_device)
+    monkeypatch.setattr(writer, "save", save)
+    target = CheckpointWriter(tmp_path, 1, run_state_at(1))
+    start_saving({"a": torch.ones(1)}, target, None, wait=False).result()
+    assert calls == [("checkpoint", 3 if is_initialized else 0)]
+
+
+def test_the_number_of_updates_is_read_once_and_not_for_every_parameter() -> None:
+    reads: list[int] = []
+
+    class Step:
+        def __int__(self) -> int:
+            reads.append(1)
+            return 7
+
+    states = {"no gradient": {}, **{str(number): {"step": Step()} for number in range(100)}}
+    trainer: Any = SimpleNamespace(optimizers=[SimpleNamespace(state=states)])
+    assert count_updates(trainer) == 7
+    assert len(reads) == 1
 
 
 def test_a_checkpoint_is_staged_on_the_node_local_disk_which_is_left_empty(

@@ -1,4 +1,4 @@
-"""Tests which device a run uses, what it refuses, and that all threads flush denormal floats."""
+"""Tests devices: which one a run uses, what it refuses, threads, and that all flush denormals."""
 
 import multiprocessing
 import re
@@ -11,6 +11,7 @@ import torch
 from unitransformer.config import Accelerator, ParallelConfig
 from unitransformer.launch import devices
 from unitransformer.launch.devices import choose_device, keeps_denormals, set_up_process
+from unitransformer.launch.environment import TORCHRUN_MARK
 
 CUDA_13 = ["sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120", "compute_120"]
 CUDA_12_6 = ["sm_50", "sm_60", "sm_70", "sm_75", "sm_80", "sm_86", "sm_90"]
@@ -197,3 +198,36 @@ def test_denormals_are_flushed_in_threads_of_earlier_work_or_a_warning_says_so(
     process.start()
     process.join(60)
     assert process.exitcode == 0
+
+
+@pytest.mark.parametrize(
+    ("device", "environment", "expected"),
+    [
+        *(("cpu", {}, 4), ("cuda", {}, 4)),
+        *(("cpu", {"OMP_NUM_THREADS": "3"}, 3), ("cuda", {"OMP_NUM_THREADS": "3"}, 3)),
+        ("cuda", {"OMP_NUM_THREADS": "1"}, 1),
+        # torchrun sets 1 for more than one rank, if nobody has set it.
+        ("cuda", {"OMP_NUM_THREADS": "1", TORCHRUN_MARK: "0"}, 4),
+        ("cpu", {"OMP_NUM_THREADS": "1", TORCHRUN_MARK: "0"}, 1),
+        ("cuda", {"SLURM_STEP_NUM_TASKS": "4", "SLURM_CPUS_PER_TASK": "5"}, 5),
+        ("cuda", {"SLURM_STEP_NUM_TASKS": "4", "SLURM_CPUS_PER_TASK": "32"}, 16),
+        ("cuda", {"SLURM_STEP_NUM_TASKS": "4"}, 4),
+        ("cuda", {"SLURM_STEP_NUM_TASKS": "1", "SLURM_CPUS_PER_TASK": "16"}, 4),
+        # Two nodes, on each of which torchrun starts four ranks.
+        ("cuda", {"SLURM_STEP_NUM_TASKS": "2", "SLURM_CPUS_PER_TASK": "16", TORCHRUN_MARK: "0"}, 4),
+    ],
+)
+def test_each_of_four_ranks_uses_a_quarter_of_sixteen_cores_also_beside_a_gpu(
+    device: str, environment: dict[str, str], expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", used.append)
+    monkeypatch.setattr(torch, "set_float32_matmul_precision", lambda precision: None)
+    monkeypatch.setattr(devices, "available_cores", lambda: 16)
+    monkeypatch.setattr(devices, "keeps_denormals", lambda: False)
+    for name in ("OMP_NUM_THREADS", TORCHRUN_MARK, "SLURM_STEP_NUM_TASKS", "SLURM_CPUS_PER_TASK"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    set_up_process(ParallelConfig(devices=4, strategy="ddp"), device)
+    assert used == [expected]

@@ -11,7 +11,7 @@ import torch.distributed._functional_collectives as functional_collectives
 
 from unitransformer.config import ParallelConfig
 from unitransformer.measure import communication
-from unitransformer.measure.clock import StepClock
+from unitransformer.measure.clock import HOST_BOUND, StepClock
 from unitransformer.measure.communication import timed_waits, why_communication_missing
 
 
@@ -133,6 +133,9 @@ class FakeEvent:
     def synchronize(self) -> None:
         FakeEvent.is_done, FakeEvent.num_waits = True, FakeEvent.num_waits + 1
 
+    def query(self) -> bool:
+        return False
+
     def elapsed_time(self, end: "FakeEvent") -> float:
         assert FakeEvent.is_done, "read before the device was done"
         return 1000 * (end.at_s - self.at_s)
@@ -155,6 +158,58 @@ def test_gpu_events_are_read_only_at_the_end(monkeypatch: pytest.MonkeyPatch) ->
         assert (step.forward_backward_s, step.optimizer_s) == (3.0, 1.0)
     assert [step.between_steps_s for step in clock.steps()] == [None, 2.0, 2.0]
     assert FakeEvent.num_waits == 1
+
+
+@pytest.mark.parametrize(
+    ("cpu_s", "is_up_to_date", "host_runs_ahead", "is_flagged"),
+    [
+        (5.0, True, True, True),  # launching takes as long as the step, and the GPU waits
+        (5.0, False, True, False),  # the processor waits for room in the queue of the GPU
+        (1.0, True, True, False),  # both wait for data
+        (5.0, True, False, False),  # every step waits for the GPU, with a busy processor
+    ],
+)
+def test_steps_are_host_bound_if_the_processor_is_busy_and_the_gpu_is_not_behind(
+    cpu_s: float,
+    is_up_to_date: bool,
+    host_runs_ahead: bool,
+    is_flagged: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    queried: list[float] = []
+
+    def query(event: FakeEvent) -> bool:
+        queried.append(event.at_s)
+        return is_up_to_date
+
+    monkeypatch.setattr(torch.cuda, "Event", FakeEvent)
+    monkeypatch.setattr(FakeEvent, "query", query)
+    processor_s = [0.0]
+    monkeypatch.setattr(time, "process_time", lambda: processor_s[0])
+    clock = StepClock(on_gpu=True, host_runs_ahead=host_runs_ahead)
+    for step in range(12):
+        for now_s, call in (
+            (0.0, clock.start),
+            *((micro + 1.0, lambda: clock.mark("forward_backward")) for micro in range(2)),
+            (5.0, clock.stop),
+        ):
+            FakeEvent.now_s = 10.0 * step + now_s
+            processor_s[0] += cpu_s if now_s == 5.0 else 0.0
+            call()
+        if step == 8:
+            assert clock.flags() == [], "too few steps"
+    assert clock.flags() == ([HOST_BOUND] if is_flagged else [])
+    # In each step, the end of the last backward pass.
+    assert queried == ([10.0 * step + 2.0 for step in range(12)] if host_runs_ahead else [])
+
+
+def test_a_cpu_is_never_host_bound() -> None:
+    clock = StepClock()
+    for _ in range(12):
+        clock.start()
+        clock.mark("forward_backward")
+        clock.stop()
+    assert clock.flags() == []
 
 
 class FakeStream:

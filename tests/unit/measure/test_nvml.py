@@ -13,7 +13,7 @@ from unitransformer.measure.nvml import (
     energy_between_samples,
 )
 
-POWER_CAP, IDLE = 0x4, 0x1
+POWER_CAP, IDLE, HOT = 0x4, 0x1, 0x20
 
 
 def test_a_reading_is_in_base_units() -> None:
@@ -98,11 +98,38 @@ def test_throttle_reasons_have_the_names_of_the_nvml_manual() -> None:
 
 
 def test_a_throttled_clock_in_the_steady_window_is_flagged_with_its_reason() -> None:
-    telemetry = follow(FakeNvml(reasons=[IDLE, 0, POWER_CAP, POWER_CAP, IDLE]), steps=range(5))
+    telemetry = follow(FakeNvml(reasons=[IDLE, 0, HOT, HOT, IDLE]), steps=range(5))
     assert telemetry.flags(1, 4) == [
-        "GPU clock limited by software power cap in 2 samples, first at step 2"
+        "GPU clock limited by software thermal slowdown in 2 of 4 samples, first at step 2, at 99% "
+        "of its maximum"
     ]
     assert telemetry.flags(0, 1) == []
+
+
+@pytest.mark.parametrize(("sm_clock_mhz", "is_flagged"), [(1400, False), (1380, True)])
+def test_the_power_cap_of_a_busy_gpu_is_flagged_only_if_it_holds_the_clock_very_low(
+    sm_clock_mhz: int, is_flagged: bool
+) -> None:
+    nvml = FakeNvml(reasons=[IDLE, POWER_CAP, POWER_CAP, IDLE], sm_clock_mhz=sm_clock_mhz)
+    telemetry = follow(nvml, steps=range(4))
+    flags = [
+        "GPU clock limited by software power cap in 2 of 4 samples, first at step 1, at 69% of its "
+        "maximum"
+    ]
+    assert telemetry.flags(0, 3) == (flags if is_flagged else [])
+    assert telemetry.as_dict(0, 3)["max_sm_clock_hz"] == 2e9
+
+
+def test_a_power_cap_is_flagged_where_the_driver_does_not_tell_the_highest_clock() -> None:
+    class Old(FakeNvml):
+        def nvmlDeviceGetMaxClockInfo(self, handle: str, kind: int) -> int:
+            raise self.NVMLError("Not Supported")
+
+    telemetry = follow(Old(reasons=[POWER_CAP]))
+    assert telemetry.flags(0, 10) == [
+        "GPU clock limited by software power cap in 2 of 2 samples, first at step 0"
+    ]
+    assert telemetry.as_dict(0, 10)["missing"]["max_sm_clock_hz"].endswith("Not Supported")
 
 
 def test_an_old_driver_is_read_through_its_old_function_names() -> None:

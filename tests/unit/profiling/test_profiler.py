@@ -16,6 +16,7 @@ from recipes.presets import Preset
 from unitransformer import run as running
 from unitransformer.config import DataConfig, ParallelConfig, RunConfig
 from unitransformer.measure import instruments
+from unitransformer.profiling import profiler
 from unitransformer.profiling.profiler import TraceCallback
 from unitransformer.profiling.trace_breakdown import WORK_KINDS
 from unitransformer.run import RunFailed, RunOutcome, RunPaths, run
@@ -160,6 +161,23 @@ def test_training_that_ends_during_the_trace_has_no_shares(traced: Runner) -> No
     assert actual["rows"] is None
     assert actual["reason"] == "training ended before the last step to be traced"
     assert actual["steps"][:2] == [6, 7]
+
+
+def test_a_trace_without_kernels_of_the_gpu_has_no_shares_and_is_kept(
+    traced: Runner, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The trace of a CPU stands for that of a GPU whose driver records no kernels."""
+    time_shares = profiler.time_shares
+    monkeypatch.setattr(
+        profiler, "time_shares", lambda trace, **options: time_shares(trace, on_gpu=True)
+    )
+    outcome, actual = traced(gpt.PRESET)
+    assert outcome is not None, "the run ends well"
+    assert actual["rows"] is None
+    assert actual["reason"].startswith("the trace has no GPU kernel")
+    assert actual["step_s"] > 0
+    assert json.loads((tmp_path / "trace" / "shares-rank0.json").read_text()) == actual
+    assert (tmp_path / "trace" / "trace-rank0.json.gz").exists()
 
 
 def test_training_that_fails_during_the_trace_has_no_shares(

@@ -12,6 +12,7 @@ from unitransformer.profiling.trace_breakdown import (
     WINDOW,
     WORK_KINDS,
     time_shares,
+    window_seconds,
 )
 
 MAIN, BACK, GLOO = 1, 2, 3
@@ -173,6 +174,23 @@ def test_kernels_count_under_the_operator_that_launched_them() -> None:
         "other": 5,
         "idle": 30,
     }
+
+
+def test_a_range_that_is_repeated_for_each_stream_of_a_gpu_counts_once() -> None:
+    events = [
+        event("ampere_sgemm", 0, 25, cat="kernel", tid=7),
+        *(event(WINDOW, 5, 95, cat="gpu_user_annotation", tid=stream) for stream in (7, 20, 24)),
+    ]
+    assert percent(*events, on_gpu=True) == {"matrix multiply": 25, "idle": 75}
+    trace = {"traceEvents": [mark(WINDOW, 0, 100), *events, *arrow(1, 0, 1)]}
+    assert window_seconds(trace) == pytest.approx(100e-6)
+
+
+def test_a_trace_of_a_gpu_without_kernels_has_a_reason_instead_of_shares() -> None:
+    operators = [event("aten::mm", 0, 50), event("gemm", 100, 150, cat="kernel", tid=7)]
+    with pytest.raises(ValueError, match=r"no GPU kernel in the traced steps: CUPTI.*stop that"):
+        percent(*operators, on_gpu=True)
+    assert percent(*operators) == {"matrix multiply": 50, "idle": 50}
 
 
 def test_only_exposed_communication_counts_on_a_gpu() -> None:

@@ -3,24 +3,31 @@
 import json
 import math
 import statistics
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from recipes import bert, gpt, vit
 from recipes.presets import Preset
+from recipes.results import measured_lines
+from tests.builders.operators import OperatorCounter
 from unitransformer.checkpoint.names import checkpoint_name
 from unitransformer.checkpoint.reader import check_files, newest_checkpoint, read_run_state
 from unitransformer.config import DataConfig, OptimizerConfig, ParallelConfig, RunConfig
+from unitransformer.measure.clock import HOST_BOUND, StepClock
 from unitransformer.objectives import Batch, Objective
 from unitransformer.parallel.strategies import INITIAL_SCALE_POWER, build_precision
 from unitransformer.record.metrics import recorded_steady_state
 from unitransformer.record.schema import load_record
 from unitransformer.run import RunFailed, RunOutcome, RunPaths, run
 from unitransformer.training import module
+from unitransformer.training.module import TrainingModule
 from unitransformer.training.optimizer import build_optimizer
 from unitransformer.transformer import Transformer
 
@@ -319,6 +326,32 @@ def test_a_run_stops_after_a_nan_validation(
     assert (record["status"], len(record["loss"])) == ("diverged", 8)
 
 
+def test_a_host_bound_run_says_so_in_its_record(
+    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(StepClock, "flags", lambda clock: [HOST_BOUND])
+    record = train(config_of(gpt.PRESET, text, max_steps=4), tmp_path, checkpoints=None).record
+    assert record is not None
+    assert HOST_BOUND in record["flags"]
+    assert any("host-bound: the processor" in line for line in measured_lines(record))
+
+
+@pytest.mark.parametrize(
+    ("parallel", "waits"),
+    [
+        (ParallelConfig(precision="bf16-mixed"), False),
+        (ParallelConfig(devices=2, strategy="fsdp"), False),
+        (ParallelConfig(precision="16-mixed"), True),  # for the overflow
+        (ParallelConfig(devices=2, strategy="zero2"), True),  # for the norm
+        (ParallelConfig(devices=2, strategy="fsdp", cpu_offload=True), True),
+    ],
+)
+def test_host_bound_is_not_judged_where_every_step_waits_for_the_gpu(
+    parallel: ParallelConfig, waits: bool
+) -> None:
+    assert parallel.waits_for_gpu == waits
+
+
 def test_weight_decay_is_for_matrices_only(text: Path) -> None:
     config = config_of(vit.PRESET, text, optimizer=OptimizerConfig(weight_decay=0.1))
     network = Transformer(config.model)
@@ -332,6 +365,34 @@ def test_weight_decay_is_for_matrices_only(text: Path) -> None:
     assert "class_embedding" in undecayed
     assert "transformer_layers.0.ln1.weight" in undecayed
     assert len(decayed["params"]) + len(free["params"]) == len(names)
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "16-mixed"])
+def test_adamw_needs_few_operators_on_a_gpu_in_every_precision(
+    precision: str, text: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A loop over the parameters, as on a CPU, would be more than all the rest of a step."""
+    # torch uses foreach only for types in this list, and a fake tensor has its own.
+    optimizers = sys.modules[torch.optim.Optimizer.__module__]
+    monkeypatch.setattr(optimizers, "_foreach_supported_types", [Tensor, FakeTensor])
+    config = config_of(gpt.PRESET, text, parallel=ParallelConfig(precision=precision))  # type: ignore[arg-type]
+    training = TrainingModule(config)
+    with FakeTensorMode():
+        weights = {
+            name: torch.nn.Parameter(torch.empty(weight.shape, device="cuda"))
+            for name, weight in training.network.named_parameters()
+        }
+        monkeypatch.setattr(training.network, "named_parameters", weights.items)
+        optimizer = training.configure_optimizers()
+        for weight in weights.values():
+            weight.grad = torch.empty_like(weight)
+        optimizer.step()  # creates the moments
+        with OperatorCounter() as counter:
+            optimizer.step()
+    # Two groups: those with weight decay, and the others.
+    limit = 2 * (2 if precision == "bf16-mixed" else 20)
+    assert len(weights) > 20
+    assert 0 < len(counter.names) <= limit, counter.names
 
 
 def test_the_learning_rate_warms_up_and_follows_a_cosine_to_its_floor() -> None:

@@ -60,7 +60,8 @@ def test_a_row_has_joules_clocks_power_and_temperature_at_start_and_end() -> Non
 
 
 def test_a_throttled_and_shared_gpu_is_flagged_on_its_row() -> None:
-    nvml = Warming(reasons=[0, POWER_CAP, POWER_CAP], processes=[1_000_001, 1_000_002])
+    reasons, processes = [0, POWER_CAP, POWER_CAP], [1_000_001, 1_000_002]
+    nvml = Warming(reasons=reasons, processes=processes, sm_clock_mhz=1300)
     row = row_of(reading(nvml))
     assert "throttle reasons: software power cap in 2 of 3 samples" in row["GPU"]
     assert "limited by software power cap" in row["flags"]
