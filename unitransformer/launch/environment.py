@@ -187,7 +187,10 @@ def _answer_ranks(store: Store, answer: str) -> None:
     """Answers the other ranks until each has the answer; a dead rank may have asked as well."""
     attempt = answer.split()[0]
     missing = list(range(1, int(os.environ["WORLD_SIZE"])))
+    deadline = time.monotonic() + START_WAIT.total_seconds()
     while missing:
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"ranks {missing} did not start within {START_WAIT}")
         for rank in missing:
             if store.check([f"rank/{rank}"]):
                 store.set(store.get(f"rank/{rank}").decode(), answer)
