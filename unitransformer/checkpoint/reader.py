@@ -229,7 +229,7 @@ def damaged_error(path: Path, error: BaseException) -> ValueError:
     which = f"all in {path.parent}" if is_last_of_several else "it"
     fix = f"delete {which} and start again without --resume"
     if older is not None:
-        fix = f"{older} is sound: give --resume {older}, or delete the damaged one"
+        fix = f"{older} is sound: give that one (--resume {older}), or delete the damaged one"
     reason = first_line(error)
     if isinstance(error, FileNotFoundError | NotADirectoryError) and error.filename:
         reason = f"{Path(error.filename).name} is missing"
