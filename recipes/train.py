@@ -80,7 +80,10 @@ def train(request: RunRequest) -> int:
     if launched_shape() is not None:
         may_restart = TORCHRUN_MARK in os.environ  # and then finds its folder again
         if RUN_FOLDER not in os.environ and (parallel.world_size > 1 or may_restart):
-            os.environ[RUN_FOLDER] = agree_on_folder(lambda: str(claim_folder(request)[0].folder))
+            os.environ[RUN_FOLDER] = agree_on_folder(
+                lambda: str(claim_folder(request)[0].folder),
+                resumes=request.resume in (True, "auto"),
+            )
         return _train_here(request, request.choose_paths())
     check_nodes(parallel, f"recipes.{request.recipe}", request.arguments)
     paths, made = claim_folder(request)

@@ -112,7 +112,8 @@ def run(
         print_line = print_line or functools.partial(print, flush=True)
         if process_rank() != 0:
             print_line = _print_nothing
-        if join_attempt():
+        # A run that began from a checkpoint elsewhere begins there again until it has saved one.
+        if join_attempt() and paths.checkpoints and list_checkpoints(paths.checkpoints):
             resume = "auto"
         checkpoint = find_resume(resolved.config, paths.checkpoints, resume=resume)
         this_run = _Run(

@@ -3,6 +3,7 @@
 import json
 import pickle
 import struct
+import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -29,16 +30,16 @@ def read_weights(path: Path, model: ModelConfig) -> InitialWeights:
 
     Args:
         path: a state dict of the plain model or of this one, as `.safetensors` or written by
-            `torch.save`; nothing in it is executed. Its names may have prefixes of wrappers, and it
-            may be part of a checkpoint of Lightning.
+            `torch.save`; nothing in it is executed. Its names may have prefixes of wrappers or of
+            the module that held it, and it may be part of a checkpoint of Lightning.
 
     Raises:
         ValueError: the file is not a state dict, or not of this model; names the first mismatch.
     """
-    tensors, names = _unwrap(_open(path), path)
     with torch.device("meta"):
         network = Transformer(model)
     wanted = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+    tensors, names = _unwrap(_open(path), path, first=next(iter(wanted)))
     optional = {"pe.pe"} | ({"lm_head.weight"} if model.tied_head else set())
     for name in sorted(wanted.keys() | tensors.keys()):
         if name not in wanted:
@@ -63,11 +64,24 @@ def read_weights(path: Path, model: ModelConfig) -> InitialWeights:
     return lambda name, _: tensors[name].to(torch.float32, copy=True)
 
 
-def _unwrap(tensors: Mapping[str, Tensor], path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Returns the tensors and their names in the file, by names without the parts of wrappers."""
+def _unwrap(
+    tensors: Mapping[str, Tensor], path: Path, *, first: str
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Returns the tensors and their names in the file, by names without the parts of wrappers.
+
+    What precedes the name `first`, which every network has, is also left out of all names.
+    """
+    plain_names = {
+        name: ".".join(part for part in name.split(".") if part not in WRAPPERS) for name in tensors
+    }
+    found = {name for name in plain_names.values() if f".{name}".endswith(f".{first}")}
+    if len(found) > 1 and first not in found:
+        listed = " and ".join(sorted(found))
+        raise ValueError(f"init-from {path} holds several networks ({listed}); save one of them")
+    prefix = found.pop().removesuffix(first) if len(found) == 1 else ""
     names: dict[str, str] = {}
-    for name in tensors:
-        plain = ".".join(part for part in name.split(".") if part not in WRAPPERS)
+    for name, plain in plain_names.items():
+        plain = plain.removeprefix(prefix)
         if plain in names:
             raise ValueError(
                 f"init-from {path} has {names[plain]} and {name}, which are both {plain} without "
@@ -83,7 +97,8 @@ def _open(path: Path) -> Mapping[str, Tensor]:
         if path.suffix == ".safetensors":
             file: Any = safetensors.safe_open(path, framework="pt", device="cpu")
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        mmap = zipfile.is_zipfile(path)  # files of old versions of torch are not
+        tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
         while isinstance(tensors, Mapping):
             inner = (tensors[name] for name in NESTED_IN if isinstance(tensors.get(name), Mapping))
             if (nested := next(inner, None)) is None:
@@ -96,12 +111,13 @@ def _open(path: Path) -> Mapping[str, Tensor]:
         raise ValueError("it is not a plain state dict")
     except Exception as error:  # for a damaged file the readers raise exceptions of any type
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
-        if isinstance(error, pickle.UnpicklingError):
-            reason = "it holds more than tensors, which are not executed"
-        raise ValueError(
-            f"init-from {path} cannot be read ({reason}); "
-            "give a .safetensors file or a state dict written by torch.save"
-        ) from error
+        fix = "give a .safetensors file or a state dict written by torch.save"
+        if isinstance(error, pickle.UnpicklingError) and "GLOBAL" in str(error):
+            reason = "it holds more than tensors, which is not executed"
+            fix = "save its state dict alone with torch.save"
+        elif path.suffix != ".safetensors" and not isinstance(error, OSError | ValueError):
+            reason = "it is damaged or something else"  # torch's reasons are about its own code
+        raise ValueError(f"init-from {path} cannot be read ({reason}); {fix}") from error
 
 
 def write_weights(

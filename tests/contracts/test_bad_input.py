@@ -534,7 +534,7 @@ def test_a_damaged_checkpoint_is_refused_with_the_command_for_the_one_before(
     line = f"{TEXT} --checkpoint-dir kept --max-steps 4"
     assert refuse(f"{line} {resume}") == (
         f"checkpoint {newest} is damaged ({part.name} does not match its checksum); "
-        f"{kept} is sound: give that one, for example with --resume {kept}"
+        f"{kept} is sound: give that one (--resume {kept}), or delete the damaged one"
     )
     code, out, err = call(f"{line} --resume {kept}")
     assert code == 0, err

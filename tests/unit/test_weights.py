@@ -270,6 +270,8 @@ def wrap_parts(name: str) -> str:
         "module._orig_mod.{}",
         "_orig_mod.module.model.{}",
         "_forward_module.module._orig_mod.objective.network.{}",
+        "net.{}",
+        "module.learner.backbone._orig_mod.{}",
         wrap_parts,
     ],
 )
@@ -300,6 +302,36 @@ def test_a_state_dict_inside_a_checkpoint_is_read(nest: Any, tmp_path: Path) -> 
     torch.save(nest(named), tmp_path / "last.ckpt")
     read = read_weights(tmp_path / "last.ckpt", config_of().model)
     assert all(torch.equal(read(name, values), values) for name, values in weights.items())
+
+
+def test_a_file_of_several_networks_is_refused(tmp_path: Path) -> None:
+    weights = plain_weights()
+    both = {f"{who}.{name}": weights[name] for name in weights for who in ("student", "teacher")}
+    torch.save(both, tmp_path / "weights.pt")
+    said = r"several networks \(student\.embedding.lut.weight and teacher\.emb.*; save one of them"
+    with pytest.raises(ValueError, match=said):
+        read_weights(tmp_path / "weights.pt", config_of().model)
+    torch.save(weights | both, tmp_path / "weights.pt")
+    with pytest.raises(ValueError, match=r"has student\.embedding.*, which the model lacks"):
+        read_weights(tmp_path / "weights.pt", config_of().model)
+
+
+def test_a_state_dict_in_torchs_old_format_is_read(tmp_path: Path) -> None:
+    weights = plain_weights()
+    torch.save(weights, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
+    read = read_weights(tmp_path / "old.pt", config_of().model)
+    assert all(torch.equal(read(name, values), values) for name, values in weights.items())
+
+
+@pytest.mark.parametrize("is_zip", [True, False])
+def test_a_checkpoint_with_objects_says_how_to_save_its_weights(
+    is_zip: bool, tmp_path: Path
+) -> None:
+    content = {"state_dict": plain_weights(), "hyper_parameters": {"folder": tmp_path}}
+    path = tmp_path / "last.ckpt"
+    torch.save(content, path, _use_new_zipfile_serialization=is_zip)
+    with pytest.raises(ValueError, match=r"more than tensors.*; save its state dict alone with"):
+        read_weights(path, config_of().model)
 
 
 def test_the_state_dict_of_a_wrapped_training_module_is_read(tmp_path: Path) -> None:

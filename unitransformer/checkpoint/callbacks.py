@@ -28,6 +28,7 @@ from unitransformer.config import RunConfig
 from unitransformer.launch.environment import process_rank
 from unitransformer.launch.failures import report_failure
 from unitransformer.launch.signals import Stopped
+from unitransformer.training.history import DIVERGED_FIX
 from unitransformer.training.module import TrainingModule
 
 DEEPSPEED_SCALER_FIELDS = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
@@ -109,10 +110,7 @@ class SaveCheckpoints(pl.Callback):
         assert len(run_state["loss"]) == step
         for number, loss in enumerate(run_state["loss"], start=1):
             if not math.isfinite(loss):
-                raise FloatingPointError(
-                    f"loss is {loss} at step {number}; the previous checkpoint is kept; "
-                    "lower optimizer.learning_rate"
-                )
+                raise FloatingPointError(f"loss is {loss} at step {number}; {DIVERGED_FIX}")
         run_state |= {"num_updates": num_updates, "loss_scaler": _loss_scaler(trainer)}
         writer = CheckpointWriter(self.folder, step, run_state, keep=self.keep)
         state = capture_state(pl_module, trainer)

@@ -53,7 +53,8 @@ def read_run_state(path: Path) -> RunState:
         ValueError: it is damaged, or another program wrote it.
     """
     run_state = None
-    if any((path / name).is_file() for name in (RUN_FILE, CHECKSUMS_FILE)):
+    is_ours = any((path / name).is_file() for name in (RUN_FILE, CHECKSUMS_FILE))
+    if is_ours or _find_sound_before(path) is not None:
         try:
             _compare(path, _read_checksums(path), [RUN_FILE])
             run_state = json.loads((path / RUN_FILE).read_bytes())
@@ -120,7 +121,10 @@ def checksum(path: Path) -> int:
 
 
 def _read_checksums(path: Path) -> dict[str, int]:
-    checksums = json.loads((path / CHECKSUMS_FILE).read_bytes())
+    try:
+        checksums = json.loads((path / CHECKSUMS_FILE).read_bytes())
+    except ValueError:
+        checksums = None
     if not isinstance(checksums, dict):
         raise ValueError(f"{CHECKSUMS_FILE} lists no files")
     return checksums
@@ -221,10 +225,15 @@ def ignore_undistributed_warning() -> None:
 def damaged_error(path: Path, error: BaseException) -> ValueError:
     """Returns an error that offers the newest older checkpoint that is sound, if there is one."""
     older = _find_sound_before(path)
-    fix = "delete it and start again without --resume"
+    is_last_of_several = list_checkpoints(path.parent)[1:][-1:] == [path]
+    which = f"all in {path.parent}" if is_last_of_several else "it"
+    fix = f"delete {which} and start again without --resume"
     if older is not None:
-        fix = f"{older} is sound: give that one, for example with --resume {older}"
-    return ValueError(f"checkpoint {path} is damaged ({first_line(error)}); {fix}")
+        fix = f"{older} is sound: give that one (--resume {older}), or delete the damaged one"
+    reason = first_line(error)
+    if isinstance(error, FileNotFoundError | NotADirectoryError) and error.filename:
+        reason = f"{Path(error.filename).name} is missing"
+    return ValueError(f"checkpoint {path} is damaged ({reason}); {fix}")
 
 
 def _find_sound_before(path: Path) -> Path | None:

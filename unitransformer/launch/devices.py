@@ -194,7 +194,7 @@ def set_up_process(parallel: ParallelConfig, device: str) -> None:
             warnings.warn(
                 "threads that were started before this run keep denormal floats: steps may take "
                 "several times longer, and losses differ; run in a new process or a new kernel",
-                stacklevel=2,
+                stacklevel=3,  # where `run` is called
             )
 
 

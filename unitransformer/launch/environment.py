@@ -131,11 +131,23 @@ def check_nodes(parallel: ParallelConfig, module: str, arguments: Sequence[str])
     )
 
 
-def agree_on_folder(choose: Callable[[], str]) -> str:
+def agree_on_folder(choose: Callable[[], str], *, resumes: bool) -> str:
     """Returns, on every rank of `torchrun` or `srun`, the folder that the first rank chooses.
 
     Ranks that torchrun has restarted get the folder of the ranks before them.
+
+    Args:
+        resumes: whether `choose` returns the folder of the newest checkpoint.
+
+    Raises:
+        ValueError: torchrun has restarted this rank, and has not kept the store.
     """
+    has_store = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    if not has_store and not resumes and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0":
+        raise ValueError(
+            "torchrun has restarted the ranks, which cannot find the folder of the run without "
+            "torchrun's store; unset TORCH_DISABLE_SHARE_RDZV_TCP_STORE, or give --resume auto"
+        )
     store = _launcher_store()
     if process_rank() == 0 and not store.check(["folder"]):
         store.set("folder", choose())
@@ -175,7 +187,10 @@ def _answer_ranks(store: Store, answer: str) -> None:
     """Answers the other ranks until each has the answer; a dead rank may have asked as well."""
     attempt = answer.split()[0]
     missing = list(range(1, int(os.environ["WORLD_SIZE"])))
+    deadline = time.monotonic() + START_WAIT.total_seconds()
     while missing:
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"ranks {missing} did not start within {START_WAIT}")
         for rank in missing:
             if store.check([f"rank/{rank}"]):
                 store.set(store.get(f"rank/{rank}").decode(), answer)

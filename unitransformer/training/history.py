@@ -15,6 +15,7 @@ from unitransformer.record.migration import NAMES
 from unitransformer.record.schema import OPTIONAL_SAMPLES
 from unitransformer.training.module import TrainingModule
 
+DIVERGED_FIX = "lower optimizer.learning_rate and start again"
 T = TypeVar("T")
 
 
@@ -141,9 +142,7 @@ def find_fault(history: History) -> Exception | None:
     for step, (loss, step_s) in enumerate(zip(history.loss, history.step_s, strict=True)):
         if not math.isfinite(loss):
             history.truncate(step)
-            return FloatingPointError(
-                f"loss is {loss} at step {step + 1}; lower optimizer.learning_rate"
-            )
+            return FloatingPointError(f"loss is {loss} at step {step + 1}; {DIVERGED_FIX}")
         for name in (*CLOCK_FIELDS, "min_communication_s"):
             seconds = getattr(history, name)[step]
             if seconds is not None and not (0 <= seconds < math.inf and step_s > 0):
@@ -154,7 +153,7 @@ def find_fault(history: History) -> Exception | None:
         if not math.isfinite(loss):
             history.validation = [other for other in history.validation if other["step"] < step]
             return FloatingPointError(
-                f"validation loss is {loss} after step {step}; lower optimizer.learning_rate"
+                f"validation loss is {loss} after step {step}; {DIVERGED_FIX}"
             )
     return None
 

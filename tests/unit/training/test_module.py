@@ -108,6 +108,20 @@ def test_a_run_resumes_in_the_middle_of_an_epoch_with_accumulation(
     assert rest["loss"] == whole["loss"]
 
 
+def test_restarted_ranks_begin_where_the_run_began_until_it_has_saved_a_checkpoint(
+    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("unitransformer.run.join_attempt", lambda: True)
+    config = config_of(gpt.PRESET, text)
+    train(replace(config, max_steps=5), tmp_path / "first")
+    begin = newest_checkpoint(tmp_path / "first" / "checkpoints")
+    for max_steps, starts in ((7, [0, 5]), (9, [0, 5, 7])):
+        config = replace(config, max_steps=max_steps)
+        record = train(config, tmp_path / "second", resume=begin).record
+        assert record is not None
+        assert record["segment_starts"] == starts
+
+
 def test_a_step_that_was_skipped_is_not_counted_after_a_resumption(
     text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
