@@ -12,6 +12,7 @@ from scaling.report.rows import rows, to_csv, to_json
 from scaling.report.staleness import compare_with_today
 from scaling.report.store_analysis import StoreAnalysis
 from scaling.store.reader import Store, load_store, relative_name
+from unitransformer.cli import only_reports
 from unitransformer.files import check_writable, write_atomically
 from unitransformer.launch.background import start_in_background
 from unitransformer.launch.gc_pause import pause_gc
@@ -29,6 +30,7 @@ def run_report(given: Any) -> int:
     for name in ("out", "plots", "pages", "html", "csv", "json"):
         if (path := getattr(options, name)) is not None:
             check_writable(name, path, is_folder=name in ("plots", "pages"))
+    only_reports()
     with pause_gc():
         _write(options)
     return 0

@@ -19,7 +19,7 @@ from scaling.sweep.plan import CellTask, RecipePlanner, open_planner, plan_tasks
 from scaling.sweep.progress import Progress
 from scaling.sweep.run_cell import now
 from scaling.sweep.study import Cell
-from unitransformer.cli import is_output_read
+from unitransformer.cli import is_output_read, only_reports
 from unitransformer.files import check_writable
 from unitransformer.launch.process_tree import can_measure_memory
 from unitransformer.launch.signals import STOP_SIGNALS, StopRequested, handle_signals
@@ -69,6 +69,7 @@ def _run(options: SweepOptions, planner: RecipePlanner) -> int:
         if limit is not None:
             print("this lists only the first cell of each search: the others depend on its result")
         return 0
+    only_reports()
     open_folder(options.out, options.study, options.limits, find_max_batch=limit)
     log = options.out / f"worker-{os.getpid()}.log"
     with _stop_signals_raise(), start_worker(log) as worker:
