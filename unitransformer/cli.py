@@ -19,6 +19,8 @@ import jsonargparse
 import yaml
 from jsonargparse.typing import register_type
 
+from unitransformer.files import expand_home
+
 SEE_HELP = "--help lists them all"
 MODE = "unitransformer"  # by this name jsonargparse knows how files are read and written
 EXACT = 2**53  # up to here a float holds every integer
@@ -132,11 +134,7 @@ def read_path(value: Any) -> Path:
     """Reads a path, with `~` and `~user` expanded; raises ValueError for an unknown user."""
     if not isinstance(value, str):
         raise ValueError(f"is {value!r}; it must be a path")
-    expanded = os.path.expanduser(value)
-    if expanded.startswith("~"):
-        hint = "there is no such user, and a name that begins with ~ needs ./ in front"
-        raise ValueError(f"'{value}' does not exist; check the path: {hint}")
-    return Path(expanded)
+    return Path(expand_home(value))
 
 
 def _write_path(path: Path) -> str:
@@ -174,6 +172,18 @@ class Parser(jsonargparse.ArgumentParser):
         if settings.get("action") == "store_true":
             action.type = _read_switch  # of a file; on a command line it takes no value
         return action
+
+    def parse_path(self, path: Any, *args: Any, **settings: Any) -> Any:
+        """Reads a file of options as UTF-8, whatever the locale; `-` is standard input."""
+        try:
+            is_typed = str(path) == "-"
+            file = Path(os.path.expanduser(path))
+            text = (sys.stdin.buffer.read() if is_typed else file.read_bytes()).decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise ValueError(
+                f"config {path} is not UTF-8 ({error.reason} at offset {error.start}); convert it"
+            ) from error
+        return self.parse_string(text, *args, **settings)
 
 
 def _read_switch(value: Any) -> bool:

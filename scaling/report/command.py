@@ -43,7 +43,7 @@ def _write(options: ReportOptions) -> None:
         folders = " and ".join(map(str, options.folders))
         raise ValueError(f"{folders}: no run record below; {_left_out(store)}")
     read: list[Any] = [*store.runs, *store.certificates, *store.cells, *store.left_out]
-    names = {file.name for file in read}
+    names = {*store.own_files, *(file.name for file in read)}
     for option in ("html", "csv", "json"):
         path = getattr(options, option)
         if path is not None and relative_name(path, folder) in names:

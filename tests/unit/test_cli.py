@@ -114,6 +114,20 @@ def test_a_switch_in_a_file_is_true_or_false(tmp_path: Path) -> None:
     assert parser.parse_args([]).switch is False
 
 
+def test_a_file_of_options_is_utf8_in_any_locale(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    file = tmp_path / "config.yaml"
+    file.write_bytes("\ufefftext: é\r\ncount: 1e3\r\n".encode())
+    given = build_parser().parse_args(["--config=~/config.yaml"])
+    assert (given.text, given.count) == ("é", 1000)
+    file.write_bytes("text: é".encode("latin-1"))
+    fault = re.escape(f"config {file} is not UTF-8 (unexpected end of data at offset 6)")
+    with pytest.raises(ValueError, match=fault):
+        build_parser().parse_args([f"--config={file}"])
+
+
 def test_a_value_that_looks_like_a_file_of_options_stays_text() -> None:
     assert build_parser().parse_args(["--maybe-path=#1"]).maybe_path == Path("#1")
 
@@ -161,7 +175,8 @@ def run_program(code: int = 0, **options: Any) -> subprocess.CompletedProcess[by
         "PYTHONPATH": str(Path(__file__).parents[2]),
         **options.pop("env", {}),
     }
-    command = [sys.executable, "-c", PROGRAM.format(code=code), *options.pop("args", [])]
+    arguments: list[str] = options.pop("args", [])
+    command = [sys.executable, "-c", PROGRAM.format(code=code), *arguments]
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     return subprocess.run(command, env=variables, timeout=120, **streams | options)
 
