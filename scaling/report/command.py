@@ -54,13 +54,13 @@ def _write(options: ReportOptions) -> None:
     pages = render_pages(analysis, options, compare_with_today(store, Path(__file__).parents[2]))
     files = {options.plots / name: content for name, content in wait_for_plots().items()}
     if options.csv is not None:
-        files[options.csv] = to_csv(rows(store)).encode()
+        files[options.csv] = to_csv(rows(store)).encode(errors="replace")
     if options.json is not None:
         files[options.json] = to_json(rows(store)).encode()
     if options.html is not None:
         from scaling.report.html.page import render_html
 
-        files[options.html] = render_html(analysis, title="Results").encode()
+        files[options.html] = render_html(analysis, title="Results").encode(errors="replace")
     # RESULTS.md comes last: the plots and pages that it links exist by then.
     files |= {folder / name: text.encode() for name, text in reversed(pages.items())}
     for path, content in files.items():
