@@ -32,7 +32,9 @@ class QueueRow:
 def call(*command: str) -> "subprocess.CompletedProcess[str]":
     """Runs a command. Raises ValueError if it is not installed, RuntimeError if it hangs."""
     try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S)
+        return subprocess.run(
+            command, capture_output=True, encoding="utf-8", errors="replace", timeout=TIMEOUT_S
+        )
     except FileNotFoundError:
         raise ValueError(f"{command[0]} is not installed here; use a node that has SLURM") from None
     except subprocess.TimeoutExpired:

@@ -224,7 +224,12 @@ def _run_sbatch(options: Sequence[str], script: str) -> str:
     }
     try:
         sbatch = subprocess.run(
-            ["sbatch", *options], input=script, capture_output=True, text=True, env=variables
+            ["sbatch", *options],
+            input=script,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            env=variables,
         )
     except FileNotFoundError:
         raise ValueError(

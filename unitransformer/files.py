@@ -98,7 +98,7 @@ def write_atomically(path: Path, content: bytes) -> None:
 def read_if_there(path: Path) -> str:
     """Returns the text of a file; empty if it does not exist or cannot be read."""
     try:
-        return path.read_text()
+        return path.read_text(errors="replace")
     except OSError:
         return ""
 
