@@ -235,6 +235,10 @@ def run_main(main: Callable[[], int]) -> int:
     It ends as well as its work does when nobody reads its output. Letters that the terminal cannot
     show are replaced. Output that a full disk has lost is an error if it is the result.
     """
+    # A file that gets the number of a closed standard stream would receive what libraries print.
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(descriptor)
     codecs.register_error(MODE, _replace)
     output = _open_output("stdout")
     _open_output("stderr")

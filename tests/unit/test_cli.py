@@ -205,6 +205,18 @@ def test_output_that_python_does_not_buffer_appears_at_once() -> None:
         assert done.stdout == shown
 
 
+def test_no_file_gets_the_number_of_a_closed_stream(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    program = (
+        "import os, sys, unitransformer.cli as c\n"
+        "c.run_main(lambda: open(sys.argv[1], 'w').write('ab') and os.write(2, b'x') * 0)"
+    )
+    command = [sys.executable, "-c", program, str(file)]
+    variables = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    subprocess.run(command, env=variables, preexec_fn=lambda: os.closerange(0, 3), check=True)
+    assert file.read_text() == "ab"
+
+
 def test_errors_that_nobody_reads_change_no_exit_code() -> None:
     reader, writer = os.pipe()
     os.close(reader)
