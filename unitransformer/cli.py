@@ -257,7 +257,7 @@ def is_output_read() -> bool:
 
 
 def only_reports() -> None:
-    """Says that the result of this command is on disk or in a queue, and its output tells of it.
+    """Says that the result of this command is on disk or in a queue, and its output a report.
 
     Output that is lost then changes no exit code: who sees a failure would do the work again.
     """
