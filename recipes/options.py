@@ -27,7 +27,7 @@ from unitransformer.config import (
     describe_type,
     from_dict,
 )
-from unitransformer.files import expand_home, why_not_writable
+from unitransformer.files import check_is_utf8, expand_home, why_not_writable
 
 
 def _option(default: Any, help_text: str) -> Any:
@@ -268,13 +268,7 @@ def check_paths(options: RecipeOptions) -> None:
             )
         if not options.init_from.exists():
             raise ValueError(f"init-from {options.init_from} does not exist; check the path")
-    try:
-        str(options.out).encode()
-    except UnicodeEncodeError:
-        raise ValueError(
-            f"out {options.out} is not UTF-8, which TensorBoard needs; choose another with --out, "
-            "or set LC_ALL=C.UTF-8"
-        ) from None
+    check_is_utf8("out", options.out)
     for name in ("out", "checkpoint_dir", "record", "trace"):
         path = getattr(options, name)
         if path is None:

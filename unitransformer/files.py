@@ -67,6 +67,17 @@ def check_writable(option: str, path: Path, *, is_folder: bool) -> None:
         )
 
 
+def check_is_utf8(option: str, path: Path) -> None:
+    """Raises ValueError for a folder of runs whose name is not UTF-8."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise ValueError(
+            f"{option} {path} is not UTF-8, which TensorBoard needs; choose another with "
+            f"--{option}, or set LC_ALL=C.UTF-8"
+        ) from None
+
+
 @contextlib.contextmanager
 def open_atomically(path: Path) -> Iterator[BinaryIO]:
     """Opens a file that appears at `path`, complete, when the block ends; or not at all.

@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import os
+import shlex
 import signal
 import sys
 import time
@@ -20,7 +21,7 @@ from scaling.sweep.progress import Progress
 from scaling.sweep.run_cell import now
 from scaling.sweep.study import Cell
 from unitransformer.cli import is_output_read, only_reports
-from unitransformer.files import check_writable
+from unitransformer.files import check_is_utf8, check_writable
 from unitransformer.launch.process_tree import can_measure_memory
 from unitransformer.launch.signals import STOP_SIGNALS, StopRequested, handle_signals
 from unitransformer.launch.variables import without_launcher
@@ -41,6 +42,7 @@ def run_sweep(options: SweepOptions) -> int:
         return 0
     if options.is_watch:
         return _watch(options)
+    check_is_utf8("out", options.out.absolute())
     check_writable("out", options.out, is_folder=True)
     # If a launcher has started this process, cells must not take its ranks for theirs.
     for name in os.environ.keys() - without_launcher(os.environ).keys():
@@ -95,7 +97,7 @@ def _run(options: SweepOptions, planner: RecipePlanner) -> int:
         results = max_batch.search_results(tasks, limit, plan, done, _axes(options))
         max_batch.write_search_results(results, limit, options.out)
         print("\n".join(result.format(limit) for result in results))
-    print(f"to write tables and plots: python -m scaling report {options.out}")
+    print(f"to write tables and plots: python -m scaling report {shlex.quote(str(options.out))}")
     statuses = summary.statuses if options.max_cells is None else summary.statuses_here
     return 1 if any(statuses.get(status) for status in FAILED) else 0
 
