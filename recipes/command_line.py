@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from recipes.options import ParsedCommand, RecipeOptions, build_config, check_paths, parse
 from recipes.presets import Preset
+from unitransformer.cli import only_reports
 from unitransformer.config import ModelConfig, RunConfig
 from unitransformer.costs.memory import format_gib, rank_bytes
 from unitransformer.launch.failures import is_launched_rank, report_failure
@@ -52,6 +53,7 @@ def run_recipe(preset: Preset, show: "Show", argv: Sequence[str] | None = None) 
                     if process_rank() == 0:
                         print(f"done already (record: {record})")
                     return 0
+            only_reports()  # the record is the result
             from recipes.repeats import run_repeats
             from recipes.train import RunRequest, train
 

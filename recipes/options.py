@@ -1,7 +1,6 @@
 """Options of the recipes, and the `RunConfig` that they describe. Does not import torch."""
 
 import functools
-import os
 import re
 import typing
 from collections.abc import Mapping, Sequence
@@ -28,7 +27,7 @@ from unitransformer.config import (
     describe_type,
     from_dict,
 )
-from unitransformer.files import why_not_writable
+from unitransformer.files import check_is_utf8, expand_home, why_not_writable
 
 
 def _option(default: Any, help_text: str) -> Any:
@@ -146,9 +145,12 @@ def parse(preset: Preset, arguments: Sequence[str]) -> ParsedCommand:
     model, optimizer = (_group(name, given.pop(name, None)) for name in ("model", "optimizer"))
     given.pop("config", None)
     if isinstance(given["data"], str):
-        given["data"] = os.path.expanduser(given["data"])
+        try:
+            given["data"] = expand_home(given["data"])
+        except ValueError as error:
+            raise ValueError(f"data {error}") from None
     if isinstance(resume := given["resume"], str | Path) and resume != "auto":
-        given["resume"] = Path(resume).expanduser().resolve()
+        given["resume"] = Path(resume).resolve()
         if not is_checkpoint_name(given["resume"].name):
             raise ValueError(
                 f"resume is {str(resume)!r}; it must be true or false, auto, or the path of a "
@@ -266,13 +268,7 @@ def check_paths(options: RecipeOptions) -> None:
             )
         if not options.init_from.exists():
             raise ValueError(f"init-from {options.init_from} does not exist; check the path")
-    try:
-        str(options.out).encode()
-    except UnicodeEncodeError:
-        raise ValueError(
-            f"out {options.out} is not UTF-8, which TensorBoard needs; choose another with --out, "
-            "or set LC_ALL=C.UTF-8"
-        ) from None
+    check_is_utf8("out", options.out)
     for name in ("out", "checkpoint_dir", "record", "trace"):
         path = getattr(options, name)
         if path is None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from tabulate import tabulate
 
-from unitransformer.cli import Parser
+from unitransformer.cli import Parser, only_reports
 from unitransformer.config import Accelerator
 from unitransformer.files import check_writable
 from unitransformer.launch.subprocess_module import run_module
@@ -57,7 +57,8 @@ def run_calibrate(given: Any) -> int:
     arguments += [] if given.devices is None else ["--devices", str(given.devices)]
     if given.out is not None:
         check_writable("out", given.out, is_folder=False)
-        arguments += ["--out", str(given.out)]
+        arguments += ["--out", str(given.out.absolute())]
+    only_reports()
     limit_s = START_UP_S + 20 * given.seconds
     printed = run_module("unitransformer.calibrate", arguments, limit_s=limit_s)
     path = Path(printed.strip().splitlines()[-1])

@@ -77,7 +77,12 @@ def code_block(text: str, language: str = "") -> str:
 
 
 def link(target: str, text: str = "") -> str:
-    return f"[{escaped(text or target)}]({quote(target)})"
+    return f"[{escaped(text or target)}]({quoted(target)})"
+
+
+def quoted(path: str) -> str:
+    """Returns a path as the target of a link; the bytes of its name may be no UTF-8."""
+    return quote(path, errors="surrogateescape")
 
 
 def command_lines(command: str) -> str:

@@ -84,7 +84,7 @@ class Job:
                 raise ValueError(f"{name.replace('_', '-')} is {value!r}; give {fix}")
         for argument in self.arguments:
             if re.search(rf"[\0{NOT_UTF_8}]", argument):
-                raise ValueError(f"{argument!r} holds a zero byte, or is not UTF-8; leave it out")
+                raise ValueError(f"{argument!r} holds a zero byte, or is not UTF-8; rename it")
         if (seconds_of(self.time) or 0) > LONGEST_S:
             raise ValueError(
                 f"time is {self.time}, more than the 24855 days that SLURM can count; give less, "

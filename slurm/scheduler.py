@@ -34,7 +34,14 @@ def call(*command: str) -> "subprocess.CompletedProcess[str]":
     """Runs a command. Raises ValueError if it is not installed, RuntimeError if it hangs."""
     env = {name: value for name, value in os.environ.items() if not name.startswith(USER_DEFAULTS)}
     try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, env=env)
+        return subprocess.run(
+            command,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=TIMEOUT_S,
+            env=env,
+        )
     except FileNotFoundError:
         raise ValueError(f"{command[0]} is not installed here; use a node that has SLURM") from None
     except subprocess.TimeoutExpired:

@@ -27,7 +27,14 @@ from slurm.clusters import CLUSTERS, NO_CLUSTER, load_cluster
 from slurm.job_files import SCRIPT, SUBMITTED, list_attempts
 from slurm.preflight import check_recipe, to_sweep_array
 from slurm.runtime.allocation import flags_of, option_of
-from unitransformer.cli import Parser, explain_parse_error, fail, run_main, suggest
+from unitransformer.cli import (
+    Parser,
+    explain_parse_error,
+    fail,
+    only_reports,
+    run_main,
+    suggest,
+)
 from unitransformer.files import why_not_writable, write_atomically
 from unitransformer.launch.variables import without_launcher
 
@@ -76,6 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             but = f", but it would wait: {closed}" if closed else ""
             print(f"SLURM accepts this job{but}; nothing was submitted")
         else:
+            only_reports()
             print(submit(job, script) + (f"\nnote    the job waits: {closed}" if closed else ""))
         return 0
     except jsonargparse.ArgumentError as error:
@@ -216,7 +224,12 @@ def _run_sbatch(options: Sequence[str], script: str) -> str:
     }
     try:
         sbatch = subprocess.run(
-            ["sbatch", *options], input=script, capture_output=True, text=True, env=variables
+            ["sbatch", *options],
+            input=script,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            env=variables,
         )
     except FileNotFoundError:
         raise ValueError(

@@ -19,6 +19,8 @@ import jsonargparse
 import yaml
 from jsonargparse.typing import register_type
 
+from unitransformer.files import expand_home
+
 SEE_HELP = "--help lists them all"
 MODE = "unitransformer"  # by this name jsonargparse knows how files are read and written
 EXACT = 2**53  # up to here a float holds every integer
@@ -132,11 +134,7 @@ def read_path(value: Any) -> Path:
     """Reads a path, with `~` and `~user` expanded; raises ValueError for an unknown user."""
     if not isinstance(value, str):
         raise ValueError(f"is {value!r}; it must be a path")
-    expanded = os.path.expanduser(value)
-    if expanded.startswith("~"):
-        hint = "there is no such user, and a name that begins with ~ needs ./ in front"
-        raise ValueError(f"'{value}' does not exist; check the path: {hint}")
-    return Path(expanded)
+    return Path(expand_home(value))
 
 
 def _write_path(path: Path) -> str:
@@ -175,6 +173,18 @@ class Parser(jsonargparse.ArgumentParser):
             action.type = _read_switch  # of a file; on a command line it takes no value
         return action
 
+    def parse_path(self, path: Any, *args: Any, **settings: Any) -> Any:
+        """Reads a file of options as UTF-8, whatever the locale; `-` is standard input."""
+        try:
+            is_typed = str(path) == "-"
+            file = Path(os.path.expanduser(path))
+            text = (sys.stdin.buffer.read() if is_typed else file.read_bytes()).decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise ValueError(
+                f"config {path} is not UTF-8 ({error.reason} at offset {error.start}); convert it"
+            ) from error
+        return self.parse_string(text, *args, **settings)
+
 
 def _read_switch(value: Any) -> bool:
     text = str(value).lower()
@@ -193,11 +203,13 @@ def _reader(kind: Any) -> Any:
 class _Output(io.FileIO):
     """Standard output or standard error, of which the reader may leave at any time.
 
-    What is written afterwards is dropped, so that the work goes on and its exit code holds.
+    What is written afterwards is dropped, so that the work goes on and its exit code holds. Output
+    for which a disk has no room goes on in standard error.
     """
 
     is_read = True
     is_lost = False  # though somebody may have read it
+    is_result = True  # of the command; False: the result is elsewhere
     replaced: Any = None  # the stream that it replaces, which may close the file when it is deleted
 
     def write(self, data: Any) -> int:
@@ -210,7 +222,10 @@ class _Output(io.FileIO):
             # The reader has gone, or the terminal was closed.
             self.is_lost = not isinstance(error, ConnectionError) and error.errno != errno.EIO
             if self.is_lost and self.fileno() == 1:
-                fail(f"standard output is lost: {error.strerror}", 1)
+                fail(f"standard output is lost: {error.strerror}; the rest follows here", 1)
+                with suppress(OSError):  # standard error is closed
+                    os.dup2(2, 1)
+                return self.write(data)
             return len(data)
 
 
@@ -218,8 +233,12 @@ def run_main(main: Callable[[], int]) -> int:
     """Runs a command in a process of its own; returns the exit code of its work.
 
     It ends as well as its work does when nobody reads its output. Letters that the terminal cannot
-    show are replaced. Output that a full disk has lost is an error.
+    show are replaced. Output that a full disk has lost is an error if it is the result.
     """
+    # A file that gets the number of a closed standard stream would receive what libraries print.
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(descriptor)
     codecs.register_error(MODE, _replace)
     output = _open_output("stdout")
     _open_output("stderr")
@@ -228,13 +247,28 @@ def run_main(main: Callable[[], int]) -> int:
     except SystemExit as stop:  # after --help
         code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     sys.stdout.flush()
-    return code or int(output is not None and output.is_lost)
+    return code or int(output is not None and output.is_lost and output.is_result)
 
 
 def is_output_read() -> bool:
     """Returns False once the reader of standard output has gone: a command may only print."""
-    raw = getattr(getattr(sys.stdout, "buffer", None), "raw", None)
-    return not isinstance(raw, _Output) or raw.is_read
+    output = _output()
+    return output is None or output.is_read
+
+
+def only_reports() -> None:
+    """Says that the result of this command is on disk or in a queue, and its output a report.
+
+    Output that is lost then changes no exit code: who sees a failure would do the work again.
+    """
+    if (output := _output()) is not None:
+        output.is_result = False
+
+
+def _output() -> _Output | None:
+    buffer = getattr(sys.stdout, "buffer", None)
+    raw = getattr(buffer, "raw", buffer)
+    return raw if isinstance(raw, _Output) else None
 
 
 def _open_output(name: str) -> _Output | None:
@@ -248,12 +282,13 @@ def _open_output(name: str) -> _Output | None:
         return None
     stream.flush()
     output.replaced = stream
+    is_unbuffered = stream.write_through  # by PYTHONUNBUFFERED
     wrapper = io.TextIOWrapper(
-        io.BufferedWriter(output),
+        output if is_unbuffered else io.BufferedWriter(output),
         encoding=stream.encoding,
         errors=MODE,
         line_buffering=stream.line_buffering,
-        write_through=stream.write_through,
+        write_through=is_unbuffered,
     )
     setattr(sys, name, wrapper)
     return output

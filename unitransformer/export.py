@@ -12,7 +12,7 @@ from typing import Any
 import jsonargparse
 
 from unitransformer.checkpoint.names import is_checkpoint_name
-from unitransformer.cli import Parser, explain_parse_error, fail, run_main
+from unitransformer.cli import Parser, explain_parse_error, fail, only_reports, run_main
 from unitransformer.config import RunConfig, from_dict
 from unitransformer.files import why_not_writable
 
@@ -31,6 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         options = parser.parse_args(list(sys.argv[1:] if argv is None else argv))
         out = options.out
         _check_out(out, force=options.force)
+        only_reports()
         print(export(options.dir, out))
     except jsonargparse.ArgumentError as error:
         explained = explain_parse_error(str(error), parser)

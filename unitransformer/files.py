@@ -13,10 +13,31 @@ import platformdirs
 CACHE_FOLDER = "UNITRANSFORMER_CACHE"  # environment variable
 
 
+def expand_home(path: str) -> str:
+    """Returns a path with `~` and `~user` expanded; raises ValueError for an unknown user.
+
+    Not `Path.expanduser`, which expands `./~name` too, as a `Path` has no `./`.
+    """
+    expanded = os.path.expanduser(path)
+    if expanded.startswith("~"):
+        hint = "there is no such user, and a name that begins with ~ needs ./ in front"
+        raise ValueError(f"'{path}' does not exist; check the path: {hint}")
+    return expanded
+
+
 def cache_folder() -> Path:
     """Returns $UNITRANSFORMER_CACHE, or else the user's cache folder."""
-    folder = os.environ.get(CACHE_FOLDER)
-    return Path(folder).expanduser() if folder else platformdirs.user_cache_path("unitransformer")
+    return folder_of(CACHE_FOLDER) or platformdirs.user_cache_path("unitransformer")
+
+
+def folder_of(variable: str) -> Path | None:
+    """Returns the folder that an environment variable names; None if it is not set or empty."""
+    if not (folder := os.environ.get(variable)):
+        return None
+    try:
+        return Path(expand_home(folder))
+    except ValueError as error:
+        raise ValueError(f"{variable} {error}") from None
 
 
 def why_not_writable(path: Path) -> tuple[Path, str] | None:
@@ -44,6 +65,17 @@ def check_writable(option: str, path: Path, *, is_folder: bool) -> None:
         raise ValueError(
             f"{option} {path}: {folder} cannot be written ({why}); choose another path"
         )
+
+
+def check_is_utf8(option: str, path: Path) -> None:
+    """Raises ValueError for a folder of runs whose name is not UTF-8."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise ValueError(
+            f"{option} {path} is not UTF-8, which TensorBoard needs; choose another with "
+            f"--{option}, or set LC_ALL=C.UTF-8"
+        ) from None
 
 
 @contextlib.contextmanager
@@ -77,7 +109,7 @@ def write_atomically(path: Path, content: bytes) -> None:
 def read_if_there(path: Path) -> str:
     """Returns the text of a file; empty if it does not exist or cannot be read."""
     try:
-        return path.read_text()
+        return path.read_text(errors="replace")
     except OSError:
         return ""
 

@@ -30,6 +30,7 @@ from scaling.recipe_process import (
     run_alone,
     start_worker,
 )
+from unitransformer.cli import only_reports
 from unitransformer.config import Recipe, RunConfig
 from unitransformer.record.schema import Record, config_of, load_record
 
@@ -59,6 +60,7 @@ def run_parity(options: ParityOptions) -> str | None:
 
     Raises ValueError if the recipe refuses the options, RuntimeError if a reference failed.
     """
+    only_reports()
     bad = []
     for path, found in certify(options):
         verdicts = Counter(map(found.verdict, found.results))

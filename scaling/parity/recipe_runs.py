@@ -131,7 +131,7 @@ def run_on_nodes(
         output += f"error: {failure.message}\n"
         # torchrun exits with 1, whatever the exit code of its ranks.
         ended = replace(ended, exit_code=BAD_USAGE if failure.is_bad_usage else 1)
-    log.write_text(output)
+    log.write_text(output, errors="replace")
     return replace(ended, elapsed_s=max(each.elapsed_s for each in ends))
 
 

@@ -15,7 +15,7 @@ from scaling.recipe_process import Runner, can_fork, run_alone, start_worker
 from scaling.replay.compare import DAY_S, OriginalRun, ReplayLaunch, ReplayVerdict, compare
 from scaling.store.outcome import FILE, is_outcome, read_outcome
 from unitransformer.config import Recipe
-from unitransformer.files import check_writable
+from unitransformer.files import check_is_utf8, check_writable
 from unitransformer.launch.variables import RUN_FOLDER
 from unitransformer.record.checksums import read_json
 from unitransformer.record.schema import load_record
@@ -28,6 +28,7 @@ OUTPUT_OPTIONS = ("--out", "--record", "--checkpoint-dir", "--trace", "--repeats
 def run_replay(given: Any) -> int:
     """Replays the cell, prints the verdict and returns the exit code; raises as `replay` does."""
     if given.out is not None:
+        check_is_utf8("out", given.out)
         check_writable("out", given.out, is_folder=True)
     record = load_original(given.cell).record
     accelerator = "auto" if record is None else record["config"]["parallel"]["accelerator"]

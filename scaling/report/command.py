@@ -12,6 +12,7 @@ from scaling.report.rows import rows, to_csv, to_json
 from scaling.report.staleness import compare_with_today
 from scaling.report.store_analysis import StoreAnalysis
 from scaling.store.reader import Store, load_store, relative_name
+from unitransformer.cli import only_reports
 from unitransformer.files import check_writable, write_atomically
 from unitransformer.launch.background import start_in_background
 from unitransformer.launch.gc_pause import pause_gc
@@ -29,6 +30,7 @@ def run_report(given: Any) -> int:
     for name in ("out", "plots", "pages", "html", "csv", "json"):
         if (path := getattr(options, name)) is not None:
             check_writable(name, path, is_folder=name in ("plots", "pages"))
+    only_reports()
     with pause_gc():
         _write(options)
     return 0
@@ -41,7 +43,7 @@ def _write(options: ReportOptions) -> None:
         folders = " and ".join(map(str, options.folders))
         raise ValueError(f"{folders}: no run record below; {_left_out(store)}")
     read: list[Any] = [*store.runs, *store.certificates, *store.cells, *store.left_out]
-    names = {file.name for file in read}
+    names = {*store.own_files, *(file.name for file in read)}
     for option in ("html", "csv", "json"):
         path = getattr(options, option)
         if path is not None and relative_name(path, folder) in names:
@@ -52,13 +54,13 @@ def _write(options: ReportOptions) -> None:
     pages = render_pages(analysis, options, compare_with_today(store, Path(__file__).parents[2]))
     files = {options.plots / name: content for name, content in wait_for_plots().items()}
     if options.csv is not None:
-        files[options.csv] = to_csv(rows(store)).encode()
+        files[options.csv] = to_csv(rows(store)).encode(errors="replace")
     if options.json is not None:
         files[options.json] = to_json(rows(store)).encode()
     if options.html is not None:
         from scaling.report.html.page import render_html
 
-        files[options.html] = render_html(analysis, title="Results").encode()
+        files[options.html] = render_html(analysis, title="Results").encode(errors="replace")
     # RESULTS.md comes last: the plots and pages that it links exist by then.
     files |= {folder / name: text.encode() for name, text in reversed(pages.items())}
     for path, content in files.items():

@@ -9,9 +9,18 @@ import re
 from collections.abc import Mapping
 from pathlib import PurePosixPath
 from typing import get_args
-from urllib.parse import quote, unquote
+from urllib.parse import unquote
 
-from scaling.markdown import code_block, command_block, details, escaped, link, page_of, table
+from scaling.markdown import (
+    code_block,
+    command_block,
+    details,
+    escaped,
+    link,
+    page_of,
+    quoted,
+    table,
+)
 from scaling.report import run_formatting, staleness
 from scaling.report.options import ReportOptions
 from scaling.report.run_formatting import TITLES
@@ -104,7 +113,8 @@ def render_pages(
         if staleness.MARK in text:
             text += f"\n{staleness.MARK} after a record: {link(name)} says why it is stale.\n"
         written[folder / file] = rebased(text, folder)
-    return written
+    # The name of a file, such as of the data, may be no UTF-8.
+    return {file: text.encode(errors="replace").decode() for file, text in written.items()}
 
 
 def draw_plots(analysis: StoreAnalysis) -> dict[str, bytes]:
@@ -148,11 +158,11 @@ def _relative(target: str, folder: str) -> str:
     parts = folder.split("/")
     if "." not in folder and not target.startswith((parts[0], "./")):  # as of most records
         return f"{'../' * len(parts)}{target}"
-    return quote(posixpath.relpath(unquote(target), folder))
+    return quoted(posixpath.relpath(unquote(target, errors="surrogateescape"), folder))
 
 
 def _image(title: str, plots: str, name: str) -> str:
-    return f"![{title}]({quote(str(PurePosixPath(plots, name)))})"
+    return f"![{title}]({quoted(str(PurePosixPath(plots, name)))})"
 
 
 def _opening(store: Store, links: Mapping[str, str]) -> str:

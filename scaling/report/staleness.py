@@ -12,9 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import NoneType
 from typing import Any
-from urllib.parse import quote
 
-from scaling.markdown import escaped
+from scaling.markdown import escaped, quoted
 from scaling.report.code_digest import compare_commits
 from scaling.store.reader import Store
 from unitransformer.record.fields import Kinds, check_fields, check_lists
@@ -125,7 +124,7 @@ def read_state(text: str) -> tuple[str, CurrentCode] | None:
 
 def marked(text: str, store: Store, today: CurrentCode) -> str:
     """Returns the text with the mark after every link to a stale record or certificate."""
-    stale = {quote(name) for name, content in measured_files(store) if today.is_stale(content)}
+    stale = {quoted(name) for name, content in measured_files(store) if today.is_stale(content)}
     return LINK.sub(lambda link: link[0] + MARK * (link[1] in stale), text) if stale else text
 
 

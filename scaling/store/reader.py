@@ -20,6 +20,7 @@ from scaling.store.required_fields import check_required_fields
 from scaling.store.run import Run
 from unitransformer.checkpoint.names import is_checkpoint_name
 from unitransformer.launch.gc_pause import pause_gc
+from unitransformer.machine.calibration_store import SCHEMA_FIELD
 from unitransformer.record.checksums import CHECKSUMS, Field, parse_json
 from unitransformer.record.schema import Record, read_record
 
@@ -40,10 +41,10 @@ class Cell:
 
 @dataclass(frozen=True, kw_only=True)
 class UnusedFile:
-    """A file that is left out. Damaged: meant to be a record. Foreign: something else."""
+    """A file that is left out. Damaged: meant to be a record. Own: another file of this suite."""
 
     name: str
-    kind: Literal["damaged", "foreign", "duplicate"]
+    kind: Literal["damaged", "foreign", "duplicate", "own"]
     reason: str
 
 
@@ -55,6 +56,7 @@ class Store:
     left_out: tuple[UnusedFile, ...]
     certificates: tuple[Certificate, ...] = ()
     cells: tuple[Cell, ...] = ()
+    own_files: tuple[str, ...] = ()  # names of files that a sweep, a trace or a calibration wrote
 
     @functools.cached_property
     def single_runs(self) -> tuple[Run, ...]:
@@ -65,6 +67,9 @@ class Store:
 
 _Loaded = Run | Certificate | CellOutcome | UnusedFile | None  # None: rows of a report
 ROW_FIELDS = {"recipe", "status", "units_per_s", "command"}  # that every `report --json` has
+
+# Of other files of this suite: of a sweep; of a calibration and the shares of a trace.
+OWN_KINDS, OWN_FIELDS = ("study", "largest-batches"), {SCHEMA_FIELD, "head_by"}
 
 
 def load_store(folders: Sequence[Path], *, relative_to: Path) -> Store:
@@ -82,6 +87,7 @@ def load_store(folders: Sequence[Path], *, relative_to: Path) -> Store:
     runs: list[Run] = []
     certificates: list[Certificate] = []
     outcomes: dict[str, CellOutcome] = {}
+    own: list[UnusedFile] = []
     left_out = [
         _damaged(relative_name(Path(error.filename), relative_to), error) for error in unreadable
     ]
@@ -93,7 +99,7 @@ def load_store(folders: Sequence[Path], *, relative_to: Path) -> Store:
             if content is None:
                 continue
             if isinstance(content, UnusedFile):
-                left_out.append(content)
+                (own if content.kind == "own" else left_out).append(content)
             elif (first := first_names.setdefault(_identity(content), name)) != name:
                 reason = f"the same as {first}"
                 left_out.append(UnusedFile(name=name, kind="duplicate", reason=reason))
@@ -110,6 +116,7 @@ def load_store(folders: Sequence[Path], *, relative_to: Path) -> Store:
         left_out=tuple(sorted([*left_out, *unfinished], key=lambda file: file.name)),
         certificates=tuple(certificates),
         cells=tuple(_cells(outcomes, runs)),
+        own_files=tuple(file.name for file in own),
     )
 
 
@@ -186,8 +193,10 @@ def _interpret(record: Any, checksums_hold: bool, name: str, like: Record | None
     items = record if isinstance(record, list) else []
     if items and all(isinstance(item, dict) and item.keys() >= ROW_FIELDS for item in items):
         return None
-    is_ours = isinstance(record, dict) and record.keys() & {"schema", "step_s"}
-    if not is_ours or record.get("kind") == "study":
+    fields = record if isinstance(record, dict) else {}
+    if fields.get("kind") in OWN_KINDS or fields.keys() & OWN_FIELDS:
+        return UnusedFile(name=name, kind="own", reason="not a record")
+    if not fields.keys() & {"schema", "step_s"}:
         return UnusedFile(name=name, kind="foreign", reason="not a run record")
     if is_outcome(record):
         return read_outcome(record, checksums_hold=checksums_hold)

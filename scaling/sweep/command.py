@@ -20,8 +20,8 @@ from scaling.sweep.plan import CellTask, RecipePlanner, open_planner, plan_tasks
 from scaling.sweep.progress import Progress
 from scaling.sweep.run_cell import now
 from scaling.sweep.study import Cell
-from unitransformer.cli import is_output_read
-from unitransformer.files import check_writable
+from unitransformer.cli import is_output_read, only_reports
+from unitransformer.files import check_is_utf8, check_writable
 from unitransformer.launch.process_tree import can_measure_memory
 from unitransformer.launch.signals import STOP_SIGNALS, StopRequested, handle_signals
 from unitransformer.launch.variables import without_launcher
@@ -42,6 +42,7 @@ def run_sweep(options: SweepOptions) -> int:
         return 0
     if options.is_watch:
         return _watch(options)
+    check_is_utf8("out", options.out.absolute())
     check_writable("out", options.out, is_folder=True)
     # If a launcher has started this process, cells must not take its ranks for theirs.
     for name in os.environ.keys() - without_launcher(os.environ).keys():
@@ -70,6 +71,7 @@ def _run(options: SweepOptions, planner: RecipePlanner) -> int:
         if limit is not None:
             print("this lists only the first cell of each search: the others depend on its result")
         return 0
+    only_reports()
     open_folder(options.out, options.study, options.limits, find_max_batch=limit)
     log = options.out / f"worker-{os.getpid()}.log"
     with _stop_signals_raise(), start_worker(log) as worker:

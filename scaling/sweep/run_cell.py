@@ -64,7 +64,7 @@ def run_cell(task: CellTask, runner: Runner, folder: Path, limits: Limits) -> Ce
         )
     except RuntimeError as error:  # the worker has ended; the next cell starts another
         ended = ProcessResult(exit_code=1, elapsed_s=time.monotonic() - start_s)
-        (cell_folder / LOG).write_text(f"error: {error}\n")
+        (cell_folder / LOG).write_text(f"error: {error}\n", errors="replace")
     path, record = _read_record(cell_folder)
     if exit_status.is_stopped(ended, record):
         # A batch system signals every process of a job: when the signal reaches this one too, it

@@ -135,7 +135,12 @@ def write_record(allocation: Allocation, args: JobArgs, since_s: float) -> None:
         command = ["srun", "--overlap", "--nodes=1", "--ntasks=1", node, *args.srun, *command]
     try:
         writer = subprocess.run(
-            command, env=variables, capture_output=True, text=True, timeout=WRITE_RECORD_S
+            command,
+            env=variables,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=WRITE_RECORD_S,
         )
     except subprocess.TimeoutExpired:
         print(f"no record: writing it took more than {WRITE_RECORD_S:.0f} s", flush=True)

@@ -19,7 +19,7 @@ from unitransformer.data.images import DigitImages, FolderImages, digest_readabl
 from unitransformer.data.sampler import BatchIndices, permutation
 from unitransformer.data.text import MaskedTokens, NextTokens
 from unitransformer.data.tokenizer import TokenArray
-from unitransformer.files import printable
+from unitransformer.files import expand_home, printable
 from unitransformer.objectives import Batch
 
 # The 1,797 images of scikit-learn's digits: the test set of E. Alpaydin and C. Kaynak, Optical
@@ -185,7 +185,7 @@ def _digits_source(config: RunConfig) -> DataSource:
 
 
 def _folder_source(config: RunConfig) -> DataSource:
-    root = Path(config.data.source).expanduser()
+    root = Path(expand_home(config.data.source))
     model = config.model
     if not root.is_dir():
         raise ValueError(f"data {root} is not a folder of images; check the path")

@@ -48,7 +48,7 @@ _COMMON = (
     *("cp1252", "latin_1", "cp1251", "cp932", "shift_jis", "gb18030", "big5", "euc_kr", "euc_jp"),
     *("cp1253", "iso8859_7", "koi8_r"),
 )
-_RARE = ("cp1250", "iso8859_2", "cp1254", "cp1255", "cp1256", "cp866", "mac_roman")
+_RARE = ("cp1250", "iso8859_2", "iso8859_5", "cp1254", "cp1255", "cp1256", "cp866", "mac_roman")
 _SEPARATORS = " \n\u3000\u3001\u3002\uff0c"  # spaces, and the common East Asian punctuation
 
 

@@ -29,7 +29,7 @@ from unitransformer.data.text_encoding import (
     passed_over_kind,
     resolve_encoding,
 )
-from unitransformer.files import printable
+from unitransformer.files import expand_home, printable
 from unitransformer.record.units import format_count
 
 SAMPLE_BYTES = 1 << 16  # from which an encoding is guessed
@@ -51,7 +51,7 @@ class TextSource:
 
 def find_text(source: str, *, encoding: str, field: str | None) -> TextSource:
     """Lists the text files of `source`; raises ValueError if there are none."""
-    path = Path(source).expanduser()
+    path = Path(expand_home(source))
     if source == "builtin":
         name = f"Python {platform.python_version()} standard library source"
         path, paths = STANDARD_LIBRARY, builtin_files()

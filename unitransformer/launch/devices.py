@@ -225,7 +225,8 @@ def _flush_denormals_in_pool() -> None:
     """Sets the switch in pool threads that exist already: only new ones inherit it."""
     set_switch = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(lambda _: torch.set_flush_denormal(True))
     with contextlib.suppress(OSError, AttributeError):  # a system without /proc, another pool
-        mapped = {line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines()}
+        maps = Path("/proc/self/maps").read_text(errors="surrogateescape")
+        mapped = {line.split()[-1] for line in maps.splitlines()}
         for library in (path for path in mapped if "omp" in Path(path).name):
             # Calls a function in every thread of an OpenMP pool, as compiled code does.
             ctypes.CDLL(library).GOMP_parallel(set_switch, None, torch.get_num_threads(), 0)

@@ -6,7 +6,6 @@ edit is noticed and its field named.
 
 import datetime
 import json
-import os
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields, is_dataclass
@@ -15,7 +14,7 @@ from typing import Any, Literal
 
 import platformdirs
 
-from unitransformer.files import write_atomically
+from unitransformer.files import folder_of, write_atomically
 from unitransformer.launch.variables import DATA_FOLDER
 from unitransformer.machine.calibration import Calibration, Ceiling
 from unitransformer.record.checksums import CHECKSUMS, add_checksums, read_json, verify_checksums
@@ -107,8 +106,7 @@ def _build(hint: Any, value: Any, where: str, *, without: Sequence[str] = ()) ->
 
 def data_folder() -> Path:
     """Returns the folder of calibrations: $UNITRANSFORMER_DATA, or the user's data folder."""
-    folder = os.environ.get(DATA_FOLDER)
-    root = Path(folder).expanduser() if folder else platformdirs.user_data_path("unitransformer")
+    root = folder_of(DATA_FOLDER) or platformdirs.user_data_path("unitransformer")
     return root / "calibrations"
 
 

@@ -1,14 +1,12 @@
 """The page of conditions: hardware, versions, commits, data, failed runs and files left out."""
 
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import PurePosixPath
 
 from scaling.markdown import details, escaped, folded_commands, link, note, shortened, table
 from scaling.parity.certificate import find_other_bounds
 from scaling.report import run_formatting
 from scaling.report.run_formatting import without_paths
 from scaling.report.table_notes import draw
-from scaling.store.outcome import STUDY
 from scaling.store.reader import Store
 from scaling.store.run import Run
 from unitransformer.config import Recipe
@@ -17,7 +15,6 @@ from unitransformer.record.units import format_bytes, format_count
 SHORT = 12  # characters of a commit
 MOST_NAMED = 3
 LONGEST_MESSAGE = 160  # characters of an error in a table; the record has all of them
-OF_A_SWEEP = (STUDY, "largest-batches.json")  # files that a sweep writes beside its cells
 OTHER_BOUNDS = (
     "The bounds of loss parity have changed since these certificates were written. The tables use "
     "those of today."
@@ -132,7 +129,7 @@ def _left_out(store: Store) -> list[str]:
     for file in store.left_out:
         if file.kind != "foreign":
             rows.append((escaped(file.name), file.kind, escaped(file.reason)))
-        elif PurePosixPath(file.name).name not in OF_A_SWEEP:
+        else:
             foreign.append(f"- {escaped(file.name)}: {escaped(file.reason)}")
     blocks = [table(("file", "kind", "reason"), rows)] if rows else []
     if foreign:

@@ -32,6 +32,7 @@ KOREAN = "이 기계에서 모델을 훈련하는 데 얼마나 많은 시간이
         ("plain text\n" * 9_000 + "café\n", "latin-1"),
         (RUSSIAN, "cp1251"),
         (RUSSIAN, "koi8-r"),
+        (RUSSIAN, "iso8859-5"),
         (JAPANESE, "shift-jis"),
         (JAPANESE, "euc-jp"),
         (CHINESE, "gb18030"),

@@ -245,6 +245,18 @@ def test_a_folder_without_text_is_refused_with_what_it_holds(tmp_path: Path) -> 
     ).replace(f"{tmp_path.name}/", "")
 
 
+def test_a_home_is_found_and_a_name_with_a_tilde_is_a_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path / "~name" / "a.txt", "some text")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("~/~name", "./~name"):
+        assert find_text(name, encoding="utf-8", field=None).num_bytes == len("some text")
+    with pytest.raises(ValueError, match="'~name' does not exist; check the path: there is no"):
+        find_text("~name", encoding="utf-8", field=None)
+
+
 def test_a_name_that_cannot_be_printed_is_described(tmp_path: Path) -> None:
     source = write(tmp_path / "a\n\udcff.txt", "line\n")
     assert find(source).description == "a??.txt, 1 file, 5 bytes"

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from slurm import submit
+from slurm import scheduler, submit
 from slurm.job_files import write_attempt
 from slurm.runtime.srun import rank_variables
 from tests.builders.slurm import ATTEMPT, VARIABLES, PutStub, args_of
@@ -261,3 +261,8 @@ def test_variables_of_a_job_do_not_reach_a_job_that_it_submits(
     seen = dict(line.split("=", 1) for line in submit._run_sbatch([], "").splitlines())
     assert {name: seen.get(name) for name in passed_on} == passed_on
     assert not {"SLURM_ARRAY_TASK_ID", "SLURM_STEP_ID", "RANK", "SBATCH_PARTITION"} & seen.keys()
+
+
+def test_what_slurm_prints_is_read_in_any_encoding(put_stub: PutStub) -> None:
+    put_stub("squeue", r"printf 'caf\303\251 caf\351'")
+    assert scheduler.call("squeue").stdout == "café caf\ufffd"

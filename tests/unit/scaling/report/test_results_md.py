@@ -318,6 +318,15 @@ def test_failed_runs_alone_give_a_report() -> None:
     assert draw_plots(StoreAnalysis(make_store(make_crashed()))) == {}
 
 
+def test_names_that_are_no_utf8_are_linked_and_shown_with_a_question_mark() -> None:
+    store = make_store(make_record(command="python -m recipes.gpt --data 'l\udce9'"))
+    store = replace(store, runs=(replace(store.runs[0], name="runs/l\udce9/1.json"),))
+    pages = pages_of(store)
+    assert "[record](runs/l%E9/1.json)" in pages["RESULTS.md"]
+    assert "[record](../runs/l%E9/1.json)" in pages["runs.md"]
+    assert "--data 'l?'" in text_of(store)
+
+
 def test_damaged_records_are_listed_and_foreign_files_are_folded() -> None:
     files = (
         UnusedFile(name="runs/cut.json", kind="damaged", reason="not JSON: line 1"),

@@ -125,6 +125,19 @@ def test_json_that_is_not_a_record_is_foreign(tmp_path: Path) -> None:
     assert len(store.left_out) == 2
 
 
+def test_other_files_that_the_suite_writes_are_not_left_out(tmp_path: Path) -> None:
+    for name, content in (
+        ("study.json", {"kind": "study", "schema": 1}),
+        ("largest-batches.json", {"kind": "largest-batches", "version": 1}),
+        ("calibration.json", {"calibration_schema": 1}),
+        ("shares-rank0.json", {"rows": [], "head_by": None, "step_s": 0.1, "steps": [3]}),
+    ):
+        (tmp_path / name).write_text(json.dumps(content))
+    store = load_store([tmp_path], relative_to=tmp_path)
+    assert store.left_out == ()
+    assert len(store.own_files) == 4
+
+
 METRICS = make_record()["metrics"]
 MFU_ROW = make_record()["mfu"][0]
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from scaling.__main__ import main
+from scaling.sweep.command import run_sweep
 from scaling.sweep.options import SweepOptions, build_sweep_parser, read_sweep_options, split_axes
 
 
@@ -115,3 +116,5 @@ def test_a_study_with_an_unwritable_folder_is_refused_before_anything_runs(
     assert os.listdir(tmp_path) == ["file"]
     assert main(["sweep", *arguments[:-1], "/proc/nowhere"]) == 2
     assert "cannot be written" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="is not UTF-8, which TensorBoard needs"):
+        run_sweep(read(*arguments[:-1], str(tmp_path / "caf\udce9")))
