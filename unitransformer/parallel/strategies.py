@@ -1,6 +1,7 @@
 """Translates a strategy name into a Lightning strategy; shards; clips gradients."""
 
 import datetime
+import inspect
 import warnings
 from typing import Any, assert_never
 
@@ -23,6 +24,7 @@ from torch.distributed.fsdp import (
 )
 from torch.distributed.fsdp.sharded_grad_scaler import ShardedGradScaler
 from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.nn.parallel import DistributedDataParallel
 
 from unitransformer.config import ParallelConfig, RunConfig
 from unitransformer.objectives import Objective
@@ -34,6 +36,12 @@ from unitransformer.transformer import InitialWeights, Transformer
 INITIAL_SCALE_POWER = 12  # of the float16 loss; at torch's 16, BERT overflows and skips a step
 # Bounds a stuck collective only: the launcher notices a dead rank at once.
 COLLECTIVE_TIMEOUT = datetime.timedelta(minutes=10)
+# DDP's option to broadcast buffers before each forward pass; the first name is of torch 2.13.
+_SYNC_BUFFERS = next(
+    name
+    for name in ("forward_sync_buffers", "broadcast_buffers")
+    if name in inspect.signature(DistributedDataParallel).parameters
+)
 
 
 def build_strategy(config: RunConfig, device: str) -> Strategy:
@@ -56,6 +64,8 @@ def build_strategy(config: RunConfig, device: str) -> Strategy:
                 gradient_as_bucket_view=True,
                 # A static graph cannot skip the reduction between micro-batches.
                 static_graph=config.accumulate == 1,
+                # The only buffer is the constant table of positions, which all ranks have.
+                **{_SYNC_BUFFERS: False},
                 **common,
             )
         case "fsdp" | "hsdp":
