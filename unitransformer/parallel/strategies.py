@@ -36,12 +36,9 @@ from unitransformer.transformer import InitialWeights, Transformer
 INITIAL_SCALE_POWER = 12  # of the float16 loss; at torch's 16, BERT overflows and skips a step
 # Bounds a stuck collective only: the launcher notices a dead rank at once.
 COLLECTIVE_TIMEOUT = datetime.timedelta(minutes=10)
-# DDP's option to broadcast buffers before each forward pass; the first name is of torch 2.13.
-_SYNC_BUFFERS = next(
-    name
-    for name in ("forward_sync_buffers", "broadcast_buffers")
-    if name in inspect.signature(DistributedDataParallel).parameters
-)
+# DDP's option to broadcast buffers before each forward pass, which torch 2.13 has renamed.
+_HAS_NEW_NAME = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
+_BROADCAST_BUFFERS = "forward_sync_buffers" if _HAS_NEW_NAME else "broadcast_buffers"
 
 
 def build_strategy(config: RunConfig, device: str) -> Strategy:
@@ -60,12 +57,12 @@ def build_strategy(config: RunConfig, device: str) -> Strategy:
         case "single":
             return SingleDeviceStrategy(device="cuda:0" if device == "cuda" else "cpu")
         case "ddp":
+            # The only buffer is the constant table of positions, which all ranks have.
+            common[_BROADCAST_BUFFERS] = False
             return DDPStrategy(
                 gradient_as_bucket_view=True,
                 # A static graph cannot skip the reduction between micro-batches.
                 static_graph=config.accumulate == 1,
-                # The only buffer is the constant table of positions, which all ranks have.
-                **{_SYNC_BUFFERS: False},
                 **common,
             )
         case "fsdp" | "hsdp":
