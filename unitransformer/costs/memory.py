@@ -24,13 +24,13 @@ def activation_bytes(config: RunConfig) -> int:
     It begins with three matrices in float32: the log-probabilities, and the gradients of these and
     of the logits. With activation checkpointing, it later recomputes what a layer saves.
     """
-    rows, classes = _predicted_rows(config), config.model.num_classes
-    logits = (12 * min(rows, config.loss_chunk) if config.loss_chunk else 8 * rows) * classes
+    rows = _predicted_rows(config)
+    per_logit = 12 * min(rows, config.loss_chunk) if config.loss_chunk else 8 * rows
     layer = 0
     if config.parallel.activation_checkpointing != "off":
         per_layer = sum(_layer_bytes(config.model, _sizes(config), "off"))
         layer = config.batch_size * config.sequence_length * per_layer
-    return saved_bytes(config) + max(logits, layer)
+    return saved_bytes(config) + max(per_logit * config.num_logits, layer)
 
 
 def saved_bytes(config: RunConfig) -> int:
@@ -53,10 +53,10 @@ def saved_bytes(config: RunConfig) -> int:
     total += rows * sizes.mask(sizes.residual) * model.width
     total += last_rows * model.width * (sizes.product + (sizes.norm if model.final_norm else 0))
     if config.loss_chunk:  # the gradients of the head and of its input; otherwise log-probabilities
-        total += 4 * model.num_classes * model.width + last_rows * model.width * sizes.product
+        total += (4 * config.num_logits + sizes.product * last_rows) * model.width
     else:
-        total += 4 * last_rows * model.num_classes
-    return total + _weight_copy_bytes(config)
+        total += 4 * last_rows * config.num_logits
+    return total + _weight_copy_bytes(config, sizes)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,13 +122,20 @@ def _uses_autocast(config: RunConfig) -> bool:
     return parallel.precision.endswith("mixed") and not parallel.uses_deepspeed
 
 
-def _weight_copy_bytes(config: RunConfig) -> int:
-    """Returns autocast's 16-bit copies of whole matrices; shards are gathered in 16 bits."""
-    if not _uses_autocast(config) or config.parallel.is_sharded:
-        return 0
+def _weight_copy_bytes(config: RunConfig, sizes: _Sizes) -> int:
+    """Returns the padded copy of the head, and autocast's 16-bit copies of whole matrices.
+
+    Sharded layers are gathered in 16 bits.
+    """
     model, width = config.model, config.model.width
+    has_copies = _uses_autocast(config) and not config.parallel.is_sharded
+    head = 2 * width * model.num_classes if has_copies else 0
+    if config.num_logits > model.num_classes:
+        head = 0 if config.loss_chunk else sizes.product * width * config.num_logits
+    if not has_copies:
+        return head
     layers = model.num_layers * (4 * width + 2 * model.feedforward_width)
-    return 2 * width * (layers + model.num_classes + _patch_values(model))
+    return head + 2 * width * (layers + _patch_values(model))
 
 
 def rank_bytes(config: RunConfig) -> int:

@@ -115,9 +115,12 @@ KEPT: list[tuple[Preset, str, int, dict[str, Any], int]] = [
     (gpt.PRESET, "124m", 4, {"precision": "16-mixed"}, 2_451_648_304),
     (gpt.PRESET, "124m", 4, {"precision": "bf16-true"}, 2_047_131_952),
     (gpt.PRESET, "124m", 4, {"loss_chunk": 512}, 1_789_119_592),
+    (gpt.PRESET, "124m", 4, {"pad_vocabulary": 128}, 2_452_490_544),
+    (gpt.PRESET, "124m", 4, {"pad_vocabulary": 128, "loss_chunk": 512}, 1_712_069_412),
     (gpt.PRESET, "reference", 64, {}, 1_397_427_988),
     (bert.PRESET, "base", 16, {}, 3_271_864_868),
     (bert.PRESET, "base", 2, {"precision": "32-true"}, 628_730_688),
+    (bert.PRESET, "base", 2, {"pad_vocabulary": 128, "precision": "32-true"}, 722_752_432),
     (bert.PRESET, "large", 8, {}, 4_695_455_620),
     (bert.PRESET, "base", 16, {"activation_checkpointing": "full"}, 677_815_172),
     (bert.PRESET, "base", 8, {"activation_checkpointing": "selective", **HALF}, 1_160_029_860),
@@ -132,14 +135,14 @@ KEPT: list[tuple[Preset, str, int, dict[str, Any], int]] = [
 
 def gpu_config(preset: Preset, size: str, batch_size: int, options: dict[str, Any]) -> RunConfig:
     parallel = {"accelerator": "cuda", "strategy": "single", "precision": "bf16-mixed"} | options
-    loss_chunk = parallel.pop("loss_chunk", 0)
+    loss = {name: parallel.pop(name, 0) for name in ("loss_chunk", "pad_vocabulary")}
     return RunConfig(
         recipe=preset.recipe,
         size=size,
         model=preset.model_config(size),
         batch_size=batch_size,
-        loss_chunk=loss_chunk,
         parallel=ParallelConfig(**parallel),
+        **loss,
     )
 
 
@@ -205,7 +208,7 @@ def measure_kept(config: RunConfig) -> int:
     dtypes = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
     with torch.device("meta"):
         network = Transformer(config.model)
-    objective = Objective(network, loss_chunk=config.loss_chunk)
+    objective = Objective(network, loss_chunk=config.loss_chunk, num_logits=config.num_logits)
     checkpoint_activations(objective, config.parallel.activation_checkpointing)
     with (
         mock.patch.object(functional, "scaled_dot_product_attention", flash_attention),
