@@ -36,6 +36,8 @@ from unitransformer.transformer import InitialWeights, Transformer
 INITIAL_SCALE_POWER = 12  # of the float16 loss; at torch's 16, BERT overflows and skips a step
 # Bounds a stuck collective only: the launcher notices a dead rank at once.
 COLLECTIVE_TIMEOUT = datetime.timedelta(minutes=10)
+# Where the compiler tries many kernels, a slow rank may need long before it joins a collective.
+COMPILING_TIMEOUT = datetime.timedelta(hours=1)
 # DDP's option to broadcast buffers before each forward pass, which torch 2.13 has renamed.
 _HAS_NEW_NAME = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
 _BROADCAST_BUFFERS = "forward_sync_buffers" if _HAS_NEW_NAME else "broadcast_buffers"
@@ -49,9 +51,10 @@ def build_strategy(config: RunConfig, device: str) -> Strategy:
     `zero2` gradients as well.
     """
     parallel = config.parallel
+    tries_kernels = parallel.compile.startswith("max-autotune")
     common: dict[str, Any] = {
         "process_group_backend": "nccl" if device == "cuda" else "gloo",
-        "timeout": COLLECTIVE_TIMEOUT,
+        "timeout": COMPILING_TIMEOUT if tries_kernels else COLLECTIVE_TIMEOUT,
     }
     match parallel.strategy:
         case "single":
