@@ -51,6 +51,7 @@ PRESET = Preset(
         warmup_steps=500,
         learning_rate=1e-3,
         precision="bf16-mixed",
+        pad_vocabulary=128,
     ),
 )
 model_config = PRESET.model_config

@@ -193,7 +193,7 @@ def _summary(model: ModelConfig) -> str:
 
 
 def _plan(resolved: "ResolvedConfig", paths: "RunPaths") -> str:
-    from unitransformer.costs.flops import count_flops, count_parameters
+    from unitransformer.costs.flops import count_flops, count_parameters, describe_padding
 
     config = resolved.config
     parallel = config.parallel
@@ -205,7 +205,8 @@ def _plan(resolved: "ResolvedConfig", paths: "RunPaths") -> str:
         device_options.append("offloaded to host memory")
     flops = ", ".join(f"{name} {number:,.0f}" for name, number in count_flops(config).items())
     lines = {
-        "model": f"{config.recipe} {config.size}, {count_parameters(config.model):,} parameters",
+        "model": f"{config.recipe} {config.size}, {count_parameters(config.model):,} parameters"
+        f"{describe_padding(config)}",
         "data": config.data.source,
         "devices": ", ".join(device_options),
         "strategy": f"{parallel.strategy}: {resolved.strategy_reason}",

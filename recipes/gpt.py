@@ -59,7 +59,12 @@ PRESET = Preset(
     sizes=SIZES,
     cpu=Defaults(batch_size=8, max_steps=100, warmup_steps=10, learning_rate=1e-3),
     cuda=Defaults(
-        batch_size=64, max_steps=5000, warmup_steps=200, learning_rate=1e-3, precision="bf16-mixed"
+        batch_size=64,
+        max_steps=5000,
+        warmup_steps=200,
+        learning_rate=1e-3,
+        precision="bf16-mixed",
+        pad_vocabulary=128,
     ),
 )
 model_config = PRESET.model_config

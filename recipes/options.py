@@ -70,6 +70,11 @@ class RecipeOptions:
     sequence_length: int | None = _option(None, "tokens per sample; by default all positions")
     num_workers: int | None = _option(None, "data loader processes per rank")
     loss_chunk: int = _option(0, "rows of logits to compute at once; 0: all")
+    pad_vocabulary: int | None = _option(
+        None,
+        "pad the logits to a multiple of this, with columns of probability 0; 0: do not; by "
+        "default 128 on GPUs, but not for size reference",
+    )
     validate_every: int | None = _option(
         None, "optimizer steps between validations; by default a quarter of all"
     )
@@ -219,6 +224,7 @@ def build_config(
         "max_steps": max_steps,
         "validate_every": max(1, max_steps // 4),
         "log_every": max(1, max_steps // 20),
+        "pad_vocabulary": 0 if options.size == "reference" else defaults.pad_vocabulary,
         **_given(options, RunConfig),
         "recipe": preset.recipe,
         "model": preset.model_config(options.size, **command.model),

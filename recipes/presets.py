@@ -17,6 +17,7 @@ class Defaults:
     warmup_steps: int
     learning_rate: float
     precision: Precision = "32-true"
+    pad_vocabulary: int = 0  # of sizes other than `reference`
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -265,6 +265,7 @@ class RunConfig:
     checkpoint_every: int = 0  # optimizer steps; 0: only at the end
     log_every: int = 10  # optimizer steps
     loss_chunk: int = 0  # positions whose logits are in memory at once; 0: all
+    pad_vocabulary: int = 0  # GPUs multiply fast if rows of logits are a multiple of it; 0: off
     seed: int = 0
     init_from: str | None = None  # file with the initial weights; None: random, from the seed
 
@@ -272,6 +273,7 @@ class RunConfig:
         _check_minimum(self, "run", 1, "batch_size", "accumulate", "max_steps", "validate_every")
         _check_minimum(self, "run", 1, "validation_batches", "log_every")
         _check_minimum(self, "run", 0, "checkpoint_every", "loss_chunk", "seed", "ceiling_s")
+        _check_minimum(self, "run", 0, "pad_vocabulary")
         if self.until_interval is not None and not 0 < self.until_interval < 1:
             raise ValueError(
                 f"run.until_interval is {self.until_interval}; it must be between 0 and 1, such as "
@@ -316,6 +318,11 @@ class RunConfig:
                 f"model.image_size is {self.model.image_size}: the model reads {reads}, recipe "
                 f"{self.recipe} does not; choose another recipe or leave out the image size"
             )
+        if self.recipe == "vit" and self.pad_vocabulary:
+            raise ValueError(
+                f"run.pad_vocabulary is {self.pad_vocabulary}, but recipe vit has no vocabulary; "
+                "leave it out"
+            )
         if self.recipe == "vit" and self.data.sequence_length is not None:
             raise ValueError(
                 f"data.sequence_length is {self.data.sequence_length}; the length of an image is "
@@ -345,6 +352,12 @@ class RunConfig:
         return self.data.sequence_length
 
     @property
+    def num_logits(self) -> int:
+        """Logits that a training step computes for a position: the classes and their padding."""
+        multiple = max(1, self.pad_vocabulary)
+        return math.ceil(self.model.num_classes / multiple) * multiple
+
+    @property
     def global_batch_size(self) -> int:
         """Samples per optimizer step, over all ranks."""
         return self.batch_size * self.accumulate * self.parallel.world_size
@@ -362,7 +375,7 @@ class RunConfig:
         """
         free = {"max_steps", "until_interval", "validate_every", "validation_batches"}
         free |= {"checkpoint_every", "log_every", "loss_chunk", "batch_size", "accumulate"}
-        free |= {"ceiling_s", "data.num_workers", "optimizer.schedule_steps"}
+        free |= {"ceiling_s", "data.num_workers", "optimizer.schedule_steps", "pad_vocabulary"}
         fixed = {
             name: value
             for name, value in flat_dict(self).items()

@@ -1,8 +1,10 @@
 """The training loss of each task; the head computes logits only at predicted positions.
 
-B batch | T positions | K predicted positions | D width | V classes | N rows with a target
+B batch | T positions | K predicted positions | D width | N rows with a target
+V classes, and in a training step the columns that pad the logits
 """
 
+import math
 from typing import Any, NamedTuple, NotRequired, TypedDict
 
 import torch
@@ -37,12 +39,17 @@ class Objective(nn.Module):
         loss_chunk: rows whose logits are in memory at once; 0: all. Loss and gradients are the same
             for every chunk size, but with chunks the whole (N, V) matrix is never in memory, so
             that a large vocabulary fits.
+        num_logits: columns of the logits of a training step. Those after the classes have the
+            probability 0, so loss and gradients are the same. None: as many as classes.
     """
 
-    def __init__(self, network: Transformer, *, loss_chunk: int = 0) -> None:
+    def __init__(
+        self, network: Transformer, *, loss_chunk: int = 0, num_logits: int | None = None
+    ) -> None:
         super().__init__()
         self.network = network
         self.loss_chunk = loss_chunk
+        self.num_padding = (num_logits or network.config.num_classes) - network.config.num_classes
 
     def forward(self, batch: Batch) -> Tensor:
         """Returns the mean cross entropy over the targets that count: nats, a float32 scalar."""
@@ -52,9 +59,17 @@ class Objective(nn.Module):
         head = self.network.lm_head
         if self.loss_chunk:
             return chunked_cross_entropy(
-                states_ND, head.weight, head.bias, targets_N, chunk=self.loss_chunk
+                states_ND,
+                *pad_head(head.weight, head.bias, self.num_padding),
+                targets_N,
+                chunk=self.loss_chunk,
             )
-        logits_NV = head(states_ND)
+        if self.num_padding:
+            logits_NV = functional.linear(
+                states_ND, *pad_head(head.weight, head.bias, self.num_padding)
+            )
+        else:
+            logits_NV = head(states_ND)
         loss = functional.cross_entropy(
             logits_NV.float(), targets_N, ignore_index=IGNORED, reduction="sum"
         )
@@ -76,6 +91,29 @@ class Objective(nn.Module):
         loss = functional.cross_entropy(logits_NV, targets_N, ignore_index=IGNORED, reduction="sum")
         correct = (logits_NV.argmax(-1) == targets_N).sum()
         return Score(loss, correct, (targets_N != IGNORED).sum())
+
+
+def pad_head(
+    weight_VD: Tensor, bias_V: Tensor | None, num_padding: int
+) -> tuple[Tensor, Tensor | None]:
+    """Returns weight and bias of a head with `num_padding` more classes, whose logits are -inf.
+
+    No target names them. Their probability is exactly 0, and so is what they add to the loss and to
+    every gradient. The parameters stay as they are. On GPUs the products are several times faster
+    if the rows of logits are multiples of 16 bytes.
+    """
+    if not num_padding:
+        return weight_VD, bias_V
+    device = weight_VD.device.type
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+        # Casting before padding copies half the bytes.
+        weight_VD = weight_VD.to(torch.get_autocast_dtype(device))
+    if bias_V is None:
+        bias_V = torch.zeros_like(weight_VD[:, 0])
+    return (
+        functional.pad(weight_VD, (0, 0, 0, num_padding)),
+        functional.pad(bias_V, (0, num_padding), value=-math.inf),
+    )
 
 
 def chunked_cross_entropy(

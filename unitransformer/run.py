@@ -22,7 +22,7 @@ from unitransformer.checkpoint.names import NUM_KEPT, step_of
 from unitransformer.checkpoint.reader import RunState, list_checkpoints
 from unitransformer.checkpoint.writer import SET_ASIDE
 from unitransformer.config import RunConfig, to_dict
-from unitransformer.costs.flops import count_parameters
+from unitransformer.costs.flops import count_parameters, describe_padding
 from unitransformer.data.datamodule import DataModule
 from unitransformer.data.sources import load_source
 from unitransformer.launch.devices import ResolvedConfig, resolve, set_up_process
@@ -196,7 +196,8 @@ class _Run:
     def print_introduction(self, print_line: Callable[[str], None]) -> None:
         config, num_parameters = self.config, count_parameters(self.config.model)
         print_line(f"data    {self.data.source.description}")
-        print_line(f"model   {config.recipe} {config.size}, {num_parameters:,} parameters")
+        padded = describe_padding(config)
+        print_line(f"model   {config.recipe} {config.size}, {num_parameters:,} parameters{padded}")
         if self.resume is not None:
             step, last_step = len(self.earlier.loss), config.optimizer.schedule_steps
             print_line(

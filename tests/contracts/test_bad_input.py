@@ -139,6 +139,8 @@ def refuse(call: Call) -> Refuse:
         ("--log-every 0", "run.log_every is 0; it must be at least 1"),
         ("--checkpoint-every -1", "run.checkpoint_every is -1; it must be at least 0"),
         ("--loss-chunk -1", "run.loss_chunk is -1; it must be at least 0"),
+        ("--pad-vocabulary -1", "run.pad_vocabulary is -1; it must be at least 0"),
+        ("--pad-vocabulary 1.5", "pad_vocabulary is '1.5'; it must be an integer"),
         ("--num-workers -1", "data.num_workers is -1; it must be at least 0"),
         ("--sequence-length 1", "data.sequence_length is 1; it must be at least 2"),
         ("--seed -1", "run.seed is -1; it must be at least 0"),

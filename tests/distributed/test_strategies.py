@@ -139,6 +139,16 @@ def test_compiling_changes_no_loss(strategy: str, alone: Any, tmp_path: Path) ->
     assert_same(record, alone("gpt", *shape))
 
 
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp", "fsdp1", "zero3"])
+def test_a_padded_vocabulary_trains_the_same_model_on_two_ranks(
+    strategy: str, alone: Any, tmp_path: Path
+) -> None:
+    record = train("gpt", tmp_path / "two", *two(strategy), "--pad-vocabulary", "128")
+    assert record["config"]["pad_vocabulary"] == 128
+    assert record["num_parameters"] == alone("gpt")["num_parameters"]
+    assert_same(record, alone("gpt"))
+
+
 @pytest.mark.parametrize("strategy", ["fsdp", "fsdp1", "zero3"])
 def test_a_chunked_loss_trains_the_same_model_on_two_ranks(
     strategy: str, alone: Any, tmp_path: Path

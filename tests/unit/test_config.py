@@ -223,6 +223,11 @@ def test_a_number_that_is_not_finite_is_refused(name: str, value: float) -> None
         (run_config, {"recipe": "vit"}, "the model reads tokens, recipe vit does not"),
         (
             run_config,
+            {"recipe": "vit", "model": image_config(), "pad_vocabulary": 8},
+            "run.pad_vocabulary is 8, but recipe vit has no vocabulary",
+        ),
+        (
+            run_config,
             {"recipe": "bert", "model": model_config(num_positions=2)},
             "data.sequence_length is 2; [CLS], a token and [SEP] need 3",
         ),
@@ -281,6 +286,19 @@ def test_options_added_for_text_files_change_the_identity_of_a_run_only_if_they_
     text = DataConfig(source="text")
     others = [replace(text, encoding="cp1252"), replace(text, field="body")]
     assert len({run_config(data=data).identity_hash() for data in (text, *others)}) == 3
+
+
+@pytest.mark.parametrize(
+    ("multiple", "num_logits"), [(0, 60), (1, 60), (60, 60), (64, 64), (128, 128), (7, 63)]
+)
+def test_a_vocabulary_is_padded_to_a_multiple_and_the_run_keeps_its_identity(
+    multiple: int, num_logits: int
+) -> None:
+    model = replace(run_config().model, num_classes=60)
+    plain = run_config(model=model)
+    padded = run_config(model=model, pad_vocabulary=multiple)
+    assert padded.num_logits == num_logits
+    assert padded.identity() == plain.identity()
 
 
 def test_an_encoding_has_one_name() -> None:

@@ -6,7 +6,8 @@ from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from recipes import bert, gpt
-from unitransformer.objectives import IGNORED, Batch, Objective, chunked_cross_entropy
+from unitransformer.costs.flops import count_parameters
+from unitransformer.objectives import IGNORED, Batch, Objective, chunked_cross_entropy, pad_head
 from unitransformer.transformer import Transformer
 
 TINY = {"width": 16, "num_layers": 2, "num_heads": 4, "feedforward_width": 32, "num_classes": 60}
@@ -90,6 +91,40 @@ def test_training_in_chunks_gives_every_parameter_the_same_gradient(tied: bool) 
         gradients.append([p.grad for p in objective.parameters()])
     for whole, parts in zip(*gradients, strict=True):
         torch.testing.assert_close(parts, whole)
+
+
+@pytest.mark.parametrize("chunk", [0, 7])
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_a_padded_vocabulary_changes_neither_loss_nor_gradients(
+    precision: torch.dtype, tied: bool, chunk: int
+) -> None:
+    config = gpt.model_config(**TINY, tied_head=tied, head_bias=not tied, dropout=0.0)
+    tokens = torch.randint(60, (3, 11), generator=torch.Generator().manual_seed(0))
+    batch = Batch(inputs=tokens[:, :-1], targets=tokens[:, 1:].clone())
+    batch["targets"][0, :4] = IGNORED
+    results = []
+    for num_logits in (None, 64):
+        objective = Objective(Transformer(config), loss_chunk=chunk, num_logits=num_logits)
+        with torch.autocast("cpu", precision, enabled=precision != torch.float32):
+            loss = objective(batch)
+        loss.backward()
+        results.append([loss, *(p.grad for p in objective.parameters())])
+        assert sum(p.numel() for p in objective.parameters()) == count_parameters(config)
+    # Gradients of chunks are rounded to bf16 once more if the head is padded.
+    bounds = {"atol": 1e-4, "rtol": 0.02} if precision == torch.bfloat16 else {}
+    for plain, padded in zip(*results, strict=True):
+        torch.testing.assert_close(padded, plain, **bounds)
+
+
+def test_padding_of_the_vocabulary_has_no_probability() -> None:
+    head = Transformer(gpt.model_config(**TINY, tied_head=True, head_bias=False)).lm_head
+    weight, bias = pad_head(head.weight, None, 4)
+    assert weight.shape == (64, 16)
+    assert bias is not None
+    logits = functional.linear(torch.randn(5, 16), weight, bias)
+    assert (logits.softmax(-1)[:, 60:] == 0).all()
+    assert logits[:, :60].isfinite().all()
 
 
 def test_padding_never_counts() -> None:

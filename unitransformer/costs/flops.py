@@ -6,7 +6,8 @@ softmax, dropout and the optimizer do not. Conventions differ in what else they 
 always comes with the name of its convention.
 
 The FLOPs of a token do not depend on the batch, on accumulation, on the number of devices, or on
-`loss_chunk`: no logits are computed twice.
+`loss_chunk`: no logits are computed twice. Only `hardware` counts the padding of a vocabulary; the
+others count the classes and parameters of the model.
 """
 
 from unitransformer.config import ModelConfig, RunConfig
@@ -20,7 +21,7 @@ CONVENTIONS = {
     "embeddings, the head and the last layer only at predicted positions",
     "matmul_causal": "as `matmul`, with the half of attention that a causal mask leaves",
     "hardware": "as `matmul`, and what activation checkpointing recomputes (Korthikanti et al. "
-    "2022, appendix A)",
+    "2022, appendix A) and padding of the vocabulary adds",
 }
 MAIN_CONVENTION = "matmul"  # shown where there is room for one only
 
@@ -81,6 +82,19 @@ def recomputed_flops_per_sample(config: RunConfig) -> float:
     return sum(layers) - sum(count * last_product for count in saved)
 
 
+def padding_flops_per_sample(config: RunConfig) -> float:
+    """Returns the FLOPs of the matrix multiplications with the rows that pad the vocabulary."""
+    num_padding = config.num_logits - config.model.num_classes
+    return 3 * 2.0 * count_predicted_positions(config) * config.model.width * num_padding
+
+
+def describe_padding(config: RunConfig) -> str:
+    """Returns how the vocabulary is padded, to append to a line; empty if it is not."""
+    if config.num_logits == config.model.num_classes:
+        return ""
+    return f"; {config.model.num_classes:,} tokens are padded to {config.num_logits:,} logits"
+
+
 def _positions_by_layer(config: RunConfig) -> list[int]:
     """Returns the output positions of each layer: in the last layer those that enter the loss."""
     before = [config.sequence_length] * (config.model.num_layers - 1)
@@ -107,10 +121,11 @@ def count_flops(config: RunConfig) -> dict[str, float]:
     six_n = 6.0 * count_parameters(model)
     attention = 12.0 * model.num_layers * model.width * positions
     matmul = flops_per_sample(config, causal=False)
+    overhead = recomputed_flops_per_sample(config) + padding_flops_per_sample(config)
     return {
         "6n": six_n * positions_per_unit,
         "palm": (six_n + attention) * positions_per_unit,
         "matmul": matmul / units,
         "matmul_causal": flops_per_sample(config, causal=True) / units,
-        "hardware": (matmul + recomputed_flops_per_sample(config)) / units,
+        "hardware": (matmul + overhead) / units,
     }

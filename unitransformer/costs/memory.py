@@ -1,12 +1,12 @@
 """Computes the memory that a rank needs to train a config, and chooses a strategy by it.
 
-Weights, gradients and AdamW's two moments are exact. Activations are those that the layers save for
-the backward pass. Temporary buffers belong to the headroom.
+Weights, gradients and AdamW's two moments are exact, and so is what the forward pass of a GPU saves
+for the backward pass. Temporary buffers and gathered shards belong to the headroom.
 """
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
-from unitransformer.config import RunConfig, Strategy
+from unitransformer.config import ActivationCheckpointing, ModelConfig, RunConfig, Strategy
 from unitransformer.costs.flops import count_parameters, count_predicted_positions
 
 HEADROOM = 0.1  # share of a device's memory for buffers, fragmentation and the runtime
@@ -19,38 +19,123 @@ def state_bytes(config: RunConfig) -> int:
 
 
 def activation_bytes(config: RunConfig) -> int:
-    """Returns what a micro-batch saves for the backward pass, with logits and their gradient."""
-    rows = config.batch_size * count_predicted_positions(config)
-    rows = min(rows, config.loss_chunk) if config.loss_chunk else rows
-    # The logits, their probabilities in float32, and the gradient of these.
-    size = _activation_size(config) + 8
-    return layer_activation_bytes(config) + rows * config.model.num_classes * size
+    """Returns what a micro-batch needs at most, at one of two moments of its backward pass.
+
+    It begins with three matrices in float32: the log-probabilities, and the gradients of these and
+    of the logits. With activation checkpointing, it later recomputes what a layer saves.
+    """
+    rows = _predicted_rows(config)
+    per_logit = 12 * min(rows, config.loss_chunk) if config.loss_chunk else 8 * rows
+    layer = 0
+    if config.parallel.activation_checkpointing != "off":
+        per_layer = sum(_layer_bytes(config.model, _sizes(config), "off"))
+        layer = config.batch_size * config.sequence_length * per_layer
+    return saved_bytes(config) + max(per_logit * config.num_logits, layer)
 
 
-def layer_activation_bytes(config: RunConfig) -> int:
-    """Returns what the layers save for the backward pass, and the patches of images."""
-    model = config.model
-    width, feedforward = model.width, model.feedforward_width
-    hidden = feedforward if model.activation == "relu" else 2 * feedforward  # GELU saves its input
-    hidden += feedforward if model.dropout else 0
-    # Numbers per position of the input, and per position that the layer computes.
-    per_input, per_output = {
-        # norm 1, its result, keys and values | queries, attention, norm 2, its result, hidden
-        "off": (4 * width, 4 * width + hidden),
-        # the input and the results of matrix products
-        "selective": (3 * width, 4 * width + feedforward),
-        "full": (width, 0),
-    }[config.parallel.activation_checkpointing]
-    patch = model.num_channels * model.patch_size**2 if model.patch_size else 0
-    rows = config.batch_size * config.sequence_length
-    last = config.batch_size * count_predicted_positions(config)
-    numbers = rows * (per_input * model.num_layers + patch)
-    numbers += (rows * (model.num_layers - 1) + last) * per_output
-    return numbers * _activation_size(config)
+def saved_bytes(config: RunConfig) -> int:
+    """Returns what the forward pass of a micro-batch keeps for the backward pass.
+
+    That is what the layers, the head and the loss save, and autocast's copies of the weights.
+    """
+    model, sizes = config.model, _sizes(config)
+    rows, last_rows = config.batch_size * config.sequence_length, _predicted_rows(config)
+    mode = config.parallel.activation_checkpointing
+    per_input, per_output = _layer_bytes(model, sizes, mode)
+    total = per_input * rows * model.num_layers
+    total += per_output * (rows * (model.num_layers - 1) + last_rows)
+    if mode == "off" and last_rows < rows and sizes.norm > sizes.product:
+        # The last layer gathers positions, which saves the result of its norm and, where that is
+        # not the norm's input, its own input.
+        shares_input = sizes.residual == sizes.norm
+        total += rows * model.width * (sizes.norm + (0 if shares_input else sizes.residual))
+    total += rows * sizes.product * _patch_values(model)
+    total += rows * sizes.mask(sizes.residual) * model.width
+    total += last_rows * model.width * (sizes.product + (sizes.norm if model.final_norm else 0))
+    if config.loss_chunk:  # the gradients of the head and of its input; otherwise log-probabilities
+        total += (4 * config.num_logits + sizes.product * last_rows) * model.width
+    else:
+        total += 4 * last_rows * config.num_logits
+    return total + _weight_copy_bytes(config, sizes)
 
 
-def _activation_size(config: RunConfig) -> int:
-    return 4 if config.parallel.precision == "32-true" else 2
+@dataclass(frozen=True, kw_only=True)
+class _Sizes:
+    """Bytes of the numbers that a step keeps."""
+
+    product: int  # inputs and results of matrix products
+    residual: int  # between the layers
+    norm: int  # inputs of norms, which autocast computes in float32
+    has_dropout: bool
+    is_cpu: bool
+
+    def mask(self, size: int) -> int:
+        """What dropout saves per number of `size` bytes: on a CPU what it multiplies by."""
+        return (size if self.is_cpu else 1) if self.has_dropout else 0
+
+
+def _sizes(config: RunConfig) -> _Sizes:
+    product = 4 if config.parallel.precision == "32-true" else 2
+    norm = 4 if _uses_autocast(config) else product
+    # Patches are the result of a matrix product, and FSDP casts what enters a layer.
+    is_cast = config.model.reads_images or config.parallel.is_sharded
+    return _Sizes(
+        product=product,
+        residual=product if is_cast else norm,
+        norm=norm,
+        has_dropout=config.model.dropout > 0,
+        is_cpu=config.parallel.accelerator == "cpu",
+    )
+
+
+def _layer_bytes(
+    model: ModelConfig, sizes: _Sizes, mode: ActivationCheckpointing
+) -> tuple[int, int]:
+    """Returns what a layer saves for a position of its input, and for one that it computes."""
+    width, hidden, product = model.width, model.feedforward_width, sizes.product
+    # In float32: mean and deviation of a norm, and the log of a head's sum of exponentials.
+    statistics, heads = 8, 4 * model.num_heads
+    match mode:
+        case "full":  # the input
+            return sizes.residual * width, 0
+        case "selective":  # the input, and the results of matrix products and attention
+            per_output = product * (4 * width + hidden) + heads
+            return (sizes.residual + 2 * product) * width, per_output
+    # ReLU saves its result, which without dropout is also the input of the next matrix.
+    num_hidden = 1 if model.activation == "relu" and not sizes.has_dropout else 2
+    feedforward = (num_hidden * product + sizes.mask(product)) * hidden
+    # norm 1, its result, keys and values | queries, attention, norm 2, its result
+    per_input = (sizes.norm + 3 * product) * width + statistics
+    return per_input, per_input + heads + feedforward
+
+
+def _predicted_rows(config: RunConfig) -> int:
+    return config.batch_size * count_predicted_positions(config)
+
+
+def _patch_values(model: ModelConfig) -> int:
+    return model.num_channels * model.patch_size**2 if model.patch_size else 0
+
+
+def _uses_autocast(config: RunConfig) -> bool:
+    parallel = config.parallel
+    return parallel.precision.endswith("mixed") and not parallel.uses_deepspeed
+
+
+def _weight_copy_bytes(config: RunConfig, sizes: _Sizes) -> int:
+    """Returns the padded copy of the head, and autocast's 16-bit copies of whole matrices.
+
+    Sharded layers are gathered in 16 bits.
+    """
+    model, width = config.model, config.model.width
+    has_copies = _uses_autocast(config) and not config.parallel.is_sharded
+    head = 2 * width * model.num_classes if has_copies else 0
+    if config.num_logits > model.num_classes:
+        head = 0 if config.loss_chunk else sizes.product * width * config.num_logits
+    if not has_copies:
+        return head
+    layers = model.num_layers * (4 * width + 2 * model.feedforward_width)
+    return head + 2 * width * (layers + _patch_values(model))
 
 
 def rank_bytes(config: RunConfig) -> int:
@@ -83,25 +168,27 @@ def choose_strategy(config: RunConfig, memory_bytes: int | None) -> tuple[RunCon
     if strategy == "fsdp" and config.parallel.precision == "16-mixed":
         strategy = "fsdp1"
         reason += "; fsdp1, as fsdp and hsdp do not scale losses for 16-mixed"
-    return replace(config, parallel=replace(config.parallel, strategy=strategy)), reason
+    return _with(config, strategy), reason
 
 
 def _choose(config: RunConfig, memory_bytes: int | None) -> tuple[Strategy, str]:
     """Returns the strategy and the reason; `fsdp` may mean `fsdp1`."""
     parallel = config.parallel
-    state, activations = state_bytes(config), activation_bytes(config)
+    state = state_bytes(config)
     if parallel.cpu_offload:
         reason = f"cpu-offload keeps the state of {format_gib(state)} in host memory"
         return "fsdp", f"{reason}; single and ddp keep it on the device"
     if parallel.world_size == 1:
         return "single", "one device"
+    activations = activation_bytes(_with(config, "ddp"))
     needs = f"state {format_gib(state)} + activations about {format_gib(activations)}"
     if memory_bytes is None:
         return "ddp", f"{needs}; the memory of a device is unknown"
     has = f"the {format_gib(memory_bytes)} per device, with a tenth left free"
-    usable = (1 - HEADROOM) * memory_bytes - activations
-    if state <= usable:
+    usable = (1 - HEADROOM) * memory_bytes
+    if state + activations <= usable:
         return "ddp", f"{needs} fit in {has}"
+    usable -= activation_bytes(_with(config, "fsdp1"))  # sharded, in any precision
     # fsdp1 shards 16-mixed over all devices, so a node's share does not matter.
     has_hsdp = parallel.num_nodes > 1 and parallel.precision != "16-mixed"
     if has_hsdp and state / parallel.devices <= usable:
@@ -110,6 +197,10 @@ def _choose(config: RunConfig, memory_bytes: int | None) -> tuple[Strategy, str]
     fits = "they do" if state / parallel.world_size <= usable else "they may not either"
     sharded = f"sharded over {parallel.world_size} devices {fits}"
     return "fsdp", f"{needs} do not fit in {has}; {sharded}"
+
+
+def _with(config: RunConfig, strategy: Strategy) -> RunConfig:
+    return replace(config, parallel=replace(config.parallel, strategy=strategy))
 
 
 def format_gib(size: float) -> str:

@@ -63,8 +63,6 @@ def timed_waits(clock: StepClock, parallel: ParallelConfig, device: str) -> Iter
 
     with contextlib.ExitStack() as stack:
         stack.enter_context(wrap_waits(timed))
-        # DDP broadcasts buffers from the first rank in every step.
-        stack.enter_context(replace_method(DistributedDataParallel, "_sync_buffers", timed))
         if device == "cuda":
             # FSDP2 communicates on other streams, for which the compute stream waits.
             stack.enter_context(replace_method(torch.cuda.Stream, "wait_event", timed))

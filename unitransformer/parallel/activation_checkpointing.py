@@ -32,7 +32,9 @@ def checkpoint_activations(objective: Objective, mode: ActivationCheckpointing) 
     """
     if mode == "off":
         return
-    options: dict[str, Any] = {"use_reentrant": False}
+    # Only dropout draws random numbers, and saving their state takes time in every layer.
+    has_dropout = objective.network.config.dropout > 0
+    options: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": has_dropout}
     if mode == "selective":
         contexts = checkpoint.create_selective_checkpoint_contexts
         options["context_fn"] = functools.partial(contexts, _policy_of)

@@ -1,6 +1,7 @@
 """Translates a strategy name into a Lightning strategy; shards; clips gradients."""
 
 import datetime
+import inspect
 import warnings
 from typing import Any, assert_never
 
@@ -23,6 +24,7 @@ from torch.distributed.fsdp import (
 )
 from torch.distributed.fsdp.sharded_grad_scaler import ShardedGradScaler
 from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.nn.parallel import DistributedDataParallel
 
 from unitransformer.config import ParallelConfig, RunConfig
 from unitransformer.objectives import Objective
@@ -34,6 +36,11 @@ from unitransformer.transformer import InitialWeights, Transformer
 INITIAL_SCALE_POWER = 12  # of the float16 loss; at torch's 16, BERT overflows and skips a step
 # Bounds a stuck collective only: the launcher notices a dead rank at once.
 COLLECTIVE_TIMEOUT = datetime.timedelta(minutes=10)
+# Where the compiler tries many kernels, a slow rank may need long before it joins a collective.
+COMPILING_TIMEOUT = datetime.timedelta(hours=1)
+# DDP's option to broadcast buffers before each forward pass, which torch 2.13 has renamed.
+_HAS_NEW_NAME = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
+_BROADCAST_BUFFERS = "forward_sync_buffers" if _HAS_NEW_NAME else "broadcast_buffers"
 
 
 def build_strategy(config: RunConfig, device: str) -> Strategy:
@@ -44,14 +51,17 @@ def build_strategy(config: RunConfig, device: str) -> Strategy:
     `zero2` gradients as well.
     """
     parallel = config.parallel
+    tries_kernels = parallel.compile.startswith("max-autotune")
     common: dict[str, Any] = {
         "process_group_backend": "nccl" if device == "cuda" else "gloo",
-        "timeout": COLLECTIVE_TIMEOUT,
+        "timeout": COMPILING_TIMEOUT if tries_kernels else COLLECTIVE_TIMEOUT,
     }
     match parallel.strategy:
         case "single":
             return SingleDeviceStrategy(device="cuda:0" if device == "cuda" else "cpu")
         case "ddp":
+            # The only buffer is the constant table of positions, which all ranks have.
+            common[_BROADCAST_BUFFERS] = False
             return DDPStrategy(
                 gradient_as_bucket_view=True,
                 # A static graph cannot skip the reduction between micro-batches.

@@ -38,7 +38,9 @@ class TrainingModule(pl.LightningModule):
         parallel = config.parallel
         with torch.device("meta"):
             network = Transformer(config.model)
-        self.objective = Objective(network, loss_chunk=config.loss_chunk)
+        self.objective = Objective(
+            network, loss_chunk=config.loss_chunk, num_logits=config.num_logits
+        )
         # Checkpoint, compile, shard: graphs must contain the recomputation and see full weights.
         checkpoint_activations(self.objective, parallel.activation_checkpointing)
         compile_objective(self.objective, parallel.compile, by_layer=parallel.is_sharded)

@@ -74,7 +74,26 @@ def build_trainer(
     loop._broadcast_sigterm_tensor = lambda: None
     connector: Any = trainer._signal_connector
     connector.register_signal_handlers = lambda: None
+    _free_before_teardown(trainer.strategy)
     return trainer
+
+
+def _free_before_teardown(strategy: Any) -> None:
+    """Frees gradients and moments when training ends or fails: checkpoints are saved by then.
+
+    Lightning would copy them to the host, 12 bytes per parameter and rank, before the record is
+    written. A limit of host memory would end the run there.
+    """
+    teardown = strategy.teardown
+
+    def free_and_tear_down() -> None:
+        for optimizer in strategy.optimizers:
+            getattr(optimizer, "optimizer", optimizer).state.clear()  # DeepSpeed wraps it
+        for parameter in [] if strategy.model is None else strategy.model.parameters():
+            parameter.grad = None
+        teardown()
+
+    strategy.teardown = free_and_tear_down
 
 
 def quiet_lightning() -> None:

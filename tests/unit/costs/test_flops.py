@@ -79,7 +79,9 @@ def make_batch(config: RunConfig, batch_size: int) -> Batch:
 def counted_by_torch(config: RunConfig, batch_size: int, *, device: str = "meta") -> int:
     """Counted FLOPs of a step on the meta device, where attention counts as matrix products."""
     with torch.device(device):
-        objective = Objective(Transformer(config.model), loss_chunk=config.loss_chunk)
+        objective = Objective(
+            Transformer(config.model), loss_chunk=config.loss_chunk, num_logits=config.num_logits
+        )
         checkpoint_activations(objective, config.parallel.activation_checkpointing)
         with FlopCounterMode(display=False) as counter:
             objective(make_batch(config, batch_size)).backward()
@@ -106,6 +108,23 @@ def test_hardware_flops_with_recomputation_equal_torchs_counter(
     again = recomputed_flops_per_sample(config)
     assert counted_by_torch(config, 2) == 2 * (flops_per_sample(config, causal=False) + again)
     assert (again > 0) == (checkpointing == "full")
+
+
+@pytest.mark.parametrize("loss_chunk", [0, 5])
+@pytest.mark.parametrize("preset", [gpt.PRESET, bert.PRESET], ids=lambda p: p.recipe)
+def test_only_hardware_flops_count_the_padding_of_the_vocabulary(
+    preset: Preset, loss_chunk: int
+) -> None:
+    plain = replace(run_config(preset, **SHAPES["odd"]), loss_chunk=loss_chunk)
+    padded = replace(plain, pad_vocabulary=128)
+    units = plain.tokens_per_sample
+    assert padded.num_logits % 128 == 0
+    assert padded.num_logits > plain.model.num_classes
+    assert counted_by_torch(padded, 1) == pytest.approx(units * count_flops(padded)["hardware"])
+    names = [
+        name for name, count in count_flops(padded).items() if count != count_flops(plain)[name]
+    ]
+    assert names == ["hardware"]
 
 
 @pytest.mark.parametrize("preset", [gpt.PRESET, bert.PRESET, vit.PRESET], ids=lambda p: p.recipe)

@@ -84,6 +84,27 @@ def test_no_option_gives_the_default_run_of_the_recipe() -> None:
     assert config.seed == 0
 
 
+@pytest.mark.parametrize(
+    ("line", "preset", "on_cpu", "on_gpu"),
+    [
+        ("", gpt.PRESET, 0, 0),
+        ("--size 124m", gpt.PRESET, 0, 128),
+        ("--size base", bert.PRESET, 0, 128),
+        ("--size b", vit.PRESET, 0, 0),
+        ("--size 124m --pad-vocabulary 0", gpt.PRESET, 0, 0),
+        ("--pad-vocabulary 64", gpt.PRESET, 64, 64),
+    ],
+)
+def test_gpus_pad_the_vocabulary_of_named_sizes(
+    line: str, preset: Preset, on_cpu: int, on_gpu: int
+) -> None:
+    command = parse(preset, shlex.split(line))
+    configs = [
+        build_config(command, defaults=kind, devices=1) for kind in (preset.cpu, preset.cuda)
+    ]
+    assert [config.pad_vocabulary for config in configs] == [on_cpu, on_gpu]
+
+
 @pytest.mark.parametrize("preset", PRESETS, ids=name_of)
 def test_every_field_of_model_and_optimizer_has_an_option(preset: Preset) -> None:
     flags = {flag for action in build_parser(preset)._actions for flag in action.option_strings}

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
@@ -94,6 +95,32 @@ def test_twenty_steps_equal_ten_resumed_for_ten_more(
     assert rest["segment_starts"] == [0, 10]
     assert len(rest["step_s"]) == 20
     assert rest["validation"]["loss"] == whole["validation"]["loss"]
+
+
+@pytest.mark.parametrize("ending", ["the last step", "an error"])
+def test_only_weights_are_copied_to_the_host_when_training_ends(
+    ending: str, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left: list[int] = []
+
+    def tear_down(self: SingleDeviceStrategy) -> None:
+        assert self.model is not None
+        left.append(sum(len(optimizer.state) for optimizer in self.optimizers))
+        left.append(sum(p.grad is not None for p in self.model.parameters()))
+        assert any(weight.any() for weight in self.model.parameters())
+
+    monkeypatch.setattr(SingleDeviceStrategy, "teardown", tear_down)
+    if ending == "an error":
+        monkeypatch.setattr(module.TrainingModule, "on_train_end", fail)
+        with pytest.raises(RunFailed, match="the device has failed"):
+            train(config_of(gpt.PRESET, text, max_steps=2), tmp_path)
+    else:
+        train(config_of(gpt.PRESET, text, max_steps=2), tmp_path)
+    assert left == [0, 0]
+
+
+def fail(*_: Any) -> None:
+    raise RuntimeError("the device has failed")
 
 
 def test_a_run_resumes_in_the_middle_of_an_epoch_with_accumulation(
