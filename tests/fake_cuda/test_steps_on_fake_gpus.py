@@ -72,12 +72,12 @@ PLANS: dict[str, dict[str, Any]] = {  # variables of the machine, options
 # Kernels per step, views not counted. A change that is meant to be changes these numbers too.
 OPERATORS = {
     "bert": {"forward_backward": 162, "optimizer": 13},
-    "gpt": {"forward_backward": 141, "optimizer": 13},
+    "gpt": {"forward_backward": 139, "optimizer": 13},
     "vit": {"forward_backward": 173, "optimizer": 13},
-    "gpt-fsdp": {"forward_backward": 166, "optimizer": 13},
-    "gpt-hsdp": {"forward_backward": 169, "optimizer": 13},
-    "gpt-fsdp1": {"forward_backward": 159, "optimizer": 18},
-    "gpt-loss-chunk": {"forward_backward": 363, "optimizer": 13},
+    "gpt-fsdp": {"forward_backward": 164, "optimizer": 13},
+    "gpt-hsdp": {"forward_backward": 167, "optimizer": 13},
+    "gpt-fsdp1": {"forward_backward": 157, "optimizer": 18},
+    "gpt-loss-chunk": {"forward_backward": 361, "optimizer": 13},
 }
 
 
@@ -99,10 +99,7 @@ def steps(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> dict[st
         timeout=550,
     )
     assert done.returncode == 0, done.stderr[-4000:]
-    found = {path.stem: json.loads(path.read_text()) for path in folder.glob("*.json")}
-    errors = {name: step["error"] for name, step in found.items() if "error" in step}
-    assert errors == {}, done.stderr[-4000:]
-    return found
+    return {path.stem: json.loads(path.read_text()) for path in folder.glob("*.json")}
 
 
 @pytest.mark.parametrize(
@@ -141,6 +138,7 @@ def test_a_machine_that_cannot_run_it_is_refused_in_one_line(
 
 @pytest.mark.parametrize("name", CASES)
 def test_a_run_ends_well_on_the_gpu_that_the_driver_names(name: str, steps: dict[str, Any]) -> None:
+    assert "error" not in steps[name], steps[name]["error"]
     record = steps[name]["record"]
     assert record["status"] == "ok"
     assert record["config"]["parallel"]["accelerator"] == "cuda"
@@ -205,7 +203,12 @@ def test_adamw_takes_its_fused_or_foreach_kernels(name: str, steps: dict[str, An
     assert counts.get("addcdiv_", 0) == 0, "the loop over parameters"
 
 
-def test_synthetic_images_cost_at_most_a_hundredth_of_a_step(steps: dict[str, Any]) -> None:
-    step = steps["vit-s"]
-    for counted in (step["bytes"], step["operators"]):
-        assert counted["data"] <= 0.01 * sum(counted.values()), counted
+@pytest.mark.parametrize(
+    ("name", "quantity"),
+    [("bert", "bytes"), ("gpt", "bytes"), ("vit-s", "bytes"), ("vit-s", "operators")],
+)
+def test_synthetic_data_costs_at_most_a_hundredth_of_a_step(
+    name: str, quantity: str, steps: dict[str, Any]
+) -> None:
+    counted = steps[name][quantity]
+    assert counted["data"] <= 0.01 * sum(counted.values())

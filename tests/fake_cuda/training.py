@@ -66,8 +66,9 @@ class StepCounter(TorchDispatchMode):
         if self.is_timed and self._reads_value(name, args, kwargs or {}):
             self.new_reads.append(f"{name} in {_caller()}")
         if function is aten._local_scalar_dense.default:
-            # Sums of a validation, which divide, are the only numbers of 64 bits.
-            return 1.0 if args[0].dtype is torch.float64 else 0
+            # AdamW's step and a validation's sums divide; no gradient overflows, no rank stops.
+            is_zero = args[0].is_cuda and args[0].dtype is torch.float32
+            return 0.0 if is_zero else float(args[0].is_floating_point())
         result = function(*args, **kwargs or {})
         is_view = function.is_view or function.namespace == "prim"
         if self.is_timed and self.step == COUNTED and not is_view:
