@@ -195,7 +195,7 @@ def count_step(
         gpu: variables of `driver.c`.
     """
     os.environ |= {"FAKE_GPUS": str(world_size), **gpu}
-    if world_size > 1:
+    if "--strategy" in options:
         names = ("WORLD_SIZE", "LOCAL_WORLD_SIZE")
         os.environ |= {"RANK": "0", "LOCAL_RANK": "0", **dict.fromkeys(names, str(world_size))}
         os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": "1"}
