@@ -8,11 +8,12 @@
 # part, and RESULTS.md, the report of all runs. PARTS is a regular expression of parts to run.
 #
 # MODE=plan prints the parts, their limits in seconds and their commands. MODE=tiny trains tiny
-# models on the CPU instead. PYTHON names the interpreter (default .venv/bin/python).
+# models on the CPU instead. PYTHON names the interpreter (default .venv/bin/python), LIMIT_S the
+# seconds for all parts, after which the report has 30.
 set -u
 cd "$(dirname "$0")/../.." || exit 1
 folder=${1:-runs/first-hour} parts=${2:-.} mode=${MODE:-gpu} python=${PYTHON:-.venv/bin/python}
-readonly LIMIT_S=705
+readonly LIMIT_S=${LIMIT_S:-680}
 
 common=(--devices 1 --precision bf16-mixed --max-steps 80 --validate-every 80
   --validation-batches 2 --log-every 20 --no-checkpoint --data synthetic)
@@ -23,7 +24,7 @@ if [ "$mode" = tiny ]; then
 fi
 
 finish() { # the report of all runs; the last thing that is left out if time is short
-  timeout 60 "$python" -m scaling report "$folder/records" --out "$folder/RESULTS.md" \
+  timeout 30 "$python" -m scaling report "$folder/records" --out "$folder/RESULTS.md" \
     >"$folder/report.log" 2>&1 || echo "- no report: see report.log" >>"$folder/README.md"
   cat "$folder/README.md"
 }
