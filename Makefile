@@ -1,26 +1,32 @@
 # Two commands do everything on a fresh machine: `make run` and `make test`.
 PYTHON ?= python3
-BIN := .venv/bin
+# `make test TORCH=next` runs the tests with the torch of constraints-next.txt, in .venv-next; `make
+# check TORCH=next` checks the types against it.
+TORCH ?=
+VENV := .venv$(if $(TORCH),-$(TORCH))
+PINS := constraints.txt $(if $(TORCH),constraints-$(TORCH).txt)
+BIN := $(VENV)/bin
 .DEFAULT_GOAL := help
 .PHONY: help setup run plan-of-run test check bench notebooks clean
 
 help: ## what there is
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
-PIP_INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt
+PIP_INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --constraint $(VENV)/constraints.txt
 
-setup: .venv/.ready ## .venv with all that running and testing need
+setup: $(VENV)/.ready ## .venv with all that running and testing need
 
 # Modules are compiled when they are first imported: compiling all of them takes longer than installing them.
-.venv/.runtime: pyproject.toml constraints.txt
+$(VENV)/.runtime: pyproject.toml $(PINS)
 	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else f"Python 3.11 or newer is needed, this is {sys.version.split()[0]}; name one with make PYTHON=...")'
-	@echo "installing the packages that running needs into .venv: usually 1 to 3 minutes"
-	$(PYTHON) -m venv .venv
+	@echo "installing the packages that running needs into $(VENV): usually 1 to 3 minutes"
+	$(PYTHON) -m venv $(VENV)
+	@awk -F== '!seen[$$1]++' $(lastword $(PINS)) $(PINS) > $(VENV)/constraints.txt # the last file wins
 	$(PIP_INSTALL) --editable .
 	@touch $@
 
-.venv/.ready: .venv/.runtime
-	@echo "installing the packages that testing needs into .venv: usually 1 to 3 minutes"
+$(VENV)/.ready: $(VENV)/.runtime
+	@echo "installing the packages that testing needs into $(VENV): usually 1 to 3 minutes"
 	$(PIP_INSTALL) --editable '.[dev]'
 	@touch $@
 
@@ -28,7 +34,7 @@ setup: .venv/.ready ## .venv with all that running and testing need
 # the unigram baseline has 6.82.
 RUN_OPTIONS ?= $(shell command -v nvidia-smi >/dev/null || echo --max-steps 60 --optimizer.schedule-steps 60 --validate-every 30)
 
-run: plan-of-run .venv/.runtime ## train GPT on built-in data and report (runs/RESULTS.md)
+run: plan-of-run $(VENV)/.runtime ## train GPT on built-in data and report (runs/RESULTS.md)
 	$(BIN)/python -m recipes.gpt --devices 1 $(RUN_OPTIONS)
 	$(BIN)/python -m scaling report runs --out runs/RESULTS.md
 
@@ -59,4 +65,4 @@ notebooks: setup ## run the notebooks and store their outputs
 	$(BIN)/python -m recipes.notebooks
 
 clean: ## remove what setup and runs made
-	rm -rf .venv runs
+	rm -rf .venv .venv-* runs

@@ -129,9 +129,8 @@ def chunked_cross_entropy(
     """
     if chunk < 1:
         raise ValueError(f"chunk is {chunk}; it must be at least 1")
-    loss: Tensor = _ChunkedCrossEntropy.apply(  # type: ignore[no-untyped-call]
-        states_ND, weight_VD, bias_V, targets_N, chunk
-    )
+    apply: Any = _ChunkedCrossEntropy.apply
+    loss: Tensor = apply(states_ND, weight_VD, bias_V, targets_N, chunk)
     return loss
 
 

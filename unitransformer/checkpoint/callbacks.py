@@ -93,7 +93,8 @@ class SaveCheckpoints(pl.Callback):
         if torch.distributed.is_initialized():
             # A separate group, because a thread uses it during training. Creating it is also a
             # barrier: no rank saves before the leftovers are deleted.
-            self._group = torch.distributed.new_group(backend="gloo")
+            group: Any = torch.distributed.new_group(backend="gloo")
+            self._group = group
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *args: Any) -> None:
         step = trainer.global_step

@@ -12,7 +12,7 @@ from unitransformer.machine.host import driver_versions
 
 PACKAGES = ("torch", "lightning", "torchvision", "tokenizers", "numpy")
 OPTIONAL_PACKAGES = ("deepspeed",)
-CODE_FILES = ("*.py", "*.toml", "constraints.txt")  # these affect runs
+CODE_FILES = ("*.py", "*.toml", "constraints*.txt")  # these affect runs
 
 
 def describe_versions(accelerator: str) -> dict[str, str]:

@@ -36,7 +36,8 @@ class AgreeToStop(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._last_step = trainer.global_step
         if torch.distributed.is_initialized():
-            self._group = torch.distributed.new_group(backend="gloo")
+            group: Any = torch.distributed.new_group(backend="gloo")
+            self._group = group
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *args: Any) -> None:
         step = trainer.global_step

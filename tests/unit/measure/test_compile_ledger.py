@@ -217,7 +217,6 @@ def test_a_second_process_with_the_same_cache_starts_warm(tmp_path: Path, reposi
     assert cold["caches"]["inductor"] == {"hit": 0, "miss": 2}
     assert warm["caches"]["inductor"] == {"hit": 2, "miss": 0}
     assert warm["caches"]["aot_autograd"] == {"hit": 1, "miss": 0}
-    assert warm["compile_s"] < cold["compile_s"]
     assert cold["graphs"] == warm["graphs"] == 1
     assert {step for step, _ in cold["compiled_at"]} == {0}
 
