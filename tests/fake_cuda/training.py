@@ -76,12 +76,12 @@ class StepCounter(TorchDispatchMode):
         return result
 
     def _reads_value(self, name: str, args: Any, kwargs: Any) -> bool:
-        """Whether the host waits for the device."""
-        if name in ("_to_copy", "copy_"):
-            source = args[-1] if name == "copy_" and isinstance(args[-1], Tensor) else args[0]
-            source = args[1] if name == "copy_" else source
-            target = args[0].device if name == "copy_" else kwargs.get("device", source.device)
-            return source.is_cuda and torch.device(target).type == "cpu"
+        """Whether values go from the device to the host."""
+        if name == "copy_":
+            return args[1].is_cuda and not args[0].is_cuda
+        if name == "_to_copy":
+            target = torch.device(kwargs.get("device") or args[0].device)
+            return args[0].is_cuda and target.type == "cpu"
         tensors = [leaf for leaf in tree_leaves(args) if isinstance(leaf, Tensor)]
         on_gpu = any(tensor.is_cuda for tensor in tensors)
         is_mask = name in ("index", "index_put_", "index_put") and any(
