@@ -109,7 +109,7 @@ random = np.random.default_rng(0)
     [
         (".txt", b"text\n", None),
         (".txt", b"", None),
-        (".gz", gzip.compress(b"text"), "compressed"),
+        (".gz", gzip.compress(b"text", mtime=0), "compressed"),
         (".zip", b"PK\x03\x04" + bytes(40), "compressed"),
         (".pt", b"PK\x03\x04" + bytes(40), "binary"),
         (".pdf", b"%PDF-1.4\n" + b"text " * 99, "binary"),
