@@ -80,9 +80,9 @@ def run_cell(task: CellTask, runner: Runner, folder: Path, limits: Limits) -> Ce
     elif shares_code:
         share_code(code, shared_code)
     # The record and the log stay; the record has the loss curves too.
-    for path in cell_folder.iterdir():
-        if path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
+    for entry in cell_folder.iterdir():
+        if entry.is_dir():
+            shutil.rmtree(entry, ignore_errors=True)
     (cell_folder / PROGRESS_FILE).unlink(missing_ok=True)
     return _outcome(
         task,

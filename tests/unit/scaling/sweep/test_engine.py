@@ -20,6 +20,7 @@ from scaling import exit_status
 from scaling.exit_status import decide_status
 from scaling.recipe_process import ProcessResult
 from scaling.store.outcome import CellOutcome
+from scaling.store.reader import load_store
 from scaling.sweep import engine, run_cell
 from scaling.sweep.claims import CLAIMS
 from scaling.sweep.command import _stop_signals_raise
@@ -104,6 +105,22 @@ def test_finished_cells_are_kept_and_failed_cells_are_retried_only_on_request(
     mended, machine = work(folder, tasks, retry=frozenset({"crashed"}))
     assert set(machine.runs) == broken
     assert "crashed" not in mended.statuses
+
+
+def test_the_outcome_of_a_cell_names_its_record_among_other_files(tmp_path: Path) -> None:
+    tasks = make_tasks(make_study())[:1]
+
+    class Untidy(FakeMachine):
+        def run(self, log: Path) -> ProcessResult:
+            for name in "abcdefghij":
+                (log.parent / name).mkdir()
+                (log.parent / f"{name}.txt").touch()
+            return super().run(log)
+
+    work(tmp_path / "s", tasks, machine=Untidy({}))
+    (outcome,) = load_store([tmp_path / "s"], relative_to=tmp_path).cells
+    assert outcome.outcome.record == "x-1.json"
+    assert outcome.run is not None
 
 
 RETRIED = ("oom", "oom-inferred", "timeout", "crashed")
