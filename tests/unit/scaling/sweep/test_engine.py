@@ -112,10 +112,10 @@ def test_the_outcome_of_a_cell_names_its_record_among_other_files(tmp_path: Path
 
     class Untidy(FakeMachine):
         def run(self, log: Path) -> ProcessResult:
-            for name in "abcdefghij":
-                (log.parent / name).mkdir()
-                (log.parent / f"{name}.txt").touch()
-            return super().run(log)
+            result = super().run(log)
+            for number in range(20):
+                (log.parent / f"{number}.txt").touch()
+            return result
 
     work(tmp_path / "s", tasks, machine=Untidy({}))
     (outcome,) = load_store([tmp_path / "s"], relative_to=tmp_path).cells
