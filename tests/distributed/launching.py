@@ -3,9 +3,11 @@
 `recipe_command` gives the command line that a person would type.
 """
 
+import functools
 import itertools
 import json
 import os
+import socket
 import sys
 import time
 import traceback
@@ -15,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from torch.distributed.elastic.multiprocessing.api import DefaultLogsSpecs
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from recipes import bert, gpt, vit
 from recipes.command_line import run_recipe
@@ -143,3 +147,40 @@ def wait_for_ranks(process: BaseProcess, count: int) -> list[psutil.Process]:
             return sorted(ranks, key=lambda rank: rank.pid)
         time.sleep(0.02)
     raise AssertionError("no ranks were started")
+
+
+def torchrun_two_ranks(
+    place: Path,
+    entry: Callable[..., Any] | str,
+    *arguments: Any,
+    num_nodes: int,
+    backend: str = "static",
+    timeout_s: float = 180,
+    **options: Any,
+) -> tuple[list[int | None], list[Path]]:
+    """Starts two ranks by a forked torchrun per node; returns the exit codes and logs of these."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+
+    def launch(node: int) -> int:
+        torchrun = LaunchConfig(
+            *(num_nodes, num_nodes, 2 // num_nodes),
+            run_id=str(place),
+            rdzv_endpoint=f"127.0.0.1:{port}",
+            rdzv_backend=backend,
+            rdzv_configs={"rank": node} if backend == "static" else {},
+            logs_specs=DefaultLogsSpecs(log_dir=str(place / f"logs-{node}")),
+            local_addr="127.0.0.1",
+            **options,
+        )
+        elastic_launch(torchrun, entry)(*arguments)
+        return 0
+
+    logs = [place / f"node-{node}.log" for node in range(num_nodes)]
+    nodes = [
+        fork_command(functools.partial(launch, node), log=log, variables=environment(place))
+        for node, log in enumerate(logs)
+    ]
+    for process in nodes:
+        process.join(timeout_s)
+    return [process.exitcode for process in nodes], logs

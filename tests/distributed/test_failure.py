@@ -1,6 +1,5 @@
 """A failing rank ends all ranks soon, names its error, and leaves no process behind."""
 
-import functools
 import itertools
 import os
 import queue
@@ -15,15 +14,13 @@ import psutil
 import pytest
 import torch
 from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
-from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from tests.distributed.faults import inject, raise_error
-from tests.distributed.forking import fork_command
 from tests.distributed.launching import (
     begin,
-    environment,
     load,
     recipe_arguments,
+    torchrun_two_ranks,
     wait_for_ranks,
     wait_for_text,
 )
@@ -227,29 +224,12 @@ sys.exit(run_recipe(gpt.PRESET, gpt.show, sys.argv[1:]))
 @pytest.mark.parametrize("num_nodes", [1, 2])
 def test_torchrun_names_the_rank_that_failed_first(num_nodes: int, tmp_path: Path) -> None:
     arguments = recipe_arguments("gpt", tmp_path / "run", "--batch-size", "4", *MANY)
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
-
-    def launch(node: int) -> int:
-        torchrun = LaunchConfig(
-            *(num_nodes, num_nodes, 2 // num_nodes),
-            run_id=str(tmp_path),
-            rdzv_endpoint=f"127.0.0.1:{port}",
-            rdzv_backend="static",
-            rdzv_configs={"rank": node},
-            max_restarts=0,
-        )
-        elastic_launch(torchrun, sys.executable)("-c", FAILING_RECIPE, *arguments)
-        return 0
-
-    logs = [tmp_path / f"node-{node}.log" for node in range(num_nodes)]
-    nodes = [
-        fork_command(functools.partial(launch, node), log=log, variables=environment(tmp_path))
-        for node, log in enumerate(logs)
-    ]
-    for process in nodes:
-        process.join(120)
-    assert [process.exitcode for process in nodes] == [1] * num_nodes
+    codes, logs = torchrun_two_ranks(
+        *(tmp_path, sys.executable, "-c", FAILING_RECIPE, *arguments),
+        num_nodes=num_nodes,
+        max_restarts=0,
+    )
+    assert codes == [1] * num_nodes
     root_cause = logs[-1].read_text().partition("Root Cause")[2]
     assert "rank      : 1" in root_cause
     assert "ArithmeticError: injected in rank 1" in root_cause

@@ -1,6 +1,5 @@
 """Ranks that torchrun restarts after a failure continue from their newest checkpoint."""
 
-import functools
 import os
 import signal
 import socket
@@ -10,14 +9,18 @@ import time
 from pathlib import Path
 
 import pytest
-from torch.distributed.elastic.multiprocessing.api import DefaultLogsSpecs
-from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from recipes import gpt
 from recipes.command_line import run_recipe
 from tests.distributed.faults import inject
-from tests.distributed.forking import begin_fork, fork_command
-from tests.distributed.launching import environment, load, recipe_arguments, train
+from tests.distributed.forking import begin_fork
+from tests.distributed.launching import (
+    environment,
+    load,
+    recipe_arguments,
+    torchrun_two_ranks,
+    train,
+)
 from unitransformer.checkpoint.reader import list_checkpoints
 
 STEPS = 12
@@ -100,35 +103,12 @@ def test_restarted_ranks_resume_under_every_kind_of_strategy_and_rendezvous(
     folder = tmp_path / "run"
     folder.mkdir()
     arguments = recipe_arguments("gpt", folder, *OPTIONS, "--strategy", strategy)
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
-
-    def launch(node: int) -> int:
-        torchrun = LaunchConfig(
-            *(num_nodes, num_nodes, 2 // num_nodes),
-            run_id=str(tmp_path),
-            rdzv_endpoint=f"127.0.0.1:{port}",
-            rdzv_backend=backend,
-            rdzv_configs={"rank": node} if backend == "static" else {},
-            max_restarts=1,
-            start_method="fork",
-            logs_specs=DefaultLogsSpecs(log_dir=str(tmp_path / f"logs-{node}")),
-            local_addr="127.0.0.1",
-        )
-        elastic_launch(torchrun, train_in_fork)(folder, arguments)
-        return 0
-
-    nodes = [
-        fork_command(
-            functools.partial(launch, node),
-            log=tmp_path / f"node-{node}.log",
-            variables=environment(tmp_path),
-        )
-        for node in range(num_nodes)
-    ]
-    for process in nodes:
-        process.join(180)
-    assert [process.exitcode for process in nodes] == [0] * num_nodes, (
-        tmp_path / "node-0.log"
-    ).read_text()[-4000:]
+    codes, logs = torchrun_two_ranks(
+        *(tmp_path, train_in_fork, folder, arguments),
+        num_nodes=num_nodes,
+        backend=backend,
+        max_restarts=1,
+        start_method="fork",
+    )
+    assert codes == [0] * num_nodes, logs[0].read_text()[-4000:]
     check(folder, tmp_path, strategy)
