@@ -99,8 +99,8 @@ def pad_head(
     """Returns weight and bias of a head with `num_padding` more classes, whose logits are -inf.
 
     No target names them. Their probability is exactly 0, and so is what they add to the loss and to
-    every gradient. The parameters stay as they are. On GPUs the products are several times faster
-    if the rows of logits are multiples of 16 bytes.
+    every gradient. The parameters stay as they are. cuBLAS is reported to be up to three times
+    faster in eager mode if the rows of logits are multiples of 16 bytes.
     """
     if not num_padding:
         return weight_VD, bias_V
