@@ -3,6 +3,7 @@ PYTHON ?= python3
 # `make test TORCH=next` runs the tests with the torch of constraints-next.txt, in .venv-next; `make
 # check TORCH=next` checks the types against it.
 TORCH ?=
+OPTIONS ?=
 VENV := .venv$(if $(TORCH),-$(TORCH))
 PINS := constraints.txt $(if $(TORCH),constraints-$(TORCH).txt)
 BIN := $(VENV)/bin
@@ -42,9 +43,10 @@ plan-of-run:
 	@echo "make run: sets up .venv if there is none, trains GPT (89 M parameters) on built-in text, writes runs/RESULTS.md."
 	@echo "On two CPU cores this takes about 5 minutes, 1 to 3 of them set-up; training prints an estimate for this machine."
 
+# OPTIONS=--whole-proof runs the long form of every proof.
 test: setup ## all tests: three at a time, then those that want the machine for themselves
-	$(BIN)/python -m pytest -n 3 --dist worksteal -m 'not alone and not gpu'
-	$(BIN)/python -m pytest -m 'alone or gpu'
+	$(BIN)/python -m pytest -n 3 --dist worksteal -m 'not alone and not gpu' $(OPTIONS)
+	$(BIN)/python -m pytest -m 'alone or gpu' $(OPTIONS)
 
 # Code, documents, and what the commands print; CHANGELOG and EXPERIMENTS quote old names.
 SPELLED = unitransformer recipes scaling slurm tests findings README.md CONTRIBUTING.md RESULTS.md pyproject.toml Makefile

@@ -19,27 +19,53 @@ import pytest
 import unitransformer  # noqa: F401  (repairs the import of torchvision beside a CPU torch, before lightning)
 
 FAST = ("unit", "contracts")  # folders
+SLOW = (  # files of these folders with tests that take long
+    *("test_html_page.py", "test_notebooks.py", "test_readme_commands.py", "test_module.py"),
+    *("test_compile_ledger.py", "test_study.py", "test_killed_sweeps.py", "test_command.py"),
+    *("test_reader.py", "test_torchvision_import.py", "test_calibration.py", "test_corpus.py"),
+    *("test_command_line.py", "test_first_hour.py"),
+)
+PROVE = "--whole-proof"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        PROVE,
+        action="store_true",
+        help="run the long form of every proof: every count 20 times, every random kill 50 times",
+    )
 
 
 def pytest_collection() -> None:
     gc.disable()
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Gives every worker of pytest-xdist its slow tests first, then its fast ones.
 
-    The many fast tests fill up the time until the last worker ends.
+    The many fast tests fill up the time until the last worker ends. Tests of long proofs run only
+    when these are asked for.
     """
+    if not config.getoption(PROVE):
+        proofs = [item for item in items if item.get_closest_marker("proof")]
+        config.hook.pytest_deselected(items=proofs)
+        items[:] = [item for item in items if item not in proofs]
     workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
-    kinds = [item.path.relative_to(Path(__file__).parent).parts[0] for item in items]
-    short = [item for item, kind in zip(items, kinds, strict=True) if kind in FAST]
-    long = [item for item, kind in zip(items, kinds, strict=True) if kind not in FAST]
+    tests = Path(__file__).parent
+    short = [item for item in items if is_short(item.path.relative_to(tests))]
+    long = [item for item in items if not is_short(item.path.relative_to(tests))]
+    # One worker begins with SLURM, which mostly waits, while the others compute.
+    long.sort(key=lambda item: item.path.parent.name != "slurm" or "unit" in item.path.parts)
     items[:] = [
         item
         for worker in range(workers)
         for kind in (long, short)
         for item in kind[worker * len(kind) // workers : (worker + 1) * len(kind) // workers]
     ]
+
+
+def is_short(path: Path) -> bool:
+    return path.parts[0] in FAST and path.name not in SLOW
 
 
 def pytest_collection_finish() -> None:
@@ -57,6 +83,12 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     yield
     for name in set(os.environ) - set(before):
         del os.environ[name]
+
+
+@pytest.fixture(scope="session")
+def is_whole_proof(request: pytest.FixtureRequest) -> bool:
+    """Whether the long form of a proof is asked for."""
+    return bool(request.config.getoption(PROVE))
 
 
 @pytest.fixture(scope="session")

@@ -5,6 +5,8 @@ from collections.abc import Collection
 
 import psutil
 
+PATIENCE_S = 300.0  # bounds a wait that would hang; a slow machine must not exceed it
+
 
 def is_alive(process: psutil.Process) -> bool:
     """Whether it runs; a zombie does not, though init may be slow to reap it."""
@@ -14,7 +16,7 @@ def is_alive(process: psutil.Process) -> bool:
         return False
 
 
-def wait_until_ended(processes: Collection[psutil.Process], timeout_s: float = 10) -> None:
+def wait_until_ended(processes: Collection[psutil.Process], timeout_s: float = PATIENCE_S) -> None:
     deadline_s = time.monotonic() + timeout_s
     while left := [process for process in processes if is_alive(process)]:
         assert time.monotonic() < deadline_s, f"still running: {left}"

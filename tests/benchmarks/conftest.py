@@ -10,16 +10,13 @@ import torch
 
 from tests.benchmarks.clock import PACKAGES, machine
 
-UPDATE, PROVE = "--update-baseline", "--whole-proof"
+UPDATE = "--update-baseline"
 NOT_COMPARED = pytest.StashKey[str]()  # why times are not compared
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         UPDATE, action="store_true", help="write the baselines of the counters instead of comparing"
-    )
-    parser.addoption(
-        PROVE, action="store_true", help="count everything 20 times, half of them on a busy machine"
     )
 
 
@@ -79,8 +76,3 @@ def pytest_terminal_summary(
 @pytest.fixture
 def updates_baseline(request: pytest.FixtureRequest) -> bool:
     return bool(request.config.getoption(UPDATE, default=False))
-
-
-@pytest.fixture
-def is_whole_proof(request: pytest.FixtureRequest) -> bool:
-    return bool(request.config.getoption(PROVE, default=False))

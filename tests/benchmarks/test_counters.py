@@ -38,7 +38,7 @@ CASES += [(recipe, "single", "default") for recipe in ("bert", "gpt", "vit")]
 CASES += [("gpt", "fsdp", "default")]
 PROOF = 20  # repetitions with `--whole-proof`
 OFTEN = {  # counted twice without it; the others once
-    ("gpt", "single", "off"): PROOF,
+    ("gpt", "single", "off"): 3,
     ("gpt", "fsdp", "off"): 3,
     ("gpt", "zero2", "off"): 3,
 }
@@ -201,16 +201,16 @@ def graph_break() -> None:
     [
         # Of 6 x 32 x 16 x 16 FLOPs.
         (extra_linear, "fsdp", "off", 1, ["flops grew", "network.extra +49,152"]),
-        (extra_linear, "single", "off", PROOF, ["parameters grew", "+272", "network.extra +272"]),
+        (extra_linear, "single", "off", 3, ["parameters grew", "+272", "network.extra +272"]),
         (
             extra_all_reduce,
             "ddp",
             "off",
-            5,
+            2,
             ["collective_calls grew", "all_reduce in optimizer +1"],
         ),
         (extra_all_reduce, "fsdp", "off", 1, ["collective_bytes grew", "in optimizer +40"]),
-        (extra_activation, "single", "off", PROOF, ["peak_bytes grew", "+1,000", "layers.1.feed"]),
+        (extra_activation, "single", "off", 3, ["peak_bytes grew", "+1,000", "layers.1.feed"]),
         (
             extra_activation,
             "zero1",
@@ -218,7 +218,7 @@ def graph_break() -> None:
             1,
             ["peak_bytes grew", "+1,000", "layers.0.feedforward"],
         ),
-        (graph_break, "single", "default", 2, ["graph_breaks grew", "graphs grew", "transformer"]),
+        (graph_break, "single", "default", 1, ["graph_breaks grew", "graphs grew", "transformer"]),
     ],
 )
 def test_a_grown_counter_is_reported_with_its_location(

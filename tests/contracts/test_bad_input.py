@@ -27,6 +27,7 @@ from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata
 
 from recipes import bert, gpt, vit
 from recipes.command_line import run_recipe
+from tests.processes import PATIENCE_S
 from unitransformer.checkpoint.reader import CHECKSUMS_FILE, METADATA_FILE, RUN_FILE, checksum
 from unitransformer.launch import devices as process
 from unitransformer.launch.variables import RUN_FOLDER
@@ -858,7 +859,7 @@ def call_on_a_full_disk(line: str, folder: Path, *, num_bytes: int) -> Answer:
 
     process = multiprocessing.get_context("fork").Process(target=call)
     process.start()
-    process.join(timeout=300)
+    process.join(PATIENCE_S)
     assert process.exitcode is not None
     return process.exitcode, *(path.read_text() for path in places)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from slurm.job_files import SUBMITTED
+from tests.processes import PATIENCE_S
 
 COMMANDS = [
     *(f"recipes.{recipe} --help" for recipe in ("bert", "gpt", "vit")),
@@ -31,7 +32,7 @@ def run(
         env={**os.environ, **variables},
         stdout=stdout,
         stderr=subprocess.PIPE,
-        timeout=120,
+        timeout=PATIENCE_S,
     )
 
 

@@ -12,6 +12,7 @@ import pytest
 
 from recipes import bert, gpt, vit
 from recipes.options import build_config, parse
+from tests.processes import PATIENCE_S
 
 PRESETS = {"bert": bert.PRESET, "gpt": gpt.PRESET, "vit": vit.PRESET}
 SCRIPT = "tests/gpu/first_hour.sh"
@@ -24,7 +25,7 @@ def lines_of(repository: Path, mode: str, folder: Path) -> list[str]:
         env={**os.environ, "MODE": mode, "PYTHON": sys.executable},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=PATIENCE_S,
     )
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
@@ -75,7 +76,7 @@ def test_a_part_that_fails_or_takes_too_long_does_not_stop_the_others(
         env={**os.environ, "MODE": "gpu", "PYTHON": str(python)},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=PATIENCE_S,
     )
     page = (tmp_path / "out/README.md").read_text()
     assert re.search(r"- offload-fsdp: ok, \d+ s; speed 12 tokens/s", page)

@@ -11,6 +11,7 @@ import pytest
 from scaling.store.outcome import CellOutcome, write_outcome
 from scaling.sweep.engine import CELLS, Limits, open_folder
 from scaling.sweep.study import read_study
+from tests.processes import PATIENCE_S
 
 RECIPES = ("bert", "gpt", "vit")
 BLOCK = """
@@ -29,7 +30,11 @@ sys.meta_path.insert(0, Block())
 
 def run_python(*arguments: str, repository: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, *arguments], cwd=repository, capture_output=True, text=True, timeout=120
+        [sys.executable, *arguments],
+        cwd=repository,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
     )
 
 
@@ -105,7 +110,7 @@ def run_blocked(line: str, repository: Path, folder: Path) -> subprocess.Complet
         env={**os.environ, "PYTHONPATH": str(folder)},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=PATIENCE_S,
     )
 
 

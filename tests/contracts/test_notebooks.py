@@ -25,7 +25,8 @@ def outputs(notebook: nbformat.NotebookNode) -> str:
     return str([cell.outputs for cell in notebook.cells if cell.cell_type == "code"])
 
 
-@pytest.mark.parametrize("name", NAMES)
+# The notebooks of bert and gpt differ in the name of the recipe and in what they show at the end.
+@pytest.mark.parametrize("name", ["gpt", "vit", pytest.param("bert", marks=pytest.mark.proof)])
 def test_a_notebook_runs_and_shows_its_parts(
     name: str, tmp_path: Path, repository: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 import psutil
 import pytest
 
+from tests.processes import PATIENCE_S
+
 PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 
 
@@ -20,7 +22,7 @@ def _no_orphans() -> Iterator[None]:
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
     try:
         yield
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + PATIENCE_S
         while left := set(psutil.Process().children(recursive=True)) - before:
             for orphan in left:
                 with contextlib.suppress(psutil.Error, ChildProcessError):

@@ -23,6 +23,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from recipes import bert, gpt, vit
 from recipes.command_line import run_recipe
 from tests.distributed.forking import begin_fork, fork_command, fork_ranks
+from tests.processes import PATIENCE_S
 
 RECIPES: dict[str, Any] = {"bert": bert, "gpt": gpt, "vit": vit}
 TINY = [
@@ -132,7 +133,7 @@ def _be_rank(
 
 def wait_for_text(path: Path, text: str) -> None:
     """Waits until a command has written `text` to its log."""
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + PATIENCE_S
     while text not in (path.read_text() if path.exists() else ""):
         assert time.monotonic() < deadline, f"{path} never said {text!r}"
         time.sleep(0.05)
@@ -140,7 +141,7 @@ def wait_for_text(path: Path, text: str) -> None:
 
 def wait_for_ranks(process: BaseProcess, count: int) -> list[psutil.Process]:
     """Waits until a command has started its ranks; returns them by rank."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + PATIENCE_S
     while time.monotonic() < deadline:
         ranks = psutil.Process(process.pid).children()
         if len(ranks) == count:
@@ -155,7 +156,7 @@ def torchrun_two_ranks(
     *arguments: Any,
     num_nodes: int,
     backend: str = "static",
-    timeout_s: float = 180,
+    timeout_s: float = PATIENCE_S,
     **options: Any,
 ) -> tuple[list[int | None], list[Path]]:
     """Starts two ranks by a forked torchrun per node; returns the exit codes and logs of these."""

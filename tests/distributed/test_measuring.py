@@ -23,7 +23,7 @@ from tests.distributed.launching import (
     train,
     wait_for_text,
 )
-from tests.processes import wait_until_ended
+from tests.processes import PATIENCE_S, wait_until_ended
 from unitransformer.objectives import Objective
 from unitransformer.record.schema import load_record
 from unitransformer.training import module
@@ -49,7 +49,7 @@ def say_slowly_on_the_first_rank() -> None:
 def test_work_of_one_rank_between_steps_is_in_no_step_time(tmp_path: Path) -> None:
     options = (*TWO, "--max-steps", "6", "--validate-every", "4", "--log-every", "2")
     process = begin("gpt", tmp_path / "run", *options, fault=say_slowly_on_the_first_rank)
-    process.join(300)
+    process.join(PATIENCE_S)
     assert process.exitcode == 0
     assert max(load(tmp_path / "run")["step_s"]) < PAUSE_S
 
@@ -103,7 +103,7 @@ def test_a_timed_step_that_recompiles_is_excluded_and_flagged(
 
     options = ("--max-steps", "60", "--validate-every", "60", "--compile", "default")
     process = begin("gpt", tmp_path / "run", *options, fault=inject)
-    process.join(300)
+    process.join(PATIENCE_S)
     assert process.exitcode == 0, (tmp_path / "run/output.log").read_text()
     record = load(tmp_path / "run")
     assert record["compile"][0]["graphs"] == 2
@@ -145,7 +145,7 @@ def test_a_signal_to_a_repeated_run_reaches_the_launch_and_its_record(
     wait_for_text(tmp_path / "output.log", "\nstep ")
     (run,) = psutil.Process(process.pid).children()
     os.kill(process.pid or 0, number)
-    process.join(60)
+    process.join(PATIENCE_S)
     assert process.exitcode == {signal.SIGINT: 130, signal.SIGTERM: 75}[number]
     wait_until_ended([run])
     (path,) = folder.glob("*/*.json")
@@ -168,5 +168,5 @@ def test_lightning_does_not_poll_for_signals_in_a_timed_step(tmp_path: Path) -> 
         LogLines.on_train_start = on_train_start  # type: ignore[method-assign]
 
     process = begin("gpt", tmp_path / "run", *TWO, "--strategy", "fsdp", fault=watch)
-    process.join(300)
+    process.join(PATIENCE_S)
     assert process.exitcode == 0, (tmp_path / "run" / "output.log").read_text()[-2000:]

@@ -12,6 +12,7 @@ from recipes import gpt
 from recipes.command_line import run_recipe
 from tests.distributed.forking import fork_command
 from tests.distributed.launching import environment, load, recipe_arguments
+from tests.processes import PATIENCE_S
 from unitransformer.cli import run_main
 
 pytestmark = pytest.mark.usefixtures("_no_orphans")
@@ -28,7 +29,7 @@ def exit_code(folder: Path, prepare: Callable[[], None], *options: str) -> int |
 
     variables = environment(folder.parent)
     process = fork_command(command, log=folder / "output.log", variables=variables, is_whole=True)
-    process.join(120)
+    process.join(PATIENCE_S)
     return process.exitcode
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from recipes import gpt
 from tests.distributed.launching import environment, load, recipe_command, train
+from tests.processes import PATIENCE_S
 from unitransformer.config import ParallelConfig, RunConfig
 from unitransformer.launch.environment import adopt_launcher
 from unitransformer.training.module import TrainingModule
@@ -40,7 +41,7 @@ def test_a_command_starts_its_own_ranks(tmp_path: Path, repository: Path) -> Non
         env=environment(tmp_path),
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=PATIENCE_S,
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("validation  loss") == 1  # only rank 0 prints

@@ -21,6 +21,7 @@ from tests.distributed.launching import (
     torchrun_two_ranks,
     train,
 )
+from tests.processes import PATIENCE_S
 from unitransformer.checkpoint.reader import list_checkpoints
 
 STEPS = 12
@@ -86,7 +87,7 @@ def test_torchrun_restarts_a_run_that_resumes_from_its_checkpoint(
         env=environment(tmp_path) | {"PYTHONPATH": str(repository)},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=PATIENCE_S,
     )
     assert done.returncode == 0, done.stderr
     assert "resume  " in done.stdout

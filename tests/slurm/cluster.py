@@ -20,11 +20,12 @@ from pathlib import Path
 
 import psutil
 
+from tests.processes import PATIENCE_S
+
 NODES = ("node1", "node2", "node3")
 GPUS = 8
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "unshare", "setpriv")
 INSTALL = "apt-get install -y --no-install-recommends slurmctld slurmd slurm-client munge"
-GRACE_S = 60  # from the SIGTERM of a preemption to its SIGKILL
 
 CONFIG = """
 ClusterName=test
@@ -33,7 +34,7 @@ SlurmctldPort={ports[0]}
 SlurmUser={user}
 SlurmdUser={user}
 AuthType=auth/munge
-AuthInfo=socket={root}/run/munge.socket,cred_expire=5
+AuthInfo=socket={root}/run/munge.socket,cred_expire=120
 CredType=cred/munge
 FirstJobId={first_job}
 StateSaveLocation={root}/state
@@ -53,7 +54,10 @@ SelectTypeParameters=CR_Core
 SlurmdParameters=config_overrides
 SchedulerParameters=batch_sched_delay=0,sched_min_interval=0,sched_interval=1,bf_interval=1
 ReturnToService=2
-KillWait=15
+KillWait={patience}
+MessageTimeout=30
+TCPTimeout=20
+BatchStartTimeout=100
 EnforcePartLimits=ALL
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
@@ -61,7 +65,7 @@ GresTypes=gpu
 {nodes}
 PartitionName=DEFAULT Nodes=ALL MaxTime=1:00:00 State=UP
 PartitionName=test Default=YES PriorityTier=5 PreemptMode=OFF
-PartitionName=low PriorityTier=1 GraceTime={grace} PreemptMode=REQUEUE
+PartitionName=low PriorityTier=1 GraceTime={patience} PreemptMode=REQUEUE
 PartitionName=brief PriorityTier=1 GraceTime=1 PreemptMode=REQUEUE
 PartitionName=high PriorityTier=9 PreemptMode=OFF
 PartitionName=endless PriorityTier=5 PreemptMode=OFF MaxTime=INFINITE
@@ -161,22 +165,20 @@ class Cluster:
                 # Its interrupted work is over.
                 self.run("scontrol", "update", f"NodeName={name}", "State=DOWN", "Reason=died")
                 self.start_node(name)
-        until(lambda: not self.run("squeue", "--noheader"), "the queue is empty", 60)
+        until(lambda: not self.run("squeue", "--noheader"), "the queue is empty")
         with contextlib.suppress(subprocess.CalledProcessError):  # already idle
             self.run("scontrol", "update", "NodeName=ALL", "State=RESUME")
-        until(lambda: self.idle() == len(NODES), "the nodes are idle", 60)
+        until(lambda: self.idle() == len(NODES), "the nodes are idle")
 
     def hurry(self, job: str) -> None:
         """Starts a requeued job early: SLURM would wait until the credential of its last start
         expires, which takes seconds and tests nothing."""
 
         def is_back() -> bool:
-            now = self.state(job)
-            return now["JobState"] == "PENDING" or (
-                now["JobState"] == "RUNNING" and now["Restarts"] != "0"
-            )
+            now = self.state(job)  # on a busy machine it may have run to its end meanwhile
+            return now["JobState"] == "PENDING" or now["Restarts"] != "0"
 
-        until(is_back, f"job {job} is queued again", 60)
+        until(is_back, f"job {job} is queued again")
         time.sleep(1)  # a credential signed in the same second would be taken for the old one
         with contextlib.suppress(subprocess.CalledProcessError):  # it runs already
             self.run("scontrol", "update", f"JobId={job}", "StartTime=now")
@@ -211,7 +213,7 @@ class Cluster:
             check=True,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=PATIENCE_S,
         ).stdout
 
     def state(self, job: str) -> dict[str, str]:
@@ -219,12 +221,11 @@ class Cluster:
         words = self.run("scontrol", "--oneliner", "show", "job", job).split()
         return dict(word.split("=", 1) for word in words if "=" in word)
 
-    def wait_for(self, job: str, *states: str, timeout_s: float = 90) -> dict[str, str]:
+    def wait_for(self, job: str, *states: str) -> dict[str, str]:
         """Waits until a job is in one of `states`."""
         until(
             lambda: self.state(job)["JobState"] in states,
             f"job {job} is {' or '.join(states)}",
-            timeout_s,
         )
         return self.state(job)
 
@@ -264,7 +265,7 @@ class Cluster:
             ports=self._ports,
             first_job=self.first_job,
             nodes="\n".join(nodes),
-            grace=GRACE_S,
+            patience=int(PATIENCE_S),
         )
         (etc / "slurm.conf").write_text(config)
         (etc / "cgroup.conf").write_text("CgroupPlugin=cgroup/v1\n")
@@ -297,11 +298,11 @@ def _listens(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
-def until(is_so: Callable[[], bool], what: str, timeout_s: float = 30) -> None:
-    deadline = time.monotonic() + timeout_s
+def until(is_so: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + PATIENCE_S
     while not is_so():
         if time.monotonic() > deadline:
-            raise TimeoutError(f"waited {timeout_s:.0f} s in vain until {what}")
+            raise TimeoutError(f"waited {PATIENCE_S:.0f} s in vain until {what}")
         time.sleep(0.15)  # most conditions ask the controller
 
 

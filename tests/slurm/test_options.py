@@ -104,7 +104,7 @@ def test_states_that_wait_for_a_person_are_shown_with_the_way_to_go_on(
     def state_becomes(expected: str) -> None:
         until(lambda: re.search(expected, status.report(work)) is not None, expected)
 
-    arguments = ("--parsable", "--hold", "--output=/dev/null", "--requeue", "--wrap=sleep 100")
+    arguments = ("--parsable", "--hold", "--output=/dev/null", "--requeue", "--wrap=sleep 1000")
     job = cluster.run("sbatch", *arguments).strip()
     (work / "submitted").write_text(json.dumps({"job": job, "name": "x"}))
     state_becomes(rf" held .*JobHeldUser; to continue: scontrol release {job}")

@@ -10,8 +10,18 @@ import pytest
 
 from scaling import __main__ as scaling
 from slurm import submit
+from tests.processes import PATIENCE_S
 from tests.slurm.cluster import Cluster, until
-from tests.slurm.waiting import STEPS, log_of, tiny, wait_for_outcome, wait_for_status
+from tests.slurm.waiting import (
+    STEPS,
+    log_of,
+    slow_down_first_start,
+    tiny,
+    wait_for_outcome,
+    wait_for_status,
+)
+
+pytestmark = pytest.mark.timeout(1800)  # of several waits
 
 
 def axes_of(work: Path, **axes: str) -> list[str]:
@@ -38,14 +48,14 @@ def test_a_sweep_is_shared_by_the_tasks_of_an_array(
     options = ["--time", "10", "--max-parallel", "2", "--folder", str(folder)]
     assert submit.main(["sweep", *options, "--", *arguments]) == 0
     assert "tasks 0-2%2" in capsys.readouterr().out
-    until((work / "swept/study.json").exists, "the sweep has begun", 120)
+    until((work / "swept/study.json").exists, "the sweep has begun")
     array = json.loads((folder / "submitted").read_text())["job"]
     assert cluster.state(f"{array}_0")["NumCPUs"] == "16"  # all GPUs of the node
     watching = subprocess.run(
         [sys.executable, "-m", "scaling", "sweep", *arguments, "--watch"],
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=PATIENCE_S,
     )
     assert "3/3" in watching.stdout
     assert statuses_of(work) == ["ok"] * 3
@@ -55,7 +65,7 @@ def test_a_sweep_is_shared_by_the_tasks_of_an_array(
     # Once more: no cell runs again, and the report contains all of them.
     before = {path: path.stat().st_mtime_ns for path in (work / "swept/cells").rglob("*")}
     subprocess.run(["sbatch", "--array=1", folder / "job.sbatch"], check=True)
-    until(lambda: "no cells left to run: 3 ok" in log_of(folder), "it says so", 120)
+    until(lambda: "no cells left to run: 3 ok" in log_of(folder), "it says so")
     assert {path: path.stat().st_mtime_ns for path in (work / "swept/cells").rglob("*")} == before
     assert scaling.main(["report", str(work / "swept"), "--out", str(work / "RESULTS.md")]) == 0
     assert "\n3 runs, measured on " in (work / "RESULTS.md").read_text()
@@ -66,6 +76,7 @@ def test_a_cell_interrupted_by_a_signal_has_no_outcome_and_runs_again(
     cluster: Cluster, work: Path, repository: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Interrupts the ready script; SLURM signals every process of a step."""
+    slow_down_first_start(work, repository, monkeypatch, tasks="0 1")  # both cells run at once
     monkeypatch.setenv("PYTHON", sys.executable)
     monkeypatch.setenv("UNITRANSFORMER_JOB_FOLDER", str(work / "job"))
     monkeypatch.chdir(repository)
@@ -73,7 +84,7 @@ def test_a_cell_interrupted_by_a_signal_has_no_outcome_and_runs_again(
     options = ("--array=0-1", "--time=10", f"--output={work}/log-%a", "slurm/sweep.sbatch")
     array = cluster.run("sbatch", "--parsable", *options, *arguments).strip()
     cells = work / "swept/cells"
-    until(lambda: len(list(cells.glob("*/progress"))) == 2, "both cells run", 120)
+    until(lambda: len(list(cells.glob("*/progress"))) == 2, "both cells run")
     wait_for_status(work / "job", rf"{array}_0 .* running +\d+/{STEPS} ")
     for task, number in enumerate(("TERM", "USR1")):
         cluster.run("scancel", f"--signal={number}", f"{array}_{task}")

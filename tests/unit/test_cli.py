@@ -10,6 +10,7 @@ from typing import Any
 import jsonargparse
 import pytest
 
+from tests.processes import PATIENCE_S
 from unitransformer.cli import (
     Parser,
     explain_parse_error,
@@ -178,7 +179,7 @@ def run_program(code: int = 0, **options: Any) -> subprocess.CompletedProcess[by
     arguments: list[str] = options.pop("args", [])
     command = [sys.executable, "-c", PROGRAM.format(code=code), *arguments]
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    return subprocess.run(command, env=variables, timeout=120, **streams | options)
+    return subprocess.run(command, env=variables, timeout=PATIENCE_S, **streams | options)
 
 
 @pytest.mark.parametrize("code", [0, 75])

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.processes import PATIENCE_S
+
 SCRIPT = """
 import multiprocessing
 
@@ -25,7 +27,7 @@ if __name__ == "__main__":
         queue = context.Queue()
         worker = context.Process(target=work, args=(queue,))
         worker.start()
-        print(method, int(queue.get(timeout=120)) >= 0)
+        print(method, int(queue.get(timeout=250)) >= 0)
         worker.join()
 """
 
@@ -42,7 +44,7 @@ def test_torchvision_and_lightning_import_here_and_in_workers(
         env={"PYTHONPATH": str(repository), "PATH": "/usr/bin:/bin"},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=PATIENCE_S,
     )
     assert done.stdout.split() == ["fork", "True", "spawn", "True"], done.stderr
 

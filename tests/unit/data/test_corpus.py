@@ -16,6 +16,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
+from tests.processes import PATIENCE_S
 from unitransformer.data import corpus, documents
 from unitransformer.data import tokenizer as tokenization
 from unitransformer.data.corpus import load_corpus
@@ -72,7 +73,7 @@ def _start(script: str, *arguments: Path | str) -> subprocess.Popen[str]:
 
 
 def _finish(process: subprocess.Popen[str]) -> tuple[str, str]:
-    stdout, stderr = process.communicate(timeout=60)
+    stdout, stderr = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 0, stderr
     return stdout, stderr
 
@@ -353,7 +354,7 @@ def test_a_killed_builder_does_not_block_the_next_one(tmp_path: Path) -> None:
     die = "corpus.read_documents = lambda file, advance: os.kill(os.getpid(), 9)\n"
     start = "corpus._read_sample = lambda files: ['some text']\n"
     killed = _start(start + die + LOAD, source, tmp_path / "cache", "bpe")
-    killed.communicate(timeout=60)
+    killed.communicate(timeout=PATIENCE_S)
     assert killed.returncode == -signal.SIGKILL
     assert [path.name for path in (tmp_path / "cache").glob("*.partial/*")] != []
     loaded = _load(source, tmp_path / "cache")
@@ -413,7 +414,7 @@ def test_a_full_disk_is_reported_with_the_cache_folder(tmp_path: Path) -> None:
     source = _write(tmp_path / "text.txt", SENTENCES)
     limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000))\n"
     process = _start(limit + LOAD, source, tmp_path / "cache", "bpe")
-    _, stderr = process.communicate(timeout=60)
+    _, stderr = process.communicate(timeout=PATIENCE_S)
     assert stderr.splitlines()[-1].startswith(f"OSError: the corpus cache {tmp_path / 'cache'} ")
     assert "set UNITRANSFORMER_CACHE" in stderr
     assert [path.suffix for path in (tmp_path / "cache").iterdir()] == [".lock"]

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 import pytest
 import torch
 
+from tests.processes import PATIENCE_S
 from unitransformer.config import Accelerator, ParallelConfig
 from unitransformer.launch import devices
 from unitransformer.launch.devices import choose_device, keeps_denormals, set_up_process
@@ -196,7 +197,7 @@ def test_denormals_are_flushed_in_threads_of_earlier_work_or_a_warning_says_so(
     # In a fork: later forks of a process whose pool has several threads would wait for them.
     process = multiprocessing.get_context("fork").Process(target=check)
     process.start()
-    process.join(60)
+    process.join(PATIENCE_S)
     assert process.exitcode == 0
 
 

@@ -41,7 +41,7 @@ def test_a_worker_that_is_still_importing_ends_with_its_parent(
     assert watched.is_running()
     command.kill()
     command.join()
-    wait_until_ended(family, timeout_s=3)
+    wait_until_ended(family, timeout_s=30)  # a run that went on would take longer
     assert not (tmp_path / "log.txt").exists()
 
 

@@ -234,7 +234,16 @@ def test_a_chunked_loss_trains_the_same_model(text: Path, tmp_path: Path) -> Non
     assert parts["loss"] == pytest.approx(whole["loss"], rel=1e-5)
 
 
-@pytest.mark.parametrize("preset", [bert.PRESET, gpt.PRESET, vit.PRESET], ids=lambda p: p.recipe)
+# The losses of a compiled gpt are compared on two ranks, in `tests/distributed`.
+@pytest.mark.parametrize(
+    "preset",
+    [
+        vit.PRESET,
+        pytest.param(bert.PRESET, marks=pytest.mark.proof),
+        pytest.param(gpt.PRESET, marks=pytest.mark.proof),
+    ],
+    ids=lambda p: p.recipe,
+)
 def test_a_compiled_network_is_one_graph_and_trains_the_same(
     preset: Preset, text: Path, tmp_path: Path
 ) -> None:

@@ -8,11 +8,15 @@ from typing import Any
 
 import pytest
 
+from recipes import gpt
+from recipes.command_line import run_recipe
 from scaling.recipe_process import ProcessResult, run_alone
 from scaling.replay.command import read_command, replay
 from scaling.replay.compare import ReplayVerdict
 from scaling.store.outcome import CellOutcome, write_outcome
 from tests.builders.records import make_config, make_crashed, make_record
+from tests.distributed.forking import fork_command
+from tests.processes import PATIENCE_S
 from unitransformer.config import Recipe
 from unitransformer.record.metrics import compute_metrics, find_last_steady_state
 from unitransformer.record.schema import Record, load_record, write_record
@@ -249,8 +253,13 @@ def test_a_replayed_recipe_has_the_same_loss_to_the_last_digit(
         "--max-steps 12 --validate-every 12 --validation-batches 1 --accelerator cpu "
         f"--ceiling-s 0 --no-checkpoint --out {tmp_path / 'runs'} --record {record}"
     )
-    ended = run_alone("gpt", shlex.split(command), log=tmp_path / "log", limit_s=300)
-    assert ended.exit_code == 0, (tmp_path / "log").read_text()
+    first = fork_command(
+        lambda: run_recipe(gpt.PRESET, gpt.show, shlex.split(command)),
+        log=tmp_path / "log",
+        variables={},
+    )
+    first.join(PATIENCE_S)
+    assert first.exitcode == 0, (tmp_path / "log").read_text()
     actual: list[str] = []
     verdict = replay(record, runner=run_alone, print_line=actual.append, out=tmp_path / "again")
     assert verdict.lines[0] == "loss: equal to the last digit over 12 steps"

@@ -17,12 +17,12 @@ from scaling.sweep.engine import CELLS, Sweep
 from scaling.sweep.plan import CellTask
 from scaling.sweep.run_cell import Limits
 from tests.builders.sweeps import Silent, make_record_of, make_study, make_tasks
-from tests.processes import wait_until_ended
+from tests.processes import PATIENCE_S, wait_until_ended
 from unitransformer.config import Recipe
 from unitransformer.launch.process_tree import die_with_parent
 from unitransformer.record.schema import write_record
 
-KILLS = 50
+KILLS, KILLS_IN_PROOF = 12, 50
 REPEATS = "6"  # of ten cells
 
 
@@ -92,14 +92,14 @@ def fake_sweep(tmp_path: Path) -> Mapping[str, Any]:
     }
 
 
-def test_a_sweep_killed_at_fifty_random_moments_loses_only_unfinished_cells(
-    fake_sweep: Mapping[str, Any],
+def test_a_sweep_killed_at_random_moments_loses_only_unfinished_cells(
+    fake_sweep: Mapping[str, Any], is_whole_proof: bool
 ) -> None:
     fork = multiprocessing.get_context("fork")
     chance = random.Random(0)
     finished: set[str] = set()
     kills = 0
-    while kills < KILLS:
+    while kills < (KILLS_IN_PROOF if is_whole_proof else KILLS):
         if len(finished) == len(
             fake_sweep["tasks"]
         ):  # all cells are done: start again, keeping the leftovers of kills
@@ -134,7 +134,7 @@ def test_several_processes_on_one_sweep_run_no_cell_twice(fake_sweep: Mapping[st
     for process in processes:
         process.start()
     for process in processes:
-        process.join(60)
+        process.join(PATIENCE_S)
     assert [process.exitcode for process in processes] == [0, 0, 0]
     begun = fake_sweep["begun"].read_text().split()
     assert sorted(begun) == sorted(task.name for task in fake_sweep["tasks"])

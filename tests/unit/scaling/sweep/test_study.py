@@ -148,18 +148,19 @@ def test_a_missing_study_is_reported_with_the_nearest_name(tmp_path: Path) -> No
         load_study(str(broken))
 
 
-def test_the_included_studies_are_valid() -> None:
+def test_the_included_studies_are_valid(is_whole_proof: bool) -> None:
     assert list_studies() == [
         *("crossover", "node-8", "precision", "quick", "single-gpu", "strong", "weak"),
     ]
-    cells = [cell for name in list_studies() for cell in load_study(name).cells()]
-    # All cells. Refused ones lack GPUs or a dtype here.
+    every = 1 if is_whole_proof else 6
+    cells = [cell for name in list_studies() for cell in [*load_study(name).cells()][::every]]
+    # Refused ones lack GPUs or a dtype here.
     with open_planner() as recipes:
         answers = [
             recipes.ask({"recipe": cell.recipe, "arguments": cell.arguments}) for cell in cells
         ]
     assert {key for answer in answers for key in answer} <= {"config", "refused"}
-    assert sum("config" in answer for answer in answers) > 100
+    assert sum("config" in answer for answer in answers) > 100 / every
 
 
 def test_an_axis_that_no_recipe_knows_is_refused_before_anything_runs() -> None:
