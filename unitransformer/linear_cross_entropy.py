@@ -62,9 +62,9 @@ class _Block(NamedTuple):
     """Logits of a panel for some of the classes, then their exponentials, then their gradients."""
 
     classes: slice
-    values_RC: Tensor  # float32
-    targets_R1: Tensor  # index in the block; any, if the target is in another block
-    has_target_R: Tensor
+    values: Tensor  # (R, C), float32
+    targets: Tensor  # (R, 1), indices in the block; any, if the target is in another block
+    has_target: Tensor  # (R,)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -100,10 +100,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
             if d_states_ND is None or d_weight_VD is None:
                 continue
             weights_R1 = (counts_R / count).unsqueeze(1)
-            for block, factors_R1 in zip(blocks, (factors_RB * weights_R1).split(1, 1), strict=True):
-                gradient_RC = block.values_RC.mul_(factors_R1)
-                ours_R1 = weights_R1 * block.has_target_R.unsqueeze(1)
-                gradient_RC.scatter_add_(1, block.targets_R1, -ours_R1)
+            for block, factors_R1 in zip(
+                blocks, (factors_RB * weights_R1).split(1, 1), strict=True
+            ):
+                gradient_RC = block.values.mul_(factors_R1)
+                ours_R1 = weights_R1 * block.has_target.unsqueeze(1)
+                gradient_RC.scatter_add_(1, block.targets, -ours_R1)
                 if d_bias_V is not None:
                     d_bias_V[block.classes] += gradient_RC.sum(0)
                 gradient_RC = gradient_RC.to(dtype)
@@ -116,7 +118,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, d_loss: Tensor) -> tuple[Tensor | None, ...]:
-        # In place, as a copy of the head's gradient takes as long as a layer norm of the network.
+        # In place: the head's gradient is large, and a copy of it would be a new piece of memory.
         gradients = [
             None if gradient is None else gradient.mul_(d_loss).to(dtype)
             for gradient, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
@@ -148,12 +150,12 @@ def _exponentials(
     maxima, sums = [], []
     target_logits_R = torch.zeros_like(targets_R, dtype=torch.float32)
     for block in _split(len(w_VD), targets_R, memory, columns):
-        logits_RC = block.values_RC
+        logits_RC = block.values
         _multiply(x_RD, w_VD[block.classes].T, logits_RC, add=False)
         if bias_V is not None:
             logits_RC += bias_V[block.classes]
-        logits_R = logits_RC.gather(1, block.targets_R1).squeeze(1)
-        target_logits_R = torch.where(block.has_target_R, logits_R, target_logits_R)
+        logits_R = logits_RC.gather(1, block.targets).squeeze(1)
+        target_logits_R = torch.where(block.has_target, logits_R, target_logits_R)
         # Not -inf, where a block has only padding: its exponentials would be NaN.
         maximum_R1 = logits_RC.amax(1, keepdim=True).clamp(min=torch.finfo(torch.float32).min)
         exponentials_RC = logits_RC.sub_(maximum_R1).exp_()
@@ -173,9 +175,9 @@ def _split(num_classes: int, targets_R: Tensor, memory: Tensor, columns: int) ->
         end = min(start + columns, num_classes)
         yield _Block(
             classes=slice(start, end),
-            values_RC=memory[rows * start : rows * end].view(rows, end - start),
-            targets_R1=(targets_R - start).clamp(0, end - start - 1).unsqueeze(1),
-            has_target_R=(targets_R >= start) & (targets_R < end),
+            values=memory[rows * start : rows * end].view(rows, end - start),
+            targets=(targets_R - start).clamp(0, end - start - 1).unsqueeze(1),
+            has_target=(targets_R >= start) & (targets_R < end),
         )
 
 
