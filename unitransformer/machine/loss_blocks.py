@@ -22,7 +22,8 @@ from unitransformer.machine.host import describe_machine
 
 CANDIDATES = (512, 1024, 2048, 4096, 8192)  # columns
 BUDGET_S = 1.0
-MIN_ROUNDS = 2  # each measures every candidate, in turn, so that a busy moment spoils none
+MEASURED_ROWS = 512  # at most
+MIN_ROUNDS = 3  # each measures every candidate, in turn, so that a busy moment spoils none
 TIE = 1.02  # candidates this close are equally fast: the smallest is taken
 
 
@@ -78,6 +79,7 @@ def choose_loss_blocks(config: RunConfig) -> LossBlocks:
 
 def measure_columns(rows: int, width: int, num_logits: int) -> dict[int, float]:
     """Returns the least seconds of loss and gradients with each candidate; leaves generators be."""
+    rows = min(rows, MEASURED_ROWS)
     candidates = [columns for columns in CANDIDATES if columns <= num_logits] or [CANDIDATES[0]]
     classes = min(num_logits, CANDIDATES[-1])
     generator = torch.Generator().manual_seed(0)
