@@ -129,3 +129,21 @@ def test_a_score_adds_up_loss_right_answers_and_rows() -> None:
     torch.testing.assert_close(score.loss / score.rows, objective(batch))
     right = objective.network(batch["inputs"]).argmax(-1) == batch["targets"]
     assert int(score.correct) == int(right.sum())
+
+
+def test_twenty_steps_in_blocks_have_the_losses_of_whole_logits() -> None:
+    config = gpt.model_config(**TINY, dropout=0.0)
+    tokens = torch.randint(60, (20, 3, 11), generator=torch.Generator().manual_seed(0))
+    curves = []
+    for blocks in ({}, {"loss_chunk": 8, "loss_block": 13}):
+        objective = Objective(Transformer(config), **blocks)
+        optimizer = torch.optim.AdamW(objective.parameters(), lr=1e-3)
+        losses = []
+        for step in tokens:
+            optimizer.zero_grad()
+            loss = objective(Batch(inputs=step[:, :-1], targets=step[:, 1:]))
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.detach())
+        curves.append(torch.stack(losses))
+    torch.testing.assert_close(*curves, rtol=1e-5, atol=0)
