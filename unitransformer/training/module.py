@@ -114,7 +114,9 @@ class TrainingModule(pl.LightningModule):
     def on_fit_start(self) -> None:
         # Rank 0 decides for all, so that they compute the same sums.
         blocks = choose_loss_blocks(self.config) if self.global_rank == 0 else None
-        self.set_loss_blocks(self.trainer.strategy.broadcast(blocks))
+        blocks = self.trainer.strategy.broadcast(blocks)
+        assert blocks is not None, "rank 0 has chosen"
+        self.set_loss_blocks(blocks)
         # One tensor for all steps: a small tensor per step would fragment the memory of the freed
         # logits, and the next logits would not fit there (measured: 30 MB per step on a CPU).
         steps = self.config.max_steps - self.first_step
