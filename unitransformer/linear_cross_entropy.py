@@ -101,7 +101,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 continue
             weights_R1 = (counts_R / count).unsqueeze(1)
             for block, factors_R1 in zip(
-                blocks, (factors_RB * weights_R1).split(1, 1), strict=True
+                blocks, torch.split(factors_RB * weights_R1, 1, 1), strict=True
             ):
                 gradient_RC = block.values.mul_(factors_R1)
                 ours_R1 = weights_R1 * block.has_target.unsqueeze(1)

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from unitransformer.linear_cross_entropy import IGNORED, linear_cross_entropy
+from unitransformer.linear_cross_entropy import IGNORED as IGNORED  # recipes and data use it too
+from unitransformer.linear_cross_entropy import linear_cross_entropy
 from unitransformer.transformer import Transformer
 
 
