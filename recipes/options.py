@@ -70,6 +70,9 @@ class RecipeOptions:
     sequence_length: int | None = _option(None, "tokens per sample; by default all positions")
     num_workers: int | None = _option(None, "data loader processes per rank")
     loss_chunk: int = _option(0, "rows of logits to compute at once; 0: all")
+    loss_block: int | None = _option(
+        None, "logits of a row to compute at once; 0: all; by default measured on a CPU"
+    )
     pad_vocabulary: int | None = _option(
         None,
         "pad the logits to a multiple of this, with columns of probability 0; 0: do not; by "

@@ -265,6 +265,8 @@ class RunConfig:
     checkpoint_every: int = 0  # optimizer steps; 0: only at the end
     log_every: int = 10  # optimizer steps
     loss_chunk: int = 0  # positions whose logits are in memory at once; 0: all
+    # Logits that one product of the loss computes for a position; 0: all; None: a CPU measures.
+    loss_block: int | None = None
     pad_vocabulary: int = 0  # GPUs multiply fast if rows of logits are a multiple of it; 0: off
     seed: int = 0
     init_from: str | None = None  # file with the initial weights; None: random, from the seed
@@ -273,7 +275,7 @@ class RunConfig:
         _check_minimum(self, "run", 1, "batch_size", "accumulate", "max_steps", "validate_every")
         _check_minimum(self, "run", 1, "validation_batches", "log_every")
         _check_minimum(self, "run", 0, "checkpoint_every", "loss_chunk", "seed", "ceiling_s")
-        _check_minimum(self, "run", 0, "pad_vocabulary")
+        _check_minimum(self, "run", 0, "pad_vocabulary", "loss_block")
         if self.until_interval is not None and not 0 < self.until_interval < 1:
             raise ValueError(
                 f"run.until_interval is {self.until_interval}; it must be between 0 and 1, such as "
@@ -376,6 +378,7 @@ class RunConfig:
         free = {"max_steps", "until_interval", "validate_every", "validation_batches"}
         free |= {"checkpoint_every", "log_every", "loss_chunk", "batch_size", "accumulate"}
         free |= {"ceiling_s", "data.num_workers", "optimizer.schedule_steps", "pad_vocabulary"}
+        free |= {"loss_block"}
         fixed = {
             name: value
             for name, value in flat_dict(self).items()

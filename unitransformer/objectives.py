@@ -5,15 +5,15 @@ V classes, and in a training step the columns that pad the logits
 """
 
 import math
-from typing import Any, NamedTuple, NotRequired, TypedDict
+from typing import NamedTuple, NotRequired, TypedDict
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from unitransformer.linear_cross_entropy import IGNORED as IGNORED  # recipes and data use it too
+from unitransformer.linear_cross_entropy import linear_cross_entropy
 from unitransformer.transformer import Transformer
-
-IGNORED = -100  # a target that does not count, such as padding; PyTorch's default
 
 
 class Batch(TypedDict):
@@ -39,16 +39,24 @@ class Objective(nn.Module):
         loss_chunk: rows whose logits are in memory at once; 0: all. Loss and gradients are the same
             for every chunk size, but with chunks the whole (N, V) matrix is never in memory, so
             that a large vocabulary fits.
+        loss_block: logits of a row that one matrix product computes; 0: all. It changes speed, and
+            loss and gradients by rounding alone.
         num_logits: columns of the logits of a training step. Those after the classes have the
             probability 0, so loss and gradients are the same. None: as many as classes.
     """
 
     def __init__(
-        self, network: Transformer, *, loss_chunk: int = 0, num_logits: int | None = None
+        self,
+        network: Transformer,
+        *,
+        loss_chunk: int = 0,
+        loss_block: int = 0,
+        num_logits: int | None = None,
     ) -> None:
         super().__init__()
         self.network = network
         self.loss_chunk = loss_chunk
+        self.loss_block = loss_block
         self.num_padding = (num_logits or network.config.num_classes) - network.config.num_classes
 
     def forward(self, batch: Batch) -> Tensor:
@@ -57,12 +65,13 @@ class Objective(nn.Module):
         states_ND = states.reshape(-1, states.shape[-1])
         targets_N = batch["targets"].reshape(-1)
         head = self.network.lm_head
-        if self.loss_chunk:
-            return chunked_cross_entropy(
+        if self.loss_chunk or self.loss_block:
+            return linear_cross_entropy(
                 states_ND,
                 *pad_head(head.weight, head.bias, self.num_padding),
                 targets_N,
-                chunk=self.loss_chunk,
+                rows=self.loss_chunk,
+                columns=self.loss_block,
             )
         if self.num_padding:
             logits_NV = functional.linear(
@@ -114,65 +123,3 @@ def pad_head(
         functional.pad(weight_VD, (0, 0, 0, num_padding)),
         functional.pad(bias_V, (0, num_padding), value=-math.inf),
     )
-
-
-def chunked_cross_entropy(
-    states_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, targets_N: Tensor, *, chunk: int
-) -> Tensor:
-    """Returns the mean cross entropy of a linear head, computed `chunk` rows at a time.
-
-    The forward pass computes the gradients too, while a chunk's logits are in memory. It saves
-    (N, D) + (V, D) numbers for the backward pass instead of (N, V).
-
-    Raises:
-        ValueError: `chunk` below 1.
-    """
-    if chunk < 1:
-        raise ValueError(f"chunk is {chunk}; it must be at least 1")
-    apply: Any = _ChunkedCrossEntropy.apply
-    loss: Tensor = apply(states_ND, weight_VD, bias_V, targets_N, chunk)
-    return loss
-
-
-class _ChunkedCrossEntropy(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any,
-        states_ND: Tensor,
-        weight_VD: Tensor,
-        bias_V: Tensor | None,
-        targets_N: Tensor,
-        chunk: int,
-    ) -> Tensor:
-        count = (targets_N != IGNORED).sum().clamp(min=1)
-        loss = torch.zeros((), dtype=torch.float32, device=states_ND.device)
-        needs_grad = any(ctx.needs_input_grad)
-        d_states_ND = torch.empty_like(states_ND) if needs_grad else None
-        d_weight_VD = torch.zeros_like(weight_VD, dtype=torch.float32) if needs_grad else None
-        d_bias_V = torch.zeros_like(weight_VD[:, 0], dtype=torch.float32) if needs_grad else None
-        for start in range(0, len(states_ND), chunk):
-            part = slice(start, start + chunk)
-            states, targets = states_ND[part], targets_N[part]
-            logits = functional.linear(states, weight_VD, bias_V).float()
-            loss += functional.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="sum")
-            if d_states_ND is None or d_weight_VD is None or d_bias_V is None:
-                continue
-            has_target = targets != IGNORED
-            d_logits = logits.softmax(-1)
-            rows = torch.arange(len(targets), device=targets.device)  # avoids a copy to the device
-            d_logits[rows, targets.where(has_target, 0)] -= 1
-            d_logits *= (has_target.float() / count).unsqueeze(-1)
-            d_bias_V += d_logits.sum(0)
-            d_logits = d_logits.to(states.dtype)
-            d_states_ND[part] = d_logits @ weight_VD.to(states.dtype)
-            d_weight_VD += d_logits.T @ states
-        ctx.save_for_backward(d_states_ND, d_weight_VD, d_bias_V)
-        ctx.dtypes = (weight_VD.dtype, None if bias_V is None else bias_V.dtype)
-        return loss / count
-
-    @staticmethod
-    def backward(ctx: Any, d_loss: Tensor) -> tuple[Tensor | None, ...]:
-        d_states_ND, d_weight_VD, d_bias_V = ctx.saved_tensors
-        weight_dtype, bias_dtype = ctx.dtypes
-        d_bias = None if bias_dtype is None else (d_bias_V * d_loss).to(bias_dtype)
-        return d_states_ND * d_loss, (d_weight_VD * d_loss).to(weight_dtype), d_bias, None, None

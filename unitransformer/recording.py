@@ -41,7 +41,13 @@ from unitransformer.transformer import Transformer
 MAX_LOG_LINES = 40
 # Fields of the record that hold one instrument reading per rank.
 READINGS: tuple[str, ...] = ("hardware", "gpu", "ceiling", "compile", "recomputed_layers", "trace")
-READINGS += ("peak_bytes", "peak_reserved_bytes", "peak_resident_bytes", "tensor_bytes")
+READINGS += (
+    "loss_blocks",
+    "peak_bytes",
+    "peak_reserved_bytes",
+    "peak_resident_bytes",
+    "tensor_bytes",
+)
 PEAK_KIND = {"cuda": "allocated", "cpu": "tensors"}
 
 

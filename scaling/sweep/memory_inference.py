@@ -7,7 +7,6 @@ with and equal in everything else. To check this rule, a share of the inferred c
 import functools
 import hashlib
 import json
-import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 from scaling.store.outcome import CellOutcome
 from scaling.sweep.plan import CellTask
 from unitransformer.config import Precision, RunConfig, to_dict
+from unitransformer.costs.memory import loss_rows
 
 # A larger number needs more memory. Both mixed modes keep float32 weights and 16-bit activations.
 PRECISION: dict[Precision, int] = {"bf16-true": 0, "16-mixed": 1, "bf16-mixed": 1, "32-true": 2}
@@ -39,6 +39,7 @@ COMPARED = [
     "batch_size",
     "accumulate",
     "loss_chunk",
+    "loss_block",
     "optimizer",
     *(f"model.{name}" for name in SIZES),
     "data.sequence_length",
@@ -66,7 +67,7 @@ def _demands(config: RunConfig) -> tuple[float, ...]:
         -shards if is_divided else 0,
         PRECISION[parallel.precision],
         CHECKPOINTING[parallel.activation_checkpointing],
-        math.inf if config.loss_chunk == 0 else config.loss_chunk,
+        loss_rows(config),
         *(getattr(config.model, name) for name in SIZES),
         config.accumulate > 1,
     )

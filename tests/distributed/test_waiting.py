@@ -18,7 +18,7 @@ from recipes import bert, gpt, vit
 from tests.distributed.launching import begin
 from unitransformer.config import RunConfig
 from unitransformer.data.sources import Synthetic
-from unitransformer.objectives import chunked_cross_entropy
+from unitransformer.linear_cross_entropy import linear_cross_entropy
 from unitransformer.training.module import TrainingModule
 
 # Operators that return a value, or a shape that depends on values, to Python.
@@ -175,5 +175,5 @@ def test_a_chunked_loss_copies_nothing_from_the_host() -> None:
     states, weight = (torch.empty(rows, 8, device=DEVICE, requires_grad=True) for rows in (32, 50))
     targets = torch.zeros(32, dtype=torch.long, device=DEVICE)
     with SyncCounter() as counter:
-        chunked_cross_entropy(states, weight, None, targets, chunk=8).backward()
+        linear_cross_entropy(states, weight, None, targets, rows=8, columns=20).backward()
     assert counter.syncs + counter.crossing == []

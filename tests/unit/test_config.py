@@ -165,7 +165,8 @@ def test_a_config_is_immutable() -> None:
         (ParallelConfig, "num_nodes", 1),
         *((RunConfig, name, 1) for name in ("batch_size", "accumulate", "max_steps")),
         *((RunConfig, name, 1) for name in ("validate_every", "validation_batches", "log_every")),
-        *((RunConfig, name, 0) for name in ("checkpoint_every", "loss_chunk", "seed")),
+        *((RunConfig, name, 0) for name in ("checkpoint_every", "seed")),
+        *((RunConfig, name, 0) for name in ("loss_chunk", "loss_block")),
     ],
 )
 def test_a_number_below_its_minimum_is_refused(kind: type, name: str, least: int) -> None:

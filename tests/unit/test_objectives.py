@@ -7,38 +7,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from recipes import bert, gpt
 from unitransformer.costs.flops import count_parameters
-from unitransformer.objectives import IGNORED, Batch, Objective, chunked_cross_entropy, pad_head
+from unitransformer.objectives import IGNORED, Batch, Objective, pad_head
 from unitransformer.transformer import Transformer
 
 TINY = {"width": 16, "num_layers": 2, "num_heads": 4, "feedforward_width": 32, "num_classes": 60}
 
 
-def head(rows: int = 37, width: int = 12, classes: int = 23) -> tuple[torch.Tensor, ...]:
-    generator = torch.Generator().manual_seed(0)
-    states = torch.randn(rows, width, generator=generator, requires_grad=True)
-    weight = torch.randn(classes, width, generator=generator, requires_grad=True)
-    bias = torch.randn(classes, generator=generator, requires_grad=True)
-    targets = torch.randint(classes, (rows,), generator=generator)
-    targets[::5] = IGNORED
-    return states, weight, bias, targets
-
-
-@pytest.mark.parametrize("chunk", [1, 8, 36, 37, 1000])
-def test_a_chunked_loss_has_the_value_and_gradients_of_the_whole(chunk: int) -> None:
-    states, weight, bias, targets = head()
-    whole = functional.cross_entropy(
-        functional.linear(states, weight, bias), targets, ignore_index=IGNORED
-    )
-    expected = torch.autograd.grad(whole * 3, (states, weight, bias))
-    parts = chunked_cross_entropy(states, weight, bias, targets, chunk=chunk)
-    actual = torch.autograd.grad(parts * 3, (states, weight, bias))
-    torch.testing.assert_close(parts, whole)
-    for ours, wanted in zip(actual, expected, strict=True):
-        torch.testing.assert_close(ours, wanted)
-
-
 def test_a_chunked_loss_never_holds_the_whole_matrix() -> None:
-    states, weight, bias, targets = head(rows=512, width=8, classes=512)
     largest = 0
 
     class Sizes(TorchDispatchMode):
@@ -49,48 +24,37 @@ def test_a_chunked_loss_never_holds_the_whole_matrix() -> None:
                 largest = max(largest, out.numel())
             return out
 
-    with Sizes():
-        chunked_cross_entropy(states, weight, bias, targets, chunk=16).backward()
-    assert largest <= 16 * 512
     config = gpt.model_config(**{**TINY, "num_classes": 5000}, dropout=0.0)
     objective = Objective(Transformer(config), loss_chunk=8)
     tokens = torch.zeros(4, 61, dtype=torch.long)
+    with Sizes():
+        objective(Batch(inputs=tokens[:, :-1], targets=tokens[:, 1:])).backward()
+    assert largest <= 5000 * 16  # the head itself; logits of all rows are 5000 x 240
     largest = 0
     with Sizes():
         objective.score(Batch(inputs=tokens[:, :-1], targets=tokens[:, 1:]))
-    assert largest <= 5000 * 16  # the head itself; logits of all rows are 5000 x 240
+    assert largest <= 5000 * 16
 
 
-def test_a_batch_without_targets_has_zero_loss_and_no_nan() -> None:
-    states, weight, bias, targets = head()
-    nothing = torch.full_like(targets, IGNORED)
-    loss = chunked_cross_entropy(states, weight, bias, nothing, chunk=8)
-    loss.backward()
-    assert loss.item() == 0
-    assert states.grad is not None
-    assert not states.grad.isnan().any()
+def test_a_batch_without_targets_has_zero_loss() -> None:
     objective = Objective(Transformer(gpt.model_config(**TINY)))
     tokens = torch.zeros(1, 4, dtype=torch.long)
     assert objective(Batch(inputs=tokens, targets=tokens + IGNORED)).item() == 0
 
 
-def test_a_chunk_below_one_is_refused() -> None:
-    with pytest.raises(ValueError, match="chunk is 0"):
-        chunked_cross_entropy(*head(), chunk=0)
-
-
 @pytest.mark.parametrize("tied", [True, False])
-def test_training_in_chunks_gives_every_parameter_the_same_gradient(tied: bool) -> None:
+def test_training_in_blocks_gives_every_parameter_the_same_gradient(tied: bool) -> None:
     config = gpt.model_config(**TINY, tied_head=tied, head_bias=not tied, dropout=0.0)
     tokens = torch.randint(60, (3, 11))
     batch = Batch(inputs=tokens[:, :-1], targets=tokens[:, 1:])
     gradients = []
-    for chunk in (0, 7):
-        objective = Objective(Transformer(config), loss_chunk=chunk)
+    for blocks in ({}, {"loss_chunk": 7}, {"loss_block": 13}, {"loss_chunk": 8, "loss_block": 20}):
+        objective = Objective(Transformer(config), **blocks)
         objective(batch).backward()
         gradients.append([p.grad for p in objective.parameters()])
-    for whole, parts in zip(*gradients, strict=True):
-        torch.testing.assert_close(parts, whole)
+    for whole, *others in zip(*gradients, strict=True):
+        for parts in others:
+            torch.testing.assert_close(parts, whole)
 
 
 @pytest.mark.parametrize("chunk", [0, 7])
@@ -165,3 +129,21 @@ def test_a_score_adds_up_loss_right_answers_and_rows() -> None:
     torch.testing.assert_close(score.loss / score.rows, objective(batch))
     right = objective.network(batch["inputs"]).argmax(-1) == batch["targets"]
     assert int(score.correct) == int(right.sum())
+
+
+def test_twenty_steps_in_blocks_have_the_losses_of_whole_logits() -> None:
+    config = gpt.model_config(**TINY, dropout=0.0)
+    tokens = torch.randint(60, (20, 3, 11), generator=torch.Generator().manual_seed(0))
+    curves = []
+    for blocks in ({}, {"loss_chunk": 8, "loss_block": 13}):
+        objective = Objective(Transformer(config), **blocks)
+        optimizer = torch.optim.AdamW(objective.parameters(), lr=1e-3)
+        losses = []
+        for step in tokens:
+            optimizer.zero_grad()
+            loss = objective(Batch(inputs=step[:, :-1], targets=step[:, 1:]))
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.detach())
+        curves.append(torch.stack(losses))
+    torch.testing.assert_close(*curves, rtol=1e-5, atol=0)

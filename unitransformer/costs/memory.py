@@ -4,11 +4,15 @@ Weights, gradients and AdamW's two moments are exact, and so is what the forward
 for the backward pass. Temporary buffers and gathered shards belong to the headroom.
 """
 
+import math
 from dataclasses import dataclass, replace
 
 from unitransformer.config import ActivationCheckpointing, ModelConfig, RunConfig, Strategy
 from unitransformer.costs.flops import count_parameters, count_predicted_positions
 
+# A head with fewer operations a step is as fast at once, and its logits are small.
+MIN_BLOCKED_FLOPS = 10e9
+LOSS_ROWS = 1024  # whose logits a blocked loss holds, so that their memory has a bound
 HEADROOM = 0.1  # share of a device's memory for buffers, fragmentation and the runtime
 
 
@@ -22,15 +26,45 @@ def activation_bytes(config: RunConfig) -> int:
     """Returns what a micro-batch needs at most, at one of two moments of its backward pass.
 
     It begins with three matrices in float32: the log-probabilities, and the gradients of these and
-    of the logits. With activation checkpointing, it later recomputes what a layer saves.
+    of the logits. A loss in blocks has one, and a copy in 16 bits. With activation checkpointing,
+    it later recomputes what a layer saves.
     """
     rows = _predicted_rows(config)
-    per_logit = 12 * min(rows, config.loss_chunk) if config.loss_chunk else 8 * rows
+    per_logit: float = 8 * rows
+    if keeps_gradients(config):
+        is_copied = config.parallel.precision != "32-true"
+        per_logit = (6 if is_copied else 4) * min(rows, loss_rows(config))
     layer = 0
     if config.parallel.activation_checkpointing != "off":
         per_layer = sum(_layer_bytes(config.model, _sizes(config), "off"))
         layer = config.batch_size * config.sequence_length * per_layer
-    return saved_bytes(config) + max(per_logit * config.num_logits, layer)
+    return saved_bytes(config) + max(int(per_logit * config.num_logits), layer)
+
+
+def has_blocked_loss(config: RunConfig) -> bool:
+    """Whether a run measures the blocks of its loss: a large head on a CPU, in float32.
+
+    A compiler divides the loss itself, and float16's gradients need the scaled loss.
+    """
+    parallel = config.parallel
+    if parallel.accelerator != "cpu" or parallel.compile != "off":
+        return False
+    products = 6.0 * _predicted_rows(config) * config.model.width * config.num_logits
+    return parallel.precision == "32-true" and products >= MIN_BLOCKED_FLOPS
+
+
+def keeps_gradients(config: RunConfig) -> bool:
+    """Whether the loss makes its gradients in the forward pass and keeps them, not the logits."""
+    is_given = bool(config.loss_chunk or config.loss_block)
+    return is_given or (config.loss_block is None and has_blocked_loss(config))
+
+
+def loss_rows(config: RunConfig) -> float:
+    """Returns the rows whose logits are in memory at once; infinite if all are."""
+    if config.loss_chunk:
+        return config.loss_chunk
+    is_measured = config.loss_block is None and has_blocked_loss(config)
+    return LOSS_ROWS if is_measured else math.inf
 
 
 def saved_bytes(config: RunConfig) -> int:
@@ -52,7 +86,9 @@ def saved_bytes(config: RunConfig) -> int:
     total += rows * sizes.product * _patch_values(model)
     total += rows * sizes.mask(sizes.residual) * model.width
     total += last_rows * model.width * (sizes.product + (sizes.norm if model.final_norm else 0))
-    if config.loss_chunk:  # the gradients of the head and of its input; otherwise log-probabilities
+    if keeps_gradients(
+        config
+    ):  # the gradients of the head and of its input; otherwise log-probabilities
         total += (4 * config.num_logits + sizes.product * last_rows) * model.width
     else:
         total += 4 * last_rows * config.num_logits
@@ -131,7 +167,7 @@ def _weight_copy_bytes(config: RunConfig, sizes: _Sizes) -> int:
     has_copies = _uses_autocast(config) and not config.parallel.is_sharded
     head = 2 * width * model.num_classes if has_copies else 0
     if config.num_logits > model.num_classes:
-        head = 0 if config.loss_chunk else sizes.product * width * config.num_logits
+        head = 0 if keeps_gradients(config) else sizes.product * width * config.num_logits
     if not has_copies:
         return head
     layers = model.num_layers * (4 * width + 2 * model.feedforward_width)

@@ -6,6 +6,7 @@ the record.
 
 import contextlib
 import statistics
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,7 @@ class Instruments(pl.Callback):
         self._ceiling: Ceiling | None = None
         self._flags: list[str] = []
         self._peaks: dict[str, int | None] = {}  # of training alone; empty if it did not end
+        self._loss_blocks: dict[str, Any] | None = None  # known when training starts
         self._recomputed: int | None = None  # layers, known when training has ended
         self._counted_step = find_quiet_step(config, first_step)
         self._counting: PeakTensorBytes | None = None
@@ -62,6 +64,8 @@ class Instruments(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         device = pl_module.device
+        blocks = getattr(pl_module, "loss_blocks", None)
+        self._loss_blocks = None if blocks is None else asdict(blocks)
         self._measure_ceiling(device)
         reset_peaks(device)
         if device.type == "cuda":
@@ -154,6 +158,7 @@ class Instruments(pl.Callback):
             "ceiling": None if ceiling is None else ceiling.as_dict(),
             "compile": self.ledger.as_dict(),
             "recomputed_layers": self._recomputed,
+            "loss_blocks": self._loss_blocks,
             "trace": None if self.trace is None else self.trace.as_dict(),
             "tensor_bytes": tensors,
             "excluded_steps": self.excluded_steps,

@@ -13,6 +13,7 @@ from torch.distributed.fsdp import FSDPModule
 
 from unitransformer.config import RunConfig
 from unitransformer.costs.flops import count_parameters
+from unitransformer.machine.loss_blocks import LossBlocks, choose_loss_blocks
 from unitransformer.objectives import Batch, Objective, Score
 from unitransformer.parallel import deepspeed
 from unitransformer.parallel.activation_checkpointing import checkpoint_activations
@@ -39,7 +40,10 @@ class TrainingModule(pl.LightningModule):
         with torch.device("meta"):
             network = Transformer(config.model)
         self.objective = Objective(
-            network, loss_chunk=config.loss_chunk, num_logits=config.num_logits
+            network,
+            loss_chunk=config.loss_chunk,
+            loss_block=config.loss_block or 0,
+            num_logits=config.num_logits,
         )
         # Checkpoint, compile, shard: graphs must contain the recomputation and see full weights.
         checkpoint_activations(self.objective, parallel.activation_checkpointing)
@@ -52,6 +56,7 @@ class TrainingModule(pl.LightningModule):
         if not parallel.is_sharded:
             self.objective.to_empty(device="cpu")
             network.init_weights(self.initial_weights)
+        self.loss_blocks: LossBlocks | None = None  # known when training starts
         self._losses = torch.zeros(0)  # one per micro-batch of this segment
         self._gradient_norms = torch.zeros(0)  # one per optimizer step of this segment
         self._num_micro_batches = 0
@@ -94,6 +99,11 @@ class TrainingModule(pl.LightningModule):
             assert model is not None
             self._gathered.append(gather_network(model, self.network, self.config.parallel))
 
+    def set_loss_blocks(self, blocks: LossBlocks) -> None:
+        """Decides how many logits the loss computes at once, before the first step."""
+        self.loss_blocks = blocks
+        self.objective.loss_chunk, self.objective.loss_block = blocks.rows, blocks.columns
+
     @property
     def full_network(self) -> Transformer | None:
         """The network with all its weights on rank 0, or None if too large to be gathered."""
@@ -102,6 +112,11 @@ class TrainingModule(pl.LightningModule):
         return self.network
 
     def on_fit_start(self) -> None:
+        # Rank 0 decides for all, so that they compute the same sums.
+        blocks = choose_loss_blocks(self.config) if self.global_rank == 0 else None
+        blocks = self.trainer.strategy.broadcast(blocks)
+        assert blocks is not None, "rank 0 has chosen"
+        self.set_loss_blocks(blocks)
         # One tensor for all steps: a small tensor per step would fragment the memory of the freed
         # logits, and the next logits would not fit there (measured: 30 MB per step on a CPU).
         steps = self.config.max_steps - self.first_step
