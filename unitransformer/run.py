@@ -25,7 +25,7 @@ from unitransformer.config import RunConfig, to_dict
 from unitransformer.costs.flops import count_parameters, describe_padding
 from unitransformer.data.datamodule import DataModule
 from unitransformer.data.sources import load_source
-from unitransformer.launch.devices import ResolvedConfig, resolve, set_up_process
+from unitransformer.launch.devices import ResolvedConfig, keep_freed_memory, resolve, set_up_process
 from unitransformer.launch.environment import join_attempt, note_begin, process_rank
 from unitransformer.launch.signals import StopSignalListener
 from unitransformer.launch.variables import PROGRESS_FILE
@@ -108,6 +108,7 @@ def run(
         resolved = resolve(config) if isinstance(config, RunConfig) else config
         parallel = resolved.config.parallel
         set_up_process(parallel, parallel.accelerator)
+        keep_freed_memory(parallel.accelerator)
         # Flushed, so that a pipe or a batch log shows each line at once.
         print_line = print_line or functools.partial(print, flush=True)
         if process_rank() != 0:

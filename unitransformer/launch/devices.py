@@ -4,6 +4,7 @@ import contextlib
 import ctypes
 import importlib.util
 import os
+import sys
 import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +21,10 @@ from unitransformer.machine.host import available_cores, driver_versions, memory
 # https://docs.nvidia.com/deploy/cuda-compatibility/minor-version-compatibility.html
 DRIVERS = {13: (580, "cu130"), 12: (525, "cu126")}
 WHEELS = "https://download.pytorch.org/whl"
+
+# Options of glibc's mallopt (malloc.h), and the variables by which a user sets the same.
+M_MMAP_THRESHOLD, M_TRIM_THRESHOLD = -3, -1
+MALLOC_VARIABLES = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,6 +201,20 @@ def set_up_process(parallel: ParallelConfig, device: str) -> None:
                 "several times longer, and losses differ; run in a new process or a new kernel",
                 stacklevel=3,  # where `run` is called
             )
+
+
+def keep_freed_memory(device: str) -> None:
+    """Makes glibc reuse the memory of freed tensors on a CPU, instead of returning it.
+
+    By default it returns tensors above 32 MiB to the system, and the next step waits while the
+    system maps and clears their pages again. Changes nothing where the user has set one of
+    `MALLOC_VARIABLES`, for tensors above 1 GiB, and with other libraries than glibc.
+    """
+    if device != "cpu" or any(name in os.environ for name in MALLOC_VARIABLES):
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None and mallopt(M_MMAP_THRESHOLD, 2**30):  # 0: an old glibc allows less
+        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)  # the largest int
 
 
 def choose_num_threads(parallel: ParallelConfig, device: str) -> int:

@@ -1,7 +1,12 @@
 """Tests devices: which one a run uses, what it refuses, threads, and that all flush denormals."""
 
+import ctypes
+import itertools
 import multiprocessing
+import os
 import re
+import resource
+import sys
 import warnings
 from collections.abc import Callable, Sequence
 
@@ -11,7 +16,13 @@ import torch
 from tests.processes import PATIENCE_S
 from unitransformer.config import Accelerator, ParallelConfig
 from unitransformer.launch import devices
-from unitransformer.launch.devices import choose_device, keeps_denormals, set_up_process
+from unitransformer.launch.devices import (
+    MALLOC_VARIABLES,
+    choose_device,
+    keep_freed_memory,
+    keeps_denormals,
+    set_up_process,
+)
 from unitransformer.launch.environment import TORCHRUN_MARK
 
 CUDA_13 = ["sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120", "compute_120"]
@@ -198,6 +209,53 @@ def test_denormals_are_flushed_in_threads_of_earlier_work_or_a_warning_says_so(
     process = multiprocessing.get_context("fork").Process(target=check)
     process.start()
     process.join(PATIENCE_S)
+    assert process.exitcode == 0
+
+
+# ---- memory
+
+
+def count_faults_of_reuse() -> int:
+    """Returns the fewest page faults of filling a tensor as large as one that was just freed."""
+    torch.set_num_threads(1)
+    counts = [resource.getrusage(resource.RUSAGE_SELF).ru_minflt]
+    for _ in range(5):
+        torch.ones(2**24)  # 64 MiB: 16,384 pages, or 32 huge ones
+        counts.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
+    return min(after - before for before, after in itertools.pairwise(counts))
+
+
+def reuse_freed_memory() -> None:
+    keep_freed_memory("cuda")
+    returned = count_faults_of_reuse()
+    keep_freed_memory("cpu")
+    assert 8 * count_faults_of_reuse() < returned
+
+
+def respect_the_users_setting() -> None:
+    os.environ[MALLOC_VARIABLES[0]] = "131072"
+    returned = count_faults_of_reuse()
+    keep_freed_memory("cpu")
+    assert returned < 2 * count_faults_of_reuse()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="sets an option of glibc")
+@pytest.mark.parametrize("check", [reuse_freed_memory, respect_the_users_setting])
+def test_memory_of_freed_tensors_is_reused_unless_the_user_has_decided(
+    check: Callable[[], None],
+) -> None:
+    def run_with_defaults() -> None:
+        # Other tests of this process may have changed the options.
+        for name in MALLOC_VARIABLES:
+            os.environ.pop(name, None)
+        mallopt = ctypes.CDLL(None).mallopt
+        assert mallopt(devices.M_MMAP_THRESHOLD, 2**17)
+        assert mallopt(devices.M_TRIM_THRESHOLD, 2**17)
+        check()
+
+    process = multiprocessing.get_context("fork").Process(target=run_with_defaults)
+    process.start()
+    process.join(60)
     assert process.exitcode == 0
 
 
