@@ -21,11 +21,7 @@ Ask = Callable[[Mapping[str, Any]], dict[str, Any]]  # sends a request to a work
 
 
 class SideFailed(Exception):
-    """A network of a pair could not be trained."""
-
-    def __init__(self, side: str, message: str) -> None:
-        super().__init__(message)
-        self.side, self.message = side, message
+    """A network of a pair could not be trained; the message says which and why."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,28 +33,34 @@ class Limits:
 
 
 def measure_pair(
-    requests: Mapping[str, Mapping[str, Any]], limits: Limits, *, seed: int
+    requests: Mapping[str, Mapping[str, Any]], accelerator: str, limits: Limits, *, seed: int
 ) -> dict[str, Any]:
     """Returns the raw measurements of both sides, as a record stores them.
+
+    Where a network could not be built or trained, `failure` says why and there are no sides.
 
     Args:
         requests: the first request of each worker, of the sides "ours" and "peer".
 
     Raises:
-        SideFailed: a network could not be built or trained.
+        RuntimeError: a worker does not even start.
     """
     deadline_s = None if limits.seconds is None else time.monotonic() + limits.seconds
-    with ExitStack() as stack:
-        asks: dict[str, Ask] = {}
-        started = {}
-        for side, request in requests.items():
-            send = stack.enter_context(open_module(WORKER, limit_s=ANSWER_LIMIT_S))
-            asks[side] = _asker(side, send)
-            started[side] = asks[side](request)
-        return {
-            "started": started,
-            **take_turns(asks, limits.rounds, deadline_s=deadline_s, seed=seed),
+    with ExitStack() as stack:  # both import at the same time
+        sends = {
+            side: stack.enter_context(open_module(WORKER, limit_s=ANSWER_LIMIT_S))
+            for side in requests
         }
+        about = json.loads(sends["ours"](json.dumps({"about": accelerator})))
+        asks = {side: _asker(side, send) for side, send in sends.items()}
+        try:
+            started = {side: asks[side](request) for side, request in requests.items()}
+            turns = take_turns(asks, limits.rounds, deadline_s=deadline_s, seed=seed)
+        except SideFailed as error:
+            return about | {"failure": str(error)}
+    for side, answer in started.items():
+        turns["sides"][side] |= answer
+    return about | turns | {"failure": None}
 
 
 def take_turns(
@@ -118,9 +120,9 @@ def _asker(side: str, send: Callable[[str], str]) -> Ask:
         try:
             answer: dict[str, Any] = json.loads(send(json.dumps(request)))
         except RuntimeError as error:
-            raise SideFailed(side, str(error)) from error
+            raise SideFailed(f"{side}: {error}") from error
         if "failure" in answer:
-            raise SideFailed(side, answer["failure"])
+            raise SideFailed(f"{side}: {answer['failure']}")
         return answer
 
     return ask

@@ -1,10 +1,14 @@
 """Trains one network a few steps at a time: `python -m unitransformer.peers.worker`.
 
-Each line of standard input is a request in JSON, each line of standard output its answer. The first
-request names the network: {"config": {...}, "peer": "ours" or a name of the catalog, "form": "",
-"compile": "off"}. Each later one, {"steps": 3}, trains, and is answered by the seconds of wall clock
-and processor, the losses and the peak memory of these steps. {"failure": "..."} answers a request
-that failed. The process works only on request, so that processes can take turns on one machine.
+Each line of standard input is a request in JSON, each line of standard output its answer:
+
+- {"about": "cpu"}: the versions of packages, and the commit of this code
+- {"config": {...}, "peer": "gpt2", "form": "own loss", "compile": "off"} builds a network of the
+  catalog, or "ours": its parameters, and the memory of the process before
+- {"steps": 3} trains: the seconds of wall clock and processor, the losses and the peak memory
+
+{"failure": "..."} answers a request that failed. The process works only on request, so that several
+can take turns on one machine.
 """
 
 import contextlib
@@ -64,6 +68,13 @@ class Trainee:
         self.batches: Sequence[Any] = batches
         self.objective.train()
         self.num_steps = 0
+
+    def describe(self) -> dict[str, Any]:
+        """Returns the memory before the network was built, and its parameters."""
+        return {
+            "base_bytes": self.base_bytes,
+            "num_parameters": sum(p.numel() for p in self.objective.parameters()),
+        }
 
     def train(self, steps: int) -> dict[str, Any]:
         """Trains some steps; returns their seconds, losses and peak memory."""
@@ -162,19 +173,23 @@ def _to_bfloat16(batch: Any) -> Any:
     }
 
 
-def _start(request: Mapping[str, Any]) -> tuple[Trainee, dict[str, Any]]:
+def _build(request: Mapping[str, Any]) -> Trainee:
     config = from_dict(RunConfig, request["config"])
-    trainee = Trainee(config, request["peer"], request["form"], request["compile"])
-    versions = describe_versions(config.parallel.accelerator)
+    return Trainee(config, request["peer"], request["form"], request["compile"])
+
+
+def _answer(request: Mapping[str, Any], trainee: Trainee | None) -> dict[str, Any]:
+    if trainee is not None:
+        return trainee.train(request["steps"])
+    return {"versions": _describe_versions(request["about"]), "code": describe_code()}
+
+
+def _describe_versions(accelerator: str) -> dict[str, str]:
+    versions = describe_versions(accelerator)
     for package in PEER_PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[package] = importlib.metadata.version(package)
-    return trainee, {
-        "base_bytes": trainee.base_bytes,
-        "num_parameters": sum(p.numel() for p in trainee.objective.parameters()),
-        "versions": versions,
-        "code": describe_code(),
-    }
+    return versions
 
 
 def main() -> int:
@@ -186,10 +201,11 @@ def main() -> int:
     for line in sys.stdin:
         request = json.loads(line)
         try:
-            if trainee is None:
-                trainee, answer = _start(request)
+            if "peer" in request:
+                trainee = _build(request)
+                answer = trainee.describe()
             else:
-                answer = trainee.train(request["steps"])
+                answer = _answer(request, trainee)
         except Exception as error:  # of any library: the others are still measured
             text = " ".join(str(error).split()) or type(error).__name__
             kind = "out of memory" if is_out_of_memory(error) else type(error).__name__
