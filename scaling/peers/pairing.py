@@ -51,7 +51,7 @@ def measure_pair(
             side: stack.enter_context(open_module(WORKER, limit_s=ANSWER_LIMIT_S))
             for side in requests
         }
-        about = json.loads(sends["ours"](json.dumps({"about": accelerator})))
+        about: dict[str, Any] = json.loads(sends["ours"](json.dumps({"about": accelerator})))
         asks = {side: _asker(side, send) for side, send in sends.items()}
         try:
             started = {side: asks[side](request) for side, request in requests.items()}
@@ -79,7 +79,7 @@ def take_turns(
     warmup = {side: [asks[side]({"steps": 1}) for _ in range(WARMUP_STEPS)] for side in sides}
     fastest_s = min(answers[-1]["wall_s"] for answers in warmup.values())
     steps = block_steps(fastest_s)
-    order, blocks = random.Random(seed), []
+    order, blocks = random.Random(seed), list[dict[str, dict[str, Any]]]()
     first: list[str] = []
     while len(blocks) < rounds:
         begin_s = clock()

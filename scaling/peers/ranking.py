@@ -53,11 +53,18 @@ class Workload:
 
     @property
     def title(self) -> str:
-        config = self.config
-        return (
-            f"{TITLES[config.recipe]} {config.size}, batch {config.batch_size:,}, "
-            f"{config.parallel.precision}, {config.parallel.accelerator}"
-        )
+        config, model = self.config, self.config.model
+        compiled = config.parallel.compile
+        parts = [
+            f"{TITLES[config.recipe]} {config.size}",
+            f"{model.num_layers} layers of width {model.width:,}",
+            f"{model.num_positions if model.reads_images else config.sequence_length:,} positions",
+            f"batch {config.batch_size:,}",
+            config.parallel.precision,
+            config.parallel.accelerator,
+            "" if compiled == "off" else f"ours compiled ({compiled})",
+        ]
+        return ", ".join(filter(None, parts))
 
     @property
     def best(self) -> Variant | None:
@@ -104,9 +111,7 @@ def _rank(comparisons: Sequence[Comparison]) -> list[PeerResult]:
     for comparison in comparisons:
         peers.setdefault(comparison.peer.name, []).append(comparison)
     results = [_result(same) for same in peers.values()]
-    return sorted(
-        results, key=lambda r: r.variants[0].speed.median if r.variants else float("inf")
-    )
+    return sorted(results, key=lambda r: r.variants[0].speed.median if r.variants else float("inf"))
 
 
 def _result(comparisons: Sequence[Comparison]) -> PeerResult:
@@ -177,18 +182,23 @@ def _is_faster(variant: Variant) -> bool:
 
 def rows(workload: Workload) -> list[dict[str, str]]:
     """Returns a row for the best variant of each peer, and one for each that failed."""
-    cells = []
+    table = []
     for result in workload.results:
-        failed = [{"peer": c.peer.title, "variant": c.variant, "our speed": f"{c.failure}"} for c in
-                  result.failed]
         if result.variants:
-            cells.append(_row(result.title, result.variants[0], len(result.variants)))
-        cells += failed
-    return cells
+            table.append(_row(result.title, result.variants[0], len(result.variants)))
+        table += [
+            {
+                "peer": result.title,
+                "variant": failed.variant,
+                "our speed": f"failed: {failed.failure}",
+            }
+            for failed in result.failed
+        ]
+    return table
 
 
 def _row(title: str, variant: Variant, num_tried: int) -> dict[str, str]:
-    best = "best of " + str(num_tried) + ": " if num_tried > 1 else ""
+    best = f"best of {num_tried}: " if num_tried > 1 else ""
     return {
         "peer": title,
         "variant": f"{best}{variant.first.variant}",

@@ -101,9 +101,7 @@ def _processor_ratio(ours: Side, other: Side) -> Ratio:
     )
 
 
-def describe_comparison(
-    fields: Mapping[str, Any], measured: Mapping[str, Any]
-) -> dict[str, Any]:
+def describe_comparison(fields: Mapping[str, Any], measured: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the content of a record.
 
     Args:
@@ -206,7 +204,7 @@ def _side(stored: Mapping[str, Any], where: str) -> Side:
         raise ValueError(f"{where}: wall_s and processor_s are not of the same blocks")
     if min(stored["wall_s"], default=0) <= 0 or min(stored["processor_s"], default=0) < 0:
         raise ValueError(f"{where}: a block took no time")
-    if not 0 < stored["peak_bytes"] or stored["base_bytes"] < 0:
+    if not stored["peak_bytes"] > 0 or stored["base_bytes"] < 0:
         raise ValueError(f"{where}: peak_bytes or base_bytes is not above 0")
     names = (*SIDE_FIELDS, *SIDE_LISTS)
     return Side(**{name: stored[name] for name in names})

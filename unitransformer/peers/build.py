@@ -4,7 +4,6 @@ B batch | T positions | K masked positions | D width | V classes
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -61,11 +60,12 @@ def build_peer(name: PeerName, form: str, config: RunConfig) -> PeerObjective:
             return PeerObjective(_vit(model), lambda net, b: net(b["inputs"], b["targets"]).loss)
         case "timm":
             return PeerObjective(
-                _timm(model), lambda net, b: functional.cross_entropy(net(b["inputs"]), b["targets"])
+                _timm(model),
+                lambda net, b: functional.cross_entropy(net(b["inputs"]), b["targets"]),
             )
 
 
-def peer_batch(batch: Batch, config: RunConfig) -> dict[str, Tensor]:
+def peer_batch(batch: Batch) -> dict[str, Tensor]:
     """Adds what data collators of peers return: of masked tokens the labels of all positions."""
     prepared: dict[str, Any] = dict(batch)
     if (positions_BK := batch.get("positions")) is not None:
@@ -92,9 +92,9 @@ _PLAIN_LOSSES: dict[str, Loss] = {
 }
 _GPT2_LOSSES: dict[str, Loss] = {
     # The next tokens are given: the model would take them from the inputs, one fewer.
-    "own loss": lambda net, b: net(
-        b["inputs"], labels=b["inputs"], shift_labels=b["targets"], use_cache=False
-    ).loss,
+    "own loss": lambda net, b: (
+        net(b["inputs"], labels=b["inputs"], shift_labels=b["targets"], use_cache=False).loss
+    ),
     "cross entropy": lambda net, b: _cross_entropy(
         net(b["inputs"], use_cache=False).logits, b["targets"]
     ),

@@ -6,7 +6,9 @@ from typing import Literal, get_args
 
 from unitransformer.config import Recipe
 
-PeerName = Literal["plain", "nanogpt", "gpt2", "bert", "modernbert", "modernbert-narrow", "vit", "timm"]
+PeerName = Literal[
+    "plain", "nanogpt", "gpt2", "bert", "modernbert", "modernbert-narrow", "vit", "timm"
+]
 PEER_NAMES: tuple[PeerName, ...] = get_args(PeerName)
 OURS = "ours"
 

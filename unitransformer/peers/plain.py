@@ -25,8 +25,7 @@ class PlainLayer(nn.Module):
         self.mha = nn.MultiheadAttention(model.width, model.num_heads, batch_first=True)
         self.ln1 = nn.LayerNorm(model.width)
         self.ln2 = nn.LayerNorm(model.width)
-        self.feedforward = nn.Module()
-        self.feedforward.fcn = nn.Sequential(
+        self.feedforward = nn.Sequential(
             nn.Linear(model.width, model.feedforward_width),
             nn.ReLU() if model.activation == "relu" else nn.GELU(),
             nn.Dropout(0.0),
@@ -44,7 +43,7 @@ class PlainLayer(nn.Module):
             need_weights=False,
         )
         x_BTD = x_BTD + attended
-        out: Tensor = x_BTD + self.feedforward.fcn(self.ln2(x_BTD))
+        out: Tensor = x_BTD + self.feedforward(self.ln2(x_BTD))
         return out
 
 
@@ -61,6 +60,7 @@ class PlainNetwork(nn.Module):
             self.patches = nn.Conv2d(
                 model.num_channels, model.width, model.patch_size, stride=model.patch_size
             )
+        self.sinusoids: Tensor
         self.register_buffer("sinusoids", torch.zeros(1, model.num_positions, model.width))
         self.layers = nn.ModuleList(PlainLayer(model) for _ in range(model.num_layers))
         self.norm = nn.LayerNorm(model.width) if model.final_norm else nn.Identity()
@@ -96,7 +96,7 @@ class PlainNetwork(nn.Module):
         """Loads the state dict of a `Transformer`."""
         names = {"lut.weight": "weight", "lm_head": "head", "final_norm": "norm"}
         names |= {"transformer_layers": "layers", "embedding": "tokens", "pe.pe": "sinusoids"}
-        names |= {"class_tokens": "class_embedding", "linear_mapper": "patches"}
+        names |= {"class_tokens": "class_embedding", "linear_mapper": "patches", ".fcn.": "."}
         renamed = _rename(weights, names)
         if self.model.patch_size is not None:  # a convolution has the same weights, folded
             matrix = renamed["patches.weight"]
@@ -139,6 +139,7 @@ class NanoGPT(nn.Module):
         super().__init__()
         self.scale = math.sqrt(model.width)
         self.wte = nn.Embedding(model.num_classes, model.width)
+        self.wpe: Tensor
         self.register_buffer("wpe", torch.zeros(1, model.num_positions, model.width))
         self.h = nn.ModuleList(NanoLayer(model) for _ in range(model.num_layers))
         self.ln_f = nn.LayerNorm(model.width) if model.final_norm else nn.Identity()

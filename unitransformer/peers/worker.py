@@ -61,7 +61,7 @@ class Trainee:
             if compile_mode != "off":
                 self.objective.compile(mode=None if compile_mode == "default" else compile_mode)
             self.optimizer = _build_optimizer(self.objective, config)
-            batches = [peer_batch(batch, config) for batch in batches]  # type: ignore[misc]
+            batches = [peer_batch(batch) for batch in batches]  # type: ignore[misc]
         if parallel.precision == "bf16-true":
             self.objective.to(torch.bfloat16)
             batches = [_to_bfloat16(batch) for batch in batches]
