@@ -10,9 +10,9 @@ from scaling.__main__ import main
 from scaling.peers.record import find_contradictions, read_comparison
 
 TINY = (
-    "-- --model.width 32 --model.num-layers 2 --model.num-heads 4 --model.feedforward-width 64 "
+    "--model.width 32 --model.num-layers 2 --model.num-heads 4 --model.feedforward-width 64 "
     "--model.num-positions 16 --model.num-classes 300"
-).split()
+)
 
 
 @pytest.mark.parametrize(
@@ -61,10 +61,10 @@ def test_plain_peers_are_compared_from_start_to_end(
 ) -> None:
     options = "--recipe gpt --peers plain,nanogpt --compile off --batch-size 4 --accelerator cpu"
     arguments = ["peers", *options.split(), "--pairs", "1", "--out", str(tmp_path)]
-    assert main([*arguments, "--dry-run", *TINY]) == 0
+    assert main([*arguments, "--dry-run", "--", *TINY.split()]) == 0
     assert "2 comparisons of at most 1 pair" in capsys.readouterr().out
     assert list(tmp_path.iterdir()) == []
-    assert main([*arguments, *TINY]) == 0
+    assert main([*arguments, "--", *TINY.split()]) == 0
     printed = capsys.readouterr().out
     assert "GPT reference trains" in printed
     assert "2 records written" in printed
