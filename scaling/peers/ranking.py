@@ -169,15 +169,16 @@ def answer(workload: Workload) -> str:
         others = [f"{variant.label} ({variant.speed.median:.2f}x)" for variant in faster[1:]]
         also = f", and so do {' and '.join(others)}" if others else ""
         sentence += f"; this peer beats us{also}"
-    elif best.speed.low is not None and best.speed.low <= 1:
+    elif best.speed.low is None:
+        sentence += "; measure more pairs to decide"
+    elif best.speed.low <= 1:
         sentence += "; that is a tie"
     return f"{sentence}."
 
 
 def _is_faster(variant: Variant) -> bool:
-    """Whether a peer is faster, beyond doubt where there is an interval."""
-    speed = variant.speed
-    return speed.median < 1 if speed.high is None else speed.high < 1
+    """Whether the whole interval says that a peer is faster."""
+    return variant.speed.high is not None and variant.speed.high < 1
 
 
 def rows(workload: Workload) -> list[dict[str, str]]:
