@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 )
             build_parser().parse_args(arguments)  # --help, or an error that names the commands
             return 0
-        if passed_on and arguments[0] != "parity":
+        if passed_on and arguments[0] not in PASS_ON:
             raise ValueError(
                 f"{passed_on[0]} comes after --, but {arguments[0]} passes nothing on to recipes"
             )
@@ -99,6 +99,15 @@ def _parity(arguments: Sequence[str], typed: Sequence[str]) -> int:
     return fail(differences, 1) if differences else 0
 
 
+def _peers(arguments: Sequence[str], typed: Sequence[str]) -> int:
+    from scaling.peers.options import read_peers_options
+
+    options = read_peers_options(_parse(arguments), typed[len(arguments) + 1 :], typed)
+    from scaling.peers.command import run_peers
+
+    return run_peers(options)
+
+
 Run = Callable[[Sequence[str], Sequence[str]], int]  # of the arguments before `--`, and of all
 
 
@@ -127,6 +136,11 @@ SUBCOMMANDS = {
         "scaling.parity.options:build_parity_parser",
         _parity,
     ),
+    "peers": Subcommand(
+        "compare speed and memory with other implementations",
+        "scaling.peers.options:build_peers_parser",
+        _peers,
+    ),
     "lint": Subcommand(
         "check that a RESULTS.md still holds",
         "scaling.lint.options:build_lint_parser",
@@ -153,6 +167,8 @@ SUBCOMMANDS = {
         "scaling.published.table:run_published",
     ),
 }
+
+PASS_ON = ("parity", "peers")  # give the options after `--` to recipes
 
 MISSING = {
     "folders": "report needs a folder that holds run records: python -m scaling report DIR",

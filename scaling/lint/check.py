@@ -18,6 +18,7 @@ import jsonargparse
 from scaling.lint import contradictions
 from scaling.lint.contradictions import Finding
 from scaling.parity import certificate as certificates
+from scaling.peers import record as comparisons
 from scaling.report import staleness
 from scaling.report.options import ReportOptions, build_report_parser, read_report_options
 from scaling.report.results_md import draw_plots, render_pages
@@ -103,6 +104,9 @@ def lint(path: Path, *, code: Path | None = None) -> Findings:
         warnings += [(run.name, what) for what in contradictions.find_recounts(run)]
     for proof in store.certificates:
         errors += [(proof.name, what) for what in certificates.find_contradictions(proof)]
+    for comparison in store.comparisons:
+        found = comparisons.find_contradictions(comparison)
+        errors += [(comparison.name, what) for what in found]
     errors += _missing_notes(path, options, store)
     for name, content in staleness.measured_files(store):
         warnings += [(name, f"stale: {why}") for why in staleness.stale_reasons(content, today)]
@@ -116,7 +120,8 @@ def lint(path: Path, *, code: Path | None = None) -> Findings:
         checked=(
             f"arithmetic of {format_count(len(report_rows), 'row')}",
             f"bytes of {format_count(len(pages), 'page')}",
-            f"samples of {format_count(len(store.runs), 'record')} and {proofs}",
+            f"samples of {format_count(len(store.runs), 'record')}, {proofs} and "
+            f"{format_count(len(store.comparisons), 'comparison')}",
             code_checked if today.is_checkout else f"code: {staleness.NO_CHECKOUT}",
         ),
     )

@@ -39,10 +39,11 @@ def run_report(given: Any) -> int:
 def _write(options: ReportOptions) -> None:
     folder = options.out.parent
     store = load_store(options.folders, relative_to=folder)
-    if not (store.runs or store.certificates or store.cells):
+    if not (store.runs or store.certificates or store.comparisons or store.cells):
         folders = " and ".join(map(str, options.folders))
         raise ValueError(f"{folders}: no run record below; {_left_out(store)}")
-    read: list[Any] = [*store.runs, *store.certificates, *store.cells, *store.left_out]
+    read: list[Any] = [*store.runs, *store.certificates, *store.comparisons]
+    read += [*store.cells, *store.left_out]
     names = {*store.own_files, *(file.name for file in read)}
     for option in ("html", "csv", "json"):
         path = getattr(options, option)
@@ -76,6 +77,10 @@ def _used(store: Store) -> str:
         parts.append(f"{format_count(len(store.cells), 'cell')} of sweeps")
     if store.certificates:
         parts.append(format_count(len(store.certificates), "certificate"))
+    if store.comparisons:
+        parts.append(
+            format_count(len(store.comparisons), "comparison with a peer", "comparisons with peers")
+        )
     return ", ".join(parts)
 
 

@@ -28,6 +28,7 @@ from scaling.report.sections.answer import answer_blocks, find_answers
 from scaling.report.sections.conditions import conditions_page, measured_on
 from scaling.report.sections.fastest import fastest_blocks
 from scaling.report.sections.parity import parity_cell, parity_section
+from scaling.report.sections.peers import peers_blocks
 from scaling.report.sections.runs import runs_page
 from scaling.report.sections.scaling import scaling_blocks
 from scaling.report.sections.sweep import sweep_blocks
@@ -95,6 +96,7 @@ def render_pages(
         "# Results",
         _opening(store, links),
         *_answers(analysis),
+        *peers_blocks(store.comparisons),
         "## Longest training run of each recipe",
         *_overview(analysis),
         *(block for recipe in TITLES for block in _recipe(recipe, analysis, plots, links)),
@@ -170,8 +172,12 @@ def _opening(store: Store, links: Mapping[str, str]) -> str:
     parts = [format_count(len(store.runs), "run")]
     if store.certificates:
         parts.append(f"{format_count(len(store.certificates), 'certificate')} of loss parity")
+    if store.comparisons:
+        count = format_count(len(store.comparisons), "comparison")
+        parts.append(f"{count} with other implementations")
     where = f", measured on {measured_on(runs)}" if runs else ""
-    return f"{' and '.join(parts)}{where}. Details: {', '.join(links.values())}."
+    listed = " and ".join(filter(None, [", ".join(parts[:-1]), parts[-1]]))
+    return f"{listed}{where}. Details: {', '.join(links.values())}."
 
 
 def _answers(analysis: StoreAnalysis) -> list[str]:

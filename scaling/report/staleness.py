@@ -54,9 +54,10 @@ def short_commit(content: Mapping[str, Any]) -> str | None:
 
 
 def measured_files(store: Store) -> list[tuple[str, Mapping[str, Any]]]:
-    """Returns the file name and content of every record and certificate."""
+    """Returns the file name and content of every record, certificate and comparison."""
     runs = [(run.name, run.record) for run in store.runs]
-    return [*runs, *((proof.name, proof.content) for proof in store.certificates)]
+    proofs = [(proof.name, proof.content) for proof in store.certificates]
+    return [*runs, *proofs, *((other.name, other.content) for other in store.comparisons)]
 
 
 def compare_with_today(store: Store, code: Path) -> CurrentCode:

@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from scaling.parity.certificate import Certificate
 from scaling.parity.certificate_file import is_certificate, read_certificate
+from scaling.peers.record import Comparison, is_comparison, read_comparison
 from scaling.store.outcome import CELLS, CellOutcome, is_outcome, read_outcome
 from scaling.store.required_fields import check_required_fields
 from scaling.store.run import Run
@@ -55,6 +56,7 @@ class Store:
     runs: tuple[Run, ...]
     left_out: tuple[UnusedFile, ...]
     certificates: tuple[Certificate, ...] = ()
+    comparisons: tuple[Comparison, ...] = ()  # with peers
     cells: tuple[Cell, ...] = ()
     own_files: tuple[str, ...] = ()  # names of files that a sweep, a trace or a calibration wrote
 
@@ -65,7 +67,7 @@ class Store:
         return tuple(run for run in self.runs if run.name not in of_cells)
 
 
-_Loaded = Run | Certificate | CellOutcome | UnusedFile | None  # None: rows of a report
+_Loaded = Run | Certificate | Comparison | CellOutcome | UnusedFile | None  # None: rows of a report
 ROW_FIELDS = {"recipe", "status", "units_per_s", "command"}  # that every `report --json` has
 
 # Of other files of this suite: of a sweep; of a calibration and the shares of a trace.
@@ -86,6 +88,7 @@ def load_store(folders: Sequence[Path], *, relative_to: Path) -> Store:
     first_names: dict[Hashable, str] = {}  # of the first file with a content
     runs: list[Run] = []
     certificates: list[Certificate] = []
+    comparisons: list[Comparison] = []
     outcomes: dict[str, CellOutcome] = {}
     own: list[UnusedFile] = []
     left_out = [
@@ -107,6 +110,8 @@ def load_store(folders: Sequence[Path], *, relative_to: Path) -> Store:
                 outcomes[name] = content
             elif isinstance(content, Certificate):
                 certificates.append(content)
+            elif isinstance(content, Comparison):
+                comparisons.append(content)
             else:
                 runs.append(content)
                 like = content.record if content.is_ok else like
@@ -115,6 +120,7 @@ def load_store(folders: Sequence[Path], *, relative_to: Path) -> Store:
         runs=tuple(runs),
         left_out=tuple(sorted([*left_out, *unfinished], key=lambda file: file.name)),
         certificates=tuple(certificates),
+        comparisons=tuple(comparisons),
         cells=tuple(_cells(outcomes, runs)),
         own_files=tuple(file.name for file in own),
     )
@@ -202,6 +208,8 @@ def _interpret(record: Any, checksums_hold: bool, name: str, like: Record | None
         return read_outcome(record, checksums_hold=checksums_hold)
     if is_certificate(record):
         return read_certificate(record, name)
+    if is_comparison(record):
+        return read_comparison(record, name)
     record, config = read_record(record, checksums_hold=checksums_hold)
     if record["status"] == "ok":
         check_required_fields(record, like)
@@ -211,7 +219,7 @@ def _interpret(record: Any, checksums_hold: bool, name: str, like: Record | None
     return run
 
 
-def _identity(content: Run | Certificate | CellOutcome) -> Hashable:
+def _identity(content: Run | Certificate | Comparison | CellOutcome) -> Hashable:
     """Equal for equal contents; a record's verified checksums stand for all of it."""
     if isinstance(content, Run):
         return frozenset(content.record[CHECKSUMS].items())

@@ -49,7 +49,13 @@ def open_module(module: str, *, limit_s: float) -> Iterator[Callable[[str], str]
         stdin, stdout = process.stdin, process.stdout
 
         def ask(line: str) -> str:
-            late = threading.Timer(limit_s, process.kill)
+            is_late = threading.Event()
+
+            def end_late() -> None:
+                is_late.set()
+                process.kill()
+
+            late = threading.Timer(limit_s, end_late)
             late.start()
             try:
                 stdin.write(f"{line}\n")
@@ -61,8 +67,11 @@ def open_module(module: str, *, limit_s: float) -> Iterator[Callable[[str], str]
                 late.cancel()
             if answer:
                 return answer
-            if process.wait() == -signal.SIGKILL:
+            code = process.wait()
+            if is_late.is_set():
                 raise RuntimeError(f"{module} has not answered within {limit_s:.0f} s")
+            if code == -signal.SIGKILL:
+                raise RuntimeError(f"{module} was killed, as the system does when memory runs out")
             errors.seek(0)
             raise RuntimeError(_message(errors.read(), f"{module} ended without an error message"))
 

@@ -1,0 +1,44 @@
+"""Tests ratios of pairs and their intervals."""
+
+import random
+
+import pytest
+
+from scaling.peers.ratios import interval_rank, paired_ratio
+
+
+def test_what_slows_both_of_a_pair_cancels() -> None:
+    ratio = paired_ratio([2.0, 20.0, 2.0, 200.0, 2.0, 2.0], [1.0, 10.0, 1.0, 100.0, 1.0, 1.0])
+    assert (ratio.median, ratio.low, ratio.high, ratio.pairs) == (2.0, 2.0, 2.0, 6)
+
+
+def test_an_interval_takes_six_pairs() -> None:
+    # The median is outside of all six with a probability of 2 / 2**6, which is 3 %.
+    assert [interval_rank(count) for count in (1, 5, 6, 8, 9, 20)] == [None, None, 1, 1, 2, 6]
+    ratio = paired_ratio([1.0, 2.0, 3.0, 4.0, 5.0], [1.0] * 5)
+    assert (ratio.median, ratio.low, ratio.high) == (pytest.approx(3.0), None, None)
+
+
+def test_an_interval_covers_the_true_median_of_at_least_95_percent() -> None:
+    rng, covered = random.Random(0), 0
+    for _ in range(1000):
+        ratio = paired_ratio([rng.lognormvariate(0, 1) for _ in range(20)], [1.0] * 20)
+        assert ratio.low is not None
+        assert ratio.high is not None
+        covered += ratio.low <= 1.0 <= ratio.high
+    assert covered >= 935  # four standard deviations below 95 %
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "message"),
+    [
+        ([], [], "are not pairs"),
+        ([1.0], [1.0, 2.0], "1 and 2 samples are not pairs"),
+        ([0.0], [1.0], "not above 0"),
+    ],
+)
+def test_samples_that_are_no_pairs_are_refused(
+    a: list[float], b: list[float], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        paired_ratio(a, b)
