@@ -156,7 +156,8 @@ class _File:
         """Returns the dense FLOP/s by dtype, and the bandwidth of the memory."""
         if "peaks" not in self.values:
             assert gpu is not None
-            return dict(gpu.dense_flops_per_s), gpu.memory_bytes_per_s
+            peaks = {str(dtype): peak for dtype, peak in gpu.dense_flops_per_s.items()}
+            return peaks, gpu.memory_bytes_per_s
         dtypes = ("float32", "tf32", "float16", "bfloat16", "fp8")
         group = self._group("peaks", (*dtypes, "memory_bandwidth", "source"))
         peaks = {name: self._quantity(f"peaks.{name}", _FLOPS) for name in dtypes if name in group}
