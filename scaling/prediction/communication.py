@@ -339,13 +339,16 @@ def _zero3_gathers(config: RunConfig) -> Iterator[tuple[str, tuple[Parameter, ..
     forward = [("embedding", embedding), *layers, ("norm", norm), ("head", head)]
     if model.tied_head:
         forward[-1] = ("embedding", (*embedding, *head))
-    order = [*forward, *reversed(forward)]
+    whole = ("whole", ())  # hooks of the outermost module
+    order = [whole, *forward, whole, *reversed(forward)]
     sizes = [count_numbers(parameters) for _, parameters in order]
     gathers: dict[tuple[str, Phase], int] = {}
     gathered: set[str] = set()
     for step, (name, _) in enumerate(order):
+        if name == "whole":
+            continue
         if name not in gathered:
-            phase: Phase = "forward" if step < len(forward) else "backward"
+            phase: Phase = "forward" if step <= len(forward) else "backward"
             kind = "layer" if name.startswith("layer") else name
             gathers[kind, phase] = gathers.get((kind, phase), 0) + 1
             gathered.add(name)
@@ -362,7 +365,9 @@ def _is_used_soon(name: str, modules: Sequence[tuple[str, object]], sizes: Seque
     for (module, _), size in zip(modules, sizes, strict=True):
         if traversed >= REUSE_NUMBERS:
             return False
-        if module == name:
+        # DeepSpeed looks into submodules only if it frees a layer.
+        is_layer = name.startswith("layer")
+        if module == name or (module == "whole" and is_layer):
             return True
-        traversed += size
+        traversed += size if is_layer or not module.startswith("layer") else 0
     return False
