@@ -96,8 +96,12 @@ def load_hardware(name_or_path: str) -> Hardware:
     if path.suffix != ".toml" and "/" not in name_or_path:
         path = FOLDER / f"{name_or_path}.toml"
         if not path.is_file():
+            # "h100" is closest to all names that hold it.
+            near = [name for name in list_hardware() if name_or_path.lower() in name]
             hint = suggest(name_or_path, list_hardware())
-            raise ValueError(f"hardware {name_or_path} is unknown; {hint} Or give a .toml file")
+            if name_or_path and near:
+                hint = f"did you mean {' or '.join(near)}?"
+            raise ValueError(f"hardware {name_or_path} is unknown; {hint}")
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

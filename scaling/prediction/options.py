@@ -12,10 +12,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-from scaling.prediction.hardware import Hardware, list_hardware, load_hardware
+from scaling.prediction.hardware import (
+    THIS_MACHINE,
+    Hardware,
+    from_calibration,
+    list_hardware,
+    load_hardware,
+)
 from unitransformer.cli import Parser, read_integer, suggest
 from unitransformer.config import ParallelConfig, Recipe, RunConfig
 from unitransformer.costs.memory import choose_strategy
+from unitransformer.machine.calibration_store import read_calibration
+from unitransformer.machine.host import memory_bytes
 
 if TYPE_CHECKING:
     from recipes.presets import Preset
@@ -50,7 +58,6 @@ class PredictOptions:
     hardware: Hardware
     configs: tuple[RunConfig, ...]
     left_out: tuple[str, ...]  # why a combination is no configuration
-    calibration: Path | None
     is_best: bool
     is_validate: bool
     tokens: float | None
@@ -74,7 +81,11 @@ def build_predict_parser() -> Parser:
     add("--recipe", str | None, "bert, gpt or vit")
     add("--hardware", str | None, "name of a kind of node, or a .toml file that describes one")
     add("--devices", str, "numbers of devices, of all nodes together", DEFAULT_DEVICES)
-    add("--calibration", Path | None, "folder or file of run records, to fit the time to them too")
+    add(
+        "--calibration",
+        Path | None,
+        "with --hardware this-machine, a file that `calibrate` has written; by default the newest",
+    )
     add("--tokens", str | None, "tokens to train, such as 300e9 (images for vit)")
     add("--price-per-hour", float | None, "USD for a device and hour; by default of the hardware")
     for flag, help_text in (
@@ -93,7 +104,7 @@ def read_predict_options(given: Any, axes: Mapping[str, Sequence[str]]) -> Predi
         raise ValueError(f"recipe is {given_recipe}; {hint}")
     if given.hardware is None:
         raise ValueError(f"hardware is missing; give one of {', '.join(list_hardware())}")
-    hardware = load_hardware(given.hardware)
+    hardware = _hardware(given.hardware, given.calibration)
     if given.price_per_hour is not None and not 0 < given.price_per_hour < math.inf:
         raise ValueError(f"price-per-hour is {given.price_per_hour}; it must be above 0")
     tokens = None if given.tokens is None else _amount("tokens", given.tokens)
@@ -108,12 +119,25 @@ def read_predict_options(given: Any, axes: Mapping[str, Sequence[str]]) -> Predi
         hardware=hardware,
         configs=configs,
         left_out=left_out,
-        calibration=given.calibration,
         is_best=given.best,
         is_validate=given.validate,
         tokens=tokens,
         price_per_hour=price,
     )
+
+
+def _hardware(name: str, calibration: Path | None) -> Hardware:
+    if calibration is None:
+        return load_hardware(name)
+    if name != THIS_MACHINE:
+        raise ValueError(
+            f"calibration is {calibration}, but hardware is {name}; use it with --hardware "
+            f"{THIS_MACHINE}"
+        )
+    try:
+        return from_calibration(read_calibration(calibration), memory_bytes())
+    except OSError as error:
+        raise ValueError(f"calibration {calibration} cannot be read: {error}") from error
 
 
 def _amount(name: str, text: str) -> float:
