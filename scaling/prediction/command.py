@@ -159,7 +159,7 @@ def _row(prediction: Prediction, varied: Sequence[str]) -> list[str]:
         f"{prediction.memory.total_bytes / GIB:.1f}",
         _interval(prediction.step_s, prediction, ".3g"),
         _interval(prediction.units_per_s, prediction, ",.0f"),
-        _interval(prediction.mfu, prediction, ".0%"),
+        _interval(prediction.mfu, prediction, ".0%" if prediction.mfu.low >= 0.01 else ".2%"),
         prediction.time.limited_by,
         prediction.time.provenance,
     ]
@@ -217,5 +217,5 @@ def _notes(options: PredictOptions) -> Iterator[str]:
         )
     for reason in options.left_out:
         yield f"left out: {reason}"
-    sources = dict.fromkeys(options.hardware.sources.values())
-    yield f"hardware: {'; '.join(sources)}"
+    sources = " and ".join(options.hardware.sources.values()).split(" and ")
+    yield "\n".join(["sources of the hardware's figures:", *dict.fromkeys(sources)])

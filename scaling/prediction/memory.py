@@ -9,6 +9,7 @@ import functools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from scaling.prediction.communication import (
     PERSISTENT_NUMBERS,
@@ -212,7 +213,7 @@ def _moments(config: RunConfig) -> tuple[_Moment, ...]:
     saved = saved_by_kind(config)
     saved_logits = saved.pop("logits")
     saved = {kind: size for kind, size in saved.items() if size}
-    common = {
+    common: dict[str, Any] = {
         "parameters": states.parameters,
         "optimizer": states.optimizer,
         "inputs": _input_bytes(config),

@@ -20,7 +20,7 @@ from scaling.prediction.hardware import (
     load_hardware,
 )
 from unitransformer.cli import Parser, read_integer, suggest
-from unitransformer.config import ParallelConfig, Recipe, RunConfig
+from unitransformer.config import Accelerator, ParallelConfig, Recipe, RunConfig
 from unitransformer.costs.memory import choose_strategy
 from unitransformer.machine.calibration_store import read_calibration
 from unitransformer.machine.host import memory_bytes
@@ -59,7 +59,6 @@ class PredictOptions:
     configs: tuple[RunConfig, ...]
     left_out: tuple[str, ...]  # why a combination is no configuration
     is_best: bool
-    is_validate: bool
     tokens: float | None
     price_per_hour: float | None
 
@@ -88,11 +87,11 @@ def build_predict_parser() -> Parser:
     )
     add("--tokens", str | None, "tokens to train, such as 300e9 (images for vit)")
     add("--price-per-hour", float | None, "USD for a device and hour; by default of the hardware")
-    for flag, help_text in (
-        ("--best", "search the fastest configuration that fits, and the cheapest for --tokens"),
-        ("--validate", "print how far predictions were off on runs that they were not fitted to"),
-    ):
-        parser.add_argument(flag, action="store_true", help=help_text)
+    parser.add_argument(
+        "--best",
+        action="store_true",
+        help="search the fastest configuration that fits, and the cheapest for --tokens",
+    )
     return parser
 
 
@@ -120,7 +119,6 @@ def read_predict_options(given: Any, axes: Mapping[str, Sequence[str]]) -> Predi
         configs=configs,
         left_out=left_out,
         is_best=given.best,
-        is_validate=given.validate,
         tokens=tokens,
         price_per_hour=price,
     )
@@ -262,5 +260,5 @@ def _base_config(recipe: Recipe, arguments: tuple[str, ...], is_cpu: bool) -> Ru
     command = parse(preset, arguments)
     defaults = preset.cpu if is_cpu else preset.cuda
     config = build_config(command, defaults=defaults, devices=1)
-    accelerator = "cpu" if is_cpu else "cuda"
+    accelerator: Accelerator = "cpu" if is_cpu else "cuda"
     return replace(config, parallel=replace(config.parallel, accelerator=accelerator))

@@ -42,7 +42,6 @@ def make_options(**changes: object) -> PredictOptions:
         configs=CONFIGS,
         left_out=(),
         is_best=False,
-        is_validate=False,
         tokens=None,
         price_per_hour=None,
     )
