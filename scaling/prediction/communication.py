@@ -6,6 +6,7 @@ its buckets and DeepSpeed knows the order of the modules. Tests compare them wit
 
 import functools
 import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, assert_never
@@ -21,8 +22,10 @@ from scaling.prediction.parameters import (
     is_matrix,
     layer_parameters,
     outer_parameters,
+    size_of,
 )
-from unitransformer.config import RunConfig
+from unitransformer.config import ModelConfig, RunConfig
+from unitransformer.costs.flops import count_parameters
 from unitransformer.machine.alpha_beta import Collective as Kind
 
 Phase = Literal["forward", "backward", "optimizer"]
@@ -136,7 +139,7 @@ class _Step:
         )
 
     def ddp(self) -> Iterator[Collective]:
-        buckets = list(_ddp_buckets(gradient_order(self.config.model), self.sum_number))
+        buckets = _ddp_buckets(self.config.model, self.sum_number)
         for index, size in enumerate(buckets, start=1):
             name = f"gradients, bucket {index} of {len(buckets)}"
             yield self.make("all_reduce", name, "backward", size)
@@ -212,16 +215,14 @@ class _Step:
         config = self.config
         is_each = config.parallel.strategy == "zero2"  # stage 1 adds micro-batches up first
         repeats = config.accumulate if is_each else 1
-        order = gradient_order(config.model)
-        for bucket in _zero_buckets(order, _zero_bucket(config)):
-            size = count_numbers(bucket) * self.number
+        for bucket in _zero_buckets(config.model, _zero_bucket(config)):
+            size = sum(size_of(parameter) * times for parameter, times in bucket) * self.number
             yield self.make("all_reduce", "gradients", "backward", size, calls=repeats)
         yield from self._overflow()
         yield self.make("all_reduce", "norm of gradients", "optimizer", 4, calls=2)
         # Each of the two groups of AdamW is one array, of which each rank updates a share.
         multiple = 2 * config.parallel.world_size
-        for name, group in _optimizer_groups(order):
-            plain = count_numbers(group)
+        for name, plain in _optimizer_groups(config.model):
             padded = math.ceil(plain / multiple) * multiple
             yield from self._split(f"weights of {name}", padded, padded - plain)
 
@@ -244,7 +245,7 @@ class _Step:
         config, model = self.config, self.config.model
         ranks, repeats = config.parallel.world_size, config.accumulate
         for name, parameters, phase, calls in _zero3_gathers(config):
-            large = tuple(p for p in parameters if count_numbers((p,)) > PERSISTENT_NUMBERS)
+            large = tuple(p for p in parameters if size_of(p) > PERSISTENT_NUMBERS)
             if not large:
                 continue
             padded = count_padded_flat(large, ranks)
@@ -254,10 +255,9 @@ class _Step:
                 padding=extra * self.number,
                 calls=calls * repeats,
             )
-        order = gradient_order(model)
-        for bucket in _zero_buckets(order, _zero_bucket(config)):
-            padded = count_padded_flat(bucket, ranks)
-            extra = padded - count_numbers(bucket)
+        for bucket in _zero_buckets(model, _zero_bucket(config)):
+            padded = sum(count_padded_flat((p,), ranks) * times for p, times in bucket)
+            extra = padded - sum(size_of(p) * times for p, times in bucket)
             yield self.make(
                 *("reduce_scatter", "gradients", "backward", padded * self.number),
                 padding=extra * self.number,
@@ -266,14 +266,12 @@ class _Step:
         if config.parallel.precision == "16-mixed":
             yield from self._overflow()
         yield self.make("all_reduce", "norm of gradients", "optimizer", 8, calls=2)
-        small = [count_numbers((p,)) for p in order]
-        small = [size for size in small if size <= PERSISTENT_NUMBERS]
-        for size in dict.fromkeys(small):
+        for size, calls in small_sizes(model):
             padded = math.ceil(size / ranks) * ranks
             yield self.make(
                 *("all_gather", "a small parameter", "optimizer", padded * self.number),
                 padding=(padded - size) * self.number,
-                calls=small.count(size),
+                calls=calls,
             )
 
     def _overflow(self) -> Iterator[Collective]:
@@ -281,47 +279,59 @@ class _Step:
             yield self.make("all_reduce", "overflow of gradients", "optimizer", 1)
 
 
-def _ddp_buckets(order: tuple[Parameter, ...], number: int) -> Iterator[int]:
-    """Yields the bytes of DDP's buckets, each closed by the gradient that fills it.
+@functools.lru_cache(maxsize=256)
+def _ddp_buckets(model: ModelConfig, number: int) -> tuple[int, ...]:
+    """Returns the bytes of DDP's buckets, each closed by the gradient that fills it.
 
     `compute_bucket_assignment_by_size` of torch/csrc/distributed/c10d/reducer.cpp.
     """
-    limit, size = DDP_FIRST_BUCKET_BYTES, 0
-    for parameter in order:
-        size += count_numbers((parameter,)) * number
-        if size >= limit:
-            yield size
-            limit, size = DDP_BUCKET_BYTES, 0
-    if size:
-        yield size
+    buckets: list[int] = []
+    size = 0
+    for parameter in gradient_order(model):
+        size += size_of(parameter) * number
+        if size >= (DDP_BUCKET_BYTES if buckets else DDP_FIRST_BUCKET_BYTES):
+            buckets.append(size)
+            size = 0
+    return (*buckets, size) if size else tuple(buckets)
 
 
 def _zero_bucket(config: RunConfig) -> int:
     """Returns the numbers of a bucket, as `unitransformer.parallel.deepspeed` sets them."""
-    total = count_numbers(gradient_order(config.model))
-    multiple = ZERO_BUCKET_MULTIPLE
+    total, multiple = count_parameters(config.model), ZERO_BUCKET_MULTIPLE
     return min(ZERO_BUCKET, math.ceil(total / multiple) * multiple)
 
 
-def _zero_buckets(order: tuple[Parameter, ...], limit: int) -> Iterator[tuple[Parameter, ...]]:
-    """Yields the gradients that DeepSpeed reduces together, before one more would be too many."""
-    bucket: list[Parameter] = []
+@functools.lru_cache(maxsize=256)
+def _zero_buckets(model: ModelConfig, limit: int) -> tuple[tuple[tuple[Parameter, int], ...], ...]:
+    """Returns the gradients that DeepSpeed reduces together, before one more would be too many.
+
+    A bucket is its distinct parameters, each with the number of layers that have it there.
+    """
+    buckets: list[dict[Parameter, int]] = [{}]
     numbers = 0
-    for parameter in order:
-        size = count_numbers((parameter,))
-        if bucket and numbers + size > limit:
-            yield tuple(bucket)
-            bucket, numbers = [], 0
-        bucket.append(parameter)
+    for parameter in gradient_order(model):
+        size = size_of(parameter)
+        if buckets[-1] and numbers + size > limit:
+            buckets.append({})
+            numbers = 0
+        buckets[-1][parameter] = buckets[-1].get(parameter, 0) + 1
         numbers += size
-    yield tuple(bucket)
+    return tuple(tuple(bucket.items()) for bucket in buckets)
 
 
-def _optimizer_groups(
-    order: tuple[Parameter, ...],
-) -> Iterator[tuple[str, tuple[Parameter, ...]]]:
-    yield "matrices", tuple(p for p in order if is_matrix(p))
-    yield "vectors", tuple(p for p in order if not is_matrix(p))
+@functools.lru_cache(maxsize=256)
+def _optimizer_groups(model: ModelConfig) -> tuple[tuple[str, int], ...]:
+    """Returns the numbers of the two groups of AdamW."""
+    order = gradient_order(model)
+    matrices = count_numbers(parameter for parameter in order if is_matrix(parameter))
+    return ("matrices", matrices), ("vectors", count_numbers(order) - matrices)
+
+
+@functools.lru_cache(maxsize=256)
+def small_sizes(model: ModelConfig) -> tuple[tuple[int, int], ...]:
+    """Returns the sizes of parameters that ZeRO-3 keeps whole, and how many there are of each."""
+    sizes = map(size_of, gradient_order(model))
+    return tuple(Counter(size for size in sizes if size <= PERSISTENT_NUMBERS).items())
 
 
 def _zero3_gathers(config: RunConfig) -> Iterator[tuple[str, tuple[Parameter, ...], Phase, int]]:

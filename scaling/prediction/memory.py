@@ -12,23 +12,22 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from scaling.prediction.communication import (
-    PERSISTENT_NUMBERS,
     REUSE_NUMBERS,
     ZERO_BUCKET,
     ZERO_BUCKET_MULTIPLE,
+    small_sizes,
 )
 from scaling.prediction.hardware import Hardware
 from scaling.prediction.parameters import (
     Parameter,
     count_numbers,
     embedding_parameters,
-    gradient_order,
     head_parameters,
     layer_parameters,
     outer_parameters,
 )
 from unitransformer.config import RunConfig
-from unitransformer.costs.flops import count_predicted_positions
+from unitransformer.costs.flops import count_parameters, count_predicted_positions
 from unitransformer.costs.memory import layer_bytes, saved_by_kind
 
 SYNTHETIC_NUMBERS = 2**18  # of `unitransformer.data.sources`, drawn once for all samples
@@ -88,8 +87,7 @@ class _States:
 @functools.lru_cache(maxsize=8192)
 def _states(config: RunConfig) -> _States:
     model, parallel = config.model, config.parallel
-    order = gradient_order(model)
-    numbers, world = count_numbers(order), parallel.world_size
+    numbers, world = count_parameters(model), parallel.world_size
     size = 2 if parallel.precision == "bf16-true" else 4
     gathered_size = 4 if parallel.precision == "32-true" else 2
     sum_size = 2 if parallel.precision == "bf16-true" else 4
@@ -115,7 +113,7 @@ def _states(config: RunConfig) -> _States:
                 buffers=0 if is_one else sum_size * (whole_layer + 2 * _shard(layer, ranks)),
             )
         case "zero1" | "zero2" | "zero3":
-            return _zero_states(config, order)
+            return _zero_states(config)
         case _:
             return _States(
                 parameters=size * numbers,
@@ -135,16 +133,16 @@ def _unsharded_gradients(config: RunConfig) -> int:
     return size * (head + model.width * model.feedforward_width)
 
 
-def _zero_states(config: RunConfig, order: tuple[Parameter, ...]) -> _States:
+def _zero_states(config: RunConfig) -> _States:
     """DeepSpeed keeps float32 weights and moments of a share, beside the weights of the network."""
     parallel, world = config.parallel, config.parallel.world_size
-    numbers = count_numbers(order)
+    numbers = count_parameters(config.model)
     share = math.ceil(numbers / world)
     size = 4 if parallel.precision == "32-true" else 2
     blocks = math.ceil(numbers / ZERO_BUCKET_MULTIPLE)
     bucket = size * min(ZERO_BUCKET, blocks * ZERO_BUCKET_MULTIPLE)
     if parallel.strategy == "zero3":
-        small = sum(n for p in order if (n := count_numbers((p,))) <= PERSISTENT_NUMBERS)
+        small = sum(size * calls for size, calls in small_sizes(config.model))
         layer = count_numbers(layer_parameters(config.model))
         # Layers stay gathered while they are used again soon.
         kept = min(numbers, REUSE_NUMBERS + layer)

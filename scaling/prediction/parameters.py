@@ -5,6 +5,7 @@ D width | F feedforward width | V classes | P values of a patch
 
 import functools
 import math
+from collections.abc import Iterable
 
 from unitransformer.config import ModelConfig
 
@@ -61,14 +62,20 @@ def outer_parameters(model: ModelConfig) -> tuple[Parameter, ...]:
     return (*head_parameters(model), *embedding_parameters(model))
 
 
+@functools.lru_cache(maxsize=256)
 def gradient_order(model: ModelConfig) -> tuple[Parameter, ...]:
     """Returns all parameters in the order in which a backward pass has their gradients ready."""
     layers = layer_parameters(model) * model.num_layers
     return (*head_parameters(model), *layers, *embedding_parameters(model))
 
 
-def count_numbers(parameters: tuple[Parameter, ...]) -> int:
-    return sum(math.prod(shape) for _, shape in parameters)
+def size_of(parameter: Parameter) -> int:
+    """Returns the numbers of one parameter."""
+    return math.prod(parameter[1])
+
+
+def count_numbers(parameters: Iterable[Parameter]) -> int:
+    return sum(map(size_of, parameters))
 
 
 def count_padded_rows(parameters: tuple[Parameter, ...], num_ranks: int) -> int:
