@@ -244,7 +244,7 @@ class _Step:
     def zero3(self) -> Iterator[Collective]:
         config, model = self.config, self.config.model
         ranks, repeats = config.parallel.world_size, config.accumulate
-        for name, parameters, phase, calls in _zero3_gathers(config):
+        for name, parameters, phase, calls in _zero3_gathers(model):
             large = tuple(p for p in parameters if size_of(p) > PERSISTENT_NUMBERS)
             if not large:
                 continue
@@ -334,13 +334,15 @@ def small_sizes(model: ModelConfig) -> tuple[tuple[int, int], ...]:
     return tuple(Counter(size for size in sizes if size <= PERSISTENT_NUMBERS).items())
 
 
-def _zero3_gathers(config: RunConfig) -> Iterator[tuple[str, tuple[Parameter, ...], Phase, int]]:
-    """Yields what is gathered in a micro-batch: name, parameters, phase and number of gathers.
+@functools.lru_cache(maxsize=256)
+def _zero3_gathers(
+    model: ModelConfig,
+) -> tuple[tuple[str, tuple[Parameter, ...], Phase, int], ...]:
+    """Returns what is gathered in a micro-batch: name, parameters, phase and number of gathers.
 
     A module's parameters are freed after it, unless one of the next modules uses them again before
     `REUSE_NUMBERS` other numbers (`PartitionedParameterCoordinator` of DeepSpeed 0.19).
     """
-    model = config.model
     embedding, last = embedding_parameters(model), head_parameters(model)
     norm = tuple(p for p in last if p[0].startswith("final_norm"))
     head = tuple(p for p in last if p not in norm)
@@ -365,9 +367,11 @@ def _zero3_gathers(config: RunConfig) -> Iterator[tuple[str, tuple[Parameter, ..
         if not _is_used_soon(name, order[step + 1 :], sizes[step + 1 :]):
             gathered.remove(name)
     parts = {"embedding": embedding, "layer": layer_parameters(model), "head": head}
-    for (kind, phase), calls in gathers.items():
-        if kind in parts:
-            yield kind, parts[kind], phase, calls
+    return tuple(
+        (kind, parts[kind], phase, calls)
+        for (kind, phase), calls in gathers.items()
+        if kind in parts
+    )
 
 
 def _is_used_soon(name: str, modules: Sequence[tuple[str, object]], sizes: Sequence[int]) -> bool:

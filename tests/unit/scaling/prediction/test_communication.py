@@ -110,7 +110,8 @@ def test_zero3_gathers_again_what_is_not_reused_soon(monkeypatch: pytest.MonkeyP
     # A layer has 201 M numbers: the last four are still there in the backward pass.
     assert gathers["layer", "backward"] == 28
     monkeypatch.setattr(communication, "REUSE_NUMBERS", 10**11)
-    again = replace(config, seed=1)  # not the cached answer
+    # Not the cached answer, which depends on the model and the config.
+    again = replace(config, model=replace(config.model, dropout=0.1))
     gathers = {(c.of, c.phase): c.calls for c in step(again) if c.phase != "optimizer"}
     assert ("layer", "backward") not in gathers
 

@@ -4,8 +4,17 @@ from pathlib import Path
 
 import pytest
 
-from scaling.prediction.hardware import FOLDER, Hardware, list_hardware, load_hardware
+from scaling.prediction.hardware import (
+    FOLDER,
+    Hardware,
+    from_calibration,
+    list_hardware,
+    load_hardware,
+)
+from tests.builders.machines import MACHINE
 from unitransformer.costs.gpus import GPUS
+from unitransformer.machine.alpha_beta import CollectiveTiming
+from unitransformer.machine.calibration import Calibration, Ceiling, WorkSamples
 
 GOOD = """
 gpu = "H100 SXM"
@@ -100,3 +109,55 @@ def test_this_machine_without_a_calibration_says_how_to_calibrate(
     monkeypatch.setenv("UNITRANSFORMER_DATA", str(tmp_path))
     with pytest.raises(ValueError, match="run python -m scaling calibrate --devices 2"):
         load_hardware("this-machine")
+
+
+def calibration(device: str = "cpu") -> Calibration:
+    """Two ranks of 10 GFLOP/s and 5 GB/s; an all-reduce takes 1 ms and a second per GB."""
+    driver_name = device if device == "cpu" else "NVIDIA H100 80GB HBM3"
+    ceiling = Ceiling(
+        device=driver_name,
+        dtype="float32",
+        threads=1 if device == "cpu" else None,
+        matmul=(WorkSamples(name="512", work=10**10, seconds=(1.0, 1.1)),),
+        copy=WorkSamples(name="copy", work=5 * 10**9, seconds=(1.0,)),
+        elapsed_s=2.0,
+    )
+    sizes = [10**n for n in range(4, 10)]
+    points = tuple(
+        CollectiveTiming(size_bytes=n, calls=1, seconds=(1e-3 + n / 1e9,)) for n in sizes
+    )
+    return Calibration(
+        machine=MACHINE,
+        made_at="2026-03-04T05:06:07+00:00",
+        command="python -m scaling calibrate --devices 2",
+        device=device,
+        num_ranks=2,
+        left_out={},
+        ranks=((ceiling,), (ceiling,)),
+        collectives={"all_reduce": points},
+        elapsed_s=4.5,
+    )
+
+
+def test_a_calibrated_machine_shares_its_memory_among_its_ranks() -> None:
+    hardware = from_calibration(calibration(), 16 * 2**30)
+    assert hardware.is_cpu
+    assert hardware.is_measured
+    assert (hardware.devices_per_node, hardware.memory_bytes) == (2, 8 * 2**30)
+    assert hardware.peak_flops == {"float32": 10**10}
+    # Two ranks take two steps and send the whole array once.
+    assert hardware.collectives["all_reduce"].latency_s == pytest.approx(0.5e-3)
+    assert hardware.intra_node.bytes_per_s == pytest.approx(1e9)
+
+
+def test_a_calibrated_gpu_has_the_memory_of_its_hardware_file() -> None:
+    hardware = from_calibration(calibration("cuda"), None)
+    assert not hardware.is_cpu
+    assert (hardware.gpu, hardware.memory_bytes) == ("H100 SXM", 80 * 10**9)
+    assert hardware.peak_flops == {"float32": 10**10}
+    assert hardware.inter_node == load_hardware("h100-sxm-8").inter_node
+
+
+def test_a_calibrated_machine_of_unknown_memory_is_refused() -> None:
+    with pytest.raises(ValueError, match="the size of its memory is unknown"):
+        from_calibration(calibration(), None)
