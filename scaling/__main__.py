@@ -105,6 +105,10 @@ def _predict(arguments: Sequence[str], _: Sequence[str]) -> int:
 
     rest, axes = split_axes(arguments[1:], build_predict_parser())
     given = _parse(["predict", *rest])
+    if given.validate:
+        from scaling.prediction.command import run_validate
+
+        return run_validate(given.rows)
     options = read_predict_options(given, axes)
     from scaling.prediction.command import run_predict
 

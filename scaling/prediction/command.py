@@ -1,6 +1,7 @@
 """`python -m scaling predict`: prints predictions, the answer first."""
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from tabulate import tabulate
@@ -34,6 +35,33 @@ def run_predict(options: PredictOptions) -> int:
     model = default_model()
     predictions = [predict(config, options.hardware, model) for config in options.configs]
     print("\n\n".join(blocks(predictions, options)))
+    return 0
+
+
+def run_validate(rows: Path | None) -> int:
+    """Prints how far predictions are off for runs that the fit has not seen.
+
+    Raises:
+        ValueError: the file cannot be read, or holds no run that can be judged.
+    """
+    from scaling.prediction.validation import table
+
+    targets = table(rows)
+    met = sum(target.is_met for target in targets)
+    print(f"{met} of {len(targets)} targets are met\n")
+    header = ["what", "reached", "target", "met", "null predictor", "rows"]
+    cells = [
+        [
+            target.name,
+            f"{target.figure:.1%}",
+            f"{target.low:.1%} to {target.high:.1%}",
+            "yes" if target.is_met else "no",
+            "" if target.null is None else f"{target.null:.1%}",
+            str(target.num_rows),
+        ]
+        for target in targets
+    ]
+    print(tabulate(cells, headers=header, disable_numparse=True))
     return 0
 
 

@@ -72,7 +72,7 @@ PRIORS = {
     "step_s": Prior(value=3e-3, spread=0.5),
     "link_share": Prior(value=0.75, spread=0.4, is_share=True),
     "contention": Prior(value=0.4, spread=0.4, by_software=0.4),
-    "straggling": Prior(value=0.01, spread=0.3),
+    "straggling": Prior(value=0.012, spread=0.3),
     "site": Prior(value=1.0, spread=0.01, by_source=0.1),
 }
 
@@ -270,6 +270,6 @@ class _Problem:
             priors=self.priors,
             keys=tuple(self.keys),
             values=x,
-            covariance=np.linalg.inv(curvature),
+            covariance=np.asarray(np.linalg.inv(curvature), dtype=np.float64),
             num_samples=len(self.log_s),
         )

@@ -87,11 +87,12 @@ def build_predict_parser() -> Parser:
     )
     add("--tokens", str | None, "tokens to train, such as 300e9 (images for vit)")
     add("--price-per-hour", float | None, "USD for a device and hour; by default of the hardware")
-    parser.add_argument(
-        "--best",
-        action="store_true",
-        help="search the fastest configuration that fits, and the cheapest for --tokens",
-    )
+    add("--rows", Path | None, "with --validate, other published runs, as in published/runs.csv")
+    for flag, help_text in (
+        ("--best", "search the fastest configuration that fits, and the cheapest for --tokens"),
+        ("--validate", "print how far predictions are off for runs that the fit has not seen"),
+    ):
+        parser.add_argument(flag, action="store_true", help=help_text)
     return parser
 
 
