@@ -107,6 +107,12 @@ def read_predict_options(given: Any, axes: Mapping[str, Sequence[str]]) -> Predi
     hardware = _hardware(given.hardware, given.calibration)
     if given.price_per_hour is not None and not 0 < given.price_per_hour < math.inf:
         raise ValueError(f"price-per-hour is {given.price_per_hour}; it must be above 0")
+    if given.price_per_hour is not None and given.tokens is None:
+        raise ValueError(
+            f"price-per-hour is {given.price_per_hour}, but nothing is priced; add --tokens"
+        )
+    if given.rows is not None:
+        raise ValueError(f"rows is {given.rows}; it needs --validate")
     tokens = None if given.tokens is None else _amount("tokens", given.tokens)
     price = given.price_per_hour
     if price is None:

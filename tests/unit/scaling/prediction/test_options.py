@@ -1,10 +1,19 @@
 """Tests the options of `predict`, and the configurations that they describe."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from scaling.prediction.hardware import load_hardware
-from scaling.prediction.options import build_configs, read_devices
+from scaling.prediction.options import (
+    PredictOptions,
+    build_configs,
+    build_predict_parser,
+    read_devices,
+    read_predict_options,
+)
 
+ZERO = ("zero1", "zero2", "zero3")
 NODE = load_hardware("h200-sxm-8")
 
 
@@ -65,3 +74,41 @@ def test_devices_make_whole_nodes(text: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         read_devices(text, NODE)
     assert read_devices("1,8,16384,8", NODE) == (1, 8, 16_384)
+
+
+def read(**changes: object) -> PredictOptions:
+    names = ("recipe", "hardware", "calibration", "tokens", "price_per_hour", "rows")
+    given = dict.fromkeys(names) | {"best": False, "devices": "8", "recipe": "gpt"}
+    given |= {"hardware": "h200-sxm-8", **changes}
+    return read_predict_options(SimpleNamespace(**given), {"size": ["124m"]})
+
+
+def test_the_best_is_searched_among_options_that_are_not_given() -> None:
+    assert len(read().configs) == 1
+    configs = read(best=True).configs
+    assert {c.parallel.strategy for c in configs} == {"ddp", "fsdp", "hsdp", *ZERO}
+    assert {c.batch_size for c in configs} == {1, 2, 4, 8, 16, 32, 64}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"recipe": "gtp"}, "recipe is gtp; did you mean gpt"),
+        ({"recipe": None}, "recipe is missing; known: bert, gpt, vit"),
+        ({"hardware": None}, "hardware is missing; give one of a100-40-sxm-8"),
+        ({"hardware": "h100"}, "hardware h100 is unknown; did you mean h100-sxm-8"),
+        ({"price_per_hour": -2.0, "tokens": "1e9"}, "price-per-hour is -2.0; it must be above 0"),
+        ({"price_per_hour": 2.0}, "price-per-hour is 2.0, but nothing is priced; add --tokens"),
+        ({"tokens": "many"}, "tokens is many; it must be a number above 0, such as 300e9"),
+        ({"tokens": "-1"}, "tokens is -1; it must be a number above 0"),
+        ({"calibration": "x.json"}, "but hardware is h200-sxm-8; use it with --hardware this-mach"),
+        ({"rows": "x.csv"}, "rows is x.csv; it needs --validate"),
+    ],
+)
+def test_bad_options_name_option_value_and_fix(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        read(**changes)
+
+
+def test_the_parser_lists_every_hardware() -> None:
+    assert "mi300x-8, this-machine" in build_predict_parser().format_help().replace("\n", " ")
