@@ -88,6 +88,7 @@ class _States:
 def _states(config: RunConfig) -> _States:
     model, parallel = config.model, config.parallel
     numbers, world = count_parameters(model), parallel.world_size
+    is_summed = config.accumulate > 1 and world > 1
     size = 2 if parallel.precision == "bf16-true" else 4
     gathered_size = 4 if parallel.precision == "32-true" else 2
     sum_size = 2 if parallel.precision == "bf16-true" else 4
@@ -120,6 +121,8 @@ def _states(config: RunConfig) -> _States:
                 optimizer=2 * size * numbers,
                 gradients=size * numbers,
                 is_gradient_kept=True,
+                # Between micro-batches, gradients are no views of DDP's buckets.
+                kept_buffers=size * numbers if is_summed and parallel.strategy == "ddp" else 0,
             )
 
 
@@ -155,11 +158,15 @@ def _zero_states(config: RunConfig) -> _States:
             kept_buffers=bucket,
             step=4 * share,
         )
+    is_summed = config.accumulate > 1
+    buffers = 2 * bucket  # communication of one overlaps with filling the other
     return _States(
         parameters=size * numbers,
         optimizer=12 * share,
-        gradients=size * share,
-        buffers=2 * bucket,  # communication of one overlaps with filling the other
+        # Stage 1 reduces the sum over micro-batches.
+        gradients=size * (numbers if is_summed and parallel.strategy == "zero1" else share),
+        buffers=0 if is_summed else buffers,
+        kept_buffers=buffers if is_summed else 0,
         step=4 * share,
     )
 
@@ -232,6 +239,8 @@ def _moments(config: RunConfig) -> tuple[_Moment, ...]:
     )
     recomputes = parallel.activation_checkpointing != "off"
     layer = layer_bytes(config) if recomputes else 0
+    if parallel.activation_checkpointing == "selective":  # its matrix products are kept
+        layer -= min(layer, saved["layers"] // config.model.num_layers)
     begin = _Moment(
         **common,
         moment="begin of the backward pass",

@@ -22,10 +22,14 @@ from scaling.prediction.fit_file import (
     model_of,
     published_runs,
 )
-from scaling.prediction.fitting import Fit, fit
+from scaling.prediction.fitting import Fit, Sample, fit
+from scaling.prediction.measured_rows import calibrate, sample_of
 from scaling.prediction.published_work import PublishedRun
+from scaling.store.reader import load_store
+from scaling.store.run import Run
 
 FOUNDRY = "llm-foundry"
+SMALL_WIDTH = 128  # channels; cells of a sweep that calibrates are narrower
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +80,40 @@ def table(path: Path | None = None) -> list[Target]:
     for kind, bound in (("FSDP, llm-foundry", 0.08), ("FSDP, other sources", 0.08), ("DDP", 0.15)):
         if kind in kinds:
             rows += _speed_targets(f"unseen model, {kind}", kinds[kind], bound)
-    return [*rows, *_interval_targets(list(kinds.values())), *_scaling_targets(judged, runs)]
+    rows += [*_interval_targets(list(kinds.values())), *_scaling_targets(judged, runs)]
+    return rows if path is not None else [*rows, *_machine_targets(_stored_runs())]
+
+
+def _stored_runs() -> list[Run]:
+    """Returns the runs of this repository that reached a steady state."""
+    results = Path(__file__).parents[1] / "results"
+    store = load_store([results], relative_to=results)
+    return [run for run in store.runs if run.metrics is not None and run.record["ceiling"]]
+
+
+def _machine_targets(runs: Sequence[Run]) -> Iterable[Target]:
+    """Predicts the `reference` runs of a CPU from its cells of smaller models on 1 and 2 ranks."""
+    large = [run for run in runs if run.config.model.width >= SMALL_WIDTH]
+    small = [run for run in runs if run not in large and run.config.parallel.world_size <= 2]
+    if not large or not small:
+        return
+    fitted = calibrate(small).fit
+    shares = [share_of_peak(sample_of(run)) for run in small]
+    samples = [sample_of(run) for run in large]
+    errors = [fitted.estimate(sample).seconds / sample.step_s - 1 for sample in samples]
+    nulls = [share_of_peak(sample) / float(np.median(shares)) - 1 for sample in samples]
+    for what, pick, low, high in (
+        ("median error", np.abs, 0.0, 0.08),
+        ("median bias", np.asarray, 0.0, 0.08),
+    ):
+        yield Target(
+            name=f"larger models on the machine that measured small cells: {what}",
+            figure=float(np.median(pick(errors))),
+            low=low,
+            high=high,
+            null=float(np.median(pick(nulls))),
+            num_rows=len(errors),
+        )
 
 
 def _unseen(found: Sequence[PublishedRun], known: Sequence[PublishedRun]) -> list[PublishedRun]:
@@ -129,7 +166,7 @@ def _kind(run: PublishedRun) -> str:
 def _constant_flops(run: PublishedRun, runs: Sequence[PublishedRun]) -> float | None:
     """Returns the error of the null predictor; None if no other model ran on the GPU."""
     others = [
-        _peak_s(other) / other.sample.step_s
+        share_of_peak(other.sample)
         for other in runs
         if other.sample.gpu == run.sample.gpu
         and _kind(other) == _kind(run)
@@ -137,15 +174,15 @@ def _constant_flops(run: PublishedRun, runs: Sequence[PublishedRun]) -> float | 
     ]
     if not others:
         return None
-    return float(np.log(_peak_s(run) / np.median(others) / run.sample.step_s))
+    return float(np.log(share_of_peak(run.sample) / np.median(others)))
 
 
-def _peak_s(run: PublishedRun) -> float:
-    """Returns the seconds of all products of a step at the peak, with what is repeated."""
-    work = run.sample.work
+def share_of_peak(sample: Sample) -> float:
+    """Returns the seconds of all products at the peak, with repeated ones, over those measured."""
+    work = sample.work
     products = 3 * (work.matmul_s + work.attention_s + work.head_s)
     repeated = work.repeated_matmul_s + work.repeated_attention_s
-    return float(work.micro_batches * (products + repeated))
+    return float(work.micro_batches * (products + repeated) / sample.step_s)
 
 
 def _speed_targets(name: str, judged: Judged, bound: float) -> Iterable[Target]:
