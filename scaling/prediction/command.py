@@ -7,9 +7,11 @@ from typing import Any
 from tabulate import tabulate
 
 from scaling.prediction.best import cheapest, fastest_by_devices
-from scaling.prediction.fit_file import default_model
+from scaling.prediction.measured_rows import model_for
 from scaling.prediction.options import PredictOptions
 from scaling.prediction.predict import Interval, Prediction, predict
+from scaling.store.reader import load_store
+from scaling.store.run import Run
 from unitransformer.config import flat_dict
 from unitransformer.record.units import UNIT, format_count
 
@@ -31,8 +33,17 @@ PROVENANCE = (
 
 
 def run_predict(options: PredictOptions) -> int:
-    """Prints the predictions, and returns the exit code."""
-    model = default_model()
+    """Prints the predictions, and returns the exit code.
+
+    Raises:
+        ValueError: the folder of records holds none, or none that the time can be fitted to.
+    """
+    runs: tuple[Run, ...] = ()
+    if options.records is not None:
+        runs = load_store([options.records], relative_to=options.records).runs
+        if not runs:
+            raise ValueError(f"calibration {options.records} holds no run record")
+    model = model_for(options.hardware, runs)
     predictions = [predict(config, options.hardware, model) for config in options.configs]
     print("\n\n".join(blocks(predictions, options)))
     return 0
@@ -243,6 +254,8 @@ def _notes(options: PredictOptions) -> Iterator[str]:
             "compute, exposed communication and optimizer are shares of the step; hidden "
             "communication runs beside them. A twentieth of the memory is left for fragmentation."
         )
+    if options.records is not None:
+        yield f"the time is fitted to the runs in {options.records} too"
     for reason in options.left_out:
         yield f"left out: {reason}"
     sources = " and ".join(options.hardware.sources.values()).split(" and ")

@@ -1,6 +1,6 @@
 """Keeps the coefficients fitted to the published runs in `fit.json`, so that no prediction refits.
 
-`python -m scaling.prediction.fit_file` writes it anew, which is needed when `runs.csv` or a prior
+`python -m scaling.prediction.fit_file` writes it again, which is needed when `runs.csv` or a prior
 changes; a test compares it with a new fit.
 """
 

@@ -8,8 +8,10 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from scaling.prediction.fit_file import default_model, published_runs, ranges_of
-from scaling.prediction.fitting import PRIORS, Prior, Sample, fit
+from scaling.prediction.fitting import PRIORS, Fit, Prior, Sample, fit
 from scaling.prediction.hardware import THIS_MACHINE, Hardware, Link
 from scaling.prediction.time import MeasuredStep, TimeModel, software_of
 from scaling.prediction.work import gpu_family, work_of_config
@@ -27,9 +29,10 @@ CPU_PRIORS = PRIORS | {
     "half_positions": Prior(value=16.0, spread=0.3),
     "matmul_backward": Prior(value=1.1, spread=0.05),
     "attention_backward": Prior(value=1.5, spread=0.15),
-    "element_passes": Prior(value=2.0, spread=0.15),
+    # A CPU zeroes each fresh page of a result before an operation writes to it.
+    "element_passes": Prior(value=3.5, spread=0.1),
     "element_backward": Prior(value=1.7, spread=0.1),
-    "logits_passes": Prior(value=2.0, spread=0.15),
+    "logits_passes": Prior(value=4.0, spread=0.1),
     "layer_s": Prior(value=1e-3, spread=0.5, by_software=0.5),
     "start_s": Prior(value=2e-3, spread=0.5, by_software=0.5),
     "host_sharpness": Prior(value=1.05, spread=0.02),  # host and device are the same
@@ -38,6 +41,25 @@ CPU_PRIORS = PRIORS | {
     "contention": Prior(value=1.0, spread=0.1),
     "site": Prior(value=1.0, spread=0.01),
 }
+
+
+def model_for(hardware: Hardware, runs: Sequence[Run] = ()) -> TimeModel:
+    """Returns the model for a hardware, calibrated with `runs` measured on it if there are any.
+
+    A CPU without runs has only the priors, so that its intervals are wide and extrapolated.
+    """
+    if runs:
+        return calibrate(runs, None if hardware.is_cpu else hardware)
+    if not hardware.is_cpu:
+        return default_model()
+    priors = Fit(
+        priors=CPU_PRIORS,
+        keys=tuple((name, "", "") for name in CPU_PRIORS),
+        values=np.array([prior.center for prior in CPU_PRIORS.values()]),
+        covariance=np.diag([prior.spread**2 for prior in CPU_PRIORS.values()]),
+        num_samples=0,
+    )
+    return TimeModel(fit=priors, ranges={}, deviations=default_model().deviations)
 
 
 def calibrate(runs: Sequence[Run], hardware: Hardware | None = None) -> TimeModel:

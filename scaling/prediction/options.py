@@ -58,6 +58,7 @@ class PredictOptions:
     hardware: Hardware
     configs: tuple[RunConfig, ...]
     left_out: tuple[str, ...]  # why a combination is no configuration
+    records: Path | None  # folder of runs that the time is fitted to as well
     is_best: bool
     tokens: float | None
     price_per_hour: float | None
@@ -83,7 +84,8 @@ def build_predict_parser() -> Parser:
     add(
         "--calibration",
         Path | None,
-        "with --hardware this-machine, a file that `calibrate` has written; by default the newest",
+        "folder of run records on this hardware, to fit the time to them too; or with --hardware "
+        "this-machine, a file that `calibrate` has written, by default the newest",
     )
     add("--tokens", str | None, "tokens to train, such as 300e9 (images for vit)")
     add("--price-per-hour", float | None, "USD for a device and hour; by default of the hardware")
@@ -125,6 +127,7 @@ def read_predict_options(given: Any, axes: Mapping[str, Sequence[str]]) -> Predi
         hardware=hardware,
         configs=configs,
         left_out=left_out,
+        records=given.calibration if given.calibration and given.calibration.is_dir() else None,
         is_best=given.best,
         tokens=tokens,
         price_per_hour=price,
@@ -132,7 +135,7 @@ def read_predict_options(given: Any, axes: Mapping[str, Sequence[str]]) -> Predi
 
 
 def _hardware(name: str, calibration: Path | None) -> Hardware:
-    if calibration is None:
+    if calibration is None or calibration.is_dir():
         return load_hardware(name)
     if name != THIS_MACHINE:
         raise ValueError(

@@ -41,6 +41,7 @@ def make_options(**changes: object) -> PredictOptions:
         hardware=NODE,
         configs=CONFIGS,
         left_out=(),
+        records=None,
         is_best=False,
         tokens=None,
         price_per_hour=None,

@@ -1,5 +1,6 @@
 """Tests the options of `predict`, and the configurations that they describe."""
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -101,7 +102,10 @@ def test_the_best_is_searched_among_options_that_are_not_given() -> None:
         ({"price_per_hour": 2.0}, "price-per-hour is 2.0, but nothing is priced; add --tokens"),
         ({"tokens": "many"}, "tokens is many; it must be a number above 0, such as 300e9"),
         ({"tokens": "-1"}, "tokens is -1; it must be a number above 0"),
-        ({"calibration": "x.json"}, "but hardware is h200-sxm-8; use it with --hardware this-mach"),
+        (
+            {"calibration": Path("x.json")},
+            "but hardware is h200-sxm-8; use it with --hardware this-mach",
+        ),
         ({"rows": "x.csv"}, "rows is x.csv; it needs --validate"),
     ],
 )

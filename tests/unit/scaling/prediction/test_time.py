@@ -83,7 +83,9 @@ def test_a_measured_config_keeps_its_measured_time() -> None:
 
     time = predict_time(config(), H100, model)
 
-    assert (time.total_s, time.low_s, time.provenance) == (pytest.approx(2.0), 1.9, "measured")
+    assert time.total_s == pytest.approx(2.0)
+    assert (time.low_s, time.high_s) == (1.9, 2.1)
+    assert time.provenance == "measured"
 
 
 def test_a_ring_over_nodes_takes_the_steps_of_all_its_ranks() -> None:
