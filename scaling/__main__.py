@@ -108,6 +108,22 @@ def _peers(arguments: Sequence[str], typed: Sequence[str]) -> int:
     return run_peers(options)
 
 
+def _predict(arguments: Sequence[str], _: Sequence[str]) -> int:
+    from scaling.prediction.options import build_predict_parser, read_predict_options
+    from scaling.sweep.options import split_axes
+
+    rest, axes = split_axes(arguments[1:], build_predict_parser())
+    given = _parse(["predict", *rest])
+    if given.validate:
+        from scaling.prediction.command import run_validate
+
+        return run_validate(given.rows)
+    options = read_predict_options(given, axes)
+    from scaling.prediction.command import run_predict
+
+    return run_predict(options)
+
+
 Run = Callable[[Sequence[str], Sequence[str]], int]  # of the arguments before `--`, and of all
 
 
@@ -160,6 +176,11 @@ SUBCOMMANDS = {
         "show what FLOP counters of other packages print",
         "scaling.flop_counters:build_counters_parser",
         "scaling.flop_counters:run_counters",
+    ),
+    "predict": Subcommand(
+        "predict memory, time and cost on hardware that is not here",
+        "scaling.prediction.options:build_predict_parser",
+        _predict,
     ),
     "published": Subcommand(
         "recompute published numbers from their rows",

@@ -98,7 +98,8 @@ def build_sweep_parser() -> Parser:
 def split_axes(arguments: Sequence[str], parser: Parser) -> tuple[list[str], dict[str, AxisValues]]:
     """Returns what `parser` knows, and the axes; raises ValueError for one without a value."""
     known_flags = {flag for action in parser._actions for flag in action.option_strings}
-    with_value = known_flags - {"--dry-run", "--list", "--watch", "--help", "-h"}
+    switches = [action for action in parser._actions if action.nargs == 0]
+    with_value = known_flags - {flag for action in switches for flag in action.option_strings}
     known: list[str] = []
     axes: dict[str, AxisValues] = {}
     rest = list(arguments)

@@ -57,7 +57,12 @@ def count(config: RunConfig, folder: Path, *, fault: Callable[[], None] | None =
     Args:
         fault: called in every rank before anything else, to inject a fault.
     """
-    fork_ranks(_count, config, folder, fault, world_size=config.parallel.world_size)
+    parallel = config.parallel
+    fork_ranks(
+        *(_count, config, folder, fault),
+        world_size=parallel.world_size,
+        num_nodes=parallel.num_nodes,
+    )
     counted: Counted = json.loads((folder / "0.json").read_text())
     return counted
 

@@ -170,6 +170,23 @@ except SystemExit:
     assert commands & set(done.stdout.splitlines()[-1].split()) == {subcommand} & commands
 
 
+def test_predictions_import_neither_torch_nor_lightning(repository: Path) -> None:
+    line = "predict --recipe gpt --size 6.7b --hardware h200-sxm-8 --devices 8 --strategy fsdp"
+    bad = [f"{line} --batch-size 0", f"{line} --hardware h100", f"{line} --devices 12"]
+    script = f"""{BLOCK}
+from scaling.__main__ import main
+for line in {bad!r}:
+    assert main(line.split()) == 2
+Block.HEAVY.remove("numpy")  # solves the equations of the intervals
+assert main({line!r}.split()) == 0
+"""
+    done = run_python("-c", script, repository=repository)
+    assert done.returncode == 0, done.stderr
+    assert "fastest that fits" in done.stdout
+    assert len(done.stderr.splitlines()) == 3
+    assert all(line.startswith("error: ") for line in done.stderr.splitlines())
+
+
 def test_sizes_are_known_and_counted_without_torch(repository: Path) -> None:
     script = f"""{BLOCK}
 from recipes import bert, gpt, vit

@@ -36,8 +36,7 @@ def activation_bytes(config: RunConfig) -> int:
         per_logit = (6 if is_copied else 4) * min(rows, loss_rows(config))
     layer = 0
     if config.parallel.activation_checkpointing != "off":
-        per_layer = sum(_layer_bytes(config.model, _sizes(config), "off"))
-        layer = config.batch_size * config.sequence_length * per_layer
+        layer = layer_bytes(config)
     return saved_bytes(config) + max(int(per_logit * config.num_logits), layer)
 
 
@@ -72,27 +71,42 @@ def saved_bytes(config: RunConfig) -> int:
 
     That is what the layers, the head and the loss save, and autocast's copies of the weights.
     """
+    return sum(saved_by_kind(config).values())
+
+
+def saved_by_kind(config: RunConfig) -> dict[str, int]:
+    """Returns `saved_bytes` by what it is kept for."""
     model, sizes = config.model, _sizes(config)
     rows, last_rows = config.batch_size * config.sequence_length, _predicted_rows(config)
     mode = config.parallel.activation_checkpointing
     per_input, per_output = _layer_bytes(model, sizes, mode)
-    total = per_input * rows * model.num_layers
-    total += per_output * (rows * (model.num_layers - 1) + last_rows)
+    layers = per_input * rows * model.num_layers
+    layers += per_output * (rows * (model.num_layers - 1) + last_rows)
     if mode == "off" and last_rows < rows and sizes.norm > sizes.product:
         # The last layer gathers positions, which saves the result of its norm and, where that is
         # not the norm's input, its own input.
         shares_input = sizes.residual == sizes.norm
-        total += rows * model.width * (sizes.norm + (0 if shares_input else sizes.residual))
-    total += rows * sizes.product * _patch_values(model)
-    total += rows * sizes.mask(sizes.residual) * model.width
-    total += last_rows * model.width * (sizes.product + (sizes.norm if model.final_norm else 0))
-    if keeps_gradients(
-        config
-    ):  # the gradients of the head and of its input; otherwise log-probabilities
-        total += (4 * config.num_logits + sizes.product * last_rows) * model.width
+        layers += rows * model.width * (sizes.norm + (0 if shares_input else sizes.residual))
+    embedding = rows * sizes.product * _patch_values(model)
+    embedding += rows * sizes.mask(sizes.residual) * model.width
+    head = last_rows * model.width * (sizes.product + (sizes.norm if model.final_norm else 0))
+    if keeps_gradients(config):  # of the head and of its input; otherwise the log-probabilities
+        logits = (4 * config.num_logits + sizes.product * last_rows) * model.width
     else:
-        total += 4 * last_rows * config.num_logits
-    return total + _weight_copy_bytes(config, sizes)
+        logits = 4 * last_rows * config.num_logits
+    return {
+        "layers": layers,
+        "embedding": embedding,
+        "head": head,
+        "logits": logits,
+        "16-bit weights": _weight_copy_bytes(config, sizes),
+    }
+
+
+def layer_bytes(config: RunConfig) -> int:
+    """Returns what a layer saves without activation checkpointing, which recomputes it."""
+    per_position = sum(_layer_bytes(config.model, _sizes(config), "off"))
+    return config.batch_size * config.sequence_length * per_position
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,15 +126,17 @@ class _Sizes:
 
 def _sizes(config: RunConfig) -> _Sizes:
     product = 4 if config.parallel.precision == "32-true" else 2
-    norm = 4 if _uses_autocast(config) else product
     # Patches are the result of a matrix product, and FSDP casts what enters a layer.
     is_cast = config.model.reads_images or config.parallel.is_sharded
+    is_cpu = config.parallel.accelerator == "cpu"
+    # On a CPU, autocast leaves a norm in the format of its input.
+    norm = 4 if _uses_autocast(config) and not (is_cpu and is_cast) else product
     return _Sizes(
         product=product,
         residual=product if is_cast else norm,
         norm=norm,
         has_dropout=config.model.dropout > 0,
-        is_cpu=config.parallel.accelerator == "cpu",
+        is_cpu=is_cpu,
     )
 
 

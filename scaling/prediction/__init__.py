@@ -1,0 +1,1 @@
+"""Predicts memory, time and cost of a training step, before anything runs."""

@@ -1,0 +1,262 @@
+"""`python -m scaling predict`: prints predictions, the answer first."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from tabulate import tabulate
+
+from scaling.prediction.best import cheapest, fastest_by_devices
+from scaling.prediction.measured_rows import model_for
+from scaling.prediction.options import PredictOptions
+from scaling.prediction.predict import Interval, Prediction, predict
+from scaling.store.reader import load_store
+from scaling.store.run import Run
+from unitransformer.config import flat_dict
+from unitransformer.record.units import UNIT, format_count
+
+GIB = 2**30
+NAMES = {
+    "parallel.strategy": "strategy",
+    "parallel.precision": "precision",
+    "batch_size": "batch",
+    "accumulate": "accumulate",
+    "parallel.activation_checkpointing": "checkpointing",
+    "parallel.compile": "compile",
+}
+# Follow from other fields.
+DERIVED = ("parallel.devices", "parallel.num_nodes", "model.num_positions")
+PROVENANCE = (
+    "Intervals hold 90 %. measured: such a run was measured; fitted: within four times the runs "
+    "that the model was fitted to; extrapolated: beyond them, so only the interval is shown."
+)
+
+
+def run_predict(options: PredictOptions) -> int:
+    """Prints the predictions, and returns the exit code.
+
+    Raises:
+        ValueError: the folder of records holds none, or none that the time can be fitted to.
+    """
+    runs: tuple[Run, ...] = ()
+    if options.records is not None:
+        runs = load_store([options.records], relative_to=options.records).runs
+        if not runs:
+            raise ValueError(f"calibration {options.records} holds no run record")
+    model = model_for(options.hardware, runs)
+    predictions = [predict(config, options.hardware, model) for config in options.configs]
+    print("\n\n".join(blocks(predictions, options)))
+    return 0
+
+
+def run_validate(rows: Path | None) -> int:
+    """Prints how far predictions are off for runs that the fit has not seen.
+
+    Raises:
+        ValueError: the file cannot be read, or holds no run that can be judged.
+    """
+    from scaling.prediction.validation import table
+
+    targets = table(rows)
+    met = sum(target.is_met for target in targets)
+    print(f"{met} of {len(targets)} targets are met\n")
+    header = ["what", "reached", "target", "met", "null predictor", "rows"]
+    cells = [
+        [
+            target.name,
+            f"{target.figure:.1%}",
+            f"{target.low:.1%} to {target.high:.1%}",
+            "yes" if target.is_met else "no",
+            "" if target.null is None else f"{target.null:.1%}",
+            str(target.num_rows),
+        ]
+        for target in targets
+    ]
+    print(tabulate(cells, headers=header, disable_numparse=True))
+    return 0
+
+
+def blocks(predictions: Sequence[Prediction], options: PredictOptions) -> Iterator[str]:
+    """Yields the parts of the output: the answer, and unless `--best`, every row."""
+    common, varied = _axes(predictions)
+    yield heading(predictions, options, common)
+    yield "\n".join(_answer(predictions, options, varied))
+    if not options.is_best:
+        yield "\n".join(["every configuration", _speed_table(predictions, varied)])
+        yield "\n".join(["memory of one device at its peak, GiB", _memory_table(predictions)])
+    yield "\n".join(_notes(options))
+
+
+def heading(
+    predictions: Sequence[Prediction], options: PredictOptions, common: Sequence[str]
+) -> str:
+    hardware, first = options.hardware, predictions[0].config
+    fitting = sum(prediction.fits for prediction in predictions)
+    of = f"{hardware.memory_bytes / GIB:.1f} GiB per device"
+    number = format_count(len(predictions), "configuration")
+    return (
+        f"{first.recipe} {first.size} on {hardware.name}: {number}, of which {fitting:,} fit in "
+        f"{of}\nall: {', '.join(common)}"
+    )
+
+
+def _axes(predictions: Sequence[Prediction]) -> tuple[list[str], list[str]]:
+    """Returns what all configs share, in words, and the names of the fields that differ."""
+    flat = [flat_dict(prediction.config) for prediction in predictions]
+    varied = [
+        name
+        for name in flat[0]
+        if name not in DERIVED and len({values[name] for values in flat}) > 1
+    ]
+    shown = [name for name in NAMES if name not in varied]
+    common = [f"{NAMES[name]} {flat[0][name]}" for name in shown]
+    if not any(name.startswith("model.") for name in varied):
+        config = predictions[0].config
+        common.append(f"{config.sequence_length} positions")
+    return common, varied
+
+
+def _answer(
+    predictions: Sequence[Prediction], options: PredictOptions, varied: Sequence[str]
+) -> Iterator[str]:
+    best = fastest_by_devices(predictions)
+    unit = UNIT[predictions[0].config.recipe]
+    header = ["devices", *map(_column, varied), "memory GiB", "step s", f"{unit}/s", "MFU"]
+    header += ["limited by", "from"]
+    if options.tokens is not None:
+        header.append("hours")
+        header += ["USD"] if options.price_per_hour is not None else []
+    rows = []
+    for devices, found in best.items():
+        if found is None:
+            least = min(
+                (p for p in predictions if p.config.parallel.world_size == devices),
+                key=lambda p: p.memory.total_bytes,
+            )
+            needs = f"{least.memory.total_bytes / GIB:.1f}"
+            rows.append([f"{devices:,}", f"nothing fits; the least needs {needs} GiB"])
+            continue
+        row = _row(found, varied)
+        if options.tokens is not None:
+            row.append(_interval(found.hours(options.tokens), found, ",.1f"))
+            if options.price_per_hour is not None:
+                cost = found.cost(options.tokens, options.price_per_hour)
+                row.append(_interval(cost, found, ",.0f"))
+        rows.append(row)
+    yield "fastest that fits"
+    yield _table(header, rows)
+    if options.tokens is not None:
+        yield ""
+        yield from _cheapest(predictions, options, varied)
+
+
+def _cheapest(
+    predictions: Sequence[Prediction], options: PredictOptions, varied: Sequence[str]
+) -> Iterator[str]:
+    """Says which configuration needs the fewest device-hours, and what it gives up."""
+    chosen, tokens, price = cheapest(predictions), options.tokens, options.price_per_hour
+    assert tokens is not None
+    if chosen is None:
+        yield "cheapest: nothing fits"
+        return
+    fastest = max(
+        (p for p in predictions if p.fits), key=lambda p: p.units_per_s.value, default=chosen
+    )
+    unit = UNIT[chosen.config.recipe]
+    for title, found in (("cheapest", chosen), ("fastest", fastest)):
+        hours = _interval(found.hours(tokens), found, ",.1f")
+        text = f"{title} for {tokens:,.0f} {unit}: {_describe(found, varied)}: {hours} hours"
+        if price is None:
+            device_hours = found.cost(tokens, 1.0)
+            text += f", {_interval(device_hours, found, ',.0f')} device-hours"
+        else:
+            text += f", {_interval(found.cost(tokens, price), found, ',.0f')} USD"
+        yield text
+    if chosen is fastest:
+        yield "the cheapest gives up nothing: it is the fastest too"
+        return
+    slower = chosen.hours(tokens).value / fastest.hours(tokens).value
+    saved = 1 - chosen.cost(tokens, 1.0).value / fastest.cost(tokens, 1.0).value
+    yield f"the cheapest saves {saved:.0%} of the price and takes {slower:,.1f} times as long"
+
+
+def _describe(prediction: Prediction, varied: Sequence[str]) -> str:
+    values = flat_dict(prediction.config)
+    parts = [f"{_column(name)} {values[name]}" for name in varied]
+    return ", ".join([f"{prediction.config.parallel.world_size:,} devices", *parts])
+
+
+def _column(name: str) -> str:
+    return NAMES.get(name, name.rpartition(".")[2].replace("_", "-"))
+
+
+def _row(prediction: Prediction, varied: Sequence[str]) -> list[str]:
+    values = flat_dict(prediction.config)
+    return [
+        f"{prediction.config.parallel.world_size:,}",
+        *(str(values[name]) for name in varied),
+        f"{prediction.memory.total_bytes / GIB:.1f}",
+        _interval(prediction.step_s, prediction, ".3g"),
+        _interval(prediction.units_per_s, prediction, ",.0f"),
+        _interval(prediction.mfu, prediction, ".0%" if prediction.mfu.low >= 0.01 else ".2%"),
+        prediction.time.limited_by,
+        prediction.time.provenance,
+    ]
+
+
+def _interval(interval: Interval, prediction: Prediction, form: str) -> str:
+    """Formats a value with its interval; an extrapolation without the value."""
+    ends = f"{interval.low:{form}} to {interval.high:{form}}"
+    if prediction.time.provenance == "extrapolated":
+        return ends
+    return f"{interval.value:{form}} ({ends})"
+
+
+def _speed_table(predictions: Sequence[Prediction], varied: Sequence[str]) -> str:
+    unit = UNIT[predictions[0].config.recipe]
+    header = ["#", "devices", *map(_column, varied), "memory GiB", "step s", f"{unit}/s", "MFU"]
+    header += ["limited by", "from", "fits", "compute", "exposed", "optimizer", "hidden"]
+    rows = []
+    for number, prediction in enumerate(predictions, start=1):
+        time = prediction.time
+        parts = (time.compute_s, time.exposed_communication_s, time.optimizer_s)
+        shares = [f"{part / time.total_s:.0%}" for part in parts]
+        hidden = f"{time.hidden_communication_s / time.total_s:.0%}"
+        fits = "yes" if prediction.fits else "no"
+        rows.append([str(number), *_row(prediction, varied), fits, *shares, hidden])
+    return _table(header, rows)
+
+
+def _memory_table(predictions: Sequence[Prediction]) -> str:
+    names = ("parameters", "gradients", "optimizer", "gathered")
+    kinds = list(dict.fromkeys(kind for p in predictions for kind in p.memory.activations))
+    last = ("logits", "communication", "inputs", "context")
+    header = ["#", "total", *names, *kinds, *last, "at"]
+    rows = []
+    for number, prediction in enumerate(predictions, start=1):
+        memory = prediction.memory
+        sizes = [memory.total_bytes, *(getattr(memory, name) for name in names)]
+        sizes += [memory.activations.get(kind, 0) for kind in kinds]
+        sizes += [getattr(memory, name) for name in last]
+        rows.append([str(number), *(f"{size / GIB:.2f}" for size in sizes), memory.moment])
+    return _table(header, rows)
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    align = ["left" if name in ("limited by", "from", "at") else "right" for name in header]
+    return tabulate(rows, headers=header, disable_numparse=True, colalign=align)
+
+
+def _notes(options: PredictOptions) -> Iterator[str]:
+    yield PROVENANCE
+    if not options.is_best:
+        yield (
+            "compute, exposed communication and optimizer are shares of the step; hidden "
+            "communication runs beside them. A twentieth of the memory is left for fragmentation."
+        )
+    if options.records is not None:
+        yield f"the time is fitted to the runs in {options.records} too"
+    for reason in options.left_out:
+        yield f"left out: {reason}"
+    sources = " and ".join(options.hardware.sources.values()).split(" and ")
+    yield "\n".join(["sources of the hardware's figures:", *dict.fromkeys(sources)])

@@ -1,0 +1,311 @@
+"""Reads what a prediction needs to know of a machine: devices, memory, peaks and links.
+
+A hardware file is TOML. Each group states its figures as text with a unit, and their source:
+
+    gpu = "H100 SXM"            # a name of unitransformer/costs/gpus.py, which has peaks and links
+    devices_per_node = 8
+
+    [memory]
+    size = "80 GB"              # of one device
+    context = "1 GiB"           # of it, what driver, libraries and communicators take
+    source = "https://..."
+
+    [intra_node]                # between the devices of a node; so is [inter_node] between nodes
+    latency = "3.4 us"          # of one step of a ring
+    bandwidth = "450 GB/s"      # of one device in one direction; by default half of the GPU's link
+    source = "https://..."
+
+A GPU that is not in the table also needs [peaks], such as `bfloat16 = "989 TFLOP/s"`, with
+`memory_bandwidth = "3.35 TB/s"` and a source. [price] with `per_device_hour` in USD is optional.
+"""
+
+import math
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from unitransformer.cli import suggest
+from unitransformer.costs.gpus import GPUS, Gpu, find_gpu
+from unitransformer.machine.alpha_beta import Collective
+from unitransformer.machine.calibration import Calibration
+from unitransformer.machine.calibration_store import data_folder, read_calibration
+from unitransformer.machine.host import Machine, describe_host, describe_machine
+
+FOLDER = Path(__file__).with_name("hardware")
+THIS_MACHINE = "this-machine"
+
+_SI = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15}
+_BYTES = {f"{prefix}B": scale for prefix, scale in _SI.items()}
+_BYTES |= {"KiB": 2.0**10, "MiB": 2.0**20, "GiB": 2.0**30, "TiB": 2.0**40}
+_RATES = {f"{unit}/s": scale for unit, scale in _BYTES.items()}
+_RATES |= {f"{prefix}bit/s": scale / 8 for prefix, scale in _SI.items()}
+_SECONDS = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9}
+_FLOPS = {f"{prefix}FLOP/s": scale for prefix, scale in _SI.items()}
+_DOLLARS = {"USD": 1.0}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Link:
+    """What one device sends: seconds per step of a ring, and bytes per second one way."""
+
+    latency_s: float
+    bytes_per_s: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hardware:
+    """One kind of node, of which a job has one or more."""
+
+    name: str
+    gpu: str | None  # its name in `unitransformer.costs.gpus`; None: a CPU, or not in the table
+    devices_per_node: int
+    memory_bytes: int  # of one device
+    context_bytes: int  # of `memory_bytes`, taken before the first tensor
+    peak_flops: Mapping[str, float]  # dtype -> dense FLOP/s of one device
+    memory_bytes_per_s: float
+    intra_node: Link
+    inter_node: Link
+    price_per_device_hour: float | None = None  # USD
+    sources: Mapping[str, str] = field(default_factory=dict)  # field -> URL or command
+    # Of a machine that was calibrated: fitted by collective, with `devices_per_node` ranks.
+    collectives: Mapping[Collective, Link] = field(default_factory=dict)
+    is_measured: bool = False  # peaks and links were reached in a calibration, not in data sheets
+
+    @property
+    def is_cpu(self) -> bool:
+        return self.name == THIS_MACHINE and self.gpu is None
+
+
+def list_hardware() -> list[str]:
+    """Returns the names of all hardware files, and of this machine."""
+    return [*sorted(path.stem for path in FOLDER.glob("*.toml")), THIS_MACHINE]
+
+
+def load_hardware(name_or_path: str) -> Hardware:
+    """Returns the hardware of a name in `list_hardware`, or of a file.
+
+    Raises:
+        ValueError: the name is unknown; a field of the file is missing, unknown, not positive or
+            has the wrong unit; or this machine was not calibrated.
+    """
+    if name_or_path == THIS_MACHINE:
+        return _from_calibration()
+    path = Path(name_or_path)
+    if path.suffix != ".toml" and "/" not in name_or_path:
+        path = FOLDER / f"{name_or_path}.toml"
+        if not path.is_file():
+            # "h100" is closest to all names that hold it.
+            near = [name for name in list_hardware() if name_or_path.lower() in name]
+            hint = suggest(name_or_path, list_hardware())
+            if name_or_path and near:
+                hint = f"did you mean {' or '.join(near)}?"
+            raise ValueError(f"hardware {name_or_path} is unknown; {hint}")
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"hardware {name_or_path} is not a file") from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ValueError(f"hardware {name_or_path} cannot be read: {error}") from error
+    return _File(path, values).read()
+
+
+@dataclass(frozen=True)
+class _File:
+    """The values of a hardware file, whose errors name the file and the field."""
+
+    path: Path
+    values: Mapping[str, Any]
+
+    def read(self) -> Hardware:
+        known = ("gpu", "devices_per_node", "memory", "peaks", "intra_node", "inter_node", "price")
+        self._check_names("", self.values, known)
+        gpu = self._gpu()
+        peaks, bandwidth = self._peaks(gpu)
+        memory, context = (
+            self._quantity("memory.size", _BYTES),
+            self._quantity("memory.context", _BYTES),
+        )
+        if context >= memory:
+            raise self._error("memory.context", f"it must be less than memory.size {memory:g} B")
+        sources = {
+            group: self._text(f"{group}.source") for group in self.values if group in known[2:]
+        }
+        if gpu is not None:
+            sources = {"peaks": gpu.source} | sources
+        return Hardware(
+            name=self.path.stem,
+            gpu=None if gpu is None else gpu.name,
+            devices_per_node=self._count("devices_per_node"),
+            memory_bytes=int(memory),
+            context_bytes=int(context),
+            peak_flops=peaks,
+            memory_bytes_per_s=bandwidth,
+            intra_node=self._link("intra_node", None if gpu is None else gpu.link_bytes_per_s / 2),
+            inter_node=self._link("inter_node", None),
+            price_per_device_hour=self._price(),
+            sources=sources,
+        )
+
+    def _gpu(self) -> Gpu | None:
+        name = self._text("gpu")
+        gpu = next((gpu for gpu in GPUS if gpu.name == name), None)
+        if gpu is None and "peaks" not in self.values:
+            hint = suggest(name, [gpu.name for gpu in GPUS])
+            raise self._error("gpu", f"it has no data sheet here; {hint} Or give [peaks]")
+        return gpu
+
+    def _peaks(self, gpu: Gpu | None) -> tuple[Mapping[str, float], float]:
+        """Returns the dense FLOP/s by dtype, and the bandwidth of the memory."""
+        if "peaks" not in self.values:
+            assert gpu is not None
+            peaks = {str(dtype): peak for dtype, peak in gpu.dense_flops_per_s.items()}
+            return peaks, gpu.memory_bytes_per_s
+        dtypes = ("float32", "tf32", "float16", "bfloat16", "fp8")
+        group = self._group("peaks", (*dtypes, "memory_bandwidth", "source"))
+        peaks = {name: self._quantity(f"peaks.{name}", _FLOPS) for name in dtypes if name in group}
+        if not peaks:
+            raise self._error("peaks", f"it needs at least one of {', '.join(dtypes)}")
+        return peaks, self._quantity("peaks.memory_bandwidth", _RATES)
+
+    def _link(self, name: str, bytes_per_s: float | None) -> Link:
+        group = self._group(name, ("latency", "bandwidth", "source"))
+        if "bandwidth" in group or bytes_per_s is None:
+            bytes_per_s = self._quantity(f"{name}.bandwidth", _RATES)
+        return Link(latency_s=self._quantity(f"{name}.latency", _SECONDS), bytes_per_s=bytes_per_s)
+
+    def _price(self) -> float | None:
+        if "price" not in self.values:
+            return None
+        self._group("price", ("per_device_hour", "source"))
+        return self._quantity("price.per_device_hour", _DOLLARS)
+
+    def _group(self, name: str, known: Sequence[str]) -> Mapping[str, Any]:
+        group = self._value(name)
+        if not isinstance(group, dict):
+            raise self._error(name, f"it must be a group, [{name}]")
+        self._check_names(f"{name}.", group, known)
+        return group
+
+    def _check_names(self, prefix: str, group: Mapping[str, Any], known: Sequence[str]) -> None:
+        for name in group:
+            if name not in known:
+                raise ValueError(
+                    f"{self.path}: {prefix}{name} is not a field; {suggest(name, known)}"
+                )
+
+    def _value(self, name: str) -> Any:
+        value: Any = self.values
+        for part in name.split("."):
+            if not isinstance(value, dict) or part not in value:
+                raise ValueError(f"{self.path}: {name} is missing; a hardware file needs it")
+            value = value[part]
+        return value
+
+    def _text(self, name: str) -> str:
+        value = self._value(name)
+        if not isinstance(value, str) or not value.strip():
+            raise self._error(name, "it must be text")
+        return value
+
+    def _count(self, name: str) -> int:
+        value = self._value(name)
+        if type(value) is not int or value < 1:
+            raise self._error(name, "it must be an integer of at least 1")
+        return value
+
+    def _quantity(self, name: str, units: Mapping[str, float]) -> float:
+        """Returns a quantity such as "80 GB" in the basic unit; zero only for a context."""
+        value = self._value(name)
+        text = value if isinstance(value, str) else ""
+        number, _, unit = text.partition(" ")
+        example = next(u for u in ("GB", "GB/s", "us", "TFLOP/s", "USD") if u in units)
+        try:
+            amount = float(number) * units[unit.strip()]
+        except (ValueError, KeyError):
+            raise self._error(
+                name, f'it must be a number and a unit, as in "8 {example}"'
+            ) from None
+        if not math.isfinite(amount) or amount < 0 or (amount == 0 and name != "memory.context"):
+            raise self._error(name, "it must be above 0")
+        return amount
+
+    def _error(self, name: str, problem: str) -> ValueError:
+        return ValueError(f"{self.path}: {name} is {self._value(name)!r}; {problem}")
+
+
+def _from_calibration() -> Hardware:
+    """Returns this machine by its newest calibration, with as many devices as that had ranks.
+
+    One of several ranks is preferred, because it has collectives.
+    """
+    host = describe_machine()
+    found = [read_calibration(path) for path in sorted(data_folder().glob("*/*.json"))]
+    # GPUs have no name here: only torch and the driver know them.
+    here = [c for c in found if _without_gpus(c.machine) == _without_gpus(host)]
+    chosen = max(here, key=lambda c: (c.num_ranks > 1, c.made_at), default=None)
+    if chosen is None:
+        raise ValueError(
+            f"hardware {THIS_MACHINE} was not calibrated; run python -m scaling calibrate "
+            "--devices 2 first"
+        )
+    return from_calibration(chosen, describe_host()["memory_bytes"])
+
+
+def _without_gpus(machine: Machine) -> Machine:
+    return replace(machine, gpus=(), software={})
+
+
+def from_calibration(calibration: Calibration, host_bytes: int | None) -> Hardware:
+    """Returns the hardware that a calibration measured.
+
+    A GPU's memory, and its links to other nodes, are those of the hardware file with this GPU.
+
+    Args:
+        host_bytes: memory of the machine, which its ranks share; None: unknown.
+
+    Raises:
+        ValueError: the collectives could not be fitted, or the memory is unknown.
+    """
+    metrics = calibration.metrics()
+    links = {
+        name: Link(latency_s=fit["alpha_s"], bytes_per_s=fit["bytes_per_s"])
+        for name, fit in metrics["collectives"].items()
+        if fit["bytes_per_s"] is not None
+    }
+    if calibration.num_ranks > 1 and "all_reduce" not in links:
+        raise ValueError(f"hardware {THIS_MACHINE}: its all-reduce could not be fitted; run again")
+    copy = metrics["copy_bytes_per_s"]
+    # One rank sends nothing, so its link is never used.
+    link = links.get("all_reduce", Link(latency_s=0.0, bytes_per_s=copy))
+    file = None if calibration.device == "cpu" else _file_of_gpu(calibration)
+    if file is None and host_bytes is None:
+        raise ValueError(f"hardware {THIS_MACHINE}: the size of its memory is unknown")
+    return Hardware(
+        name=THIS_MACHINE,
+        gpu=None if file is None else file.gpu,
+        devices_per_node=calibration.num_ranks,
+        memory_bytes=file.memory_bytes if file else (host_bytes or 0) // calibration.num_ranks,
+        context_bytes=file.context_bytes if file else 0,
+        peak_flops=metrics["matmul_flops_per_s"],
+        memory_bytes_per_s=copy,
+        intra_node=link,
+        inter_node=file.inter_node if file else link,
+        sources={"this machine": f"python -m scaling calibrate, {calibration.made_at}"},
+        collectives=links,
+        is_measured=True,
+    )
+
+
+def _file_of_gpu(calibration: Calibration) -> Hardware:
+    device = calibration.ranks[0][0].device
+    gpu = find_gpu(device)
+    files = [load_hardware(path.stem) for path in sorted(FOLDER.glob("*.toml"))]
+    found = next((file for file in files if gpu is not None and file.gpu == gpu.name), None)
+    if found is None:
+        raise ValueError(
+            f"hardware {THIS_MACHINE} has {device}, whose memory no hardware file states; write "
+            "one and give its path"
+        )
+    return found

@@ -1,0 +1,138 @@
+"""Calibrates predictions with measured runs of this suite.
+
+Runs on GPUs join the published ones, as a source of their own. Runs on a CPU have coefficients of
+their own: its ranks start every operation themselves, and share its cores and its memory.
+"""
+
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from scaling.prediction.fit_file import default_model, published_runs, ranges_of
+from scaling.prediction.fitting import PRIORS, Fit, Prior, Sample, fit
+from scaling.prediction.hardware import THIS_MACHINE, Hardware, Link
+from scaling.prediction.time import MeasuredStep, TimeModel, software_of
+from scaling.prediction.work import gpu_family, work_of_config
+from scaling.store.run import Run
+
+SOURCE = "measured"
+# Of gloo between processes of one machine, where no calibration says better.
+GLOO = Link(latency_s=1e-4, bytes_per_s=1.5e9)
+
+CPU_PRIORS = PRIORS | {
+    "matmul_share": Prior(value=0.80, spread=0.15, is_share=True),
+    "attention_share": Prior(value=0.40, spread=0.3, is_share=True),
+    "half_width": Prior(value=16.0, spread=0.3),
+    "half_head": Prior(value=16.0, spread=0.3),
+    "half_positions": Prior(value=16.0, spread=0.3),
+    "matmul_backward": Prior(value=1.1, spread=0.05),
+    "attention_backward": Prior(value=1.5, spread=0.15),
+    # A CPU zeroes each fresh page of a result before an operation writes to it.
+    "element_passes": Prior(value=3.5, spread=0.1),
+    "element_backward": Prior(value=1.7, spread=0.1),
+    "logits_passes": Prior(value=4.0, spread=0.1),
+    "layer_s": Prior(value=1e-3, spread=0.5, by_software=0.5),
+    "start_s": Prior(value=2e-3, spread=0.5, by_software=0.5),
+    "host_sharpness": Prior(value=1.05, spread=0.02),  # host and device are the same
+    "update_passes": Prior(value=1.5, spread=0.1),
+    "step_s": Prior(value=2e-3, spread=0.7, by_software=0.7),
+    "contention": Prior(value=1.0, spread=0.1),
+    "site": Prior(value=1.0, spread=0.01),
+}
+
+
+def model_for(hardware: Hardware, runs: Sequence[Run] = ()) -> TimeModel:
+    """Returns the model for a hardware, calibrated with `runs` measured on it if there are any.
+
+    A CPU without runs has only the priors, so that its intervals are wide and extrapolated.
+    """
+    if runs:
+        return calibrate(runs, None if hardware.is_cpu else hardware)
+    if not hardware.is_cpu:
+        return default_model()
+    priors = Fit(
+        priors=CPU_PRIORS,
+        keys=tuple((name, "", "") for name in CPU_PRIORS),
+        values=np.array([prior.center for prior in CPU_PRIORS.values()]),
+        covariance=np.diag([prior.spread**2 for prior in CPU_PRIORS.values()]),
+        num_samples=0,
+    )
+    return TimeModel(fit=priors, ranges={}, deviations=default_model().deviations)
+
+
+def calibrate(runs: Sequence[Run], hardware: Hardware | None = None) -> TimeModel:
+    """Returns a model that has learned from measured runs; those very configs are known exactly.
+
+    Args:
+        runs: of one kind of machine; those without a steady state or a ceiling are left out.
+        hardware: of the machine; None: a CPU with the ceilings that the runs measured.
+
+    Raises:
+        ValueError: no run is left.
+    """
+    usable = [run for run in runs if run.metrics is not None and _ceilings(run)]
+    if not usable:
+        raise ValueError("no run with a steady state and a ceiling; measure longer, with a ceiling")
+    samples = [sample_of(run, hardware) for run in usable]
+    measured = {run.config.hash(): _measured(run) for run in usable}
+    if samples[0].gpu == THIS_MACHINE:
+        fitted, deviations = fit(samples, CPU_PRIORS), default_model().deviations
+    else:
+        everything = [*(run.sample for run in published_runs()), *samples]
+        base = default_model()
+        fitted, deviations = fit(everything, start=base.fit), base.deviations
+        samples = everything
+    return TimeModel(
+        fit=fitted, ranges=ranges_of(samples), deviations=deviations, measured=measured
+    )
+
+
+def sample_of(run: Run, hardware: Hardware | None = None) -> Sample:
+    """Returns a run with a steady state as a sample; by the ceilings it measured, or `hardware`."""
+    machine = cpu_of(run) if hardware is None else hardware
+    assert run.metrics is not None
+    return Sample(
+        work=work_of_config(run.config, machine),
+        gpu=gpu_family(machine),
+        software=software_of(run.config, machine),
+        source=SOURCE,
+        step_s=run.metrics.step.median,
+    )
+
+
+def cpu_of(run: Run) -> Hardware:
+    """Returns the CPU of a run by the ceilings that its ranks measured at the same time."""
+    found = _ceilings(run)
+    peaks: dict[str, float] = {}
+    for ceiling in found:
+        rates = [product["work"] / min(product["seconds"]) for product in ceiling["matmul"]]
+        peaks[ceiling["dtype"]] = max(*rates, peaks.get(ceiling["dtype"], 0.0))
+    copies = [c["copy"]["work"] / min(c["copy"]["seconds"]) for c in found]
+    return Hardware(
+        name=THIS_MACHINE,
+        gpu=None,
+        devices_per_node=run.config.parallel.devices,
+        memory_bytes=1,  # a step's time does not depend on it
+        context_bytes=0,
+        peak_flops=peaks,
+        memory_bytes_per_s=statistics.median(copies),
+        intra_node=GLOO,
+        inter_node=GLOO,
+        is_measured=True,
+    )
+
+
+def _ceilings(run: Run) -> list[dict[str, Any]]:
+    return [ceiling for ceiling in run.record["ceiling"] or () if ceiling]
+
+
+def _measured(run: Run) -> MeasuredStep:
+    assert run.metrics is not None
+    step = run.metrics.step
+    return MeasuredStep(
+        seconds=step.median,
+        low_s=step.median if step.low is None else step.low,
+        high_s=step.median if step.high is None else step.high,
+    )

@@ -1,0 +1,333 @@
+"""Predicts the peak memory of one device in a training step, by category and by moment.
+
+The peak is at one of four moments: when the forward pass ends, when the backward pass begins, in
+the backward pass of the last layer, or in the optimizer step. Each is the sum of what is alive
+then. Counted is what torch allocates; the context of the device is added, fragmentation is not.
+"""
+
+import functools
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from scaling.prediction.communication import (
+    REUSE_NUMBERS,
+    ZERO_BUCKET,
+    ZERO_BUCKET_MULTIPLE,
+    small_sizes,
+)
+from scaling.prediction.hardware import Hardware
+from scaling.prediction.parameters import (
+    Parameter,
+    count_numbers,
+    embedding_parameters,
+    head_parameters,
+    layer_parameters,
+    outer_parameters,
+)
+from unitransformer.config import RunConfig
+from unitransformer.costs.flops import count_parameters, count_predicted_positions
+from unitransformer.costs.memory import keeps_gradients, layer_bytes, loss_rows, saved_by_kind
+
+SYNTHETIC_NUMBERS = 2**18  # of `unitransformer.data.sources`, drawn once for all samples
+# Share of the allocated peak that CUDA's allocator reserves beyond it, as a guess from records.
+FREE_SHARE = 0.05
+
+
+@dataclass(frozen=True, kw_only=True)
+class Memory:
+    """Bytes of one device at the moment of its peak; the categories add up to `total_bytes`."""
+
+    moment: str
+    parameters: int
+    gradients: int
+    optimizer: int
+    gathered: int  # whole weights of sharded layers
+    activations: Mapping[str, int]  # what the forward pass keeps, by what keeps it
+    logits: int  # and what the loss computes from them
+    communication: int  # buffers of gradients and collectives
+    inputs: int  # samples and the table of positions
+    context: int  # driver, libraries and communicators
+    capacity: int  # of the device
+
+    @property
+    def allocated_bytes(self) -> int:
+        """What torch's allocator hands out."""
+        named = self.parameters + self.gradients + self.optimizer + self.gathered
+        named += self.logits + self.communication + self.inputs
+        return named + sum(self.activations.values())
+
+    @property
+    def total_bytes(self) -> int:
+        return self.allocated_bytes + self.context
+
+    @property
+    def fits(self) -> bool:
+        """Whether the peak and a twentieth of it, for fragmentation, fit on the device."""
+        return self.total_bytes + FREE_SHARE * self.allocated_bytes <= self.capacity
+
+
+@dataclass(frozen=True, kw_only=True)
+class _States:
+    """Bytes of one rank that depend on the strategy, and not on the batch."""
+
+    parameters: int
+    optimizer: int
+    gradients: int  # of all parameters, when the backward pass is over
+    is_gradient_kept: bool = False  # between the optimizer step and the next backward pass
+    gathered: int = 0  # whole weights from the forward pass on
+    gathered_layer: int = 0  # of one layer
+    layer_gradients: int = 0  # whole gradients of one layer and of the head, until they are reduced
+    buffers: int = 0  # in the backward pass of the layers
+    kept_buffers: int = 0  # at any time
+    step: int = 0  # in the optimizer step
+
+
+@functools.lru_cache(maxsize=8192)
+def _states(config: RunConfig) -> _States:
+    model, parallel = config.model, config.parallel
+    numbers, world = count_parameters(model), parallel.world_size
+    is_summed = config.accumulate > 1 and world > 1
+    size = 2 if parallel.precision == "bf16-true" else 4
+    gathered_size = 4 if parallel.precision == "32-true" else 2
+    sum_size = 2 if parallel.precision == "bf16-true" else 4
+    match parallel.strategy:
+        case "fsdp" | "hsdp" | "fsdp1":
+            ranks = parallel.devices if parallel.strategy == "hsdp" else world
+            outer, layer = outer_parameters(model), layer_parameters(model)
+            shard = _shard(outer, ranks) + model.num_layers * _shard(layer, ranks)
+            # Without the padding of gathers, which is only large if ranks outnumber rows.
+            whole_outer, whole_layer = count_numbers(outer), count_numbers(layer)
+            is_one = ranks == 1
+            return _States(
+                parameters=size * shard,
+                optimizer=2 * size * shard,
+                gradients=size * shard,
+                is_gradient_kept=True,
+                gathered=0 if is_one and size == gathered_size else gathered_size * whole_outer,
+                gathered_layer=0
+                if is_one and size == gathered_size
+                else gathered_size * whole_layer,
+                layer_gradients=_unsharded_gradients(config),
+                # The layer before has been copied into one array, of which a shard remains.
+                buffers=0 if is_one else sum_size * (whole_layer + 2 * _shard(layer, ranks)),
+            )
+        case "zero1" | "zero2" | "zero3":
+            return _zero_states(config)
+        case _:
+            return _States(
+                parameters=size * numbers,
+                optimizer=2 * size * numbers,
+                gradients=size * numbers,
+                is_gradient_kept=True,
+                # Between micro-batches, gradients are no views of DDP's buckets.
+                kept_buffers=size * numbers if is_summed and parallel.strategy == "ddp" else 0,
+            )
+
+
+def _unsharded_gradients(config: RunConfig) -> int:
+    """Returns the gradients of the head, and of one matrix of a layer, before they are reduced."""
+    model = config.model
+    size = 4 if config.parallel.precision == "32-true" else 2
+    head = count_numbers(head_parameters(model))
+    if model.tied_head:
+        head += count_numbers(embedding_parameters(model))
+    return size * (head + model.width * model.feedforward_width)
+
+
+def _zero_states(config: RunConfig) -> _States:
+    """DeepSpeed keeps float32 weights and moments of a share, beside the weights of the network."""
+    parallel, world = config.parallel, config.parallel.world_size
+    numbers = count_parameters(config.model)
+    share = math.ceil(numbers / world)
+    size = 4 if parallel.precision == "32-true" else 2
+    blocks = math.ceil(numbers / ZERO_BUCKET_MULTIPLE)
+    bucket = size * min(ZERO_BUCKET, blocks * ZERO_BUCKET_MULTIPLE)
+    if parallel.strategy == "zero3":
+        small = sum(size * calls for size, calls in small_sizes(config.model))
+        layer = count_numbers(layer_parameters(config.model))
+        # Layers stay gathered while they are used again soon.
+        kept = min(numbers, REUSE_NUMBERS + layer)
+        return _States(
+            parameters=size * (share + small),
+            optimizer=12 * share,
+            gradients=size * share,
+            is_gradient_kept=True,
+            gathered=size * max(0, kept - small),
+            kept_buffers=bucket,
+            step=4 * share,
+        )
+    is_summed = config.accumulate > 1
+    buffers = 2 * bucket  # communication of one overlaps with filling the other
+    return _States(
+        parameters=size * numbers,
+        optimizer=12 * share,
+        # Stage 1 reduces the sum over micro-batches.
+        gradients=size * (numbers if is_summed and parallel.strategy == "zero1" else share),
+        buffers=0 if is_summed else buffers,
+        kept_buffers=buffers if is_summed else 0,
+        step=4 * share,
+    )
+
+
+def _shard(parameters: tuple[Parameter, ...], ranks: int) -> int:
+    """Returns the numbers of rank 0, which holds the most rows of each parameter."""
+    return sum(math.ceil(shape[0] / ranks) * math.prod(shape[1:]) for _, shape in parameters)
+
+
+def predict_memory(config: RunConfig, hardware: Hardware) -> Memory:
+    """Returns the memory of one device at its peak.
+
+    Args:
+        config: with a strategy other than `auto`, and the accelerator of the hardware.
+    """
+    peak = max(_moments(config), key=lambda moment: moment.allocated_bytes)
+    return _on(peak, hardware)
+
+
+def _on(memory: "_Moment", hardware: Hardware) -> Memory:
+    return Memory(
+        **{name: getattr(memory, name) for name in _Moment.__dataclass_fields__},
+        context=hardware.context_bytes,
+        capacity=hardware.memory_bytes,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Moment:
+    moment: str
+    parameters: int
+    optimizer: int
+    gradients: int
+    inputs: int
+    gathered: int = 0
+    activations: Mapping[str, int] = field(default_factory=dict)
+    logits: int = 0
+    communication: int = 0
+
+    @property
+    def allocated_bytes(self) -> int:
+        named = self.parameters + self.gradients + self.optimizer + self.gathered
+        named += self.logits + self.communication + self.inputs
+        return named + sum(self.activations.values())
+
+
+def _moments(config: RunConfig) -> tuple[_Moment, ...]:
+    states, parallel = _states(config), config.parallel
+    saved = saved_by_kind(config)
+    saved_logits = saved.pop("logits")
+    saved = {kind: size for kind, size in saved.items() if size}
+    common: dict[str, Any] = {
+        "parameters": states.parameters,
+        "optimizer": states.optimizer,
+        "inputs": _input_bytes(config),
+    }
+    accumulated = states.gradients if config.accumulate > 1 else 0
+    previous = states.gradients if states.is_gradient_kept else accumulated
+    # DDP's gradients are views of its buckets, which stay; so does an array of ZeRO-3.
+    stays = parallel.strategy in ("ddp", "zero3") and parallel.world_size > 1
+    remaining = states.gradients if stays else accumulated
+    forward = _Moment(
+        **common,
+        moment="end of the forward pass",
+        gradients=previous,
+        gathered=states.gathered + states.gathered_layer,
+        activations=saved,
+        logits=saved_logits + _forward_logits(config),
+        communication=states.kept_buffers,
+    )
+    recomputes = parallel.activation_checkpointing != "off"
+    layer = layer_bytes(config) if recomputes else 0
+    if parallel.activation_checkpointing == "selective":  # its matrix products are kept
+        layer -= min(layer, saved["layers"] // config.model.num_layers)
+    begin = _Moment(
+        **common,
+        moment="begin of the backward pass",
+        gradients=remaining,
+        gathered=states.gathered + states.gathered_layer,
+        activations=saved,
+        logits=saved_logits + _backward_logits(config),
+        communication=states.kept_buffers,
+    )
+    inside = _Moment(
+        **common,
+        moment="backward pass of the last layer",
+        gradients=remaining,
+        # The next layer is gathered while this one computes.
+        gathered=states.gathered + 2 * states.gathered_layer,
+        activations=saved
+        | {"layers": saved["layers"] - _freed_layer(config)}
+        | {"gradients of a layer's results": _layer_gradients(config)}
+        | ({"recomputed layer": layer} if layer else {}),
+        logits=saved_logits if keeps_gradients(config) else 0,
+        communication=states.layer_gradients + states.buffers + states.kept_buffers,
+    )
+    step = _Moment(
+        **common,
+        moment="optimizer step",
+        gradients=states.gradients,
+        gathered=states.gathered if parallel.strategy == "zero3" else 0,
+        communication=states.step + states.kept_buffers,
+    )
+    return forward, begin, inside, step
+
+
+def _freed_layer(config: RunConfig) -> int:
+    """Returns what the last layer kept, if it computes only some positions.
+
+    Without checkpointing the layer before it needs most: it computes all positions.
+    """
+    is_shorter = count_predicted_positions(config) < config.sequence_length
+    is_first = config.model.num_layers == 1
+    if not is_shorter or is_first or config.parallel.activation_checkpointing != "off":
+        return 0
+    others = (config.model.num_layers - 1) * layer_bytes(config)
+    return max(0, saved_by_kind(config)["layers"] - others)
+
+
+def _layer_gradients(config: RunConfig) -> int:
+    """Returns the gradients that are alive at the second matrix of a feed-forward.
+
+    They are those of the layer's result, of the activation's result and of its input. A recomputed
+    layer peaks in the layer before the last one, when the input of the last is gone.
+    """
+    model, rows = config.model, config.batch_size * config.sequence_length
+    size = 4 if config.parallel.precision == "32-true" else 2
+    hidden = 2 if config.parallel.activation_checkpointing == "off" else 1
+    return size * rows * (hidden * model.feedforward_width + model.width)
+
+
+def _forward_logits(config: RunConfig) -> int:
+    """Returns what computing the loss needs beside what it keeps: logits, and a float32 copy.
+
+    A loss that makes its gradients in the forward pass writes them over the logits.
+    """
+    rows = config.batch_size * count_predicted_positions(config)
+    is_copied = config.parallel.precision != "32-true"
+    copies = 6 if is_copied else 4
+    return int(copies * min(rows, loss_rows(config))) * config.num_logits
+
+
+def _backward_logits(config: RunConfig) -> int:
+    """Returns the gradients of the log-probabilities and of the logits, in float32."""
+    if keeps_gradients(config):
+        return 0
+    return 8 * config.batch_size * count_predicted_positions(config) * config.num_logits
+
+
+def _input_bytes(config: RunConfig) -> int:
+    """Returns a micro-batch, the table of positions, and the numbers of synthetic samples."""
+    model, batch = config.model, config.batch_size
+    size = 2 if config.parallel.precision == "bf16-true" else 4
+    total = size * model.num_positions * model.width
+    if model.image_size is not None:
+        pixels = model.num_channels * model.image_size**2
+        total += batch * (size * pixels + 8)
+    else:
+        positions = 2 * count_predicted_positions(config) if config.recipe == "bert" else 0
+        total += 8 * batch * (config.sequence_length + (positions or config.sequence_length))
+    if config.data.source == "synthetic":
+        # Tokens and positions are int64; images are float32, and their labels int64.
+        total += SYNTHETIC_NUMBERS * {"gpt": 8, "bert": 16, "vit": 12}[config.recipe]
+    return total

@@ -1,0 +1,119 @@
+"""Predicts the step time of a run: what it is spent on, a 90 % interval, and where both come from.
+
+measured       this very configuration was measured on this hardware
+fitted         the GPU was fitted, and size, devices and batch lie within four times of its runs
+extrapolated   anything else: only the interval is to be shown
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from scaling.prediction.fitting import Fit, Sample
+from scaling.prediction.hardware import Hardware
+from scaling.prediction.step_model import Parts
+from scaling.prediction.work import StepWork, gpu_family, work_of_config
+from unitransformer.config import RunConfig
+
+Provenance = Literal["measured", "fitted", "extrapolated"]
+Limit = Literal["matrix products", "memory bandwidth", "host", "communication", "optimizer"]
+
+RANGE_FACTOR = 4.0  # beyond so many times the fitted range a prediction is extrapolated
+RANGE_FIELDS = ("parameters", "ranks", "positions")  # of `StepWork`
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasuredStep:
+    """The median step of a run, and the 90 % interval of it."""
+
+    seconds: float
+    low_s: float
+    high_s: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class TimeModel:
+    """What predictions rest on."""
+
+    fit: Fit
+    # By family of GPU: by field of `StepWork`, its lowest and highest value among the samples.
+    ranges: Mapping[str, Mapping[str, tuple[float, float]]]
+    deviations: float  # half a 90 % interval in standard deviations, found by cross-validation
+    measured: Mapping[str, MeasuredStep] = field(default_factory=dict)  # by hash of the config
+
+    def provenance(self, work: StepWork, gpu: str) -> Provenance:
+        ranges = self.ranges.get(gpu)
+        if ranges is None:
+            return "extrapolated"
+        inside = all(
+            low / RANGE_FACTOR <= getattr(work, name) <= high * RANGE_FACTOR
+            for name, (low, high) in ranges.items()
+        )
+        return "fitted" if inside else "extrapolated"
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepTime:
+    """The predicted seconds of an optimizer step. The first three add up to the total."""
+
+    compute_s: float  # forward and backward pass
+    exposed_communication_s: float
+    optimizer_s: float
+    hidden_communication_s: float  # beside the computation: not part of the total
+    low_s: float  # of a 90 % interval of the total
+    high_s: float
+    provenance: Provenance
+    limited_by: Limit  # what takes the largest part of the step
+
+    @property
+    def total_s(self) -> float:
+        return self.compute_s + self.exposed_communication_s + self.optimizer_s
+
+
+def predict_time(config: RunConfig, hardware: Hardware, model: TimeModel) -> StepTime:
+    """Returns the step time of a config on a hardware.
+
+    Raises:
+        ValueError: the hardware states no peak for the number format of the products.
+    """
+    work = work_of_config(config, hardware)
+    sample = Sample(work=work, gpu=gpu_family(hardware), software=software_of(config, hardware))
+    estimate = model.fit.estimate(sample)
+    parts = estimate.parts
+    seconds = estimate.seconds
+    factor = math.exp(model.deviations * estimate.deviation)
+    low_s, high_s = seconds / factor, seconds * factor
+    provenance = model.provenance(work, sample.gpu)
+    if (measured := model.measured.get(config.hash())) is not None:
+        seconds, low_s, high_s = measured.seconds, measured.low_s, measured.high_s
+        provenance = "measured"
+    scale = seconds / float(parts.total_s)
+    return StepTime(
+        compute_s=float(parts.compute_s) * scale,
+        exposed_communication_s=float(parts.exposed_communication_s) * scale,
+        optimizer_s=float(parts.optimizer_s) * scale,
+        hidden_communication_s=float(parts.hidden_communication_s) * scale,
+        low_s=low_s,
+        high_s=high_s,
+        provenance=provenance,
+        limited_by=_limit(parts),
+    )
+
+
+def software_of(config: RunConfig, hardware: Hardware) -> str:
+    """Returns the name of the software whose coefficients are fitted together."""
+    if hardware.is_cpu:
+        return f"{config.parallel.strategy}, {config.parallel.world_size} ranks on a CPU"
+    return "torch" if config.parallel.compile == "off" else "torch compiled"
+
+
+def _limit(parts: Parts) -> Limit:
+    shares: dict[Limit, float] = {
+        "matrix products": float(parts.products_s),
+        "memory bandwidth": float(parts.memory_s),
+        "host": float(parts.host_s),
+        "communication": float(parts.exposed_communication_s),
+        "optimizer": float(parts.optimizer_s),
+    }
+    return max(shares, key=shares.__getitem__)

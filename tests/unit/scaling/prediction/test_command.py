@@ -1,0 +1,102 @@
+"""Tests what `predict` prints: the answer first, intervals with their provenance."""
+
+from dataclasses import replace
+
+import pytest
+
+from scaling.prediction.best import cheapest, fastest_by_devices
+from scaling.prediction.command import blocks
+from scaling.prediction.hardware import load_hardware
+from scaling.prediction.memory import predict_memory
+from scaling.prediction.options import PredictOptions, build_configs
+from scaling.prediction.predict import Prediction
+from scaling.prediction.time import Provenance, StepTime
+from unitransformer.config import RunConfig
+
+NODE = load_hardware("h100-sxm-8")
+AXES = {"size": ["1.3b"], "strategy": ["ddp", "fsdp"], "batch-size": ["1", "64"]}
+CONFIGS, _ = build_configs("gpt", (8, 64), AXES, NODE)
+
+
+def make_prediction(config: RunConfig, provenance: Provenance = "fitted") -> Prediction:
+    """A step of 2 s, or 1 s with FSDP, at 8 devices; more devices take a tenth longer."""
+    step_s = 1.0 if config.parallel.strategy == "fsdp" else 2.0
+    step_s *= 1.1 if config.parallel.world_size > 8 else 1.0
+    time = StepTime(
+        compute_s=0.7 * step_s,
+        exposed_communication_s=0.2 * step_s,
+        optimizer_s=0.1 * step_s,
+        hidden_communication_s=0.3 * step_s,
+        low_s=0.8 * step_s,
+        high_s=1.25 * step_s,
+        provenance=provenance,
+        limited_by="matrix products",
+    )
+    memory = predict_memory(config, NODE)
+    return Prediction(config=config, hardware=NODE, memory=memory, time=time)
+
+
+def make_options(**changes: object) -> PredictOptions:
+    options = PredictOptions(
+        hardware=NODE,
+        configs=CONFIGS,
+        left_out=(),
+        records=None,
+        is_best=False,
+        tokens=None,
+        price_per_hour=None,
+    )
+    return replace(options, **changes)  # type: ignore[arg-type]
+
+
+def render(provenance: Provenance = "fitted", **changes: object) -> str:
+    predictions = [make_prediction(config, provenance) for config in CONFIGS]
+    return "\n\n".join(blocks(predictions, make_options(**changes)))
+
+
+def test_rates_follow_from_the_step() -> None:
+    config = next(c for c in CONFIGS if c.parallel.strategy == "fsdp" and c.batch_size == 1)
+    prediction = make_prediction(config)
+    assert prediction.units_per_s.value == pytest.approx(8 * 2048)  # a sample per device and second
+    assert prediction.units_per_s.low == pytest.approx(8 * 2048 / 1.25)
+    assert prediction.hours(8 * 2048 * 3600).value == pytest.approx(1.0)
+    assert prediction.cost(8 * 2048 * 3600, 3.0).value == pytest.approx(24.0)
+    assert 0 < prediction.mfu.low < prediction.mfu.value < prediction.mfu.high <= 1
+
+
+def test_the_answer_is_the_fastest_that_fits_on_each_number_of_devices() -> None:
+    text = render()
+    heading, answer, rows, memory, notes = text.split("\n\n")
+    assert heading.startswith("gpt 1.3b on h100-sxm-8: 8 configurations, of which")
+    lines = answer.splitlines()
+    assert lines[0] == "fastest that fits"
+    assert [line.split()[:3] for line in lines[3:]] == [["8", "fsdp", "1"], ["64", "fsdp", "1"]]
+    assert len(rows.splitlines()) == 3 + 8
+    assert len(memory.splitlines()) == 3 + 8
+    assert "1 (0.8 to 1.25)" in lines[3]
+    assert "https://" in notes
+
+
+def test_an_extrapolation_prints_no_value_outside_of_its_interval() -> None:
+    text = render("extrapolated")
+    assert "0.8 to 1.25" in text
+    assert "1 (0.8" not in text
+    assert "extrapolated" in text
+
+
+def test_the_cheapest_says_what_it_gives_up() -> None:
+    text = render(tokens=1e12, price_per_hour=3.0, is_best=True)
+    assert "cheapest for 1,000,000,000,000 tokens: 8 devices, strategy fsdp" in text
+    assert "fastest for 1,000,000,000,000 tokens: 64 devices, strategy fsdp" in text
+    # 64 devices are 8 / 1.1 times as fast, and 1.1 times as expensive.
+    assert "the cheapest saves 9% of the price and takes 7.3 times as long" in text
+    assert "every configuration" not in text
+
+
+def test_where_nothing_fits_the_least_need_is_printed() -> None:
+    full = [replace(make_prediction(c)) for c in CONFIGS]
+    full = [replace(p, memory=replace(p.memory, capacity=2**30)) for p in full]
+    assert fastest_by_devices(full) == {8: None, 64: None}
+    assert cheapest(full) is None
+    text = "\n".join(blocks(full, make_options()))
+    assert "nothing fits; the least needs" in text

@@ -1,0 +1,83 @@
+"""Tests what must hold for every predicted memory; tests/benchmarks compares with real runs."""
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+
+from recipes import gpt
+from scaling.prediction.hardware import load_hardware
+from scaling.prediction.memory import Memory, predict_memory
+from tests.builders.predictions import check_memory, random_configs
+from unitransformer.config import ParallelConfig, RunConfig, Strategy
+from unitransformer.costs.flops import count_parameters
+from unitransformer.costs.memory import saved_by_kind, saved_bytes
+
+NODE = load_hardware("h100-sxm-8")
+
+
+def make_config(size: str = "1.3b", batch_size: int = 1, **parallel: object) -> RunConfig:
+    options = {"accelerator": "cuda", "precision": "bf16-mixed", **parallel}
+    return RunConfig(
+        recipe="gpt",
+        size=size,
+        model=gpt.PRESET.model_config(size),
+        batch_size=batch_size,
+        parallel=ParallelConfig(**options),  # type: ignore[arg-type]
+    )
+
+
+def predict(config: RunConfig) -> Memory:
+    return predict_memory(config, NODE)
+
+
+def test_the_states_of_ddp_are_sixteen_bytes_a_parameter() -> None:
+    config = make_config(devices=8, strategy="ddp")
+    memory = predict(config)
+    states = memory.parameters + memory.gradients + memory.optimizer
+    assert states == 16 * count_parameters(config.model)
+
+
+@pytest.mark.parametrize("strategy", ["fsdp", "fsdp1", "hsdp"])
+def test_eight_devices_hold_an_eighth_of_the_states(strategy: Strategy) -> None:
+    config = make_config(devices=8, strategy=strategy)
+    memory = predict(config)
+    states = memory.parameters + memory.optimizer
+    # Rows that do not divide by eight are few.
+    assert states == pytest.approx(12 * count_parameters(config.model) / 8, rel=1e-3)
+
+
+def test_zero_shards_first_the_optimizer_and_then_all() -> None:
+    one, three = (predict(make_config(devices=8, strategy=s)) for s in ("zero1", "zero3"))
+    numbers = count_parameters(make_config().model)
+    assert one.parameters == 2 * numbers  # bf16
+    assert one.optimizer == 12 * -(-numbers // 8)  # float32 weights and two moments
+    assert three.parameters < one.parameters / 4
+
+
+def test_checkpointing_keeps_less() -> None:
+    off, full = (
+        predict(
+            make_config(devices=8, strategy="fsdp", activation_checkpointing=mode, batch_size=8)
+        )
+        for mode in ("off", "full")
+    )
+    assert full.total_bytes < off.total_bytes / 2
+
+
+def test_saved_kinds_add_up() -> None:
+    config = make_config()
+    assert sum(saved_by_kind(config).values()) == saved_bytes(config)
+
+
+def test_a_device_must_have_room_for_fragmentation() -> None:
+    memory = predict(make_config())
+    assert memory.fits
+    exact = replace(memory, capacity=memory.total_bytes)
+    assert not exact.fits
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(random_configs())
+def test_memory_adds_up_grows_with_the_batch_and_not_with_devices(config: RunConfig) -> None:
+    check_memory(config, NODE)

@@ -1,0 +1,118 @@
+"""Tests the options of `predict`, and the configurations that they describe."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from scaling.prediction.hardware import load_hardware
+from scaling.prediction.options import (
+    PredictOptions,
+    build_configs,
+    build_predict_parser,
+    read_devices,
+    read_predict_options,
+)
+
+ZERO = ("zero1", "zero2", "zero3")
+NODE = load_hardware("h200-sxm-8")
+
+
+def test_every_combination_is_a_config_on_whole_nodes() -> None:
+    axes = {"size": ["124m", "6.7b"], "strategy": ["ddp", "fsdp"], "batch-size": ["1", "2", "4"]}
+    configs, left_out = build_configs("gpt", (4, 64), axes, NODE)
+    assert len(configs) == 2 * 2 * 3 * 2
+    assert left_out == ()
+    shapes = {(c.parallel.devices, c.parallel.num_nodes) for c in configs}
+    assert shapes == {(4, 1), (8, 8)}
+    assert {c.parallel.precision for c in configs} == {"bf16-mixed"}  # of GPUs
+
+
+def test_a_shape_of_ones_own_is_given_as_to_the_recipe() -> None:
+    axes = {"model.width": ["512"], "model.num-heads": ["8"], "sequence-length": ["32"]}
+    (config,), _ = build_configs("gpt", (8,), axes, NODE)
+    assert (config.model.width, config.model.num_heads) == (512, 8)
+    assert config.sequence_length == 32
+    assert config.parallel.strategy == "ddp"  # chosen: it fits
+
+
+def test_combinations_that_do_not_work_are_left_out_with_the_reason() -> None:
+    axes = {"strategy": ["fsdp", "zero3"], "precision": ["bf16-true"]}
+    configs, left_out = build_configs("gpt", (8,), axes, NODE)
+    assert [config.parallel.strategy for config in configs] == ["fsdp"]
+    assert "bf16-true does not work with strategy zero3" in left_out[0]
+
+
+@pytest.mark.parametrize(
+    ("axes", "message"),
+    [
+        ({"batch-size": ["0"]}, "batch_size is 0; it must be at least 1"),
+        ({"size": ["6.8b"]}, "size '6.8b' is not known; did you mean 6.7b"),
+        ({"strategy": ["fsdpp"]}, "strategy is 'fsdpp'; it must be one of auto, single, ddp"),
+        ({"model.num-heads": ["7"]}, "width 768 does not divide into model.num_heads 7"),
+        ({"batch-sice": ["1"]}, "--batch-sice.* is not an option; did you mean --batch-size"),
+        ({"num-nodes": ["2"]}, "--num-nodes does not suit a prediction"),
+        ({"strategy": ["zero3"], "precision": ["bf16-true"]}, "bf16-true does not work"),
+    ],
+)
+def test_a_bad_option_is_one_line(axes: dict[str, list[str]], message: str) -> None:
+    with pytest.raises(ValueError, match=message) as raised:
+        build_configs("gpt", (8,), axes, NODE)
+    assert len(str(raised.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("12", "devices is 12, which does not divide into nodes of h200-sxm-8 .* 8 or 16"),
+        ("3", "devices is 3, which does not divide a node .* choose 1, 2, 4, or a multiple of 8"),
+        ("0", "devices is 0; it must be between 1 and 16,384"),
+        ("16392", "must be between 1 and 16,384"),
+        ("8,x", "devices is 'x'; it must be an integer"),
+    ],
+)
+def test_devices_make_whole_nodes(text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        read_devices(text, NODE)
+    assert read_devices("1,8,16384,8", NODE) == (1, 8, 16_384)
+
+
+def read(**changes: object) -> PredictOptions:
+    names = ("recipe", "hardware", "calibration", "tokens", "price_per_hour", "rows")
+    given = dict.fromkeys(names) | {"best": False, "devices": "8", "recipe": "gpt"}
+    given |= {"hardware": "h200-sxm-8", **changes}
+    return read_predict_options(SimpleNamespace(**given), {"size": ["124m"]})
+
+
+def test_the_best_is_searched_among_options_that_are_not_given() -> None:
+    assert len(read().configs) == 1
+    configs = read(best=True).configs
+    assert {c.parallel.strategy for c in configs} == {"ddp", "fsdp", "hsdp", *ZERO}
+    assert {c.batch_size for c in configs} == {1, 2, 4, 8, 16, 32, 64}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"recipe": "gtp"}, "recipe is gtp; did you mean gpt"),
+        ({"recipe": None}, "recipe is missing; known: bert, gpt, vit"),
+        ({"hardware": None}, "hardware is missing; give one of a100-40-sxm-8"),
+        ({"hardware": "h100"}, "hardware h100 is unknown; did you mean h100-sxm-8"),
+        ({"price_per_hour": -2.0, "tokens": "1e9"}, "price-per-hour is -2.0; it must be above 0"),
+        ({"price_per_hour": 2.0}, "price-per-hour is 2.0, but nothing is priced; add --tokens"),
+        ({"tokens": "many"}, "tokens is many; it must be a number above 0, such as 300e9"),
+        ({"tokens": "-1"}, "tokens is -1; it must be a number above 0"),
+        (
+            {"calibration": Path("x.json")},
+            "but hardware is h200-sxm-8; use it with --hardware this-mach",
+        ),
+        ({"rows": "x.csv"}, "rows is x.csv; it needs --validate"),
+    ],
+)
+def test_bad_options_name_option_value_and_fix(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        read(**changes)
+
+
+def test_the_parser_lists_every_hardware() -> None:
+    assert "mi300x-8, this-machine" in build_predict_parser().format_help().replace("\n", " ")

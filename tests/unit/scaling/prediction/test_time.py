@@ -1,0 +1,97 @@
+import dataclasses
+import math
+import random
+
+import pytest
+
+from scaling.prediction.fit_file import default_model
+from scaling.prediction.hardware import load_hardware
+from scaling.prediction.time import MeasuredStep, StepTime, predict_time
+from scaling.prediction.work import collective_s, work_of_config
+from unitransformer.config import ModelConfig, ParallelConfig, RunConfig
+
+H100 = load_hardware("h100-sxm-8")
+
+
+def config(
+    *, width: int = 2048, layers: int = 24, batch: int = 4, devices: int = 8, strategy: str = "fsdp"
+) -> RunConfig:
+    return RunConfig(
+        recipe="gpt",
+        size="custom",
+        model=ModelConfig(
+            width=width,
+            num_layers=layers,
+            num_heads=width // 64,
+            feedforward_width=4 * width,
+            num_classes=50_000,
+            num_positions=1024,
+            causal=True,
+        ),
+        parallel=ParallelConfig(
+            accelerator="cuda",
+            devices=min(8, devices),
+            num_nodes=math.ceil(devices / 8),
+            strategy=strategy,  # type: ignore[arg-type]
+            precision="bf16-mixed",
+        ),
+        batch_size=batch,
+    )
+
+
+def predict(run: RunConfig, hardware_name: str = "h100-sxm-8") -> StepTime:
+    return predict_time(run, load_hardware(hardware_name), default_model())
+
+
+def test_random_configs_have_positive_times_that_stay_below_the_peak() -> None:
+    rng = random.Random(0)
+    for _ in range(500):
+        run = config(
+            width=64 * rng.randint(1, 200),
+            layers=rng.randint(1, 120),
+            batch=rng.randint(1, 64),
+            devices=rng.choice((1, 2, 8, 64, 1024, 16384)),
+            strategy=rng.choice(("ddp", "fsdp", "zero2", "zero3")),
+        )
+        time = predict(run, rng.choice(("h100-sxm-8", "a100-80-sxm-8", "l40s-8", "mi300x-8")))
+
+        parts = (time.compute_s, time.exposed_communication_s, time.optimizer_s)
+        assert min(parts) >= 0
+        assert time.total_s == pytest.approx(sum(parts))
+        assert 0 < time.low_s < time.total_s < time.high_s
+
+    work = work_of_config(config(), H100)
+    assert predict(config()).total_s > 3 * (work.matmul_s + work.attention_s + work.head_s)
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp", "hsdp", "zero2", "zero3"])
+def test_a_larger_batch_takes_longer(strategy: str) -> None:
+    times = [predict(config(batch=2**i, strategy=strategy)).total_s for i in range(8)]
+
+    assert times == sorted(times)
+
+
+def test_unknown_gpus_and_far_counts_are_extrapolated() -> None:
+    assert predict(config()).provenance == "fitted"
+    assert predict(config(), "l40s-8").provenance == "extrapolated"
+    assert predict(config(devices=16384)).provenance == "extrapolated"
+
+
+def test_a_measured_config_keeps_its_measured_time() -> None:
+    step = MeasuredStep(seconds=2.0, low_s=1.9, high_s=2.1)
+    model = dataclasses.replace(default_model(), measured={config().hash(): step})
+
+    time = predict_time(config(), H100, model)
+
+    assert time.total_s == pytest.approx(2.0)
+    assert (time.low_s, time.high_s) == (1.9, 2.1)
+    assert time.provenance == "measured"
+
+
+def test_a_ring_over_nodes_takes_the_steps_of_all_its_ranks() -> None:
+    near, far = H100.intra_node, H100.inter_node
+    steps = 2 * 7 * near.latency_s + far.latency_s
+    sent = 7 / 8 / near.bytes_per_s + 1 / 2 / 8 / far.bytes_per_s
+
+    assert collective_s("all_gather", 1e9, 16, 1, H100) == pytest.approx(steps + 1e9 * sent)
+    assert collective_s("all_gather", 1e9, 1, 1, H100) == 0
