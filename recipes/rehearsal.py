@@ -97,18 +97,14 @@ def _write(path: Path | None, values: dict[str, object]) -> None:
 def _lines(config: RunConfig, result: Rehearsal, ranks: str) -> list[str]:
     parallel = config.parallel
     nodes = format_count(parallel.num_nodes, "node")
+    layers = f" of {config.model.num_layers}" if "of layer" in result.peak_place else ""
     memory = [
-        (name, format_gib(size), f"{size:,}")
-        for name, size in result.bytes_by_category.items()
-        if size
+        (name, _size(size), f"{size:,}") for name, size in result.bytes_by_category.items() if size
     ]
     memory.append(("all", format_gib(result.peak_bytes), f"{result.peak_bytes:,}"))
     return [
         f"{ranks} builds.",
-        f"Each rank needs at most {format_gib(result.peak_bytes)}, {result.peak_place} of "
-        f"{config.model.num_layers}."
-        if "of layer" in result.peak_place
-        else f"Each rank needs at most {format_gib(result.peak_bytes)}, {result.peak_place}.",
+        f"Each rank needs at most {format_gib(result.peak_bytes)}, {result.peak_place}{layers}.",
         _communication(result.collectives),
         "",
         tabulate(memory, ("memory at the peak", "", "bytes"), colalign=("left", "right", "right")),
@@ -128,10 +124,14 @@ def _communication(collectives: Sequence[CollectiveTotal]) -> str:
         return "A step communicates nothing."
     calls = sum(item.calls for item in collectives)
     parts = [
-        f"{format_count(item.calls, item.kind)} of {format_gib(item.num_bytes)}"
+        f"{format_count(item.calls, item.kind)} of {_size(item.num_bytes)}"
         for item in sorted(collectives, key=lambda item: -item.num_bytes)
     ]
     return f"A step has {format_count(calls, 'collective')}: {', '.join(parts)} in all."
+
+
+def _size(num_bytes: int) -> str:
+    return format_gib(num_bytes) if num_bytes >= 2**20 else f"{num_bytes:,} bytes"
 
 
 def _collective_table(

@@ -26,7 +26,7 @@ def gpu_choices() -> Iterator[None]:
         mock.patch.object(functional, "layer_norm", _layer_norm),
         mock.patch.object(functional, "dropout", _dropout),
         mock.patch.object(
-            _foreach_utils, "_get_foreach_kernels_supported_devices", lambda: ["cpu", "cuda"]
+            _foreach_utils, "_get_foreach_kernels_supported_devices", return_value=["cpu", "cuda"]
         ),
     ):
         yield
@@ -36,19 +36,17 @@ def _attention(
     q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False
 ) -> Tensor:
     """Flash attention in 16 bits and without a mask, otherwise memory-efficient attention."""
+    attended: Tensor
     if q.dtype != torch.float32 and attn_mask is None:
-        attended: Tensor = _ATEN._scaled_dot_product_flash_attention(q, k, v, is_causal=is_causal)[
-            0
-        ]
+        attended, *_ = _ATEN._scaled_dot_product_flash_attention(q, k, v, is_causal=is_causal)
         return attended
     bias = None
     if attn_mask is not None:
-        mask_shape = (*q.shape[:-1], k.shape[-2])
-        bias = torch.zeros_like(attn_mask, dtype=q.dtype).expand(mask_shape)
+        bias = torch.zeros_like(attn_mask, dtype=q.dtype).expand(*q.shape[:-1], k.shape[-2])
     is_training = torch.is_grad_enabled() and q.requires_grad
-    attended = _ATEN._scaled_dot_product_efficient_attention(
+    attended, *_ = _ATEN._scaled_dot_product_efficient_attention(
         q, k, v, bias, is_training, is_causal=is_causal
-    )[0]
+    )
     return attended
 
 

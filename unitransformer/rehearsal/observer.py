@@ -135,12 +135,15 @@ class StepObserver(MemTracker):
         """Runs after every operator."""
         self._index += 1
         if self._task == "search":
-            now = sum(snapshot["Total"] for snapshot in self._curr_mem_snap.values())
+            now = self.live_bytes()
             if now > self.peak_bytes:
                 self.peak_bytes, self._peak_index = now, self._index
                 self.peak_place = self._place()
         elif self._task == "classify" and self._index == self._peak_index:
             self.categories = self._classify()
+
+    def live_bytes(self) -> int:
+        return sum(snapshot["Total"] for snapshot in self._curr_mem_snap.values())
 
     def _place(self) -> str:
         if self._in_opt:

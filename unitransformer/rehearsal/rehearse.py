@@ -210,7 +210,7 @@ def rehearse(config: RunConfig) -> Rehearsal:
     on_cpu = replace(config, parallel=replace(parallel, accelerator="cpu"))
     with contextlib.ExitStack() as stack:
         stack.enter_context(_fake_ranks(parallel.world_size, parallel.devices))
-        stack.enter_context(_support_of_fakes())
+        stack.enter_context(support_of_fakes())
         stack.enter_context(reducer_of_fakes())
         if parallel.accelerator == "cuda":
             stack.enter_context(gpu_choices())
@@ -243,7 +243,7 @@ def _fake_ranks(world_size: int, devices: int) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _support_of_fakes() -> Iterator[None]:
+def support_of_fakes() -> Iterator[None]:
     """Makes torch and this package accept fake tensors where they look for real ones."""
     with contextlib.ExitStack() as stack:
         for module in (optimizer, _foreach_utils):  # torch looks for its exact types
@@ -251,7 +251,7 @@ def _support_of_fakes() -> Iterator[None]:
             stack.enter_context(mock.patch.object(module, "_foreach_supported_types", types))
         stack.enter_context(mock.patch.object(nn.Module, "_apply", _apply))
         # Fake tensors hold no numbers.
-        stack.enter_context(mock.patch.object(Transformer, "init_weights", lambda *_, **__: None))
+        stack.enter_context(mock.patch.object(Transformer, "init_weights", _leave_empty))
         # A mesh reads its ranks, and shards of tensors without memory are made fast.
         for owner, name in (
             (device_mesh, "init_device_mesh"),
@@ -264,6 +264,10 @@ def _support_of_fakes() -> Iterator[None]:
         yield
 
 
+def _leave_empty(*arguments: Any, **options: Any) -> None:
+    """Replaces the initialization."""
+
+
 def _outside_modes(function: Callable[..., Any]) -> Callable[..., Any]:
     def called(*arguments: Any, **options: Any) -> Any:
         with _disable_current_modes():
@@ -274,7 +278,9 @@ def _outside_modes(function: Callable[..., Any]) -> Callable[..., Any]:
 
 @torch.no_grad()
 def _apply(
-    self: nn.Module, function: Callable[[Tensor], Tensor], recurse: bool = True
+    self: nn.Module,
+    function: Callable[[Tensor], Tensor],
+    recurse: bool = True,  # noqa: ARG001
 ) -> nn.Module:
     """`nn.Module._apply` for fake tensors, which torch would swap, and fail."""
     for child in self.children():
