@@ -8,6 +8,7 @@ import contextlib
 import gc
 import os
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -55,6 +56,9 @@ class _SyntheticBatches(pl.LightningDataModule):
         self.config, self.samples = config, Synthetic(config, config.batch_size)
 
     def train_dataloader(self) -> "_SyntheticBatches":
+        return self
+
+    def val_dataloader(self) -> "_SyntheticBatches":  # never read: training ends before
         return self
 
     def __len__(self) -> int:
@@ -209,6 +213,8 @@ def rehearse(config: RunConfig) -> Rehearsal:
     parallel = config.parallel
     on_cpu = replace(config, parallel=replace(parallel, accelerator="cpu"))
     with contextlib.ExitStack() as stack:
+        # Those of torch's internals, about fake tensors. A real run shows its own.
+        stack.enter_context(warnings.catch_warnings(action="ignore"))
         stack.enter_context(_fake_ranks(parallel.world_size, parallel.devices))
         stack.enter_context(support_of_fakes())
         stack.enter_context(reducer_of_fakes())
