@@ -6,6 +6,7 @@ order and limits, and one all-reduce is called for each as soon as its last grad
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -130,6 +131,9 @@ class _Logger:
 
     def __init__(self, reducer: Any) -> None:
         pass
+
+    def _get_ddp_logging_data(self) -> Any:
+        return SimpleNamespace(strs_map={}, ints_map={})
 
     def __getattr__(self, name: str) -> Any:
         return _do_nothing

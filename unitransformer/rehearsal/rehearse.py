@@ -114,7 +114,6 @@ class _Observe(pl.Callback):
     def _result(self, module: Any) -> Rehearsal:
         observer = self.observer
         assert observer is not None
-        assert sum(observer.categories.values()) == observer.peak_bytes, "two steps were not equal"
         groups = [
             [
                 (
@@ -222,9 +221,12 @@ def rehearse(config: RunConfig) -> Rehearsal:
             stack.enter_context(gpu_choices())
         stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
         try:
-            return observe_steps(on_cpu)
+            result = observe_steps(on_cpu)
         except Exception as error:
             raise RehearsalFailed(f"{type(error).__name__}: {error}") from error
+    # Real ranks release tensors at times of their own; a rehearsal repeats itself exactly.
+    assert sum(result.bytes_by_category.values()) == result.peak_bytes, "two steps were not equal"
+    return result
 
 
 @contextlib.contextmanager
