@@ -158,7 +158,10 @@ def observe_steps(config: RunConfig) -> Rehearsal:
     )
     observe = _Observe(config, num_steps)
     with tempfile.TemporaryDirectory() as folder:
-        module = TrainingModule(config)
+        # Sharding a meta tensor over thousands of ranks is fast, and that of a fake one is not.
+        is_sharded = config.parallel.is_sharded
+        with _disable_current_modes() if is_sharded else contextlib.nullcontext():
+            module = TrainingModule(config)
         trainer = build_trainer(config, run_dir=Path(folder), callbacks=[observe], segment=0)
         try:
             trainer.fit(module, datamodule=_SyntheticBatches(config))
