@@ -37,6 +37,11 @@ def run_recipe(preset: Preset, show: "Show", argv: Sequence[str] | None = None) 
         if options.summary:
             print(_summary(preset.model_config(options.size, **command.model)))
             return 0
+        if options.rehearse is not None:
+            check_paths(options)
+            from recipes.rehearsal import run_rehearsal
+
+            return run_rehearsal(command)
         with heavy_import("recipes.train"):
             check_paths(options)
             resolved = resolve(command)

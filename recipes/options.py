@@ -99,6 +99,12 @@ class RecipeOptions:
     )
     summary: bool = _option(False, "print the parameter summary and exit")
     dry_run: bool = _option(False, "print what would run and exit")
+    rehearse: int | None = _option(
+        None,
+        "build and train a few steps as one of this many ranks, on tensors without numbers; print "
+        "memory, collectives and shards, and exit",
+    )
+    json: Path | None = _option(None, "file for the result of --rehearse")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,6 +182,8 @@ def parse(preset: Preset, arguments: Sequence[str]) -> ParsedCommand:
             raise ValueError(
                 f"no-checkpoint saves nothing but {flag} needs checkpoints; leave one out"
             )
+    if options.json is not None and options.rehearse is None:
+        raise ValueError(f"json {options.json} is for the result of --rehearse; leave it out")
     if options.dropout is not None:
         model["dropout"] = options.dropout
     return ParsedCommand(preset=preset, options=options, model=model, optimizer=optimizer)
@@ -278,14 +286,15 @@ def check_paths(options: RecipeOptions) -> None:
         if not options.init_from.exists():
             raise ValueError(f"init-from {options.init_from} does not exist; check the path")
     check_is_utf8("out", options.out)
-    for name in ("out", "checkpoint_dir", "record", "trace"):
+    for name in ("out", "checkpoint_dir", "record", "trace", "json"):
         path = getattr(options, name)
         if path is None:
             continue
         flag = name.replace("_", "-")
-        if name == "record" and path.is_dir():
+        is_file = name in ("record", "json")
+        if is_file and path.is_dir():
             raise ValueError(f"{flag} {path} is a folder; name a file in it with --{flag}")
-        if problem := why_not_writable(path.parent if name == "record" else path):
+        if problem := why_not_writable(path.parent if is_file else path):
             folder, why = problem
             raise ValueError(
                 f"{flag} {path}: {folder} cannot be written ({why}); choose another with --{flag}"
