@@ -18,6 +18,7 @@ from unitransformer.config import ModelConfig, RunConfig
 from unitransformer.costs.memory import format_gib, rank_bytes
 from unitransformer.launch.failures import is_launched_rank, report_failure
 from unitransformer.launch.gc_pause import heavy_import
+from unitransformer.launch.light_imports import import_lightly
 from unitransformer.launch.variables import RUN_FOLDER
 from unitransformer.record.schema import config_of, load_record
 from unitransformer.record.units import UNIT, format_count
@@ -39,6 +40,8 @@ def run_recipe(preset: Preset, show: "Show", argv: Sequence[str] | None = None) 
             return 0
         with heavy_import("recipes.train"):
             check_paths(options)
+            if options.compile == "off" and options.strategy in ("auto", "single", "ddp"):
+                import_lightly()
             resolved = resolve(command)
             config = resolved.config
             _print_choices(options, resolved)
