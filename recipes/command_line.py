@@ -30,7 +30,11 @@ if TYPE_CHECKING:
 
 
 def run_recipe(preset: Preset, show: "Show", argv: Sequence[str] | None = None) -> int:
-    """Parses and checks a command line, trains, and prints the results; returns the exit code."""
+    """Parses and checks a command line, trains, and prints the results; returns the exit code.
+
+    Args:
+        argv: None: the command line of this process, which is a run and nothing else.
+    """
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         command = _parse_and_check(preset, arguments)
@@ -40,7 +44,8 @@ def run_recipe(preset: Preset, show: "Show", argv: Sequence[str] | None = None) 
             return 0
         with heavy_import("recipes.train"):
             check_paths(options)
-            if options.compile == "off" and options.strategy in ("auto", "single", "ddp"):
+            is_plain = options.compile == "off" and options.strategy in ("auto", "single", "ddp")
+            if argv is None and is_plain:
                 import_lightly()
             resolved = resolve(command)
             config = resolved.config
