@@ -18,6 +18,7 @@ from unitransformer.config import ModelConfig, RunConfig
 from unitransformer.costs.memory import format_gib, rank_bytes
 from unitransformer.launch.failures import is_launched_rank, report_failure
 from unitransformer.launch.gc_pause import heavy_import
+from unitransformer.launch.light_imports import import_lightly
 from unitransformer.launch.variables import RUN_FOLDER
 from unitransformer.record.schema import config_of, load_record
 from unitransformer.record.units import UNIT, format_count
@@ -29,7 +30,11 @@ if TYPE_CHECKING:
 
 
 def run_recipe(preset: Preset, show: "Show", argv: Sequence[str] | None = None) -> int:
-    """Parses and checks a command line, trains, and prints the results; returns the exit code."""
+    """Parses and checks a command line, trains, and prints the results; returns the exit code.
+
+    Args:
+        argv: None: the command line of this process, which is a run and nothing else.
+    """
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         command = _parse_and_check(preset, arguments)
@@ -44,6 +49,9 @@ def run_recipe(preset: Preset, show: "Show", argv: Sequence[str] | None = None) 
             return run_rehearsal(command)
         with heavy_import("recipes.train"):
             check_paths(options)
+            is_plain = options.compile == "off" and options.strategy in ("auto", "single", "ddp")
+            if argv is None and is_plain:
+                import_lightly()
             resolved = resolve(command)
             config = resolved.config
             _print_choices(options, resolved)

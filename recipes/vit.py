@@ -98,4 +98,4 @@ if __name__ == "__main__":
     from recipes.command_line import run_recipe
     from unitransformer.cli import run_main
 
-    sys.exit(run_main(lambda: run_recipe(PRESET, show)))
+    sys.exit(run_main(lambda: run_recipe(PRESET, show), is_whole_process=True))

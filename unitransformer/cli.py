@@ -1,10 +1,12 @@
 """Shared by all commands: how they read options, print errors and write their output."""
 
 import argparse
+import atexit
 import codecs
 import difflib
 import errno
 import io
+import logging
 import os
 import re
 import sys
@@ -229,12 +231,19 @@ class _Output(io.FileIO):
             return len(data)
 
 
-def run_main(main: Callable[[], int]) -> int:
+def run_main(main: Callable[[], int], *, is_whole_process: bool = False) -> int:
     """Runs a command in a process of its own; returns the exit code of its work.
 
     It ends as well as its work does when nobody reads its output. Letters that the terminal cannot
     show are replaced. Output that a full disk has lost is an error if it is the result.
+
+    Args:
+        is_whole_process: the process exits next, with this code. It then leaves its memory to the
+            system: with torch, taking thousands of modules apart takes a quarter of a second.
     """
+    codes: list[int] = []
+    if is_whole_process:  # registered first, and so called after what libraries register
+        atexit.register(lambda: _end_process(codes[0]) if codes else None)
     # A file that gets the number of a closed standard stream would receive what libraries print.
     while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
         pass
@@ -247,7 +256,16 @@ def run_main(main: Callable[[], int]) -> int:
     except SystemExit as stop:  # after --help
         code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     sys.stdout.flush()
-    return code or int(output is not None and output.is_lost and output.is_result)
+    codes.append(code or int(output is not None and output.is_lost and output.is_result))
+    return codes[0]
+
+
+def _end_process(code: int) -> None:
+    logging.shutdown()
+    with suppress(OSError, ValueError):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(code)
 
 
 def is_output_read() -> bool:

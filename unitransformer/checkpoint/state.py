@@ -13,7 +13,6 @@ import torch
 import torch.distributed
 from lightning.pytorch import Trainer
 from torch import Tensor
-from torch.distributed.checkpoint import state_dict
 
 from unitransformer.parallel import deepspeed
 from unitransformer.parallel.deepspeed import MOMENTS
@@ -95,6 +94,8 @@ def restore_state(module: TrainingModule, trainer: Trainer, read: FillState, *, 
 
 
 def _capture_fsdp1(trainer: Trainer) -> State:
+    from torch.distributed.checkpoint import state_dict
+
     model = trainer.strategy.model
     assert model is not None
     state: State = {f"weight.{name}": values for name, values in sharded_weights(model).items()}
@@ -106,6 +107,8 @@ def _capture_fsdp1(trainer: Trainer) -> State:
 
 
 def _restore_fsdp1(trainer: Trainer, read: FillState, step: int) -> None:
+    from torch.distributed.checkpoint import state_dict
+
     model, optimizer = trainer.strategy.model, trainer.optimizers[0]
     assert model is not None
     weights = sharded_weights(model)

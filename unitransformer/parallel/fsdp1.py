@@ -6,7 +6,6 @@ from typing import Any, cast
 import torch
 from lightning.pytorch.strategies import FSDPStrategy
 from torch import nn
-from torch.distributed.checkpoint.state_dict import get_model_state_dict
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel, MixedPrecision
 from torch.distributed.fsdp.wrap import ModuleWrapPolicy
@@ -66,6 +65,8 @@ def plain_name(name: str) -> str:
 
 def sharded_weights(model: nn.Module) -> dict[str, DTensor]:
     """Returns each parameter by its plain name, sharded over the ranks."""
+    from torch.distributed.checkpoint.state_dict import get_model_state_dict
+
     with warnings.catch_warnings(action="ignore", category=FutureWarning):  # FSDP1 is deprecated
         state = get_model_state_dict(model)
     # The state also has the positional table, and a second name for a shared matrix.

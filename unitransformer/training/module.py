@@ -54,7 +54,10 @@ class TrainingModule(pl.LightningModule):
             else read_weights(Path(config.init_from), config.model)
         )
         if not parallel.is_sharded:
-            self.objective.to_empty(device="cpu")
+            # `to_empty` would ask the meta tensors, for which torch imports sympy.
+            self.objective._apply(  # type: ignore[no-untyped-call]
+                lambda t: torch.empty(t.shape, dtype=t.dtype, device="cpu")
+            )
             network.init_weights(self.initial_weights)
         self.loss_blocks: LossBlocks | None = None  # known when training starts
         self._losses = torch.zeros(0)  # one per micro-batch of this segment
