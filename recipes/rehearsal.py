@@ -11,7 +11,7 @@ import torch
 from tabulate import tabulate
 
 from recipes.options import ParsedCommand, build_config
-from unitransformer.config import RunConfig, to_dict
+from unitransformer.config import Accelerator, RunConfig, to_dict
 from unitransformer.costs.memory import choose_strategy, format_gib
 from unitransformer.record.units import format_count
 from unitransformer.rehearsal.rehearse import RehearsalFailed, check_rehearsal, rehearse
@@ -51,7 +51,7 @@ def resolve_rehearsal(command: ParsedCommand) -> tuple[RunConfig, str]:
     on_cpu = options.accelerator == "cpu"
     defaults = command.preset.cpu if on_cpu else command.preset.cuda
     config = build_config(command, defaults=defaults, devices=devices, num_nodes=num_nodes)
-    accelerator = "cpu" if on_cpu else "cuda"
+    accelerator: Accelerator = "cpu" if on_cpu else "cuda"
     config = replace(config, parallel=replace(config.parallel, accelerator=accelerator))
     config, reason = choose_strategy(config, None)
     check_rehearsal(config)

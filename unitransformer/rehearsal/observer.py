@@ -55,7 +55,7 @@ class Collective:
     num_elements: int
 
 
-class StepObserver(MemTracker):
+class StepObserver(MemTracker):  # type: ignore[no-untyped-call]
     """Counts the peak memory and the collectives of a step; a context manager.
 
     Call `begin_step` and `end_step` around each optimizer step. The step that `end_step` ends may
@@ -106,7 +106,9 @@ class StepObserver(MemTracker):
     ) -> Any:
         if function is _SCALARS_OF_FAKES and isinstance(args[0], FakeTensor):
             return 0.0  # the loss scaler asks whether a gradient overflowed: none did
-        result = super().__torch_dispatch__(function, types, args, kwargs)
+        result = super().__torch_dispatch__(  # type: ignore[no-untyped-call]
+            function, types, args, kwargs
+        )
         if result is not NotImplemented and "c10d" in function.namespace:
             self._note(function, args)
         return result
@@ -164,7 +166,7 @@ class StepObserver(MemTracker):
             for storage in map(_storage_of, tensors)
         }
         bytes_of = dict.fromkeys(CATEGORIES, 0)
-        for storage, (info, _) in list(self._WINFO.items()):
+        for storage, (info, _) in list(self._WINFO.items()):  # type: ignore[no-untyped-call]
             by_phase = {
                 _MemRefType.GRAD: "gradients",  # buckets of DDP, also before they are filled
                 _MemRefType.OTH: "communication buffers",
@@ -200,11 +202,11 @@ class StepObserver(MemTracker):
 
     def _pre_fw_hook(self, module: nn.Module, inputs: Any) -> None:
         if self._mod_tracker.is_bw and not self._in_ac:  # a layer is recomputed
-            self._ac_mod, self._in_ac = module, True
+            vars(self).update(_ac_mod=module, _in_ac=True)
 
     def _post_fw_hook(self, module: nn.Module, inputs: Any, outputs: Any) -> None:
-        if self._ac_mod is module:
-            self._ac_mod, self._in_ac = None, False
+        if vars(self)["_ac_mod"] is module:
+            vars(self).update(_ac_mod=None, _in_ac=False)
 
     def _pre_bw_hook(self, module: nn.Module, args: Any) -> None:
         pass
@@ -217,7 +219,7 @@ def fsdp_groups(module: nn.Module) -> list[Any]:
     """Returns the groups of parameters that FSDP2 gathers for a module; most have none or one."""
     if not isinstance(module, FSDPModule):
         return []
-    state: Any = module._get_fsdp_state()  # type: ignore[no-untyped-call]
+    state: Any = module._get_fsdp_state()
     groups = getattr(state, "_fsdp_param_groups", None) or [state._fsdp_param_group]
     return [group for group in groups if group is not None]
 
@@ -241,4 +243,6 @@ def _group_of(args: Any) -> ProcessGroup:
         if isinstance(leaf, torch.ScriptObject) and "ProcessGroup" in str(leaf._type()):
             return ProcessGroup.unbox(leaf)
     name = next(leaf for leaf in reversed(tree_leaves(args)) if isinstance(leaf, str))
-    return torch.distributed.distributed_c10d._resolve_process_group(name)
+    resolve: Any = torch.distributed.distributed_c10d._resolve_process_group  # type: ignore[attr-defined]
+    group: ProcessGroup = resolve(name)
+    return group

@@ -90,9 +90,8 @@ class _Reducer:
             return False
         self._has_rebuilt = True
         ready = [self._parameters[index] for index in self._order]
-        indices, _ = torch.distributed._compute_bucket_assignment_by_size(
-            ready, self._limits, [False] * len(ready), self._order
-        )
+        assign: Any = torch.distributed._compute_bucket_assignment_by_size  # type: ignore[attr-defined]
+        indices, _ = assign(ready, self._limits, [False] * len(ready), self._order)
         self._build(indices)
         return True
 

@@ -295,7 +295,7 @@ def _apply(
 ) -> nn.Module:
     """`nn.Module._apply` for fake tensors, which torch would swap, and fail."""
     for child in self.children():
-        child._apply(function)
+        child._apply(function)  # type: ignore[no-untyped-call]
     for name, parameter in self._parameters.items():
         if parameter is not None:
             values = function(parameter)
@@ -303,7 +303,7 @@ def _apply(
                 parameter.data = values
             else:
                 self._parameters[name] = nn.Parameter(values, parameter.requires_grad)
-    for name, values in self._buffers.items():
-        if values is not None:
-            self._buffers[name] = function(values)
+    for name, buffer in self._buffers.items():
+        if buffer is not None:
+            self._buffers[name] = function(buffer)
     return self
