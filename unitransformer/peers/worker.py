@@ -26,8 +26,9 @@ from torch import Tensor, nn
 
 from unitransformer.config import Compile, RunConfig, from_dict
 from unitransformer.data.sources import load_source
-from unitransformer.launch.devices import set_up_process
+from unitransformer.launch.devices import keep_freed_memory, set_up_process
 from unitransformer.launch.failures import is_out_of_memory
+from unitransformer.machine.loss_blocks import choose_loss_blocks
 from unitransformer.machine.software import describe_code, describe_versions
 from unitransformer.measure.instruments import read_peaks, reset_peaks
 from unitransformer.objectives import Batch
@@ -48,10 +49,14 @@ class Trainee:
         self.device = torch.device(parallel.accelerator)
         batches = _draw_batches(config, self.device)
         _import(peer)
+        if peer == OURS:  # what a run of this project sets; peers run as their users run them
+            keep_freed_memory(parallel.accelerator)
+            blocks = choose_loss_blocks(config)
         self.base_bytes = _memory_bytes(self.device)
         torch.manual_seed(config.seed)
         if peer == OURS:
             module = TrainingModule(config)
+            module.set_loss_blocks(blocks)
             self.objective: nn.Module = module.objective.to(self.device)
             self.optimizer: Any = module.configure_optimizers()
         else:
