@@ -13,10 +13,21 @@ import torch
 
 from tests.benchmarks.clock import machine
 from tests.benchmarks.conftest import folder_of_times
+from tests.distributed.forking import fork_command
+from tests.processes import PATIENCE_S
 
 ELSEWHERE = "0123456789ab"  # fingerprint of another machine
 COUNTED = "test_counters.py::test_counters_of_a_step_equal_their_baseline[bert-single-off]"
 TIMED = "test_step_time.py::test_step_time[vit]"
+
+
+def arguments_of(repository: Path, tests: Sequence[str], *options: str) -> list[str]:
+    """Arguments of pytest that run the benchmarks."""
+    return [
+        *("-p", "no:cacheprovider", "-rs", *options),
+        *("-c", str(repository / "pyproject.toml"), "--rootdir", str(repository)),
+        *(str(repository / "tests" / "benchmarks" / test) for test in tests),
+    ]
 
 
 def bench(
@@ -28,17 +39,30 @@ def bench(
     """
     inherited = {name: value for name, value in os.environ.items() if "XDIST" not in name}
     return subprocess.run(
-        [
-            *(sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-rs", *options),
-            *("-c", str(repository / "pyproject.toml"), "--rootdir", str(repository)),
-            *(str(repository / "tests" / "benchmarks" / test) for test in tests),
-        ],
+        [sys.executable, "-m", "pytest", *arguments_of(repository, tests, *options)],
         cwd=folder,
         env={**inherited, "PYTHONPATH": str(repository), "ATEN_CPU_CAPABILITY": "default"},
         capture_output=True,
         text=True,
         timeout=500,
     )
+
+
+def bench_in_fork(
+    repository: Path, folder: Path, tests: Sequence[str], *options: str
+) -> tuple[int | None, str]:
+    """Runs the benchmarks in `folder` on this processor; returns the exit code and the output."""
+
+    def run() -> int:
+        os.chdir(folder)
+        for name in [name for name in os.environ if "XDIST" in name]:
+            del os.environ[name]
+        return pytest.main(arguments_of(repository, tests, *options))
+
+    log = folder / "output.log"
+    process = fork_command(run, log=log, variables={})
+    process.join(PATIENCE_S)
+    return process.exitcode, log.read_text()
 
 
 @pytest.fixture(scope="module")
@@ -102,9 +126,8 @@ def test_runs_of_another_machine_are_recognized_and_fail_nothing(
         path = tmp_path.joinpath(".benchmarks", folder_name, *inside)
         path.parent.mkdir(parents=True)
         path.write_text(text)
-    done = bench(
+    code, printed = bench_in_fork(
         repository, tmp_path, (TIMED,), "--benchmark-compare", "--benchmark-compare-fail=median:5%"
     )
-    printed = done.stdout + done.stderr
-    assert done.returncode == 0, printed[-3000:]
+    assert code == 0, printed[-3000:]
     assert f"Times of another machine ({ELSEWHERE}): no test fails on them" in printed

@@ -25,8 +25,10 @@ def outputs(notebook: nbformat.NotebookNode) -> str:
     return str([cell.outputs for cell in notebook.cells if cell.cell_type == "code"])
 
 
-# The notebooks of bert and gpt differ in the name of the recipe and in what they show at the end.
-@pytest.mark.parametrize("name", ["gpt", "vit", pytest.param("bert", marks=pytest.mark.proof)])
+# The notebooks differ in the name of the recipe and in what they show at the end.
+@pytest.mark.parametrize(
+    "name", ["gpt", *(pytest.param(name, marks=pytest.mark.proof) for name in ("bert", "vit"))]
+)
 def test_a_notebook_runs_and_shows_its_parts(
     name: str, tmp_path: Path, repository: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

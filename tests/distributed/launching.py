@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import torch.distributed.run
 from torch.distributed.elastic.multiprocessing.api import DefaultLogsSpecs
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
@@ -148,6 +149,32 @@ def wait_for_ranks(process: BaseProcess, count: int) -> list[psutil.Process]:
             return sorted(ranks, key=lambda rank: rank.pid)
         time.sleep(0.02)
     raise AssertionError("no ranks were started")
+
+
+def fork_torchrun(
+    command: Sequence[str], *, log: Path, variables: Mapping[str, str]
+) -> BaseProcess:
+    """Runs a torchrun command line in a fork; its ranks are forks too, not new interpreters.
+
+    Args:
+        command: the arguments of torchrun: its options, `-m`, a recipe, and the recipe's options.
+    """
+
+    def launch() -> int:
+        parsed = torch.distributed.run.parse_args(command)
+        config, _, _ = torch.distributed.run.config_from_args(parsed)
+        config.start_method = "fork"
+        module = RECIPES[parsed.training_script.removeprefix("recipes.")]
+        elastic_launch(config, _be_torchrun_rank)(module, parsed.training_script_args)
+        return 0
+
+    return fork_command(launch, log=log, variables=variables)
+
+
+def _be_torchrun_rank(module: Any, arguments: Sequence[str]) -> None:
+    begin_fork({})
+    if code := run_recipe(module.PRESET, module.show, arguments):
+        raise SystemExit(code)
 
 
 def torchrun_two_ranks(

@@ -8,7 +8,7 @@ from pathlib import Path
 from tests.distributed.launching import environment, load, recipe_arguments, recipe_command
 from tests.processes import PATIENCE_S
 
-TWO = ("--batch-size", "4", "--devices", "2")
+BRIEF = ("--batch-size", "4", "--max-steps", "1", "--validate-every", "1")
 COMPILERS = ("c++", "g++", "gcc", "cc", "clang", "clang++", "ninja", "nvcc")
 
 # Two command lines in an interpreter that finds neither DeepSpeed nor its metadata.
@@ -50,7 +50,7 @@ def run(command: list[str], variables: dict[str, str], repository: Path) -> str:
 def test_without_deepspeed_only_zero_is_refused_with_the_install_command(
     tmp_path: Path, repository: Path
 ) -> None:
-    arguments = recipe_arguments("gpt", tmp_path / "run", *TWO)
+    arguments = recipe_arguments("gpt", tmp_path / "run", *BRIEF)
     said = run(
         [sys.executable, "-c", WITHOUT, *arguments], environment(tmp_path), repository
     ).splitlines()
@@ -68,7 +68,9 @@ def test_deepspeed_on_a_cpu_calls_no_compiler(tmp_path: Path, repository: Path) 
         (shims / name).chmod(0o755)
     path = f"{shims}{os.pathsep}{os.environ['PATH']}"
     variables = environment(tmp_path) | {"PATH": path, "TORCH_EXTENSIONS_DIR": str(built)}
-    command = recipe_command("gpt", tmp_path / "run", *TWO, "--strategy", "zero2")
+    command = recipe_command(
+        "gpt", tmp_path / "run", *BRIEF, "--devices", "2", "--strategy", "zero2"
+    )
     said = run(command, variables, repository)
     assert load(tmp_path / "run")["status"] == "ok", said
     assert [path.name for folder in (used, built) for path in folder.iterdir()] == []

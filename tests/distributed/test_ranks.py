@@ -1,13 +1,12 @@
 """Ranks draw different dropout, and a command starts its own ranks."""
 
 import re
-import subprocess
 from pathlib import Path
 
 import pytest
 
 from recipes import gpt
-from tests.distributed.launching import environment, load, recipe_command, train
+from tests.distributed.launching import begin, load, train
 from tests.processes import PATIENCE_S
 from unitransformer.config import ParallelConfig, RunConfig
 from unitransformer.launch.environment import adopt_launcher
@@ -33,18 +32,13 @@ def test_two_ranks_draw_different_dropout() -> None:
     assert len({seed for rank in seeds for seed in rank}) == 6
 
 
-def test_a_command_starts_its_own_ranks(tmp_path: Path, repository: Path) -> None:
+def test_a_command_starts_its_own_ranks(tmp_path: Path) -> None:
     one = train("gpt", tmp_path / "one", "--batch-size", "8")
-    done = subprocess.run(
-        recipe_command("gpt", tmp_path / "two", "--batch-size", "4", "--devices", "2"),
-        cwd=repository,
-        env=environment(tmp_path),
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE_S,
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("validation  loss") == 1  # only rank 0 prints
+    process = begin("gpt", tmp_path / "two", "--batch-size", "4", "--devices", "2", is_whole=True)
+    process.join(PATIENCE_S)
+    said = (tmp_path / "two" / "output.log").read_text()
+    assert process.exitcode == 0, said
+    assert said.count("validation  loss") == 1  # only rank 0 prints
     assert load(tmp_path / "two")["loss"] == pytest.approx(one["loss"], rel=1e-5)
 
 

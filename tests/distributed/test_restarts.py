@@ -71,6 +71,7 @@ def check(folder: Path, tmp_path: Path, strategy: str) -> None:
     assert len([path for path in folder.iterdir() if path.is_dir()]) == 1, "one folder for both"
 
 
+@pytest.mark.proof  # The ranks are new interpreters; in the next test they are forks.
 def test_torchrun_restarts_a_run_that_resumes_from_its_checkpoint(
     tmp_path: Path, repository: Path
 ) -> None:

@@ -9,7 +9,6 @@ import os
 import shlex
 import socket
 import subprocess
-import sys
 from multiprocessing.queues import SimpleQueue
 from pathlib import Path
 from typing import Any
@@ -32,6 +31,7 @@ from scaling.parity.certificate import find_inactive_feature, work_of
 from tests.distributed.launching import (
     begin,
     environment,
+    fork_torchrun,
     load,
     recipe_arguments,
     recipe_command,
@@ -234,7 +234,6 @@ def test_a_recipe_runs_under_torchrun(
 def test_the_printed_torchrun_command_trains_on_two_nodes(
     alone: Any,
     tmp_path: Path,
-    repository: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -250,14 +249,16 @@ def test_the_printed_torchrun_command_trains_on_two_nodes(
     command = shlex.split(printed[printed.index("torchrun --nnodes") :])
     assert command[3:5] == ["--node-rank", "0"]
     nodes = [
-        subprocess.Popen(
-            [sys.executable, "-m", "torch.distributed.run", *command[1:4], node, *command[5:]],
-            cwd=repository,
-            env=environment(tmp_path),
+        fork_torchrun(
+            [*command[1:4], node, *command[5:]],
+            log=tmp_path / f"node-{node}.log",
+            variables=environment(tmp_path),
         )
         for node in ("0", "1")
     ]
-    assert [node.wait(PATIENCE_S) for node in nodes] == [0, 0]
+    for process in nodes:
+        process.join(PATIENCE_S)
+    assert [process.exitcode for process in nodes] == [0, 0]
     record = load(folder)
     assert (record["world_size"], record["config"]["parallel"]["num_nodes"]) == (2, 2)
     assert_same(record, alone("gpt"))

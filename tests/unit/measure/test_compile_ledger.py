@@ -1,33 +1,20 @@
 """The compile ledger finds injected graph breaks, recompiles and cache hits."""
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch._inductor.config
 
+from tests.distributed.forking import fork_command
+from tests.processes import PATIENCE_S
 from unitransformer.measure.compile_ledger import CompileLedger, short_path
 from unitransformer.stats.comparisons import pays_off_at
 
 HERE = Path(__file__).name
-COMPILE_ONCE = """
-import json, torch
-from unitransformer.measure.compile_ledger import CompileLedger
-
-layer = torch.compile(torch.nn.Linear(4, 4))
-ledger = CompileLedger("default")
-ledger.start()
-for step in range(3):
-    ledger.at_step(step)
-    layer(torch.ones(2, 4)).sum().backward()
-ledger.stop()
-print(json.dumps(ledger.as_dict()))
-"""
 
 
 @pytest.fixture(autouse=True)
@@ -189,29 +176,27 @@ def test_the_ledger_of_an_uncompiled_run_reads_nothing() -> None:
     assert actual["missing"] == {"all": "compile is off"}
 
 
-def test_a_second_process_with_the_same_cache_starts_warm(tmp_path: Path, repository: Path) -> None:
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(repository),
-        "TORCHINDUCTOR_CACHE_DIR": str(tmp_path),
+def test_a_second_process_with_the_same_cache_starts_warm(tmp_path: Path) -> None:
+    def compile_once(answer: Path) -> int:
         # With an empty cache folder the compiler has to prepare a lot.
-        "TORCHINDUCTOR_VEC_ISA_OK": "0",
-        "TORCHINDUCTOR_CPP_CACHE_PRECOMPILE_HEADERS": "0",
-    }
-
-    def launch() -> dict[str, Any]:
-        done = subprocess.run(
-            [sys.executable, "-c", COMPILE_ONCE],
-            env=environment,
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            check=True,
+        torch._inductor.config.cpp.vec_isa_ok = False
+        torch._inductor.config.cpp_cache_precompile_headers = False
+        layer = torch.compile(torch.nn.Linear(4, 4))
+        answer.write_text(
+            json.dumps(follow(lambda step: layer(torch.ones(2, 4)).sum().backward(), 3))
         )
-        actual: dict[str, Any] = json.loads(done.stdout)
+        return 0
+
+    def launch(name: str) -> dict[str, Any]:
+        answer, log = tmp_path / name, tmp_path / f"{name}.log"
+        variables = {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
+        process = fork_command(lambda: compile_once(answer), log=log, variables=variables)
+        process.join(PATIENCE_S)
+        assert process.exitcode == 0, log.read_text()
+        actual: dict[str, Any] = json.loads(answer.read_text())
         return actual
 
-    cold, warm = launch(), launch()
+    cold, warm = launch("cold"), launch("warm")
     assert (cold["start"], warm["start"]) == ("cold", "warm")
     # The cache is asked for a forward and a backward graph; AOTAutograd stores both as one.
     assert cold["caches"]["inductor"] == {"hit": 0, "miss": 2}
