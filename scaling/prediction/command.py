@@ -9,7 +9,7 @@ from tabulate import tabulate
 from scaling.prediction.best import cheapest, fastest_by_devices
 from scaling.prediction.measured_rows import model_for
 from scaling.prediction.options import PredictOptions
-from scaling.prediction.predict import Interval, Prediction, predict
+from scaling.prediction.predict import Interval, Prediction, format_interval, predict
 from scaling.store.reader import load_store
 from scaling.store.run import Run
 from unitransformer.config import flat_dict
@@ -205,11 +205,7 @@ def _row(prediction: Prediction, varied: Sequence[str]) -> list[str]:
 
 
 def _interval(interval: Interval, prediction: Prediction, form: str) -> str:
-    """Formats a value with its interval; an extrapolation without the value."""
-    ends = f"{interval.low:{form}} to {interval.high:{form}}"
-    if prediction.time.provenance == "extrapolated":
-        return ends
-    return f"{interval.value:{form}} ({ends})"
+    return format_interval(interval, prediction.time.provenance, form)
 
 
 def _speed_table(predictions: Sequence[Prediction], varied: Sequence[str]) -> str:

@@ -26,7 +26,7 @@ from unitransformer.machine.calibration_store import read_calibration
 from unitransformer.machine.host import memory_bytes
 
 if TYPE_CHECKING:
-    from recipes.presets import Preset
+    from recipes.options import ParsedCommand
 
 MAX_DEVICES = 16_384
 RECIPES: tuple[Recipe, ...] = get_args(Recipe)
@@ -264,11 +264,60 @@ def _changes(
 @functools.lru_cache(maxsize=256)
 def _base_config(recipe: Recipe, arguments: tuple[str, ...], is_cpu: bool) -> RunConfig:
     """Returns the config of a recipe's command line on one device."""
-    from recipes.options import build_config, parse
+    return _build(parse_command(recipe, arguments), is_cpu, devices=1)
 
-    preset: Preset = importlib.import_module(f"recipes.{recipe}").PRESET
-    command = parse(preset, arguments)
-    defaults = preset.cpu if is_cpu else preset.cuda
-    config = build_config(command, defaults=defaults, devices=1)
+
+def parse_command(recipe: Recipe, arguments: Sequence[str]) -> "ParsedCommand":
+    """Parses a command line of a recipe; raises ValueError for an unknown option or value."""
+    from recipes.options import parse
+
+    return parse(importlib.import_module(f"recipes.{recipe}").PRESET, arguments)
+
+
+def _build(
+    command: "ParsedCommand", is_cpu: bool, *, devices: int, num_nodes: int = 1
+) -> RunConfig:
+    from recipes.options import build_config
+
+    defaults = command.preset.cpu if is_cpu else command.preset.cuda
+    config = build_config(command, defaults=defaults, devices=devices, num_nodes=num_nodes)
     accelerator: Accelerator = "cpu" if is_cpu else "cuda"
     return replace(config, parallel=replace(config.parallel, accelerator=accelerator))
+
+
+def resolve_on(
+    command: "ParsedCommand", hardware: Hardware, *, devices: int | None = None, num_nodes: int = 1
+) -> tuple[RunConfig, Hardware, str]:
+    """Returns what a command line runs on a hardware, its nodes, and the reason for its strategy.
+
+    Args:
+        devices: per node, if the command does not say; by default all GPUs, or one CPU process.
+        num_nodes: if the command does not say.
+
+    Raises:
+        ValueError: the command cannot run there, naming field, value and fix.
+    """
+    options, node = command.options, hardware.devices_per_node
+    other = "cuda" if hardware.is_cpu else "cpu"
+    if options.accelerator == other:
+        raise ValueError(f"accelerator is {other}, which {hardware.name} is not; leave it out")
+    if devices is None:
+        devices = 1 if hardware.is_cpu or options.strategy == "single" else node
+    config = _build(command, hardware.is_cpu, devices=devices, num_nodes=num_nodes)
+    parallel = config.parallel
+    if parallel.devices > node:
+        raise ValueError(
+            f"devices is {parallel.devices}, and a node of {hardware.name} has {node}; give at "
+            f"most {node}, and more nodes with --num-nodes"
+        )
+    if parallel.world_size > MAX_DEVICES:
+        raise ValueError(
+            f"num-nodes is {parallel.num_nodes}, with {parallel.world_size:,} devices; predictions "
+            f"reach {MAX_DEVICES:,}"
+        )
+    if parallel.cpu_offload and hardware.is_cpu:
+        raise ValueError("cpu_offload is for GPUs: on a CPU everything is in host memory already")
+    if parallel.num_nodes > 1:  # of each node only these devices
+        hardware = replace(hardware, devices_per_node=parallel.devices)
+    config, reason = choose_strategy(config, hardware.memory_bytes)
+    return config, hardware, reason

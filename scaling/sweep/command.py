@@ -15,6 +15,7 @@ from scaling.sweep import max_batch
 from scaling.sweep.claims import find_holders
 from scaling.sweep.engine import Agenda, Sweep, open_folder
 from scaling.sweep.estimate import load_calibrations, render_plan
+from scaling.sweep.hardware_plan import plan_cells, render_cells
 from scaling.sweep.options import SweepOptions
 from scaling.sweep.plan import CellTask, RecipePlanner, open_planner, plan_tasks, sort_tasks
 from scaling.sweep.progress import Progress
@@ -27,6 +28,7 @@ from unitransformer.launch.signals import STOP_SIGNALS, StopRequested, handle_si
 from unitransformer.launch.variables import without_launcher
 
 WATCH_INTERVAL_S = 2.0
+ONLY_FIRST = "this lists only the first cell of each search: the others depend on its result"
 FAILED = ("diverged", "crashed", "timeout", "preempted")
 
 
@@ -42,6 +44,12 @@ def run_sweep(options: SweepOptions) -> int:
         return 0
     if options.is_watch:
         return _watch(options)
+    if options.hardware is not None:
+        cells = plan_cells(options.study, options.hardware)
+        print(render_cells(cells, options.hardware, price_per_hour=options.price_per_hour))
+        if options.find_max_batch is not None:
+            print(ONLY_FIRST)
+        return 0
     check_is_utf8("out", options.out.absolute())
     check_writable("out", options.out, is_folder=True)
     # If a launcher has started this process, cells must not take its ranks for theirs.
@@ -69,7 +77,7 @@ def _run(options: SweepOptions, planner: RecipePlanner) -> int:
         calibrations = load_calibrations(fingerprint)
         print(render_plan(tasks, calibrations, price_per_hour=options.price_per_hour))
         if limit is not None:
-            print("this lists only the first cell of each search: the others depend on its result")
+            print(ONLY_FIRST)
         return 0
     only_reports()
     open_folder(options.out, options.study, options.limits, find_max_batch=limit)
