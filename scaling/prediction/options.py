@@ -22,6 +22,7 @@ from scaling.prediction.hardware import (
 from unitransformer.cli import Parser, read_integer, suggest
 from unitransformer.config import Accelerator, ParallelConfig, Recipe, RunConfig
 from unitransformer.costs.memory import choose_strategy
+from unitransformer.files import check_writable
 from unitransformer.machine.calibration_store import read_calibration
 from unitransformer.machine.host import memory_bytes
 
@@ -62,6 +63,8 @@ class PredictOptions:
     is_best: bool
     tokens: float | None
     price_per_hour: float | None
+    plot: Path | None = None
+    html: Path | None = None
 
 
 def build_predict_parser() -> Parser:
@@ -89,6 +92,8 @@ def build_predict_parser() -> Parser:
     )
     add("--tokens", str | None, "tokens to train, such as 300e9 (images for vit)")
     add("--price-per-hour", float | None, "USD for a device and hour; by default of the hardware")
+    add("--plot", Path | None, "draw speed, efficiency, memory and cost in this .svg or .png file")
+    add("--html", Path | None, "write a page with the plot and all tables to this file")
     add("--rows", Path | None, "with --validate, other published runs, as in published/runs.csv")
     for flag, help_text in (
         ("--best", "search the fastest configuration that fits, and the cheapest for --tokens"),
@@ -122,6 +127,7 @@ def read_predict_options(given: Any, axes: Mapping[str, Sequence[str]]) -> Predi
     if given.best:
         axes = {n: v.split(",") for n, v in SEARCHED.items() if n not in axes} | dict(axes)
     devices = read_devices(given.devices, hardware)
+    _check_pictures(given, devices)
     configs, left_out = build_configs(given.recipe, devices, axes, hardware)
     return PredictOptions(
         hardware=hardware,
@@ -131,7 +137,23 @@ def read_predict_options(given: Any, axes: Mapping[str, Sequence[str]]) -> Predi
         is_best=given.best,
         tokens=tokens,
         price_per_hour=price,
+        plot=given.plot,
+        html=given.html,
     )
+
+
+def _check_pictures(given: Any, devices: Sequence[int]) -> None:
+    """Raises ValueError for files that cannot be written, and for too few devices to draw."""
+    if given.plot is not None and given.plot.suffix not in (".svg", ".png"):
+        raise ValueError(f"plot is {given.plot}; give a file that ends in .svg or .png")
+    for name, path in (("plot", given.plot), ("html", given.html)):
+        if path is None:
+            continue
+        check_writable(name, path, is_folder=False)
+        if len(devices) < 2:
+            raise ValueError(
+                f"devices is {devices[0]}, and --{name} draws over several; give --devices 8,64,512"
+            )
 
 
 def _hardware(name: str, calibration: Path | None) -> Hardware:
