@@ -49,11 +49,11 @@ def run_predict(options: PredictOptions) -> int:
     shown = list(blocks(predictions, options))
     print("\n\n".join(shown))
     if options.plot is not None or options.html is not None:
-        _write_pictures(predictions, options, shown)
+        _write_plots(predictions, options, shown)
     return 0
 
 
-def _write_pictures(
+def _write_plots(
     predictions: Sequence[Prediction], options: PredictOptions, shown: Sequence[str]
 ) -> None:
     from scaling.prediction.plots import curves_of, draw, render_page

@@ -127,7 +127,7 @@ def read_predict_options(given: Any, axes: Mapping[str, Sequence[str]]) -> Predi
     if given.best:
         axes = {n: v.split(",") for n, v in SEARCHED.items() if n not in axes} | dict(axes)
     devices = read_devices(given.devices, hardware)
-    _check_pictures(given, devices)
+    _check_plots(given, devices)
     configs, left_out = build_configs(given.recipe, devices, axes, hardware)
     return PredictOptions(
         hardware=hardware,
@@ -142,7 +142,7 @@ def read_predict_options(given: Any, axes: Mapping[str, Sequence[str]]) -> Predi
     )
 
 
-def _check_pictures(given: Any, devices: Sequence[int]) -> None:
+def _check_plots(given: Any, devices: Sequence[int]) -> None:
     """Raises ValueError for files that cannot be written, and for too few devices to draw."""
     if given.plot is not None and given.plot.suffix not in (".svg", ".png"):
         raise ValueError(f"plot is {given.plot}; give a file that ends in .svg or .png")

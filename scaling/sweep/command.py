@@ -15,7 +15,6 @@ from scaling.sweep import max_batch
 from scaling.sweep.claims import find_holders
 from scaling.sweep.engine import Agenda, Sweep, open_folder
 from scaling.sweep.estimate import load_calibrations, render_plan
-from scaling.sweep.hardware_plan import plan_cells, render_cells
 from scaling.sweep.options import SweepOptions
 from scaling.sweep.plan import CellTask, RecipePlanner, open_planner, plan_tasks, sort_tasks
 from scaling.sweep.progress import Progress
@@ -45,11 +44,7 @@ def run_sweep(options: SweepOptions) -> int:
     if options.is_watch:
         return _watch(options)
     if options.hardware is not None:
-        cells = plan_cells(options.study, options.hardware)
-        print(render_cells(cells, options.hardware, price_per_hour=options.price_per_hour))
-        if options.find_max_batch is not None:
-            print(ONLY_FIRST)
-        return 0
+        return _plan_for(options.hardware, options)
     check_is_utf8("out", options.out.absolute())
     check_writable("out", options.out, is_folder=True)
     # If a launcher has started this process, cells must not take its ranks for theirs.
@@ -57,6 +52,19 @@ def run_sweep(options: SweepOptions) -> int:
         del os.environ[name]
     with open_planner() as planner:
         return _run(options, planner)
+
+
+def _plan_for(name: str, options: SweepOptions) -> int:
+    """Prints a plan for a hardware that is not here."""
+    from scaling.prediction.hardware import load_hardware  # numpy, which only a plan needs
+    from scaling.sweep.hardware_plan import plan_cells, render_cells
+
+    hardware = load_hardware(name)
+    cells = plan_cells(options.study, hardware)
+    print(render_cells(cells, hardware, price_per_hour=options.price_per_hour))
+    if options.find_max_batch is not None:
+        print(ONLY_FIRST)
+    return 0
 
 
 def _run(options: SweepOptions, planner: RecipePlanner) -> int:

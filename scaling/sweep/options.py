@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from scaling.prediction.hardware import Hardware, list_hardware, load_hardware
 from scaling.sweep.max_batch import check_start
 from scaling.sweep.run_cell import Limits
 from scaling.sweep.study import (
@@ -46,7 +45,7 @@ class SweepOptions:
     is_watch: bool
     max_cells: int | None
     price_per_hour: float | None
-    hardware: Hardware | None  # that a dry run plans for; None: this machine
+    hardware: str | None  # name or file of nodes that a dry run plans for; None: this machine
 
 
 def build_sweep_parser() -> Parser:
@@ -91,8 +90,8 @@ def build_sweep_parser() -> Parser:
     add(
         "--hardware",
         str | None,
-        "with --dry-run, plan for nodes that are not here: a .toml file, or one of "
-        + ", ".join(list_hardware()),
+        "with --dry-run, plan for nodes that are not here, such as h200-sxm-8; predict --help "
+        "lists them",
     )
     for flag, help_text in (
         ("--watch", "show the progress of other processes, run nothing"),
@@ -177,7 +176,7 @@ def read_sweep_options(given: Any, axes: dict[str, AxisValues]) -> SweepOptions:
         is_watch=given.watch,
         max_cells=given.max_cells,
         price_per_hour=given.price_per_hour,
-        hardware=None if given.hardware is None else load_hardware(given.hardware),
+        hardware=given.hardware,
     )
 
 

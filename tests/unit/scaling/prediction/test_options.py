@@ -78,7 +78,16 @@ def test_devices_make_whole_nodes(text: str, message: str) -> None:
 
 
 def read(**changes: object) -> PredictOptions:
-    names = ("recipe", "hardware", "calibration", "tokens", "price_per_hour", "rows")
+    names = (
+        "recipe",
+        "hardware",
+        "calibration",
+        "tokens",
+        "price_per_hour",
+        "rows",
+        "plot",
+        "html",
+    )
     given = dict.fromkeys(names) | {"best": False, "devices": "8", "recipe": "gpt"}
     given |= {"hardware": "h200-sxm-8", **changes}
     return read_predict_options(SimpleNamespace(**given), {"size": ["124m"]})

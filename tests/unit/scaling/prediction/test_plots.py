@@ -93,7 +93,7 @@ def test_files_are_whole_and_the_page_loads_nothing(
         ("--plot a.svg --size 13b --strategy ddp --batch-size 1", "nothing fits on a device"),
     ],
 )
-def test_a_bad_picture_is_one_line(
+def test_a_bad_option_is_one_line(
     given: str,
     message: str,
     tmp_path: Path,
