@@ -310,7 +310,7 @@ def _build(
 def resolve_on(
     command: "ParsedCommand", hardware: Hardware, *, devices: int | None = None, num_nodes: int = 1
 ) -> tuple[RunConfig, Hardware, str]:
-    """Returns what a command line runs on a hardware, its nodes, and the reason for its strategy.
+    """Returns what a command line runs, the nodes with the devices it uses, and why its strategy.
 
     Args:
         devices: per node, if the command does not say; by default all GPUs, or one CPU process.
@@ -339,7 +339,6 @@ def resolve_on(
         )
     if parallel.cpu_offload and hardware.is_cpu:
         raise ValueError("cpu_offload is for GPUs: on a CPU everything is in host memory already")
-    if parallel.num_nodes > 1:  # of each node only these devices
-        hardware = replace(hardware, devices_per_node=parallel.devices)
+    hardware = replace(hardware, devices_per_node=parallel.devices)  # the others are not used
     config, reason = choose_strategy(config, hardware.memory_bytes)
     return config, hardware, reason

@@ -44,6 +44,14 @@ def test_devices_and_strategy_are_those_of_the_hardware() -> None:
     assert single.config.parallel.world_size == 1
 
 
+def test_any_devices_of_a_node_talk_over_its_links() -> None:
+    axes = {"size": ["1.3b"], "strategy": ["fsdp"], "devices": ["2", "3", "4"]}
+    found = [cell.prediction for cell in plan_cells(make_study(axes=axes), NODE)]
+    hidden = [p.time.hidden_communication_s for p in found if p is not None]
+    assert hidden == sorted(hidden)
+    assert len(hidden) == 3
+
+
 def test_nodes_of_fewer_devices_talk_over_the_slower_link() -> None:
     axes = {"size": ["1.3b"], "strategy": ["ddp"], "devices": ["4"], "num-nodes": ["1", "2"]}
     one, two = (cell.prediction for cell in plan_cells(make_study(axes=axes), NODE))
