@@ -19,6 +19,7 @@ from unitransformer.costs.memory import format_gib, rank_bytes
 from unitransformer.launch.failures import is_launched_rank, report_failure
 from unitransformer.launch.gc_pause import heavy_import
 from unitransformer.launch.light_imports import import_lightly
+from unitransformer.launch.subprocess_module import run_module
 from unitransformer.launch.variables import RUN_FOLDER
 from unitransformer.record.schema import config_of, load_record
 from unitransformer.record.units import UNIT, format_count
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from recipes.train import Show
     from unitransformer.launch.devices import ResolvedConfig
     from unitransformer.run import RunPaths
+
+PLAN_LIMIT_S = 120.0
 
 
 def run_recipe(preset: Preset, show: "Show", argv: Sequence[str] | None = None) -> int:
@@ -47,6 +50,11 @@ def run_recipe(preset: Preset, show: "Show", argv: Sequence[str] | None = None) 
             from recipes.rehearsal import run_rehearsal
 
             return run_rehearsal(command)
+        if options.hardware is not None:
+            # A process of its own: predictions rest on recipes, which therefore do not import them.
+            plan = [options.hardware, preset.recipe, "--", *arguments]
+            print(run_module("scaling.prediction.plan", plan, limit_s=PLAN_LIMIT_S), end="")
+            return 0
         with heavy_import("recipes.train"):
             check_paths(options)
             is_plain = options.compile == "off" and options.strategy in ("auto", "single", "ddp")

@@ -99,6 +99,9 @@ class RecipeOptions:
     )
     summary: bool = _option(False, "print the parameter summary and exit")
     dry_run: bool = _option(False, "print what would run and exit")
+    hardware: str | None = _option(
+        None, "with --dry-run, nodes to plan for that are not here, such as h200-sxm-8"
+    )
     rehearse: int | None = _option(
         None,
         "build and train a few steps as one of this many ranks, on tensors without numbers; print "
@@ -184,6 +187,15 @@ def parse(preset: Preset, arguments: Sequence[str]) -> ParsedCommand:
             )
     if options.json is not None and options.rehearse is None:
         raise ValueError(f"json {options.json} is for the result of --rehearse; leave it out")
+    if options.hardware is not None and not options.dry_run:
+        raise ValueError(
+            f"hardware is {options.hardware}, but a run uses this machine; add --dry-run"
+        )
+    if options.hardware is not None and options.rehearse is not None:
+        raise ValueError(
+            f"hardware is {options.hardware}, which a rehearsal does not use; leave --hardware or "
+            "--rehearse out"
+        )
     if options.dropout is not None:
         model["dropout"] = options.dropout
     return ParsedCommand(preset=preset, options=options, model=model, optimizer=optimizer)

@@ -104,13 +104,37 @@ def _check_cells(cells: Sequence[RecipeCommand], job: Job) -> None:
 
 def check_recipe(job: Job, recipe: str) -> None:
     """Raises ValueError for options that the recipe refuses, with the recipe's message."""
-    arguments = job.arguments
-    if job.array:  # the first task stands for all
-        first_task = re.split("[-,%]", job.array)[0]
-        arguments = [argument.replace("%a", first_task) for argument in arguments]
-    (answer,) = _ask([(recipe, arguments)], {"devices": job.devices, "num_nodes": job.nodes})
+    (answer,) = _ask([(recipe, first_task(job))], {"devices": job.devices, "num_nodes": job.nodes})
     if error := answer.get("misread") or answer.get("refused"):
         raise ValueError(f"recipe {recipe}: {error}")
+
+
+def plan_on(hardware: str, job: Job) -> str:
+    """Returns the predicted memory, time and cost of a checked job on a hardware.
+
+    Raises:
+        ValueError: the hardware is unknown, or the job cannot run on it.
+        RuntimeError: the prediction fails.
+    """
+    if job.target == "sweep":
+        arguments = ["sweep", *job.arguments]
+        listing = run_module("scaling", [*arguments, "--list"], limit_s=ANSWER_S)
+        if "--devices " not in listing and "--strategy single" not in listing:
+            arguments += ["--devices", str(job.devices)]  # a cell uses all of its task
+        arguments += ["--dry-run", "--hardware", hardware]
+        return run_module("scaling", arguments, limit_s=ANSWER_S)
+    shape = ["--nodes", str(job.nodes), "--devices", str(job.devices)]
+    arguments = [hardware, job.target.removeprefix("recipes."), *shape, "--"]
+    arguments += first_task(job)
+    return run_module("scaling.prediction.plan", arguments, limit_s=ANSWER_S)
+
+
+def first_task(job: Job) -> list[str]:
+    """Returns the arguments of the recipe in the first task of an array, which stands for all."""
+    if not job.array:
+        return [*job.arguments]
+    number = re.split("[-,%]", job.array)[0]
+    return [argument.replace("%a", number) for argument in job.arguments]
 
 
 def _ask(commands: Sequence[RecipeCommand], shape: Mapping[str, int]) -> list[dict[str, Any]]:

@@ -25,7 +25,7 @@ from slurm import scheduler
 from slurm.batch_script import Job, render, seconds_of
 from slurm.clusters import CLUSTERS, NO_CLUSTER, load_cluster
 from slurm.job_files import SCRIPT, SUBMITTED, list_attempts
-from slurm.preflight import check_recipe, to_sweep_array
+from slurm.preflight import check_recipe, plan_on, to_sweep_array
 from slurm.runtime.allocation import flags_of, option_of
 from unitransformer.cli import (
     Parser,
@@ -76,6 +76,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         script = render(job)
         if options.dry_run:
             print(script, end="")
+            if options.hardware is not None:
+                print("\n# " + "\n# ".join(plan_on(options.hardware, job).splitlines()))
             return 0
         _run_sbatch(["--test-only"], script)
         closed = scheduler.closed_partitions(job.partition)  # sbatch does not mention them
@@ -111,6 +113,12 @@ def build_parser() -> Parser:
     add("--clusters", type=Path, default=CLUSTERS, help="TOML file with settings of clusters")
     add("--no-requeue", action="store_true", help="never requeue; print how to continue instead")
     add("--dry-run", action="store_true", help="print the batch script and exit")
+    add(
+        "--hardware",
+        type=str,
+        default=None,
+        help="with --dry-run, add what the job needs on these nodes as comments, e.g. h200-sxm-8",
+    )
     add("--test-only", action="store_true", help="let SLURM check the job and exit")
     return parser
 
@@ -179,6 +187,10 @@ def _check_arguments(options: jsonargparse.Namespace, arguments: Sequence[str]) 
     if options.target not in TARGETS:
         raise ValueError(f"target is {options.target}; {suggest(options.target, TARGETS)}")
     flags = flags_of(arguments)
+    if options.hardware is not None and not options.dry_run:
+        raise ValueError(f"hardware is {options.hardware}; it needs --dry-run")
+    if "--hardware" in flags:
+        raise ValueError("--hardware after --: give it before --, with --dry-run")
     if options.target == "sweep":
         for flag in ("--watch", "--list", "--dry-run"):
             if flag in flags:

@@ -5,6 +5,7 @@ dark page. Each line has its label at its right end.
 """
 
 import io
+import itertools
 import math
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -21,7 +22,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
 TRAIN, VALIDATION, INK = "#1490d8", "#c0622b", "#7b7b7b"
 WIDTH = 7.0  # inches; about 670 pixels on GitHub
@@ -30,6 +31,7 @@ CAPTION_WIDTH = 115  # letters
 MAX_LEGEND_COLUMNS = 4
 MAX_MARKED_STEPS = 40  # with more steps, the training loss is a line without markers
 DASHED = (0, (5, 3))
+DOTTED = (0, (1, 2))
 LEADER_END = 1.025
 LABEL_X = 1.03  # left end of the line labels, in panel widths
 MIN_TICK_GAP = 0.09  # between labeled ticks, in panel widths
@@ -44,6 +46,7 @@ class PlotPoint:
     samples: tuple[float, ...] = ()  # single measurements, drawn as small dots
     low: float | None = None
     high: float | None = None
+    is_known: bool = True  # a line to a point that is not is dotted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +59,16 @@ class PlotLine:
     marker: str = ""
     style: str | tuple[int, tuple[int, ...]] = "-"
     thickness: float = 1.4
+
+
+@dataclass(frozen=True, kw_only=True)
+class BandPanel:
+    """A quantity with its unit, and lines whose intervals are bands."""
+
+    title: str
+    lines: tuple[PlotLine, ...]
+    is_logarithmic: bool = False
+    percent: bool = False
 
 
 def loss_figure(
@@ -153,6 +166,76 @@ def line_panels(
     ).get_title().set_color(INK)
     _label_ends(figure, drawn)
     return figure
+
+
+def band_panels(panels: Sequence[BandPanel], *, title: str, caption: str, x: str) -> Figure:
+    """Draws panels of different quantities, two per row, with intervals as bands.
+
+    A point with `samples` gets a dot and a bar, a point that is not known a dotted line.
+    """
+    rows = math.ceil(len(panels) / 2)
+    figure, grid = plt.subplots(
+        rows, 2, figsize=(1.4 * WIDTH, 0.9 + 2.6 * rows), squeeze=False, layout="constrained"
+    )
+    drawn = dict(zip(grid.flat, panels, strict=False))
+    xs = sorted({mark.x for p in panels for line in p.lines for mark in line.marks})
+    for axes, panel in drawn.items():
+        for line in panel.lines:
+            _draw_band(axes, line)
+        axes.set_title(_literal(panel.title), loc="left", fontsize=FONT, color=INK)
+        axes.set_xscale("log", base=2)
+        axes.set_xlim(xs[0] / 1.1, xs[-1] * 1.1)
+        axes.set_xticks(xs, _tick_labels(xs))
+        if panel.is_logarithmic:
+            axes.set_yscale("log")
+            axes.yaxis.set_minor_formatter(NullFormatter())
+        axes.minorticks_off()
+        axes.yaxis.set_major_formatter(
+            FuncFormatter(lambda value, _, p=panel.percent: f"{value:.0%}" if p else _short(value))
+        )
+        _style(axes)
+        if not panel.is_logarithmic:
+            axes.set_ylim(bottom=0)
+    for axes in [*drawn][-2:]:
+        axes.set_xlabel(_literal(x), color=INK, fontsize=SMALL)
+    for axes in grid.flat[len(panels) :]:
+        axes.remove()
+    figure.suptitle(_literal(title), x=0.01, ha="left", color=INK, fontsize=TITLE)
+    text = textwrap.fill(_literal(caption), int(1.4 * CAPTION_WIDTH))
+    figure.supxlabel(text, x=0.01, ha="left", ma="left", color=INK, fontsize=SMALL)
+    _label_ends(figure, {axes: panel.lines for axes, panel in drawn.items() if panel.lines})
+    return figure
+
+
+def _draw_band(axes: Axes, line: PlotLine) -> None:
+    band = [(m.x, m.low, m.high) for m in line.marks if m.low is not None and m.high is not None]
+    measured = {mark.x for mark in line.marks if mark.samples}
+    xs, lows, highs = ([point[i] for point in band] for i in range(3))
+    axes.fill_between(xs, lows, highs, color=line.color, alpha=0.18, linewidth=0)
+    for begin, end in itertools.pairwise(line.marks):
+        style = line.style if begin.is_known and end.is_known else DOTTED
+        axes.plot(
+            [begin.x, end.x],
+            [begin.value, end.value],
+            color=line.color,
+            linestyle=style,
+            linewidth=line.thickness,
+        )
+    if len(line.marks) == 1 and not line.marks[0].samples:
+        axes.plot(line.marks[0].x, line.marks[0].value, "_", color=line.color, markersize=10)
+    for mark in line.marks:
+        for value in mark.samples:
+            axes.plot(mark.x, value, "o", color=line.color, markersize=5)
+    for x, low, high in (point for point in band if point[0] in measured):
+        axes.plot([x] * 2, [low, high], color=line.color, lw=2.5, alpha=0.6)
+
+
+def _short(value: float) -> str:
+    """Formats a tick: 0.5, 200, 30k, 4M."""
+    for scale, suffix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= 10 * scale or (suffix != "k" and abs(value) >= scale):
+            return f"{value / scale:,.10g}{suffix}"
+    return f"{value:,.10g}"
 
 
 def figure_bytes(figure: Figure, kind: Literal["png", "svg"]) -> bytes:

@@ -2,17 +2,18 @@
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from tabulate import tabulate
 
 from scaling.prediction.best import cheapest, fastest_by_devices
 from scaling.prediction.measured_rows import model_for
 from scaling.prediction.options import PredictOptions
-from scaling.prediction.predict import Interval, Prediction, predict
+from scaling.prediction.predict import Interval, Prediction, format_interval, predict
 from scaling.store.reader import load_store
 from scaling.store.run import Run
 from unitransformer.config import flat_dict
+from unitransformer.files import write_atomically
 from unitransformer.record.units import UNIT, format_count
 
 GIB = 2**30
@@ -45,8 +46,40 @@ def run_predict(options: PredictOptions) -> int:
             raise ValueError(f"calibration {options.records} holds no run record")
     model = model_for(options.hardware, runs)
     predictions = [predict(config, options.hardware, model) for config in options.configs]
-    print("\n\n".join(blocks(predictions, options)))
+    shown = list(blocks(predictions, options))
+    print("\n\n".join(shown))
+    if options.plot is not None or options.html is not None:
+        _write_plots(predictions, options, shown)
     return 0
+
+
+def _write_plots(
+    predictions: Sequence[Prediction], options: PredictOptions, shown: Sequence[str]
+) -> None:
+    from scaling.prediction.plots import curves_of, draw, render_page
+
+    common, varied = _axes(predictions)
+    of_model = ("parallel.strategy", "size", "sequence_length")
+    short = [name for name in varied if name in of_model or name.startswith("model.")]
+    curves = curves_of(
+        predictions,
+        [_label(prediction, varied) for prediction in predictions],
+        [_label(prediction, short) for prediction in predictions],
+    )
+    what: dict[str, Any] = {
+        "tokens": options.tokens,
+        "price_per_hour": options.price_per_hour,
+        "common": common,
+    }
+    if options.plot is not None:
+        kind: Literal["png", "svg"] = "png" if options.plot.suffix == ".png" else "svg"
+        write_atomically(options.plot, draw(curves, **what, kind=kind))
+        print(f"plot: {options.plot}")
+    if options.html is not None:
+        title = f"Prediction: {shown[0].partition(':')[0]}"
+        page = render_page(title, draw(curves, **what, kind="svg"), shown)
+        write_atomically(options.html, page)
+        print(f"page: {options.html}")
 
 
 def run_validate(rows: Path | None) -> int:
@@ -74,6 +107,18 @@ def run_validate(rows: Path | None) -> int:
     ]
     print(tabulate(cells, headers=header, disable_numparse=True))
     return 0
+
+
+def _label(prediction: Prediction, varied: Sequence[str]) -> str:
+    """Returns what distinguishes a prediction, such as "fsdp, batch 4"."""
+    values = flat_dict(prediction.config)
+    if values["parallel.strategy"] == "single":  # is DDP on one device
+        values["parallel.strategy"] = "ddp"
+    plain = ("parallel.strategy", "parallel.precision", "size")
+    names = [name for name in varied if not name.startswith("model.") or "size" not in varied]
+    return ", ".join(
+        str(values[name]) if name in plain else f"{_column(name)} {values[name]}" for name in names
+    )
 
 
 def blocks(predictions: Sequence[Prediction], options: PredictOptions) -> Iterator[str]:
@@ -205,11 +250,7 @@ def _row(prediction: Prediction, varied: Sequence[str]) -> list[str]:
 
 
 def _interval(interval: Interval, prediction: Prediction, form: str) -> str:
-    """Formats a value with its interval; an extrapolation without the value."""
-    ends = f"{interval.low:{form}} to {interval.high:{form}}"
-    if prediction.time.provenance == "extrapolated":
-        return ends
-    return f"{interval.value:{form}} ({ends})"
+    return format_interval(interval, prediction.time.provenance, form)
 
 
 def _speed_table(predictions: Sequence[Prediction], varied: Sequence[str]) -> str:

@@ -22,11 +22,12 @@ from scaling.prediction.hardware import (
 from unitransformer.cli import Parser, read_integer, suggest
 from unitransformer.config import Accelerator, ParallelConfig, Recipe, RunConfig
 from unitransformer.costs.memory import choose_strategy
+from unitransformer.files import check_writable
 from unitransformer.machine.calibration_store import read_calibration
 from unitransformer.machine.host import memory_bytes
 
 if TYPE_CHECKING:
-    from recipes.presets import Preset
+    from recipes.options import ParsedCommand
 
 MAX_DEVICES = 16_384
 RECIPES: tuple[Recipe, ...] = get_args(Recipe)
@@ -62,6 +63,8 @@ class PredictOptions:
     is_best: bool
     tokens: float | None
     price_per_hour: float | None
+    plot: Path | None = None
+    html: Path | None = None
 
 
 def build_predict_parser() -> Parser:
@@ -89,6 +92,8 @@ def build_predict_parser() -> Parser:
     )
     add("--tokens", str | None, "tokens to train, such as 300e9 (images for vit)")
     add("--price-per-hour", float | None, "USD for a device and hour; by default of the hardware")
+    add("--plot", Path | None, "draw speed, efficiency, memory and cost in this .svg or .png file")
+    add("--html", Path | None, "write a page with the plot and all tables to this file")
     add("--rows", Path | None, "with --validate, other published runs, as in published/runs.csv")
     for flag, help_text in (
         ("--best", "search the fastest configuration that fits, and the cheapest for --tokens"),
@@ -122,6 +127,7 @@ def read_predict_options(given: Any, axes: Mapping[str, Sequence[str]]) -> Predi
     if given.best:
         axes = {n: v.split(",") for n, v in SEARCHED.items() if n not in axes} | dict(axes)
     devices = read_devices(given.devices, hardware)
+    _check_plots(given, devices)
     configs, left_out = build_configs(given.recipe, devices, axes, hardware)
     return PredictOptions(
         hardware=hardware,
@@ -131,7 +137,23 @@ def read_predict_options(given: Any, axes: Mapping[str, Sequence[str]]) -> Predi
         is_best=given.best,
         tokens=tokens,
         price_per_hour=price,
+        plot=given.plot,
+        html=given.html,
     )
+
+
+def _check_plots(given: Any, devices: Sequence[int]) -> None:
+    """Raises ValueError for files that cannot be written, and for too few devices to draw."""
+    if given.plot is not None and given.plot.suffix not in (".svg", ".png"):
+        raise ValueError(f"plot is {given.plot}; give a file that ends in .svg or .png")
+    for name, path in (("plot", given.plot), ("html", given.html)):
+        if path is None:
+            continue
+        check_writable(name, path, is_folder=False)
+        if len(devices) < 2:
+            raise ValueError(
+                f"devices is {devices[0]}, and --{name} draws over several; give --devices 8,64,512"
+            )
 
 
 def _hardware(name: str, calibration: Path | None) -> Hardware:
@@ -264,11 +286,59 @@ def _changes(
 @functools.lru_cache(maxsize=256)
 def _base_config(recipe: Recipe, arguments: tuple[str, ...], is_cpu: bool) -> RunConfig:
     """Returns the config of a recipe's command line on one device."""
-    from recipes.options import build_config, parse
+    return _build(parse_command(recipe, arguments), is_cpu, devices=1)
 
-    preset: Preset = importlib.import_module(f"recipes.{recipe}").PRESET
-    command = parse(preset, arguments)
-    defaults = preset.cpu if is_cpu else preset.cuda
-    config = build_config(command, defaults=defaults, devices=1)
+
+def parse_command(recipe: Recipe, arguments: Sequence[str]) -> "ParsedCommand":
+    """Parses a command line of a recipe; raises ValueError for an unknown option or value."""
+    from recipes.options import parse
+
+    return parse(importlib.import_module(f"recipes.{recipe}").PRESET, arguments)
+
+
+def _build(
+    command: "ParsedCommand", is_cpu: bool, *, devices: int, num_nodes: int = 1
+) -> RunConfig:
+    from recipes.options import build_config
+
+    defaults = command.preset.cpu if is_cpu else command.preset.cuda
+    config = build_config(command, defaults=defaults, devices=devices, num_nodes=num_nodes)
     accelerator: Accelerator = "cpu" if is_cpu else "cuda"
     return replace(config, parallel=replace(config.parallel, accelerator=accelerator))
+
+
+def resolve_on(
+    command: "ParsedCommand", hardware: Hardware, *, devices: int | None = None, num_nodes: int = 1
+) -> tuple[RunConfig, Hardware, str]:
+    """Returns what a command line runs, the nodes with the devices it uses, and why its strategy.
+
+    Args:
+        devices: per node, if the command does not say; by default all GPUs, or one CPU process.
+        num_nodes: if the command does not say.
+
+    Raises:
+        ValueError: the command cannot run there, naming field, value and fix.
+    """
+    options, node = command.options, hardware.devices_per_node
+    other = "cuda" if hardware.is_cpu else "cpu"
+    if options.accelerator == other:
+        raise ValueError(f"accelerator is {other}, which {hardware.name} is not; leave it out")
+    if devices is None:
+        devices = 1 if hardware.is_cpu or options.strategy == "single" else node
+    config = _build(command, hardware.is_cpu, devices=devices, num_nodes=num_nodes)
+    parallel = config.parallel
+    if parallel.devices > node:
+        raise ValueError(
+            f"devices is {parallel.devices}, and a node of {hardware.name} has {node}; give at "
+            f"most {node}, and more nodes with --num-nodes"
+        )
+    if parallel.world_size > MAX_DEVICES:
+        raise ValueError(
+            f"num-nodes is {parallel.num_nodes}, with {parallel.world_size:,} devices; predictions "
+            f"reach {MAX_DEVICES:,}"
+        )
+    if parallel.cpu_offload and hardware.is_cpu:
+        raise ValueError("cpu_offload is for GPUs: on a CPU everything is in host memory already")
+    hardware = replace(hardware, devices_per_node=parallel.devices)  # the others are not used
+    config, reason = choose_strategy(config, hardware.memory_bytes)
+    return config, hardware, reason

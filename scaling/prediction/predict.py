@@ -1,10 +1,11 @@
 """Predicts a configuration on a hardware: memory, time, speed, and what limits it."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from scaling.prediction.hardware import Hardware
 from scaling.prediction.memory import Memory, predict_memory
-from scaling.prediction.time import StepTime, TimeModel, predict_time
+from scaling.prediction.time import Provenance, StepTime, TimeModel, predict_time
 from unitransformer.config import RunConfig
 from unitransformer.costs.flops import MAIN_CONVENTION, count_flops
 from unitransformer.costs.gpus import MATMUL_DTYPE
@@ -40,6 +41,12 @@ class Prediction:
         return Interval(value=time.total_s, low=time.low_s, high=time.high_s)
 
     @property
+    def run_s(self) -> Interval:
+        """Seconds of all steps, without start-up, validation and checkpoints."""
+        step, count = self.step_s, self.config.max_steps
+        return Interval(value=count * step.value, low=count * step.low, high=count * step.high)
+
+    @property
     def units_per_s(self) -> Interval:
         """Tokens or images per second of all devices together."""
         units = self.config.global_batch_size * self.config.tokens_per_sample
@@ -69,6 +76,21 @@ class Prediction:
         """Returns the price of `hours` on all devices, at a price per device."""
         hours, scale = self.hours(num_units), price_per_hour * self.config.parallel.world_size
         return Interval(value=hours.value * scale, low=hours.low * scale, high=hours.high * scale)
+
+
+def format_interval(
+    interval: Interval, provenance: Provenance, form: str | Callable[[float], str]
+) -> str:
+    """Formats a value with its interval; an extrapolation without the value."""
+    values = (interval.value, interval.low, interval.high)
+    value, low, high = (f"{v:{form}}" if isinstance(form, str) else form(v) for v in values)
+    ends = f"{low} to {high}"
+    return ends if provenance == "extrapolated" else f"{value} ({ends})"
+
+
+def format_hours(hours: float) -> str:
+    """Formats with three digits or more: 4.12, 5,050."""
+    return f"{hours:,.0f}" if hours >= 100 else f"{hours:.3g}"
 
 
 def predict(config: RunConfig, hardware: Hardware, model: TimeModel) -> Prediction:

@@ -5,6 +5,7 @@ figure stands that of a null predictor, which knows nothing of software and hard
 
 constant FLOP/s   the median share of the peak that the other models reach on this GPU
 repeat the last   tokens/s per GPU of the next smaller device count
+plain memory      states and activations of a GPT, without logits and buffers
 """
 
 import re
@@ -24,7 +25,9 @@ from scaling.prediction.fit_file import (
 )
 from scaling.prediction.fitting import Fit, Sample, fit
 from scaling.prediction.measured_rows import calibrate, sample_of
+from scaling.prediction.published_memory import judge_memory
 from scaling.prediction.published_work import PublishedRun
+from scaling.published.csv_rows import load_rows
 from scaling.store.reader import load_store
 from scaling.store.run import Run
 
@@ -61,7 +64,7 @@ class Judged:
 
 
 def table(path: Path | None = None) -> list[Target]:
-    """Returns every target of speed with the figure reached.
+    """Returns every target of speed and memory with the figure reached.
 
     Args:
         path: published runs to judge by; the fit rests on the built-in ones. None: those too, with
@@ -73,6 +76,9 @@ def table(path: Path | None = None) -> list[Target]:
     runs = published_runs()
     whole = fit([run.sample for run in runs])
     judged = runs if path is None else _unseen(published_runs(path), runs)
+    memory = list(_memory_targets(path))
+    if not judged and memory:
+        return memory
     if not judged:
         raise ValueError(f"{path}: no run that divides only data or weights, and is not built in")
     kinds = _judge(judged, runs, whole, is_new=path is not None)
@@ -81,7 +87,34 @@ def table(path: Path | None = None) -> list[Target]:
         if kind in kinds:
             rows += _speed_targets(f"unseen model, {kind}", kinds[kind], bound)
     rows += [*_interval_targets(list(kinds.values())), *_scaling_targets(judged, runs)]
+    rows += memory
     return rows if path is not None else [*rows, *_machine_targets(_stored_runs())]
+
+
+def _memory_targets(path: Path | None) -> Iterable[Target]:
+    """Judges the estimated peak of published rows; nothing in the estimate is fitted to any row."""
+    known = load_rows()
+    rows = known if path is None else [row for row in load_rows(path) if row not in known]
+    judged = judge_memory(rows, known)
+    if not judged:
+        return
+    name = "peak memory of published runs"
+    yield Target(
+        name=f"{name}: mean error",
+        figure=float(np.mean([abs(j.error) for j in judged])),
+        low=0.0,
+        high=0.12,
+        null=float(np.mean([abs(j.null_error) for j in judged])),
+        num_rows=len(judged),
+    )
+    yield Target(
+        name=f"{name}: 90 % intervals, share of rows inside",
+        figure=float(np.mean([j.is_inside for j in judged])),
+        low=0.85,
+        high=1.0,
+        null=None,
+        num_rows=len(judged),
+    )
 
 
 def _stored_runs() -> list[Run]:

@@ -27,6 +27,7 @@ from unitransformer.launch.signals import STOP_SIGNALS, StopRequested, handle_si
 from unitransformer.launch.variables import without_launcher
 
 WATCH_INTERVAL_S = 2.0
+ONLY_FIRST = "this lists only the first cell of each search: the others depend on its result"
 FAILED = ("diverged", "crashed", "timeout", "preempted")
 
 
@@ -42,6 +43,8 @@ def run_sweep(options: SweepOptions) -> int:
         return 0
     if options.is_watch:
         return _watch(options)
+    if options.hardware is not None:
+        return _plan_for(options.hardware, options)
     check_is_utf8("out", options.out.absolute())
     check_writable("out", options.out, is_folder=True)
     # If a launcher has started this process, cells must not take its ranks for theirs.
@@ -49,6 +52,19 @@ def run_sweep(options: SweepOptions) -> int:
         del os.environ[name]
     with open_planner() as planner:
         return _run(options, planner)
+
+
+def _plan_for(name: str, options: SweepOptions) -> int:
+    """Prints a plan for a hardware that is not here."""
+    from scaling.prediction.hardware import load_hardware  # numpy, which only a plan needs
+    from scaling.sweep.hardware_plan import plan_cells, render_cells
+
+    hardware = load_hardware(name)
+    cells = plan_cells(options.study, hardware)
+    print(render_cells(cells, hardware, price_per_hour=options.price_per_hour))
+    if options.find_max_batch is not None:
+        print(ONLY_FIRST)
+    return 0
 
 
 def _run(options: SweepOptions, planner: RecipePlanner) -> int:
@@ -69,7 +85,7 @@ def _run(options: SweepOptions, planner: RecipePlanner) -> int:
         calibrations = load_calibrations(fingerprint)
         print(render_plan(tasks, calibrations, price_per_hour=options.price_per_hour))
         if limit is not None:
-            print("this lists only the first cell of each search: the others depend on its result")
+            print(ONLY_FIRST)
         return 0
     only_reports()
     open_folder(options.out, options.study, options.limits, find_max_batch=limit)

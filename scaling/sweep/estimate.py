@@ -57,7 +57,10 @@ def _flops_per_s(
 ) -> tuple[float | None, str | None]:
     """Returns the ceiling of all devices of a run together, or why it is unknown."""
     if calibration is None:
-        return None, "this machine has no calibration (run `python -m scaling calibrate` first)"
+        return None, (
+            "this machine has no calibration (run `python -m scaling calibrate` first, or plan for "
+            "other nodes with --hardware)"
+        )
     try:
         ceiling = calibration.matmul_flops_per_s(MATMUL_DTYPE[config.parallel.precision])
     except ValueError as error:

@@ -45,6 +45,7 @@ class SweepOptions:
     is_watch: bool
     max_cells: int | None
     price_per_hour: float | None
+    hardware: str | None  # name or file of nodes that a dry run plans for; None: this machine
 
 
 def build_sweep_parser() -> Parser:
@@ -86,6 +87,12 @@ def build_sweep_parser() -> Parser:
     add("--find-max-batch", int | None, "search the largest batch size that fits, up to this one")
     add("--max-cells", int | None, "stop after running this many cells")
     add("--price-per-hour", float | None, "price of a device-hour, for --dry-run")
+    add(
+        "--hardware",
+        str | None,
+        "with --dry-run, plan for nodes that are not here, such as h200-sxm-8; predict --help "
+        "lists them",
+    )
     for flag, help_text in (
         ("--watch", "show the progress of other processes, run nothing"),
         ("--list", "print the command of every cell and exit"),
@@ -153,6 +160,10 @@ def read_sweep_options(given: Any, axes: dict[str, AxisValues]) -> SweepOptions:
             raise ValueError(f"{name} is {value}; it must be at least 1")
     if given.find_max_batch is not None:
         check_start(study)
+    if given.hardware is not None and not given.dry_run:
+        raise ValueError(
+            f"hardware is {given.hardware}, but a sweep runs on this machine; add --dry-run"
+        )
     return SweepOptions(
         study=study,
         out=given.out or DEFAULT_OUT / (Path(given.study).stem if given.study else "sweep"),
@@ -165,6 +176,7 @@ def read_sweep_options(given: Any, axes: dict[str, AxisValues]) -> SweepOptions:
         is_watch=given.watch,
         max_cells=given.max_cells,
         price_per_hour=given.price_per_hour,
+        hardware=given.hardware,
     )
 
 

@@ -82,17 +82,23 @@ def plan_tasks(study: Study, planner: RecipePlanner, *, is_here: bool = True) ->
 
     Raises ValueError for a cell that occurs twice, and as `RecipePlanner.task` and its `ask`.
     """
+    cells = distinct_cells(study)
+    return [
+        planner.task(cell, repeat, is_here=is_here)
+        for repeat in range(1, study.repeats + 1)
+        for cell in cells
+    ]
+
+
+def distinct_cells(study: Study) -> list[Cell]:
+    """Returns all cells; raises ValueError for a cell that occurs twice."""
     cells = study.cells()
     seen: set[str] = set()
     for cell in cells:
         if cell.id in seen:
             raise ValueError(f"two cells are the same: {cell.command}; leave one out")
         seen.add(cell.id)
-    return [
-        planner.task(cell, repeat, is_here=is_here)
-        for repeat in range(1, study.repeats + 1)
-        for cell in cells
-    ]
+    return cells
 
 
 def sort_tasks(tasks: Sequence[CellTask]) -> list[CellTask]:

@@ -299,6 +299,17 @@ def test_a_dry_run_names_the_given_paths(call: Call) -> None:
     assert "record          record/it.json" in plan
 
 
+def test_a_dry_run_for_a_hardware_plans_its_gpus_and_not_this_machine(
+    call: Call, repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(repository))
+    before = files()
+    plan = call("--size 1.3b --batch-size 1 --dry-run --hardware h200-sxm-8")
+    assert files() == before
+    assert "\ndevices         1 x 8 cuda, bf16-mixed" in plan
+    assert "\nmemory          fits: " in plan
+
+
 def test_the_summary_of_a_size_writes_nothing(call: Call) -> None:
     before = files()
     table = call("--summary --size 124m --model.num-layers 2")

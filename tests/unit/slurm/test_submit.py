@@ -50,6 +50,8 @@ def place(tmp_path: Path, repository: Path, monkeypatch: pytest.MonkeyPatch) -> 
         ),
         ("recipes.gpt --folder a\\b", "give a UTF-8 path without backslashes"),
         ("recipes.gpt quick", "quick is before --; put options of the recipe after it"),
+        ("recipes.gpt --hardware h200-sxm-8", "hardware is h200-sxm-8; it needs --dry-run"),
+        ("recipes.gpt -- --hardware h200-sxm-8", "--hardware after --: give it before --"),
         ("recipes.gpt -- --devices 4", "--devices after --: give it before --"),
         ("recipes.gpt -- --size 124n", "recipe gpt: size"),
         ("recipes.gpt -- --max-stepz 4", "recipe gpt: --max-stepz is not an option"),
@@ -104,6 +106,23 @@ def test_a_dry_run_prints_a_script_without_slurm(
     sweep = capsys.readouterr().out
     assert re.search(r"#SBATCH --array=0-\d+%3\n", sweep)
     assert "#SBATCH --ntasks-per-node=1\n" in sweep
+    assert list(place.iterdir()) == []
+
+
+def test_a_dry_run_for_a_hardware_adds_the_plan_as_comments(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--nodes", "2", "--devices", "4", "--dry-run", "--hardware", "h100-sxm-8"]
+    recipe = ["--", "--size", "1.3b", "--batch-size", "1", "--seed", "%a"]
+    assert submit.main(["recipes.gpt", *options, "--array", "3-4", *recipe]) == 0
+    script, plan = capsys.readouterr().out.split("\n\n# hardware ")
+    assert script.startswith("#!")
+    assert "# devices         2 x 4 cuda" in plan
+    cells = ["--", "--recipe", "gpt", "--batch-size", "1,2"]
+    assert submit.main(["sweep", *options[2:], *cells]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "# 2 cells on h100-sxm-8: 2 fit, 0 will not fit" in lines
+    assert sum("on 4 devices" in line for line in lines) == 2
     assert list(place.iterdir()) == []
 
 

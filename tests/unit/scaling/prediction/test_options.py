@@ -1,5 +1,6 @@
 """Tests the options of `predict`, and the configurations that they describe."""
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,8 +11,10 @@ from scaling.prediction.options import (
     PredictOptions,
     build_configs,
     build_predict_parser,
+    parse_command,
     read_devices,
     read_predict_options,
+    resolve_on,
 )
 
 ZERO = ("zero1", "zero2", "zero3")
@@ -78,7 +81,16 @@ def test_devices_make_whole_nodes(text: str, message: str) -> None:
 
 
 def read(**changes: object) -> PredictOptions:
-    names = ("recipe", "hardware", "calibration", "tokens", "price_per_hour", "rows")
+    names = (
+        "recipe",
+        "hardware",
+        "calibration",
+        "tokens",
+        "price_per_hour",
+        "rows",
+        "plot",
+        "html",
+    )
     given = dict.fromkeys(names) | {"best": False, "devices": "8", "recipe": "gpt"}
     given |= {"hardware": "h200-sxm-8", **changes}
     return read_predict_options(SimpleNamespace(**given), {"size": ["124m"]})
@@ -116,3 +128,19 @@ def test_bad_options_name_option_value_and_fix(changes: dict[str, object], messa
 
 def test_the_parser_lists_every_hardware() -> None:
     assert "mi300x-8, this-machine" in build_predict_parser().format_help().replace("\n", " ")
+
+
+def test_on_a_cpu_a_command_runs_one_process_unless_it_says_more() -> None:
+    cpu = replace(NODE, name="this-machine", gpu=None, devices_per_node=2)
+    parallel = resolve_on(parse_command("gpt", []), cpu)[0].parallel
+    assert (parallel.accelerator, parallel.strategy, parallel.precision) == (
+        "cpu",
+        "single",
+        "32-true",
+    )
+    config, nodes, _ = resolve_on(parse_command("gpt", ["--devices", "2"]), cpu)
+    assert (config.parallel.strategy, nodes.devices_per_node) == ("ddp", 2)
+    with pytest.raises(ValueError, match="cpu_offload is for GPUs"):
+        resolve_on(parse_command("gpt", ["--cpu-offload", "--strategy", "fsdp"]), cpu)
+    with pytest.raises(ValueError, match="accelerator is cuda, which this-machine is not"):
+        resolve_on(parse_command("gpt", ["--accelerator", "cuda"]), cpu)

@@ -106,7 +106,7 @@ def test_an_estimate_names_unknowns_and_refused_cells_cost_nothing() -> None:
     assert actual[7:] == [
         "3 cells, 1 of them refused",
         "no time estimate: this machine has no calibration "
-        "(run `python -m scaling calibrate` first)",
+        "(run `python -m scaling calibrate` first, or plan for other nodes with --hardware)",
     ]
     calibration = make_calibration("cpu", float32=step_flops // 4)
     paid = render_plan([*tasks, refused], {"cpu": calibration}, price_per_hour=None)
