@@ -179,12 +179,17 @@ def parse(preset: Preset, arguments: Sequence[str]) -> ParsedCommand:
         if getattr(options, name) < 1:
             flag = name.replace("_", "-")
             raise ValueError(f"{flag} is {getattr(options, name)}; it must be at least 1")
+    default = RecipeOptions()
     for name in ("resume", "checkpoint_every", "checkpoint_dir", "keep_checkpoints"):
-        if options.no_checkpoint and getattr(options, name) != getattr(RecipeOptions(), name):
+        if options.no_checkpoint and getattr(options, name) != getattr(default, name):
             flag = f"--{name.replace('_', '-')}"
             raise ValueError(
                 f"no-checkpoint saves nothing but {flag} needs checkpoints; leave one out"
             )
+    for name in ("resume", "repeats", "record", "trace", "summary", "dry_run"):
+        if options.rehearse is not None and getattr(options, name) != getattr(default, name):
+            flag = f"--{name.replace('_', '-')}"
+            raise ValueError(f"rehearse is no run, and {flag} is for one; leave one out")
     if options.json is not None and options.rehearse is None:
         raise ValueError(f"json {options.json} is for the result of --rehearse; leave it out")
     if options.hardware is not None and not options.dry_run:

@@ -13,6 +13,7 @@ from tabulate import tabulate
 from recipes.options import ParsedCommand, build_config
 from unitransformer.config import Accelerator, RunConfig, to_dict
 from unitransformer.costs.memory import choose_strategy, format_gib
+from unitransformer.files import write_atomically
 from unitransformer.record.units import format_count
 from unitransformer.rehearsal.rehearse import RehearsalFailed, check_rehearsal, rehearse
 from unitransformer.rehearsal.result import CollectiveTotal, Rehearsal, Sharding
@@ -40,7 +41,7 @@ def resolve_rehearsal(command: ParsedCommand) -> tuple[RunConfig, str]:
     if devices < 1 or num_ranks % devices:
         raise ValueError(
             f"rehearse is {num_ranks} ranks, which nodes of {devices} do not divide; give the "
-            f"ranks per node with --devices, or rehearse {max(1, num_ranks // 8) * 8}"
+            f"ranks per node with --devices, or rehearse {max(1, num_ranks // devices) * devices}"
         )
     num_nodes = num_ranks // devices
     if options.num_nodes not in (None, num_nodes):
@@ -74,8 +75,8 @@ def run_rehearsal(command: ParsedCommand) -> int:
         reason = str(failure).strip().splitlines()[0]
         print(f"error: {ranks} does not build: {reason}", file=sys.stderr)
         return 1
-    _write(options.json, _as_json(config, result))
     print("\n".join(_lines(config, result, ranks)), flush=True)
+    _write(options.json, _as_json(config, result))
     return 0
 
 
@@ -91,7 +92,7 @@ def _as_json(config: RunConfig, result: Rehearsal) -> dict[str, object]:
 
 def _write(path: Path | None, values: dict[str, object]) -> None:
     if path is not None:
-        path.write_text(json.dumps(values, indent=1) + "\n")
+        write_atomically(path, (json.dumps(values, indent=1) + "\n").encode())
 
 
 def _lines(config: RunConfig, result: Rehearsal, ranks: str) -> list[str]:

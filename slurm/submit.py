@@ -64,6 +64,7 @@ SET_BY_JOB = {
     "--devices": "give it before --, as it sets the shape of the job",
     "--num-nodes": "give --nodes before --, as it sets the shape of the job",
     "--resume": "leave it out; a job resumes by itself",
+    "--rehearse": "it needs no job; run the recipe here",
     "--repeats": "a job runs its recipe once; give --array 0-4 before --",
 }
 

@@ -77,6 +77,8 @@ def explain_parse_error(
     value = re.search(r"(?:Given value|Got value): (.*)", message)
     if expected is not None and key and value:
         return f"{key[1]} is {value[1].strip()!r}; {expected(key[1])}"
+    if key and value and "Expected a <class 'float'>" in message:
+        return f"{key[1]} is {value[1].strip()!r}; it must be a number".replace("_", "-")
     return re.sub('^Parser key "(.+?)":', r"\1:", _one_line(message))
 
 

@@ -18,6 +18,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+# Of the gradients until the backward pass: those of rare classes would be zero in float16. A power
+# of two, which changes no other sum.
+GRADIENT_SCALE = 4096.0
 IGNORED = -100  # a target that does not count, such as padding; PyTorch's default
 
 
@@ -99,7 +102,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             loss += (losses_R * counts_R).sum()
             if d_states_ND is None or d_weight_VD is None:
                 continue
-            weights_R1 = (counts_R / count).unsqueeze(1)
+            weights_R1 = (GRADIENT_SCALE * counts_R / count).unsqueeze(1)
             for block, factors_R1 in zip(
                 blocks, torch.split(factors_RB * weights_R1, 1, 1), strict=True
             ):
@@ -120,7 +123,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, d_loss: Tensor) -> tuple[Tensor | None, ...]:
         # In place: the head's gradient is large, and a copy of it would be a new piece of memory.
         gradients = [
-            None if gradient is None else gradient.mul_(d_loss).to(dtype)
+            None if gradient is None else gradient.mul_(d_loss / GRADIENT_SCALE).to(dtype)
             for gradient, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
         ]
         return (*gradients, None, None, None)

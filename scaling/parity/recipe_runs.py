@@ -34,8 +34,8 @@ OPTIMIZER = shlex.split("--optimizer.learning-rate 1e-3 --optimizer.warmup-steps
 DECIDED_OPTIONS = shlex.split(
     "--strategy --devices --num-nodes --precision --compile --accelerator "
     "--activation-checkpointing --cpu-offload --batch-size --accumulate --max-steps --dropout "
-    "--model.dropout --out --record --checkpoint-dir --resume --summary --dry-run --config "
-    "--print_config --help -h"
+    "--model.dropout --out --record --checkpoint-dir --resume --summary --dry-run --rehearse "
+    "--json --config --print_config --help -h"
 )
 
 ADDRESS = "127.0.0.1"

@@ -22,7 +22,8 @@ DECIDED_OPTIONS = frozenset(
         "--size --data --data-encoding --data-field --accelerator --devices --num-nodes --strategy "
         "--cpu-offload --precision --batch-size --accumulate --dropout --model.dropout --seed "
         "--init-from --max-steps --until-interval --repeats --out --record --checkpoint-dir "
-        "--checkpoint-every --resume --summary --dry-run --config --print_config --help -h"
+        "--checkpoint-every --resume --summary --dry-run --rehearse --json --config --print_config "
+        "--help -h"
     )
 )
 

@@ -135,12 +135,13 @@ def blocks(predictions: Sequence[Prediction], options: PredictOptions) -> Iterat
 def heading(
     predictions: Sequence[Prediction], options: PredictOptions, common: Sequence[str]
 ) -> str:
-    hardware, first = options.hardware, predictions[0].config
+    hardware, recipe = options.hardware, predictions[0].config.recipe
+    sizes = ", ".join(dict.fromkeys(prediction.config.size for prediction in predictions))
     fitting = sum(prediction.fits for prediction in predictions)
     of = f"{hardware.memory_bytes / GIB:.1f} GiB per device"
     number = format_count(len(predictions), "configuration")
     return (
-        f"{first.recipe} {first.size} on {hardware.name}: {number}, of which {fitting:,} fit in "
+        f"{recipe} {sizes} on {hardware.name}: {number}, of which {fitting:,} fit in "
         f"{of}\nall: {', '.join(common)}"
     )
 
@@ -178,8 +179,9 @@ def _answer(
                 (p for p in predictions if p.config.parallel.world_size == devices),
                 key=lambda p: p.memory.total_bytes,
             )
-            needs = f"{least.memory.total_bytes / GIB:.1f}"
-            rows.append([f"{devices:,}", f"nothing fits; the least needs {needs} GiB"])
+            empty = [""] * (header.index("limited by") - 1)
+            empty[len(varied)] = f"{least.memory.total_bytes / GIB:.1f}"
+            rows.append([f"{devices:,}", *empty, "memory: nothing fits; the least is shown"])
             continue
         row = _row(found, varied)
         if options.tokens is not None:

@@ -1,8 +1,9 @@
 """Predicts the peak memory of one device in a training step, by category and by moment.
 
-The peak is at one of four moments: when the forward pass ends, when the backward pass begins, in
-the backward pass of the last layer, or in the optimizer step. Each is the sum of what is alive
-then. Counted is what torch allocates; the context of the device is added, fragmentation is not.
+The peak is at one of five moments: when the forward pass ends, when the backward pass begins, in
+the backward pass of the last layer, when the backward pass ends, or in the optimizer step. Each is
+the sum of what is alive then. Counted is what torch allocates; the context of the device is added,
+fragmentation is not.
 """
 
 import functools
@@ -78,6 +79,7 @@ class _States:
     is_gradient_kept: bool = False  # between the optimizer step and the next backward pass
     gathered: int = 0  # whole weights from the forward pass on
     gathered_layer: int = 0  # of one layer
+    root_gradients: int = 0  # whole ones of embedding and head, as computed and as reduced
     layer_gradients: int = 0  # whole gradients of one layer and of the head, until they are reduced
     buffers: int = 0  # in the backward pass of the layers
     kept_buffers: int = 0  # at any time
@@ -109,6 +111,9 @@ def _states(config: RunConfig) -> _States:
                 gathered_layer=0
                 if is_one and size == gathered_size
                 else gathered_size * whole_layer,
+                root_gradients=0
+                if is_one
+                else (gathered_size + sum_size) * whole_outer - size * _shard(outer, ranks),
                 layer_gradients=_unsharded_gradients(config),
                 # The layer before has been copied into one array, of which a shard remains.
                 buffers=0 if is_one else sum_size * (whole_layer + 2 * _shard(layer, ranks)),
@@ -263,6 +268,12 @@ def _moments(config: RunConfig) -> tuple[_Moment, ...]:
         logits=saved_logits if keeps_gradients(config) else 0,
         communication=states.layer_gradients + states.buffers + states.kept_buffers,
     )
+    end = _Moment(
+        **common,
+        moment="end of the backward pass",
+        gradients=states.gradients,
+        communication=states.root_gradients + states.kept_buffers,
+    )
     step = _Moment(
         **common,
         moment="optimizer step",
@@ -270,7 +281,7 @@ def _moments(config: RunConfig) -> tuple[_Moment, ...]:
         gathered=states.gathered if parallel.strategy == "zero3" else 0,
         communication=states.step + states.kept_buffers,
     )
-    return forward, begin, inside, step
+    return forward, begin, inside, end, step
 
 
 def _freed_layer(config: RunConfig) -> int:

@@ -19,6 +19,7 @@ from scaling.prediction.hardware import (
     list_hardware,
     load_hardware,
 )
+from scaling.sweep.study import RESERVED_OPTIONS
 from unitransformer.cli import Parser, read_integer, suggest
 from unitransformer.config import Accelerator, ParallelConfig, Recipe, RunConfig
 from unitransformer.costs.memory import choose_strategy
@@ -44,11 +45,7 @@ RUN_AXES = ("batch-size", "accumulate")
 REFUSED = {
     "num-nodes": "the hardware says how many devices a node has; give all devices with --devices",
     "accelerator": "the hardware says what computes",
-    "repeats": "a prediction runs nothing",
-    "record": "a prediction runs nothing",
-    "resume": "a prediction runs nothing",
-    "trace": "a prediction runs nothing",
-    "dry-run": "a prediction runs nothing",
+    **dict.fromkeys(RESERVED_OPTIONS, "it runs nothing"),
 }
 
 
@@ -159,9 +156,11 @@ def _check_plots(given: Any, devices: Sequence[int]) -> None:
 def _hardware(name: str, calibration: Path | None) -> Hardware:
     if calibration is None or calibration.is_dir():
         return load_hardware(name)
+    if not calibration.exists():
+        raise ValueError(f"calibration {calibration} does not exist; check the path")
     if name != THIS_MACHINE:
         raise ValueError(
-            f"calibration is {calibration}, but hardware is {name}; use it with --hardware "
+            f"calibration is {calibration}, a file, but hardware is {name}; use it with --hardware "
             f"{THIS_MACHINE}"
         )
     try:

@@ -55,6 +55,8 @@ def load_rows(path: Path | None = None) -> tuple[PublishedRow, ...]:
     Raises ValueError for a missing column or a cell that cannot be read, with file, line and field.
     """
     path = BUILTIN_ROWS if path is None else path
+    if not path.is_file():
+        raise ValueError(f"rows {path} is not a file; check the path")
     with path.open(encoding="utf-8", newline="") as file:
         reader = csv.DictReader(file, strict=True)
         try:

@@ -23,7 +23,7 @@ RECIPES: tuple[Recipe, ...] = get_args(Recipe)
 # Options that the sweep sets for each cell, or that do not train.
 RESERVED_OPTIONS = shlex.split(
     "out record checkpoint-dir checkpoint-every keep-checkpoints no-checkpoint resume repeats "
-    "trace summary dry-run hardware config print_config help"
+    "trace summary dry-run hardware rehearse json config print_config help"
 )
 STUDIES = Path(__file__).parents[1] / "studies"  # built-in ones
 FIELDS = ("recipe", "axes", "zip", "exclude", "options", "repeats")

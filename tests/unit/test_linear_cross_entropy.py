@@ -103,6 +103,17 @@ def test_sixteen_bits_differ_by_their_rounding(dtype: torch.dtype, with_autocast
         assert error < 4 * eps
 
 
+def test_float16_keeps_the_gradients_of_rare_classes() -> None:
+    # Each probability is 1 / 2,000 and each gradient 1 / 16,000,000: half of float16's smallest.
+    states, weight = torch.ones(8000, 4, requires_grad=True), torch.zeros(2000, 4)
+    targets = torch.zeros(8000, dtype=torch.long)
+    weight.requires_grad_()
+    with torch.autocast("cpu", torch.float16):
+        loss = linear_cross_entropy(states, weight, None, targets, columns=500)
+    (gradient,) = torch.autograd.grad(loss, weight)
+    torch.testing.assert_close(gradient[1:], torch.full((1999, 4), 1 / 2000), rtol=2e-3, atol=0)
+
+
 def test_targets_that_do_not_count_have_neither_loss_nor_gradient() -> None:
     states, weight, bias, targets = make_head()
     nothing = torch.full_like(targets, IGNORED)

@@ -210,6 +210,7 @@ def test_options_that_the_study_varies_are_refused_for_the_recipe(word: str) -> 
         (["--bogus"], "--bogus is not an option; python -m scaling parity --help lists them"),
         (["--out", "file"], "out file is a file"),
         (["--", "--strategy", "ddp"], "--strategy is decided by the comparison"),
+        (["--", "--rehearse", "8"], "--rehearse is decided by the comparison"),
     ],
 )
 def test_bad_usage_is_one_line_and_starts_nothing(

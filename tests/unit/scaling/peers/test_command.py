@@ -30,6 +30,7 @@ TINY = (
         ("--peers plain --seed -1", "seed is -1"),
         ("--peers plain --out /proc/peers", "out /proc/peers"),
         ("--peers plain -- --dropout 0.1", "--dropout after -- is decided by the comparison"),
+        ("--peers plain -- --rehearse 8", "--rehearse after -- is decided by the comparison"),
         ("--peers plain -- --batch_size=4", "--batch_size after -- is decided"),
         ("--peers plain --size 124n", "size '124n' is not known; did you mean 124m?"),
         ("--peers plain -- --modle.width 3", "--modle.width is not an option"),

@@ -77,6 +77,12 @@ def test_the_answer_is_the_fastest_that_fits_on_each_number_of_devices() -> None
     assert "https://" in notes
 
 
+def test_the_heading_names_every_size() -> None:
+    configs, _ = build_configs("gpt", (8,), {"size": ["124m", "1.3b"]}, NODE)
+    text = "\n".join(blocks([make_prediction(config) for config in configs], make_options()))
+    assert text.startswith("gpt 124m, 1.3b on h100-sxm-8: 2 configurations")
+
+
 def test_an_extrapolation_prints_no_value_outside_of_its_interval() -> None:
     text = render("extrapolated")
     assert "0.8 to 1.25" in text
@@ -99,4 +105,7 @@ def test_where_nothing_fits_the_least_need_is_printed() -> None:
     assert fastest_by_devices(full) == {8: None, 64: None}
     assert cheapest(full) is None
     text = "\n".join(blocks(full, make_options()))
-    assert "nothing fits; the least needs" in text
+    smallest = min(p.memory.total_bytes for p in full if p.config.parallel.world_size == 8)
+    row = next(line for line in text.splitlines() if line.split()[:1] == ["8"])
+    assert row.split(maxsplit=2)[1] == f"{smallest / 2**30:.1f}"
+    assert row.endswith("memory: nothing fits; the least is shown")

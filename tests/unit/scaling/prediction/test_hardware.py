@@ -153,9 +153,10 @@ def test_a_calibrated_machine_shares_its_memory_among_its_ranks() -> None:
 def test_a_calibrated_gpu_has_the_memory_of_its_hardware_file() -> None:
     hardware = from_calibration(calibration("cuda"), None)
     assert not hardware.is_cpu
-    assert (hardware.gpu, hardware.memory_bytes) == ("H100 SXM", 80 * 10**9)
+    node = load_hardware("h100-sxm-8")
+    assert (hardware.gpu, hardware.memory_bytes) == ("H100 SXM", node.memory_bytes)
     assert hardware.peak_flops == {"float32": 10**10}
-    assert hardware.inter_node == load_hardware("h100-sxm-8").inter_node
+    assert hardware.inter_node == node.inter_node
 
 
 def test_a_calibrated_machine_of_unknown_memory_is_refused() -> None:

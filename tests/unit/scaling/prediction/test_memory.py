@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from recipes import gpt
 from scaling.prediction.hardware import load_hardware
 from scaling.prediction.memory import Memory, predict_memory
+from scaling.prediction.parameters import count_numbers, outer_parameters
 from tests.builders.predictions import check_memory, random_configs
 from unitransformer.config import ParallelConfig, RunConfig, Strategy
 from unitransformer.costs.flops import count_parameters
@@ -53,6 +54,16 @@ def test_zero_shards_first_the_optimizer_and_then_all() -> None:
     assert one.parameters == 2 * numbers  # bf16
     assert one.optimizer == 12 * -(-numbers // 8)  # float32 weights and two moments
     assert three.parameters < one.parameters / 4
+
+
+def test_a_large_vocabulary_peaks_where_its_gradient_is_reduced() -> None:
+    config = make_config("reference", devices=8, strategy="fsdp", num_nodes=8)
+    config = replace(config, model=replace(config.model, num_layers=1))
+    memory = predict(config)
+    assert memory.moment == "end of the backward pass"
+    outer = count_numbers(outer_parameters(config.model))
+    # In bfloat16 as computed, and in float32 as reduced, of which a shard is the gradient.
+    assert memory.communication + memory.gradients > 6 * outer
 
 
 def test_checkpointing_keeps_less() -> None:

@@ -55,6 +55,7 @@ def test_combinations_that_do_not_work_are_left_out_with_the_reason() -> None:
         ({"model.num-heads": ["7"]}, "width 768 does not divide into model.num_heads 7"),
         ({"batch-sice": ["1"]}, "--batch-sice.* is not an option; did you mean --batch-size"),
         ({"num-nodes": ["2"]}, "--num-nodes does not suit a prediction"),
+        ({"rehearse": ["8"]}, "--rehearse does not suit a prediction: it runs nothing"),
         ({"strategy": ["zero3"], "precision": ["bf16-true"]}, "bf16-true does not work"),
     ],
 )
@@ -114,8 +115,9 @@ def test_the_best_is_searched_among_options_that_are_not_given() -> None:
         ({"price_per_hour": 2.0}, "price-per-hour is 2.0, but nothing is priced; add --tokens"),
         ({"tokens": "many"}, "tokens is many; it must be a number above 0, such as 300e9"),
         ({"tokens": "-1"}, "tokens is -1; it must be a number above 0"),
+        ({"calibration": Path("x.json")}, "calibration x.json does not exist; check the path"),
         (
-            {"calibration": Path("x.json")},
+            {"calibration": Path(__file__)},
             "but hardware is h200-sxm-8; use it with --hardware this-mach",
         ),
         ({"rows": "x.csv"}, "rows is x.csv; it needs --validate"),
