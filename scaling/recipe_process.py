@@ -8,6 +8,7 @@ import contextlib
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 import time
@@ -18,6 +19,12 @@ from typing import Any, Protocol, Required, TypedDict, Unpack
 
 from unitransformer.config import Recipe
 from unitransformer.launch.process_tree import Ending, die_with_parent, end_process, wait_within
+
+# Options that a command sets for each of its runs, or that do not train.
+RESERVED_OPTIONS = shlex.split(
+    "out record checkpoint-dir checkpoint-every keep-checkpoints no-checkpoint resume repeats "
+    "trace summary dry-run hardware rehearse json config print_config help"
+)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,7 +19,7 @@ from scaling.prediction.hardware import (
     list_hardware,
     load_hardware,
 )
-from scaling.sweep.study import RESERVED_OPTIONS
+from scaling.recipe_process import RESERVED_OPTIONS
 from unitransformer.cli import Parser, read_integer, suggest
 from unitransformer.config import Accelerator, ParallelConfig, Recipe, RunConfig
 from unitransformer.costs.memory import choose_strategy

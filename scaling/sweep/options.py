@@ -11,11 +11,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from scaling.recipe_process import RESERVED_OPTIONS
 from scaling.sweep.max_batch import check_start
 from scaling.sweep.run_cell import Limits
 from scaling.sweep.study import (
     RECIPES,
-    RESERVED_OPTIONS,
     AxisValues,
     Study,
     list_studies,

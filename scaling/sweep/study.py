@@ -15,16 +15,12 @@ from pathlib import Path
 from types import NoneType
 from typing import Any, get_args
 
+from scaling.recipe_process import RESERVED_OPTIONS
 from unitransformer.cli import read_integer, read_yaml, suggest
 from unitransformer.config import Recipe
 from unitransformer.record.units import format_count
 
 RECIPES: tuple[Recipe, ...] = get_args(Recipe)
-# Options that the sweep sets for each cell, or that do not train.
-RESERVED_OPTIONS = shlex.split(
-    "out record checkpoint-dir checkpoint-every keep-checkpoints no-checkpoint resume repeats "
-    "trace summary dry-run hardware rehearse json config print_config help"
-)
 STUDIES = Path(__file__).parents[1] / "studies"  # built-in ones
 FIELDS = ("recipe", "axes", "zip", "exclude", "options", "repeats")
 AxisValues = tuple[str, ...]
