@@ -14,6 +14,7 @@ import runpy
 import shlex
 import subprocess
 import sys
+import tomllib
 from argparse import ArgumentError
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -96,7 +97,15 @@ def check_options(arguments: Sequence[str]) -> None:
             for cell in cells if len(cells) <= MAX_CELLS else (cells[0], cells[-1]):
                 check_options(shlex.split(cell))
         case ["python", "-m", "scaling", *options]:
-            build_parser(options[0]).parse_args(options)
+            end = options.index("--") if "--" in options else len(options)
+            given = build_parser(options[0]).parse_args(options[:end])[options[0]]
+            if passed_on := options[end + 1 :]:
+                check_recipe(given.recipe, passed_on)
+        case ["pip", "install", package]:
+            project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+            name, _, extra = package.removesuffix("]").partition("[")
+            assert name == project["name"]
+            assert extra in project["optional-dependencies"]
         case ["python", "-m", "slurm.submit", *options]:
             asked = [option for option in options if option != "--test-only"]
             call("slurm.submit", ["--dry-run", *asked])

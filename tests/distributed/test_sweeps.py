@@ -50,6 +50,7 @@ def test_every_kind_of_exit_has_its_status_and_the_sweep_continues(tmp_path: Pat
     flags = ["--recipe", "gpt", *TEXT[2:], "--model.num-classes", "20000", "--max-steps", "6"]
     flags += ["--data", "synthetic", "--batch-size", "2,2048,4096", "--devices", "1,2"]
     flags += ["--strategy", "single,fsdp", "--memory-limit", "1GiB", "--recheck", "0"]
+    flags += ["--loss-block", "0"]  # all logits at once
     sweep = begin_sweep(out, *flags)
     sweep.join(PATIENCE_S)
     said = (tmp_path / "output.log").read_text()
@@ -65,7 +66,10 @@ def test_every_kind_of_exit_has_its_status_and_the_sweep_continues(tmp_path: Pat
         ("fsdp", "2", "2"): "ok",
     }
     large = [status for (strategy, _, size), status in found.items() if size == "4096"]
-    assert sorted(large) == ["oom-inferred"] * 3 + ["refused"]
+    # Which of them run depends on the order, which a sweep draws.
+    assert set(large) <= {"oom", "oom-inferred", "refused"}
+    assert large.count("refused") == 1
+    assert "oom-inferred" in large
     assert "12 cells finished" in said
     store = load_store([out], relative_to=out)
     assert len(store.cells) == 12

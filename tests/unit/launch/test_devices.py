@@ -1,6 +1,5 @@
 """Tests devices: which one a run uses, what it refuses, threads, and that all flush denormals."""
 
-import ctypes
 import itertools
 import multiprocessing
 import os
@@ -244,18 +243,10 @@ def respect_the_users_setting() -> None:
 def test_memory_of_freed_tensors_is_reused_unless_the_user_has_decided(
     check: Callable[[], None],
 ) -> None:
-    def run_with_defaults() -> None:
-        # Other tests of this process may have changed the options.
-        for name in MALLOC_VARIABLES:
-            os.environ.pop(name, None)
-        mallopt = ctypes.CDLL(None).mallopt
-        assert mallopt(devices.M_MMAP_THRESHOLD, 2**17)
-        assert mallopt(devices.M_TRIM_THRESHOLD, 2**17)
-        check()
-
-    process = multiprocessing.get_context("fork").Process(target=run_with_defaults)
+    # A new process: other tests of this one may have freed memory that is kept.
+    process = multiprocessing.get_context("spawn").Process(target=check)
     process.start()
-    process.join(60)
+    process.join(PATIENCE_S)
     assert process.exitcode == 0
 
 

@@ -49,7 +49,7 @@ def test_a_report_as_it_was_written_has_no_errors(report: Path) -> None:
     findings = lint(report)
     assert findings.errors == ()
     assert findings.exit_code == 0
-    assert "samples of 4 records and 1 certificate" in render(findings)
+    assert "samples of 4 records, 1 certificate and 0 comparisons" in render(findings)
 
 
 def test_exports_beside_the_records_change_neither_the_report_nor_its_check(report: Path) -> None:
