@@ -15,7 +15,7 @@ import sys
 import tempfile
 import traceback
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from torch.distributed import device_mesh
 from torch.optim import optimizer
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils import _foreach_utils
-from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import unitransformer.run
@@ -35,6 +35,7 @@ from recipes import bert, gpt, vit
 from recipes.command_line import configure, run_recipe
 from unitransformer.measure.clock import StepClock
 from unitransformer.parallel import fsdp1, strategies
+from unitransformer.rehearsal.fake_tensors import apply_to_fakes, outside_modes
 
 RECIPES = {"bert": bert, "gpt": gpt, "vit": vit}
 STEPS, COUNTED = 4, 2  # validation follows the last step
@@ -152,36 +153,6 @@ def follow_clock(counter: StepCounter) -> None:
     StepClock.start, StepClock.mark, StepClock.stop = started, marked, stopped  # type: ignore[method-assign]
 
 
-@torch.no_grad()
-def _apply(
-    self: nn.Module, function: Callable[[Tensor], Tensor], recurse: bool = True
-) -> nn.Module:
-    """`nn.Module._apply` for fake tensors, which torch would swap, and fail."""
-    for child in self.children():
-        child._apply(function)
-    for name, parameter in self._parameters.items():
-        if parameter is not None:
-            values = function(parameter)
-            if values.device == parameter.device:
-                parameter.data = values
-            else:
-                self._parameters[name] = nn.Parameter(values, parameter.requires_grad)
-    for name, values in self._buffers.items():
-        if values is not None:
-            self._buffers[name] = function(values)
-    return self
-
-
-def _outside_modes(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Calls a function on real tensors: a mesh reads its ranks."""
-
-    def called(*arguments: Any, **options: Any) -> Any:
-        with _disable_current_modes():
-            return function(*arguments, **options)
-
-    return called
-
-
 def _all_alike(gathered: list[Any], value: Any, group: Any = None) -> None:
     gathered[:] = [value] * len(gathered)
 
@@ -220,12 +191,12 @@ def count_step(
             module._foreach_supported_types += [FakeTensor, nn.Parameter]
         counter = StepCounter()
         follow_clock(counter)
-        nn.Module._apply = _apply  # type: ignore[method-assign,assignment]
+        nn.Module._apply = apply_to_fakes  # type: ignore[method-assign,assignment]
         new_group = torch.distributed.new_group
         torch.distributed.new_group = lambda *ranks, **options: new_group(*ranks, backend="fake")
         torch.distributed.all_gather_object = _all_alike
         for module in (device_mesh, fsdp1, strategies):
-            module.init_device_mesh = _outside_modes(module.init_device_mesh)  # type: ignore
+            module.init_device_mesh = outside_modes(module.init_device_mesh)  # type: ignore
         with FakeTensorMode(allow_non_fake_inputs=True), counter:
             outcome = unitransformer.run.run(
                 config, paths, command="a test", print_line=lambda line: None

@@ -9,7 +9,7 @@ import gc
 import os
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from unittest import mock
 
 import lightning.pytorch as pl
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.distributed import device_mesh
 from torch.optim import optimizer
@@ -30,6 +30,7 @@ from unitransformer.data.sources import Synthetic
 from unitransformer.objectives import Batch
 from unitransformer.parallel import fsdp1, strategies
 from unitransformer.parallel.strategies import count_unbucketed_steps
+from unitransformer.rehearsal.fake_tensors import apply_to_fakes, outside_modes
 from unitransformer.rehearsal.gpu_choices import gpu_choices
 from unitransformer.rehearsal.observer import StepObserver, fsdp_groups
 from unitransformer.rehearsal.reducer import reducer_of_fakes
@@ -260,7 +261,7 @@ def support_of_fakes() -> Iterator[None]:
         for module in (optimizer, _foreach_utils):  # torch looks for its exact types
             types = [*module._foreach_supported_types, FakeTensor, nn.Parameter]
             stack.enter_context(mock.patch.object(module, "_foreach_supported_types", types))
-        stack.enter_context(mock.patch.object(nn.Module, "_apply", _apply))
+        stack.enter_context(mock.patch.object(nn.Module, "_apply", apply_to_fakes))
         # Fake tensors hold no numbers.
         stack.enter_context(mock.patch.object(Transformer, "init_weights", _leave_empty))
         # A mesh reads its ranks, and shards of tensors without memory are made fast.
@@ -270,40 +271,10 @@ def support_of_fakes() -> Iterator[None]:
             (fsdp1, "init_device_mesh"),
             (strategies, "fully_shard"),
         ):
-            function = _outside_modes(getattr(owner, name))
+            function = outside_modes(getattr(owner, name))
             stack.enter_context(mock.patch.object(owner, name, function))
         yield
 
 
 def _leave_empty(*arguments: Any, **options: Any) -> None:
     """Replaces the initialization."""
-
-
-def _outside_modes(function: Callable[..., Any]) -> Callable[..., Any]:
-    def called(*arguments: Any, **options: Any) -> Any:
-        with _disable_current_modes():
-            return function(*arguments, **options)
-
-    return called
-
-
-@torch.no_grad()
-def _apply(
-    self: nn.Module,
-    function: Callable[[Tensor], Tensor],
-    recurse: bool = True,  # noqa: ARG001
-) -> nn.Module:
-    """`nn.Module._apply` for fake tensors, which torch would swap, and fail."""
-    for child in self.children():
-        child._apply(function)  # type: ignore[no-untyped-call]
-    for name, parameter in self._parameters.items():
-        if parameter is not None:
-            values = function(parameter)
-            if values.device == parameter.device:
-                parameter.data = values
-            else:
-                self._parameters[name] = nn.Parameter(values, parameter.requires_grad)
-    for name, buffer in self._buffers.items():
-        if buffer is not None:
-            self._buffers[name] = function(buffer)
-    return self
