@@ -27,6 +27,7 @@ from unitransformer.config import (
     describe_type,
     from_dict,
 )
+from unitransformer.costs.memory import check_loss_blocks
 from unitransformer.files import check_is_utf8, expand_home, why_not_writable
 
 
@@ -267,7 +268,9 @@ def build_config(
         "until_interval": _fraction("until_interval", options.until_interval),
         "init_from": None if options.init_from is None else str(options.init_from),
     }
-    return RunConfig(**run)
+    config = RunConfig(**run)
+    check_loss_blocks(config)
+    return config
 
 
 def _given(options: RecipeOptions, kind: type) -> dict[str, Any]:

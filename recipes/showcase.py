@@ -1,25 +1,29 @@
 """Shows what a network predicts: continued text, filled masks, and figures of labelled images."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from matplotlib import pyplot as plt
-from matplotlib.figure import Figure
 from tokenizers import Tokenizer
 from torch import Tensor
 
 from unitransformer.config import ModelConfig
 from unitransformer.objectives import IGNORED, Batch
-from unitransformer.plots import INK
 from unitransformer.transformer import PatchEncoding, Transformer
+
+if TYPE_CHECKING:  # importing it loads matplotlib, which only images need
+    from matplotlib.figure import Figure
 
 COLUMNS = 6  # of images
 TEMPERATURE = 0.8  # of sampled text
 
 
-def image_grid(images: Tensor, titles: Sequence[str], *, colors: Sequence[str] = ()) -> Figure:
+def image_grid(images: Tensor, titles: Sequence[str], *, colors: Sequence[str] = ()) -> "Figure":
     """Draws (B, C, S, S) images in rows, each with a title."""
+    from matplotlib import pyplot as plt
+
+    from unitransformer.plots import INK
+
     rows = -(-len(images) // COLUMNS)
     figure, grid = plt.subplots(
         rows, COLUMNS, figsize=(1.6 * COLUMNS, 1.9 * rows), layout="constrained", squeeze=False
@@ -32,8 +36,10 @@ def image_grid(images: Tensor, titles: Sequence[str], *, colors: Sequence[str] =
     return figure
 
 
-def patch_figure(image: Tensor, model: ModelConfig) -> Figure:
+def patch_figure(image: Tensor, model: ModelConfig) -> "Figure":
     """Draws a (C, S, S) image as the patches that the network reads."""
+    from matplotlib import pyplot as plt
+
     assert model.image_size is not None
     assert model.patch_size is not None
     patches = PatchEncoding(model.patch_size)(image.unsqueeze(0))[0]

@@ -16,7 +16,6 @@ from pathlib import Path
 
 import torch.utils.tensorboard  # noqa: F401
 
-import recipes.showcase  # noqa: F401
 from recipes.results import measured_lines
 from unitransformer.checkpoint.callbacks import ResumeMode
 from unitransformer.config import RunConfig
@@ -35,14 +34,16 @@ from unitransformer.launch.failures import (
     is_out_of_memory,
     report_failure,
 )
+from unitransformer.launch.gc_pause import heavy_import
 from unitransformer.launch.launcher import launch
 from unitransformer.launch.signals import STOPPED_EXIT_CODE, Stopped
 from unitransformer.launch.variables import RUN_FOLDER
 from unitransformer.parallel.deepspeed import prepare_deepspeed
-from unitransformer.plots import loss_figure, write_figure
 from unitransformer.record.units import format_metric
 from unitransformer.recording import record_failure
 from unitransformer.run import RunFailed, RunOutcome, RunPaths, run
+
+MIN_CURVE_STEPS = 2  # a curve of one point shows nothing
 
 # Shows what a trained network predicts: writes figures into a folder, returns lines to print.
 Show = Callable[[RunOutcome, Path], list[str]]
@@ -220,15 +221,19 @@ def _results(outcome: RunOutcome, paths: RunPaths, show: Show) -> list[str]:
         baseline_text = f" (to beat: {baseline['name']}, loss {baseline['loss']:.4f})"
     elif baseline:
         baseline_text = f" (to beat: {baseline['name']}, {baseline['accuracy']:.2%})"
-    title = f"{record['recipe']} {record['size']}"
-    loss_png = write_figure(
-        loss_figure(record["loss"], validation["history"], title=title, baseline=to_beat),
-        paths.folder / "figures" / "loss.png",
-    )
+    figures = paths.folder / "figures"
+    if len(record["loss"]) >= MIN_CURVE_STEPS:
+        with heavy_import("unitransformer.plots"):  # and matplotlib, which takes half a second
+            from unitransformer.plots import loss_figure, write_figure
+        title = f"{record['recipe']} {record['size']}"
+        write_figure(
+            loss_figure(record["loss"], validation["history"], title=title, baseline=to_beat),
+            figures / "loss.png",
+        )
     if outcome.network is None:
         predictions = ["predictions none: the sharded network is too large for one rank"]
     else:
-        predictions = show(outcome, paths.folder / "figures")
+        predictions = show(outcome, figures)
     last_lines = ["", "last lines:", *record["log"][-5:]] if sys.stdout.isatty() else []
     return [
         *last_lines,
@@ -240,5 +245,5 @@ def _results(outcome: RunOutcome, paths: RunPaths, show: Show) -> list[str]:
         f"checkpoint  {paths.checkpoints or 'none'}",
         f"record      {paths.record}",
         f"logs        {paths.folder / 'csv'}, {paths.folder / 'tensorboard'}",
-        f"figures     {loss_png.parent}",
+        f"figures     {figures if figures.exists() else 'none: a loss curve needs two steps'}",
     ]

@@ -29,6 +29,7 @@ from unitransformer.launch.devices import ResolvedConfig, keep_freed_memory, res
 from unitransformer.launch.environment import join_attempt, note_begin, process_rank
 from unitransformer.launch.signals import StopSignalListener
 from unitransformer.launch.variables import PROGRESS_FILE
+from unitransformer.machine.loss_blocks import LossBlocks
 from unitransformer.machine.software import describe_code
 from unitransformer.measure.clock import StepClock
 from unitransformer.measure.communication import timed_waits, why_communication_missing
@@ -256,7 +257,12 @@ class _Run:
         return current_history(self.earlier, self.module, self.clock, all_ranks=all_ranks)
 
     def _run_state(self) -> RunState:
-        return {"config": to_dict(self.config), **asdict(self._history(all_ranks=True))}
+        blocks = self.module.loss_blocks
+        return {
+            "config": to_dict(self.config),
+            "loss_blocks": None if blocks is None else asdict(blocks),
+            **asdict(self._history(all_ranks=True)),
+        }
 
 
 def _load_data(
@@ -280,6 +286,8 @@ def _build_module(config: RunConfig, resume: Resume | None, earlier: History) ->
     module = TrainingModule(config if resume is None else replace(config, init_from=None))
     module.first_step = len(earlier.loss)
     module.validation = list(earlier.validation)
+    if resume is not None and (blocks := resume.run_state.get("loss_blocks")):
+        module.resumed_loss_blocks = LossBlocks(**blocks)
     return module
 
 

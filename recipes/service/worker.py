@@ -27,7 +27,13 @@ from unitransformer.launch.process_tree import die_with_parent, wait_within
 from unitransformer.launch.signals import STOP_SIGNALS
 
 # Modules that a run imports, some of them late.
-HEAVY = ("recipes.train", "tensorboard.summary", "torch._dynamo", "torch._inductor.compile_fx")
+HEAVY: tuple[str, ...] = (
+    "recipes.train",
+    "recipes.showcase",
+    "unitransformer.plots",
+    "tensorboard.summary",
+)
+HEAVY += ("torch._dynamo", "torch._inductor.compile_fx")
 
 
 def main() -> int:

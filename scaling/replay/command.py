@@ -12,7 +12,14 @@ from typing import Any, get_args
 
 from scaling.exit_status import count_oom_kills, decide_status
 from scaling.recipe_process import Runner, can_fork, run_alone, start_worker
-from scaling.replay.compare import DAY_S, OriginalRun, ReplayLaunch, ReplayVerdict, compare
+from scaling.replay.compare import (
+    DAY_S,
+    OriginalRun,
+    ReplayLaunch,
+    ReplayVerdict,
+    compare,
+    measured_loss_blocks,
+)
 from scaling.store.outcome import FILE, is_outcome, read_outcome
 from unitransformer.config import Recipe
 from unitransformer.files import check_is_utf8, check_writable
@@ -178,10 +185,12 @@ def _launch(
     record_path, log = folder / "record.json", folder / "log"
     # A file given with --config may set paths as well: the last option wins.
     outputs = ["--record", str(record_path), "--repeats", "1"]
+    blocks = {} if original.record is None else measured_loss_blocks(original.record)
+    sizes = [text for n, size in blocks.items() for text in (f"--{n.replace('_', '-')}", str(size))]
     killed_before = count_oom_kills()
     result = runner(
         recipe,
-        [*arguments, *outputs],
+        [*arguments, *sizes, *outputs],
         log=log,
         limit_s=original.limit_s,
         memory_limit_bytes=original.memory_limit_bytes,

@@ -94,8 +94,20 @@ def _end(run: OriginalRun | ReplayLaunch) -> str:
     return "crashed" if run.exit_code is None else f"crashed with exit code {run.exit_code}"
 
 
+def measured_loss_blocks(record: Record) -> dict[str, int]:
+    """Returns the sizes of the loss blocks that a run measured, as fields of the config.
+
+    A replay is given them: measured again, they could be others, and the losses with them.
+    """
+    blocks = (record.get("loss_blocks") or [None])[0]  # those of rank 0, which all ranks use
+    if not blocks or not blocks["columns"] or config_of(record).loss_block is not None:
+        return {}
+    return {"loss_chunk": blocks["rows"], "loss_block": blocks["columns"]}
+
+
 def _check_config(then: Record, now: Record) -> None:
     before, after = flat_dict(config_of(then)), flat_dict(config_of(now))
+    before |= measured_loss_blocks(then)
     changes = [f"{n} is {after[n]!r}, was {before[n]!r}" for n in before if before[n] != after[n]]
     if changes:
         raise ValueError(

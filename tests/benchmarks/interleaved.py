@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,12 +21,16 @@ import pytest
 import torch
 
 import unitransformer.run
-from tests.distributed.launching import begin
+from recipes.command_line import configure
+from tests.distributed.forking import fork_command
+from tests.distributed.launching import RECIPES, begin, environment, load, recipe_arguments
+from unitransformer.config import RunConfig
 from unitransformer.stats.intervals import describe
 
 WARM_UP = 10  # steps that are not compared
 ROUNDS = 4  # at most, each with new launches
-LIMIT_S = 500
+LIMIT_S = 500  # of the steps of the other arms
+ROUND_LIMIT_S = 3600
 Verdict = Literal["within", "above", "open"]
 Clock = Literal["processor", "wall"]
 Taken = Mapping[str, Mapping[Clock, list[float]]]  # seconds of every step, by arm
@@ -37,9 +42,15 @@ def do_nothing() -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Arm:
-    """One variant of the recipe that is compared."""
+    """One variant of the recipe that is compared.
 
+    With `train`, the arm trains by this function in place of the recipe, and returns the losses;
+    then those of all arms must be equal bit for bit.
+    """
+
+    recipe: str = "gpt"
     options: Sequence[str] = ()
+    train: "Callable[[RunConfig, InterleavesSteps], list[float]] | None" = None
     fault: Callable[[], None] = do_nothing
     waits: float = 0.0  # above 0: a control, which sleeps for this share of a whole step
     wait_s: float = 0.0
@@ -54,21 +65,27 @@ class InterleavesSteps(pl.Callback):
         self._start_s = dict[Clock, float]()
 
     def on_train_start(self, *arguments: Any) -> None:
-        self._wait()
+        self.begin_step()
 
     def on_train_batch_end(self, trainer: pl.Trainer, *arguments: Any) -> None:
+        self.end_step()
+        if trainer.global_step < trainer.max_steps:
+            self.begin_step()
+        else:
+            self.write()
+
+    def begin_step(self) -> None:
+        assert self.semaphores[self.index].acquire(timeout=LIMIT_S)
+        self._start_s = _now()
+
+    def end_step(self) -> None:
         time.sleep(self.wait_s)
         for clock, now_s in _now().items():
             self.taken_s[clock].append(now_s - self._start_s[clock])
         self.semaphores[(self.index + 1) % len(self.semaphores)].release()
-        if trainer.global_step < trainer.max_steps:
-            self._wait()
-        else:
-            self.path.write_text(json.dumps(self.taken_s))
 
-    def _wait(self) -> None:
-        assert self.semaphores[self.index].acquire(timeout=LIMIT_S)
-        self._start_s = _now()
+    def write(self) -> None:
+        self.path.write_text(json.dumps(self.taken_s))
 
 
 def _now() -> dict[Clock, float]:
@@ -84,24 +101,46 @@ def run_interleaved(folder: Path, arms: Mapping[str, Arm], options: Sequence[str
     context = multiprocessing.get_context("fork")
     semaphores = [context.Semaphore(0) for _ in arms]
     processes = [
-        begin(
-            *("gpt", folder / name, *options, *arm.options),
-            fault=_interleave(
-                arm.fault, InterleavesSteps(semaphores, index, folder / f"{name}.json", arm.wait_s)
-            ),
-            is_whole=True,
+        _begin(
+            arm,
+            folder / name,
+            [*options, *arm.options],
+            InterleavesSteps(semaphores, index, folder / f"{name}.json", arm.wait_s),
         )
         for index, (name, arm) in enumerate(arms.items())
     ]
     try:
         semaphores[0].release()
         for process in processes:
-            process.join(LIMIT_S)
+            process.join(ROUND_LIMIT_S)
     finally:
         for process in processes:
             process.kill()
     assert [process.exitcode for process in processes] == [0] * len(arms)
+    if any(arm.train is not None for arm in arms.values()):
+        losses = [load(folder / name)["loss"] for name in arms]
+        assert all(other == losses[0] for other in losses)
     return {name: json.loads((folder / f"{name}.json").read_text()) for name in arms}
+
+
+def _begin(arm: Arm, folder: Path, options: Sequence[str], turns: InterleavesSteps) -> BaseProcess:
+    train = arm.train
+    if train is None:
+        fault = _interleave(arm.fault, turns)
+        return begin(arm.recipe, folder, *options, fault=fault, is_whole=True)
+    arguments = recipe_arguments(arm.recipe, folder, *options)
+    folder.mkdir()
+
+    def command() -> int:
+        keep_memory()
+        config, _ = configure(RECIPES[arm.recipe].PRESET, arguments)
+        losses = train(config, turns)
+        turns.write()
+        (folder / "record.json").write_text(json.dumps({"loss": losses}))
+        return 0
+
+    log, variables = folder / "output.log", environment(folder.parent)
+    return fork_command(command, log=log, variables=variables, is_whole=True)
 
 
 def judge(rounds: Sequence[Sequence[float]], most: float) -> Verdict:

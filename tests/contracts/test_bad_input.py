@@ -140,6 +140,16 @@ def refuse(call: Call) -> Refuse:
         ("--log-every 0", "run.log_every is 0; it must be at least 1"),
         ("--checkpoint-every -1", "run.checkpoint_every is -1; it must be at least 0"),
         ("--loss-chunk -1", "run.loss_chunk is -1; it must be at least 0"),
+        (
+            "--loss-block 1",
+            "run.loss_block is 1: the loss would compute the 300 logits of each row in 300 blocks, "
+            "which is very slow; give at least 64, or 0 for all at once",
+        ),
+        ("--loss-block 4", "run.loss_block is 4: the loss would compute the 300 logits of each"),
+        (
+            "--loss-chunk 1 --batch-size 9",
+            "run.loss_chunk is 1: the loss would compute the 72 rows of logits in 72 blocks",
+        ),
         ("--pad-vocabulary -1", "run.pad_vocabulary is -1; it must be at least 0"),
         ("--pad-vocabulary 1.5", "pad_vocabulary is '1.5'; it must be an integer"),
         ("--num-workers -1", "data.num_workers is -1; it must be at least 0"),

@@ -9,7 +9,7 @@ import hashlib
 import json
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -24,6 +24,7 @@ CANDIDATES = (512, 1024, 2048, 4096, 8192)  # columns
 BUDGET_S = 1.0
 MEASURED_ROWS = 512  # at most
 MIN_ROUNDS = 3  # each measures every candidate, in turn, so that a busy moment spoils none
+GIVEN = "given"  # by the options of the run
 TIE = 1.02  # candidates this close are equally fast: the smallest is taken
 
 
@@ -36,18 +37,22 @@ class LossBlocks:
     reason: str
 
 
-def choose_loss_blocks(config: RunConfig) -> LossBlocks:
+def choose_loss_blocks(config: RunConfig, resumed: LossBlocks | None = None) -> LossBlocks:
     """Returns the sizes that the config gives, or those that were measured for its shapes.
 
     Args:
         config: resolved, so that its accelerator is "cpu" or "cuda".
+        resumed: those of the run that this one resumes. A measured number of columns stays, on
+            whichever machine, so that the resumed run computes the same sums.
     """
     if config.loss_block is not None:
-        return LossBlocks(rows=config.loss_chunk, columns=config.loss_block, reason="given")
+        return LossBlocks(rows=config.loss_chunk, columns=config.loss_block, reason=GIVEN)
     if not has_blocked_loss(config):
         reason = "rows given" if config.loss_chunk else "all logits at once"
         return LossBlocks(rows=config.loss_chunk, columns=0, reason=reason)
     rows = config.loss_chunk or LOSS_ROWS
+    if resumed is not None and resumed.rows == rows and resumed.columns and resumed.reason != GIVEN:
+        return replace(resumed, reason="measured before the run was resumed")
     key = {
         "machine": describe_machine().fingerprint,
         "torch": torch.__version__,

@@ -60,6 +60,7 @@ class TrainingModule(pl.LightningModule):
             )
             network.init_weights(self.initial_weights)
         self.loss_blocks: LossBlocks | None = None  # known when training starts
+        self.resumed_loss_blocks: LossBlocks | None = None  # of the run that this one resumes
         self._losses = torch.zeros(0)  # one per micro-batch of this segment
         self._gradient_norms = torch.zeros(0)  # one per optimizer step of this segment
         self._num_micro_batches = 0
@@ -116,7 +117,9 @@ class TrainingModule(pl.LightningModule):
 
     def on_fit_start(self) -> None:
         # Rank 0 decides for all, so that they compute the same sums.
-        blocks = choose_loss_blocks(self.config) if self.global_rank == 0 else None
+        blocks = None
+        if self.global_rank == 0:
+            blocks = choose_loss_blocks(self.config, self.resumed_loss_blocks)
         blocks = self.trainer.strategy.broadcast(blocks)
         assert blocks is not None, "rank 0 has chosen"
         self.set_loss_blocks(blocks)

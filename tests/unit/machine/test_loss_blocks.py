@@ -10,7 +10,7 @@ from unitransformer.config import ParallelConfig, RunConfig
 from unitransformer.costs.memory import LOSS_ROWS
 from unitransformer.files import CACHE_FOLDER
 from unitransformer.machine import loss_blocks
-from unitransformer.machine.loss_blocks import choose_loss_blocks, measure_columns
+from unitransformer.machine.loss_blocks import LossBlocks, choose_loss_blocks, measure_columns
 
 LARGE = RunConfig(
     recipe="gpt",
@@ -59,6 +59,20 @@ def test_another_shape_or_given_rows_are_measured_for_themselves(
     assert choose_loss_blocks(replace(LARGE, loss_chunk=256)).rows == 256
     choose_loss_blocks(replace(LARGE, pad_vocabulary=128))
     assert measurements == [(1024, 768, 30_522), (256, 768, 30_522), (1024, 768, 30_592)]
+
+
+def test_a_resumed_run_keeps_what_was_measured_and_not_what_was_given(
+    measurements: list[tuple[int, ...]],
+) -> None:
+    before = LossBlocks(rows=LOSS_ROWS, columns=8192, reason="measured")
+    assert choose_loss_blocks(LARGE, before).columns == 8192
+    twice = choose_loss_blocks(LARGE, choose_loss_blocks(LARGE, before))
+    assert (twice.columns, twice.reason) == (8192, "measured before the run was resumed")
+    assert measurements == []
+    assert choose_loss_blocks(replace(LARGE, loss_block=100), before).columns == 100
+    assert choose_loss_blocks(LARGE, replace(before, reason="given")).columns == 2048
+    assert choose_loss_blocks(LARGE, replace(before, columns=0)).columns == 2048
+    assert choose_loss_blocks(replace(LARGE, loss_chunk=256), before).columns == 2048
 
 
 def test_a_folder_that_cannot_be_written_does_not_end_the_run(

@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -335,6 +336,14 @@ def test_a_run_writes_record_checkpoint_logs_and_figure_where_it_prints(call: Ca
     assert f"record      {Path('not/there/yet.json')}" in out
     assert f"checkpoint  {folder / 'checkpoints'}" in out
     assert {path.parts[0] for path in Path().rglob("*")} == {"text.txt", "runs", "not"}
+
+
+def test_a_run_of_one_step_has_no_curve_and_does_not_import_matplotlib(
+    call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "unitransformer.plots", None)  # importing it is an error
+    out = call(f"{TINY} --max-steps 1")
+    assert out.splitlines()[-1] == "figures     none: a loss curve needs two steps"
 
 
 def test_a_second_run_gets_a_new_folder_and_a_resumed_run_continues_in_its_own(call: Call) -> None:

@@ -21,6 +21,7 @@ from tests.builders.operators import OperatorCounter
 from unitransformer.checkpoint.names import checkpoint_name
 from unitransformer.checkpoint.reader import check_files, newest_checkpoint, read_run_state
 from unitransformer.config import DataConfig, OptimizerConfig, ParallelConfig, RunConfig
+from unitransformer.machine import loss_blocks
 from unitransformer.measure.clock import HOST_BOUND, StepClock
 from unitransformer.objectives import Batch, Objective
 from unitransformer.parallel.strategies import INITIAL_SCALE_POWER, build_precision
@@ -95,6 +96,27 @@ def test_twenty_steps_equal_ten_resumed_for_ten_more(
     assert rest["segment_starts"] == [0, 10]
     assert len(rest["step_s"]) == 20
     assert rest["validation"]["loss"] == whole["validation"]["loss"]
+
+
+def test_a_resumed_run_computes_the_loss_in_the_blocks_of_the_first_launch(
+    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fastest = iter([16, 256])
+    monkeypatch.setattr(loss_blocks, "has_blocked_loss", lambda config: True)
+    monkeypatch.setattr(loss_blocks, "measure_columns", lambda *shape: {next(fastest): 1.0})
+    config = config_of(gpt.PRESET, text, max_steps=4)
+    half = train(replace(config, max_steps=2), tmp_path / "parts").record
+    rest = train(config, tmp_path / "parts", resume=True).record
+    whole = train(replace(config, loss_chunk=1024, loss_block=16), tmp_path / "whole").record
+    other = train(config, tmp_path / "other").record
+    assert half is not None
+    assert rest is not None
+    assert whole is not None
+    assert other is not None
+    columns = [record["loss_blocks"][0]["columns"] for record in (half, rest, whole, other)]
+    assert columns == [16, 16, 16, 256]
+    assert rest["loss"] == whole["loss"]
+    assert rest["gradient_norm"] == whole["gradient_norm"] != other["gradient_norm"]
 
 
 @pytest.mark.parametrize("ending", ["the last step", "an error"])

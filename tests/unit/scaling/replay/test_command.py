@@ -12,7 +12,7 @@ from recipes import gpt
 from recipes.command_line import run_recipe
 from scaling.recipe_process import ProcessResult, run_alone
 from scaling.replay.command import read_command, replay
-from scaling.replay.compare import ReplayVerdict
+from scaling.replay.compare import ReplayVerdict, measured_loss_blocks
 from scaling.store.outcome import CellOutcome, write_outcome
 from tests.builders.records import make_config, make_crashed, make_record
 from tests.distributed.forking import fork_command
@@ -139,6 +139,35 @@ def test_another_config_is_an_error_that_names_the_field(tmp_path: Path) -> None
         ValueError, match=r"config: seed is 7, was 0; the command resolves to another"
     ):
         play(noisy(0.1, seed=1), tmp_path, again)
+
+
+def test_a_replay_gets_the_loss_blocks_that_the_run_measured(tmp_path: Path) -> None:
+    blocks = {"rows": 1024, "columns": 2048, "reason": "measured"}
+    original, again = noisy(0.1, seed=1), noisy(0.1, seed=2)
+    write_record(original | {"loss_blocks": [blocks]}, tmp_path / "record.json")
+    again["config"] |= {"loss_chunk": 1024, "loss_block": 2048}
+    runner = Fake(again)
+    replay(tmp_path / "record.json", runner=runner, print_line=lambda line: None)
+    assert "--loss-chunk 1024 --loss-block 2048" in shlex.join(runner.calls[0][1])
+    again["config"]["loss_block"] = 512
+    with pytest.raises(ValueError, match="config: loss_block is 512, was 2048"):
+        replay(tmp_path / "record.json", runner=Fake(again), print_line=lambda line: None)
+
+
+@pytest.mark.parametrize(
+    ("given", "blocks"),
+    [
+        (None, [None]),
+        (None, [{"rows": 0, "columns": 0, "reason": "all logits at once"}]),
+        (2048, [{"rows": 0, "columns": 2048, "reason": "given"}]),
+    ],
+)
+def test_loss_blocks_that_were_not_measured_are_no_options(
+    given: int | None, blocks: list[Any]
+) -> None:
+    record = make_record(loss_blocks=blocks)
+    record["config"]["loss_block"] = given
+    assert measured_loss_blocks(record) == {}
 
 
 # ------------------------------------------------------------------------------ failures

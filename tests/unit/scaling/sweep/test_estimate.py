@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from recipes import bert, gpt, vit
 from scaling.store.outcome import CellOutcome, load_outcome
 from scaling.sweep import estimate
 from scaling.sweep.estimate import CPU_START_S, render_plan
-from scaling.sweep.plan import CellTask, train_flops
-from scaling.sweep.study import Cell
+from scaling.sweep.plan import CellTask, open_planner, plan_tasks, train_flops
+from scaling.sweep.study import Cell, load_study
 from tests.builders.machines import MACHINE
 from tests.builders.sweeps import make_study, make_tasks
 from unitransformer.config import ParallelConfig
@@ -123,7 +124,7 @@ def landed() -> Iterator[tuple[CellOutcome, Record]]:
         yield outcome, load_record(path.parent / str(outcome.record))
 
 
-def test_the_estimate_of_the_laptop_study_is_near_its_measured_time() -> None:
+def test_the_estimate_of_the_quick_study_is_near_its_measured_time() -> None:
     """The estimated sweep on a machine with two cores and the ceilings of its records."""
     calibration = make_calibration("cpu", float32=172 * 10**9, bfloat16=24 * 10**9)
     took_s, start_s, likely_s = [], [], []
@@ -151,6 +152,22 @@ def test_estimated_reference_steps_are_near_their_measured_time() -> None:
         step_s = (actual.likely_s - CPU_START_S) / config.max_steps
         took_s = statistics.median(record["step_s"])
         assert took_s / 2 < step_s < took_s * 2
+
+
+def test_the_laptop_study_takes_half_an_hour_at_reference_sizes() -> None:
+    """On two hardware threads with the ceilings that the study names."""
+    calibration = make_calibration("cpu", float32=330 * 10**9, bfloat16=1820 * 10**9)
+    with open_planner() as planner:
+        tasks = plan_tasks(load_study("laptop"), planner)
+    assert len(tasks) == 2 * 57
+    configs = [task.config for task in tasks]
+    models = {config and config.recipe: config and config.model for config in configs}
+    for preset in (bert.PRESET, gpt.PRESET, vit.PRESET):
+        reference = replace(preset.model_config("reference"), dropout=0.0)
+        assert models[preset.recipe] == reference
+    likely_s = [estimate.estimate_cell(task, {"cpu": calibration}).likely_s for task in tasks]
+    assert max(likely_s) < 60
+    assert sum(likely_s) < 25 * 60  # communication and longer starts come on top
 
 
 def is_run(path: Path) -> bool:
