@@ -53,6 +53,16 @@ def can_measure_memory() -> bool:
     return tree_memory_bytes(os.getpid()) > 0
 
 
+def count_oom_kills(path: Path = Path("/proc/vmstat")) -> int:
+    """Returns how many processes the kernel has killed for lack of memory since it booted.
+
+    Returns 0 if the kernel does not count them.
+    """
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        return int(dict(line.split() for line in path.read_text().splitlines())["oom_kill"])
+    return 0
+
+
 def wait_within(
     process: int,
     wait: Callable[[float], bool],
