@@ -69,13 +69,16 @@ def wait_within(
     *,
     limit_s: float,
     memory_limit_bytes: int | None = None,
+    kill: Callable[[int], None] | None = None,
 ) -> Ending:
     """Waits for a process; kills it with its descendants when it passes a limit.
 
     Args:
         wait: waits for the process for at most that many seconds; returns whether it has ended.
         memory_limit_bytes: of the process and its descendants, checked 20 times a second.
+        kill: kills the process; default: `kill_tree`.
     """
+    kill = kill or kill_tree
     deadline = time.monotonic() + limit_s
     while True:
         left_s = deadline - time.monotonic()
@@ -83,10 +86,10 @@ def wait_within(
         if wait(max(0.0, min(left_s, longest_s))):
             return "ended"
         if time.monotonic() >= deadline:
-            kill_tree(process)
+            kill(process)
             return "timeout"
         if memory_limit_bytes is not None and _exceeds(process, memory_limit_bytes):
-            kill_tree(process)
+            kill(process)
             return "oom"
 
 
