@@ -3,7 +3,6 @@
 The output of a run is never searched for its status. Sweeps and replays share these rules.
 """
 
-import contextlib
 import errno
 import os
 import signal
@@ -50,16 +49,6 @@ def is_stopped(ended: ProcessResult, record: Record | None) -> bool:
     code, error = ended.exit_code, None if record is None else record["error"]
     is_rank = error is not None and str(error["type"]).startswith("SIG")
     return code is not None and (code in STOPPED_CODES or code < 0 or is_rank)
-
-
-def count_oom_kills(path: Path = Path("/proc/vmstat")) -> int:
-    """Returns how many processes the kernel has killed for lack of memory since it booted.
-
-    Returns 0 if the kernel does not count them.
-    """
-    with contextlib.suppress(OSError, ValueError, KeyError):
-        return int(dict(line.split() for line in path.read_text().splitlines())["oom_kill"])
-    return 0
 
 
 def explain_status(

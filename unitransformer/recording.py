@@ -42,6 +42,7 @@ MAX_LOG_LINES = 40
 # Fields of the record that hold one instrument reading per rank.
 READINGS: tuple[str, ...] = ("hardware", "gpu", "ceiling", "compile", "recomputed_layers", "trace")
 READINGS += (
+    "network",
     "loss_blocks",
     "peak_bytes",
     "peak_reserved_bytes",

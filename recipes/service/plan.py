@@ -6,6 +6,7 @@ Each line of standard input is a question in JSON, each line of standard output 
 config on this machine, by {"misread": "..."} for invalid arguments, or by {"refused": "..."} for
 valid ones that cannot run. With "check": {"devices": 8, "num_nodes": 2} the answer is the config on
 GPUs of another machine, on so many unless the arguments say otherwise; this does not import torch.
+With "any_nodes": true a run on several nodes is not refused: the asker starts its ranks.
 
 {"machine": true} is answered by {"fingerprint": "...", "host": {...}}: the fingerprint under which
 calibrations are stored, and the processor, memory and GPUs of this machine.
@@ -52,7 +53,10 @@ def _machine() -> dict[str, Any]:
 
 
 def _answer(
-    recipe: str, arguments: Sequence[str], check: Mapping[str, int] | None = None
+    recipe: str,
+    arguments: Sequence[str],
+    check: Mapping[str, int] | None = None,
+    any_nodes: bool = False,
 ) -> dict[str, Any]:
     try:
         command = parse(PRESETS[recipe], arguments)
@@ -66,7 +70,8 @@ def _answer(
             from unitransformer.launch.environment import check_nodes
 
             config = resolve(command).config
-            check_nodes(config.parallel, f"recipes.{recipe}", arguments)
+            if not any_nodes:
+                check_nodes(config.parallel, f"recipes.{recipe}", arguments)
         return {"config": to_dict(config)}
     except ValueError as error:
         return {"refused": str(error)}

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
-from scaling.exit_status import count_oom_kills, decide_status
+from scaling.exit_status import decide_status
 from scaling.recipe_process import Runner, can_fork, run_alone, start_worker
 from scaling.replay.compare import (
     DAY_S,
@@ -23,6 +23,7 @@ from scaling.replay.compare import (
 from scaling.store.outcome import FILE, is_outcome, read_outcome
 from unitransformer.config import Recipe
 from unitransformer.files import check_is_utf8, check_writable
+from unitransformer.launch.process_tree import count_oom_kills
 from unitransformer.launch.variables import RUN_FOLDER
 from unitransformer.record.checksums import read_json
 from unitransformer.record.schema import load_record

@@ -15,6 +15,7 @@ from scaling import exit_status
 from scaling.recipe_process import ProcessResult, Runner
 from scaling.store.outcome import CELLS, CellOutcome
 from scaling.sweep.plan import CellTask
+from unitransformer.launch.process_tree import count_oom_kills
 from unitransformer.launch.variables import PROGRESS_FILE, RUN_FOLDER
 from unitransformer.record.schema import Record, Status, load_record
 
@@ -52,7 +53,7 @@ def run_cell(task: CellTask, runner: Runner, folder: Path, limits: Limits) -> Ce
         share_code(shared_code, code)
         variables[CACHE_VARIABLE] = str(code)
     started_at, start_s = now(), time.monotonic()
-    killed_before = exit_status.count_oom_kills()
+    killed_before = count_oom_kills()
     try:
         ended = runner(
             task.cell.recipe,
@@ -71,7 +72,7 @@ def run_cell(task: CellTask, runner: Runner, folder: Path, limits: Limits) -> Ce
         # raises here, and the cell is released without an outcome.
         time.sleep(STOP_S)
     status = exit_status.decide_status(
-        ended, record, killed_by_kernel=exit_status.count_oom_kills() > killed_before
+        ended, record, killed_by_kernel=count_oom_kills() > killed_before
     )
     lines: tuple[str, ...] = ()
     if status != "ok":

@@ -53,19 +53,32 @@ def can_measure_memory() -> bool:
     return tree_memory_bytes(os.getpid()) > 0
 
 
+def count_oom_kills(path: Path = Path("/proc/vmstat")) -> int:
+    """Returns how many processes the kernel has killed for lack of memory since it booted.
+
+    Returns 0 if the kernel does not count them.
+    """
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        return int(dict(line.split() for line in path.read_text().splitlines())["oom_kill"])
+    return 0
+
+
 def wait_within(
     process: int,
     wait: Callable[[float], bool],
     *,
     limit_s: float,
     memory_limit_bytes: int | None = None,
+    kill: Callable[[int], None] | None = None,
 ) -> Ending:
     """Waits for a process; kills it with its descendants when it passes a limit.
 
     Args:
         wait: waits for the process for at most that many seconds; returns whether it has ended.
         memory_limit_bytes: of the process and its descendants, checked 20 times a second.
+        kill: kills the process; default: `kill_tree`.
     """
+    kill = kill or kill_tree
     deadline = time.monotonic() + limit_s
     while True:
         left_s = deadline - time.monotonic()
@@ -73,10 +86,10 @@ def wait_within(
         if wait(max(0.0, min(left_s, longest_s))):
             return "ended"
         if time.monotonic() >= deadline:
-            kill_tree(process)
+            kill(process)
             return "timeout"
         if memory_limit_bytes is not None and _exceeds(process, memory_limit_bytes):
-            kill_tree(process)
+            kill(process)
             return "oom"
 
 

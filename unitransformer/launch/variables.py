@@ -10,6 +10,8 @@ LOCAL_DISK = "UNITRANSFORMER_LOCAL_DISK"  # folder of this job on the node's own
 DATA_FOLDER = "UNITRANSFORMER_DATA"  # where calibrations are stored
 JOB_FOLDER = "UNITRANSFORMER_JOB_FOLDER"  # of a SLURM job whose script does not name it
 SWEEP_FILE = "UNITRANSFORMER_JOB_SWEEP"  # file in which a sweep reports progress to its job
+RANKS_COMMAND = "UNITRANSFORMER_JOB_RANKS"  # JSON: command that starts a cell on all nodes of a job
+SHARED_FILE = "UNITRANSFORMER_JOB_SHARED"  # file that all nodes of a job must see
 ERRORS_FOLDER = "UNITRANSFORMER_ERRORS"  # folder in which ranks report their failures
 
 TORCHRUN_VARIABLES = ("RANK", "LOCAL_RANK", "GROUP_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")

@@ -17,6 +17,7 @@ from unitransformer.config import RunConfig
 from unitransformer.machine.calibration import Ceiling
 from unitransformer.machine.ceilings import dtype_of, measure_ceiling
 from unitransformer.machine.host import describe_host, peak_resident_bytes
+from unitransformer.machine.network import describe_network
 from unitransformer.measure.compile_ledger import CompileLedger
 from unitransformer.measure.host_load import HostSample, sample_host
 from unitransformer.measure.nvml import Telemetry
@@ -153,6 +154,7 @@ class Instruments(pl.Callback):
             peaks |= {"peak_bytes": None if counted is None else counted.bytes}
         return {
             "hardware": describe_host() | _describe_device(device) | self._median_clocks(),
+            "network": describe_network(device.type),
             "host": self._host if len(self._host) == 2 else None,
             "gpu": self.telemetry.as_dict(self.first_step, self._step),
             "ceiling": None if ceiling is None else ceiling.as_dict(),
