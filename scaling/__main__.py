@@ -114,7 +114,7 @@ def _compare(arguments: Sequence[str], typed: Sequence[str]) -> int:
 
     given = _parse(arguments)
     if given.self_test:
-        from scaling.comparison.self_test import run_self_test
+        from scaling.comparison.command import run_self_test
 
         return run_self_test(given.trials)
     if given.reread is not None:

@@ -84,6 +84,23 @@ def run_reread(path: Path, plot: Path | None) -> int:
     return read.judgement.verdict.exit_code
 
 
+def run_self_test(trials: int) -> int:
+    """Checks the verdicts under load; returns 0 if every promise holds, otherwise 1."""
+    from scaling.comparison import self_test
+
+    rounds = self_test.count_rounds(trials)
+    print(
+        f"measuring {rounds:,} rounds of 4 steps, beside {self_test.BUSY} busy processes: some "
+        f"{rounds / 1000:.0f} to {rounds / 400:.0f} minutes",
+        flush=True,
+    )
+    series = self_test.measure(rounds)
+    checks = self_test.check_promises(series, trials)
+    rules = self_test.other_rules(series, trials)
+    print("\n".join(self_test.render(series, checks, rules, trials)))
+    return 0 if all(check.holds for check in checks) else 1
+
+
 def _compare_folders(options: CompareOptions) -> int:
     if options.out is not None or options.plot is not None:
         raise ValueError("folders of records hold no pairs; leave --out and --plot out")

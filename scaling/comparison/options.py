@@ -52,10 +52,9 @@ def build_compare_parser() -> Parser:
         description="Train BASE and CANDIDATE in turn, a process each, and say whether CANDIDATE "
         "is slower. Each is one of, tried in this order: '.', the files as they are now; options "
         "of the recipe in quotes, beginning with - and with a space, or '' for none; a YAML file "
-        "of options; a folder of run records; a git revision. After -- stand a recipe, or else it is "
-        "gpt, and options that both sides get. Exit codes: 0 not slower, 1 a side "
-        "does not train, 2 bad usage, 3 inconclusive, 4 slower, 5 faster by so much that the base "
-        "is stale.",
+        "of options; a folder of run records; a git revision. After -- stand a recipe, gpt if it "
+        "is left out, and options that both sides get. Exit codes: 0 not slower, 1 a side does not "
+        "train, 2 bad usage, 3 inconclusive, 4 slower, 5 faster by so much that the base is stale.",
     )
 
     def add(flag: str, kind: Any, default: Any, help_text: str) -> None:
