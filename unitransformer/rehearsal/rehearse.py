@@ -35,6 +35,8 @@ from unitransformer.rehearsal.gpu_choices import gpu_choices
 from unitransformer.rehearsal.observer import StepObserver, fsdp_groups
 from unitransformer.rehearsal.reducer import reducer_of_fakes
 from unitransformer.rehearsal.result import (
+    AGREEMENT,
+    AGREEMENT_BYTES,
     Rehearsal,
     describe_sharding,
     group_padding,
@@ -127,12 +129,14 @@ class _Observe(pl.Callback):
             for child in module.modules()
             for group in fsdp_groups(child)
         ]
+        is_parallel = self.config.parallel.world_size > 1
         return Rehearsal(
             world_size=self.config.parallel.world_size,
             peak_bytes=observer.peak_bytes,
             peak_place=observer.peak_place,
             bytes_by_category=observer.categories,
             collectives=sum_collectives(observer.collectives, group_padding(groups)),
+            unobserved_bytes={AGREEMENT: AGREEMENT_BYTES} if is_parallel else {},
             parameters=describe_sharding(module.network),
         )
 
