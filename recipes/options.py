@@ -193,14 +193,14 @@ def parse(preset: Preset, arguments: Sequence[str]) -> ParsedCommand:
             raise ValueError(f"rehearse is no run, and {flag} is for one; leave one out")
     if options.json is not None and options.rehearse is None:
         raise ValueError(f"json {options.json} is for the result of --rehearse; leave it out")
-    if options.hardware is not None and not options.dry_run:
-        raise ValueError(
-            f"hardware is {options.hardware}, but a run uses this machine; add --dry-run"
-        )
     if options.hardware is not None and options.rehearse is not None:
         raise ValueError(
             f"hardware is {options.hardware}, which a rehearsal does not use; leave --hardware or "
             "--rehearse out"
+        )
+    if options.hardware is not None and not options.dry_run:
+        raise ValueError(
+            f"hardware is {options.hardware}, but a run uses this machine; add --dry-run"
         )
     if options.dropout is not None:
         model["dropout"] = options.dropout

@@ -116,7 +116,8 @@ def _lines(config: RunConfig, result: Rehearsal, ranks: str) -> list[str]:
         f"rehearsed  rank 0 of {parallel.world_size:,}, {nodes} of {parallel.devices}; global "
         f"batch {config.global_batch_size:,}; {parallel.precision}",
         f"tensors    {TENSORS[parallel.accelerator]}; torch {torch.__version__}",
-        "not in it  the GPU's context, buffers of NCCL and cuBLAS, and fragmentation",
+        "not in it  the GPU's context, buffers of NCCL and cuBLAS, fragmentation"
+        + "".join(f", {n} ({size} bytes a step)" for n, size in result.unobserved_bytes.items()),
     ]
 
 

@@ -38,7 +38,8 @@ ZERO_BUCKET, ZERO_BUCKET_MULTIPLE = 200_000_000, 1024
 # Defaults of DeepSpeed's stage 3: smaller parameters stay whole, and a parameter stays gathered if
 # it is used again before so many numbers of other parameters.
 PERSISTENT_NUMBERS, REUSE_NUMBERS = 100_000, 1_000_000_000
-AGREEMENT_BYTES = 4  # of `unitransformer.training.stop`: the reason to stop, an int32
+# Of `unitransformer.training.stop`: the reason to stop, an int32, over gloo.
+AGREEMENT, AGREEMENT_BYTES = "agreement to stop", 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +89,7 @@ def collectives_of_step(config: RunConfig, *, node_size: int) -> tuple[Collectiv
             found = step.zero3()
         case unknown:
             assert_never(unknown)
-    agreement = step.make("all_reduce", "agreement to stop", "optimizer", AGREEMENT_BYTES)
+    agreement = step.make("all_reduce", AGREEMENT, "optimizer", AGREEMENT_BYTES)
     return (*found, agreement)
 
 

@@ -30,11 +30,11 @@ CPU_PRIORS = PRIORS | {
     "matmul_backward": Prior(value=1.1, spread=0.05),
     "attention_backward": Prior(value=1.5, spread=0.15),
     # A CPU zeroes each fresh page of a result before an operation writes to it.
-    "element_passes": Prior(value=3.5, spread=0.1),
+    "element_passes": Prior(value=3.5, spread=0.1, by_software=0.3),
     "element_backward": Prior(value=1.7, spread=0.1),
     "logits_passes": Prior(value=4.0, spread=0.1),
-    "layer_s": Prior(value=1e-3, spread=0.5, by_software=0.5),
-    "start_s": Prior(value=2e-3, spread=0.5, by_software=0.5),
+    "layer_s": Prior(value=1e-3, spread=0.5, by_software=1.0),
+    "start_s": Prior(value=2e-3, spread=0.5, by_software=1.0),
     "host_sharpness": Prior(value=1.05, spread=0.02),  # host and device are the same
     "update_passes": Prior(value=1.5, spread=0.1),
     "step_s": Prior(value=2e-3, spread=0.7, by_software=0.7),

@@ -1,9 +1,9 @@
 """Predicts the peak memory of one device in a training step, by category and by moment.
 
-The peak is at one of five moments: when the forward pass ends, when the backward pass begins, in
-the backward pass of the last layer, when the backward pass ends, or in the optimizer step. Each is
-the sum of what is alive then. Counted is what torch allocates; the context of the device is added,
-fragmentation is not.
+The peak is at one of eight moments: in the forward pass of the first or of the last layer, when the
+forward pass ends, when the backward pass begins, in the backward pass of the head or of the last
+layer, when the backward pass ends, or in the optimizer step. Each is the sum of what is alive then.
+Counted is what torch allocates; the context of the device is added, fragmentation is not.
 """
 
 import functools
@@ -79,8 +79,11 @@ class _States:
     is_gradient_kept: bool = False  # between the optimizer step and the next backward pass
     gathered: int = 0  # whole weights from the forward pass on
     gathered_layer: int = 0  # of one layer
+    root_buffers: int = 0  # that received the root and the first layer, until these are copied out
     root_gradients: int = 0  # whole ones of embedding and head, as computed and as reduced
     layer_gradients: int = 0  # whole gradients of one layer and of the head, until they are reduced
+    layer_buffers: int = 0  # that received a layer and the one before it
+    waiting_gradients: int = 0  # whole ones at the end of the backward pass, if shards come later
     buffers: int = 0  # in the backward pass of the layers
     kept_buffers: int = 0  # at any time
     step: int = 0  # in the optimizer step
@@ -101,16 +104,17 @@ def _states(config: RunConfig) -> _States:
             shard = _shard(outer, ranks) + model.num_layers * _shard(layer, ranks)
             # Without the padding of gathers, which is only large if ranks outnumber rows.
             whole_outer, whole_layer = count_numbers(outer), count_numbers(layer)
-            is_one = ranks == 1
+            is_one = ranks == 1  # which copies weights one by one, and keeps the copies
             return _States(
                 parameters=size * shard,
                 optimizer=2 * size * shard,
                 gradients=size * shard,
                 is_gradient_kept=True,
-                gathered=0 if is_one and size == gathered_size else gathered_size * whole_outer,
-                gathered_layer=0
-                if is_one and size == gathered_size
-                else gathered_size * whole_layer,
+                gathered=gathered_size * (numbers if is_one else whole_outer),
+                gathered_layer=0 if is_one else gathered_size * whole_layer,
+                # FSDP2 frees the buffer of a gather after that of the next one is allocated.
+                root_buffers=0 if is_one else gathered_size * (whole_outer + whole_layer),
+                layer_buffers=0 if is_one else 2 * gathered_size * whole_layer,
                 root_gradients=0
                 if is_one
                 else (gathered_size + sum_size) * whole_outer - size * _shard(outer, ranks),
@@ -133,12 +137,41 @@ def _states(config: RunConfig) -> _States:
 
 def _unsharded_gradients(config: RunConfig) -> int:
     """Returns the gradients of the head, and of one matrix of a layer, before they are reduced."""
-    model = config.model
     size = 4 if config.parallel.precision == "32-true" else 2
-    head = count_numbers(head_parameters(model))
-    if model.tied_head:
-        head += count_numbers(embedding_parameters(model))
-    return size * (head + model.width * model.feedforward_width)
+    return size * (_head_numbers(config) + config.model.width * config.model.feedforward_width)
+
+
+def _head_numbers(config: RunConfig) -> int:
+    """Returns the numbers of the head, with a matrix that it shares with the embedding."""
+    model = config.model
+    tied = count_numbers(embedding_parameters(model)) if model.tied_head else 0
+    return count_numbers(head_parameters(model)) + tied
+
+
+def _new_gradient_size(config: RunConfig) -> int:
+    """Returns the bytes of a number of a gradient just computed; autocast makes a float32 copy."""
+    if config.parallel.precision == "32-true":
+        return 4
+    is_copied = config.parallel.precision != "bf16-true" and not config.parallel.is_sharded
+    return 6 if is_copied and not config.parallel.uses_deepspeed else 2
+
+
+def _early_gradients(config: RunConfig) -> int:
+    """Returns the gradients that `single` and `ddp` have in the backward pass of the last layer.
+
+    DDP has copied finished ones into its buckets; those of the matrix that is computed are new.
+    """
+    model = config.model
+    if config.parallel.strategy not in ("single", "ddp"):
+        return 0
+    matrix = _new_gradient_size(config) * model.width * model.feedforward_width
+    if config.parallel.strategy == "ddp" or config.accumulate > 1:
+        return matrix
+    # The layer that needs most is the one before, if the last one computes only some positions.
+    finished = _head_numbers(config)
+    if _freed_layer(config):
+        finished += count_numbers(layer_parameters(model))
+    return matrix + (2 if config.parallel.precision == "bf16-true" else 4) * finished
 
 
 def _zero_states(config: RunConfig) -> _States:
@@ -170,6 +203,8 @@ def _zero_states(config: RunConfig) -> _States:
         optimizer=12 * share,
         # Stage 1 reduces the sum over micro-batches.
         gradients=size * (numbers if is_summed and parallel.strategy == "zero1" else share),
+        # Gradients wait until a bucket is full; the last one is never before the end.
+        waiting_gradients=0 if is_summed else bucket,
         buffers=0 if is_summed else buffers,
         kept_buffers=buffers if is_summed else 0,
         step=4 * share,
@@ -231,8 +266,26 @@ def _moments(config: RunConfig) -> tuple[_Moment, ...]:
     accumulated = states.gradients if config.accumulate > 1 else 0
     previous = states.gradients if states.is_gradient_kept else accumulated
     # DDP's gradients are views of its buckets, which stay; so does an array of ZeRO-3.
-    stays = parallel.strategy in ("ddp", "zero3") and parallel.world_size > 1
+    is_kept = parallel.strategy == "zero3" and parallel.world_size > 1
+    stays = is_kept or parallel.strategy == "ddp"
     remaining = states.gradients if stays else accumulated
+    first = _Moment(
+        **common,
+        moment="forward pass of the first layer",
+        gradients=previous,
+        gathered=states.gathered + states.gathered_layer,
+        activations={"embedding": saved["embedding"]} if "embedding" in saved else {},
+        communication=states.root_buffers + states.kept_buffers,
+    )
+    layers = config.model.num_layers
+    last = _Moment(
+        **common,
+        moment="forward pass of the last layer",
+        gradients=previous,
+        gathered=states.gathered + states.gathered_layer,
+        activations=saved | {"layers": saved["layers"] * (layers - 1) // layers, "head": 0},
+        communication=states.layer_buffers + states.kept_buffers,
+    )
     forward = _Moment(
         **common,
         moment="end of the forward pass",
@@ -255,10 +308,19 @@ def _moments(config: RunConfig) -> tuple[_Moment, ...]:
         logits=saved_logits + _backward_logits(config),
         communication=states.kept_buffers,
     )
+    head = _Moment(
+        **common,
+        moment="backward pass of the head",
+        gradients=remaining + _new_gradient_size(config) * _head_numbers(config),
+        gathered=states.gathered + states.gathered_layer,
+        activations=saved,
+        logits=_gradient_of_logits(config),
+        communication=states.kept_buffers,
+    )
     inside = _Moment(
         **common,
         moment="backward pass of the last layer",
-        gradients=remaining,
+        gradients=remaining + _early_gradients(config),
         # The next layer is gathered while this one computes.
         gathered=states.gathered + 2 * states.gathered_layer,
         activations=saved
@@ -271,8 +333,10 @@ def _moments(config: RunConfig) -> tuple[_Moment, ...]:
     end = _Moment(
         **common,
         moment="end of the backward pass",
-        gradients=states.gradients,
-        communication=states.root_gradients + states.kept_buffers,
+        gradients=states.waiting_gradients or states.gradients,
+        communication=states.root_gradients
+        + states.kept_buffers
+        + (states.buffers if states.waiting_gradients else 0),
     )
     step = _Moment(
         **common,
@@ -281,7 +345,9 @@ def _moments(config: RunConfig) -> tuple[_Moment, ...]:
         gathered=states.gathered if parallel.strategy == "zero3" else 0,
         communication=states.step + states.kept_buffers,
     )
-    return forward, begin, inside, end, step
+    moments = [first, last, forward, begin, inside, end, step]
+    # A loss that keeps gradients has those of the head since the forward pass.
+    return tuple(moments) if keeps_gradients(config) else (*moments, head)
 
 
 def _freed_layer(config: RunConfig) -> int:
@@ -325,6 +391,12 @@ def _backward_logits(config: RunConfig) -> int:
     if keeps_gradients(config):
         return 0
     return 8 * config.batch_size * count_predicted_positions(config) * config.num_logits
+
+
+def _gradient_of_logits(config: RunConfig) -> int:
+    """Returns the gradient of the logits, as the products of the head read it."""
+    size = 4 if config.parallel.precision == "32-true" else 2
+    return size * config.batch_size * count_predicted_positions(config) * config.num_logits
 
 
 def _input_bytes(config: RunConfig) -> int:

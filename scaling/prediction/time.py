@@ -104,7 +104,8 @@ def predict_time(config: RunConfig, hardware: Hardware, model: TimeModel) -> Ste
 def software_of(config: RunConfig, hardware: Hardware) -> str:
     """Returns the name of the software whose coefficients are fitted together."""
     if hardware.is_cpu:
-        return f"{config.parallel.strategy}, {config.parallel.world_size} ranks on a CPU"
+        parallel = config.parallel  # a CPU casts tensors between formats one by one
+        return f"{parallel.strategy}, {parallel.precision}, {parallel.world_size} ranks on a CPU"
     return "torch" if config.parallel.compile == "off" else "torch compiled"
 
 

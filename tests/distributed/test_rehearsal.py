@@ -44,6 +44,7 @@ def _train(variables: Mapping[str, str], config: RunConfig, folder: Path, is_rea
     ("parallel", "accumulate"),
     [
         ({"strategy": "single"}, 1),
+        ({"strategy": "ddp"}, 1),
         ({"strategy": "ddp", "devices": 2}, 2),
         ({"strategy": "ddp", "devices": 4}, 1),
         ({"strategy": "fsdp", "devices": 2, "activation_checkpointing": "full"}, 1),

@@ -29,12 +29,13 @@ from unitransformer.config import DataConfig, RunConfig
 from unitransformer.data.sources import Synthetic
 from unitransformer.objectives import Batch
 from unitransformer.parallel import fsdp1, strategies
-from unitransformer.parallel.strategies import count_unbucketed_steps
 from unitransformer.rehearsal.fake_tensors import apply_to_fakes, outside_modes
 from unitransformer.rehearsal.gpu_choices import gpu_choices
 from unitransformer.rehearsal.observer import StepObserver, fsdp_groups
 from unitransformer.rehearsal.reducer import reducer_of_fakes
 from unitransformer.rehearsal.result import (
+    AGREEMENT,
+    AGREEMENT_BYTES,
     Rehearsal,
     describe_sharding,
     group_padding,
@@ -127,12 +128,14 @@ class _Observe(pl.Callback):
             for child in module.modules()
             for group in fsdp_groups(child)
         ]
+        is_parallel = self.config.parallel.world_size > 1
         return Rehearsal(
             world_size=self.config.parallel.world_size,
             peak_bytes=observer.peak_bytes,
             peak_place=observer.peak_place,
             bytes_by_category=observer.categories,
             collectives=sum_collectives(observer.collectives, group_padding(groups)),
+            unobserved_bytes={AGREEMENT: AGREEMENT_BYTES} if is_parallel else {},
             parameters=describe_sharding(module.network),
         )
 
@@ -147,9 +150,9 @@ def observe_steps(config: RunConfig) -> Rehearsal:
 
     On real tensors and ranks, or on fake ones: as the caller has arranged.
     """
-    # The first step creates the optimizer's state; under DDP, buckets are formed after it.
-    num_unbucketed = count_unbucketed_steps(config)
-    num_steps = (num_unbucketed + 1 if num_unbucketed else 1) + 2
+    # The first step creates the optimizer's state. DDP forms its buckets anew in the third one at
+    # the latest, also on one rank, which sends nothing.
+    num_steps = (3 if config.parallel.strategy == "ddp" else 1) + 2
     config = replace(
         config,
         max_steps=num_steps,

@@ -11,6 +11,10 @@ from torch.distributed.tensor import DTensor, Shard
 
 from unitransformer.rehearsal.observer import Collective
 
+# What ranks of a run exchange in each step, over gloo, beside what a rehearsal observes: the reason
+# to stop of `unitransformer.training.stop`.
+AGREEMENT, AGREEMENT_BYTES = "agreement to stop", 4
+
 
 @dataclass(frozen=True, kw_only=True)
 class Sharding:
@@ -45,6 +49,7 @@ class Rehearsal:
     peak_place: str
     bytes_by_category: dict[str, int]
     collectives: list[CollectiveTotal]
+    unobserved_bytes: dict[str, int]  # that a run sends beside `collectives`, by their name
     parameters: list[Sharding]
 
 

@@ -42,6 +42,7 @@ def test_ranks_are_placed_in_nodes_of_eight_or_as_given(
         (("--rehearse", "8", "--model.num-heads", "5"), "model.width 768 does not divide into"),
         (("--rehearse", "7", "--devices", "3"), "or rehearse 6"),
         (("--rehearse", "8", "--record", "x.json"), "rehearse is no run, and --record is for one"),
+        (("--rehearse", "8", "--hardware", "h100-sxm-8"), "leave --hardware or --rehearse out"),
         (("--rehearse", "8", "--dry-run"), "rehearse is no run, and --dry-run is for one"),
         (("--json", "x.json"), "json x.json is for the result of --rehearse"),
     ],

@@ -3,8 +3,12 @@
 import pytest
 import torch
 
+from scaling.prediction import communication
+from unitransformer.launch.signals import StopSignalListener
+from unitransformer.rehearsal import result
 from unitransformer.rehearsal.observer import Collective
 from unitransformer.rehearsal.result import group_padding, shard_rows, sum_collectives
+from unitransformer.training.stop import AgreeToStop
 
 
 @pytest.mark.parametrize("size", [1, 7, 8, 9, 300])
@@ -28,3 +32,9 @@ def test_equal_collectives_are_added_up_with_their_padding() -> None:
     (total,) = sum_collectives([gather, gather], {44: 9})
     assert (total.calls, total.num_bytes, total.padding_bytes) == (2, 176, 2 * 9 * 2)
     assert total.group == (4, 1)
+
+
+def test_rehearsals_and_predictions_name_the_bytes_that_agreeing_to_stop_takes() -> None:
+    sent = AgreeToStop(StopSignalListener())._number
+    assert sent.nbytes == result.AGREEMENT_BYTES == communication.AGREEMENT_BYTES
+    assert result.AGREEMENT == communication.AGREEMENT
