@@ -1,8 +1,8 @@
 """A run of this project is at most 1 % slower a step than a bare loop with the same network.
 
 The bare loop has the network, the optimizer, the clipping and the order of the samples of the run,
-and nothing else: no Lightning, callbacks, loggers, clocks or records. That both lose the same to
-the last digit proves that they do the same work.
+and nothing else: no Lightning, callbacks, loggers, clocks or records. Losses that are equal to the
+last digit prove that both do the same work.
 
     OMP_NUM_THREADS=2 python -m pytest -n 0 -s --whole-proof -k one_percent \\
         tests/benchmarks/test_whole_product.py
