@@ -2,7 +2,7 @@
 
 Needs no torch and nothing of this project but `unitransformer.stats`.
 
-A verdict tells two statements apart: "as fast as the base" and "slower by the threshold". SLOWER
+A verdict decides between two statements: "as fast as the base" and "slower by the threshold". SLOWER
 excludes the first, NOT_SLOWER the second. With ever more pairs the verdict flips at half of the
 threshold.
 
