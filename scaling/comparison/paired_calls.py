@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any, Literal, get_args
 
 Call = Callable[[], Any]
-Clock = Literal["processor", "cuda", "wall"]
+Clock = Literal["processor", "gpu", "wall"]
 
 BLOCK_S = 0.01  # least length of a block, so that reading the clock weighs nothing
 WARMUP_S = 0.1  # least time for which each function runs before it is measured
@@ -25,11 +25,11 @@ class PairedCalls:
 
     Args:
         clock: "processor" counts the time of all threads of this process, whatever else runs on the
-            machine; "cuda" is the time between two events of the current stream; "wall" is elapsed
-            time. None: "cuda" if torch uses CUDA after the warm-up, otherwise "processor".
+            machine; "gpu" is the time between two events of the current stream; "wall" is elapsed
+            time. None: "gpu" if torch uses CUDA after the warm-up, otherwise "processor".
 
     Raises:
-        ValueError: an unknown clock, no GPU for "cuda", or functions that mostly wait, which the
+        ValueError: an unknown clock, no GPU for "gpu", or functions that mostly wait, which the
             time of the processor cannot show.
     """
 
@@ -44,10 +44,10 @@ class PairedCalls:
         self._order = random.Random(SEED)
         for call in self._calls:
             _warm_up(call)
-        self.clock: Clock = clock or ("cuda" if _uses_cuda() else "processor")
-        self._time = {"processor": _processor_s, "cuda": _cuda_s, "wall": _wall_s}[self.clock]
-        if self.clock == "cuda" and not _uses_cuda():
-            raise ValueError("clock is 'cuda', but neither function has used a GPU through torch")
+        self.clock: Clock = clock or ("gpu" if _uses_cuda() else "processor")
+        self._time = {"processor": _processor_s, "gpu": _gpu_s, "wall": _wall_s}[self.clock]
+        if self.clock == "gpu" and not _uses_cuda():
+            raise ValueError("clock is 'gpu', but neither function has used a GPU through torch")
         self.calls_per_block = max(map(self._count_calls, self._calls))
 
     def measure(self, pairs: int) -> tuple[list[float], list[float]]:
@@ -100,7 +100,7 @@ def _wall_s(call: Call, count: int) -> float:
     return time.perf_counter() - started_s
 
 
-def _cuda_s(call: Call, count: int) -> float:
+def _gpu_s(call: Call, count: int) -> float:
     cuda = sys.modules["torch"].cuda  # loaded by the functions
     start, end = (cuda.Event(enable_timing=True) for _ in range(2))
     start.record()

@@ -89,8 +89,8 @@ def test_a_test_that_compares_nothing_has_no_verdict(pytester: pytest.Pytester) 
         ("work(1), None", "candidate is None; give a function*"),
         ("work(1), work(1), pairs=0", "pairs is 0; give a number, such as 320"),
         ("work(1), work(1), threshold=-0.1", "threshold is -0.1; give a share above 0*"),
-        ("work(1), work(1), clock='gpu'", "clock is 'gpu'; choose one of processor, cuda, wall"),
-        ("work(1), work(1), clock='cuda'", "clock is 'cuda', but neither function*"),
+        ("work(1), work(1), clock='gpu'", "clock is 'gpu'; choose one of processor, gpu, wall"),
+        ("work(1), work(1), clock='gpu'", "clock is 'gpu', but neither function*"),
         (
             "lambda: paired_calls.time.sleep(1), work(1)",
             "the functions mostly wait: *; give clock='wall'",
