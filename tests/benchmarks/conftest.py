@@ -1,6 +1,6 @@
 """Stores counter baselines in the repository, and times in one folder per machine.
 
-What could not be compared is told in one line. It is not a pass for a run that must compare: with
+What could not be compared is named in one line. It is not a pass for a run that must compare: with
 `--must-compare`, or with a gate on stored times (`--benchmark-compare-fail`), its exit code is 6.
 """
 

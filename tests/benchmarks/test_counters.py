@@ -14,7 +14,7 @@ import torch.distributed
 from torch import Tensor, nn
 
 from scaling.comparison.pytest_plugin import Inconclusive
-from tests.benchmarks.counting import Counted, busy, count, small_config
+from tests.benchmarks.counting import BASELINES, HERE, TORCH, Counted, busy, count, small_config
 from tests.benchmarks.step_counters import NAMES, differences, load_counters, write_counters
 from unitransformer.config import Strategy
 from unitransformer.costs.flops import count_parameters as parameters_of
@@ -22,13 +22,7 @@ from unitransformer.costs.flops import flops_per_sample
 from unitransformer.training.module import TrainingModule
 from unitransformer.transformer import Linear, PositionwiseFeedForward, Transformer
 
-# Operators depend on the torch version and on the vector instructions of the processor.
-TORCH = ".".join(torch.__version__.split(".")[:2])
-BASELINES = Path(__file__).parent / "baselines"
-CAPABILITY = torch.backends.cpu.get_cpu_capability().lower()
 # Counters that are equal on all processors.
-PROCESSOR = "avx" if CAPABILITY in ("avx2", "avx512") else CAPABILITY
-HERE = BASELINES / f"torch-{TORCH}-{PROCESSOR}"
 OF_ANY_PROCESSOR = (
     *("parameters", "flops", "collective_calls", "collective_bytes"),
     *("graphs", "graph_breaks", "recompiles"),

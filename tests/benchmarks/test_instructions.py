@@ -10,7 +10,7 @@ import pytest
 
 from scaling.comparison.pytest_plugin import Inconclusive
 from tests.benchmarks import instructions
-from tests.benchmarks.test_counters import HERE
+from tests.benchmarks.counting import HERE
 
 BASELINE = HERE / "instructions.json"
 

@@ -89,7 +89,7 @@ def test_a_test_that_compares_nothing_has_no_verdict(pytester: pytest.Pytester) 
         ("work(1), None", "candidate is None; give a function*"),
         ("work(1), work(1), pairs=0", "pairs is 0; give a number, such as 320"),
         ("work(1), work(1), threshold=-0.1", "threshold is -0.1; give a share above 0*"),
-        ("work(1), work(1), clock='gpu'", "clock is 'gpu'; choose one of processor, gpu, wall"),
+        ("work(1), work(1), clock='cpu'", "clock is 'cpu'; choose one of processor, gpu, wall"),
         ("work(1), work(1), clock='gpu'", "clock is 'gpu', but neither function*"),
         (
             "lambda: paired_calls.time.sleep(1), work(1)",
@@ -113,14 +113,22 @@ def test_another_project_uses_it_without_torch(
     pytester.makepyfile(
         """
         import sys
+        from scaling.comparison import paired_calls
 
-        def test_sum_of_more_numbers_is_slower(paired_benchmark):
-            try:
-                paired_benchmark(lambda: sum(range(1000)), lambda: sum(range(3000)), pairs=50)
-            finally:
-                assert "torch" not in sys.modules
+        seconds = 0.0
+
+        def work(duration):
+            def call():
+                global seconds
+                seconds += duration
+            return call
+
+        def test_a_step(paired_benchmark, monkeypatch):
+            monkeypatch.setattr(paired_calls.time, "process_time", lambda: seconds)
+            assert "torch" not in sys.modules
+            paired_benchmark(work(0.010), work(0.011))
         """
     )
     done = pytester.runpytest_subprocess(*PLUGIN)
     assert done.ret == 1
-    done.stdout.fnmatch_lines(["SLOWER *"])
+    done.stdout.fnmatch_lines(["SLOWER (+10.0%)*", "*::test_a_step *1.1000*processor *SLOWER"])
