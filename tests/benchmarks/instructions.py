@@ -21,8 +21,9 @@ from typing import Any
 
 STEPS = 3
 BATCH_SIZE = 2
-SHORT = {"num_positions": 64}  # valgrind takes fifty times as long
-SHAPES: Mapping[str, Mapping[str, int]] = {"bert": SHORT, "gpt": SHORT, "vit": {}}
+# A counted step takes fifty times as long. GPT is left out: under valgrind 3.19 its backward pass
+# did not end within ten minutes on a busy machine, with 64 positions or more.
+SHAPES: Mapping[str, Mapping[str, int]] = {"bert": {"num_positions": 64}, "vit": {}}
 TOLERANCE = 0.0005  # of the instructions of a recipe
 LIMIT_S = 3600
 MARKS = """
@@ -57,7 +58,7 @@ def conditions() -> dict[str, str]:
 
 
 def count_instructions(repository: Path, folder: Path) -> dict[str, dict[str, int]]:
-    """Returns the instructions of `STEPS` steps of each recipe, by library.
+    """Returns the instructions of `STEPS` steps of some recipes, by library.
 
     Takes about two minutes of one core, most of it to import torch. Counting starts after that.
     """
@@ -65,11 +66,12 @@ def count_instructions(repository: Path, folder: Path) -> dict[str, dict[str, in
     build = ["cc", "-O1", "-shared", "-fPIC", "marks.c", "-o", "marks.so"]
     subprocess.run(build, cwd=folder, check=True, timeout=60)
     valgrind = ("valgrind", "--tool=callgrind", "--instr-atstart=no")
+    user = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
     fixed = {"PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(repository)}
     done = subprocess.run(
         [*valgrind, "--callgrind-out-file=counts", sys.executable, "-m", __name__, "marks.so"],
         cwd=folder,
-        env={"PATH": os.environ["PATH"], "HOME": str(folder), **fixed},
+        env=user | fixed,  # nothing else, as variables change the instructions a little
         capture_output=True,
         text=True,
         timeout=LIMIT_S,

@@ -16,6 +16,7 @@ BASELINE = HERE / "instructions.json"
 
 
 @pytest.mark.proof  # two minutes of one core, under valgrind
+@pytest.mark.timeout(instructions.LIMIT_S)
 def test_instructions_of_training_steps_equal_their_baseline(
     updates_baseline: bool,
     without_baseline: Callable[[str], None],
