@@ -8,10 +8,10 @@ VENV := .venv$(if $(TORCH),-$(TORCH))
 PINS := constraints.txt $(if $(TORCH),constraints-$(TORCH).txt)
 BIN := $(VENV)/bin
 .DEFAULT_GOAL := help
-.PHONY: help setup run plan-of-run test check bench notebooks clean
+.PHONY: help setup run plan-of-run test check bench bench-check counters-check times-check bench-instructions notebooks clean
 
 help: ## what there is
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
 
 PIP_INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --constraint $(VENV)/constraints.txt
 
@@ -60,8 +60,31 @@ check: setup ## style, types, spelling, who may import whom, and whether RESULTS
 	$(BIN)/codespell --dictionary tests/contracts/old_words.txt --regex [A-Za-z]+ $(SPELLED)
 	$(BIN)/python -m scaling lint RESULTS.md
 
-bench: setup ## counters against their baselines, and step times kept for this machine
-	$(BIN)/python -m pytest tests/benchmarks --benchmark-autosave --benchmark-columns=median,iqr,mean,rounds
+bench: setup ## counters against their baselines, and step times beside the last ones of this machine
+	$(BIN)/python -m pytest tests/benchmarks --benchmark-autosave --benchmark-compare --benchmark-columns=median,iqr,mean,rounds
+
+# What the files are compared with, and in which recipes.
+BASE ?= $(shell git merge-base HEAD main 2>/dev/null || git merge-base HEAD origin/HEAD 2>/dev/null)
+RECIPES ?= bert gpt vit
+STEP = --data synthetic --batch-size 8 --model.width 128 --model.num-layers 2 --model.num-heads 4 --model.feedforward-width 512
+TEXT = --model.num-classes 2000 --model.num-positions 128
+SHAPE_bert = $(TEXT)
+SHAPE_gpt = $(TEXT)
+SHAPE_vit = --model.image-size 64 --model.patch-size 16
+
+bench-check: counters-check times-check ## whether these files are slower than BASE=REVISION (main)
+
+counters-check: setup ## counters of a step against their baselines, exactly
+	$(BIN)/python -m pytest tests/benchmarks/test_counters.py --must-compare
+
+# Every recipe is compared, whatever the others' verdicts are; the first one that is no pass is the exit code.
+times-check: setup ## step times in pairs against BASE=REVISION (main)
+	@test -n "$(BASE)" || { echo "error: no branch main to compare with; name a revision: make $@ BASE=REVISION" >&2; exit 2; }
+	@first=0; $(foreach recipe,$(RECIPES),$(BIN)/python -m scaling compare $(BASE) . -- $(recipe) $(STEP) $(SHAPE_$(recipe)) || \
+		{ code=$$?; test $$first != 0 || first=$$code; };) exit $$first
+
+bench-instructions: setup ## instructions of a step against their baseline (valgrind, 10 minutes)
+	$(BIN)/python -m pytest tests/benchmarks/test_instructions.py --whole-proof --must-compare $(OPTIONS)
 
 notebooks: setup ## run the notebooks and store their outputs
 	$(BIN)/python -m recipes.notebooks

@@ -6,12 +6,21 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from tests.benchmarks.step_counters import count_run
 from tests.distributed.forking import FORK, begin_fork, fork_ranks
 from tests.distributed.launching import RECIPES
 from unitransformer.config import Compile, Precision, RunConfig, Strategy
 from unitransformer.config import ParallelConfig as Parallel
 from unitransformer.launch.devices import set_up_process
+
+# Operators depend on the torch version and on the vector instructions of the processor.
+TORCH = ".".join(torch.__version__.split(".")[:2])
+BASELINES = Path(__file__).parent / "baselines"
+CAPABILITY = torch.backends.cpu.get_cpu_capability().lower()
+PROCESSOR = "avx" if CAPABILITY in ("avx2", "avx512") else CAPABILITY
+HERE = BASELINES / f"torch-{TORCH}-{PROCESSOR}"
 
 Counted = dict[str, dict[str, int]]
 SMALL = {"width": 16, "num_layers": 2, "num_heads": 2, "feedforward_width": 32, "dropout": 0.0}

@@ -328,12 +328,17 @@ def load_counters(path: Path) -> dict[str, dict[str, int]]:
     """Returns what `write_counters` wrote.
 
     Raises:
-        ValueError: the file holds something else, or other counters.
+        ValueError: the file is not JSON, holds something else, or other counters.
     """
-    counters = json.loads(path.read_text())
+    try:
+        counters = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
     if not isinstance(counters, dict) or set(counters) - set(NAMES):
         raise ValueError(f"{path} has other counters than {', '.join(NAMES)}; write it again")
     for name, counts in counters.items():
+        if not isinstance(counts, dict):
+            raise ValueError(f"{path}: {name} is {counts!r}, not counts by location")
         for location, count in counts.items():
             if type(count) is not int:
                 raise ValueError(f"{path}: {name} at {location} is {count!r}, not an integer")

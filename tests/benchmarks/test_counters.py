@@ -13,21 +13,16 @@ import torch
 import torch.distributed
 from torch import Tensor, nn
 
-from tests.benchmarks.counting import Counted, busy, count, small_config
-from tests.benchmarks.step_counters import differences, load_counters, write_counters
+from scaling.comparison.pytest_plugin import Inconclusive
+from tests.benchmarks.counting import BASELINES, HERE, TORCH, Counted, busy, count, small_config
+from tests.benchmarks.step_counters import NAMES, differences, load_counters, write_counters
 from unitransformer.config import Strategy
 from unitransformer.costs.flops import count_parameters as parameters_of
 from unitransformer.costs.flops import flops_per_sample
 from unitransformer.training.module import TrainingModule
 from unitransformer.transformer import Linear, PositionwiseFeedForward, Transformer
 
-# Operators depend on the torch version and on the vector instructions of the processor.
-TORCH = ".".join(torch.__version__.split(".")[:2])
-BASELINES = Path(__file__).parent / "baselines"
-CAPABILITY = torch.backends.cpu.get_cpu_capability().lower()
 # Counters that are equal on all processors.
-PROCESSOR = "avx" if CAPABILITY in ("avx2", "avx512") else CAPABILITY
-HERE = BASELINES / f"torch-{TORCH}-{PROCESSOR}"
 OF_ANY_PROCESSOR = (
     *("parameters", "flops", "collective_calls", "collective_bytes"),
     *("graphs", "graph_breaks", "recompiles"),
@@ -50,16 +45,26 @@ def name_of(recipe: str, strategy: str, mode: str) -> str:
     return f"{recipe}-{strategy}" + ("" if mode == "off" else "-compiled") + ".json"
 
 
+@pytest.fixture(autouse=True)
+def _has_baseline(updates_baseline: bool, without_baseline: Callable[[str], None]) -> None:
+    if not updates_baseline and not any(BASELINES.glob(f"torch-{TORCH}-*")):
+        without_baseline(f"no baseline for torch {TORCH}; --update-baseline writes it")
+
+
 def stored(recipe: str, strategy: str, mode: str = "off") -> Counted:
     """The baseline for this torch and processor; without one, the portable part of another."""
     name = name_of(recipe, strategy, mode)
-    if (HERE / name).exists():
-        return load_counters(HERE / name)
-    assert not HERE.exists(), f"{HERE / name} is gone; --update-baseline"
-    others = sorted(BASELINES.glob(f"torch-{TORCH}-*/{name}"))
-    if not others:
-        pytest.skip(f"no baseline for torch {TORCH}; --update-baseline writes it")
-    return only(load_counters(others[0]), OF_ANY_PROCESSOR)
+    others = sorted(path.parent for path in BASELINES.glob(f"torch-{TORCH}-*/{name}"))
+    folder = HERE if HERE.exists() or not others else others[0]
+    try:
+        counters = load_counters(folder / name)
+        return only(counters, NAMES if folder == HERE else OF_ANY_PROCESSOR)
+    except FileNotFoundError:
+        raise Inconclusive(f"{folder / name} is gone; restore it, or --update-baseline") from None
+    except KeyError as error:
+        raise Inconclusive(f"{folder / name} has no {error}; restore it") from None
+    except ValueError as error:
+        raise Inconclusive(f"{error}; restore it, or --update-baseline") from None
 
 
 def only(counted: Counted, names: Collection[str]) -> Counted:
@@ -75,6 +80,7 @@ def test_counters_of_a_step_equal_their_baseline(
     strategy: Any,
     mode: Any,
     updates_baseline: bool,
+    without_baseline: Callable[[str], None],
     is_whole_proof: bool,
     tmp_path: Path,
 ) -> None:
@@ -92,7 +98,7 @@ def test_counters_of_a_step_equal_their_baseline(
         assert actual == [], f"run {number} of {often}"
     print(f"{often} of {often} runs alike")
     if set(before) < set(first):
-        pytest.skip(
+        without_baseline(
             f"{', '.join(before)} are those of another processor's baseline; the rest has none "
             f"in {HERE.name}, --update-baseline writes it"
         )

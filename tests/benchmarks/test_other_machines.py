@@ -71,7 +71,7 @@ def first(
 ) -> tuple[Path, subprocess.CompletedProcess[str]]:
     """The first run on a machine, which stores its times."""
     folder = tmp_path_factory.mktemp("first")
-    options = ("--benchmark-autosave", "--benchmark-compare", "--benchmark-compare-fail=median:5%")
+    options = ("--benchmark-autosave", "--benchmark-compare")
     return folder, bench(repository, folder, (TIMED, COUNTED), *options)
 
 
@@ -108,7 +108,7 @@ def test_another_processor_is_compared_on_portable_counters_only(
     )
 
 
-def test_runs_of_another_machine_are_recognized_and_fail_nothing(
+def test_a_gate_on_times_of_another_machine_is_no_pass(
     first: tuple[Path, subprocess.CompletedProcess[str]], repository: Path, tmp_path: Path
 ) -> None:
     """Stored times of another machine, a millionth of ours, in its folder and in this one's."""
@@ -129,5 +129,5 @@ def test_runs_of_another_machine_are_recognized_and_fail_nothing(
     code, printed = bench_in_fork(
         repository, tmp_path, (TIMED,), "--benchmark-compare", "--benchmark-compare-fail=median:5%"
     )
-    assert code == 0, printed[-3000:]
-    assert f"Times of another machine ({ELSEWHERE}): no test fails on them" in printed
+    assert code == 6, printed[-3000:]
+    assert f"stored times of another machine ({ELSEWHERE}): nothing is compared" in printed

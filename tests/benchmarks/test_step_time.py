@@ -9,47 +9,16 @@ import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
 import tests.benchmarks.clock
-from recipes import bert, gpt, vit
 from recipes.presets import Preset
 from tests.benchmarks.clock import now_s
-from unitransformer.config import DataConfig, RunConfig
-from unitransformer.data.sources import Synthetic
-from unitransformer.objectives import Objective
-from unitransformer.training.optimizer import build_optimizer
-from unitransformer.transformer import Transformer
-
-SMALL = {"width": 128, "num_layers": 2, "num_heads": 4, "feedforward_width": 512}
-SHAPE = {
-    "bert": SMALL | {"num_classes": 2000},
-    "gpt": SMALL | {"num_classes": 2000},
-    "vit": SMALL | {"image_size": 64, "patch_size": 16},
-}
+from tests.benchmarks.steps import PRESETS, build_step
 
 
 @pytest.mark.alone
 @pytest.mark.benchmark(timer=now_s)
-@pytest.mark.parametrize("preset", [bert.PRESET, gpt.PRESET, vit.PRESET], ids=lambda p: p.recipe)
+@pytest.mark.parametrize("preset", PRESETS.values(), ids=PRESETS)
 def test_step_time(preset: Preset, benchmark: BenchmarkFixture) -> None:
-    torch.set_flush_denormal(True)
-    config = RunConfig(
-        recipe=preset.recipe,
-        size="reference",
-        model=preset.model_config("reference", **SHAPE[preset.recipe]),
-        data=DataConfig(source="synthetic"),
-    )
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    objective = Objective(Transformer(config.model)).to(device)
-    optimizer = build_optimizer(objective.network.named_parameters(), config)
-    order = torch.arange(8)
-    batch = Synthetic(config, 8).fill({"inputs": order, "targets": order}, device)
-
-    def step() -> torch.Tensor:
-        optimizer.zero_grad()
-        loss: torch.Tensor = objective(batch)
-        loss.backward()
-        optimizer.step()
-        return loss.detach()
-
+    step = build_step(preset, 8)
     before = float(step())
     benchmark.pedantic(step, rounds=20, warmup_rounds=3)
     assert float(step()) < before

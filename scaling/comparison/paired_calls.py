@@ -1,0 +1,113 @@
+"""Measures two functions in turn, in this process: pairs of blocks of calls, in random order.
+
+Imports torch only to read the clock of a GPU.
+"""
+
+import gc
+import math
+import random
+import sys
+import time
+from collections.abc import Callable
+from typing import Any, Literal, get_args
+
+Call = Callable[[], Any]
+Clock = Literal["processor", "gpu", "wall"]
+
+BLOCK_S = 0.01  # least length of a block, so that reading the clock weighs nothing
+WARMUP_S = 0.1  # least time for which each function runs before it is measured
+PATIENCE_S = 5.0  # until functions are suspected to wait
+LEAST_SHARE = 0.02  # of the elapsed time that they must then have spent; a busy machine leaves more
+SEED = 20041  # of the order inside pairs
+
+
+class PairedCalls:
+    """Two functions, warmed up, and the clock that measures them.
+
+    Args:
+        clock: "processor" counts the time of all threads of this process, whatever else runs on the
+            machine; "gpu" is the time between two events of the current stream; "wall" is elapsed
+            time. None: "gpu" if torch uses CUDA after the warm-up, otherwise "processor".
+
+    Raises:
+        ValueError: an unknown clock, no GPU for "gpu", or functions that mostly wait, which the
+            time of the processor cannot show.
+    """
+
+    def __init__(self, base: Call, candidate: Call, clock: Clock | None = None) -> None:
+        __tracebackhide__ = True  # in pytest the line of the test is what matters
+        for name, call in (("base", base), ("candidate", candidate)):
+            if not callable(call):
+                raise ValueError(f"{name} is {call!r}; give a function that takes no arguments")
+        if clock is not None and clock not in get_args(Clock):
+            raise ValueError(f"clock is {clock!r}; choose one of {', '.join(get_args(Clock))}")
+        self._calls = (base, candidate)
+        self._order = random.Random(SEED)
+        for call in self._calls:
+            _warm_up(call)
+        self.clock: Clock = clock or ("gpu" if _uses_cuda() else "processor")
+        self._time = {"processor": _processor_s, "gpu": _gpu_s, "wall": _wall_s}[self.clock]
+        if self.clock == "gpu" and not _uses_cuda():
+            raise ValueError("clock is 'gpu', but neither function has used a GPU through torch")
+        self.calls_per_block = max(map(self._count_calls, self._calls))
+
+    def measure(self, pairs: int) -> tuple[list[float], list[float]]:
+        """Measures further pairs; returns the seconds of each block of base and of candidate."""
+        seconds: tuple[list[float], list[float]] = ([], [])
+        gc.collect()
+        for _ in range(pairs):
+            for side in self._order.sample((0, 1), 2):
+                seconds[side].append(self._time(self._calls[side], self.calls_per_block))
+        return seconds
+
+    def _count_calls(self, call: Call) -> int:
+        """Returns how many calls take at least `BLOCK_S`."""
+        __tracebackhide__ = True
+        count, started_s, spent_s = 1, time.perf_counter(), 0.0
+        while (block_s := self._time(call, count)) < BLOCK_S:
+            spent_s += block_s
+            elapsed_s = time.perf_counter() - started_s
+            if elapsed_s > PATIENCE_S and spent_s < LEAST_SHARE * elapsed_s:
+                raise ValueError(
+                    f"the functions mostly wait: {spent_s:.4f} s of the clock {self.clock!r} "
+                    f"passed in {elapsed_s:.1f} s; give clock='wall'"
+                )
+            count *= 2
+        return math.ceil(count * BLOCK_S / block_s)
+
+
+def _warm_up(call: Call) -> None:
+    started_s = time.perf_counter()
+    call()
+    while time.perf_counter() - started_s < WARMUP_S:
+        call()
+
+
+def _uses_cuda() -> bool:
+    torch = sys.modules.get("torch")
+    return torch is not None and bool(torch.cuda.is_initialized())
+
+
+def _processor_s(call: Call, count: int) -> float:
+    started_s = time.process_time()
+    for _ in range(count):
+        call()
+    return time.process_time() - started_s
+
+
+def _wall_s(call: Call, count: int) -> float:
+    started_s = time.perf_counter()
+    for _ in range(count):
+        call()
+    return time.perf_counter() - started_s
+
+
+def _gpu_s(call: Call, count: int) -> float:
+    cuda = sys.modules["torch"].cuda  # loaded by the functions
+    start, end = (cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    for _ in range(count):
+        call()
+    end.record()
+    end.synchronize()
+    return float(start.elapsed_time(end)) / 1000
