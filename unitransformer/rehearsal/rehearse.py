@@ -150,7 +150,7 @@ def observe_steps(config: RunConfig) -> Rehearsal:
 
     On real tensors and ranks, or on fake ones: as the caller has arranged.
     """
-    # The first step creates the optimizer's state. DDP forms its buckets anew in the third one at
+    # The first step creates the optimizer's state. DDP forms its buckets again in the third one at
     # the latest, also on one rank, which sends nothing.
     num_steps = (3 if config.parallel.strategy == "ddp" else 1) + 2
     config = replace(
