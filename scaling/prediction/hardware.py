@@ -298,11 +298,16 @@ def from_calibration(calibration: Calibration, host_bytes: int | None) -> Hardwa
     )
 
 
-def _file_of_gpu(calibration: Calibration) -> Hardware:
-    device = calibration.ranks[0][0].device
+def hardware_of_device(device: str) -> Hardware | None:
+    """Returns the hardware file with the GPU that a driver calls `device`; None: there is none."""
     gpu = find_gpu(device)
     files = [load_hardware(path.stem) for path in sorted(FOLDER.glob("*.toml"))]
-    found = next((file for file in files if gpu is not None and file.gpu == gpu.name), None)
+    return next((file for file in files if gpu is not None and file.gpu == gpu.name), None)
+
+
+def _file_of_gpu(calibration: Calibration) -> Hardware:
+    device = calibration.ranks[0][0].device
+    found = hardware_of_device(device)
     if found is None:
         raise ValueError(
             f"hardware {THIS_MACHINE} has {device}, whose memory no hardware file states; write "

@@ -72,7 +72,7 @@ def calibrate(runs: Sequence[Run], hardware: Hardware | None = None) -> TimeMode
     Raises:
         ValueError: no run is left.
     """
-    usable = [run for run in runs if run.metrics is not None and _ceilings(run)]
+    usable = [run for run in runs if run.metrics is not None and has_ceiling(run)]
     if not usable:
         raise ValueError("no run with a steady state and a ceiling; measure longer, with a ceiling")
     samples = [sample_of(run, hardware) for run in usable]
@@ -122,6 +122,11 @@ def cpu_of(run: Run) -> Hardware:
         inter_node=GLOO,
         is_measured=True,
     )
+
+
+def has_ceiling(run: Run) -> bool:
+    """Whether a rank measured what its machine reaches at best."""
+    return bool(_ceilings(run))
 
 
 def _ceilings(run: Run) -> list[dict[str, Any]]:
