@@ -14,7 +14,13 @@ import numpy as np
 from scaling.prediction.fit_file import LEVEL, default_model, half_width, published_runs
 from scaling.prediction.fitting import PRIORS, Priors, Sample, fit
 from scaling.prediction.hardware import Hardware, hardware_of_device
-from scaling.prediction.measured_rows import CPU_PRIORS, cpu_of, has_ceiling, sample_of
+from scaling.prediction.measured_rows import (
+    CPU_PRIORS,
+    cpu_of,
+    has_ceiling,
+    model_for,
+    sample_of,
+)
 from scaling.prediction.memory import predict_memory
 from scaling.prediction.predict import Interval
 from scaling.store.run import Run
@@ -84,6 +90,23 @@ def predict_held_out(runs: Sequence[Run]) -> tuple[list[HeldOut], list[str]]:
         except ValueError as error:
             reasons.append(f"{name}: no prediction, as {error}")
     return found, reasons
+
+
+def calibration_errors(hardware: Hardware, runs: Sequence[Run]) -> tuple[float, float] | None:
+    """Returns median errors of the speed without any of these runs, and by a fit to the others.
+
+    None: there are too few runs.
+    """
+    found, _ = predict_held_out(runs)
+    if len(found) < FEWEST:
+        return None
+    machine = None if hardware.is_cpu else hardware
+    samples = [sample_of(item.run, machine) for item in found]
+    before = [
+        abs(item.measured_s / float(np.exp(log_s)) - 1)
+        for item, (log_s, _) in zip(found, model_for(hardware).fit.log_times(samples), strict=True)
+    ]
+    return float(np.median(before)), float(np.median([abs(i.speed_error) for i in found]))
 
 
 def _on_machine(device: str, runs: Sequence[Run]) -> Iterator[HeldOut]:

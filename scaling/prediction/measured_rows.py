@@ -16,8 +16,11 @@ from scaling.prediction.hardware import THIS_MACHINE, Hardware, Link
 from scaling.prediction.time import MeasuredStep, TimeModel, software_of
 from scaling.prediction.work import gpu_family, work_of_config
 from scaling.store.run import Run
+from unitransformer.costs.gpus import find_gpu
+from unitransformer.machine.host import describe_host
 
 SOURCE = "measured"
+CPU = ("cpu", "cpu_cores")  # what distinguishes one CPU from another
 # Of gloo between processes of one machine, where no calibration says better.
 GLOO = Link(latency_s=1e-4, bytes_per_s=1.5e9)
 
@@ -60,6 +63,23 @@ def model_for(hardware: Hardware, runs: Sequence[Run] = ()) -> TimeModel:
         num_samples=0,
     )
     return TimeModel(fit=priors, ranges={}, deviations=default_model().deviations)
+
+
+def runs_on(hardware: Hardware, runs: Sequence[Run]) -> list[Run]:
+    """Returns the runs that were measured on a hardware; one of an unlisted GPU knows no name."""
+    found, this = [], describe_host()
+    for run in runs:
+        host = run.record["hardware"][0]
+        if hardware.is_cpu:
+            is_same = host["device"] == "cpu" and all(host[n] == this[n] for n in CPU)
+        else:
+            gpu = find_gpu(host["device"])
+            is_same = (
+                host["device"] != "cpu" and (None if gpu is None else gpu.name) == hardware.gpu
+            )
+        if is_same:
+            found.append(run)
+    return found
 
 
 def calibrate(runs: Sequence[Run], hardware: Hardware | None = None) -> TimeModel:

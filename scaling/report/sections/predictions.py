@@ -75,8 +75,9 @@ def error_so_far(found: Sequence[HeldOut]) -> str:
     if counted := [item for item in found if item.memory_error is not None]:
         memory = [abs(item.memory_error or 0.0) for item in counted]
         text += f" and {median(memory):.1%} of the peak memory"
-        known = [inside for item in counted if (inside := item.is_memory_inside) is not None]
-        covered += f" and {sum(known):,} of {len(known):,} peaks" if known else ""
+        known = [item.is_memory_inside for item in counted]
+        known = [is_inside for is_inside in known if is_inside is not None]
+        covered += f" and {known.count(True):,} of {len(known):,} peaks" if known else ""
     return f"{text}; {covered}."
 
 
