@@ -95,6 +95,7 @@ def render_pages(
         f"- {PAGES.get(file, 'Every configuration and launch of the sweep')}: {page}"
         for file, page in links.items()
     ]
+    more += [f"- {escaped(reason)}." for reason in analysis.predictions[1]]
     main = [
         "# Results",
         _opening(store, links),

@@ -13,6 +13,7 @@ from scaling.report.store_analysis import StoreAnalysis
 from scaling.report.table_notes import conditions_of_rows, differing, draw
 from scaling.store.conditions import without_threads
 from unitransformer.config import Recipe
+from unitransformer.costs.flops import count_parameters
 from unitransformer.record.units import format_bytes, format_rate
 
 HOW = (
@@ -29,14 +30,14 @@ SHOWN = (
 
 
 def predictions_summary(analysis: StoreAnalysis, page: str) -> list[str]:
-    """Returns the error so far, and the longest run of each recipe; nothing without records.
+    """Returns the error so far, and the longest run of each recipe; nothing without predictions.
 
     Args:
         page: a link to the page with all rows.
     """
-    found, reasons = analysis.predictions
+    found, _ = analysis.predictions
     if not found:
-        return ["## Predicted and measured", "\n".join(map(escaped, reasons))] if reasons else []
+        return []
     longest = [runs[0] for runs in analysis.longest_runs.values()]
     rows = [
         {"run": f"{TITLES[item.config.recipe]} {escaped(item.run.config.size)}"} | _row(item)
@@ -50,7 +51,6 @@ def predictions_summary(analysis: StoreAnalysis, page: str) -> list[str]:
         f"**{error_so_far(found)}** All rows: {page}.",
         HOW,
         *table,
-        *(escaped(f"{reason}.") for reason in reasons),
     ]
 
 
@@ -62,7 +62,7 @@ def predictions_page(analysis: StoreAnalysis) -> list[str]:
     blocks = [f"**{error_so_far(found)}**", HOW, *(escaped(f"{reason}.") for reason in reasons)]
     for recipe in get_args(Recipe):
         if items := [item for item in found if item.config.recipe == recipe]:
-            blocks += _table(recipe, items)
+            blocks += _table(recipe, sorted(items, key=_place))
     return blocks
 
 
@@ -81,6 +81,12 @@ def error_so_far(found: Sequence[HeldOut]) -> str:
     return f"{text}; {covered}."
 
 
+def _place(item: HeldOut) -> tuple[object, ...]:
+    config, parallel = item.config, item.config.parallel
+    shape = (count_parameters(config.model), parallel.world_size, parallel.strategy)
+    return (*shape, parallel.precision, config.global_batch_size, item.run.name)
+
+
 def _table(recipe: Recipe, items: Sequence[HeldOut]) -> list[str]:
     settings = differing([item.config for item in items], SHOWN)
     rows = []
@@ -89,7 +95,9 @@ def _table(recipe: Recipe, items: Sequence[HeldOut]) -> list[str]:
         row = {"devices": run_formatting.devices(run), "precision": run.config.parallel.precision}
         row |= {"batch": run_formatting.batch(run)}
         row |= {name: cells[number] for name, cells in settings.items()}
-        rows.append(row | {"launches": str(len(item.runs))} | _row(item) | {"": _record(item)})
+        rows.append(
+            row | {"launches": str(len(item.runs))} | _row(item) | {"record": _record(item)}
+        )
     records = [without_threads(item.run.record) for item in items]
     return [
         f"## {TITLES[recipe]}",

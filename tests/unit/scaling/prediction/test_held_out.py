@@ -33,30 +33,40 @@ def predicted(runs: list[Run]) -> dict[int, HeldOut]:
     return {item.config.batch_size: item for item in found}
 
 
-def test_a_configuration_is_predicted_without_its_own_runs() -> None:
-    plain, changed = predicted(runs_of({})), predicted(runs_of({4: 5.0}))
+@pytest.fixture(scope="module")
+def plain() -> dict[int, HeldOut]:
+    return predicted(runs_of({}))
+
+
+@pytest.fixture(scope="module")
+def changed() -> dict[int, HeldOut]:
+    return predicted(runs_of({4: 5.0}))
+
+
+def test_a_configuration_is_predicted_without_its_own_runs(
+    plain: dict[int, HeldOut], changed: dict[int, HeldOut]
+) -> None:
     assert changed[4].measured_s == pytest.approx(5 * plain[4].measured_s)
     assert changed[4].step_s.value == pytest.approx(plain[4].step_s.value)
     # The others are predicted with it.
     assert changed[5].step_s.value > 1.001 * plain[5].step_s.value
 
 
-def test_launches_with_other_seeds_are_held_out_together() -> None:
+def test_launches_with_other_seeds_are_held_out_together(plain: dict[int, HeldOut]) -> None:
     both = predicted([*runs_of({}), *runs_of({4: 5.0}, seed=1)])
     assert len(both[4].runs) == 2
-    assert both[4].step_s.value == pytest.approx(predicted(runs_of({}))[4].step_s.value)
+    assert both[4].step_s.value == pytest.approx(plain[4].step_s.value)
 
 
-def test_predictions_are_the_same_in_any_order_of_the_runs() -> None:
-    runs = runs_of({4: 2.0})
-    forward, backward = predicted(runs), predicted(runs[::-1])
-    assert {b: item.step_s for b, item in forward.items()} == {
-        b: item.step_s for b, item in backward.items()
+def test_predictions_are_the_same_in_any_order_of_the_runs(changed: dict[int, HeldOut]) -> None:
+    backward = predicted(runs_of({4: 5.0})[::-1])
+    assert {batch: item.step_s for batch, item in backward.items()} == {
+        batch: item.step_s for batch, item in changed.items()
     }
 
 
-def test_peaks_are_compared_with_the_formula() -> None:
-    item = predicted(runs_of({}))[1]
+def test_peaks_are_compared_with_the_formula(plain: dict[int, HeldOut]) -> None:
+    item = plain[1]
     assert item.measured_bytes == 2**30
     assert item.memory_bytes is not None
     assert item.step_s.low < item.step_s.value < item.step_s.high
