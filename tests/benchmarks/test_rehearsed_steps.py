@@ -43,7 +43,8 @@ COLLECTIVES: list[tuple[str, Strategy, int, dict[str, Any]]] = [
     ("vit", "hsdp", 64, {}),
     ("gpt", "ddp", 512, {}),
     ("vit", "fsdp", 512, {"precision": "bf16-mixed"}),
-    ("bert", "hsdp", 512, {"precision": "bf16-true"}),
+    # Not bf16-true: a rehearsal of it gathers twice the bytes of real ranks.
+    ("bert", "hsdp", 512, {"precision": "bf16-mixed"}),
 ]
 FAST = 1  # cases without `--whole-proof`
 pytestmark = pytest.mark.timeout(3600)  # of all cases
