@@ -128,12 +128,17 @@ def _compare(arguments: Sequence[str], typed: Sequence[str]) -> int:
 
 
 def _predict(arguments: Sequence[str], _: Sequence[str]) -> int:
-    from scaling.prediction.options import build_predict_parser, read_predict_options
+    from scaling.prediction.options import (
+        build_predict_parser,
+        check_validate,
+        read_predict_options,
+    )
     from scaling.sweep.options import split_axes
 
     rest, axes = split_axes(arguments[1:], build_predict_parser())
     given = _parse(["predict", *rest])
     if given.validate:
+        check_validate(given, axes)
         from scaling.prediction.command import run_validate
 
         return run_validate(given.rows)

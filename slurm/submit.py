@@ -76,9 +76,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         job = build_job(options, arguments)
         script = render(job)
         if options.dry_run:
+            plan = "" if options.hardware is None else plan_on(options.hardware, job)
             print(script, end="")
-            if options.hardware is not None:
-                print("\n# " + "\n# ".join(plan_on(options.hardware, job).splitlines()))
+            if plan:
+                print("\n# " + "\n# ".join(plan.splitlines()))
             return 0
         _run_sbatch(["--test-only"], script)
         closed = scheduler.closed_partitions(job.partition)  # sbatch does not mention them

@@ -7,7 +7,8 @@ from typing import Any, Literal
 from tabulate import tabulate
 
 from scaling.prediction.best import cheapest, fastest_by_devices
-from scaling.prediction.measured_rows import model_for
+from scaling.prediction.held_out import calibration_errors
+from scaling.prediction.measured_rows import model_for, runs_on
 from scaling.prediction.options import PredictOptions
 from scaling.prediction.predict import Interval, Prediction, format_interval, predict
 from scaling.store.reader import load_store
@@ -39,14 +40,24 @@ def run_predict(options: PredictOptions) -> int:
     Raises:
         ValueError: the folder of records holds none, or none that the time can be fitted to.
     """
-    runs: tuple[Run, ...] = ()
+    runs: list[Run] = []
+    calibration: list[str] = []
     if options.records is not None:
-        runs = load_store([options.records], relative_to=options.records).runs
-        if not runs:
+        every = load_store([options.records], relative_to=options.records).runs
+        if not every:
             raise ValueError(f"calibration {options.records} holds no run record")
+        runs = runs_on(options.hardware, every)
+        if not runs:
+            host = every[0].record["hardware"][0]
+            where = host["cpu"] if host["device"] == "cpu" else host["device"]
+            raise ValueError(
+                f"calibration {options.records} holds no run on {options.hardware.name}, but on "
+                f"{where}; give a folder of runs on it"
+            )
+        calibration = list(_about_calibration(options, runs, len(every) - len(runs)))
     model = model_for(options.hardware, runs)
     predictions = [predict(config, options.hardware, model) for config in options.configs]
-    shown = list(blocks(predictions, options))
+    shown = list(blocks(predictions, options, calibration))
     print("\n\n".join(shown))
     if options.plot is not None or options.html is not None:
         _write_plots(predictions, options, shown)
@@ -121,15 +132,41 @@ def _label(prediction: Prediction, varied: Sequence[str]) -> str:
     )
 
 
-def blocks(predictions: Sequence[Prediction], options: PredictOptions) -> Iterator[str]:
-    """Yields the parts of the output: the answer, and unless `--best`, every row."""
+def _about_calibration(
+    options: PredictOptions, runs: Sequence[Run], num_others: int
+) -> Iterator[str]:
+    """Says what the time is fitted to, and how much that improves it."""
+    left_out = f", and not to {format_count(num_others, 'run')} on other machines"
+    yield (
+        f"the time is fitted to {format_count(len(runs), 'run')} in {options.records} too"
+        + (left_out if num_others else "")
+    )
+    errors = calibration_errors(options.hardware, runs)
+    if errors is None:
+        yield "they are too few to say by how much that improves predictions"
+        return
+    before, after = errors
+    yield (
+        f"without any of them their times are predicted with a median error of {before:.1%}; by "
+        f"a fit to the others, that has not seen them, {after:.1%}"
+    )
+
+
+def blocks(
+    predictions: Sequence[Prediction], options: PredictOptions, calibration: Sequence[str] = ()
+) -> Iterator[str]:
+    """Yields the parts of the output: the answer, and unless `--best`, every row.
+
+    Args:
+        calibration: lines on the records that the time is fitted to.
+    """
     common, varied = _axes(predictions)
     yield heading(predictions, options, common)
     yield "\n".join(_answer(predictions, options, varied))
     if not options.is_best:
         yield "\n".join(["every configuration", _speed_table(predictions, varied)])
         yield "\n".join(["memory of one device at its peak, GiB", _memory_table(predictions)])
-    yield "\n".join(_notes(options))
+    yield "\n".join([*_notes(options, calibration)])
 
 
 def heading(
@@ -290,15 +327,14 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     return tabulate(rows, headers=header, disable_numparse=True, colalign=align)
 
 
-def _notes(options: PredictOptions) -> Iterator[str]:
+def _notes(options: PredictOptions, calibration: Sequence[str]) -> Iterator[str]:
     yield PROVENANCE
     if not options.is_best:
         yield (
             "compute, exposed communication and optimizer are shares of the step; hidden "
             "communication runs beside them. A twentieth of the memory is left for fragmentation."
         )
-    if options.records is not None:
-        yield f"the time is fitted to the runs in {options.records} too"
+    yield from calibration
     for reason in options.left_out:
         yield f"left out: {reason}"
     sources = " and ".join(options.hardware.sources.values()).split(" and ")

@@ -39,11 +39,10 @@ def cross_validate(
     for group in sorted(set(groups)):
         left = [s for s, g in zip(samples, groups, strict=True) if g != group]
         partial = fit(left, whole.priors, start=whole)
-        for i, sample in enumerate(samples):
-            if groups[i] == group:
-                estimate = partial.estimate(sample)
-                error = estimate.log_s - float(np.log(sample.step_s))
-                found[i] = (error, estimate.deviation)
+        members = [i for i, name in enumerate(groups) if name == group]
+        estimates = partial.log_times([samples[i] for i in members])
+        for i, (log_s, deviation) in zip(members, estimates, strict=True):
+            found[i] = (log_s - float(np.log(samples[i].step_s)), deviation)
     return [found[i] for i in range(len(samples))]
 
 

@@ -139,6 +139,26 @@ class Fit:
             deviation=math.sqrt(variance + SCATTER**2),
         )
 
+    def log_times(self, samples: Sequence["Sample"]) -> list[tuple[float, float]]:
+        """Returns the logarithm of each expected time and its deviation, as `estimate`, faster."""
+        found = [(0.0, 0.0)] * len(samples)
+        groups: dict[tuple[str, str, str], list[int]] = {}
+        for i, sample in enumerate(samples):
+            groups.setdefault((sample.gpu, sample.software, sample.source), []).append(i)
+        for group, members in groups.items():
+            columns, places, unseen = _derivative_plan(self, *group)
+            # A row for each sample, a column for each coefficient that is moved.
+            works = stack([samples[i].work for i in members], lambda v: np.array(v)[:, None])
+            log_s = np.log(step_parts(works, Coefficients(**columns)).total_s)
+            slopes = (log_s[:, 1:] - log_s[:, :1]) / STEP
+            gradients = slopes @ places
+            variances = np.einsum("ij,jk,ik->i", gradients, self.covariance, gradients)
+            variances += np.square(slopes) @ unseen
+            deviations = np.sqrt(variances + SCATTER**2)
+            for i, log, deviation in zip(members, log_s[:, 0], deviations, strict=True):
+                found[i] = (float(log), float(deviation))
+        return found
+
     def knows_gpu(self, gpu: str) -> bool:
         return any(key[1:] == ("gpu", gpu) for key in self.keys)
 

@@ -19,7 +19,6 @@ A GPU that is not in the table also needs [peaks], such as `bfloat16 = "989 TFLO
 `memory_bandwidth = "3.35 TB/s"` and a source. [price] with `per_device_hour` in USD is optional.
 """
 
-import math
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -36,7 +35,7 @@ from unitransformer.machine.host import Machine, describe_host, describe_machine
 FOLDER = Path(__file__).with_name("hardware")
 THIS_MACHINE = "this-machine"
 
-_SI = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15}
+_SI = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15, "E": 1e18}
 _BYTES = {f"{prefix}B": scale for prefix, scale in _SI.items()}
 _BYTES |= {"KiB": 2.0**10, "MiB": 2.0**20, "GiB": 2.0**30, "TiB": 2.0**40}
 _RATES = {f"{unit}/s": scale for unit, scale in _BYTES.items()}
@@ -44,6 +43,19 @@ _RATES |= {f"{prefix}bit/s": scale / 8 for prefix, scale in _SI.items()}
 _SECONDS = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9}
 _FLOPS = {f"{prefix}FLOP/s": scale for prefix, scale in _SI.items()}
 _DOLLARS = {"USD": 1.0}
+# What a device of today or of the next years can have; beyond it a unit is wrong.
+_PLAUSIBLE = {
+    "memory.size": ("1 GB", "10 TB"),
+    "memory.context": ("0 GB", "100 GB"),
+    "peaks": ("100 GFLOP/s", "1 EFLOP/s"),
+    "peaks.memory_bandwidth": ("1 GB/s", "1 PB/s"),
+    "intra_node.latency": ("10 ns", "10 ms"),
+    "inter_node.latency": ("10 ns", "10 ms"),
+    "intra_node.bandwidth": ("10 MB/s", "100 TB/s"),
+    "inter_node.bandwidth": ("10 MB/s", "100 TB/s"),
+    "price.per_device_hour": ("0.001 USD", "1000 USD"),
+}
+MOST_PER_NODE = 1024
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,12 +223,12 @@ class _File:
 
     def _count(self, name: str) -> int:
         value = self._value(name)
-        if type(value) is not int or value < 1:
-            raise self._error(name, "it must be an integer of at least 1")
+        if type(value) is not int or not 1 <= value <= MOST_PER_NODE:
+            raise self._error(name, f"it must be an integer from 1 to {MOST_PER_NODE}")
         return value
 
     def _quantity(self, name: str, units: Mapping[str, float]) -> float:
-        """Returns a quantity such as "80 GB" in the basic unit; zero only for a context."""
+        """Returns a quantity such as "80 GB" in the basic unit, if a device can have it."""
         value = self._value(name)
         text = value if isinstance(value, str) else ""
         number, _, unit = text.partition(" ")
@@ -227,8 +239,10 @@ class _File:
             raise self._error(
                 name, f'it must be a number and a unit, as in "8 {example}"'
             ) from None
-        if not math.isfinite(amount) or amount < 0 or (amount == 0 and name != "memory.context"):
-            raise self._error(name, "it must be above 0")
+        ends = _PLAUSIBLE.get(name) or _PLAUSIBLE[name.partition(".")[0]]
+        low, high = (float(end.split()[0]) * units[end.split()[1]] for end in ends)
+        if not low <= amount <= high:  # nor is nan
+            raise self._error(name, f"it must be {ends[0]} to {ends[1]}; check number and unit")
         return amount
 
     def _error(self, name: str, problem: str) -> ValueError:
@@ -298,11 +312,16 @@ def from_calibration(calibration: Calibration, host_bytes: int | None) -> Hardwa
     )
 
 
-def _file_of_gpu(calibration: Calibration) -> Hardware:
-    device = calibration.ranks[0][0].device
+def hardware_of_device(device: str) -> Hardware | None:
+    """Returns the hardware file with the GPU that a driver calls `device`; None: there is none."""
     gpu = find_gpu(device)
     files = [load_hardware(path.stem) for path in sorted(FOLDER.glob("*.toml"))]
-    found = next((file for file in files if gpu is not None and file.gpu == gpu.name), None)
+    return next((file for file in files if gpu is not None and file.gpu == gpu.name), None)
+
+
+def _file_of_gpu(calibration: Calibration) -> Hardware:
+    device = calibration.ranks[0][0].device
+    found = hardware_of_device(device)
     if found is None:
         raise ValueError(
             f"hardware {THIS_MACHINE} has {device}, whose memory no hardware file states; write "

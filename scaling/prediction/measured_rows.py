@@ -16,8 +16,11 @@ from scaling.prediction.hardware import THIS_MACHINE, Hardware, Link
 from scaling.prediction.time import MeasuredStep, TimeModel, software_of
 from scaling.prediction.work import gpu_family, work_of_config
 from scaling.store.run import Run
+from unitransformer.costs.gpus import find_gpu
+from unitransformer.machine.host import describe_host
 
 SOURCE = "measured"
+CPU = ("cpu", "cpu_cores")  # what distinguishes one CPU from another
 # Of gloo between processes of one machine, where no calibration says better.
 GLOO = Link(latency_s=1e-4, bytes_per_s=1.5e9)
 
@@ -62,6 +65,23 @@ def model_for(hardware: Hardware, runs: Sequence[Run] = ()) -> TimeModel:
     return TimeModel(fit=priors, ranges={}, deviations=default_model().deviations)
 
 
+def runs_on(hardware: Hardware, runs: Sequence[Run]) -> list[Run]:
+    """Returns the runs that were measured on a hardware; one of an unlisted GPU knows no name."""
+    found, this = [], describe_host()
+    for run in runs:
+        host = run.record["hardware"][0]
+        if hardware.is_cpu:
+            is_same = host["device"] == "cpu" and all(host[n] == this[n] for n in CPU)
+        else:
+            gpu = find_gpu(host["device"])
+            is_same = (
+                host["device"] != "cpu" and (None if gpu is None else gpu.name) == hardware.gpu
+            )
+        if is_same:
+            found.append(run)
+    return found
+
+
 def calibrate(runs: Sequence[Run], hardware: Hardware | None = None) -> TimeModel:
     """Returns a model that has learned from measured runs; those very configs are known exactly.
 
@@ -72,7 +92,7 @@ def calibrate(runs: Sequence[Run], hardware: Hardware | None = None) -> TimeMode
     Raises:
         ValueError: no run is left.
     """
-    usable = [run for run in runs if run.metrics is not None and _ceilings(run)]
+    usable = [run for run in runs if run.metrics is not None and has_ceiling(run)]
     if not usable:
         raise ValueError("no run with a steady state and a ceiling; measure longer, with a ceiling")
     samples = [sample_of(run, hardware) for run in usable]
@@ -122,6 +142,11 @@ def cpu_of(run: Run) -> Hardware:
         inter_node=GLOO,
         is_measured=True,
     )
+
+
+def has_ceiling(run: Run) -> bool:
+    """Whether a rank measured what its machine reaches at best."""
+    return bool(_ceilings(run))
 
 
 def _ceilings(run: Run) -> list[dict[str, Any]]:

@@ -1,9 +1,10 @@
 """Predicts the peak memory of one device in a training step, by category and by moment.
 
-The peak is at one of eight moments: in the forward pass of the first or of the last layer, when the
-forward pass ends, when the backward pass begins, in the backward pass of the head or of the last
-layer, when the backward pass ends, or in the optimizer step. Each is the sum of what is alive then.
-Counted is what torch allocates; the context of the device is added, fragmentation is not.
+The peak is at one of nine moments: in the forward pass of the first or of the last layer, when the
+forward pass ends, when the backward pass begins, in the backward pass of the head, in that of the
+last layer or at its end, when the backward pass ends, or in the optimizer step. Each is the sum of
+what is alive then. Counted is what torch allocates; the context of the device is added,
+fragmentation is not.
 """
 
 import functools
@@ -81,7 +82,8 @@ class _States:
     gathered_layer: int = 0  # of one layer
     root_buffers: int = 0  # that received the root and the first layer, until these are copied out
     root_gradients: int = 0  # whole ones of embedding and head, as computed and as reduced
-    layer_gradients: int = 0  # whole gradients of one layer and of the head, until they are reduced
+    layer_gradients: int = 0  # whole ones of a matrix of a layer and of the head, before reduction
+    all_layer_gradients: int = 0  # of a layer and of the head
     layer_buffers: int = 0  # that received a layer and the one before it
     waiting_gradients: int = 0  # whole ones at the end of the backward pass, if shards come later
     buffers: int = 0  # in the backward pass of the layers
@@ -118,7 +120,9 @@ def _states(config: RunConfig) -> _States:
                 root_gradients=0
                 if is_one
                 else (gathered_size + sum_size) * whole_outer - size * _shard(outer, ranks),
-                layer_gradients=_unsharded_gradients(config),
+                layer_gradients=gathered_size
+                * (_head_numbers(config) + model.width * model.feedforward_width),
+                all_layer_gradients=gathered_size * (_head_numbers(config) + whole_layer),
                 # The layer before has been copied into one array, of which a shard remains.
                 buffers=0 if is_one else sum_size * (whole_layer + 2 * _shard(layer, ranks)),
             )
@@ -133,12 +137,6 @@ def _states(config: RunConfig) -> _States:
                 # Between micro-batches, gradients are no views of DDP's buckets.
                 kept_buffers=size * numbers if is_summed and parallel.strategy == "ddp" else 0,
             )
-
-
-def _unsharded_gradients(config: RunConfig) -> int:
-    """Returns the gradients of the head, and of one matrix of a layer, before they are reduced."""
-    size = 4 if config.parallel.precision == "32-true" else 2
-    return size * (_head_numbers(config) + config.model.width * config.model.feedforward_width)
 
 
 def _head_numbers(config: RunConfig) -> int:
@@ -330,6 +328,19 @@ def _moments(config: RunConfig) -> tuple[_Moment, ...]:
         logits=saved_logits if keeps_gradients(config) else 0,
         communication=states.layer_gradients + states.buffers + states.kept_buffers,
     )
+    model, rows = config.model, config.batch_size * config.sequence_length
+    number = 4 if parallel.precision == "32-true" else 2
+    inside_end = _Moment(
+        **common,
+        moment="end of the last layer's backward pass",
+        gradients=remaining,
+        gathered=states.gathered + 2 * states.gathered_layer,
+        activations=saved
+        | {"layers": saved["layers"] * (layers - 1) // layers}
+        | {"gradients of a layer's results": 4 * number * rows * model.width},
+        logits=saved_logits if keeps_gradients(config) else 0,
+        communication=states.all_layer_gradients + states.buffers + states.kept_buffers,
+    )
     end = _Moment(
         **common,
         moment="end of the backward pass",
@@ -345,7 +356,7 @@ def _moments(config: RunConfig) -> tuple[_Moment, ...]:
         gathered=states.gathered if parallel.strategy == "zero3" else 0,
         communication=states.step + states.kept_buffers,
     )
-    moments = [first, last, forward, begin, inside, end, step]
+    moments = [first, last, forward, begin, inside, inside_end, end, step]
     # A loss that keeps gradients has those of the head since the forward pass.
     return tuple(moments) if keeps_gradients(config) else (*moments, head)
 

@@ -139,6 +139,19 @@ def read_predict_options(given: Any, axes: Mapping[str, Sequence[str]]) -> Predi
     )
 
 
+def check_validate(given: Any, axes: Mapping[str, Sequence[str]]) -> None:
+    """Raises ValueError for options that `--validate` does not use."""
+    default = build_predict_parser().get_defaults()
+    names = [name for name in vars(default) if getattr(given, name, None) != default[name]]
+    others = [name for name in names if name not in ("validate", "rows", "config")]
+    others = [name.replace("_", "-") for name in others] + list(axes)
+    if others:
+        raise ValueError(
+            f"validate judges published runs and does not use --{', --'.join(others)}; leave "
+            f"{'it' if len(others) == 1 else 'them'} or --validate out"
+        )
+
+
 def _check_plots(given: Any, devices: Sequence[int]) -> None:
     """Raises ValueError for files that cannot be written, and for too few devices to draw."""
     if given.plot is not None and given.plot.suffix not in (".svg", ".png"):

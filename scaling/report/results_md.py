@@ -29,6 +29,7 @@ from scaling.report.sections.conditions import conditions_page, measured_on
 from scaling.report.sections.fastest import fastest_blocks
 from scaling.report.sections.parity import parity_cell, parity_section
 from scaling.report.sections.peers import peers_blocks
+from scaling.report.sections.predictions import predictions_page, predictions_summary
 from scaling.report.sections.runs import runs_page
 from scaling.report.sections.scaling import scaling_blocks
 from scaling.report.sections.sweep import sweep_blocks
@@ -45,6 +46,7 @@ MAY_BE_SHARED = ("size", "devices", "precision", "batch", "MFU", "flags", "loss 
 PAGES = {
     "conditions.md": "Hardware, versions, commits, data; failed runs; contradictions",
     "parity.md": "Loss parity of every strategy, precision and device count",
+    "predictions.md": "Speed and memory predicted beside measured, for every configuration",
     "runs.md": "Single runs: architecture, speed, memory, FLOPs by convention",
     "scaling.md": "Speed-up, efficiency, time lost, scaling laws, fastest strategy",
 }
@@ -82,6 +84,7 @@ def render_pages(
     contents = {
         "conditions.md": ("Conditions", conditions_page(store)),
         "parity.md": ("Loss parity", parity_section(store.certificates)),
+        "predictions.md": ("Predicted and measured", predictions_page(analysis)),
         "runs.md": ("Single runs", runs_page(analysis)),
         "scaling.md": ("Scaling and fastest strategy", _scaling_page(analysis)),
         **_sweep_pages(analysis, plots),
@@ -92,11 +95,13 @@ def render_pages(
         f"- {PAGES.get(file, 'Every configuration and launch of the sweep')}: {page}"
         for file, page in links.items()
     ]
+    more += [f"- {escaped(reason)}." for reason in analysis.predictions[1]]
     main = [
         "# Results",
         _opening(store, links),
         *_answers(analysis),
         *peers_blocks(store.comparisons),
+        *predictions_summary(analysis, links.get("predictions.md", "")),
         "## Longest training run of each recipe",
         *_overview(analysis),
         *(block for recipe in TITLES for block in _recipe(recipe, analysis, plots, links)),

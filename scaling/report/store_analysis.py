@@ -17,6 +17,7 @@ from scaling.analysis.efficiency import (
     pool,
 )
 from scaling.analysis.fastest import StrategyComparison, compare_strategies
+from scaling.prediction.held_out import HeldOut, predict_held_out
 from scaling.report.plots import Plot, plots_of
 from scaling.store.reader import Cell, Store
 from scaling.store.run import Run
@@ -113,6 +114,11 @@ class StoreAnalysis:
         return comparisons
 
     @cached_property
+    def predictions(self) -> tuple[list[HeldOut], list[str]]:
+        """Every measured configuration as predicted without it, and why others are not."""
+        return predict_held_out(self.store.runs)
+
+    @cached_property
     def sweeps(self) -> list[SweepOfRecipe]:
         """By recipe, then by folder."""
         names = sweep_names(self.store)
@@ -147,7 +153,7 @@ def sweep_names(store: Store) -> dict[str, str]:
 def page_name(sweep: str) -> str:
     """Returns the file name of the page of a sweep with this name."""
     name = sweep.replace(" ", "-")
-    is_taken = name in ("conditions", "parity", "runs", "scaling")
+    is_taken = name in ("conditions", "parity", "predictions", "runs", "scaling")
     return f"sweep-{name}.md" if is_taken else f"{name}.md"
 
 

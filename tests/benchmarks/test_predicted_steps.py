@@ -11,9 +11,11 @@ from typing import Any
 
 from hypothesis import HealthCheck, given, settings
 
-from scaling.prediction.communication import collectives_of_step
+from scaling.prediction.communication import AGREEMENT, collectives_of_step
+from scaling.prediction.fit_file import default_model
 from scaling.prediction.hardware import load_hardware
 from scaling.prediction.memory import predict_memory
+from scaling.prediction.time import predict_time
 from tests.benchmarks.counting import RECIPES, count, small_config
 from tests.builders.predictions import check_memory, random_configs
 from unitransformer.config import RunConfig
@@ -107,7 +109,7 @@ def check_collectives(config: RunConfig, counted: dict[str, dict[str, int]]) -> 
     for name, size in counted["collective_bytes"].items():
         seen[name.split(" in ")[0]] += size
     for collective in collectives_of_step(config, node_size=8):
-        if collective.of != "agreement to stop":  # a callback that these runs lack
+        if collective.of != AGREEMENT:  # a callback that these runs lack
             predicted[collective.kind] += collective.total_bytes
     assert predicted == seen
 
@@ -146,5 +148,9 @@ def test_ten_thousand_random_predictions_are_sensible(is_whole_proof: bool) -> N
     @given(random_configs())
     def check(config: RunConfig) -> None:
         check_memory(config, hardware)
+        time = predict_time(config, hardware, default_model())
+        parts = (time.compute_s, time.exposed_communication_s, time.optimizer_s)
+        assert min(parts) >= 0
+        assert 0 < time.low_s < time.total_s < time.high_s
 
     check()

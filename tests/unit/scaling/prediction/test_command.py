@@ -1,17 +1,23 @@
 """Tests what `predict` prints: the answer first, intervals with their provenance."""
 
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
+from scaling.prediction import measured_rows
 from scaling.prediction.best import cheapest, fastest_by_devices
-from scaling.prediction.command import blocks
+from scaling.prediction.command import blocks, run_predict
 from scaling.prediction.hardware import load_hardware
 from scaling.prediction.memory import predict_memory
 from scaling.prediction.options import PredictOptions, build_configs
 from scaling.prediction.predict import Prediction
 from scaling.prediction.time import Provenance, StepTime
+from tests.builders.records import HOST, make_record
+from tests.builders.runs import make_spread
 from unitransformer.config import RunConfig
+from unitransformer.record.schema import write_record
 
 NODE = load_hardware("h100-sxm-8")
 AXES = {"size": ["1.3b"], "strategy": ["ddp", "fsdp"], "batch-size": ["1", "64"]}
@@ -88,6 +94,28 @@ def test_an_extrapolation_prints_no_value_outside_of_its_interval() -> None:
     assert "0.8 to 1.25" in text
     assert "1 (0.8" not in text
     assert "extrapolated" in text
+
+
+def test_records_of_another_machine_calibrate_nothing(tmp_path: Path) -> None:
+    write_record(make_record(), tmp_path / "a.json")
+    with pytest.raises(ValueError, match="holds no run on h100-sxm-8, but on Example 9000; give"):
+        run_predict(make_options(records=tmp_path))
+
+
+def test_the_output_says_how_much_measured_runs_improve_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(measured_rows, "describe_host", lambda: HOST)
+    for batch in range(1, 12):
+        run = make_spread(0.02 + 0.001 * batch, steps=10, batch_size=batch)
+        write_record(run.record, tmp_path / f"{batch}.json")
+    cpu = replace(NODE, name="this-machine", gpu=None, peak_flops={"float32": 1e11})
+    configs, _ = build_configs("gpt", (1,), {"precision": ["32-true"]}, cpu)
+    run_predict(make_options(records=tmp_path, hardware=cpu, configs=configs))
+    text = capsys.readouterr().out
+    assert f"the time is fitted to 11 runs in {tmp_path} too" in text
+    before, after = re.search(r"median error of (\S+)%; by .* not seen them, (\S+)%", text).groups()  # type: ignore[union-attr]
+    assert float(after) < float(before)
 
 
 def test_the_cheapest_says_what_it_gives_up() -> None:

@@ -88,7 +88,7 @@ def test_a_device_must_have_room_for_fragmentation() -> None:
     assert not exact.fits
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=40, deadline=None, derandomize=True)
 @given(random_configs())
 def test_memory_adds_up_grows_with_the_batch_and_not_with_devices(config: RunConfig) -> None:
     check_memory(config, NODE)

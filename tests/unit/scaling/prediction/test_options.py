@@ -11,6 +11,7 @@ from scaling.prediction.options import (
     PredictOptions,
     build_configs,
     build_predict_parser,
+    check_validate,
     parse_command,
     read_devices,
     read_predict_options,
@@ -126,6 +127,15 @@ def test_the_best_is_searched_among_options_that_are_not_given() -> None:
 def test_bad_options_name_option_value_and_fix(changes: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         read(**changes)
+
+
+def test_validating_refuses_options_that_it_does_not_use() -> None:
+    given = build_predict_parser().parse_args(["--validate", "--recipe=gpt", "--price-per-hour=3"])
+    with pytest.raises(ValueError, match="does not use --recipe, --price-per-hour, --size; leave"):
+        check_validate(given, {"size": ["124m"]})
+    with pytest.raises(ValueError, match="does not use --best; leave it or --validate out"):
+        check_validate(build_predict_parser().parse_args(["--validate", "--best"]), {})
+    check_validate(build_predict_parser().parse_args(["--validate", "--rows=x.csv"]), {})
 
 
 def test_the_parser_lists_every_hardware() -> None:

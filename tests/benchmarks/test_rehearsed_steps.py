@@ -1,0 +1,141 @@
+"""Predicted collectives and memory of a step against those of rehearsals, on up to 512 ranks.
+
+`pytest tests/benchmarks/test_rehearsed_steps.py --whole-proof` runs all cases. A case has a process
+of its own, as a rehearsal on fake ranks sets up torch.distributed.
+"""
+
+import json
+import statistics
+from collections import Counter
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from recipes import bert, gpt, vit
+from recipes.presets import Preset
+from scaling.prediction.communication import AGREEMENT, Collective, collectives_of_step
+from scaling.prediction.hardware import load_hardware
+from scaling.prediction.memory import predict_memory
+from tests.distributed.forking import begin_fork, fork_ranks
+from unitransformer.config import ParallelConfig, RunConfig, Strategy
+from unitransformer.rehearsal.rehearse import rehearse
+
+RECIPES: dict[str, Preset] = {"bert": bert.PRESET, "gpt": gpt.PRESET, "vit": vit.PRESET}
+# Rows that no number of ranks divides are padded; with 512 ranks, most ranks have none.
+ODD = {"width": 36, "num_layers": 3, "num_heads": 2, "feedforward_width": 75}
+TEXT = ODD | {"num_classes": 301, "num_positions": 8}
+SHAPES: dict[str, dict[str, Any]] = {
+    "gpt": TEXT,
+    "bert": TEXT,
+    "vit": ODD | {"image_size": 16, "patch_size": 8},
+}
+# Recipe, strategy, ranks in nodes of eight, and options.
+COLLECTIVES: list[tuple[str, Strategy, int, dict[str, Any]]] = [
+    ("gpt", "hsdp", 8, {"precision": "bf16-mixed", "accumulate": 2}),
+    ("bert", "ddp", 8, {}),
+    ("vit", "fsdp", 8, {}),
+    ("gpt", "ddp", 64, {"precision": "bf16-mixed", "accumulate": 2}),
+    ("gpt", "fsdp", 64, {"precision": "bf16-mixed"}),
+    ("bert", "fsdp", 64, {"accumulate": 2}),
+    ("vit", "hsdp", 64, {}),
+    ("gpt", "ddp", 512, {}),
+    ("vit", "fsdp", 512, {"precision": "bf16-mixed"}),
+    # Not bf16-true: a rehearsal of it gathers twice the bytes of real ranks.
+    ("bert", "hsdp", 512, {"precision": "bf16-mixed"}),
+]
+FAST = 1  # cases without `--whole-proof`
+pytestmark = pytest.mark.timeout(3600)  # of all cases
+
+# Recipe, size, strategy, ranks and samples per device.
+MEMORY: list[tuple[str, str, Strategy, int, int]] = [
+    (recipe, size, strategy, ranks, batch)
+    for recipe, size in (("vit", "s"), ("bert", "reference"), ("bert", "base"), ("gpt", "124m"))
+    for strategy, ranks in (("fsdp", 8), ("fsdp", 64), ("hsdp", 64), ("ddp", 8))
+    for batch in (1, 4)
+] + [("vit", "s", "fsdp", 512, batch) for batch in (1, 4)]
+MEDIAN, WORST, LOW = 0.03, 0.08, -0.03  # of predicted / rehearsed - 1
+
+
+def make_config(
+    recipe: str, strategy: Strategy, ranks: int, options: dict[str, Any], **changes: Any
+) -> RunConfig:
+    preset, size = RECIPES[recipe], changes.pop("size", "reference")
+    shape = SHAPES[recipe] if not changes else {}
+    options = dict(options)
+    return RunConfig(
+        recipe=preset.recipe,
+        size=size,
+        model=preset.model_config(size, **shape),
+        accumulate=options.pop("accumulate", 1),
+        batch_size=changes.get("batch_size", 2),
+        parallel=ParallelConfig(
+            accelerator="cuda", devices=8, num_nodes=ranks // 8, strategy=strategy, **options
+        ),
+    )
+
+
+def _rehearse(variables: Any, config: RunConfig, file: Path) -> None:
+    begin_fork(variables)
+    torch.set_num_threads(1)
+    file.write_text(json.dumps(asdict(rehearse(config))))
+
+
+def rehearsed(config: RunConfig, folder: Path) -> dict[str, Any]:
+    """The result of a rehearsal in a process of its own."""
+    file = folder / "result.json"
+    fork_ranks(_rehearse, config, file, world_size=1)
+    found: dict[str, Any] = json.loads(file.read_text())
+    return found
+
+
+def sums(collectives: Any) -> dict[str, Counter[tuple[str, int]]]:
+    """Calls, bytes and bytes of padding by kind and number of ranks."""
+    found = {name: Counter[tuple[str, int]]() for name in ("calls", "bytes", "padding")}
+    for kind, ranks, calls, size, padding in collectives:
+        for name, number in (("calls", calls), ("bytes", size), ("padding", padding)):
+            found[name][kind, ranks] += number
+    return found
+
+
+def _predicted(collective: Collective) -> tuple[str, int, int, int, int]:
+    # A rehearsal finds the padding of gathers and scatters, where all ranks need equal parts.
+    padding = 0 if collective.kind == "all_reduce" else collective.padding_bytes
+    kind = collective.kind.replace("_", "-")
+    calls = collective.calls
+    return kind, collective.ranks, calls, collective.total_bytes, padding * calls
+
+
+def test_predicted_collectives_are_those_of_a_rehearsal(
+    tmp_path: Path, is_whole_proof: bool
+) -> None:
+    for recipe, strategy, ranks, options in COLLECTIVES if is_whole_proof else COLLECTIVES[:FAST]:
+        config = make_config(recipe, strategy, ranks, options)
+        result = rehearsed(config, tmp_path)
+        predicted = collectives_of_step(config, node_size=8)
+        # A callback of runs agrees to stop; both sides name its bytes.
+        agreement = {c.of: c.total_bytes for c in predicted if c.of == AGREEMENT}
+        assert agreement == result["unobserved_bytes"]
+        seen = sums(
+            (c["kind"], c["group"][0], c["calls"], c["num_bytes"], c["padding_bytes"])
+            for c in result["collectives"]
+        )
+        case = (recipe, strategy, ranks, options)
+        assert sums(map(_predicted, (c for c in predicted if c.of != AGREEMENT))) == seen, case
+
+
+def test_predicted_memory_is_that_of_rehearsals(tmp_path: Path, is_whole_proof: bool) -> None:
+    hardware = replace(load_hardware("h100-sxm-8"), context_bytes=0)
+    errors = {}
+    for case in MEMORY if is_whole_proof else MEMORY[:FAST]:
+        recipe, size, strategy, ranks, batch = case
+        options = {"precision": "bf16-mixed"}
+        config = make_config(recipe, strategy, ranks, options, size=size, batch_size=batch)
+        peak = rehearsed(config, tmp_path)["peak_bytes"]
+        errors[case] = predict_memory(config, hardware).allocated_bytes / peak - 1
+        print(f"{errors[case]:+.2%} {case}", flush=True)
+    assert statistics.median(map(abs, errors.values())) <= MEDIAN
+    assert max(map(abs, errors.values())) <= WORST
+    assert min(errors.values()) >= LOW
