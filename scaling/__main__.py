@@ -167,6 +167,11 @@ SUBCOMMANDS = {
         "scaling.replay.options:build_replay_parser",
         "scaling.replay.command:run_replay",
     ),
+    "trend": Subcommand(
+        "show how cells changed over time, for looking",
+        "scaling.comparison.trend_options:build_trend_parser",
+        "scaling.comparison.trend_command:run_trend",
+    ),
     "calibrate": Subcommand(
         "measure what this machine reaches at best",
         "scaling.calibrate:build_calibrate_parser",
@@ -192,7 +197,7 @@ SUBCOMMANDS = {
 PASS_ON = ("parity", "peers")  # give the options after `--` to recipes
 
 MISSING = {
-    "folders": "report needs a folder that holds run records: python -m scaling report DIR",
+    "folders": "{command} needs a folder that holds run records: python -m scaling {command} DIR",
     "file": "lint needs a report: python -m scaling lint RESULTS.md",
     "cell": "replay needs a record or the folder of a cell: python -m scaling replay CELL",
 }
@@ -200,7 +205,7 @@ MISSING = {
 
 def _explain(message: str, arguments: Sequence[str]) -> str:
     if missing := re.search(r"required: (?:\w+\.)?(folders|file|cell)\b", message):
-        return MISSING[missing[1]]
+        return MISSING[missing[1]].format(command=arguments[0])
     if 'expected "command" to be one of' in message:
         return f"no command given; choose one of: {', '.join(SUBCOMMANDS)}"
     name = f"{arguments[0]} " if arguments and arguments[0] in SUBCOMMANDS else ""
