@@ -5,6 +5,8 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from unitransformer.stats.ranks import interval_rank
+
 CONFIDENCE = 0.95
 
 
@@ -21,10 +23,8 @@ class Ratio:
 def paired_ratio(numerators: Sequence[float], denominators: Sequence[float]) -> Ratio:
     """Returns the median ratio of pairs and its 95 % interval from order statistics.
 
-    The k-th smallest and the k-th largest ratio enclose the median with a probability that depends
-    only on k and the number of pairs: 1 - 2 P(Binomial(n, 1/2) < k) (David & Nagaraja 2003, Order
-    Statistics, section 7.1). With fewer than 6 pairs no k reaches 95 %. Pairs are measured in
-    random order one after the other, so that slow changes of the machine cancel in each.
+    With fewer than 6 pairs there is no interval. Pairs are measured in random order one after the
+    other, so that slow changes of the machine cancel in each.
 
     Raises:
         ValueError: no pairs, a different number of each, or one that is not above 0.
@@ -34,21 +34,10 @@ def paired_ratio(numerators: Sequence[float], denominators: Sequence[float]) -> 
     if min(*numerators, *denominators) <= 0:
         raise ValueError("a sample is not above 0; measure again")
     ratios = sorted(a / b for a, b in zip(numerators, denominators, strict=True))
-    rank = interval_rank(len(ratios))
+    rank = interval_rank(len(ratios), CONFIDENCE)
     return Ratio(
         median=math.exp(statistics.median(map(math.log, ratios))),
         low=None if rank is None else ratios[rank - 1],
         high=None if rank is None else ratios[-rank],
         pairs=len(ratios),
     )
-
-
-def interval_rank(count: int) -> int | None:
-    """Returns the largest k for which both k-th extremes enclose the median with 95 %."""
-    below, rank = 0.0, None
-    for k in range(1, count // 2 + 1):
-        below += math.comb(count, k - 1) / 2**count
-        if 1 - 2 * below < CONFIDENCE:
-            break
-        rank = k
-    return rank
