@@ -6,12 +6,12 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from tests.benchmarks.step_counters import count_run
 from tests.distributed.forking import FORK, begin_fork, fork_ranks
 from tests.distributed.launching import RECIPES
 from unitransformer.config import Compile, Precision, RunConfig, Strategy
 from unitransformer.config import ParallelConfig as Parallel
 from unitransformer.launch.devices import set_up_process
+from unitransformer.step_counters import count_run
 
 Counted = dict[str, dict[str, int]]
 SMALL = {"width": 16, "num_layers": 2, "num_heads": 2, "feedforward_width": 32, "dropout": 0.0}

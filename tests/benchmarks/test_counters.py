@@ -13,8 +13,8 @@ import torch
 import torch.distributed
 from torch import Tensor, nn
 
+from scaling.comparison.counters import differences, load_counters, write_counters
 from tests.benchmarks.counting import Counted, busy, count, small_config
-from tests.benchmarks.step_counters import differences, load_counters, write_counters
 from unitransformer.config import Strategy
 from unitransformer.costs.flops import count_parameters as parameters_of
 from unitransformer.costs.flops import flops_per_sample

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.benchmarks.step_counters import ModuleTrace
+from unitransformer.step_counters import ModuleTrace
 from unitransformer.profiling.step_events import StepEvent
 from unitransformer.profiling.tensor_bytes import (
     PeakTensorBytes,

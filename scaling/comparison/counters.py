@@ -1,0 +1,69 @@
+"""Counters of one training step: compares, stores and describes them, and counts those of a side.
+
+A counter is parameters, FLOPs, operators, collectives, graphs or peak bytes, split by place in the
+model. `unitransformer.step_counters` counts; nothing here needs torch.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+Counters = Mapping[str, Mapping[str, int]]  # counter -> location -> count
+
+NAMES = (
+    "parameters",
+    "flops",
+    "operators",  # by module
+    "operator_names",  # the same operators by name
+    "collective_calls",
+    "collective_bytes",
+    "graphs",
+    "graph_breaks",
+    "recompiles",
+    "peak_bytes",  # at the peak, by the module that allocated them
+)
+
+MAX_LOCATIONS = 4  # of a difference, in a message
+
+
+def differences(before: Counters, now: Counters) -> list[str]:
+    """Returns a line for each changed counter: by how much, by how many percent, and where most."""
+    return [
+        _describe_difference(name, before.get(name, {}), now.get(name, {}))
+        for name in sorted({*before, *now})
+        if before.get(name, {}) != now.get(name, {})
+    ]
+
+
+def _describe_difference(counter: str, before: Mapping[str, int], now: Mapping[str, int]) -> str:
+    old, new = sum(before.values()), sum(now.values())
+    changes = {name: now.get(name, 0) - before.get(name, 0) for name in {*before, *now}}
+    largest = sorted(filter(changes.get, changes), key=lambda name: (-abs(changes[name]), name))
+    where = ", ".join(f"{name} {changes[name]:+,}" for name in largest[:MAX_LOCATIONS])
+    more = len(largest) - MAX_LOCATIONS
+    rest = f" and {more} more places" if more > 0 else ""
+    share = f", {(new - old) / old:+.2%}" if old else ""
+    verb = "grew" if new > old else "shrank" if new < old else "moved"
+    return f"{counter} {verb}: {old:,} -> {new:,} ({new - old:+,}{share}) at {where}{rest}"
+
+
+def write_counters(counters: Counters, path: Path) -> None:
+    """Writes sorted JSON with one count per line, so that a changed count is a changed line."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(counters, indent=1, sort_keys=True) + "\n")
+
+
+def load_counters(path: Path) -> dict[str, dict[str, int]]:
+    """Returns what `write_counters` wrote.
+
+    Raises:
+        ValueError: the file holds something else, or other counters.
+    """
+    counters = json.loads(path.read_text())
+    if not isinstance(counters, dict) or set(counters) - set(NAMES):
+        raise ValueError(f"{path} has other counters than {', '.join(NAMES)}; write it again")
+    for name, counts in counters.items():
+        for location, count in counts.items():
+            if type(count) is not int:
+                raise ValueError(f"{path}: {name} at {location} is {count!r}, not an integer")
+    return counters
