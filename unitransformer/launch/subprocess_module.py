@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TextIO
 
 from unitransformer.launch.process_tree import die_with_parent, end_process
@@ -21,7 +21,7 @@ def run_module(
     Raises ValueError with the module's message if it refuses its input (exit code 2), and
     RuntimeError if it fails otherwise or takes too long.
     """
-    process = _start(module, arguments, subprocess.PIPE)
+    process = _start([sys.executable, "-m", module, *arguments], subprocess.PIPE, {})
     try:
         printed, errors = process.communicate(stdin_text, timeout=limit_s)
     except subprocess.TimeoutExpired:
@@ -39,11 +39,29 @@ def run_module(
 def open_module(module: str, *, limit_s: float) -> Iterator[Callable[[str], str]]:
     """Runs a module that answers each line by a line, until the block ends.
 
-    Yields a function that sends a line and returns the answer. It raises RuntimeError if the module
-    fails, with the module's message, or takes longer than `limit_s` for one answer.
+    Yields a function that sends a line and returns the answer. It raises ValueError with the
+    module's message if it refuses its input (exit code 2), and RuntimeError if it fails otherwise
+    or takes longer than `limit_s` for one answer.
+    """
+    with open_command(module, [sys.executable, "-m", module], limit_s=limit_s) as ask:
+        yield ask
+
+
+@contextlib.contextmanager
+def open_command(
+    module: str,
+    command: Sequence[str],
+    *,
+    limit_s: float,
+    variables: Mapping[str, str] | None = None,
+) -> Iterator[Callable[[str], str]]:
+    """Runs a command as `open_module` runs a module; `module` is its name in messages.
+
+    Args:
+        variables: added to its environment.
     """
     with tempfile.TemporaryFile("w+", encoding="utf-8") as errors:
-        process = _start(module, [], errors)
+        process = _start(command, errors, variables or {})
         assert process.stdin is not None
         assert process.stdout is not None
         stdin, stdout = process.stdin, process.stdout
@@ -73,7 +91,8 @@ def open_module(module: str, *, limit_s: float) -> Iterator[Callable[[str], str]
             if code == -signal.SIGKILL:
                 raise RuntimeError(f"{module} was killed, as the system does when memory runs out")
             errors.seek(0)
-            raise RuntimeError(_message(errors.read(), f"{module} ended without an error message"))
+            message = _message(errors.read(), f"{module} ended without an error message")
+            raise ValueError(message) if code == 2 else RuntimeError(message)
 
         try:
             yield ask
@@ -82,17 +101,17 @@ def open_module(module: str, *, limit_s: float) -> Iterator[Callable[[str], str]
 
 
 def _start(
-    module: str, arguments: Sequence[str], errors: "TextIO | int"
+    command: Sequence[str], errors: "TextIO | int", variables: Mapping[str, str]
 ) -> "subprocess.Popen[str]":
     parent = os.getpid()
     return subprocess.Popen(
-        [sys.executable, "-m", module, *arguments],
+        command,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=errors,
         encoding="utf-8",
         errors="surrogateescape",  # names of files may be any bytes
-        env={**os.environ, "PYTHONIOENCODING": "utf-8:surrogateescape"},
+        env={**os.environ, "PYTHONIOENCODING": "utf-8:surrogateescape", **variables},
         preexec_fn=lambda: die_with_parent(parent),
     )
 

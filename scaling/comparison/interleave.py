@@ -1,0 +1,269 @@
+"""Runs two sides in turn, a process each, and collects pairs of times until they decide.
+
+Both sides hold their memory all the time. Within each pair the order is random. Processes of equal
+code differ by chance, in where their memory lies for example: each look starts new ones, and no
+verdict of SLOWER or FASTER rests on a single start.
+"""
+
+import json
+import math
+import random
+import statistics
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from scaling.comparison.verdict import STOP_FASTER, THRESHOLD, Judgement, Verdict, judge
+from unitransformer.config import Recipe
+from unitransformer.launch.subprocess_module import open_command
+
+WORKER = Path(__file__).parents[2] / "recipes/service/paired_worker.py"
+WARM_UP_BLOCKS = 3  # of each start; the first step allocates and compiles
+MIN_BLOCK_S = 0.03  # so that the clock weighs little
+ANSWER_LIMIT_S = 3600.0  # for the start with compilation, and for one block
+NO_END = 1_000_000  # steps: the comparison ends before
+
+Clock = Literal["processor", "gpu", "wall"]
+CLOCKS: tuple[Clock, ...] = get_args(Clock)
+SideName = Literal["base", "candidate"]
+SIDES: tuple[SideName, ...] = get_args(SideName)
+Answer = Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Side:
+    """What is compared: how its recipe is started."""
+
+    label: str  # as the user named it
+    recipe: Recipe
+    arguments: tuple[str, ...]  # of the recipe
+    code: Path  # folder that holds the packages
+    python: Path  # interpreter, with the packages that the code needs
+    commit: str | None = None
+    is_dirty: bool | None = None
+
+
+@dataclass(kw_only=True)
+class Blocks:
+    """What one side measured in one start, warm-up left out; seconds are those of one block."""
+
+    processor_s: list[float] = field(default_factory=list)
+    wall_s: list[float] = field(default_factory=list)
+    gpu_s: list[float] = field(default_factory=list)  # empty without a GPU
+    losses: list[float] = field(default_factory=list)  # of every step from the first on
+    peak_bytes: int = 0
+
+    def add(self, answer: Answer) -> None:
+        self.processor_s.append(answer["processor_s"])
+        self.wall_s.append(answer["wall_s"])
+        if answer["gpu_s"] is not None:
+            self.gpu_s.append(answer["gpu_s"])
+
+    def seconds(self, clock: Clock) -> list[float]:
+        return {"processor": self.processor_s, "wall": self.wall_s, "gpu": self.gpu_s}[clock]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Start:
+    """The pairs of one start of both sides."""
+
+    steps_per_block: int
+    first: tuple[SideName, ...]  # the side that came first in each pair
+    base: Blocks
+    candidate: Blocks
+    about: Mapping[SideName, Mapping[str, Any]]  # versions, device and clock of each side
+
+    def pairs(self, clock: Clock) -> tuple[list[float], list[float]]:
+        return self.base.seconds(clock), self.candidate.seconds(clock)
+
+    @property
+    def deciding_clock(self) -> Clock:
+        """CUDA events on a GPU, or else processor time, which other processes do not add to."""
+        return "gpu" if self.about["base"]["clock"] == "gpu" else "processor"
+
+
+class SideFailed(RuntimeError):
+    """A side could not be trained; the message says which and why."""
+
+
+def judge_starts(
+    starts: Sequence[Start],
+    clock: Clock | None = None,
+    *,
+    threshold: float = THRESHOLD,
+    stop_faster: float = STOP_FASTER,
+) -> Judgement:
+    """Judges all pairs of all starts, by the clock that decides unless another is named.
+
+    SLOWER and FASTER take two starts that agree: a start may be slow by chance.
+    """
+    devices = {side: starts[0].about[side]["device"] for side in SIDES}
+    if len(set(devices.values())) > 1:
+        return _conditions_differ(f"device: {devices['base']} and {devices['candidate']}")
+    clock = clock or starts[0].deciding_clock
+    base = [seconds for start in starts for seconds in start.pairs(clock)[0]]
+    candidate = [seconds for start in starts for seconds in start.pairs(clock)[1]]
+    judgement = judge(base, candidate, threshold=threshold, stop_faster=stop_faster)
+    if judgement.verdict in (Verdict.SLOWER, Verdict.FASTER):
+        beyond = math.log1p(threshold) / 2
+        logs = [_median_log(start, clock) for start in starts]
+        agreeing = sum(
+            log > beyond if judgement.verdict is Verdict.SLOWER else log < 0 for log in logs
+        )
+        if agreeing < 2 or 2 * agreeing <= len(logs):
+            ratios = ", ".join(f"{math.exp(log):.3f}" for log in logs)
+            return replace(
+                judgement,
+                verdict=Verdict.INCONCLUSIVE,
+                reason=f"the starts do not agree, or there is only one; ratios: {ratios}",
+                pairs_needed=2 * judgement.pairs,
+            )
+    return judgement
+
+
+def _conditions_differ(what: str) -> Judgement:
+    from scaling.comparison.verdict import inconclusive
+
+    return inconclusive(f"the conditions differ: {what}")
+
+
+def _median_log(start: Start, clock: Clock) -> float:
+    base, candidate = start.pairs(clock)
+    return statistics.median(math.log(b / a) for a, b in zip(base, candidate, strict=True))
+
+
+def compare_sides(
+    sides: Mapping[SideName, Side],
+    looks: Sequence[int],
+    *,
+    threshold: float = THRESHOLD,
+    stop_faster: float = STOP_FASTER,
+    seed: int = 0,
+    clock: Clock | None = None,
+    print_line: Callable[[str], None],
+) -> tuple[list[Start], Judgement]:
+    """Measures pairs until they decide, at most `looks[-1]`; returns them and the judgement.
+
+    Raises:
+        ValueError: a recipe refuses its options, or the side its comparison.
+        SideFailed: a side does not train, or no longer.
+    """
+    starts, measured = list[Start](), 0
+    for number, look in enumerate(looks):
+        starts.append(run_start(sides, look - measured, seed=seed + number))
+        measured = look
+        judgement = judge_starts(starts, clock, threshold=threshold, stop_faster=stop_faster)
+        print_line(f"{measured} of at most {looks[-1]} pairs: {judgement.verdict.value}")
+        if judgement.verdict is not Verdict.INCONCLUSIVE or _is_hopeless(judgement):
+            break
+    return starts, judgement
+
+
+def _is_hopeless(judgement: Judgement) -> bool:
+    """Whether more pairs cannot help."""
+    return judgement.pairs == 0
+
+
+def run_start(sides: Mapping[SideName, Side], pairs: int, *, seed: int) -> Start:
+    """Starts both sides, warms them up and measures that many pairs; both have ended afterwards.
+
+    Raises as `compare_sides` does.
+    """
+    with tempfile.TemporaryDirectory(prefix="compare-") as folder, ExitStack() as stack:
+        asks = {
+            name: _asker(
+                sides[name].label, stack.enter_context(_open(sides[name], Path(folder, name)))
+            )
+            for name in SIDES
+        }
+        with ThreadPoolExecutor(len(SIDES)) as pool:  # both import at the same time
+            about = dict(
+                zip(SIDES, pool.map(lambda name: asks[name]({"about": True}), SIDES), strict=True)
+            )
+        return take_pairs(asks, pairs, about, seed=seed)
+
+
+def take_pairs(
+    asks: Mapping[SideName, Callable[[Answer], Answer]],
+    pairs: int,
+    about: Mapping[SideName, Mapping[str, Any]],
+    *,
+    seed: int,
+) -> Start:
+    """Measures blocks of equally many steps of both sides, in random order within each pair."""
+    blocks = {name: Blocks() for name in SIDES}
+
+    def take(name: SideName, steps: int) -> Answer:
+        answer = asks[name]({"steps": steps})
+        blocks[name].losses += answer["losses"]
+        blocks[name].peak_bytes = max(blocks[name].peak_bytes, answer["peak_bytes"])
+        return answer
+
+    warm_up = [[take(name, 1) for name in SIDES] for _ in range(WARM_UP_BLOCKS)]
+    # Other processes prolong wall time, but the processor's does not say how long a GPU works.
+    fastest_s = min(answer["gpu_s"] or answer["processor_s"] for answer in warm_up[-1])
+    steps = max(1, math.ceil(MIN_BLOCK_S / fastest_s))
+    order, first = random.Random(seed), list[SideName]()
+    for _ in range(pairs):
+        turn = order.sample(SIDES, 2)
+        first.append(turn[0])
+        for name in turn:
+            blocks[name].add(take(name, steps))
+    return Start(
+        steps_per_block=steps,
+        first=tuple(first),
+        base=blocks["base"],
+        candidate=blocks["candidate"],
+        about=about,
+    )
+
+
+def _open(side: Side, folder: Path) -> Any:
+    arguments = [*side.arguments, "--out", str(folder), "--record", str(folder / "record.json")]
+    # Validation and checkpoints would fall between two steps of a block.
+    arguments += ["--max-steps", str(NO_END), "--validate-every", str(NO_END), "--no-checkpoint"]
+    if not any(a.partition("=")[0] == "--optimizer.schedule-steps" for a in arguments):
+        arguments += ["--optimizer.schedule-steps", str(NO_END)]
+    return open_command(
+        f"recipes.{side.recipe}",
+        [str(side.python), "-P", str(WORKER), side.recipe, *arguments],
+        limit_s=ANSWER_LIMIT_S,
+        variables={"PYTHONPATH": str(side.code)},
+    )
+
+
+def _asker(label: str, send: Callable[[str], str]) -> Callable[[Answer], Answer]:
+    def ask(request: Answer) -> Answer:
+        try:
+            answer: Answer = json.loads(send(json.dumps(request)))
+        except ValueError as error:
+            raise ValueError(f"{label}: {error}") from error
+        except RuntimeError as error:
+            raise SideFailed(f"{label}: {error}") from error
+        return answer
+
+    return ask
+
+
+def to_json(start: Start) -> dict[str, Any]:
+    return asdict(start)
+
+
+def from_json(values: Mapping[str, Any]) -> Start:
+    """Reads a start of a record; raises KeyError, TypeError or ValueError for a malformed one."""
+    start = Start(
+        steps_per_block=values["steps_per_block"],
+        first=tuple(values["first"]),
+        base=Blocks(**values["base"]),
+        candidate=Blocks(**values["candidate"]),
+        about=values["about"],
+    )
+    counts = {len(start.first), *(len(side) for side in start.pairs("processor"))}
+    counts |= {len(side) for side in start.pairs("wall")}
+    if len(counts) != 1:
+        raise ValueError("its times are not pairs")
+    return start
