@@ -124,6 +124,15 @@ def _predict(arguments: Sequence[str], _: Sequence[str]) -> int:
     return run_predict(options)
 
 
+def _bisect(arguments: Sequence[str], typed: Sequence[str]) -> int:
+    from scaling.comparison.bisect_options import read_bisect_options
+
+    options = read_bisect_options(_parse(arguments), typed[len(arguments) + 1 :], typed)
+    from scaling.comparison.bisect_command import run_bisect
+
+    return run_bisect(options)
+
+
 Run = Callable[[Sequence[str], Sequence[str]], int]  # of the arguments before `--`, and of all
 
 
@@ -167,6 +176,11 @@ SUBCOMMANDS = {
         "scaling.replay.options:build_replay_parser",
         "scaling.replay.command:run_replay",
     ),
+    "bisect": Subcommand(
+        "find the commit that made a step slower",
+        "scaling.comparison.bisect_options:build_bisect_parser",
+        _bisect,
+    ),
     "trend": Subcommand(
         "show how cells changed over time, for looking",
         "scaling.comparison.trend_options:build_trend_parser",
@@ -194,7 +208,7 @@ SUBCOMMANDS = {
     ),
 }
 
-PASS_ON = ("parity", "peers")  # give the options after `--` to recipes
+PASS_ON = ("bisect", "parity", "peers")  # give the options after `--` to recipes
 
 MISSING = {
     "folders": "{command} needs a folder that holds run records: python -m scaling {command} DIR",

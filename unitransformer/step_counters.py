@@ -7,15 +7,19 @@ command line, or {"failure": "..."}. It can be run with the code of an older rev
 """
 
 import contextlib
+import importlib
+import io
 import json
 import math
+import os
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 # isort: off
 import unitransformer  # noqa: F401  (before lightning: repairs torchvision beside a CPU torch)
@@ -33,7 +37,6 @@ from unitransformer.data.sources import load_source
 from unitransformer.launch.devices import set_up_process
 from unitransformer.launch.environment import process_rank
 from unitransformer.launch.launcher import launch
-from unitransformer.launch.subprocess_module import run_module
 from unitransformer.profiling.step_events import StepEvent, StepTrace
 from unitransformer.profiling.tensor_bytes import PeakTensorBytes, find_live_tensors
 from unitransformer.training.module import TrainingModule
@@ -41,7 +44,6 @@ from unitransformer.training.trainer import build_trainer
 
 # By then, DDP has built its buckets and DeepSpeed knows the order of the modules.
 COUNTED_STEP = 3  # from 0
-PLAN_LIMIT_S = 300.0
 
 _COLLECTIVES = {
     "c10d::allreduce_": "all_reduce",
@@ -325,26 +327,27 @@ def _without_zeros(counts: dict[str, int]) -> dict[str, int]:
 
 def main() -> int:
     """Answers one question and returns 0, also if the answer is a failure."""
-    question = json.loads(sys.stdin.readline())
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what training prints
     try:
-        answer: dict[str, Any] = count_ranks(_resolve(**question))
+        answer: dict[str, Any] = count_ranks(_resolve(sys.stdin.readline()))
     except Exception as error:
         lines = str(error).splitlines() or [""]
         answer = {"failure": f"{type(error).__name__}: {lines[0]}"}
-    print(json.dumps(answer))
+    answers.write(json.dumps(answer) + "\n")
+    answers.flush()
     return 0
 
 
-def _resolve(recipe: str, arguments: Sequence[str]) -> RunConfig:
-    # A question of another process, not an import of a lower layer: recipes import this package.
-    answer = json.loads(
-        run_module(
-            "recipes.service.plan",
-            [],
-            limit_s=PLAN_LIMIT_S,
-            stdin_text=json.dumps({"recipe": recipe, "arguments": list(arguments)}),
-        )
-    )
+def _resolve(question: str) -> RunConfig:
+    """Asks `recipes.service.plan` for a config; by name, as recipes import this package."""
+    plan = importlib.import_module("recipes.service.plan")
+    with (
+        mock.patch.object(sys, "stdin", io.StringIO(question)),
+        contextlib.redirect_stdout(io.StringIO()) as printed,
+    ):
+        plan.main()
+    answer = json.loads(printed.getvalue())
     if "config" not in answer:
         raise ValueError(answer.get("misread") or answer["refused"])
     return from_dict(RunConfig, answer["config"])

@@ -7,6 +7,10 @@ model. `unitransformer.step_counters` counts; nothing here needs torch.
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
+
+from scaling.comparison.interleave import Side, SideFailed
+from unitransformer.launch.subprocess_module import open_command
 
 Counters = Mapping[str, Mapping[str, int]]  # counter -> location -> count
 
@@ -23,6 +27,8 @@ NAMES = (
     "peak_bytes",  # at the peak, by the module that allocated them
 )
 
+SCRIPT = Path(__file__).parents[2] / "unitransformer/step_counters.py"
+COUNT_LIMIT_S = 3600.0
 MAX_LOCATIONS = 4  # of a difference, in a message
 
 
@@ -67,3 +73,44 @@ def load_counters(path: Path) -> dict[str, dict[str, int]]:
             if type(count) is not int:
                 raise ValueError(f"{path}: {name} at {location} is {count!r}, not an integer")
     return counters
+
+
+def count_side(side: Side) -> dict[str, dict[str, int]]:
+    """Returns the counters of one step of a side, counted on a CPU by its own code.
+
+    Raises:
+        SideFailed: its code cannot be counted, for example because it is too old.
+    """
+    command = [str(side.python), "-P", str(SCRIPT)]
+    question = {"recipe": side.recipe, "arguments": side.arguments}
+    with open_command(
+        f"counters of {side.label}",
+        command,
+        limit_s=COUNT_LIMIT_S,
+        variables={"PYTHONPATH": str(side.code)},
+    ) as ask:
+        try:
+            answer: dict[str, Any] = json.loads(ask(json.dumps(question)))
+        except (RuntimeError, ValueError) as error:
+            raise SideFailed(f"{side.label} cannot be counted: {error}") from error
+    if "failure" in answer:
+        raise SideFailed(f"{side.label} cannot be counted: {answer['failure']}")
+    return answer
+
+
+def sum_counters(counters: Counters) -> dict[str, object]:
+    """Returns what tells the work of two steps apart, whatever their modules are called.
+
+    It is the sum of each counter over its places, and the calls of each operator.
+    """
+    sums: dict[str, object] = {name: sum(counts.values()) for name, counts in counters.items()}
+    return sums | {"operator_names": dict(counters.get("operator_names", {}))}
+
+
+def changed_work(before: Counters, now: Counters) -> list[str]:
+    """Returns the lines of `differences` for counters whose sums differ."""
+    old, new = sum_counters(before), sum_counters(now)
+    names = [name for name in {**old, **new} if old.get(name) != new.get(name)]
+    return differences(
+        {name: before.get(name, {}) for name in names}, {name: now.get(name, {}) for name in names}
+    )
