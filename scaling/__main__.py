@@ -1,8 +1,9 @@
 """`python -m scaling COMMAND`: sweeps, compares and reports runs of the recipes.
 
 Exit codes: 0 done | 1 failed, a record contradicts itself, strategies differ, or a cell is not
-reproduced | 2 bad usage | 3 an inconclusive replay | 75 a signal stopped the sweep, and the same
-command continues it. An error is one line.
+reproduced | 2 bad usage | 3 an inconclusive replay or comparison | 4 the candidate of a comparison
+is slower | 5 it is so much faster that the base is stale | 75 a signal stopped the sweep, and the
+same command continues it. An error is one line.
 """
 
 import importlib
@@ -108,6 +109,24 @@ def _peers(arguments: Sequence[str], typed: Sequence[str]) -> int:
     return run_peers(options)
 
 
+def _compare(arguments: Sequence[str], typed: Sequence[str]) -> int:
+    from scaling.comparison.options import read_compare_options
+
+    given = _parse(arguments)
+    if given.self_test:
+        from scaling.comparison.command import run_self_test
+
+        return run_self_test(given.trials)
+    if given.reread is not None:
+        from scaling.comparison.command import run_reread
+
+        return run_reread(given.reread, given.plot)
+    options = read_compare_options(given, typed[len(arguments) + 1 :], typed)
+    from scaling.comparison.command import run_compare
+
+    return run_compare(options)
+
+
 def _predict(arguments: Sequence[str], _: Sequence[str]) -> int:
     from scaling.prediction.options import build_predict_parser, read_predict_options
     from scaling.sweep.options import split_axes
@@ -166,6 +185,11 @@ SUBCOMMANDS = {
         "scaling.peers.options:build_peers_parser",
         _peers,
     ),
+    "compare": Subcommand(
+        "say whether a change makes training slower",
+        "scaling.comparison.options:build_compare_parser",
+        _compare,
+    ),
     "lint": Subcommand(
         "check that a RESULTS.md still holds",
         "scaling.lint.options:build_lint_parser",
@@ -208,7 +232,7 @@ SUBCOMMANDS = {
     ),
 }
 
-PASS_ON = ("bisect", "parity", "peers")  # give the options after `--` to recipes
+PASS_ON = ("bisect", "compare", "parity", "peers")  # give the options after `--` to recipes
 
 MISSING = {
     "folders": "{command} needs a folder that holds run records: python -m scaling {command} DIR",

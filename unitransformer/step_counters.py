@@ -99,7 +99,7 @@ class ModuleTrace(StepTrace):
         self._hooks.close()
 
     def locate(self, node: Any, outer: str) -> str:
-        name = node.name
+        name: str = node.name
         key = node.start_tid, getattr(node.extra_fields, "sequence_number", -1)
         if name.startswith(_NODE):
             return "gradients" if "AccumulateGrad" in name else self._forward.get(key, outer)

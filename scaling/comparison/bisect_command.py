@@ -85,11 +85,10 @@ def _print_whole_counters(history: History, measured: "Measured") -> None:
         print(f"counters are not compared: {error}")
         return
     if lines:
-        print("Counters of one step differ between GOOD and BAD; --by counters finds the commits ")
-        print("without timing:")
-        print("\n".join(f"  {line}" for line in lines), flush=True)
+        heading = "Counters of a step differ; --by counters finds where, without timing:"
+        print("\n".join([heading, *(f"  {line}" for line in lines)]), flush=True)
     else:
-        print("Counters of one step of GOOD and BAD are equal: only timing can tell them apart.")
+        print("Counters of a step are equal: only timing can tell GOOD and BAD apart.", flush=True)
 
 
 def render(culprit: Culprit, history: History, measured: "Measured") -> list[str]:

@@ -79,7 +79,7 @@ def read_bisect_options(
     if given.seed < 0:
         raise ValueError(f"seed is {given.seed}; it must be at least 0")
     recipe, recipe_options = split_recipe(recipe_options)
-    check_recipe_options(recipe_options, "after --")
+    check_recipe_options(recipe_options, "after --", on_one_device=given.by == "time")
     check_writable("out", given.out, is_folder=True)
     versions: tuple[str, ...] = ()
     package = None

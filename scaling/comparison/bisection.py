@@ -104,7 +104,8 @@ def bisect_by_time(
         CannotMeasure: the first or the last candidate does not train.
     """
     halving, good = Halving(history), history.good
-    print_line(f"GOOD and BAD, {len(history.parents) - 1} candidates between and with BAD:")
+    number = len(history.parents) - 1
+    print_line(f"BAD against GOOD, with {number - 1} candidates between them:")
     whole = measure(good, history.bad, threshold)
     print_line(f"  {format_judgement(whole)}")
     if whole.verdict is not Verdict.SLOWER:

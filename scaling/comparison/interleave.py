@@ -116,10 +116,11 @@ def judge_starts(
         )
         if agreeing < 2 or 2 * agreeing <= len(logs):
             ratios = ", ".join(f"{math.exp(log):.3f}" for log in logs)
+            disagree = f"the starts do not agree, their ratios are {ratios}"
             return replace(
                 judgement,
                 verdict=Verdict.INCONCLUSIVE,
-                reason=f"the starts do not agree, or there is only one; ratios: {ratios}",
+                reason="only one start, and two must agree" if len(logs) == 1 else disagree,
                 pairs_needed=2 * judgement.pairs,
             )
     return judgement

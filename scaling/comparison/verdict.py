@@ -103,7 +103,7 @@ def judge(
     by_rank = _rank_interval(logs)
     low, high = min(bootstrap.low, by_rank[0]), max(bootstrap.high, by_rank[1])
     median, half = bootstrap.median, (high - low) / 2
-    verdict = _decide(low, median, high, slow=slow, fast=math.log1p(stop_faster))
+    verdict = decide(low, median, high, slow=slow, fast=math.log1p(stop_faster))
     reason, needed_pairs = None, None
     if verdict is Verdict.INCONCLUSIVE:
         reason = f"neither equal speed nor a slowdown of {threshold:.1%} can be excluded"
@@ -124,7 +124,7 @@ def judge(
     )
 
 
-def _decide(low: float, median: float, high: float, *, slow: float, fast: float) -> Verdict:
+def decide(low: float, median: float, high: float, *, slow: float, fast: float) -> Verdict:
     """Returns the verdict that the interval of a log-ratio implies."""
     if low > 0 and median > slow / 2:
         return Verdict.SLOWER

@@ -70,8 +70,9 @@ class Store:
 _Loaded = Run | Certificate | Comparison | CellOutcome | UnusedFile | None  # None: rows of a report
 ROW_FIELDS = {"recipe", "status", "units_per_s", "command"}  # that every `report --json` has
 
-# Of other files of this suite: of a sweep; of a calibration and the shares of a trace.
-OWN_KINDS, OWN_FIELDS = ("study", "largest-batches"), {SCHEMA_FIELD, "head_by"}
+# Of other files of this suite: a sweep, a comparison; a calibration, the shares of a trace.
+OWN_KINDS = ("study", "largest-batches", "paired-steps")
+OWN_FIELDS = {SCHEMA_FIELD, "head_by"}
 
 
 def load_store(folders: Sequence[Path], *, relative_to: Path) -> Store:

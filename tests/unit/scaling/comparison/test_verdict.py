@@ -1,7 +1,6 @@
 """Tests verdicts on pairs whose true ratio is known."""
 
 import math
-import random
 import subprocess
 import sys
 from collections import Counter
@@ -19,24 +18,7 @@ from scaling.comparison.verdict import (
     judge_until_decided,
     looks_upto,
 )
-
-Pairs = tuple[list[float], list[float]]
-
-
-def on_busy_machine(count: int, slowdown: float, seed: int, *, deviation: float = 0.1) -> Pairs:
-    """Returns pairs of one machine whose speed wanders: AR(1) of 0.9, and 5 % of spikes."""
-    rng, level = random.Random(seed), 0.0
-    base, candidate = list[float](), list[float]()
-    for _ in range(count):
-        times = []
-        for _ in range(2):
-            level = 0.9 * level + math.sqrt(1 - 0.81) * deviation * rng.gauss(0, 1)
-            spike = rng.random() if rng.random() < 0.05 else 0.0
-            times.append(0.01 * math.exp(level + spike))
-        rng.shuffle(times)
-        base.append(times[0])
-        candidate.append(times[1] * (1 + slowdown))
-    return base, candidate
+from tests.builders.pairs import Pairs, on_busy_machine
 
 
 def taken_from(pairs: Pairs) -> Measure:

@@ -1,0 +1,160 @@
+"""Makes virtual environments for what is compared, and keeps them in the cache folder.
+
+Each holds only what differs from the environment of this process, and finds the rest there.
+"""
+
+import contextlib
+import hashlib
+import importlib.metadata
+import json
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+import venv
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+from filelock import FileLock
+
+from unitransformer.files import cache_folder
+
+PROJECT = "unitransformer"
+CONSTRAINTS = "constraints.txt"
+INSTALL_LIMIT_S = 3600.0
+DONE = ".complete"
+
+
+def python_with_package(package: str, version: str, constraints: Path) -> Path:
+    """Returns the interpreter of an environment with this version of a package.
+
+    Packages that pin it, or that it pins, follow it: torchvision follows torch. The versions of all
+    others are those of the constraints.
+
+    Raises:
+        ValueError: the package is not installed here.
+        RuntimeError: pip cannot install it.
+    """
+    name = _normal(package)
+    try:
+        installed = importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        raise ValueError(f"package {package} is not installed here; check its name") from None
+    if installed == version:
+        return Path(sys.executable)
+    followers = [other for other, pins in _pins().items() if name in pins]
+    free = {name, *followers, *_pins().get(name, ())}
+    kept = [pin for pin in read_pins(constraints) if _normal(pin.partition("==")[0]) not in free]
+    return _environment([f"{name}=={version}", *followers], kept, f"{package} {version}")
+
+
+def python_for_constraints(constraints: Path, label: str) -> Path:
+    """Returns an interpreter whose packages have the versions that a revision pins.
+
+    Packages that the recipes do not need, such as test tools, do not count. Raises RuntimeError if
+    pip cannot install them.
+    """
+    needed = runtime_packages()
+    pins = [pin for pin in read_pins(constraints) if _normal(pin.partition("==")[0]) in needed]
+    missing = [pin for pin in pins if not _is_installed(pin)]
+    return Path(sys.executable) if not missing else _environment(missing, pins, label)
+
+
+def read_pins(constraints: Path) -> list[str]:
+    """Returns the lines `name==version` of a file of constraints; none if there is no file."""
+    if not constraints.exists():
+        return []
+    lines = (line.partition("#")[0].strip() for line in constraints.read_text().splitlines())
+    return sorted(filter(None, lines))
+
+
+def runtime_packages(root: str = PROJECT) -> set[str]:
+    """Returns the installed packages that the recipes need, directly or not."""
+    found, left = set[str](), [root]
+    while left:
+        name = left.pop()
+        if name not in found:
+            found.add(name)
+            left += _requirements(name)
+    return found
+
+
+def _requirements(name: str) -> list[str]:
+    """Returns the packages that an installed package needs without extras."""
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        return [
+            _normal(re.split(r"[^\w.-]", line, maxsplit=1)[0])
+            for line in importlib.metadata.requires(name) or []
+            if "extra ==" not in line
+        ]
+    return []
+
+
+def _pins() -> dict[str, set[str]]:
+    """Returns, for each installed package, the packages of which it needs one exact version."""
+    found: dict[str, set[str]] = {}
+    for distribution in importlib.metadata.distributions():
+        lines = [line for line in distribution.requires or [] if "extra ==" not in line]
+        pinned = {
+            _normal(re.split(r"[^\w.-]", line, maxsplit=1)[0])
+            for line in lines
+            if "==" in line.partition(";")[0]
+        }
+        found.setdefault(_normal(distribution.name), set()).update(pinned)
+    return found
+
+
+def _is_installed(pin: str) -> bool:
+    name, _, version = pin.partition("==")
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        return importlib.metadata.version(name) == version
+    return False
+
+
+def _normal(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).strip().lower()
+
+
+def _environment(packages: Sequence[str], pins: Iterable[str], label: str) -> Path:
+    """Returns the interpreter of an environment with these packages, made if it is not cached."""
+    pins = list(pins)
+    here = [sysconfig.get_path("purelib"), sysconfig.get_path("platlib")]
+    key = hashlib.sha256(json.dumps([sys.version, here, packages, pins]).encode()).hexdigest()[:16]
+    folder = cache_folder() / "environments" / key
+    python = folder / "bin/python"
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{folder}.lock"), _removed_unless_complete(folder):
+        if not (folder / DONE).exists():
+            shutil.rmtree(folder, ignore_errors=True)  # one that was not completed
+            venv.create(folder, with_pip=True, symlinks=True)
+            version = f"python{sys.version_info.major}.{sys.version_info.minor}"
+            inherited = folder / "lib" / version / "site-packages/inherited.pth"
+            inherited.write_text("\n".join(dict.fromkeys(here)) + "\n")
+            constraints = folder / CONSTRAINTS
+            constraints.write_text("\n".join(pins) + "\n")
+            _install(python, packages, constraints, label)
+            (folder / DONE).touch()
+    return python
+
+
+@contextlib.contextmanager
+def _removed_unless_complete(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        if not (folder / DONE).exists():
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _install(python: Path, packages: Sequence[str], constraints: Path, label: str) -> None:
+    command = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    command += ["--no-warn-conflicts", "--constraint", str(constraints), *packages]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=INSTALL_LIMIT_S)
+    except subprocess.TimeoutExpired:
+        raise RuntimeError(f"{label}: pip has not ended after {INSTALL_LIMIT_S:.0f} s") from None
+    if done.returncode:
+        errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR: ")]
+        lines = errors or done.stderr.strip().splitlines() or ["pip failed without a message"]
+        raise RuntimeError(f"{label} cannot be installed: {lines[-1].removeprefix('ERROR: ')}")

@@ -1,0 +1,176 @@
+"""The options of `python -m scaling compare`."""
+
+import itertools
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from scaling.comparison.verdict import LOOKS, STOP_FASTER, THRESHOLD, looks_upto
+from scaling.recipe_process import RESERVED_OPTIONS
+from unitransformer.cli import Parser, suggest
+from unitransformer.config import Recipe
+from unitransformer.files import check_writable
+from unitransformer.stats.intervals import MIN_SAMPLES
+
+ClockChoice = Literal["auto", "processor", "gpu", "wall"]
+TRIALS = 60
+# Options of a recipe that a comparison sets itself.
+DECIDED_OPTIONS = {f"--{name}" for name in RESERVED_OPTIONS if name != "config"} | {
+    "--max-steps",
+    "--until-interval",
+    "--validate-every",
+    "--num-nodes",
+    "-h",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareOptions:
+    """The checked options."""
+
+    base: str
+    candidate: str
+    package: str | None  # its name, where two versions are compared; base and candidate are these
+    recipe: Recipe
+    recipe_options: tuple[str, ...]  # those after `--`
+    looks: tuple[int, ...]
+    threshold: float
+    stop_faster: float
+    clock: ClockChoice
+    seed: int
+    out: Path | None
+    plot: Path | None
+    leaves_changes_out: bool
+    command: str
+
+
+def build_compare_parser() -> Parser:
+    parser = Parser(
+        usage="python -m scaling compare BASE CANDIDATE [options] [-- recipe and its options]",
+        description="Train BASE and CANDIDATE in turn, a process each, and say whether CANDIDATE "
+        "is slower. Each is one of, tried in this order: '.', the files as they are now; options "
+        "of the recipe in quotes, beginning with - and with a space, or '' for none; a YAML file "
+        "of options; a folder of run records; a git revision. After -- stand a recipe, gpt if it "
+        "is left out, and options that both sides get. Exit codes: 0 not slower, 1 a side does not "
+        "train, 2 bad usage, 3 inconclusive, 4 slower, 5 faster by so much that the base is stale.",
+    )
+
+    def add(flag: str, kind: Any, default: Any, help_text: str) -> None:
+        parser.add_argument(flag, type=kind, default=default, help=help_text)
+
+    parser.add_argument("base", nargs="?", metavar="BASE", help="what was there before")
+    parser.add_argument("candidate", nargs="?", metavar="CANDIDATE", help="what is judged")
+    parser.add_argument("--config", action="config", help="YAML file with any of these options")
+    add("--package", str | None, None, "NAME==BASE,CANDIDATE: two versions, each installed anew")
+    add("--threshold", float, THRESHOLD, "slowdown that must not pass; 0.02 is 2 percent")
+    add("--stop-faster", float, STOP_FASTER, "speed-up that stops too: the base is stale")
+    add("--pairs", int, LOOKS[-1], "most pairs to measure; it stops before, once they decide")
+    add("--clock", ClockChoice, "auto", "that decides; auto: gpu on a GPU, otherwise processor")
+    add("--seed", int, 0, "of the order within the pairs")
+    add("--out", Path | None, None, "file for the record with all pairs")
+    add("--plot", Path | None, None, "file for a plot of the pairs: .png or .svg")
+    add("--reread", Path | None, None, "judge the pairs of this record again; measures nothing")
+    parser.add_argument(
+        "--dirty", action="store_true", help="compare revisions though files have changed since"
+    )
+    parser.add_argument(
+        "--self-test", action="store_true", help="check the verdicts on this machine, under load"
+    )
+    add("--trials", int, TRIALS, "of the self-test; 500 prove at most 1 false alarm in 500")
+    return parser
+
+
+def read_compare_options(
+    given: Any, recipe_options: Sequence[str], arguments: Sequence[str]
+) -> CompareOptions:
+    """Checks the options; raises ValueError naming option, value and fix.
+
+    `recipe_options` stand after `--`; `arguments` are the whole command line.
+    """
+    for name in ("threshold", "stop_faster"):
+        if not 0 < getattr(given, name) < 1:
+            option = name.replace("_", "-")
+            raise ValueError(
+                f"{option} is {getattr(given, name):g}; give a share between 0 and 1, such as 0.02"
+            )
+    if given.pairs < MIN_SAMPLES:
+        raise ValueError(f"pairs is {given.pairs}; a verdict needs at least {MIN_SAMPLES}")
+    if given.seed < 0:
+        raise ValueError(f"seed is {given.seed}; it must be at least 0")
+    recipe, recipe_options = split_recipe(recipe_options)
+    check_recipe_options(recipe_options, "after --")
+    for name in ("out", "plot"):
+        if getattr(given, name) is not None:
+            check_writable(name, getattr(given, name), is_folder=False)
+    if given.plot is not None and given.plot.suffix not in (".png", ".svg"):
+        raise ValueError(f"plot {given.plot} must end in .png or .svg")
+    base, candidate, package = _what_is_compared(given)
+    return CompareOptions(
+        base=base,
+        candidate=candidate,
+        package=package,
+        recipe=recipe,
+        recipe_options=tuple(recipe_options),
+        looks=looks_upto(given.pairs),
+        threshold=given.threshold,
+        stop_faster=given.stop_faster,
+        clock=given.clock,
+        seed=given.seed,
+        out=given.out,
+        plot=given.plot,
+        leaves_changes_out=given.dirty,
+        command=f"python -m scaling {shlex.join(arguments)}",
+    )
+
+
+def split_recipe(passed_on: Sequence[str]) -> tuple[Recipe, Sequence[str]]:
+    """Splits what stands after `--` into the recipe, gpt if none is named, and its options.
+
+    Raises ValueError for an unknown recipe.
+    """
+    if not passed_on or passed_on[0].startswith("-"):
+        return "gpt", passed_on
+    for recipe in get_args(Recipe):
+        if passed_on[0] == recipe:
+            return recipe, passed_on[1:]
+    raise ValueError(
+        f"{passed_on[0]} after -- is not a recipe; {suggest(passed_on[0], get_args(Recipe))}"
+    )
+
+
+def check_recipe_options(
+    options: Sequence[str], where: str, *, on_one_device: bool = True
+) -> None:
+    """Raises ValueError for an option that the comparison decides, or that trains on more."""
+    for option, value in itertools.zip_longest(options, options[1:], fillvalue=""):
+        name, _, given = option.partition("=")
+        if name.replace("_", "-") in DECIDED_OPTIONS:
+            raise ValueError(f"{name} {where} is decided by the comparison; leave it out")
+        if on_one_device and name == "--devices" and (given or value) != "1":
+            raise ValueError(
+                f"devices {where} is {given or value}; a comparison trains on one device: leave it "
+                "out"
+            )
+
+
+def _what_is_compared(given: Any) -> tuple[str, str, str | None]:
+    if given.package is None:
+        if given.base is None or given.candidate is None:
+            raise ValueError(
+                "compare needs BASE and CANDIDATE: python -m scaling compare HEAD . -- gpt "
+                "--batch-size 8"
+            )
+        return given.base, given.candidate, None
+    if given.base is not None:
+        raise ValueError(
+            f"package {given.package} already says what is compared; leave {given.base} out"
+        )
+    name, _, versions = given.package.partition("==")
+    parts = [version.strip() for version in versions.split(",")]
+    if not name or len(parts) != 2 or not all(parts):
+        raise ValueError(
+            f"package is {given.package!r}; give two versions, as torch==2.13.0,2.14.1"
+        )
+    return parts[0], parts[1], name.strip()

@@ -1,0 +1,35 @@
+"""Draws the pairs of a comparison: each ratio, in order, and the interval of their median."""
+
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+
+from matplotlib import pyplot as plt
+
+from scaling.comparison.interleave import Clock, Start
+from scaling.comparison.verdict import Judgement
+from unitransformer.files import write_atomically
+from unitransformer.plots import INK, TITLE, TRAIN, VALIDATION, WIDTH, figure_bytes
+
+
+def write_plot(
+    path: Path, starts: Sequence[Start], judgement: Judgement, *, clock: Clock, title: str
+) -> None:
+    """Writes the figure in the format of the file's name; raises OSError."""
+    figure, axes = plt.subplots(figsize=(WIDTH, 3.6), layout="constrained")
+    ratios = [
+        candidate / base
+        for start in starts
+        for base, candidate in zip(*start.pairs(clock), strict=True)
+    ]
+    axes.plot(range(1, len(ratios) + 1), ratios, ".", color=TRAIN, markersize=4)
+    axes.axhline(1, color=INK, linewidth=1)
+    if judgement.low is not None and judgement.high is not None:
+        axes.axhspan(judgement.low, judgement.high, color=VALIDATION, alpha=0.25)
+    if judgement.ratio is not None:
+        axes.axhline(judgement.ratio, color=VALIDATION)
+    for end in list(itertools.accumulate(len(start.first) for start in starts))[:-1]:
+        axes.axvline(end + 0.5, color=INK, linestyle=":", linewidth=1)  # both started again
+    axes.set(xlabel="pair, in the order measured", ylabel=f"candidate over base, {clock} time")
+    axes.set_title(title.replace("$", r"\$"), loc="left", fontsize=TITLE, color=INK)
+    write_atomically(path, figure_bytes(figure, "svg" if path.suffix == ".svg" else "png"))

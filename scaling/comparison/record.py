@@ -1,0 +1,131 @@
+"""The record of a comparison: all pairs, from which its verdict is computed again."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from scaling.comparison.interleave import (
+    SIDES,
+    Clock,
+    Side,
+    Start,
+    from_json,
+    judge_starts,
+    to_json,
+)
+from scaling.comparison.verdict import Judgement
+from unitransformer.files import write_atomically
+from unitransformer.machine.host import describe_machine
+from unitransformer.record.fields import NUMBER, check_fields
+
+SCHEMA, KIND = 1, "paired-steps"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComparisonRecord:
+    """A record whose judgement follows from its pairs."""
+
+    content: Mapping[str, Any]
+    starts: tuple[Start, ...]
+    judgement: Judgement
+
+
+def describe(
+    sides: Mapping[Any, Side],
+    starts: Sequence[Start],
+    judgement: Judgement,
+    *,
+    clock: Clock,
+    threshold: float,
+    stop_faster: float,
+    about: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Returns the content of a record; `about` holds its command, start and seconds."""
+    device = starts[0].about["base"]["device"]
+    machine = describe_machine([] if device == "cpu" else [device])
+    return {
+        "schema": SCHEMA,
+        "kind": KIND,
+        **about,
+        "machine": {"fingerprint": machine.fingerprint, **asdict(machine)},
+        "threshold": threshold,
+        "stop_faster": stop_faster,
+        "clock": clock,
+        "sides": {
+            name: {
+                "label": side.label,
+                "recipe": side.recipe,
+                "arguments": list(side.arguments),
+                "commit": side.commit,
+                "is_dirty": side.is_dirty,
+            }
+            for name, side in sides.items()
+        },
+        "starts": [to_json(start) for start in starts],
+        "judgement": judgement_to_json(judgement),
+    }
+
+
+def judgement_to_json(judgement: Judgement) -> dict[str, Any]:
+    return asdict(judgement) | {"verdict": judgement.verdict.value}
+
+
+def write(content: Mapping[str, Any], path: Path) -> None:
+    """Writes a record; raises OSError."""
+    write_atomically(path, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
+
+
+def read(path: Path) -> ComparisonRecord:
+    """Reads a record and judges its pairs again.
+
+    Raises ValueError if it is no such record, is damaged, or its pairs imply another judgement.
+    """
+    try:
+        content = json.loads(path.read_bytes())
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+    if not isinstance(content, dict) or content.get("kind") != KIND:
+        raise ValueError(f"{path} is no record of a comparison; compare --out writes one")
+    if content.get("schema") != SCHEMA:
+        raise ValueError(
+            f"{path}: schema is {content.get('schema')!r}; this version reads {SCHEMA}"
+        )
+    try:
+        check_fields(
+            content,
+            {
+                "machine.fingerprint": str,
+                "threshold": NUMBER,
+                "stop_faster": NUMBER,
+                "clock": str,
+                "starts": list,
+                "judgement.verdict": str,
+                **{f"sides.{name}.label": str for name in SIDES},
+            },
+            "comparison",
+        )
+        starts = tuple(from_json(start) for start in content["starts"])
+        judgement = judge_starts(
+            starts,
+            content["clock"],
+            threshold=content["threshold"],
+            stop_faster=content["stop_faster"],
+        )
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+    stored = content["judgement"]
+    for name, value in judgement_to_json(judgement).items():
+        if not _agree(stored.get(name), value):
+            raise ValueError(f"{path}: {name} is {stored.get(name)}, its pairs say {value}")
+    return ComparisonRecord(content=content, starts=starts, judgement=judgement)
+
+
+def _agree(stored: Any, value: Any) -> bool:
+    if isinstance(value, float) and isinstance(stored, float):
+        return math.isclose(stored, value, rel_tol=1e-9)
+    return bool(stored == value)

@@ -1,0 +1,176 @@
+"""Tests how steps of two sides are taken in turn and judged."""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from scaling.comparison import interleave
+from scaling.comparison.interleave import (
+    Answer,
+    Side,
+    SideFailed,
+    SideName,
+    Start,
+    compare_sides,
+    from_json,
+    judge_starts,
+    run_start,
+    take_pairs,
+    to_json,
+)
+from scaling.comparison.verdict import Verdict
+from tests.builders.pairs import make_start
+
+TINY = (
+    *("--devices", "1", "--strategy", "single", "--data", "synthetic", "--dropout", "0"),
+    *("--model.width", "16", "--model.num-layers", "1", "--model.num-heads", "2"),
+    *("--model.feedforward-width", "32", "--model.num-classes", "64", "--batch-size", "2"),
+    *("--ceiling-s", "0.01"),
+)
+ABOUT: dict[SideName, dict[str, Any]] = {
+    "base": {"device": "cpu", "clock": "processor"},
+    "candidate": {"device": "cpu", "clock": "processor"},
+}
+
+
+def asking(
+    turns: list[tuple[str, int]], step_s: float
+) -> dict[SideName, Callable[[Answer], Answer]]:
+    """Returns sides that take `step_s` per step and note their turns."""
+
+    def ask_for(name: str) -> Callable[[Answer], Answer]:
+        def ask(request: Answer) -> Answer:
+            steps = request["steps"]
+            turns.append((name, steps))
+            return {
+                "processor_s": steps * step_s,
+                "wall_s": 3 * steps * step_s,
+                "gpu_s": None,
+                "losses": [1.0] * steps,
+                "peak_bytes": len(turns),
+            }
+
+        return ask
+
+    return {"base": ask_for("base"), "candidate": ask_for("candidate")}
+
+
+def a_side(code: Path, *arguments: str) -> Side:
+    return Side(
+        label="a side", recipe="gpt", arguments=(*TINY, *arguments), code=code,
+        python=Path(sys.executable),
+    )  # fmt: skip
+
+
+def test_pairs_are_taken_in_random_order_after_a_warm_up() -> None:
+    turns: list[tuple[str, int]] = []
+    start = take_pairs(asking(turns, 0.01), 20, ABOUT, seed=0)
+    measured = turns[6:]  # three single steps of each side before
+    assert [steps for _, steps in turns[:6]] == [1] * 6
+    assert start.steps_per_block == 3  # of 10 ms, to fill 30 ms
+    assert {frozenset(n for n, _ in measured[i : i + 2]) for i in range(0, 40, 2)} == {
+        frozenset({"base", "candidate"})
+    }
+    assert 5 < start.first.count("base") < 15
+    assert [name for name, _ in measured[::2]] == list(start.first)
+    assert start.base.processor_s == [pytest.approx(0.03)] * 20
+    assert len(start.base.losses) == 3 + 60
+
+
+def test_a_block_is_one_step_if_a_step_is_long() -> None:
+    assert take_pairs(asking([], 1.0), 2, ABOUT, seed=0).steps_per_block == 1
+
+
+def test_processor_time_decides_without_a_gpu() -> None:
+    start = make_start(160, 0.1)
+    start.candidate.wall_s[:] = start.base.wall_s
+    assert judge_starts([start, make_start(160, 0.1, 1)]).verdict is Verdict.SLOWER
+    assert judge_starts([start], "wall").verdict is Verdict.NOT_SLOWER
+
+
+def test_a_single_start_is_never_called_slower() -> None:
+    slow, equal = make_start(80, 0.1), make_start(80, 0.0, 1)
+    judgement = judge_starts([slow])
+    assert judgement.verdict is Verdict.INCONCLUSIVE
+    assert judgement.reason is not None
+    assert judgement.reason.startswith("only one start")
+    assert judge_starts([slow, make_start(80, 0.1, 1)]).verdict is Verdict.SLOWER
+    assert judge_starts([slow, equal]).verdict is Verdict.INCONCLUSIVE
+
+
+def test_a_single_start_is_never_called_faster() -> None:
+    fast = make_start(80, -0.3)
+    assert judge_starts([fast]).verdict is Verdict.INCONCLUSIVE
+    assert judge_starts([fast, make_start(80, -0.3, 1)]).verdict is Verdict.FASTER
+
+
+def test_sides_on_different_devices_are_inconclusive() -> None:
+    judgement = judge_starts([make_start(80, 0.5, devices=("cpu", "NVIDIA H100"))] * 2)
+    assert judgement.verdict is Verdict.INCONCLUSIVE
+    assert judgement.reason == "the conditions differ: device: cpu and NVIDIA H100"
+
+
+def test_each_look_starts_both_sides_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+
+    def start_of(sides: Any, pairs: int, *, seed: int) -> Start:
+        asked.append(pairs)
+        return make_start(pairs, 0.05, seed)
+
+    monkeypatch.setattr(interleave, "run_start", start_of)
+    lines: list[str] = []
+    starts, judgement = compare_sides({}, (80, 160, 320), print_line=lines.append)
+    assert judgement.verdict is Verdict.SLOWER
+    assert asked == [80, 80]
+    assert len(starts) == 2
+    assert lines[-1] == "160 of at most 320 pairs: SLOWER"
+
+
+def test_a_start_is_the_same_after_it_was_stored() -> None:
+    start = make_start(3)
+    assert from_json(json.loads(json.dumps(to_json(start)))) == start
+
+
+def test_stored_times_that_are_no_pairs_are_refused() -> None:
+    stored = to_json(make_start(3))
+    stored["candidate"]["processor_s"].pop()
+    with pytest.raises(ValueError, match="its times are not pairs"):
+        from_json(stored)
+
+
+def test_both_sides_train_their_recipes(repository: Path) -> None:
+    sides: dict[SideName, Side] = {
+        "base": a_side(repository),
+        "candidate": a_side(repository, "--seed", "1"),
+    }
+    start = run_start(sides, 2, seed=0)
+    assert len(start.base.processor_s) == len(start.candidate.wall_s) == 2
+    assert min(start.base.processor_s + start.base.wall_s) > 0
+    assert start.base.gpu_s == []
+    assert len(start.base.losses) == len(start.candidate.losses) > 0
+    assert start.base.losses != start.candidate.losses
+    assert start.base.peak_bytes > 2**20
+    assert start.deciding_clock == "processor"
+    assert start.about["base"]["versions"].keys() >= {"python", "torch", "lightning"}
+
+
+def test_an_option_that_a_side_does_not_know_names_the_side(repository: Path) -> None:
+    sides: dict[SideName, Side] = {
+        "base": a_side(repository),
+        "candidate": a_side(repository, "--no-such-option", "1"),
+    }
+    with pytest.raises(ValueError, match="a side: --no-such-option is not an option"):
+        run_start(sides, 2, seed=0)
+
+
+def test_a_side_that_cannot_be_imported_fails(repository: Path, tmp_path: Path) -> None:
+    for package in ("unitransformer", "recipes"):
+        (tmp_path / package).mkdir()
+        (tmp_path / package / "__init__.py").write_text("raise RuntimeError('it does not build')")
+    sides: dict[SideName, Side] = {"base": a_side(tmp_path), "candidate": a_side(tmp_path)}
+    with pytest.raises(SideFailed, match="a side: RuntimeError: it does not build"):
+        run_start(sides, 2, seed=0)

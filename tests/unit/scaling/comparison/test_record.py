@@ -1,0 +1,106 @@
+"""Tests that a stored comparison implies its verdict, or is refused."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from scaling.comparison import record
+from scaling.comparison.interleave import Side, judge_starts
+from scaling.comparison.plot import write_plot
+from scaling.comparison.verdict import Verdict
+from scaling.store.reader import load_store
+from tests.builders.pairs import make_start
+
+
+def stored(folder: Path) -> Path:
+    starts = [make_start(80, 0.1, seed) for seed in range(2)]
+    side = Side(label="old", recipe="gpt", arguments=(), code=folder, python=Path("python"))
+    content = record.describe(
+        {"base": side, "candidate": side},
+        starts,
+        judge_starts(starts),
+        clock="processor",
+        threshold=0.02,
+        stop_faster=0.1,
+        about={"command": "python -m scaling compare old new"},
+    )
+    record.write(content, folder / "comparison.json")
+    return folder / "comparison.json"
+
+
+def test_the_same_verdict_follows_from_the_stored_pairs(tmp_path: Path) -> None:
+    read = record.read(stored(tmp_path))
+    assert read.judgement == judge_starts([make_start(80, 0.1, seed) for seed in range(2)])
+    assert read.judgement.verdict is Verdict.SLOWER
+
+
+def damage(name: str) -> Callable[[dict[str, Any]], None]:
+    def damages(content: dict[str, Any]) -> None:
+        if name == "pairs":
+            seconds = content["starts"][0]["candidate"]["processor_s"]
+            seconds[:] = [0.8 * s for s in seconds]
+        elif name == "verdict":
+            content["judgement"]["verdict"] = "NOT SLOWER"
+        elif name == "schema":
+            content["schema"] = 99
+        elif name == "kind":
+            content["kind"] = "peers"
+        elif name == "lengths":
+            content["starts"][0]["base"]["wall_s"].pop()
+        elif name == "time":
+            content["starts"][0]["base"]["processor_s"][0] = -1.0
+        else:
+            del content[name]
+
+    return damages
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("pairs", "verdict is SLOWER, its pairs say|ratio is|reason is"),
+        ("verdict", "verdict is NOT SLOWER, its pairs say SLOWER"),
+        ("schema", "schema is 99; this version reads 1"),
+        ("kind", "is no record of a comparison"),
+        ("lengths", "is damaged: its times are not pairs"),
+        ("time", r"is damaged: base\[0\] is -1.0"),
+        ("starts", "is damaged: comparison: starts"),
+        ("machine", "is damaged: comparison: machine"),
+        ("judgement", "is damaged: comparison: judgement"),
+    ],
+)
+def test_a_record_that_was_changed_is_refused(tmp_path: Path, name: str, message: str) -> None:
+    path = stored(tmp_path)
+    content = json.loads(path.read_text())
+    damage(name)(content)
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=message):
+        record.read(path)
+
+
+def test_a_record_that_is_missing_or_cut_off_is_refused(tmp_path: Path) -> None:
+    path = stored(tmp_path)
+    with pytest.raises(ValueError, match="cannot be read: No such file"):
+        record.read(tmp_path / "nowhere.json")
+    path.write_text(path.read_text()[:100])
+    with pytest.raises(ValueError, match="is damaged: "):
+        record.read(path)
+
+
+def test_a_store_knows_the_record_of_a_comparison(tmp_path: Path) -> None:
+    stored(tmp_path)
+    store = load_store([tmp_path], relative_to=tmp_path)
+    assert store.own_files == ("comparison.json",)
+    assert not store.left_out
+
+
+def test_a_plot_is_the_same_each_time(tmp_path: Path) -> None:
+    starts = [make_start(80, 0.1, seed) for seed in range(2)]
+    for name in ("a.svg", "b.svg", "c.png"):
+        judgement = judge_starts(starts)
+        write_plot(tmp_path / name, starts, judgement, clock="processor", title="$ SLOWER")
+    assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
+    assert (tmp_path / "c.png").read_bytes().startswith(b"\x89PNG")
