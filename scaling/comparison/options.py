@@ -140,9 +140,7 @@ def split_recipe(passed_on: Sequence[str]) -> tuple[Recipe, Sequence[str]]:
     )
 
 
-def check_recipe_options(
-    options: Sequence[str], where: str, *, on_one_device: bool = True
-) -> None:
+def check_recipe_options(options: Sequence[str], where: str, *, on_one_device: bool = True) -> None:
     """Raises ValueError for an option that the comparison decides, or that trains on more."""
     for option, value in itertools.zip_longest(options, options[1:], fillvalue=""):
         name, _, given = option.partition("=")
