@@ -63,6 +63,9 @@ def run_bisect(options: BisectOptions) -> int:
             if options.criterion == "counters":
                 return _by_counters(history, measured)
             return _by_time(history, measured)
+        except KeyboardInterrupt:
+            print(f"\nMeasured pairs are in {options.out}; the same command continues.")
+            raise
         except CannotMeasure as error:
             raise RuntimeError(f"GOOD or BAD cannot be measured: {error}") from error
 

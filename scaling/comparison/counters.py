@@ -99,7 +99,7 @@ def count_side(side: Side) -> dict[str, dict[str, int]]:
 
 
 def sum_counters(counters: Counters) -> dict[str, object]:
-    """Returns what tells the work of two steps apart, whatever their modules are called.
+    """Returns what distinguishes the work of two steps, whatever their modules are called.
 
     It is the sum of each counter over its places, and the calls of each operator.
     """

@@ -143,6 +143,7 @@ def test_a_stopped_bisection_keeps_what_it_measured_and_the_repository_as_it_was
         git(Path.cwd(), *q.split()) for q in ("status --porcelain", "for-each-ref", "stash list")
     ]
     assert main(["bisect", "HEAD~15", "HEAD", "--out", "../out"]) == 1
+    assert "the same command continues" in capsys.readouterr().out
     assert len(list(Path("../out").glob("pairs-*"))) == 2
     assert state == [
         git(Path.cwd(), *q.split()) for q in ("status --porcelain", "for-each-ref", "stash list")
@@ -191,7 +192,7 @@ def test_an_end_that_does_not_train_is_an_error_of_its_own(
         ("", "bisect needs GOOD and BAD"),
         ("HEAD HEAD", "are the same commit"),
         ("HEAD HEAD~3", "swap them, as bisect HEAD~3 HEAD"),
-        ("mian HEAD", "'mian' is no revision of this repository; did you mean main?"),
+        ("mainx HEAD", "'mainx' is no revision of this repository; did you mean main?"),
         ("HEAD~1 HEAD --threshold 0", "threshold is 0; give a share between 0 and 1"),
         ("HEAD~1 HEAD --pairs 100", "pairs is 100; a verdict of SLOWER needs at least 160"),
         ("HEAD~1 HEAD --by speed", "by"),

@@ -53,11 +53,11 @@ def test_equal_unrelated_and_swapped_revisions_are_refused(repository: Path) -> 
 
 def test_an_unknown_revision_is_refused_with_a_similar_name(repository: Path) -> None:
     commit(repository, "first")
-    for typed in ("mian", "--all"):
+    for typed in ("mainx", "--all"):
         with pytest.raises(ValueError, match=f"'{typed}' is no revision of this repository; "):
             read_history(typed, "main", repository)
     with pytest.raises(ValueError, match="did you mean main"):
-        read_history("mian", "main", repository)
+        read_history("mainx", "main", repository)
 
 
 def test_reading_changes_nothing_in_the_repository(repository: Path) -> None:
