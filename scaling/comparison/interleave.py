@@ -57,11 +57,12 @@ class Blocks:
     losses: list[float] = field(default_factory=list)  # of every step from the first on
     peak_bytes: int = 0
 
-    def add(self, answer: Answer) -> None:
-        self.processor_s.append(answer["processor_s"])
-        self.wall_s.append(answer["wall_s"])
-        if answer["gpu_s"] is not None:
-            self.gpu_s.append(answer["gpu_s"])
+    def add(self, steps: Sequence[Answer]) -> None:
+        """Adds a block of steps."""
+        self.processor_s.append(math.fsum(step["processor_s"] for step in steps))
+        self.wall_s.append(math.fsum(step["wall_s"] for step in steps))
+        if steps[0]["gpu_s"] is not None:
+            self.gpu_s.append(math.fsum(step["gpu_s"] for step in steps))
 
     def seconds(self, clock: Clock) -> list[float]:
         return {"processor": self.processor_s, "wall": self.wall_s, "gpu": self.gpu_s}[clock]
@@ -72,7 +73,7 @@ class Start:
     """The pairs of one start of both sides."""
 
     steps_per_block: int
-    first: tuple[SideName, ...]  # the side that came first in each pair
+    first: tuple[SideName, ...]  # the side that began each pair
     base: Blocks
     candidate: Blocks
     about: Mapping[SideName, Mapping[str, Any]]  # versions, device and clock of each side
@@ -195,25 +196,30 @@ def take_pairs(
     *,
     seed: int,
 ) -> Start:
-    """Measures blocks of equally many steps of both sides, in random order within each pair."""
+    """Measures blocks of equally many steps of both sides.
+
+    Within a pair the sides take turns after each step, in random order each time: the shorter the
+    turns, the more alike the machine is for both.
+    """
     blocks = {name: Blocks() for name in SIDES}
 
-    def take(name: SideName, steps: int) -> Answer:
-        answer = asks[name]({"steps": steps})
+    def take(name: SideName) -> Answer:
+        answer = asks[name]({"steps": 1})
         blocks[name].losses += answer["losses"]
         blocks[name].peak_bytes = max(blocks[name].peak_bytes, answer["peak_bytes"])
         return answer
 
-    warm_up = [[take(name, 1) for name in SIDES] for _ in range(WARM_UP_BLOCKS)]
+    warm_up = [[take(name) for name in SIDES] for _ in range(WARM_UP_BLOCKS)]
     # Other processes prolong wall time, but the processor's does not say how long a GPU works.
     fastest_s = min(answer["gpu_s"] or answer["processor_s"] for answer in warm_up[-1])
     steps = max(1, math.ceil(MIN_BLOCK_S / fastest_s))
     order, first = random.Random(seed), list[SideName]()
     for _ in range(pairs):
-        turn = order.sample(SIDES, 2)
-        first.append(turn[0])
-        for name in turn:
-            blocks[name].add(take(name, steps))
+        turns = [order.sample(SIDES, 2) for _ in range(steps)]
+        first.append(turns[0][0])
+        answers = [(name, take(name)) for turn in turns for name in turn]
+        for name in SIDES:
+            blocks[name].add([answer for side, answer in answers if side == name])
     return Start(
         steps_per_block=steps,
         first=tuple(first),

@@ -30,11 +30,12 @@ from scaling.comparison.verdict import (
     judge,
     judge_until_decided,
 )
+from scaling.comparison.work import TURNS
 from unitransformer.launch.process_tree import die_with_parent, end_process
 from unitransformer.stats.comparisons import describe_launch, split_variance
 
 BUSY = 2  # processes beside the measured one
-ROUNDS_PER_TRIAL = 32
+ROUNDS_PER_TRIAL = 24
 SEED = 0
 STORED = 40  # samples of a stored baseline, and as many new ones
 DRIFT = 1.2
@@ -289,6 +290,6 @@ def render(
         tabulate(others, headers="keys", tablefmt="github"),
         "",
         f"A step takes {step_ms['processor']:.1f} ms of processor time, {step_ms['wall']:.1f} ms "
-        f"of wall time, beside {BUSY} busy processes. A trial is a window of {LOOKS[-1]} of "
-        f"{rounds:,} rounds; {trials} windows overlap, {rounds // LOOKS[-1]} of them would not.",
+        f"of wall time, in {TURNS} turns, beside {BUSY} busy processes. A trial is a window of "
+        f"{LOOKS[-1]} of {rounds:,} rounds; {trials} windows overlap, {rounds // LOOKS[-1]} of them would not.",
     ]

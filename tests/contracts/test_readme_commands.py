@@ -100,7 +100,9 @@ def check_options(arguments: Sequence[str]) -> None:
             end = options.index("--") if "--" in options else len(options)
             given = build_parser(options[0]).parse_args(options[:end])[options[0]]
             if passed_on := options[end + 1 :]:
-                check_recipe(given.recipe, passed_on)
+                is_named = passed_on[0] in PRESETS  # or else by an option
+                recipe = passed_on[0] if is_named else given.recipe
+                check_recipe(recipe, passed_on[1:] if is_named else passed_on)
         case ["pip", "install", package]:
             project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
             name, _, extra = package.removesuffix("]").partition("[")

@@ -66,17 +66,15 @@ def a_side(code: Path, *arguments: str) -> Side:
     )  # fmt: skip
 
 
-def test_pairs_are_taken_in_random_order_after_a_warm_up() -> None:
+def test_both_sides_take_turns_after_each_step_in_random_order() -> None:
     turns: list[tuple[str, int]] = []
     start = take_pairs(asking(turns, 0.01), 20, ABOUT, seed=0)
-    measured = turns[6:]  # three single steps of each side before
-    assert [steps for _, steps in turns[:6]] == [1] * 6
+    assert [steps for _, steps in turns] == [1] * (6 + 120)  # three of each side to warm up
     assert start.steps_per_block == 3  # of 10 ms, to fill 30 ms
-    assert {frozenset(n for n, _ in measured[i : i + 2]) for i in range(0, 40, 2)} == {
-        frozenset({"base", "candidate"})
-    }
-    assert 5 < start.first.count("base") < 15
-    assert [name for name, _ in measured[::2]] == list(start.first)
+    names = [name for name, _ in turns[6:]]
+    assert all({*names[i : i + 2]} == {"base", "candidate"} for i in range(0, 120, 2))
+    assert 20 < names[::2].count("base") < 40
+    assert names[::6] == list(start.first)
     assert start.base.processor_s == [pytest.approx(0.03)] * 20
     assert len(start.base.losses) == 3 + 60
 
