@@ -238,7 +238,8 @@ def _run_real(repository: Path, arguments: Sequence[str], code: Path) -> str:
     done = subprocess.run(
         [sys.executable, "-P", "-m", "scaling", "bisect", *arguments, "--", *TINY],
         cwd=repository,
-        env={**os.environ, "PYTHONPATH": str(code)},
+        # Threads that wait for each other beside other processes add to processor time.
+        env={**os.environ, "PYTHONPATH": str(code), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
     )
