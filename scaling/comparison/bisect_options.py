@@ -44,7 +44,7 @@ def build_bisect_parser() -> Parser:
         "temporary folder: your files, index and branches stay as they are. The same command goes "
         "on where it was stopped. After -- stand a recipe, gpt if it is not named, and its "
         "options. Exit codes: 0 BAD is not slower, 1 GOOD or BAD does not train, 2 "
-        "bad usage, 3 inconclusive, 4 slower, 5 BAD is faster.",
+        "bad usage, 3 inconclusive, 4 slower.",
     )
 
     def add(flag: str, kind: Any, default: Any, help_text: str) -> None:
@@ -55,7 +55,7 @@ def build_bisect_parser() -> Parser:
     parser.add_argument("--config", action="config", help="YAML file with any of these options")
     add("--package", str | None, None, "NAME==V1,V2,...: versions instead of revisions, in order")
     add("--by", Criterion, "time", "counters: operators, FLOPs, bytes and more, without timing")
-    add("--threshold", float, THRESHOLD, "slowdown of BAD that is looked for; 0.02 is 2 %%")
+    add("--threshold", float, THRESHOLD, "slowdown of BAD that is looked for; 0.02 is 2 %")
     add("--pairs", int, 2 * LOOKS[-1], "most pairs for each candidate; undecided ones are skipped")
     add("--clock", ClockChoice, "auto", "that decides; auto: gpu on a GPU, otherwise processor")
     add("--seed", int, 0, "of the order within the pairs")
