@@ -28,7 +28,7 @@ from scaling.comparison.interleave import (
     judge_starts,
     to_json,
 )
-from scaling.comparison.sides import find_repository, open_revisions, open_versions
+from scaling.comparison.sides import find_repository, git, open_revisions, open_versions
 from scaling.comparison.verdict import Judgement, Verdict
 from unitransformer.files import write_atomically
 from unitransformer.launch.signals import STOP_SIGNALS, StopRequested, handle_signals
@@ -242,6 +242,7 @@ class Measured:
             "schema": SCHEMA,
             "names": names,
             "package": options.package,
+            "files": "" if options.package is None else _digest_files(self.repository),
             "recipe": options.recipe,
             "arguments": options.recipe_options,
             "machine": describe_machine().fingerprint,
@@ -254,6 +255,17 @@ class Measured:
         digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:12]
         label = "-".join(name[:SHORT] for name in names)
         return options.out / f"{kind}-{label}-{digest}.json"
+
+
+def _digest_files(repository: Path) -> str:
+    """Returns a digest of the files as they are now, with which versions of a package train."""
+    listed = git(repository, "ls-files", "-z", "--cached", "--others", "--exclude-standard")
+    digest = hashlib.sha256()
+    for name in sorted(filter(None, listed.split("\0"))):
+        path = repository / name
+        if path.suffix in (".py", ".toml", ".txt") and path.is_file():
+            digest.update(name.encode(errors="surrogateescape") + path.read_bytes())
+    return digest.hexdigest()
 
 
 def _load(path: Path) -> dict[str, Any] | None:

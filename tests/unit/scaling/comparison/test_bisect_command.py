@@ -213,6 +213,27 @@ def test_bad_input_gets_one_line_and_exit_code_2(
     assert not sides.measured
 
 
+def test_stored_versions_hold_for_the_files_that_trained_with_them(
+    sides: FakeSides, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counted: list[str] = []
+
+    @contextlib.contextmanager
+    def open_versions(package: str, names: Sequence[str], *arguments: Any) -> Iterator[Any]:
+        with sides.open(["HEAD"], "gpt", ()) as opened:
+            counted.extend(f"{package} {name}" for name in names)
+            yield opened * len(names)
+
+    monkeypatch.setattr(bisect_command, "open_versions", open_versions)
+    command = ["bisect", "--package", "torch==2.12.0,2.13.0", "--by", "counters", "--out", "../out"]
+    for _ in range(2):
+        assert main(command) == 0
+        assert counted == ["torch 2.12.0", "torch 2.13.0"]
+    Path("recipes/__init__.py").write_text("changed = True")
+    assert main(command) == 0
+    assert len(counted) == 4
+
+
 def test_several_devices_are_counted_and_not_timed(
     sides: FakeSides, capsys: pytest.CaptureFixture[str]
 ) -> None:
