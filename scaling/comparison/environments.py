@@ -41,7 +41,7 @@ def python_with_package(package: str, version: str, constraints: Path) -> Path:
         installed = importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
         raise ValueError(f"package {package} is not installed here; check its name") from None
-    if installed == version:
+    if version in _names_of(installed):
         return Path(sys.executable)
     followers = [other for other, pins in _pins().items() if name in pins]
     free = {name, *followers, *_pins().get(name, ())}
@@ -108,8 +108,13 @@ def _pins() -> dict[str, set[str]]:
 def _is_installed(pin: str) -> bool:
     name, _, version = pin.partition("==")
     with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-        return importlib.metadata.version(name) == version
+        return version in _names_of(importlib.metadata.version(name))
     return False
+
+
+def _names_of(version: str) -> tuple[str, str]:
+    """2.13.0+cpu is also called 2.13.0."""
+    return version, version.partition("+")[0]
 
 
 def _normal(name: str) -> str:

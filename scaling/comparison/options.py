@@ -63,7 +63,7 @@ def build_compare_parser() -> Parser:
     parser.add_argument("base", nargs="?", metavar="BASE", help="what was there before")
     parser.add_argument("candidate", nargs="?", metavar="CANDIDATE", help="what is judged")
     parser.add_argument("--config", action="config", help="YAML file with any of these options")
-    add("--package", str | None, None, "NAME==BASE,CANDIDATE: two versions, each installed anew")
+    add("--package", str | None, None, "NAME==BASE,CANDIDATE: two versions, installed if need be")
     add("--threshold", float, THRESHOLD, "slowdown that must not pass; 0.02 is 2 percent")
     add("--stop-faster", float, STOP_FASTER, "speed-up that stops too: the base is stale")
     add("--pairs", int, LOOKS[-1], "most pairs to measure; it stops before, once they decide")

@@ -291,5 +291,6 @@ def render(
         "",
         f"A step takes {step_ms['processor']:.1f} ms of processor time, {step_ms['wall']:.1f} ms "
         f"of wall time, in {TURNS} turns, beside {BUSY} busy processes. A trial is a window of "
-        f"{LOOKS[-1]} of {rounds:,} rounds; {trials} windows overlap, {rounds // LOOKS[-1]} of them would not.",
+        f"{LOOKS[-1]} of {rounds:,} rounds; {trials} windows overlap, {rounds // LOOKS[-1]} of "
+        "them would not.",
     ]

@@ -2,9 +2,9 @@
 
 Needs no torch and nothing of this project but `unitransformer.stats`.
 
-A verdict tells two statements apart: "as fast as the base" and "slower by the threshold". SLOWER
-excludes the first, NOT_SLOWER the second. With ever more pairs the verdict flips at half of the
-threshold.
+A verdict decides between two statements: "as fast as the base" and "slower by the threshold".
+SLOWER excludes the first, NOT_SLOWER the second. With ever more pairs the verdict flips at half of
+the threshold.
 
 Exit codes: 0 not slower | 3 inconclusive | 4 slower | 5 faster by so much that the base is stale.
 1 (failed) and 2 (bad usage) mean what they mean in every command.

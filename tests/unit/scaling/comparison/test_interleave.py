@@ -112,7 +112,7 @@ def test_sides_on_different_devices_are_inconclusive() -> None:
     assert judgement.reason == "the conditions differ: device: cpu and NVIDIA H100"
 
 
-def test_each_look_starts_both_sides_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_look_starts_both_sides_again(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
 
     def start_of(sides: Any, pairs: int, *, seed: int) -> Start:
