@@ -35,7 +35,7 @@ from unitransformer.launch.process_tree import die_with_parent, end_process
 from unitransformer.stats.comparisons import describe_launch, split_variance
 
 BUSY = 2  # processes beside the measured one
-ROUNDS_PER_TRIAL = 24
+ROUNDS_PER_TRIAL = 20
 SEED = 0
 STORED = 40  # samples of a stored baseline, and as many new ones
 DRIFT = 1.2

@@ -10,8 +10,8 @@ import random
 import sys
 import time
 
-PRODUCTS = {"base": 200, "equal": 200, "2 %": 204, "5 %": 210}  # of a turn, by arm
-TURNS = 8  # of each arm in a step: the shorter the turns, the more alike the machine is for all
+PRODUCTS = {"base": 100, "equal": 100, "2 %": 102, "5 %": 105}  # of a turn, by arm
+TURNS = 16  # of each arm in a step: the shorter the turns, the more alike the machine is for all
 SIZE = 64  # rows and columns of the matrices
 WARM_UP = 20  # rounds
 

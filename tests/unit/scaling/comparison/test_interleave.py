@@ -157,10 +157,8 @@ def test_both_sides_train_their_recipes(repository: Path) -> None:
 
 
 def test_an_option_that_a_side_does_not_know_names_the_side(repository: Path) -> None:
-    sides: dict[SideName, Side] = {
-        "base": a_side(repository),
-        "candidate": a_side(repository, "--no-such-option", "1"),
-    }
+    unknown = a_side(repository, "--no-such-option", "1")
+    sides: dict[SideName, Side] = {"base": unknown, "candidate": unknown}
     with pytest.raises(ValueError, match="a side: --no-such-option is not an option"):
         run_start(sides, 2, seed=0)
 
