@@ -3,6 +3,7 @@
 import hashlib
 import importlib.metadata
 import json
+import os
 import platform
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
@@ -246,6 +247,7 @@ class Measured:
             "recipe": options.recipe,
             "arguments": options.recipe_options,
             "machine": describe_machine().fingerprint,
+            "threads": os.environ.get("OMP_NUM_THREADS"),  # change operators and time
             "python": platform.python_version(),
             "versions": [importlib.metadata.version(package) for package in KEY_PACKAGES],
         }
