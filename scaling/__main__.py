@@ -148,6 +148,15 @@ def _predict(arguments: Sequence[str], _: Sequence[str]) -> int:
     return run_predict(options)
 
 
+def _bisect(arguments: Sequence[str], typed: Sequence[str]) -> int:
+    from scaling.comparison.bisect_options import read_bisect_options
+
+    options = read_bisect_options(_parse(arguments), typed[len(arguments) + 1 :], typed)
+    from scaling.comparison.bisect_command import run_bisect
+
+    return run_bisect(options)
+
+
 Run = Callable[[Sequence[str], Sequence[str]], int]  # of the arguments before `--`, and of all
 
 
@@ -196,6 +205,16 @@ SUBCOMMANDS = {
         "scaling.replay.options:build_replay_parser",
         "scaling.replay.command:run_replay",
     ),
+    "bisect": Subcommand(
+        "find the commit that made a step slower",
+        "scaling.comparison.bisect_options:build_bisect_parser",
+        _bisect,
+    ),
+    "trend": Subcommand(
+        "show how cells changed over time, for looking",
+        "scaling.comparison.trend_options:build_trend_parser",
+        "scaling.comparison.trend_command:run_trend",
+    ),
     "calibrate": Subcommand(
         "measure what this machine reaches at best",
         "scaling.calibrate:build_calibrate_parser",
@@ -218,10 +237,10 @@ SUBCOMMANDS = {
     ),
 }
 
-PASS_ON = ("parity", "peers", "compare")  # give the options after `--` to recipes
+PASS_ON = ("bisect", "compare", "parity", "peers")  # give the options after `--` to recipes
 
 MISSING = {
-    "folders": "report needs a folder that holds run records: python -m scaling report DIR",
+    "folders": "{command} needs a folder that holds run records: python -m scaling {command} DIR",
     "file": "lint needs a report: python -m scaling lint RESULTS.md",
     "cell": "replay needs a record or the folder of a cell: python -m scaling replay CELL",
 }
@@ -229,7 +248,7 @@ MISSING = {
 
 def _explain(message: str, arguments: Sequence[str]) -> str:
     if missing := re.search(r"required: (?:\w+\.)?(folders|file|cell)\b", message):
-        return MISSING[missing[1]]
+        return MISSING[missing[1]].format(command=arguments[0])
     if 'expected "command" to be one of' in message:
         return f"no command given; choose one of: {', '.join(SUBCOMMANDS)}"
     name = f"{arguments[0]} " if arguments and arguments[0] in SUBCOMMANDS else ""

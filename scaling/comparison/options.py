@@ -140,13 +140,13 @@ def split_recipe(passed_on: Sequence[str]) -> tuple[Recipe, Sequence[str]]:
     )
 
 
-def check_recipe_options(options: Sequence[str], where: str) -> None:
+def check_recipe_options(options: Sequence[str], where: str, *, on_one_device: bool = True) -> None:
     """Raises ValueError for an option that the comparison decides, or that trains on more."""
     for option, value in itertools.zip_longest(options, options[1:], fillvalue=""):
         name, _, given = option.partition("=")
         if name.replace("_", "-") in DECIDED_OPTIONS:
             raise ValueError(f"{name} {where} is decided by the comparison; leave it out")
-        if name == "--devices" and (given or value) != "1":
+        if on_one_device and name == "--devices" and (given or value) != "1":
             raise ValueError(
                 f"devices {where} is {given or value}; a comparison trains on one device: leave it "
                 "out"

@@ -81,19 +81,9 @@ def open_sides(options: CompareOptions) -> Iterator[Mapping[SideName, Side]]:
     rest = (*ON_ONE_DEVICE, *options.recipe_options)
     here = find_repository()
     if options.package is not None:
-        with copied_files(here) as code:
-            yield {
-                name: Side(
-                    label=f"{options.package} {version}",
-                    recipe=options.recipe,
-                    arguments=rest,
-                    code=code,
-                    python=python_with_package(options.package, version, here / CONSTRAINTS),
-                    commit=find_commit("HEAD", here),
-                    is_dirty=has_changes(here),
-                )
-                for name, version in named.items()
-            }
+        versions = list(named.values())
+        with open_versions(options.package, versions, options.recipe, rest) as sides:
+            yield dict(zip(SIDES, sides, strict=True))
     elif kind_of(options.base) in ("options", "config"):
         arguments = {name: _read_arguments(text, name) for name, text in named.items()}
         with copied_files(here) as code:
@@ -119,6 +109,32 @@ def open_sides(options: CompareOptions) -> Iterator[Mapping[SideName, Side]]:
             )
         with open_revisions(list(named.values()), options.recipe, rest) as sides:
             yield dict(zip(SIDES, sides, strict=True))
+
+
+@contextlib.contextmanager
+def open_versions(
+    package: str, versions: Sequence[str], recipe: Recipe, arguments: Sequence[str]
+) -> Iterator[list[Side]]:
+    """Yields a side for each version of a package, all with the files as they are now.
+
+    Raises:
+        ValueError: the package is not installed here.
+        RuntimeError: a version cannot be installed.
+    """
+    here = find_repository()
+    with copied_files(here) as code:
+        yield [
+            Side(
+                label=f"{package} {version}",
+                recipe=recipe,
+                arguments=tuple(arguments),
+                code=code,
+                python=python_with_package(package, version, here / CONSTRAINTS),
+                commit=find_commit("HEAD", here),
+                is_dirty=has_changes(here),
+            )
+            for version in versions
+        ]
 
 
 @contextlib.contextmanager
@@ -158,7 +174,7 @@ def open_revisions(
 def find_repository() -> Path:
     """Returns the root of the repository of the current folder; raises ValueError without one."""
     try:
-        root = Path(_git(Path.cwd(), "rev-parse", "--show-toplevel"))
+        root = Path(git(Path.cwd(), "rev-parse", "--show-toplevel"))
     except ValueError:
         raise ValueError(
             "the current folder is in no git repository; change to that of the code"
@@ -170,7 +186,7 @@ def find_repository() -> Path:
 def find_commit(revision: str, repository: Path) -> str:
     """Returns the full hash of a revision; raises ValueError if there is none of this name."""
     try:
-        return _git(repository, "rev-parse", "--verify", "--quiet", f"{revision}^{{commit}}")
+        return git(repository, "rev-parse", "--verify", "--quiet", f"{revision}^{{commit}}")
     except ValueError:
         raise ValueError(
             f"{revision!r} is no revision of this repository, and no file or folder; git log lists "
@@ -181,7 +197,7 @@ def find_commit(revision: str, repository: Path) -> str:
 def has_changes(repository: Path) -> bool:
     """Whether files of the code differ from HEAD, or are new."""
     return bool(
-        _git(repository, "status", "--porcelain", "--", "*.py", "*.toml", "constraints*.txt")
+        git(repository, "status", "--porcelain", "--", "*.py", "*.toml", "constraints*.txt")
     )
 
 
@@ -226,7 +242,8 @@ def _read_arguments(text: str, name: SideName) -> tuple[str, ...]:
     return arguments
 
 
-def _git(repository: Path, *arguments: str) -> str:
+def git(repository: Path, *arguments: str) -> str:
+    """Returns what a command of git that only reads prints; raises ValueError if it fails."""
     return _run(repository, *arguments).decode(errors="surrogateescape").strip()
 
 

@@ -31,14 +31,22 @@ def differences(records: Sequence[Record]) -> list[str]:
     if any(other != versions[0] for other in versions):
         names = dict.fromkeys(name for installed in versions for name in installed)
     lines = [
-        _difference("processors and devices", [_hosts(record) for record in records]),
-        *(_clock_difference(name, records) for name in CLOCKS),
+        *machine_differences(records),
         *(
             _difference(f"versions of {name}", [_text(other.get(name)) for other in versions])
             for name in names
         ),
         _difference("commit", [_text(record["code"].get("commit")) for record in records]),
         _uncommitted_changes(records),
+    ]
+    return [line for line in lines if line is not None]
+
+
+def machine_differences(records: Sequence[Record]) -> list[str]:
+    """Returns a line for the processors and each clock in which the records differ."""
+    lines = [
+        _difference("processors and devices", [_hosts(record) for record in records]),
+        *(_clock_difference(name, records) for name in CLOCKS),
     ]
     return [line for line in lines if line is not None]
 

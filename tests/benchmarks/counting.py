@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 
-from tests.benchmarks.step_counters import count_run
 from tests.distributed.forking import FORK, begin_fork, fork_ranks
 from tests.distributed.launching import RECIPES
 from unitransformer.config import Compile, Precision, RunConfig, Strategy
 from unitransformer.config import ParallelConfig as Parallel
 from unitransformer.launch.devices import set_up_process
+from unitransformer.step_counters import count_run
 
 # Operators depend on the torch version and on the vector instructions of the processor.
 TORCH = ".".join(torch.__version__.split(".")[:2])

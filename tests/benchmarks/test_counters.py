@@ -13,9 +13,9 @@ import torch
 import torch.distributed
 from torch import Tensor, nn
 
+from scaling.comparison.counters import NAMES, differences, load_counters, write_counters
 from scaling.comparison.pytest_plugin import Inconclusive
 from tests.benchmarks.counting import BASELINES, HERE, TORCH, Counted, busy, count, small_config
-from tests.benchmarks.step_counters import NAMES, differences, load_counters, write_counters
 from unitransformer.config import Strategy
 from unitransformer.costs.flops import count_parameters as parameters_of
 from unitransformer.costs.flops import flops_per_sample

@@ -7,7 +7,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.benchmarks.step_counters import ModuleTrace
 from unitransformer.profiling.step_events import StepEvent
 from unitransformer.profiling.tensor_bytes import (
     PeakTensorBytes,
@@ -15,6 +14,7 @@ from unitransformer.profiling.tensor_bytes import (
     _peak,
     find_live_tensors,
 )
+from unitransformer.step_counters import ModuleTrace
 
 KB = 1000
 

@@ -1,17 +1,28 @@
 """Counts one optimizer step on a CPU: parameters, FLOPs, operators, collectives, graphs, bytes.
 
-The counts are exact and do not depend on timing, so tests compare them with stored baselines.
+The counts are exact and do not depend on timing, so tests compare them with stored baselines, and
+`python -m scaling bisect` those of two revisions. As a script it reads a question in JSON from
+standard input, {"recipe": "gpt", "arguments": ["--devices", "2"]}, and prints the counters of that
+command line, or {"failure": "..."}. It can be run with the code of an older revision in PYTHONPATH.
 """
 
 import contextlib
+import importlib
+import io
 import json
 import math
+import os
+import sys
+import tempfile
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
+# isort: off
+import unitransformer  # noqa: F401  (before lightning: repairs torchvision beside a CPU torch)
 import lightning.pytorch as pl
 import torch
 from torch import nn
@@ -19,31 +30,20 @@ from torch._dynamo.utils import get_compilation_metrics
 from torch.autograd.profiler import record_function
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
-from unitransformer.config import RunConfig
+# isort: on
+from unitransformer.config import RunConfig, from_dict
 from unitransformer.data.datamodule import DataModule
 from unitransformer.data.sources import load_source
+from unitransformer.launch.devices import set_up_process
+from unitransformer.launch.environment import process_rank
+from unitransformer.launch.launcher import launch
 from unitransformer.profiling.step_events import StepEvent, StepTrace
 from unitransformer.profiling.tensor_bytes import PeakTensorBytes, find_live_tensors
 from unitransformer.training.module import TrainingModule
 from unitransformer.training.trainer import build_trainer
 
-Counters = Mapping[str, Mapping[str, int]]  # counter -> location -> count
-
-NAMES = (
-    "parameters",
-    "flops",
-    "operators",  # by module
-    "operator_names",  # the same operators by name
-    "collective_calls",
-    "collective_bytes",
-    "graphs",
-    "graph_breaks",
-    "recompiles",
-    "peak_bytes",  # at the peak, by the module that allocated them
-)
 # By then, DDP has built its buckets and DeepSpeed knows the order of the modules.
 COUNTED_STEP = 3  # from 0
-MAX_LOCATIONS = 4  # of a difference, in a message
 
 _COLLECTIVES = {
     "c10d::allreduce_": "all_reduce",
@@ -99,7 +99,7 @@ class ModuleTrace(StepTrace):
         self._hooks.close()
 
     def locate(self, node: Any, outer: str) -> str:
-        name = node.name
+        name: str = node.name
         key = node.start_tid, getattr(node.extra_fields, "sequence_number", -1)
         if name.startswith(_NODE):
             return "gradients" if "AccumulateGrad" in name else self._forward.get(key, outer)
@@ -176,7 +176,7 @@ def count_run(config: RunConfig, *, run_dir: Path) -> dict[str, dict[str, int]]:
     """Trains a few steps of `config` on synthetic data; all ranks call this.
 
     Returns:
-        The counters of this rank, by the names in `NAMES`.
+        The counters of this rank, by the names in `scaling.comparison.counters.NAMES`.
     """
     steps = COUNTED_STEP + 1
     config = replace(
@@ -192,6 +192,34 @@ def count_run(config: RunConfig, *, run_dir: Path) -> dict[str, dict[str, int]]:
     trainer.limit_val_batches = 0
     trainer.fit(module, datamodule=DataModule(config, load_source(config)))
     return {"parameters": parameters, **count_graphs(), **counting.counters}
+
+
+def count_ranks(config: RunConfig) -> dict[str, dict[str, int]]:
+    """Starts the ranks of `config` on the CPU of this machine; returns the counters of rank 0.
+
+    Raises:
+        RuntimeError: a rank failed.
+    """
+    parallel = replace(config.parallel, accelerator="cpu")
+    config = replace(config, parallel=parallel)
+    with tempfile.TemporaryDirectory(prefix="unitransformer-") as name:
+        counted = Path(name) / "counted.json"
+
+        def be_rank() -> int:
+            set_up_process(parallel, "cpu")
+            counters = count_run(config, run_dir=Path(name))
+            if process_rank() == 0:
+                counted.write_text(json.dumps(counters))
+            return 0
+
+        if parallel.world_size == 1:
+            be_rank()
+        else:
+            ended = launch(parallel.world_size, be_rank, command=(), fork=True)
+            if not counted.exists():
+                raise RuntimeError(f"{parallel.world_size} ranks: {ended}")
+        counters: dict[str, dict[str, int]] = json.loads(counted.read_text())
+        return counters
 
 
 def count_parameters(module: TrainingModule) -> dict[str, int]:
@@ -297,49 +325,33 @@ def _without_zeros(counts: dict[str, int]) -> dict[str, int]:
     return {name: count for name, count in counts.items() if count}
 
 
-def differences(before: Counters, now: Counters) -> list[str]:
-    """Returns a line for each changed counter: by how much, by how many percent, and where most."""
-    return [
-        _describe_difference(name, before.get(name, {}), now.get(name, {}))
-        for name in sorted({*before, *now})
-        if before.get(name, {}) != now.get(name, {})
-    ]
-
-
-def _describe_difference(counter: str, before: Mapping[str, int], now: Mapping[str, int]) -> str:
-    old, new = sum(before.values()), sum(now.values())
-    changes = {name: now.get(name, 0) - before.get(name, 0) for name in {*before, *now}}
-    largest = sorted(filter(changes.get, changes), key=lambda name: (-abs(changes[name]), name))
-    where = ", ".join(f"{name} {changes[name]:+,}" for name in largest[:MAX_LOCATIONS])
-    more = len(largest) - MAX_LOCATIONS
-    rest = f" and {more} more places" if more > 0 else ""
-    share = f", {(new - old) / old:+.2%}" if old else ""
-    verb = "grew" if new > old else "shrank" if new < old else "moved"
-    return f"{counter} {verb}: {old:,} -> {new:,} ({new - old:+,}{share}) at {where}{rest}"
-
-
-def write_counters(counters: Counters, path: Path) -> None:
-    """Writes sorted JSON with one count per line, so that a changed count is a changed line."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(counters, indent=1, sort_keys=True) + "\n")
-
-
-def load_counters(path: Path) -> dict[str, dict[str, int]]:
-    """Returns what `write_counters` wrote.
-
-    Raises:
-        ValueError: the file is not JSON, holds something else, or other counters.
-    """
+def main() -> int:
+    """Answers one question and returns 0, also if the answer is a failure."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what training prints
     try:
-        counters = json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged: {error}") from error
-    if not isinstance(counters, dict) or set(counters) - set(NAMES):
-        raise ValueError(f"{path} has other counters than {', '.join(NAMES)}; write it again")
-    for name, counts in counters.items():
-        if not isinstance(counts, dict):
-            raise ValueError(f"{path}: {name} is {counts!r}, not counts by location")
-        for location, count in counts.items():
-            if type(count) is not int:
-                raise ValueError(f"{path}: {name} at {location} is {count!r}, not an integer")
-    return counters
+        answer: dict[str, Any] = count_ranks(_resolve(sys.stdin.readline()))
+    except Exception as error:
+        lines = str(error).splitlines() or [""]
+        answer = {"failure": f"{type(error).__name__}: {lines[0]}"}
+    answers.write(json.dumps(answer) + "\n")
+    answers.flush()
+    return 0
+
+
+def _resolve(question: str) -> RunConfig:
+    """Asks `recipes.service.plan` for a config; by name, as recipes import this package."""
+    plan = importlib.import_module("recipes.service.plan")
+    with (
+        mock.patch.object(sys, "stdin", io.StringIO(question)),
+        contextlib.redirect_stdout(io.StringIO()) as printed,
+    ):
+        plan.main()
+    answer = json.loads(printed.getvalue())
+    if "config" not in answer:
+        raise ValueError(answer.get("misread") or answer["refused"])
+    return from_dict(RunConfig, answer["config"])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

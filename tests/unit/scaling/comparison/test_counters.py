@@ -1,11 +1,10 @@
-"""Tests the counters of a step and the description of their differences."""
+"""Differences of counters in words, and their files."""
 
 from pathlib import Path
 
 import pytest
-import torch
 
-from tests.benchmarks.step_counters import count_graphs, differences, load_counters, write_counters
+from scaling.comparison.counters import differences, load_counters, write_counters
 
 
 def test_equal_counters_have_no_difference() -> None:
@@ -47,20 +46,3 @@ def test_a_file_that_holds_something_else_is_refused(text: str, tmp_path: Path) 
     (tmp_path / "baseline.json").write_text(text)
     with pytest.raises(ValueError, match=r"baseline\.json"):
         load_counters(tmp_path / "baseline.json")
-
-
-def test_graphs_breaks_and_recompiles_are_reported_with_their_code() -> None:
-    @torch.compile(backend="eager")
-    def broken(x: torch.Tensor, factor: str) -> torch.Tensor:
-        torch._dynamo.graph_break()
-        return x + len(factor)
-
-    before = count_graphs()
-    broken(torch.ones(2), "a")
-    once = count_graphs()
-    broken(torch.ones(2), "bb")
-    actual = "\n".join(differences(before, once))
-    assert "graph_breaks grew" in actual
-    assert "test_step_counters.py" in actual
-    again = "\n".join(differences(once, count_graphs()))
-    assert "recompiles grew" in again
