@@ -4,6 +4,7 @@ A killed process cannot report itself, and a signal before its handlers are inst
 unsaved. The first task of each node also sends the node's heartbeat.
 """
 
+import contextlib
 import itertools
 import os
 import signal
@@ -13,12 +14,26 @@ import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
+from slurm.job_files import STEP
+from slurm.runtime.allocation import check_shared
 from slurm.runtime.node_health import INTERVAL_S, beat
-from unitransformer.launch.failures import ERROR_FILE, unreported_failure, write_failure
+from unitransformer.cli import fail
+from unitransformer.files import write_atomically
+from unitransformer.launch.failures import (
+    BAD_USAGE,
+    ERROR_FILE,
+    RankFailure,
+    unreported_failure,
+    write_failure,
+)
+from unitransformer.launch.process_tree import count_oom_kills
 from unitransformer.launch.signals import STOP_SIGNALS, STOPPED_EXIT_CODE
-from unitransformer.launch.variables import ERRORS_FOLDER
+from unitransformer.launch.variables import ERRORS_FOLDER, SHARED_FILE
+
+UNSHARED = "UnsharedFolder"  # type of the failure of a node that does not see a shared file
 
 
 def main(command: Sequence[str]) -> int:
@@ -36,6 +51,14 @@ def main(command: Sequence[str]) -> int:
 
     for number in STOP_SIGNALS:
         signal.signal(number, forward)
+    if os.environ["SLURM_LOCALID"] == "0" and (shared := os.environ.get(SHARED_FILE)):
+        try:
+            check_shared(Path(shared))
+        except ValueError as error:
+            return _report_unshared(error, rank, failure)
+    with contextlib.suppress(OSError):
+        write_atomically(errors / STEP, os.environ["SLURM_STEP_ID"].encode())
+    killed_before = count_oom_kills()
     child = subprocess.Popen(command, env={**os.environ, ERROR_FILE: str(failure)})
     children.append(child)
     for early in received:  # arrived while the child was started
@@ -49,8 +72,18 @@ def main(command: Sequence[str]) -> int:
         failure.with_suffix(".stopped").touch()
         return 0
     if code != 0 and not failure.exists():
-        write_failure(unreported_failure(rank, code, node=socket.gethostname()), failure)
+        report = unreported_failure(rank, code, node=socket.gethostname())
+        if code == -signal.SIGKILL and count_oom_kills() > killed_before:
+            report = replace(report, type="MemoryError")  # by the kernel of this node
+        write_failure(report, failure)
     return code if code >= 0 else 128 - code
+
+
+def _report_unshared(error: ValueError, rank: int, path: Path) -> int:
+    failure = RankFailure(rank=rank, type=UNSHARED, message=str(error), lines=[], is_bad_usage=True)
+    with contextlib.suppress(OSError):
+        write_failure(failure, path)
+    return fail(str(error), BAD_USAGE)
 
 
 def _beat_forever(errors: Path) -> None:
