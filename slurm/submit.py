@@ -50,6 +50,9 @@ from unitransformer.record.units import format_count
 
 TARGETS = ("recipes.gpt", "recipes.bert", "recipes.vit", "sweep")
 DEVICES = 8
+CHAIN = (
+    "each array waits for the one before, so that the sweep holds no more nodes than --max-nodes"
+)
 ARRAYS = "arrays"  # in the folder of a sweep: JSON, the array for each number of nodes
 JOB_VARIABLES = ("SBATCH_", "SLURM_", "SRUN_", "UNITRANSFORMER_JOB", "UNITRANSFORMER_RUN")
 
@@ -91,12 +94,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         is_sweep = options.target == "sweep"
         if options.dry_run:
             print("\n".join(render(job) for job in jobs), end="")
-            notes = table_of(jobs).splitlines() if is_sweep else []
+            notes = []
+            if is_sweep:
+                notes += [table_of(jobs)] + [CHAIN] * (options.max_nodes is not None)
             if options.hardware is not None:
-                notes += ["", *plan_on(options.hardware, jobs[0]).splitlines()]
-            print(
-                "\n" * bool(notes) + "".join(f"{f'# {line}'.rstrip()}\n" for line in notes), end=""
-            )
+                notes.append(plan_on(options.hardware, jobs[0]))
+            for note in notes:
+                print("\n# " + "\n# ".join(note.splitlines()))
             return 0
         queued = queued_arrays(jobs) if is_sweep else {}
         jobs = [job for job in jobs if job.nodes not in queued]
@@ -342,7 +346,10 @@ def submit_sweep(jobs: Sequence[Job], queued: Mapping[int, str], *, is_chain: bo
 
     Raises ValueError if SLURM refuses an array, with what is queued.
     """
-    lines = [f"queued  {job} has the cells on {nodes} nodes" for nodes, job in queued.items()]
+    lines = [
+        f"queued  {job} has the cells on {format_count(nodes, 'node')}"
+        for nodes, job in queued.items()
+    ]
     if not jobs:
         return "\n".join([*lines, "nothing was submitted: all cells are finished or queued"])
     out, arrays = Path(sweep_folder(jobs[0])), {str(n): job for n, job in queued.items()}
@@ -360,16 +367,24 @@ def submit_sweep(jobs: Sequence[Job], queued: Mapping[int, str], *, is_chain: bo
                 _remove_unused(out)
             if not arrays:
                 raise
+            names = [*arrays.values()]
+            are = f"arrays {' and '.join(names)} are" if len(names) > 1 else f"array {names[0]} is"
             raise ValueError(
-                f"{error}; of this sweep, {', '.join(arrays.values())} is queued, and the cells on "
-                f"{job.nodes} nodes or more are not; the same command submits them"
+                f"{error}; of this sweep, {are} queued, and the cells on "
+                f"{format_count(job.nodes, 'node')} and more are not; the same command submits them"
             ) from None
         arrays[str(job.nodes)] = printed.split()[1].rstrip(",")
         write_atomically(out / ARRAYS, json.dumps(arrays).encode())
         lines.append(printed)
     if len(jobs) > 1:
         folder = shlex.quote(str(Path(jobs[0].folder).parent))
-        lines += ["", table_of(jobs), "", f"all     python -m slurm.status {folder}"]
+        lines += [
+            "",
+            table_of(jobs),
+            *([CHAIN] if is_chain else []),
+            "",
+            f"all     python -m slurm.status {folder}",
+        ]
         lines.append(f"        scancel {' '.join(arrays.values())}")
     return "\n".join(lines)
 

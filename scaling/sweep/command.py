@@ -52,7 +52,7 @@ def run_sweep(options: SweepOptions, arguments: Sequence[str]) -> int:
     if options.limits.memory_limit_bytes is not None and not can_measure_memory():
         raise ValueError("memory-limit needs /proc, which this system does not have; leave it out")
     if options.is_list:
-        print("\n".join(task.cell.command for task in _listed(options)))
+        print("".join(f"{task.cell.command}\n" for task in _listed(options)), end="")
         return 0
     if options.is_watch:
         return _watch(options)
