@@ -3,6 +3,7 @@
 A sweep becomes one array of jobs for each number of nodes that its cells need.
 """
 
+import itertools
 import json
 import re
 import shlex
@@ -24,6 +25,7 @@ ANSWER_S, ANSWER_PER_COMMAND_S = 120.0, 1.0  # timeouts; login nodes are slow
 START_S = 120  # from the start of a task to that of its cell; SLURM may signal a minute early
 
 RecipeCommand = tuple[str, tuple[str, ...]]  # name of the recipe, and its arguments
+ShapeOptions = tuple[str, str | None, str | None]  # recipe, --num-nodes, --devices
 STUDY = "study.json"  # in the folder of a sweep
 
 
@@ -154,32 +156,54 @@ def _time_for_cells(job: Job) -> int | None:
 def _count_nodes(cells: Sequence[RecipeCommand], job: Job) -> dict[RecipeCommand, int]:
     """Returns the nodes that each cell needs.
 
+    Asks the recipes for cells that together have every value of every option, and every shape:
+    parsing each of a thousand cells would take many seconds.
+
     Raises ValueError for cells with invalid options or that need more devices than the job has.
     Cells that a recipe refuses are allowed: the sweep reports them.
     """
-    distinct = [*dict.fromkeys(cells)]
-    nodes_of, larger = {}, []
-    for cell, answer in zip(distinct, _ask(distinct, {}), strict=True):
+    seen: set[Any] = set()
+    asked = []
+    for cell in dict.fromkeys(cells):
         recipe, arguments = cell
+        new = {(recipe, *pair) for pair in itertools.pairwise(arguments)} | {_shape_options(cell)}
+        if not new <= seen:
+            seen |= new
+            asked.append(cell)
+    shapes: dict[ShapeOptions, Mapping[str, int]] = {}
+    for cell, answer in zip(asked, _ask(asked, {}), strict=True):
         if "misread" in answer:
-            raise ValueError(f"recipe {recipe}: {answer['misread']}")
-        parallel = answer["config"]["parallel"] if "config" in answer else None
-        given = option_of(arguments, "--num-nodes") or ""
-        nodes_of[cell] = (
-            parallel["num_nodes"] if parallel else int(given) if given.isdecimal() else 1
-        )
-        if parallel and parallel["devices"] > job.devices:
-            larger.append((cell, parallel["devices"]))
+            raise ValueError(f"recipe {cell[0]}: {answer['misread']}")
+        if "config" in answer:
+            shapes.setdefault(_shape_options(cell), answer["config"]["parallel"])
+    larger = [
+        cell
+        for cell in cells
+        if (shape := shapes.get(_shape_options(cell))) and shape["devices"] > job.devices
+    ]
     if larger:
-        (recipe, arguments), devices = larger[0]
-        number = sum(cells.count(cell) for cell, _ in larger)
+        recipe, arguments = larger[0]
+        needed = [shapes[_shape_options(cell)]["devices"] for cell in larger]
         raise ValueError(
-            f"too few devices for {number} cells of this sweep: a task has {job.devices} per node, "
-            f"and the first of these cells needs {devices}: python -m recipes.{recipe} "
-            f"{shlex.join(arguments)}; submit with --devices {max(most for _, most in larger)}, "
-            "give num-nodes and fewer devices, or leave them out"
+            f"too few devices for {len(larger)} cells of this sweep: a task has {job.devices} per "
+            f"node, and the first of these cells needs {needed[0]}: python -m recipes.{recipe} "
+            f"{shlex.join(arguments)}; submit with --devices {max(needed)}, give num-nodes and "
+            "fewer devices, or leave them out"
         )
-    return nodes_of
+    return {cell: _nodes(cell, shapes.get(_shape_options(cell))) for cell in cells}
+
+
+def _shape_options(cell: RecipeCommand) -> ShapeOptions:
+    recipe, arguments = cell
+    return recipe, option_of(arguments, "--num-nodes"), option_of(arguments, "--devices")
+
+
+def _nodes(cell: RecipeCommand, shape: Mapping[str, int] | None) -> int:
+    """Returns the nodes of a cell; those of its options if the recipe refuses all of its shape."""
+    if shape is not None:
+        return shape["num_nodes"]
+    given = option_of(cell[1], "--num-nodes") or ""
+    return int(given) if given.isdecimal() else 1
 
 
 def check_recipe(job: Job, recipe: str) -> None:
