@@ -104,12 +104,14 @@ def describe(folder: Path, queue: Queue, *, now_s: float) -> list[StatusRow]:
     attempts = {number: last_attempt(path) for number, path in tasks}
     started = [attempt for attempt in attempts.values() if attempt is not None]
     array = str(submitted.get("job") or (started and started[-1].array) or "?")
-    rows = []
+    rows, by_task = [], dict[str, list[QueueRow]]()
+    for row_of_task in queue or ():
+        by_task.setdefault(row_of_task.task, []).append(row_of_task)
     for number, path in tasks:
-        attempt = attempts[number]
+        attempt, of_task = attempts[number], by_task.get(str(number), [])
         # An array that was submitted again has another id.
-        ids = {row.array for row in queue or () if attempt and row.job == attempt.job} | {array}
-        queued = queue and [row for row in queue if row.array in ids and row.task == str(number)]
+        ids = {row.array for row in of_task if attempt and row.job == attempt.job} | {array}
+        queued = queue and [row for row in of_task if row.array in ids]
         row = _describe_job(path, f"{array}_{number}", name, attempt, queued, now_s)
         if row.state != "done":
             rows.append(row)

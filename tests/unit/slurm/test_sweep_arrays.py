@@ -5,6 +5,7 @@ import re
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,8 +13,9 @@ from scaling.store.outcome import write_outcome
 from scaling.sweep.plan import CellTask
 from scaling.sweep.run_cell import now, outcome_without_run
 from scaling.sweep.study import load_study
-from slurm import status, submit
-from tests.builders.slurm import PutStub
+from slurm import preflight, status, submit
+from slurm.job_files import write_attempt
+from tests.builders.slurm import ATTEMPT, PutStub
 
 STUDY = """
 recipe: [gpt]
@@ -159,3 +161,49 @@ def test_a_controller_that_does_not_answer_is_named(
     assert code == 2
     assert "SLURM's controller does not answer (Unable to contact slurm controller)" in text
     assert not (place / "sweeps").exists()
+
+
+def test_a_thousand_cells_take_one_call_of_sbatch_per_shape_and_few_questions(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sizes, seeds = list(range(1, 11)), list(range(50))
+    axes = f"{{num-nodes: [1, 2], batch-size: {sizes}, seed: {seeds}}}"
+    (place / "s.yaml").write_text(
+        f"recipe: [gpt]\naxes: {axes}\noptions: {{devices: 1, strategy: ddp, accelerator: cpu}}\n"
+    )
+    asked: list[int] = []
+    ask = preflight._ask
+
+    def count(commands: Any, shape: Any) -> Any:
+        asked.append(len(commands))
+        return ask(commands, shape)
+
+    monkeypatch.setattr(preflight, "_ask", count)
+    assert submitted(capsys)[0] == 0
+    calls = Counter((place / "calls").read_text().splitlines())
+    assert calls["--parsable"] == 2
+    (number,) = asked
+    assert number <= 2 + len(sizes) + len(seeds)  # not a question per cell
+
+
+def test_the_status_of_an_array_costs_one_call_and_as_many_reads_as_it_has_tasks(
+    tmp_path: Path, put_stub: PutStub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    number = 100
+    rows = "".join(f"{9 + n}|5|{n}|RUNNING|None|1:00\n" for n in range(number))
+    (tmp_path / "queue").write_text(rows)
+    put_stub("squeue", f"echo call >> {tmp_path}/calls; cat {tmp_path}/queue\n")
+    submitted = {"job": "5", "name": "x", "array": f"0-{number - 1}%8", "target": "recipes.gpt"}
+    (tmp_path / "job").mkdir()
+    (tmp_path / "job/submitted").write_text(json.dumps(submitted))
+    for task in range(number):
+        (tmp_path / f"job/task-{task}").mkdir()
+        attempt = replace(ATTEMPT, job=str(9 + task), array="5")
+        write_attempt(tmp_path / f"job/task-{task}", attempt)
+    reads: list[Path] = []
+    read = Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", lambda path: reads.append(path) or read(path))
+    report = status.report(tmp_path / "job", now_s=0.0)
+    assert report.count(" running ") == number + 1
+    assert (tmp_path / "calls").read_text() == "call\n"
+    assert len(reads) <= 4 * number + 10
