@@ -73,7 +73,7 @@ def run_launched(options: SweepOptions, launcher: Mapping[str, str]) -> tuple[in
     """Runs the cell `options.run_cell` as one rank; returns the exit code and how it ended.
 
     Args:
-        launcher: the variables by which torchrun tells the ranks apart.
+        launcher: the variables by which torchrun numbers the ranks.
 
     Raises ValueError without torchrun, for another number of ranks than the cell has, and for a
     cell that is not in the study or that another process runs.

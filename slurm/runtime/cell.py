@@ -19,7 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from slurm import scheduler
-from slurm.job_files import JOB_END
+from slurm.job_files import JOB_END, read_json
 from slurm.runtime.allocation import Allocation, JobArgs, read_allocation
 from slurm.runtime.node_health import find_dead_nodes, write_node_failures
 from slurm.runtime.outcome import write_record
@@ -122,9 +122,11 @@ def _end(
         return _end_job(args, unshared[0].message, [])
     if not dead:
         dead = find_dead_nodes(allocation, args.errors, watched.probes.silent())
+    if dead and any(_is_done(path, since_s) for path in run.glob("*.json")):
+        return 0  # it had ended before
     if dead:
         write_node_failures(dead, args.errors)
-        first = first_failure(read_failures(args.errors))
+        first = first_failure(sorted(read_failures(args.errors), key=lambda failure: failure.rank))
         reason = f"rank {first.rank} of {allocation.tasks}: {first.message}"
         return _end_job(args, reason, [*dead])
     if not failures:
@@ -139,6 +141,10 @@ def _end(
     if not any(amend_record(path, first, since_s=since_s) for path in records):
         write_record(allocation, args, run, since_s)
     return 1
+
+
+def _is_done(record: Path, since_s: float) -> bool:
+    return record.stat().st_mtime >= since_s and read_json(record).get("status") == "ok"
 
 
 def _name_node(failure: RankFailure, allocation: Allocation) -> RankFailure:

@@ -12,14 +12,13 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from slurm.job_files import STEP
 from slurm.runtime.allocation import check_shared
-from slurm.runtime.node_health import INTERVAL_S, beat
+from slurm.runtime.node_health import ENDED, INTERVAL_S, beat
 from unitransformer.cli import fail
 from unitransformer.files import write_atomically
 from unitransformer.launch.failures import (
@@ -58,14 +57,20 @@ def main(command: Sequence[str]) -> int:
             return _report_unshared(error, rank, failure)
     with contextlib.suppress(OSError):
         write_atomically(errors / STEP, os.environ["SLURM_STEP_ID"].encode())
-    killed_before = count_oom_kills()
+    heart: threading.Thread | None = None
+    killed_before, has_ended = count_oom_kills(), threading.Event()
     child = subprocess.Popen(command, env={**os.environ, ERROR_FILE: str(failure)})
     children.append(child)
     for early in received:  # arrived while the child was started
         child.send_signal(early)
     if sends_heartbeat(os.environ):
-        threading.Thread(target=_beat_forever, args=(errors,), daemon=True).start()
+        heart = threading.Thread(target=_beat_until, args=(has_ended, errors), daemon=True)
+        heart.start()
     code = child.wait()
+    if heart is not None:
+        has_ended.set()
+        heart.join(INTERVAL_S)  # which a file system may delay
+        beat(errors, os.environ["SLURMD_NODENAME"], ENDED)
     # A child that a signal killed had not installed its handlers, so that nothing is lost.
     if code == STOPPED_EXIT_CODE or (code < 0 and -code in received):
         # Reported by a file: srun kills the other ranks at any exit code except 0.
@@ -86,10 +91,11 @@ def _report_unshared(error: ValueError, rank: int, path: Path) -> int:
     return fail(str(error), BAD_USAGE)
 
 
-def _beat_forever(errors: Path) -> None:
+def _beat_until(has_ended: threading.Event, errors: Path) -> None:
     for number in itertools.count():
-        beat(errors, os.environ["SLURMD_NODENAME"], number)
-        time.sleep(INTERVAL_S)
+        beat(errors, os.environ["SLURMD_NODENAME"], str(number))
+        if has_ended.wait(INTERVAL_S):
+            return
 
 
 def sends_heartbeat(variables: Mapping[str, str]) -> bool:

@@ -33,7 +33,15 @@ for number in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM):
     signal.signal(number, lambda *_: os._exit(75))
 rank = note("begins")
 time.sleep(ANSWERS["seconds"])
+step = [os.environ.get(f"SLURM_{name}", "0") for name in ("JOB_ID", "RESTART_COUNT", "STEP_ID")]
+note("-".join(["done", *step]))
 if rank == "0":
+    words = ["-".join(["done", *step]), Path(os.environ["UNITRANSFORMER_RUN_FOLDER"]).name]
+    while True:  # as training ends with a barrier
+        lines = [line.split()[:2] for line in (HERE / "ranks").read_text().splitlines()]
+        if lines.count(words) >= int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)):
+            break
+        time.sleep(0.1)
     record = ANSWERS[json.dumps(sys.argv[1:])]["record"]
     path = Path(os.environ["UNITRANSFORMER_RUN_FOLDER"], "x-1.json")
     path.write_text(json.dumps(record))

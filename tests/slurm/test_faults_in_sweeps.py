@@ -61,7 +61,7 @@ def ranks_of(work: Path) -> list[list[str]]:
 
 
 def die(cluster: Cluster, node: str) -> None:
-    """Kills a node, and tells SLURM, which would take five minutes to notice."""
+    """Kills a node, and declares it down, which SLURM would do after five minutes."""
     cluster.declare_dead(node)
     cluster.start_node(node)
     with contextlib.suppress(subprocess.CalledProcessError):  # it is back already
@@ -106,7 +106,9 @@ def processes_in(work: Path) -> list[psutil.Process]:
 def two_nodes_cell_runs(work: Path) -> bool:
     lines = ranks_of(work)
     ended = {cell for word, cell, *_ in lines if word == "ends"}
-    return any(rank == "1" and cell not in ended for _, cell, rank, _ in lines)
+    return any(
+        word == "begins" and rank == "1" and cell not in ended for word, cell, rank, _ in lines
+    )
 
 
 def test_a_dead_node_costs_a_sweep_over_nodes_no_cell(

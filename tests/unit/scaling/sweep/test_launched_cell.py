@@ -103,7 +103,7 @@ def test_bad_launches_of_a_cell_are_one_line_and_no_outcome(
 def test_the_rank_that_failed_first_is_in_the_outcome(cells: list[Cell], tmp_path: Path) -> None:
     two = cells[1]
     path = tmp_path / "fake/recipes/gpt.py"
-    fault = 'if rank == "1":\n    os.kill(os.getpid(), 9)\ntime.sleep(1); sys.exit(1)\n'
+    fault = 'if rank == "1":\n    os.kill(os.getpid(), 9)\ntime.sleep(1)\nsys.exit(1)\n'
     path.write_text(path.read_text().replace("if rank ==", f"{fault}if rank ==", 1))
     codes = {rank: code for rank, (code, _) in run_ranks(two).items()}
     assert codes == {0: 1, 1: 137}
