@@ -18,6 +18,7 @@ import pytest
 from scaling import __main__ as scaling
 from scaling.sweep.study import Cell, read_study
 from slurm import status, submit
+from slurm.job_files import list_attempts
 from tests.builders.fake_recipes import write_fake_recipes
 from tests.slurm.cluster import Cluster, running_cluster, until
 from tests.slurm.conftest import EACH
@@ -86,7 +87,11 @@ def check_end(cluster: Cluster, work: Path, cells: Sequence[Cell]) -> None:
     wait_until_ended(cluster, work, len(cells))
     assert Counter(statuses_of(work)) == {"ok": len(cells)}
     ends = Counter(line[1] for line in ranks_of(work) if line[0] == "ends")
-    assert ends == Counter(f"{cell.id}-1" for cell in cells)
+    assert ends.keys() == {f"{cell.id}-1" for cell in cells}
+    # A node may die between the end of a run and its outcome: then the cell runs again.
+    attempts = [last for path in work.glob("job/*/task-*") for last in list_attempts(path)]
+    lost = [attempt for attempt in attempts if attempt.outcome != "done"]
+    assert ends.total() - len(cells) <= len(lost)
     until(lambda: not processes_in(work), "no process of the sweep is left")
     assert scaling.main(["report", str(work / "swept"), "--out", str(work / "RESULTS.md")]) == 0
     assert scaling.main(["lint", str(work / "RESULTS.md")]) == 0
