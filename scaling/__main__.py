@@ -86,7 +86,7 @@ def _sweep(arguments: Sequence[str], _: Sequence[str]) -> int:
     options = read_sweep_options(_parse(["sweep", *rest]), axes)
     from scaling.sweep.command import run_sweep
 
-    return run_sweep(options)
+    return run_sweep(options, arguments[1:])
 
 
 def _parity(arguments: Sequence[str], typed: Sequence[str]) -> int:

@@ -12,13 +12,16 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, Required, TypedDict, Unpack
 
 from unitransformer.config import Recipe
 from unitransformer.launch.process_tree import Ending, die_with_parent, end_process, wait_within
+from unitransformer.launch.signals import STOPPED_EXIT_CODE, StopRequested
+
+END_RANKS_S = 20.0  # until a process has ended its ranks on other nodes
 
 # Options that a command sets for each of its runs, or that do not train.
 RESERVED_OPTIONS = shlex.split(
@@ -58,8 +61,43 @@ def run_alone(
     return run_command([sys.executable, "-m", f"recipes.{recipe}", *arguments], **options)
 
 
-def run_command(command: Sequence[str], **options: Unpack[RunnerOptions]) -> ProcessResult:
-    """Runs any command as a `Runner` runs a recipe."""
+def start_ranks_with(command: Sequence[str], devices: int) -> Runner:
+    """Returns a `Runner` that starts so many ranks on each node of a job, by `command`.
+
+    It raises StopRequested where the job, and not the cell, has to end.
+    """
+
+    def run(
+        recipe: Recipe, arguments: Sequence[str], **options: Unpack[RunnerOptions]
+    ) -> ProcessResult:
+        whole = [*command, f"--devices={devices}", recipe, "--", *arguments]
+        ended = run_command(whole, end=end_gently, **options)
+        if ended.exit_code == STOPPED_EXIT_CODE:
+            raise StopRequested("the end of the job or of a node")
+        return ended
+
+    return run
+
+
+def end_gently(process: "subprocess.Popen[Any]") -> None:
+    """Lets a process end the ranks that it has started on other nodes, and ends it."""
+    process.terminate()
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(END_RANKS_S)
+    end_process(process)
+
+
+def run_command(
+    command: Sequence[str],
+    *,
+    end: Callable[["subprocess.Popen[Any]"], None] = end_process,
+    **options: Unpack[RunnerOptions],
+) -> ProcessResult:
+    """Runs any command as a `Runner` runs a recipe.
+
+    Args:
+        end: ends the process, and all that it has started, at a limit or a signal.
+    """
     started_s, parent = time.monotonic(), os.getpid()
     with options["log"].open("w") as log:
         process = subprocess.Popen(
@@ -82,10 +120,11 @@ def run_command(command: Sequence[str], **options: Unpack[RunnerOptions]) -> Pro
                 wait,
                 limit_s=options["limit_s"],
                 memory_limit_bytes=options.get("memory_limit_bytes"),
+                kill=lambda _: end(process),
             )
         finally:
             if process.returncode is None:
-                end_process(process)
+                end(process)
     return ProcessResult(
         ending=ending,
         exit_code=process.returncode if ending == "ended" else None,

@@ -29,7 +29,8 @@ ARRAY = re.compile(r"\d+(-\d+(:\d+)?)?(,\d+(-\d+(:\d+)?)?)*(%[1-9]\d*)?")
 FORMATS = {
     "name": (NAME, "at most 100 letters, digits and . _ + -"),
     **dict.fromkeys(
-        ("folder", "directory", "python"), (PATH, "a UTF-8 path without backslashes or line breaks")
+        ("folder", "directory", "python", "shared"),
+        (PATH, "a UTF-8 path without backslashes or line breaks"),
     ),
     "time": (TIME, "30 (minutes), 2:00:00, 1-12:00:00 or UNLIMITED"),
     "partition": (TEXT, "the name of a partition, or several with commas"),
@@ -70,7 +71,8 @@ class Job:
     exclude: str | None = None
     dependency: str | None = None
     array: str | None = None
-    cells: int | None = None  # of a sweep
+    cells: int | None = None  # of a sweep, on so many nodes
+    shared: str | None = None  # file of a sweep's folder that its nodes must see
     requeue: bool = True
     cluster: Cluster = NO_CLUSTER
 
@@ -92,6 +94,11 @@ class Job:
             )
         if self.on_gpus:
             self._check_gpus()
+
+    @property
+    def is_single_task(self) -> bool:
+        """Whether one process of a sweep starts all ranks of a cell, on one node."""
+        return self.target == "sweep" and self.nodes == 1
 
     @property
     def is_unlimited(self) -> bool:
@@ -120,10 +127,12 @@ def render(job: Job) -> str:
 
 
 def _directives(job: Job) -> list[str]:
-    cluster, is_sweep = job.cluster, job.target == "sweep"
+    cluster, is_single_task = job.cluster, job.is_single_task
+    # The batch script of a sweep over nodes passes the signal on: between two cells it has no step.
+    of_script = "B:" if job.target == "sweep" and not is_single_task else ""
     gpus = f"{job.gpu_type}:{job.devices}" if job.gpu_type else str(job.devices)
     cpus = cluster.cpus_per_task
-    if cpus is not None and is_sweep:
+    if cpus is not None and is_single_task:
         cpus *= job.devices  # the one task starts all ranks of a cell
     request = cluster.gpu_request if job.on_gpus and cluster.extra_gpus is None else "none"
     # Of two --gres, sbatch reads only the last.
@@ -134,20 +143,20 @@ def _directives(job: Job) -> list[str]:
     values = {
         "job-name": job.name,
         "nodes": job.nodes,
-        "ntasks-per-node": 1 if is_sweep else job.devices,
+        "ntasks-per-node": 1 if is_single_task else job.devices,
         "gpus-per-node": _quote(gpus) if request == "gpus-per-node" else None,
         "gres": _quote(",".join(gres)) if gres else None,
         "cpus-per-task": cpus,
         "time": "UNLIMITED" if job.is_unlimited else job.time,
         **{name: _quote(value) for name in PASSED_ON if (value := getattr(job, name)) is not None},
-        "signal": f"{cluster.signal}@{cluster.signal_ahead_s}",
+        "signal": f"{of_script}{cluster.signal}@{cluster.signal_ahead_s}",
         "open-mode": "append",
         "output": f"{log_folder}/{'%x-%j' if job.array is None else '%x-%A_%a'}.log",
         "chdir": _quote(job.directory),
     }
     lines = [f"--{name}={value}" for name, value in values.items() if value is not None]
     lines.append("--requeue" if job.requeue else "--no-requeue")
-    if is_sweep and cpus is None:
+    if is_single_task and cpus is None:
         lines.append("--exclusive")  # otherwise all ranks of a cell share the core of its one task
     for option in cluster.extra:
         name, _, value = option.partition("=")
@@ -168,7 +177,7 @@ def _comment(job: Job) -> str:
         signal = "There is no time limit. If a signal arrives, as in a preemption,"
     if job.target == "sweep":
         return (
-            "# Each task runs the next unfinished cell of the sweep.\n"
+            "# Each task runs unfinished cells of the sweep, one after the other.\n"
             f"# {signal} the task releases its cell\n# and is queued again.\n"
         )
     then = "is queued again and resumes from there" if job.requeue else "prints how to continue"
@@ -203,6 +212,8 @@ def _expand_match(match: re.Match[str]) -> str:
 def _command(job: Job) -> str:
     cluster, local_disk = job.cluster, job.cluster.local_disk
     options = [f"--folder {shlex.quote(job.folder)}"]
+    if job.shared is not None:
+        options.append(f"--shared {shlex.quote(job.shared)}")
     if local_disk:
         options.append(f"--local-disk {_expand(local_disk)}")
     if cluster.container:

@@ -8,6 +8,7 @@ start then records how the previous one ended.
 
 import datetime
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,11 +16,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from slurm import scheduler
-from slurm.job_files import Attempt, first_started_at, list_attempts, write_attempt
+from slurm.job_files import RUN, Attempt, first_started_at, list_attempts, write_attempt
 from slurm.runtime.allocation import (
     Allocation,
     JobArgs,
     check_shape,
+    check_shared,
     check_single_process,
     delete_local_files,
     drop_inherited_array,
@@ -27,10 +29,18 @@ from slurm.runtime.allocation import (
     read_args,
 )
 from slurm.runtime.outcome import EXIT_CODES, JobEnd, decide, find_end, requeue, write_record
-from slurm.runtime.srun import rank_variables, srun_command, watch
+from slurm.runtime.srun import (
+    rank_variables,
+    srun_command,
+    sweep_command,
+    wait_for_sweep,
+    watch,
+)
 from unitransformer.cli import run_main
 from unitransformer.launch.signals import STOP_SIGNALS
 from unitransformer.launch.variables import without_launcher
+
+NUM_TASKS = ("SLURM_NTASKS", "SLURM_NPROCS")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -40,6 +50,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         check_single_process(allocation, os.environ)
         args = read_args(sys.argv[1:] if argv is None else argv, allocation)
         check_shape(allocation, args)
+        if args.shared is not None:
+            check_shared(args.shared)
         return run_job(allocation, args)
     except (ValueError, OSError, RuntimeError, subprocess.SubprocessError) as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
@@ -67,7 +79,7 @@ def run_job(allocation: Allocation, args: JobArgs) -> int:
     write_attempt(args.folder, decided)
     print(f"{decided.outcome}: {decided.reason or args.folder}", flush=True)
     if not end.has_record:
-        write_record(allocation, args, attempt.since_s)
+        write_record(allocation, args, args.folder / RUN, attempt.since_s)
     if args.local_disk is not None:
         delete_local_files(allocation, args.local_disk, dead_nodes=end.dead_nodes)
     if decided.is_requeued:
@@ -94,12 +106,21 @@ def _run_ranks(
 ) -> JobEnd:
     args.errors.mkdir(exist_ok=True)
     for old in args.errors.iterdir():
-        old.unlink()
+        shutil.rmtree(old) if old.is_dir() else old.unlink()
     # sbatch may have been called inside another job, whose variables name other ranks.
-    variables = without_launcher(os.environ) | rank_variables(args)
+    variables = without_launcher(os.environ) | rank_variables(args, allocation.name)
+    if args.target != "sweep":
+        srun = subprocess.Popen(srun_command(args), env=variables)
+        watched = watch(srun, allocation, args.errors, caught)
+        return find_end(allocation, args, watched, since_s=attempt.since_s, signaled=bool(caught))
     started_at = first_started_at(args.folder if allocation.task is None else args.folder.parent)
-    srun = subprocess.Popen(srun_command(args, started_at), env=variables)
-    watched = watch(srun, allocation, args.errors, caught)
+    command = sweep_command(args, nodes=allocation.nodes, first_started_at=started_at)
+    if allocation.nodes > 1:
+        for name in NUM_TASKS:  # the sweep plans as one process
+            variables.pop(name, None)
+        watched = wait_for_sweep(subprocess.Popen(command, env=variables), caught)
+    else:
+        watched = watch(subprocess.Popen(command, env=variables), allocation, args.errors, caught)
     return find_end(allocation, args, watched, since_s=attempt.since_s, signaled=bool(caught))
 
 

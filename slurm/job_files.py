@@ -20,7 +20,10 @@ from typing import Any, Literal
 from unitransformer.files import write_atomically
 
 SUBMITTED, SCRIPT, RUN = "submitted", "job.sbatch", "run-1"
-SWEEP_STATE = "sweep"  # in the errors folder of a start
+# In the errors folder of a start:
+SWEEP_STATE = "sweep"
+STEP = "step"  # number of the step in which the ranks run
+JOB_END = "job-end"  # why a job of several nodes has to end: `reason`, `dead_nodes`
 
 JobOutcome = Literal["running", "done", "stopped", "failed", "refused"]
 

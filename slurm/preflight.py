@@ -1,56 +1,126 @@
 """Checks the options of a job through its recipe before the job is queued.
 
-A sweep becomes an array of jobs over its cells.
+A sweep becomes one array of jobs for each number of nodes that its cells need.
 """
 
+import itertools
 import json
-import math
 import re
 import shlex
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
+
+from tabulate import tabulate
 
 from slurm import scheduler
 from slurm.batch_script import Job, seconds_of
-from slurm.runtime.allocation import flags_of, option_of
+from slurm.runtime.allocation import flags_of, option_of, sweep_folder_of
 from unitransformer.launch.subprocess_module import run_module
 from unitransformer.launch.variables import CELL_LIMIT_S
 
 ANSWER_S, ANSWER_PER_COMMAND_S = 120.0, 1.0  # timeouts; login nodes are slow
 START_S = 120  # from the start of a task to that of its cell; SLURM may signal a minute early
 
-RecipeCommand = tuple[str, Sequence[str]]  # name of the recipe, and its arguments
+RecipeCommand = tuple[str, tuple[str, ...]]  # name of the recipe, and its arguments
+ShapeOptions = tuple[str, str | None, str | None]  # recipe, --num-nodes, --devices
+STUDY = "study.json"  # in the folder of a sweep
 
 
-def to_sweep_array(job: Job, max_parallel: int) -> Job:
-    """Returns the job of a sweep with one task per cell, of which `max_parallel` run at once.
+def sweep_folder(job: Job) -> str:
+    return sweep_folder_of(job.arguments, job.directory)
 
-    If there are more cells than an array may have tasks, each task runs several.
+
+def sweep_jobs(job: Job, *, max_parallel: int, max_nodes: int | None = None) -> list[Job]:
+    """Returns one job per number of nodes that unfinished cells need, fewest nodes first.
+
+    Each has one task per cell. A task runs further cells while its time lasts, so that an array may
+    have fewer tasks than cells.
+
+    Args:
+        max_parallel: tasks of an array that run at once.
+        max_nodes: nodes that the sweep holds at once. The caller lets each array wait for the one
+            before.
 
     Raises ValueError if an option does not apply to sweeps, or the job cannot run some cells.
     """
     if job.nodes != 1:
-        raise ValueError(f"nodes is {job.nodes}; each cell of a sweep runs on one node")
+        raise ValueError(
+            f"nodes is {job.nodes}; the cells of a sweep say how many nodes they need: add the "
+            "axis num-nodes to the study, such as num-nodes: [1, 2], or --num-nodes 1,2 after --"
+        )
     if job.array is not None:
         raise ValueError(f"array is {job.array}; leave it out: a sweep has one task per cell")
     if max_parallel < 1:
         raise ValueError(f"max-parallel is {max_parallel}; it must be at least 1")
-    listing = run_module("scaling", ["sweep", *job.arguments, "--list"], limit_s=ANSWER_S)
+    cells = _list_cells(job)
+    nodes_of = _count_nodes(cells, job)
+    left = cells
+    if Path(sweep_folder(job)).exists():
+        left = _list_cells(job, "--left")
+    all_of, left_of = (Counter(nodes_of[cell] for cell in group) for group in (cells, left))
+    largest = max(left_of, default=1)
+    if max_nodes is not None and max_nodes < largest:
+        few = f"{left_of[largest]} cells need" if left_of[largest] > 1 else "1 cell needs"
+        raise ValueError(
+            f"max-nodes is {max_nodes}, and {few} {largest}; give --max-nodes {largest}"
+        )
+    limit = job.cluster.max_array_tasks
+    limit = scheduler.max_array_tasks() if limit is None else limit
+    time_limit = _cell_time_limit(job)
+    jobs = []
+    for nodes, number in sorted(left_of.items()):
+        at_once = max_parallel if max_nodes is None else min(max_parallel, max_nodes // nodes)
+        arguments = [*job.arguments, *time_limit]
+        if max(nodes_of.values()) > 1:
+            arguments += ["--only-nodes", str(nodes)]
+        if not flags_of(arguments) & {"--max-cells", "--find-max-batch"}:
+            arguments += ["--max-cells", str(number)]
+        if (seconds := _time_for_cells(job)) is not None:
+            arguments += ["--stop-after", str(seconds)]
+        is_alone = len(left_of) == 1
+        jobs.append(
+            replace(
+                job,
+                nodes=nodes,
+                name=job.name if is_alone else f"{job.name}-{nodes}",
+                folder=job.folder if is_alone else f"{job.folder}/nodes-{nodes}",
+                array=f"0-{min(number, limit) - 1}%{at_once}" if limit else None,
+                cells=all_of[nodes],
+                arguments=arguments,
+                shared=f"{sweep_folder(job)}/{STUDY}",
+            )
+        )
+    return jobs
+
+
+def _list_cells(job: Job, *options: str) -> list[RecipeCommand]:
+    listing = run_module("scaling", ["sweep", *job.arguments, "--list", *options], limit_s=ANSWER_S)
     cells = []
     for line in listing.splitlines():  # python -m recipes.gpt --batch-size 8 ...
         _, _, module, *arguments = shlex.split(line)
-        cells.append((module.removeprefix("recipes."), arguments))
-    _check_cells(cells, job)
-    limit = job.cluster.max_array_tasks
-    limit = scheduler.max_array_tasks() if limit is None else limit
-    tasks = max(1, min(len(cells), limit))
-    arguments = [*job.arguments]
-    if len(cells) > tasks and not flags_of(arguments) & {"--max-cells", "--find-max-batch"}:
-        arguments += ["--max-cells", str(math.ceil(len(cells) / tasks))]
-    arguments += _cell_time_limit(job)
-    array = f"0-{tasks - 1}%{max_parallel}" if limit else None  # None: a single job
-    return replace(job, array=array, cells=len(cells), arguments=arguments)
+        cells.append((module.removeprefix("recipes."), tuple(arguments)))
+    return cells
+
+
+def prepare_sweep(job: Job) -> None:
+    """Creates the folder of the sweep, which every node has to see."""
+    run_module("scaling", ["sweep", *job.arguments, "--prepare"], limit_s=ANSWER_S)
+
+
+def table_of(jobs: Sequence[Job]) -> str:
+    """Returns the arrays of a sweep with the most that they may cost."""
+    rows = []
+    for job in jobs:
+        number = int(option_of(job.arguments, "--max-cells") or job.cells or 0)
+        limit_s = float(option_of(job.arguments, "--time-limit") or CELL_LIMIT_S)
+        tasks, _, at_once = (job.array or "one job%1").partition("%")
+        hours = number * job.nodes * limit_s / 3600
+        rows.append((job.nodes, number, tasks, at_once, int(at_once) * job.nodes, f"{hours:,.1f}"))
+    headers = ("nodes", "cells", "tasks", "at once", "nodes at once", "node-hours at most")
+    return tabulate(rows, headers, disable_numparse=True)
 
 
 def _cell_time_limit(job: Job) -> list[str]:
@@ -58,15 +128,9 @@ def _cell_time_limit(job: Job) -> list[str]:
 
     Without it, one task after the other would release a cell that takes longer.
     """
-    time_s = seconds_of(job.time)
-    if time_s is None:
+    left_s = _time_for_cells(job)
+    if left_s is None:
         return []
-    left_s = time_s - job.cluster.signal_ahead_s - START_S
-    if left_s <= 0:
-        raise ValueError(
-            f"time is {job.time}; {START_S} s to start a task and {job.cluster.signal_ahead_s} s "
-            "to end it leave no time for a cell; give a longer --time"
-        )
     limit = option_of(job.arguments, "--time-limit")
     try:
         is_longer = left_s < (CELL_LIMIT_S if limit is None else float(limit))
@@ -75,36 +139,78 @@ def _cell_time_limit(job: Job) -> list[str]:
     return ["--time-limit", str(left_s)] if is_longer else []
 
 
-def _check_cells(cells: Sequence[RecipeCommand], job: Job) -> None:
-    """Raises ValueError for cells with invalid options or that need more than the job has.
+def _time_for_cells(job: Job) -> int | None:
+    """Returns the seconds that a task has for its cells; None without a time limit."""
+    time_s = seconds_of(job.time)
+    if time_s is None:
+        return None
+    left_s = time_s - job.cluster.signal_ahead_s - START_S
+    if left_s <= 0:
+        raise ValueError(
+            f"time is {job.time}; {START_S} s to start a task and {job.cluster.signal_ahead_s} s "
+            "to end it leave no time for a cell; give a longer --time"
+        )
+    return left_s
 
+
+def _count_nodes(cells: Sequence[RecipeCommand], job: Job) -> dict[RecipeCommand, int]:
+    """Returns the nodes that each cell needs.
+
+    Asks the recipes for cells that together have every value of every option, and every shape:
+    parsing each of a thousand cells would take many seconds.
+
+    Raises ValueError for cells with invalid options or that need more devices than the job has.
     Cells that a recipe refuses are allowed: the sweep reports them.
     """
-    shapes = []
-    for (recipe, arguments), answer in zip(cells, _ask(cells, {}), strict=True):
+    seen: set[Any] = set()
+    asked = []
+    for cell in dict.fromkeys(cells):
+        recipe, arguments = cell
+        new = {(recipe, *pair) for pair in itertools.pairwise(arguments)} | {_shape_options(cell)}
+        if not new <= seen:
+            seen |= new
+            asked.append(cell)
+    shapes: dict[ShapeOptions, Mapping[str, int]] = {}
+    for cell, answer in zip(asked, _ask(asked, {}), strict=True):
         if "misread" in answer:
-            raise ValueError(f"recipe {recipe}: {answer['misread']}")
+            raise ValueError(f"recipe {cell[0]}: {answer['misread']}")
         if "config" in answer:
-            command = f"python -m recipes.{recipe} {shlex.join(arguments)}"
-            shapes.append((recipe, command, answer["config"]["parallel"]))
-    for name, limit, fix in (
-        ("num_nodes", 1, "submit them as jobs of recipes.{recipe} with --nodes {most}"),
-        ("devices", job.devices, "submit with --devices {most}"),
-    ):
-        larger = [cell for cell in shapes if cell[2][name] > limit]
-        if larger:
-            recipe, command, shape = larger[0]
-            fix = fix.format(recipe=recipe, most=max(shape[name] for _, _, shape in larger))
-            raise ValueError(
-                f"too few {name.removeprefix('num_')} for {len(larger)} cells of this sweep: a "
-                f"task has {limit}, and the first of these cells needs {shape[name]}: {command}; "
-                f"{fix}, or leave them out"
-            )
+            shapes.setdefault(_shape_options(cell), answer["config"]["parallel"])
+    larger = [
+        cell
+        for cell in cells
+        if (shape := shapes.get(_shape_options(cell))) and shape["devices"] > job.devices
+    ]
+    if larger:
+        recipe, arguments = larger[0]
+        needed = [shapes[_shape_options(cell)]["devices"] for cell in larger]
+        raise ValueError(
+            f"too few devices for {len(larger)} cells of this sweep: a task has {job.devices} per "
+            f"node, and the first of these cells needs {needed[0]}: python -m recipes.{recipe} "
+            f"{shlex.join(arguments)}; submit with --devices {max(needed)}, give num-nodes and "
+            "fewer devices, or leave them out"
+        )
+    return {cell: _nodes(cell, shapes.get(_shape_options(cell))) for cell in cells}
+
+
+def _shape_options(cell: RecipeCommand) -> ShapeOptions:
+    recipe, arguments = cell
+    return recipe, option_of(arguments, "--num-nodes"), option_of(arguments, "--devices")
+
+
+def _nodes(cell: RecipeCommand, shape: Mapping[str, int] | None) -> int:
+    """Returns the nodes of a cell; those of its options if the recipe refuses all of its shape."""
+    if shape is not None:
+        return shape["num_nodes"]
+    given = option_of(cell[1], "--num-nodes") or ""
+    return int(given) if given.isdecimal() else 1
 
 
 def check_recipe(job: Job, recipe: str) -> None:
     """Raises ValueError for options that the recipe refuses, with the recipe's message."""
-    (answer,) = _ask([(recipe, first_task(job))], {"devices": job.devices, "num_nodes": job.nodes})
+    (answer,) = _ask(
+        [(recipe, tuple(first_task(job)))], {"devices": job.devices, "num_nodes": job.nodes}
+    )
     if error := answer.get("misread") or answer.get("refused"):
         raise ValueError(f"recipe {recipe}: {error}")
 

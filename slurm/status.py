@@ -20,7 +20,7 @@ from tabulate import tabulate
 
 from slurm import job_files, scheduler
 from slurm.job_files import RUN, SUBMITTED, Attempt, format_counts, last_attempt, read_json
-from slurm.runtime.allocation import option_of
+from slurm.runtime.allocation import option_of, sweep_folder_of
 from slurm.scheduler import QueueRow
 from unitransformer.cli import Parser, explain_parse_error, fail, run_main
 from unitransformer.launch.variables import PROGRESS_FILE
@@ -104,12 +104,14 @@ def describe(folder: Path, queue: Queue, *, now_s: float) -> list[StatusRow]:
     attempts = {number: last_attempt(path) for number, path in tasks}
     started = [attempt for attempt in attempts.values() if attempt is not None]
     array = str(submitted.get("job") or (started and started[-1].array) or "?")
-    rows = []
+    rows, by_task = [], dict[str, list[QueueRow]]()
+    for row_of_task in queue or ():
+        by_task.setdefault(row_of_task.task, []).append(row_of_task)
     for number, path in tasks:
-        attempt = attempts[number]
+        attempt, of_task = attempts[number], by_task.get(str(number), [])
         # An array that was submitted again has another id.
-        ids = {row.array for row in queue or () if attempt and row.job == attempt.job} | {array}
-        queued = queue and [row for row in queue if row.array in ids and row.task == str(number)]
+        ids = {row.array for row in of_task if attempt and row.job == attempt.job} | {array}
+        queued = queue and [row for row in of_task if row.array in ids]
         row = _describe_job(path, f"{array}_{number}", name, attempt, queued, now_s)
         if row.state != "done":
             rows.append(row)
@@ -133,10 +135,14 @@ def describe(folder: Path, queue: Queue, *, now_s: float) -> list[StatusRow]:
 def _count_cells(submitted: Mapping[str, Any]) -> str:
     """Returns how many cells of a sweep have ended, by status."""
     arguments = [str(argument) for argument in submitted.get("arguments", [])]
-    study = arguments[0] if arguments and not arguments[0].startswith("--") else "sweep"
-    out = option_of(arguments, "--out") or f"sweeps/{Path(study).stem}"
-    cells = Path(str(submitted.get("directory", ".")), os.path.expanduser(out), "cells")
+    cells = Path(sweep_folder_of(arguments, str(submitted.get("directory", "."))), "cells")
     outcomes = [read_json(path) for path in cells.glob("*/outcome.json")]
+    if (nodes := option_of(arguments, "--only-nodes")) is not None:  # other arrays have the others
+        outcomes = [
+            outcome
+            for outcome in outcomes
+            if outcome.get("options", {}).get("num-nodes", "1") == nodes
+        ]
     statuses = Counter(str(outcome.get("status", "damaged")) for outcome in outcomes)
     total = f"{len(outcomes)}/{submitted.get('cells', '?')} cells"
     return f"{total} ({format_counts(statuses)})" if statuses else total

@@ -12,10 +12,11 @@ import os
 import re
 import secrets
 import shlex
+import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,16 @@ import jsonargparse
 from slurm import scheduler
 from slurm.batch_script import Job, render, seconds_of
 from slurm.clusters import CLUSTERS, NO_CLUSTER, load_cluster
-from slurm.job_files import SCRIPT, SUBMITTED, list_attempts
-from slurm.preflight import check_recipe, plan_on, to_sweep_array
+from slurm.job_files import SCRIPT, SUBMITTED, list_attempts, read_json
+from slurm.preflight import (
+    STUDY,
+    check_recipe,
+    plan_on,
+    prepare_sweep,
+    sweep_folder,
+    sweep_jobs,
+    table_of,
+)
 from slurm.runtime.allocation import flags_of, option_of
 from unitransformer.cli import (
     Parser,
@@ -37,9 +46,14 @@ from unitransformer.cli import (
 )
 from unitransformer.files import why_not_writable, write_atomically
 from unitransformer.launch.variables import without_launcher
+from unitransformer.record.units import format_count
 
 TARGETS = ("recipes.gpt", "recipes.bert", "recipes.vit", "sweep")
 DEVICES = 8
+CHAIN = (
+    "each array waits for the one before, so that the sweep holds no more nodes than --max-nodes"
+)
+ARRAYS = "arrays"  # in the folder of a sweep: JSON, the array for each number of nodes
 JOB_VARIABLES = ("SBATCH_", "SLURM_", "SRUN_", "UNITRANSFORMER_JOB", "UNITRANSFORMER_RUN")
 
 TEXT_OPTIONS = {
@@ -73,22 +87,37 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Checks, prints or submits a job; returns the exit code."""
     try:
         options, arguments = parse(sys.argv[1:] if argv is None else argv)
-        job = build_job(options, arguments)
-        script = render(job)
-        if options.dry_run:
-            plan = "" if options.hardware is None else plan_on(options.hardware, job)
-            print(script, end="")
-            if plan:
-                print("\n# " + "\n# ".join(plan.splitlines()))
+        jobs = build_jobs(options, arguments)
+        if not jobs:
+            print("every cell of this sweep is finished; nothing was submitted")
             return 0
-        _run_sbatch(["--test-only"], script)
-        closed = scheduler.closed_partitions(job.partition)  # sbatch does not mention them
+        is_sweep = options.target == "sweep"
+        if options.dry_run:
+            notes = []
+            if is_sweep:
+                notes += [table_of(jobs)] + [CHAIN] * (options.max_nodes is not None)
+            if options.hardware is not None:  # before the script, as it may refuse
+                notes.append(plan_on(options.hardware, jobs[0]))
+            print("\n".join(render(job) for job in jobs), end="")
+            for note in notes:
+                print("\n# " + "\n# ".join(note.splitlines()))
+            return 0
+        queued = queued_arrays(jobs) if is_sweep else {}
+        jobs = [job for job in jobs if job.nodes not in queued]
+        _test(jobs)
+        closed = jobs and scheduler.closed_partitions(jobs[0].partition)  # sbatch ignores them
         if options.test_only:
             but = f", but it would wait: {closed}" if closed else ""
-            print(f"SLURM accepts this job{but}; nothing was submitted")
+            what = "this job" if len(jobs) == 1 else f"these {len(jobs)} arrays"
+            accepted = f"SLURM accepts {what}{but}" if jobs else "all cells are queued already"
+            print(f"{accepted}; nothing was submitted")
+            return 0
+        only_reports()
+        if is_sweep:
+            lines = submit_sweep(jobs, queued, is_chain=options.max_nodes is not None)
         else:
-            only_reports()
-            print(submit(job, script) + (f"\nnote    the job waits: {closed}" if closed else ""))
+            lines = submit(jobs[0], render(jobs[0]))
+        print(lines + (f"\nnote    the job waits: {closed}" if closed else ""))
         return 0
     except jsonargparse.ArgumentError as error:
         return fail(_explain(str(error)), 2)
@@ -110,7 +139,13 @@ def build_parser() -> Parser:
     add("--devices", type=int | None, default=None, help=f"GPUs per node; {DEVICES} if not given")
     for flag, text in TEXT_OPTIONS.items():
         add(flag, type=str, default=None, help=text)
-    add("--max-parallel", type=int, default=8, help="sweep tasks that run at once")
+    add("--max-parallel", type=int, default=8, help="tasks of a sweep's array that run at once")
+    add(
+        "--max-nodes",
+        type=int | None,
+        default=None,
+        help="nodes that a sweep holds at once; its arrays then run one after the other",
+    )
     add("--folder", type=Path | None, default=None, help="new folder of the job; default: by name")
     add("--clusters", type=Path, default=CLUSTERS, help="TOML file with settings of clusters")
     add("--no-requeue", action="store_true", help="never requeue; print how to continue instead")
@@ -131,8 +166,8 @@ def parse(argv: Sequence[str]) -> tuple[jsonargparse.Namespace, list[str]]:
     return build_parser().parse_args(list(argv[:end])), list(argv[end + 1 :])
 
 
-def build_job(options: jsonargparse.Namespace, arguments: Sequence[str]) -> Job:
-    """Returns the job, checked as far as is possible without SLURM.
+def build_jobs(options: jsonargparse.Namespace, arguments: Sequence[str]) -> list[Job]:
+    """Returns the jobs, checked as far as is possible without SLURM: one, or those of a sweep.
 
     Raises ValueError with the option, its value and the fix; RuntimeError if a recipe fails.
     """
@@ -175,10 +210,13 @@ def build_job(options: jsonargparse.Namespace, arguments: Sequence[str]) -> Job:
             f"time is {job.time}, and the signal to save arrives {cluster.signal_ahead_s} s before "
             "its end; give a longer --time, or a cluster with a smaller signal_ahead_s"
         )
-    if is_sweep:
-        return to_sweep_array(job, options.max_parallel)
-    check_recipe(job, recipe)
-    return job
+    if not is_sweep:
+        check_recipe(job, recipe)
+        return [job]
+    jobs = sweep_jobs(job, max_parallel=options.max_parallel, max_nodes=options.max_nodes)
+    for part in jobs:
+        _check_folder(Path(part.folder))
+    return jobs
 
 
 def _first_given(*values: Any) -> Any:
@@ -200,6 +238,8 @@ def _check_arguments(options: jsonargparse.Namespace, arguments: Sequence[str]) 
                 command = shlex.join(["python", "-m", "scaling", "sweep", *study, flag])
                 raise ValueError(f"{flag} after --: it needs no job; run it here: {command}")
         return
+    if options.max_nodes is not None:
+        raise ValueError(f"max-nodes is {options.max_nodes}, which is for sweeps; leave it out")
     if options.study is not None:
         raise ValueError(
             f"{options.study} is before --; put options of the recipe after it: -- --seed 1"
@@ -251,10 +291,108 @@ def _run_sbatch(options: Sequence[str], script: str) -> str:
         ) from None
     if sbatch.returncode:
         error = scheduler.error_of(sbatch)
+        if scheduler.BUSY.search(sbatch.stderr):
+            raise ValueError(
+                f"SLURM's controller does not answer ({error}); nothing was submitted: try again "
+                "when `scontrol ping` says UP"
+            )
         if "array" in error:
             error += f"; here an array may have {scheduler.max_array_tasks()} tasks, from 0 on"
         raise ValueError(f"SLURM refuses this job: {error}")
     return sbatch.stdout
+
+
+def _test(jobs: Sequence[Job]) -> None:
+    """Raises ValueError for jobs that SLURM refuses, with the first reason."""
+    refused = []
+    for job in jobs:
+        try:
+            _run_sbatch(["--test-only"], render(job))
+        except ValueError as error:
+            refused.append((job, str(error)))
+    if not refused:
+        return
+    if len(jobs) == 1:
+        raise ValueError(refused[0][1])
+    shapes = ", ".join(str(job.nodes) for job, _ in refused)
+    cells = sum(job.cells or 0 for job, _ in refused)
+    nodes = "node" if shapes == "1" else "nodes"
+    raise ValueError(
+        f"{refused[0][1]}; so {format_count(cells, 'cell')} on {shapes} {nodes} could never run: "
+        "choose another partition, or leave them out"
+    )
+
+
+def queued_arrays(jobs: Sequence[Job]) -> dict[int, str]:
+    """Returns the arrays of this sweep that are in the queue already, by number of nodes.
+
+    Raises as `scheduler.list_queue`.
+    """
+    arrays = read_json(Path(sweep_folder(jobs[0])) / ARRAYS)
+    if not arrays:
+        return {}
+    in_queue = {row.array for row in scheduler.list_queue([os.getuid()])}
+    return {int(nodes): job for nodes, job in arrays.items() if job in in_queue}
+
+
+def submit_sweep(jobs: Sequence[Job], queued: Mapping[int, str], *, is_chain: bool) -> str:
+    """Queues the arrays of a sweep; returns what to print.
+
+    The folder of the sweep names its arrays, so that the same command submits only what is missing.
+
+    Args:
+        queued: the arrays that are in the queue, by number of nodes.
+        is_chain: each array waits for the one before.
+
+    Raises ValueError if SLURM refuses an array, with what is queued.
+    """
+    lines = [
+        f"queued  {job} has the cells on {format_count(nodes, 'node')}"
+        for nodes, job in queued.items()
+    ]
+    if not jobs:
+        return "\n".join([*lines, "nothing was submitted: all cells are finished or queued"])
+    out, arrays = Path(sweep_folder(jobs[0])), {str(n): job for n, job in queued.items()}
+    is_new = not out.exists()
+    prepare_sweep(jobs[0])
+    for job in jobs:
+        if is_chain and arrays:
+            before = ":".join(arrays.values())
+            waits = [job.dependency, f"afterany:{before}"]
+            job = replace(job, dependency=",".join(filter(None, waits)))
+        try:
+            printed = submit(job, render(job))
+        except ValueError as error:
+            if not arrays and is_new:
+                _remove_unused(out)
+            if not arrays:
+                raise
+            names = [*arrays.values()]
+            are = f"arrays {' and '.join(names)} are" if len(names) > 1 else f"array {names[0]} is"
+            raise ValueError(
+                f"{error}; of this sweep, {are} queued, and the cells on "
+                f"{format_count(job.nodes, 'node')} and more are not; the same command submits them"
+            ) from None
+        arrays[str(job.nodes)] = printed.split()[1].rstrip(",")
+        write_atomically(out / ARRAYS, json.dumps(arrays).encode())
+        lines.append(printed)
+    if len(jobs) > 1:
+        folder = shlex.quote(str(Path(jobs[0].folder).parent))
+        lines += [
+            "",
+            table_of(jobs),
+            *([CHAIN] if is_chain else []),
+            "",
+            f"all     python -m slurm.status {folder}",
+        ]
+        lines.append(f"        scancel {' '.join(arrays.values())}")
+    return "\n".join(lines)
+
+
+def _remove_unused(folder: Path) -> None:
+    """Removes the folder of a sweep that has only just been created."""
+    if all(entry.name.startswith(STUDY) for entry in folder.iterdir()):
+        shutil.rmtree(folder)
 
 
 def submit(job: Job, script: str) -> str:

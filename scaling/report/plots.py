@@ -97,8 +97,11 @@ def plots_of(slug: str, points: Sequence[MeasuredPoint], curves: Sequence[Curve]
     sizes = {settings_of(run.config)["size"].partition(" (")[0] for run in runs}
     size_of_all = f" ({min(sizes)})" if len(sizes) == 1 else ""
     model = f"{run_formatting.TITLES[runs[0].config.recipe]}{size_of_all}"
+    nodes = {p.devices: p.config.parallel.num_nodes for curve in curves for p in curve.points}
+    on_nodes = [f"{n} on {count} nodes" for n, count in sorted(nodes.items()) if count > 1]
+    x = X | {"devices": f"devices ({', '.join(on_nodes)})" if on_nodes else "devices"}
     return [
-        _plot(lines, quantity, axis, slug, model, y[quantity], shares_cores=shares_cores)
+        _plot(lines, quantity, axis, slug, model, (x[axis], y[quantity]), shares_cores=shares_cores)
         for (quantity, axis), lines in plots.items()
         if lines
     ]
@@ -186,10 +189,17 @@ def _lines(marks: Iterable[tuple[Key, "PlotPoint | None", float | None]]) -> "Li
 
 
 def _plot(
-    lines: "Lines", quantity: str, axis: str, slug: str, model: str, y: str, *, shares_cores: bool
+    lines: "Lines",
+    quantity: str,
+    axis: str,
+    slug: str,
+    model: str,
+    labels: tuple[str, str],
+    *,
+    shares_cores: bool,
 ) -> Plot:
     """Draws the best lines of the best panels: those that reach farthest to the right, and of them
-    the best there. The first line of a panel adds its ideal."""
+    the best there. The first line of a panel adds its ideal. `labels` are those of x and y."""
     from unitransformer.plots import DASHED, PlotLine, PlotPoint
 
     sign = 1 if quantity == "memory" else -1
@@ -233,8 +243,8 @@ def _plot(
         name=f"{slug}-{quantity}-by-{axis.partition(' ')[0]}",
         title=f"{model}: {quantity} by {'number of ' if axis == 'devices' else ''}{axis}",
         caption=" ".join(sentence for sentence, applies in sentences.items() if applies),
-        x=X[axis],
-        y=y,
+        x=labels[0],
+        y=labels[1],
         panels=drawn,
         markers={f"{MARKED[axis]}: {product(group)}": markers[group] for group in groups},
     )

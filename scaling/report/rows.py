@@ -14,7 +14,13 @@ from pathlib import PurePosixPath
 from typing import Any, get_args
 
 from scaling.analysis.proof import find_proof
-from scaling.report.run_formatting import describe_hardware, mfu_row, peaks, without_paths
+from scaling.report.run_formatting import (
+    describe_hardware,
+    mfu_row,
+    network,
+    peaks,
+    without_paths,
+)
 from scaling.store.conditions import conditions_of
 from scaling.store.outcome import CellOutcome
 from scaling.store.reader import Cell, Store
@@ -92,6 +98,7 @@ class Row:
     started_at: str | None = None
     command: str
     record: str | None = None  # name of its file; None: there is none
+    network: str | None = None  # backend, transport and interface of its ranks
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
@@ -209,6 +216,7 @@ def _recorded(run: Run) -> dict[str, Any]:
         "num_steps": run.num_steps,
         "hardware": _hardware(run.record["hardware"]),
         "record": run.name,
+        "network": network(run) or None,
     }
 
 

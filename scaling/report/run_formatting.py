@@ -48,6 +48,30 @@ def devices(run: Run) -> str:
     return f"{nodes}{parallel.devices} x {parallel.accelerator}, strategy {parallel.strategy}"
 
 
+def device_count(config: RunConfig) -> str:
+    """All devices, and on how many nodes if there are several."""
+    parallel = config.parallel
+    nodes = f" on {parallel.num_nodes} nodes" if parallel.num_nodes > 1 else ""
+    return f"{parallel.world_size}{nodes}"
+
+
+def network(run: Run) -> str:
+    """How the ranks communicated, as far as the record says; empty if it does not."""
+    ranks = run.record.get("network")
+    ranks = ranks if isinstance(ranks, list) else []  # a failed run may have anything there
+    texts = [_network_of(rank) for rank in ranks if isinstance(rank, dict)]
+    return "; ".join(dict.fromkeys(texts)) if run.config.parallel.world_size > 1 else ""
+
+
+def _network_of(rank: Mapping[str, Any]) -> str:
+    transport, interface = rank.get("transport"), rank.get("interface")
+    text = f"{rank.get('backend')}{f' over {transport}' if transport else ''}"
+    if interface:
+        is_set = rank.get("interface_from") != "MASTER_ADDR"
+        text += f", interface {interface}{'' if is_set else ' (to the first rank)'}"
+    return text
+
+
 def batch(run: Run) -> str:
     config = run.config
     parts = f"{config.batch_size:,} per device"

@@ -2,21 +2,31 @@
 
 import contextlib
 import functools
+import json
 import os
 import shlex
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
-from scaling.recipe_process import Runner, can_fork, run_alone, start_worker
+from scaling.recipe_process import Runner, can_fork, run_alone, start_ranks_with, start_worker
 from scaling.store.outcome import AXIS, STUDY
 from scaling.sweep import max_batch
 from scaling.sweep.claims import find_holders
-from scaling.sweep.engine import Agenda, Sweep, open_folder
+from scaling.sweep.engine import Agenda, Sweep, SweepSummary, Unobserved, open_folder
 from scaling.sweep.estimate import load_calibrations, render_plan
+from scaling.sweep.launched_cell import launch_lines, run_launched
 from scaling.sweep.options import SweepOptions
-from scaling.sweep.plan import CellTask, RecipePlanner, open_planner, plan_tasks, sort_tasks
+from scaling.sweep.plan import (
+    CellTask,
+    RecipePlanner,
+    distinct_cells,
+    open_planner,
+    plan_tasks,
+    sort_tasks,
+)
 from scaling.sweep.progress import Progress
 from scaling.sweep.run_cell import now
 from scaling.sweep.study import Cell
@@ -24,22 +34,25 @@ from unitransformer.cli import is_output_read, only_reports
 from unitransformer.files import check_is_utf8, check_writable
 from unitransformer.launch.process_tree import can_measure_memory
 from unitransformer.launch.signals import STOP_SIGNALS, StopRequested, handle_signals
-from unitransformer.launch.variables import without_launcher
+from unitransformer.launch.variables import RANKS_COMMAND, without_launcher
 
 WATCH_INTERVAL_S = 2.0
 ONLY_FIRST = "this lists only the first cell of each search: the others depend on its result"
 FAILED = ("diverged", "crashed", "timeout", "preempted")
 
 
-def run_sweep(options: SweepOptions) -> int:
+def run_sweep(options: SweepOptions, arguments: Sequence[str]) -> int:
     """Runs the unfinished cells; returns 1 if some cell failed, otherwise 0.
+
+    Args:
+        arguments: the command line of the sweep.
 
     Raises as `open_folder`, `plan_tasks` and `Sweep.work`.
     """
     if options.limits.memory_limit_bytes is not None and not can_measure_memory():
         raise ValueError("memory-limit needs /proc, which this system does not have; leave it out")
     if options.is_list:
-        print("\n".join(cell.command for cell in options.study.cells() * options.study.repeats))
+        print("".join(f"{task.cell.command}\n" for task in _listed(options)), end="")
         return 0
     if options.is_watch:
         return _watch(options)
@@ -47,11 +60,99 @@ def run_sweep(options: SweepOptions) -> int:
         return _plan_for(options.hardware, options)
     check_is_utf8("out", options.out.absolute())
     check_writable("out", options.out, is_folder=True)
+    if options.is_prepared:
+        limit = options.find_max_batch
+        open_folder(options.out, options.study, options.limits, find_max_batch=limit)
+        return 0
+    launcher = {n: v for n, v in os.environ.items() if n not in without_launcher(os.environ)}
     # If a launcher has started this process, cells must not take its ranks for theirs.
-    for name in os.environ.keys() - without_launcher(os.environ).keys():
+    for name in launcher:
         del os.environ[name]
+    if options.run_cell is not None:
+        code, text = run_launched(options, launcher)
+        if text:
+            print(text)
+        return code
+    if options.only_nodes not in (None, 1) and RANKS_COMMAND not in os.environ:
+        raise ValueError(
+            f"only-nodes is {options.only_nodes}, and this process is not in a SLURM job of so "
+            "many nodes; leave only-nodes out, or submit: python -m slurm.submit sweep"
+        )
+    if not options.is_dry and not _left_here(options):
+        return _report_finished(options)
     with open_planner() as planner:
-        return _run(options, planner)
+        return _run(options, planner, arguments)
+
+
+def left_tasks(options: SweepOptions) -> list[CellTask]:
+    """Returns the tasks without an outcome, which do not know their configs yet.
+
+    A search has all of its first cells: the others depend on their results.
+    """
+    tasks = _unresolved_tasks(options)
+    if options.find_max_batch is not None or not (options.out / STUDY).exists():
+        return tasks
+    _, done = _sweep(options, lambda _: tasks, lambda _: run_alone).scan()
+    return [task for task in tasks if task.name not in done]
+
+
+def _unresolved_tasks(options: SweepOptions) -> list[CellTask]:
+    return [
+        CellTask(cell=cell, repeat=repeat, config=None)
+        for repeat in range(1, options.study.repeats + 1)
+        for cell in distinct_cells(options.study)
+    ]
+
+
+def _left_here(options: SweepOptions) -> bool:
+    """Whether a cell is left; in a SLURM job, one on so many nodes as the job has."""
+    nodes = options.only_nodes
+    return any(nodes in (None, task.cell.num_nodes) for task in left_tasks(options))
+
+
+def _listed(options: SweepOptions) -> Sequence[CellTask]:
+    if options.lists_left:
+        return left_tasks(options)
+    cells = options.study.cells() * options.study.repeats
+    return [CellTask(cell=cell, repeat=1, config=None) for cell in cells]
+
+
+def _report_finished(options: SweepOptions) -> int:
+    """Says how the cells ended, without asking the recipes for anything."""
+    open_folder(options.out, options.study, options.limits, find_max_batch=options.find_max_batch)
+    tasks = _unresolved_tasks(options)
+    summary = _sweep(options, lambda _: tasks, lambda _: run_alone).work(Unobserved(), max_cells=0)
+    print(summary.format())
+    print(_next_command(options))
+    return _exit_code(summary, options)
+
+
+def _next_command(options: SweepOptions) -> str:
+    quoted = shlex.quote(str(options.out))
+    return f"to write tables and plots: python -m scaling report {quoted}"
+
+
+def _exit_code(summary: SweepSummary, options: SweepOptions) -> int:
+    statuses = summary.statuses if options.max_cells is None else summary.statuses_here
+    return 1 if any(statuses.get(status) for status in FAILED) else 0
+
+
+def _sweep(
+    options: SweepOptions,
+    agenda: Agenda,
+    runner: Callable[[CellTask], Runner],
+    host: Mapping[str, Any] | None = None,
+) -> Sweep:
+    return Sweep(
+        folder=options.out,
+        agenda=agenda,
+        limits=options.limits,
+        runner=runner,
+        host=host,
+        num_nodes=options.only_nodes or 1,
+        retry=options.retry,
+        retry_before=options.retry_before or now(),
+    )
 
 
 def _plan_for(name: str, options: SweepOptions) -> int:
@@ -67,7 +168,7 @@ def _plan_for(name: str, options: SweepOptions) -> int:
     return 0
 
 
-def _run(options: SweepOptions, planner: RecipePlanner) -> int:
+def _run(options: SweepOptions, planner: RecipePlanner, arguments: Sequence[str]) -> int:
     tasks = sort_tasks(plan_tasks(options.study, planner))
     fingerprint, host = planner.machine()
     planner.close()
@@ -94,28 +195,27 @@ def _run(options: SweepOptions, planner: RecipePlanner) -> int:
 
         def runner(task: CellTask) -> Runner:
             assert task.config is not None
+            if task.num_nodes > 1:
+                command = json.loads(os.environ[RANKS_COMMAND])
+                return start_ranks_with(command, task.config.parallel.devices)
             return worker if can_fork(task.config.parallel.accelerator) else run_alone
 
-        sweep = Sweep(
-            folder=options.out,
-            agenda=_agenda(options, tasks, plan),
-            limits=options.limits,
-            runner=runner,
-            host=host,
-            retry=options.retry,
-            retry_before=options.retry_before or now(),
-        )
+        sweep = _sweep(options, _agenda(options, tasks, plan), runner, host)
         with _progress(sweep, options) as progress:
-            summary = sweep.work(progress, max_cells=options.max_cells)
+            summary = sweep.work(
+                progress, max_cells=options.max_cells, stop_after_s=options.stop_after_s
+            )
     print(summary.format())
+    if options.only_nodes is None:
+        _, done = sweep.scan()
+        print("".join(launch_lines([t for t in tasks if t.name not in done], arguments)), end="")
     if limit is not None:
         _, done = sweep.scan()
         results = max_batch.search_results(tasks, limit, plan, done, _axes(options))
         max_batch.write_search_results(results, limit, options.out)
         print("\n".join(result.format(limit) for result in results))
-    print(f"to write tables and plots: python -m scaling report {shlex.quote(str(options.out))}")
-    statuses = summary.statuses if options.max_cells is None else summary.statuses_here
-    return 1 if any(statuses.get(status) for status in FAILED) else 0
+    print(_next_command(options))
+    return _exit_code(summary, options)
 
 
 def _watch(options: SweepOptions) -> int:

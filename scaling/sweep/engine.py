@@ -8,8 +8,10 @@ process that holds it, and it is finished by one file, which is written atomical
 import contextlib
 import functools
 import json
+import math
 import os
 import shutil
+import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -38,6 +40,13 @@ Agenda = Callable[[Mapping[str, CellOutcome]], Sequence[CellTask]]
 
 class SweepObserver(Protocol):
     """Is notified of the cells that this process runs."""
+
+    def cell_started(self, task: CellTask) -> None: ...
+    def cell_finished(self, task: CellTask, outcome: CellOutcome) -> None: ...
+
+
+class Unobserved:
+    """Shows nothing."""
 
     def cell_started(self, task: CellTask) -> None: ...
     def cell_finished(self, task: CellTask, outcome: CellOutcome) -> None: ...
@@ -115,27 +124,50 @@ class Sweep:
     limits: Limits
     runner: Callable[[CellTask], Runner]
     host: Mapping[str, Any] | None = None  # processor, memory and GPUs of this machine
+    num_nodes: int | None = 1  # of the cells that run here; None: any
     retry: frozenset[str] = frozenset()  # statuses to run again
     # Only if they finished before; by default before this process began.
     retry_before: str = field(default_factory=now)
 
-    def work(self, observer: SweepObserver, *, max_cells: int | None = None) -> SweepSummary:
-        """Finishes all tasks that no other process has claimed; runs `max_cells` at most.
+    def work(
+        self,
+        observer: SweepObserver,
+        *,
+        max_cells: int | None = None,
+        stop_after_s: float | None = None,
+    ) -> SweepSummary:
+        """Finishes all tasks for here that no other process has claimed.
+
+        Args:
+            max_cells: run at most so many.
+            stop_after_s: begin none that would end later, if it takes as long as the longest.
 
         Raises OSError for a full or read-only disk, KeyboardInterrupt for a signal that ends the
         running cell, which stays unfinished. Finished cells stay.
         """
         statuses_here: list[str] = []
-        while (max_cells is None or len(statuses_here) < max_cells) and (next_ := self._claim()):
+        longest_s, end_s = (
+            0.0,
+            time.monotonic() + (math.inf if stop_after_s is None else stop_after_s),
+        )
+        while (
+            (max_cells is None or len(statuses_here) < max_cells)
+            and time.monotonic() + longest_s < end_s
+            and (next_ := self._claim())
+        ):
             task, claimed = next_
             with claimed:
-                _report({"cell": str(self.folder.absolute() / CELLS / task.name)})
+                cell = str(self.folder.absolute() / CELLS / task.name)
+                _report({"cell": cell, "finished": len(statuses_here)})
                 observer.cell_started(task)
                 outcome = self._finish(task)
                 observer.cell_finished(task, outcome)
             if outcome.started_at is not None:
                 statuses_here.append(outcome.status)
+                longest_s = max(longest_s, outcome.elapsed_s)
         tasks, done = self.scan()
+        tasks = [task for task in tasks if self._is_here(task)]
+        done = {task.name: done[task.name] for task in tasks if task.name in done}
         statuses = Counter(outcome.status for outcome in done.values())
         checks = [outcome for outcome in done.values() if outcome.checks is not None]
         summary = SweepSummary(
@@ -187,11 +219,17 @@ class Sweep:
                     outcomes[task.name] = outcome
         return outcomes
 
+    def _is_here(self, task: CellTask) -> bool:
+        # Any process can finish a cell that the recipe refuses.
+        return self.num_nodes in (None, task.num_nodes) or task.config is None
+
     def _claim(self) -> tuple[CellTask, contextlib.ExitStack] | None:
         """Claims the next task that is neither finished nor claimed."""
         tasks, done = self.scan()
         for task in tasks:
-            if task.name in done or (claimed := claim(self.folder, task.name)) is None:
+            if task.name in done or not self._is_here(task):
+                continue
+            if (claimed := claim(self.folder, task.name)) is None:
                 continue
             if task.name not in self._done([task]):  # another process may have just finished it
                 return task, claimed

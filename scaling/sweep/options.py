@@ -44,6 +44,11 @@ class SweepOptions:
     is_list: bool
     is_watch: bool
     max_cells: int | None
+    stop_after_s: float | None  # no cell begins that would end later, judged by the longest so far
+    only_nodes: int | None  # run the cells on this many nodes alone; None: those on one
+    run_cell: str | None  # name of the one cell that this rank of torchrun runs
+    lists_left: bool  # `is_list`, without finished cells
+    is_prepared: bool  # only create the folder
     price_per_hour: float | None
     hardware: str | None  # name or file of nodes that a dry run plans for; None: this machine
 
@@ -86,6 +91,18 @@ def build_sweep_parser() -> Parser:
     )
     add("--find-max-batch", int | None, "search the largest batch size that fits, up to this one")
     add("--max-cells", int | None, "stop after running this many cells")
+    add(
+        "--stop-after",
+        float | None,
+        "begin no cell that would end later than this many seconds from now, if it takes as long "
+        "as the longest so far",
+    )
+    add("--only-nodes", int | None, "in a SLURM job of several nodes, run the cells on so many")
+    add(
+        "--run-cell",
+        str | None,
+        "in ranks of torchrun on all nodes, run this one cell; a sweep prints the whole command",
+    )
     add("--price-per-hour", float | None, "price of a device-hour, for --dry-run")
     add(
         "--hardware",
@@ -96,6 +113,8 @@ def build_sweep_parser() -> Parser:
     for flag, help_text in (
         ("--watch", "show the progress of other processes, run nothing"),
         ("--list", "print the command of every cell and exit"),
+        ("--left", "with --list, only the cells that are not finished"),
+        ("--prepare", "create the folder of the sweep and exit"),
         ("--dry-run", "print every cell with its estimated time and memory, and exit"),
     ):
         parser.add_argument(flag, action="store_true", help=help_text)
@@ -140,9 +159,9 @@ def read_sweep_options(given: Any, axes: dict[str, AxisValues]) -> SweepOptions:
         memory_limit_bytes=_bytes(given.memory_limit),
         recheck=given.recheck,
     )
-    for name, value in (("time-limit", given.time_limit), ("price-per-hour", given.price_per_hour)):
-        if value is not None and not 0 < value < math.inf:
-            raise ValueError(f"{name} is {value}; it must be above 0")
+    for name in ("time_limit", "price_per_hour", "stop_after"):
+        if given[name] is not None and not 0 < given[name] < math.inf:
+            raise ValueError(f"{name.replace('_', '-')} is {given[name]}; it must be above 0")
     if not 0 <= given.recheck <= 1:
         raise ValueError(f"recheck is {given.recheck}; it must be between 0 and 1")
     retry = frozenset(_split(given.retry))
@@ -155,9 +174,18 @@ def read_sweep_options(given: Any, axes: dict[str, AxisValues]) -> SweepOptions:
             "example --retry oom, or leave retry-before out"
         )
     study = _read_study(given, axes)
-    for name, value in (("find-max-batch", given.find_max_batch), ("max-cells", given.max_cells)):
-        if value is not None and value < 1:
-            raise ValueError(f"{name} is {value}; it must be at least 1")
+    for name in ("find_max_batch", "max_cells", "only_nodes"):
+        if given[name] is not None and given[name] < 1:
+            raise ValueError(f"{name.replace('_', '-')} is {given[name]}; it must be at least 1")
+    if given.left and not given.list:
+        raise ValueError("left only shortens a list; add --list, or leave it out")
+    if given.only_nodes not in (None, 1) and limits.memory_limit_bytes is not None:
+        raise ValueError(
+            f"memory-limit is {given.memory_limit}, which is for cells on one node, and only-nodes "
+            f"is {given.only_nodes}; leave memory-limit out"
+        )
+    if given.run_cell is not None and given.find_max_batch is not None:
+        raise ValueError("run-cell runs one cell and find-max-batch searches; leave one out")
     if given.find_max_batch is not None:
         check_start(study)
     if given.hardware is not None and not given.dry_run:
@@ -175,6 +203,11 @@ def read_sweep_options(given: Any, axes: dict[str, AxisValues]) -> SweepOptions:
         is_list=given.list,
         is_watch=given.watch,
         max_cells=given.max_cells,
+        stop_after_s=given.stop_after,
+        only_nodes=given.only_nodes,
+        run_cell=given.run_cell,
+        lists_left=given.left,
+        is_prepared=given.prepare,
         price_per_hour=given.price_per_hour,
         hardware=given.hardware,
     )

@@ -29,6 +29,11 @@ class CellTask:
         """The name of its folder."""
         return f"{self.cell.id}-{self.repeat}"
 
+    @property
+    def num_nodes(self) -> int:
+        """The nodes that it needs; 1 if the recipe refuses it."""
+        return 1 if self.config is None else self.config.parallel.num_nodes
+
 
 class RecipePlanner:
     """Asks one `recipes.service.plan` process what cells resolve to, each question once."""
@@ -60,7 +65,7 @@ class RecipePlanner:
         depends on the machine stays open: that needs no import of torch.
         """
         question = {"recipe": cell.recipe, "arguments": cell.arguments}
-        answer = self.ask(question if is_here else {**question, "check": {}})
+        answer = self.ask({**question, **({"any_nodes": True} if is_here else {"check": {}})})
         if "misread" in answer:
             raise ValueError(f"recipe {cell.recipe}: {answer['misread']}")
         if "refused" in answer:

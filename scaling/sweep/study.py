@@ -40,6 +40,12 @@ class Cell:
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
     @property
+    def num_nodes(self) -> int:
+        """The nodes that its options give; 1 if they give none that can be read."""
+        text = self.options.get("num-nodes", "1")
+        return int(text) if text.isdecimal() else 1
+
+    @property
     def arguments(self) -> list[str]:
         """Arguments of the recipe's command line."""
         pairs = [part for name, value in self.options.items() for part in (f"--{name}", value)]

@@ -5,6 +5,7 @@ import contextlib
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from unitransformer.cli import read_path
 from unitransformer.launch.variables import JOB_FOLDER
 
 DELETE_S = 20.0  # timeout
+SHARED_S = 10.0  # network file systems show a new file after seconds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +56,7 @@ class JobArgs:
     python: str
     srun: Sequence[str]
     local_disk: Path | None  # folder of this job alone, on the disk of each node
+    shared: Path | None = None  # file that every node must see
 
 
 def read_allocation(variables: Mapping[str, str]) -> Allocation:
@@ -126,6 +129,7 @@ def read_args(argv: Sequence[str], allocation: Allocation) -> JobArgs:
     parser.add_argument("--python", default=sys.executable, help="interpreter of the ranks")
     parser.add_argument("--srun", action="append", default=[], help="a further option of srun")
     parser.add_argument("--local-disk", type=Path, help="folder on a disk of each node")
+    parser.add_argument("--shared", type=Path, help="file that every node of the job must see")
     options = parser.parse_args(argv[:end])
     arguments = list(argv[end + 1 :])
     name = os.environ.get("SLURM_JOB_NAME", options.target.removeprefix("recipes."))
@@ -143,6 +147,7 @@ def read_args(argv: Sequence[str], allocation: Allocation) -> JobArgs:
         python=options.python,
         srun=options.srun,
         local_disk=None if disk is None else disk / f"unitransformer-{allocation.job}",
+        shared=options.shared,
     )
 
 
@@ -162,13 +167,21 @@ def option_of(arguments: Sequence[str], flag: str) -> str | None:
     return value
 
 
+def sweep_folder_of(arguments: Sequence[str], directory: str) -> str:
+    """Returns the folder in which a sweep with these arguments puts its results."""
+    study = arguments[0] if arguments and not arguments[0].startswith("--") else "sweep"
+    out = option_of(arguments, "--out") or f"sweeps/{Path(study).stem}"
+    return str(Path(directory, os.path.expanduser(out)))
+
+
 def check_shape(allocation: Allocation, args: JobArgs) -> None:
     """Raises ValueError if the numbers of tasks, nodes and GPUs disagree with the options."""
     if args.target == "sweep":
-        if allocation.nodes > 1:
+        nodes = option_of(args.arguments, "--only-nodes") or "1"
+        if nodes != str(allocation.nodes):
             raise ValueError(
-                f"the job has {allocation.nodes} nodes, but each cell of a sweep runs on one; use "
-                "--nodes=1 and more array tasks"
+                f"the job has {allocation.nodes} nodes, but it runs the cells on {nodes}: submit "
+                f"with --nodes={nodes}, or give --only-nodes {allocation.nodes}"
             )
         return
     tasks, *others = allocation.tasks_per_node
@@ -197,6 +210,19 @@ def check_shape(allocation: Allocation, args: JobArgs) -> None:
             f"the job has {tasks} tasks per node but {gpus} GPUs per node, and each task uses one "
             f"GPU; submit with --ntasks-per-node={gpus}, or request {tasks} GPUs per node"
         )
+
+
+def check_shared(path: Path) -> None:
+    """Raises ValueError if this node does not see a file that was written on another one."""
+    deadline = time.monotonic() + SHARED_S
+    while not path.exists():
+        if time.monotonic() > deadline:
+            node = os.environ.get("SLURMD_NODENAME", "this node")
+            raise ValueError(
+                f"{node} does not see {path}, which another node has written; put the folder of "
+                "the sweep on a file system that all nodes share, with --out"
+            )
+        time.sleep(0.5)
 
 
 def delete_local_files(allocation: Allocation, path: Path, *, dead_nodes: Sequence[str]) -> None:

@@ -17,13 +17,14 @@ from unitransformer.launch.failures import RankFailure, write_failure
 
 INTERVAL_S = 2.0  # between two heartbeats, and between two checks
 CHECKS, SILENT_S = 3, 6.0  # a node is suspected after that many checks and seconds without a change
+ENDED = "ended"  # instead of a heartbeat: the first rank of the node has ended
 PROBE_S, PROBE_PER_NODE_S = 6.0, 0.1  # timeout
 
 
-def beat(folder: Path, node: str, number: int) -> None:
-    """Shows that `node` is alive. `number` must change each time."""
+def beat(folder: Path, node: str, text: str) -> None:
+    """Shows that `node` is alive. `text` must change each time, until it is `ENDED`."""
     with contextlib.suppress(OSError):  # a full disk must not end training here
-        _path(folder, node).write_text(str(number))
+        _path(folder, node).write_text(text)
 
 
 @dataclass
@@ -43,6 +44,7 @@ class Heartbeats:
     nodes: Sequence[str]
     _next_s: float = 0.0
     _seen: dict[str, LastSeen] = field(default_factory=dict)
+    _ended: set[str] = field(default_factory=set)  # nodes that no longer send any
 
     def suspects(self, now_s: float | None = None) -> list[str]:
         """Returns the nodes whose file no longer changes; empty before the next check is due."""
@@ -53,12 +55,15 @@ class Heartbeats:
         for node in self.nodes:
             with contextlib.suppress(OSError):  # not written yet, or no answer of the file system
                 text = _path(self.folder, node).read_text()
-                if node in self._seen and self._seen[node].text == text:
+                if text == ENDED:
+                    self._ended.add(node)
+                    self._seen.pop(node, None)
+                elif node in self._seen and self._seen[node].text == text:
                     self._seen[node].checks += 1
                 else:
                     self._seen[node] = LastSeen(text=text, since_s=now_s)
-        # If no file changes, the file system is at fault.
-        if all(seen.checks > 1 for seen in self._seen.values()):
+        # If no file changes, the file system is at fault, unless other nodes have ended.
+        if not self._ended and all(seen.checks > 1 for seen in self._seen.values()):
             return []
         return [
             node

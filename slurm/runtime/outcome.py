@@ -10,13 +10,22 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from slurm import job_files, scheduler
-from slurm.job_files import RUN, SCRIPT, Attempt, JobOutcome, read_json
+from slurm.job_files import (
+    JOB_END,
+    RUN,
+    SCRIPT,
+    SWEEP_STATE,
+    Attempt,
+    JobOutcome,
+    read_json,
+)
 from slurm.runtime.allocation import Allocation, JobArgs
 from slurm.runtime.node_health import find_dead_nodes, write_node_failures
 from slurm.runtime.srun import WatchResult
 from unitransformer.launch.failures import BAD_USAGE, amend_record, first_failure, read_failures
 from unitransformer.launch.signals import STOP_SIGNALS, STOPPED_EXIT_CODE
 from unitransformer.launch.variables import JOB_FOLDER, PROGRESS_FILE, RUN_FOLDER
+from unitransformer.record.units import format_count
 
 # How often a job is requeued: after node failures, and after stops in a row that saved nothing.
 MAX_NODE_FAILURES, MAX_EMPTY_STOPS = 5, 4
@@ -73,6 +82,10 @@ def find_end(
         if (code == 0 and has_stopped) or (code > 128 and signaled):
             code = STOPPED_EXIT_CODE
     is_sweep = args.target == "sweep"
+    if is_sweep and (job_end := read_json(args.errors / JOB_END)):
+        dead = job_end["dead_nodes"]
+        outcome: JobOutcome = "failed" if dead else "refused"
+        return JobEnd(outcome=outcome, reason=job_end["reason"], dead_nodes=dead)
     if is_sweep and code in (0, 1) and (sweep := job_files.read_sweep_end(args.errors)):
         if code == 1 and not sweep.is_refused:
             return JobEnd(outcome="failed", reason=f"{sweep.format()}; see the report of the sweep")
@@ -88,7 +101,11 @@ def find_end(
     is_cancelled = scheduler.is_cancelled_or_requeued(allocation.name)
     if code == STOPPED_EXIT_CODE:
         error = (record.get("error") if is_new else None) or {}
-        reason = CELL_RELEASED if is_sweep else str(error.get("message") or NOT_STARTED)
+        reason = str(error.get("message") or NOT_STARTED)
+        if is_sweep:
+            finished = read_json(args.errors / SWEEP_STATE).get("finished")
+            after = f" after {format_count(finished, 'cell')}" if finished else ""
+            reason = CELL_RELEASED.replace(",", f"{after},")
         end = JobEnd(outcome="stopped", reason=reason)
     elif code == BAD_USAGE or any(failure.is_bad_usage for failure in failures):
         reason = first_failure(failures).message if failures else "see the error above"
@@ -118,11 +135,15 @@ def _record_path(run: Path) -> Path | None:
     return Path(path) if path and Path(path).exists() else job_files.find_record(run)
 
 
-def write_record(allocation: Allocation, args: JobArgs, since_s: float) -> None:
-    """Writes the record of ranks that wrote none: the recipe knows what was to run."""
+def write_record(allocation: Allocation, args: JobArgs, run: Path, since_s: float) -> None:
+    """Writes the record of ranks that wrote none: the recipe knows what was to run.
+
+    Args:
+        run: folder of the run.
+    """
     variables = {
         **os.environ,
-        RUN_FOLDER: str(args.folder / RUN),
+        RUN_FOLDER: str(run),
         "RANK": "0",
         "WORLD_SIZE": str(allocation.tasks),
         "LOCAL_WORLD_SIZE": str(allocation.tasks_per_node[0]),

@@ -4,6 +4,7 @@ A killed process cannot report itself, and a signal before its handlers are inst
 unsaved. The first task of each node also sends the node's heartbeat.
 """
 
+import contextlib
 import itertools
 import os
 import signal
@@ -11,14 +12,27 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from slurm.runtime.node_health import INTERVAL_S, beat
-from unitransformer.launch.failures import ERROR_FILE, unreported_failure, write_failure
+from slurm.job_files import STEP
+from slurm.runtime.allocation import check_shared
+from slurm.runtime.node_health import ENDED, INTERVAL_S, beat
+from unitransformer.cli import fail
+from unitransformer.files import write_atomically
+from unitransformer.launch.failures import (
+    BAD_USAGE,
+    ERROR_FILE,
+    RankFailure,
+    unreported_failure,
+    write_failure,
+)
+from unitransformer.launch.process_tree import count_oom_kills
 from unitransformer.launch.signals import STOP_SIGNALS, STOPPED_EXIT_CODE
-from unitransformer.launch.variables import ERRORS_FOLDER
+from unitransformer.launch.variables import ERRORS_FOLDER, SHARED_FILE
+
+UNSHARED = "UnsharedFolder"  # type of the failure of a node that does not see a shared file
 
 
 def main(command: Sequence[str]) -> int:
@@ -36,27 +50,52 @@ def main(command: Sequence[str]) -> int:
 
     for number in STOP_SIGNALS:
         signal.signal(number, forward)
+    if os.environ["SLURM_LOCALID"] == "0" and (shared := os.environ.get(SHARED_FILE)):
+        try:
+            check_shared(Path(shared))
+        except ValueError as error:
+            return _report_unshared(error, rank, failure)
+    with contextlib.suppress(OSError):
+        write_atomically(errors / STEP, os.environ["SLURM_STEP_ID"].encode())
+    heart: threading.Thread | None = None
+    killed_before, has_ended = count_oom_kills(), threading.Event()
     child = subprocess.Popen(command, env={**os.environ, ERROR_FILE: str(failure)})
     children.append(child)
     for early in received:  # arrived while the child was started
         child.send_signal(early)
     if sends_heartbeat(os.environ):
-        threading.Thread(target=_beat_forever, args=(errors,), daemon=True).start()
+        heart = threading.Thread(target=_beat_until, args=(has_ended, errors), daemon=True)
+        heart.start()
     code = child.wait()
+    if heart is not None:
+        has_ended.set()
+        heart.join(INTERVAL_S)  # which a file system may delay
+        beat(errors, os.environ["SLURMD_NODENAME"], ENDED)
     # A child that a signal killed had not installed its handlers, so that nothing is lost.
     if code == STOPPED_EXIT_CODE or (code < 0 and -code in received):
         # Reported by a file: srun kills the other ranks at any exit code except 0.
         failure.with_suffix(".stopped").touch()
         return 0
     if code != 0 and not failure.exists():
-        write_failure(unreported_failure(rank, code, node=socket.gethostname()), failure)
+        report = unreported_failure(rank, code, node=socket.gethostname())
+        if code == -signal.SIGKILL and count_oom_kills() > killed_before:
+            report = replace(report, type="MemoryError")  # by the kernel of this node
+        write_failure(report, failure)
     return code if code >= 0 else 128 - code
 
 
-def _beat_forever(errors: Path) -> None:
+def _report_unshared(error: ValueError, rank: int, path: Path) -> int:
+    failure = RankFailure(rank=rank, type=UNSHARED, message=str(error), lines=[], is_bad_usage=True)
+    with contextlib.suppress(OSError):
+        write_failure(failure, path)
+    return fail(str(error), BAD_USAGE)
+
+
+def _beat_until(has_ended: threading.Event, errors: Path) -> None:
     for number in itertools.count():
-        beat(errors, os.environ["SLURMD_NODENAME"], number)
-        time.sleep(INTERVAL_S)
+        beat(errors, os.environ["SLURMD_NODENAME"], str(number))
+        if has_ended.wait(INTERVAL_S):
+            return
 
 
 def sends_heartbeat(variables: Mapping[str, str]) -> bool:

@@ -1,19 +1,28 @@
 """Starts the ranks of a job with srun and watches them until the last one has ended."""
 
 import contextlib
+import json
 import math
 import os
 import subprocess
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from slurm import scheduler
-from slurm.job_files import RUN, SWEEP_STATE
+from slurm.job_files import RUN, STEP, SWEEP_STATE
 from slurm.runtime.allocation import Allocation, JobArgs, flags_of
 from slurm.runtime.node_health import Heartbeats, Probes, find_dead_nodes
-from unitransformer.launch.variables import ERRORS_FOLDER, LOCAL_DISK, RUN_FOLDER, SWEEP_FILE
+from unitransformer.files import read_if_there
+from unitransformer.launch.variables import (
+    ERRORS_FOLDER,
+    LOCAL_DISK,
+    RANKS_COMMAND,
+    RUN_FOLDER,
+    SWEEP_FILE,
+)
 
 POLL_S = 0.5
 GRACE_S = 3.0  # from the first failure until the other ranks are killed
@@ -29,30 +38,49 @@ class WatchResult:
     dead: Mapping[str, Sequence[int]]  # nodes that died before any failure, with their ranks
 
 
-def srun_command(args: JobArgs, first_started_at: str) -> list[str]:
-    """Returns the command that starts the ranks, or the single process of a sweep."""
-    srun = ["srun", "--kill-on-bad-exit=1", "--distribution=block", *args.srun]
+def srun_command(args: JobArgs, *options: str) -> list[str]:
+    """Returns the command that starts the ranks, with further options of srun."""
+    srun = ["srun", "--kill-on-bad-exit=1", "--distribution=block", *args.srun, *options]
+    is_open = not flags_of(args.arguments) & {"--resume", "--no-checkpoint"}
+    resume = ["--resume", "auto"] if is_open else []
+    return [*srun, *_wrapped(args, [args.target, *args.arguments, *resume])]
+
+
+def sweep_command(args: JobArgs, *, nodes: int, first_started_at: str) -> list[str]:
+    """Returns the command of the one process of a sweep.
+
+    In a job of several nodes it runs in the batch script, and starts the ranks of a cell itself.
+    """
     flags = flags_of(args.arguments)
-    if args.target == "sweep":
-        srun += ["--nodes=1", "--ntasks=1", "--ntasks-per-node=1"]
-        command = ["scaling", "sweep", *args.arguments]
-        if not flags & {"--max-cells", "--find-max-batch"}:  # a search needs several cells
-            command += ["--max-cells", "1"]
-        if "--retry" in flags and "--retry-before" not in flags:
-            # Do not retry what an earlier task or start has already retried.
-            command += ["--retry-before", first_started_at]
-    else:
-        command = [args.target, *args.arguments]
-        if "--resume" not in flags:
-            command += ["--resume", "auto"]
-    return [*srun, args.python, "-m", "slurm.runtime.rank", args.python, "-m", *command]
+    command = ["scaling", "sweep", *args.arguments]
+    if not flags & {"--max-cells", "--find-max-batch"}:  # a search needs several cells
+        command += ["--max-cells", "1"]
+    if "--retry" in flags and "--retry-before" not in flags:
+        # Do not retry what an earlier task or start has already retried.
+        command += ["--retry-before", first_started_at]
+    if nodes > 1:
+        return [sys.executable, "-m", *command]
+    srun = ["srun", "--kill-on-bad-exit=1", "--distribution=block", *args.srun]
+    srun += ["--nodes=1", "--ntasks=1", "--ntasks-per-node=1"]
+    return [*srun, *_wrapped(args, command)]
 
 
-def rank_variables(args: JobArgs) -> dict[str, str]:
-    """Returns the environment variables that ranks need in addition to SLURM's."""
+def _wrapped(args: JobArgs, command: Sequence[str]) -> list[str]:
+    return [args.python, "-m", "slurm.runtime.rank", args.python, "-m", *command]
+
+
+def rank_variables(args: JobArgs, name: str) -> dict[str, str]:
+    """Returns the environment variables that ranks need in addition to SLURM's.
+
+    Args:
+        name: of the job, for SLURM's commands.
+    """
     variables = {ERRORS_FOLDER: str(args.errors), "PYTHONUNBUFFERED": "1"}
     if args.target == "sweep":
         variables[SWEEP_FILE] = str(args.errors / SWEEP_STATE)
+        ranks = [sys.executable, "-m", "slurm.runtime.cell", f"--job={name}"]
+        ranks += [f"--python={args.python}", *(f"--srun={option}" for option in args.srun)]
+        variables[RANKS_COMMAND] = json.dumps(ranks)
     else:
         variables[RUN_FOLDER] = str(args.folder / RUN)
     if cpus := os.environ.get("SLURM_CPUS_PER_TASK"):
@@ -73,7 +101,6 @@ def watch(
 
     `caught` grows when this process receives a signal, which is then sent to the ranks.
     """
-    step = f"{allocation.name}.0"
     nodes = scheduler.expand_nodes(allocation.node_list) if allocation.nodes > 1 else []
     heartbeats = Heartbeats(folder=errors, nodes=nodes)
     num_forwarded, failed_at_s = 0, math.inf
@@ -89,7 +116,7 @@ def watch(
         if len(caught) > num_forwarded:
             num_forwarded = len(caught)
             # SLURM does not send every signal to the ranks; a second one does no harm.
-            _signal(step, "USR1")
+            signal_step(allocation, errors, "USR1")
         if failed_at_s == math.inf and any(errors.glob("*.failure")):
             failed_at_s = time.monotonic()
             failure_probes.ask(nodes)
@@ -102,13 +129,30 @@ def watch(
                 heartbeats.forget(list(suspect_probes.asked))
                 suspect_probes = Probes()
         if time.monotonic() > failed_at_s + GRACE_S:
-            _signal(step, "KILL")
+            signal_step(allocation, errors, "KILL")
             try:
                 srun.wait(POLL_S if dead else KILL_S)
             except subprocess.TimeoutExpired:
                 srun.kill()
 
 
-def _signal(step: str, name: str) -> None:
+def wait_for_sweep(process: "subprocess.Popen[bytes]", caught: Sequence[int]) -> WatchResult:
+    """Waits for a sweep in the batch script, and sends it the first signal that arrives here.
+
+    `caught` grows when this process receives a signal.
+    """
+    is_forwarded = False
+    while True:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            code = process.wait(POLL_S)
+            code = code if code >= 0 else 128 - code
+            return WatchResult(exit_code=code, probes=Probes(), dead={})
+        if caught and not is_forwarded:
+            is_forwarded = True
+            process.send_signal(caught[0])
+
+
+def signal_step(allocation: Allocation, errors: Path, name: str) -> None:
     """Signals all ranks, without waiting: scancel itself waits for dead nodes."""
+    step = f"{allocation.name}.{read_if_there(errors / STEP) or 0}"
     subprocess.Popen(["scancel", f"--signal={name}", step], stderr=subprocess.DEVNULL)

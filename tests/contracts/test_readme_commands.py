@@ -90,6 +90,9 @@ def check_options(arguments: Sequence[str]) -> None:
         case ["torchrun", *options]:
             given = get_args_parser().parse_args(options)
             assert given.module
+            if given.training_script == "scaling":
+                check_options(["python", "-m", "scaling", *given.training_script_args])
+                return
             check_recipe(given.training_script.removeprefix("recipes."), given.training_script_args)
         case ["python", "-m", "scaling", "sweep", *options]:
             asked = [option for option in options if option != "--watch"]

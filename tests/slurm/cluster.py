@@ -95,25 +95,33 @@ def _path() -> str:
 class Cluster:
     """A cluster that boots in a tenth of a second. SLURM's commands find it through `variables`."""
 
-    def __init__(self, root: Path, first_job: int) -> None:
-        self.root, self.first_job = root, first_job
+    def __init__(self, root: Path, first_job: int, nodes: Sequence[str] = NODES) -> None:
+        self.root, self.first_job, self.nodes = root, first_job, nodes
         self.variables = {"SLURM_CONF": str(root / "etc/slurm.conf"), "PATH": _path()}
         self._daemons: dict[str, subprocess.Popen[bytes]] = {}
         self._frozen: set[str] = set()
-        self._ports = _free_ports(1 + len(NODES))
+        self._ports = _free_ports(1 + len(nodes))
 
     def start(self) -> None:
-        for name in ("etc", "run", "log", "state", "spool", "dev", *(f"spool/{n}" for n in NODES)):
+        for name in (
+            "etc",
+            "run",
+            "log",
+            "state",
+            "spool",
+            "dev",
+            *(f"spool/{n}" for n in self.nodes),
+        ):
             (self.root / name).mkdir(parents=True)
         self.root.chmod(0o755)
         self._configure()
         self._begin("munged", *self._munged())
         until(lambda: (self.root / "run/munge.socket").is_socket(), "munge answers")
         self._begin("slurmctld", "slurmctld", "-D", "-f", self.variables["SLURM_CONF"])
-        for name in NODES:
+        for name in self.nodes:
             self.start_node(name)
         until(lambda: _listens(self._ports[0]), "slurmctld answers")
-        until(lambda: self.idle() == len(NODES), "the nodes are idle")
+        until(lambda: self.idle() == len(self.nodes), "the nodes are idle")
 
     def stop(self) -> None:
         for daemon in reversed(self._daemons.values()):
@@ -160,7 +168,7 @@ class Cluster:
         for name in [*self._frozen]:
             self.kill_node(name)
         self.run("scancel", "--user", getpass.getuser())
-        for name in NODES:
+        for name in self.nodes:
             if self._daemons[name].poll() is not None:
                 # Its interrupted work is over.
                 self.run("scontrol", "update", f"NodeName={name}", "State=DOWN", "Reason=died")
@@ -168,7 +176,7 @@ class Cluster:
         until(lambda: not self.run("squeue", "--noheader"), "the queue is empty")
         with contextlib.suppress(subprocess.CalledProcessError):  # already idle
             self.run("scontrol", "update", "NodeName=ALL", "State=RESUME")
-        until(lambda: self.idle() == len(NODES), "the nodes are idle")
+        until(lambda: self.idle() == len(self.nodes), "the nodes are idle")
 
     def hurry(self, job: str) -> None:
         """Starts a requeued job early: SLURM would wait until the credential of its last start
@@ -256,7 +264,7 @@ class Cluster:
         etc, host = self.root / "etc", socket.gethostname()
         nodes = [
             NODE.format(name=name, host=host, port=port, weight=weight)
-            for weight, (name, port) in enumerate(zip(NODES, self._ports[1:], strict=True), 1)
+            for weight, (name, port) in enumerate(zip(self.nodes, self._ports[1:], strict=True), 1)
         ]
         config = CONFIG.format(
             host=host,
@@ -272,9 +280,9 @@ class Cluster:
         (etc / "plugstack.conf").write_text("")
         for number in range(GPUS):
             (self.root / f"dev/gpu{number}").symlink_to("/dev/null")
-        gres = f"NodeName={','.join(NODES)} Name=gpu Type=h200 File={self.root}/dev/gpu[0-7]\n"
+        gres = f"NodeName={','.join(self.nodes)} Name=gpu Type=h200 File={self.root}/dev/gpu[0-7]\n"
         (etc / "gres.conf").write_text(gres)
-        (etc / "hosts").write_text(f"127.0.0.1 localhost {host} {' '.join(NODES)}\n")
+        (etc / "hosts").write_text(f"127.0.0.1 localhost {host} {' '.join(self.nodes)}\n")
         key = etc / "munge.key"
         key.write_bytes(secrets.token_bytes(128))
         key.chmod(0o600)
@@ -307,12 +315,14 @@ def until(is_so: Callable[[], bool], what: str) -> None:
 
 
 @contextlib.contextmanager
-def running_cluster(root: Path, *, first_job: int = 1) -> Iterator[Cluster]:
+def running_cluster(
+    root: Path, *, first_job: int = 1, nodes: Sequence[str] = NODES
+) -> Iterator[Cluster]:
     """A cluster until the block ends; concurrent clusters need different job numbers.
 
     The ports of ranks follow from the job number.
     """
-    cluster = Cluster(root, first_job)
+    cluster = Cluster(root, first_job, nodes)
     try:
         cluster.start()
         yield cluster

@@ -52,6 +52,22 @@ def test_a_job_of_sixty_four_nodes_with_eight_gpus_is_accepted(
         assert re.search(f"^error: SLURM refuses this job: .*{expected}", printed.err), printed.err
 
 
+def test_a_number_of_nodes_beyond_the_partition_is_named_and_nothing_is_queued(
+    controller: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("SLURM_CONF", controller)
+    monkeypatch.chdir(tmp_path)
+    argv = ["sweep", "--folder", str(tmp_path / "job"), *SHAPE[:-1], "--devices", "8", "--"]
+    axes = ["--recipe", "gpt", "--strategy", "ddp", "--devices", "8", "--num-nodes"]
+    assert submit.main([*argv, *axes, "1,64,65"]) == 2
+    error = capsys.readouterr().err
+    assert "so 1 cell on 65 nodes could never run: choose another partition" in error
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_the_array_of_a_sweep_fits_the_limit_of_the_controller(
     controller: str,
     tmp_path: Path,
@@ -65,7 +81,7 @@ def test_the_array_of_a_sweep_fits_the_limit_of_the_controller(
     assert not (tmp_path / "job").exists()
     script = capsys.readouterr().out
     assert "#SBATCH --array=0-99%8\n" in script
-    assert re.search(r"^  --max-cells [2-9]", script, re.MULTILINE)
+    assert re.search(r"^  --max-cells \d{3}", script, re.MULTILINE)  # several per task
     assert submit._run_sbatch(["--test-only"], script) == ""
     with pytest.raises(ValueError, match="here an array may have 100 tasks, from 0 on"):
         submit._run_sbatch(["--test-only"], script.replace("0-99%8", "0-100%8"))

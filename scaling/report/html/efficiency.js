@@ -16,9 +16,14 @@ function efficiencyLine({ panel, strategy, batch, points }, batches) {
       low,
       high,
       row,
-      hover: `row ${row + 1}: ${label}, ${devices} devices: ${share(value)}`,
+      hover: `row ${row + 1}: ${label}, ${devices} devices${onNodes(row)}: ${share(value)}`,
     })),
   };
+}
+
+function onNodes(row) {
+  const nodes = rows[row].get("num_nodes");
+  return nodes > 1 ? ` on ${nodes} nodes` : "";
 }
 
 function drawEfficiency(drawn) {

@@ -76,10 +76,12 @@ def scaling_blocks(curves: Sequence[Curve]) -> list[str]:
         about = [f"**{scaling.title()} scaling{' on the same cores' if is_split else ''}.**"]
         about += [SAME_CORES] if is_split else []
         about += [table_notes.shared(configs, VARYING_ON_A_CURVE)]
+        networks = [run_formatting.network(row.point.middle) for row in same]
         measured = [p for p in get_args(LossPart) if any(p in row.lost.parts for row in same)]
         cells = [
             {"row": str(row.number), **{head: values[i] for head, values in places.items()}}
             | _cells(row, measured)
+            | ({"network": escaped(networks[i]) or "not recorded"} if any(networks) else {})
             for i, row in enumerate(same)
         ]
         blocks.append(" ".join(filter(None, about)))
@@ -113,7 +115,10 @@ def _cells(row: CurveRow, measured: Sequence[LossPart]) -> dict[str, str]:
     drift, slowest, rank = curve.drift(point), lost.slowest, ""
     flags, before = run_formatting.flags(point.runs), run_formatting.flags(baseline.runs)
     launches = f", {len(baseline.runs)} launches" if len(baseline.runs) > 1 else ""
-    about = f"{format_count(baseline.devices, 'device')}{_micro_batches(baseline.config)}{launches}"
+    nodes = baseline.config.parallel.num_nodes
+    on_nodes = f" on {nodes} nodes" if nodes > 1 else ""
+    devices = f"{format_count(baseline.devices, 'device')}{on_nodes}"
+    about = f"{devices}{_micro_batches(baseline.config)}{launches}"
     parts: dict[str, str] = {
         part: f"{lost.parts[part]:z.1%}" if part in lost.parts else "not measured"
         for part in measured
@@ -121,7 +126,7 @@ def _cells(row: CurveRow, measured: Sequence[LossPart]) -> dict[str, str]:
     if slowest is not None:
         rank = f"rank {slowest.rank} in {slowest.share:.0%}, {slowest.chance:.0%} by chance"
     return {
-        "devices": str(point.devices),
+        "devices": run_formatting.device_count(point.config),
         "speed": run_formatting.pooled_speed(point),
         "baseline": f"{about}: {run_formatting.pooled_speed(baseline)}",
         "FLOPs": run_formatting.flops(point.config),

@@ -67,6 +67,17 @@ SCRIPTS = {
     "sweep": replace(
         GPT, target="sweep", name="sweep-node-8", arguments=["node-8"], array="0-95%8"
     ),
+    "sweep-nodes": replace(
+        GPT,
+        target="sweep",
+        name="sweep-weak-nodes-4",
+        nodes=4,
+        arguments=["weak-nodes", "--only-nodes", "4"],
+        array="0-17%2",
+        time="2:00:00",
+        cluster=Cluster(cpus_per_task=12),
+        shared="/scratch/sweeps/weak-nodes/study.json",
+    ),
     "sweep-academic": replace(
         GPT,
         target="sweep",

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from slurm import job
-from slurm.job_files import Attempt, first_started_at, last_attempt, write_attempt
+from slurm.job_files import JOB_END, Attempt, first_started_at, last_attempt, write_attempt
 from slurm.runtime import outcome
 from slurm.runtime.allocation import (
     check_shape,
@@ -23,7 +24,7 @@ from slurm.runtime.allocation import (
 )
 from slurm.runtime.node_health import Probes, find_dead_nodes
 from slurm.runtime.outcome import CELL_RELEASED, EXIT_CODES, NOT_STARTED, JobEnd, decide, find_end
-from slurm.runtime.srun import WatchResult, rank_variables, srun_command
+from slurm.runtime.srun import WatchResult, rank_variables, srun_command, sweep_command
 from tests.builders.slurm import ATTEMPT, VARIABLES, PutStub, args_of
 from unitransformer.launch.failures import RankFailure, write_failure
 from unitransformer.launch.variables import SWEEP_FILE
@@ -61,7 +62,8 @@ def test_tasks_are_read_node_by_node(text: str, counts: tuple[int, ...]) -> None
             "--ntasks-per-node=4, or request 8 GPUs per node",
         ),
         ({"SLURM_GPUS_ON_NODE": "4"}, "recipes.gpt -- --accelerator cpu", None),
-        ({}, "sweep -- quick", "the job has 2 nodes, but each cell of a sweep runs on one"),
+        ({}, "sweep -- quick", "the job has 2 nodes, but it runs the cells on 1"),
+        ({}, "sweep -- quick --only-nodes 2", None),
     ],
 )
 def test_shapes_that_disagree_are_refused_with_the_numbers(
@@ -131,18 +133,28 @@ def test_an_array_task_has_a_separate_folder_and_its_number() -> None:
     assert args_of("recipes.gpt").folder == Path("runs/slurm/gpt-7").absolute()
 
 
-def started(line: str) -> list[str]:
-    return srun_command(args_of(line), "2026-01-01T00:00:00+00:00")
+def started(line: str, nodes: int = 1) -> list[str]:
+    args, first = args_of(line), "2026-01-01T00:00:00+00:00"
+    if args.target == "sweep":
+        return sweep_command(args, nodes=nodes, first_started_at=first)
+    return srun_command(args)
 
 
 def test_ranks_resume_if_there_is_a_checkpoint() -> None:
     assert started("recipes.gpt -- --seed 1")[-4:] == ["--seed", "1", "--resume", "auto"]
     assert started("recipes.gpt -- --resume")[-1] == "--resume"
+    assert started("recipes.gpt -- --no-checkpoint")[-1] == "--no-checkpoint"
+
+
+def test_one_process_runs_a_sweep_inside_a_step_or_in_the_script_of_several_nodes() -> None:
     sweep = started("sweep -- quick")
     assert sweep[-5:] == ["scaling", "sweep", "quick", "--max-cells", "1"]
     assert "--ntasks=1" in sweep
     assert "1" not in started("sweep -- quick --find-max-batch 64")
     assert started("sweep -- quick --max-cells 3")[-2:] == ["--max-cells", "3"]
+    several = started("sweep -- quick --only-nodes 2 --max-cells 3", nodes=2)
+    assert several[0] == sys.executable
+    assert "slurm.runtime.rank" not in several
 
 
 def test_only_cells_that_ended_before_the_first_task_are_retried(tmp_path: Path) -> None:
@@ -152,7 +164,8 @@ def test_only_cells_that_ended_before_the_first_task_are_retried(tmp_path: Path)
     first = first_started_at(tmp_path)
     assert first == "2026-01-01T00:00:05+00:00"
     args = args_of("sweep -- quick --retry oom")
-    assert srun_command(args, first)[-2:] == ["--retry-before", first]
+    command = sweep_command(args, nodes=1, first_started_at=first)
+    assert command[-2:] == ["--retry-before", first]
     assert "--retry-before" not in started("sweep -- quick")
     assert started("sweep -- quick --retry oom --retry-before=x").count("--retry-before") == 0
 
@@ -302,9 +315,39 @@ def test_a_sweep_is_done_when_its_summary_says_so(
     args = args_of(f"--folder {tmp_path} sweep -- quick", one)
     args.errors.mkdir()
     if state is not None:
-        Path(rank_variables(args)[SWEEP_FILE]).write_text(json.dumps(state))
+        Path(rank_variables(args, "7")[SWEEP_FILE]).write_text(json.dumps(state))
     end = find_end(read_allocation(one), args, watched(code), since_s=0.0, signaled=False)
     assert (end.outcome, end.reason) == (result, reason)
+
+
+def test_a_dead_node_ends_a_sweep_over_nodes_and_an_unshared_folder_refuses_it(
+    tmp_path: Path,
+) -> None:
+    args = args_of(f"--folder {tmp_path} sweep -- quick --only-nodes 2")
+    args.errors.mkdir()
+    for dead, expected in ((["node2"], "failed"), ([], "refused")):
+        content = {"reason": "rank 1 of 2: node2 stopped responding", "dead_nodes": dead}
+        (args.errors / JOB_END).write_text(json.dumps(content))
+        end = find_end(read_allocation(VARIABLES), args, watched(75), since_s=0.0, signaled=False)
+        assert (end.outcome, end.dead_nodes, end.reason) == (expected, dead, content["reason"])
+        assert decide(ATTEMPT, end).is_requeued == bool(dead)
+
+
+def test_releasing_a_cell_counts_as_progress_after_others_have_finished(
+    tmp_path: Path, put_stub: PutStub
+) -> None:
+    put_stub("scontrol", "exit 1\n")
+    args = args_of(f"--folder {tmp_path} sweep -- quick --only-nodes 2")
+    args.errors.mkdir()
+    for finished, reason, requeued in (
+        (0, CELL_RELEASED, [True] * 4 + [False]),
+        (3, "stopped after 3 cells, and the current cell was released", [True] * 5),
+    ):
+        state = {"cell": "x", "finished": finished}
+        Path(rank_variables(args, "7")[SWEEP_FILE]).write_text(json.dumps(state))
+        end = find_end(read_allocation(VARIABLES), args, watched(75), since_s=0.0, signaled=True)
+        assert (end.outcome, end.reason) == ("stopped", reason)
+        assert again(end, 5) == requeued
 
 
 def again(end: JobEnd, count: int) -> list[bool]:

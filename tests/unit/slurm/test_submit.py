@@ -58,7 +58,9 @@ def place(tmp_path: Path, repository: Path, monkeypatch: pytest.MonkeyPatch) -> 
         ("recipes.gpt -- --strategy single", "recipe gpt: strategy"),
         ("recipes.gpt --folder /proc/x", "folder /proc/x: /proc cannot be written"),
         ("sweep qiuck", "qiuck"),
-        ("sweep quick --nodes 2", "nodes is 2; each cell of a sweep runs on one node"),
+        ("sweep quick --nodes 2", "nodes is 2; the cells of a sweep say how many nodes they need"),
+        ("sweep weak-nodes --max-nodes 7", "max-nodes is 7, and 18 cells need 8; give --max-nodes"),
+        ("recipes.gpt --max-nodes 7", "max-nodes is 7, which is for sweeps; leave it out"),
         ("sweep quick --array 0-3", "array is 0-3; leave it out: a sweep has one task per cell"),
         ("sweep quick --max-parallel 0", "max-parallel is 0; it must be at least 1"),
         ("sweep quick -- --batch-sizee 8,16", "batch-sizee"),
@@ -67,13 +69,8 @@ def place(tmp_path: Path, repository: Path, monkeypatch: pytest.MonkeyPatch) -> 
         ("sweep quick -- --dry-run", "run it here: python -m scaling sweep quick --dry-run"),
         ("sweep -- --recipe gpt --list", "--list after --: it needs no job"),
         (
-            "sweep single-gpu -- --devices 2 --num-nodes 1,2 --strategy ddp",
-            "too few nodes for 90 cells of this sweep: a task has 1, and the first of these cells "
-            "needs 2: python -m recipes.",
-        ),
-        (
             "sweep node-8 --devices 4 -- --recipe gpt",
-            "a task has 4, and the first of these cells needs 8: python -m recipes.gpt",
+            "a task has 4 per node, and the first of these cells needs 8: python -m recipes.gpt",
         ),
     ],
 )
@@ -129,9 +126,9 @@ def test_a_dry_run_for_a_hardware_adds_the_plan_as_comments(
 def test_caches_are_on_the_node_local_disk_in_a_folder_per_job(tmp_path: Path) -> None:
     line = f"--local-disk {tmp_path} recipes.gpt"
     jobs = [args_of(line, {**VARIABLES, "SLURM_JOB_ID": number}) for number in ("7", "8")]
-    caches = [rank_variables(args)["TORCHINDUCTOR_CACHE_DIR"] for args in jobs]
+    caches = [rank_variables(args, "7")["TORCHINDUCTOR_CACHE_DIR"] for args in jobs]
     assert caches == [f"{tmp_path}/unitransformer-{number}/inductor" for number in (7, 8)]
-    assert "TORCHINDUCTOR_CACHE_DIR" not in rank_variables(args_of("sweep"))
+    assert "TORCHINDUCTOR_CACHE_DIR" not in rank_variables(args_of("sweep"), "7")
 
 
 CONFIG = "Configuration data\nMaxArraySize            = 1001\nMaxJobCount             = 10000\n"
@@ -140,24 +137,30 @@ CONFIG = "Configuration data\nMaxArraySize            = 1001\nMaxJobCount       
 @pytest.mark.parametrize(
     ("cells", "config", "key", "array", "max_cells"),
     [
-        (3, CONFIG, None, "0-2%8", None),
-        (1001, CONFIG, None, "0-1000%8", None),
-        (1002, CONFIG, None, "0-1000%8", "2"),
-        (1002, "", None, "0-1000%8", "2"),  # no controller: SLURM's default
-        (3003, CONFIG.replace("1001", "4000001"), None, "0-3002%8", None),
-        (100, f"{CONFIG}SchedulerParameters     = defer,max_array_tasks=25\n", None, "0-24%8", "4"),
-        (100, CONFIG, "max_array_tasks = 30", "0-29%8", "4"),
+        (3, CONFIG, None, "0-2%8", "3"),
+        (1001, CONFIG, None, "0-1000%8", "1001"),
+        (1002, CONFIG, None, "0-1000%8", "1002"),
+        (1002, "", None, "0-1000%8", "1002"),  # no controller: SLURM's default
+        (3003, CONFIG.replace("1001", "4000001"), None, "0-3002%8", "3003"),
+        (
+            100,
+            f"{CONFIG}SchedulerParameters     = defer,max_array_tasks=25\n",
+            None,
+            "0-24%8",
+            "100",
+        ),
+        (100, CONFIG, "max_array_tasks = 30", "0-29%8", "100"),
         (100, CONFIG, "max_array_tasks = 0", None, "100"),
         (100, CONFIG.replace("1001", "0"), None, None, "100"),
-        (1, CONFIG.replace("1001", "0"), None, None, None),
+        (1, CONFIG.replace("1001", "0"), None, None, "1"),
     ],
 )
-def test_more_cells_than_array_tasks_are_several_per_task(
+def test_an_array_has_a_task_per_cell_if_the_controller_allows_so_many(
     cells: int,
     config: str,
     key: str | None,
     array: str | None,
-    max_cells: str | None,
+    max_cells: str,
     put_stub: PutStub,
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
@@ -166,15 +169,15 @@ def test_more_cells_than_array_tasks_are_several_per_task(
     listing = "\n".join(["python -m recipes.gpt"] * cells)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("slurm.preflight.run_module", lambda *arguments, **options: listing)
-    monkeypatch.setattr("slurm.preflight._check_cells", lambda *arguments: None)
+    monkeypatch.setattr("slurm.preflight._ask", lambda commands, _: [{}] * len(commands))
     (tmp_path / "c.toml").write_text(f"[c]\n{key or ''}\n")
     options = ["--clusters", "c.toml", "--cluster", "c"]
-    job = submit.build_job(*submit.parse(["sweep", "quick", *options]))
+    (job,) = submit.build_jobs(*submit.parse(["sweep", "quick", *options]))
     assert job.array == array
-    assert job.arguments == ["quick", *(["--max-cells", max_cells] if max_cells else [])]
-    search = submit.build_job(*submit.parse(["sweep", *options, "--", "--find-max-batch", "8"]))
+    assert job.arguments == ["quick", "--max-cells", max_cells]
+    (search,) = submit.build_jobs(*submit.parse(["sweep", *options, "--", "--find-max-batch", "8"]))
     assert search.arguments == ["--find-max-batch", "8"]  # a search may need many cells
-    given = submit.build_job(*submit.parse(["sweep", *options, "--", "--max-cells", "1"]))
+    (given,) = submit.build_jobs(*submit.parse(["sweep", *options, "--", "--max-cells", "1"]))
     assert given.arguments == ["--max-cells", "1"]  # not replaced
 
 
@@ -193,8 +196,8 @@ def test_the_name_of_a_job_is_valid_whatever_the_file_of_its_study_is_called(
     study: str, name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("slurm.submit.to_sweep_array", lambda job, max_parallel: job)
-    job = submit.build_job(*submit.parse(["sweep", study]))
+    monkeypatch.setattr("slurm.submit.sweep_jobs", lambda job, **options: [job])
+    (job,) = submit.build_jobs(*submit.parse(["sweep", study]))
     assert (job.name, job.arguments) == (name, [study])
     assert Path(job.folder).name.startswith(f"{name}-")
 
@@ -232,13 +235,25 @@ def test_a_job_for_a_partition_that_is_down_is_accepted_and_says_so(
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        ("", []),
-        ("--time 2:00:00", []),
-        ("--time 0", []),
-        ("--time -1", []),
-        ("--time 1:00:00", ["--time-limit", "3360"]),
-        ("--time 2:00:00 -- --time-limit 7000", ["--time-limit", "7000", "--time-limit", "6960"]),
-        ("--time 1:00:00 -- --time-limit=60", ["--time-limit=60"]),
+        ("", ["--max-cells", "1"]),
+        ("--time 2:00:00", ["--max-cells", "1", "--stop-after", "6960"]),
+        ("--time 0", ["--max-cells", "1"]),
+        ("--time -1", ["--max-cells", "1"]),
+        (
+            "--time 1:00:00",
+            ["--time-limit", "3360", "--max-cells", "1", "--stop-after", "3360"],
+        ),
+        (
+            "--time 2:00:00 -- --time-limit 7000 --max-cells 2",
+            [
+                *("--time-limit", "7000", "--max-cells", "2"),
+                *("--time-limit", "6960", "--stop-after", "6960"),
+            ],
+        ),
+        (
+            "--time 1:00:00 -- --time-limit=60",
+            ["--time-limit=60", "--max-cells", "1", "--stop-after", "3360"],
+        ),
     ],
 )
 def test_the_time_limit_of_a_cell_follows_from_that_of_its_job(
@@ -247,8 +262,8 @@ def test_the_time_limit_of_a_cell_follows_from_that_of_its_job(
     cells = "python -m recipes.gpt"
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("slurm.preflight.run_module", lambda *arguments, **options: cells)
-    monkeypatch.setattr("slurm.preflight._check_cells", lambda *arguments: None)
-    job = submit.build_job(*submit.parse(["sweep", "quick", *options.split()]))
+    monkeypatch.setattr("slurm.preflight._ask", lambda commands, _: [{}] * len(commands))
+    (job,) = submit.build_jobs(*submit.parse(["sweep", "quick", *options.split()]))
     assert job.arguments == ["quick", *expected]
 
 

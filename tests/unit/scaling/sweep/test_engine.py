@@ -299,7 +299,7 @@ def test_a_sweep_reports_the_running_cell_and_its_summary_to_its_job(
     tasks = make_tasks(make_study())
     one, _ = make_sweep(tmp_path / "s", tasks)
     one.work(Looking(), max_cells=1)
-    assert seen == [{"cell": str(tmp_path / "s" / CELLS / tasks[0].name)}]
+    assert seen == [{"cell": str(tmp_path / "s" / CELLS / tasks[0].name), "finished": 0}]
     actual = json.loads(file.read_text())
     assert (actual["statuses"], actual["own"], actual["left"]) == ({"ok": 1}, {"ok": 1}, 9)
 

@@ -119,4 +119,4 @@ def test_a_study_with_an_unwritable_folder_is_refused_before_anything_runs(
     assert main(["sweep", *arguments[:-1], "/proc/nowhere"]) == 2
     assert "cannot be written" in capsys.readouterr().err
     with pytest.raises(ValueError, match="is not UTF-8, which TensorBoard needs"):
-        run_sweep(read(*arguments[:-1], str(tmp_path / "caf\udce9")))
+        run_sweep(read(*arguments[:-1], str(tmp_path / "caf\udce9")), arguments)

@@ -150,7 +150,8 @@ def test_a_missing_study_is_reported_with_the_nearest_name(tmp_path: Path) -> No
 
 def test_the_included_studies_are_valid(is_whole_proof: bool) -> None:
     assert list_studies() == [
-        *("crossover", "laptop", "node-8", "precision", "quick", "single-gpu", "strong", "weak"),
+        *("crossover", "hsdp", "laptop", "node-8", "precision", "quick", "single-gpu", "strong"),
+        *("strong-nodes", "weak", "weak-nodes"),
     ]
     every = 1 if is_whole_proof else 6
     cells = [cell for name in list_studies() for cell in [*load_study(name).cells()][::every]]

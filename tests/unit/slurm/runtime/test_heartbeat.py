@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from slurm.runtime.node_health import CHECKS, INTERVAL_S, SILENT_S, Heartbeats, beat
+from slurm.runtime.node_health import CHECKS, ENDED, INTERVAL_S, SILENT_S, Heartbeats, beat
 from slurm.runtime.rank import sends_heartbeat
 
 SOON = max(CHECKS, int(SILENT_S / INTERVAL_S)) + 1  # checks until a node is suspected
@@ -18,7 +18,7 @@ def check(folder: Path, *, alive: Mapping[str, range], checks: int) -> list[list
     for number in range(checks):
         for name, lives in alive.items():
             if number in lives:
-                beat(folder, name, number)
+                beat(folder, name, str(number))
         suspected.append(heartbeats.suspects(number * INTERVAL_S))
     return suspected
 
@@ -35,15 +35,25 @@ def test_no_node_is_suspected_while_no_heartbeat_changes(tmp_path: Path) -> None
     assert suspected == [[]] * 40
 
 
+def test_a_node_that_dies_after_the_others_have_ended_is_suspected(tmp_path: Path) -> None:
+    heartbeats = Heartbeats(folder=tmp_path, nodes=["node1", "node2"])
+    beat(tmp_path, "node2", "0")
+    suspected = []
+    for number in range(2 * SOON):
+        beat(tmp_path, "node1", str(number) if number < 2 else ENDED)
+        suspected.append(heartbeats.suspects(number * INTERVAL_S))
+    assert suspected == [[]] * (SOON - 1) + [["node2"]] * (SOON + 1)
+
+
 def test_a_file_system_outage_raises_no_suspicion_afterwards(tmp_path: Path) -> None:
     """Checks hang as well: time has passed, but there were too few checks."""
     heartbeats = Heartbeats(folder=tmp_path, nodes=["node1", "node2"])
     for node in heartbeats.nodes:
-        beat(tmp_path, node, 0)
+        beat(tmp_path, node, "0")
     assert heartbeats.suspects(0.0) == []
-    beat(tmp_path, "node1", 1)  # the other has not written again yet
+    beat(tmp_path, "node1", "1")  # the other has not written again yet
     assert heartbeats.suspects(60.0) == []
-    beat(tmp_path, "node1", 2)
+    beat(tmp_path, "node1", "2")
     assert heartbeats.suspects(62.0) == []
 
 
@@ -54,10 +64,10 @@ def test_a_node_without_a_first_heartbeat_is_not_suspected(tmp_path: Path) -> No
 
 def test_a_node_that_answered_a_probe_is_suspected_no_sooner(tmp_path: Path) -> None:
     heartbeats = Heartbeats(folder=tmp_path, nodes=["node1", "node2"])
-    beat(tmp_path, "node2", 0)
+    beat(tmp_path, "node2", "0")
     suspected = []
     for number in range(3 * SOON):
-        beat(tmp_path, "node1", number)
+        beat(tmp_path, "node1", str(number))
         if suspects := heartbeats.suspects(number * INTERVAL_S):
             assert suspects == ["node2"]
             heartbeats.forget(suspects)

@@ -1,0 +1,113 @@
+"""Tests how a cell on several nodes ends: its exit code, and what it leaves for its job."""
+
+import json
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from slurm.job_files import JOB_END
+from slurm.runtime import allocation as allocations
+from slurm.runtime import cell, rank
+from slurm.runtime.node_health import Probes
+from slurm.runtime.srun import WatchResult
+from tests.builders.records import make_crashed, make_record
+from tests.builders.slurm import VARIABLES, PutStub
+from unitransformer.launch.failures import RankFailure, read_failures, write_failure
+from unitransformer.launch.variables import ERRORS_FOLDER, RUN_FOLDER, SHARED_FILE
+from unitransformer.record.schema import load_record, write_record
+
+BROKE = RankFailure(rank=3, type="OutOfMemoryError", message="no memory", lines=[], at_s=5.0)
+
+
+@pytest.fixture
+def errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, put_stub: PutStub) -> Path:
+    """The folder for the failures of the ranks of a cell on two nodes with two ranks each."""
+    put_stub("scontrol", "echo node1; echo node2\n")
+    run = tmp_path / "cells/0123-1"
+    run.mkdir(parents=True)
+    variables = {**VARIABLES, RUN_FOLDER: str(run), ERRORS_FOLDER: str(tmp_path / "errors")}
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    path = tmp_path / "errors/ranks-0123-1"
+    path.mkdir(parents=True)
+    return path
+
+
+def end(
+    code: int,
+    *,
+    failures: Sequence[RankFailure] = (),
+    dead: Sequence[str] = (),
+    is_stopped: bool = False,
+) -> int:
+    argv = ["gpt", "--job", "5_3", "--devices", "2", "--", "--seed", "1"]
+    allocation, args = cell._read(argv)
+    assert (allocation.tasks, allocation.name) == (4, "5_3")
+    for failure in failures:
+        write_failure(failure, args.errors / f"{failure.rank}.failure")
+    ranks = {node: [2, 3] for node in dead}
+    watched = WatchResult(exit_code=code, probes=Probes(), dead=ranks)
+    run, since_s = Path(os.environ[RUN_FOLDER]), time.time() - 60
+    return cell._end(allocation, args, watched, run, since_s=since_s, is_stopped=is_stopped)
+
+
+def job_end(errors: Path) -> object:
+    path = errors.parent / JOB_END
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def test_the_rank_that_failed_first_is_recorded_with_its_node(errors: Path) -> None:
+    path = Path(os.environ[RUN_FOLDER], "a-1.json")
+    write_record(make_crashed(), path)
+    assert end(1, failures=[BROKE]) == 1
+    record = load_record(path)
+    assert (record["status"], record["error"]["rank"]) == ("oom", 3)
+    assert record["error"]["message"] == "on node2: no memory"
+    assert job_end(errors) is None
+
+
+def test_a_dead_node_ends_the_job_unless_the_cell_was_done(errors: Path) -> None:
+    assert end(137, dead=["node2"]) == 75
+    reason = "rank 2 of 4: node2 stopped responding"
+    assert job_end(errors) == {"reason": reason, "dead_nodes": ["node2"]}
+    assert {failure.rank for failure in read_failures(errors)} == {2, 3}
+    write_record(make_record(), Path(os.environ[RUN_FOLDER], "a-1.json"))
+    assert end(137, dead=["node2"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("code", "is_stopped", "has_mark", "expected"),
+    [(0, False, False, 0), (0, False, True, 75), (137, True, False, 75), (1, False, False, 1)],
+)
+def test_a_signal_releases_a_cell(
+    code: int, is_stopped: bool, has_mark: bool, expected: int, errors: Path
+) -> None:
+    if has_mark:
+        (errors / "1.stopped").touch()
+    assert end(code, is_stopped=is_stopped) == expected
+
+
+def test_a_node_that_does_not_see_the_folder_ends_the_job_as_refused(
+    errors: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(allocations, "SHARED_S", 0.0)
+    shared = tmp_path / "cells/0123-1/log.txt"
+    of_rank = {"SLURM_PROCID": "2", "SLURM_LOCALID": "0", "SLURMD_NODENAME": "node2"}
+    for name, value in {**of_rank, ERRORS_FOLDER: str(errors), SHARED_FILE: str(shared)}.items():
+        monkeypatch.setenv(name, value)
+    assert rank.main(["false"]) == 2
+    message = f"node2 does not see {shared}, which another node has written"
+    assert message in capsys.readouterr().err
+    monkeypatch.setenv(ERRORS_FOLDER, str(errors.parent))
+    monkeypatch.delenv("SLURM_PROCID")
+    assert end(2) == 75
+    ended = job_end(errors)
+    assert isinstance(ended, dict)
+    assert ended["dead_nodes"] == []
+    assert message in ended["reason"]

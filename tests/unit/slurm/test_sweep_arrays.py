@@ -1,0 +1,226 @@
+"""Tests the arrays of a sweep over nodes, with SLURM's commands replaced by scripts."""
+
+import contextlib
+import io
+import json
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from recipes.service import plan
+from scaling import __main__ as scaling
+from scaling.store.outcome import write_outcome
+from scaling.sweep.plan import CellTask
+from scaling.sweep.run_cell import now, outcome_without_run
+from scaling.sweep.study import load_study
+from slurm import preflight, status, submit
+from slurm.job_files import write_attempt
+from tests.builders.slurm import ATTEMPT, PutStub
+
+STUDY = """
+recipe: [gpt]
+axes: {num-nodes: [1, 2, 4], batch-size: [2, 4]}
+options: {devices: 1, strategy: ddp, precision: bf16-mixed, accelerator: cpu}
+"""
+SBATCH = """
+echo "$@" >> calls
+case "$*" in *test-only*) exit 0;; esac
+cat > script
+grep -q -e "--nodes=$(cat refused 2>/dev/null)$" script && {
+  echo "sbatch: error: QOSMaxSubmitJobPerUserLimit" >&2; exit 1; }
+grep -e dependency script >> calls
+number=$(($(cat number 2>/dev/null || echo 40) + 1)); echo $number > number; echo $number
+"""
+
+
+def run_here(module: str, arguments: Sequence[str], *, limit_s: float, stdin_text: str = "") -> str:
+    """As `run_module`, in this process."""
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        if module == "scaling":
+            assert scaling.main(arguments) == 0
+        else:
+            for line in stdin_text.splitlines():
+                print(json.dumps(plan._answer(**json.loads(line))))
+    return printed.getvalue()
+
+
+@pytest.fixture
+def place(
+    tmp_path: Path, repository: Path, put_stub: PutStub, monkeypatch: pytest.MonkeyPatch
+) -> Path:
+    """A folder to submit from, where sbatch counts from 41."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(repository))
+    put_stub("sbatch", SBATCH)
+    put_stub("sinfo", "")
+    put_stub("squeue", "cat queue 2>/dev/null\n")
+    put_stub("scontrol", "echo MaxArraySize = 1001\n")
+    monkeypatch.setattr(preflight, "run_module", run_here)
+    (tmp_path / "s.yaml").write_text(STUDY)
+    return tmp_path
+
+
+def submitted(capsys: pytest.CaptureFixture[str], *options: str) -> tuple[int, str]:
+    code = submit.main(["sweep", "s.yaml", "--devices", "1", *options])
+    printed = capsys.readouterr()
+    return code, printed.out + printed.err
+
+
+def scripts(text: str) -> list[tuple[str, str, str]]:
+    """Nodes, array and --max-cells of each printed script."""
+    parts = text.split("#!/bin/bash\n")[1:]
+    patterns = (r"--nodes=(\d+)", r"--array=(\S+)", r"--max-cells (\d+)")
+    found = [[re.search(pattern, part) for pattern in patterns] for part in parts]
+    return [(str(n and n[1]), str(a and a[1]), str(m and m[1])) for n, a, m in found]
+
+
+def finish(place: Path, nodes: int) -> None:
+    """Writes the outcomes of the cells on so many nodes."""
+    for cell in load_study(str(place / "s.yaml")).cells():
+        if cell.num_nodes == nodes:
+            task = CellTask(cell=cell, repeat=1, config=None, refusal="it does not fit")
+            outcome = replace(outcome_without_run(task, None), finished_at=now())
+            folder = place / "sweeps/s/cells" / task.name
+            folder.mkdir(parents=True)
+            write_outcome(outcome, folder)
+
+
+def test_each_number_of_nodes_has_one_array_and_finished_cells_have_none(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, text = submitted(capsys, "--dry-run", "--time", "1:00:00")
+    assert code == 0
+    assert scripts(text) == [("1", "0-1%8", "2"), ("2", "0-1%8", "2"), ("4", "0-1%8", "2")]
+    assert re.search(r"^# 4 +2 +0-1 +8 +32 +7\.5$", text, re.MULTILINE)
+    assert not (place / "sweeps").exists()
+    code, text = submitted(capsys, "--dry-run", "--max-nodes", "5")
+    assert [array for _, array, _ in scripts(text)] == ["0-1%5", "0-1%2", "0-1%1"]
+    assert submitted(capsys, "--folder", "first")[0] == 0
+    finish(place, 2)
+    _, text = submitted(capsys, "--dry-run")
+    assert [nodes for nodes, *_ in scripts(text)] == ["1", "4"]
+    finish(place, 1)
+    finish(place, 4)
+    text = submitted(capsys)[1]
+    assert text == "every cell of this sweep is finished; nothing was submitted\n"
+
+
+def test_the_arrays_are_submitted_once_each_and_wait_for_each_other_under_a_limit_of_nodes(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, text = submitted(capsys, "--max-nodes", "4", "--folder", "job")
+    assert code == 0
+    calls = (place / "calls").read_text().splitlines()
+    assert Counter(calls)["--parsable"] == 3
+    assert Counter(calls)["--test-only"] == 3
+    dependencies = [line for line in calls if "dependency" in line]
+    assert [line.partition("=")[2] for line in dependencies] == ["afterany:41", "afterany:41:42"]
+    assert "scancel 41 42 43" in text
+    assert json.loads((place / "sweeps/s/arrays").read_text()) == {"1": "41", "2": "42", "4": "43"}
+    # What is queued is not submitted again.
+    (place / "queue").write_text("42|42|0-1|PENDING|Resources|1:00\n")
+    _, text = submitted(capsys, "--test-only")
+    assert text == "SLURM accepts these 2 arrays; nothing was submitted\n"
+    finish(place, 1)
+    finish(place, 2)
+    report = status.report(place / "job", now_s=0.0)
+    assert re.findall(r"(\d/\d cells)", report) == ["2/2 cells", "2/2 cells", "0/2 cells"]
+
+
+def test_a_refused_array_is_named_and_the_same_command_submits_the_rest(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (place / "refused").write_text("1")
+    code, text = submitted(capsys, "--folder", "none")
+    assert code == 2
+    assert "SLURM refuses this job: QOSMaxSubmitJobPerUserLimit" in text
+    assert not (place / "sweeps/s").exists()
+    (place / "refused").write_text("4")
+    code, text = submitted(capsys)
+    assert code == 2
+    assert (
+        "of this sweep, arrays 41 and 42 are queued, and the cells on 4 nodes and more are not"
+        in text
+    )
+    assert text.count("\n") == 1
+    (place / "refused").unlink()
+    rows = [f"{job}|{job}|0-1|PENDING|Resources|1:00\n" for job in (41, 42)]
+    (place / "queue").write_text("".join(rows))
+    code, text = submitted(capsys)
+    assert code == 0
+    assert "queued  41 has the cells on 1 node\n" in text
+    assert json.loads((place / "sweeps/s/arrays").read_text()) == {"1": "41", "2": "42", "4": "43"}
+
+
+def test_shapes_that_could_never_run_are_named_and_nothing_is_queued(
+    place: Path, put_stub: PutStub, capsys: pytest.CaptureFixture[str]
+) -> None:
+    refuse = "grep -q -e --nodes=4 && { echo 'sbatch: error: Node count specification invalid' >&2"
+    put_stub("sbatch", f"{refuse}; exit 1; }}; exit 0\n")
+    for option in ("--test-only", "--no-requeue"):
+        code, text = submitted(capsys, option)
+        assert code == 2
+        assert "Node count specification invalid; so 2 cells on 4 nodes could never run" in text
+        assert text.count("\n") == 1
+    assert not (place / "sweeps").exists()
+
+
+def test_a_controller_that_does_not_answer_is_named(
+    place: Path, put_stub: PutStub, capsys: pytest.CaptureFixture[str]
+) -> None:
+    put_stub("sbatch", "echo 'sbatch: error: Unable to contact slurm controller' >&2; exit 1\n")
+    code, text = submitted(capsys)
+    assert code == 2
+    assert "SLURM's controller does not answer (Unable to contact slurm controller)" in text
+    assert not (place / "sweeps").exists()
+
+
+def test_a_thousand_cells_take_one_call_of_sbatch_per_shape_and_few_questions(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sizes, seeds = list(range(1, 11)), list(range(50))
+    axes = f"{{num-nodes: [1, 2], batch-size: {sizes}, seed: {seeds}}}"
+    (place / "s.yaml").write_text(
+        f"recipe: [gpt]\naxes: {axes}\noptions: {{devices: 1, strategy: ddp, accelerator: cpu}}\n"
+    )
+    asked: list[int] = []
+    ask = preflight._ask
+
+    def count(commands: Any, shape: Any) -> Any:
+        asked.append(len(commands))
+        return ask(commands, shape)
+
+    monkeypatch.setattr(preflight, "_ask", count)
+    assert submitted(capsys)[0] == 0
+    calls = Counter((place / "calls").read_text().splitlines())
+    assert calls["--parsable"] == 2
+    (number,) = asked
+    assert number <= 2 + len(sizes) + len(seeds)  # not a question per cell
+
+
+def test_the_status_of_an_array_costs_one_call_and_as_many_reads_as_it_has_tasks(
+    tmp_path: Path, put_stub: PutStub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    number = 100
+    rows = "".join(f"{9 + n}|5|{n}|RUNNING|None|1:00\n" for n in range(number))
+    (tmp_path / "queue").write_text(rows)
+    put_stub("squeue", f"echo call >> {tmp_path}/calls; cat {tmp_path}/queue\n")
+    submitted = {"job": "5", "name": "x", "array": f"0-{number - 1}%8", "target": "recipes.gpt"}
+    (tmp_path / "job").mkdir()
+    (tmp_path / "job/submitted").write_text(json.dumps(submitted))
+    for task in range(number):
+        (tmp_path / f"job/task-{task}").mkdir()
+        attempt = replace(ATTEMPT, job=str(9 + task), array="5")
+        write_attempt(tmp_path / f"job/task-{task}", attempt)
+    reads: list[Path] = []
+    read = Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", lambda path: reads.append(path) or read(path))
+    report = status.report(tmp_path / "job", now_s=0.0)
+    assert report.count(" running ") == number + 1
+    assert (tmp_path / "calls").read_text() == "call\n"
+    assert len(reads) <= 4 * number + 10
