@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import _disable_current_modes
 
 
@@ -30,9 +31,10 @@ def apply_to_fakes(
     for name, parameter in self._parameters.items():
         if parameter is not None:
             values = function(parameter)
-            if values.device == parameter.device:
+            # The data of a DTensor are in its local tensor, which `data` does not reach.
+            if values.device == parameter.device and not isinstance(parameter, DTensor):
                 parameter.data = values
-            else:
+            elif values is not parameter:
                 self._parameters[name] = nn.Parameter(values, parameter.requires_grad)
     for name, buffer in self._buffers.items():
         if buffer is not None:
