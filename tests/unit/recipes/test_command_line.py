@@ -261,6 +261,7 @@ def test_auto_explains_its_choice_for_several_ranks(
 ) -> None:
     monkeypatch.setattr(devices, "count_gpus", lambda: 4)  # that computes in float16, not in bf16
     monkeypatch.setattr(devices, "has_bf16", lambda: False)
+    monkeypatch.setattr(devices, "check_kernels", lambda _: None)
     monkeypatch.setattr(devices, "device_memory_bytes", lambda *_: memory)
     output = call(f"{TINY} --dry-run --devices 4 --accelerator auto {options}")
     line = output.splitlines()[0]
