@@ -127,9 +127,9 @@ def cpu_of(run: Run) -> Hardware:
     found = _ceilings(run)
     peaks: dict[str, float] = {}
     for ceiling in found:
-        rates = [product["work"] / min(product["seconds"]) for product in ceiling["matmul"]]
-        peaks[ceiling["dtype"]] = max(*rates, peaks.get(ceiling["dtype"], 0.0))
-    copies = [c["copy"]["work"] / min(c["copy"]["seconds"]) for c in found]
+        dtype, rate = ceiling["dtype"], ceiling["matmul_flops_per_s"]
+        peaks[dtype] = max(rate, peaks.get(dtype, 0.0))
+    copies = [ceiling["copy_bytes_per_s"] for ceiling in found]
     return Hardware(
         name=THIS_MACHINE,
         gpu=None,
@@ -150,7 +150,11 @@ def has_ceiling(run: Run) -> bool:
 
 
 def _ceilings(run: Run) -> list[dict[str, Any]]:
-    return [ceiling for ceiling in run.record["ceiling"] or () if ceiling]
+    return [
+        ceiling
+        for ceiling in run.record["ceiling"] or ()
+        if ceiling and ceiling["matmul_flops_per_s"] > 0 and ceiling["copy_bytes_per_s"] > 0
+    ]
 
 
 def _measured(run: Run) -> MeasuredStep:
