@@ -202,7 +202,9 @@ def _weight_copy_bytes(config: RunConfig, sizes: _Sizes) -> int:
     has_copies = _uses_autocast(config) and not config.parallel.is_sharded
     head = 2 * width * model.num_classes if has_copies else 0
     if config.num_logits > model.num_classes:
-        head = 0 if keeps_gradients(config) else sizes.product * width * config.num_logits
+        head = sizes.product * width * config.num_logits
+    if keeps_gradients(config):  # in the forward pass, which frees its copy
+        head = 0
     if not has_copies:
         return head
     layers = model.num_layers * (4 * width + 2 * model.feedforward_width)

@@ -114,7 +114,7 @@ KEPT: list[tuple[Preset, str, int, dict[str, Any], int]] = [
     (gpt.PRESET, "124m", 8, {"activation_checkpointing": "selective"}, 3_748_523_824),
     (gpt.PRESET, "124m", 4, {"precision": "16-mixed"}, 2_451_648_304),
     (gpt.PRESET, "124m", 4, {"precision": "bf16-true"}, 2_047_131_952),
-    (gpt.PRESET, "124m", 4, {"loss_chunk": 512}, 1_789_119_592),
+    (gpt.PRESET, "124m", 4, {"loss_chunk": 512}, 1_711_723_812),
     (gpt.PRESET, "124m", 4, {"pad_vocabulary": 128}, 2_452_490_544),
     (gpt.PRESET, "124m", 4, {"pad_vocabulary": 128, "loss_chunk": 512}, 1_712_069_412),
     (gpt.PRESET, "reference", 64, {}, 1_397_427_988),
