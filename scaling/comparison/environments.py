@@ -17,6 +17,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from filelock import FileLock
+from packaging.requirements import Requirement
 
 from unitransformer.files import cache_folder
 
@@ -29,8 +30,8 @@ DONE = ".complete"
 def python_with_package(package: str, version: str, constraints: Path) -> Path:
     """Returns the interpreter of an environment with this version of a package.
 
-    Packages that pin it, or that it pins, follow it: torchvision follows torch. The versions of all
-    others are those of the constraints.
+    Packages that this version does not suit, or that it pins, follow it: torchvision follows torch.
+    The versions of all others are those of the constraints.
 
     Raises:
         ValueError: the package is not installed here.
@@ -43,8 +44,8 @@ def python_with_package(package: str, version: str, constraints: Path) -> Path:
         raise ValueError(f"package {package} is not installed here; check its name") from None
     if version in _names_of(installed):
         return Path(sys.executable)
-    followers = [other for other, pins in _pins().items() if name in pins]
-    free = {name, *followers, *_pins().get(name, ())}
+    followers = _unsuited(name, version)
+    free = {name, *followers, *_pinned_by(name)}
     kept = [pin for pin in read_pins(constraints) if _normal(pin.partition("==")[0]) not in free]
     return _environment([f"{name}=={version}", *followers], kept, f"{package} {version}")
 
@@ -83,26 +84,34 @@ def runtime_packages(root: str = PROJECT) -> set[str]:
 def _requirements(name: str) -> list[str]:
     """Returns the packages that an installed package needs without extras."""
     with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-        return [
-            _normal(re.split(r"[^\w.-]", line, maxsplit=1)[0])
-            for line in importlib.metadata.requires(name) or []
-            if "extra ==" not in line
-        ]
+        return [_normal(need.name) for need in _needs(importlib.metadata.distribution(name))]
     return []
 
 
-def _pins() -> dict[str, set[str]]:
-    """Returns, for each installed package, the packages of which it needs one exact version."""
-    found: dict[str, set[str]] = {}
-    for distribution in importlib.metadata.distributions():
-        lines = [line for line in distribution.requires or [] if "extra ==" not in line]
-        pinned = {
-            _normal(re.split(r"[^\w.-]", line, maxsplit=1)[0])
-            for line in lines
-            if "==" in line.partition(";")[0]
+def _needs(distribution: importlib.metadata.Distribution) -> Iterator[Requirement]:
+    """Yields what an installed package needs on this machine without extras."""
+    for line in distribution.requires or ():
+        need = Requirement(line)
+        if need.marker is None or need.marker.evaluate({"extra": ""}):
+            yield need
+
+
+def _unsuited(name: str, version: str) -> list[str]:
+    """Returns the installed packages that need another version of a package."""
+    return sorted(
+        {
+            _normal(distribution.name)
+            for distribution in importlib.metadata.distributions()
+            for need in _needs(distribution)
+            if _normal(need.name) == name and not need.specifier.contains(version, prereleases=True)
         }
-        found.setdefault(_normal(distribution.name), set()).update(pinned)
-    return found
+    )
+
+
+def _pinned_by(name: str) -> set[str]:
+    """Returns the packages of which an installed package needs one exact version."""
+    needs = _needs(importlib.metadata.distribution(name))
+    return {_normal(need.name) for need in needs if "==" in str(need.specifier)}
 
 
 def _is_installed(pin: str) -> bool:
