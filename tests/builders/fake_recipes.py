@@ -1,6 +1,7 @@
 """Writes a package `recipes` whose runs sleep, and then write a record: for tests of many cells.
 
-Every rank appends a line to the file `ranks` when it begins, and the first one when it ends.
+Every rank appends a line to the file `ranks` when it begins, and the first one when it ends. No run
+ends while there is a file `hold`.
 """
 
 import json
@@ -33,6 +34,8 @@ for number in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM):
     signal.signal(number, lambda *_: os._exit(75))
 rank = note("begins")
 time.sleep(ANSWERS["seconds"])
+while (HERE / "hold").exists():
+    time.sleep(0.1)
 step = [os.environ.get(f"SLURM_{name}", "0") for name in ("JOB_ID", "RESTART_COUNT", "STEP_ID")]
 note("-".join(["done", *step]))
 if rank == "0":

@@ -37,8 +37,9 @@ def start(
     *options: str,
     nodes: Sequence[int],
     sizes: int,
+    is_held: bool = False,
 ) -> list[Cell]:
-    """Submits a sweep of fake cells; returns them."""
+    """Submits a sweep of fake cells, of which none ends while it is held; returns them."""
     fields = f"{{recipe: [gpt], axes: {{num-nodes: {list(nodes)}, batch-size: {sizes}}}}}"
     numbers = list(range(1, sizes + 1))
     (work / "study.yaml").write_text(
@@ -47,6 +48,8 @@ def start(
     axes = {"num-nodes": list(nodes), "batch-size": numbers}
     cells = read_study({"recipe": ["gpt"], "axes": axes}).cells()
     write_fake_recipes(work / "fake", cells, seconds=SECONDS)
+    if is_held:
+        (work / "fake/hold").touch()
     monkeypatch.setenv("PYTHONPATH", f"{work / 'fake'}:{repository}")
     for name, value in cluster.variables.items():
         monkeypatch.setenv(name, value)
@@ -125,10 +128,13 @@ def test_a_dead_node_costs_a_sweep_over_nodes_no_cell(
         work / "cluster", first_job=FIRST_JOB + EACH * worker, nodes=names
     ) as cluster:
         limits = ("--max-parallel", "1")
-        cells = start(work, repository, monkeypatch, cluster, *limits, nodes=(1, 2), sizes=2)
+        cells = start(
+            work, repository, monkeypatch, cluster, *limits, nodes=(1, 2), sizes=2, is_held=True
+        )
         until(lambda: two_nodes_cell_runs(work), "a cell runs on two nodes")
         node = next(line[3] for line in reversed(ranks_of(work)) if line[2] == "1")
         cluster.kill_node(node)
+        (work / "fake/hold").unlink()
         until(lambda: f"rank 1 of 2: {node} stopped responding" in logs(work), "the job says so")
         die(cluster, node)
         check_end(cluster, work, cells)
