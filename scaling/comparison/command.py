@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from scaling.comparison import record
-from scaling.comparison.interleave import SIDES, Clock, Start, compare_sides, judge_starts
+from scaling.comparison.interleave import SIDES, Start, compare_sides, judge_starts
 from scaling.comparison.options import CompareOptions
+from scaling.comparison.paired_calls import Clock
 from scaling.comparison.records import CellJudgement, compare_records, worst
 from scaling.comparison.sides import check_kinds, open_sides
 from scaling.comparison.verdict import Judgement

@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from scaling.comparison.interleave import (
     take_pairs,
     to_json,
 )
-from scaling.comparison.verdict import Verdict
+from scaling.comparison.verdict import Verdict, looks_upto
 from tests.builders.pairs import make_start
 
 TINY = (
@@ -100,6 +101,25 @@ def test_a_single_start_is_never_called_slower() -> None:
     assert judge_starts([slow, equal]).verdict is Verdict.INCONCLUSIVE
 
 
+def test_the_pairs_that_a_single_start_lacks_make_two_starts() -> None:
+    judgement = judge_starts([make_start(60, 0.3)])
+    assert judgement.pairs_needed is not None
+    assert len(looks_upto(judgement.pairs_needed)) == 2
+
+
+def test_the_clock_of_a_gpu_is_refused_without_one_before_anything_is_measured(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def answer(line: str) -> str:
+        assert "steps" not in line
+        return json.dumps(ABOUT["base"])
+
+    monkeypatch.setattr(interleave, "open_command", lambda *_, **options: nullcontext(answer))
+    sides: dict[SideName, Side] = {"base": a_side(tmp_path), "candidate": a_side(tmp_path)}
+    with pytest.raises(ValueError, match="clock is gpu, but base trains on cpu; choose processor"):
+        run_start(sides, 2, seed=0, clock="gpu")
+
+
 def test_a_single_start_is_never_called_faster() -> None:
     fast = make_start(80, -0.3)
     assert judge_starts([fast]).verdict is Verdict.INCONCLUSIVE
@@ -115,7 +135,7 @@ def test_sides_on_different_devices_are_inconclusive() -> None:
 def test_each_look_starts_both_sides_again(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
 
-    def start_of(sides: Any, pairs: int, *, seed: int) -> Start:
+    def start_of(sides: Any, pairs: int, *, seed: int, clock: Any) -> Start:
         asked.append(pairs)
         return make_start(pairs, 0.05, seed)
 

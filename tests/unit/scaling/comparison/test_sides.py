@@ -116,6 +116,17 @@ def test_a_revision_without_recipes_is_refused(checkout: Path) -> None:
         pass
 
 
+def test_a_revision_that_cannot_be_copied_is_named(checkout: Path) -> None:
+    (checkout / "elsewhere").symlink_to("/etc")
+    git(checkout, "add", ".")
+    git(checkout, "commit", "--quiet", "-m", "a link")
+    with (
+        pytest.raises(RuntimeError, match=f"{git(checkout, 'rev-parse', 'HEAD')[:10]} cannot be"),
+        open_revisions(["old", "HEAD"], "gpt", ()),
+    ):
+        pass
+
+
 def test_a_folder_outside_a_repository_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
