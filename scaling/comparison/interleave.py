@@ -180,17 +180,20 @@ def run_start(
 
     Raises as `compare_sides` does.
     """
-    with tempfile.TemporaryDirectory(prefix="compare-") as folder, ExitStack() as stack:
+    with (
+        tempfile.TemporaryDirectory(prefix="compare-") as folder,
+        ThreadPoolExecutor(len(SIDES)) as pool,
+        ExitStack() as stack,  # left first: once a side has ended, nobody waits for its answer
+    ):
         asks = {
             name: _asker(
                 sides[name].label, stack.enter_context(_open(sides[name], Path(folder, name)))
             )
             for name in SIDES
         }
-        with ThreadPoolExecutor(len(SIDES)) as pool:  # both import at the same time
-            about = dict(
-                zip(SIDES, pool.map(lambda name: asks[name]({"about": True}), SIDES), strict=True)
-            )
+        # Both import at the same time.
+        answers = pool.map(lambda name: asks[name]({"about": True}), SIDES)
+        about = dict(zip(SIDES, answers, strict=True))
         for name in SIDES:
             if clock == "gpu" and about[name]["clock"] != "gpu":
                 device = about[name]["device"]

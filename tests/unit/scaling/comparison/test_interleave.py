@@ -2,8 +2,9 @@
 
 import json
 import sys
-from collections.abc import Callable
-from contextlib import nullcontext
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,35 @@ def test_the_pairs_that_a_single_start_lacks_make_two_starts() -> None:
     judgement = judge_starts([make_start(60, 0.3)])
     assert judgement.pairs_needed is not None
     assert len(looks_upto(judgement.pairs_needed)) == 2
+
+
+def test_a_side_that_fails_ends_the_other_one_which_still_starts(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    has_begun, has_ended = threading.Event(), threading.Event()
+    waited: list[bool] = []
+
+    def refuse(line: str) -> str:
+        has_begun.wait(10)
+        raise ValueError("no such option")
+
+    def start_slowly(line: str) -> str:
+        has_begun.set()
+        waited.append(has_ended.wait(10))
+        raise RuntimeError("it was ended")
+
+    @contextmanager
+    def opened(side: Side, folder: Path) -> Iterator[Callable[[str], str]]:
+        try:
+            yield refuse if folder.name == "base" else start_slowly
+        finally:
+            has_ended.set()
+
+    monkeypatch.setattr(interleave, "_open", opened)
+    sides: dict[SideName, Side] = {"base": a_side(tmp_path), "candidate": a_side(tmp_path)}
+    with pytest.raises(ValueError, match="a side: no such option"):
+        run_start(sides, 2, seed=0)
+    assert waited == [True]
 
 
 def test_the_clock_of_a_gpu_is_refused_without_one_before_anything_is_measured(
