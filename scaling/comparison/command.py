@@ -105,6 +105,10 @@ def run_self_test(trials: int) -> int:
 def _compare_folders(options: CompareOptions) -> int:
     if options.out is not None or options.plot is not None:
         raise ValueError("folders of records hold no pairs; leave --out and --plot out")
+    if options.recipe_options or options.clock != "auto":
+        raise ValueError(
+            "folders of records are not measured again; leave --clock and the options after -- out"
+        )
     cells = compare_records(
         Path(options.base),
         Path(options.candidate),
