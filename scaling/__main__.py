@@ -2,14 +2,16 @@
 
 Exit codes: 0 done | 1 failed, a record contradicts itself, strategies differ, or a cell is not
 reproduced | 2 bad usage | 3 an inconclusive replay or comparison | 4 the candidate of a comparison
-is slower | 5 it is so much faster that the base is stale | 75 a signal stopped the sweep, and the
-same command continues it. An error is one line.
+is slower | 5 it is so much faster that the base is stale | 75 a signal stopped the command:
+the same one continues a sweep or a bisection, and begins a comparison again. An error is one line.
 """
 
+import contextlib
 import importlib
 import re
+import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +19,12 @@ import jsonargparse
 
 from unitransformer.cli import Parser, explain_parse_error, fail, run_main, suggest
 from unitransformer.files import check_writable
-from unitransformer.launch.signals import STOPPED_EXIT_CODE, StopRequested
+from unitransformer.launch.signals import (
+    STOP_SIGNALS,
+    STOPPED_EXIT_CODE,
+    StopRequested,
+    handle_signals,
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -110,21 +117,22 @@ def _peers(arguments: Sequence[str], typed: Sequence[str]) -> int:
 
 
 def _compare(arguments: Sequence[str], typed: Sequence[str]) -> int:
-    from scaling.comparison.options import read_compare_options
+    from scaling.comparison.options import check_unused_options, read_compare_options
 
-    given = _parse(arguments)
-    if given.self_test:
-        from scaling.comparison.command import run_self_test
+    given, recipe_options = _parse(arguments), typed[len(arguments) + 1 :]
+    if given.self_test or given.reread is not None:
+        check_unused_options(given, recipe_options)
+        from scaling.comparison.command import run_reread, run_self_test
 
-        return run_self_test(given.trials)
-    if given.reread is not None:
-        from scaling.comparison.command import run_reread
-
-        return run_reread(given.reread, given.plot)
-    options = read_compare_options(given, typed[len(arguments) + 1 :], typed)
+        with _stopped_by_signals():
+            if given.self_test:
+                return run_self_test(given.trials)
+            return run_reread(given.reread, given.plot)
+    options = read_compare_options(given, recipe_options, typed)
     from scaling.comparison.command import run_compare
 
-    return run_compare(options)
+    with _stopped_by_signals():
+        return run_compare(options)
 
 
 def _predict(arguments: Sequence[str], _: Sequence[str]) -> int:
@@ -154,7 +162,19 @@ def _bisect(arguments: Sequence[str], typed: Sequence[str]) -> int:
     options = read_bisect_options(_parse(arguments), typed[len(arguments) + 1 :], typed)
     from scaling.comparison.bisect_command import run_bisect
 
-    return run_bisect(options)
+    with _stopped_by_signals():
+        return run_bisect(options)
+
+
+@contextlib.contextmanager
+def _stopped_by_signals() -> Iterator[None]:
+    """Lets a command remove its temporary folders and end its processes before a signal ends it."""
+
+    def stop(number: int, _: object) -> None:
+        raise StopRequested(signal.Signals(number).name)
+
+    with handle_signals(STOP_SIGNALS, stop):
+        yield
 
 
 Run = Callable[[Sequence[str], Sequence[str]], int]  # of the arguments before `--`, and of all

@@ -23,7 +23,6 @@ from scaling.comparison.counters import Counters, changed_work, count_side, sum_
 from scaling.comparison.history import SHORT, History, list_versions, read_history
 from scaling.comparison.interleave import (
     Side,
-    SideFailed,
     compare_sides,
     from_json,
     judge_starts,
@@ -32,7 +31,6 @@ from scaling.comparison.interleave import (
 from scaling.comparison.sides import find_repository, git, open_revisions, open_versions
 from scaling.comparison.verdict import Judgement, Verdict
 from unitransformer.files import write_atomically
-from unitransformer.launch.signals import STOP_SIGNALS, StopRequested, handle_signals
 from unitransformer.machine.host import describe_machine
 from unitransformer.record.units import format_count
 
@@ -55,20 +53,15 @@ def run_bisect(options: BisectOptions) -> int:
         else read_history(options.good, options.bad, repository)
     )
     measured = Measured(options=options, history=history, repository=repository)
-
-    def stop(*_: object) -> None:
-        raise StopRequested
-
-    with handle_signals(STOP_SIGNALS, stop):
-        try:
-            if options.criterion == "counters":
-                return _by_counters(history, measured)
-            return _by_time(history, measured)
-        except KeyboardInterrupt:
-            print(f"\nMeasured pairs are in {options.out}; the same command continues.")
-            raise
-        except CannotMeasure as error:
-            raise RuntimeError(f"GOOD or BAD cannot be measured: {error}") from error
+    try:
+        if options.criterion == "counters":
+            return _by_counters(history, measured)
+        return _by_time(history, measured)
+    except KeyboardInterrupt:
+        print(f"\nMeasured pairs are in {options.out}; the same command continues.")
+        raise
+    except CannotMeasure as error:
+        raise RuntimeError(f"GOOD or BAD cannot be measured: {error}") from error
 
 
 def _by_time(history: History, measured: "Measured") -> int:
@@ -194,7 +187,7 @@ class Measured:
                         clock=None if options.clock == "auto" else options.clock,
                         print_line=lambda line: _print_line(f"    {line}"),
                     )
-            except (ValueError, SideFailed, RuntimeError) as error:
+            except (ValueError, RuntimeError) as error:
                 self._raise(candidate, error)
             kept = {"starts": [to_json(start) for start in starts]}
             _store(path, kept | {"base": base, "candidate": candidate, "command": options.command})

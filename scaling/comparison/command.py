@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from scaling.comparison import record
-from scaling.comparison.interleave import SIDES, Clock, Start, compare_sides, judge_starts
+from scaling.comparison.interleave import SIDES, Start, compare_sides, judge_starts
 from scaling.comparison.options import CompareOptions
+from scaling.comparison.paired_calls import Clock
 from scaling.comparison.records import CellJudgement, compare_records, worst
 from scaling.comparison.sides import check_kinds, open_sides
 from scaling.comparison.verdict import Judgement
@@ -104,6 +105,10 @@ def run_self_test(trials: int) -> int:
 def _compare_folders(options: CompareOptions) -> int:
     if options.out is not None or options.plot is not None:
         raise ValueError("folders of records hold no pairs; leave --out and --plot out")
+    if options.recipe_options or options.clock != "auto":
+        raise ValueError(
+            "folders of records are not measured again; leave --clock and the options after -- out"
+        )
     cells = compare_records(
         Path(options.base),
         Path(options.candidate),

@@ -17,7 +17,16 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from scaling.comparison.verdict import STOP_FASTER, THRESHOLD, Judgement, Verdict, judge
+from scaling.comparison.paired_calls import Clock
+from scaling.comparison.verdict import (
+    LOOKS,
+    STOP_FASTER,
+    THRESHOLD,
+    Judgement,
+    Verdict,
+    inconclusive,
+    judge,
+)
 from unitransformer.config import Recipe
 from unitransformer.launch.subprocess_module import open_command
 
@@ -27,8 +36,6 @@ MIN_BLOCK_S = 0.03  # so that the clock weighs little
 ANSWER_LIMIT_S = 3600.0  # for the start with compilation, and for one block
 NO_END = 1_000_000  # steps: the comparison ends before
 
-Clock = Literal["processor", "gpu", "wall"]
-CLOCKS: tuple[Clock, ...] = get_args(Clock)
 SideName = Literal["base", "candidate"]
 SIDES: tuple[SideName, ...] = get_args(SideName)
 Answer = Mapping[str, Any]
@@ -104,7 +111,9 @@ def judge_starts(
     """
     devices = {side: starts[0].about[side]["device"] for side in SIDES}
     if len(set(devices.values())) > 1:
-        return _conditions_differ(f"device: {devices['base']} and {devices['candidate']}")
+        return inconclusive(
+            f"the conditions differ: device: {devices['base']} and {devices['candidate']}"
+        )
     clock = clock or starts[0].deciding_clock
     base = [seconds for start in starts for seconds in start.pairs(clock)[0]]
     candidate = [seconds for start in starts for seconds in start.pairs(clock)[1]]
@@ -122,15 +131,9 @@ def judge_starts(
                 judgement,
                 verdict=Verdict.INCONCLUSIVE,
                 reason="only one start, and two must agree" if len(logs) == 1 else disagree,
-                pairs_needed=2 * judgement.pairs,
+                pairs_needed=max(2 * LOOKS[0], 2 * judgement.pairs),  # fewer make one start
             )
     return judgement
-
-
-def _conditions_differ(what: str) -> Judgement:
-    from scaling.comparison.verdict import inconclusive
-
-    return inconclusive(f"the conditions differ: {what}")
 
 
 def _median_log(start: Start, clock: Clock) -> float:
@@ -156,7 +159,7 @@ def compare_sides(
     """
     starts, measured = list[Start](), 0
     for number, look in enumerate(looks):
-        starts.append(run_start(sides, look - measured, seed=seed + number))
+        starts.append(run_start(sides, look - measured, seed=seed + number, clock=clock))
         measured = look
         judgement = judge_starts(starts, clock, threshold=threshold, stop_faster=stop_faster)
         print_line(f"{measured} of at most {looks[-1]} pairs: {judgement.verdict.value}")
@@ -170,22 +173,33 @@ def _is_hopeless(judgement: Judgement) -> bool:
     return judgement.pairs == 0
 
 
-def run_start(sides: Mapping[SideName, Side], pairs: int, *, seed: int) -> Start:
+def run_start(
+    sides: Mapping[SideName, Side], pairs: int, *, seed: int, clock: Clock | None = None
+) -> Start:
     """Starts both sides, warms them up and measures that many pairs; both have ended afterwards.
 
     Raises as `compare_sides` does.
     """
-    with tempfile.TemporaryDirectory(prefix="compare-") as folder, ExitStack() as stack:
+    with (
+        tempfile.TemporaryDirectory(prefix="compare-") as folder,
+        ThreadPoolExecutor(len(SIDES)) as pool,
+        ExitStack() as stack,  # left first: once a side has ended, nobody waits for its answer
+    ):
         asks = {
             name: _asker(
                 sides[name].label, stack.enter_context(_open(sides[name], Path(folder, name)))
             )
             for name in SIDES
         }
-        with ThreadPoolExecutor(len(SIDES)) as pool:  # both import at the same time
-            about = dict(
-                zip(SIDES, pool.map(lambda name: asks[name]({"about": True}), SIDES), strict=True)
-            )
+        # Both import at the same time.
+        answers = pool.map(lambda name: asks[name]({"about": True}), SIDES)
+        about = dict(zip(SIDES, answers, strict=True))
+        for name in SIDES:
+            if clock == "gpu" and about[name]["clock"] != "gpu":
+                device = about[name]["device"]
+                raise ValueError(
+                    f"clock is gpu, but {name} trains on {device}; choose processor, or auto"
+                )
         return take_pairs(asks, pairs, about, seed=seed)
 
 

@@ -51,7 +51,7 @@ def build_compare_parser() -> Parser:
         usage="python -m scaling compare BASE CANDIDATE [options] [-- recipe and its options]",
         description="Train BASE and CANDIDATE in turn, a process each, and say whether CANDIDATE "
         "is slower. Each is one of, tried in this order: '.', the files as they are now; options "
-        "of the recipe in quotes, beginning with - and with a space, or '' for none; a YAML file "
+        "of the recipe in quotes, which begin with - and hold a space, or '' for none; a YAML file "
         "of options; a folder of run records; a git revision. After -- stand a recipe, gpt if it "
         "is left out, and options that both sides get. Exit codes: 0 not slower, 1 a side does not "
         "train, 2 bad usage, 3 inconclusive, 4 slower, 5 faster by so much that the base is stale.",
@@ -78,7 +78,12 @@ def build_compare_parser() -> Parser:
     parser.add_argument(
         "--self-test", action="store_true", help="check the verdicts on this machine, under load"
     )
-    add("--trials", int, TRIALS, "of the self-test; 500 prove at most 1 false alarm in 500")
+    add(
+        "--trials",
+        int,
+        TRIALS,
+        "of the self-test: windows of one series, which overlap; 500 are the long form",
+    )
     return parser
 
 
@@ -101,11 +106,9 @@ def read_compare_options(
         raise ValueError(f"seed is {given.seed}; it must be at least 0")
     recipe, recipe_options = split_recipe(recipe_options)
     check_recipe_options(recipe_options, "after --")
-    for name in ("out", "plot"):
-        if getattr(given, name) is not None:
-            check_writable(name, getattr(given, name), is_folder=False)
-    if given.plot is not None and given.plot.suffix not in (".png", ".svg"):
-        raise ValueError(f"plot {given.plot} must end in .png or .svg")
+    if given.out is not None:
+        check_writable("out", given.out, is_folder=False)
+    _check_plot(given.plot)
     base, candidate, package = _what_is_compared(given)
     return CompareOptions(
         base=base,
@@ -123,6 +126,33 @@ def read_compare_options(
         leaves_changes_out=given.dirty,
         command=f"python -m scaling {shlex.join(arguments)}",
     )
+
+
+def check_unused_options(given: Any, recipe_options: Sequence[str]) -> None:
+    """Checks the options of --self-test and --reread; raises ValueError as `read_compare_options`.
+
+    Both need no BASE and CANDIDATE: what they do not use must not seem to count.
+    """
+    option = "--self-test" if given.self_test else "--reread"
+    rest = {
+        "BASE": given.base,
+        "--package": given.package,
+        "--out": given.out,
+        "the recipe after --": " ".join(recipe_options) or None,
+    }
+    if given.self_test:
+        rest |= {"--reread": given.reread, "--plot": given.plot}
+    for name, value in rest.items():
+        if value is not None:
+            raise ValueError(f"{option} does not use {name} ({value}); leave it out")
+    _check_plot(given.plot)
+
+
+def _check_plot(path: Path | None) -> None:
+    if path is not None:
+        check_writable("plot", path, is_folder=False)
+        if path.suffix not in (".png", ".svg"):
+            raise ValueError(f"plot {path} must end in .png or .svg")
 
 
 def split_recipe(passed_on: Sequence[str]) -> tuple[Recipe, Sequence[str]]:

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from matplotlib import pyplot as plt
 
-from scaling.comparison.interleave import Clock, Start
+from scaling.comparison.interleave import Start
+from scaling.comparison.paired_calls import Clock
 from scaling.comparison.verdict import Judgement
 from unitransformer.files import write_atomically
 from unitransformer.plots import INK, TITLE, TRAIN, VALIDATION, WIDTH, figure_bytes
@@ -20,6 +21,7 @@ def write_plot(
     ratios = [
         candidate / base
         for start in starts
+        if judgement.ratio is not None  # sides on two devices may have no common clock
         for base, candidate in zip(*start.pairs(clock), strict=True)
     ]
     axes.plot(range(1, len(ratios) + 1), ratios, ".", color=TRAIN, markersize=4)

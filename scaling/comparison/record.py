@@ -5,17 +5,18 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 from scaling.comparison.interleave import (
     SIDES,
-    Clock,
     Side,
     Start,
     from_json,
     judge_starts,
     to_json,
 )
+from scaling.comparison.paired_calls import Clock
 from scaling.comparison.verdict import Judgement
 from unitransformer.files import write_atomically
 from unitransformer.machine.host import describe_machine
@@ -106,10 +107,16 @@ def read(path: Path) -> ComparisonRecord:
                 "starts": list,
                 "judgement.verdict": str,
                 **{f"sides.{name}.label": str for name in SIDES},
+                **{f"sides.{name}.commit": (str, NoneType) for name in SIDES},
+                **{f"sides.{name}.is_dirty": (bool, NoneType) for name in SIDES},
             },
             "comparison",
         )
         starts = tuple(from_json(start) for start in content["starts"])
+        for start in starts:
+            for side in SIDES:
+                fields = {"device": str, "clock": str, "versions": dict}
+                check_fields(start.about[side], fields, f"about {side}")
         judgement = judge_starts(
             starts,
             content["clock"],

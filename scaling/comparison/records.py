@@ -108,11 +108,11 @@ def _compare_cell(
         return replace(cell, judgement=inconclusive(reason))
     try:
         before, after = (_variance(runs, by_processor=by_processor) for runs in (base, candidate))
+        drift = max(
+            abs(math.log(_ceiling(candidate, name) / _ceiling(base, name))) for name in CEILINGS
+        )
     except ValueError as error:
         return replace(cell, judgement=inconclusive(str(error)))
-    drift = max(
-        abs(math.log(_ceiling(candidate, name) / _ceiling(base, name))) for name in CEILINGS
-    )
     judgement = judge_launches(
         before, after, drift=drift, threshold=threshold, stop_faster=stop_faster
     )

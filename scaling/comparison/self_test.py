@@ -32,6 +32,7 @@ from scaling.comparison.verdict import (
 )
 from scaling.comparison.work import TURNS
 from unitransformer.launch.process_tree import die_with_parent, end_process
+from unitransformer.launch.subprocess_module import open_command
 from unitransformer.stats.comparisons import describe_launch, split_variance
 
 BUSY = 2  # processes beside the measured one
@@ -69,18 +70,22 @@ def count_rounds(trials: int) -> int:
 
 
 def measure(rounds: int) -> Series:
-    """Returns the series of a process of its own, which uses one thread, beside busy ones."""
+    """Returns the series of a process of its own, which uses one thread, beside busy ones.
+
+    Raises RuntimeError if it fails, or takes longer than `LIMIT_S`.
+    """
     command = [sys.executable, "-m", "scaling.comparison.work", str(rounds), str(SEED)]
     root = str(Path(__file__).parents[2])
-    with _busy_processes():
-        done = subprocess.run(
+    with (
+        _busy_processes(),
+        open_command(
+            "scaling.comparison.work",
             command,
-            stdout=subprocess.PIPE,
-            check=True,
-            timeout=LIMIT_S,
-            env={**os.environ, **ONE_THREAD, "PYTHONPATH": root},
-        )
-    series: Series = json.loads(done.stdout)
+            limit_s=LIMIT_S,
+            variables={**ONE_THREAD, "PYTHONPATH": root},
+        ) as ask,
+    ):
+        series: Series = json.loads(ask(""))
     return series
 
 

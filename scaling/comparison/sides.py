@@ -203,11 +203,14 @@ def has_changes(repository: Path) -> bool:
 
 @contextlib.contextmanager
 def copied_revision(commit: str, repository: Path) -> Iterator[Path]:
-    """Yields a temporary folder with the files of a revision."""
+    """Yields a temporary copy of a revision; raises RuntimeError for files that it cannot copy."""
     with tempfile.TemporaryDirectory(prefix="compare-") as folder:
         archive = _run(repository, "archive", "--format=tar", commit)
-        with tarfile.open(fileobj=io.BytesIO(archive)) as files:
-            files.extractall(folder, filter="data")
+        try:
+            with tarfile.open(fileobj=io.BytesIO(archive)) as files:
+                files.extractall(folder, filter="data")
+        except tarfile.TarError as error:  # such as a link to a file outside the repository
+            raise RuntimeError(f"{commit[:10]} cannot be copied: {error}") from error
         _check_packages(Path(folder), commit[:10])
         yield Path(folder)
 

@@ -9,15 +9,18 @@ import statistics
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby, pairwise
+from typing import TYPE_CHECKING
 
-import changeforest
 import numpy
 
 from scaling.store.conditions import machine_differences
 from scaling.store.run import Run
 from unitransformer.record.units import format_count
 
-ALPHA = 0.02  # share of histories without a change in which one is found
+if TYPE_CHECKING:
+    import changeforest
+
+ALPHA = 0.02  # of the test; 1 to 4 % of simulated histories without a change show one
 MIN_RECORDS = 8  # with the same versions; fewer can be in order by chance more often than that
 MIN_SEGMENT = 3  # records on either side of a change point: one slow run is none
 COMMIT_LETTERS = 8
@@ -215,8 +218,12 @@ def find_change_points(seconds: Sequence[float]) -> list[tuple[int, float]]:
 
     Binary segmentation with a classifier of nearest neighbors and a pseudo-permutation test
     (Londschien, Kovacs & Buehlmann 2023, "Random forests for change point detection"). It assumes
-    no distribution. `MIN_RECORDS` values or more.
+    no distribution. `MIN_RECORDS` values or more. Raises RuntimeError without changeforest.
     """
+    try:
+        import changeforest
+    except ModuleNotFoundError as error:
+        raise RuntimeError(f"{error}; install what this project needs: pip install .") from error
     # The relative length is rounded down to values; half a value keeps it from rounding to less.
     control = changeforest.Control(
         minimal_relative_segment_length=(MIN_SEGMENT - 0.5) / len(seconds),

@@ -1,7 +1,8 @@
 """Tests what a comparison prints, and its exit codes."""
 
-from collections.abc import Sequence
-from contextlib import nullcontext
+import signal
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,10 @@ from scaling.__main__ import main
 from scaling.comparison import command, interleave
 from scaling.comparison.command import compare_losses, headline, render
 from scaling.comparison.interleave import Side, Start, judge_starts
+from scaling.comparison.options import CompareOptions
 from scaling.comparison.verdict import inconclusive
 from tests.builders.pairs import make_start
+from unitransformer.launch.signals import STOPPED_EXIT_CODE
 
 SIDES = {
     "base": {"label": "old", "commit": "0123456789abcdef", "is_dirty": False},
@@ -82,7 +85,7 @@ def test_each_verdict_has_its_exit_code(
     monkeypatch.setattr(
         interleave,
         "run_start",
-        lambda sides, pairs, *, seed: make_start(pairs, slowdown, seed),
+        lambda sides, pairs, *, seed, clock: make_start(pairs, slowdown, seed),
     )
     out = tmp_path / "comparison.json"
     pairs = "100" if code == 3 else "320"
@@ -94,6 +97,27 @@ def test_each_verdict_has_its_exit_code(
     assert printed.endswith(capsys.readouterr().out)
 
 
+def test_a_signal_ends_a_comparison_after_its_folders_are_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    removed: list[bool] = []
+
+    @contextmanager
+    def folders(options: CompareOptions) -> Iterator[None]:
+        try:
+            yield
+        finally:
+            removed.append(True)
+
+    monkeypatch.setattr(command, "open_sides", folders)
+    monkeypatch.setattr(
+        command, "compare_sides", lambda *_, **options: signal.raise_signal(signal.SIGTERM)
+    )
+    assert main(["compare", "", "--seed 1"]) == STOPPED_EXIT_CODE
+    assert removed == [True]
+    assert capsys.readouterr().err.startswith("error: stopped by SIGTERM before the end")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -102,6 +126,13 @@ def test_each_verdict_has_its_exit_code(
         (["compare", "--reread", "nowhere.json"], "nowhere.json cannot be read: No such file"),
         (["compare", "--self-test", "--trials", "5"], "trials is 5; fewer than 20 prove nothing"),
         (["compare", "HEAD", ".", "--", "--devices", "4"], "devices after -- is 4"),
+        (["compare", "tests", "tests", "--plot", "a.svg"], "folders of records hold no pairs"),
+        (["compare", "tests", "tests", "--clock", "wall"], "folders of records are not measured"),
+        (["compare", "tests", "tests", "--", "--seed", "1"], "leave --clock and the options after"),
+        (["compare", "--self-test", "HEAD"], "--self-test does not use BASE (HEAD); leave it out"),
+        (["compare", "--self-test", "--", "gpt"], "--self-test does not use the recipe after --"),
+        (["compare", "--reread", "a.json", "--out", "b.json"], "--reread does not use --out"),
+        (["compare", "--reread", "a.json", "--plot", "a.pdf"], "plot a.pdf must end in .png or"),
     ],
 )
 def test_bad_input_is_one_line_and_never_a_pass(

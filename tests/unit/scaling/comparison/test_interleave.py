@@ -2,7 +2,9 @@
 
 import json
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,7 @@ from scaling.comparison.interleave import (
     take_pairs,
     to_json,
 )
-from scaling.comparison.verdict import Verdict
+from scaling.comparison.verdict import Verdict, looks_upto
 from tests.builders.pairs import make_start
 
 TINY = (
@@ -100,6 +102,54 @@ def test_a_single_start_is_never_called_slower() -> None:
     assert judge_starts([slow, equal]).verdict is Verdict.INCONCLUSIVE
 
 
+def test_the_pairs_that_a_single_start_lacks_make_two_starts() -> None:
+    judgement = judge_starts([make_start(60, 0.3)])
+    assert judgement.pairs_needed is not None
+    assert len(looks_upto(judgement.pairs_needed)) == 2
+
+
+def test_a_side_that_fails_ends_the_other_one_which_still_starts(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    has_begun, has_ended = threading.Event(), threading.Event()
+    waited: list[bool] = []
+
+    def refuse(line: str) -> str:
+        has_begun.wait(10)
+        raise ValueError("no such option")
+
+    def start_slowly(line: str) -> str:
+        has_begun.set()
+        waited.append(has_ended.wait(10))
+        raise RuntimeError("it was ended")
+
+    @contextmanager
+    def opened(side: Side, folder: Path) -> Iterator[Callable[[str], str]]:
+        try:
+            yield refuse if folder.name == "base" else start_slowly
+        finally:
+            has_ended.set()
+
+    monkeypatch.setattr(interleave, "_open", opened)
+    sides: dict[SideName, Side] = {"base": a_side(tmp_path), "candidate": a_side(tmp_path)}
+    with pytest.raises(ValueError, match="a side: no such option"):
+        run_start(sides, 2, seed=0)
+    assert waited == [True]
+
+
+def test_the_clock_of_a_gpu_is_refused_without_one_before_anything_is_measured(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def answer(line: str) -> str:
+        assert "steps" not in line
+        return json.dumps(ABOUT["base"])
+
+    monkeypatch.setattr(interleave, "open_command", lambda *_, **options: nullcontext(answer))
+    sides: dict[SideName, Side] = {"base": a_side(tmp_path), "candidate": a_side(tmp_path)}
+    with pytest.raises(ValueError, match="clock is gpu, but base trains on cpu; choose processor"):
+        run_start(sides, 2, seed=0, clock="gpu")
+
+
 def test_a_single_start_is_never_called_faster() -> None:
     fast = make_start(80, -0.3)
     assert judge_starts([fast]).verdict is Verdict.INCONCLUSIVE
@@ -115,7 +165,7 @@ def test_sides_on_different_devices_are_inconclusive() -> None:
 def test_each_look_starts_both_sides_again(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
 
-    def start_of(sides: Any, pairs: int, *, seed: int) -> Start:
+    def start_of(sides: Any, pairs: int, *, seed: int, clock: Any) -> Start:
         asked.append(pairs)
         return make_start(pairs, 0.05, seed)
 

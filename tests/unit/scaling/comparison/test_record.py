@@ -52,6 +52,10 @@ def damage(name: str) -> Callable[[dict[str, Any]], None]:
             content["starts"][0]["base"]["wall_s"].pop()
         elif name == "time":
             content["starts"][0]["base"]["processor_s"][0] = -1.0
+        elif name == "versions":
+            del content["starts"][1]["about"]["candidate"]["versions"]
+        elif name == "commit":
+            del content["sides"]["base"]["commit"]
         else:
             del content[name]
 
@@ -69,6 +73,8 @@ def damage(name: str) -> Callable[[dict[str, Any]], None]:
         ("time", r"is damaged: base\[0\] is -1.0"),
         ("starts", "is damaged: comparison: starts"),
         ("machine", "is damaged: comparison: machine"),
+        ("versions", "is damaged: about candidate: versions is missing"),
+        ("commit", "is damaged: comparison: sides.base.commit"),
         ("judgement", "is damaged: comparison: judgement"),
     ],
 )
@@ -95,6 +101,13 @@ def test_a_store_knows_the_record_of_a_comparison(tmp_path: Path) -> None:
     store = load_store([tmp_path], relative_to=tmp_path)
     assert store.own_files == ("comparison.json",)
     assert not store.left_out
+
+
+def test_sides_on_two_devices_have_a_plot_without_pairs(tmp_path: Path) -> None:
+    start = make_start(3, devices=("NVIDIA H100", "cpu"))
+    start.base.gpu_s[:] = start.base.processor_s
+    write_plot(tmp_path / "a.png", [start], judge_starts([start]), clock="gpu", title="")
+    assert (tmp_path / "a.png").exists()
 
 
 def test_a_plot_is_the_same_each_time(tmp_path: Path) -> None:

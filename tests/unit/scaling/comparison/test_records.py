@@ -69,6 +69,13 @@ def test_a_machine_that_became_slower_by_20_percent_is_inconclusive(tmp_path: Pa
     assert cell.judgement.reason == "drift: the machine itself reached 20.0% more or less"
 
 
+def test_records_without_a_ceiling_are_inconclusive(tmp_path: Path) -> None:
+    (cell,) = compare(put(tmp_path / "a", 0.1), put(tmp_path / "b", 0.1, ceiling=[None]))
+    assert cell.judgement.verdict is Verdict.INCONCLUSIVE
+    assert cell.judgement.reason is not None
+    assert cell.judgement.reason.startswith("records hold no ceiling")
+
+
 def test_a_single_launch_is_too_few(tmp_path: Path) -> None:
     (cell,) = compare(put(tmp_path / "a", 0.1), put(tmp_path / "b", 0.2, launches=1))
     assert cell.judgement.reason == "too few launches: an interval takes 2 in each folder"

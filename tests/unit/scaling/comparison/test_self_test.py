@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from scaling.comparison import work
+from scaling.comparison import self_test, work
 from scaling.comparison.self_test import (
     OTHER_RULES,
     Series,
@@ -89,6 +89,13 @@ def test_few_trials_are_refused() -> None:
     assert count_rounds(60) >= 640
     with pytest.raises(ValueError, match="trials is 19; fewer than 20 prove nothing"):
         count_rounds(19)
+
+
+def test_a_measurement_that_fails_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(self_test, "BUSY", 0)
+    monkeypatch.setattr(self_test, "SEED", "no number")
+    with pytest.raises(RuntimeError, match=r"^ValueError: invalid literal"):
+        self_test.measure(1)
 
 
 def test_the_arms_differ_by_their_work() -> None:

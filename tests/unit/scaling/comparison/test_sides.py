@@ -1,6 +1,5 @@
 """Tests how the command line names what is compared."""
 
-import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -10,12 +9,7 @@ import pytest
 
 from scaling.comparison.options import CompareOptions, build_compare_parser, read_compare_options
 from scaling.comparison.sides import check_kinds, kind_of, open_revisions, open_sides
-
-
-def git(folder: Path, *arguments: str) -> str:
-    identity = ("-c", "user.name=A", "-c", "user.email=a@example.com")
-    command = ["git", "-C", str(folder), *identity, *arguments]
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+from tests.builders.revisions import git
 
 
 @pytest.fixture
@@ -111,6 +105,17 @@ def test_a_revision_without_recipes_is_refused(checkout: Path) -> None:
     git(checkout, "commit", "--quiet", "-m", "none")
     with (
         pytest.raises(ValueError, match="holds no package recipes; it cannot train"),
+        open_revisions(["old", "HEAD"], "gpt", ()),
+    ):
+        pass
+
+
+def test_a_revision_that_cannot_be_copied_is_named(checkout: Path) -> None:
+    (checkout / "elsewhere").symlink_to("/etc")
+    git(checkout, "add", ".")
+    git(checkout, "commit", "--quiet", "-m", "a link")
+    with (
+        pytest.raises(RuntimeError, match=f"{git(checkout, 'rev-parse', 'HEAD')[:10]} cannot be"),
         open_revisions(["old", "HEAD"], "gpt", ()),
     ):
         pass

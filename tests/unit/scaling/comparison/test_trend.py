@@ -1,7 +1,10 @@
 """Histories of cells: which records belong together, and where their step time changed."""
 
 import random
+import sys
 from typing import Any
+
+import pytest
 
 from scaling.comparison.trend import MIN_RECORDS, History, find_change_points, find_histories
 from scaling.comparison.trend_command import render, render_short
@@ -29,6 +32,12 @@ def _series(num_before: int, num_after: int, *, ratio: float) -> list[Run]:
     return [
         _run(day, second * rng.lognormvariate(0, 0.01)) for day, second in enumerate(times, start=1)
     ]
+
+
+def test_without_changeforest_the_error_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "changeforest", None)
+    with pytest.raises(RuntimeError, match=r"changeforest.*; install what this project needs"):
+        find_change_points([0.1] * MIN_RECORDS)
 
 
 def _only(runs: list[Run]) -> History:
