@@ -59,15 +59,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         f"--ntasks-per-node={allocation.tasks_per_node[0]}",
     )
     caught: list[int] = []
-    srun = subprocess.Popen(srun_command(args, *shape), env=variables)
+    started: list[subprocess.Popen[bytes]] = []
 
     def stop(number: int, _: object) -> None:
         caught.append(number)
-        signal_step(allocation, args.errors, "KILL")
-        srun.terminate()  # which may still wait for its step
+        for srun in started:
+            signal_step(allocation, args.errors, "KILL")
+            srun.terminate()  # which may still wait for its step
 
     for number in STOP_SIGNALS:
         signal.signal(number, stop)
+    srun = subprocess.Popen(srun_command(args, *shape), env=variables)
+    started.append(srun)
+    if caught:  # while srun was started
+        srun.terminate()
     watched = watch(srun, allocation, args.errors, ())
     return _end(allocation, args, watched, run, since_s=since_s, is_stopped=bool(caught))
 
@@ -115,6 +120,8 @@ def _end(
     """Returns the exit code. Writes into the record which rank failed first, and where."""
     failures, dead = read_failures(args.errors), watched.dead
     if is_stopped:
+        return STOPPED_EXIT_CODE
+    if not failures and not dead and watched.is_stopped_early:
         return STOPPED_EXIT_CODE
     if not failures and not dead and watched.exit_code == 0:
         return STOPPED_EXIT_CODE if any(args.errors.glob("*.stopped")) else 0

@@ -79,7 +79,8 @@ def find_end(
     if not failures and not watched.dead:
         has_stopped = any(args.errors.glob("*.stopped"))
         # A signal may reach srun too, which then kills ranks that are still saving.
-        if (code == 0 and has_stopped) or (code > 128 and signaled):
+        was_killed = watched.is_stopped_early or (code > 128 and signaled)
+        if was_killed or (code == 0 and has_stopped):
             code = STOPPED_EXIT_CODE
     is_sweep = args.target == "sweep"
     if is_sweep and (job_end := read_json(args.errors / JOB_END)):

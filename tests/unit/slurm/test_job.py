@@ -204,6 +204,9 @@ def write_run(folder: Path, record: Mapping[str, object] | None, *, age_s: float
         (75, {"error": {"message": "stopped at 3"}}, 0, "stopped", "stopped at 3"),
         (75, {"error": {"message": "stopped at 3"}}, 9, "stopped", NOT_STARTED),
         (75, None, 0, "stopped", NOT_STARTED),
+        (143, None, 0, "stopped", NOT_STARTED),  # preempted while a rank was still starting
+        (138, None, 0, "stopped", NOT_STARTED),
+        (137, None, 0, "failed", "srun exited with code 137"),
         (2, None, 0, "refused", "see the error above"),
     ],
 )
@@ -300,6 +303,7 @@ def test_the_end_of_an_attempt_decides_whether_it_is_requeued(
             "refused",
             "4 refused: the recipes refuse every cell of this sweep",
         ),
+        ({"cell": "x", "finished": 0}, 143, "stopped", CELL_RELEASED),
         (
             {"statuses": {"ok": 3, "crashed": 1}, "own": {"crashed": 1}, "left": 0},
             1,

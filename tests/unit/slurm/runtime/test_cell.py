@@ -80,7 +80,14 @@ def test_a_dead_node_ends_the_job_unless_the_cell_was_done(errors: Path) -> None
 
 @pytest.mark.parametrize(
     ("code", "is_stopped", "has_mark", "expected"),
-    [(0, False, False, 0), (0, False, True, 75), (137, True, False, 75), (1, False, False, 1)],
+    [
+        (0, False, False, 0),
+        (0, False, True, 75),
+        (137, True, False, 75),
+        (143, False, False, 75),  # a rank that was still starting
+        (137, False, False, 1),
+        (1, False, False, 1),
+    ],
 )
 def test_a_signal_releases_a_cell(
     code: int, is_stopped: bool, has_mark: bool, expected: int, errors: Path
