@@ -269,7 +269,10 @@ def _new_folder(name: str) -> Path:
 
 
 def _run_sbatch(options: Sequence[str], script: str) -> str:
-    """Returns what sbatch prints; raises ValueError if SLURM refuses the job."""
+    """Returns what sbatch prints.
+
+    Raises ValueError if SLURM refuses the job, RuntimeError if its controller does not answer.
+    """
     # Inside a job, sbatch would take that job's variables for options of the new one.
     variables = {
         name: value
@@ -292,10 +295,10 @@ def _run_sbatch(options: Sequence[str], script: str) -> str:
     if sbatch.returncode:
         error = scheduler.error_of(sbatch)
         if scheduler.BUSY.search(sbatch.stderr):
-            raise ValueError(
-                f"SLURM's controller does not answer ({error}); nothing was submitted: try again "
-                "when `scontrol ping` says UP"
-            )
+            state = "the job was not submitted: try again when `scontrol ping` says UP"
+            if "timed out" in error and "--test-only" not in options:  # the answer may be late
+                state = "the job may be queued: look at `squeue --me` before you try again"
+            raise RuntimeError(f"SLURM's controller does not answer ({error}); {state}")
         if "array" in error:
             error += f"; here an array may have {scheduler.max_array_tasks()} tasks, from 0 on"
         raise ValueError(f"SLURM refuses this job: {error}")
@@ -303,7 +306,7 @@ def _run_sbatch(options: Sequence[str], script: str) -> str:
 
 
 def _test(jobs: Sequence[Job]) -> None:
-    """Raises ValueError for jobs that SLURM refuses, with the first reason."""
+    """Raises ValueError for jobs that SLURM refuses, with the first reason, or as `_run_sbatch`."""
     refused = []
     for job in jobs:
         try:
@@ -344,7 +347,7 @@ def submit_sweep(jobs: Sequence[Job], queued: Mapping[int, str], *, is_chain: bo
         queued: the arrays that are in the queue, by number of nodes.
         is_chain: each array waits for the one before.
 
-    Raises ValueError if SLURM refuses an array, with what is queued.
+    Raises as `_run_sbatch`; ValueError, with what is queued, if that is not the first array.
     """
     lines = [
         f"queued  {job} has the cells on {format_count(nodes, 'node')}"
@@ -362,8 +365,8 @@ def submit_sweep(jobs: Sequence[Job], queued: Mapping[int, str], *, is_chain: bo
             job = replace(job, dependency=",".join(filter(None, waits)))
         try:
             printed = submit(job, render(job))
-        except ValueError as error:
-            if not arrays and is_new:
+        except (ValueError, RuntimeError) as error:
+            if not arrays and is_new and isinstance(error, ValueError):
                 _remove_unused(out)
             if not arrays:
                 raise
@@ -398,7 +401,7 @@ def _remove_unused(folder: Path) -> None:
 def submit(job: Job, script: str) -> str:
     """Queues the job; returns its id, log and the commands to follow it.
 
-    Raises ValueError if SLURM refuses the job, and leaves no file behind.
+    Raises as `_run_sbatch`; a refused job leaves no file behind.
     """
     folder = Path(job.folder)
     folder.mkdir(parents=True, exist_ok=True)

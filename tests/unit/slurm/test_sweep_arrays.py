@@ -176,8 +176,17 @@ def test_a_controller_that_does_not_answer_is_named(
     put_stub("sbatch", "echo 'sbatch: error: Unable to contact slurm controller' >&2; exit 1\n")
     code, text = submitted(capsys)
     assert code == 2
-    assert "SLURM's controller does not answer (Unable to contact slurm controller)" in text
+    assert text == (
+        "error: SLURM's controller does not answer (Unable to contact slurm controller); the "
+        "job was not submitted: try again when `scontrol ping` says UP\n"
+    )
     assert not (place / "sweeps").exists()
+    late = "echo 'sbatch: error: Batch job submission failed: Socket timed out' >&2; exit 1\n"
+    put_stub("sbatch", f'case "$*" in *test-only*) exit 0;; esac; {late}')
+    code, text = submitted(capsys, "--folder", "job")
+    assert code == 2
+    assert "the job may be queued: look at `squeue --me` before you try again" in text
+    assert (place / "job/nodes-1/job.sbatch").exists()  # which the job needs
 
 
 def test_a_thousand_cells_take_one_call_of_sbatch_per_shape_and_few_questions(
