@@ -72,6 +72,7 @@ class Job:
     dependency: str | None = None
     array: str | None = None
     cells: int | None = None  # of a sweep, on so many nodes
+    left: int | None = None  # of these, the ones without an outcome when the job was rendered
     shared: str | None = None  # file of a sweep's folder that its nodes must see
     requeue: bool = True
     cluster: Cluster = NO_CLUSTER

@@ -318,7 +318,7 @@ def _test(jobs: Sequence[Job]) -> None:
     if len(jobs) == 1:
         raise ValueError(refused[0][1])
     shapes = ", ".join(str(job.nodes) for job, _ in refused)
-    cells = sum(job.cells or 0 for job, _ in refused)
+    cells = sum(job.left or 0 for job, _ in refused)
     nodes = "node" if shapes == "1" else "nodes"
     raise ValueError(
         f"{refused[0][1]}; so {format_count(cells, 'cell')} on {shapes} {nodes} could never run: "

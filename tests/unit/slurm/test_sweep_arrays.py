@@ -132,6 +132,20 @@ def test_the_arrays_are_submitted_once_each_and_wait_for_each_other_under_a_limi
     assert re.findall(r"(\d/\d cells)", report) == ["2/2 cells", "2/2 cells", "0/2 cells"]
 
 
+def test_the_table_counts_unfinished_cells_and_alternatives_exclude_a_limit_of_nodes(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert submitted(capsys, "--folder", "first")[0] == 0
+    finish(place, 2)
+    next((place / "sweeps/s/cells").glob("*/outcome.json")).unlink()
+    _, text = submitted(capsys, "--dry-run", "--", "--max-cells", "1")
+    rows = re.findall(r"^# (\d) +(\d) +0-\d +8 ", text, re.MULTILINE)
+    assert rows == [("1", "2"), ("2", "1"), ("4", "2")]
+    code, text = submitted(capsys, "--max-nodes", "4", "--dependency", "afterok:1?afterok:2")
+    assert code == 2
+    assert "dependency is afterok:1?afterok:2; with --max-nodes arrays wait" in text
+
+
 def test_a_refused_array_is_named_and_the_same_command_submits_the_rest(
     place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
