@@ -15,12 +15,13 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import jsonargparse
+from filelock import FileLock
 
 from slurm import scheduler
 from slurm.batch_script import Job, render, seconds_of
@@ -103,18 +104,18 @@ def main(argv: Sequence[str] | None = None) -> int:
                 print("\n# " + "\n# ".join(note.splitlines()))
             return 0
         queued = queued_arrays(jobs) if is_sweep else {}
-        jobs = [job for job in jobs if job.nodes not in queued]
-        _test(jobs)
-        closed = jobs and scheduler.closed_partitions(jobs[0].partition)  # sbatch ignores them
+        missing = [job for job in jobs if job.nodes not in queued]
+        _test(missing)
+        closed = missing and scheduler.closed_partitions(jobs[0].partition)  # sbatch ignores them
         if options.test_only:
             but = f", but it would wait: {closed}" if closed else ""
-            what = "this job" if len(jobs) == 1 else f"these {len(jobs)} arrays"
-            accepted = f"SLURM accepts {what}{but}" if jobs else "all cells are queued already"
+            what = "this job" if len(missing) == 1 else f"these {len(missing)} arrays"
+            accepted = f"SLURM accepts {what}{but}" if missing else "all cells are queued already"
             print(f"{accepted}; nothing was submitted")
             return 0
         only_reports()
         if is_sweep:
-            lines = submit_sweep(jobs, queued, is_chain=options.max_nodes is not None)
+            lines = submit_sweep(jobs, is_chain=options.max_nodes is not None)
         else:
             lines = submit(jobs[0], render(jobs[0]))
         print(lines + (f"\nnote    the job waits: {closed}" if closed else ""))
@@ -338,26 +339,35 @@ def queued_arrays(jobs: Sequence[Job]) -> dict[int, str]:
     return {int(nodes): job for nodes, job in arrays.items() if job in in_queue}
 
 
-def submit_sweep(jobs: Sequence[Job], queued: Mapping[int, str], *, is_chain: bool) -> str:
-    """Queues the arrays of a sweep; returns what to print.
+def submit_sweep(jobs: Sequence[Job], *, is_chain: bool) -> str:
+    """Queues the arrays of a sweep that are not in the queue; returns what to print.
 
-    The folder of the sweep names its arrays, so that the same command submits only what is missing.
+    The folder of the sweep names its arrays, so that the same command submits only what is missing,
+    also if two processes run it at once.
 
     Args:
-        queued: the arrays that are in the queue, by number of nodes.
         is_chain: each array waits for the one before.
 
     Raises as `_run_sbatch`; ValueError, with what is queued, if that is not the first array.
     """
+    out = Path(sweep_folder(jobs[0]))
+    is_new = not out.exists()
+    prepare_sweep(jobs[0])
+    with FileLock(out / f"{ARRAYS}.lock"):
+        return _submit_missing(jobs, out, is_chain=is_chain, is_new=is_new)
+
+
+def _submit_missing(jobs: Sequence[Job], out: Path, *, is_chain: bool, is_new: bool) -> str:
+    """As `submit_sweep`, while no other process submits this sweep, whose folder is `out`."""
+    queued = queued_arrays(jobs)
+    jobs = [job for job in jobs if job.nodes not in queued]
     lines = [
         f"queued  {job} has the cells on {format_count(nodes, 'node')}"
         for nodes, job in queued.items()
     ]
     if not jobs:
         return "\n".join([*lines, "nothing was submitted: all cells are finished or queued"])
-    out, arrays = Path(sweep_folder(jobs[0])), {str(n): job for n, job in queued.items()}
-    is_new = not out.exists()
-    prepare_sweep(jobs[0])
+    arrays = {str(nodes): job for nodes, job in queued.items()}
     for job in jobs:
         if is_chain and arrays:
             before = ":".join(arrays.values())
@@ -394,7 +404,7 @@ def submit_sweep(jobs: Sequence[Job], queued: Mapping[int, str], *, is_chain: bo
 
 def _remove_unused(folder: Path) -> None:
     """Removes the folder of a sweep that has only just been created."""
-    if all(entry.name.startswith(STUDY) for entry in folder.iterdir()):
+    if all(entry.name.startswith((STUDY, ARRAYS)) for entry in folder.iterdir()):
         shutil.rmtree(folder)
 
 

@@ -19,6 +19,7 @@ from scaling.sweep.plan import CellTask
 from scaling.sweep.run_cell import now, outcome_without_run
 from scaling.sweep.study import load_study
 from slurm import preflight, status, submit
+from slurm.batch_script import Job
 from slurm.job_files import write_attempt
 from tests.builders.slurm import ATTEMPT, PutStub
 
@@ -130,6 +131,21 @@ def test_the_arrays_are_submitted_once_each_and_wait_for_each_other_under_a_limi
     finish(place, 2)
     report = status.report(place / "job", now_s=0.0)
     assert re.findall(r"(\d/\d cells)", report) == ["2/2 cells", "2/2 cells", "0/2 cells"]
+
+
+def test_a_sweep_that_another_process_has_just_submitted_is_not_submitted_again(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def submit_elsewhere(job: Job) -> None:
+        prepare(job)
+        (place / "sweeps/s/arrays").write_text(json.dumps({"1": "7", "2": "8", "4": "9"}))
+        (place / "queue").write_text("7|7|0-1|PENDING|None|1:00\n9|9|0-1|PENDING|None|1:00\n")
+
+    prepare = preflight.prepare_sweep
+    monkeypatch.setattr(submit, "prepare_sweep", submit_elsewhere)
+    assert submitted(capsys)[0] == 0
+    assert Counter((place / "calls").read_text().splitlines())["--parsable"] == 1
+    assert json.loads((place / "sweeps/s/arrays").read_text()) == {"1": "7", "2": "41", "4": "9"}
 
 
 def test_the_table_counts_unfinished_cells_and_alternatives_exclude_a_limit_of_nodes(
