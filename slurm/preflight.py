@@ -124,7 +124,9 @@ def table_of(jobs: Sequence[Job]) -> str:
         limit_s = float(option_of(job.arguments, "--time-limit") or CELL_LIMIT_S)
         tasks, _, at_once = (job.array or "one job%1").partition("%")
         hours = number * job.nodes * limit_s / 3600
-        rows.append((job.nodes, number, tasks, at_once, int(at_once) * job.nodes, f"{hours:,.1f}"))
+        last = tasks.rpartition("-")[2]
+        held = min(int(last) + 1 if last.isdecimal() else 1, int(at_once)) * job.nodes
+        rows.append((job.nodes, number, tasks, at_once, held, f"{hours:,.1f}"))
     headers = ("nodes", "cells", "tasks", "at once", "nodes at once", "node-hours at most")
     return tabulate(rows, headers, disable_numparse=True)
 

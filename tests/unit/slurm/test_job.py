@@ -325,8 +325,10 @@ def test_a_sweep_is_done_when_its_summary_says_so(
 
 
 def test_a_dead_node_ends_a_sweep_over_nodes_and_an_unshared_folder_refuses_it(
-    tmp_path: Path,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    is_requeued = False
+    monkeypatch.setattr("slurm.scheduler.is_cancelled_or_requeued", lambda _: is_requeued)
     args = args_of(f"--folder {tmp_path} sweep -- quick --only-nodes 2")
     args.errors.mkdir()
     for dead, expected in ((["node2"], "failed"), ([], "refused")):
@@ -335,6 +337,10 @@ def test_a_dead_node_ends_a_sweep_over_nodes_and_an_unshared_folder_refuses_it(
         end = find_end(read_allocation(VARIABLES), args, watched(75), since_s=0.0, signaled=False)
         assert (end.outcome, end.dead_nodes, end.reason) == (expected, dead, content["reason"])
         assert decide(ATTEMPT, end).is_requeued == bool(dead)
+    (args.errors / JOB_END).write_text(json.dumps({"reason": "x", "dead_nodes": ["node2"]}))
+    is_requeued = True  # by SLURM, which has declared the node down
+    end = find_end(read_allocation(VARIABLES), args, watched(75), since_s=0.0, signaled=False)
+    assert not decide(ATTEMPT, end).is_requeued
 
 
 def test_releasing_a_cell_counts_as_progress_after_others_have_finished(

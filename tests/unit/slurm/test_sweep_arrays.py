@@ -97,7 +97,7 @@ def test_each_number_of_nodes_has_one_array_and_finished_cells_have_none(
     code, text = submitted(capsys, "--dry-run", "--time", "1:00:00")
     assert code == 0
     assert scripts(text) == [("1", "0-1%8", "2"), ("2", "0-1%8", "2"), ("4", "0-1%8", "2")]
-    assert re.search(r"^# 4 +2 +0-1 +8 +32 +7\.5$", text, re.MULTILINE)
+    assert re.search(r"^# 4 +2 +0-1 +8 +8 +7\.5$", text, re.MULTILINE)
     assert not (place / "sweeps").exists()
     code, text = submitted(capsys, "--dry-run", "--max-nodes", "5")
     assert [array for _, array, _ in scripts(text)] == ["0-1%5", "0-1%2", "0-1%1"]
