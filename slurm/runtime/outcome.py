@@ -83,7 +83,8 @@ def find_end(
         if was_killed or (code == 0 and has_stopped):
             code = STOPPED_EXIT_CODE
     is_sweep = args.target == "sweep"
-    if is_sweep and (job_end := read_json(args.errors / JOB_END)):
+    has_to_end = is_sweep and code == STOPPED_EXIT_CODE  # else no cell was left
+    if has_to_end and (job_end := read_json(args.errors / JOB_END)):
         dead = job_end["dead_nodes"]
         outcome: JobOutcome = "failed" if dead else "refused"
         end = JobEnd(outcome=outcome, reason=job_end["reason"], dead_nodes=dead)

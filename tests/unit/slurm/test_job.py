@@ -338,6 +338,8 @@ def test_a_dead_node_ends_a_sweep_over_nodes_and_an_unshared_folder_refuses_it(
         assert (end.outcome, end.dead_nodes, end.reason) == (expected, dead, content["reason"])
         assert decide(ATTEMPT, end).is_requeued == bool(dead)
     (args.errors / JOB_END).write_text(json.dumps({"reason": "x", "dead_nodes": ["node2"]}))
+    end = find_end(read_allocation(VARIABLES), args, watched(0), since_s=0.0, signaled=False)
+    assert not end.dead_nodes  # of a sweep that had no further cell
     is_requeued = True  # by SLURM, which has declared the node down
     end = find_end(read_allocation(VARIABLES), args, watched(75), since_s=0.0, signaled=False)
     assert not decide(ATTEMPT, end).is_requeued
