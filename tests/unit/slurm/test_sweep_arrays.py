@@ -258,7 +258,12 @@ def test_the_status_of_an_array_costs_one_call_and_as_many_reads_as_it_has_tasks
         write_attempt(tmp_path / f"job/task-{task}", attempt)
     reads: list[Path] = []
     read = Path.read_bytes
-    monkeypatch.setattr(Path, "read_bytes", lambda path: reads.append(path) or read(path))
+
+    def count(path: Path) -> bytes:
+        reads.append(path)
+        return read(path)
+
+    monkeypatch.setattr(Path, "read_bytes", count)
     report = status.report(tmp_path / "job", now_s=0.0)
     assert report.count(" running ") == number + 1
     assert (tmp_path / "calls").read_text() == "call\n"
