@@ -3,6 +3,7 @@
 The script requests nodes and starts `slurm.job`, which does all the work that tests can reach.
 """
 
+import os
 import re
 import shlex
 from collections.abc import Sequence
@@ -72,6 +73,7 @@ class Job:
     dependency: str | None = None
     array: str | None = None
     cells: int | None = None  # of a sweep, on so many nodes
+    left: int | None = None  # of these, the ones without an outcome when the job was rendered
     shared: str | None = None  # file of a sweep's folder that its nodes must see
     requeue: bool = True
     cluster: Cluster = NO_CLUSTER
@@ -218,7 +220,10 @@ def _command(job: Job) -> str:
         options.append(f"--local-disk {_expand(local_disk)}")
     if cluster.container:
         mounts = [_expand(mount) for mount in cluster.container_mounts]
-        mounts += [shlex.quote(f"{path}:{path}") for path in (job.directory, job.folder)]
+        paths = [job.directory, job.folder]
+        if job.shared is not None:  # the folder of a sweep, which may be elsewhere
+            paths.append(os.path.dirname(job.shared))
+        mounts += [shlex.quote(f"{path}:{path}") for path in paths]
         mounts += [f"{_expand(local_disk)}:{_expand(local_disk)}"] if local_disk else []
         options += [
             f"--srun=--container-image={_expand(cluster.container)}",

@@ -55,6 +55,11 @@ def sweep_jobs(job: Job, *, max_parallel: int, max_nodes: int | None = None) -> 
         raise ValueError(f"array is {job.array}; leave it out: a sweep has one task per cell")
     if max_parallel < 1:
         raise ValueError(f"max-parallel is {max_parallel}; it must be at least 1")
+    if max_nodes is not None and "?" in (job.dependency or ""):
+        raise ValueError(
+            f"dependency is {job.dependency}; with --max-nodes arrays wait for each other too, and "
+            "SLURM does not combine this with alternatives (?): leave one of the two out"
+        )
     cells = _list_cells(job)
     nodes_of = _count_nodes(cells, job)
     left = cells
@@ -89,6 +94,7 @@ def sweep_jobs(job: Job, *, max_parallel: int, max_nodes: int | None = None) -> 
                 folder=job.folder if is_alone else f"{job.folder}/nodes-{nodes}",
                 array=f"0-{min(number, limit) - 1}%{at_once}" if limit else None,
                 cells=all_of[nodes],
+                left=number,
                 arguments=arguments,
                 shared=f"{sweep_folder(job)}/{STUDY}",
             )
@@ -114,11 +120,13 @@ def table_of(jobs: Sequence[Job]) -> str:
     """Returns the arrays of a sweep with the most that they may cost."""
     rows = []
     for job in jobs:
-        number = int(option_of(job.arguments, "--max-cells") or job.cells or 0)
+        number = job.left or 0
         limit_s = float(option_of(job.arguments, "--time-limit") or CELL_LIMIT_S)
         tasks, _, at_once = (job.array or "one job%1").partition("%")
         hours = number * job.nodes * limit_s / 3600
-        rows.append((job.nodes, number, tasks, at_once, int(at_once) * job.nodes, f"{hours:,.1f}"))
+        last = tasks.rpartition("-")[2]
+        held = min(int(last) + 1 if last.isdecimal() else 1, int(at_once)) * job.nodes
+        rows.append((job.nodes, number, tasks, at_once, held, f"{hours:,.1f}"))
     headers = ("nodes", "cells", "tasks", "at once", "nodes at once", "node-hours at most")
     return tabulate(rows, headers, disable_numparse=True)
 

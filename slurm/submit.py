@@ -15,12 +15,13 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import jsonargparse
+from filelock import FileLock
 
 from slurm import scheduler
 from slurm.batch_script import Job, render, seconds_of
@@ -103,18 +104,18 @@ def main(argv: Sequence[str] | None = None) -> int:
                 print("\n# " + "\n# ".join(note.splitlines()))
             return 0
         queued = queued_arrays(jobs) if is_sweep else {}
-        jobs = [job for job in jobs if job.nodes not in queued]
-        _test(jobs)
-        closed = jobs and scheduler.closed_partitions(jobs[0].partition)  # sbatch ignores them
+        missing = [job for job in jobs if job.nodes not in queued]
+        _test(missing)
+        closed = missing and scheduler.closed_partitions(jobs[0].partition)  # sbatch ignores them
         if options.test_only:
             but = f", but it would wait: {closed}" if closed else ""
-            what = "this job" if len(jobs) == 1 else f"these {len(jobs)} arrays"
-            accepted = f"SLURM accepts {what}{but}" if jobs else "all cells are queued already"
+            what = "this job" if len(missing) == 1 else f"these {len(missing)} arrays"
+            accepted = f"SLURM accepts {what}{but}" if missing else "all cells are queued already"
             print(f"{accepted}; nothing was submitted")
             return 0
         only_reports()
         if is_sweep:
-            lines = submit_sweep(jobs, queued, is_chain=options.max_nodes is not None)
+            lines = submit_sweep(jobs, is_chain=options.max_nodes is not None)
         else:
             lines = submit(jobs[0], render(jobs[0]))
         print(lines + (f"\nnote    the job waits: {closed}" if closed else ""))
@@ -269,7 +270,10 @@ def _new_folder(name: str) -> Path:
 
 
 def _run_sbatch(options: Sequence[str], script: str) -> str:
-    """Returns what sbatch prints; raises ValueError if SLURM refuses the job."""
+    """Returns what sbatch prints.
+
+    Raises ValueError if SLURM refuses the job, RuntimeError if its controller does not answer.
+    """
     # Inside a job, sbatch would take that job's variables for options of the new one.
     variables = {
         name: value
@@ -292,10 +296,10 @@ def _run_sbatch(options: Sequence[str], script: str) -> str:
     if sbatch.returncode:
         error = scheduler.error_of(sbatch)
         if scheduler.BUSY.search(sbatch.stderr):
-            raise ValueError(
-                f"SLURM's controller does not answer ({error}); nothing was submitted: try again "
-                "when `scontrol ping` says UP"
-            )
+            state = "the job was not submitted: try again when `scontrol ping` says UP"
+            if "timed out" in error and "--test-only" not in options:  # the answer may be late
+                state = "the job may be queued: look at `squeue --me` before you try again"
+            raise RuntimeError(f"SLURM's controller does not answer ({error}); {state}")
         if "array" in error:
             error += f"; here an array may have {scheduler.max_array_tasks()} tasks, from 0 on"
         raise ValueError(f"SLURM refuses this job: {error}")
@@ -303,7 +307,7 @@ def _run_sbatch(options: Sequence[str], script: str) -> str:
 
 
 def _test(jobs: Sequence[Job]) -> None:
-    """Raises ValueError for jobs that SLURM refuses, with the first reason."""
+    """Raises ValueError for jobs that SLURM refuses, with the first reason, or as `_run_sbatch`."""
     refused = []
     for job in jobs:
         try:
@@ -315,7 +319,7 @@ def _test(jobs: Sequence[Job]) -> None:
     if len(jobs) == 1:
         raise ValueError(refused[0][1])
     shapes = ", ".join(str(job.nodes) for job, _ in refused)
-    cells = sum(job.cells or 0 for job, _ in refused)
+    cells = sum(job.left or 0 for job, _ in refused)
     nodes = "node" if shapes == "1" else "nodes"
     raise ValueError(
         f"{refused[0][1]}; so {format_count(cells, 'cell')} on {shapes} {nodes} could never run: "
@@ -335,26 +339,35 @@ def queued_arrays(jobs: Sequence[Job]) -> dict[int, str]:
     return {int(nodes): job for nodes, job in arrays.items() if job in in_queue}
 
 
-def submit_sweep(jobs: Sequence[Job], queued: Mapping[int, str], *, is_chain: bool) -> str:
-    """Queues the arrays of a sweep; returns what to print.
+def submit_sweep(jobs: Sequence[Job], *, is_chain: bool) -> str:
+    """Queues the arrays of a sweep that are not in the queue; returns what to print.
 
-    The folder of the sweep names its arrays, so that the same command submits only what is missing.
+    The folder of the sweep names its arrays, so that the same command submits only what is missing,
+    also if two processes run it at once.
 
     Args:
-        queued: the arrays that are in the queue, by number of nodes.
         is_chain: each array waits for the one before.
 
-    Raises ValueError if SLURM refuses an array, with what is queued.
+    Raises as `_run_sbatch`; ValueError, with what is queued, if that is not the first array.
     """
+    out = Path(sweep_folder(jobs[0]))
+    is_new = not out.exists()
+    prepare_sweep(jobs[0])
+    with FileLock(out / f"{ARRAYS}.lock"):
+        return _submit_missing(jobs, out, is_chain=is_chain, is_new=is_new)
+
+
+def _submit_missing(jobs: Sequence[Job], out: Path, *, is_chain: bool, is_new: bool) -> str:
+    """As `submit_sweep`, while no other process submits this sweep, whose folder is `out`."""
+    queued = queued_arrays(jobs)
+    jobs = [job for job in jobs if job.nodes not in queued]
     lines = [
         f"queued  {job} has the cells on {format_count(nodes, 'node')}"
         for nodes, job in queued.items()
     ]
     if not jobs:
         return "\n".join([*lines, "nothing was submitted: all cells are finished or queued"])
-    out, arrays = Path(sweep_folder(jobs[0])), {str(n): job for n, job in queued.items()}
-    is_new = not out.exists()
-    prepare_sweep(jobs[0])
+    arrays = {str(nodes): job for nodes, job in queued.items()}
     for job in jobs:
         if is_chain and arrays:
             before = ":".join(arrays.values())
@@ -362,8 +375,8 @@ def submit_sweep(jobs: Sequence[Job], queued: Mapping[int, str], *, is_chain: bo
             job = replace(job, dependency=",".join(filter(None, waits)))
         try:
             printed = submit(job, render(job))
-        except ValueError as error:
-            if not arrays and is_new:
+        except (ValueError, RuntimeError) as error:
+            if not arrays and is_new and isinstance(error, ValueError):
                 _remove_unused(out)
             if not arrays:
                 raise
@@ -391,14 +404,14 @@ def submit_sweep(jobs: Sequence[Job], queued: Mapping[int, str], *, is_chain: bo
 
 def _remove_unused(folder: Path) -> None:
     """Removes the folder of a sweep that has only just been created."""
-    if all(entry.name.startswith(STUDY) for entry in folder.iterdir()):
+    if all(entry.name.startswith((STUDY, ARRAYS)) for entry in folder.iterdir()):
         shutil.rmtree(folder)
 
 
 def submit(job: Job, script: str) -> str:
     """Queues the job; returns its id, log and the commands to follow it.
 
-    Raises ValueError if SLURM refuses the job, and leaves no file behind.
+    Raises as `_run_sbatch`; a refused job leaves no file behind.
     """
     folder = Path(job.folder)
     folder.mkdir(parents=True, exist_ok=True)

@@ -6,7 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from scaling.comparison.options import ClockChoice, check_recipe_options, split_recipe
+from scaling.comparison.options import (
+    MIN_PAIRS,
+    ClockChoice,
+    check_recipe_options,
+    split_recipe,
+)
 from scaling.comparison.verdict import LOOKS, THRESHOLD, looks_upto
 from unitransformer.cli import Parser
 from unitransformer.config import Recipe
@@ -14,7 +19,6 @@ from unitransformer.files import check_writable
 
 Criterion = Literal["time", "counters"]
 DEFAULT_OUT = Path("runs/bisect")
-MIN_PAIRS = 2 * LOOKS[0]  # SLOWER needs two starts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +79,7 @@ def read_bisect_options(
             f"threshold is {given.threshold:g}; give a share between 0 and 1, such as 0.02"
         )
     if given.pairs < MIN_PAIRS:
-        raise ValueError(f"pairs is {given.pairs}; a verdict of SLOWER needs at least {MIN_PAIRS}")
+        raise ValueError(f"pairs is {given.pairs}; a verdict needs at least {MIN_PAIRS}")
     if given.seed < 0:
         raise ValueError(f"seed is {given.seed}; it must be at least 0")
     recipe, recipe_options = split_recipe(recipe_options)

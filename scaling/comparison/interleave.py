@@ -107,7 +107,7 @@ def judge_starts(
 ) -> Judgement:
     """Judges all pairs of all starts, by the clock that decides unless another is named.
 
-    SLOWER and FASTER take two starts that agree: a start may be slow by chance.
+    A verdict takes two starts that agree: a start may be slow, or fast, by chance.
     """
     devices = {side: starts[0].about[side]["device"] for side in SIDES}
     if len(set(devices.values())) > 1:
@@ -118,21 +118,24 @@ def judge_starts(
     base = [seconds for start in starts for seconds in start.pairs(clock)[0]]
     candidate = [seconds for start in starts for seconds in start.pairs(clock)[1]]
     judgement = judge(base, candidate, threshold=threshold, stop_faster=stop_faster)
-    if judgement.verdict in (Verdict.SLOWER, Verdict.FASTER):
-        beyond = math.log1p(threshold) / 2
-        logs = [_median_log(start, clock) for start in starts]
-        agreeing = sum(
-            log > beyond if judgement.verdict is Verdict.SLOWER else log < 0 for log in logs
+    if judgement.verdict is Verdict.INCONCLUSIVE:
+        return judgement
+    logs, beyond = [_median_log(start, clock) for start in starts], math.log1p(threshold) / 2
+    agrees: dict[Verdict, Callable[[float], bool]] = {
+        Verdict.SLOWER: lambda log: log > beyond,
+        Verdict.NOT_SLOWER: lambda log: log <= beyond,
+        Verdict.FASTER: lambda log: log < 0,
+    }
+    agreeing = sum(map(agrees[judgement.verdict], logs))
+    if agreeing < 2 or 2 * agreeing <= len(logs):
+        ratios = ", ".join(f"{math.exp(log):.3f}" for log in logs)
+        disagree = f"the starts do not agree, their ratios are {ratios}"
+        return replace(
+            judgement,
+            verdict=Verdict.INCONCLUSIVE,
+            reason="only one start, and two must agree" if len(logs) == 1 else disagree,
+            pairs_needed=max(2 * LOOKS[0], 2 * judgement.pairs),  # fewer make one start
         )
-        if agreeing < 2 or 2 * agreeing <= len(logs):
-            ratios = ", ".join(f"{math.exp(log):.3f}" for log in logs)
-            disagree = f"the starts do not agree, their ratios are {ratios}"
-            return replace(
-                judgement,
-                verdict=Verdict.INCONCLUSIVE,
-                reason="only one start, and two must agree" if len(logs) == 1 else disagree,
-                pairs_needed=max(2 * LOOKS[0], 2 * judgement.pairs),  # fewer make one start
-            )
     return judgement
 
 

@@ -12,8 +12,8 @@ from scaling.recipe_process import RESERVED_OPTIONS
 from unitransformer.cli import Parser, suggest
 from unitransformer.config import Recipe
 from unitransformer.files import check_writable
-from unitransformer.stats.intervals import MIN_SAMPLES
 
+MIN_PAIRS = 2 * LOOKS[0]  # a verdict takes two starts
 ClockChoice = Literal["auto", "processor", "gpu", "wall"]
 TRIALS = 60
 # Options of a recipe that a comparison sets itself.
@@ -100,8 +100,8 @@ def read_compare_options(
             raise ValueError(
                 f"{option} is {getattr(given, name):g}; give a share between 0 and 1, such as 0.02"
             )
-    if given.pairs < MIN_SAMPLES:
-        raise ValueError(f"pairs is {given.pairs}; a verdict needs at least {MIN_SAMPLES}")
+    if given.pairs < MIN_PAIRS:
+        raise ValueError(f"pairs is {given.pairs}; a verdict needs at least {MIN_PAIRS}")
     if given.seed < 0:
         raise ValueError(f"seed is {given.seed}; it must be at least 0")
     recipe, recipe_options = split_recipe(recipe_options)

@@ -59,7 +59,10 @@ def network(run: Run) -> str:
     """How the ranks communicated, as far as the record says; empty if it does not."""
     ranks = run.record.get("network")
     ranks = ranks if isinstance(ranks, list) else []  # a failed run may have anything there
-    texts = [_network_of(rank) for rank in ranks if isinstance(rank, dict)]
+    ranks = [rank for rank in ranks if isinstance(rank, dict)]
+    if run.config.parallel.num_nodes > 1:  # a rank on the first node does not leave it for rank 0
+        ranks = [rank for rank in ranks if rank.get("interface") != "lo"] or ranks
+    texts = [_network_of(rank) for rank in ranks]
     return "; ".join(dict.fromkeys(texts)) if run.config.parallel.world_size > 1 else ""
 
 

@@ -146,10 +146,8 @@ class Sweep:
         running cell, which stays unfinished. Finished cells stay.
         """
         statuses_here: list[str] = []
-        longest_s, end_s = (
-            0.0,
-            time.monotonic() + (math.inf if stop_after_s is None else stop_after_s),
-        )
+        longest_s = 0.0
+        end_s = math.inf if stop_after_s is None else time.monotonic() + stop_after_s
         while (
             (max_cells is None or len(statuses_here) < max_cells)
             and time.monotonic() + longest_s < end_s

@@ -45,6 +45,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Starts the ranks and waits for them; returns the exit code."""
     allocation, args = _read(sys.argv[1:] if argv is None else argv)
     run = Path(os.environ[RUN_FOLDER])
+    if job_end := read_json(args.errors.parent / JOB_END):  # a node died after the cell before
+        return fail(job_end["reason"], STOPPED_EXIT_CODE)
     shutil.rmtree(args.errors, ignore_errors=True)
     args.errors.mkdir(parents=True)
     since_s = time.time() - 1  # file systems round times
@@ -59,15 +61,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         f"--ntasks-per-node={allocation.tasks_per_node[0]}",
     )
     caught: list[int] = []
-    srun = subprocess.Popen(srun_command(args, *shape), env=variables)
+    started: list[subprocess.Popen[bytes]] = []
 
     def stop(number: int, _: object) -> None:
         caught.append(number)
-        signal_step(allocation, args.errors, "KILL")
-        srun.terminate()  # which may still wait for its step
+        for srun in started:
+            signal_step(allocation, args.errors, "KILL")
+            srun.terminate()  # which may still wait for its step
 
     for number in STOP_SIGNALS:
         signal.signal(number, stop)
+    srun = subprocess.Popen(srun_command(args, *shape), env=variables)
+    started.append(srun)
+    if caught:  # while srun was started
+        srun.terminate()
     watched = watch(srun, allocation, args.errors, ())
     return _end(allocation, args, watched, run, since_s=since_s, is_stopped=bool(caught))
 
@@ -116,19 +123,21 @@ def _end(
     failures, dead = read_failures(args.errors), watched.dead
     if is_stopped:
         return STOPPED_EXIT_CODE
+    if not failures and not dead and watched.is_stopped_early:
+        return STOPPED_EXIT_CODE
     if not failures and not dead and watched.exit_code == 0:
         return STOPPED_EXIT_CODE if any(args.errors.glob("*.stopped")) else 0
     if unshared := [failure for failure in failures if failure.type == UNSHARED]:
         return _end_job(args, unshared[0].message, [])
     if not dead:
         dead = find_dead_nodes(allocation, args.errors, watched.probes.silent())
-    if dead and any(_is_done(path, since_s) for path in run.glob("*.json")):
-        return 0  # it had ended before
     if dead:
+        was_done = any(_is_done(path, since_s) for path in run.glob("*.json"))
         write_node_failures(dead, args.errors)
         first = first_failure(sorted(read_failures(args.errors), key=lambda failure: failure.rank))
         reason = f"rank {first.rank} of {allocation.tasks}: {first.message}"
-        return _end_job(args, reason, [*dead])
+        code = _end_job(args, reason, [*dead])
+        return 0 if was_done else code
     if not failures:
         code = BAD_USAGE if watched.exit_code == BAD_USAGE else 1
         return fail(f"srun exited with code {watched.exit_code}", code)

@@ -79,13 +79,18 @@ def find_end(
     if not failures and not watched.dead:
         has_stopped = any(args.errors.glob("*.stopped"))
         # A signal may reach srun too, which then kills ranks that are still saving.
-        if (code == 0 and has_stopped) or (code > 128 and signaled):
+        was_killed = watched.is_stopped_early or (code > 128 and signaled)
+        if was_killed or (code == 0 and has_stopped):
             code = STOPPED_EXIT_CODE
     is_sweep = args.target == "sweep"
-    if is_sweep and (job_end := read_json(args.errors / JOB_END)):
+    has_to_end = is_sweep and code == STOPPED_EXIT_CODE  # else no cell was left
+    if has_to_end and (job_end := read_json(args.errors / JOB_END)):
         dead = job_end["dead_nodes"]
         outcome: JobOutcome = "failed" if dead else "refused"
-        return JobEnd(outcome=outcome, reason=job_end["reason"], dead_nodes=dead)
+        end = JobEnd(outcome=outcome, reason=job_end["reason"], dead_nodes=dead)
+        # SLURM may have declared the node down, and requeued the job, before this process ended.
+        is_cancelled = bool(dead) and scheduler.is_cancelled_or_requeued(allocation.name)
+        return _cancelled(end) if is_cancelled else end
     if is_sweep and code in (0, 1) and (sweep := job_files.read_sweep_end(args.errors)):
         if code == 1 and not sweep.is_refused:
             return JobEnd(outcome="failed", reason=f"{sweep.format()}; see the report of the sweep")
@@ -123,8 +128,11 @@ def find_end(
             reason = f"rank {first.rank} of {allocation.tasks}: {' '.join(first.message.split())}"
             is_recorded = path is not None and amend_record(path, first, since_s=since_s)
             end = replace(end, reason=reason, has_record=is_recorded or is_sweep)
-    if not is_cancelled:
-        return end
+    return _cancelled(end) if is_cancelled else end
+
+
+def _cancelled(end: JobEnd) -> JobEnd:
+    """Returns the end of a job that this process must not requeue."""
     reason = f"cancelled, or already requeued by SLURM; {end.reason}"
     return replace(end, outcome="stopped", reason=reason, is_cancelled=True)
 

@@ -16,6 +16,7 @@ from slurm.job_files import RUN, STEP, SWEEP_STATE
 from slurm.runtime.allocation import Allocation, JobArgs, flags_of
 from slurm.runtime.node_health import Heartbeats, Probes, find_dead_nodes
 from unitransformer.files import read_if_there
+from unitransformer.launch.signals import STOP_SIGNALS
 from unitransformer.launch.variables import (
     ERRORS_FOLDER,
     LOCAL_DISK,
@@ -36,6 +37,14 @@ class WatchResult:
     exit_code: int  # of srun
     probes: Probes  # started when a rank failed
     dead: Mapping[str, Sequence[int]]  # nodes that died before any failure, with their ranks
+
+    @property
+    def is_stopped_early(self) -> bool:
+        """Whether a signal to stop ended a rank that had not yet installed its handlers.
+
+        A preemption signals the ranks and not the batch script. srun then returns 128 + signal.
+        """
+        return self.exit_code - 128 in STOP_SIGNALS
 
 
 def srun_command(args: JobArgs, *options: str) -> list[str]:

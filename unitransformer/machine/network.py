@@ -45,7 +45,8 @@ def describe_network(device: str) -> dict[str, Any] | None:
     config = torch.distributed.get_backend_config()  # such as cpu:gloo,cuda:nccl
     backend = dict(pair.split(":") for pair in config.split(",")).get(device, config)
     names = SETTINGS.get(backend, ())
-    settings = {name: os.environ[name] for name in names if os.environ.get(name)}
+    # A plugin may be given by its path, which is nobody else's business.
+    settings = {name: Path(os.environ[name]).name for name in names if os.environ.get(name)}
     source = names[0] if names and names[0] in settings else "MASTER_ADDR"
     return {
         "backend": backend,

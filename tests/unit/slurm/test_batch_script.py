@@ -249,6 +249,8 @@ def test_paths_inside_a_container_are_expanded_on_the_node(tmp_path: Path) -> No
     assert (
         f"--srun=--container-mounts={mounts},{GPT.folder}:{GPT.folder},{disk}:{disk}" in arguments
     )
+    sweep = replace(GPT, cluster=Cluster(container="x"), target="sweep", shared="/out/a/study.json")
+    assert "/out/a:/out/a" in " ".join(run_by_bash(sweep, tmp_path)[0])
 
 
 @settings(max_examples=200, deadline=None)

@@ -204,6 +204,9 @@ def write_run(folder: Path, record: Mapping[str, object] | None, *, age_s: float
         (75, {"error": {"message": "stopped at 3"}}, 0, "stopped", "stopped at 3"),
         (75, {"error": {"message": "stopped at 3"}}, 9, "stopped", NOT_STARTED),
         (75, None, 0, "stopped", NOT_STARTED),
+        (143, None, 0, "stopped", NOT_STARTED),  # preempted while a rank was still starting
+        (138, None, 0, "stopped", NOT_STARTED),
+        (137, None, 0, "failed", "srun exited with code 137"),
         (2, None, 0, "refused", "see the error above"),
     ],
 )
@@ -300,6 +303,7 @@ def test_the_end_of_an_attempt_decides_whether_it_is_requeued(
             "refused",
             "4 refused: the recipes refuse every cell of this sweep",
         ),
+        ({"cell": "x", "finished": 0}, 143, "stopped", CELL_RELEASED),
         (
             {"statuses": {"ok": 3, "crashed": 1}, "own": {"crashed": 1}, "left": 0},
             1,
@@ -321,8 +325,10 @@ def test_a_sweep_is_done_when_its_summary_says_so(
 
 
 def test_a_dead_node_ends_a_sweep_over_nodes_and_an_unshared_folder_refuses_it(
-    tmp_path: Path,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    is_requeued = False
+    monkeypatch.setattr("slurm.scheduler.is_cancelled_or_requeued", lambda _: is_requeued)
     args = args_of(f"--folder {tmp_path} sweep -- quick --only-nodes 2")
     args.errors.mkdir()
     for dead, expected in ((["node2"], "failed"), ([], "refused")):
@@ -331,6 +337,12 @@ def test_a_dead_node_ends_a_sweep_over_nodes_and_an_unshared_folder_refuses_it(
         end = find_end(read_allocation(VARIABLES), args, watched(75), since_s=0.0, signaled=False)
         assert (end.outcome, end.dead_nodes, end.reason) == (expected, dead, content["reason"])
         assert decide(ATTEMPT, end).is_requeued == bool(dead)
+    (args.errors / JOB_END).write_text(json.dumps({"reason": "x", "dead_nodes": ["node2"]}))
+    end = find_end(read_allocation(VARIABLES), args, watched(0), since_s=0.0, signaled=False)
+    assert not end.dead_nodes  # of a sweep that had no further cell
+    is_requeued = True  # by SLURM, which has declared the node down
+    end = find_end(read_allocation(VARIABLES), args, watched(75), since_s=0.0, signaled=False)
+    assert not decide(ATTEMPT, end).is_requeued
 
 
 def test_releasing_a_cell_counts_as_progress_after_others_have_finished(

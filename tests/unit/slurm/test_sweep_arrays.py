@@ -19,6 +19,7 @@ from scaling.sweep.plan import CellTask
 from scaling.sweep.run_cell import now, outcome_without_run
 from scaling.sweep.study import load_study
 from slurm import preflight, status, submit
+from slurm.batch_script import Job
 from slurm.job_files import write_attempt
 from tests.builders.slurm import ATTEMPT, PutStub
 
@@ -96,7 +97,7 @@ def test_each_number_of_nodes_has_one_array_and_finished_cells_have_none(
     code, text = submitted(capsys, "--dry-run", "--time", "1:00:00")
     assert code == 0
     assert scripts(text) == [("1", "0-1%8", "2"), ("2", "0-1%8", "2"), ("4", "0-1%8", "2")]
-    assert re.search(r"^# 4 +2 +0-1 +8 +32 +7\.5$", text, re.MULTILINE)
+    assert re.search(r"^# 4 +2 +0-1 +8 +8 +7\.5$", text, re.MULTILINE)
     assert not (place / "sweeps").exists()
     code, text = submitted(capsys, "--dry-run", "--max-nodes", "5")
     assert [array for _, array, _ in scripts(text)] == ["0-1%5", "0-1%2", "0-1%1"]
@@ -130,6 +131,35 @@ def test_the_arrays_are_submitted_once_each_and_wait_for_each_other_under_a_limi
     finish(place, 2)
     report = status.report(place / "job", now_s=0.0)
     assert re.findall(r"(\d/\d cells)", report) == ["2/2 cells", "2/2 cells", "0/2 cells"]
+
+
+def test_a_sweep_that_another_process_has_just_submitted_is_not_submitted_again(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def submit_elsewhere(job: Job) -> None:
+        prepare(job)
+        (place / "sweeps/s/arrays").write_text(json.dumps({"1": "7", "2": "8", "4": "9"}))
+        (place / "queue").write_text("7|7|0-1|PENDING|None|1:00\n9|9|0-1|PENDING|None|1:00\n")
+
+    prepare = preflight.prepare_sweep
+    monkeypatch.setattr(submit, "prepare_sweep", submit_elsewhere)
+    assert submitted(capsys)[0] == 0
+    assert Counter((place / "calls").read_text().splitlines())["--parsable"] == 1
+    assert json.loads((place / "sweeps/s/arrays").read_text()) == {"1": "7", "2": "41", "4": "9"}
+
+
+def test_the_table_counts_unfinished_cells_and_alternatives_exclude_a_limit_of_nodes(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert submitted(capsys, "--folder", "first")[0] == 0
+    finish(place, 2)
+    next((place / "sweeps/s/cells").glob("*/outcome.json")).unlink()
+    _, text = submitted(capsys, "--dry-run", "--", "--max-cells", "1")
+    rows = re.findall(r"^# (\d) +(\d) +0-\d +8 ", text, re.MULTILINE)
+    assert rows == [("1", "2"), ("2", "1"), ("4", "2")]
+    code, text = submitted(capsys, "--max-nodes", "4", "--dependency", "afterok:1?afterok:2")
+    assert code == 2
+    assert "dependency is afterok:1?afterok:2; with --max-nodes arrays wait" in text
 
 
 def test_a_refused_array_is_named_and_the_same_command_submits_the_rest(
@@ -176,8 +206,17 @@ def test_a_controller_that_does_not_answer_is_named(
     put_stub("sbatch", "echo 'sbatch: error: Unable to contact slurm controller' >&2; exit 1\n")
     code, text = submitted(capsys)
     assert code == 2
-    assert "SLURM's controller does not answer (Unable to contact slurm controller)" in text
+    assert text == (
+        "error: SLURM's controller does not answer (Unable to contact slurm controller); the "
+        "job was not submitted: try again when `scontrol ping` says UP\n"
+    )
     assert not (place / "sweeps").exists()
+    late = "echo 'sbatch: error: Batch job submission failed: Socket timed out' >&2; exit 1\n"
+    put_stub("sbatch", f'case "$*" in *test-only*) exit 0;; esac; {late}')
+    code, text = submitted(capsys, "--folder", "job")
+    assert code == 2
+    assert "the job may be queued: look at `squeue --me` before you try again" in text
+    assert (place / "job/nodes-1/job.sbatch").exists()  # which the job needs
 
 
 def test_a_thousand_cells_take_one_call_of_sbatch_per_shape_and_few_questions(
@@ -219,7 +258,12 @@ def test_the_status_of_an_array_costs_one_call_and_as_many_reads_as_it_has_tasks
         write_attempt(tmp_path / f"job/task-{task}", attempt)
     reads: list[Path] = []
     read = Path.read_bytes
-    monkeypatch.setattr(Path, "read_bytes", lambda path: reads.append(path) or read(path))
+
+    def count(path: Path) -> bytes:
+        reads.append(path)
+        return read(path)
+
+    monkeypatch.setattr(Path, "read_bytes", count)
     report = status.report(tmp_path / "job", now_s=0.0)
     assert report.count(" running ") == number + 1
     assert (tmp_path / "calls").read_text() == "call\n"

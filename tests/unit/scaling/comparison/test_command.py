@@ -88,7 +88,7 @@ def test_each_verdict_has_its_exit_code(
         lambda sides, pairs, *, seed, clock: make_start(pairs, slowdown, seed),
     )
     out = tmp_path / "comparison.json"
-    pairs = "100" if code == 3 else "320"
+    pairs = "160" if code == 3 else "320"
     arguments = ["compare", "", "--seed 1", "--pairs", pairs, "--out", str(out)]
     assert main(arguments) == code
     printed = capsys.readouterr().out

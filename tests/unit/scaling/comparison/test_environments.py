@@ -61,7 +61,9 @@ def test_another_version_gets_an_environment_that_is_kept(
     assert python_with_package("pyyaml", "8.0", constraints) != python
 
 
-def test_packages_that_a_version_does_not_suit_follow_it(installed: Installed, constraints: Path) -> None:
+def test_packages_that_a_version_does_not_suit_follow_it(
+    installed: Installed, constraints: Path
+) -> None:
     python_with_package("torch", "1.0", constraints)
     ((packages, pins),) = installed
     assert packages[0] == "torch==1.0"

@@ -86,13 +86,14 @@ def test_a_block_is_one_step_if_a_step_is_long() -> None:
 
 
 def test_processor_time_decides_without_a_gpu() -> None:
-    start = make_start(160, 0.1)
-    start.candidate.wall_s[:] = start.base.wall_s
-    assert judge_starts([start, make_start(160, 0.1, 1)]).verdict is Verdict.SLOWER
-    assert judge_starts([start], "wall").verdict is Verdict.NOT_SLOWER
+    starts = [make_start(160, 0.1), make_start(160, 0.1, 1)]
+    for start in starts:
+        start.candidate.wall_s[:] = start.base.wall_s
+    assert judge_starts(starts).verdict is Verdict.SLOWER
+    assert judge_starts(starts, "wall").verdict is Verdict.NOT_SLOWER
 
 
-def test_a_single_start_is_never_called_slower() -> None:
+def test_a_single_start_has_no_verdict() -> None:
     slow, equal = make_start(80, 0.1), make_start(80, 0.0, 1)
     judgement = judge_starts([slow])
     assert judgement.verdict is Verdict.INCONCLUSIVE
@@ -100,6 +101,8 @@ def test_a_single_start_is_never_called_slower() -> None:
     assert judgement.reason.startswith("only one start")
     assert judge_starts([slow, make_start(80, 0.1, 1)]).verdict is Verdict.SLOWER
     assert judge_starts([slow, equal]).verdict is Verdict.INCONCLUSIVE
+    assert judge_starts([equal]).verdict is Verdict.INCONCLUSIVE
+    assert judge_starts([equal, make_start(80, 0.0, 2)]).verdict is Verdict.NOT_SLOWER
 
 
 def test_the_pairs_that_a_single_start_lacks_make_two_starts() -> None:

@@ -31,7 +31,7 @@ def test_two_versions_of_a_package_need_no_base_and_candidate() -> None:
         (("--package", "torch"), "package is 'torch'; give two versions"),
         (("--package", "torch==1"), "package is 'torch==1'; give two versions"),
         (("old", "--package", "torch==1,2"), "already says what is compared; leave old out"),
-        (("old", "new", "--pairs", "49"), "pairs is 49; a verdict needs at least 50"),
+        (("old", "new", "--pairs", "159"), "pairs is 159; a verdict needs at least 160"),
         (("old", "new", "--threshold", "0"), "threshold is 0; give a share between 0 and 1"),
         (("old", "new", "--stop-faster", "2"), "stop-faster is 2; give a share"),
         (("old", "new", "--seed", "-1"), "seed is -1; it must be at least 0"),

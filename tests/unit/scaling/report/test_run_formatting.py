@@ -21,6 +21,7 @@ INFINIBAND = {"backend": "nccl", "interface": "ib0", "interface_from": "NCCL_SOC
         ([None, None], ""),
         ("anything", ""),
         ([LOOPBACK, LOOPBACK], "gloo, interface lo (to the first rank)"),
+        ([LOOPBACK, LOOPBACK | {"interface": "eth0"}], "gloo, interface eth0 (to the first rank)"),
         ([INFINIBAND | {"transport": "IB"}, None], "nccl over IB, interface ib0"),
         (
             [INFINIBAND, INFINIBAND | {"interface": "ib1"}],

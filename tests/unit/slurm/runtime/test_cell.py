@@ -69,18 +69,31 @@ def test_the_rank_that_failed_first_is_recorded_with_its_node(errors: Path) -> N
     assert job_end(errors) is None
 
 
-def test_a_dead_node_ends_the_job_unless_the_cell_was_done(errors: Path) -> None:
+def test_a_dead_node_ends_the_job_unless_the_cell_was_done(
+    errors: Path, put_stub: PutStub, tmp_path: Path
+) -> None:
     assert end(137, dead=["node2"]) == 75
     reason = "rank 2 of 4: node2 stopped responding"
     assert job_end(errors) == {"reason": reason, "dead_nodes": ["node2"]}
     assert {failure.rank for failure in read_failures(errors)} == {2, 3}
+    (errors.parent / JOB_END).unlink()
     write_record(make_record(), Path(os.environ[RUN_FOLDER], "a-1.json"))
     assert end(137, dead=["node2"]) == 0
+    put_stub("srun", f"touch {tmp_path}/started\n")  # by the next cell, which leaves the dead node
+    assert cell.main(["gpt", "--job", "5_3", "--devices", "2", "--", "--seed", "1"]) == 75
+    assert not (tmp_path / "started").exists()
 
 
 @pytest.mark.parametrize(
     ("code", "is_stopped", "has_mark", "expected"),
-    [(0, False, False, 0), (0, False, True, 75), (137, True, False, 75), (1, False, False, 1)],
+    [
+        (0, False, False, 0),
+        (0, False, True, 75),
+        (137, True, False, 75),
+        (143, False, False, 75),  # a rank that was still starting
+        (137, False, False, 1),
+        (1, False, False, 1),
+    ],
 )
 def test_a_signal_releases_a_cell(
     code: int, is_stopped: bool, has_mark: bool, expected: int, errors: Path
