@@ -194,7 +194,7 @@ def test_an_end_that_does_not_train_is_an_error_of_its_own(
         ("HEAD HEAD~3", "swap them, as bisect HEAD~3 HEAD"),
         ("mainx HEAD", "'mainx' is no revision of this repository; did you mean main?"),
         ("HEAD~1 HEAD --threshold 0", "threshold is 0; give a share between 0 and 1"),
-        ("HEAD~1 HEAD --pairs 100", "pairs is 100; a verdict of SLOWER needs at least 160"),
+        ("HEAD~1 HEAD --pairs 100", "pairs is 100; a verdict needs at least 160"),
         ("HEAD~1 HEAD --by speed", "by"),
         ("HEAD~1 HEAD -- gtp", "gtp after -- is not a recipe; did you mean gpt?"),
         ("HEAD~1 HEAD -- gpt --max-steps 3", "--max-steps after -- is decided by the comparison"),
