@@ -22,7 +22,7 @@ from slurm.job_files import list_attempts
 from tests.builders.fake_recipes import write_fake_recipes
 from tests.slurm.cluster import Cluster, running_cluster, until
 from tests.slurm.conftest import EACH
-from tests.slurm.test_sweeps import statuses_of
+from tests.slurm.waiting import statuses_of
 
 pytestmark = pytest.mark.timeout(3600)
 SECONDS = 2.0  # of a cell

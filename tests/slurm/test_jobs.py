@@ -390,7 +390,7 @@ def test_a_request_that_no_node_can_satisfy_is_refused_before_queueing(
         (
             ("--nodes=2",),
             "sweep -- quick",
-            "the job has 2 nodes, but each cell of a sweep runs on one",
+            "the job has 2 nodes, but it runs the cells on 1: submit with --nodes=1",
         ),
         (("--ntasks-per-node=2",), "srun recipes.gpt", "srun has started slurm.job 2 times"),
     ],

@@ -16,6 +16,7 @@ from tests.slurm.waiting import (
     STEPS,
     log_of,
     slow_down_first_start,
+    statuses_of,
     tiny,
     wait_for_outcome,
     wait_for_status,
@@ -33,11 +34,6 @@ def axes_of(work: Path, **axes: str) -> list[str]:
         **{f"--{name.replace('_', '-')}": value for name, value in axes.items()},
     }
     return [word for pair in options.items() for word in pair]
-
-
-def statuses_of(work: Path) -> list[str]:
-    paths = sorted((work / "swept").glob("cells/*/outcome.json"))
-    return [json.loads(path.read_text())["status"] for path in paths]
 
 
 def test_a_sweep_is_shared_by_the_tasks_of_an_array(

@@ -1,5 +1,6 @@
 """Builds the recipes of job tests, slows their first start, and waits for the outcome of jobs."""
 
+import json
 import re
 from pathlib import Path
 
@@ -86,3 +87,9 @@ def wait_for_outcome(folder: Path, *outcomes: str) -> None:
 
 def wait_for_status(folder: Path, expected: str) -> None:
     until(lambda: re.search(expected, status.report(folder)) is not None, f"status says {expected}")
+
+
+def statuses_of(work: Path) -> list[str]:
+    """Returns the statuses of the cells that have ended."""
+    paths = sorted((work / "swept").glob("cells/*/outcome.json"))
+    return [json.loads(path.read_text())["status"] for path in paths]
