@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 import unitransformer  # noqa: F401  (repairs the import of torchvision beside a CPU torch, before lightning)
+from tests.processes import failure_in_fork
 
 FAST = ("unit", "contracts")  # folders
 SLOW = (  # files of these folders with tests that take long
@@ -62,6 +63,21 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for kind in (long, short)
         for item in kind[worker * len(kind) // workers : (worker + 1) * len(kind) // workers]
     ]
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+    """Runs a test that compiles in a fork.
+
+    With torch 2.14 for CUDA, a process that has compiled can fork no more process that trains, and
+    other tests fork such processes.
+    """
+    if pyfuncitem.get_closest_marker("compiles") is None:
+        return None
+    arguments = {name: pyfuncitem.funcargs[name] for name in pyfuncitem._fixtureinfo.argnames}
+    if failure := failure_in_fork(lambda: pyfuncitem.obj(**arguments)):
+        pytest.fail(failure, pytrace=False)
+    return True
 
 
 def is_short(path: Path) -> bool:

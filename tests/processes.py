@@ -1,7 +1,10 @@
-"""Waits until processes that a test started, and their children, have ended."""
+"""Runs functions in forks, and waits until processes that a test started have ended."""
 
+import multiprocessing
 import time
-from collections.abc import Collection
+import traceback
+from collections.abc import Callable, Collection
+from multiprocessing.connection import Connection
 
 import psutil
 
@@ -21,3 +24,28 @@ def wait_until_ended(processes: Collection[psutil.Process], timeout_s: float = P
     while left := [process for process in processes if is_alive(process)]:
         assert time.monotonic() < deadline_s, f"still running: {left}"
         time.sleep(0.01)
+
+
+def failure_in_fork(function: Callable[[], object]) -> str:
+    """Calls a function in a forked process; returns how it failed, or an empty text."""
+    context = multiprocessing.get_context("fork")
+    reader, writer = context.Pipe(duplex=False)
+    process = context.Process(target=_send_failure, args=(function, writer))
+    process.start()
+    writer.close()  # so that the reader notices the end of the process
+    try:
+        return str(reader.recv())
+    except EOFError:
+        process.join()
+        return f"the process ended with exit code {process.exitcode}"
+    finally:
+        process.join()
+
+
+def _send_failure(function: Callable[[], object], writer: Connection) -> None:
+    try:
+        function()
+    except BaseException:
+        writer.send(traceback.format_exc())
+    else:
+        writer.send("")

@@ -1,5 +1,6 @@
 """The benchmarks recognize an unknown machine, and stored times of another machine."""
 
+import importlib.metadata
 import json
 import os
 import re
@@ -93,7 +94,7 @@ def test_times_are_stored_per_machine_with_its_description(
     assert folder_name.startswith(machine().fingerprint)
     actual = json.loads(stored_path.read_text())["machine_info"]["unitransformer"]
     assert actual["cpu"] == machine().cpu
-    assert actual["versions"]["torch"] == torch.__version__
+    assert actual["versions"]["torch"] == importlib.metadata.version("torch")
 
 
 def test_another_processor_is_compared_on_portable_counters_only(

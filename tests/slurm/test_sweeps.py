@@ -45,8 +45,9 @@ def test_a_sweep_is_shared_by_the_tasks_of_an_array(
     assert submit.main(["sweep", *options, "--", *arguments]) == 0
     assert "tasks 0-2%2" in capsys.readouterr().out
     until((work / "swept/study.json").exists, "the sweep has begun")
-    array = json.loads((folder / "submitted").read_text())["job"]
-    assert cluster.state(f"{array}_0")["NumCPUs"] == "16"  # all GPUs of the node
+    first = f"{json.loads((folder / 'submitted').read_text())['job']}_0"
+    until(lambda: cluster.state(first)["JobState"] != "PENDING", "the first task has its node")
+    assert cluster.state(first)["NumCPUs"] == "16"  # all GPUs of the node
     watching = subprocess.run(
         [sys.executable, "-m", "scaling", "sweep", *arguments, "--watch"],
         capture_output=True,

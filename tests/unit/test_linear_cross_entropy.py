@@ -178,6 +178,7 @@ def test_the_gradient_of_the_head_is_not_copied() -> None:
 
 
 # Dynamo warns when it traces a custom autograd function.
+@pytest.mark.compiles
 @pytest.mark.filterwarnings("ignore:.*Function'> should not be instantiated:DeprecationWarning")
 def test_the_compiler_sees_one_graph() -> None:
     states, weight, bias, targets = make_head()

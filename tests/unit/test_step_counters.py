@@ -1,11 +1,13 @@
 """Tests what torch.compile did, as counters."""
 
+import pytest
 import torch
 
 from scaling.comparison.counters import differences
 from unitransformer.step_counters import count_graphs
 
 
+@pytest.mark.compiles
 def test_graphs_breaks_and_recompiles_are_reported_with_their_code() -> None:
     @torch.compile(backend="eager")
     def broken(x: torch.Tensor, factor: str) -> torch.Tensor:

@@ -171,6 +171,7 @@ def counted_in_graphs(config: RunConfig) -> int:
 
 # Dynamo warns when it traces a custom autograd function.
 @pytest.mark.filterwarnings("ignore:.*Function'> should not be instantiated:DeprecationWarning")
+@pytest.mark.compiles
 @pytest.mark.parametrize(
     ("preset", "spread", "final_norm", "loss_chunk", "repeats_the_last_product"),
     [

@@ -15,6 +15,7 @@ from unitransformer.measure.compile_ledger import CompileLedger, short_path
 from unitransformer.stats.comparisons import pays_off_at
 
 HERE = Path(__file__).name
+pytestmark = pytest.mark.compiles
 
 
 @pytest.fixture(autouse=True)

@@ -257,6 +257,7 @@ def test_a_chunked_loss_trains_the_same_model(text: Path, tmp_path: Path) -> Non
 
 
 # The losses of a gpt with compiled kernels are compared on two ranks, in `tests/distributed`.
+@pytest.mark.compiles
 @pytest.mark.parametrize(
     "backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.proof)]
 )
