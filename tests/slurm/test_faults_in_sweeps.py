@@ -120,12 +120,16 @@ def two_nodes_cell_runs(work: Path) -> bool:
 
 
 def test_a_dead_node_costs_a_sweep_over_nodes_no_cell(
-    has_slurm: None, work: Path, repository: Path, monkeypatch: pytest.MonkeyPatch
+    has_slurm: None,
+    work: Path,
+    repository: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
     names = [f"node{number}" for number in range(1, 5)]
     with running_cluster(
-        work / "cluster", first_job=FIRST_JOB + EACH * worker, nodes=names
+        tmp_path_factory.mktemp("slurm"), first_job=FIRST_JOB + EACH * worker, nodes=names
     ) as cluster:
         limits = ("--max-parallel", "1")
         cells = start(
@@ -152,13 +156,16 @@ def test_two_dead_nodes_and_a_preemption_cost_a_large_sweep_no_cell(
     has_slurm: None,
     work: Path,
     repository: Path,
+    tmp_path_factory: pytest.TempPathFactory,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     if not is_whole_proof:
         pytest.skip("takes minutes; --whole-proof runs it")
     draw = random.Random(seed)
     names = [f"node{number}" for number in range(1, 33)]
-    with running_cluster(work / "cluster", first_job=FIRST_JOB, nodes=names) as cluster:
+    with running_cluster(
+        tmp_path_factory.mktemp("slurm"), first_job=FIRST_JOB, nodes=names
+    ) as cluster:
         limits = ("--max-parallel", "6", "--partition", "brief")
         cells = start(work, repository, monkeypatch, cluster, *limits, nodes=(1, 2, 4), sizes=21)
         until(lambda: two_nodes_cell_runs(work), "a cell runs on two nodes")
