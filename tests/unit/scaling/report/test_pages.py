@@ -16,7 +16,7 @@ from tests.builders.records import make_crashed, make_record
 from tests.builders.reports import make_store, pages_of
 from tests.builders.runs import repeated, strong
 
-LONGEST_LINE = 400
+LONGEST_LINE = 650
 LARGEST_RESULTS = 40_000  # bytes
 
 
