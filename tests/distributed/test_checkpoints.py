@@ -372,6 +372,7 @@ def test_a_run_killed_while_saving_resumes_from_its_newest_complete_checkpoint(
         options = (*leg(strategy, devices, 1000), *fixed, *resume)
         process = begin("gpt", tmp_path / str(number), *options, fault=drag)
         wait_until(process, is_clean_of, folder, before)
+        wait_until(process, newest_checkpoint, folder)  # the first run saves one whole
         stop_in(PHASES[phase], folder, process)
         kill(process, draw.randrange(devices))
         assert hidden(folder)
