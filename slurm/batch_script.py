@@ -18,11 +18,14 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,99}")
 # Sites differ in what they allow. Only what could change the script or be an option is refused.
 TEXT = re.compile(rf"(?!-)[^{CONTROL}]+")
 GPU_TYPE = re.compile(rf"(?!-)[^{CONTROL}\s:,=()]+")
-NODES = re.compile(r"[A-Za-z0-9][A-Za-z0-9._,\[\]-]*")
+# A list of hosts: names with numbers in brackets, such as node3, rack[1-2]node[01-16,20].
+NODES = re.compile(r"(?!-)([A-Za-z0-9._-]|\[[0-9]+(-[0-9]+)?(,[0-9]+(-[0-9]+)?)*\]|,(?!,|\Z))+")
+# A slice of a GPU: 1g.10gb, a100_3g.20gb, 2g20gb.
+MIG_SLICE = re.compile(r"(?:\A|[^0-9a-z])[0-9]+g[._-]?[0-9]+gb", re.IGNORECASE)
 DEPENDENCY = re.compile(r"(singleton|[a-z]+:\d+[0-9:+_]*)([,?](singleton|[a-z]+:\d+[0-9:+_]*))*")
 PATH = re.compile(rf"[^\n\r\0\\{NOT_UTF_8}]+")  # sbatch removes backslashes
 IN_QUOTES = re.compile(rf'{VARIABLE.pattern}|[\\"$`]', re.ASCII)
-GRES = "--gres="
+GRES, EXCLUSIVE = "--gres=", "--exclusive"
 LONGEST_S = 24_855 * 86_400  # SLURM's 32 bits wrap around beyond, without an error
 ARRAY = re.compile(r"\d+(-\d+(:\d+)?)?(,\d+(-\d+(:\d+)?)?)*(%[1-9]\d*)?")
 
@@ -39,7 +42,7 @@ FORMATS = {
     "qos": (TEXT, "the name of a quality of service"),
     "constraint": (TEXT, "features of nodes, such as h200 or [rack1|rack2]"),
     "gpu_type": (GPU_TYPE, "the type of a GPU, such as h200"),
-    "exclude": (NODES, "nodes, such as node3 or node[3-5]"),
+    "exclude": (NODES, "nodes, such as node3 or node[3-5,8]"),
     "dependency": (DEPENDENCY, "one such as afterok:1234 or singleton"),
     "array": (ARRAY, "task numbers, such as 0-9 or 0-99%4"),
 }
@@ -94,6 +97,11 @@ class Job:
                 f"time is {self.time}, more than the 24855 days that SLURM can count; give less, "
                 "or UNLIMITED"
             )
+        if self.is_single_task and not self.is_exclusive and self.cluster.cpus_per_task is None:
+            raise ValueError(
+                "exclusive is false in the table of the cluster, so that all ranks of a cell would "
+                "share the one core of a sweep's task; give cpus_per_task there"
+            )
         if self.on_gpus:
             self._check_gpus()
 
@@ -106,25 +114,73 @@ class Job:
     def is_unlimited(self) -> bool:
         return self.time is not None and seconds_of(self.time) is None
 
+    @property
+    def tasks_per_node(self) -> int:
+        return 1 if self.is_single_task else self.devices
+
+    @property
+    def gpu_request(self) -> str:
+        """How the script itself requests GPUs; none if `extra` of the cluster does."""
+        is_own = self.on_gpus and not self.cluster.extra_gpus
+        return self.cluster.gpu_request if is_own else "none"
+
+    @property
+    def is_exclusive(self) -> bool:
+        """Whether the script requests whole nodes."""
+        if self.cluster.exclusive is not None:
+            return self.cluster.exclusive
+        # Otherwise all ranks of a cell would share the core of its one task.
+        needs_cores = self.is_single_task and self.cluster.cpus_per_task is None
+        # SLURM would give the GPUs of a node to several jobs.
+        is_uncounted = self.on_gpus and self.gpu_request == "none" and not self.cluster.extra_gpus
+        return needs_cores or is_uncounted
+
     def _check_gpus(self) -> None:
-        """Raises ValueError if the cluster's own request for GPUs disagrees with this job."""
-        number = self.cluster.extra_gpus
-        if number not in (None, self.devices):
+        """Raises ValueError if the cluster's own request for GPUs disagrees with this job, or the
+        job has several devices that are slices of GPUs."""
+        units = {
+            "--gpus": 1, "--gpus-per-node": self.nodes,
+            "--gpus-per-task": self.nodes * self.tasks_per_node,
+        }  # fmt: skip
+        requests = self.cluster.extra_gpus
+        number = sum(units[request.unit] * request.number for request in requests)
+        needed = self.nodes * self.devices
+        if requests and number != needed:
+            of_nodes = "" if self.nodes == 1 else f" on {self.nodes} nodes"
+            fix = f"give --devices {number // self.nodes}, or " if number % self.nodes == 0 else ""
             raise ValueError(
-                f"devices is {self.devices}, but extra of the cluster requests {number} GPUs per "
-                f'node; give --devices {number}, or gpu_request = "gres" instead of this extra'
+                f"devices is {self.devices}{of_nodes}, but extra of the cluster requests {number} "
+                f"GPUs; {fix}leave this extra out, and say with gpu_request how to ask for GPUs"
             )
-        if self.gpu_type and (number is not None or self.cluster.gpu_request == "none"):
+        if self.gpu_type and self.gpu_request == "none":
             raise ValueError(
-                f"gpu-type is {self.gpu_type}, but the cluster leaves the request for GPUs to its "
-                "extra; leave gpu-type out and write the type there"
+                f"gpu-type is {self.gpu_type}, but the cluster has "
+                + (
+                    "a request for GPUs in extra; write the type there"
+                    if requests
+                    else "gpu_request none; choose nodes with --partition or --constraint"
+                )
+                + ", and leave gpu-type out"
             )
+        for name in (self.gpu_type, *(request.type for request in requests)):
+            if name and MIG_SLICE.search(name):
+                check_slices(f"gpu-type is {name}", self)
+
+
+def check_slices(what: str, job: Job) -> None:
+    """Raises ValueError if the job has several devices; `what` says that they are MIG slices."""
+    if (number := job.nodes * job.devices) > 1:
+        raise ValueError(
+            f"{what}, a MIG slice of a GPU, and the job has {number} devices: a process sees one "
+            "slice only, and slices have no direct link, so that NCCL refuses several of them or "
+            "is slow; give --devices 1 on one node, or choose whole GPUs"
+        )
 
 
 def render(job: Job) -> str:
     """Returns the script for `sbatch`. Every value is quoted, whatever it contains."""
     directives = "\n".join(f"#SBATCH {line}" for line in _directives(job))
-    settings = "\n".join(_settings(job.cluster))
+    settings = "\n".join(_settings(job))
     return f"#!/bin/bash\n{directives}\n\n{_comment(job)}\n{settings}\n\n{_command(job)}"
 
 
@@ -132,21 +188,22 @@ def _directives(job: Job) -> list[str]:
     cluster, is_single_task = job.cluster, job.is_single_task
     # The batch script of a sweep over nodes passes the signal on: between two cells it has no step.
     of_script = "B:" if job.target == "sweep" and not is_single_task else ""
-    gpus = f"{job.gpu_type}:{job.devices}" if job.gpu_type else str(job.devices)
     cpus = cluster.cpus_per_task
     if cpus is not None and is_single_task:
         cpus *= job.devices  # the one task starts all ranks of a cell
-    request = cluster.gpu_request if job.on_gpus and cluster.extra_gpus is None else "none"
+    request, per_node = job.gpu_request, _gpus(job, job.devices)
+    per_task = _gpus(job, job.devices // job.tasks_per_node)
     # Of two --gres, sbatch reads only the last.
-    gres = [f"gpu:{gpus}"] if request == "gres" else []
+    gres = [f"gpu:{per_node}"] if request == "gres" else []
     gres += [option[len(GRES) :] for option in cluster.extra if option.startswith(GRES)]
     # sbatch interprets % in file names.
     log_folder = _quote(job.folder.replace("%", "%%"))
     values = {
         "job-name": job.name,
         "nodes": job.nodes,
-        "ntasks-per-node": 1 if is_single_task else job.devices,
-        "gpus-per-node": _quote(gpus) if request == "gpus-per-node" else None,
+        "ntasks-per-node": job.tasks_per_node,
+        "gpus-per-node": _quote(per_node) if request == "gpus-per-node" else None,
+        "gpus-per-task": _quote(per_task) if request == "gpus-per-task" else None,
         "gres": _quote(",".join(gres)) if gres else None,
         "cpus-per-task": cpus,
         "time": "UNLIMITED" if job.is_unlimited else job.time,
@@ -157,14 +214,19 @@ def _directives(job: Job) -> list[str]:
         "chdir": _quote(job.directory),
     }
     lines = [f"--{name}={value}" for name, value in values.items() if value is not None]
+    # A site with JobRequeue=0 requeues only the jobs that ask for it.
     lines.append("--requeue" if job.requeue else "--no-requeue")
-    if is_single_task and cpus is None:
-        lines.append("--exclusive")  # otherwise all ranks of a cell share the core of its one task
+    if job.is_exclusive and not any(option.startswith(EXCLUSIVE) for option in cluster.extra):
+        lines.append(EXCLUSIVE)
     for option in cluster.extra:
         name, _, value = option.partition("=")
         if name != GRES[:-1]:
             lines.append(f"{name}={_quote(value)}" if value else name)
     return lines
+
+
+def _gpus(job: Job, number: int) -> str:
+    return f"{job.gpu_type}:{number}" if job.gpu_type else str(number)
 
 
 def _quote(value: str) -> str:
@@ -186,8 +248,15 @@ def _comment(job: Job) -> str:
     return f"# {signal} the ranks save after the current\n# step, and the job {then}.\n"
 
 
-def _settings(cluster: Cluster) -> list[str]:
+def _settings(job: Job) -> list[str]:
+    cluster = job.cluster
     exports = [f"export {name}={_expand(value)}" for name, value in cluster.environment]
+    is_per_task = job.gpu_request == "gpus-per-task" or (
+        job.on_gpus and any(unit == "--gpus-per-task" for unit, _, _ in cluster.extra_gpus)
+    )
+    if is_per_task:  # a rank needs to see all GPUs of its node, for NCCL and the number of devices
+        exports.append("unset SLURM_GPUS_PER_TASK SLURM_TRES_PER_TASK")
+        exports.append(f"export SLURM_GPUS_PER_NODE={shlex.quote(_gpus(job, job.devices))}")
     if not cluster.modules:
         return ["set -euo pipefail", *exports]
     modules = [f"module load {_expand(module)}" for module in cluster.modules]

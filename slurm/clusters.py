@@ -7,7 +7,7 @@ import typing
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from unitransformer.cli import read_integer, suggest
 from unitransformer.config import from_dict
@@ -31,6 +31,17 @@ NOT_EXPANDED = re.compile(
     r"|(?<!\\)\$\{?(HOSTNAME|SLURMD_NODENAME|SLURM_(NODE|PROC|LOCAL)ID|(LOCAL_)?RANK)\b"
 )
 
+GPU_OPTIONS = ("--gpus", "--gpus-per-node", "--gpus-per-task")
+GRES_OPTIONS = {"--gres": "--gpus-per-node", "--tres-per-task": "--gpus-per-task"}
+
+
+class GpuRequest(NamedTuple):
+    """One of the requests for GPUs in `extra`."""
+
+    unit: str  # of GPU_OPTIONS
+    type: str | None
+    number: int
+
 
 @dataclass(frozen=True, kw_only=True)
 class Cluster:
@@ -40,12 +51,13 @@ class Cluster:
     account: str | None = None
     qos: str | None = None
     constraint: str | None = None
-    gpu_request: Literal["gpus-per-node", "gres", "none"] = "gpus-per-node"
+    gpu_request: Literal["gpus-per-node", "gpus-per-task", "gres", "none"] = "gpus-per-node"
     gpu_type: str | None = None
     devices: int | None = None  # GPUs per node, and ranks per node
     cpus_per_task: int | None = None
+    exclusive: bool | None = None  # request whole nodes; default: where a job needs them
     time: str | None = None
-    max_array_tasks: int | None = None  # of a sweep; default: the controller's limit
+    max_array_tasks: int | None = None  # of a sweep for each number of nodes; 0 for no array
     modules: tuple[str, ...] = ()  # loaded first
     container: str | None = None  # image for Pyxis
     container_mounts: tuple[str, ...] = ()
@@ -83,17 +95,21 @@ class Cluster:
         _refuse(UNREADABLE, expanded, r"only $NAME and ${NAME} are read; a literal one is \$ or \`")
 
     @property
-    def extra_gpus(self) -> int | None:
-        """The number of GPUs per node that `extra` requests; None if it does not."""
-        items = []  # 4, h200:4, gpu, gpu:4, gpu:h200:4
+    def extra_gpus(self) -> list[GpuRequest]:
+        """The requests for GPUs in `extra`."""
+        requests = []
         for option in self.extra:
             name, _, value = option.partition("=")
-            for item in value.split(","):
-                is_gpu = re.match(r"(gres[:/])?gpu(:|$)", item)
-                if name == "--gpus-per-node" or (name == "--gres" and is_gpu):
-                    items.append(item)
-        numbers = [item.rpartition(":")[2] for item in items]
-        return sum(int(n) if n.isdecimal() else 1 for n in numbers) if items else None
+            for item in re.sub(r"\(.*?\)", "", value).split(","):
+                gpu = re.fullmatch(r"(?:gres[:/])?gpu(?:[:=](.*))?", item)
+                if name in GRES_OPTIONS and gpu:
+                    item = gpu[1] or ""
+                elif name not in GPU_OPTIONS:
+                    continue
+                head, _, number = item.rpartition(":")
+                kind, count = (head, int(number)) if number.isdecimal() else (item, 1)
+                requests.append(GpuRequest(GRES_OPTIONS.get(name, name), kind or None, count))
+        return requests
 
 
 def _refuse(pattern: re.Pattern[str], texts: Sequence[tuple[str, str]], fix: str) -> None:

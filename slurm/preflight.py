@@ -1,14 +1,15 @@
 """Checks the options of a job through its recipe before the job is queued.
 
-A sweep becomes one array of jobs for each number of nodes that its cells need.
+A sweep becomes an array of jobs for each number of nodes that its cells need.
 """
 
 import itertools
 import json
+import math
 import re
 import shlex
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,9 @@ from tabulate import tabulate
 
 from slurm import scheduler
 from slurm.batch_script import Job, seconds_of
+from slurm.job_files import SUBMITTED, read_json
 from slurm.runtime.allocation import flags_of, option_of, sweep_folder_of
+from unitransformer.cli import read_integer
 from unitransformer.launch.subprocess_module import run_module
 from unitransformer.launch.variables import CELL_LIMIT_S
 
@@ -34,13 +37,14 @@ def sweep_folder(job: Job) -> str:
 
 
 def sweep_jobs(job: Job, *, max_parallel: int, max_nodes: int | None = None) -> list[Job]:
-    """Returns one job per number of nodes that unfinished cells need, fewest nodes first.
+    """Returns the arrays for the unfinished cells, fewest nodes first.
 
-    Each has one task per cell. A task runs further cells while its time lasts, so that an array may
-    have fewer tasks than cells.
+    The cells on each number of nodes have one array, or several if the controller allows too few
+    tasks in one. A task runs further cells while its time lasts. There are as many tasks as run at
+    once, and more only if these could run out of time before the last cell.
 
     Args:
-        max_parallel: tasks of an array that run at once.
+        max_parallel: tasks that run at once, for each number of nodes.
         max_nodes: nodes that the sweep holds at once. The caller lets each array wait for the one
             before.
 
@@ -52,14 +56,11 @@ def sweep_jobs(job: Job, *, max_parallel: int, max_nodes: int | None = None) -> 
             "axis num-nodes to the study, such as num-nodes: [1, 2], or --num-nodes 1,2 after --"
         )
     if job.array is not None:
-        raise ValueError(f"array is {job.array}; leave it out: a sweep has one task per cell")
+        raise ValueError(f"array is {job.array}; leave it out: a sweep makes its own arrays")
     if max_parallel < 1:
         raise ValueError(f"max-parallel is {max_parallel}; it must be at least 1")
-    if max_nodes is not None and "?" in (job.dependency or ""):
-        raise ValueError(
-            f"dependency is {job.dependency}; with --max-nodes arrays wait for each other too, and "
-            "SLURM does not combine this with alternatives (?): leave one of the two out"
-        )
+    if max_nodes is not None:
+        _check_dependency(job, "--max-nodes")
     cells = _list_cells(job)
     nodes_of = _count_nodes(cells, job)
     left = cells
@@ -72,10 +73,10 @@ def sweep_jobs(job: Job, *, max_parallel: int, max_nodes: int | None = None) -> 
         raise ValueError(
             f"max-nodes is {max_nodes}, and {few} {largest}; give --max-nodes {largest}"
         )
-    limit = job.cluster.max_array_tasks
-    limit = scheduler.max_array_tasks() if limit is None else limit
+    own_limit = job.cluster.max_array_tasks
+    limit = scheduler.max_array_tasks() if own_limit is None else own_limit
     time_limit = _cell_time_limit(job)
-    jobs = []
+    shapes: list[list[Job]] = []  # arrays for each number of nodes
     for nodes, number in sorted(left_of.items()):
         at_once = max_parallel if max_nodes is None else min(max_parallel, max_nodes // nodes)
         arguments = [*job.arguments, *time_limit]
@@ -85,21 +86,93 @@ def sweep_jobs(job: Job, *, max_parallel: int, max_nodes: int | None = None) -> 
             arguments += ["--max-cells", str(number)]
         if (seconds := _time_for_cells(job)) is not None:
             arguments += ["--stop-after", str(seconds)]
-        is_alone = len(left_of) == 1
-        jobs.append(
-            replace(
-                job,
-                nodes=nodes,
-                name=job.name if is_alone else f"{job.name}-{nodes}",
-                folder=job.folder if is_alone else f"{job.folder}/nodes-{nodes}",
-                array=f"0-{min(number, limit) - 1}%{at_once}" if limit else None,
-                cells=all_of[nodes],
-                left=number,
-                arguments=arguments,
-                shared=f"{sweep_folder(job)}/{STUDY}",
-            )
+        shape = replace(
+            job,
+            nodes=nodes,
+            name=job.name if len(left_of) == 1 else f"{job.name}-{nodes}",
+            cells=all_of[nodes],
+            left=number,
+            arguments=arguments,
+            shared=f"{sweep_folder(job)}/{STUDY}",
         )
+        tasks = max(math.ceil(number / _cells_per_task(shape)), min(number, at_once))
+        tasks = tasks if own_limit is None else min(tasks, own_limit)
+        shapes.append(_split(shape, tasks, at_once, limit))
+        if len(shapes[-1]) > 1:
+            _check_dependency(job, f"{tasks} tasks, of which an array may have {limit},")
+    is_alone = sum(map(len, shapes)) == 1
+    jobs: list[Job] = []
+    for arrays in shapes:
+        base = Path(job.folder) if is_alone else Path(job.folder, f"nodes-{arrays[0].nodes}")
+        folders = _free_folders(base, arrays[0])
+        jobs += [replace(array, folder=str(next(folders))) for array in arrays]
     return jobs
+
+
+def _check_dependency(job: Job, reason: str) -> None:
+    if "?" in (job.dependency or ""):
+        raise ValueError(
+            f"dependency is {job.dependency}; with {reason} arrays wait for each other too, and "
+            "SLURM does not combine this with alternatives (?): leave one of the two out"
+        )
+
+
+def _cells_per_task(job: Job) -> int:
+    """Returns how many cells a task certainly ends in its time, even if each takes the longest."""
+    if "--find-max-batch" in flags_of(job.arguments):  # a search has more cells than are listed
+        return 1
+    at_most = read_integer(option_of(job.arguments, "--max-cells") or 1)
+    if job.is_unlimited:
+        return at_most
+    left_s = _time_for_cells(job)
+    if left_s is None:  # the partition's default, which is not known here
+        return 1
+    return max(1, min(at_most, int(left_s // (_cell_limit_s(job) + START_S))))
+
+
+def _cell_limit_s(job: Job) -> float:
+    limit = option_of(job.arguments, "--time-limit")
+    try:
+        return CELL_LIMIT_S if limit is None else float(limit)
+    except ValueError:
+        raise ValueError(f"time-limit is {limit}; give seconds, such as 3600") from None
+
+
+def _split(job: Job, tasks: int, at_once: int, limit: int) -> list[Job]:
+    """Returns arrays of at most `limit` tasks; one job without an array if that is 0."""
+    if limit == 0:
+        return [job]
+    sizes = [min(limit, tasks - first) for first in range(0, tasks, limit)]
+    cells_before = [(job.left or 0) * sum(sizes[:n]) // tasks for n in range(len(sizes) + 1)]
+    return [
+        replace(job, array=f"0-{size - 1}%{at_once}", left=end - begin)
+        for size, (begin, end) in zip(sizes, itertools.pairwise(cells_before), strict=True)
+    ]
+
+
+def count_tasks(job: Job) -> int:
+    """Returns the number of tasks of an array of `sweep_jobs`; 1 for a job without one."""
+    return 1 if job.array is None else int(job.array.partition("%")[0].partition("-")[2]) + 1
+
+
+def without_tasks(job: Job, number: int) -> Job | None:
+    """Returns an array of `sweep_jobs` without `number` of its tasks; None if none is left."""
+    tasks = count_tasks(job) - number
+    if tasks < 1:
+        return None
+    if number == 0:
+        return job
+    assert job.array is not None
+    left = math.ceil((job.left or 0) * tasks / count_tasks(job))
+    return replace(job, array=f"0-{tasks - 1}%{job.array.partition('%')[2]}", left=left)
+
+
+def _free_folders(base: Path, job: Job) -> Iterator[Path]:
+    """Yields `base`, `base`-2, ..., without those of arrays of this sweep that were submitted."""
+    for number in itertools.count(1):
+        folder = base if number == 1 else base.with_name(f"{base.name}-{number}")
+        if read_json(folder / SUBMITTED).get("shared") != job.shared:
+            yield folder
 
 
 def _list_cells(job: Job, *options: str) -> list[RecipeCommand]:
@@ -121,11 +194,10 @@ def table_of(jobs: Sequence[Job]) -> str:
     rows = []
     for job in jobs:
         number = job.left or 0
-        limit_s = float(option_of(job.arguments, "--time-limit") or CELL_LIMIT_S)
+        limit_s = _cell_limit_s(job)
         tasks, _, at_once = (job.array or "one job%1").partition("%")
         hours = number * job.nodes * limit_s / 3600
-        last = tasks.rpartition("-")[2]
-        held = min(int(last) + 1 if last.isdecimal() else 1, int(at_once)) * job.nodes
+        held = min(count_tasks(job), int(at_once)) * job.nodes
         rows.append((job.nodes, number, tasks, at_once, held, f"{hours:,.1f}"))
     headers = ("nodes", "cells", "tasks", "at once", "nodes at once", "node-hours at most")
     return tabulate(rows, headers, disable_numparse=True)
@@ -139,12 +211,7 @@ def _cell_time_limit(job: Job) -> list[str]:
     left_s = _time_for_cells(job)
     if left_s is None:
         return []
-    limit = option_of(job.arguments, "--time-limit")
-    try:
-        is_longer = left_s < (CELL_LIMIT_S if limit is None else float(limit))
-    except ValueError:
-        raise ValueError(f"time-limit is {limit}; give seconds, such as 3600") from None
-    return ["--time-limit", str(left_s)] if is_longer else []
+    return ["--time-limit", str(left_s)] if left_s < _cell_limit_s(job) else []
 
 
 def _time_for_cells(job: Job) -> int | None:

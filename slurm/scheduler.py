@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import time
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 
@@ -66,10 +67,15 @@ def error_of(ended: "subprocess.CompletedProcess[str]") -> str:
     return (errors or lines or [f"exit code {ended.returncode}"])[0]
 
 
-def list_queue(users: Iterable[int]) -> list[QueueRow]:
-    """Returns the jobs of `users` in the queue. Raises as `call`; RuntimeError if squeue fails."""
+def list_queue(users: Iterable[int], *, is_each_task: bool = False) -> list[QueueRow]:
+    """Returns the jobs of `users` in the queue. Raises as `call`; RuntimeError if squeue fails.
+
+    Args:
+        is_each_task: tasks of an array that have not started have a row each, instead of one.
+    """
     names = ",".join(map(str, users))
-    ended = call("squeue", "--noheader", f"--user={names}", f"--format={ROW_FORMAT}")
+    options = ["--array"] if is_each_task else []
+    ended = call("squeue", "--noheader", *options, f"--user={names}", f"--format={ROW_FORMAT}")
     if ended.returncode:
         raise RuntimeError(f"squeue: {error_of(ended)}")
     rows = [line.strip().split("|") for line in ended.stdout.splitlines()]
@@ -111,21 +117,47 @@ def max_array_tasks() -> int:
     return min(map(int, limits), default=DEFAULT_ARRAY_TASKS)
 
 
-def closed_partitions(names: str | None) -> str | None:
-    """Returns the states of a job's partitions if none of them starts jobs now.
+@dataclass(frozen=True)
+class PartitionRow:
+    """A group of similar nodes of a partition."""
 
-    `names` are separated by commas; None is the default partition, which sinfo marks with *.
+    name: str
+    marked: str  # the name, with * if it is the default partition
+    state: str  # up, down, drain, inact
+    gres: str  # such as gpu:h200:8(S:0-1),nvme:1; (null) for none
+
+    @property
+    def gpus(self) -> dict[str, int]:
+        """The number of GPUs of a node by type; the type may be empty."""
+        gpus: Counter[str] = Counter()
+        for item in re.sub(r"\(.*?\)", "", self.gres).split(","):
+            name, _, rest = item.partition(":")
+            kind, _, number = rest.rpartition(":")
+            if name == "gpu" and number.isdecimal():
+                gpus[kind] += int(number)
+        return dict(gpus)
+
+
+def list_partitions(names: str | None) -> list[PartitionRow]:
+    """Returns the nodes of partitions, in groups; no rows if sinfo does not answer.
+
+    `names` are separated by commas; None is the default partition.
     """
     with contextlib.suppress(ValueError, RuntimeError):
-        lines = call("sinfo", "--noheader", "--all", "--format=%R %P %a").stdout.splitlines()
-        rows = {tuple(line.split()) for line in lines}
-        states = {
-            (name, state)
-            for name, marked, state in rows
-            if (name in names.split(",") if names else marked.endswith("*"))
-        }
-        if states and all(state != "up" for _, state in states):
-            return ", ".join(f"partition {name} is {state}" for name, state in sorted(states))
+        lines = call("sinfo", "--noheader", "--all", "--format=%R|%P|%a|%G").stdout.splitlines()
+        parts = [line.strip().split("|") for line in lines]
+        rows = [PartitionRow(*part) for part in parts if len(part) == len(fields(PartitionRow))]
+        if names is None:
+            return [row for row in rows if row.marked.endswith("*")]
+        return [row for row in rows if row.name in names.split(",")]
+    return []
+
+
+def closed_partitions(rows: Sequence[PartitionRow]) -> str | None:
+    """Returns the states of a job's partitions if none of them starts jobs now."""
+    states = sorted({(row.name, row.state) for row in rows})
+    if states and all(state != "up" for _, state in states):
+        return ", ".join(f"partition {name} is {state}" for name, state in states)
     return None
 
 

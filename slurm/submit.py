@@ -8,6 +8,7 @@ Exit code: 0 submitted; 2 refused by this command or by SLURM, with nothing queu
 
 import datetime
 import json
+import math
 import os
 import re
 import secrets
@@ -15,28 +16,33 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jsonargparse
 from filelock import FileLock
 
 from slurm import scheduler
-from slurm.batch_script import Job, render, seconds_of
+from slurm.batch_script import EXCLUSIVE, Job, render, seconds_of
 from slurm.clusters import CLUSTERS, NO_CLUSTER, load_cluster
 from slurm.job_files import SCRIPT, SUBMITTED, list_attempts, read_json
 from slurm.preflight import (
     STUDY,
     check_recipe,
+    count_tasks,
     plan_on,
     prepare_sweep,
     sweep_folder,
     sweep_jobs,
     table_of,
+    without_tasks,
 )
+from slurm.refusals import Refusal, check_types, hint_of, reasons_of
 from slurm.runtime.allocation import flags_of, option_of
+from slurm.scheduler import PartitionRow
 from unitransformer.cli import (
     Parser,
     explain_parse_error,
@@ -54,7 +60,11 @@ DEVICES = 8
 CHAIN = (
     "each array waits for the one before, so that the sweep holds no more nodes than --max-nodes"
 )
-ARRAYS = "arrays"  # in the folder of a sweep: JSON, the array for each number of nodes
+PARTS = "arrays on the same number of nodes wait for each other: SLURM takes {} tasks in one"
+ARRAYS = "arrays"  # in the folder of a sweep: JSON, the arrays that were last in the queue
+STORED = ("job", "nodes", "max_nodes")  # of a QueuedArray
+FORBIDS_EXCLUSIVE = re.compile("exclusive|whole|shared?", re.IGNORECASE)  # in a site's own words
+REFUSED = "SLURM refuses this job"
 JOB_VARIABLES = ("SBATCH_", "SLURM_", "SRUN_", "UNITRANSFORMER_JOB", "UNITRANSFORMER_RUN")
 
 TEXT_OPTIONS = {
@@ -94,31 +104,34 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0
         is_sweep = options.target == "sweep"
         if options.dry_run:
-            notes = []
+            comments = []
             if is_sweep:
-                notes += [table_of(jobs)] + [CHAIN] * (options.max_nodes is not None)
+                comments += [table_of(jobs), *_how_arrays_wait(jobs, options.max_nodes)]
             if options.hardware is not None:  # before the script, as it may refuse
-                notes.append(plan_on(options.hardware, jobs[0]))
+                comments.append(plan_on(options.hardware, jobs[0]))
             print("\n".join(render(job) for job in jobs), end="")
-            for note in notes:
-                print("\n# " + "\n# ".join(note.splitlines()))
+            for comment in comments:
+                print("\n# " + "\n# ".join(comment.splitlines()))
             return 0
-        queued = queued_arrays(jobs) if is_sweep else {}
-        missing = [job for job in jobs if job.nodes not in queued]
-        _test(missing)
-        closed = missing and scheduler.closed_partitions(jobs[0].partition)  # sbatch ignores them
+        queued = queued_arrays(jobs, options.max_nodes) if is_sweep else []
+        missing = missing_arrays(jobs, queued)
+        rows = scheduler.list_partitions(jobs[0].partition)
+        notes = list(dict.fromkeys(filter(None, (check_types(job, rows) for job in missing))))
+        _test(missing, rows)
+        closed = missing and scheduler.closed_partitions(rows)  # sbatch ignores them
         if options.test_only:
             but = f", but it would wait: {closed}" if closed else ""
             what = "this job" if len(missing) == 1 else f"these {len(missing)} arrays"
             accepted = f"SLURM accepts {what}{but}" if missing else "all cells are queued already"
-            print(f"{accepted}; nothing was submitted")
+            print("\n".join([f"{accepted}; nothing was submitted", *notes]))
             return 0
         only_reports()
         if is_sweep:
-            lines = submit_sweep(jobs, is_chain=options.max_nodes is not None)
+            lines = submit_sweep(jobs, rows, max_nodes=options.max_nodes)
         else:
-            lines = submit(jobs[0], render(jobs[0]))
-        print(lines + (f"\nnote    the job waits: {closed}" if closed else ""))
+            lines = submit(jobs[0], render(jobs[0]), rows)
+        notes += [f"the job waits: {closed}"] if closed else []
+        print("\n".join([lines, *(f"note    {note}" for note in notes)]))
         return 0
     except jsonargparse.ArgumentError as error:
         return fail(_explain(str(error)), 2)
@@ -146,6 +159,12 @@ def build_parser() -> Parser:
         type=int | None,
         default=None,
         help="nodes that a sweep holds at once; its arrays then run one after the other",
+    )
+    add(
+        "--max-array-tasks",
+        type=int | None,
+        default=None,
+        help="tasks of a sweep's array, each for several cells; 0 for one job without an array",
     )
     add("--folder", type=Path | None, default=None, help="new folder of the job; default: by name")
     add("--clusters", type=Path, default=CLUSTERS, help="TOML file with settings of clusters")
@@ -179,6 +198,8 @@ def build_jobs(options: jsonargparse.Namespace, arguments: Sequence[str]) -> lis
         cluster = NO_CLUSTER
     else:
         raise ValueError(f"clusters is {options.clusters}; choose a table of it with --cluster")
+    if options.max_array_tasks is not None:
+        cluster = replace(cluster, max_array_tasks=options.max_array_tasks)
     is_sweep = options.target == "sweep"
     recipe = options.target.removeprefix("recipes.")
     study = [] if options.study is None else [options.study]
@@ -204,7 +225,8 @@ def build_jobs(options: jsonargparse.Namespace, arguments: Sequence[str]) -> lis
         requeue=not options.no_requeue,
         cluster=cluster,
     )
-    _check_folder(folder)
+    if not is_sweep:
+        _check_folder(folder)
     time_s = seconds_of(job.time)
     if time_s is not None and time_s <= cluster.signal_ahead_s:
         raise ValueError(
@@ -239,8 +261,10 @@ def _check_arguments(options: jsonargparse.Namespace, arguments: Sequence[str]) 
                 command = shlex.join(["python", "-m", "scaling", "sweep", *study, flag])
                 raise ValueError(f"{flag} after --: it needs no job; run it here: {command}")
         return
-    if options.max_nodes is not None:
-        raise ValueError(f"max-nodes is {options.max_nodes}, which is for sweeps; leave it out")
+    for name in ("max_nodes", "max_array_tasks"):
+        if options[name] is not None:
+            flag = name.replace("_", "-")
+            raise ValueError(f"{flag} is {options[name]}, which is for sweeps; leave it out")
     if options.study is not None:
         raise ValueError(
             f"{options.study} is before --; put options of the recipe after it: -- --seed 1"
@@ -272,7 +296,8 @@ def _new_folder(name: str) -> Path:
 def _run_sbatch(options: Sequence[str], script: str) -> str:
     """Returns what sbatch prints.
 
-    Raises ValueError if SLURM refuses the job, RuntimeError if its controller does not answer.
+    Raises Refusal if SLURM refuses the job, ValueError if it is not installed, RuntimeError if its
+    controller does not answer.
     """
     # Inside a job, sbatch would take that job's variables for options of the new one.
     variables = {
@@ -300,106 +325,198 @@ def _run_sbatch(options: Sequence[str], script: str) -> str:
             if "timed out" in error and "--test-only" not in options:  # the answer may be late
                 state = "the job may be queued: look at `squeue --me` before you try again"
             raise RuntimeError(f"SLURM's controller does not answer ({error}); {state}")
-        if "array" in error:
-            error += f"; here an array may have {scheduler.max_array_tasks()} tasks, from 0 on"
-        raise ValueError(f"SLURM refuses this job: {error}")
+        raise Refusal(reasons_of(sbatch.stderr) or error)
     return sbatch.stdout
 
 
-def _test(jobs: Sequence[Job]) -> None:
-    """Raises ValueError for jobs that SLURM refuses, with the first reason, or as `_run_sbatch`."""
-    refused = []
-    for job in jobs:
+def _explained(refusal: Refusal, job: Job, rows: Sequence[PartitionRow]) -> ValueError:
+    """Returns the error for a refused job, with what to change where that can be guessed.
+
+    `rows` are the nodes of the job's partitions.
+    """
+    hint = hint_of(str(refusal), job, rows)
+    if "array spec" in str(refusal):
+        hint = f"here an array may have {scheduler.max_array_tasks()} tasks, from 0 on"
+    is_possible = job.is_exclusive and (hint is None or FORBIDS_EXCLUSIVE.search(str(refusal)))
+    if is_possible and _is_accepted(render(job).replace(f"#SBATCH {EXCLUSIVE}\n", "")):
+        hint = (
+            "without --exclusive it accepts the job: set exclusive = false in the table of the "
+            "cluster, and cpus_per_task, so that the ranks have cores"
+        )
+    return ValueError("; ".join(filter(None, (f"{REFUSED}: {refusal}", hint))))
+
+
+def _is_accepted(script: str) -> bool:
+    try:
+        _run_sbatch(["--test-only"], script)
+        return True
+    except (ValueError, RuntimeError):
+        return False
+
+
+def _test(jobs: Sequence[Job], rows: Sequence[PartitionRow]) -> None:
+    """Raises ValueError for jobs that SLURM refuses, with the first reason, or as `_run_sbatch`.
+
+    Arrays on the same number of nodes differ in their tasks only, so that one is enough.
+    """
+    shapes = {job.nodes: job for job in reversed(jobs)}
+    refused: dict[int, Refusal] = {}
+    for nodes, job in sorted(shapes.items()):
         try:
             _run_sbatch(["--test-only"], render(job))
-        except ValueError as error:
-            refused.append((job, str(error)))
+        except Refusal as refusal:
+            refused[nodes] = refusal
     if not refused:
         return
-    if len(jobs) == 1:
-        raise ValueError(refused[0][1])
-    shapes = ", ".join(str(job.nodes) for job, _ in refused)
-    cells = sum(job.left or 0 for job, _ in refused)
-    nodes = "node" if shapes == "1" else "nodes"
+    first = next(iter(refused))
+    if len(refused) == len(shapes):  # the number of nodes is not why
+        raise _explained(refused[first], shapes[first], rows)
+    numbers = ", ".join(map(str, refused))
+    cells = sum(job.left or 0 for job in jobs if job.nodes in refused)
     raise ValueError(
-        f"{refused[0][1]}; so {format_count(cells, 'cell')} on {shapes} {nodes} could never run: "
-        "choose another partition, or leave them out"
+        f"{REFUSED}: {refused[first]}; so {format_count(cells, 'cell')} on {numbers} "
+        f"{'node' if numbers == '1' else 'nodes'} could never run: choose another partition, or "
+        "leave them out"
     )
 
 
-def queued_arrays(jobs: Sequence[Job]) -> dict[int, str]:
-    """Returns the arrays of this sweep that are in the queue already, by number of nodes.
+class QueuedArray(NamedTuple):
+    """An array of a sweep in the queue."""
 
-    Raises as `scheduler.list_queue`.
+    job: str
+    nodes: int  # of each task
+    max_nodes: int | None  # that the sweep was to hold at once when the array was submitted
+    tasks: int  # that have not ended
+
+
+def queued_arrays(jobs: Sequence[Job], max_nodes: int | None) -> list[QueuedArray]:
+    """Returns the arrays of this sweep that are in the queue already, oldest first.
+
+    Raises ValueError if they may hold more nodes at once than `max_nodes`; or as
+    `scheduler.list_queue`.
     """
-    arrays = read_json(Path(sweep_folder(jobs[0])) / ARRAYS)
+    path = Path(sweep_folder(jobs[0])) / ARRAYS
+    arrays = read_json(path).get("arrays")
     if not arrays:
-        return {}
-    in_queue = {row.array for row in scheduler.list_queue([os.getuid()])}
-    return {int(nodes): job for nodes, job in arrays.items() if job in in_queue}
+        return []
+    users = {os.getuid(), path.stat().st_uid}  # a colleague may have submitted them
+    tasks = Counter(row.array for row in scheduler.list_queue(users, is_each_task=True))
+    queued = [QueuedArray(**array, tasks=tasks[array["job"]]) for array in arrays]
+    queued = [array for array in queued if array.tasks]
+    larger = [array for array in queued if (array.max_nodes or math.inf) > (max_nodes or math.inf)]
+    if larger:
+        few = larger[0].max_nodes
+        raise ValueError(
+            f"max-nodes is {max_nodes}, but {_format_names(larger)} in the queue for this sweep "
+            f"with {'no limit' if few is None else f'--max-nodes {few}'}; cancel first: scancel "
+            f"{' '.join(array.job for array in larger)}, or leave max-nodes out"
+        )
+    return queued
 
 
-def submit_sweep(jobs: Sequence[Job], *, is_chain: bool) -> str:
+def _format_names(arrays: Sequence[QueuedArray]) -> str:
+    names = [array.job for array in arrays]
+    return f"arrays {' and '.join(names)} are" if len(names) > 1 else f"array {names[0]} is"
+
+
+def missing_arrays(jobs: Sequence[Job], queued: Sequence[QueuedArray]) -> list[Job]:
+    """Returns the arrays without as many tasks as are in the queue for the same nodes."""
+    tasks = Counter[int]()
+    for array in queued:
+        tasks[array.nodes] += array.tasks
+    missing = []
+    for job in jobs:
+        covered = min(tasks[job.nodes], count_tasks(job))
+        tasks[job.nodes] -= covered
+        if (rest := without_tasks(job, covered)) is not None:
+            missing.append(rest)
+    return missing
+
+
+def submit_sweep(
+    jobs: Sequence[Job], rows: Sequence[PartitionRow], *, max_nodes: int | None
+) -> str:
     """Queues the arrays of a sweep that are not in the queue; returns what to print.
 
     The folder of the sweep names its arrays, so that the same command submits only what is missing,
     also if two processes run it at once.
 
     Args:
-        is_chain: each array waits for the one before.
+        rows: the nodes of the job's partitions.
+        max_nodes: that the sweep holds at once; then each array waits for the one before.
 
-    Raises as `_run_sbatch`; ValueError, with what is queued, if that is not the first array.
+    Raises as `submit`; ValueError, with what is queued, if that is not the first array.
     """
     out = Path(sweep_folder(jobs[0]))
     is_new = not out.exists()
     prepare_sweep(jobs[0])
     with FileLock(out / f"{ARRAYS}.lock"):
-        return _submit_missing(jobs, out, is_chain=is_chain, is_new=is_new)
+        return _submit_missing(jobs, rows, out, max_nodes=max_nodes, is_new=is_new)
 
 
-def _submit_missing(jobs: Sequence[Job], out: Path, *, is_chain: bool, is_new: bool) -> str:
+def _submit_missing(
+    jobs: Sequence[Job],
+    rows: Sequence[PartitionRow],
+    out: Path,
+    *,
+    max_nodes: int | None,
+    is_new: bool,
+) -> str:
     """As `submit_sweep`, while no other process submits this sweep, whose folder is `out`."""
-    queued = queued_arrays(jobs)
-    jobs = [job for job in jobs if job.nodes not in queued]
+    arrays = queued_arrays(jobs, max_nodes)
     lines = [
-        f"queued  {job} has the cells on {format_count(nodes, 'node')}"
-        for nodes, job in queued.items()
+        f"queued  {array.job} has {format_count(array.tasks, 'task')} on "
+        f"{format_count(array.nodes, 'node')}"
+        for array in arrays
     ]
-    if not jobs:
+    missing = missing_arrays(jobs, arrays)
+    if not missing:
         return "\n".join([*lines, "nothing was submitted: all cells are finished or queued"])
-    arrays = {str(nodes): job for nodes, job in queued.items()}
-    for job in jobs:
-        if is_chain and arrays:
-            before = ":".join(arrays.values())
-            waits = [job.dependency, f"afterany:{before}"]
+    for job in missing:
+        _check_folder(Path(job.folder))
+    for number, job in enumerate(missing):
+        waits_for = [a.job for a in arrays if max_nodes is not None or a.nodes == job.nodes]
+        if waits_for:
+            waits = [job.dependency, f"afterany:{':'.join(waits_for)}"]
             job = replace(job, dependency=",".join(filter(None, waits)))
         try:
-            printed = submit(job, render(job))
+            printed = submit(job, render(job), rows)
         except (ValueError, RuntimeError) as error:
             if not arrays and is_new and isinstance(error, ValueError):
                 _remove_unused(out)
             if not arrays:
                 raise
-            names = [*arrays.values()]
-            are = f"arrays {' and '.join(names)} are" if len(names) > 1 else f"array {names[0]} is"
+            tasks = sum(map(count_tasks, missing[number:]))
             raise ValueError(
-                f"{error}; of this sweep, {are} queued, and the cells on "
-                f"{format_count(job.nodes, 'node')} and more are not; the same command submits them"
+                f"{error}; of this sweep, {_format_names(arrays)} queued with "
+                f"{format_count(sum(array.tasks for array in arrays), 'task')}, and "
+                f"{format_count(tasks, 'task')} for {format_count(job.nodes, 'node')}"
+                f"{' and more' if missing[-1].nodes > job.nodes else ''} are not; the same command "
+                "submits them later"
             ) from None
-        arrays[str(job.nodes)] = printed.split()[1].rstrip(",")
-        write_atomically(out / ARRAYS, json.dumps(arrays).encode())
+        name = printed.split()[1].rstrip(",")
+        arrays.append(QueuedArray(name, job.nodes, max_nodes, count_tasks(job)))
+        stored = [{key: getattr(array, key) for key in STORED} for array in arrays]
+        write_atomically(out / ARRAYS, json.dumps({"arrays": stored}).encode())
         lines.append(printed)
-    if len(jobs) > 1:
-        folder = shlex.quote(str(Path(jobs[0].folder).parent))
+    if len(missing) > 1:
+        folder = shlex.quote(str(Path(missing[0].folder).parent))
         lines += [
             "",
-            table_of(jobs),
-            *([CHAIN] if is_chain else []),
+            table_of(missing),
+            *_how_arrays_wait(missing, max_nodes),
             "",
             f"all     python -m slurm.status {folder}",
+            f"        scancel {' '.join(array.job for array in arrays)}",
         ]
-        lines.append(f"        scancel {' '.join(arrays.values())}")
     return "\n".join(lines)
+
+
+def _how_arrays_wait(jobs: Sequence[Job], max_nodes: int | None) -> list[str]:
+    if max_nodes is not None:
+        return [CHAIN]
+    has_parts = len({job.nodes for job in jobs}) < len(jobs)
+    return [PARTS.format(max(map(count_tasks, jobs)))] if has_parts else []
 
 
 def _remove_unused(folder: Path) -> None:
@@ -408,20 +525,23 @@ def _remove_unused(folder: Path) -> None:
         shutil.rmtree(folder)
 
 
-def submit(job: Job, script: str) -> str:
+def submit(job: Job, script: str, rows: Sequence[PartitionRow]) -> str:
     """Queues the job; returns its id, log and the commands to follow it.
 
-    Raises as `_run_sbatch`; a refused job leaves no file behind.
+    Raises as `_run_sbatch`, with a hint if SLURM refuses the job, which then leaves no file behind.
+    `rows` are the nodes of the job's partitions.
     """
     folder = Path(job.folder)
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / SCRIPT, script.encode())
     try:
         number = _run_sbatch(["--parsable"], script).strip().split(";")[0]
-    except ValueError:
+    except ValueError as error:
         (folder / SCRIPT).unlink()
         if not any(folder.iterdir()):
             folder.rmdir()
+        if isinstance(error, Refusal):
+            raise _explained(error, job, rows) from None
         raise
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     submitted = {"job": number, "submitted_at": now, **asdict(job)}

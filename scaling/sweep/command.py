@@ -52,7 +52,8 @@ def run_sweep(options: SweepOptions, arguments: Sequence[str]) -> int:
     if options.limits.memory_limit_bytes is not None and not can_measure_memory():
         raise ValueError("memory-limit needs /proc, which this system does not have; leave it out")
     if options.is_list:
-        print("".join(f"{task.cell.command}\n" for task in _listed(options)), end="")
+        tasks = left_tasks(options) if options.lists_left else _unresolved_tasks(options)
+        print("".join(f"{task.cell.command}\n" for task in tasks), end="")
         return 0
     if options.is_watch:
         return _watch(options)
@@ -108,13 +109,6 @@ def _left_here(options: SweepOptions) -> bool:
     """Whether a cell is left; in a SLURM job, one on so many nodes as the job has."""
     nodes = options.only_nodes
     return any(nodes in (None, task.cell.num_nodes) for task in left_tasks(options))
-
-
-def _listed(options: SweepOptions) -> Sequence[CellTask]:
-    if options.lists_left:
-        return left_tasks(options)
-    cells = options.study.cells() * options.study.repeats
-    return [CellTask(cell=cell, repeat=1, config=None) for cell in cells]
 
 
 def _report_finished(options: SweepOptions) -> int:
@@ -208,7 +202,8 @@ def _run(options: SweepOptions, planner: RecipePlanner, arguments: Sequence[str]
     print(summary.format())
     if options.only_nodes is None:
         _, done = sweep.scan()
-        print("".join(launch_lines([t for t in tasks if t.name not in done], arguments)), end="")
+        rest = [task for task in tasks if task.name not in done]
+        print("".join(launch_lines(rest, arguments, is_search=limit is not None)), end="")
     if limit is not None:
         _, done = sweep.scan()
         results = max_batch.search_results(tasks, limit, plan, done, _axes(options))

@@ -43,16 +43,22 @@ PORT = 29_500  # torch's default
 WAIT_S = 3.0  # from the first failure until the other ranks have reported theirs
 
 
-def launch_lines(tasks: Sequence[CellTask], arguments: Sequence[str]) -> list[str]:
+def launch_lines(
+    tasks: Sequence[CellTask], arguments: Sequence[str], *, is_search: bool = False
+) -> list[str]:
     """Returns lines that say how to run the cells of several nodes; empty if there are none.
 
     Args:
         tasks: the unfinished ones.
         arguments: the command line of the sweep.
+        is_search: each cell is the first of a search, whose others depend on its result.
     """
     several = [task for task in tasks if task.num_nodes > 1]
     if not several:
         return []
+    if is_search:
+        searches = "1 search needs" if len(several) == 1 else f"{len(several)} searches need"
+        return [f"{searches} several nodes, and so SLURM: python -m slurm.submit sweep\n"]
     cells = "1 cell needs" if len(several) == 1 else f"{len(several)} cells need"
     lines = [
         f"{cells} several nodes. SLURM: python -m slurm.submit sweep. Without it, run each line on "

@@ -377,6 +377,9 @@ def test_time_limits_have_the_formats_of_slurm(time: str, seconds: int | None) -
         ({"gpu_request": "gres"}, ("--gres=gpu:h200:4",), ["--gres=gpu:h200:4"]),
         ({}, ("--gres=nvme:1,gpu:h200:3,gpu",), ["--gres=nvme:1,gpu:h200:3,gpu"]),
         ({}, ("--gpus-per-node=h200:4",), ["--gpus-per-node=h200:4"]),
+        ({}, ("--gpus-per-task=1",), ["--gpus-per-task=1"]),
+        ({}, ("--gpus=h200:4",), ["--gpus=h200:4"]),
+        ({"gpu_request": "gpus-per-task"}, (), ["--gpus-per-task=1"]),
     ],
 )
 def test_gpus_are_requested_once_in_the_way_of_the_cluster(
@@ -393,6 +396,109 @@ def test_the_type_of_gpus_follows_the_request() -> None:
     assert "#SBATCH --gpus-per-node='a#b:8'\n" in render(replace(GPT, gpu_type="a#b"))
     on_cpus = replace(job, on_gpus=False, gpu_type=None)
     assert "gpu" not in render(on_cpus).partition("\n\n")[0].replace("gpt", "")
-    for free in (Cluster(gpu_request="none"), Cluster(extra=("--gres=gpu:8",))):
-        with pytest.raises(ValueError, match="gpu-type is h200, but the cluster leaves"):
+    for free, expected in (
+        (Cluster(gpu_request="none"), "has gpu_request none; choose nodes with --partition"),
+        (Cluster(extra=("--gres=gpu:8",)), "has a request for GPUs in extra; write the type there"),
+    ):
+        with pytest.raises(ValueError, match=f"gpu-type is h200, but the cluster {expected}"):
             replace(job, cluster=free)
+
+
+@pytest.mark.parametrize(
+    ("extra", "expected"),
+    [
+        (
+            "--gres=gpu:4",
+            "devices is 8, but extra of the cluster requests 4 GPUs; give --devices 4",
+        ),
+        ("--gpus=8", "devices is 8 on 2 nodes, but extra of the cluster requests 8 GPUs; give"),
+        ("--gpus=9", "requests 9 GPUs; leave this extra out, and say with gpu_request how to ask"),
+        ("--gpus-per-task=2", "devices is 8 on 2 nodes, but extra of the cluster requests 32 GPUs"),
+        ("--tres-per-task=cpu:2,gres/gpu:2", "extra of the cluster requests 32 GPUs"),
+        ("--gres=gpu:1g.10gb:8", "gpu-type is 1g.10gb, a MIG slice of a GPU, and the job has 16"),
+    ],
+)
+def test_a_request_for_gpus_in_extra_agrees_with_the_job(extra: str, expected: str) -> None:
+    nodes = 2 if "2 nodes" in expected or "32" in expected or "9 GPUs" in expected else 1
+    nodes = 2 if "16" in expected else nodes
+    with pytest.raises(ValueError, match=re.escape(expected)):
+        replace(GPT, nodes=nodes, cluster=Cluster(extra=(extra,)))
+
+
+@pytest.mark.parametrize(
+    "name", ["1g.10gb", "a100_1g.5gb", "nvidia_a100_3g.20gb", "1g.10gb+me", "h100-2g-20gb", "1g5gb"]
+)
+def test_a_slice_of_a_gpu_is_for_jobs_of_one_device(name: str) -> None:
+    assert f"--gpus-per-node={name}:1\n" in render(replace(GPT, gpu_type=name, devices=1))
+    for nodes, devices in ((1, 2), (2, 1)):
+        with pytest.raises(ValueError, match="a MIG slice of a GPU, and the job has 2 devices: a"):
+            replace(GPT, gpu_type=name, nodes=nodes, devices=devices)
+
+
+@pytest.mark.parametrize("name", ["h100_80gb", "a100-sxm4-40gb", "h200", "gb200", "h100.80gb"])
+def test_whole_gpus_are_not_taken_for_slices(name: str) -> None:
+    assert f"--gpus-per-node={name}:8\n" in render(replace(GPT, gpu_type=name))
+
+
+@pytest.mark.parametrize(
+    ("job", "cluster", "expected"),
+    [
+        (GPT, Cluster(), False),
+        (GPT, Cluster(exclusive=True), True),
+        (GPT, Cluster(gpu_request="none"), True),  # SLURM would give the GPUs to other jobs too
+        (GPT, Cluster(gpu_request="none", exclusive=False), False),
+        (GPT, Cluster(gpu_request="none", extra=("--gres=gpu:8",)), False),
+        (SCRIPTS["sweep"], Cluster(), True),
+        (SCRIPTS["sweep"], Cluster(cpus_per_task=4), False),
+        (SCRIPTS["sweep"], Cluster(cpus_per_task=4, exclusive=False), False),
+        (SCRIPTS["cpu"], Cluster(gpu_request="none"), False),
+    ],
+)
+def test_whole_nodes_are_requested_where_a_job_needs_them(
+    job: Job, cluster: Cluster, expected: bool
+) -> None:
+    assert ("#SBATCH --exclusive\n" in render(replace(job, cluster=cluster))) == expected
+
+
+def test_a_task_of_a_sweep_without_cores_is_refused() -> None:
+    with pytest.raises(ValueError, match="share the one core of a sweep's task; give cpus_per_ta"):
+        replace(SCRIPTS["sweep"], cluster=Cluster(exclusive=False))
+
+
+def test_ranks_see_all_gpus_of_their_node_where_each_task_asks_for_one() -> None:
+    job = replace(GPT, gpu_type="h200", cluster=Cluster(gpu_request="gpus-per-task"))
+    assert "#SBATCH --gpus-per-task=h200:1\n" in render(job)
+    assert "\nunset SLURM_GPUS_PER_TASK SLURM_TRES_PER_TASK\n" in render(job)
+    assert "\nexport SLURM_GPUS_PER_NODE=h200:8\n" in render(job)
+    sweep = replace(job, target="sweep", array="0-3")
+    assert "#SBATCH --gpus-per-task=h200:8\n" in render(sweep)  # its one task starts all ranks
+    of_extra = replace(GPT, cluster=Cluster(extra=("--gpus-per-task=1",)))
+    assert "\nexport SLURM_GPUS_PER_NODE=8\n" in render(of_extra)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "is_valid"),
+    [
+        ("node3", True),
+        ("node[3-5,8],gpu-[01-16]", True),
+        ("rack[1-2]node[3-4].cluster", True),
+        ("n1,n2", True),
+        ("node[3-5", False),
+        ("node3-5]", False),
+        ("node[]", False),
+        ("node[a-b]", False),
+        ("n1,,n2", False),
+        ("n1,", False),
+        ("-n1", False),
+        ("n1 n2", False),
+        ("./file", False),
+    ],
+)
+def test_lists_of_hosts_are_checked(nodes: str, is_valid: bool) -> None:
+    if is_valid:
+        assert f"#SBATCH --exclude={nodes}\n" in render(replace(GPT, exclude=nodes)).replace(
+            "'", ""
+        )
+    else:
+        with pytest.raises(ValueError, match=re.escape(f"exclude is {nodes!r}; give nodes, such")):
+            replace(GPT, exclude=nodes)

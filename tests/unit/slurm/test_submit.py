@@ -1,11 +1,13 @@
 """Tests `slurm.submit` up to the call of SLURM: checks, refusals, rendered scripts."""
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from slurm import scheduler, submit
+from slurm.batch_script import Job
 from slurm.job_files import write_attempt
 from slurm.runtime.srun import rank_variables
 from tests.builders.slurm import ATTEMPT, VARIABLES, PutStub, args_of
@@ -61,7 +63,14 @@ def place(tmp_path: Path, repository: Path, monkeypatch: pytest.MonkeyPatch) -> 
         ("sweep quick --nodes 2", "nodes is 2; the cells of a sweep say how many nodes they need"),
         ("sweep weak-nodes --max-nodes 7", "max-nodes is 7, and 18 cells need 8; give --max-nodes"),
         ("recipes.gpt --max-nodes 7", "max-nodes is 7, which is for sweeps; leave it out"),
-        ("sweep quick --array 0-3", "array is 0-3; leave it out: a sweep has one task per cell"),
+        ("recipes.gpt --max-array-tasks 7", "max-array-tasks is 7, which is for sweeps; leave it"),
+        ("sweep quick --max-array-tasks -1", "max_array_tasks is -1; give a number, or 0"),
+        (
+            "recipes.gpt --gpu-type a100_1g.5gb",
+            "gpu-type is a100_1g.5gb, a MIG slice of a GPU, and",
+        ),
+        ("sweep quick --exclude node[3-5", "exclude is 'node[3-5'; give nodes, such as node3"),
+        ("sweep quick --array 0-3", "array is 0-3; leave it out: a sweep makes its own arrays"),
         ("sweep quick --max-parallel 0", "max-parallel is 0; it must be at least 1"),
         ("sweep quick -- --batch-sizee 8,16", "batch-sizee"),
         ("sweep quick --time 4", "time is 4; 120 s to start a task and 120 s to end it leave no"),
@@ -134,51 +143,90 @@ def test_caches_are_on_the_node_local_disk_in_a_folder_per_job(tmp_path: Path) -
 CONFIG = "Configuration data\nMaxArraySize            = 1001\nMaxJobCount             = 10000\n"
 
 
+@pytest.fixture
+def build_sweep(
+    put_stub: PutStub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Callable[..., list[Job]]:
+    """Builds the arrays of a sweep of so many cells on one node."""
+
+    def build(cells: int, *options: str, config: str = CONFIG, key: str = "") -> list[Job]:
+        put_stub("scontrol", f"cat <<'END'\n{config}END\n" if config else "exit 1\n")
+        listing = "\n".join(["python -m recipes.gpt"] * cells)
+        monkeypatch.setattr("slurm.preflight.run_module", lambda *arguments, **options: listing)
+        (tmp_path / "c.toml").write_text(f"[c]\n{key}\n")
+        table = ["--clusters", "c.toml", "--cluster", "c"]
+        return submit.build_jobs(*submit.parse(["sweep", "quick", *table, *options]))
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("slurm.preflight._ask", lambda commands, _: [{}] * len(commands))
+    return build
+
+
 @pytest.mark.parametrize(
-    ("cells", "config", "key", "array", "max_cells"),
+    ("cells", "config", "key", "arrays"),
     [
-        (3, CONFIG, None, "0-2%8", "3"),
-        (1001, CONFIG, None, "0-1000%8", "1001"),
-        (1002, CONFIG, None, "0-1000%8", "1002"),
-        (1002, "", None, "0-1000%8", "1002"),  # no controller: SLURM's default
-        (3003, CONFIG.replace("1001", "4000001"), None, "0-3002%8", "3003"),
+        (3, CONFIG, "", ["0-2%8"]),
+        (1001, CONFIG, "", ["0-1000%8"]),
+        (1002, CONFIG, "", ["0-1000%8", "0-0%8"]),
+        (1002, "", "", ["0-1000%8", "0-0%8"]),  # no controller: SLURM's default
+        (3003, CONFIG.replace("1001", "4000001"), "", ["0-3002%8"]),
         (
-            100,
+            60,
             f"{CONFIG}SchedulerParameters     = defer,max_array_tasks=25\n",
-            None,
-            "0-24%8",
-            "100",
+            "",
+            ["0-24%8", "0-24%8", "0-9%8"],
         ),
-        (100, CONFIG, "max_array_tasks = 30", "0-29%8", "100"),
-        (100, CONFIG, "max_array_tasks = 0", None, "100"),
-        (100, CONFIG.replace("1001", "0"), None, None, "100"),
-        (1, CONFIG.replace("1001", "0"), None, None, "1"),
+        (100, CONFIG, "max_array_tasks = 30", ["0-29%8"]),
+        (100, CONFIG, "max_array_tasks = 0", [None]),
+        (100, CONFIG.replace("1001", "0"), "", [None]),
+        (1, CONFIG.replace("1001", "0"), "", [None]),
     ],
 )
-def test_an_array_has_a_task_per_cell_if_the_controller_allows_so_many(
+def test_a_sweep_has_a_task_per_cell_in_arrays_that_the_controller_allows(
     cells: int,
     config: str,
-    key: str | None,
-    array: str | None,
-    max_cells: str,
-    put_stub: PutStub,
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
+    key: str,
+    arrays: list[str | None],
+    build_sweep: Callable[..., list[Job]],
 ) -> None:
-    put_stub("scontrol", f"cat <<'END'\n{config}END\n" if config else "exit 1\n")
-    listing = "\n".join(["python -m recipes.gpt"] * cells)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("slurm.preflight.run_module", lambda *arguments, **options: listing)
-    monkeypatch.setattr("slurm.preflight._ask", lambda commands, _: [{}] * len(commands))
-    (tmp_path / "c.toml").write_text(f"[c]\n{key or ''}\n")
-    options = ["--clusters", "c.toml", "--cluster", "c"]
-    (job,) = submit.build_jobs(*submit.parse(["sweep", "quick", *options]))
+    jobs = build_sweep(cells, config=config, key=key)
+    assert [job.array for job in jobs] == arrays
+    assert {tuple(job.arguments) for job in jobs} == {("quick", "--max-cells", str(cells))}
+    assert sum(job.left or 0 for job in jobs) == cells
+    assert len({job.folder for job in jobs}) == len(jobs)
+    if key == "":
+        assert [job.array for job in build_sweep(cells, "--max-array-tasks", "2")] == [
+            "0-1%8" if cells > 1 else "0-0%8"
+        ]
+
+
+def test_options_that_limit_the_cells_of_a_task_are_not_replaced(
+    build_sweep: Callable[..., list[Job]],
+) -> None:
+    (search,) = build_sweep(100, "--", "--find-max-batch", "8")
+    assert search.arguments == ["quick", "--find-max-batch", "8"]  # a search may need many cells
+    (given,) = build_sweep(100, "--", "--max-cells", "1")
+    assert given.arguments == ["quick", "--max-cells", "1"]
+
+
+@pytest.mark.parametrize(
+    ("options", "array"),
+    [
+        ("", "0-999%8"),  # the time limit of the partition is unknown
+        ("--time UNLIMITED", "0-7%8"),
+        ("--time UNLIMITED --max-parallel 3", "0-2%3"),
+        ("--time 1:00:00", "0-999%8"),  # time for one cell, which may take that long
+        ("--time 4:00:00", "0-333%8"),  # (4 h - 240 s) / (1 h + 120 s) is 3.8: three cells
+        ("--time 4:00:00 -- --time-limit 60", "0-12%8"),  # 14160 s / 180 s is 78 cells
+        ("--time 4:00:00 -- --time-limit 60 --max-cells 4", "0-249%8"),
+        ("--time UNLIMITED -- --find-max-batch 8", "0-999%8"),
+    ],
+)
+def test_an_array_has_no_more_tasks_than_its_cells_could_need(
+    options: str, array: str, build_sweep: Callable[..., list[Job]]
+) -> None:
+    (job,) = build_sweep(1000, *options.split())
     assert job.array == array
-    assert job.arguments == ["quick", "--max-cells", max_cells]
-    (search,) = submit.build_jobs(*submit.parse(["sweep", *options, "--", "--find-max-batch", "8"]))
-    assert search.arguments == ["--find-max-batch", "8"]  # a search may need many cells
-    (given,) = submit.build_jobs(*submit.parse(["sweep", *options, "--", "--max-cells", "1"]))
-    assert given.arguments == ["--max-cells", "1"]  # not replaced
 
 
 @pytest.mark.parametrize(
@@ -220,7 +268,7 @@ def test_a_job_for_a_partition_that_is_down_is_accepted_and_says_so(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     put_stub("sbatch", "echo 7\n")
-    put_stub("sinfo", "echo 'day day* up'; echo 'night night down'; echo 'gone gone inact'\n")
+    put_stub("sinfo", "printf 'day|day*|up|a\\nnight|night|down|a\\ngone|gone|inact|a\\n'\n")
     argv = ["recipes.gpt", "--folder", "job", *options.split()]
     assert submit.main([*argv, "--test-only"]) == 0
     but = f", but it would wait: {expected}" if expected else ""

@@ -17,7 +17,7 @@ from scaling import __main__ as scaling
 from scaling.store.outcome import write_outcome
 from scaling.sweep.plan import CellTask
 from scaling.sweep.run_cell import now, outcome_without_run
-from scaling.sweep.study import load_study
+from scaling.sweep.study import Cell, load_study
 from slurm import preflight, status, submit
 from slurm.batch_script import Job
 from slurm.job_files import write_attempt
@@ -80,15 +80,29 @@ def scripts(text: str) -> list[tuple[str, str, str]]:
     return [(str(n and n[1]), str(a and a[1]), str(m and m[1])) for n, a, m in found]
 
 
+def stored_arrays(place: Path) -> list[tuple[str, int, int | None]]:
+    arrays = json.loads((place / "sweeps/s/arrays").read_text())["arrays"]
+    return [(array["job"], array["nodes"], array["max_nodes"]) for array in arrays]
+
+
+def tasks_in_queue(array: int, number: int) -> str:
+    """What squeue prints for the tasks of an array."""
+    return "".join(f"{array}|{array}|{n}|PENDING|Resources|1:00\n" for n in range(number))
+
+
 def finish(place: Path, nodes: int) -> None:
     """Writes the outcomes of the cells on so many nodes."""
     for cell in load_study(str(place / "s.yaml")).cells():
         if cell.num_nodes == nodes:
-            task = CellTask(cell=cell, repeat=1, config=None, refusal="it does not fit")
-            outcome = replace(outcome_without_run(task, None), finished_at=now())
-            folder = place / "sweeps/s/cells" / task.name
-            folder.mkdir(parents=True)
-            write_outcome(outcome, folder)
+            finish_cell(place, cell)
+
+
+def finish_cell(place: Path, cell: Cell) -> None:
+    task = CellTask(cell=cell, repeat=1, config=None, refusal="it does not fit")
+    outcome = replace(outcome_without_run(task, None), finished_at=now())
+    folder = place / "sweeps/s/cells" / task.name
+    folder.mkdir(parents=True)
+    write_outcome(outcome, folder)
 
 
 def test_each_number_of_nodes_has_one_array_and_finished_cells_have_none(
@@ -122,9 +136,9 @@ def test_the_arrays_are_submitted_once_each_and_wait_for_each_other_under_a_limi
     dependencies = [line for line in calls if "dependency" in line]
     assert [line.partition("=")[2] for line in dependencies] == ["afterany:41", "afterany:41:42"]
     assert "scancel 41 42 43" in text
-    assert json.loads((place / "sweeps/s/arrays").read_text()) == {"1": "41", "2": "42", "4": "43"}
+    assert stored_arrays(place) == [("41", 1, 4), ("42", 2, 4), ("43", 4, 4)]
     # What is queued is not submitted again.
-    (place / "queue").write_text("42|42|0-1|PENDING|Resources|1:00\n")
+    (place / "queue").write_text(tasks_in_queue(42, 2))
     _, text = submitted(capsys, "--test-only")
     assert text == "SLURM accepts these 2 arrays; nothing was submitted\n"
     finish(place, 1)
@@ -138,14 +152,16 @@ def test_a_sweep_that_another_process_has_just_submitted_is_not_submitted_again(
 ) -> None:
     def submit_elsewhere(job: Job) -> None:
         prepare(job)
-        (place / "sweeps/s/arrays").write_text(json.dumps({"1": "7", "2": "8", "4": "9"}))
-        (place / "queue").write_text("7|7|0-1|PENDING|None|1:00\n9|9|0-1|PENDING|None|1:00\n")
+        pairs = (("7", 1), ("8", 2), ("9", 4))
+        arrays = [{"job": number, "nodes": nodes, "max_nodes": None} for number, nodes in pairs]
+        (place / "sweeps/s/arrays").write_text(json.dumps({"arrays": arrays}))
+        (place / "queue").write_text(tasks_in_queue(7, 2) + tasks_in_queue(9, 2))
 
     prepare = preflight.prepare_sweep
     monkeypatch.setattr(submit, "prepare_sweep", submit_elsewhere)
     assert submitted(capsys)[0] == 0
     assert Counter((place / "calls").read_text().splitlines())["--parsable"] == 1
-    assert json.loads((place / "sweeps/s/arrays").read_text()) == {"1": "7", "2": "41", "4": "9"}
+    assert stored_arrays(place) == [("7", 1, None), ("9", 4, None), ("41", 2, None)]
 
 
 def test_the_table_counts_unfinished_cells_and_alternatives_exclude_a_limit_of_nodes(
@@ -174,17 +190,66 @@ def test_a_refused_array_is_named_and_the_same_command_submits_the_rest(
     code, text = submitted(capsys)
     assert code == 2
     assert (
-        "of this sweep, arrays 41 and 42 are queued, and the cells on 4 nodes and more are not"
-        in text
+        "of this sweep, arrays 41 and 42 are queued with 4 tasks, and 2 tasks for 4 nodes are not; "
+        "the same command submits them later" in text
     )
     assert text.count("\n") == 1
     (place / "refused").unlink()
-    rows = [f"{job}|{job}|0-1|PENDING|Resources|1:00\n" for job in (41, 42)]
-    (place / "queue").write_text("".join(rows))
+    (place / "queue").write_text(tasks_in_queue(41, 2) + tasks_in_queue(42, 2))
     code, text = submitted(capsys)
     assert code == 0
-    assert "queued  41 has the cells on 1 node\n" in text
-    assert json.loads((place / "sweeps/s/arrays").read_text()) == {"1": "41", "2": "42", "4": "43"}
+    assert "queued  41 has 2 tasks on 1 node\n" in text
+    assert stored_arrays(place) == [("41", 1, None), ("42", 2, None), ("43", 4, None)]
+
+
+def test_an_array_that_the_site_splits_is_queued_in_parts_that_wait_for_each_other(
+    place: Path, put_stub: PutStub, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The controller allows two tasks in an array, and a user two jobs in the queue."""
+    put_stub("scontrol", "echo MaxArraySize = 2\n")
+    study = STUDY.replace("[1, 2, 4]", "[1]").replace("[2, 4]", "[1, 2, 3, 4, 5]")
+    (place / "s.yaml").write_text(study)
+    code, text = submitted(capsys, "--dry-run", "--max-parallel", "2")
+    assert [array for _, array, _ in scripts(text)] == ["0-1%2", "0-1%2", "0-0%2"]
+    assert "# arrays on the same number of nodes wait for each other: SLURM takes 2 tasks" in text
+    limit = '[ "$(cat number 2>/dev/null || echo 40)" = "$(cat last)" ] && {\n'
+    limit += "  echo 'sbatch: error: AssocMaxSubmitJobLimit' >&2; exit 1; }\n"
+    put_stub("sbatch", SBATCH.replace("grep -q", f"{limit}grep -q", 1))
+    (place / "last").write_text("41")
+    code, text = submitted(capsys, "--folder", "job")
+    assert code == 2
+    assert "AssocMaxSubmitJobLimit; the site limits how many jobs a user may have in the qu" in text
+    assert (
+        "array 41 is queued with 2 tasks, and 3 tasks for 1 node are not; the same comman" in text
+    )
+    # One of the tasks has ended, and the other still runs.
+    finish_cell(place, load_study(str(place / "s.yaml")).cells()[0])
+    (place / "queue").write_text(tasks_in_queue(41, 1))
+    (place / "last").write_text("99")
+    code, text = submitted(capsys, "--folder", "job")
+    assert code == 0
+    assert "queued  41 has 1 task on 1 node\n" in text
+    dependencies = [line for line in (place / "calls").read_text().splitlines() if "after" in line]
+    assert [line.partition("=")[2] for line in dependencies] == ["afterany:41", "afterany:41:42"]
+    folders = sorted(path.parent.name for path in place.glob("job/*/submitted"))
+    assert folders == ["nodes-1", "nodes-1-2", "nodes-1-3"]
+    sizes = [json.loads((place / f"job/{name}/submitted").read_text())["array"] for name in folders]
+    assert sizes == ["0-1%8", "0-0%8", "0-1%8"]
+
+
+def test_a_limit_of_nodes_counts_arrays_that_were_queued_before(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert submitted(capsys)[0] == 0
+    (place / "queue").write_text(tasks_in_queue(41, 2) + tasks_in_queue(43, 1))
+    for option in ("--test-only", "--no-requeue"):
+        code, text = submitted(capsys, "--max-nodes", "4", option)
+        assert code == 2
+        assert text == (
+            "error: max-nodes is 4, but arrays 41 and 43 are in the queue for this sweep with no "
+            "limit; cancel first: scancel 41 43, or leave max-nodes out\n"
+        )
+    assert len(stored_arrays(place)) == 3
 
 
 def test_shapes_that_could_never_run_are_named_and_nothing_is_queued(
