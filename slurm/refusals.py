@@ -8,10 +8,8 @@ from slurm.batch_script import MIG_SLICE, Job, check_slices
 from slurm.scheduler import PartitionRow
 from unitransformer.record.units import format_count
 
-# What sbatch prints before a reason, and what it prints beside a better reason.
-PREFIXES = re.compile(
-    r"^(sbatch: )?(error: )?(Batch job submission failed: |allocation failure: )?"
-)
+# What sbatch prints before a reason, and reasons beside which there is a better one.
+MARKS = re.compile("(sbatch: )?(error|fatal|allocation failure): (Batch job submission failed: )?")
 VAGUE = re.compile(r"Unspecified error|Job violates accounting/QOS policy.*")
 UNTYPED = "without a type"
 
@@ -59,11 +57,11 @@ class Refusal(ValueError):
 
 def reasons_of(stderr: str) -> str:
     """Returns the reasons that sbatch printed in one line."""
-    lines = [line.strip() for line in stderr.splitlines() if re.search("[A-Za-z]", line)]
-    marked = [line for line in lines if PREFIXES.match(line)[0]]  # type: ignore[index]
-    reasons = dict.fromkeys(PREFIXES.sub("", line).strip() for line in marked or lines)
-    clear = [reason for reason in reasons if not VAGUE.fullmatch(reason)]
-    return "; ".join(clear or reasons)
+    lines = [line.strip() for line in stderr.splitlines()]
+    marked = [line for line in lines if MARKS.match(line)]
+    texts = [MARKS.sub("", line, count=1).strip() for line in marked or lines]
+    reasons = dict.fromkeys(text for text in texts if re.search("[A-Za-z]", text))
+    return "; ".join([text for text in reasons if not VAGUE.fullmatch(text)] or reasons)
 
 
 def hint_of(reasons: str, job: Job, rows: Sequence[PartitionRow]) -> str | None:

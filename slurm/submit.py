@@ -425,12 +425,12 @@ def missing_arrays(jobs: Sequence[Job], queued: Sequence[QueuedArray]) -> list[J
     for array in queued:
         tasks[array.nodes] += array.tasks
     missing = []
-    for job in jobs:
+    for job in reversed(jobs):  # so that the first arrays stay as large as they may be
         covered = min(tasks[job.nodes], count_tasks(job))
         tasks[job.nodes] -= covered
         if (rest := without_tasks(job, covered)) is not None:
             missing.append(rest)
-    return missing
+    return missing[::-1]
 
 
 def submit_sweep(
@@ -486,13 +486,13 @@ def _submit_missing(
                 _remove_unused(out)
             if not arrays:
                 raise
-            tasks = sum(map(count_tasks, missing[number:]))
+            queued = format_count(sum(array.tasks for array in arrays), "task")
+            others = format_count(sum(map(count_tasks, missing[number:])), "task")
+            nodes = format_count(job.nodes, "node")
+            nodes += " and more" if missing[-1].nodes > job.nodes else ""
             raise ValueError(
-                f"{error}; of this sweep, {_format_names(arrays)} queued with "
-                f"{format_count(sum(array.tasks for array in arrays), 'task')}, and "
-                f"{format_count(tasks, 'task')} for {format_count(job.nodes, 'node')}"
-                f"{' and more' if missing[-1].nodes > job.nodes else ''} are not; the same command "
-                "submits them later"
+                f"{error}; of this sweep, {_format_names(arrays)} queued with {queued}; the same "
+                f"command later submits the other {others} on {nodes}"
             ) from None
         name = printed.split()[1].rstrip(",")
         arrays.append(QueuedArray(name, job.nodes, max_nodes, count_tasks(job)))

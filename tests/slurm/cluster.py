@@ -345,37 +345,96 @@ ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core_Memory
-GresTypes=gpu
-NodeName=h[001-064] NodeAddr=127.0.0.1 CPUs=192 Boards=1 SocketsPerBoard=2 CoresPerSocket=96 \\
-  ThreadsPerCore=1 RealMemory=2000000 Gres=gpu:h200:8 State=CLOUD
 SuspendProgram=/bin/true
 ResumeProgram=/bin/true
 SuspendTime=600
+PrivateData=cloud
 EnforcePartLimits=ALL
+"""
+IMAGINARY = (  # sinfo shows such nodes because of PrivateData
+    "NodeAddr=127.0.0.1 CPUs=192 Boards=1 SocketsPerBoard=2 CoresPerSocket=96 ThreadsPerCore=1 "
+    "RealMemory=2000000 State=CLOUD"
+)
+LARGE = f"""
+GresTypes=gpu
 MaxArraySize=100
+NodeName=h[001-064] Gres=gpu:h200:8 {IMAGINARY}
 PartitionName=gpu Nodes=ALL Default=YES MaxTime=2-0 State=UP
+"""
+# One partition with three types of GPUs, and rules of the site in a script.
+MIXED = f"""
+GresTypes=gpu,nvme
+JobRequeue=0
+MaxArraySize=100
+JobSubmitPlugins=lua
+NodeName=a[1-2] Gres=gpu:a100:4 Features=a100,old {IMAGINARY}
+NodeName=h[1-2] Gres=gpu:h100:8,nvme:1 Features=h100 {IMAGINARY}
+NodeName=m[1-2] Gres=gpu:1g.10gb:7 {IMAGINARY}
+PartitionName=DEFAULT Nodes=ALL MaxTime=UNLIMITED
+PartitionName=all Default=YES
+PartitionName=mig Nodes=m[1-2]
+PartitionName=short Nodes=h[1-2] MaxTime=1:00:00
+PartitionName=billed
+PartitionName=ruled
+PartitionName=shared
+PartitionName=few Nodes=h[1-2] State=DOWN
+"""
+RULES = """
+function slurm_job_submit(job, partitions, uid)
+  if job.partition == "billed" and job.account == nil then
+    return slurm.ESLURM_INVALID_ACCOUNT
+  elseif job.partition == "ruled" and job.qos == nil then
+    slurm.log_user("----------\\nPlease choose a QOS.\\n----------")
+    return slurm.ERROR
+  elseif job.partition == "shared" and job.shared == 0 then
+    slurm.log_user("Whole nodes are not given out here.")
+    return slurm.ERROR
+  elseif job.partition == "few" and string.find(job.dependency or "", ":%d+:") then
+    -- A third array waits for two others. slurmctld says this where accounts have a MaxSubmitJobs.
+    slurm.log_user("AssocMaxSubmitJobLimit")
+    return slurm.ESLURM_ACCOUNTING_POLICY
+  end
+  return slurm.SUCCESS
+end
+function slurm_job_modify() return slurm.SUCCESS end
+return slurm.SUCCESS
+"""
+# SLURM does not count GPUs, there are no arrays, and a job has to say how long it takes.
+UNCOUNTED = f"""
+MaxArraySize=0
+JobSubmitPlugins=require_timelimit
+NodeName=n[1-8] {IMAGINARY}
+PartitionName=all Nodes=ALL Default=YES MaxTime=2-0
 """
 
 
 @contextlib.contextmanager
-def controller_alone(root: Path) -> Iterator[str]:
-    """Starts a controller for 64 imaginary nodes of 8 H200; yields its configuration file."""
+def controller_alone(root: Path, shape: str = LARGE) -> Iterator[str]:
+    """Starts a controller for imaginary nodes; yields its configuration file."""
     (port,) = _free_ports(1)
     (root / "state").mkdir()
     (root / "plugstack.conf").write_text("")
-    (root / "gres.conf").write_text("NodeName=h[001-064] Name=gpu Type=h200 Count=8\n")
+    (root / "job_submit.lua").write_text(RULES)
+    counts = re.findall(r"(NodeName=\S+) Gres=(\S+)", shape)
+    gres = [
+        f"{node} Name={name} {f'Type={kind} ' if kind else ''}Count={number}\n"
+        for node, items in counts
+        for name, kind, number in re.findall(r"(\w+):(?:([\w.]+):)?(\d+)(?:,|$)", items)
+    ]
+    (root / "gres.conf").write_text("".join(gres))
     config = root / "slurm.conf"
-    config.write_text(
-        CONTROLLER.format(host=socket.gethostname(), port=port, user=getpass.getuser(), root=root)
-    )
-    controller = subprocess.Popen(
-        ["setpriv", "--pdeathsig", "KILL", "slurmctld", "-D", "-f", config],
-        env={**_clean(), "PATH": _path()},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+    values = {"host": socket.gethostname(), "port": port, "user": getpass.getuser(), "root": root}
+    config.write_text(CONTROLLER.format(**values) + shape)
+    with (root / "out").open("wb") as out:
+        controller = subprocess.Popen(
+            ["setpriv", "--pdeathsig", "KILL", "slurmctld", "-D", "-f", config],
+            env={**_clean(), "PATH": _path()},
+            stdout=out,
+            stderr=out,
+        )
     try:
-        until(lambda: _listens(port), "slurmctld answers")
+        until(lambda: _listens(port) or controller.poll() is not None, "slurmctld answers")
+        assert controller.poll() is None, (root / "out").read_text()
         yield str(config)
     finally:
         controller.kill()

@@ -69,16 +69,18 @@ def test_slurm_reads_times_as_the_suite_does(time: str, cluster: Cluster) -> Non
         assert seconds <= (seconds_of(limit) or 0) < seconds + 60
 
 
-@pytest.mark.parametrize("gpu_request", ["gpus-per-node", "gres", "none"])
+@pytest.mark.parametrize("gpu_request", ["gpus-per-node", "gpus-per-task", "gres", "none"])
 def test_a_job_has_its_gpus_and_variables_of_the_node(
     gpu_request: Any, cluster: Cluster, work: Path
 ) -> None:
     """Starts a program that reports what it got, in place of `slurm.job`."""
     stub = work / "stub"
     stub.write_text(
-        f"#!{sys.executable}\nimport json, os, sys\n"
-        "gpus = os.environ.get('SLURM_GPUS_ON_NODE')\n"
-        "open('result.part', 'w').write(json.dumps({'gpus': gpus, 'arguments': sys.argv}))\n"
+        f"#!{sys.executable}\nimport json, os, subprocess, sys\n"
+        "result = {'gpus': os.environ.get('SLURM_GPUS_ON_NODE'), 'arguments': sys.argv}\n"
+        "ranks = ['srun', 'sh', '-c', 'echo $CUDA_VISIBLE_DEVICES']\n"
+        "result['ranks'] = subprocess.check_output(ranks, text=True).split()\n"
+        "open('result.part', 'w').write(json.dumps(result))\n"
         "os.rename('result.part', 'result')\n"
     )
     stub.chmod(0o755)
@@ -93,7 +95,9 @@ def test_a_job_has_its_gpus_and_variables_of_the_node(
     number = submit._run_sbatch(["--parsable"], render(job)).strip()
     until((work / "result").exists, "the job has run")
     result = read_json(work / "result")
-    assert result["gpus"] == (None if gpu_request == "none" else "2")
+    number_of_gpus = 8 if gpu_request == "none" else 2  # none takes whole nodes
+    assert result["gpus"] == str(number_of_gpus)
+    assert result["ranks"] == 2 * [",".join(map(str, range(number_of_gpus)))]
     disk = f"/scratch/{number}/{os.environ['HOME']}/x $(id)"
     assert result["arguments"][result["arguments"].index("--local-disk") + 1] == disk
 

@@ -1,19 +1,14 @@
 """Tests the arrays of a sweep over nodes, with SLURM's commands replaced by scripts."""
 
-import contextlib
-import io
 import json
 import re
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from recipes.service import plan
-from scaling import __main__ as scaling
 from scaling.store.outcome import write_outcome
 from scaling.sweep.plan import CellTask
 from scaling.sweep.run_cell import now, outcome_without_run
@@ -22,6 +17,7 @@ from slurm import preflight, status, submit
 from slurm.batch_script import Job
 from slurm.job_files import write_attempt
 from tests.builders.slurm import ATTEMPT, PutStub
+from tests.builders.submitting import run_here
 
 STUDY = """
 recipe: [gpt]
@@ -37,17 +33,6 @@ grep -q -e "--nodes=$(cat refused 2>/dev/null)$" script && {
 grep -e dependency script >> calls
 number=$(($(cat number 2>/dev/null || echo 40) + 1)); echo $number > number; echo $number
 """
-
-
-def run_here(module: str, arguments: Sequence[str], *, limit_s: float, stdin_text: str = "") -> str:
-    """As `run_module`, in this process."""
-    with contextlib.redirect_stdout(io.StringIO()) as printed:
-        if module == "scaling":
-            assert scaling.main(arguments) == 0
-        else:
-            for line in stdin_text.splitlines():
-                print(json.dumps(plan._answer(**json.loads(line))))
-    return printed.getvalue()
 
 
 @pytest.fixture
@@ -190,8 +175,8 @@ def test_a_refused_array_is_named_and_the_same_command_submits_the_rest(
     code, text = submitted(capsys)
     assert code == 2
     assert (
-        "of this sweep, arrays 41 and 42 are queued with 4 tasks, and 2 tasks for 4 nodes are not; "
-        "the same command submits them later" in text
+        "of this sweep, arrays 41 and 42 are queued with 4 tasks; the same command later submits "
+        "the other 2 tasks on 4 nodes\n" in text
     )
     assert text.count("\n") == 1
     (place / "refused").unlink()
@@ -219,9 +204,7 @@ def test_an_array_that_the_site_splits_is_queued_in_parts_that_wait_for_each_oth
     code, text = submitted(capsys, "--folder", "job")
     assert code == 2
     assert "AssocMaxSubmitJobLimit; the site limits how many jobs a user may have in the qu" in text
-    assert (
-        "array 41 is queued with 2 tasks, and 3 tasks for 1 node are not; the same comman" in text
-    )
+    assert "array 41 is queued with 2 tasks; the same command later submits the other 3 tas" in text
     # One of the tasks has ended, and the other still runs.
     finish_cell(place, load_study(str(place / "s.yaml")).cells()[0])
     (place / "queue").write_text(tasks_in_queue(41, 1))
@@ -234,7 +217,7 @@ def test_an_array_that_the_site_splits_is_queued_in_parts_that_wait_for_each_oth
     folders = sorted(path.parent.name for path in place.glob("job/*/submitted"))
     assert folders == ["nodes-1", "nodes-1-2", "nodes-1-3"]
     sizes = [json.loads((place / f"job/{name}/submitted").read_text())["array"] for name in folders]
-    assert sizes == ["0-1%8", "0-0%8", "0-1%8"]
+    assert sizes == ["0-1%8", "0-1%8", "0-0%8"]
 
 
 def test_a_limit_of_nodes_counts_arrays_that_were_queued_before(
