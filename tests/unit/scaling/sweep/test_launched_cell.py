@@ -6,12 +6,16 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from scaling import __main__ as scaling
 from scaling.store.outcome import load_outcome
 from scaling.sweep.claims import claim
+from scaling.sweep.launched_cell import launch_lines
+from scaling.sweep.plan import CellTask
 from scaling.sweep.study import Cell, read_study
 from tests.builders.fake_recipes import write_fake_recipes
 from tests.processes import PATIENCE_S
@@ -51,6 +55,20 @@ def run_ranks(cell: Cell, nodes: int = 2) -> Mapping[int, tuple[int, str]]:
     ranks = [rank_of_torchrun(rank, cell, nodes) for rank in range(nodes)]
     printed = [rank.communicate(timeout=PATIENCE_S)[0] for rank in ranks]
     return {n: (r.returncode, text) for n, (r, text) in enumerate(zip(ranks, printed, strict=True))}
+
+
+def test_a_search_over_nodes_names_slurm_since_torchrun_runs_single_cells() -> None:
+    cells = read_study({"recipe": ["gpt"], "axes": AXES}).cells()
+    configs: list[Any] = [
+        SimpleNamespace(parallel=SimpleNamespace(num_nodes=number)) for number in (1, 2)
+    ]
+    tasks = [
+        CellTask(cell=cell, repeat=1, config=config)
+        for cell, config in zip(cells, configs, strict=True)
+    ]
+    (line,) = launch_lines(tasks, ["--find-max-batch", "8"], is_search=True)
+    assert line == "1 search needs several nodes, and so SLURM: python -m slurm.submit sweep\n"
+    assert launch_lines(tasks[:1], [], is_search=True) == []
 
 
 def test_a_sweep_prints_the_command_for_every_node_and_its_ranks_run_the_cell(
