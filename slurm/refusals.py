@@ -1,6 +1,7 @@
 """Explains why SLURM refuses a job, and refuses GPUs on which a measurement would mean nothing."""
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -59,7 +60,7 @@ def reasons_of(stderr: str) -> str:
     """Returns the reasons that sbatch printed in one line."""
     lines = [line.strip() for line in stderr.splitlines()]
     marked = [line for line in lines if MARKS.match(line)]
-    texts = [MARKS.sub("", line, count=1).strip() for line in marked or lines]
+    texts = [MARKS.sub("", line, count=1).strip(" .") for line in marked or lines]
     reasons = dict.fromkeys(text for text in texts if re.search("[A-Za-z]", text))
     return "; ".join([text for text in reasons if not VAGUE.fullmatch(text)] or reasons)
 
@@ -91,18 +92,18 @@ def hint_of(reasons: str, job: Job, rows: Sequence[PartitionRow]) -> str | None:
 
 
 def describe_gpus(rows: Sequence[PartitionRow]) -> str:
-    """Returns, for example, partition gpu has nodes with 4 x a100 and nodes with 8 x h100."""
+    """Returns, for example, partition gpu has 2 nodes with 4 x a100, 1 node with 8 x h100."""
     texts = []
     for name in dict.fromkeys(row.name for row in rows):
-        kinds = {
-            " + ".join(f"{number} x {kind or 'GPU'}" for kind, number in row.gpus.items())
-            for row in rows
-            if row.name == name and row.gpus
-        }
-        if kinds:
-            texts.append(
-                f"partition {name} has nodes with {' and nodes with '.join(sorted(kinds))}"
-            )
+        nodes: Counter[str] = Counter()
+        for row in rows:
+            if row.name == name and row.gpus:
+                gpus = " + ".join(
+                    f"{number} x {kind or 'GPU'}" for kind, number in row.gpus.items()
+                )
+                nodes[gpus] += int(row.nodes)
+        kinds = [f"{format_count(number, 'node')} with {gpus}" for gpus, number in nodes.items()]
+        texts += [f"partition {name} has {', '.join(sorted(kinds))}"] if kinds else []
     return "; ".join(texts)
 
 
@@ -118,7 +119,7 @@ def check_types(job: Job, rows: Sequence[PartitionRow]) -> str | None:
     nodes = [row.gpus for row in rows if sum(row.gpus.values()) >= job.devices]
     types = sorted({kind for node in nodes for kind in node})
     if types and all(MIG_SLICE.search(kind) for kind in types):
-        check_slices(f"{rows[0].name} has only GPUs of type {', '.join(types)}", job)
+        check_slices(f"partition {rows[0].name} has only GPUs of type {', '.join(types)}", job)
     if len(types) < 2:
         return None
     names = ", ".join(dict.fromkeys(row.name for row in rows))

@@ -124,6 +124,7 @@ class PartitionRow:
     name: str
     marked: str  # the name, with * if it is the default partition
     state: str  # up, down, drain, inact
+    nodes: str  # number of nodes
     gres: str  # such as gpu:h200:8(S:0-1),nvme:1; (null) for none
 
     @property
@@ -144,7 +145,7 @@ def list_partitions(names: str | None) -> list[PartitionRow]:
     `names` are separated by commas; None is the default partition.
     """
     with contextlib.suppress(ValueError, RuntimeError):
-        lines = call("sinfo", "--noheader", "--all", "--format=%R|%P|%a|%G").stdout.splitlines()
+        lines = call("sinfo", "--noheader", "--all", "--format=%R|%P|%a|%D|%G").stdout.splitlines()
         parts = [line.strip().split("|") for line in lines]
         rows = [PartitionRow(*part) for part in parts if len(part) == len(fields(PartitionRow))]
         if names is None:

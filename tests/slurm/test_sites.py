@@ -96,7 +96,7 @@ def test_slurm_itself_gives_a_job_several_types_of_gpus(mixed: None) -> None:
 def test_slices_of_gpus_are_refused_for_several_devices(mixed: None) -> None:
     rows = scheduler.list_partitions("mig")
     text = error_of(lambda: refusals.check_types(replace(GPT, devices=7), rows))
-    assert text.startswith("mig has only GPUs of type 1g.10gb, a MIG slice of a GPU, and the job h")
+    assert text.startswith("partition mig has only GPUs of type 1g.10gb, a MIG slice of a GPU, and")
     one = replace(GPT, devices=1, partition="mig")
     assert refusals.check_types(one, rows) is None
     submit._test([one], rows)
@@ -109,7 +109,7 @@ def test_slices_of_gpus_are_refused_for_several_devices(mixed: None) -> None:
             {"partition": "billed"},
             "Invalid account or account/partition combination specified; no account given; give --",
         ),
-        ({"partition": "ruled"}, "Please choose a QOS.; no qos given; give --qos (`sacctmgr show"),
+        ({"partition": "ruled"}, "Please choose a QOS; no qos given; give --qos (`sacctmgr show"),
         ({"partition": "nowhere"}, "Invalid partition name specified; partition is nowhere; give"),
         ({"partition": "short", "time": "UNLIMITED"}, "time is UNLIMITED; give another --time (`"),
         ({"partition": "short", "time": "1-00:00:00"}, "time is 1-00:00:00; give another --time"),
@@ -118,10 +118,10 @@ def test_slices_of_gpus_are_refused_for_several_devices(mixed: None) -> None:
         ({"array": "0-100"}, "Invalid job array specification; here an array may have 100 tasks"),
         (
             {"gpu_type": "b200"},
-            "not available; it needs 1 node with 8 GPUs of type b200, and partition all has nodes "
-            "with 4 x a100 and nodes with 7 x 1g.10gb and nodes with 8 x h100",
+            "not available; it needs 1 node with 8 GPUs of type b200, and partition all has 2 "
+            "nodes with 4 x a100, 2 nodes with 7 x 1g.10gb, 2 nodes with 8 x h100",
         ),
-        ({"nodes": 7}, "it needs 7 nodes with 8 GPUs, and partition all has nodes with"),
+        ({"nodes": 7}, "it needs 7 nodes with 8 GPUs, and partition all has 2 nodes with"),
     ],
 )
 def test_a_refusal_of_slurm_names_the_option(
@@ -141,7 +141,7 @@ def test_a_refusal_of_slurm_names_the_option(
 def test_a_site_without_whole_nodes_is_understood(mixed: None) -> None:
     sweep = replace(GPT, target="sweep", array="0-3", partition="shared")
     text = error_of(lambda: submit._test([sweep], []))
-    assert "not given out here.; without --exclusive it accepts the job: set exclusive = f" in text
+    assert "not given out here; without --exclusive it accepts the job: set exclusive = f" in text
     submit._test([replace(sweep, cluster=Cluster(exclusive=False, cpus_per_task=8))], [])
 
 

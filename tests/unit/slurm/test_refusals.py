@@ -17,7 +17,7 @@ from tests.builders.submitting import SiteRow, site_rows
 GPT = Job(
     target="recipes.gpt", arguments=[], name="gpt", folder="/x", directory="/", python="python"
 )
-MIXED = r"printf 'all|all*|up|gpu:a100:4\nall|all*|up|gpu:h100:8(S:0-1),nvme:1\n'"
+MIXED = r"printf 'all|all*|up|2|gpu:a100:4\nall|all*|up|1|gpu:h100:8(S:0-1),nvme:1\n'"
 WHOLE = re.compile("--(gpu|gres|exclusive|mem|cpus)")  # options of which a row names all
 
 
@@ -75,7 +75,7 @@ def test_the_table_of_sites_is_what_is_rendered(
         (
             "sbatch: error: ------\nsbatch: error: Please choose\nsbatch: error: a queue.\n"
             "sbatch: error: ------\nallocation failure: Unspecified error\n",
-            "Please choose; a queue.",
+            "Please choose; a queue",
         ),
         ("sbatch: INFO: hello\nsbatch: error: Pick one\nsbatch: error: Pick one\n", "Pick one"),
         ("something else\n", "something else"),
@@ -120,8 +120,8 @@ def test_the_reasons_of_a_refusal_are_one_line(stderr: str, reasons: str) -> Non
         (
             "Requested node configuration is not available",
             {"gpu_type": "b200"},
-            "it needs 1 node with 8 GPUs of type b200, and partition all has nodes with 4 x a100 "
-            "and nodes with 8 x h100",
+            "it needs 1 node with 8 GPUs of type b200, and partition all has 1 node with 8 x h100, "
+            "2 nodes with 4 x a100",
         ),
         ("Node count specification invalid", {"nodes": 9}, "it needs 9 nodes with 8 GPUs, and pa"),
         ("The site is closed on Mondays", {}, None),
@@ -137,7 +137,7 @@ def test_a_refusal_names_the_option_that_it_is_about(
 
 
 def rows_of(*gres: str) -> list[PartitionRow]:
-    return [PartitionRow("gpu", "gpu*", "up", text) for text in gres]
+    return [PartitionRow("gpu", "gpu*", "up", "2", text) for text in gres]
 
 
 @pytest.mark.parametrize(

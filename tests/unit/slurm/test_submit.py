@@ -268,7 +268,7 @@ def test_a_job_for_a_partition_that_is_down_is_accepted_and_says_so(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     put_stub("sbatch", "echo 7\n")
-    put_stub("sinfo", "printf 'day|day*|up|a\\nnight|night|down|a\\ngone|gone|inact|a\\n'\n")
+    put_stub("sinfo", "printf 'day|day*|up|1|a\\nnight|night|down|1|a\\ngone|gone|inact|1|a\\n'\n")
     argv = ["recipes.gpt", "--folder", "job", *options.split()]
     assert submit.main([*argv, "--test-only"]) == 0
     but = f", but it would wait: {expected}" if expected else ""
