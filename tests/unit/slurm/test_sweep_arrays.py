@@ -1,19 +1,14 @@
 """Tests the arrays of a sweep over nodes, with SLURM's commands replaced by scripts."""
 
-import contextlib
-import io
 import json
 import re
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from recipes.service import plan
-from scaling import __main__ as scaling
 from scaling.store.outcome import write_outcome
 from scaling.sweep.plan import CellTask
 from scaling.sweep.run_cell import now, outcome_without_run
@@ -21,6 +16,7 @@ from scaling.sweep.study import load_study
 from slurm import preflight, status, submit
 from slurm.batch_script import Job
 from slurm.job_files import write_attempt
+from tests.builders.modules import open_here, run_here
 from tests.builders.slurm import ATTEMPT, PutStub
 
 STUDY = """
@@ -39,17 +35,6 @@ number=$(($(cat number 2>/dev/null || echo 40) + 1)); echo $number > number; ech
 """
 
 
-def run_here(module: str, arguments: Sequence[str], *, limit_s: float, stdin_text: str = "") -> str:
-    """As `run_module`, in this process."""
-    with contextlib.redirect_stdout(io.StringIO()) as printed:
-        if module == "scaling":
-            assert scaling.main(arguments) == 0
-        else:
-            for line in stdin_text.splitlines():
-                print(json.dumps(plan._answer(**json.loads(line))))
-    return printed.getvalue()
-
-
 @pytest.fixture
 def place(
     tmp_path: Path, repository: Path, put_stub: PutStub, monkeypatch: pytest.MonkeyPatch
@@ -62,6 +47,7 @@ def place(
     put_stub("squeue", "cat queue 2>/dev/null\n")
     put_stub("scontrol", "echo MaxArraySize = 1001\n")
     monkeypatch.setattr(preflight, "run_module", run_here)
+    monkeypatch.setattr("scaling.sweep.plan.open_module", open_here)
     (tmp_path / "s.yaml").write_text(STUDY)
     return tmp_path
 

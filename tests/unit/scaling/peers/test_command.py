@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 from scaling.__main__ import main
+from scaling.peers import command
 from scaling.peers.record import find_contradictions, read_comparison
+from tests.builders.modules import run_here
 
 TINY = (
     "--model.width 32 --model.num-layers 2 --model.num-heads 4 --model.feedforward-width 64 "
@@ -37,8 +39,12 @@ TINY = (
     ],
 )
 def test_bad_input_is_one_line(
-    options: str, message: str, capsys: pytest.CaptureFixture[str]
+    options: str,
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(command, "run_module", run_here)
     assert main(["peers", *options.split()]) == 2
     error = capsys.readouterr().err
     assert message in error
@@ -58,10 +64,11 @@ def test_a_missing_package_names_the_extra(
 
 
 def test_plain_peers_are_compared_from_start_to_end(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options = "--recipe gpt --peers plain,nanogpt --compile off --batch-size 4 --accelerator cpu"
     arguments = ["peers", *options.split(), "--pairs", "1", "--out", str(tmp_path)]
+    monkeypatch.setattr(command, "run_module", run_here)  # the networks train in processes
     assert main([*arguments, "--dry-run", "--", *TINY.split()]) == 0
     assert "2 comparisons of at most 1 pair" in capsys.readouterr().out
     assert list(tmp_path.iterdir()) == []

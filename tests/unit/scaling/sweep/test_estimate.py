@@ -2,7 +2,6 @@
 
 import csv
 import statistics
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,12 +13,12 @@ from scaling.sweep.estimate import CPU_START_S, render_plan
 from scaling.sweep.plan import (
     CellTask,
     RecipePlanner,
-    open_planner,
     plan_tasks,
     train_flops,
 )
 from scaling.sweep.study import Cell, load_study, read_study
 from tests.builders.machines import MACHINE
+from tests.builders.modules import open_here
 from tests.builders.sweeps import make_study, make_tasks
 from unitransformer.config import ParallelConfig
 from unitransformer.machine.calibration import Calibration, Ceiling, WorkSamples
@@ -123,10 +122,10 @@ def test_an_estimate_names_unknowns_and_refused_cells_cost_nothing() -> None:
 # ---------------------------------------------------------------------------------- as measured
 
 
-@pytest.fixture(scope="module")
-def planner() -> Iterator[RecipePlanner]:
-    with open_planner() as planner:
-        yield planner
+@pytest.fixture
+def planner(monkeypatch: pytest.MonkeyPatch) -> RecipePlanner:
+    monkeypatch.setattr("scaling.sweep.plan.open_module", open_here)
+    return RecipePlanner()
 
 
 def test_the_estimate_of_the_quick_study_is_near_its_measured_time(planner: RecipePlanner) -> None:
