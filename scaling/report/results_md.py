@@ -17,6 +17,7 @@ from scaling.markdown import (
     details,
     escaped,
     link,
+    note,
     page_of,
     quoted,
     table,
@@ -24,7 +25,7 @@ from scaling.markdown import (
 from scaling.report import run_formatting, staleness
 from scaling.report.options import ReportOptions
 from scaling.report.run_formatting import TITLES
-from scaling.report.sections.answer import answer_blocks, find_answers
+from scaling.report.sections.answer import UNDECIDED, answer_blocks, find_answers
 from scaling.report.sections.conditions import conditions_page, measured_on
 from scaling.report.sections.fastest import fastest_blocks
 from scaling.report.sections.parity import parity_cell, parity_section
@@ -33,7 +34,7 @@ from scaling.report.sections.predictions import predictions_page, predictions_su
 from scaling.report.sections.runs import runs_page
 from scaling.report.sections.scaling import scaling_blocks
 from scaling.report.sections.sweep import sweep_blocks
-from scaling.report.store_analysis import StoreAnalysis, page_name
+from scaling.report.store_analysis import StoreAnalysis, page_name, sweep_names
 from scaling.store.reader import Store
 from unitransformer.config import Recipe
 from unitransformer.record.units import format_count
@@ -62,6 +63,14 @@ HOW_TO_READ = (
     "- Weak efficiency is speed per device over that of the same configuration on the fewest "
     "devices, at the same batch per device.",
     "- The lead is a ratio of speeds. Where its interval contains 1 it is a tie.",
+    "- Tried are the configurations with a steady speed, of those that the studies of their sweeps "
+    "name; where fewer than half are, the fastest is only the best of these.",
+)
+ABOUT_UNDECIDED = (
+    "- Undecided: it is not known whether other launches of the two would show this lead. A launch "
+    "with few steps has no interval, and the interval of one launch says nothing about another: a "
+    "lead of single launches counts only where it exceeds the drift of the machine between them. "
+    "Two launches of each decide it."
 )
 SAME_CORES = (
     "- The ranks of a CPU share its cores: more devices are no more hardware, and an efficiency of "
@@ -99,6 +108,7 @@ def render_pages(
     main = [
         "# Results",
         _opening(store, links),
+        *note("Sweeps that are not complete.", _incomplete(analysis)),
         *_answers(analysis),
         *peers_blocks(store.comparisons),
         *predictions_summary(analysis, links.get("predictions.md", "")),
@@ -185,16 +195,26 @@ def _opening(store: Store, links: Mapping[str, str]) -> str:
     return f"{listed}{where}. Details: {', '.join(links.values())}."
 
 
+def _incomplete(analysis: StoreAnalysis) -> list[str]:
+    names = sweep_names(analysis.store)
+    lines = {name: analysis.describe_coverage(folder) for folder, name in names.items()}
+    return [escaped(f"{name}: {missing}.") for name, missing in lines.items() if missing]
+
+
 def _answers(analysis: StoreAnalysis) -> list[str]:
     blocks, shares_cores = list[str](), False
     for recipe, points in analysis.points.items():
-        if answers := find_answers(points, analysis.store.certificates):
+        certificates = analysis.store.certificates
+        if answers := find_answers(points, certificates, analysis.count_others):
             curves = analysis.curves[recipe]
             blocks += [f"### {TITLES[recipe]}", *answer_blocks(answers, curves)]
             shares_cores |= any(curve.threads for curve in curves if curve.scaling == "weak")
     if not blocks:
         return []
-    how = ["How to read it:", "", *HOW_TO_READ, *_about_intervals(analysis)]
+    how = ["How to read it:", "", *HOW_TO_READ]
+    if any(UNDECIDED in block for block in blocks):
+        how.append(ABOUT_UNDECIDED)
+    how += _about_intervals(analysis)
     if shares_cores:
         how.append(SAME_CORES)
     return ["## Fastest configuration", FASTEST, *blocks, "\n".join(how)]
@@ -244,7 +264,7 @@ def _recipe(
         blocks += [
             f"{escaped(run_formatting.label(run))}, {format_count(run.num_steps, 'step')} "
             f"({run_formatting.record(run)}):",
-            command_block(run.record["command"]),
+            command_block(run_formatting.command(run)),
             _image(title, plots, run_formatting.plot_name(run)),
             code_block("\n".join(run.log[-LOG_LINES:])),
             details("Parameters", code_block(summary))
@@ -252,7 +272,7 @@ def _recipe(
             else f"The parameter summary has {lines} lines: {links['runs.md']}.",
         ]
     if sweeps:
-        largest = max(sweeps, key=lambda sweep: len(sweep.cells))
+        largest = max(sweeps, key=lambda sweep: (sweep.largest_model, len(sweep.cells)))
         shown = [plot for plot in largest.plots if plot.name.endswith(SHOWN_PLOTS)]
         pages = ", ".join(links[page_name(sweep.name)] for sweep in sweeps)
         images = [_image(plot.title, plots, f"{plot.name}.svg") for plot in shown]
@@ -273,7 +293,10 @@ def _scaling_page(analysis: StoreAnalysis) -> list[str]:
 def _sweep_pages(analysis: StoreAnalysis, plots: str) -> dict[str, tuple[str, list[str]]]:
     pages: dict[str, tuple[str, list[str]]] = {}
     for sweep in analysis.sweeps:
-        _, blocks = pages.setdefault(page_name(sweep.name), (f"Sweep {escaped(sweep.name)}", []))
+        title = f"Sweep {escaped(sweep.name)}"
+        missing = analysis.describe_coverage(sweep.cells[0].sweep)
+        incomplete = [f"Not complete: {escaped(missing)}."] if missing else []
+        _, blocks = pages.setdefault(page_name(sweep.name), (title, incomplete))
         images = [_image(plot.title, plots, f"{plot.name}.svg") for plot in sweep.plots]
         blocks.append(f"## {TITLES[sweep.recipe]}")
         blocks += sweep_blocks(sweep, analysis.store.certificates, images)

@@ -28,6 +28,16 @@ from unitransformer.record.units import (
 TITLES: dict[Recipe, str] = {"bert": "BERT", "gpt": "GPT", "vit": "ViT"}
 LONGEST_REMARK = 160  # characters in a table; the record has all of them
 MOST_DIGITS = 6  # of a ratio
+# The flag of a FLOP convention, written by `unitransformer.costs.mfu`, and how a table has it.
+ABOVE_CEILING = re.compile(
+    r"(\w+): above the ceiling measured on this machine \((\d+\.\d+) of it\)"
+)
+OF_CEILING = "x ceiling"
+ABOUT_CEILING = (
+    "6n 1.20 x ceiling: by the FLOP convention `6n` the run computed 1.20 times as fast as the "
+    "matrix products measured on the same machine. Then the convention counts work that was not "
+    "done, or the measured ceiling is too low."
+)
 DESCRIBED = (  # fields of a host
     "device", "cpu", "cpu_cores", "memory_bytes", "system", "machine", "device_memory_bytes",
     "threads",
@@ -140,6 +150,11 @@ def share_of_ceiling(run: Run) -> str:
     return no_steady_state(run) if run.metrics is None else "no ceiling was measured in its dtype"
 
 
+def command(run: Run) -> str:
+    """The command of a run, without the folder for its record, which changes no result."""
+    return re.sub(r" --out[ =]('[^']*'|\S+)", "", str(run.record["command"]))
+
+
 def size(run: Run) -> str:
     arguments = str(run.record["command"]).split()
     is_changed = any(argument.startswith("--model.") for argument in arguments)
@@ -155,6 +170,36 @@ def flags(runs: Iterable[Run]) -> str:
     """What makes the figures of these runs doubtful, each reason once; empty if nothing does."""
     flags = dict.fromkeys(flag for run in runs for flag in run.record["flags"])
     return shortened("; ".join(map(escaped, flags)), LONGEST_REMARK)
+
+
+def short_flags(runs: Iterable[Run]) -> list[str]:
+    """The flags of these runs, each once, for a table with many rows: shares of the ceiling become
+    one flag, such as "6n 1.10 to 1.40, palm 1.11 x ceiling", which `explain_flags` explains."""
+    shares: dict[str, list[float]] = {}
+    others = []
+    for flag in dict.fromkeys(flag for run in runs for flag in run.record["flags"]):
+        if match := ABOVE_CEILING.fullmatch(flag):
+            shares.setdefault(match[1], []).append(float(match[2]))
+        else:
+            others.append(escaped(flag))
+    spans = [f"{name} {_span(values)}" for name, values in shares.items()]
+    return [f"{', '.join(spans)} {OF_CEILING}", *others] if spans else others
+
+
+def flag_cell(runs: Iterable[Run]) -> str:
+    """`short_flags` as one text; empty if there are none."""
+    return shortened("; ".join(short_flags(runs)), LONGEST_REMARK)
+
+
+def _span(values: Sequence[float]) -> str:
+    ends = dict.fromkeys(f"{end:.2f}" for end in (min(values), max(values)))
+    return " to ".join(ends)
+
+
+def explain_flags(rows: Iterable[Mapping[str, str]]) -> str:
+    """A sentence for below a table with shortened flags; empty for rows without any."""
+    is_needed = any(OF_CEILING in cell for row in rows for cell in row.values())
+    return ABOUT_CEILING if is_needed else ""
 
 
 def flops(config: RunConfig) -> str:

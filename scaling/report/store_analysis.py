@@ -1,7 +1,7 @@
 """Computes once per store what several pages and plots show: sweeps, curves and pooled launches."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import PurePosixPath
@@ -18,10 +18,12 @@ from scaling.analysis.efficiency import (
 )
 from scaling.analysis.fastest import StrategyComparison, compare_strategies
 from scaling.prediction.held_out import HeldOut, predict_held_out
+from scaling.report.coverage import Coverage, find_coverage
 from scaling.report.plots import Plot, plots_of
 from scaling.store.reader import Cell, Store
 from scaling.store.run import Run
 from unitransformer.config import Recipe
+from unitransformer.costs.flops import count_parameters
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +48,11 @@ class SweepOfRecipe:
     def runs(self) -> list[Run]:
         """The runs of the cells that ended well."""
         return [run for cell in self.cells if (run := successful_run(cell)) is not None]
+
+    @property
+    def largest_model(self) -> int:
+        """Parameters of the largest model that was measured; 0 if none was."""
+        return max((count_parameters(run.config.model) for run in self.runs), default=0)
 
     @cached_property
     def points(self) -> list[MeasuredPoint]:
@@ -119,6 +126,22 @@ class StoreAnalysis:
         return predict_held_out(self.store.runs)
 
     @cached_property
+    def coverage(self) -> tuple[dict[str, Coverage], dict[str, str]]:
+        return find_coverage(self.store)
+
+    def describe_coverage(self, sweep: str) -> str:
+        """Returns what is missing of the study of this folder; empty if nothing is."""
+        found, unread = self.coverage
+        return found[sweep].describe() if sweep in found else unread.get(sweep, "")
+
+    def count_others(self, runs: Iterable[Run]) -> tuple[int, int]:
+        """Returns how many other configurations the studies of these runs name for the same work:
+        all of them, and those that were not measured."""
+        names = [run.name for run in runs]
+        counts = [coverage.count_others(names) for coverage in self.coverage[0].values()]
+        return sum(others for others, _ in counts), sum(missing for _, missing in counts)
+
+    @cached_property
     def sweeps(self) -> list[SweepOfRecipe]:
         """By recipe, then by folder."""
         names = sweep_names(self.store)
@@ -138,7 +161,7 @@ class StoreAnalysis:
 
 def sweep_names(store: Store) -> dict[str, str]:
     """Returns the name of each sweep by its folder: the last part, numbered if several share it."""
-    sweeps = sorted({cell.sweep for cell in store.cells})
+    sweeps = sorted({*store.studies, *(cell.sweep for cell in store.cells)})
     last = {
         sweep: re.sub(r"[^A-Za-z0-9]+", "-", PurePosixPath(sweep).name).strip("-") or "sweep"
         for sweep in sweeps

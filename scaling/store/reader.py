@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
@@ -22,7 +22,7 @@ from scaling.store.run import Run
 from unitransformer.checkpoint.names import is_checkpoint_name
 from unitransformer.launch.gc_pause import pause_gc
 from unitransformer.machine.calibration_store import SCHEMA_FIELD
-from unitransformer.record.checksums import CHECKSUMS, Field, parse_json
+from unitransformer.record.checksums import CHECKSUMS, Field, parse_json, verify_checksums
 from unitransformer.record.schema import Record, read_record
 
 
@@ -47,6 +47,7 @@ class UnusedFile:
     name: str
     kind: Literal["damaged", "foreign", "duplicate", "own"]
     reason: str
+    study: Mapping[str, Any] | None = None  # the fields that it holds of a study
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +60,8 @@ class Store:
     comparisons: tuple[Comparison, ...] = ()  # with peers
     cells: tuple[Cell, ...] = ()
     own_files: tuple[str, ...] = ()  # names of files that a sweep, a trace or a calibration wrote
+    # The fields of each study by the folder of its sweep; a search of batch sizes has none.
+    studies: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     @functools.cached_property
     def single_runs(self) -> tuple[Run, ...]:
@@ -124,6 +127,11 @@ def load_store(folders: Sequence[Path], *, relative_to: Path) -> Store:
         comparisons=tuple(comparisons),
         cells=tuple(_cells(outcomes, runs)),
         own_files=tuple(file.name for file in own),
+        studies={
+            str(PurePosixPath(file.name).parent): file.study
+            for file in own
+            if file.study is not None
+        },
     )
 
 
@@ -202,7 +210,10 @@ def _interpret(record: Any, checksums_hold: bool, name: str, like: Record | None
         return None
     fields = record if isinstance(record, dict) else {}
     if fields.get("kind") in OWN_KINDS or fields.keys() & OWN_FIELDS:
-        return UnusedFile(name=name, kind="own", reason="not a record")
+        study = fields.get("study") if fields.get("find_max_batch") is None else None
+        if study is not None and not checksums_hold:
+            verify_checksums(fields, name)
+        return UnusedFile(name=name, kind="own", reason="not a record", study=study)
     if not fields.keys() & {"schema", "step_s"}:
         return UnusedFile(name=name, kind="foreign", reason="not a run record")
     if is_outcome(record):

@@ -12,11 +12,12 @@ from unitransformer.machine.calibration import Calibration
 from unitransformer.machine.calibration_store import load_calibration
 from unitransformer.record.units import format_bytes, format_count, format_duration
 
-# Fitted to the CPU runs in `scaling/results`. CPU_START_S is the median over 168 cells of the time
-# outside their steps. A step takes CPU_OVERHEAD times the square root of its ideal time longer than
-# that ideal, the time of its matrix products at the ceiling: 32 ms more at 4 ms, 0.5 s more at 1 s.
-# Six of seven cells took between half and twice the estimate, as did steps of every reference size;
-# a larger factor overestimates the cells, a smaller one underestimates the reference steps.
+# Fitted to the 168 cells of a sweep of the study `quick` on two cores, and to runs of the reference
+# sizes there. CPU_START_S is the median over the cells of the time outside their steps. A step
+# takes CPU_OVERHEAD times the square root of its ideal time longer than that ideal, the time of its
+# matrix products at the ceiling: 32 ms more at 4 ms, 0.5 s more at 1 s. Six of seven cells took
+# between half and twice the estimate, as did steps of every reference size; a larger factor
+# overestimates the cells, a smaller one underestimates the reference steps.
 CPU_START_S = 3.6
 CPU_OVERHEAD = 0.5  # square roots of a second
 
@@ -117,7 +118,7 @@ def _totals(estimates: Sequence[CellEstimate], price_per_hour: float | None) -> 
         likely_s = sum(estimate.likely_s or 0.0 for estimate in estimates)
         lines = [
             f"about {format_duration(likely_s)}: {CPU_START_S} s of start-up per cell, and an "
-            "overhead of each step as in the CPU runs of scaling/results",
+            "overhead of each step as measured on a machine with two cores",
             lower_bound,
         ]
         kind, used_s = "about", [(e.likely_s or 0.0) * e.devices for e in estimates]

@@ -181,8 +181,12 @@ def load_study(name: str) -> Study:
         raise ValueError(f"study {name}: {error}") from error
 
 
-def read_study(values: Any) -> Study:
-    """Builds a study from the `FIELDS` of a YAML file; raises ValueError for an invalid field."""
+def read_study(values: Any, *, is_narrowed: bool = False) -> Study:
+    """Builds a study from the `FIELDS` of a YAML file; raises ValueError for an invalid field.
+
+    Args:
+        is_narrowed: a command line may have narrowed an axis, which leaves exclusions unmatched.
+    """
     if not isinstance(values, Mapping):
         raise ValueError("it holds no fields of the form `axes: ...`")
     for name in values:
@@ -214,8 +218,7 @@ def read_study(values: Any) -> Study:
         excluded=tuple(_axes(pattern, "exclude") for pattern in excluded),
         repeats=repeats,
     )
-    # Not checked in `Study`: a command line may narrow an axis, which leaves exclusions unmatched.
-    for pattern in study.excluded:
+    for pattern in () if is_narrowed else study.excluded:
         for name, values in pattern.items():
             known = list(study.recipes) if name == "recipe" else study.values(name)
             for value in values:

@@ -18,10 +18,11 @@ from scaling.report.results_md import render_pages
 from scaling.report.store_analysis import StoreAnalysis
 from scaling.store.reader import Store, load_store
 from scaling.store.run import Run
+from tests.builders.records import make_record
 from tests.builders.reports import OPTIONS
 from unitransformer.config import RunConfig, from_dict
 from unitransformer.record.metrics import compute_metrics, find_last_steady_state
-from unitransformer.record.schema import load_record, write_record
+from unitransformer.record.schema import write_record
 from unitransformer.stats import intervals
 from unitransformer.stats.autocorrelation import centered_ranks
 
@@ -30,10 +31,9 @@ RECORDS = 100
 
 
 @pytest.fixture(scope="module")
-def folders(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """Some records, and twice as many; no two alike."""
-    (like,) = (repository / "scaling/results/records").glob("921b97dbd209-1.json")
-    record = load_record(like)
+    record = make_record("vit")
     made = []
     for number in (RECORDS, 2 * RECORDS):
         folder = tmp_path_factory.mktemp(f"records-{number}")

@@ -28,6 +28,7 @@ from torch.distributed.run import get_args_parser
 from recipes import bert, gpt, vit
 from recipes.options import build_config, parse
 from scaling.__main__ import build_parser
+from tests.builders.modules import open_here, run_here
 from tests.distributed.forking import fork_command
 
 PRESETS = {"bert": bert.PRESET, "gpt": gpt.PRESET, "vit": vit.PRESET}
@@ -226,6 +227,14 @@ def make_data(folder: Path) -> None:
         for image in range(4):
             pixels = np.full((16, 16, 3), 50 * number + image, dtype=np.uint8)
             Image.fromarray(pixels).save(flowers / f"{image}.png")
+
+
+@pytest.fixture(autouse=True)
+def _resolve_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Options are resolved in this process, not in processes that import torch first."""
+    monkeypatch.setattr("scaling.sweep.plan.open_module", open_here)
+    for asker in ("slurm.preflight", "recipes.command_line", "scaling.peers.command"):
+        monkeypatch.setattr(f"{asker}.run_module", run_here)
 
 
 @pytest.mark.parametrize("page", PAGES)

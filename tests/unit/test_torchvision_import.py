@@ -1,52 +1,38 @@
 """Tests that torchvision and lightning import with any torch, in this process and in workers."""
 
-import subprocess
+import multiprocessing
 import sys
-from pathlib import Path
+from multiprocessing.queues import Queue
 
 import pytest
 
+import unitransformer  # noqa: F401  (first, as in a recipe; a spawned worker imports this module)
 from tests.processes import PATIENCE_S
 
-SCRIPT = """
-import multiprocessing
 
-def work(queue):
+def import_both(queue: "Queue[int]") -> None:
+    import lightning  # noqa: F401
     import torchvision.datasets
-    import lightning
-    queue.put(torchvision.datasets.FakeData(size=1)[0][1])
 
-if __name__ == "__main__":
-    import unitransformer
-    import lightning
-    from torchvision.transforms import v2
+    queue.put(int(torchvision.datasets.FakeData(size=1)[0][1]))
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_torchvision_and_lightning_import_in_workers(method: str) -> None:
+    context = multiprocessing.get_context(method)
+    queue = context.Queue()
+    worker = context.Process(target=import_both, args=(queue,))
+    worker.start()
+    assert queue.get(timeout=PATIENCE_S) >= 0
+    worker.join()
+
+
+def test_torchvision_and_lightning_import_here() -> None:
+    import lightning  # noqa: F401
     import torch
+    from torchvision.transforms import v2
+
     assert v2.Resize(4)(torch.zeros(3, 8, 8)).shape == (3, 4, 4)
-    for method in ("fork", "spawn"):
-        context = multiprocessing.get_context(method)
-        queue = context.Queue()
-        worker = context.Process(target=work, args=(queue,))
-        worker.start()
-        print(method, int(queue.get(timeout=250)) >= 0)
-        worker.join()
-"""
-
-
-def test_torchvision_and_lightning_import_here_and_in_workers(
-    tmp_path: Path, repository: Path
-) -> None:
-    script = tmp_path / "script.py"
-    # A spawned worker runs the script's top level first, as it does with a recipe's module.
-    script.write_text("import unitransformer\n" + SCRIPT)
-    done = subprocess.run(
-        [sys.executable, str(script)],
-        cwd=repository,
-        env={"PYTHONPATH": str(repository), "PATH": "/usr/bin:/bin"},
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE_S,
-    )
-    assert done.stdout.split() == ["fork", "True", "spawn", "True"], done.stderr
 
 
 def test_missing_operators_raise_when_called() -> None:

@@ -173,7 +173,7 @@ def test_the_first_loss_of_every_size_is_within_3_percent_of_a_uniform_guess(
     if full.width > 2000 and not full.reads_images:
         small["num_classes"] = 4000
     if full.width > 4000:
-        small |= {"width": 2560, "num_heads": 20, "feedforward_width": 2560}
+        small |= {"width": 1280, "num_heads": 10, "feedforward_width": 1280}
     config = preset.model_config(size, **small)
     assert first_loss(config) == pytest.approx(math.log(config.num_classes), rel=0.03)
 

@@ -1,7 +1,7 @@
 """Answers which configuration is the fastest on how many devices, in one table per recipe."""
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from scaling.analysis.efficiency import Curve, MeasuredPoint
@@ -11,11 +11,13 @@ from scaling.parity.certificate import Certificate
 from scaling.report import run_formatting
 from scaling.report.table_notes import condition_lines, draw
 from scaling.store.conditions import differences
+from scaling.store.run import Run
 from unitransformer.config import ModelConfig, RunConfig
 from unitransformer.costs.flops import count_parameters
 from unitransformer.record.units import format_count
 
 VARYING = ("model", "parallel", "batch_size", "accumulate", "max_steps", "seed")
+UNDECIDED = "undecided:"  # begins a lead that other launches may not show
 MOST_ROWS = 12  # of a table; the pages have the others
 
 # What is equal for all ways to train the same model on the same kind of machine: model first.
@@ -30,6 +32,8 @@ class Answer:
     devices: int
     ranked: tuple[Candidate, ...]  # with proven loss parity, fastest first
     unranked: tuple[Candidate, ...]
+    others: int = 0  # configurations of their studies that are no points
+    missing: int = 0  # those of them that were not measured
 
     @property
     def points(self) -> list[MeasuredPoint]:
@@ -37,9 +41,16 @@ class Answer:
 
 
 def find_answers(
-    points: Iterable[MeasuredPoint], certificates: Sequence[Certificate]
+    points: Iterable[MeasuredPoint],
+    certificates: Sequence[Certificate],
+    count_others: Callable[[Iterable[Run]], tuple[int, int]] = lambda _: (0, 0),
 ) -> list[Answer]:
-    """Ranks the points of every model with several configurations; the largest model first."""
+    """Ranks the points of every model with several configurations; the largest model first.
+
+    Args:
+        count_others: how many other configurations the studies of some runs name, and how many
+            of these were not measured.
+    """
     works: dict[Work, dict[int, list[MeasuredPoint]]] = {}
     for point in points:
         counts = works.setdefault(_work(point), {})
@@ -49,7 +60,9 @@ def find_answers(
         if sum(map(len, works[work].values())) > 1:
             for devices, candidates in sorted(works[work].items()):
                 ranked, unranked = rank(candidates, certificates)
-                answers.append(Answer(work=work, devices=devices, ranked=ranked, unranked=unranked))
+                others, missing = count_others(run for c in candidates for run in c.runs)
+                answer = Answer(work=work, devices=devices, ranked=ranked, unranked=unranked)
+                answers.append(replace(answer, others=others, missing=missing))
     return answers
 
 
@@ -90,8 +103,10 @@ def _fastest(answer: Answer, answers: Sequence[Answer], curves: Sequence[Curve])
         return {"fastest configuration": "none has proven loss parity"}
     point = answer.ranked[0].point
     mfu, share = run_formatting.pooled_shares(point)
+    tried = len(answer.points)
+    few = f"best of {tried} measured: " if tried < answer.missing else ""
     cells = {
-        "fastest configuration": configuration(point.config),
+        "fastest configuration": f"{few}{configuration(point.config)}",
         "speed": run_formatting.pooled_speed(point),
         "launches": run_formatting.launches(point),
         "peak memory": run_formatting.peak(point.runs),
@@ -103,10 +118,20 @@ def _fastest(answer: Answer, answers: Sequence[Answer], curves: Sequence[Curve])
         second = answer.ranked[1]
         assert second.against_fastest is not None
         lead = run_formatting.ratio(second.against_fastest.inverse(), 2)
-        standing = "" if second.is_slower else "tie: " if second.is_tie else "undecided: "
+        if not second.is_slower:
+            lead = f"tie: {lead}" if second.is_tie else f"{UNDECIDED} {lead}, {_why(point, second)}"
         cells["runner-up"] = configuration(second.point.config)
-        cells["lead"] = f"{standing}{lead}"
+        cells["lead"] = lead
     return cells
+
+
+def _why(fastest: MeasuredPoint, second: Candidate) -> str:
+    """Why the lead of the fastest is undecided."""
+    launches = "one launch" if min(len(fastest.runs), len(second.point.runs)) == 1 else ""
+    if not second.is_undecided:
+        return ", ".join(filter(None, [launches, "no interval"]))
+    drift = "unknown" if second.drift is None else f"{second.drift:.1%}"
+    return f"{launches}, machine drift {drift}"
 
 
 def configuration(config: RunConfig) -> str:
@@ -139,7 +164,10 @@ def _tried(answer: Answer) -> str:
         "without proven parity": len(answer.unranked),
     }
     about = ", ".join(f"{number} {what}" for what, number in counts.items() if number)
-    return f"{len(answer.points)} ({about})" if about else f"{len(answer.points)}"
+    number = f"{len(answer.points)}"
+    if answer.others:
+        number += f" of {len(answer.points) + answer.others}"
+    return f"{number} ({about})" if about else number
 
 
 def _different_conditions(answers: Sequence[Answer]) -> list[str]:

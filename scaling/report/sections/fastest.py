@@ -45,6 +45,7 @@ def fastest_blocks(comparisons: Sequence[StrategyComparison]) -> list[str]:
         FASTEST,
         table_notes.shared(configs, VARYING),
         *table_notes.draw(rows, always=("group", "configuration")),
+        run_formatting.explain_flags(rows),
         _notes(comparisons),
         *table_notes.different_conditions(conditions, len(comparisons), order, "group"),
     ]
@@ -61,7 +62,7 @@ def _rows(comparison: StrategyComparison) -> Iterator[dict[str, str]]:
             "ratio": "" if is_best or against is None else run_formatting.ratio(against, 3),
             "standing": _standing(candidate, comparison.ranked, is_decided=is_decided),
             "launches": str(len(point.runs)),
-            "flags": run_formatting.flags(point.runs) or "none",
+            "flags": run_formatting.flag_cell(point.runs) or "none",
             "record": run_formatting.record(point.middle),
         }
     for name, why in comparison.missing.items():

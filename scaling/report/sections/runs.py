@@ -23,7 +23,7 @@ def runs_page(analysis: StoreAnalysis) -> list[str]:
             f"## {run_formatting.TITLES[recipe]}",
             f"{escaped(run_formatting.label(run))}, {format_count(run.num_steps, 'step')}, "
             f"{run_formatting.record(run)}:",
-            command_block(run.record["command"]),
+            command_block(run_formatting.command(run)),
             "### Architecture",
             code_block(draw_architecture(run.config), "mermaid"),
             "### Parameters",
@@ -45,7 +45,7 @@ def _all_runs(runs: Sequence[Run], certificates: Sequence[Certificate]) -> list[
     for number, run in enumerate(runs, 1):
         overview = run_formatting.overview(run, parity_cell(run, certificates))
         rows.append({"#": str(number)} | overview)
-        commands.append((str(number), run.record["command"]))
+        commands.append((str(number), run_formatting.command(run)))
     return [
         "### All runs",
         *conditions_of_rows([run.record for run in runs]),

@@ -27,7 +27,8 @@ EFFICIENCY = (
     "was gained. "
     "Machine drift is the highest compute ceiling that the jobs of a row and of its baseline "
     "measured, over the lowest, less 1. "
-    "The slowest rank is the one that was the slowest most often."
+    "The slowest rank is the one that was the slowest most often; by chance a rank is that in 1/n "
+    "of the steps."
 )
 SAME_CORES = (
     "More devices are no more hardware here: the ranks share the cores, so each has fewer threads. "
@@ -76,12 +77,10 @@ def scaling_blocks(curves: Sequence[Curve]) -> list[str]:
         about = [f"**{scaling.title()} scaling{' on the same cores' if is_split else ''}.**"]
         about += [SAME_CORES] if is_split else []
         about += [table_notes.shared(configs, VARYING_ON_A_CURVE)]
-        networks = [run_formatting.network(row.point.middle) for row in same]
         measured = [p for p in get_args(LossPart) if any(p in row.lost.parts for row in same)]
         cells = [
             {"row": str(row.number), **{head: values[i] for head, values in places.items()}}
             | _cells(row, measured)
-            | ({"network": escaped(networks[i]) or "not recorded"} if any(networks) else {})
             for i, row in enumerate(same)
         ]
         blocks.append(" ".join(filter(None, about)))
@@ -95,6 +94,7 @@ def scaling_blocks(curves: Sequence[Curve]) -> list[str]:
     return [
         *blocks,
         table_notes.notes(remarks, len(rows)),
+        run_formatting.explain_flags({"": text} for text, _ in remarks),
         *table_notes.different_conditions(conditions, len(rows), order),
     ]
 
@@ -113,7 +113,6 @@ def _micro_batches(config: RunConfig) -> str:
 def _cells(row: CurveRow, measured: Sequence[LossPart]) -> dict[str, str]:
     curve, baseline, point, lost = row.curve, row.curve.baseline, row.point, row.lost
     drift, slowest, rank = curve.drift(point), lost.slowest, ""
-    flags, before = run_formatting.flags(point.runs), run_formatting.flags(baseline.runs)
     launches = f", {len(baseline.runs)} launches" if len(baseline.runs) > 1 else ""
     nodes = baseline.config.parallel.num_nodes
     on_nodes = f" on {nodes} nodes" if nodes > 1 else ""
@@ -124,7 +123,7 @@ def _cells(row: CurveRow, measured: Sequence[LossPart]) -> dict[str, str]:
         for part in measured
     }
     if slowest is not None:
-        rank = f"rank {slowest.rank} in {slowest.share:.0%}, {slowest.chance:.0%} by chance"
+        rank = f"rank {slowest.rank} in {slowest.share:.0%}"
     return {
         "devices": run_formatting.device_count(point.config),
         "speed": run_formatting.pooled_speed(point),
@@ -137,7 +136,6 @@ def _cells(row: CurveRow, measured: Sequence[LossPart]) -> dict[str, str]:
         "slowest rank": rank,
         "launches": str(len(point.runs)),
         "machine drift": "" if drift is None else f"{drift:.1%}",
-        "flags": "; ".join(filter(None, [flags, before and f"baseline: {before}"])) or "none",
         "record": run_formatting.record(point.middle),
     }
 
@@ -164,6 +162,11 @@ def _trace(lost: TimeLost) -> str:
 
 def _remarks(row: CurveRow) -> Iterable[str]:
     yield from (*row.curve.remarks, *row.lost.caveats)
+    yield from (f"flags: {flag}" for flag in run_formatting.short_flags(row.point.runs))
+    before = run_formatting.short_flags(row.curve.baseline.runs)
+    yield from (f"flags of the baseline: {flag}" for flag in before)
+    if network := run_formatting.network(row.point.middle):
+        yield f"network: {escaped(network)}"
     unfitted = [law for law in row.laws if law.reason]
     if len(unfitted) == len(row.laws):
         yield f"no law of scaling is fitted: {row.laws[-1].reason}"

@@ -86,6 +86,7 @@ def sweep_blocks(
         CONFIGURATIONS,
         SAME_CORES if any(curve.threads for curve in sweep.curves) else "",
         *draw(rows, always=("#", "speed")),
+        run_formatting.explain_flags(rows),
         _why_no_mfu(sweep.runs),
         *_limits(sweep),
         *(["### Plots", *plots, not_drawn(sweep)] if plots else []),
@@ -152,8 +153,8 @@ def _pooled(
     statuses = {cell.outcome.status for cell in cells}
     config = next((cell.outcome.config for cell in cells if cell.outcome.config), None)
     proof = find_proof(runs[0], certificates) if runs else None
-    remarks = [_reason(cell) for cell in cells if successful_run(cell) is None]
-    remarks += [flag for run in runs for flag in run.record["flags"]]
+    remarks = [escaped(_reason(cell)) for cell in cells if successful_run(cell) is None]
+    remarks += run_formatting.short_flags(runs)
     remarks += [run_formatting.no_steady_state(run) for run in runs if run.metrics is None]
     shares = [run_formatting.pooled_shares(point) for point in points]
     of_points = [efficiencies.get(point.runs[0].name, {}) for point in points]
@@ -170,7 +171,7 @@ def _pooled(
         "memory by formula": "" if config is None else format_bytes(rank_bytes(config)),
         **{name: _joined(cells.get(name, "") for cells in of_points) for name in EFFICIENCIES},
         "loss parity": describe_proof(proof) if proof else "not proven" if runs else "",
-        "remarks": shortened("; ".join(dict.fromkeys(map(escaped, remarks))), LONGEST_REMARK),
+        "remarks": shortened("; ".join(dict.fromkeys(remarks)), LONGEST_REMARK),
     }
 
 
@@ -217,7 +218,7 @@ def _launch(cell: Cell) -> dict[str, str]:
         "MFU": "" if mfu.utilisation is None else f"{mfu.utilisation:.1%}",
         "share of ceiling": "" if mfu.share_of_ceiling is None else f"{mfu.share_of_ceiling:.1%}",
         "peak memory": run_formatting.peak([run]),
-        "remarks": run_formatting.flags([run]),
+        "remarks": run_formatting.flag_cell([run]),
         "record": run_formatting.record(run),
     }
 

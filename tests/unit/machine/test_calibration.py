@@ -10,6 +10,7 @@ import pytest
 from scaling.__main__ import main
 from scaling.calibrate import render
 from tests.builders.machines import MACHINE
+from tests.builders.modules import run_here
 from unitransformer.calibrate import check_same_machine
 from unitransformer.machine.alpha_beta import CollectiveTiming
 from unitransformer.machine.calibration import Calibration, Ceiling, WorkSamples
@@ -325,6 +326,9 @@ def test_bad_usage_is_one_line_and_code_2(
     assert (error.count("\n"), error[:7]) == (1, "error: ")
 
 
-def test_missing_gpus_are_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_gpus_are_a_usage_error(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("scaling.calibrate.run_module", run_here)
     assert main(["calibrate", "--accelerator", "cuda", "--devices", "64"]) == 2
     assert capsys.readouterr().err.startswith("error: devices is 64 and this machine has")

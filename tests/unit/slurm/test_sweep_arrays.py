@@ -16,6 +16,7 @@ from scaling.sweep.study import Cell, load_study
 from slurm import preflight, status, submit
 from slurm.batch_script import Job
 from slurm.job_files import write_attempt
+from tests.builders.modules import open_here, run_here
 from tests.builders.slurm import ATTEMPT, PutStub
 from tests.builders.submitting import run_here
 
@@ -47,6 +48,7 @@ def place(
     put_stub("squeue", "cat queue 2>/dev/null\n")
     put_stub("scontrol", "echo MaxArraySize = 1001\n")
     monkeypatch.setattr(preflight, "run_module", run_here)
+    monkeypatch.setattr("scaling.sweep.plan.open_module", open_here)
     (tmp_path / "s.yaml").write_text(STUDY)
     return tmp_path
 

@@ -200,9 +200,8 @@ def test_the_report_has_no_comparison_section_without_candidates() -> None:
 
 def test_a_scaling_row_shows_efficiency_and_where_time_was_lost() -> None:
     hot = strong(0.03125, 4, slowest=(3, 3, 3, 0), changes={"flags": ["it was hot"]})
-    ((two, four), laws) = tables(
-        [strong(0.1, 1, changes={"flags": ["cold"]}), strong(0.05, 2), hot]
-    )
+    runs = [strong(0.1, 1, changes={"flags": ["cold"]}), strong(0.05, 2), hot]
+    ((two, four), laws) = tables(runs)
     assert (two["devices"], two["efficiency"]) == ("2", "100.0% (100.0% to 100.0%)")
     # At 80 %, 20 % are lost, shared by parts of 10, 30 and 60 % of the step.
     assert four == {
@@ -219,12 +218,12 @@ def test_a_scaling_row_shows_efficiency_and_where_time_was_lost() -> None:
         "input": "2.0%",
         "optimizer": "6.0%",
         "forward and backward": "12.0%",
-        "slowest rank": "rank 3 in 75%, 25% by chance",
+        "slowest rank": "rank 3 in 75%",
         "launches": "1",
         "machine drift": "0.0%",
-        "flags": "it was hot; baseline: cold",
         "record": "[record](runs/4.json)",
     }
+    assert "- Flags of the baseline: cold (all rows).\n- Flags: it was hot (row 2)." in text(runs)
     assert [law["law"] for law in laws] == ["Amdahl's law", "Universal scalability law"]
     assert {law["curve"] for law in laws} == {"strong, strategy ddp, global batch 8 (rows 1, 2)"}
     assert laws[0]["parameters"].startswith("serial share s = ")

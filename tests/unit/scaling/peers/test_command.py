@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 from scaling.__main__ import main
+from scaling.peers import command
 from scaling.peers.record import find_contradictions, read_comparison
+from tests.builders.modules import run_here
 
 TINY = (
     "--model.width 32 --model.num-layers 2 --model.num-heads 4 --model.feedforward-width 64 "
@@ -37,8 +39,12 @@ TINY = (
     ],
 )
 def test_bad_input_is_one_line(
-    options: str, message: str, capsys: pytest.CaptureFixture[str]
+    options: str,
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(command, "run_module", run_here)
     assert main(["peers", *options.split()]) == 2
     error = capsys.readouterr().err
     assert message in error
@@ -58,22 +64,23 @@ def test_a_missing_package_names_the_extra(
 
 
 def test_plain_peers_are_compared_from_start_to_end(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    options = "--recipe gpt --peers plain,nanogpt --compile off --batch-size 4 --accelerator cpu"
-    arguments = ["peers", *options.split(), "--pairs", "1", "--out", str(tmp_path)]
-    assert main([*arguments, "--dry-run", "--", *TINY.split()]) == 0
+    options = "--recipe gpt --compile off --batch-size 4 --accelerator cpu --pairs 1"
+    arguments = ["peers", *options.split(), "--out", str(tmp_path), "--peers"]
+    monkeypatch.setattr(command, "run_module", run_here)  # the networks train in processes
+    assert main([*arguments, "plain,nanogpt", "--dry-run", "--", *TINY.split()]) == 0
     assert "2 comparisons of at most 1 pair" in capsys.readouterr().out
     assert list(tmp_path.iterdir()) == []
-    assert main([*arguments, "--", *TINY.split()]) == 0
+    assert main([*arguments, "nanogpt", "--", *TINY.split()]) == 0
     printed = capsys.readouterr().out
     assert "GPT reference trains" in printed
-    assert "2 records written" in printed
-    for path in tmp_path.iterdir():
-        comparison = read_comparison(json.loads(path.read_text()), path.name)
-        assert comparison.ours is not None
-        assert comparison.other is not None
-        # The same weights, batches, optimizer and learning rates: the same losses.
-        assert comparison.other.first_losses == pytest.approx(comparison.ours.first_losses, 1e-5)
-        assert comparison.ours.num_parameters == comparison.other.num_parameters
-        assert find_contradictions(comparison) == []
+    assert "1 record written" in printed
+    (path,) = tmp_path.iterdir()
+    comparison = read_comparison(json.loads(path.read_text()), path.name)
+    assert comparison.ours is not None
+    assert comparison.other is not None
+    # The same weights, batches, optimizer and learning rates: the same losses.
+    assert comparison.other.first_losses == pytest.approx(comparison.ours.first_losses, 1e-5)
+    assert comparison.ours.num_parameters == comparison.other.num_parameters
+    assert find_contradictions(comparison) == []

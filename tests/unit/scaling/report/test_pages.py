@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
+from unittest.mock import MagicMock
 
 import pytest
 
@@ -12,11 +13,11 @@ from scaling.report.results_md import rebased
 from scaling.report.sections.answer import answer_blocks, find_answers
 from scaling.report.store_analysis import page_name
 from tests.builders.certificates import CERTIFICATES
-from tests.builders.records import make_crashed, make_record
+from tests.builders.records import CEILING, make_crashed, make_record
 from tests.builders.reports import make_store, pages_of
-from tests.builders.runs import repeated, strong
+from tests.builders.runs import repeated, strong, way
 
-LONGEST_LINE = 650
+LONGEST_LINE = 400
 LARGEST_RESULTS = 40_000  # bytes
 
 
@@ -36,35 +37,12 @@ def test_the_first_page_is_short_and_no_page_has_long_lines_or_padding(
     stored: dict[str, str],
 ) -> None:
     assert len(stored["RESULTS.md"].encode()) <= LARGEST_RESULTS
-    assert {
-        "conditions.md",
-        "parity.md",
-        "runs.md",
-        "scaling.md",
-        "quick.md",
-        "laptop.md",
-    } < stored.keys()
     for name, text in stored.items():
         assert max(map(len, text.splitlines())) <= LONGEST_LINE, name
         for rows in tables(text):
             assert {len(row) for row in rows} == {len(rows[0])}, name
             assert not [cell for row in rows for cell in row if "  " in cell.strip()], name
             assert all(len(cell) <= len(cell.strip()) + 2 for row in rows for cell in row), name
-
-
-def test_every_configuration_of_the_sweep_is_one_row(
-    stored: dict[str, str], repository: Path
-) -> None:
-    cells = (repository / "scaling" / "results" / "sweeps" / "quick" / "cells").iterdir()
-    configurations = {path.name.rpartition("-")[0] for path in cells}
-    sections = re.findall(r"### Configurations\n(.*?)\n### ", stored["quick.md"], flags=re.DOTALL)
-    rows = []
-    for number, section in enumerate(sections):
-        head, _, *body = next(tables(section))
-        named = [" #", " strategy", " devices", " precision", " batch-size"]
-        assert [f"{cell.rstrip()}" for cell in head[:5]] == named
-        rows += [(number, *row[1:5]) for row in body]
-    assert len(rows) == len(set(rows)) == len(configurations)
 
 
 def test_every_link_of_the_stored_pages_leads_somewhere(
@@ -122,6 +100,38 @@ def test_a_tie_is_called_a_tie_and_what_is_not_proven_is_not_the_answer() -> Non
     nothing = row_of(answer_blocks(find_answers(pool(runs), []), []))
     assert nothing["fastest configuration"] == "none has proven loss parity"
     assert not {"speed", "lead"} & nothing.keys()
+
+
+def test_the_best_of_few_configurations_says_of_how_many() -> None:
+    runs = [*repeated("ddp", 0.05, 0.051), *repeated("zero1", 0.1, 0.101)]
+    for counts, tried in (((2, 2), "2 of 4"), ((3, 2), "2 of 5"), ((9, 9), "2 of 11")):
+        (answer,) = find_answers(pool(runs), CERTIFICATES, MagicMock(return_value=counts))
+        row = row_of(answer_blocks([answer], []))
+        few = "best of 2 measured: " if counts == (9, 9) else ""
+        assert row["fastest configuration"] == f"{few}ddp, 32-true, 4 per device"
+        assert row["tried"] == tried
+
+
+@pytest.mark.parametrize(
+    ("steps", "ceilings", "why"),
+    [
+        (20, (1e11, 1e11), "one launch, no interval"),
+        (60, (1e11, 3e11), "one launch, machine drift 200.0%"),
+    ],
+)
+def test_an_undecided_lead_says_why(steps: int, ceilings: tuple[float, float], why: str) -> None:
+    runs = [
+        way(
+            strategy,
+            step_s,
+            steps=steps,
+            changes={"ceiling": [CEILING | {"matmul_flops_per_s": rate}]},
+        )
+        for strategy, step_s, rate in zip(("ddp", "zero1"), (0.05, 0.1), ceilings, strict=True)
+    ]
+    (answer,) = find_answers(pool(runs), CERTIFICATES)
+    lead = row_of(answer_blocks([answer], []))["lead"]
+    assert re.fullmatch(rf"undecided: (1\.9|2\.0)\d( \(.*\))?, {why}", lead)
 
 
 def test_more_devices_have_the_efficiency_of_the_same_configuration() -> None:

@@ -5,10 +5,18 @@ from typing import Any
 
 import pytest
 
-from scaling.report.run_formatting import device_count, network
+from scaling.report.run_formatting import (
+    command,
+    device_count,
+    explain_flags,
+    flag_cell,
+    network,
+    short_flags,
+)
 from tests.builders.records import make_config, make_record, make_run
 from tests.builders.sweeps import make_record_of
 from unitransformer.config import ParallelConfig
+from unitransformer.costs.mfu import Ceiling, build_mfu_report
 
 LOOPBACK = {"backend": "gloo", "interface": "lo", "interface_from": "MASTER_ADDR"}
 INFINIBAND = {"backend": "nccl", "interface": "ib0", "interface_from": "NCCL_SOCKET_IFNAME"}
@@ -43,3 +51,43 @@ def test_devices_on_several_nodes_are_counted_with_their_nodes() -> None:
     assert device_count(config) == "1"
     parallel = replace(config.parallel, strategy="ddp", devices=8, num_nodes=4)
     assert device_count(replace(config, parallel=parallel)) == "32 on 4 nodes"
+
+
+def test_shares_of_the_ceiling_become_one_short_flag_with_an_explanation() -> None:
+    above = "above the ceiling measured on this machine"
+    shares = [{"6n": "1.104", "palm": "1.118"}, {"6n": "1.398", "palm": "1.118"}]
+    runs = [
+        make_run(
+            make_record(
+                flags=[
+                    "the GPU was shared",
+                    *(f"{name}: {above} ({n} of it)" for name, n in s.items()),
+                ]
+            )
+        )
+        for s in shares
+    ]
+    expected = ["6n 1.10 to 1.40, palm 1.12 x ceiling", "the GPU was shared"]
+    assert short_flags(runs) == expected
+    assert flag_cell(runs) == "; ".join(expected)
+    assert "`6n`" in explain_flags([{"flags": flag_cell(runs)}])
+    assert explain_flags([{"flags": "the GPU was shared"}]) == ""
+    assert short_flags(runs[:0]) == []
+
+
+def test_the_flag_that_mfu_writes_is_shortened() -> None:
+    (row,) = build_mfu_report(
+        {"6n": 4e6},
+        units_per_s=500.0,
+        num_devices=1,
+        device_name="cpu",
+        precision="32-true",
+        ceiling=Ceiling(dtype="float32", flops_per_s=1e9),
+    )
+    assert short_flags([make_run(make_record(flags=[f"6n: {row.flag}"]))]) == ["6n 2.00 x ceiling"]
+
+
+@pytest.mark.parametrize("out", [" --out runs/a", " --out=runs/a", " --out 'my runs'", ""])
+def test_a_command_is_shown_without_the_folder_of_its_record(out: str) -> None:
+    run = make_run(make_record(command=f"python -m recipes.gpt{out} --seed 3"))
+    assert command(run) == "python -m recipes.gpt --seed 3"

@@ -1,26 +1,30 @@
 """Tests the estimate of a sweep: cells, commands, time, memory, device-hours and cost."""
 
+import csv
 import statistics
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from recipes import bert, gpt, vit
-from scaling.store.outcome import CellOutcome, load_outcome
 from scaling.sweep import estimate
 from scaling.sweep.estimate import CPU_START_S, render_plan
-from scaling.sweep.plan import CellTask, open_planner, plan_tasks, train_flops
-from scaling.sweep.study import Cell, load_study
+from scaling.sweep.plan import (
+    CellTask,
+    RecipePlanner,
+    plan_tasks,
+    train_flops,
+)
+from scaling.sweep.study import Cell, load_study, read_study
 from tests.builders.machines import MACHINE
+from tests.builders.modules import open_here
 from tests.builders.sweeps import make_study, make_tasks
 from unitransformer.config import ParallelConfig
 from unitransformer.machine.calibration import Calibration, Ceiling, WorkSamples
-from unitransformer.record.schema import Record, config_of, load_record
 
-LANDED = Path(estimate.__file__).parents[1] / "results" / "sweeps" / "quick" / "cells"
-REFERENCES = LANDED.parents[2] / "records"
+# Seconds of the cells of the study `quick`, whole and in steps, on a machine with two cores.
+MEASURED = Path(__file__).parent / "quick_cells.csv"
 
 
 def make_calibration(device: str, **flops_per_s: int) -> Calibration:
@@ -76,8 +80,8 @@ def test_estimated_cpu_time_is_start_up_plus_steps_with_overhead(
     assert lines[3].startswith("    about 2 min, at least 80 s; ")  # 20 + 80 + 14 s
     assert lines[5:] == [
         "2 cells",
-        "about 3 min: 20.0 s of start-up per cell, and an overhead of each step as in the CPU runs "
-        "of scaling/results",
+        "about 3 min: 20.0 s of start-up per cell, and an overhead of each step as measured on a "
+        "machine with two cores",
         "at least 2 min: matrix products at this machine's ceiling",
         "about 0.0512 device-hours, cost 184.14",  # 184.14 s at 1 a second
     ]
@@ -118,47 +122,53 @@ def test_an_estimate_names_unknowns_and_refused_cells_cost_nothing() -> None:
 # ---------------------------------------------------------------------------------- as measured
 
 
-def landed() -> Iterator[tuple[CellOutcome, Record]]:
-    for path in sorted(LANDED.glob("*/outcome.json")):
-        outcome = load_outcome(path)
-        yield outcome, load_record(path.parent / str(outcome.record))
+@pytest.fixture
+def planner(monkeypatch: pytest.MonkeyPatch) -> RecipePlanner:
+    monkeypatch.setattr("scaling.sweep.plan.open_module", open_here)
+    return RecipePlanner()
 
 
-def test_the_estimate_of_the_quick_study_is_near_its_measured_time() -> None:
-    """The estimated sweep on a machine with two cores and the ceilings of its records."""
+def test_the_estimate_of_the_quick_study_is_near_its_measured_time(planner: RecipePlanner) -> None:
+    """The measured sweep ran on a machine with two cores and these ceilings."""
     calibration = make_calibration("cpu", float32=172 * 10**9, bfloat16=24 * 10**9)
+    with MEASURED.open(newline="") as file:
+        measured = {tuple(row.values())[:6]: row for row in csv.DictReader(file)}
     took_s, start_s, likely_s = [], [], []
-    for outcome, record in landed():
-        cell = Cell(recipe=outcome.recipe, options=outcome.options)
-        task = CellTask(cell=cell, repeat=1, config=outcome.config)
+    for task in plan_tasks(load_study("quick"), planner):
+        axes = ("strategy", "devices", "precision", "batch-size")
+        key = (task.cell.recipe, *(task.cell.options[axis] for axis in axes), str(task.repeat))
+        row = measured.pop(key)
         likely_s.append(estimate.estimate_cell(task, {"cpu": calibration}).likely_s)
-        took_s.append(outcome.elapsed_s)
-        start_s.append(outcome.elapsed_s - sum(record["step_s"]))
-    assert len(took_s) == 168
+        took_s.append(float(row["elapsed_s"]))
+        start_s.append(float(row["elapsed_s"]) - float(row["steps_s"]))
+    assert not measured
     assert statistics.median(start_s) == pytest.approx(CPU_START_S, abs=0.1)
     assert sum(took_s) / 2 < sum(likely_s) < sum(took_s) * 2
     near = sum(took / 2 < likely < took * 2 for took, likely in zip(took_s, likely_s, strict=True))
-    assert near > 0.85 * 168
+    assert near > 0.85 * len(took_s)
 
 
-def test_estimated_reference_steps_are_near_their_measured_time() -> None:
+@pytest.mark.parametrize(
+    ("recipe", "batch_size", "took_s"), [("bert", 64, 0.238), ("gpt", 8, 1.425), ("vit", 8, 1.998)]
+)
+def test_estimated_reference_steps_are_near_their_measured_time(
+    recipe: str, batch_size: int, took_s: float, planner: RecipePlanner
+) -> None:
     calibration = make_calibration("cpu", float32=172 * 10**9, bfloat16=24 * 10**9)
-    (any_task, *_) = make_tasks(make_study())
-    records = [load_record(path) for path in REFERENCES.glob("*.json") if is_run(path)]
-    assert {record["recipe"] for record in records} == {"bert", "gpt", "vit"}
-    for record in records:
-        config = config_of(record)
-        actual = estimate.estimate_cell(replace(any_task, config=config), {"cpu": calibration})
-        step_s = (actual.likely_s - CPU_START_S) / config.max_steps
-        took_s = statistics.median(record["step_s"])
-        assert took_s / 2 < step_s < took_s * 2
+    options = {"accelerator": "cpu", "strategy": "single", "batch-size": str(batch_size)}
+    study = read_study({"recipe": recipe, "axes": options})
+    (task,) = plan_tasks(study, planner)
+    assert task.config is not None
+    likely_s = estimate.estimate_cell(task, {"cpu": calibration}).likely_s
+    assert likely_s is not None
+    step_s = (likely_s - CPU_START_S) / task.config.max_steps
+    assert took_s / 2 < step_s < took_s * 2
 
 
-def test_the_laptop_study_takes_half_an_hour_at_reference_sizes() -> None:
+def test_the_laptop_study_takes_half_an_hour_at_reference_sizes(planner: RecipePlanner) -> None:
     """On two hardware threads with the ceilings that the study names."""
     calibration = make_calibration("cpu", float32=330 * 10**9, bfloat16=1820 * 10**9)
-    with open_planner() as planner:
-        tasks = plan_tasks(load_study("laptop"), planner)
+    tasks = plan_tasks(load_study("laptop"), planner)
     assert len(tasks) == 2 * 57
     configs = [task.config for task in tasks]
     models = {config and config.recipe: config and config.model for config in configs}
@@ -168,7 +178,3 @@ def test_the_laptop_study_takes_half_an_hour_at_reference_sizes() -> None:
     likely_s = [estimate.estimate_cell(task, {"cpu": calibration}).likely_s for task in tasks]
     assert max(likely_s) < 60
     assert sum(likely_s) < 25 * 60  # communication and longer starts come on top
-
-
-def is_run(path: Path) -> bool:
-    return not path.name.startswith("parity-")

@@ -7,6 +7,7 @@ import pytest
 
 from scaling.sweep.plan import open_planner, plan_tasks
 from scaling.sweep.study import Cell, list_studies, load_study, read_study
+from tests.builders.modules import open_here
 
 
 def options(study: dict[str, Any]) -> list[dict[str, str]]:
@@ -148,7 +149,10 @@ def test_a_missing_study_is_reported_with_the_nearest_name(tmp_path: Path) -> No
         load_study(str(broken))
 
 
-def test_the_included_studies_are_valid(is_whole_proof: bool) -> None:
+def test_the_included_studies_are_valid(
+    is_whole_proof: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("scaling.sweep.plan.open_module", open_here)
     assert list_studies() == [
         *("crossover", "hsdp", "laptop", "node-8", "precision", "quick", "single-gpu", "strong"),
         *("strong-nodes", "weak", "weak-nodes"),
@@ -164,7 +168,10 @@ def test_the_included_studies_are_valid(is_whole_proof: bool) -> None:
     assert sum("config" in answer for answer in answers) > 100 / every
 
 
-def test_an_axis_that_no_recipe_knows_is_refused_before_anything_runs() -> None:
+def test_an_axis_that_no_recipe_knows_is_refused_before_anything_runs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("scaling.sweep.plan.open_module", open_here)
     with open_planner() as recipes:
         actual = "--precison is not an option; did you mean --precision"
         with pytest.raises(ValueError, match=actual):

@@ -1,0 +1,152 @@
+"""Finds which cells of a study were not measured, and describes them in few words."""
+
+import itertools
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+
+from scaling.report.run_formatting import TITLES
+from scaling.store.reader import Cell as MeasuredCell
+from scaling.store.reader import Store
+from scaling.sweep.study import Cell, Study, read_study
+from unitransformer.config import ParallelConfig
+from unitransformer.record.units import format_count
+
+MOST_GROUPS = 4  # of the missing cells of a recipe, before the rest is only counted
+MOST_AXES = 3  # that describe a group
+# Options in which configurations of the same work differ.
+PARALLEL = {field.name.replace("_", "-") for field in fields(ParallelConfig)}
+OF_A_CONFIGURATION = (PARALLEL - {"devices", "num-nodes", "accelerator"}) | {
+    *("batch-size", "accumulate", "max-steps", "seed"),
+}
+
+Group = Mapping[str, tuple[str, ...]]  # values by axis
+
+
+@dataclass(frozen=True, kw_only=True)
+class Coverage:
+    """What was measured of a study."""
+
+    study: Study
+    cells: Sequence[MeasuredCell]  # of its sweep
+
+    @property
+    def missing(self) -> list[Cell]:
+        """The cells without any outcome."""
+        ended = {cell.outcome.cell for cell in self.cells}
+        return [cell for cell in self.study.cells() if cell.id not in ended]
+
+    def describe(self) -> str:
+        """Returns how much is measured and what is missing; empty if nothing is."""
+        planned = self.study.cells()
+        ids = {cell.id for cell in planned}
+        launches = len({c.outcome.name for c in self.cells if c.outcome.cell in ids})
+        num_launches = len(planned) * self.study.repeats
+        if launches >= num_launches:
+            return ""
+        missing = self.missing
+        text = f"{len(planned) - len(missing)} of {format_count(len(planned), 'cell')} measured"
+        if self.study.repeats > 1:
+            text += f", in {launches} of {format_count(num_launches, 'launch', 'launches')}"
+        parts = []
+        for recipe in self.study.recipes:
+            of_recipe = [cell for cell in missing if cell.recipe == recipe]
+            total = [cell for cell in planned if cell.recipe == recipe]
+            if len(of_recipe) == len(total) > 0:
+                parts.append(f"all {len(total)} of {TITLES[recipe]}")
+            elif of_recipe:
+                groups = describe_groups(of_recipe, total)
+                parts.append(f"{len(of_recipe)} of {TITLES[recipe]} ({groups})")
+        return f"{text}; missing: {', '.join(parts)}" if parts else text
+
+    def count_others(self, names: Iterable[str]) -> tuple[int, int]:
+        """Returns how many cells do the work of the records `names` without being theirs: all of
+        them, and the missing ones. Cells of the same work differ in the configuration alone."""
+        records = set(names)
+        outcomes = [c.outcome for c in self.cells if c.run is not None and c.run.name in records]
+        works = {_work(outcome.recipe, outcome.options) for outcome in outcomes}
+        of_records = {outcome.cell for outcome in outcomes}
+        others = [
+            cell
+            for cell in (self.study.cells() if works else ())
+            if cell.id not in of_records and _work(cell.recipe, cell.options) in works
+        ]
+        ended = {cell.outcome.cell for cell in self.cells}
+        return len(others), sum(cell.id not in ended for cell in others)
+
+
+def _work(recipe: str, options: Mapping[str, object]) -> tuple[str, ...]:
+    fixed = {name for name in options if name not in OF_A_CONFIGURATION}
+    return recipe, *(f"{name}={options[name]}" for name in sorted(fixed))
+
+
+def find_coverage(store: Store) -> tuple[dict[str, Coverage], dict[str, str]]:
+    """Returns the coverage of each sweep with a study, and why others have none; by folder."""
+    cells: dict[str, list[MeasuredCell]] = {}
+    for cell in store.cells:
+        cells.setdefault(cell.sweep, []).append(cell)
+    found, unread = {}, {}
+    for folder, values in store.studies.items():
+        try:
+            study = read_study(values, is_narrowed=True)
+        except ValueError as error:
+            unread[folder] = f"its study cannot be read: {error}"
+        else:
+            found[folder] = Coverage(study=study, cells=cells.get(folder, []))
+    return found, unread
+
+
+def describe_groups(missing: Sequence[Cell], planned: Sequence[Cell]) -> str:
+    """Describes the missing cells of a recipe by the values that they share, the largest group
+    first: "strategy ddp or fsdp, batch-size 4; devices 2".
+
+    A group holds no cell that was measured.
+    """
+    axes = [name for name in planned[0].options if len({c.options.get(name) for c in planned}) > 1]
+    candidates = _candidates(missing, planned, axes)
+    left, texts = list(missing), list[str]()
+    while left and len(texts) < MOST_GROUPS:
+        best = max(candidates, key=lambda group: (sum(_holds(group, c) for c in left), -len(group)))
+        texts.append(
+            ", ".join(f"{name} {' or '.join(best[name])}" for name in axes if name in best)
+        )
+        left = [cell for cell in left if not _holds(best, cell)]
+    if left:
+        texts.append(f"and {len(left)} more")
+    return "; ".join(texts)
+
+
+def _candidates(
+    missing: Sequence[Cell], planned: Sequence[Cell], axes: Sequence[str]
+) -> list[Group]:
+    """Returns groups of missing cells: as few axes as possible, with one value each, and those
+    that differ in the value of one axis joined; and each cell alone."""
+    groups: dict[tuple[tuple[str, str], ...], None] = {}
+    for size in range(1, min(MOST_AXES, len(axes)) + 1):
+        for names in itertools.combinations(axes, size):
+            totals = Counter(_values(cell, names) for cell in planned)
+            for values, count in Counter(_values(cell, names) for cell in missing).items():
+                smaller = itertools.combinations(values, size - 1) if size > 1 else ()
+                if count == totals[values] and not any(part in groups for part in smaller):
+                    groups[values] = None
+    joined: dict[tuple[str, tuple[tuple[str, str], ...]], list[str]] = {}
+    for values in groups:
+        for name, value in values:
+            others = tuple(pair for pair in values if pair[0] != name)
+            joined.setdefault((name, others), []).append(value)
+    return [
+        *({name: tuple(several), **_single(others)} for (name, others), several in joined.items()),
+        *(_single(_values(cell, axes)) for cell in missing),
+    ]
+
+
+def _single(values: Iterable[tuple[str, str]]) -> dict[str, tuple[str, ...]]:
+    return {name: (value,) for name, value in values}
+
+
+def _values(cell: Cell, names: Iterable[str]) -> tuple[tuple[str, str], ...]:
+    return tuple((name, cell.options[name]) for name in names if name in cell.options)
+
+
+def _holds(group: Group, cell: Cell) -> bool:
+    return all(cell.options.get(name) in values for name, values in group.items())
