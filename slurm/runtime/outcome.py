@@ -16,7 +16,6 @@ from slurm.job_files import (
     SCRIPT,
     SWEEP_STATE,
     Attempt,
-    JobOutcome,
     read_json,
 )
 from slurm.runtime.allocation import Allocation, JobArgs
@@ -25,6 +24,7 @@ from slurm.runtime.srun import WatchResult
 from unitransformer.launch.failures import BAD_USAGE, amend_record, first_failure, read_failures
 from unitransformer.launch.signals import STOP_SIGNALS, STOPPED_EXIT_CODE
 from unitransformer.launch.variables import JOB_FOLDER, PROGRESS_FILE, RUN_FOLDER
+from unitransformer.record.slurm_job import JobOutcome
 from unitransformer.record.units import format_count
 
 # How often a job is requeued: after node failures, and after stops in a row that saved nothing.
@@ -96,7 +96,7 @@ def find_end(
             return JobEnd(outcome="failed", reason=f"{sweep.format()}; see the report of the sweep")
         return JobEnd(outcome="refused" if sweep.is_refused else "done", reason=sweep.format())
     # The record of the run decides, not the exit code. A sweep has none.
-    path = None if is_sweep else _record_path(args.folder / RUN)
+    path = None if is_sweep else record_path(args.folder / RUN)
     is_new = path is not None and path.stat().st_mtime >= since_s
     record = {} if path is None else read_json(path)
     if record.get("status") == "ok" and (code == 0 or is_new):
@@ -137,7 +137,7 @@ def _cancelled(end: JobEnd) -> JobEnd:
     return replace(end, outcome="stopped", reason=reason, is_cancelled=True)
 
 
-def _record_path(run: Path) -> Path | None:
+def record_path(run: Path) -> Path | None:
     """Returns the path that the run's progress file names, or else the newest record."""
     path = read_json(run / PROGRESS_FILE).get("record")
     return Path(path) if path and Path(path).exists() else job_files.find_record(run)
