@@ -22,6 +22,7 @@ from unitransformer.record.slurm_job import JobStart, seconds_of
 SUBMITTED, SCRIPT, RUN = "submitted", "job.sbatch", "run-1"
 # In the errors folder of a start:
 SWEEP_STATE = "sweep"
+SIGNAL = "signal-"  # and the number of a rank: a signal to stop has arrived there
 STEP = "step"  # number of the step in which the ranks run
 JOB_END = "job-end"  # why a job of several nodes has to end: `reason`, `dead_nodes`
 

@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from slurm import job
-from slurm.job_files import JOB_END, Attempt, first_started_at, last_attempt, write_attempt
+from slurm.job_files import JOB_END, SIGNAL, Attempt, first_started_at, last_attempt, write_attempt
 from slurm.runtime import outcome
 from slurm.runtime.allocation import (
     check_shape,
@@ -25,9 +26,11 @@ from slurm.runtime.allocation import (
 from slurm.runtime.node_health import Probes, find_dead_nodes
 from slurm.runtime.outcome import CELL_RELEASED, EXIT_CODES, NOT_STARTED, JobEnd, decide, find_end
 from slurm.runtime.srun import WatchResult, rank_variables, srun_command, sweep_command
+from tests.builders.records import make_crashed
 from tests.builders.slurm import ATTEMPT, VARIABLES, PutStub, args_of
 from unitransformer.launch.failures import RankFailure, write_failure
 from unitransformer.launch.variables import SWEEP_FILE
+from unitransformer.record.schema import load_record, write_record
 
 STOPPED = JobEnd(outcome="stopped", reason="stopped by SIGUSR1 after step 3")
 NODE_DIED = JobEnd(outcome="failed", dead_nodes=["node2"])
@@ -246,6 +249,31 @@ def test_failures_of_ranks_and_nodes_decide_how_a_job_ended(
     write_failure(refused, args.errors / "3.failure")
     end = find_end(allocation, args, watched(1), since_s=ATTEMPT.since_s, signaled=False)
     assert (end.outcome, end.reason) == ("refused", "no")
+
+
+@pytest.mark.parametrize("is_signal_first", [True, False])
+def test_a_job_whose_ranks_a_signal_interrupts_before_training_is_stopped_and_not_crashed(
+    is_signal_first: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "run-1").mkdir()
+    write_record(make_crashed(), tmp_path / "run-1/gpt-1.json")
+    monkeypatch.setattr("slurm.scheduler.is_cancelled_or_requeued", lambda _: False)
+    args = args_of(f"--folder {tmp_path} recipes.gpt")
+    args.errors.mkdir()
+    lost = RankFailure(rank=0, type="DistNetworkError", message="connection closed", lines=[])
+    write_failure(lost, args.errors / "0.failure")
+    (args.errors / f"{SIGNAL}1").touch()
+    at_s = time.time() - 1 if is_signal_first else time.time() + 1
+    os.utime(args.errors / f"{SIGNAL}1", (at_s, at_s))
+    since_s = time.time() - 60
+    end = find_end(read_allocation(VARIABLES), args, watched(143), since_s=since_s, signaled=False)
+    record = load_record(tmp_path / "run-1/gpt-1.json")
+    if is_signal_first:
+        assert (end.outcome, end.reason) == ("stopped", NOT_STARTED)
+        assert (record["status"], record["error"]["message"]) == ("preempted", NOT_STARTED)
+    else:
+        assert (end.outcome, end.reason) == ("failed", "rank 0 of 16: connection closed")
+        assert record["status"] == "crashed"
 
 
 @pytest.mark.parametrize(
