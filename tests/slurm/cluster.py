@@ -25,7 +25,10 @@ from tests.processes import PATIENCE_S
 NODES = ("node1", "node2", "node3")
 GPUS = 8
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "unshare", "setpriv")
-INSTALL = "apt-get install -y --no-install-recommends slurmctld slurmd slurm-client munge"
+INSTALL = (
+    "apt-get install -y --no-install-recommends slurmctld slurmd slurm-client munge "
+    "environment-modules"
+)
 
 CONFIG = """
 ClusterName=test
