@@ -160,6 +160,11 @@ class Cluster:
                 process.suspend()
                 frozen.add(process.pid)
 
+    def hide(self, name: str, folder: Path) -> None:
+        """Hides a folder from a node for as long as the node lives, by an empty one on its disk."""
+        inside = ("nsenter", f"--target={self._daemons[name].pid}", "--mount")
+        self.run(*inside, "mount", "-t", "tmpfs", "none", str(folder))
+
     def declare_dead(self, name: str) -> None:
         """Marks the node as down, as SLURM does after a SlurmdTimeout of five minutes."""
         self.kill_node(name)

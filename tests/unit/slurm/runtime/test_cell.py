@@ -15,7 +15,7 @@ import pytest
 from slurm.job_files import JOB_END, SIGNAL, STEP
 from slurm.runtime import allocation as allocations
 from slurm.runtime import cell, rank
-from slurm.runtime.node_health import Probes
+from slurm.runtime.node_health import Probes, beat
 from slurm.runtime.srun import WatchResult
 from tests.builders.records import make_crashed, make_record
 from tests.builders.slurm import VARIABLES, PutStub
@@ -62,6 +62,19 @@ def end(
 def job_end(errors: Path) -> object:
     path = errors.parent / JOB_END
     return json.loads(path.read_text()) if path.exists() else None
+
+
+def test_a_node_that_sees_no_folder_of_the_job_ends_the_job_as_refused(errors: Path) -> None:
+    """It cannot report either, so that srun only says that some rank failed."""
+    beat(errors, "node1", "3")
+    assert end(137) == 75
+    assert isinstance(ended := job_end(errors), dict)
+    assert ended["dead_nodes"] == []
+    assert ended["reason"].startswith(f"node2 wrote nothing into {errors}; put the folder of ")
+    (errors.parent / JOB_END).unlink()
+    beat(errors, "node2", "3")
+    assert end(137) == 1
+    assert job_end(errors) is None
 
 
 def test_the_rank_that_failed_first_is_recorded_with_its_node(errors: Path) -> None:
