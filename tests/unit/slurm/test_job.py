@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 
 from slurm import job
+from slurm.batch_script import Job, render
+from slurm.clusters import Cluster
 from slurm.job_files import JOB_END, SIGNAL, Attempt, first_started_at, last_attempt, write_attempt
 from slurm.runtime import outcome
 from slurm.runtime.allocation import (
@@ -147,6 +149,36 @@ def test_ranks_resume_if_there_is_a_checkpoint() -> None:
     assert started("recipes.gpt -- --seed 1")[-4:] == ["--seed", "1", "--resume", "auto"]
     assert started("recipes.gpt -- --resume")[-1] == "--resume"
     assert started("recipes.gpt -- --no-checkpoint")[-1] == "--no-checkpoint"
+
+
+def test_srun_gets_the_options_of_a_container_before_the_command_of_the_ranks(
+    put_stub: PutStub, tmp_path: Path
+) -> None:
+    """As Pyxis needs them: srun takes what follows the command for the command's arguments."""
+    put_stub("srun", f'for word in "$@"; do echo "$word"; done > {tmp_path}/asked\n')
+    job = Job(
+        target="recipes.gpt",
+        arguments=["--seed", "1"],
+        name="gpt",
+        folder=f"{tmp_path}/job",
+        directory=str(tmp_path),
+        python="python3",
+        cluster=Cluster(container="image.sqsh", container_mounts=("/data:/data",), python="py"),
+    )
+    script = render(job).replace("exec python3 -m slurm.job", f"echo > {tmp_path}/words")
+    script = script.replace("echo >", "printf '%s\\n' >", 1)
+    subprocess.run(["bash", "-c", script], check=True)
+    words = (tmp_path / "words").read_text().splitlines()
+    args = read_args(words, read_allocation(VARIABLES))
+    subprocess.run(srun_command(args), check=True)
+    asked = (tmp_path / "asked").read_text().splitlines()
+    assert asked[2:6] == [
+        "--container-image=image.sqsh",
+        f"--container-mounts=/data:/data,{tmp_path}:{tmp_path},{tmp_path}/job:{tmp_path}/job",
+        f"--container-workdir={tmp_path}",
+        "py",
+    ]
+    assert asked[6:12] == ["-m", "slurm.runtime.rank", "py", "-m", "recipes.gpt", "--seed"]
 
 
 def test_one_process_runs_a_sweep_inside_a_step_or_in_the_script_of_several_nodes() -> None:
