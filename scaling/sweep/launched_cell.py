@@ -119,7 +119,7 @@ def run_launched(options: SweepOptions, launcher: Mapping[str, str]) -> tuple[in
 
 
 def _id_of(launcher: Mapping[str, str]) -> str:
-    """Returns what tells two launches apart that run at once: both may be given the same cell."""
+    """Returns a name in which two launches differ that run at once, perhaps for the same cell."""
     variables = [launcher.get(name, "") for name in (*MASTER_VARIABLES, "TORCHELASTIC_RUN_ID")]
     return hashlib.sha256("\n".join(variables).encode()).hexdigest()[:8]
 
