@@ -43,13 +43,14 @@ def jobs_summary(store: Store) -> str:
     parts += (
         [f"ran {format_duration(sum(ran))}{' together' if len(ran) > 1 else ''}"] if ran else []
     )
-    parts.append(f"{'was' if len(jobs) == 1 else 'were'} requeued {_times(requeues)}")
+    parts.append(f"{'was' if len(jobs) == 1 else 'were'} {_requeued(requeues)}")
     text = " and ".join(filter(None, [", ".join(parts[:-1]), parts[-1]]))
     return f"{format_count(len(jobs), 'SLURM job')} {text}"
 
 
-def _times(number: int) -> str:
-    return {0: "never", 1: "once", 2: "twice"}.get(number, f"{number:,} times")
+def _requeued(number: int) -> str:
+    times = {1: "once", 2: "twice"}.get(number, f"{number:,} times")
+    return f"requeued {times}" if number else "never requeued"
 
 
 def _requeues(job: SlurmJob) -> int:
