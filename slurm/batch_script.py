@@ -260,8 +260,13 @@ def _settings(job: Job) -> list[str]:
     if not cluster.modules:
         return ["set -euo pipefail", *exports]
     modules = [f"module load {_expand(module)}" for module in cluster.modules]
+    # The function `module` is missing if the job was submitted from a shell without it.
+    init = (
+        "# shellcheck source=/dev/null\n"
+        'type module &>/dev/null || for init in /etc/profile.d/*mod*.sh; do . "$init"; done'
+    )
     # Modules may read unset variables.
-    return ["set -eo pipefail", *modules, "set -u", *exports]
+    return [init, "set -eo pipefail", *modules, "set -u", *exports]
 
 
 def _expand(text: str) -> str:

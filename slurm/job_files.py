@@ -10,34 +10,29 @@ All except the script are JSON without a suffix, so that a report does not take 
     task-3/        the same files for one task of an array
 """
 
-import datetime
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from unitransformer.files import write_atomically
+from unitransformer.record.slurm_job import JobStart, seconds_of
 
 SUBMITTED, SCRIPT, RUN = "submitted", "job.sbatch", "run-1"
 # In the errors folder of a start:
 SWEEP_STATE = "sweep"
+SIGNAL = "signal-"  # and the number of a rank: a signal to stop has arrived there
 STEP = "step"  # number of the step in which the ranks run
 JOB_END = "job-end"  # why a job of several nodes has to end: `reason`, `dead_nodes`
 
-JobOutcome = Literal["running", "done", "stopped", "failed", "refused"]
-
 
 @dataclass(frozen=True, kw_only=True)
-class Attempt:
+class Attempt(JobStart):
     """One start of a job, or of one task of an array."""
 
     job: str
     array: str | None  # id of the array that the task belongs to
-    restart: int
-    nodes: str
-    started_at: str
-    outcome: JobOutcome = "running"
     reason: str = ""
     is_requeued: bool = False
     is_node_failure: bool = False
@@ -45,7 +40,7 @@ class Attempt:
     @property
     def since_s(self) -> float:
         """Clock time before which no file is from this start. File systems round times."""
-        return datetime.datetime.fromisoformat(self.started_at).timestamp() - 1
+        return seconds_of(self.started_at) - 1
 
 
 def errors_folder(folder: Path, job: str, restart: int) -> Path:
@@ -62,7 +57,8 @@ def list_attempts(folder: Path) -> list[Attempt]:
     """Returns the readable attempts, oldest first."""
     found = [read_json(path) for path in folder.glob("attempt-*")]
     names = {field.name for field in fields(Attempt)}
-    attempts = [Attempt(**values) for values in found if values.keys() == names]
+    required = {field.name for field in fields(Attempt) if field.default is MISSING}
+    attempts = [Attempt(**values) for values in found if required <= values.keys() <= names]
     return sorted(attempts, key=lambda attempt: attempt.started_at)
 
 

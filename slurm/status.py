@@ -19,15 +19,17 @@ import jsonargparse
 from tabulate import tabulate
 
 from slurm import job_files, scheduler
-from slurm.job_files import RUN, SUBMITTED, Attempt, format_counts, last_attempt, read_json
+from slurm.job_files import RUN, SUBMITTED, Attempt, format_counts, list_attempts, read_json
 from slurm.runtime.allocation import option_of, sweep_folder_of
 from slurm.scheduler import QueueRow
 from unitransformer.cli import Parser, explain_parse_error, fail, run_main
 from unitransformer.launch.variables import PROGRESS_FILE
+from unitransformer.record.slurm_job import ran_s, seconds_of, waited_s
 
 DEPTH = 3  # levels of folders to search
 HELD = re.compile(r"JobHeld|JobHold|\bheld\b")  # reasons of pending jobs that nobody has released
 QUIET_S = 600.0  # without progress, after which a running job is reported
+WAITING = ("queued", "held", "requeue-hold", "special-exit")  # states of jobs that are to start
 
 Queue = Sequence[QueueRow] | None  # None: squeue failed
 
@@ -41,8 +43,21 @@ class StatusRow(NamedTuple):
     step: str
     speed: str
     time_left: str
-    starts: int
+    waited: str
+    ran: str
+    requeued: str  # times
     reason: str
+
+
+class Times(NamedTuple):
+    """How long a job waited in the queue and ran, over all its starts and until now.
+
+    None: unknown, as a killed process does not write when it ended.
+    """
+
+    waited_s: float | None
+    ran_s: float | None
+    requeued: int
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -97,22 +112,25 @@ def describe(folder: Path, queue: Queue, *, now_s: float) -> list[StatusRow]:
     numbered = ((path.name.removeprefix("task-"), path) for path in folder.glob("task-*"))
     tasks = sorted((int(number), path) for number, path in numbered if number.isdigit())
     if not tasks and submitted.get("array") is None:
-        attempt = last_attempt(folder)
-        job = str(submitted.get("job") or (attempt and attempt.job) or "?")
+        attempts = list_attempts(folder)
+        job = str(submitted.get("job") or (attempts and attempts[-1].job) or "?")
         queued = queue and [row for row in queue if row.job == job]
-        return [_describe_job(folder, job, name, attempt, queued, now_s)]
-    attempts = {number: last_attempt(path) for number, path in tasks}
-    started = [attempt for attempt in attempts.values() if attempt is not None]
+        times = measure(attempts, queued, _submitted_s(submitted), now_s)
+        return [_describe_job(folder, job, name, attempts, queued, times, now_s)]
+    attempts_of = {number: list_attempts(path) for number, path in tasks}
+    started = [attempts[-1] for attempts in attempts_of.values() if attempts]
     array = str(submitted.get("job") or (started and started[-1].array) or "?")
-    rows, by_task = [], dict[str, list[QueueRow]]()
+    rows, by_task, all_times = [], dict[str, list[QueueRow]](), []
     for row_of_task in queue or ():
         by_task.setdefault(row_of_task.task, []).append(row_of_task)
     for number, path in tasks:
-        attempt, of_task = attempts[number], by_task.get(str(number), [])
+        attempts, of_task = attempts_of[number], by_task.get(str(number), [])
         # An array that was submitted again has another id.
-        ids = {row.array for row in of_task if attempt and row.job == attempt.job} | {array}
+        ids = {row.array for row in of_task if attempts and row.job == attempts[-1].job} | {array}
         queued = queue and [row for row in of_task if row.array in ids]
-        row = _describe_job(path, f"{array}_{number}", name, attempt, queued, now_s)
+        times = measure(attempts, queued, _submitted_s(submitted), now_s)
+        all_times.append(times)
+        row = _describe_job(path, f"{array}_{number}", name, attempts, queued, times, now_s)
         if row.state != "done":
             rows.append(row)
     queued = [row for row in queue or () if row.array == array]
@@ -129,7 +147,55 @@ def describe(folder: Path, queue: Queue, *, now_s: float) -> list[StatusRow]:
     if len(states) == 1 and states != {"queued"}:
         (state,) = states
     cells = _count_cells(submitted) if submitted.get("target") == "sweep" else ""
-    return [StatusRow(array, name, state, cells, "", "", 0, reason), *rows]
+    if any(row.task not in map(str, attempts_of) for row in queued):  # tasks that never started
+        all_times.append(measure([], queued, _submitted_s(submitted), now_s))
+    return [StatusRow(array, name, state, cells, "", "", *_format_all(all_times), reason), *rows]
+
+
+def _submitted_s(submitted: Mapping[str, Any]) -> float | None:
+    with contextlib.suppress(ValueError):
+        return seconds_of(str(submitted.get("submitted_at")))
+    return None
+
+
+def measure(
+    attempts: Sequence[Attempt], queued: Queue, submitted_s: float | None, now_s: float
+) -> Times:
+    """Returns the times of a job.
+
+    Args:
+        attempts: its starts, oldest first.
+        submitted_s: clock time at which it was submitted; None: unknown.
+    """
+    waited, ran = waited_s(attempts), ran_s(attempts) if attempts else None
+    last = attempts[-1] if attempts else None
+    restarts = {attempt.job: attempt.restart for attempt in attempts}  # its last start counts
+    requeued = sum(restarts.values())
+    if queued and _queue_state(queued[0]) in WAITING:
+        since_s = submitted_s
+        if last is not None:
+            since_s = None if last.ended_at is None else seconds_of(last.ended_at)
+            requeued += 1
+        waited = None if waited is None or since_s is None else waited + max(0.0, now_s - since_s)
+    elif last is not None and last.outcome == "running" and queued:
+        before = ran_s(attempts[:-1])
+        ran = None if before is None else before + max(0.0, now_s - seconds_of(last.started_at))
+    elif last is None:
+        waited = None
+    return Times(waited, ran, requeued)
+
+
+def _format_all(times: Sequence[Times]) -> tuple[str, str, str]:
+    """Returns the shortest and the longest time of the tasks of an array, and all requeues."""
+    waited = [task.waited_s for task in times if task.waited_s is not None]
+    ran = [task.ran_s for task in times if task.ran_s is not None]
+    requeued = sum(task.requeued for task in times)
+    return _format_range(waited), _format_range(ran), str(requeued) if times else ""
+
+
+def _format_range(seconds: Sequence[float]) -> str:
+    ends = dict.fromkeys(map(_format_time, (min(seconds), max(seconds)) if seconds else ()))
+    return " to ".join(ends)
 
 
 def _count_cells(submitted: Mapping[str, Any]) -> str:
@@ -149,9 +215,16 @@ def _count_cells(submitted: Mapping[str, Any]) -> str:
 
 
 def _describe_job(
-    folder: Path, job: str, name: str, attempt: Attempt | None, queued: Queue, now_s: float
+    folder: Path,
+    job: str,
+    name: str,
+    attempts: Sequence[Attempt],
+    queued: Queue,
+    times: Times,
+    now_s: float,
 ) -> StatusRow:
     """Returns the row of a job, or of a task of an array."""
+    attempt = attempts[-1] if attempts else None
     state, reason = _state(attempt, queued)
     if state == "gone" and queued is not None:
         reason = _end_of_log(folder) or "left the queue before it started"
@@ -174,8 +247,8 @@ def _describe_job(
             left = queued[0].left
             no_limit = "no time limit" if left == "UNLIMITED" else ""  # or INVALID, beyond a year
             reason = f"{left} until the time limit" if left[0].isdigit() else no_limit
-    starts = len(list(folder.glob("attempt-*")))
-    return StatusRow(job, name, state, step, speed, time_left, starts, reason)
+    spans = _format_all([times]) if attempts or queued else ("", "", "")
+    return StatusRow(job, name, state, step, speed, time_left, *spans, reason)
 
 
 def _state(attempt: Attempt | None, queued: Queue) -> tuple[str, str]:

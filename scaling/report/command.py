@@ -44,7 +44,7 @@ def _write(options: ReportOptions) -> None:
         raise ValueError(f"{folders}: no run record below; {_left_out(store)}")
     read: list[Any] = [*store.runs, *store.certificates, *store.comparisons]
     read += [*store.cells, *store.left_out]
-    names = {*store.own_files, *(file.name for file in read)}
+    names = {*store.own_files, *store.jobs, *(file.name for file in read)}
     for option in ("html", "csv", "json"):
         path = getattr(options, option)
         if path is not None and relative_name(path, folder) in names:

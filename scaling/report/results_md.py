@@ -33,6 +33,7 @@ from scaling.report.sections.peers import peers_blocks
 from scaling.report.sections.predictions import predictions_page, predictions_summary
 from scaling.report.sections.runs import runs_page
 from scaling.report.sections.scaling import scaling_blocks
+from scaling.report.sections.slurm_jobs import jobs_page, jobs_summary
 from scaling.report.sections.sweep import sweep_blocks
 from scaling.report.store_analysis import StoreAnalysis, page_name, sweep_names
 from scaling.store.reader import Store
@@ -51,6 +52,7 @@ PAGES = {
     "runs.md": "Single runs: architecture, speed, memory, FLOPs by convention",
     "scaling.md": "Speed-up, efficiency, time lost, scaling laws, fastest strategy",
 }
+JOBS_PAGE = "slurm-jobs.md"
 FASTEST = (
     "The fastest configuration with proven loss parity, over all strategies, precisions and batch "
     "sizes that were tried, and its lead over the runner-up."
@@ -96,12 +98,14 @@ def render_pages(
         "predictions.md": ("Predicted and measured", predictions_page(analysis)),
         "runs.md": ("Single runs", runs_page(analysis)),
         "scaling.md": ("Scaling and fastest strategy", _scaling_page(analysis)),
+        JOBS_PAGE: ("Jobs on SLURM", jobs_page(store)),
         **_sweep_pages(analysis, plots),
     }
     contents = {file: (title, blocks) for file, (title, blocks) in contents.items() if blocks}
     links = {file: link(str(folder / file), file) for file in contents}
+    about = {**PAGES, JOBS_PAGE: jobs_summary(store)}
     more = [
-        f"- {PAGES.get(file, 'Every configuration and launch of the sweep')}: {page}"
+        f"- {about.get(file, 'Every configuration and launch of the sweep')}: {page}"
         for file, page in links.items()
     ]
     more += [f"- {escaped(reason)}." for reason in analysis.predictions[1]]

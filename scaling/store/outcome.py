@@ -24,7 +24,9 @@ STUDY = "study.json"
 AXIS = "batch-size"
 OUT_OF_MEMORY = ("oom", "oom-inferred")
 
-OPTIONAL_STRINGS = ("reason", "started_at", "finished_at", "record", "inferred_from", "checks")
+OPTIONAL_STRINGS = (
+    *("reason", "started_at", "finished_at", "record", "inferred_from", "checks", "slurm_job"),
+)
 FIELDS: dict[str, Kinds] = {
     **dict.fromkeys(("kind", "cell", "recipe", "command", "status"), str),
     **dict.fromkeys(OPTIONAL_STRINGS, (str, NoneType)),
@@ -35,7 +37,7 @@ FIELDS: dict[str, Kinds] = {
     "elapsed_s": NUMBER,
     "last_lines": list,
 }
-ADDED_FIELDS = {"host": None, "checks": None}  # older outcomes lack them
+ADDED_FIELDS = {"host": None, "checks": None, "slurm_job": None}  # older outcomes lack them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +63,7 @@ class CellOutcome:
     # Kind and memory of the machine and its GPUs, for which an out-of-memory status holds.
     host: Mapping[str, Any] | None = None  # None: not recorded
     checks: str | None = None  # the out-of-memory cell whose inference this cell ran to check
+    slurm_job: str | None = None  # SLURM_JOB_ID of its process; None: not under SLURM
 
     @property
     def name(self) -> str:

@@ -24,6 +24,7 @@ from unitransformer.launch.gc_pause import pause_gc
 from unitransformer.machine.calibration_store import SCHEMA_FIELD
 from unitransformer.record.checksums import CHECKSUMS, Field, parse_json, verify_checksums
 from unitransformer.record.schema import Record, read_record
+from unitransformer.record.slurm_job import SlurmJob, is_job, read_job
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +60,7 @@ class Store:
     certificates: tuple[Certificate, ...] = ()
     comparisons: tuple[Comparison, ...] = ()  # with peers
     cells: tuple[Cell, ...] = ()
+    jobs: Mapping[str, SlurmJob] = field(default_factory=dict)  # by the names of their files
     own_files: tuple[str, ...] = ()  # names of files that a sweep, a trace or a calibration wrote
     # The fields of each study by the folder of its sweep; a search of batch sizes has none.
     studies: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -70,7 +72,9 @@ class Store:
         return tuple(run for run in self.runs if run.name not in of_cells)
 
 
-_Loaded = Run | Certificate | Comparison | CellOutcome | UnusedFile | None  # None: rows of a report
+_Loaded = (
+    Run | Certificate | Comparison | CellOutcome | SlurmJob | UnusedFile | None
+)  # None: rows of a report
 ROW_FIELDS = {"recipe", "status", "units_per_s", "command"}  # that every `report --json` has
 
 # Of other files of this suite: a sweep, a comparison; a calibration, the shares of a trace.
@@ -94,6 +98,7 @@ def load_store(folders: Sequence[Path], *, relative_to: Path) -> Store:
     certificates: list[Certificate] = []
     comparisons: list[Comparison] = []
     outcomes: dict[str, CellOutcome] = {}
+    jobs: dict[str, SlurmJob] = {}
     own: list[UnusedFile] = []
     left_out = [
         _damaged(relative_name(Path(error.filename), relative_to), error) for error in unreadable
@@ -112,6 +117,8 @@ def load_store(folders: Sequence[Path], *, relative_to: Path) -> Store:
                 left_out.append(UnusedFile(name=name, kind="duplicate", reason=reason))
             elif isinstance(content, CellOutcome):
                 outcomes[name] = content
+            elif isinstance(content, SlurmJob):
+                jobs[name] = content
             elif isinstance(content, Certificate):
                 certificates.append(content)
             elif isinstance(content, Comparison):
@@ -126,6 +133,7 @@ def load_store(folders: Sequence[Path], *, relative_to: Path) -> Store:
         certificates=tuple(certificates),
         comparisons=tuple(comparisons),
         cells=tuple(_cells(outcomes, runs)),
+        jobs=jobs,
         own_files=tuple(file.name for file in own),
         studies={
             str(PurePosixPath(file.name).parent): file.study
@@ -218,6 +226,8 @@ def _interpret(record: Any, checksums_hold: bool, name: str, like: Record | None
         return UnusedFile(name=name, kind="foreign", reason="not a run record")
     if is_outcome(record):
         return read_outcome(record, checksums_hold=checksums_hold)
+    if is_job(record):
+        return read_job(record, name)
     if is_certificate(record):
         return read_certificate(record, name)
     if is_comparison(record):
@@ -231,10 +241,10 @@ def _interpret(record: Any, checksums_hold: bool, name: str, like: Record | None
     return run
 
 
-def _identity(content: Run | Certificate | Comparison | CellOutcome) -> Hashable:
+def _identity(content: Run | Certificate | Comparison | CellOutcome | SlurmJob) -> Hashable:
     """Equal for equal contents; a record's verified checksums stand for all of it."""
     if isinstance(content, Run):
         return frozenset(content.record[CHECKSUMS].items())
-    if isinstance(content, CellOutcome):
+    if isinstance(content, CellOutcome | SlurmJob):
         return repr(content)
     return hashlib.sha256(json.dumps(content.content, sort_keys=True).encode()).hexdigest()

@@ -22,7 +22,7 @@ from filelock import FileLock
 
 from scaling.recipe_process import Runner
 from scaling.store.outcome import CELLS, FILE, STUDY, CellOutcome, load_outcome, write_outcome
-from scaling.sweep.claims import claim
+from scaling.sweep.claims import JOB_ID, claim
 from scaling.sweep.memory_inference import OomCauses, find_cause, is_recheck, root_cause
 from scaling.sweep.plan import CellTask
 from scaling.sweep.run_cell import Limits, now, outcome_without_run, run_cell
@@ -244,7 +244,13 @@ class Sweep:
             outcome = outcome_without_run(task, cause)
             shutil.rmtree(folder, ignore_errors=True)  # files of an earlier attempt
         limit = self.limits.memory_limit_bytes
-        outcome = replace(outcome, host=self.host, memory_limit_bytes=limit, finished_at=now())
+        outcome = replace(
+            outcome,
+            host=self.host,
+            memory_limit_bytes=limit,
+            finished_at=now(),
+            slurm_job=os.environ.get(JOB_ID),
+        )
         write_outcome(outcome, folder)
         return outcome
 

@@ -2,10 +2,12 @@
 
 The first rank claims the cell, waits for the training process that it starts, and writes the
 outcome. The others start a training process each, and report how it failed in a folder that all
-nodes see.
+nodes see. If the first rank does not train, it says why in that folder, and the others end too.
 """
 
 import contextlib
+import hashlib
+import math
 import os
 import shlex
 import shutil
@@ -25,6 +27,7 @@ from scaling.sweep.options import SweepOptions
 from scaling.sweep.plan import CellTask, distinct_cells, open_planner
 from scaling.sweep.run_cell import CACHE, CACHE_VARIABLE, now
 from unitransformer.config import Recipe
+from unitransformer.files import read_if_there, write_atomically
 from unitransformer.launch.failures import (
     ERROR_FILE,
     amend_record,
@@ -33,14 +36,18 @@ from unitransformer.launch.failures import (
     unreported_failure,
     write_failure,
 )
-from unitransformer.launch.process_tree import die_with_parent
+from unitransformer.launch.process_tree import die_with_parent, end_process
 from unitransformer.launch.signals import STOP_SIGNALS, STOPPED_EXIT_CODE, StopRequested
 from unitransformer.launch.signals import handle_signals as handling
-from unitransformer.launch.variables import RUN_FOLDER
+from unitransformer.launch.variables import MASTER_VARIABLES, RUN_FOLDER
 
-RANKS = "ranks"  # folder in that of the sweep, with a folder per cell that runs under torchrun
+RANKS = "ranks"  # folder in that of the sweep, with a folder per launch of a cell under torchrun
 PORT = 29_500  # torch's default
 WAIT_S = 3.0  # from the first failure until the other ranks have reported theirs
+NOT_RUN = "not-run"  # in the folder of a cell: why its first rank does not train
+POLL_S = 0.5
+# A note of an earlier launch stays until its first rank has started again, at about the same time.
+STALE_S = 10.0
 
 
 def launch_lines(
@@ -93,7 +100,7 @@ def run_launched(options: SweepOptions, launcher: Mapping[str, str]) -> tuple[in
         )
     if (outcome := _outcome(options, task)) is not None:
         return 0, f"{name}: {outcome} already; --retry {outcome} runs it again"
-    rank, errors = int(launcher["RANK"]), options.out / RANKS / name
+    rank, errors = int(launcher["RANK"]), options.out / RANKS / f"{name}-{_id_of(launcher)}"
     if not (options.out / STUDY).exists():
         open_folder(options.out, options.study, options.limits)
     errors.mkdir(parents=True, exist_ok=True)
@@ -104,8 +111,29 @@ def run_launched(options: SweepOptions, launcher: Mapping[str, str]) -> tuple[in
         folder = (options.out / CELLS / name).absolute()
         cache = {} if CACHE_VARIABLE in os.environ else {CACHE_VARIABLE: str(folder / CACHE)}
         variables |= {RUN_FOLDER: str(folder), **cache}
-        return _follow(task, variables, report, rank), ""
-    return _lead(options, task, variables, errors)
+        return _follow(task, variables, report, rank)
+    note = errors / NOT_RUN
+    note.unlink(missing_ok=True)
+    try:
+        code, text, has_run = _lead(options, task, variables, errors)
+    except (ValueError, RuntimeError, OSError) as error:
+        _write_note(note, str(error))
+        raise
+    if not has_run:
+        _write_note(note, text)
+    return code, text
+
+
+def _id_of(launcher: Mapping[str, str]) -> str:
+    """Returns a name in which two launches differ that run at once, perhaps for the same cell."""
+    variables = [launcher.get(name, "") for name in (*MASTER_VARIABLES, "TORCHELASTIC_RUN_ID")]
+    return hashlib.sha256("\n".join(variables).encode()).hexdigest()[:8]
+
+
+def _write_note(path: Path, text: str) -> None:
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, text.encode())
 
 
 def _find_task(options: SweepOptions, name: str) -> CellTask:
@@ -128,25 +156,42 @@ def _outcome(options: SweepOptions, task: CellTask) -> str | None:
     return None
 
 
-def _follow(task: CellTask, variables: Mapping[str, str], report: Path, rank: int) -> int:
-    """Trains as a rank that is not the first; returns its exit code."""
+def _follow(
+    task: CellTask, variables: Mapping[str, str], report: Path, rank: int
+) -> tuple[int, str]:
+    """Trains as a rank that is not the first; returns its exit code.
+
+    Raises ValueError if the first rank says that it does not train.
+    """
     parent = os.getpid()
     child = subprocess.Popen(
         [sys.executable, "-m", f"recipes.{task.cell.recipe}", *task.cell.arguments],
         env={**os.environ, **variables},
         preexec_fn=lambda: die_with_parent(parent),
     )
+    note, is_over_s = report.with_name(NOT_RUN), math.inf
     with handling(STOP_SIGNALS, lambda number, _: child.send_signal(number)):
-        code = child.wait()
+        while True:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                code = child.wait(POLL_S)
+                break
+            text = read_if_there(note)
+            is_over_s = min(is_over_s, time.monotonic() + STALE_S) if text else math.inf
+            if time.monotonic() >= is_over_s:
+                end_process(child)
+                raise ValueError(f"the first rank has not run {task.name}: {text}")
     if code not in (0, STOPPED_EXIT_CODE) and not report.exists():
         write_failure(unreported_failure(rank, code, node=socket.gethostname()), report)
-    return code if code >= 0 else 128 - code
+    return (code if code >= 0 else 128 - code), ""
 
 
 def _lead(
     options: SweepOptions, task: CellTask, variables: Mapping[str, str], errors: Path
-) -> tuple[int, str]:
-    """Claims the cell, trains as the first rank, and writes the outcome."""
+) -> tuple[int, str, bool]:
+    """Claims the cell, trains as the first rank, and writes the outcome.
+
+    Returns the exit code, how the cell ended, and whether it trained.
+    """
     with open_planner() as planner:
         task = planner.task(task.cell, task.repeat)
         _, host = planner.machine()
@@ -171,7 +216,8 @@ def _lead(
         raise ValueError(f"run-cell is {task.name}, which another process runs{where}; wait for it")
     shutil.rmtree(errors, ignore_errors=True)
     code = 0 if set(summary.statuses) == {"ok"} else 1
-    return code, f"{task.cell.command}: {summary.format()}"
+    text = f"{task.cell.command}: {summary.format()}"
+    return code, text, bool(summary.statuses_here)
 
 
 def _stop(number: int, _: object) -> None:

@@ -21,8 +21,8 @@ from pathlib import Path
 from slurm import scheduler
 from slurm.job_files import JOB_END, read_json
 from slurm.runtime.allocation import Allocation, JobArgs, read_allocation
-from slurm.runtime.node_health import find_dead_nodes, write_node_failures
-from slurm.runtime.outcome import write_record
+from slurm.runtime.node_health import find_blind_nodes, find_dead_nodes, write_node_failures
+from slurm.runtime.outcome import was_interrupted, write_record
 from slurm.runtime.rank import UNSHARED
 from slurm.runtime.srun import WatchResult, signal_step, srun_command, watch
 from unitransformer.cli import fail
@@ -123,10 +123,10 @@ def _end(
     failures, dead = read_failures(args.errors), watched.dead
     if is_stopped:
         return STOPPED_EXIT_CODE
-    if not failures and not dead and watched.is_stopped_early:
+    if was_interrupted(allocation, watched, args, run, since_s=since_s):
         return STOPPED_EXIT_CODE
     if not failures and not dead and watched.exit_code == 0:
-        return STOPPED_EXIT_CODE if any(args.errors.glob("*.stopped")) else 0
+        return 0
     if unshared := [failure for failure in failures if failure.type == UNSHARED]:
         return _end_job(args, unshared[0].message, [])
     if not dead:
@@ -138,6 +138,12 @@ def _end(
         reason = f"rank {first.rank} of {allocation.tasks}: {first.message}"
         code = _end_job(args, reason, [*dead])
         return 0 if was_done else code
+    if not failures and (blind := find_blind_nodes(allocation, args.errors)):
+        reason = (
+            f"{', '.join(blind)} wrote nothing into {args.errors}; put the folder of the job on a "
+            "file system that all nodes share, with --folder"
+        )
+        return _end_job(args, reason, [])
     if not failures:
         code = BAD_USAGE if watched.exit_code == BAD_USAGE else 1
         return fail(f"srun exited with code {watched.exit_code}", code)

@@ -135,6 +135,17 @@ def find_dead_nodes(
     return {node: list(ranks[node]) for node in silent if reported.isdisjoint(ranks[node])}
 
 
+def find_blind_nodes(allocation: Allocation, errors: Path) -> list[str]:
+    """Returns the nodes that have never sent a heartbeat, although the first one has.
+
+    If srun fails and no rank reports why, these do not see the folder.
+    """
+    first, *others = scheduler.expand_nodes(allocation.node_list)
+    if not _path(errors, first).exists():  # srun has started no rank
+        return []
+    return [node for node in others if not _path(errors, node).exists()]
+
+
 def write_node_failures(dead: Mapping[str, Sequence[int]], errors: Path) -> None:
     """Writes the failures of ranks that died with their nodes."""
     for node, ranks in dead.items():

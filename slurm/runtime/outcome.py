@@ -14,17 +14,24 @@ from slurm.job_files import (
     JOB_END,
     RUN,
     SCRIPT,
+    SIGNAL,
     SWEEP_STATE,
     Attempt,
-    JobOutcome,
     read_json,
 )
 from slurm.runtime.allocation import Allocation, JobArgs
 from slurm.runtime.node_health import find_dead_nodes, write_node_failures
 from slurm.runtime.srun import WatchResult
-from unitransformer.launch.failures import BAD_USAGE, amend_record, first_failure, read_failures
+from unitransformer.launch.failures import (
+    BAD_USAGE,
+    RankFailure,
+    amend_record,
+    first_failure,
+    read_failures,
+)
 from unitransformer.launch.signals import STOP_SIGNALS, STOPPED_EXIT_CODE
 from unitransformer.launch.variables import JOB_FOLDER, PROGRESS_FILE, RUN_FOLDER
+from unitransformer.record.slurm_job import JobOutcome
 from unitransformer.record.units import format_count
 
 # How often a job is requeued: after node failures, and after stops in a row that saved nothing.
@@ -33,6 +40,9 @@ WRITE_RECORD_S = 300.0  # timeout
 
 NOT_STARTED = "stopped before training began"
 CELL_RELEASED = "stopped, and the current cell was released"
+
+# What the record of a run says whose first rank has lost the connection to an interrupted one.
+INTERRUPTED = RankFailure(rank=0, type="Stopped", message=NOT_STARTED, lines=[])
 
 EXIT_CODES = {"done": 0, "failed": 1, "refused": 2, "stopped": STOPPED_EXIT_CODE}
 
@@ -67,6 +77,38 @@ def decide(attempt: Attempt, end: JobEnd, *, before: Sequence[Attempt] = ()) -> 
     return decided
 
 
+def was_interrupted(
+    allocation: Allocation, watched: WatchResult, args: JobArgs, run: Path, *, since_s: float
+) -> bool:
+    """Returns whether a signal to stop ended the ranks.
+
+    Before training, it is the cause of failures that come after it: a rank without handlers dies,
+    and others lose their connection to it. After a failure, srun itself signals the other ranks.
+
+    Args:
+        run: folder of the run.
+        since_s: clock time at which the ranks were started.
+    """
+    failed = _times(args.errors, "*.failure")
+    if watched.dead:
+        return False
+    if not failed:
+        has_stopped = any(args.errors.glob("*.stopped"))
+        return watched.is_stopped_early or (watched.exit_code == 0 and has_stopped)
+    progress = _times(run, PROGRESS_FILE)
+    has_trained = bool(progress) and progress[0] >= since_s
+    signaled = _times(args.errors, f"{SIGNAL}*")
+    if has_trained or not signaled or min(failed) < min(signaled):
+        return False
+    if any(failure.is_bad_usage for failure in read_failures(args.errors)):
+        return False
+    return not find_dead_nodes(allocation, args.errors, watched.probes.silent())
+
+
+def _times(folder: Path, pattern: str) -> list[float]:
+    return [path.stat().st_mtime for path in folder.glob(pattern)]
+
+
 def find_end(
     allocation: Allocation, args: JobArgs, watched: WatchResult, *, since_s: float, signaled: bool
 ) -> JobEnd:
@@ -76,12 +118,11 @@ def find_end(
     `signaled` says whether a signal has asked the job to stop.
     """
     code, failures = watched.exit_code, read_failures(args.errors)
-    if not failures and not watched.dead:
-        has_stopped = any(args.errors.glob("*.stopped"))
-        # A signal may reach srun too, which then kills ranks that are still saving.
-        was_killed = watched.is_stopped_early or (code > 128 and signaled)
-        if was_killed or (code == 0 and has_stopped):
-            code = STOPPED_EXIT_CODE
+    # A signal may reach srun too, which then kills ranks that are still saving.
+    was_killed = code > 128 and signaled and not failures and not watched.dead
+    run = args.folder / RUN
+    if was_killed or was_interrupted(allocation, watched, args, run, since_s=since_s):
+        code = STOPPED_EXIT_CODE
     is_sweep = args.target == "sweep"
     has_to_end = is_sweep and code == STOPPED_EXIT_CODE  # else no cell was left
     if has_to_end and (job_end := read_json(args.errors / JOB_END)):
@@ -96,7 +137,7 @@ def find_end(
             return JobEnd(outcome="failed", reason=f"{sweep.format()}; see the report of the sweep")
         return JobEnd(outcome="refused" if sweep.is_refused else "done", reason=sweep.format())
     # The record of the run decides, not the exit code. A sweep has none.
-    path = None if is_sweep else _record_path(args.folder / RUN)
+    path = None if is_sweep else record_path(run)
     is_new = path is not None and path.stat().st_mtime >= since_s
     record = {} if path is None else read_json(path)
     if record.get("status") == "ok" and (code == 0 or is_new):
@@ -105,6 +146,8 @@ def find_end(
         return JobEnd(outcome="failed", reason="exit code 0, but no record says that it is done")
     is_cancelled = scheduler.is_cancelled_or_requeued(allocation.name)
     if code == STOPPED_EXIT_CODE:
+        if failures and path is not None:  # which follow from the signal
+            is_new = not amend_record(path, INTERRUPTED, since_s=since_s)
         error = (record.get("error") if is_new else None) or {}
         reason = str(error.get("message") or NOT_STARTED)
         if is_sweep:
@@ -137,7 +180,7 @@ def _cancelled(end: JobEnd) -> JobEnd:
     return replace(end, outcome="stopped", reason=reason, is_cancelled=True)
 
 
-def _record_path(run: Path) -> Path | None:
+def record_path(run: Path) -> Path | None:
     """Returns the path that the run's progress file names, or else the newest record."""
     path = read_json(run / PROGRESS_FILE).get("record")
     return Path(path) if path and Path(path).exists() else job_files.find_record(run)

@@ -12,11 +12,12 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from slurm.job_files import STEP
+from slurm.job_files import SIGNAL, STEP
 from slurm.runtime.allocation import check_shared
 from slurm.runtime.node_health import ENDED, INTERVAL_S, beat
 from unitransformer.cli import fail
@@ -32,6 +33,7 @@ from unitransformer.launch.process_tree import count_oom_kills
 from unitransformer.launch.signals import STOP_SIGNALS, STOPPED_EXIT_CODE
 from unitransformer.launch.variables import ERRORS_FOLDER, SHARED_FILE
 
+SIGNAL_S = 1.0  # from a signal to the child until it arrives here
 UNSHARED = "UnsharedFolder"  # type of the failure of a node that does not see a shared file
 
 
@@ -47,6 +49,8 @@ def main(command: Sequence[str]) -> int:
         received.append(number)
         for child in children:
             child.send_signal(number)
+        with contextlib.suppress(OSError):  # its time says what came first, this or a failure
+            (errors / f"{SIGNAL}{rank}").touch()
 
     for number in STOP_SIGNALS:
         signal.signal(number, forward)
@@ -55,8 +59,9 @@ def main(command: Sequence[str]) -> int:
             check_shared(Path(shared))
         except ValueError as error:
             return _report_unshared(error, rank, failure)
-    with contextlib.suppress(OSError):
-        write_atomically(errors / STEP, os.environ["SLURM_STEP_ID"].encode())
+    if rank == 0:  # all ranks have the same
+        with contextlib.suppress(OSError):
+            write_atomically(errors / STEP, os.environ["SLURM_STEP_ID"].encode())
     heart: threading.Thread | None = None
     killed_before, has_ended = count_oom_kills(), threading.Event()
     child = subprocess.Popen(command, env={**os.environ, ERROR_FILE: str(failure)})
@@ -71,6 +76,8 @@ def main(command: Sequence[str]) -> int:
         has_ended.set()
         heart.join(INTERVAL_S)  # which a file system may delay
         beat(errors, os.environ["SLURMD_NODENAME"], ENDED)
+    if -code in STOP_SIGNALS:
+        _wait_for(received)
     # A child that a signal killed had not installed its handlers, so that nothing is lost.
     if code == STOPPED_EXIT_CODE or (code < 0 and -code in received):
         # Reported by a file: srun kills the other ranks at any exit code except 0.
@@ -82,6 +89,13 @@ def main(command: Sequence[str]) -> int:
             report = replace(report, type="MemoryError")  # by the kernel of this node
         write_failure(report, failure)
     return code if code >= 0 else 128 - code
+
+
+def _wait_for(received: Sequence[int]) -> None:
+    """Waits for the signal that has killed the child: SLURM sends it to one process at a time."""
+    deadline = time.monotonic() + SIGNAL_S
+    while not received and time.monotonic() < deadline:
+        time.sleep(0.05)
 
 
 def _report_unshared(error: ValueError, rank: int, path: Path) -> int:

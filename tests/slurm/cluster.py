@@ -25,7 +25,10 @@ from tests.processes import PATIENCE_S
 NODES = ("node1", "node2", "node3")
 GPUS = 8
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "unshare", "setpriv")
-INSTALL = "apt-get install -y --no-install-recommends slurmctld slurmd slurm-client munge"
+INSTALL = (
+    "apt-get install -y --no-install-recommends slurmctld slurmd slurm-client munge "
+    "environment-modules"
+)
 
 CONFIG = """
 ClusterName=test
@@ -156,6 +159,11 @@ class Cluster:
             for process in new:  # a process may have been started meanwhile
                 process.suspend()
                 frozen.add(process.pid)
+
+    def hide(self, name: str, folder: Path) -> None:
+        """Hides a folder from a node for as long as the node lives, by an empty one on its disk."""
+        inside = ("nsenter", f"--target={self._daemons[name].pid}", "--mount")
+        self.run(*inside, "mount", "-t", "tmpfs", "none", str(folder))
 
     def declare_dead(self, name: str) -> None:
         """Marks the node as down, as SLURM does after a SlurmdTimeout of five minutes."""

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -12,13 +13,17 @@ EACH = 64  # job numbers per worker of pytest-xdist
 NEEDED = "UNITRANSFORMER_NEEDS_SLURM"  # 1: these tests fail instead of skipping
 
 
+def skip_or_fail(why: str) -> NoReturn:
+    """Ends a test for which something is not installed."""
+    if os.environ.get(NEEDED) == "1":
+        pytest.fail(f"{NEEDED} is 1: {why}")
+    pytest.skip(why)
+
+
 @pytest.fixture(scope="session")
 def has_slurm() -> None:
-    if (why := missing()) is None:
-        return
-    if os.environ.get(NEEDED) == "1":
-        pytest.fail(f"{NEEDED} is 1, and there is no SLURM: {why}")
-    pytest.skip(why)
+    if (why := missing()) is not None:
+        skip_or_fail(why)
 
 
 @pytest.fixture(scope="session")

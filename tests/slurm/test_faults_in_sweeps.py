@@ -6,6 +6,7 @@
 import contextlib
 import os
 import random
+import re
 import subprocess
 import time
 from collections import Counter
@@ -22,7 +23,7 @@ from slurm.job_files import list_attempts
 from tests.builders.fake_recipes import write_fake_recipes
 from tests.slurm.cluster import Cluster, running_cluster, until
 from tests.slurm.conftest import EACH
-from tests.slurm.waiting import statuses_of
+from tests.slurm.waiting import statuses_of, wait_for_outcome, wait_for_status
 
 pytestmark = pytest.mark.timeout(3600)
 SECONDS = 2.0  # of a cell
@@ -147,6 +148,33 @@ def test_a_dead_node_costs_a_sweep_over_nodes_no_cell(
 
 def logs(work: Path) -> str:
     return "".join(path.read_text() for path in work.glob("job/*/*.log"))
+
+
+@pytest.mark.parametrize(
+    ("folders", "reason"),
+    [
+        (["swept"], "node2 does not see {}/swept/cells/"),
+        (["swept", "job"], "node2 wrote nothing into {}/job/"),
+    ],
+)
+def test_a_node_that_does_not_share_the_folder_of_a_sweep_is_named_and_no_cell_runs(
+    folders: list[str],
+    reason: str,
+    cluster: Cluster,
+    work: Path,
+    repository: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for folder in folders:
+        (work / folder).mkdir()
+        cluster.hide("node2", work / folder)
+    start(work, repository, monkeypatch, cluster, nodes=(2,), sizes=1)
+    wait_for_outcome(work / "job/task-0", "refused")
+    (attempt,) = list_attempts(work / "job/task-0")
+    assert not attempt.is_requeued
+    assert reason.format(work) in attempt.reason
+    wait_for_status(work / "job", f" refused .*{re.escape(attempt.reason)}")
+    assert statuses_of(work) == []
 
 
 @pytest.mark.parametrize("seed", range(5))

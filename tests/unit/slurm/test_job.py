@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,9 @@ from pathlib import Path
 import pytest
 
 from slurm import job
-from slurm.job_files import JOB_END, Attempt, first_started_at, last_attempt, write_attempt
+from slurm.batch_script import Job, render
+from slurm.clusters import Cluster
+from slurm.job_files import JOB_END, SIGNAL, Attempt, first_started_at, last_attempt, write_attempt
 from slurm.runtime import outcome
 from slurm.runtime.allocation import (
     check_shape,
@@ -25,9 +28,11 @@ from slurm.runtime.allocation import (
 from slurm.runtime.node_health import Probes, find_dead_nodes
 from slurm.runtime.outcome import CELL_RELEASED, EXIT_CODES, NOT_STARTED, JobEnd, decide, find_end
 from slurm.runtime.srun import WatchResult, rank_variables, srun_command, sweep_command
+from tests.builders.records import make_crashed
 from tests.builders.slurm import ATTEMPT, VARIABLES, PutStub, args_of
 from unitransformer.launch.failures import RankFailure, write_failure
 from unitransformer.launch.variables import SWEEP_FILE
+from unitransformer.record.schema import load_record, write_record
 
 STOPPED = JobEnd(outcome="stopped", reason="stopped by SIGUSR1 after step 3")
 NODE_DIED = JobEnd(outcome="failed", dead_nodes=["node2"])
@@ -146,6 +151,36 @@ def test_ranks_resume_if_there_is_a_checkpoint() -> None:
     assert started("recipes.gpt -- --no-checkpoint")[-1] == "--no-checkpoint"
 
 
+def test_srun_gets_the_options_of_a_container_before_the_command_of_the_ranks(
+    put_stub: PutStub, tmp_path: Path
+) -> None:
+    """As Pyxis needs them: srun takes what follows the command for the command's arguments."""
+    put_stub("srun", f'for word in "$@"; do echo "$word"; done > {tmp_path}/asked\n')
+    job = Job(
+        target="recipes.gpt",
+        arguments=["--seed", "1"],
+        name="gpt",
+        folder=f"{tmp_path}/job",
+        directory=str(tmp_path),
+        python="python3",
+        cluster=Cluster(container="image.sqsh", container_mounts=("/data:/data",), python="py"),
+    )
+    script = render(job).replace("exec python3 -m slurm.job", f"echo > {tmp_path}/words")
+    script = script.replace("echo >", "printf '%s\\n' >", 1)
+    subprocess.run(["bash", "-c", script], check=True)
+    words = (tmp_path / "words").read_text().splitlines()
+    args = read_args(words, read_allocation(VARIABLES))
+    subprocess.run(srun_command(args), check=True)
+    asked = (tmp_path / "asked").read_text().splitlines()
+    assert asked[2:6] == [
+        "--container-image=image.sqsh",
+        f"--container-mounts=/data:/data,{tmp_path}:{tmp_path},{tmp_path}/job:{tmp_path}/job",
+        f"--container-workdir={tmp_path}",
+        "py",
+    ]
+    assert asked[6:12] == ["-m", "slurm.runtime.rank", "py", "-m", "recipes.gpt", "--seed"]
+
+
 def test_one_process_runs_a_sweep_inside_a_step_or_in_the_script_of_several_nodes() -> None:
     sweep = started("sweep -- quick")
     assert sweep[-5:] == ["scaling", "sweep", "quick", "--max-cells", "1"]
@@ -246,6 +281,31 @@ def test_failures_of_ranks_and_nodes_decide_how_a_job_ended(
     write_failure(refused, args.errors / "3.failure")
     end = find_end(allocation, args, watched(1), since_s=ATTEMPT.since_s, signaled=False)
     assert (end.outcome, end.reason) == ("refused", "no")
+
+
+@pytest.mark.parametrize("is_signal_first", [True, False])
+def test_a_job_whose_ranks_a_signal_interrupts_before_training_is_stopped_and_not_crashed(
+    is_signal_first: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "run-1").mkdir()
+    write_record(make_crashed(), tmp_path / "run-1/gpt-1.json")
+    monkeypatch.setattr("slurm.scheduler.is_cancelled_or_requeued", lambda _: False)
+    args = args_of(f"--folder {tmp_path} recipes.gpt")
+    args.errors.mkdir()
+    lost = RankFailure(rank=0, type="DistNetworkError", message="connection closed", lines=[])
+    write_failure(lost, args.errors / "0.failure")
+    (args.errors / f"{SIGNAL}1").touch()
+    at_s = time.time() - 1 if is_signal_first else time.time() + 1
+    os.utime(args.errors / f"{SIGNAL}1", (at_s, at_s))
+    since_s = time.time() - 60
+    end = find_end(read_allocation(VARIABLES), args, watched(143), since_s=since_s, signaled=False)
+    record = load_record(tmp_path / "run-1/gpt-1.json")
+    if is_signal_first:
+        assert (end.outcome, end.reason) == ("stopped", NOT_STARTED)
+        assert (record["status"], record["error"]["message"]) == ("preempted", NOT_STARTED)
+    else:
+        assert (end.outcome, end.reason) == ("failed", "rank 0 of 16: connection closed")
+        assert record["status"] == "crashed"
 
 
 @pytest.mark.parametrize(

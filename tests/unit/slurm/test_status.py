@@ -1,14 +1,16 @@
 """Tests `slurm.status`: job states from the queue and from job folders."""
 
+import datetime
 import json
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from slurm import status
-from slurm.job_files import errors_folder, last_attempt, write_attempt
+from slurm.job_files import Attempt, errors_folder, last_attempt, write_attempt
 from slurm.scheduler import QueueRow
 from tests.builders.slurm import ATTEMPT, PutStub
 from unitransformer.launch.variables import PROGRESS_FILE
@@ -42,7 +44,7 @@ def queued(
         ),
         ("done", queued("COMPLETING"), "done", "so it was"),
         ("running", queued("RUNNING", left="UNLIMITED"), "running", "no time limit"),
-        ("running", queued("RUNNING", left="INVALID"), "running", "1:01:40      1"),
+        ("running", queued("RUNNING", left="INVALID"), "running", "1:01:40 "),
         (
             "running",
             queued("STOPPED", "None"),
@@ -122,6 +124,76 @@ def test_the_status_of_a_job_comes_from_the_queue_and_its_folder(
     assert expected in line
     assert ("3/9" if state != "done" else "9/9") in line
     assert ("1:01:40" in line) == (state == "running")
+
+
+def start(**fields: Any) -> Attempt:
+    """A start of job 7 with times in seconds, of which None is unknown."""
+    for name in ("queued_at", "started_at", "ended_at"):
+        if (seconds := fields.get(name)) is not None:
+            fields[name] = datetime.datetime.fromtimestamp(seconds, datetime.UTC).isoformat()
+    return replace(ATTEMPT, **fields)
+
+
+STOPPED = start(queued_at=0, started_at=60, ended_at=90, outcome="stopped")
+
+
+@pytest.mark.parametrize(
+    ("starts", "row", "expected"),
+    [
+        ([], queued("PENDING"), ("1:50", "", "0")),
+        ([], None, ("", "", "")),
+        ([STOPPED], None, ("1:00", "0:30", "0")),
+        ([STOPPED], queued("PENDING"), ("1:20", "0:30", "1")),
+        ([STOPPED], queued("PENDING", "JobHeldUser"), ("1:20", "0:30", "1")),
+        (
+            [STOPPED, start(queued_at=90, started_at=100, restart=1)],
+            queued("RUNNING"),
+            ("1:10", "0:40", "1"),
+        ),
+        ([STOPPED, start(queued_at=90, started_at=100, restart=1)], None, ("1:10", "", "1")),
+        ([STOPPED, start(started_at=100, ended_at=105, restart=1)], None, ("", "0:35", "1")),
+        # Of another job in the same folder, and of a node whose clock is behind.
+        ([STOPPED, start(job="9", queued_at=99, started_at=98, ended_at=99, outcome="done")], None,
+         ("1:00", "0:31", "0")),
+        ([start(queued_at=0, started_at=60)], queued("PENDING"), ("", "", "1")),
+    ],
+)  # fmt: skip
+def test_the_status_of_a_job_says_how_long_it_waited_ran_and_was_requeued(
+    starts: list[Attempt],
+    row: QueueRow | None,
+    expected: tuple[str, str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    submitted = {"job": "7", "name": "gpt", "submitted_at": "1970-01-01T00:00:00+00:00"}
+    (tmp_path / "submitted").write_text(json.dumps(submitted))
+    for attempt in starts:
+        write_attempt(tmp_path, attempt)
+    monkeypatch.setattr("slurm.scheduler.list_queue", lambda _: [] if row is None else [row])
+    actual = status.describe(tmp_path, [] if row is None else [row], now_s=110.0)[0]
+    assert (actual.waited, actual.ran, actual.requeued) == expected
+
+
+def test_the_row_of_an_array_has_the_range_of_its_tasks_and_all_requeues(tmp_path: Path) -> None:
+    submitted = {"job": "7", "array": "0-3", "submitted_at": "1970-01-01T00:00:00+00:00"}
+    (tmp_path / "submitted").write_text(json.dumps(submitted))
+    write_attempt(tmp_path / "task-0", replace(STOPPED, outcome="done"))
+    write_attempt(tmp_path / "task-1", replace(STOPPED, outcome="done"))
+    again = start(queued_at=90, started_at=100, ended_at=110, restart=1, outcome="done")
+    write_attempt(tmp_path / "task-1", again)
+    (array,) = status.describe(tmp_path, [], now_s=200.0)
+    assert (array.waited, array.ran, array.requeued) == ("1:00 to 1:10", "0:30 to 0:40", "1")
+    pending = [queued("PENDING", task="2-3")]
+    (array,) = status.describe(tmp_path, pending, now_s=200.0)
+    assert (array.waited, array.ran) == ("1:00 to 3:20", "0:30 to 0:40")
+
+
+def test_starts_of_an_older_version_have_no_times(tmp_path: Path) -> None:
+    old = {"job": "7", "array": None, "restart": 1, "nodes": "node1", "outcome": "done"}
+    old |= {"started_at": ATTEMPT.started_at, "reason": "", "is_requeued": False}
+    (tmp_path / "attempt-7-1").write_text(json.dumps(old | {"is_node_failure": False}))
+    (row,) = status.describe(tmp_path, [], now_s=0.0)
+    assert (row.state, row.waited, row.ran, row.requeued) == ("done", "", "", "1")
 
 
 @pytest.mark.parametrize("out", ["out", "~/out"])

@@ -1,9 +1,11 @@
 """Tests a cell on several nodes without SLURM: ranks of torchrun run the same command."""
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -41,6 +43,7 @@ def options(cell: Cell | None = None) -> list[str]:
 
 def rank_of_torchrun(rank: int, cell: Cell, nodes: int = 2) -> "subprocess.Popen[str]":
     variables = {"RANK": str(rank), "WORLD_SIZE": str(nodes), "LOCAL_WORLD_SIZE": "1"}
+    variables["SLURM_STEP_NUM_TASKS"] = str(nodes)  # for which the first fake rank waits
     return subprocess.Popen(
         [sys.executable, "-m", "scaling", *options(cell)],
         env={**os.environ, **variables, "LOCAL_RANK": "0", "SLURM_PROCID": str(rank)},
@@ -48,6 +51,38 @@ def rank_of_torchrun(rank: int, cell: Cell, nodes: int = 2) -> "subprocess.Popen
         stderr=subprocess.STDOUT,
         text=True,
     )
+
+
+@pytest.mark.parametrize(
+    ("is_claimed", "printed"),
+    [(True, "which another process runs on "), (False, "1 cell finished (1 refused)")],
+)
+def test_the_other_ranks_end_when_the_first_one_does_not_run_the_cell(
+    is_claimed: bool,
+    printed: str,
+    cells: list[Cell],
+    tmp_path: Path,
+) -> None:
+    two = cells[1]
+    assert scaling.main([*options(), "--prepare"]) == 0
+    (tmp_path / "fake/hold").touch()  # as ranks wait for the first one
+    with contextlib.ExitStack() as claimed:
+        if is_claimed:
+            claimed.enter_context(claim(Path("S"), f"{two.id}-1") or pytest.fail("not claimed"))
+        else:
+            plan = tmp_path / "fake/recipes/service/plan.py"
+            refusal = 'print(json.dumps({"refused": "no such shape"}), flush=True); continue'
+            plan.write_text(plan.read_text().replace("config = ", f"{refusal}\n        config = "))
+        other = rank_of_torchrun(1, two)
+        until_begun = time.monotonic() + PATIENCE_S
+        while two.id not in Path("fake/ranks").read_text() and time.monotonic() < until_begun:
+            time.sleep(0.05)
+        first = rank_of_torchrun(0, two).communicate(timeout=PATIENCE_S)[0]
+        text = other.communicate(timeout=PATIENCE_S)[0]
+    assert printed in first
+    assert other.returncode == 2
+    assert f"error: the first rank has not run {two.id}-1: " in text
+    assert printed in text
 
 
 def run_ranks(cell: Cell, nodes: int = 2) -> Mapping[int, tuple[int, str]]:

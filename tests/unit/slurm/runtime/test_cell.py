@@ -2,21 +2,26 @@
 
 import json
 import os
+import signal
+import subprocess
+import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from slurm.job_files import JOB_END
+from slurm.job_files import JOB_END, SIGNAL, STEP
 from slurm.runtime import allocation as allocations
 from slurm.runtime import cell, rank
-from slurm.runtime.node_health import Probes
+from slurm.runtime.node_health import Probes, beat
 from slurm.runtime.srun import WatchResult
 from tests.builders.records import make_crashed, make_record
 from tests.builders.slurm import VARIABLES, PutStub
+from tests.processes import PATIENCE_S
 from unitransformer.launch.failures import RankFailure, read_failures, write_failure
-from unitransformer.launch.variables import ERRORS_FOLDER, RUN_FOLDER, SHARED_FILE
+from unitransformer.launch.variables import ERRORS_FOLDER, PROGRESS_FILE, RUN_FOLDER, SHARED_FILE
 from unitransformer.record.schema import load_record, write_record
 
 BROKE = RankFailure(rank=3, type="OutOfMemoryError", message="no memory", lines=[], at_s=5.0)
@@ -57,6 +62,19 @@ def end(
 def job_end(errors: Path) -> object:
     path = errors.parent / JOB_END
     return json.loads(path.read_text()) if path.exists() else None
+
+
+def test_a_node_that_sees_no_folder_of_the_job_ends_the_job_as_refused(errors: Path) -> None:
+    """It cannot report either, so that srun only says that some rank failed."""
+    beat(errors, "node1", "3")
+    assert end(137) == 75
+    assert isinstance(ended := job_end(errors), dict)
+    assert ended["dead_nodes"] == []
+    assert ended["reason"].startswith(f"node2 wrote nothing into {errors}; put the folder of ")
+    (errors.parent / JOB_END).unlink()
+    beat(errors, "node2", "3")
+    assert end(137) == 1
+    assert job_end(errors) is None
 
 
 def test_the_rank_that_failed_first_is_recorded_with_its_node(errors: Path) -> None:
@@ -101,6 +119,73 @@ def test_a_signal_releases_a_cell(
     if has_mark:
         (errors / "1.stopped").touch()
     assert end(code, is_stopped=is_stopped) == expected
+
+
+def note_order(errors: Path, *, first: str, failure: RankFailure) -> None:
+    """Writes a failure and the mark of a signal with the times at which they came."""
+    write_failure(failure, errors / f"{failure.rank}.failure")
+    (errors / f"{SIGNAL}0").touch()
+    for pattern in ("*.failure", f"{SIGNAL}*"):
+        (path,) = errors.glob(pattern)
+        at_s = time.time() - (20 if first in path.name else 10)
+        os.utime(path, (at_s, at_s))
+
+
+LOST = RankFailure(rank=3, type="DistNetworkError", message="connection closed", lines=[])
+
+
+@pytest.mark.parametrize(
+    ("first", "failure", "has_trained", "expected"),
+    [
+        (SIGNAL, LOST, False, 75),
+        (SIGNAL, LOST, True, 1),  # all ranks stop together after a step, so it is another fault
+        (SIGNAL, replace(LOST, is_bad_usage=True), False, 2),
+        ("failure", LOST, False, 1),  # srun signals the other ranks
+    ],
+)
+def test_failures_after_a_signal_release_a_cell_that_has_not_begun_to_train(
+    first: str, failure: RankFailure, has_trained: bool, expected: int, errors: Path
+) -> None:
+    note_order(errors, first=first, failure=failure)
+    if has_trained:
+        Path(os.environ[RUN_FOLDER], PROGRESS_FILE).touch()
+    # A rank without handlers ends by the signal, in either order.
+    assert end(143) == expected
+
+
+def test_failures_after_a_signal_end_the_job_if_a_node_has_died(
+    errors: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    note_order(errors, first=SIGNAL, failure=replace(LOST, rank=0))
+    monkeypatch.setattr(Probes, "silent", lambda self: ["node2"])
+    assert end(143) == 75
+    assert isinstance(ended := job_end(errors), dict)
+    assert ended["dead_nodes"] == ["node2"]
+
+
+@pytest.mark.parametrize("is_signaled", [True, False])
+def test_a_signal_that_reaches_the_child_first_stops_the_rank(
+    is_signaled: bool, tmp_path: Path
+) -> None:
+    variables = {
+        **os.environ,
+        "SLURM_PROCID": "1",
+        "SLURM_LOCALID": "1",
+        ERRORS_FOLDER: str(tmp_path),
+    }
+    variables |= {"SLURM_JOB_NUM_NODES": "2", "SLURM_STEP_ID": "0"}
+    command = [sys.executable, "-m", "slurm.runtime.rank", "sh", "-c", "touch ready; kill -TERM $$"]
+    rank = subprocess.Popen(command, env=variables, cwd=tmp_path, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + PATIENCE_S
+    while not (tmp_path / "ready").exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    if is_signaled:
+        rank.send_signal(signal.SIGTERM)
+    assert rank.wait(PATIENCE_S) == (0 if is_signaled else 143)
+    assert (tmp_path / "1.stopped").exists() == is_signaled
+    assert (tmp_path / f"{SIGNAL}1").exists() == is_signaled
+    assert [failure.type for failure in read_failures(tmp_path)] == ["SIGTERM"] * (not is_signaled)
+    assert not (tmp_path / STEP).exists(), "the first rank writes it"
 
 
 def test_a_node_that_does_not_see_the_folder_ends_the_job_as_refused(
