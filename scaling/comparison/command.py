@@ -5,7 +5,7 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from scaling.comparison import record
 from scaling.comparison.interleave import SIDES, Start, compare_sides, judge_starts
@@ -13,16 +13,9 @@ from scaling.comparison.options import CompareOptions
 from scaling.comparison.paired_calls import Clock
 from scaling.comparison.records import CellJudgement, compare_records, worst
 from scaling.comparison.sides import check_kinds, open_sides
-from scaling.comparison.verdict import Judgement
+from scaling.comparison.verdict import Judgement, format_judgement, format_ratio
 from unitransformer.cli import only_reports
 from unitransformer.record.units import format_bytes, format_count
-
-CLOCK_NAMES: dict[Clock, str] = {
-    "processor": "processor time",
-    "gpu": "GPU time",
-    "wall": "wall time",
-}
-
 
 def run_compare(options: CompareOptions) -> int:
     """Measures or reads both sides, prints the verdict and returns its exit code.
@@ -61,14 +54,13 @@ def run_compare(options: CompareOptions) -> int:
             "elapsed_s": time.monotonic() - started_s,
         },
     )
+    print("\n".join(render(content["sides"], starts, judgement, clock)), flush=True)
     if options.out is not None:
         record.write(content, options.out)
-    print("\n".join(render(content["sides"], starts, judgement, clock)))
     if options.plot is not None:
         from scaling.comparison.plot import write_plot
 
-        title = headline(judgement, clock)
-        write_plot(options.plot, starts, judgement, clock=clock, title=title)
+        write_plot(options.plot, starts, judgement, clock=clock)
     return judgement.verdict.exit_code
 
 
@@ -80,8 +72,7 @@ def run_reread(path: Path, plot: Path | None) -> int:
     if plot is not None:
         from scaling.comparison.plot import write_plot
 
-        title = headline(read.judgement, clock)
-        write_plot(plot, read.starts, read.judgement, clock=clock, title=title)
+        write_plot(plot, read.starts, read.judgement, clock=clock)
     return read.judgement.verdict.exit_code
 
 
@@ -123,27 +114,8 @@ def _compare_folders(options: CompareOptions) -> int:
 
 
 def _cell_line(cell: CellJudgement) -> str:
-    judgement = cell.judgement
     launches = f"{cell.launches[0]} and {format_count(cell.launches[1], 'launch', 'launches')}"
-    reason = "" if judgement.reason is None else f": {judgement.reason}"
-    interval = f" {_interval(judgement)}," if judgement.ratio is not None else ""
-    return (
-        f"{judgement.verdict.value:13}{cell.label}:{interval} {launches}, {cell.clock} time{reason}"
-    )
-
-
-def headline(judgement: Judgement, clock: Clock) -> str:
-    """Returns the answer in one line."""
-    if judgement.ratio is None:
-        return f"{judgement.verdict.value}: {judgement.reason}"
-    pairs = format_count(judgement.pairs, "pair")
-    return f"{judgement.verdict.value}: {_interval(judgement)}, {pairs}, {CLOCK_NAMES[clock]}"
-
-
-def _interval(judgement: Judgement) -> str:
-    if judgement.low is None or judgement.high is None:
-        return f"{judgement.ratio:.3f}x (no interval)"
-    return f"{judgement.ratio:.3f}x ({judgement.low:.3f} to {judgement.high:.3f}, 99 %)"
+    return f"{cell.label}: {format_judgement(cell.judgement, cell.clock, measured=launches)}"
 
 
 def render(
@@ -153,9 +125,7 @@ def render(
     clock: Clock,
 ) -> list[str]:
     """Returns the lines of a comparison: the answer first."""
-    lines = [headline(judgement, clock)]
-    if judgement.reason is not None and judgement.ratio is not None:
-        lines.append(f"why         {judgement.reason}")
+    lines = [format_judgement(judgement, clock)]
     if judgement.pairs_needed is not None:
         lines.append(
             f"more        about {judgement.pairs_needed:,} pairs would decide: --pairs "
@@ -183,11 +153,9 @@ def _side(side: Mapping[str, Any]) -> str:
 
 def _other_clocks(starts: Sequence[Start], decides: Clock) -> list[str]:
     lines = []
-    for clock, name in CLOCK_NAMES.items():
+    for clock in get_args(Clock):
         if clock != decides and starts[0].base.seconds(clock):
-            judged = judge_starts(starts, clock)
-            shown = "no pairs" if judged.ratio is None else _interval(judged)
-            lines.append(f"{clock:12}{shown}, {name}")
+            lines.append(f"{clock:12}{format_ratio(judge_starts(starts, clock))}, {clock} time")
     return lines
 
 

@@ -19,6 +19,7 @@ from typing import Any, Literal, get_args
 
 from scaling.comparison.paired_calls import Clock
 from scaling.comparison.verdict import (
+    HALF_WIDTH,
     LOOKS,
     STOP_FASTER,
     THRESHOLD,
@@ -118,16 +119,20 @@ def judge_starts(
     base = [seconds for start in starts for seconds in start.pairs(clock)[0]]
     candidate = [seconds for start in starts for seconds in start.pairs(clock)[1]]
     judgement = judge(base, candidate, threshold=threshold, stop_faster=stop_faster)
-    if judgement.verdict is Verdict.INCONCLUSIVE:
+    if judgement.ratio is None:
         return judgement
     logs, beyond = [_median_log(start, clock) for start in starts], math.log1p(threshold) / 2
+    counts = [len(start.first) for start in starts]
+    judgement = replace(judgement, detectable=_detectable(judgement, logs, counts, beyond))
+    if judgement.verdict is Verdict.INCONCLUSIVE:
+        return judgement
     agrees: dict[Verdict, Callable[[float], bool]] = {
         Verdict.SLOWER: lambda log: log > beyond,
         Verdict.NOT_SLOWER: lambda log: log <= beyond,
         Verdict.FASTER: lambda log: log < 0,
     }
     agreeing = sum(map(agrees[judgement.verdict], logs))
-    if agreeing < 2 or 2 * agreeing <= len(logs):
+    if agreeing < _needed(len(logs)):
         ratios = ", ".join(f"{math.exp(log):.3f}" for log in logs)
         disagree = f"the starts do not agree, their ratios are {ratios}"
         return replace(
@@ -137,6 +142,33 @@ def judge_starts(
             pairs_needed=max(2 * LOOKS[0], 2 * judgement.pairs),  # fewer make one start
         )
     return judgement
+
+
+def _needed(starts: int) -> int:
+    """Returns how many starts have to agree: two, and more than half."""
+    return max(2, starts // 2 + 1)
+
+
+def _detectable(
+    judgement: Judgement, logs: Sequence[float], counts: Sequence[int], beyond: float
+) -> float | None:
+    """Returns the slowdown that all pairs find, and that enough starts agree on, 95 % of the time.
+
+    Args:
+        logs: median log-ratio of each start, whose scatter counts if it exceeds that of pairs.
+        counts: pairs of each start.
+        beyond: log-ratio above which a start agrees.
+    """
+    needed = _needed(len(logs))
+    if judgement.detectable is None or len(logs) < needed:
+        return None
+    assert judgement.low is not None
+    assert judgement.high is not None
+    error = math.log(judgement.high / judgement.low) / 2 / HALF_WIDTH
+    fewest = sorted(counts)[-needed]  # the pairs of the smallest start that has to agree
+    error = max(error * math.sqrt(judgement.pairs / fewest), statistics.stdev(logs))
+    often = statistics.NormalDist().inv_cdf(1 - 0.05 / needed)  # each of those that are needed
+    return max(judgement.detectable, math.expm1(beyond + often * error))
 
 
 def _median_log(start: Start, clock: Clock) -> float:
@@ -274,7 +306,12 @@ def _asker(label: str, send: Callable[[str], str]) -> Callable[[Answer], Answer]
 
 
 def to_json(start: Start) -> dict[str, Any]:
-    return asdict(start)
+    """Returns the fields of a start; losses that are no numbers, of which JSON has none, as text."""
+    values = asdict(start)
+    for side in SIDES:
+        losses = values[side]["losses"]
+        values[side]["losses"] = [x if math.isfinite(x) else str(x) for x in losses]
+    return values
 
 
 def from_json(values: Mapping[str, Any]) -> Start:
@@ -282,8 +319,8 @@ def from_json(values: Mapping[str, Any]) -> Start:
     start = Start(
         steps_per_block=values["steps_per_block"],
         first=tuple(values["first"]),
-        base=Blocks(**values["base"]),
-        candidate=Blocks(**values["candidate"]),
+        base=_blocks(values["base"]),
+        candidate=_blocks(values["candidate"]),
         about=values["about"],
     )
     counts = {len(start.first), *(len(side) for side in start.pairs("processor"))}
@@ -291,3 +328,7 @@ def from_json(values: Mapping[str, Any]) -> Start:
     if len(counts) != 1:
         raise ValueError("its times are not pairs")
     return start
+
+
+def _blocks(values: Mapping[str, Any]) -> Blocks:
+    return Blocks(**{**values, "losses": [float(loss) for loss in values["losses"]]})

@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 
 from scaling.comparison.verdict import LOOKS, STOP_FASTER, THRESHOLD, looks_upto
 from scaling.recipe_process import RESERVED_OPTIONS
-from unitransformer.cli import Parser, suggest
+from unitransformer.cli import Parser, read_yaml, suggest
 from unitransformer.config import Recipe
 from unitransformer.files import check_writable
 
@@ -17,7 +17,7 @@ MIN_PAIRS = 2 * LOOKS[0]  # a verdict takes two starts
 ClockChoice = Literal["auto", "processor", "gpu", "wall"]
 TRIALS = 60
 # Options of a recipe that a comparison sets itself.
-DECIDED_OPTIONS = {f"--{name}" for name in RESERVED_OPTIONS if name != "config"} | {
+DECIDED_OPTIONS = {f"--{n.replace('_', '-')}" for n in RESERVED_OPTIONS if n != "config"} | {
     "--max-steps",
     "--until-interval",
     "--validate-every",
@@ -171,16 +171,36 @@ def split_recipe(passed_on: Sequence[str]) -> tuple[Recipe, Sequence[str]]:
 
 
 def check_recipe_options(options: Sequence[str], where: str, *, on_one_device: bool = True) -> None:
-    """Raises ValueError for an option that the comparison decides, or that trains on more."""
-    for option, value in itertools.zip_longest(options, options[1:], fillvalue=""):
+    """Raises ValueError for an option that the comparison decides, or that trains on more.
+
+    Files of options are read too.
+    """
+    for option, following in itertools.zip_longest(options, options[1:], fillvalue=""):
         name, _, given = option.partition("=")
+        value = given or following
         if name.replace("_", "-") in DECIDED_OPTIONS:
             raise ValueError(f"{name} {where} is decided by the comparison; leave it out")
-        if on_one_device and name == "--devices" and (given or value) != "1":
+        if on_one_device and name == "--devices" and value != "1":
             raise ValueError(
-                f"devices {where} is {given or value}; a comparison trains on one device: leave it "
-                "out"
+                f"devices {where} is {value}; a comparison trains on one device: leave it out"
             )
+        if name == "--config":
+            in_file = _read_config(value, where)
+            check_recipe_options(in_file, f"in {value} {where}", on_one_device=on_one_device)
+
+
+def _read_config(config: str, where: str) -> list[str]:
+    """Returns the options in a file, or in YAML itself, as they would be typed."""
+    path = Path(config)
+    try:
+        values = read_yaml(path.read_text(encoding="utf-8") if path.is_file() else config)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"config {config} {where}: {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"config {config} {where} is no file of options")
+    if "config" in values:
+        raise ValueError(f"config {config} {where} names another file; give its options instead")
+    return [f"--{name}={value}" for name, value in values.items() if value is not None]
 
 
 def _what_is_compared(given: Any) -> tuple[str, str, str | None]:

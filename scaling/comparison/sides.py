@@ -235,14 +235,13 @@ def _check_packages(folder: Path, label: str) -> None:
 
 
 def _read_arguments(text: str, name: SideName) -> tuple[str, ...]:
-    if kind_of(text) == "config":
-        return ("--config", str(Path(text).resolve()))
     try:
-        arguments = tuple(shlex.split(text))
+        is_config = kind_of(text) == "config"
+        arguments = ("--config", text) if is_config else tuple(shlex.split(text))
     except ValueError as error:
         raise ValueError(f"{name} is {text!r}: {error}") from error
     check_recipe_options(arguments, f"of {name.upper()}")
-    return arguments
+    return ("--config", str(Path(text).resolve())) if is_config else arguments
 
 
 def git(repository: Path, *arguments: str) -> str:

@@ -110,10 +110,26 @@ def test_the_culprit_is_named_with_its_ratio_interval_and_counters(
     assert main(["bisect", "HEAD~15", "HEAD", "--out", "../out"]) == 4
     printed = capsys.readouterr().out
     assert f"Culprit: {_short('HEAD~6')} commit 9" in printed
-    assert f"{_short('HEAD~6')} against {_short('HEAD~7')}: SLOWER, 1.05" in printed
+    assert f"{_short('HEAD~6')} against {_short('HEAD~7')}: SLOWER: 1.05" in printed
     assert "flops grew: 1,000 -> 1,050 (+50, +5.00%) at layer +50" in printed
     assert "14 left, about 4 to measure" in printed
     assert len(sides.measured) == 6
+
+
+def test_a_culprit_that_cannot_be_confirmed_is_still_named(
+    sides: FakeSides, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def compare(pair: dict[str, Side], looks: Any, **how: Any) -> Any:
+        if pair["base"].label != git(Path.cwd(), "rev-parse", "HEAD~15"):
+            raise SideFailed("out of memory")
+        return FakeSides.compare(sides, pair, looks, **how)
+
+    monkeypatch.setattr(bisect_command, "compare_sides", compare)
+    assert main(["bisect", "HEAD~15", "HEAD", "--out", "../out"]) == 4
+    printed = capsys.readouterr().out
+    assert f"Culprit: {_short('HEAD~6')} commit 9" in printed
+    assert f"against {_short('HEAD~7')} cannot be measured: out of memory" in printed
+    assert "This step alone is not certainly slower" in printed
 
 
 def test_the_same_command_goes_on_from_the_stored_pairs(
@@ -158,7 +174,7 @@ def test_a_bad_that_is_as_fast_as_good_is_nothing_to_bisect(
 ) -> None:
     assert main(["bisect", "HEAD~15", "HEAD~7", "--out", "../out"]) == 0
     printed = capsys.readouterr().out
-    assert "Nothing to bisect: BAD is not slower than GOOD; NOT SLOWER, 1.0" in printed
+    assert "Nothing to bisect: BAD is not slower than GOOD; NOT SLOWER: 1.0" in printed
     assert main(["bisect", "HEAD~15", "HEAD~7", "--by", "counters", "--out", "../out"]) == 0
     assert "counters of one step of GOOD and BAD are equal" in capsys.readouterr().out
 
