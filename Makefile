@@ -8,7 +8,7 @@ VENV := .venv$(if $(TORCH),-$(TORCH))
 PINS := constraints.txt $(if $(TORCH),constraints-$(TORCH).txt)
 BIN := $(VENV)/bin
 .DEFAULT_GOAL := help
-.PHONY: help setup run plan-of-run test check bench bench-check counters-check times-check bench-instructions notebooks clean
+.PHONY: help setup run plan-of-run test check bench bench-check counters-check times-check self-test bench-instructions notebooks clean
 
 help: ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -82,6 +82,9 @@ times-check: setup ## step times in pairs against BASE=REVISION (main)
 	@test -n "$(BASE)" || { echo "error: no branch main to compare with; name a revision: make $@ BASE=REVISION" >&2; exit 2; }
 	@first=0; $(foreach recipe,$(RECIPES),$(BIN)/python -m scaling compare $(BASE) . -- $(recipe) $(STEP) $(SHAPE_$(recipe)) || \
 		{ code=$$?; test $$first != 0 || first=$$code; };) exit $$first
+
+self-test: setup ## whether the verdicts on step times hold on this machine, under load (3 minutes)
+	$(BIN)/python -m scaling compare --self-test $(OPTIONS)
 
 bench-instructions: setup ## instructions of a step against their baseline (valgrind, 10 minutes)
 	$(BIN)/python -m pytest tests/benchmarks/test_instructions.py --whole-proof --must-compare $(OPTIONS)

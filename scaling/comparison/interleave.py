@@ -192,20 +192,32 @@ def compare_sides(
         ValueError: a recipe refuses its options, or the side its comparison.
         SideFailed: a side does not train, or no longer.
     """
-    starts, measured = list[Start](), 0
-    for number, look in enumerate(looks):
-        starts.append(run_start(sides, look - measured, seed=seed + number, clock=clock))
-        measured = look
+    starts = list[Start]()
+
+    def judge_more(pairs: int) -> Judgement:
+        starts.append(run_start(sides, pairs, seed=seed + len(starts), clock=clock))
         judgement = judge_starts(starts, clock, threshold=threshold, stop_faster=stop_faster)
+        measured = sum(len(start.first) for start in starts)
         print_line(f"{measured} of at most {looks[-1]} pairs: {judgement.verdict.value}")
-        if judgement.verdict is not Verdict.INCONCLUSIVE or _is_hopeless(judgement):
+        return judgement
+
+    return starts, look_until_decided(judge_more, looks)
+
+
+def look_until_decided(judge_more: Callable[[int], Judgement], looks: Sequence[int]) -> Judgement:
+    """Returns the first judgement that decides, or that no more pairs can change; or the last.
+
+    Args:
+        judge_more: measures so many further pairs, and judges all.
+        looks: numbers of pairs at which they are judged, rising.
+    """
+    measured = 0
+    for look in looks:
+        judgement = judge_more(look - measured)
+        measured = look
+        if judgement.verdict is not Verdict.INCONCLUSIVE or judgement.pairs == 0:
             break
-    return starts, judgement
-
-
-def _is_hopeless(judgement: Judgement) -> bool:
-    """Whether more pairs cannot help."""
-    return judgement.pairs == 0
+    return judgement
 
 
 def run_start(

@@ -78,12 +78,7 @@ def build_compare_parser() -> Parser:
     parser.add_argument(
         "--self-test", action="store_true", help="check the verdicts on this machine, under load"
     )
-    add(
-        "--trials",
-        int,
-        TRIALS,
-        "of the self-test: windows of one series, which overlap; 500 are the long form",
-    )
+    add("--trials", int, TRIALS, "of the self-test; 500 are the long form")
     return parser
 
 
@@ -137,14 +132,17 @@ def check_unused_options(given: Any, recipe_options: Sequence[str]) -> None:
     rest = {
         "BASE": given.base,
         "--package": given.package,
-        "--out": given.out,
         "the recipe after --": " ".join(recipe_options) or None,
     }
     if given.self_test:
         rest |= {"--reread": given.reread, "--plot": given.plot}
+    else:
+        rest |= {"--out": given.out}
     for name, value in rest.items():
         if value is not None:
             raise ValueError(f"{option} does not use {name} ({value}); leave it out")
+    if given.out is not None:
+        check_writable("out", given.out, is_folder=False)
     _check_plot(given.plot)
 
 

@@ -19,6 +19,7 @@ from scaling.peers.record import Comparison, is_comparison, read_comparison
 from scaling.store.outcome import CELLS, CellOutcome, is_outcome, read_outcome
 from scaling.store.required_fields import check_required_fields
 from scaling.store.run import Run
+from scaling.store.self_test import SelfTest, is_self_test, read_self_test
 from unitransformer.checkpoint.names import is_checkpoint_name
 from unitransformer.launch.gc_pause import pause_gc
 from unitransformer.machine.calibration_store import SCHEMA_FIELD
@@ -57,6 +58,7 @@ class Store:
     left_out: tuple[UnusedFile, ...]
     certificates: tuple[Certificate, ...] = ()
     comparisons: tuple[Comparison, ...] = ()  # with peers
+    self_tests: tuple[SelfTest, ...] = ()  # of regression checks
     cells: tuple[Cell, ...] = ()
     own_files: tuple[str, ...] = ()  # names of files that a sweep, a trace or a calibration wrote
 
@@ -67,7 +69,8 @@ class Store:
         return tuple(run for run in self.runs if run.name not in of_cells)
 
 
-_Loaded = Run | Certificate | Comparison | CellOutcome | UnusedFile | None  # None: rows of a report
+# None: rows of a report.
+_Loaded = Run | Certificate | Comparison | SelfTest | CellOutcome | UnusedFile | None
 ROW_FIELDS = {"recipe", "status", "units_per_s", "command"}  # that every `report --json` has
 
 # Of other files of this suite: a sweep, a comparison; a calibration, the shares of a trace.
@@ -90,6 +93,7 @@ def load_store(folders: Sequence[Path], *, relative_to: Path) -> Store:
     runs: list[Run] = []
     certificates: list[Certificate] = []
     comparisons: list[Comparison] = []
+    self_tests: list[SelfTest] = []
     outcomes: dict[str, CellOutcome] = {}
     own: list[UnusedFile] = []
     left_out = [
@@ -113,6 +117,8 @@ def load_store(folders: Sequence[Path], *, relative_to: Path) -> Store:
                 certificates.append(content)
             elif isinstance(content, Comparison):
                 comparisons.append(content)
+            elif isinstance(content, SelfTest):
+                self_tests.append(content)
             else:
                 runs.append(content)
                 like = content.record if content.is_ok else like
@@ -122,6 +128,7 @@ def load_store(folders: Sequence[Path], *, relative_to: Path) -> Store:
         left_out=tuple(sorted([*left_out, *unfinished], key=lambda file: file.name)),
         certificates=tuple(certificates),
         comparisons=tuple(comparisons),
+        self_tests=tuple(self_tests),
         cells=tuple(_cells(outcomes, runs)),
         own_files=tuple(file.name for file in own),
     )
@@ -211,6 +218,8 @@ def _interpret(record: Any, checksums_hold: bool, name: str, like: Record | None
         return read_certificate(record, name)
     if is_comparison(record):
         return read_comparison(record, name)
+    if is_self_test(record):
+        return read_self_test(record, name, checksums_hold=checksums_hold)
     record, config = read_record(record, checksums_hold=checksums_hold)
     if record["status"] == "ok":
         check_required_fields(record, like)
@@ -220,10 +229,12 @@ def _interpret(record: Any, checksums_hold: bool, name: str, like: Record | None
     return run
 
 
-def _identity(content: Run | Certificate | Comparison | CellOutcome) -> Hashable:
+def _identity(content: Run | Certificate | Comparison | SelfTest | CellOutcome) -> Hashable:
     """Equal for equal contents; a record's verified checksums stand for all of it."""
     if isinstance(content, Run):
         return frozenset(content.record[CHECKSUMS].items())
+    if isinstance(content, SelfTest):
+        return frozenset(content.content[CHECKSUMS].items())
     if isinstance(content, CellOutcome):
         return repr(content)
     return hashlib.sha256(json.dumps(content.content, sort_keys=True).encode()).hexdigest()

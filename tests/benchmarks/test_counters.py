@@ -84,7 +84,10 @@ def stored(recipe: str, strategy: str, mode: str = "off") -> Counted:
         counters = load_counters(folder / name)
         return only(counters, NAMES if folder == HERE else OF_ANY_PROCESSOR)
     except FileNotFoundError:
-        raise Inconclusive(f"{folder / name} is gone; restore it, or --update-baseline") from None
+        where = "restore it, or --update-baseline"
+        if not folder.is_relative_to(BASELINES):
+            where = f"the code of {BASE} cannot count it here"
+        raise Inconclusive(f"{folder / name} is missing; {where}") from None
     except KeyError as error:
         raise Inconclusive(f"{folder / name} has no {error}; restore it") from None
     except ValueError as error:
