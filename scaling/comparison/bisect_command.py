@@ -228,8 +228,10 @@ class Measured:
         options = self.options
         arguments = ("--devices", "1", *options.recipe_options)
         if options.package is not None:
-            return open_versions(options.package, names, options.recipe, arguments)
-        return open_revisions(names, options.recipe, arguments)
+            return open_versions(
+                options.package, names, options.recipe, arguments, options.pip_options
+            )
+        return open_revisions(names, options.recipe, arguments, options.pip_options)
 
     def _path(self, kind: str, *names: str, threshold: float | None = None) -> Path:
         options = self.options

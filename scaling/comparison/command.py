@@ -20,6 +20,7 @@ from unitransformer.cli import only_reports
 from unitransformer.machine.host import describe_machine
 from unitransformer.record.units import format_bytes, format_count
 
+
 def run_compare(options: CompareOptions) -> int:
     """Measures or reads both sides, prints the verdict and returns its exit code.
 

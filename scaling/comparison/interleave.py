@@ -318,7 +318,7 @@ def _asker(label: str, send: Callable[[str], str]) -> Callable[[Answer], Answer]
 
 
 def to_json(start: Start) -> dict[str, Any]:
-    """Returns the fields of a start; losses that are no numbers, of which JSON has none, as text."""
+    """Returns the fields of a start. Losses that are no numbers, which JSON lacks, become text."""
     values = asdict(start)
     for side in SIDES:
         losses = values[side]["losses"]

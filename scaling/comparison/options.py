@@ -43,6 +43,7 @@ class CompareOptions:
     out: Path | None
     plot: Path | None
     leaves_changes_out: bool
+    pip_options: tuple[str, ...]  # where packages come from
     command: str
 
 
@@ -64,6 +65,7 @@ def build_compare_parser() -> Parser:
     parser.add_argument("candidate", nargs="?", metavar="CANDIDATE", help="what is judged")
     parser.add_argument("--config", action="config", help="YAML file with any of these options")
     add("--package", str | None, None, "NAME==BASE,CANDIDATE: two versions, installed if need be")
+    add_pip_options(parser)
     add("--threshold", float, THRESHOLD, "slowdown that must not pass; 0.02 is 2 percent")
     add("--stop-faster", float, STOP_FASTER, "speed-up that stops too: the base is stale")
     add("--pairs", int, LOOKS[-1], "most pairs to measure; it stops before, once they decide")
@@ -80,6 +82,22 @@ def build_compare_parser() -> Parser:
     )
     add("--trials", int, TRIALS, "of the self-test; 500 are the long form")
     return parser
+
+
+def add_pip_options(parser: Parser) -> None:
+    """Adds the options that say where pip finds versions; its variables PIP_* count too."""
+    for flag, what in (("--index-url", "index"), ("--find-links", "folder or page of files")):
+        help_text = f"{what} from which pip installs versions that are missing"
+        parser.add_argument(flag, type=str | None, default=None, help=help_text)
+
+
+def read_pip_options(given: Any) -> tuple[str, ...]:
+    """Returns what `add_pip_options` added as options of pip."""
+    files = given.find_links
+    if files is not None and Path(files).exists():
+        files = str(Path(files).resolve())
+    values = {"--index-url": given.index_url, "--find-links": files}
+    return tuple(f"{flag}={value}" for flag, value in values.items() if value is not None)
 
 
 def read_compare_options(
@@ -119,6 +137,7 @@ def read_compare_options(
         out=given.out,
         plot=given.plot,
         leaves_changes_out=given.dirty,
+        pip_options=read_pip_options(given),
         command=f"python -m scaling {shlex.join(arguments)}",
     )
 

@@ -16,9 +16,7 @@ from unitransformer.plots import INK, TITLE, TRAIN, VALIDATION, WIDTH, figure_by
 TITLE_LETTERS = 90  # in a line
 
 
-def write_plot(
-    path: Path, starts: Sequence[Start], judgement: Judgement, *, clock: Clock
-) -> None:
+def write_plot(path: Path, starts: Sequence[Start], judgement: Judgement, *, clock: Clock) -> None:
     """Writes the figure in the format of the file's name; raises OSError."""
     figure, axes = plt.subplots(figsize=(WIDTH, 3.6), layout="constrained")
     ratios = [

@@ -166,9 +166,7 @@ def _start(trial: Window, arm: str, rounds: slice, device: str = "cpu") -> Start
         "candidate": {"device": device, "clock": "processor"},
     }
     first: list[SideName] = ["base"] * len(base.processor_s)
-    return Start(
-        steps_per_block=1, first=tuple(first), base=base, candidate=candidate, about=about
-    )
+    return Start(steps_per_block=1, first=tuple(first), base=base, candidate=candidate, about=about)
 
 
 def _promises(judged: Mapping[str, Sequence[Judgement]]) -> Iterator[dict[str, Any]]:

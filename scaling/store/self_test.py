@@ -65,7 +65,7 @@ class SelfTest:
         """Returns the median time of a step of the base; `clock` is processor or wall."""
         times = [us for trial in self.content[f"{clock}_us"]["base"] for us in trial]
         steps = 1 if clock == "processor" else self.content["steps_per_stored_time"]
-        return statistics.median(times) / 1000 / steps
+        return float(statistics.median(times)) / 1000 / int(steps)
 
     def rule_rows(self) -> list[dict[str, str]]:
         """Returns the cells of a table with a row for each rule, ours first."""

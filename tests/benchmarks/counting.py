@@ -28,8 +28,10 @@ CAPABILITY = torch.backends.cpu.get_cpu_capability().lower()
 PROCESSOR = "avx" if CAPABILITY in ("avx2", "avx512") else CAPABILITY
 HERE = BASELINES / f"torch-{TORCH}-{PROCESSOR}"
 
-COUNT_ALL = ("-m", "pytest", "tests/benchmarks/test_counters.py", "--update-baseline", "-q")
-COUNT_ALL += ("-k", "equal_their_baseline", "-p", "no:cacheprovider")
+COUNT_ALL = [
+    *("-m", "pytest", "tests/benchmarks/test_counters.py", "--update-baseline"),
+    *("-q", "-k", "equal_their_baseline", "-p", "no:cacheprovider"),
+]
 
 Counted = dict[str, dict[str, int]]
 SMALL = {"width": 16, "num_layers": 2, "num_heads": 2, "feedforward_width": 32, "dropout": 0.0}

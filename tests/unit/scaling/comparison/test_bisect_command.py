@@ -35,7 +35,9 @@ class FakeSides:
         self.measured: list[str] = []
 
     @contextlib.contextmanager
-    def open(self, names: Sequence[str], recipe: str, arguments: Sequence[str]) -> Iterator[Any]:
+    def open(
+        self, names: Sequence[str], recipe: str, arguments: Sequence[str], pip_options: object
+    ) -> Iterator[Any]:
         yield [
             Side(
                 label=name,
@@ -236,7 +238,7 @@ def test_stored_versions_hold_for_the_files_that_trained_with_them(
 
     @contextlib.contextmanager
     def open_versions(package: str, names: Sequence[str], *arguments: Any) -> Iterator[Any]:
-        with sides.open(["HEAD"], "gpt", ()) as opened:
+        with sides.open(["HEAD"], "gpt", (), ()) as opened:
             counted.extend(f"{package} {name}" for name in names)
             yield opened * len(names)
 

@@ -78,7 +78,7 @@ class FakeCuda:
     def synchronize(self, gpu: int) -> None:
         self.is_busy = False
 
-    def Event(self, *, enable_timing: bool) -> "FakeEvent":  # noqa: N802
+    def Event(self, *, enable_timing: bool) -> "FakeEvent":
         assert enable_timing
         return FakeEvent(self)
 
