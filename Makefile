@@ -86,7 +86,7 @@ times-check: setup ## step times in pairs against BASE=REVISION (main)
 self-test: setup ## whether the verdicts on step times hold on this machine, under load (3 minutes)
 	$(BIN)/python -m scaling compare --self-test $(OPTIONS)
 
-bench-instructions: setup ## instructions of a step against their baseline (valgrind, 10 minutes)
+bench-instructions: setup ## instructions of a step against their baseline (valgrind, 3 minutes)
 	$(BIN)/python -m pytest tests/benchmarks/test_instructions.py --whole-proof --must-compare $(OPTIONS)
 
 notebooks: setup ## run the notebooks and store their outputs
