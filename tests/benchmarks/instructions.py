@@ -1,6 +1,6 @@
 """Counts the instructions of training steps on a CPU with valgrind's callgrind.
 
-Instructions do not depend on load: repeated counts differ by about 0.01 %. They depend on the
+Instructions do not depend on load: repeated counts differ by 0.01 to 0.11 %. They depend on the
 versions in `conditions`, and on the processor that valgrind emulates.
 """
 
@@ -29,7 +29,8 @@ SHAPES: Mapping[Recipe, Mapping[str, int]] = {
     "gpt": {"num_positions": 16},
     "vit": {},
 }
-TOLERANCE = 0.0005  # of the instructions of a recipe
+# Of the instructions of a recipe. Equal code has differed by 0.11 % (ViT, in malloc and Python).
+TOLERANCE = 0.002
 LIMIT_S = 3600
 MARKS = """
 #include <valgrind/callgrind.h>
