@@ -8,7 +8,7 @@ VENV := .venv$(if $(TORCH),-$(TORCH))
 PINS := constraints.txt $(if $(TORCH),constraints-$(TORCH).txt)
 BIN := $(VENV)/bin
 .DEFAULT_GOAL := help
-.PHONY: help setup run plan-of-run test check bench bench-check counters-check times-check bench-instructions notebooks clean
+.PHONY: help setup run plan-of-run test check bench bench-check counters-check times-check self-test bench-instructions notebooks clean
 
 help: ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -74,8 +74,8 @@ SHAPE_vit = --model.image-size 64 --model.patch-size 16
 
 bench-check: counters-check times-check ## whether these files are slower than BASE=REVISION (main)
 
-counters-check: setup ## counters of a step against their baselines, exactly
-	$(BIN)/python -m pytest tests/benchmarks/test_counters.py --must-compare
+counters-check: setup ## counters of a step against their baselines, or against BASE=REVISION (main) without some
+	$(BIN)/python -m pytest tests/benchmarks/test_counters.py --must-compare $(addprefix --base ,$(BASE))
 
 # Every recipe is compared, whatever the others' verdicts are; the first one that is no pass is the exit code.
 times-check: setup ## step times in pairs against BASE=REVISION (main)
@@ -83,7 +83,10 @@ times-check: setup ## step times in pairs against BASE=REVISION (main)
 	@first=0; $(foreach recipe,$(RECIPES),$(BIN)/python -m scaling compare $(BASE) . -- $(recipe) $(STEP) $(SHAPE_$(recipe)) || \
 		{ code=$$?; test $$first != 0 || first=$$code; };) exit $$first
 
-bench-instructions: setup ## instructions of a step against their baseline (valgrind, 10 minutes)
+self-test: setup ## whether the verdicts on step times hold on this machine, under load (3 minutes)
+	$(BIN)/python -m scaling compare --self-test $(OPTIONS)
+
+bench-instructions: setup ## instructions of a step against their baseline (valgrind, 3 minutes)
 	$(BIN)/python -m pytest tests/benchmarks/test_instructions.py --whole-proof --must-compare $(OPTIONS)
 
 notebooks: setup ## run the notebooks and store their outputs

@@ -9,6 +9,7 @@ the same one continues a sweep or a bisection, and begins a comparison again. An
 import contextlib
 import importlib
 import re
+import shlex
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -126,7 +127,8 @@ def _compare(arguments: Sequence[str], typed: Sequence[str]) -> int:
 
         with _stopped_by_signals():
             if given.self_test:
-                return run_self_test(given.trials)
+                command = f"python -m scaling {shlex.join(typed)}"
+                return run_self_test(given.trials, given.out, command)
             return run_reread(given.reread, given.plot)
     options = read_compare_options(given, recipe_options, typed)
     from scaling.comparison.command import run_compare

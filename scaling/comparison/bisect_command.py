@@ -17,7 +17,6 @@ from scaling.comparison.bisection import (
     Culprit,
     bisect_by_counters,
     bisect_by_time,
-    format_judgement,
 )
 from scaling.comparison.counters import Counters, changed_work, count_side, sum_counters
 from scaling.comparison.history import SHORT, History, list_versions, read_history
@@ -29,7 +28,7 @@ from scaling.comparison.interleave import (
     to_json,
 )
 from scaling.comparison.sides import find_repository, git, open_revisions, open_versions
-from scaling.comparison.verdict import Judgement, Verdict
+from scaling.comparison.verdict import Judgement, Verdict, format_judgement
 from unitransformer.files import write_atomically
 from unitransformer.machine.host import describe_machine
 from unitransformer.record.units import format_count
@@ -96,7 +95,6 @@ def render(culprit: Culprit, history: History, measured: "Measured") -> list[str
     if whole.verdict is not Verdict.SLOWER:
         return [f"Nothing to bisect: BAD is not slower than GOOD; {format_judgement(whole)}."]
     assert culprit.parent is not None
-    assert culprit.judgement is not None
     titles = history.titles
     if len(culprit.suspects) == 1:
         lines = [f"Culprit: {titles[culprit.suspects[0]]}"]
@@ -105,7 +103,10 @@ def render(culprit: Culprit, history: History, measured: "Measured") -> list[str
         lines += [f"  {titles[name]}" for name in culprit.suspects]
     last = titles[culprit.suspects[-1]].split(" ")[0]
     before = titles[culprit.parent].split(" ")[0]
-    lines.append(f"  {last} against {before}: {format_judgement(culprit.judgement)}")
+    if culprit.judgement is None:
+        lines.append(f"  {last} against {before} cannot be measured: {culprit.not_judged}")
+    else:
+        lines.append(f"  {last} against {before}: {format_judgement(culprit.judgement)}")
     if not culprit.is_confirmed:
         lines.append(
             "  This step alone is not certainly slower: the slowdown may be spread over several."
@@ -227,8 +228,10 @@ class Measured:
         options = self.options
         arguments = ("--devices", "1", *options.recipe_options)
         if options.package is not None:
-            return open_versions(options.package, names, options.recipe, arguments)
-        return open_revisions(names, options.recipe, arguments)
+            return open_versions(
+                options.package, names, options.recipe, arguments, options.pip_options
+            )
+        return open_revisions(names, options.recipe, arguments, options.pip_options)
 
     def _path(self, kind: str, *names: str, threshold: float | None = None) -> Path:
         options = self.options

@@ -9,7 +9,9 @@ from typing import Any, Literal
 from scaling.comparison.options import (
     MIN_PAIRS,
     ClockChoice,
+    add_pip_options,
     check_recipe_options,
+    read_pip_options,
     split_recipe,
 )
 from scaling.comparison.verdict import LOOKS, THRESHOLD, looks_upto
@@ -37,6 +39,7 @@ class BisectOptions:
     clock: ClockChoice
     seed: int
     out: Path
+    pip_options: tuple[str, ...]  # where packages come from
     command: str
 
 
@@ -58,6 +61,7 @@ def build_bisect_parser() -> Parser:
     parser.add_argument("bad", nargs="?", metavar="BAD", help="later revision that is slow")
     parser.add_argument("--config", action="config", help="YAML file with any of these options")
     add("--package", str | None, None, "NAME==V1,V2,...: versions instead of revisions, in order")
+    add_pip_options(parser)
     add("--by", Criterion, "time", "counters: operators, FLOPs, bytes and more, without timing")
     add("--threshold", float, THRESHOLD, "slowdown of BAD that is looked for; 0.02 is 2 %")
     add("--pairs", int, 2 * LOOKS[-1], "most pairs for each candidate; undecided ones are skipped")
@@ -106,6 +110,7 @@ def read_bisect_options(
         clock=given.clock,
         seed=given.seed,
         out=given.out,
+        pip_options=read_pip_options(given),
         command=f"python -m scaling {shlex.join(arguments)}",
     )
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from scaling.comparison.history import History
-from scaling.comparison.verdict import Judgement, Verdict
+from scaling.comparison.verdict import Judgement, Verdict, format_judgement
 
 Totals = Mapping[str, object]
 
@@ -83,7 +83,9 @@ class Culprit:
     whole: Judgement  # of BAD against GOOD
     suspects: tuple[str, ...] = ()  # oldest first; one if it was found, none if nothing is slower
     parent: str | None = None  # good, before all suspects
-    judgement: Judgement | None = None  # of the last suspect against `parent`
+    # Of the last suspect against `parent`; None, and a reason, if they cannot be measured together.
+    judgement: Judgement | None = None
+    not_judged: str | None = None
     skipped: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -131,17 +133,21 @@ def bisect_by_time(
         else:
             halving.note_good(name)
     suspects, parent = halving.suspects, halving.last_good
-    if parent == good:
-        judgement = measured[halving.bad]
-    else:
+    confirmed, not_judged = measured.get(halving.bad), None
+    if parent != good:
         print_line(f"{history.titles[halving.bad]} against {history.titles[parent]}:")
-        judgement = measure(parent, halving.bad, threshold)
-        print_line(f"  {format_judgement(judgement)}")
+        try:
+            confirmed = measure(parent, halving.bad, threshold)
+            print_line(f"  {format_judgement(confirmed)}")
+        except CannotMeasure as error:
+            confirmed, not_judged = None, str(error)
+            print_line(f"  cannot be measured: {error}")
     return Culprit(
         whole=whole,
         suspects=tuple(suspects),
         parent=parent,
-        judgement=judgement,
+        judgement=confirmed,
+        not_judged=not_judged,
         skipped=halving.skipped,
     )
 
@@ -188,17 +194,3 @@ def bisect_by_counters(
         known = counted[halving.bad]
         halving.go_on_after(halving.bad)
     return changes, halving.skipped
-
-
-def format_judgement(judgement: Judgement) -> str:
-    """Returns verdict, ratio, interval and pairs in one line."""
-    parts = [judgement.verdict.value]
-    if judgement.ratio is not None:
-        interval = (
-            "" if judgement.low is None else f" ({judgement.low:.3f} to {judgement.high:.3f})"
-        )
-        parts.append(f"{judgement.ratio:.3f} times the step time{interval}")
-    parts.append(f"{judgement.pairs} pairs")
-    if judgement.reason is not None:
-        parts.append(judgement.reason)
-    return ", ".join(parts)

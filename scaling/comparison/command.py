@@ -4,24 +4,21 @@ import datetime
 import math
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from scaling.comparison import record
 from scaling.comparison.interleave import SIDES, Start, compare_sides, judge_starts
 from scaling.comparison.options import CompareOptions
 from scaling.comparison.paired_calls import Clock
 from scaling.comparison.records import CellJudgement, compare_records, worst
-from scaling.comparison.sides import check_kinds, open_sides
-from scaling.comparison.verdict import Judgement
+from scaling.comparison.sides import check_kinds, find_commit, has_changes, open_sides
+from scaling.comparison.verdict import Judgement, format_judgement, format_ratio
+from scaling.store.self_test import read_self_test
 from unitransformer.cli import only_reports
+from unitransformer.machine.host import describe_machine
 from unitransformer.record.units import format_bytes, format_count
-
-CLOCK_NAMES: dict[Clock, str] = {
-    "processor": "processor time",
-    "gpu": "GPU time",
-    "wall": "wall time",
-}
 
 
 def run_compare(options: CompareOptions) -> int:
@@ -61,45 +58,75 @@ def run_compare(options: CompareOptions) -> int:
             "elapsed_s": time.monotonic() - started_s,
         },
     )
+    print("\n".join(render(content["sides"], starts, judgement, clock)), flush=True)
     if options.out is not None:
         record.write(content, options.out)
-    print("\n".join(render(content["sides"], starts, judgement, clock)))
     if options.plot is not None:
         from scaling.comparison.plot import write_plot
 
-        title = headline(judgement, clock)
-        write_plot(options.plot, starts, judgement, clock=clock, title=title)
+        write_plot(options.plot, starts, judgement, clock=clock)
     return judgement.verdict.exit_code
 
 
 def run_reread(path: Path, plot: Path | None) -> int:
-    """Judges the pairs of a record again; raises ValueError if they contradict it."""
+    """Judges the times of a record again; raises ValueError if they contradict it."""
+    from scaling.comparison import self_test
+
+    if (test := self_test.read(path)) is not None:
+        if plot is not None:
+            raise ValueError(f"{path} is the record of a self-test; leave --plot out")
+        print("\n".join(self_test.render(test)))
+        return 1 if test.broken_promises else 0
     read = record.read(path)
     clock: Clock = read.content["clock"]
     print("\n".join(render(read.content["sides"], read.starts, read.judgement, clock)))
     if plot is not None:
         from scaling.comparison.plot import write_plot
 
-        title = headline(read.judgement, clock)
-        write_plot(plot, read.starts, read.judgement, clock=clock, title=title)
+        write_plot(plot, read.starts, read.judgement, clock=clock)
     return read.judgement.verdict.exit_code
 
 
-def run_self_test(trials: int) -> int:
-    """Checks the verdicts under load; returns 0 if every promise holds, otherwise 1."""
+def run_self_test(trials: int, out: Path | None, command: str) -> int:
+    """Checks the verdicts under load; returns 0 if every promise holds, otherwise 1.
+
+    Raises:
+        ValueError: too few trials.
+        RuntimeError: the measured process fails.
+        OSError: the record cannot be written.
+    """
     from scaling.comparison import self_test
 
-    rounds = self_test.count_rounds(trials)
+    self_test.check_trials(trials)
     print(
-        f"measuring {rounds:,} rounds of 4 steps, beside {self_test.BUSY} busy processes: some "
-        f"{rounds / 1000:.0f} to {rounds / 400:.0f} minutes",
+        f"measuring {trials} trials, beside {self_test.BUSY} busy processes: about "
+        f"{math.ceil(trials / 50)} to {math.ceil(trials / 25)} minutes",
         flush=True,
     )
-    series = self_test.measure(rounds)
-    checks = self_test.check_promises(series, trials)
-    rules = self_test.other_rules(series, trials)
-    print("\n".join(self_test.render(series, checks, rules, trials)))
-    return 0 if all(check.holds for check in checks) else 1
+    started, started_s = datetime.datetime.now(datetime.UTC), time.monotonic()
+    times = self_test.measure(trials, print_line=lambda line: print(line, flush=True))
+    about = {
+        "command": command,
+        "started_at": started.isoformat(timespec="seconds"),
+        "elapsed_s": time.monotonic() - started_s,
+        "machine": asdict(describe_machine()),
+        "code": _describe_code(),
+    }
+    content = self_test.describe(times, about)
+    done = read_self_test(content, "self-test", checksums_hold=True)
+    print("\n".join(self_test.render(done)), flush=True)
+    if out is not None:
+        self_test.write(content, out)
+    return 1 if done.broken_promises else 0
+
+
+def _describe_code() -> dict[str, Any]:
+    """Returns the commit of this code and whether it was changed since; None outside a checkout."""
+    here = Path(__file__).parents[2]
+    try:
+        return {"commit": find_commit("HEAD", here), "is_dirty": has_changes(here)}
+    except ValueError:
+        return {"commit": None, "is_dirty": None}
 
 
 def _compare_folders(options: CompareOptions) -> int:
@@ -123,27 +150,8 @@ def _compare_folders(options: CompareOptions) -> int:
 
 
 def _cell_line(cell: CellJudgement) -> str:
-    judgement = cell.judgement
     launches = f"{cell.launches[0]} and {format_count(cell.launches[1], 'launch', 'launches')}"
-    reason = "" if judgement.reason is None else f": {judgement.reason}"
-    interval = f" {_interval(judgement)}," if judgement.ratio is not None else ""
-    return (
-        f"{judgement.verdict.value:13}{cell.label}:{interval} {launches}, {cell.clock} time{reason}"
-    )
-
-
-def headline(judgement: Judgement, clock: Clock) -> str:
-    """Returns the answer in one line."""
-    if judgement.ratio is None:
-        return f"{judgement.verdict.value}: {judgement.reason}"
-    pairs = format_count(judgement.pairs, "pair")
-    return f"{judgement.verdict.value}: {_interval(judgement)}, {pairs}, {CLOCK_NAMES[clock]}"
-
-
-def _interval(judgement: Judgement) -> str:
-    if judgement.low is None or judgement.high is None:
-        return f"{judgement.ratio:.3f}x (no interval)"
-    return f"{judgement.ratio:.3f}x ({judgement.low:.3f} to {judgement.high:.3f}, 99 %)"
+    return f"{cell.label}: {format_judgement(cell.judgement, cell.clock, measured=launches)}"
 
 
 def render(
@@ -153,9 +161,7 @@ def render(
     clock: Clock,
 ) -> list[str]:
     """Returns the lines of a comparison: the answer first."""
-    lines = [headline(judgement, clock)]
-    if judgement.reason is not None and judgement.ratio is not None:
-        lines.append(f"why         {judgement.reason}")
+    lines = [format_judgement(judgement, clock)]
     if judgement.pairs_needed is not None:
         lines.append(
             f"more        about {judgement.pairs_needed:,} pairs would decide: --pairs "
@@ -183,11 +189,9 @@ def _side(side: Mapping[str, Any]) -> str:
 
 def _other_clocks(starts: Sequence[Start], decides: Clock) -> list[str]:
     lines = []
-    for clock, name in CLOCK_NAMES.items():
+    for clock in get_args(Clock):
         if clock != decides and starts[0].base.seconds(clock):
-            judged = judge_starts(starts, clock)
-            shown = "no pairs" if judged.ratio is None else _interval(judged)
-            lines.append(f"{clock:12}{shown}, {name}")
+            lines.append(f"{clock:12}{format_ratio(judge_starts(starts, clock))}, {clock} time")
     return lines
 
 

@@ -1,40 +1,53 @@
 """Makes virtual environments for what is compared, and keeps them in the cache folder.
 
-Each holds only what differs from the environment of this process, and finds the rest there.
+Each holds only what differs from the environment of this process, and finds the rest there. What is
+installed, and from where, is printed before. A build for other devices than the one that is
+installed here, such as a torch for CUDA beside one for CPUs, is refused: it takes gigabytes, and
+its times are not those of the same machine.
 """
 
 import contextlib
 import hashlib
 import importlib.metadata
 import json
+import os
 import re
 import shutil
 import subprocess
 import sys
 import sysconfig
 import venv
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
 
 from filelock import FileLock
 from packaging.requirements import Requirement
 
 from unitransformer.files import cache_folder
+from unitransformer.record.units import format_bytes
 
 PROJECT = "unitransformer"
 CONSTRAINTS = "constraints.txt"
 INSTALL_LIMIT_S = 3600.0
 DONE = ".complete"
+BUILDS = {"cu": "CUDA", "rocm": "ROCm", "xpu": "XPU"}  # by the label of a version
 
 
-def python_with_package(package: str, version: str, constraints: Path) -> Path:
+def python_with_package(
+    package: str, version: str, constraints: Path, pip_options: Sequence[str] = ()
+) -> Path:
     """Returns the interpreter of an environment with this version of a package.
 
     Packages that this version does not suit, or that it pins, follow it: torchvision follows torch.
     The versions of all others are those of the constraints.
 
+    Args:
+        pip_options: say where pip finds packages; its variables, such as PIP_INDEX_URL, do too.
+
     Raises:
-        ValueError: the package is not installed here.
+        ValueError: the package is not installed here, or in a build for other devices.
         RuntimeError: pip cannot install it.
     """
     name = _normal(package)
@@ -47,19 +60,20 @@ def python_with_package(package: str, version: str, constraints: Path) -> Path:
     followers = _unsuited(name, version)
     free = {name, *followers, *_pinned_by(name)}
     kept = [pin for pin in read_pins(constraints) if _normal(pin.partition("==")[0]) not in free]
-    return _environment([f"{name}=={version}", *followers], kept, f"{package} {version}")
+    packages = [f"{name}=={version}", *followers]
+    return _environment(packages, kept, f"{package} {version}", pip_options)
 
 
-def python_for_constraints(constraints: Path, label: str) -> Path:
+def python_for_constraints(constraints: Path, label: str, pip_options: Sequence[str] = ()) -> Path:
     """Returns an interpreter whose packages have the versions that a revision pins.
 
-    Packages that the recipes do not need, such as test tools, do not count. Raises RuntimeError if
-    pip cannot install them.
+    Packages that the recipes do not need, such as test tools, do not count. Raises as
+    `python_with_package` does.
     """
     needed = runtime_packages()
     pins = [pin for pin in read_pins(constraints) if _normal(pin.partition("==")[0]) in needed]
     missing = [pin for pin in pins if not _is_installed(pin)]
-    return Path(sys.executable) if not missing else _environment(missing, pins, label)
+    return Path(sys.executable) if not missing else _environment(missing, pins, label, pip_options)
 
 
 def read_pins(constraints: Path) -> list[str]:
@@ -90,7 +104,11 @@ def _requirements(name: str) -> list[str]:
 
 def _needs(distribution: importlib.metadata.Distribution) -> Iterator[Requirement]:
     """Yields what an installed package needs on this machine without extras."""
-    for line in distribution.requires or ():
+    return _needs_in(distribution.requires or ())
+
+
+def _needs_in(lines: Iterable[str]) -> Iterator[Requirement]:
+    for line in lines:
         need = Requirement(line)
         if need.marker is None or need.marker.evaluate({"extra": ""}):
             yield need
@@ -130,12 +148,16 @@ def _normal(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).strip().lower()
 
 
-def _environment(packages: Sequence[str], pins: Iterable[str], label: str) -> Path:
+def _environment(
+    packages: Sequence[str], pins: Iterable[str], label: str, pip_options: Sequence[str]
+) -> Path:
     """Returns the interpreter of an environment with these packages, made if it is not cached."""
     pins = list(pins)
     here = [sysconfig.get_path("purelib"), sysconfig.get_path("platlib")]
-    key = hashlib.sha256(json.dumps([sys.version, here, packages, pins]).encode()).hexdigest()[:16]
-    folder = cache_folder() / "environments" / key
+    variables = {name: text for name, text in os.environ.items() if name.startswith("PIP_")}
+    parts = [sys.version, here, packages, pins, list(pip_options), variables]
+    digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+    folder = cache_folder() / "environments" / digest[:16]
     python = folder / "bin/python"
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"), _removed_unless_complete(folder):
@@ -147,7 +169,7 @@ def _environment(packages: Sequence[str], pins: Iterable[str], label: str) -> Pa
             inherited.write_text("\n".join(dict.fromkeys(here)) + "\n")
             constraints = folder / CONSTRAINTS
             constraints.write_text("\n".join(pins) + "\n")
-            _install(python, packages, constraints, label)
+            _install(python, [*pip_options, *packages], constraints, label)
             (folder / DONE).touch()
     return python
 
@@ -162,13 +184,71 @@ def _removed_unless_complete(folder: Path) -> Iterator[None]:
 
 
 def _install(python: Path, packages: Sequence[str], constraints: Path, label: str) -> None:
+    """Prints what will be installed, unless it is refused, and installs it."""
+    arguments = ["--no-warn-conflicts", "--constraint", str(constraints), *packages]
+    # The builds of what is named first: pip may have to fetch a package to learn what it needs.
+    for scope in (["--no-deps"], []):
+        report = _pip(python, ["--dry-run", "--report", "-", *scope, *arguments], label)
+        plan = json.loads(report)["install"]
+        _check_builds(plan, label)
+    print(f"{label}: installing {describe_plan(plan)}", flush=True)
+    _pip(python, arguments, label)
+
+
+def _check_builds(plan: Sequence[Mapping[str, Any]], label: str) -> None:
+    """Raises ValueError for a package whose installed build is one for other devices."""
+    for item in plan:
+        new = item["metadata"]
+        try:
+            installed = importlib.metadata.distribution(new["name"])
+        except importlib.metadata.PackageNotFoundError:
+            continue
+        build = build_of(new["version"], new.get("requires_dist", ()))
+        here = build_of(installed.version, installed.requires or ())
+        if build != here:
+            raise ValueError(
+                f"{label}: pip would install a {build} build of {new['name']} {new['version']}, "
+                f"and {installed.version} here is a {here} build; the two are not compared: name "
+                f"an index or a folder with {here} builds, --index-url or --find-links"
+            )
+
+
+def build_of(version: str, needs: Iterable[str]) -> str:
+    """Returns for which devices a version of a package was built: CPU, CUDA, ROCm or XPU.
+
+    Its label says so, as in 2.13.0+cpu. One without a label is for CUDA if it needs packages of it.
+    """
+    if label := re.match("cu(?=[0-9])|rocm|xpu", version.partition("+")[2]):
+        return BUILDS[label[0]]
+    names = {_normal(need.name) for need in _needs_in(needs)}
+    return "CUDA" if any(name.startswith(("nvidia-", "cuda-")) for name in names) else "CPU"
+
+
+def describe_plan(plan: Sequence[Mapping[str, Any]]) -> str:
+    """Returns the packages of a report of pip, with the size of files on disk, and their places."""
+    names, places = [], []
+    for item in plan:
+        url = urlsplit(item["download_info"]["url"])
+        path = Path(unquote(url.path))
+        is_file = url.scheme == "file" and path.is_file()
+        size = f" ({format_bytes(path.stat().st_size)})" if is_file else ""
+        names.append(f"{item['metadata']['name']} {item['metadata']['version']}{size}")
+        places.append(url.hostname or str(path.parent))  # without a password
+    listed = ", ".join(names) or "nothing: all of it is here"
+    return f"{listed} from {' and '.join(dict.fromkeys(places))}" if places else listed
+
+
+def _pip(python: Path, arguments: Sequence[str], label: str) -> str:
+    """Returns what `pip install` prints; raises RuntimeError with its last error."""
     command = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    command += ["--no-warn-conflicts", "--constraint", str(constraints), *packages]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=INSTALL_LIMIT_S)
+        done = subprocess.run(
+            [*command, *arguments], capture_output=True, text=True, timeout=INSTALL_LIMIT_S
+        )
     except subprocess.TimeoutExpired:
         raise RuntimeError(f"{label}: pip has not ended after {INSTALL_LIMIT_S:.0f} s") from None
     if done.returncode:
         errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR: ")]
         lines = errors or done.stderr.strip().splitlines() or ["pip failed without a message"]
         raise RuntimeError(f"{label} cannot be installed: {lines[-1].removeprefix('ERROR: ')}")
+    return done.stdout

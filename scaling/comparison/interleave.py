@@ -19,6 +19,7 @@ from typing import Any, Literal, get_args
 
 from scaling.comparison.paired_calls import Clock
 from scaling.comparison.verdict import (
+    HALF_WIDTH,
     LOOKS,
     STOP_FASTER,
     THRESHOLD,
@@ -118,16 +119,20 @@ def judge_starts(
     base = [seconds for start in starts for seconds in start.pairs(clock)[0]]
     candidate = [seconds for start in starts for seconds in start.pairs(clock)[1]]
     judgement = judge(base, candidate, threshold=threshold, stop_faster=stop_faster)
-    if judgement.verdict is Verdict.INCONCLUSIVE:
+    if judgement.ratio is None:
         return judgement
     logs, beyond = [_median_log(start, clock) for start in starts], math.log1p(threshold) / 2
+    counts = [len(start.first) for start in starts]
+    judgement = replace(judgement, detectable=_detectable(judgement, logs, counts, beyond))
+    if judgement.verdict is Verdict.INCONCLUSIVE:
+        return judgement
     agrees: dict[Verdict, Callable[[float], bool]] = {
         Verdict.SLOWER: lambda log: log > beyond,
         Verdict.NOT_SLOWER: lambda log: log <= beyond,
         Verdict.FASTER: lambda log: log < 0,
     }
     agreeing = sum(map(agrees[judgement.verdict], logs))
-    if agreeing < 2 or 2 * agreeing <= len(logs):
+    if agreeing < _needed(len(logs)):
         ratios = ", ".join(f"{math.exp(log):.3f}" for log in logs)
         disagree = f"the starts do not agree, their ratios are {ratios}"
         return replace(
@@ -137,6 +142,33 @@ def judge_starts(
             pairs_needed=max(2 * LOOKS[0], 2 * judgement.pairs),  # fewer make one start
         )
     return judgement
+
+
+def _needed(starts: int) -> int:
+    """Returns how many starts have to agree: two, and more than half."""
+    return max(2, starts // 2 + 1)
+
+
+def _detectable(
+    judgement: Judgement, logs: Sequence[float], counts: Sequence[int], beyond: float
+) -> float | None:
+    """Returns the slowdown that all pairs find, and that enough starts agree on, 95 % of the time.
+
+    Args:
+        logs: median log-ratio of each start, whose scatter counts if it exceeds that of pairs.
+        counts: pairs of each start.
+        beyond: log-ratio above which a start agrees.
+    """
+    needed = _needed(len(logs))
+    if judgement.detectable is None or len(logs) < needed:
+        return None
+    assert judgement.low is not None
+    assert judgement.high is not None
+    error = math.log(judgement.high / judgement.low) / 2 / HALF_WIDTH
+    fewest = sorted(counts)[-needed]  # the pairs of the smallest start that has to agree
+    error = max(error * math.sqrt(judgement.pairs / fewest), statistics.stdev(logs))
+    often = statistics.NormalDist().inv_cdf(1 - 0.05 / needed)  # each of those that are needed
+    return max(judgement.detectable, math.expm1(beyond + often * error))
 
 
 def _median_log(start: Start, clock: Clock) -> float:
@@ -160,20 +192,32 @@ def compare_sides(
         ValueError: a recipe refuses its options, or the side its comparison.
         SideFailed: a side does not train, or no longer.
     """
-    starts, measured = list[Start](), 0
-    for number, look in enumerate(looks):
-        starts.append(run_start(sides, look - measured, seed=seed + number, clock=clock))
-        measured = look
+    starts = list[Start]()
+
+    def judge_more(pairs: int) -> Judgement:
+        starts.append(run_start(sides, pairs, seed=seed + len(starts), clock=clock))
         judgement = judge_starts(starts, clock, threshold=threshold, stop_faster=stop_faster)
+        measured = sum(len(start.first) for start in starts)
         print_line(f"{measured} of at most {looks[-1]} pairs: {judgement.verdict.value}")
-        if judgement.verdict is not Verdict.INCONCLUSIVE or _is_hopeless(judgement):
+        return judgement
+
+    return starts, look_until_decided(judge_more, looks)
+
+
+def look_until_decided(judge_more: Callable[[int], Judgement], looks: Sequence[int]) -> Judgement:
+    """Returns the first judgement that decides, or that no more pairs can change; or the last.
+
+    Args:
+        judge_more: measures so many further pairs, and judges all.
+        looks: numbers of pairs at which they are judged, rising.
+    """
+    measured = 0
+    for look in looks:
+        judgement = judge_more(look - measured)
+        measured = look
+        if judgement.verdict is not Verdict.INCONCLUSIVE or judgement.pairs == 0:
             break
-    return starts, judgement
-
-
-def _is_hopeless(judgement: Judgement) -> bool:
-    """Whether more pairs cannot help."""
-    return judgement.pairs == 0
+    return judgement
 
 
 def run_start(
@@ -274,7 +318,12 @@ def _asker(label: str, send: Callable[[str], str]) -> Callable[[Answer], Answer]
 
 
 def to_json(start: Start) -> dict[str, Any]:
-    return asdict(start)
+    """Returns the fields of a start. Losses that are no numbers, which JSON lacks, become text."""
+    values = asdict(start)
+    for side in SIDES:
+        losses = values[side]["losses"]
+        values[side]["losses"] = [x if math.isfinite(x) else str(x) for x in losses]
+    return values
 
 
 def from_json(values: Mapping[str, Any]) -> Start:
@@ -282,8 +331,8 @@ def from_json(values: Mapping[str, Any]) -> Start:
     start = Start(
         steps_per_block=values["steps_per_block"],
         first=tuple(values["first"]),
-        base=Blocks(**values["base"]),
-        candidate=Blocks(**values["candidate"]),
+        base=_blocks(values["base"]),
+        candidate=_blocks(values["candidate"]),
         about=values["about"],
     )
     counts = {len(start.first), *(len(side) for side in start.pairs("processor"))}
@@ -291,3 +340,7 @@ def from_json(values: Mapping[str, Any]) -> Start:
     if len(counts) != 1:
         raise ValueError("its times are not pairs")
     return start
+
+
+def _blocks(values: Mapping[str, Any]) -> Blocks:
+    return Blocks(**{**values, "losses": [float(loss) for loss in values["losses"]]})

@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 
 from scaling.comparison.verdict import LOOKS, STOP_FASTER, THRESHOLD, looks_upto
 from scaling.recipe_process import RESERVED_OPTIONS
-from unitransformer.cli import Parser, suggest
+from unitransformer.cli import Parser, read_yaml, suggest
 from unitransformer.config import Recipe
 from unitransformer.files import check_writable
 
@@ -17,7 +17,7 @@ MIN_PAIRS = 2 * LOOKS[0]  # a verdict takes two starts
 ClockChoice = Literal["auto", "processor", "gpu", "wall"]
 TRIALS = 60
 # Options of a recipe that a comparison sets itself.
-DECIDED_OPTIONS = {f"--{name}" for name in RESERVED_OPTIONS if name != "config"} | {
+DECIDED_OPTIONS = {f"--{n.replace('_', '-')}" for n in RESERVED_OPTIONS if n != "config"} | {
     "--max-steps",
     "--until-interval",
     "--validate-every",
@@ -43,6 +43,7 @@ class CompareOptions:
     out: Path | None
     plot: Path | None
     leaves_changes_out: bool
+    pip_options: tuple[str, ...]  # where packages come from
     command: str
 
 
@@ -64,6 +65,7 @@ def build_compare_parser() -> Parser:
     parser.add_argument("candidate", nargs="?", metavar="CANDIDATE", help="what is judged")
     parser.add_argument("--config", action="config", help="YAML file with any of these options")
     add("--package", str | None, None, "NAME==BASE,CANDIDATE: two versions, installed if need be")
+    add_pip_options(parser)
     add("--threshold", float, THRESHOLD, "slowdown that must not pass; 0.02 is 2 percent")
     add("--stop-faster", float, STOP_FASTER, "speed-up that stops too: the base is stale")
     add("--pairs", int, LOOKS[-1], "most pairs to measure; it stops before, once they decide")
@@ -78,13 +80,24 @@ def build_compare_parser() -> Parser:
     parser.add_argument(
         "--self-test", action="store_true", help="check the verdicts on this machine, under load"
     )
-    add(
-        "--trials",
-        int,
-        TRIALS,
-        "of the self-test: windows of one series, which overlap; 500 are the long form",
-    )
+    add("--trials", int, TRIALS, "of the self-test; 500 are the long form")
     return parser
+
+
+def add_pip_options(parser: Parser) -> None:
+    """Adds the options that say where pip finds versions; its variables PIP_* count too."""
+    for flag, what in (("--index-url", "index"), ("--find-links", "folder or page of files")):
+        help_text = f"{what} from which pip installs versions that are missing"
+        parser.add_argument(flag, type=str | None, default=None, help=help_text)
+
+
+def read_pip_options(given: Any) -> tuple[str, ...]:
+    """Returns what `add_pip_options` added as options of pip."""
+    files = given.find_links
+    if files is not None and Path(files).exists():
+        files = str(Path(files).resolve())
+    values = {"--index-url": given.index_url, "--find-links": files}
+    return tuple(f"{flag}={value}" for flag, value in values.items() if value is not None)
 
 
 def read_compare_options(
@@ -124,6 +137,7 @@ def read_compare_options(
         out=given.out,
         plot=given.plot,
         leaves_changes_out=given.dirty,
+        pip_options=read_pip_options(given),
         command=f"python -m scaling {shlex.join(arguments)}",
     )
 
@@ -137,14 +151,17 @@ def check_unused_options(given: Any, recipe_options: Sequence[str]) -> None:
     rest = {
         "BASE": given.base,
         "--package": given.package,
-        "--out": given.out,
         "the recipe after --": " ".join(recipe_options) or None,
     }
     if given.self_test:
         rest |= {"--reread": given.reread, "--plot": given.plot}
+    else:
+        rest |= {"--out": given.out}
     for name, value in rest.items():
         if value is not None:
             raise ValueError(f"{option} does not use {name} ({value}); leave it out")
+    if given.out is not None:
+        check_writable("out", given.out, is_folder=False)
     _check_plot(given.plot)
 
 
@@ -171,16 +188,36 @@ def split_recipe(passed_on: Sequence[str]) -> tuple[Recipe, Sequence[str]]:
 
 
 def check_recipe_options(options: Sequence[str], where: str, *, on_one_device: bool = True) -> None:
-    """Raises ValueError for an option that the comparison decides, or that trains on more."""
-    for option, value in itertools.zip_longest(options, options[1:], fillvalue=""):
+    """Raises ValueError for an option that the comparison decides, or that trains on more.
+
+    Files of options are read too.
+    """
+    for option, following in itertools.zip_longest(options, options[1:], fillvalue=""):
         name, _, given = option.partition("=")
+        value = given or following
         if name.replace("_", "-") in DECIDED_OPTIONS:
             raise ValueError(f"{name} {where} is decided by the comparison; leave it out")
-        if on_one_device and name == "--devices" and (given or value) != "1":
+        if on_one_device and name == "--devices" and value != "1":
             raise ValueError(
-                f"devices {where} is {given or value}; a comparison trains on one device: leave it "
-                "out"
+                f"devices {where} is {value}; a comparison trains on one device: leave it out"
             )
+        if name == "--config":
+            in_file = _read_config(value, where)
+            check_recipe_options(in_file, f"in {value} {where}", on_one_device=on_one_device)
+
+
+def _read_config(config: str, where: str) -> list[str]:
+    """Returns the options in a file, or in YAML itself, as they would be typed."""
+    path = Path(config)
+    try:
+        values = read_yaml(path.read_text(encoding="utf-8") if path.is_file() else config)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"config {config} {where}: {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"config {config} {where} is no file of options")
+    if "config" in values:
+        raise ValueError(f"config {config} {where} names another file; give its options instead")
+    return [f"--{name}={value}" for name, value in values.items() if value is not None]
 
 
 def _what_is_compared(given: Any) -> tuple[str, str, str | None]:

@@ -27,7 +27,8 @@ class PairedCalls:
     Args:
         clock: "processor" counts the time of all threads of this process, whatever else runs on the
             machine; "gpu" is the time between two events of the current stream; "wall" is elapsed
-            time. None: "gpu" if torch uses CUDA after the warm-up, otherwise "processor".
+            time. None: "gpu" if the functions used a GPU while they warmed up, otherwise
+            "processor".
 
     Raises:
         ValueError: an unknown clock, no GPU for "gpu", or functions that mostly wait, which the
@@ -43,11 +44,14 @@ class PairedCalls:
             raise ValueError(f"clock is {clock!r}; choose one of {', '.join(get_args(Clock))}")
         self._calls = (base, candidate)
         self._order = random.Random(SEED)
+        uses_gpu = False
         for call in self._calls:
+            before = _gpu_allocations()
             _warm_up(call)
-        self.clock: Clock = clock or ("gpu" if _uses_cuda() else "processor")
+            uses_gpu |= _gpu_is_busy() or _gpu_allocations() != before
+        self.clock: Clock = clock or ("gpu" if uses_gpu else "processor")
         self._time = {"processor": _processor_s, "gpu": _gpu_s, "wall": _wall_s}[self.clock]
-        if self.clock == "gpu" and not _uses_cuda():
+        if self.clock == "gpu" and not _gpus()[1]:
             raise ValueError("clock is 'gpu', but neither function has used a GPU through torch")
         self.calls_per_block = max(map(self._count_calls, self._calls))
 
@@ -83,9 +87,26 @@ def _warm_up(call: Call) -> None:
         call()
 
 
-def _uses_cuda() -> bool:
+def _gpus() -> Any:
+    """Returns torch's module `cuda`, and the GPUs; none if it has not used any yet."""
     torch = sys.modules.get("torch")
-    return torch is not None and bool(torch.cuda.is_initialized())
+    if torch is None or not torch.cuda.is_initialized():
+        return None, ()
+    return torch.cuda, range(torch.cuda.device_count())
+
+
+def _gpu_allocations() -> list[int]:
+    """Waits for each GPU and returns how often torch has allocated memory on it."""
+    cuda, gpus = _gpus()
+    for gpu in gpus:
+        cuda.synchronize(gpu)
+    return [cuda.memory_stats(gpu).get("allocation.all.allocated", 0) for gpu in gpus]
+
+
+def _gpu_is_busy() -> bool:
+    """Whether a GPU still works: calls return before their kernels end."""
+    cuda, gpus = _gpus()
+    return any(not cuda.current_stream(gpu).query() for gpu in gpus)
 
 
 def _processor_s(call: Call, count: int) -> float:

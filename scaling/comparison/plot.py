@@ -1,6 +1,7 @@
 """Draws the pairs of a comparison: each ratio, in order, and the interval of their median."""
 
 import itertools
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -8,14 +9,14 @@ from matplotlib import pyplot as plt
 
 from scaling.comparison.interleave import Start
 from scaling.comparison.paired_calls import Clock
-from scaling.comparison.verdict import Judgement
+from scaling.comparison.verdict import Judgement, format_judgement
 from unitransformer.files import write_atomically
 from unitransformer.plots import INK, TITLE, TRAIN, VALIDATION, WIDTH, figure_bytes
 
+TITLE_LETTERS = 90  # in a line
 
-def write_plot(
-    path: Path, starts: Sequence[Start], judgement: Judgement, *, clock: Clock, title: str
-) -> None:
+
+def write_plot(path: Path, starts: Sequence[Start], judgement: Judgement, *, clock: Clock) -> None:
     """Writes the figure in the format of the file's name; raises OSError."""
     figure, axes = plt.subplots(figsize=(WIDTH, 3.6), layout="constrained")
     ratios = [
@@ -33,5 +34,6 @@ def write_plot(
     for end in list(itertools.accumulate(len(start.first) for start in starts))[:-1]:
         axes.axvline(end + 0.5, color=INK, linestyle=":", linewidth=1)  # both started again
     axes.set(xlabel="pair, in the order measured", ylabel=f"candidate over base, {clock} time")
-    axes.set_title(title.replace("$", r"\$"), loc="left", fontsize=TITLE, color=INK)
+    title = textwrap.fill(format_judgement(judgement, clock).replace("$", r"\$"), TITLE_LETTERS)
+    axes.set_title(title, loc="left", fontsize=TITLE, color=INK)
     write_atomically(path, figure_bytes(figure, "svg" if path.suffix == ".svg" else "png"))

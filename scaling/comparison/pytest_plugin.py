@@ -14,7 +14,7 @@ exit code of pytest is 6, unless another test failed (1).
 """
 
 from collections.abc import Generator
-from typing import Protocol, cast
+from typing import cast
 
 import pytest
 from tabulate import tabulate
@@ -26,6 +26,7 @@ from scaling.comparison.verdict import (
     THRESHOLD,
     Judgement,
     Verdict,
+    format_judgement,
     judge,
     judge_until_decided,
     looks_upto,
@@ -43,8 +44,15 @@ class Inconclusive(Exception):
     """A test has no verdict; the message says why, in one line."""
 
 
-class PairedBenchmark(Protocol):
-    """Compares two functions, without arguments, that do the same work."""
+class PairedBenchmark:
+    """Compares two functions, without arguments, that do the same work.
+
+    Args:
+        properties: of the test, to which the results are added.
+    """
+
+    def __init__(self, properties: list[tuple[str, object]]) -> None:
+        self._properties = properties
 
     def __call__(
         self,
@@ -65,22 +73,6 @@ class PairedBenchmark(Protocol):
                 least 10 ms.
             clock: see `PairedCalls`.
         """
-
-
-@pytest.fixture
-def paired_benchmark(request: pytest.FixtureRequest) -> PairedBenchmark:
-    """Compares two functions in pairs; fails if the second is slower than the first."""
-    rows = request.node.user_properties
-
-    def compare(
-        base: Call,
-        candidate: Call,
-        *,
-        threshold: float = THRESHOLD,
-        stop_faster: float = STOP_FASTER,
-        pairs: int = LOOKS[-1],
-        clock: Clock | None = None,
-    ) -> Judgement:
         __tracebackhide__ = True
         if type(pairs) is not int or pairs < 1:
             raise ValueError(f"pairs is {pairs!r}; give a number, such as {LOOKS[-1]}")
@@ -89,46 +81,38 @@ def paired_benchmark(request: pytest.FixtureRequest) -> PairedBenchmark:
         judgement = judge_until_decided(
             calls.measure, looks=looks_upto(pairs), threshold=threshold, stop_faster=stop_faster
         )
-        rows.append((FIXTURE, _row(judgement, calls.clock)))
-        message = describe(judgement, threshold)
+        result = format_judgement(judgement, calls.clock)
+        self._properties.append((FIXTURE, {"result": result, "finds": _finds(judgement)}))
         if judgement.verdict is Verdict.INCONCLUSIVE:
-            raise Inconclusive(message)
+            raise Inconclusive(result + _hint(judgement, threshold))
         if judgement.verdict is not Verdict.NOT_SLOWER:
-            pytest.fail(message, pytrace=False)
+            pytest.fail(result + _hint(judgement, threshold), pytrace=False)
         return judgement
 
-    return compare
+
+@pytest.fixture
+def paired_benchmark(request: pytest.FixtureRequest) -> PairedBenchmark:
+    """Compares two functions in pairs; fails if the second is slower than the first."""
+    return PairedBenchmark(request.node.user_properties)
 
 
-def describe(judgement: Judgement, threshold: float) -> str:
-    """Returns the verdict in one line, with what to do about it."""
-    change = "" if judgement.ratio is None else f" ({judgement.ratio - 1:+.1%})"
+def _hint(judgement: Judgement, threshold: float) -> str:
+    """Returns what to do about a verdict."""
     match judgement.verdict:
         case Verdict.SLOWER:
-            hint = f"; a slowdown of {threshold:.1%} must not pass"
+            return f"; a slowdown of {threshold:.1%} must not pass"
         case Verdict.FASTER:
-            hint = (
-                ", so the base is stale: a later slowdown of as much would pass. "
+            return (
+                "; the base is stale: a later slowdown of as much would pass. "
                 "Make the candidate the new base"
             )
-        case Verdict.INCONCLUSIVE:
+        case _:
             needed = judgement.pairs_needed
-            hint = f": {judgement.reason}" + (f"; give about {needed} pairs" if needed else "")
-        case Verdict.NOT_SLOWER:
-            hint = ""
-    return f"{judgement.verdict.value}{change}{hint}"
+            return f"; give about {needed} pairs" if needed else ""
 
 
-def _row(judgement: Judgement, clock: Clock) -> Row:
-    has_interval = judgement.low is not None
-    return {
-        "ratio": "" if judgement.ratio is None else f"{judgement.ratio:.4f}",
-        "99 % interval": f"{judgement.low:.4f} to {judgement.high:.4f}" if has_interval else "",
-        "pairs": judgement.pairs,
-        "detects": "" if judgement.detectable is None else f"{judgement.detectable:.1%}",
-        "clock": clock,
-        "verdict": judgement.verdict.value,
-    }
+def _finds(judgement: Judgement) -> str:
+    return "" if judgement.detectable is None else f"slowdowns from {judgement.detectable:.1%}"
 
 
 def pytest_configure(config: pytest.Config) -> None:

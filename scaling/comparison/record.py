@@ -1,7 +1,6 @@
 """The record of a comparison: all pairs, from which its verdict is computed again."""
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,9 +19,10 @@ from scaling.comparison.paired_calls import Clock
 from scaling.comparison.verdict import Judgement
 from unitransformer.files import write_atomically
 from unitransformer.machine.host import describe_machine
-from unitransformer.record.fields import NUMBER, check_fields
+from unitransformer.record.fields import NUMBER, agree, check_fields
 
 SCHEMA, KIND = 1, "paired-steps"
+EVIDENCE = ("verdict", "ratio", "low", "high", "pairs")  # of a judgement, which its pairs imply
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,13 +126,8 @@ def read(path: Path) -> ComparisonRecord:
     except (LookupError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(f"{path} is damaged: {error}") from error
     stored = content["judgement"]
-    for name, value in judgement_to_json(judgement).items():
-        if not _agree(stored.get(name), value):
-            raise ValueError(f"{path}: {name} is {stored.get(name)}, its pairs say {value}")
+    derived = judgement_to_json(judgement)
+    for name in EVIDENCE:
+        if not agree(stored.get(name), derived[name]):
+            raise ValueError(f"{path}: {name} is {stored.get(name)}, its pairs say {derived[name]}")
     return ComparisonRecord(content=content, starts=starts, judgement=judgement)
-
-
-def _agree(stored: Any, value: Any) -> bool:
-    if isinstance(value, float) and isinstance(stored, float):
-        return math.isclose(stored, value, rel_tol=1e-9)
-    return bool(stored == value)

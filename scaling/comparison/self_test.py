@@ -1,25 +1,32 @@
 """Checks the verdicts where they matter: on this machine, beside busy processes.
 
-One long series of rounds is measured, each with a step of the base, an equal one, and ones with 2 %
-and 5 % more work. A trial is a window of it. The same windows show what the rules of other tools
-say, which compare a stored time with a new one.
+Each round times a step of the base, an equal one, and ones with 2 % and 5 % more work. A trial is
+a stretch of rounds that no other trial uses. It is judged as `compare` judges its starts. Nothing
+is drawn twice, and no time is made up but where a promise is about a machine that changes. The same
+times show what the rules of other tools say, which compare a stored time with a new one.
 """
 
 import contextlib
 import json
 import math
 import os
+import random
 import statistics
 import subprocess
 import sys
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tabulate import tabulate
 
-from scaling.comparison.interleave import Blocks, SideName, Start, judge_starts
+from scaling.comparison.interleave import (
+    Blocks,
+    SideName,
+    Start,
+    judge_starts,
+    look_until_decided,
+)
 from scaling.comparison.records import judge_launches
 from scaling.comparison.verdict import (
     LOOKS,
@@ -28,64 +35,74 @@ from scaling.comparison.verdict import (
     Judgement,
     Verdict,
     judge,
-    judge_until_decided,
 )
-from scaling.comparison.work import TURNS
+from scaling.comparison.work import PRODUCTS, SIZE, TURNS
+from scaling.store.self_test import KIND, SCHEMA, SelfTest, read_self_test
+from unitransformer.files import write_atomically
 from unitransformer.launch.process_tree import die_with_parent, end_process
 from unitransformer.launch.subprocess_module import open_command
+from unitransformer.record.checksums import add_checksums, parse_json, to_text
+from unitransformer.record.fields import agree
 from unitransformer.stats.comparisons import describe_launch, split_variance
 
 BUSY = 2  # processes beside the measured one
-ROUNDS_PER_TRIAL = 20
-SEED = 0
+TRIALS_PER_PROCESS = 20  # each process measures other trials
 STORED = 40  # samples of a stored baseline, and as many new ones
+STEPS_PER_STORED = LOOKS[-1] // STORED  # both rules see the same steps
+LAUNCHES = 4  # in each of two folders of records, made of as many trials
+TOO_FEW = 49  # pairs
 DRIFT = 1.2
-LIMIT_S = 4 * 60 * 60
+LIMIT_S = 60 * 60  # of one process
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
-Window = Mapping[str, list[float]]  # seconds by arm
-Series = Mapping[str, Window]  # by clock
+OURS = "ours: pairs in random order, median log-ratio"
+Window = Mapping[str, Sequence[float]]  # microseconds by arm
+Times = Mapping[str, Mapping[str, Sequence[Sequence[float]]]]  # by clock, arm and trial
+Results = Mapping[str, list[dict[str, Any]]]  # promises and rules, as a record holds them
 
 
-@dataclass(frozen=True, kw_only=True)
-class Check:
-    """One promise: how many of the trials had to end as they should, and how many did."""
-
-    name: str
-    clock: str
-    kept: int
-    trials: int
-    least: int
-    pairs: float | None  # on average, until the verdict
-
-    @property
-    def holds(self) -> bool:
-        return self.kept >= self.least
-
-
-def count_rounds(trials: int) -> int:
-    """Returns the rounds that so many trials take; raises ValueError for too few trials."""
+def check_trials(trials: int) -> None:
+    """Raises ValueError for too few trials."""
     if trials < 20:
         raise ValueError(f"trials is {trials}; fewer than 20 prove nothing")
-    return max(ROUNDS_PER_TRIAL * trials, 2 * LOOKS[-1])
 
 
-def measure(rounds: int) -> Series:
-    """Returns the series of a process of its own, which uses one thread, beside busy ones.
+def measure(trials: int, *, print_line: Callable[[str], None]) -> Times:
+    """Returns the times of so many trials, measured with one thread beside busy processes.
 
-    Raises RuntimeError if it fails, or takes longer than `LIMIT_S`.
+    The clock `processor` has each step of a trial, `wall` sums of `STEPS_PER_STORED` of them.
+    Raises RuntimeError if a process fails, or takes longer than `LIMIT_S`.
     """
-    command = [sys.executable, "-m", "scaling.comparison.work", str(rounds), str(SEED)]
-    root = str(Path(__file__).parents[2])
-    with (
-        _busy_processes(),
-        open_command(
-            "scaling.comparison.work",
-            command,
-            limit_s=LIMIT_S,
-            variables={**ONE_THREAD, "PYTHONPATH": root},
-        ) as ask,
-    ):
-        series: Series = json.loads(ask(""))
+    times = {clock: {arm: list[list[float]]() for arm in PRODUCTS} for clock in CLOCKS}
+    with _busy_processes():
+        for begin in range(0, trials, TRIALS_PER_PROCESS):
+            count = min(TRIALS_PER_PROCESS, trials - begin)
+            series = _run_work(LOOKS[-1] * count, seed=begin)
+            for clock, steps in CLOCKS.items():
+                for arm, seconds in series[clock].items():
+                    us = [1e6 * math.fsum(seconds[i : i + steps]) for i in _places(seconds, steps)]
+                    length = len(us) // count
+                    times[clock][arm] += [
+                        [round(value, 1) for value in us[i : i + length]]
+                        for i in _places(us, length)
+                    ]
+            print_line(f"{begin + count} of {trials} trials measured")
+    return times
+
+
+CLOCKS = {"processor": 1, "wall": STEPS_PER_STORED}  # steps of each time that is kept
+
+
+def _places(values: Sequence[float], step: int) -> range:
+    return range(0, len(values), step)
+
+
+def _run_work(rounds: int, *, seed: int) -> Mapping[str, Window]:
+    command = [sys.executable, "-m", "scaling.comparison.work", str(rounds), str(seed)]
+    variables = {**ONE_THREAD, "PYTHONPATH": str(Path(__file__).parents[2])}
+    with open_command(
+        "scaling.comparison.work", command, limit_s=LIMIT_S, variables=variables
+    ) as ask:
+        series: Mapping[str, Window] = json.loads(ask(""))
     return series
 
 
@@ -103,107 +120,158 @@ def _busy_processes() -> Iterator[None]:
             end_process(process)
 
 
-def windows(taken: Window, trials: int, length: int = LOOKS[-1]) -> Iterator[Window]:
-    """Yields that many windows of the rounds, evenly spaced; neighbors overlap."""
-    rounds = len(taken["base"])
-    for number in range(trials):
-        start = number * (rounds - length) // max(1, trials - 1)
-        yield {arm: seconds[start : start + length] for arm, seconds in taken.items()}
-
-
-def check_promises(series: Series, trials: int) -> list[Check]:
-    """Judges every window in every way that is promised."""
-    checks = []
-    for clock, taken in series.items():
-        for arm, name, share in (
-            ("equal", "equal steps raise no alarm", None),
-            ("5 %", "5 % more work is called slower", 0.98),
-            ("2 %", "2 % more work is called slower", 0.90),
-        ):
-            if clock == "wall" and arm != "equal":
-                share = 0.0  # shown, not promised
-            judged = [_judge_window(window, arm) for window in windows(taken, trials)]
-            found = Counter(judgement.verdict for judgement in judged)
-            alarms = found[Verdict.SLOWER] + found[Verdict.FASTER]
-            checks.append(
-                Check(
-                    name=name,
-                    clock=clock,
-                    kept=trials - alarms if arm == "equal" else found[Verdict.SLOWER],
-                    trials=trials,
-                    least=trials - math.ceil(trials / 500)
-                    if share is None
-                    else math.ceil(share * trials),
-                    pairs=statistics.fmean(judgement.pairs for judgement in judged),
-                )
-            )
-    refusals: dict[str, Callable[[Window], Judgement]] = {
-        "49 pairs are inconclusive": _with_too_few,
-        "a ratio that drifts by 20 % is inconclusive": _with_drifting_ratio,
-        "a machine that drifts by 20 % between stored launches is inconclusive": _with_drift,
-        "another device is inconclusive": _with_other_device,
+def derive(times: Times) -> Results:
+    """Judges every trial in every way that is promised, and by every rule."""
+    arms = ("equal", "2 %", "5 %")
+    trials = _trials(times)
+    judged = {arm: [judge_trial(trial, arm) for trial in trials] for arm in arms}
+    return {
+        "promises": [*_promises(judged), *_refusals(trials)],
+        "rules": [
+            {
+                "name": OURS,
+                "false_alarms": _count(judged["equal"], Verdict.SLOWER, Verdict.FASTER),
+                "found_2_percent": _count(judged["2 %"], Verdict.SLOWER),
+                "found_5_percent": _count(judged["5 %"], Verdict.SLOWER),
+                "inconclusive": sum(_count(judged[arm], Verdict.INCONCLUSIVE) for arm in arms),
+            },
+            *_other_rules(times["wall"]),
+        ],
     }
-    for name, judge_window in refusals.items():
-        judged = [judge_window(window) for window in windows(series["processor"], trials)]
-        kept = sum(judgement.verdict is Verdict.INCONCLUSIVE for judgement in judged)
-        checks.append(
-            Check(name=name, clock="processor", kept=kept, trials=trials, least=trials, pairs=None)
-        )
-    return checks
 
 
-def _judge_window(window: Window, arm: str) -> Judgement:
-    base, candidate = iter(window["base"]), iter(window[arm])
-
-    def measure_more(count: int) -> tuple[list[float], list[float]]:
-        pairs = [(next(base), next(candidate)) for _ in range(count)]
-        return [pair[0] for pair in pairs], [pair[1] for pair in pairs]
-
-    return judge_until_decided(measure_more)
+def _trials(times: Times) -> list[Window]:
+    arms = times["processor"]
+    return [dict(zip(arms, trial, strict=True)) for trial in zip(*arms.values(), strict=True)]
 
 
-def _with_too_few(window: Window) -> Judgement:
-    return judge(window["base"][:49], window["5 %"][:49])
+def judge_trial(trial: Window, arm: str) -> Judgement:
+    """Judges an arm as `compare` does: each look takes a further start."""
+    starts = list[Start]()
+
+    def judge_more(pairs: int) -> Judgement:
+        begin = sum(len(start.first) for start in starts)
+        starts.append(_start(trial, arm, slice(begin, begin + pairs)))
+        return judge_starts(starts)
+
+    return look_until_decided(judge_more, LOOKS)
 
 
-def _with_drifting_ratio(window: Window) -> Judgement:
-    middle = len(window["equal"]) // 2
-    later = [DRIFT * seconds for seconds in window["equal"][middle:]]
-    return judge(window["base"], window["equal"][:middle] + later)
-
-
-def _with_drift(window: Window) -> Judgement:
-    quarter = len(window["base"]) // 4
-    parts = [window["base"][start : start + quarter] for start in range(0, 4 * quarter, quarter)]
-    slowed = [[DRIFT * seconds for seconds in part] for part in parts[2:]]
-    before, after = (
-        split_variance([describe_launch(p) for p in side]) for side in (parts[:2], slowed)
-    )
-    return judge_launches(
-        before, after, drift=math.log(DRIFT), threshold=THRESHOLD, stop_faster=STOP_FASTER
-    )
-
-
-def _with_other_device(window: Window) -> Judgement:
+def _start(trial: Window, arm: str, rounds: slice, device: str = "cpu") -> Start:
     base, candidate = (
-        Blocks(processor_s=window[arm], wall_s=window[arm]) for arm in ("base", "5 %")
+        Blocks(processor_s=list(trial[side][rounds]), wall_s=[]) for side in ("base", arm)
     )
     about: dict[SideName, dict[str, str]] = {
         "base": {"device": "cpu", "clock": "processor"},
-        "candidate": {"device": "another", "clock": "processor"},
+        "candidate": {"device": device, "clock": "processor"},
     }
-    first: list[SideName] = ["base"] * len(window["base"])
-    start = Start(
-        steps_per_block=1,
-        first=tuple(first),
-        base=base,
-        candidate=candidate,
-        about=about,
+    first: list[SideName] = ["base"] * len(base.processor_s)
+    return Start(steps_per_block=1, first=tuple(first), base=base, candidate=candidate, about=about)
+
+
+def _promises(judged: Mapping[str, Sequence[Judgement]]) -> Iterator[dict[str, Any]]:
+    trials = len(judged["equal"])
+    alarms = _count(judged["equal"], Verdict.SLOWER, Verdict.FASTER)
+    for name, arm, kept, least in (
+        ("equal steps raise no alarm", "equal", trials - alarms, trials - math.ceil(trials / 500)),
+        ("5 % more work is called slower", "5 %", None, math.ceil(0.98 * trials)),
+        ("2 % more work is called slower", "2 %", None, math.ceil(0.90 * trials)),
+    ):
+        yield {
+            "name": name,
+            "kept": _count(judged[arm], Verdict.SLOWER) if kept is None else kept,
+            "num_trials": trials,
+            "least": least,
+            "pairs": statistics.fmean(judgement.pairs for judgement in judged[arm]),
+        }
+
+
+def _count(judged: Sequence[Judgement], *verdicts: Verdict) -> int:
+    return sum(judgement.verdict in verdicts for judgement in judged)
+
+
+def _refusals(trials: Sequence[Window]) -> Iterator[dict[str, Any]]:
+    """Yields the promises that some comparisons are inconclusive.
+
+    Only trials count in which the same times are decided without the condition that must prevent
+    it, so that noise refuses nothing; they have to be half of all.
+    """
+    last = len(trials) - LAUNCHES + 1
+    groups = [trials[begin : begin + LAUNCHES] for begin in range(0, last, LAUNCHES)]
+    for name, judged in (
+        (f"{TOO_FEW} pairs are inconclusive", [*map(_with_too_few, trials)]),
+        ("a ratio that drifts by 20 % is inconclusive", [*map(_with_drifting_ratio, trials)]),
+        (
+            "records of a machine whose ceilings drift by 20 % are inconclusive",
+            [*map(_with_drift, groups)],
+        ),
+        ("another device is inconclusive", [*map(_with_other_device, trials)]),
+    ):
+        decided = [refused for free, refused in judged if free.verdict is not Verdict.INCONCLUSIVE]
+        yield {
+            "name": name,
+            "kept": _count(decided, Verdict.INCONCLUSIVE),
+            "num_trials": len(decided),
+            "least": max(len(decided), math.ceil(len(judged) / 2)),
+            "pairs": None,
+        }
+
+
+def _with_too_few(trial: Window) -> tuple[Judgement, Judgement]:
+    base, slow = trial["base"], trial["5 %"]
+    return judge(base, slow), judge(base[:TOO_FEW], slow[:TOO_FEW])
+
+
+def _with_drifting_ratio(trial: Window) -> tuple[Judgement, Judgement]:
+    base, equal = trial["base"], list(trial["equal"])
+    middle = len(equal) // 2
+    later = [DRIFT * time for time in equal[middle:]]
+    return judge(base, equal), judge(base, equal[:middle] + later)
+
+
+def _with_drift(trials: Sequence[Window]) -> tuple[Judgement, Judgement]:
+    """Judges records after which everything takes 20 % longer: without their ceilings, and with.
+
+    The rounds of four trials are dealt to the launches of both folders at random: in their order,
+    other load alone would leave them undecided. The ceilings are times of other work in the same
+    rounds.
+    """
+    joined = {arm: [time for trial in trials for time in trial[arm]] for arm in PRODUCTS}
+    order = list(range(len(joined["base"])))
+    random.Random(0).shuffle(order)
+    launches = [order[launch::LAUNCHES] for launch in range(LAUNCHES)]
+    before, after = (
+        split_variance(
+            [describe_launch([by * joined[arm][i] for i in launch]) for launch in launches]
+        )
+        for arm, by in (("base", 1.0), ("equal", DRIFT))
     )
-    return judge_starts([start, start])
+    ceilings = [statistics.median(joined[arm]) / PRODUCTS[arm] for arm in ("5 %", "2 %")]
+    free, refused = (
+        judge_launches(
+            before,
+            after,
+            drift=abs(math.log(slowed * ceilings[1] / ceilings[0])),
+            threshold=THRESHOLD,
+            stop_faster=STOP_FASTER,
+        )
+        for slowed in (1.0, DRIFT)
+    )
+    return free, refused
 
 
-Rule = Callable[[Sequence[float], Sequence[float]], bool]  # of stored and new seconds: slower?
+def _with_other_device(trial: Window) -> tuple[Judgement, Judgement]:
+    half = len(trial["base"]) // 2
+    free, refused = (
+        judge_starts(
+            [_start(trial, "5 %", slice(begin, begin + half), device) for begin in (0, half)]
+        )
+        for device in ("cpu", "another")
+    )
+    return free, refused
+
+
+Rule = Callable[[Sequence[float], Sequence[float]], bool]  # of stored and new times: slower?
 
 
 def _rises(measure: Callable[[Sequence[float]], float], by: float) -> Rule:
@@ -227,75 +295,112 @@ OTHER_RULES: dict[str, Rule] = {
 }
 
 
-def other_rules(series: Series, trials: int) -> list[tuple[str, str, float, float]]:
-    """Returns rule, when the new run was, and the shares of false alarms and of 5 % found.
+def _other_rules(wall: Mapping[str, Sequence[Sequence[float]]]) -> Iterator[dict[str, Any]]:
+    """Applies rules as their tools do: wall time of a trial, stored, then that of another trial.
 
-    As these tools are used: wall time of 40 steps, stored, then of 40 new ones, in the next window
-    or half the series later.
+    The new times are half the series away from the stored ones. Each trial is stored once.
     """
-    taken = series["wall"]
-    rounds = len(taken["base"])
-    rows = []
-    for rule, says_slower in OTHER_RULES.items():
-        for when, apart in (("at once", STORED), ("later", rounds // 2)):
-            last = rounds - apart - STORED
-            starts = [number * last // (trials - 1) for number in range(trials)]
-            shares = [
-                statistics.fmean(
-                    says_slower(
-                        taken["base"][start : start + STORED],
-                        taken[arm][start + apart : start + apart + STORED],
-                    )
-                    for start in starts
-                )
-                for arm in ("equal", "5 %")
-            ]
-            rows.append((rule, when, shares[0], shares[1]))
-    return rows
+    trials = len(wall["base"])
+    for name, says_slower in OTHER_RULES.items():
+        found = {
+            arm: sum(
+                says_slower(wall["base"][number], wall[arm][(number + trials // 2) % trials])
+                for number in range(trials)
+            )
+            for arm in ("equal", "2 %", "5 %")
+        }
+        yield {
+            "name": name,
+            "false_alarms": found["equal"],
+            "found_2_percent": found["2 %"],
+            "found_5_percent": found["5 %"],
+            "inconclusive": None,
+        }
 
 
-def render(
-    series: Series,
-    checks: Sequence[Check],
-    rules: Sequence[tuple[str, str, float, float]],
-    trials: int,
-) -> list[str]:
+def describe(times: Times, about: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the content of a record; `about` holds its command, start, seconds, machine, code."""
+    return add_checksums(
+        {
+            "schema": SCHEMA,
+            "kind": KIND,
+            **about,
+            "busy_processes": BUSY,
+            "num_trials": len(times["processor"]["base"]),
+            "pairs_per_trial": LOOKS[-1],
+            "stored_times": STORED,
+            "steps_per_stored_time": STEPS_PER_STORED,
+            "step": {"products": PRODUCTS, "turns": TURNS, "size": SIZE},
+            **derive(times),
+            **{f"{clock}_us": arms for clock, arms in times.items()},
+        }
+    )
+
+
+def write(content: Mapping[str, Any], path: Path) -> None:
+    """Writes a record; raises OSError."""
+    write_atomically(path, to_text(content).encode())
+
+
+def read(path: Path) -> SelfTest | None:
+    """Reads a record; None if the file is something else.
+
+    Raises ValueError if it was changed, or if its times imply other results.
+    """
+    try:
+        content, checksums_hold = parse_json(path.read_bytes())
+    except (OSError, ValueError):
+        return None
+    if not isinstance(content, dict) or content.get("kind") != KIND:
+        return None
+    try:
+        read = read_self_test(content, path.name, checksums_hold=checksums_hold)
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+    for line in find_contradictions(read):
+        raise ValueError(f"{path}: {line}")
+    return read
+
+
+def find_contradictions(test: SelfTest) -> list[str]:
+    """Returns stored results that the times contradict."""
+    content = test.content
+    derived = derive({clock: content[f"{clock}_us"] for clock in CLOCKS})
+    found = []
+    for group, rows in derived.items():
+        stored = {row["name"]: row for row in content[group]}
+        for row in rows:
+            for name, value in row.items():
+                kept = stored.get(row["name"], {}).get(name)
+                if not agree(kept, value):
+                    where = f"{group}, {row['name']}: {name}"
+                    found.append(f"{where} is {kept} in the record, {value} by its times")
+    return found
+
+
+def render(test: SelfTest) -> list[str]:
     """Returns the answer, both tables, and how the trials were formed."""
-    failed = [check for check in checks if not check.holds]
-    rounds = len(series["wall"]["base"])
-    step_ms = {clock: 1000 * statistics.median(series[clock]["base"]) for clock in series}
-    answer = "every promise holds" if not failed else f"{len(failed)} promises are broken"
-    table = [
+    content = test.content
+    failed = test.broken_promises
+    answer = "every promise holds"
+    if failed:
+        answer = f"{len(failed)} of {len(content['promises'])} promises are broken"
+    promises = [
         {
-            "promise": check.name,
-            "clock": check.clock,
-            "kept": f"{check.kept} of {check.trials}",
-            "needed": str(check.least) if check.least else "shown only",
-            "pairs": "" if check.pairs is None else f"{check.pairs:.0f}",
-            "holds": "yes" if check.holds else "NO",
+            "promise": promise["name"],
+            "kept": f"{promise['kept']} of {promise['num_trials']}",
+            "needed": promise["least"],
+            "pairs": "" if promise["pairs"] is None else f"{promise['pairs']:.0f}",
+            "holds": "NO" if promise in failed else "yes",
         }
-        for check in checks
-    ]
-    others = [
-        {
-            "rule": rule,
-            "new run": when,
-            "false alarms": f"{alarms:.0%}",
-            "5 % found": f"{found:.0%}",
-        }
-        for rule, when, alarms, found in rules
+        for promise in content["promises"]
     ]
     return [
         f"self-test: {answer}",
         "",
-        tabulate(table, headers="keys", tablefmt="github"),
+        tabulate(promises, headers="keys", tablefmt="github"),
         "",
-        "Rules of other tools on the same steps: a stored wall time, then a new one.",
+        tabulate(test.rule_rows(), headers="keys", tablefmt="github"),
         "",
-        tabulate(others, headers="keys", tablefmt="github"),
-        "",
-        f"A step takes {step_ms['processor']:.1f} ms of processor time, {step_ms['wall']:.1f} ms "
-        f"of wall time, in {TURNS} turns, beside {BUSY} busy processes. A trial is a window of "
-        f"{LOOKS[-1]} of {rounds:,} rounds; {trials} windows overlap, {rounds // LOOKS[-1]} of "
-        "them would not.",
+        *test.explain(),
     ]

@@ -79,10 +79,11 @@ def open_sides(options: CompareOptions) -> Iterator[Mapping[SideName, Side]]:
     """
     named: dict[SideName, str] = {"base": options.base, "candidate": options.candidate}
     rest = (*ON_ONE_DEVICE, *options.recipe_options)
+    how = (options.recipe, rest, options.pip_options)
     here = find_repository()
     if options.package is not None:
         versions = list(named.values())
-        with open_versions(options.package, versions, options.recipe, rest) as sides:
+        with open_versions(options.package, versions, *how) as sides:
             yield dict(zip(SIDES, sides, strict=True))
     elif kind_of(options.base) in ("options", "config"):
         arguments = {name: _read_arguments(text, name) for name, text in named.items()}
@@ -107,18 +108,22 @@ def open_sides(options: CompareOptions) -> Iterator[Mapping[SideName, Side]]:
                 "uncommitted changes are part of no revision; commit them, give '.' as CANDIDATE "
                 "to measure them, or --dirty to leave them out"
             )
-        with open_revisions(list(named.values()), options.recipe, rest) as sides:
+        with open_revisions(list(named.values()), *how) as sides:
             yield dict(zip(SIDES, sides, strict=True))
 
 
 @contextlib.contextmanager
 def open_versions(
-    package: str, versions: Sequence[str], recipe: Recipe, arguments: Sequence[str]
+    package: str,
+    versions: Sequence[str],
+    recipe: Recipe,
+    arguments: Sequence[str],
+    pip_options: Sequence[str] = (),
 ) -> Iterator[list[Side]]:
     """Yields a side for each version of a package, all with the files as they are now.
 
     Raises:
-        ValueError: the package is not installed here.
+        ValueError: the package is not installed here, or a version has another build.
         RuntimeError: a version cannot be installed.
     """
     here = find_repository()
@@ -129,7 +134,7 @@ def open_versions(
                 recipe=recipe,
                 arguments=tuple(arguments),
                 code=code,
-                python=python_with_package(package, version, here / CONSTRAINTS),
+                python=python_with_package(package, version, here / CONSTRAINTS, pip_options),
                 commit=find_commit("HEAD", here),
                 is_dirty=has_changes(here),
             )
@@ -139,7 +144,10 @@ def open_versions(
 
 @contextlib.contextmanager
 def open_revisions(
-    revisions: Sequence[str], recipe: Recipe, arguments: Sequence[str]
+    revisions: Sequence[str],
+    recipe: Recipe,
+    arguments: Sequence[str],
+    pip_options: Sequence[str] = (),
 ) -> Iterator[list[Side]]:
     """Yields a side for each revision, or for the files as they are where it is '.'.
 
@@ -163,7 +171,7 @@ def open_revisions(
                 code=folder,
                 python=Path(sys.executable)
                 if len(set(pins)) == 1
-                else python_for_constraints(folder / CONSTRAINTS, text),
+                else python_for_constraints(folder / CONSTRAINTS, text, pip_options),
                 commit=commit,
                 is_dirty=has_changes(here) if text == HERE else False,
             )
@@ -235,14 +243,13 @@ def _check_packages(folder: Path, label: str) -> None:
 
 
 def _read_arguments(text: str, name: SideName) -> tuple[str, ...]:
-    if kind_of(text) == "config":
-        return ("--config", str(Path(text).resolve()))
     try:
-        arguments = tuple(shlex.split(text))
+        is_config = kind_of(text) == "config"
+        arguments = ("--config", text) if is_config else tuple(shlex.split(text))
     except ValueError as error:
         raise ValueError(f"{name} is {text!r}: {error}") from error
     check_recipe_options(arguments, f"of {name.upper()}")
-    return arguments
+    return ("--config", str(Path(text).resolve())) if is_config else arguments
 
 
 def git(repository: Path, *arguments: str) -> str:

@@ -24,6 +24,7 @@ STOP_FASTER = 0.10  # speed-up that asks for a new base
 CONFIDENCE = 0.99  # of the block bootstrap
 # Of the ranks: 0.05 % of equal steps are called slower at each look, 0.15 % at three of them.
 RANK_CONFIDENCE = 0.999
+HALF_WIDTH = 3.3  # of the interval, in standard errors
 LOOKS = (80, 160, 320)  # pairs at which a sequential comparison is judged
 Measure = Callable[[int], tuple[Sequence[float], Sequence[float]]]
 
@@ -53,7 +54,7 @@ EXIT_CODES = {
 class Judgement:
     """A verdict with its evidence. Ratios are times of the candidate over those of the base.
 
-    `low`, `high` and `detectable` are None together: then `reason` says why there is no interval.
+    `low` and `high` are None together: then `reason` says why there is no interval.
     """
 
     verdict: Verdict
@@ -61,7 +62,8 @@ class Judgement:
     low: float | None
     high: float | None  # 99 % interval of the ratio
     pairs: int
-    detectable: float | None  # slowdown that this many pairs find 95 % of the time; 0.02 is 2 %
+    # Slowdown that this many pairs find 95 % of the time; 0.02 is 2 %. None: they find none.
+    detectable: float | None
     pairs_needed: int | None = None  # about; None if decided or unknown
     reason: str | None = None  # why it is inconclusive
 
@@ -117,11 +119,37 @@ def judge(
         low=math.exp(low),
         high=math.exp(high),
         pairs=len(logs),
-        # The half width is 3.3 standard errors; 1.6 more are found 95 % of the time.
+        # 1.6 standard errors beyond the half width are found 95 % of the time.
         detectable=math.expm1(max(1.5 * half, (slow + half) / 2)),
         pairs_needed=needed_pairs,
         reason=reason,
     )
+
+
+def format_judgement(
+    judgement: Judgement, clock: str | None = None, *, measured: str | None = None
+) -> str:
+    """Returns verdict, ratio, interval, pairs and reason in one line.
+
+    Args:
+        measured: replaces the number of pairs.
+    """
+    parts = [judgement.verdict.value]
+    if judgement.ratio is not None or measured is not None:
+        counted = measured or f"{judgement.pairs:,} pair{'s' * (judgement.pairs != 1)}"
+        about = [format_ratio(judgement), counted]
+        about += [] if clock is None else [f"{'GPU' if clock == 'gpu' else clock} time"]
+        parts.append(", ".join(about))
+    return ": ".join(parts + ([] if judgement.reason is None else [judgement.reason]))
+
+
+def format_ratio(judgement: Judgement) -> str:
+    """Returns the ratio with its interval."""
+    if judgement.ratio is None:
+        return "no ratio"
+    if judgement.low is None or judgement.high is None:
+        return f"{judgement.ratio:.3f}x (no interval)"
+    return f"{judgement.ratio:.3f}x ({judgement.low:.3f} to {judgement.high:.3f}, 99 %)"
 
 
 def decide(low: float, median: float, high: float, *, slow: float, fast: float) -> Verdict:

@@ -15,6 +15,7 @@ from typing import Any
 
 import jsonargparse
 
+from scaling.comparison import self_test
 from scaling.lint import contradictions
 from scaling.lint.contradictions import Finding
 from scaling.parity import certificate as certificates
@@ -107,6 +108,8 @@ def lint(path: Path, *, code: Path | None = None) -> Findings:
     for comparison in store.comparisons:
         found = comparisons.find_contradictions(comparison)
         errors += [(comparison.name, what) for what in found]
+    for test in store.self_tests:
+        errors += [(test.name, what) for what in self_test.find_contradictions(test)]
     errors += _missing_notes(path, options, store)
     for name, content in staleness.measured_files(store):
         warnings += [(name, f"stale: {why}") for why in staleness.stale_reasons(content, today)]

@@ -1,6 +1,7 @@
 """Runs `python -m scaling report`: loads a store and writes pages, plots and exports."""
 
 import functools
+import itertools
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -39,11 +40,11 @@ def run_report(given: Any) -> int:
 def _write(options: ReportOptions) -> None:
     folder = options.out.parent
     store = load_store(options.folders, relative_to=folder)
-    if not (store.runs or store.certificates or store.comparisons or store.cells):
+    used = (store.runs, store.certificates, store.comparisons, store.self_tests, store.cells)
+    if not any(used):
         folders = " and ".join(map(str, options.folders))
         raise ValueError(f"{folders}: no run record below; {_left_out(store)}")
-    read: list[Any] = [*store.runs, *store.certificates, *store.comparisons]
-    read += [*store.cells, *store.left_out]
+    read: list[Any] = [*itertools.chain(*used), *store.left_out]
     names = {*store.own_files, *store.jobs, *(file.name for file in read)}
     for option in ("html", "csv", "json"):
         path = getattr(options, option)
@@ -81,6 +82,8 @@ def _used(store: Store) -> str:
         parts.append(
             format_count(len(store.comparisons), "comparison with a peer", "comparisons with peers")
         )
+    if store.self_tests:
+        parts.append(format_count(len(store.self_tests), "self-test"))
     return ", ".join(parts)
 
 

@@ -31,6 +31,7 @@ from scaling.report.sections.fastest import fastest_blocks
 from scaling.report.sections.parity import parity_cell, parity_section
 from scaling.report.sections.peers import peers_blocks
 from scaling.report.sections.predictions import predictions_page, predictions_summary
+from scaling.report.sections.regressions import regressions_blocks
 from scaling.report.sections.runs import runs_page
 from scaling.report.sections.scaling import scaling_blocks
 from scaling.report.sections.slurm_jobs import jobs_page, jobs_summary
@@ -115,6 +116,7 @@ def render_pages(
         *note("Sweeps that are not complete.", _incomplete(analysis)),
         *_answers(analysis),
         *peers_blocks(store.comparisons),
+        *regressions_blocks(store.self_tests),
         *predictions_summary(analysis, links.get("predictions.md", "")),
         "## Longest training run of each recipe",
         *_overview(analysis),
@@ -194,6 +196,8 @@ def _opening(store: Store, links: Mapping[str, str]) -> str:
     if store.comparisons:
         count = format_count(len(store.comparisons), "comparison")
         parts.append(f"{count} with other implementations")
+    if store.self_tests:
+        parts.append(f"{format_count(len(store.self_tests), 'self-test')} of regression checks")
     where = f", measured on {measured_on(runs)}" if runs else ""
     listed = " and ".join(filter(None, [", ".join(parts[:-1]), parts[-1]]))
     return f"{listed}{where}. Details: {', '.join(links.values())}."

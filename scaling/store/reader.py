@@ -19,6 +19,7 @@ from scaling.peers.record import Comparison, is_comparison, read_comparison
 from scaling.store.outcome import CELLS, CellOutcome, is_outcome, read_outcome
 from scaling.store.required_fields import check_required_fields
 from scaling.store.run import Run
+from scaling.store.self_test import SelfTest, is_self_test, read_self_test
 from unitransformer.checkpoint.names import is_checkpoint_name
 from unitransformer.launch.gc_pause import pause_gc
 from unitransformer.machine.calibration_store import SCHEMA_FIELD
@@ -59,6 +60,7 @@ class Store:
     left_out: tuple[UnusedFile, ...]
     certificates: tuple[Certificate, ...] = ()
     comparisons: tuple[Comparison, ...] = ()  # with peers
+    self_tests: tuple[SelfTest, ...] = ()  # of regression checks
     cells: tuple[Cell, ...] = ()
     jobs: Mapping[str, SlurmJob] = field(default_factory=dict)  # by the names of their files
     own_files: tuple[str, ...] = ()  # names of files that a sweep, a trace or a calibration wrote
@@ -72,9 +74,8 @@ class Store:
         return tuple(run for run in self.runs if run.name not in of_cells)
 
 
-_Loaded = (
-    Run | Certificate | Comparison | CellOutcome | SlurmJob | UnusedFile | None
-)  # None: rows of a report
+# None: rows of a report.
+_Loaded = Run | Certificate | Comparison | SelfTest | CellOutcome | SlurmJob | UnusedFile | None
 ROW_FIELDS = {"recipe", "status", "units_per_s", "command"}  # that every `report --json` has
 
 # Of other files of this suite: a sweep, a comparison; a calibration, the shares of a trace.
@@ -97,6 +98,7 @@ def load_store(folders: Sequence[Path], *, relative_to: Path) -> Store:
     runs: list[Run] = []
     certificates: list[Certificate] = []
     comparisons: list[Comparison] = []
+    self_tests: list[SelfTest] = []
     outcomes: dict[str, CellOutcome] = {}
     jobs: dict[str, SlurmJob] = {}
     own: list[UnusedFile] = []
@@ -123,6 +125,8 @@ def load_store(folders: Sequence[Path], *, relative_to: Path) -> Store:
                 certificates.append(content)
             elif isinstance(content, Comparison):
                 comparisons.append(content)
+            elif isinstance(content, SelfTest):
+                self_tests.append(content)
             else:
                 runs.append(content)
                 like = content.record if content.is_ok else like
@@ -132,6 +136,7 @@ def load_store(folders: Sequence[Path], *, relative_to: Path) -> Store:
         left_out=tuple(sorted([*left_out, *unfinished], key=lambda file: file.name)),
         certificates=tuple(certificates),
         comparisons=tuple(comparisons),
+        self_tests=tuple(self_tests),
         cells=tuple(_cells(outcomes, runs)),
         jobs=jobs,
         own_files=tuple(file.name for file in own),
@@ -232,6 +237,8 @@ def _interpret(record: Any, checksums_hold: bool, name: str, like: Record | None
         return read_certificate(record, name)
     if is_comparison(record):
         return read_comparison(record, name)
+    if is_self_test(record):
+        return read_self_test(record, name, checksums_hold=checksums_hold)
     record, config = read_record(record, checksums_hold=checksums_hold)
     if record["status"] == "ok":
         check_required_fields(record, like)
@@ -241,10 +248,14 @@ def _interpret(record: Any, checksums_hold: bool, name: str, like: Record | None
     return run
 
 
-def _identity(content: Run | Certificate | Comparison | CellOutcome | SlurmJob) -> Hashable:
+def _identity(
+    content: Run | Certificate | Comparison | SelfTest | CellOutcome | SlurmJob,
+) -> Hashable:
     """Equal for equal contents; a record's verified checksums stand for all of it."""
     if isinstance(content, Run):
         return frozenset(content.record[CHECKSUMS].items())
+    if isinstance(content, SelfTest):
+        return frozenset(content.content[CHECKSUMS].items())
     if isinstance(content, CellOutcome | SlurmJob):
         return repr(content)
     return hashlib.sha256(json.dumps(content.content, sort_keys=True).encode()).hexdigest()

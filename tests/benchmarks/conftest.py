@@ -22,6 +22,7 @@ from tests.benchmarks.stored_times import OTHER_MACHINE
 
 UPDATE = "--update-baseline"
 MUST_COMPARE = "--must-compare"
+BASE = "--base"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -32,6 +33,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         MUST_COMPARE,
         action="store_true",
         help="counters without a baseline are no pass: exit code 6 instead of a skipped test",
+    )
+    parser.addoption(
+        BASE,
+        metavar="REVISION",
+        help="counted too, with its own code, where this torch or processor has no baseline",
     )
 
 

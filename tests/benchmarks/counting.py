@@ -2,12 +2,18 @@
 
 import contextlib
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
+from scaling.comparison.pytest_plugin import INCONCLUSIVE_EXIT_CODE
+from scaling.comparison.sides import copied_revision, find_commit
 from tests.distributed.forking import FORK, begin_fork, fork_ranks
 from tests.distributed.launching import RECIPES
 from unitransformer.config import Compile, Precision, RunConfig, Strategy
@@ -21,6 +27,11 @@ BASELINES = Path(__file__).parent / "baselines"
 CAPABILITY = torch.backends.cpu.get_cpu_capability().lower()
 PROCESSOR = "avx" if CAPABILITY in ("avx2", "avx512") else CAPABILITY
 HERE = BASELINES / f"torch-{TORCH}-{PROCESSOR}"
+
+COUNT_ALL = [
+    *("-m", "pytest", "tests/benchmarks/test_counters.py", "--update-baseline"),
+    *("-q", "-k", "equal_their_baseline", "-p", "no:cacheprovider"),
+]
 
 Counted = dict[str, dict[str, int]]
 SMALL = {"width": 16, "num_layers": 2, "num_heads": 2, "feedforward_width": 32, "dropout": 0.0}
@@ -88,6 +99,33 @@ def _count(
     set_up_process(config.parallel, "cpu")
     path = folder / f"{variables.get('RANK', 0)}.json"
     path.write_text(json.dumps(count_run(config, run_dir=folder)))
+
+
+@contextlib.contextmanager
+def counted_revision(revision: str, repository: Path) -> Iterator[Path]:
+    """Yields a folder of baselines as the code of a revision counts them here.
+
+    Cases that it cannot count are missing there. Ends pytest without a verdict, in one line, if it
+    can count none.
+    """
+    try:
+        commit = find_commit(revision, repository)
+        with copied_revision(commit, repository) as code:
+            done = subprocess.run(
+                [sys.executable, *COUNT_ALL],
+                cwd=code,
+                env={**os.environ, "PYTHONPATH": str(code)},
+                capture_output=True,
+                text=True,
+            )
+            folder = code / HERE.relative_to(repository)
+            if not folder.exists():
+                last = (done.stdout + done.stderr).strip().splitlines()[-1:]
+                raise RuntimeError(f"{revision} cannot be counted: {' '.join(last)}")
+            yield folder
+    except (ValueError, RuntimeError) as error:
+        reason = f"no baseline in {HERE.name}, and {error}; name another: BASE=REVISION"
+        pytest.exit(reason, INCONCLUSIVE_EXIT_CODE)
 
 
 @contextlib.contextmanager

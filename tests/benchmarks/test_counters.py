@@ -4,7 +4,8 @@
 `pytest tests/benchmarks/test_counters.py --whole-proof` counts everything 20 times.
 """
 
-from collections.abc import Callable, Collection
+import sys
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any, get_args
 
@@ -15,7 +16,17 @@ from torch import Tensor, nn
 
 from scaling.comparison.counters import NAMES, differences, load_counters, write_counters
 from scaling.comparison.pytest_plugin import Inconclusive
-from tests.benchmarks.counting import BASELINES, HERE, TORCH, Counted, busy, count, small_config
+from tests.benchmarks.conftest import BASE, UPDATE
+from tests.benchmarks.counting import (
+    BASELINES,
+    HERE,
+    TORCH,
+    Counted,
+    busy,
+    count,
+    counted_revision,
+    small_config,
+)
 from unitransformer.config import Strategy
 from unitransformer.costs.flops import count_parameters as parameters_of
 from unitransformer.costs.flops import flops_per_sample
@@ -39,16 +50,29 @@ OFTEN = {  # counted twice without it; the others once
     ("gpt", "zero2", "off"): 3,
 }
 NUM_BUSY = 2
+NO_BASELINE = "count a revision instead: make counters-check BASE=REVISION"
 
 
 def name_of(recipe: str, strategy: str, mode: str) -> str:
     return f"{recipe}-{strategy}" + ("" if mode == "off" else "-compiled") + ".json"
 
 
+@pytest.fixture(scope="session", autouse=True)
+def baseline(request: pytest.FixtureRequest, repository: Path) -> Iterator[None]:
+    """Where this torch or processor has no baseline, that of the revision after `--base`."""
+    revision = request.config.getoption(BASE, default=None)
+    if HERE.exists() or not revision or request.config.getoption(UPDATE):
+        yield
+        return
+    with pytest.MonkeyPatch.context() as patch, counted_revision(revision, repository) as folder:
+        patch.setattr(sys.modules[__name__], "HERE", folder)
+        yield
+
+
 @pytest.fixture(autouse=True)
 def _has_baseline(updates_baseline: bool, without_baseline: Callable[[str], None]) -> None:
-    if not updates_baseline and not any(BASELINES.glob(f"torch-{TORCH}-*")):
-        without_baseline(f"no baseline for torch {TORCH}; --update-baseline writes it")
+    if not (updates_baseline or HERE.exists() or any(BASELINES.glob(f"torch-{TORCH}-*"))):
+        without_baseline(f"no baseline for torch {TORCH}; {NO_BASELINE}")
 
 
 def stored(recipe: str, strategy: str, mode: str = "off") -> Counted:
@@ -60,7 +84,10 @@ def stored(recipe: str, strategy: str, mode: str = "off") -> Counted:
         counters = load_counters(folder / name)
         return only(counters, NAMES if folder == HERE else OF_ANY_PROCESSOR)
     except FileNotFoundError:
-        raise Inconclusive(f"{folder / name} is gone; restore it, or --update-baseline") from None
+        where = "restore it, or --update-baseline"
+        if not folder.is_relative_to(BASELINES):
+            where = f"the code of {BASE} cannot count it here"
+        raise Inconclusive(f"{folder / name} is missing; {where}") from None
     except KeyError as error:
         raise Inconclusive(f"{folder / name} has no {error}; restore it") from None
     except ValueError as error:
@@ -100,7 +127,7 @@ def test_counters_of_a_step_equal_their_baseline(
     if set(before) < set(first):
         without_baseline(
             f"{', '.join(before)} are those of another processor's baseline; the rest has none "
-            f"in {HERE.name}, --update-baseline writes it"
+            f"in {HERE.name}; {NO_BASELINE}"
         )
 
 

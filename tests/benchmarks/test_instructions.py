@@ -1,4 +1,4 @@
-"""Instructions of training steps equal their baseline within 0.05 %, where valgrind is installed.
+"""Instructions of training steps equal their baseline within 0.2 %, where valgrind is installed.
 
 `make bench-instructions` counts them; `--update-baseline` beside it writes the baseline.
 """

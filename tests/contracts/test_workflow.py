@@ -122,7 +122,10 @@ def collect(arguments: Sequence[str], repository: Path, log: Path) -> int | None
 
 
 def check_compare(arguments: Sequence[str]) -> None:
-    """Parses a comparison with the merge base, and the options of its recipe."""
+    """Parses the self-test, or a comparison with the merge base and the options of its recipe."""
+    if "--" not in arguments:
+        assert build_parser("compare").parse_args(arguments)["compare"].self_test
+        return
     end = arguments.index("--")
     command, recipe, *options = *arguments[:end][:1], *arguments[end + 1 :]
     assert command in SUBCOMMANDS

@@ -35,7 +35,9 @@ class FakeSides:
         self.measured: list[str] = []
 
     @contextlib.contextmanager
-    def open(self, names: Sequence[str], recipe: str, arguments: Sequence[str]) -> Iterator[Any]:
+    def open(
+        self, names: Sequence[str], recipe: str, arguments: Sequence[str], pip_options: object
+    ) -> Iterator[Any]:
         yield [
             Side(
                 label=name,
@@ -110,10 +112,26 @@ def test_the_culprit_is_named_with_its_ratio_interval_and_counters(
     assert main(["bisect", "HEAD~15", "HEAD", "--out", "../out"]) == 4
     printed = capsys.readouterr().out
     assert f"Culprit: {_short('HEAD~6')} commit 9" in printed
-    assert f"{_short('HEAD~6')} against {_short('HEAD~7')}: SLOWER, 1.05" in printed
+    assert f"{_short('HEAD~6')} against {_short('HEAD~7')}: SLOWER: 1.05" in printed
     assert "flops grew: 1,000 -> 1,050 (+50, +5.00%) at layer +50" in printed
     assert "14 left, about 4 to measure" in printed
     assert len(sides.measured) == 6
+
+
+def test_a_culprit_that_cannot_be_confirmed_is_still_named(
+    sides: FakeSides, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def compare(pair: dict[str, Side], looks: Any, **how: Any) -> Any:
+        if pair["base"].label != git(Path.cwd(), "rev-parse", "HEAD~15"):
+            raise SideFailed("out of memory")
+        return FakeSides.compare(sides, pair, looks, **how)
+
+    monkeypatch.setattr(bisect_command, "compare_sides", compare)
+    assert main(["bisect", "HEAD~15", "HEAD", "--out", "../out"]) == 4
+    printed = capsys.readouterr().out
+    assert f"Culprit: {_short('HEAD~6')} commit 9" in printed
+    assert f"against {_short('HEAD~7')} cannot be measured: out of memory" in printed
+    assert "This step alone is not certainly slower" in printed
 
 
 def test_the_same_command_goes_on_from_the_stored_pairs(
@@ -158,7 +176,7 @@ def test_a_bad_that_is_as_fast_as_good_is_nothing_to_bisect(
 ) -> None:
     assert main(["bisect", "HEAD~15", "HEAD~7", "--out", "../out"]) == 0
     printed = capsys.readouterr().out
-    assert "Nothing to bisect: BAD is not slower than GOOD; NOT SLOWER, 1.0" in printed
+    assert "Nothing to bisect: BAD is not slower than GOOD; NOT SLOWER: 1.0" in printed
     assert main(["bisect", "HEAD~15", "HEAD~7", "--by", "counters", "--out", "../out"]) == 0
     assert "counters of one step of GOOD and BAD are equal" in capsys.readouterr().out
 
@@ -220,7 +238,7 @@ def test_stored_versions_hold_for_the_files_that_trained_with_them(
 
     @contextlib.contextmanager
     def open_versions(package: str, names: Sequence[str], *arguments: Any) -> Iterator[Any]:
-        with sides.open(["HEAD"], "gpt", ()) as opened:
+        with sides.open(["HEAD"], "gpt", (), ()) as opened:
             counted.extend(f"{package} {name}" for name in names)
             yield opened * len(names)
 

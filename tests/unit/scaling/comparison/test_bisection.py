@@ -110,6 +110,27 @@ def test_a_commit_that_stays_inconclusive_is_skipped() -> None:
     assert all("inconclusive after 1280 pairs" in why for why in culprit.skipped.values())
 
 
+def test_a_culprit_whose_last_confirmation_fails_is_named_but_not_confirmed() -> None:
+    measure, _ = _simulate(_planted(9, 0.05))
+
+    def measure_against_the_first(base: str, candidate: str, threshold: float) -> Judgement:
+        if base != "c0":
+            raise CannotMeasure("out of memory")
+        return measure(base, candidate, threshold)
+
+    lines: list[str] = []
+    culprit = bisect_by_time(
+        _history(linear(NAMES)),
+        measure_against_the_first,
+        threshold=0.02,
+        print_line=lines.append,
+    )
+    assert (culprit.suspects, culprit.parent) == (("c9",), "c8")
+    assert (culprit.judgement, culprit.not_judged) == (None, "out of memory")
+    assert not culprit.is_confirmed
+    assert lines[-1] == "  cannot be measured: out of memory"
+
+
 def test_an_end_that_does_not_train_is_an_error() -> None:
     with pytest.raises(CannotMeasure, match="does not train"):
         _bisect(_planted(8, 0.05), failing=("c15",))

@@ -9,10 +9,10 @@ import pytest
 
 from scaling.__main__ import main
 from scaling.comparison import command, interleave
-from scaling.comparison.command import compare_losses, headline, render
+from scaling.comparison.command import compare_losses, render
 from scaling.comparison.interleave import Side, Start, judge_starts
 from scaling.comparison.options import CompareOptions
-from scaling.comparison.verdict import inconclusive
+from scaling.comparison.verdict import format_judgement, inconclusive
 from tests.builders.pairs import make_start
 from unitransformer.launch.signals import STOPPED_EXIT_CODE
 
@@ -47,12 +47,13 @@ def test_what_was_compared_is_printed() -> None:
 
 def test_an_inconclusive_comparison_says_why_and_what_would_decide() -> None:
     lines = rendered([make_start(80, 0.03, 3)])
-    assert lines["why"].startswith("why         ")
+    assert lines["INCONCLUSIVE:"].endswith("time: only one start, and two must agree")
+    assert "finds" not in lines
     assert "pairs would decide: --pairs" in lines["more"]
 
 
 def test_conditions_that_differ_are_the_answer() -> None:
-    assert headline(inconclusive("other devices"), "gpu") == "INCONCLUSIVE: other devices"
+    assert format_judgement(inconclusive("other devices"), "gpu") == "INCONCLUSIVE: other devices"
 
 
 def test_losses_are_compared_step_by_step() -> None:

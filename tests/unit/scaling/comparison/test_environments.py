@@ -1,14 +1,20 @@
 """Tests which environment a side gets."""
 
 import importlib.metadata
+import json
+import subprocess
 import sys
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from scaling.comparison import environments
 from scaling.comparison.environments import (
+    build_of,
     python_for_constraints,
     python_with_package,
     read_pins,
@@ -16,6 +22,22 @@ from scaling.comparison.environments import (
 )
 
 Installed = list[tuple[Sequence[str], str]]
+
+
+class FakePip:
+    """Answers a dry run with `plan`."""
+
+    def __init__(self) -> None:
+        self.plan: list[dict[str, Any]] = []
+        self.calls: list[list[str]] = []
+
+    def run(self, python: Path, arguments: list[str], label: str) -> str:
+        self.calls.append(arguments)
+        return json.dumps({"install": self.plan})
+
+
+def installed_without_devices(name: str) -> SimpleNamespace:
+    return SimpleNamespace(version="2.13.0+cpu", requires=["numpy"])
 
 
 @pytest.fixture
@@ -108,3 +130,108 @@ def test_runtime_packages_leave_test_tools_out() -> None:
     found = runtime_packages()
     assert {"torch", "lightning", "numpy"} <= found
     assert not {"ruff", "pytest", "deepspeed"} & found
+
+
+@pytest.mark.parametrize(
+    ("version", "needs", "build"),
+    [
+        ("2.13.0+cpu", ["numpy"], "CPU"),
+        ("2.13.0+cu130", [], "CUDA"),
+        ("2.13.0+rocm6.4", [], "ROCm"),
+        ("2.13.0", ["numpy", "nvidia-cudnn-cu13==9.1; python_version > '3'"], "CUDA"),
+        ("2.13.0", ["numpy", "nvidia-cudnn-cu13==9.1; python_version < '3'"], "CPU"),
+        ("2.13.0", ["cuda-bindings>=13; extra == 'cuda'"], "CPU"),
+        ("1.0+custom.1", [], "CPU"),
+    ],
+)
+def test_the_build_of_a_version_is_that_of_its_label_or_of_what_it_needs(
+    version: str, needs: list[str], build: str
+) -> None:
+    assert build_of(version, needs) == build
+
+
+def planned(
+    name: str, version: str, needs: Sequence[str] = (), url: str = "https://a:b@files.example/x"
+) -> dict[str, Any]:
+    return {
+        "download_info": {"url": url},
+        "metadata": {"name": name, "version": version, "requires_dist": list(needs)},
+    }
+
+
+@pytest.fixture
+def pip(monkeypatch: pytest.MonkeyPatch) -> FakePip:
+    fake = FakePip()
+    monkeypatch.setattr(environments, "_pip", fake.run)
+    return fake
+
+
+def test_what_is_installed_and_from_where_is_printed_before(
+    pip: FakePip, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wheel = tmp_path / "own files" / "numpy.whl"
+    wheel.parent.mkdir()
+    wheel.write_bytes(bytes(3 * 2**20))
+    pip.plan = [planned("numpy", "9.0", url=wheel.as_uri()), planned("other", "1.0")]
+    packages = ["--index-url=https://index.example", "numpy==9.0"]
+    environments._install(Path("python"), packages, tmp_path / "pins", "numpy 9.0")
+    assert capsys.readouterr().out == (
+        f"numpy 9.0: installing numpy 9.0 (3.0 MiB), other 1.0 from {wheel.parent} and "
+        "files.example\n"
+    )
+    *dry, real = pip.calls
+    assert dry == [
+        ["--dry-run", "--report", "-", "--no-deps", *real],
+        ["--dry-run", "--report", "-", *real],
+    ]
+    assert real[-2:] == packages
+
+
+@pytest.mark.parametrize(
+    ("version", "needs"), [("99.0+cu130", []), ("99.0", ["nvidia-cublas==13.1"])]
+)
+def test_a_build_for_other_devices_is_refused_before_it_is_installed(
+    pip: FakePip, version: str, needs: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(importlib.metadata, "distribution", installed_without_devices)
+    pip.plan = [planned("torch", version, needs)]
+    with pytest.raises(ValueError, match="torch 99: pip would install a CUDA build") as error:
+        environments._install(Path("python"), ["torch==99.0"], tmp_path / "pins", "torch 99")
+    assert "2.13.0+cpu here is a CPU build" in str(error.value)
+    assert "--index-url or --find-links" in str(error.value)
+    ((dry, *_, named),) = pip.calls  # before those of all that it needs are fetched
+    assert (dry, named) == ("--dry-run", "torch==99.0")
+
+
+def test_other_sources_make_another_environment(
+    installed: Installed, constraints: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = python_with_package("pyyaml", "7.0", constraints)
+    options = ("--index-url=https://index.example",)
+    assert python_with_package("pyyaml", "7.0", constraints, options) != first
+    assert installed[-1][0] == [*options, "pyyaml==7.0"]
+    monkeypatch.setenv("PIP_EXTRA_INDEX_URL", "https://index.example")
+    assert python_with_package("pyyaml", "7.0", constraints) != first
+    assert len(installed) == 3
+
+
+@pytest.mark.proof  # a virtual environment takes seconds
+def test_a_version_of_a_folder_of_files_is_installed_and_imported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with zipfile.ZipFile(tmp_path / "iniconfig-99.0-py3-none-any.whl", "w") as wheel:
+        about = "iniconfig-99.0.dist-info"
+        wheel.writestr("iniconfig/__init__.py", "origin = 'the folder'\n")
+        wheel.writestr(f"{about}/METADATA", "Metadata-Version: 2.1\nName: iniconfig\nVersion: 99.0")
+        wheel.writestr(f"{about}/WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any\n")
+        wheel.writestr(f"{about}/RECORD", "")
+    monkeypatch.setenv("UNITRANSFORMER_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("PIP_NO_INDEX", "1")  # of pip's variables, which count too
+    pins, options = tmp_path / "no-pins.txt", (f"--find-links={tmp_path}",)
+    python = python_with_package("iniconfig", "99.0", pins, options)
+    show = [str(python), "-c", "import iniconfig, numpy; print(iniconfig.origin)"]
+    done = subprocess.run(show, capture_output=True, text=True, check=True)
+    assert done.stdout == "the folder\n"
+    printed = capsys.readouterr().out
+    assert printed.startswith("iniconfig 99.0: installing iniconfig 99.0 (")
+    assert printed.endswith(f" from {tmp_path}\n")

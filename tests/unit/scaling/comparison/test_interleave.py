@@ -1,9 +1,12 @@
 """Tests how steps of two sides are taken in turn and judged."""
 
 import json
+import math
+import random
+import statistics
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -103,6 +106,28 @@ def test_a_single_start_has_no_verdict() -> None:
     assert judge_starts([slow, equal]).verdict is Verdict.INCONCLUSIVE
     assert judge_starts([equal]).verdict is Verdict.INCONCLUSIVE
     assert judge_starts([equal, make_start(80, 0.0, 2)]).verdict is Verdict.NOT_SLOWER
+
+
+def test_a_single_start_detects_no_slowdown() -> None:
+    assert judge_starts([make_start(320, 0.1)]).detectable is None
+
+
+@pytest.mark.parametrize(("counts", "scatter"), [((80, 80), 0.0), ((80, 80, 160), 0.01)])
+def test_the_slowdown_that_is_called_detectable_is_found_though_starts_must_agree(
+    counts: Sequence[int], scatter: float
+) -> None:
+    """Each start is slower or faster by chance, besides the noise of its pairs."""
+    rng = random.Random(0)
+
+    def starts(slowdown: float) -> list[Start]:
+        by_chance = [(1 + slowdown) * math.exp(rng.gauss(0, scatter)) - 1 for _ in counts]
+        pairs = zip(counts, by_chance, strict=True)
+        return [make_start(n, slower, rng.randrange(10**6)) for n, slower in pairs]
+
+    judged = [judge_starts(starts(0.0)).detectable for _ in range(60)]
+    detectable = statistics.median(share for share in judged if share is not None)
+    found = [judge_starts(starts(detectable)).verdict is Verdict.SLOWER for _ in range(100)]
+    assert sum(found) >= 93  # of 95; three in four by the pairs alone, if starts scatter by 1 %
 
 
 def test_the_pairs_that_a_single_start_lacks_make_two_starts() -> None:

@@ -50,6 +50,7 @@ def test_options_that_make_no_sense_are_refused(arguments: Sequence[str], messag
         (["gtp"], "gtp after -- is not a recipe; did you mean gpt"),
         (["gpt", "--devices=2"], "devices after -- is 2; a comparison trains on one device"),
         (["--validate-every", "5"], "--validate-every after -- is decided by the comparison"),
+        (["--config", "{devices: 2}"], "devices in {devices: 2} after -- is 2; a comparison"),
         (["--no_checkpoint"], "--no_checkpoint after -- is decided by the comparison"),
     ],
 )

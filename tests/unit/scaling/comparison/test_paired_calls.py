@@ -50,32 +50,72 @@ def test_waiting_is_time_of_the_wall_and_not_of_the_processor(clock: FakeTime) -
     assert (processor, wall) == (1 / 64, 4 / 64)
 
 
+class FakeCuda:
+    """torch.cuda with a GPU that still works for an earlier test."""
+
+    def __init__(self, clock: FakeTime) -> None:
+        self.clock, self.ms = clock, 0.0
+        self.allocations, self.is_busy = 7, True
+
+    def launch(self, *, allocates: bool = False, waits: bool = False) -> None:
+        self.clock.work(0.001)
+        self.ms += 20
+        self.allocations += allocates
+        self.is_busy = not waits
+
+    def is_initialized(self) -> bool:
+        return True
+
+    def device_count(self) -> int:
+        return 1
+
+    def memory_stats(self, gpu: int) -> dict[str, int]:
+        return {"allocation.all.allocated": self.allocations}
+
+    def current_stream(self, gpu: int) -> SimpleNamespace:
+        return SimpleNamespace(query=lambda: not self.is_busy)
+
+    def synchronize(self, gpu: int) -> None:
+        self.is_busy = False
+
+    def Event(self, *, enable_timing: bool) -> "FakeEvent":
+        assert enable_timing
+        return FakeEvent(self)
+
+
+class FakeEvent:
+    def __init__(self, cuda: FakeCuda) -> None:
+        self.cuda = cuda
+
+    def record(self) -> None:
+        self.ms = self.cuda.ms
+
+    def synchronize(self) -> None:
+        self.cuda.is_busy = False
+
+    def elapsed_time(self, end: "FakeEvent") -> float:
+        assert not self.cuda.is_busy
+        return end.ms - self.ms
+
+
+@pytest.fixture
+def cuda(clock: FakeTime, monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
+    fake = FakeCuda(clock)
+    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=fake))
+    return fake
+
+
+@pytest.mark.parametrize("how", [{"allocates": True, "waits": True}, {"waits": False}])
 def test_functions_that_use_cuda_are_measured_by_its_events(
-    clock: FakeTime, monkeypatch: pytest.MonkeyPatch
+    cuda: FakeCuda, how: dict[str, bool]
 ) -> None:
-    gpu_ms = [0.0]
-    waited: list[float] = []
-
-    class Event:
-        def __init__(self, enable_timing: bool) -> None:
-            assert enable_timing
-
-        def record(self) -> None:
-            self.ms = gpu_ms[0]
-
-        def synchronize(self) -> None:
-            waited.append(self.ms)
-
-        def elapsed_time(self, end: "Event") -> float:
-            assert waited[-1] == end.ms
-            return end.ms - self.ms
-
-    def launch() -> None:
-        clock.work(0.001)
-        gpu_ms[0] += 20
-
-    cuda = SimpleNamespace(is_initialized=lambda: True, Event=Event)
-    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=cuda))
-    calls = PairedCalls(launch, launch)
+    calls = PairedCalls(lambda: cuda.launch(**how), lambda: cuda.launch(**how))
     assert calls.clock == "gpu"
     assert calls.measure(2) == ([0.02, 0.02], [0.02, 0.02])
+
+
+def test_functions_without_cuda_are_timed_by_the_processor_after_a_test_that_used_it(
+    cuda: FakeCuda, clock: FakeTime
+) -> None:
+    calls = PairedCalls(lambda: clock.work(0.01), lambda: clock.work(0.01))
+    assert calls.clock == "processor"

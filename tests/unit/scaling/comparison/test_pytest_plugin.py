@@ -37,13 +37,17 @@ def run(pytester: pytest.Pytester, *tests: str) -> pytest.RunResult:
 def test_a_candidate_as_fast_as_its_base_passes(pytester: pytest.Pytester) -> None:
     done = run(pytester, "assert paired_benchmark(work(1), work(1)).pairs == 80")
     assert done.ret == 0
-    done.stdout.fnmatch_lines(["*::test_0 *1.00* to 1.0* 80 *% *processor *NOT SLOWER"])
+    done.stdout.fnmatch_lines(
+        ["*::test_0 *NOT SLOWER: 1.00*x (* to 1.0*), 80 pairs, processor time *slowdowns from *%"]
+    )
 
 
 def test_a_slower_candidate_fails_with_its_change(pytester: pytest.Pytester) -> None:
     done = run(pytester, "paired_benchmark(work(1), work(1.05))")
     assert done.ret == 1
-    done.stdout.fnmatch_lines(["SLOWER (+5.0%); a slowdown of 2.0% must not pass"])
+    done.stdout.fnmatch_lines(
+        ["SLOWER: 1.050x (*), 80 pairs, processor time; a slowdown of 2.0% must not pass"]
+    )
     done.assert_outcomes(failed=1)
 
 
@@ -56,7 +60,7 @@ def test_a_much_faster_candidate_fails_because_its_base_is_stale(
 ) -> None:
     done = run(pytester, "paired_benchmark(work(1), work(0.7))")
     assert done.ret == 1
-    done.stdout.fnmatch_lines(["FASTER (-30.0%), so the base is stale: *"])
+    done.stdout.fnmatch_lines(["FASTER: 0.700x (*; the base is stale: *"])
 
 
 def test_without_a_verdict_the_exit_code_is_6(pytester: pytest.Pytester) -> None:
@@ -68,7 +72,9 @@ def test_without_a_verdict_the_exit_code_is_6(pytester: pytest.Pytester) -> None
     assert done.ret == 6
     outcomes = done.parseoutcomes()
     assert (outcomes["inconclusive"], outcomes["passed"]) == (1, 1)
-    done.stdout.fnmatch_lines(["*no verdict (exit code 6)*", "*::test_0: INCONCLUSIVE * 20, *50*"])
+    done.stdout.fnmatch_lines(
+        ["*no verdict (exit code 6)*", "*::test_0: INCONCLUSIVE: * 20 pairs, * 20, *50 pairs"]
+    )
 
 
 def test_a_failure_outweighs_a_test_without_a_verdict(pytester: pytest.Pytester) -> None:
@@ -131,4 +137,4 @@ def test_another_project_uses_it_without_torch(
     )
     done = pytester.runpytest_subprocess(*PLUGIN)
     assert done.ret == 1
-    done.stdout.fnmatch_lines(["SLOWER (+10.0%)*", "*::test_a_step *1.1000*processor *SLOWER"])
+    done.stdout.fnmatch_lines(["SLOWER: 1.100x*", "*::test_a_step *SLOWER: 1.100x*processor time*"])

@@ -1,7 +1,7 @@
 """Tests that a stored comparison implies its verdict, or is refused."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,8 @@ from scaling.store.reader import load_store
 from tests.builders.pairs import make_start
 
 
-def stored(folder: Path) -> Path:
-    starts = [make_start(80, 0.1, seed) for seed in range(2)]
+def stored(folder: Path, losses: Sequence[float] = (1.0,)) -> Path:
+    starts = [make_start(80, 0.1, seed, losses=([1.0], list(losses))) for seed in range(2)]
     side = Side(label="old", recipe="gpt", arguments=(), code=folder, python=Path("python"))
     content = record.describe(
         {"base": side, "candidate": side},
@@ -35,6 +35,22 @@ def test_the_same_verdict_follows_from_the_stored_pairs(tmp_path: Path) -> None:
     read = record.read(stored(tmp_path))
     assert read.judgement == judge_starts([make_start(80, 0.1, seed) for seed in range(2)])
     assert read.judgement.verdict is Verdict.SLOWER
+
+
+def test_losses_that_are_no_numbers_are_stored(tmp_path: Path) -> None:
+    losses = [1.0, float("nan"), float("inf"), -float("inf")]
+    path = stored(tmp_path, losses)
+    json.loads(path.read_text(), parse_constant=pytest.fail)
+    read = record.read(path)
+    assert repr(read.starts[1].candidate.losses) == repr(losses)
+
+
+def test_another_estimate_of_what_is_detectable_is_no_damage(tmp_path: Path) -> None:
+    path = stored(tmp_path)
+    content = json.loads(path.read_text())
+    content["judgement"] |= {"detectable": 0.5, "reason": "as an older version put it"}
+    path.write_text(json.dumps(content))
+    assert record.read(path).judgement.verdict is Verdict.SLOWER
 
 
 def damage(name: str) -> Callable[[dict[str, Any]], None]:
@@ -106,7 +122,7 @@ def test_a_store_knows_the_record_of_a_comparison(tmp_path: Path) -> None:
 def test_sides_on_two_devices_have_a_plot_without_pairs(tmp_path: Path) -> None:
     start = make_start(3, devices=("NVIDIA H100", "cpu"))
     start.base.gpu_s[:] = start.base.processor_s
-    write_plot(tmp_path / "a.png", [start], judge_starts([start]), clock="gpu", title="")
+    write_plot(tmp_path / "a.png", [start], judge_starts([start]), clock="gpu")
     assert (tmp_path / "a.png").exists()
 
 
@@ -114,6 +130,6 @@ def test_a_plot_is_the_same_each_time(tmp_path: Path) -> None:
     starts = [make_start(80, 0.1, seed) for seed in range(2)]
     for name in ("a.svg", "b.svg", "c.png"):
         judgement = judge_starts(starts)
-        write_plot(tmp_path / name, starts, judgement, clock="processor", title="$ SLOWER")
+        write_plot(tmp_path / name, starts, judgement, clock="processor")
     assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
     assert (tmp_path / "c.png").read_bytes().startswith(b"\x89PNG")

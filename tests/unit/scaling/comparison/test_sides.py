@@ -166,6 +166,33 @@ def test_sides_of_two_kinds_are_refused(
 
 
 @pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("max_steps: 5", "--max_steps in fast.yaml of CANDIDATE is decided by the comparison"),
+        ("max-steps: 5", "--max-steps in fast.yaml of CANDIDATE is decided by the comparison"),
+        ("print_config: ''", "--print_config in fast.yaml of CANDIDATE is decided"),
+        ("devices: 2", "devices in fast.yaml of CANDIDATE is 2; a comparison trains on one device"),
+        ("config: more.yaml", "config fast.yaml of CANDIDATE names another file"),
+        ("[1, 2]", "config fast.yaml of CANDIDATE is no file of options"),
+        ("a: 1\na: 2", "config fast.yaml of CANDIDATE: line 2 gives a again"),
+    ],
+)
+def test_a_file_of_options_is_checked_as_typed_options_are(
+    checkout: Path, text: str, message: str
+) -> None:
+    (checkout / "fast.yaml").write_text(text)
+    for candidate in ("fast.yaml", "--config fast.yaml"):
+        with pytest.raises(ValueError, match=message), open_sides(options("", candidate)):
+            pass
+
+
+def test_one_device_in_a_file_of_options_is_no_contradiction(checkout: Path) -> None:
+    (checkout / "fast.yaml").write_text("devices: 1\nseed:\n")
+    with open_sides(options("", "fast.yaml")) as sides:
+        assert sides["base"].arguments == ("--devices", "1")
+
+
+@pytest.mark.parametrize(
     ("candidate", "message"),
     [
         ("--max-steps 5", "--max-steps of CANDIDATE is decided by the comparison; leave it out"),
