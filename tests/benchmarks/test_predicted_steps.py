@@ -85,7 +85,7 @@ def make_config(
     recipe: str, strategy: Any, ranks: int, nodes: int, options: dict[str, Any], **shape: Any
 ) -> RunConfig:
     config = small_config(recipe, strategy)
-    parallel = {"devices": ranks // nodes, "num_nodes": nodes}
+    parallel: dict[str, Any] = {"devices": ranks // nodes, "num_nodes": nodes}
     of_run = ("accumulate", "batch_size")
     parallel |= {name: value for name, value in options.items() if name not in of_run}
     model = RECIPES[recipe].PRESET.model_config("reference", **shape) if shape else config.model
