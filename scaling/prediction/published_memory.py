@@ -32,9 +32,9 @@ BYTES_OF_GRADIENTS = 4
 # into the block of the freed logits in 16 bits, which the allocator therefore keeps.
 BYTES_OF_A_LOGIT = 14
 BYTES_OF_A_COMPILED_LOGIT = 4  # a logit and its gradient in 16 bits
-# Versions of torchtitan, as source and start of the GPU. It did not compile the loss from 2024-12-19
-# (pull request 755) to the spring of 2025 (1033), and it sharded embedding and head as one group
-# until 2025-07-29 (1094). torchao's runs on H100 used an alpha version of torch 2.7.
+# Versions of torchtitan, as source and start of the GPU. It compiled no loss from 2024-12-19 (pull
+# request 755) to the spring of 2025 (1033), and it sharded embedding and head as one group until
+# 2025-07-29 (1094). torchao's runs on H100 used an alpha version of torch 2.7.
 COMPILES_LOSS = (("torchtitan/trainy 2025-06", ""), ("torchao", "MI300X"), ("torchao", "B200"))
 SHARDS_HEAD_ALONE = (("torchao", "MI300X"), ("torchao", "B200"))
 
