@@ -11,7 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from scaling.prediction.fit_file import LEVEL, default_model, half_width, published_runs
+from scaling.prediction.fit_file import (
+    LEVEL,
+    default_model,
+    half_width,
+    published_runs,
+    ranges_of,
+)
 from scaling.prediction.fitting import PRIORS, Priors, Sample, fit
 from scaling.prediction.hardware import Hardware, hardware_of_device
 from scaling.prediction.measured_rows import (
@@ -23,6 +29,7 @@ from scaling.prediction.measured_rows import (
 )
 from scaling.prediction.memory import predict_memory
 from scaling.prediction.predict import Interval
+from scaling.prediction.time import Provenance, TimeModel
 from scaling.store.run import Run
 from unitransformer.config import DataConfig, OptimizerConfig, RunConfig
 from unitransformer.costs.gpus import why_unknown
@@ -43,6 +50,7 @@ class HeldOut:
     step_s: Interval
     measured_bytes: int | None  # of the rank with the highest peak; None: not counted
     memory_bytes: Interval | None  # low and high are the value if too few errors are known
+    provenance: Provenance  # of the time: fitted or extrapolated
 
     @property
     def run(self) -> Run:
@@ -128,7 +136,7 @@ def _on_machine(device: str, runs: Sequence[Run]) -> Iterator[HeldOut]:
     machine = replace(cpu_of(_middle(cells[0])), context_bytes=0) if hardware is None else hardware
     memory = _predicted_memory(cells, machine)
     found = zip(configs, cells, samples, times, memory, strict=True)
-    for config, cell, sample, step_s, (peak, predicted) in found:
+    for config, cell, sample, (step_s, provenance), (peak, predicted) in found:
         yield HeldOut(
             config=config,
             runs=cell,
@@ -136,6 +144,7 @@ def _on_machine(device: str, runs: Sequence[Run]) -> Iterator[HeldOut]:
             step_s=step_s,
             measured_bytes=peak,
             memory_bytes=predicted,
+            provenance=provenance,
         )
 
 
@@ -177,20 +186,29 @@ def _middle(cell: Sequence[Run]) -> Run:
     return cell[(len(cell) - 1) // 2]
 
 
-def _predicted_times(samples: Sequence[Sample], hardware: Hardware | None) -> list[Interval]:
+def _predicted_times(
+    samples: Sequence[Sample], hardware: Hardware | None
+) -> list[tuple[Interval, Provenance]]:
     priors: Priors = CPU_PRIORS if hardware is None else PRIORS
     base = [] if hardware is None else [run.sample for run in published_runs()]
     if len(samples) < FEWEST:  # of a GPU, which the published runs describe
         known = default_model()
         estimates = known.fit.log_times(samples)
-        return [_interval(log_s, known.deviations * d) for log_s, d in estimates]
+        return [
+            (_interval(log_s, known.deviations * d), known.provenance(sample.work, sample.gpu))
+            for sample, (log_s, d) in zip(samples, estimates, strict=True)
+        ]
     # A search that started at a fit to all samples would know of those that are left out.
     start = None if hardware is None else default_model().fit
     estimates = [(0.0, 1.0)] * len(samples)
+    provenances: list[Provenance] = ["fitted"] * len(samples)
     for part in range(PARTS):
         others = [sample for i, sample in enumerate(samples) if i % PARTS != part]
-        fitted = fit([*base, *_some(others)], priors, start=start)
-        estimates[part::PARTS] = fitted.log_times(samples[part::PARTS])
+        used, held = [*base, *_some(others)], samples[part::PARTS]
+        fitted = fit(used, priors, start=start)
+        model = TimeModel(fit=fitted, ranges=ranges_of(used), deviations=1.0)
+        estimates[part::PARTS] = fitted.log_times(held)
+        provenances[part::PARTS] = [model.provenance(s.work, s.gpu) for s in held]
     errors = [
         (log_s - float(np.log(sample.step_s)), deviation)
         for sample, (log_s, deviation) in zip(samples, estimates, strict=True)
@@ -199,7 +217,8 @@ def _predicted_times(samples: Sequence[Sample], hardware: Hardware | None) -> li
         half_width([error for i, error in enumerate(errors) if i % PARTS != part])
         for part in range(PARTS)
     ]
-    return [_interval(log_s, widths[i % PARTS] * d) for i, (log_s, d) in enumerate(estimates)]
+    intervals = [_interval(log_s, widths[i % PARTS] * d) for i, (log_s, d) in enumerate(estimates)]
+    return list(zip(intervals, provenances, strict=True))
 
 
 def _some(samples: Sequence[Sample]) -> Sequence[Sample]:

@@ -39,6 +39,7 @@ CPU_PRIORS = PRIORS | {
     "layer_s": Prior(value=1e-3, spread=0.5, by_software=1.0),
     "start_s": Prior(value=2e-3, spread=0.5, by_software=1.0),
     "host_sharpness": Prior(value=1.05, spread=0.02),  # host and device are the same
+    "copy_passes": Prior(value=1.5, spread=0.1),
     "update_passes": Prior(value=1.5, spread=0.1),
     "step_s": Prior(value=2e-3, spread=0.7, by_software=0.7),
     "contention": Prior(value=1.0, spread=0.1),

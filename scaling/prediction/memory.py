@@ -107,6 +107,9 @@ def _states(config: RunConfig) -> _States:
             # Without the padding of gathers, which is only large if ranks outnumber rows.
             whole_outer, whole_layer = count_numbers(outer), count_numbers(layer)
             is_one = ranks == 1  # which copies weights one by one, and keeps the copies
+            whole_gradients = (gathered_size + sum_size) * whole_outer - size * _shard(outer, ranks)
+            if parallel.accelerator == "cpu":  # gloo copies what it scatters once more
+                whole_gradients = max(whole_gradients, 2 * sum_size * whole_outer)
             return _States(
                 parameters=size * shard,
                 optimizer=2 * size * shard,
@@ -117,14 +120,14 @@ def _states(config: RunConfig) -> _States:
                 # FSDP2 frees the buffer of a gather after that of the next one is allocated.
                 root_buffers=0 if is_one else gathered_size * (whole_outer + whole_layer),
                 layer_buffers=0 if is_one else 2 * gathered_size * whole_layer,
-                root_gradients=0
-                if is_one
-                else (gathered_size + sum_size) * whole_outer - size * _shard(outer, ranks),
+                root_gradients=0 if is_one else whole_gradients,
                 layer_gradients=gathered_size
                 * (_head_numbers(config) + model.width * model.feedforward_width),
                 all_layer_gradients=gathered_size * (_head_numbers(config) + whole_layer),
                 # The layer before has been copied into one array, of which a shard remains.
-                buffers=0 if is_one else sum_size * (whole_layer + 2 * _shard(layer, ranks)),
+                buffers=_one_rank_buffers(config)
+                if is_one
+                else sum_size * (whole_layer + 2 * _shard(layer, ranks)),
             )
         case "zero1" | "zero2" | "zero3":
             return _zero_states(config)
@@ -137,6 +140,15 @@ def _states(config: RunConfig) -> _States:
                 # Between micro-batches, gradients are no views of DDP's buckets.
                 kept_buffers=size * numbers if is_summed and parallel.strategy == "ddp" else 0,
             )
+
+
+def _one_rank_buffers(config: RunConfig) -> int:
+    """Returns the gradients of a finished layer under FSDP2 on one rank, and the reduced copy.
+
+    Only if the layer before the last one needs most. There is no finished layer before.
+    """
+    size = 2 if config.parallel.precision == "bf16-true" else 4
+    return 2 * size * count_numbers(layer_parameters(config.model)) if _freed_layer(config) else 0
 
 
 def _head_numbers(config: RunConfig) -> int:
@@ -205,7 +217,8 @@ def _zero_states(config: RunConfig) -> _States:
         waiting_gradients=0 if is_summed else bucket,
         buffers=0 if is_summed else buffers,
         kept_buffers=buffers if is_summed else 0,
-        step=4 * share,
+        # A share's gradients in one array, and in float32.
+        step=(4 if size == 4 else size + 4) * share,
     )
 
 
@@ -357,6 +370,19 @@ def _moments(config: RunConfig) -> tuple[_Moment, ...]:
         communication=states.step + states.kept_buffers,
     )
     moments = [first, last, forward, begin, inside, inside_end, end, step]
+    if parallel.uses_deepspeed and states.buffers:
+        # The first gradient that is ready makes DeepSpeed allocate its buckets.
+        is_made = keeps_gradients(config)  # by the loss
+        bucket = _Moment(
+            **common,
+            moment="reduction of the first gradients",
+            gradients=remaining
+            + (0 if is_made else _new_gradient_size(config) * _head_numbers(config)),
+            activations=saved | {"head": 0},
+            logits=saved_logits if is_made else 0,
+            communication=states.buffers + states.kept_buffers,
+        )
+        moments.append(bucket)
     # A loss that keeps gradients has those of the head since the forward pass.
     return tuple(moments) if keeps_gradients(config) else (*moments, head)
 

@@ -28,8 +28,15 @@ POSITIONS_OVER = re.compile(r"\bCP(\d+)")
 # so that none is there when the backward pass begins, with the logits.
 BYTES_OF_STATES = 12
 BYTES_OF_GRADIENTS = 4
-# The log-probabilities, their gradients, and those of the logits, in float32.
-BYTES_OF_A_LOGIT = 12
+# The log-probabilities, their gradients, and those of the logits, in float32. None of them fits
+# into the block of the freed logits in 16 bits, which the allocator therefore keeps.
+BYTES_OF_A_LOGIT = 14
+BYTES_OF_A_COMPILED_LOGIT = 4  # a logit and its gradient in 16 bits
+# Versions of torchtitan, as source and start of the GPU. It compiled no loss from 2024-12-19 (pull
+# request 755) to the spring of 2025 (1033), and it sharded embedding and head as one group until
+# 2025-07-29 (1094). torchao's runs on H100 used an alpha version of torch 2.7.
+COMPILES_LOSS = (("torchtitan/trainy 2025-06", ""), ("torchao", "MI300X"), ("torchao", "B200"))
+SHARDS_HEAD_ALONE = (("torchao", "MI300X"), ("torchao", "B200"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,18 +67,32 @@ def estimate_peak_bytes(row: PublishedRow) -> int | None:
     parameters = shape.num_layers * shape.layer_parameters + shape.outer_parameters
     states = BYTES_OF_STATES * parameters // row.num_gpus
     gradients = BYTES_OF_GRADIENTS * parameters // row.num_gpus
+    # The group that stays gathered between forward and backward pass.
+    outer = shape.outer_parameters // (1 + _is_one_of(row, SHARDS_HEAD_ALONE))
     keeps = KEEPS_WEIGHTS.fullmatch(row.strategy) and row.num_gpus > 1
-    gathered = 2 * (parameters if keeps else shape.outer_parameters + shape.layer_parameters)
+    gathered = 2 * (parameters if keeps else outer + shape.layer_parameters)
     kept = _layers_bytes(row, shape)
-    logits = BYTES_OF_A_LOGIT * shape.positions * shape.vocabulary
+    is_compiled = bool(row.is_compiled) and _is_one_of(row, COMPILES_LOSS)
+    all_logits = shape.positions * shape.vocabulary
+    logits = all_logits * (BYTES_OF_A_COMPILED_LOGIT if is_compiled else BYTES_OF_A_LOGIT)
     is_recomputed = (row.activation_checkpointing or "none") != "none"
     whole = shape.positions * _whole_layer(row, shape)
     # While a layer is recomputed, the next one is gathered and the last one reduced in float32.
     inside = (whole if is_recomputed else 0) + (2 + 4) * shape.layer_parameters
     begin = states + gathered + kept + logits
     backward = states + gathered + kept + inside
+    # The gradients of the last group are copied to float32 to be reduced. If no block of the freed
+    # logits holds this copy, the allocator reserves another one.
+    reduced = 4 * outer
+    is_new = reduced > (2 if is_compiled else 4) * all_logits
+    end = states + gradients + (2 + 2) * outer + reduced
     step = states + gradients + gathered
-    return math.ceil((1 + FREE_SHARE) * max(begin, backward, step))
+    peak = max(max(begin, backward) + (reduced if is_new else 0), end, step)
+    return math.ceil((1 + FREE_SHARE) * peak)
+
+
+def _is_one_of(row: PublishedRow, versions: Sequence[tuple[str, str]]) -> bool:
+    return any(row.source == source and row.gpu.startswith(gpu) for source, gpu in versions)
 
 
 def plain_estimate(row: PublishedRow) -> int | None:
@@ -128,12 +149,13 @@ def _layers_bytes(row: PublishedRow, shape: _Shape) -> int:
 def _whole_layer(row: PublishedRow, shape: _Shape) -> int:
     """Returns the bytes that a layer keeps per position, in 16 bits.
 
-    Inputs and results of two norms, queries, the attention's result, keys, values; and of the
-    feed-forward the products, the activation and, where it is gated, what enters the last product.
+    Inputs and results of two norms, queries, the attention's result; keys and values, repeated for
+    every head of the queries; and of the feed-forward the products, the activation and, where it is
+    gated, what enters the last product.
     Without a compiler torch computes a norm in float32, keeps its input so, and keeps the result
     before it is scaled.
     """
-    channels = 6 * shape.width + 2 * shape.keys
+    channels = 8 * shape.width
     channels += (4 if shape.is_gated else 2) * shape.hidden
     eager = 0 if row.is_compiled else 2 * (4 + 2 - 2) * shape.width
     return 2 * channels + eager + 4 * (row.num_heads or 0)

@@ -33,6 +33,7 @@ class Coefficients:
     layer_s: Value = 1e-3  # in which the host starts the kernels of a layer, forward and backward
     start_s: Value = 2e-3  # likewise, of the rest of a micro-batch
     host_sharpness: Value = 2.5  # of the longer of both: layers mix short kernels with long ones
+    copy_passes: Value = 1.0  # bytes that move over those of `StepWork.copied_s`
     update_passes: Value = 1.5
     step_s: Value = 3e-3  # of a step, whatever its size
     link_share: Value = 0.75  # of the bandwidth of links
@@ -83,7 +84,8 @@ def step_parts(work: StepWork, c: Coefficients) -> Parts:
     head = work.head_s / share * (1 + 2 * c.matmul_backward)
     logits = work.logits_s * c.logits_passes
     forward = products_forward + moved
-    backward = products_backward + moved_backward + head + logits
+    copies = work.copied_s * c.copy_passes
+    backward = products_backward + moved_backward + head + logits + copies
     device = forward + backward
     host = _excess(work.layers * c.layer_s + c.start_s, device, c.host_sharpness)
     exposed, hidden = _communication(work, c, forward, backward)
@@ -91,7 +93,7 @@ def step_parts(work: StepWork, c: Coefficients) -> Parts:
     count = work.micro_batches * c.site
     return Parts(
         products_s=(products_forward + products_backward + head) * count,
-        memory_s=(moved + moved_backward + logits) * count,
+        memory_s=(moved + moved_backward + logits + copies) * count,
         host_s=host * count,
         exposed_communication_s=exposed * count,
         optimizer_s=work.update_s * c.update_passes + c.step_s,

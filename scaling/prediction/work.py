@@ -57,6 +57,7 @@ class StepWork:
     reduce_s: Value  # reductions of the gradients in the backward pass
     update_s: Value  # the optimizer, per step
     publish_s: Value  # gathers of the weights after the optimizer, per step
+    copied_s: Value  # weights and gradients copied for collectives, where nothing hides that
     doublings: Value  # log2 of the nodes
     is_eight_bits: Value  # 1 if the products are in eight bits
 
@@ -161,6 +162,8 @@ def work_of_config(config: RunConfig, hardware: Hardware) -> StepWork:
         repeated_scores_s=0.0,
         repeated_elements_s=0.0 if repeats == "off" else elements,
         update_s=weights / (parallel.world_size if sharded else 1) * BYTES_OF_UPDATE / bytes_per_s,
+        # A GPU copies in streams of their own, beside the computation.
+        copied_s=_copied_bytes(config) / bytes_per_s if hardware.is_cpu else 0.0,
         doublings=max(0.0, math.log2(parallel.world_size / hardware.devices_per_node)),
         is_eight_bits=0.0,
         **_communication(config, hardware),
@@ -186,3 +189,25 @@ def _communication(config: RunConfig, hardware: Hardware) -> dict[str, float]:
         else:
             times["reduce_s"] += seconds / config.accumulate
     return times
+
+
+def _copied_bytes(config: RunConfig) -> float:
+    """Returns the bytes that FSDP and DeepSpeed read and write to copy numbers, per micro-batch.
+
+    FSDP casts its shard for each of two gathers and copies the gathered weights to their places; it
+    copies gradients into one array to reduce them. DeepSpeed copies gradients into a bucket and out
+    of it; then those of its share into one array and to float32, scales them, reads them for their
+    norm, and copies the new weights back.
+    """
+    parallel, numbers = config.parallel, count_parameters(config.model)
+    if parallel.strategy in ("auto", "single", "ddp"):
+        return 0.0
+    size = 4 if parallel.precision == "32-true" else 2
+    share = numbers / (parallel.devices if parallel.strategy == "hsdp" else parallel.world_size)
+    if parallel.uses_deepspeed:
+        to_float32 = 0 if size == 4 else size + 4
+        of_step = (2 * size + to_float32 + 8 + 4 + 4 + size) * share
+        return 4.0 * size * numbers + of_step / config.accumulate
+    summed = 2 if parallel.precision == "bf16-true" else 4
+    gather = 2.0 * size * numbers + (summed + size) * share
+    return 2 * gather + (size + summed) * numbers

@@ -9,7 +9,7 @@ from typing import Any
 
 from scaling.report.options import ReportOptions, read_report_options
 from scaling.report.results_md import draw_plots, render_pages
-from scaling.report.rows import rows, to_csv, to_json
+from scaling.report.rows import rows, to_csv, to_json, with_predictions
 from scaling.report.staleness import compare_with_today
 from scaling.report.store_analysis import StoreAnalysis
 from scaling.store.reader import Store, load_store, relative_name
@@ -55,10 +55,12 @@ def _write(options: ReportOptions) -> None:
     wait_for_plots = start_in_background(draw) or draw
     pages = render_pages(analysis, options, compare_with_today(store, Path(__file__).parents[2]))
     files = {options.plots / name: content for name, content in wait_for_plots().items()}
-    if options.csv is not None:
-        files[options.csv] = to_csv(rows(store)).encode(errors="replace")
-    if options.json is not None:
-        files[options.json] = to_json(rows(store)).encode()
+    if options.csv is not None or options.json is not None:
+        exported = with_predictions(rows(store), analysis.predictions[0])
+        if options.csv is not None:
+            files[options.csv] = to_csv(exported).encode(errors="replace")
+        if options.json is not None:
+            files[options.json] = to_json(exported).encode()
     if options.html is not None:
         from scaling.report.html.page import render_html
 

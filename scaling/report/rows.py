@@ -9,11 +9,12 @@ import json
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import PurePosixPath
 from typing import Any, get_args
 
 from scaling.analysis.proof import find_proof
+from scaling.prediction.held_out import HeldOut
 from scaling.report.run_formatting import (
     describe_hardware,
     mfu_row,
@@ -38,7 +39,8 @@ class Row:
     Rates are of all devices together; low and high are the ends of the 95 % interval of the median
     steady step, as rates. MFU and HFU are shares of the dense peak of the data sheet, shares of the
     ceiling those of what this machine reached in this job; both by the convention of counting FLOPs
-    (`unitransformer.costs.flops.CONVENTIONS`).
+    (`unitransformer.costs.flops.CONVENTIONS`). What is predicted comes from a fit without this
+    configuration (`scaling.prediction.held_out`), with the ends of its 90 % interval.
 
     Raises:
         ValueError: a figure is not finite.
@@ -99,6 +101,13 @@ class Row:
     command: str
     record: str | None = None  # name of its file; None: there is none
     network: str | None = None  # backend, transport and interface of its ranks
+    predicted_units_per_s: float | None = None
+    low_predicted_units_per_s: float | None = None
+    high_predicted_units_per_s: float | None = None
+    prediction_provenance: str | None = None  # of the speed: fitted, or extrapolated from the fit
+    predicted_peak_bytes: int | None = None  # computed, not fitted
+    low_predicted_peak_bytes: int | None = None  # None: too few errors are known
+    high_predicted_peak_bytes: int | None = None
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
@@ -146,6 +155,28 @@ def entries(store: Store) -> list[Entry]:
         Entry(row=_of_cell(cell, store), run=cell.run, outcome=cell.outcome) for cell in store.cells
     ]
     return sorted([*single, *cells], key=lambda entry: _place(entry.row))
+
+
+def with_predictions(rows: Sequence[Row], found: Sequence[HeldOut]) -> list[Row]:
+    """Returns the rows, those of measured configurations with what is predicted for them."""
+    columns = {run.name: _predicted(item) for item in found for run in item.runs}
+    return [replace(row, **columns.get(row.record or "", {})) for row in rows]
+
+
+def _predicted(item: HeldOut) -> dict[str, Any]:
+    units, step, memory = item.run.units_per_step, item.step_s, item.memory_bytes
+    values: dict[str, Any] = {
+        "predicted_units_per_s": units / step.value,
+        "low_predicted_units_per_s": units / step.high,
+        "high_predicted_units_per_s": units / step.low,
+        "prediction_provenance": item.provenance,
+    }
+    if memory is not None:
+        values["predicted_peak_bytes"] = round(memory.value)
+        if memory.low < memory.high:
+            values["low_predicted_peak_bytes"] = round(memory.low)
+            values["high_predicted_peak_bytes"] = round(memory.high)
+    return values
 
 
 def _place(row: Row) -> tuple[Any, ...]:

@@ -66,6 +66,34 @@ def test_a_large_vocabulary_peaks_where_its_gradient_is_reduced() -> None:
     assert memory.communication + memory.gradients > 6 * outer
 
 
+def test_gloo_copies_what_it_scatters_once_more() -> None:
+    config = make_config("reference", devices=2, strategy="fsdp", accelerator="cpu")
+    config = replace(config, model=replace(config.model, num_layers=1))
+    memory = predict(config)
+    assert memory.moment == "end of the backward pass"
+    # Both copies in float32; the shard of the result is a gradient.
+    assert memory.communication == 8 * count_numbers(outer_parameters(config.model))
+
+
+@pytest.mark.parametrize(("precision", "size"), [("32-true", 4), ("bf16-mixed", 6)])
+def test_deepspeed_copies_gradients_for_a_step(precision: str, size: int) -> None:
+    config = make_config(devices=1, strategy="zero2", precision=precision)
+    config = replace(config, model=replace(config.model, num_positions=16))
+    memory = predict(config)
+    assert memory.moment == "optimizer step"
+    # In one array of the precision, and from there in float32 if that is another.
+    assert memory.communication == size * count_parameters(config.model)
+
+
+def test_deepspeed_allocates_buckets_beside_all_activations() -> None:
+    config = make_config("reference", 16, devices=8, strategy="zero2")
+    memory = predict(config)
+    assert memory.moment == "reduction of the first gradients"
+    bucket = 2 * count_parameters(config.model)  # bf16
+    assert memory.communication == pytest.approx(2 * bucket, rel=0.01)
+    assert memory.activations["layers"] == saved_by_kind(config)["layers"]
+
+
 def test_checkpointing_keeps_less() -> None:
     off, full = (
         predict(

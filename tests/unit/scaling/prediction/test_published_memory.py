@@ -43,7 +43,7 @@ def test_the_estimate_is_a_sum_that_a_reader_can_do() -> None:
     layer, outer = 12 * 10 * 10, 1000 * 10
     parameters = 3 * layer + outer
     states, gathered = 12 * parameters, 2 * (outer + layer)
-    inputs, logits = 3 * 20 * 2 * 10, 12 * 20 * 1000
+    inputs, logits = 3 * 20 * 2 * 10, 14 * 20 * 1000
     allocated = states + gathered + inputs + logits
     assert estimate(SMALL) == pytest.approx((1 + FREE_SHARE) * allocated, abs=1)
     assert plain_estimate(SMALL) == 16 * parameters + 2 * 3 * 20 * 10
@@ -58,6 +58,25 @@ def test_less_is_kept_by_more_checkpointing_more_devices_and_divided_positions()
     assert estimate(replace(SMALL, strategy="FSDP2 zero2", num_gpus=2)) > estimate(
         replace(SMALL, num_gpus=2)
     )
+
+
+def test_a_compiled_loss_keeps_no_logits_in_float32() -> None:
+    many = replace(SMALL, sequence_length=2000)
+    compiled = replace(many, source="torchao", gpu="B200")
+    head = 2 * 1000 * 10  # gathered alone; SMALL's embedding shares its matrix
+    less = estimate(many) - estimate(compiled)
+    assert less == pytest.approx((1 + FREE_SHARE) * (10 * 2000 * 1000 + head // 2), abs=2)
+    assert estimate(replace(compiled, gpu="H100")) == estimate(many)
+    assert estimate(replace(compiled, is_compiled=False)) > estimate(compiled)
+
+
+def test_gradients_that_fit_no_freed_logits_need_memory_of_their_own() -> None:
+    few = replace(SMALL, num_layers=1, sequence_length=1, vocabulary=10_000)
+    parameters, outer = 1200 + 100_000, 100_000
+    assert estimate(few) == pytest.approx((1 + FREE_SHARE) * (16 * parameters + 8 * outer), abs=1)
+    # Ten positions have logits as large as the embedding of ten channels, nine have not.
+    nine, ten = (estimate(replace(SMALL, sequence_length=length)) for length in (9, 10))
+    assert nine > ten
 
 
 def test_rows_that_divide_tensors_or_state_no_size_are_left_out() -> None:

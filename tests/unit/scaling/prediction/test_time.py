@@ -5,7 +5,7 @@ import random
 import pytest
 
 from scaling.prediction.fit_file import default_model
-from scaling.prediction.hardware import load_hardware
+from scaling.prediction.hardware import THIS_MACHINE, load_hardware
 from scaling.prediction.time import MeasuredStep, StepTime, predict_time
 from scaling.prediction.work import collective_s, work_of_config
 from unitransformer.config import ModelConfig, ParallelConfig, RunConfig
@@ -69,6 +69,22 @@ def test_a_larger_batch_takes_longer(strategy: str) -> None:
     times = [predict(config(batch=2**i, strategy=strategy)).total_s for i in range(8)]
 
     assert times == sorted(times)
+
+
+def test_only_a_cpu_waits_for_copies_of_sharded_numbers() -> None:
+    cpu = dataclasses.replace(H100, name=THIS_MACHINE, gpu=None, memory_bytes_per_s=1.0)
+    assert work_of_config(config(), H100).copied_s == 0
+    assert work_of_config(config(strategy="ddp"), cpu).copied_s == 0
+    base = config()
+    numbers = work_of_config(base, cpu).parameters
+    # bf16-mixed on 8 ranks: shards cast (4 + 2) and weights copied (2 + 2), twice; gradients
+    # copied to float32 (2 + 4).
+    assert work_of_config(base, cpu).copied_s == numbers * (2 * (6 / 8 + 4) + 6)
+    single = dataclasses.replace(
+        base, parallel=dataclasses.replace(base.parallel, strategy="zero2", precision="32-true")
+    )
+    # Two copies of gradients (8 + 8); of a share 28 bytes, in the step.
+    assert work_of_config(single, cpu).copied_s == numbers * (16 + 28 / 8)
 
 
 def test_unknown_gpus_and_far_counts_are_extrapolated() -> None:

@@ -1,6 +1,9 @@
 """Predictions beside measurements: the error so far on the first page, every row on another one."""
 
-from scaling.prediction.held_out import FEWEST
+import pytest
+
+from scaling.prediction.held_out import FEWEST, predict_held_out
+from scaling.report.rows import rows, with_predictions
 from scaling.store.reader import Store
 from tests.builders.records import make_record
 from tests.builders.reports import make_store, pages_of
@@ -28,3 +31,36 @@ def test_without_a_calibration_the_first_page_says_so_in_one_line() -> None:
     assert "predictions.md" not in pages
     line = "Example 9000: no prediction, as a fit that leaves some out needs 10 configurations"
     assert line in " ".join(pages["RESULTS.md"].split())
+
+
+def test_exported_rows_have_the_predictions_of_the_report() -> None:
+    runs = [
+        make_spread(0.01 * batch, f"{batch:02}.json", steps=10, batch_size=batch)
+        for batch in range(1, FEWEST + 1)
+    ]
+    found, _ = predict_held_out(runs)
+    unpredicted = make_store(make_record())
+    assert with_predictions(rows(unpredicted), found) == rows(unpredicted)
+    store = Store(runs=tuple(runs), left_out=())
+    exported = {row.record: row for row in with_predictions(rows(store), found)}
+    assert len(exported) == len(found) == FEWEST
+    for item in found:
+        row = exported[item.run.name]
+        units = item.config.batch_size * 8  # tokens of a sample
+        assert row.predicted_units_per_s == pytest.approx(units / item.step_s.value)
+        assert row.low_predicted_units_per_s == pytest.approx(units / item.step_s.high)
+        assert row.high_predicted_units_per_s == pytest.approx(units / item.step_s.low)
+        assert row.prediction_provenance == item.provenance
+        assert item.memory_bytes is not None
+        assert row.predicted_peak_bytes == round(item.memory_bytes.value)
+        assert row.high_predicted_peak_bytes == round(item.memory_bytes.high)
+
+
+def test_a_configuration_far_beyond_the_others_is_extrapolated() -> None:
+    batches = [*range(1, FEWEST + 1), 100]  # 100 is more than four times 10
+    runs = [
+        make_spread(0.01 * batch, f"{batch:03}.json", steps=10, batch_size=batch)
+        for batch in batches
+    ]
+    found, _ = predict_held_out(runs)
+    assert {item.config.batch_size for item in found if item.provenance == "extrapolated"} == {100}
