@@ -119,8 +119,9 @@ def _memory_targets(path: Path | None) -> Iterable[Target]:
 
 def _stored_runs() -> list[Run]:
     """Returns the runs of this repository that reached a steady state."""
-    results = Path(__file__).parents[1] / "results"
-    store = load_store([results], relative_to=results)
+    scaling = Path(__file__).parents[1]
+    folders = [scaling / "results", scaling / "prediction" / "small_cells"]
+    store = load_store(folders, relative_to=scaling)
     return [run for run in store.runs if run.metrics is not None and run.record["ceiling"]]
 
 

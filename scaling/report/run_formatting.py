@@ -152,7 +152,12 @@ def share_of_ceiling(run: Run) -> str:
 
 def command(run: Run) -> str:
     """The command of a run, without the folder for its record, which changes no result."""
-    return re.sub(r" --out[ =]('[^']*'|\S+)", "", str(run.record["command"]))
+    return without_folder(str(run.record["command"]))
+
+
+def without_folder(command: str) -> str:
+    """A command without the folder for its records, which changes no result."""
+    return re.sub(r" --out[ =]('[^']*'|\S+)", "", command)
 
 
 def size(run: Run) -> str:

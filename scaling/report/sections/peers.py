@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from scaling.markdown import escaped, folded_commands, link
 from scaling.peers import ranking
 from scaling.peers.record import Comparison
+from scaling.report.run_formatting import without_folder
 from scaling.report.table_notes import draw
 
 SHORT = 12  # characters of a commit
@@ -29,7 +30,9 @@ def peers_blocks(comparisons: Sequence[Comparison]) -> list[str]:
             {name: escaped(cell) for name, cell in row.items()} for row in ranking.rows(workload)
         ]
         blocks += draw(rows, always=("peer", "our speed"))
-    commands = dict.fromkeys(str(c.content["command"]) for w in workloads for c in w.comparisons)
+    commands = dict.fromkeys(
+        without_folder(str(c.content["command"])) for w in workloads for c in w.comparisons
+    )
     named = [(f"comparison {number}", command) for number, command in enumerate(commands, 1)]
     return [*blocks, HOW_TO_READ, folded_commands("Commands of the comparisons", named)]
 
