@@ -12,6 +12,7 @@ from scaling.markdown import command_block, escaped, folded_commands, link, shor
 from scaling.parity.cases import BOUNDS, ParityVerdict
 from scaling.parity.certificate import CaseResult, Certificate, newest_first
 from scaling.report import run_formatting
+from scaling.report.run_formatting import without_folder
 from scaling.report.table_notes import draw
 from scaling.store.run import Run
 from unitransformer.config import Precision, Recipe
@@ -61,7 +62,7 @@ def _blocks(certificate: Certificate) -> list[str]:
         f"{results}: {verdicts} over {format_count(config.max_steps, 'step')} of a global batch of "
         f"{config.global_batch_size:,}, {shape}, seed {config.seed}; "
         f"{link(certificate.name, 'certificate')}, made by",
-        command_block(content["command"]),
+        command_block(without_folder(content["command"])),
         f"Commit {escaped('; '.join(environment))}.",
         *_differences(certificate),
         *_not_equal(certificate),
