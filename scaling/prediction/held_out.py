@@ -85,7 +85,7 @@ class HeldOut:
 
 
 def predict_held_out(
-    runs: Sequence[Run], is_stale: Callable[[Run], bool] = lambda run: False
+    runs: Sequence[Run], is_stale: Callable[[Run], bool] = lambda _: False
 ) -> tuple[list[HeldOut], list[str]]:
     """Returns a prediction for each measured configuration, and why others have none.
 

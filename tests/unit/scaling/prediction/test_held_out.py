@@ -82,7 +82,7 @@ def test_stale_runs_are_predicted_but_change_no_other_prediction(
 
 
 def test_a_machine_with_stale_runs_alone_has_no_prediction() -> None:
-    found, (reason,) = predict_held_out(runs_of({}), lambda run: True)
+    found, (reason,) = predict_held_out(runs_of({}), lambda _: True)
     assert not found
     assert "there are 0 beside 12 that only stale records measured" in reason
 
