@@ -138,7 +138,7 @@ class StoreAnalysis:
 
     def count_others(self, runs: Iterable[Run]) -> tuple[int, int]:
         """Returns how many other configurations the studies of these runs name for the same work:
-        all of them, and those that were not measured."""
+        all of them, and those that have not ended."""
         names = [run.name for run in runs]
         counts = [coverage.count_others(names) for coverage in self.coverage[0].values()]
         return sum(others for others, _ in counts), sum(missing for _, missing in counts)
