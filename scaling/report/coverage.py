@@ -52,9 +52,8 @@ class Coverage:
         text = f"{len(planned) - len(missing)} of {format_count(len(planned), 'cell')} ended"
         failed = [set(ended.values()) for ended in statuses.values() if ended]
         if failed := [kinds for kinds in failed if "ok" not in kinds]:
-            text += (
-                f", {len(failed)} of them without success ({', '.join(sorted(set.union(*failed)))})"
-            )
+            how = ", ".join(sorted(set.union(*failed)))
+            text += f", {len(failed)} of them without success ({how})"
         if self.study.repeats > 1:
             text += f", in {launches} of {format_count(num_launches, 'launch', 'launches')}"
         parts = []
