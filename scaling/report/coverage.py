@@ -69,7 +69,7 @@ class Coverage:
 
     def count_others(self, names: Iterable[str]) -> tuple[int, int]:
         """Returns how many cells do the work of the records `names` without being theirs: all of
-        them, and those that have not ended. Cells of the same work differ in the configuration alone."""
+        them, and those that have not ended. Such cells differ in the configuration alone."""
         records = set(names)
         outcomes = [c.outcome for c in self.cells if c.run is not None and c.run.name in records]
         works = {_work(outcome.recipe, outcome.options) for outcome in outcomes}
