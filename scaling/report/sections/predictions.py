@@ -21,7 +21,8 @@ HOW = (
     "No row is used for its own prediction: the configurations of a machine are divided into "
     f"{PARTS} parts, and each part is predicted by a fit to the others. Memory is computed, not "
     "fitted. An error is the predicted value over the measured one, less 1; outside the 90% "
-    "interval it is bold. The measured speed is that of the median of the launches' step times."
+    "interval it is bold. A speed measured in several launches is that of the median of their step "
+    "times."
 )
 STALE = (
     f"Rows with {MARK} after the record are stale: no fit uses them, and the error so far does not "
@@ -86,20 +87,23 @@ def _errors_of_recipes(found: Sequence[HeldOut]) -> str:
     if len(recipes) < 2:
         return ""
     of_recipe = {name: [i for i in found if i.config.recipe == name] for name in recipes}
-    return "\n".join(f"- {TITLES[name]}: {error_so_far(of_recipe[name])}" for name in recipes)
+    return "\n".join(f"- {error_so_far(of_recipe[name], TITLES[name])}" for name in recipes)
 
 
-def error_so_far(predictions: Sequence[HeldOut]) -> str:
+def error_so_far(predictions: Sequence[HeldOut], of: str = "Error so far") -> str:
     """Returns one sentence: median errors, and how many values the intervals cover.
 
     Stale configurations are not counted.
+
+    Args:
+        of: begins the sentence.
     """
     found = [item for item in predictions if not item.is_stale]
     if not found:
-        return "No error so far: all records are stale."
+        return f"{of}: none, as all records are stale."
     inside = sum(item.is_speed_inside for item in found)
     errors = [abs(item.speed_error) for item in found]
-    text = f"Error so far: median {median(errors):.1%} of the speed"
+    text = f"{of}: median {median(errors):.1%} of the speed"
     covered = f"90% intervals cover {inside:,} of {len(found):,} speeds"
     if counted := [item for item in found if item.memory_error is not None]:
         memory = [abs(item.memory_error or 0.0) for item in counted]

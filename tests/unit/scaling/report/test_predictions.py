@@ -64,7 +64,7 @@ def test_the_first_page_has_the_error_of_each_recipe() -> None:
         runs[place] = replace(runs[place], config=config)
     text = " ".join(pages_of(Store(runs=tuple(runs), left_out=()))["RESULTS.md"].split())
     for title in ("BERT", "GPT"):
-        assert f"- {title}: Error so far: median " in text
+        assert f"- {title}: median " in text
     assert text.count(f"of {FEWEST} speeds") == 2
 
 
