@@ -87,8 +87,8 @@ def lint(path: Path, *, code: Path | None = None) -> Findings:
     proofs = format_count(len(store.certificates), "certificate")
     report_rows, ok_runs = rows(store), [run for run in store.runs if run.is_ok]
     # Compared with the code of then, as the report was; a later change is a warning of its own.
-    analysis = StoreAnalysis(store)
-    pages = render_pages(analysis, options, previous)
+    analysis = StoreAnalysis(store, previous)
+    pages = render_pages(analysis, options)
     errors = [
         *_compare(pages, analysis, options),
         *contradictions.check_rows(report_rows, store.runs),

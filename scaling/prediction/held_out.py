@@ -3,9 +3,11 @@
 The configurations of a machine are divided into `PARTS` parts, and each part is predicted by a fit
 to the others. Its intervals are as wide as the errors of the other parts ask for (split conformal
 prediction). Memory is computed and not fitted, so only its intervals come from other parts.
+Stale configurations are predicted as well, but take no part in fits and intervals.
 """
 
-from collections.abc import Iterator, Sequence
+import statistics
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -46,15 +48,16 @@ class HeldOut:
 
     config: RunConfig  # without what changes no step, such as the seed
     runs: Sequence[Run]  # its launches, the fastest first
-    measured_s: float  # of a step: the middle one of the launches' medians
+    measured_s: float  # of a step: the median of the launches' medians
     step_s: Interval
     measured_bytes: int | None  # of the rank with the highest peak; None: not counted
     memory_bytes: Interval | None  # low and high are the value if too few errors are known
     provenance: Provenance  # of the time: fitted or extrapolated
+    is_stale: bool  # whether all launches are
 
     @property
     def run(self) -> Run:
-        """The launch with the middle step time."""
+        """The launch with the middle step time; of two in the middle the faster one."""
         return _middle(self.runs)
 
     @property
@@ -81,8 +84,15 @@ class HeldOut:
         return self.memory_bytes.value / self.measured_bytes - 1
 
 
-def predict_held_out(runs: Sequence[Run]) -> tuple[list[HeldOut], list[str]]:
-    """Returns a prediction for each measured configuration, and why others have none."""
+def predict_held_out(
+    runs: Sequence[Run], is_stale: Callable[[Run], bool] = lambda _: False
+) -> tuple[list[HeldOut], list[str]]:
+    """Returns a prediction for each measured configuration, and why others have none.
+
+    Args:
+        is_stale: whether a run was measured with other code than today's. Such launches count only
+            where a configuration has no others, and no fit uses them.
+    """
     machines: dict[tuple[Any, ...], list[Run]] = {}
     for run in runs:
         if run.is_ok and run.metrics is not None:
@@ -94,7 +104,7 @@ def predict_held_out(runs: Sequence[Run]) -> tuple[list[HeldOut], list[str]]:
     for (device, cpu, _), measured in machines.items():
         name = cpu if device == "cpu" else device
         try:
-            found += _on_machine(device, measured)
+            found += _on_machine(device, measured, is_stale)
         except ValueError as error:
             reasons.append(f"{name}: no prediction, as {error}")
     return found, reasons
@@ -117,7 +127,9 @@ def calibration_errors(hardware: Hardware, runs: Sequence[Run]) -> tuple[float, 
     return float(np.median(before)), float(np.median([abs(i.speed_error) for i in found]))
 
 
-def _on_machine(device: str, runs: Sequence[Run]) -> Iterator[HeldOut]:
+def _on_machine(
+    device: str, runs: Sequence[Run], is_stale: Callable[[Run], bool]
+) -> Iterator[HeldOut]:
     hardware = None if device == "cpu" else hardware_of_device(device)
     if device != "cpu" and hardware is None:
         raise ValueError(f"no hardware file describes it ({why_unknown(device)})")
@@ -125,18 +137,24 @@ def _on_machine(device: str, runs: Sequence[Run]) -> Iterator[HeldOut]:
         runs = [run for run in runs if has_ceiling(run)]
         if not runs:
             raise ValueError("no run measured its ceilings, which calibrate a CPU")
-    configs, cells = zip(*_by_configuration(runs).items(), strict=True)
-    samples = [sample_of(_middle(cell), hardware) for cell in cells]
-    if hardware is None and len(cells) < FEWEST:
+    by_configuration = _by_configuration(runs)
+    configs = list(by_configuration)
+    current = [[run for run in cell if not is_stale(run)] for cell in by_configuration.values()]
+    cells = [new or old for new, old in zip(current, by_configuration.values(), strict=True)]
+    used = [i for i, new in enumerate(current) if new]  # the places of those that a fit may use
+    samples = [_sample(cell, hardware) for cell in cells]
+    if hardware is None and len(used) < FEWEST:
+        num_stale = len(cells) - len(used)
         raise ValueError(
             f"a fit that leaves some out needs {FEWEST} configurations with a steady state and a "
-            f"ceiling, and there {'is 1' if len(cells) == 1 else f'are {len(cells)}'}"
+            f"ceiling, and there {'is 1' if len(used) == 1 else f'are {len(used)}'}"
+            + (f" beside {num_stale} that only stale records measured" if num_stale else "")
         )
-    times = _predicted_times(samples, hardware)
+    times = _predicted_times(samples, used, hardware)
     machine = replace(cpu_of(_middle(cells[0])), context_bytes=0) if hardware is None else hardware
-    memory = _predicted_memory(cells, machine)
-    found = zip(configs, cells, samples, times, memory, strict=True)
-    for config, cell, sample, (step_s, provenance), (peak, predicted) in found:
+    memory = _predicted_memory(cells, used, machine)
+    found = zip(configs, cells, current, samples, times, memory, strict=True)
+    for config, cell, new, sample, (step_s, provenance), (peak, predicted) in found:
         yield HeldOut(
             config=config,
             runs=cell,
@@ -145,6 +163,7 @@ def _on_machine(device: str, runs: Sequence[Run]) -> Iterator[HeldOut]:
             measured_bytes=peak,
             memory_bytes=predicted,
             provenance=provenance,
+            is_stale=not new,
         )
 
 
@@ -186,12 +205,18 @@ def _middle(cell: Sequence[Run]) -> Run:
     return cell[(len(cell) - 1) // 2]
 
 
+def _sample(cell: Sequence[Run], hardware: Hardware | None) -> Sample:
+    step_s = statistics.median(_step_s(run) for run in cell)
+    return replace(sample_of(_middle(cell), hardware), step_s=step_s)
+
+
 def _predicted_times(
-    samples: Sequence[Sample], hardware: Hardware | None
+    samples: Sequence[Sample], used: Sequence[int], hardware: Hardware | None
 ) -> list[tuple[Interval, Provenance]]:
+    """Predicts every sample; fits and intervals rest on those at the places `used`."""
     priors: Priors = CPU_PRIORS if hardware is None else PRIORS
     base = [] if hardware is None else [run.sample for run in published_runs()]
-    if len(samples) < FEWEST:  # of a GPU, which the published runs describe
+    if len(used) < FEWEST:  # of a GPU, which the published runs describe
         known = default_model()
         estimates = known.fit.log_times(samples)
         return [
@@ -203,20 +228,17 @@ def _predicted_times(
     estimates = [(0.0, 1.0)] * len(samples)
     provenances: list[Provenance] = ["fitted"] * len(samples)
     for part in range(PARTS):
-        others = [sample for i, sample in enumerate(samples) if i % PARTS != part]
-        used, held = [*base, *_some(others)], samples[part::PARTS]
-        fitted = fit(used, priors, start=start)
-        model = TimeModel(fit=fitted, ranges=ranges_of(used), deviations=1.0)
+        others = [samples[i] for i in used if i % PARTS != part]
+        known_samples, held = [*base, *_some(others)], samples[part::PARTS]
+        fitted = fit(known_samples, priors, start=start)
+        model = TimeModel(fit=fitted, ranges=ranges_of(known_samples), deviations=1.0)
         estimates[part::PARTS] = fitted.log_times(held)
         provenances[part::PARTS] = [model.provenance(s.work, s.gpu) for s in held]
     errors = [
         (log_s - float(np.log(sample.step_s)), deviation)
         for sample, (log_s, deviation) in zip(samples, estimates, strict=True)
     ]
-    widths = [
-        half_width([error for i, error in enumerate(errors) if i % PARTS != part])
-        for part in range(PARTS)
-    ]
+    widths = [half_width([errors[i] for i in used if i % PARTS != part]) for part in range(PARTS)]
     intervals = [_interval(log_s, widths[i % PARTS] * d) for i, (log_s, d) in enumerate(estimates)]
     return list(zip(intervals, provenances, strict=True))
 
@@ -231,7 +253,7 @@ def _interval(logarithm: float, half: float) -> Interval:
 
 
 def _predicted_memory(
-    cells: Sequence[Sequence[Run]], machine: Hardware
+    cells: Sequence[Sequence[Run]], used: Sequence[int], machine: Hardware
 ) -> list[tuple[int | None, Interval | None]]:
     """Returns the measured peak of each configuration, and the predicted one."""
     peaks = [
@@ -247,7 +269,7 @@ def _predicted_memory(
     ]
     widths = []
     for part in range(PARTS):
-        others = [e for i, e in enumerate(errors) if i % PARTS != part and e is not None]
+        others = [e for i in used if i % PARTS != part and (e := errors[i]) is not None]
         widths.append(float(np.quantile(others, LEVEL)) if len(others) >= FEWEST_ERRORS else None)
     found: list[tuple[int | None, Interval | None]] = []
     for i, (peak, log_bytes) in enumerate(zip(peaks, predicted, strict=True)):

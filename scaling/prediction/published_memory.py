@@ -3,9 +3,11 @@
 T positions of a micro-batch on one GPU | D width | F feed-forward width | K width of the keys
 V classes | L layers | N parameters
 
-The formulas are those of `scaling.prediction.memory`, for models and software of other suites.
-Nothing in them is fitted to these runs. Sources print what torch's allocator reserves, which is a
-twentieth above what it hands out, as assumed for this suite's own runs.
+This is an estimator of its own, for models and software of other suites. It uses the ideas of
+`scaling.prediction.memory`, which is not run on these rows, so its error says little about that of
+`predict`. No coefficient is fitted, but the forms were chosen with the judged rows in view: what a
+logit costs, and which versions compile the loss or shard the head alone. Sources print what torch's
+allocator reserves, which is a twentieth above what it hands out, as assumed for this suite's runs.
 """
 
 import math

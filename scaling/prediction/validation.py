@@ -32,6 +32,8 @@ from scaling.store.reader import load_store
 from scaling.store.run import Run
 
 FOUNDRY = "llm-foundry"
+SCALING = Path(__file__).parents[1]
+STORED_SWEEPS = (SCALING / "results" / "sweeps", SCALING / "prediction" / "small_cells")
 SMALL_WIDTH = 128  # channels; cells of a sweep that calibrates are narrower
 
 
@@ -88,17 +90,21 @@ def table(path: Path | None = None) -> list[Target]:
             rows += _speed_targets(f"unseen model, {kind}", kinds[kind], bound)
     rows += [*_interval_targets(list(kinds.values())), *_scaling_targets(judged, runs)]
     rows += memory
-    return rows if path is not None else [*rows, *_machine_targets(_stored_runs())]
+    return rows if path is not None else [*rows, *_machine_targets(stored_runs())]
 
 
 def _memory_targets(path: Path | None) -> Iterable[Target]:
-    """Judges the estimated peak of published rows; nothing in the estimate is fitted to any row."""
+    """Judges the estimator of published peaks.
+
+    Its forms were chosen with the built-in rows in view. Only rows of a file are new to it.
+    """
     known = load_rows()
     rows = known if path is None else [row for row in load_rows(path) if row not in known]
     judged = judge_memory(rows, known)
     if not judged:
         return
-    name = "peak memory of published runs"
+    seen = "forms chosen with these rows in view" if path is None else "new rows"
+    name = f"published peak memory, an estimator of its own, {seen}"
     yield Target(
         name=f"{name}: mean error",
         figure=float(np.mean([abs(j.error) for j in judged])),
@@ -117,11 +123,21 @@ def _memory_targets(path: Path | None) -> Iterable[Target]:
     )
 
 
-def _stored_runs() -> list[Run]:
-    """Returns the runs of this repository that reached a steady state."""
-    scaling = Path(__file__).parents[1]
-    folders = [scaling / "results", scaling / "prediction" / "small_cells"]
-    store = load_store(folders, relative_to=scaling)
+def stored_runs(folders: Sequence[Path] = STORED_SWEEPS) -> list[Run]:
+    """Returns the runs of stored sweeps that reached a steady state.
+
+    Single runs may be of any code, so that none is judged.
+
+    Raises:
+        ValueError: a folder or a record is missing or damaged.
+    """
+    store = load_store(folders, relative_to=SCALING)
+    for file in store.left_out:
+        if file.kind == "damaged":
+            raise ValueError(f"{SCALING / file.name} is damaged: {file.reason}; restore it")
+    for cell in store.cells:
+        if cell.outcome.status == "ok" and cell.run is None:
+            raise ValueError(f"{SCALING / cell.name} lacks its record; restore it")
     return [run for run in store.runs if run.metrics is not None and run.record["ceiling"]]
 
 
@@ -130,7 +146,10 @@ def _machine_targets(runs: Sequence[Run]) -> Iterable[Target]:
     large = [run for run in runs if run.config.model.width >= SMALL_WIDTH]
     small = [run for run in runs if run not in large and run.config.parallel.world_size <= 2]
     if not large or not small:
-        return
+        raise ValueError(
+            f"{' and '.join(map(str, STORED_SWEEPS))} hold {len(large)} runs of larger models and "
+            f"{len(small)} of small cells; restore them"
+        )
     fitted = calibrate(small).fit
     shares = [share_of_peak(sample_of(run)) for run in small]
     samples = [sample_of(run) for run in large]

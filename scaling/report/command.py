@@ -50,10 +50,10 @@ def _write(options: ReportOptions) -> None:
         path = getattr(options, option)
         if path is not None and relative_name(path, folder) in names:
             raise ValueError(f"{option} {path} is there and no export; choose another --{option}")
-    analysis = StoreAnalysis(store)
+    analysis = StoreAnalysis(store, compare_with_today(store, Path(__file__).parents[2]))
     draw = functools.partial(draw_plots, analysis)
     wait_for_plots = start_in_background(draw) or draw
-    pages = render_pages(analysis, options, compare_with_today(store, Path(__file__).parents[2]))
+    pages = render_pages(analysis, options)
     files = {options.plots / name: content for name, content in wait_for_plots().items()}
     if options.csv is not None or options.json is not None:
         exported = with_predictions(rows(store), analysis.predictions[0])

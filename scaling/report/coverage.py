@@ -1,4 +1,4 @@
-"""Finds which cells of a study were not measured, and describes them in few words."""
+"""Finds which cells of a study have not ended, and describes them in few words."""
 
 import itertools
 from collections import Counter
@@ -25,7 +25,7 @@ Group = Mapping[str, tuple[str, ...]]  # values by axis
 
 @dataclass(frozen=True, kw_only=True)
 class Coverage:
-    """What was measured of a study."""
+    """How much of a study has ended, well or not."""
 
     study: Study
     cells: Sequence[MeasuredCell]  # of its sweep
@@ -37,15 +37,23 @@ class Coverage:
         return [cell for cell in self.study.cells() if cell.id not in ended]
 
     def describe(self) -> str:
-        """Returns how much is measured and what is missing; empty if nothing is."""
+        """Returns how much has ended, how much of it failed, and what is missing; empty if nothing
+        is missing. More launches of a cell than the study asks for stand for no other cell."""
         planned = self.study.cells()
-        ids = {cell.id for cell in planned}
-        launches = len({c.outcome.name for c in self.cells if c.outcome.cell in ids})
+        statuses: dict[str, dict[str, str]] = {cell.id: {} for cell in planned}  # by launch
+        for cell in self.cells:
+            if cell.outcome.cell in statuses:
+                statuses[cell.outcome.cell][cell.outcome.name] = cell.outcome.status
+        launches = sum(min(len(ended), self.study.repeats) for ended in statuses.values())
         num_launches = len(planned) * self.study.repeats
-        if launches >= num_launches:
+        if launches == num_launches:
             return ""
         missing = self.missing
-        text = f"{len(planned) - len(missing)} of {format_count(len(planned), 'cell')} measured"
+        text = f"{len(planned) - len(missing)} of {format_count(len(planned), 'cell')} ended"
+        failed = [set(ended.values()) for ended in statuses.values() if ended]
+        if failed := [kinds for kinds in failed if "ok" not in kinds]:
+            how = ", ".join(sorted(set.union(*failed)))
+            text += f", {len(failed)} of them without success ({how})"
         if self.study.repeats > 1:
             text += f", in {launches} of {format_count(num_launches, 'launch', 'launches')}"
         parts = []
@@ -61,7 +69,7 @@ class Coverage:
 
     def count_others(self, names: Iterable[str]) -> tuple[int, int]:
         """Returns how many cells do the work of the records `names` without being theirs: all of
-        them, and the missing ones. Cells of the same work differ in the configuration alone."""
+        them, and those that have not ended. Such cells differ in the configuration alone."""
         records = set(names)
         outcomes = [c.outcome for c in self.cells if c.run is not None and c.run.name in records]
         works = {_work(outcome.recipe, outcome.options) for outcome in outcomes}
@@ -100,7 +108,7 @@ def describe_groups(missing: Sequence[Cell], planned: Sequence[Cell]) -> str:
     """Describes the missing cells of a recipe by the values that they share, the largest group
     first: "strategy ddp or fsdp, batch-size 4; devices 2".
 
-    A group holds no cell that was measured.
+    A group holds no cell that has ended.
     """
     axes = [name for name in planned[0].options if len({c.options.get(name) for c in planned}) > 1]
     candidates = _candidates(missing, planned, axes)

@@ -81,17 +81,13 @@ SAME_CORES = (
 )
 
 
-def render_pages(
-    analysis: StoreAnalysis,
-    options: ReportOptions,
-    today: staleness.CurrentCode = staleness.NOT_COMPARED,
-) -> dict[PurePosixPath, str]:
+def render_pages(analysis: StoreAnalysis, options: ReportOptions) -> dict[PurePosixPath, str]:
     """Returns every generated Markdown page by its path from the folder of RESULTS.md.
 
-    Args:
-        today: what the records are compared with; stale ones are marked.
+    Stale records are marked.
     """
-    store, name, plots = analysis.store, options.out.name, options.relative(options.plots)
+    store, today = analysis.store, analysis.today
+    name, plots = options.out.name, options.relative(options.plots)
     folder = PurePosixPath(options.relative(options.pages))
     contents = {
         "conditions.md": ("Conditions", conditions_page(store)),

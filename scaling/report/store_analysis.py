@@ -20,6 +20,7 @@ from scaling.analysis.fastest import StrategyComparison, compare_strategies
 from scaling.prediction.held_out import HeldOut, predict_held_out
 from scaling.report.coverage import Coverage, find_coverage
 from scaling.report.plots import Plot, plots_of
+from scaling.report.staleness import NOT_COMPARED, CurrentCode
 from scaling.store.reader import Cell, Store
 from scaling.store.run import Run
 from unitransformer.config import Recipe
@@ -70,8 +71,9 @@ class SweepOfRecipe:
 class StoreAnalysis:
     """A store with everything that is computed from its runs. Mappings are by recipe, in order."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, today: CurrentCode = NOT_COMPARED) -> None:
         self.store = store
+        self.today = today  # what the records are compared with
 
     @cached_property
     def runs(self) -> dict[Recipe, list[Run]]:
@@ -123,7 +125,7 @@ class StoreAnalysis:
     @cached_property
     def predictions(self) -> tuple[list[HeldOut], list[str]]:
         """Every measured configuration as predicted without it, and why others are not."""
-        return predict_held_out(self.store.runs)
+        return predict_held_out(self.store.runs, lambda run: self.today.is_stale(run.record))
 
     @cached_property
     def coverage(self) -> tuple[dict[str, Coverage], dict[str, str]]:
@@ -136,7 +138,7 @@ class StoreAnalysis:
 
     def count_others(self, runs: Iterable[Run]) -> tuple[int, int]:
         """Returns how many other configurations the studies of these runs name for the same work:
-        all of them, and those that were not measured."""
+        all of them, and those that have not ended."""
         names = [run.name for run in runs]
         counts = [coverage.count_others(names) for coverage in self.coverage[0].values()]
         return sum(others for others, _ in counts), sum(missing for _, missing in counts)

@@ -33,7 +33,7 @@ class Answer:
     ranked: tuple[Candidate, ...]  # with proven loss parity, fastest first
     unranked: tuple[Candidate, ...]
     others: int = 0  # configurations of their studies that are no points
-    missing: int = 0  # those of them that were not measured
+    missing: int = 0  # those of them that have not ended
 
     @property
     def points(self) -> list[MeasuredPoint]:
@@ -49,7 +49,7 @@ def find_answers(
 
     Args:
         count_others: how many other configurations the studies of some runs name, and how many
-            of these were not measured.
+            of these have not ended.
     """
     works: dict[Work, dict[int, list[MeasuredPoint]]] = {}
     for point in points:

@@ -73,7 +73,7 @@ def _standing(candidate: Candidate, ranked: Sequence[Candidate], *, is_decided: 
     if candidate.why_unranked is not None:
         return "not ranked"
     if candidate is ranked[0]:
-        if any(other.is_undecided for other in ranked):
+        if any(not other.is_slower and not other.is_tie for other in ranked[1:]):
             return "best guess"
         return "fastest" if is_decided else "fastest, in a tie"
     if candidate.is_slower:

@@ -9,6 +9,7 @@ from scaling.prediction.held_out import PARTS, HeldOut
 from scaling.prediction.predict import Interval
 from scaling.report import run_formatting
 from scaling.report.run_formatting import TITLES
+from scaling.report.staleness import MARK
 from scaling.report.store_analysis import StoreAnalysis
 from scaling.report.table_notes import conditions_of_rows, differing, draw
 from scaling.store.conditions import without_threads
@@ -20,7 +21,12 @@ HOW = (
     "No row is used for its own prediction: the configurations of a machine are divided into "
     f"{PARTS} parts, and each part is predicted by a fit to the others. Memory is computed, not "
     "fitted. An error is the predicted value over the measured one, less 1; outside the 90% "
-    "interval it is bold."
+    "interval it is bold. A speed measured in several launches is that of the median of their step "
+    "times."
+)
+STALE = (
+    f"Rows with {MARK} after the record are stale: no fit uses them, and the error so far does not "
+    "count them."
 )
 # Settings that have columns of their own.
 SHOWN = (
@@ -40,7 +46,9 @@ def predictions_summary(analysis: StoreAnalysis, page: str) -> list[str]:
         return []
     longest = [runs[0] for runs in analysis.longest_runs.values()]
     rows = [
-        {"run": f"{TITLES[item.config.recipe]} {escaped(item.run.config.size)}"} | _row(item)
+        {"run": f"{TITLES[item.config.recipe]} {escaped(item.run.config.size)}"}
+        | _row(item)
+        | {"record": _record(item)}
         for run in longest
         for item in found
         if run in item.runs
@@ -49,7 +57,9 @@ def predictions_summary(analysis: StoreAnalysis, page: str) -> list[str]:
     return [
         "## Predicted and measured",
         f"**{error_so_far(found)}** All rows: {page}.",
+        _errors_of_recipes(found),
         HOW,
+        *_about_stale(found),
         *table,
     ]
 
@@ -59,18 +69,41 @@ def predictions_page(analysis: StoreAnalysis) -> list[str]:
     found, reasons = analysis.predictions
     if not found:
         return []
-    blocks = [f"**{error_so_far(found)}**", HOW, *(escaped(f"{reason}.") for reason in reasons)]
+    blocks = [f"**{error_so_far(found)}**", HOW, *_about_stale(found)]
+    blocks += [escaped(f"{reason}.") for reason in reasons]
     for recipe in get_args(Recipe):
         if items := [item for item in found if item.config.recipe == recipe]:
             blocks += _table(recipe, sorted(items, key=_place))
     return blocks
 
 
-def error_so_far(found: Sequence[HeldOut]) -> str:
-    """Returns one sentence: median errors, and how many values the intervals cover."""
+def _about_stale(found: Sequence[HeldOut]) -> list[str]:
+    return [STALE] if any(item.is_stale for item in found) else []
+
+
+def _errors_of_recipes(found: Sequence[HeldOut]) -> str:
+    """Returns the sentence of each recipe; nothing if only one was measured."""
+    recipes = [name for name in get_args(Recipe) if any(i.config.recipe == name for i in found)]
+    if len(recipes) < 2:
+        return ""
+    of_recipe = {name: [i for i in found if i.config.recipe == name] for name in recipes}
+    return "\n".join(f"- {error_so_far(of_recipe[name], TITLES[name])}" for name in recipes)
+
+
+def error_so_far(predictions: Sequence[HeldOut], of: str = "Error so far") -> str:
+    """Returns one sentence: median errors, and how many values the intervals cover.
+
+    Stale configurations are not counted.
+
+    Args:
+        of: begins the sentence.
+    """
+    found = [item for item in predictions if not item.is_stale]
+    if not found:
+        return f"{of}: none, as all records are stale."
     inside = sum(item.is_speed_inside for item in found)
     errors = [abs(item.speed_error) for item in found]
-    text = f"Error so far: median {median(errors):.1%} of the speed"
+    text = f"{of}: median {median(errors):.1%} of the speed"
     covered = f"90% intervals cover {inside:,} of {len(found):,} speeds"
     if counted := [item for item in found if item.memory_error is not None]:
         memory = [abs(item.memory_error or 0.0) for item in counted]

@@ -521,9 +521,9 @@ def test_a_proof_by_other_code_has_a_remark(code: dict[str, Any], expected: str)
     assert words not in map_of(runs, proven())
 
 
-def test_a_tie_is_undecided_in_the_map_without_an_interval() -> None:
+def test_the_fastest_is_a_guess_in_the_map_while_a_rival_has_no_interval() -> None:
     runs = [way("ddp", 0.05), way("zero1", 0.1, steps=10)]
-    assert standings(runs) == {"ddp": "fastest, in a tie", "zero1": "undecided: no interval"}
+    assert standings(runs) == {"ddp": "best guess", "zero1": "undecided: no interval"}
 
 
 def test_equal_runs_give_equal_tables_in_any_order() -> None:

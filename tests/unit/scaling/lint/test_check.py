@@ -326,7 +326,7 @@ def write_compared(report: Path, checkout: Path) -> str:
         plots=report.parent / "plots",
         pages=report.parent / "RESULTS-pages",
     )
-    pages = render_pages(StoreAnalysis(store), options, today)
+    pages = render_pages(StoreAnalysis(store, today), options)
     for path, page in pages.items():
         (report.parent / path).write_text(page)
     return "\n".join(pages.values())

@@ -58,6 +58,35 @@ def test_launches_with_other_seeds_are_held_out_together(plain: dict[int, HeldOu
     assert both[4].step_s.value == pytest.approx(plain[4].step_s.value)
 
 
+def test_two_launches_count_by_the_median_of_both(plain: dict[int, HeldOut]) -> None:
+    both = predicted([*runs_of({}), *runs_of(dict.fromkeys(BATCHES, 3.0), seed=1)])
+    for batch, item in both.items():
+        assert item.measured_s == pytest.approx(2 * plain[batch].measured_s)
+        # A fit to the faster launches would predict the plain time.
+        assert item.step_s.value == pytest.approx(2 * plain[batch].step_s.value, rel=0.2)
+
+
+def test_stale_runs_are_predicted_but_change_no_other_prediction(
+    plain: dict[int, HeldOut], changed: dict[int, HeldOut]
+) -> None:
+    runs = runs_of({4: 5.0})
+    runs.append(replace(runs[6], name="old.json"))  # batch 7, beside a launch that is not stale
+    found, _ = predict_held_out(runs, lambda run: run.name in ("04-0.json", "old.json"))
+    items = {item.config.batch_size: item for item in found}
+    assert [batch for batch, item in items.items() if item.is_stale] == [4]
+    assert items[4].step_s.value == pytest.approx(plain[4].step_s.value)
+    assert items[5].step_s.value != pytest.approx(changed[5].step_s.value, rel=1e-3)
+    assert [run.name for run in items[7].runs] == ["07-0.json"]
+    without, _ = predict_held_out([run for run in runs if run.name != "old.json"])
+    assert len(without) == len(found)
+
+
+def test_a_machine_with_stale_runs_alone_has_no_prediction() -> None:
+    found, (reason,) = predict_held_out(runs_of({}), lambda _: True)
+    assert not found
+    assert "there are 0 beside 12 that only stale records measured" in reason
+
+
 def test_predictions_are_the_same_in_any_order_of_the_runs(changed: dict[int, HeldOut]) -> None:
     backward = predicted(runs_of({4: 5.0})[::-1])
     assert {batch: item.step_s for batch, item in backward.items()} == {

@@ -1,14 +1,15 @@
-"""Which cells of a study were not measured, and how a report says so."""
+"""Which cells of a study have not ended, and how a report says so."""
 
 import json
 import random
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from scaling.report.coverage import describe_groups, find_coverage
+from scaling.report.coverage import Coverage, describe_groups, find_coverage
 from scaling.store.reader import Store, load_store
 from scaling.sweep.engine import open_folder
 from scaling.sweep.study import Study, read_study
@@ -41,7 +42,7 @@ def test_a_whole_sweep_has_no_line(tmp_path: Path) -> None:
 
 def test_a_report_names_what_a_study_has_and_its_sweep_has_not(tmp_path: Path) -> None:
     store = swept(tmp_path, make_study(axes=AXES), without=1)
-    missing = "3 of 4 cells measured; missing: 1 of GPT (precision 32-true, batch-size 16)"
+    missing = "3 of 4 cells ended; missing: 1 of GPT (precision 32-true, batch-size 16)"
     assert coverage_of(store) == missing
     pages = {name: " ".join(text.split()) for name, text in pages_of(store).items()}
     assert f"- night: {missing}." in pages["RESULTS.md"].replace("> ", "")
@@ -53,15 +54,37 @@ def test_a_sweep_without_any_cell_is_named(tmp_path: Path) -> None:
     open_folder(tmp_path / "empty", make_study(axes=AXES, repeats=2), LIMITS)
     store = load_store([tmp_path], relative_to=tmp_path)
     page = pages_of(store)["RESULTS.md"]
-    assert "- empty: 0 of 4 cells measured, in 0 of 8 launches; missing: all 4 of GPT." in page
+    assert "- empty: 0 of 4 cells ended, in 0 of 8 launches; missing: all 4 of GPT." in page
     assert "empty.md" not in pages_of(store)
 
 
 def test_a_missing_launch_is_counted(tmp_path: Path) -> None:
     study = make_study(axes=AXES, repeats=2)
     assert coverage_of(swept(tmp_path, study, without=1)) == (
-        "4 of 4 cells measured, in 7 of 8 launches"
+        "4 of 4 cells ended, in 7 of 8 launches"
     )
+
+
+def test_failed_cells_are_counted_apart(tmp_path: Path) -> None:
+    study = make_study(axes=AXES | {"batch-size": ["8", "4096"]})
+    open_folder(tmp_path / "night", study, LIMITS)
+    too_large = [task for task in make_tasks(study) if task.cell.options["batch-size"] == "4096"]
+    work(tmp_path / "night", too_large[:1])
+    assert coverage_of(load_store([tmp_path], relative_to=tmp_path)).startswith(
+        "1 of 4 cells ended, 1 of them without success (oom); missing: 3 of GPT ("
+    )
+
+
+def test_more_launches_of_a_cell_hide_no_missing_cell(tmp_path: Path) -> None:
+    study = make_study(axes=AXES, repeats=2)
+    first = {cell.id for cell in study.cells()[:2]}
+    open_folder(tmp_path / "night", study, LIMITS)
+    work(tmp_path / "night", [task for task in make_tasks(study) if task.cell.id in first])
+    cells = load_store([tmp_path], relative_to=tmp_path).cells
+    assert len(cells) == 4
+    coverage = Coverage(study=replace(study, repeats=1), cells=cells)
+    missing = "2 of 4 cells ended; missing: 2 of GPT (precision bf16-true)"
+    assert coverage.describe() == missing
 
 
 def test_a_study_whose_axis_was_narrowed_is_read(tmp_path: Path) -> None:

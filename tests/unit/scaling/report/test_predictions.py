@@ -1,12 +1,18 @@
 """Predictions beside measurements: the error so far on the first page, every row on another one."""
 
+from dataclasses import replace
+from pathlib import PurePosixPath
+
 import pytest
 
 from scaling.prediction.held_out import FEWEST, predict_held_out
+from scaling.report.results_md import render_pages
 from scaling.report.rows import rows, with_predictions
+from scaling.report.staleness import CurrentCode
+from scaling.report.store_analysis import StoreAnalysis
 from scaling.store.reader import Store
 from tests.builders.records import make_record
-from tests.builders.reports import make_store, pages_of
+from tests.builders.reports import OPTIONS, make_store, pages_of
 from tests.builders.runs import make_spread
 
 
@@ -24,6 +30,42 @@ def test_every_measured_configuration_has_its_prediction_and_the_first_page_the_
         assert rows.count(f"[record](../{run.name})") == 1
     row = next(line for line in rows.splitlines() if "02.json" in line)
     assert "| 800 tokens/s |" in row  # 2 samples of 8 tokens in 0.02 s
+
+
+def test_a_stale_configuration_is_marked_and_not_counted() -> None:
+    runs = [
+        make_spread(0.01 * batch, f"{batch:02}.json", steps=10, batch_size=batch)
+        for batch in range(1, FEWEST + 1)
+    ]
+    old = "ab" * 6
+    longest = make_spread(0.5, "old.json", steps=20, batch_size=50)
+    code = longest.record["code"] | {"commit": old}
+    runs.append(replace(longest, record=longest.record | {"code": code}))
+    store = Store(runs=tuple(runs), left_out=())
+    today = CurrentCode(torch=None, is_checkout=True, changed=frozenset([old]))
+    pages = render_pages(StoreAnalysis(store, today), OPTIONS)
+    first, page = pages[PurePosixPath("RESULTS.md")], pages[PurePosixPath("pages/predictions.md")]
+    for text in (first, page):
+        assert f"of {FEWEST} speeds" in " ".join(text.split())
+        assert "after the record are stale: no fit uses them" in " ".join(text.split())
+    assert f"[record](../{runs[-1].name})†" in page
+    part = first.partition("## Predicted and measured")[2].partition("\n## ")[0]
+    assert f"({runs[-1].name})†" in part, "the longest run"
+
+
+def test_the_first_page_has_the_error_of_each_recipe() -> None:
+    runs = [
+        make_spread(0.01 * batch, f"{batch:02}.json", steps=10, batch_size=batch)
+        for batch in range(1, 2 * FEWEST + 1)
+    ]
+    model = replace(runs[0].config.model, causal=False)
+    for place in range(FEWEST, 2 * FEWEST):
+        config = replace(runs[place].config, recipe="bert", model=model)
+        runs[place] = replace(runs[place], config=config)
+    text = " ".join(pages_of(Store(runs=tuple(runs), left_out=()))["RESULTS.md"].split())
+    for title in ("BERT", "GPT"):
+        assert f"- {title}: median " in text
+    assert text.count(f"of {FEWEST} speeds") == 2
 
 
 def test_without_a_calibration_the_first_page_says_so_in_one_line() -> None:
