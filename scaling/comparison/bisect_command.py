@@ -33,7 +33,7 @@ from unitransformer.files import write_atomically
 from unitransformer.machine.host import describe_machine
 from unitransformer.record.units import format_count
 
-SCHEMA = 1
+SCHEMA = 2  # 1: pairs of two or three starts, too few for a verdict
 FAST = 10.0  # a slowdown that no candidate is faster than: GOOD and BAD may differ by any factor
 KEY_PACKAGES = ("torch", "lightning", "numpy")
 

@@ -13,7 +13,7 @@ from unitransformer.cli import Parser, read_yaml, suggest
 from unitransformer.config import Recipe
 from unitransformer.files import check_writable
 
-MIN_PAIRS = 2 * LOOKS[0]  # a verdict takes two starts
+MIN_PAIRS = 2 * LOOKS[0]  # two looks
 ClockChoice = Literal["auto", "processor", "gpu", "wall"]
 TRIALS = 60
 # Options of a recipe that a comparison sets itself.
