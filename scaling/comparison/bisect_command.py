@@ -107,7 +107,7 @@ def render(culprit: Culprit, history: History, measured: "Measured") -> list[str
         lines.append(f"  {last} against {before} cannot be measured: {culprit.not_judged}")
     else:
         lines.append(f"  {last} against {before}: {format_judgement(culprit.judgement)}")
-    if not culprit.is_confirmed:
+    if culprit.judgement is not None and not culprit.is_confirmed:
         lines.append(
             "  This step alone is not certainly slower: the slowdown may be spread over several."
         )
