@@ -53,6 +53,19 @@ def test_another_estimate_of_what_is_detectable_is_no_damage(tmp_path: Path) -> 
     assert record.read(path).judgement.verdict is Verdict.SLOWER
 
 
+def test_a_record_of_an_earlier_rule_is_judged_by_the_one_of_today(tmp_path: Path) -> None:
+    path = stored(tmp_path)
+    content = json.loads(path.read_text())
+    del content["rule"]
+    content["judgement"] |= {"verdict": "INCONCLUSIVE", "low": 1.0, "high": 2.0}
+    path.write_text(json.dumps(content))
+    assert record.read(path).judgement.verdict is Verdict.SLOWER
+    content["judgement"]["ratio"] = 3.0
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="ratio is 3.0, its pairs say"):
+        record.read(path)
+
+
 def damage(name: str) -> Callable[[dict[str, Any]], None]:
     def damages(content: dict[str, Any]) -> None:
         if name == "pairs":
