@@ -62,7 +62,7 @@ def test_a_record_of_an_earlier_rule_is_judged_by_the_one_of_today(tmp_path: Pat
     assert record.read(path).judgement.verdict is Verdict.SLOWER
     content["judgement"]["ratio"] = 3.0
     path.write_text(json.dumps(content))
-    with pytest.raises(ValueError, match="ratio is 3.0, its pairs say"):
+    with pytest.raises(ValueError, match=r"ratio is 3\.0, its pairs say"):
         record.read(path)
 
 
