@@ -9,7 +9,6 @@ the same one continues a sweep or a bisection, and begins a comparison again. An
 import contextlib
 import importlib
 import re
-import shlex
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -124,11 +123,11 @@ def _compare(arguments: Sequence[str], typed: Sequence[str]) -> int:
     if given.self_test or given.reread is not None:
         check_unused_options(given, recipe_options)
         from scaling.comparison.command import run_reread, run_self_test
+        from scaling.stored_command import stored_command
 
         with _stopped_by_signals():
             if given.self_test:
-                command = f"python -m scaling {shlex.join(typed)}"
-                return run_self_test(given.trials, given.out, command)
+                return run_self_test(given.trials, given.out, stored_command(typed))
             return run_reread(given.reread, given.plot)
     options = read_compare_options(given, recipe_options, typed)
     from scaling.comparison.command import run_compare

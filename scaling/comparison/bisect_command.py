@@ -33,7 +33,7 @@ from unitransformer.files import write_atomically
 from unitransformer.machine.host import describe_machine
 from unitransformer.record.units import format_count
 
-SCHEMA = 1
+SCHEMA = 2  # 1: pairs of two or three starts, too few for a verdict
 FAST = 10.0  # a slowdown that no candidate is faster than: GOOD and BAD may differ by any factor
 KEY_PACKAGES = ("torch", "lightning", "numpy")
 
@@ -107,7 +107,7 @@ def render(culprit: Culprit, history: History, measured: "Measured") -> list[str
         lines.append(f"  {last} against {before} cannot be measured: {culprit.not_judged}")
     else:
         lines.append(f"  {last} against {before}: {format_judgement(culprit.judgement)}")
-    if not culprit.is_confirmed:
+    if culprit.judgement is not None and not culprit.is_confirmed:
         lines.append(
             "  This step alone is not certainly slower: the slowdown may be spread over several."
         )

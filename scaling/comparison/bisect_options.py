@@ -1,6 +1,5 @@
 """The options of `python -m scaling bisect`."""
 
-import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from scaling.comparison.options import (
     split_recipe,
 )
 from scaling.comparison.verdict import LOOKS, THRESHOLD, looks_upto
+from scaling.stored_command import stored_command
 from unitransformer.cli import Parser
 from unitransformer.config import Recipe
 from unitransformer.files import check_writable
@@ -111,7 +111,7 @@ def read_bisect_options(
         seed=given.seed,
         out=given.out,
         pip_options=read_pip_options(given),
-        command=f"python -m scaling {shlex.join(arguments)}",
+        command=stored_command(arguments),
     )
 
 

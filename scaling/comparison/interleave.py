@@ -1,8 +1,8 @@
 """Runs two sides in turn, a process each, and collects pairs of times until they decide.
 
 Both sides hold their memory all the time. Within each pair the order is random. Processes of equal
-code differ by chance, in where their memory lies for example: each look starts new ones, and no
-verdict of SLOWER or FASTER rests on a single start.
+code differ by chance, in where their memory lies for example: pairs are spread over many starts,
+and the interval allows for how much the starts differ.
 """
 
 import json
@@ -19,22 +19,28 @@ from typing import Any, Literal, get_args
 
 from scaling.comparison.paired_calls import Clock
 from scaling.comparison.verdict import (
-    HALF_WIDTH,
     LOOKS,
     STOP_FASTER,
     THRESHOLD,
     Judgement,
     Verdict,
+    conclude,
     inconclusive,
     judge,
 )
 from unitransformer.config import Recipe
 from unitransformer.launch.subprocess_module import open_command
+from unitransformer.record.units import format_count
+from unitransformer.stats.intervals import t_quantile
 
 WORKER = Path(__file__).parents[2] / "recipes/service/paired_worker.py"
 WARM_UP_BLOCKS = 3  # of each start; the first step allocates and compiles
 MIN_BLOCK_S = 0.03  # so that the clock weighs little
 ANSWER_LIMIT_S = 3600.0  # for the start with compilation, and for one block
+PAIRS_PER_START = 20
+MIN_STARTS = 4  # of a verdict: fewer do not show how much starts differ
+# Of the starts: 0.05 % of equal code is called slower at each look, however much starts differ.
+START_CONFIDENCE = 0.999
 NO_END = 1_000_000  # steps: the comparison ends before
 
 SideName = Literal["base", "candidate"]
@@ -108,7 +114,9 @@ def judge_starts(
 ) -> Judgement:
     """Judges all pairs of all starts, by the clock that decides unless another is named.
 
-    A verdict takes two starts that agree: a start may be slow, or fast, by chance.
+    The interval reaches on each side to the wider of two: that of `judge`, which knows only the
+    noise of pairs, and Student's t of the starts' median log-ratios, which also holds where
+    processes of equal code differ by chance.
     """
     devices = {side: starts[0].about[side]["device"] for side in SIDES}
     if len(set(devices.values())) > 1:
@@ -118,57 +126,47 @@ def judge_starts(
     clock = clock or starts[0].deciding_clock
     base = [seconds for start in starts for seconds in start.pairs(clock)[0]]
     candidate = [seconds for start in starts for seconds in start.pairs(clock)[1]]
-    judgement = judge(base, candidate, threshold=threshold, stop_faster=stop_faster)
-    if judgement.ratio is None:
+    judgement = judge(
+        base,
+        candidate,
+        threshold=threshold,
+        stop_faster=stop_faster,
+        starts=[len(start.first) for start in starts],
+    )
+    if judgement.ratio is None or judgement.low is None or judgement.high is None:
         return judgement
-    logs, beyond = [_median_log(start, clock) for start in starts], math.log1p(threshold) / 2
-    counts = [len(start.first) for start in starts]
-    judgement = replace(judgement, detectable=_detectable(judgement, logs, counts, beyond))
-    if judgement.verdict is Verdict.INCONCLUSIVE:
-        return judgement
-    agrees: dict[Verdict, Callable[[float], bool]] = {
-        Verdict.SLOWER: lambda log: log > beyond,
-        Verdict.NOT_SLOWER: lambda log: log <= beyond,
-        Verdict.FASTER: lambda log: log < 0,
-    }
-    agreeing = sum(map(agrees[judgement.verdict], logs))
-    if agreeing < _needed(len(logs)):
-        ratios = ", ".join(f"{math.exp(log):.3f}" for log in logs)
-        disagree = f"the starts do not agree, their ratios are {ratios}"
+    if len(starts) < MIN_STARTS:
         return replace(
             judgement,
             verdict=Verdict.INCONCLUSIVE,
-            reason="only one start, and two must agree" if len(logs) == 1 else disagree,
-            pairs_needed=max(2 * LOOKS[0], 2 * judgement.pairs),  # fewer make one start
+            reason=f"only {format_count(len(starts), 'start')}, and a verdict takes {MIN_STARTS}",
+            detectable=None,
+            pairs_needed=max(2 * LOOKS[0], 2 * judgement.pairs),
         )
-    return judgement
+    low, high = _interval_of_starts([_median_log(start, clock) for start in starts])
+    return conclude(
+        min(math.log(judgement.low), low),
+        math.log(judgement.ratio),
+        max(math.log(judgement.high), high),
+        pairs=judgement.pairs,
+        threshold=threshold,
+        stop_faster=stop_faster,
+        reach=1.5 * (1 + 1 / (len(starts) - 1)),  # few starts estimate their deviation less well
+    )
 
 
-def _needed(starts: int) -> int:
-    """Returns how many starts have to agree: two, and more than half."""
-    return max(2, starts // 2 + 1)
+def _interval_of_starts(logs: Sequence[float]) -> tuple[float, float]:
+    """Returns the interval of the mean of the starts, from Student's t."""
+    error = statistics.stdev(logs) / math.sqrt(len(logs))
+    half = t_quantile((1 + START_CONFIDENCE) / 2, len(logs) - 1) * error
+    mean = statistics.fmean(logs)
+    return mean - half, mean + half
 
 
-def _detectable(
-    judgement: Judgement, logs: Sequence[float], counts: Sequence[int], beyond: float
-) -> float | None:
-    """Returns the slowdown that all pairs find, and that enough starts agree on, 95 % of the time.
-
-    Args:
-        logs: median log-ratio of each start, whose scatter counts if it exceeds that of pairs.
-        counts: pairs of each start.
-        beyond: log-ratio above which a start agrees.
-    """
-    needed = _needed(len(logs))
-    if judgement.detectable is None or len(logs) < needed:
-        return None
-    assert judgement.low is not None
-    assert judgement.high is not None
-    error = math.log(judgement.high / judgement.low) / 2 / HALF_WIDTH
-    fewest = sorted(counts)[-needed]  # the pairs of the smallest start that has to agree
-    error = max(error * math.sqrt(judgement.pairs / fewest), statistics.stdev(logs))
-    often = statistics.NormalDist().inv_cdf(1 - 0.05 / needed)  # each of those that are needed
-    return max(judgement.detectable, math.expm1(beyond + often * error))
+def split_into_starts(pairs: int) -> list[int]:
+    """Returns how many of these pairs each start measures: `PAIRS_PER_START` or a few more."""
+    count = max(1, pairs // PAIRS_PER_START)
+    return [pairs * (i + 1) // count - pairs * i // count for i in range(count)]
 
 
 def _median_log(start: Start, clock: Clock) -> float:
@@ -195,7 +193,8 @@ def compare_sides(
     starts = list[Start]()
 
     def judge_more(pairs: int) -> Judgement:
-        starts.append(run_start(sides, pairs, seed=seed + len(starts), clock=clock))
+        for size in split_into_starts(pairs):
+            starts.append(run_start(sides, size, seed=seed + len(starts), clock=clock))
         judgement = judge_starts(starts, clock, threshold=threshold, stop_faster=stop_faster)
         measured = sum(len(start.first) for start in starts)
         print_line(f"{measured} of at most {looks[-1]} pairs: {judgement.verdict.value}")

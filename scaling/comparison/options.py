@@ -1,7 +1,6 @@
 """The options of `python -m scaling compare`."""
 
 import itertools
-import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,11 +8,12 @@ from typing import Any, Literal, get_args
 
 from scaling.comparison.verdict import LOOKS, STOP_FASTER, THRESHOLD, looks_upto
 from scaling.recipe_process import RESERVED_OPTIONS
+from scaling.stored_command import stored_command
 from unitransformer.cli import Parser, read_yaml, suggest
 from unitransformer.config import Recipe
 from unitransformer.files import check_writable
 
-MIN_PAIRS = 2 * LOOKS[0]  # a verdict takes two starts
+MIN_PAIRS = 2 * LOOKS[0]  # two looks
 ClockChoice = Literal["auto", "processor", "gpu", "wall"]
 TRIALS = 60
 # Options of a recipe that a comparison sets itself.
@@ -138,7 +138,7 @@ def read_compare_options(
         plot=given.plot,
         leaves_changes_out=given.dirty,
         pip_options=read_pip_options(given),
-        command=f"python -m scaling {shlex.join(arguments)}",
+        command=stored_command(arguments),
     )
 
 

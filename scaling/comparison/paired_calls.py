@@ -46,6 +46,9 @@ class PairedCalls:
         self._order = random.Random(SEED)
         uses_gpu = False
         for call in self._calls:
+            if clock is not None:
+                _warm_up(call)
+                continue
             before = _gpu_allocations()
             _warm_up(call)
             uses_gpu |= _gpu_is_busy() or _gpu_allocations() != before
@@ -95,18 +98,27 @@ def _gpus() -> Any:
     return torch.cuda, range(torch.cuda.device_count())
 
 
-def _gpu_allocations() -> list[int]:
-    """Waits for each GPU and returns how often torch has allocated memory on it."""
+def _gpus_in_use() -> list[int]:
+    """Returns the GPUs on which torch holds memory.
+
+    Waiting for another one would create a context on it, or fail if it belongs to another process.
+    """
     cuda, gpus = _gpus()
-    for gpu in gpus:
+    return [gpu for gpu in gpus if cuda.memory_stats(gpu).get("reserved_bytes.all.current", 0)]
+
+
+def _gpu_allocations() -> list[int]:
+    """Waits for each GPU in use and returns how often torch has allocated memory on each."""
+    cuda, gpus = _gpus()
+    for gpu in _gpus_in_use():
         cuda.synchronize(gpu)
     return [cuda.memory_stats(gpu).get("allocation.all.allocated", 0) for gpu in gpus]
 
 
 def _gpu_is_busy() -> bool:
     """Whether a GPU still works: calls return before their kernels end."""
-    cuda, gpus = _gpus()
-    return any(not cuda.current_stream(gpu).query() for gpu in gpus)
+    cuda, _ = _gpus()
+    return any(not cuda.current_stream(gpu).query() for gpu in _gpus_in_use())
 
 
 def _processor_s(call: Call, count: int) -> float:

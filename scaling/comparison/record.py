@@ -22,7 +22,9 @@ from unitransformer.machine.host import describe_machine
 from unitransformer.record.fields import NUMBER, agree, check_fields
 
 SCHEMA, KIND = 1, "paired-steps"
-EVIDENCE = ("verdict", "ratio", "low", "high", "pairs")  # of a judgement, which its pairs imply
+RULE = 2  # by which the interval follows from the pairs; 2 allows for how much starts differ
+EVIDENCE = ("verdict", "low", "high")  # of a judgement, which its pairs imply by that rule
+EVIDENCE_OF_ANY_RULE = ("ratio", "pairs")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +52,7 @@ def describe(
     return {
         "schema": SCHEMA,
         "kind": KIND,
+        "rule": RULE,
         **about,
         "machine": {"fingerprint": machine.fingerprint, **asdict(machine)},
         "threshold": threshold,
@@ -80,7 +83,7 @@ def write(content: Mapping[str, Any], path: Path) -> None:
 
 
 def read(path: Path) -> ComparisonRecord:
-    """Reads a record and judges its pairs again.
+    """Reads a record and judges its pairs again, also those of an earlier rule.
 
     Raises ValueError if it is no such record, is damaged, or its pairs imply another judgement.
     """
@@ -127,7 +130,8 @@ def read(path: Path) -> ComparisonRecord:
         raise ValueError(f"{path} is damaged: {error}") from error
     stored = content["judgement"]
     derived = judgement_to_json(judgement)
-    for name in EVIDENCE:
+    is_of_this_rule = content.get("rule") == RULE
+    for name in EVIDENCE_OF_ANY_RULE + (EVIDENCE if is_of_this_rule else ()):
         if not agree(stored.get(name), derived[name]):
             raise ValueError(f"{path}: {name} is {stored.get(name)}, its pairs say {derived[name]}")
     return ComparisonRecord(content=content, starts=starts, judgement=judgement)

@@ -26,6 +26,7 @@ from scaling.comparison.interleave import (
     Start,
     judge_starts,
     look_until_decided,
+    split_into_starts,
 )
 from scaling.comparison.records import judge_launches
 from scaling.comparison.verdict import (
@@ -146,15 +147,22 @@ def _trials(times: Times) -> list[Window]:
 
 
 def judge_trial(trial: Window, arm: str) -> Judgement:
-    """Judges an arm as `compare` does: each look takes a further start."""
+    """Judges an arm as `compare` does: each look takes further starts."""
     starts = list[Start]()
 
     def judge_more(pairs: int) -> Judgement:
-        begin = sum(len(start.first) for start in starts)
-        starts.append(_start(trial, arm, slice(begin, begin + pairs)))
+        measured = sum(len(start.first) for start in starts)
+        starts.extend(_starts(trial, arm, measured, measured + pairs))
         return judge_starts(starts)
 
     return look_until_decided(judge_more, LOOKS)
+
+
+def _starts(trial: Window, arm: str, begin: int, end: int, device: str = "cpu") -> Iterator[Start]:
+    """Yields rounds as `compare` would start processes for them; these are all of one process."""
+    for size in split_into_starts(end - begin):
+        yield _start(trial, arm, slice(begin, begin + size), device)
+        begin += size
 
 
 def _start(trial: Window, arm: str, rounds: slice, device: str = "cpu") -> Start:
@@ -261,11 +269,8 @@ def _with_drift(trials: Sequence[Window]) -> tuple[Judgement, Judgement]:
 
 
 def _with_other_device(trial: Window) -> tuple[Judgement, Judgement]:
-    half = len(trial["base"]) // 2
     free, refused = (
-        judge_starts(
-            [_start(trial, "5 %", slice(begin, begin + half), device) for begin in (0, half)]
-        )
+        judge_starts([*_starts(trial, "5 %", 0, len(trial["base"]), device)])
         for device in ("cpu", "another")
     )
     return free, refused

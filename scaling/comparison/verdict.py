@@ -24,7 +24,6 @@ STOP_FASTER = 0.10  # speed-up that asks for a new base
 CONFIDENCE = 0.99  # of the block bootstrap
 # Of the ranks: 0.05 % of equal steps are called slower at each look, 0.15 % at three of them.
 RANK_CONFIDENCE = 0.999
-HALF_WIDTH = 3.3  # of the interval, in standard errors
 LOOKS = (80, 160, 320)  # pairs at which a sequential comparison is judged
 Measure = Callable[[int], tuple[Sequence[float], Sequence[float]]]
 
@@ -74,6 +73,7 @@ def judge(
     *,
     threshold: float = THRESHOLD,
     stop_faster: float = STOP_FASTER,
+    starts: Sequence[int] = (),
 ) -> Judgement:
     """Judges pairs of seconds, in the order in which they were measured.
 
@@ -86,6 +86,9 @@ def judge(
     Args:
         threshold: slowdown that must not pass, such as 0.02 for 2 %.
         stop_faster: speed-up from which on the base is called stale.
+        starts: numbers of pairs that each start of both sides measured, if there were several. How
+            much the starts differ is then taken for neither autocorrelation nor drift, and the
+            interval does not allow for it: the caller must.
 
     Raises:
         ValueError: different numbers of times, a time that is not above 0 or not finite, or a
@@ -97,14 +100,39 @@ def judge(
         needed = f"too few pairs: {len(logs)}, a verdict needs {MIN_SAMPLES}"
         return _without_interval(logs, needed, MIN_SAMPLES)
     slow = math.log1p(threshold)
-    if drift := _find_drift(logs, slow):
+    if not starts and (drift := _find_drift(logs, slow)):
         return _without_interval(logs, drift, None)
-    bootstrap = describe(logs, confidence=CONFIDENCE)
+    bootstrap = describe(_align(logs, starts), confidence=CONFIDENCE)
     if bootstrap.low is None or bootstrap.high is None:
         return _without_interval(logs, f"too few pairs: {bootstrap.reason}", 2 * len(logs))
-    by_rank = _rank_interval(logs)
-    low, high = min(bootstrap.low, by_rank[0]), max(bootstrap.high, by_rank[1])
-    median, half = bootstrap.median, (high - low) / 2
+    (low, high), median = _rank_interval(logs), statistics.median(logs)
+    return conclude(
+        min(low, median + bootstrap.low - bootstrap.median),
+        median,
+        max(high, median + bootstrap.high - bootstrap.median),
+        pairs=len(logs),
+        threshold=threshold,
+        stop_faster=stop_faster,
+    )
+
+
+def conclude(
+    low: float,
+    median: float,
+    high: float,
+    *,
+    pairs: int,
+    threshold: float,
+    stop_faster: float,
+    reach: float = 1.5,
+) -> Judgement:
+    """Returns what the interval of a log-ratio implies, and the pairs that would decide.
+
+    Args:
+        reach: half widths of the interval that a slowdown has to be to be found 95 % of the time;
+            an interval of ranks or of many blocks is 3.3 standard errors wide on each side.
+    """
+    slow, half = math.log1p(threshold), (high - low) / 2
     verdict = decide(low, median, high, slow=slow, fast=math.log1p(stop_faster))
     reason, needed_pairs = None, None
     if verdict is Verdict.INCONCLUSIVE:
@@ -112,15 +140,14 @@ def judge(
         is_slow = median > slow / 2
         too_wide = (median - low) / median if is_slow else (high - median) / (slow - median)
         # The interval narrows with the root of the pairs.
-        needed_pairs = math.ceil(max(1.0, too_wide**2) * len(logs))
+        needed_pairs = math.ceil(max(1.0, too_wide**2) * pairs)
     return Judgement(
         verdict=verdict,
         ratio=math.exp(median),
         low=math.exp(low),
         high=math.exp(high),
-        pairs=len(logs),
-        # 1.6 standard errors beyond the half width are found 95 % of the time.
-        detectable=math.expm1(max(1.5 * half, (slow + half) / 2)),
+        pairs=pairs,
+        detectable=math.expm1(max(reach * half, (slow + half) / 2)),
         pairs_needed=needed_pairs,
         reason=reason,
     )
@@ -211,6 +238,16 @@ def _without_interval(logs: Sequence[float], reason: str, needed: int | None) ->
         pairs_needed=needed,
         reason=reason,
     )
+
+
+def _align(logs: Sequence[float], starts: Sequence[int]) -> Sequence[float]:
+    """Returns the log-ratios of several starts without the median of each; those of one as is."""
+    aligned = list[float]()
+    for count in starts:
+        part = logs[len(aligned) : len(aligned) + count]
+        median = statistics.median(part)
+        aligned += [log - median for log in part]
+    return aligned or logs
 
 
 def _rank_interval(logs: Sequence[float]) -> tuple[float, float]:

@@ -1,6 +1,5 @@
 """Parses and checks the options of `python -m scaling parity`."""
 
-import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import Any, Literal, get_args
 
 from scaling.parity.cases import LEAST_STEPS, STRATEGIES, Axes, list_cases
 from scaling.parity.recipe_runs import check_options
+from scaling.stored_command import stored_command
 from unitransformer.cli import Parser
 from unitransformer.config import Accelerator, ActivationCheckpointing, Compile, Precision, Recipe
 
@@ -101,7 +101,7 @@ def read_parity_options(
         limit_s=given.case_timeout,
         out=given.out,
         recipe_options=tuple(recipe_options),
-        command=f"python -m scaling {shlex.join(arguments)}",
+        command=stored_command(arguments),
     )
 
 

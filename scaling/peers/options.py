@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from scaling.peers.pairing import Limits
+from scaling.stored_command import stored_command
 from unitransformer.cli import Parser, suggest
 from unitransformer.config import Accelerator, Compile, Precision, Recipe
 from unitransformer.files import check_writable
@@ -106,7 +107,7 @@ def read_peers_options(
         out=given.out,
         is_dry_run=given.dry_run,
         recipe_options=tuple(recipe_options),
-        command=f"python -m scaling {shlex.join(arguments)}",
+        command=stored_command(arguments),
     )
 
 

@@ -94,8 +94,9 @@ class SelfTest:
             "2 % and 5 % more matrix products. A step takes "
             f"{step['processor']} of processor time and {step['wall']} of wall time, beside "
             f"{content['busy_processes']} busy processes.",
-            "Ours judges processor time as `compare` does, at 80, 160 and 320 pairs. Both sides "
-            "run in one process here: how much two equal processes differ is no part of it.",
+            "Ours judges processor time as `compare` does, at 80, 160 and 320 pairs; every 20 "
+            "count as a start. But all run in one process, which is never started again: how much "
+            "processes of equal code differ is not tested here.",
             f"The other rules compare {content['stored_times']} wall times of one trial, stored, "
             f"with those of another, half the series away; each is that of "
             f"{content['steps_per_stored_time']} steps.",
@@ -131,10 +132,20 @@ def read_self_test(content: Mapping[str, Any], name: str, *, checksums_hold: boo
         verify_checksums(content, "self-test")
     check_fields(content, REQUIRED_FIELDS, "self-test")
     check_lists(content, LISTS, "self-test")
+    for field in ("num_trials", "steps_per_stored_time"):
+        if content[field] < 1:
+            raise ValueError(f"self-test: {field} is {content[field]}; it must be at least 1")
+    if not content["rules"]:
+        raise ValueError("self-test: rules is empty")
     for promise in content["promises"]:
         check_fields(promise, PROMISE_FIELDS, "self-test: promises")
     for rule in content["rules"]:
         check_fields(rule, RULE_FIELDS, "self-test: rules")
+        if not 0 <= rule["false_alarms"] <= content["num_trials"]:
+            raise ValueError(
+                f"self-test: false_alarms is {rule['false_alarms']} in "
+                f"{content['num_trials']} trials"
+            )
     for clock, length in (("processor", "pairs_per_trial"), ("wall", "stored_times")):
         for arm in ("base", "equal", "2 %", "5 %"):
             trials = content[f"{clock}_us"].get(arm)

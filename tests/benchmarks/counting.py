@@ -27,6 +27,7 @@ BASELINES = Path(__file__).parent / "baselines"
 CAPABILITY = torch.backends.cpu.get_cpu_capability().lower()
 PROCESSOR = "avx" if CAPABILITY in ("avx2", "avx512") else CAPABILITY
 HERE = BASELINES / f"torch-{TORCH}-{PROCESSOR}"
+COUNTERS = "*-*.json"  # recipe and strategy; instructions.json lies beside them
 
 COUNT_ALL = [
     *("-m", "pytest", "tests/benchmarks/test_counters.py", "--update-baseline"),
@@ -41,6 +42,11 @@ SHAPE: dict[str, dict[str, Any]] = {
     "gpt": TEXT,
     "vit": SMALL | {"image_size": 16, "patch_size": 8},
 }
+
+
+def has_counters(folder: Path) -> bool:
+    """Whether a folder of baselines holds any counters, and not instructions alone."""
+    return any(folder.glob(COUNTERS))
 
 
 def small_config(
@@ -119,7 +125,7 @@ def counted_revision(revision: str, repository: Path) -> Iterator[Path]:
                 text=True,
             )
             folder = code / HERE.relative_to(repository)
-            if not folder.exists():
+            if not has_counters(folder):
                 last = (done.stdout + done.stderr).strip().splitlines()[-1:]
                 raise RuntimeError(f"{revision} cannot be counted: {' '.join(last)}")
             yield folder

@@ -19,12 +19,14 @@ from scaling.comparison.pytest_plugin import Inconclusive
 from tests.benchmarks.conftest import BASE, UPDATE
 from tests.benchmarks.counting import (
     BASELINES,
+    COUNTERS,
     HERE,
     TORCH,
     Counted,
     busy,
     count,
     counted_revision,
+    has_counters,
     small_config,
 )
 from unitransformer.config import Strategy
@@ -61,7 +63,7 @@ def name_of(recipe: str, strategy: str, mode: str) -> str:
 def baseline(request: pytest.FixtureRequest, repository: Path) -> Iterator[None]:
     """Where this torch or processor has no baseline, that of the revision after `--base`."""
     revision = request.config.getoption(BASE, default=None)
-    if HERE.exists() or not revision or request.config.getoption(UPDATE):
+    if has_counters(HERE) or not revision or request.config.getoption(UPDATE):
         yield
         return
     with pytest.MonkeyPatch.context() as patch, counted_revision(revision, repository) as folder:
@@ -71,7 +73,9 @@ def baseline(request: pytest.FixtureRequest, repository: Path) -> Iterator[None]
 
 @pytest.fixture(autouse=True)
 def _has_baseline(updates_baseline: bool, without_baseline: Callable[[str], None]) -> None:
-    if not (updates_baseline or HERE.exists() or any(BASELINES.glob(f"torch-{TORCH}-*"))):
+    if not (
+        updates_baseline or has_counters(HERE) or any(BASELINES.glob(f"torch-{TORCH}-*/{COUNTERS}"))
+    ):
         without_baseline(f"no baseline for torch {TORCH}; {NO_BASELINE}")
 
 
@@ -79,7 +83,7 @@ def stored(recipe: str, strategy: str, mode: str = "off") -> Counted:
     """The baseline for this torch and processor; without one, the portable part of another."""
     name = name_of(recipe, strategy, mode)
     others = sorted(path.parent for path in BASELINES.glob(f"torch-{TORCH}-*/{name}"))
-    folder = HERE if HERE.exists() or not others else others[0]
+    folder = HERE if has_counters(HERE) or not others else others[0]
     try:
         counters = load_counters(folder / name)
         return only(counters, NAMES if folder == HERE else OF_ANY_PROCESSOR)
@@ -92,6 +96,19 @@ def stored(recipe: str, strategy: str, mode: str = "off") -> Counted:
         raise Inconclusive(f"{folder / name} has no {error}; restore it") from None
     except ValueError as error:
         raise Inconclusive(f"{error}; restore it, or --update-baseline") from None
+
+
+def test_instructions_alone_are_no_baseline_of_counters(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    folder = tmp_path / "baselines" / f"torch-{TORCH}-other"
+    write_counters({key: {"here": 1} for key in NAMES}, folder / name_of("gpt", "single", "off"))
+    here = tmp_path / "baselines" / f"torch-{TORCH}-here"
+    here.mkdir()
+    (here / "instructions.json").write_text("{}")
+    monkeypatch.setattr(sys.modules[__name__], "BASELINES", folder.parent)
+    monkeypatch.setattr(sys.modules[__name__], "HERE", here)
+    assert set(stored("gpt", "single")) == set(OF_ANY_PROCESSOR)
 
 
 def only(counted: Counted, names: Collection[str]) -> Counted:

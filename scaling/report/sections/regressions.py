@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from scaling.markdown import escaped, folded_commands, link
+from scaling.report.run_formatting import without_folder
 from scaling.report.table_notes import draw
 from scaling.store.self_test import SelfTest
 
@@ -14,6 +15,7 @@ def regressions_blocks(self_tests: Sequence[SelfTest]) -> list[str]:
     if not self_tests:
         return []
     test = max(self_tests, key=lambda test: str(test.content["started_at"]))
+    command = without_folder(str(test.content["command"]))
     rows = [{name: escaped(cell) for name, cell in row.items()} for row in test.rule_rows()]
     return [
         "## Regression checks",
@@ -21,7 +23,7 @@ def regressions_blocks(self_tests: Sequence[SelfTest]) -> list[str]:
         _conditions(test),
         *draw(rows, always=tuple(rows[0])),
         "\n".join(f"- {escaped(line)}" for line in test.explain()),
-        folded_commands("Command of the self-test", [("self-test", test.content["command"])]),
+        folded_commands("Command of the self-test", [("self-test", command)]),
     ]
 
 

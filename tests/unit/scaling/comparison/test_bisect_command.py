@@ -59,12 +59,12 @@ class FakeSides:
         starts = [
             Start(
                 steps_per_block=1,
-                first=("base",) * 80,
+                first=("base",) * 20,
                 base=_blocks(float(base), start),
                 candidate=_blocks(float(candidate), start + 5),
                 about={"base": ABOUT, "candidate": ABOUT},
             )
-            for start in range(2)
+            for start in range(8)
         ]
         return starts, None
 
@@ -73,7 +73,7 @@ class FakeSides:
 
 
 def _blocks(seconds: float, phase: int) -> Blocks:
-    times = [seconds * (1 + 0.001 * ((7 * i + phase) % 11)) for i in range(80)]
+    times = [seconds * (1 + 0.001 * ((7 * i + phase) % 11)) for i in range(20)]
     return Blocks(processor_s=times, wall_s=list(times), losses=[], peak_bytes=1)
 
 
@@ -131,7 +131,7 @@ def test_a_culprit_that_cannot_be_confirmed_is_still_named(
     printed = capsys.readouterr().out
     assert f"Culprit: {_short('HEAD~6')} commit 9" in printed
     assert f"against {_short('HEAD~7')} cannot be measured: out of memory" in printed
-    assert "This step alone is not certainly slower" in printed
+    assert "This step alone is not certainly slower" not in printed  # nobody judged it
 
 
 def test_the_same_command_goes_on_from_the_stored_pairs(

@@ -29,25 +29,25 @@ def rendered(starts: Sequence[Start]) -> dict[str, str]:
 
 
 def test_the_answer_comes_first() -> None:
-    starts = [make_start(80, 0.1, seed) for seed in range(2)]
+    starts = [make_start(20, 0.1, seed) for seed in range(8)]
     lines = render(SIDES, starts, judge_starts(starts), "processor")
-    assert lines[0].startswith("SLOWER: 1.0")
+    assert lines[0].startswith("SLOWER: 1.")
     assert lines[0].endswith(" 99 %), 160 pairs, processor time")
 
 
 def test_what_was_compared_is_printed() -> None:
-    lines = rendered([make_start(80, 0.1, seed) for seed in range(2)])
+    lines = rendered([make_start(20, 0.1, seed) for seed in range(8)])
     assert lines["base"] == "base        old (commit 0123456789)"
     assert lines["candidate"] == "candidate   . (commit 0123456789 with uncommitted changes)"
     assert lines["memory"].startswith("memory      1.000x: 1.00 GiB, then 1.00 GiB; peak of")
     assert lines["wall"].endswith("wall time")
-    assert "2 starts of both; cpu; python 3.11.7, torch 2.13.0" in lines["measured"]
+    assert "8 starts of both; cpu; python 3.11.7, torch 2.13.0" in lines["measured"]
     assert lines["finds"].startswith("finds       slowdowns from ")
 
 
 def test_an_inconclusive_comparison_says_why_and_what_would_decide() -> None:
     lines = rendered([make_start(80, 0.03, 3)])
-    assert lines["INCONCLUSIVE:"].endswith("time: only one start, and two must agree")
+    assert lines["INCONCLUSIVE:"].endswith("time: only 1 start, and a verdict takes 4")
     assert "finds" not in lines
     assert "pairs would decide: --pairs" in lines["more"]
 
@@ -70,7 +70,7 @@ def test_losses_are_compared_step_by_step() -> None:
 
 @pytest.mark.parametrize(
     ("slowdown", "code", "word"),
-    [(0.0, 0, "NOT SLOWER"), (0.1, 4, "SLOWER"), (-0.3, 5, "FASTER"), (0.015, 3, "INCONCLUSIVE")],
+    [(0.0, 0, "NOT SLOWER"), (0.1, 4, "SLOWER"), (-0.3, 5, "FASTER"), (0.01, 3, "INCONCLUSIVE")],
 )
 def test_each_verdict_has_its_exit_code(
     slowdown: float,

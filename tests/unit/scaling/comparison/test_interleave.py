@@ -1,5 +1,6 @@
 """Tests how steps of two sides are taken in turn and judged."""
 
+import itertools
 import json
 import math
 import random
@@ -23,11 +24,13 @@ from scaling.comparison.interleave import (
     compare_sides,
     from_json,
     judge_starts,
+    look_until_decided,
     run_start,
+    split_into_starts,
     take_pairs,
     to_json,
 )
-from scaling.comparison.verdict import Verdict, looks_upto
+from scaling.comparison.verdict import LOOKS, Judgement, Verdict, looks_upto
 from tests.builders.pairs import make_start
 
 TINY = (
@@ -88,52 +91,110 @@ def test_a_block_is_one_step_if_a_step_is_long() -> None:
     assert take_pairs(asking([], 1.0), 2, ABOUT, seed=0).steps_per_block == 1
 
 
+def starts_of(slowdowns: Sequence[float], seed: int = 0) -> list[Start]:
+    return [make_start(20, slower, seed + number) for number, slower in enumerate(slowdowns)]
+
+
 def test_processor_time_decides_without_a_gpu() -> None:
-    starts = [make_start(160, 0.1), make_start(160, 0.1, 1)]
+    starts = starts_of([0.1] * 16)
     for start in starts:
         start.candidate.wall_s[:] = start.base.wall_s
     assert judge_starts(starts).verdict is Verdict.SLOWER
     assert judge_starts(starts, "wall").verdict is Verdict.NOT_SLOWER
 
 
-def test_a_single_start_has_no_verdict() -> None:
-    slow, equal = make_start(80, 0.1), make_start(80, 0.0, 1)
-    judgement = judge_starts([slow])
-    assert judgement.verdict is Verdict.INCONCLUSIVE
-    assert judgement.reason is not None
-    assert judgement.reason.startswith("only one start")
-    assert judge_starts([slow, make_start(80, 0.1, 1)]).verdict is Verdict.SLOWER
-    assert judge_starts([slow, equal]).verdict is Verdict.INCONCLUSIVE
-    assert judge_starts([equal]).verdict is Verdict.INCONCLUSIVE
-    assert judge_starts([equal, make_start(80, 0.0, 2)]).verdict is Verdict.NOT_SLOWER
+@pytest.mark.parametrize(
+    ("slowdown", "verdict"),
+    [(0.1, Verdict.SLOWER), (0.0, Verdict.NOT_SLOWER), (-0.3, Verdict.FASTER)],
+)
+def test_fewer_than_four_starts_have_no_verdict(slowdown: float, verdict: Verdict) -> None:
+    starts = [make_start(640, slowdown, seed) for seed in range(4)]
+    few = judge_starts(starts[:3])
+    assert few.verdict is Verdict.INCONCLUSIVE
+    assert few.reason == "only 3 starts, and a verdict takes 4"
+    assert few.detectable is None
+    assert judge_starts(starts).verdict is verdict
 
 
-def test_a_single_start_detects_no_slowdown() -> None:
-    assert judge_starts([make_start(320, 0.1)]).detectable is None
+def exact_start(log_ratios: Sequence[float]) -> Start:
+    """Returns a start whose pairs have exactly these log-ratios."""
+    start = make_start(len(log_ratios))
+    start.base.processor_s[:] = [1.0] * len(log_ratios)
+    start.candidate.processor_s[:] = map(math.exp, log_ratios)
+    return start
 
 
-@pytest.mark.parametrize(("counts", "scatter"), [((80, 80), 0.0), ((80, 80, 160), 0.01)])
-def test_the_slowdown_that_is_called_detectable_is_found_though_starts_must_agree(
-    counts: Sequence[int], scatter: float
+def test_the_interval_allows_for_how_much_starts_differ() -> None:
+    """Student's t by hand: four starts of mean 3 % and deviation 1 % reach 12.92 / 2 % from it."""
+    by_hand = math.sqrt(1.5)  # scales -1, 0, 0, 1 to a deviation of 1
+    starts = [exact_start([0.03 + 0.01 * by_hand * d] * 20) for d in (-1, 0, 0, 1)]
+    judgement = judge_starts(starts)
+    assert judgement.low is not None
+    assert judgement.high is not None
+    assert math.log(judgement.low) == pytest.approx(0.03 - 0.0646, abs=1e-4)
+    assert math.log(judgement.high) == pytest.approx(0.03 + 0.0646, abs=1e-4)
+    assert judgement.verdict is Verdict.INCONCLUSIVE  # though every start is slower by 1.8 %
+
+
+def judged_until_decided(slowdown: float, scatter: float, rng: random.Random) -> Judgement:
+    """Judges starts that are slower or faster by chance, besides 1 % of noise of their pairs."""
+    starts: list[Start] = []
+
+    def judge_more(pairs: int) -> Judgement:
+        for size in split_into_starts(pairs):
+            mean = math.log1p(slowdown) + rng.gauss(0, scatter)
+            starts.append(exact_start([rng.gauss(mean, 0.01) for _ in range(size)]))
+        return judge_starts(starts)
+
+    return look_until_decided(judge_more, LOOKS)
+
+
+@pytest.mark.parametrize("scatter", [0.01, 0.02])
+def test_equal_code_whose_processes_differ_is_rarely_called_slower(scatter: float) -> None:
+    """One in 500 would be 0 or 1 of these; two agreeing starts called several of them slower."""
+    rng = random.Random(0)
+    judged = [judged_until_decided(0.0, scatter, rng).verdict for _ in range(150)]
+    assert judged.count(Verdict.SLOWER) <= 1
+
+
+def test_5_percent_is_found_though_processes_differ_by_1_percent() -> None:
+    rng = random.Random(0)
+    judged = [judged_until_decided(0.05, 0.01, rng).verdict for _ in range(100)]
+    assert judged.count(Verdict.SLOWER) >= 98
+
+
+@pytest.mark.parametrize("scatter", [0.0, 0.01])
+def test_the_slowdown_that_is_called_detectable_is_found_though_starts_differ(
+    scatter: float,
 ) -> None:
     """Each start is slower or faster by chance, besides the noise of its pairs."""
     rng = random.Random(0)
 
     def starts(slowdown: float) -> list[Start]:
-        by_chance = [(1 + slowdown) * math.exp(rng.gauss(0, scatter)) - 1 for _ in counts]
-        pairs = zip(counts, by_chance, strict=True)
-        return [make_start(n, slower, rng.randrange(10**6)) for n, slower in pairs]
+        by_chance = [(1 + slowdown) * math.exp(rng.gauss(0, scatter)) - 1 for _ in range(16)]
+        return starts_of(by_chance, rng.randrange(10**6))
 
     judged = [judge_starts(starts(0.0)).detectable for _ in range(60)]
     detectable = statistics.median(share for share in judged if share is not None)
     found = [judge_starts(starts(detectable)).verdict is Verdict.SLOWER for _ in range(100)]
-    assert sum(found) >= 93  # of 95; three in four by the pairs alone, if starts scatter by 1 %
+    assert sum(found) >= 93  # of 95
 
 
-def test_the_pairs_that_a_single_start_lacks_make_two_starts() -> None:
+def test_the_pairs_that_a_single_start_lacks_make_four_starts() -> None:
     judgement = judge_starts([make_start(60, 0.3)])
     assert judgement.pairs_needed is not None
-    assert len(looks_upto(judgement.pairs_needed)) == 2
+    assert sum(split_into_starts(judgement.pairs_needed)) == judgement.pairs_needed
+    assert len(split_into_starts(judgement.pairs_needed)) >= 4
+
+
+@pytest.mark.parametrize("most", [160, 200, 239, 320, 1000])
+def test_pairs_are_spread_over_starts_of_at_least_20(most: int) -> None:
+    looks = looks_upto(most)
+    sizes = [split_into_starts(b - a) for a, b in itertools.pairwise((0, *looks))]
+    assert [*itertools.accumulate(map(sum, sizes))] == [*looks]
+    assert min(map(min, sizes)) >= 20
+    assert max(map(max, sizes)) < 40
+    assert sum(map(len, sizes)) >= 4
 
 
 def test_a_side_that_fails_ends_the_other_one_which_still_starts(
@@ -178,19 +239,13 @@ def test_the_clock_of_a_gpu_is_refused_without_one_before_anything_is_measured(
         run_start(sides, 2, seed=0, clock="gpu")
 
 
-def test_a_single_start_is_never_called_faster() -> None:
-    fast = make_start(80, -0.3)
-    assert judge_starts([fast]).verdict is Verdict.INCONCLUSIVE
-    assert judge_starts([fast, make_start(80, -0.3, 1)]).verdict is Verdict.FASTER
-
-
 def test_sides_on_different_devices_are_inconclusive() -> None:
     judgement = judge_starts([make_start(80, 0.5, devices=("cpu", "NVIDIA H100"))] * 2)
     assert judgement.verdict is Verdict.INCONCLUSIVE
     assert judgement.reason == "the conditions differ: device: cpu and NVIDIA H100"
 
 
-def test_each_look_starts_both_sides_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_20_pairs_start_both_sides_again(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
 
     def start_of(sides: Any, pairs: int, *, seed: int, clock: Any) -> Start:
@@ -201,9 +256,9 @@ def test_each_look_starts_both_sides_again(monkeypatch: pytest.MonkeyPatch) -> N
     lines: list[str] = []
     starts, judgement = compare_sides({}, (80, 160, 320), print_line=lines.append)
     assert judgement.verdict is Verdict.SLOWER
-    assert asked == [80, 80]
-    assert len(starts) == 2
-    assert lines[-1] == "160 of at most 320 pairs: SLOWER"
+    assert asked == [20] * len(starts)
+    assert len(starts) in (4, 8, 16)
+    assert lines[-1] == f"{20 * len(starts)} of at most 320 pairs: SLOWER"
 
 
 def test_a_start_is_the_same_after_it_was_stored() -> None:

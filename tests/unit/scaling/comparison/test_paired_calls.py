@@ -56,6 +56,7 @@ class FakeCuda:
     def __init__(self, clock: FakeTime) -> None:
         self.clock, self.ms = clock, 0.0
         self.allocations, self.is_busy = 7, True
+        self.num_gpus = 1
 
     def launch(self, *, allocates: bool = False, waits: bool = False) -> None:
         self.clock.work(0.001)
@@ -67,15 +68,19 @@ class FakeCuda:
         return True
 
     def device_count(self) -> int:
-        return 1
+        return self.num_gpus
 
     def memory_stats(self, gpu: int) -> dict[str, int]:
-        return {"allocation.all.allocated": self.allocations}
+        if gpu > 0:
+            return {"allocation.all.allocated": 0, "reserved_bytes.all.current": 0}
+        return {"allocation.all.allocated": self.allocations, "reserved_bytes.all.current": 2**21}
 
     def current_stream(self, gpu: int) -> SimpleNamespace:
+        assert gpu == 0, "touching a GPU without memory creates a context on it"
         return SimpleNamespace(query=lambda: not self.is_busy)
 
     def synchronize(self, gpu: int) -> None:
+        assert gpu == 0, "touching a GPU without memory creates a context on it"
         self.is_busy = False
 
     def Event(self, *, enable_timing: bool) -> "FakeEvent":
@@ -119,3 +124,19 @@ def test_functions_without_cuda_are_timed_by_the_processor_after_a_test_that_use
 ) -> None:
     calls = PairedCalls(lambda: clock.work(0.01), lambda: clock.work(0.01))
     assert calls.clock == "processor"
+
+
+def test_a_gpu_on_which_torch_holds_no_memory_is_not_touched(cuda: FakeCuda) -> None:
+    cuda.num_gpus = 2
+    assert PairedCalls(cuda.launch, cuda.launch).clock == "gpu"
+
+
+def test_no_gpu_is_looked_at_if_the_clock_is_named(
+    cuda: FakeCuda, clock: FakeTime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("synchronize", "current_stream", "memory_stats"):
+        monkeypatch.setattr(cuda, name, pytest.fail)
+    calls = PairedCalls(lambda: clock.work(0.01), lambda: clock.work(0.01), "processor")
+    base, candidate = calls.measure(1)
+    assert base == pytest.approx([0.01])
+    assert candidate == pytest.approx([0.01])

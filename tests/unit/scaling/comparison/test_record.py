@@ -16,7 +16,7 @@ from tests.builders.pairs import make_start
 
 
 def stored(folder: Path, losses: Sequence[float] = (1.0,)) -> Path:
-    starts = [make_start(80, 0.1, seed, losses=([1.0], list(losses))) for seed in range(2)]
+    starts = [make_start(20, 0.1, seed, losses=([1.0], list(losses))) for seed in range(8)]
     side = Side(label="old", recipe="gpt", arguments=(), code=folder, python=Path("python"))
     content = record.describe(
         {"base": side, "candidate": side},
@@ -33,7 +33,7 @@ def stored(folder: Path, losses: Sequence[float] = (1.0,)) -> Path:
 
 def test_the_same_verdict_follows_from_the_stored_pairs(tmp_path: Path) -> None:
     read = record.read(stored(tmp_path))
-    assert read.judgement == judge_starts([make_start(80, 0.1, seed) for seed in range(2)])
+    assert read.judgement == judge_starts([make_start(20, 0.1, seed) for seed in range(8)])
     assert read.judgement.verdict is Verdict.SLOWER
 
 
@@ -51,6 +51,19 @@ def test_another_estimate_of_what_is_detectable_is_no_damage(tmp_path: Path) -> 
     content["judgement"] |= {"detectable": 0.5, "reason": "as an older version put it"}
     path.write_text(json.dumps(content))
     assert record.read(path).judgement.verdict is Verdict.SLOWER
+
+
+def test_a_record_of_an_earlier_rule_is_judged_by_the_one_of_today(tmp_path: Path) -> None:
+    path = stored(tmp_path)
+    content = json.loads(path.read_text())
+    del content["rule"]
+    content["judgement"] |= {"verdict": "INCONCLUSIVE", "low": 1.0, "high": 2.0}
+    path.write_text(json.dumps(content))
+    assert record.read(path).judgement.verdict is Verdict.SLOWER
+    content["judgement"]["ratio"] = 3.0
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"ratio is 3\.0, its pairs say"):
+        record.read(path)
 
 
 def damage(name: str) -> Callable[[dict[str, Any]], None]:
@@ -127,7 +140,7 @@ def test_sides_on_two_devices_have_a_plot_without_pairs(tmp_path: Path) -> None:
 
 
 def test_a_plot_is_the_same_each_time(tmp_path: Path) -> None:
-    starts = [make_start(80, 0.1, seed) for seed in range(2)]
+    starts = [make_start(20, 0.1, seed) for seed in range(8)]
     for name in ("a.svg", "b.svg", "c.png"):
         judgement = judge_starts(starts)
         write_plot(tmp_path / name, starts, judgement, clock="processor")

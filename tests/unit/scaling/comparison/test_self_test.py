@@ -200,7 +200,7 @@ def test_broken_promises_are_named_with_exit_code_1(
     assert "self-test: 2 of 7 promises are broken" in capsys.readouterr().out
     test = read(out)
     assert test is not None
-    assert test.content["command"].endswith(f"--self-test --trials 20 --out {out}")
+    assert test.content["command"].endswith("--self-test --trials 20")
 
 
 @pytest.mark.parametrize(
@@ -243,6 +243,34 @@ def test_a_trial_without_its_times_is_refused(content: dict[str, Any], times: An
     changed = json.loads(json.dumps(content))
     changed["processor_us"]["2 %"][3] = times
     with pytest.raises(ValueError, match=r"processor_us\.2 % is not 320 times above 0 for each"):
+        read_self_test(changed, "a", checksums_hold=True)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_trials": 0}, "num_trials is 0; it must be at least 1"),
+        ({"steps_per_stored_time": 0}, "steps_per_stored_time is 0; it must be at least 1"),
+        ({"rules": []}, "rules is empty"),
+    ],
+)
+def test_a_record_of_no_trials_is_refused_though_its_checksums_hold(
+    content: dict[str, Any], change: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    changed = content | change
+    for clock in ("processor_us", "wall_us"):
+        kept = None if changed["num_trials"] else 0
+        changed[clock] = {arm: trials[:kept] for arm, trials in content[clock].items()}
+    write(add_checksums(changed), tmp_path / "self-test.json")
+    with pytest.raises(ValueError, match=message):
+        read(tmp_path / "self-test.json")
+
+
+@pytest.mark.parametrize("alarms", [-1, 21])
+def test_more_alarms_than_trials_are_refused(content: dict[str, Any], alarms: int) -> None:
+    changed = json.loads(json.dumps(content))
+    changed["rules"][0]["false_alarms"] = alarms
+    with pytest.raises(ValueError, match=f"false_alarms is {alarms} in 20 trials"):
         read_self_test(changed, "a", checksums_hold=True)
 
 

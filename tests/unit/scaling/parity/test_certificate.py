@@ -254,6 +254,7 @@ def test_equal_runs_are_certified(study: Callable[..., dict[str, Any]]) -> None:
     assert [case["verdict"] for case in content["cases"]] == ["equal"] * 8
     assert (content["device_counts"], content["seed"], content["steps"]) == ([2, 4], 3, 20)
     assert content["command"].endswith("--devices 2,4 " + " ".join(ONE) + " -- --seed 3")
+    assert "--out" not in content["command"]
     command = content["cases"][0]["command"]
     assert "--strategy ddp --devices 2" in command
     assert "--record" not in command
