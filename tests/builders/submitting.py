@@ -1,33 +1,16 @@
 """Builds jobs as `slurm.submit` does, without processes for the recipes and sweeps."""
 
-import contextlib
-import io
-import json
 import re
 import shlex
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from recipes.service import plan
-from scaling import __main__ as scaling
 from slurm import submit
 from slurm.batch_script import Job
 
 CELLS = 250  # of a sweep in the table of sites
-
-
-def run_here(module: str, arguments: Sequence[str], *, limit_s: float, stdin_text: str = "") -> str:
-    """As `run_module`, in this process."""
-    with contextlib.redirect_stdout(io.StringIO()) as printed:
-        if module == "scaling":
-            assert scaling.main(arguments) == 0
-        else:
-            for line in stdin_text.splitlines():
-                print(json.dumps(plan._answer(**json.loads(line))))
-    return printed.getvalue()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,7 +17,8 @@ import pytest
 from slurm import preflight, refusals, scheduler, submit
 from slurm.batch_script import Job, render
 from slurm.clusters import Cluster
-from tests.builders.submitting import SiteRow, run_here, site_rows
+from tests.builders.modules import run_here
+from tests.builders.submitting import SiteRow, site_rows
 from tests.slurm.cluster import MIXED, UNCOUNTED, controller_alone
 
 GPT = Job(

@@ -18,7 +18,6 @@ from slurm.batch_script import Job
 from slurm.job_files import write_attempt
 from tests.builders.modules import open_here, run_here
 from tests.builders.slurm import ATTEMPT, PutStub
-from tests.builders.submitting import run_here
 
 STUDY = """
 recipe: [gpt]
