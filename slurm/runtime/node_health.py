@@ -153,9 +153,13 @@ def find_unheard_nodes(allocation: Allocation, errors: Path) -> list[str]:
     return [node for node in nodes[1:] if not _path(errors, node).exists()]
 
 
-def is_blind(node: str, folder: Path) -> bool:
-    """Returns whether the node answers that it does not see the folder."""
-    ask = ("sh", "-c", 'test -d "$1" || echo no', "sh", str(folder))
+def is_blind(node: str, errors: Path) -> bool:
+    """Returns whether the node answers that it does not see what another has written.
+
+    It may have made the folder itself, on its own disk.
+    """
+    written = next(errors.glob(_path(errors, "*").name))
+    ask = ("sh", "-c", 'test -e "$1" || echo no', "sh", str(written))
     with contextlib.suppress(ValueError, RuntimeError):
         return scheduler.call(*ON_NODE, f"--nodelist={node}", *ask).stdout.strip() == "no"
     return False

@@ -80,12 +80,13 @@ def test_a_node_that_sees_no_folder_of_the_job_ends_the_job_as_refused(
     assert job_end(errors) is None
 
 
+# Runs what srun is to run: on a node that sees the folder, and on one that has made it itself.
 RUN_HERE = """while [ "$1" != sh ]; do echo "$1" >> asked; shift; done
-exec "$@"
 """
+SEES, MADE = 'exec "$@"\n', 'rm errors/*/heartbeat-node1\nexec "$@"\n'
 
 
-@pytest.mark.parametrize("srun", ["echo error >&2; exit 1\n", RUN_HERE])
+@pytest.mark.parametrize("srun", ["echo error >&2; exit 1\n", RUN_HERE + SEES])
 def test_a_node_on_which_srun_starts_nothing_is_not_said_to_be_blind(
     srun: str,
     errors: Path,
@@ -102,9 +103,10 @@ def test_a_node_on_which_srun_starts_nothing_is_not_said_to_be_blind(
     assert job_end(errors) is None
     message = "srun exited with code 137; no heartbeat has arrived from node2\n"
     assert message in capsys.readouterr().err
-    if srun is RUN_HERE:
+    if SEES in srun:
         assert "--nodelist=node2" in Path("asked").read_text().split()
-        assert is_blind("node2", errors / "x y")
+        put_stub("srun", RUN_HERE + MADE)
+        assert is_blind("node2", errors)
 
 
 @pytest.mark.parametrize("failures", [[], [BROKE]])
