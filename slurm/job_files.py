@@ -1,12 +1,13 @@
 """Reads and writes the files in the folder of a job, which replace questions to SLURM.
 
-All except the script are JSON without a suffix, so that a report does not take them for records.
+Apart from the script and the run, they are JSON without a suffix, so that a report does not take
+them for records.
 
     submitted      the job as it was submitted
     job.sbatch     the script; `sbatch job.sbatch` continues in the same folder
     attempt-7-0    a start of job 7: its nodes, its outcome and the reason
     errors-7-0/    files of its ranks: failures, stops, heartbeats; the current cell of a sweep
-    run-1/         the run: record, checkpoints, logs, progress
+    run-1/         the run: record, checkpoints, logs, progress; the times of the job, for a report
     task-3/        the same files for one task of an array
 """
 

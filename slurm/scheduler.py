@@ -31,7 +31,7 @@ class QueueRow:
     left: str  # until the time limit
 
 
-def call(*command: str) -> "subprocess.CompletedProcess[str]":
+def call(*command: str, timeout_s: float = TIMEOUT_S) -> "subprocess.CompletedProcess[str]":
     """Runs a command. Raises ValueError if it is not installed, RuntimeError if it hangs."""
     env = {name: value for name, value in os.environ.items() if not name.startswith(USER_DEFAULTS)}
     try:
@@ -40,13 +40,13 @@ def call(*command: str) -> "subprocess.CompletedProcess[str]":
             capture_output=True,
             encoding="utf-8",
             errors="replace",
-            timeout=TIMEOUT_S,
+            timeout=timeout_s,
             env=env,
         )
     except FileNotFoundError:
         raise ValueError(f"{command[0]} is not installed here; use a node that has SLURM") from None
     except subprocess.TimeoutExpired:
-        raise RuntimeError(f"{command[0]} has not answered for {TIMEOUT_S:.0f} s") from None
+        raise RuntimeError(f"{command[0]} has not answered for {timeout_s:.0f} s") from None
 
 
 def call_patiently(*command: str) -> "subprocess.CompletedProcess[str]":

@@ -4,6 +4,7 @@ CELL is a record, an outcome.json or the folder of either.
 Exit codes: 0 reproduced | 1 not reproduced | 3 inconclusive (2 is bad usage, as everywhere).
 """
 
+import contextlib
 import shlex
 import tempfile
 from collections.abc import Callable, Sequence
@@ -27,6 +28,7 @@ from unitransformer.launch.process_tree import count_oom_kills
 from unitransformer.launch.variables import RUN_FOLDER
 from unitransformer.record.checksums import read_json
 from unitransformer.record.schema import load_record
+from unitransformer.record.slurm_job import is_job
 from unitransformer.record.units import format_count
 
 # Options of a recipe, each with a value, that set output paths or the number of launches.
@@ -147,12 +149,18 @@ def _file_of(path: Path) -> Path:
         return path
     if (path / FILE).exists():
         return path / FILE
-    files = sorted(path.glob("*.json"))
+    files = [file for file in sorted(path.glob("*.json")) if not _is_job(file)]
     if len(files) != 1:
         raise ValueError(
-            f"{path} holds {format_count(len(files), 'JSON file')}; name the record itself"
+            f"{path} holds {format_count(len(files), 'possible record')}; name the record itself"
         )
     return files[0]
+
+
+def _is_job(file: Path) -> bool:
+    with contextlib.suppress(OSError, ValueError):
+        return is_job(read_json(file))
+    return False
 
 
 def read_command(command: str) -> tuple[Recipe, list[str]]:

@@ -2,7 +2,8 @@
 
 The first rank claims the cell, waits for the training process that it starts, and writes the
 outcome. The others start a training process each, and report how it failed in a folder that all
-nodes see. If the first rank does not train, it says why in that folder, and the others end too.
+nodes see. The first rank alone decides whether the cell runs: others may see files of the sweep
+later. If it does not train, it says why in that folder, and the others end too.
 """
 
 import contextlib
@@ -11,9 +12,11 @@ import math
 import os
 import shlex
 import shutil
+import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -29,6 +32,7 @@ from scaling.sweep.run_cell import CACHE, CACHE_VARIABLE, now
 from unitransformer.config import Recipe
 from unitransformer.files import read_if_there, write_atomically
 from unitransformer.launch.failures import (
+    BAD_USAGE,
     ERROR_FILE,
     amend_record,
     first_failure,
@@ -98,8 +102,6 @@ def run_launched(options: SweepOptions, launcher: Mapping[str, str]) -> tuple[in
             f"run-cell is {name}, and no torchrun has started this process; the sweep without "
             "--run-cell prints the command for every node"
         )
-    if (outcome := _outcome(options, task)) is not None:
-        return 0, f"{name}: {outcome} already; --retry {outcome} runs it again"
     rank, errors = int(launcher["RANK"]), options.out / RANKS / f"{name}-{_id_of(launcher)}"
     if not (options.out / STUDY).exists():
         open_folder(options.out, options.study, options.limits)
@@ -112,15 +114,18 @@ def run_launched(options: SweepOptions, launcher: Mapping[str, str]) -> tuple[in
         cache = {} if CACHE_VARIABLE in os.environ else {CACHE_VARIABLE: str(folder / CACHE)}
         variables |= {RUN_FOLDER: str(folder), **cache}
         return _follow(task, variables, report, rank)
-    note = errors / NOT_RUN
+    note, begun = errors / NOT_RUN, threading.Event()
     note.unlink(missing_ok=True)
     try:
-        code, text, has_run = _lead(options, task, variables, errors)
-    except (ValueError, RuntimeError, OSError) as error:
-        _write_note(note, str(error))
+        with handling(STOP_SIGNALS, _stop):
+            code, text = _lead(options, task, variables, errors, begun)
+    except BaseException as error:
+        # A signal reaches the other ranks as well, which stop and save together.
+        if not begun.is_set() or not isinstance(error, KeyboardInterrupt):
+            _write_note(note, BAD_USAGE, str(error) or type(error).__name__)
         raise
-    if not has_run:
-        _write_note(note, text)
+    if not begun.is_set():
+        _write_note(note, code, text)
     return code, text
 
 
@@ -130,10 +135,10 @@ def _id_of(launcher: Mapping[str, str]) -> str:
     return hashlib.sha256("\n".join(variables).encode()).hexdigest()[:8]
 
 
-def _write_note(path: Path, text: str) -> None:
+def _write_note(path: Path, code: int, text: str) -> None:
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, text.encode())
+        write_atomically(path, f"{code} {text}".encode())
 
 
 def _find_task(options: SweepOptions, name: str) -> CellTask:
@@ -161,7 +166,7 @@ def _follow(
 ) -> tuple[int, str]:
     """Trains as a rank that is not the first; returns its exit code.
 
-    Raises ValueError if the first rank says that it does not train.
+    If the first rank does not train, returns what it says, or raises ValueError if it has failed.
     """
     parent = os.getpid()
     child = subprocess.Popen(
@@ -179,49 +184,56 @@ def _follow(
             is_over_s = min(is_over_s, time.monotonic() + STALE_S) if text else math.inf
             if time.monotonic() >= is_over_s:
                 end_process(child)
-                raise ValueError(f"the first rank has not run {task.name}: {text}")
+                said, _, reason = text.partition(" ")
+                if said == "0":
+                    return 0, reason
+                raise ValueError(f"the first rank has not run {task.name}: {reason}")
     if code not in (0, STOPPED_EXIT_CODE) and not report.exists():
         write_failure(unreported_failure(rank, code, node=socket.gethostname()), report)
     return (code if code >= 0 else 128 - code), ""
 
 
 def _lead(
-    options: SweepOptions, task: CellTask, variables: Mapping[str, str], errors: Path
-) -> tuple[int, str, bool]:
+    options: SweepOptions,
+    task: CellTask,
+    variables: Mapping[str, str],
+    errors: Path,
+    begun: threading.Event,
+) -> tuple[int, str]:
     """Claims the cell, trains as the first rank, and writes the outcome.
 
-    Returns the exit code, how the cell ended, and whether it trained.
+    Returns the exit code, and how the cell ended. Sets `begun` when it starts to train.
     """
+    if (outcome := _outcome(options, task)) is not None:
+        return 0, f"{task.name}: {outcome} already; --retry {outcome} runs it again"
     with open_planner() as planner:
         task = planner.task(task.cell, task.repeat)
         _, host = planner.machine()
     if task.config is not None:
         _check_shape(task, variables)
     open_folder(options.out, options.study, options.limits)
-    with handling(STOP_SIGNALS, _stop):
-        sweep = Sweep(
-            folder=options.out,
-            agenda=lambda _: [task],
-            limits=options.limits,
-            runner=lambda _: _first_rank(variables, errors),
-            host=host,
-            num_nodes=None,
-            retry=options.retry,
-            retry_before=options.retry_before or now(),
-        )
-        summary = sweep.work(Unobserved(), max_cells=1)
+    sweep = Sweep(
+        folder=options.out,
+        agenda=lambda _: [task],
+        limits=options.limits,
+        runner=lambda _: _first_rank(variables, errors, begun),
+        host=host,
+        num_nodes=None,
+        retry=options.retry,
+        retry_before=options.retry_before or now(),
+    )
+    summary = sweep.work(Unobserved(), max_cells=1)
     if not summary.statuses_here and not summary.statuses:
         holder = find_holders(options.out).get(task.name)
         where = f" on {holder.host}" if holder else ""
         raise ValueError(f"run-cell is {task.name}, which another process runs{where}; wait for it")
     shutil.rmtree(errors, ignore_errors=True)
     code = 0 if set(summary.statuses) == {"ok"} else 1
-    text = f"{task.cell.command}: {summary.format()}"
-    return code, text, bool(summary.statuses_here)
+    return code, f"{task.cell.command}: {summary.format()}"
 
 
 def _stop(number: int, _: object) -> None:
-    raise StopRequested(f"signal {number}")
+    raise StopRequested(f"stopped by {signal.Signals(number).name}")
 
 
 def _check_shape(task: CellTask, launcher: Mapping[str, str]) -> None:
@@ -237,7 +249,7 @@ def _check_shape(task: CellTask, launcher: Mapping[str, str]) -> None:
         )
 
 
-def _first_rank(launcher: Mapping[str, str], errors: Path) -> Runner:
+def _first_rank(launcher: Mapping[str, str], errors: Path, begun: threading.Event) -> Runner:
     """Returns a `Runner` of rank 0, which writes into the record which rank failed first."""
 
     def run(
@@ -246,6 +258,7 @@ def _first_rank(launcher: Mapping[str, str], errors: Path) -> Runner:
         started_s, begin_s = time.time() - 1, time.monotonic()
         given: dict[str, Any] = {**options}
         given["variables"] = {**launcher, **(options.get("variables") or {})}
+        begun.set()
         try:
             ended = run_alone(recipe, arguments, **given)
         except StopRequested:  # torchrun ends the other ranks of a node after a failure

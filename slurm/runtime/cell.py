@@ -18,10 +18,15 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from slurm import scheduler
 from slurm.job_files import JOB_END, read_json
 from slurm.runtime.allocation import Allocation, JobArgs, read_allocation
-from slurm.runtime.node_health import find_blind_nodes, find_dead_nodes, write_node_failures
+from slurm.runtime.node_health import (
+    find_dead_nodes,
+    find_unheard_nodes,
+    is_blind,
+    list_nodes,
+    write_node_failures,
+)
 from slurm.runtime.outcome import was_interrupted, write_record
 from slurm.runtime.rank import UNSHARED
 from slurm.runtime.srun import WatchResult, signal_step, srun_command, watch
@@ -138,15 +143,17 @@ def _end(
         reason = f"rank {first.rank} of {allocation.tasks}: {first.message}"
         code = _end_job(args, reason, [*dead])
         return 0 if was_done else code
-    if not failures and (blind := find_blind_nodes(allocation, args.errors)):
-        reason = (
-            f"{', '.join(blind)} wrote nothing into {args.errors}; put the folder of the job on a "
-            "file system that all nodes share, with --folder"
-        )
-        return _end_job(args, reason, [])
     if not failures:
+        unheard = find_unheard_nodes(allocation, args.errors)
+        if unheard and is_blind(unheard[0], args.errors):
+            reason = (
+                f"{unheard[0]} does not see {args.errors}; put the folder of the job on a file "
+                "system that all nodes share, with --folder"
+            )
+            return _end_job(args, reason, [])
         code = BAD_USAGE if watched.exit_code == BAD_USAGE else 1
-        return fail(f"srun exited with code {watched.exit_code}", code)
+        where = f"; no heartbeat has arrived from {', '.join(unheard)}" if unheard else ""
+        return fail(f"srun exited with code {watched.exit_code}{where}", code)
     first = _name_node(first_failure(failures), allocation)
     fail(f"rank {first.rank} of {allocation.tasks}: {first.message}", 1)
     if any(failure.is_bad_usage for failure in failures):
@@ -163,8 +170,8 @@ def _is_done(record: Path, since_s: float) -> bool:
 
 
 def _name_node(failure: RankFailure, allocation: Allocation) -> RankFailure:
-    nodes = scheduler.expand_nodes(allocation.node_list)  # ranks are numbered node by node
-    node = nodes[failure.rank // allocation.tasks_per_node[0]]
+    index = failure.rank // allocation.tasks_per_node[0]  # ranks are numbered node by node
+    node = "".join(list_nodes(allocation)[index : index + 1])  # empty: SLURM does not say
     if node in failure.message:
         return failure
     return replace(failure, message=f"on {node}: {failure.message}")

@@ -19,6 +19,7 @@ INTERVAL_S = 2.0  # between two heartbeats, and between two checks
 CHECKS, SILENT_S = 3, 6.0  # a node is suspected after that many checks and seconds without a change
 ENDED = "ended"  # instead of a heartbeat: the first rank of the node has ended
 PROBE_S, PROBE_PER_NODE_S = 6.0, 0.1  # timeout
+ON_NODE = ("srun", "--overlap", "--nodes=1", "--ntasks=1", "--ntasks-per-node=1", "--chdir=/")
 
 
 def beat(folder: Path, node: str, text: str) -> None:
@@ -93,10 +94,9 @@ class Probes:
         new = [node for node in nodes if node not in self.asked]
         if not new:
             return
-        options = ("--overlap", "--nodes=1", "--ntasks=1", "--ntasks-per-node=1", "--chdir=/")
         for node in new:
             self.asked[node] = subprocess.Popen(
-                ["srun", *options, f"--nodelist={node}", "true"],
+                [*ON_NODE, f"--nodelist={node}", "true"],
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
             )
@@ -129,21 +129,40 @@ def find_dead_nodes(
     if not silent:
         return {}
     reported = {int(path.stem) for path in errors.iterdir() if path.stem.isdigit()}
-    tasks = allocation.tasks_per_node[0]
-    nodes = scheduler.expand_nodes(allocation.node_list)  # ranks are numbered node by node
+    tasks, nodes = allocation.tasks_per_node[0], list_nodes(allocation)
     ranks = {node: range(index * tasks, (index + 1) * tasks) for index, node in enumerate(nodes)}
-    return {node: list(ranks[node]) for node in silent if reported.isdisjoint(ranks[node])}
+    found = {node: list(ranks[node]) for node in silent if node in ranks}
+    return {node: own for node, own in found.items() if reported.isdisjoint(own)}
 
 
-def find_blind_nodes(allocation: Allocation, errors: Path) -> list[str]:
+def list_nodes(allocation: Allocation) -> list[str]:
+    """Returns the nodes of the job in the order of ranks; none if SLURM does not answer."""
+    with contextlib.suppress(ValueError, RuntimeError):
+        return scheduler.expand_nodes(allocation.node_list)
+    return []
+
+
+def find_unheard_nodes(allocation: Allocation, errors: Path) -> list[str]:
     """Returns the nodes that have never sent a heartbeat, although the first one has.
 
-    If srun fails and no rank reports why, these do not see the folder.
+    If srun fails and no rank reports why, srun has not started them or they do not see the folder.
     """
-    first, *others = scheduler.expand_nodes(allocation.node_list)
-    if not _path(errors, first).exists():  # srun has started no rank
+    nodes = list_nodes(allocation)
+    if not nodes or not _path(errors, nodes[0]).exists():  # srun has started no rank
         return []
-    return [node for node in others if not _path(errors, node).exists()]
+    return [node for node in nodes[1:] if not _path(errors, node).exists()]
+
+
+def is_blind(node: str, errors: Path) -> bool:
+    """Returns whether the node answers that it does not see what another has written.
+
+    It may have made the folder itself, on its own disk.
+    """
+    written = next(errors.glob(_path(errors, "*").name))
+    ask = ("sh", "-c", 'test -e "$1" || echo no', "sh", str(written))
+    with contextlib.suppress(ValueError, RuntimeError):
+        return scheduler.call(*ON_NODE, f"--nodelist={node}", *ask).stdout.strip() == "no"
+    return False
 
 
 def write_node_failures(dead: Mapping[str, Sequence[int]], errors: Path) -> None:

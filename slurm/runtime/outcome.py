@@ -147,7 +147,7 @@ def find_end(
     is_cancelled = scheduler.is_cancelled_or_requeued(allocation.name)
     if code == STOPPED_EXIT_CODE:
         if failures and path is not None:  # which follow from the signal
-            is_new = not amend_record(path, INTERRUPTED, since_s=since_s)
+            is_new = is_new and not amend_record(path, INTERRUPTED, since_s=since_s)
         error = (record.get("error") if is_new else None) or {}
         reason = str(error.get("message") or NOT_STARTED)
         if is_sweep:

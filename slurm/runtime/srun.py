@@ -11,10 +11,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from slurm import scheduler
 from slurm.job_files import RUN, STEP, SWEEP_STATE
 from slurm.runtime.allocation import Allocation, JobArgs, flags_of
-from slurm.runtime.node_health import Heartbeats, Probes, find_dead_nodes
+from slurm.runtime.node_health import Heartbeats, Probes, find_dead_nodes, list_nodes
 from unitransformer.files import read_if_there
 from unitransformer.launch.signals import STOP_SIGNALS
 from unitransformer.launch.variables import (
@@ -110,7 +109,7 @@ def watch(
 
     `caught` grows when this process receives a signal, which is then sent to the ranks.
     """
-    nodes = scheduler.expand_nodes(allocation.node_list) if allocation.nodes > 1 else []
+    nodes = list_nodes(allocation) if allocation.nodes > 1 else []
     heartbeats = Heartbeats(folder=errors, nodes=nodes)
     num_forwarded, failed_at_s = 0, math.inf
     failure_probes, suspect_probes = Probes(), Probes()

@@ -14,17 +14,22 @@ from slurm.runtime.allocation import Allocation, JobArgs, sweep_folder_of
 from slurm.runtime.outcome import record_path
 from unitransformer.record.slurm_job import JOBS, JobStart, SlurmJob, write_job
 
+ANSWER_S = 5.0  # timeout
+
 
 def now() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="microseconds")
 
 
 def ask_queued_at(job: str) -> str | None:
-    """Returns when SLURM queued this start of a job, first or again; None if it does not say."""
+    """Returns when SLURM queued this start of a job, first or again; None if it does not say.
+
+    Asks once: the ranks wait for this.
+    """
     # Seconds since 1970: SLURM's other formats have no time zone.
     command = ("env", "SLURM_TIME_FORMAT=%s", "scontrol", "--oneliner", "show", "job", job)
     with contextlib.suppress(ValueError, RuntimeError):
-        answer = scheduler.call_patiently(*command).stdout
+        answer = scheduler.call(*command, timeout_s=ANSWER_S).stdout
         if found := re.search(r"\bSubmitTime=(\d+)\b", answer):
             return datetime.datetime.fromtimestamp(int(found[1]), datetime.UTC).isoformat()
     return None

@@ -154,7 +154,7 @@ def logs(work: Path) -> str:
     ("folders", "reason"),
     [
         (["swept"], "node2 does not see {}/swept/cells/"),
-        (["swept", "job"], "node2 wrote nothing into {}/job/"),
+        (["swept", "job"], "node2 does not see {}/job/"),
     ],
 )
 def test_a_node_that_does_not_share_the_folder_of_a_sweep_is_named_and_no_cell_runs(

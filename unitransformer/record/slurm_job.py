@@ -41,7 +41,8 @@ class JobStart:
     nodes: str
     started_at: str
     queued_at: str | None = None  # when SLURM queued this start; None: unknown
-    ended_at: str | None = None  # None: it runs, or was killed before it could report
+    # Of a start that was killed before it could report: when the job was requeued.
+    ended_at: str | None = None  # None: it runs, or it is unknown when it ended
     outcome: JobOutcome = "running"
 
 

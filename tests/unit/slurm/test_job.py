@@ -283,6 +283,22 @@ def test_failures_of_ranks_and_nodes_decide_how_a_job_ended(
     assert (end.outcome, end.reason) == ("refused", "no")
 
 
+def test_an_interrupted_start_without_a_record_does_not_take_the_reason_of_an_earlier_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise each start seems to have saved, and the job is requeued without end."""
+    write_run(tmp_path, {"error": {"message": "stopped by SIGUSR1 after step 500"}}, age_s=9)
+    monkeypatch.setattr("slurm.scheduler.is_cancelled_or_requeued", lambda _: False)
+    args = args_of(f"--folder {tmp_path} recipes.gpt")
+    lost = RankFailure(rank=0, type="DistNetworkError", message="connection closed", lines=[])
+    write_failure(lost, args.errors / "0.failure")
+    (args.errors / f"{SIGNAL}1").touch()
+    os.utime(args.errors / f"{SIGNAL}1", (0, 0))
+    allocation, since_s = read_allocation(VARIABLES), ATTEMPT.since_s
+    end = find_end(allocation, args, watched(143), since_s=since_s, signaled=False)
+    assert (end.outcome, end.reason) == ("stopped", NOT_STARTED)
+
+
 @pytest.mark.parametrize("is_signal_first", [True, False])
 def test_a_job_whose_ranks_a_signal_interrupts_before_training_is_stopped_and_not_crashed(
     is_signal_first: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -11,7 +11,7 @@ import pytest
 from recipes import gpt
 from recipes.command_line import run_recipe
 from scaling.recipe_process import ProcessResult, run_alone
-from scaling.replay.command import read_command, replay
+from scaling.replay.command import load_original, read_command, replay
 from scaling.replay.compare import ReplayVerdict, measured_loss_blocks
 from scaling.store.outcome import CellOutcome, write_outcome
 from tests.builders.records import make_config, make_crashed, make_record
@@ -20,6 +20,7 @@ from tests.processes import PATIENCE_S
 from unitransformer.config import Recipe
 from unitransformer.record.metrics import compute_metrics, find_last_steady_state
 from unitransformer.record.schema import Record, load_record, write_record
+from unitransformer.record.slurm_job import JobStart, SlurmJob, write_job
 
 STEPS = 100
 
@@ -257,10 +258,23 @@ def test_a_command_that_cannot_be_run_again_is_refused(command: str, message: st
         read_command(command)
 
 
+def test_the_file_of_a_slurm_job_beside_a_record_is_no_record(tmp_path: Path) -> None:
+    write_record(make_record(), tmp_path / "gpt-1.json")
+    start = JobStart(restart=0, nodes="node1", started_at="2026-01-01T00:00:00+00:00")
+    write_job(SlurmJob(job="7", name="7", record="gpt-1.json", starts=(start,)), tmp_path)
+    assert load_original(tmp_path).record == load_record(tmp_path / "gpt-1.json")
+    (tmp_path / "damaged.json").write_text("{")
+    with pytest.raises(ValueError, match="holds 2 possible records; name the record itself"):
+        load_original(tmp_path)
+    (tmp_path / "gpt-1.json").unlink()
+    with pytest.raises(ValueError, match=r"damaged\.json: "):
+        load_original(tmp_path)
+
+
 def test_a_path_that_is_not_a_cell_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="nowhere does not exist; give a record"):
         replay(tmp_path / "nowhere", runner=Fake(), print_line=print)
-    with pytest.raises(ValueError, match="holds 0 JSON files; name the record itself"):
+    with pytest.raises(ValueError, match="holds 0 possible records; name the record itself"):
         replay(tmp_path, runner=Fake(), print_line=print)
     with pytest.raises(ValueError, match="a signal stopped this run"):
         fail(tmp_path, Fake(), status="preempted")

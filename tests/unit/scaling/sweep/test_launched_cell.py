@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from scaling import __main__ as scaling
-from scaling.store.outcome import load_outcome
+from scaling.store.outcome import CellOutcome, load_outcome, write_outcome
 from scaling.sweep.claims import claim
 from scaling.sweep.launched_cell import launch_lines
 from scaling.sweep.plan import CellTask
@@ -41,11 +41,18 @@ def options(cell: Cell | None = None) -> list[str]:
     return ["sweep", "--recipe", "gpt", *axes, "--out", "S", *chosen]
 
 
+# The command of a rank, with a shorter wait for a note of the same launch.
+SCALING = (
+    "import sys; from scaling import __main__; from scaling.sweep import launched_cell; "
+    "launched_cell.STALE_S = 0.5; sys.exit(__main__.run_main(__main__.main))"
+)
+
+
 def rank_of_torchrun(rank: int, cell: Cell, nodes: int = 2) -> "subprocess.Popen[str]":
     variables = {"RANK": str(rank), "WORLD_SIZE": str(nodes), "LOCAL_WORLD_SIZE": "1"}
     variables["SLURM_STEP_NUM_TASKS"] = str(nodes)  # for which the first fake rank waits
     return subprocess.Popen(
-        [sys.executable, "-m", "scaling", *options(cell)],
+        [sys.executable, "-c", SCALING, *options(cell)],
         env={**os.environ, **variables, "LOCAL_RANK": "0", "SLURM_PROCID": str(rank)},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -54,11 +61,17 @@ def rank_of_torchrun(rank: int, cell: Cell, nodes: int = 2) -> "subprocess.Popen
 
 
 @pytest.mark.parametrize(
-    ("is_claimed", "printed"),
-    [(True, "which another process runs on "), (False, "1 cell finished (1 refused)")],
+    ("cause", "code", "printed"),
+    [
+        ("claimed", 2, "which another process runs on "),
+        ("refused", 2, "1 cell finished (1 refused)"),
+        ("signal", 2, "stopped by SIGTERM"),
+        ("done", 0, "ok already; --retry ok runs it again"),
+    ],
 )
 def test_the_other_ranks_end_when_the_first_one_does_not_run_the_cell(
-    is_claimed: bool,
+    cause: str,
+    code: int,
     printed: str,
     cells: list[Cell],
     tmp_path: Path,
@@ -66,22 +79,37 @@ def test_the_other_ranks_end_when_the_first_one_does_not_run_the_cell(
     two = cells[1]
     assert scaling.main([*options(), "--prepare"]) == 0
     (tmp_path / "fake/hold").touch()  # as ranks wait for the first one
+    plan = tmp_path / "fake/recipes/service/plan.py"
     with contextlib.ExitStack() as claimed:
-        if is_claimed:
+        if cause == "claimed":
             claimed.enter_context(claim(Path("S"), f"{two.id}-1") or pytest.fail("not claimed"))
-        else:
-            plan = tmp_path / "fake/recipes/service/plan.py"
+        elif cause == "refused":
             refusal = 'print(json.dumps({"refused": "no such shape"}), flush=True); continue'
             plan.write_text(plan.read_text().replace("config = ", f"{refusal}\n        config = "))
+        elif cause == "signal":
+            plan.write_text("import os; os.kill(os.getppid(), 15)\n" + plan.read_text())
         other = rank_of_torchrun(1, two)
         until_begun = time.monotonic() + PATIENCE_S
         while two.id not in Path("fake/ranks").read_text() and time.monotonic() < until_begun:
             time.sleep(0.05)
-        first = rank_of_torchrun(0, two).communicate(timeout=PATIENCE_S)[0]
+        if cause == "done":  # on the other node, a cache still hides the outcome
+            outcome = CellOutcome(
+                cell=two.id,
+                repeat=1,
+                recipe="gpt",
+                options=two.options,
+                command=two.command,
+                status="ok",
+                record="x-1.json",
+            )
+            write_outcome(outcome, Path(f"S/cells/{two.id}-1"))
+        first = rank_of_torchrun(0, two)
+        said = first.communicate(timeout=PATIENCE_S)[0]
         text = other.communicate(timeout=PATIENCE_S)[0]
-    assert printed in first
-    assert other.returncode == 2
-    assert f"error: the first rank has not run {two.id}-1: " in text
+    if cause != "signal":
+        assert printed in said
+    assert other.returncode == code
+    assert ("error: the first rank has not run " in text) == (code != 0)
     assert printed in text
 
 
@@ -125,7 +153,7 @@ def test_a_sweep_prints_the_command_for_every_node_and_its_ranks_run_the_cell(
         line.split()[2] for line in Path("fake/ranks").read_text().splitlines() if two.id in line
     }
     assert begun == {"0", "1"}
-    assert f"{two.id}-1: ok already; --retry ok runs it again" in run_ranks(two)[1][1]
+    assert f"{two.id}-1: ok already; --retry ok runs it again" in run_ranks(two)[0][1]
     assert scaling.main(options()) == 0
     assert "torchrun" not in capfd.readouterr().out
     assert load_outcome(Path(f"S/cells/{one.id}-1/outcome.json")).status == "ok"

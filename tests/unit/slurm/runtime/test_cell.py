@@ -15,7 +15,7 @@ import pytest
 from slurm.job_files import JOB_END, SIGNAL, STEP
 from slurm.runtime import allocation as allocations
 from slurm.runtime import cell, rank
-from slurm.runtime.node_health import Probes, beat
+from slurm.runtime.node_health import Probes, beat, is_blind
 from slurm.runtime.srun import WatchResult
 from tests.builders.records import make_crashed, make_record
 from tests.builders.slurm import VARIABLES, PutStub
@@ -64,17 +64,67 @@ def job_end(errors: Path) -> object:
     return json.loads(path.read_text()) if path.exists() else None
 
 
-def test_a_node_that_sees_no_folder_of_the_job_ends_the_job_as_refused(errors: Path) -> None:
+def test_a_node_that_sees_no_folder_of_the_job_ends_the_job_as_refused(
+    errors: Path, put_stub: PutStub
+) -> None:
     """It cannot report either, so that srun only says that some rank failed."""
     beat(errors, "node1", "3")
+    put_stub("srun", "echo no\n")
     assert end(137) == 75
     assert isinstance(ended := job_end(errors), dict)
     assert ended["dead_nodes"] == []
-    assert ended["reason"].startswith(f"node2 wrote nothing into {errors}; put the folder of ")
+    assert ended["reason"].startswith(f"node2 does not see {errors}; put the folder of ")
     (errors.parent / JOB_END).unlink()
     beat(errors, "node2", "3")
     assert end(137) == 1
     assert job_end(errors) is None
+
+
+# Runs what srun is to run: on a node that sees the folder, and on one that has made it itself.
+RUN_HERE = """while [ "$1" != sh ]; do echo "$1" >> asked; shift; done
+"""
+SEES, MADE = 'exec "$@"\n', 'rm errors/*/heartbeat-node1\nexec "$@"\n'
+
+
+@pytest.mark.parametrize("srun", ["echo error >&2; exit 1\n", RUN_HERE + SEES])
+def test_a_node_on_which_srun_starts_nothing_is_not_said_to_be_blind(
+    srun: str,
+    errors: Path,
+    put_stub: PutStub,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Its prolog may have failed, or its heartbeat may be hidden by a cache of the file system."""
+    monkeypatch.chdir(tmp_path)
+    beat(errors, "node1", "3")
+    put_stub("srun", srun)
+    assert end(137) == 1
+    assert job_end(errors) is None
+    message = "srun exited with code 137; no heartbeat has arrived from node2\n"
+    assert message in capsys.readouterr().err
+    if SEES in srun:
+        assert "--nodelist=node2" in Path("asked").read_text().split()
+        put_stub("srun", RUN_HERE + MADE)
+        assert is_blind("node2", errors)
+
+
+@pytest.mark.parametrize("failures", [[], [BROKE]])
+def test_a_cell_fails_with_its_reason_if_slurm_does_not_name_the_nodes(
+    failures: Sequence[RankFailure],
+    errors: Path,
+    put_stub: PutStub,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    if not failures:
+        monkeypatch.setattr(Probes, "silent", lambda self: ["node2"])
+    beat(errors, "node1", "3")
+    write_record(make_crashed(), Path(os.environ[RUN_FOLDER], "a-1.json"))
+    put_stub("scontrol", "exit 1\n")
+    assert end(137, failures=failures) == 1
+    expected = "rank 3 of 4: no memory" if failures else "srun exited with code 137"
+    assert f"error: {expected}\n" in capsys.readouterr().err
 
 
 def test_the_rank_that_failed_first_is_recorded_with_its_node(errors: Path) -> None:
