@@ -36,8 +36,9 @@ GRES_OPTIONS = {"--gres": "--gpus-per-node", "--tres-per-task": "--gpus-per-task
 
 
 class GpuRequest(NamedTuple):
-    """One of the requests for GPUs in `extra`."""
+    """One of the requests for GPUs in `extra`, of one type."""
 
+    option: str  # of GPU_OPTIONS or GRES_OPTIONS
     unit: str  # of GPU_OPTIONS
     type: str | None
     number: int
@@ -108,7 +109,8 @@ class Cluster:
                     continue
                 head, _, number = item.rpartition(":")
                 kind, count = (head, int(number)) if number.isdecimal() else (item, 1)
-                requests.append(GpuRequest(GRES_OPTIONS.get(name, name), kind or None, count))
+                unit = GRES_OPTIONS.get(name, name)
+                requests.append(GpuRequest(name, unit, kind or None, count))
         return requests
 
 

@@ -328,7 +328,7 @@ def directives(script: str, *, whole: bool = False) -> list[str]:
         (
             "cluster",
             Cluster(extra=("--gres=gpu:4",)),
-            "devices is 8, but extra of the cluster requ",
+            "devices is 8, but --gres in extra of the cl",
         ),
     ],
 )
@@ -380,6 +380,10 @@ def test_time_limits_have_the_formats_of_slurm(time: str, seconds: int | None) -
         ({}, ("--gpus-per-task=1",), ["--gpus-per-task=1"]),
         ({}, ("--gpus=h200:4",), ["--gpus=h200:4"]),
         ({"gpu_request": "gpus-per-task"}, (), ["--gpus-per-task=1"]),
+        *(
+            ({}, (option, "--gpus-per-task=1"), [option, "--gpus-per-task=1"])
+            for option in ("--gpus-per-node=4", "--gpus=4", "--gres=gpu:h200:1,gpu:a100:3")
+        ),
     ],
 )
 def test_gpus_are_requested_once_in_the_way_of_the_cluster(
@@ -409,11 +413,11 @@ def test_the_type_of_gpus_follows_the_request() -> None:
     [
         (
             "--gres=gpu:4",
-            "devices is 8, but extra of the cluster requests 4 GPUs; give --devices 4",
+            "devices is 8, but --gres in extra of the cluster requests 4 GPUs; give --devices 4",
         ),
-        ("--gpus=8", "devices is 8 on 2 nodes, but extra of the cluster requests 8 GPUs; give"),
-        ("--gpus=9", "requests 9 GPUs; leave this extra out, and say with gpu_request how to ask"),
-        ("--gpus-per-task=2", "devices is 8 on 2 nodes, but extra of the cluster requests 32 GPUs"),
+        ("--gpus=8", "devices is 8 on 2 nodes, but --gpus in extra of the cluster requests 8 GPUs"),
+        ("--gpus=9", "requests 9 GPUs; leave it out, and say with gpu_request how to ask"),
+        ("--gpus-per-task=2", "devices is 8 on 2 nodes, but --gpus-per-task in extra of the cluster requests 32"),
         ("--tres-per-task=cpu:2,gres/gpu:2", "extra of the cluster requests 32 GPUs"),
         ("--gres=gpu:1g.10gb:8", "gpu-type is 1g.10gb, a MIG slice of a GPU, and the job has 16"),
     ],
