@@ -417,7 +417,10 @@ def test_the_type_of_gpus_follows_the_request() -> None:
         ),
         ("--gpus=8", "devices is 8 on 2 nodes, but --gpus in extra of the cluster requests 8 GPUs"),
         ("--gpus=9", "requests 9 GPUs; leave it out, and say with gpu_request how to ask"),
-        ("--gpus-per-task=2", "devices is 8 on 2 nodes, but --gpus-per-task in extra of the cluster requests 32"),
+        (
+            "--gpus-per-task=2",
+            "devices is 8 on 2 nodes, but --gpus-per-task in extra of the cluster requests 32",
+        ),
         ("--tres-per-task=cpu:2,gres/gpu:2", "extra of the cluster requests 32 GPUs"),
         ("--gres=gpu:1g.10gb:8", "gpu-type is 1g.10gb, a MIG slice of a GPU, and the job has 16"),
     ],
