@@ -16,6 +16,7 @@ DEFAULT_ARRAY_TASKS = 1001  # MaxArraySize, unless a site sets another
 # States of a job that a user cancelled or SLURM requeued, while its batch script still runs.
 ENDED_BY_OTHERS = re.compile("CANCELLED|COMPLETING|PENDING|REQUEUED|REQUEUE_HOLD|SPECIAL_EXIT")
 USER_DEFAULTS = ("SQUEUE_", "SINFO_", "SCONTROL_")  # variables that filter and format
+HELD = re.compile(r"JobHeld|JobHold|\bheld\b")  # reasons of pending jobs that nobody has released
 ROW_FORMAT = "%A|%F|%K|%T|%r|%L"  # of `QueueRow`
 
 
@@ -29,6 +30,11 @@ class QueueRow:
     state: str  # PENDING, RUNNING ...
     reason: str  # Resources, Priority, Dependency ...
     left: str  # until the time limit
+
+    @property
+    def is_held(self) -> bool:
+        """Whether it starts only when somebody releases it."""
+        return self.state == "SPECIAL_EXIT" or HELD.search(self.reason) is not None
 
 
 def call(*command: str) -> "subprocess.CompletedProcess[str]":
