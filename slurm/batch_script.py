@@ -260,8 +260,10 @@ def _settings(job: Job) -> list[str]:
         job.on_gpus and any(request.unit == "--gpus-per-task" for request in cluster.extra_gpus)
     )
     if is_per_task:  # a rank needs to see all GPUs of its node, for NCCL and the number of devices
-        exports.append("unset SLURM_GPUS_PER_TASK SLURM_TRES_PER_TASK")
-        exports.append(f"export SLURM_GPUS_PER_NODE={shlex.quote(_gpus(job, job.devices))}")
+        # The last variable binds a GPU to each task, since SLURM 23.11.
+        exports.append("unset SLURM_GPUS_PER_TASK SLURM_TRES_PER_TASK SLURM_TRES_BIND")
+        per_node = shlex.quote(_gpus(job, job.devices))
+        exports.append(f"export SLURM_GPUS_PER_NODE={per_node} SLURM_GPU_BIND=none")
     if not cluster.modules:
         return ["set -euo pipefail", *exports]
     modules = [f"module load {_expand(module)}" for module in cluster.modules]

@@ -95,9 +95,12 @@ def test_a_job_has_its_gpus_and_variables_of_the_node(
         "os.rename('result.part', 'result')\n"
     )
     stub.chmod(0o755)
+    # What newer versions of SLURM do by themselves.
+    bind = ("--gpu-bind=per_task:1",) if gpu_request == "gpus-per-task" else ()
     table = ClusterTable(
         gpu_request=gpu_request, exclusive=exclusive,
         local_disk=r"/scratch/$SLURM_JOB_ID/$PLACE \$(id)",
+        extra=bind,
     )  # fmt: skip
     table = replace(table, environment=(("PLACE", "~/x"),))
     job = replace(
