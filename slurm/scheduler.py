@@ -125,13 +125,14 @@ def max_array_tasks() -> int:
 
 @dataclass(frozen=True)
 class PartitionRow:
-    """A group of similar nodes of a partition."""
+    """A node of a partition."""
 
     name: str
     marked: str  # the name, with * if it is the default partition
     state: str  # up, down, drain, inact
-    nodes: str  # number of nodes
     gres: str  # such as gpu:h200:8(S:0-1),nvme:1; (null) for none
+    node: str
+    features: str  # separated by commas; (null) for none
 
     @property
     def gpus(self) -> dict[str, int]:
@@ -146,13 +147,13 @@ class PartitionRow:
 
 
 def list_partitions(names: str | None) -> list[PartitionRow]:
-    """Returns the nodes of partitions, in groups; no rows if sinfo does not answer.
+    """Returns the nodes of partitions; no rows if sinfo does not answer.
 
     `names` are separated by commas; None is the default partition.
     """
     with contextlib.suppress(ValueError, RuntimeError):
-        lines = call("sinfo", "--noheader", "--all", "--format=%R|%P|%a|%D|%G").stdout.splitlines()
-        parts = [line.strip().split("|") for line in lines]
+        options = ("--noheader", "--all", "--Node", "--format=%R|%P|%a|%G|%N|%f")
+        parts = [line.strip().split("|") for line in call("sinfo", *options).stdout.splitlines()]
         rows = [PartitionRow(*part) for part in parts if len(part) == len(fields(PartitionRow))]
         if names is None:
             return [row for row in rows if row.marked.endswith("*")]

@@ -120,7 +120,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0
         queued = queued_arrays(jobs, options.max_nodes) if is_sweep else []
         missing = missing_arrays(jobs, queued)
-        rows = scheduler.list_partitions(jobs[0].partition)
+        of_extra = option_of(jobs[0].cluster.extra, "--partition")
+        rows = scheduler.list_partitions(of_extra or jobs[0].partition)
         notes = list(dict.fromkeys(filter(None, (check_types(job, rows) for job in missing))))
         _test(missing, rows)
         closed = missing and scheduler.closed_partitions(rows)  # sbatch ignores them

@@ -66,7 +66,7 @@ def test_modules_are_loaded_whether_or_not_the_shell_that_submits_has_the_comman
             monkeypatch.delenv(name, raising=False)
             if is_login_shell and name in login:
                 monkeypatch.setenv(name, login[name])
-    submit(job, render(job))
+    submit(job, render(job), [])
     expected = "demo 1.0 runs: -m slurm.job "
     until(lambda: expected in log_of(Path(job.folder)), "the module's interpreter runs")
 
@@ -75,7 +75,7 @@ def test_an_unknown_module_ends_the_job_and_is_named_by_its_status(
     job: Job, cluster: RealCluster
 ) -> None:
     script = render(job).replace("demo/1.0", "demo/9.9")
-    number = submit(job, script).split()[1]
+    number = submit(job, script, []).split()[1]
     cluster.wait_for(number, "FAILED")
     assert "demo/9.9" in status.report(Path(job.folder))
     assert "runs: " not in log_of(Path(job.folder))

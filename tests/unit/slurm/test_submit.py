@@ -258,6 +258,7 @@ def test_the_name_of_a_job_is_valid_whatever_the_file_of_its_study_is_called(
         ("--partition night,gone", "partition gone is inact, partition night is down"),
         ("--partition night,day", None),
         ("--partition unknown", None),
+        ("--clusters c.toml --cluster c", "partition night is down"),
     ],
 )
 def test_a_job_for_a_partition_that_is_down_is_accepted_and_says_so(
@@ -268,7 +269,10 @@ def test_a_job_for_a_partition_that_is_down_is_accepted_and_says_so(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     put_stub("sbatch", "echo 7\n")
-    put_stub("sinfo", "printf 'day|day*|up|1|a\\nnight|night|down|1|a\\ngone|gone|inact|1|a\\n'\n")
+    put_stub(
+        "sinfo", "printf 'day|day*|up|a|n|f\\nnight|night|down|a|n|f\\ngone|gone|inact|a|n|f\\n'\n"
+    )
+    (place / "c.toml").write_text('[c]\nextra = ["--partition=night"]\n')
     argv = ["recipes.gpt", "--folder", "job", *options.split()]
     assert submit.main([*argv, "--test-only"]) == 0
     but = f", but it would wait: {expected}" if expected else ""
