@@ -33,6 +33,7 @@ from slurm.preflight import (
     STUDY,
     check_recipe,
     count_tasks,
+    find_short_arrays,
     plan_on,
     prepare_sweep,
     sweep_folder,
@@ -112,6 +113,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             comments = []
             if is_sweep:
                 comments += [table_of(jobs), *_how_arrays_wait(jobs, options.max_nodes)]
+                comments += find_short_arrays(jobs)
             if options.hardware is not None:  # before the script, as it may refuse
                 comments.append(plan_on(options.hardware, jobs[0]))
             print("\n".join(render(job) for job in jobs), end="")
@@ -123,6 +125,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         of_extra = option_of(jobs[0].cluster.extra, "--partition")
         rows = scheduler.list_partitions(of_extra or jobs[0].partition)
         notes = list(dict.fromkeys(filter(None, (check_types(job, rows) for job in missing))))
+        notes += find_short_arrays(jobs) if is_sweep else []
         _test(missing, rows)
         closed = missing and scheduler.closed_partitions(rows)  # sbatch ignores them
         if options.test_only:
