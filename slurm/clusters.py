@@ -32,6 +32,7 @@ NOT_EXPANDED = re.compile(
 )
 
 GPU_OPTIONS = ("--gpus", "--gpus-per-node", "--gpus-per-task")
+INDIRECT_GPUS = re.compile("--(gpus-per-socket|ntasks-per-gpu)")
 GRES_OPTIONS = {"--gres": "--gpus-per-node", "--tres-per-task": "--gpus-per-task"}
 
 
@@ -81,6 +82,11 @@ class Cluster:
         for option in self.extra:
             if not re.fullmatch(rf"--[a-z][a-z-]*(=[^{CONTROL}]*)?", option):
                 raise ValueError(f"extra holds {option!r}; give options of sbatch: --switches=1")
+            if INDIRECT_GPUS.match(option):
+                raise ValueError(
+                    f"extra holds {option!r}, which does not say how many GPUs a node has in the "
+                    "job; give --gpus-per-node or gpu_request instead"
+                )
         for name, _ in self.environment:
             if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
                 raise ValueError(f"environment holds {name!r}; give names of variables")

@@ -51,7 +51,7 @@ HINTS = (
     Hint(r"\bqos\b|quality of service", "qos", "`sacctmgr show qos` lists them"),
     Hint("partition", "partition", "`sinfo -s` lists them"),
     Hint("feature|constraint", "constraint", "`sinfo -o '%P %f'` lists the features of nodes"),
-    Hint("node name", "exclude", "`sinfo -N` lists the nodes; numbers are in the last brackets"),
+    Hint("node name", "exclude", "`sinfo -N` lists them; write several as node3,node[5-7]"),
     Hint("dependency", "dependency", "`squeue --me` lists your jobs"),
 )
 
