@@ -256,14 +256,16 @@ def _comment(job: Job) -> str:
 def _settings(job: Job) -> list[str]:
     cluster = job.cluster
     exports = [f"export {name}={_expand(value)}" for name, value in cluster.environment]
-    is_per_task = job.gpu_request == "gpus-per-task" or (
-        job.on_gpus and any(request.unit == "--gpus-per-task" for request in cluster.extra_gpus)
-    )
-    if is_per_task:  # a rank needs to see all GPUs of its node, for NCCL and the number of devices
-        # The last variable binds a GPU to each task, since SLURM 23.11.
-        exports.append("unset SLURM_GPUS_PER_TASK SLURM_TRES_PER_TASK SLURM_TRES_BIND")
-        per_node = shlex.quote(_gpus(job, job.devices))
-        exports.append(f"export SLURM_GPUS_PER_NODE={per_node} SLURM_GPU_BIND=none")
+    extra_gpus = cluster.extra_gpus if job.on_gpus else []
+    requests = {job.gpu_request, *(request.option.removeprefix("--") for request in extra_gpus)}
+    if requests & {"gpus-per-task", "tres-per-task"}:
+        # A rank needs to see all GPUs of its node, for NCCL and the number of devices. With the
+        # last two variables SLURM binds a GPU to each task, since version 23.11 by default.
+        variables = "SLURM_GPUS_PER_TASK SLURM_TRES_PER_TASK SLURM_TRES_BIND SLURM_GPU_BIND"
+        exports.append(f"unset {variables}")
+    if requests & {"gpus-per-task", "tres-per-task", "gres"}:
+        # Otherwise a step on whole nodes would have all GPUs.
+        exports.append(f"export SLURM_GPUS_PER_NODE={shlex.quote(_gpus(job, job.devices))}")
     if not cluster.modules:
         return ["set -euo pipefail", *exports]
     modules = [f"module load {_expand(module)}" for module in cluster.modules]

@@ -475,12 +475,26 @@ def test_a_task_of_a_sweep_without_cores_is_refused() -> None:
 def test_ranks_see_all_gpus_of_their_node_where_each_task_asks_for_one() -> None:
     job = replace(GPT, gpu_type="h200", cluster=Cluster(gpu_request="gpus-per-task"))
     assert "#SBATCH --gpus-per-task=h200:1\n" in render(job)
-    assert "\nunset SLURM_GPUS_PER_TASK SLURM_TRES_PER_TASK SLURM_TRES_BIND\n" in render(job)
-    assert "\nexport SLURM_GPUS_PER_NODE=h200:8 SLURM_GPU_BIND=none\n" in render(job)
+    assert (
+        "\nunset SLURM_GPUS_PER_TASK SLURM_TRES_PER_TASK SLURM_TRES_BIND SLURM_GPU_BIND\n"
+        in render(job)
+    )
+    assert "\nexport SLURM_GPUS_PER_NODE=h200:8\n" in render(job)
     sweep = replace(job, target="sweep", array="0-3")
     assert "#SBATCH --gpus-per-task=h200:8\n" in render(sweep)  # its one task starts all ranks
     of_extra = replace(GPT, cluster=Cluster(extra=("--gpus-per-task=1",)))
-    assert "\nexport SLURM_GPUS_PER_NODE=8 SLURM_GPU_BIND=none\n" in render(of_extra)
+    assert "\nexport SLURM_GPUS_PER_NODE=8\n" in render(of_extra)
+
+
+def test_a_step_on_whole_nodes_has_the_requested_gpus_alone() -> None:
+    for cluster, is_limited_by_slurm in (
+        (Cluster(gpu_request="gres"), False),
+        (Cluster(extra=("--gres=gpu:4",)), False),
+        (Cluster(), True),
+        (Cluster(gpu_request="none"), True),  # srun would refuse it where GPUs are not counted
+    ):
+        script = render(replace(GPT, devices=4, cluster=cluster))
+        assert ("\nexport SLURM_GPUS_PER_NODE=4\n" in script) != is_limited_by_slurm
 
 
 @pytest.mark.parametrize(
