@@ -6,6 +6,7 @@ The script requests nodes and starts `slurm.job`, which does all the work that t
 import os
 import re
 import shlex
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -136,21 +137,25 @@ class Job:
         return needs_cores or is_uncounted
 
     def _check_gpus(self) -> None:
-        """Raises ValueError if the cluster's own request for GPUs disagrees with this job, or the
-        job has several devices that are slices of GPUs."""
+        """Raises ValueError if a request for GPUs in `extra` disagrees with this job, or the job
+        has several devices that are slices of GPUs."""
         units = {
             "--gpus": 1, "--gpus-per-node": self.nodes,
             "--gpus-per-task": self.nodes * self.tasks_per_node,
         }  # fmt: skip
         requests = self.cluster.extra_gpus
-        number = sum(units[request.unit] * request.number for request in requests)
-        needed = self.nodes * self.devices
-        if requests and number != needed:
+        numbers = Counter[str]()  # of all types in one option; each option limits the same GPUs
+        for request in requests:
+            numbers[request.option] += units[request.unit] * request.number
+        for option, number in numbers.items():
+            if number == self.nodes * self.devices:
+                continue
             of_nodes = "" if self.nodes == 1 else f" on {self.nodes} nodes"
             fix = f"give --devices {number // self.nodes}, or " if number % self.nodes == 0 else ""
             raise ValueError(
-                f"devices is {self.devices}{of_nodes}, but extra of the cluster requests {number} "
-                f"GPUs; {fix}leave this extra out, and say with gpu_request how to ask for GPUs"
+                f"devices is {self.devices}{of_nodes}, but {option} in extra of the cluster "
+                f"requests {number} GPUs; {fix}leave it out, and say with gpu_request how to ask "
+                "for GPUs"
             )
         if self.gpu_type and self.gpu_request == "none":
             raise ValueError(
@@ -251,11 +256,15 @@ def _comment(job: Job) -> str:
 def _settings(job: Job) -> list[str]:
     cluster = job.cluster
     exports = [f"export {name}={_expand(value)}" for name, value in cluster.environment]
-    is_per_task = job.gpu_request == "gpus-per-task" or (
-        job.on_gpus and any(unit == "--gpus-per-task" for unit, _, _ in cluster.extra_gpus)
-    )
-    if is_per_task:  # a rank needs to see all GPUs of its node, for NCCL and the number of devices
-        exports.append("unset SLURM_GPUS_PER_TASK SLURM_TRES_PER_TASK")
+    extra_gpus = cluster.extra_gpus if job.on_gpus else []
+    requests = {job.gpu_request, *(request.option.removeprefix("--") for request in extra_gpus)}
+    if requests & {"gpus-per-task", "tres-per-task"}:
+        # A rank needs to see all GPUs of its node, for NCCL and the number of devices. With the
+        # last two variables SLURM binds a GPU to each task, since version 23.11 by default.
+        variables = "SLURM_GPUS_PER_TASK SLURM_TRES_PER_TASK SLURM_TRES_BIND SLURM_GPU_BIND"
+        exports.append(f"unset {variables}")
+    if requests & {"gpus-per-task", "tres-per-task", "gres"}:
+        # Otherwise a step on whole nodes would have all GPUs.
         exports.append(f"export SLURM_GPUS_PER_NODE={shlex.quote(_gpus(job, job.devices))}")
     if not cluster.modules:
         return ["set -euo pipefail", *exports]

@@ -32,12 +32,14 @@ NOT_EXPANDED = re.compile(
 )
 
 GPU_OPTIONS = ("--gpus", "--gpus-per-node", "--gpus-per-task")
+INDIRECT_GPUS = re.compile("--(gpus-per-socket|ntasks-per-gpu)")
 GRES_OPTIONS = {"--gres": "--gpus-per-node", "--tres-per-task": "--gpus-per-task"}
 
 
 class GpuRequest(NamedTuple):
-    """One of the requests for GPUs in `extra`."""
+    """One of the requests for GPUs in `extra`, of one type."""
 
+    option: str  # of GPU_OPTIONS or GRES_OPTIONS
     unit: str  # of GPU_OPTIONS
     type: str | None
     number: int
@@ -80,6 +82,11 @@ class Cluster:
         for option in self.extra:
             if not re.fullmatch(rf"--[a-z][a-z-]*(=[^{CONTROL}]*)?", option):
                 raise ValueError(f"extra holds {option!r}; give options of sbatch: --switches=1")
+            if INDIRECT_GPUS.match(option):
+                raise ValueError(
+                    f"extra holds {option!r}, which does not say how many GPUs a node has in the "
+                    "job; give --gpus-per-node or gpu_request instead"
+                )
         for name, _ in self.environment:
             if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
                 raise ValueError(f"environment holds {name!r}; give names of variables")
@@ -108,7 +115,8 @@ class Cluster:
                     continue
                 head, _, number = item.rpartition(":")
                 kind, count = (head, int(number)) if number.isdecimal() else (item, 1)
-                requests.append(GpuRequest(GRES_OPTIONS.get(name, name), kind or None, count))
+                unit = GRES_OPTIONS.get(name, name)
+                requests.append(GpuRequest(name, unit, kind or None, count))
         return requests
 
 

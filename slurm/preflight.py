@@ -23,6 +23,7 @@ from slurm.runtime.allocation import flags_of, option_of, sweep_folder_of
 from unitransformer.cli import read_integer
 from unitransformer.launch.subprocess_module import run_module
 from unitransformer.launch.variables import CELL_LIMIT_S
+from unitransformer.record.units import format_count
 
 ANSWER_S, ANSWER_PER_COMMAND_S = 120.0, 1.0  # timeouts; login nodes are slow
 START_S = 120  # from the start of a task to that of its cell; SLURM may signal a minute early
@@ -74,7 +75,8 @@ def sweep_jobs(job: Job, *, max_parallel: int, max_nodes: int | None = None) -> 
             f"max-nodes is {max_nodes}, and {few} {largest}; give --max-nodes {largest}"
         )
     own_limit = job.cluster.max_array_tasks
-    limit = scheduler.max_array_tasks() if own_limit is None else own_limit
+    limit = scheduler.max_array_tasks()
+    limit = limit if own_limit is None else min(limit, own_limit)
     time_limit = _cell_time_limit(job)
     shapes: list[list[Job]] = []  # arrays for each number of nodes
     for nodes, number in sorted(left_of.items()):
@@ -128,6 +130,25 @@ def _cells_per_task(job: Job) -> int:
     if left_s is None:  # the partition's default, which is not known here
         return 1
     return max(1, min(at_most, int(left_s // (_cell_limit_s(job) + START_S))))
+
+
+def find_short_arrays(jobs: Sequence[Job]) -> list[str]:
+    """Returns a note for each number of nodes whose tasks could end before the last cell has run.
+
+    A task that is requeued at its time limit goes on, unless it stops earlier by itself.
+    """
+    notes = []
+    for nodes, group in itertools.groupby(jobs, key=lambda job: job.nodes):
+        arrays = list(group)
+        number = sum(array.left or 0 for array in arrays)
+        tasks, per_task = sum(map(count_tasks, arrays)), _cells_per_task(arrays[0])
+        can_end = _time_for_cells(arrays[0]) is not None or not arrays[0].requeue
+        if tasks * per_task < number and can_end:
+            notes.append(
+                f"as few as {tasks * per_task} of {number} cells on {format_count(nodes, 'node')} "
+                "may end in the time of these tasks; the same command then submits the others"
+            )
+    return notes
 
 
 def _cell_limit_s(job: Job) -> float:

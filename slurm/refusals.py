@@ -1,17 +1,21 @@
 """Explains why SLURM refuses a job, and refuses GPUs on which a measurement would mean nothing."""
 
+import itertools
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
+from slurm import scheduler
 from slurm.batch_script import MIG_SLICE, Job, check_slices
+from slurm.runtime.allocation import flags_of, option_of
 from slurm.scheduler import PartitionRow
 from unitransformer.record.units import format_count
 
 # What sbatch prints before a reason, and reasons beside which there is a better one.
 MARKS = re.compile("(sbatch: )?(error|fatal|allocation failure): (Batch job submission failed: )?")
 VAGUE = re.compile(r"Unspecified error|Job violates accounting/QOS policy.*")
+CHOOSE_NODES = {"--nodelist", "--nodefile", "--reservation"}  # of sbatch
 UNTYPED = "without a type"
 
 
@@ -47,7 +51,7 @@ HINTS = (
     Hint(r"\bqos\b|quality of service", "qos", "`sacctmgr show qos` lists them"),
     Hint("partition", "partition", "`sinfo -s` lists them"),
     Hint("feature|constraint", "constraint", "`sinfo -o '%P %f'` lists the features of nodes"),
-    Hint("node name", "exclude", "`sinfo -N` lists the nodes; numbers are in the last brackets"),
+    Hint("node name", "exclude", "`sinfo -N` lists them; write several as node3,node[5-7]"),
     Hint("dependency", "dependency", "`squeue --me` lists your jobs"),
 )
 
@@ -101,7 +105,7 @@ def describe_gpus(rows: Sequence[PartitionRow]) -> str:
                 gpus = " + ".join(
                     f"{number} x {kind or 'GPU'}" for kind, number in row.gpus.items()
                 )
-                nodes[gpus] += int(row.nodes)
+                nodes[gpus] += 1
         kinds = [f"{format_count(number, 'node')} with {gpus}" for gpus, number in nodes.items()]
         texts += [f"partition {name} has {', '.join(sorted(kinds))}"] if kinds else []
     return "; ".join(texts)
@@ -113,18 +117,28 @@ def check_types(job: Job, rows: Sequence[PartitionRow]) -> str | None:
     Raises ValueError if ranks, or cells of a sweep, could get different types, or if several
     devices could only be MIG slices. `rows` are the nodes of the job's partitions.
     """
-    is_chosen = job.gpu_type or job.constraint or any(gpu.type for gpu in job.cluster.extra_gpus)
-    if not job.on_gpus or is_chosen:
+    extra = job.cluster.extra
+    is_chosen = job.gpu_type or any(gpu.type for gpu in job.cluster.extra_gpus)
+    if not job.on_gpus or is_chosen or flags_of(extra) & CHOOSE_NODES:
         return None
-    nodes = [row.gpus for row in rows if sum(row.gpus.values()) >= job.devices]
-    types = sorted({kind for node in nodes for kind in node})
+    # sbatch reads the last of several options.
+    exclude = option_of(extra, "--exclude") or job.exclude
+    excluded = set(scheduler.expand_nodes(exclude)) if exclude else set()
+    rows = [row for row in rows if row.node not in excluded]
+    rows = [row for row in rows if sum(row.gpus.values()) >= job.devices]
+    groups = select_nodes(option_of(extra, "--constraint") or job.constraint, rows)
+    types = sorted({kind for row in itertools.chain(*groups) for kind in row.gpus})
+    names = ", ".join(dict.fromkeys(row.name for row in rows))
     if types and all(MIG_SLICE.search(kind) for kind in types):
-        check_slices(f"partition {rows[0].name} has only GPUs of type {', '.join(types)}", job)
+        check_slices(f"partition {names} has only GPUs of type {', '.join(types)}", job)
     if len(types) < 2:
         return None
-    names = ", ".join(dict.fromkeys(row.name for row in rows))
     which = f"partition {names} has GPUs of the types {', '.join(k or UNTYPED for k in types)}"
-    is_mixed = job.nodes > 1 or (job.devices > 1 and any(len(node) > 1 for node in nodes))
+    is_mixed = any(
+        (job.nodes > 1 and len({kind for row in group for kind in row.gpus}) > 1)
+        or (job.devices > 1 and any(len(row.gpus) > 1 for row in group))
+        for group in groups
+    )
     if is_mixed or job.target == "sweep":
         what = "ranks" if is_mixed else "cells"
         raise ValueError(
@@ -132,3 +146,34 @@ def check_types(job: Job, rows: Sequence[PartitionRow]) -> str | None:
             "--gpu-type or --constraint"
         )
     return f"{which}; the job gets any of them: choose one with --gpu-type or --constraint"
+
+
+def select_nodes(constraint: str | None, rows: Iterable[PartitionRow]) -> list[set[PartitionRow]]:
+    """Returns the nodes with the features of a constraint; a job gets nodes of one of the sets.
+
+    SLURM reads & and | from left to right. In brackets, all nodes have the same of the alternatives
+    [a|b]; with [a*2&b*4], some nodes have one feature and some have the other.
+    """
+    text = re.sub(r"\*[0-9]+", "", constraint or "")
+    before, bracket, rest = text.partition("[")
+    inside, _, after = rest.partition("]")
+    same = [f"{before}({item.replace('&', '|')}){after}" for item in inside.split("|")]
+    texts = same if bracket else [text]
+    return [_match(iter(re.findall(r"[()&|]|[^()&|\s]+", item)), set(rows)) for item in texts]
+
+
+def _match(words: Iterator[str], rows: set[PartitionRow]) -> set[PartitionRow]:
+    """Returns the nodes that an expression of features chooses, up to a closing parenthesis."""
+    chosen, operator = rows, "&"
+    for word in words:
+        if word == ")":
+            break
+        if word in "&|":
+            operator = word
+            continue
+        if word == "(":
+            found = _match(words, rows)
+        else:
+            found = {row for row in rows if word in row.features.split(",")}
+        chosen = chosen & found if operator == "&" else chosen | found
+    return chosen

@@ -16,6 +16,7 @@ DEFAULT_ARRAY_TASKS = 1001  # MaxArraySize, unless a site sets another
 # States of a job that a user cancelled or SLURM requeued, while its batch script still runs.
 ENDED_BY_OTHERS = re.compile("CANCELLED|COMPLETING|PENDING|REQUEUED|REQUEUE_HOLD|SPECIAL_EXIT")
 USER_DEFAULTS = ("SQUEUE_", "SINFO_", "SCONTROL_")  # variables that filter and format
+HELD = re.compile(r"JobHeld|JobHold|\bheld\b")  # reasons of pending jobs that nobody has released
 ROW_FORMAT = "%A|%F|%K|%T|%r|%L"  # of `QueueRow`
 
 
@@ -29,6 +30,11 @@ class QueueRow:
     state: str  # PENDING, RUNNING ...
     reason: str  # Resources, Priority, Dependency ...
     left: str  # until the time limit
+
+    @property
+    def is_held(self) -> bool:
+        """Whether it starts only when somebody releases it."""
+        return self.state == "SPECIAL_EXIT" or HELD.search(self.reason) is not None
 
 
 def call(*command: str, timeout_s: float = TIMEOUT_S) -> "subprocess.CompletedProcess[str]":
@@ -119,13 +125,14 @@ def max_array_tasks() -> int:
 
 @dataclass(frozen=True)
 class PartitionRow:
-    """A group of similar nodes of a partition."""
+    """A node of a partition."""
 
     name: str
     marked: str  # the name, with * if it is the default partition
     state: str  # up, down, drain, inact
-    nodes: str  # number of nodes
     gres: str  # such as gpu:h200:8(S:0-1),nvme:1; (null) for none
+    node: str
+    features: str  # separated by commas; (null) for none
 
     @property
     def gpus(self) -> dict[str, int]:
@@ -140,13 +147,13 @@ class PartitionRow:
 
 
 def list_partitions(names: str | None) -> list[PartitionRow]:
-    """Returns the nodes of partitions, in groups; no rows if sinfo does not answer.
+    """Returns the nodes of partitions; no rows if sinfo does not answer.
 
     `names` are separated by commas; None is the default partition.
     """
     with contextlib.suppress(ValueError, RuntimeError):
-        lines = call("sinfo", "--noheader", "--all", "--format=%R|%P|%a|%D|%G").stdout.splitlines()
-        parts = [line.strip().split("|") for line in lines]
+        options = ("--noheader", "--all", "--Node", "--format=%R|%P|%a|%G|%N|%f")
+        parts = [line.strip().split("|") for line in call("sinfo", *options).stdout.splitlines()]
         rows = [PartitionRow(*part) for part in parts if len(part) == len(fields(PartitionRow))]
         if names is None:
             return [row for row in rows if row.marked.endswith("*")]

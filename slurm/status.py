@@ -7,7 +7,6 @@ Exit code: 0 whatever the states; 2 bad usage.
 import contextlib
 import math
 import os
-import re
 import sys
 import time
 from collections import Counter
@@ -27,7 +26,6 @@ from unitransformer.launch.variables import PROGRESS_FILE
 from unitransformer.record.slurm_job import ran_s, seconds_of, waited_s
 
 DEPTH = 3  # levels of folders to search
-HELD = re.compile(r"JobHeld|JobHold|\bheld\b")  # reasons of pending jobs that nobody has released
 QUIET_S = 600.0  # without progress, after which a running job is reported
 WAITING = ("queued", "held", "requeue-hold", "special-exit")  # states of jobs that are to start
 
@@ -295,8 +293,9 @@ def _end_of_log(folder: Path) -> str:
 def _queue_state(row: QueueRow) -> str:
     """Returns queued, held, or what SLURM says: running, suspended, special-exit ..."""
     if row.state in ("PENDING", "REQUEUED"):
-        is_held = HELD.search(row.reason)
-        return "queued" if not is_held else "requeue-hold" if "requeued" in row.reason else "held"
+        return (
+            "queued" if not row.is_held else "requeue-hold" if "requeued" in row.reason else "held"
+        )
     return row.state.lower().replace("_", "-")
 
 

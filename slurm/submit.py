@@ -17,10 +17,10 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import asdict, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jsonargparse
 from filelock import FileLock
@@ -33,6 +33,7 @@ from slurm.preflight import (
     STUDY,
     check_recipe,
     count_tasks,
+    find_short_arrays,
     plan_on,
     prepare_sweep,
     sweep_folder,
@@ -51,6 +52,7 @@ from unitransformer.cli import (
     run_main,
     suggest,
 )
+from unitransformer.config import from_dict
 from unitransformer.files import why_not_writable, write_atomically
 from unitransformer.launch.variables import without_launcher
 from unitransformer.record.units import format_count
@@ -62,7 +64,11 @@ CHAIN = (
 )
 PARTS = "arrays on the same number of nodes wait for each other: SLURM takes {} tasks in one"
 ARRAYS = "arrays"  # in the folder of a sweep: JSON, the arrays that were last in the queue
-STORED = ("job", "nodes", "max_nodes")  # of a QueuedArray
+# Values of a job that its options do not decide, or that may differ between arrays of a sweep.
+NOT_OPTIONS = {
+    *("name", "folder", "directory", "python", "on_gpus", "dependency", "array", "cells", "left"),
+    *("shared", "max_array_tasks", "cluster"),
+}
 FORBIDS_EXCLUSIVE = re.compile("exclusive|whole|shared?", re.IGNORECASE)  # in a site's own words
 REFUSED = "SLURM refuses this job"
 JOB_VARIABLES = ("SBATCH_", "SLURM_", "SRUN_", "UNITRANSFORMER_JOB", "UNITRANSFORMER_RUN")
@@ -107,6 +113,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             comments = []
             if is_sweep:
                 comments += [table_of(jobs), *_how_arrays_wait(jobs, options.max_nodes)]
+                comments += find_short_arrays(jobs)
             if options.hardware is not None:  # before the script, as it may refuse
                 comments.append(plan_on(options.hardware, jobs[0]))
             print("\n".join(render(job) for job in jobs), end="")
@@ -115,8 +122,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0
         queued = queued_arrays(jobs, options.max_nodes) if is_sweep else []
         missing = missing_arrays(jobs, queued)
-        rows = scheduler.list_partitions(jobs[0].partition)
+        of_extra = option_of(jobs[0].cluster.extra, "--partition")
+        rows = scheduler.list_partitions(of_extra or jobs[0].partition)
         notes = list(dict.fromkeys(filter(None, (check_types(job, rows) for job in missing))))
+        notes += find_short_arrays(jobs) if is_sweep else []
         _test(missing, rows)
         closed = missing and scheduler.closed_partitions(rows)  # sbatch ignores them
         if options.test_only:
@@ -380,29 +389,37 @@ def _test(jobs: Sequence[Job], rows: Sequence[PartitionRow]) -> None:
     )
 
 
-class QueuedArray(NamedTuple):
+@dataclass(frozen=True, kw_only=True)
+class QueuedArray:
     """An array of a sweep in the queue."""
 
     job: str
     nodes: int  # of each task
-    max_nodes: int | None  # that the sweep was to hold at once when the array was submitted
-    tasks: int  # that have not ended
+    max_nodes: int | None = None  # that the sweep was to hold at once when the array was submitted
+    folder: str | None = None  # of the job; None if an earlier version submitted it
+    tasks: int = 0  # that have not ended
+    is_held: bool = False  # all of them
 
 
 def queued_arrays(jobs: Sequence[Job], max_nodes: int | None) -> list[QueuedArray]:
     """Returns the arrays of this sweep that are in the queue already, oldest first.
 
-    Raises ValueError if they may hold more nodes at once than `max_nodes`; or as
-    `scheduler.list_queue`.
+    Raises ValueError if they may hold more nodes at once than `max_nodes`, or have other options
+    than `jobs`; or as `_read_arrays` and `scheduler.list_queue`.
     """
     path = Path(sweep_folder(jobs[0])) / ARRAYS
-    arrays = read_json(path).get("arrays")
+    arrays = _read_arrays(path)
     if not arrays:
         return []
     users = {os.getuid(), path.stat().st_uid}  # a colleague may have submitted them
-    tasks = Counter(row.array for row in scheduler.list_queue(users, is_each_task=True))
-    queued = [QueuedArray(**array, tasks=tasks[array["job"]]) for array in arrays]
-    queued = [array for array in queued if array.tasks]
+    rows = scheduler.list_queue(users, is_each_task=True)
+    tasks = Counter(row.array for row in rows)
+    held = Counter(row.array for row in rows if row.is_held)
+    queued = [
+        replace(array, tasks=tasks[array.job], is_held=held[array.job] == tasks[array.job])
+        for array in arrays
+        if tasks[array.job]
+    ]
     larger = [array for array in queued if (array.max_nodes or math.inf) > (max_nodes or math.inf)]
     if larger:
         few = larger[0].max_nodes
@@ -411,7 +428,55 @@ def queued_arrays(jobs: Sequence[Job], max_nodes: int | None) -> list[QueuedArra
             f"with {'no limit' if few is None else f'--max-nodes {few}'}; cancel first: scancel "
             f"{' '.join(array.job for array in larger)}, or leave max-nodes out"
         )
+    for array in queued:
+        _check_options(array, jobs)
     return queued
+
+
+def _read_arrays(path: Path) -> list[QueuedArray]:
+    """Returns the arrays that were last in the queue.
+
+    Raises ValueError if the file cannot be read, because its arrays would be queued twice.
+    """
+    if not path.exists():
+        return []
+    try:
+        stored = json.loads(path.read_bytes())
+        if "arrays" not in stored:  # an earlier version wrote the array for each number of nodes
+            stored = {"arrays": [{"job": job, "nodes": int(n)} for n, job in stored.items()]}
+        return [from_dict(QueuedArray, array, "arrays") for array in stored["arrays"]]
+    except (ValueError, TypeError, AttributeError):
+        raise ValueError(
+            f"{path} does not say which arrays of this sweep are queued; delete it when `squeue` "
+            "lists none of them"
+        ) from None
+
+
+def _check_options(array: QueuedArray, jobs: Sequence[Job]) -> None:
+    """Raises ValueError if the array was submitted with other options than the job on its nodes."""
+    job = next((job for job in jobs if job.nodes == array.nodes), None)
+    submitted = read_json(Path(array.folder, SUBMITTED)) if array.folder is not None else {}
+    if job is None or submitted.get("job") != array.job:
+        return
+    before, now = _options_of(submitted), _options_of(json.loads(json.dumps(asdict(job))))
+    # The arguments last, because some of them follow from other options.
+    for name in sorted(before.keys() & now.keys(), key=lambda name: (name == "arguments", name)):
+        if before[name] != now[name]:
+            raise ValueError(
+                f"array {array.job} of this sweep is in the queue with {name} = {before[name]}, "
+                f"not {now[name]}; give the same options, or cancel it first: scancel {array.job}"
+            )
+
+
+def _options_of(submitted: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the options of a submitted job, without the number of its cells."""
+    values = {**submitted["cluster"], **submitted}
+    values["arguments"] = re.sub(r" --max-cells \d+", "", shlex.join(values["arguments"]))
+    return {
+        name: "none" if value is None else value
+        for name, value in values.items()
+        if name not in NOT_OPTIONS
+    }
 
 
 def _format_names(arrays: Sequence[QueuedArray]) -> str:
@@ -467,6 +532,7 @@ def _submit_missing(
     lines = [
         f"queued  {array.job} has {format_count(array.tasks, 'task')} on "
         f"{format_count(array.nodes, 'node')}"
+        + (f", held: no array waits for it (scontrol release {array.job})" * array.is_held)
         for array in arrays
     ]
     missing = missing_arrays(jobs, arrays)
@@ -475,7 +541,11 @@ def _submit_missing(
     for job in missing:
         _check_folder(Path(job.folder))
     for number, job in enumerate(missing):
-        waits_for = [a.job for a in arrays if max_nodes is not None or a.nodes == job.nodes]
+        waits_for = [
+            array.job
+            for array in arrays
+            if (max_nodes is not None or array.nodes == job.nodes) and not array.is_held
+        ]
         if waits_for:
             waits = [job.dependency, f"afterany:{':'.join(waits_for)}"]
             job = replace(job, dependency=",".join(filter(None, waits)))
@@ -495,10 +565,16 @@ def _submit_missing(
                 f"command later submits the other {others} on {nodes}"
             ) from None
         name = printed.split()[1].rstrip(",")
-        arrays.append(QueuedArray(name, job.nodes, max_nodes, count_tasks(job)))
-        stored = [{key: getattr(array, key) for key in STORED} for array in arrays]
+        tasks = count_tasks(job)
+        arrays.append(
+            QueuedArray(
+                job=name, nodes=job.nodes, max_nodes=max_nodes, folder=job.folder, tasks=tasks
+            )
+        )
+        stored = [asdict(array) for array in arrays]
         write_atomically(out / ARRAYS, json.dumps({"arrays": stored}).encode())
         lines.append(printed)
+        lines += [f"waits   for {' and '.join(waits_for)} to end"] if waits_for else []
     if len(missing) > 1:
         folder = shlex.quote(str(Path(missing[0].folder).parent))
         lines += [

@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import os
+import re
 import subprocess
 import sys
 import time
@@ -28,7 +29,8 @@ class Allocation:
     node_list: str
     nodes: int
     tasks_per_node: tuple[int, ...]
-    gpus_per_node: int | None
+    gpus_per_node: int | None  # all of a whole node, even if the job requested fewer
+    requested_gpus: int | None  # with --gpus-per-node; None if requested in another way
     array: str | None
     task: str | None  # of the array
 
@@ -72,6 +74,7 @@ def read_allocation(variables: Mapping[str, str]) -> Allocation:
             "slurm.job starts srun itself; run it once in the batch script, without srun"
         )
     gpus = variables.get("SLURM_GPUS_ON_NODE")
+    requested = variables.get("SLURM_GPUS_PER_NODE")  # 8, h200:8 or a100:4,h200:4
     return Allocation(
         job=variables["SLURM_JOB_ID"],
         restart=int(variables.get("SLURM_RESTART_COUNT", 0)),
@@ -79,6 +82,7 @@ def read_allocation(variables: Mapping[str, str]) -> Allocation:
         nodes=int(variables["SLURM_JOB_NUM_NODES"]),
         tasks_per_node=_expand_counts(variables["SLURM_TASKS_PER_NODE"]),
         gpus_per_node=int(gpus) if gpus and gpus.isdigit() else None,
+        requested_gpus=sum(map(int, re.findall(r"(?<![^:,])\d+(?![^,])", requested or ""))) or None,
         array=variables.get("SLURM_ARRAY_JOB_ID"),
         task=variables.get("SLURM_ARRAY_TASK_ID"),
     )
@@ -200,7 +204,10 @@ def check_shape(allocation: Allocation, args: JobArgs) -> None:
                 f"{flag} is {value}, but {fix} of the job is {number}; leave {flag} out, or "
                 f"submit with {fix}={value}"
             )
+    # SLURM gives a job all GPUs of a whole node: beyond the request, they may remain idle.
     gpus = allocation.gpus_per_node
+    if gpus is None or gpus > tasks:
+        gpus = allocation.requested_gpus
     # A config file may choose the accelerator too; the ranks check it.
     may_use_cpu = option_of(args.arguments, "--accelerator") == "cpu" or (
         option_of(args.arguments, "--config") is not None

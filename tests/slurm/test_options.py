@@ -14,6 +14,7 @@ from slurm import status, submit
 from slurm.batch_script import Job, render, seconds_of
 from slurm.clusters import Cluster as ClusterTable
 from slurm.job_files import read_json
+from slurm.runtime.allocation import check_shape, read_allocation, read_args
 from tests.slurm.cluster import Cluster, until
 
 JOB = Job(
@@ -69,24 +70,38 @@ def test_slurm_reads_times_as_the_suite_does(time: str, cluster: Cluster) -> Non
         assert seconds <= (seconds_of(limit) or 0) < seconds + 60
 
 
-@pytest.mark.parametrize("gpu_request", ["gpus-per-node", "gpus-per-task", "gres", "none"])
+@pytest.mark.parametrize(
+    ("gpu_request", "exclusive", "gpus"),
+    [
+        ("gpus-per-node", None, 2),
+        ("gpus-per-node", True, 8),
+        ("gpus-per-task", None, 2),
+        ("gres", None, 2),
+        ("gres", True, 8),
+        ("none", None, 8),  # takes whole nodes
+    ],
+)
 def test_a_job_has_its_gpus_and_variables_of_the_node(
-    gpu_request: Any, cluster: Cluster, work: Path
+    gpu_request: Any, exclusive: bool | None, gpus: int, cluster: Cluster, work: Path
 ) -> None:
     """Starts a program that reports what it got, in place of `slurm.job`."""
     stub = work / "stub"
     stub.write_text(
         f"#!{sys.executable}\nimport json, os, subprocess, sys\n"
-        "result = {'gpus': os.environ.get('SLURM_GPUS_ON_NODE'), 'arguments': sys.argv}\n"
+        "result = {'variables': {**os.environ}, 'arguments': sys.argv}\n"
         "ranks = ['srun', 'sh', '-c', 'echo $CUDA_VISIBLE_DEVICES']\n"
         "result['ranks'] = subprocess.check_output(ranks, text=True).split()\n"
         "open('result.part', 'w').write(json.dumps(result))\n"
         "os.rename('result.part', 'result')\n"
     )
     stub.chmod(0o755)
+    # What newer versions of SLURM do by themselves.
+    bind = ("--gpu-bind=per_task:1",) if gpu_request == "gpus-per-task" else ()
     table = ClusterTable(
-        gpu_request=gpu_request, local_disk=r"/scratch/$SLURM_JOB_ID/$PLACE \$(id)"
-    )
+        gpu_request=gpu_request, exclusive=exclusive,
+        local_disk=r"/scratch/$SLURM_JOB_ID/$PLACE \$(id)",
+        extra=bind,
+    )  # fmt: skip
     table = replace(table, environment=(("PLACE", "~/x"),))
     job = replace(
         JOB, directory=str(work), folder=str(work), python=str(stub), devices=2, on_gpus=True,
@@ -95,7 +110,9 @@ def test_a_job_has_its_gpus_and_variables_of_the_node(
     number = submit._run_sbatch(["--parsable"], render(job)).strip()
     until((work / "result").exists, "the job has run")
     result = read_json(work / "result")
-    assert result["gpus"] == ("8" if gpu_request == "none" else "2")  # none takes whole nodes
+    allocation = read_allocation(result["variables"])
+    assert allocation.gpus_per_node == gpus
+    check_shape(allocation, read_args(result["arguments"][3:], allocation))
     if gpu_request != "none":
         assert result["ranks"] == ["0,1", "0,1"]
     disk = f"/scratch/{number}/{os.environ['HOME']}/x $(id)"

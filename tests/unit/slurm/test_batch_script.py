@@ -328,7 +328,7 @@ def directives(script: str, *, whole: bool = False) -> list[str]:
         (
             "cluster",
             Cluster(extra=("--gres=gpu:4",)),
-            "devices is 8, but extra of the cluster requ",
+            "devices is 8, but --gres in extra of the cl",
         ),
     ],
 )
@@ -380,6 +380,10 @@ def test_time_limits_have_the_formats_of_slurm(time: str, seconds: int | None) -
         ({}, ("--gpus-per-task=1",), ["--gpus-per-task=1"]),
         ({}, ("--gpus=h200:4",), ["--gpus=h200:4"]),
         ({"gpu_request": "gpus-per-task"}, (), ["--gpus-per-task=1"]),
+        *(
+            ({}, (option, "--gpus-per-task=1"), [option, "--gpus-per-task=1"])
+            for option in ("--gpus-per-node=4", "--gpus=4", "--gres=gpu:h200:1,gpu:a100:3")
+        ),
     ],
 )
 def test_gpus_are_requested_once_in_the_way_of_the_cluster(
@@ -409,11 +413,14 @@ def test_the_type_of_gpus_follows_the_request() -> None:
     [
         (
             "--gres=gpu:4",
-            "devices is 8, but extra of the cluster requests 4 GPUs; give --devices 4",
+            "devices is 8, but --gres in extra of the cluster requests 4 GPUs; give --devices 4",
         ),
-        ("--gpus=8", "devices is 8 on 2 nodes, but extra of the cluster requests 8 GPUs; give"),
-        ("--gpus=9", "requests 9 GPUs; leave this extra out, and say with gpu_request how to ask"),
-        ("--gpus-per-task=2", "devices is 8 on 2 nodes, but extra of the cluster requests 32 GPUs"),
+        ("--gpus=8", "devices is 8 on 2 nodes, but --gpus in extra of the cluster requests 8 GPUs"),
+        ("--gpus=9", "requests 9 GPUs; leave it out, and say with gpu_request how to ask"),
+        (
+            "--gpus-per-task=2",
+            "devices is 8 on 2 nodes, but --gpus-per-task in extra of the cluster requests 32",
+        ),
         ("--tres-per-task=cpu:2,gres/gpu:2", "extra of the cluster requests 32 GPUs"),
         ("--gres=gpu:1g.10gb:8", "gpu-type is 1g.10gb, a MIG slice of a GPU, and the job has 16"),
     ],
@@ -468,12 +475,26 @@ def test_a_task_of_a_sweep_without_cores_is_refused() -> None:
 def test_ranks_see_all_gpus_of_their_node_where_each_task_asks_for_one() -> None:
     job = replace(GPT, gpu_type="h200", cluster=Cluster(gpu_request="gpus-per-task"))
     assert "#SBATCH --gpus-per-task=h200:1\n" in render(job)
-    assert "\nunset SLURM_GPUS_PER_TASK SLURM_TRES_PER_TASK\n" in render(job)
+    assert (
+        "\nunset SLURM_GPUS_PER_TASK SLURM_TRES_PER_TASK SLURM_TRES_BIND SLURM_GPU_BIND\n"
+        in render(job)
+    )
     assert "\nexport SLURM_GPUS_PER_NODE=h200:8\n" in render(job)
     sweep = replace(job, target="sweep", array="0-3")
     assert "#SBATCH --gpus-per-task=h200:8\n" in render(sweep)  # its one task starts all ranks
     of_extra = replace(GPT, cluster=Cluster(extra=("--gpus-per-task=1",)))
     assert "\nexport SLURM_GPUS_PER_NODE=8\n" in render(of_extra)
+
+
+def test_a_step_on_whole_nodes_has_the_requested_gpus_alone() -> None:
+    for cluster, is_limited_by_slurm in (
+        (Cluster(gpu_request="gres"), False),
+        (Cluster(extra=("--gres=gpu:4",)), False),
+        (Cluster(), True),
+        (Cluster(gpu_request="none"), True),  # srun would refuse it where GPUs are not counted
+    ):
+        script = render(replace(GPT, devices=4, cluster=cluster))
+        assert ("\nexport SLURM_GPUS_PER_NODE=4\n" in script) != is_limited_by_slurm
 
 
 @pytest.mark.parametrize(

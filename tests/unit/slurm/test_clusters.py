@@ -41,6 +41,10 @@ def test_example_clusters_are_valid(name: str) -> None:
             "[a]\naccount = '$PROJECT'",
             "account is '$PROJECT', which holds $PROJECT; sbatch expands",
         ),
+        *(
+            (f"[a]\nextra = ['{option}']", f"extra holds '{option}', which does not say how many")
+            for option in ("--gpus-per-socket=4", "--ntasks-per-gpu=1")
+        ),
         ("[a]\nextra = ['--error=~/x']", "extra is '~/x', which holds ~; sbatch expands nothing"),
         ('[a]\nextra = ["--a=b\\u0001"]', "extra holds '--a=b\\x01'; give options of sbatch"),
         ("[a]\nlocal_disk = '~anna/x'", "local_disk is '~anna/x', which holds ~anna; write a path"),

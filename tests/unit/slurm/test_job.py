@@ -60,6 +60,18 @@ def test_tasks_are_read_node_by_node(text: str, counts: tuple[int, ...]) -> None
         ({}, "recipes.gpt -- --num-nodes=4", "--num-nodes is 4, but --nodes of the job is 2"),
         ({"SLURM_TASKS_PER_NODE": "8,4"}, "recipes.gpt", "the nodes have 8, 4 tasks"),
         ({"SLURM_GPUS_ON_NODE": "8"}, "recipes.gpt", None),
+        # Whole nodes of 16 GPUs.
+        ({"SLURM_GPUS_ON_NODE": "16"}, "recipes.gpt", None),
+        *(
+            ({"SLURM_GPUS_ON_NODE": "16", "SLURM_GPUS_PER_NODE": requested}, "recipes.gpt", error)
+            for requested, error in (
+                ("8", None),
+                ("h200:8", None),
+                ("a100:4,h200:4", None),
+                ("16", "has 8 tasks per node but 16 GPUs per node, and each task uses one GPU"),
+                ("8g:9", "has 8 tasks per node but 9 GPUs per node"),
+            )
+        ),
         (
             {"SLURM_GPUS_ON_NODE": "4"},
             "recipes.gpt",

@@ -4,6 +4,7 @@ import itertools
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,7 +18,8 @@ from tests.builders.submitting import SiteRow, site_rows
 GPT = Job(
     target="recipes.gpt", arguments=[], name="gpt", folder="/x", directory="/", python="python"
 )
-MIXED = r"printf 'all|all*|up|2|gpu:a100:4\nall|all*|up|1|gpu:h100:8(S:0-1),nvme:1\n'"
+MIXED = """printf 'all|all*|up|%s\\n' 'gpu:a100:4|a1|a100,old' 'gpu:a100:4|a2|a100,old' \\
+'gpu:h100:8(S:0-1),nvme:1|h1|h100'"""
 WHOLE = re.compile("--(gpu|gres|exclusive|mem|cpus)")  # options of which a row names all
 
 
@@ -137,7 +139,12 @@ def test_a_refusal_names_the_option_that_it_is_about(
 
 
 def rows_of(*gres: str) -> list[PartitionRow]:
-    return [PartitionRow("gpu", "gpu*", "up", "2", text) for text in gres]
+    """Two nodes with each, whose features are their number and ib."""
+    return [
+        PartitionRow("gpu", "gpu*", "up", text, f"{letter}{number}", f"f{number},ib")
+        for number, text in enumerate(gres, 1)
+        for letter in "ab"
+    ]
 
 
 @pytest.mark.parametrize(
@@ -152,7 +159,35 @@ def rows_of(*gres: str) -> list[PartitionRow]:
         (("gpu:a100:4", "gpu:h100:8"), {"devices": 4, "target": "sweep"}, "and the cells of this"),
         (("gpu:a100:4", "gpu:h100:8"), {"devices": 4, "nodes": 2}, "and the ranks of this job cou"),
         (("gpu:a100:4", "gpu:h100:8"), {"devices": 4, "nodes": 2, "gpu_type": "a100"}, None),
-        (("gpu:a100:4", "gpu:h100:8"), {"devices": 4, "nodes": 2, "constraint": "a100"}, None),
+        *(
+            (("gpu:a100:4", "gpu:h100:8", "gpu:1g.10gb:7"), {"devices": 4, **options}, expected)
+            for options, expected in (
+                ({"nodes": 2, "constraint": "f1"}, None),
+                ({"nodes": 2, "constraint": "ib&f2"}, None),
+                ({"nodes": 2, "constraint": "f1|f2"}, "types a100, h100, and the ranks of this j"),
+                ({"nodes": 2, "constraint": "f1|(f2&ib)"}, "types a100, h100, and the ranks of t"),
+                ({"nodes": 2, "constraint": "f2|f1&f2"}, None),  # from left to right
+                ({"nodes": 2, "constraint": "ib"}, "types 1g.10gb, a100, h100, and the ranks of "),
+                ({"nodes": 2, "constraint": "ib&[f1|f2]"}, "note: gpu has GPUs of the types a100"),
+                ({"target": "sweep", "constraint": "[f1|f2]"}, "types a100, h100, and the cells "),
+                ({"nodes": 2, "constraint": "[f1*1&f2*1]"}, "types a100, h100, and the ranks of "),
+                ({"nodes": 2, "constraint": "[f1*1&ib*1]&f1"}, None),
+                ({"constraint": "f3"}, "only GPUs of type 1g.10gb, a MIG slice of a GPU, and"),
+                ({"nodes": 2, "constraint": "f9"}, None),  # SLURM refuses it
+                ({"nodes": 2, "exclude": "b2,a2,a3,b3"}, None),
+                ({"nodes": 2, "exclude": "a2,a3,b3"}, "types a100, h100, and the ranks of this j"),
+            )
+        ),
+        *(
+            (("gpu:a100:4", "gpu:h100:8"), {"devices": 4, "nodes": 2, "extra": (extra,)}, expected)
+            for extra, expected in (
+                ("--constraint=f1", None),
+                ("--constraint=ib", "types a100, h100, and the ranks of this job could get diffe"),
+                ("--exclude=a2,b2", None),
+                ("--nodelist=a1,b1", None),
+                ("--reservation=mine", None),
+            )
+        ),
         (("gpu:a100:4", "gpu:h100:8"), {"devices": 4, "nodes": 2, "on_gpus": False}, None),
         (("gpu:a100:4,gpu:h100:4",), {"devices": 4}, "and the ranks of this job could get differ"),
         (("gpu:a100:4,gpu:h100:4",), {"devices": 1}, "note: gpu has GPUs of the types a100, h100"),
@@ -174,10 +209,12 @@ def rows_of(*gres: str) -> list[PartitionRow]:
     ],
 )
 def test_devices_of_one_job_are_not_of_several_types(
-    gres: tuple[str, ...], options: dict[str, object], expected: str | None
+    gres: tuple[str, ...], options: dict[str, Any], expected: str | None, put_stub: PutStub
 ) -> None:
-    cluster = Cluster(cpus_per_task=4)
-    job = replace(GPT, cluster=cluster, **options)  # type: ignore[arg-type]
+    put_stub("scontrol", 'echo "$3" | tr , "\\n"')  # show hostnames
+    cluster = Cluster(cpus_per_task=4, extra=options.get("extra", ()))
+    options = {name: value for name, value in options.items() if name != "extra"}
+    job = replace(GPT, cluster=cluster, **options)
     if expected is None:
         assert refusals.check_types(job, rows_of(*gres)) is None
     elif expected.startswith("note"):

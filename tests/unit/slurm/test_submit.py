@@ -9,6 +9,7 @@ import pytest
 from slurm import scheduler, submit
 from slurm.batch_script import Job
 from slurm.job_files import write_attempt
+from slurm.preflight import find_short_arrays
 from slurm.runtime.srun import rank_variables
 from tests.builders.slurm import ATTEMPT, VARIABLES, PutStub, args_of
 
@@ -177,6 +178,9 @@ def build_sweep(
             ["0-24%8", "0-24%8", "0-9%8"],
         ),
         (100, CONFIG, "max_array_tasks = 30", ["0-29%8"]),
+        (1002, CONFIG, "max_array_tasks = 5000", ["0-1000%8", "0-0%8"]),
+        (100, CONFIG.replace("1001", "20"), "max_array_tasks = 30", ["0-19%8", "0-9%8"]),
+        (100, CONFIG.replace("1001", "0"), "max_array_tasks = 30", [None]),
         (100, CONFIG, "max_array_tasks = 0", [None]),
         (100, CONFIG.replace("1001", "0"), "", [None]),
         (1, CONFIG.replace("1001", "0"), "", [None]),
@@ -230,6 +234,27 @@ def test_an_array_has_no_more_tasks_than_its_cells_could_need(
 
 
 @pytest.mark.parametrize(
+    ("options", "cells"),
+    [
+        ("--time 4:00:00 --max-array-tasks 40", 120),  # three cells of an hour in each task
+        ("--time 4:00:00 --max-array-tasks 84", None),
+        ("--time 4:00:00 --max-array-tasks 0", 3),
+        ("--time 4:00:00", None),
+        ("--max-array-tasks 40", None),  # a task goes on when it is requeued at its time limit
+        ("--max-array-tasks 40 --no-requeue", 40),
+        ("--time UNLIMITED --max-array-tasks 4", None),
+    ],
+)
+def test_a_sweep_says_how_many_cells_may_be_left_when_its_tasks_have_ended(
+    options: str, cells: int | None, build_sweep: Callable[..., list[Job]]
+) -> None:
+    notes = find_short_arrays(build_sweep(250, *options.split()))
+    assert [note[: note.index(" may")] for note in notes] == (
+        [] if cells is None else [f"as few as {cells} of 250 cells on 1 node"]
+    )
+
+
+@pytest.mark.parametrize(
     ("study", "name"),
     [
         ("my study.yaml", "sweep-my-study"),
@@ -258,6 +283,7 @@ def test_the_name_of_a_job_is_valid_whatever_the_file_of_its_study_is_called(
         ("--partition night,gone", "partition gone is inact, partition night is down"),
         ("--partition night,day", None),
         ("--partition unknown", None),
+        ("--clusters c.toml --cluster c", "partition night is down"),
     ],
 )
 def test_a_job_for_a_partition_that_is_down_is_accepted_and_says_so(
@@ -268,7 +294,10 @@ def test_a_job_for_a_partition_that_is_down_is_accepted_and_says_so(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     put_stub("sbatch", "echo 7\n")
-    put_stub("sinfo", "printf 'day|day*|up|1|a\\nnight|night|down|1|a\\ngone|gone|inact|1|a\\n'\n")
+    put_stub(
+        "sinfo", "printf 'day|day*|up|a|n|f\\nnight|night|down|a|n|f\\ngone|gone|inact|a|n|f\\n'\n"
+    )
+    (place / "c.toml").write_text('[c]\nextra = ["--partition=night"]\n')
     argv = ["recipes.gpt", "--folder", "job", *options.split()]
     assert submit.main([*argv, "--test-only"]) == 0
     but = f", but it would wait: {expected}" if expected else ""

@@ -16,7 +16,7 @@ from scaling.sweep.study import Cell, load_study
 from slurm import preflight, status, submit
 from slurm.batch_script import Job
 from slurm.job_files import write_attempt
-from tests.builders.modules import open_here, run_here
+from tests.builders.modules import open_here
 from tests.builders.slurm import ATTEMPT, PutStub
 
 STUDY = """
@@ -148,6 +148,75 @@ def test_a_sweep_that_another_process_has_just_submitted_is_not_submitted_again(
     assert submitted(capsys)[0] == 0
     assert Counter((place / "calls").read_text().splitlines())["--parsable"] == 1
     assert stored_arrays(place) == [("7", 1, None), ("9", 4, None), ("41", 2, None)]
+
+
+@pytest.mark.parametrize(
+    ("stored", "code", "expected"),
+    [
+        ({"1": "7", "2": "8", "4": "9"}, 0, "queued  9 has 2 tasks on 4 nodes\n"),
+        ("not JSON", 2, "arrays does not say which arrays of this sweep are queued; delete it whe"),
+        ({"arrays": [{"job": "7", "nodes": 1, "hosts": 2}]}, 2, "does not say which arrays of t"),
+        ({"arrays": [{"job": 7, "nodes": 1}]}, 2, "does not say which arrays of this sweep are"),
+        ([], 2, "arrays does not say which arrays of this sweep are queued"),
+    ],
+)
+def test_arrays_that_another_version_has_queued_are_not_queued_again(
+    stored: object, code: int, expected: str, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert submitted(capsys)[0] == 0
+    text = stored if isinstance(stored, str) else json.dumps(stored)
+    (place / "sweeps/s/arrays").write_text(text)
+    (place / "queue").write_text("".join(tasks_in_queue(array, 2) for array in (7, 8, 9)))
+    ended, printed = submitted(capsys)
+    assert (ended, printed.count("\n")) == (code, 1 if code else 4)
+    assert expected in printed
+    assert (place / "number").read_text() == "43\n"
+
+
+def test_an_array_that_was_queued_with_other_options_is_not_taken_for_the_new_one(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (place / "c.toml").write_text("[c]\nexclusive = true\n")
+    time = ("--time", "2:00:00")
+    assert submitted(capsys, *time)[0] == 0
+    (place / "queue").write_text(tasks_in_queue(41, 1) + tasks_in_queue(43, 2))
+    for options, expected in (
+        ("--partition night", "partition = none, not night"),
+        ("--time 3:00:00", "time = 2:00:00, not 3:00:00"),
+        ("--no-requeue", "requeue = True, not False"),
+        ("--clusters c.toml --cluster c", "exclusive = none, not True"),
+        ("-- --retry crashed", "arguments = s.yaml --only-nodes 1 --stop-after 6960, not s.yaml -"),
+    ):
+        code, text = submitted(capsys, *time, *options.split())
+        assert code == 2
+        assert text.startswith(f"error: array 41 of this sweep is in the queue with {expected}")
+        assert text.endswith("; give the same options, or cancel it first: scancel 41\n")
+    assert submitted(capsys, *time)[0] == 0
+    assert [job for job, *_ in stored_arrays(place)] == ["41", "43", "44", "45"]
+
+
+@pytest.mark.parametrize("max_nodes", [(), ("--max-nodes", "4")])
+@pytest.mark.parametrize(
+    ("task", "waits_for", "text"),
+    [
+        ("RUNNING|None", ["41"], "queued  41 has 1 task on 1 node\n"),
+        ("PENDING|JobHeldUser", [], "on 1 node, held: no array waits for it (scontrol release 41)"),
+        ("SPECIAL_EXIT|None", [], "on 1 node, held: no array waits for it (scontrol release 41)\n"),
+    ],
+)
+def test_an_array_says_for_which_arrays_it_waits_and_these_are_not_held(
+    max_nodes: tuple[str, ...], task: str, waits_for: list[str], text: str, place: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    assert submitted(capsys, *max_nodes)[0] == 0
+    (place / "calls").unlink()
+    (place / "queue").write_text(f"41|41|0|{task}|1:00\n")
+    assert submitted(capsys, *max_nodes, "--test-only")[0] == 0
+    _, printed = submitted(capsys, *max_nodes)
+    assert text in printed
+    waits = re.findall(r"^waits   for (.*) to end$", printed, re.MULTILINE)
+    assert waits[:1] == (waits_for or (["44"] if max_nodes else []))
+    assert (":41" in (place / "calls").read_text()) == bool(waits_for)
 
 
 def test_the_table_counts_unfinished_cells_and_alternatives_exclude_a_limit_of_nodes(
