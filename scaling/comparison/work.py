@@ -11,7 +11,7 @@ import sys
 import time
 
 PRODUCTS = {"base": 100, "equal": 100, "2 %": 102, "5 %": 105}  # of a turn, by arm
-TURNS = 4  # of each arm in a step: the shorter the turns, the more alike the machine is for all
+TURNS = 5  # of each arm in a step: the shorter the turns, the more alike the machine is for all
 SIZE = 32  # rows and columns of the matrices
 WARM_UP = 20  # rounds
 

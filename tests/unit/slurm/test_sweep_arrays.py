@@ -16,7 +16,7 @@ from scaling.sweep.study import Cell, load_study
 from slurm import preflight, status, submit
 from slurm.batch_script import Job
 from slurm.job_files import write_attempt
-from tests.builders.modules import open_here
+from tests.builders.modules import open_here, run_here
 from tests.builders.slurm import ATTEMPT, PutStub
 
 STUDY = """
