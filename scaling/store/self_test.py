@@ -94,7 +94,7 @@ class SelfTest:
             "2 % and 5 % more matrix products. A step takes "
             f"{step['processor']} of processor time and {step['wall']} of wall time, beside "
             f"{content['busy_processes']} busy processes.",
-            "Ours judges processor time as `compare` does, at 80, 160 and 320 pairs; every 20 "
+            "Ours judges processor time as compare does, at 80, 160 and 320 pairs; every 20 "
             "count as a start. But all run in one process, which is never started again: how much "
             "processes of equal code differ is not tested here.",
             f"The other rules compare {content['stored_times']} wall times of one trial, stored, "

@@ -324,7 +324,7 @@ def test_the_signal_before_the_time_limit_saves_and_requeues(cluster: Cluster, w
     assert re.match(r"stopped by SIGUSR2 after step \d+$", attempt.reason)
     assert attempt.is_requeued
     wait_for_status(folder, "queued")
-    assert cluster.state(job)["Restarts"] == "1"
+    until(lambda: cluster.state(job)["Restarts"] == "1", "SLURM has requeued the job")
     cluster.run("scancel", job)
     assert list((work / "disk").iterdir()) == []  # the checkpoint skipped it
 
