@@ -179,9 +179,7 @@ def test_a_sweep_beyond_the_jobs_of_a_user_is_named_and_continued_by_the_same_co
     assert submit.main(argv) == 2
     text = capsys.readouterr().err
     assert text.count("\n") == 1
-    assert (
-        "AssocMaxSubmitJobLimit; the site limits how many jobs a user may have in the queu" in text
-    )
+    assert "AssocMaxSubmitJobLimit; the site limits how many jobs a user may have in the" in text
     assert "with 4 tasks; the same command later submits the other 1 task on 1 node\n" in text
     queued = [array["job"] for array in stored(tmp_path)]
     assert re.findall(r"arrays (\d+) and (\d+) are queued", text) == [tuple(queued)]

@@ -154,7 +154,7 @@ def test_a_sweep_that_another_process_has_just_submitted_is_not_submitted_again(
     ("stored", "code", "expected"),
     [
         ({"1": "7", "2": "8", "4": "9"}, 0, "queued  9 has 2 tasks on 4 nodes\n"),
-        ("not JSON", 2, "arrays does not say which arrays of this sweep are queued; delete it whe"),
+        ("not JSON", 2, "arrays does not say which arrays of this sweep are queued; delete it"),
         ({"arrays": [{"job": "7", "nodes": 1, "hosts": 2}]}, 2, "does not say which arrays of t"),
         ({"arrays": [{"job": 7, "nodes": 1}]}, 2, "does not say which arrays of this sweep are"),
         ([], 2, "arrays does not say which arrays of this sweep are queued"),
