@@ -100,7 +100,7 @@ def run_self_test(trials: int, out: Path | None, command: str) -> int:
     self_test.check_trials(trials)
     print(
         f"measuring {trials} trials, beside {self_test.BUSY} busy processes: about "
-        f"{math.ceil(trials / 50)} to {math.ceil(trials / 25)} minutes",
+        f"{math.ceil(trials / 40)} to {math.ceil(trials / 20)} minutes",
         flush=True,
     )
     started, started_s = datetime.datetime.now(datetime.UTC), time.monotonic()
