@@ -28,9 +28,8 @@ from torch.distributed.run import get_args_parser
 from recipes import bert, gpt, vit
 from recipes.options import build_config, parse
 from scaling.__main__ import build_parser
-from scaling.recipe_process import _Worker
 from tests.builders.modules import open_here, run_here
-from tests.distributed.forking import fork_command, start_forked
+from tests.distributed.forking import fork_command
 
 PRESETS = {"bert": bert.PRESET, "gpt": gpt.PRESET, "vit": vit.PRESET}
 REPOSITORY = Path(__file__).parent.parent.parent
@@ -188,7 +187,6 @@ def run_line(line: Line, folder: Path) -> None:
 
     def command() -> int:
         os.chdir(folder)
-        _Worker._start = start_forked  # type: ignore[assignment,method-assign]
         return run_module(module, [option for option in arguments if option != "$TINY"])
 
     names = ("UNITRANSFORMER_CACHE", "UNITRANSFORMER_DATA")
