@@ -316,6 +316,9 @@ def test_a_recipe_in_a_batch_script_without_srun_runs_as_one_process_or_is_refus
     assert process.exitcode == code
     if code == 0:
         assert load(tmp_path / "run")["world_size"] == 1
+    else:
+        said = (tmp_path / "run/output.log").read_text()
+        assert "2 tasks and this process is not one of them" in said
 
 
 def weigh() -> None:
