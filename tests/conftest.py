@@ -64,7 +64,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     others = [(item, is_short(place)) for item, place in pairs if place.parts[0] != "slurm"]
     num_short = sum(is_short for _, is_short in others)
     num_long = len(items) - num_short
-    short, long = (iter([item for item, it_is in others if it_is == kind]) for kind in (True, False))
+    short, long = (
+        iter([item for item, it_is in others if it_is == kind]) for kind in (True, False)
+    )
     items.clear()
     for worker in range(workers):
         begins = first[worker] if worker < len(first) else []

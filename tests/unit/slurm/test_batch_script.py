@@ -155,7 +155,7 @@ def run_by_bash(job: Job, folder: Path) -> tuple[list[str], str | None]:
     stub = folder / "python stub"
     # A shell starts in a millisecond. No argument or variable can hold a null byte.
     stub.write_text(
-        f"#!/bin/sh\nprintf '%s\\0' \"$@\" ${{NCCL_SOCKET_IFNAME+\"=$NCCL_SOCKET_IFNAME\"}} "
+        f'#!/bin/sh\nprintf \'%s\\0\' "$@" ${{NCCL_SOCKET_IFNAME+"=$NCCL_SOCKET_IFNAME"}} '
         f"> {shlex.quote(str(actual))}\n"
     )
     stub.chmod(0o755)
