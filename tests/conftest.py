@@ -12,6 +12,7 @@ os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"
 os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
 
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -41,8 +42,9 @@ def pytest_collection() -> None:
     gc.disable()
 
 
+@pytest.hookimpl(trylast=True)  # once those without the marks that are asked for have gone
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Gives every worker of pytest-xdist its slow tests first, then its fast ones.
+    """Gives every worker of pytest-xdist as many tests, its slow ones first, then its fast ones.
 
     The many fast tests fill up the time until the last worker ends. Tests of long proofs run only
     when these are asked for.
@@ -53,16 +55,26 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items[:] = [item for item in items if item not in proofs]
     workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
     tests = Path(__file__).parent
-    short = [item for item in items if is_short(item.path.relative_to(tests))]
-    long = [item for item in items if not is_short(item.path.relative_to(tests))]
-    # One worker begins with SLURM, which mostly waits, while the others compute.
-    long.sort(key=lambda item: item.path.parent.name != "slurm" or "unit" in item.path.parts)
-    items[:] = [
-        item
-        for worker in range(workers)
-        for kind in (long, short)
-        for item in kind[worker * len(kind) // workers : (worker + 1) * len(kind) // workers]
-    ]
+    places = [item.path.relative_to(tests) for item in items]
+    pairs = list(zip(items, places, strict=True))
+    # Two workers begin with SLURM, each with its own cluster: such tests often wait.
+    jobs = [item for item, place in pairs if place == Path("slurm/test_jobs.py")]
+    sweeps = [item for item, place in pairs if place.parts[0] == "slurm" and item not in jobs]
+    first = [jobs, sweeps] if workers > 1 else [jobs + sweeps]
+    others = [(item, is_short(place)) for item, place in pairs if place.parts[0] != "slurm"]
+    num_short = sum(is_short for _, is_short in others)
+    num_long = len(items) - num_short
+    short, long = (
+        iter([item for item, it_is in others if it_is == kind]) for kind in (True, False)
+    )
+    items.clear()
+    for worker in range(workers):
+        begins = first[worker] if worker < len(first) else []
+        more, fast = (
+            number * (worker + 1) // workers - number * worker // workers
+            for number in (num_long, num_short)
+        )
+        items += [*begins, *islice(long, max(0, more - len(begins))), *islice(short, fast)]
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -236,7 +236,8 @@ def _plot(
             most > MOST_LINES
         ),
         f"Only the {MOST_PANELS} {BEST[quantity]} of {len(best)} panels.": len(best) > MOST_PANELS,
-        f"Dashed: ideal scaling{' of the fastest line' if quantity == 'speed' else ''}.": has_ideal,
+        f"Dashed: ideal scaling from the first point of the line that is {BEST[quantity]} at the "
+        "right end.": has_ideal,
         "All ranks share the cores of one machine.": has_ideal and shares_cores,
     }
     return Plot(

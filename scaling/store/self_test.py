@@ -126,7 +126,8 @@ def read_self_test(content: Mapping[str, Any], name: str, *, checksums_hold: boo
     """Raises ValueError for a field that is missing, has another type or was changed."""
     if not is_self_test(content) or content.get("schema") != SCHEMA:
         raise ValueError(
-            f"self-test: schema is {content.get('schema')!r}; this version reads {SCHEMA}"
+            f"self-test: schema is {content.get('schema')!r}; this version reads {SCHEMA}: run it "
+            "again, or read it with the version that wrote it"
         )
     if not checksums_hold:
         verify_checksums(content, "self-test")

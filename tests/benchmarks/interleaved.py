@@ -174,7 +174,7 @@ def check(
     related to the time of a step of `batch_size`.
     """
     first = next(iter(arms))
-    whole = (*options, "--batch-size", str(batch_size), "--max-steps", "5")
+    whole = (*options, "--batch-size", str(batch_size), "--max-steps", "3")
     taken = run_interleaved(folder / "whole", {first: arms[first]}, whole)[first]
     step_s = {clock: statistics.median(taken[clock]) for clock in clocks}
     arms = {name: replace(arm, wait_s=arm.waits * step_s[clocks[-1]]) for name, arm in arms.items()}

@@ -149,9 +149,14 @@ def _cpu_s(module: str, repository: Path) -> float:
 
 
 def test_help_of_scaling_takes_no_longer_than_that_of_a_recipe(repository: Path) -> None:
-    pairs = [(_cpu_s("scaling", repository), _cpu_s("recipes.gpt", repository)) for _ in range(5)]
-    scaling, recipe = (min(times) for times in zip(*pairs, strict=True))
-    assert scaling < 1.1 * recipe
+    # The machine may be busy: the fastest of up to five.
+    scaling, recipe = [], []
+    for _ in range(5):
+        scaling.append(_cpu_s("scaling", repository))
+        recipe.append(_cpu_s("recipes.gpt", repository))
+        if min(scaling) < 1.1 * min(recipe):
+            break
+    assert min(scaling) < 1.1 * min(recipe)
 
 
 @pytest.mark.parametrize("subcommand", ["report", "sweep", "parity", "lint", "replay", "published"])

@@ -238,13 +238,16 @@ def respect_the_users_setting() -> None:
     assert returned < 2 * count_faults_of_reuse()
 
 
+def check_reuse() -> None:
+    respect_the_users_setting()
+    del os.environ[MALLOC_VARIABLES[0]]
+    reuse_freed_memory()
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="sets an option of glibc")
-@pytest.mark.parametrize("check", [reuse_freed_memory, respect_the_users_setting])
-def test_memory_of_freed_tensors_is_reused_unless_the_user_has_decided(
-    check: Callable[[], None],
-) -> None:
+def test_memory_of_freed_tensors_is_reused_unless_the_user_has_decided() -> None:
     # A new process: other tests of this one may have freed memory that is kept.
-    process = multiprocessing.get_context("spawn").Process(target=check)
+    process = multiprocessing.get_context("spawn").Process(target=check_reuse)
     process.start()
     process.join(PATIENCE_S)
     assert process.exitcode == 0

@@ -289,17 +289,23 @@ def test_both_sides_train_their_recipes(repository: Path) -> None:
     assert start.about["base"]["versions"].keys() >= {"python", "torch", "lightning"}
 
 
-def test_an_option_that_a_side_does_not_know_names_the_side(repository: Path) -> None:
+@pytest.fixture
+def broken(tmp_path: Path) -> Side:
+    """A side that cannot be imported."""
+    for package in ("unitransformer", "recipes"):
+        (tmp_path / package).mkdir()
+        (tmp_path / package / "__init__.py").write_text("raise RuntimeError('it does not build')")
+    return a_side(tmp_path)
+
+
+def test_an_option_that_a_side_does_not_know_names_the_side(broken: Side, repository: Path) -> None:
     unknown = a_side(repository, "--no-such-option", "1")
-    sides: dict[SideName, Side] = {"base": unknown, "candidate": unknown}
+    sides: dict[SideName, Side] = {"base": unknown, "candidate": broken}  # the first is named
     with pytest.raises(ValueError, match="a side: --no-such-option is not an option"):
         run_start(sides, 2, seed=0)
 
 
-def test_a_side_that_cannot_be_imported_fails(repository: Path, tmp_path: Path) -> None:
-    for package in ("unitransformer", "recipes"):
-        (tmp_path / package).mkdir()
-        (tmp_path / package / "__init__.py").write_text("raise RuntimeError('it does not build')")
-    sides: dict[SideName, Side] = {"base": a_side(tmp_path), "candidate": a_side(tmp_path)}
+def test_a_side_that_cannot_be_imported_fails(broken: Side) -> None:
+    sides: dict[SideName, Side] = {"base": broken, "candidate": broken}
     with pytest.raises(SideFailed, match="a side: RuntimeError: it does not build"):
         run_start(sides, 2, seed=0)

@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 
 from scaling.lint.contradictions import find_contradictions
+from scaling.prediction import validation
 from scaling.prediction.fit_file import PATH as FIT_FILE
 from scaling.prediction.validation import SMALL_WIDTH, STORED_SWEEPS, stored_runs, table
 
@@ -21,6 +22,16 @@ def test_predictions_beat_the_null_predictors_and_meet_their_targets() -> None:
     memory = "published peak memory, an estimator of its own, forms chosen with these rows in view"
     assert rows[f"{memory}: mean error"].num_rows == 36
     assert 0.85 <= rows["90 % intervals: share of rows inside"].figure <= 0.95
+
+
+def test_an_installed_package_says_which_records_it_lacks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, absent = STORED_SWEEPS[0], tmp_path / "prediction/small_cells"
+    monkeypatch.setattr(validation, "STORED_SWEEPS", (here, absent))
+    message = f"measured runs in {absent}, which an installed package does not hold: run it in a"
+    with pytest.raises(ValueError, match=message):
+        table()
 
 
 def test_a_file_without_published_runs_is_refused() -> None:

@@ -217,7 +217,7 @@ def test_a_record_with_any_broken_value_is_rejected_or_reported(
     store = load_store([tmp_path], relative_to=tmp_path)
     assert len(store.left_out) > 300
     assert len(store.runs) > 100
-    for run in store.runs[:: 1 if is_whole_proof else 10]:
+    for run in store.runs[:: 1 if is_whole_proof else 25]:
         alone = Store(runs=(run,), left_out=())
         assert all(render_pages(StoreAnalysis(alone), OPTIONS).values())
     many = Store(runs=store.runs, left_out=store.left_out)

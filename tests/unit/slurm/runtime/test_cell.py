@@ -194,13 +194,21 @@ LOST = RankFailure(rank=3, type="DistNetworkError", message="connection closed",
     ],
 )
 def test_failures_after_a_signal_release_a_cell_that_has_not_begun_to_train(
-    first: str, failure: RankFailure, has_trained: bool, expected: int, errors: Path
+    first: str,
+    failure: RankFailure,
+    has_trained: bool,
+    expected: int,
+    errors: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     note_order(errors, first=first, failure=failure)
+    written: list[Path] = []  # writing takes an interpreter with torch, and other tests do it
+    monkeypatch.setattr(cell, "write_record", lambda *arguments: written.append(arguments[2]))
     if has_trained:
         Path(os.environ[RUN_FOLDER], PROGRESS_FILE).touch()
     # A rank without handlers ends by the signal, in either order.
     assert end(143) == expected
+    assert written == [Path(os.environ[RUN_FOLDER])] * (expected == 1)
 
 
 def test_failures_after_a_signal_end_the_job_if_a_node_has_died(
