@@ -99,7 +99,8 @@ def collective_s(
     return calls * latency_s + bytes_s
 
 
-def _ring_s(kind: Collective, size_bytes: float, num_ranks: int, calls: float, link: Link) -> float:
+def ring_s(kind: Collective, size_bytes: float, num_ranks: int, calls: float, link: Link) -> float:
+    """Returns the seconds of `calls` collectives of `size_bytes` together, over one kind of link."""
     steps, sent = ring(kind, num_ranks)
     return calls * steps * link.latency_s + sent * size_bytes / link.bytes_per_s
 
@@ -175,7 +176,7 @@ def _communication(config: RunConfig, hardware: Hardware) -> dict[str, float]:
     times = dict.fromkeys(("gather_s", "regather_s", "reduce_s", "publish_s"), 0.0)
     for sent in collectives_of_step(config, node_size=hardware.devices_per_node):
         if sent.group == "replicate" and not sent.within_node:  # one rank of each node
-            seconds = _ring_s(
+            seconds = ring_s(
                 sent.kind, sent.total_bytes, sent.ranks, sent.calls, hardware.inter_node
             )
         else:
