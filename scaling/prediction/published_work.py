@@ -156,6 +156,7 @@ def _work(row: PublishedRow, hardware: Hardware, micro_batches: float) -> StepWo
         repeated_elements_s=again[2] * elements,
         update_s=weights / (ranks if is_sharded else 1) * BYTES_OF_UPDATE / bytes_per_s,
         copied_s=0.0,  # beside the computation
+        attention_blocks=0.0,
         doublings=max(0.0, math.log2(ranks / hardware.devices_per_node)),
         is_eight_bits=float(bool(re.search("fp8|float8", row.precision or ""))),
         **_communication(row, weights, micro_batches, hardware),

@@ -44,7 +44,8 @@ def test_context_parallelism_divides_the_positions_and_not_the_attention_to_them
     assert shared.gather_s == whole.gather_s  # all GPUs share the weights
     assert shared.micro_batches == whole.micro_batches == 1
     run, other = describe_run(CONTEXT), describe_run(alone)
-    assert run is not None and other is not None
+    assert run is not None
+    assert other is not None
     assert other.sample.step_s == pytest.approx(over * run.sample.step_s)
 
 
