@@ -41,7 +41,7 @@ CPU_PRIORS = PRIORS | {
     "layer_s": Prior(value=1e-3, spread=0.5, by_software=1.0),
     "start_s": Prior(value=2e-3, spread=0.5, by_software=1.0),
     "host_sharpness": Prior(value=1.05, spread=0.02),  # host and device are the same
-    # Five products of a block, which oneDNN prepares anew.
+    # Five products of a block, which oneDNN prepares again.
     "block_s": Prior(value=7e-5, spread=0.3, by_software=0.3),
     "copy_passes": Prior(value=1.5, spread=0.1),
     "update_passes": Prior(value=1.5, spread=0.1),

@@ -200,7 +200,7 @@ def _communication(config: RunConfig, hardware: Hardware) -> dict[str, float]:
 def _attention_blocks(config: RunConfig) -> float:
     """Returns the blocks of queries that attention multiplies in its backward pass in 16 bits.
 
-    oneDNN prepares each of the five products of a block anew, which takes longer than the products
+    oneDNN prepares each of the five products of a block again, which takes longer than the products
     of short sequences. Products in float32 are started at once.
     """
     if config.parallel.precision == "32-true":
