@@ -27,7 +27,7 @@ KEEPS_WEIGHTS = re.compile(r"FSDP SHARD_GRAD_OP/\w+|FSDP2 zero2")  # not gathere
 # Source: torchtitan, benchmarks of asynchronous tensor parallelism, June 2025.
 H100_HBM2E_BYTES_PER_S = 2.4e12
 POSITIONS_OVER = re.compile(r"\bCP(\d+)")  # context parallelism
-DATA_PARALLEL = re.compile(r"TP1 DP\d+ PP1")
+DATA_PARALLEL = re.compile(r"(?:(?:TP1|PP1|CP1) )*DP\d+(?: (?:TP1|PP1|CP1))*")
 
 
 @dataclass(frozen=True, kw_only=True)

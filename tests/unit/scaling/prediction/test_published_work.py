@@ -55,3 +55,12 @@ def test_slower_memory_that_a_row_states_takes_longer() -> None:
     )
     assert slower.elements_s == pytest.approx(3.35 / 2.4 * plain.elements_s)
     assert slower.matmul_s == plain.matmul_s
+
+
+@pytest.mark.parametrize("strategy", ["DP8", "TP1 DP8 PP1", "TP1 PP1 DP8", "DP8 TP1 PP1 CP1"])
+def test_a_run_that_divides_only_data_is_known_in_any_notation(strategy: str) -> None:
+    run = describe_run(replace(CONTEXT, strategy=strategy))
+    assert run is not None
+    assert run.is_data_parallel
+    assert run.sample.work.gather_s == 0 < run.sample.work.reduce_s
+    assert describe_run(replace(CONTEXT, strategy=f"{strategy} TP2")) is None
