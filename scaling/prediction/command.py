@@ -179,7 +179,7 @@ def heading(
     number = format_count(len(predictions), "configuration")
     return (
         f"{recipe} {sizes} on {hardware.name}: {number}, of which {fitting:,} fit in "
-        f"{of}\nall: {', '.join(common)}"
+        f"{of}\nall: {', '.join(common)}; in brackets: 90 % intervals"
     )
 
 

@@ -33,6 +33,8 @@ from unitransformer.costs.flops import count_parameters, count_predicted_positio
 from unitransformer.costs.memory import keeps_gradients, layer_bytes, loss_rows, saved_by_kind
 
 SYNTHETIC_NUMBERS = 2**18  # of `unitransformer.data.sources`, drawn once for all samples
+# Images of each digit in `unitransformer/data/digits.npz`.
+NUM_DIGITS = (178, 182, 177, 183, 181, 182, 181, 179, 174, 180)
 # Share of the allocated peak that CUDA's allocator reserves beyond it, as a guess from records.
 FREE_SHARE = 0.05
 
@@ -437,13 +439,18 @@ def _gradient_of_logits(config: RunConfig) -> int:
 
 
 def _input_bytes(config: RunConfig) -> int:
-    """Returns a micro-batch, the table of positions, and the numbers of synthetic samples."""
+    """Returns a micro-batch, the table of positions, and the samples that are held in memory."""
     model, batch = config.model, config.batch_size
     size = 2 if config.parallel.precision == "bf16-true" else 4
     total = size * model.num_positions * model.width
     if model.image_size is not None:
         pixels = model.num_channels * model.image_size**2
         total += batch * (size * pixels + 8)
+        if config.data.source == "synthetic":
+            total += 4 * pixels  # the last of the samples that begin at each number
+        elif config.data.source == "builtin":
+            # Images of 8 x 8 pixels in float32, and labels in int64.
+            total += sum(NUM_DIGITS[: model.num_classes]) * (8 * 8 * 4 + 8)
     else:
         positions = 2 * count_predicted_positions(config) if config.recipe == "bert" else 0
         total += 8 * batch * (config.sequence_length + (positions or config.sequence_length))

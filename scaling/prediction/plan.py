@@ -9,10 +9,12 @@ Recipes and `slurm.submit` start it as a process, as neither imports `scaling`. 
 import argparse
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import cast
 
 from scaling.prediction.hardware import Hardware, load_hardware
 from scaling.prediction.measured_rows import model_for
+from scaling.prediction.memory import predict_memory
 from scaling.prediction.options import parse_command, resolve_on
 from scaling.prediction.predict import (
     Interval,
@@ -82,9 +84,23 @@ def render_plan(prediction: Prediction, hardware: Hardware, reason: str) -> Iter
         f"{format_count(config.accumulate, 'micro-batch', 'micro-batches')} x "
         f"{format_count(parallel.world_size, 'device')}",
     }
-    if prediction.fits:
-        lines |= _times(prediction, hardware, unit)
+    lines |= (
+        _times(prediction, hardware, unit) if prediction.fits else _remedy(prediction, hardware)
+    )
     yield from (f"{name:<15} {value}" for name, value in lines.items())
+
+
+def _remedy(prediction: Prediction, hardware: Hardware) -> dict[str, str]:
+    """Says which batch fits instead: the largest that halving reaches."""
+    batch = prediction.config.batch_size // 2
+    while batch and not predict_memory(replace(prediction.config, batch_size=batch), hardware).fits:
+        batch //= 2
+    if batch:
+        return {"fits with": f"--batch-size {batch}"}
+    return {
+        "no batch fits": "shard or checkpoint more, or take more devices: "
+        "`python -m scaling predict --best` tries them"
+    }
 
 
 def _times(prediction: Prediction, hardware: Hardware, unit: str) -> dict[str, str]:

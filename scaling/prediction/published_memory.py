@@ -19,13 +19,12 @@ import numpy as np
 
 from scaling.prediction.fit_file import LEVEL
 from scaling.prediction.memory import FREE_SHARE
-from scaling.prediction.published_work import KEEPS_WEIGHTS
+from scaling.prediction.published_work import KEEPS_WEIGHTS, POSITIONS_OVER
 from scaling.published.conventions import llama_of
 from scaling.published.csv_rows import PublishedRow
 
 SHARDED = re.compile(r"FSDP|HSDP")
 DIVIDES_TENSORS = re.compile(r"\b(TP|PP)([2-9]|\d\d)")
-POSITIONS_OVER = re.compile(r"\bCP(\d+)")
 # AdamW of mixed precision: weights and two moments in float32. Gradients are freed before a step,
 # so that none is there when the backward pass begins, with the logits.
 BYTES_OF_STATES = 12

@@ -3,7 +3,7 @@
 import functools
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from scaling.prediction.fitting import Sample
 from scaling.prediction.hardware import Hardware, load_hardware
@@ -16,14 +16,18 @@ from scaling.prediction.work import (
     StepWork,
     collective_s,
     gpu_family,
+    ring_s,
 )
 from scaling.published.conventions import llama_of
 from scaling.published.csv_rows import PublishedRow
 
 # Gradients are reduced, and gathered weights dropped, with each micro-batch.
 FULLY_SHARDED = re.compile(r"FSDP FULL_SHARD/\w+|FSDP[12]|FSDP2 zero2|HSDP|FSDP|FSDP\d+ CP1")
-KEEPS_WEIGHTS = re.compile(r"FSDP SHARD_GRAD_OP/\w+|FSDP2 zero2|HSDP")  # not gathered again
-DATA_PARALLEL = re.compile(r"TP1 DP\d+ PP1")
+KEEPS_WEIGHTS = re.compile(r"FSDP SHARD_GRAD_OP/\w+|FSDP2 zero2")  # not gathered again
+# Source: torchtitan, benchmarks of asynchronous tensor parallelism, June 2025.
+H100_HBM2E_BYTES_PER_S = 2.4e12
+POSITIONS_OVER = re.compile(r"\bCP(\d+)")  # context parallelism
+DATA_PARALLEL = re.compile(r"(?:(?:TP1|PP1|CP1) )*DP\d+(?: (?:TP1|PP1|CP1))*")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +47,7 @@ def describe_run(row: PublishedRow) -> PublishedRun | None:
     """Returns a row with its work; None if it lacks a figure or also divides layers or tensors."""
     sharded = re.match(FULLY_SHARDED, row.strategy) or re.match(KEEPS_WEIGHTS, row.strategy)
     is_parallel = DATA_PARALLEL.fullmatch(row.strategy)
-    other = re.search(r"\b(TP|PP|CP)([2-9]|\d\d)", row.strategy)
+    other = re.search(r"\b(TP|PP)([2-9]|\d\d)", row.strategy)
     hardware = _hardware_of(row.gpu)
     batch, tokens_per_s, micro = row.global_batch, row.tokens_per_s, row.micro_batch
     if not (sharded or is_parallel) or other or hardware is None or not (tokens_per_s and micro):
@@ -52,8 +56,9 @@ def describe_run(row: PublishedRow) -> PublishedRun | None:
         row.num_layers and row.width and row.num_heads and row.vocabulary and row.sequence_length
     ):
         return None
-    samples = (batch or micro * row.num_gpus) / row.num_gpus  # of one GPU
-    work = _work(row, hardware, samples / micro)
+    over = _positions_over(row)  # so many GPUs share each sample
+    samples = (batch or micro * row.num_gpus / over) / row.num_gpus  # of one GPU
+    work = _work(row, hardware, samples * over / micro)
     return PublishedRun(
         row=row,
         sample=Sample(
@@ -68,8 +73,22 @@ def describe_run(row: PublishedRow) -> PublishedRun | None:
 
 @functools.cache
 def _hardware_of(gpu: str) -> Hardware | None:
-    """Returns the node with GPUs of a printed name; the names of sources leave out details."""
+    """Returns the node with GPUs of a printed name; the names of sources leave out details.
+
+    What a name states replaces the figures of the file: the network of a node in Gbit/s, and the
+    slower memory of H100 with 96 GB of HBM2e.
+    """
     name = gpu.lower().replace("_", " ")
+    hardware = _node_of(name)
+    if hardware is not None and (network := re.search(r"(\d+)\s?gbps", name)) is not None:
+        share = float(network[1]) * 1e9 / 8 / hardware.devices_per_node
+        hardware = replace(hardware, inter_node=replace(hardware.inter_node, bytes_per_s=share))
+    if hardware is not None and "hbm2e" in name and "h100" in name:
+        hardware = replace(hardware, memory_bytes_per_s=H100_HBM2E_BYTES_PER_S)
+    return hardware
+
+
+def _node_of(name: str) -> Hardware | None:
     for pattern, file in (
         ("a100 40", "a100-40-sxm-8"),
         ("a100", "a100-80-sxm-8"),
@@ -102,7 +121,8 @@ def _work(row: PublishedRow, hardware: Hardware, micro_batches: float) -> StepWo
     hidden = llama.feedforward_width if llama else 4 * width
     kv_width = width * (row.num_kv_heads or llama.num_kv_heads) // heads if llama else width
     matrices = 2 * width * width + 2 * width * kv_width + (3 if llama else 2) * width * hidden
-    positions, ranks = micro * length, row.num_gpus
+    # Keys and values of other positions arrive beside the attention, which takes far longer.
+    positions, ranks = micro * length // _positions_over(row), row.num_gpus
     peak = hardware.peak_flops["bfloat16"]
     bytes_per_s = hardware.memory_bytes_per_s
     matmul = 2.0 * positions * layers * matrices / peak
@@ -136,10 +156,16 @@ def _work(row: PublishedRow, hardware: Hardware, micro_batches: float) -> StepWo
         repeated_elements_s=again[2] * elements,
         update_s=weights / (ranks if is_sharded else 1) * BYTES_OF_UPDATE / bytes_per_s,
         copied_s=0.0,  # beside the computation
+        attention_blocks=0.0,
         doublings=max(0.0, math.log2(ranks / hardware.devices_per_node)),
         is_eight_bits=float(bool(re.search("fp8|float8", row.precision or ""))),
         **_communication(row, weights, micro_batches, hardware),
     )
+
+
+def _positions_over(row: PublishedRow) -> int:
+    over = POSITIONS_OVER.search(row.strategy)
+    return int(over[1]) if over else 1
 
 
 def _repeated(row: PublishedRow) -> tuple[float, float, float]:
@@ -168,11 +194,15 @@ def _communication(
             "reduce_s": reduce / micro_batches,  # after the last one
             "publish_s": 0.0,
         }
-    group = min(ranks, hardware.devices_per_node) if row.strategy.startswith("HSDP") else ranks
+    is_hybrid = row.strategy.startswith("HSDP")
+    group = min(ranks, hardware.devices_per_node) if is_hybrid else ranks
     gather = collective_s("all_gather", 2.0 * weights, group, calls, hardware)
     keeps = re.match(KEEPS_WEIGHTS, row.strategy)
     reduced = 2.0 if "PURE" in row.strategy else 4.0
     reduce = collective_s("reduce_scatter", reduced * weights, group, calls, hardware)
+    if is_hybrid:  # shards of the gradients are added up over the nodes
+        shard = reduced * weights / group
+        reduce += ring_s("all_reduce", shard, ranks // group, calls, hardware.inter_node)
     return {
         "gather_s": gather,
         "regather_s": 0.0 if keeps else gather,

@@ -33,6 +33,7 @@ class Coefficients:
     layer_s: Value = 1e-3  # in which the host starts the kernels of a layer, forward and backward
     start_s: Value = 2e-3  # likewise, of the rest of a micro-batch
     host_sharpness: Value = 2.5  # of the longer of both: layers mix short kernels with long ones
+    block_s: Value = 1e-4  # in which a CPU starts the products of a block of `attention_blocks`
     copy_passes: Value = 1.0  # bytes that move over those of `StepWork.copied_s`
     update_passes: Value = 1.5
     step_s: Value = 3e-3  # of a step, whatever its size
@@ -75,6 +76,7 @@ def step_parts(work: StepWork, c: Coefficients) -> Parts:
         2 * (matmul * c.matmul_backward + attention * c.attention_backward)
         + work.repeated_matmul_s / speed
         + work.repeated_attention_s / attention_share
+        + work.attention_blocks * c.block_s
     )
     moved_backward = (
         moved * c.element_backward

@@ -154,7 +154,10 @@ def stored_runs(folders: Sequence[Path] = STORED_SWEEPS) -> list[Run]:
 
 
 def _machine_targets(runs: Sequence[Run]) -> Iterable[Target]:
-    """Predicts the `reference` runs of a CPU from its cells of smaller models on 1 and 2 ranks."""
+    """Predicts the `reference` cells of a CPU from its cells of smaller models on 1 and 2 ranks.
+
+    The time of a cell is the median of its launches.
+    """
     large = [run for run in runs if run.config.model.width >= SMALL_WIDTH]
     small = [run for run in runs if run not in large and run.config.parallel.world_size <= 2]
     if not large or not small:
@@ -164,9 +167,16 @@ def _machine_targets(runs: Sequence[Run]) -> Iterable[Target]:
         )
     fitted = calibrate(small).fit
     shares = [share_of_peak(sample_of(run)) for run in small]
-    samples = [sample_of(run) for run in large]
-    errors = [fitted.estimate(sample).seconds / sample.step_s - 1 for sample in samples]
-    nulls = [share_of_peak(sample) / float(np.median(shares)) - 1 for sample in samples]
+    share = float(np.median(shares))
+    cells: dict[str, list[Sample]] = defaultdict(list)
+    for run in large:
+        cells[run.config.hash()].append(sample_of(run))
+    errors, nulls = [], []
+    for samples in cells.values():
+        step_s = np.median([sample.step_s for sample in samples])
+        predicted = np.median([fitted.estimate(sample).seconds for sample in samples])
+        errors.append(float(predicted / step_s) - 1)
+        nulls.append(float(np.median([share_of_peak(sample) for sample in samples])) / share - 1)
     for what, pick, low, high in (
         ("median error", np.abs, 0.0, 0.08),
         ("median bias", np.asarray, 0.0, 0.08),

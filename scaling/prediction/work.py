@@ -27,6 +27,9 @@ ELEMENTS_OF_FEEDFORWARD = 2
 GATED_ELEMENTS_OF_FEEDFORWARD = 5  # gate, up, their product
 # Passes over an array of logits: the product's result, the loss, its gradient, two products of it.
 PASSES_OF_LOGITS = 8
+# From so many queries on, the backward pass of torch's attention for CPUs takes so many at a time:
+# `flash_attention_backward_kernel_impl` of aten/src/ATen/native/cpu.
+QUERY_BLOCKS = ((768, 256), (192, 64), (0, 32))
 # AdamW reads weight, gradient and two moments, and writes all but the gradient, in float32.
 BYTES_OF_UPDATE = 28
 
@@ -58,6 +61,7 @@ class StepWork:
     update_s: Value  # the optimizer, per step
     publish_s: Value  # gathers of the weights after the optimizer, per step
     copied_s: Value  # weights and gradients copied for collectives, where nothing hides that
+    attention_blocks: Value  # a count of small products in 16 bits, where starting one takes long
     doublings: Value  # log2 of the nodes
     is_eight_bits: Value  # 1 if the products are in eight bits
 
@@ -99,7 +103,8 @@ def collective_s(
     return calls * latency_s + bytes_s
 
 
-def _ring_s(kind: Collective, size_bytes: float, num_ranks: int, calls: float, link: Link) -> float:
+def ring_s(kind: Collective, size_bytes: float, num_ranks: int, calls: float, link: Link) -> float:
+    """Returns the seconds of `calls` collectives of `size_bytes` together, over a single ring."""
     steps, sent = ring(kind, num_ranks)
     return calls * steps * link.latency_s + sent * size_bytes / link.bytes_per_s
 
@@ -164,6 +169,7 @@ def work_of_config(config: RunConfig, hardware: Hardware) -> StepWork:
         update_s=weights / (parallel.world_size if sharded else 1) * BYTES_OF_UPDATE / bytes_per_s,
         # A GPU copies in streams of their own, beside the computation.
         copied_s=_copied_bytes(config) / bytes_per_s if hardware.is_cpu else 0.0,
+        attention_blocks=_attention_blocks(config) if hardware.is_cpu else 0.0,
         doublings=max(0.0, math.log2(parallel.world_size / hardware.devices_per_node)),
         is_eight_bits=0.0,
         **_communication(config, hardware),
@@ -175,7 +181,7 @@ def _communication(config: RunConfig, hardware: Hardware) -> dict[str, float]:
     times = dict.fromkeys(("gather_s", "regather_s", "reduce_s", "publish_s"), 0.0)
     for sent in collectives_of_step(config, node_size=hardware.devices_per_node):
         if sent.group == "replicate" and not sent.within_node:  # one rank of each node
-            seconds = _ring_s(
+            seconds = ring_s(
                 sent.kind, sent.total_bytes, sent.ranks, sent.calls, hardware.inter_node
             )
         else:
@@ -191,17 +197,36 @@ def _communication(config: RunConfig, hardware: Hardware) -> dict[str, float]:
     return times
 
 
-def _copied_bytes(config: RunConfig) -> float:
-    """Returns the bytes that FSDP and DeepSpeed read and write to copy numbers, per micro-batch.
+def _attention_blocks(config: RunConfig) -> float:
+    """Returns the blocks of queries that attention multiplies in its backward pass in 16 bits.
 
-    FSDP casts its shard for each of two gathers and copies the gathered weights to their places; it
-    copies gradients into one array to reduce them. DeepSpeed copies gradients into a bucket and out
-    of it; then those of its share into one array and to float32, scales them, reads them for their
-    norm, and copies the new weights back.
+    oneDNN prepares each of the five products of a block again, which takes longer than the products
+    of short sequences. Products in float32 are started at once.
+    """
+    if config.parallel.precision == "32-true":
+        return 0.0
+
+    def blocks(queries: int) -> int:
+        size = next(size for least, size in QUERY_BLOCKS if queries >= least)
+        return math.ceil(queries / size)
+
+    layers, predicted = config.model.num_layers, count_predicted_positions(config)
+    of_layers = (layers - 1) * blocks(config.sequence_length) + blocks(predicted)
+    return float(config.batch_size * config.model.num_heads * of_layers)
+
+
+def _copied_bytes(config: RunConfig) -> float:
+    """Returns the bytes that are read and written to copy weights and gradients, per micro-batch.
+
+    Autocast casts float32 weights for the products, and their gradients back. FSDP casts its shard
+    for each of two gathers and copies the gathered weights to their places; it copies gradients
+    into one array to reduce them. DeepSpeed copies gradients into a bucket and out of it; then
+    those of its share into one array and to float32, scales them, reads them for their norm, and
+    copies the new weights back.
     """
     parallel, numbers = config.parallel, count_parameters(config.model)
     if parallel.strategy in ("auto", "single", "ddp"):
-        return 0.0
+        return 2.0 * (4 + 2) * numbers if parallel.precision in ("bf16-mixed", "16-mixed") else 0.0
     size = 4 if parallel.precision == "32-true" else 2
     share = numbers / (parallel.devices if parallel.strategy == "hsdp" else parallel.world_size)
     if parallel.uses_deepspeed:

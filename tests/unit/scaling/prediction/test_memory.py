@@ -2,17 +2,19 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 
-from recipes import gpt
+from recipes import gpt, vit
 from scaling.prediction.hardware import load_hardware
-from scaling.prediction.memory import Memory, predict_memory
+from scaling.prediction.memory import NUM_DIGITS, Memory, predict_memory
 from scaling.prediction.parameters import count_numbers, outer_parameters
 from tests.builders.predictions import check_memory, random_configs
 from unitransformer.config import ParallelConfig, RunConfig, Strategy
 from unitransformer.costs.flops import count_parameters
 from unitransformer.costs.memory import saved_by_kind, saved_bytes
+from unitransformer.data.sources import DIGITS
 
 NODE = load_hardware("h100-sxm-8")
 
@@ -30,6 +32,21 @@ def make_config(size: str = "1.3b", batch_size: int = 1, **parallel: object) -> 
 
 def predict(config: RunConfig) -> Memory:
     return predict_memory(config, NODE)
+
+
+def test_the_samples_that_built_in_and_synthetic_images_hold_are_counted() -> None:
+    model = vit.PRESET.model_config("reference")
+    config = replace(make_config(strategy="single"), recipe="vit", size="reference", model=model)
+    held = {
+        source: predict(replace(config, data=replace(config.data, source=source))).inputs
+        for source in ("builtin", "synthetic")
+    }
+
+    with np.load(DIGITS) as stored:
+        assert np.bincount(stored["labels"]).tolist() == list(NUM_DIGITS)
+    digits = sum(NUM_DIGITS[:3]) * (8 * 8 * 4 + 8)  # three classes
+    numbers = 2**18 * (4 + 8) + 3 * 224 * 224 * 4
+    assert held["synthetic"] - held["builtin"] == numbers - digits
 
 
 def test_the_states_of_ddp_are_sixteen_bytes_a_parameter() -> None:

@@ -26,6 +26,14 @@ def test_a_run_that_does_not_fit_has_no_time(capsys: pytest.CaptureFixture[str])
     found = plan("h100-sxm-8 gpt -- --size 13b --strategy ddp --batch-size 1", capsys)
     assert found["memory"].startswith("DOES NOT FIT: ")
     assert not found.keys() & {"step", "speed", "run"}
+    assert "predict --best" in found["no batch fits"]
+
+
+def test_a_batch_that_fits_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    line = "h100-sxm-8 gpt -- --size 6.7b --strategy fsdp --batch-size"
+    assert plan(f"{line} 64", capsys)["fits with"] == "--batch-size 4"
+    assert plan(f"{line} 4", capsys)["memory"].startswith("fits: ")
+    assert plan(f"{line} 8", capsys)["memory"].startswith("DOES NOT FIT: ")
 
 
 def test_nodes_of_a_job_count_unless_the_recipe_says(capsys: pytest.CaptureFixture[str]) -> None:

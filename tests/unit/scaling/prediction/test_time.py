@@ -71,20 +71,44 @@ def test_a_larger_batch_takes_longer(strategy: str) -> None:
     assert times == sorted(times)
 
 
-def test_only_a_cpu_waits_for_copies_of_sharded_numbers() -> None:
-    cpu = dataclasses.replace(H100, name=THIS_MACHINE, gpu=None, memory_bytes_per_s=1.0)
-    assert work_of_config(config(), H100).copied_s == 0
-    assert work_of_config(config(strategy="ddp"), cpu).copied_s == 0
-    base = config()
+CPU = dataclasses.replace(H100, name=THIS_MACHINE, gpu=None, memory_bytes_per_s=1.0)
+
+
+def in_float32(run: RunConfig) -> RunConfig:
+    return dataclasses.replace(run, parallel=dataclasses.replace(run.parallel, precision="32-true"))
+
+
+def test_only_a_cpu_waits_for_copies_of_weights_and_gradients() -> None:
+    cpu, base, ddp = CPU, config(), config(strategy="ddp")
     numbers = work_of_config(base, cpu).parameters
+    assert work_of_config(base, H100).copied_s == work_of_config(ddp, H100).copied_s == 0
+    # Autocast casts each weight, and its gradient back.
+    assert work_of_config(ddp, cpu).copied_s == numbers * (4 + 2 + 2 + 4)
+    assert work_of_config(in_float32(ddp), cpu).copied_s == 0
     # bf16-mixed on 8 ranks: shards cast (4 + 2) and weights copied (2 + 2), twice; gradients
     # copied to float32 (2 + 4).
     assert work_of_config(base, cpu).copied_s == numbers * (2 * (6 / 8 + 4) + 6)
-    single = dataclasses.replace(
-        base, parallel=dataclasses.replace(base.parallel, strategy="zero2", precision="32-true")
-    )
     # Two copies of gradients (8 + 8); of a share 28 bytes, in the step.
-    assert work_of_config(single, cpu).copied_s == numbers * (16 + 28 / 8)
+    zero = in_float32(config(strategy="zero2"))
+    assert work_of_config(zero, cpu).copied_s == numbers * (16 + 28 / 8)
+
+
+def test_only_a_cpu_starts_products_of_attention_in_16_bits_one_by_one() -> None:
+    layers, heads, batch = 24, 32, 4
+    run = config()
+    # Blocks of 256 of the 1,024 queries.
+    assert work_of_config(run, CPU).attention_blocks == layers * heads * batch * 4
+    assert work_of_config(in_float32(run), CPU).attention_blocks == 0
+    assert work_of_config(run, H100).attention_blocks == 0
+    bert = dataclasses.replace(
+        run,
+        recipe="bert",
+        model=dataclasses.replace(run.model, causal=False, num_positions=200),
+        data=dataclasses.replace(run.data, mask_fraction=0.15),
+    )
+    # Blocks of 64 of 200 queries; of 32 in the last layer, which computes 30 predicted ones.
+    blocks = (layers - 1) * 4 + 1
+    assert work_of_config(bert, CPU).attention_blocks == heads * batch * blocks
 
 
 def test_unknown_gpus_and_far_counts_are_extrapolated() -> None:
