@@ -7,6 +7,7 @@ and the interval allows for how much the starts differ.
 
 import json
 import math
+import os
 import random
 import statistics
 import tempfile
@@ -297,16 +298,18 @@ def take_pairs(
 
 
 def _open(side: Side, folder: Path) -> Any:
-    arguments = [*side.arguments, "--out", str(folder), "--record", str(folder / "record.json")]
+    # Those of the side come later and win. Nobody reads the ceilings of the machine.
+    arguments = ["--ceiling-s", "0", "--optimizer.schedule-steps", str(NO_END), *side.arguments]
+    arguments += ["--out", str(folder), "--record", str(folder / "record.json")]
     # Validation and checkpoints would fall between two steps of a block.
     arguments += ["--max-steps", str(NO_END), "--validate-every", str(NO_END), "--no-checkpoint"]
-    if not any(a.partition("=")[0] == "--optimizer.schedule-steps" for a in arguments):
-        arguments += ["--optimizer.schedule-steps", str(NO_END)]
+    # A thread that waits for another one spins, and so counts as busy, unless it shall sleep.
+    wait = os.environ.get("OMP_WAIT_POLICY", "passive")
     return open_command(
         f"recipes.{side.recipe}",
         [str(side.python), "-P", str(WORKER), side.recipe, *arguments],
         limit_s=ANSWER_LIMIT_S,
-        variables={"PYTHONPATH": str(side.code)},
+        variables={"OMP_WAIT_POLICY": wait, "PYTHONPATH": str(side.code)},
     )
 
 

@@ -83,8 +83,7 @@ def measure(trials: int, *, print_line: Callable[[str], None]) -> Times:
                     us = [1e6 * math.fsum(seconds[i : i + steps]) for i in _places(seconds, steps)]
                     length = len(us) // count
                     times[clock][arm] += [
-                        [round(value) for value in us[i : i + length]]
-                        for i in _places(us, length)
+                        [round(value) for value in us[i : i + length]] for i in _places(us, length)
                     ]
             print_line(f"{begin + count} of {trials} trials measured")
     return times

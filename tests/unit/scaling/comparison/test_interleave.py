@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,6 @@ TINY = (
     *("--devices", "1", "--strategy", "single", "--data", "synthetic", "--dropout", "0"),
     *("--model.width", "16", "--model.num-layers", "1", "--model.num-heads", "2"),
     *("--model.feedforward-width", "32", "--model.num-classes", "64", "--batch-size", "2"),
-    *("--ceiling-s", "0.01"),
 )
 ABOUT: dict[SideName, dict[str, Any]] = {
     "base": {"device": "cpu", "clock": "processor"},
@@ -237,6 +237,26 @@ def test_the_clock_of_a_gpu_is_refused_without_one_before_anything_is_measured(
     sides: dict[SideName, Side] = {"base": a_side(tmp_path), "candidate": a_side(tmp_path)}
     with pytest.raises(ValueError, match="clock is gpu, but base trains on cpu; choose processor"):
         run_start(sides, 2, seed=0, clock="gpu")
+
+
+def test_options_and_variables_of_the_user_come_before_those_of_the_comparison(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    started: list[tuple[Sequence[str], str]] = []
+
+    def start(module: str, command: Sequence[str], *, limit_s: float, variables: Any) -> None:
+        started.append((command, variables["OMP_WAIT_POLICY"]))
+
+    monkeypatch.setattr(interleave, "open_command", start)
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    side = replace(a_side(tmp_path), arguments=("--ceiling-s", "1"))
+    interleave._open(side, tmp_path)
+    monkeypatch.setenv("OMP_WAIT_POLICY", "active")
+    interleave._open(side, tmp_path)
+    (command, asleep), (_, given) = started
+    values = [command[i + 1] for i, text in enumerate(command) if text == "--ceiling-s"]
+    assert values == ["0", "1"]  # the last one counts
+    assert (asleep, given) == ("passive", "active")
 
 
 def test_sides_on_different_devices_are_inconclusive() -> None:
