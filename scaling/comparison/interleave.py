@@ -36,7 +36,7 @@ from unitransformer.stats.intervals import t_quantile
 
 WORKER = Path(__file__).parents[2] / "recipes/service/paired_worker.py"
 WARM_UP_BLOCKS = 3  # of each start; the first step allocates and compiles
-MIN_BLOCK_S = 0.03  # so that the clock weighs little
+MIN_BLOCK_S = 0.1  # starting both sides takes longer than 20 pairs of such blocks
 ANSWER_LIMIT_S = 3600.0  # for the start with compilation, and for one block
 PAIRS_PER_START = 20
 MIN_STARTS = 4  # of a verdict: fewer do not show how much starts differ

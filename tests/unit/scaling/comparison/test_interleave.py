@@ -77,14 +77,14 @@ def a_side(code: Path, *arguments: str) -> Side:
 def test_both_sides_take_turns_after_each_step_in_random_order() -> None:
     turns: list[tuple[str, int]] = []
     start = take_pairs(asking(turns, 0.01), 20, ABOUT, seed=0)
-    assert [steps for _, steps in turns] == [1] * (6 + 120)  # three of each side to warm up
-    assert start.steps_per_block == 3  # of 10 ms, to fill 30 ms
+    assert [steps for _, steps in turns] == [1] * (6 + 400)  # three of each side to warm up
+    assert start.steps_per_block == 10  # of 10 ms, to fill 100 ms
     names = [name for name, _ in turns[6:]]
-    assert all({*names[i : i + 2]} == {"base", "candidate"} for i in range(0, 120, 2))
-    assert 20 < names[::2].count("base") < 40
-    assert names[::6] == list(start.first)
-    assert start.base.processor_s == [pytest.approx(0.03)] * 20
-    assert len(start.base.losses) == 3 + 60
+    assert all({*names[i : i + 2]} == {"base", "candidate"} for i in range(0, 400, 2))
+    assert 70 < names[::2].count("base") < 130
+    assert names[::20] == list(start.first)
+    assert start.base.processor_s == [pytest.approx(0.1)] * 20
+    assert len(start.base.losses) == 3 + 200
 
 
 def test_a_block_is_one_step_if_a_step_is_long() -> None:
