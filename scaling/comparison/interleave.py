@@ -279,7 +279,9 @@ def take_pairs(
 
     warm_up = [[take(name) for name in SIDES] for _ in range(WARM_UP_BLOCKS)]
     # Other processes prolong wall time, but the processor's does not say how long a GPU works.
-    fastest_s = min(answer["gpu_s"] or answer["processor_s"] for answer in warm_up[-1])
+    fastest_s = min(
+        answer["gpu_s"] or answer["processor_s"] for answers in warm_up[1:] for answer in answers
+    )
     steps = max(1, math.ceil(MIN_BLOCK_S / fastest_s))
     order, first = random.Random(seed), list[SideName]()
     for _ in range(pairs):
