@@ -5,7 +5,8 @@ to train, so that revisions without this file can be compared too. It leaves imp
 Lightning to the recipe, which may import less of them. Each line of standard input asks, and a line
 of standard output answers:
 
-{"about": true} -> {"versions": {...}, "device": "...", "clock": "gpu" or "processor"}
+{"about": true, "start": 0} -> {"versions": {...}, "device": "...", "clock": "gpu" or "processor"};
+sides that get the same number of a start stay on the same processor if they have one thread
 {"steps": 3} -> {"processor_s": ..., "wall_s": ..., "gpu_s": ... or null, "losses": [...],
 "peak_bytes": ...}: optimizer steps, whole, between two of which validation does not run.
 """
@@ -77,6 +78,7 @@ class StepsOnRequest:
                 self._left, self._losses = request["steps"], []
                 self._start = _now(trainer)
                 return
+            _share_processor(trainer, request.get("start"))
             self._answer(_describe(trainer))
         os._exit(0)  # the comparison has ended
 
@@ -124,6 +126,20 @@ def _describe(trainer: "pl.Trainer") -> dict[str, Any]:
         "device": name,
         "clock": "gpu" if on_gpu else "processor",
     }
+
+
+def _share_processor(trainer: "pl.Trainer", start: int | None) -> None:
+    """Keeps one thread on the processor that the other side's thread uses too.
+
+    The system would leave each on a processor of its own, and what runs beside them, on the other
+    thread of a core for example, would slow one of them more.
+    """
+    import torch
+
+    is_alone = trainer.strategy.root_device.type == "cpu" and torch.get_num_threads() == 1
+    if start is not None and is_alone and hasattr(os, "sched_setaffinity"):
+        processors = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, {processors[start % len(processors)]})
 
 
 def _reset_peak(trainer: "pl.Trainer") -> None:

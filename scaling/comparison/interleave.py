@@ -246,7 +246,7 @@ def run_start(
             for name in SIDES
         }
         # Both import at the same time.
-        answers = pool.map(lambda name: asks[name]({"about": True}), SIDES)
+        answers = pool.map(lambda name: asks[name]({"about": True, "start": seed}), SIDES)
         about = dict(zip(SIDES, answers, strict=True))
         for name in SIDES:
             if clock == "gpu" and about[name]["clock"] != "gpu":
