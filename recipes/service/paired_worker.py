@@ -1,17 +1,22 @@
 """Trains a recipe a few steps at a time: `python -P paired_worker.py gpt --devices 1 ...`.
 
 Run by its path, with the code of any revision on PYTHONPATH: it asks nothing of this project but
-to train, so that revisions without this file can be compared too. Each line of standard input
-asks, and a line of standard output answers:
+to train, so that revisions without this file can be compared too. It leaves importing torch and
+Lightning to the recipe, which may import less of them. Each line of standard input asks, and a line
+of standard output answers:
 
-{"about": true} -> {"versions": {...}, "device": "...", "clock": "gpu" or "processor"}
+{"about": true, "start": 0} -> {"versions": {...}, "device": "...", "clock": "gpu" or "processor"};
+sides that get the same number of a start stay on the same processor if they have one thread
 {"steps": 3} -> {"processor_s": ..., "wall_s": ..., "gpu_s": ... or null, "losses": [...],
 "peak_bytes": ...}: optimizer steps, whole, between two of which validation does not run.
 """
 
 import contextlib
 import ctypes
+import importlib.abc
+import importlib.machinery
 import importlib.metadata
+import importlib.util
 import json
 import os
 import platform
@@ -19,21 +24,20 @@ import resource
 import runpy
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
-# isort: off
-import unitransformer  # noqa: F401  (before lightning: repairs torchvision beside a CPU torch)
-import lightning.pytorch as pl
-import torch
-
-# isort: on
+if TYPE_CHECKING:
+    import lightning.pytorch as pl
 
 PACKAGES = ("torch", "lightning", "numpy")
+TRAINER = "lightning.pytorch.trainer.trainer"
 
 
-class StepsOnRequest(pl.Callback):
-    """Waits for a request, runs its steps and answers with their times."""
+class StepsOnRequest:
+    """The hooks of a callback that waits for a request, runs its steps and answers their times."""
 
     def __init__(self, answers: Any, requests: Any) -> None:
         self.answers, self.requests = answers, requests
@@ -42,7 +46,7 @@ class StepsOnRequest(pl.Callback):
         self._losses: list[Any] = []
         self._start: tuple[float, float, Any] = (0.0, 0.0, None)
 
-    def on_train_start(self, trainer: pl.Trainer, *arguments: Any) -> None:
+    def on_train_start(self, trainer: "pl.Trainer", *arguments: Any) -> None:
         if trainer.world_size != 1:
             raise ValueError(
                 "a comparison trains on one device; leave --devices and --strategy out"
@@ -52,8 +56,10 @@ class StepsOnRequest(pl.Callback):
         self._wait(trainer)
 
     def on_train_batch_end(
-        self, trainer: pl.Trainer, module: Any, outputs: Any, *arguments: Any
+        self, trainer: "pl.Trainer", module: Any, outputs: Any, *arguments: Any
     ) -> None:
+        import torch
+
         loss = outputs["loss"] if isinstance(outputs, dict) else outputs
         if isinstance(loss, torch.Tensor):
             self._losses.append(loss.detach().clone())  # CUDA graphs reuse its memory
@@ -65,17 +71,18 @@ class StepsOnRequest(pl.Callback):
             self._answer(self._measured(trainer))
             self._wait(trainer)
 
-    def _wait(self, trainer: pl.Trainer) -> None:
+    def _wait(self, trainer: "pl.Trainer") -> None:
         while line := self.requests.readline():
             request = json.loads(line)
             if "steps" in request:
                 self._left, self._losses = request["steps"], []
                 self._start = _now(trainer)
                 return
+            _share_processor(trainer, request.get("start"))
             self._answer(_describe(trainer))
         os._exit(0)  # the comparison has ended
 
-    def _measured(self, trainer: pl.Trainer) -> dict[str, Any]:
+    def _measured(self, trainer: "pl.Trainer") -> dict[str, Any]:
         end = _now(trainer)
         gpu_s = None
         if end[2] is not None:
@@ -93,29 +100,52 @@ class StepsOnRequest(pl.Callback):
         self.answers.flush()
 
 
-def _now(trainer: pl.Trainer) -> tuple[float, float, Any]:
+def _now(trainer: "pl.Trainer") -> tuple[float, float, Any]:
     """Returns processor time, wall time and, on a GPU, an event that has happened."""
     event = None
     if trainer.strategy.root_device.type == "cuda":
+        import torch
+
         event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
         event.record()
         event.synchronize()
     return time.process_time(), time.perf_counter(), event
 
 
-def _describe(trainer: pl.Trainer) -> dict[str, Any]:
+def _describe(trainer: "pl.Trainer") -> dict[str, Any]:
     device = trainer.strategy.root_device
     on_gpu = device.type == "cuda"
     versions = {name: importlib.metadata.version(name) for name in PACKAGES}
+    name = "cpu"
+    if on_gpu:
+        import torch
+
+        name = torch.cuda.get_device_name(device)
     return {
         "versions": {"python": platform.python_version(), **versions},
-        "device": torch.cuda.get_device_name(device) if on_gpu else "cpu",
+        "device": name,
         "clock": "gpu" if on_gpu else "processor",
     }
 
 
-def _reset_peak(trainer: pl.Trainer) -> None:
+def _share_processor(trainer: "pl.Trainer", start: int | None) -> None:
+    """Keeps one thread on the processor that the other side's thread uses too.
+
+    The system would leave each on a processor of its own, and what runs beside them, on the other
+    thread of a core for example, would slow one of them more.
+    """
+    import torch
+
+    is_alone = trainer.strategy.root_device.type == "cpu" and torch.get_num_threads() == 1
+    if start is not None and is_alone and hasattr(os, "sched_setaffinity"):
+        processors = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, {processors[start % len(processors)]})
+
+
+def _reset_peak(trainer: "pl.Trainer") -> None:
     if trainer.strategy.root_device.type == "cuda":
+        import torch
+
         torch.cuda.reset_peak_memory_stats(trainer.strategy.root_device)
     if sys.platform == "linux":
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # of glibc
@@ -125,10 +155,12 @@ def _reset_peak(trainer: pl.Trainer) -> None:
         Path("/proc/self/clear_refs").write_text("5")  # VmHWM: man 5 proc
 
 
-def _peak_bytes(trainer: pl.Trainer) -> int:
+def _peak_bytes(trainer: "pl.Trainer") -> int:
     """Returns the peak of the tensors on a GPU, or else of the process."""
     device = trainer.strategy.root_device
     if device.type == "cuda":
+        import torch
+
         return int(torch.cuda.max_memory_allocated(device))
     status = Path("/proc/self/status")
     if status.exists():
@@ -138,19 +170,50 @@ def _peak_bytes(trainer: pl.Trainer) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
+class TrainerFinder(importlib.abc.MetaPathFinder):
+    """Gives every trainer the callback, as soon as the recipe imports Lightning."""
+
+    def __init__(self, answers: Any, requests: Any) -> None:
+        self.answers, self.requests = answers, requests
+
+    def find_spec(
+        self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        if name != TRAINER:
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(name)
+        if spec is not None and spec.loader is not None:
+            execute = spec.loader.exec_module
+
+            def execute_and_change(module: ModuleType) -> None:
+                execute(module)
+                self._add_callback_to(module.Trainer)
+
+            spec.loader.exec_module = execute_and_change  # type: ignore[method-assign]
+        return spec
+
+    def _add_callback_to(self, trainer: Any) -> None:
+        initialize = trainer.__init__
+
+        def initialize_with_callback(trainer: Any, *arguments: Any, **options: Any) -> None:
+            from lightning.pytorch import Callback
+
+            steps = type("StepsOnRequest", (StepsOnRequest, Callback), {})
+            callbacks = [*(options.pop("callbacks", None) or [])]
+            callbacks.append(steps(self.answers, self.requests))
+            initialize(trainer, *arguments, callbacks=callbacks, **options)
+
+        trainer.__init__ = initialize_with_callback
+
+
 def main() -> int:
     """Trains until nobody asks any more; returns the exit code of a recipe that ended before."""
     # Standard output carries answers alone: what the recipe prints goes to standard error.
     answers, requests = os.fdopen(os.dup(1), "w"), os.fdopen(os.dup(0))
     os.dup2(2, 1)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    initialize = pl.Trainer.__init__
-
-    def initialize_with_callback(self: pl.Trainer, *arguments: Any, **options: Any) -> None:
-        callbacks = [*(options.pop("callbacks", None) or []), StepsOnRequest(answers, requests)]
-        initialize(self, *arguments, callbacks=callbacks, **options)
-
-    pl.Trainer.__init__ = initialize_with_callback  # type: ignore[method-assign]
+    sys.meta_path.insert(0, TrainerFinder(answers, requests))
     recipe, sys.argv[1:] = sys.argv[1], sys.argv[2:]
     runpy.run_module(f"recipes.{recipe}", run_name="__main__", alter_sys=True)
     return 0

@@ -33,7 +33,7 @@ from unitransformer.files import write_atomically
 from unitransformer.machine.host import describe_machine
 from unitransformer.record.units import format_count
 
-SCHEMA = 2  # 1: pairs of two or three starts, too few for a verdict
+SCHEMA = 3  # 1: pairs of two or three starts, too few for a verdict; 2: threads that wait are busy
 FAST = 10.0  # a slowdown that no candidate is faster than: GOOD and BAD may differ by any factor
 KEY_PACKAGES = ("torch", "lightning", "numpy")
 
@@ -244,6 +244,7 @@ class Measured:
             "arguments": options.recipe_options,
             "machine": describe_machine().fingerprint,
             "threads": os.environ.get("OMP_NUM_THREADS"),  # change operators and time
+            "wait": os.environ.get("OMP_WAIT_POLICY"),
             "python": platform.python_version(),
             "versions": [importlib.metadata.version(package) for package in KEY_PACKAGES],
         }

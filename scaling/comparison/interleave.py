@@ -7,6 +7,7 @@ and the interval allows for how much the starts differ.
 
 import json
 import math
+import os
 import random
 import statistics
 import tempfile
@@ -35,7 +36,7 @@ from unitransformer.stats.intervals import t_quantile
 
 WORKER = Path(__file__).parents[2] / "recipes/service/paired_worker.py"
 WARM_UP_BLOCKS = 3  # of each start; the first step allocates and compiles
-MIN_BLOCK_S = 0.03  # so that the clock weighs little
+MIN_BLOCK_S = 0.1  # starting both sides takes longer than 20 pairs of such blocks
 ANSWER_LIMIT_S = 3600.0  # for the start with compilation, and for one block
 PAIRS_PER_START = 20
 MIN_STARTS = 4  # of a verdict: fewer do not show how much starts differ
@@ -245,7 +246,7 @@ def run_start(
             for name in SIDES
         }
         # Both import at the same time.
-        answers = pool.map(lambda name: asks[name]({"about": True}), SIDES)
+        answers = pool.map(lambda name: asks[name]({"about": True, "start": seed}), SIDES)
         about = dict(zip(SIDES, answers, strict=True))
         for name in SIDES:
             if clock == "gpu" and about[name]["clock"] != "gpu":
@@ -278,7 +279,9 @@ def take_pairs(
 
     warm_up = [[take(name) for name in SIDES] for _ in range(WARM_UP_BLOCKS)]
     # Other processes prolong wall time, but the processor's does not say how long a GPU works.
-    fastest_s = min(answer["gpu_s"] or answer["processor_s"] for answer in warm_up[-1])
+    fastest_s = min(
+        answer["gpu_s"] or answer["processor_s"] for answers in warm_up[1:] for answer in answers
+    )
     steps = max(1, math.ceil(MIN_BLOCK_S / fastest_s))
     order, first = random.Random(seed), list[SideName]()
     for _ in range(pairs):
@@ -297,16 +300,18 @@ def take_pairs(
 
 
 def _open(side: Side, folder: Path) -> Any:
-    arguments = [*side.arguments, "--out", str(folder), "--record", str(folder / "record.json")]
+    # Those of the side come later and win. Nobody reads the ceilings of the machine.
+    arguments = ["--ceiling-s", "0", "--optimizer.schedule-steps", str(NO_END), *side.arguments]
+    arguments += ["--out", str(folder), "--record", str(folder / "record.json")]
     # Validation and checkpoints would fall between two steps of a block.
     arguments += ["--max-steps", str(NO_END), "--validate-every", str(NO_END), "--no-checkpoint"]
-    if not any(a.partition("=")[0] == "--optimizer.schedule-steps" for a in arguments):
-        arguments += ["--optimizer.schedule-steps", str(NO_END)]
+    # A thread that waits for another one spins, and so counts as busy, unless it shall sleep.
+    wait = os.environ.get("OMP_WAIT_POLICY", "passive")
     return open_command(
         f"recipes.{side.recipe}",
         [str(side.python), "-P", str(WORKER), side.recipe, *arguments],
         limit_s=ANSWER_LIMIT_S,
-        variables={"PYTHONPATH": str(side.code)},
+        variables={"OMP_WAIT_POLICY": wait, "PYTHONPATH": str(side.code)},
     )
 
 

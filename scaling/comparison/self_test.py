@@ -38,7 +38,7 @@ from scaling.comparison.verdict import (
     judge,
 )
 from scaling.comparison.work import PRODUCTS, SIZE, TURNS
-from scaling.store.self_test import KIND, SCHEMA, SelfTest, read_self_test
+from scaling.store.self_test import KIND, SCHEMA, SelfTest, pack, read_self_test
 from unitransformer.files import write_atomically
 from unitransformer.launch.process_tree import die_with_parent, end_process
 from unitransformer.launch.subprocess_module import open_command
@@ -83,8 +83,7 @@ def measure(trials: int, *, print_line: Callable[[str], None]) -> Times:
                     us = [1e6 * math.fsum(seconds[i : i + steps]) for i in _places(seconds, steps)]
                     length = len(us) // count
                     times[clock][arm] += [
-                        [round(value, 1) for value in us[i : i + length]]
-                        for i in _places(us, length)
+                        [round(value) for value in us[i : i + length]] for i in _places(us, length)
                     ]
             print_line(f"{begin + count} of {trials} trials measured")
     return times
@@ -337,7 +336,10 @@ def describe(times: Times, about: Mapping[str, Any]) -> dict[str, Any]:
             "steps_per_stored_time": STEPS_PER_STORED,
             "step": {"products": PRODUCTS, "turns": TURNS, "size": SIZE},
             **derive(times),
-            **{f"{clock}_us": arms for clock, arms in times.items()},
+            **{
+                f"{clock}_us": {arm: pack(trials) for arm, trials in arms.items()}
+                for clock, arms in times.items()
+            },
         }
     )
 

@@ -237,6 +237,19 @@ for line in {lines!r}:
     assert all(line.startswith("error: ") for line in errors)
 
 
+def test_a_side_of_a_comparison_refuses_bad_options_before_torch_is_imported(
+    repository: Path,
+) -> None:
+    script = f"""{BLOCK}
+import runpy
+sys.argv = ["paired_worker.py", "gpt", "--no-such-option", "1"]
+runpy.run_path("recipes/service/paired_worker.py", run_name="__main__")
+"""
+    done = run_python("-c", script, repository=repository)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: --no-such-option is not an option")
+
+
 def test_the_import_block_stops_a_summary_which_needs_torch(repository: Path) -> None:
     script = f"""{BLOCK}
 from recipes import gpt

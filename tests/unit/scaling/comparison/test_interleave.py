@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,6 @@ TINY = (
     *("--devices", "1", "--strategy", "single", "--data", "synthetic", "--dropout", "0"),
     *("--model.width", "16", "--model.num-layers", "1", "--model.num-heads", "2"),
     *("--model.feedforward-width", "32", "--model.num-classes", "64", "--batch-size", "2"),
-    *("--ceiling-s", "0.01"),
 )
 ABOUT: dict[SideName, dict[str, Any]] = {
     "base": {"device": "cpu", "clock": "processor"},
@@ -77,14 +77,14 @@ def a_side(code: Path, *arguments: str) -> Side:
 def test_both_sides_take_turns_after_each_step_in_random_order() -> None:
     turns: list[tuple[str, int]] = []
     start = take_pairs(asking(turns, 0.01), 20, ABOUT, seed=0)
-    assert [steps for _, steps in turns] == [1] * (6 + 120)  # three of each side to warm up
-    assert start.steps_per_block == 3  # of 10 ms, to fill 30 ms
+    assert [steps for _, steps in turns] == [1] * (6 + 400)  # three of each side to warm up
+    assert start.steps_per_block == 10  # of 10 ms, to fill 100 ms
     names = [name for name, _ in turns[6:]]
-    assert all({*names[i : i + 2]} == {"base", "candidate"} for i in range(0, 120, 2))
-    assert 20 < names[::2].count("base") < 40
-    assert names[::6] == list(start.first)
-    assert start.base.processor_s == [pytest.approx(0.03)] * 20
-    assert len(start.base.losses) == 3 + 60
+    assert all({*names[i : i + 2]} == {"base", "candidate"} for i in range(0, 400, 2))
+    assert 70 < names[::2].count("base") < 130
+    assert names[::20] == list(start.first)
+    assert start.base.processor_s == [pytest.approx(0.1)] * 20
+    assert len(start.base.losses) == 3 + 200
 
 
 def test_a_block_is_one_step_if_a_step_is_long() -> None:
@@ -237,6 +237,26 @@ def test_the_clock_of_a_gpu_is_refused_without_one_before_anything_is_measured(
     sides: dict[SideName, Side] = {"base": a_side(tmp_path), "candidate": a_side(tmp_path)}
     with pytest.raises(ValueError, match="clock is gpu, but base trains on cpu; choose processor"):
         run_start(sides, 2, seed=0, clock="gpu")
+
+
+def test_options_and_variables_of_the_user_come_before_those_of_the_comparison(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    started: list[tuple[Sequence[str], str]] = []
+
+    def start(module: str, command: Sequence[str], *, limit_s: float, variables: Any) -> None:
+        started.append((command, variables["OMP_WAIT_POLICY"]))
+
+    monkeypatch.setattr(interleave, "open_command", start)
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    side = replace(a_side(tmp_path), arguments=("--ceiling-s", "1"))
+    interleave._open(side, tmp_path)
+    monkeypatch.setenv("OMP_WAIT_POLICY", "active")
+    interleave._open(side, tmp_path)
+    (command, asleep), (_, given) = started
+    values = [command[i + 1] for i, text in enumerate(command) if text == "--ceiling-s"]
+    assert values == ["0", "1"]  # the last one counts
+    assert (asleep, given) == ("passive", "active")
 
 
 def test_sides_on_different_devices_are_inconclusive() -> None:

@@ -23,7 +23,7 @@ from scaling.comparison.self_test import (
 )
 from scaling.comparison.verdict import Judgement
 from scaling.store.reader import load_store
-from scaling.store.self_test import read_self_test, upper_bound
+from scaling.store.self_test import pack, read_self_test, unpack, upper_bound
 from tests.builders.self_tests import SLOWDOWNS, make_self_test, make_times
 from unitransformer.record.checksums import add_checksums
 
@@ -208,7 +208,7 @@ def test_broken_promises_are_named_with_exit_code_1(
     [
         (lambda c: c["rules"][0].update(false_alarms=1), "rules was changed after"),
         (lambda c: c.pop("wall_us"), "wall_us is missing"),
-        (lambda c: c.update(schema=2), "schema is 2; this version reads 1"),
+        (lambda c: c.update(schema=3), "schema is 3; this version reads 1 and 2"),
     ],
 )
 def test_a_record_that_was_changed_is_refused(
@@ -241,7 +241,9 @@ def test_results_that_the_times_contradict_are_refused(
 @pytest.mark.parametrize("times", [[1.0] * 319, [0.0] * 320, ["1"] * 320, None])
 def test_a_trial_without_its_times_is_refused(content: dict[str, Any], times: Any) -> None:
     changed = json.loads(json.dumps(content))
-    changed["processor_us"]["2 %"][3] = times
+    trials = unpack(changed["processor_us"]["2 %"])
+    trials[3] = times
+    changed["processor_us"]["2 %"] = pack(trials)
     with pytest.raises(ValueError, match=r"processor_us\.2 % is not 320 times above 0 for each"):
         read_self_test(changed, "a", checksums_hold=True)
 
@@ -260,10 +262,29 @@ def test_a_record_of_no_trials_is_refused_though_its_checksums_hold(
     changed = content | change
     for clock in ("processor_us", "wall_us"):
         kept = None if changed["num_trials"] else 0
-        changed[clock] = {arm: trials[:kept] for arm, trials in content[clock].items()}
+        changed[clock] = {arm: pack(unpack(text)[:kept]) for arm, text in content[clock].items()}
     write(add_checksums(changed), tmp_path / "self-test.json")
     with pytest.raises(ValueError, match=message):
         read(tmp_path / "self-test.json")
+
+
+@pytest.mark.parametrize("text", ["", "no times", pack([])[:-1], None, [[1.0]]])
+def test_times_that_cannot_be_unpacked_are_refused(content: dict[str, Any], text: Any) -> None:
+    changed = json.loads(json.dumps(content))
+    changed["processor_us"]["2 %"] = text
+    with pytest.raises(ValueError, match=r"processor_us\.2 % is not 320 times above 0 for each"):
+        read_self_test(changed, "a", checksums_hold=True)
+
+
+def test_a_record_of_plain_lists_is_still_read(content: dict[str, Any]) -> None:
+    lists = {
+        name: {arm: unpack(text) for arm, text in content[name].items()}
+        for name in ("processor_us", "wall_us")
+    }
+    old = read_self_test(content | lists | {"schema": 1}, "a", checksums_hold=True)
+    new = read_self_test(content, "a", checksums_hold=True)
+    assert old.content["processor_us"] == new.content["processor_us"] == lists["processor_us"]
+    assert self_test.find_contradictions(old) == []
 
 
 @pytest.mark.parametrize("alarms", [-1, 21])
