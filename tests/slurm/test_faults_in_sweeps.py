@@ -74,14 +74,20 @@ def die(cluster: Cluster, node: str) -> None:
         cluster.run("scontrol", "update", f"NodeName={node}", "State=RESUME")
 
 
+def hurry_requeued(cluster: Cluster) -> list[str]:
+    """Lets requeued jobs start early; returns the jobs in the queue with SLURM's reason."""
+    rows = cluster.run("squeue", "--noheader", "--array", "--format=%F_%K|%r").split()
+    for job in (row.partition("|")[0] for row in rows if row.endswith("|BeginTime")):
+        with contextlib.suppress(subprocess.CalledProcessError):
+            cluster.run("scontrol", "update", f"JobId={job}", "StartTime=now")
+    return rows
+
+
 def wait_until_ended(cluster: Cluster, work: Path, number: int) -> None:
-    """Waits for all cells, and lets requeued jobs start early."""
+    """Waits for all cells and jobs."""
 
     def have_ended() -> bool:
-        rows = cluster.run("squeue", "--noheader", "--array", "--format=%F_%K|%r").split()
-        for job in (row.partition("|")[0] for row in rows if row.endswith("|BeginTime")):
-            with contextlib.suppress(subprocess.CalledProcessError):
-                cluster.run("scontrol", "update", f"JobId={job}", "StartTime=now")
+        rows = hurry_requeued(cluster)
         time.sleep(0.5)
         return len(statuses_of(work)) == number and not rows
 
@@ -120,6 +126,7 @@ def draw_busy_node(cluster: Cluster, draw: random.Random) -> str:
     rows: list[str] = []
 
     def are_running() -> bool:
+        hurry_requeued(cluster)
         rows[:] = cluster.run("squeue", "--noheader", "--states=RUNNING", "--format=%N").split()
         return bool(rows)
 
