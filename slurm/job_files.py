@@ -12,15 +12,17 @@ them for records.
 """
 
 import json
+import shlex
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from unitransformer.files import write_atomically
+from unitransformer.files import why_not_writable, write_atomically
 from unitransformer.record.slurm_job import JobStart, seconds_of
 
 SUBMITTED, SCRIPT, RUN = "submitted", "job.sbatch", "run-1"
+STUDY = "study.json"  # in the folder of a sweep
 # In the errors folder of a start:
 SWEEP_STATE = "sweep"
 SIGNAL = "signal-"  # and the number of a rank: a signal to stop has arrived there
@@ -65,6 +67,20 @@ def list_attempts(folder: Path) -> list[Attempt]:
 
 def last_attempt(folder: Path) -> Attempt | None:
     return next(reversed(list_attempts(folder)), None)
+
+
+def check_free(folder: Path) -> None:
+    """Raises ValueError if the folder belongs to another job, or cannot be written."""
+    if list_attempts(folder) or (folder / SUBMITTED).exists():
+        raise ValueError(
+            f"folder {folder} belongs to another job; continue that job with sbatch "
+            f"{shlex.quote(str(folder / SCRIPT))}, or choose another --folder"
+        )
+    if closed := why_not_writable(folder):
+        parent, reason = closed
+        raise ValueError(
+            f"folder {folder}: {parent} cannot be written ({reason}); choose another --folder"
+        )
 
 
 def first_started_at(folder: Path) -> str:

@@ -114,6 +114,14 @@ def is_cancelled_or_requeued(job: str) -> bool:
     return is_ended is not None and values.get("Reason") != "TimeLimit"
 
 
+def is_preempted(job: str) -> bool:
+    """Returns whether SLURM has preempted the job, which may still run in its grace time."""
+    with contextlib.suppress(ValueError, RuntimeError):
+        (values,) = show_job(job)
+        return values.get("PreemptTime", "None") != "None"
+    return False
+
+
 def max_array_tasks() -> int:
     """Returns how many tasks an array may have; SLURM's default if the controller is silent."""
     config = ""

@@ -181,13 +181,12 @@ class Sweep:
 
     def scan(self) -> tuple[Sequence[CellTask], dict[str, CellOutcome]]:
         """Returns all tasks known so far, and the outcomes of the finished ones by name."""
-        done: dict[str, CellOutcome] = {}
+        tasks = self.agenda({})
         while True:
-            tasks = self.agenda(done)
-            found = self._done(tasks)
-            if found.keys() == done.keys():
-                return tasks, found
-            done = found
+            done = self._done(tasks)
+            if (known := self.agenda(done)) == tasks:
+                return tasks, done
+            tasks = known
 
     def _done(self, tasks: Sequence[CellTask]) -> dict[str, CellOutcome]:
         """Returns valid outcomes: an inferred one counts only while its cause does."""

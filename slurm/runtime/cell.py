@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from slurm import scheduler
 from slurm.job_files import JOB_END, read_json
 from slurm.runtime.allocation import Allocation, JobArgs, read_allocation
 from slurm.runtime.node_health import (
@@ -144,6 +145,8 @@ def _end(
         code = _end_job(args, reason, [*dead])
         return 0 if was_done else code
     if not failures:
+        if scheduler.is_cancelled_or_requeued(allocation.name):  # srun could not start its step
+            return STOPPED_EXIT_CODE
         unheard = find_unheard_nodes(allocation, args.errors)
         if unheard and is_blind(unheard[0], args.errors):
             reason = (

@@ -84,6 +84,7 @@ def was_interrupted(
 
     Before training, it is the cause of failures that come after it: a rank without handlers dies,
     and others lose their connection to it. After a failure, srun itself signals the other ranks.
+    If SLURM has preempted the job before the ranks were started, srun fails without any.
 
     Args:
         run: folder of the run.
@@ -93,8 +94,10 @@ def was_interrupted(
     if watched.dead:
         return False
     if not failed:
-        has_stopped = any(args.errors.glob("*.stopped"))
-        return watched.is_stopped_early or (watched.exit_code == 0 and has_stopped)
+        if watched.exit_code in (0, BAD_USAGE, STOPPED_EXIT_CODE):
+            return watched.exit_code == 0 and any(args.errors.glob("*.stopped"))
+        # In its grace time, SLURM neither signals the batch script nor starts further steps.
+        return watched.is_stopped_early or scheduler.is_preempted(allocation.name)
     progress = _times(run, PROGRESS_FILE)
     has_trained = bool(progress) and progress[0] >= since_s
     signaled = _times(args.errors, f"{SIGNAL}*")

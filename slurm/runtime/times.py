@@ -8,8 +8,7 @@ from dataclasses import fields
 from pathlib import Path
 
 from slurm import scheduler
-from slurm.job_files import RUN, list_attempts
-from slurm.preflight import STUDY
+from slurm.job_files import RUN, STUDY, list_attempts
 from slurm.runtime.allocation import Allocation, JobArgs, sweep_folder_of
 from slurm.runtime.outcome import record_path
 from unitransformer.record.slurm_job import JOBS, JobStart, SlurmJob, write_job

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from slurm import submit
+from slurm import job_options
 from slurm.batch_script import Job
 
 CELLS = 250  # of a sweep in the table of sites
@@ -28,7 +28,7 @@ class SiteRow:
         The recipe accepts its options, and a sweep has `CELLS` cells on one node.
         """
         listing = "python -m recipes.gpt\n" * CELLS
-        monkeypatch.setattr("slurm.submit.check_recipe", lambda job, recipe: None)
+        monkeypatch.setattr("slurm.job_options.check_recipe", lambda job, recipe: None)
         monkeypatch.setattr("slurm.preflight.run_module", lambda *arguments, **options: listing)
         monkeypatch.setattr("slurm.preflight._ask", lambda commands, _: [{}] * len(commands))
         monkeypatch.chdir(folder)
@@ -37,7 +37,7 @@ class SiteRow:
         (folder / "site.toml").write_text("\n".join(["[site]", *lines]))
         target = "sweep" if "sweep" in self.given else "recipes.gpt"
         table = ["--clusters", str(folder / "site.toml"), "--cluster", "site"]
-        return submit.build_jobs(*submit.parse([target, *table, *options]))
+        return job_options.build_jobs(*job_options.parse([target, *table, *options]))
 
 
 def site_rows(repository: Path) -> list[SiteRow]:

@@ -12,6 +12,7 @@ from typing import Any
 import psutil
 import pytest
 
+from scaling import __main__ as scaling
 from slurm import status, submit
 from slurm.job_files import last_attempt, list_attempts
 from tests.distributed.launching import train
@@ -112,7 +113,13 @@ def test_two_nodes_train_the_model_of_one_process_and_a_stop_changes_nothing(
     assert record["config"]["parallel"]["num_nodes"] == 2
     assert record["segment_starts"] == [0, int(checkpoint.name.removeprefix("step-"))]
     assert record["loss"] == pytest.approx(uninterrupted["loss"], rel=1e-5)
-    wait_for_status(folder, rf"gpt +done +{STEPS}/{STEPS}")
+    # Waited, ran, and was requeued once: in the queue's table and in a report, without sacct.
+    time = r"\d+:\d\d"
+    wait_for_status(folder, rf"gpt +done +{STEPS}/{STEPS} .* {time} +{time} +1$")
+    assert scaling.main(["report", str(folder), "--out", str(work / "RESULTS.md")]) == 0
+    seconds = r"[\d.]+ (s|min)"
+    jobs = rf"1 SLURM job waited {seconds}, ran {seconds} and was requeued once"
+    assert re.search(jobs, " ".join((work / "RESULTS.md").read_text().split()))
     assert (folder / f"attempt-{job}-1").exists()
     # The same script again finds the finished record.
     subprocess.run(["sbatch", folder / "job.sbatch"], check=True)

@@ -9,7 +9,7 @@ import pytest
 from slurm import status
 from slurm.batch_script import Job, render
 from slurm.clusters import Cluster
-from slurm.submit import submit
+from slurm.sbatch import submit
 from tests.slurm.cluster import INSTALL, until
 from tests.slurm.cluster import Cluster as RealCluster
 from tests.slurm.conftest import skip_or_fail

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from slurm import status, submit
+from slurm import sbatch, status, submit
 from slurm.batch_script import Job, render, seconds_of
 from slurm.clusters import Cluster as ClusterTable
 from slurm.job_files import read_json
@@ -25,7 +25,7 @@ JOB = Job(
 
 def hold(job: Job) -> str:
     """Submits a job that does not start."""
-    return submit._run_sbatch(["--parsable", "--hold", "--output=/dev/null"], render(job)).strip()
+    return sbatch.run_sbatch(["--parsable", "--hold", "--output=/dev/null"], render(job)).strip()
 
 
 @pytest.mark.parametrize(
@@ -107,7 +107,7 @@ def test_a_job_has_its_gpus_and_variables_of_the_node(
         JOB, directory=str(work), folder=str(work), python=str(stub), devices=2, on_gpus=True,
         cluster=table,
     )  # fmt: skip
-    number = submit._run_sbatch(["--parsable"], render(job)).strip()
+    number = sbatch.run_sbatch(["--parsable"], render(job)).strip()
     until((work / "result").exists, "the job has run")
     result = read_json(work / "result")
     allocation = read_allocation(result["variables"])

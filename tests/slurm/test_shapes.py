@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from slurm import submit
+from slurm import sbatch, submit
 from tests.slurm.cluster import controller_alone
 
 SHAPE = ["--gpu-type", "h200", "--time", "1-0", "--partition", "gpu", "--test-only"]
@@ -83,9 +83,9 @@ def test_the_array_of_a_sweep_fits_the_limit_of_the_controller(
     script = f"#!/bin/bash\n{first}"
     assert "#SBATCH --array=0-99%8\n" in first
     assert re.search(r"^#SBATCH --array=0-\d\d%8$", second, re.MULTILINE)
-    assert submit._run_sbatch(["--test-only"], script) == ""
+    assert sbatch.run_sbatch(["--test-only"], script) == ""
     with pytest.raises(ValueError, match="Invalid job array specification"):
-        submit._run_sbatch(["--test-only"], script.replace("0-99%8", "0-100%8"))
+        sbatch.run_sbatch(["--test-only"], script.replace("0-99%8", "0-100%8"))
 
 
 def test_ready_scripts_are_accepted(controller: str, repository: Path) -> None:

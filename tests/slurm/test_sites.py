@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from slurm import preflight, refusals, scheduler, submit
+from slurm import preflight, refusals, sbatch, scheduler, submit
 from slurm.batch_script import Job, render
 from slurm.clusters import Cluster
 from tests.builders.modules import run_here
@@ -74,7 +74,7 @@ def test_every_job_of_the_table_in_the_manual(
         for job in row.build(tmp_path, monkeypatch):
             rows = scheduler.list_partitions(job.partition)
             refusals.check_types(job, rows)
-            submit._test([job], rows)
+            sbatch.check_with_slurm([job], rows)
 
     for row in site_rows(repository):
         with pytest.MonkeyPatch.context() as patched:
@@ -89,7 +89,7 @@ def test_every_job_of_the_table_in_the_manual(
 def test_slurm_itself_gives_a_job_several_types_of_gpus(mixed: None) -> None:
     """And so does without the check."""
     job = replace(GPT, nodes=4, devices=4)
-    assert submit._run_sbatch(["--test-only"], render(job)) == ""
+    assert sbatch.run_sbatch(["--test-only"], render(job)) == ""
     text = error_of(lambda: refusals.check_types(job, scheduler.list_partitions(None)))
     assert text.startswith("partition all has GPUs of the types 1g.10gb, a100, h100, and the ranks")
 
@@ -100,7 +100,7 @@ def test_slices_of_gpus_are_refused_for_several_devices(mixed: None) -> None:
     assert text.startswith("partition mig has only GPUs of type 1g.10gb, a MIG slice of a GPU, and")
     one = replace(GPT, devices=1, partition="mig")
     assert refusals.check_types(one, rows) is None
-    submit._test([one], rows)
+    sbatch.check_with_slurm([one], rows)
 
 
 @pytest.mark.parametrize(
@@ -130,29 +130,29 @@ def test_a_refusal_of_slurm_names_the_option(
 ) -> None:
     job = replace(GPT, **options)  # type: ignore[arg-type]
     rows = scheduler.list_partitions(job.partition)
-    text = error_of(lambda: submit._test([job], rows))
+    text = error_of(lambda: sbatch.check_with_slurm([job], rows))
     assert expected in text
     assert "\n" not in text
     if "no account given" in text:
-        submit._test([replace(job, account="lab")], rows)
+        sbatch.check_with_slurm([replace(job, account="lab")], rows)
     if "no qos given" in text:
-        submit._test([replace(job, qos="long")], rows)
+        sbatch.check_with_slurm([replace(job, qos="long")], rows)
 
 
 def test_a_site_without_whole_nodes_is_understood(mixed: None) -> None:
     sweep = replace(GPT, target="sweep", array="0-3", partition="shared")
-    text = error_of(lambda: submit._test([sweep], []))
+    text = error_of(lambda: sbatch.check_with_slurm([sweep], []))
     assert "not given out here; without --exclusive it accepts the job: set exclusive = f" in text
-    submit._test([replace(sweep, cluster=Cluster(exclusive=False, cpus_per_task=8))], [])
+    sbatch.check_with_slurm([replace(sweep, cluster=Cluster(exclusive=False, cpus_per_task=8))], [])
 
 
 def test_a_site_that_does_not_count_gpus_is_understood(uncounted: None) -> None:
     for cluster in (Cluster(), Cluster(gpu_request="gpus-per-task"), Cluster(gpu_request="gres")):
-        text = error_of(partial(submit._test, [replace(GPT, cluster=cluster)], []))
+        text = error_of(partial(sbatch.check_with_slurm, [replace(GPT, cluster=cluster)], []))
         assert "Invalid generic resource (gres) specification; gpu_request is g" in text
     job = replace(GPT, cluster=Cluster(gpu_request="none"))
-    submit._test([job], [])
-    text = error_of(lambda: submit._test([replace(job, time=None)], []))
+    sbatch.check_with_slurm([job], [])
+    text = error_of(lambda: sbatch.check_with_slurm([replace(job, time=None)], []))
     assert "Time limit specification required, but not provided; no time given; give --time" in text
 
 
@@ -162,7 +162,7 @@ def test_a_job_may_be_requeued_where_that_is_not_the_default(mixed: None, tmp_pa
         (script, "Requeue=1"),
         (script.replace("#SBATCH --requeue\n", ""), "Requeue=0"),  # JobRequeue=0
     ):
-        number = submit._run_sbatch(["--parsable", "--hold"], text).strip()
+        number = sbatch.run_sbatch(["--parsable", "--hold"], text).strip()
         assert expected in run("scontrol", "show", "job", number)
         run("scancel", number)
 

@@ -1,10 +1,14 @@
 """Tests sweeps over array tasks on a real SLURM."""
 
+import itertools
 import json
+import os
 import re
+import statistics
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,6 +25,7 @@ from tests.slurm.waiting import (
     wait_for_outcome,
     wait_for_status,
 )
+from unitransformer.record.slurm_job import seconds_of
 
 pytestmark = pytest.mark.timeout(1800)  # of several waits
 
@@ -94,3 +99,50 @@ def test_a_cell_interrupted_by_a_signal_has_no_outcome_and_runs_again(
         wait_for_outcome(work / f"job/task-{task}", "done")
         assert cluster.state(f"{array}_{task}")["Restarts"] == "1"
     assert statuses_of(work) == ["ok", "ok"]
+
+
+@pytest.mark.proof
+@pytest.mark.alone
+def test_a_sweep_adds_less_than_two_percent_to_the_time_of_its_cells(
+    cluster: Cluster,
+    work: Path,
+    repository: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Cells of at least 20 s, with and without SLURM, on one node and on two."""
+    slow_down_first_start(work, repository, monkeypatch)
+    axes = {"batch_size": "2,4,8", "max_steps": "20", "validate_every": "20", "devices": "1"}
+    arguments = axes_of(work, num_nodes="1,2", strategy="ddp", time_limit="600", **axes)
+    options = ["--time", "1:00:00", "--devices", "1", "--max-parallel", "1"]
+    assert submit.main(["sweep", *options, "--folder", str(work / "job"), "--", *arguments]) == 0
+    for number in range(1, 7):
+        until(lambda: len(statuses_of(work)) >= number, f"{number} cells have ended")  # noqa: B023
+    command = [sys.executable, "-m", "scaling", "sweep"]
+    here = axes_of(work, out=str(work / "here"), strategy="ddp", **axes)
+    subprocess.run([*command, *here], env={**os.environ, "SLURM_JOB_ID": "0"}, check=True)  # slow
+    in_jobs = outcomes_in(work / "swept")
+    places = {
+        f"a job on {number}": [cell for cell in in_jobs if cell["options"]["num-nodes"] == number]
+        for number in ("1", "2")
+    }
+    for where, cells in {**places, "no job": outcomes_in(work / "here")}.items():
+        spans = [cell["elapsed_s"] for cell in cells]
+        ends = [seconds_of(cell["finished_at"]) for cell in cells]
+        assert len(cells) == 3
+        assert min(spans) > 20
+        # From the second cell: the first one waits until the worker has imported torch.
+        added = [
+            after - before - span
+            for (before, after), span in zip(itertools.pairwise(ends), spans[1:], strict=True)
+        ]
+        share = statistics.median(added) / statistics.median(spans)
+        with capsys.disabled():
+            print(f"\n{where}: cells of {spans} s, {added} s for the sweep: {100 * share:.2f} %")
+        assert share < 0.02
+
+
+def outcomes_in(folder: Path) -> list[dict[str, Any]]:
+    """Returns the outcomes of the cells of a sweep, in the order in which they ran."""
+    outcomes = [json.loads(path.read_text()) for path in folder.glob("cells/*/outcome.json")]
+    return sorted(outcomes, key=lambda outcome: str(outcome["started_at"]))

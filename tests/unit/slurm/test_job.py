@@ -279,6 +279,25 @@ def test_the_record_of_a_run_decides_how_its_job_ended(
             assert (end.outcome, end.is_cancelled, end.reason) == (result, False, reason)
 
 
+@pytest.mark.parametrize(
+    ("target", "at", "outcome", "reason"),
+    [
+        ("recipes.gpt", "2026-11-30T17:34:10", "stopped", NOT_STARTED),
+        ("sweep", "2026-11-30T17:34:10", "stopped", CELL_RELEASED),
+        ("recipes.gpt", "None", "failed", "srun exited with code 1"),
+    ],
+)
+def test_a_job_that_slurm_preempts_before_its_ranks_start_is_stopped_and_not_failed(
+    target: str, at: str, outcome: str, reason: str, tmp_path: Path, put_stub: PutStub
+) -> None:
+    write_run(tmp_path, None)
+    put_stub("scontrol", f"echo JobId=7 JobState=RUNNING Reason=None PreemptTime={at}\n")
+    allocation, args = read_allocation(VARIABLES), args_of(f"--folder {tmp_path} {target}")
+    end = find_end(allocation, args, watched(1), since_s=ATTEMPT.since_s, signaled=False)
+    assert (end.outcome, end.reason, end.is_cancelled) == (outcome, reason, False)
+    assert decide(ATTEMPT, end).is_requeued == (outcome == "stopped")
+
+
 def test_failures_of_ranks_and_nodes_decide_how_a_job_ended(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from slurm import refusals, scheduler, submit
+from slurm import refusals, sbatch, scheduler
 from slurm.batch_script import Job, render
 from slurm.clusters import Cluster
 from slurm.scheduler import PartitionRow
@@ -233,8 +233,8 @@ def test_a_script_that_is_accepted_without_exclusive_says_so(put_stub: PutStub) 
     )
     sweep = replace(GPT, target="sweep", array="0-3")
     with pytest.raises(ValueError, match="given out; without --exclusive it accepts the job: set"):
-        submit._test([sweep], [])
-    submit._test([replace(sweep, cluster=Cluster(cpus_per_task=4))], [])
+        sbatch.check_with_slurm([sweep], [])
+    sbatch.check_with_slurm([replace(sweep, cluster=Cluster(cpus_per_task=4))], [])
     put_stub("sbatch", "echo 'sbatch: error: Nobody may run here' >&2; exit 1\n")
     with pytest.raises(ValueError, match=r"refuses this job: Nobody may run here$"):
-        submit._test([sweep], [])
+        sbatch.check_with_slurm([sweep], [])

@@ -171,6 +171,23 @@ def test_a_signal_releases_a_cell(
     assert end(code, is_stopped=is_stopped) == expected
 
 
+@pytest.mark.parametrize(
+    ("state", "preempted_at", "expected"),
+    [
+        ("RUNNING", "2026-11-30T17:34:10", 75),
+        ("CANCELLED", "None", 75),
+        ("COMPLETING", "None", 75),
+        ("RUNNING", "None", 1),
+    ],
+)
+def test_a_cell_whose_ranks_slurm_no_longer_starts_runs_again(
+    state: str, preempted_at: str, expected: int, errors: Path, put_stub: PutStub
+) -> None:
+    put_stub("scontrol", f"echo JobId=7 JobState={state} PreemptTime={preempted_at}\n")
+    assert end(1) == expected
+    assert job_end(errors) is None
+
+
 def note_order(errors: Path, *, first: str, failure: RankFailure) -> None:
     """Writes a failure and the mark of a signal with the times at which they came."""
     write_failure(failure, errors / f"{failure.rank}.failure")

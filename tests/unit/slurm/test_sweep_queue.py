@@ -13,7 +13,7 @@ from scaling.store.outcome import write_outcome
 from scaling.sweep.plan import CellTask
 from scaling.sweep.run_cell import now, outcome_without_run
 from scaling.sweep.study import Cell, load_study
-from slurm import preflight, status, submit
+from slurm import preflight, status, submit, sweep_queue
 from slurm.batch_script import Job
 from slurm.job_files import write_attempt
 from tests.builders.modules import open_here, run_here
@@ -144,7 +144,7 @@ def test_a_sweep_that_another_process_has_just_submitted_is_not_submitted_again(
         (place / "queue").write_text(tasks_in_queue(7, 2) + tasks_in_queue(9, 2))
 
     prepare = preflight.prepare_sweep
-    monkeypatch.setattr(submit, "prepare_sweep", submit_elsewhere)
+    monkeypatch.setattr(sweep_queue, "prepare_sweep", submit_elsewhere)
     assert submitted(capsys)[0] == 0
     assert Counter((place / "calls").read_text().splitlines())["--parsable"] == 1
     assert stored_arrays(place) == [("7", 1, None), ("9", 4, None), ("41", 2, None)]
