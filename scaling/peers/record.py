@@ -11,9 +11,9 @@ from pathlib import Path
 from types import NoneType
 from typing import Any, get_args
 
+from scaling.numbered_file import write_numbered
 from scaling.peers.ratios import Ratio, paired_ratio
 from unitransformer.config import Compile, RunConfig, from_dict, hash_values
-from unitransformer.files import write_atomically
 from unitransformer.peers.catalog import PEERS, Peer
 from unitransformer.record.fields import NUMBER, Kinds, agree, check_fields, check_lists, is_of_kind
 
@@ -128,11 +128,8 @@ def write_comparison(content: Mapping[str, Any], folder: Path) -> Path:
     comparison = read_comparison(content, "comparison")
     config = comparison.config
     stem = f"{KIND}-{config.recipe}-{config.size}-b{config.batch_size}-{comparison.peer.name}"
-    numbers = (path.stem.rpartition("-")[2] for path in folder.glob(f"{stem}-*.json"))
-    number = max((int(n) for n in numbers if n.isdecimal()), default=0) + 1
-    path = folder / f"{stem}-{number}.json"
-    write_atomically(path, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
-    return path
+    text = json.dumps(content, indent=1, allow_nan=False) + "\n"
+    return write_numbered(text.encode(), folder, stem)
 
 
 def is_comparison(content: Any) -> bool:

@@ -22,6 +22,15 @@ def test_a_record_is_read_back_by_the_store(tmp_path: Path) -> None:
     assert find_contradictions(first) == []
 
 
+def test_two_comparisons_that_choose_one_number_are_both_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_comparison(make_comparison(factor=2.0), tmp_path)
+    monkeypatch.setattr(Path, "glob", lambda folder, pattern: iter(()))  # as listed before
+    write_comparison(make_comparison(factor=3.0), tmp_path)
+    assert len(list(tmp_path.iterdir())) == 2
+
+
 def test_a_failure_has_no_samples(tmp_path: Path) -> None:
     content = make_comparison(failure="peer: out of memory")
     comparison = read_comparison(json.loads(write_comparison(content, tmp_path).read_text()), "a")
