@@ -86,14 +86,20 @@ class Comparison:
 def derive(ours: Side, other: Side) -> dict[str, Any]:
     """Returns the ratios that the samples imply, as a record stores them."""
     return {
-        "speed": asdict(paired_ratio(other.wall_s, ours.wall_s)),
-        "processor_speed": asdict(_processor_ratio(ours, other)),
+        "speed": asdict(speed(ours, other)),
+        "processor_speed": asdict(processor_speed(ours, other)),
         "training_memory": ours.training_bytes / other.training_bytes,
         "process_memory": ours.peak_bytes / other.peak_bytes,
     }
 
 
-def _processor_ratio(ours: Side, other: Side) -> Ratio:
+def speed(ours: Side, other: Side) -> Ratio:
+    """Returns our speed over the peer's."""
+    return paired_ratio(other.wall_s, ours.wall_s)
+
+
+def processor_speed(ours: Side, other: Side) -> Ratio:
+    """Returns the peer's seconds of the processor over ours."""
     # A GPU may be busy while the processor's clock does not advance.
     least = 1e-9
     return paired_ratio(
