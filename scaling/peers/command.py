@@ -120,7 +120,7 @@ def _measure(pair: Pair, options: PeersOptions, machine: dict[str, Any]) -> Path
         {"ours": own, "peer": other},
         pair.config.parallel.accelerator,
         options.limits,
-        seed=options.seed,
+        seed=f"{options.seed}, {pair.label}, {pair.config.hash()}, {started}",
     )
     fields = {
         "config": config,
