@@ -190,13 +190,22 @@ def _sides(content: Mapping[str, Any]) -> tuple[Side, Side] | None:
     if not isinstance(stored, Mapping) or not all(isinstance(stored.get(s), dict) for s in SIDES):
         raise ValueError(f"{where} is not a group of ours and peer")
     check_fields(content, {"steps_per_block": int}, "comparison")
+    if content["steps_per_block"] < 1:
+        raise ValueError(
+            f"comparison: steps_per_block is {content['steps_per_block']}; it must be at least 1"
+        )
     ours, other = (_side(stored[side], f"{where}.{side}") for side in SIDES)
     first = content.get("first")
-    if not isinstance(first, list) or not set(first) <= set(SIDES):
+    if not isinstance(first, list) or not all(side in SIDES for side in first):
         raise ValueError("comparison: first does not say which network was first in each round")
     lengths = {len(first), len(ours.wall_s), len(other.wall_s)}
     if len(lengths) != 1 or not first:
         raise ValueError(f"comparison: {sorted(lengths)} samples of one round each are not pairs")
+    losses = (len(ours.first_losses), len(other.first_losses))
+    if losses[0] != losses[1] or not losses[0]:
+        raise ValueError(
+            f"{where}: first_losses holds {losses[0]} of ours, {losses[1]} of the peer"
+        )
     return ours, other
 
 
