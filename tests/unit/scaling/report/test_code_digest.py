@@ -138,6 +138,12 @@ def other_function() -> dict[str, str]:
         pytest.param(FILES | {"unitransformer/export.py": "1"}, id="what no recipe reaches"),
         pytest.param(renamed(), id="renames and moved files"),
         pytest.param(moved(), id="moved function"),
+        pytest.param(
+            edited(
+                "training", ("import torch\n", "from torch import relu as f\n"), ("torch.relu", "f")
+            ),
+            id="another way to import the same",
+        ),
     ],
 )
 def test_moving_renaming_and_rewording_code_is_no_change(
@@ -157,6 +163,26 @@ def test_moving_renaming_and_rewording_code_is_no_change(
         pytest.param(
             other_function(),
             id="another function of ours",
+        ),
+        pytest.param(
+            edited(
+                "training",
+                ("import torch\n", "import torch\nfrom torch import sigmoid as relu\n"),
+                ("torch.relu", "relu"),
+            ),
+            id="another function of torch under the same name",
+        ),
+        pytest.param(
+            edited("training", ("import torch\n", "import tensors as torch\n")),
+            id="another library under the same name",
+        ),
+        pytest.param(
+            edited("training", ("import loss_of,", "import unused as loss_of,")),
+            id="another function of ours under the same name",
+        ),
+        pytest.param(
+            edited("loss", ("def loss_of", "from torch import gelu as silu\n\ndef loss_of")),
+            id="an import for other modules",
         ),
         pytest.param(edited("training", ("on_train_end", "on_train_start")), id="hook"),
         pytest.param(edited("loss", ("sum(values)", "max(values)")), id="built-in"),
