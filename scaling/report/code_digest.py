@@ -1,7 +1,7 @@
 """Compares what the code of two commits computes, to decide whether a record is stale.
 
 The code of a commit is every top-level function, class and statement of the modules that a recipe
-imports, directly or through others. Two commits compute the same if these definitions are equal in
+(or the worker of comparisons with peers) imports, directly or through others. Two commits compute the same if these definitions are equal in
 a normal form, whichever module each one is in.
 
 Not a change: comments, docstrings, annotations and layout; messages (text of two words or more,
@@ -26,7 +26,7 @@ import json
 import re
 import shutil
 import subprocess
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -34,6 +34,7 @@ from unitransformer.record.fields import check_fields
 
 FOLDERS = ("unitransformer", "recipes")
 ENTRIES = ("recipes.bert", "recipes.gpt", "recipes.vit")
+PEER_ENTRIES = (*ENTRIES, "unitransformer.peers.worker")  # of comparisons with peers
 MESSAGE = re.compile(r"\w\W*\s\W*\w")  # two words or more
 PROOFS = "scaling/equivalent_code.json"
 
@@ -79,9 +80,14 @@ class Module:
         return functions, others
 
 
-def compare_commits(checkout: Path, commits: Iterable[str]) -> dict[str, bool | None] | None:
+def compare_commits(
+    checkout: Path, commits: Iterable[str], entries: Sequence[str] = ENTRIES
+) -> dict[str, bool | None] | None:
     """Returns whether the code of each commit computes what that of HEAD does; None for a commit
     that is not in the checkout. Returns None if `checkout` is not a git checkout with such code.
+
+    Args:
+        entries: modules whose code is compared, with all that they import.
 
     Raises:
         ValueError: `PROOFS` in the checkout cannot be read.
@@ -97,7 +103,7 @@ def compare_commits(checkout: Path, commits: Iterable[str]) -> dict[str, bool | 
 
     @functools.cache
     def is_same(before: Tree, after: Tree) -> bool:
-        return _is_same(_reached(before, sources), _reached(after, sources))
+        return _is_same(_reached(before, sources, entries), _reached(after, sources, entries))
 
     def is_equal(tree: Tree) -> bool:
         # Comparing paths and blobs takes no time; parsing takes a second.
@@ -138,11 +144,11 @@ def _read_blobs(checkout: Path, blobs: Iterable[str]) -> dict[str, bytes]:
     return sources
 
 
-def _reached(tree: Tree, sources: Mapping[str, bytes]) -> list[Module]:
-    """Returns the modules that the recipes import, directly or through others."""
+def _reached(tree: Tree, sources: Mapping[str, bytes], entries: Sequence[str]) -> list[Module]:
+    """Returns the modules that the entries import, directly or through others."""
     blobs = {p.removesuffix(".py").removesuffix("/__init__").replace("/", "."): b for p, b in tree}
     reached: dict[str, Module] = {}
-    waiting = [entry for entry in ENTRIES if entry in blobs]
+    waiting = [entry for entry in entries if entry in blobs]
     while waiting:
         name = waiting.pop()
         if name in blobs and name not in reached:

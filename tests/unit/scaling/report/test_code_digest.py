@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from scaling.report.code_digest import PROOFS, compare_commits
+from scaling.report.code_digest import PEER_ENTRIES, PROOFS, compare_commits
 
 GPT = """
 from unitransformer.training import Trainer
@@ -191,6 +191,19 @@ def test_moving_renaming_and_rewording_code_is_no_change(
 )
 def test_what_computes_something_else_is_a_change(tmp_path: Path, files: dict[str, str]) -> None:
     assert is_same(tmp_path / "checkout", files) is False
+
+
+def test_code_of_peers_is_compared_for_comparisons_alone(tmp_path: Path) -> None:
+    folder = tmp_path / "checkout"
+    git(tmp_path, "init", "-q", "checkout")
+    worker = {
+        "unitransformer/peers/worker.py": "def train():\n    import unitransformer.peers.plain\n"
+    }
+    plain = "unitransformer/peers/plain.py"
+    before = commit(folder, FILES | worker | {plain: "WIDTH = 1\n"})
+    commit(folder, FILES | worker | {plain: "WIDTH = 2\n"})
+    assert compare_commits(folder, [before]) == {before: True}
+    assert compare_commits(folder, [before], PEER_ENTRIES) == {before: False}
 
 
 def test_a_commit_that_is_not_there_is_unknown_and_no_checkout_is_no_answer(tmp_path: Path) -> None:
