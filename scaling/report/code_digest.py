@@ -1,8 +1,8 @@
 """Compares what the code of two commits computes, to decide whether a record is stale.
 
 The code of a commit is every top-level function, class and statement of the modules that a recipe
-(or the worker of comparisons with peers) imports, directly or through others. Two commits compute the same if these definitions are equal in
-a normal form, whichever module each one is in.
+(or the worker of comparisons with peers) imports, directly or through others. Two commits compute
+the same if these definitions are equal in a normal form, whichever module each one is in.
 
 Not a change: comments, docstrings, annotations and layout; messages (text of two words or more,
 and all arguments of an exception); a function, class or constant that moves to another module;
