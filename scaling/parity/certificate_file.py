@@ -7,6 +7,7 @@ from pathlib import Path
 from types import NoneType
 from typing import Any, get_args
 
+from scaling.numbered_file import write_numbered
 from scaling.parity.cases import Bound, Case, Curves, ParityVerdict
 from scaling.parity.certificate import (
     CASE_FIELDS,
@@ -18,7 +19,6 @@ from scaling.parity.certificate import (
     describe_config,
 )
 from unitransformer.config import Precision, RunConfig, from_dict, hash_values
-from unitransformer.files import write_atomically
 from unitransformer.record.fields import HOST_FIELDS, NUMBER, Kinds, check_fields, check_lists
 
 REQUIRED_FIELDS: dict[str, Kinds] = {
@@ -57,11 +57,8 @@ def write_certificate(content: Mapping[str, Any], folder: Path) -> Path:
     """
     certificate = read_certificate(content, "certificate")
     stem = f"{KIND}-{certificate.recipe}-{certificate.config.hash()}"
-    numbers = (path.stem.rpartition("-")[2] for path in folder.glob(f"{stem}-*.json"))
-    number = max((int(n) for n in numbers if n.isdecimal()), default=0) + 1
-    path = folder / f"{stem}-{number}.json"
-    write_atomically(path, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
-    return path
+    text = json.dumps(content, indent=1, allow_nan=False) + "\n"
+    return write_numbered(text.encode(), folder, stem)
 
 
 def is_certificate(content: Any) -> bool:

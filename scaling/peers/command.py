@@ -27,6 +27,9 @@ from unitransformer.launch.subprocess_module import run_module
 from unitransformer.peers.catalog import OURS, Peer
 from unitransformer.record.units import format_count, format_duration
 
+ONE_LAUNCH = (
+    "The interval of one launch does not cover others: run the command again for one that does."
+)
 PLAN_LIMIT_S = 300.0
 START_S = 15.0  # to import and build two networks
 COMPILE_S = 40.0
@@ -117,7 +120,7 @@ def _measure(pair: Pair, options: PeersOptions, machine: dict[str, Any]) -> Path
         {"ours": own, "peer": other},
         pair.config.parallel.accelerator,
         options.limits,
-        seed=options.seed,
+        seed=f"{options.seed}, {pair.label}, {pair.config.hash()}, {started}",
     )
     fields = {
         "config": config,
@@ -163,6 +166,7 @@ def render(workload: ranking.Workload) -> str:
             heading,
             tabulate(rows, headers="keys", disable_numparse=True),
             "Ratios are ours over the peer's: above 1 we are faster, below 1 we need less memory.",
+            *([ONE_LAUNCH] if ranking.has_single_launches(workload) else []),
         ]
     )
 

@@ -71,7 +71,7 @@ def build_peers_parser() -> Parser:
     add("--accelerator", Accelerator, "auto", "auto uses a GPU if there is one")
     add("--pairs", int, DEFAULT_PAIRS, "blocks of steps of each network; 6 give an interval")
     add("--seconds", float | None, None, "end each comparison after this time, start included")
-    add("--seed", int, 0, "of weights, data and order")
+    add("--seed", int, 0, "of weights and data")
     add("--out", Path, DEFAULT_OUT, "folder for records; launches in it are pooled")
     parser.add_argument("--dry-run", action="store_true", help="print what would run and exit")
     return parser

@@ -1,6 +1,7 @@
 """Measures two networks in turn: a process each, of which one trains while the other waits."""
 
 import json
+import math
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -33,7 +34,7 @@ class Limits:
 
 
 def measure_pair(
-    requests: Mapping[str, Mapping[str, Any]], accelerator: str, limits: Limits, *, seed: int
+    requests: Mapping[str, Mapping[str, Any]], accelerator: str, limits: Limits, *, seed: str
 ) -> dict[str, Any]:
     """Returns the raw measurements of both sides, as a record stores them.
 
@@ -41,6 +42,7 @@ def measure_pair(
 
     Args:
         requests: the first request of each worker, of the sides "ours" and "peer".
+        seed: of the order; give every launch of every comparison its own.
 
     Raises:
         RuntimeError: a worker does not even start.
@@ -68,14 +70,15 @@ def take_turns(
     rounds: int,
     *,
     deadline_s: float | None = None,
-    seed: int,
+    seed: str,
     clock: Callable[[], float] = time.monotonic,
 ) -> dict[str, Any]:
-    """Trains blocks of equally many steps in turn; each round has an order of its own.
+    """Trains blocks of equally many steps in turn; of each two rounds, a random one is reversed.
 
-    At least one round is measured; another begins only if it can end before the deadline.
+    So each side is first equally often, but for the last of an odd number of rounds. At least one
+    round is measured; another begins only if it can end before the deadline.
     """
-    sides = list(asks)
+    sides = turn = list(asks)
     warmup = {side: [asks[side]({"steps": 1}) for _ in range(WARMUP_STEPS)] for side in sides}
     fastest_s = min(answers[-1]["wall_s"] for answers in warmup.values())
     steps = block_steps(fastest_s)
@@ -83,7 +86,7 @@ def take_turns(
     first: list[str] = []
     while len(blocks) < rounds:
         begin_s = clock()
-        turn = order.sample(sides, len(sides))
+        turn = turn[::-1] if len(blocks) % 2 else order.sample(sides, len(sides))
         answers = {side: asks[side]({"steps": steps}) for side in turn}
         blocks.append(answers)
         first.append(turn[0])
@@ -123,6 +126,9 @@ def _asker(side: str, send: Callable[[str], str]) -> Ask:
             raise SideFailed(f"{side}: {error}") from error
         if "failure" in answer:
             raise SideFailed(f"{side}: {answer['failure']}")
+        for loss in answer.get("losses", ()):
+            if not math.isfinite(loss):
+                raise SideFailed(f"{side}: a loss is {loss}: it does not train at this setting")
         return answer
 
     return ask

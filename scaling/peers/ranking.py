@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from scaling.parity.cases import BOUNDS, relative_difference
-from scaling.peers.ratios import Ratio, paired_ratio
-from scaling.peers.record import Comparison
+from scaling.peers.ratios import Ratio, pool_launches
+from scaling.peers.record import Comparison, processor_speed, speed
 from unitransformer.config import RunConfig
 from unitransformer.record.units import UNIT, format_rate
 
@@ -131,16 +131,10 @@ def _result(comparisons: Sequence[Comparison]) -> PeerResult:
 
 def _pool(comparisons: Sequence[Comparison]) -> Variant:
     sides = [(c.ours, c.other) for c in comparisons if c.ours is not None and c.other is not None]
-
-    def pooled(name: str) -> Ratio:
-        ours = [max(1e-9, s) for side, _ in sides for s in getattr(side, name)]
-        other = [max(1e-9, s) for _, side in sides for s in getattr(side, name)]
-        return paired_ratio(other, ours)
-
     return Variant(
         comparisons=comparisons,
-        speed=pooled("wall_s"),
-        processor_speed=pooled("processor_s"),
+        speed=pool_launches([speed(ours, other) for ours, other in sides]),
+        processor_speed=pool_launches([processor_speed(ours, other) for ours, other in sides]),
         training_memory=statistics.median(a.training_bytes / b.training_bytes for a, b in sides),
         process_memory=statistics.median(a.peak_bytes / b.peak_bytes for a, b in sides),
     )
@@ -181,6 +175,12 @@ def _is_faster(variant: Variant) -> bool:
     return variant.speed.high is not None and variant.speed.high < 1
 
 
+def has_single_launches(workload: Workload) -> bool:
+    """Whether an interval in the rows is that of one launch alone."""
+    best = [result.variants[0] for result in workload.results if result.variants]
+    return any(len(v.comparisons) == 1 and v.speed.low is not None for v in best)
+
+
 def rows(workload: Workload) -> list[dict[str, str]]:
     """Returns a row for the best variant of each peer, and one for each that failed."""
     table = []
@@ -208,8 +208,13 @@ def _row(title: str, variant: Variant, num_tried: int) -> dict[str, str]:
         "our memory": f"{variant.training_memory:.2f}x",
         "with imports": f"{variant.process_memory:.2f}x",
         "losses agree": losses_agree(variant),
-        "pairs": str(variant.speed.pairs),
+        "pairs": _pairs(variant),
     }
+
+
+def _pairs(variant: Variant) -> str:
+    launches = len(variant.comparisons)
+    return f"{variant.speed.pairs}{f' in {launches} launches' if launches > 1 else ''}"
 
 
 def losses_agree(variant: Variant) -> str:

@@ -11,9 +11,9 @@ from pathlib import Path
 from types import NoneType
 from typing import Any, get_args
 
+from scaling.numbered_file import write_numbered
 from scaling.peers.ratios import Ratio, paired_ratio
 from unitransformer.config import Compile, RunConfig, from_dict, hash_values
-from unitransformer.files import write_atomically
 from unitransformer.peers.catalog import PEERS, Peer
 from unitransformer.record.fields import NUMBER, Kinds, agree, check_fields, check_lists, is_of_kind
 
@@ -86,14 +86,20 @@ class Comparison:
 def derive(ours: Side, other: Side) -> dict[str, Any]:
     """Returns the ratios that the samples imply, as a record stores them."""
     return {
-        "speed": asdict(paired_ratio(other.wall_s, ours.wall_s)),
-        "processor_speed": asdict(_processor_ratio(ours, other)),
+        "speed": asdict(speed(ours, other)),
+        "processor_speed": asdict(processor_speed(ours, other)),
         "training_memory": ours.training_bytes / other.training_bytes,
         "process_memory": ours.peak_bytes / other.peak_bytes,
     }
 
 
-def _processor_ratio(ours: Side, other: Side) -> Ratio:
+def speed(ours: Side, other: Side) -> Ratio:
+    """Returns our speed over the peer's."""
+    return paired_ratio(other.wall_s, ours.wall_s)
+
+
+def processor_speed(ours: Side, other: Side) -> Ratio:
+    """Returns the peer's seconds of the processor over ours."""
     # A GPU may be busy while the processor's clock does not advance.
     least = 1e-9
     return paired_ratio(
@@ -128,11 +134,8 @@ def write_comparison(content: Mapping[str, Any], folder: Path) -> Path:
     comparison = read_comparison(content, "comparison")
     config = comparison.config
     stem = f"{KIND}-{config.recipe}-{config.size}-b{config.batch_size}-{comparison.peer.name}"
-    numbers = (path.stem.rpartition("-")[2] for path in folder.glob(f"{stem}-*.json"))
-    number = max((int(n) for n in numbers if n.isdecimal()), default=0) + 1
-    path = folder / f"{stem}-{number}.json"
-    write_atomically(path, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
-    return path
+    text = json.dumps(content, indent=1, allow_nan=False) + "\n"
+    return write_numbered(text.encode(), folder, stem)
 
 
 def is_comparison(content: Any) -> bool:
@@ -187,13 +190,22 @@ def _sides(content: Mapping[str, Any]) -> tuple[Side, Side] | None:
     if not isinstance(stored, Mapping) or not all(isinstance(stored.get(s), dict) for s in SIDES):
         raise ValueError(f"{where} is not a group of ours and peer")
     check_fields(content, {"steps_per_block": int}, "comparison")
+    if content["steps_per_block"] < 1:
+        raise ValueError(
+            f"comparison: steps_per_block is {content['steps_per_block']}; it must be at least 1"
+        )
     ours, other = (_side(stored[side], f"{where}.{side}") for side in SIDES)
     first = content.get("first")
-    if not isinstance(first, list) or not set(first) <= set(SIDES):
+    if not isinstance(first, list) or not all(side in SIDES for side in first):
         raise ValueError("comparison: first does not say which network was first in each round")
     lengths = {len(first), len(ours.wall_s), len(other.wall_s)}
     if len(lengths) != 1 or not first:
         raise ValueError(f"comparison: {sorted(lengths)} samples of one round each are not pairs")
+    losses = (len(ours.first_losses), len(other.first_losses))
+    if losses[0] != losses[1] or not losses[0]:
+        raise ValueError(
+            f"{where}: first_losses holds {losses[0]} of ours, {losses[1]} of the peer"
+        )
     return ours, other
 
 

@@ -20,8 +20,10 @@ MEANINGS = (
 
 def build_published_parser() -> Parser:
     parser = Parser(
-        description="Recompute MFU and TFLOP/s of published runs from their tokens/s and shapes, "
-        "each under the convention of its source, and say which rows contradict themselves.",
+        description="Recompute MFU or TFLOP/s of the published runs that print either, from their "
+        "tokens/s and shapes, each under the convention of its source, and say which rows "
+        "contradict themselves. Of the other runs it checks the number of parameters, and that "
+        "more GPUs with the same work per GPU make none faster, where they print enough.",
     )
     parser.add_argument("--config", action="config", help="YAML file with any of these options")
     parser.add_argument(
@@ -45,7 +47,11 @@ def render_rows(rows: Sequence[RecomputedRow]) -> str:
     names = list(dict.fromkeys(row.row.source for row in rows))
     lines = [_line([row for row in rows if row.row.source == name]) for name in names]
     flagged = [row for row in rows if row.flags]
-    total = f"{format_count(len(rows), 'row')}, {len(flagged)} flagged"
+    recomputed = sum(any(c.figure != "parameters" for c in row.checks) for row in rows)
+    total = (
+        f"{format_count(len(rows), 'row')}, {recomputed} with a recomputed MFU or TFLOP/s, "
+        f"{len(flagged)} flagged"
+    )
     parts = [
         table(list(lines[0]), [list(line.values()) for line in lines]),
         MEANINGS,

@@ -1,8 +1,8 @@
 """Compares what the code of two commits computes, to decide whether a record is stale.
 
 The code of a commit is every top-level function, class and statement of the modules that a recipe
-imports, directly or through others. Two commits compute the same if these definitions are equal in
-a normal form, whichever module each one is in.
+(or the worker of comparisons with peers) imports, directly or through others. Two commits compute
+the same if these definitions are equal in a normal form, whichever module each one is in.
 
 Not a change: comments, docstrings, annotations and layout; messages (text of two words or more,
 and all arguments of an exception); a function, class or constant that moves to another module;
@@ -10,9 +10,10 @@ renamed local variables and parameters; any other renamed identifier of ours who
 and whose new name is new; a function that is deleted because nothing uses it any more.
 
 A change: everything else, such as a constant, an operator, another order, a call, a name of a
-library, a hook of Lightning. A function that is split or merged is a change too, although it may
-compute the same. That is for a measurement to prove: `equivalent_code.json` lists pairs of commits
-with their proof (losses at a fixed seed and counters that are equal bit for bit).
+library (in full, whatever a module calls it), a hook of Lightning. A function that is split or
+merged is a change too, although it may compute the same. That is for a measurement to prove:
+`equivalent_code.json` lists pairs of commits with their proof (losses at a fixed seed and counters
+that are equal bit for bit).
 
 Missed: a change in text of two words that is used as data, two renamed functions that swap places,
 files that are not Python, and packages other than torch (the report compares its version).
@@ -25,7 +26,7 @@ import json
 import re
 import shutil
 import subprocess
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -33,6 +34,7 @@ from unitransformer.record.fields import check_fields
 
 FOLDERS = ("unitransformer", "recipes")
 ENTRIES = ("recipes.bert", "recipes.gpt", "recipes.vit")
+PEER_ENTRIES = (*ENTRIES, "unitransformer.peers.worker")  # of comparisons with peers
 MESSAGE = re.compile(r"\w\W*\s\W*\w")  # two words or more
 PROOFS = "scaling/equivalent_code.json"
 
@@ -58,21 +60,34 @@ class Module:
     def forms(self) -> tuple[list[tuple[str, ...]], list[list[tuple[str, ...]]]]:
         """Of its functions, and of all else; a class comes with its methods."""
         functions, others = [], []
+        definitions = (ast.ClassDef, ast.FunctionDef)
+        outside = [s for s in self.tree.body if not isinstance(s, definitions)]
+        origins = _origins(outside)
         for statement in self.tree.body:
             if isinstance(statement, ast.ClassDef):
                 methods = [s for s in statement.body if isinstance(s, ast.FunctionDef)]
                 statement.body = [s for s in statement.body if s not in methods]
-                others.append([_form(part) for part in (statement, *methods)])
+                others.append([_form(part, origins) for part in (statement, *methods)])
             elif isinstance(statement, ast.FunctionDef):
-                functions.append(_form(statement))
-            elif form := _form(statement):
+                functions.append(_form(statement, origins))
+            elif form := _form(statement, origins):
                 others.append([form])
+        # Imports that the module does not use have an effect, or are for other modules.
+        imports = [s for s in outside if isinstance(s, ast.Import | ast.ImportFrom)]
+        for name, origin in _origins(imports).items():
+            if name not in self.names and not isinstance(origin[-1], Name):
+                others.append([("import", Name(name), *origin)])
         return functions, others
 
 
-def compare_commits(checkout: Path, commits: Iterable[str]) -> dict[str, bool | None] | None:
+def compare_commits(
+    checkout: Path, commits: Iterable[str], entries: Sequence[str] = ENTRIES
+) -> dict[str, bool | None] | None:
     """Returns whether the code of each commit computes what that of HEAD does; None for a commit
     that is not in the checkout. Returns None if `checkout` is not a git checkout with such code.
+
+    Args:
+        entries: modules whose code is compared, with all that they import.
 
     Raises:
         ValueError: `PROOFS` in the checkout cannot be read.
@@ -88,7 +103,7 @@ def compare_commits(checkout: Path, commits: Iterable[str]) -> dict[str, bool | 
 
     @functools.cache
     def is_same(before: Tree, after: Tree) -> bool:
-        return _is_same(_reached(before, sources), _reached(after, sources))
+        return _is_same(_reached(before, sources, entries), _reached(after, sources, entries))
 
     def is_equal(tree: Tree) -> bool:
         # Comparing paths and blobs takes no time; parsing takes a second.
@@ -129,11 +144,11 @@ def _read_blobs(checkout: Path, blobs: Iterable[str]) -> dict[str, bytes]:
     return sources
 
 
-def _reached(tree: Tree, sources: Mapping[str, bytes]) -> list[Module]:
-    """Returns the modules that the recipes import, directly or through others."""
+def _reached(tree: Tree, sources: Mapping[str, bytes], entries: Sequence[str]) -> list[Module]:
+    """Returns the modules that the entries import, directly or through others."""
     blobs = {p.removesuffix(".py").removesuffix("/__init__").replace("/", "."): b for p, b in tree}
     reached: dict[str, Module] = {}
-    waiting = [entry for entry in ENTRIES if entry in blobs]
+    waiting = [entry for entry in entries if entry in blobs]
     while waiting:
         name = waiting.pop()
         if name in blobs and name not in reached:
@@ -227,7 +242,32 @@ def _note_names(node: ast.AST, module: Module) -> None:
             }
 
 
-def _form(statement: ast.AST) -> tuple[str, ...]:
+def _origins(statements: Iterable[ast.AST]) -> dict[str, tuple[str, ...]]:
+    """Returns the tokens that stand for each imported name: what it is, not what it is called here.
+
+    A name of a library is written in full, as "torch", ".", "nn"; one of ours is an identifier.
+    """
+    origins: dict[str, tuple[str, ...]] = {}
+    for node in (node for statement in statements for node in ast.walk(statement)):
+        match node:
+            case ast.Import(names=names):
+                found = [(a.asname or a.name.partition(".")[0], a.name, a.asname) for a in names]
+                paths = {n: path if renamed else n for n, path, renamed in found}
+            case ast.ImportFrom(module=module, names=names, level=level):
+                package = FOLDERS[0] if level else module
+                paths = {a.asname or a.name: f"{package}.{a.name}" for a in names}
+            case _:
+                continue
+        for name, path in paths.items():
+            first, *rest = path.split(".")
+            if first in FOLDERS:
+                origins[name] = (Name(rest[-1] if rest else first),)
+            elif first != "__future__":
+                origins[name] = (first, *(token for part in rest for token in (".", part)))
+    return origins
+
+
+def _form(statement: ast.AST, origins: Mapping[str, tuple[str, ...]]) -> tuple[str, ...]:
     """Returns the tokens of a definition; its local variables are numbered by first use."""
     local: dict[str, str] = {}
     if isinstance(statement, ast.FunctionDef):
@@ -242,60 +282,61 @@ def _form(statement: ast.AST) -> tuple[str, ...]:
                     local[name] = f"local {len(local)}" if name not in local else local[name]
                 case ast.FunctionDef(name=name) if node is not statement:
                     local[name] = f"local {len(local)}" if name not in local else local[name]
-    return tuple(_tokens(statement, local))
+    hidden = {name: (token,) for name, token in local.items()}  # hides an import of this name
+    return tuple(_tokens(statement, {**origins, **_origins([statement]), **hidden}))
 
 
-def _tokens(node: ast.AST | None, local: Mapping[str, str]) -> Iterator[str]:
+def _tokens(node: ast.AST | None, known: Mapping[str, tuple[str, ...]]) -> Iterator[str]:
     match node:
         case None | ast.Import() | ast.ImportFrom() | ast.Expr(value=ast.Constant()):
             return
         case ast.If(test=ast.Name(id="TYPE_CHECKING")):
             return
         case ast.Name(id=name) | ast.arg(arg=name):
-            yield local.get(name) or Name(name)
+            yield from known.get(name) or (Name(name),)
         case ast.Attribute(value=value, attr=name):
-            yield from (*_tokens(value, local), ".", Name(name))
+            yield from (*_tokens(value, known), ".", Name(name))
         case ast.keyword(arg=name, value=value):
-            yield from (Name(name or "**"), *_tokens(value, local))
+            yield from (Name(name or "**"), *_tokens(value, known))
         case ast.Subscript(value=value, slice=ast.Constant(value=str(key))):
-            yield from ("item", *_tokens(value, local), Name(key))
+            yield from ("item", *_tokens(value, known), Name(key))
         case ast.Dict(keys=keys, values=values):
             for label, item in zip(keys, values, strict=True):
                 if isinstance(label, ast.Constant) and isinstance(label.value, str):
                     yield Name(label.value)
                 else:
-                    yield from _tokens(label, local)
-                yield from (":", *_tokens(item, local))
+                    yield from _tokens(label, known)
+                yield from (":", *_tokens(item, known))
         case ast.Constant(value=str(text)):
             yield "message" if MESSAGE.search(text) else repr(text)
         case ast.JoinedStr(values=values):
             parts = (v.value if isinstance(v, ast.Constant) else "x" for v in values)
             is_message = MESSAGE.search("".join(map(str, parts)))
-            yield from ["message"] if is_message else _fields(node, local)
+            yield from ["message"] if is_message else _fields(node, known)
         case ast.Raise(exc=ast.Call(func=kind)) | ast.Raise(exc=kind):
-            yield from ("raise", *_tokens(kind, local))
+            yield from ("raise", *_tokens(kind, known))
         case ast.AnnAssign(target=target, value=value):
-            yield from ("Assign", "[", *_tokens(target, local), "]", *_tokens(value, local))
+            yield from ("Assign", "[", *_tokens(target, known), "]", *_tokens(value, known))
         case ast.FunctionDef(name=name, args=args, body=body, decorator_list=decorators):
-            yield from ("def", local.get(name) or Name(name))
+            yield from ("def", *(known.get(name) or (Name(name),)))
             for part in (*decorators, args, *body):
-                yield from _tokens(part, local)
+                yield from _tokens(part, known)
             yield "end"
         case ast.ClassDef(name=name):
-            yield from ("class", Name(name), *_fields(node, local))
+            yield from ("class", Name(name), *_fields(node, known))
         case _:
             yield type(node).__name__
-            yield from _fields(node, local)
+            yield from _fields(node, known)
 
 
-def _fields(node: ast.AST, local: Mapping[str, str]) -> Iterator[str]:
+def _fields(node: ast.AST, known: Mapping[str, tuple[str, ...]]) -> Iterator[str]:
     for key, value in ast.iter_fields(node):
         if isinstance(value, ast.AST):
-            yield from _tokens(value, local)
+            yield from _tokens(value, known)
         elif isinstance(value, list):
             yield "["
             for item in value:
-                yield from _tokens(item, local) if isinstance(item, ast.AST) else [str(item)]
+                yield from _tokens(item, known) if isinstance(item, ast.AST) else [str(item)]
             yield "]"
         elif key not in ("name", "lineno", "type_comment"):
             yield str(value)

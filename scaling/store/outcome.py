@@ -8,12 +8,12 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import NoneType
-from typing import Any
+from typing import Any, get_args
 
 from unitransformer.config import Recipe, RunConfig, from_dict
 from unitransformer.files import write_atomically
 from unitransformer.record.checksums import add_checksums, parse_json, to_text, verify_checksums
-from unitransformer.record.fields import NUMBER, Kinds, check_fields
+from unitransformer.record.fields import NUMBER, Kinds, check_fields, is_of_kind
 from unitransformer.record.schema import STATUSES, Status
 
 SCHEMA = 1
@@ -108,6 +108,12 @@ def read_outcome(
         verify_checksums(values, where)
     values = {**ADDED_FIELDS, **values}
     check_fields(values, FIELDS, where)
+    recipes = get_args(Recipe)
+    if values["recipe"] not in recipes:
+        raise ValueError(f"{where}: recipe is {values['recipe']!r}; known: {', '.join(recipes)}")
+    for name, value in values["options"].items():
+        if not is_of_kind(value, (str, bool, *NUMBER)):
+            raise ValueError(f"{where}: options.{name} is {value!r}; it must be text or a number")
     if values["status"] not in STATUSES:
         raise ValueError(f"{where}: status is {values['status']!r}; known: {', '.join(STATUSES)}")
     config = values["config"]

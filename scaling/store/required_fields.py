@@ -107,6 +107,9 @@ def check_required_fields(record: Record, like: Mapping[str, Any] | None = None)
     for name in filter(is_new, _CHECKS):
         _CHECKS[name](record[name], f"record: {name}")
     num_steps, start = len(record["step_s"]), record["steady_from"]
+    starts = record["segment_starts"]
+    if not (starts[0] >= 0 and starts == sorted(starts) and starts[-1] <= num_steps):
+        raise ValueError(f"record: segment_starts is {starts}, not steps of {num_steps} in order")
     if min(record["step_s"]) <= 0:
         raise ValueError("record: step_s holds a step that took no time")
     if start is not None and not record["segment_starts"][-1] <= start < num_steps:
@@ -131,6 +134,19 @@ def _check_items(
     for index, item in enumerate(items):
         if item is not None:  # a rank without the measurement
             check_fields(item, kinds, f"{where}.{index}")
+
+
+def _check_ceiling(ranks: Sequence[Mapping[str, Any] | None], where: str) -> None:
+    _check_items(ranks, CEILING, where)
+    for rank, ceiling in enumerate(ranks):
+        if ceiling is None:
+            continue
+        for name in ("matmul_flops_per_s", "copy_bytes_per_s"):
+            if ceiling[name] <= 0:
+                raise ValueError(f"{where}.{rank}: {name} is {ceiling[name]}; it must be above 0")
+        check_lists(ceiling, {"matmul": dict, "copy.seconds": NUMBER}, f"{where}.{rank}")
+        for index, work in enumerate(ceiling["matmul"]):
+            check_lists(work, {"seconds": NUMBER}, f"{where}.{rank}.matmul.{index}")
 
 
 def _check_gpu(ranks: Sequence[Mapping[str, Any] | None], where: str) -> None:
@@ -162,7 +178,7 @@ def _check_validation(validation: Mapping[str, Any], where: str) -> None:
 
 _CHECKS: dict[str, Callable[[Any, str], None]] = {
     "excluded_steps": lambda items, where: _check_items(items, EXCLUDED_STEP, where),
-    "ceiling": lambda ranks, where: _check_items(ranks, CEILING, where),
+    "ceiling": _check_ceiling,
     "gpu": _check_gpu,
     "compile": _check_compile,
     "hardware": _check_hardware,

@@ -6,6 +6,7 @@ from typing import Literal
 
 from scaling.store.conditions import processors_of
 from unitransformer.config import RunConfig
+from unitransformer.costs.flops import CONVENTIONS
 from unitransformer.costs.mfu import MfuRow, read_rows
 from unitransformer.record.log_lines import log_lines
 from unitransformer.record.metrics import StepMetrics, read_metrics, recorded_steady_state
@@ -92,8 +93,22 @@ class Run:
 
     @functools.cached_property
     def mfu(self) -> tuple[MfuRow, ...]:
-        """The recorded MFU report: a row per FLOP convention."""
-        return read_rows(self.record["mfu"], "record: mfu")
+        """The recorded MFU report: a row per FLOP convention.
+
+        Raises ValueError for rows that contradict themselves or have no place in a report.
+        """
+        rows = read_rows(self.record["mfu"], "record: mfu")
+        for index, row in enumerate(rows):
+            where = f"record: mfu.{index}"
+            if row.convention not in CONVENTIONS:
+                known = ", ".join(CONVENTIONS)
+                raise ValueError(f"{where}.convention is {row.convention!r}; known: {known}")
+            kind = "HFU" if row.convention == "hardware" else "MFU"
+            if row.kind != kind:
+                raise ValueError(f"{where}.kind is {row.kind!r}; {row.convention} has {kind}")
+        if len({row.convention for row in rows}) < len(rows):
+            raise ValueError("record: mfu holds two rows of one convention")
+        return rows
 
     @property
     def metric_value(self) -> float:

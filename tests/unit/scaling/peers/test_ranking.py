@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from scaling.peers.ranking import answer, find_workloads, our_rate, rows
+from scaling.peers.ranking import answer, find_workloads, has_single_launches, our_rate, rows
 from scaling.peers.record import read_comparison
 from tests.builders.comparisons import make_comparison
 
@@ -53,11 +53,25 @@ def test_failures_are_rows_and_never_the_best() -> None:
 
 def test_launches_are_pooled_and_other_code_is_not() -> None:
     newer = {"started_at": "2026-02-01T00:00:00+00:00"}
-    found = workload(make_comparison(factor=2.0), make_comparison(factor=2.2, **newer))
-    assert found.best.speed.pairs == 12
+    found = workload(scattered(2.0), scattered(2.2) | newer)
+    # All 12 pairs would lie between 1.90 and 2.32; two launches alone say far less.
+    assert found.best.speed.low < 1.5
+    assert found.best.speed.high > 3.0
+    (row,) = rows(found)
+    assert row["pairs"] == "12 in 2 launches"
+    assert not has_single_launches(found)
     other = {"code": {"commit": "fedcba", "is_dirty": False}}
     found = workload(make_comparison(factor=2.0), make_comparison(factor=3.0, **newer, **other))
     assert (found.best.speed.pairs, round(found.best.speed.median, 6)) == (6, 3.0)
+    assert has_single_launches(found)
+
+
+def scattered(factor: float) -> dict[str, Any]:
+    """A comparison whose pairs scatter by 5 % around a factor."""
+    content = make_comparison(factor=factor)
+    times = content["sides"]["peer"]["wall_s"]
+    times[:] = [s * t for s, t in zip(times, (0.95, 0.97, 1.0, 1.0, 1.03, 1.05), strict=True)]
+    return content
 
 
 def test_losses_agree_where_the_mathematics_is_the_same() -> None:

@@ -22,6 +22,15 @@ def test_a_record_is_read_back_by_the_store(tmp_path: Path) -> None:
     assert find_contradictions(first) == []
 
 
+def test_two_comparisons_that_choose_one_number_are_both_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_comparison(make_comparison(factor=2.0), tmp_path)
+    monkeypatch.setattr(Path, "glob", lambda folder, pattern: iter(()))  # as listed before
+    write_comparison(make_comparison(factor=3.0), tmp_path)
+    assert len(list(tmp_path.iterdir())) == 2
+
+
 def test_a_failure_has_no_samples(tmp_path: Path) -> None:
     content = make_comparison(failure="peer: out of memory")
     comparison = read_comparison(json.loads(write_comparison(content, tmp_path).read_text()), "a")
@@ -61,7 +70,10 @@ def damaged(path: str, value: Any) -> dict[str, Any]:
         ("sides", None, "samples and a failure, or neither"),
         ("sides", {"ours": {}}, "not a group of ours and peer"),
         ("first", ["us"], "first does not say"),
+        ("first", [[]] * 6, "first does not say"),
         ("first", ["ours"], "are not pairs"),
+        ("steps_per_block", 0, "steps_per_block is 0; it must be at least 1"),
+        ("sides.peer.first_losses", [6.0], "first_losses holds 2 of ours, 1 of the peer"),
         ("sides.ours.wall_s", [1.0], "not of the same blocks"),
         ("sides.peer.wall_s", [0.0] * 6, "a block took no time"),
         ("sides.peer.peak_bytes", 0, "peak_bytes or base_bytes"),

@@ -262,5 +262,6 @@ def test_the_command_prints_a_line_for_each_source_and_the_flagged_row(
     out = capsys.readouterr().out
     assert re.search(r"\| llm-foundry +\| 145 +\| palm +\|", out)
     assert re.search(r"\| NeMo 24.07 FP8 +\| 3 +\| matmul +\|", out)
-    assert "388 rows, 1 flagged\n- llm-foundry, MPT-1b, 32 x a100_40gb: 15,555 tokens/s" in out
+    assert "388 rows, 165 with a recomputed MFU or TFLOP/s, 1 flagged\n- llm-foundry, MPT-1b" in out
+    assert ", 32 x a100_40gb: 15,555 tokens/s" in out
     assert "Megatron-Core r0.8.0 weak scaling, TFLOP/s: the row has no tokens/s (5 rows)" in out

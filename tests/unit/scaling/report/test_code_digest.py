@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from scaling.report.code_digest import PROOFS, compare_commits
+from scaling.report.code_digest import PEER_ENTRIES, PROOFS, compare_commits
 
 GPT = """
 from unitransformer.training import Trainer
@@ -138,6 +138,12 @@ def other_function() -> dict[str, str]:
         pytest.param(FILES | {"unitransformer/export.py": "1"}, id="what no recipe reaches"),
         pytest.param(renamed(), id="renames and moved files"),
         pytest.param(moved(), id="moved function"),
+        pytest.param(
+            edited(
+                "training", ("import torch\n", "from torch import relu as f\n"), ("torch.relu", "f")
+            ),
+            id="another way to import the same",
+        ),
     ],
 )
 def test_moving_renaming_and_rewording_code_is_no_change(
@@ -158,6 +164,26 @@ def test_moving_renaming_and_rewording_code_is_no_change(
             other_function(),
             id="another function of ours",
         ),
+        pytest.param(
+            edited(
+                "training",
+                ("import torch\n", "import torch\nfrom torch import sigmoid as relu\n"),
+                ("torch.relu", "relu"),
+            ),
+            id="another function of torch under the same name",
+        ),
+        pytest.param(
+            edited("training", ("import torch\n", "import tensors as torch\n")),
+            id="another library under the same name",
+        ),
+        pytest.param(
+            edited("training", ("import loss_of,", "import unused as loss_of,")),
+            id="another function of ours under the same name",
+        ),
+        pytest.param(
+            edited("loss", ("def loss_of", "from torch import gelu as silu\n\ndef loss_of")),
+            id="an import for other modules",
+        ),
         pytest.param(edited("training", ("on_train_end", "on_train_start")), id="hook"),
         pytest.param(edited("loss", ("sum(values)", "max(values)")), id="built-in"),
         pytest.param(edited("loss", ("max(values) / 2", "2 / max(values)")), id="order"),
@@ -165,6 +191,19 @@ def test_moving_renaming_and_rewording_code_is_no_change(
 )
 def test_what_computes_something_else_is_a_change(tmp_path: Path, files: dict[str, str]) -> None:
     assert is_same(tmp_path / "checkout", files) is False
+
+
+def test_code_of_peers_is_compared_for_comparisons_alone(tmp_path: Path) -> None:
+    folder = tmp_path / "checkout"
+    git(tmp_path, "init", "-q", "checkout")
+    worker = {
+        "unitransformer/peers/worker.py": "def train():\n    import unitransformer.peers.plain\n"
+    }
+    plain = "unitransformer/peers/plain.py"
+    before = commit(folder, FILES | worker | {plain: "WIDTH = 1\n"})
+    commit(folder, FILES | worker | {plain: "WIDTH = 2\n"})
+    assert compare_commits(folder, [before]) == {before: True}
+    assert compare_commits(folder, [before], PEER_ENTRIES) == {before: False}
 
 
 def test_a_commit_that_is_not_there_is_unknown_and_no_checkout_is_no_answer(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 from scaling.lint.contradictions import find_contradictions, find_recounts
 from scaling.report.results_md import render_pages
 from scaling.report.store_analysis import StoreAnalysis
+from scaling.store.outcome import CellOutcome, write_outcome
 from scaling.store.reader import Store, load_store
 from tests.builders.records import (
     CEILING,
@@ -138,6 +140,10 @@ def test_other_files_that_the_suite_writes_are_not_left_out(tmp_path: Path) -> N
     assert len(store.own_files) == 4
 
 
+def with_seconds(seconds: Any) -> dict[str, Any]:
+    return CEILING | {"copy": CEILING["copy"] | {"seconds": seconds}}
+
+
 METRICS = make_record()["metrics"]
 MFU_ROW = make_record()["mfu"][0]
 
@@ -163,6 +169,13 @@ MFU_ROW = make_record()["mfu"][0]
         ({"mfu": [{}]}, "mfu.0 must have exactly the fields convention, "),
         ({"mfu": [MFU_ROW | {"flops_per_s": 1.0}]}, "mfu.6n.flops_per_s is 1.0; by"),
         ({"mfu": [MFU_ROW | {"definition": None}]}, "mfu.0.definition is None"),
+        ({"mfu": [MFU_ROW | {"convention": "x"}]}, "mfu.0.convention is 'x'; known: 6n, "),
+        ({"mfu": [MFU_ROW | {"kind": "HFU"}]}, "mfu.0.kind is 'HFU'; 6n has MFU"),
+        ({"mfu": [MFU_ROW, MFU_ROW]}, "mfu holds two rows of one convention"),
+        ({"ceiling": [with_seconds(0)]}, "ceiling.0: copy.seconds is not a list"),
+        ({"ceiling": [CEILING | {"matmul": [{"seconds": 0}]}]}, "matmul.0: seconds is not a list"),
+        ({"ceiling": [CEILING | {"copy_bytes_per_s": 0}]}, "copy_bytes_per_s is 0; it must be"),
+        ({"segment_starts": [-1]}, "segment_starts is [-1], not steps of 12 in order"),
         ({"samples": {}}, "samples.cpu_s is missing"),
         ({"samples": with_samples(communication_s=[0.1])}, "samples.communication_s and step_s"),
         (
@@ -183,6 +196,28 @@ def test_a_damaged_record_is_rejected_with_its_reason(
     store = load_store([tmp_path], relative_to=tmp_path)
     assert [run.name for run in store.runs] == ["good.json"]
     kind, actual = reasons(store)["bad.json"]
+    assert kind == "damaged"
+    assert reason in actual
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"recipe": "x"}, "recipe is 'x'; known: bert, gpt, vit"),
+        ({"options": {"devices": [1]}}, "options.devices is [1]; it must be text or a number"),
+        ({"options": {"devices": None}}, "options.devices is None"),
+    ],
+)
+def test_a_damaged_outcome_is_left_out_with_its_reason(
+    tmp_path: Path, changes: dict[str, Any], reason: str
+) -> None:
+    outcome = CellOutcome(
+        cell="a" * 12, repeat=1, recipe="gpt", options={}, command="python", status="refused"
+    )
+    write_outcome(replace(outcome, **changes), tmp_path)
+    store = load_store([tmp_path], relative_to=tmp_path)
+    assert store.cells == ()
+    kind, actual = reasons(store)["outcome.json"]
     assert kind == "damaged"
     assert reason in actual
 
