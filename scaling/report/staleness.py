@@ -14,12 +14,14 @@ from types import NoneType
 from typing import Any
 
 from scaling.markdown import escaped, quoted
-from scaling.report.code_digest import compare_commits
+from scaling.peers.record import is_comparison
+from scaling.report.code_digest import ENTRIES, PEER_ENTRIES, compare_commits
 from scaling.store.reader import Store
 from unitransformer.record.fields import Kinds, check_fields, check_lists
 
 SHORT = 12  # characters of a commit
 MARK = "†"
+WITH_PEERS = " (peers)"
 NO_CHECKOUT = "not compared, for it is in no git checkout"
 STATE_BEGIN, STATE_END = "<!-- scaling report ", " -->"
 STATE_FIELDS: dict[str, Kinds] = {"command": str, "torch": (str, NoneType), "is_checkout": bool}
@@ -42,7 +44,7 @@ class CurrentCode:
         return self.torch is not None and content["versions"].get("torch") != self.torch
 
     def has_other_code(self, content: Mapping[str, Any]) -> bool:
-        return short_commit(content) in self.changed
+        return code_key(content) in self.changed
 
 
 NOT_COMPARED = CurrentCode(torch=None, is_checkout=False)
@@ -51,6 +53,12 @@ NOT_COMPARED = CurrentCode(torch=None, is_checkout=False)
 def short_commit(content: Mapping[str, Any]) -> str | None:
     commit = str(content["code"].get("commit"))
     return commit[:SHORT] if re.fullmatch("[0-9a-f]+", commit) else None
+
+
+def code_key(content: Mapping[str, Any]) -> str | None:
+    """Returns the commit, and for a comparison that the code of peers counts too."""
+    commit = short_commit(content)
+    return f"{commit}{WITH_PEERS}" if commit is not None and is_comparison(content) else commit
 
 
 def measured_files(store: Store) -> list[tuple[str, Mapping[str, Any]]]:
@@ -66,12 +74,16 @@ def compare_with_today(store: Store, code: Path) -> CurrentCode:
         torch = importlib.metadata.version("torch")
     except importlib.metadata.PackageNotFoundError:
         torch = None
-    commits = {short_commit(content) for _, content in measured_files(store)} - {None}
-    compared = compare_commits(code, [str(commit) for commit in commits])
-    if compared is None:
-        return CurrentCode(torch=torch, is_checkout=False)
-    changed = frozenset(commit for commit, is_same in compared.items() if is_same is False)
-    unknown = frozenset(commit for commit, is_same in compared.items() if is_same is None)
+    keys = {str(code_key(content)) for _, content in measured_files(store)} - {"None"}
+    compared: dict[str, bool | None] = {}
+    for ending, entries in (("", ENTRIES), (WITH_PEERS, PEER_ENTRIES)):
+        commits = [k.removesuffix(ending) for k in keys if k.endswith(WITH_PEERS) == bool(ending)]
+        found = compare_commits(code, commits, entries)
+        if found is None:
+            return CurrentCode(torch=torch, is_checkout=False)
+        compared |= {f"{commit}{ending}": is_same for commit, is_same in found.items()}
+    changed = frozenset(key for key, is_same in compared.items() if is_same is False)
+    unknown = frozenset(key for key, is_same in compared.items() if is_same is None)
     return CurrentCode(torch=torch, is_checkout=True, changed=changed, unknown=unknown)
 
 
@@ -142,7 +154,8 @@ def stale_reasons(content: Mapping[str, Any], today: CurrentCode) -> Iterable[st
         yield "not recorded whether its commit was changed"
     elif code["is_dirty"]:
         yield "measured with uncommitted changes"
-    if commit in today.unknown:
+    key = code_key(content)
+    if key in today.unknown:
         yield f"its commit {commit} is not in this checkout"
-    elif commit in today.changed:
+    elif key in today.changed:
         yield f"the code has changed since its commit {commit}"
