@@ -91,8 +91,8 @@ def lint(path: Path, *, code: Path | None = None) -> Findings:
     pages = render_pages(analysis, options)
     errors = [
         *_compare(pages, analysis, options),
-        *contradictions.check_rows(report_rows, store.runs),
-        *contradictions.check_efficiencies(store.runs),
+        *contradictions.check_rows(report_rows, store.successful_runs),
+        *contradictions.check_efficiencies(store.successful_runs),
     ]
     warnings = [
         (file.name, f"left out, {file.kind}: {file.reason}")
@@ -196,10 +196,9 @@ def _missing_notes(path: Path, options: ReportOptions, store: Store) -> Iterator
     """Tables that join runs under different conditions without a note that says so."""
     # Runs that share a table or curve, by sweep ("" for none) and recipe.
     groups: dict[tuple[str, Recipe], list[Run]] = {}
-    cells = [(cell.sweep, cell.run) for cell in store.cells if cell.run is not None]
-    for sweep, run in [*(("", run) for run in store.single_runs), *cells]:
-        if run.is_ok:
-            groups.setdefault((sweep, run.config.recipe), []).append(run)
+    sweeps = {cell.run.name: cell.sweep for cell in store.cells if cell.run is not None}
+    for run in store.successful_runs:
+        groups.setdefault((sweeps.get(run.name, ""), run.config.recipe), []).append(run)
     names = sweep_names(store)
     for (sweep, recipe), runs in groups.items():
         page = options.pages / (page_name(names[sweep]) if sweep else "runs.md")

@@ -26,13 +26,16 @@ Finding = tuple[str, str]  # where, what
 
 
 def check_rows(rows: Iterable[Row], runs: Sequence[Run]) -> Iterator[Finding]:
-    """Yields contradictions within a row, and between a row and the MFU report of its record."""
-    ok_runs = {run.name: run for run in runs if run.is_ok}
+    """Yields contradictions within a row, and between a row and the MFU report of its record.
+
+    Args:
+        runs: those that ended well, with their cells.
+    """
+    by_name = {run.name: run for run in runs}
     for row in rows:
         where = row.record or row.command
         yield from ((where, what) for what in _check_row(row))
-        if row.record in ok_runs:
-            run = ok_runs[row.record]
+        if run := by_name.get(row.record or ""):
             yield from ((where, what) for mfu in run.mfu for what in _check_mfu(mfu, row, run))
 
 

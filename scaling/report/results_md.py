@@ -185,7 +185,7 @@ def _image(title: str, plots: str, name: str) -> str:
 
 
 def _opening(store: Store, links: Mapping[str, str]) -> str:
-    runs = [run for run in store.runs if run.is_ok]
+    runs = store.successful_runs
     parts = [format_count(len(store.runs), "run")]
     if store.certificates:
         parts.append(f"{format_count(len(store.certificates), 'certificate')} of loss parity")

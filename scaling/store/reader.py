@@ -41,6 +41,12 @@ class Cell:
         """The folder of its sweep."""
         return str(PurePosixPath(self.name).parent.parent.parent)
 
+    @property
+    def successful_run(self) -> Run | None:
+        """Its run if both ended well: a run can hang or crash after it has written its record."""
+        is_ok = self.outcome.status == "ok" and self.run is not None and self.run.is_ok
+        return self.run if is_ok else None
+
 
 @dataclass(frozen=True, kw_only=True)
 class UnusedFile:
@@ -72,6 +78,12 @@ class Store:
         """Runs that are not a cell of a sweep."""
         of_cells = {cell.run.name for cell in self.cells if cell.run is not None}
         return tuple(run for run in self.runs if run.name not in of_cells)
+
+    @functools.cached_property
+    def successful_runs(self) -> tuple[Run, ...]:
+        """Runs that ended well, without those whose cell did not: these alone are measurements."""
+        failed = {cell.run.name for cell in self.cells if cell.run and not cell.successful_run}
+        return tuple(run for run in self.runs if run.is_ok and run.name not in failed)
 
 
 # None: rows of a report.
