@@ -99,6 +99,7 @@ def lint(path: Path, *, code: Path | None = None) -> Findings:
         for file in store.left_out
         if file.kind != "foreign"
     ]
+    warnings += contradictions.find_superlinear(store.successful_runs)
     for run in ok_runs:
         errors += [(run.name, what) for what in contradictions.find_contradictions(run)]
         # Values that the current code counts differently from the code that wrote the record.
