@@ -1,6 +1,7 @@
 """Computes once per store what several pages and plots show: sweeps, curves and pooled launches."""
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -163,17 +164,23 @@ class StoreAnalysis:
 
 
 def sweep_names(store: Store) -> dict[str, str]:
-    """Returns the name of each sweep by its folder: the last part, numbered if several share it."""
+    """Returns the name of each sweep by its folder: the last part, numbered if several share it or
+    would share a page."""
     sweeps = sorted({*store.studies, *(cell.sweep for cell in store.cells)})
     last = {
         sweep: re.sub(r"[^A-Za-z0-9]+", "-", PurePosixPath(sweep).name).strip("-") or "sweep"
         for sweep in sweeps
     }
-    names = list(last.values())
-    return {
-        sweep: f"{name} {number}" if names.count(name) > 1 else name
-        for number, (sweep, name) in enumerate(last.items(), 1)
-    }
+    counts, names, pages = Counter(last.values()), dict[str, str](), set[str]()
+    # A name that is not shared comes first, and so is not numbered.
+    for sweep in sorted(sweeps, key=lambda sweep: counts[last[sweep]] > 1):
+        number = sweeps.index(sweep) + 1
+        name = f"{last[sweep]} {number}" if counts[last[sweep]] > 1 else last[sweep]
+        while page_name(name).lower() in pages:  # some file systems ignore case
+            name, number = f"{last[sweep]} {number}", number + 1
+        names[sweep] = name
+        pages.add(page_name(name).lower())
+    return {sweep: names[sweep] for sweep in sweeps}
 
 
 def page_name(sweep: str) -> str:

@@ -132,6 +132,23 @@ def test_a_plot_that_was_changed_or_is_gone_is_named(report: Path) -> None:
     ]
 
 
+def test_pages_and_plots_of_an_earlier_report_are_warnings(report: Path) -> None:
+    pages, plots = report.parent / "RESULTS-pages", report.parent / "plots"
+    (pages / "night.md").write_bytes((pages / "runs.md").read_bytes())
+    (pages / "mine.md").write_text("# Notes\n\nNot of a report.\n")
+    other = (pages / "runs.md").read_text().replace("[RESULTS.md](", "[OTHER.md](")
+    (pages / "other.md").write_text(other)
+    for name in ("gpt-night-speed-by-batch.svg", "mine.svg"):
+        (plots / name).write_bytes((plots / "gpt-loss.svg").read_bytes())
+    findings = lint(report)
+    assert findings.errors == ()
+    places = [where for where, _ in findings.warnings]
+    assert [place for place in places if place.startswith(("plots", "RESULTS-pages"))] == [
+        "RESULTS-pages/night.md",
+        "plots/gpt-night-speed-by-batch.svg",
+    ]
+
+
 def test_a_report_without_its_command_or_its_records_is_an_error(report: Path) -> None:
     edit(report, lambda text: text.replace("scaling report runs", "scaling report gone"))
     assert any("gone does not exist" in what for _, what in lint(report).errors)
