@@ -68,7 +68,7 @@ HOW_TO_READ = (
     "devices, at the same batch per device.",
     "- The lead is a ratio of speeds. Where its interval contains 1 it is a tie.",
     "- Tried are the configurations with a steady speed, of those that the studies of their sweeps "
-    "name; where fewer than half are, the fastest is only the best of these.",
+    "name; where more have not ended than have a speed, the fastest is only the best of these.",
 )
 ABOUT_UNDECIDED = (
     "- Undecided: it is not known whether other launches of the two would show this lead. A launch "

@@ -105,10 +105,11 @@ def test_a_tie_is_called_a_tie_and_what_is_not_proven_is_not_the_answer() -> Non
 
 def test_the_best_of_few_configurations_says_of_how_many() -> None:
     runs = [*repeated("ddp", 0.05, 0.051), *repeated("zero1", 0.1, 0.101)]
-    for counts, tried in (((2, 2), "2 of 4"), ((3, 2), "2 of 5"), ((9, 9), "2 of 11")):
+    # Others that ended without a speed, such as out of memory, are no reason for doubt.
+    for counts, tried in (((2, 2), "2 of 4"), ((9, 2), "2 of 11"), ((9, 3), "2 of 11")):
         (answer,) = find_answers(pool(runs), CERTIFICATES, MagicMock(return_value=counts))
         row = row_of(answer_blocks([answer], []))
-        few = "best of 2 measured: " if counts == (9, 9) else ""
+        few = "best of 2 measured: " if counts == (9, 3) else ""
         assert row["fastest configuration"] == f"{few}ddp, 32-true, 4 per device"
         assert row["tried"] == tried
 
