@@ -93,7 +93,7 @@ def _run(
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_DFL)
     os.environ |= variables
-    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
     os.dup2(output, 1)
     os.dup2(output, 2)
     sys.exit(run_main(lambda: run_recipe(PRESETS[recipe], lambda *_: [], arguments)))

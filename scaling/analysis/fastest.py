@@ -78,19 +78,27 @@ def _name(options: Mapping[str, str], accumulate: int) -> str:
 
 
 def find_tried(runs: Iterable[Run], cells: Sequence[Cell]) -> dict[Key, TriedCandidates]:
-    """Groups runs, and cells without a record, by what the candidates of a comparison share."""
+    """Groups runs, and cells without a record, by what the candidates of a comparison share.
+
+    A cell that did not end well is no measurement, even if its record says that its run did.
+    """
     groups: dict[Key, TriedCandidates] = {}
+    failed = {
+        cell.run.name: cell.outcome.status
+        for cell in cells
+        if cell.run is not None and cell.outcome.status != "ok"
+    }
 
     def group_of(config: RunConfig) -> TriedCandidates:
         return groups.setdefault(_shared(config), TriedCandidates(config=config))
 
     for run in sorted(runs, key=lambda run: run.name):
         group = group_of(run.config)
-        if run.is_ok and run.metrics is not None:
+        status = failed.get(run.name) or run.record["status"]
+        if status == "ok" and run.metrics is not None:
             group.steady.append(run)
         else:
-            status = "not steady" if run.is_ok else str(run.record["status"])
-            group.add_status(name_of(run.config), status)
+            group.add_status(name_of(run.config), "not steady" if status == "ok" else str(status))
     for config, name, status in _without_record(cells):
         group_of(config).add_status(name, status)
     return groups
@@ -212,9 +220,9 @@ def compare_strategies(
     global batch is divided; everything else is equal. Only the parity reference, and candidates
     that a certificate calls equal to it, are ranked.
     """
-    runs = list(runs)
-    groups, scatters = find_tried(runs, cells).items(), find_scatters(runs)
-    several = [(key, tried) for key, tried in groups if len(tried.strategies) > 1]
+    groups = find_tried(runs, cells)
+    scatters = find_scatters(run for tried in groups.values() for run in tried.steady)
+    several = [(key, tried) for key, tried in groups.items() if len(tried.strategies) > 1]
     several.sort(key=lambda item: _reading_order(*item[0]))
     comparisons = []
     for _, tried in several:

@@ -42,7 +42,12 @@ def _short(commit: str | None) -> str:
 
 
 def find_proof(run: Run, certificates: Sequence[Certificate]) -> Proof | None:
-    """Returns what proves the loss parity of a run; None if no certificate covers it."""
+    """Returns what proves the loss parity of a run; None if no certificate covers it.
+
+    No parity study offloads to the host, where other code computes the optimizer step.
+    """
+    if run.config.parallel.cpu_offload:
+        return None
     case = case_of(run.config)
     if case.strategy == "auto" and case.devices == 1:
         case = replace(case, strategy="single")

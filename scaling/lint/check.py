@@ -18,11 +18,12 @@ import jsonargparse
 from scaling.comparison import self_test
 from scaling.lint import contradictions
 from scaling.lint.contradictions import Finding
+from scaling.markdown import escaped
 from scaling.parity import certificate as certificates
 from scaling.peers import record as comparisons
 from scaling.report import staleness
 from scaling.report.options import ReportOptions, build_report_parser, read_report_options
-from scaling.report.results_md import draw_plots, render_pages
+from scaling.report.results_md import ABOUT_PAGE, draw_plots, render_pages
 from scaling.report.rows import rows
 from scaling.report.run_formatting import TITLES
 from scaling.report.store_analysis import StoreAnalysis, page_name, sweep_names
@@ -35,6 +36,7 @@ from unitransformer.record.units import format_count
 COMMAND = ("python", "-m", "scaling", "report")
 LONGEST_DIFF = 3  # lines of either side
 DIFF_WIDTH = 100  # characters of a line around the first that differs
+PLOT_NAME = re.compile(r"(bert|gpt|vit)-(loss|.+-by-(batch|devices))\.svg")  # of any report
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,16 +91,19 @@ def lint(path: Path, *, code: Path | None = None) -> Findings:
     # Compared with the code of then, as the report was; a later change is a warning of its own.
     analysis = StoreAnalysis(store, previous)
     pages = render_pages(analysis, options)
+    plots = draw_plots(analysis)
     errors = [
-        *_compare(pages, analysis, options),
-        *contradictions.check_rows(report_rows, store.runs),
-        *contradictions.check_efficiencies(store.runs),
+        *_compare(pages, plots, options),
+        *contradictions.check_rows(report_rows, store.successful_runs),
+        *contradictions.check_efficiencies(store.successful_runs),
     ]
     warnings = [
         (file.name, f"left out, {file.kind}: {file.reason}")
         for file in store.left_out
         if file.kind != "foreign"
     ]
+    warnings += _orphans(pages, plots, options)
+    warnings += contradictions.find_superlinear(store.successful_runs)
     for run in ok_runs:
         errors += [(run.name, what) for what in contradictions.find_contradictions(run)]
         # Values that the current code counts differently from the code that wrote the record.
@@ -157,7 +162,7 @@ def _options_in(typed: Sequence[str], path: Path) -> ReportOptions:
 
 
 def _compare(
-    pages: Mapping[PurePosixPath, str], analysis: StoreAnalysis, options: ReportOptions
+    pages: Mapping[PurePosixPath, str], plots: Mapping[str, bytes], options: ReportOptions
 ) -> Iterator[Finding]:
     for name, expected in pages.items():
         file = options.out.parent / name
@@ -166,12 +171,30 @@ def _compare(
         elif (text := _read(file)) != expected:
             line, difference = _first_difference(text, expected)
             yield f"{name}:{line}", difference
-    for plot, content in draw_plots(analysis).items():
+    for plot, content in plots.items():
         where = f"{options.relative(options.plots)}/{plot}"
         if not (options.plots / plot).is_file():
             yield where, "is missing; write the report again"
         elif (options.plots / plot).read_bytes() != content:
             yield where, "is not the plot that the records give; write the report again"
+
+
+def _orphans(
+    pages: Mapping[PurePosixPath, str], plots: Mapping[str, bytes], options: ReportOptions
+) -> Iterator[Finding]:
+    """Files that an earlier report wrote, such as of a sweep that was renamed since.
+
+    Other reports may have their own pages in the same folder, or their own plots.
+    """
+    names, back = {path.name for path in pages}, f"\n{ABOUT_PAGE} [{escaped(options.out.name)}]("
+    for path in sorted(options.pages.glob("*.md")):
+        if path.name not in names and back in path.read_text(errors="replace"):
+            where = f"{options.relative(options.pages)}/{path.name}"
+            yield where, "is a page of an earlier report; its numbers may not hold: delete it"
+    for path in sorted(options.plots.glob("*.svg")):
+        if path.name not in plots and PLOT_NAME.fullmatch(path.name):
+            where = f"{options.relative(options.plots)}/{path.name}"
+            yield where, "is on no page; delete it, unless another report shows it"
 
 
 def _first_difference(text: str, expected: str) -> tuple[int, str]:
@@ -196,10 +219,9 @@ def _missing_notes(path: Path, options: ReportOptions, store: Store) -> Iterator
     """Tables that join runs under different conditions without a note that says so."""
     # Runs that share a table or curve, by sweep ("" for none) and recipe.
     groups: dict[tuple[str, Recipe], list[Run]] = {}
-    cells = [(cell.sweep, cell.run) for cell in store.cells if cell.run is not None]
-    for sweep, run in [*(("", run) for run in store.single_runs), *cells]:
-        if run.is_ok:
-            groups.setdefault((sweep, run.config.recipe), []).append(run)
+    sweeps = {cell.run.name: cell.sweep for cell in store.cells if cell.run is not None}
+    for run in store.successful_runs:
+        groups.setdefault((sweeps.get(run.name, ""), run.config.recipe), []).append(run)
     names = sweep_names(store)
     for (sweep, recipe), runs in groups.items():
         page = options.pages / (page_name(names[sweep]) if sweep else "runs.md")

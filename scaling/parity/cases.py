@@ -31,8 +31,10 @@ class Bound:
     why: str
 
 
-# Measured on CPUs with 24 steps of the small models of all three recipes: every combination on 2
-# devices; on 4 devices float32 that is not compiled.
+# Rounding grows from step to step, so that the bounds say nothing about many more.
+BOUND_STEPS = 24
+# Measured on CPUs with so many steps of the small models of all three recipes: every combination
+# on 2 devices; on 4 devices float32 that is not compiled.
 BOUNDS: dict[Precision, Bound] = {
     "32-true": Bound(
         loss=1e-5,

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from scaling.parity.cases import LEAST_STEPS, STRATEGIES, Axes, list_cases
+from scaling.parity.cases import BOUND_STEPS, LEAST_STEPS, STRATEGIES, Axes, list_cases
 from scaling.parity.recipe_runs import check_options
 from scaling.stored_command import stored_command
 from unitransformer.cli import Parser
@@ -53,7 +53,12 @@ def build_parity_parser() -> Parser:
     parser.add_argument(
         "--quick", action="store_true", help="vary one axis at a time, not all combinations"
     )
-    add("--steps", int, 24, f"at least {LEAST_STEPS}")
+    add(
+        "--steps",
+        int,
+        BOUND_STEPS,
+        f"at least {LEAST_STEPS}; the bounds were measured with {BOUND_STEPS}",
+    )
     add("--global-batch-size", int, 8, "samples per step over all devices")
     add("--accelerator", Accelerator, "auto", "auto uses GPUs if there are any")
     add("--case-timeout", float, 600.0, "seconds after which a run fails")

@@ -47,13 +47,14 @@ SHOWN_PLOTS = ("speed-by-devices", "speed-by-batch")  # in RESULTS.md; the pages
 # Rows of the overview that become a sentence above it where all recipes agree.
 MAY_BE_SHARED = ("size", "devices", "precision", "batch", "MFU", "flags", "loss parity")
 PAGES = {
-    "conditions.md": "Hardware, versions, commits, data; failed runs; contradictions",
+    "conditions.md": "Hardware, versions, commits, data; failed runs; files left out",
     "parity.md": "Loss parity of every strategy, precision and device count",
     "predictions.md": "Speed and memory predicted beside measured, for every configuration",
     "runs.md": "Single runs: architecture, speed, memory, FLOPs by convention",
     "scaling.md": "Speed-up, efficiency, time lost, scaling laws, fastest strategy",
 }
 JOBS_PAGE = "slurm-jobs.md"
+ABOUT_PAGE = "Generated, never edited. Back to"  # then a link to RESULTS.md
 FASTEST = (
     "The fastest configuration with proven loss parity, over all strategies, precisions and batch "
     "sizes that were tried, and its lead over the runner-up."
@@ -67,7 +68,7 @@ HOW_TO_READ = (
     "devices, at the same batch per device.",
     "- The lead is a ratio of speeds. Where its interval contains 1 it is a tie.",
     "- Tried are the configurations with a steady speed, of those that the studies of their sweeps "
-    "name; where fewer than half are, the fastest is only the best of these.",
+    "name; where more have not ended than have a speed, the fastest is only the best of these.",
 )
 ABOUT_UNDECIDED = (
     "- Undecided: it is not known whether other launches of the two would show this lead. A launch "
@@ -127,7 +128,7 @@ def render_pages(analysis: StoreAnalysis, options: ReportOptions) -> dict[PurePo
     ]
     written = {PurePosixPath(name): staleness.marked(page_of(main), store, today)}
     for file, (title, blocks) in contents.items():
-        back = f"Generated, never edited. Back to {link(name)}."
+        back = f"{ABOUT_PAGE} {link(name)}."
         text = staleness.marked(page_of([f"# {title}", back, *blocks]), store, today)
         if staleness.MARK in text:
             text += f"\n{staleness.MARK} after a record: {link(name)} says why it is stale.\n"
@@ -185,7 +186,7 @@ def _image(title: str, plots: str, name: str) -> str:
 
 
 def _opening(store: Store, links: Mapping[str, str]) -> str:
-    runs = [run for run in store.runs if run.is_ok]
+    runs = store.successful_runs
     parts = [format_count(len(store.runs), "run")]
     if store.certificates:
         parts.append(f"{format_count(len(store.certificates), 'certificate')} of loss parity")

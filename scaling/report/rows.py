@@ -207,7 +207,7 @@ def _of_cell(cell: Cell, store: Store) -> Row:
     values: dict[str, Any] = _options(outcome) if config is None else _configured(config)
     values["started_at"] = outcome.started_at
     if run is not None:
-        values |= _recorded(run) | (_measured(run, store) if run.is_ok else {})
+        values |= _recorded(run) | (_measured(run, store) if cell.successful_run else {})
     elif outcome.record is not None:
         name = PurePosixPath(cell.name).with_name(outcome.record).as_posix()
         why = next((file.reason for file in store.left_out if file.name == name), "it is not there")

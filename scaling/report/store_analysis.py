@@ -1,6 +1,7 @@
 """Computes once per store what several pages and plots show: sweeps, curves and pooled launches."""
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -48,7 +49,7 @@ class SweepOfRecipe:
     @cached_property
     def runs(self) -> list[Run]:
         """The runs of the cells that ended well."""
-        return [run for cell in self.cells if (run := successful_run(cell)) is not None]
+        return [run for cell in self.cells if (run := cell.successful_run) is not None]
 
     @property
     def largest_model(self) -> int:
@@ -77,8 +78,8 @@ class StoreAnalysis:
 
     @cached_property
     def runs(self) -> dict[Recipe, list[Run]]:
-        """Sorted by name."""
-        runs = sorted(self.store.runs, key=lambda run: run.name)
+        """Those that ended well, sorted by name."""
+        runs = sorted(self.store.successful_runs, key=lambda run: run.name)
         return {
             recipe: [run for run in runs if run.config.recipe == recipe]
             for recipe in get_args(Recipe)
@@ -86,13 +87,12 @@ class StoreAnalysis:
 
     @cached_property
     def longest_runs(self) -> dict[Recipe, list[Run]]:
-        """Runs that ended well: the longest first, of equally long ones the newest. Cells of sweeps
-        only where a recipe has no single run."""
+        """The longest first, of equally long ones the newest. Cells of sweeps only where a recipe
+        has no single run."""
         single = {run.name for run in self.store.single_runs}
         longest = {}
         for recipe, runs in self.runs.items():
-            ended_well = [run for run in runs if run.is_ok]
-            if chosen := [run for run in ended_well if run.name in single] or ended_well:
+            if chosen := [run for run in runs if run.name in single] or [*runs]:
                 chosen.sort(
                     key=lambda run: (run.num_steps, str(run.record.get("started_at"))), reverse=True
                 )
@@ -101,12 +101,12 @@ class StoreAnalysis:
 
     @cached_property
     def scatters(self) -> dict[ModelOnMachine, Scatter]:
-        return find_scatters(self.store.runs)
+        return find_scatters(self.store.successful_runs)
 
     @cached_property
     def points(self) -> dict[Recipe, list[MeasuredPoint]]:
         return {
-            recipe: pool([run for run in runs if run.is_ok and run.metrics], self.scatters)
+            recipe: pool([run for run in runs if run.metrics is not None], self.scatters)
             for recipe, runs in self.runs.items()
         }
 
@@ -117,7 +117,8 @@ class StoreAnalysis:
     @cached_property
     def comparisons(self) -> dict[Recipe, list[StrategyComparison]]:
         comparisons = {}
-        for recipe, runs in self.runs.items():
+        for recipe in get_args(Recipe):
+            runs = [run for run in self.store.runs if run.config.recipe == recipe]
             cells = [cell for cell in self.store.cells if cell.outcome.recipe == recipe]
             comparisons[recipe] = compare_strategies(runs, self.store.certificates, cells)
         return comparisons
@@ -125,7 +126,8 @@ class StoreAnalysis:
     @cached_property
     def predictions(self) -> tuple[list[HeldOut], list[str]]:
         """Every measured configuration as predicted without it, and why others are not."""
-        return predict_held_out(self.store.runs, lambda run: self.today.is_stale(run.record))
+        runs = self.store.successful_runs
+        return predict_held_out(runs, lambda run: self.today.is_stale(run.record))
 
     @cached_property
     def coverage(self) -> tuple[dict[str, Coverage], dict[str, str]]:
@@ -162,17 +164,23 @@ class StoreAnalysis:
 
 
 def sweep_names(store: Store) -> dict[str, str]:
-    """Returns the name of each sweep by its folder: the last part, numbered if several share it."""
+    """Returns the name of each sweep by its folder: the last part, numbered if several share it or
+    would share a page."""
     sweeps = sorted({*store.studies, *(cell.sweep for cell in store.cells)})
     last = {
         sweep: re.sub(r"[^A-Za-z0-9]+", "-", PurePosixPath(sweep).name).strip("-") or "sweep"
         for sweep in sweeps
     }
-    names = list(last.values())
-    return {
-        sweep: f"{name} {number}" if names.count(name) > 1 else name
-        for number, (sweep, name) in enumerate(last.items(), 1)
-    }
+    counts, names, pages = Counter(last.values()), dict[str, str](), set[str]()
+    # A name that is not shared comes first, and so is not numbered.
+    for sweep in sorted(sweeps, key=lambda sweep: counts[last[sweep]] > 1):
+        number = sweeps.index(sweep) + 1
+        name = f"{last[sweep]} {number}" if counts[last[sweep]] > 1 else last[sweep]
+        while page_name(name).lower() in pages:  # some file systems ignore case
+            name, number = f"{last[sweep]} {number}", number + 1
+        names[sweep] = name
+        pages.add(page_name(name).lower())
+    return {sweep: names[sweep] for sweep in sweeps}
 
 
 def page_name(sweep: str) -> str:
@@ -180,11 +188,6 @@ def page_name(sweep: str) -> str:
     name = sweep.replace(" ", "-")
     is_taken = name in ("conditions", "parity", "predictions", "runs", "scaling", "slurm-jobs")
     return f"sweep-{name}.md" if is_taken else f"{name}.md"
-
-
-def successful_run(cell: Cell) -> Run | None:
-    is_ok = cell.outcome.status == "ok" and cell.run is not None and cell.run.is_ok
-    return cell.run if is_ok else None
 
 
 def find_axes(cells: Sequence[Cell]) -> list[str]:

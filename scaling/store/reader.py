@@ -16,7 +16,7 @@ from typing import Any, Literal
 from scaling.parity.certificate import Certificate
 from scaling.parity.certificate_file import is_certificate, read_certificate
 from scaling.peers.record import Comparison, is_comparison, read_comparison
-from scaling.store.outcome import CELLS, CellOutcome, is_outcome, read_outcome
+from scaling.store.outcome import CELLS, STUDY, CellOutcome, is_outcome, read_outcome
 from scaling.store.required_fields import check_required_fields
 from scaling.store.run import Run
 from scaling.store.self_test import SelfTest, is_self_test, read_self_test
@@ -40,6 +40,12 @@ class Cell:
     def sweep(self) -> str:
         """The folder of its sweep."""
         return str(PurePosixPath(self.name).parent.parent.parent)
+
+    @property
+    def successful_run(self) -> Run | None:
+        """Its run if both ended well: a run can hang or crash after it has written its record."""
+        is_ok = self.outcome.status == "ok" and self.run is not None and self.run.is_ok
+        return self.run if is_ok else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +78,12 @@ class Store:
         """Runs that are not a cell of a sweep."""
         of_cells = {cell.run.name for cell in self.cells if cell.run is not None}
         return tuple(run for run in self.runs if run.name not in of_cells)
+
+    @functools.cached_property
+    def successful_runs(self) -> tuple[Run, ...]:
+        """Runs that ended well, without those whose cell did not: these alone are measurements."""
+        failed = {cell.run.name for cell in self.cells if cell.run and not cell.successful_run}
+        return tuple(run for run in self.runs if run.is_ok and run.name not in failed)
 
 
 # None: rows of a report.
@@ -130,7 +142,7 @@ def load_store(folders: Sequence[Path], *, relative_to: Path) -> Store:
             else:
                 runs.append(content)
                 like = content.record if content.is_ok else like
-    runs, unfinished = _split_unfinished(runs, outcomes)
+    runs, unfinished = _split_unfinished(runs, outcomes, paths)
     return Store(
         runs=tuple(runs),
         left_out=tuple(sorted([*left_out, *unfinished], key=lambda file: file.name)),
@@ -158,14 +170,16 @@ def _cells(outcomes: Mapping[str, CellOutcome], runs: Sequence[Run]) -> Iterator
 
 
 def _split_unfinished(
-    runs: Sequence[Run], outcomes: Iterable[str]
+    runs: Sequence[Run], outcomes: Iterable[str], names: Iterable[str]
 ) -> tuple[list[Run], list[UnusedFile]]:
     """Leaves out records of cells without an outcome: they are running, or their sweep was killed.
 
-    Such a record is not a single run either.
+    Such a record is not a single run either. A sweep holds a study, or a cell with an outcome.
     """
     cells = {PurePosixPath(name).parent for name in outcomes}
+    studies = (PurePosixPath(name) for name in names if name.endswith(STUDY))
     sweeps = {cell.parent for cell in cells}
+    sweeps |= {path.with_name(CELLS) for path in studies if path.name == STUDY}
     finished, unfinished = [], []
     for run in runs:
         folder = PurePosixPath(run.name).parent

@@ -10,7 +10,6 @@ import functools
 import json
 import math
 import os
-import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -25,7 +24,14 @@ from scaling.store.outcome import CELLS, FILE, STUDY, CellOutcome, load_outcome,
 from scaling.sweep.claims import JOB_ID, claim
 from scaling.sweep.memory_inference import OomCauses, find_cause, is_recheck, root_cause
 from scaling.sweep.plan import CellTask
-from scaling.sweep.run_cell import Limits, now, outcome_without_run, run_cell
+from scaling.sweep.run_cell import (
+    Limits,
+    now,
+    outcome_without_run,
+    replacing,
+    run_cell,
+    settle_attempts,
+)
 from scaling.sweep.study import Study
 from unitransformer.files import write_atomically
 from unitransformer.launch.variables import SWEEP_FILE
@@ -228,7 +234,8 @@ class Sweep:
                 continue
             if (claimed := claim(self.folder, task.name)) is None:
                 continue
-            if task.name not in self._done([task]):  # another process may have just finished it
+            settle_attempts(self.folder / CELLS / task.name)
+            if task.name not in self.scan()[1]:  # another process may have just finished it
                 return task, claimed
             claimed.close()
         return None
@@ -236,21 +243,21 @@ class Sweep:
     def _finish(self, task: CellTask) -> CellOutcome:
         folder = self.folder / CELLS / task.name
         cause, is_run = self._cause(task)
-        if is_run:
-            outcome = run_cell(task, self.runner(task), self.folder, self.limits)
-            outcome = replace(outcome, checks=cause)
-        else:
-            outcome = outcome_without_run(task, cause)
-            shutil.rmtree(folder, ignore_errors=True)  # files of an earlier attempt
-        limit = self.limits.memory_limit_bytes
-        outcome = replace(
-            outcome,
-            host=self.host,
-            memory_limit_bytes=limit,
-            finished_at=now(),
-            slurm_job=os.environ.get(JOB_ID),
-        )
-        write_outcome(outcome, folder)
+        with replacing(folder):
+            if is_run:
+                outcome = run_cell(task, self.runner(task), self.folder, self.limits)
+                outcome = replace(outcome, checks=cause)
+            else:
+                outcome = outcome_without_run(task, cause)
+            limit = self.limits.memory_limit_bytes
+            outcome = replace(
+                outcome,
+                host=self.host,
+                memory_limit_bytes=limit,
+                finished_at=now(),
+                slurm_job=os.environ.get(JOB_ID),
+            )
+            write_outcome(outcome, folder)
         return outcome
 
     def _cause(self, task: CellTask) -> tuple[str | None, bool]:

@@ -1,7 +1,8 @@
 """Infers which cells run out of memory from a smaller cell that did.
 
 A config needs at least as much memory as another if it is no smaller on any axis that memory grows
-with and equal in everything else. To check this rule, a share of the inferred cells is run.
+with, equal in everything else, and needs no less by the formula of `costs.memory`. To check this
+rule, a share of the inferred cells is run.
 """
 
 import functools
@@ -14,7 +15,7 @@ from typing import Any
 from scaling.store.outcome import CellOutcome
 from scaling.sweep.plan import CellTask
 from unitransformer.config import Precision, RunConfig, to_dict
-from unitransformer.costs.memory import loss_rows
+from unitransformer.costs.memory import loss_rows, rank_bytes
 
 # A larger number needs more memory. Both mixed modes keep float32 weights and 16-bit activations.
 PRECISION: dict[Precision, int] = {"bf16-true": 0, "16-mixed": 1, "bf16-mixed": 1, "32-true": 2}
@@ -70,6 +71,9 @@ def _demands(config: RunConfig) -> tuple[float, ...]:
         loss_rows(config),
         *(getattr(config.model, name) for name in SIZES),
         config.accumulate > 1,
+        # On some axes memory grows with most configs only. Autocast's 16-bit copies of unsharded
+        # weights can need more than 32-true adds, as can the layer that checkpointing recomputes.
+        rank_bytes(config),
     )
 
 

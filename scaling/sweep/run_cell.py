@@ -6,14 +6,14 @@ import os
 import secrets
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from scaling import exit_status
 from scaling.recipe_process import ProcessResult, Runner
-from scaling.store.outcome import CELLS, CellOutcome
+from scaling.store.outcome import CELLS, FILE, CellOutcome
 from scaling.sweep.plan import CellTask
 from unitransformer.launch.process_tree import count_oom_kills
 from unitransformer.launch.variables import PROGRESS_FILE, RUN_FOLDER
@@ -41,10 +41,43 @@ class Limits:
     recheck: float = 0.1  # share of the inferred cells to run, at least one per cause; 0: none
 
 
+@contextlib.contextmanager
+def replacing(folder: Path) -> Iterator[None]:
+    """Removes the folder of a cell for another attempt, and restores it if that has no outcome.
+
+    A finished cell stays beside the attempt until then, in a hidden folder, which reports ignore.
+    """
+    if (folder / FILE).exists():
+        folder.rename(_earlier(folder))
+    else:
+        shutil.rmtree(folder, ignore_errors=True)
+    try:
+        yield
+    finally:
+        settle_attempts(folder)
+
+
+def settle_attempts(folder: Path) -> None:
+    """Ends what a killed `replacing` has left: only the last attempt with an outcome stays."""
+    earlier = _earlier(folder)
+    if not earlier.exists():
+        return
+    if (folder / FILE).exists():
+        shutil.rmtree(earlier, ignore_errors=True)
+        return
+    shutil.rmtree(folder, ignore_errors=True)
+    # It fails while another process holds files in the folder; the next claim tries it again.
+    with contextlib.suppress(OSError):
+        earlier.rename(folder)
+
+
+def _earlier(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.earlier")
+
+
 def run_cell(task: CellTask, runner: Runner, folder: Path, limits: Limits) -> CellOutcome:
-    """Runs a cell in its own folder, emptied first; raises OSError for a full or read-only disk."""
+    """Runs a cell in its own new folder; raises OSError for a full or read-only disk."""
     cell_folder = (folder / CELLS / task.name).absolute()
-    shutil.rmtree(cell_folder, ignore_errors=True)
     cell_folder.mkdir(parents=True)
     variables = {RUN_FOLDER: str(cell_folder)}
     shares_code = CACHE_VARIABLE not in os.environ  # otherwise the user chose a cache

@@ -22,7 +22,7 @@ OTHER_BOUNDS = (
 
 
 def conditions_page(store: Store) -> list[str]:
-    runs = [run for run in store.runs if run.is_ok]
+    runs = store.successful_runs
     certificates = [
         f"{link(certificate.name)}: {escaped('; '.join(bounds))}"
         for certificate in store.certificates

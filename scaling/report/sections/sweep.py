@@ -14,7 +14,7 @@ from scaling.parity.certificate import Certificate
 from scaling.report import run_formatting
 from scaling.report.run_formatting import LONGEST_REMARK, without_paths
 from scaling.report.sections.parity import describe_proof
-from scaling.report.store_analysis import SweepOfRecipe, successful_run
+from scaling.report.store_analysis import SweepOfRecipe
 from scaling.report.table_notes import conditions_of_rows, draw
 from scaling.store.conditions import without_threads
 from scaling.store.outcome import AXIS, OUT_OF_MEMORY
@@ -101,7 +101,7 @@ def not_drawn(sweep: SweepOfRecipe) -> str:
     """Returns a sentence on the cells that no plot can show, if there are any."""
     missing: Counter[str] = Counter()
     for cell in sweep.cells:
-        run, status = successful_run(cell), cell.outcome.status
+        run, status = cell.successful_run, cell.outcome.status
         if run is None:
             missing["without its record" if status == "ok" else status] += 1
         elif run.metrics is None:
@@ -148,12 +148,12 @@ def _pooled(
     efficiencies: Mapping[str, Mapping[str, str]],
 ) -> dict[str, str]:
     """Returns the row of a configuration; kinds of machines share its cells."""
-    runs = [run for cell in cells if (run := successful_run(cell)) is not None]
+    runs = [run for cell in cells if (run := cell.successful_run) is not None]
     points = pool([run for run in runs if run.metrics is not None], sweep.scatters)
     statuses = {cell.outcome.status for cell in cells}
     config = next((cell.outcome.config for cell in cells if cell.outcome.config), None)
     proof = find_proof(runs[0], certificates) if runs else None
-    remarks = [escaped(_reason(cell)) for cell in cells if successful_run(cell) is None]
+    remarks = [escaped(_reason(cell)) for cell in cells if cell.successful_run is None]
     remarks += run_formatting.short_flags(runs)
     remarks += [run_formatting.no_steady_state(run) for run in runs if run.metrics is None]
     shares = [run_formatting.pooled_shares(point) for point in points]
@@ -192,7 +192,7 @@ def _efficiencies(sweep: SweepOfRecipe) -> dict[str, dict[str, str]]:
 
 
 def _launch(cell: Cell) -> dict[str, str]:
-    run = successful_run(cell)
+    run = cell.successful_run
     if run is None:
         record = "none" if cell.run is None else run_formatting.record(cell.run)
         cells = {"status": str(cell.outcome.status), "remarks": escaped(_reason(cell))}
@@ -244,7 +244,7 @@ def _limits(sweep: SweepOfRecipe) -> list[str]:
         if not too_large:
             continue
         least, fits = min(too_large), "none of those tried"
-        if runs := {size: run for size, cell in cells if (run := successful_run(cell)) is not None}:
+        if runs := {size: run for size, cell in cells if (run := cell.successful_run) is not None}:
             fits = f"{max(runs):,}, {run_formatting.record(runs[max(runs)])}"
         statuses = dict.fromkeys(cell.outcome.status for size, cell in cells if size == least)
         failure = {"fits": fits, "does not fit": f"{least:,}, {' and '.join(statuses)}"}

@@ -92,6 +92,13 @@ def test_the_parity_reference_needs_no_other_proof() -> None:
     assert (proof.verdict, proof.certificate, proof.holds) == ("reference", None, True)
 
 
+def test_a_certificate_does_not_cover_a_run_that_offloads_to_the_host() -> None:
+    proof = find_proof(way("zero1", 0.05), CERTIFICATES)
+    assert proof is not None
+    assert proof.holds
+    assert find_proof(way("zero1", 0.05, cpu_offload=True), CERTIFICATES) is None
+
+
 def test_compile_modes_and_batch_splits_are_candidates_of_one_comparison() -> None:
     runs = [
         way("ddp", 0.05),

@@ -11,7 +11,7 @@ import pytest
 
 from scaling.__main__ import main
 from scaling.lint.check import lint, render
-from scaling.lint.contradictions import check_efficiencies, check_rows
+from scaling.lint.contradictions import check_rows, find_superlinear
 from scaling.parity.certificate_file import write_certificate
 from scaling.report.options import ReportOptions
 from scaling.report.results_md import render_pages
@@ -132,6 +132,23 @@ def test_a_plot_that_was_changed_or_is_gone_is_named(report: Path) -> None:
     ]
 
 
+def test_pages_and_plots_of_an_earlier_report_are_warnings(report: Path) -> None:
+    pages, plots = report.parent / "RESULTS-pages", report.parent / "plots"
+    (pages / "night.md").write_bytes((pages / "runs.md").read_bytes())
+    (pages / "mine.md").write_text("# Notes\n\nNot of a report.\n")
+    other = (pages / "runs.md").read_text().replace("[RESULTS.md](", "[OTHER.md](")
+    (pages / "other.md").write_text(other)
+    for name in ("gpt-night-speed-by-batch.svg", "mine.svg"):
+        (plots / name).write_bytes((plots / "gpt-loss.svg").read_bytes())
+    findings = lint(report)
+    assert findings.errors == ()
+    places = [where for where, _ in findings.warnings]
+    assert [place for place in places if place.startswith(("plots", "RESULTS-pages"))] == [
+        "RESULTS-pages/night.md",
+        "plots/gpt-night-speed-by-batch.svg",
+    ]
+
+
 def test_a_report_without_its_command_or_its_records_is_an_error(report: Path) -> None:
     edit(report, lambda text: text.replace("scaling report runs", "scaling report gone"))
     assert any("gone does not exist" in what for _, what in lint(report).errors)
@@ -225,12 +242,18 @@ def test_printed_flops_per_second_follow_from_the_printed_rate(report: Path) -> 
     assert any("mfu.matmul.flops_per_s is" in what for _, what in lint(report).errors)
 
 
-def test_a_printed_sweep_row_is_consistent() -> None:
+def test_an_efficiency_above_1_is_a_warning_and_no_error(report: Path) -> None:
     once, *rest = (strong(step_s, devices) for step_s, devices in ((0.1, 1), (0.05, 2), (0.02, 4)))
-    assert list(check_efficiencies([once, rest[0]])) == []
-    ((where, what),) = check_efficiencies([once, rest[1]])
-    assert where == "strong scaling of ddp on 4 devices (runs/4.json)"
-    assert what.startswith("efficiency is 1.2500: its interval begins at 1.2")
+    assert list(find_superlinear([once, rest[0]])) == []
+    for devices, run in ((1, once), (4, rest[1])):
+        write_record(run.record, Path(f"runs/{devices}.json"))
+    assert main(["report", "runs"]) == 0
+    findings = lint(report)
+    assert findings.errors == ()
+    ((_, what),) = [
+        (w, what) for w, what in findings.warnings if w.startswith("strong scaling of ddp on 4")
+    ]
+    assert what.startswith("efficiency is 1.2500, above 1, with an interval from 1.2")
 
 
 def test_a_stored_share_of_the_ceiling_above_1_needs_its_flag(report: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from recipes import gpt
 from recipes.command_line import run_recipe
+from scaling.parity.cases import BOUND_STEPS
 from scaling.recipe_process import ProcessResult, run_alone
 from scaling.replay.command import load_original, read_command, replay
 from scaling.replay.compare import ReplayVerdict, measured_loss_blocks
@@ -116,10 +117,21 @@ def test_another_loss_curve_is_not_reproduced_at_any_speed(tmp_path: Path) -> No
         "within the parity bound of 1e-05 over 100 steps, relative difference 1.0e-06 at step 100"
         in (within.lines[0])
     )
-    again["loss"] = [*again["loss"][:-1], again["loss"][-1] * 1.01]
+    again["loss"][BOUND_STEPS - 1] *= 1.01
     different = play(noisy(0.1, seed=1), tmp_path / "different", again)
     assert different.word == "not reproduced"
-    assert different.lines[0].startswith("loss: different, relative difference 1.0e-02 at step 100")
+    assert different.lines[0].startswith("loss: different, relative difference 1.0e-02 at step 24")
+
+
+def test_losses_that_differ_after_the_steps_of_the_bound_are_inconclusive(tmp_path: Path) -> None:
+    again = noisy(0.1, seed=2)
+    again["loss"][BOUND_STEPS] *= 1.01
+    verdict = play(noisy(0.1, seed=1), tmp_path, again)
+    assert (verdict.word, verdict.exit_code) == ("inconclusive", 3)
+    assert "relative difference 1.0e-02 at step 25" in verdict.lines[0]
+    assert "holds for the 24 steps" in verdict.lines[0]
+    slower = noisy(0.12, seed=2) | {"loss": again["loss"]}
+    assert play(noisy(0.1, seed=1), tmp_path / "slower", slower).word == "not reproduced"
 
 
 def test_differing_conditions_are_reported(tmp_path: Path) -> None:

@@ -9,8 +9,11 @@ from typing import get_args
 import pytest
 
 from scaling.analysis.efficiency import pool
+from scaling.analysis.fastest import find_tried
+from scaling.lint.contradictions import check_rows
 from scaling.report.plots import COLORS, Plot
 from scaling.report.results_md import draw_plots
+from scaling.report.rows import rows
 from scaling.report.sections.sweep import not_drawn, sweep_blocks
 from scaling.report.store_analysis import StoreAnalysis
 from scaling.report.table_notes import conditions_of_rows
@@ -401,6 +404,32 @@ def test_a_missing_or_damaged_record_leaves_its_row(tmp_path: Path) -> None:
     record.unlink()
     text = text_of(load_store([tmp_path], relative_to=tmp_path))
     assert text.count("its record is missing or damaged") == 2, "of a configuration, of a launch"
+
+
+def test_a_run_whose_cell_did_not_end_well_is_no_measurement(tmp_path: Path) -> None:
+    """The run wrote its record and then hung, so that its cell is a timeout."""
+    store = swept(tmp_path)
+    cell = next(cell for cell in store.cells if cell.run is not None and cell.run.is_ok)
+    assert cell.run is not None
+    hung = replace(cell, outcome=replace(cell.outcome, status="timeout", reason="did not end"))
+    store = replace(store, cells=tuple(hung if c is cell else c for c in store.cells))
+    analysis = StoreAnalysis(store)
+    measured = {run.name for point in analysis.points["gpt"] for run in point.runs}
+    assert len(measured) == 5, "four cells and a single run"
+    assert cell.run.name not in measured
+    assert cell.run.name not in {run.name for run in analysis.runs["gpt"]}
+    predicted, _ = analysis.predictions
+    assert cell.run.name not in {run.name for item in predicted for run in item.runs}
+    (row,) = [row for row in rows(store) if row.record == cell.run.name]
+    assert (row.status, row.units_per_s, row.reason) == ("timeout", None, "did not end")
+    assert not list(check_rows(rows(store), store.successful_runs))
+    config = cell.run.config
+    (tried,) = [
+        tried
+        for (_, batch), tried in find_tried(store.runs, store.cells).items()
+        if tried.config.parallel == config.parallel and batch == config.global_batch_size
+    ]
+    assert tried.missing == {"single": "timeout"}
 
 
 def test_a_record_of_an_unfinished_cell_is_not_a_separate_run(tmp_path: Path) -> None:

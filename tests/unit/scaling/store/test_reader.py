@@ -144,6 +144,20 @@ def with_seconds(seconds: Any) -> dict[str, Any]:
     return CEILING | {"copy": CEILING["copy"] | {"seconds": seconds}}
 
 
+@pytest.mark.parametrize("study", ['{"kind": "study", "schema": 1}', "damaged"])
+def test_the_record_of_a_first_cell_that_still_runs_is_no_single_run(
+    study: str, tmp_path: Path
+) -> None:
+    (tmp_path / "night").mkdir()
+    (tmp_path / "night" / "study.json").write_text(study)
+    write_record(make_record(), tmp_path / "night" / "cells" / "0123456789ab-1" / "x.json")
+    write_record(make_record("vit"), tmp_path / "cells" / "mine" / "x.json")
+    store = load_store([tmp_path], relative_to=tmp_path)
+    assert [run.name for run in store.runs] == ["cells/mine/x.json"]
+    _, reason = reasons(store)["night/cells/0123456789ab-1/x.json"]
+    assert "without an outcome" in reason
+
+
 METRICS = make_record()["metrics"]
 MFU_ROW = make_record()["mfu"][0]
 

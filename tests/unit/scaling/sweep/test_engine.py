@@ -229,6 +229,75 @@ def test_a_checked_inference_that_fits_is_reported_as_refuted(tmp_path: Path) ->
     assert summary.statuses == {"ok": 1, "oom": 1}
 
 
+class Interrupted(FakeMachine):
+    """Its run is stopped after it has written something."""
+
+    def run(self, log: Path) -> ProcessResult:
+        super().run(log)
+        raise StopRequested("stopped by SIGTERM")
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_a_retry_that_is_stopped_restores_the_finished_cell(tmp_path: Path) -> None:
+    folder, tasks = tmp_path / "s", make_tasks(make_study())[:1]
+    work(folder, tasks)
+    before = files_of(folder / CELLS)
+    again = frozenset({"ok"})
+    with pytest.raises(StopRequested):
+        work(folder, tasks, machine=Interrupted({}), retry=again)
+    assert files_of(folder / CELLS) == before
+    _, machine = work(folder, tasks, retry=again)
+    assert machine.runs == [tasks[0].name]
+    assert files_of(folder / CELLS) != before
+    assert [path.name for path in (folder / CELLS).iterdir()] == [tasks[0].name]
+
+
+def test_a_retry_that_is_killed_is_undone_at_the_next_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, tasks = tmp_path / "s", make_tasks(make_study())[:1]
+    work(folder, tasks)
+    before = files_of(folder / CELLS)
+    monkeypatch.setattr(run_cell, "settle_attempts", lambda folder: None)  # as after SIGKILL
+    with pytest.raises(StopRequested):
+        work(folder, tasks, machine=Interrupted({}), retry=frozenset({"ok"}))
+    monkeypatch.undo()
+    assert not load_store([folder], relative_to=folder).cells
+    summary, machine = work(folder, tasks)
+    assert (summary.statuses, machine.runs) == ({"ok": 1}, [])
+    assert files_of(folder / CELLS) == before
+
+
+def test_a_retry_killed_after_its_outcome_replaces_the_finished_cell(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, tasks = tmp_path / "s", make_tasks(make_study())[:1]
+    work(folder, tasks)
+    with monkeypatch.context() as patched:
+        patched.setattr(run_cell, "settle_attempts", lambda folder: None)
+        work(folder, tasks, retry=frozenset({"ok"}))
+    after = files_of(folder / CELLS / tasks[0].name)
+    run_cell.settle_attempts(folder / CELLS / tasks[0].name)
+    assert files_of(folder / CELLS / tasks[0].name) == after
+    assert [path.name for path in (folder / CELLS).iterdir()] == [tasks[0].name]
+
+
+def test_a_cell_that_another_process_has_just_inferred_is_not_claimed_again(
+    tmp_path: Path,
+) -> None:
+    folder, tasks = tmp_path / "s", make_tasks(make_study())
+    ours, _ = make_sweep(folder, tasks)
+    before = ours.scan()
+    work(folder, tasks)
+    scans = iter([before])  # what it saw before the other process finished all
+    scan = ours.scan
+    ours.scan = lambda: next(scans, None) or scan()  # type: ignore[method-assign]
+    assert ours._claim() is None
+
+
 def test_array_tasks_retry_each_cell_once(tmp_path: Path) -> None:
     tasks = make_tasks(make_study())[:3]
     broken = FakeMachine({}, crashes=frozenset(task.name for task in tasks))

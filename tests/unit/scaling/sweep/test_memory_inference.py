@@ -8,11 +8,15 @@ import pytest
 from scaling.sweep.memory_inference import find_cause, is_selected, needs_at_least, unrefuted
 from tests.builders.records import make_config
 from unitransformer.config import ParallelConfig, RunConfig
+from unitransformer.costs.memory import rank_bytes
 
 
-def make(batch_size: int = 4, max_steps: int = 10, **parallel: Any) -> RunConfig:
+def make(
+    batch_size: int = 4, max_steps: int = 10, num_layers: int = 8, **parallel: Any
+) -> RunConfig:
     chosen = {"accelerator": "cuda", "strategy": "fsdp", "devices": 2} | parallel
-    config = replace(make_config(), batch_size=batch_size, max_steps=max_steps)
+    model = replace(make_config().model, num_layers=num_layers)
+    config = replace(make_config(), model=model, batch_size=batch_size, max_steps=max_steps)
     return replace(config, parallel=ParallelConfig(**chosen))
 
 
@@ -51,6 +55,25 @@ def test_more_of_an_axis_needs_at_least_as_much(more: RunConfig, less: RunConfig
 def test_memory_of_cells_that_differ_otherwise_is_not_ordered(other: RunConfig) -> None:
     assert not needs_at_least(other, make())
     assert not needs_at_least(make(), other)
+
+
+@pytest.mark.parametrize(
+    ("config", "cause"),
+    [
+        # Autocast's copies of all weights exceed what float32 activations of few tokens add.
+        (
+            make(strategy="ddp", precision="32-true", activation_checkpointing="full"),
+            make(strategy="ddp", precision="bf16-mixed", activation_checkpointing="full"),
+        ),
+        # Checkpointing adds one recomputed layer, which is much of a model of two.
+        (make(num_layers=2), make(num_layers=2, activation_checkpointing="selective")),
+    ],
+)
+def test_a_config_that_needs_less_by_formula_is_not_inferred(
+    config: RunConfig, cause: RunConfig
+) -> None:
+    assert rank_bytes(config) < rank_bytes(cause)
+    assert not needs_at_least(config, cause)
 
 
 def test_replicated_weights_need_the_same_memory_on_any_number_of_devices() -> None:
