@@ -90,6 +90,7 @@ TEXT_OPTIONS = {
 
 # Options whose default a cluster may set.
 OF_CLUSTERS = ("time", "partition", "account", "qos", "constraint", "gpu_type")
+WARNING = "warning: "  # begins a line of a plan that a person must see
 # Options of a recipe that a job sets itself -> what to do instead.
 SET_BY_JOB = {
     "--devices": "give it before --, as it sets the shape of the job",
@@ -119,6 +120,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             print("\n".join(render(job) for job in jobs), end="")
             for comment in comments:
                 print("\n# " + "\n# ".join(comment.splitlines()))
+                for line in comment.splitlines():
+                    if line.startswith(WARNING):  # a script in a file hides it
+                        print(line, file=sys.stderr)
             return 0
         queued = queued_arrays(jobs, options.max_nodes) if is_sweep else []
         missing = missing_arrays(jobs, queued)

@@ -9,10 +9,12 @@ Recipes and `slurm.submit` start it as a process, as neither imports `scaling`. 
 import argparse
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from typing import cast
+from dataclasses import replace
+from typing import TYPE_CHECKING, cast
 
 from scaling.prediction.hardware import Hardware, load_hardware
 from scaling.prediction.measured_rows import model_for
+from scaling.prediction.memory import FREE_SHARE, Memory, predict_memory
 from scaling.prediction.options import parse_command, resolve_on
 from scaling.prediction.predict import (
     Interval,
@@ -25,6 +27,11 @@ from unitransformer.cli import fail, run_main
 from unitransformer.config import Recipe
 from unitransformer.costs.flops import count_parameters
 from unitransformer.record.units import UNIT, format_bytes, format_count, format_duration
+
+if TYPE_CHECKING:
+    from recipes.options import ParsedCommand
+
+WARNING = "warning: "  # `slurm.submit` prints such lines to standard error too
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -45,17 +52,68 @@ def main(argv: Sequence[str] | None = None) -> int:
             command, hardware, devices=given.devices, num_nodes=given.nodes
         )
         prediction = predict(config, nodes, model_for(hardware))
+        if not prediction.fits:
+
+            def fits(batch: int) -> bool:
+                smaller = _with_batch(command, batch)
+                config, nodes, _ = resolve_on(  # which may choose another strategy
+                    smaller, hardware, devices=given.devices, num_nodes=given.nodes
+                )
+                return predict_memory(config, nodes).fits
+
+            largest = _largest(fits, config.batch_size)
+            print(f"{WARNING}does not fit: {explain_lack(prediction, largest)}\n")
     except ValueError as error:
         return fail(str(error), 2)
     print("\n".join(render_plan(prediction, hardware, reason)))
     return 0
 
 
+def _with_batch(command: "ParsedCommand", batch: int) -> "ParsedCommand":
+    return replace(command, options=replace(command.options, batch_size=batch))
+
+
+def _largest(fits: Callable[[int], bool], too_large: int) -> int:
+    """Returns the largest batch that fits, below one that does not; 0 if none does."""
+    low, high = 0, too_large
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low
+
+
+def explain_lack(prediction: Prediction, largest_batch: int) -> str:
+    """Returns what a device needs and has, and what to change.
+
+    Args:
+        largest_batch: per device, that fits; 0: none does.
+    """
+    lack = f"{_needs(prediction.memory)}; "
+    if largest_batch:
+        return (
+            f"{lack}the largest batch per device that fits is {largest_batch}: give --batch-size "
+            f"{largest_batch}"
+        )
+    parallel = prediction.config.parallel
+    fixes = (
+        ["--activation-checkpointing full"] if parallel.activation_checkpointing == "off" else []
+    )
+    fixes += ["--strategy fsdp"] if not parallel.is_sharded and parallel.world_size > 1 else []
+    return f"{lack}no batch fits: give {' or '.join([*fixes, 'more devices'])}"
+
+
+def _needs(memory: Memory) -> str:
+    spare = FREE_SHARE * memory.allocated_bytes
+    return (
+        f"a device needs {format_bytes(memory.total_bytes)}, and about {format_bytes(spare)} for "
+        f"fragmentation, and has {format_bytes(memory.capacity)}"
+    )
+
+
 def render_plan(prediction: Prediction, hardware: Hardware, reason: str) -> Iterator[str]:
     """Yields the lines of a plan: what would run, whether it fits, how long, and for how much."""
     config, memory = prediction.config, prediction.memory
     parallel, unit = config.parallel, UNIT[config.recipe]
-    needs = f"{format_bytes(memory.total_bytes)} of {format_bytes(memory.capacity)} per device"
     parts = {
         "parameters": memory.parameters,
         "gradients": memory.gradients,
@@ -70,7 +128,7 @@ def render_plan(prediction: Prediction, hardware: Hardware, reason: str) -> Iter
     named = ", ".join(f"{name} {size / 2**30:.2f}" for name, size in parts.items() if size)
     lines = {
         "hardware": f"{hardware.name}, not this machine",
-        "memory": f"{'fits' if prediction.fits else 'DOES NOT FIT'}: {needs}, at the "
+        "memory": f"{'fits' if prediction.fits else 'does not fit'}: {_needs(memory)}; at the "
         f"{memory.moment}",
         "  in GiB": named,
         "model": f"{config.recipe} {config.size}, {count_parameters(config.model):,} parameters",

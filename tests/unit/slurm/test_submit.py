@@ -125,6 +125,10 @@ def test_a_dry_run_for_a_hardware_adds_the_plan_as_comments(
     script, plan = capsys.readouterr().out.split("\n\n# hardware ")
     assert script.startswith("#!")
     assert "# devices         2 x 4 cuda" in plan
+    assert submit.main(["recipes.gpt", *options, *recipe[:3], "--batch-size", "64"]) == 0
+    printed = capsys.readouterr()
+    assert printed.err.startswith("warning: does not fit: a device needs ")
+    assert f"\n# {printed.err}" in printed.out
     cells = ["--", "--recipe", "gpt", "--batch-size", "1,2"]
     assert submit.main(["sweep", *options[2:], *cells]) == 0
     lines = capsys.readouterr().out.splitlines()
