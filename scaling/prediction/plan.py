@@ -164,7 +164,7 @@ def _times(prediction: Prediction, hardware: Hardware, unit: str) -> dict[str, s
         f"{text(prediction.mfu, '.1%')}",
         "run": run,
         "intervals": f"90 %, {time.provenance}"
-        + (": no such run was measured or fitted" if time.provenance == "extrapolated" else ""),
+        + (f": {'; '.join(time.beyond)}" if time.beyond else ""),
     }
 
 
