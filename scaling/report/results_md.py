@@ -70,10 +70,10 @@ HOW_TO_READ = (
     "name; where fewer than half are, the fastest is only the best of these.",
 )
 ABOUT_UNDECIDED = (
-    "- Undecided: it is not known whether other launches of the two would show this lead. A launch "
-    "with few steps has no interval, and the interval of one launch says nothing about another: a "
-    "lead of single launches counts only where it exceeds the drift of the machine between them. "
-    "Two launches of each decide it."
+    "- Not confirmed: it is not known whether other launches of the two would show this lead. A "
+    "launch with few steps has no interval, and the interval of one launch says nothing about "
+    "another: a lead of single launches counts only where it exceeds the drift of the machine "
+    "between them. Two launches of each decide it."
 )
 SAME_CORES = (
     "- The ranks of a CPU share its cores: more devices are no more hardware, and an efficiency of "
@@ -248,7 +248,7 @@ def _overview(analysis: StoreAnalysis) -> list[str]:
     for name in next(iter(columns.values())):
         cells = [cells[name] for cells in columns.values()]
         if name in MAY_BE_SHARED and len(cells) > 1 and len(set(cells)) == 1:
-            shared.append(f"{name} {cells[0]}")
+            shared.append(f"{name}: {cells[0]}")
         else:
             rows.append((name, *cells))
     about = f"Same for all: {'; '.join(shared)}." if shared else ""
