@@ -33,6 +33,7 @@ ABOVE_CEILING = re.compile(
     r"(\w+): above the ceiling measured on this machine \((\d+\.\d+) of it\)"
 )
 OF_CEILING = "x ceiling"
+NO_CEILING = "no ceiling was measured in its dtype"
 # Names of baselines in records, in the words of a reader who does not know them.
 BASELINES = {"unigram entropy": "predicting each token by its frequency"}
 ABOUT_CEILING = (
@@ -149,7 +150,9 @@ def share_of_ceiling(run: Run) -> str:
     share = mfu_row(run).share_of_ceiling
     if share is not None:
         return f"{share:.1%}"
-    return no_steady_state(run) if run.metrics is None else "no ceiling was measured in its dtype"
+    if run.metrics is None:
+        return no_steady_state(run)
+    return "not measured: `--ceiling-s` was 0" if run.config.ceiling_s == 0 else NO_CEILING
 
 
 def command(run: Run) -> str:
