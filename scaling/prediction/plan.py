@@ -10,7 +10,7 @@ import argparse
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 from scaling.prediction.hardware import Hardware, load_hardware
 from scaling.prediction.measured_rows import model_for
@@ -27,9 +27,6 @@ from unitransformer.cli import fail, run_main
 from unitransformer.config import Recipe
 from unitransformer.costs.flops import count_parameters
 from unitransformer.record.units import UNIT, format_bytes, format_count, format_duration
-
-if TYPE_CHECKING:
-    from recipes.options import ParsedCommand
 
 WARNING = "warning: "  # `slurm.submit` prints such lines to standard error too
 
@@ -55,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not prediction.fits:
 
             def fits(batch: int) -> bool:
-                smaller = _with_batch(command, batch)
+                smaller = replace(command, options=replace(command.options, batch_size=batch))
                 config, nodes, _ = resolve_on(  # which may choose another strategy
                     smaller, hardware, devices=given.devices, num_nodes=given.nodes
                 )
@@ -67,10 +64,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         return fail(str(error), 2)
     print("\n".join(render_plan(prediction, hardware, reason)))
     return 0
-
-
-def _with_batch(command: "ParsedCommand", batch: int) -> "ParsedCommand":
-    return replace(command, options=replace(command.options, batch_size=batch))
 
 
 def _largest(fits: Callable[[int], bool], too_large: int) -> int:
@@ -98,12 +91,15 @@ def explain_lack(prediction: Prediction, largest_batch: int) -> str:
     fixes = (
         ["--activation-checkpointing full"] if parallel.activation_checkpointing == "off" else []
     )
-    fixes += ["--strategy fsdp"] if not parallel.is_sharded and parallel.world_size > 1 else []
-    return f"{lack}no batch fits: give {' or '.join([*fixes, 'more devices'])}"
+    sharded = "fsdp1" if parallel.precision == "16-mixed" else "fsdp"
+    fixes += (
+        [f"--strategy {sharded}"] if not parallel.is_sharded and parallel.world_size > 1 else []
+    )
+    return f"{lack}no batch fits: try {' or '.join([*fixes, 'more devices'])}"
 
 
 def _needs(memory: Memory) -> str:
-    spare = FREE_SHARE * memory.allocated_bytes
+    spare = round(FREE_SHARE * memory.allocated_bytes)
     return (
         f"a device needs {format_bytes(memory.total_bytes)}, and about {format_bytes(spare)} for "
         f"fragmentation, and has {format_bytes(memory.capacity)}"
@@ -128,7 +124,8 @@ def render_plan(prediction: Prediction, hardware: Hardware, reason: str) -> Iter
     named = ", ".join(f"{name} {size / 2**30:.2f}" for name, size in parts.items() if size)
     lines = {
         "hardware": f"{hardware.name}, not this machine",
-        "memory": f"{'fits' if prediction.fits else 'does not fit'}: {_needs(memory)}; at the "
+        "memory": f"{'fits' if prediction.fits else 'does not fit'}: {_needs(memory)}; the peak is "
+        "at the "
         f"{memory.moment}",
         "  in GiB": named,
         "model": f"{config.recipe} {config.size}, {count_parameters(config.model):,} parameters",

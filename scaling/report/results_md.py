@@ -149,7 +149,9 @@ def draw_plots(analysis: StoreAnalysis) -> dict[str, bytes]:
             run.record["loss"],
             validation["history"],
             title=run_formatting.label(run),
-            baseline=(baseline["name"], baseline["loss"]) if has_loss else None,
+            baseline=(run_formatting.baseline_name(baseline), baseline["loss"])
+            if has_loss
+            else None,
         )
         drawn[run_formatting.plot_name(run)] = figure_bytes(figure, "svg")
     for plot in (plot for sweep in analysis.sweeps for plot in sweep.plots):

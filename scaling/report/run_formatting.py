@@ -103,7 +103,7 @@ def baseline(run: Run) -> tuple[str, str]:
     validation, unknown = run.record["validation"], "no baseline to compare with"
     if (baseline := validation["baseline"]) is None:
         return "none recorded, as for synthetic data", unknown
-    name = BASELINES.get(baseline["name"], escaped(baseline["name"]))
+    name = escaped(baseline_name(baseline))
     if baseline["loss"] is not None:
         ahead, unit = baseline["loss"] - validation["loss"], "nats"
         value = f"{name}, {baseline['loss']:.4f} nats"
@@ -114,6 +114,10 @@ def baseline(run: Run) -> tuple[str, str]:
         return f"{name}, whose value is not recorded", unknown
     is_beaten = f"yes, by {ahead:.2f} {unit}" if ahead > 0 else f"**no**, {-ahead:.2f} {unit} short"
     return value, is_beaten
+
+
+def baseline_name(baseline: Mapping[str, Any]) -> str:
+    return BASELINES.get(baseline["name"], baseline["name"])
 
 
 def speed(run: Run) -> str:

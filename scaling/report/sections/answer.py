@@ -88,7 +88,7 @@ def answer_blocks(answers: Sequence[Answer], curves: Sequence[Curve]) -> list[st
             "devices": str(answer.devices),
             **_fastest(answer, answers, curves),
             "tried": _tried(answer),
-            "of these": _not_told_apart(answer),
+            "of these": _ties_and_doubts(answer),
         }
         for answer in shown
     ]
@@ -169,7 +169,7 @@ def _tried(answer: Answer) -> str:
     return f"{number} of {len(answer.points) + answer.others}" if answer.others else number
 
 
-def _not_told_apart(answer: Answer) -> str:
+def _ties_and_doubts(answer: Answer) -> str:
     """How many of those tried tie with the fastest, are not confirmed, or have no proof."""
     others = answer.ranked[1:]
     counts = {

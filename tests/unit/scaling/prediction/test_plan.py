@@ -47,6 +47,10 @@ def test_a_plan_that_does_not_fit_begins_with_the_largest_batch_that_does(
     [
         ("--strategy ddp", "--activation-checkpointing full or --strategy fsdp or more devices"),
         ("--activation-checkpointing full --strategy fsdp --devices 2", "more devices"),
+        (
+            "--activation-checkpointing full --strategy ddp --precision 16-mixed",
+            "--strategy fsdp1 or more devices",
+        ),
     ],
 )
 def test_where_no_batch_fits_a_plan_says_what_else_to_change(
@@ -54,7 +58,7 @@ def test_where_no_batch_fits_a_plan_says_what_else_to_change(
 ) -> None:
     assert main(f"h100-sxm-8 gpt -- --size 13b {options}".split()) == 0
     warning = capsys.readouterr().out.splitlines()[0]
-    assert warning.endswith(f"; no batch fits: give {fixes}")
+    assert warning.endswith(f"; no batch fits: try {fixes}")
 
 
 def test_nodes_of_a_job_count_unless_the_recipe_says(capsys: pytest.CaptureFixture[str]) -> None:
