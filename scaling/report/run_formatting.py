@@ -35,7 +35,7 @@ ABOVE_CEILING = re.compile(
 OF_CEILING = "x ceiling"
 NO_CEILING = "no ceiling was measured in its dtype"
 # Names of baselines in records, in the words of a reader who does not know them.
-BASELINES = {"unigram entropy": "predicting each token by its frequency"}
+BASELINES = {"unigram entropy": "predicting a token by its frequency"}
 ABOUT_CEILING = (
     "6n 1.20 x ceiling: by the FLOP convention `6n` the run computed 1.20 times as fast as the "
     "matrix products measured on the same machine. Then the convention counts work that was not "

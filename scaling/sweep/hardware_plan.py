@@ -95,8 +95,9 @@ def _fastest(cells: Sequence[PlannedCell]) -> Iterator[str]:
             key = (planned.cell.recipe, prediction.config.model)
             groups.setdefault(key, []).append((planned, prediction))
     for (recipe, _), fitting in groups.items():
-        options = [planned.cell.options for planned, _ in fitting]
+        options = [planned.cell.options for planned in cells if planned.cell.recipe == recipe]
         varied = [name for name in options[0] if len({o.get(name) for o in options}) > 1]
+        varied = [name for name in varied if name != "size"]  # which the title names
         ranked = sorted(fitting, key=lambda pair: pair[1].units_per_s.value, reverse=True)
         rows = [
             [

@@ -81,9 +81,7 @@ def test_the_overview_shows_every_value_with_its_unit() -> None:
     assert cells(text, "of the measured ceiling")[2] == f"{share:.1%}"
     assert cells(text, "validation loss") == ["2.0000 nats"] * 3
     assert cells(text, "metric") == ["masked accuracy 50.00%", "perplexity 7.4", "top-1 50.00%"]
-    assert (
-        cells(text, "trivial baseline")[1] == "predicting each token by its frequency, 2.5000 nats"
-    )
+    assert cells(text, "trivial baseline")[1] == "predicting a token by its frequency, 2.5000 nats"
     assert cells(text, "peak memory") == ["1.00 GiB (tensors), 1.50 GiB resident"] * 3
     assert cells(text, "steps") == ["12"] * 3
     assert all(cell for cell in cells(text, "dropout"))

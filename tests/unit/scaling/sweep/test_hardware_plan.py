@@ -33,6 +33,9 @@ def test_totals_are_sums_over_cells_that_fit_and_their_repeats() -> None:
     # A minute on 8 devices in 6 cells is 0.8 hours.
     assert totals[3].endswith("in every cell adds 0.8 device-hours, 1.60 USD")
     assert "does not fit" not in text
+    of_13b = text.split("\n\n")[2].splitlines()
+    assert of_13b[0] == "gpt 13b: 1 cell, fastest first"
+    assert of_13b[3].startswith("fsdp ")  # named, though ddp does not fit
     listed = render_cells(cells, NODE, price_per_hour=2.0, is_list=True)
     assert listed.startswith(text.rpartition("\n\n")[0])
     assert "does not fit: it needs" in listed
