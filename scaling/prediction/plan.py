@@ -95,7 +95,8 @@ def explain_lack(prediction: Prediction, largest_batch: int) -> str:
     fixes += (
         [f"--strategy {sharded}"] if not parallel.is_sharded and parallel.world_size > 1 else []
     )
-    return f"{lack}no batch fits: try {' or '.join([*fixes, 'more devices'])}"
+    tries = " or ".join([*fixes, "more devices"])
+    return f"{lack}no batch fits: try {tries}; `python -m scaling predict --best` searches"
 
 
 def _needs(memory: Memory) -> str:

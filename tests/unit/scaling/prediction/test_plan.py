@@ -58,7 +58,7 @@ def test_where_no_batch_fits_a_plan_says_what_else_to_change(
 ) -> None:
     assert main(f"h100-sxm-8 gpt -- --size 13b {options}".split()) == 0
     warning = capsys.readouterr().out.splitlines()[0]
-    assert warning.endswith(f"; no batch fits: try {fixes}")
+    assert f"; no batch fits: try {fixes}; `python -m scaling predict" in warning
 
 
 def test_nodes_of_a_job_count_unless_the_recipe_says(capsys: pytest.CaptureFixture[str]) -> None:
