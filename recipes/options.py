@@ -159,7 +159,18 @@ def parse(preset: Preset, arguments: Sequence[str]) -> ParsedCommand:
     try:
         given = parser.parse_args(list(arguments)).as_dict()
     except jsonargparse.ArgumentError as error:
-        raise ValueError(_explain(parser, str(error))) from error
+        raise ValueError(
+            re.sub(
+                "^(Problems parsing )?config(?=:| holds)",
+                # The parser does not say which file it reads.
+                lambda _: " and ".join(
+                    f"config {option.partition('=')[2] or following}"
+                    for option, following in zip(arguments, [*arguments[1:], ""], strict=True)
+                    if option.partition("=")[0] == "--config"
+                ),
+                _explain(parser, str(error)),
+            )
+        ) from error
     model, optimizer = (_group(name, given.pop(name, None)) for name in ("model", "optimizer"))
     given.pop("config", None)
     if isinstance(given["data"], str):

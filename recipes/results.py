@@ -53,7 +53,10 @@ def _work(record: Mapping[str, Any]) -> str:
         share = format_share(row["share_of_ceiling"], figures)
         text += f", {share} of the ceiling measured in this run"
     if row["utilisation"] is None:
-        return f"{text}; no MFU: {row['reason']}"
+        return (
+            f"{text}; no MFU: {row['reason']}"
+            f"{'' if record['config']['ceiling_s'] else ' (not measured: --ceiling-s is 0)'}"
+        )
     return f"{text}, MFU {format_share(row['utilisation'], figures)}"
 
 

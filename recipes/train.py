@@ -218,7 +218,11 @@ def _results(outcome: RunOutcome, paths: RunPaths, show: Show) -> list[str]:
     to_beat = (baseline["name"], baseline["loss"]) if baseline and baseline["loss"] else None
     baseline_text = ""
     if baseline and baseline["loss"] is not None:
-        baseline_text = f" (to beat: {baseline['name']}, loss {baseline['loss']:.4f})"
+        baseline_text = (
+            " (to beat: "
+            f"{baseline['name'].replace('unigram entropy', 'predicting a token by its frequency')}"
+            f", loss {baseline['loss']:.4f})"
+        )
     elif baseline:
         baseline_text = f" (to beat: {baseline['name']}, {baseline['accuracy']:.2%})"
     figures = paths.folder / "figures"

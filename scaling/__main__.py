@@ -274,7 +274,14 @@ def _explain(message: str, arguments: Sequence[str]) -> str:
         return f"no command given; choose one of: {', '.join(SUBCOMMANDS)}"
     name = f"{arguments[0]} " if arguments and arguments[0] in SUBCOMMANDS else ""
     see_help = f"python -m scaling {name}--help lists them"
-    return explain_parse_error(message, None, see_help=see_help)
+    explained = explain_parse_error(message, None, see_help=see_help)
+    files = [
+        option.partition("=")[2] or following
+        for option, following in zip(arguments, [*arguments[1:], ""], strict=True)
+        if option.partition("=")[0] == "--config"
+    ]  # the parser does not say which file it reads
+    named = f"config {' and '.join(files)}:"
+    return re.sub("^(Problems parsing )?config:", lambda _: named, explained)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,8 @@ from slurm.sweep_jobs import find_short_arrays, table_of
 from slurm.sweep_queue import how_arrays_wait, missing_arrays, queued_arrays, submit_sweep
 from unitransformer.cli import explain_parse_error, fail, only_reports, run_main
 
+WARNING = "warning: "  # begins a line of a plan that a person must see
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Checks, prints or submits a job; returns the exit code."""
@@ -33,7 +35,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0
         is_sweep = options.target == "sweep"
         if options.dry_run:
-            print(_plan_of(jobs, options))
+            plan = _plan_of(jobs, options)
+            print(plan)
+            for line in plan.splitlines():
+                if line.startswith(f"# {WARNING}"):  # a script in a file hides it
+                    print(line[2:], file=sys.stderr)
             return 0
         queued = queued_arrays(jobs, options.max_nodes) if is_sweep else []
         missing = missing_arrays(jobs, queued)

@@ -25,6 +25,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from scaling.paths import why_missing
 from unitransformer.cli import suggest
 from unitransformer.costs.gpus import GPUS, Gpu, find_gpu
 from unitransformer.machine.alpha_beta import Collective
@@ -118,7 +119,10 @@ def load_hardware(name_or_path: str) -> Hardware:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ValueError(f"hardware {name_or_path} is not a file") from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except OSError as error:
+        why = f"cannot be read: {error.strerror}" if path.exists() else why_missing(path)
+        raise ValueError(f"hardware {name_or_path} {why}") from error
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ValueError(f"hardware {name_or_path} cannot be read: {error}") from error
     return _File(path, values).read()
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
+from scaling.paths import why_missing
 from scaling.prediction.hardware import (
     THIS_MACHINE,
     Hardware,
@@ -170,7 +171,7 @@ def _hardware(name: str, calibration: Path | None) -> Hardware:
     if calibration is None or calibration.is_dir():
         return load_hardware(name)
     if not calibration.exists():
-        raise ValueError(f"calibration {calibration} does not exist; check the path")
+        raise ValueError(f"calibration {calibration} {why_missing(calibration)}; check the path")
     if name != THIS_MACHINE:
         raise ValueError(
             f"calibration is {calibration}, a file, but hardware is {name}; use it with --hardware "

@@ -14,7 +14,7 @@ from typing import cast
 
 from scaling.prediction.hardware import Hardware, load_hardware
 from scaling.prediction.measured_rows import model_for
-from scaling.prediction.memory import predict_memory
+from scaling.prediction.memory import FREE_SHARE, Memory, predict_memory
 from scaling.prediction.options import parse_command, resolve_on
 from scaling.prediction.predict import (
     Interval,
@@ -27,6 +27,8 @@ from unitransformer.cli import fail, run_main
 from unitransformer.config import Recipe
 from unitransformer.costs.flops import count_parameters
 from unitransformer.record.units import UNIT, format_bytes, format_count, format_duration
+
+WARNING = "warning: "  # `slurm.submit` prints such lines to standard error too
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -47,17 +49,68 @@ def main(argv: Sequence[str] | None = None) -> int:
             command, hardware, devices=given.devices, num_nodes=given.nodes
         )
         prediction = predict(config, nodes, model_for(hardware))
+        if not prediction.fits:
+
+            def fits(batch: int) -> bool:
+                smaller = replace(command, options=replace(command.options, batch_size=batch))
+                config, nodes, _ = resolve_on(  # which may choose another strategy
+                    smaller, hardware, devices=given.devices, num_nodes=given.nodes
+                )
+                return predict_memory(config, nodes).fits
+
+            largest = _largest(fits, config.batch_size)
+            print(f"{WARNING}does not fit: {explain_lack(prediction, largest)}\n")
     except ValueError as error:
         return fail(str(error), 2)
     print("\n".join(render_plan(prediction, hardware, reason)))
     return 0
 
 
+def _largest(fits: Callable[[int], bool], too_large: int) -> int:
+    """Returns the largest batch that fits, below one that does not; 0 if none does."""
+    low, high = 0, too_large
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low
+
+
+def explain_lack(prediction: Prediction, largest_batch: int) -> str:
+    """Returns what a device needs and has, and what to change.
+
+    Args:
+        largest_batch: per device, that fits; 0: none does.
+    """
+    lack = f"{_needs(prediction.memory)}; "
+    if largest_batch:
+        return (
+            f"{lack}the largest batch per device that fits is {largest_batch}: give --batch-size "
+            f"{largest_batch}"
+        )
+    parallel = prediction.config.parallel
+    fixes = (
+        ["--activation-checkpointing full"] if parallel.activation_checkpointing == "off" else []
+    )
+    sharded = "fsdp1" if parallel.precision == "16-mixed" else "fsdp"
+    fixes += (
+        [f"--strategy {sharded}"] if not parallel.is_sharded and parallel.world_size > 1 else []
+    )
+    tries = " or ".join([*fixes, "more devices"])
+    return f"{lack}no batch fits: try {tries}; `python -m scaling predict --best` searches"
+
+
+def _needs(memory: Memory) -> str:
+    spare = round(FREE_SHARE * memory.allocated_bytes)
+    return (
+        f"a device needs {format_bytes(memory.total_bytes)}, and about {format_bytes(spare)} for "
+        f"fragmentation, and has {format_bytes(memory.capacity)}"
+    )
+
+
 def render_plan(prediction: Prediction, hardware: Hardware, reason: str) -> Iterator[str]:
     """Yields the lines of a plan: what would run, whether it fits, how long, and for how much."""
     config, memory = prediction.config, prediction.memory
     parallel, unit = config.parallel, UNIT[config.recipe]
-    needs = f"{format_bytes(memory.total_bytes)} of {format_bytes(memory.capacity)} per device"
     parts = {
         "parameters": memory.parameters,
         "gradients": memory.gradients,
@@ -72,7 +125,8 @@ def render_plan(prediction: Prediction, hardware: Hardware, reason: str) -> Iter
     named = ", ".join(f"{name} {size / 2**30:.2f}" for name, size in parts.items() if size)
     lines = {
         "hardware": f"{hardware.name}, not this machine",
-        "memory": f"{'fits' if prediction.fits else 'DOES NOT FIT'}: {needs}, at the "
+        "memory": f"{'fits' if prediction.fits else 'does not fit'}: {_needs(memory)}; the peak is "
+        "at the "
         f"{memory.moment}",
         "  in GiB": named,
         "model": f"{config.recipe} {config.size}, {count_parameters(config.model):,} parameters",
@@ -84,23 +138,9 @@ def render_plan(prediction: Prediction, hardware: Hardware, reason: str) -> Iter
         f"{format_count(config.accumulate, 'micro-batch', 'micro-batches')} x "
         f"{format_count(parallel.world_size, 'device')}",
     }
-    lines |= (
-        _times(prediction, hardware, unit) if prediction.fits else _remedy(prediction, hardware)
-    )
+    if prediction.fits:
+        lines |= _times(prediction, hardware, unit)
     yield from (f"{name:<15} {value}" for name, value in lines.items())
-
-
-def _remedy(prediction: Prediction, hardware: Hardware) -> dict[str, str]:
-    """Says which batch fits instead: the largest that halving reaches."""
-    batch = prediction.config.batch_size // 2
-    while batch and not predict_memory(replace(prediction.config, batch_size=batch), hardware).fits:
-        batch //= 2
-    if batch:
-        return {"fits with": f"--batch-size {batch}"}
-    return {
-        "no batch fits": "shard or checkpoint more, or take more devices: "
-        "`python -m scaling predict --best` tries them"
-    }
 
 
 def _times(prediction: Prediction, hardware: Hardware, unit: str) -> dict[str, str]:
@@ -122,7 +162,7 @@ def _times(prediction: Prediction, hardware: Hardware, unit: str) -> dict[str, s
         f"{text(prediction.mfu, '.1%')}",
         "run": run,
         "intervals": f"90 %, {time.provenance}"
-        + (": no such run was measured or fitted" if time.provenance == "extrapolated" else ""),
+        + (f": {'; '.join(time.beyond)}" if time.beyond else ""),
     }
 
 

@@ -20,7 +20,12 @@ Provenance = Literal["measured", "fitted", "extrapolated"]
 Limit = Literal["matrix products", "memory bandwidth", "host", "communication", "optimizer"]
 
 RANGE_FACTOR = 4.0  # beyond so many times the fitted range a prediction is extrapolated
-RANGE_FIELDS = ("parameters", "ranks", "positions")  # of `StepWork`
+# Fields of `StepWork`, and what people call them.
+RANGE_FIELDS = {
+    "parameters": "parameters",
+    "ranks": "devices",
+    "positions": "positions of a micro-batch",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,14 +48,19 @@ class TimeModel:
     measured: Mapping[str, MeasuredStep] = field(default_factory=dict)  # by hash of the config
 
     def provenance(self, work: StepWork, gpu: str) -> Provenance:
+        return "extrapolated" if self.beyond(work, gpu) else "fitted"
+
+    def beyond(self, work: StepWork, gpu: str) -> tuple[str, ...]:
+        """Returns in what this work is beyond the runs of the fit; empty if in nothing."""
         ranges = self.ranges.get(gpu)
         if ranges is None:
-            return "extrapolated"
-        inside = all(
-            low / RANGE_FACTOR <= getattr(work, name) <= high * RANGE_FACTOR
+            return (f"{gpu}, on which no run of the fit was",)
+        return tuple(
+            f"{RANGE_FIELDS[name]} {getattr(work, name):,.0f}, more than {RANGE_FACTOR:g} times "
+            f"beyond the {low:,.0f} to {high:,.0f} of the fit"
             for name, (low, high) in ranges.items()
+            if not low / RANGE_FACTOR <= getattr(work, name) <= high * RANGE_FACTOR
         )
-        return "fitted" if inside else "extrapolated"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +75,7 @@ class StepTime:
     high_s: float
     provenance: Provenance
     limited_by: Limit  # what takes the largest part of the step
+    beyond: tuple[str, ...] = ()  # why it is extrapolated
 
     @property
     def total_s(self) -> float:
@@ -85,9 +96,10 @@ def predict_time(config: RunConfig, hardware: Hardware, model: TimeModel) -> Ste
     factor = math.exp(model.deviations * estimate.deviation)
     low_s, high_s = seconds / factor, seconds * factor
     provenance = model.provenance(work, sample.gpu)
+    beyond = model.beyond(work, sample.gpu)
     if (measured := model.measured.get(config.hash())) is not None:
         seconds, low_s, high_s = measured.seconds, measured.low_s, measured.high_s
-        provenance = "measured"
+        provenance, beyond = "measured", ()
     scale = seconds / float(parts.total_s)
     return StepTime(
         compute_s=float(parts.compute_s) * scale,
@@ -98,6 +110,7 @@ def predict_time(config: RunConfig, hardware: Hardware, model: TimeModel) -> Ste
         high_s=high_s,
         provenance=provenance,
         limited_by=_limit(parts),
+        beyond=beyond,
     )
 
 

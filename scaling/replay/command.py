@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from scaling.exit_status import decide_status
+from scaling.paths import why_missing
 from scaling.recipe_process import Runner, can_fork, run_alone, start_worker
 from scaling.replay.compare import (
     DAY_S,
@@ -98,6 +99,10 @@ def replay(
     launches: list[ReplayLaunch] = []
     if out is not None and any(out.glob("launch-*")):
         raise ValueError(f"out {out} holds launches of a replay; choose another with --out")
+    if reason := _why_no_speed(original):
+        print_line(
+            f"only losses can be compared, so that the best result is inconclusive: then {reason}"
+        )
     with tempfile.TemporaryDirectory(prefix="replay-") as temporary:
         folder = Path(temporary) if out is None else out
         for number in range(1, repeats + 1):
@@ -107,6 +112,15 @@ def replay(
             if launches[-1].status != "ok":
                 break
     return compare(original, launches, tolerance=tolerance)
+
+
+def _why_no_speed(original: OriginalRun) -> str | None:
+    """Returns why the speed of a run that ended well cannot be compared with any replay."""
+    if original.status != "ok" or original.record is None:
+        return None
+    if not (metrics := original.record["metrics"]):
+        return f"no steady state: {original.record['no_steady_state_reason']}"
+    return str(metrics["interval"]) if metrics["low_step_s"] is None else None
 
 
 def load_original(path: Path) -> OriginalRun:
@@ -144,7 +158,9 @@ def load_original(path: Path) -> OriginalRun:
 
 def _file_of(path: Path) -> Path:
     if not path.exists():
-        raise ValueError(f"{path} does not exist; give a record, an {FILE} or the folder of a cell")
+        raise ValueError(
+            f"{path} {why_missing(path)}; give a record, an {FILE} or the folder of a cell"
+        )
     if not path.is_dir():
         return path
     if (path / FILE).exists():

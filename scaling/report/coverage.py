@@ -50,12 +50,11 @@ class Coverage:
             return ""
         missing = self.missing
         text = f"{len(planned) - len(missing)} of {format_count(len(planned), 'cell')} ended"
+        text = text if missing else "every cell ran at least once"
         failed = [set(ended.values()) for ended in statuses.values() if ended]
         if failed := [kinds for kinds in failed if "ok" not in kinds]:
             how = ", ".join(sorted(set.union(*failed)))
             text += f", {len(failed)} of them without success ({how})"
-        if self.study.repeats > 1:
-            text += f", in {launches} of {format_count(num_launches, 'launch', 'launches')}"
         parts = []
         for recipe in self.study.recipes:
             of_recipe = [cell for cell in missing if cell.recipe == recipe]
@@ -65,7 +64,11 @@ class Coverage:
             elif of_recipe:
                 groups = describe_groups(of_recipe, total)
                 parts.append(f"{len(of_recipe)} of {TITLES[recipe]} ({groups})")
-        return f"{text}; missing: {', '.join(parts)}" if parts else text
+        text += f"; missing: {', '.join(parts)}" if parts else ""
+        if self.study.repeats > 1:
+            planned_ones = format_count(num_launches, "planned launch", "planned launches")
+            text += f"; {num_launches - launches} of {planned_ones} did not run"
+        return text
 
     def count_others(self, names: Iterable[str]) -> tuple[int, int]:
         """Returns how many cells do the work of the records `names` without being theirs: all of

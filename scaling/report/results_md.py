@@ -71,10 +71,10 @@ HOW_TO_READ = (
     "name; where more have not ended than have a speed, the fastest is only the best of these.",
 )
 ABOUT_UNDECIDED = (
-    "- Undecided: it is not known whether other launches of the two would show this lead. A launch "
-    "with few steps has no interval, and the interval of one launch says nothing about another: a "
-    "lead of single launches counts only where it exceeds the drift of the machine between them. "
-    "Two launches of each decide it."
+    "- Not confirmed: it is not known whether other launches of the two would show this lead. A "
+    "launch with few steps has no interval, and the interval of one launch says nothing about "
+    "another: a lead of single launches counts only where it exceeds the drift of the machine "
+    "between them. Two launches of each decide it."
 )
 SAME_CORES = (
     "- The ranks of a CPU share its cores: more devices are no more hardware, and an efficiency of "
@@ -150,7 +150,9 @@ def draw_plots(analysis: StoreAnalysis) -> dict[str, bytes]:
             run.record["loss"],
             validation["history"],
             title=run_formatting.label(run),
-            baseline=(baseline["name"], baseline["loss"]) if has_loss else None,
+            baseline=(run_formatting.baseline_name(baseline), baseline["loss"])
+            if has_loss
+            else None,
         )
         drawn[run_formatting.plot_name(run)] = figure_bytes(figure, "svg")
     for plot in (plot for sweep in analysis.sweeps for plot in sweep.plots):
@@ -249,7 +251,7 @@ def _overview(analysis: StoreAnalysis) -> list[str]:
     for name in next(iter(columns.values())):
         cells = [cells[name] for cells in columns.values()]
         if name in MAY_BE_SHARED and len(cells) > 1 and len(set(cells)) == 1:
-            shared.append(f"{name} {cells[0]}")
+            shared.append(f"{name}: {cells[0]}")
         else:
             rows.append((name, *cells))
     about = f"Same for all: {'; '.join(shared)}." if shared else ""

@@ -33,6 +33,9 @@ ABOVE_CEILING = re.compile(
     r"(\w+): above the ceiling measured on this machine \((\d+\.\d+) of it\)"
 )
 OF_CEILING = "x ceiling"
+NO_CEILING = "no ceiling was measured in its dtype"
+# Names of baselines in records, in the words of a reader who does not know them.
+BASELINES = {"unigram entropy": "predicting a token by its frequency"}
 ABOUT_CEILING = (
     "6n 1.20 x ceiling: by the FLOP convention `6n` the run computed 1.20 times as fast as the "
     "matrix products measured on the same machine. Then the convention counts work that was not "
@@ -100,7 +103,7 @@ def baseline(run: Run) -> tuple[str, str]:
     validation, unknown = run.record["validation"], "no baseline to compare with"
     if (baseline := validation["baseline"]) is None:
         return "none recorded, as for synthetic data", unknown
-    name = escaped(baseline["name"])
+    name = escaped(baseline_name(baseline))
     if baseline["loss"] is not None:
         ahead, unit = baseline["loss"] - validation["loss"], "nats"
         value = f"{name}, {baseline['loss']:.4f} nats"
@@ -111,6 +114,10 @@ def baseline(run: Run) -> tuple[str, str]:
         return f"{name}, whose value is not recorded", unknown
     is_beaten = f"yes, by {ahead:.2f} {unit}" if ahead > 0 else f"**no**, {-ahead:.2f} {unit} short"
     return value, is_beaten
+
+
+def baseline_name(baseline: Mapping[str, Any]) -> str:
+    return BASELINES.get(baseline["name"], baseline["name"])
 
 
 def speed(run: Run) -> str:
@@ -147,7 +154,9 @@ def share_of_ceiling(run: Run) -> str:
     share = mfu_row(run).share_of_ceiling
     if share is not None:
         return f"{share:.1%}"
-    return no_steady_state(run) if run.metrics is None else "no ceiling was measured in its dtype"
+    if run.metrics is None:
+        return no_steady_state(run)
+    return "not measured: `--ceiling-s` was 0" if run.config.ceiling_s == 0 else NO_CEILING
 
 
 def command(run: Run) -> str:
@@ -174,7 +183,15 @@ def shape(model: ModelConfig) -> str:
 def flags(runs: Iterable[Run]) -> str:
     """What makes the figures of these runs doubtful, each reason once; empty if nothing does."""
     flags = dict.fromkeys(flag for run in runs for flag in run.record["flags"])
-    return shortened("; ".join(map(escaped, flags)), LONGEST_REMARK)
+    above = {flag: match for flag in flags if (match := ABOVE_CEILING.fullmatch(flag))}
+    others = shortened("; ".join(escaped(f) for f in flags if f not in above), LONGEST_REMARK)
+    if not above:
+        return others
+    counted = " and with ".join(f"`{m[1]}` {float(m[2]):.2f} times" for m in above.values())
+    # The products of `matmul` were all computed: other conventions may count more than that.
+    is_too_low = any(match[1] == MAIN_CONVENTION for match in above.values())
+    why = "the ceiling is too low" if is_too_low else "more is counted than was computed"
+    return "; ".join(filter(None, [f"counted with {counted} the measured ceiling: {why}", others]))
 
 
 def short_flags(runs: Iterable[Run]) -> list[str]:
@@ -243,12 +260,13 @@ def record(run: Run) -> str:
 def overview(run: Run, parity: str) -> dict[str, str]:
     """Every figure of a run that ended well, by name; `parity` is the cell on its loss parity."""
     row, (baseline_value, is_beaten) = mfu_row(run), baseline(run)
-    metric, no_mfu = run.record["validation"]["metric"], f"none: {escaped(str(row.reason))}"
+    metric, no_mfu = run.record["validation"]["metric"], f"none ({escaped(str(row.reason))})"
     return {
         "size": size(run),
         "parameters": human_count(count_parameters(run.config.model)),
         "devices": devices(run),
         "precision": run.config.parallel.precision,
+        "dropout": f"{run.config.model.dropout:g}",
         "batch": batch(run),
         "steps": f"{run.num_steps:,}",
         "validation loss": f"{run.record['validation']['loss']:.4f} nats",

@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from scaling.parity.certificate import Certificate
 from scaling.parity.certificate_file import is_certificate, read_certificate
+from scaling.paths import why_missing
 from scaling.peers.record import Comparison, is_comparison, read_comparison
 from scaling.store.outcome import CELLS, STUDY, CellOutcome, is_outcome, read_outcome
 from scaling.store.required_fields import check_required_fields
@@ -202,7 +203,9 @@ def _find_files(
     """Yields the name and path of each candidate; appends errors of folders to `unreadable`."""
     for folder in folders:
         if not folder.exists():
-            raise ValueError(f"{folder} does not exist; give a folder that holds run records")
+            raise ValueError(
+                f"{folder} {why_missing(folder)}; give a folder that holds run records"
+            )
         if not folder.is_dir():
             raise ValueError(f"{folder} is a file; give the folder it is in")
         for place, inner, files in os.walk(folder, onerror=unreadable.append):

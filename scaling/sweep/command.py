@@ -51,16 +51,16 @@ def run_sweep(options: SweepOptions, arguments: Sequence[str]) -> int:
     """
     if options.limits.memory_limit_bytes is not None and not can_measure_memory():
         raise ValueError("memory-limit needs /proc, which this system does not have; leave it out")
-    if options.is_list:
+    if options.is_list and not options.is_dry:
         tasks = left_tasks(options) if options.lists_left else _unresolved_tasks(options)
         print("".join(f"{task.cell.command}\n" for task in tasks), end="")
         return 0
     if options.is_watch:
         return _watch(options)
-    if options.hardware is not None:
-        return _plan_for(options.hardware, options)
     check_is_utf8("out", options.out.absolute())
     check_writable("out", options.out, is_folder=True)
+    if options.hardware is not None:
+        return _plan_for(options.hardware, options)
     if options.is_prepared:
         limit = options.find_max_batch
         open_folder(options.out, options.study, options.limits, find_max_batch=limit)
@@ -156,7 +156,8 @@ def _plan_for(name: str, options: SweepOptions) -> int:
 
     hardware = load_hardware(name)
     cells = plan_cells(options.study, hardware)
-    print(render_cells(cells, hardware, price_per_hour=options.price_per_hour))
+    price, is_list = options.price_per_hour, options.is_list
+    print(render_cells(cells, hardware, price_per_hour=price, is_list=is_list))
     if options.find_max_batch is not None:
         print(ONLY_FIRST)
     return 0

@@ -84,15 +84,18 @@ def render_plan(
     *,
     price_per_hour: float | None,
 ) -> str:
-    """Returns a text with every task, its command and its estimate, and the totals."""
+    """Returns a text with the totals, and every task with its command and its estimate."""
     estimates = [estimate_cell(task, calibrations) for task in tasks]
-    lines = []
-    for task, estimate in zip(tasks, estimates, strict=True):
-        lines += [f"{task.name}  {task.cell.command}", f"    {_format(task, estimate)}"]
     num_refused = sum(task.config is None for task in tasks)
     refused = f", {num_refused} of them refused" if num_refused else ""
-    lines += ["", f"{format_count(len(tasks), 'cell')}{refused}"]
-    return "\n".join(lines + _totals(estimates, price_per_hour))
+    lines = [
+        f"{format_count(len(tasks), 'cell')}{refused}",
+        *_totals(estimates, price_per_hour),
+        "",
+    ]
+    for task, estimate in zip(tasks, estimates, strict=True):
+        lines += [f"{task.name}  {task.cell.command}", f"    {_format(task, estimate)}"]
+    return "\n".join(lines)
 
 
 def _format(task: CellTask, estimate: CellEstimate) -> str:

@@ -112,10 +112,10 @@ def build_sweep_parser() -> Parser:
     )
     for flag, help_text in (
         ("--watch", "show the progress of other processes, run nothing"),
-        ("--list", "print the command of every cell and exit"),
+        ("--list", "print the command of every cell and exit; with --dry-run, also its estimate"),
         ("--left", "with --list, only the cells that are not finished"),
         ("--prepare", "create the folder of the sweep and exit"),
-        ("--dry-run", "print every cell with its estimated time and memory, and exit"),
+        ("--dry-run", "print the estimated time, memory and cost, and exit"),
     ):
         parser.add_argument(flag, action="store_true", help=help_text)
     return parser

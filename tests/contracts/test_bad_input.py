@@ -270,10 +270,16 @@ def test_float16_is_refused_on_a_cpu_with_deepspeed(
         ("seed: -4", "run.seed is -4; it must be at least 0"),
         (
             "- 1",
-            "config holds no lines of the form `option: value`; --print_config prints an example",
+            "config options.yaml holds no lines of the form `option: value`; --print_config prints "
+            "an example",
         ),
-        ("", "config holds no lines of the form `option: value`; --print_config prints an example"),
-        ("out: [1", "Problems parsing config: while parsing a flow sequence"),
+        (
+            "",
+            "config options.yaml holds no lines of the form `option: value`; --print_config prints "
+            "an example",
+        ),
+        ("out: [1", "config options.yaml: while parsing a flow sequence"),
+        ("seed: 1\nseed: 2", "config options.yaml: line 2 gives seed again; give it once"),
     ],
 )
 def test_a_file_with_a_bad_option_is_refused(refuse: Refuse, content: str, said: str) -> None:
@@ -283,7 +289,7 @@ def test_a_file_with_a_bad_option_is_refused(refuse: Refuse, content: str, said:
 
 def test_a_missing_file_of_options_is_named(refuse: Refuse) -> None:
     said = refuse(f"{TEXT} --config nowhere.yaml")
-    assert said == f"config: File does not exist: '{Path('nowhere.yaml').absolute()}'"
+    assert said == f"config nowhere.yaml: File does not exist: '{Path('nowhere.yaml').absolute()}'"
 
 
 # ---- data

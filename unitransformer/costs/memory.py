@@ -267,7 +267,7 @@ def _choose(config: RunConfig, memory_bytes: int | None) -> tuple[Strategy, str]
     if has_hsdp and state / parallel.devices <= usable:
         sharded = f"sharded over the {parallel.devices} devices of a node they do"
         return "hsdp", f"{needs} do not fit in {has}; {sharded}"
-    fits = "they do" if state / parallel.world_size <= usable else "they may not either"
+    fits = "they do" if state / parallel.world_size <= usable else "they may still not fit"
     sharded = f"sharded over {parallel.world_size} devices {fits}"
     return "fsdp", f"{needs} do not fit in {has}; {sharded}"
 

@@ -17,7 +17,7 @@ from unitransformer.costs.flops import count_parameters
 from unitransformer.record.units import format_count
 
 VARYING = ("model", "parallel", "batch_size", "accumulate", "max_steps", "seed")
-UNDECIDED = "undecided:"  # begins a lead that other launches may not show
+UNDECIDED = "not confirmed:"  # begins a lead that other launches may not show
 MOST_ROWS = 12  # of a table; the pages have the others
 
 # What is equal for all ways to train the same model on the same kind of machine: model first.
@@ -84,9 +84,11 @@ def answer_blocks(answers: Sequence[Answer], curves: Sequence[Curve]) -> list[st
         {
             "model": run_formatting.shape(answer.work[0]),
             "work": str(works.index(answer.work) + 1) if is_ambiguous else "",
+            "dropout": f"{answer.work[0].dropout:g}",
             "devices": str(answer.devices),
             **_fastest(answer, answers, curves),
             "tried": _tried(answer),
+            "of these": _ties_and_doubts(answer),
         }
         for answer in shown
     ]
@@ -110,7 +112,7 @@ def _fastest(answer: Answer, answers: Sequence[Answer], curves: Sequence[Curve])
         "speed": run_formatting.pooled_speed(point),
         "launches": run_formatting.launches(point),
         "peak memory": run_formatting.peak(point.runs),
-        "utilisation": f"MFU {mfu}" if mfu else f"{share} of ceiling" if share else "",
+        "utilisation": f"MFU {mfu}" if mfu else _of_ceiling(point, share),
         "weak efficiency": _efficiency(answer, answers, curves),
         "runner-up": "none",
     }
@@ -125,9 +127,16 @@ def _fastest(answer: Answer, answers: Sequence[Answer], curves: Sequence[Curve])
     return cells
 
 
+def _of_ceiling(point: MeasuredPoint, share: str) -> str:
+    """A share of the ceiling, which differs between number formats."""
+    ceiling = run_formatting.mfu_row(point.runs[0]).dtype
+    return f"{share} of the {ceiling} ceiling" if share else ""
+
+
 def _why(fastest: MeasuredPoint, second: Candidate) -> str:
-    """Why the lead of the fastest is undecided."""
-    launches = "one launch" if min(len(fastest.runs), len(second.point.runs)) == 1 else ""
+    """Why the lead of the fastest is not confirmed."""
+    counts = {len(fastest.runs), len(second.point.runs)}
+    launches = "one launch each" if counts == {1} else "one launch of one" if 1 in counts else ""
     if not second.is_undecided:
         return ", ".join(filter(None, [launches, "no interval"]))
     drift = "unknown" if second.drift is None else f"{second.drift:.1%}"
@@ -156,18 +165,19 @@ def _efficiency(answer: Answer, answers: Sequence[Answer], curves: Sequence[Curv
 
 
 def _tried(answer: Answer) -> str:
-    """Configurations, how many of them tie with the fastest, and how many have no proof."""
+    number = f"{len(answer.points)}"
+    return f"{number} of {len(answer.points) + answer.others}" if answer.others else number
+
+
+def _ties_and_doubts(answer: Answer) -> str:
+    """How many of those tried tie with the fastest, are not confirmed, or have no proof."""
     others = answer.ranked[1:]
     counts = {
         "tie": sum(bool(other.is_tie) for other in others),
-        "undecided": sum(not other.is_tie and not other.is_slower for other in others),
+        "not confirmed": sum(not other.is_tie and not other.is_slower for other in others),
         "without proven parity": len(answer.unranked),
     }
-    about = ", ".join(f"{number} {what}" for what, number in counts.items() if number)
-    number = f"{len(answer.points)}"
-    if answer.others:
-        number += f" of {len(answer.points) + answer.others}"
-    return f"{number} ({about})" if about else number
+    return ", ".join(f"{number} {what}" for what, number in counts.items() if number)
 
 
 def _different_conditions(answers: Sequence[Answer]) -> list[str]:

@@ -79,10 +79,10 @@ def _standing(candidate: Candidate, ranked: Sequence[Candidate], *, is_decided: 
     if candidate.is_slower:
         return "slower"
     if not candidate.is_undecided:
-        return "tie" if candidate.is_tie else "undecided: no interval"
+        return "tie" if candidate.is_tie else "not confirmed: no interval"
     if candidate.drift is None:
-        return "undecided: one launch, and the drift of the machine is not known"
-    return f"undecided: one launch, and the machine drifted by {candidate.drift:.1%}"
+        return "not confirmed: one launch, and the drift of the machine is not known"
+    return f"not confirmed: one launch, and the machine drifted by {candidate.drift:.1%}"
 
 
 def _notes(comparisons: Sequence[StrategyComparison]) -> str:

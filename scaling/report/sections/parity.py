@@ -150,7 +150,7 @@ def parity_cell(run: Run, certificates: Sequence[Certificate]) -> str:
 
 def describe_proof(proof: Proof) -> str:
     if proof.certificate is None:
-        return proof.verdict
+        return "the reference itself" if proof.verdict == "reference" else proof.verdict
     verdict = proof.verdict if proof.holds else f"**{proof.verdict}**"
     counts, plural = " and ".join(map(str, proof.devices)), "" if proof.devices == (1,) else "s"
     return f"{verdict} on {counts} device{plural}, {link(proof.certificate, 'certificate')}"

@@ -297,7 +297,7 @@ def test_auto_shards_within_a_node_and_replicates_between_nodes_if_that_fits() -
 
 
 def test_auto_reports_a_model_that_fits_with_no_strategy() -> None:
-    assert "sharded over 2 devices they may not either" in auto(4, devices=2)[1]
+    assert "sharded over 2 devices they may still not fit" in auto(4, devices=2)[1]
 
 
 def test_auto_reports_that_memory_is_unknown() -> None:

@@ -240,7 +240,7 @@ def test_a_dry_run_says_what_would_run_and_writes_nothing(call: Call) -> None:
     ("options", "memory", "strategy", "why"),
     [
         ("--accelerator cpu", 2**36, "ddp", "fit in the 64 GiB per device, with a tenth"),
-        ("--accelerator cpu", 2**16, "fsdp", "sharded over 4 devices they may not either"),
+        ("--accelerator cpu", 2**16, "fsdp", "sharded over 4 devices they may still not fit"),
         ("", 2**16, "fsdp1", "fsdp1, as fsdp and hsdp do not scale losses for 16-mixed"),
         (
             "--cpu-offload",

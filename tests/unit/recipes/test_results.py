@@ -4,7 +4,7 @@ import pytest
 
 from recipes.results import measured_lines
 from scaling.report.sections.speed import figures_table
-from tests.builders.records import make_run
+from tests.builders.records import make_record, make_run
 from tests.builders.runs import clocked, strong
 from unitransformer.config import ParallelConfig
 from unitransformer.measure.communication import why_communication_missing
@@ -35,3 +35,11 @@ def test_missing_communication_time_names_the_option_that_measures_it(reason: st
     assert "communication is contained in these" in row
     assert "--trace" in row
     assert (reason is None) != ("zero2 waits on its own GPU streams" in row)
+
+
+@pytest.mark.parametrize("ceiling_s", [0.0, 1.0])
+def test_a_run_without_a_ceiling_names_the_option_that_left_it_out(ceiling_s: float) -> None:
+    record = make_run(make_record()).record
+    record = record | {"config": record["config"] | {"ceiling_s": ceiling_s}}
+    (work,) = (line for line in measured_lines(record) if line.startswith("work"))
+    assert ("(not measured: --ceiling-s is 0)" in work) is (ceiling_s == 0)

@@ -122,11 +122,17 @@ def test_a_dry_run_for_a_hardware_adds_the_plan_as_comments(
     script, plan = capsys.readouterr().out.split("\n\n# hardware ")
     assert script.startswith("#!")
     assert "# devices         2 x 4 cuda" in plan
+    assert submit.main(["recipes.gpt", *options, *recipe[:3], "--batch-size", "64"]) == 0
+    printed = capsys.readouterr()
+    assert printed.err.startswith("warning: does not fit: a device needs ")
+    assert f"\n# {printed.err}" in printed.out
     cells = ["--", "--recipe", "gpt", "--batch-size", "1,2"]
     assert submit.main(["sweep", *options[2:], *cells]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert "# 2 cells on h100-sxm-8: 2 fit, 0 will not fit" in lines
-    assert sum("on 4 devices" in line for line in lines) == 2
+    assert any(line.endswith(": 2 cells, fastest first") for line in lines)
+    # A minute of two cells on 4 devices each.
+    assert any("in every cell adds 0.133 device-hours" in line for line in lines)
     assert list(place.iterdir()) == []
 
 

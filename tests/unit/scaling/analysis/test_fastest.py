@@ -122,7 +122,7 @@ def test_a_lead_of_one_launch_counts_only_beyond_the_drift_of_the_machine() -> N
         ((0.9, 0.9), ["fastest", "slower"]),
         (
             (0.98, 0.8),
-            ["best guess", "undecided: one launch, and the machine drifted by 25.0%"],
+            ["best guess", "not confirmed: one launch, and the machine drifted by 25.0%"],
         ),
     ):
         runs = [on_machine("ddp", 0.05, (1, 1)), on_machine("zero1", 0.06, slower)]
@@ -140,7 +140,7 @@ def test_several_launches_on_both_sides_decide_despite_machine_drift() -> None:
     assert [row["standing"] for row in fastest(runs)] == ["fastest", "slower"]
     best, other = fastest(runs[1:])
     assert best["standing"] == "best guess"
-    assert other["standing"].startswith("undecided: one launch, and")
+    assert other["standing"].startswith("not confirmed: one launch, and")
 
 
 def test_one_launch_without_a_ceiling_decides_nothing() -> None:
@@ -530,7 +530,7 @@ def test_a_proof_by_other_code_has_a_remark(code: dict[str, Any], expected: str)
 
 def test_the_fastest_is_a_guess_in_the_map_while_a_rival_has_no_interval() -> None:
     runs = [way("ddp", 0.05), way("zero1", 0.1, steps=10)]
-    assert standings(runs) == {"ddp": "best guess", "zero1": "undecided: no interval"}
+    assert standings(runs) == {"ddp": "best guess", "zero1": "not confirmed: no interval"}
 
 
 def test_equal_runs_give_equal_tables_in_any_order() -> None:

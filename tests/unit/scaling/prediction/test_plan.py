@@ -24,16 +24,41 @@ def test_a_plan_is_for_the_gpus_of_the_hardware(capsys: pytest.CaptureFixture[st
 
 def test_a_run_that_does_not_fit_has_no_time(capsys: pytest.CaptureFixture[str]) -> None:
     found = plan("h100-sxm-8 gpt -- --size 13b --strategy ddp --batch-size 1", capsys)
-    assert found["memory"].startswith("DOES NOT FIT: ")
+    assert found["memory"].startswith("does not fit: a device needs ")
     assert not found.keys() & {"step", "speed", "run"}
-    assert "predict --best" in found["no batch fits"]
 
 
-def test_a_batch_that_fits_is_named(capsys: pytest.CaptureFixture[str]) -> None:
-    line = "h100-sxm-8 gpt -- --size 6.7b --strategy fsdp --batch-size"
-    assert plan(f"{line} 64", capsys)["fits with"] == "--batch-size 4"
-    assert plan(f"{line} 4", capsys)["memory"].startswith("fits: ")
-    assert plan(f"{line} 8", capsys)["memory"].startswith("DOES NOT FIT: ")
+def test_a_plan_that_does_not_fit_begins_with_the_largest_batch_that_does(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    line = "h100-sxm-8 gpt --nodes 2 --devices 8 -- --size 1.3b"
+    assert main(line.split()) == 0
+    warning = capsys.readouterr().out.splitlines()[0]
+    assert warning.startswith("warning: does not fit: a device needs 293.83 GiB, and about ")
+    assert "and has 79.11 GiB; the largest batch per device that fits is " in warning
+    largest = int(warning.rpartition(" ")[2])
+    assert warning.endswith(f": give --batch-size {largest}")
+    assert plan(f"{line} --batch-size {largest}", capsys)["memory"].startswith("fits: ")
+    assert plan(f"{line} --batch-size {largest + 1}", capsys)["memory"].startswith("does not fit")
+
+
+@pytest.mark.parametrize(
+    ("options", "fixes"),
+    [
+        ("--strategy ddp", "--activation-checkpointing full or --strategy fsdp or more devices"),
+        ("--activation-checkpointing full --strategy fsdp --devices 2", "more devices"),
+        (
+            "--activation-checkpointing full --strategy ddp --precision 16-mixed",
+            "--strategy fsdp1 or more devices",
+        ),
+    ],
+)
+def test_where_no_batch_fits_a_plan_says_what_else_to_change(
+    options: str, fixes: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(f"h100-sxm-8 gpt -- --size 13b {options}".split()) == 0
+    warning = capsys.readouterr().out.splitlines()[0]
+    assert f"; no batch fits: try {fixes}; `python -m scaling predict" in warning
 
 
 def test_nodes_of_a_job_count_unless_the_recipe_says(capsys: pytest.CaptureFixture[str]) -> None:

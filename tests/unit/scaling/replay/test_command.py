@@ -249,6 +249,31 @@ def test_a_run_that_fails_now_ends_the_launches(tmp_path: Path) -> None:
     assert verdict.lines[0].startswith("status: ok then, crashed by RuntimeError now")
 
 
+@pytest.mark.parametrize(
+    ("steps", "reason"),
+    [
+        (4, "no steady state: 4 steps, needs 8"),
+        (12, "no interval: 10 samples, an interval needs 50"),
+        (100, None),
+    ],
+)
+def test_a_replay_says_before_it_trains_that_the_speed_cannot_be_compared(
+    steps: int, reason: str | None, tmp_path: Path
+) -> None:
+    record = noisy(0.1, seed=1) if reason is None else make_record(step_s=[0.1] * steps)
+    write_record(record, tmp_path / "record.json")
+    runner, lines = Fake(record), list[str]()
+
+    def note(line: str) -> None:
+        assert runner.calls == []
+        lines.append(line)
+
+    verdict = replay(tmp_path / "record.json", runner=runner, print_line=note)
+    notes = [line for line in lines if line.startswith("only losses can be compared")]
+    assert [line.partition(": then ")[2] for line in notes] == ([] if reason is None else [reason])
+    assert verdict.word == ("reproduced" if reason is None else "inconclusive")
+
+
 # ------------------------------------------------------------------------------ command and cell
 
 
@@ -286,6 +311,9 @@ def test_the_file_of_a_slurm_job_beside_a_record_is_no_record(tmp_path: Path) ->
 def test_a_path_that_is_not_a_cell_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="nowhere does not exist; give a record"):
         replay(tmp_path / "nowhere", runner=Fake(), print_line=print)
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(ValueError, match="loop is a symbolic link that leads back to itself; give"):
+        replay(tmp_path / "loop", runner=Fake(), print_line=print)
     with pytest.raises(ValueError, match="holds 0 possible records; name the record itself"):
         replay(tmp_path, runner=Fake(), print_line=print)
     with pytest.raises(ValueError, match="a signal stopped this run"):

@@ -54,14 +54,17 @@ def test_a_sweep_without_any_cell_is_named(tmp_path: Path) -> None:
     open_folder(tmp_path / "empty", make_study(axes=AXES, repeats=2), LIMITS)
     store = load_store([tmp_path], relative_to=tmp_path)
     page = pages_of(store)["RESULTS.md"]
-    assert "- empty: 0 of 4 cells ended, in 0 of 8 launches; missing: all 4 of GPT." in page
+    assert (
+        "- empty: 0 of 4 cells ended; missing: all 4 of GPT; 8 of 8 planned launches did not run."
+        in page
+    )
     assert "empty.md" not in pages_of(store)
 
 
 def test_a_missing_launch_is_counted(tmp_path: Path) -> None:
     study = make_study(axes=AXES, repeats=2)
     assert coverage_of(swept(tmp_path, study, without=1)) == (
-        "4 of 4 cells ended, in 7 of 8 launches"
+        "every cell ran at least once; 1 of 8 planned launches did not run"
     )
 
 

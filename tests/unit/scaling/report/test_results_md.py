@@ -81,19 +81,20 @@ def test_the_overview_shows_every_value_with_its_unit() -> None:
     assert cells(text, "of the measured ceiling")[2] == f"{share:.1%}"
     assert cells(text, "validation loss") == ["2.0000 nats"] * 3
     assert cells(text, "metric") == ["masked accuracy 50.00%", "perplexity 7.4", "top-1 50.00%"]
-    assert cells(text, "trivial baseline")[1] == "unigram entropy, 2.5000 nats"
+    assert cells(text, "trivial baseline")[1] == "predicting a token by its frequency, 2.5000 nats"
     assert cells(text, "peak memory") == ["1.00 GiB (tensors), 1.50 GiB resident"] * 3
     assert cells(text, "steps") == ["12"] * 3
+    assert all(cell for cell in cells(text, "dropout"))
     assert cells(text, "baseline beaten")[:2] == [
         "yes, by 25.00 percentage points",
         "yes, by 0.50 nats",
     ]
     (alike,) = re.findall(r"Same for all: (.*?)\n\n", text, flags=re.DOTALL)
     for actual in (
-        "MFU none: a CPU has no published peak; compare with its measured ceiling",
-        "precision 32-true",
-        "devices 1 x auto, strategy auto",
-        "flags none",
+        "MFU: none (a CPU has no published peak; compare with its measured ceiling)",
+        "precision: 32-true",
+        "devices: 1 x auto, strategy auto",
+        "flags: none",
     ):
         assert actual in " ".join(alike.split())
     assert cells(text, "FLOPs")[2].endswith("FLOP per image (`matmul`)")
@@ -409,8 +410,8 @@ def test_every_speed_names_the_certificate_that_covers_it() -> None:
     linked = "[certificate](runs/parity.json)"
     spread: dict[str, Any] = {"devices": 8, "accelerator": "cpu"}
     for record, cell in (
-        (run_with(strategy="single"), "reference"),
-        (run_with(strategy="auto"), "reference"),
+        (run_with(strategy="single"), "the reference itself"),
+        (run_with(strategy="auto"), "the reference itself"),
         (run_with(strategy="ddp", **spread), f"equal on 2 devices, {linked}"),
         (run_with(strategy="ddp", accumulate=4, **spread), f"equal on 2 devices, {linked}"),
         (run_with(strategy="fsdp", **spread), f"**different** on 2 devices, {linked}"),
@@ -418,7 +419,7 @@ def test_every_speed_names_the_certificate_that_covers_it() -> None:
         (run_with(strategy="ddp", compile="default", **spread), "none"),
         (run_with(strategy="hsdp", **spread), "none"),
         (run_with("H200", strategy="ddp", devices=8), "none"),
-        (make_record("bert"), "reference"),
+        (make_record("bert"), "the reference itself"),
     ):
         (found,) = cells(certified(record), "loss parity")
         assert found.startswith(cell)

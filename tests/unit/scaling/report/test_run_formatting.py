@@ -10,6 +10,7 @@ from scaling.report.run_formatting import (
     device_count,
     explain_flags,
     flag_cell,
+    flags,
     network,
     short_flags,
 )
@@ -73,6 +74,29 @@ def test_shares_of_the_ceiling_become_one_short_flag_with_an_explanation() -> No
     assert "`6n`" in explain_flags([{"flags": flag_cell(runs)}])
     assert explain_flags([{"flags": "the GPU was shared"}]) == ""
     assert short_flags(runs[:0]) == []
+
+
+@pytest.mark.parametrize(
+    ("conventions", "text"),
+    [
+        (
+            {"6n": "1.670"},
+            "`6n` 1.67 times the measured ceiling: more is counted than was computed",
+        ),
+        (
+            {"6n": "1.2", "matmul": "1.1"},
+            "`6n` 1.20 times and with `matmul` 1.10 times the measured "
+            "ceiling: the ceiling is too low",
+        ),
+    ],
+)
+def test_a_share_above_the_ceiling_says_what_it_means(
+    conventions: dict[str, str], text: str
+) -> None:
+    above = "above the ceiling measured on this machine"
+    found = [f"{name}: {above} ({n} of it)" for name, n in conventions.items()]
+    run = make_run(make_record(flags=["the GPU was shared", *found]))
+    assert flags([run]) == f"counted with {text}; the GPU was shared"
 
 
 def test_the_flag_that_mfu_writes_is_shortened() -> None:
