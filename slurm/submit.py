@@ -52,6 +52,7 @@ from unitransformer.cli import (
     run_main,
     suggest,
 )
+from unitransformer.cli_help import HelpFormatter
 from unitransformer.config import from_dict
 from unitransformer.files import why_not_writable, write_atomically
 from unitransformer.launch.variables import without_launcher
@@ -154,6 +155,7 @@ def build_parser() -> Parser:
         usage="python -m slurm.submit TARGET [STUDY] [options] -- [options of the recipe or sweep]",
         description="Submits a batch job, after checking its options here and with SLURM. Options "
         "that are not given have the value in --cluster, or SLURM's default.",
+        formatter_class=HelpFormatter,
     )
     add = parser.add_argument
     add("target", type=str, metavar="TARGET", help=f"one of {', '.join(TARGETS)}")

@@ -89,7 +89,7 @@ def test_files_are_whole_and_the_page_loads_nothing(
         ("--plot plot.pdf", "plot is plot.pdf; give a file that ends in .svg or .png"),
         ("--plot plot.svg --devices 8", "devices is 8, and --plot draws over several"),
         ("--html .", "html . is a folder"),
-        ("--html /proc/page.html", "/proc cannot be written"),
+        ("--html /proc/page.html", "/proc cannot be written (it takes no new files)"),
         ("--plot a.svg --size 13b --strategy ddp --batch-size 1", "nothing fits on a device"),
     ],
 )
