@@ -19,6 +19,7 @@ from scaling.prediction.best import (
 from scaling.prediction.held_out import calibration_errors
 from scaling.prediction.measured_rows import model_for, runs_on
 from scaling.prediction.options import SEARCHED, PredictOptions
+from scaling.prediction.page import Block, Table, render_page, text_of
 from scaling.prediction.predict import Interval, Prediction, format_interval, predict
 from scaling.store.reader import load_store
 from scaling.store.run import Run
@@ -43,6 +44,7 @@ PROVENANCE = (
     "the runs in the fit. extrapolated: one is not, so that only the range is shown."
 )
 MOST_TIES = 4
+OF_LINE = ("parallel.strategy", "size", "sequence_length")
 SEARCH_TEXTS = {
     name: f"{NAMES.get(f'parallel.{name}'.replace('-', '_'), name)} {values.replace(',', ', ')}"
     for name, values in SEARCHED.items()
@@ -80,37 +82,47 @@ def run_predict(options: PredictOptions) -> int:
     else:
         predictions = [of(config) for config in options.configs]
     shown = list(blocks(predictions, options, tie_share(model), calibration))
-    print("\n\n".join(shown))
+    print("\n\n".join(map(text_of, shown)))
     if options.plot is not None or options.html is not None:
         _write_plots(predictions, options, shown)
     return 0
 
 
 def _write_plots(
-    predictions: Sequence[Prediction], options: PredictOptions, shown: Sequence[str]
+    predictions: Sequence[Prediction], options: PredictOptions, shown: Sequence[Block]
 ) -> None:
-    from scaling.prediction.plots import curves_of, draw, render_page
+    from scaling.prediction.plots import MOST_LINES, curves_of, draw
 
-    common, varied = _axes(predictions)
-    of_model = ("parallel.strategy", "size", "sequence_length")
-    short = [name for name in varied if name in of_model or name.startswith("model.")]
-    curves = curves_of(
-        predictions,
-        [_label(prediction, varied) for prediction in predictions],
-        [_label(prediction, short) for prediction in predictions],
-    )
+    _, varied = _axes(predictions)
+    keys = [_label(prediction, varied) for prediction in predictions]
+    names = varied
+    if len(set(keys)) > MOST_LINES:  # a line is then the fastest of its strategy and model
+        names = [n for n in varied if n in OF_LINE or n.startswith("model.")]
+        keys = [_label(prediction, names) for prediction in predictions]
+    curves = curves_of(predictions, keys)
+    drawn = curves[:MOST_LINES]
+    points = [prediction for curve in drawn for prediction in curve]
+    common, left = _axes(points) if points else ([], [])  # what all share, and what they do not
+    names, others = [n for n in left if n in names], [n for n in left if n not in names]
+    labelled = {_curve_label(curve, names): curve for curve in drawn}
+    chosen = [
+        f"{label}: {_curve_label(curve, others)}" for label, curve in labelled.items() if others
+    ]
     what: dict[str, Any] = {
         "tokens": options.tokens,
         "price_per_hour": options.price_per_hour,
         "common": common,
+        "chosen": chosen,
+        "num_lines": len(curves),
     }
     if options.plot is not None:
         kind: Literal["png", "svg"] = "png" if options.plot.suffix == ".png" else "svg"
-        write_atomically(options.plot, draw(curves, **what, kind=kind))
+        write_atomically(options.plot, draw(labelled, **what, kind=kind))
         print(f"plot: {options.plot}")
     if options.html is not None:
-        title = f"Prediction: {shown[0].partition(':')[0]}"
-        page = render_page(title, draw(curves, **what, kind="svg"), shown)
+        title = f"Prediction: {text_of(shown[0]).partition(':')[0]}"
+        figure = draw(labelled, **what, kind="svg")
+        page = render_page(title, figure, shown, before=2)  # the heading and the answer
         write_atomically(options.html, page)
         print(f"page: {options.html}")
 
@@ -154,6 +166,17 @@ def _label(prediction: Prediction, varied: Sequence[str]) -> str:
     )
 
 
+def _curve_label(curve: Sequence[Prediction], varied: Sequence[str]) -> str:
+    """Returns what distinguishes a line; of a value that differs along it, the first and last."""
+    labels = [[_label(prediction, [name]) for prediction in curve] for name in varied]
+    parts = []
+    for found in labels:
+        name, _, last = found[-1].rpartition(" ")
+        same = len(set(found)) == 1
+        parts.append(found[0] if same else f"{found[0]} to {last}" if name else "varied")
+    return ", ".join(parts) or "fastest"
+
+
 def _about_calibration(
     options: PredictOptions, runs: Sequence[Run], num_others: int
 ) -> Iterator[str]:
@@ -179,7 +202,7 @@ def blocks(
     options: PredictOptions,
     tie: float,
     calibration: Sequence[str] = (),
-) -> Iterator[str]:
+) -> Iterator[Block]:
     """Yields the parts of the output: the answer, and unless `--best`, every row.
 
     Args:
@@ -187,14 +210,14 @@ def blocks(
         calibration: lines on the records that the time is fitted to.
     """
     common, varied = _axes(predictions)
-    yield heading(predictions, options, common)
-    yield "\n".join(_answer(predictions, options, varied))
-    if choices := "\n".join(_choices(predictions, options, varied, tie)):
+    yield [heading(predictions, options, common)]
+    yield [*_answer(predictions, options, varied)]
+    if choices := [*_choices(predictions, options, varied, tie)]:
         yield choices
     if not options.is_best:
-        yield "\n".join(["every configuration", _speed_table(predictions, varied)])
-        yield "\n".join(["memory of one device at its peak, GiB", _memory_table(predictions)])
-    yield "\n".join([*_notes(options, calibration)])
+        yield ["every configuration", _speed_table(predictions, varied)]
+        yield ["memory of one device at its peak, GiB", _memory_table(predictions)]
+    yield [*_notes(options, calibration)]
 
 
 def heading(
@@ -229,7 +252,7 @@ def _axes(predictions: Sequence[Prediction]) -> tuple[list[str], list[str]]:
 
 def _answer(
     predictions: Sequence[Prediction], options: PredictOptions, varied: Sequence[str]
-) -> Iterator[str]:
+) -> Iterator[str | Table]:
     best = fastest_by_devices(predictions)
     unit = UNIT[predictions[0].config.recipe]
     header = ["devices", *map(_column, varied), "memory GiB", "step s", f"{unit}/s", "MFU"]
@@ -257,7 +280,7 @@ def _answer(
         rows.append(row)
     fitting = any(best.values())
     yield "fastest that fits" if fitting else "nothing fits: the configuration that needs least"
-    yield _table(header, rows)
+    yield Table(header=header, rows=rows)
     for devices, found in best.items():
         if found is None:
             yield _largest_batch(predictions, devices, varied)
@@ -396,7 +419,7 @@ def _interval(interval: Interval, prediction: Prediction, form: str) -> str:
     return format_interval(interval, prediction.time.provenance, form)
 
 
-def _speed_table(predictions: Sequence[Prediction], varied: Sequence[str]) -> str:
+def _speed_table(predictions: Sequence[Prediction], varied: Sequence[str]) -> Table:
     unit = UNIT[predictions[0].config.recipe]
     header = ["#", "devices", *map(_column, varied), "memory GiB", "step s", f"{unit}/s", "MFU"]
     header += ["limited by", "from", "fits", "compute", "exposed", "optimizer", "hidden"]
@@ -408,10 +431,10 @@ def _speed_table(predictions: Sequence[Prediction], varied: Sequence[str]) -> st
         hidden = f"{time.hidden_communication_s / time.total_s:.0%}"
         fits = "yes" if prediction.fits else "no"
         rows.append([str(number), *_row(prediction, varied), fits, *shares, hidden])
-    return _table(header, rows)
+    return Table(header=header, rows=rows)
 
 
-def _memory_table(predictions: Sequence[Prediction]) -> str:
+def _memory_table(predictions: Sequence[Prediction]) -> Table:
     names = ("parameters", "gradients", "optimizer", "gathered")
     kinds = list(dict.fromkeys(kind for p in predictions for kind in p.memory.activations))
     last = ("logits", "communication", "inputs", "context")
@@ -423,12 +446,7 @@ def _memory_table(predictions: Sequence[Prediction]) -> str:
         sizes += [memory.activations.get(kind, 0) for kind in kinds]
         sizes += [getattr(memory, name) for name in last]
         rows.append([str(number), *(f"{size / GIB:.2f}" for size in sizes), memory.moment])
-    return _table(header, rows)
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    align = ["left" if name in ("limited by", "from", "at") else "right" for name in header]
-    return tabulate(rows, headers=header, disable_numparse=True, colalign=align)
+    return Table(header=header, rows=rows)
 
 
 def _notes(options: PredictOptions, calibration: Sequence[str]) -> Iterator[str]:

@@ -130,10 +130,9 @@ def read_predict_options(given: Any, axes: Mapping[str, Sequence[str]]) -> Predi
     searched: tuple[str, ...] = ()
     if given.best:
         # What `auto` would choose, the search finds.
-        if "auto" in axes.get("strategy", ()):
-            axes = {name: values for name, values in axes.items() if name != "strategy"}
-        searched = tuple(name for name in SEARCHED if name not in axes)
-        axes = {name: SEARCHED[name].split(",") for name in searched} | axes
+        kept = {n: values for n, values in axes.items() if n != "strategy" or "auto" not in values}
+        searched = tuple(name for name in SEARCHED if name not in kept)
+        axes = {**{name: SEARCHED[name].split(",") for name in searched}, **kept}
     devices = read_devices(given.devices, hardware)
     _check_plots(given, devices)
     configs, left_out = build_configs(given.recipe, devices, axes, hardware)

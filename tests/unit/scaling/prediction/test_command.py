@@ -21,6 +21,7 @@ from scaling.prediction.fit_file import default_model
 from scaling.prediction.hardware import load_hardware
 from scaling.prediction.memory import predict_memory
 from scaling.prediction.options import PredictOptions, build_configs
+from scaling.prediction.page import text_of
 from scaling.prediction.predict import Prediction
 from scaling.prediction.time import Provenance, StepTime
 from tests.builders.records import HOST, make_record
@@ -66,7 +67,11 @@ def make_options(**changes: object) -> PredictOptions:
 
 def render(provenance: Provenance = "fitted", **changes: object) -> str:
     predictions = [make_prediction(config, provenance) for config in CONFIGS]
-    return "\n\n".join(blocks(predictions, make_options(**changes), tie=0.1))
+    return show(predictions, "\n\n", **changes)
+
+
+def show(predictions: list[Prediction], between: str = "\n", **changes: object) -> str:
+    return between.join(map(text_of, blocks(predictions, make_options(**changes), tie=0.1)))
 
 
 def test_rates_follow_from_the_step() -> None:
@@ -100,7 +105,7 @@ def test_the_answer_is_the_fastest_that_fits_on_each_number_of_devices() -> None
 
 def test_the_heading_names_every_size() -> None:
     configs, _ = build_configs("gpt", (8,), {"size": ["124m", "1.3b"]}, NODE)
-    text = "\n".join(blocks([make_prediction(config) for config in configs], make_options(), 0.1))
+    text = show([make_prediction(config) for config in configs])
     assert text.startswith("gpt 124m, 1.3b on h100-sxm-8: 1 of 2 configurations")
 
 
@@ -146,7 +151,7 @@ def test_where_nothing_fits_the_least_need_and_the_largest_batch_are_printed() -
     full = [make_prediction(c) for c in CONFIGS if c.batch_size == 64]
     assert fastest_by_devices(full) == {8: None, 64: None}
     assert cheapest(full) is None
-    text = "\n".join(blocks(full, make_options(), 0.1))
+    text = show(full)
     assert "0 of 4 configurations fit" in text
     assert "nothing fits: the configuration that needs least" in text
     assert "fastest that fits" not in text
@@ -164,7 +169,7 @@ def test_where_nothing_fits_the_least_need_and_the_largest_batch_are_printed() -
 
 def test_where_not_even_batch_1_fits_the_fix_is_another() -> None:
     configs, _ = build_configs("gpt", (8,), {"size": ["13b"], "strategy": ["ddp"]}, NODE)
-    text = "\n".join(blocks([make_prediction(c) for c in configs], make_options(), 0.1))
+    text = show([make_prediction(c) for c in configs])
     assert "8 devices: not even batch 1 fits; try a sharded strategy" in text
 
 
@@ -184,7 +189,7 @@ def test_a_lead_smaller_than_two_equal_runs_differ_is_a_tie() -> None:
     )
     ddp, fsdp, zero1 = (make_prediction(config) for config in configs)
     near = replace(zero1, time=replace(zero1.time, compute_s=0.44))  # 1.04 s in all
-    text = "\n".join(blocks([ddp, fsdp, near], make_options(), 0.1))
+    text = show([ddp, fsdp, near])
     assert "8 devices: tied with zero1 (4% slower)\nA lead below 10% is a tie" in text
     assert runners_up([ddp, fsdp, near], fsdp) == [near, ddp]
     assert 0.07 < tie_share(default_model()) < 0.15  # equal runs scatter by 3 %

@@ -16,6 +16,8 @@ def test_a_plan_is_for_the_gpus_of_the_hardware(capsys: pytest.CaptureFixture[st
     found = plan(line, capsys)
     assert found["devices"].startswith("1 x 8 cuda, bf16-mixed")
     assert found["strategy"].startswith("ddp: ")  # 99 GiB of states fit in 179
+    assert "with a tenth left free" in found["strategy"]
+    assert "leaves a twentieth for fragmentation" in found["strategy"]
     assert found["memory"].startswith("fits: ")
     assert found["run"].startswith("1,000 steps in ")
     smaller = plan(line.replace("mi300x-8", "h100-sxm-8"), capsys)
