@@ -92,8 +92,8 @@ def _two_counts(reason: str) -> str:
     if "a tenth left free" not in reason:
         return ""
     return (
-        " (a recipe chooses by this count without buffers, for which the tenth is; the memory above "
-        "counts buffers, and leaves a twentieth for fragmentation)"
+        " (this count of a recipe is without buffers, for which the tenth is; the memory above "
+        "has them, and leaves a twentieth for fragmentation)"
     )
 
 
