@@ -7,11 +7,11 @@ from dataclasses import replace
 from scaling.prediction.fitting import SCATTER
 from scaling.prediction.hardware import Hardware
 from scaling.prediction.memory import FREE_SHARE, predict_memory
+from scaling.prediction.options import MAX_BATCH
 from scaling.prediction.predict import Prediction
 from scaling.prediction.time import TimeModel
 from unitransformer.config import RunConfig
 
-MAX_BATCH = 2**24  # of a device; more is a typing error
 LEAST_GAIN = 1.01  # a batch twice as large that is not even so many times as fast ends a search
 
 

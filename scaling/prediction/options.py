@@ -14,7 +14,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-from scaling.prediction.best import MAX_BATCH
 from scaling.prediction.hardware import (
     THIS_MACHINE,
     Hardware,
@@ -34,6 +33,7 @@ if TYPE_CHECKING:
     from recipes.options import ParsedCommand
 
 MAX_DEVICES = 16_384
+MAX_BATCH = 2**24  # of a device
 # Fields of `RunConfig` beyond which a number is a typing error.
 MOST = {"batch_size": MAX_BATCH, "accumulate": 2**20, "sequence_length": 2**24}
 RECIPES: tuple[Recipe, ...] = get_args(Recipe)

@@ -58,7 +58,6 @@ p:has(+ table) {{ font-weight: 600 }}
 svg {{ width: 100%; height: auto }}
 table {{ border-collapse: collapse; font-size: 13px; font-variant-numeric: tabular-nums }}
 th, td {{ text-align: right; padding: .2em .6em; border-bottom: 1px solid #8886 }}
-td {{ white-space: nowrap }}
 .left {{ text-align: left }}
 </style>
 </head>

@@ -96,8 +96,7 @@ def draw(
     size = f" {config.size}" if len({p.config.size for p in drawn}) == 1 else ""
     sentences = {
         "Bands: 90\u00a0% intervals.": len(curves) <= MOST_BANDS,
-        f"Band: 90\u00a0% interval of {next(iter(curves))}; the table has the others.": len(curves)
-        > MOST_BANDS,
+        f"Band: 90\u00a0% interval of {next(iter(curves))} alone.": len(curves) > MOST_BANDS,
         "Dotted: extrapolated, so that only the interval counts.": "extrapolated" in kinds,
         "Dots: measured.": "measured" in kinds,
         "What does not fit is not drawn.": True,
