@@ -39,7 +39,7 @@ NAMES = {
 # Follow from other fields.
 DERIVED = ("parallel.devices", "parallel.num_nodes", "model.num_positions")
 PROVENANCE = (
-    "Ranges in parentheses hold 90 %. measured: this configuration was measured on this hardware. "
+    "Ranges are 90 % intervals. measured: this configuration was measured on this hardware. "
     "fitted: parameters, devices and tokens of a micro-batch are each within four times those of "
     "the runs in the fit. extrapolated: one is not, so that only the range is shown."
 )
@@ -342,8 +342,8 @@ def _choices(
         yield f"{format_count(devices, 'device')}: {kind} {'; '.join(listed)}"
     if is_tied:
         yield (
-            f"A lead below {tie:.0%} is a tie: so far two runs of one configuration may differ. "
-            "The ranges are wider, as they hold errors that all rows share."
+            f"A lead below {tie:.0%} is a tie: two runs of one configuration may differ by as much. "
+            "The ranges are wider, as they hold errors that all rows share too."
         )
 
 
