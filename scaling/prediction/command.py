@@ -342,7 +342,7 @@ def _choices(
         yield f"{format_count(devices, 'device')}: {kind} {'; '.join(listed)}"
     if is_tied:
         yield (
-            f"A lead below {tie:.0%} is a tie: two runs of one configuration may differ by as much. "
+            f"A lead below {tie:.0%} is a tie: equal runs may differ by as much. "
             "The ranges are wider, as they hold errors that all rows share too."
         )
 
