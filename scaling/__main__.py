@@ -18,6 +18,7 @@ from typing import Any
 import jsonargparse
 
 from unitransformer.cli import Parser, explain_parse_error, fail, run_main, suggest
+from unitransformer.cli_help import HelpFormatter
 from unitransformer.files import check_writable
 from unitransformer.launch.signals import (
     STOP_SIGNALS,
@@ -67,7 +68,9 @@ def build_parser(chosen: str | None = None) -> Parser:
     The options of all would take as long to import as all that the subcommands do.
     """
     parser = Parser(
-        prog="python -m scaling", description="Sweep, compare and report runs of the recipes."
+        prog="python -m scaling",
+        description="Sweep, compare and report runs of the recipes.",
+        formatter_class=HelpFormatter,
     )
     subcommands = parser.add_subcommands(dest="command", metavar="COMMAND")
     for name, subcommand in SUBCOMMANDS.items():

@@ -20,6 +20,7 @@ from slurm.preflight import check_recipe
 from slurm.runtime.allocation import flags_of, option_of
 from slurm.sweep_jobs import sweep_jobs
 from unitransformer.cli import Parser, suggest
+from unitransformer.cli_help import HelpFormatter
 
 TARGETS = ("recipes.gpt", "recipes.bert", "recipes.vit", "sweep")
 DEVICES = 8
@@ -55,6 +56,7 @@ def build_parser() -> Parser:
         usage="python -m slurm.submit TARGET [STUDY] [options] -- [options of the recipe or sweep]",
         description="Submits a batch job, after checking its options here and with SLURM. Options "
         "that are not given have the value in --cluster, or SLURM's default.",
+        formatter_class=HelpFormatter,
     )
     add = parser.add_argument
     add("target", type=str, metavar="TARGET", help=f"one of {', '.join(TARGETS)}")

@@ -13,6 +13,7 @@ import jsonargparse
 
 from unitransformer.checkpoint.names import is_checkpoint_name
 from unitransformer.cli import Parser, explain_parse_error, fail, only_reports, run_main
+from unitransformer.cli_help import HelpFormatter
 from unitransformer.config import RunConfig, from_dict
 from unitransformer.files import why_not_writable
 
@@ -23,6 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="python -m unitransformer.export",
         description="Write the weights of a run's newest checkpoint as one float32 state dict. "
         "--init-from reads it, and load_state_dict of the plain model.",
+        formatter_class=HelpFormatter,
     )
     parser.add_argument("dir", type=Path, metavar="DIR", help="a run's folder, or a checkpoint")
     parser.add_argument("out", type=Path, metavar="OUT", help="a file that ends in .safetensors")

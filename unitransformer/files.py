@@ -1,6 +1,7 @@
 """Writes files atomically, checks paths before expensive work, and finds the cache folder."""
 
 import contextlib
+import errno
 import os
 import secrets
 import tempfile
@@ -63,7 +64,10 @@ def check_writable(option: str, path: Path, *, is_folder: bool) -> None:
     if problem := why_not_writable(parent):
         folder, why = problem
         raise ValueError(
-            f"{option} {path}: {folder} cannot be written ({why}); choose another path"
+            # /proc says ENOENT though it is there.
+            f"{option} {path}: {folder} cannot be written "
+            f"({why if why != os.strerror(errno.ENOENT) else 'it takes no new files'}); choose "
+            "another path"
         )
 
 

@@ -1,8 +1,62 @@
 """Chooses among predictions: the fastest that fits, and the cheapest to train some tokens."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
+from scaling.prediction.fitting import SCATTER
+from scaling.prediction.hardware import Hardware
+from scaling.prediction.memory import FREE_SHARE, predict_memory
+from scaling.prediction.options import MAX_BATCH
 from scaling.prediction.predict import Prediction
+from scaling.prediction.time import TimeModel
+from unitransformer.config import RunConfig
+
+LEAST_GAIN = 1.01  # a batch twice as large that is not even so many times as fast ends a search
+
+
+def search_batches(
+    configs: Sequence[RunConfig], predict: Callable[[RunConfig], Prediction]
+) -> list[Prediction]:
+    """Doubles the batch of each config while it fits and the speed rises; returns all predictions.
+
+    A larger batch hides more communication and host time, so that the speed rises until it is
+    limited by computation.
+    """
+    found = []
+    for config in configs:
+        known = 0.0
+        while config.batch_size <= MAX_BATCH:
+            prediction = predict(config)
+            rate = _rate(prediction)
+            if rate < LEAST_GAIN * known:
+                break
+            found.append(prediction)
+            if not prediction.fits:
+                break
+            known, config = rate, replace(config, batch_size=2 * config.batch_size)
+    return found
+
+
+def largest_batch(config: RunConfig, hardware: Hardware) -> int:
+    """Returns the largest batch of a device with which a config fits; 0 if not even 1 does."""
+
+    def fits(batch: int) -> bool:
+        return predict_memory(replace(config, batch_size=batch), hardware).fits
+
+    low, high = 0, 1
+    while high <= MAX_BATCH and fits(high):
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low
+
+
+def usable_bytes(hardware: Hardware) -> float:
+    """Returns the largest predicted peak that fits: fragmentation takes a share beside it."""
+    context = hardware.context_bytes
+    return context + (hardware.memory_bytes - context) / (1 + FREE_SHARE)
 
 
 def fastest_by_devices(predictions: Sequence[Prediction]) -> dict[int, Prediction | None]:
@@ -14,6 +68,33 @@ def fastest_by_devices(predictions: Sequence[Prediction]) -> dict[int, Predictio
         if prediction.fits and (known is None or _rate(prediction) > _rate(known)):
             best[devices] = prediction
     return best
+
+
+def runners_up(predictions: Sequence[Prediction], best: Prediction) -> list[Prediction]:
+    """Returns the fastest that fits of every other combination on as many devices, best first.
+
+    A combination is a config without its batch: a neighbouring batch is no alternative.
+    """
+    devices = best.config.parallel.world_size
+    found: dict[RunConfig, Prediction] = {}
+    for prediction in predictions:
+        if prediction.config.parallel.world_size != devices or not prediction.fits:
+            continue
+        kind = replace(prediction.config, batch_size=1)
+        if kind not in found or _rate(prediction) > _rate(found[kind]):
+            found[kind] = prediction
+    found.pop(replace(best.config, batch_size=1), None)
+    return sorted(found.values(), key=_rate, reverse=True)
+
+
+def tie_share(model: TimeModel) -> float:
+    """Returns the lead in speed below which two predictions on one hardware are a tie.
+
+    It is half the 90 % interval of the ratio of two runs of one configuration. The intervals of
+    predictions are wider, but most of their errors are those of the GPU and the software, which
+    move both predictions alike.
+    """
+    return math.exp(model.deviations * math.sqrt(2) * SCATTER) - 1
 
 
 def cheapest(predictions: Sequence[Prediction]) -> Prediction | None:

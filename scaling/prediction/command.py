@@ -1,19 +1,29 @@
 """`python -m scaling predict`: prints predictions, the answer first."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 from tabulate import tabulate
 
-from scaling.prediction.best import cheapest, fastest_by_devices
+from scaling.prediction.best import (
+    cheapest,
+    fastest_by_devices,
+    largest_batch,
+    runners_up,
+    search_batches,
+    tie_share,
+    usable_bytes,
+)
 from scaling.prediction.held_out import calibration_errors
 from scaling.prediction.measured_rows import model_for, runs_on
-from scaling.prediction.options import PredictOptions
+from scaling.prediction.options import SEARCHED, PredictOptions
+from scaling.prediction.page import Block, Table, render_page, text_of
 from scaling.prediction.predict import Interval, Prediction, format_interval, predict
 from scaling.store.reader import load_store
 from scaling.store.run import Run
-from unitransformer.config import flat_dict
+from unitransformer.config import RunConfig, flat_dict
 from unitransformer.files import write_atomically
 from unitransformer.record.units import UNIT, format_count
 
@@ -29,9 +39,16 @@ NAMES = {
 # Follow from other fields.
 DERIVED = ("parallel.devices", "parallel.num_nodes", "model.num_positions")
 PROVENANCE = (
-    "Intervals hold 90 %. measured: such a run was measured; fitted: within four times the runs "
-    "that the model was fitted to; extrapolated: beyond them, so only the interval is shown."
+    "Ranges are 90 % intervals. measured: this configuration was measured on this hardware. "
+    "fitted: parameters, devices and tokens of a micro-batch are each within four times those of "
+    "the runs in the fit. extrapolated: one is not, so that only the range is shown."
 )
+MOST_TIES = 4
+OF_LINE = ("parallel.strategy", "size", "sequence_length")
+SEARCH_TEXTS = {
+    name: f"{NAMES.get(f'parallel.{name}'.replace('-', '_'), name)} {values.replace(',', ', ')}"
+    for name, values in SEARCHED.items()
+}
 
 
 def run_predict(options: PredictOptions) -> int:
@@ -56,39 +73,56 @@ def run_predict(options: PredictOptions) -> int:
             )
         calibration = list(_about_calibration(options, runs, len(every) - len(runs)))
     model = model_for(options.hardware, runs)
-    predictions = [predict(config, options.hardware, model) for config in options.configs]
-    shown = list(blocks(predictions, options, calibration))
-    print("\n\n".join(shown))
+
+    def of(config: RunConfig) -> Prediction:
+        return predict(config, options.hardware, model)
+
+    if "batch-size" in options.searched:
+        predictions = search_batches(options.configs, of)
+    else:
+        predictions = [of(config) for config in options.configs]
+    shown = list(blocks(predictions, options, tie_share(model), calibration))
+    print("\n\n".join(map(text_of, shown)))
     if options.plot is not None or options.html is not None:
         _write_plots(predictions, options, shown)
     return 0
 
 
 def _write_plots(
-    predictions: Sequence[Prediction], options: PredictOptions, shown: Sequence[str]
+    predictions: Sequence[Prediction], options: PredictOptions, shown: Sequence[Block]
 ) -> None:
-    from scaling.prediction.plots import curves_of, draw, render_page
+    from scaling.prediction.plots import MOST_LINES, curves_of, draw
 
-    common, varied = _axes(predictions)
-    of_model = ("parallel.strategy", "size", "sequence_length")
-    short = [name for name in varied if name in of_model or name.startswith("model.")]
-    curves = curves_of(
-        predictions,
-        [_label(prediction, varied) for prediction in predictions],
-        [_label(prediction, short) for prediction in predictions],
-    )
+    _, varied = _axes(predictions)
+    keys = [_label(prediction, varied) for prediction in predictions]
+    names = varied
+    if len(set(keys)) > MOST_LINES:  # a line is then the fastest of its strategy and model
+        names = [n for n in varied if n in OF_LINE or n.startswith("model.")]
+        keys = [_label(prediction, names) for prediction in predictions]
+    curves = curves_of(predictions, keys)
+    drawn = curves[:MOST_LINES]
+    points = [prediction for curve in drawn for prediction in curve]
+    common, left = _axes(points) if points else ([], [])  # what all share, and what they do not
+    names, others = [n for n in left if n in names], [n for n in left if n not in names]
+    labelled = {_curve_label(curve, names): curve for curve in drawn}
+    chosen = [
+        f"{label}: {_curve_label(curve, others)}" for label, curve in labelled.items() if others
+    ]
     what: dict[str, Any] = {
         "tokens": options.tokens,
         "price_per_hour": options.price_per_hour,
         "common": common,
+        "chosen": chosen,
+        "num_lines": len(curves),
     }
     if options.plot is not None:
         kind: Literal["png", "svg"] = "png" if options.plot.suffix == ".png" else "svg"
-        write_atomically(options.plot, draw(curves, **what, kind=kind))
+        write_atomically(options.plot, draw(labelled, **what, kind=kind))
         print(f"plot: {options.plot}")
     if options.html is not None:
-        title = f"Prediction: {shown[0].partition(':')[0]}"
-        page = render_page(title, draw(curves, **what, kind="svg"), shown)
+        title = f"Prediction: {text_of(shown[0]).partition(':')[0]}"
+        figure = draw(labelled, **what, kind="svg")
+        page = render_page(title, figure, shown, before=2)  # the heading and the answer
         write_atomically(options.html, page)
         print(f"page: {options.html}")
 
@@ -132,6 +166,17 @@ def _label(prediction: Prediction, varied: Sequence[str]) -> str:
     )
 
 
+def _curve_label(curve: Sequence[Prediction], varied: Sequence[str]) -> str:
+    """Returns what distinguishes a line; of a value that differs along it, the first and last."""
+    labels = [[_label(prediction, [name]) for prediction in curve] for name in varied]
+    parts = []
+    for found in labels:
+        name, _, last = found[-1].rpartition(" ")
+        same = len(set(found)) == 1
+        parts.append(found[0] if same else f"{found[0]} to {last}" if name else "varied")
+    return ", ".join(parts) or "fastest"
+
+
 def _about_calibration(
     options: PredictOptions, runs: Sequence[Run], num_others: int
 ) -> Iterator[str]:
@@ -153,20 +198,26 @@ def _about_calibration(
 
 
 def blocks(
-    predictions: Sequence[Prediction], options: PredictOptions, calibration: Sequence[str] = ()
-) -> Iterator[str]:
+    predictions: Sequence[Prediction],
+    options: PredictOptions,
+    tie: float,
+    calibration: Sequence[str] = (),
+) -> Iterator[Block]:
     """Yields the parts of the output: the answer, and unless `--best`, every row.
 
     Args:
+        tie: a lead in speed below this share is none.
         calibration: lines on the records that the time is fitted to.
     """
     common, varied = _axes(predictions)
-    yield heading(predictions, options, common)
-    yield "\n".join(_answer(predictions, options, varied))
+    yield [heading(predictions, options, common)]
+    yield [*_answer(predictions, options, varied)]
+    if choices := [*_choices(predictions, options, varied, tie)]:
+        yield choices
     if not options.is_best:
-        yield "\n".join(["every configuration", _speed_table(predictions, varied)])
-        yield "\n".join(["memory of one device at its peak, GiB", _memory_table(predictions)])
-    yield "\n".join([*_notes(options, calibration)])
+        yield ["every configuration", _speed_table(predictions, varied)]
+        yield ["memory of one device at its peak, GiB", _memory_table(predictions)]
+    yield [*_notes(options, calibration)]
 
 
 def heading(
@@ -175,11 +226,11 @@ def heading(
     hardware, recipe = options.hardware, predictions[0].config.recipe
     sizes = ", ".join(dict.fromkeys(prediction.config.size for prediction in predictions))
     fitting = sum(prediction.fits for prediction in predictions)
-    of = f"{hardware.memory_bytes / GIB:.1f} GiB per device"
-    number = format_count(len(predictions), "configuration")
+    number = f"{len(predictions):,} configurations"
     return (
-        f"{recipe} {sizes} on {hardware.name}: {number}, of which {fitting:,} fit in "
-        f"{of}\nall: {', '.join(common)}; in brackets: 90 % intervals"
+        f"{recipe} {sizes} on {hardware.name}: {fitting:,} of {number} fit in "
+        f"{usable_bytes(hardware) / GIB:.1f} GiB per device ({hardware.memory_bytes / GIB:.1f} GiB "
+        f"less 5 % for fragmentation)\nall: {', '.join(common)}"
     )
 
 
@@ -201,7 +252,7 @@ def _axes(predictions: Sequence[Prediction]) -> tuple[list[str], list[str]]:
 
 def _answer(
     predictions: Sequence[Prediction], options: PredictOptions, varied: Sequence[str]
-) -> Iterator[str]:
+) -> Iterator[str | Table]:
     best = fastest_by_devices(predictions)
     unit = UNIT[predictions[0].config.recipe]
     header = ["devices", *map(_column, varied), "memory GiB", "step s", f"{unit}/s", "MFU"]
@@ -227,11 +278,87 @@ def _answer(
                 cost = found.cost(options.tokens, options.price_per_hour)
                 row.append(_interval(cost, found, ",.0f"))
         rows.append(row)
-    yield "fastest that fits"
-    yield _table(header, rows)
+    fitting = any(best.values())
+    yield "fastest that fits" if fitting else "nothing fits: the configuration that needs least"
+    yield Table(header=header, rows=rows)
+    for devices, found in best.items():
+        if found is None:
+            yield _largest_batch(predictions, devices, varied)
     if options.tokens is not None:
         yield ""
         yield from _cheapest(predictions, options, varied)
+
+
+def _largest_batch(predictions: Sequence[Prediction], devices: int, varied: Sequence[str]) -> str:
+    """Says with which batch a configuration would fit on so many devices."""
+    given = [p for p in predictions if p.config.parallel.world_size == devices]
+    kinds = {replace(p.config, batch_size=1): p for p in given}  # whatever the batch
+    batches = {kind: largest_batch(kind, p.hardware) for kind, p in kinds.items()}
+    kind = max(batches, key=lambda kind: batches[kind])
+    where = format_count(devices, "device")
+    if batches[kind] == 0:
+        return (
+            f"{where}: not even batch 1 fits; try a sharded strategy, checkpointing, more devices"
+        )
+    others = _label(kinds[kind], [name for name in varied if name != "batch_size"])
+    return (
+        f"{where}: batch {batches[kind]:,} is the largest that fits"
+        f"{f', with {others}' if others else ''}; give --batch-size {batches[kind]}"
+    )
+
+
+def _choices(
+    predictions: Sequence[Prediction], options: PredictOptions, varied: Sequence[str], tie: float
+) -> Iterator[str]:
+    """Says which other combinations are as fast as far as is known, and what was searched."""
+    searched = {**SEARCH_TEXTS, "batch-size": _batches(predictions)}
+    if options.searched:
+        yield "searched: " + "; ".join(searched[name] for name in options.searched)
+        flat = flat_dict(predictions[0].config)
+        left = [name for name in ("parallel.precision", "parallel.compile") if name not in varied]
+        if left:
+            named = " and ".join(f"--{name.rpartition('.')[2]} ({flat[name]})" for name in left)
+            yield f"not searched, give several values to compare: {named}"
+    if "parallel.precision" in varied:
+        yield (
+            "precision: these configurations compute in different number formats, so the fastest "
+            "may train to another loss; compare only those that you accept"
+        )
+    is_tied = False
+    for devices, best in fastest_by_devices(predictions).items():
+        others = [] if best is None else runners_up(predictions, best)
+        if best is None or not others:
+            continue
+        lags = [best.units_per_s.value / p.units_per_s.value - 1 for p in others]
+        tied = [(p, lag) for p, lag in zip(others, lags, strict=True) if lag < tie]
+        is_tied |= bool(tied)
+        listed = [
+            f"{_label(p, _unlike(p, best, varied))} ({_lag(lag)})"
+            for p, lag in (tied or [(others[0], lags[0])])[:MOST_TIES]
+        ]
+        if len(tied) > MOST_TIES:
+            listed.append(f"{len(tied) - MOST_TIES:,} more")
+        kind = "tied with" if tied else "the next is"
+        yield f"{format_count(devices, 'device')}: {kind} {'; '.join(listed)}"
+    if is_tied:
+        yield (
+            f"A lead below {tie:.0%} is a tie: equal runs may differ by as much. "
+            "The ranges are wider, as they hold errors that all rows share too."
+        )
+
+
+def _unlike(prediction: Prediction, other: Prediction, varied: Sequence[str]) -> list[str]:
+    values, others = flat_dict(prediction.config), flat_dict(other.config)
+    return [name for name in varied if values[name] != others[name]]
+
+
+def _lag(lag: float) -> str:
+    return f"{lag:.0%} slower" if lag >= 0.005 else "as fast"
+
+
+def _batches(predictions: Sequence[Prediction]) -> str:
+    largest = max(prediction.config.batch_size for prediction in predictions)
+    return f"batch 1, 2, 4 to {largest:,}, doubled while it fits and is at least 1 % faster"
 
 
 def _cheapest(
@@ -292,7 +419,7 @@ def _interval(interval: Interval, prediction: Prediction, form: str) -> str:
     return format_interval(interval, prediction.time.provenance, form)
 
 
-def _speed_table(predictions: Sequence[Prediction], varied: Sequence[str]) -> str:
+def _speed_table(predictions: Sequence[Prediction], varied: Sequence[str]) -> Table:
     unit = UNIT[predictions[0].config.recipe]
     header = ["#", "devices", *map(_column, varied), "memory GiB", "step s", f"{unit}/s", "MFU"]
     header += ["limited by", "from", "fits", "compute", "exposed", "optimizer", "hidden"]
@@ -304,10 +431,10 @@ def _speed_table(predictions: Sequence[Prediction], varied: Sequence[str]) -> st
         hidden = f"{time.hidden_communication_s / time.total_s:.0%}"
         fits = "yes" if prediction.fits else "no"
         rows.append([str(number), *_row(prediction, varied), fits, *shares, hidden])
-    return _table(header, rows)
+    return Table(header=header, rows=rows)
 
 
-def _memory_table(predictions: Sequence[Prediction]) -> str:
+def _memory_table(predictions: Sequence[Prediction]) -> Table:
     names = ("parameters", "gradients", "optimizer", "gathered")
     kinds = list(dict.fromkeys(kind for p in predictions for kind in p.memory.activations))
     last = ("logits", "communication", "inputs", "context")
@@ -319,12 +446,7 @@ def _memory_table(predictions: Sequence[Prediction]) -> str:
         sizes += [memory.activations.get(kind, 0) for kind in kinds]
         sizes += [getattr(memory, name) for name in last]
         rows.append([str(number), *(f"{size / GIB:.2f}" for size in sizes), memory.moment])
-    return _table(header, rows)
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    align = ["left" if name in ("limited by", "from", "at") else "right" for name in header]
-    return tabulate(rows, headers=header, disable_numparse=True, colalign=align)
+    return Table(header=header, rows=rows)
 
 
 def _notes(options: PredictOptions, calibration: Sequence[str]) -> Iterator[str]:
@@ -332,7 +454,7 @@ def _notes(options: PredictOptions, calibration: Sequence[str]) -> Iterator[str]
     if not options.is_best:
         yield (
             "compute, exposed communication and optimizer are shares of the step; hidden "
-            "communication runs beside them. A twentieth of the memory is left for fragmentation."
+            "communication runs beside them."
         )
     yield from calibration
     for reason in options.left_out:

@@ -44,16 +44,16 @@ _RATES |= {f"{prefix}bit/s": scale / 8 for prefix, scale in _SI.items()}
 _SECONDS = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9}
 _FLOPS = {f"{prefix}FLOP/s": scale for prefix, scale in _SI.items()}
 _DOLLARS = {"USD": 1.0}
-# What a device of today or of the next years can have; beyond it a unit is wrong.
+# No device of today comes near these ends; beyond them a unit is wrong.
 _PLAUSIBLE = {
     "memory.size": ("1 GB", "10 TB"),
     "memory.context": ("0 GB", "100 GB"),
-    "peaks": ("100 GFLOP/s", "1 EFLOP/s"),
-    "peaks.memory_bandwidth": ("1 GB/s", "1 PB/s"),
+    "peaks": ("100 GFLOP/s", "100 PFLOP/s"),
+    "peaks.memory_bandwidth": ("1 GB/s", "100 TB/s"),
     "intra_node.latency": ("10 ns", "10 ms"),
     "inter_node.latency": ("10 ns", "10 ms"),
-    "intra_node.bandwidth": ("10 MB/s", "100 TB/s"),
-    "inter_node.bandwidth": ("10 MB/s", "100 TB/s"),
+    "intra_node.bandwidth": ("10 MB/s", "10 TB/s"),
+    "inter_node.bandwidth": ("10 MB/s", "1 TB/s"),
     "price.per_device_hour": ("0.001 USD", "1000 USD"),
 }
 MOST_PER_NODE = 1024

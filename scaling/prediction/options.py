@@ -3,11 +3,13 @@
 The command reads its own options. Every other `--name a,b,c` is an option of the recipe.
 """
 
+import contextlib
 import functools
 import importlib
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
@@ -32,12 +34,15 @@ if TYPE_CHECKING:
     from recipes.options import ParsedCommand
 
 MAX_DEVICES = 16_384
+MAX_BATCH = 2**24  # of a device
+# Fields of `RunConfig` beyond which a number is a typing error.
+MOST = {"batch_size": MAX_BATCH, "accumulate": 2**20, "sequence_length": 2**24}
 RECIPES: tuple[Recipe, ...] = get_args(Recipe)
 DEFAULT_DEVICES = "8,64,512,4096"
-# What `--best` tries of the options that are not given.
+# What `--best` tries of the options that are not given. It doubles the batch size from there.
 SEARCHED = {
     "strategy": "ddp,fsdp,hsdp,zero1,zero2,zero3",
-    "batch-size": "1,2,4,8,16,32,64",
+    "batch-size": "1",
     "activation-checkpointing": "off,selective,full",
 }
 # Options of which every value is one of `ParallelConfig` or `RunConfig`, replaced without parsing.
@@ -61,6 +66,7 @@ class PredictOptions:
     is_best: bool
     tokens: float | None
     price_per_hour: float | None
+    searched: tuple[str, ...] = ()  # options that `--best` varies, as they are not given
     plot: Path | None = None
     html: Path | None = None
 
@@ -122,8 +128,12 @@ def read_predict_options(given: Any, axes: Mapping[str, Sequence[str]]) -> Predi
     price = given.price_per_hour
     if price is None:
         price = hardware.price_per_device_hour
+    searched: tuple[str, ...] = ()
     if given.best:
-        axes = {n: v.split(",") for n, v in SEARCHED.items() if n not in axes} | dict(axes)
+        # What `auto` would choose, the search finds.
+        kept = {n: values for n, values in axes.items() if n != "strategy" or "auto" not in values}
+        searched = tuple(name for name in SEARCHED if name not in kept)
+        axes = {**{name: SEARCHED[name].split(",") for name in searched}, **kept}
     devices = read_devices(given.devices, hardware)
     _check_plots(given, devices)
     configs, left_out = build_configs(given.recipe, devices, axes, hardware)
@@ -135,6 +145,7 @@ def read_predict_options(given: Any, axes: Mapping[str, Sequence[str]]) -> Predi
         is_best=given.best,
         tokens=tokens,
         price_per_hour=price,
+        searched=searched,
         plot=given.plot,
         html=given.html,
     )
@@ -199,8 +210,11 @@ def read_devices(text: str, hardware: Hardware) -> tuple[int, ...]:
     for part in text.split(","):
         try:
             count = read_integer(part.strip())
-        except ValueError as error:
-            raise ValueError(f"devices is {error}") from None
+        except ValueError:
+            found = f"{text!r}, with {part.strip()!r} in it" if "," in text else repr(text)
+            raise ValueError(
+                f"devices is {found}; give integers and commas, such as 8,64"
+            ) from None
         counts.append(count)
         check_devices(count, hardware)
     return tuple(dict.fromkeys(counts))
@@ -306,7 +320,8 @@ def parse_command(recipe: Recipe, arguments: Sequence[str]) -> "ParsedCommand":
     """Parses a command line of a recipe; raises ValueError for an unknown option or value."""
     from recipes.options import parse
 
-    return parse(importlib.import_module(f"recipes.{recipe}").PRESET, arguments)
+    with _options_as_typed():
+        return parse(importlib.import_module(f"recipes.{recipe}").PRESET, arguments)
 
 
 def _build(
@@ -315,9 +330,31 @@ def _build(
     from recipes.options import build_config
 
     defaults = command.preset.cpu if is_cpu else command.preset.cuda
-    config = build_config(command, defaults=defaults, devices=devices, num_nodes=num_nodes)
+    with _options_as_typed():
+        config = build_config(command, defaults=defaults, devices=devices, num_nodes=num_nodes)
+    for name, most in MOST.items():
+        if (value := getattr(config, name)) > most:
+            flag = name.replace("_", "-")
+            raise ValueError(f"{flag} is {value}; predictions reach {most:,}")
     accelerator: Accelerator = "cpu" if is_cpu else "cuda"
     return replace(config, parallel=replace(config.parallel, accelerator=accelerator))
+
+
+@contextlib.contextmanager
+def _options_as_typed() -> Iterator[None]:
+    """Names options in errors, such as batch-size, where a config names its field."""
+    from recipes.options import RecipeOptions
+
+    def option(field: re.Match[str]) -> str:
+        names = (f"{field[1]}_{field[2]}", field[2])
+        known = (name for name in names if name in RecipeOptions.__dataclass_fields__)
+        return next(known, field[0]).replace("_", "-")
+
+    try:
+        yield
+    except ValueError as error:
+        text = re.sub(r"\b(run|data|parallel)\.(\w+)", option, str(error))
+        raise ValueError(re.sub(r"^()(\w+)(?= is )", option, text)) from None
 
 
 def resolve_on(

@@ -133,7 +133,7 @@ def render_plan(prediction: Prediction, hardware: Hardware, reason: str) -> Iter
         "devices": f"{parallel.num_nodes} x {parallel.devices} {parallel.accelerator}, "
         f"{parallel.precision}, compile {parallel.compile}, activation checkpointing "
         f"{parallel.activation_checkpointing}",
-        "strategy": f"{parallel.strategy}: {reason}",
+        "strategy": f"{parallel.strategy}: {reason}{_two_counts(reason)}",
         "batch": f"{config.global_batch_size} = {config.batch_size} per device x "
         f"{format_count(config.accumulate, 'micro-batch', 'micro-batches')} x "
         f"{format_count(parallel.world_size, 'device')}",
@@ -141,6 +141,16 @@ def render_plan(prediction: Prediction, hardware: Hardware, reason: str) -> Iter
     if prediction.fits:
         lines |= _times(prediction, hardware, unit)
     yield from (f"{name:<15} {value}" for name, value in lines.items())
+
+
+def _two_counts(reason: str) -> str:
+    """Says why the reason for a strategy counts otherwise than the line on memory."""
+    if "a tenth left free" not in reason:
+        return ""
+    return (
+        " (this count of a recipe is without buffers, for which the tenth is; the memory above "
+        "has them, and leaves a twentieth for fragmentation)"
+    )
 
 
 def _times(prediction: Prediction, hardware: Hardware, unit: str) -> dict[str, str]:

@@ -3,11 +3,10 @@
 A line is a combination of the values that differ; if there are more than six, a strategy and model.
 """
 
-import html
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
 
-from scaling.prediction.best import fastest_by_devices
+from scaling.prediction.best import fastest_by_devices, usable_bytes
 from scaling.prediction.predict import Interval, Prediction
 from unitransformer.record.units import UNIT
 
@@ -15,33 +14,46 @@ if TYPE_CHECKING:  # importing it loads matplotlib, which only a plot needs
     from unitransformer.plots import BandPanel, PlotLine
 
 MOST_LINES = 6
-COLORS = ("#1490d8", "#c0622b", "#3f9160", "#a050a8", "#998c4c", "#6e7781")
+MOST_BANDS = 2  # more of them overlap into one
+# A strategy has the same color in every plot.
+COLORS = {
+    "ddp": "#6e7781",
+    "single": "#6e7781",
+    "fsdp": "#1490d8",
+    "fsdp1": "#a07850",
+    "hsdp": "#3f9160",
+    "zero1": "#998c4c",
+    "zero2": "#c0622b",
+    "zero3": "#a050a8",
+}
+# Of several lines of one strategy: full, dashed, dash and dot, ...; dotted is an extrapolation.
+STYLES: tuple[str | tuple[int, tuple[int, ...]], ...] = (
+    "-",
+    (0, (6, 2)),
+    (0, (6, 2, 1, 2)),
+    (0, (3, 2)),
+    (0, (9, 2)),
+    (0, (9, 2, 1, 2)),
+)
 BILLION = 1e9
 GIB = 2**30
 
 Curves = Mapping[str, Sequence[Prediction]]  # by label, at most one prediction for a device count
 
 
-def curves_of(
-    predictions: Sequence[Prediction], labels: Sequence[str], short: Sequence[str]
-) -> Curves:
+def curves_of(predictions: Sequence[Prediction], keys: Sequence[str]) -> list[list[Prediction]]:
     """Returns lines by ascending devices, the best first; a point that does not fit is left out.
 
     Args:
-        labels: what distinguishes each prediction beside the number of devices.
-        short: the same by strategy and model alone, for when there are too many lines: each then
-            has the fastest prediction at every number of devices.
+        keys: the line of each prediction; it has the fastest at every number of devices.
     """
-    is_short = len(set(labels)) > MOST_LINES
-    names = short if is_short else labels
-    curves = {}
-    for name in dict.fromkeys(names):
-        group = [p for p, label in zip(predictions, names, strict=True) if label == name]
+    curves = []
+    for name in dict.fromkeys(keys):
+        group = [p for p, key in zip(predictions, keys, strict=True) if key == name]
         best = [p for p in fastest_by_devices(group).values() if p is not None]
         if best:
-            label = f"{name}, fastest" if is_short and name else name or "fastest"
-            curves[label] = sorted(best, key=lambda p: p.config.parallel.world_size)
-    return dict(sorted(curves.items(), key=lambda item: _rank(item[1]), reverse=True))
+            curves.append(sorted(best, key=lambda p: p.config.parallel.world_size))
+    return sorted(curves, key=_rank, reverse=True)
 
 
 def _rank(curve: Sequence[Prediction]) -> tuple[int, float]:
@@ -55,12 +67,16 @@ def draw(
     tokens: float | None,
     price_per_hour: float | None,
     common: Sequence[str],
+    chosen: Sequence[str],
+    num_lines: int,
     kind: Literal["png", "svg"],
 ) -> bytes:
     """Renders the four panels.
 
     Args:
         common: what all lines share.
+        chosen: the values that a line has chosen of, such as "fsdp: batch 4 to 8".
+        num_lines: how many there are, of which `curves` are the fastest.
         tokens: whose cost is drawn; None: a billion.
         price_per_hour: USD for a device; None: the cost is in device-hours.
 
@@ -71,29 +87,27 @@ def draw(
 
     if not curves:
         raise ValueError("nothing fits on a device, so there is nothing to draw; see the table")
-    num_lines = len(curves)
-    curves = dict(list(curves.items())[:MOST_LINES])
     first = next(iter(curves.values()))[0]
     config, hardware = first.config, first.hardware
     drawn = [p for curve in curves.values() for p in curve]
+    ends = f"{min(p.config.parallel.world_size for p in drawn):,} to "
+    ends += f"{max(p.config.parallel.world_size for p in drawn):,} devices"
     kinds = {p.time.provenance for p in drawn}
     size = f" {config.size}" if len({p.config.size for p in drawn}) == 1 else ""
     sentences = {
-        "Bands: 90\u00a0% intervals.": True,
-        "Dotted: extrapolated, so that only the band counts.": "extrapolated" in kinds,
+        "Bands: 90\u00a0% intervals.": len(curves) <= MOST_BANDS,
+        f"Band: 90\u00a0% interval of {next(iter(curves))} alone.": len(curves) > MOST_BANDS,
+        "Dotted: extrapolated, so that only the interval counts.": "extrapolated" in kinds,
         "Dots: measured.": "measured" in kinds,
         "What does not fit is not drawn.": True,
-        f"Only the fastest {MOST_LINES} of {num_lines} lines.": num_lines > MOST_LINES,
+        f"Only the fastest {MOST_LINES} of {num_lines} lines.": num_lines > len(curves),
+        f"A line has the fastest of its kind; from {ends}, {'; '.join(chosen)}.": bool(chosen),
+        f"All: {', '.join(common)}.": True,
     }
     figure = band_panels(
         panels_of(curves, tokens, price_per_hour),
         title=f"{config.recipe}{size} on {hardware.name}, predicted",
-        caption=" ".join(
-            [
-                *(sentence for sentence, applies in sentences.items() if applies),
-                f"All: {', '.join(common)}.",
-            ]
-        ),
+        caption=" ".join(sentence for sentence, applies in sentences.items() if applies),
         x="devices",
     )
     return figure_bytes(figure, kind)
@@ -101,42 +115,48 @@ def draw(
 
 def panels_of(curves: Curves, tokens: float | None, price: float | None) -> "list[BandPanel]":
     """Returns speed, efficiency, memory and cost; the last for `tokens`, or a billion."""
-    from unitransformer.plots import DASHED, BandPanel, PlotLine, PlotPoint
+    from unitransformer.plots import DASHED, INK, BandPanel, PlotLine, PlotPoint
 
     first = next(iter(curves.values()))[0]
     unit, amount = UNIT[first.config.recipe], tokens or BILLION
 
     def lines(
-        of: Callable[[Prediction], Interval], *, is_time: bool = True
+        of: Callable[[Prediction], Interval], curves: Curves = curves, *, is_time: bool = True
     ) -> "tuple[PlotLine, ...]":
-        drawn = []
-        for color, (name, curve) in zip(COLORS, curves.items(), strict=False):
+        drawn: list[PlotLine] = []
+        for name, curve in curves.items():
             marks = []
+            has_band = is_time and (not drawn or len(curves) <= MOST_BANDS)
             for p in curve:
                 interval, provenance = of(p), p.time.provenance
                 is_measured = is_time and provenance == "measured"
                 point = PlotPoint(
                     x=p.config.parallel.world_size,
                     value=interval.value,
-                    low=interval.low if is_time else None,
-                    high=interval.high if is_time else None,
+                    low=interval.low if has_band else None,
+                    high=interval.high if has_band else None,
                     samples=(interval.value,) if is_measured else (),
                     is_known=not is_time or provenance != "extrapolated",
                 )
                 marks.append(point)
-            drawn.append(PlotLine(label=name, marks=tuple(marks), color=color))
+            strategies = {p.config.parallel.strategy for p in curve}
+            color = COLORS[strategies.pop()] if len(strategies) == 1 else INK
+            style = STYLES[sum(line.color == color for line in drawn) % len(STYLES)]
+            drawn.append(PlotLine(label=name, marks=tuple(marks), color=color, style=style))
         return tuple(drawn)
 
     counts = [p.config.parallel.world_size for curve in curves.values() for p in curve]
-    capacity = first.memory.capacity / GIB
+    capacity = usable_bytes(first.hardware) / GIB
     ends = tuple(PlotPoint(x=x, value=capacity) for x in (min(counts), max(counts)))
-    limit = PlotLine(label="of the device", marks=ends, style=DASHED, thickness=1.0)
+    limit = PlotLine(label="fits below", marks=ends, style=DASHED, thickness=1.0)
     memory = lines(lambda p: _exact(p.memory.total_bytes / GIB), is_time=False)
     currency = "device-hours" if price is None else "USD"
     cost = f"cost of {amount / BILLION:,.4g} billion {unit} ({currency})"
     return [
         BandPanel(
-            title=f"{unit} per second", lines=lines(lambda p: p.units_per_s), is_logarithmic=True
+            title=f"{unit} per second of the fastest",
+            lines=lines(lambda p: p.units_per_s, {"fastest": _fastest(curves)}),
+            is_logarithmic=True,
         ),
         BandPanel(
             title="efficiency: share of the peak (MFU)", lines=lines(lambda p: p.mfu), percent=True
@@ -146,37 +166,11 @@ def panels_of(curves: Curves, tokens: float | None, price: float | None) -> "lis
     ]
 
 
+def _fastest(curves: Curves) -> list[Prediction]:
+    """Returns the fastest point of all lines at every number of devices."""
+    best = fastest_by_devices([p for curve in curves.values() for p in curve])
+    return [p for _, p in sorted(best.items()) if p is not None]
+
+
 def _exact(value: float) -> Interval:
     return Interval(value=value, low=value, high=value)
-
-
-PAGE = """<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<title>{title}</title>
-<style>
-body {{ font: 15px/1.5 system-ui, sans-serif; max-width: 75em; margin: 2em auto; padding: 0 1em }}
-svg {{ width: 100%; height: auto }}
-pre {{ overflow-x: auto; font-size: 13px }}
-</style>
-</head>
-<body>
-<h1>{title}</h1>
-{figure}
-{blocks}
-</body>
-</html>
-"""
-
-
-def render_page(title: str, svg: bytes, blocks: Sequence[str]) -> bytes:
-    """Returns a page that loads nothing: the figure, then the printed blocks as they are."""
-    figure = svg.decode()
-    shown = "\n".join(f"<pre>{html.escape(block)}</pre>" for block in blocks)
-    return PAGE.format(
-        title=html.escape(title), figure=figure[figure.index("<svg") :], blocks=shown
-    ).encode()

@@ -6,12 +6,22 @@ from pathlib import Path
 
 import pytest
 
+from scaling.__main__ import main
 from scaling.prediction import measured_rows
-from scaling.prediction.best import cheapest, fastest_by_devices
+from scaling.prediction.best import (
+    cheapest,
+    fastest_by_devices,
+    runners_up,
+    search_batches,
+    tie_share,
+    usable_bytes,
+)
 from scaling.prediction.command import blocks, run_predict
+from scaling.prediction.fit_file import default_model
 from scaling.prediction.hardware import load_hardware
 from scaling.prediction.memory import predict_memory
 from scaling.prediction.options import PredictOptions, build_configs
+from scaling.prediction.page import text_of
 from scaling.prediction.predict import Prediction
 from scaling.prediction.time import Provenance, StepTime
 from tests.builders.records import HOST, make_record
@@ -57,7 +67,11 @@ def make_options(**changes: object) -> PredictOptions:
 
 def render(provenance: Provenance = "fitted", **changes: object) -> str:
     predictions = [make_prediction(config, provenance) for config in CONFIGS]
-    return "\n\n".join(blocks(predictions, make_options(**changes)))
+    return show(predictions, "\n\n", **changes)
+
+
+def show(predictions: list[Prediction], between: str = "\n", **changes: object) -> str:
+    return between.join(map(text_of, blocks(predictions, make_options(**changes), tie=0.1)))
 
 
 def test_rates_follow_from_the_step() -> None:
@@ -72,8 +86,14 @@ def test_rates_follow_from_the_step() -> None:
 
 def test_the_answer_is_the_fastest_that_fits_on_each_number_of_devices() -> None:
     text = render()
-    heading, answer, rows, memory, notes = text.split("\n\n")
-    assert heading.startswith("gpt 1.3b on h100-sxm-8: 8 configurations, of which")
+    heading, answer, choices, rows, memory, notes = text.split("\n\n")
+    # Of ddp with batch 64 and fsdp with batch 64, on 8 and on 64 devices, none fits.
+    usable = "4 of 8 configurations fit in 75.4 GiB per device (79.1 GiB less 5 % for"
+    assert heading.startswith(f"gpt 1.3b on h100-sxm-8: {usable}")
+    assert choices.splitlines() == [
+        "8 devices: the next is ddp (100% slower)",
+        "64 devices: the next is ddp (100% slower)",
+    ]
     lines = answer.splitlines()
     assert lines[0] == "fastest that fits"
     assert [line.split()[:3] for line in lines[3:]] == [["8", "fsdp", "1"], ["64", "fsdp", "1"]]
@@ -85,8 +105,8 @@ def test_the_answer_is_the_fastest_that_fits_on_each_number_of_devices() -> None
 
 def test_the_heading_names_every_size() -> None:
     configs, _ = build_configs("gpt", (8,), {"size": ["124m", "1.3b"]}, NODE)
-    text = "\n".join(blocks([make_prediction(config) for config in configs], make_options()))
-    assert text.startswith("gpt 124m, 1.3b on h100-sxm-8: 2 configurations")
+    text = show([make_prediction(config) for config in configs])
+    assert text.startswith("gpt 124m, 1.3b on h100-sxm-8: 1 of 2 configurations")
 
 
 def test_an_extrapolation_prints_no_value_outside_of_its_interval() -> None:
@@ -127,13 +147,84 @@ def test_the_cheapest_says_what_it_gives_up() -> None:
     assert "every configuration" not in text
 
 
-def test_where_nothing_fits_the_least_need_is_printed() -> None:
-    full = [replace(make_prediction(c)) for c in CONFIGS]
-    full = [replace(p, memory=replace(p.memory, capacity=2**30)) for p in full]
+def test_where_nothing_fits_the_least_need_and_the_largest_batch_are_printed() -> None:
+    full = [make_prediction(c) for c in CONFIGS if c.batch_size == 64]
     assert fastest_by_devices(full) == {8: None, 64: None}
     assert cheapest(full) is None
-    text = "\n".join(blocks(full, make_options()))
+    text = show(full)
+    assert "0 of 4 configurations fit" in text
+    assert "nothing fits: the configuration that needs least" in text
+    assert "fastest that fits" not in text
     smallest = min(p.memory.total_bytes for p in full if p.config.parallel.world_size == 8)
     row = next(line for line in text.splitlines() if line.split()[:1] == ["8"])
     assert row.split(maxsplit=2)[1] == f"{smallest / 2**30:.1f}"
     assert row.endswith("memory: nothing fits; the least is shown")
+    (batch,) = re.findall(
+        r"^8 devices: batch (\d+) is the largest that fits, with fsdp", text, re.M
+    )
+    fsdp = next(c for c in CONFIGS if c.parallel.strategy == "fsdp")
+    assert predict_memory(replace(fsdp, batch_size=int(batch)), NODE).fits
+    assert not predict_memory(replace(fsdp, batch_size=int(batch) + 1), NODE).fits
+
+
+def test_where_not_even_batch_1_fits_the_fix_is_another() -> None:
+    configs, _ = build_configs("gpt", (8,), {"size": ["13b"], "strategy": ["ddp"]}, NODE)
+    text = show([make_prediction(c) for c in configs])
+    assert "8 devices: not even batch 1 fits; try a sharded strategy" in text
+
+
+def test_what_fits_is_below_what_the_heading_says() -> None:
+    usable = usable_bytes(NODE)
+    for config in CONFIGS:
+        memory = predict_memory(config, NODE)
+        assert memory.fits == (memory.total_bytes <= usable)
+
+
+def test_a_lead_smaller_than_two_equal_runs_differ_is_a_tie() -> None:
+    configs, _ = build_configs(
+        "gpt",
+        (8,),
+        {"size": ["1.3b"], "strategy": ["ddp", "fsdp", "zero1"], "batch-size": ["1"]},
+        NODE,
+    )
+    ddp, fsdp, zero1 = (make_prediction(config) for config in configs)
+    near = replace(zero1, time=replace(zero1.time, compute_s=0.44))  # 1.04 s in all
+    text = show([ddp, fsdp, near])
+    assert "8 devices: tied with zero1 (4% slower)\nA lead below 10% is a tie" in text
+    assert runners_up([ddp, fsdp, near], fsdp) == [near, ddp]
+    assert 0.07 < tie_share(default_model()) < 0.15  # equal runs scatter by 3 %
+
+
+def test_a_search_doubles_the_batch_while_it_fits_and_is_faster() -> None:
+    config = next(c for c in CONFIGS if c.parallel.strategy == "fsdp" and c.batch_size == 1)
+    # Without a fixed share of the step, a larger batch is no faster.
+    fixed = search_batches([config], lambda c: scaled(make_prediction(c), c.batch_size))
+    assert [p.config.batch_size for p in fixed] == [1]
+    found = search_batches([config], make_prediction)
+    assert [p.config.batch_size for p in found] == [1, 2, 4, 8, 16]
+    assert [p.fits for p in found] == [True] * 4 + [False]
+
+
+def scaled(prediction: Prediction, factor: float) -> Prediction:
+    time = prediction.time
+    longer = replace(
+        time,
+        compute_s=factor * time.compute_s,
+        exposed_communication_s=factor * time.exposed_communication_s,
+        optimizer_s=factor * time.optimizer_s,
+    )
+    return replace(prediction, time=longer)
+
+
+def test_a_search_says_what_it_has_searched(capsys: pytest.CaptureFixture[str]) -> None:
+    line = "predict --recipe gpt --size 6.7b --hardware h100-sxm-8 --devices 8 --best"
+    assert main([*line.split(), "--strategy", "fsdp"]) == 0
+    text = capsys.readouterr().out
+    assert re.search(
+        r"^searched: batch 1, 2, 4 to \d+, .*; checkpointing off, selective, full$", text, re.M
+    )
+    assert "to compare: --precision (bf16-mixed) and --compile (off)" in text
+    assert main([*line.split(), "--strategy=fsdp", "--precision=bf16-mixed,bf16-true"]) == 0
+    text = capsys.readouterr().out
+    assert "to compare: --compile (off)" in text
+    assert "precision: these configurations compute in different number formats" in text

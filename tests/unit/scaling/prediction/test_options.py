@@ -50,7 +50,12 @@ def test_combinations_that_do_not_work_are_left_out_with_the_reason() -> None:
 @pytest.mark.parametrize(
     ("axes", "message"),
     [
-        ({"batch-size": ["0"]}, "batch_size is 0; it must be at least 1"),
+        ({"batch-size": ["0"]}, "^batch-size is 0; it must be at least 1"),
+        ({"batch-size": ["x"]}, "^batch-size is 'x'; it must be an integer"),
+        ({"batch-size": ["16777217"]}, "batch-size is 16777217; predictions reach 16,777,216"),
+        ({"accumulate": ["1", "2000000"]}, "accumulate is 2000000; predictions reach 1,048,576"),
+        ({"sequence-length": ["-3"]}, "^sequence-length is -3; it must be at least 2"),
+        ({"data-encoding": ["x"]}, "^data-encoding is 'x'; it must be an encoding"),
         ({"size": ["6.8b"]}, "size '6.8b' is not known; did you mean 6.7b"),
         ({"strategy": ["fsdpp"]}, "strategy is 'fsdpp'; it must be one of auto, single, ddp"),
         ({"model.num-heads": ["7"]}, "width 768 does not divide into model.num_heads 7"),
@@ -73,7 +78,8 @@ def test_a_bad_option_is_one_line(axes: dict[str, list[str]], message: str) -> N
         ("3", "devices is 3, which does not divide a node .* choose 1, 2, 4, or a multiple of 8"),
         ("0", "devices is 0; it must be between 1 and 16,384"),
         ("16392", "must be between 1 and 16,384"),
-        ("8,x", "devices is 'x'; it must be an integer"),
+        ("x", "devices is 'x'; give integers and commas, such as 8,64"),
+        ("8,", "devices is '8,', with '' in it; give integers and commas, such as 8,64"),
     ],
 )
 def test_devices_make_whole_nodes(text: str, message: str) -> None:
@@ -82,7 +88,7 @@ def test_devices_make_whole_nodes(text: str, message: str) -> None:
     assert read_devices("1,8,16384,8", NODE) == (1, 8, 16_384)
 
 
-def read(**changes: object) -> PredictOptions:
+def read(axes: dict[str, list[str]] | None = None, **changes: object) -> PredictOptions:
     names = (
         "recipe",
         "hardware",
@@ -95,14 +101,19 @@ def read(**changes: object) -> PredictOptions:
     )
     given = dict.fromkeys(names) | {"best": False, "devices": "8", "recipe": "gpt"}
     given |= {"hardware": "h200-sxm-8", **changes}
-    return read_predict_options(SimpleNamespace(**given), {"size": ["124m"]})
+    return read_predict_options(SimpleNamespace(**given), {"size": ["124m"]} | (axes or {}))
 
 
 def test_the_best_is_searched_among_options_that_are_not_given() -> None:
     assert len(read().configs) == 1
-    configs = read(best=True).configs
-    assert {c.parallel.strategy for c in configs} == {"ddp", "fsdp", "hsdp", *ZERO}
-    assert {c.batch_size for c in configs} == {1, 2, 4, 8, 16, 32, 64}
+    options = read(best=True)
+    assert options.searched == ("strategy", "batch-size", "activation-checkpointing")
+    assert {c.parallel.strategy for c in options.configs} == {"ddp", "fsdp", "hsdp", *ZERO}
+    assert {c.batch_size for c in options.configs} == {1}  # from which it is doubled
+    given = {"strategy": ["auto"], "batch-size": ["4", "8"]}
+    options = read(axes=given, best=True)
+    assert options.searched == ("strategy", "activation-checkpointing")
+    assert {c.parallel.strategy for c in options.configs} == {"ddp", "fsdp", "hsdp", *ZERO}
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,8 @@ def test_a_plan_is_for_the_gpus_of_the_hardware(capsys: pytest.CaptureFixture[st
     found = plan(line, capsys)
     assert found["devices"].startswith("1 x 8 cuda, bf16-mixed")
     assert found["strategy"].startswith("ddp: ")  # 99 GiB of states fit in 179
+    assert "with a tenth left free" in found["strategy"]
+    assert "leaves a twentieth for fragmentation" in found["strategy"]
     assert found["memory"].startswith("fits: ")
     assert found["run"].startswith("1,000 steps in ")
     smaller = plan(line.replace("mi300x-8", "h100-sxm-8"), capsys)
@@ -71,7 +73,7 @@ def test_nodes_of_a_job_count_unless_the_recipe_says(capsys: pytest.CaptureFixtu
     ("line", "message"),
     [
         ("h100 gpt --", "hardware h100 is unknown; did you mean h100-sxm-8?"),
-        ("h200-sxm-8 gpt -- --batch-size 0", "run.batch_size is 0; it must be at least 1"),
+        ("h200-sxm-8 gpt -- --batch-size 0", "batch-size is 0; it must be at least 1"),
         ("h200-sxm-8 gpt -- --devices 16", "devices is 16, and a node of h200-sxm-8 has 8"),
         ("h200-sxm-8 gpt -- --model.num-heads 7", "does not divide into model.num_heads 7"),
         ("h200-sxm-8 gpt -- --accelerator cpu", "accelerator is cpu, which h200-sxm-8 is not"),

@@ -3,15 +3,18 @@
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from scaling.__main__ import main
+from scaling.prediction.best import usable_bytes
 from scaling.prediction.hardware import load_hardware
 from scaling.prediction.measured_rows import model_for
 from scaling.prediction.options import build_configs
-from scaling.prediction.plots import curves_of, panels_of
+from scaling.prediction.plots import COLORS, curves_of, panels_of
 from scaling.prediction.predict import Prediction, predict
+from unitransformer.config import Strategy
 
 NODE = load_hardware("h100-sxm-8")
 AXES = {"size": ["1.3b"], "strategy": ["ddp", "fsdp"], "batch-size": ["1", "4"]}
@@ -23,25 +26,39 @@ def predictions() -> list[Prediction]:
     return [predict(config, NODE, model_for(NODE)) for config in configs]
 
 
-def labels_of(predictions: list[Prediction]) -> tuple[list[str], list[str]]:
-    short = [p.config.parallel.strategy for p in predictions]
-    return [
-        f"{p.config.parallel.strategy}, batch {p.config.batch_size}" for p in predictions
-    ], short
+def keys_of(predictions: list[Prediction]) -> list[str]:
+    return [f"{p.config.parallel.strategy}, batch {p.config.batch_size}" for p in predictions]
 
 
 def test_a_line_is_a_combination_by_ascending_devices(predictions: list[Prediction]) -> None:
-    curves = curves_of(predictions[::-1], *labels_of(predictions[::-1]))
-    assert set(curves) == {f"{s}, batch {b}" for s in ("ddp", "fsdp") for b in (1, 4)}
-    for curve in curves.values():
+    curves = curves_of(predictions[::-1], keys_of(predictions[::-1]))
+    assert {key for curve in curves for key in keys_of(curve)} == set(keys_of(predictions))
+    for curve in curves:
         assert [p.config.parallel.world_size for p in curve] == [8, 64]
+        assert len(set(keys_of(curve))) == 1
 
 
-def test_of_many_lines_the_fastest_of_each_strategy_remain(predictions: list[Prediction]) -> None:
-    _, short = labels_of(predictions)
-    curves = curves_of(predictions, [str(i) for i in range(len(predictions))], short)
-    assert set(curves) == {"ddp, fastest", "fsdp, fastest"}
-    assert {p.config.batch_size for curve in curves.values() for p in curve} == {4}
+def test_a_line_of_several_combinations_is_the_fastest(predictions: list[Prediction]) -> None:
+    curves = curves_of(predictions, [p.config.parallel.strategy for p in predictions])
+    assert sorted(curve[0].config.parallel.strategy for curve in curves) == ["ddp", "fsdp"]
+    assert {p.config.batch_size for curve in curves for p in curve} == {4}
+
+
+def test_a_strategy_has_its_color_and_only_the_fastest_of_many_lines_a_band(
+    predictions: list[Prediction],
+) -> None:
+    curves = {keys_of(curve)[0]: curve for curve in curves_of(predictions, keys_of(predictions))}
+    speed, efficiency, _, cost = panels_of(curves, None, None)
+    for panel in (efficiency, cost):
+        for line in panel.lines:
+            assert line.color == COLORS[line.label.partition(",")[0]]
+        assert len({(line.color, line.style) for line in panel.lines}) == 4
+        assert [line.marks[0].low is not None for line in panel.lines] == [True] + [False] * 3
+    (fastest,) = speed.lines
+    for mark in fastest.marks:
+        on_as_many = [p for p in predictions if p.config.parallel.world_size == mark.x]
+        assert mark.value == max(p.units_per_s.value for p in on_as_many)
+    assert set(COLORS) == set(get_args(Strategy)) - {"auto"}
 
 
 def test_points_have_intervals_and_measured_ones_a_dot(predictions: list[Prediction]) -> None:
@@ -67,7 +84,7 @@ def test_points_have_intervals_and_measured_ones_a_dot(predictions: list[Predict
     assert cost.lines[0].marks[0].value == pytest.approx(8 * hours * 3.0)
     states, limit = memory.lines
     assert states.marks[0].value == two[0].memory.total_bytes / 2**30
-    assert limit.marks[0].value == NODE.memory_bytes / 2**30
+    assert limit.marks[0].value == usable_bytes(NODE) / 2**30
 
 
 def test_files_are_whole_and_the_page_loads_nothing(
@@ -78,8 +95,10 @@ def test_files_are_whole_and_the_page_loads_nothing(
     assert main([*line.split(), "--batch-size", "1", "--size", "124m"]) == 0
     assert plot.read_bytes().startswith(b"\x89PNG")
     text = page.read_text()
-    assert "<svg" in text
-    assert "fastest that fits" in text
+    # The answer comes first, as a table.
+    assert text.index("fastest that fits") < text.index("<th>devices</th>") < text.index("<svg")
+    assert text.index("<svg") < text.index("every configuration")
+    assert "<pre" not in text
     assert not re.search(r"<(script|img|link)|(?<!:)\b(src|href)=\"(?!#)", text)
 
 
@@ -89,7 +108,7 @@ def test_files_are_whole_and_the_page_loads_nothing(
         ("--plot plot.pdf", "plot is plot.pdf; give a file that ends in .svg or .png"),
         ("--plot plot.svg --devices 8", "devices is 8, and --plot draws over several"),
         ("--html .", "html . is a folder"),
-        ("--html /proc/page.html", "/proc cannot be written"),
+        ("--html /proc/page.html", "/proc cannot be written (it takes no new files)"),
         ("--plot a.svg --size 13b --strategy ddp --batch-size 1", "nothing fits on a device"),
     ],
 )

@@ -98,7 +98,7 @@ def test_nodes_of_fewer_devices_talk_over_the_slower_link() -> None:
         ({"devices": ["16"]}, "devices is 16, and a node of h100-sxm-8 has 8; give at most 8"),
         ({"accelerator": ["cpu"]}, "accelerator is cpu, which h100-sxm-8 is not"),
         ({"num-nodes": ["4096"]}, "num-nodes is 4096, with 32,768 devices; predictions reach"),
-        ({"batch-size": ["0"]}, "run.batch_size is 0; it must be at least 1"),
+        ({"batch-size": ["0"]}, "batch-size is 0; it must be at least 1"),
     ],
 )
 def test_a_cell_that_cannot_run_there_is_refused(axes: dict[str, list[str]], reason: str) -> None:
