@@ -117,7 +117,8 @@ def baseline(run: Run) -> tuple[str, str]:
 
 
 def baseline_name(baseline: Mapping[str, Any]) -> str:
-    return BASELINES.get(baseline["name"], baseline["name"])
+    name = str(baseline["name"])
+    return BASELINES.get(name, name)
 
 
 def speed(run: Run) -> str:

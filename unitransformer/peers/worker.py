@@ -49,7 +49,7 @@ class Trainee:
         self.device = torch.device(parallel.accelerator)
         batches = _draw_batches(config, self.device)
         _import(peer)
-        # What our side does from here on is training: a first run measures, and keeps what it frees.
+        # From here on our side trains: a first run measures, and keeps what it frees.
         self.base_bytes = _memory_bytes(self.device)
         if peer == OURS:  # what a run of this project sets; peers run as their users run them
             keep_freed_memory(parallel.accelerator)
