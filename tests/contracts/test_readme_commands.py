@@ -95,6 +95,8 @@ def check_options(arguments: Sequence[str]) -> None:
                 check_options(["python", "-m", "scaling", *given.training_script_args])
                 return
             check_recipe(given.training_script.removeprefix("recipes."), given.training_script_args)
+        case ["python", "-m", "scaling", "sweep", *options] if "--dry-run" in options:
+            call("scaling", ["sweep", *options])
         case ["python", "-m", "scaling", "sweep", *options]:
             asked = [option for option in options if option != "--watch"]
             cells = call("scaling", ["sweep", *asked, "--list"]).splitlines()

@@ -16,6 +16,7 @@ from torch.distributed import TCPStore
 
 from recipes import train
 from recipes.service import worker
+from unitransformer.launch import environment
 from unitransformer.launch.process_tree import die_with_parent
 from unitransformer.launch.signals import STOP_SIGNALS
 from unitransformer.measure import instruments
@@ -38,6 +39,9 @@ def begin_fork(variables: Mapping[str, str], *, is_whole: bool = False) -> None:
     torch._dynamo.reset()  # drop the compiled code of the parent
     torch._dynamo.utils.clear_compilation_metrics()
     torch._dynamo.utils.counters.clear()
+    # What the parent, which torchrun did not start, has found out about its own launcher.
+    environment.join_attempt.cache_clear()
+    environment._launcher_store.cache_clear()
     os.environ |= variables
     if not is_whole:
         train._results = lambda *arguments: []

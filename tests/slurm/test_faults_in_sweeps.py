@@ -39,8 +39,13 @@ def start(
     nodes: Sequence[int],
     sizes: int,
     is_held: bool = False,
+    has_long_tasks: bool = False,
 ) -> list[Cell]:
-    """Submits a sweep of fake cells, of which none ends while it is held; returns them."""
+    """Submits a sweep of fake cells, of which none ends while it is held; returns them.
+
+    Args:
+        has_long_tasks: a task runs several cells, and not one.
+    """
     fields = f"{{recipe: [gpt], axes: {{num-nodes: {list(nodes)}, batch-size: {sizes}}}}}"
     numbers = list(range(1, sizes + 1))
     (work / "study.yaml").write_text(
@@ -54,9 +59,10 @@ def start(
     monkeypatch.setenv("PYTHONPATH", f"{work / 'fake'}:{repository}")
     for name, value in cluster.variables.items():
         monkeypatch.setenv(name, value)
-    argv = ["sweep", str(work / "study.yaml"), "--devices", "1", "--time", "1:00:00"]
+    argv = ["sweep", str(work / "study.yaml"), "--devices", "1"]
+    argv += ["--time", "1:00:00" if has_long_tasks else "30"]
     argv += ["--folder", str(work / "job"), *options, "--", "--out", str(work / "swept")]
-    argv += ["--time-limit", "600"]  # of a cell, so that a task runs several
+    argv += ["--time-limit", "600"] if has_long_tasks else []  # of a cell
     assert submit.main(argv) == 0
     return cells
 
@@ -220,7 +226,12 @@ def test_two_dead_nodes_and_a_preemption_cost_a_large_sweep_no_cell(
         tmp_path_factory.mktemp("slurm"), first_job=FIRST_JOB, nodes=names
     ) as cluster:
         limits = ("--max-parallel", "6", "--partition", "brief")
-        cells = start(work, repository, monkeypatch, cluster, *limits, nodes=(1, 2, 4), sizes=22)
+        cells = start(
+            *(work, repository, monkeypatch, cluster, *limits),
+            nodes=(1, 2, 4),
+            sizes=22,
+            has_long_tasks=True,
+        )
         until(lambda: two_nodes_cell_runs(work), "a cell runs on two nodes")
         for _ in range(2):
             time.sleep(draw.uniform(0, 10))
