@@ -6,13 +6,13 @@ from dataclasses import replace
 
 from scaling.prediction.fitting import SCATTER
 from scaling.prediction.hardware import Hardware
-from scaling.prediction.memory import FREE_SHARE, predict_memory
+from scaling.prediction.memory import FREE_SHARE
 from scaling.prediction.options import MAX_BATCH
 from scaling.prediction.predict import Prediction
 from scaling.prediction.time import TimeModel
 from unitransformer.config import RunConfig
 
-LEAST_GAIN = 1.01  # a batch twice as large that is not even so many times as fast ends a search
+LEAST_GAIN = 1.01  # in speed, of a batch twice as large; a smaller gain ends the search
 
 
 def search_batches(
@@ -38,12 +38,8 @@ def search_batches(
     return found
 
 
-def largest_batch(config: RunConfig, hardware: Hardware) -> int:
-    """Returns the largest batch of a device with which a config fits; 0 if not even 1 does."""
-
-    def fits(batch: int) -> bool:
-        return predict_memory(replace(config, batch_size=batch), hardware).fits
-
+def largest_batch(fits: Callable[[int], bool]) -> int:
+    """Returns the largest batch of a device that fits; 0 if not even 1 does."""
     low, high = 0, 1
     while high <= MAX_BATCH and fits(high):
         low, high = high, 2 * high

@@ -16,8 +16,10 @@ from scaling.prediction.best import (
     tie_share,
     usable_bytes,
 )
+from scaling.prediction.hardware import Hardware
 from scaling.prediction.held_out import calibration_errors
 from scaling.prediction.measured_rows import model_for, runs_on
+from scaling.prediction.memory import predict_memory
 from scaling.prediction.options import SEARCHED, PredictOptions
 from scaling.prediction.page import Block, Table, render_page, text_of
 from scaling.prediction.predict import Interval, Prediction, format_interval, predict
@@ -293,7 +295,13 @@ def _largest_batch(predictions: Sequence[Prediction], devices: int, varied: Sequ
     """Says with which batch a configuration would fit on so many devices."""
     given = [p for p in predictions if p.config.parallel.world_size == devices]
     kinds = {replace(p.config, batch_size=1): p for p in given}  # whatever the batch
-    batches = {kind: largest_batch(kind, p.hardware) for kind, p in kinds.items()}
+
+    def largest_of(kind: RunConfig, hardware: Hardware) -> int:
+        return largest_batch(
+            lambda batch: predict_memory(replace(kind, batch_size=batch), hardware).fits
+        )
+
+    batches = {kind: largest_of(kind, p.hardware) for kind, p in kinds.items()}
     kind = max(batches, key=lambda kind: batches[kind])
     where = format_count(devices, "device")
     if batches[kind] == 0:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import cast
 
+from scaling.prediction.best import largest_batch
 from scaling.prediction.hardware import Hardware, load_hardware
 from scaling.prediction.measured_rows import model_for
 from scaling.prediction.memory import FREE_SHARE, Memory, predict_memory
@@ -58,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 )
                 return predict_memory(config, nodes).fits
 
-            largest = _largest(fits, config.batch_size)
+            largest = largest_batch(fits)
             print(f"{WARNING}does not fit: {explain_lack(prediction, largest)}\n")
     except ValueError as error:
         return fail(str(error), 2)
@@ -66,26 +67,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _largest(fits: Callable[[int], bool], too_large: int) -> int:
-    """Returns the largest batch that fits, below one that does not; 0 if none does."""
-    low, high = 0, too_large
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if fits(middle) else (low, middle)
-    return low
-
-
-def explain_lack(prediction: Prediction, largest_batch: int) -> str:
+def explain_lack(prediction: Prediction, largest: int) -> str:
     """Returns what a device needs and has, and what to change.
 
     Args:
-        largest_batch: per device, that fits; 0: none does.
+        largest: the largest batch per device that fits; 0: none does.
     """
     lack = f"{_needs(prediction.memory)}; "
-    if largest_batch:
+    if largest:
         return (
-            f"{lack}the largest batch per device that fits is {largest_batch}: give --batch-size "
-            f"{largest_batch}"
+            f"{lack}the largest batch per device that fits is {largest}: give --batch-size "
+            f"{largest}"
         )
     parallel = prediction.config.parallel
     fixes = (
