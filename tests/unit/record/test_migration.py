@@ -12,44 +12,41 @@ from unitransformer.record.checksums import add_checksums
 from unitransformer.record.migration import CHANGED, NAMES, OLD_CHECKSUMS, OLD_SCHEMA, migrate
 from unitransformer.record.schema import SCHEMA, Record, load_record, write_record
 
-Pairs = list[tuple[dict[str, Any], Record]]
+Pair = tuple[dict[str, Any], Record]
 
 
 @pytest.fixture(scope="module")
-def pairs(repository: Path) -> Pairs:
-    """Returns a record of schema 2 that a recipe wrote, and all that are stored: the raw JSON, and
-    the record that is read from it."""
-    stored = sorted((repository / "scaling/results").rglob("*.json"))
-    files = [Path(__file__).parent / "schema_2.json", *stored]
-    values = [(path, json.loads(path.read_text())) for path in files]
-    return [(old, load_record(path)) for path, old in values if old["schema"] == OLD_SCHEMA]
+def pair() -> Pair:
+    """Returns the raw JSON of a record of schema 2 and the record that is read from it."""
+    path = Path(__file__).parent / "schema_2.json"
+    old = json.loads(path.read_text())
+    assert old["schema"] == OLD_SCHEMA
+    return old, load_record(path)
 
 
-def test_all_stored_records_are_read_with_the_same_values(pairs: Pairs) -> None:
-    assert pairs
-    for old, record in pairs:
-        assert record["schema"] == SCHEMA
-        for name in ("config", "loss", "step_s", "command", "validation", "ceiling", "hardware"):
-            assert record[name] == old[name]
-        assert record["segment_starts"] == old["launches"]
-        new_samples, old_samples = record["samples"], old["samples"]
-        assert new_samples["min_communication_s"] == old_samples["least_communication_s"]
-        assert new_samples["between_steps_s"] == old_samples["between_s"]
-        steps = [[item["step"] for item in old["unsteady"]], old["steady_from"]]
-        assert [[item["step"] for item in record["excluded_steps"]], record["steady_from"]] == steps
-        for name in set(old["figures"]) - {"interval", "between_share"}:
-            assert record["metrics"][name] == old["figures"][name]
-        definitions = [row["counts"] for row in old["passport"]]
-        assert [row["definition"] for row in record["mfu"]] == definitions
-        (new_load,), (old_load,) = record["host_load"], old["host_load"]
-        assert new_load["other_processes_cpu_s"] == old_load["others_cpu_s"]
-        assert new_load["end"]["run_cpu_s"] == old_load["end"]["own_cpu_s"]
-        assert record["gpu"][0]["missing"]["all"] == old["gpu"][0]["untold"]["all"]
+def test_a_record_of_schema_2_is_read_with_the_same_values(pair: Pair) -> None:
+    old, record = pair
+    assert record["schema"] == SCHEMA
+    for name in ("config", "loss", "step_s", "command", "validation", "ceiling", "hardware"):
+        assert record[name] == old[name]
+    assert record["segment_starts"] == old["launches"]
+    new_samples, old_samples = record["samples"], old["samples"]
+    assert new_samples["min_communication_s"] == old_samples["least_communication_s"]
+    assert new_samples["between_steps_s"] == old_samples["between_s"]
+    steps = [[item["step"] for item in old["unsteady"]], old["steady_from"]]
+    assert [[item["step"] for item in record["excluded_steps"]], record["steady_from"]] == steps
+    for name in set(old["figures"]) - {"interval", "between_share"}:
+        assert record["metrics"][name] == old["figures"][name]
+    definitions = [row["counts"] for row in old["passport"]]
+    assert [row["definition"] for row in record["mfu"]] == definitions
+    (new_load,), (old_load,) = record["host_load"], old["host_load"]
+    assert new_load["other_processes_cpu_s"] == old_load["others_cpu_s"]
+    assert new_load["end"]["run_cpu_s"] == old_load["end"]["own_cpu_s"]
+    assert record["gpu"][0]["missing"]["all"] == old["gpu"][0]["untold"]["all"]
 
 
-def test_no_name_of_schema_2_is_left(pairs: Pairs) -> None:
-    for _, record in pairs:
-        assert not names_in(record | {"checksums": {}}) & NAMES.keys()
+def test_no_name_of_schema_2_is_left(pair: Pair) -> None:
+    assert not names_in(pair[1] | {"checksums": {}}) & NAMES.keys()
 
 
 def names_in(value: Any) -> set[str]:
@@ -64,17 +61,15 @@ def test_no_stored_file_is_damaged(repository: Path) -> None:
     assert all(cell.run is not None for cell in store.cells if cell.outcome.status == "ok")
 
 
-def test_a_migrated_record_is_written_with_the_schema_of_today(
-    pairs: Pairs, tmp_path: Path
-) -> None:
-    record = write_record(pairs[0][1], tmp_path / "new.json")
+def test_a_migrated_record_is_written_with_the_schema_of_today(pair: Pair, tmp_path: Path) -> None:
+    record = write_record(pair[1], tmp_path / "new.json")
     assert load_record(tmp_path / "new.json") == record
     assert record["schema"] == SCHEMA
     assert OLD_CHECKSUMS not in record
 
 
-def test_checksums_of_schema_2_are_those_of_its_own_names(pairs: Pairs, tmp_path: Path) -> None:
-    old, path = pairs[0][0], tmp_path / "a.json"
+def test_checksums_of_schema_2_are_those_of_its_own_names(pair: Pair, tmp_path: Path) -> None:
+    old, path = pair[0], tmp_path / "a.json"
     path.write_text(json.dumps(old | {"launches": [0, 1]}))
     with pytest.raises(ValueError, match="launches was changed after it was written"):
         load_record(path)
@@ -115,9 +110,9 @@ def test_stored_phrases_become_those_of_today(old: str, new: str) -> None:
 
 @pytest.mark.parametrize("broken", [None, 3, "x", [], {}, [None], {"untold": None}])
 def test_a_broken_value_of_schema_2_is_read_or_refused(
-    broken: Any, pairs: Pairs, tmp_path: Path
+    broken: Any, pair: Pair, tmp_path: Path
 ) -> None:
-    old, path = pairs[0][0], tmp_path / "a.json"
+    old, path = pair[0], tmp_path / "a.json"
     for name in (name for name in old if NAMES.get(name, name) in CHANGED):
         path.write_text(json.dumps(add_checksums(old | {name: broken})))
         with contextlib.suppress(ValueError):
