@@ -82,7 +82,10 @@ class SweepSummary:
 def open_folder(
     folder: Path, study: Study, limits: Limits, *, find_max_batch: int | None = None
 ) -> None:
-    """Creates the folder of a sweep; raises ValueError if it holds other files or another sweep."""
+    """Creates the folder of a sweep, or adds launches to it if the study asks for more now.
+
+    Raises ValueError if the folder holds other files or another sweep.
+    """
     compared = {
         "schema": SCHEMA,
         "memory_limit_bytes": limits.memory_limit_bytes,
@@ -97,13 +100,15 @@ def open_folder(
             ours = (f"{STUDY}.lock", f".{STUDY}.")
             if not all(entry.name.startswith(ours) for entry in folder.iterdir()):
                 raise ValueError(f"out {folder} holds something else; choose an empty folder")
-            content = add_checksums({"kind": "study", **compared})
-            write_atomically(path, json.dumps(content, indent=1).encode())
+            _write_study(path, compared)
             return
         stored = read_json(path)
         if not isinstance(stored, dict):
             raise ValueError(f"{path}: not the study of a sweep; choose another --out")
         verify_checksums(stored, str(path))
+        if _only_adds_launches(stored, compared):
+            _write_study(path, compared)
+            return
     for name, given in compared.items():
         if stored.get(name) != given:
             difference = _first_difference(stored.get(name), given, name)
@@ -111,6 +116,23 @@ def open_folder(
                 f"out {folder} holds another sweep: {difference}; give the same options, or "
                 "another --out"
             )
+
+
+def _write_study(path: Path, compared: Mapping[str, Any]) -> None:
+    content = add_checksums({"kind": "study", **compared})
+    write_atomically(path, json.dumps(content, indent=1).encode())
+
+
+def _only_adds_launches(stored: Mapping[str, Any], given: Mapping[str, Any]) -> bool:
+    old, new = stored.get("study"), given["study"]
+    others_agree = all(stored.get(name) == given[name] for name in given if name != "study")
+    if (
+        not others_agree
+        or not isinstance(old, dict)
+        or old.get("repeats", math.inf) >= new["repeats"]
+    ):
+        return False
+    return {**old, "repeats": new["repeats"]} == dict(new)
 
 
 def _first_difference(stored: Any, given: Any, name: str) -> str:

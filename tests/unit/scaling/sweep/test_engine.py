@@ -485,6 +485,18 @@ def test_two_sweeps_with_different_definitions_do_not_share_a_folder(tmp_path: P
         open_folder(tmp_path / "s", make_study(), replace(limits, memory_limit_bytes=1024))
 
 
+def test_launches_are_added_to_a_sweep_but_not_taken_away(tmp_path: Path) -> None:
+    limits = Limits(limit_s=60)
+    open_folder(tmp_path, make_study(), limits)
+    open_folder(tmp_path, make_study(repeats="3"), limits)
+    assert json.loads((tmp_path / "study.json").read_text())["study"]["repeats"] == 3
+    with pytest.raises(ValueError, match="repeats is 3 there and 1 here"):
+        open_folder(tmp_path, make_study(), limits)
+    other = {"precision": ["32-true", "bf16-true"], "batch-size": ["9"]}
+    with pytest.raises(ValueError, match=r'batch-size is \["8", .* there and \["9"\] here'):
+        open_folder(tmp_path, make_study(repeats="4", axes=other), limits)
+
+
 def test_a_folder_that_is_not_a_sweep_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "letters.txt").write_text("dear")
     with pytest.raises(ValueError, match="holds something else"):
