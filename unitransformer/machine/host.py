@@ -15,6 +15,14 @@ from typing import Any
 
 from unitransformer.files import read_if_there
 
+# Of each row the first that the processor has, by its flag in /proc/cpuinfo. Matrix products run
+# many times as fast with them, and a virtual machine may hide them behind the same model name.
+INSTRUCTIONS = (
+    {"avx512f": "AVX-512", "avx2": "AVX2", "avx": "AVX", "sve": "SVE", "asimd": "NEON"},
+    {"avx512_bf16": "BF16", "bf16": "BF16"},
+    {"amx_tile": "AMX", "sme": "SME"},
+)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
@@ -92,12 +100,23 @@ def describe_host() -> dict[str, Any]:
     """Returns processor, usable cores, memory and system; None for what the system hides."""
     return {
         "hostname": socket.gethostname(),
-        "cpu": _first_value(Path("/proc/cpuinfo"), "model name") or platform.processor() or None,
+        "cpu": describe_cpu(),
         "cpu_cores": available_cores(),
         "memory_bytes": memory_bytes(),
         "system": f"{platform.system()} {platform.release()}",
         "machine": platform.machine(),
     }
+
+
+def describe_cpu(cpuinfo: Path = Path("/proc/cpuinfo")) -> str | None:
+    """Returns model and instruction sets, such as "AMD EPYC 9654 with AVX-512, BF16"; None if both
+    are hidden."""
+    model = _first_value(cpuinfo, "model name") or platform.processor() or None
+    flags = (_first_value(cpuinfo, "flags") or _first_value(cpuinfo, "Features") or "").split()
+    names = [next((row[flag] for flag in row if flag in flags), None) for row in INSTRUCTIONS]
+    if not (known := ", ".join(name for name in names if name)):
+        return model
+    return f"{model or platform.machine()} with {known}"
 
 
 def available_cores() -> int:
