@@ -12,7 +12,7 @@ import jsonargparse
 
 from recipes.presets import Defaults, Preset
 from unitransformer.checkpoint.names import NUM_KEPT, is_checkpoint_name
-from unitransformer.cli import Parser, explain_parse_error
+from unitransformer.cli import Parser, explain_parse_error, name_config_files
 from unitransformer.config import (
     Accelerator,
     ActivationCheckpointing,
@@ -159,18 +159,8 @@ def parse(preset: Preset, arguments: Sequence[str]) -> ParsedCommand:
     try:
         given = parser.parse_args(list(arguments)).as_dict()
     except jsonargparse.ArgumentError as error:
-        raise ValueError(
-            re.sub(
-                "^(Problems parsing )?config(?=:| holds)",
-                # The parser does not say which file it reads.
-                lambda _: " and ".join(
-                    f"config {option.partition('=')[2] or following}"
-                    for option, following in zip(arguments, [*arguments[1:], ""], strict=True)
-                    if option.partition("=")[0] == "--config"
-                ),
-                _explain(parser, str(error)),
-            )
-        ) from error
+        explained = name_config_files(_explain(parser, str(error)), arguments)
+        raise ValueError(explained) from error
     model, optimizer = (_group(name, given.pop(name, None)) for name in ("model", "optimizer"))
     given.pop("config", None)
     if isinstance(given["data"], str):

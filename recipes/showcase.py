@@ -1,9 +1,13 @@
 """Shows what a network predicts: continued text, filled masks, and figures of labelled images."""
 
+import importlib.util
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image, ImageDraw, ImageFont
 from tokenizers import Tokenizer
 from torch import Tensor
 
@@ -11,56 +15,76 @@ from unitransformer.config import ModelConfig
 from unitransformer.objectives import IGNORED, Batch
 from unitransformer.transformer import PatchEncoding, Transformer
 
-if TYPE_CHECKING:  # importing it loads matplotlib, which only images need
-    from matplotlib.figure import Figure
-
 COLUMNS = 6  # of images
+IMAGE_PX, GAP_PX, TITLE_PX = 160, 16, 14
+HEAD_PX = 34  # above each image, for its title
+PATCHES_PX = 560  # side of all patches without the gaps; larger images keep their size
+INK = "#7b7b7b"  # that of `unitransformer.plots`, which imports matplotlib
 TEMPERATURE = 0.8  # of sampled text
 
 
-def image_grid(images: Tensor, titles: Sequence[str], *, colors: Sequence[str] = ()) -> "Figure":
-    """Draws (B, C, S, S) images in rows, each with a title."""
-    from matplotlib import pyplot as plt
-
-    from unitransformer.plots import INK
-
+def image_grid(images: Tensor, titles: Sequence[str], *, colors: Sequence[str] = ()) -> Image.Image:
+    """Draws (B, C, S, S) images in rows, each with a title, on a transparent ground."""
+    cell, height = IMAGE_PX + GAP_PX, HEAD_PX + IMAGE_PX
     rows = -(-len(images) // COLUMNS)
-    figure, grid = plt.subplots(
-        rows, COLUMNS, figsize=(1.6 * COLUMNS, 1.9 * rows), layout="constrained", squeeze=False
-    )
-    for axes in grid.flat:
-        axes.axis("off")
-    for index, (axes, image) in enumerate(zip(grid.flat, images, strict=False)):
-        axes.imshow(_pixels(image))
-        axes.set_title(titles[index], fontsize=9, color=colors[index] if colors else INK)
-    return figure
+    grid = Image.new("RGBA", (COLUMNS * cell, rows * height + GAP_PX // 2))
+    draw, font = ImageDraw.Draw(grid), _font()
+    for index, image in enumerate(images):
+        row, column = divmod(index, COLUMNS)
+        left, top = column * cell + GAP_PX // 2, row * height + HEAD_PX
+        is_small = image.shape[-1] < IMAGE_PX
+        resample = Image.Resampling.NEAREST if is_small else Image.Resampling.LANCZOS
+        pixels = Image.fromarray(_pixels(image, image))
+        grid.paste(pixels.resize((IMAGE_PX, IMAGE_PX), resample), (left, top))
+        place = (left + IMAGE_PX / 2, top - TITLE_PX / 2)
+        title = _shorten(titles[index], font, IMAGE_PX)
+        draw.text(place, title, colors[index] if colors else INK, font, anchor="ms")
+    return grid
 
 
-def patch_figure(image: Tensor, model: ModelConfig) -> "Figure":
-    """Draws a (C, S, S) image as the patches that the network reads."""
-    from matplotlib import pyplot as plt
-
+def patch_figure(image: Tensor, model: ModelConfig) -> Image.Image:
+    """Draws a (C, S, S) image as the patches that the network reads, with gaps between them."""
     assert model.image_size is not None
     assert model.patch_size is not None
     patches = PatchEncoding(model.patch_size)(image.unsqueeze(0))[0]
-    side = model.image_size // model.patch_size
-    low, high = float(image.min()), float(image.max())
-    figure, grid = plt.subplots(
-        side, side, figsize=(5, 5), squeeze=False, gridspec_kw={"wspace": 0.08, "hspace": 0.08}
-    )
-    for axes, patch in zip(grid.flat, patches, strict=True):
-        shape = (model.num_channels, model.patch_size, model.patch_size)
-        axes.imshow(_pixels(patch.view(shape), low, high))
-        axes.axis("off")
-    return figure
+    side, zoom = model.image_size // model.patch_size, max(1, PATCHES_PX // model.image_size)
+    pixels = _pixels(patches.view(side, side, -1, model.patch_size, model.patch_size), image)
+    patch = pixels.repeat(zoom, axis=2).repeat(zoom, axis=3)
+    width = model.patch_size * zoom
+    gap = -(-width // 12)
+    canvas = np.zeros((side, width + gap, side, width + gap, 4), np.uint8)
+    canvas[:, :width, :, :width] = patch.transpose(0, 2, 1, 3, 4)
+    length = side * (width + gap)
+    return Image.fromarray(canvas.reshape(length, length, 4)[:-gap, :-gap])
 
 
-def _pixels(image: Tensor, low: float | None = None, high: float | None = None) -> Any:
-    low = float(image.min()) if low is None else low
-    high = float(image.max()) if high is None else high
-    scaled = (image.float().cpu() - low) / max(high - low, 1e-6)
-    rows = scaled.permute(1, 2, 0).clamp(0, 1)
-    return (rows if rows.shape[-1] == 3 else rows[..., :1].expand(-1, -1, 3)).numpy()
+def _pixels(images: Tensor, whole: Tensor) -> Any:
+    """Returns (..., C, H, W) values as (..., H, W, 4) bytes, scaled to the range of `whole`."""
+    low, high = float(whole.min()), float(whole.max())
+    values = np.moveaxis(images.float().cpu().numpy(), -3, -1)
+    scaled = (values if values.shape[-1] == 3 else values[..., :1]) - low
+    pixels = np.full((*values.shape[:-1], 4), 255, np.uint8)
+    pixels[..., :3] = np.rint(scaled * (255 / max(high - low, 1e-6)))
+    return pixels
+
+
+def _font() -> ImageFont.FreeTypeFont:
+    """Loads matplotlib's font, as in other figures, without importing matplotlib."""
+    package = importlib.util.find_spec("matplotlib")
+    assert package is not None
+    assert package.origin is not None
+    path = Path(package.origin).parent / "mpl-data" / "fonts" / "ttf" / "DejaVuSans.ttf"
+    return ImageFont.truetype(path, TITLE_PX)
+
+
+def _shorten(title: str, font: ImageFont.FreeTypeFont, width: int) -> str:
+    """Puts a title into one line, and leaves out its middle if it is wider than an image."""
+    title = shown = " ".join(title.split())
+    half = len(title) // 2
+    while font.getlength(shown) > width and half:
+        half -= 1
+        shown = f"{title[:half]}…{title[len(title) - half :]}"
+    return shown
 
 
 @torch.no_grad()

@@ -67,7 +67,6 @@ def show(outcome: "RunOutcome", folder: Path) -> list[str]:
     """Writes figures of samples, of an image cut into patches, and of predicted labels."""
     from recipes.showcase import image_grid, label_images, patch_figure
     from unitransformer.data.datamodule import validation_batch
-    from unitransformer.plots import write_figure
 
     source, network = outcome.data.source, outcome.network
     if not source.class_names or network is None:
@@ -77,8 +76,9 @@ def show(outcome: "RunOutcome", folder: Path) -> list[str]:
         for dataset in (source.train, source.validation)
     )
     names = [source.class_names[label] for label in samples["targets"].tolist()]
-    write_figure(image_grid(samples["inputs"], names), folder / "samples.png")
-    write_figure(patch_figure(samples["inputs"][0], network.config), folder / "patches.png")
+    folder.mkdir(parents=True, exist_ok=True)
+    image_grid(samples["inputs"], names).save(folder / "samples.png")
+    patch_figure(samples["inputs"][0], network.config).save(folder / "patches.png")
     labels, probabilities = label_images(network, batch["inputs"])
     truth = batch["targets"].tolist()
     # A model may have more labels than the data has classes.
@@ -88,9 +88,8 @@ def show(outcome: "RunOutcome", folder: Path) -> list[str]:
         for label, probability in zip(labels, probabilities, strict=True)
     ]
     colors = ["#2e8b57" if a == b else "#c0392b" for a, b in zip(labels, truth, strict=True)]
-    path = write_figure(
-        image_grid(batch["inputs"], titles, colors=colors), folder / "predictions.png"
-    )
+    path = folder / "predictions.png"
+    image_grid(batch["inputs"], titles, colors=colors).save(path)
     return [f"predictions {path}"]
 
 

@@ -17,7 +17,14 @@ from typing import Any
 
 import jsonargparse
 
-from unitransformer.cli import Parser, explain_parse_error, fail, run_main, suggest
+from unitransformer.cli import (
+    Parser,
+    explain_parse_error,
+    fail,
+    name_config_files,
+    run_main,
+    suggest,
+)
 from unitransformer.cli_help import HelpFormatter
 from unitransformer.files import check_writable
 from unitransformer.launch.signals import (
@@ -277,14 +284,7 @@ def _explain(message: str, arguments: Sequence[str]) -> str:
         return f"no command given; choose one of: {', '.join(SUBCOMMANDS)}"
     name = f"{arguments[0]} " if arguments and arguments[0] in SUBCOMMANDS else ""
     see_help = f"python -m scaling {name}--help lists them"
-    explained = explain_parse_error(message, None, see_help=see_help)
-    files = [
-        option.partition("=")[2] or following
-        for option, following in zip(arguments, [*arguments[1:], ""], strict=True)
-        if option.partition("=")[0] == "--config"
-    ]  # the parser does not say which file it reads
-    named = f"config {' and '.join(files)}:"
-    return re.sub("^(Problems parsing )?config:", lambda _: named, explained)
+    return name_config_files(explain_parse_error(message, None, see_help=see_help), arguments)
 
 
 if __name__ == "__main__":

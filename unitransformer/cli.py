@@ -11,7 +11,7 @@ import os
 import re
 import sys
 import typing
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import UnionType
@@ -80,6 +80,17 @@ def explain_parse_error(
     if key and value and "Expected a <class 'float'>" in message:
         return f"{key[1]} is {value[1].strip()!r}; it must be a number".replace("_", "-")
     return re.sub('^Parser key "(.+?)":', r"\1:", _one_line(message))
+
+
+def name_config_files(message: str, arguments: Sequence[str]) -> str:
+    """Puts the files of `--config` into an error about them: the parser does not say which."""
+    files = [
+        option.partition("=")[2] or following
+        for option, following in zip(arguments, [*arguments[1:], ""], strict=True)
+        if option.partition("=")[0] == "--config"
+    ]
+    named = f"config {' and '.join(files)}"
+    return re.sub("^(Problems parsing )?config(?=:| holds)", lambda _: named, message)
 
 
 def read_yaml(text: str) -> Any:
