@@ -4,10 +4,12 @@ unset PYTHONPATH
 export TOKENIZERS_PARALLELISM=false PYTHONWARNINGS=ignore OMP_NUM_THREADS=2
 folder=$(mktemp -d)
 export TMPDIR=$folder  # for what packages leave in a temporary folder
-controller=
+declare -A daemons  # of SLURM, by name
 finish() {
   code=$?
-  [ -z "$controller" ] || { kill "$controller"; wait "$controller" || true; }
+  for daemon in "${daemons[@]}"; do
+    kill -KILL "$daemon" && wait "$daemon" || true
+  done 2>daemons.txt
   cd / && rm -rf "$folder"
   [ "$code" = 0 ] && return
   echo "not as stated: the behaviour has changed, or something is not installed" >&2
@@ -25,41 +27,78 @@ install() {
   "$python" -m pip install --quiet --quiet --disable-pip-version-check --no-compile --retries 1 "$@"
 }
 
-# start_slurm: starts a controller for a partition of two imaginary nodes; the end of the script stops it.
+# start_slurm [NODE...]: starts a controller, and nodes of these names with a GPU each on this machine; without
+# names there are two imaginary nodes. The end of the script stops all.
 start_slurm() {
-  for command in slurmctld sbatch scontrol; do
-    command -v "$command" >/dev/null || { echo "$command is not installed (apt-get install slurmctld slurm-client)"; exit 1; }
+  for command in slurmctld sbatch scontrol ${1:+slurmd srun}; do
+    command -v "$command" >/dev/null || { echo "$command is not installed (apt-get install slurmctld slurmd slurm-client)"; exit 1; }
   done
-  port=$(python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
+  shape="NodeAddr=127.0.0.1 CPUs=8 Boards=1 SocketsPerBoard=1 CoresPerSocket=8 ThreadsPerCore=1 RealMemory=4000"
+  host=$(hostname -s)
   mkdir state
   touch plugstack.conf
+  echo CgroupPlugin=cgroup/v1 > cgroup.conf
   cat > slurm.conf <<CONF
 ClusterName=finding
-SlurmctldHost=$(hostname -s)(127.0.0.1)
-SlurmctldPort=$port
+SlurmctldHost=$host(127.0.0.1)
+SlurmctldPort=$(free_port)
 SlurmUser=$(id -un)
+SlurmdUser=$(id -un)
 AuthType=auth/none
 CredType=cred/none
 StateSaveLocation=$folder/state
+SlurmdSpoolDir=$folder/spool-%n
 SlurmctldLogFile=$folder/controller.log
+SlurmdLogFile=$folder/%n.log
 SlurmctldPidFile=$folder/controller.pid
+SlurmdPidFile=$folder/%n.pid
 PlugStackConfig=$folder/plugstack.conf
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
+JobAcctGatherType=jobacct_gather/none
+MpiDefault=none
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
-NodeName=node[1-2] NodeAddr=127.0.0.1 CPUs=8 Boards=1 SocketsPerBoard=1 CoresPerSocket=8 ThreadsPerCore=1 RealMemory=4000 State=CLOUD
-SuspendProgram=/bin/true
-ResumeProgram=/bin/true
-SuspendTime=600
+SlurmdParameters=config_overrides
+KillWait=1
+SchedulerParameters=batch_sched_delay=0,sched_min_interval=0,sched_interval=1,bf_interval=1
 EnforcePartLimits=ALL
 PartitionName=batch Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 CONF
+  if [ $# = 0 ]; then
+    printf '%s\n' "NodeName=node[1-2] $shape State=CLOUD" SuspendProgram=/bin/true ResumeProgram=/bin/true \
+      SuspendTime=600 >> slurm.conf
+  else
+    echo GresTypes=gpu >> slurm.conf
+    for node in "$@"; do
+      ln -s /dev/null "gpu-$node"
+      echo "NodeName=$node NodeHostname=$host Port=$(free_port) $shape Gres=gpu:1 State=UNKNOWN" >> slurm.conf
+      echo "NodeName=$node Name=gpu File=$folder/gpu-$node" >> gres.conf
+    done
+  fi
   export SLURM_CONF=$folder/slurm.conf
   slurmctld -D -f "$SLURM_CONF" >controller.out 2>&1 &
-  controller=$!
-  for _ in $(seq 100); do
-    scontrol ping 2>/dev/null | grep -q UP && break
-    sleep 0.1
+  daemons[controller]=$!
+  wait_until "scontrol ping 2>/dev/null | grep -q UP"
+  for node in "$@"; do start_node "$node"; done
+}
+
+start_node() {
+  slurmd -D -N "$1" -f "$SLURM_CONF" >"$1.out" 2>&1 &
+  daemons[$1]=$!
+  wait_until "sinfo --noheader --Node --nodes=$1 --format=%T | grep -q '^idle$'"
+}
+
+free_port() {
+  python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])'
+}
+
+# wait_until COMMAND: runs a command until it succeeds, for at most a minute.
+wait_until() {
+  for _ in $(seq 300); do
+    eval "$1" && return
+    sleep 0.2
   done
+  echo "waited in vain until $1" >&2
+  return 1
 }

@@ -27,7 +27,7 @@ STUDY = "study.json"  # in the folder of a sweep
 SWEEP_STATE = "sweep"
 SIGNAL = "signal-"  # and the number of a rank: a signal to stop has arrived there
 STEP = "step"  # number of the step in which the ranks run
-JOB_END = "job-end"  # why a job of several nodes has to end: `reason`, `dead_nodes`
+JOB_END = "job-end"  # why a job of several nodes has to end: `outcome`, `reason`, `dead_nodes`
 
 
 @dataclass(frozen=True, kw_only=True)

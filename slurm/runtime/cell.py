@@ -3,7 +3,7 @@
     python -m slurm.runtime.cell --job 7 --devices 8 gpt -- options of the recipe
 
 Exit code: 0 done | 1 failed | 2 refused | 75 the job has to stop, and the cell runs again: a signal
-arrived or a node died; `JOB_END` then says why.
+arrived, a node died, or SLURM starts no step; `JOB_END` then says why.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from slurm import scheduler
-from slurm.job_files import JOB_END, read_json
+from slurm.job_files import JOB_END, list_attempts, read_json
 from slurm.runtime.allocation import Allocation, JobArgs, read_allocation
 from slurm.runtime.node_health import (
     find_dead_nodes,
@@ -28,9 +28,14 @@ from slurm.runtime.node_health import (
     list_nodes,
     write_node_failures,
 )
-from slurm.runtime.outcome import was_interrupted, write_record
+from slurm.runtime.outcome import (
+    MAX_WITHOUT_STEPS,
+    count_without_steps,
+    was_interrupted,
+    write_record,
+)
 from slurm.runtime.rank import UNSHARED
-from slurm.runtime.srun import WatchResult, signal_step, srun_command, watch
+from slurm.runtime.srun import WatchResult, signal_step, srun_command, watch, why_no_steps
 from unitransformer.cli import fail
 from unitransformer.files import write_atomically
 from unitransformer.launch.failures import (
@@ -43,6 +48,7 @@ from unitransformer.launch.failures import (
 )
 from unitransformer.launch.signals import STOP_SIGNALS, STOPPED_EXIT_CODE
 from unitransformer.launch.variables import ERRORS_FOLDER, RUN_FOLDER, SHARED_FILE
+from unitransformer.record.slurm_job import JobOutcome
 
 LOG = "log.txt"  # of a cell: the sweep opens it before the ranks start
 
@@ -51,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Starts the ranks and waits for them; returns the exit code."""
     allocation, args = _read(sys.argv[1:] if argv is None else argv)
     run = Path(os.environ[RUN_FOLDER])
-    if job_end := read_json(args.errors.parent / JOB_END):  # a node died after the cell before
+    if job_end := read_json(args.errors.parent / JOB_END):  # for example, a node has died since
         return fail(job_end["reason"], STOPPED_EXIT_CODE)
     shutil.rmtree(args.errors, ignore_errors=True)
     args.errors.mkdir(parents=True)
@@ -134,7 +140,7 @@ def _end(
     if not failures and not dead and watched.exit_code == 0:
         return 0
     if unshared := [failure for failure in failures if failure.type == UNSHARED]:
-        return _end_job(args, unshared[0].message, [])
+        return _end_job(args, unshared[0].message)
     if not dead:
         dead = find_dead_nodes(allocation, args.errors, watched.probes.silent())
     if dead:
@@ -142,18 +148,21 @@ def _end(
         write_node_failures(dead, args.errors)
         first = first_failure(sorted(read_failures(args.errors), key=lambda failure: failure.rank))
         reason = f"rank {first.rank} of {allocation.tasks}: {first.message}"
-        code = _end_job(args, reason, [*dead])
+        code = _end_job(args, reason, outcome="failed", dead_nodes=[*dead])
         return 0 if was_done else code
     if not failures:
-        if scheduler.is_cancelled_or_requeued(allocation.name):  # srun could not start its step
+        refusal = why_no_steps(allocation, args.errors)
+        if scheduler.is_cancelled_or_requeued(allocation.name):
             return STOPPED_EXIT_CODE
+        if refusal is not None:
+            return _end_without_steps(args, refusal)
         unheard = find_unheard_nodes(allocation, args.errors)
         if unheard and is_blind(unheard[0], args.errors):
             reason = (
                 f"{unheard[0]} does not see {args.errors}; put the folder of the job on a file "
                 "system that all nodes share, with --folder"
             )
-            return _end_job(args, reason, [])
+            return _end_job(args, reason)
         code = BAD_USAGE if watched.exit_code == BAD_USAGE else 1
         where = f"; no heartbeat has arrived from {', '.join(unheard)}" if unheard else ""
         return fail(f"srun exited with code {watched.exit_code}{where}", code)
@@ -180,9 +189,22 @@ def _name_node(failure: RankFailure, allocation: Allocation) -> RankFailure:
     return replace(failure, message=f"on {node}: {failure.message}")
 
 
-def _end_job(args: JobArgs, reason: str, dead_nodes: Sequence[str]) -> int:
+def _end_without_steps(args: JobArgs, reason: str) -> int:
+    """Gives the cell back to the sweep, unless its job has already been requeued often for it."""
+    folder = args.errors.parent.parent  # of the job
+    before = [past for past in list_attempts(folder) if past.outcome != "running"]
+    repeats = count_without_steps(before)
+    if repeats >= MAX_WITHOUT_STEPS:
+        reason = f"{reason}, {repeats + 1} times in a row"
+    code = _end_job(args, reason, outcome="failed")
+    return code if repeats < MAX_WITHOUT_STEPS else 1
+
+
+def _end_job(
+    args: JobArgs, reason: str, *, outcome: JobOutcome = "refused", dead_nodes: Sequence[str] = ()
+) -> int:
     """Asks the job to end: its nodes are at fault, not the cell."""
-    content = {"reason": reason, "dead_nodes": dead_nodes}
+    content = {"outcome": outcome, "reason": reason, "dead_nodes": dead_nodes}
     write_atomically(args.errors.parent / JOB_END, json.dumps(content).encode())
     return fail(reason, STOPPED_EXIT_CODE)
 

@@ -21,7 +21,7 @@ from slurm.job_files import (
 )
 from slurm.runtime.allocation import Allocation, JobArgs
 from slurm.runtime.node_health import find_dead_nodes, write_node_failures
-from slurm.runtime.srun import WatchResult
+from slurm.runtime.srun import NO_STEPS, WatchResult, why_no_steps
 from unitransformer.launch.failures import (
     BAD_USAGE,
     RankFailure,
@@ -34,8 +34,9 @@ from unitransformer.launch.variables import JOB_FOLDER, PROGRESS_FILE, RUN_FOLDE
 from unitransformer.record.slurm_job import JobOutcome
 from unitransformer.record.units import format_count
 
-# How often a job is requeued: after node failures, and after stops in a row that saved nothing.
-MAX_NODE_FAILURES, MAX_EMPTY_STOPS = 5, 4
+# How often a job is requeued: after node failures, after stops in a row that saved nothing, and
+# after starts in a row in which SLURM started no step.
+MAX_NODE_FAILURES, MAX_EMPTY_STOPS, MAX_WITHOUT_STEPS = 5, 4, 3
 WRITE_RECORD_S = 300.0  # timeout
 
 NOT_STARTED = "stopped before training began"
@@ -70,11 +71,19 @@ def decide(attempt: Attempt, end: JobEnd, *, before: Sequence[Attempt] = ()) -> 
             reason = f"{end.reason}, {repeats + 1} times in a row; give a longer time limit"
             return replace(decided, outcome="failed", reason=reason)
         return replace(decided, is_requeued=True)
+    if end.reason.startswith(NO_STEPS):
+        return replace(decided, is_requeued=count_without_steps(before) < MAX_WITHOUT_STEPS)
     # Attempts that SLURM killed and requeued itself, as in a preemption, do not count.
     node_failures = [past for past in before if past.is_node_failure and past.is_requeued]
     if end.dead_nodes and len(node_failures) < MAX_NODE_FAILURES:
         return replace(decided, is_requeued=True, is_node_failure=True)
     return decided
+
+
+def count_without_steps(before: Sequence[Attempt]) -> int:
+    """Returns in how many of the last starts, in a row, SLURM started no step."""
+    same = itertools.takewhile(lambda past: past.reason.startswith(NO_STEPS), reversed(before))
+    return len([*same])
 
 
 def was_interrupted(
@@ -129,11 +138,11 @@ def find_end(
     is_sweep = args.target == "sweep"
     has_to_end = is_sweep and code == STOPPED_EXIT_CODE  # else no cell was left
     if has_to_end and (job_end := read_json(args.errors / JOB_END)):
-        dead = job_end["dead_nodes"]
-        outcome: JobOutcome = "failed" if dead else "refused"
-        end = JobEnd(outcome=outcome, reason=job_end["reason"], dead_nodes=dead)
+        end = JobEnd(**job_end)
+        if end.outcome == "refused":
+            return end
         # SLURM may have declared the node down, and requeued the job, before this process ended.
-        is_cancelled = bool(dead) and scheduler.is_cancelled_or_requeued(allocation.name)
+        is_cancelled = scheduler.is_cancelled_or_requeued(allocation.name)
         return _cancelled(end) if is_cancelled else end
     if is_sweep and code in (0, 1) and (sweep := job_files.read_sweep_end(args.errors)):
         if code == 1 and not sweep.is_refused:
@@ -174,6 +183,8 @@ def find_end(
             reason = f"rank {first.rank} of {allocation.tasks}: {' '.join(first.message.split())}"
             is_recorded = path is not None and amend_record(path, first, since_s=since_s)
             end = replace(end, reason=reason, has_record=is_recorded or is_sweep)
+        elif not is_cancelled:
+            end = replace(end, reason=why_no_steps(allocation, args.errors) or end.reason)
     return _cancelled(end) if is_cancelled else end
 
 

@@ -4,6 +4,7 @@ import contextlib
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 import time
@@ -11,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from slurm import scheduler
 from slurm.job_files import RUN, STEP, SWEEP_STATE
 from slurm.runtime.allocation import Allocation, JobArgs, flags_of
 from slurm.runtime.node_health import Heartbeats, Probes, find_dead_nodes, list_nodes
@@ -27,6 +29,9 @@ from unitransformer.launch.variables import (
 POLL_S = 0.5
 GRACE_S = 3.0  # from the first failure until the other ranks are killed
 KILL_S = 4.0  # from then until srun itself is killed
+TRY_S = 10.0  # timeout of a trivial step
+REFUSED_STEP = re.compile(r"Unable to create step for job \S+: (.+)")
+NO_STEPS = "SLURM starts no step"  # begins the reason
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,6 +163,23 @@ def wait_for_sweep(process: "subprocess.Popen[bytes]", caught: Sequence[int]) ->
         if caught and not is_forwarded:
             is_forwarded = True
             process.send_signal(caught[0])
+
+
+def why_no_steps(allocation: Allocation, errors: Path) -> str | None:
+    """Returns why the job cannot start any rank; None if it has, or starts a trivial step now.
+
+    Then its allocation is at fault. SLURM 22.05 forgets the GPUs of a job that was requeued while
+    one of its nodes was dead (findings/slurm_requeue_loses_gpus.sh).
+    """
+    if (errors / STEP).exists():
+        return None
+    shape = (f"--nodes={allocation.nodes}", f"--ntasks={allocation.nodes}", "--ntasks-per-node=1")
+    with contextlib.suppress(ValueError, RuntimeError):
+        step = ("srun", "--overlap", "--chdir=/", *shape, "true")
+        if refused := REFUSED_STEP.search(scheduler.call(*step, timeout_s=TRY_S).stderr):
+            where = f"in job {allocation.name} on {allocation.node_list}"
+            return f"{NO_STEPS} {where}: {refused[1]}"
+    return None
 
 
 def signal_step(allocation: Allocation, errors: Path, name: str) -> None:

@@ -18,6 +18,13 @@ ATTEMPT = Attempt(
 )
 
 
+# A stub of srun in a job whose GPUs SLURM has forgotten.
+REFUSES_STEPS = """
+why="Invalid generic resource (gres) specification"
+echo "srun: error: Unable to create step for job 7: $why" >&2
+exit 1
+"""
+
 # Replaces one of SLURM's commands: its name, and a shell script.
 PutStub = Callable[[str, str], None]
 

@@ -165,7 +165,11 @@ def test_a_dead_node_costs_a_sweep_over_nodes_no_cell(
     ) as cluster:
         limits = ("--max-parallel", "1")
         cells = start(
-            work, repository, monkeypatch, cluster, *limits, nodes=(1, 2), sizes=2, is_held=True
+            *(work, repository, monkeypatch, cluster, *limits),
+            nodes=(1, 2),
+            sizes=2,
+            is_held=True,
+            has_long_tasks=True,
         )
         until(lambda: two_nodes_cell_runs(work), "a cell runs on two nodes")
         node = next(line[3] for line in reversed(ranks_of(work)) if line[2] == "1")

@@ -15,7 +15,15 @@ import pytest
 from slurm import job
 from slurm.batch_script import Job, render
 from slurm.clusters import Cluster
-from slurm.job_files import JOB_END, SIGNAL, Attempt, first_started_at, last_attempt, write_attempt
+from slurm.job_files import (
+    JOB_END,
+    SIGNAL,
+    STEP,
+    Attempt,
+    first_started_at,
+    last_attempt,
+    write_attempt,
+)
 from slurm.runtime import outcome
 from slurm.runtime.allocation import (
     check_shape,
@@ -29,7 +37,7 @@ from slurm.runtime.node_health import Probes, find_dead_nodes
 from slurm.runtime.outcome import CELL_RELEASED, EXIT_CODES, NOT_STARTED, JobEnd, decide, find_end
 from slurm.runtime.srun import WatchResult, rank_variables, srun_command, sweep_command
 from tests.builders.records import make_crashed
-from tests.builders.slurm import ATTEMPT, VARIABLES, PutStub, args_of
+from tests.builders.slurm import ATTEMPT, REFUSES_STEPS, VARIABLES, PutStub, args_of
 from unitransformer.launch.failures import RankFailure, write_failure
 from unitransformer.launch.variables import SWEEP_FILE
 from unitransformer.record.schema import load_record, write_record
@@ -298,6 +306,31 @@ def test_a_job_that_slurm_preempts_before_its_ranks_start_is_stopped_and_not_fai
     assert decide(ATTEMPT, end).is_requeued == (outcome == "stopped")
 
 
+@pytest.mark.parametrize("target", ["recipes.gpt", "sweep"])
+def test_a_job_in_which_slurm_starts_no_step_is_requeued_a_limited_number_of_times(
+    target: str, tmp_path: Path, put_stub: PutStub
+) -> None:
+    write_run(tmp_path, None)
+    put_stub("scontrol", "echo JobId=7 JobState=RUNNING PreemptTime=None\n")
+    put_stub("srun", REFUSES_STEPS)
+    allocation, args = read_allocation(VARIABLES), args_of(f"--folder {tmp_path} {target}")
+    end = find_end(allocation, args, watched(1), since_s=ATTEMPT.since_s, signaled=False)
+    reason = "Invalid generic resource (gres) specification"
+    assert end.reason == f"SLURM starts no step in job 7 on node[1-2]: {reason}"
+    assert (end.outcome, end.dead_nodes) == ("failed", [])
+    assert again(end, 6) == [True] * 3 + [False] * 3
+    before = [*[replace(ATTEMPT, reason=end.reason)] * 3, replace(ATTEMPT, reason="another")]
+    assert decide(ATTEMPT, end, before=before).is_requeued
+    if target == "recipes.gpt":  # a rank has been started
+        (args.errors / STEP).touch()
+        end = find_end(allocation, args, watched(1), since_s=ATTEMPT.since_s, signaled=False)
+        assert end.reason == "srun exited with code 1"
+        (args.errors / STEP).unlink()
+    put_stub("scontrol", "echo JobId=7 JobState=CANCELLED PreemptTime=None\n")
+    end = find_end(allocation, args, watched(1), since_s=ATTEMPT.since_s, signaled=False)
+    assert not decide(ATTEMPT, end).is_requeued
+
+
 def test_failures_of_ranks_and_nodes_decide_how_a_job_ended(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -439,12 +472,13 @@ def test_a_dead_node_ends_a_sweep_over_nodes_and_an_unshared_folder_refuses_it(
     args = args_of(f"--folder {tmp_path} sweep -- quick --only-nodes 2")
     args.errors.mkdir()
     for dead, expected in ((["node2"], "failed"), ([], "refused")):
-        content = {"reason": "rank 1 of 2: node2 stopped responding", "dead_nodes": dead}
+        content = {"outcome": expected, "reason": "why", "dead_nodes": dead}
         (args.errors / JOB_END).write_text(json.dumps(content))
         end = find_end(read_allocation(VARIABLES), args, watched(75), since_s=0.0, signaled=False)
         assert (end.outcome, end.dead_nodes, end.reason) == (expected, dead, content["reason"])
         assert decide(ATTEMPT, end).is_requeued == bool(dead)
-    (args.errors / JOB_END).write_text(json.dumps({"reason": "x", "dead_nodes": ["node2"]}))
+    content = {"outcome": "failed", "reason": "why", "dead_nodes": ["node2"]}
+    (args.errors / JOB_END).write_text(json.dumps(content))
     end = find_end(read_allocation(VARIABLES), args, watched(0), since_s=0.0, signaled=False)
     assert not end.dead_nodes  # of a sweep that had no further cell
     is_requeued = True  # by SLURM, which has declared the node down

@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from slurm.job_files import JOB_END, SIGNAL, STEP
+from slurm.job_files import JOB_END, SIGNAL, STEP, write_attempt
 from slurm.runtime import allocation as allocations
 from slurm.runtime import cell, rank
 from slurm.runtime.node_health import Probes, beat, is_blind
 from slurm.runtime.srun import WatchResult
 from tests.builders.records import make_crashed, make_record
-from tests.builders.slurm import VARIABLES, PutStub
+from tests.builders.slurm import ATTEMPT, REFUSES_STEPS, VARIABLES, PutStub
 from tests.processes import PATIENCE_S
 from unitransformer.launch.failures import RankFailure, read_failures, write_failure
 from unitransformer.launch.variables import ERRORS_FOLDER, PROGRESS_FILE, RUN_FOLDER, SHARED_FILE
@@ -142,7 +142,7 @@ def test_a_dead_node_ends_the_job_unless_the_cell_was_done(
 ) -> None:
     assert end(137, dead=["node2"]) == 75
     reason = "rank 2 of 4: node2 stopped responding"
-    assert job_end(errors) == {"reason": reason, "dead_nodes": ["node2"]}
+    assert job_end(errors) == {"outcome": "failed", "reason": reason, "dead_nodes": ["node2"]}
     assert {failure.rank for failure in read_failures(errors)} == {2, 3}
     (errors.parent / JOB_END).unlink()
     write_record(make_record(), Path(os.environ[RUN_FOLDER], "a-1.json"))
@@ -185,6 +185,39 @@ def test_a_cell_whose_ranks_slurm_no_longer_starts_runs_again(
 ) -> None:
     put_stub("scontrol", f"echo JobId=7 JobState={state} PreemptTime={preempted_at}\n")
     assert end(1) == expected
+    assert job_end(errors) is None
+
+
+@pytest.mark.parametrize("srun", [REFUSES_STEPS, "exit 1\n", "exit 0\n"])
+def test_a_cell_whose_step_slurm_refuses_is_given_back_a_limited_number_of_times(
+    srun: str,
+    errors: Path,
+    put_stub: PutStub,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    put_stub("scontrol", "echo JobId=7 JobState=RUNNING PreemptTime=None\n")
+    put_stub("srun", srun)
+    if srun != REFUSES_STEPS:  # the job can start steps, or has another fault
+        assert end(1) == 1
+        assert job_end(errors) is None
+        return
+    reason = "SLURM starts no step in job 5_3 on node[1-2]: Invalid generic resource (gres) spec"
+    for restart, expected in enumerate([75, 75, 75, 1]):
+        attempt = replace(ATTEMPT, restart=restart)
+        write_attempt(tmp_path, attempt)
+        assert end(1) == expected
+        ended = job_end(errors)
+        assert isinstance(ended, dict)
+        assert ended["reason"].startswith(reason)
+        assert (ended["outcome"], ended["dead_nodes"]) == ("failed", [])
+        error = capsys.readouterr().err
+        assert f"error: {reason}" in error
+        assert error.endswith(", 4 times in a row\n") == (expected == 1)
+        write_attempt(tmp_path, replace(attempt, outcome="failed", reason=ended["reason"]))
+    (errors / STEP).touch()  # a rank has been started, so that the fault is another one
+    (errors.parent / JOB_END).unlink()
+    assert end(1) == 1
     assert job_end(errors) is None
 
 
