@@ -73,9 +73,8 @@ def _launches(folder: Path) -> dict[RunConfig, list[Run]]:
         if file.kind == "damaged":
             raise ValueError(f"{folder / file.name} is damaged: {file.reason}")
     found: dict[RunConfig, list[Run]] = {}
-    for run in store.runs:
-        if run.is_ok:
-            found.setdefault(run.config, []).append(run)
+    for run in store.successful_runs:
+        found.setdefault(run.config, []).append(run)
     if not found:
         raise ValueError(f"{folder} holds no run that ended well; measure one, or check the path")
     return found

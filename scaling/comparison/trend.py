@@ -113,7 +113,11 @@ def uses_processor_time(run: Run) -> bool:
 
 
 def find_histories(runs: Iterable[Run]) -> tuple[list[History], list[str]]:
-    """Returns the history of each cell, the longest first, and why records were left out."""
+    """Returns the history of each cell, the longest first, and why records were left out.
+
+    Args:
+        runs: that ended well.
+    """
     groups: list[list[TrendPoint]] = []
     left_out: list[str] = []
     for run in runs:
@@ -134,8 +138,6 @@ def find_histories(runs: Iterable[Run]) -> tuple[list[History], list[str]]:
 
 def _read_point(run: Run) -> TrendPoint | str:
     """Returns the point of a run, or why it has none."""
-    if not run.is_ok:
-        return f"status {run.record['status']}"
     if run.metrics is None:
         return "no steady state"
     try:

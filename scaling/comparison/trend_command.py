@@ -33,7 +33,8 @@ def run_trend(given: Any) -> int:
             raise ValueError(f"plot {given.plot}: the name must end in {' or '.join(KINDS)}")
         check_writable("plot", given.plot, is_folder=False)
     store = load_store(given.folders, relative_to=Path.cwd())
-    histories, left_out = find_histories(store.runs)
+    histories, left_out = find_histories(store.successful_runs)
+    left_out += [f"{name}: {why}" for name, why in store.failures.items()]
     left_out += [f"{file.name}: {file.reason}" for file in store.left_out]
     if not histories:
         why = f"; {left_out[0]}" if left_out else ""

@@ -57,14 +57,14 @@ def run_predict(options: PredictOptions) -> int:
     """Prints the predictions, and returns the exit code.
 
     Raises:
-        ValueError: the folder of records holds none, or none that the time can be fitted to.
+        ValueError: no run in the folder of records ended well, or none was on this hardware.
     """
     runs: list[Run] = []
     calibration: list[str] = []
     if options.records is not None:
-        every = load_store([options.records], relative_to=options.records).runs
+        every = load_store([options.records], relative_to=options.records).successful_runs
         if not every:
-            raise ValueError(f"calibration {options.records} holds no run record")
+            raise ValueError(f"calibration {options.records} holds no run that ended well")
         runs = runs_on(options.hardware, every)
         if not runs:
             host = every[0].record["hardware"][0]

@@ -1,10 +1,11 @@
 """Predicts the peak memory of one device in a training step, by category and by moment.
 
-The peak is at one of nine moments: in the forward pass of the first or of the last layer, when the
+The peak is at one of some moments: in the forward pass of the first or of the last layer, when the
 forward pass ends, when the backward pass begins, in the backward pass of the head, in that of the
-last layer or at its end, when the backward pass ends, or in the optimizer step. Each is the sum of
-what is alive then. Counted is what torch allocates; the context of the device is added,
-fragmentation is not.
+last layer or at its end, when the backward pass ends, or in the optimizer step. Where layers are
+gathered, the layer before the last has moments of its own: it works beside the reduction of the
+last one, which may compute only some positions. Each is the sum of what is alive then. Counted is
+what torch allocates; the context of the device is added, fragmentation is not.
 """
 
 import functools
@@ -88,6 +89,8 @@ class _States:
     all_layer_gradients: int = 0  # of a layer and of the head
     layer_buffers: int = 0  # that received a layer and the one before it
     waiting_gradients: int = 0  # whole ones at the end of the backward pass, if shards come later
+    reduced_layer: int = 0  # the gradients of a layer in one array, until the next one is reduced
+    layer_shard: int = 0  # what remains of it
     buffers: int = 0  # in the backward pass of the layers
     kept_buffers: int = 0  # at any time
     step: int = 0  # in the optimizer step
@@ -126,10 +129,9 @@ def _states(config: RunConfig) -> _States:
                 layer_gradients=gathered_size
                 * (_head_numbers(config) + model.width * model.feedforward_width),
                 all_layer_gradients=gathered_size * (_head_numbers(config) + whole_layer),
-                # The layer before has been copied into one array, of which a shard remains.
-                buffers=_one_rank_buffers(config)
-                if is_one
-                else sum_size * (whole_layer + 2 * _shard(layer, ranks)),
+                reduced_layer=0 if is_one else sum_size * whole_layer,
+                layer_shard=0 if is_one else sum_size * _shard(layer, ranks),
+                buffers=_one_rank_buffers(config) if is_one else 0,
             )
         case "zero1" | "zero2" | "zero3":
             return _zero_states(config)
@@ -282,22 +284,24 @@ def _moments(config: RunConfig) -> tuple[_Moment, ...]:
     is_kept = parallel.strategy == "zero3" and parallel.world_size > 1
     stays = is_kept or parallel.strategy == "ddp"
     remaining = states.gradients if stays else accumulated
+    copies = _copied_images(config)
     first = _Moment(
         **common,
         moment="forward pass of the first layer",
         gradients=previous,
         gathered=states.gathered + states.gathered_layer,
         activations={"embedding": saved["embedding"]} if "embedding" in saved else {},
-        communication=states.root_buffers + states.kept_buffers,
+        communication=states.root_buffers + copies + states.kept_buffers,
     )
     layers = config.model.num_layers
+    of_last = _freed_layer(config) or saved["layers"] // layers
     last = _Moment(
         **common,
         moment="forward pass of the last layer",
         gradients=previous,
         gathered=states.gathered + states.gathered_layer,
-        activations=saved | {"layers": saved["layers"] * (layers - 1) // layers, "head": 0},
-        communication=states.layer_buffers + states.kept_buffers,
+        activations=saved | {"layers": saved["layers"] - of_last, "head": 0},
+        communication=states.layer_buffers + copies + states.kept_buffers,
     )
     forward = _Moment(
         **common,
@@ -306,7 +310,7 @@ def _moments(config: RunConfig) -> tuple[_Moment, ...]:
         gathered=states.gathered + states.gathered_layer,
         activations=saved,
         logits=saved_logits + _forward_logits(config),
-        communication=states.kept_buffers,
+        communication=copies + states.kept_buffers,
     )
     recomputes = parallel.activation_checkpointing != "off"
     layer = layer_bytes(config) if recomputes else 0
@@ -330,32 +334,79 @@ def _moments(config: RunConfig) -> tuple[_Moment, ...]:
         logits=_gradient_of_logits(config),
         communication=states.kept_buffers,
     )
-    inside = _Moment(
-        **common,
-        moment="backward pass of the last layer",
-        gradients=remaining + _early_gradients(config),
-        # The next layer is gathered while this one computes.
-        gathered=states.gathered + 2 * states.gathered_layer,
-        activations=saved
-        | {"layers": saved["layers"] - _freed_layer(config)}
-        | {"gradients of a layer's results": _layer_gradients(config)}
-        | ({"recomputed layer": layer} if layer else {}),
-        logits=saved_logits if keeps_gradients(config) else 0,
-        communication=states.layer_gradients + states.buffers + states.kept_buffers,
-    )
     model, rows = config.model, config.batch_size * config.sequence_length
     number = 4 if parallel.precision == "32-true" else 2
-    inside_end = _Moment(
-        **common,
-        moment="end of the last layer's backward pass",
-        gradients=remaining,
-        gathered=states.gathered + 2 * states.gathered_layer,
-        activations=saved
-        | {"layers": saved["layers"] * (layers - 1) // layers}
-        | {"gradients of a layer's results": 4 * number * rows * model.width},
-        logits=saved_logits if keeps_gradients(config) else 0,
-        communication=states.all_layer_gradients + states.buffers + states.kept_buffers,
-    )
+    # Otherwise one moment stands for the last layer and the one before it; with checkpointing it
+    # also has what the reductions of both leave.
+    has_both = states.reduced_layer > 0 and layers > 1 and not recomputes
+    shards = 2 if recomputes else 1
+
+    def inside(name: str, finished: int, freed: int) -> _Moment:
+        """Inside the backward pass of a layer, after that of `finished` others."""
+        is_last = has_both and not finished
+        return _Moment(
+            **common,
+            moment=name,
+            gradients=remaining + _early_gradients(config),
+            # That which computes, and the next one if there is one.
+            gathered=states.gathered
+            + (2 if recomputes else min(2, layers - finished)) * states.gathered_layer,
+            activations=saved
+            | {"layers": saved["layers"] - freed}
+            | {"gradients of a layer's results": _layer_gradients(config, is_last=is_last)}
+            | ({"recomputed layer": layer} if layer else {}),
+            logits=saved_logits if keeps_gradients(config) else 0,
+            communication=states.layer_gradients
+            + (states.reduced_layer + shards * states.layer_shard if finished or recomputes else 0)
+            + states.buffers
+            + states.kept_buffers,
+        )
+
+    def layer_end(name: str, finished: int, freed: int) -> _Moment:
+        """When a layer's gradients are copied to be reduced, after those of `finished` others."""
+        return _Moment(
+            **common,
+            moment=name,
+            gradients=remaining,
+            # Of the next one: what computed is dropped before.
+            gathered=states.gathered
+            + (2 if recomputes else min(1, layers - finished - 1)) * states.gathered_layer,
+            activations=saved
+            | {"layers": saved["layers"] - freed}
+            | {"gradients of a layer's results": 4 * number * rows * model.width},
+            logits=saved_logits if keeps_gradients(config) else 0,
+            communication=states.all_layer_gradients
+            + states.reduced_layer
+            + (finished + shards) * states.layer_shard
+            + states.buffers
+            + states.kept_buffers,
+        )
+
+    in_layers = [
+        inside("backward pass of the last layer", 0, _freed_layer(config)),
+        layer_end("end of the last layer's backward pass", 0, saved["layers"] // layers),
+    ]
+    if has_both:
+        # The layer before works beside the reduction of the last one, whose activations are gone.
+        in_layers[0] = inside("backward pass of the last layer", 0, 0)
+        in_layers[1] = layer_end("end of the last layer's backward pass", 0, of_last)
+        before = (saved["layers"] - of_last) // (layers - 1)
+        in_layers += [
+            inside("backward pass of the layer before the last", 1, of_last),
+            layer_end(
+                *("end of the backward pass of the layer before the last", 1, of_last + before)
+            ),
+            _Moment(
+                **common,
+                moment="forward pass of the layer before the last",
+                gradients=previous,
+                gathered=states.gathered + states.gathered_layer,
+                activations=saved
+                | {"layers": saved["layers"] - of_last, "head": 0}
+                | {"results inside a layer": _inner_results(config)},
+                communication=states.layer_buffers // 2 + copies + states.kept_buffers,
+            ),
+        ]
     end = _Moment(
         **common,
         moment="end of the backward pass",
@@ -371,7 +422,7 @@ def _moments(config: RunConfig) -> tuple[_Moment, ...]:
         gathered=states.gathered if parallel.strategy == "zero3" else 0,
         communication=states.step + states.kept_buffers,
     )
-    moments = [first, last, forward, begin, inside, inside_end, end, step]
+    moments = [first, last, forward, begin, *in_layers, end, step]
     if parallel.uses_deepspeed and states.buffers:
         # The first gradient that is ready makes DeepSpeed allocate its buckets.
         is_made = keeps_gradients(config)  # by the loss
@@ -402,16 +453,48 @@ def _freed_layer(config: RunConfig) -> int:
     return max(0, saved_by_kind(config)["layers"] - others)
 
 
-def _layer_gradients(config: RunConfig) -> int:
+def _layer_gradients(config: RunConfig, *, is_last: bool) -> int:
     """Returns the gradients that are alive at the second matrix of a feed-forward.
 
-    They are those of the layer's result, of the activation's result and of its input. A recomputed
-    layer peaks in the layer before the last one, when the input of the last is gone.
+    The last layer has them of the positions that it computes. They are those of the layer's result,
+    of the activation's result and of its input. A recomputed layer peaks in the layer before the
+    last one, when the input of the last is gone.
     """
-    model, rows = config.model, config.batch_size * config.sequence_length
+    model = config.model
+    positions = count_predicted_positions(config) if is_last else config.sequence_length
+    rows = config.batch_size * positions
     size = 4 if config.parallel.precision == "32-true" else 2
     hidden = 2 if config.parallel.activation_checkpointing == "off" else 1
     return size * rows * (hidden * model.feedforward_width + model.width)
+
+
+def _inner_results(config: RunConfig) -> int:
+    """Returns what the forward pass of a layer has beside what it keeps, at its activation.
+
+    Without dropout ReLU keeps its result, and its input is there too. The autocast of a GPU
+    computes a norm in float32, whose result stays until the feed-forward is done.
+    """
+    model, parallel = config.model, config.parallel
+    if parallel.activation_checkpointing != "off":
+        return 0
+    size = 4 if parallel.precision == "32-true" else 2
+    is_input_kept = model.activation != "relu" or model.dropout > 0
+    channels = 0 if is_input_kept else size * model.feedforward_width
+    if parallel.accelerator == "cuda" and parallel.precision.endswith("mixed"):
+        channels += 4 * model.width
+    return config.batch_size * config.sequence_length * channels
+
+
+def _copied_images(config: RunConfig) -> int:
+    """Returns the copies of a micro-batch that the forward pass has: FSDP2 casts what enters.
+
+    They are the images in 16 bits, and in the order of their patches.
+    """
+    model, parallel = config.model, config.parallel
+    is_cast = parallel.strategy in ("fsdp", "hsdp") and parallel.precision == "bf16-mixed"
+    if model.image_size is None or not is_cast:
+        return 0
+    return 2 * 2 * config.batch_size * model.num_channels * model.image_size**2
 
 
 def _forward_logits(config: RunConfig) -> int:

@@ -150,7 +150,7 @@ def stored_runs(folders: Sequence[Path] = STORED_SWEEPS) -> list[Run]:
     for cell in store.cells:
         if cell.outcome.status == "ok" and cell.run is None:
             raise ValueError(f"{SCALING / cell.name} lacks its record; restore it")
-    return [run for run in store.runs if run.metrics is not None and run.record["ceiling"]]
+    return [run for run in store.successful_runs if run.metrics and run.record["ceiling"]]
 
 
 def _machine_targets(runs: Sequence[Run]) -> Iterable[Target]:

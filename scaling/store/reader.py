@@ -81,10 +81,18 @@ class Store:
         return tuple(run for run in self.runs if run.name not in of_cells)
 
     @functools.cached_property
+    def failures(self) -> dict[str, str]:
+        """Why a run is no measurement, by its name: how it ended, or how its cell did."""
+        failed = {run.name: f"status {run.record['status']}" for run in self.runs if not run.is_ok}
+        for cell in self.cells:
+            if cell.run is not None and cell.run.is_ok and not cell.successful_run:
+                failed[cell.run.name] = f"its cell ended as {cell.outcome.status}"
+        return failed
+
+    @functools.cached_property
     def successful_runs(self) -> tuple[Run, ...]:
-        """Runs that ended well, without those whose cell did not: these alone are measurements."""
-        failed = {cell.run.name for cell in self.cells if cell.run and not cell.successful_run}
-        return tuple(run for run in self.runs if run.is_ok and run.name not in failed)
+        """Runs that ended well, as did their cells: these alone are measurements."""
+        return tuple(run for run in self.runs if run.name not in self.failures)
 
 
 # None: rows of a report.

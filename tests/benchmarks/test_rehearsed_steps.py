@@ -6,7 +6,6 @@ of its own, as a rehearsal on fake ranks sets up torch.distributed.
 
 import json
 import statistics
-from collections import Counter
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -16,9 +15,16 @@ import torch
 
 from recipes import bert, gpt, vit
 from recipes.presets import Preset
-from scaling.prediction.communication import AGREEMENT, Collective, collectives_of_step
+from scaling.prediction.communication import AGREEMENT, collectives_of_step
 from scaling.prediction.hardware import load_hardware
 from scaling.prediction.memory import predict_memory
+from tests.benchmarks.rehearsals import (
+    LIMIT_BYTES,
+    NODE,
+    measure,
+    predicted_sums,
+    rehearsed_sums,
+)
 from tests.distributed.forking import begin_fork, fork_ranks
 from unitransformer.config import ParallelConfig, RunConfig, Strategy
 from unitransformer.rehearsal.rehearse import rehearse
@@ -56,6 +62,9 @@ MEMORY: list[tuple[str, str, Strategy, int, int]] = [
     for strategy, ranks in (("fsdp", 8), ("fsdp", 64), ("hsdp", 64), ("ddp", 8))
     for batch in (1, 4)
 ] + [("vit", "s", "fsdp", 512, batch) for batch in (1, 4)]
+# Recipe, size and ranks of rehearsals by command.
+LARGEST = [("gpt", "reference", 8), ("gpt", "13b", 4096), ("bert", "large", 4096)]
+LARGEST += [("vit", "g", 4096), ("gpt", "13b", 512)]
 MEDIAN, WORST, LOW = 0.03, 0.08, -0.03  # of predicted / rehearsed - 1
 
 
@@ -91,39 +100,26 @@ def rehearsed(config: RunConfig, folder: Path) -> dict[str, Any]:
     return found
 
 
-def sums(collectives: Any) -> dict[str, Counter[tuple[str, int]]]:
-    """Calls, bytes and bytes of padding by kind and number of ranks."""
-    found = {name: Counter[tuple[str, int]]() for name in ("calls", "bytes", "padding")}
-    for kind, ranks, calls, size, padding in collectives:
-        for name, number in (("calls", calls), ("bytes", size), ("padding", padding)):
-            found[name][kind, ranks] += number
-    return found
-
-
-def _predicted(collective: Collective) -> tuple[str, int, int, int, int]:
-    # A rehearsal finds the padding of gathers and scatters, where all ranks need equal parts.
-    padding = 0 if collective.kind == "all_reduce" else collective.padding_bytes
-    kind = collective.kind.replace("_", "-")
-    calls = collective.calls
-    return kind, collective.ranks, calls, collective.total_bytes, padding * calls
-
-
 def test_predicted_collectives_are_those_of_a_rehearsal(
     tmp_path: Path, is_whole_proof: bool
 ) -> None:
     for recipe, strategy, ranks, options in COLLECTIVES if is_whole_proof else COLLECTIVES[:FAST]:
         config = make_config(recipe, strategy, ranks, options)
         result = rehearsed(config, tmp_path)
-        predicted = collectives_of_step(config, node_size=8)
         # A callback of runs agrees to stop; both sides name its bytes.
+        predicted = collectives_of_step(config, node_size=NODE)
         agreement = {c.of: c.total_bytes for c in predicted if c.of == AGREEMENT}
         assert agreement == result["unobserved_bytes"]
-        seen = sums(
-            (c["kind"], c["group"][0], c["calls"], c["num_bytes"], c["padding_bytes"])
-            for c in result["collectives"]
-        )
         case = (recipe, strategy, ranks, options)
-        assert sums(map(_predicted, (c for c in predicted if c.of != AGREEMENT))) == seen, case
+        assert predicted_sums(config) == rehearsed_sums(result), case
+
+
+def test_the_largest_models_are_rehearsed_in_four_gibibytes(is_whole_proof: bool) -> None:
+    """`python -m tests.benchmarks.rehearsals` also shows how long they take, and its limit."""
+    for recipe, size, ranks in LARGEST if is_whole_proof else LARGEST[:1]:
+        found = measure(recipe, size, "fsdp", ranks)
+        assert found.resident_bytes < LIMIT_BYTES, (recipe, size, ranks)
+        assert predicted_sums(found.config) == rehearsed_sums(found.result), (recipe, size, ranks)
 
 
 def test_predicted_memory_is_that_of_rehearsals(tmp_path: Path, is_whole_proof: bool) -> None:

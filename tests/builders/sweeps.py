@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from scaling.recipe_process import ProcessResult
-from scaling.store.outcome import CellOutcome
+from scaling.store.outcome import CellOutcome, write_outcome
 from scaling.sweep.engine import Sweep, SweepSummary
 from scaling.sweep.plan import CellTask, sort_tasks
 from scaling.sweep.run_cell import Limits
@@ -72,6 +72,22 @@ def make_record_of(config: RunConfig, record: Record | None = None) -> Record:
         "global_batch_size": config.global_batch_size,
     }
     return with_metrics(changed) if changed["status"] == "ok" else changed
+
+
+def write_hung_cell(record: Record, sweep: Path) -> None:
+    """A cell whose run wrote its record and then hung, so that it ended as a timeout."""
+    outcome = CellOutcome(
+        cell="0123456789ab",
+        repeat=1,
+        recipe="gpt",
+        options={},
+        command="",
+        status="timeout",
+        record="x-1.json",
+    )
+    folder = sweep / "cells" / outcome.name
+    write_record(record, folder / "x-1.json")
+    write_outcome(outcome, folder)
 
 
 class Silent:

@@ -9,6 +9,7 @@ import pytest
 from scaling.comparison.records import CellJudgement, compare_records, judge_launches, worst
 from scaling.comparison.verdict import Verdict
 from tests.builders.runs import make_spread
+from tests.builders.sweeps import write_hung_cell
 from unitransformer.record.schema import write_record
 from unitransformer.stats.comparisons import LaunchVariance
 
@@ -98,6 +99,13 @@ def test_a_damaged_or_missing_baseline_is_refused(tmp_path: Path) -> None:
     damaged.write_text(damaged.read_text()[:-20])
     with pytest.raises(ValueError, match=r"0.json is damaged: "):
         compare(tmp_path / "a", candidate)
+
+
+def test_a_run_whose_cell_did_not_end_well_is_no_launch(tmp_path: Path) -> None:
+    base, candidate = put(tmp_path / "a", 0.1), put(tmp_path / "b", 0.1)
+    write_hung_cell(make_spread(9.0).record, tmp_path / "b" / "sweep")
+    (cell,) = compare(base, candidate)
+    assert cell.launches == (LAUNCHES, LAUNCHES)
 
 
 def test_launches_without_an_interval_are_inconclusive() -> None:

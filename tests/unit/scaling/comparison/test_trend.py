@@ -2,16 +2,20 @@
 
 import random
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from scaling.__main__ import main
 from scaling.comparison.trend import MIN_RECORDS, History, find_change_points, find_histories
 from scaling.comparison.trend_command import render, render_short
 from scaling.comparison.trend_plot import draw_histories
 from scaling.store.run import Run
-from tests.builders.records import HOST, make_record, make_run
+from tests.builders.records import HOST, make_crashed, make_record, make_run
+from tests.builders.sweeps import write_hung_cell
 from unitransformer.plots import figure_bytes
+from unitransformer.record.schema import write_record
 
 NEWER = {"python": "3.11.7", "torch": "2.14.1"}
 
@@ -106,10 +110,23 @@ def test_records_of_other_machines_and_clocks_are_not_joined() -> None:
 
 
 def test_records_that_failed_or_have_no_time_are_left_out_with_the_reason() -> None:
-    runs = [_run(1, started_at=None), _run(2, status="oom")]
-    histories, left_out = find_histories(runs)
+    histories, left_out = find_histories([_run(1, started_at=None)])
     assert not histories
-    assert left_out == ["runs/1.json: it does not say when it started", "runs/2.json: status oom"]
+    assert left_out == ["runs/1.json: it does not say when it started"]
+
+
+def test_runs_that_failed_or_whose_cell_did_are_left_out_with_the_reason(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_record(_run(1).record, tmp_path / "a.json")
+    write_record(make_crashed() | {"status": "oom"}, tmp_path / "b.json")
+    write_hung_cell(_run(2).record, tmp_path / "s")
+    assert main(["trend", "."]) == 0
+    text = capsys.readouterr().out
+    assert "): 1 record\n" in text
+    assert "- b.json: status oom\n" in text
+    assert "- s/cells/0123456789ab-1/x-1.json: its cell ended as timeout" in text
 
 
 def test_the_processor_clock_decides_for_one_process_on_a_cpu_alone() -> None:

@@ -26,6 +26,7 @@ from scaling.prediction.predict import Prediction
 from scaling.prediction.time import Provenance, StepTime
 from tests.builders.records import HOST, make_record
 from tests.builders.runs import make_spread
+from tests.builders.sweeps import write_hung_cell
 from unitransformer.config import RunConfig
 from unitransformer.record.schema import write_record
 
@@ -119,6 +120,12 @@ def test_an_extrapolation_prints_no_value_outside_of_its_interval() -> None:
 def test_records_of_another_machine_calibrate_nothing(tmp_path: Path) -> None:
     write_record(make_record(), tmp_path / "a.json")
     with pytest.raises(ValueError, match="holds no run on h100-sxm-8, but on Example 9000; give"):
+        run_predict(make_options(records=tmp_path))
+
+
+def test_a_run_whose_cell_did_not_end_well_calibrates_nothing(tmp_path: Path) -> None:
+    write_hung_cell(make_record(), tmp_path)
+    with pytest.raises(ValueError, match="holds no run that ended well"):
         run_predict(make_options(records=tmp_path))
 
 

@@ -7,6 +7,9 @@ from scaling.lint.contradictions import find_contradictions
 from scaling.prediction import validation
 from scaling.prediction.fit_file import PATH as FIT_FILE
 from scaling.prediction.validation import SMALL_WIDTH, STORED_SWEEPS, stored_runs, table
+from scaling.store.outcome import FILE
+from tests.builders.sweeps import write_hung_cell
+from unitransformer.record.schema import load_record
 
 
 def test_predictions_beat_the_null_predictors_and_meet_their_targets() -> None:
@@ -45,6 +48,12 @@ def test_the_stored_runs_are_whole_and_follow_from_their_samples() -> None:
     assert len(small) == 167
     assert len({run.config.hash() for run in runs if run not in small}) >= 56
     assert [what for run in runs for what in find_contradictions(run)] == []
+
+
+def test_a_run_whose_cell_did_not_end_well_is_not_judged(tmp_path: Path) -> None:
+    run = next(path for path in (STORED_SWEEPS[1] / "cells").rglob("*.json") if path.name != FILE)
+    write_hung_cell(load_record(run), tmp_path)
+    assert stored_runs([tmp_path]) == []
 
 
 @pytest.mark.parametrize(
