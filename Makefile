@@ -17,19 +17,21 @@ PIP_INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check -
 
 setup: $(VENV)/.ready ## .venv with all that running and testing need
 
-# Modules are compiled when they are first imported: compiling all of them takes longer than installing them.
-$(VENV)/.runtime: pyproject.toml $(PINS)
+$(VENV)/constraints.txt: $(PINS)
 	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else f"Python 3.11 or newer is needed, this is {sys.version.split()[0]}; name one with make PYTHON=...")'
-	@echo "installing the packages that running needs into $(VENV): usually 1 to 3 minutes"
 	$(PYTHON) -m venv $(VENV)
-	@awk -F== '!seen[$$1]++' $(lastword $(PINS)) $(PINS) > $(VENV)/constraints.txt # the last file wins
+	@awk -F== '!seen[$$1]++' $(lastword $(PINS)) $(PINS) > $@ # the last file wins
+
+# Modules are compiled when they are first imported: compiling all of them takes longer than installing them.
+$(VENV)/.runtime: pyproject.toml $(VENV)/constraints.txt
+	@echo "installing the packages that running needs into $(VENV): usually 1 to 3 minutes"
 	$(PIP_INSTALL) --editable .
 	@touch $@
 
-$(VENV)/.ready: $(VENV)/.runtime
-	@echo "installing the packages that testing needs into $(VENV): usually 1 to 3 minutes"
+$(VENV)/.ready: pyproject.toml $(VENV)/constraints.txt
+	@echo "installing the packages that running and testing need into $(VENV): usually 1 to 3 minutes"
 	$(PIP_INSTALL) --editable '.[dev]'
-	@touch $@
+	@touch $(VENV)/.runtime $@
 
 # Without an NVIDIA GPU, fewer steps than the recipe's, to end within minutes: validation loss 6.02 in place of 5.50;
 # the unigram baseline has 6.82.
@@ -43,10 +45,13 @@ plan-of-run:
 	@echo "make run: sets up .venv if there is none, trains GPT (89 M parameters) on built-in text, writes runs/RESULTS.md."
 	@echo "On two CPU cores this takes about 5 minutes, 1 to 3 of them set-up; training prints an estimate for this machine."
 
+# Only these files are imported a second time.
+ALONE = $(sort $(shell grep -rlE 'mark\.(alone|gpu)' --include='test_*.py' tests))
+
 # OPTIONS=--whole-proof runs the long form of every proof.
 test: setup ## all tests: three at a time, then those that want the machine for themselves
 	$(BIN)/python -m pytest -n 3 --dist worksteal -m 'not alone and not gpu' $(OPTIONS)
-	$(BIN)/python -m pytest -m 'alone or gpu' $(OPTIONS)
+	$(BIN)/python -m pytest -m 'alone or gpu' $(OPTIONS) $(ALONE)
 
 # Code, documents, and what the commands print; CHANGELOG and EXPERIMENTS quote old names.
 SPELLED = unitransformer recipes scaling slurm tests findings README.md CONTRIBUTING.md RESULTS.md pyproject.toml Makefile

@@ -1,6 +1,7 @@
 """Rules for the tests themselves."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -53,3 +54,9 @@ def test_folders_of_unit_tests_are_folders_of_the_code(repository: Path) -> None
         is_other = folder.parts[:1] in {("recipes",), ("scaling",), ("slurm",)}
         code = repository / ("" if is_other else "unitransformer") / folder
         assert code.is_dir(), f"{file}: no folder {code}"
+
+
+def test_marks_by_which_make_test_finds_files_are_set_in_test_files_only() -> None:
+    mark = re.compile(r"""mark\.(alone|gpu)\b|add_marker\(["'](alone|gpu)""")
+    others = [file for file in TESTS.rglob("*.py") if not file.name.startswith("test_")]
+    assert [file for file in others if mark.search(file.read_text())] == []

@@ -48,6 +48,8 @@ from unitransformer.training import module as training
 from unitransformer.training.module import TrainingModule
 
 STRATEGIES = ("ddp", "fsdp", "fsdp1", "hsdp", "zero1", "zero2", "zero3")
+# Each shares its code with `fsdp` or `zero2`, and `test_parity` compares its losses.
+LIKE_OTHERS = ("hsdp", "zero1")
 # Steps proportional to the gradient: those of Adam would hide its scale.
 PROPORTIONAL = ("--optimizer.epsilon", "1", "--optimizer.learning-rate", "1")
 
@@ -79,8 +81,15 @@ def assert_same(record: dict[str, Any], reference: dict[str, Any], rel: float = 
     assert measured == pytest.approx(expected, rel=rel)
 
 
-# `test_parity` certifies each strategy with gpt, and one of each family with every recipe.
-WITH_FIGURES = [*((strategy, "gpt") for strategy in STRATEGIES), ("ddp", "bert"), ("fsdp", "vit")]
+def unless_like_others(strategy: str, *more: str) -> Any:
+    """A case; of a strategy that shares its code with another, one of a long proof."""
+    marks = [pytest.mark.proof] if strategy in LIKE_OTHERS else []
+    return pytest.param(strategy, *more, marks=marks)
+
+
+# `test_parity` certifies each strategy with gpt, and the other families with bert and vit.
+WITH_FIGURES = [unless_like_others(strategy, "gpt") for strategy in STRATEGIES]
+WITH_FIGURES += [("ddp", "bert"), ("fsdp", "vit")]
 
 
 @pytest.mark.parametrize(("strategy", "recipe"), WITH_FIGURES)
@@ -97,7 +106,7 @@ def test_two_ranks_train_the_same_model_as_one(
     assert_same(record, alone(recipe))
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("strategy", map(unless_like_others, STRATEGIES))
 def test_micro_batches_accumulate_a_gradient_that_is_clipped_by_its_norm_over_all_ranks(
     strategy: str, alone: Any, tmp_path: Path
 ) -> None:
@@ -160,8 +169,8 @@ def test_a_padded_vocabulary_and_a_chunked_loss_train_the_same_model_on_two_rank
 @pytest.mark.parametrize(
     ("strategy", "precision"),
     [
-        *((strategy, "bf16-mixed") for strategy in STRATEGIES),
-        *((strategy, "bf16-true") for strategy in ("ddp", "fsdp", "fsdp1", "hsdp")),
+        *(unless_like_others(strategy, "bf16-mixed") for strategy in STRATEGIES),
+        *(unless_like_others(name, "bf16-true") for name in ("ddp", "fsdp", "fsdp1", "hsdp")),
     ],
 )
 def test_bf16_losses_stay_near_those_of_float32(
@@ -172,7 +181,10 @@ def test_bf16_losses_stay_near_those_of_float32(
     assert record["loss"] != alone("gpt")["loss"]
 
 
-@pytest.mark.parametrize("strategy", ["single", "ddp", "fsdp1", "zero1", "zero2", "zero3"])
+@pytest.mark.parametrize(
+    "strategy",
+    map(unless_like_others, ("single", "ddp", "fsdp1", "zero1", "zero2", "zero3")),
+)
 def test_float16_losses_stay_nearer_to_float32_and_skip_no_step(
     strategy: str, alone: Any, tmp_path: Path
 ) -> None:
