@@ -8,6 +8,8 @@ VENV := .venv$(if $(TORCH),-$(TORCH))
 PINS := constraints.txt $(if $(TORCH),constraints-$(TORCH).txt)
 BIN := $(VENV)/bin
 .DEFAULT_GOAL := help
+# Containers often set this, and each process would then compile all of torch again, for ten seconds.
+unexport PYTHONDONTWRITEBYTECODE
 .PHONY: help setup run plan-of-run test check bench bench-check counters-check times-check self-test bench-instructions notebooks clean
 
 help: ## what there is
