@@ -75,8 +75,9 @@ class Workload:
 def find_workloads(comparisons: Iterable[Comparison]) -> list[Workload]:
     """Groups comparisons whose ratios belong in one table.
 
-    Of the same network on the same machine, only those made with the code, versions and options of
-    the newest one count.
+    Of the same network on the same machine, only those with the versions and options of the newest
+    one count, and of each variant only those of its newest code. Variants need not share a commit,
+    since both sides of a ratio ran together.
     """
     groups: dict[Any, dict[Any, list[Comparison]]] = {}
     for comparison in sorted(comparisons, key=lambda c: (str(c.content["started_at"]), c.name)):
@@ -85,7 +86,9 @@ def find_workloads(comparisons: Iterable[Comparison]) -> list[Workload]:
         )
     workloads = []
     for work in sorted(groups, key=repr):
-        newest = max(groups[work].values(), key=lambda same: str(same[-1].content["started_at"]))
+        newest = _with_newest_code(
+            max(groups[work].values(), key=lambda same: str(same[-1].content["started_at"]))
+        )
         workloads.append(
             Workload(config=newest[0].config, comparisons=newest, results=_rank(newest))
         )
@@ -102,8 +105,12 @@ def _work(comparison: Comparison) -> tuple[str, ...]:
 
 def _conditions(comparison: Comparison) -> str:
     content = comparison.content
-    versions, code = sorted(content["versions"].items()), sorted(content["code"].items())
-    return repr((comparison.config.hash(), versions, code))
+    return repr((comparison.config.hash(), sorted(content["versions"].items())))
+
+
+def _with_newest_code(comparisons: Sequence[Comparison]) -> list[Comparison]:
+    newest = {(c.peer.name, c.variant): c.content["code"] for c in comparisons}  # oldest first
+    return [c for c in comparisons if c.content["code"] == newest[c.peer.name, c.variant]]
 
 
 def _rank(comparisons: Sequence[Comparison]) -> list[PeerResult]:

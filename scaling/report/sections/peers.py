@@ -41,12 +41,13 @@ def peers_blocks(comparisons: Sequence[Comparison]) -> list[str]:
 def _conditions(workload: ranking.Workload) -> str:
     newest = workload.comparisons[-1].content
     versions = newest["versions"]
+    commits = dict.fromkeys(str(c.content["code"]["commit"])[:SHORT] for c in workload.comparisons)
     names = [name for name in ("torch", "transformers", "timm") if name in versions]
     parts = [
         workload.title,
         str(newest["machine"]["cpu"] or "processor unknown"),
         *(f"{name} {versions[name]}" for name in names),
-        f"commit {str(newest['code']['commit'])[:SHORT]}",
+        f"commit{'s' * (len(commits) > 1)} {' and '.join(commits)}",
         str(newest["started_at"])[:10],
     ]
     rate = ranking.our_rate(workload)

@@ -64,6 +64,9 @@ def test_launches_are_pooled_and_other_code_is_not() -> None:
     found = workload(make_comparison(factor=2.0), make_comparison(factor=3.0, **newer, **other))
     assert (found.best.speed.pairs, round(found.best.speed.median, 6)) == (6, 3.0)
     assert has_single_launches(found)
+    compiled = make_comparison(factor=4.0, mode="default", **newer, **other)
+    found = workload(make_comparison(factor=2.0), compiled)
+    assert [round(variant.speed.median, 6) for variant in found.results[0].variants] == [2.0, 4.0]
 
 
 def scattered(factor: float) -> dict[str, Any]:
